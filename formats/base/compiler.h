@@ -1,0 +1,20 @@
+/* Attributes the compilers check for us.  Layer: base.  SPDX: BSD-3-Clause */
+#ifndef BASE_COMPILER_H
+#define BASE_COMPILER_H
+
+#define MUST_USE              __attribute__((warn_unused_result))
+#define PRINTF_LIKE(fmt, arg) __attribute__((format(printf, fmt, arg)))
+#define CLEANUP(fn)           __attribute__((cleanup(fn)))
+
+#define LIKELY(x)   __builtin_expect(!!(x), 1)
+#define UNLIKELY(x) __builtin_expect(!!(x), 0)
+
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+
+#define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
+
+/* The struct that holds `member` at `ptr`. */
+#define CONTAINER_OF(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
+
+#endif

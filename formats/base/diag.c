@@ -1,0 +1,33 @@
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/diag.h"
+
+int diag_set(struct diag *diag, int err, const char *fmt, ...)
+{
+    if (diag) {
+        va_list ap;
+        va_start(ap, fmt);
+        vsnprintf(diag->text, sizeof diag->text, fmt, ap);
+        va_end(ap);
+        diag->err = err;
+    }
+    return -err;
+}
+
+int diag_errno(struct diag *diag, int err, const char *fmt, ...)
+{
+    if (diag) {
+        va_list ap;
+        va_start(ap, fmt);
+        vsnprintf(diag->text, sizeof diag->text, fmt, ap);
+        va_end(ap);
+        size_t used = strlen(diag->text);
+        char reason[128];
+        snprintf(diag->text + used, sizeof diag->text - used, ": %s",
+                 strerror_r(err, reason, sizeof reason));
+        diag->err = err;
+    }
+    return -err;
+}

@@ -1,0 +1,23 @@
+/* The error object of control paths (open, create, check): an errno and one sentence.
+ *
+ * The sentence is lower case, names the object, the field, the value and the reason
+ * ("disk.qcow2: L1 table at offset 1000: not cluster aligned") and is printed once, by
+ * whoever asked.  The data path returns -errno alone.  Layer: base. */
+#ifndef BASE_DIAG_H
+#define BASE_DIAG_H
+
+#include "base/compiler.h"
+
+struct diag {
+    int err; /* positive errno; 0 while nothing went wrong */
+    char text[1024];
+};
+
+/* Records err (positive errno) and the sentence; a NULL diag is allowed.  Returns -err.
+ * A record already there is replaced. */
+int diag_set(struct diag *diag, int err, const char *fmt, ...) PRINTF_LIKE(3, 4);
+
+/* As diag_set, with ": <strerror(err)>" added. */
+int diag_errno(struct diag *diag, int err, const char *fmt, ...) PRINTF_LIKE(3, 4);
+
+#endif

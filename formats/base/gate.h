@@ -1,0 +1,49 @@
+/* Who is inside: the one primitive behind memory reclaim and cluster reuse.
+ *
+ * A request enters the gate before it looks at shared metadata and leaves it when its I/O is
+ * done.  Something that was made unreachable (a cache page, a host cluster) is stamped with
+ * gate_stamp() and may be reused once gate_passed() says that every request that could still
+ * see it has left.  Nothing ever waits: reuse is polled.
+ *
+ * Why not liburcu: a read-side section here spans I/O, and polling for the end of a grace
+ * period came to liburcu only after 0.13, which Debian 12 ships.
+ *
+ * States: an epoch e and two sets of striped counters, one for each parity of the epoch.
+ *   (1) a request inside is counted in the parity of the epoch it entered in;
+ *   (2) the epoch advances from e to e+1 only when the counters of e-1 are all zero;
+ *   (3) so at epoch s+2 nobody is inside who entered at epoch s or before.
+ *
+ * Threads: every function from any thread, under any lock.  Layer: base. */
+#ifndef BASE_GATE_H
+#define BASE_GATE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define GATE_STRIPES 16
+
+struct gate {
+    _Atomic uint64_t epoch;
+    struct {
+        _Alignas(64) _Atomic uint32_t inside[2];
+    } stripe[GATE_STRIPES];
+};
+
+/* What gate_enter returns and gate_leave needs; may be handed to another thread. */
+typedef uint32_t gate_ticket;
+
+void gate_init(struct gate *gate);
+gate_ticket gate_enter(struct gate *gate);
+void gate_leave(struct gate *gate, gate_ticket ticket);
+
+/* To be called after the thing was made unreachable. */
+uint64_t gate_stamp(struct gate *gate);
+
+/* Has every request left that was inside when the stamp was taken? */
+bool gate_passed(struct gate *gate, uint64_t stamp);
+
+/* Debug builds of callers: nobody is inside (used by tests and at close). */
+bool gate_empty(struct gate *gate);
+
+#endif

@@ -1,0 +1,193 @@
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "base/housekeeper.h"
+#include "base/lock.h"
+
+struct housekeeper {
+    clock_fn *clock;
+    void *clock_opaque;
+    pthread_t thread;
+    bool started;
+
+    struct lock lock;
+    /* under lock */
+    pthread_cond_t changed; /* a deadline moved, or stop */
+    pthread_cond_t idle;    /* a callback ended */
+    struct list armed;      /* struct timer.link, unordered: there are a handful */
+    bool stop;
+};
+
+static uint64_t monotonic_now(void *opaque)
+{
+    struct timespec ts;
+
+    (void)opaque;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+struct housekeeper *housekeeper_new(clock_fn *clock, void *clock_opaque)
+{
+    struct housekeeper *hk = calloc(1, sizeof *hk);
+
+    if (!hk)
+        return NULL;
+    hk->clock = clock ? clock : monotonic_now;
+    hk->clock_opaque = clock_opaque;
+    lock_init(&hk->lock, RANK_LEAF);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&hk->changed, &attr);
+    pthread_condattr_destroy(&attr);
+    pthread_cond_init(&hk->idle, NULL);
+    list_init(&hk->armed);
+    return hk;
+}
+
+/* Under the lock: the armed timer with the earliest deadline, or NULL. */
+static struct timer *earliest(struct housekeeper *hk)
+{
+    struct timer *best = NULL;
+
+    LIST_FOR_EACH (pos, &hk->armed) {
+        struct timer *t = CONTAINER_OF(pos, struct timer, link);
+        if (!best || t->deadline_ns < best->deadline_ns)
+            best = t;
+    }
+    return best;
+}
+
+/* Under the lock, which is released while the callback runs. */
+static void fire(struct housekeeper *hk, struct timer *t)
+{
+    list_remove(&t->link);
+    t->armed = false;
+    t->running = true;
+    lock_release(&hk->lock);
+    t->fire(t->opaque);
+    lock_acquire(&hk->lock);
+    t->running = false;
+    pthread_cond_broadcast(&hk->idle);
+}
+
+void housekeeper_run_due(struct housekeeper *hk)
+{
+    LOCK_GUARD(&hk->lock);
+    uint64_t now = hk->clock(hk->clock_opaque);
+
+    for (struct timer *t; (t = earliest(hk)) && t->deadline_ns <= now && !t->running;)
+        fire(hk, t);
+}
+
+static void *housekeeper_main(void *opaque)
+{
+    struct housekeeper *hk = opaque;
+    LOCK_GUARD(&hk->lock);
+
+    while (!hk->stop) {
+        struct timer *t = earliest(hk);
+        if (!t) {
+            lock_wait(&hk->lock, &hk->changed);
+            continue;
+        }
+        uint64_t now = hk->clock(hk->clock_opaque);
+        if (t->deadline_ns <= now) {
+            fire(hk, t);
+            continue;
+        }
+        uint64_t wake = monotonic_now(NULL) + (t->deadline_ns - now);
+        struct timespec ts = {.tv_sec = (time_t)(wake / 1000000000u),
+                              .tv_nsec = (long)(wake % 1000000000u)};
+        pthread_cond_timedwait(&hk->changed, &hk->lock.mutex, &ts);
+    }
+    return NULL;
+}
+
+int housekeeper_start(struct housekeeper *hk)
+{
+    sigset_t all, old;
+
+    /* The server's signals are for the server's threads. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int err = pthread_create(&hk->thread, NULL, housekeeper_main, hk);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    hk->started = err == 0;
+    return -err;
+}
+
+void housekeeper_stop(struct housekeeper *hk)
+{
+    if (!hk->started)
+        return;
+    lock_acquire(&hk->lock);
+    hk->stop = true;
+    pthread_cond_signal(&hk->changed);
+    lock_release(&hk->lock);
+    pthread_join(hk->thread, NULL);
+    hk->started = false;
+    hk->stop = false;
+}
+
+void housekeeper_free(struct housekeeper *hk)
+{
+    if (!hk)
+        return;
+    housekeeper_stop(hk);
+    pthread_cond_destroy(&hk->changed);
+    pthread_cond_destroy(&hk->idle);
+    lock_destroy(&hk->lock);
+    free(hk);
+}
+
+uint64_t housekeeper_now(struct housekeeper *hk)
+{
+    return hk->clock(hk->clock_opaque);
+}
+
+void timer_init(struct timer *timer, void (*fire_fn)(void *), void *opaque)
+{
+    *timer = (struct timer){.fire = fire_fn, .opaque = opaque};
+    list_init(&timer->link);
+}
+
+/* Under the lock. */
+static void arm(struct housekeeper *hk, struct timer *timer, uint64_t delay_ns)
+{
+    timer->deadline_ns = hk->clock(hk->clock_opaque) + delay_ns;
+    if (!timer->armed)
+        list_append(&hk->armed, &timer->link);
+    timer->armed = true;
+    pthread_cond_signal(&hk->changed);
+}
+
+void timer_arm(struct housekeeper *hk, struct timer *timer, uint64_t delay_ns)
+{
+    LOCK_GUARD(&hk->lock);
+    arm(hk, timer, delay_ns);
+}
+
+void timer_arm_if_idle(struct housekeeper *hk, struct timer *timer, uint64_t delay_ns)
+{
+    LOCK_GUARD(&hk->lock);
+    if (!timer->armed)
+        arm(hk, timer, delay_ns);
+}
+
+void timer_cancel(struct housekeeper *hk, struct timer *timer)
+{
+    LOCK_GUARD(&hk->lock);
+    while (timer->armed || timer->running) {
+        if (timer->armed) {
+            list_remove(&timer->link);
+            timer->armed = false;
+        } else {
+            lock_wait(&hk->lock, &hk->idle);
+        }
+    }
+}

@@ -1,0 +1,84 @@
+#include <assert.h>
+
+#include "base/lock.h"
+
+#ifndef NDEBUG
+
+static _Thread_local unsigned char held[RANK_COUNT];
+
+static void note_acquired(const struct lock *lock)
+{
+    for (int r = (int)lock->rank; r < RANK_COUNT; r++)
+        assert(held[r] == 0 && "lock order");
+    held[lock->rank]++;
+}
+
+static void note_released(const struct lock *lock)
+{
+    assert(held[lock->rank] > 0);
+    held[lock->rank]--;
+}
+
+void lock_assert_held(const struct lock *lock)
+{
+    assert(held[lock->rank] > 0);
+}
+
+void lock_assert_io_allowed(void)
+{
+    for (int r = RANK_COMMIT; r < RANK_COUNT; r++)
+        assert(held[r] == 0 && "I/O under a lock that must not span it");
+}
+
+#else
+
+static void note_acquired(const struct lock *lock)
+{
+    (void)lock;
+}
+
+static void note_released(const struct lock *lock)
+{
+    (void)lock;
+}
+
+void lock_assert_held(const struct lock *lock)
+{
+    (void)lock;
+}
+
+void lock_assert_io_allowed(void)
+{
+}
+
+#endif
+
+void lock_init(struct lock *lock, enum lock_rank rank)
+{
+    pthread_mutex_init(&lock->mutex, NULL);
+    lock->rank = rank;
+}
+
+void lock_destroy(struct lock *lock)
+{
+    pthread_mutex_destroy(&lock->mutex);
+}
+
+void lock_acquire(struct lock *lock)
+{
+    pthread_mutex_lock(&lock->mutex);
+    note_acquired(lock);
+}
+
+void lock_release(struct lock *lock)
+{
+    note_released(lock);
+    pthread_mutex_unlock(&lock->mutex);
+}
+
+void lock_wait(struct lock *lock, pthread_cond_t *cond)
+{
+    note_released(lock);
+    pthread_cond_wait(cond, &lock->mutex);
+    note_acquired(lock);
+}

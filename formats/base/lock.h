@@ -1,0 +1,66 @@
+/* Mutexes with a rank, so that the lock order is a list one can read and a debug build
+ * asserts.  A thread takes locks in rising rank only.  Layer: base.
+ *
+ * Locks up to RANK_HEADER may be held across I/O; the ones above never are, and
+ * storage calls assert it (lock_assert_io_allowed). */
+#ifndef BASE_LOCK_H
+#define BASE_LOCK_H
+
+#include <pthread.h>
+#include <stdbool.h>
+
+#include "base/compiler.h"
+
+enum lock_rank {
+    RANK_OPEN = 1, /* server: first writable open of an export */
+    RANK_RANGE,    /* block/range_lock.c: the list of locked guest ranges (the ranges span I/O) */
+    RANK_TABLE,    /* a driver installing or copying an L2 table */
+    RANK_GROWTH,   /* a driver extending the file or adding allocation metadata */
+    RANK_HEADER,   /* a driver writing its header */
+    RANK_COMMIT,   /* mcache: who leads a commit */
+    RANK_POOL,     /* mcache: the pages of the whole chain, for eviction */
+    RANK_META,     /* mcache: every in-memory change of metadata */
+    RANK_LOAD,     /* mcache: waiting for a page that is being loaded */
+    RANK_LEAF,     /* anything that takes no other lock: timers, bounce buffers */
+    RANK_COUNT
+};
+
+struct lock {
+    pthread_mutex_t mutex;
+    enum lock_rank rank;
+};
+
+void lock_init(struct lock *lock, enum lock_rank rank);
+void lock_destroy(struct lock *lock);
+void lock_acquire(struct lock *lock);
+void lock_release(struct lock *lock);
+
+/* Waits on cond; the lock is released meanwhile. */
+void lock_wait(struct lock *lock, pthread_cond_t *cond);
+
+/* Debug builds: aborts unless this thread holds a lock of that rank. */
+void lock_assert_held(const struct lock *lock);
+
+/* Debug builds: aborts when this thread holds a lock that must not span I/O. */
+void lock_assert_io_allowed(void);
+
+static inline struct lock *lock_guard_enter(struct lock *lock)
+{
+    lock_acquire(lock);
+    return lock;
+}
+
+static inline void lock_guard_leave(struct lock **lock)
+{
+    lock_release(*lock);
+}
+
+#define LOCK_PASTE_(a, b) a##b
+#define LOCK_PASTE(a, b)  LOCK_PASTE_(a, b)
+
+/* Holds the lock until the end of the enclosing scope. */
+#define LOCK_GUARD(l)                                                                         \
+    struct lock *LOCK_PASTE(guard_, __LINE__) CLEANUP(lock_guard_leave)                       \
+        __attribute__((unused)) = lock_guard_enter(l)
+
+#endif

@@ -1,0 +1,33 @@
+#include <stdio.h>
+
+#include "base/log.h"
+
+static void log_to_stderr(enum log_level level, const char *fmt, va_list ap)
+{
+    if (level == LOG_DEBUG)
+        return;
+    flockfile(stderr);
+    vfprintf(stderr, fmt, ap);
+    fputc('\n', stderr);
+    funlockfile(stderr);
+}
+
+static log_sink *current_sink = log_to_stderr;
+
+void log_set_sink(log_sink *sink)
+{
+    current_sink = sink ? sink : log_to_stderr;
+}
+
+#define DEFINE_LOG(name, level)                                                               \
+    void name(const char *fmt, ...)                                                           \
+    {                                                                                         \
+        va_list ap;                                                                           \
+        va_start(ap, fmt);                                                                    \
+        current_sink(level, fmt, ap);                                                         \
+        va_end(ap);                                                                           \
+    }
+
+DEFINE_LOG(log_error, LOG_ERROR)
+DEFINE_LOG(log_warning, LOG_WARNING)
+DEFINE_LOG(log_debug, LOG_DEBUG)

@@ -1,0 +1,24 @@
+/* Cache modes as three booleans; nothing else in the code asks for a mode by name.
+ * Layer: block. */
+#ifndef BLOCK_CACHE_MODE_H
+#define BLOCK_CACHE_MODE_H
+
+#include <stdbool.h>
+
+#include "base/compiler.h"
+
+struct cache_mode {
+    const char *name;
+    bool direct;        /* O_DIRECT */
+    bool no_flush;      /* flush and FUA succeed without a sync */
+    bool write_through; /* a write is answered when it is durable */
+};
+
+/* "writeback" (the default), "writethrough", "none", "directsync", "volatile", "unsafe" (alias of
+ * volatile); NULL for any other word. */
+const struct cache_mode *cache_mode_find(const char *name);
+
+/* The legal words, for messages: "writeback, writethrough, ...". */
+const char *cache_mode_names(void);
+
+#endif

@@ -1,0 +1,32 @@
+/* Opening an image and the chain of backing files below it.  Layer: block. */
+#ifndef BLOCK_CHAIN_H
+#define BLOCK_CHAIN_H
+
+#include "block/node.h"
+#include "block/open_policy.h"
+
+/* A chain is at most this deep, the active layer included. */
+#define CHAIN_MAX_DEPTH 200
+
+struct chain_options {
+    const char *format;         /* NULL: by magic, raw never guessed */
+    bool read_only;             /* open all files read-only */
+    bool fallback_read_only;    /* a file that can't be written is opened read-only */
+    bool no_backing;            /* backing=none, or only this image is wanted */
+    const char *backing;        /* NULL: as the image says */
+    const char *backing_format; /* NULL: as the image says */
+    enum references references;
+    struct node_options node;
+};
+
+/* Opens filename and, unless no_backing, everything below it, which is opened read-only with
+ * the same cache mode.  Changes no byte.  Messages name the file that is wrong. */
+int chain_open(struct block_context *ctx, const char *filename,
+               const struct chain_options *options, struct node **out, struct diag *diag)
+    MUST_USE;
+
+/* Finds the driver for an opened file: by name, or by magic when format is NULL or "auto". */
+int chain_find_driver(struct storage *file, const char *format, const struct driver **out,
+                      struct diag *diag) MUST_USE;
+
+#endif

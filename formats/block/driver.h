@@ -1,0 +1,133 @@
+/* What a format driver does: it maps guest ranges to host ranges and keeps the mapping.  It
+ * moves no guest data; the engine (read.c, write.c, zero.c) does, once for all formats.
+ *
+ * Threads: `map` and `zero_is_fast` from any thread inside the gate, without locks, may load a
+ * page; `reserve`, `link`, `release`, `zero` with the guest range locked by the caller and inside
+ * the gate; `open`, `activate`, `resize`, `close` alone.
+ * Offsets and lengths are bytes; functions return 0 or -errno.  Layer: block. */
+#ifndef BLOCK_DRIVER_H
+#define BLOCK_DRIVER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <jansson.h>
+
+#include "base/compiler.h"
+#include "base/diag.h"
+
+struct node;
+
+enum extent_kind {
+    EXTENT_DATA,    /* host bytes of this layer */
+    EXTENT_ZERO,    /* reads as zeroes, whatever lies below */
+    EXTENT_BACKING, /* nothing here: ask the backing node (only when there is one) */
+};
+
+struct extent {
+    enum extent_kind kind;
+    bool writable;     /* DATA: may be overwritten where it is */
+    bool allocated;    /* this layer has an entry for it (ZERO: an explicit zero cluster) */
+    bool has_host;     /* host_offset is meaningful (DATA; ZERO: allocated zero cluster) */
+    uint64_t length;   /* from the asked offset on: 1..asked length */
+    uint64_t host_offset;
+};
+
+/* A run of clusters made ready to take data; nothing of it is reachable yet. */
+struct reservation {
+    uint64_t guest_offset; /* cluster aligned */
+    uint64_t length;       /* whole clusters; may reach past the virtual size */
+    uint64_t host_offset;
+    bool fresh;            /* the host range reads as zeroes, and still would after a crash or,
+                              before its growth is durable, the group is made strict */
+    bool retained;         /* host clusters of zero entries that are kept: release frees nothing */
+};
+
+/* What `zero` may do with clusters. */
+enum zero_how {
+    ZERO_KEEP,    /* write zeroes without a hole: allocation stays */
+    ZERO_UNMAP,   /* write zeroes, may unmap */
+    ZERO_DISCARD, /* trim: may unmap, and may leave what it can't unmap as it is */
+};
+
+struct node_open {
+    const char *filename;
+    bool read_only;
+};
+
+/* Options of `create`, as text "key=value" pairs already split; unknown keys are refused by the
+ * driver with a message. */
+struct create_option {
+    const char *key, *value;
+    bool used;
+};
+
+struct create_request {
+    const char *filename;
+    uint64_t size; /* bytes, of any alignment */
+    const char *backing_file, *backing_format; /* NULL: none */
+    struct create_option *options;
+    size_t n_options;
+};
+
+struct driver {
+    const char *name;
+
+    /* Does an image start with these bytes?  n may be short. */
+    bool (*probe)(const uint8_t *head, size_t n);
+
+    /* Reads and validates the image, fills node->state, size, cluster_size, backing_name,
+     * backing_format; changes no byte.  Called with node->file set; on failure it leaves nothing
+     * behind. */
+    int (*open)(struct node *node, struct diag *diag);
+
+    /* First writable use: clears unknown autoclear bits, prepares allocation. */
+    int (*activate)(struct node *node, struct diag *diag);
+
+    /* Clean end: commits, clears the dirty marks, gives back what was reserved ahead, then
+     * frees the state.  Frees it on failure too, with the image left marked. */
+    int (*close)(struct node *node);
+
+    /* The run that starts at off, as long as possible within len. */
+    int (*map)(struct node *node, uint64_t off, uint64_t len, struct extent *out);
+
+    /* Absent for raw, where everything is writable in place: */
+
+    /* Makes the first clusters of [off, off+len) (cluster aligned, none of them writable in
+     * place) ready to take data. */
+    int (*reserve)(struct node *node, uint64_t off, uint64_t len, struct reservation *out);
+    /* Publishes a reservation whose data is in the storage; replaces_zero: what the guest
+     * saw there until now were zeroes.  On failure the reservation is released. */
+    int (*link)(struct node *node, const struct reservation *res, bool replaces_zero);
+    void (*release)(struct node *node, const struct reservation *res);
+
+    /* Makes whole clusters (cluster aligned; the last may reach past the virtual size) read as
+     * zeroes.  -ENOTSUP, with nothing changed from *done on, when the format can't say so (the
+     * engine then writes zeroes there, except for ZERO_DISCARD).  *done: bytes dealt with. */
+    int (*zero)(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
+                uint64_t *done);
+    /* Would `zero` do all of the range by metadata or by punching? */
+    bool (*zero_is_fast)(struct node *node, uint64_t off, uint64_t len);
+
+    /* Optional: grows the virtual size (the caller has the node to itself). */
+    int (*grow)(struct node *node, uint64_t size, struct diag *diag);
+    /* Optional: commits and clears the dirty mark now, as the timer would. */
+    int (*settle)(struct node *node);
+
+    /* Optional: adds "dirty-flag" and "format-specific" to qimg info's object. */
+    void (*info)(struct node *node, json_t *object);
+
+    /* Writes an empty image; leaves nothing behind when it fails. */
+    int (*create)(struct create_request *req, struct diag *diag);
+};
+
+/* The drivers there are, NULL at the end; set once by the registry, before anything is opened.
+ * Probing asks them in this order. */
+void drivers_set(const struct driver *const *table);
+
+/* NULL when there is none of that name, or no magic fits. */
+const struct driver *driver_find(const char *name);
+const struct driver *driver_probe(const uint8_t *head, size_t n);
+
+#endif

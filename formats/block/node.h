@@ -1,0 +1,111 @@
+/* One opened image of a chain, and the requests one can make of it.
+ *
+ * Threads: block_* requests from any thread at once; open, activate, close from one thread while
+ * no request runs.  Requests return 0 or -errno; offset + length must lie inside node->size
+ * (-EINVAL).  A zero length succeeds and does nothing.  Layer: block. */
+#ifndef BLOCK_NODE_H
+#define BLOCK_NODE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/diag.h"
+#include "base/gate.h"
+#include "base/housekeeper.h"
+#include "block/cache_mode.h"
+#include "block/driver.h"
+#include "block/range_lock.h"
+#include "mcache/mcache.h"
+#include "storage/storage.h"
+
+/* What the nodes of one chain share.  Lives longer than they do. */
+struct block_context {
+    struct gate gate;
+    struct mc_pool *pool;
+    struct housekeeper *housekeeper;
+};
+
+int block_context_init(struct block_context *ctx, size_t cache_bytes, clock_fn *clock,
+                       void *clock_opaque) MUST_USE;
+void block_context_destroy(struct block_context *ctx);
+
+/* A user's choices for a node; zero-initialised is the default of each. */
+struct node_options {
+    const struct cache_mode *cache; /* NULL: writeback */
+    bool discard_ignore;            /* TRIM and freed clusters don't punch the file */
+    uint64_t need_check_delay_ns;   /* 0: the mark is cleared only at close */
+    int lazy_refcounts;             /* 0 as the image says, 1 on, -1 off */
+    bool keep_marks;                /* volatile-final-sync=no: no sync, marks stay at close */
+};
+
+struct node {
+    const struct driver *driver;
+    void *state; /* the driver's */
+    struct block_context *ctx;
+    struct node_options options;
+
+    char *filename;
+    struct storage *file; /* owned */
+    struct mcache *mc;    /* owned; every node has one, for its commits */
+    struct node *backing; /* owned; NULL: none */
+
+    uint64_t size;         /* virtual size, bytes */
+    uint32_t cluster_size; /* bytes; 1 for raw */
+    bool can_write;        /* the file is open read/write */
+    bool active;           /* activated for writing */
+
+    /* As the image says; owned; NULL: none. */
+    char *backing_name, *backing_format;
+
+    struct range_lock ranges; /* guest ranges of allocating writes and of zeroing */
+};
+
+/* Opens one image over `file`, which it takes over whatever happens; the backing file is opened
+ * by chain_open.  Changes no byte. */
+int node_open(struct block_context *ctx, const struct driver *driver, struct storage *file,
+              const char *filename, const struct node_options *options, struct node **out,
+              struct diag *diag) MUST_USE;
+
+/* Makes the node writable (its backing chain stays read-only).  Again: does nothing. */
+int node_activate(struct node *node, struct diag *diag) MUST_USE;
+
+/* Flushes, ends cleanly and frees the node and its backing chain; NULL is allowed.  0 or -errno
+ * of what could not be made durable. */
+int node_close(struct node *node);
+
+#define BLOCK_FUA       0x1u
+#define BLOCK_MAY_UNMAP 0x2u /* block_zero: without it, allocation stays */
+#define BLOCK_FAST      0x4u /* block_zero: -ENOTSUP, nothing touched, when it would be slow */
+
+int block_read(struct node *node, void *buf, uint64_t len, uint64_t off) MUST_USE;
+int block_write(struct node *node, const void *buf, uint64_t len, uint64_t off,
+                unsigned flags) MUST_USE;
+int block_zero(struct node *node, uint64_t len, uint64_t off, unsigned flags) MUST_USE;
+int block_discard(struct node *node, uint64_t len, uint64_t off, unsigned flags) MUST_USE;
+
+/* Everything replied to before is durable afterwards; see mcache_commit. */
+int block_flush(struct node *node) MUST_USE;
+
+/* Loads the tables for a range and asks the host to read its data ahead. */
+int block_cache(struct node *node, uint64_t len, uint64_t off) MUST_USE;
+
+/* Gives every cluster an allocation, contents unchanged (preallocation=metadata). */
+int block_preallocate(struct node *node, uint64_t len, uint64_t off) MUST_USE;
+
+/* One run of the chain's view. */
+struct block_status {
+    uint64_t length;
+    bool data;    /* bytes in a file somewhere in the chain */
+    bool zero;    /* reads as zeroes */
+    bool present; /* some layer has an entry for it */
+    unsigned depth;     /* layer it comes from: 0 is the node itself */
+    struct node *layer; /* that layer */
+    bool has_host;      /* host_offset is meaningful, in layer->file */
+    uint64_t host_offset;
+};
+
+/* The run at off, at most len bytes; not merged with its neighbours. */
+int block_status(struct node *node, uint64_t len, uint64_t off, struct block_status *out)
+    MUST_USE;
+
+#endif

@@ -1,0 +1,13 @@
+/* The table of format drivers; the only code that knows all of them. */
+#ifndef FORMATS_REGISTRY_H
+#define FORMATS_REGISTRY_H
+
+#include "block/driver.h"
+
+/* Tells the block layer which formats there are; once, before the first image is opened. */
+void registry_init(void);
+
+/* The formats' names, for messages: "qcow2, qed, raw". */
+const char *registry_names(void);
+
+#endif
