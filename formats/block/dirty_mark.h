@@ -61,4 +61,9 @@ bool dirty_mark_needs_barrier(const struct dirty_mark *mark);
  * else returns -EBUSY while there are any.  0 when it is clear. */
 int dirty_mark_settle(struct dirty_mark *mark, bool wait) MUST_USE;
 
+/* The clean end of a session, with nothing in flight: commits everything and clears the bit.  A
+ * session whose flushes were void gets its one real sync here, unless the user waived it: then
+ * the mark stays (V-06).  Also to be called where the mark isn't enabled. */
+int dirty_mark_finish(struct dirty_mark *mark) MUST_USE;
+
 #endif

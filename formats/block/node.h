@@ -58,6 +58,8 @@ struct node {
     char *backing_name, *backing_format;
 
     struct range_lock ranges; /* guest ranges of allocating writes and of zeroing */
+    struct timer write_back;  /* commits what got old without a flush */
+    _Atomic bool write_back_armed;
 };
 
 /* Opens one image over `file`, which it takes over whatever happens; the backing file is opened
@@ -72,6 +74,13 @@ int node_activate(struct node *node, struct diag *diag) MUST_USE;
 /* Flushes, ends cleanly and frees the node and its backing chain; NULL is allowed.  0 or -errno
  * of what could not be made durable. */
 int node_close(struct node *node);
+
+/* For the engine and drivers: the image changed; to be called after the change and before the
+ * reply.  Not under META. */
+void node_wrote(struct node *node);
+
+/* For the engine: 0, or -EINVAL for a range that isn't inside the virtual size. */
+int node_check_range(const struct node *node, uint64_t off, uint64_t len);
 
 #define BLOCK_FUA       0x1u
 #define BLOCK_MAY_UNMAP 0x2u /* block_zero: without it, allocation stays */

@@ -11,7 +11,10 @@
 
 struct range_lock {
     struct lock lock;
-    struct list held; /* struct range_hold.link, in order of arrival; under lock */
+    /* under lock */
+    struct list held; /* struct range_hold.link, in order of arrival */
+    unsigned waiting;
+    pthread_cond_t freed;
 };
 
 /* On the holder's stack. */
@@ -19,8 +22,6 @@ struct range_hold {
     struct list link;
     struct range_lock *owner;
     uint64_t start, end;
-    unsigned waiters;
-    pthread_cond_t freed;
 };
 
 void range_lock_init(struct range_lock *rl);

@@ -49,6 +49,10 @@ uint64_t tail_next_end(const struct tail *tail, uint64_t bytes);
  * fixed size, -EFBIG). */
 int tail_grow(struct tail *tail, struct node *node, uint64_t new_end) MUST_USE;
 
+/* META: tail_grow's second half, for a driver that grows the file itself and must store its
+ * bookkeeping for the new clusters before they can be taken. */
+void tail_publish(struct tail *tail, uint64_t new_end);
+
 /* From the driver's mcache hooks (frozen: META). */
 void tail_frozen(struct tail *tail);
 void tail_durable(struct tail *tail, struct node *node);

@@ -1,16 +1,18 @@
 /* A byte store: what an image's bytes lie in.
  *
  * Contract of every implementation and of the functions below:
- *   - full transfer or an error: 0, or -errno of the call that failed; after an error the range
- *     of a write holds old or new bytes, sector by sector;
- *   - reads past the end give zeroes; writes past the end grow the store, unless its size is
- *     fixed (then -ENOSPC);
- *   - offsets and lengths are bytes, of any alignment; offset + length must not exceed INT64_MAX
+ *   - full transfer or an error: 0, or -errno of the call that failed; after an error the
+ * range of a write holds old or new bytes, sector by sector;
+ *   - reads past the end give zeroes; writes past the end grow the store, unless its size
+ * is fixed (then -ENOSPC);
+ *   - offsets and lengths are bytes, of any alignment; offset + length must not exceed
+ * INT64_MAX
  *     (-EINVAL);
- *   - every function from any thread at once; no order between concurrent calls, except that
- *     overlapping accesses of whole sectors are not torn by the store's own read-modify-write;
- *   - storage_flush covers every write, zero, discard and truncate that returned before it was
- *     called;
+ *   - every function from any thread at once; no order between concurrent calls, except
+ * that overlapping accesses of whole sectors are not torn by the store's own
+ * read-modify-write;
+ *   - storage_flush covers every write, zero, discard and truncate that returned before it
+ * was called;
  *   - none may be called under a lock of rank RANK_COMMIT or above (asserted).
  * Layer: storage. */
 #ifndef STORAGE_STORAGE_H
@@ -40,29 +42,36 @@ struct storage_ops {
     int (*flush)(struct storage *st);
     int (*size)(struct storage *st, uint64_t *bytes);
     int (*truncate)(struct storage *st, uint64_t bytes);
-    void (*close)(struct storage *st);
+    void (*close)(struct storage *st); /* frees all but the name */
 
-    /* Optional; absent or -ENOTSUP: storage_zero falls back to writing zero bytes. */
+    /* Optional; absent or -ENOTSUP, with no byte changed: storage_zero falls back to
+     * writing zero bytes.  flags: STORAGE_MAY_UNMAP and STORAGE_FAST, never FUA (a flush
+     * follows). */
     int (*zero)(struct storage *st, uint64_t off, uint64_t len, unsigned flags);
     /* Optional and advisory; absent or -ENOTSUP: nothing happens and 0 is returned. */
     int (*discard)(struct storage *st, uint64_t off, uint64_t len);
-    /* Optional; absent: all data.  Sets *data and *run (1..len) for the bytes from off on. */
-    int (*extent)(struct storage *st, uint64_t off, uint64_t len, bool *data, uint64_t *run);
+    /* Optional; absent: all data.  Sets *data and *run (1..len) for the bytes from off on.
+     */
+    int (*extent)(struct storage *st, uint64_t off, uint64_t len, bool *data,
+                  uint64_t *run);
     /* Optional and advisory: the range will be read soon. */
     void (*prefetch)(struct storage *st, uint64_t off, uint64_t len);
     /* Optional: bytes the store really takes (st_blocks). */
     int (*allocated)(struct storage *st, uint64_t *bytes);
-    /* Optional: the range's blocks are reserved, so that writing them can't meet ENOSPC; contents
-     * stay, growth reads as zeroes. */
+    /* Optional: the range's blocks are reserved, so that writing them can't meet ENOSPC;
+     * contents stay, growth reads as zeroes. */
     int (*preallocate)(struct storage *st, uint64_t off, uint64_t len);
+    /* Optional: see storage_identity. */
+    int (*identity)(struct storage *st, uint64_t *device, uint64_t *inode);
 };
 
 /* The common head of every implementation; set before the storage is handed out and not
  * changed afterwards. */
 struct storage {
     const struct storage_ops *ops;
-    char *name;      /* for messages; owned */
-    uint32_t align;  /* 1, or what accesses should be aligned to so as to be fast (O_DIRECT) */
+    char *name; /* for messages; owned */
+    uint32_t
+        align; /* 1, or what accesses should be aligned to so as to be fast (O_DIRECT) */
     bool fixed_size; /* block device: can't grow */
     bool read_only;  /* writes return -EROFS */
     bool no_flush;   /* cache=volatile: storage_flush and STORAGE_FUA do nothing */
@@ -73,19 +82,21 @@ struct storage {
 /* How storage_open_file opens. */
 struct storage_open {
     bool read_only;
-    bool fallback_read_only; /* EACCES, EPERM, EROFS on read/write: open read-only instead */
-    bool direct;             /* O_DIRECT, at any alignment of the caller's */
+    bool
+        fallback_read_only; /* EACCES, EPERM, EROFS on read/write: open read-only instead */
+    bool direct;            /* O_DIRECT, at any alignment of the caller's; -EINVAL where the
+                               filesystem doesn't know it */
     bool no_flush;
 };
 
-/* Opens a local file or block device; anything else (FIFO, socket, directory, character device)
- * is refused with -EINVAL and never waited for.  On success *out is the caller's, to be released
- * with storage_close.  No byte of the file changes. */
-int storage_open_file(const char *path, const struct storage_open *how, struct storage **out,
-                      struct diag *diag) MUST_USE;
+/* Opens a local file or block device; anything else (FIFO, socket, directory, character
+ * device) is refused with -EINVAL and never waited for.  On success *out is the caller's,
+ * to be released with storage_close.  No byte of the file changes. */
+int storage_open_file(const char *path, const struct storage_open *how,
+                      struct storage **out, struct diag *diag) MUST_USE;
 
-/* Creates path, or truncates a regular file that is there, and opens it read/write.  A block
- * device is opened as it is.  As for storage_open_file otherwise. */
+/* Creates path, or truncates a regular file that is there, and opens it read/write.  A
+ * block device is opened as it is.  As for storage_open_file otherwise. */
 int storage_create_file(const char *path, struct storage **out, struct diag *diag) MUST_USE;
 
 /* Stable identity of the local file behind st, to find loops in chains: -ENOTSUP when it is
@@ -95,34 +106,43 @@ int storage_identity(struct storage *st, uint64_t *device, uint64_t *inode);
 int storage_read(struct storage *st, void *buf, uint64_t len, uint64_t off) MUST_USE;
 int storage_write(struct storage *st, const void *buf, uint64_t len, uint64_t off,
                   unsigned flags) MUST_USE;
-/* Any count; empty elements are allowed. */
+/* Any count; empty elements are allowed.  More than STORAGE_MAX_IOV elements are written in
+ * several steps. */
 int storage_writev(struct storage *st, const struct iovec *iov, int count, uint64_t off,
                    unsigned flags) MUST_USE;
 
 /* The range reads as zeroes afterwards.  Grows a store that ends before the range does. */
 int storage_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flags) MUST_USE;
 
-/* Contents become unspecified (a local file reads as zeroes, or as before where the filesystem
- * can't punch).  Never grows. */
+/* Contents become unspecified (a local file reads as zeroes, or as before where the
+ * filesystem can't punch).  Never grows, and never touches a byte outside of the range. */
 int storage_discard(struct storage *st, uint64_t off, uint64_t len);
 
-/* Barrier; nothing with no_flush. */
+/* Barrier; nothing with no_flush, nor on a read-only store. */
 int storage_flush(struct storage *st) MUST_USE;
 
 /* A real sync, no_flush or not: the clean end of a volatile session. */
 int storage_sync(struct storage *st) MUST_USE;
 
+/* storage_sync where storage_flush does nothing, else nothing. */
+int storage_sync_if_void(struct storage *st) MUST_USE;
+
 int storage_size(struct storage *st, uint64_t *bytes) MUST_USE;
+
+/* Cuts, or grows with zeroes.  A store of fixed size keeps it: -ENOSPC when it should grow,
+ * and nothing happens when it should shrink. */
 int storage_truncate(struct storage *st, uint64_t bytes) MUST_USE;
 
 /* Data or hole at off?  *run is 1..len; past the end all is hole. */
-int storage_extent(struct storage *st, uint64_t off, uint64_t len, bool *data, uint64_t *run);
+int storage_extent(struct storage *st, uint64_t off, uint64_t len, bool *data,
+                   uint64_t *run);
 
 void storage_prefetch(struct storage *st, uint64_t off, uint64_t len);
 int storage_allocated(struct storage *st, uint64_t *bytes);
 
-/* As the op; absent or unsupported by the filesystem: writes zeroes over what lies past the
- * present end, -ENOTSUP for what lies before it. */
+/* As the op; absent or unsupported by the filesystem: writes zeroes to a range past the
+ * present end, which nobody else may be writing, and -ENOTSUP with nothing done when it
+ * starts before it. */
 int storage_preallocate(struct storage *st, uint64_t off, uint64_t len) MUST_USE;
 
 /* Closes and frees; NULL is allowed.  Doesn't flush. */

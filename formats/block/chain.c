@@ -1,0 +1,228 @@
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "block/chain.h"
+
+/* What probing looks at. */
+#define HEAD_BYTES 512
+
+/* The files opened so far, for loops are found by identity and not by name. */
+struct visited {
+    unsigned count;
+    struct {
+        uint64_t device, inode;
+    } file[CHAIN_MAX_DEPTH];
+};
+
+/* How one layer is to be opened. */
+struct layer {
+    const char *path;
+    const char *format; /* NULL or "auto": by magic */
+    const char *image;  /* the image that names it; NULL: the user does */
+    bool read_only, fallback_read_only;
+};
+
+static int probe(struct storage *file, const struct driver **out, struct diag *diag)
+{
+    uint8_t head[HEAD_BYTES];
+    uint64_t size;
+
+    int rc = storage_size(file, &size);
+    if (rc < 0)
+        return diag_errno(diag, -rc, "%s: cannot get its size", file->name);
+    size_t n = (size_t)MIN(size, sizeof head);
+    rc = storage_read(file, head, n, 0);
+    if (rc < 0)
+        return diag_errno(diag, -rc, "%s: cannot read its header", file->name);
+    *out = driver_probe(head, n);
+    return 0;
+}
+
+static bool is_auto(const char *format)
+{
+    return !format || strcmp(format, "auto") == 0;
+}
+
+static int find_by_name(struct storage *file, const char *format, const struct driver **out,
+                        struct diag *diag)
+{
+    *out = driver_find(format);
+    if (!*out)
+        return diag_set(diag, ENOTSUP, "%s: unknown format '%s'", file->name, format);
+    return 0;
+}
+
+int chain_find_driver(struct storage *file, const char *format, const struct driver **out,
+                      struct diag *diag)
+{
+    if (!is_auto(format))
+        return find_by_name(file, format, out, diag);
+
+    int rc = probe(file, out, diag);
+    if (rc < 0)
+        return rc;
+    if (!*out)
+        return diag_set(diag, EINVAL,
+                        "%s: the format is not recognised; raw is never guessed, say "
+                        "format=raw if it is that",
+                        file->name);
+    return 0;
+}
+
+/* As chain_find_driver, for a layer: what is missing is said in the words of who can add
+ * it. */
+static int find_layer_driver(struct storage *file, const struct layer *layer,
+                             const struct driver **out, struct diag *diag)
+{
+    if (!layer->image || !is_auto(layer->format))
+        return chain_find_driver(file, layer->format, out, diag);
+
+    int rc = probe(file, out, diag);
+    if (rc < 0)
+        return rc;
+    if (!*out)
+        return diag_set(diag, EINVAL,
+                        "%s: %s doesn't record its format and it is not recognised; raw is "
+                        "never guessed, say backing-format=raw if it is that",
+                        file->name, layer->image);
+    return 0;
+}
+
+static int note_visit(struct visited *visited, struct storage *file, struct diag *diag)
+{
+    uint64_t device, inode;
+    int rc = storage_identity(file, &device, &inode);
+    if (rc == -ENOTSUP)
+        return 0;
+    if (rc < 0)
+        return diag_errno(diag, -rc, "%s", file->name);
+
+    for (unsigned i = 0; i < visited->count; i++)
+        if (visited->file[i].device == device && visited->file[i].inode == inode)
+            return diag_set(diag, ELOOP, "%s: the backing chain comes back to this file",
+                            file->name);
+    visited->file[visited->count].device = device;
+    visited->file[visited->count].inode = inode;
+    visited->count++;
+    return 0;
+}
+
+static int open_layer(struct block_context *ctx, const struct layer *layer,
+                      const struct node_options *options, struct visited *visited,
+                      struct node **out, struct diag *diag)
+{
+    const struct storage_open how = {
+        .read_only = layer->read_only,
+        .fallback_read_only = layer->fallback_read_only,
+        .direct = options->cache && options->cache->direct,
+        .no_flush = options->cache && options->cache->no_flush,
+    };
+    CLEANUP_STORAGE struct storage *file = NULL;
+    int rc = storage_open_file(layer->path, &how, &file, diag);
+    if (rc < 0)
+        return rc;
+    rc = note_visit(visited, file, diag);
+    if (rc < 0)
+        return rc;
+
+    const struct driver *driver;
+    rc = find_layer_driver(file, layer, &driver, diag);
+    if (rc < 0)
+        return rc;
+    return node_open(ctx, driver, TAKE(&file), layer->path, options, out, diag);
+}
+
+/* The user's own choice of a backing file is trusted; it has to be a local file all the
+ * same. */
+static int resolve_chosen(const struct node *top, const char *name, char **path,
+                          struct diag *diag)
+{
+    const char *local = strncmp(name, "file:", 5) == 0 ? name + 5 : name;
+    if (local == name && name[strcspn(name, ":/")] == ':')
+        return diag_set(diag, ENOTSUP, "backing=%s: only local files can be backing files",
+                        name);
+    /* Every format that allocates can have one; raw, which doesn't, can't. */
+    if (!top->driver->reserve)
+        return diag_set(diag, EINVAL, "%s: %s images have no backing file", top->filename,
+                        top->driver->name);
+    *path = strdup(local);
+    return *path ? 0 : diag_errno(diag, ENOMEM, "%s", name);
+}
+
+/* The path of what lies below `node`, NULL when that is nothing, and its format. */
+static int next_layer(const struct node *node, bool is_top,
+                      const struct chain_options *options, char **path, const char **format,
+                      struct diag *diag)
+{
+    *path = NULL;
+    *format = node->backing_format;
+    if (is_top && options->backing_format)
+        *format = options->backing_format;
+    if (is_top && options->backing)
+        return resolve_chosen(node, options->backing, path, diag);
+    if (!node->backing_name)
+        return 0;
+    return reference_resolve(node->filename, node->backing_name, options->references, path,
+                             diag);
+}
+
+/* Says whose backing file the trouble is with, unless the message does already. */
+static int blame_image(const char *image, int rc, struct diag *diag)
+{
+    if (!diag || strstr(diag->text, image))
+        return rc;
+    struct diag cause = *diag;
+    return diag_set(diag, cause.err, "%s: backing file: %s", image, cause.text);
+}
+
+static int open_below(struct block_context *ctx, struct node *top,
+                      const struct chain_options *options, struct visited *visited,
+                      struct diag *diag)
+{
+    unsigned depth = 1;
+    for (struct node *node = top;; node = node->backing, depth++) {
+        CLEANUP_FREE char *path = NULL;
+        const char *format;
+        int rc = next_layer(node, node == top, options, &path, &format, diag);
+        if (rc < 0 || !path)
+            return rc;
+        if (depth == CHAIN_MAX_DEPTH)
+            return diag_set(diag, ELOOP, "%s: the backing chain is deeper than %d images",
+                            top->filename, CHAIN_MAX_DEPTH);
+
+        const struct layer layer = {
+            .path = path, .format = format, .image = node->filename, .read_only = true};
+        rc = open_layer(ctx, &layer, &options->node, visited, &node->backing, diag);
+        if (rc < 0)
+            return blame_image(node->filename, rc, diag);
+    }
+}
+
+int chain_open(struct block_context *ctx, const char *filename,
+               const struct chain_options *options, struct node **out, struct diag *diag)
+{
+    struct visited visited = {.count = 0};
+    const struct layer layer = {
+        .path = filename,
+        .format = options->format,
+        .read_only = options->read_only,
+        .fallback_read_only = options->fallback_read_only,
+    };
+    struct node *top = NULL;
+
+    *out = NULL;
+    int rc = open_layer(ctx, &layer, &options->node, &visited, &top, diag);
+    if (rc < 0)
+        return rc;
+    if (!options->no_backing) {
+        rc = open_below(ctx, top, options, &visited, diag);
+        if (rc < 0) {
+            node_close(top);
+            return rc;
+        }
+    }
+    *out = top;
+    return 0;
+}

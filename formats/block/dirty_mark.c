@@ -1,0 +1,164 @@
+#include <errno.h>
+
+#include "base/log.h"
+#include "block/dirty_mark.h"
+#include "block/node.h"
+
+static void on_timer(void *opaque);
+
+void dirty_mark_init(struct dirty_mark *mark, struct node *node,
+                     int (*write_bit)(struct node *, bool), bool enabled, bool already_set)
+{
+    *mark = (struct dirty_mark){
+        .node = node,
+        .write_bit = write_bit,
+        .enabled = enabled,
+        .state = already_set ? MARK_DURABLE : MARK_CLEAR,
+    };
+    pthread_cond_init(&mark->changed, NULL);
+    timer_init(&mark->timer, on_timer, mark);
+}
+
+void dirty_mark_destroy(struct dirty_mark *mark)
+{
+    timer_cancel(mark->node->ctx->housekeeper, &mark->timer);
+    pthread_cond_destroy(&mark->changed);
+}
+
+/* META. */
+static void enter(struct dirty_mark *mark, enum mark_state state)
+{
+    mark->state = state;
+    pthread_cond_broadcast(&mark->changed);
+}
+
+int dirty_mark_begin(struct dirty_mark *mark)
+{
+    if (!mark->enabled)
+        return 0;
+
+    struct lock *meta = mcache_meta(mark->node->mc);
+    LOCK_GUARD(meta);
+    while (mark->state == MARK_WRITING || mark->state == MARK_CLEARING)
+        lock_wait(meta, &mark->changed);
+    if (mark->state == MARK_CLEAR) {
+        enter(mark, MARK_WRITING);
+        lock_release(meta);
+        int err = mark->write_bit(mark->node, true);
+        lock_acquire(meta);
+        enter(mark, err ? MARK_CLEAR : MARK_SET);
+        if (err)
+            return err;
+    }
+    mark->in_flight++;
+    return 0;
+}
+
+void dirty_mark_end(struct dirty_mark *mark)
+{
+    if (!mark->enabled)
+        return;
+    struct node *node = mark->node;
+    mark->last_end_ns = housekeeper_now(node->ctx->housekeeper);
+    if (--mark->in_flight > 0)
+        return;
+    pthread_cond_broadcast(&mark->changed);
+    /* A session whose flushes are void has nothing to vouch for the tables (V-06). */
+    if (node->options.need_check_delay_ns != 0 && !node->options.cache->no_flush)
+        timer_arm_if_idle(node->ctx->housekeeper, &mark->timer,
+                          node->options.need_check_delay_ns);
+}
+
+void dirty_mark_frozen(struct dirty_mark *mark)
+{
+    mark->frozen_set = mark->state == MARK_SET;
+}
+
+void dirty_mark_durable(struct dirty_mark *mark)
+{
+    LOCK_GUARD(mcache_meta(mark->node->mc));
+    if (mark->frozen_set && mark->state == MARK_SET)
+        enter(mark, MARK_DURABLE);
+}
+
+bool dirty_mark_needs_barrier(const struct dirty_mark *mark)
+{
+    return mark->enabled && mark->state != MARK_DURABLE;
+}
+
+/* State CLEARING, so no allocation runs or starts. */
+static int commit_and_clear(struct dirty_mark *mark)
+{
+    struct node *node = mark->node;
+
+    int err = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
+    if (!err)
+        err = storage_sync_if_void(node->file);
+    if (!err)
+        err = mark->write_bit(node, false);
+    if (!err) {
+        err = storage_sync(node->file);
+        if (err)
+            mcache_poison(node->mc);
+    }
+    return err;
+}
+
+int dirty_mark_settle(struct dirty_mark *mark, bool wait)
+{
+    struct lock *meta = mcache_meta(mark->node->mc);
+    LOCK_GUARD(meta);
+
+    while (mark->state == MARK_WRITING || mark->state == MARK_CLEARING ||
+           (mark->in_flight > 0 && wait))
+        lock_wait(meta, &mark->changed);
+    if (mark->state == MARK_CLEAR)
+        return 0;
+    if (mark->in_flight > 0)
+        return -EBUSY;
+    enter(mark, MARK_CLEARING);
+    lock_release(meta);
+    int err = commit_and_clear(mark);
+    lock_acquire(meta);
+    enter(mark, err ? MARK_DURABLE : MARK_CLEAR);
+    return err;
+}
+
+int dirty_mark_finish(struct dirty_mark *mark)
+{
+    struct node *node = mark->node;
+
+    int err = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
+    if (err || node->options.keep_marks)
+        return err;
+    if (mark->enabled)
+        return dirty_mark_settle(mark, true);
+    return storage_sync_if_void(node->file);
+}
+
+/* One-shot, `delay` after the last allocation: an allocation since it was armed moves it. */
+static void on_timer(void *opaque)
+{
+    struct dirty_mark *mark = opaque;
+    struct node *node = mark->node;
+    struct housekeeper *hk = node->ctx->housekeeper;
+    uint64_t delay = node->options.need_check_delay_ns, last;
+    bool busy;
+
+    {
+        LOCK_GUARD(mcache_meta(node->mc));
+        last = mark->last_end_ns;
+        busy = mark->in_flight > 0;
+    }
+    uint64_t now = housekeeper_now(hk);
+    if (busy)
+        return; /* the end of that allocation arms it again */
+    if (now < last + delay) {
+        timer_arm(hk, &mark->timer, last + delay - now);
+        return;
+    }
+    int err = dirty_mark_settle(mark, false);
+    if (err && err != -EBUSY)
+        log_error("%s: clearing the dirty mark failed (errno %d); it stays set",
+                  node->filename, -err);
+}

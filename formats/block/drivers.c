@@ -1,0 +1,27 @@
+#include <string.h>
+
+#include "block/driver.h"
+
+static const struct driver *const none[] = {NULL};
+static const struct driver *const *drivers = none;
+
+void drivers_set(const struct driver *const *table)
+{
+    drivers = table;
+}
+
+const struct driver *driver_find(const char *name)
+{
+    for (size_t i = 0; drivers[i]; i++)
+        if (strcmp(drivers[i]->name, name) == 0)
+            return drivers[i];
+    return NULL;
+}
+
+const struct driver *driver_probe(const uint8_t *head, size_t n)
+{
+    for (size_t i = 0; drivers[i]; i++)
+        if (drivers[i]->probe && drivers[i]->probe(head, n))
+            return drivers[i];
+    return NULL;
+}

@@ -1,0 +1,28 @@
+/* What the parts of the request engine share: requests on ranges that were checked, inside the
+ * gate.  Private to this folder. */
+#ifndef BLOCK_ENGINE_H
+#define BLOCK_ENGINE_H
+
+#include "block/node.h"
+
+/* Copies of head and tail, and zeroes, move in pieces of at most this. */
+#define ENGINE_CHUNK (1u << 20)
+
+/* read.c: the chain's view of a range. */
+int engine_read(struct node *node, void *buf, uint64_t len, uint64_t off) MUST_USE;
+
+/* write.c */
+
+/* Writes; fua: in-place parts whose mapping is durable are written durably, and *needs_commit
+ * says whether a commit must make the rest durable. */
+int engine_write(struct node *node, const void *buf, uint64_t len, uint64_t off, bool fua,
+                 bool *needs_commit) MUST_USE;
+
+/* Zero bytes through the write path; locked: the caller holds the guest range. */
+int engine_write_zeroes(struct node *node, uint64_t len, uint64_t off, bool locked) MUST_USE;
+
+/* flush.c: what ends a changing request: notes the write, relieves the cache, and commits
+ * when the request asked for durability. */
+int engine_finish_write(struct node *node, int err, bool commit) MUST_USE;
+
+#endif

@@ -1,0 +1,131 @@
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "block/node.h"
+
+int block_context_init(struct block_context *ctx, size_t cache_bytes, clock_fn *clock,
+                       void *clock_opaque)
+{
+    gate_init(&ctx->gate);
+    ctx->pool = mc_pool_new(cache_bytes, &ctx->gate);
+    ctx->housekeeper = housekeeper_new(clock, clock_opaque);
+    if (ctx->pool && ctx->housekeeper)
+        return 0;
+    block_context_destroy(ctx);
+    return -ENOMEM;
+}
+
+void block_context_destroy(struct block_context *ctx)
+{
+    housekeeper_free(ctx->housekeeper);
+    mc_pool_free(ctx->pool);
+    ctx->housekeeper = NULL;
+    ctx->pool = NULL;
+}
+
+/* Dirty metadata gets no older than this without a client's flush, as the kernel does with dirty
+ * pages. */
+#define WRITEBACK_AGE_NS (30 * 1000000000ull)
+
+static void arm_write_back(struct node *node)
+{
+    if (!atomic_load_explicit(&node->write_back_armed, memory_order_relaxed) &&
+        !atomic_exchange(&node->write_back_armed, true))
+        timer_arm(node->ctx->housekeeper, &node->write_back, WRITEBACK_AGE_NS);
+}
+
+static void write_back(void *opaque)
+{
+    struct node *node = opaque;
+
+    atomic_store(&node->write_back_armed, false);
+    int err = mcache_commit(node->mc, MC_COMMIT);
+    if (err)
+        log_error("%s: background write-back failed (errno %d)", node->filename, -err);
+    if (err && !mcache_health(node->mc))
+        arm_write_back(node);
+}
+
+void node_wrote(struct node *node)
+{
+    mcache_note_write(node->mc);
+    arm_write_back(node);
+}
+
+static void node_free(struct node *node)
+{
+    mcache_free(node->mc);
+    storage_close(node->file);
+    range_lock_destroy(&node->ranges);
+    free(node->filename);
+    free(node->backing_name);
+    free(node->backing_format);
+    free(node);
+}
+
+int node_open(struct block_context *ctx, const struct driver *driver, struct storage *file,
+              const char *filename, const struct node_options *options, struct node **out,
+              struct diag *diag)
+{
+    struct node *node = calloc(1, sizeof *node);
+    char *name = strdup(filename);
+
+    if (!node || !name) {
+        free(node);
+        free(name);
+        storage_close(file);
+        return diag_errno(diag, ENOMEM, "%s", filename);
+    }
+    node->driver = driver;
+    node->ctx = ctx;
+    node->options = *options;
+    if (!node->options.cache)
+        node->options.cache = cache_mode_find("writeback");
+    node->filename = name;
+    node->file = file;
+    node->can_write = !file->read_only;
+    range_lock_init(&node->ranges);
+    timer_init(&node->write_back, write_back, node);
+    int err = driver->open(node, diag);
+    if (err) {
+        node_free(node);
+        return err;
+    }
+    *out = node;
+    return 0;
+}
+
+int node_activate(struct node *node, struct diag *diag)
+{
+    if (node->active)
+        return 0;
+    if (!node->can_write)
+        return diag_set(diag, EROFS, "%s: the file is open read-only", node->filename);
+    int err = node->driver->activate(node, diag);
+    if (!err)
+        node->active = true;
+    return err;
+}
+
+int node_close(struct node *node)
+{
+    int result = 0;
+
+    while (node) {
+        struct node *below = node->backing;
+        timer_cancel(node->ctx->housekeeper, &node->write_back);
+        int err = node->driver->close(node);
+        if (err && !result)
+            result = err;
+        node_free(node);
+        node = below;
+    }
+    return result;
+}
+
+int node_check_range(const struct node *node, uint64_t off, uint64_t len)
+{
+    return off <= node->size && len <= node->size - off ? 0 : -EINVAL;
+}

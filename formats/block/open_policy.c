@@ -1,0 +1,112 @@
+#include <errno.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "block/open_policy.h"
+
+int references_parse(const char *word, enum references *out)
+{
+    static const char *const words[] = {
+        [REFERENCES_ANY] = "any", [REFERENCES_DIR] = "dir", [REFERENCES_NONE] = "none"};
+
+    for (unsigned i = 0; i < ARRAY_LEN(words); i++) {
+        if (strcmp(word, words[i]) == 0) {
+            *out = (enum references)i;
+            return 0;
+        }
+    }
+    return -EINVAL;
+}
+
+/* A colon before the first slash makes a name a protocol's, whether anyone knows it or not.
+ */
+static bool has_protocol(const char *name)
+{
+    return name[strcspn(name, ":/")] == ':';
+}
+
+static const char *strip_file_protocol(const char *name)
+{
+    return strncmp(name, "file:", 5) == 0 ? name + 5 : name;
+}
+
+/* Length of the folder's part of a path, with the slash at its end; 0: there is none. */
+static size_t folder_length(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? (size_t)(slash - path) + 1 : 0;
+}
+
+char *reference_join(const char *image, const char *name)
+{
+    size_t folder = folder_length(image);
+    if (name[0] == '/' || has_protocol(name) || folder == 0)
+        return strdup(name);
+
+    char *path = malloc(folder + strlen(name) + 1);
+    if (path) {
+        memcpy(path, image, folder);
+        strcpy(path + folder, name);
+    }
+    return path;
+}
+
+/* Is `path`, symbolic links resolved, below the folder of `image`? */
+static int check_below_folder(const char *image, const char *path, struct diag *diag)
+{
+    CLEANUP_FREE char *folder = strndup(image, folder_length(image));
+    if (!folder)
+        return diag_errno(diag, ENOMEM, "%s", image);
+
+    CLEANUP_FREE char *real_folder = realpath(folder[0] ? folder : ".", NULL);
+    if (!real_folder)
+        return diag_errno(diag, errno, "%s", folder[0] ? folder : ".");
+    CLEANUP_FREE char *real_path = realpath(path, NULL);
+    if (!real_path)
+        return diag_errno(diag, errno, "%s: cannot open %s", image, path);
+
+    size_t n = strlen(real_folder);
+    if (n == 1) /* "/": everything is below it */
+        return 0;
+    if (strncmp(real_path, real_folder, n) == 0 && real_path[n] == '/')
+        return 0;
+    return diag_set(diag, EACCES,
+                    "%s: names %s, which is not below the image's folder (references=dir)",
+                    image, path);
+}
+
+int reference_resolve(const char *image, const char *name, enum references policy,
+                      char **path, struct diag *diag)
+{
+    *path = NULL;
+    if (policy == REFERENCES_NONE)
+        return diag_set(diag, EACCES,
+                        "%s: names %s, but references=none allows no other file", image,
+                        name);
+
+    const char *local = strip_file_protocol(name);
+    if (local == name && has_protocol(name))
+        return diag_set(diag, ENOTSUP, "%s: names %s: an image may name local files only",
+                        image, name);
+    if (local[0] == '\0')
+        return diag_set(diag, EINVAL, "%s: the name of the backing file is empty", image);
+
+    /* After "file:" a colon means nothing any more, so this isn't reference_join. */
+    size_t folder = local[0] == '/' ? 0 : folder_length(image);
+    CLEANUP_FREE char *joined = NULL;
+    if (asprintf(&joined, "%.*s%s", (int)folder, image, local) < 0) {
+        joined = NULL;
+        return diag_errno(diag, ENOMEM, "%s", image);
+    }
+
+    if (policy == REFERENCES_DIR) {
+        int rc = check_below_folder(image, joined, diag);
+        if (rc < 0)
+            return rc;
+    }
+    *path = TAKE(&joined);
+    return 0;
+}

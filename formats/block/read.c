@@ -1,0 +1,86 @@
+/* The read engine: a loop over extents, down the chain where a layer has nothing. */
+#include <assert.h>
+#include <string.h>
+
+#include "block/engine.h"
+
+/* Reads the first run of the range; *done is its length. */
+static int read_run(struct node *node, void *buf, uint64_t len, uint64_t off, uint64_t *done)
+{
+    struct node *layer = node;
+    struct extent ext;
+
+    for (;;) {
+        if (off >= layer->size) { /* a backing file shorter than its overlay */
+            memset(buf, 0, len);
+            *done = len;
+            return 0;
+        }
+        len = MIN(len, layer->size - off);
+        int err = layer->driver->map(layer, off, len, &ext);
+        if (err)
+            return err;
+        len = ext.length;
+        if (ext.kind != EXTENT_BACKING)
+            break;
+        assert(layer->backing);
+        layer = layer->backing;
+    }
+    *done = len;
+    if (ext.kind == EXTENT_DATA)
+        return storage_read(layer->file, buf, len, ext.host_offset);
+    memset(buf, 0, len);
+    return 0;
+}
+
+int engine_read(struct node *node, void *buf, uint64_t len, uint64_t off)
+{
+    while (len > 0) {
+        uint64_t done;
+        int err = read_run(node, buf, len, off, &done);
+        if (err)
+            return err;
+        buf = (char *)buf + done;
+        off += done;
+        len -= done;
+    }
+    return 0;
+}
+
+int block_read(struct node *node, void *buf, uint64_t len, uint64_t off)
+{
+    int err = node_check_range(node, off, len);
+    if (err)
+        return err;
+    gate_ticket ticket = gate_enter(&node->ctx->gate);
+    err = engine_read(node, buf, len, off);
+    gate_leave(&node->ctx->gate, ticket);
+    return err;
+}
+
+/* Loads the tables for one run of the range and asks the host for its data. */
+static int cache_run(struct node *node, uint64_t len, uint64_t off, uint64_t *done)
+{
+    struct block_status st;
+
+    int err = block_status(node, len, off, &st);
+    if (err)
+        return err;
+    if (st.has_host && !st.zero)
+        storage_prefetch(st.layer->file, st.host_offset, st.length);
+    *done = st.length;
+    return 0;
+}
+
+int block_cache(struct node *node, uint64_t len, uint64_t off)
+{
+    int err = node_check_range(node, off, len);
+
+    while (!err && len > 0) {
+        uint64_t done = 0;
+        err = cache_run(node, len, off, &done);
+        off += done;
+        len -= done;
+    }
+    return err;
+}

@@ -1,0 +1,97 @@
+/* Block status over the whole chain. */
+#include <assert.h>
+
+#include "base/checked.h"
+#include "block/node.h"
+
+/* Looks into the file at most this often for one answer. */
+#define MAX_LOOKS 64
+
+/* Data in the image may still be a hole in the file (preallocated, punched, or raw).  Cuts *len to
+ * a run of one kind: for a format with clusters, whole clusters. */
+static int look_into_file(struct node *layer, uint64_t host, uint64_t *len, bool *hole)
+{
+    uint64_t at = 0, cluster = layer->cluster_size;
+
+    for (unsigned looks = 0; at < *len && looks < MAX_LOOKS; looks++) {
+        bool data;
+        uint64_t run;
+        int err = storage_extent(layer->file, host + at, *len - at, &data, &run);
+        if (err)
+            return err;
+        /* A hole counts when it covers the rest of the cluster, or of the range. */
+        uint64_t first_end = MIN(*len, align_up(host + at + 1, cluster) - host);
+        if (!data && at + run >= first_end) {
+            *hole = at == 0;
+            if (at == 0)
+                at = run == *len ? run : align_down(host + run, cluster) - host;
+            *len = at;
+            return 0;
+        }
+        at = MIN(*len, align_up(host + at + run, cluster) - host);
+    }
+    *len = at;
+    *hole = false;
+    return 0;
+}
+
+/* The layer's entry for the range, of any kind but BACKING. */
+static int describe(struct node *layer, const struct extent *ext, struct block_status *out)
+{
+    out->length = ext->length;
+    out->layer = layer;
+    out->present = ext->allocated;
+    out->zero = ext->kind == EXTENT_ZERO;
+    out->data = ext->kind == EXTENT_DATA;
+    out->has_host = ext->has_host;
+    out->host_offset = ext->host_offset;
+    if (ext->kind != EXTENT_DATA)
+        return 0;
+
+    bool hole = false;
+    int err = look_into_file(layer, ext->host_offset, &out->length, &hole);
+    out->zero = hole;
+    /* A raw file's hole holds no data; an allocated cluster keeps its place. */
+    if (hole && layer->cluster_size == 1)
+        out->data = false;
+    return err;
+}
+
+static int status_of_run(struct node *node, uint64_t len, uint64_t off,
+                         struct block_status *out)
+{
+    struct node *layer = node;
+    unsigned depth = 0;
+
+    for (;; depth++) {
+        struct extent ext;
+        if (off >= layer->size) { /* past the end of a shorter backing file */
+            *out = (struct block_status){
+                .length = len, .zero = true, .depth = depth, .layer = layer};
+            return 0;
+        }
+        len = MIN(len, layer->size - off);
+        int err = layer->driver->map(layer, off, len, &ext);
+        if (err)
+            return err;
+        len = ext.length;
+        if (ext.kind == EXTENT_BACKING) {
+            assert(layer->backing);
+            layer = layer->backing;
+            continue;
+        }
+        *out = (struct block_status){.depth = depth};
+        return describe(layer, &ext, out);
+    }
+}
+
+int block_status(struct node *node, uint64_t len, uint64_t off, struct block_status *out)
+{
+    int err = node_check_range(node, off, len);
+    if (err)
+        return err;
+    gate_ticket ticket = gate_enter(&node->ctx->gate);
+    err = status_of_run(node, len, off, out);
+    gate_leave(&node->ctx->gate, ticket);
+    return err;
+}

@@ -1,0 +1,237 @@
+/* The write engine: in place where the mapping allows it, else reserve, copy, link. */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "block/engine.h"
+
+/* Head and tail up to this are gathered with the data into one write. */
+#define GATHER_MAX (256u << 10)
+
+static int alloc_bounce(void **buf, size_t bytes)
+{
+    return posix_memalign(buf, 4096, bytes ? bytes : 1) == 0 ? 0 : -ENOMEM;
+}
+
+/* The bytes of the guest range as they are now, zeroes beyond the virtual size. */
+static int read_old(struct node *node, unsigned char *buf, uint64_t len, uint64_t off)
+{
+    uint64_t inside = off < node->size ? MIN(len, node->size - off) : 0;
+    int err = engine_read(node, buf, inside, off);
+
+    for (uint64_t i = inside; i < len; i++)
+        buf[i] = 0;
+    return err;
+}
+
+/* Copies old contents of a guest range to its new place, in pieces. */
+static int copy_old(struct node *node, const struct reservation *res, uint64_t off,
+                    uint64_t len)
+{
+    CLEANUP_FREE void *bounce = NULL;
+    int err = alloc_bounce(&bounce, MIN(len, ENGINE_CHUNK));
+
+    while (!err && len > 0) {
+        uint64_t n = MIN(len, ENGINE_CHUNK);
+        err = read_old(node, bounce, n, off);
+        if (!err)
+            err = storage_write(node->file, bounce, n,
+                                res->host_offset + (off - res->guest_offset), 0);
+        off += n;
+        len -= n;
+    }
+    return err;
+}
+
+/* Fills a reservation: [off, off+len) from buf, the rest of its clusters with what was there. */
+static int fill(struct node *node, const struct reservation *res, bool old_is_zero,
+                const void *buf, uint64_t len, uint64_t off)
+{
+    uint64_t head = off - res->guest_offset;
+    uint64_t end = off + len, tail = res->guest_offset + res->length - end;
+    uint64_t host = res->host_offset + head;
+
+    if ((old_is_zero && res->fresh) || head + tail == 0)
+        return storage_write(node->file, buf, len, host, 0);
+
+    if (head + tail > GATHER_MAX) {
+        int err = copy_old(node, res, res->guest_offset, head);
+        if (!err)
+            err = copy_old(node, res, end, tail);
+        if (!err)
+            err = storage_write(node->file, buf, len, host, 0);
+        return err;
+    }
+
+    CLEANUP_FREE void *bounce = NULL;
+    int err = alloc_bounce(&bounce, head + tail);
+    if (!err)
+        err = read_old(node, bounce, head, res->guest_offset);
+    if (!err)
+        err = read_old(node, (unsigned char *)bounce + head, tail, end);
+    if (err)
+        return err;
+    struct iovec iov[] = {
+        {.iov_base = bounce, .iov_len = head},
+        {.iov_base = (void *)(uintptr_t)buf, .iov_len = len},
+        {.iov_base = (char *)bounce + head, .iov_len = tail},
+    };
+    return storage_writev(node->file, iov, (int)ARRAY_LEN(iov), res->host_offset, 0);
+}
+
+/* The range, which ext describes, gets clusters of its own.  The caller holds the guest range of
+ * all clusters it touches.  *done: bytes written. */
+static int write_new_clusters(struct node *node, const struct extent *ext, const void *buf,
+                              uint64_t off, uint64_t *done)
+{
+    uint64_t start = align_down(off, node->cluster_size);
+    uint64_t end = align_up(off + ext->length, node->cluster_size);
+    struct reservation res;
+
+    int err = node->driver->reserve(node, start, end - start, &res);
+    if (err)
+        return err;
+    assert(res.guest_offset == start && res.length > 0);
+    *done = MIN(ext->length, res.guest_offset + res.length - off);
+
+    /* Invariant (8): the data is in the storage before the word that maps it is stored. */
+    bool zero = ext->kind == EXTENT_ZERO;
+    err = fill(node, &res, zero, buf, *done, off);
+    if (err) {
+        node->driver->release(node, &res);
+        return err;
+    }
+    return node->driver->link(node, &res, zero);
+}
+
+/* As engine_write, with the guest range held. */
+static int write_locked(struct node *node, const void *buf, uint64_t len, uint64_t off)
+{
+    while (len > 0) {
+        struct extent ext;
+        uint64_t done = 0;
+        int err = node->driver->map(node, off, len, &ext);
+        if (err)
+            return err;
+        if (ext.kind == EXTENT_DATA && ext.writable) {
+            done = ext.length;
+            err = storage_write(node->file, buf, done, ext.host_offset, 0);
+        } else {
+            err = write_new_clusters(node, &ext, buf, off, &done);
+        }
+        if (err)
+            return err;
+        buf = (const char *)buf + done;
+        off += done;
+        len -= done;
+    }
+    return 0;
+}
+
+static int write_with_lock(struct node *node, const void *buf, uint64_t len, uint64_t off)
+{
+    struct range_hold hold;
+
+    range_lock_acquire(&node->ranges, &hold, align_down(off, node->cluster_size),
+                       align_up(off + len, node->cluster_size));
+    int err = write_locked(node, buf, len, off);
+    range_lock_release(&hold);
+    return err;
+}
+
+int engine_write(struct node *node, const void *buf, uint64_t len, uint64_t off, bool fua,
+                 bool *needs_commit)
+{
+    *needs_commit = false;
+    while (len > 0) {
+        struct extent ext;
+        int err = node->driver->map(node, off, len, &ext);
+        if (err)
+            return err;
+        if (ext.kind == EXTENT_DATA && ext.writable) {
+            /* Looked at after the map: a mapping we saw is then durable. */
+            bool sync = fua && !mcache_has_dirty(node->mc);
+            *needs_commit |= !sync;
+            err = storage_write(node->file, buf, ext.length, ext.host_offset,
+                                sync ? STORAGE_FUA : 0);
+        } else {
+            *needs_commit = true;
+            err = write_with_lock(node, buf, ext.length, off);
+        }
+        if (err)
+            return err;
+        buf = (const char *)buf + ext.length;
+        off += ext.length;
+        len -= ext.length;
+    }
+    return 0;
+}
+
+int engine_write_zeroes(struct node *node, uint64_t len, uint64_t off, bool locked)
+{
+    CLEANUP_FREE void *zeroes = calloc(1, MIN(len, ENGINE_CHUNK) + 1);
+    if (!zeroes)
+        return -ENOMEM;
+
+    while (len > 0) {
+        uint64_t n = MIN(len, ENGINE_CHUNK);
+        int err = locked ? write_locked(node, zeroes, n, off)
+                         : write_with_lock(node, zeroes, n, off);
+        if (err)
+            return err;
+        off += n;
+        len -= n;
+    }
+    return 0;
+}
+
+int block_write(struct node *node, const void *buf, uint64_t len, uint64_t off, unsigned flags)
+{
+    int err = node_check_range(node, off, len);
+    if (!err && !node->active)
+        err = -EROFS;
+    if (!err)
+        err = mcache_health(node->mc);
+    if (err || len == 0)
+        return err;
+
+    bool fua = (flags & BLOCK_FUA) || node->options.cache->write_through, needs_commit;
+    gate_ticket ticket = gate_enter(&node->ctx->gate);
+    err = engine_write(node, buf, len, off, fua, &needs_commit);
+    gate_leave(&node->ctx->gate, ticket);
+    return engine_finish_write(node, err, fua && needs_commit);
+}
+
+int block_preallocate(struct node *node, uint64_t len, uint64_t off)
+{
+    int err = node_check_range(node, off, len);
+
+    while (!err && len > 0) {
+        struct extent ext;
+        struct reservation res;
+        err = node->driver->map(node, off, len, &ext);
+        if (err)
+            return err;
+        if (ext.kind == EXTENT_BACKING)
+            return -ENOTSUP;
+        uint64_t done = ext.length;
+        if (ext.kind == EXTENT_ZERO) {
+            err = node->driver->reserve(node, off, align_up(done, node->cluster_size), &res);
+            if (err)
+                return err;
+            done = MIN(done, res.length);
+            if (!res.fresh)
+                err = storage_zero(node->file, res.host_offset, res.length, 0);
+            if (err)
+                node->driver->release(node, &res);
+            else
+                err = node->driver->link(node, &res, true);
+            mcache_relieve(node->mc);
+        }
+        off += done;
+        len -= done;
+    }
+    return err;
+}

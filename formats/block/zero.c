@@ -1,0 +1,183 @@
+/* Write zeroes and trim: whole clusters by metadata, parts of a cluster by punching or writing. */
+#include <errno.h>
+
+#include "base/checked.h"
+#include "block/engine.h"
+
+/* A range in three: parts of clusters at both ends and whole clusters between. */
+struct split {
+    uint64_t start, first, last, end; /* [start,first) [first,last) [last,end) */
+};
+
+static struct split split_clusters(const struct node *node, uint64_t off, uint64_t len)
+{
+    struct split s = {.start = off, .end = off + len};
+
+    s.first = align_up(off, node->cluster_size);
+    s.last = align_down(s.end, node->cluster_size);
+    /* What lies beyond the virtual size is nobody's. */
+    if (s.end == node->size)
+        s.last = align_up(s.end, node->cluster_size);
+    if (s.last <= s.first) {
+        s.first = s.last = s.end;
+    } else if (s.last > s.end) {
+        s.end = s.last;
+    }
+    return s;
+}
+
+/* Does the range, where this layer has nothing, lie past the end of what is below? */
+static bool past_backing(const struct node *node, uint64_t off)
+{
+    return off >= node->backing->size;
+}
+
+/* Part of a cluster (or of two). */
+static int zero_part(struct node *node, uint64_t off, uint64_t end, enum zero_how how)
+{
+    while (off < end) {
+        struct extent ext;
+        int err = node->driver->map(node, off, end - off, &ext);
+        if (err)
+            return err;
+        bool in_place = ext.kind == EXTENT_DATA && ext.writable;
+        if (how == ZERO_DISCARD) {
+            if (in_place)
+                err = storage_discard(node->file, ext.host_offset, ext.length);
+        } else if (in_place) {
+            err = storage_zero(node->file, ext.host_offset, ext.length,
+                               how == ZERO_UNMAP ? STORAGE_MAY_UNMAP : 0);
+        } else if (ext.kind == EXTENT_DATA ||
+                   (ext.kind == EXTENT_BACKING && !past_backing(node, off))) {
+            err = engine_write_zeroes(node, ext.length, off, false);
+        }
+        if (err)
+            return err;
+        off += ext.length;
+    }
+    return 0;
+}
+
+/* What the format can't express: zeroes in the file, at least.  Guest range held. */
+static int zero_by_writing(struct node *node, uint64_t off, uint64_t end, enum zero_how how,
+                           uint64_t *done)
+{
+    struct extent ext;
+    uint64_t len = MIN(end, node->size) - off;
+
+    int err = node->driver->map(node, off, len, &ext);
+    if (err)
+        return err;
+    *done = align_up(ext.length, node->cluster_size);
+    if (ext.kind == EXTENT_ZERO)
+        return 0;
+    if (ext.kind == EXTENT_BACKING && past_backing(node, off))
+        return 0;
+    if (ext.kind == EXTENT_DATA && ext.writable)
+        return storage_zero(node->file, ext.host_offset, ext.length,
+                            how == ZERO_UNMAP ? STORAGE_MAY_UNMAP : 0);
+    return engine_write_zeroes(node, ext.length, off, true);
+}
+
+static int zero_clusters_locked(struct node *node, uint64_t off, uint64_t end,
+                                enum zero_how how)
+{
+    while (off < end) {
+        uint64_t done = 0;
+        int err = node->driver->zero(node, off, end - off, how, &done);
+        off += done;
+        if (err == -ENOTSUP) {
+            if (how == ZERO_DISCARD)
+                return 0;
+            err = zero_by_writing(node, off, end, how, &done);
+            off += err ? 0 : done;
+        }
+        if (err)
+            return err;
+    }
+    return 0;
+}
+
+static int zero_clusters(struct node *node, uint64_t off, uint64_t end, enum zero_how how)
+{
+    struct range_hold hold;
+
+    if (off >= end)
+        return 0;
+    if (!node->driver->reserve) /* no mapping to protect */
+        return zero_clusters_locked(node, off, end, how);
+    range_lock_acquire(&node->ranges, &hold, off, end);
+    int err = zero_clusters_locked(node, off, end, how);
+    range_lock_release(&hold);
+    return err;
+}
+
+/* Does all of the range read as zeroes without a look at data? */
+static bool reads_zero(struct node *node, uint64_t off, uint64_t end)
+{
+    while (off < end) {
+        struct extent ext;
+        if (node->driver->map(node, off, end - off, &ext))
+            return false;
+        if (ext.kind == EXTENT_DATA ||
+            (ext.kind == EXTENT_BACKING && !past_backing(node, off)))
+            return false;
+        off += ext.length;
+    }
+    return true;
+}
+
+static bool zero_is_fast(struct node *node, const struct split *s)
+{
+    return reads_zero(node, s->start, s->first) &&
+           reads_zero(node, s->last, s->end) &&
+           (s->first >= s->last ||
+            node->driver->zero_is_fast(node, s->first, s->last - s->first));
+}
+
+static int zero_range(struct node *node, uint64_t len, uint64_t off, enum zero_how how,
+                      bool fast)
+{
+    struct split s = split_clusters(node, off, len);
+
+    if (fast && !zero_is_fast(node, &s))
+        return -ENOTSUP;
+    int err = zero_part(node, s.start, s.first, how);
+    if (!err)
+        err = zero_clusters(node, s.first, s.last, how);
+    if (!err)
+        err = zero_part(node, s.last, s.end, how);
+    return err;
+}
+
+static int zero_request(struct node *node, uint64_t len, uint64_t off, enum zero_how how,
+                        unsigned flags)
+{
+    int err = node_check_range(node, off, len);
+    if (!err && !node->active)
+        err = -EROFS;
+    if (!err)
+        err = mcache_health(node->mc);
+    if (err || len == 0)
+        return err;
+
+    gate_ticket ticket = gate_enter(&node->ctx->gate);
+    err = zero_range(node, len, off, how, flags & BLOCK_FAST);
+    gate_leave(&node->ctx->gate, ticket);
+    return engine_finish_write(node, err,
+                               (flags & BLOCK_FUA) || node->options.cache->write_through);
+}
+
+int block_zero(struct node *node, uint64_t len, uint64_t off, unsigned flags)
+{
+    bool unmap = (flags & BLOCK_MAY_UNMAP) && !node->options.discard_ignore;
+
+    return zero_request(node, len, off, unmap ? ZERO_UNMAP : ZERO_KEEP, flags);
+}
+
+int block_discard(struct node *node, uint64_t len, uint64_t off, unsigned flags)
+{
+    if (node->options.discard_ignore)
+        return node_check_range(node, off, len);
+    return zero_request(node, len, off, ZERO_DISCARD, flags & BLOCK_FUA);
+}

@@ -1,0 +1,207 @@
+/* Group commit: one leader writes for everyone who waits. */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/log.h"
+#include "mcache/internal.h"
+
+struct mcache *mcache_new(struct mc_pool *pool, struct storage *st,
+                          const struct mcache_hooks *hooks, void *owner)
+{
+    struct mcache *mc = calloc(1, sizeof *mc);
+
+    if (!mc)
+        return NULL;
+    mc->pool = pool;
+    mc->st = st;
+    if (hooks)
+        mc->hooks = *hooks;
+    mc->owner = owner;
+    list_init(&mc->maps);
+    lock_init(&mc->meta, RANK_META);
+    for (int cls = 0; cls < MC_CLASSES; cls++)
+        list_init(&mc->dirty[cls]);
+    for (unsigned i = 0; i < LOAD_STRIPES; i++) {
+        lock_init(&mc->load[i].lock, RANK_LOAD);
+        pthread_cond_init(&mc->load[i].done, NULL);
+        list_init(&mc->load[i].loading);
+    }
+    lock_init(&mc->commit, RANK_COMMIT);
+    pthread_cond_init(&mc->commit_done, NULL);
+    return mc;
+}
+
+void mcache_free(struct mcache *mc)
+{
+    if (!mc)
+        return;
+    LIST_FOR_EACH_SAFE (pos, &mc->maps)
+        mcmap_free(CONTAINER_OF(pos, struct mcmap, link));
+    for (unsigned i = 0; i < LOAD_STRIPES; i++) {
+        lock_destroy(&mc->load[i].lock);
+        pthread_cond_destroy(&mc->load[i].done);
+    }
+    lock_destroy(&mc->meta);
+    lock_destroy(&mc->commit);
+    pthread_cond_destroy(&mc->commit_done);
+    free(mc);
+}
+
+struct lock *mcache_meta(struct mcache *mc)
+{
+    return &mc->meta;
+}
+
+void mcache_strict(struct mcache *mc)
+{
+    lock_assert_held(&mc->meta);
+    mc->strict = true;
+}
+
+void mcache_set_postpone(struct mcache *mc, bool on)
+{
+    LOCK_GUARD(&mc->meta);
+    mc->postpone = on;
+}
+
+void mcache_note_write(struct mcache *mc)
+{
+    atomic_fetch_add_explicit(&mc->written, 1, memory_order_release);
+}
+
+bool mcache_has_dirty(struct mcache *mc)
+{
+    return atomic_load(&mc->n_links) != 0;
+}
+
+int mcache_health(struct mcache *mc)
+{
+    return UNLIKELY(atomic_load_explicit(&mc->poisoned, memory_order_relaxed)) ? -EIO : 0;
+}
+
+void mcache_poison(struct mcache *mc)
+{
+    if (!atomic_exchange(&mc->poisoned, true))
+        log_error("%s: it is unknown what reached the disk: no more writes until it is reopened",
+                  mc->st->name);
+}
+
+/* A barrier that fails leaves nothing to build on. */
+static int barrier(struct mcache *mc)
+{
+    int err = storage_flush(mc->st);
+
+    if (err) {
+        log_error("%s: flushing failed (errno %d)", mc->st->name, -err);
+        mcache_poison(mc);
+    }
+    return err;
+}
+
+/* Writes writes[from..to), which lie in one class, neighbours in one call. */
+static int write_pages(struct mcache *mc, const struct mc_write *writes, size_t from, size_t to)
+{
+    while (from < to) {
+        struct iovec iov[STORAGE_MAX_IOV];
+        uint64_t start = writes[from].host_offset, end = start;
+        int n = 0;
+        while (from < to && n < STORAGE_MAX_IOV && writes[from].host_offset == end) {
+            iov[n].iov_base = writes[from].bytes;
+            iov[n++].iov_len = writes[from].n_bytes;
+            end += writes[from++].n_bytes;
+        }
+        int err = storage_writev(mc->st, iov, n, start, 0);
+        if (err)
+            return err;
+    }
+    return 0;
+}
+
+/* Class by class; invariant (1) is this function. */
+static int write_group(struct mcache *mc, const struct mc_group *group)
+{
+    size_t at = 0;
+
+    for (enum mc_class cls = MC_PRE; cls < MC_CLASSES; cls++) {
+        size_t end = at;
+        while (end < group->n_writes && group->writes[end].cls == cls)
+            end++;
+        if (cls == MC_LINK && end > at && group->strict) {
+            int err = barrier(mc);
+            if (err)
+                return err;
+        }
+        int err = write_pages(mc, group->writes, at, end);
+        if (err)
+            return err;
+        if (cls == MC_PRE && end > at) {
+            err = barrier(mc);
+            if (err)
+                return err;
+        }
+        at = end;
+    }
+    return barrier(mc);
+}
+
+static int commit_group(struct mcache *mc, bool everything)
+{
+    struct mc_group group;
+
+    int err = mcache_health(mc);
+    if (err)
+        return err;
+    err = mc_group_freeze(mc, everything, &group);
+    if (err)
+        return err;
+    err = write_group(mc, &group);
+    mc_group_end(mc, &group, err == 0);
+    if (!err && mc->hooks.durable)
+        mc->hooks.durable(mc->owner);
+    return err;
+}
+
+int mcache_commit(struct mcache *mc, enum mc_extent_of_commit what)
+{
+    int err = mcache_health(mc);
+    if (err)
+        return err;
+    bool everything = what == MC_COMMIT_EVERYTHING;
+    if (!everything && atomic_load(&mc->durable) >= atomic_load(&mc->written))
+        return 0;
+
+    LOCK_GUARD(&mc->commit);
+    /* The next commit to start covers all that came before this call. */
+    uint64_t mine = mc->started + 1;
+    mc->want_everything |= everything;
+    while (mc->finished < mine && mc->committing)
+        lock_wait(&mc->commit, &mc->commit_done);
+    if (mc->finished >= mine)
+        return mc->finished_ok >= mine ? 0 : mc->last_result;
+
+    mc->committing = true;
+    uint64_t running = ++mc->started;
+    everything = mc->want_everything;
+    mc->want_everything = false;
+    lock_release(&mc->commit);
+    err = commit_group(mc, everything);
+    lock_acquire(&mc->commit);
+    mc->committing = false;
+    mc->finished = running;
+    if (!err)
+        mc->finished_ok = running;
+    mc->last_result = err;
+    pthread_cond_broadcast(&mc->commit_done);
+    return err;
+}
+
+void mcache_relieve(struct mcache *mc)
+{
+    if (LIKELY(atomic_load_explicit(&mc->dirty_bytes, memory_order_relaxed) <
+               mc->pool->limit / 4))
+        return;
+    int err = mcache_commit(mc, MC_COMMIT_EVERYTHING);
+    if (err)
+        log_error("%s: writing back metadata failed (errno %d); it stays in memory",
+                  mc->st->name, -err);
+}

@@ -1,0 +1,152 @@
+/* Dirty pages by class, and freezing them into a group: copying, in disk byte order, under the
+ * meta lock.  New changes go to the next group and wait for nothing. */
+#include <assert.h>
+#include <endian.h>
+#include <errno.h>
+#include <stdlib.h>
+
+#include "mcache/internal.h"
+
+/* META. */
+static void mark_dirty(struct mcache *mc, struct mc_page *page, enum mc_class cls)
+{
+    if (page->dirty == MC_CLEAN) {
+        mc->n_dirty++;
+        atomic_fetch_add(&mc->dirty_bytes, page->map->page_bytes);
+        if (cls == MC_LINK)
+            atomic_fetch_add(&mc->n_links, 1);
+    } else if (cls < page->dirty) {
+        /* An earlier class: what makes something reachable never shares a page with what
+         * must come before it. */
+        assert(page->dirty != MC_LINK);
+        list_remove(&page->dirty_link);
+    } else {
+        return;
+    }
+    page->dirty = cls;
+    list_append(&mc->dirty[cls], &page->dirty_link);
+}
+
+/* META. */
+static void mark_clean(struct mcache *mc, struct mc_page *page)
+{
+    list_remove(&page->dirty_link);
+    mc->n_dirty--;
+    atomic_fetch_sub(&mc->dirty_bytes, page->map->page_bytes);
+    page->dirty = MC_CLEAN;
+}
+
+void mcmap_store(struct mc_page *page, uint32_t word, uint64_t value, enum mc_class cls)
+{
+    struct mcache *mc = page->map->mc;
+
+    lock_assert_held(&mc->meta);
+    assert(word < mc_page_words(page));
+    atomic_store_explicit(&page->words[word], value, memory_order_release);
+    mark_dirty(mc, page, cls);
+}
+
+/* META: copies one page into the group. */
+static void freeze_page(struct mcache *mc, struct mc_page *page, struct mc_group *group,
+                        unsigned char **fill)
+{
+    struct mcmap *map = page->map;
+    size_t n = mc_page_words(page);
+    uint64_t *out = (uint64_t *)(void *)*fill;
+
+    for (size_t i = 0; i < n; i++) {
+        uint64_t v = atomic_load_explicit(&page->words[i], memory_order_relaxed);
+        out[i] = map->order == MC_BE64 ? htobe64(v) : htole64(v);
+    }
+    uint64_t first = map->locate(map->owner, map->resident ? 0 : page->index);
+    assert(first != 0);
+    assert(!page->frozen);
+    group->writes[group->n_writes++] = (struct mc_write){
+        .page = page,
+        .cls = page->dirty,
+        .host_offset = map->resident ? first + page->index * map->page_bytes : first,
+        .bytes = out,
+        .n_bytes = n * 8,
+    };
+    *fill += map->page_bytes;
+    mark_clean(mc, page);
+    page->frozen = true;
+}
+
+static int compare_writes(const void *a, const void *b)
+{
+    const struct mc_write *x = a, *y = b;
+
+    if (x->cls != y->cls)
+        return x->cls < y->cls ? -1 : 1;
+    return x->host_offset < y->host_offset ? -1 : x->host_offset > y->host_offset;
+}
+
+/* Room for what is dirty now; -ENOMEM leaves everything as it was. */
+static int group_reserve(struct mc_group *group, size_t n_pages, size_t bytes)
+{
+    group->writes = calloc(n_pages + 1, sizeof *group->writes);
+    void *buffer = NULL;
+    if (!group->writes || posix_memalign(&buffer, 4096, bytes + 1) != 0) {
+        free(group->writes);
+        return -ENOMEM;
+    }
+    group->buffer = buffer;
+    return 0;
+}
+
+int mc_group_freeze(struct mcache *mc, bool everything, struct mc_group *group)
+{
+    *group = (struct mc_group){0};
+    for (;;) {
+        lock_acquire(&mc->meta);
+        size_t n = mc->n_dirty, bytes = atomic_load(&mc->dirty_bytes);
+        lock_release(&mc->meta);
+        /* Some room for pages that become dirty before we look again. */
+        size_t room = n + n / 8 + 16, room_bytes = bytes + bytes / 8 + 16 * 4096;
+        int err = group_reserve(group, room, room_bytes);
+        if (err)
+            return err;
+
+        LOCK_GUARD(&mc->meta);
+        if (mc->n_dirty > room || atomic_load(&mc->dirty_bytes) > room_bytes) {
+            free(group->writes);
+            free(group->buffer);
+            continue;
+        }
+        unsigned char *fill = group->buffer;
+        group->generation = atomic_load(&mc->written);
+        group->strict = mc->strict;
+        mc->strict = false;
+        int first = mc->postpone && !everything ? MC_LINK : MC_PRE;
+        for (int cls = first; cls < MC_CLASSES; cls++)
+            LIST_FOR_EACH_SAFE (pos, &mc->dirty[cls])
+                freeze_page(mc, CONTAINER_OF(pos, struct mc_page, dirty_link), group, &fill);
+        if (mc->hooks.frozen)
+            mc->hooks.frozen(mc->owner);
+        break;
+    }
+    qsort(group->writes, group->n_writes, sizeof *group->writes, compare_writes);
+    return 0;
+}
+
+void mc_group_end(struct mcache *mc, struct mc_group *group, bool done)
+{
+    {
+        LOCK_GUARD(&mc->meta);
+        for (size_t i = 0; i < group->n_writes; i++) {
+            struct mc_page *page = group->writes[i].page;
+            page->frozen = false;
+            if (!done)
+                mark_dirty(mc, page, group->writes[i].cls);
+            if (group->writes[i].cls == MC_LINK)
+                atomic_fetch_sub(&mc->n_links, 1);
+        }
+        if (!done)
+            mc->strict |= group->strict;
+        else
+            atomic_store(&mc->durable, group->generation);
+    }
+    free(group->writes);
+    free(group->buffer);
+}

@@ -1,0 +1,114 @@
+/* What the files of this folder share; nobody else includes it. */
+#ifndef MCACHE_INTERNAL_H
+#define MCACHE_INTERNAL_H
+
+#include <pthread.h>
+
+#include "mcache/mcache.h"
+
+#define DIR_SLOTS    512
+#define LOAD_STRIPES 8
+
+/* The second level of a map's directory; never freed before the map. */
+struct mc_dir {
+    _Atomic(struct mc_page *) slot[DIR_SLOTS];
+};
+
+struct mcmap {
+    struct mcache *mc;
+    struct list link; /* in mcache.maps; fixed after open */
+    uint64_t n_pages;
+    uint64_t n_words; /* resident: of the whole table; else 0 */
+    uint32_t page_bytes;
+    enum mc_order order;
+    bool resident;
+    mcmap_locate *locate;
+    void *owner;
+    struct mc_page *pages; /* resident: all of them */
+    _Atomic(struct mc_dir *) *top;
+};
+
+/* A page that some thread is loading; on that thread's stack. */
+struct mc_loading {
+    struct list link;
+    struct mcmap *map;
+    uint64_t index;
+};
+
+struct mc_load_stripe {
+    struct lock lock;
+    pthread_cond_t done;
+    struct list loading;
+};
+
+struct mcache {
+    struct mc_pool *pool;
+    struct storage *st;
+    struct mcache_hooks hooks;
+    void *owner;
+    struct list maps;
+    struct mc_load_stripe load[LOAD_STRIPES];
+
+    struct lock meta;
+    /* under META: the open group */
+    struct list dirty[MC_CLASSES]; /* struct mc_page.dirty_link */
+    size_t n_dirty;
+    bool strict;
+    bool postpone;
+
+    _Atomic size_t dirty_bytes;
+    _Atomic size_t n_links; /* LINK pages, dirty or frozen */
+    _Atomic uint64_t written;
+    _Atomic uint64_t durable;
+    _Atomic bool poisoned;
+
+    struct lock commit;
+    /* under commit */
+    pthread_cond_t commit_done;
+    bool committing;
+    bool want_everything;
+    uint64_t started, finished, finished_ok;
+    int last_result;
+};
+
+struct mc_pool {
+    struct gate *gate;
+    size_t limit;
+    _Atomic size_t used;
+    struct lock lock;
+    /* under lock */
+    struct list clock;   /* struct mc_page.pool_link: oldest first */
+    struct list retired; /* out of the directory, waiting for the gate */
+    size_t n_pages;
+};
+
+/* map.c */
+size_t mc_page_words(const struct mc_page *page);
+void mcmap_detach(struct mc_page *page); /* META: takes the page out of the directory */
+
+/* pool.c */
+void mc_pool_insert(struct mc_pool *pool, struct mc_page *page);
+void mc_pool_forget(struct mc_pool *pool, struct mc_page *page); /* at mcmap_free */
+
+/* dirty.c: a frozen group */
+struct mc_write {
+    struct mc_page *page;
+    enum mc_class cls;
+    uint64_t host_offset;
+    void *bytes;
+    size_t n_bytes;
+};
+
+struct mc_group {
+    struct mc_write *writes; /* sorted by class, then host offset */
+    size_t n_writes;
+    unsigned char *buffer;
+    bool strict;
+    uint64_t generation;
+};
+
+int mc_group_freeze(struct mcache *mc, bool everything, struct mc_group *group) MUST_USE;
+/* done: the group is durable; else its pages become dirty again.  Frees its memory. */
+void mc_group_end(struct mcache *mc, struct mc_group *group, bool done);
+
+#endif

@@ -1,0 +1,256 @@
+/* Maps: from a page index to a page, lock-free on a hit, loaded once on a miss. */
+#include <assert.h>
+#include <endian.h>
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/cleanup.h"
+#include "mcache/internal.h"
+
+#define RESIDENT_PAGE_BYTES 4096
+
+static struct mcmap *map_alloc(struct mcache *mc, enum mc_order order, mcmap_locate *locate,
+                               void *owner)
+{
+    struct mcmap *map = calloc(1, sizeof *map);
+
+    if (!map)
+        return NULL;
+    map->mc = mc;
+    map->order = order;
+    map->locate = locate;
+    map->owner = owner;
+    list_append(&mc->maps, &map->link);
+    return map;
+}
+
+struct mcmap *mcmap_new(struct mcache *mc, uint64_t n_pages, uint32_t page_bytes,
+                        enum mc_order order, mcmap_locate *locate, void *owner)
+{
+    assert(page_bytes >= 512 && page_bytes <= 4096 && page_bytes % 8 == 0);
+    struct mcmap *map = map_alloc(mc, order, locate, owner);
+
+    if (!map)
+        return NULL;
+    map->n_pages = n_pages;
+    map->page_bytes = page_bytes;
+    map->top = calloc(n_pages / DIR_SLOTS + 1, sizeof *map->top);
+    if (!map->top) {
+        mcmap_free(map);
+        return NULL;
+    }
+    return map;
+}
+
+struct mcmap *mcmap_new_resident(struct mcache *mc, _Atomic uint64_t *words, uint64_t n_words,
+                                 enum mc_order order, mcmap_locate *locate, void *owner)
+{
+    struct mcmap *map = map_alloc(mc, order, locate, owner);
+
+    if (!map)
+        return NULL;
+    map->resident = true;
+    map->n_words = n_words;
+    map->page_bytes = RESIDENT_PAGE_BYTES;
+    uint32_t per_page = mcmap_words_per_page(map);
+    map->n_pages = (n_words + per_page - 1) / per_page;
+    map->pages = calloc(map->n_pages + 1, sizeof *map->pages);
+    if (!map->pages) {
+        mcmap_free(map);
+        return NULL;
+    }
+    for (uint64_t i = 0; i < map->n_pages; i++) {
+        struct mc_page *page = &map->pages[i];
+        page->words = words + i * per_page;
+        page->map = map;
+        page->index = i;
+        page->resident = true;
+        page->dirty = MC_CLEAN;
+        list_init(&page->dirty_link);
+        list_init(&page->pool_link);
+    }
+    return map;
+}
+
+/* An end of a page's life that isn't eviction. */
+static void drop_page(struct mcmap *map, struct mc_page *page)
+{
+    struct mcache *mc = map->mc;
+
+    if (page->dirty != MC_CLEAN) {
+        list_remove(&page->dirty_link);
+        mc->n_dirty--;
+        if (page->dirty == MC_LINK)
+            atomic_fetch_sub(&mc->n_links, 1);
+        atomic_fetch_sub(&mc->dirty_bytes, map->page_bytes);
+    }
+    if (!page->resident) {
+        mc_pool_forget(mc->pool, page);
+        free(page);
+    }
+}
+
+void mcmap_free(struct mcmap *map)
+{
+    if (!map)
+        return;
+    for (uint64_t i = 0; map->pages && i < map->n_pages; i++)
+        drop_page(map, &map->pages[i]);
+    for (uint64_t i = 0; map->top && i <= map->n_pages / DIR_SLOTS; i++) {
+        struct mc_dir *dir = atomic_load(&map->top[i]);
+        for (unsigned s = 0; dir && s < DIR_SLOTS; s++) {
+            struct mc_page *page = atomic_load(&dir->slot[s]);
+            if (page)
+                drop_page(map, page);
+        }
+        free(dir);
+    }
+    list_remove(&map->link);
+    free(map->pages);
+    free(map->top);
+    free(map);
+}
+
+uint32_t mcmap_words_per_page(const struct mcmap *map)
+{
+    return map->page_bytes / 8;
+}
+
+size_t mc_page_words(const struct mc_page *page)
+{
+    const struct mcmap *map = page->map;
+    uint64_t per_page = mcmap_words_per_page(map);
+
+    if (!map->resident)
+        return per_page;
+    return (size_t)MIN(per_page, map->n_words - page->index * per_page);
+}
+
+/* The slot of a page, or NULL when its part of the directory doesn't exist yet. */
+static _Atomic(struct mc_page *) *find_slot(struct mcmap *map, uint64_t index)
+{
+    assert(index < map->n_pages);
+    struct mc_dir *dir =
+        atomic_load_explicit(&map->top[index / DIR_SLOTS], memory_order_acquire);
+    return dir ? &dir->slot[index % DIR_SLOTS] : NULL;
+}
+
+static _Atomic(struct mc_page *) *make_slot(struct mcmap *map, uint64_t index)
+{
+    _Atomic(struct mc_page *) *slot = find_slot(map, index);
+    if (slot)
+        return slot;
+
+    struct mc_dir *fresh = calloc(1, sizeof *fresh), *present = NULL;
+    if (!fresh)
+        return NULL;
+    if (!atomic_compare_exchange_strong(&map->top[index / DIR_SLOTS], &present, fresh))
+        free(fresh);
+    return find_slot(map, index);
+}
+
+static struct mc_page *lookup(struct mcmap *map, uint64_t index)
+{
+    if (map->resident)
+        return index < map->n_pages ? &map->pages[index] : NULL;
+    _Atomic(struct mc_page *) *slot = find_slot(map, index);
+    return slot ? atomic_load_explicit(slot, memory_order_acquire) : NULL;
+}
+
+void mcmap_detach(struct mc_page *page)
+{
+    atomic_store_explicit(find_slot(page->map, page->index), NULL, memory_order_release);
+}
+
+static int read_page(struct mcmap *map, uint64_t index, struct mc_page **out)
+{
+    uint64_t host = map->locate(map->owner, index);
+    if (host == 0)
+        return -ENOENT;
+
+    CLEANUP_FREE struct mc_page *page = NULL;
+    size_t head = (sizeof *page + 63) & ~(size_t)63;
+    if (posix_memalign((void **)&page, 64, head + map->page_bytes) != 0)
+        return -ENOMEM;
+    *page = (struct mc_page){.words = (_Atomic uint64_t *)(void *)((char *)page + head),
+                             .map = map,
+                             .index = index,
+                             .dirty = MC_CLEAN};
+    list_init(&page->dirty_link);
+    list_init(&page->pool_link);
+
+    uint64_t *raw = (uint64_t *)(void *)((char *)page + head);
+    int err = storage_read(map->mc->st, raw, map->page_bytes, host);
+    if (err)
+        return err;
+    for (uint32_t i = 0; i < map->page_bytes / 8; i++)
+        atomic_init(&page->words[i], map->order == MC_BE64 ? be64toh(raw[i]) : le64toh(raw[i]));
+    *out = TAKE(&page);
+    return 0;
+}
+
+static bool is_loading(struct mc_load_stripe *stripe, struct mcmap *map, uint64_t index)
+{
+    LIST_FOR_EACH (pos, &stripe->loading) {
+        struct mc_loading *l = CONTAINER_OF(pos, struct mc_loading, link);
+        if (l->map == map && l->index == index)
+            return true;
+    }
+    return false;
+}
+
+/* The miss: whoever comes first loads, the others wait for it and look again. */
+static int load(struct mcmap *map, uint64_t index, struct mc_page **out)
+{
+    _Atomic(struct mc_page *) *slot = make_slot(map, index);
+    if (!slot)
+        return -ENOMEM;
+
+    struct mc_load_stripe *stripe = &map->mc->load[index % LOAD_STRIPES];
+    struct mc_loading mine = {.map = map, .index = index};
+    {
+        LOCK_GUARD(&stripe->lock);
+        while (is_loading(stripe, map, index))
+            lock_wait(&stripe->lock, &stripe->done);
+        *out = atomic_load_explicit(slot, memory_order_acquire);
+        if (*out)
+            return 0;
+        list_append(&stripe->loading, &mine.link);
+    }
+
+    struct mc_page *page = NULL;
+    int err = read_page(map, index, &page);
+    {
+        LOCK_GUARD(&stripe->lock);
+        if (!err)
+            atomic_store_explicit(slot, page, memory_order_release);
+        list_remove(&mine.link);
+        pthread_cond_broadcast(&stripe->done);
+    }
+    if (err)
+        return err;
+    mc_pool_insert(map->mc->pool, page);
+    *out = page;
+    return 0;
+}
+
+int mcmap_get(struct mcmap *map, uint64_t index, struct mc_page **out)
+{
+    struct mc_page *page = lookup(map, index);
+
+    if (UNLIKELY(!page)) {
+        if (map->resident)
+            return -ENOENT;
+        return load(map, index, out);
+    }
+    if (!atomic_load_explicit(&page->referenced, memory_order_relaxed))
+        atomic_store_explicit(&page->referenced, true, memory_order_relaxed);
+    *out = page;
+    return 0;
+}
+
+struct mc_page *mcmap_peek(struct mcmap *map, uint64_t index)
+{
+    lock_assert_held(&map->mc->meta);
+    return lookup(map, index);
+}

@@ -1,0 +1,200 @@
+/* Taking clusters: from the free list, from a scan for free ones, from the tail. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/checked.h"
+#include "base/log.h"
+#include "qcow2/internal.h"
+
+int alloc_open(struct alloc *a, struct qcow2 *q, struct diag *diag)
+{
+    uint64_t size;
+
+    *a = (struct alloc){.q = q};
+    lock_init(&a->growth, RANK_GROWTH);
+    int err = storage_size(q->node->file, &size);
+    if (err)
+        return diag_errno(diag, -err, "%s: size", q->node->filename);
+    if (size > INT64_MAX - cluster_size(q))
+        return diag_set(diag, EFBIG, "%s: a file of %" PRIu64 " bytes", q->node->filename,
+                        size);
+    atomic_init(&a->file_end, align_up(size, cluster_size(q)));
+    return 0;
+}
+
+/* On a store of fixed size the tail is what no refcount block covers yet. */
+static uint64_t first_uncovered(struct alloc *a, uint64_t n_clusters)
+{
+    struct refcounts *refs = &a->q->refs;
+    uint64_t block = atomic_load(&refs->table)->n_entries;
+
+    while (block > 0 && refcount_block_offset(refs, block - 1) == 0)
+        block--;
+    return MIN(n_clusters, block << refs->block_bits);
+}
+
+int alloc_activate(struct alloc *a, struct diag *diag)
+{
+    struct qcow2 *q = a->q;
+    uint64_t size;
+
+    int err = storage_size(q->node->file, &size);
+    if (err)
+        return diag_errno(diag, -err, "%s: size", q->node->filename);
+    uint64_t end = align_up(size, cluster_size(q));
+    if (q->node->file->fixed_size) {
+        uint64_t n = size >> q->cluster_bits;
+        uint64_t start = first_uncovered(a, n) << q->cluster_bits;
+        tail_init(&a->tail, (uint32_t)cluster_size(q), start, start);
+        a->tail.fresh_from = UINT64_MAX;
+        atomic_store(&a->file_end, n << q->cluster_bits);
+    } else {
+        tail_init(&a->tail, (uint32_t)cluster_size(q), end, end);
+        atomic_store(&a->file_end, end);
+    }
+    a->scan_next = 0;
+    a->scan_end = a->tail.next >> q->cluster_bits;
+    return 0;
+}
+
+void alloc_close(struct alloc *a)
+{
+    free(a->free.runs);
+    free(a->unlinked.runs);
+    free(a->frozen.runs);
+    free(a->retired.runs);
+    lock_destroy(&a->growth);
+}
+
+void run_list_add(struct alloc *a, struct run_list *list, struct run run)
+{
+    struct run *last = list->n ? &list->runs[list->n - 1] : NULL;
+
+    if (last && last->first + last->n == run.first && last->stamp == run.stamp) {
+        last->n += run.n;
+        return;
+    }
+    if (list->n == list->capacity) {
+        size_t capacity = MAX(16, list->capacity * 2);
+        struct run *runs = realloc(list->runs, capacity * sizeof *runs);
+        if (!runs) {
+            log_error("%s: out of memory: %" PRIu64 " clusters leak", a->q->node->filename,
+                      run.n);
+            return;
+        }
+        list->runs = runs;
+        list->capacity = capacity;
+    }
+    list->runs[list->n++] = run;
+}
+
+bool alloc_settled(const struct alloc *a, uint64_t host_end)
+{
+    return tail_settled(&a->tail, host_end);
+}
+
+/* Takes from the youngest free run; *n is 0 when there is none. */
+static int take_free(struct alloc *a, uint64_t max, uint64_t *first, uint64_t *n)
+{
+    struct refcounts *refs = &a->q->refs;
+    struct lock *meta = mcache_meta(a->q->node->mc);
+
+    for (;;) {
+        uint64_t candidate;
+        {
+            LOCK_GUARD(meta);
+            *n = 0;
+            if (a->free.n == 0)
+                return 0;
+            struct run *run = &a->free.runs[a->free.n - 1];
+            candidate = run->first;
+            if (refcount_present(refs, candidate)) {
+                *first = candidate;
+                *n = MIN(MIN(max, run->n), refcount_run_in_page(refs, candidate));
+                for (uint64_t i = 0; i < *n; i++)
+                    refcount_set(refs, candidate + i, 1, MC_LEAF);
+                run->first += *n;
+                run->n -= *n;
+                if (run->n == 0)
+                    a->free.n--;
+                return 0;
+            }
+        }
+        int err = refcount_load(refs, candidate);
+        if (err)
+            return err;
+    }
+}
+
+static uint64_t take_tail(struct alloc *a, uint64_t max, uint64_t *host, bool *fresh)
+{
+    LOCK_GUARD(mcache_meta(a->q->node->mc));
+    return tail_take(&a->tail, max << a->q->cluster_bits, host, fresh) >> a->q->cluster_bits;
+}
+
+/* META, page present: adds the free clusters of [first, first+n) to the free list. */
+static void collect_free(struct alloc *a, uint64_t first, uint64_t n)
+{
+    for (uint64_t c = first; c < first + n; c++)
+        if (refcount_get(&a->q->refs, c) == 0)
+            run_list_add(a, &a->free, (struct run){.first = c, .n = 1});
+}
+
+/* Looks at one more page of refcounts from earlier sessions; false when all were seen. */
+static bool scan_page(struct alloc *a)
+{
+    struct refcounts *refs = &a->q->refs;
+    struct lock *meta = mcache_meta(a->q->node->mc);
+    uint64_t at, end;
+
+    {
+        LOCK_GUARD(meta);
+        at = a->scan_next;
+        end = a->scan_end;
+    }
+    if (at >= end)
+        return false;
+    /* Whole blocks that don't exist are skipped: clusters there have no count to set. */
+    while (at < end && refcount_block_offset(refs, refcount_block_of(refs, at)) == 0)
+        at = (refcount_block_of(refs, at) + 1) << refs->block_bits;
+    bool readable = at < end && refcount_lock_page(refs, at) == 0;
+    if (!readable)
+        lock_acquire(meta);
+    /* Somebody else may have scanned it meanwhile. */
+    if (a->scan_next <= at) {
+        uint64_t n = at < end ? MIN(end - at, refcount_run_in_page(refs, at)) : 0;
+        if (readable)
+            collect_free(a, at, n);
+        a->scan_next = MIN(end, at + n);
+    }
+    lock_release(meta);
+    return true;
+}
+
+int alloc_clusters(struct alloc *a, uint64_t max, uint64_t *host, uint64_t *n, bool *fresh)
+{
+    alloc_reclaim(a);
+    /* One page for each allocation: the cost is spread, and it ends. */
+    scan_page(a);
+    for (;;) {
+        uint64_t first = 0;
+        int err = take_free(a, max, &first, n);
+        if (err)
+            return err;
+        if (*n) {
+            *host = first << a->q->cluster_bits;
+            *fresh = false;
+            return 0;
+        }
+        *n = take_tail(a, max, host, fresh);
+        if (*n)
+            return 0;
+        err = alloc_grow(a, max);
+        /* On a full device, what an earlier session freed is all there is. */
+        if (err == -ENOSPC && scan_page(a))
+            continue;
+        if (err)
+            return err;
+    }
+}

@@ -1,0 +1,99 @@
+/* The cluster allocator of qcow2: where new clusters come from and what becomes of old ones.
+ *
+ * Sources, in this order: clusters freed in this session or found free by a scan of the refcount
+ * blocks that were there at the start (not fresh); the tail of the file (fresh: reads as zeroes).
+ * The clusters of the tail have a refcount of 1 ahead of their use, so that an allocation there
+ * changes no refcount and a group of such links needs no barrier before it; what is left over is
+ * given back at close, and leaked by a crash.
+ *
+ * A cluster that loses a reference goes through (invariant 2 of mcache.h)
+ *   unlinked (open group) -> frozen (being written) -> retired (removal durable, stamped)
+ *   -> the gate passed: refcount decremented; at 0: punched and free.
+ * In memory a refcount is 0 exactly when the cluster is free for use, so the scan may trust it.
+ *
+ * Threads: functions marked META under mcache_meta(); the others outside it, inside the gate.
+ * Private to this folder. */
+#ifndef QCOW2_ALLOC_H
+#define QCOW2_ALLOC_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/compiler.h"
+#include "base/diag.h"
+#include "base/lock.h"
+#include "block/tail.h"
+
+struct qcow2;
+
+/* A run of host clusters, by cluster number. */
+struct run {
+    uint64_t first, n;
+    uint64_t stamp; /* retired runs: the gate's */
+};
+
+struct run_list {
+    struct run *runs;
+    size_t n, capacity;
+};
+
+struct alloc {
+    struct qcow2 *q;
+    struct lock growth;        /* who extends the file or the refcount structures */
+    _Atomic uint64_t file_end; /* cluster aligned: nothing of the image lies beyond */
+    bool grown;                /* under growth: the file is longer than it was */
+    /* under META */
+    struct tail tail;
+    struct run_list free, unlinked, frozen, retired;
+    uint64_t scan_next, scan_end; /* clusters not looked at yet */
+};
+
+/* Learns the file's end; the rest comes with alloc_activate, on the first writable use. */
+int alloc_open(struct alloc *a, struct qcow2 *q, struct diag *diag) MUST_USE;
+int alloc_activate(struct alloc *a, struct diag *diag) MUST_USE;
+
+/* Commits, lets go of everything unlinked, and gives back what was reserved ahead.  Nobody is
+ * inside the gate.  The file may then be cut with alloc_trim_file. */
+int alloc_settle(struct alloc *a) MUST_USE;
+/* After alloc_settle and a commit: the file ends with the last cluster in use. */
+int alloc_trim_file(struct alloc *a) MUST_USE;
+void alloc_close(struct alloc *a);
+
+/* Is [offset, offset+len) a place that something of the image can have? */
+static inline bool alloc_inside_file(const struct alloc *a, uint64_t offset, uint64_t len)
+{
+    uint64_t end = atomic_load_explicit(&a->file_end, memory_order_acquire);
+    return offset <= end && len <= end - offset;
+}
+
+/* Takes a run of 1..max clusters, refcount 1 each; *n of them at byte offset *host. */
+int alloc_clusters(struct alloc *a, uint64_t max, uint64_t *host, uint64_t *n, bool *fresh)
+    MUST_USE;
+
+/* Takes n clusters in a row from fresh tail, for a table. */
+int alloc_table(struct alloc *a, uint64_t n, uint64_t *host) MUST_USE;
+
+/* META: the open group removes one reference to each of n clusters at byte offset host. */
+void alloc_unlink(struct alloc *a, uint64_t host, uint64_t n);
+
+/* META: need a link to a fresh cluster that ends at host_end no barrier before it? */
+bool alloc_settled(const struct alloc *a, uint64_t host_end);
+
+/* From the mcache hooks (frozen: META). */
+void alloc_frozen(struct alloc *a);
+void alloc_durable(struct alloc *a);
+
+/* ---- between the files of the allocator ---- */
+
+/* Appends, merged with the last run when it continues it; memory short: the clusters leak. */
+void run_list_add(struct alloc *a, struct run_list *list, struct run run);
+
+/* Makes clusters whose removal is durable and seen by nobody free. */
+void alloc_reclaim(struct alloc *a);
+
+/* Extends the file for at least `clusters` more, unless somebody else just did. */
+int alloc_grow(struct alloc *a, uint64_t clusters) MUST_USE;
+
+#endif

@@ -1,0 +1,270 @@
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "qcow2/header.h"
+#include "qcow2/header_ext.h"
+
+#define FIELD(name) offsetof(struct qcow2_disk_header, name)
+
+uint64_t qcow2_l1_entries(uint64_t size, uint32_t cluster_bits)
+{
+    /* An L2 table is one cluster of 8-byte entries. */
+    uint32_t shift = cluster_bits + cluster_bits - 3;
+
+    return (size >> shift) + ((size & ((1ull << shift) - 1)) != 0);
+}
+
+static void parse(const uint8_t *raw, struct qcow2_header *h)
+{
+    h->version = load_be32(raw + FIELD(version));
+    h->cluster_bits = load_be32(raw + FIELD(cluster_bits));
+    h->size = load_be64(raw + FIELD(size));
+    h->l1_size = load_be32(raw + FIELD(l1_size));
+    h->l1_table_offset = load_be64(raw + FIELD(l1_table_offset));
+    h->refcount_table_offset = load_be64(raw + FIELD(refcount_table_offset));
+    h->refcount_table_clusters = load_be32(raw + FIELD(refcount_table_clusters));
+    h->nb_snapshots = load_be32(raw + FIELD(nb_snapshots));
+    h->snapshots_offset = load_be64(raw + FIELD(snapshots_offset));
+    h->refcount_order = 4;
+    h->header_length = QCOW2_V2_HEADER_BYTES;
+    if (h->version < 3)
+        return;
+    h->incompatible = load_be64(raw + FIELD(incompatible_features));
+    h->compatible = load_be64(raw + FIELD(compatible_features));
+    h->autoclear = load_be64(raw + FIELD(autoclear_features));
+    h->refcount_order = load_be32(raw + FIELD(refcount_order));
+    h->header_length = load_be32(raw + FIELD(header_length));
+}
+
+/* The fields that everything else is measured by. */
+static int check_basics(const char *name, const uint8_t *raw, const struct qcow2_header *h,
+                        struct diag *diag)
+{
+    if (load_be32(raw + FIELD(magic)) != QCOW2_MAGIC)
+        return diag_set(diag, EINVAL, "%s: magic: not a qcow2 image", name);
+    if (h->version < 2 || h->version > 3)
+        return diag_set(diag, ENOTSUP, "%s: version: %" PRIu32 " is not 2 or 3", name,
+                        h->version);
+    if (h->cluster_bits < MIN_CLUSTER_BITS || h->cluster_bits > MAX_CLUSTER_BITS)
+        return diag_set(diag, EINVAL, "%s: cluster_bits: %" PRIu32 " is not in %d..%d", name,
+                        h->cluster_bits, MIN_CLUSTER_BITS, MAX_CLUSTER_BITS);
+    if (h->version >= 3 && (h->header_length < QCOW2_V3_MIN_HEADER_BYTES ||
+                            h->header_length > 1u << h->cluster_bits))
+        return diag_set(diag, EINVAL,
+                        "%s: header_length: %" PRIu32 " is not in %d..cluster size", name,
+                        h->header_length, QCOW2_V3_MIN_HEADER_BYTES);
+    if (h->version >= 3 && !is_aligned(h->header_length, 8))
+        return diag_set(diag, EINVAL, "%s: header_length: %" PRIu32 " is not a multiple of 8",
+                        name, h->header_length);
+    if (h->refcount_order > MAX_REFCOUNT_ORDER)
+        return diag_set(diag, EINVAL, "%s: refcount_order: %" PRIu32 " is over %d (64 bits)",
+                        name, h->refcount_order, MAX_REFCOUNT_ORDER);
+    uint32_t crypt = load_be32(raw + FIELD(crypt_method));
+    if (crypt != 0)
+        return diag_set(diag, ENOTSUP, "%s: crypt_method: %" PRIu32 ": encryption (%s) %s", name,
+                        crypt, crypt == 1 ? "AES" : crypt == 2 ? "LUKS" : "unknown method",
+                        "is not supported");
+    return 0;
+}
+
+/* A table of `bytes` bytes at `offset`: aligned, after the header, inside the file. */
+static int check_table(const char *name, const char *field, uint64_t offset, uint64_t bytes,
+                       uint64_t align, const struct qcow2_header *h, uint64_t file_size,
+                       struct diag *diag)
+{
+    if (!is_aligned(offset, align))
+        return diag_set(diag, EINVAL, "%s: %s: offset %" PRIu64 " is not aligned to %" PRIu64,
+                        name, field, offset, align);
+    if (offset < 1ull << h->cluster_bits)
+        return diag_set(diag, EINVAL, "%s: %s: offset %" PRIu64 " overlaps the header", name,
+                        field, offset);
+    if (!range_inside(offset, bytes, file_size))
+        return diag_set(diag, EINVAL,
+                        "%s: %s: %" PRIu64 " bytes at offset %" PRIu64
+                        " lie outside the file of %" PRIu64 " bytes",
+                        name, field, bytes, offset, file_size);
+    return 0;
+}
+
+static int check_l1(const char *name, const struct qcow2_header *h, uint64_t file_size,
+                    struct diag *diag)
+{
+    uint64_t bytes = (uint64_t)h->l1_size * 8;
+
+    if (bytes > MAX_L1_BYTES)
+        return diag_set(diag, EFBIG, "%s: l1_size: %" PRIu32 " entries are over %u bytes", name,
+                        h->l1_size, MAX_L1_BYTES);
+    if (h->size > INT64_MAX)
+        return diag_set(diag, EFBIG, "%s: size: %" PRIu64 " bytes are over %" PRId64, name,
+                        h->size, INT64_MAX);
+    uint64_t needed = qcow2_l1_entries(h->size, h->cluster_bits);
+    if (needed > h->l1_size)
+        return diag_set(diag, EINVAL,
+                        "%s: l1_size: %" PRIu32 " entries don't cover the size of %" PRIu64
+                        " bytes, which needs %" PRIu64,
+                        name, h->l1_size, h->size, needed);
+    if (h->l1_size == 0)
+        return 0;
+    return check_table(name, "l1_table_offset", h->l1_table_offset, bytes,
+                       1ull << h->cluster_bits, h, file_size, diag);
+}
+
+static int check_refcount_table(const char *name, const struct qcow2_header *h,
+                                uint64_t file_size, struct diag *diag)
+{
+    uint64_t bytes = (uint64_t)h->refcount_table_clusters << h->cluster_bits;
+
+    if (bytes == 0)
+        return diag_set(diag, EINVAL, "%s: refcount_table_clusters: there is no refcount table",
+                        name);
+    if (bytes > MAX_RT_BYTES)
+        return diag_set(diag, EFBIG,
+                        "%s: refcount_table_clusters: %" PRIu32 " are over %u bytes", name,
+                        h->refcount_table_clusters, MAX_RT_BYTES);
+    return check_table(name, "refcount_table_offset", h->refcount_table_offset, bytes,
+                       1ull << h->cluster_bits, h, file_size, diag);
+}
+
+static int check_snapshots(const char *name, const struct qcow2_header *h, uint64_t file_size,
+                           struct diag *diag)
+{
+    if (h->nb_snapshots > MAX_SNAPSHOTS)
+        return diag_set(diag, EFBIG, "%s: nb_snapshots: %" PRIu32 " is over %d", name,
+                        h->nb_snapshots, MAX_SNAPSHOTS);
+    if (h->nb_snapshots == 0)
+        return 0;
+    /* An entry takes at least 40 bytes. */
+    return check_table(name, "snapshots_offset", h->snapshots_offset,
+                       (uint64_t)h->nb_snapshots * 40, 8, h, file_size, diag);
+}
+
+/* The overlaps of tables named in the header; those of single clusters are met at use. */
+static int check_overlaps(const char *name, const struct qcow2_header *h, struct diag *diag)
+{
+    uint64_t l1_bytes = (uint64_t)h->l1_size * 8;
+    uint64_t rt_bytes = (uint64_t)h->refcount_table_clusters << h->cluster_bits;
+
+    if (h->l1_size != 0 && ranges_overlap(h->l1_table_offset, l1_bytes,
+                                          h->refcount_table_offset, rt_bytes))
+        return diag_set(diag, EINVAL,
+                        "%s: l1_table_offset: the L1 table at %" PRIu64
+                        " overlaps the refcount table at %" PRIu64,
+                        name, h->l1_table_offset, h->refcount_table_offset);
+    return 0;
+}
+
+static int read_backing_name(struct storage *st, const uint8_t *raw, struct qcow2_header *h,
+                             struct diag *diag)
+{
+    uint64_t offset = load_be64(raw + FIELD(backing_file_offset));
+    uint32_t len = load_be32(raw + FIELD(backing_file_size));
+
+    if (offset == 0 || len == 0)
+        return 0;
+    if (len > MAX_BACKING_NAME)
+        return diag_set(diag, EINVAL, "%s: backing_file_size: %" PRIu32 " is over %d", st->name,
+                        len, MAX_BACKING_NAME);
+    if (offset < h->header_length || !range_inside(offset, len, 1ull << h->cluster_bits))
+        return diag_set(diag, EINVAL,
+                        "%s: backing_file_offset: %" PRIu32 " bytes at offset %" PRIu64
+                        " are not between the header and the end of its cluster",
+                        st->name, len, offset);
+    CLEANUP_FREE char *text = calloc(1, (size_t)len + 1);
+    if (!text)
+        return diag_errno(diag, ENOMEM, "%s", st->name);
+    int err = storage_read(st, text, len, offset);
+    if (err)
+        return diag_errno(diag, -err, "%s: reading the backing file's name", st->name);
+    if (strlen(text) != len)
+        return diag_set(diag, EINVAL, "%s: backing_file_offset: the name contains a zero byte",
+                        st->name);
+    h->backing_name = TAKE(&text);
+    return 0;
+}
+
+int qcow2_header_read(struct storage *st, struct qcow2_header *h, struct diag *diag)
+{
+    uint8_t raw[sizeof(struct qcow2_disk_header)];
+    uint64_t file_size;
+
+    *h = (struct qcow2_header){0};
+    int err = storage_size(st, &file_size);
+    if (err)
+        return diag_errno(diag, -err, "%s: size", st->name);
+    if (file_size < QCOW2_V2_HEADER_BYTES)
+        return diag_set(diag, EINVAL, "%s: %" PRIu64 " bytes are too few for a qcow2 header",
+                        st->name, file_size);
+    err = storage_read(st, raw, sizeof raw, 0);
+    if (err)
+        return diag_errno(diag, -err, "%s: reading the header", st->name);
+    parse(raw, h);
+    err = check_basics(st->name, raw, h, diag);
+    if (!err)
+        err = read_backing_name(st, raw, h, diag);
+    if (!err) {
+        /* Extensions end where the backing name begins, or with the first cluster. */
+        uint64_t end = h->backing_name ? load_be64(raw + FIELD(backing_file_offset))
+                                       : 1ull << h->cluster_bits;
+        err = qcow2_header_ext_read(st, h, end, diag);
+    }
+    if (!err)
+        err = check_l1(st->name, h, file_size, diag);
+    if (!err)
+        err = check_refcount_table(st->name, h, file_size, diag);
+    if (!err)
+        err = check_snapshots(st->name, h, file_size, diag);
+    if (!err)
+        err = check_overlaps(st->name, h, diag);
+    if (err)
+        qcow2_header_free(h);
+    return err;
+}
+
+void qcow2_header_free(struct qcow2_header *h)
+{
+    free(h->backing_name);
+    free(h->backing_format);
+    h->backing_name = h->backing_format = NULL;
+}
+
+int qcow2_header_write_features(struct storage *st, const struct qcow2_header *h)
+{
+    uint8_t raw[24];
+
+    store_be64(raw, h->incompatible);
+    store_be64(raw + 8, h->compatible);
+    store_be64(raw + 16, h->autoclear);
+    return storage_write(st, raw, sizeof raw, FIELD(incompatible_features), 0);
+}
+
+int qcow2_header_write_refcount_table(struct storage *st, const struct qcow2_header *h)
+{
+    uint8_t raw[12];
+
+    store_be64(raw, h->refcount_table_offset);
+    store_be32(raw + 8, h->refcount_table_clusters);
+    return storage_write(st, raw, sizeof raw, FIELD(refcount_table_offset), 0);
+}
+
+int qcow2_header_write_l1(struct storage *st, const struct qcow2_header *h)
+{
+    uint8_t raw[12];
+
+    store_be32(raw, h->l1_size);
+    store_be64(raw + 4, h->l1_table_offset);
+    return storage_write(st, raw, sizeof raw, FIELD(l1_size), 0);
+}
+
+int qcow2_header_write_size(struct storage *st, const struct qcow2_header *h)
+{
+    uint8_t raw[8];
+
+    store_be64(raw, h->size);
+    return storage_write(st, raw, sizeof raw, FIELD(size), 0);
+}

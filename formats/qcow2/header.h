@@ -1,0 +1,47 @@
+/* The qcow2 header and its extensions, checked: every offset, size and count in here may be used
+ * as it is.  Threads: reading alone; writing under the header lock of the caller. */
+#ifndef QCOW2_HEADER_H
+#define QCOW2_HEADER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/diag.h"
+#include "qcow2/qcow2_format.h"
+#include "storage/storage.h"
+
+struct qcow2_header {
+    uint32_t version;
+    uint32_t cluster_bits;
+    uint64_t size;
+    uint32_t l1_size; /* entries */
+    uint64_t l1_table_offset;
+    uint64_t refcount_table_offset;
+    uint32_t refcount_table_clusters;
+    uint32_t refcount_order;
+    uint32_t nb_snapshots;
+    uint64_t snapshots_offset;
+    uint64_t incompatible, compatible, autoclear;
+    uint32_t header_length;
+    char *backing_name, *backing_format; /* owned; NULL: none */
+};
+
+/* Reads and validates; on failure *h holds nothing. */
+int qcow2_header_read(struct storage *st, struct qcow2_header *h, struct diag *diag) MUST_USE;
+void qcow2_header_free(struct qcow2_header *h);
+
+/* Each writes its fields only, so that whatever else the header holds is kept.  No flush. */
+int qcow2_header_write_features(struct storage *st, const struct qcow2_header *h) MUST_USE;
+int qcow2_header_write_refcount_table(struct storage *st, const struct qcow2_header *h)
+    MUST_USE;
+int qcow2_header_write_l1(struct storage *st, const struct qcow2_header *h) MUST_USE;
+int qcow2_header_write_size(struct storage *st, const struct qcow2_header *h) MUST_USE;
+
+/* The L1 entries that a disk of `size` bytes needs. */
+uint64_t qcow2_l1_entries(uint64_t size, uint32_t cluster_bits);
+
+/* The feature names we know, for new images. */
+extern const struct qcow2_feature_name qcow2_feature_names[];
+extern const size_t qcow2_n_feature_names;
+
+#endif

@@ -1,0 +1,147 @@
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "qcow2/header_ext.h"
+
+const struct qcow2_feature_name qcow2_feature_names[] = {
+    {FEATURE_INCOMPATIBLE, 0, "dirty bit"},
+    {FEATURE_INCOMPATIBLE, 1, "corrupt bit"},
+    {FEATURE_INCOMPATIBLE, 2, "external data file"},
+    {FEATURE_INCOMPATIBLE, 3, "compression type"},
+    {FEATURE_INCOMPATIBLE, 4, "extended L2 entries"},
+    {FEATURE_COMPATIBLE, 0, "lazy refcounts"},
+    {FEATURE_AUTOCLEAR, 0, "bitmaps"},
+    {FEATURE_AUTOCLEAR, 1, "raw external data"},
+};
+const size_t qcow2_n_feature_names = ARRAY_LEN(qcow2_feature_names);
+
+/* What the image may require of us. */
+#define SUPPORTED_INCOMPAT (INCOMPAT_DIRTY | INCOMPAT_CORRUPT)
+
+struct extension {
+    uint32_t type, len;
+    const uint8_t *data;
+};
+
+/* The extension at *at; false at the end.  An extension that reaches past the area is refused. */
+static int next_extension(const uint8_t *area, size_t n, size_t *at, struct extension *ext)
+{
+    if (n - *at < 8)
+        return 0;
+    ext->type = load_be32(area + *at);
+    ext->len = load_be32(area + *at + 4);
+    *at += 8;
+    if (ext->type == EXT_END)
+        return 0;
+    if (ext->len > n - *at)
+        return -EINVAL;
+    ext->data = area + *at;
+    *at = MIN(n, *at + align_up(ext->len, 8));
+    return 1;
+}
+
+/* The image's own name for a feature bit, else ours, else NULL. */
+static void name_feature(const struct extension *table, uint32_t bit, char out[47])
+{
+    out[0] = 0;
+    for (size_t i = 0; i < qcow2_n_feature_names; i++)
+        if (qcow2_feature_names[i].type == FEATURE_INCOMPATIBLE &&
+            qcow2_feature_names[i].bit == bit)
+            memcpy(out, qcow2_feature_names[i].name, 46);
+    for (size_t at = 0; table->data && at + 48 <= table->len; at += 48) {
+        const uint8_t *row = table->data + at;
+        if (row[0] == FEATURE_INCOMPATIBLE && row[1] == bit && row[2] != 0)
+            memcpy(out, row + 2, 46);
+    }
+    out[46] = 0;
+    for (char *c = out; *c; c++)
+        if ((unsigned char)*c < 0x20 || (unsigned char)*c > 0x7e)
+            *c = '?';
+}
+
+static int refuse_features(const char *name, uint64_t bits, const struct extension *table,
+                           struct diag *diag)
+{
+    char text[512] = "";
+    size_t used = 0;
+
+    for (uint32_t bit = 0; bit < 64; bit++) {
+        char feature[47];
+        if (!(bits & 1ull << bit))
+            continue;
+        name_feature(table, bit, feature);
+        if (!feature[0])
+            snprintf(feature, sizeof feature, "unknown feature bit %" PRIu32, bit);
+        int n = snprintf(text + used, sizeof text - used, "%s%s", used ? ", " : "", feature);
+        used = MIN(sizeof text - 1, used + (size_t)n);
+    }
+    return diag_set(diag, ENOTSUP,
+                    "%s: incompatible_features: 0x%" PRIx64 " is not supported: %s", name, bits,
+                    text);
+}
+
+static int take_text(char **out, const struct extension *ext)
+{
+    char *text = calloc(1, (size_t)ext->len + 1);
+
+    if (!text)
+        return -ENOMEM;
+    memcpy(text, ext->data, ext->len);
+    free(*out);
+    *out = text;
+    return 0;
+}
+
+int qcow2_header_ext_read(struct storage *st, struct qcow2_header *h, uint64_t end,
+                          struct diag *diag)
+{
+    size_t n = (size_t)(end - h->header_length), at = 0;
+    CLEANUP_FREE uint8_t *area = malloc(n + 1);
+    struct extension ext, names = {0};
+
+    if (!area)
+        return diag_errno(diag, ENOMEM, "%s", st->name);
+    int err = storage_read(st, area, n, h->header_length);
+    if (err)
+        return diag_errno(diag, -err, "%s: reading the header extensions", st->name);
+    int more;
+    while ((more = next_extension(area, n, &at, &ext)) > 0) {
+        if (ext.type == EXT_FEATURE_NAMES)
+            names = ext;
+        if (ext.type == EXT_BACKING_FORMAT && ext.len > 15)
+            return diag_set(diag, EINVAL,
+                            "%s: header extension: a backing format of %" PRIu32 " bytes",
+                            st->name, ext.len);
+        if (ext.type == EXT_BACKING_FORMAT && take_text(&h->backing_format, &ext))
+            return diag_errno(diag, ENOMEM, "%s", st->name);
+    }
+    if (more < 0)
+        return diag_set(diag, EINVAL,
+                        "%s: header extension 0x%" PRIx32 ": its %" PRIu32
+                        " bytes reach past the extensions' end",
+                        st->name, ext.type, ext.len);
+    uint64_t unknown = h->incompatible & ~SUPPORTED_INCOMPAT;
+    return unknown ? refuse_features(st->name, unknown, &names, diag) : 0;
+}
+
+int qcow2_header_ext_append(uint8_t *buf, size_t capacity, size_t *at, uint32_t type,
+                            const void *data, size_t len)
+{
+    size_t padded = (size_t)align_up(len, 8);
+
+    if (capacity - *at < 8 || capacity - *at - 8 < padded)
+        return -ENOSPC;
+    store_be32(buf + *at, type);
+    store_be32(buf + *at + 4, (uint32_t)len);
+    memset(buf + *at + 8, 0, padded);
+    if (len)
+        memcpy(buf + *at + 8, data, len);
+    *at += 8 + padded;
+    return 0;
+}

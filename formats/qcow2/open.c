@@ -1,0 +1,283 @@
+/* Opening, activating and closing a qcow2 image, and its driver table. */
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "qcow2/internal.h"
+#include "qcow2/qcow2.h"
+
+static bool probe(const uint8_t *head, size_t n)
+{
+    return n >= 4 && load_be32(head) == QCOW2_MAGIC;
+}
+
+static void on_frozen(void *owner)
+{
+    struct qcow2 *q = owner;
+
+    alloc_frozen(&q->alloc);
+    dirty_mark_frozen(&q->mark);
+}
+
+static void on_durable(void *owner)
+{
+    struct qcow2 *q = owner;
+
+    dirty_mark_durable(&q->mark);
+    alloc_durable(&q->alloc);
+}
+
+static const struct mcache_hooks hooks = {.frozen = on_frozen, .durable = on_durable};
+
+static int write_dirty_bit(struct node *node, bool on)
+{
+    struct qcow2 *q = qcow2_of(node);
+    LOCK_GUARD(&q->header_lock);
+    struct qcow2_header h = q->header;
+
+    h.incompatible = on ? h.incompatible | INCOMPAT_DIRTY : h.incompatible & ~INCOMPAT_DIRTY;
+    int err = qcow2_header_write_features(node->file, &h);
+    if (!err)
+        q->header.incompatible = h.incompatible;
+    return err;
+}
+
+int qcow2_set_l1(struct qcow2 *q, _Atomic uint64_t *l1, uint32_t l1_size, uint64_t offset)
+{
+    struct mcache *mc = q->node->mc;
+    struct mcmap *map = mcmap_new_resident(mc, l1, l1_size, MC_BE64, qcow2_locate_l1, q);
+    uint64_t pages_per_table = 1ull << (q->l2_bits - q->page_bits);
+    struct mcmap *pages = mcmap_new(mc, l1_size * pages_per_table,
+                                    (uint32_t)(8u << q->page_bits), MC_BE64, qcow2_locate_l2, q);
+
+    if (!map || !pages) {
+        mcmap_free(map);
+        mcmap_free(pages);
+        return -ENOMEM;
+    }
+    mcmap_free(q->l1_map);
+    mcmap_free(q->l2_map);
+    free((void *)q->l1);
+    q->l1_map = map;
+    q->l2_map = pages;
+    q->l1 = l1;
+    q->l1_size = l1_size;
+    atomic_store(&q->l1_offset, offset);
+    return 0;
+}
+
+static int read_l1(struct qcow2 *q, struct diag *diag)
+{
+    uint64_t bytes = (uint64_t)q->header.l1_size * 8;
+    CLEANUP_FREE uint8_t *raw = malloc(bytes + 1);
+    CLEANUP_FREE _Atomic uint64_t *l1 = calloc(q->header.l1_size + 1u, sizeof *l1);
+
+    int err = raw && l1 ? storage_read(q->node->file, raw, bytes, q->header.l1_table_offset)
+                        : -ENOMEM;
+    for (uint32_t i = 0; !err && i < q->header.l1_size; i++)
+        atomic_init(&l1[i], load_be64(raw + (size_t)i * 8));
+    if (!err)
+        err = qcow2_set_l1(q, l1, q->header.l1_size, q->header.l1_table_offset);
+    if (err)
+        return diag_errno(diag, -err, "%s: reading the L1 table", q->node->filename);
+    l1 = NULL;
+    return 0;
+}
+
+static void free_state(struct qcow2 *q)
+{
+    dirty_mark_destroy(&q->mark);
+    alloc_close(&q->alloc);
+    mcmap_free(q->l1_map);
+    mcmap_free(q->l2_map);
+    refcounts_close(&q->refs);
+    free((void *)q->l1);
+    for (unsigned i = 0; i < TABLE_STRIPES; i++)
+        lock_destroy(&q->table_lock[i]);
+    lock_destroy(&q->header_lock);
+    qcow2_header_free(&q->header);
+    q->node->state = NULL;
+    free(q);
+}
+
+static void describe_node(struct qcow2 *q)
+{
+    struct node *node = q->node;
+
+    node->size = q->header.size;
+    node->cluster_size = (uint32_t)cluster_size(q);
+    node->backing_name = TAKE(&q->header.backing_name);
+    node->backing_format = TAKE(&q->header.backing_format);
+}
+
+static int qcow2_open(struct node *node, struct diag *diag)
+{
+    struct qcow2_header header;
+    int err = qcow2_header_read(node->file, &header, diag);
+    if (err)
+        return err;
+
+    struct qcow2 *q = calloc(1, sizeof *q);
+    if (!q) {
+        qcow2_header_free(&header);
+        return diag_errno(diag, ENOMEM, "%s", node->filename);
+    }
+    node->state = q;
+    q->node = node;
+    q->header = header;
+    q->cluster_bits = header.cluster_bits;
+    q->l2_bits = header.cluster_bits - 3;
+    q->page_bits = MIN(q->l2_bits, 9);
+    lock_init(&q->header_lock, RANK_HEADER);
+    for (unsigned i = 0; i < TABLE_STRIPES; i++)
+        lock_init(&q->table_lock[i], RANK_TABLE);
+    dirty_mark_init(&q->mark, node, write_dirty_bit, false, false);
+    err = alloc_open(&q->alloc, q, diag);
+    node->mc = err ? NULL : mcache_new(node->ctx->pool, node->file, &hooks, q);
+    if (!err && !node->mc)
+        err = diag_errno(diag, ENOMEM, "%s", node->filename);
+    if (!err)
+        err = refcounts_open(&q->refs, q, diag);
+    if (!err)
+        err = read_l1(q, diag);
+    if (err) {
+        free_state(q);
+        return err;
+    }
+    describe_node(q);
+    return 0;
+}
+
+/* Images that must be checked before anything is changed. */
+static int refuse_unclean(struct qcow2 *q, struct diag *diag)
+{
+    if (q->header.incompatible & INCOMPAT_CORRUPT)
+        return diag_set(diag, EROFS,
+                        "%s: incompatible_features: the corrupt bit is set: the image can only "
+                        "be read until it is repaired",
+                        q->node->filename);
+    if (q->header.incompatible & INCOMPAT_DIRTY)
+        return diag_set(diag, EROFS,
+                        "%s: incompatible_features: the dirty bit is set: refcounts must be "
+                        "rebuilt (check -r all) before the image can be written",
+                        q->node->filename);
+    return 0;
+}
+
+/* What a writer that doesn't know a feature must clear (we maintain none of them). */
+static int clear_autoclear(struct qcow2 *q, struct diag *diag)
+{
+    if (q->header.version < 3 || q->header.autoclear == 0)
+        return 0;
+    LOCK_GUARD(&q->header_lock);
+    q->header.autoclear = 0;
+    int err = qcow2_header_write_features(q->node->file, &q->header);
+    if (!err)
+        err = storage_flush(q->node->file);
+    return err ? diag_errno(diag, -err, "%s: clearing autoclear_features", q->node->filename)
+               : 0;
+}
+
+static int choose_refcounts(struct qcow2 *q, struct diag *diag)
+{
+    int wish = q->node->options.lazy_refcounts;
+
+    if (wish > 0 && q->header.version < 3)
+        return diag_set(diag, EINVAL,
+                        "%s: lazy refcounts need version 3 (compat=1.1), the image is version 2",
+                        q->node->filename);
+    q->lazy = wish > 0 || (wish == 0 && (q->header.compatible & COMPAT_LAZY_REFCOUNTS));
+    q->mark.enabled = q->lazy;
+    mcache_set_postpone(q->node->mc, q->lazy);
+    return 0;
+}
+
+static int qcow2_activate(struct node *node, struct diag *diag)
+{
+    struct qcow2 *q = qcow2_of(node);
+    int err = refuse_unclean(q, diag);
+
+    if (!err)
+        err = choose_refcounts(q, diag);
+    if (!err)
+        err = alloc_activate(&q->alloc, diag);
+    if (!err)
+        err = clear_autoclear(q, diag);
+    return err;
+}
+
+/* Everything durable, the mark cleared, the file no longer than it must be. */
+static int end_cleanly(struct qcow2 *q)
+{
+    int err = alloc_settle(&q->alloc);
+
+    if (!err)
+        err = dirty_mark_finish(&q->mark);
+    if (!err)
+        err = alloc_trim_file(&q->alloc);
+    return err;
+}
+
+static int qcow2_close(struct node *node)
+{
+    struct qcow2 *q = qcow2_of(node);
+    int err = 0;
+
+    assert(gate_empty(&node->ctx->gate));
+    timer_cancel(node->ctx->housekeeper, &q->mark.timer);
+    if (node->active)
+        err = end_cleanly(q);
+    free_state(q);
+    return err;
+}
+
+static int qcow2_settle(struct node *node)
+{
+    return dirty_mark_settle(&qcow2_of(node)->mark, true);
+}
+
+void qcow2_info(struct node *node, json_t *object)
+{
+    struct qcow2 *q = qcow2_of(node);
+    const struct qcow2_header *h = &q->header;
+
+    if (h->nb_snapshots)
+        qcow2_list_snapshots(q, object);
+    json_object_set_new(object, "dirty-flag", json_boolean(h->incompatible & INCOMPAT_DIRTY));
+    json_t *data = json_object();
+    json_object_set_new(data, "compat", json_string(h->version < 3 ? "0.10" : "1.1"));
+    json_object_set_new(data, "compression-type", json_string("zlib"));
+    if (h->version >= 3) {
+        json_object_set_new(data, "lazy-refcounts",
+                            json_boolean(h->compatible & COMPAT_LAZY_REFCOUNTS));
+        json_object_set_new(data, "corrupt", json_boolean(h->incompatible & INCOMPAT_CORRUPT));
+        json_object_set_new(data, "extended-l2", json_false());
+    }
+    json_object_set_new(data, "refcount-bits", json_integer(1 << h->refcount_order));
+    json_t *specific = json_object();
+    json_object_set_new(specific, "type", json_string("qcow2"));
+    json_object_set_new(specific, "data", data);
+    json_object_set_new(object, "format-specific", specific);
+}
+
+const struct driver qcow2_driver = {
+    .name = "qcow2",
+    .probe = probe,
+    .open = qcow2_open,
+    .activate = qcow2_activate,
+    .close = qcow2_close,
+    .map = qcow2_map,
+    .reserve = qcow2_reserve,
+    .link = qcow2_link,
+    .release = qcow2_release,
+    .zero = qcow2_zero,
+    .zero_is_fast = qcow2_zero_is_fast,
+    .grow = qcow2_grow,
+    .settle = qcow2_settle,
+    .info = qcow2_info,
+    .create = qcow2_create,
+};

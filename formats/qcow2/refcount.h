@@ -1,0 +1,77 @@
+/* Reference counts: the refcount table (resident) and its blocks (pages), entries of 1 to 64
+ * bits.  Private to this folder.
+ *
+ * Threads: functions marked META under mcache_meta(); refcount_load inside the gate, outside META;
+ * the table changes only under the allocator's growth lock. */
+#ifndef QCOW2_REFCOUNT_H
+#define QCOW2_REFCOUNT_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/compiler.h"
+#include "base/diag.h"
+#include "mcache/mcache.h"
+
+struct qcow2;
+
+/* A refcount table in memory; a replaced one lives until close, for readers that still hold it. */
+struct refcount_table {
+    uint64_t offset;    /* in the file */
+    uint64_t n_entries; /* of n_clusters clusters */
+    struct refcount_table *previous;
+    _Atomic uint64_t words[];
+};
+
+struct refcounts {
+    struct qcow2 *q;
+    uint32_t order;      /* log2 of an entry's bits */
+    uint32_t block_bits; /* log2 of the entries in a block */
+    uint32_t page_bits;  /* log2 of the entries in a page */
+    _Atomic(struct refcount_table *) table;
+    struct mcmap *table_map, *block_map;
+    /* A block that has a place but is not in the table yet: its pages can be loaded. */
+    _Atomic uint64_t pending_index, pending_offset;
+};
+
+int refcounts_open(struct refcounts *refs, struct qcow2 *q, struct diag *diag) MUST_USE;
+void refcounts_close(struct refcounts *refs);
+
+static inline uint64_t refcount_block_of(const struct refcounts *refs, uint64_t cluster)
+{
+    return cluster >> refs->block_bits;
+}
+
+/* The host offset of a block, 0: none; values that can't be right give 0 too, with a message. */
+uint64_t refcount_block_offset(struct refcounts *refs, uint64_t block);
+
+/* Loads the page with a cluster's count; -ENOENT when no block covers it. */
+int refcount_load(struct refcounts *refs, uint64_t cluster) MUST_USE;
+
+/* META: is the page with the cluster's count in memory? */
+bool refcount_present(struct refcounts *refs, uint64_t cluster);
+
+/* META, page present. */
+uint64_t refcount_get(struct refcounts *refs, uint64_t cluster);
+void refcount_set(struct refcounts *refs, uint64_t cluster, uint64_t value, enum mc_class cls);
+
+/* Takes META, and makes the page of each of the clusters present under it, releasing META
+ * while it loads.  On success META is held and refcount_get/set work for `cluster`. */
+int refcount_lock_page(struct refcounts *refs, uint64_t cluster) MUST_USE;
+
+/* Sets the index-th entry of a block in disk order, in a buffer. */
+void refcount_pack(uint32_t order, uint8_t *block, uint64_t index, uint64_t value);
+
+/* How many clusters from `cluster` on share its page. */
+uint64_t refcount_run_in_page(const struct refcounts *refs, uint64_t cluster);
+
+/* Growth lock, META: the table's entry for a block. */
+void refcount_table_store(struct refcounts *refs, uint64_t block, uint64_t offset);
+
+/* Growth lock: a table of at least `min_entries` takes the place of the present one.  It was
+ * written at `offset` and is durable; `table` holds its words. */
+int refcounts_replace_table(struct refcounts *refs, struct refcount_table *table) MUST_USE;
+struct refcount_table *refcount_table_new(uint64_t offset, uint64_t n_entries);
+
+#endif

@@ -1,0 +1,104 @@
+/* Growing the virtual size: a larger L1 table first when it is needed, then the size. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "qcow2/internal.h"
+
+static int barrier(struct qcow2 *q)
+{
+    int err = storage_flush(q->node->file);
+
+    if (err)
+        mcache_poison(q->node->mc);
+    return err;
+}
+
+/* Writes the present entries and zeroes behind them to the clusters at host. */
+static int write_table(struct qcow2 *q, const _Atomic uint64_t *l1, uint32_t n, uint64_t host)
+{
+    uint64_t bytes = align_up((uint64_t)n * 8, cluster_size(q));
+    CLEANUP_FREE uint8_t *raw = calloc(1, bytes);
+
+    if (!raw)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < n; i++)
+        store_be64(raw + (size_t)i * 8, atomic_load(&l1[i]));
+    return storage_write(q->node->file, raw, bytes, host, 0);
+}
+
+static int switch_l1(struct qcow2 *q, uint32_t l1_size, uint64_t host)
+{
+    LOCK_GUARD(&q->header_lock);
+    struct qcow2_header h = q->header;
+
+    h.l1_size = l1_size;
+    h.l1_table_offset = host;
+    int err = qcow2_header_write_l1(q->node->file, &h);
+    if (!err)
+        err = barrier(q);
+    if (!err)
+        q->header = h;
+    return err;
+}
+
+static int grow_l1(struct qcow2 *q, uint32_t l1_size)
+{
+    uint64_t clusters = div_round_up((uint64_t)l1_size * 8, cluster_size(q)), host;
+    uint64_t old_offset = atomic_load(&q->l1_offset);
+    uint64_t old_clusters = div_round_up((uint64_t)q->l1_size * 8, cluster_size(q));
+    CLEANUP_FREE _Atomic uint64_t *l1 = calloc(l1_size, sizeof *l1);
+    if (!l1)
+        return -ENOMEM;
+
+    int err = alloc_table(&q->alloc, clusters, &host);
+    /* The table's refcounts, and the L2 tables that it will point to, come first. */
+    if (!err)
+        err = mcache_commit(q->node->mc, MC_COMMIT_EVERYTHING);
+    for (uint32_t i = 0; !err && i < q->l1_size; i++)
+        atomic_init(&l1[i], atomic_load(&q->l1[i]));
+    if (!err)
+        err = write_table(q, l1, l1_size, host);
+    if (!err)
+        err = barrier(q);
+    if (!err)
+        err = switch_l1(q, l1_size, host);
+    if (!err)
+        err = qcow2_set_l1(q, l1, l1_size, host);
+    if (err)
+        return err;
+    l1 = NULL;
+    LOCK_GUARD(mcache_meta(q->node->mc));
+    if (old_clusters)
+        alloc_unlink(&q->alloc, old_offset, old_clusters);
+    return 0;
+}
+
+int qcow2_grow(struct node *node, uint64_t size, struct diag *diag)
+{
+    struct qcow2 *q = qcow2_of(node);
+    uint64_t entries = qcow2_l1_entries(size, q->cluster_bits);
+
+    if (size < node->size)
+        return diag_set(diag, EINVAL, "%s: %" PRIu64 " bytes are less than its size of %" PRIu64,
+                        node->filename, size, node->size);
+    if (size > INT64_MAX || entries * 8 > MAX_L1_BYTES)
+        return diag_set(diag, EFBIG, "%s: %" PRIu64 " bytes need an L1 table of over %u bytes",
+                        node->filename, size, MAX_L1_BYTES);
+    int err = entries > q->l1_size ? grow_l1(q, (uint32_t)entries) : 0;
+    if (!err) {
+        LOCK_GUARD(&q->header_lock);
+        struct qcow2_header h = q->header;
+        h.size = size;
+        err = qcow2_header_write_size(node->file, &h);
+        if (!err)
+            err = barrier(q);
+        if (!err)
+            q->header.size = node->size = size;
+    }
+    return err ? diag_errno(diag, -err, "%s: growing to %" PRIu64 " bytes", node->filename, size)
+               : 0;
+}

@@ -1,0 +1,131 @@
+/* L2 tables: a new one, or a copy of one that a snapshot shares. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "qcow2/internal.h"
+
+/* META: publishes a table.  settled: nothing has to be durable before the L1 entry is. */
+static void store_l1(struct qcow2 *q, uint32_t l1_index, uint64_t entry, bool settled)
+{
+    uint32_t per_page = mcmap_words_per_page(q->l1_map);
+    struct mc_page *page = mcmap_peek(q->l1_map, l1_index / per_page);
+
+    mcmap_store(page, l1_index % per_page, entry, MC_LINK);
+    if (!settled || dirty_mark_needs_barrier(&q->mark))
+        mcache_strict(q->node->mc);
+}
+
+static int new_table(struct qcow2 *q, uint32_t l1_index)
+{
+    uint64_t host, n;
+    bool fresh;
+
+    int err = alloc_clusters(&q->alloc, 1, &host, &n, &fresh);
+    if (err)
+        return err;
+    if (!fresh)
+        err = storage_zero(q->node->file, host, cluster_size(q), 0);
+    LOCK_GUARD(mcache_meta(q->node->mc));
+    if (err) {
+        alloc_unlink(&q->alloc, host, 1);
+        return err;
+    }
+    bool settled = fresh && alloc_settled(&q->alloc, host + cluster_size(q));
+    store_l1(q, l1_index, host | L1_COPIED, settled);
+    return 0;
+}
+
+/* Reads a shared table.  Its entries can't be the only reference to anything, or a write through
+ * the copy would change a snapshot. */
+static int read_shared(struct qcow2 *q, uint64_t offset, uint8_t *table)
+{
+    int err = storage_read(q->node->file, table, cluster_size(q), offset);
+
+    for (uint64_t i = 0; !err && i < cluster_size(q) / 8; i++) {
+        uint64_t entry = load_be64(table + i * 8);
+        if (entry & L2_COPIED) {
+            log_error("%s: L2 table at %" PRIu64
+                      " is shared, but its entry %" PRIu64 " (0x%" PRIx64
+                      ") has the copied flag",
+                      q->node->filename, offset, i, entry);
+            err = -EIO;
+        }
+    }
+    return err;
+}
+
+/* Writes a copy of the table at `old` to a new cluster.  Cached pages of the table stay right:
+ * nobody stores to a shared table, and the copy is the same. */
+static int copy_table(struct qcow2 *q, uint32_t l1_index, uint64_t old)
+{
+    CLEANUP_FREE void *table = NULL;
+    uint64_t host, n;
+    bool fresh;
+
+    if (posix_memalign(&table, 4096, cluster_size(q)) != 0)
+        return -ENOMEM;
+    int err = read_shared(q, old, table);
+    if (!err)
+        err = alloc_clusters(&q->alloc, 1, &host, &n, &fresh);
+    if (err)
+        return err;
+    err = storage_write(q->node->file, table, cluster_size(q), host, 0);
+    LOCK_GUARD(mcache_meta(q->node->mc));
+    if (err) {
+        alloc_unlink(&q->alloc, host, 1);
+        return err;
+    }
+    store_l1(q, l1_index, host | L1_COPIED, false);
+    alloc_unlink(&q->alloc, old, 1);
+    return 0;
+}
+
+/* A table without the copied flag: ours after all when nobody else counts on it. */
+static int own_table(struct qcow2 *q, uint32_t l1_index, uint64_t entry)
+{
+    uint64_t offset = entry & L1_OFFSET;
+
+    int err = qcow2_check_l1_entry(q, l1_index, entry);
+    if (!err)
+        err = refcount_lock_page(&q->refs, offset >> q->cluster_bits);
+    if (err)
+        return err == -ENOENT ? -EIO : err;
+    uint64_t count = refcount_get(&q->refs, offset >> q->cluster_bits);
+    if (count == 1)
+        store_l1(q, l1_index, offset | L1_COPIED, true);
+    lock_release(mcache_meta(q->node->mc));
+    return count == 1 ? 0 : copy_table(q, l1_index, offset);
+}
+
+int qcow2_prepare_table(struct qcow2 *q, uint32_t l1_index)
+{
+    uint64_t entry = atomic_load_explicit(&q->l1[l1_index], memory_order_acquire);
+
+    if (LIKELY((entry & L1_COPIED) && (entry & L1_OFFSET)))
+        return qcow2_check_l1_entry(q, l1_index, entry);
+
+    LOCK_GUARD(&q->table_lock[l1_index % TABLE_STRIPES]);
+    entry = atomic_load_explicit(&q->l1[l1_index], memory_order_acquire);
+    if ((entry & L1_OFFSET) == 0)
+        return new_table(q, l1_index);
+    return (entry & L1_COPIED) ? 0 : own_table(q, l1_index, entry);
+}
+
+int qcow2_peek_l2(struct qcow2 *q, uint64_t guest, struct mc_page **page)
+{
+    struct lock *meta = mcache_meta(q->node->mc);
+
+    while (!(*page = mcmap_peek(q->l2_map, l2_page_index(q, guest)))) {
+        struct mc_page *loaded;
+        lock_release(meta);
+        int err = mcmap_get(q->l2_map, l2_page_index(q, guest), &loaded);
+        lock_acquire(meta);
+        if (err)
+            return err;
+    }
+    return 0;
+}

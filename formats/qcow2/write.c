@@ -1,0 +1,129 @@
+/* Reservations: clusters that take data before anything points to them. */
+#include <assert.h>
+#include <errno.h>
+
+#include "base/checked.h"
+#include "base/log.h"
+#include "qcow2/internal.h"
+
+static bool keeps_place(const struct cluster *c)
+{
+    return c->kind == CL_ZERO_ALLOCATED && c->copied;
+}
+
+/* How many clusters from `off` on, at most max and all in one L2 table, are of one kind: zero
+ * clusters whose allocation can be used (*host), or such that need a new place (*host = 0). */
+static int count_same(struct qcow2 *q, uint64_t off, uint64_t max, uint64_t *host, uint64_t *n)
+{
+    *host = 0;
+    for (*n = 0; *n < max; ++*n) {
+        uint64_t guest = off + (*n << q->cluster_bits);
+        struct mc_page *page;
+        struct cluster c;
+        int err = mcmap_get(q->l2_map, l2_page_index(q, guest), &page);
+        if (!err)
+            err = qcow2_decode(q, mc_load(page, l2_page_word(q, guest)), guest, &c);
+        if (err)
+            return *n ? 0 : err;
+        if (*n == 0 && keeps_place(&c))
+            *host = c.host;
+        bool same = *host ? keeps_place(&c) && c.host == *host + (*n << q->cluster_bits)
+                          : !keeps_place(&c) && !(c.kind == CL_DATA && c.copied);
+        if (!same)
+            break;
+    }
+    return *n ? 0 : -EINVAL;
+}
+
+/* The part of a reservation that can fail while the mark is held. */
+static int reserve(struct qcow2 *q, uint64_t off, uint64_t len, struct reservation *out)
+{
+    uint64_t table_end = align_up(off + 1, 1ull << (q->cluster_bits + q->l2_bits));
+    uint64_t host, n;
+
+    int err = qcow2_prepare_table(q, l1_index_of(q, off));
+    if (!err)
+        err = count_same(q, off, (MIN(off + len, table_end) - off) >> q->cluster_bits, &host,
+                         &n);
+    if (err)
+        return err;
+    *out = (struct reservation){
+        .guest_offset = off, .host_offset = host, .retained = host != 0};
+    if (!out->retained)
+        err = alloc_clusters(&q->alloc, n, &out->host_offset, &n, &out->fresh);
+    out->length = n << q->cluster_bits;
+    return err;
+}
+
+/* The mark could not be written (L-03): the write isn't failed for that; refcounts are written
+ * in order from here on. */
+static void give_up_lazy(struct qcow2 *q)
+{
+    log_warning("%s: the dirty bit can't be written; continuing without lazy refcounts",
+                q->node->filename);
+    mcache_set_postpone(q->node->mc, false);
+    LOCK_GUARD(mcache_meta(q->node->mc));
+    q->mark.enabled = false;
+    mcache_strict(q->node->mc);
+}
+
+void qcow2_begin_change(struct qcow2 *q)
+{
+    if (dirty_mark_begin(&q->mark))
+        give_up_lazy(q);
+}
+
+int qcow2_reserve(struct node *node, uint64_t off, uint64_t len, struct reservation *out)
+{
+    struct qcow2 *q = qcow2_of(node);
+
+    assert(is_aligned(off, cluster_size(q)) && is_aligned(len, cluster_size(q)));
+    qcow2_begin_change(q);
+    int err = reserve(q, off, len, out);
+    if (err) {
+        LOCK_GUARD(mcache_meta(node->mc));
+        dirty_mark_end(&q->mark);
+    }
+    return err;
+}
+
+int qcow2_link(struct node *node, const struct reservation *res, bool replaces_zero)
+{
+    struct qcow2 *q = qcow2_of(node);
+    uint64_t n = res->length >> q->cluster_bits, i = 0;
+    int err = 0;
+
+    LOCK_GUARD(mcache_meta(node->mc));
+    for (; i < n; i++) {
+        uint64_t guest = res->guest_offset + (i << q->cluster_bits);
+        uint64_t host = res->host_offset + (i << q->cluster_bits);
+        struct mc_page *page;
+        err = qcow2_peek_l2(q, guest, &page);
+        if (err)
+            break;
+        uint32_t word = l2_page_word(q, guest);
+        uint64_t old = mc_load(page, word) & L2_OFFSET;
+        mcmap_store(page, word, host | L2_COPIED, MC_LINK);
+        if (old && old != host)
+            alloc_unlink(&q->alloc, old, 1);
+    }
+    if (err && !res->retained)
+        alloc_unlink(&q->alloc, res->host_offset + (i << q->cluster_bits), n - i);
+    bool relaxed = replaces_zero && res->fresh &&
+                   alloc_settled(&q->alloc, res->host_offset + res->length) &&
+                   !dirty_mark_needs_barrier(&q->mark);
+    if (!relaxed)
+        mcache_strict(node->mc);
+    dirty_mark_end(&q->mark);
+    return err;
+}
+
+void qcow2_release(struct node *node, const struct reservation *res)
+{
+    struct qcow2 *q = qcow2_of(node);
+
+    LOCK_GUARD(mcache_meta(node->mc));
+    if (!res->retained)
+        alloc_unlink(&q->alloc, res->host_offset, res->length >> q->cluster_bits);
+    dirty_mark_end(&q->mark);
+}

@@ -1,0 +1,119 @@
+/* New data clusters: taken by reserve, published by link, given back by release.
+ *
+ * Only the stores of words are serial; between reserve and link a request holds nothing but
+ * its guest range, so that allocations run side by side even within one L2 table (Q-09). */
+#include <assert.h>
+
+#include "base/checked.h"
+#include "qed/image.h"
+
+static void end_mark(struct qed_image *img)
+{
+    LOCK_GUARD(mcache_meta(img->node->mc));
+    dirty_mark_end(&img->mark);
+}
+
+static int take_clusters(struct qed_image *img, uint64_t off, uint64_t len,
+                         struct qed_clusters *out)
+{
+    int err = qed_ensure_table(img, off);
+
+    if (err < 0)
+        return err;
+    return qed_space_take(&img->space, img->geo.cluster_size,
+                          MIN(len, qed_left_in_table(img, off)), out);
+}
+
+int qed_reserve(struct node *node, uint64_t off, uint64_t len, struct reservation *out)
+{
+    struct qed_image *img = node->state;
+    struct qed_clusters clusters;
+
+    assert(len && is_aligned(off | len, img->geo.cluster_size));
+    int err = dirty_mark_begin(&img->mark);
+    if (err < 0)
+        return err;
+    err = take_clusters(img, off, len, &clusters);
+    if (err < 0) {
+        end_mark(img);
+        return err;
+    }
+    *out = (struct reservation){
+        .guest_offset = off,
+        .length = clusters.length,
+        .host_offset = clusters.offset,
+        .fresh = clusters.fresh,
+    };
+    return 0;
+}
+
+/* META: stores the words of the reservation from `done` on that lie in this page; returns
+ * how many bytes they map. */
+static uint64_t store_words(struct qed_image *img, struct mc_page *page,
+                            const struct reservation *res, uint64_t done)
+{
+    uint64_t off = res->guest_offset + done;
+    uint64_t bytes = MIN(res->length - done, qed_left_in_page(img, off));
+
+    for (uint64_t at = 0; at < bytes; at += img->geo.cluster_size) {
+        uint32_t word = qed_page_word(img, off + at);
+        assert(mc_load(page, word) <= QED_ENTRY_ZERO);
+        mcmap_store(page, word, res->host_offset + done + at, MC_LINK);
+    }
+    return bytes;
+}
+
+/* Links one page's worth; *done moves on. */
+static int link_page(struct qed_image *img, const struct reservation *res,
+                     bool replaces_zero, uint64_t *done)
+{
+    struct mcache *mc = img->node->mc;
+    struct qed_clusters clusters = {res->host_offset, res->length, res->fresh};
+    uint64_t index = qed_page_index(img, res->guest_offset + *done);
+
+    for (;;) {
+        lock_acquire(mcache_meta(mc));
+        struct mc_page *page = mcmap_peek(img->l2_map, index);
+        if (page) {
+            /* Old and new contents are both zeroes until the data is durable: then, and
+             * only then, nobody minds which of word and data comes first. */
+            if (!replaces_zero || qed_needs_barrier(img, &clusters))
+                mcache_strict(mc);
+            *done += store_words(img, page, res, *done);
+        }
+        lock_release(mcache_meta(mc));
+        if (page)
+            return 0;
+        int err = mcmap_get(img->l2_map, index, &page);
+        if (err < 0)
+            return err;
+    }
+}
+
+int qed_link(struct node *node, const struct reservation *res, bool replaces_zero)
+{
+    struct qed_image *img = node->state;
+    uint64_t done = 0;
+    int err = 0;
+
+    /* Words stored before a page fails to load stay: their data is in place, and a write
+     * that failed may have happened in parts. */
+    while (done < res->length && err == 0)
+        err = link_page(img, res, replaces_zero, &done);
+
+    lock_acquire(mcache_meta(node->mc));
+    qed_space_put(&img->space, res->host_offset + done, res->length - done);
+    dirty_mark_end(&img->mark);
+    lock_release(mcache_meta(node->mc));
+    node_wrote(node);
+    return err;
+}
+
+void qed_release(struct node *node, const struct reservation *res)
+{
+    struct qed_image *img = node->state;
+    LOCK_GUARD(mcache_meta(node->mc));
+
+    qed_space_put(&img->space, res->host_offset, res->length);
+    dirty_mark_end(&img->mark);
+}

@@ -1,0 +1,199 @@
+/* Writing an empty image: header, backing file name, L1 table of zeroes. */
+#include <ctype.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/checked.h"
+#include "qed/image.h"
+
+struct settings {
+    uint64_t cluster_size, table_size;
+    const char *backing_file, *backing_format;
+};
+
+/* "65536", "64k", "1M", "1G"; false for anything else. */
+static bool parse_size(const char *text, uint64_t *out)
+{
+    static const char suffixes[] = "kmgt";
+    char *end;
+
+    if (!isdigit((unsigned char)*text))
+        return false;
+    errno = 0;
+    uint64_t value = strtoull(text, &end, 10);
+    if (errno)
+        return false;
+    if (*end) {
+        const char *suffix = strchr(suffixes, tolower((unsigned char)*end));
+        if (!suffix || end[1])
+            return false;
+        unsigned shift = 10 * (unsigned)(suffix - suffixes + 1);
+        if (value > UINT64_MAX >> shift)
+            return false;
+        value <<= shift;
+    }
+    *out = value;
+    return true;
+}
+
+static int take_size(const struct create_request *req, const struct create_option *option,
+                     uint64_t *out, struct diag *diag)
+{
+    if (!parse_size(option->value, out))
+        return diag_set(diag, EINVAL, "%s: %s '%s': not a size", req->filename, option->key,
+                        option->value);
+    return 0;
+}
+
+static int take_text(const struct create_request *req, const struct create_option *option,
+                     const char **out, struct diag *diag)
+{
+    if (*out && strcmp(*out, option->value) != 0)
+        return diag_set(diag, EINVAL, "%s: %s '%s': was already given as '%s'",
+                        req->filename, option->key, option->value, *out);
+    *out = option->value;
+    return 0;
+}
+
+static int take_option(const struct create_request *req, struct create_option *option,
+                       struct settings *set, struct diag *diag)
+{
+    option->used = true;
+    if (strcmp(option->key, "cluster_size") == 0)
+        return take_size(req, option, &set->cluster_size, diag);
+    if (strcmp(option->key, "table_size") == 0)
+        return take_size(req, option, &set->table_size, diag);
+    if (strcmp(option->key, "backing_file") == 0)
+        return take_text(req, option, &set->backing_file, diag);
+    if (strcmp(option->key, "backing_fmt") == 0)
+        return take_text(req, option, &set->backing_format, diag);
+    option->used = false;
+    return diag_set(
+        diag, EINVAL,
+        "%s: unknown option '%s': QED has cluster_size, table_size, backing_file "
+        "and backing_fmt",
+        req->filename, option->key);
+}
+
+static int check_settings(const struct create_request *req, const struct settings *set,
+                          struct diag *diag)
+{
+    if (!is_power_of_two(set->cluster_size) || set->cluster_size < QED_MIN_CLUSTER_SIZE ||
+        set->cluster_size > QED_MAX_CLUSTER_SIZE)
+        return diag_set(diag, EINVAL,
+                        "%s: cluster_size %" PRIu64
+                        ": must be a power of two from 4k to 64M",
+                        req->filename, set->cluster_size);
+    if (!is_power_of_two(set->table_size) || set->table_size > QED_MAX_TABLE_SIZE)
+        return diag_set(diag, EINVAL,
+                        "%s: table_size %" PRIu64
+                        ": must be a power of two from 1 to 16 clusters",
+                        req->filename, set->table_size);
+    if (set->backing_format && !set->backing_file)
+        return diag_set(diag, EINVAL, "%s: backing_fmt '%s': there is no backing_file",
+                        req->filename, set->backing_format);
+    size_t room =
+        MIN(set->cluster_size - sizeof(struct qed_disk_header), QED_MAX_BACKING_NAME);
+    if (set->backing_file && strlen(set->backing_file) > room)
+        return diag_set(diag, EINVAL, "%s: backing_file: its name is longer than %zu bytes",
+                        req->filename, room);
+    return 0;
+}
+
+static int read_settings(struct create_request *req, struct settings *set,
+                         struct diag *diag)
+{
+    *set = (struct settings){
+        .cluster_size = QED_DEFAULT_CLUSTER_SIZE,
+        .table_size = QED_DEFAULT_TABLE_SIZE,
+        .backing_file = req->backing_file,
+        .backing_format = req->backing_format,
+    };
+    for (size_t i = 0; i < req->n_options; i++) {
+        int err = take_option(req, &req->options[i], set, diag);
+        if (err < 0)
+            return err;
+    }
+    /* "-o backing_file=" says: none. */
+    if (set->backing_file && *set->backing_file == '\0')
+        set->backing_file = NULL;
+    return check_settings(req, set, diag);
+}
+
+static int make_header(const struct create_request *req, const struct settings *set,
+                       struct qed_header *header, struct diag *diag)
+{
+    uint64_t size;
+    uint64_t max =
+        qed_max_image_size((uint32_t)set->cluster_size, (uint32_t)set->table_size);
+
+    if (add_overflows(req->size, QED_SECTOR_SIZE - 1, &size) ||
+        (size = align_down(size, QED_SECTOR_SIZE)) > max)
+        return diag_set(diag, EFBIG,
+                        "%s: size %" PRIu64 ": clusters of %" PRIu64
+                        " bytes and tables of %" PRIu64 " clusters map %" PRIu64
+                        " bytes at most",
+                        req->filename, req->size, set->cluster_size, set->table_size, max);
+    *header = (struct qed_header){
+        .cluster_size = (uint32_t)set->cluster_size,
+        .table_size = (uint32_t)set->table_size,
+        .header_size = 1,
+        .l1_table_offset = set->cluster_size,
+        .image_size = size,
+    };
+    if (set->backing_file) {
+        header->features = QED_F_BACKING_FILE;
+        if (set->backing_format && strcmp(set->backing_format, "raw") == 0)
+            header->features |= QED_F_BACKING_FORMAT_NO_PROBE;
+        header->backing_filename_offset = sizeof(struct qed_disk_header);
+        header->backing_filename_size = (uint32_t)strlen(set->backing_file);
+    }
+    return 0;
+}
+
+/* The header comes last: until it is there, nobody takes the file for an image. */
+static int write_image(struct storage *file, const struct qed_header *header,
+                       const char *backing)
+{
+    uint64_t l1_bytes = (uint64_t)header->table_size * header->cluster_size;
+    uint8_t raw[sizeof(struct qed_disk_header)];
+
+    /* The file's length says what is allocated. */
+    int err = storage_truncate(file, header->l1_table_offset + l1_bytes);
+    if (err == 0)
+        err = storage_zero(file, header->l1_table_offset, l1_bytes, 0);
+    if (err == 0 && backing)
+        err = storage_write(file, backing, header->backing_filename_size,
+                            header->backing_filename_offset, 0);
+    qed_header_encode(header, raw);
+    if (err == 0)
+        err = storage_write(file, raw, sizeof raw, 0, 0);
+    return err < 0 ? err : storage_flush(file);
+}
+
+int qed_create(struct create_request *req, struct diag *diag)
+{
+    struct settings set;
+    struct qed_header header;
+    CLEANUP_STORAGE struct storage *file = NULL;
+    int err;
+
+    if ((err = read_settings(req, &set, diag)) < 0 ||
+        (err = make_header(req, &set, &header, diag)) < 0 ||
+        (err = storage_create_file(req->filename, &file, diag)) < 0)
+        return err;
+    if (file->fixed_size)
+        return diag_set(
+            diag, ENOTSUP,
+            "%s: a QED image can't be created on a block device: the format grows "
+            "by extending its file",
+            req->filename);
+    if ((err = write_image(file, &header, set.backing_file)) < 0) {
+        unlink(req->filename);
+        return diag_errno(diag, -err, "%s: writing the image", req->filename);
+    }
+    return 0;
+}

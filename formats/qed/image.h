@@ -1,0 +1,128 @@
+/* The state of one opened QED image, and what the files of this folder offer each other.
+ *
+ * What is looked up: guest offset -> L1 word -> L2 word -> host cluster.  The L1 words that
+ * the virtual size needs stay in memory; L2 tables come and go in pages of QED_PAGE_BYTES.
+ * Tables are powers of two, so page `guest cluster / words per page` is that cluster's
+ * page, whichever table it belongs to.
+ *
+ * Words come from the file and are checked each time before they are used: qed_table_fault
+ * and qed_cluster_fault are the only judges.  Layer: qed. */
+#ifndef QED_IMAGE_H
+#define QED_IMAGE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/compiler.h"
+#include "base/lock.h"
+#include "block/dirty_mark.h"
+#include "block/node.h"
+#include "qed/header.h"
+#include "qed/space.h"
+
+#define QED_PAGE_BYTES  4096u
+#define QED_PAGE_WORDS  (QED_PAGE_BYTES / 8)
+#define QED_TABLE_LOCKS 16u
+
+enum qed_probe { QED_UNKNOWN, QED_YES, QED_NO };
+
+struct qed_image {
+    struct node *node;
+    struct lock header_lock; /* RANK_HEADER: `header` and its bytes in the file */
+    struct qed_header
+        header; /* only features, autoclear_features, image_size ever change */
+
+    /* Never changed after open. */
+    struct qed_geometry geo;
+    bool
+        has_backing; /* the header says so: no NEED_CHECK, and holes aren't zeroes */
+
+    /* Replaced only by qed_tables_load, alone. */
+    _Atomic uint64_t *l1;
+    struct mcmap *l1_map, *l2_map;
+    struct lock table_locks[QED_TABLE_LOCKS]; /* RANK_TABLE: new L2 tables, by L1 index */
+
+    struct qed_space space;
+    struct dirty_mark mark; /* once active */
+    bool active;
+    _Atomic int fast_zero; /* enum qed_probe: can the storage zero without writing? */
+};
+
+/* ---- tables.c ---- */
+
+/* Makes the L1 words for a virtual size resident, and maps for both levels, in place of
+ * those there are.  On failure nothing has changed. */
+int qed_tables_load(struct qed_image *img, uint64_t image_size, struct diag *diag) MUST_USE;
+void qed_tables_free(struct qed_image *img);
+
+/* The L2 table that maps off exists afterwards.  Takes a table lock; no META. */
+int qed_ensure_table(struct qed_image *img, uint64_t off) MUST_USE;
+
+/* META: the group that is open must be strict for the mark's sake or the clusters'. */
+bool qed_needs_barrier(const struct qed_image *img, const struct qed_clusters *clusters);
+
+/* ---- map.c ---- */
+
+enum qed_kind { QED_UNALLOCATED, QED_ZERO, QED_DATA };
+
+struct qed_run {
+    enum qed_kind kind;
+    uint64_t length;      /* bytes, 1..asked */
+    uint64_t host_offset; /* QED_DATA */
+};
+
+/* The run at off, merged over pages and tables as far as a bounded number of pages tells.
+ */
+int qed_lookup(struct qed_image *img, uint64_t off, uint64_t len,
+               struct qed_run *run) MUST_USE;
+
+/* Why the word of an L1 or L2 table can't be used; NULL when it can. */
+const char *qed_table_fault(const struct qed_image *img, uint64_t word);
+const char *qed_cluster_fault(const struct qed_image *img, uint64_t word);
+
+/* Logs what a lookup at guest offset off met; returns -EIO. */
+int qed_corrupt(const struct qed_image *img, const char *level, uint64_t off, uint64_t word,
+                const char *fault);
+
+static inline uint64_t qed_l1_index(const struct qed_image *img, uint64_t off)
+{
+    return off >> (img->geo.cluster_bits + img->geo.entry_bits);
+}
+
+static inline uint64_t qed_page_index(const struct qed_image *img, uint64_t off)
+{
+    return (off >> img->geo.cluster_bits) / QED_PAGE_WORDS;
+}
+
+static inline uint32_t qed_page_word(const struct qed_image *img, uint64_t off)
+{
+    return (uint32_t)((off >> img->geo.cluster_bits) % QED_PAGE_WORDS);
+}
+
+/* Guest bytes from off to the end of what its L2 table, or its page of it, maps. */
+static inline uint64_t qed_left_in_table(const struct qed_image *img, uint64_t off)
+{
+    uint64_t span = UINT64_C(1) << (img->geo.cluster_bits + img->geo.entry_bits);
+    return span - (off & (span - 1));
+}
+
+static inline uint64_t qed_left_in_page(const struct qed_image *img, uint64_t off)
+{
+    uint64_t span = (uint64_t)QED_PAGE_WORDS << img->geo.cluster_bits;
+    return span - (off & (span - 1));
+}
+
+/* ---- members of the driver table ---- */
+
+int qed_map(struct node *node, uint64_t off, uint64_t len, struct extent *out);
+int qed_reserve(struct node *node, uint64_t off, uint64_t len, struct reservation *out);
+int qed_link(struct node *node, const struct reservation *res, bool replaces_zero);
+void qed_release(struct node *node, const struct reservation *res);
+int qed_zero(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
+             uint64_t *done);
+bool qed_zero_is_fast(struct node *node, uint64_t off, uint64_t len);
+int qed_grow(struct node *node, uint64_t size, struct diag *diag);
+int qed_create(struct create_request *req, struct diag *diag);
+
+#endif

@@ -1,0 +1,284 @@
+/* Opening and closing, and the driver table. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "qed/image.h"
+#include "qed/qed.h"
+
+static bool probe(const uint8_t *head, size_t n)
+{
+    return n >= 4 && load_le32(head) == QED_MAGIC;
+}
+
+/* ---- hooks of the metadata cache ---- */
+
+static void group_frozen(void *owner)
+{
+    struct qed_image *img = owner;
+
+    if (!img->active)
+        return;
+    dirty_mark_frozen(&img->mark);
+    tail_frozen(&img->space.tail);
+}
+
+static void group_durable(void *owner)
+{
+    struct qed_image *img = owner;
+
+    if (!img->active)
+        return;
+    dirty_mark_durable(&img->mark);
+    tail_durable(&img->space.tail, img->node);
+}
+
+static const struct mcache_hooks hooks = {.frozen = group_frozen, .durable = group_durable};
+
+/* ---- open ---- */
+
+/* Frees what open made of the image; the node's strings and cache are others'. */
+static void free_image(struct qed_image *img)
+{
+    qed_tables_free(img);
+    qed_space_destroy(&img->space);
+    for (unsigned i = 0; i < QED_TABLE_LOCKS; i++)
+        lock_destroy(&img->table_locks[i]);
+    lock_destroy(&img->header_lock);
+    free(img);
+}
+
+static struct qed_image *new_image(struct node *node, const struct qed_header *header,
+                                   uint64_t file_size)
+{
+    struct qed_image *img = calloc(1, sizeof *img);
+
+    if (!img)
+        return NULL;
+    img->node = node;
+    img->header = *header;
+    img->has_backing = header->features & QED_F_BACKING_FILE;
+    qed_geometry_init(&img->geo, header);
+    lock_init(&img->header_lock, RANK_HEADER);
+    for (unsigned i = 0; i < QED_TABLE_LOCKS; i++)
+        lock_init(&img->table_locks[i], RANK_TABLE);
+    qed_space_init(&img->space, node, align_up(file_size, img->geo.cluster_size));
+    return img;
+}
+
+static int open_tables(struct qed_image *img, struct diag *diag)
+{
+    struct node *node = img->node;
+
+    node->mc = mcache_new(node->ctx->pool, node->file, &hooks, img);
+    if (!node->mc)
+        return diag_errno(diag, ENOMEM, "%s: metadata cache", node->filename);
+    int err = qed_tables_load(img, img->header.image_size, diag);
+    if (err < 0) {
+        mcache_free(node->mc);
+        node->mc = NULL;
+    }
+    return err;
+}
+
+static int open_image(struct node *node, struct diag *diag)
+{
+    struct qed_header header;
+    uint64_t file_size;
+    CLEANUP_FREE char *backing = NULL;
+    CLEANUP_FREE char *format = NULL;
+
+    int err = qed_header_read(node->file, node->filename, &header, diag);
+    if (err < 0)
+        return err;
+    err = qed_header_read_backing(node->file, node->filename, &header, &backing, diag);
+    if (err < 0)
+        return err;
+    if ((err = storage_size(node->file, &file_size)) < 0)
+        return diag_errno(diag, -err, "%s: size of the file", node->filename);
+    if (backing && header.features & QED_F_BACKING_FORMAT_NO_PROBE &&
+        !(format = strdup("raw")))
+        return diag_errno(diag, ENOMEM, "%s: backing format", node->filename);
+
+    struct qed_image *img = new_image(node, &header, file_size);
+    if (!img)
+        return diag_errno(diag, ENOMEM, "%s: image state", node->filename);
+    if ((err = open_tables(img, diag)) < 0) {
+        free_image(img);
+        return err;
+    }
+    node->state = img;
+    node->size = header.image_size;
+    node->cluster_size = header.cluster_size;
+    node->backing_name = TAKE(&backing);
+    node->backing_format = TAKE(&format);
+    return 0;
+}
+
+/* ---- first writable use ---- */
+
+/* Writes the bit, doesn't flush. */
+static int write_need_check(struct node *node, bool on)
+{
+    struct qed_image *img = node->state;
+    LOCK_GUARD(&img->header_lock);
+    uint64_t features = img->header.features & ~(uint64_t)QED_F_NEED_CHECK;
+
+    if (on)
+        features |= QED_F_NEED_CHECK;
+    int err = qed_header_write_features(node->file, features);
+    if (err == 0)
+        img->header.features = features;
+    return err;
+}
+
+/* For the dirty mark, which holds allocations back while it is cleared: an image without
+ * the mark has no leaked clusters at its end. */
+static int write_mark(struct node *node, bool on)
+{
+    struct qed_image *img = node->state;
+    int err = on ? 0 : qed_space_trim(&img->space);
+
+    return err < 0 ? err : write_need_check(node, on);
+}
+
+/* An image that was not closed cleanly must not be written to as it is. */
+static int require_clean(struct qed_image *img, struct diag *diag)
+{
+    if (!(img->header.features & QED_F_NEED_CHECK))
+        return 0;
+    return diag_set(
+        diag, EINVAL,
+        "%s: features: NEED_CHECK is set: the image was not closed cleanly; run a "
+        "check with repair first",
+        img->node->filename);
+}
+
+/* No autoclear bit is known, so whatever feature one stands for is not kept up by us
+ * (Q-17). */
+static int clear_autoclear(struct qed_image *img, struct diag *diag)
+{
+    struct node *node = img->node;
+
+    if (img->header.autoclear_features == 0)
+        return 0;
+    LOCK_GUARD(&img->header_lock);
+    int err = qed_header_write_autoclear(node->file, 0);
+    if (err == 0)
+        err = storage_flush(node->file);
+    if (err < 0)
+        return diag_errno(diag, -err, "%s: clearing autoclear_features 0x%" PRIx64,
+                          node->filename, img->header.autoclear_features);
+    img->header.autoclear_features = 0;
+    return 0;
+}
+
+/* Clusters are appended, so the file has to end with a whole one. */
+static int round_file_up(struct qed_image *img, struct diag *diag)
+{
+    struct node *node = img->node;
+    uint64_t size;
+
+    int err = storage_size(node->file, &size);
+    if (err < 0)
+        return diag_errno(diag, -err, "%s: size of the file", node->filename);
+    uint64_t end = align_up(size, img->geo.cluster_size);
+    if (end != size && (err = storage_truncate(node->file, end)) < 0)
+        return diag_errno(diag, -err, "%s: extending the file to %" PRIu64 " bytes",
+                          node->filename, end);
+    qed_space_activate(&img->space, img->geo.cluster_size, end);
+    return 0;
+}
+
+static int activate(struct node *node, struct diag *diag)
+{
+    struct qed_image *img = node->state;
+    int err;
+
+    if (node->file->fixed_size)
+        return diag_set(diag, ENOTSUP,
+                        "%s: a QED image on a block device can't be written to: the format "
+                        "grows by extending its file",
+                        node->filename);
+    if ((err = require_clean(img, diag)) < 0 || (err = clear_autoclear(img, diag)) < 0 ||
+        (err = round_file_up(img, diag)) < 0)
+        return err;
+    dirty_mark_init(&img->mark, node, write_mark, !img->has_backing, false);
+    img->active = true;
+    return 0;
+}
+
+/* ---- close ---- */
+
+static int close_cleanly(struct qed_image *img)
+{
+    struct node *node = img->node;
+    /* What lies beyond the last used cluster was never linked, so it may go before the
+     * tables are written. */
+    int trimmed = qed_space_trim(&img->space);
+    int err = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
+
+    if (err == 0 && !node->options.keep_marks) {
+        /* A volatile session ends with its one real sync (V-06). */
+        if (node->options.cache->no_flush)
+            err = storage_sync(node->file);
+        if (err == 0)
+            err = dirty_mark_settle(&img->mark, true);
+    }
+    return err < 0 ? err : trimmed;
+}
+
+static int close_image(struct node *node)
+{
+    struct qed_image *img = node->state;
+    int err = 0;
+
+    if (img->active) {
+        err = close_cleanly(img);
+        dirty_mark_destroy(&img->mark);
+    }
+    node->state = NULL;
+    free_image(img);
+    return err;
+}
+
+static int settle(struct node *node)
+{
+    struct qed_image *img = node->state;
+
+    /* While flushes are void the mark has to stay (V-06). */
+    if (!img->active || node->options.cache->no_flush)
+        return 0;
+    return dirty_mark_settle(&img->mark, true);
+}
+
+static void info(struct node *node, json_t *object)
+{
+    struct qed_image *img = node->state;
+    LOCK_GUARD(&img->header_lock);
+
+    json_object_set_new(object, "dirty-flag",
+                        json_boolean(img->header.features & QED_F_NEED_CHECK));
+}
+
+const struct driver qed_driver = {
+    .name = "qed",
+    .probe = probe,
+    .open = open_image,
+    .activate = activate,
+    .close = close_image,
+    .map = qed_map,
+    .reserve = qed_reserve,
+    .link = qed_link,
+    .release = qed_release,
+    .zero = qed_zero,
+    .zero_is_fast = qed_zero_is_fast,
+    .grow = qed_grow,
+    .settle = settle,
+    .info = info,
+    .create = qed_create,
+};

@@ -1,0 +1,9 @@
+/* The QED format driver.  Layer: qed. */
+#ifndef QED_QED_H
+#define QED_QED_H
+
+#include "block/driver.h"
+
+extern const struct driver qed_driver;
+
+#endif

@@ -1,0 +1,174 @@
+#include <assert.h>
+#include <errno.h>
+
+#include "base/cleanup.h"
+#include "block/node.h"
+#include "qed/space.h"
+
+void qed_space_init(struct qed_space *space, struct node *node, uint64_t file_end)
+{
+    *space = (struct qed_space){.node = node};
+    atomic_init(&space->file_end, file_end);
+    lock_init(&space->growth, RANK_GROWTH);
+}
+
+void qed_space_destroy(struct qed_space *space)
+{
+    lock_destroy(&space->growth);
+}
+
+void qed_space_activate(struct qed_space *space, uint32_t cluster_size, uint64_t file_end)
+{
+    atomic_store(&space->file_end, file_end);
+    tail_init(&space->tail, cluster_size, file_end, file_end);
+}
+
+/* META: from the first run that is long enough. */
+static bool take_released(struct qed_space *space, uint64_t least, uint64_t most,
+                          struct qed_clusters *out)
+{
+    for (unsigned i = 0; i < space->n_released; i++) {
+        struct qed_clusters *run = &space->released[i];
+        if (run->length < least)
+            continue;
+        *out =
+            (struct qed_clusters){.offset = run->offset, .length = MIN(run->length, most)};
+        run->offset += out->length;
+        run->length -= out->length;
+        if (run->length == 0)
+            *run = space->released[--space->n_released];
+        return true;
+    }
+    return false;
+}
+
+/* META */
+static bool tail_has(const struct qed_space *space, uint64_t bytes)
+{
+    return space->tail.end - space->tail.next >= bytes;
+}
+
+/* Extends the file so that its tail has at least `least` bytes, unless another did
+ * meanwhile. */
+static int grow(struct qed_space *space, uint64_t least, uint64_t most)
+{
+    struct lock *meta = mcache_meta(space->node->mc);
+    LOCK_GUARD(&space->growth);
+
+    lock_acquire(meta);
+    bool enough = tail_has(space, least);
+    uint64_t old_end = space->tail.end;
+    uint64_t new_end = tail_next_end(&space->tail, most);
+    uint64_t least_end = space->tail.next + least;
+    lock_release(meta);
+    if (enough)
+        return 0;
+
+    /* Lookups compare with file_end: it moves before anybody can link what lies there. */
+    atomic_store(&space->file_end, new_end);
+    int err = tail_grow(&space->tail, space->node, new_end);
+    /* A generous step may be too large for what a small one still fits. */
+    if ((err == -EFBIG || err == -ENOSPC) && least_end < new_end) {
+        atomic_store(&space->file_end, least_end);
+        err = tail_grow(&space->tail, space->node, least_end);
+    }
+    if (err < 0)
+        atomic_store(&space->file_end, old_end);
+    return err;
+}
+
+int qed_space_take(struct qed_space *space, uint64_t least, uint64_t most,
+                   struct qed_clusters *out)
+{
+    struct lock *meta = mcache_meta(space->node->mc);
+
+    for (;;) {
+        lock_acquire(meta);
+        bool got = take_released(space, least, most, out);
+        if (!got && tail_has(space, least)) {
+            out->length = tail_take(&space->tail, most, &out->offset, &out->fresh);
+            assert(out->length >= least);
+            got = true;
+        }
+        lock_release(meta);
+        if (got)
+            return 0;
+        int err = grow(space, least, most);
+        if (err < 0)
+            return err;
+    }
+}
+
+void qed_space_put(struct qed_space *space, uint64_t offset, uint64_t length)
+{
+    lock_assert_held(mcache_meta(space->node->mc));
+    if (length == 0)
+        return;
+    for (unsigned i = 0; i < space->n_released; i++) {
+        struct qed_clusters *run = &space->released[i];
+        if (run->offset + run->length == offset) {
+            run->length += length;
+            return;
+        }
+        if (offset + length == run->offset) {
+            run->offset = offset;
+            run->length += length;
+            return;
+        }
+    }
+    /* With a full list the clusters are leaked, as a crash would leak them. */
+    if (space->n_released < QED_MAX_RELEASED)
+        space->released[space->n_released++] =
+            (struct qed_clusters){.offset = offset, .length = length};
+}
+
+bool qed_space_settled(const struct qed_space *space, const struct qed_clusters *clusters)
+{
+    return clusters->fresh &&
+           tail_settled(&space->tail, clusters->offset + clusters->length);
+}
+
+/* META: where the file could end.  What was given back there counts as unused and leaves
+ * the list. */
+static uint64_t used_end(struct qed_space *space)
+{
+    uint64_t end = space->tail.next;
+
+    for (unsigned i = 0; i < space->n_released;) {
+        if (space->released[i].offset + space->released[i].length != end) {
+            i++;
+            continue;
+        }
+        end = space->released[i].offset;
+        space->released[i] = space->released[--space->n_released];
+        i = 0;
+    }
+    return end;
+}
+
+int qed_space_trim(struct qed_space *space)
+{
+    struct node *node = space->node;
+    struct lock *meta = mcache_meta(node->mc);
+    LOCK_GUARD(&space->growth);
+
+    lock_acquire(meta);
+    uint64_t end = used_end(space);
+    bool trimmed = end == space->tail.end;
+    lock_release(meta);
+    if (trimmed)
+        return 0;
+    int err = storage_truncate(node->file, end);
+    mcache_note_write(node->mc);
+    if (err < 0)
+        return err;
+
+    /* What is cut and grown again is fresh, and its growth not durable, whatever a group
+     * that is being written now was frozen with. */
+    LOCK_GUARD(meta);
+    uint64_t taken = space->tail.taken;
+    tail_init(&space->tail, space->tail.cluster_size, end, end);
+    space->tail.taken = taken;
+    atomic_store(&space->file_end, end);
+    return 0;
+}

@@ -1,0 +1,170 @@
+/* Zeroing whole clusters.
+ *
+ * A cluster that has a host cluster keeps it and is zeroed in the file: QED can't tell free
+ * clusters from leaked ones, so nothing may be dropped.  A hole over a backing file gets
+ * the zero marker (Q-18); a hole over nothing reads as zeroes already. */
+#include <errno.h>
+
+#include "base/checked.h"
+#include "qed/image.h"
+
+/* Do holes of this image show something else than zeroes, now or when it is opened with its
+ * backing file? */
+static bool holes_show_backing(const struct qed_image *img)
+{
+    return img->has_backing || img->node->backing;
+}
+
+/* META: markers over a page's holes in [off, off + len). */
+static void store_markers(struct qed_image *img, struct mc_page *page, uint64_t off,
+                          uint64_t len)
+{
+    for (uint64_t at = 0; at < len; at += img->geo.cluster_size) {
+        uint32_t word = qed_page_word(img, off + at);
+        if (mc_load(page, word) == QED_ENTRY_UNALLOCATED)
+            mcmap_store(page, word, QED_ENTRY_ZERO, MC_LINK);
+    }
+}
+
+/* Within one page.  A marker points nowhere, so only the mark may ask for a barrier. */
+static int mark_page(struct qed_image *img, uint64_t off, uint64_t len)
+{
+    struct mcache *mc = img->node->mc;
+
+    int err = qed_ensure_table(img, off);
+    while (err == 0) {
+        lock_acquire(mcache_meta(mc));
+        struct mc_page *page = mcmap_peek(img->l2_map, qed_page_index(img, off));
+        if (page) {
+            if (dirty_mark_needs_barrier(&img->mark))
+                mcache_strict(mc);
+            store_markers(img, page, off, len);
+        }
+        lock_release(mcache_meta(mc));
+        if (page)
+            return 0;
+        err = mcmap_get(img->l2_map, qed_page_index(img, off), &page);
+    }
+    return err;
+}
+
+static int mark_holes(struct qed_image *img, uint64_t off, uint64_t len, uint64_t *done)
+{
+    int err = dirty_mark_begin(&img->mark);
+
+    if (err < 0)
+        return err;
+    for (uint64_t at = 0; at < len && err == 0;) {
+        uint64_t bytes = MIN(len - at, qed_left_in_page(img, off + at));
+        err = mark_page(img, off + at, bytes);
+        if (err == 0) {
+            at += bytes;
+            *done += bytes;
+        }
+    }
+    lock_acquire(mcache_meta(img->node->mc));
+    dirty_mark_end(&img->mark);
+    lock_release(mcache_meta(img->node->mc));
+    node_wrote(img->node);
+    return err;
+}
+
+static int zero_data(struct qed_image *img, uint64_t host, uint64_t len, enum zero_how how)
+{
+    struct node *node = img->node;
+    unsigned flags = 0;
+
+    if (node->options.discard_ignore) {
+        if (how == ZERO_DISCARD)
+            return 0;
+    } else if (how != ZERO_KEEP) {
+        flags |= STORAGE_MAY_UNMAP;
+    }
+    /* A trim is not worth writing zeroes for. */
+    if (how == ZERO_DISCARD)
+        flags |= STORAGE_FAST;
+    int err = storage_zero(node->file, host, len, flags);
+    node_wrote(node);
+    return how == ZERO_DISCARD && err == -ENOTSUP ? 0 : err;
+}
+
+int qed_zero(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
+             uint64_t *done)
+{
+    struct qed_image *img = node->state;
+    int err = 0;
+
+    *done = 0;
+    while (*done < len && err == 0) {
+        struct qed_run run;
+        err = qed_lookup(img, off + *done, len - *done, &run);
+        if (err < 0)
+            return err;
+        if (run.kind == QED_UNALLOCATED && holes_show_backing(img)) {
+            err = mark_holes(img, off + *done, run.length, done);
+            continue;
+        }
+        if (run.kind == QED_DATA)
+            err = zero_data(img, run.host_offset, run.length, how);
+        if (err == 0)
+            *done += run.length;
+    }
+    return err;
+}
+
+/* Tries both ways of zeroing on a cluster that nobody uses. */
+static int try_storage(struct qed_image *img)
+{
+    struct mcache *mc = img->node->mc;
+    struct qed_clusters cluster;
+
+    int err =
+        qed_space_take(&img->space, img->geo.cluster_size, img->geo.cluster_size, &cluster);
+    if (err < 0)
+        return err;
+    err = storage_zero(img->node->file, cluster.offset, QED_MIN_CLUSTER_SIZE, STORAGE_FAST);
+    if (err == 0)
+        err = storage_zero(img->node->file, cluster.offset, QED_MIN_CLUSTER_SIZE,
+                           STORAGE_FAST | STORAGE_MAY_UNMAP);
+    lock_acquire(mcache_meta(mc));
+    qed_space_put(&img->space, cluster.offset, cluster.length);
+    lock_release(mcache_meta(mc));
+    node_wrote(img->node);
+    return err;
+}
+
+/* Once for an image.  It may extend the file, so the mark is on meanwhile. */
+static bool storage_zeroes_fast(struct qed_image *img)
+{
+    int known = atomic_load(&img->fast_zero);
+
+    if (known == QED_UNKNOWN) {
+        int err = dirty_mark_begin(&img->mark);
+        if (err < 0)
+            return false;
+        err = try_storage(img);
+        lock_acquire(mcache_meta(img->node->mc));
+        dirty_mark_end(&img->mark);
+        lock_release(mcache_meta(img->node->mc));
+        known = err == 0 ? QED_YES : QED_NO;
+        atomic_store(&img->fast_zero, known);
+    }
+    return known == QED_YES;
+}
+
+bool qed_zero_is_fast(struct node *node, uint64_t off, uint64_t len)
+{
+    struct qed_image *img = node->state;
+
+    if (!img->active)
+        return false;
+    for (uint64_t done = 0; done < len;) {
+        struct qed_run run;
+        if (qed_lookup(img, off + done, len - done, &run) < 0)
+            return false;
+        if (run.kind == QED_DATA && !storage_zeroes_fast(img))
+            return false;
+        done += run.length;
+    }
+    return true;
+}

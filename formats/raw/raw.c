@@ -1,0 +1,86 @@
+#include <errno.h>
+
+#include "block/node.h"
+#include "raw/raw.h"
+
+/* Any bytes are a valid raw image, so their looks say nothing: it is never guessed. */
+static bool raw_probe(const uint8_t *head, size_t n)
+{
+    (void)head;
+    (void)n;
+    return false;
+}
+
+static int raw_open(struct node *node, struct diag *diag)
+{
+    int rc = storage_size(node->file, &node->size);
+    if (rc < 0)
+        return diag_errno(diag, -rc, "%s: cannot get its size", node->filename);
+    node->cluster_size = 1;
+    /* There is no metadata; the cache makes flushes of several clients share one sync. */
+    node->mc = mcache_new(node->ctx->pool, node->file, NULL, NULL);
+    if (!node->mc)
+        return diag_errno(diag, ENOMEM, "%s", node->filename);
+    return 0;
+}
+
+static int raw_activate(struct node *node, struct diag *diag)
+{
+    (void)node;
+    (void)diag;
+    return 0;
+}
+
+static int raw_close(struct node *node)
+{
+    if (!node->active)
+        return 0;
+    int rc = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
+    if (rc == 0 && node->file->no_flush && !node->options.keep_marks)
+        rc = storage_sync(node->file);
+    return rc;
+}
+
+/* Holes are told apart by block_status, which asks the storage: a read doesn't care. */
+static int raw_map(struct node *node, uint64_t off, uint64_t len, struct extent *out)
+{
+    (void)node;
+    *out = (struct extent){
+        .kind = EXTENT_DATA,
+        .writable = true,
+        .allocated = true,
+        .has_host = true,
+        .length = len,
+        .host_offset = off,
+    };
+    return 0;
+}
+
+static int raw_zero(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
+                    uint64_t *done)
+{
+    int rc = how == ZERO_DISCARD ? storage_discard(node->file, off, len)
+                                 : storage_zero(node->file, off, len,
+                                                how == ZERO_UNMAP ? STORAGE_MAY_UNMAP : 0);
+    *done = rc < 0 ? 0 : len;
+    return rc;
+}
+
+static bool raw_zero_is_fast(struct node *node, uint64_t off, uint64_t len)
+{
+    (void)off;
+    (void)len;
+    return node->file->ops->zero != NULL;
+}
+
+const struct driver raw_driver = {
+    .name = "raw",
+    .probe = raw_probe,
+    .open = raw_open,
+    .activate = raw_activate,
+    .close = raw_close,
+    .map = raw_map,
+    .zero = raw_zero,
+    .zero_is_fast = raw_zero_is_fast,
+    .create = raw_create,
+};

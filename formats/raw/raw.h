@@ -1,0 +1,12 @@
+/* The raw format: the guest's bytes are the file's.  Layer: raw. */
+#ifndef RAW_RAW_H
+#define RAW_RAW_H
+
+#include "block/driver.h"
+
+extern const struct driver raw_driver;
+
+/* The driver's create, see struct driver. */
+int raw_create(struct create_request *req, struct diag *diag);
+
+#endif

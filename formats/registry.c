@@ -1,0 +1,18 @@
+#include "block/driver.h"
+#include "qcow2/qcow2.h"
+#include "qed/qed.h"
+#include "raw/raw.h"
+#include "registry.h"
+
+static const struct driver *const drivers[] = {&qcow2_driver, &qed_driver, &raw_driver,
+                                               NULL};
+
+void registry_init(void)
+{
+    drivers_set(drivers);
+}
+
+const char *registry_names(void)
+{
+    return "qcow2, qed, raw";
+}

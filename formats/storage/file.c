@@ -1,0 +1,348 @@
+/* The buffered store over a local file or block device, and the system calls that it shares
+ * with the O_DIRECT one. */
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/checked.h"
+#include "storage/file.h"
+
+/* ---- reading and writing ---- */
+
+int64_t file_pread_some(struct file_storage *file, void *buf, uint64_t len, uint64_t off)
+{
+    for (;;) {
+        ssize_t n = pread(file->fd, buf, len, (off_t)off);
+        if (n >= 0)
+            return n;
+        if (errno != EINTR)
+            return -errno;
+    }
+}
+
+static void advance(struct iovec **iov, int *count, size_t done)
+{
+    while (*count > 0 && done >= (*iov)->iov_len) {
+        done -= (*iov)->iov_len;
+        ++*iov;
+        --*count;
+    }
+    if (done > 0) {
+        (*iov)->iov_base = (char *)(*iov)->iov_base + done;
+        (*iov)->iov_len -= done;
+    }
+}
+
+int64_t file_pwritev_some(struct file_storage *file, struct iovec **iov, int *count,
+                          uint64_t off, bool dsync)
+{
+    for (;;) {
+        bool try_dsync = dsync && !file->no_dsync;
+        ssize_t n = pwritev2(file->fd, *iov, *count, (off_t)off, try_dsync ? RWF_DSYNC : 0);
+        if (n > 0) {
+            advance(iov, count, (size_t)n);
+            return n;
+        }
+        if (n == 0)
+            return -EIO; /* no progress, and no reason given */
+        if (try_dsync && errno_unsupported(errno))
+            file->no_dsync = true;
+        else if (errno != EINTR)
+            return -errno;
+    }
+}
+
+static int buffered_pread(struct storage *st, void *buf, uint64_t len, uint64_t off)
+{
+    char *to = buf;
+
+    while (len > 0) {
+        int64_t n = file_pread_some(file_of(st), to, len, off);
+        if (n < 0)
+            return (int)n;
+        if (n == 0) {
+            memset(to, 0, len);
+            break;
+        }
+        to += n;
+        off += (uint64_t)n;
+        len -= (uint64_t)n;
+    }
+    return 0;
+}
+
+static int buffered_pwritev(struct storage *st, const struct iovec *iov, int count,
+                            uint64_t off, unsigned flags)
+{
+    struct file_storage *file = file_of(st);
+    bool fua = flags & STORAGE_FUA;
+    struct iovec copy[STORAGE_MAX_IOV];
+    struct iovec *rest = copy;
+
+    memcpy(copy, iov, (size_t)count * sizeof *iov);
+    while (count > 0) {
+        int64_t n = file_pwritev_some(file, &rest, &count, off, fua);
+        if (n < 0)
+            return (int)n;
+        off += (uint64_t)n;
+    }
+    /* Once no_dsync is set it stays, so that no part of this write can have missed its
+     * sync. */
+    return fua && file->no_dsync ? file_flush(st) : 0;
+}
+
+int file_flush(struct storage *st)
+{
+    return fdatasync(file_of(st)->fd) == 0 ? 0 : -errno;
+}
+
+/* ---- size and allocation ---- */
+
+int file_size(struct storage *st, uint64_t *bytes)
+{
+    struct file_storage *file = file_of(st);
+    struct stat sb;
+
+    if (file->device)
+        return ioctl(file->fd, BLKGETSIZE64, bytes) == 0 ? 0 : -errno;
+    if (fstat(file->fd, &sb) != 0)
+        return -errno;
+    *bytes = (uint64_t)sb.st_size;
+    return 0;
+}
+
+int file_truncate(struct storage *st, uint64_t bytes)
+{
+    int rc;
+
+    do {
+        rc = ftruncate(file_of(st)->fd, (off_t)bytes);
+    } while (rc != 0 && errno == EINTR);
+    return rc == 0 ? 0 : -errno;
+}
+
+int file_allocated(struct storage *st, uint64_t *bytes)
+{
+    struct file_storage *file = file_of(st);
+    struct stat sb;
+
+    if (file->device)
+        return file_size(st, bytes);
+    if (fstat(file->fd, &sb) != 0)
+        return -errno;
+    *bytes = (uint64_t)sb.st_blocks * 512;
+    return 0;
+}
+
+int file_extent(struct storage *st, uint64_t off, uint64_t len, bool *data, uint64_t *run)
+{
+    struct file_storage *file = file_of(st);
+
+    if (file->device)
+        return -ENOTSUP;
+    /* Nothing else uses the file position, so that moving it harms nobody. */
+    off_t next = lseek(file->fd, (off_t)off, SEEK_DATA);
+    *data = next == (off_t)off;
+    if (*data)
+        next = lseek(file->fd, (off_t)off, SEEK_HOLE);
+    if (next < 0 && errno == ENXIO) {
+        /* No data from here on; or the file was cut since it was seen. */
+        *data = false;
+        *run = len;
+        return 0;
+    }
+    if (next < 0)
+        return errno == EINVAL ? -ENOTSUP : -errno;
+    /* A hole that was punched between the two calls: to call it data is never wrong. */
+    *run = (uint64_t)next > off ? MIN(len, (uint64_t)next - off) : len;
+    return 0;
+}
+
+/* ---- fallocate ---- */
+
+static int allocate(struct file_storage *file, int mode, uint64_t off, uint64_t len)
+{
+    int rc;
+
+    do {
+        rc = fallocate(file->fd, mode, (off_t)off, (off_t)len);
+    } while (rc != 0 && errno == EINTR);
+    if (rc == 0)
+        return 0;
+    return errno_unsupported(errno) ? -ENOTSUP : -errno;
+}
+
+/* As allocate, remembering in *unsupported that there is no use in asking.  -EINVAL is how
+ * some filesystems say that they can't do it for this range. */
+static int allocate_if_known(struct file_storage *file, atomic_bool *unsupported, int mode,
+                             uint64_t off, uint64_t len)
+{
+    if (*unsupported)
+        return -ENOTSUP;
+    int err = allocate(file, mode, off, len);
+    if (err == -ENOTSUP)
+        *unsupported = true;
+    return err == -EINVAL ? -ENOTSUP : err;
+}
+
+static int punch(struct file_storage *file, uint64_t off, uint64_t len)
+{
+    return allocate_if_known(file, &file->no_punch,
+                             FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off, len);
+}
+
+static int zero_keeping(struct file_storage *file, uint64_t off, uint64_t len)
+{
+    int mode = FALLOC_FL_ZERO_RANGE | (file->device ? FALLOC_FL_KEEP_SIZE : 0);
+
+    return allocate_if_known(file, &file->no_zeroing, mode, off, len);
+}
+
+/* Punches what is there of the range, and grows the file to its end.  Not with ftruncate: a
+ * writer that grows the file further just then would be cut off.  Allocating the last byte
+ * moves the end forwards only. */
+static int punch_and_grow(struct file_storage *file, uint64_t off, uint64_t len)
+{
+    uint64_t size;
+
+    int err = file_size(&file->st, &size);
+    if (err)
+        return err;
+    if (off < size)
+        err = punch(file, off, MIN(len, size - off));
+    if (err == 0 && off + len > size)
+        err = allocate(file, 0, off + len - 1, 1);
+    return err;
+}
+
+int file_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flags)
+{
+    struct file_storage *file = file_of(st);
+    int err = -ENOTSUP;
+
+    if (!file_zero_is_aligned(file, off, len))
+        return file_zero_unaligned(st, off, len, flags);
+    if (flags & STORAGE_MAY_UNMAP)
+        err = file->device ? punch(file, off, len) : punch_and_grow(file, off, len);
+    /* A device that can't zero is written by the kernel, which isn't fast. */
+    if (err == -ENOTSUP && !(file->device && (flags & STORAGE_FAST)))
+        err = zero_keeping(file, off, len);
+    return err;
+}
+
+int file_zero_unaligned(struct storage *st, uint64_t off, uint64_t len, unsigned flags)
+{
+    static _Alignas(4096) uint8_t zero_bytes[4096];
+    uint32_t align = file_of(st)->zero_align;
+    uint64_t end = off + len;
+    uint64_t start = align_up(off, align), stop = align_down(end, align);
+
+    if (start >= stop || align > sizeof zero_bytes)
+        return -ENOTSUP;
+    int err = st->ops->zero(st, start, stop - start, flags);
+    if (err == 0 && off < start) {
+        struct iovec head = {.iov_base = zero_bytes, .iov_len = start - off};
+        err = st->ops->pwritev(st, &head, 1, off, 0);
+    }
+    if (err == 0 && stop < end) {
+        struct iovec tail = {.iov_base = zero_bytes, .iov_len = end - stop};
+        err = st->ops->pwritev(st, &tail, 1, stop, 0);
+    }
+    return err;
+}
+
+int file_discard(struct storage *st, uint64_t off, uint64_t len)
+{
+    struct file_storage *file = file_of(st);
+    uint64_t start = align_up(off, file->zero_align);
+    uint64_t stop = align_down(off + len, file->zero_align);
+
+    return start < stop ? punch(file, start, stop - start) : 0;
+}
+
+int file_preallocate(struct storage *st, uint64_t off, uint64_t len)
+{
+    struct file_storage *file = file_of(st);
+
+    return file->device ? 0 : allocate(file, 0, off, len);
+}
+
+/* ---- the rest ---- */
+
+static void buffered_prefetch(struct storage *st, uint64_t off, uint64_t len)
+{
+    (void)posix_fadvise(file_of(st)->fd, (off_t)off, (off_t)len, POSIX_FADV_WILLNEED);
+}
+
+int file_identity(struct storage *st, uint64_t *device, uint64_t *inode)
+{
+    struct file_storage *file = file_of(st);
+    struct stat sb;
+
+    if (fstat(file->fd, &sb) != 0)
+        return -errno;
+    /* A device is the same under each of its names; no file has inode 0. */
+    *device = file->device ? sb.st_rdev : sb.st_dev;
+    *inode = file->device ? 0 : sb.st_ino;
+    return 0;
+}
+
+void file_close(struct storage *st)
+{
+    close(file_of(st)->fd);
+    free(file_of(st));
+}
+
+int file_init(struct file_storage *file, const char *path, int fd, bool device)
+{
+    int sector = 1;
+
+    file->fd = fd;
+    file->device = device;
+    if (device && ioctl(fd, BLKSSZGET, &sector) != 0)
+        return -errno;
+    file->zero_align = (uint32_t)sector;
+    file->st.align = 1;
+    file->st.fixed_size = device;
+    file->st.name = strdup(path);
+    return file->st.name ? 0 : -ENOMEM;
+}
+
+static const struct storage_ops buffered_ops = {
+    .pread = buffered_pread,
+    .pwritev = buffered_pwritev,
+    .flush = file_flush,
+    .size = file_size,
+    .truncate = file_truncate,
+    .close = file_close,
+    .zero = file_zero,
+    .discard = file_discard,
+    .extent = file_extent,
+    .prefetch = buffered_prefetch,
+    .allocated = file_allocated,
+    .preallocate = file_preallocate,
+    .identity = file_identity,
+};
+
+int file_buffered_new(const char *path, int fd, bool device, struct storage **out,
+                      struct diag *diag)
+{
+    struct file_storage *file = calloc(1, sizeof *file);
+
+    if (!file) {
+        close(fd);
+        return diag_errno(diag, ENOMEM, "%s", path);
+    }
+    file->st.ops = &buffered_ops;
+    int err = file_init(file, path, fd, device);
+    if (err) {
+        storage_close(&file->st);
+        return diag_errno(diag, -err, "%s", path);
+    }
+    *out = &file->st;
+    return 0;
+}

@@ -1,0 +1,73 @@
+/* What the two stores over a local file share: buffered (file.c) and O_DIRECT
+ * (file_direct.c).  Private to this folder. */
+#ifndef STORAGE_FILE_H
+#define STORAGE_FILE_H
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "storage/storage.h"
+
+struct file_storage {
+    struct storage st; /* first, so that a storage can be cast back */
+    int fd;
+    bool device;            /* a block device */
+    uint32_t zero_align;    /* what fallocate wants: 1, or a device's logical sector */
+    atomic_bool no_dsync;   /* learned: the kernel can't RWF_DSYNC here */
+    atomic_bool no_punch;   /* learned: can't punch holes */
+    atomic_bool no_zeroing; /* learned: can't zero and keep the allocation */
+};
+
+static inline struct file_storage *file_of(struct storage *st)
+{
+    return (struct file_storage *)st;
+}
+
+/* Does an errno say that the kernel or the filesystem hasn't got the operation? */
+static inline bool errno_unsupported(int err)
+{
+    return err == EOPNOTSUPP || err == ENOSYS;
+}
+
+/* Fills an empty file_storage over fd, which it owns from then on.  0 or -errno. */
+int file_init(struct file_storage *file, const char *path, int fd, bool device) MUST_USE;
+
+/* One transfer at off of up to the whole vector: bytes done, or -errno; the vector is
+ * advanced past them.  0 on a read is the end of the file. */
+int64_t file_pwritev_some(struct file_storage *file, struct iovec **iov, int *count,
+                          uint64_t off, bool dsync);
+int64_t file_pread_some(struct file_storage *file, void *buf, uint64_t len, uint64_t off);
+
+/* The operations as storage.h describes them.  Those that change bytes do it without any
+ * regard for others who change the same ones. */
+int file_flush(struct storage *st);
+int file_size(struct storage *st, uint64_t *bytes);
+int file_truncate(struct storage *st, uint64_t bytes);
+int file_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flags);
+int file_discard(struct storage *st, uint64_t off, uint64_t len);
+int file_extent(struct storage *st, uint64_t off, uint64_t len, bool *data, uint64_t *run);
+int file_allocated(struct storage *st, uint64_t *bytes);
+int file_preallocate(struct storage *st, uint64_t off, uint64_t len);
+int file_identity(struct storage *st, uint64_t *device, uint64_t *inode);
+void file_close(struct storage *st);
+
+/* Zeroes a range of a device that isn't made of whole sectors: the whole ones by the
+ * store's own `zero`, then the rest by its `pwritev`.  -ENOTSUP, with nothing changed, as
+ * `zero` has it. */
+int file_zero_unaligned(struct storage *st, uint64_t off, uint64_t len, unsigned flags);
+
+static inline bool file_zero_is_aligned(const struct file_storage *file, uint64_t off,
+                                        uint64_t len)
+{
+    return ((off | len) & (file->zero_align - 1)) == 0;
+}
+
+/* The buffered store, and the O_DIRECT one.  They own fd whatever happens. */
+int file_buffered_new(const char *path, int fd, bool device, struct storage **out,
+                      struct diag *diag) MUST_USE;
+int file_direct_new(const char *path, int fd, bool device, struct storage **out,
+                    struct diag *diag) MUST_USE;
+
+#endif

@@ -1,0 +1,496 @@
+/* The O_DIRECT store, for callers of any alignment.
+ *
+ * What is aligned goes straight to the kernel.  Everything else is carried by bounce
+ * buffers of at most BOUNCE_BYTES, whatever the length; a write that doesn't fill its first
+ * or last block reads that block before (read-modify-write).
+ *
+ * The rules of concurrency; `holds` are on ranges of whole blocks:
+ *   (1) a read-modify-write holds its blocks exclusively from its read to the end of its
+ * write; everything else that changes bytes (a write of whole blocks, a zero, a discard, a
+ * cut) holds its blocks at least shared, so that none comes between the two; (2) whoever
+ * may move the end of the file holds everything from its first block to infinity
+ *       exclusively: there is one at a time, and the end doesn't move under it;
+ *   (3) reads hold nothing: what a read-modify-write writes back is what was there.
+ *
+ * The end of a file that isn't block aligned.  Only whole blocks can be written, so a write
+ * that ends in the last block, or grows the file to an unaligned end, makes the file longer
+ * than asked, with zeroes; it is cut back under the hold of rule (2), which storage_size
+ * waits for.  A process that is killed in between leaves a file longer by less than a block
+ * of zeroes.
+ *
+ * `size` is a lower bound of the file's length: writers within it, which is nearly all,
+ * need no system call to know that they don't grow the file.  It falls only in a truncate,
+ * that is with everything behind it held. */
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "storage/block_lock.h"
+#include "storage/file.h"
+
+#define BOUNCE_BYTES (1u << 20)
+#define MIN_ALIGN    512u
+#define PAGE_ALIGN   4096u
+
+struct direct {
+    struct file_storage file;
+    uint32_t block;     /* alignment of offsets and lengths; a power of two */
+    uint32_t mem_align; /* alignment of memory; a power of two */
+    struct block_lock holds;
+    _Atomic uint64_t size;
+};
+
+static struct direct *direct_of(struct storage *st)
+{
+    return (struct direct *)st;
+}
+
+static uint64_t block_floor(const struct direct *d, uint64_t off)
+{
+    return align_down(off, d->block);
+}
+
+static uint64_t block_ceil(const struct direct *d, uint64_t off)
+{
+    return align_up(off, d->block);
+}
+
+static bool memory_fits(const struct direct *d, const void *p)
+{
+    return is_aligned((uintptr_t)p, d->mem_align);
+}
+
+/* A buffer for transfers of `span` bytes (whole blocks), or a part of them. */
+static void *bounce_new(const struct direct *d, uint64_t span, uint64_t *capacity)
+{
+    void *p;
+
+    *capacity = MIN(span, BOUNCE_BYTES);
+    return posix_memalign(&p, MAX(PAGE_ALIGN, d->mem_align), *capacity) == 0 ? p : NULL;
+}
+
+/* ---- reading ---- */
+
+/* Everything aligned.  A count that isn't aligned is the end of the file. */
+static int read_straight(struct direct *d, char *to, uint64_t len, uint64_t off)
+{
+    while (len > 0) {
+        int64_t n = file_pread_some(&d->file, to, len, off);
+        if (n < 0)
+            return (int)n;
+        to += n;
+        off += (uint64_t)n;
+        len -= (uint64_t)n;
+        if (n == 0 || !is_aligned((uint64_t)n, d->block)) {
+            memset(to, 0, len);
+            break;
+        }
+    }
+    return 0;
+}
+
+static int read_bounced(struct direct *d, char *to, uint64_t len, uint64_t off)
+{
+    uint64_t pos = block_floor(d, off), stop = block_ceil(d, off + len);
+    uint64_t capacity;
+    CLEANUP_FREE char *bounce = bounce_new(d, stop - pos, &capacity);
+
+    if (!bounce)
+        return -ENOMEM;
+    for (; pos < stop; pos += capacity) {
+        uint64_t n = MIN(stop - pos, capacity);
+        int err = read_straight(d, bounce, n, pos);
+        if (err)
+            return err;
+        uint64_t from = MAX(off, pos), until = MIN(off + len, pos + n);
+        memcpy(to + (from - off), bounce + (from - pos), until - from);
+    }
+    return 0;
+}
+
+static int direct_pread(struct storage *st, void *buf, uint64_t len, uint64_t off)
+{
+    struct direct *d = direct_of(st);
+    uint64_t straight = 0;
+
+    if (is_aligned(off, d->block) && memory_fits(d, buf))
+        straight = block_floor(d, len);
+    if (straight > 0) {
+        int err = read_straight(d, buf, straight, off);
+        if (err)
+            return err;
+    }
+    if (straight == len)
+        return 0;
+    return read_bounced(d, (char *)buf + straight, len - straight, off + straight);
+}
+
+/* ---- who may change what ---- */
+
+/* Holds [start, stop) for a change: shared or exclusive as asked while it lies inside the
+ * file, and as rule (2) says when it doesn't.  *growing: it was the latter.  On failure
+ * nothing is held. */
+static int hold_for_change(struct direct *d, struct block_hold *hold, uint64_t start,
+                           uint64_t stop, enum hold_mode mode, bool *growing)
+{
+    uint64_t size;
+
+    block_lock_acquire(&d->holds, hold, start, stop, mode);
+    *growing = stop > d->size;
+    if (!*growing)
+        return 0;
+    block_lock_release(&d->holds, hold);
+    block_lock_acquire(&d->holds, hold, start, UINT64_MAX, HOLD_EXCLUSIVE);
+    int err = file_size(&d->file.st, &size);
+    if (err)
+        block_lock_release(&d->holds, hold);
+    else
+        d->size = size;
+    return err;
+}
+
+/* Under the hold of rule (2), after a change: nothing of the file shall lie past both its
+ * old end and `end`, and `size` is what it is now.  Passes on `err` of the change. */
+static int settle_end(struct direct *d, uint64_t end, int err)
+{
+    uint64_t limit = MAX(d->size, end), size;
+
+    int failed = file_size(&d->file.st, &size);
+    if (!failed && size > limit && !d->file.device) {
+        failed = file_truncate(&d->file.st, limit);
+        size = limit;
+    }
+    if (!failed)
+        d->size = size;
+    return err ? err : failed;
+}
+
+/* ---- writing ---- */
+
+/* Everything aligned; the vector is used up. */
+static int write_straight(struct direct *d, struct iovec *iov, int count, uint64_t off,
+                          bool dsync)
+{
+    while (count > 0) {
+        int64_t n = file_pwritev_some(&d->file, &iov, &count, off, dsync);
+        if (n < 0)
+            return (int)n;
+        if (!is_aligned((uint64_t)n, d->block))
+            return -EIO; /* a device that stops inside of a sector */
+        off += (uint64_t)n;
+    }
+    return 0;
+}
+
+/* Copies the next n bytes out of the vector, and advances it. */
+static void gather(struct iovec *iov, char *to, uint64_t n)
+{
+    for (; n > 0; iov++) {
+        size_t piece = MIN(iov->iov_len, n);
+        memcpy(to, iov->iov_base, piece);
+        iov->iov_base = (char *)iov->iov_base + piece;
+        iov->iov_len -= piece;
+        to += piece;
+        n -= piece;
+    }
+}
+
+/* Reads those blocks at the edges of [pos, pos+n) which [from, until) fills only partly. */
+static int read_edges(struct direct *d, char *bounce, uint64_t pos, uint64_t n,
+                      uint64_t from, uint64_t until)
+{
+    uint64_t last = pos + n - d->block;
+    bool head = from > pos, tail = until < pos + n;
+    int err = 0;
+
+    if (head || (tail && last == pos))
+        err = read_straight(d, bounce, d->block, pos);
+    if (!err && tail && last != pos)
+        err = read_straight(d, bounce + (last - pos), d->block, last);
+    return err;
+}
+
+static int write_bounced(struct direct *d, struct iovec *iov, uint64_t len, uint64_t off,
+                         bool dsync)
+{
+    uint64_t pos = block_floor(d, off), stop = block_ceil(d, off + len);
+    uint64_t capacity;
+    CLEANUP_FREE char *bounce = bounce_new(d, stop - pos, &capacity);
+
+    if (!bounce)
+        return -ENOMEM;
+    for (; pos < stop; pos += capacity) {
+        uint64_t n = MIN(stop - pos, capacity);
+        uint64_t from = MAX(off, pos), until = MIN(off + len, pos + n);
+        int err = read_edges(d, bounce, pos, n, from, until);
+        if (err)
+            return err;
+        gather(iov, bounce + (from - pos), until - from);
+        struct iovec piece = {.iov_base = bounce, .iov_len = n};
+        err = write_straight(d, &piece, 1, pos, dsync);
+        if (err)
+            return err;
+    }
+    return 0;
+}
+
+static bool vector_fits(const struct direct *d, const struct iovec *iov, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (!memory_fits(d, iov[i].iov_base) || !is_aligned(iov[i].iov_len, d->block))
+            return false;
+    return true;
+}
+
+static uint64_t vector_length(const struct iovec *iov, int count)
+{
+    uint64_t len = 0;
+
+    for (int i = 0; i < count; i++)
+        len += iov[i].iov_len;
+    return len;
+}
+
+/* Refuses what passes the end of a device before any of it is written. */
+static int check_device_end(struct direct *d, uint64_t end)
+{
+    uint64_t size;
+
+    if (!d->file.device || end <= d->size)
+        return 0;
+    int err = file_size(&d->file.st, &size);
+    return err ? err : end > size ? -ENOSPC : 0;
+}
+
+static int direct_pwritev(struct storage *st, const struct iovec *iov, int count,
+                          uint64_t off, unsigned flags)
+{
+    struct direct *d = direct_of(st);
+    uint64_t len = vector_length(iov, count), end = off + len;
+    bool whole_blocks = is_aligned(off | len, d->block);
+    bool straight = whole_blocks && vector_fits(d, iov, count);
+    struct iovec copy[STORAGE_MAX_IOV]; /* to be used up */
+    struct block_hold hold;
+    bool growing;
+
+    int err = check_device_end(d, end);
+    if (err)
+        return err;
+    err = hold_for_change(d, &hold, block_floor(d, off), block_ceil(d, end),
+                          whole_blocks ? HOLD_SHARED : HOLD_EXCLUSIVE, &growing);
+    if (err)
+        return err;
+    memcpy(copy, iov, (size_t)count * sizeof *iov);
+    /* A sync of its own where the cut at the end must be durable too, and in place of many.
+     */
+    bool fua = flags & STORAGE_FUA;
+    bool dsync = fua && !growing && (straight || len < BOUNCE_BYTES / 2);
+    err = straight ? write_straight(d, copy, count, off, dsync)
+                   : write_bounced(d, copy, len, off, dsync);
+    if (growing)
+        err = settle_end(d, end, err);
+    block_lock_release(&d->holds, &hold);
+    if (err == 0 && fua && (!dsync || d->file.no_dsync))
+        err = file_flush(st);
+    return err;
+}
+
+/* ---- the changes that fallocate and ftruncate make ---- */
+
+typedef int change_fn(struct storage *st, uint64_t off, uint64_t len, unsigned flags);
+
+/* Runs a change of [off, off+len) that the kernel does at any alignment. */
+static int change(struct direct *d, change_fn *fn, uint64_t off, uint64_t len,
+                  unsigned flags)
+{
+    struct block_hold hold;
+    bool growing;
+
+    int err = hold_for_change(d, &hold, block_floor(d, off), block_ceil(d, off + len),
+                              HOLD_SHARED, &growing);
+    if (err)
+        return err;
+    err = fn(&d->file.st, off, len, flags);
+    if (growing)
+        err = settle_end(d, off + len, err);
+    block_lock_release(&d->holds, &hold);
+    return err;
+}
+
+static int direct_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flags)
+{
+    struct direct *d = direct_of(st);
+
+    /* The parts are held one by one. */
+    if (!file_zero_is_aligned(&d->file, off, len))
+        return file_zero_unaligned(st, off, len, flags);
+    return change(d, file_zero, off, len, flags);
+}
+
+static int preallocate_fn(struct storage *st, uint64_t off, uint64_t len, unsigned flags)
+{
+    (void)flags;
+    return file_preallocate(st, off, len);
+}
+
+static int direct_preallocate(struct storage *st, uint64_t off, uint64_t len)
+{
+    return change(direct_of(st), preallocate_fn, off, len, 0);
+}
+
+static int direct_discard(struct storage *st, uint64_t off, uint64_t len)
+{
+    struct direct *d = direct_of(st);
+    struct block_hold hold;
+
+    /* Never grows, wherever it ends. */
+    block_lock_acquire(&d->holds, &hold, block_floor(d, off), block_ceil(d, off + len),
+                       HOLD_SHARED);
+    int err = file_discard(st, off, len);
+    block_lock_release(&d->holds, &hold);
+    return err;
+}
+
+static int direct_truncate(struct storage *st, uint64_t bytes)
+{
+    struct direct *d = direct_of(st);
+    struct block_hold hold;
+    uint64_t from;
+
+    /* Everything from the lower of both ends on; the old one may fall before we hold it. */
+    for (;;) {
+        from = MIN(bytes, d->size);
+        block_lock_acquire(&d->holds, &hold, block_floor(d, from), UINT64_MAX,
+                           HOLD_EXCLUSIVE);
+        if (from <= d->size)
+            break;
+        block_lock_release(&d->holds, &hold);
+    }
+    int err = file_truncate(st, bytes);
+    if (err == 0)
+        d->size = bytes;
+    block_lock_release(&d->holds, &hold);
+    return err;
+}
+
+static int direct_size(struct storage *st, uint64_t *bytes)
+{
+    struct direct *d = direct_of(st);
+    struct block_hold hold;
+
+    /* Not while a file is longer than its writer asked. */
+    block_lock_acquire(&d->holds, &hold, UINT64_MAX - 1, UINT64_MAX, HOLD_SHARED);
+    int err = file_size(st, bytes);
+    block_lock_release(&d->holds, &hold);
+    return err;
+}
+
+static void direct_close(struct storage *st)
+{
+    block_lock_destroy(&direct_of(st)->holds);
+    file_close(st);
+}
+
+static const struct storage_ops direct_ops = {
+    .pread = direct_pread,
+    .pwritev = direct_pwritev,
+    .flush = file_flush,
+    .size = direct_size,
+    .truncate = direct_truncate,
+    .close = direct_close,
+    .zero = direct_zero,
+    .discard = direct_discard,
+    .extent = file_extent,
+    .allocated = file_allocated,
+    .preallocate = direct_preallocate,
+    .identity = file_identity,
+};
+
+/* ---- opening ---- */
+
+/* Does a read at this alignment, and no higher one, go through? */
+static bool read_fits(int fd, uint32_t align)
+{
+    void *p;
+
+    if (posix_memalign(&p, PAGE_ALIGN, 2 * PAGE_ALIGN) != 0)
+        return false;
+    ssize_t n = pread(fd, (char *)p + (align & (PAGE_ALIGN - 1)), align, 0);
+    free(p);
+    return n >= 0;
+}
+
+/* What the kernel wants.  Linux says it from 6.1 on for some filesystems; otherwise a
+ * device knows its sector and a file is asked by trying, which tells nothing while it is
+ * empty. */
+static int find_alignment(struct direct *d)
+{
+    int fd = d->file.fd;
+#ifdef STATX_DIOALIGN
+    struct statx sx;
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &sx) == 0 &&
+        (sx.stx_mask & STATX_DIOALIGN)) {
+        d->block = sx.stx_dio_offset_align;
+        d->mem_align = sx.stx_dio_mem_align;
+        return d->block && d->mem_align ? 0 : -ENOTSUP;
+    }
+#endif
+    if (d->file.device)
+        d->block = d->file.zero_align;
+    else if (d->size >= MIN_ALIGN && read_fits(fd, MIN_ALIGN))
+        d->block = MIN_ALIGN;
+    else if (read_fits(fd, PAGE_ALIGN))
+        d->block = PAGE_ALIGN;
+    else
+        return -ENOTSUP;
+    d->mem_align = d->block;
+    return 0;
+}
+
+static int direct_init(struct direct *d, const char *path, int fd, bool device,
+                       struct diag *diag)
+{
+    uint64_t size;
+
+    int err = file_init(&d->file, path, fd, device);
+    if (err == 0)
+        err = file_size(&d->file.st, &size);
+    if (err)
+        return diag_errno(diag, -err, "%s", path);
+    d->size = size;
+    err = find_alignment(d);
+    if (err == 0 && (!is_power_of_two(d->block) || !is_power_of_two(d->mem_align) ||
+                     MAX(d->block, d->mem_align) > BOUNCE_BYTES / 4))
+        err = -ENOTSUP;
+    if (err)
+        return diag_set(diag, EINVAL, "%s: no O_DIRECT access at any usable alignment",
+                        path);
+    d->file.st.align = d->block;
+    return 0;
+}
+
+int file_direct_new(const char *path, int fd, bool device, struct storage **out,
+                    struct diag *diag)
+{
+    struct direct *d = calloc(1, sizeof *d);
+
+    if (!d) {
+        close(fd);
+        return diag_errno(diag, ENOMEM, "%s", path);
+    }
+    d->file.st.ops = &direct_ops;
+    block_lock_init(&d->holds);
+    int err = direct_init(d, path, fd, device, diag);
+    if (err) {
+        storage_close(&d->file.st);
+        return err;
+    }
+    *out = &d->file.st;
+    return 0;
+}

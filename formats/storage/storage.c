@@ -1,0 +1,261 @@
+/* What is common to all stores: checks of arguments, splitting, and what stands in for an
+ * optional operation that a store doesn't have. */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/checked.h"
+#include "base/lock.h"
+#include "storage/storage.h"
+
+/* Zero bytes for all who need them, aligned for O_DIRECT.  Never written, so that it costs
+ * no memory beyond the pages that were read. */
+#define ZERO_CHUNK 65536
+static _Alignas(4096) uint8_t zero_bytes[ZERO_CHUNK];
+
+static int check_range(uint64_t off, uint64_t len)
+{
+    return range_inside(off, len, INT64_MAX) ? 0 : -EINVAL;
+}
+
+static int check_change(const struct storage *st, uint64_t off, uint64_t len)
+{
+    lock_assert_io_allowed();
+    return st->read_only ? -EROFS : check_range(off, len);
+}
+
+/* Does the range end beyond a store that can't grow? */
+static int check_fixed(struct storage *st, uint64_t end)
+{
+    uint64_t size;
+
+    if (!st->fixed_size)
+        return 0;
+    int err = st->ops->size(st, &size);
+    if (err)
+        return err;
+    return end > size ? -ENOSPC : 0;
+}
+
+int storage_read(struct storage *st, void *buf, uint64_t len, uint64_t off)
+{
+    lock_assert_io_allowed();
+    int err = check_range(off, len);
+    if (err || len == 0)
+        return err;
+    return st->ops->pread(st, buf, len, off);
+}
+
+int storage_write(struct storage *st, const void *buf, uint64_t len, uint64_t off,
+                  unsigned flags)
+{
+    struct iovec iov = {.iov_base = (void *)buf, .iov_len = len};
+
+    return storage_writev(st, &iov, 1, off, flags);
+}
+
+/* Sums the lengths; also says how many elements aren't empty. */
+static int measure(const struct iovec *iov, int count, uint64_t *len, int *used)
+{
+    *len = 0;
+    *used = 0;
+    for (int i = 0; i < count; i++) {
+        if (add_overflows(*len, iov[i].iov_len, len))
+            return -EINVAL;
+        *used += iov[i].iov_len != 0;
+    }
+    return 0;
+}
+
+/* Writes one group of at most STORAGE_MAX_IOV elements at a time, leaving out empty ones.
+ */
+static int write_groups(struct storage *st, const struct iovec *iov, int count,
+                        uint64_t off, unsigned flags)
+{
+    struct iovec group[STORAGE_MAX_IOV];
+
+    for (int i = 0; i < count;) {
+        int n = 0;
+        uint64_t len = 0;
+        for (; i < count && n < STORAGE_MAX_IOV; i++) {
+            if (iov[i].iov_len == 0)
+                continue;
+            group[n++] = iov[i];
+            len += iov[i].iov_len;
+        }
+        int err = n ? st->ops->pwritev(st, group, n, off, flags) : 0;
+        if (err)
+            return err;
+        off += len;
+    }
+    return 0;
+}
+
+int storage_writev(struct storage *st, const struct iovec *iov, int count, uint64_t off,
+                   unsigned flags)
+{
+    uint64_t len;
+    int used;
+
+    if (count < 0 || measure(iov, count, &len, &used) != 0)
+        return -EINVAL;
+    int err = check_change(st, off, len);
+    if (err || len == 0)
+        return err;
+
+    bool fua = (flags & STORAGE_FUA) && !st->no_flush;
+    /* One sync at the end is cheaper than one for each group. */
+    bool sync_after = fua && used > STORAGE_MAX_IOV;
+    unsigned op_flags = fua && !sync_after ? STORAGE_FUA : 0;
+    if (used == count && count <= STORAGE_MAX_IOV)
+        return st->ops->pwritev(st, iov, count, off, op_flags);
+    err = write_groups(st, iov, count, off, op_flags);
+    return err || !sync_after ? err : st->ops->flush(st);
+}
+
+/* The slow way to zero: gathers the one buffer many times over. */
+static int write_zero_bytes(struct storage *st, uint64_t off, uint64_t len)
+{
+    while (len > 0) {
+        struct iovec iov[STORAGE_MAX_IOV];
+        uint64_t step = 0;
+        int n = 0;
+        for (; n < STORAGE_MAX_IOV && step < len; n++) {
+            uint64_t piece = MIN(len - step, ZERO_CHUNK);
+            iov[n] = (struct iovec){.iov_base = zero_bytes, .iov_len = piece};
+            step += piece;
+        }
+        int err = st->ops->pwritev(st, iov, n, off, 0);
+        if (err)
+            return err;
+        off += step;
+        len -= step;
+    }
+    return 0;
+}
+
+int storage_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flags)
+{
+    int err = check_change(st, off, len);
+    if (err || len == 0)
+        return err;
+    err = check_fixed(st, off + len);
+    if (err)
+        return err;
+
+    err = st->ops->zero ? st->ops->zero(st, off, len, flags & ~STORAGE_FUA) : -ENOTSUP;
+    if (err == -ENOTSUP && !(flags & STORAGE_FAST))
+        err = write_zero_bytes(st, off, len);
+    if (err == 0 && (flags & STORAGE_FUA) && !st->no_flush)
+        err = st->ops->flush(st);
+    return err;
+}
+
+int storage_discard(struct storage *st, uint64_t off, uint64_t len)
+{
+    int err = check_change(st, off, len);
+    if (err || len == 0 || !st->ops->discard)
+        return err;
+    err = st->ops->discard(st, off, len);
+    return err == -ENOTSUP ? 0 : err;
+}
+
+int storage_flush(struct storage *st)
+{
+    lock_assert_io_allowed();
+    return st->no_flush || st->read_only ? 0 : st->ops->flush(st);
+}
+
+int storage_sync(struct storage *st)
+{
+    lock_assert_io_allowed();
+    return st->read_only ? 0 : st->ops->flush(st);
+}
+
+int storage_sync_if_void(struct storage *st)
+{
+    return st->no_flush ? storage_sync(st) : 0;
+}
+
+int storage_size(struct storage *st, uint64_t *bytes)
+{
+    lock_assert_io_allowed();
+    return st->ops->size(st, bytes);
+}
+
+int storage_truncate(struct storage *st, uint64_t bytes)
+{
+    int err = check_change(st, bytes, 0);
+    if (err)
+        return err;
+    return st->fixed_size ? check_fixed(st, bytes) : st->ops->truncate(st, bytes);
+}
+
+int storage_extent(struct storage *st, uint64_t off, uint64_t len, bool *data,
+                   uint64_t *run)
+{
+    lock_assert_io_allowed();
+    int err = len == 0 ? -EINVAL : check_range(off, len);
+    if (err)
+        return err;
+
+    err = st->ops->extent ? st->ops->extent(st, off, len, data, run) : -ENOTSUP;
+    if (err == -ENOTSUP) {
+        uint64_t size;
+        err = st->ops->size(st, &size);
+        if (err)
+            return err;
+        *data = off < size;
+        *run = *data ? MIN(len, size - off) : len;
+    }
+    assert(err || (*run >= 1 && *run <= len));
+    return err;
+}
+
+void storage_prefetch(struct storage *st, uint64_t off, uint64_t len)
+{
+    lock_assert_io_allowed();
+    if (st->ops->prefetch && len > 0 && check_range(off, len) == 0)
+        st->ops->prefetch(st, off, len);
+}
+
+int storage_allocated(struct storage *st, uint64_t *bytes)
+{
+    lock_assert_io_allowed();
+    return st->ops->allocated ? st->ops->allocated(st, bytes) : -ENOTSUP;
+}
+
+int storage_preallocate(struct storage *st, uint64_t off, uint64_t len)
+{
+    int err = check_change(st, off, len);
+    if (err || len == 0)
+        return err;
+    err = check_fixed(st, off + len);
+    if (err)
+        return err;
+    err = st->ops->preallocate ? st->ops->preallocate(st, off, len) : -ENOTSUP;
+    if (err != -ENOTSUP)
+        return err;
+
+    uint64_t size;
+    err = st->ops->size(st, &size);
+    if (err)
+        return err;
+    return off < size ? -ENOTSUP : write_zero_bytes(st, off, len);
+}
+
+int storage_identity(struct storage *st, uint64_t *device, uint64_t *inode)
+{
+    lock_assert_io_allowed();
+    return st->ops->identity ? st->ops->identity(st, device, inode) : -ENOTSUP;
+}
+
+void storage_close(struct storage *st)
+{
+    if (!st)
+        return;
+    /* The head is part of what close frees. */
+    char *name = st->name;
+    st->ops->close(st);
+    free(name);
+}

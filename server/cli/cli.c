@@ -1,0 +1,144 @@
+#include <errno.h>
+#include <getopt.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cli.h"
+
+/* Enough for every command's table, asserted by its use below. */
+#define MAX_OPTIONS 32
+
+static void print_message(const char *fmt, va_list ap)
+{
+    fflush(stdout);
+    fputs("qimg: ", stderr);
+    vfprintf(stderr, fmt, ap);
+    fputc('\n', stderr);
+}
+
+int cli_error(const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    print_message(fmt, ap);
+    va_end(ap);
+    return CLI_FAILED;
+}
+
+int cli_usage_error(const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    print_message(fmt, ap);
+    va_end(ap);
+    fputs("Try 'qimg --help' for more information\n", stderr);
+    return CLI_FAILED;
+}
+
+int cli_diag(const struct diag *diag)
+{
+    return cli_error("%s", diag->text);
+}
+
+static void print_option(const struct cli_option *o)
+{
+    char left[64];
+    size_t n = 0;
+
+    left[0] = '\0';
+    if (o->value < CLI_LONG_ONLY)
+        n += (size_t)snprintf(left, sizeof left, "-%c", (char)o->value);
+    if (o->name)
+        n += (size_t)snprintf(left + n, sizeof left - n, "%s--%s", n ? ", " : "", o->name);
+    if (o->argument)
+        snprintf(left + n, sizeof left - n, "%s%s", o->name ? "=" : " ", o->argument);
+    printf("  %-28s %s\n", left, o->help);
+}
+
+static void print_help(const struct cli_command *cmd)
+{
+    static const struct cli_option help = {'h', "help", NULL, "display this help and exit"};
+
+    printf("usage: qimg %s [options] %s\n%s\n\n", cmd->name, cmd->operands, cmd->summary);
+    for (const struct cli_option *o = cmd->options; o->value; o++)
+        print_option(o);
+    print_option(&help);
+}
+
+/* The tables that getopt_long wants, made from ours. */
+struct getopt_tables {
+    char letters[2 * MAX_OPTIONS + 4];
+    struct option names[MAX_OPTIONS + 2];
+};
+
+static void make_tables(const struct cli_command *cmd, struct getopt_tables *t)
+{
+    size_t letter = 0, name = 0, count = 0;
+
+    /* The colon makes a missing argument tell itself from an unknown option. */
+    t->letters[letter++] = ':';
+    t->letters[letter++] = 'h';
+    t->names[name++] = (struct option){"help", no_argument, NULL, 'h'};
+    for (const struct cli_option *o = cmd->options; o->value && count < MAX_OPTIONS;
+         o++, count++) {
+        if (o->value < CLI_LONG_ONLY) {
+            t->letters[letter++] = (char)o->value;
+            if (o->argument)
+                t->letters[letter++] = ':';
+        }
+        if (o->name)
+            t->names[name++] = (struct option){
+                o->name, o->argument ? required_argument : no_argument, NULL, o->value};
+    }
+    t->letters[letter] = '\0';
+    t->names[name] = (struct option){0};
+}
+
+int cli_getopt(const struct cli_command *cmd, int argc, char **argv)
+{
+    struct getopt_tables tables;
+    make_tables(cmd, &tables);
+    opterr = 0;
+
+    int value = getopt_long(argc, argv, tables.letters, tables.names, NULL);
+    switch (value) {
+    case -1:
+        return CLI_END;
+    case 'h':
+        print_help(cmd);
+        return CLI_HELP;
+    case ':':
+        cli_usage_error("missing argument for option '%s'", argv[optind - 1]);
+        return CLI_BAD;
+    case '?':
+        cli_usage_error("unrecognized option '%s'", argv[optind - 1]);
+        return CLI_BAD;
+    default:
+        return value;
+    }
+}
+
+int cli_parse_output(const char *word, enum cli_output *out)
+{
+    if (strcmp(word, "json") == 0)
+        *out = OUTPUT_JSON;
+    else if (strcmp(word, "human") == 0)
+        *out = OUTPUT_HUMAN;
+    else
+        return cli_error("--output must be used with human or json as argument.");
+    return CLI_OK;
+}
+
+const char *cli_local_name(const char *filename)
+{
+    return strncmp(filename, "file:", 5) == 0 ? filename + 5 : filename;
+}
+
+int cli_finish(int code)
+{
+    errno = 0;
+    if (fflush(stdout) == 0 && !ferror(stdout))
+        return code;
+    return cli_error("cannot write to standard output: %s", strerror(errno ? errno : EIO));
+}

@@ -1,0 +1,67 @@
+/* What the commands of qimg share: option tables, messages, exit codes.
+ * Threads: none but the main one.  Layer: server. */
+#ifndef CLI_CLI_H
+#define CLI_CLI_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/compiler.h"
+#include "base/diag.h"
+
+/* Exit codes, as qemu-img's. */
+#define CLI_OK     0
+#define CLI_FAILED 1
+
+/* One option of a command; a table of them ends with a zero name and value. */
+struct cli_option {
+    int value;            /* what cli_getopt returns; a letter is the short option, too */
+    const char *name;     /* long option, NULL: none */
+    const char *argument; /* its argument's name in the help, NULL: takes none */
+    const char *help;
+};
+
+struct cli_command {
+    const char *name;
+    const char *operands; /* for the help: "filename [size]" */
+    const char *summary;
+    const struct cli_option *options;
+    int (*run)(const struct cli_command *self, int argc,
+               char **argv); /* returns the exit code */
+};
+
+extern const struct cli_command create_command, info_command, map_command, serve_command;
+
+/* The values of options that have no letter start here. */
+#define CLI_LONG_ONLY 256
+
+/* What cli_getopt returns beside the options' values. */
+#define CLI_END  (-1) /* operands start at argv[optind] */
+#define CLI_HELP (-2) /* the help was printed: leave with CLI_OK */
+#define CLI_BAD  (-3) /* the complaint was printed: leave with CLI_FAILED */
+
+/* The next option of a command; its argument is in optarg. */
+int cli_getopt(const struct cli_command *cmd, int argc, char **argv);
+
+/* Prints "qimg: sentence" and returns CLI_FAILED. */
+int cli_error(const char *fmt, ...) PRINTF_LIKE(1, 2);
+
+/* As cli_error, for a command line that makes no sense: adds where help is. */
+int cli_usage_error(const char *fmt, ...) PRINTF_LIKE(1, 2);
+
+/* Prints what a diag says and returns CLI_FAILED. */
+int cli_diag(const struct diag *diag);
+
+enum cli_output { OUTPUT_HUMAN, OUTPUT_JSON };
+
+/* The word of --output; complains when it is another one. */
+int cli_parse_output(const char *word, enum cli_output *out);
+
+/* The name without a leading "file:", which means the same as without it. */
+const char *cli_local_name(const char *filename);
+
+/* Flushes stdout; when that fails, says so and returns CLI_FAILED instead of `code`. */
+int cli_finish(int code);
+
+#endif

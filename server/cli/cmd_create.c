@@ -1,0 +1,250 @@
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "cli.h"
+#include "create_options.h"
+#include "image.h"
+#include "size.h"
+
+#define SECTOR 512
+
+static const struct cli_option options[] = {
+    {'f', NULL, "FMT", "the new image's format (default raw)"},
+    {'b', NULL, "FILE", "the new image's backing file"},
+    {'F', NULL, "FMT", "the backing file's format"},
+    {'u', NULL, NULL, "don't open the backing file"},
+    {'o', NULL, "OPTIONS", "options of the format, key=value,...; 'help' lists them"},
+    {'q', NULL, NULL, "print nothing but errors"},
+    {0},
+};
+
+struct create_args {
+    const char *filename;
+    const struct create_format *format;
+    const char *size_text; /* NULL: none given */
+    struct option_list list;
+    bool unchecked, quiet;
+};
+
+static int parse_size(struct create_args *args, uint64_t *size, bool *given)
+{
+    const char *option = options_get(&args->list, "size");
+
+    *given = args->size_text || option;
+    if (args->size_text && option)
+        return cli_error("%s: The image size must be specified only once", args->filename);
+    if (!*given)
+        return CLI_OK;
+    return size_parse_argument("image size", args->size_text ? args->size_text : option,
+                               size);
+}
+
+static bool same_file(struct storage *a, struct storage *b)
+{
+    uint64_t device[2], inode[2];
+
+    return storage_identity(a, &device[0], &inode[0]) == 0 &&
+           storage_identity(b, &device[1], &inode[1]) == 0 && device[0] == device[1] &&
+           inode[0] == inode[1];
+}
+
+/* A file that is written over must not be among those below the new image. */
+static int check_not_below(const char *filename, const struct node *node)
+{
+    const struct storage_open how = {.read_only = true};
+    CLEANUP_STORAGE struct storage *target = NULL;
+
+    if (storage_open_file(filename, &how, &target, NULL) < 0)
+        return CLI_OK; /* most often it isn't there yet; creating it tells what else is
+                          wrong */
+    for (; node; node = node->backing)
+        if (same_file(target, node->file))
+            return cli_error(
+                "%s: the image would be created over %s, which it is to lie on", filename,
+                node->filename);
+    return CLI_OK;
+}
+
+/* Opens the backing chain: it has to be usable, and may have to tell the size. */
+static int check_backing(const struct create_args *args, const char *name,
+                         const char *format, uint64_t *size)
+{
+    CLEANUP_FREE char *path = NULL;
+    struct diag diag = {0};
+    if (reference_resolve(args->filename, name, REFERENCES_ANY, &path, &diag) < 0)
+        return cli_diag(&diag);
+
+    const struct chain_options chain = {.format = format, .read_only = true};
+    struct image image;
+    int code = image_open(&image, path, &chain, IMAGE_NEVER_RAW);
+    if (code != CLI_OK)
+        return code;
+    code = check_not_below(args->filename, image.node);
+    *size = image.node->size;
+    int close_code = image_close(&image);
+    return code != CLI_OK ? code : close_code;
+}
+
+/* What can be said of the backing options without opening anything. */
+static int check_backing_words(const struct create_args *args, const char *name,
+                               const char *format)
+{
+    if (!name && format)
+        return cli_error("%s: Backing format cannot be used without backing file",
+                         args->filename);
+    if (!name)
+        return CLI_OK;
+    if (name[0] == '\0')
+        return cli_error("%s: Expected backing file name, got empty string",
+                         args->filename);
+    if (strcmp(name, args->filename) == 0)
+        return cli_error("%s: an image can't be its own backing file", args->filename);
+    if (!format)
+        return cli_error("%s: Backing file specified without backing format (-F)",
+                         args->filename);
+    if (!args->unchecked && !driver_find(format))
+        return cli_error("%s: Unknown backing format '%s'", args->filename, format);
+    return CLI_OK;
+}
+
+/* The size, from the command line or else from the backing file, into the list. */
+static int settle_size(struct create_args *args, uint64_t *size)
+{
+    const char *name = options_get(&args->list, "backing_file");
+    const char *format = options_get(&args->list, "backing_fmt");
+    uint64_t backing_size = 0;
+    bool given;
+
+    if (parse_size(args, size, &given) != CLI_OK ||
+        check_backing_words(args, name, format) != CLI_OK)
+        return CLI_FAILED;
+    bool opened = name && !args->unchecked;
+    if (opened && check_backing(args, name, format, &backing_size) != CLI_OK)
+        return CLI_FAILED;
+    if (!given && !opened)
+        return cli_error("%s: Image creation needs a size parameter", args->filename);
+    if (!given)
+        *size = align_up(backing_size, SECTOR);
+
+    char text[32];
+    snprintf(text, sizeof text, "%" PRIu64, *size);
+    return options_set(&args->list, "size", text);
+}
+
+static int create(struct create_args *args)
+{
+    const char *name = create_format_name(args->format);
+    CLEANUP_FREE struct create_option *for_driver = NULL;
+    struct create_request req = {.filename = args->filename};
+    struct diag diag = {0};
+
+    if (!create_format_has_backing(args->format) &&
+        options_get(&args->list, "backing_file"))
+        return cli_error("%s: Backing file not supported for file format '%s'",
+                         args->filename, name);
+    if (create_options_check(args->format, &args->list, args->filename) != CLI_OK ||
+        settle_size(args, &req.size) != CLI_OK ||
+        create_options_for_driver(&args->list, &for_driver, &req.n_options) != CLI_OK)
+        return CLI_FAILED;
+    if (!args->quiet)
+        create_options_announce(args->format, &args->list, args->filename);
+
+    req.options = for_driver;
+    req.backing_file = options_get(&args->list, "backing_file");
+    req.backing_format = options_get(&args->list, "backing_fmt");
+    if (driver_find(name)->create(&req, &diag) < 0)
+        return cli_diag(&diag);
+    return CLI_OK;
+}
+
+/* The options of the command line; what -b and -F say counts more than -o. */
+struct raw_args {
+    const char *format, *backing_file, *backing_format;
+};
+
+static int take_option(struct create_args *args, struct raw_args *raw, int option)
+{
+    switch (option) {
+    case 'f':
+        raw->format = optarg;
+        return CLI_END;
+    case 'b':
+        raw->backing_file = optarg;
+        return CLI_END;
+    case 'F':
+        raw->backing_format = optarg;
+        return CLI_END;
+    case 'u':
+        args->unchecked = true;
+        return CLI_END;
+    case 'o':
+        return options_add(&args->list, optarg) == CLI_OK ? CLI_END : CLI_FAILED;
+    case 'q':
+        args->quiet = true;
+        return CLI_END;
+    default:
+        return option == CLI_HELP ? CLI_OK : CLI_FAILED;
+    }
+}
+
+static int take_operands(struct create_args *args, int argc, char **argv)
+{
+    if (argc < 1)
+        return cli_usage_error("Expecting image file name");
+    if (argc > 2)
+        return cli_usage_error("Unexpected argument: %s", argv[2]);
+    args->filename = cli_local_name(argv[0]);
+    args->size_text = argc == 2 ? argv[1] : NULL;
+    return CLI_OK;
+}
+
+static int run_with(struct create_args *args, const struct cli_command *self, int argc,
+                    char **argv)
+{
+    struct raw_args raw = {.format = "raw"};
+    int option;
+
+    while ((option = cli_getopt(self, argc, argv)) != CLI_END) {
+        int code = take_option(args, &raw, option);
+        if (code != CLI_END)
+            return code;
+    }
+    args->format = create_format_find(raw.format);
+    if (!args->format)
+        return cli_error("Unknown file format '%s'", raw.format);
+    if (args->list.help) {
+        create_format_help(args->format);
+        return CLI_OK;
+    }
+    if (raw.backing_file &&
+        options_set(&args->list, "backing_file", raw.backing_file) != CLI_OK)
+        return CLI_FAILED;
+    if (raw.backing_format &&
+        options_set(&args->list, "backing_fmt", raw.backing_format) != CLI_OK)
+        return CLI_FAILED;
+    if (take_operands(args, argc - optind, argv + optind) != CLI_OK)
+        return CLI_FAILED;
+    return create(args);
+}
+
+static int run(const struct cli_command *self, int argc, char **argv)
+{
+    struct create_args args = {0};
+    int code = run_with(&args, self, argc, argv);
+
+    options_free(&args.list);
+    return code;
+}
+
+const struct cli_command create_command = {
+    .name = "create",
+    .operands = "filename [size]",
+    .summary = "Make a new, empty image.",
+    .options = options,
+    .run = run,
+};

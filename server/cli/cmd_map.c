@@ -1,0 +1,176 @@
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cli.h"
+#include "image.h"
+#include "size.h"
+
+enum { OPT_OUTPUT = CLI_LONG_ONLY };
+
+static const struct cli_option options[] = {
+    {'f', NULL, "FMT", "the image's format; by default told from its content"},
+    {OPT_OUTPUT, "output", "human|json", "how to print"},
+    {'s', "start-offset", "OFFSET", "begin there instead of at 0"},
+    {'l', "max-length", "LEN", "end after so many bytes"},
+    {'U', "force-share", NULL, "allow others to have the image open for writing"},
+    {0},
+};
+
+struct map_args {
+    const char *filename, *format;
+    enum cli_output output;
+    uint64_t start, length;
+};
+
+/* A run of the map, with where it starts. */
+struct run {
+    uint64_t start;
+    struct block_status status;
+};
+
+struct printer {
+    enum cli_output output;
+    bool begun;
+};
+
+static const char *truth(bool value)
+{
+    return value ? "true" : "false";
+}
+
+static int print_json(struct printer *p, const struct run *run)
+{
+    const struct block_status *st = &run->status;
+
+    printf("%s{ \"start\": %" PRIu64 ", \"length\": %" PRIu64
+           ", \"depth\": %u, \"present\": %s, \"zero\": %s, \"data\": %s",
+           p->begun ? ",\n" : "[", run->start, st->length, st->depth, truth(st->present),
+           truth(st->zero), truth(st->data));
+    if (st->has_host)
+        printf(", \"offset\": %" PRIu64, st->host_offset);
+    putchar('}');
+    p->begun = true;
+    return CLI_OK;
+}
+
+/* The table shows only what can be read from the files directly. */
+static int print_human(const struct run *run)
+{
+    const struct block_status *st = &run->status;
+
+    if (!st->data || st->zero)
+        return CLI_OK;
+    if (!st->has_host)
+        return cli_error("File contains external, encrypted or compressed clusters.");
+    printf("%#-16" PRIx64 "%#-16" PRIx64 "%#-16" PRIx64 "%s\n", run->start, st->length,
+           st->host_offset, st->layer->filename);
+    return CLI_OK;
+}
+
+static int print_run(struct printer *p, const struct run *run)
+{
+    return p->output == OUTPUT_JSON ? print_json(p, run) : print_human(run);
+}
+
+static bool continues(const struct block_status *a, const struct block_status *b)
+{
+    return a->data == b->data && a->zero == b->zero && a->present == b->present &&
+           a->depth == b->depth && a->has_host == b->has_host &&
+           (!a->has_host || a->host_offset + a->length == b->host_offset);
+}
+
+/* Prints the runs of [start, end), each as long as it goes. */
+static int print_runs(struct printer *p, struct node *node, uint64_t start, uint64_t end)
+{
+    struct run run = {.start = start};
+
+    for (uint64_t off = start; off < end;) {
+        struct block_status next;
+        int rc = block_status(node, end - off, off, &next);
+        if (rc < 0)
+            return cli_error("%s: cannot read its metadata: %s", node->filename,
+                             strerror(-rc));
+        if (off > start && continues(&run.status, &next)) {
+            run.status.length += next.length;
+        } else {
+            if (off > start && print_run(p, &run) != CLI_OK)
+                return CLI_FAILED;
+            run = (struct run){.start = off, .status = next};
+        }
+        off += next.length;
+    }
+    /* An empty range is one empty run, in JSON; the table has no line for it either way. */
+    return print_run(p, &run);
+}
+
+static int map(const struct map_args *args)
+{
+    const struct chain_options chain = {.format = args->format, .read_only = true};
+    struct image image;
+    int code = image_open(&image, args->filename, &chain, IMAGE_MAYBE_RAW);
+    if (code != CLI_OK)
+        return code;
+
+    uint64_t size = image.node->size, end = size;
+    if (args->start < size)
+        end = args->start + MIN(args->length, size - args->start);
+    struct printer printer = {.output = args->output};
+    if (args->output == OUTPUT_HUMAN)
+        printf("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to", "File");
+    code = print_runs(&printer, image.node, args->start, end);
+    if (args->output == OUTPUT_JSON)
+        puts(printer.begun ? "]" : "[]");
+    int close_code = image_close(&image);
+    return code != CLI_OK ? code : close_code;
+}
+
+/* Takes one option; CLI_END says to go on, everything else is the exit code. */
+static int take_option(struct map_args *args, int option)
+{
+    switch (option) {
+    case 'f':
+        args->format = optarg;
+        return CLI_END;
+    case OPT_OUTPUT:
+        return cli_parse_output(optarg, &args->output) == CLI_OK ? CLI_END : CLI_FAILED;
+    case 's':
+        return size_parse_argument("start offset", optarg, &args->start) == CLI_OK
+                   ? CLI_END
+                   : CLI_FAILED;
+    case 'l':
+        return size_parse_argument("max length", optarg, &args->length) == CLI_OK
+                   ? CLI_END
+                   : CLI_FAILED;
+    case 'U': /* nothing is locked by looking at it */
+        return CLI_END;
+    default:
+        return option == CLI_HELP ? CLI_OK : CLI_FAILED;
+    }
+}
+
+static int run(const struct cli_command *self, int argc, char **argv)
+{
+    struct map_args args = {.output = OUTPUT_HUMAN, .length = UINT64_MAX};
+    int option;
+
+    while ((option = cli_getopt(self, argc, argv)) != CLI_END) {
+        int code = take_option(&args, option);
+        if (code != CLI_END)
+            return code;
+    }
+    if (argc - optind != 1)
+        return cli_usage_error("Expecting one image file name");
+    args.filename = argv[optind];
+    return map(&args);
+}
+
+const struct cli_command map_command = {
+    .name = "map",
+    .operands = "filename",
+    .summary = "Print where the guest's bytes lie.",
+    .options = options,
+    .run = run,
+};

@@ -1,0 +1,267 @@
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "cli.h"
+#include "listen.h"
+
+#define PLUGIN_FILE "nbdkit-qimg-plugin.so"
+
+/* The first descriptor of those that are passed on as listening sockets. */
+#define PASSED_FD 3
+
+/* nbdkit, its options and an end, beside the words taken from our command line. */
+#define OWN_WORDS 24
+
+enum { OPT_RUN = CLI_LONG_ONLY };
+
+static const struct cli_option options[] = {
+    {'r', "read-only", NULL, "serve read-only; no byte of the image changes"},
+    {'s', "socket", "PATH", "listen on this Unix socket (default IMAGE.sock)"},
+    {'p', "port", "PORT", "listen on this TCP port instead"},
+    {'a', "address", "ADDRESS", "with -p: listen there (default localhost)"},
+    {'t', "threads", "N", "requests of one client that run at once"},
+    {OPT_RUN, "run", "COMMAND", "serve while COMMAND runs; it finds the URI in $uri"},
+    {0},
+};
+
+struct serve_args {
+    bool read_only;
+    const char *socket, *port, *address, *threads, *run;
+    const char *image;
+    char **words; /* key=value ... [nbdkit options] */
+    int n_words;
+};
+
+/* A command line that is being put together; the words are borrowed. */
+struct command_line {
+    const char **argv;
+    int argc;
+};
+
+static void add(struct command_line *line, const char *word)
+{
+    line->argv[line->argc++] = word;
+}
+
+static void add_option(struct command_line *line, const char *option, const char *value)
+{
+    if (value) {
+        add(line, option);
+        add(line, value);
+    }
+}
+
+/* The plugin of the same build lies beside this program; an installed one is known by name.
+ */
+static const char *find_plugin(char *path, size_t size)
+{
+    ssize_t n = readlink("/proc/self/exe", path, size - sizeof PLUGIN_FILE);
+    if (n > 0) {
+        path[n] = '\0';
+        char *slash = strrchr(path, '/');
+        if (slash) {
+            strcpy(slash + 1, PLUGIN_FILE);
+            if (access(path, R_OK) == 0)
+                return path;
+        }
+    }
+    return "qimg";
+}
+
+static bool is_setting(const char *word)
+{
+    return word[0] != '-' && strchr(word, '=');
+}
+
+static int count_settings(const struct serve_args *args)
+{
+    int n = 0;
+    while (n < args->n_words && is_setting(args->words[n]))
+        n++;
+    return n;
+}
+
+static bool has_setting(const struct serve_args *args, const char *prefix)
+{
+    for (int i = 0; i < count_settings(args); i++)
+        if (strncmp(args->words[i], prefix, strlen(prefix)) == 0)
+            return true;
+    return false;
+}
+
+static void build_line(const struct serve_args *args, const char *plugin, const char *file,
+                       struct command_line *line)
+{
+    int n_settings = count_settings(args);
+
+    add(line, "nbdkit");
+    add(line, "-f");
+    if (args->read_only)
+        add(line, "-r");
+    add_option(line, "-t", args->threads);
+    if (args->run)
+        add_option(line, "-U", "-");
+    add_option(line, "--run", args->run);
+    add_option(line, "-p", args->port);
+    if (args->port)
+        add_option(line, "-i", args->address);
+    for (int i = n_settings; i < args->n_words; i++)
+        add(line, args->words[i]);
+    add(line, plugin);
+    add(line, file);
+    /* What would refuse a client at its first write refuses to start instead. */
+    if (!args->read_only && !has_setting(args, "writable="))
+        add(line, "writable=now");
+    for (int i = 0; i < n_settings; i++)
+        add(line, args->words[i]);
+    line->argv[line->argc] = NULL;
+}
+
+/* Hands the socket to the program this process is about to become. */
+static int pass_on(int fd)
+{
+    char pid[24];
+
+    snprintf(pid, sizeof pid, "%ld", (long)getpid());
+    int rc = fd == PASSED_FD ? fcntl(fd, F_SETFD, 0) : dup2(fd, PASSED_FD);
+    if (rc < 0 || setenv("LISTEN_FDS", "1", 1) < 0 || setenv("LISTEN_PID", pid, 1) < 0)
+        return cli_error("cannot pass on the socket: %s", strerror(errno));
+    return CLI_OK;
+}
+
+static int announce(char *uri_to_free)
+{
+    if (!uri_to_free)
+        return cli_error("out of memory");
+    puts(uri_to_free);
+    free(uri_to_free);
+    return cli_finish(CLI_OK);
+}
+
+/* The path that clients in other folders can use; to be freed. */
+static char *absolute_path(const char *path)
+{
+    char cwd[PATH_MAX], *absolute;
+
+    if (path[0] == '/')
+        return strdup(path);
+    if (!getcwd(cwd, sizeof cwd) || asprintf(&absolute, "%s/%s", cwd, path) < 0)
+        return NULL;
+    return absolute;
+}
+
+static int offer_unix_socket(const struct serve_args *args)
+{
+    CLEANUP_FREE char *beside_image = NULL;
+    const char *path = args->socket;
+    if (!path) {
+        if (asprintf(&beside_image, "%s.sock", args->image) < 0) {
+            beside_image = NULL;
+            return cli_error("out of memory");
+        }
+        path = beside_image;
+    }
+    CLEANUP_FREE char *absolute = absolute_path(path);
+    if (!absolute)
+        return cli_error("%s: %s", path, strerror(errno));
+
+    int fd;
+    if (listen_unix(path, &fd) != CLI_OK || pass_on(fd) != CLI_OK)
+        return CLI_FAILED;
+    return announce(uri_of_unix_socket(absolute));
+}
+
+static int serve(const struct serve_args *args)
+{
+    char path[PATH_MAX];
+    CLEANUP_FREE char *file = NULL;
+    CLEANUP_FREE const char **argv =
+        calloc((size_t)args->n_words + OWN_WORDS, sizeof *argv);
+    if (!argv || asprintf(&file, "file=%s", args->image) < 0) {
+        file = NULL;
+        return cli_error("out of memory");
+    }
+    struct command_line line = {.argv = argv};
+    build_line(args, find_plugin(path, sizeof path), file, &line);
+
+    int code = CLI_OK;
+    if (args->port)
+        code = announce(uri_of_tcp(args->address, args->port));
+    else if (!args->run)
+        code = offer_unix_socket(args);
+    if (code != CLI_OK)
+        return code;
+
+    execvp("nbdkit", (char **)(uintptr_t)argv);
+    return cli_error("cannot run nbdkit: %s", strerror(errno));
+}
+
+static int take_option(struct serve_args *args, int option)
+{
+    switch (option) {
+    case 'r':
+        args->read_only = true;
+        return CLI_END;
+    case 's':
+        args->socket = optarg;
+        return CLI_END;
+    case 'p':
+        args->port = optarg;
+        return CLI_END;
+    case 'a':
+        args->address = optarg;
+        return CLI_END;
+    case 't':
+        args->threads = optarg;
+        return CLI_END;
+    case OPT_RUN:
+        args->run = optarg;
+        return CLI_END;
+    default:
+        return option == CLI_HELP ? CLI_OK : CLI_FAILED;
+    }
+}
+
+static int check(const struct serve_args *args)
+{
+    if ((args->socket != NULL) + (args->port != NULL) + (args->run != NULL) > 1)
+        return cli_usage_error("-s, -p and --run exclude each other");
+    int n = count_settings(args);
+    if (n < args->n_words && args->words[n][0] != '-')
+        return cli_usage_error("Unexpected argument: %s (settings are key=value)",
+                               args->words[n]);
+    return CLI_OK;
+}
+
+static int run(const struct cli_command *self, int argc, char **argv)
+{
+    struct serve_args args = {.address = "localhost"};
+    int option;
+
+    while ((option = cli_getopt(self, argc, argv)) != CLI_END) {
+        int code = take_option(&args, option);
+        if (code != CLI_END)
+            return code;
+    }
+    if (optind == argc)
+        return cli_usage_error("Expecting image file name");
+    args.image = cli_local_name(argv[optind]);
+    args.words = argv + optind + 1;
+    args.n_words = argc - optind - 1;
+    return check(&args) == CLI_OK ? serve(&args) : CLI_FAILED;
+}
+
+const struct cli_command serve_command = {
+    .name = "serve",
+    .operands = "image [key=value ...] [-- nbdkit options]",
+    .summary = "Serve an image with nbdkit.",
+    .options = options,
+    .run = run,
+};

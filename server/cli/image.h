@@ -1,0 +1,27 @@
+/* An image opened for an offline command.  Layer: server. */
+#ifndef CLI_IMAGE_H
+#define CLI_IMAGE_H
+
+#include "block/chain.h"
+
+struct image {
+    struct block_context ctx;
+    struct node *node;
+};
+
+/* How a command opens the image it was given. */
+enum image_guess {
+    IMAGE_NEVER_RAW, /* an unknown format is refused */
+    IMAGE_MAYBE_RAW, /* as qemu-img: of an unknown format is raw; only for commands that
+                        look */
+};
+
+/* Opens an image and its chain.  Complains and returns an exit code; on failure there is
+ * nothing to close. */
+int image_open(struct image *image, const char *filename,
+               const struct chain_options *options, enum image_guess guess);
+
+/* Complains and returns an exit code. */
+int image_close(struct image *image);
+
+#endif

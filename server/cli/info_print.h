@@ -1,0 +1,12 @@
+/* What `qimg info` prints for people.  Layer: server. */
+#ifndef CLI_INFO_PRINT_H
+#define CLI_INFO_PRINT_H
+
+#include <stdio.h>
+
+#include <jansson.h>
+
+/* Prints one image's description, an object of `qimg info --output=json`. */
+void info_print_human(const json_t *object, FILE *out);
+
+#endif

@@ -1,0 +1,96 @@
+#include <ctype.h>
+#include <errno.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "cli.h"
+#include "listen.h"
+
+/* Clients that may wait while the image is being opened. */
+#define BACKLOG 64
+
+static int new_socket(void)
+{
+    return socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+}
+
+/* Is it a socket that nobody listens on any more? */
+static bool is_stale(const struct sockaddr_un *addr)
+{
+    struct stat st;
+    if (lstat(addr->sun_path, &st) < 0 || !S_ISSOCK(st.st_mode))
+        return false;
+    CLEANUP_CLOSE int fd = new_socket();
+    return fd >= 0 && connect(fd, (const struct sockaddr *)addr, sizeof *addr) < 0 &&
+           errno == ECONNREFUSED;
+}
+
+static int bind_to(int fd, const struct sockaddr_un *addr)
+{
+    if (bind(fd, (const struct sockaddr *)addr, sizeof *addr) == 0)
+        return 0;
+    if (errno != EADDRINUSE)
+        return -1;
+    if (!is_stale(addr)) {
+        errno = EADDRINUSE;
+        return -1;
+    }
+    unlink(addr->sun_path);
+    return bind(fd, (const struct sockaddr *)addr, sizeof *addr);
+}
+
+int listen_unix(const char *path, int *fd)
+{
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+
+    if (strlen(path) >= sizeof addr.sun_path)
+        return cli_error(
+            "%s: a socket's path has at most %zu bytes; choose another with -s", path,
+            sizeof addr.sun_path - 1);
+    strcpy(addr.sun_path, path);
+    *fd = new_socket();
+    if (*fd < 0 || bind_to(*fd, &addr) < 0 || listen(*fd, BACKLOG) < 0)
+        return cli_error("%s: cannot listen: %s", path, strerror(errno));
+    return CLI_OK;
+}
+
+static bool is_plain(unsigned char c)
+{
+    return isalnum(c) || strchr("-._~/", c);
+}
+
+char *uri_of_unix_socket(const char *path)
+{
+    static const char prefix[] = "nbd+unix:///?socket=";
+    char *uri = malloc(sizeof prefix + 3 * strlen(path));
+    if (!uri)
+        return NULL;
+
+    char *out = stpcpy(uri, prefix);
+    for (; *path; path++) {
+        if (is_plain((unsigned char)*path))
+            *out++ = *path;
+        else
+            out += sprintf(out, "%%%02X", (unsigned char)*path);
+    }
+    *out = '\0';
+    return uri;
+}
+
+char *uri_of_tcp(const char *address, const char *port)
+{
+    bool is_v6 = strchr(address, ':') != NULL;
+    char *uri;
+
+    if (asprintf(&uri, "nbd://%s%s%s:%s", is_v6 ? "[" : "", address, is_v6 ? "]" : "",
+                 port) < 0)
+        return NULL;
+    return uri;
+}

@@ -1,0 +1,17 @@
+/* The socket of `qimg serve`, which is there before nbdkit runs, so that whoever reads its
+ * URI can connect at once.  Layer: server. */
+#ifndef CLI_LISTEN_H
+#define CLI_LISTEN_H
+
+/* A listening Unix socket, in *fd.  What a server that is gone left at the path is
+ * replaced; a server that answers there, or any other file, is not.  Complains and returns
+ * an exit code. */
+int listen_unix(const char *path, int *fd);
+
+/* The NBD URI of a Unix socket, of any path; to be freed.  NULL when memory is short. */
+char *uri_of_unix_socket(const char *path);
+
+/* As above for TCP; address and port as nbdkit takes them. */
+char *uri_of_tcp(const char *address, const char *port);
+
+#endif

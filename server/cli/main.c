@@ -1,0 +1,62 @@
+#include <stdio.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "cli.h"
+#include "registry.h"
+
+static const struct cli_command *const commands[] = {
+    &create_command,
+    &info_command,
+    &map_command,
+    &serve_command,
+};
+
+/* What the core has to say beside the results of its calls. */
+static void log_as_command(enum log_level level, const char *fmt, va_list ap)
+{
+    if (level == LOG_DEBUG)
+        return;
+    fputs(level == LOG_WARNING ? "qimg: warning: " : "qimg: ", stderr);
+    vfprintf(stderr, fmt, ap);
+    fputc('\n', stderr);
+}
+
+static int print_version(void)
+{
+    printf("qimg version %s\n", QIMG_VERSION);
+    return cli_finish(CLI_OK);
+}
+
+static int print_help(void)
+{
+    printf("usage: qimg command [options] operands\n"
+           "Disk images in the formats %s: offline commands and an NBD server.\n\n"
+           "  -h, --help     display this help and exit\n"
+           "  -V, --version  output version information and exit\n\n"
+           "Commands; 'qimg command --help' tells their options:\n",
+           registry_names());
+    for (size_t i = 0; i < ARRAY_LEN(commands); i++)
+        printf("  %-8s %s\n", commands[i]->name, commands[i]->summary);
+    return cli_finish(CLI_OK);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2)
+        return cli_usage_error("Not enough arguments");
+    const char *word = argv[1];
+    if (strcmp(word, "-h") == 0 || strcmp(word, "--help") == 0)
+        return print_help();
+    if (strcmp(word, "-V") == 0 || strcmp(word, "--version") == 0)
+        return print_version();
+    if (word[0] == '-')
+        return cli_usage_error("unrecognized option '%s'", word);
+
+    log_set_sink(log_as_command);
+    registry_init();
+    for (size_t i = 0; i < ARRAY_LEN(commands); i++)
+        if (strcmp(commands[i]->name, word) == 0)
+            return cli_finish(commands[i]->run(commands[i], argc - 1, argv + 1));
+    return cli_usage_error("Command not found: %s", word);
+}

@@ -1,0 +1,31 @@
+/* The lists of "-o key=value,key=value".  Layer: server. */
+#ifndef CLI_OPTIONS_H
+#define CLI_OPTIONS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+struct option_pair {
+    char *key, *value;
+};
+
+/* In the order given; a zero-initialised list is empty. */
+struct option_list {
+    struct option_pair *pairs;
+    size_t count;
+    bool help; /* "help" or "?" was among them */
+};
+
+/* Adds the pairs of one "-o" argument.  A comma in a value is written twice; a key alone
+ * stands for key=on, and nokey for key=off.  Complains and returns an exit code. */
+int options_add(struct option_list *list, const char *text);
+
+/* Sets a key as if given after all others.  Returns an exit code. */
+int options_set(struct option_list *list, const char *key, const char *value);
+
+/* The last value given for a key, NULL: none. */
+const char *options_get(const struct option_list *list, const char *key);
+
+void options_free(struct option_list *list);
+
+#endif

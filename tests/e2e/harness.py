@@ -1,0 +1,458 @@
+"""What the end-to-end tests share: a server to start and stop, a flat model of a disk, and the
+qemu tools as judges.
+
+Environment: QIMG_BUILD   folder of the build (nbdkit-qimg-plugin.so, qimg); build/debug
+             QIMG_TMPDIR  where images go; must not be tmpfs (O_DIRECT, holes); /var/tmp
+             QIMG_LONG    1: the full matrices and longer runs
+             QIMG_SEED    start of all random numbers, printed by every test that fails
+             QIMG_STANDIN qemu-nbd: serve with it instead, to try the tests themselves
+"""
+
+import contextlib
+import faulthandler
+import hashlib
+import json
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import unittest
+
+import nbd
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BUILD = pathlib.Path(os.environ.get("QIMG_BUILD", ROOT / "build" / "debug")).resolve()
+PLUGIN = BUILD / "nbdkit-qimg-plugin.so"
+LONG = os.environ.get("QIMG_LONG", "") not in ("", "0")
+SEED = int(os.environ.get("QIMG_SEED", "0")) or int.from_bytes(os.urandom(3), "big")
+STANDIN = os.environ.get("QIMG_STANDIN", "")
+QIMG = "qemu-img" if STANDIN else BUILD / "qimg"
+
+os.environ["PATH"] = f"/usr/bin:{os.environ['PATH']}"  # nbdsh wants the Python of the system
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+SECTOR = 512
+START_TIMEOUT = 20  # a server that neither listens nor ends by then hangs
+STOP_TIMEOUT = 60
+TMPFS_MAGIC = 0x01021994
+
+
+def tmp_root():
+    """The folder for images: the first writable one that isn't in memory."""
+    wished = os.environ.get("QIMG_TMPDIR")
+    for folder in [wished] if wished else ["/var/tmp", "/tmp", str(BUILD)]:
+        kind = subprocess.run(["stat", "-f", "-c", "%t", folder], capture_output=True, text=True)
+        if kind.returncode == 0 and int(kind.stdout, 16) != TMPFS_MAGIC:
+            return folder
+    raise RuntimeError("no folder on a real filesystem; set QIMG_TMPDIR")
+
+
+def sanitizer_env():
+    """nbdkit isn't built with the plugin's sanitizer, so its run-time must be preloaded."""
+    if STANDIN or not PLUGIN.exists():
+        return {}
+    needed = subprocess.run(["ldd", PLUGIN], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"=> (\S*lib(asan|tsan)\S*)", needed)
+    if not found:
+        return {}
+    return {
+        "LD_PRELOAD": found[1],
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:exitcode=99",
+        "TSAN_OPTIONS": "halt_on_error=0:exitcode=99",
+    }
+
+
+SANITIZER_ENV = sanitizer_env()
+
+
+def run(*argv, timeout=120, check=True, **kwargs):
+    """Runs a command with captured text output; its stderr is in the failure."""
+    argv = [str(a) for a in argv]
+    kwargs.setdefault("stdin", subprocess.DEVNULL)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout, **kwargs)
+    if check and done.returncode != 0:
+        raise AssertionError(f"{' '.join(argv)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+    return done
+
+
+def plugin_env(**more):
+    return {**os.environ, **SANITIZER_ENV, **more}
+
+
+def sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class StartFailed(Exception):
+    """The server ended, or hung, before it listened."""
+
+    def __init__(self, code, errors):
+        super().__init__(f"server ended with {code} before it listened:\n{errors}")
+        self.code, self.errors = code, errors
+
+
+class Server:
+    """One nbdkit with the plugin, in the foreground, on a Unix socket of its own."""
+
+    def __init__(self, folder, image, *keys, nbdkit=(), prefix=(), fmt=None, env=None):
+        self.folder = tempfile.mkdtemp(prefix="s", dir=folder)
+        self.socket = os.path.join(self.folder, "sock")
+        self.uri = f"nbd+unix:///?socket={self.socket}"
+        self.pidfile = os.path.join(self.folder, "pid")
+        self.errors_path = os.path.join(self.folder, "stderr")
+        self.handles = []
+        self.returncode = None
+        if STANDIN:
+            argv = ["qemu-nbd", "-t", "-e16", "-k", self.socket, f"--pid-file={self.pidfile}",
+                    "--discard=unmap", *(["-f", fmt] if fmt else []),
+                    *(["-r"] if "-r" in nbdkit else []), str(image)]
+        else:
+            argv = ["nbdkit", "-f", "-U", self.socket, "-P", self.pidfile, *nbdkit, PLUGIN,
+                    f"file={image}", *keys]
+        with open(self.errors_path, "wb") as errors:
+            self.process = subprocess.Popen(
+                [*map(str, prefix), *map(str, argv)], stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL, stderr=errors, env=plugin_env(**(env or {})))
+        self._await_listening()
+
+    def _await_listening(self):
+        limit = time.monotonic() + START_TIMEOUT
+        while not (os.path.exists(self.pidfile) and os.path.getsize(self.pidfile)):
+            if self.process.poll() is not None:
+                self.returncode = self.process.returncode
+                raise StartFailed(self.returncode, self.errors)
+            if time.monotonic() > limit:
+                self.kill()
+                raise StartFailed("a hang", self.errors)
+            time.sleep(0.003)
+
+    @property
+    def errors(self):
+        return pathlib.Path(self.errors_path).read_text(errors="replace")
+
+    @property
+    def alive(self):
+        return self.process.poll() is None
+
+    def connect(self, export="", strict=not STANDIN):
+        """A new connection; closed by stop().  strict=False: libnbd sends what it would refuse."""
+        handle = nbd.NBD()
+        handle.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+        handle.set_export_name(export)
+        if not strict:
+            handle.set_strict_mode(0)
+        handle.connect_unix(self.socket)
+        self.handles.append(handle)
+        return handle
+
+    def disconnect(self):
+        """Ends all connections politely."""
+        for handle in self.handles:
+            with contextlib.suppress(nbd.Error):
+                handle.shutdown()
+        self.handles.clear()
+
+    def stop(self, sig=signal.SIGTERM, disconnect=True):
+        """Ends the server cleanly: exit status 0, and no complaint of a sanitizer."""
+        if disconnect:
+            self.disconnect()
+        self.process.send_signal(sig)
+        self.wait()
+
+    def wait(self):
+        try:
+            self.returncode = self.process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"server did not stop in {STOP_TIMEOUT} s\n{self.errors}") from None
+        if self.returncode != 0:
+            raise AssertionError(f"server ended with {self.returncode}\n{self.errors}")
+
+    def kill(self):
+        """kill -9, as a crash of the process would be."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.returncode = self.process.wait()
+        self.handles.clear()
+
+
+class Model:
+    """What the disk must read as: a flat array."""
+
+    def __init__(self, content):
+        self.data = bytearray(content)
+
+    def __len__(self):
+        return len(self.data)
+
+    def write(self, handle, off, payload, flags=0):
+        handle.pwrite(payload, off, flags)
+        self.data[off:off + len(payload)] = payload
+
+    def zero(self, handle, off, length, flags=0):
+        handle.zero(length, off, flags)
+        self.data[off:off + length] = bytes(length)
+
+    def trim(self, handle, off, length, flags=0):
+        """Each sector reads as before or as zeroes afterwards; which, is adopted."""
+        handle.trim(length, off, flags)
+        now, pos = bytes(handle.pread(length, off)), 0
+        while pos < length:
+            step = min(SECTOR - (off + pos) % SECTOR, length - pos)
+            got, old = now[pos:pos + step], self.data[off + pos:off + pos + step]
+            if got != old and any(got):
+                raise AssertionError(f"trim of {off}+{length}: byte {off + pos} reads as "
+                                     f"{got[:16].hex()}: neither what it was nor zero")
+            pos += step
+        self.data[off:off + length] = now
+
+    def expect(self, actual, what, base=0):
+        """Fails with the first difference."""
+        expected = self.data[base:base + len(actual)] if base or len(actual) != len(self) else self.data
+        if actual == expected:
+            return
+        if len(actual) != len(expected):
+            raise AssertionError(f"{what}: {len(actual)} bytes instead of {len(expected)}")
+        at = next(i for i in range(len(actual)) if actual[i] != expected[i])
+        raise AssertionError(f"{what}: byte {base + at} is {bytes(actual[at:at + 16]).hex()} instead "
+                             f"of {bytes(expected[at:at + 16]).hex()}")
+
+    def compare(self, handle, off=0, length=None, what="read over NBD"):
+        length = len(self) - off if length is None else length
+        while length:
+            step = min(length, 8 * MIB)
+            self.expect(handle.pread(step, off), what, off)
+            off, length = off + step, length - step
+
+
+def exercise(handles, model, rng, count, cluster=64 * KIB, trim=True):
+    """`count` random requests, spread over the connections, on the disk and on the model.  The
+    last of them are in the failure."""
+    log = []
+    size = len(model)
+
+    def place():
+        """An offset and a length that like the edges of clusters."""
+        shape = rng.random()
+        if shape < 0.4:
+            length = rng.randint(1, 4 * KIB)
+        elif shape < 0.7:
+            length = rng.randint(1, min(3 * cluster, 512 * KIB))
+        else:
+            length = rng.randint(1, max(1, min(4, 512 * KIB // cluster))) * cluster
+        length = min(length, size)
+        off = rng.randrange(size - length + 1)
+        if rng.random() < 0.4:
+            off = off // cluster * cluster
+        elif rng.random() < 0.5:
+            off = off // SECTOR * SECTOR
+        return off, length
+
+    def one(kind, handle):
+        off, length = place()
+        fua = nbd.CMD_FLAG_FUA if rng.random() < 0.1 else 0
+        log.append(f"{kind} {off}+{length} fua={bool(fua)}")
+        if kind == "write":
+            model.write(handle, off, rng.randbytes(length), fua)
+        elif kind == "zero":
+            model.zero(handle, off, length, fua)
+        elif kind == "zero-keep":
+            model.zero(handle, off, length, fua | nbd.CMD_FLAG_NO_HOLE)
+        elif kind == "zero-fast":
+            with contextlib.suppress(nbd.Error):  # may say that it would be slow
+                model.zero(handle, off, length, nbd.CMD_FLAG_FAST_ZERO)
+        elif kind == "trim":
+            model.trim(handle, off, length, fua)
+        elif kind == "read":
+            model.compare(handle, off, length)
+        else:
+            handle.flush()
+
+    kinds = {"write": 50, "zero": 14, "zero-keep": 6, "zero-fast": 4, "trim": 14, "read": 14, "flush": 3}
+    if not trim:
+        del kinds["trim"]
+    try:
+        for kind in rng.choices(list(kinds), kinds.values(), k=count):
+            one(kind, rng.choice(handles))
+        model.compare(handles[0])
+    except (AssertionError, nbd.Error) as error:
+        raise AssertionError(f"{error}\nlast requests: " + "; ".join(log[-12:])) from error
+
+
+# ---- the tools as judges ----
+
+def create(path, fmt, size, options="", backing=None, backing_fmt=None, tool="qemu-img"):
+    """Makes an image with qemu-img's words, by qemu-img or by `qimg create`."""
+    argv = [QIMG if tool == "qimg" else tool, "create", "-q", "-f", fmt]
+    if options:
+        argv += ["-o", options]
+    if backing:
+        argv += ["-b", backing, "-F", backing_fmt]
+    run(*argv, path, *([] if size is None else [size]))
+    return path
+
+
+def fill(path, fmt, pieces):
+    """Writes (offset, bytes) pieces into an image by qemu-io."""
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
+        argv = ["qemu-io", "-f", fmt]
+        for number, (off, payload) in enumerate(pieces):
+            source = os.path.join(folder, str(number))
+            pathlib.Path(source).write_bytes(payload)
+            argv += ["-c", f"write -q -s {source} {off} {len(payload)}"]
+        run(*argv, path)
+
+
+def check(path, fmt, allow_leaks=False):
+    """qemu-img check finds neither errors nor leaks."""
+    if fmt == "raw":
+        return
+    done = run("qemu-img", "check", "--output=json", "-f", fmt, path, check=False)
+    if done.returncode not in ((0, 3) if allow_leaks else (0,)):
+        raise AssertionError(f"qemu-img check {path}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+
+
+def content(path, fmt, served=False):
+    """The whole disk as qemu-img reads it; also while a server has it."""
+    with tempfile.TemporaryDirectory(dir=tmp_root()) as folder:
+        flat = os.path.join(folder, "flat")
+        run("qemu-img", "convert", *(["-U"] if served else []), "-f", fmt, "-O", "raw", path, flat)
+        return pathlib.Path(flat).read_bytes()
+
+
+def info(path, fmt):
+    return json.loads(run("qemu-img", "info", "-U", "--output=json", "-f", fmt, path).stdout)
+
+
+def header(path, off, length, order):
+    """An unsigned field of the image's file."""
+    with open(path, "rb") as file:
+        file.seek(off)
+        return int.from_bytes(file.read(length), order)
+
+
+def patch(path, off, payload):
+    with open(path, "r+b") as file:
+        file.seek(off)
+        file.write(payload)
+
+
+def need_check(path):
+    """QED's NEED_CHECK bit in the file."""
+    return bool(header(path, 16, 8, "little") & 2)
+
+
+def dirty(path):
+    """qcow2's dirty bit in the file."""
+    return bool(header(path, 72, 8, "big") & 1)
+
+
+def wait_until(condition, timeout, what):
+    limit = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > limit:
+            raise AssertionError(f"{what}: not within {timeout} s")
+        time.sleep(0.01)
+
+
+class Case(unittest.TestCase):
+    """A test with a folder of its own, whose servers end with it and which can't hang."""
+
+    TIMEOUT = 300
+
+    def setUp(self):
+        faulthandler.dump_traceback_later(self.TIMEOUT * (10 if LONG else 1), exit=True)
+        self.addCleanup(faulthandler.cancel_dump_traceback_later)
+        self.dir = tempfile.mkdtemp(prefix="qimg-e2e-", dir=tmp_root())
+        self.addCleanup(shutil.rmtree, self.dir, ignore_errors=True)
+        self.servers = []
+        self.addCleanup(self._end_servers)
+        self.rng = random.Random(f"{SEED} {self.id()}")
+
+    def run(self, result=None):
+        before = len(result.failures) + len(result.errors)
+        super().run(result)
+        if len(result.failures) + len(result.errors) > before:
+            print(f"{self.id()}: seed QIMG_SEED={SEED}", flush=True)
+
+    def _end_servers(self):
+        for server in self.servers:
+            server.kill()
+        self.servers.clear()
+
+    @contextlib.contextmanager
+    def part(self, **params):
+        """One of several equal parts of a test: the others run even when it fails, in a folder
+        that is empty again."""
+        with self.subTest(**params):
+            yield
+        self._end_servers()
+        for name in os.listdir(self.dir):
+            path = self.path(name)
+            shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
+
+    def path(self, name):
+        return os.path.join(self.dir, name)
+
+    def serve(self, image, *keys, **kwargs):
+        server = Server(self.dir, image, *keys, **kwargs)
+        self.servers.append(server)
+        return server
+
+    def refused(self, image, *keys, words=(), nbdkit=(), name=True):
+        """The server must not start: exit status 1 and one message that names the file and has
+        all the words (regular expressions, any case)."""
+        with self.assertRaises(StartFailed, msg="the server started") as caught:
+            self.serve(image, *keys, nbdkit=nbdkit)
+        errors = caught.exception.errors
+        self.assertEqual(caught.exception.code, 1, errors)
+        lines = [line for line in errors.splitlines() if "error:" in line]
+        self.assertEqual(len(lines), 1, f"not one message:\n{errors}")
+        for word in [*([re.escape(os.path.basename(str(image)))] if name else []), *words]:
+            self.assertRegex(lines[0], re.compile(word, re.I))
+        return lines[0]
+
+    def accepts(self, key, image=None):
+        """Is this key built yet?  (To skip, with a reason, what comes later.)"""
+        if image is None:
+            image = self.path("probe.raw")
+            with open(image, "wb") as file:
+                file.truncate(MIB)
+        try:
+            self.serve(image, "format=raw", key).stop()
+        except StartFailed as failed:
+            if re.search("unknown|not (yet )?(supported|built|known)", failed.errors, re.I):
+                return False
+        return True
+
+    def errno(self, number, call, *args):
+        """The request fails with this error number (or one of several)."""
+        numbers = number if isinstance(number, tuple) else (number,)
+        with self.assertRaises(nbd.Error) as caught:
+            call(*args)
+        self.assertIn(caught.exception.errnum, numbers, caught.exception)
+
+
+def parametrised(cls):
+    """Class decorator: for each `cases_NAME` table (a dict name -> arguments) a method
+    `check_NAME` becomes one test per row."""
+    for table in [name for name in vars(cls) if name.startswith("cases_")]:
+        subject = table[len("cases_"):]
+        for row, args in getattr(cls, table).items():
+            def test(self, args=args, method=f"check_{subject}"):
+                getattr(self, method)(*args)
+            name = f"test_{subject}_" + re.sub(r"\W+", "_", row)
+            assert not hasattr(cls, name), name
+            test.__doc__ = f"{getattr(cls, f'check_{subject}').__doc__ or subject}: {row}"
+            test.__name__ = name
+            setattr(cls, name, test)
+    return cls

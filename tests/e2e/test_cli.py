@@ -1,0 +1,555 @@
+"""qimg create, info and map beside qemu-img's, word for word; qimg serve as a program."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import stat
+import subprocess
+import unittest
+
+import nbd
+
+from harness import BUILD, MIB, Case, check, parametrised, plugin_env, run
+
+QIMG = BUILD / "qimg"
+
+
+def both(folder, *words):
+    """The same words to qemu-img and to qimg, one after the other in the same folder."""
+    return [run(tool, *words, check=False, cwd=folder) for tool in ("qemu-img", QIMG)]
+
+
+class CliCase(Case):
+    def qemu(self, *words):
+        return run("qemu-img", *words, cwd=self.dir)
+
+    def qimg(self, *words, **kwargs):
+        return run(QIMG, *words, cwd=self.dir, **kwargs)
+
+    def io(self, fmt, name, *commands):
+        run("qemu-io", "-f", fmt, *[word for c in commands for word in ("-c", c)], name, cwd=self.dir)
+
+    def same_output(self, *words):
+        theirs, ours = both(self.dir, *words)
+        self.assertEqual(theirs.returncode, ours.returncode, theirs.stderr + ours.stderr)
+        self.assertEqual(theirs.stdout, ours.stdout, words)
+
+    def same_json(self, *words):
+        theirs, ours = both(self.dir, *words, "--output=json")
+        self.assertEqual((ours.returncode, ours.stderr), (0, ""), words)
+        self.assertEqual(json.loads(theirs.stdout), json.loads(ours.stdout), words)
+
+    def refuses(self, *words, says=()):
+        """Exit code 1, nothing on stdout but the announcement, one line that says why."""
+        done = self.qimg(*words, check=False)
+        self.assertEqual(done.returncode, 1, f"{words}: {done.stdout}{done.stderr}")
+        lines = done.stderr.splitlines()
+        self.assertTrue(lines and lines[0].startswith("qimg: "), done.stderr)
+        for line in lines[1:]:
+            self.assertEqual(line, "Try 'qimg --help' for more information")
+        for word in says:
+            self.assertIn(word, lines[0])
+        return lines[0]
+
+
+@parametrised
+class Create(CliCase):
+    cases_create = {
+        "raw": ("raw", "", "10M"),
+        "raw odd": ("raw", "", "1000"),
+        "raw empty": ("raw", "", "0"),
+        "raw full": ("raw", "preallocation=full", "3M"),
+        "raw falloc": ("raw", "preallocation=falloc", "3M"),
+        "raw off": ("raw", "preallocation=off,nocow=on", "3M"),
+        "qed": ("qed", "", "1G"),
+        "qed odd": ("qed", "", "1.1k"),
+        "qed small": ("qed", "cluster_size=4k,table_size=1", "1G"),
+        "qed large": ("qed", "cluster_size=1M,table_size=16", "8T"),
+        "qed empty": ("qed", "", "0"),
+        "qcow2": ("qcow2", "", "1G"),
+        "qcow2 odd": ("qcow2", "", "1.1k"),
+        "qcow2 empty": ("qcow2", "", "0"),
+        "qcow2 v2": ("qcow2", "compat=0.10", "1G"),
+        "qcow2 by name": ("qcow2", "compat=v3", "1G"),
+        "qcow2 lazy": ("qcow2", "lazy_refcounts=on", "1G"),
+        "qcow2 bare key": ("qcow2", "lazy_refcounts", "1G"),
+        "qcow2 negated key": ("qcow2", "nolazy_refcounts", "1G"),
+        "qcow2 small clusters": ("qcow2", "cluster_size=512", "64M"),
+        "qcow2 large clusters": ("qcow2", "cluster_size=2M", "64G"),
+        "qcow2 narrow refcounts": ("qcow2", "refcount_bits=1", "1G"),
+        "qcow2 wide refcounts": ("qcow2", "refcount_bits=64", "1G"),
+        "qcow2 metadata": ("qcow2", "preallocation=metadata", "100M"),
+        "qcow2 falloc": ("qcow2", "preallocation=falloc", "5M"),
+        "qcow2 full": ("qcow2", "preallocation=full,cluster_size=4k", "5M"),
+        "qcow2 size as option": ("qcow2", "size=1.5G", None),
+    }
+
+    def check_create(self, fmt, options, size):
+        """Same announcement, same description, clean by qemu-img"""
+        words = ["create", "-f", fmt, *(["-o", options] if options else []), "image",
+                 *([size] if size is not None else [])]
+        results = []
+        for tool in ("qemu-img", QIMG):
+            done = run(tool, *words, cwd=self.dir)
+            info = json.loads(self.qemu("info", "-f", fmt, "--output=json", "image").stdout)
+            if fmt != "raw":
+                check(self.path("image"), fmt)
+                del info["actual-size"]
+            results.append((done.stdout, done.stderr, info))
+            os.unlink(self.path("image"))
+        self.assertEqual(*results)
+
+    def test_backing_file(self):
+        """Size and names come from the backing file, whatever the formats"""
+        for base in ("raw", "qed", "qcow2"):
+            for fmt in ("qed", "qcow2"):
+                with self.part(base=base, fmt=fmt):
+                    self.qemu("create", "-q", "-f", base, "base", "12345678")
+                    results = []
+                    for tool in ("qemu-img", QIMG):
+                        done = run(tool, "create", "-f", fmt, "-b", "base", "-F", base, "image",
+                                   cwd=self.dir)
+                        info = json.loads(self.qemu("info", "--output=json", "image").stdout)
+                        del info["actual-size"]
+                        results.append((done.stdout, info))
+                    self.assertEqual(*results)
+
+    def test_backing_name_is_relative_to_the_image(self):
+        os.mkdir(self.path("sub"))
+        self.qimg("create", "-q", "-f", "qed", "sub/base", "5M")
+        self.qimg("create", "-q", "-f", "qed", "-b", "base", "-F", "qed", "sub/image")
+        self.same_output("info", "--backing-chain", "sub/image")
+        self.refuses("create", "-f", "qed", "-b", "sub/base", "-F", "qed", "sub/image2",
+                     says=["sub/sub/base"])
+
+    def test_backing_options(self):
+        """-b and -F count more than -o"""
+        self.qimg("create", "-q", "-f", "raw", "a,b", "5M")
+        self.qimg("create", "-q", "-f", "qed", "base", "6M")
+        for words in (("-o", "backing_file=a,,b,backing_fmt=raw"),
+                      ("-o", "backing_file=a,,b", "-o", "backing_fmt=raw"),
+                      ("-o", "backing_file=a,,b,backing_fmt=raw", "-b", "base", "-F", "qed"),
+                      ("-b", "a,b", "-F", "raw", "-o", "cluster_size=4k,cluster_size=8k")):
+            with self.subTest(words=words):
+                self.same_output("create", "-f", "qed", *words, "image")
+
+    def test_unchecked_backing(self):
+        self.same_output("create", "-u", "-f", "qed", "-b", "missing", "-F", "qcow2", "image", "1G")
+        self.refuses("create", "-u", "-f", "qed", "-b", "missing", "-F", "qcow2", "image",
+                     says=["size"])
+        self.refuses("create", "-f", "qed", "-b", "missing", "-F", "qcow2", "image", "1G",
+                     says=["missing", "No such file"])
+
+    def test_sizes(self):
+        """Every spelling of a size gives the file that qemu-img makes, or the same refusal"""
+        for size in ("1", "513", "1k", "1K", "1.5k", "1.k", "0.0001k", "1.1M", "3b", "3B", "0x10",
+                     "0x10k", "010", "+5", " 7", ".5k", "1.5", "1.5b", "-5", "7 ", "1e2k", "1.2.3k",
+                     "1,5k", "k", "", "1kk", "1KB", "1Z", "8E", "18446744073709551616",
+                     "9223372036854775808"):
+            with self.part(size=size):
+                results = []
+                for tool in ("qemu-img", QIMG):
+                    done = run(tool, "create", "-q", "-f", "raw", "--", "image", size, check=False,
+                               cwd=self.dir)
+                    made = os.path.exists(self.path("image"))
+                    results.append((done.returncode, made and os.path.getsize(self.path("image"))))
+                    if made:
+                        os.unlink(self.path("image"))
+                self.assertEqual(*results)
+
+    def test_quiet(self):
+        done = self.qimg("create", "-q", "-f", "qed", "image", "1G")
+        self.assertEqual(done.stdout, "")
+
+    def test_option_help(self):
+        """The list has qemu-img's options of the same name, and each works"""
+        for fmt in ("raw", "qed", "qcow2"):
+            words = ["create", "-f", fmt, "-o", "help", "image", "1M"]
+            names = []
+            for tool in ("qemu-img", QIMG):
+                done = run(tool, *words, cwd=self.dir)
+                names.append({line.split("=")[0].strip() for line in done.stdout.splitlines()
+                              if line.startswith("  ")})
+            self.assertLessEqual(names[1], names[0] | {"nocow"})
+            self.assertIn("size", names[1])
+            self.assertFalse(os.path.exists(self.path("image")))
+
+    def test_overwriting(self):
+        """What was there before is gone"""
+        for fmt in ("raw", "qed", "qcow2"):
+            with self.part(fmt=fmt):
+                pathlib.Path(self.path("image")).write_bytes(b"\xaa" * 3 * MIB)
+                self.qimg("create", "-q", "-f", fmt, "image", "1M")
+                self.qemu("create", "-q", "-f", "raw", "zeroes", "1M")
+                self.qemu("compare", "-f", fmt, "-F", "raw", "image", "zeroes")
+
+    cases_refused = {
+        "no operand": ((), ["Expecting image file name"]),
+        "three operands": (("image", "1G", "2G"), ["2G"]),
+        "unknown option": (("-Z", "image", "1G"), ["-Z"]),
+        "unknown long option": (("--zero", "image", "1G"), ["--zero"]),
+        "missing argument": (("image", "1G", "-f"), ["-f"]),
+        "unknown format": (("-f", "xyz", "image", "1G"), ["xyz"]),
+        "no size": (("-f", "qed", "image"), ["size"]),
+        "size twice": (("-f", "qed", "-o", "size=1G", "image", "1G"), ["only once"]),
+        "unknown key": (("-f", "qed", "-o", "foo=1", "image", "1G"), ["foo"]),
+        "other format's key": (("-f", "raw", "-o", "cluster_size=4k", "image", "1G"),
+                               ["cluster_size"]),
+        "empty list": (("-f", "qed", "-o", "", "image", "1G"), ["option list"]),
+        "empty element": (("-f", "qed", "-o", "cluster_size=4k,", "image", "1G"), ["option list"]),
+        "not a size": (("-f", "qed", "-o", "cluster_size=x", "image", "1G"), ["cluster_size", "x"]),
+        "not a number": (("-f", "qcow2", "-o", "refcount_bits=8k", "image", "1G"),
+                         ["refcount_bits"]),
+        "not a switch": (("-f", "qcow2", "-o", "lazy_refcounts=2", "image", "1G"),
+                         ["lazy_refcounts", "2"]),
+        "cluster size": (("-f", "qed", "-o", "cluster_size=5k", "image", "1G"), ["5120"]),
+        "cluster size of qcow2": (("-f", "qcow2", "-o", "cluster_size=4M", "image", "1G"), ["image"]),
+        "table size": (("-f", "qed", "-o", "table_size=32", "image", "1G"), ["32"]),
+        "lazy v2": (("-f", "qcow2", "-o", "compat=0.10,lazy_refcounts=on", "image", "1G"), ["1.1"]),
+        "compat": (("-f", "qcow2", "-o", "compat=2.0", "image", "1G"), ["2.0"]),
+        "refcount width": (("-f", "qcow2", "-o", "refcount_bits=7", "image", "1G"), ["7"]),
+        "preallocation": (("-f", "raw", "-o", "preallocation=metadata", "image", "1G"), ["metadata"]),
+        "preallocation of qcow2": (("-f", "qcow2", "-o", "preallocation=some", "image", "1G"),
+                                   ["some"]),
+        "too large for qed": (("-f", "qed", "image", "1P"), ["image"]),
+        "too large for qcow2": (("-f", "qcow2", "image", "1E"), ["image"]),
+        "format without file": (("-f", "qed", "-F", "raw", "image", "1G"), ["backing file"]),
+        "file without format": (("-f", "qed", "-b", "base", "image", "1G"), ["format"]),
+        "unknown backing format": (("-f", "qed", "-b", "base", "-F", "xyz", "image"), ["xyz"]),
+        "wrong backing format": (("-f", "qed", "-b", "base", "-F", "qed", "image"), ["base"]),
+        "backing of raw": (("-f", "raw", "-b", "base", "-F", "raw", "image"), ["raw"]),
+        "itself": (("-f", "qed", "-b", "image", "-F", "raw", "image"), ["image"]),
+        "empty backing name": (("-f", "qed", "-b", "", "-F", "raw", "image", "1G"), ["empty"]),
+        "protocol": (("-f", "qed", "-b", "nbd://localhost", "-F", "raw", "image", "1G"), ["nbd://"]),
+        "json": (("-f", "qed", "-b", 'json:{"file":"base"}', "-F", "raw", "image", "1G"), ["json:"]),
+        "missing folder": (("-f", "qed", "missing/image", "1G"), ["missing/image"]),
+        "a folder": (("-f", "qed", ".", "1G"), ["."]),
+    }
+
+    def check_refused(self, words, says):
+        """Refused as by qemu-img, with nothing left behind"""
+        pathlib.Path(self.path("base")).write_bytes(bytes(MIB))
+        self.refuses("create", *words, says=says)
+        self.assertNotEqual(run("qemu-img", "create", *words, check=False, cwd=self.dir).returncode, 0)
+        self.qimg("create", *words, check=False)
+        if os.path.exists(self.path("image")):
+            os.unlink(self.path("image"))
+            self.qimg("create", *words, check=False)
+        self.assertFalse(os.path.exists(self.path("image")))
+
+    def test_not_over_its_own_chain(self):
+        """Stricter than qemu-img, which destroys the base"""
+        self.qimg("create", "-q", "-f", "qed", "base", "1M")
+        self.qimg("create", "-q", "-f", "qed", "-b", "base", "-F", "qed", "top")
+        for name in ("./base", "top"):
+            before = pathlib.Path(self.path("base")).read_bytes()
+            self.refuses("create", "-f", "qed", "-b", name, "-F", "qed", "base", says=["base"])
+            self.assertEqual(pathlib.Path(self.path("base")).read_bytes(), before)
+
+    def test_no_space(self):
+        """A failed creation leaves nothing, and says what failed"""
+        limit = ["prlimit", "--fsize=1048576", QIMG, "create", "-f"]
+        for words in (["raw", "-o", "preallocation=full"], ["qed", "-o", "cluster_size=4M"]):
+            with self.subTest(words=words):
+                done = subprocess.run([*map(str, limit), *words, "image", "8M"], cwd=self.dir,
+                                      capture_output=True, text=True, check=False,
+                                      preexec_fn=lambda: signal.signal(signal.SIGXFSZ,
+                                                                       signal.SIG_IGN))
+                self.assertEqual(done.returncode, 1, done.stderr)
+                self.assertIn("File too large", done.stderr)
+                self.assertFalse(os.path.exists(self.path("image")))
+
+
+class Look(CliCase):
+    """Images of every kind for info and map."""
+
+    def make(self, fmt, options="", *words):
+        self.qemu("create", "-q", "-f", fmt, *(["-o", options] if options else []), "image", *words)
+
+    def images(self):
+        """Makes one image called "image" after the other, yields what it is."""
+        for options in ("", "cluster_size=4k,table_size=1", "cluster_size=1M"):
+            self.make("qed", options, "40M")
+            self.io("qed", "image", "write 3M 200k", "write 9M 1k", "write 39M 1M",
+                    "write -z 20M 1M")
+            yield f"qed {options}"
+        for options in ("", "cluster_size=512", "cluster_size=2M", "compat=0.10",
+                        "lazy_refcounts=on", "preallocation=metadata", "preallocation=falloc",
+                        "refcount_bits=1"):
+            self.make("qcow2", options, "40M")
+            self.io("qcow2", "image", "write 3M 200k", "write 9M 1k", "write 39M 1M",
+                    "write -z 20M 1M", "write -z -u 21M 1M", "discard 39M 128k")
+            yield f"qcow2 {options}"
+        self.make("raw", "", "40M")
+        self.io("raw", "image", "write 3M 200k", "write 39M 1M")
+        yield "raw"
+        for fmt in ("qed", "qcow2"):
+            for size in ("0", "512", "1.5M"):
+                self.make(fmt, "", size)
+                yield f"{fmt} of {size}"
+
+    def chains(self):
+        """Chains of all formats: the top is "image"; sizes grow and shrink on the way."""
+        for base in ("raw", "qed", "qcow2"):
+            for fmt in ("qed", "qcow2"):
+                for base_size, top_size in (("8M", "8M"), ("5M", "8M"), ("8M", "5M"), ("1000k", "4M")):
+                    self.qemu("create", "-q", "-f", base, "base", base_size)
+                    self.io(base, "base", "write 0 500k", "write 900k 50k")
+                    self.qemu("create", "-q", "-f", fmt, "-b", "base", "-F", base, "middle", top_size)
+                    self.io(fmt, "middle", "write 100k 64k", "write -z 256k 64k")
+                    self.qemu("create", "-q", "-f", fmt, "-b", "middle", "-F", fmt, "image", "9M")
+                    self.io(fmt, "image", "write 1M 64k", "write -z 0 64k")
+                    yield f"{base} {base_size} below {fmt} {top_size}"
+
+
+class Info(Look):
+    def test_images(self):
+        for what in self.images():
+            with self.subTest(image=what):
+                self.same_output("info", "image")
+                self.same_json("info", "image")
+                self.same_output("info", "--backing-chain", "image")
+
+    def test_chains(self):
+        for what in self.chains():
+            with self.subTest(chain=what):
+                self.same_output("info", "image")
+                self.same_output("info", "--backing-chain", "image")
+                self.same_json("info", "image")
+                self.same_json("info", "--backing-chain", "image")
+
+    def test_formats(self):
+        """A given format is obeyed, an unknown content is raw"""
+        self.make("qed", "", "1M")
+        self.same_output("info", "-f", "raw", "image")
+        self.same_output("info", "-f", "qed", "image")
+        self.refuses("info", "-f", "qcow2", "image", says=["image"])
+        self.refuses("info", "-f", "vmdk", "image", says=["vmdk"])
+        self.same_json("info", "-U", "file:image")
+
+    def test_backing_file_is_not_opened(self):
+        self.qemu("create", "-q", "-u", "-f", "qcow2", "-b", "missing", "-F", "qed", "image", "1M")
+        self.same_output("info", "image")
+        self.same_json("info", "image")
+        self.refuses("info", "--backing-chain", "image", says=["missing"])
+        os.mkdir(self.path("sub"))
+        os.rename(self.path("image"), self.path("sub/image"))
+        self.same_output("info", "sub/image")
+        self.same_json("info", "sub/image")
+        self.qemu("create", "-q", "-u", "-f", "qcow2", "-b", "nbd://h/x", "-F", "raw", "image", "1M")
+        self.same_output("info", "image")
+        self.same_json("info", "image")
+
+    def test_loop(self):
+        for name, base in (("image", "other"), ("other", "image")):
+            self.qemu("create", "-q", "-u", "-f", "qcow2", "-b", base, "-F", "qcow2", name, "1M")
+        self.refuses("info", "--backing-chain", "image", says=["image"])
+        self.same_output("info", "image")
+
+    def test_name_that_is_not_text(self):
+        """A name of any bytes gives valid JSON"""
+        name = os.fsencode(self.dir) + b"/\xff\xfe"
+        subprocess.run([b"qemu-img", b"create", b"-q", b"-f", b"raw", name, b"1M"], check=True)
+        done = subprocess.run([os.fsencode(QIMG), b"info", b"--output=json", name], check=True,
+                              capture_output=True)
+        self.assertEqual(json.loads(done.stdout)["virtual-size"], MIB)
+
+    def test_changes_nothing(self):
+        for fmt in ("raw", "qed", "qcow2"):
+            self.make(fmt, "", "1M")
+            os.chmod(self.path("image"), stat.S_IRUSR)
+            before = pathlib.Path(self.path("image")).read_bytes()
+            self.qimg("info", "image")
+            self.qimg("map", "image")
+            self.assertEqual(pathlib.Path(self.path("image")).read_bytes(), before)
+            os.unlink(self.path("image"))
+
+    def test_refused(self):
+        self.make("qed", "", "1M")
+        os.mkfifo(self.path("fifo"))
+        self.refuses("info", says=["one image"])
+        self.refuses("info", "image", "image", says=["one image"])
+        self.refuses("info", "--output=xml", "image", says=["--output"])
+        self.refuses("info", "--output", says=["--output"])
+        self.refuses("info", "missing", says=["missing", "No such file"])
+        self.refuses("info", ".", says=["directory"])
+        self.refuses("info", "fifo", says=["FIFO"])
+        self.refuses("info", "-f", "raw", "fifo", says=["FIFO"])
+
+    def test_full_output(self):
+        """Output that can't be written is an error"""
+        self.make("qed", "", "1M")
+        with open("/dev/full", "w", encoding="ascii") as full:
+            done = subprocess.run([QIMG, "info", "image"], cwd=self.dir, stdout=full,
+                                  stderr=subprocess.PIPE, text=True, check=False)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("No space left", done.stderr)
+
+
+class Map(Look):
+    def same_map(self, *words):
+        self.same_output("map", *words)
+        self.same_output("map", "--output=json", *words)
+
+    def test_images(self):
+        for what in self.images():
+            with self.subTest(image=what):
+                self.same_map("image")
+
+    def test_chains(self):
+        for what in self.chains():
+            with self.subTest(chain=what):
+                self.same_map("image")
+
+    def test_ranges(self):
+        """Any start and length, also past the end"""
+        self.make("qcow2", "", "10M")
+        self.io("qcow2", "image", "write 1M 200k", "write 9M 1M")
+        for start in ("0", "1", "1M", "1049k", "1.1M", "9.5M", "10M", "11M", "1T"):
+            for length in ("0", "1", "100", "64k", "5M", "100G"):
+                with self.subTest(start=start, length=length):
+                    self.same_map(f"--start-offset={start}", f"--max-length={length}", "image")
+        self.same_map("-s", "1M", "-l", "1M", "-U", "-f", "qcow2", "image")
+
+    def test_refused(self):
+        self.make("qed", "", "1M")
+        self.refuses("map", says=["one image"])
+        self.refuses("map", "missing", says=["missing"])
+        self.refuses("map", "-s", "x", "image", says=["start offset", "x"])
+        self.refuses("map", "-s", "-1", "image", says=["start offset"])
+        self.refuses("map", "-l", "8E", "image", says=["max length"])
+        self.refuses("map", "--output=xml", "image", says=["--output"])
+        self.qemu("create", "-q", "-u", "-f", "qcow2", "-b", "missing", "-F", "qed", "image", "1M")
+        self.refuses("map", "image", says=["missing"])
+
+
+class Program(CliCase):
+    def test_words(self):
+        self.refuses(says=["Not enough arguments"])
+        self.refuses("frobnicate", says=["frobnicate"])
+        self.refuses("--frobnicate", says=["--frobnicate"])
+        self.assertRegex(self.qimg("--version").stdout, r"^qimg version \d")
+        self.assertEqual(self.qimg("-V").stdout, self.qimg("--version").stdout)
+        self.assertEqual(self.qimg("-h").stdout, self.qimg("--help").stdout)
+        for command in ("create", "info", "map", "serve"):
+            self.assertIn(command, self.qimg("--help").stdout)
+            self.assertTrue(self.qimg(command, "--help").stdout.startswith(f"usage: qimg {command}"))
+
+
+class Serve(CliCase):
+    def start(self, *words):
+        """qimg serve, with the URI it printed."""
+        process = subprocess.Popen([str(QIMG), "serve", *words], cwd=self.dir, text=True,
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, env=plugin_env())
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        self.addCleanup(process.stdout.close)
+        self.addCleanup(process.stderr.close)
+        return process, process.stdout.readline().strip()
+
+    def stop(self, process):
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.wait(30), 0, process.stderr.read())
+
+    @staticmethod
+    def connect(uri):
+        handle = nbd.NBD()
+        handle.connect_uri(uri)
+        return handle
+
+    def image(self, fmt="qed"):
+        self.qimg("create", "-q", "-f", fmt, "image", "4M")
+
+    def test_default_socket(self):
+        """Beside the image, and there as soon as the URI is printed"""
+        self.image()
+        process, uri = self.start("image")
+        self.assertEqual(uri, f"nbd+unix:///?socket={self.path('image.sock')}")
+        handle = self.connect(uri)
+        handle.pwrite(b"x" * 512, MIB)
+        handle.shutdown()
+        self.stop(process)
+        check(self.path("image"), "qed")
+        self.assertIs(json.loads(self.qimg("info", "--output=json", "image").stdout)["dirty-flag"],
+                      False)
+        # The socket that is left is replaced.
+        process, uri = self.start("image")
+        handle = self.connect(uri)
+        self.assertEqual(bytes(handle.pread(512, MIB)), b"x" * 512)
+        handle.shutdown()
+        self.stop(process)
+
+    def test_read_only(self):
+        self.image()
+        before = pathlib.Path(self.path("image")).read_bytes()
+        process, uri = self.start("-r", "-s", "a b%", "image")
+        self.assertTrue(uri.endswith("a%20b%25"), uri)
+        handle = self.connect(uri)
+        self.assertTrue(handle.is_read_only())
+        handle.pread(512, 0)
+        handle.shutdown()
+        self.stop(process)
+        self.assertEqual(pathlib.Path(self.path("image")).read_bytes(), before)
+
+    def test_tcp(self):
+        self.image()
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        process, uri = self.start("-p", str(port), "image")
+        self.assertEqual(uri, f"nbd://localhost:{port}")
+        for _ in range(200):
+            try:
+                handle = self.connect(uri)
+                break
+            except nbd.Error:
+                self.assertIsNone(process.poll())
+        handle.shutdown()
+        self.stop(process)
+
+    def test_run(self):
+        self.image()
+        done = run(QIMG, "serve", "--run", 'nbdinfo --size "$uri"; exit 3', "image", check=False,
+                   cwd=self.dir, env=plugin_env())
+        self.assertEqual((done.returncode, done.stdout.strip()), (3, str(4 * MIB)), done.stderr)
+
+    def test_settings_and_nbdkit_options(self):
+        self.image("raw")
+        process, uri = self.start("-t", "2", "image", "format=raw", "cache=writethrough", "--",
+                                  "--filter=log", "-v")
+        handle = self.connect(uri)
+        handle.shutdown()
+        process.send_signal(signal.SIGTERM)
+        errors = process.stderr.read()
+        self.assertEqual(process.wait(30), 0, errors)
+        self.assertIn("log: ", errors)
+
+    def test_refused(self):
+        self.image()
+        self.refuses("serve", says=["image file name"])
+        self.refuses("serve", "-s", "a", "-p", "1", "image", says=["exclude"])
+        self.refuses("serve", "image", "word", says=["word"])
+        self.refuses("serve", "-s", "x" * 200, "image", says=["bytes"])
+        self.refuses("serve", "-s", "missing/sock", "image", says=["missing/sock"])
+        # Neither a file nor a living server's socket is replaced.
+        pathlib.Path(self.path("file")).write_text("keep", encoding="ascii")
+        self.refuses("serve", "-s", "file", "image", says=["file", "in use"])
+        self.assertEqual(pathlib.Path(self.path("file")).read_text(encoding="ascii"), "keep")
+        with socket.socket(socket.AF_UNIX) as living:
+            living.bind(self.path("living"))
+            living.listen()
+            self.refuses("serve", "-s", "living", "image", says=["living", "in use"])
+
+    def test_unservable_image(self):
+        """nbdkit's exit status and message are ours"""
+        process, _ = self.start("missing")
+        errors = process.stderr.read()
+        self.assertEqual(process.wait(30), 1)
+        self.assertIn("missing", errors)
+
+
+if __name__ == "__main__":
+    unittest.main()

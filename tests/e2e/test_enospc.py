@@ -1,0 +1,125 @@
+"""A full filesystem: ENOSPC reaches the client, nothing that was flushed is harmed, and all goes on
+when there is space again (Q-10)."""
+
+import errno
+import os
+import pathlib
+import unittest
+
+from harness import *
+
+ROOM = 24 * MIB
+SIZE = 64 * MIB
+
+
+class Full(Case):
+    def setUp(self):
+        super().setUp()
+        self.room = self.path("room")
+        os.mkdir(self.room)
+        done = run("mount", "-t", "tmpfs", "-o", f"size={ROOM}", "qimg-e2e", self.room, check=False)
+        if done.returncode != 0:
+            self.skipTest(f"a small tmpfs can't be mounted here: {done.stderr.strip()}")
+        self.addCleanup(run, "umount", "-l", self.room)
+        self.filler = os.path.join(self.room, "filler")
+
+    def take_space(self, leave):
+        """Fills the filesystem but for `leave` bytes."""
+        free = os.statvfs(self.room).f_bavail * os.statvfs(self.room).f_frsize
+        with open(self.filler, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, free - leave)
+
+    def empty_room(self):
+        self._end_servers()
+        for name in os.listdir(self.room):
+            os.unlink(os.path.join(self.room, name))
+
+    def flush(self, handle):
+        """True when all is durable, False when there was no space for it."""
+        try:
+            handle.flush()
+        except nbd.Error as error:
+            self.assertEqual(error.errnum, errno.ENOSPC)
+            return False
+        return True
+
+    def fill_up(self, fmt, options, step, backing=None):
+        image = os.path.join(self.room, "disk")
+        create(image, fmt, SIZE, options, backing, "raw")
+        model = Model(pathlib.Path(backing).read_bytes() if backing else bytes(SIZE))
+        server = self.serve(image, fmt=fmt)
+        handle, other = server.connect(), server.connect()
+        for turn in range(10):
+            model.write(handle, turn * 300000, self.rng.randbytes(200000))
+        handle.flush()
+        flushed = bytes(model.data)
+        self.take_space(leave=2 * MIB)
+        errors, off = 0, 8 * MIB
+        while errors < 5 and off < SIZE - step:
+            payload = self.rng.randbytes(step)
+            try:
+                handle.pwrite(payload, off)
+            except nbd.Error as error:
+                self.assertEqual(error.errnum, errno.ENOSPC, error)
+                errors += 1
+                got = handle.pread(step, off)
+                self.assertTrue(all(byte in old_or_new for byte, *old_or_new in
+                                    zip(got, model.data[off:off + step], payload)), "neither old nor new")
+                model.data[off:off + step] = got
+            else:
+                model.data[off:off + step] = payload
+            off += step
+        self.assertEqual(errors, 5, "the filesystem never became full")
+        self.flush(handle)
+        model.compare(other, what="while full")
+        model.write(handle, 300000, self.rng.randbytes(100000))  # in place: needs no space
+        flushed = flushed[:300000] + bytes(model.data[300000:400000]) + flushed[400000:]
+        return image, server, handle, model, flushed
+
+    def test_goes_on_with_new_space(self):
+        """ENOSPC, then space: the same server writes, flushes and ends cleanly."""
+        for fmt, options, step in (("qed", "", 100000), ("qed", "cluster_size=4k", 4096), ("qcow2", "", 100000),
+                                   ("qcow2", "cluster_size=512", 4096), ("qcow2", "lazy_refcounts=on", 65536)):
+            with self.subTest(fmt=fmt, options=options):
+                image, server, handle, model, _ = self.fill_up(fmt, options, step)
+                os.unlink(self.filler)
+                self.assertTrue(self.flush(handle), "still no space")
+                for _ in range(20):
+                    model.write(handle, self.rng.randrange(12 * MIB), self.rng.randbytes(30000))
+                handle.flush()
+                model.compare(handle, what="with new space")
+                server.stop()
+                check(image, fmt)
+                model.expect(content(image, fmt), "qemu-img convert")
+            self.empty_room()
+
+    def test_ends_while_full(self):
+        """SIGTERM while there is no space: flushed data is intact, and the image repairable."""
+        for fmt, options in (("qed", ""), ("qcow2", ""), ("qcow2", "lazy_refcounts=on")):
+            with self.subTest(fmt=fmt, options=options):
+                image, server, handle, model, flushed = self.fill_up(fmt, options, 50000)
+                self.flush(handle)
+                server.stop()
+                os.unlink(self.filler)
+                run("qemu-img", "check", "-r", "all", "-f", fmt, image)
+                got = content(image, fmt)
+                self.assertTrue(got[:8 * MIB] == flushed[:8 * MIB], "flushed data was harmed")
+            self.empty_room()
+
+    def test_overlay(self):
+        """A copy-on-write that finds no space leaves the backing file's content readable."""
+        backing = self.path("base.raw")
+        pathlib.Path(backing).write_bytes(self.rng.randbytes(SIZE))
+        for fmt in ("qed", "qcow2"):
+            with self.subTest(fmt=fmt):
+                image, server, handle, model, _ = self.fill_up(fmt, "", 4096, backing)
+                os.unlink(self.filler)
+                model.compare(handle, what="with new space")
+                server.stop()
+                check(image, fmt)
+                model.expect(content(image, fmt), "qemu-img convert")
+            self.empty_room()
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,161 @@
+/* What a name found in an image may lead to. */
+#include <criterion/criterion.h>
+#include <criterion/parameterized.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "block/open_policy.h"
+
+struct resolve_case {
+    char image[32], name[48], path[48]; /* path "": refused */
+};
+
+static void expect_resolved(const char *image, const char *name, enum references policy,
+                            const char *path)
+{
+    CLEANUP_FREE char *got = NULL;
+    struct diag diag = {0};
+    int rc = reference_resolve(image, name, policy, &got, &diag);
+
+    if (path) {
+        cr_assert_eq(rc, 0, "%s in %s: %s", name, image, diag.text);
+        cr_expect_str_eq(got, path);
+    } else {
+        cr_assert_lt(rc, 0, "%s in %s gave %s", name, image, got ? got : "-");
+        cr_expect_null(got);
+        cr_expect_eq(diag.err, -rc);
+        cr_expect(strstr(diag.text, image) == diag.text, "%s", diag.text);
+    }
+}
+
+Test(open_policy, words)
+{
+    enum references policy;
+
+    cr_expect_eq(references_parse("any", &policy), 0);
+    cr_expect_eq(policy, REFERENCES_ANY);
+    cr_expect_eq(references_parse("dir", &policy), 0);
+    cr_expect_eq(policy, REFERENCES_DIR);
+    cr_expect_eq(references_parse("none", &policy), 0);
+    cr_expect_eq(policy, REFERENCES_NONE);
+    cr_expect_eq(references_parse("all", &policy), -EINVAL);
+    cr_expect_eq(references_parse("", &policy), -EINVAL);
+}
+
+ParameterizedTestParameters(open_policy, any)
+{
+    static struct resolve_case cases[] = {
+        {"disk", "base", "base"},
+        {"vm/disk", "base", "vm/base"},
+        {"vm/disk", "../base", "vm/../base"},
+        {"/vm/disk", "sub/base", "/vm/sub/base"},
+        {"/disk", "base", "/base"},
+        {"vm/disk", "/base", "/base"},
+        {"vm/disk", "file:base", "vm/base"},
+        {"vm/disk", "file:/base", "/base"},
+        {"vm/disk", "file:///base", "///base"},
+        /* The colon after a slash, or after "file:", is part of the name. */
+        {"vm/disk", "./nbd:base", "vm/./nbd:base"},
+        {"vm/disk", "/x:y", "/x:y"},
+        {"vm/disk", "file:a:b", "vm/a:b"},
+        {"a:b/disk", "base", "a:b/base"},
+        {"vm/disk", "json:{\"driver\":\"nbd\"}", ""},
+        {"vm/disk", "json:", ""},
+        {"vm/disk", "nbd://host/x", ""},
+        {"vm/disk", "nbd+unix:///?socket=/s", ""},
+        {"vm/disk", "ssh://host/x", ""},
+        {"vm/disk", "blkdebug::x", ""},
+        {"vm/disk", "fat:rw:/tmp", ""},
+        {"vm/disk", ":", ""},
+        {"vm/disk", "FILE:base", ""},
+        {"vm/disk", "", ""},
+        {"vm/disk", "file:", ""},
+    };
+    return cr_make_param_array(struct resolve_case, cases, ARRAY_LEN(cases));
+}
+
+ParameterizedTest(struct resolve_case *c, open_policy, any)
+{
+    expect_resolved(c->image, c->name, REFERENCES_ANY, c->path[0] ? c->path : NULL);
+    expect_resolved(c->image, c->name, REFERENCES_NONE, NULL);
+}
+
+Test(open_policy, joining_refuses_nothing)
+{
+    static const char *const cases[][3] = {
+        {"vm/disk", "base", "vm/base"},
+        {"disk", "base", "base"},
+        {"vm/disk", "/base", "/base"},
+        {"vm/disk", "nbd://host/x", "nbd://host/x"},
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        CLEANUP_FREE char *path = reference_join(cases[i][0], cases[i][1]);
+        cr_expect_str_eq(path, cases[i][2]);
+    }
+}
+
+/* A folder with vm/, vm/sub/base, vm/base, other, and links between them. */
+static char folder[] = "/tmp/qimg-policy-XXXXXX";
+
+static void touch(const char *path)
+{
+    FILE *f = fopen(path, "w");
+    cr_assert_not_null(f);
+    fclose(f);
+}
+
+static void make_tree(void)
+{
+    cr_assert_not_null(mkdtemp(folder));
+    cr_assert_eq(chdir(folder), 0);
+    cr_assert_eq(mkdir("vm", 0700), 0);
+    cr_assert_eq(mkdir("vm/sub", 0700), 0);
+    cr_assert_eq(mkdir("vm2", 0700), 0);
+    touch("vm/base");
+    touch("vm/sub/base");
+    touch("vm2/base");
+    touch("other");
+    cr_assert_eq(symlink("../other", "vm/out"), 0);
+    cr_assert_eq(symlink("sub/base", "vm/in"), 0);
+    cr_assert_eq(symlink("vm", "alias"), 0);
+}
+
+static void remove_tree(void)
+{
+    static const char *const files[] = {"vm/base", "vm/sub/base", "vm2/base", "other",
+                                        "vm/out",  "vm/in",       "alias"};
+    for (size_t i = 0; i < ARRAY_LEN(files); i++)
+        unlink(files[i]);
+    rmdir("vm/sub");
+    rmdir("vm");
+    rmdir("vm2");
+    rmdir(folder);
+}
+
+Test(open_policy, below_the_folder, .init = make_tree, .fini = remove_tree)
+{
+    expect_resolved("vm/disk", "base", REFERENCES_DIR, "vm/base");
+    expect_resolved("vm/disk", "sub/base", REFERENCES_DIR, "vm/sub/base");
+    expect_resolved("vm/disk", "sub/../base", REFERENCES_DIR, "vm/sub/../base");
+    expect_resolved("vm/disk", "in", REFERENCES_DIR, "vm/in");
+    expect_resolved("disk", "vm/base", REFERENCES_DIR, "vm/base");
+    expect_resolved("alias/disk", "base", REFERENCES_DIR, "alias/base");
+    expect_resolved("/disk", "tmp", REFERENCES_DIR, "/tmp");
+}
+
+Test(open_policy, not_below_the_folder, .init = make_tree, .fini = remove_tree)
+{
+    expect_resolved("vm/disk", "../other", REFERENCES_DIR, NULL);
+    expect_resolved("vm/disk", "../vm2/base", REFERENCES_DIR, NULL);
+    expect_resolved("vm/disk", "out", REFERENCES_DIR, NULL);
+    expect_resolved("vm/disk", "/etc/passwd", REFERENCES_DIR, NULL);
+    expect_resolved("vm/disk", "file:../other", REFERENCES_DIR, NULL);
+    expect_resolved("vm/disk", "missing", REFERENCES_DIR, NULL);
+    /* The folder itself isn't below it. */
+    expect_resolved("vm/disk", ".", REFERENCES_DIR, NULL);
+}
