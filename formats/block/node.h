@@ -29,10 +29,13 @@ int block_context_init(struct block_context *ctx, size_t cache_bytes, clock_fn *
                        void *clock_opaque) MUST_USE;
 void block_context_destroy(struct block_context *ctx);
 
+enum detect_zeroes { DETECT_OFF, DETECT_ON, DETECT_UNMAP };
+
 /* A user's choices for a node; zero-initialised is the default of each. */
 struct node_options {
     const struct cache_mode *cache; /* NULL: writeback */
-    bool discard_ignore;            /* TRIM and freed clusters don't punch the file */
+    bool discard_ignore;            /* TRIM does nothing, freed clusters aren't punched */
+    enum detect_zeroes detect_zeroes; /* what becomes of writes of zero bytes */
     uint64_t need_check_delay_ns;   /* 0: the mark is cleared only at close */
     int lazy_refcounts;             /* 0 as the image says, 1 on, -1 off */
     bool keep_marks;                /* volatile-final-sync=no: no sync, marks stay at close */

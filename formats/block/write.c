@@ -2,6 +2,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/checked.h"
 #include "base/cleanup.h"
@@ -187,8 +188,24 @@ int engine_write_zeroes(struct node *node, uint64_t len, uint64_t off, bool lock
     return 0;
 }
 
+static bool all_zero(const unsigned char *buf, uint64_t len)
+{
+    /* Once the first bytes are known to be zero, the buffer equals itself shifted by them. */
+    uint64_t head = MIN(len, 16);
+
+    for (uint64_t i = 0; i < head; i++)
+        if (buf[i])
+            return false;
+    return memcmp(buf, buf + head, len - head) == 0;
+}
+
 int block_write(struct node *node, const void *buf, uint64_t len, uint64_t off, unsigned flags)
 {
+    enum detect_zeroes detect = node->options.detect_zeroes;
+
+    if (detect != DETECT_OFF && all_zero(buf, len))
+        return block_zero(node, len, off,
+                          (flags & BLOCK_FUA) | (detect == DETECT_UNMAP ? BLOCK_MAY_UNMAP : 0));
     int err = node_check_range(node, off, len);
     if (!err && !node->active)
         err = -EROFS;

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/checked.h"
+#include "base/log.h"
 #include "qed/image.h"
 
 struct settings {
@@ -174,6 +175,15 @@ static int write_image(struct storage *file, const struct qed_header *header,
     return err < 0 ? err : storage_flush(file);
 }
 
+/* Allowed by the specification, and written by qemu-img as well. */
+static void warn_of_small_tables(const struct create_request *req,
+                                 const struct settings *set)
+{
+    if (set->table_size == 1)
+        log_warning("%s: table_size 1: QEMU doesn't open images with tables of one cluster",
+                    req->filename);
+}
+
 int qed_create(struct create_request *req, struct diag *diag)
 {
     struct settings set;
@@ -195,5 +205,6 @@ int qed_create(struct create_request *req, struct diag *diag)
         unlink(req->filename);
         return diag_errno(diag, -err, "%s: writing the image", req->filename);
     }
+    warn_of_small_tables(req, &set);
     return 0;
 }

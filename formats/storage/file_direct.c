@@ -6,10 +6,10 @@
  *
  * The rules of concurrency; `holds` are on ranges of whole blocks:
  *   (1) a read-modify-write holds its blocks exclusively from its read to the end of its
- * write; everything else that changes bytes (a write of whole blocks, a zero, a discard, a
- * cut) holds its blocks at least shared, so that none comes between the two; (2) whoever
- * may move the end of the file holds everything from its first block to infinity
- *       exclusively: there is one at a time, and the end doesn't move under it;
+ *       write; everything else that changes bytes (a write of whole blocks, a zero, a
+ *       discard, a cut) holds its blocks at least shared: none comes between the two;
+ *   (2) whoever may move the end of the file holds everything from its first block to
+ *       infinity exclusively: there is one at a time, and the end doesn't move under it;
  *   (3) reads hold nothing: what a read-modify-write writes back is what was there.
  *
  * The end of a file that isn't block aligned.  Only whole blocks can be written, so a write

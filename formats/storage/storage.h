@@ -2,17 +2,16 @@
  *
  * Contract of every implementation and of the functions below:
  *   - full transfer or an error: 0, or -errno of the call that failed; after an error the
- * range of a write holds old or new bytes, sector by sector;
+ *     range of a write holds old or new bytes, sector by sector;
  *   - reads past the end give zeroes; writes past the end grow the store, unless its size
- * is fixed (then -ENOSPC);
+ *     is fixed (then -ENOSPC);
  *   - offsets and lengths are bytes, of any alignment; offset + length must not exceed
- * INT64_MAX
- *     (-EINVAL);
+ *     INT64_MAX (-EINVAL);
  *   - every function from any thread at once; no order between concurrent calls, except
- * that overlapping accesses of whole sectors are not torn by the store's own
- * read-modify-write;
+ *     that overlapping accesses of whole sectors are not torn by the store's own
+ *     read-modify-write;
  *   - storage_flush covers every write, zero, discard and truncate that returned before it
- * was called;
+ *     was called;
  *   - none may be called under a lock of rank RANK_COMMIT or above (asserted).
  * Layer: storage. */
 #ifndef STORAGE_STORAGE_H
@@ -50,8 +49,7 @@ struct storage_ops {
     int (*zero)(struct storage *st, uint64_t off, uint64_t len, unsigned flags);
     /* Optional and advisory; absent or -ENOTSUP: nothing happens and 0 is returned. */
     int (*discard)(struct storage *st, uint64_t off, uint64_t len);
-    /* Optional; absent: all data.  Sets *data and *run (1..len) for the bytes from off on.
-     */
+    /* Optional; absent: all data.  Sets *data and *run (1..len) for what lies at off. */
     int (*extent)(struct storage *st, uint64_t off, uint64_t len, bool *data,
                   uint64_t *run);
     /* Optional and advisory: the range will be read soon. */
@@ -69,9 +67,8 @@ struct storage_ops {
  * changed afterwards. */
 struct storage {
     const struct storage_ops *ops;
-    char *name; /* for messages; owned */
-    uint32_t
-        align; /* 1, or what accesses should be aligned to so as to be fast (O_DIRECT) */
+    char *name;      /* for messages; owned */
+    uint32_t align;  /* 1, or what makes accesses fast when aligned to it (O_DIRECT) */
     bool fixed_size; /* block device: can't grow */
     bool read_only;  /* writes return -EROFS */
     bool no_flush;   /* cache=volatile: storage_flush and STORAGE_FUA do nothing */
@@ -82,10 +79,9 @@ struct storage {
 /* How storage_open_file opens. */
 struct storage_open {
     bool read_only;
-    bool
-        fallback_read_only; /* EACCES, EPERM, EROFS on read/write: open read-only instead */
-    bool direct;            /* O_DIRECT, at any alignment of the caller's; -EINVAL where the
-                               filesystem doesn't know it */
+    bool fallback_read_only; /* EACCES, EPERM, EROFS on read/write: open it read-only */
+    bool direct; /* O_DIRECT, at any alignment of the caller's; -EINVAL where the filesystem
+                    doesn't know it */
     bool no_flush;
 };
 

@@ -14,7 +14,7 @@ struct option_info {
     const char *name;
     enum kind kind;
     const char *initial; /* announced when none is given; NULL: then not announced */
-    const char *help;
+    const char *help;    /* NULL: there is no choice but the initial value; not listed */
 };
 
 struct create_format {
@@ -22,41 +22,32 @@ struct create_format {
     const struct option_info *options; /* in the order of announcing */
 };
 
-#define BACKING_OPTIONS                                                  \
-    {"backing_file", KIND_TEXT, NULL, "File name of a base image"},      \
-    {                                                                    \
-        "backing_fmt", KIND_TEXT, NULL, "Image format of the base image" \
-    }
-#define SIZE_OPTION                                  \
-    {                                                \
-        "size", KIND_SIZE, NULL, "Virtual disk size" \
-    }
-
 static const struct option_info qcow2_options[] = {
     {"cluster_size", KIND_SIZE, "65536", "Size of a cluster, 512 bytes to 2 MiB"},
-    {"extended_l2", KIND_SWITCH, "off",
-     "Keep the state of 32 subclusters for each cluster"},
+    {"extended_l2", KIND_SWITCH, "off", NULL},
     {"preallocation", KIND_TEXT, NULL,
      "What to allocate now: off, metadata, falloc or full"},
-    {"compression_type", KIND_TEXT, "zlib", "How clusters are compressed: zlib or zstd"},
-    SIZE_OPTION,
+    {"compression_type", KIND_TEXT, "zlib", NULL},
+    {"size", KIND_SIZE, NULL, "Virtual disk size"},
     {"compat", KIND_TEXT, NULL, "Version of the format: 0.10 (v2) or 1.1 (v3)"},
-    BACKING_OPTIONS,
+    {"backing_file", KIND_TEXT, NULL, "File name of a base image"},
+    {"backing_fmt", KIND_TEXT, NULL, "Image format of the base image"},
     {"lazy_refcounts", KIND_SWITCH, "off", "Postpone the updates of reference counts"},
     {"refcount_bits", KIND_NUMBER, "16", "Width of a reference count, 1 to 64 bits"},
     {0},
 };
 
 static const struct option_info qed_options[] = {
-    SIZE_OPTION,
-    BACKING_OPTIONS,
+    {"size", KIND_SIZE, NULL, "Virtual disk size"},
+    {"backing_file", KIND_TEXT, NULL, "File name of a base image"},
+    {"backing_fmt", KIND_TEXT, NULL, "Image format of the base image"},
     {"cluster_size", KIND_SIZE, "65536", "Size of a cluster, 4 KiB to 64 MiB"},
     {"table_size", KIND_SIZE, NULL, "Clusters that an L1 or L2 table takes, 1 to 16"},
     {0},
 };
 
 static const struct option_info raw_options[] = {
-    SIZE_OPTION,
+    {"size", KIND_SIZE, NULL, "Virtual disk size"},
     {"nocow", KIND_SWITCH, NULL, "Turn off copy-on-write of the file (btrfs)"},
     {"preallocation", KIND_TEXT, NULL, "What to allocate now: off, falloc or full"},
     {0},
@@ -118,7 +109,8 @@ void create_format_help(const struct create_format *format)
     size_t n = 0;
 
     for (const struct option_info *o = format->options; o->name; o++)
-        sorted[n++] = o;
+        if (o->help)
+            sorted[n++] = o;
     qsort(sorted, n, sizeof sorted[0], compare_names);
     printf("Supported %s options:\n", format->name);
     for (size_t i = 0; i < n; i++) {

@@ -65,7 +65,7 @@ class Create(CliCase):
         "raw off": ("raw", "preallocation=off,nocow=on", "3M"),
         "qed": ("qed", "", "1G"),
         "qed odd": ("qed", "", "1.1k"),
-        "qed small": ("qed", "cluster_size=4k,table_size=1", "1G"),
+        "qed small": ("qed", "cluster_size=4k,table_size=2", "1G"),
         "qed large": ("qed", "cluster_size=1M,table_size=16", "8T"),
         "qed empty": ("qed", "", "0"),
         "qcow2": ("qcow2", "", "1G"),
@@ -94,8 +94,9 @@ class Create(CliCase):
         for tool in ("qemu-img", QIMG):
             done = run(tool, *words, cwd=self.dir)
             info = json.loads(self.qemu("info", "-f", fmt, "--output=json", "image").stdout)
-            if fmt != "raw":
-                check(self.path("image"), fmt)
+            check(self.path("image"), fmt)
+            # An empty file takes nothing, or a block that qemu-img writes to try the alignment.
+            if fmt != "raw" or "full" not in options and "falloc" not in options:
                 del info["actual-size"]
             results.append((done.stdout, done.stderr, info))
             os.unlink(self.path("image"))
@@ -215,7 +216,7 @@ class Create(CliCase):
                                    ["some"]),
         "too large for qed": (("-f", "qed", "image", "1P"), ["image"]),
         "too large for qcow2": (("-f", "qcow2", "image", "1E"), ["image"]),
-        "format without file": (("-f", "qed", "-F", "raw", "image", "1G"), ["backing file"]),
+        "format without file": (("-f", "qcow2", "-F", "raw", "image", "1G"), ["backing file"]),
         "file without format": (("-f", "qed", "-b", "base", "image", "1G"), ["format"]),
         "unknown backing format": (("-f", "qed", "-b", "base", "-F", "xyz", "image"), ["xyz"]),
         "wrong backing format": (("-f", "qed", "-b", "base", "-F", "qed", "image"), ["base"]),
@@ -270,7 +271,7 @@ class Look(CliCase):
 
     def images(self):
         """Makes one image called "image" after the other, yields what it is."""
-        for options in ("", "cluster_size=4k,table_size=1", "cluster_size=1M"):
+        for options in ("", "cluster_size=4k,table_size=2", "cluster_size=1M"):
             self.make("qed", options, "40M")
             self.io("qed", "image", "write 3M 200k", "write 9M 1k", "write 39M 1M",
                     "write -z 20M 1M")
@@ -388,15 +389,38 @@ class Info(Look):
         self.assertIn("No space left", done.stderr)
 
 
+def places(text):
+    """A map's runs without what is said of their contents: (start, length, depth, present, offset)."""
+    runs = []
+    for run_ in json.loads(text):
+        now = [run_["start"], run_["length"], run_["depth"], run_["present"], run_.get("offset")]
+        if runs and now[2:4] == runs[-1][2:4] and (
+                now[4] is None and runs[-1][4] is None
+                or None not in (now[4], runs[-1][4]) and now[4] == runs[-1][4] + runs[-1][1]):
+            runs[-1][1] += now[1]
+        else:
+            runs.append(now)
+    return runs
+
+
 class Map(Look):
     def same_map(self, *words):
         self.same_output("map", *words)
         self.same_output("map", "--output=json", *words)
 
+    def same_places(self, *words):
+        theirs, ours = both(self.dir, "map", "--output=json", *words)
+        self.assertEqual(places(theirs.stdout), places(ours.stdout))
+
     def test_images(self):
+        """The same runs; where clusters were allocated ahead, qemu-img looks for holes in the file
+        in some images only, and by other units"""
         for what in self.images():
             with self.subTest(image=what):
-                self.same_map("image")
+                if "preallocation" in what:
+                    self.same_places("image")
+                else:
+                    self.same_map("image")
 
     def test_chains(self):
         for what in self.chains():

@@ -8,6 +8,7 @@ by the server itself, in turn, and goes on into the next round.
 Requirements: Q-10, Q-14 to Q-16, L-04 to L-06, V-04.  QIMG_ROUNDS: rounds per format (10).
 """
 
+import errno
 import os
 import pathlib
 import select
@@ -22,75 +23,248 @@ SIZE = 24 * MIB
 SECTORS = SIZE // SECTOR
 IN_FLIGHT = 8
 STAMP = struct.Struct("<QQ")
-NOTHING = 0  # the version of a sector of zeroes
+NOTHING, BACKING = 0, 1  # what a sector of zeroes, and one of the backing file, says
+GONE = {errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ESHUTDOWN, errno.ECANCELED, errno.EBADF}
 
 
-def stamped(sector, version):
+def stamped(sector, stamp):
     """A sector that says where it belongs and who wrote it."""
-    return STAMP.pack(sector * SECTOR, version) * (SECTOR // STAMP.size)
+    return STAMP.pack(sector * SECTOR, stamp) * (SECTOR // STAMP.size)
 
 
 def read_stamp(sector, data):
-    """The version of a sector, NOTHING for zeroes, None for garbage."""
+    """Who wrote a sector; None for garbage."""
     if not any(data):
         return NOTHING
-    off, version = STAMP.unpack_from(data)
-    return version if off == sector * SECTOR and data == stamped(sector, version) else None
-
-
-class Sector:
-    """What one sector may read as: versions[0] is the oldest that is still possible."""
-
-    __slots__ = ("versions", "acked")
-
-    def __init__(self, version):
-        self.versions, self.acked = [version], 0  # acked: how many of them may a flush drop
+    stamp = STAMP.unpack_from(data)[1]
+    return stamp if data == stamped(sector, stamp) else None
 
 
 class History:
-    """What was sent, answered and flushed, as a set of possible versions per sector.
+    """What each sector may read as after a crash, oldest first, as (request, stamp).
 
-    Requests in flight never overlap, so a sector's versions are in the order of its list."""
+    Requests in flight never overlap, so the requests on one sector have an order."""
 
-    def __init__(self):
-        self.possible = [[NOTHING] for _ in range(SECTORS)]
-        self.answered = {}  # sector -> index in possible up to which a flush settles it
+    def __init__(self, stamp):
+        self.possible = [[(0, stamp)] for _ in range(SECTORS)]
+        self.answered = {}  # sector -> the request up to which the next flush settles it
 
-    def sent(self, first, count, version):
-        for sector in range(first, first + count):
-            self.possible[sector].append(version)
+    def sent(self, sectors, request, stamp):
+        for sector in sectors:
+            self.possible[sector].append((request, stamp))
 
-    def done(self, first, count, settles, durable):
-        """Answered: the next flush settles it (a trim settles nothing), FUA does at once."""
-        for sector in range(first, first + count):
-            if settles:
-                self.answered[sector] = len(self.possible[sector]) - 1
-                if durable:
-                    self.settle(sector, self.answered.pop(sector))
+    def done(self, sectors, request, durable):
+        """Answered.  (Not for trims: they may leave things as they were.)"""
+        for sector in sectors:
+            self.answered[sector] = request
+        if durable:
+            self.settle(dict.fromkeys(sectors, request))
 
-    def settle(self, sector, index):
-        del self.possible[sector][:index]
-
-    def flush_begins(self):
-        """What a flush that is sent now will have settled: sector -> version."""
-        return {sector: self.possible[sector][index] for sector, index in self.answered.items()}
-
-    def flush_done(self, covered):
-        for sector, version in covered.items():
-            if version in self.possible[sector]:
-                keep = len(self.possible[sector]) - self.possible[sector].index(version)
-                self.settle(sector, len(self.possible[sector]) - keep)
-                if sector in self.answered:
-                    self.answered[sector] = max(0, self.answered[sector] - (len_before(self, sector, keep)))
+    def settle(self, until):
+        """Nothing older than these requests is possible any more."""
+        for sector, request in until.items():
+            versions = self.possible[sector]
+            while versions[0][0] < request:
+                versions.pop(0)
 
     def judge(self, data):
-        """The complaints about a disk; adopts what it is."""
+        """The complaints about a disk; adopts it as what is now."""
         complaints = []
-        for sector in range(SECTORS):
+        for sector, versions in enumerate(self.possible):
             got = read_stamp(sector, data[sector * SECTOR:(sector + 1) * SECTOR])
-            if got is None or got not in self.possible[sector]:
-                complaints.append(f"sector {sector}: {'garbage' if got is None else got}, "
-                                  f"possible {self.possible[sector]}")
-            self.possible[sector] = [got if got is not None else NOTHING]
+            if got not in [stamp for _, stamp in versions]:
+                complaints.append(f"sector {sector} is {'garbage' if got is None else got}, "
+                                  f"may be {[stamp for _, stamp in versions]}")
+            versions[:] = [(0, NOTHING if got is None else got)]
         self.answered = {}
         return complaints
+
+
+class Client:
+    """Keeps eight requests in flight over two connections until the server dies."""
+
+    def __init__(self, server, history, rng, first_request):
+        self.handles = [server.connect(), server.connect()]
+        self.history, self.rng, self.request = history, rng, first_request
+        self.busy = {}  # request -> its sectors
+        self.counts = {"sent": 0, "answered": 0, "flushes": 0}
+        self.unexpected = []
+
+    def choose(self):
+        """A run of sectors that no request in flight has."""
+        while True:
+            count = self.rng.choice((1, 1, 3, 8, 16, self.rng.randint(1, 300), 128))
+            region = SECTORS if self.rng.random() < 0.5 else SECTORS // 8
+            first = self.rng.randrange(region - count)
+            if self.rng.random() < 0.3:
+                first = first // 128 * 128
+            sectors = range(first, first + count)
+            if all(sectors.stop <= other.start or other.stop <= first for other in self.busy.values()):
+                return sectors
+
+    def answer(self, request, settle):
+        """The callback of a request; settle() notes what its success means."""
+        def callback(error):
+            del self.busy[request]
+            if error.value == 0:
+                self.counts["answered"] += 1
+                settle()
+            elif error.value not in GONE:
+                self.unexpected.append(errno.errorcode.get(error.value, error.value))
+            return 1
+        return callback
+
+    def launch(self):
+        handle = self.rng.choice(self.handles)
+        self.request += 1
+        self.counts["sent"] += 1
+        request, history = self.request, self.history
+        kind = self.rng.choices(("write", "fua", "zero", "trim", "flush"), (60, 8, 10, 7, 15))[0]
+        if kind == "flush":
+            self.busy[request] = range(0)
+            covered = dict(history.answered)
+
+            def settle():
+                self.counts["flushes"] += 1
+                history.settle(covered)
+            handle.aio_flush(self.answer(request, settle))
+            return
+        sectors = self.choose()
+        off, length = sectors.start * SECTOR, len(sectors) * SECTOR
+        self.busy[request] = sectors
+        if kind == "trim":
+            history.sent(sectors, request, NOTHING)
+            handle.aio_trim(length, off, self.answer(request, lambda: None))
+        elif kind == "zero":
+            history.sent(sectors, request, NOTHING)
+            handle.aio_zero(length, off, self.answer(request, lambda: history.done(sectors, request, False)))
+        else:
+            history.sent(sectors, request, request + BACKING)
+            payload = nbd.Buffer.from_bytearray(
+                bytearray(b"".join(stamped(sector, request + BACKING) for sector in sectors)))
+            handle.aio_pwrite(payload, off,
+                              self.answer(request, lambda: history.done(sectors, request, kind == "fua")),
+                              nbd.CMD_FLAG_FUA if kind == "fua" else 0)
+
+    def run(self, timeout):
+        limit = time.monotonic() + timeout
+        try:
+            while time.monotonic() < limit:
+                while len(self.busy) < IN_FLIGHT:
+                    self.launch()
+                self.turn()
+        except nbd.Error:
+            return  # the server is gone
+        raise AssertionError("the server did not die")
+
+    def turn(self):
+        poller = select.poll()
+        for handle in self.handles:
+            direction = handle.aio_get_direction()
+            poller.register(handle.aio_get_fd(),
+                            (select.POLLIN if direction & nbd.AIO_DIRECTION_READ else 0)
+                            | (select.POLLOUT if direction & nbd.AIO_DIRECTION_WRITE else 0))
+        ready = dict(poller.poll(5000))
+        for handle in self.handles:
+            events = ready.get(handle.aio_get_fd(), 0)
+            direction = handle.aio_get_direction()
+            if events & (select.POLLIN | select.POLLHUP | select.POLLERR) and direction & nbd.AIO_DIRECTION_READ:
+                handle.aio_notify_read()
+            elif events & select.POLLOUT and direction & nbd.AIO_DIRECTION_WRITE:
+                handle.aio_notify_write()
+
+
+class Rounds(Case):
+    TIMEOUT = 600
+
+    def rounds(self, fmt, options="", keys=(), backing=False, leaks=True, consistent=False):
+        """ROUNDS times: serve, write, kill, repair, judge.  leaks: may be left by a repair;
+        consistent: an image that needs no repair at any time."""
+        base = None
+        if backing:
+            base = self.path("base.raw")
+            pathlib.Path(base).write_bytes(b"".join(stamped(sector, BACKING) for sector in range(SECTORS)))
+        image = create(self.path("disk"), fmt, SIZE, options, base, "raw")
+        history = History(BACKING if backing else NOTHING)
+        request, answered, flushes = 1, 0, 0
+        for number in range(ROUNDS):
+            where = f"QIMG_SEED={SEED}, round {number}"
+            server = self.serve(image, *keys, fmt=fmt)
+            client = Client(server, history, self.rng, request)
+            killer = threading.Timer(self.rng.choice((0.02, 0.1, 0.3, 1)) * self.rng.uniform(0.5, 1), server.process.kill)
+            killer.start()
+            client.run(60)
+            killer.join()
+            server.kill()
+            self.assertEqual(client.unexpected, [], where)
+            request, answered = client.request + 1, answered + client.counts["answered"]
+            flushes += client.counts["flushes"]
+            if consistent:
+                check(image, fmt, allow_leaks=True)
+            if number % 2 == 0 and not STANDIN:
+                server = self.serve(image, *keys, "writable=now", fmt=fmt)
+                handle = server.connect()
+                data = b"".join(bytes(handle.pread(4 * MIB, off)) for off in range(0, SIZE, 4 * MIB))
+                server.stop()
+            else:
+                done = run("qemu-img", "check", "-r", "all", "-f", fmt, image, check=False)
+                self.assertIn(done.returncode, (0, 3) if leaks else (0,), where + done.stdout + done.stderr)
+                data = content(image, fmt)
+            check(image, fmt, allow_leaks=leaks)
+            complaints = history.judge(data)
+            self.assertFalse(complaints, f"{where}: {len(complaints)} sectors; {complaints[:8]}")
+        print(f"{ROUNDS} rounds, {answered} requests answered, {flushes} flushes, QIMG_SEED={SEED}")
+        self.assertGreater(answered, ROUNDS * 5)
+        self.assertGreater(flushes, ROUNDS // 2)
+
+
+class KillQed(Rounds):
+    def test_qed(self):
+        self.rounds("qed", "cluster_size=16k,table_size=2")
+
+
+class KillQedBacking(Rounds):
+    def test_qed_with_backing_file(self):
+        """Q-16: no NEED_CHECK; at no time an error, and no sector of the backing file lost."""
+        self.rounds("qed", "cluster_size=16k,table_size=2", backing=True, consistent=True)
+
+
+class KillQcow2(Rounds):
+    def test_qcow2(self):
+        """Eager refcounts: at no time more than leaks."""
+        self.rounds("qcow2", "cluster_size=4k", consistent=True)
+
+
+class KillQcow2Backing(Rounds):
+    def test_qcow2_with_backing_file(self):
+        self.rounds("qcow2", "", backing=True, consistent=True)
+
+
+class KillQcow2Lazy(Rounds):
+    def test_qcow2_with_lazy_refcounts(self):
+        self.rounds("qcow2", "cluster_size=4k,lazy_refcounts=on,refcount_bits=1", leaks=False)
+
+
+class KillQcow2Version2(Rounds):
+    def test_qcow2_version_2(self):
+        self.rounds("qcow2", "compat=0.10,cluster_size=512", consistent=True)
+
+
+class KillWriteThrough(Rounds):
+    def test_writethrough(self):
+        self.rounds("qed", "", keys=["cache=writethrough"])
+
+
+class KillDirect(Rounds):
+    def test_o_direct(self):
+        self.rounds("qcow2", "", keys=["cache=none"], consistent=True)
+
+
+class KillVolatile(Rounds):
+    def test_volatile(self):
+        """V-04: only a crash of the host loses flushed data."""
+        self.rounds("qcow2", "lazy_refcounts=on", keys=["cache=volatile"], leaks=False)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -16,8 +16,8 @@
  *     }
  *
  * A *crash point* p lies after the first p entries of the log.  What is durable there:
- *   - a change that had ended when a flush was called which completed before p.  A change
- * that was still running when the flush was called is not covered by it;
+ *   - a change that had ended when a flush was called which completed before p; a change
+ *     that was still running when the flush was called is not covered by it;
  *   - a write with STORAGE_FUA that had ended before p.
  * All other changes recorded before p are *pending*: the policy says which of them arrived.
  * What arrives is applied in the order of the log, together with what is durable.

@@ -11,8 +11,9 @@
  *
  * What comes through storage.c counts as the store sees it: with no_flush there is no
  * flush, a storage_writev of more than STORAGE_MAX_IOV elements is several writes, and a
- * zero that fails with ENOTSUP is followed by writes. Threads: every function from any
- * thread; init and destroy alone. */
+ * zero that fails with ENOTSUP is followed by writes.
+ *
+ * Threads: every function from any thread; init and destroy alone. */
 #ifndef SUPPORT_FAULT_STORAGE_H
 #define SUPPORT_FAULT_STORAGE_H
 

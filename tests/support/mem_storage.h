@@ -8,8 +8,9 @@
  *
  * The contract is that of storage.h: zero and discard are there (both free pages), growth
  * reads as zeroes.  A storage whose fixed_size is set by the test refuses to grow.
- * Functions abort when memory is short: a test can't go on then. Threads: every function
- * from any thread. */
+ * Functions abort when memory is short: a test can't go on then.
+ *
+ * Threads: every function from any thread. */
 #ifndef SUPPORT_MEM_STORAGE_H
 #define SUPPORT_MEM_STORAGE_H
 

@@ -1,0 +1,66 @@
+# Shared by the scripts here, which source it: where things are, and the Debian packages.
+# shellcheck shell=bash
+
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# What the scripts need, by purpose (the names are used by those who source this).
+# shellcheck disable=SC2034
+{
+    build_packages=(gcc libc6-dev cmake ninja-build pkg-config nbdkit nbdkit-plugin-dev libnbd-dev
+        libjansson-dev libdeflate-dev libzstd-dev libssl-dev uuid-dev perl)
+    serve_packages=(libnbd-bin python3-libnbd)
+    test_packages=(libcriterion-dev clang clang-format cppcheck shellcheck python3 python3-libnbd
+        libnbd-bin qemu-utils fio strace mount)
+}
+
+die() {
+    echo "${0##*/}: $*" >&2
+    exit 1
+}
+
+# Prints those of the packages that aren't installed.
+missing_packages() {
+    comm -23 <(printf '%s\n' "$@" | sort -u) <(
+        dpkg-query -W -f='${db:Status-Abbrev}${Package}\n' "$@" 2>/dev/null |
+            sed -n 's/^ii *//p' | sort -u)
+}
+
+# Installs what is missing of the packages, as root or with sudo; else says what that is.
+need_packages() {
+    if ! command -v dpkg-query >/dev/null; then
+        echo "${0##*/}: not a Debian system; these packages, or what they are called here, are needed:" \
+            "$*" >&2
+        return
+    fi
+    local missing as_root=()
+    mapfile -t missing < <(missing_packages "$@")
+    if [ ${#missing[@]} -eq 0 ]; then
+        return
+    fi
+    if [ "$(id -u)" -ne 0 ]; then
+        if ! command -v sudo >/dev/null || ! { [ -t 0 ] || sudo -n true 2>/dev/null; }; then
+            die "these packages are missing: ${missing[*]}
+install them with: apt-get install ${missing[*]}"
+        fi
+        as_root=(sudo)
+    fi
+    echo "installing: ${missing[*]}" >&2
+    "${as_root[@]}" apt-get update -q >&2 || echo "${0##*/}: the package lists are not fresh" >&2
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -q -y --no-install-recommends "${missing[@]}" >&2 ||
+        die "could not install: ${missing[*]}"
+}
+
+# build_preset PRESET [TARGET...]: configures when that was never done, and builds.
+build_preset() {
+    local preset=$1 folder=$root/build/$1 targets=()
+    if [ $# -gt 1 ]; then
+        targets=(--target "${@:2}")
+    fi
+    if [ ! -e "$folder/build.ninja" ]; then
+        (cd "$root" && cmake --preset "$preset") || return
+    fi
+    cmake --build "$folder" "${targets[@]}"
+}

@@ -1,0 +1,272 @@
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+
+#include "base/compiler.h"
+#include "plugin_config.h"
+#include "registry.h"
+
+#define DEFAULT_METADATA_CACHE ((size_t)64 << 20)
+#define MIN_METADATA_CACHE     ((size_t)1 << 20)
+#define DEFAULT_DELAY_NS       5000000000ull
+
+const char plugin_config_help[] =
+    "[file=]<IMAGE>                  (required) The image to serve.\n"
+    "format=auto|qcow2|qed|raw       Its format; raw is never guessed.\n"
+    "cache=writeback|writethrough|none|directsync|volatile\n"
+    "                                How writes are cached.  volatile ignores flushes: after a\n"
+    "                                failure of the host the image may be unusable.\n"
+    "volatile-final-sync=yes|no      Sync once at the end of a volatile session.\n"
+    "need-check-delay=<SECONDS>      Idle time before the image is marked clean (default 5).\n"
+    "lazy-refcounts=on|off           Postpone refcounts (qcow2 v3; default as the image says).\n"
+    "backing=<PATH>|none             Use this backing file instead of the image's.\n"
+    "backing-format=qcow2|qed|raw    Its format.\n"
+    "references=any|dir|none         Which files an image may name.\n"
+    "discard=unmap|ignore            What a trim does to the file.\n"
+    "detect-zeroes=off|on|unmap      Turn writes of zeroes into zero requests.\n"
+    "metadata-cache=<SIZE>           Memory for cached tables (default 64M).\n"
+    "writable=on-connect|now         When the image is prepared for writing.";
+
+void plugin_config_init(struct plugin_config *config)
+{
+    *config = (struct plugin_config){
+        .cache = cache_mode_find("writeback"),
+        .metadata_cache = DEFAULT_METADATA_CACHE,
+        .node = {.need_check_delay_ns = DEFAULT_DELAY_NS},
+    };
+}
+
+void plugin_config_free(struct plugin_config *config)
+{
+    free(config->file);
+    free(config->format);
+    free(config->backing);
+    free(config->backing_format);
+}
+
+/* ---- kinds of values ---- */
+
+static int refuse(const char *key, const char *value, const char *allowed)
+{
+    nbdkit_error("%s=%s: must be %s", key, value, allowed);
+    return -1;
+}
+
+static int set_text(char **out, const char *key, const char *value)
+{
+    if (*out) {
+        nbdkit_error("%s=%s: %s was given twice", key, value, key);
+        return -1;
+    }
+    *out = strdup(value);
+    if (!*out) {
+        nbdkit_error("%s: out of memory", key);
+        return -1;
+    }
+    return 0;
+}
+
+static int set_path(char **out, const char *key, const char *value)
+{
+    if (*out)
+        return set_text(out, key, value);
+    *out = nbdkit_absolute_path(value);
+    return *out ? 0 : -1;
+}
+
+/* Sets *index to the place of value among the words. */
+static int choose(unsigned *index, const char *key, const char *value, const char *const *words,
+                  const char *allowed)
+{
+    for (unsigned i = 0; words[i]; i++)
+        if (strcmp(words[i], value) == 0) {
+            *index = i;
+            return 0;
+        }
+    return refuse(key, value, allowed);
+}
+
+static int parse_delay(uint64_t *ns, const char *key, const char *value)
+{
+    char *end;
+    double seconds = strtod(value, &end);
+
+    if (end == value || *end || !isfinite(seconds) || seconds < 0 || seconds > 1e6)
+        return refuse(key, value, "a number of seconds from 0 to 1000000");
+    *ns = (uint64_t)(seconds * 1e9);
+    return 0;
+}
+
+/* ---- the keys ---- */
+
+static int set_file(struct plugin_config *c, const char *key, const char *value)
+{
+    return set_path(&c->file, key, value);
+}
+
+static int set_format(struct plugin_config *c, const char *key, const char *value)
+{
+    static const char *const words[] = {"auto", "qcow2", "qed", "raw", NULL};
+    unsigned i;
+
+    return choose(&i, key, value, words, "auto, qcow2, qed or raw")
+               ? -1
+               : set_text(&c->format, key, value);
+}
+
+static int set_cache(struct plugin_config *c, const char *key, const char *value)
+{
+    c->cache = cache_mode_find(value);
+    return c->cache ? 0 : refuse(key, value, cache_mode_names());
+}
+
+static int set_delay(struct plugin_config *c, const char *key, const char *value)
+{
+    return parse_delay(&c->node.need_check_delay_ns, key, value);
+}
+
+static int set_lazy(struct plugin_config *c, const char *key, const char *value)
+{
+    static const char *const words[] = {"on", "off", NULL};
+    unsigned i;
+
+    if (choose(&i, key, value, words, "on or off"))
+        return -1;
+    c->node.lazy_refcounts = i == 0 ? 1 : -1;
+    return 0;
+}
+
+static int set_backing(struct plugin_config *c, const char *key, const char *value)
+{
+    if (strcmp(value, "none") == 0) {
+        c->no_backing = true;
+        return 0;
+    }
+    return set_path(&c->backing, key, value);
+}
+
+static int set_backing_format(struct plugin_config *c, const char *key, const char *value)
+{
+    static const char *const words[] = {"qcow2", "qed", "raw", NULL};
+    unsigned i;
+
+    return choose(&i, key, value, words, "qcow2, qed or raw")
+               ? -1
+               : set_text(&c->backing_format, key, value);
+}
+
+static int set_references(struct plugin_config *c, const char *key, const char *value)
+{
+    return references_parse(value, &c->references) ? refuse(key, value, "any, dir or none") : 0;
+}
+
+static int set_discard(struct plugin_config *c, const char *key, const char *value)
+{
+    static const char *const words[] = {"unmap", "ignore", NULL};
+    unsigned i;
+
+    if (choose(&i, key, value, words, "unmap or ignore"))
+        return -1;
+    c->node.discard_ignore = i == 1;
+    return 0;
+}
+
+static int set_detect_zeroes(struct plugin_config *c, const char *key, const char *value)
+{
+    static const char *const words[] = {
+        [DETECT_OFF] = "off", [DETECT_ON] = "on", [DETECT_UNMAP] = "unmap", NULL};
+    unsigned i;
+
+    if (choose(&i, key, value, words, "off, on or unmap"))
+        return -1;
+    c->node.detect_zeroes = (enum detect_zeroes)i;
+    return 0;
+}
+
+static int set_metadata_cache(struct plugin_config *c, const char *key, const char *value)
+{
+    int64_t bytes = nbdkit_parse_size(value);
+
+    if (bytes < 0)
+        return -1;
+    if ((uint64_t)bytes < MIN_METADATA_CACHE || (uint64_t)bytes > SIZE_MAX / 2)
+        return refuse(key, value, "at least 1M");
+    c->metadata_cache = (size_t)bytes;
+    return 0;
+}
+
+static int set_writable(struct plugin_config *c, const char *key, const char *value)
+{
+    static const char *const words[] = {"on-connect", "now", NULL};
+    unsigned i;
+
+    if (choose(&i, key, value, words, "on-connect or now"))
+        return -1;
+    c->writable_now = i == 1;
+    return 0;
+}
+
+static int set_final_sync(struct plugin_config *c, const char *key, const char *value)
+{
+    int yes = nbdkit_parse_bool(value);
+
+    (void)key;
+    if (yes < 0)
+        return -1;
+    c->node.keep_marks = !yes;
+    return 0;
+}
+
+static const struct {
+    const char *key;
+    int (*set)(struct plugin_config *, const char *key, const char *value);
+} keys[] = {
+    {"file", set_file},
+    {"format", set_format},
+    {"cache", set_cache},
+    {"need-check-delay", set_delay},
+    {"lazy-refcounts", set_lazy},
+    {"backing", set_backing},
+    {"backing-format", set_backing_format},
+    {"references", set_references},
+    {"discard", set_discard},
+    {"detect-zeroes", set_detect_zeroes},
+    {"metadata-cache", set_metadata_cache},
+    {"writable", set_writable},
+    {"volatile-final-sync", set_final_sync},
+};
+
+int plugin_config_set(struct plugin_config *config, const char *key, const char *value)
+{
+    for (size_t i = 0; i < ARRAY_LEN(keys); i++)
+        if (strcmp(keys[i].key, key) == 0)
+            return keys[i].set(config, key, value);
+    nbdkit_error("%s=%s: unknown parameter", key, value);
+    return -1;
+}
+
+int plugin_config_complete(struct plugin_config *config)
+{
+    if (!config->file) {
+        nbdkit_error("file: no image was given: nbdkit qimg [file=]IMAGE");
+        return -1;
+    }
+    if (config->no_backing && (config->backing || config->backing_format)) {
+        nbdkit_error("backing=none: can't be used together with another backing or "
+                     "backing-format");
+        return -1;
+    }
+    if (config->node.detect_zeroes == DETECT_UNMAP && config->node.discard_ignore) {
+        nbdkit_error("detect-zeroes=unmap: can't be used together with discard=ignore");
+        return -1;
+    }
+    if (config->node.keep_marks && !config->cache->no_flush) {
+        nbdkit_error("volatile-final-sync=no: needs cache=volatile");
+        return -1;
+    }
+    return 0;
+}

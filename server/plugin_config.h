@@ -1,0 +1,33 @@
+/* The plugin's key=value parameters.  Threads: the main thread, before the server forks. */
+#ifndef SERVER_PLUGIN_CONFIG_H
+#define SERVER_PLUGIN_CONFIG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "block/chain.h"
+
+struct plugin_config {
+    char *file; /* absolute; NULL until it was given */
+    char *format, *backing, *backing_format;
+    const struct cache_mode *cache;
+    enum references references;
+    size_t metadata_cache; /* bytes */
+    bool writable_now;
+    bool no_backing;
+    struct node_options node;
+};
+
+void plugin_config_init(struct plugin_config *config);
+void plugin_config_free(struct plugin_config *config);
+
+/* Takes one parameter; returns 0, or -1 after nbdkit_error named the key, the value and what is
+ * allowed. */
+int plugin_config_set(struct plugin_config *config, const char *key, const char *value);
+
+/* After the last one: is what must be there? */
+int plugin_config_complete(struct plugin_config *config);
+
+extern const char plugin_config_help[];
+
+#endif

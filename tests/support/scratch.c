@@ -1,0 +1,40 @@
+#include "scratch.h"
+
+#include <ftw.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+void scratch_make(struct scratch *scratch)
+{
+    const char *place = getenv("QIMG_TEST_DIR");
+
+    snprintf(scratch->dir, sizeof scratch->dir, "%s/qimg-test-XXXXXX",
+             place ? place : "/var/tmp");
+    if (!mkdtemp(scratch->dir)) {
+        perror(scratch->dir);
+        abort();
+    }
+}
+
+char *scratch_path(const struct scratch *scratch, const char *name)
+{
+    char *path;
+
+    if (asprintf(&path, "%s/%s", scratch->dir, name) < 0)
+        abort();
+    return path;
+}
+
+static int remove_entry(const char *path, const struct stat *sb, int kind, struct FTW *ftw)
+{
+    (void)sb;
+    (void)kind;
+    (void)ftw;
+    return remove(path);
+}
+
+void scratch_remove(struct scratch *scratch)
+{
+    if (nftw(scratch->dir, remove_entry, 16, FTW_DEPTH | FTW_PHYS) != 0)
+        perror(scratch->dir);
+}

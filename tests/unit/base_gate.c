@@ -1,0 +1,125 @@
+#include <criterion/criterion.h>
+#include <pthread.h>
+#include <stdlib.h>
+
+#include "base/gate.h"
+
+Test(gate, empty_gate_lets_everything_pass)
+{
+    struct gate gate;
+
+    gate_init(&gate);
+    cr_assert(gate_empty(&gate));
+    cr_assert(gate_passed(&gate, gate_stamp(&gate)));
+    cr_assert(gate_passed(&gate, 0), "a stamp of 0 is long past");
+}
+
+Test(gate, who_is_inside_holds_the_stamp_back)
+{
+    struct gate gate;
+
+    gate_init(&gate);
+    gate_ticket ticket = gate_enter(&gate);
+    uint64_t stamp = gate_stamp(&gate);
+    cr_assert_not(gate_empty(&gate));
+    for (int i = 0; i < 10; i++)
+        cr_assert_not(gate_passed(&gate, stamp));
+    gate_leave(&gate, ticket);
+    cr_assert(gate_passed(&gate, stamp));
+    cr_assert(gate_empty(&gate));
+}
+
+Test(gate, later_requests_hold_nothing_back)
+{
+    struct gate gate;
+
+    gate_init(&gate);
+    gate_ticket before = gate_enter(&gate);
+    uint64_t stamp = gate_stamp(&gate);
+    cr_assert_not(gate_passed(&gate, stamp));
+    /* Came after the stamp, when the epoch has moved as far as it can. */
+    gate_ticket after = gate_enter(&gate);
+    gate_leave(&gate, before);
+    cr_assert(gate_passed(&gate, stamp), "only those inside before the stamp count");
+    gate_leave(&gate, after);
+}
+
+Test(gate, a_ticket_may_be_handed_over_in_any_order)
+{
+    struct gate gate;
+
+    gate_init(&gate);
+    gate_ticket a = gate_enter(&gate), b = gate_enter(&gate);
+    uint64_t stamp = gate_stamp(&gate);
+    gate_leave(&gate, a);
+    cr_assert_not(gate_passed(&gate, stamp));
+    gate_leave(&gate, b);
+    cr_assert(gate_passed(&gate, stamp));
+}
+
+/* Readers use what a pointer shows; the writer replaces it, and poisons and frees the old
+ * one once the gate says that nobody can see it any more.  A reader that meets the poison
+ * (or, under a sanitizer, freed memory) shows a gate that let go too early. */
+
+#define READERS 4
+#define GOOD    0x600d600d600d600dULL
+#define POISON  0xdeaddeaddeaddeadULL
+
+struct garden {
+    struct gate gate;
+    _Atomic(_Atomic uint64_t *) current;
+    atomic_bool stop;
+    _Atomic uint64_t bad, looks;
+};
+
+static _Atomic uint64_t *plant(void)
+{
+    _Atomic uint64_t *p = malloc(sizeof *p);
+
+    cr_assert_not_null(p);
+    *p = GOOD;
+    return p;
+}
+
+static void *reader(void *opaque)
+{
+    struct garden *g = opaque;
+
+    while (!g->stop) {
+        gate_ticket ticket = gate_enter(&g->gate);
+        _Atomic uint64_t *p = g->current;
+        for (int i = 0; i < 20; i++)
+            if (*p != GOOD)
+                g->bad++;
+        gate_leave(&g->gate, ticket);
+        g->looks++;
+    }
+    return NULL;
+}
+
+Test(gate, nothing_is_reused_under_a_reader, .timeout = 120)
+{
+    static struct garden g;
+    pthread_t threads[READERS];
+
+    gate_init(&g.gate);
+    g.current = plant();
+    for (int i = 0; i < READERS; i++)
+        cr_assert_eq(pthread_create(&threads[i], NULL, reader, &g), 0);
+    while (g.looks == 0)
+        sched_yield();
+    for (int i = 0; i < 3000; i++) {
+        _Atomic uint64_t *old = atomic_exchange(&g.current, plant());
+        uint64_t stamp = gate_stamp(&g.gate);
+        while (!gate_passed(&g.gate, stamp))
+            sched_yield();
+        *old = POISON;
+        free((void *)old);
+    }
+    g.stop = true;
+    for (int i = 0; i < READERS; i++)
+        pthread_join(threads[i], NULL);
+    cr_assert_eq(g.bad, 0u, "%lu looks at something reused", (unsigned long)g.bad);
+    cr_assert(gate_empty(&g.gate));
+    free((void *)g.current);
+}
