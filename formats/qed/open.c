@@ -216,19 +216,11 @@ static int activate(struct node *node, struct diag *diag)
 
 static int close_cleanly(struct qed_image *img)
 {
-    struct node *node = img->node;
     /* What lies beyond the last used cluster was never linked, so it may go before the
      * tables are written. */
     int trimmed = qed_space_trim(&img->space);
-    int err = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
+    int err = dirty_mark_finish(&img->mark);
 
-    if (err == 0 && !node->options.keep_marks) {
-        /* A volatile session ends with its one real sync (V-06). */
-        if (node->options.cache->no_flush)
-            err = storage_sync(node->file);
-        if (err == 0)
-            err = dirty_mark_settle(&img->mark, true);
-    }
     return err < 0 ? err : trimmed;
 }
 

@@ -101,7 +101,7 @@ class Full(Case):
                 self.flush(handle)
                 server.stop()
                 os.unlink(self.filler)
-                run("qemu-img", "check", "-r", "all", "-f", fmt, image)
+                repair(image, fmt)
                 got = content(image, fmt)
                 self.assertTrue(got[:8 * MIB] == flushed[:8 * MIB], "flushed data was harmed")
             self.empty_room()

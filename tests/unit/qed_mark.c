@@ -237,7 +237,7 @@ Test(qed_mark, v06_stays_through_a_volatile_session)
     cr_expect(marked(&b));
     cr_expect_eq(fault_plan_calls(&b.plan, FAULT_FLUSH), 0);
     cr_expect_eq(bench_close(&b), 0);
-    cr_expect_eq(fault_plan_calls(&b.plan, FAULT_FLUSH), 1, "one real sync");
+    cr_expect_geq(fault_plan_calls(&b.plan, FAULT_FLUSH), 1, "a real sync at the end");
     cr_expect_not(marked(&b));
     bench_fini(&b);
 }

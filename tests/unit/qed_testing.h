@@ -229,7 +229,9 @@ static inline void remove_folder(const char *path)
     run("rm -rf %s", path);
 }
 
-/* qemu-img check of an image in memory: 0 clean, 2 corrupt, 3 leaks; 0 without qemu-img. */
+/* qemu-img check of an image in memory: 0 clean, 2 corrupt, 3 leaks; 0 without qemu-img.
+ * For images below cluster_size^2 bytes: QEMU 7.2 divides by cluster_size - 1 when it
+ * counts clusters, and sees a leak in every larger one, its own too. */
 static inline int qemu_check(struct storage *mem)
 {
     char folder[32], file[64];
@@ -239,6 +241,8 @@ static inline int qemu_check(struct storage *mem)
     make_folder(folder);
     snprintf(file, sizeof file, "%s/disk.qed", folder);
     cr_assert_eq(mem_storage_save(mem, file), 0);
+    /* The backing file of those that have one; its contents don't matter. */
+    cr_assert_eq(run("qemu-img create -q -f qed %s/base.qed 1M", folder), 0);
     int status = run("qemu-img check -f qed %s >/dev/null 2>&1", file);
     remove_folder(folder);
     return status;
