@@ -29,7 +29,8 @@ const char plugin_config_help[] =
     "discard=unmap|ignore            What a trim does to the file.\n"
     "detect-zeroes=off|on|unmap      Turn writes of zeroes into zero requests.\n"
     "metadata-cache=<SIZE>           Memory for cached tables (default 64M).\n"
-    "writable=on-connect|now         When the image is prepared for writing.";
+    "writable=on-connect|now         When the image is prepared for writing.\n"
+    "lock=on|off                     Lock the image against other processes.";
 
 void plugin_config_init(struct plugin_config *config)
 {
@@ -221,6 +222,17 @@ static int set_final_sync(struct plugin_config *c, const char *key, const char *
     return 0;
 }
 
+static int set_lock(struct plugin_config *c, const char *key, const char *value)
+{
+    static const char *const words[] = {"on", "off", NULL};
+    unsigned i;
+
+    if (choose(&i, key, value, words, "on or off"))
+        return -1;
+    c->node.lock_off = i == 1;
+    return 0;
+}
+
 static const struct {
     const char *key;
     int (*set)(struct plugin_config *, const char *key, const char *value);
@@ -237,6 +249,7 @@ static const struct {
     {"detect-zeroes", set_detect_zeroes},
     {"metadata-cache", set_metadata_cache},
     {"writable", set_writable},
+    {"lock", set_lock},
     {"volatile-final-sync", set_final_sync},
 };
 

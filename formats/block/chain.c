@@ -124,6 +124,8 @@ static int open_layer(struct block_context *ctx, const struct layer *layer,
     if (rc < 0)
         return rc;
     rc = note_visit(visited, file, diag);
+    if (rc == 0 && !options->lock_off)
+        rc = storage_lock(file, STORAGE_READER, diag);
     if (rc < 0)
         return rc;
 

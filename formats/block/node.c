@@ -103,9 +103,13 @@ int node_activate(struct node *node, struct diag *diag)
         return 0;
     if (!node->can_write)
         return diag_set(diag, EROFS, "%s: the file is open read-only", node->filename);
+    if (!node->options.lock_off) {
+        int err = storage_lock(node->file, STORAGE_WRITER, diag);
+        if (err)
+            return err;
+    }
     int err = node->driver->activate(node, diag);
-    if (!err)
-        node->active = true;
+    node->active = !err;
     return err;
 }
 

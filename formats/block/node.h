@@ -38,6 +38,7 @@ struct node_options {
     enum detect_zeroes detect_zeroes; /* what becomes of writes of zero bytes */
     uint64_t need_check_delay_ns;   /* 0: the mark is cleared only at close */
     int lazy_refcounts;             /* 0 as the image says, 1 on, -1 off */
+    bool lock_off;                  /* take no image locks */
     bool keep_marks;                /* volatile-final-sync=no: no sync, marks stay at close */
 };
 

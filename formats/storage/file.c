@@ -325,6 +325,7 @@ static const struct storage_ops buffered_ops = {
     .prefetch = buffered_prefetch,
     .allocated = file_allocated,
     .preallocate = file_preallocate,
+    .lock = file_lock,
     .identity = file_identity,
 };
 

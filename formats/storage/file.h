@@ -51,6 +51,7 @@ int file_extent(struct storage *st, uint64_t off, uint64_t len, bool *data, uint
 int file_allocated(struct storage *st, uint64_t *bytes);
 int file_preallocate(struct storage *st, uint64_t off, uint64_t len);
 int file_identity(struct storage *st, uint64_t *device, uint64_t *inode);
+int file_lock(struct storage *st, enum storage_lock_level level, struct diag *diag);
 void file_close(struct storage *st);
 
 /* Zeroes a range of a device that isn't made of whole sectors: the whole ones by the

@@ -409,6 +409,7 @@ static const struct storage_ops direct_ops = {
     .extent = file_extent,
     .allocated = file_allocated,
     .preallocate = direct_preallocate,
+    .lock = file_lock,
     .identity = file_identity,
 };
 

@@ -124,8 +124,15 @@ int storage_create_file(const char *path, struct storage **out, struct diag *dia
     if (fd < 0)
         return fd;
     int err = wrap(path, fd, mode, &how, out, diag);
-    if (err || (*out)->fixed_size)
+    if (err)
         return err;
+    err = storage_lock(*out, STORAGE_WRITER, diag);
+    if (err) {
+        storage_close(*out);
+        return err;
+    }
+    if ((*out)->fixed_size)
+        return 0;
     /* Only now: with O_TRUNC a name that changed hands would be cut before it is looked at.
      */
     err = storage_truncate(*out, 0);

@@ -244,6 +244,11 @@ int storage_preallocate(struct storage *st, uint64_t off, uint64_t len)
     return off < size ? -ENOTSUP : write_zero_bytes(st, off, len);
 }
 
+int storage_lock(struct storage *st, enum storage_lock_level level, struct diag *diag)
+{
+    return st->ops->lock ? st->ops->lock(st, level, diag) : 0;
+}
+
 int storage_identity(struct storage *st, uint64_t *device, uint64_t *inode)
 {
     lock_assert_io_allowed();

@@ -24,6 +24,7 @@ struct info_args {
     const char *filename, *format;
     enum cli_output output;
     bool backing_chain;
+    bool share; /* with a writer */
 };
 
 /* JSON is UTF-8 and file names are bytes: what isn't the one is shown as '?'. */
@@ -99,6 +100,7 @@ static int info(const struct info_args *args)
         .format = args->format,
         .read_only = true,
         .no_backing = !args->backing_chain,
+        .node = {.lock_off = args->share},
     };
     struct image image;
     int code = image_open(&image, args->filename, &chain, IMAGE_MAYBE_RAW);
@@ -130,7 +132,8 @@ static int run(const struct cli_command *self, int argc, char **argv)
         case OPT_BACKING_CHAIN:
             args.backing_chain = true;
             break;
-        case 'U': /* nothing is locked by looking at it */
+        case 'U':
+            args.share = true;
             break;
         case CLI_HELP:
             return CLI_OK;

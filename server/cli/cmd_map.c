@@ -23,6 +23,7 @@ struct map_args {
     const char *filename, *format;
     enum cli_output output;
     uint64_t start, length;
+    bool share; /* with a writer */
 };
 
 /* A run of the map, with where it starts. */
@@ -108,7 +109,8 @@ static int print_runs(struct printer *p, struct node *node, uint64_t start, uint
 
 static int map(const struct map_args *args)
 {
-    const struct chain_options chain = {.format = args->format, .read_only = true};
+    const struct chain_options chain = {
+        .format = args->format, .read_only = true, .node = {.lock_off = args->share}};
     struct image image;
     int code = image_open(&image, args->filename, &chain, IMAGE_MAYBE_RAW);
     if (code != CLI_OK)
@@ -144,7 +146,8 @@ static int take_option(struct map_args *args, int option)
         return size_parse_argument("max length", optarg, &args->length) == CLI_OK
                    ? CLI_END
                    : CLI_FAILED;
-    case 'U': /* nothing is locked by looking at it */
+    case 'U':
+        args->share = true;
         return CLI_END;
     default:
         return option == CLI_HELP ? CLI_OK : CLI_FAILED;

@@ -278,17 +278,16 @@ static void save_flat(const struct flat *flat, const char *path)
 }
 
 /* Does qemu-img read what should be there? */
-static bool same_in_qemu(const struct image *img, const struct flat *flat, const char *what,
-                         const char *opening, char *why, size_t n)
+static bool same_in_qemu(const struct image *img, char *why, size_t n)
 {
     CLEANUP_FREE char *raw = scratch_path(&img->scratch, "model");
     char said[512];
 
-    save_flat(flat, raw);
-    int status = shell(said, sizeof said, "qemu-img compare %s %s 'file.filename=%s' 2>&1",
-                       "--image-opts", opening, raw);
+    save_flat(&img->model, raw);
+    int status = shell(said, sizeof said, "qemu-img compare -f %s -F raw %s %s 2>&1",
+                       img->spec.format, img->path, raw);
     if (status != 0)
-        snprintf(why, n, "qemu-img compare of %s: %s", what, said);
+        snprintf(why, n, "qemu-img compare: %s", said);
     return status == 0;
 }
 
@@ -309,7 +308,7 @@ static bool same_snapshot(const struct image *img, char *why, size_t n)
 
 bool image_verify(struct image *img, char *why, size_t n)
 {
-    char said[512], opening[512];
+    char said[512];
     int status;
 
     if (!have_qemu())
@@ -323,7 +322,5 @@ bool image_verify(struct image *img, char *why, size_t n)
             return false;
         }
     }
-    snprintf(opening, sizeof opening, "driver=%s,file.filename=%s", img->spec.format, img->path);
-    return same_in_qemu(img, &img->model, "the image", opening, why, n) &&
-           (!img->snapshot.bytes || same_snapshot(img, why, n));
+    return same_in_qemu(img, why, n) && (!img->snapshot.bytes || same_snapshot(img, why, n));
 }

@@ -211,3 +211,32 @@ Test(qed_crash, q16_no_untouched_sector_loses_its_backing_content, .timeout = 30
         run_workload(seed, b.mem);
     bench_fini(&b);
 }
+
+/* New tables that no new cluster shares its group with. */
+Test(qed_crash, q16_q18_markers_alone, .timeout = 300)
+{
+    struct qed_header h = small_header(GIB);
+    struct bench b;
+
+    h.table_size = 2;
+    bench_init(&b, new_image_in_memory(h, "base.qed"));
+    struct crash_log *log = crash_log_new(b.mem);
+    struct node *node = open_over(&b, crash_storage_open(log), b.mem);
+    cr_assert_eq(node_activate(node, NULL), 0);
+    for (uint64_t i = 0; i < 6; i++) {
+        cr_assert_eq(block_zero(node, 2 * CLUSTER, 10 * i * SPAN, 0), 0);
+        if (i % 2 == 0)
+            cr_assert_eq(block_flush(node), 0);
+    }
+    cr_assert_eq(node_close(node), 0);
+    for (uint64_t point = 0; point <= crash_log_count(log); point++) {
+        for (unsigned seed = 0; seed < 20; seed++) {
+            const struct crash_choice choice = {.policy = CRASH_TORN, .seed = seed};
+            struct storage *st = crash_materialise(log, point, &choice);
+            expect_sound(st, point);
+            storage_close(st);
+        }
+    }
+    crash_log_free(log);
+    bench_fini(&b);
+}

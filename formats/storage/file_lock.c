@@ -1,0 +1,107 @@
+/* Image locks that QEMU understands: open-file-description locks, always shared ones, on single
+ * bytes of the file.
+ *
+ * Byte 100+n says "I use permission n", byte 200+n says "nobody else may use permission n"
+ * (QEMU's docs/system/qemu-block-drivers.rst.inc, image locking).  First our bytes are locked,
+ * then we look whether somebody's opposite byte is: so of two that start at once at least one
+ * sees the other.  Such locks belong to the open file, so they outlive a fork and end with the
+ * last close. */
+#include <fcntl.h>
+
+#include "storage/file.h"
+
+#define USES   100
+#define DENIES 200
+
+enum { PERM_READ = 0, PERM_WRITE = 1, PERM_RESIZE = 3 };
+
+/* Formats keep metadata in the file, so even a reader can't have others change it. */
+static const struct {
+    unsigned uses[3], n_uses;
+    unsigned denies[2], n_denies;
+} levels[] = {
+    [STORAGE_READER] = {{PERM_READ}, 1, {PERM_WRITE, PERM_RESIZE}, 2},
+    [STORAGE_WRITER] = {{PERM_READ, PERM_WRITE, PERM_RESIZE}, 3, {PERM_WRITE, PERM_RESIZE}, 2},
+};
+
+static const char *const perm_names[] = {
+    [PERM_READ] = "read", [PERM_WRITE] = "write", [PERM_RESIZE] = "resize"};
+
+static int set_byte(int fd, unsigned byte, short type)
+{
+    struct flock lock = {
+        .l_type = type, .l_whence = SEEK_SET, .l_start = (off_t)byte, .l_len = 1};
+
+    return fcntl(fd, F_OFD_SETLK, &lock) == 0 ? 0 : -errno;
+}
+
+/* Does another open file hold the byte? */
+static int byte_is_held(int fd, unsigned byte, bool *held)
+{
+    struct flock lock = {
+        .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)byte, .l_len = 1};
+
+    if (fcntl(fd, F_OFD_GETLK, &lock) != 0)
+        return -errno;
+    *held = lock.l_type != F_UNLCK;
+    return 0;
+}
+
+static int set_bytes(int fd, unsigned base, const unsigned *perms, unsigned n, short type)
+{
+    for (unsigned i = 0; i < n; i++) {
+        int err = set_byte(fd, base + perms[i], type);
+        if (err)
+            return err;
+    }
+    return 0;
+}
+
+/* -EAGAIN, with a message, when somebody holds one of the bytes. */
+static int look(const struct storage *st, int fd, unsigned base, const unsigned *perms,
+                unsigned n, struct diag *diag)
+{
+    for (unsigned i = 0; i < n; i++) {
+        bool held = false;
+        int err = byte_is_held(fd, base + perms[i], &held);
+        if (err)
+            return diag_errno(diag, -err, "%s: looking for locks", st->name);
+        if (held)
+            return diag_set(diag, EAGAIN,
+                            "%s: lock: failed to get %s\"%s\" lock: another process is using "
+                            "the image",
+                            st->name, base == DENIES ? "" : "shared ", perm_names[perms[i]]);
+    }
+    return 0;
+}
+
+static int apply(struct storage *st, int fd, enum storage_lock_level level, struct diag *diag)
+{
+    int err = set_bytes(fd, USES, levels[level].uses, levels[level].n_uses, F_RDLCK);
+    if (!err)
+        err = set_bytes(fd, DENIES, levels[level].denies, levels[level].n_denies, F_RDLCK);
+    if (err)
+        return diag_errno(diag, -err, "%s: lock: taking a %s lock", st->name,
+                          level == STORAGE_WRITER ? "write" : "read");
+    err = look(st, fd, DENIES, levels[level].uses, levels[level].n_uses, diag);
+    if (!err)
+        err = look(st, fd, USES, levels[level].denies, levels[level].n_denies, diag);
+    return err;
+}
+
+/* Lets go of what `level` takes and a reader doesn't. */
+static void fall_back_to_reader(int fd)
+{
+    set_byte(fd, USES + PERM_WRITE, F_UNLCK);
+    set_byte(fd, USES + PERM_RESIZE, F_UNLCK);
+}
+
+int file_lock(struct storage *st, enum storage_lock_level level, struct diag *diag)
+{
+    int fd = file_of(st)->fd;
+    int err = apply(st, fd, level, diag);
+
+    if (err && level == STORAGE_WRITER)
+        fall_back_to_reader(fd);
+    return err;
+}

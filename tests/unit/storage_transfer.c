@@ -1,0 +1,351 @@
+/* The file stores against a kernel that does as little as it may: short transfers,
+ * interruptions, missing features.  The system calls of the store are replaced by ones that
+ * misbehave on demand and are counted. */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "scratch.h"
+#include "storage/storage.h"
+
+/* ---- the kernel that misbehaves ---- */
+
+static struct kernel {
+    size_t longest;       /* a transfer is cut to this; 0: not */
+    unsigned interrupt;   /* every so many calls are interrupted; 0: none */
+    bool no_dsync;        /* RWF_DSYNC isn't known */
+    bool no_progress;     /* a write returns 0 */
+    size_t fail_after;    /* writes fail with ENOSPC after so many bytes; 0: not */
+    int missing_modes[4]; /* fallocate doesn't know these */
+    unsigned n_missing;
+    bool interrupt_fallocate;
+
+    unsigned calls, writes, dsync_writes, syncs, cuts;
+    unsigned fallocates;
+    size_t written, largest_buffer;
+} kernel;
+
+static bool interrupted(void)
+{
+    return kernel.interrupt && ++kernel.calls % kernel.interrupt == 0;
+}
+
+ssize_t pread(int fd, void *buf, size_t n, off_t off)
+{
+    if (interrupted()) {
+        errno = EINTR;
+        return -1;
+    }
+    if (kernel.longest)
+        n = MIN(n, kernel.longest);
+    return syscall(SYS_pread64, fd, buf, n, off);
+}
+
+ssize_t pwritev2(int fd, const struct iovec *iov, int count, off_t off, int flags)
+{
+    struct iovec cut[STORAGE_MAX_IOV];
+    size_t room = kernel.longest ? kernel.longest : SIZE_MAX;
+    int n = 0;
+
+    if (interrupted()) {
+        errno = EINTR;
+        return -1;
+    }
+    kernel.writes++;
+    if ((flags & RWF_DSYNC) && kernel.no_dsync) {
+        errno = EOPNOTSUPP;
+        return -1;
+    }
+    if (kernel.fail_after && kernel.written >= kernel.fail_after) {
+        errno = ENOSPC;
+        return -1;
+    }
+    if (kernel.no_progress)
+        return 0;
+    kernel.dsync_writes += (flags & RWF_DSYNC) != 0;
+    for (; n < count && room > 0; n++) {
+        cut[n] = iov[n];
+        cut[n].iov_len = MIN(cut[n].iov_len, room);
+        room -= cut[n].iov_len;
+    }
+    ssize_t done = syscall(SYS_pwritev2, fd, cut, n, off, 0L, flags);
+    kernel.written += done > 0 ? (size_t)done : 0;
+    return done;
+}
+
+int fdatasync(int fd)
+{
+    kernel.syncs++;
+    return (int)syscall(SYS_fdatasync, fd);
+}
+
+int ftruncate(int fd, off_t size)
+{
+    kernel.cuts++;
+    return (int)syscall(SYS_ftruncate, fd, size);
+}
+
+int fallocate(int fd, int mode, off_t off, off_t len)
+{
+    kernel.fallocates++;
+    if (kernel.interrupt_fallocate) {
+        kernel.interrupt_fallocate = false;
+        errno = EINTR;
+        return -1;
+    }
+    for (unsigned i = 0; i < kernel.n_missing; i++)
+        if (kernel.missing_modes[i] == mode) {
+            errno = EOPNOTSUPP;
+            return -1;
+        }
+    return (int)syscall(SYS_fallocate, fd, mode, off, len);
+}
+
+int posix_memalign(void **p, size_t align, size_t n)
+{
+    kernel.largest_buffer = MAX(kernel.largest_buffer, n);
+    *p = aligned_alloc(align, (n + align - 1) / align * align);
+    return *p ? 0 : ENOMEM;
+}
+
+/* ---- the tests ---- */
+
+static struct scratch scratch;
+static char *path;
+static struct storage *st;
+
+static void open_it(bool direct, bool no_flush)
+{
+    const struct storage_open how = {.direct = direct, .no_flush = no_flush};
+    struct storage *created;
+    struct diag diag = {0};
+
+    scratch_make(&scratch);
+    path = scratch_path(&scratch, "image");
+    cr_assert_eq(storage_create_file(path, &created, &diag), 0, "%s", diag.text);
+    storage_close(created);
+    int err = storage_open_file(path, &how, &st, &diag);
+    if (direct && err == -EINVAL) {
+        scratch_remove(&scratch);
+        cr_skip_test("no O_DIRECT here: %s", diag.text);
+    }
+    cr_assert_eq(err, 0, "%s", diag.text);
+    kernel = (struct kernel){0};
+}
+
+static void done(void)
+{
+    storage_close(st);
+    free(path);
+    scratch_remove(&scratch);
+}
+
+#define BOTH(name)                                \
+    static void name(void);                       \
+    Test(buffered_transfer, name, .timeout = 120) \
+    {                                             \
+        open_it(false, false);                    \
+        name();                                   \
+        done();                                   \
+    }                                             \
+    Test(direct_transfer, name, .timeout = 120)   \
+    {                                             \
+        open_it(true, false);                     \
+        name();                                   \
+        done();                                   \
+    }                                             \
+    static void name(void)
+
+enum { LONG = 3000001 };
+
+static char *pattern(void)
+{
+    char *buf = malloc(LONG);
+
+    for (size_t i = 0; i < LONG; i++)
+        buf[i] = (char)(i * 2654435761u >> 11);
+    return buf;
+}
+
+static void fill(uint64_t len)
+{
+    char *buf = malloc(len);
+
+    memset(buf, 'x', len);
+    cr_assert_eq(storage_write(st, buf, len, 0, 0), 0);
+    free(buf);
+}
+
+/* [off, off+len) of a file filled with x is zero, and nothing else. */
+static void expect_zeroed(uint64_t size, uint64_t off, uint64_t len)
+{
+    char *buf = malloc(size);
+
+    cr_assert_eq(storage_read(st, buf, size, 0), 0);
+    for (uint64_t i = 0; i < size; i++)
+        cr_assert_eq(buf[i], i >= off && i < off + len ? 0 : 'x', "at %lu",
+                     (unsigned long)i);
+    free(buf);
+}
+
+BOTH(short_and_interrupted_transfers_are_completed)
+{
+    char *buf = pattern(), *back = malloc(LONG);
+    struct iovec iov[3] = {{.iov_base = buf, .iov_len = 100001},
+                           {.iov_base = buf + 100001, .iov_len = 7},
+                           {.iov_base = buf + 100008, .iov_len = LONG - 100008}};
+
+    kernel.longest = 9 * 4096;
+    kernel.interrupt = 3;
+    cr_assert_eq(storage_writev(st, iov, 3, 333, 0), 0);
+    cr_assert_eq(storage_read(st, back, LONG, 333), 0);
+    cr_assert_eq(memcmp(buf, back, LONG), 0);
+    cr_assert_gt(kernel.writes, (unsigned)(LONG / kernel.longest));
+    free(buf);
+    free(back);
+}
+
+BOTH(bounce_buffers_are_bounded)
+{
+    char *buf = pattern();
+
+    cr_assert_eq(storage_write(st, buf, LONG, 1, 0), 0);
+    cr_assert_eq(storage_read(st, buf, LONG, 1), 0);
+    cr_assert_leq(kernel.largest_buffer, 1u << 20);
+    free(buf);
+}
+
+BOTH(errors_in_the_middle_are_returned)
+{
+    char *buf = pattern();
+
+    kernel.longest = 64 << 10;
+    kernel.fail_after = 1 << 20;
+    cr_assert_eq(storage_write(st, buf, LONG, 0, 0), -ENOSPC);
+    kernel.fail_after = 0;
+    kernel.no_progress = true;
+    cr_assert_eq(storage_write(st, buf, 4096, 0, 0), -EIO);
+    free(buf);
+}
+
+BOTH(fua_is_a_flag_of_the_write)
+{
+    fill(100000);
+    kernel = (struct kernel){0};
+    cr_assert_eq(storage_write(st, "fua", 3, 5000, STORAGE_FUA), 0);
+    cr_assert_eq(kernel.dsync_writes, 1u);
+    cr_assert_eq(kernel.syncs, 0u);
+    cr_assert_eq(storage_write(st, "not", 3, 5000, 0), 0);
+    cr_assert_eq(kernel.dsync_writes, 1u);
+}
+
+BOTH(fua_without_the_flag_is_a_sync)
+{
+    fill(100000);
+    kernel = (struct kernel){.no_dsync = true};
+    cr_assert_eq(storage_write(st, "fua", 3, 5000, STORAGE_FUA), 0);
+    cr_assert_eq(kernel.syncs, 1u);
+    cr_assert_eq(storage_write(st, "fua", 3, 9000, STORAGE_FUA), 0);
+    cr_assert_eq(kernel.syncs, 2u);
+    cr_assert_eq(kernel.writes, 3u, "the flag is tried once");
+}
+
+BOTH(fua_that_grows_is_durable_too)
+{
+    char *buf = pattern();
+
+    cr_assert_eq(storage_write(st, buf, LONG, 5, STORAGE_FUA), 0);
+    cr_assert(kernel.syncs + kernel.dsync_writes > 0);
+    free(buf);
+}
+
+static void volatile_session(void)
+{
+    fill(100000);
+    cr_assert_eq(storage_write(st, "fua", 3, 5000, STORAGE_FUA), 0);
+    cr_assert_eq(storage_zero(st, 0, 100, STORAGE_FUA), 0);
+    cr_assert_eq(storage_flush(st), 0);
+    cr_assert_eq(kernel.syncs + kernel.dsync_writes, 0u);
+    cr_assert_eq(storage_sync(st), 0);
+    cr_assert_eq(kernel.syncs, 1u);
+}
+
+Test(buffered_transfer, volatile_syncs_nothing)
+{
+    open_it(false, true);
+    volatile_session();
+    done();
+}
+
+#define PUNCH (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
+#define ZERO  FALLOC_FL_ZERO_RANGE
+
+BOTH(zero_tries_the_next_best)
+{
+    fill(200000);
+    kernel = (struct kernel){.missing_modes = {PUNCH}, .n_missing = 1};
+    cr_assert_eq(storage_zero(st, 1000, 100000, STORAGE_MAY_UNMAP), 0);
+    cr_assert_eq(kernel.writes, 0u, "FALLOC_FL_ZERO_RANGE did it");
+    expect_zeroed(200000, 1000, 100000);
+    fill(200000);
+    kernel = (struct kernel){.missing_modes = {PUNCH, ZERO}, .n_missing = 2};
+    cr_assert_eq(storage_zero(st, 1000, 100000, STORAGE_MAY_UNMAP), 0);
+    cr_assert_gt(kernel.writes, 0u);
+    expect_zeroed(200000, 1000, 100000);
+    kernel.fallocates = 0;
+    cr_assert_eq(storage_zero(st, 1000, 100000, STORAGE_MAY_UNMAP), 0);
+    cr_assert_eq(kernel.fallocates, 0u, "asked again for what isn't there");
+}
+
+BOTH(fast_zero_without_support_touches_nothing)
+{
+    fill(200000);
+    kernel = (struct kernel){.missing_modes = {PUNCH, ZERO}, .n_missing = 2};
+    cr_assert_eq(storage_zero(st, 1000, 300000, STORAGE_MAY_UNMAP | STORAGE_FAST),
+                 -ENOTSUP);
+    cr_assert_eq(storage_zero(st, 1000, 300000, STORAGE_FAST), -ENOTSUP);
+    cr_assert_eq(kernel.writes, 0u);
+    expect_zeroed(200000, 0, 0);
+    uint64_t size;
+    cr_assert_eq(storage_size(st, &size), 0);
+    cr_assert_eq(size, 200000u);
+}
+
+/* ftruncate with a size that was looked up before would cut off a writer that grew the file
+ * in between. */
+BOTH(zero_grows_without_a_truncate)
+{
+    uint64_t size;
+
+    fill(8192);
+    kernel = (struct kernel){0};
+    cr_assert_eq(storage_zero(st, 5000, 20000, STORAGE_MAY_UNMAP), 0);
+    cr_assert_eq(storage_zero(st, 50000, 20000, 0), 0);
+    cr_assert_eq(storage_size(st, &size), 0);
+    cr_assert_eq(size, 70000u);
+    cr_assert_eq(kernel.cuts, 0u);
+}
+
+BOTH(interrupted_fallocates_are_repeated)
+{
+    fill(8192);
+    kernel = (struct kernel){.interrupt_fallocate = true};
+    cr_assert_eq(storage_zero(st, 0, 4096, STORAGE_MAY_UNMAP), 0);
+    cr_assert_eq(kernel.fallocates, 2u);
+    expect_zeroed(8192, 0, 4096);
+}
+
+BOTH(discard_and_preallocate_without_support)
+{
+    fill(8192);
+    kernel = (struct kernel){.missing_modes = {PUNCH, 0}, .n_missing = 2};
+    cr_assert_eq(storage_discard(st, 0, 4096), 0);
+    cr_assert_eq(storage_preallocate(st, 0, 4096), -ENOTSUP);
+    expect_zeroed(8192, 0, 0);
+    cr_assert_eq(storage_preallocate(st, 8192, 100000), 0);
+    cr_assert_geq(kernel.written, 100000u);
+}
