@@ -14,6 +14,7 @@
 #define BLOCK_DIRTY_MARK_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -28,7 +29,7 @@ struct dirty_mark {
     struct node *node;
     /* Writes the header with the bit on or off; doesn't flush.  Under no META. */
     int (*write_bit)(struct node *node, bool on);
-    bool enabled; /* false: begin and end do nothing (backing file, eager refcounts) */
+    _Atomic bool enabled; /* false: begin and end do nothing (backing file, eager refcounts) */
     /* under META */
     enum mark_state state;
     unsigned in_flight;

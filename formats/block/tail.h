@@ -41,7 +41,7 @@ uint64_t tail_take(struct tail *tail, uint64_t bytes, uint64_t *offset, bool *fr
 /* META: is a link to [.., host_end) free of the leaf barrier, bookkeeping and growth durable? */
 bool tail_settled(const struct tail *tail, uint64_t host_end);
 
-/* How far tail_grow would move the end for an allocation of `bytes`: the driver may cut it (to a
+/* META: how far tail_grow would move the end for an allocation of `bytes`: the driver may cut it (to a
  * refcount block's reach) before it grows. */
 uint64_t tail_next_end(const struct tail *tail, uint64_t bytes);
 

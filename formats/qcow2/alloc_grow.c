@@ -64,9 +64,12 @@ static int extend(struct alloc *a, uint64_t clusters)
     if (block_here && atomic_load(&atomic_load(&refs->table)->words[block]) != 0)
         return -EIO; /* an entry that can't be right; said when it was met */
 
-    uint64_t want = (clusters + block_here) << q->cluster_bits;
-    uint64_t end = tail_next_end(&a->tail, want) >> q->cluster_bits;
-    end = MIN(end, (block + 1) << refs->block_bits);
+    uint64_t end;
+    {
+        LOCK_GUARD(mcache_meta(q->node->mc));
+        end = tail_next_end(&a->tail, (clusters + block_here) << q->cluster_bits);
+    }
+    end = MIN(end >> q->cluster_bits, (block + 1) << refs->block_bits);
     if (q->node->file->fixed_size)
         end = MIN(end, atomic_load(&a->file_end) >> q->cluster_bits);
     if (end <= at + block_here)

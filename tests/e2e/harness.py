@@ -313,11 +313,11 @@ def fill(path, fmt, pieces):
         run(*argv, path)
 
 
-def check(path, fmt, allow_leaks=False):
-    """qemu-img check finds neither errors nor leaks."""
+def check(path, fmt, allow_leaks=False, served=False):
+    """qemu-img check finds neither errors nor leaks; also while a server has the image."""
     if fmt == "raw":
         return
-    done = run("qemu-img", "check", "--output=json", "-f", fmt, path, check=False)
+    done = run("qemu-img", "check", *(["-U"] if served else []), "--output=json", "-f", fmt, path, check=False)
     if done.returncode not in ((0, 3) if allow_leaks else (0,)):
         raise AssertionError(f"qemu-img check {path}: exit {done.returncode}\n{done.stdout}{done.stderr}")
 

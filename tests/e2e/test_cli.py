@@ -569,10 +569,11 @@ class Serve(CliCase):
 
     def test_unservable_image(self):
         """nbdkit's exit status and message are ours"""
-        process, _ = self.start("missing")
+        os.mkdir(self.path("folder"))
+        process, _ = self.start("folder")
         errors = process.stderr.read()
         self.assertEqual(process.wait(30), 1)
-        self.assertIn("missing", errors)
+        self.assertIn("folder", errors)
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ class Direct(Traced):
             with self.part(cache=cache):
                 image = create(self.path("disk"), "qcow2", SIZE)
                 server = self.traced(image, f"cache={cache}", fmt="qcow2", calls=("openat", "fcntl"))
-                server.connect().pwrite(b"x" * 5000, 100)
+                server.connect().pwrite(b"x" * 5120, 512)
                 server.stop()
                 direct = self.calls(r"(openat.*disk.*|F_SETFL.*)O_DIRECT")
                 self.assertEqual(bool(direct), cache in ("none", "directsync"))

@@ -329,6 +329,11 @@ static int fault_identity(struct storage *st, uint64_t *device, uint64_t *inode)
     return storage_identity(fault_of(st)->below, device, inode);
 }
 
+static int fault_lock(struct storage *st, enum storage_lock_level level, struct diag *diag)
+{
+    return storage_lock(fault_of(st)->below, level, diag);
+}
+
 static void fault_prefetch(struct storage *st, uint64_t off, uint64_t len)
 {
     storage_prefetch(fault_of(st)->below, off, len);
@@ -353,6 +358,7 @@ static const struct storage_ops fault_ops = {
     .prefetch = fault_prefetch,
     .allocated = fault_allocated,
     .preallocate = fault_preallocate,
+    .lock = fault_lock,
     .identity = fault_identity,
 };
 

@@ -240,3 +240,42 @@ Test(qed_crash, q16_q18_markers_alone, .timeout = 300)
     crash_log_free(log);
     bench_fini(&b);
 }
+
+/* Clusters that a failed write used hold its bytes: a link to them waits for the new data.
+ */
+Test(qed_crash, q10_what_a_failed_write_left_is_never_seen, .timeout = 300)
+{
+    struct qed_header h = small_header(GIB);
+    uint8_t garbage[CLUSTER], sector[SECTOR];
+    struct bench b;
+
+    h.table_size = 2;
+    memset(garbage, 0xee, sizeof garbage);
+    bench_init(&b, new_image_in_memory(h, NULL));
+    struct crash_log *log = crash_log_new(b.mem);
+    struct node *node =
+        open_over(&b, fault_storage_new(crash_storage_open(log), &b.plan), NULL);
+    cr_assert_eq(node_activate(node, NULL), 0);
+    write_pattern(node, 0, CLUSTER, 1);
+    cr_assert_eq(block_flush(node), 0); /* growth and mark are durable from here on */
+    fault_plan_fail(&b.plan, FAULT_WRITE, 1, EIO, FAULT_ONCE_AFTER);
+    cr_assert_eq(block_write(node, garbage, CLUSTER, CLUSTER, 0), -EIO);
+    cr_assert_eq(block_flush(node), 0);
+    uint64_t from = crash_log_count(log);
+    write_pattern(node, 2 * CLUSTER, SECTOR, 2);
+    cr_assert_eq(block_flush(node), 0);
+    cr_assert_eq(node_close(node), 0);
+    for (uint64_t point = from; point <= crash_log_count(log); point++) {
+        for (unsigned seed = 0; seed < 20; seed++) {
+            const struct crash_choice choice = {.policy = CRASH_TORN, .seed = seed};
+            struct node *left = open_over(&b, crash_materialise(log, point, &choice), NULL);
+            for (unsigned s = 0; s < 3 * CLUSTER / SECTOR; s++) {
+                cr_assert_eq(block_read(left, sector, SECTOR, s * SECTOR), 0);
+                cr_assert_neq(sector[0], 0xee);
+            }
+            cr_assert_eq(node_close(left), 0);
+        }
+    }
+    crash_log_free(log);
+    bench_fini(&b);
+}

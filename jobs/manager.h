@@ -1,0 +1,31 @@
+/* The jobs of a server, and who hears of them.  Threads: every function from any thread; the event
+ * sink is called on job threads and must not block or call back.  Layer: jobs. */
+#ifndef JOBS_MANAGER_H
+#define JOBS_MANAGER_H
+
+#include "jobs/job.h"
+
+typedef void job_event_sink(void *opaque, const struct job_event *event);
+
+struct job_manager *job_manager_new(job_event_sink *sink, void *opaque);
+
+/* Cancels all jobs by force, waits for them, and frees the manager; bounded by the jobs'
+ * interrupt. */
+void job_manager_free(struct job_manager *manager);
+
+/* Verbs by job id.  -ENOENT: no such job (QMP's DeviceNotActive); -EBUSY and the like with diag when
+ * the verb isn't legal in the job's state. */
+int job_cancel(struct job_manager *manager, const char *id, bool force, struct diag *diag)
+    MUST_USE;
+int job_pause(struct job_manager *manager, const char *id, struct diag *diag) MUST_USE;
+int job_resume(struct job_manager *manager, const char *id, struct diag *diag) MUST_USE;
+int job_complete(struct job_manager *manager, const char *id, struct diag *diag) MUST_USE;
+int job_set_speed(struct job_manager *manager, const char *id, uint64_t bytes_per_second,
+                  struct diag *diag) MUST_USE;
+int job_finalize(struct job_manager *manager, const char *id, struct diag *diag) MUST_USE;
+int job_dismiss(struct job_manager *manager, const char *id, struct diag *diag) MUST_USE;
+
+/* Copies the info of up to max jobs, oldest first; returns how many there are. */
+size_t job_query(struct job_manager *manager, struct job_info *infos, size_t max);
+
+#endif

@@ -1,0 +1,40 @@
+/* The mirror job: the disk of a node to a second place while the disk is in use (M-01 to M-39).
+ * Layer: jobs. */
+#ifndef JOBS_MIRROR_H
+#define JOBS_MIRROR_H
+
+#include "block/dirty_bitmap.h"
+#include "block/node.h"
+#include "jobs/job.h"
+
+enum mirror_sync { MIRROR_FULL, MIRROR_TOP, MIRROR_NONE, MIRROR_INCREMENTAL };
+enum mirror_copy_mode { MIRROR_BACKGROUND, MIRROR_WRITE_BLOCKING };
+
+/* Where the users of the source hang: what `complete` swings over to the target.  The switch runs
+ * with the disk's users held back. */
+struct mirror_pivot {
+    /* Makes `target` what the users are served from; takes it over on success. */
+    int (*swing)(void *opaque, struct node *target, struct diag *diag);
+    void *opaque;
+};
+
+struct mirror_params {
+    struct job_params job;
+    struct node *source;
+    struct node *target;  /* taken over by the job, closed at its end unless swung to */
+    enum mirror_sync sync;
+    const char *bitmap;   /* MIRROR_INCREMENTAL: a bitmap of the source's */
+    enum mirror_copy_mode copy_mode;
+    enum job_on_error on_source_error, on_target_error;
+    uint64_t granularity; /* bytes; 0: chosen from the target (M-14) */
+    uint64_t buf_size;    /* bytes in flight at most; 0: 16 MiB (M-16) */
+    bool unmap;           /* zeroes may become holes on the target */
+    struct mirror_pivot pivot;
+};
+
+/* Validates, attaches to the source and starts.  On failure nothing is left behind but a closed
+ * target. */
+int mirror_start(struct job_manager *manager, const struct mirror_params *params,
+                 struct diag *diag) MUST_USE;
+
+#endif

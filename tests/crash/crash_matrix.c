@@ -1,0 +1,84 @@
+/* Random runs over the matrix of formats and features; at every kind of moment the power is
+ * cut, and what is left must be a good image with all that was promised.
+ *
+ * QIMG_CRASH_STATES: how many states for each configuration (about); QIMG_CRASH_SEED: the
+ * first seed; QIMG_CRASH_REPORT: a file that gets one line of figures for each
+ * configuration. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <criterion/criterion.h>
+#include <criterion/parameterized.h>
+
+#include "support/matrix.h"
+#include "support/survey.h"
+
+#define STATES_PER_RECORDING 84
+
+static unsigned long from_environment(const char *name, unsigned long otherwise)
+{
+    const char *value = getenv(name);
+
+    return value ? strtoul(value, NULL, 0) : otherwise;
+}
+
+static void report(const char *name, const struct survey *sv, unsigned recordings)
+{
+    const char *path = getenv("QIMG_CRASH_REPORT");
+    const unsigned *p = sv->by_policy;
+    FILE *to = path ? fopen(path, "a") : stderr;
+
+    if (!to)
+        return;
+    fprintf(to,
+            "%-28s recordings %3u changes %6" PRIu64 " flushes %5" PRIu64
+            " states %5u (none %u all %u subset %u torn %u all-but-one %u only-one %u)"
+            " marked %u tools %u leaky %u max-leaks %u failures %u\n",
+            name, recordings, sv->changes, sv->flushes, sv->judged, p[CRASH_NONE],
+            p[CRASH_ALL], p[CRASH_SUBSET], p[CRASH_TORN], p[CRASH_ALL_BUT_ONE],
+            p[CRASH_ONLY_ONE], sv->marked, sv->with_tools, sv->with_leaks, sv->max_leaks,
+            sv->failures);
+    if (path)
+        fclose(to);
+}
+
+/* Every third recording starts from a crash of the one before. */
+static void run_configuration(const struct subject_config *config)
+{
+    unsigned long states = from_environment("QIMG_CRASH_STATES", 168);
+    uint64_t seed = from_environment("QIMG_CRASH_SEED", 1);
+    struct survey sv = {.states = STATES_PER_RECORDING, .tools_every = 12};
+    unsigned recordings = 0;
+
+    while (sv.judged < states && sv.failures == 0) {
+        struct subject s;
+        subject_make(&s, config);
+        for (unsigned part = 0; part < 3 && sv.judged < states; part++) {
+            struct recording r;
+            recording_make(&r, &s, seed++);
+            survey_recording(&sv, &r);
+            if (part < 2)
+                survey_continue(&sv, &r, &s, seed);
+            recording_free(&r);
+            recordings++;
+        }
+        subject_remove(&s);
+    }
+    report(config->name, &sv, recordings);
+    cr_assert_eq(sv.failures, 0, "%s: %s", config->name, sv.first_failure.why);
+}
+
+ParameterizedTestParameters(crash, matrix)
+{
+    static size_t indexes[64];
+
+    for (size_t i = 0; i < crash_matrix_count; i++)
+        indexes[i] = i;
+    return cr_make_param_array(size_t, indexes, crash_matrix_count);
+}
+
+ParameterizedTest(size_t *index, crash, matrix)
+{
+    run_configuration(&crash_matrix[*index]);
+}

@@ -1,0 +1,34 @@
+/* Judges what a crash left: structure, contents, and what QEMU's tools say. */
+#ifndef CRASH_JUDGE_H
+#define CRASH_JUDGE_H
+
+#include "history.h"
+#include "subject.h"
+
+struct verdict {
+    bool failed;
+    bool marked;
+    unsigned leaks;
+    char why[320];
+};
+
+enum judge_depth {
+    JUDGE_QUICK, /* our own structural check, and the contents through a read-only node */
+    JUDGE_REUSE, /* also written to through a node, closed, and checked again */
+    JUDGE_TOOLS, /* also qemu-img check (with repair when marked), convert, and a node on
+                    what was repaired */
+};
+
+/* The state isn't changed. */
+void judge_state(const struct subject *s, const struct oracle *oracle,
+                 struct storage *state, enum judge_depth depth, struct verdict *out);
+
+/* What each sector of the state reads as, for a recording that starts there; versions as in
+ * struct subject. */
+void judge_read_versions(const struct subject *s, struct storage *state,
+                         uint32_t *versions);
+
+/* Repairs a state with qemu-img check -r all; the result is a new mem storage. */
+struct storage *judge_repair(const struct subject *s, struct storage *state);
+
+#endif

@@ -1,0 +1,248 @@
+#include "recording.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "mem_storage.h"
+#include "rng.h"
+
+#define MAX_THREADS 8
+
+static void expect(struct recording *r, int err, const char *what)
+{
+    if (err) {
+        fprintf(stderr, "crash tests: %s: %s was refused (errno %d)\n",
+                r->subject->config->name, what, -err);
+        r->failed = true;
+    }
+}
+
+static bool writes_through(const struct recording *r)
+{
+    const char *name = r->subject->config->cache;
+
+    return name && cache_mode_find(name)->write_through;
+}
+
+/* ---- requests that note themselves ---- */
+
+void record_write(struct recording *r, struct session *se, uint64_t sector, uint64_t n,
+                  unsigned flags)
+{
+    CLEANUP_FREE void *data = malloc(n * SECTOR_BYTES);
+    if (!data)
+        abort();
+
+    bool fua = (flags & BLOCK_FUA) || writes_through(r);
+    uint32_t version = history_begin(&r->history, REQ_WRITE, sector, n, fua);
+    stamp_fill(data, sector, n, version);
+    int err = block_write(se->node, data, n * SECTOR_BYTES, sector * SECTOR_BYTES, flags);
+    expect(r, err, "a write");
+    history_end(&r->history, version);
+}
+
+void record_zero(struct recording *r, struct session *se, uint64_t sector, uint64_t n,
+                 unsigned flags)
+{
+    bool fua = (flags & BLOCK_FUA) || writes_through(r);
+    uint32_t version = history_begin(&r->history, REQ_ZERO, sector, n, fua);
+
+    expect(r, block_zero(se->node, n * SECTOR_BYTES, sector * SECTOR_BYTES, flags),
+           "a zero");
+    history_end(&r->history, version);
+}
+
+void record_trim(struct recording *r, struct session *se, uint64_t sector, uint64_t n)
+{
+    uint32_t version = history_begin(&r->history, REQ_TRIM, sector, n, false);
+
+    expect(r, block_discard(se->node, n * SECTOR_BYTES, sector * SECTOR_BYTES, 0),
+           "a trim");
+    history_end(&r->history, version);
+}
+
+void record_flush(struct recording *r, struct session *se)
+{
+    uint32_t version = history_begin(&r->history, REQ_FLUSH, 0, 0, false);
+
+    expect(r, block_flush(se->node), "a flush");
+    history_end(&r->history, version);
+}
+
+void record_tick(struct recording *r, struct session *se, uint64_t ns)
+{
+    uint32_t version = history_begin(&r->history, REQ_BACKGROUND, 0, 0, false);
+
+    atomic_fetch_add(&se->now, ns);
+    housekeeper_run_due(se->ctx.housekeeper);
+    history_end(&r->history, version);
+}
+
+static void record_settle(struct recording *r, struct session *se)
+{
+    uint32_t version = history_begin(&r->history, REQ_BACKGROUND, 0, 0, false);
+
+    if (se->node->driver->settle)
+        expect(r, se->node->driver->settle(se->node), "settling");
+    history_end(&r->history, version);
+}
+
+/* ---- a random run ---- */
+
+struct worker {
+    struct recording *r;
+    struct session *se;
+    struct workload load;
+    struct rng rng;
+    unsigned index, requests;
+    pthread_t thread;
+};
+
+static void choose_range(struct worker *w, uint64_t *sector, uint64_t *n)
+{
+    uint64_t disk = w->r->subject->n_sectors,
+             cluster = w->se->node->cluster_size / SECTOR_BYTES;
+    struct rng *rng = &w->rng;
+
+    /* Half of it hits one eighth of the disk. */
+    *sector = rng_below(rng, rng_one_in(rng, 2) ? MAX(disk / 8, 1) : disk);
+    switch (rng_below(rng, 4)) {
+    case 0:
+        *n = rng_between(rng, 1, 8);
+        break;
+    case 1:
+    case 2:
+        *sector = align_down(*sector, cluster);
+        *n = cluster * rng_between(rng, 1, MAX(1, MIN(8, w->load.max_sectors / cluster)));
+        break;
+    default:
+        *n = rng_between(rng, 1, w->load.max_sectors);
+        break;
+    }
+    *n = MIN(*n, disk - *sector);
+}
+
+static void one_request(struct worker *w)
+{
+    const struct workload *l = &w->load;
+    uint64_t sector, n;
+    uint64_t dice = rng_below(&w->rng, l->write + l->zero + l->zero_unmap + l->trim +
+                                           l->flush + l->fua + l->tick + l->settle);
+
+    choose_range(w, &sector, &n);
+    if (dice < l->write)
+        record_write(w->r, w->se, sector, n, 0);
+    else if ((dice -= l->write) < l->zero)
+        record_zero(w->r, w->se, sector, n, rng_one_in(&w->rng, 8) ? BLOCK_FUA : 0);
+    else if ((dice -= l->zero) < l->zero_unmap)
+        record_zero(w->r, w->se, sector, n,
+                    BLOCK_MAY_UNMAP | (rng_one_in(&w->rng, 8) ? BLOCK_FUA : 0));
+    else if ((dice -= l->zero_unmap) < l->trim)
+        record_trim(w->r, w->se, sector, n);
+    else if ((dice -= l->trim) < l->flush)
+        record_flush(w->r, w->se);
+    else if ((dice -= l->flush) < l->fua)
+        record_write(w->r, w->se, sector, n, BLOCK_FUA);
+    else if ((dice -= l->fua) < l->tick)
+        record_tick(w->r, w->se, rng_between(&w->rng, 1, 12) * SECOND);
+    else if (w->load.threads <= 1)
+        record_settle(w->r, w->se);
+}
+
+static void *worker_main(void *opaque)
+{
+    struct worker *w = opaque;
+
+    for (unsigned i = 0; i < w->requests; i++)
+        one_request(w);
+    return NULL;
+}
+
+static struct workload complete(struct workload load)
+{
+    if (load.requests == 0)
+        load.requests = 250;
+    if (load.threads == 0)
+        load.threads = 1;
+    if (load.max_sectors == 0)
+        load.max_sectors = 96;
+    if (load.write + load.zero + load.zero_unmap + load.trim + load.flush + load.fua == 0) {
+        load.write = 50;
+        load.zero = 7;
+        load.zero_unmap = 9;
+        load.trim = 10;
+        load.flush = 8;
+        load.fua = 6;
+        load.tick = 6;
+        load.settle = 1;
+    }
+    return load;
+}
+
+static void run(struct recording *r, struct session *se, const struct workload *load)
+{
+    struct worker workers[MAX_THREADS];
+    unsigned n = MIN(load->threads, MAX_THREADS);
+
+    for (unsigned i = 0; i < n; i++) {
+        workers[i] = (struct worker){
+            .r = r, .se = se, .load = *load, .index = i, .requests = load->requests / n};
+        if (i > 0) /* the first one's thread is the clock's */
+            workers[i].load.tick = workers[i].load.settle = 0;
+        rng_init(&workers[i].rng, r->seed * MAX_THREADS + i);
+    }
+    for (unsigned i = 1; i < n; i++)
+        if (pthread_create(&workers[i].thread, NULL, worker_main, &workers[i]))
+            abort();
+    worker_main(&workers[0]);
+    for (unsigned i = 1; i < n; i++)
+        pthread_join(workers[i].thread, NULL);
+}
+
+void recording_start(struct recording *r, const struct subject *s, struct session *se)
+{
+    *r = (struct recording){.subject = s};
+    r->log = crash_log_new(s->base);
+    history_init(&r->history, r->log, s->initial, s->n_sectors, s->next_version);
+    struct storage *file = crash_storage_open(r->log);
+    file->fixed_size = s->config->fixed_size;
+    expect(r, session_open(se, s, file, true), "opening");
+    if (r->failed)
+        abort();
+}
+
+void recording_end(struct recording *r, struct session *se, bool kill)
+{
+    if (kill) {
+        /* What closing does comes after the last point that is looked at. */
+        history_index(&r->history);
+        r->n_points = crash_log_count(r->log);
+        session_close(se);
+        return;
+    }
+    uint32_t version = history_begin(&r->history, REQ_FLUSH, 0, 0, false);
+    expect(r, session_close(se), "closing");
+    history_end(&r->history, version);
+    history_index(&r->history);
+    r->n_points = crash_log_count(r->log);
+}
+
+void recording_make(struct recording *r, const struct subject *s, uint64_t seed)
+{
+    struct workload load = complete(s->config->load);
+    struct session se;
+
+    recording_start(r, s, &se);
+    r->seed = seed;
+    run(r, &se, &load);
+    recording_end(r, &se, load.end_with_kill);
+}
+
+void recording_free(struct recording *r)
+{
+    history_free(&r->history);
+    crash_log_free(r->log);
+}

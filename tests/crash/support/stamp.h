@@ -1,0 +1,24 @@
+/* Sectors that say what they are: each holds its own number and the version of its
+ * contents, so that garbage, another sector's data and data nobody wrote are recognised. */
+#ifndef CRASH_STAMP_H
+#define CRASH_STAMP_H
+
+#include <stdint.h>
+
+#define SECTOR_BYTES 512u
+
+/* A version is the number of the request that wrote it; 0 says zeroes. */
+enum stamp_kind { STAMP_ZEROES, STAMP_VERSION, STAMP_GARBAGE };
+
+struct stamp {
+    enum stamp_kind kind;
+    uint64_t sector;
+    uint32_t version;
+};
+
+/* Fills n sectors; version 0 gives zeroes. */
+void stamp_fill(void *buf, uint64_t sector, uint64_t n, uint32_t version);
+
+struct stamp stamp_read(const void *sector_bytes);
+
+#endif

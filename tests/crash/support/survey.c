@@ -1,0 +1,159 @@
+#include "survey.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "mem_storage.h"
+#include "rng.h"
+
+static const char *const policy_names[SURVEY_POLICIES] = {
+    [CRASH_NONE] = "none",           [CRASH_ALL] = "all",
+    [CRASH_SUBSET] = "subset",       [CRASH_ONLY_ONE] = "only",
+    [CRASH_ALL_BUT_ONE] = "all but", [CRASH_TORN] = "torn",
+};
+
+static void report(const struct survey *sv, const struct recording *r, uint64_t point,
+                   const struct crash_choice *choice, const struct verdict *v)
+{
+    if (sv->quiet || sv->failures > 3)
+        return;
+    fprintf(stderr,
+            "crash tests: %s, seed %" PRIu64 ", point %" PRIu64 " of %" PRIu64
+            ", policy %s (seed %" PRIu64 ", one %" PRIu64 "): %s\n",
+            r->subject->config->name, r->seed, point, r->n_points,
+            policy_names[choice->policy], choice->seed, choice->one, v->why);
+    if (getenv("QIMG_CRASH_LOG"))
+        crash_log_print(r->log, stderr, point > 80 ? point - 80 : 0, point + 5);
+}
+
+static void judge_choice(struct survey *sv, const struct recording *r, uint64_t point,
+                         const struct crash_choice *choice, const struct oracle *oracle)
+{
+    struct storage *state = crash_materialise(r->log, point, choice);
+    enum judge_depth depth = JUDGE_QUICK;
+    struct verdict v;
+
+    if (sv->tools_every && sv->judged % sv->tools_every == 0)
+        depth = JUDGE_TOOLS;
+    else if (sv->judged % 4 == 1)
+        depth = JUDGE_REUSE;
+    judge_state(r->subject, oracle, state, depth, &v);
+    sv->judged++;
+    sv->by_policy[choice->policy]++;
+    sv->marked += v.marked;
+    sv->with_tools += depth == JUDGE_TOOLS;
+    sv->with_leaks += v.leaks != 0;
+    sv->max_leaks = v.leaks > sv->max_leaks ? v.leaks : sv->max_leaks;
+    if (v.failed) {
+        if (sv->failures++ == 0)
+            sv->first_failure = v;
+        report(sv, r, point, choice, &v);
+    }
+    storage_close(state);
+}
+
+/* Every policy at one point; those that can't differ are left out. */
+static void judge_point(struct survey *sv, const struct recording *r, uint64_t point,
+                        struct rng *rng)
+{
+    static const enum crash_policy policies[] = {
+        CRASH_NONE,        CRASH_ALL,      CRASH_TORN, CRASH_SUBSET,
+        CRASH_ALL_BUT_ONE, CRASH_ONLY_ONE, CRASH_TORN};
+    struct oracle oracle = oracle_at(&r->history, point);
+    struct crash_choice choice = {.ignore_flush = sv->ignore_flush, .opaque = sv->opaque};
+    uint64_t pending = crash_pending(r->log, point, &choice);
+    size_t n = pending == 0 ? 1 : pending == 1 ? 4 : ARRAY_LEN(policies);
+
+    for (size_t i = 0; i < n; i++) {
+        if (sv->stop_at_failure && sv->failures)
+            return;
+        choice.policy = policies[i];
+        choice.seed = rng_next(rng);
+        choice.one = pending ? rng_below(rng, pending) : 0;
+        judge_choice(sv, r, point, &choice, &oracle);
+    }
+}
+
+static int compare_points(const void *a, const void *b)
+{
+    const uint64_t *x = a, *y = b;
+
+    return *x < *y ? -1 : *x > *y;
+}
+
+/* Half of the points lie where a flush is about to be completed: there most is pending. */
+static uint64_t choose_point(const struct recording *r, const uint64_t *flushes, size_t n,
+                             struct rng *rng)
+{
+    if (n == 0 || rng_one_in(rng, 2))
+        return rng_below(rng, r->n_points + 1);
+    return flushes[rng_below(rng, n)] + rng_below(rng, 4) / 3;
+}
+
+static size_t find_flushes(struct survey *sv, const struct recording *r, uint64_t **out)
+{
+    size_t n = 0;
+
+    *out = calloc(r->n_points + 1, sizeof **out);
+    if (!*out)
+        abort();
+    for (uint64_t i = 0; i < r->n_points; i++) {
+        struct crash_op op = crash_log_op(r->log, i);
+        if (op.kind == CRASH_FLUSH)
+            (*out)[n++] = i;
+        else if (op.kind != CRASH_MARK)
+            sv->changes++;
+    }
+    sv->flushes += n;
+    return n;
+}
+
+void survey_recording(struct survey *sv, const struct recording *r)
+{
+    size_t n = sv->states / 6 + 1;
+    uint64_t *points = calloc(n, sizeof *points), *flushes;
+    struct rng rng;
+
+    if (!points)
+        abort();
+    rng_init(&rng, r->seed ^ 0x5eed);
+    size_t n_flushes = find_flushes(sv, r, &flushes);
+    for (size_t i = 0; i < n; i++)
+        points[i] = choose_point(r, flushes, n_flushes, &rng);
+    qsort(points, n, sizeof *points, compare_points);
+    for (size_t i = 0; i < n && !(sv->stop_at_failure && sv->failures); i++)
+        judge_point(sv, r, points[i], &rng);
+    if (r->failed)
+        sv->failures++;
+    free(points);
+    free(flushes);
+}
+
+void survey_continue(struct survey *sv, struct recording *r, struct subject *s,
+                     uint64_t seed)
+{
+    struct crash_choice choice = {.policy = CRASH_TORN, .seed = seed};
+    struct verdict v;
+    struct rng rng;
+
+    rng_init(&rng, seed);
+    uint64_t point = rng_below(&rng, r->n_points + 1);
+    struct oracle oracle = oracle_at(&r->history, point);
+    struct storage *state = crash_materialise(r->log, point, &choice);
+    judge_state(s, &oracle, state, JUDGE_TOOLS, &v);
+    if (v.failed) {
+        sv->failures++;
+        report(sv, r, point, &choice, &v);
+    }
+    if (v.marked) {
+        struct storage *repaired = judge_repair(s, state);
+        storage_close(state);
+        state = repaired;
+    }
+    judge_read_versions(s, state, s->initial);
+    storage_close(s->base);
+    s->base = state;
+    s->next_version += (uint32_t)r->history.n_requests;
+}

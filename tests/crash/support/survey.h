@@ -1,0 +1,33 @@
+/* Many crashes of one recording. */
+#ifndef CRASH_SURVEY_H
+#define CRASH_SURVEY_H
+
+#include "judge.h"
+#include "recording.h"
+
+#define SURVEY_POLICIES 6
+
+struct survey {
+    /* Asked for. */
+    unsigned states;      /* about as many */
+    unsigned tools_every; /* 0: never */
+    bool stop_at_failure;
+    bool (*ignore_flush)(void *opaque, uint64_t nth);
+    void *opaque;
+    bool quiet; /* failures are expected */
+    /* Added up, over any number of recordings. */
+    unsigned judged, by_policy[SURVEY_POLICIES], marked, with_tools, with_leaks, failures;
+    unsigned max_leaks;
+    uint64_t flushes, changes;
+    struct verdict first_failure;
+};
+
+void survey_recording(struct survey *sv, const struct recording *r);
+
+/* A crash of the recording at a random point, ready to be written to (repaired when
+ * marked), with its contents and the next version in the subject: what a recording after a
+ * crash starts from. The recording must not be used any more. */
+void survey_continue(struct survey *sv, struct recording *r, struct subject *s,
+                     uint64_t seed);
+
+#endif
