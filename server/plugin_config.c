@@ -71,9 +71,12 @@ static int set_text(char **out, const char *key, const char *value)
     return 0;
 }
 
+/* A name with a protocol is kept as it is: what becomes of it is said when it is opened. */
 static int set_path(char **out, const char *key, const char *value)
 {
-    if (*out)
+    size_t first = strcspn(value, ":/");
+
+    if (*out || value[first] == ':')
         return set_text(out, key, value);
     *out = nbdkit_absolute_path(value);
     return *out ? 0 : -1;

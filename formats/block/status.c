@@ -65,11 +65,6 @@ static int status_of_run(struct node *node, uint64_t len, uint64_t off,
 
     for (;; depth++) {
         struct extent ext;
-        if (off >= layer->size) { /* past the end of a shorter backing file */
-            *out = (struct block_status){
-                .length = len, .zero = true, .depth = depth, .layer = layer};
-            return 0;
-        }
         len = MIN(len, layer->size - off);
         int err = layer->driver->map(layer, off, len, &ext);
         if (err)
@@ -77,6 +72,11 @@ static int status_of_run(struct node *node, uint64_t len, uint64_t off,
         len = ext.length;
         if (ext.kind == EXTENT_BACKING) {
             assert(layer->backing);
+            if (off >= layer->backing->size) { /* past its end: this layer says zeroes */
+                *out = (struct block_status){
+                    .length = len, .zero = true, .depth = depth, .layer = layer};
+                return 0;
+            }
             layer = layer->backing;
             continue;
         }

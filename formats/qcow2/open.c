@@ -251,13 +251,14 @@ void qcow2_info(struct node *node, json_t *object)
     json_t *data = json_object();
     json_object_set_new(data, "compat", json_string(h->version < 3 ? "0.10" : "1.1"));
     json_object_set_new(data, "compression-type", json_string("zlib"));
-    if (h->version >= 3) {
+    if (h->version >= 3)
         json_object_set_new(data, "lazy-refcounts",
                             json_boolean(h->compatible & COMPAT_LAZY_REFCOUNTS));
+    json_object_set_new(data, "refcount-bits", json_integer(1 << h->refcount_order));
+    if (h->version >= 3) {
         json_object_set_new(data, "corrupt", json_boolean(h->incompatible & INCOMPAT_CORRUPT));
         json_object_set_new(data, "extended-l2", json_false());
     }
-    json_object_set_new(data, "refcount-bits", json_integer(1 << h->refcount_order));
     json_t *specific = json_object();
     json_object_set_new(specific, "type", json_string("qcow2"));
     json_object_set_new(specific, "data", data);

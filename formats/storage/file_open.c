@@ -129,6 +129,7 @@ int storage_create_file(const char *path, struct storage **out, struct diag *dia
     err = storage_lock(*out, STORAGE_WRITER, diag);
     if (err) {
         storage_close(*out);
+        *out = NULL;
         return err;
     }
     if ((*out)->fixed_size)
@@ -138,6 +139,7 @@ int storage_create_file(const char *path, struct storage **out, struct diag *dia
     err = storage_truncate(*out, 0);
     if (err) {
         storage_close(*out);
+        *out = NULL;
         return diag_errno(diag, -err, "%s: cannot be truncated", path);
     }
     return 0;

@@ -11,7 +11,7 @@ import unittest
 
 import nbd
 
-from harness import BUILD, MIB, Case, check, parametrised, plugin_env, run
+from harness import BUILD, MIB, Case, check, parametrised, plugin_env, run, wait_until
 
 QIMG = BUILD / "qimg"
 
@@ -525,13 +525,17 @@ class Serve(CliCase):
             port = probe.getsockname()[1]
         process, uri = self.start("-p", str(port), "image")
         self.assertEqual(uri, f"nbd://localhost:{port}")
-        for _ in range(200):
+        handles = []
+
+        def connected():
             try:
-                handle = self.connect(uri)
-                break
+                handles.append(self.connect(uri))
             except nbd.Error:
                 self.assertIsNone(process.poll())
-        handle.shutdown()
+            return bool(handles)
+
+        wait_until(connected, 20, "a connection")
+        handles[0].shutdown()
         self.stop(process)
 
     def test_run(self):
@@ -550,6 +554,26 @@ class Serve(CliCase):
         errors = process.stderr.read()
         self.assertEqual(process.wait(30), 0, errors)
         self.assertIn("log: ", errors)
+
+    def test_an_image_in_use(self):
+        """While it is served for writing, only -U looks at it, and nobody writes over it"""
+        for fmt in ("raw", "qed", "qcow2"):
+            with self.part(fmt=fmt):
+                self.image(fmt)
+                process, uri = self.start("image", f"format={fmt}")
+                handle = self.connect(uri)
+                handle.pwrite(b"x" * 512, MIB)
+                handle.flush()
+                for command in ("info", "map"):
+                    self.refuses(command, "image", says=["image", "lock"])
+                    self.qimg(command, "-U", "image")
+                self.refuses("create", "-q", "-f", fmt, "image", "1M", says=["image", "lock"])
+                self.refuses("create", "-q", "-f", "qed", "-b", "image", "-F", fmt, "top",
+                             says=["image", "lock"])
+                handle.shutdown()
+                self.stop(process)
+                self.qimg("info", "image")
+                self.io(fmt, "image", "read -P 0x78 1M 512")
 
     def test_refused(self):
         self.image()

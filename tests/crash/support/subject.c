@@ -19,8 +19,17 @@ static void must_be(bool ok, const char *what)
 {
     if (ok)
         return;
-    fprintf(stderr, "crash tests: %s failed\n", what);
+    fprintf(stderr, "crash tests: %s failed
+", what);
     abort();
+}
+
+static void must_be_0(int err, const char *what)
+{
+    if (err)
+        fprintf(stderr, "crash tests: errno %d
+", -err);
+    must_be(err == 0, what);
 }
 
 int run_tool(const struct subject *s, const char *const *words)
