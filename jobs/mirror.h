@@ -10,10 +10,14 @@
 enum mirror_sync { MIRROR_FULL, MIRROR_TOP, MIRROR_NONE, MIRROR_INCREMENTAL };
 enum mirror_copy_mode { MIRROR_BACKGROUND, MIRROR_WRITE_BLOCKING };
 
-/* Where the users of the source hang: what `complete` swings over to the target.  The switch runs
- * with the disk's users held back. */
+/* Where the users of the source hang, and what `complete` swings over to the target.  All are called
+ * on the job's thread, hold and release in pairs, swing between them. */
 struct mirror_pivot {
-    /* Makes `target` what the users are served from; takes it over on success. */
+    /* New changing requests of users wait from here on; returns when those in flight are done. */
+    void (*hold)(void *opaque);
+    void (*release)(void *opaque);
+    /* Makes `target` what users are served from; takes it over on success.  The old node is closed
+     * when the last request that uses it has left, unless it lies in the target's own chain. */
     int (*swing)(void *opaque, struct node *target, struct diag *diag);
     void *opaque;
 };

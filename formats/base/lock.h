@@ -12,7 +12,9 @@
 #include "base/compiler.h"
 
 enum lock_rank {
-    RANK_OPEN = 1, /* server: first writable open of an export */
+    RANK_JOB_LIST = 1, /* jobs: the list of jobs */
+    RANK_JOB,      /* jobs: a job's state */
+    RANK_OPEN,     /* server: first writable open of an export */
     RANK_RANGE,    /* block/range_lock.c: the list of locked guest ranges (the ranges span I/O) */
     RANK_TABLE,    /* a driver installing or copying an L2 table */
     RANK_GROWTH,   /* a driver extending the file or adding allocation metadata */

@@ -1,0 +1,48 @@
+/* What job.c and manager.c share; private to this folder. */
+#ifndef JOBS_INTERNAL_H
+#define JOBS_INTERNAL_H
+
+#include <pthread.h>
+
+#include "base/list.h"
+#include "base/lock.h"
+#include "jobs/manager.h"
+#include "jobs/ratelimit.h"
+
+struct job_manager {
+    struct lock lock;
+    struct list jobs; /* struct job.link, oldest first; under lock */
+    job_event_sink *sink;
+    void *sink_opaque;
+};
+
+struct job {
+    struct list link; /* under the manager's lock */
+    struct job_manager *manager;
+    const struct job_ops *ops;
+    void *state_of_kind;
+    pthread_t thread;
+
+    struct lock lock;
+    /* under lock */
+    pthread_cond_t changed; /* a verb, a kick, the end */
+    struct job_info info;
+    bool user_paused;  /* by verb */
+    bool error_paused; /* by JOB_STOP; resume ends it too */
+    bool cancelled, forced, completing;
+    bool kicked, verb_came;
+    bool finalized, dismissed;
+    bool over; /* the thread has nothing more to do */
+    struct ratelimit limit;
+};
+
+/* Under the job's lock. */
+void job_enter_state(struct job *job, enum job_state state);
+void job_tell(struct job *job, enum job_event_kind kind);
+void job_note_verb(struct job *job);
+uint64_t job_now(void);
+
+/* The thread's main function. */
+void *job_main(void *opaque);
+
+#endif

@@ -1,0 +1,247 @@
+/* The job's own thread: pause points, progress, the way to the end. */
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "jobs/internal.h"
+
+uint64_t job_now(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+void job_tell(struct job *job, enum job_event_kind kind)
+{
+    struct job_event event = {.kind = kind, .info = job->info};
+
+    if (job->manager->sink)
+        job->manager->sink(job->manager->sink_opaque, &event);
+}
+
+void job_enter_state(struct job *job, enum job_state state)
+{
+    assert(job_transition_is_legal(job->info.state, state));
+    job->info.state = state;
+    job->info.paused = state == JOB_PAUSED || state == JOB_STANDBY;
+    job_tell(job, JOB_EVENT_STATUS);
+}
+
+void job_note_verb(struct job *job)
+{
+    job->verb_came = true;
+    pthread_cond_broadcast(&job->changed);
+}
+
+/* ---- RUN ---- */
+
+/* Must the job end at once?  A soft cancel of a job that is ready ends it in order instead. */
+static bool must_abandon(const struct job *job)
+{
+    return job->forced || (job->cancelled && !job->info.ready);
+}
+
+static bool wants_pause(const struct job *job)
+{
+    return (job->user_paused || job->error_paused) && !job->cancelled;
+}
+
+/* Under the lock. */
+static void wait_until(struct job *job, uint64_t deadline_ns)
+{
+    struct timespec ts = {.tv_sec = (time_t)(deadline_ns / 1000000000u),
+                          .tv_nsec = (long)(deadline_ns % 1000000000u)};
+
+    pthread_cond_timedwait(&job->changed, &job->lock.mutex, &ts);
+}
+
+static void stand_still(struct job *job)
+{
+    bool ready = job->info.state == JOB_READY;
+
+    job_enter_state(job, ready ? JOB_STANDBY : JOB_PAUSED);
+    job->info.busy = false;
+    while (wants_pause(job))
+        lock_wait(&job->lock, &job->changed);
+    job->info.busy = true;
+    job_enter_state(job, ready ? JOB_READY : JOB_RUNNING);
+}
+
+int job_checkpoint(struct job *job, uint64_t bytes)
+{
+    LOCK_GUARD(&job->lock);
+    uint64_t until = 0, wait = ratelimit_account(&job->limit, bytes, job_now());
+
+    if (wait)
+        until = job_now() + wait;
+    for (;;) {
+        if (must_abandon(job))
+            return -ECANCELED;
+        if (wants_pause(job))
+            stand_still(job);
+        else if (until > job_now() && !job->verb_came)
+            wait_until(job, until);
+        else
+            break;
+    }
+    job->verb_came = false;
+    return 0;
+}
+
+void job_sleep(struct job *job, uint64_t ns)
+{
+    LOCK_GUARD(&job->lock);
+    uint64_t until = job_now() + ns;
+
+    job->info.busy = false;
+    while (!job->kicked && !job->verb_came && !must_abandon(job) && job_now() < until)
+        wait_until(job, until);
+    job->info.busy = true;
+    job->kicked = false;
+    job->verb_came = false;
+}
+
+void job_kick(struct job *job)
+{
+    LOCK_GUARD(&job->lock);
+    job->kicked = true;
+    pthread_cond_broadcast(&job->changed);
+}
+
+void job_progress(struct job *job, uint64_t done, uint64_t remaining)
+{
+    LOCK_GUARD(&job->lock);
+    if (done > job->info.offset)
+        job->info.offset = done;
+    job->info.len = job->info.offset + remaining;
+}
+
+void job_ready(struct job *job)
+{
+    LOCK_GUARD(&job->lock);
+    if (job->info.ready)
+        return;
+    job->info.ready = true;
+    job_enter_state(job, JOB_READY);
+    job_tell(job, JOB_EVENT_READY);
+}
+
+bool job_should_finish(struct job *job)
+{
+    LOCK_GUARD(&job->lock);
+    return job->info.ready && (job->completing || job->cancelled);
+}
+
+bool job_completes(struct job *job)
+{
+    LOCK_GUARD(&job->lock);
+    return job->completing && !job->cancelled;
+}
+
+bool job_is_cancelled(struct job *job)
+{
+    LOCK_GUARD(&job->lock);
+    return must_abandon(job);
+}
+
+bool job_handle_error(struct job *job, enum job_on_error policy, bool write_side, int err)
+{
+    if (policy == JOB_ENOSPC)
+        policy = err == -ENOSPC ? JOB_STOP : JOB_REPORT;
+
+    LOCK_GUARD(&job->lock);
+    job->info.io_status = err == -ENOSPC ? "nospace" : "failed";
+    struct job_event event = {
+        .kind = JOB_EVENT_ERROR,
+        .info = job->info,
+        .write_error = write_side,
+        .action = policy == JOB_IGNORE ? "ignore" : policy == JOB_STOP ? "stop" : "report",
+    };
+    if (policy == JOB_STOP)
+        job->error_paused = true;
+    if (job->manager->sink)
+        job->manager->sink(job->manager->sink_opaque, &event);
+    return policy != JOB_REPORT;
+}
+
+/* ---- the end ---- */
+
+static void fail(struct job *job, int err, const struct diag *diag)
+{
+    char reason[128];
+
+    if (err == -ECANCELED)
+        return;
+    if (diag->text[0])
+        snprintf(job->info.error, sizeof job->info.error, "%s", diag->text);
+    else
+        snprintf(job->info.error, sizeof job->info.error, "%s",
+                 strerror_r(-err, reason, sizeof reason));
+}
+
+/* Waits for `finalize` when the user wants to say it; a cancel ends the wait. */
+static int wait_for_finalize(struct job *job)
+{
+    job_tell(job, JOB_EVENT_PENDING);
+    while (!job->info.auto_finalize && !job->finalized && !job->cancelled)
+        lock_wait(&job->lock, &job->changed);
+    return job->finalized || job->info.auto_finalize ? 0 : -ECANCELED;
+}
+
+/* From the end of `run` to its effect: WAITING, PENDING or ABORTING. */
+static int settle(struct job *job, int err, struct diag *diag)
+{
+    bool soft = job->cancelled && !job->forced;
+
+    if (!err) {
+        job_enter_state(job, JOB_WAITING);
+        job_enter_state(job, JOB_PENDING);
+        if (!job->info.auto_finalize && !soft)
+            err = wait_for_finalize(job);
+    }
+    if (err)
+        job_enter_state(job, JOB_ABORTING);
+    bool success = err == 0;
+    lock_release(&job->lock);
+    int finish_err = job->ops->finish(job, job->state_of_kind, success, diag);
+    lock_acquire(&job->lock);
+    if (success && finish_err) {
+        job_enter_state(job, JOB_ABORTING);
+        err = finish_err;
+    }
+    return err;
+}
+
+void *job_main(void *opaque)
+{
+    struct job *job = opaque;
+    struct diag diag = {0};
+
+    {
+        LOCK_GUARD(&job->lock);
+        job_enter_state(job, JOB_RUNNING);
+        job->info.busy = true;
+    }
+    int err = job->ops->run(job, job->state_of_kind, &diag);
+
+    LOCK_GUARD(&job->lock);
+    job->info.busy = false;
+    if (err == 0)
+        job->info.offset = job->info.len; /* equal at success (M-03) */
+    err = settle(job, err, &diag);
+    if (err)
+        fail(job, err, &diag);
+    job_enter_state(job, JOB_CONCLUDED);
+    job_tell(job, err == -ECANCELED ? JOB_EVENT_CANCELLED : JOB_EVENT_COMPLETED);
+    while (!job->info.auto_dismiss && !job->dismissed)
+        lock_wait(&job->lock, &job->changed);
+    job_enter_state(job, JOB_NULL);
+    job->over = true;
+    pthread_cond_broadcast(&job->changed);
+    return NULL;
+}

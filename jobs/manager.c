@@ -1,0 +1,295 @@
+#include <errno.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "jobs/internal.h"
+
+struct job_manager *job_manager_new(job_event_sink *sink, void *opaque)
+{
+    struct job_manager *manager = calloc(1, sizeof *manager);
+
+    if (!manager)
+        return NULL;
+    lock_init(&manager->lock, RANK_JOB_LIST);
+    list_init(&manager->jobs);
+    manager->sink = sink;
+    manager->sink_opaque = opaque;
+    return manager;
+}
+
+static void job_free(struct job *job)
+{
+    pthread_join(job->thread, NULL);
+    job->ops->free(job->state_of_kind);
+    pthread_cond_destroy(&job->changed);
+    lock_destroy(&job->lock);
+    free(job);
+}
+
+/* Under the manager's lock: jobs that are through are freed by the next call that looks. */
+static void reap(struct job_manager *manager)
+{
+    LIST_FOR_EACH_SAFE (pos, &manager->jobs) {
+        struct job *job = CONTAINER_OF(pos, struct job, link);
+        lock_acquire(&job->lock);
+        bool over = job->over;
+        lock_release(&job->lock);
+        if (!over)
+            continue;
+        list_remove(pos);
+        job_free(job);
+    }
+}
+
+static struct job *find(struct job_manager *manager, const char *id)
+{
+    reap(manager);
+    LIST_FOR_EACH (pos, &manager->jobs) {
+        struct job *job = CONTAINER_OF(pos, struct job, link);
+        if (strcmp(job->info.id, id) == 0)
+            return job;
+    }
+    return NULL;
+}
+
+/* A letter, then letters, digits, '-', '.', '_', as QMP has it. */
+static bool id_is_well_formed(const char *id)
+{
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    static const char rest[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._";
+
+    return id[0] && strchr(letters, id[0]) && id[strspn(id, rest)] == 0 &&
+           strlen(id) < sizeof((struct job_info *)0)->id;
+}
+
+static struct job *job_new(struct job_manager *manager, const struct job_ops *ops, void *state,
+                           const struct job_params *params)
+{
+    struct job *job = calloc(1, sizeof *job);
+
+    if (!job)
+        return NULL;
+    job->manager = manager;
+    job->ops = ops;
+    job->state_of_kind = state;
+    lock_init(&job->lock, RANK_JOB);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&job->changed, &attr);
+    pthread_condattr_destroy(&attr);
+    job->info = (struct job_info){
+        .type = ops->type,
+        .state = JOB_CREATED,
+        .speed = params->speed,
+        .auto_finalize = !params->manual_finalize,
+        .auto_dismiss = !params->manual_dismiss,
+        .io_status = "ok",
+    };
+    snprintf(job->info.id, sizeof job->info.id, "%s", params->id);
+    ratelimit_set_speed(&job->limit, params->speed, job_now());
+    return job;
+}
+
+/* The server's signals are for the server's threads. */
+static int start_thread(struct job *job)
+{
+    sigset_t all, old;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int err = pthread_create(&job->thread, NULL, job_main, job);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return -err;
+}
+
+int job_start(struct job_manager *manager, const struct job_ops *ops, void *state,
+              const struct job_params *params, struct diag *diag)
+{
+    LOCK_GUARD(&manager->lock);
+    int err = 0;
+
+    if (!id_is_well_formed(params->id))
+        err = diag_set(diag, EINVAL, "job-id '%s': not a well-formed id", params->id);
+    else if (find(manager, params->id))
+        err = diag_set(diag, EEXIST, "job-id '%s': is in use", params->id);
+    struct job *job = err ? NULL : job_new(manager, ops, state, params);
+    if (!err && !job)
+        err = diag_errno(diag, ENOMEM, "job '%s'", params->id);
+    if (!err) {
+        err = start_thread(job);
+        if (err) {
+            diag_errno(diag, -err, "job '%s': starting its thread", params->id);
+            free(job);
+        }
+    }
+    if (err) {
+        ops->free(state);
+        return err;
+    }
+    list_append(&manager->jobs, &job->link);
+    return 0;
+}
+
+/* Finds the job and checks the verb; on success the manager and the job are locked. */
+static int lock_for_verb(struct job_manager *manager, const char *id, enum job_verb verb,
+                         struct job **out, struct diag *diag)
+{
+    lock_acquire(&manager->lock);
+    struct job *job = find(manager, id);
+    if (!job) {
+        lock_release(&manager->lock);
+        return diag_set(diag, ENOENT, "block job '%s' not found", id);
+    }
+    lock_acquire(&job->lock);
+    if (job_verb_is_legal(job->info.state, verb)) {
+        *out = job;
+        return 0;
+    }
+    diag_set(diag, EBUSY, "job '%s' in state '%s' can't take the verb '%s'", id,
+             job_state_name(job->info.state), job_verb_name(verb));
+    lock_release(&job->lock);
+    lock_release(&manager->lock);
+    return -EBUSY;
+}
+
+static void unlock_after_verb(struct job_manager *manager, struct job *job)
+{
+    job_note_verb(job);
+    lock_release(&job->lock);
+    lock_release(&manager->lock);
+}
+
+int job_cancel(struct job_manager *manager, const char *id, bool force, struct diag *diag)
+{
+    struct job *job;
+    int err = lock_for_verb(manager, id, JOB_VERB_CANCEL, &job, diag);
+    if (err)
+        return err;
+    /* Before it is ready any cancel abandons the job. */
+    job->forced |= force || !job->info.ready;
+    job->cancelled = true;
+    if (job->forced && job->ops->interrupt)
+        job->ops->interrupt(job, job->state_of_kind);
+    unlock_after_verb(manager, job);
+    return 0;
+}
+
+int job_pause(struct job_manager *manager, const char *id, struct diag *diag)
+{
+    struct job *job;
+    int err = lock_for_verb(manager, id, JOB_VERB_PAUSE, &job, diag);
+    if (err)
+        return err;
+    if (job->user_paused)
+        err = diag_set(diag, EBUSY, "job '%s' is already paused", id);
+    job->user_paused = true;
+    unlock_after_verb(manager, job);
+    return err;
+}
+
+int job_resume(struct job_manager *manager, const char *id, struct diag *diag)
+{
+    struct job *job;
+    int err = lock_for_verb(manager, id, JOB_VERB_RESUME, &job, diag);
+    if (err)
+        return err;
+    if (!job->user_paused && !job->error_paused)
+        err = diag_set(diag, EBUSY, "job '%s' is not paused", id);
+    job->user_paused = job->error_paused = false;
+    job->info.io_status = "ok";
+    unlock_after_verb(manager, job);
+    return err;
+}
+
+int job_complete(struct job_manager *manager, const char *id, struct diag *diag)
+{
+    struct job *job;
+    int err = lock_for_verb(manager, id, JOB_VERB_COMPLETE, &job, diag);
+    if (err)
+        return err;
+    if (job->cancelled)
+        err = diag_set(diag, EBUSY, "job '%s' is being cancelled", id);
+    else
+        job->completing = true;
+    unlock_after_verb(manager, job);
+    return err;
+}
+
+int job_set_speed(struct job_manager *manager, const char *id, uint64_t bytes_per_second,
+                  struct diag *diag)
+{
+    struct job *job;
+    int err = lock_for_verb(manager, id, JOB_VERB_SET_SPEED, &job, diag);
+    if (err)
+        return err;
+    job->info.speed = bytes_per_second;
+    ratelimit_set_speed(&job->limit, bytes_per_second, job_now());
+    unlock_after_verb(manager, job);
+    return 0;
+}
+
+int job_finalize(struct job_manager *manager, const char *id, struct diag *diag)
+{
+    struct job *job;
+    int err = lock_for_verb(manager, id, JOB_VERB_FINALIZE, &job, diag);
+    if (err)
+        return err;
+    job->finalized = true;
+    unlock_after_verb(manager, job);
+    return 0;
+}
+
+int job_dismiss(struct job_manager *manager, const char *id, struct diag *diag)
+{
+    struct job *job;
+    int err = lock_for_verb(manager, id, JOB_VERB_DISMISS, &job, diag);
+    if (err)
+        return err;
+    job->dismissed = true;
+    unlock_after_verb(manager, job);
+    return 0;
+}
+
+size_t job_query(struct job_manager *manager, struct job_info *infos, size_t max)
+{
+    LOCK_GUARD(&manager->lock);
+    size_t n = 0;
+
+    reap(manager);
+    LIST_FOR_EACH (pos, &manager->jobs) {
+        struct job *job = CONTAINER_OF(pos, struct job, link);
+        lock_acquire(&job->lock);
+        if (n < max)
+            infos[n] = job->info;
+        lock_release(&job->lock);
+        n++;
+    }
+    return n;
+}
+
+void job_manager_free(struct job_manager *manager)
+{
+    if (!manager)
+        return;
+    LIST_FOR_EACH (pos, &manager->jobs) {
+        struct job *job = CONTAINER_OF(pos, struct job, link);
+        lock_acquire(&job->lock);
+        job->cancelled = job->forced = job->dismissed = true;
+        job->info.auto_dismiss = true;
+        if (job->ops->interrupt)
+            job->ops->interrupt(job, job->state_of_kind);
+        job_note_verb(job);
+        lock_release(&job->lock);
+    }
+    LIST_FOR_EACH_SAFE (pos, &manager->jobs) {
+        list_remove(pos);
+        job_free(CONTAINER_OF(pos, struct job, link));
+    }
+    lock_destroy(&manager->lock);
+    free(manager);
+}

@@ -1,0 +1,21 @@
+#include "base/compiler.h"
+#include "jobs/ratelimit.h"
+
+void ratelimit_set_speed(struct ratelimit *limit, uint64_t speed, uint64_t now_ns)
+{
+    limit->speed = speed;
+    limit->free_at_ns = now_ns;
+}
+
+uint64_t ratelimit_account(struct ratelimit *limit, uint64_t bytes, uint64_t now_ns)
+{
+    if (limit->speed == 0)
+        return 0;
+    /* Time that went by unused is not saved up: bursts last a slice at most. */
+    if (limit->free_at_ns < now_ns)
+        limit->free_at_ns = now_ns;
+    long double cost = (long double)bytes * 1e9L / (long double)limit->speed;
+    limit->free_at_ns += cost > 1e18L ? (uint64_t)1e18 : (uint64_t)cost;
+    uint64_t ahead = limit->free_at_ns - now_ns;
+    return ahead > RATELIMIT_SLICE_NS ? ahead - RATELIMIT_SLICE_NS : 0;
+}
