@@ -49,14 +49,15 @@ struct housekeeper *housekeeper_new(clock_fn *clock, void *clock_opaque)
     return hk;
 }
 
-/* Under the lock: the armed timer with the earliest deadline, or NULL. */
+/* Under the lock: the armed timer with the earliest deadline, or NULL.  One whose callback runs is
+ * looked at again when that ends. */
 static struct timer *earliest(struct housekeeper *hk)
 {
     struct timer *best = NULL;
 
     LIST_FOR_EACH (pos, &hk->armed) {
         struct timer *t = CONTAINER_OF(pos, struct timer, link);
-        if (!best || t->deadline_ns < best->deadline_ns)
+        if (!t->running && (!best || t->deadline_ns < best->deadline_ns))
             best = t;
     }
     return best;
@@ -73,6 +74,7 @@ static void fire(struct housekeeper *hk, struct timer *t)
     lock_acquire(&hk->lock);
     t->running = false;
     pthread_cond_broadcast(&hk->idle);
+    pthread_cond_signal(&hk->changed);
 }
 
 void housekeeper_run_due(struct housekeeper *hk)
@@ -80,7 +82,7 @@ void housekeeper_run_due(struct housekeeper *hk)
     LOCK_GUARD(&hk->lock);
     uint64_t now = hk->clock(hk->clock_opaque);
 
-    for (struct timer *t; (t = earliest(hk)) && t->deadline_ns <= now && !t->running;)
+    for (struct timer *t; (t = earliest(hk)) && t->deadline_ns <= now;)
         fire(hk, t);
 }
 

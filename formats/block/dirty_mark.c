@@ -41,12 +41,13 @@ int dirty_mark_begin(struct dirty_mark *mark)
     LOCK_GUARD(meta);
     while (mark->state == MARK_WRITING || mark->state == MARK_CLEARING)
         lock_wait(meta, &mark->changed);
-    if (mark->state == MARK_CLEAR) {
+    if (mark->state == MARK_CLEAR || mark->state == MARK_UNKNOWN) {
+        enum mark_state before = mark->state;
         enter(mark, MARK_WRITING);
         lock_release(meta);
         int err = mark->write_bit(mark->node, true);
         lock_acquire(meta);
-        enter(mark, err ? MARK_CLEAR : MARK_SET);
+        enter(mark, err ? before : MARK_SET);
         if (err)
             return err;
     }
@@ -87,15 +88,19 @@ bool dirty_mark_needs_barrier(const struct dirty_mark *mark)
 }
 
 /* State CLEARING, so no allocation runs or starts. */
-static int commit_and_clear(struct dirty_mark *mark)
+static int commit_all(struct node *node)
+{
+    int err = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
+
+    return err ? err : storage_sync_if_void(node->file);
+}
+
+/* As commit_all, which came before. */
+static int clear_bit(struct dirty_mark *mark)
 {
     struct node *node = mark->node;
+    int err = mark->write_bit(node, false);
 
-    int err = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
-    if (!err)
-        err = storage_sync_if_void(node->file);
-    if (!err)
-        err = mark->write_bit(node, false);
     if (!err) {
         err = storage_sync(node->file);
         if (err)
@@ -116,11 +121,16 @@ int dirty_mark_settle(struct dirty_mark *mark, bool wait)
         return 0;
     if (mark->in_flight > 0)
         return -EBUSY;
+    enum mark_state after = mark->state;
     enter(mark, MARK_CLEARING);
     lock_release(meta);
-    int err = commit_and_clear(mark);
+    int err = commit_all(mark->node);
+    if (!err) {
+        err = clear_bit(mark);
+        after = err ? MARK_UNKNOWN : MARK_CLEAR;
+    }
     lock_acquire(meta);
-    enter(mark, err ? MARK_DURABLE : MARK_CLEAR);
+    enter(mark, after);
     return err;
 }
 

@@ -7,7 +7,8 @@
  * was durable are strict, so its barrier stands before every table update that it announces.
  * The idle timer settles `delay` after the last allocation ended: new allocations are held back,
  * everything is committed, the bit is cleared and flushed.  A failure keeps it set, to be tried
- * again after the next quiet period.
+ * again after the next quiet period; when it was the writing of the bit that failed, the next
+ * allocation writes it anew.
  *
  * Threads: begin, settle outside META; end, frozen under META; any thread.  Layer: block. */
 #ifndef BLOCK_DIRTY_MARK_H
@@ -23,7 +24,14 @@
 
 struct node;
 
-enum mark_state { MARK_CLEAR, MARK_WRITING, MARK_SET, MARK_DURABLE, MARK_CLEARING };
+enum mark_state {
+    MARK_CLEAR,
+    MARK_WRITING,
+    MARK_SET,
+    MARK_DURABLE,
+    MARK_CLEARING,
+    MARK_UNKNOWN, /* clearing failed: the file may have the bit or not */
+};
 
 struct dirty_mark {
     struct node *node;

@@ -16,8 +16,10 @@
 
 #include "base/compiler.h"
 #include "base/diag.h"
+#include "block/check.h"
 
 struct node;
+struct storage;
 
 enum extent_kind {
     EXTENT_DATA,    /* host bytes of this layer */
@@ -117,6 +119,12 @@ struct driver {
 
     /* Optional: adds "dirty-flag" and "format-specific" to qimg info's object. */
     void (*info)(struct node *node, json_t *object);
+
+    /* Optional; absent: the format has nothing to check.  Looks at the image in st, opened or not,
+     * and repairs what it is asked to.  0: the pass ran to its end, *result says what it found.
+     * -errno with a sentence: it could not be checked, or not be repaired. */
+    int (*check)(struct storage *st, const struct check_options *options,
+                 struct check_result *result, struct diag *diag);
 
     /* Writes an empty image; leaves nothing behind when it fails. */
     int (*create)(struct create_request *req, struct diag *diag);

@@ -42,8 +42,10 @@ void mcmap_store(struct mc_page *page, uint32_t word, uint64_t value, enum mc_cl
 
     lock_assert_held(&mc->meta);
     assert(word < mc_page_words(page));
-    atomic_store_explicit(&page->words[word], value, memory_order_release);
+    /* First counted, then seen: who sees a link that isn't durable must not be told by
+     * mcache_has_dirty that there is none. */
     mark_dirty(mc, page, cls);
+    atomic_store_explicit(&page->words[word], value, memory_order_release);
 }
 
 /* META: copies one page into the group. */

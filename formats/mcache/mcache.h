@@ -65,10 +65,10 @@ struct mc_page {
     uint64_t index;
     _Atomic bool referenced; /* the clock's second chance */
     bool resident;           /* never evicted, words not ours */
-    /* under META */
-    bool frozen; /* in the group that is being written */
-    enum mc_class dirty;
+    /* under META; apart from `referenced`, so that no compiler loads both as one word */
     struct list dirty_link;
+    enum mc_class dirty;
+    bool frozen; /* in the group that is being written */
     /* under the pool lock */
     struct list pool_link;
     uint64_t retired; /* gate stamp */

@@ -90,6 +90,8 @@ static int drop_references(struct alloc *a, uint64_t first, uint64_t n, uint64_t
                       q->node->filename, c << q->cluster_bits);
         else
             refcount_set(&q->refs, c, now - 1, MC_LEAF);
+        if (last)
+            meta_set_remove(&q->metadata, c);
     }
     if (last)
         add_free(a, first, same);

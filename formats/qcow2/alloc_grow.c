@@ -42,6 +42,7 @@ static int publish_page(struct alloc *a, uint64_t *at, uint64_t end, bool block_
     for (uint64_t c = first; c < first + n; c++)
         refcount_set(refs, c, 1, block_here ? MC_PRE : MC_LEAF);
     if (block_here) {
+        qcow2_note_metadata(q, first << q->cluster_bits, 1);
         refcount_table_store(refs, refcount_block_of(refs, first), first << q->cluster_bits);
         assert(a->tail.next == a->tail.end);
         a->tail.next += cluster_size(q);
@@ -72,7 +73,10 @@ static int extend(struct alloc *a, uint64_t clusters)
     end = MIN(end >> q->cluster_bits, (block + 1) << refs->block_bits);
     if (q->node->file->fixed_size)
         end = MIN(end, atomic_load(&a->file_end) >> q->cluster_bits);
-    if (end <= at + block_here)
+    /* A file that ends one cluster before a block's reach does leaves room for the block only:
+     * then the next call goes on behind it. */
+    bool at_reach = end == (block + 1) << refs->block_bits;
+    if (end <= at || (end <= at + block_here && !at_reach))
         return -ENOSPC;
     int err = extend_file(a, end << q->cluster_bits);
     if (!err && block_here) {
@@ -229,6 +233,7 @@ static int grow_table(struct alloc *a)
     }
     LOCK_GUARD(mcache_meta(q->node->mc));
     a->tail.next = a->tail.end = plan_end(&plan) << q->cluster_bits;
+    qcow2_note_metadata(q, table->offset, plan.table_clusters + plan.n_blocks);
     alloc_unlink(a, old->offset, old->n_entries * 8 >> q->cluster_bits);
     return 0;
 }

@@ -65,7 +65,13 @@ static int check_basics(const char *name, const uint8_t *raw, const struct qcow2
     if (h->refcount_order > MAX_REFCOUNT_ORDER)
         return diag_set(diag, EINVAL, "%s: refcount_order: %" PRIu32 " is over %d (64 bits)",
                         name, h->refcount_order, MAX_REFCOUNT_ORDER);
+    return 0;
+}
+
+static int check_encryption(const char *name, const uint8_t *raw, struct diag *diag)
+{
     uint32_t crypt = load_be32(raw + FIELD(crypt_method));
+
     if (crypt != 0)
         return diag_set(diag, ENOTSUP, "%s: crypt_method: %" PRIu32 ": encryption (%s) %s", name,
                         crypt, crypt == 1 ? "AES" : crypt == 2 ? "LUKS" : "unknown method",
@@ -92,8 +98,7 @@ static int check_table(const char *name, const char *field, uint64_t offset, uin
     return 0;
 }
 
-static int check_l1(const char *name, const struct qcow2_header *h, uint64_t file_size,
-                    struct diag *diag)
+static int check_l1_size(const char *name, const struct qcow2_header *h, struct diag *diag)
 {
     uint64_t bytes = (uint64_t)h->l1_size * 8;
 
@@ -109,9 +114,17 @@ static int check_l1(const char *name, const struct qcow2_header *h, uint64_t fil
                         "%s: l1_size: %" PRIu32 " entries don't cover the size of %" PRIu64
                         " bytes, which needs %" PRIu64,
                         name, h->l1_size, h->size, needed);
-    if (h->l1_size == 0)
-        return 0;
-    return check_table(name, "l1_table_offset", h->l1_table_offset, bytes,
+    return 0;
+}
+
+static int check_l1(const char *name, const struct qcow2_header *h, uint64_t file_size,
+                    struct diag *diag)
+{
+    int err = check_l1_size(name, h, diag);
+
+    if (err || h->l1_size == 0)
+        return err;
+    return check_table(name, "l1_table_offset", h->l1_table_offset, (uint64_t)h->l1_size * 8,
                        1ull << h->cluster_bits, h, file_size, diag);
 }
 
@@ -131,17 +144,25 @@ static int check_refcount_table(const char *name, const struct qcow2_header *h,
                        1ull << h->cluster_bits, h, file_size, diag);
 }
 
-static int check_snapshots(const char *name, const struct qcow2_header *h, uint64_t file_size,
-                           struct diag *diag)
+static int check_snapshot_count(const char *name, const struct qcow2_header *h,
+                                struct diag *diag)
 {
     if (h->nb_snapshots > MAX_SNAPSHOTS)
         return diag_set(diag, EFBIG, "%s: nb_snapshots: %" PRIu32 " is over %d", name,
                         h->nb_snapshots, MAX_SNAPSHOTS);
-    if (h->nb_snapshots == 0)
-        return 0;
+    return 0;
+}
+
+static int check_snapshots(const char *name, const struct qcow2_header *h, uint64_t file_size,
+                           struct diag *diag)
+{
+    int err = check_snapshot_count(name, h, diag);
+
+    if (err || h->nb_snapshots == 0)
+        return err;
     /* An entry takes at least 40 bytes. */
     return check_table(name, "snapshots_offset", h->snapshots_offset,
-                       (uint64_t)h->nb_snapshots * 40, 8, h, file_size, diag);
+                       (uint64_t)h->nb_snapshots * 40, 1ull << h->cluster_bits, h, file_size, diag);
 }
 
 /* The overlaps of tables named in the header; those of single clusters are met at use. */
@@ -188,31 +209,46 @@ static int read_backing_name(struct storage *st, const uint8_t *raw, struct qcow
     return 0;
 }
 
+/* What must be as it should before anything else can be made of the file. */
+static int read_fields(struct storage *st, uint8_t *raw, struct qcow2_header *h,
+                       uint64_t *file_size, struct diag *diag)
+{
+    int err = storage_size(st, file_size);
+    if (err)
+        return diag_errno(diag, -err, "%s: size", st->name);
+    if (*file_size < QCOW2_V2_HEADER_BYTES)
+        return diag_set(diag, EINVAL, "%s: %" PRIu64 " bytes are too few for a qcow2 header",
+                        st->name, *file_size);
+    err = storage_read(st, raw, sizeof(struct qcow2_disk_header), 0);
+    if (err)
+        return diag_errno(diag, -err, "%s: reading the header", st->name);
+    parse(raw, h);
+    return check_basics(st->name, raw, h, diag);
+}
+
+static int read_rest(struct storage *st, const uint8_t *raw, struct qcow2_header *h,
+                     uint64_t supported, struct diag *diag)
+{
+    int err = read_backing_name(st, raw, h, diag);
+    if (err)
+        return err;
+    /* Extensions end where the backing name begins, or with the first cluster. */
+    uint64_t end = h->backing_name ? load_be64(raw + FIELD(backing_file_offset))
+                                   : 1ull << h->cluster_bits;
+    return qcow2_header_ext_read(st, h, end, supported, diag);
+}
+
 int qcow2_header_read(struct storage *st, struct qcow2_header *h, struct diag *diag)
 {
     uint8_t raw[sizeof(struct qcow2_disk_header)];
     uint64_t file_size;
 
     *h = (struct qcow2_header){0};
-    int err = storage_size(st, &file_size);
-    if (err)
-        return diag_errno(diag, -err, "%s: size", st->name);
-    if (file_size < QCOW2_V2_HEADER_BYTES)
-        return diag_set(diag, EINVAL, "%s: %" PRIu64 " bytes are too few for a qcow2 header",
-                        st->name, file_size);
-    err = storage_read(st, raw, sizeof raw, 0);
-    if (err)
-        return diag_errno(diag, -err, "%s: reading the header", st->name);
-    parse(raw, h);
-    err = check_basics(st->name, raw, h, diag);
+    int err = read_fields(st, raw, h, &file_size, diag);
     if (!err)
-        err = read_backing_name(st, raw, h, diag);
-    if (!err) {
-        /* Extensions end where the backing name begins, or with the first cluster. */
-        uint64_t end = h->backing_name ? load_be64(raw + FIELD(backing_file_offset))
-                                       : 1ull << h->cluster_bits;
-        err = qcow2_header_ext_read(st, h, end, diag);
-    }
+        err = check_encryption(st->name, raw, diag);
+    if (!err)
+        err = read_rest(st, raw, h, INCOMPAT_DIRTY | INCOMPAT_CORRUPT, diag);
     if (!err)
         err = check_l1(st->name, h, file_size, diag);
     if (!err)
@@ -221,6 +257,57 @@ int qcow2_header_read(struct storage *st, struct qcow2_header *h, struct diag *d
         err = check_snapshots(st->name, h, file_size, diag);
     if (!err)
         err = check_overlaps(st->name, h, diag);
+    if (err)
+        qcow2_header_free(h);
+    return err;
+}
+
+static int check_alignment(const char *name, const char *field, uint64_t offset,
+                           const struct qcow2_header *h, struct diag *diag)
+{
+    uint64_t cluster = 1ull << h->cluster_bits;
+
+    if (!is_aligned(offset, cluster) || offset > INT64_MAX - MAX_L1_BYTES)
+        return diag_set(diag, EINVAL, "%s: %s: offset %" PRIu64 " is not aligned to %" PRIu64,
+                        name, field, offset, cluster);
+    return 0;
+}
+
+/* Methods that are known to leave the tables as they are. */
+static int check_codecs(const char *name, const uint8_t *raw, const struct qcow2_header *h,
+                        struct diag *diag)
+{
+    if (load_be32(raw + FIELD(crypt_method)) > 2)
+        return check_encryption(name, raw, diag);
+    uint8_t type =
+        h->header_length > FIELD(compression_type) ? raw[FIELD(compression_type)] : 0;
+    if (type > 1 || (type == 1) != ((h->incompatible & INCOMPAT_COMPRESSION) != 0))
+        return diag_set(diag, ENOTSUP,
+                        "%s: compression_type: %u doesn't go with incompatible_features 0x%" PRIx64,
+                        name, type, h->incompatible);
+    return 0;
+}
+
+int qcow2_header_read_for_check(struct storage *st, struct qcow2_header *h, struct diag *diag)
+{
+    uint8_t raw[sizeof(struct qcow2_disk_header)];
+    uint64_t file_size;
+
+    *h = (struct qcow2_header){0};
+    int err = read_fields(st, raw, h, &file_size, diag);
+    if (!err)
+        err = read_rest(st, raw, h, INCOMPAT_DIRTY | INCOMPAT_CORRUPT | INCOMPAT_COMPRESSION,
+                        diag);
+    if (!err)
+        err = check_codecs(st->name, raw, h, diag);
+    if (!err)
+        err = check_l1_size(st->name, h, diag);
+    if (!err && h->l1_size)
+        err = check_alignment(st->name, "l1_table_offset", h->l1_table_offset, h, diag);
+    if (!err)
+        err = check_snapshot_count(st->name, h, diag);
+    if (!err && h->nb_snapshots)
+        err = check_alignment(st->name, "snapshots_offset", h->snapshots_offset, h, diag);
     if (err)
         qcow2_header_free(h);
     return err;
@@ -250,6 +337,15 @@ int qcow2_header_write_refcount_table(struct storage *st, const struct qcow2_hea
     store_be64(raw, h->refcount_table_offset);
     store_be32(raw + 8, h->refcount_table_clusters);
     return storage_write(st, raw, sizeof raw, FIELD(refcount_table_offset), 0);
+}
+
+int qcow2_header_write_snapshots(struct storage *st, const struct qcow2_header *h)
+{
+    uint8_t raw[12];
+
+    store_be32(raw, h->nb_snapshots);
+    store_be64(raw + 4, h->snapshots_offset);
+    return storage_write(st, raw, sizeof raw, FIELD(nb_snapshots), 0);
 }
 
 int qcow2_header_write_l1(struct storage *st, const struct qcow2_header *h)

@@ -10,6 +10,13 @@
 #include "qcow2/qcow2_format.h"
 #include "storage/storage.h"
 
+/* The bitmaps header extension as it stands, unjudged. */
+struct qcow2_bitmaps_ext {
+    bool present;
+    uint32_t length, count, reserved;
+    uint64_t directory_bytes, directory_offset;
+};
+
 struct qcow2_header {
     uint32_t version;
     uint32_t cluster_bits;
@@ -24,16 +31,25 @@ struct qcow2_header {
     uint64_t incompatible, compatible, autoclear;
     uint32_t header_length;
     char *backing_name, *backing_format; /* owned; NULL: none */
+    struct qcow2_bitmaps_ext bitmaps;
+    uint64_t luks_offset, luks_bytes; /* 0 bytes: no LUKS header */
 };
 
 /* Reads and validates; on failure *h holds nothing. */
 int qcow2_header_read(struct storage *st, struct qcow2_header *h, struct diag *diag) MUST_USE;
+
+/* For a check, which judges by itself where the tables lie: that they are inside the file, apart
+ * from each other and, for the refcount table, of a size that can be, is not asked here.  Features
+ * that change no table's meaning (encryption, the compression type) are let pass. */
+int qcow2_header_read_for_check(struct storage *st, struct qcow2_header *h,
+                                struct diag *diag) MUST_USE;
 void qcow2_header_free(struct qcow2_header *h);
 
 /* Each writes its fields only, so that whatever else the header holds is kept.  No flush. */
 int qcow2_header_write_features(struct storage *st, const struct qcow2_header *h) MUST_USE;
 int qcow2_header_write_refcount_table(struct storage *st, const struct qcow2_header *h)
     MUST_USE;
+int qcow2_header_write_snapshots(struct storage *st, const struct qcow2_header *h) MUST_USE;
 int qcow2_header_write_l1(struct storage *st, const struct qcow2_header *h) MUST_USE;
 int qcow2_header_write_size(struct storage *st, const struct qcow2_header *h) MUST_USE;
 

@@ -21,9 +21,6 @@ const struct qcow2_feature_name qcow2_feature_names[] = {
 };
 const size_t qcow2_n_feature_names = ARRAY_LEN(qcow2_feature_names);
 
-/* What the image may require of us. */
-#define SUPPORTED_INCOMPAT (INCOMPAT_DIRTY | INCOMPAT_CORRUPT)
-
 struct extension {
     uint32_t type, len;
     const uint8_t *data;
@@ -98,8 +95,46 @@ static int take_text(char **out, const struct extension *ext)
     return 0;
 }
 
+static void take_bitmaps(struct qcow2_bitmaps_ext *bitmaps, const struct extension *ext)
+{
+    *bitmaps = (struct qcow2_bitmaps_ext){.present = true, .length = ext->len};
+    if (ext->len < 24)
+        return;
+    bitmaps->count = load_be32(ext->data);
+    bitmaps->reserved = load_be32(ext->data + 4);
+    bitmaps->directory_bytes = load_be64(ext->data + 8);
+    bitmaps->directory_offset = load_be64(ext->data + 16);
+}
+
+/* Takes over what one extension says. */
+static int take_extension(struct qcow2_header *h, const struct extension *ext,
+                          const char *name, struct diag *diag)
+{
+    switch (ext->type) {
+    case EXT_BACKING_FORMAT:
+        if (ext->len > 15)
+            return diag_set(diag, EINVAL,
+                            "%s: header extension: a backing format of %" PRIu32 " bytes", name,
+                            ext->len);
+        return take_text(&h->backing_format, ext) ? diag_errno(diag, ENOMEM, "%s", name) : 0;
+    case EXT_BITMAPS:
+        take_bitmaps(&h->bitmaps, ext);
+        return 0;
+    case EXT_LUKS:
+        if (ext->len != 16)
+            return diag_set(diag, EINVAL,
+                            "%s: header extension: a LUKS header pointer of %" PRIu32 " bytes",
+                            name, ext->len);
+        h->luks_offset = load_be64(ext->data);
+        h->luks_bytes = load_be64(ext->data + 8);
+        return 0;
+    default:
+        return 0;
+    }
+}
+
 int qcow2_header_ext_read(struct storage *st, struct qcow2_header *h, uint64_t end,
-                          struct diag *diag)
+                          uint64_t supported, struct diag *diag)
 {
     size_t n = (size_t)(end - h->header_length), at = 0;
     CLEANUP_FREE uint8_t *area = malloc(n + 1);
@@ -114,19 +149,16 @@ int qcow2_header_ext_read(struct storage *st, struct qcow2_header *h, uint64_t e
     while ((more = next_extension(area, n, &at, &ext)) > 0) {
         if (ext.type == EXT_FEATURE_NAMES)
             names = ext;
-        if (ext.type == EXT_BACKING_FORMAT && ext.len > 15)
-            return diag_set(diag, EINVAL,
-                            "%s: header extension: a backing format of %" PRIu32 " bytes",
-                            st->name, ext.len);
-        if (ext.type == EXT_BACKING_FORMAT && take_text(&h->backing_format, &ext))
-            return diag_errno(diag, ENOMEM, "%s", st->name);
+        err = take_extension(h, &ext, st->name, diag);
+        if (err)
+            return err;
     }
     if (more < 0)
         return diag_set(diag, EINVAL,
                         "%s: header extension 0x%" PRIx32 ": its %" PRIu32
                         " bytes reach past the extensions' end",
                         st->name, ext.type, ext.len);
-    uint64_t unknown = h->incompatible & ~SUPPORTED_INCOMPAT;
+    uint64_t unknown = h->incompatible & ~supported;
     return unknown ? refuse_features(st->name, unknown, &names, diag) : 0;
 }
 

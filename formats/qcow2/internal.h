@@ -10,9 +10,20 @@
 #include "block/node.h"
 #include "qcow2/alloc.h"
 #include "qcow2/header.h"
+#include "qcow2/meta_set.h"
 #include "qcow2/refcount.h"
 
 #define TABLE_STRIPES 16
+
+/* An internal snapshot, as its table says; the L1 table lies inside the file. */
+struct qcow2_snapshot {
+    uint64_t l1_offset;
+    uint32_t l1_size;
+    uint32_t date_sec, date_nsec;
+    uint64_t vm_clock_ns, vm_state_bytes;
+    uint64_t icount; /* UINT64_MAX: none */
+    char *id, *name;
+};
 
 struct qcow2 {
     struct node *node;
@@ -28,8 +39,13 @@ struct qcow2 {
     uint32_t page_bits; /* log2 of the L2 entries in a page */
     struct lock table_lock[TABLE_STRIPES];
 
+    struct qcow2_snapshot *snapshots;
+    uint32_t n_snapshots;
+    uint64_t snapshot_bytes; /* of the table in the file */
+
     struct refcounts refs;
     struct alloc alloc;
+    struct meta_set metadata; /* filled when the image is activated */
     struct dirty_mark mark;
     bool lazy; /* refcounts are postponed while the mark is set; fixed once active */
 };
@@ -105,7 +121,11 @@ bool qcow2_zero_is_fast(struct node *node, uint64_t off, uint64_t len);
 
 /* ---- snapshot.c ---- */
 
-/* Adds "snapshots" to qimg info's object, as far as the snapshot table can be read. */
+/* Reads the snapshot table; refuses one that can't be right. */
+int qcow2_read_snapshots(struct qcow2 *q, struct diag *diag) MUST_USE;
+void qcow2_free_snapshots(struct qcow2 *q);
+
+/* Adds "snapshots" to qimg info's object. */
 void qcow2_list_snapshots(struct qcow2 *q, json_t *object);
 
 /* ---- create.c, resize.c, open.c ---- */

@@ -51,6 +51,16 @@ static const char *bad_host(struct qcow2 *q, uint64_t host, uint64_t n)
     return NULL;
 }
 
+/* As bad_host, for clusters of guest data. */
+static const char *bad_data_host(struct qcow2 *q, uint64_t host, uint64_t n)
+{
+    const char *why = bad_host(q, host, n);
+
+    if (!why && meta_set_has_any(&q->metadata, host >> q->cluster_bits, n))
+        why = "holds metadata of the image";
+    return why;
+}
+
 int qcow2_check_l1_entry(struct qcow2 *q, uint32_t l1_index, uint64_t entry)
 {
     const char *why =
@@ -89,7 +99,7 @@ int qcow2_decode(struct qcow2 *q, uint64_t entry, uint64_t guest, struct cluster
         out->kind = zero ? CL_ZERO : CL_NONE;
         return 0;
     }
-    const char *why = bad_host(q, out->host, 1);
+    const char *why = bad_data_host(q, out->host, 1);
     if (why)
         return refuse_entry(q, guest, entry, why);
     out->kind = zero ? CL_ZERO_ALLOCATED : CL_DATA;
@@ -193,7 +203,7 @@ int qcow2_map(struct node *node, uint64_t off, uint64_t len, struct extent *out)
             break;
     }
     /* So far only the first entry's place was checked. */
-    if (first.host && n > 1 && bad_host(q, first.host, n))
+    if (first.host && n > 1 && bad_data_host(q, first.host, n))
         n = 1;
     out->length = MIN(len, (n << q->cluster_bits) - in_cluster);
     return 0;

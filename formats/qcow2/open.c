@@ -7,6 +7,7 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "qcow2/check.h"
 #include "qcow2/internal.h"
 #include "qcow2/qcow2.h"
 
@@ -99,6 +100,8 @@ static void free_state(struct qcow2 *q)
     for (unsigned i = 0; i < TABLE_STRIPES; i++)
         lock_destroy(&q->table_lock[i]);
     lock_destroy(&q->header_lock);
+    qcow2_free_snapshots(q);
+    meta_set_free(&q->metadata);
     qcow2_header_free(&q->header);
     q->node->state = NULL;
     free(q);
@@ -144,6 +147,8 @@ static int qcow2_open(struct node *node, struct diag *diag)
         err = refcounts_open(&q->refs, q, diag);
     if (!err)
         err = read_l1(q, diag);
+    if (!err)
+        err = qcow2_read_snapshots(q, diag);
     if (err) {
         free_state(q);
         return err;
@@ -204,6 +209,8 @@ static int qcow2_activate(struct node *node, struct diag *diag)
     if (!err)
         err = choose_refcounts(q, diag);
     if (!err)
+        err = qcow2_collect_metadata(q, diag);
+    if (!err)
         err = alloc_activate(&q->alloc, diag);
     if (!err)
         err = clear_autoclear(q, diag);
@@ -237,7 +244,8 @@ static int qcow2_close(struct node *node)
 
 static int qcow2_settle(struct node *node)
 {
-    return dirty_mark_settle(&qcow2_of(node)->mark, true);
+    /* A session whose flushes are void keeps its mark to the end (V-06). */
+    return node->options.cache->no_flush ? 0 : dirty_mark_settle(&qcow2_of(node)->mark, true);
 }
 
 void qcow2_info(struct node *node, json_t *object)
@@ -245,7 +253,7 @@ void qcow2_info(struct node *node, json_t *object)
     struct qcow2 *q = qcow2_of(node);
     const struct qcow2_header *h = &q->header;
 
-    if (h->nb_snapshots)
+    if (q->n_snapshots)
         qcow2_list_snapshots(q, object);
     json_object_set_new(object, "dirty-flag", json_boolean(h->incompatible & INCOMPAT_DIRTY));
     json_t *data = json_object();
@@ -280,5 +288,6 @@ const struct driver qcow2_driver = {
     .grow = qcow2_grow,
     .settle = qcow2_settle,
     .info = qcow2_info,
+    .check = qcow2_check,
     .create = qcow2_create,
 };

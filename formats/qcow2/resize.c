@@ -72,6 +72,7 @@ static int grow_l1(struct qcow2 *q, uint32_t l1_size)
         return err;
     l1 = NULL;
     LOCK_GUARD(mcache_meta(q->node->mc));
+    qcow2_note_metadata(q, host, clusters);
     if (old_clusters)
         alloc_unlink(&q->alloc, old_offset, old_clusters);
     return 0;

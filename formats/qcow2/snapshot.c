@@ -1,4 +1,5 @@
-/* The snapshot table, as far as it is shown to users. */
+/* The snapshot table: read and checked at open. */
+#include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -6,79 +7,133 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "base/log.h"
 #include "qcow2/internal.h"
 
 /* An entry: fixed part, extra data, id, name; padded to 8 bytes. */
 #define ENTRY_FIXED 40
 
-static json_t *text_of(const uint8_t *p, size_t n)
+static char *text_of(const uint8_t *p, size_t n)
 {
-    json_t *s = json_stringn((const char *)p, n);
+    char *text = calloc(1, n + 1);
 
-    return s ? s : json_string("?"); /* not UTF-8 */
+    if (text)
+        memcpy(text, p, n);
+    return text;
 }
 
-static json_t *describe(const uint8_t *e, uint32_t extra, uint16_t id_len, uint16_t name_len)
+static int bad_entry(struct qcow2 *q, uint32_t index, const char *why, struct diag *diag)
 {
-    const uint8_t *id = e + ENTRY_FIXED + extra;
-    uint64_t vm_clock = load_be64(e + 24), state_size = load_be32(e + 32);
+    return diag_set(diag, EINVAL, "%s: snapshot table entry %" PRIu32 ": %s", q->node->filename,
+                    index, why);
+}
+
+/* Parses the entry at `e`, of which n bytes are there; *len is its length. */
+static int parse_entry(struct qcow2 *q, uint32_t index, const uint8_t *e, size_t n, size_t *len,
+                       struct diag *diag)
+{
+    struct qcow2_snapshot *s = &q->snapshots[index];
+
+    if (n < ENTRY_FIXED)
+        return bad_entry(q, index, "reaches past the end of the table", diag);
+    uint32_t extra = load_be32(e + 36);
+    uint16_t id_len = load_be16(e + 12), name_len = load_be16(e + 14);
+    uint64_t whole = ENTRY_FIXED + (uint64_t)extra + id_len + name_len;
+    if (whole > n)
+        return bad_entry(q, index, "reaches past the end of the table", diag);
+    *len = (size_t)whole;
+
+    s->l1_offset = load_be64(e);
+    s->l1_size = load_be32(e + 8);
+    if (!is_aligned(s->l1_offset, cluster_size(q)))
+        return bad_entry(q, index, "its L1 table is not cluster aligned", diag);
+    if ((uint64_t)s->l1_size * 8 > MAX_L1_BYTES ||
+        !alloc_inside_file(&q->alloc, s->l1_offset, (uint64_t)s->l1_size * 8))
+        return bad_entry(q, index, "its L1 table lies outside the file", diag);
+    s->date_sec = load_be32(e + 16);
+    s->date_nsec = load_be32(e + 20);
+    s->vm_clock_ns = load_be64(e + 24);
+    s->vm_state_bytes = extra >= 8 ? load_be64(e + ENTRY_FIXED) : load_be32(e + 32);
+    s->icount = extra >= 24 ? load_be64(e + ENTRY_FIXED + 16) : UINT64_MAX;
+    s->id = text_of(e + ENTRY_FIXED + extra, id_len);
+    s->name = text_of(e + ENTRY_FIXED + extra + id_len, name_len);
+    return s->id && s->name ? 0 : diag_errno(diag, ENOMEM, "%s", q->node->filename);
+}
+
+/* As much of the table as there can be: its length isn't recorded. */
+static int read_table(struct qcow2 *q, uint8_t **table, size_t *n, struct diag *diag)
+{
+    uint64_t file_size, offset = q->header.snapshots_offset;
+
+    int err = storage_size(q->node->file, &file_size);
+    if (!err && offset <= file_size) {
+        *n = (size_t)MIN(file_size - offset, MAX_SNAPSHOT_BYTES);
+        *table = malloc(*n + 1);
+        err = *table ? storage_read(q->node->file, *table, *n, offset) : -ENOMEM;
+    }
+    return err ? diag_errno(diag, -err, "%s: reading the snapshot table", q->node->filename) : 0;
+}
+
+int qcow2_read_snapshots(struct qcow2 *q, struct diag *diag)
+{
+    CLEANUP_FREE uint8_t *table = NULL;
+    size_t n = 0, at = 0;
+
+    if (q->header.nb_snapshots == 0)
+        return 0;
+    /* At most MAX_SNAPSHOTS: the header was checked. */
+    q->snapshots = calloc(q->header.nb_snapshots, sizeof *q->snapshots);
+    if (!q->snapshots)
+        return diag_errno(diag, ENOMEM, "%s", q->node->filename);
+    int err = read_table(q, &table, &n, diag);
+    for (uint32_t i = 0; !err && i < q->header.nb_snapshots; i++) {
+        size_t len = 0;
+        q->n_snapshots = i + 1;
+        err = parse_entry(q, i, table + at, n - at, &len, diag);
+        q->snapshot_bytes = at + len;
+        at = MIN(n, (size_t)align_up(at + len, 8));
+    }
+    return err;
+}
+
+void qcow2_free_snapshots(struct qcow2 *q)
+{
+    for (uint32_t i = 0; i < q->n_snapshots; i++) {
+        free(q->snapshots[i].id);
+        free(q->snapshots[i].name);
+    }
+    free(q->snapshots);
+}
+
+static json_t *json_text(const char *text)
+{
+    json_t *value = json_string(text);
+
+    return value ? value : json_string("?"); /* not UTF-8 */
+}
+
+static json_t *describe(const struct qcow2_snapshot *s)
+{
     json_t *object = json_object();
 
-    if (extra >= 8)
-        state_size = load_be64(e + ENTRY_FIXED);
-    json_object_set_new(object, "id", text_of(id, id_len));
-    json_object_set_new(object, "name", text_of(id + id_len, name_len));
-    json_object_set_new(object, "vm-state-size", json_integer((json_int_t)state_size));
-    json_object_set_new(object, "date-sec", json_integer(load_be32(e + 16)));
-    json_object_set_new(object, "date-nsec", json_integer(load_be32(e + 20)));
+    json_object_set_new(object, "id", json_text(s->id));
+    json_object_set_new(object, "name", json_text(s->name));
+    json_object_set_new(object, "vm-state-size", json_integer((json_int_t)s->vm_state_bytes));
+    json_object_set_new(object, "date-sec", json_integer(s->date_sec));
+    json_object_set_new(object, "date-nsec", json_integer(s->date_nsec));
     json_object_set_new(object, "vm-clock-sec",
-                        json_integer((json_int_t)(vm_clock / 1000000000u)));
+                        json_integer((json_int_t)(s->vm_clock_ns / 1000000000u)));
     json_object_set_new(object, "vm-clock-nsec",
-                        json_integer((json_int_t)(vm_clock % 1000000000u)));
-    if (extra >= 24 && load_be64(e + ENTRY_FIXED + 16) != UINT64_MAX)
-        json_object_set_new(object, "icount",
-                            json_integer((json_int_t)load_be64(e + ENTRY_FIXED + 16)));
+                        json_integer((json_int_t)(s->vm_clock_ns % 1000000000u)));
+    if (s->icount != UINT64_MAX)
+        json_object_set_new(object, "icount", json_integer((json_int_t)s->icount));
     return object;
-}
-
-/* The length of the entry at `e`, of which n bytes are there; 0 when it reaches past them. */
-static size_t entry_length(const uint8_t *e, size_t n, uint32_t *extra, uint16_t *id_len,
-                           uint16_t *name_len)
-{
-    if (n < ENTRY_FIXED)
-        return 0;
-    *id_len = load_be16(e + 12);
-    *name_len = load_be16(e + 14);
-    *extra = load_be32(e + 36);
-    uint64_t len = ENTRY_FIXED + (uint64_t)*extra + *id_len + *name_len;
-    return len <= n ? (size_t)len : 0;
 }
 
 void qcow2_list_snapshots(struct qcow2 *q, json_t *object)
 {
-    uint64_t file_size, offset = q->header.snapshots_offset;
     json_t *list = json_array();
-    json_object_set_new(object, "snapshots", list);
 
-    if (storage_size(q->node->file, &file_size) || offset > file_size)
-        return;
-    size_t n = (size_t)MIN(file_size - offset, MAX_SNAPSHOT_BYTES), at = 0;
-    CLEANUP_FREE uint8_t *table = malloc(n + 1);
-    if (!table || storage_read(q->node->file, table, n, offset)) {
-        log_error("%s: the snapshot table can't be read", q->node->filename);
-        return;
-    }
-    for (uint32_t i = 0; i < q->header.nb_snapshots; i++) {
-        uint32_t extra;
-        uint16_t id_len, name_len;
-        size_t len = entry_length(table + at, n - at, &extra, &id_len, &name_len);
-        if (len == 0) {
-            log_error("%s: snapshot table entry %" PRIu32 " reaches past its end",
-                      q->node->filename, i);
-            return;
-        }
-        json_array_append_new(list, describe(table + at, extra, id_len, name_len));
-        at = MIN(n, (size_t)align_up(at + len, 8));
-    }
+    for (uint32_t i = 0; i < q->n_snapshots; i++)
+        json_array_append_new(list, describe(&q->snapshots[i]));
+    json_object_set_new(object, "snapshots", list);
 }

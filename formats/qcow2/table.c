@@ -14,6 +14,7 @@ static void store_l1(struct qcow2 *q, uint32_t l1_index, uint64_t entry, bool se
     uint32_t per_page = mcmap_words_per_page(q->l1_map);
     struct mc_page *page = mcmap_peek(q->l1_map, l1_index / per_page);
 
+    qcow2_note_metadata(q, entry & L1_OFFSET, 1);
     mcmap_store(page, l1_index % per_page, entry, MC_LINK);
     if (!settled || dirty_mark_needs_barrier(&q->mark))
         mcache_strict(q->node->mc);

@@ -87,6 +87,14 @@ int qcow2_reserve(struct node *node, uint64_t off, uint64_t len, struct reservat
     return err;
 }
 
+/* META: is everything durable that has to be so before a link to these clusters is, except for
+ * contents that replace something? */
+static bool is_settled(const struct qcow2 *q, const struct reservation *res)
+{
+    return res->fresh && alloc_settled(&q->alloc, res->host_offset + res->length) &&
+           !dirty_mark_needs_barrier(&q->mark);
+}
+
 int qcow2_link(struct node *node, const struct reservation *res, bool replaces_zero)
 {
     struct qcow2 *q = qcow2_of(node);
@@ -103,17 +111,16 @@ int qcow2_link(struct node *node, const struct reservation *res, bool replaces_z
             break;
         uint32_t word = l2_page_word(q, guest);
         uint64_t old = mc_load(page, word) & L2_OFFSET;
+        /* With each word, for META was released if a page had to be loaded: the words so far
+         * may be in a group that is being written. */
+        if (!replaces_zero || !is_settled(q, res))
+            mcache_strict(node->mc);
         mcmap_store(page, word, host | L2_COPIED, MC_LINK);
         if (old && old != host)
             alloc_unlink(&q->alloc, old, 1);
     }
     if (err && !res->retained)
         alloc_unlink(&q->alloc, res->host_offset + (i << q->cluster_bits), n - i);
-    bool relaxed = replaces_zero && res->fresh &&
-                   alloc_settled(&q->alloc, res->host_offset + res->length) &&
-                   !dirty_mark_needs_barrier(&q->mark);
-    if (!relaxed)
-        mcache_strict(node->mc);
     dirty_mark_end(&q->mark);
     return err;
 }

@@ -88,6 +88,9 @@ static int change_entries(struct qcow2 *q, uint64_t *at, uint64_t end, enum zero
             return err;
         if (err == KEEP_ENTRY)
             continue;
+        /* With each entry, for META was released if a page had to be loaded. */
+        if (dirty_mark_needs_barrier(&q->mark))
+            mcache_strict(q->node->mc);
         mcmap_store(page, word, entry, MC_LINK);
         if (unlink)
             alloc_unlink(&q->alloc, c.host, 1);
@@ -107,8 +110,6 @@ static int zero_in_table(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_
     LOCK_GUARD(mcache_meta(q->node->mc));
     if (!err)
         err = change_entries(q, at, end, how);
-    if (dirty_mark_needs_barrier(&q->mark))
-        mcache_strict(q->node->mc);
     dirty_mark_end(&q->mark);
     return err;
 }

@@ -1,5 +1,4 @@
 /* Writing an empty image: header, backing file name, L1 table of zeroes. */
-#include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -7,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/checked.h"
+#include "base/size.h"
 #include "base/log.h"
 #include "qed/image.h"
 
@@ -15,35 +15,10 @@ struct settings {
     const char *backing_file, *backing_format;
 };
 
-/* "65536", "64k", "1M", "1G"; false for anything else. */
-static bool parse_size(const char *text, uint64_t *out)
-{
-    static const char suffixes[] = "kmgt";
-    char *end;
-
-    if (!isdigit((unsigned char)*text))
-        return false;
-    errno = 0;
-    uint64_t value = strtoull(text, &end, 10);
-    if (errno)
-        return false;
-    if (*end) {
-        const char *suffix = strchr(suffixes, tolower((unsigned char)*end));
-        if (!suffix || end[1])
-            return false;
-        unsigned shift = 10 * (unsigned)(suffix - suffixes + 1);
-        if (value > UINT64_MAX >> shift)
-            return false;
-        value <<= shift;
-    }
-    *out = value;
-    return true;
-}
-
 static int take_size(const struct create_request *req, const struct create_option *option,
                      uint64_t *out, struct diag *diag)
 {
-    if (!parse_size(option->value, out))
+    if (size_parse(option->value, out))
         return diag_set(diag, EINVAL, "%s: %s '%s': not a size", req->filename, option->key,
                         option->value);
     return 0;

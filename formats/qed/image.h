@@ -124,5 +124,7 @@ int qed_zero(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
 bool qed_zero_is_fast(struct node *node, uint64_t off, uint64_t len);
 int qed_grow(struct node *node, uint64_t size, struct diag *diag);
 int qed_create(struct create_request *req, struct diag *diag);
+int qed_check(struct storage *st, const struct check_options *options,
+              struct check_result *result, struct diag *diag);
 
 #endif

@@ -100,9 +100,11 @@ static int open_image(struct node *node, struct diag *diag)
         return err;
     if ((err = storage_size(node->file, &file_size)) < 0)
         return diag_errno(diag, -err, "%s: size of the file", node->filename);
-    if (backing && header.features & QED_F_BACKING_FORMAT_NO_PROBE &&
-        !(format = strdup("raw")))
-        return diag_errno(diag, ENOMEM, "%s: backing format", node->filename);
+    if (backing && header.features & QED_F_BACKING_FORMAT_NO_PROBE) {
+        format = strdup("raw");
+        if (!format)
+            return diag_errno(diag, ENOMEM, "%s: backing format", node->filename);
+    }
 
     struct qed_image *img = new_image(node, &header, file_size);
     if (!img)
@@ -272,5 +274,6 @@ const struct driver qed_driver = {
     .grow = qed_grow,
     .settle = settle,
     .info = info,
+    .check = qed_check,
     .create = qed_create,
 };

@@ -5,11 +5,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* A number of bytes: decimal, with a fraction when a unit from k up follows, or
- * hexadecimal; units are k, M, G, T, P, E (of either case, powers of 1024) and b.  0,
- * -EINVAL for other words, -ERANGE for what exceeds 64 bits. */
-int size_parse(const char *text, uint64_t *bytes);
-
 /* A size the user gave for `what` ("image size"); complains when it is none or above
  * INT64_MAX, returns an exit code. */
 int size_parse_argument(const char *what, const char *text, uint64_t *bytes);

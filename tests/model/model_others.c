@@ -12,7 +12,10 @@
 #define DELAY            .image.node.need_check_delay_ns = 5 * SEC
 
 static const struct trial_case cases[] = {
-    {.name = "qed-4k", QED("cluster_size=4096,table_size=2", 24 * MIB + 512), DELAY, .ops = 20000},
+    {.name = "qed-4k",
+     QED("cluster_size=4096,table_size=2", 24 * MIB + 512),
+     DELAY,
+     .ops = 20000},
     {.name = "qed-4k-table16-small-cache",
      QED("cluster_size=4096,table_size=16", 24 * MIB + 512),
      CACHE(32 * KIB),
@@ -78,11 +81,11 @@ static void run_with_cache(const char *mode, struct trial_case what)
 
 Test(model_others, qed_write_through, .timeout = 300)
 {
-    run_with_cache("writethrough",
-                   (struct trial_case){.name = "qed-4k-writethrough",
-                                       QED("cluster_size=4096,table_size=2", 16 * MIB + 512),
-                                       DELAY,
-                                       .ops = 6000});
+    run_with_cache("writethrough", (struct trial_case){.name = "qed-4k-writethrough",
+                                                       QED("cluster_size=4096,table_size=2",
+                                                           16 * MIB + 512),
+                                                       DELAY,
+                                                       .ops = 6000});
 }
 
 Test(model_others, qed_direct_file, .timeout = 300)

@@ -1,4 +1,5 @@
-/* qcow2 against a flat array: the matrix of versions, geometries, backing files and modes. */
+/* qcow2 against a flat array: the matrix of versions, geometries, backing files and modes.
+ */
 #include <criterion/criterion.h>
 #include <criterion/parameterized.h>
 
@@ -8,10 +9,11 @@
 #define V2 "compat=0.10,"
 #define V3 "compat=1.1,"
 
-#define IMAGE(opts, bytes) .image.format = "qcow2", .image.options = opts, .image.size = bytes
-#define BASE(fmt, bytes)   .image.base_format = fmt, .image.base_size = bytes
-#define CACHE(bytes)       .image.cache_bytes = bytes
-#define DELAY              .image.node.need_check_delay_ns = 5 * SEC
+#define IMAGE(opts, bytes) \
+    .image.format = "qcow2", .image.options = opts, .image.size = bytes
+#define BASE(fmt, bytes) .image.base_format = fmt, .image.base_size = bytes
+#define CACHE(bytes)     .image.cache_bytes = bytes
+#define DELAY            .image.node.need_check_delay_ns = 5 * SEC
 
 /* Sizes: few whole numbers of clusters, most not. */
 static const struct trial_case cases[] = {
@@ -100,7 +102,10 @@ static const struct trial_case cases[] = {
      IMAGE(V2 "cluster_size=65536,preallocation=metadata", 32 * MIB + 512),
      .image.on_file = true,
      .ops = 8000},
-    {.name = "v2-2m", IMAGE(V2 "cluster_size=2097152", 41 * MIB), .max_len = 3 * MIB, .ops = 1500},
+    {.name = "v2-2m",
+     IMAGE(V2 "cluster_size=2097152", 41 * MIB),
+     .max_len = 3 * MIB,
+     .ops = 1500},
 };
 
 ParameterizedTestParameters(model_qcow2, random_requests)

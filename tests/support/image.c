@@ -107,7 +107,8 @@ static void scatter(struct node *node, struct flat *flat, struct rng *rng, unsig
     uint64_t most = MIN(flat->size / 2, 300 * KIB);
 
     for (unsigned i = 0; i < n; i++) {
-        uint64_t len = rng_between(rng, 1, most), off = rng_below(rng, flat->size - len + 1);
+        uint64_t len = rng_between(rng, 1, most),
+                 off = rng_below(rng, flat->size - len + 1);
         rng_fill(rng, flat->bytes + off, len);
         must("filling", block_write(node, flat->bytes + off, len, off, 0), NULL);
     }
@@ -138,7 +139,8 @@ static void take_snapshot(struct image *img, struct rng *rng)
     must("snapshot", image_close(img), NULL);
     if (shell(NULL, 0, "qemu-img snapshot -c first %s", img->path) != 0)
         abort();
-    img->snapshot = (struct flat){.bytes = malloc(img->model.size), .size = img->model.size};
+    img->snapshot =
+        (struct flat){.bytes = malloc(img->model.size), .size = img->model.size};
     memcpy(img->snapshot.bytes, img->model.bytes, img->model.size);
 }
 
@@ -152,7 +154,8 @@ void image_make(struct image *img, const struct image_spec *spec, uint64_t seed)
     img->model = (struct flat){.bytes = calloc(1, spec->size), .size = spec->size};
     size_t cache = spec->cache_bytes ? spec->cache_bytes : 16 * MIB;
     must("context",
-         block_context_init(&img->ctx, cache, spec->real_time ? NULL : on_clock, img), NULL);
+         block_context_init(&img->ctx, cache, spec->real_time ? NULL : on_clock, img),
+         NULL);
     if (spec->base_format)
         make_base(img, &rng);
     img->path = scratch_path(&img->scratch, "disk");
@@ -273,7 +276,8 @@ static void save_flat(const struct flat *flat, const char *path)
 {
     FILE *file = fopen(path, "w");
 
-    if (!file || fwrite(flat->bytes, 1, flat->size, file) != flat->size || fclose(file) != 0)
+    if (!file || fwrite(flat->bytes, 1, flat->size, file) != flat->size ||
+        fclose(file) != 0)
         give_up(path, -errno, NULL);
 }
 
@@ -298,9 +302,10 @@ static bool same_snapshot(const struct image *img, char *why, size_t n)
     char said[512];
 
     save_flat(&img->snapshot, raw);
-    int status = shell(said, sizeof said,
-                       "(qemu-img convert -f qcow2 -l first -O raw %s %s && cmp %s %s) 2>&1",
-                       img->path, out, out, raw);
+    int status =
+        shell(said, sizeof said,
+              "(qemu-img convert -f qcow2 -l first -O raw %s %s && cmp %s %s) 2>&1",
+              img->path, out, out, raw);
     if (status != 0)
         snprintf(why, n, "the snapshot changed: %s", said);
     return status == 0;
@@ -315,12 +320,13 @@ bool image_verify(struct image *img, char *why, size_t n)
         return true;
     image_save(img);
     if (strcmp(img->spec.format, "raw") != 0) {
-        status =
-            shell(said, sizeof said, "qemu-img check -f %s %s 2>&1", img->spec.format, img->path);
+        status = shell(said, sizeof said, "qemu-img check -f %s %s 2>&1", img->spec.format,
+                       img->path);
         if (status != 0) {
             snprintf(why, n, "qemu-img check says %d: %s", status, said);
             return false;
         }
     }
-    return same_in_qemu(img, why, n) && (!img->snapshot.bytes || same_snapshot(img, why, n));
+    return same_in_qemu(img, why, n) &&
+           (!img->snapshot.bytes || same_snapshot(img, why, n));
 }

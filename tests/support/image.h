@@ -1,5 +1,5 @@
-/* Images of any format for the tests that use them from outside: made by the drivers, with or
- * without a backing file and a snapshot, in memory or in a file, and judged by qemu-img.
+/* Images of any format for the tests that use them from outside: made by the drivers, with
+ * or without a backing file and a snapshot, in memory or in a file, and judged by qemu-img.
  *
  *     struct image img;
  *     image_make(&img, &(struct image_spec){.format = "qcow2", .size = 64 * MIB}, 1);
@@ -57,7 +57,8 @@ struct image {
     struct node *node; /* NULL: closed */
 };
 
-/* Makes the image, its base filled with something, and the model with its contents; closed. */
+/* Makes the image, its base filled with something, and the model with its contents; closed.
+ */
 void image_make(struct image *img, const struct image_spec *spec, uint64_t seed);
 /* Closes when it is open. */
 void image_free(struct image *img);
@@ -68,8 +69,8 @@ int image_try_open(struct image *img, struct diag *diag) MUST_USE;
 void image_open(struct image *img);
 int image_close(struct image *img);
 
-/* Closed image: qemu-img finds no fault and no leak, and reads what the model holds.  If not,
- * `why` says it. */
+/* Closed image: qemu-img finds no fault and no leak, and reads what the model holds.  If
+ * not, `why` says it. */
 bool image_verify(struct image *img, char *why, size_t n);
 
 /* The closed image as a file, whose path it returns. */

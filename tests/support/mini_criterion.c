@@ -28,7 +28,8 @@ void mini_register_suite(struct mini_test *suite)
     suites = suite;
 }
 
-void mini_report(bool fatal, const char *file, int line, const char *what, const char *fmt, ...)
+void mini_report(bool fatal, const char *file, int line, const char *what, const char *fmt,
+                 ...)
 {
     va_list ap;
 
@@ -142,7 +143,8 @@ int main(int argc, char **argv)
         if (!t->disabled && fnmatch(filter, name, 0) == 0)
             run_all_of(t, &count);
     }
-    fprintf(stderr, "[====] Synthesis: Tested: %u | Passing: %u | Failing: %u | Crashing: %u\n",
+    fprintf(stderr,
+            "[====] Synthesis: Tested: %u | Passing: %u | Failing: %u | Crashing: %u\n",
             count.tested, count.passing, count.failing, count.crashing);
     return count.failing || count.crashing;
 }

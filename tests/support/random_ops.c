@@ -48,7 +48,8 @@ static void PRINTF_LIKE(2, 3) fail(struct trial *t, const char *fmt, ...)
         strcat(list, "\n    ");
         strcat(list, t->history[i % HISTORY]);
     }
-    cr_assert_fail("%s, QIMG_SEED=%" PRIu64 ", request %" PRIu64 ": %s; the last requests:%s",
+    cr_assert_fail("%s, QIMG_SEED=%" PRIu64 ", request %" PRIu64
+                   ": %s; the last requests:%s",
                    t->what->name, t->seed, t->op, text, list);
 }
 
@@ -95,8 +96,8 @@ static void adopt_trim(struct trial *t, uint64_t off, uint64_t len)
         fail(t, "reading what was trimmed: errno %d", -err);
     for (uint64_t i = 0; i < len; i++) {
         if (t->buf[i] != 0 && t->buf[i] != model[i])
-            fail(t, "trim changed offset %" PRIu64 " from 0x%02x to 0x%02x", off + i, model[i],
-                 t->buf[i]);
+            fail(t, "trim changed offset %" PRIu64 " from 0x%02x to 0x%02x", off + i,
+                 model[i], t->buf[i]);
         if (t->img.spec.node.discard_ignore && t->buf[i] != model[i])
             fail(t, "an ignored trim changed offset %" PRIu64, off + i);
     }
@@ -118,7 +119,8 @@ static void pick_range(struct trial *t, uint64_t *off, uint64_t *len)
     static const unsigned units[] = {1, 512, 512, 4096, 0};
     uint64_t size = t->img.model.size, cluster = t->img.node->cluster_size;
     uint64_t unit = units[rng_below(&t->rng, ARRAY_LEN(units))];
-    uint64_t window = rng_one_in(&t->rng, 4) ? size : MIN(size, MAX(64 * cluster, 64 * KIB));
+    uint64_t window =
+        rng_one_in(&t->rng, 4) ? size : MIN(size, MAX(64 * cluster, 64 * KIB));
 
     if (unit == 0)
         unit = MAX(cluster, 512);
@@ -159,8 +161,8 @@ static void do_write(struct trial *t, uint64_t off, uint64_t len)
 
     if (zeroes)
         data = memset(t->buf, 0, len);
-    note(t, "write%s%s %" PRIu64 "+%" PRIu64, flags ? " FUA" : "", zeroes ? " of zeroes" : "", off,
-         len);
+    note(t, "write%s%s %" PRIu64 "+%" PRIu64, flags ? " FUA" : "",
+         zeroes ? " of zeroes" : "", off, len);
     expect_done(t, block_write(t->img.node, data, len, off, flags));
     memcpy(t->img.model.bytes + off, data, len);
 }
@@ -187,7 +189,8 @@ static void do_zero(struct trial *t, uint64_t off, uint64_t len)
 static void do_discard(struct trial *t, uint64_t off, uint64_t len)
 {
     note(t, "discard %" PRIu64 "+%" PRIu64, off, len);
-    expect_done(t, block_discard(t->img.node, len, off, rng_one_in(&t->rng, 8) ? BLOCK_FUA : 0));
+    expect_done(
+        t, block_discard(t->img.node, len, off, rng_one_in(&t->rng, 8) ? BLOCK_FUA : 0));
     adopt_trim(t, off, len);
 }
 

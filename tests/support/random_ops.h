@@ -1,7 +1,8 @@
 /* Random requests on a node, done to a flat array too and compared as they go.
  *
  * The same case and seed give the same run.  A difference fails the Criterion test with the
- * case, the seed and the last requests.  QIMG_SEED and QIMG_OPS override seed and length. */
+ * case, the seed and the last requests.  QIMG_SEED and QIMG_OPS override seed and length.
+ */
 #ifndef SUPPORT_RANDOM_OPS_H
 #define SUPPORT_RANDOM_OPS_H
 

@@ -245,8 +245,11 @@ struct storage *judge_repair(const struct subject *s, struct storage *state)
 {
     struct storage *repaired = NULL;
 
-    if (mem_storage_save(state, s->image_path) || qemu_check(s, true) != 0 ||
-        mem_storage_load(s->image_path, &repaired))
+    if (mem_storage_save(state, s->image_path))
+        abort();
+    int status = qemu_check(s, true);
+    /* 3: QEMU doesn't give back what a QED image leaks. */
+    if ((status != 0 && status != 3) || mem_storage_load(s->image_path, &repaired))
         abort();
     return repaired;
 }

@@ -10,6 +10,13 @@
         .flush = 10, .fua = 3, .tick = 5, .settle = 1                          \
     }
 
+/* Freed, and reused, with another client's flushes in between. */
+#define PROMPTED                                                                           \
+    {                                                                                      \
+        .requests = 200, .write = 40, .zero = 5, .zero_unmap = 12, .trim = 14, .flush = 4, \
+        .fua = 6, .tick = 5, .prompted = 8                                                 \
+    }
+
 #define THREADS                       \
     {                                 \
         .requests = 320, .threads = 4 \
@@ -172,6 +179,52 @@ const struct subject_config crash_matrix[] = {
      .populated = 60,
      .snapshot = true,
      .load = THREADS},
+    {.name = "qcow2-prompted",
+     .format = "qcow2",
+     .create = "cluster_size=4096",
+     .disk_bytes = 512 * KIB,
+     .pool_bytes = 1,
+     .load = PROMPTED},
+    {.name = "qcow2-512-prompted",
+     .format = "qcow2",
+     .create = "cluster_size=512",
+     .disk_bytes = 128 * KIB,
+     .pool_bytes = 1,
+     .load = PROMPTED},
+    {.name = "qcow2-lazy-prompted",
+     .format = "qcow2",
+     .create = "cluster_size=4096,lazy_refcounts=on",
+     .disk_bytes = 512 * KIB,
+     .pool_bytes = 1,
+     .load = PROMPTED},
+    {.name = "qcow2-snapshot-prompted",
+     .format = "qcow2",
+     .create = "cluster_size=4096",
+     .disk_bytes = 512 * KIB,
+     .populated = 60,
+     .snapshot = true,
+     .pool_bytes = 1,
+     .load = PROMPTED},
+    {.name = "qcow2-backing-prompted",
+     .format = "qcow2",
+     .create = "cluster_size=4096",
+     .disk_bytes = 512 * KIB,
+     .backing_bytes = 512 * KIB,
+     .pool_bytes = 1,
+     .load = PROMPTED},
+    {.name = "qed-prompted",
+     .format = "qed",
+     .create = "cluster_size=4096,table_size=2",
+     .disk_bytes = 8 * MIB,
+     .pool_bytes = 1,
+     .load = PROMPTED},
+    {.name = "qed-backing-prompted",
+     .format = "qed",
+     .create = "cluster_size=4096,table_size=2",
+     .disk_bytes = 4 * MIB,
+     .backing_bytes = 4 * MIB,
+     .pool_bytes = 1,
+     .load = PROMPTED},
     {.name = "qed", .format = "qed", .disk_bytes = 8 * MIB, .populated = 10},
     {.name = "qed-4k",
      .format = "qed",

@@ -7,6 +7,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "mem_storage.h"
+#include "prompter.h"
 #include "rng.h"
 
 #define MAX_THREADS 8
@@ -202,13 +203,16 @@ static void run(struct recording *r, struct session *se, const struct workload *
         pthread_join(workers[i].thread, NULL);
 }
 
-void recording_start(struct recording *r, const struct subject *s, struct session *se)
+void recording_start(struct recording *r, const struct subject *s, struct session *se,
+                     const struct tap *tap)
 {
     *r = (struct recording){.subject = s};
     r->log = crash_log_new(s->base);
     history_init(&r->history, r->log, s->initial, s->n_sectors, s->next_version);
     struct storage *file = crash_storage_open(r->log);
     file->fixed_size = s->config->fixed_size;
+    if (tap)
+        file = tap_storage_open(file, tap);
     expect(r, session_open(se, s, file, true), "opening");
     if (r->failed)
         abort();
@@ -230,15 +234,48 @@ void recording_end(struct recording *r, struct session *se, bool kill)
     r->n_points = crash_log_count(r->log);
 }
 
+/* What the other client asks for: flushes above all. */
+static void prompted_request(void *opaque)
+{
+    struct worker *w = opaque;
+
+    if (rng_one_in(&w->rng, 2))
+        record_flush(w->r, w->se);
+    else
+        one_request(w);
+}
+
+static void run_prompted(struct recording *r, struct session *se,
+                         const struct workload *load, struct tap *tap)
+{
+    struct worker other = {.r = r, .se = se, .load = *load};
+
+    other.load.tick = other.load.settle = 0;
+    other.load.max_sectors = MIN(load->max_sectors, 16);
+    rng_init(&other.rng, r->seed ^ 0x0fed);
+    struct prompter *p = prompter_new(r->seed, load->prompted, prompted_request, &other);
+    crash_log_set_hook(r->log, prompter_hook, p);
+    tap->opaque = p;
+    tap->before_read = prompter_before_read;
+    run(r, se, load);
+    tap->before_read = NULL;
+    crash_log_set_hook(r->log, NULL, NULL);
+    prompter_free(p);
+}
+
 void recording_make(struct recording *r, const struct subject *s, uint64_t seed)
 {
     struct workload load = complete(s->config->load);
+    struct tap tap = {0};
     struct session se;
 
-    recording_start(r, s, &se);
+    recording_start(r, s, &se, load.prompted ? &tap : NULL);
     r->seed = seed;
-    run(r, &se, &load);
-    recording_end(r, &se, load.end_with_kill);
+    if (load.prompted)
+        run_prompted(r, &se, &load, &tap);
+    else
+        run(r, &se, &load);
+    recording_end(r, &se, load.end_with_kill || seed % 4 == 0);
 }
 
 void recording_free(struct recording *r)

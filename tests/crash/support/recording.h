@@ -4,6 +4,7 @@
 
 #include "history.h"
 #include "subject.h"
+#include "tap_storage.h"
 
 struct recording {
     const struct subject *subject;
@@ -18,8 +19,9 @@ struct recording {
 void recording_make(struct recording *r, const struct subject *s, uint64_t seed);
 void recording_free(struct recording *r);
 
-/* For runs that a test writes out: the requests below note themselves. */
-void recording_start(struct recording *r, const struct subject *s, struct session *se);
+/* For runs that a test writes out: the requests below note themselves.  tap may be NULL. */
+void recording_start(struct recording *r, const struct subject *s, struct session *se,
+                     const struct tap *tap);
 void recording_end(struct recording *r, struct session *se, bool kill);
 
 void record_write(struct recording *r, struct session *se, uint64_t sector, uint64_t n,

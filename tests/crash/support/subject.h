@@ -18,7 +18,8 @@ struct workload {
     unsigned threads;  /* 0: one */
     unsigned write, zero, zero_unmap, trim, flush, fua, tick, settle; /* all 0: a mixture */
     uint32_t max_sectors; /* of one request; 0: 96 */
-    bool end_with_kill;   /* else by coin */
+    unsigned prompted;    /* in one of so many moments another client speaks up; 0: never */
+    bool end_with_kill;   /* else with a clean close */
 };
 
 struct subject_config {

@@ -12,18 +12,18 @@
 #define cr_make_param_array(type, array, n) \
     ((struct mini_params){sizeof(type), (void *)(array), (n)})
 
-#define ParameterizedTestParameters(suite_, test_)                                            \
+#define ParameterizedTestParameters(suite_, test_) \
     static struct mini_params suite_##_##test_##_params(void)
 
-#define ParameterizedTest(param, suite_, test_, ...)                                          \
-    static void suite_##_##test_##_impl(param);                                               \
-    static void suite_##_##test_##_call(void *p)                                              \
-    {                                                                                         \
-        suite_##_##test_##_impl(p);                                                           \
-    }                                                                                         \
-    MINI_REGISTER(suite_##_##test_, .suite = #suite_, .test = #test_,                         \
-                  .run_with = suite_##_##test_##_call, .params = suite_##_##test_##_params,   \
-                  __VA_ARGS__)                                                                \
+#define ParameterizedTest(param, suite_, test_, ...)                  \
+    static void suite_##_##test_##_impl(param);                       \
+    static void suite_##_##test_##_call(void *p)                      \
+    {                                                                 \
+        suite_##_##test_##_impl(p);                                   \
+    }                                                                 \
+    MINI_REGISTER(suite_##_##test_, .suite = #suite_, .test = #test_, \
+                  .run_with = suite_##_##test_##_call,                \
+                  .params = suite_##_##test_##_params, __VA_ARGS__)   \
     static void suite_##_##test_##_impl(param)
 
 #endif

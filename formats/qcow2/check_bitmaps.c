@@ -1,0 +1,142 @@
+/* The bitmaps extension: directory, tables and the clusters of their data.  Bitmaps that contradict
+ * the format are one finding; what else of them there is, is then not counted, as they are dropped
+ * as a whole by a repair. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "qcow2/check.h"
+
+#define MAX_BITMAPS         65535u
+#define MAX_DIRECTORY_BYTES (65535u * 1024u)
+#define MAX_DATA_BYTES      (512ull << 20) /* of one bitmap */
+#define MAX_NAME_BYTES      1023
+#define MIN_GRANULARITY     9
+#define MAX_GRANULARITY     31
+
+#define ENTRY_FIXED    24 /* then extra data and name, padded to 8 */
+#define FLAG_IN_USE    0x1u
+#define FLAGS_RESERVED 0xfffffffcu
+#define TYPE_DIRTY     1
+
+/* Bitmap table entries. */
+#define BT_OFFSET   0x00fffffffffffe00ull
+#define BT_RESERVED 0xff000000000001feull
+#define BT_ALL_ONES 1ull
+
+static int broken(struct check *c, const char *what)
+{
+    qcheck_impossible(c, 1, "bitmaps: %s", what);
+    c->bitmaps_broken = true;
+    return 0;
+}
+
+/* Counts a table or directory, which must lie inside the file and overlap nothing. */
+static int count_area(struct check *c, uint64_t offset, uint64_t bytes, const char *what)
+{
+    bool inside;
+
+    if (offset == 0 || !is_aligned(offset, c->cluster_size) ||
+        !range_inside(offset, bytes, c->file_size))
+        return broken(c, what);
+    if (qcheck_any(c, c->meta, offset, bytes) || qcheck_any(c, c->is_table, offset, bytes))
+        return broken(c, what);
+    return qcheck_add_meta(c, offset, bytes, 1, what, &inside);
+}
+
+static bool entry_is_wrong(const struct check *c, uint64_t entry)
+{
+    uint64_t offset = entry & BT_OFFSET;
+
+    return (entry & BT_RESERVED) || (offset && (entry & BT_ALL_ONES)) ||
+           !is_aligned(offset, c->cluster_size) ||
+           qcheck_past_end(c, offset, c->cluster_size);
+}
+
+static int count_table(struct check *c, uint64_t offset, uint32_t n)
+{
+    CLEANUP_FREE uint8_t *raw = malloc((size_t)n * 8);
+    bool inside;
+
+    if (!raw)
+        return diag_errno(c->diag, ENOMEM, "%s: bitmap table", c->st->name);
+    int err = storage_read(c->st, raw, n * 8ull, offset);
+    if (err)
+        return diag_errno(c->diag, -err, "%s: reading a bitmap table", c->st->name);
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t entry = load_be64(raw + i * 8ull);
+        if (entry_is_wrong(c, entry))
+            return broken(c, "a table has an entry that can't be right");
+        if ((entry & BT_OFFSET) == 0)
+            continue;
+        err = qcheck_add_range(c, entry & BT_OFFSET, c->cluster_size, 1, "bitmap data",
+                               &inside);
+        if (err)
+            return err;
+    }
+    return 0;
+}
+
+/* Is a directory entry of whose fixed part `raw` is, without extra data, one that can be? */
+static bool directory_entry_ok(const struct check *c, const uint8_t *raw)
+{
+    uint32_t n = load_be32(raw + 8), flags = load_be32(raw + 12);
+    uint8_t granularity = raw[17];
+    uint16_t name_bytes = load_be16(raw + 18);
+    uint64_t data_bytes = n * c->cluster_size;
+
+    if (n == 0 || data_bytes > MAX_DATA_BYTES || (flags & FLAGS_RESERVED) ||
+        raw[16] != TYPE_DIRTY || granularity < MIN_GRANULARITY ||
+        granularity > MAX_GRANULARITY || name_bytes == 0 || name_bytes > MAX_NAME_BYTES ||
+        load_be32(raw + 20) != 0)
+        return false;
+    return (flags & FLAG_IN_USE) || c->h.size <= data_bytes * 8 << granularity;
+}
+
+static int count_directory(struct check *c, const uint8_t *raw, uint64_t bytes)
+{
+    uint64_t at = 0;
+
+    for (uint32_t i = 0; i < c->h.bitmaps.count; i++) {
+        if (bytes - at < ENTRY_FIXED || !directory_entry_ok(c, raw + at))
+            return broken(c, "a directory entry can't be right");
+        uint64_t offset = load_be64(raw + at);
+        uint32_t n = load_be32(raw + at + 8);
+        uint64_t length = align_up(ENTRY_FIXED + load_be16(raw + at + 18), 8);
+        if (length > bytes - at)
+            return broken(c, "a directory entry reaches past the directory's end");
+        int err = count_area(c, offset, n * 8ull, "a table is at an impossible place");
+        if (!err && !c->bitmaps_broken)
+            err = count_table(c, offset, n);
+        if (err || c->bitmaps_broken)
+            return err;
+        at += length;
+    }
+    return at == bytes ? 0 : broken(c, "the directory has more entries than there are bitmaps");
+}
+
+int qcheck_bitmaps(struct check *c)
+{
+    const struct qcow2_bitmaps_ext *ext = &c->h.bitmaps;
+
+    /* Without the bit they were left behind by a program that doesn't know them. */
+    if (!ext->present || !(c->h.autoclear & AUTOCLEAR_BITMAPS))
+        return 0;
+    if (ext->length != 24 || ext->reserved || ext->count == 0 || ext->count > MAX_BITMAPS ||
+        ext->directory_bytes == 0 || ext->directory_bytes > MAX_DIRECTORY_BYTES)
+        return broken(c, "the header extension can't be right");
+    int err = count_area(c, ext->directory_offset, ext->directory_bytes,
+                         "the directory is at an impossible place");
+    if (err || c->bitmaps_broken)
+        return err;
+    CLEANUP_FREE uint8_t *raw = malloc(ext->directory_bytes);
+    if (!raw)
+        return diag_errno(c->diag, ENOMEM, "%s: bitmap directory", c->st->name);
+    err = storage_read(c->st, raw, ext->directory_bytes, ext->directory_offset);
+    if (err)
+        return diag_errno(c->diag, -err, "%s: reading the bitmap directory", c->st->name);
+    return count_directory(c, raw, ext->directory_bytes);
+}

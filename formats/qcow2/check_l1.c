@@ -1,0 +1,129 @@
+/* L1 tables: reading them piece by piece, and counting what they refer to. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "qcow2/check.h"
+
+/* Entries read at once. */
+#define PIECE_ENTRIES (128u << 10)
+
+/* Writes back a piece that a callback changed. */
+static int write_piece(struct l1_walk *walk)
+{
+    uint64_t offset = walk->l1->offset + (uint64_t)walk->first * 8;
+
+    for (uint32_t i = 0; i < walk->n; i++)
+        store_be64(&walk->entries[i], walk->entries[i]);
+    walk->changed = false;
+    return qrepair_write(walk->c, walk->entries, (uint64_t)walk->n * 8, offset, "L1 table");
+}
+
+static int visit_piece(struct l1_walk *walk, l1_visit *visit, void *opaque)
+{
+    for (uint32_t i = 0; i < walk->n; i++) {
+        int err = walk->entries[i] ? visit(walk, i, opaque) : 0;
+        if (err)
+            return err;
+    }
+    return walk->changed ? write_piece(walk) : 0;
+}
+
+int qcheck_walk_l1(struct check *c, const struct check_l1 *l1, l1_visit *visit, void *opaque)
+{
+    struct l1_walk walk = {.c = c, .l1 = l1};
+    CLEANUP_FREE uint64_t *entries = malloc(MIN(l1->n, PIECE_ENTRIES) * 8ull + 8);
+
+    if (!entries)
+        return diag_errno(c->diag, ENOMEM, "%s: L1 table", c->st->name);
+    walk.entries = entries;
+    for (; walk.first < l1->n; walk.first += walk.n) {
+        walk.n = MIN(l1->n - walk.first, PIECE_ENTRIES);
+        uint64_t offset = l1->offset + (uint64_t)walk.first * 8;
+        int err = storage_read(c->st, entries, walk.n * 8ull, offset);
+        if (err) {
+            check_message(c->options, "L1 table at offset %" PRIu64 " can't be read", offset);
+            c->found.check_errors++;
+            return 0;
+        }
+        for (uint32_t i = 0; i < walk.n; i++)
+            entries[i] = load_be64(&entries[i]);
+        err = visit_piece(&walk, visit, opaque);
+        if (err)
+            return err;
+        qcheck_progress(c, walk.n);
+    }
+    return 0;
+}
+
+static void check_copied(struct check *c, uint32_t index, uint64_t entry)
+{
+    uint64_t count;
+
+    if ((entry & L1_OFFSET) == 0 ||
+        !qcheck_disk_count(c, (entry & L1_OFFSET) >> c->h.cluster_bits, &count))
+        return;
+    if ((count == 1) != ((entry & L1_COPIED) != 0))
+        qcheck_corrupt(c, 1,
+                       "L1 entry %" PRIu32 " (0x%" PRIx64
+                       "): copied flag contradicts the refcount %" PRIu64,
+                       index, entry, count);
+}
+
+/* Of one table's entries. */
+struct tally {
+    uint64_t n_used, n_odd;
+};
+
+static int count_entry(struct l1_walk *walk, uint32_t i, void *opaque)
+{
+    struct check *c = walk->c;
+    const struct check_l1 *l1 = walk->l1;
+    uint64_t entry = walk->entries[i], offset = entry & L1_OFFSET, lost = 0;
+    unsigned faults = qcheck_l1_faults(c, entry), others = faults & ~FAULT_PAST_END;
+    struct tally *tally = opaque;
+    bool inside;
+
+    tally->n_used++;
+    tally->n_odd += faults != 0;
+    if (others)
+        qcheck_impossible(c, l1->weight * (uint64_t)__builtin_popcount(others),
+                          "L1 entry %" PRIu32 " (0x%" PRIx64 "): %s", walk->first + i, entry,
+                          qcheck_fault_text(others));
+    int err =
+        qcheck_add_range(c, offset, c->cluster_size, l1->weight, "L2 table", &inside);
+    if (!err && !(faults & (FAULT_MISALIGNED | FAULT_PAST_END))) {
+        uint64_t cluster = offset >> c->h.cluster_bits;
+        bit_set(c->is_table, cluster);
+        err = counts_add(&c->tables, cluster, 1, l1->weight, UINT64_MAX, &lost);
+        if (!err && l1->active)
+            err = counts_add(&c->active, cluster, 1, 1, UINT64_MAX, &lost);
+        if (err)
+            return diag_errno(c->diag, ENOMEM, "%s: counting references", c->st->name);
+        /* Whatever the refcounts say, this can't be an L2 table. */
+        if (bit_test(c->meta, cluster)) {
+            c->impossible += bit_test(c->fixed, cluster);
+            bit_set(c->contested, cluster);
+            c->n_contested++;
+        }
+    }
+    if (l1->active)
+        check_copied(c, walk->first + i, entry);
+    return err;
+}
+
+int qcheck_l1_tables(struct check *c)
+{
+    for (uint32_t i = 0; i < c->n_l1s; i++) {
+        struct tally tally = {0};
+        int err = qcheck_walk_l1(c, &c->l1s[i], count_entry, &tally);
+        if (err)
+            return err;
+        if (tally.n_odd > tally.n_used / 2)
+            qcheck_mark(c, c->bad, c->l1s[i].offset, c->l1s[i].n * 8ull);
+    }
+    return 0;
+}

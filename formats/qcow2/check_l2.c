@@ -1,0 +1,302 @@
+/* L2 tables: each is read once, and its runs of clusters are counted. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "qcow2/check.h"
+
+/* Adjacent tables are read together, up to this; tables are asked for this far ahead. */
+#define READ_BYTES  (2u << 20)
+#define AHEAD_BYTES (1u << 20)
+
+/* The table that is being looked at. */
+struct table {
+    struct check *c;
+    uint64_t cluster;
+    uint64_t weight, active; /* how many L1 entries lead here; those of the active table */
+    uint64_t next;           /* where the next data cluster would not be a fragment, 0: anywhere */
+    uint64_t n_used, n_odd;  /* entries */
+};
+
+bool qcheck_table_of(const struct check *c, uint64_t l1_entry, uint64_t *cluster)
+{
+    *cluster = (l1_entry & L1_OFFSET) >> c->h.cluster_bits;
+    return !(qcheck_l1_faults(c, l1_entry) & (FAULT_MISALIGNED | FAULT_PAST_END));
+}
+
+static void to_host_order(uint64_t *words, uint64_t n)
+{
+    for (uint64_t i = 0; i < n; i++)
+        words[i] = be64toh(words[i]);
+}
+
+static int read_tables(struct check *c, uint64_t offset, uint64_t bytes, uint64_t *words)
+{
+    int err = storage_read(c->st, words, bytes, offset);
+
+    if (err) {
+        check_message(c->options, "L2 table at offset %" PRIu64 " can't be read", offset);
+        c->found.check_errors++;
+        return err;
+    }
+    to_host_order(words, bytes / 8);
+    return 0;
+}
+
+int qcheck_read_table(struct check *c, uint64_t offset, uint64_t *table)
+{
+    return read_tables(c, offset, c->cluster_size, table);
+}
+
+/* Data in clusters that hold metadata, too. */
+static void note_contested(struct table *t, uint64_t first, uint64_t n)
+{
+    struct check *c = t->c;
+
+    if (!bits_any(c->meta, first, n) && !bits_any(c->is_table, first, n))
+        return;
+    for (uint64_t i = first; i < first + n; i++) {
+        if (!bit_test(c->meta, i) && !bit_test(c->is_table, i))
+            continue;
+        check_message(c->options,
+                      "L2 table at offset %" PRIu64 ": an entry's cluster, at offset %" PRIu64
+                      ", holds metadata",
+                      t->cluster << c->h.cluster_bits, i << c->h.cluster_bits);
+        bit_set(c->contested, i);
+        c->n_contested++;
+        c->impossible++;
+    }
+}
+
+static void count_fragments(struct table *t, uint64_t offset, uint64_t n)
+{
+    struct check_result *found = &t->c->found;
+
+    found->allocated_clusters += t->active * n;
+    if (t->next && offset != t->next)
+        found->fragmented_clusters += t->active;
+    t->next = offset + n * t->c->cluster_size;
+}
+
+static void report_copied(struct table *t, uint64_t entry, uint64_t count)
+{
+    qcheck_corrupt(t->c, t->active,
+                   "L2 table at offset %" PRIu64 ": entry 0x%" PRIx64
+                   ": copied flag contradicts the refcount %" PRIu64,
+                   t->cluster << t->c->h.cluster_bits, entry, count);
+}
+
+/* Compares the copied flag of entries for n clusters in a row with the refcounts in the file. */
+static void check_copied(struct table *t, uint64_t entry, uint64_t first, uint64_t n)
+{
+    struct check *c = t->c;
+    bool copied = entry & L2_COPIED;
+    const uint8_t *disk = c->disk + first;
+    uint64_t wrong = 0;
+
+    if (!c->rt_unknown) {
+        for (uint64_t i = 0; i < n; i++)
+            wrong += (disk[i] == 1) != copied;
+        if (wrong == 0)
+            return;
+    }
+    for (uint64_t i = 0; i < n; i++) {
+        uint64_t count;
+        if (qcheck_disk_count(c, first + i, &count) && (count == 1) != copied)
+            report_copied(t, entry + (i << c->h.cluster_bits), count);
+    }
+}
+
+static int count_run(struct table *t, uint64_t entry, uint64_t n)
+{
+    struct check *c = t->c;
+    uint64_t first = (entry & L2_OFFSET) >> c->h.cluster_bits, lost = 0;
+
+    if (counts_add(&c->refs, first, n, t->weight, c->max_count, &lost))
+        return diag_errno(c->diag, ENOMEM, "%s: counting references", c->st->name);
+    if (lost)
+        qcheck_corrupt(c, lost,
+                       "cluster %" PRIu64 " and on: more references than a refcount can say",
+                       first);
+    note_contested(t, first, n);
+    if (t->active) {
+        count_fragments(t, entry & L2_OFFSET, n);
+        check_copied(t, entry, first, n);
+    }
+    return 0;
+}
+
+static int count_compressed(struct table *t, uint64_t entry)
+{
+    struct check *c = t->c;
+    uint64_t offset, bytes;
+    bool inside;
+
+    qcheck_compressed(c, entry, &offset, &bytes);
+    int err =
+        qcheck_add_range(c, offset, bytes, t->weight, "compressed cluster", &inside);
+    if (err)
+        return err;
+    if (inside) {
+        uint64_t first = offset >> c->h.cluster_bits;
+        note_contested(t, first, ((offset + bytes - 1) >> c->h.cluster_bits) - first + 1);
+    }
+    c->found.allocated_clusters += t->active;
+    c->found.compressed_clusters += t->active;
+    /* Such clusters are fragments by nature. */
+    c->found.fragmented_clusters += t->active;
+    return 0;
+}
+
+/* An entry that can't be right is counted as far as it can be. */
+static int count_odd(struct table *t, uint64_t entry, unsigned faults)
+{
+    struct check *c = t->c;
+    uint64_t offset = entry & L2_OFFSET, count;
+    unsigned others = faults & ~FAULT_PAST_END;
+    bool inside;
+
+    t->n_odd++;
+    if (others)
+        qcheck_impossible(c, t->weight * (uint64_t)__builtin_popcount(others),
+                          "L2 table at offset %" PRIu64 ": entry 0x%" PRIx64 ": %s",
+                          t->cluster << c->h.cluster_bits, entry, qcheck_fault_text(others));
+    if (entry & L2_COMPRESSED)
+        return count_compressed(t, entry);
+    if (offset == 0)
+        return 0;
+    int err = qcheck_add_range(c, offset, c->cluster_size, t->weight, "data cluster", &inside);
+    if (err)
+        return err;
+    if (inside)
+        note_contested(t, offset >> c->h.cluster_bits,
+                       is_aligned(offset, c->cluster_size) ? 1 : 2);
+    if (!t->active)
+        return 0;
+    count_fragments(t, offset, 1);
+    if (qcheck_disk_count(c, offset >> c->h.cluster_bits, &count) &&
+        (count == 1) != ((entry & L2_COPIED) != 0))
+        report_copied(t, entry, count);
+    return 0;
+}
+
+/* How many entries from the first on are for clusters in a row, with the same flags. */
+static uint64_t run_length(const struct check *c, const uint64_t *entries, uint64_t max)
+{
+    uint64_t n = 1, next = entries[0] + c->cluster_size;
+
+    while (n < max && entries[n] == next) {
+        next += c->cluster_size;
+        n++;
+    }
+    return n;
+}
+
+static int count_table(struct table *t, const uint64_t *entries)
+{
+    struct check *c = t->c;
+    uint64_t n_entries = c->cluster_size / 8, n;
+    int err = 0;
+
+    for (uint64_t i = 0; !err && i < n_entries; i += n) {
+        uint64_t entry = entries[i];
+        n = 1;
+        if (entry == 0)
+            continue;
+        t->n_used++;
+        unsigned faults = qcheck_l2_faults(c, entry);
+        if (UNLIKELY(faults)) {
+            err = count_odd(t, entry, faults);
+        } else if (entry & L2_COMPRESSED) {
+            err = count_compressed(t, entry);
+        } else if (entry & L2_OFFSET) {
+            uint64_t inside = c->n_clusters - ((entry & L2_OFFSET) >> c->h.cluster_bits);
+            n = run_length(c, entries + i, MIN(n_entries - i, inside));
+            t->n_used += n - 1;
+            err = count_run(t, entry, n);
+        }
+    }
+    if (t->n_odd > t->n_used / 2)
+        bit_set(c->bad, t->cluster);
+    return err;
+}
+
+/* ---- all of them, in the order of the L1 tables ---- */
+
+struct reader {
+    uint64_t *buffer;
+    uint32_t capacity; /* tables that fit */
+};
+
+/* The tables of `entries` that lie in a row and weren't looked at yet. */
+static uint32_t tables_in_row(const struct check *c, const uint64_t *entries, uint32_t n,
+                              uint64_t first)
+{
+    uint32_t count = 1;
+    uint64_t cluster;
+
+    while (count < n && entries[count] && qcheck_table_of(c, entries[count], &cluster) &&
+           cluster == first + count && !bit_test(c->walked, cluster))
+        count++;
+    return count;
+}
+
+static void read_ahead(struct check *c, const struct l1_walk *walk, uint32_t index)
+{
+    uint64_t ahead = index + MAX(1, AHEAD_BYTES >> c->h.cluster_bits), cluster;
+
+    /* Small tables come in pages that were read for their neighbours. */
+    if (c->cluster_size >= 4096 && ahead < walk->n &&
+        qcheck_table_of(c, walk->entries[ahead], &cluster))
+        storage_prefetch(c->st, cluster << c->h.cluster_bits, c->cluster_size);
+}
+
+static int visit_entry(struct l1_walk *walk, uint32_t index, void *opaque)
+{
+    struct check *c = walk->c;
+    struct reader *reader = opaque;
+    uint64_t cluster;
+
+    if (!qcheck_table_of(c, walk->entries[index], &cluster) || bit_test(c->walked, cluster))
+        return 0;
+    read_ahead(c, walk, index);
+    uint32_t n = tables_in_row(c, walk->entries + index,
+                               MIN(walk->n - index, reader->capacity), cluster);
+    for (uint32_t i = 0; i < n; i++)
+        bit_set(c->walked, cluster + i);
+    int err = read_tables(c, cluster << c->h.cluster_bits, (uint64_t)n << c->h.cluster_bits,
+                          reader->buffer);
+    if (err)
+        return 0; /* counted */
+    for (uint32_t i = 0; !err && i < n; i++) {
+        struct table t = {
+            .c = c,
+            .cluster = cluster + i,
+            .weight = counts_get(&c->tables, cluster + i),
+            .active = counts_get(&c->active, cluster + i),
+        };
+        err = count_table(&t, reader->buffer + i * (c->cluster_size / 8));
+        qcheck_progress(c, 1);
+    }
+    return err;
+}
+
+int qcheck_l2_tables(struct check *c)
+{
+    uint64_t bytes = MAX(READ_BYTES, c->cluster_size);
+    CLEANUP_FREE uint64_t *buffer = malloc(bytes);
+    struct reader reader = {.buffer = buffer,
+                            .capacity = (uint32_t)(bytes >> c->h.cluster_bits)};
+
+    if (!buffer)
+        return diag_errno(c->diag, ENOMEM, "%s: L2 tables", c->st->name);
+    for (uint32_t i = 0; i < c->n_l1s; i++) {
+        int err = qcheck_walk_l1(c, &c->l1s[i], visit_entry, &reader);
+        if (err)
+            return err;
+    }
+    return 0;
+}

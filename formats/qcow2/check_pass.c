@@ -1,0 +1,239 @@
+/* One pass over the file: counting, and comparing. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/checked.h"
+#include "qcow2/check.h"
+
+static void say(struct check *c, const char *fmt, va_list ap)
+{
+    char text[512];
+
+    if (!c->options->message)
+        return;
+    vsnprintf(text, sizeof text, fmt, ap);
+    c->options->message(c->options->opaque, text);
+}
+
+void qcheck_corrupt(struct check *c, uint64_t weight, const char *fmt, ...)
+{
+    va_list ap;
+
+    c->found.corruptions += weight;
+    va_start(ap, fmt);
+    say(c, fmt, ap);
+    va_end(ap);
+}
+
+void qcheck_impossible(struct check *c, uint64_t weight, const char *fmt, ...)
+{
+    va_list ap;
+
+    c->found.corruptions += weight;
+    c->impossible++;
+    va_start(ap, fmt);
+    say(c, fmt, ap);
+    va_end(ap);
+}
+
+void qcheck_progress(struct check *c, uint64_t done)
+{
+    c->done += done;
+    if (c->options->progress && c->total)
+        c->options->progress(c->options->opaque,
+                             c->stage * 1000ull + MIN(1000, c->done * 1000 / c->total),
+                             c->stages * 1000ull);
+}
+
+int qcheck_add_range(struct check *c, uint64_t offset, uint64_t bytes, uint64_t weight,
+                     const char *what, bool *inside)
+{
+    uint64_t lost = 0;
+
+    *inside = true;
+    if (bytes == 0)
+        return 0;
+    if (qcheck_past_end(c, offset, bytes)) {
+        *inside = false;
+        qcheck_impossible(c, weight,
+                          "%s: %" PRIu64 " bytes at offset %" PRIu64
+                          " lie past the end of the file",
+                          what, bytes, offset);
+        return 0;
+    }
+    uint64_t first = offset >> c->h.cluster_bits;
+    uint64_t last = (offset + bytes - 1) >> c->h.cluster_bits;
+    c->n_compare = MAX(c->n_compare, last + 1);
+    if (counts_add(&c->refs, first, last - first + 1, weight, c->max_count, &lost))
+        return diag_errno(c->diag, ENOMEM, "%s: counting references", c->st->name);
+    if (lost)
+        qcheck_corrupt(c, lost,
+                       "%s at offset %" PRIu64 ": more references than a refcount can say", what,
+                       offset);
+    return 0;
+}
+
+int qcheck_add_meta(struct check *c, uint64_t offset, uint64_t bytes, uint64_t weight,
+                    const char *what, bool *inside)
+{
+    int err = qcheck_add_range(c, offset, bytes, weight, what, inside);
+
+    if (!err && *inside)
+        qcheck_mark(c, c->meta, offset, bytes);
+    return err;
+}
+
+void qcheck_mark(struct check *c, uint8_t *bits, uint64_t offset, uint64_t bytes)
+{
+    uint64_t end = bytes ? ((offset + bytes - 1) >> c->h.cluster_bits) + 1 : 0;
+
+    for (uint64_t i = offset >> c->h.cluster_bits; i < MIN(end, c->n_clusters + 1); i++)
+        bit_set(bits, i);
+}
+
+bool qcheck_any(const struct check *c, const uint8_t *bits, uint64_t offset, uint64_t bytes)
+{
+    uint64_t first = offset >> c->h.cluster_bits;
+    uint64_t end = MIN(c->n_clusters + 1, ((offset + bytes - 1) >> c->h.cluster_bits) + 1);
+
+    return bytes && first < end && bits_any(bits, first, end - first);
+}
+
+void qcheck_forget(struct check *c)
+{
+    free(c->snapshots);
+    free(c->l1s);
+    free(c->rt);
+    free(c->disk);
+    free(c->block);
+    counts_free(&c->refs);
+    counts_free(&c->tables);
+    counts_free(&c->active);
+    free(c->fixed);
+    free(c->meta);
+    free(c->is_table);
+    free(c->walked);
+    free(c->contested);
+    free(c->bad);
+    c->snapshots = NULL;
+    c->l1s = NULL;
+    c->rt = NULL;
+    c->disk = c->block = NULL;
+    c->fixed = c->meta = c->is_table = c->walked = c->contested = c->bad = NULL;
+}
+
+static int begin(struct check *c)
+{
+    uint64_t n = c->n_clusters + 1; /* a compressed cluster may reach into one more */
+    uint8_t **bitmaps[] = {&c->fixed,  &c->meta,      &c->is_table,
+                           &c->walked, &c->contested, &c->bad};
+
+    qcheck_forget(c);
+    c->found = (struct check_result){0};
+    c->impossible = c->n_contested = 0;
+    c->rebuild = c->bitmaps_broken = false;
+    c->hopeless = NULL;
+    c->n_compare = c->n_clusters;
+    c->block_offset = 0;
+    c->done = 0;
+    bool failed = counts_init(&c->refs, n) || counts_init(&c->tables, n) ||
+                  counts_init(&c->active, n);
+    for (size_t i = 0; i < ARRAY_LEN(bitmaps) && !failed; i++)
+        failed = !(*bitmaps[i] = calloc(n / 8 + 1, 1));
+    c->disk = failed ? NULL : calloc(n, 1);
+    if (!c->disk)
+        return diag_errno(c->diag, ENOMEM, "%s: counting references to %" PRIu64 " clusters",
+                          c->st->name, n);
+    return 0;
+}
+
+static int count_luks_header(struct check *c)
+{
+    bool inside;
+
+    if (c->h.luks_bytes == 0)
+        return 0;
+    if (!is_aligned(c->h.luks_offset, c->cluster_size) || c->h.luks_offset > INT64_MAX / 2 ||
+        c->h.luks_bytes > INT64_MAX / 2)
+        return diag_set(c->diag, EINVAL,
+                        "%s: header extension: a LUKS header of %" PRIu64 " bytes at %" PRIu64,
+                        c->st->name, c->h.luks_bytes, c->h.luks_offset);
+    return qcheck_add_range(c, c->h.luks_offset, c->h.luks_bytes, 1, "LUKS header", &inside);
+}
+
+static int count_active_l1(struct check *c)
+{
+    uint64_t offset = c->h.l1_table_offset, bytes = c->h.l1_size * 8ull;
+    bool inside;
+
+    if (bytes && offset == 0)
+        c->hopeless = "the header says that the L1 table overlaps it";
+    int err = qcheck_add_meta(c, offset, bytes, 1, "active L1 table", &inside);
+    if (!inside)
+        c->hopeless = "the L1 table lies past the end of the file";
+    qcheck_mark(c, c->fixed, 0, c->cluster_size);
+    qcheck_mark(c, c->fixed, offset, bytes);
+    return err;
+}
+
+/* The snapshot table's place is from the header, but what is found there may be something else. */
+static void judge_snapshot_table(struct check *c)
+{
+    uint64_t offset = c->h.snapshots_offset;
+    bool odd = qcheck_any(c, c->bad, offset, c->snapshot_bytes);
+
+    if (odd && (qcheck_any(c, c->contested, offset, c->snapshot_bytes) ||
+                qcheck_any(c, c->is_table, offset, c->snapshot_bytes)))
+        c->hopeless = "where the header says that the snapshot table is, there is something else";
+}
+
+/* What data and tables both claim would be counted as a wrong refcount, unless the refcount goes
+ * along with it. */
+static void report_contested(struct check *c)
+{
+    for (uint64_t i = 0; c->n_contested && i < c->n_clusters; i++) {
+        uint64_t count;
+        if (bit_test(c->contested, i) && qcheck_disk_count(c, i, &count) &&
+            count == counts_get(&c->refs, i))
+            qcheck_corrupt(c, 1, "cluster %" PRIu64 ": holds metadata and other things", i);
+    }
+}
+
+int qcheck_pass(struct check *c, bool with_refcounts)
+{
+    bool inside;
+    int err = begin(c);
+
+    if (!err)
+        err = qcheck_load_refcounts(c);
+    if (!err)
+        err = qcheck_add_meta(c, 0, c->cluster_size, 1, "header", &inside);
+    if (!err)
+        err = count_active_l1(c);
+    if (!err)
+        err = qcheck_snapshots(c);
+    if (!err)
+        err = qcheck_l1_tables(c);
+    if (!err)
+        err = count_luks_header(c);
+    if (!err)
+        err = qcheck_bitmaps(c);
+    if (!err)
+        err = qcheck_l2_tables(c);
+    if (err)
+        return err;
+    if (c->n_snapshots)
+        judge_snapshot_table(c);
+    if (!with_refcounts)
+        return 0;
+    err = qcheck_count_refcounts(c);
+    if (err)
+        return err;
+    qcheck_compare(c);
+    report_contested(c);
+    c->found.total_clusters = div_round_up(align_down(c->h.size, 512), c->cluster_size);
+    return 0;
+}

@@ -1,0 +1,193 @@
+/* The snapshot table, and the L1 tables that are to be walked. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "qcow2/check.h"
+
+#define ENTRY_FIXED     40   /* then extra data, id and name */
+#define MIN_EXTRA_BYTES 16   /* what version 3 asks for */
+#define MAX_EXTRA_BYTES 1024 /* what QEMU lets pass */
+#define MAX_TABLE_BYTES (64u << 20)
+
+static int read_entry(struct check *c, uint64_t offset, struct check_snapshot *s)
+{
+    uint8_t raw[ENTRY_FIXED];
+
+    int err = storage_read(c->st, raw, sizeof raw, offset);
+    if (err)
+        return diag_errno(c->diag, -err, "%s: reading the snapshot table", c->st->name);
+    *s = (struct check_snapshot){
+        .entry_offset = offset,
+        .l1_offset = load_be64(raw),
+        .l1_size = load_be32(raw + 8),
+        .id_bytes = load_be16(raw + 12),
+        .name_bytes = load_be16(raw + 14),
+        .extra_bytes = load_be32(raw + 36),
+    };
+    return 0;
+}
+
+static void odd_snapshot(struct check *c, uint32_t index, const char *what)
+{
+    qcheck_impossible(c, 1, "snapshot table entry %" PRIu32 ": %s", index, what);
+    qcheck_mark(c, c->bad, c->snapshots[index].entry_offset, ENTRY_FIXED);
+}
+
+/* Judges an entry by itself. */
+static void check_snapshot(struct check *c, uint32_t index)
+{
+    struct check_snapshot *s = &c->snapshots[index];
+
+    s->extra_wrong = s->extra_bytes > MAX_EXTRA_BYTES ||
+                     (c->h.version >= 3 && s->extra_bytes < MIN_EXTRA_BYTES);
+    if (s->extra_wrong)
+        odd_snapshot(c, index,
+                     s->extra_bytes < MIN_EXTRA_BYTES ? "too little extra data"
+                                                      : "too much extra data");
+    if (s->l1_size > MAX_L1_BYTES / 8)
+        s->fault = "its L1 table is too large";
+    else if (!is_aligned(s->l1_offset, c->cluster_size) || s->l1_offset > INT64_MAX / 2)
+        s->fault = "its L1 table is not cluster aligned";
+    if (s->fault)
+        odd_snapshot(c, index, s->fault);
+}
+
+static int read_table(struct check *c)
+{
+    uint64_t at = 0;
+    bool inside;
+
+    c->n_snapshots = c->h.nb_snapshots;
+    c->snapshots = calloc(c->n_snapshots + 1u, sizeof *c->snapshots);
+    if (!c->snapshots)
+        return diag_errno(c->diag, ENOMEM, "%s: snapshot table", c->st->name);
+    for (uint32_t i = 0; i < c->n_snapshots; i++) {
+        struct check_snapshot *s = &c->snapshots[i];
+        at = align_up(at, 8);
+        int err = read_entry(c, c->h.snapshots_offset + at, s);
+        if (err)
+            return err;
+        at += ENTRY_FIXED + (uint64_t)s->extra_bytes + s->id_bytes + s->name_bytes;
+        if (at > MAX_TABLE_BYTES)
+            return diag_set(c->diag, EFBIG,
+                            "%s: snapshot table: its first %" PRIu32
+                            " entries take over %u bytes",
+                            c->st->name, i + 1, MAX_TABLE_BYTES);
+        check_snapshot(c, i);
+    }
+    c->snapshot_bytes = at;
+    if (qcheck_any(c, c->meta, c->h.snapshots_offset, at))
+        c->hopeless = "the header says that the snapshot table overlaps other metadata";
+    int err = qcheck_add_meta(c, c->h.snapshots_offset, at, 1, "snapshot table", &inside);
+    if (!inside)
+        c->hopeless = "the snapshot table lies past the end of the file";
+    return err;
+}
+
+/* ---- the L1 tables ---- */
+
+static uint32_t entries_in_file(const struct check *c, uint64_t offset, uint32_t n)
+{
+    if (offset >= c->file_size)
+        return 0;
+    return (uint32_t)MIN(n, div_round_up(c->file_size - offset, 8));
+}
+
+static void list_l1(struct check *c, uint64_t offset, uint32_t n, struct check_snapshot *s)
+{
+    c->l1s[c->n_l1s++] = (struct check_l1){
+        .offset = offset,
+        .n = entries_in_file(c, offset, n),
+        .weight = 1,
+        .active = !s,
+        .snapshot = s,
+    };
+}
+
+static int by_place(const void *a, const void *b)
+{
+    const struct check_snapshot *x = *(struct check_snapshot *const *)a;
+    const struct check_snapshot *y = *(struct check_snapshot *const *)b;
+
+    if (x->l1_offset != y->l1_offset)
+        return x->l1_offset < y->l1_offset ? -1 : 1;
+    if (x->l1_size != y->l1_size)
+        return x->l1_size < y->l1_size ? -1 : 1;
+    return x->entry_offset < y->entry_offset ? -1 : x->entry_offset > y->entry_offset;
+}
+
+/* Counts one snapshot's L1 table; `end`: of all that came before it. */
+static int take_l1(struct check *c, struct check_snapshot *s, uint64_t *end)
+{
+    struct check_l1 *last = &c->l1s[c->n_l1s - 1];
+    uint64_t bytes = s->l1_size * 8ull;
+    bool inside;
+
+    if (s->fault || bytes == 0)
+        return 0;
+    bool same = last->snapshot && last->snapshot->l1_offset == s->l1_offset &&
+                last->snapshot->l1_size == s->l1_size;
+    if (!same && s->l1_offset < *end) {
+        s->fault = "its L1 table overlaps another one";
+        odd_snapshot(c, (uint32_t)(s - c->snapshots), s->fault);
+        return 0;
+    }
+    int err = qcheck_add_range(c, s->l1_offset, bytes, 1, "snapshot's L1 table", &inside);
+    if (!inside) {
+        s->fault = "its L1 table lies past the end of the file";
+        qcheck_mark(c, c->bad, s->entry_offset, ENTRY_FIXED);
+    }
+    if (same)
+        last->weight++;
+    else
+        list_l1(c, s->l1_offset, s->l1_size, s);
+    *end = MAX(*end, s->l1_offset + align_up(bytes, c->cluster_size));
+    return err;
+}
+
+/* Who overlaps what was there before the snapshots' tables is told first. */
+static void find_overlaps(struct check *c)
+{
+    for (uint32_t i = 0; i < c->n_snapshots; i++) {
+        struct check_snapshot *s = &c->snapshots[i];
+        if (s->fault || !qcheck_any(c, c->meta, s->l1_offset, s->l1_size * 8ull))
+            continue;
+        check_message(c->options, "snapshot table entry %" PRIu32 ": its L1 table overlaps "
+                                  "other metadata", i);
+        /* It is walked all the same: its references count. */
+        s->overlaps = true;
+        c->impossible++;
+        qcheck_mark(c, c->bad, s->entry_offset, ENTRY_FIXED);
+    }
+}
+
+int qcheck_snapshots(struct check *c)
+{
+    CLEANUP_FREE struct check_snapshot **sorted = NULL;
+    uint64_t end = 0;
+
+    int err = c->h.nb_snapshots ? read_table(c) : 0;
+    if (err)
+        return err;
+    sorted = calloc(c->n_snapshots + 1u, sizeof(struct check_snapshot *));
+    c->l1s = calloc(c->n_snapshots + 1u, sizeof *c->l1s);
+    if (!c->l1s || !sorted)
+        return diag_errno(c->diag, ENOMEM, "%s: snapshots", c->st->name);
+    list_l1(c, c->h.l1_table_offset, c->h.l1_size, NULL);
+    find_overlaps(c);
+    for (uint32_t i = 0; i < c->n_snapshots; i++)
+        sorted[i] = &c->snapshots[i];
+    qsort(sorted, c->n_snapshots, sizeof *sorted, by_place);
+    for (uint32_t i = 0; !err && i < c->n_snapshots; i++)
+        err = take_l1(c, sorted[i], &end);
+    for (uint32_t i = 1; i < c->n_l1s; i++)
+        qcheck_mark(c, c->meta, c->l1s[i].offset, c->l1s[i].n * 8ull);
+    c->total = 0;
+    for (uint32_t i = 0; i < c->n_l1s; i++)
+        c->total += 3ull * c->l1s[i].n;
+    return err;
+}

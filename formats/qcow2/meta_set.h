@@ -1,0 +1,41 @@
+/* The host clusters that hold metadata of the image: guest data can't lie there, whatever an L2 entry
+ * says (the overlap check).  A hash set of cluster numbers; a lookup takes no lock.
+ *
+ * Threads: meta_set_has from any thread inside the gate; add and remove under META, or alone with
+ * the image.  Private to this folder. */
+#ifndef QCOW2_META_SET_H
+#define QCOW2_META_SET_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/compiler.h"
+#include "base/diag.h"
+
+struct qcow2;
+struct meta_table;
+
+struct meta_set {
+    _Atomic(struct meta_table *) table; /* NULL: empty */
+};
+
+bool meta_set_has(const struct meta_set *set, uint64_t cluster);
+
+/* -EEXIST when it is there already, -ENOMEM. */
+int meta_set_add(struct meta_set *set, uint64_t cluster);
+void meta_set_remove(struct meta_set *set, uint64_t cluster);
+void meta_set_free(struct meta_set *set);
+
+/* Does any of n clusters hold metadata? */
+bool meta_set_has_any(const struct meta_set *set, uint64_t first, uint64_t n);
+
+/* Fills the set from header, L1 table, refcount table and snapshots.  -EINVAL when two of them
+ * claim one cluster: such an image can't be written to. */
+int qcow2_collect_metadata(struct qcow2 *q, struct diag *diag) MUST_USE;
+
+/* META: clusters that become metadata. */
+void qcow2_note_metadata(struct qcow2 *q, uint64_t host, uint64_t n);
+
+#endif

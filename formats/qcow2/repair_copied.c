@@ -1,0 +1,77 @@
+/* Copied flags of the active tables, set to what the references say.  The refcounts are right by
+ * now. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "qcow2/check.h"
+
+_Static_assert(L1_COPIED == L2_COPIED, "one function for both");
+
+static uint64_t mend_flag(const struct check *c, uint64_t entry, uint64_t offset)
+{
+    bool alone = counts_get(&c->refs, offset >> c->h.cluster_bits) == 1;
+
+    return alone ? entry | L2_COPIED : entry & ~L2_COPIED;
+}
+
+static int mend_table(struct check *c, uint64_t cluster, uint64_t *table)
+{
+    uint64_t offset = cluster << c->h.cluster_bits;
+    bool changed = false;
+
+    if (qcheck_read_table(c, offset, table))
+        return 0; /* counted */
+    for (uint64_t i = 0; i < c->cluster_size / 8; i++) {
+        uint64_t entry = table[i];
+        if (!(entry & L2_COMPRESSED) && (entry & L2_OFFSET) && !qcheck_l2_faults(c, entry))
+            entry = mend_flag(c, entry, entry & L2_OFFSET);
+        changed |= entry != table[i];
+        store_be64(&table[i], entry);
+    }
+    if (!changed)
+        return 0;
+    qcheck_say(c, "L2 table at offset %" PRIu64 ": copied flags are set right", offset);
+    return qrepair_write(c, table, c->cluster_size, offset, "L2 table");
+}
+
+struct tables {
+    uint64_t *buffer;
+    uint8_t *done; /* bitmap of clusters */
+};
+
+static int visit_l1(struct l1_walk *walk, uint32_t i, void *opaque)
+{
+    struct check *c = walk->c;
+    struct tables *tables = opaque;
+    uint64_t entry = walk->entries[i], cluster;
+
+    if (!qcheck_table_of(c, entry, &cluster))
+        return 0;
+    uint64_t mended = mend_flag(c, entry, entry & L1_OFFSET);
+    if (mended != entry) {
+        qcheck_say(c, "L1 entry %" PRIu32 ": its copied flag is set right", walk->first + i);
+        walk->entries[i] = mended;
+        walk->changed = true;
+    }
+    /* Where other things lie, too, nothing is written. */
+    if (bit_test(tables->done, cluster) || bit_test(c->meta, cluster) ||
+        bit_test(c->contested, cluster))
+        return 0;
+    bit_set(tables->done, cluster);
+    return mend_table(c, cluster, tables->buffer);
+}
+
+int qrepair_copied(struct check *c)
+{
+    CLEANUP_FREE uint64_t *buffer = malloc(c->cluster_size);
+    CLEANUP_FREE uint8_t *done = calloc(c->n_clusters / 8 + 1, 1);
+    struct tables tables = {.buffer = buffer, .done = done};
+
+    if (!buffer || !done)
+        return diag_errno(c->diag, ENOMEM, "%s: repairing", c->st->name);
+    /* The active table is the first. */
+    return qcheck_walk_l1(c, &c->l1s[0], visit_l1, &tables);
+}

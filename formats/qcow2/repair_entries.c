@@ -1,0 +1,236 @@
+/* Entries that can't be right: what can be saved of them is, the others are cleared.  See check.h
+ * for who is believed when two claim a cluster. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "qcow2/check.h"
+
+/* Data that was taken for metadata: the claim of the metadata is dropped. */
+static bool is_really_data(const struct check *c, uint64_t cluster)
+{
+    return bit_test(c->contested, cluster) && bit_test(c->bad, cluster);
+}
+
+/* Does metadata that is believed lie in one of the clusters? */
+static bool hits_metadata(const struct check *c, uint64_t offset, uint64_t bytes)
+{
+    uint64_t last = (offset + bytes - 1) >> c->h.cluster_bits;
+
+    for (uint64_t i = offset >> c->h.cluster_bits; i <= last; i++)
+        if (bit_test(c->fixed, i) ||
+            ((bit_test(c->is_table, i) || bit_test(c->meta, i)) && !is_really_data(c, i)))
+            return true;
+    return false;
+}
+
+/* ---- L2 entries ---- */
+
+/* Reads as zeroes, whatever lies below. */
+static uint64_t lost_entry(const struct check *c)
+{
+    return c->h.version >= 3 ? L2_ZERO : 0;
+}
+
+static uint64_t mend_compressed(const struct check *c, uint64_t entry, unsigned faults)
+{
+    uint64_t offset, bytes;
+
+    qcheck_compressed(c, entry, &offset, &bytes);
+    if ((faults & FAULT_PAST_END) || hits_metadata(c, offset, bytes))
+        return lost_entry(c);
+    return entry & ~L2_COPIED;
+}
+
+static uint64_t mend_standard(const struct check *c, uint64_t entry, unsigned faults)
+{
+    uint64_t offset = entry & L2_OFFSET;
+
+    if ((faults & (FAULT_MISALIGNED | FAULT_PAST_END)) ||
+        (offset && hits_metadata(c, offset, c->cluster_size)))
+        return lost_entry(c);
+    entry &= ~L2_RESERVED;
+    return c->h.version >= 3 ? entry : entry & ~L2_ZERO;
+}
+
+/* What an entry becomes. */
+static uint64_t mend_l2(struct check *c, uint64_t entry)
+{
+    unsigned faults = qcheck_l2_faults(c, entry);
+    bool compressed = entry & L2_COMPRESSED;
+
+    if (c->options->keep_mappings) {
+        /* What lies past the end reads as zeroes already. */
+        if (!compressed && faults == FAULT_PAST_END)
+            return lost_entry(c);
+        return faults == FAULT_COPIED ? entry & ~L2_COPIED : entry;
+    }
+    uint64_t now = compressed ? mend_compressed(c, entry, faults)
+                              : mend_standard(c, entry, faults);
+    if (now == lost_entry(c) && now != entry)
+        c->dropped = true;
+    return now;
+}
+
+static int mend_table(struct check *c, uint64_t cluster, uint64_t *table)
+{
+    uint64_t offset = cluster << c->h.cluster_bits;
+    bool changed = false;
+
+    if (qcheck_read_table(c, offset, table))
+        return 0; /* counted */
+    for (uint64_t i = 0; i < c->cluster_size / 8; i++) {
+        uint64_t entry = table[i] ? mend_l2(c, table[i]) : 0;
+        if (entry != table[i]) {
+            qcheck_say(c,
+                       "L2 table at offset %" PRIu64 ": entry %" PRIu64 ": 0x%" PRIx64
+                       " becomes 0x%" PRIx64,
+                       offset, i, table[i], entry);
+            table[i] = entry;
+            changed = true;
+        }
+        store_be64(&table[i], entry);
+    }
+    return changed ? qrepair_write(c, table, c->cluster_size, offset, "L2 table") : 0;
+}
+
+struct tables {
+    uint64_t *buffer;
+    uint8_t *done; /* bitmap of clusters */
+};
+
+static int visit_l2(struct l1_walk *walk, uint32_t i, void *opaque)
+{
+    struct check *c = walk->c;
+    struct tables *tables = opaque;
+    uint64_t cluster;
+
+    /* Where other metadata lies, too, nothing is written. */
+    if (!qcheck_table_of(c, walk->entries[i], &cluster) || bit_test(tables->done, cluster) ||
+        bit_test(c->meta, cluster))
+        return 0;
+    bit_set(tables->done, cluster);
+    return mend_table(c, cluster, tables->buffer);
+}
+
+/* ---- L1 entries ---- */
+
+static uint64_t mend_l1(struct check *c, uint64_t entry)
+{
+    unsigned faults = qcheck_l1_faults(c, entry);
+    uint64_t cluster;
+
+    if (c->options->keep_mappings)
+        return faults == FAULT_PAST_END ? 0 : entry;
+    if (!qcheck_table_of(c, entry, &cluster) || bit_test(c->fixed, cluster) ||
+        (is_really_data(c, cluster) && !bit_test(c->meta, cluster))) {
+        c->dropped = true;
+        return 0;
+    }
+    return entry & ~L1_RESERVED;
+}
+
+static int visit_l1(struct l1_walk *walk, uint32_t i, void *opaque)
+{
+    uint64_t entry = mend_l1(walk->c, walk->entries[i]);
+
+    (void)opaque;
+    if (entry == walk->entries[i])
+        return 0;
+    qcheck_say(walk->c,
+               "L1 table at offset %" PRIu64 ": entry %" PRIu32 ": 0x%" PRIx64
+               " becomes 0x%" PRIx64,
+               walk->l1->offset, walk->first + i, walk->entries[i], entry);
+    walk->entries[i] = entry;
+    walk->changed = true;
+    return 0;
+}
+
+static int mend_tables(struct check *c)
+{
+    CLEANUP_FREE uint64_t *buffer = malloc(c->cluster_size);
+    CLEANUP_FREE uint8_t *done = calloc(c->n_clusters / 8 + 1, 1);
+    struct tables tables = {.buffer = buffer, .done = done};
+    int err = 0;
+
+    if (!buffer || !done)
+        return diag_errno(c->diag, ENOMEM, "%s: repairing", c->st->name);
+    for (uint32_t i = 0; !err && i < c->n_l1s; i++)
+        err = qcheck_walk_l1(c, &c->l1s[i], visit_l1, NULL);
+    for (uint32_t i = 0; !err && i < c->n_l1s; i++)
+        err = qcheck_walk_l1(c, &c->l1s[i], visit_l2, &tables);
+    return err;
+}
+
+/* ---- snapshots ---- */
+
+/* Has what the entry calls its L1 table turned out to be something else? */
+static bool l1_is_lost(const struct check *c, const struct check_snapshot *s)
+{
+    uint64_t bytes = s->l1_size * 8ull;
+
+    if (s->fault || s->overlaps)
+        return true;
+    return qcheck_any(c, c->bad, s->l1_offset, bytes) &&
+           (qcheck_any(c, c->contested, s->l1_offset, bytes) ||
+            qcheck_any(c, c->is_table, s->l1_offset, bytes));
+}
+
+/* The snapshot stays in the list, without contents. */
+static int empty_snapshot(struct check *c, const struct check_snapshot *s)
+{
+    static const uint8_t none[12];
+
+    qcheck_say(c, "snapshot table entry at offset %" PRIu64 ": its L1 table is lost",
+               s->entry_offset);
+    c->dropped = true;
+    for (uint32_t i = 0; i < c->n_l1s; i++)
+        if (c->l1s[i].snapshot && c->l1s[i].offset == s->l1_offset)
+            c->l1s[i].n = 0;
+    return qrepair_write(c, none, sizeof none, s->entry_offset, "snapshot table entry");
+}
+
+static int mend_snapshots(struct check *c)
+{
+    bool extra_wrong = false;
+
+    if (c->options->keep_mappings)
+        return 0;
+    for (uint32_t i = 0; i < c->n_snapshots; i++) {
+        int err =
+            l1_is_lost(c, &c->snapshots[i]) ? empty_snapshot(c, &c->snapshots[i]) : 0;
+        if (err)
+            return err;
+        extra_wrong |= c->snapshots[i].extra_wrong;
+    }
+    return extra_wrong ? qrepair_snapshots(c) : 0;
+}
+
+/* ---- bitmaps ---- */
+
+/* Without the bit nobody believes them. */
+static int drop_bitmaps(struct check *c)
+{
+    int err = qrepair_begin(c);
+
+    if (err)
+        return err;
+    qcheck_say(c, "the bitmaps are dropped");
+    c->h.autoclear &= ~AUTOCLEAR_BITMAPS;
+    err = qcow2_header_write_features(c->st, &c->h);
+    return err ? diag_errno(c->diag, -err, "%s: clearing the bitmaps bit", c->st->name) : 0;
+}
+
+int qrepair_entries(struct check *c)
+{
+    int err = c->bitmaps_broken ? drop_bitmaps(c) : 0;
+
+    if (!err)
+        err = mend_snapshots(c);
+    if (!err)
+        err = mend_tables(c);
+    return err;
+}

@@ -1,0 +1,140 @@
+/* New refcount structures, at the end of the file: blocks, then the table.  They say of themselves
+ * that they are used and of the old ones that they are free, and are durable before the header
+ * points to them; until then the old ones are as they were. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "qcow2/check.h"
+#include "qcow2/refcount.h"
+
+struct plan {
+    uint64_t start;      /* first cluster of the area */
+    uint64_t n_blocks;   /* that come first */
+    uint64_t n_clusters; /* of the table, which comes next */
+    uint64_t n_entries;  /* in use in the table */
+};
+
+static uint64_t area_end(const struct plan *plan)
+{
+    return plan->start + plan->n_blocks + plan->n_clusters;
+}
+
+static uint64_t new_count(const struct check *c, const struct plan *plan, uint64_t cluster)
+{
+    if (cluster >= plan->start && cluster < area_end(plan))
+        return 1;
+    return cluster <= c->n_clusters ? counts_get(&c->refs, cluster) : 0;
+}
+
+/* Is there anything to say about the clusters of that block? */
+static bool block_needed(const struct check *c, const struct plan *plan, uint64_t index)
+{
+    uint32_t bits = qcheck_block_bits(c);
+    uint64_t first = index << bits, end = first + (1ull << bits);
+
+    if (ranges_overlap(first, end - first, plan->start, area_end(plan) - plan->start))
+        return true;
+    for (uint64_t i = first; i < MIN(end, c->n_clusters + 1); i++)
+        if (c->refs.bytes[i])
+            return true;
+    return false;
+}
+
+/* The area covers itself, so its size is found by trying. */
+static int make_plan(struct check *c, struct plan *plan)
+{
+    uint32_t bits = qcheck_block_bits(c);
+
+    for (;;) {
+        uint64_t n_entries = ((MAX(area_end(plan), c->n_clusters + 1) - 1) >> bits) + 1;
+        uint64_t n_blocks = 0, last = 0;
+        if (n_entries * 8 > MAX_RT_BYTES)
+            return diag_set(c->diag, EFBIG,
+                            "%s: a refcount table for it would take over %u bytes", c->st->name,
+                            MAX_RT_BYTES);
+        for (uint64_t i = 0; i < n_entries; i++)
+            if (block_needed(c, plan, i)) {
+                n_blocks++;
+                last = i;
+            }
+        uint64_t n_clusters = div_round_up((last + 1) * 8, c->cluster_size);
+        if (n_blocks <= plan->n_blocks && n_clusters <= plan->n_clusters) {
+            plan->n_entries = last + 1;
+            return 0;
+        }
+        plan->n_blocks = MAX(plan->n_blocks, n_blocks);
+        plan->n_clusters = MAX(plan->n_clusters, n_clusters);
+    }
+}
+
+static int write_block(struct check *c, const struct plan *plan, uint64_t index,
+                       uint64_t cluster, uint8_t *block)
+{
+    uint32_t bits = qcheck_block_bits(c);
+    uint64_t first = index << bits, end = MAX(area_end(plan), c->n_clusters + 1);
+
+    memset(block, 0, c->cluster_size);
+    for (uint64_t i = first; i < MIN(end, first + (1ull << bits)); i++) {
+        uint64_t count = new_count(c, plan, i);
+        if (count)
+            refcount_pack(c->h.refcount_order, block, i - first, count);
+    }
+    return qrepair_write(c, block, c->cluster_size, cluster << c->h.cluster_bits,
+                         "refcount block");
+}
+
+/* Blocks that were planned for and turned out not to be needed stay unused, as the last ones. */
+static int write_area(struct check *c, const struct plan *plan)
+{
+    uint64_t bytes = plan->n_clusters << c->h.cluster_bits, next = plan->start;
+    CLEANUP_FREE uint8_t *table = calloc(1, bytes);
+    CLEANUP_FREE uint8_t *block = malloc(c->cluster_size);
+    int err = 0;
+
+    if (!table || !block)
+        return diag_errno(c->diag, ENOMEM, "%s: new refcount structures", c->st->name);
+    for (uint64_t i = 0; !err && i < plan->n_entries; i++) {
+        if (!block_needed(c, plan, i))
+            continue;
+        store_be64(table + i * 8, next << c->h.cluster_bits);
+        err = write_block(c, plan, i, next++, block);
+    }
+    if (!err)
+        err = qrepair_write(c, table, bytes,
+                            (plan->start + plan->n_blocks) << c->h.cluster_bits,
+                            "refcount table");
+    return err;
+}
+
+static int switch_header(struct check *c, const struct plan *plan)
+{
+    c->h.refcount_table_offset = (plan->start + plan->n_blocks) << c->h.cluster_bits;
+    c->h.refcount_table_clusters = (uint32_t)plan->n_clusters;
+    int err = qcow2_header_write_refcount_table(c->st, &c->h);
+    if (err)
+        return diag_errno(c->diag, -err, "%s: writing refcount_table_offset", c->st->name);
+    return qrepair_flush(c);
+}
+
+int qrepair_rebuild(struct check *c, uint64_t used)
+{
+    struct plan plan = {.n_blocks = 1, .n_clusters = 1};
+    uint64_t offset;
+
+    plan.start = qrepair_end(c, used);
+    int err = make_plan(c, &plan);
+    if (!err)
+        err = qrepair_room(c, plan.n_blocks + plan.n_clusters, used, &offset);
+    if (!err)
+        err = write_area(c, &plan);
+    if (!err)
+        err = qrepair_flush(c);
+    if (!err)
+        err = switch_header(c, &plan);
+    return err ? err : qrepair_resized(c);
+}

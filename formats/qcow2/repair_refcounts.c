@@ -1,0 +1,48 @@
+/* Refcounts that are wrong, set right where they are. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/cleanup.h"
+#include "qcow2/check.h"
+#include "qcow2/refcount.h"
+
+/* Sets the entries of a block that are too high, with `raise` also those too low. */
+static bool mend_block(const struct check *c, uint64_t first, uint8_t *block, bool raise)
+{
+    uint64_t n = 1ull << qcheck_block_bits(c);
+    uint32_t order = c->h.refcount_order;
+    bool changed = false;
+
+    for (uint64_t i = 0; i < n; i++) {
+        uint64_t refs = first + i <= c->n_clusters ? counts_get(&c->refs, first + i) : 0;
+        uint64_t count = qcheck_unpack(order, block, i);
+        if (count > refs || (raise && count < refs)) {
+            refcount_pack(order, block, i, refs);
+            changed = true;
+        }
+    }
+    return changed;
+}
+
+int qrepair_refcounts(struct check *c, bool raise)
+{
+    CLEANUP_FREE uint8_t *block = malloc(c->cluster_size);
+    if (!block)
+        return diag_errno(c->diag, ENOMEM, "%s: refcount block", c->st->name);
+
+    for (uint64_t i = 0; i < c->n_rt; i++) {
+        uint64_t offset = qcheck_block_offset(c, i);
+        if (offset == 0)
+            continue;
+        int err = storage_read(c->st, block, c->cluster_size, offset);
+        if (err)
+            return diag_errno(c->diag, -err, "%s: reading the refcount block at offset %" PRIu64,
+                              c->st->name, offset);
+        if (mend_block(c, i << qcheck_block_bits(c), block, raise))
+            err = qrepair_write(c, block, c->cluster_size, offset, "refcount block");
+        if (err)
+            return err;
+    }
+    return 0;
+}

@@ -1,0 +1,334 @@
+/* The check of a QED image and its repair (Q-11, Q-12): from the header and the L1 table to each L2
+ * table, reading in pieces and noting the clusters in use in a bitmap.
+ *
+ * QED has no reference counts.  An entry that can't be right becomes 0; a cluster that two entries
+ * name can't be mended; clusters that none names are leaks, and those of them at the end of the
+ * file are cut off when they are to be repaired.  Each write mends one table by itself, so a repair
+ * that is killed goes on with the next run; NEED_CHECK is cleared last. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "block/check.h"
+#include "qed/image.h"
+
+/* Table bytes read at once. */
+#define PIECE_BYTES (1u << 20)
+/* A bitmap for more clusters would take over 2 GiB. */
+#define MAX_CLUSTERS (UINT64_C(1) << 34)
+
+struct check {
+    struct storage *st;
+    const struct check_options *options;
+    struct check_result *result;
+    struct diag *diag;
+    struct qed_header header;
+    struct qed_geometry geo;
+    uint64_t file_size;
+    uint64_t n_clusters; /* whole ones in the file */
+    uint8_t *used;       /* bitmap of them */
+    uint64_t last;       /* where the previous data cluster of the table was, 0: none */
+    uint64_t total; /* entries of the L1 table */
+    bool wrote;
+};
+
+typedef int visit_entry(struct check *c, uint64_t index, uint64_t *entry);
+
+static bool mending(const struct check *c)
+{
+    return c->options->repair == REPAIR_ALL;
+}
+
+static int flush(struct check *c)
+{
+    int err = storage_flush(c->st);
+
+    return err < 0 ? diag_errno(c->diag, -err, "%s: flushing", c->st->name) : 0;
+}
+
+/* Before the first change: whatever unknown autoclear bits stand for is not kept up. */
+static int begin_writing(struct check *c)
+{
+    if (c->wrote)
+        return 0;
+    c->wrote = true;
+    if (c->header.autoclear_features == 0)
+        return 0;
+    c->header.autoclear_features = 0;
+    int err = qed_header_write_autoclear(c->st, 0);
+    if (err < 0)
+        return diag_errno(c->diag, -err, "%s: clearing autoclear_features", c->st->name);
+    return flush(c);
+}
+
+/* ---- clusters in use ---- */
+
+static bool is_used(const struct check *c, uint64_t cluster)
+{
+    return c->used[cluster / 8] >> (cluster % 8) & 1;
+}
+
+/* How many of n clusters were in use already; all of them are afterwards. */
+static uint64_t take(struct check *c, uint64_t offset, uint64_t n)
+{
+    uint64_t twice = 0;
+
+    for (uint64_t i = offset >> c->geo.cluster_bits; n > 0; i++, n--) {
+        twice += is_used(c, i);
+        c->used[i / 8] = (uint8_t)(c->used[i / 8] | 1u << (i % 8));
+    }
+    return twice;
+}
+
+static const char *place_fault(const struct check *c, uint64_t offset, uint64_t bytes)
+{
+    if (!is_aligned(offset, c->geo.cluster_size))
+        return "not cluster aligned";
+    if (offset < c->geo.header_bytes)
+        return "inside the header";
+    if (!range_inside(offset, bytes, c->n_clusters << c->geo.cluster_bits))
+        return "past the end of the file";
+    return NULL;
+}
+
+static void say_fault(struct check *c, const char *what, uint64_t entry, const char *why)
+{
+    check_message(c->options, "%s 0x%" PRIx64 ": %s%s", what, entry, why,
+                  mending(c) ? ": becomes unallocated" : "");
+    if (mending(c))
+        c->result->corruptions_fixed++;
+    else
+        c->result->corruptions++;
+}
+
+static void say_twice(struct check *c, const char *what, uint64_t entry, uint64_t n)
+{
+    check_message(c->options, "%s 0x%" PRIx64 ": %" PRIu64 " clusters are in use elsewhere", what,
+                  entry, n);
+    c->result->corruptions += n;
+}
+
+/* ---- tables ---- */
+
+static int write_piece(struct check *c, const uint8_t *raw, uint64_t bytes, uint64_t offset)
+{
+    int err = begin_writing(c);
+
+    if (err == 0 && (err = storage_write(c->st, raw, bytes, offset, 0)) < 0)
+        err = diag_errno(c->diag, -err, "%s: writing the repaired table at offset %" PRIu64,
+                         c->st->name, offset);
+    return err;
+}
+
+/* Visits the entries of a table that aren't 0, and writes back what changes. */
+static int visit_piece(struct check *c, uint8_t *raw, uint64_t bytes, uint64_t offset,
+                       uint64_t first, visit_entry *visit)
+{
+    bool changed = false;
+
+    for (uint64_t i = 0; i < bytes / 8; i++) {
+        uint64_t entry = load_le64(raw + i * 8), now = entry;
+        int err = entry ? visit(c, first + i, &now) : 0;
+        if (err < 0)
+            return err;
+        if (now != entry) {
+            store_le64(raw + i * 8, now);
+            changed = true;
+        }
+    }
+    return changed ? write_piece(c, raw, bytes, offset) : 0;
+}
+
+static int visit_table(struct check *c, uint64_t offset, visit_entry *visit)
+{
+    uint64_t piece = MIN(c->geo.table_bytes, PIECE_BYTES);
+    CLEANUP_FREE uint8_t *raw = malloc(piece);
+    if (!raw)
+        return diag_errno(c->diag, ENOMEM, "%s: table", c->st->name);
+
+    for (uint64_t at = 0; at < c->geo.table_bytes; at += piece) {
+        if (storage_read(c->st, raw, piece, offset + at) < 0) {
+            check_message(c->options, "the table at offset %" PRIu64 " can't be read",
+                          offset + at);
+            c->result->check_errors++;
+            return 0;
+        }
+        int err = visit_piece(c, raw, piece, offset + at, at / 8, visit);
+        if (err < 0)
+            return err;
+    }
+    return 0;
+}
+
+static int visit_l2(struct check *c, uint64_t index, uint64_t *entry)
+{
+    struct check_result *result = c->result;
+
+    (void)index;
+    if (*entry == QED_ENTRY_ZERO)
+        return 0;
+    result->allocated_clusters++;
+    if (c->last && c->last + c->geo.cluster_size != *entry)
+        result->fragmented_clusters++;
+    c->last = *entry;
+    const char *why = place_fault(c, *entry, c->geo.cluster_size);
+    if (why) {
+        say_fault(c, "L2 entry", *entry, why);
+        *entry = mending(c) ? QED_ENTRY_UNALLOCATED : *entry;
+    } else if (take(c, *entry, 1)) {
+        say_twice(c, "L2 entry", *entry, 1);
+    }
+    return 0;
+}
+
+static int visit_l1(struct check *c, uint64_t index, uint64_t *entry)
+{
+    const char *why = place_fault(c, *entry, c->geo.table_bytes);
+
+    if (c->options->progress)
+        c->options->progress(c->options->opaque, index, c->total);
+    if (why) {
+        say_fault(c, "L1 entry", *entry, why);
+        *entry = mending(c) ? QED_ENTRY_UNALLOCATED : *entry;
+        return 0;
+    }
+    uint64_t twice = take(c, *entry, c->header.table_size);
+    if (twice) {
+        say_twice(c, "L1 entry", *entry, twice);
+        return 0; /* its table is another one's, or data */
+    }
+    c->last = 0;
+    return visit_table(c, *entry, visit_l2);
+}
+
+/* ---- what no entry names ---- */
+
+static void count_leaks(struct check *c)
+{
+    for (uint64_t i = c->header.header_size; i < c->n_clusters; i++) {
+        if (c->used[i / 8] == 0xff) {
+            i |= 7;
+            continue;
+        }
+        if (!is_used(c, i))
+            c->result->leaks++;
+    }
+    if (c->result->leaks)
+        check_message(c->options, "%" PRIu64 " clusters are leaked", c->result->leaks);
+}
+
+/* The leaks behind the last cluster in use. */
+static int cut_tail(struct check *c)
+{
+    uint64_t end = c->n_clusters;
+
+    while (end > c->header.header_size && !is_used(c, end - 1))
+        end--;
+    uint64_t n = c->n_clusters - end;
+    if (n == 0 || c->st->fixed_size)
+        return 0;
+    /* What was mended is durable before anything of the file goes. */
+    int err = begin_writing(c);
+    if (err == 0)
+        err = flush(c);
+    if (err < 0)
+        return err;
+    err = storage_truncate(c->st, end << c->geo.cluster_bits);
+    if (err < 0)
+        return diag_errno(c->diag, -err, "%s: cutting off leaked clusters", c->st->name);
+    c->result->leaks -= n;
+    c->result->leaks_fixed += n;
+    return 0;
+}
+
+static int clear_need_check(struct check *c)
+{
+    if (!(c->header.features & QED_F_NEED_CHECK))
+        return 0;
+    int err = begin_writing(c);
+    if (err == 0)
+        err = flush(c);
+    if (err < 0)
+        return err;
+    err = qed_header_write_features(c->st, c->header.features & ~(uint64_t)QED_F_NEED_CHECK);
+    if (err < 0)
+        return diag_errno(c->diag, -err, "%s: clearing NEED_CHECK", c->st->name);
+    return flush(c);
+}
+
+/* ---- all of it ---- */
+
+/* A cluster that the end of the file cuts short is no reason to lose what it has. */
+static int complete_last_cluster(struct check *c)
+{
+    uint64_t size = align_up(c->file_size, c->geo.cluster_size);
+
+    if (!mending(c) || size == c->file_size || c->st->fixed_size)
+        return 0;
+    int err = begin_writing(c);
+    if (err == 0 && (err = storage_truncate(c->st, size)) < 0)
+        err = diag_errno(c->diag, -err, "%s: extending the file", c->st->name);
+    if (err == 0)
+        err = flush(c);
+    c->file_size = err == 0 ? size : c->file_size;
+    return err;
+}
+
+static int open_check(struct check *c)
+{
+    int err = qed_header_read(c->st, c->st->name, &c->header, c->diag);
+    if (err < 0)
+        return err;
+    if ((err = storage_size(c->st, &c->file_size)) < 0)
+        return diag_errno(c->diag, -err, "%s: size of the file", c->st->name);
+    qed_geometry_init(&c->geo, &c->header);
+    if (c->file_size >> c->geo.cluster_bits > MAX_CLUSTERS)
+        return diag_set(c->diag, EFBIG, "%s: a file of %" PRIu64 " bytes can't be checked",
+                        c->st->name, c->file_size);
+    err = complete_last_cluster(c);
+    if (err < 0)
+        return err;
+    c->n_clusters = c->file_size >> c->geo.cluster_bits;
+    c->total = c->geo.table_bytes / 8;
+    c->used = calloc(c->n_clusters / 8 + 1, 1);
+    return c->used ? 0 : diag_errno(c->diag, ENOMEM, "%s: check", c->st->name);
+}
+
+static int check(struct check *c)
+{
+    struct check_result *result = c->result;
+
+    result->total_clusters = div_round_up(c->header.image_size, c->geo.cluster_size);
+    take(c, c->geo.l1_offset, c->header.table_size);
+    int err = visit_table(c, c->geo.l1_offset, visit_l1);
+    if (err < 0 || result->check_errors)
+        return err;
+    count_leaks(c);
+    if (c->options->repair == REPAIR_NONE || result->corruptions)
+        return c->wrote ? flush(c) : 0;
+    err = cut_tail(c);
+    if (err == 0)
+        err = clear_need_check(c);
+    if (err == 0 && c->wrote)
+        err = flush(c);
+    return err;
+}
+
+int qed_check(struct storage *st, const struct check_options *options,
+              struct check_result *result, struct diag *diag)
+{
+    struct check c = {.st = st, .options = options, .result = result, .diag = diag};
+
+    if (options->repair != REPAIR_NONE && st->read_only)
+        return diag_set(diag, EROFS, "%s: is open read-only and can't be repaired", st->name);
+    int err = open_check(&c);
+    if (err == 0)
+        err = check(&c);
+    if (err == 0 && options->progress)
+        options->progress(options->opaque, c.total, c.total);
+    free(c.used);
+    return err;
+}

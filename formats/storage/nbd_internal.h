@@ -1,0 +1,138 @@
+/* What the parts of the NBD store share.
+ *
+ *   nbd.c       open, close, and the public functions
+ *   nbd_io.c    the storage interface: any alignment onto the export's blocks
+ *   nbd_loop.c  the driver: queue, connections, timeouts, completions
+ *   nbd_link.c  one connection: one libnbd handle
+ *
+ * Way of a request: `incoming` (under lock) -> `waiting` for a connection ->
+ * link->in_flight -> `finished` -> its callback; and back to `waiting` while there are
+ * parts left.
+ *
+ * Only the driver touches a link or a list other than `incoming`: the role passes from
+ * thread to thread under `lock`.  Private to this folder. */
+#ifndef STORAGE_NBD_INTERNAL_H
+#define STORAGE_NBD_INTERNAL_H
+
+#include <libnbd.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <stdatomic.h>
+
+#include "base/lock.h"
+#include "storage/block_lock.h"
+#include "storage/nbd.h"
+
+#define NBD_BACKOFF_MIN 100u /* ms, doubled with each attempt that fails */
+#define NBD_BACKOFF_MAX 1000u
+
+struct nbd_storage;
+
+enum nbd_link_state { LINK_DOWN, LINK_CONNECTING, LINK_READY };
+
+struct nbd_link {
+    struct nbd_storage *owner;
+    enum nbd_link_state state;
+    bool was_up;
+    struct nbd_handle *handle; /* NULL: LINK_DOWN */
+    struct list in_flight;     /* struct nbd_request.link, by deadline */
+    unsigned n_in_flight;
+    uint64_t deadline_ms; /* LINK_CONNECTING */
+    uint64_t retry_ms;    /* LINK_DOWN: no attempt before */
+    unsigned backoff_ms;
+};
+
+struct nbd_storage {
+    struct storage st;
+    struct nbd_uri uri;
+    struct nbd_open how; /* with defaults filled in */
+    struct nbd_info info;
+    unsigned n_links;
+    /* Whom the host's name meant at open; peer_len 0: ask libnbd to look it up. */
+    struct sockaddr_storage peer;
+    socklen_t peer_len;
+    struct block_lock blocks; /* read-modify-write against other synchronous writers */
+    int wake_fd;
+    _Atomic bool aborted, connected;
+    _Atomic uint64_t losses;
+
+    struct lock lock;
+    /* under lock */
+    struct list incoming; /* struct nbd_request.link */
+    struct list callers;  /* struct sync_call.link: who waits, and could drive */
+    bool driven;          /* somebody is the driver */
+    bool has_thread, stop;
+    pthread_t thread;
+    pthread_cond_t driver_left; /* for the thread */
+
+    /* the driver's */
+    struct list waiting, finished; /* struct nbd_request.link; waiting: by deadline */
+    struct nbd_link links[NBD_MAX_CONNECTIONS];
+    uint64_t changes, flushed; /* changes that ended; how many of them are durable */
+    bool forgot;               /* the next flush must fail */
+    bool told_of_mismatch;
+};
+
+static inline struct nbd_storage *nbd_of(struct storage *st)
+{
+    return CONTAINER_OF(st, struct nbd_storage, st);
+}
+
+/* ---- nbd_link.c; by the driver ---- */
+
+/* Starts a connection, which ends in LINK_READY or, some time later, in an error of
+ * nbd_link_event.  0 or -errno. */
+int nbd_link_begin(struct nbd_link *link, struct diag *diag);
+
+/* What to wait for: events to poll for, and the socket at *fd. */
+short nbd_link_wants(struct nbd_link *link, int *fd);
+
+/* Lets libnbd act on what poll returned.  -errno when the connection, or the attempt, is
+ * lost: to be followed by nbd_link_drop. */
+int nbd_link_event(struct nbd_link *link, short revents, struct diag *diag) MUST_USE;
+
+/* Reads what the server said about its export.  0 or -errno with diag. */
+int nbd_link_describe(struct nbd_link *link, struct nbd_info *info,
+                      struct diag *diag) MUST_USE;
+
+/* Sends one part of a request: it is now in flight, or, when it could not even be queued,
+ * in owner->finished with its error. */
+void nbd_link_issue(struct nbd_link *link, struct nbd_request *req);
+
+/* Ends the connection at once; everything in flight is finished with err. */
+void nbd_link_drop(struct nbd_link *link, int err);
+
+/* Says good-bye to a server that listens, in bounded time, and ends the connection. */
+void nbd_link_close(struct nbd_link *link);
+
+/* ---- nbd_loop.c ---- */
+
+uint64_t nbd_now_ms(void);
+
+/* Waits, at most until the nearest deadline, and does all there is to do.  Driver only. */
+void nbd_loop_turn(struct nbd_storage *nbd);
+
+/* Fails everything there is and ends all connections.  Driver only. */
+void nbd_loop_end(struct nbd_storage *nbd);
+
+/* Takes a request whose arguments are right into the queue. */
+void nbd_loop_enqueue(struct nbd_storage *nbd, struct nbd_request *req);
+
+/* Makes the driver look up. */
+void nbd_loop_wake(struct nbd_storage *nbd);
+
+/* ---- nbd.c ---- */
+
+/* Is the request one the export can take?  0 or as storage_nbd_submit. */
+int nbd_check_request(struct nbd_storage *nbd, const struct nbd_request *req) MUST_USE;
+
+/* Makes a request and waits for it, driving where there is no thread. */
+int nbd_call(struct nbd_storage *nbd, struct nbd_request *req) MUST_USE;
+
+/* ---- nbd_io.c ---- */
+
+extern const struct storage_ops nbd_ops;
+
+void nbd_close_storage(struct storage *st); /* in nbd.c */
+
+#endif

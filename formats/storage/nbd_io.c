@@ -1,0 +1,334 @@
+/* The storage interface of an NBD export: any alignment, any number of buffers.
+ *
+ * A write of less than a block reads the block and writes it back whole, with the block
+ * locked against other synchronous writers of this store.  Where blocks are bytes nothing
+ * of that happens. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "storage/nbd_internal.h"
+
+/* Several buffers are gathered in pieces of at most this. */
+#define GATHER_MAX (4u << 20)
+/* One status request at most: an answer is seldom longer. */
+#define STATUS_MAX (1u << 30)
+
+static int transfer(struct nbd_storage *nbd, enum nbd_op op, void *buf, uint64_t len,
+                    uint64_t off, unsigned flags)
+{
+    struct nbd_request req = {.op = op, .flags = flags, .off = off, .len = len, .buf = buf};
+
+    return len == 0 && op != NBD_FLUSH ? 0 : nbd_call(nbd, &req);
+}
+
+static bool in_blocks(const struct nbd_storage *nbd, uint64_t off, uint64_t len)
+{
+    return is_aligned(off | len, nbd->info.min_block);
+}
+
+/* ---- parts of blocks ---- */
+
+/* A range in three: part of a block, whole blocks, part of a block. */
+struct parts {
+    uint64_t start, first, last, end; /* [start,first) [first,last) [last,end) */
+};
+
+static struct parts split(const struct nbd_storage *nbd, uint64_t off, uint64_t len)
+{
+    struct parts p = {.start = off, .end = off + len};
+
+    p.first = align_up(off, nbd->info.min_block);
+    p.last = align_down(p.end, nbd->info.min_block);
+    if (p.last < p.first) /* inside one block */
+        p.first = p.last = p.end;
+    return p;
+}
+
+/* Part of one block. */
+static int read_part(struct nbd_storage *nbd, void *buf, uint64_t start, uint64_t end)
+{
+    uint32_t block = nbd->info.min_block;
+    uint64_t base = align_down(start, block);
+
+    if (start == end)
+        return 0;
+    CLEANUP_FREE char *bounce = malloc(block);
+    if (!bounce)
+        return -ENOMEM;
+    int err = transfer(nbd, NBD_READ, bounce, block, base, 0);
+    if (!err)
+        memcpy(buf, bounce + (start - base), end - start);
+    return err;
+}
+
+/* Part of one block, which is held exclusively; buf NULL: zeroes. */
+static int write_part(struct nbd_storage *nbd, const void *buf, uint64_t start,
+                      uint64_t end, unsigned flags)
+{
+    uint32_t block = nbd->info.min_block;
+    uint64_t base = align_down(start, block);
+
+    if (start == end)
+        return 0;
+    CLEANUP_FREE char *bounce = malloc(block);
+    if (!bounce)
+        return -ENOMEM;
+    int err = transfer(nbd, NBD_READ, bounce, block, base, 0);
+    if (err)
+        return err;
+    if (buf)
+        memcpy(bounce + (start - base), buf, end - start);
+    else
+        memset(bounce + (start - base), 0, end - start);
+    return transfer(nbd, NBD_WRITE, bounce, block, base, flags);
+}
+
+/* Holds the blocks of a range against other writers; nothing where blocks are bytes. */
+static void hold_blocks(struct nbd_storage *nbd, struct block_hold *hold, uint64_t off,
+                        uint64_t len)
+{
+    uint32_t block = nbd->info.min_block;
+
+    if (block > 1)
+        block_lock_acquire(&nbd->blocks, hold, align_down(off, block),
+                           align_up(off + len, block),
+                           in_blocks(nbd, off, len) ? HOLD_SHARED : HOLD_EXCLUSIVE);
+}
+
+static void release_blocks(struct nbd_storage *nbd, struct block_hold *hold)
+{
+    if (nbd->info.min_block > 1)
+        block_lock_release(&nbd->blocks, hold);
+}
+
+/* ---- reading ---- */
+
+static int read_inside(struct nbd_storage *nbd, char *buf, uint64_t len, uint64_t off)
+{
+    struct parts p = split(nbd, off, len);
+
+    int err = read_part(nbd, buf, p.start, p.first);
+    if (!err)
+        err = transfer(nbd, NBD_READ, buf + (p.first - off), p.last - p.first, p.first, 0);
+    if (!err)
+        err = read_part(nbd, buf + (p.last - off), p.last, p.end);
+    return err;
+}
+
+static int io_pread(struct storage *st, void *buf, uint64_t len, uint64_t off)
+{
+    struct nbd_storage *nbd = nbd_of(st);
+    uint64_t inside = off < nbd->info.size ? MIN(len, nbd->info.size - off) : 0;
+
+    memset((char *)buf + inside, 0, len - inside);
+    return read_inside(nbd, buf, inside, off);
+}
+
+/* ---- writing ---- */
+
+static int write_one(struct nbd_storage *nbd, const char *buf, uint64_t len, uint64_t off,
+                     unsigned flags)
+{
+    struct parts p = split(nbd, off, len);
+    struct block_hold hold;
+
+    hold_blocks(nbd, &hold, off, len);
+    int err = write_part(nbd, buf, p.start, p.first, flags);
+    if (!err) /* the cast: reads and writes share a request's buf */
+        err = transfer(nbd, NBD_WRITE, (char *)(uintptr_t)(buf + (p.first - off)),
+                       p.last - p.first, p.first, flags);
+    if (!err)
+        err = write_part(nbd, buf + (p.last - off), p.last, p.end, flags);
+    release_blocks(nbd, &hold);
+    return err;
+}
+
+/* Where in an iovec a copy is. */
+struct cursor {
+    const struct iovec *iov;
+    uint64_t skip;
+};
+
+static void gather(struct cursor *at, char *to, uint64_t len)
+{
+    while (len > 0) {
+        uint64_t n = MIN(len, at->iov->iov_len - at->skip);
+        memcpy(to, (const char *)at->iov->iov_base + at->skip, n);
+        to += n;
+        len -= n;
+        at->skip += n;
+        if (at->skip == at->iov->iov_len) {
+            at->iov++;
+            at->skip = 0;
+        }
+    }
+}
+
+static int write_gathered(struct nbd_storage *nbd, const struct iovec *iov, uint64_t len,
+                          uint64_t off, unsigned flags)
+{
+    CLEANUP_FREE char *bounce = malloc(MIN(len, GATHER_MAX));
+    struct cursor at = {.iov = iov};
+    int err = bounce ? 0 : -ENOMEM;
+
+    while (!err && len > 0) {
+        uint64_t n = MIN(len, GATHER_MAX);
+        if (n < len) /* cut where a block ends */
+            n = align_down(off + n, nbd->info.min_block) - off;
+        gather(&at, bounce, n);
+        err = write_one(nbd, bounce, n, off, flags);
+        off += n;
+        len -= n;
+    }
+    return err;
+}
+
+static int io_flush(struct storage *st)
+{
+    return transfer(nbd_of(st), NBD_FLUSH, NULL, 0, 0, 0);
+}
+
+static int io_pwritev(struct storage *st, const struct iovec *iov, int count, uint64_t off,
+                      unsigned flags)
+{
+    struct nbd_storage *nbd = nbd_of(st);
+    /* One flush for all parts, where a flush is what there is. */
+    unsigned each = nbd->info.can_fua ? flags & STORAGE_FUA : 0;
+    uint64_t len = 0;
+
+    for (int i = 0; i < count; i++)
+        len += iov[i].iov_len;
+    if (!range_inside(off, len, nbd->info.size))
+        return -ENOSPC;
+    int err = count == 1 ? write_one(nbd, iov->iov_base, len, off, each)
+                         : write_gathered(nbd, iov, len, off, each);
+    if (!err && (flags & STORAGE_FUA) && !each)
+        err = io_flush(st);
+    return err;
+}
+
+static int io_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flags)
+{
+    struct nbd_storage *nbd = nbd_of(st);
+    struct parts p = split(nbd, off, len);
+    struct block_hold hold;
+
+    if (p.first == p.last)
+        return -ENOTSUP; /* less than a block: to be written */
+    hold_blocks(nbd, &hold, off, len);
+    /* The blocks first: when that can't be, nothing may have changed. */
+    int err = transfer(nbd, NBD_ZERO, NULL, p.last - p.first, p.first, flags);
+    if (!err)
+        err = write_part(nbd, NULL, p.start, p.first, 0);
+    if (!err)
+        err = write_part(nbd, NULL, p.last, p.end, 0);
+    release_blocks(nbd, &hold);
+    return err;
+}
+
+static int io_discard(struct storage *st, uint64_t off, uint64_t len)
+{
+    struct nbd_storage *nbd = nbd_of(st);
+    struct block_hold hold;
+
+    if (off >= nbd->info.size)
+        return 0;
+    struct parts p = split(nbd, off, MIN(len, nbd->info.size - off));
+    if (p.first == p.last)
+        return 0;
+    hold_blocks(nbd, &hold, p.first, p.last - p.first);
+    int err = transfer(nbd, NBD_TRIM, NULL, p.last - p.first, p.first, 0);
+    release_blocks(nbd, &hold);
+    return err;
+}
+
+/* ---- the rest ---- */
+
+static int io_size(struct storage *st, uint64_t *bytes)
+{
+    *bytes = nbd_of(st)->info.size;
+    return 0;
+}
+
+static int io_truncate(struct storage *st, uint64_t bytes)
+{
+    (void)st;
+    (void)bytes;
+    return -ENOTSUP; /* never asked for: the size is fixed */
+}
+
+/* A hole that doesn't read as zeroes is data to who wants to know what can be skipped. */
+static int io_extent(struct storage *st, uint64_t off, uint64_t len, bool *data,
+                     uint64_t *run)
+{
+    struct nbd_storage *nbd = nbd_of(st);
+    uint32_t block = nbd->info.min_block;
+
+    if (off >= nbd->info.size) {
+        *data = false;
+        *run = len;
+        return 0;
+    }
+    if (!nbd->info.has_status)
+        return -ENOTSUP;
+    uint64_t start = align_down(off, block);
+    uint64_t end = MIN(off + len, start + STATUS_MAX);
+    end = MIN(align_up(end, block), nbd->info.size);
+    struct nbd_run answer;
+    struct nbd_request req = {
+        .op = NBD_STATUS, .off = start, .len = end - start, .runs = &answer, .max_runs = 1};
+    int err = nbd_call(nbd, &req);
+    if (err)
+        return err;
+    if (answer.length <= off - start) /* a run shorter than a block: against the protocol */
+        return -EIO;
+    *data = !answer.zero;
+    *run = MIN(len, answer.length - (off - start));
+    return 0;
+}
+
+static void prefetched(struct nbd_request *req, int err)
+{
+    (void)err;
+    free(req);
+}
+
+/* Nobody waits for it, so that it takes a thread to look after it. */
+static void io_prefetch(struct storage *st, uint64_t off, uint64_t len)
+{
+    struct nbd_storage *nbd = nbd_of(st);
+
+    if (off >= nbd->info.size || !nbd->info.can_cache)
+        return;
+    lock_acquire(&nbd->lock);
+    bool has_thread = nbd->has_thread;
+    lock_release(&nbd->lock);
+    if (!has_thread)
+        return;
+    struct nbd_request *req = calloc(1, sizeof *req);
+    if (!req)
+        return;
+    uint64_t end = MIN(align_up(off + len, nbd->info.min_block), nbd->info.size);
+    req->op = NBD_CACHE;
+    req->off = align_down(off, nbd->info.min_block);
+    req->len = end - req->off;
+    req->done = prefetched;
+    if (storage_nbd_submit(st, req) != 0)
+        free(req);
+}
+
+const struct storage_ops nbd_ops = {
+    .pread = io_pread,
+    .pwritev = io_pwritev,
+    .flush = io_flush,
+    .size = io_size,
+    .truncate = io_truncate,
+    .close = nbd_close_storage,
+    .zero = io_zero,
+    .discard = io_discard,
+    .extent = io_extent,
+    .prefetch = io_prefetch,
+};

@@ -1,0 +1,343 @@
+/* One connection: what is said to libnbd, and what it answers. */
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "base/checked.h"
+#include "storage/nbd_internal.h"
+
+/* The most data that every server must take in one request when it says nothing, and that
+ * no server gets more of. */
+#define DATA_MAX (32u << 20)
+/* The protocol's smallest block sizes end here. */
+#define MIN_BLOCK_MAX 65536u
+/* One part of a zero or trim: 32 bits would do, but a server that writes zeroes should end
+ * within the timeout. */
+#define ZERO_MAX (128u << 20)
+/* One answer to a status request. */
+#define STATUS_MAX (1u << 30)
+/* How long a good-bye may take, in ms. */
+#define CLOSE_MAX 200
+
+/* libnbd's words for what it failed at; returns -errno.  Its sentences often, but not
+ * always, end with the text of errno. */
+static int tell(struct nbd_link *link, struct diag *diag, int otherwise, const char *what)
+{
+    const char *text = nbd_get_error();
+    int err = nbd_get_errno() ? nbd_get_errno() : otherwise;
+    char reason[128];
+
+    text = text ? text : what;
+    const char *known = strerror_r(err, reason, sizeof reason);
+    if (strstr(text, known))
+        return diag_set(diag, err, "%s: %s", link->owner->st.name, text);
+    return diag_errno(diag, err, "%s: %s", link->owner->st.name, text);
+}
+
+/* ---- connecting ---- */
+
+static int configure(struct nbd_handle *h, const struct nbd_uri *uri)
+{
+    int tls = uri->tls ? LIBNBD_TLS_REQUIRE : LIBNBD_TLS_DISABLE;
+
+    if (nbd_set_export_name(h, uri->export_name) != 0 || nbd_set_tls(h, tls) != 0)
+        return -1;
+    return nbd_add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION);
+}
+
+static int start_connecting(struct nbd_storage *nbd, struct nbd_handle *h)
+{
+    const struct nbd_uri *uri = &nbd->uri;
+
+    if (configure(h, uri) != 0)
+        return -1;
+    if (uri->socket)
+        return nbd_aio_connect_unix(h, uri->socket);
+    if (nbd->peer_len)
+        return nbd_aio_connect(h, (struct sockaddr *)&nbd->peer, nbd->peer_len);
+    return nbd_aio_connect_tcp(h, uri->host, uri->port);
+}
+
+/* Is the handle as it was promised?  Brings link->state up to date. */
+static int look(struct nbd_link *link, struct diag *diag)
+{
+    if (nbd_aio_is_dead(link->handle) || nbd_aio_is_closed(link->handle))
+        return diag_errno(diag, ENOTCONN, "%s: the server closed the connection",
+                          link->owner->st.name);
+    if (link->state == LINK_CONNECTING && nbd_aio_is_ready(link->handle))
+        link->state = LINK_READY;
+    return 0;
+}
+
+int nbd_link_begin(struct nbd_link *link, struct diag *diag)
+{
+    struct nbd_storage *nbd = link->owner;
+    uint64_t now = nbd_now_ms();
+
+    link->retry_ms = now + link->backoff_ms;
+    link->backoff_ms = MIN(2 * link->backoff_ms, NBD_BACKOFF_MAX);
+    link->handle = nbd_create();
+    if (!link->handle)
+        return tell(link, diag, ENOMEM, "out of memory");
+    link->state = LINK_CONNECTING;
+    link->deadline_ms = now + nbd->how.timeout_ms;
+    if (start_connecting(nbd, link->handle) != 0)
+        return tell(link, diag, EIO, "cannot connect");
+    return 0;
+}
+
+/* ---- events ---- */
+
+short nbd_link_wants(struct nbd_link *link, int *fd)
+{
+    *fd = link->handle ? nbd_aio_get_fd(link->handle) : -1;
+    if (*fd < 0)
+        return 0;
+    unsigned direction = nbd_aio_get_direction(link->handle);
+    short events = 0;
+    if (direction & LIBNBD_AIO_DIRECTION_READ)
+        events |= POLLIN;
+    if (direction & LIBNBD_AIO_DIRECTION_WRITE)
+        events |= POLLOUT;
+    return events;
+}
+
+int nbd_link_event(struct nbd_link *link, short revents, struct diag *diag)
+{
+    const short trouble = POLLERR | POLLHUP | POLLNVAL;
+    bool acted = false;
+    int rc = 0;
+
+    if ((revents & (POLLIN | trouble)) &&
+        (nbd_aio_get_direction(link->handle) & LIBNBD_AIO_DIRECTION_READ)) {
+        acted = true;
+        rc = nbd_aio_notify_read(link->handle);
+    }
+    /* The first may have changed what is waited for. */
+    if (rc == 0 && (revents & (POLLOUT | trouble)) &&
+        (nbd_aio_get_direction(link->handle) & LIBNBD_AIO_DIRECTION_WRITE)) {
+        acted = true;
+        rc = nbd_aio_notify_write(link->handle);
+    }
+    if (rc != 0)
+        return tell(link, diag, EIO, "the connection failed");
+    if (!acted && (revents & trouble))
+        return diag_errno(diag, ENOTCONN, "%s: the connection broke", link->owner->st.name);
+    return look(link, diag);
+}
+
+/* ---- what the server offers ---- */
+
+/* libnbd says -1 for "the server doesn't know", too: then it's no. */
+static bool yes(int answer)
+{
+    return answer > 0;
+}
+
+static int describe_blocks(struct nbd_link *link, struct nbd_info *info, struct diag *diag)
+{
+    int64_t min = nbd_get_block_size(link->handle, LIBNBD_SIZE_MINIMUM);
+    int64_t preferred = nbd_get_block_size(link->handle, LIBNBD_SIZE_PREFERRED);
+    int64_t max = nbd_get_block_size(link->handle, LIBNBD_SIZE_MAXIMUM);
+    const char *name = link->owner->st.name;
+
+    min = MAX(min, 1);
+    if (!is_power_of_two((uint64_t)min) || min > MIN_BLOCK_MAX)
+        return diag_set(diag, EINVAL,
+                        "%s: the export's minimum block size %" PRId64
+                        " is not a power of two up to %u",
+                        name, min, MIN_BLOCK_MAX);
+    if (!is_aligned(info->size, (uint64_t)min))
+        return diag_set(diag, EINVAL,
+                        "%s: the export's size %" PRIu64
+                        " is not a multiple of its minimum block size %" PRId64
+                        ", so that its end can't be written",
+                        name, info->size, min);
+    info->min_block = (uint32_t)min;
+    if (preferred >= 512 && preferred <= UINT32_MAX && is_power_of_two((uint64_t)preferred))
+        info->preferred_block = (uint32_t)preferred;
+    max = max <= 0 ? DATA_MAX : MIN(max, DATA_MAX);
+    info->max_block =
+        (uint32_t)MAX(align_down((uint64_t)max, (uint64_t)min), (uint64_t)min);
+    return 0;
+}
+
+int nbd_link_describe(struct nbd_link *link, struct nbd_info *info, struct diag *diag)
+{
+    struct nbd_handle *h = link->handle;
+
+    *info = (struct nbd_info){0};
+    int64_t size = nbd_get_size(h);
+    if (size < 0)
+        return tell(link, diag, EIO, "the server didn't tell the export's size");
+    info->size = (uint64_t)size;
+    info->read_only = yes(nbd_is_read_only(h));
+    info->can_flush = yes(nbd_can_flush(h));
+    info->can_fua = yes(nbd_can_fua(h));
+    info->can_zero = yes(nbd_can_zero(h));
+    info->can_fast_zero = info->can_zero && yes(nbd_can_fast_zero(h));
+    info->can_trim = yes(nbd_can_trim(h));
+    info->can_cache = yes(nbd_can_cache(h));
+    info->multi_conn = yes(nbd_can_multi_conn(h));
+    info->has_status = yes(nbd_can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION));
+    return describe_blocks(link, info, diag);
+}
+
+/* ---- requests ---- */
+
+/* In flight, by deadline; what is sent later seldom has an earlier one. */
+static void note_in_flight(struct nbd_link *link, struct nbd_request *req)
+{
+    struct list *before = link->in_flight.prev;
+
+    while (before != &link->in_flight &&
+           CONTAINER_OF(before, struct nbd_request, link)->deadline_ms > req->deadline_ms)
+        before = before->prev;
+    list_append(before->next, &req->link);
+    link->n_in_flight++;
+}
+
+static void move_to_finished(struct nbd_link *link, struct nbd_request *req, int err)
+{
+    req->err = err;
+    list_remove(&req->link);
+    link->n_in_flight--;
+    list_append(&link->owner->finished, &req->link);
+}
+
+/* Called by libnbd with its handle locked: nothing may be asked of it here. */
+static int completed(void *opaque, int *error)
+{
+    struct nbd_request *req = opaque;
+
+    /* ENOTCONN is no server's answer: the connection died, and the request may have been
+     * done. */
+    move_to_finished(req->on, req, *error == ENOTCONN ? -EIO : -*error);
+    return 1; /* forget the command */
+}
+
+static int got_status(void *opaque, const char *context, uint64_t off, uint32_t *entries,
+                      size_t n, int *error)
+{
+    struct nbd_request *req = opaque;
+    uint64_t left = req->off + req->len - off;
+
+    (void)error;
+    if (strcmp(context, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0 || off != req->off)
+        return 0;
+    req->n_runs = 0;
+    for (size_t i = 0; i + 1 < n && left > 0 && req->n_runs < req->max_runs; i += 2) {
+        uint64_t length = MIN(left, entries[i]);
+        if (length == 0) /* against the protocol */
+            break;
+        req->runs[req->n_runs++] = (struct nbd_run){
+            .length = length,
+            .hole = entries[i + 1] & LIBNBD_STATE_HOLE,
+            .zero = entries[i + 1] & LIBNBD_STATE_ZERO,
+        };
+        left -= length;
+    }
+    return 0;
+}
+
+static uint64_t longest_part(const struct nbd_storage *nbd, const struct nbd_request *req)
+{
+    switch (req->op) {
+    case NBD_ZERO: /* a fast one isn't split: it's done wholly or not at all */
+        return req->flags & STORAGE_FAST ? UINT64_MAX : ZERO_MAX;
+    case NBD_TRIM:
+        return ZERO_MAX;
+    case NBD_STATUS:
+        return STATUS_MAX;
+    default:
+        return nbd->info.max_block;
+    }
+}
+
+static uint32_t protocol_flags(const struct nbd_storage *nbd, const struct nbd_request *req)
+{
+    uint32_t flags = 0;
+
+    if ((req->flags & STORAGE_FUA) && nbd->info.can_fua)
+        flags |= LIBNBD_CMD_FLAG_FUA;
+    if (req->op == NBD_ZERO && !(req->flags & STORAGE_MAY_UNMAP))
+        flags |= LIBNBD_CMD_FLAG_NO_HOLE;
+    if (req->op == NBD_ZERO && (req->flags & STORAGE_FAST))
+        flags |= LIBNBD_CMD_FLAG_FAST_ZERO;
+    if (req->op == NBD_STATUS && req->max_runs == 1)
+        flags |= LIBNBD_CMD_FLAG_REQ_ONE;
+    return flags;
+}
+
+/* The cookie, or -1. */
+static int64_t send_part(struct nbd_link *link, struct nbd_request *req)
+{
+    const nbd_completion_callback done = {.callback = completed, .user_data = req};
+    const nbd_extent_callback status = {.callback = got_status, .user_data = req};
+    uint32_t flags = protocol_flags(link->owner, req);
+    struct nbd_handle *h = link->handle;
+
+    if (req->flushing || req->op == NBD_FLUSH)
+        return nbd_aio_flush(h, done, 0);
+    switch (req->op) {
+    case NBD_READ:
+        return nbd_aio_pread(h, (char *)req->buf + (req->next - req->off), req->piece,
+                             req->next, done, 0);
+    case NBD_WRITE:
+        return nbd_aio_pwrite(h, (char *)req->buf + (req->next - req->off), req->piece,
+                              req->next, done, flags);
+    case NBD_ZERO:
+        return nbd_aio_zero(h, req->piece, req->next, done, flags);
+    case NBD_TRIM:
+        return nbd_aio_trim(h, req->piece, req->next, done, flags);
+    case NBD_CACHE:
+        return nbd_aio_cache(h, req->piece, req->next, done, 0);
+    default:
+        return nbd_aio_block_status(h, req->piece, req->next, status, done, flags);
+    }
+}
+
+void nbd_link_issue(struct nbd_link *link, struct nbd_request *req)
+{
+    struct nbd_storage *nbd = link->owner;
+
+    req->on = link;
+    req->covers = nbd->changes;
+    req->piece = req->op == NBD_FLUSH || req->flushing
+                     ? 0
+                     : MIN(req->off + req->len - req->next, longest_part(nbd, req));
+    note_in_flight(link, req);
+    /* When the connection dies of it the callback has run already, and it was no -1. */
+    if (send_part(link, req) == -1) {
+        int err = nbd_get_errno();
+        move_to_finished(link, req, err ? -err : -EIO);
+    }
+}
+
+/* ---- the end ---- */
+
+void nbd_link_drop(struct nbd_link *link, int err)
+{
+    /* First, so that libnbd touches no buffer once its owner was told. */
+    nbd_close(link->handle);
+    link->handle = NULL;
+    link->state = LINK_DOWN;
+    LIST_FOR_EACH_SAFE(pos, &link->in_flight)
+    move_to_finished(link, CONTAINER_OF(pos, struct nbd_request, link), err);
+}
+
+void nbd_link_close(struct nbd_link *link)
+{
+    uint64_t until = nbd_now_ms() + CLOSE_MAX;
+
+    if (link->state == LINK_READY && link->n_in_flight == 0 &&
+        nbd_aio_disconnect(link->handle, 0) == 0) {
+        for (uint64_t now = nbd_now_ms(); now < until; now = nbd_now_ms()) {
+            if (nbd_aio_is_dead(link->handle) || nbd_aio_is_closed(link->handle) ||
+                nbd_poll(link->handle, (int)(until - now)) != 1)
+                break;
+        }
+    }
+    nbd_link_drop(link, -ECANCELED);
+}

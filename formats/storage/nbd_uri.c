@@ -1,0 +1,359 @@
+#include <arpa/inet.h>
+#include <ctype.h>
+#include <errno.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "storage/nbd_uri.h"
+
+#define HOST_MAX   253
+#define SOCKET_MAX (sizeof((struct sockaddr_un *)NULL)->sun_path - 1)
+
+/* A piece of the text; not terminated. */
+struct span {
+    const char *at;
+    size_t len;
+};
+
+struct parse {
+    char shown[200]; /* the text, cut so that a message has room for its reason */
+    enum nbd_uri_origin origin;
+    struct nbd_uri *uri;
+    struct diag *diag;
+};
+
+bool nbd_uri_is_one(const char *text)
+{
+    return strncmp(text, "nbd:", 4) == 0 || strncmp(text, "nbd+", 4) == 0 ||
+           strncmp(text, "nbds:", 5) == 0 || strncmp(text, "nbds+", 5) == 0;
+}
+
+void nbd_uri_free(struct nbd_uri *uri)
+{
+    free(uri->socket);
+    free(uri->host);
+    free(uri->export_name);
+    *uri = (struct nbd_uri){0};
+}
+
+/* ---- parsing ---- */
+
+/* Messages repeat the text, so that it must be harmless in a log before anything else. */
+static int check_text(const char *text, struct diag *diag)
+{
+    if (strnlen(text, NBD_URI_MAX + 1) > NBD_URI_MAX)
+        return diag_set(diag, ENAMETOOLONG, "an NBD URI is longer than %d bytes",
+                        NBD_URI_MAX);
+    for (const char *p = text; *p; p++)
+        if (*p <= ' ' || *p > '~')
+            return diag_set(diag, EINVAL,
+                            "an NBD URI has byte 0x%02x in it, which must be written as "
+                            "%%%02X",
+                            (unsigned char)*p, (unsigned char)*p);
+    return 0;
+}
+
+static int hex_value(char c)
+{
+    if (c >= '0' && c <= '9')
+        return c - '0';
+    c |= 0x20;
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+/* Resolves %XX.  Control characters, the NUL first of all, are nobody's name. */
+static int decode(struct parse *p, const char *what, struct span in, char **out)
+{
+    CLEANUP_FREE char *plain = malloc(in.len + 1);
+    size_t n = 0;
+
+    if (!plain)
+        return diag_errno(p->diag, ENOMEM, "%s", p->shown);
+    for (size_t i = 0; i < in.len; i++) {
+        char c = in.at[i];
+        if (c == '%') {
+            int high = i + 2 < in.len ? hex_value(in.at[i + 1]) : -1;
+            int low = high >= 0 ? hex_value(in.at[i + 2]) : -1;
+            if (low < 0)
+                return diag_set(p->diag, EINVAL,
+                                "%s: %s: %% without two hexadecimal digits", p->shown,
+                                what);
+            c = (char)(high << 4 | low);
+            i += 2;
+        }
+        if ((unsigned char)c < ' ' || c == 0x7f)
+            return diag_set(p->diag, EINVAL, "%s: %s: control character 0x%02x", p->shown,
+                            what, (unsigned char)c);
+        plain[n++] = c;
+    }
+    plain[n] = '\0';
+    *out = TAKE(&plain);
+    return 0;
+}
+
+static int parse_port(struct parse *p, struct span port)
+{
+    unsigned long value = 0;
+
+    if (port.len == 0) {
+        strcpy(p->uri->port, "10809");
+        return 0;
+    }
+    for (size_t i = 0; i < port.len && value <= UINT16_MAX; i++)
+        value = isdigit((unsigned char)port.at[i])
+                    ? value * 10 + (unsigned long)(port.at[i] - '0')
+                    : UINT32_MAX;
+    if (value == 0 || value > UINT16_MAX)
+        return diag_set(p->diag, EINVAL, "%s: the port must be a number from 1 to 65535",
+                        p->shown);
+    snprintf(p->uri->port, sizeof p->uri->port, "%lu", value);
+    return 0;
+}
+
+static bool host_is_sound(struct span host, bool bracketed)
+{
+    if (host.len > HOST_MAX || (bracketed && host.len == 0))
+        return false;
+    for (size_t i = 0; i < host.len; i++) {
+        unsigned char c = (unsigned char)host.at[i];
+        bool good = bracketed ? isxdigit(c) || c == ':' || c == '.'
+                              : isalnum(c) || c == '.' || c == '-' || c == '_';
+        if (!good || (i == 0 && c == '-'))
+            return false;
+    }
+    return true;
+}
+
+static int parse_host_and_port(struct parse *p, struct span authority)
+{
+    struct span host = authority, port = {0};
+    bool bracketed = authority.len > 0 && authority.at[0] == '[';
+    const char *end = authority.at + authority.len;
+    const char *after = bracketed ? memchr(host.at, ']', host.len) : NULL;
+
+    if (bracketed && !after)
+        return diag_set(p->diag, EINVAL, "%s: [ without ] in the host", p->shown);
+    if (bracketed) {
+        host = (struct span){.at = authority.at + 1,
+                             .len = (size_t)(after - authority.at) - 1};
+        after++;
+    } else {
+        const char *colon = memchr(host.at, ':', host.len);
+        after = colon ? colon : end;
+        host.len = (size_t)(after - authority.at);
+    }
+    if (after < end && *after == ':')
+        port = (struct span){.at = after + 1, .len = (size_t)(end - after) - 1};
+    if ((after < end && *after != ':') || !host_is_sound(host, bracketed))
+        return diag_set(p->diag, EINVAL, "%s: the host is not a name or an address",
+                        p->shown);
+    p->uri->host = host.len ? strndup(host.at, host.len) : strdup("localhost");
+    if (!p->uri->host)
+        return diag_errno(p->diag, ENOMEM, "%s", p->shown);
+    return parse_port(p, port);
+}
+
+/* The socket's path, made absolute for a user. */
+static int set_socket(struct parse *p, char *path)
+{
+    CLEANUP_FREE char *given = path;
+    CLEANUP_FREE char *folder = NULL;
+
+    if (given[0] == '\0')
+        return diag_set(p->diag, EINVAL, "%s: socket= names no path", p->shown);
+    if (given[0] == '/') {
+        p->uri->socket = TAKE(&given);
+    } else if (p->origin == NBD_URI_IMAGE) {
+        return diag_set(p->diag, EACCES,
+                        "%s: an image may name a socket by its absolute path only",
+                        p->shown);
+    } else {
+        folder = getcwd(NULL, 0);
+        if (!folder || asprintf(&p->uri->socket, "%s/%s", folder, given) < 0) {
+            p->uri->socket = NULL;
+            return diag_errno(p->diag, errno, "%s", p->shown);
+        }
+    }
+    if (strlen(p->uri->socket) > SOCKET_MAX)
+        return diag_set(p->diag, ENAMETOOLONG,
+                        "%s: the path of the socket is longer than %zu bytes", p->shown,
+                        SOCKET_MAX);
+    return 0;
+}
+
+static int parse_query(struct parse *p, struct span query)
+{
+    static const char key[] = "socket=";
+    const size_t key_len = sizeof key - 1;
+
+    while (query.len > 0) {
+        const char *amp = memchr(query.at, '&', query.len);
+        size_t len = amp ? (size_t)(amp - query.at) : query.len;
+        if (len < key_len || memcmp(query.at, key, key_len) != 0)
+            return diag_set(p->diag, ENOTSUP,
+                            "%s: the only parameter allowed is socket=", p->shown);
+        if (p->uri->socket)
+            return diag_set(p->diag, EINVAL, "%s: socket= is there twice", p->shown);
+        char *path = NULL;
+        struct span value = {.at = query.at + key_len, .len = len - key_len};
+        int err = decode(p, "socket", value, &path);
+        if (!err)
+            err = set_socket(p, path);
+        if (err)
+            return err;
+        query.at += len + (amp != NULL);
+        query.len -= len + (amp != NULL);
+    }
+    return 0;
+}
+
+static int parse_scheme(struct parse *p, const char *text, bool *unix_socket,
+                        const char **rest)
+{
+    static const struct {
+        const char *prefix;
+        bool tls, unix_socket;
+    } schemes[] = {
+        {"nbd://", false, false}, {"nbds://", true, false}, {"nbd+unix://", false, true}};
+
+    for (unsigned i = 0; i < ARRAY_LEN(schemes); i++) {
+        size_t n = strlen(schemes[i].prefix);
+        if (strncmp(text, schemes[i].prefix, n) != 0)
+            continue;
+        p->uri->tls = schemes[i].tls;
+        *unix_socket = schemes[i].unix_socket;
+        *rest = text + n;
+        return 0;
+    }
+    return diag_set(
+        p->diag, ENOTSUP,
+        "%s: not a URI that can be served from: nbd://, nbds:// and nbd+unix:// "
+        "are",
+        p->shown);
+}
+
+static bool host_is_local(const char *host)
+{
+    struct in_addr v4;
+    struct in6_addr v6;
+
+    if (strcmp(host, "localhost") == 0)
+        return true;
+    if (inet_pton(AF_INET, host, &v4) == 1)
+        return ntohl(v4.s_addr) >> 24 == 127;
+    return inet_pton(AF_INET6, host, &v6) == 1 && IN6_IS_ADDR_LOOPBACK(&v6);
+}
+
+/* What is only known once all parts are there. */
+static int check_whole(struct parse *p, bool unix_socket)
+{
+    if (unix_socket && !p->uri->socket)
+        return diag_set(p->diag, EINVAL, "%s: nbd+unix:// needs ?socket=PATH", p->shown);
+    if (!unix_socket && p->uri->socket)
+        return diag_set(p->diag, EINVAL, "%s: socket= is for nbd+unix:// only", p->shown);
+    if (strlen(p->uri->export_name) > NBD_EXPORT_NAME_MAX)
+        return diag_set(p->diag, ENAMETOOLONG,
+                        "%s: the export name is longer than %d bytes", p->shown,
+                        NBD_EXPORT_NAME_MAX);
+    if (p->origin == NBD_URI_IMAGE && !unix_socket && !host_is_local(p->uri->host))
+        return diag_set(p->diag, EACCES,
+                        "%s: an image may name servers of this machine only", p->shown);
+    return 0;
+}
+
+static int parse_parts(struct parse *p, const char *text)
+{
+    const char *rest = text;
+    bool unix_socket = false;
+
+    int err = parse_scheme(p, text, &unix_socket, &rest);
+    if (err)
+        return err;
+    struct span authority = {.at = rest, .len = strcspn(rest, "/?#")};
+    rest += authority.len;
+    struct span path = {.at = rest, .len = strcspn(rest, "?#")};
+    rest += path.len;
+    struct span query = {.at = rest + (*rest == '?'), .len = 0};
+    query.len = *rest == '?' ? strcspn(query.at, "#") : 0;
+    if (query.at[query.len] == '#')
+        return diag_set(p->diag, EINVAL, "%s: a fragment means nothing here", p->shown);
+    if (memchr(authority.at, '@', authority.len))
+        return diag_set(p->diag, ENOTSUP, "%s: user names are not supported", p->shown);
+    if (unix_socket && authority.len > 0)
+        return diag_set(p->diag, EINVAL, "%s: nbd+unix:// has no host", p->shown);
+
+    if (path.len > 0) { /* the slash is no part of the name */
+        path.at++;
+        path.len--;
+    }
+    err = decode(p, "export name", path, &p->uri->export_name);
+    if (!err)
+        err = parse_query(p, query);
+    if (!err && !unix_socket)
+        err = parse_host_and_port(p, authority);
+    return err ? err : check_whole(p, unix_socket);
+}
+
+int nbd_uri_parse(const char *text, enum nbd_uri_origin origin, struct nbd_uri *out,
+                  struct diag *diag)
+{
+    struct parse p = {.origin = origin, .uri = out, .diag = diag};
+
+    *out = (struct nbd_uri){0};
+    int err = check_text(text, diag);
+    if (err)
+        return err;
+    snprintf(p.shown, sizeof p.shown, "%s", text);
+    if (strlen(text) >= sizeof p.shown)
+        strcpy(p.shown + sizeof p.shown - 4, "...");
+    err = parse_parts(&p, text);
+    if (err)
+        nbd_uri_free(out);
+    return err;
+}
+
+/* ---- printing ---- */
+
+static void print_encoded(FILE *f, const char *name)
+{
+    for (; *name; name++) {
+        unsigned char c = (unsigned char)*name;
+        if (c < 0x80 && (isalnum(c) || strchr("-._~/:@,=+", c)))
+            fputc(c, f);
+        else
+            fprintf(f, "%%%02X", c);
+    }
+}
+
+char *nbd_uri_print(const struct nbd_uri *uri)
+{
+    char *text = NULL;
+    size_t n;
+    FILE *f = open_memstream(&text, &n);
+
+    if (!f)
+        return NULL;
+    if (uri->socket) {
+        fputs("nbd+unix:///", f);
+        print_encoded(f, uri->export_name);
+        fputs("?socket=", f);
+        print_encoded(f, uri->socket);
+    } else {
+        bool v6 = strchr(uri->host, ':') != NULL;
+        fprintf(f, "%s://%s%s%s", uri->tls ? "nbds" : "nbd", v6 ? "[" : "", uri->host,
+                v6 ? "]" : "");
+        if (strcmp(uri->port, "10809") != 0)
+            fprintf(f, ":%s", uri->port);
+        fputc('/', f);
+        print_encoded(f, uri->export_name);
+    }
+    if (fclose(f) == 0)
+        return text;
+    free(text);
+    return NULL;
+}

@@ -1,0 +1,66 @@
+/* NBD URIs: what they may say, and their parts.
+ *
+ *     nbd://HOST[:PORT][/EXPORT]            TCP; no HOST means localhost, no PORT 10809
+ *     nbds://HOST[:PORT][/EXPORT]           the same with TLS, which is then required
+ *     nbd+unix:///[EXPORT]?socket=PATH      a Unix socket
+ *
+ * Everything else is refused: other schemes, user names, fragments, and every query
+ * parameter but socket= (those that libnbd knows name local key files, which is nothing a
+ * name should be able to do).  The parts are handed to libnbd one by one and never as text
+ * again, so that there is no second parser that could understand a name in another way.
+ *
+ * Threads: any.  Layer: storage. */
+#ifndef STORAGE_NBD_URI_H
+#define STORAGE_NBD_URI_H
+
+#include <stdbool.h>
+
+#include "base/compiler.h"
+#include "base/diag.h"
+
+/* The longest URI that is looked at, in bytes: room for a name of which each byte is
+ * encoded. */
+#define NBD_URI_MAX 16384
+
+/* The protocol's limit on strings, in bytes. */
+#define NBD_EXPORT_NAME_MAX 4096
+
+/* Who wrote it. */
+enum nbd_uri_origin {
+    NBD_URI_USER,
+    /* A name found inside an image, which is hostile: it may reach servers of this machine
+     * only (an absolute socket path, localhost or a loopback address). */
+    NBD_URI_IMAGE,
+};
+
+struct nbd_uri {
+    bool tls;
+    char *socket;      /* absolute path, or NULL: TCP */
+    char *host;        /* NULL with a socket; an IPv6 address has no brackets */
+    char port[6];      /* decimal, 1..65535 */
+    char *export_name; /* never NULL; free of control characters */
+};
+
+/* Does the text start as an NBD URI does, of any scheme that speaks NBD? */
+bool nbd_uri_is_one(const char *text);
+
+/* Takes the text apart; a user's relative socket path is made absolute here, before a
+ * server changes its folder.  0, or -EINVAL, -ENOTSUP, -EACCES, -ENAMETOOLONG, -ENOMEM with
+ * diag; *out is then empty.  To be freed with nbd_uri_free. */
+int nbd_uri_parse(const char *text, enum nbd_uri_origin origin, struct nbd_uri *out,
+                  struct diag *diag) MUST_USE;
+
+/* The canonical text, which parses to the same parts; the caller frees it.  NULL when
+ * memory is short. */
+char *nbd_uri_print(const struct nbd_uri *uri) MUST_USE;
+
+/* Harmless on one that is empty. */
+void nbd_uri_free(struct nbd_uri *uri);
+
+static inline void cleanup_nbd_uri(struct nbd_uri *uri)
+{
+    nbd_uri_free(uri);
+}
+#define CLEANUP_NBD_URI CLEANUP(cleanup_nbd_uri)
+
+#endif

@@ -1,0 +1,251 @@
+/* NBD URIs: what is understood, what is refused, and that printing is parsing's inverse. */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/compiler.h"
+#include "rng.h"
+#include "storage/nbd_uri.h"
+
+static int parse(const char *text, enum nbd_uri_origin origin, struct nbd_uri *uri)
+{
+    struct diag diag = {0};
+    int err = nbd_uri_parse(text, origin, uri, &diag);
+
+    cr_assert_eq(diag.err, -err, "%s", text);
+    cr_assert_eq(diag.text[0] != '\0', err != 0, "%s", text);
+    for (const char *p = diag.text; *p; p++)
+        cr_assert(*p >= ' ' && *p <= '~', "a message must be harmless: %s", diag.text);
+    return err;
+}
+
+static bool same(const char *a, const char *b)
+{
+    return a && b ? strcmp(a, b) == 0 : a == b;
+}
+
+Test(nbd_uri, parts)
+{
+    static const struct {
+        const char *text;
+        bool tls;
+        const char *socket, *host, *port, *name;
+    } cases[] = {
+        {"nbd://host", false, NULL, "host", "10809", ""},
+        {"nbd://host/", false, NULL, "host", "10809", ""},
+        {"nbd://", false, NULL, "localhost", "10809", ""},
+        {"nbd:///name", false, NULL, "localhost", "10809", "name"},
+        {"nbd://host:/x", false, NULL, "host", "10809", "x"},
+        {"nbd://1.2.3.4:1/a/b%20c", false, NULL, "1.2.3.4", "1", "a/b c"},
+        {"nbd://h:65535//x", false, NULL, "h", "65535", "/x"},
+        {"nbd://[::1]:10810/x", false, NULL, "::1", "10810", "x"},
+        {"nbds://some.host-1.example/x", true, NULL, "some.host-1.example", "10809", "x"},
+        {"nbd+unix:///?socket=/run/s", false, "/run/s", NULL, NULL, ""},
+        {"nbd+unix:///a%2fb?socket=/run/a%26b%25", false, "/run/a&b%", NULL, NULL, "a/b"},
+        {"nbd+unix:///%c3%a9?socket=/s", false, "/s", NULL, NULL, "\xc3\xa9"},
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct nbd_uri uri;
+        cr_assert_eq(parse(cases[i].text, NBD_URI_USER, &uri), 0, "%s", cases[i].text);
+        cr_expect_eq(uri.tls, cases[i].tls, "%s", cases[i].text);
+        cr_expect(same(uri.socket, cases[i].socket), "%s", cases[i].text);
+        cr_expect(same(uri.host, cases[i].host), "%s", cases[i].text);
+        cr_expect(same(uri.port, cases[i].port ? cases[i].port : ""), "%s", cases[i].text);
+        cr_expect(same(uri.export_name, cases[i].name), "%s", cases[i].text);
+        cr_expect(nbd_uri_is_one(cases[i].text));
+        nbd_uri_free(&uri);
+    }
+}
+
+Test(nbd_uri, refusals)
+{
+    static const struct {
+        const char *text;
+        int err;
+    } cases[] = {
+        {"", ENOTSUP},
+        {"nbd", ENOTSUP},
+        {"nbd:host:10809", ENOTSUP},
+        {"nbd+vsock://1:2/", ENOTSUP},
+        {"nbds+unix:///?socket=/s", ENOTSUP},
+        {"nbd+ssh://host/", ENOTSUP},
+        {"http://host/", ENOTSUP},
+        {"NBD://host/", ENOTSUP},
+        {"nbd://user@host/", ENOTSUP},
+        {"nbds://host/?tls-psk-file=/etc/shadow", ENOTSUP},
+        {"nbds://host/?tls-certificates=/etc", ENOTSUP},
+        {"nbd+unix:///?socket=/s&tls-psk-file=/x", ENOTSUP},
+        {"nbd+unix:///?SOCKET=/s", ENOTSUP},
+        {"nbd+unix:///?&socket=/s", ENOTSUP},
+        {"nbd+unix:///?socket=/s&socket=/t", EINVAL},
+        {"nbd+unix:///", EINVAL},
+        {"nbd+unix:///?socket=", EINVAL},
+        {"nbd+unix://host/?socket=/s", EINVAL},
+        {"nbd://host/?socket=/s", EINVAL},
+        {"nbd://host/x#fragment", EINVAL},
+        {"nbd+unix:///?socket=/s#x", EINVAL},
+        {"nbd://host:0/", EINVAL},
+        {"nbd://host:65536/", EINVAL},
+        {"nbd://host:99999999999999999999/", EINVAL},
+        {"nbd://host:1x/", EINVAL},
+        {"nbd://-o/", EINVAL},
+        {"nbd://a%41/", EINVAL},
+        {"nbd://[::1/", EINVAL},
+        {"nbd://[]/", EINVAL},
+        {"nbd://[::1]x/", EINVAL},
+        {"nbd://::1/", EINVAL},
+        {"nbd://host/a%", EINVAL},
+        {"nbd://host/a%4", EINVAL},
+        {"nbd://host/a%4g", EINVAL},
+        {"nbd://host/a%00b", EINVAL},
+        {"nbd://host/a%0ab", EINVAL},
+        {"nbd://host/a%1b[2J", EINVAL},
+        {"nbd://host/a%7f", EINVAL},
+        {"nbd://host/a b", EINVAL},
+        {"nbd://host/\x1b[2J", EINVAL},
+        {"nbd://host/\xc3\xa9", EINVAL},
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct nbd_uri uri;
+        int err = parse(cases[i].text, NBD_URI_USER, &uri);
+        cr_expect_eq(err, -cases[i].err, "%s: %d", cases[i].text, err);
+        cr_expect(!uri.host && !uri.socket && !uri.export_name);
+    }
+}
+
+Test(nbd_uri, what_an_image_may_name)
+{
+    static const char *const allowed[] = {
+        "nbd://localhost/x",     "nbd:///x",     "nbd://127.0.0.1/",
+        "nbd://127.255.3.4:99/", "nbd://[::1]/", "nbd+unix:///?socket=/run/s"};
+    static const char *const refused[] = {"nbd://host/x",
+                                          "nbd://10.0.0.1/",
+                                          "nbd://0.0.0.0/",
+                                          "nbd://127.0.0.1.evil/",
+                                          "nbd://2130706433/",
+                                          "nbd://[fe80::1]/",
+                                          "nbd://[::ffff:10.0.0.1]/",
+                                          "nbd+unix:///?socket=run/s",
+                                          "nbd://localhost.evil/"};
+    struct nbd_uri uri;
+
+    for (size_t i = 0; i < ARRAY_LEN(allowed); i++) {
+        cr_expect_eq(parse(allowed[i], NBD_URI_IMAGE, &uri), 0, "%s", allowed[i]);
+        nbd_uri_free(&uri);
+    }
+    for (size_t i = 0; i < ARRAY_LEN(refused); i++)
+        cr_expect_eq(parse(refused[i], NBD_URI_IMAGE, &uri), -EACCES, "%s", refused[i]);
+}
+
+static char *with_tail(const char *head, char c, size_t n)
+{
+    size_t head_len = strlen(head);
+    char *text = malloc(head_len + n + 1);
+
+    memcpy(text, head, head_len);
+    memset(text + head_len, c, n);
+    text[head_len + n] = '\0';
+    return text;
+}
+
+Test(nbd_uri, lengths)
+{
+    static const struct {
+        const char *head;
+        size_t n;
+        int err;
+    } cases[] = {
+        {"nbd://h/", NBD_EXPORT_NAME_MAX, 0},
+        {"nbd://h/", NBD_EXPORT_NAME_MAX + 1, -ENAMETOOLONG},
+        {"nbd://h/", 1000000, -ENAMETOOLONG},
+        {"nbd://", 253, 0},
+        {"nbd://", 254, -EINVAL},
+        {"nbd+unix:///?socket=/", 106, 0},
+        {"nbd+unix:///?socket=/", 107, -ENAMETOOLONG},
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct nbd_uri uri;
+        char *text = with_tail(cases[i].head, 'a', cases[i].n);
+        cr_expect_eq(parse(text, NBD_URI_USER, &uri), cases[i].err, "case %zu", i);
+        nbd_uri_free(&uri);
+        free(text);
+    }
+}
+
+Test(nbd_uri, a_users_relative_socket_is_made_absolute)
+{
+    char folder[256];
+    struct nbd_uri uri;
+
+    cr_assert_eq(chdir("/tmp"), 0);
+    cr_assert_not_null(getcwd(folder, sizeof folder));
+    cr_assert_eq(parse("nbd+unix:///?socket=s", NBD_URI_USER, &uri), 0);
+    cr_assert_eq(strncmp(uri.socket, folder, strlen(folder)), 0);
+    cr_assert_str_eq(uri.socket + strlen(folder), "/s");
+    nbd_uri_free(&uri);
+}
+
+Test(nbd_uri, printed_and_parsed_again)
+{
+    struct rng rng;
+
+    rng_init(&rng, 1);
+    for (int i = 0; i < 2000; i++) {
+        char name[65] = "", path[65] = "/";
+        for (unsigned n = 0, len = (unsigned)rng_below(&rng, 64); n < len; n++) {
+            do {
+                name[n] = (char)rng_between(&rng, 32, 255);
+            } while (name[n] == 0x7f);
+            path[1 + n / 2] = name[n];
+        }
+        struct nbd_uri uri = {.export_name = name,
+                              .port = "77",
+                              .tls = rng_one_in(&rng, 2)},
+                       back;
+        if (rng_one_in(&rng, 2)) {
+            uri.socket = path;
+            uri.tls = false;
+            strcpy(uri.port, "");
+        } else {
+            uri.host = rng_one_in(&rng, 2) ? (char *)"::1" : (char *)"host";
+        }
+        char *text = nbd_uri_print(&uri);
+        cr_assert_eq(parse(text, NBD_URI_USER, &back), 0, "%s", text);
+        cr_assert(same(back.socket, uri.socket), "%s", text);
+        cr_assert(same(back.host, uri.host), "%s", text);
+        cr_assert_str_eq(back.port, uri.port, "%s", text);
+        cr_assert_str_eq(back.export_name, uri.export_name, "%s", text);
+        cr_assert_eq(back.tls, uri.tls, "%s", text);
+        nbd_uri_free(&back);
+        free(text);
+    }
+}
+
+/* Nothing but the result is looked at: the sanitizers look at the rest. */
+Test(nbd_uri, any_text)
+{
+    static const char alphabet[] = "nbd:s+unix/?&=#%[]@socket=/0aF. \x01\xff";
+    struct rng rng;
+
+    rng_init(&rng, 2);
+    for (int i = 0; i < 200000; i++) {
+        char text[48] = "nbd";
+        size_t start = rng_one_in(&rng, 2) ? 3 : 0;
+        if (start && rng_one_in(&rng, 2)) {
+            strcpy(text, "nbd+unix:///");
+            start = strlen(text);
+        }
+        for (size_t n = start; n + 1 < sizeof text; n++)
+            text[n] = alphabet[rng_below(&rng, sizeof alphabet)];
+        text[sizeof text - 1] = '\0';
+        struct nbd_uri uri;
+        (void)parse(text, rng_one_in(&rng, 2) ? NBD_URI_USER : NBD_URI_IMAGE, &uri);
+        nbd_uri_free(&uri);
+    }
+}
