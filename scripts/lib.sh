@@ -53,6 +53,12 @@ install them with: apt-get install ${missing[*]}"
         die "could not install: ${missing[*]}"
 }
 
+# Prints the targets of what gets installed: no tests.
+product_targets() {
+    printf '%s\n' plugin qimg
+    sed -n 's/^qimg_manual(.*\/\(.*\)\.pod .*/man-\1/p' "$root/CMakeLists.txt"
+}
+
 # build_preset PRESET [TARGET...]: configures when that was never done, and builds.
 build_preset() {
     local preset=$1 folder=$root/build/$1 targets=()

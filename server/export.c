@@ -1,10 +1,13 @@
 #include <errno.h>
+#include <inttypes.h>
 #include <string.h>
+#include <time.h>
 
+#include "base/log.h"
 #include "export.h"
 
 static int open_chain(struct export *export, const struct plugin_config *config,
-                      struct diag *diag)
+                      struct node **out, struct diag *diag)
 {
     struct chain_options options = {
         .format = config->format,
@@ -17,25 +20,33 @@ static int open_chain(struct export *export, const struct plugin_config *config,
     };
 
     options.node.cache = config->cache;
-    return chain_open(&export->ctx, config->file, &options, &export->node, diag);
+    return chain_open(&export->ctx, config->file, &options, out, diag);
 }
 
-int export_open(struct export *export, const struct plugin_config *config, struct diag *diag)
+int export_open(struct export *export, const struct plugin_config *config,
+                struct diag *diag)
 {
+    struct node *node = NULL;
+
     *export = (struct export){0};
-    lock_init(&export->writable_lock, RANK_OPEN);
     int err = block_context_init(&export->ctx, config->metadata_cache, NULL, NULL);
     if (err)
         return diag_errno(diag, -err, "%s", config->file);
-    err = open_chain(export, config, diag);
+    err = open_chain(export, config, &node, diag);
     if (!err && config->writable_now)
-        err = export_make_writable(export, diag);
+        err = node_activate(node, diag);
     if (err) {
-        node_close(export->node);
-        export->node = NULL;
+        node_close(node);
         block_context_destroy(&export->ctx);
+        return err;
     }
-    return err;
+    gate_init(&export->gate);
+    lock_init(&export->lock, RANK_OPEN);
+    pthread_cond_init(&export->released, NULL);
+    export->wanted_writable = config->writable_now;
+    export->is_open = true;
+    atomic_store(&export->node, node);
+    return 0;
 }
 
 int export_start(struct export *export)
@@ -45,18 +56,166 @@ int export_start(struct export *export)
 
 int export_make_writable(struct export *export, struct diag *diag)
 {
-    LOCK_GUARD(&export->writable_lock);
-    return node_activate(export->node, diag);
+    LOCK_GUARD(&export->lock);
+    export->wanted_writable = true;
+    return node_activate(atomic_load(&export->node), diag);
+}
+
+/* ---- requests ---- */
+
+struct export_use export_enter(struct export *export)
+{
+    gate_ticket ticket = gate_enter(&export->gate);
+
+    return (struct export_use){export, atomic_load(&export->node), ticket};
+}
+
+static void wait_for_release(struct export *export)
+{
+    LOCK_GUARD(&export->lock);
+    while (atomic_load(&export->held))
+        lock_wait(&export->lock, &export->released);
+}
+
+struct export_use export_enter_change(struct export *export)
+{
+    for (;;) {
+        struct export_use use = export_enter(export);
+        /* After entering: who sees the flag off here is waited for by export_hold. */
+        if (LIKELY(!atomic_load(&export->held)))
+            return use;
+        export_leave(&use);
+        wait_for_release(export);
+    }
+}
+
+void export_leave(struct export_use *use)
+{
+    gate_leave(&use->export->gate, use->ticket);
+}
+
+/* ---- jobs ---- */
+
+struct node *export_claim(struct export *export)
+{
+    LOCK_GUARD(&export->lock);
+    atomic_fetch_add(&export->claims, 1);
+    return atomic_load(&export->node);
+}
+
+void export_unclaim(struct export *export)
+{
+    atomic_fetch_sub(&export->claims, 1);
+}
+
+#define POLL_NS        200000L
+#define LONGEST_WAIT_S 30
+
+/* Waits until every request that was inside has left; false: it took too long. */
+static bool wait_for_users(struct export *export, bool patient)
+{
+    uint64_t stamp = gate_stamp(&export->gate);
+    struct timespec now, end;
+
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    end.tv_sec += LONGEST_WAIT_S;
+    while (!gate_passed(&export->gate, stamp)) {
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        if (!patient && now.tv_sec > end.tv_sec)
+            return false;
+        nanosleep(&(struct timespec){.tv_nsec = POLL_NS}, NULL);
+    }
+    return true;
+}
+
+void export_hold(struct export *export)
+{
+    atomic_store(&export->held, true);
+    wait_for_users(export, true);
+}
+
+void export_release(struct export *export)
+{
+    LOCK_GUARD(&export->lock);
+    atomic_store(&export->held, false);
+    pthread_cond_broadcast(&export->released);
+}
+
+/* Does `part` lie in the chain of `node`, which it may be itself? */
+static bool chain_has(const struct node *node, const struct node *part)
+{
+    while (node && node != part)
+        node = node->backing;
+    return node;
+}
+
+/* Closes a chain, but for the part of it that is (or lies below) what is served now. */
+static int close_replaced(struct node *old, struct node *serving)
+{
+    struct node *last = old;
+
+    while (last->backing && !chain_has(serving, last->backing))
+        last = last->backing;
+    last->backing = NULL;
+    return node_close(old);
+}
+
+static int check_swing(struct export *export, const struct node *old, struct node *new_node,
+                       struct diag *diag)
+{
+    if (atomic_load(&export->claims) > 1)
+        return diag_set(diag, EBUSY, "%s: another job uses the disk, too", old->filename);
+    if (export->stuck)
+        return diag_set(diag, EBUSY,
+                        "%s: a request on the image served before hasn't ended",
+                        old->filename);
+    if (new_node->size != old->size)
+        return diag_set(diag, EINVAL,
+                        "%s: its %" PRIu64 " bytes can't replace the %" PRIu64
+                        " bytes of %s",
+                        new_node->filename, new_node->size, old->size, old->filename);
+    return export->wanted_writable ? node_activate(new_node, diag) : 0;
+}
+
+int export_swing(struct export *export, struct node *new_node, struct diag *diag)
+{
+    struct node *old = atomic_load(&export->node);
+
+    if (old == new_node)
+        return 0;
+    {
+        LOCK_GUARD(&export->lock);
+        int err = check_swing(export, old, new_node, diag);
+        if (err)
+            return err;
+        atomic_store(&export->node, new_node);
+    }
+    if (chain_has(new_node, old))
+        return 0;
+    if (!wait_for_users(export, false)) {
+        log_warning("%s: a request doesn't end: the image stays open", old->filename);
+        LOCK_GUARD(&export->lock);
+        export->stuck = old;
+        return 0;
+    }
+    int err = close_replaced(old, new_node);
+    if (err)
+        log_error("closing the image that was replaced: errno %d: it must be checked",
+                  -err);
+    return 0;
 }
 
 int export_close(struct export *export)
 {
-    if (!export->node)
+    if (!export->is_open)
         return 0;
+    export->is_open = false;
     housekeeper_stop(export->ctx.housekeeper);
-    int err = node_close(export->node);
-    export->node = NULL;
+    struct node *node = atomic_exchange(&export->node, NULL);
+    int err = export->stuck ? close_replaced(export->stuck, node) : 0;
+    int last_err = node_close(node);
     block_context_destroy(&export->ctx);
-    lock_destroy(&export->writable_lock);
-    return err;
+    pthread_cond_destroy(&export->released);
+    lock_destroy(&export->lock);
+    return err ? err : last_err;
 }

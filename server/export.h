@@ -1,22 +1,43 @@
-/* The image that is served, from before the server forks to its end.
+/* The image that is served, from before the server forks to its end; and which node that
+ * is, for a job may put another in its place while clients go on (export_swing).
  *
- * Threads: open, start and close on the main thread; make_writable from any. */
+ * Who uses the node: a request of a client, between export_enter and export_leave; a job,
+ * which holds a claim.  A node that was replaced is closed when all who could have seen it
+ * have left.
+ *
+ * Threads: open, start and close on the main thread, the rest from any.  Nothing may be
+ * called between export_enter and export_leave of the same thread, but enter and leave. */
 #ifndef SERVER_EXPORT_H
 #define SERVER_EXPORT_H
 
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "base/gate.h"
+#include "base/lock.h"
 #include "block/node.h"
 #include "plugin_config.h"
 
-struct export {
+struct export
+{
     struct block_context ctx;
-    struct node *node;       /* NULL: not open */
-    struct lock writable_lock; /* who prepares it for writing */
+    struct gate gate; /* who uses the node */
+    struct node *_Atomic node;
+    _Atomic bool held;       /* changing requests wait */
+    _Atomic unsigned claims; /* of jobs; taken under lock */
+
+    struct lock lock; /* RANK_OPEN, spans I/O */
+    /* under lock */
+    pthread_cond_t released;
+    struct node *stuck; /* replaced, but not closed: a request would not leave */
+    bool is_open, wanted_writable;
 };
 
-/* Opens and validates the image and its chain without changing a byte; writable_now: and makes it
- * writable.  0 or -errno with diag. */
-int export_open(struct export *export, const struct plugin_config *config, struct diag *diag)
-    MUST_USE;
+/* Opens and validates the image and its chain without changing a byte; writable_now: and
+ * makes it writable.  0 or -errno with diag. */
+int export_open(struct export *export, const struct plugin_config *config,
+                struct diag *diag) MUST_USE;
 
 /* After the fork: background work may start. */
 int export_start(struct export *export) MUST_USE;
@@ -24,7 +45,44 @@ int export_start(struct export *export) MUST_USE;
 /* On the first writable connection. */
 int export_make_writable(struct export *export, struct diag *diag) MUST_USE;
 
-/* Everything flushed, closed and freed; again, or after a failed open: nothing. */
+/* Everything flushed, closed and freed; again, or after a failed open: nothing.  No request
+ * may run and no job hold a claim. */
 int export_close(struct export *export);
+
+/* ---- requests ---- */
+
+struct export_use {
+    struct export *export;
+    struct node *node; /* valid until export_leave */
+    gate_ticket ticket;
+};
+
+struct export_use export_enter(struct export *export);
+
+/* For a request that changes the disk: waits while a job holds such requests back. */
+struct export_use export_enter_change(struct export *export);
+
+void export_leave(struct export_use *use);
+
+/* Declares `use`, which is left at the end of the scope. */
+#define EXPORT_USE(use, enter) \
+    struct export_use use CLEANUP(export_leave) __attribute__((unused)) = enter
+
+/* ---- jobs ---- */
+
+/* A claim keeps the node from being replaced by another job; with one it may be used
+ * outside of requests. */
+struct node *export_claim(struct export *export) MUST_USE;
+/* Blocks nothing: for any thread, under any lock. */
+void export_unclaim(struct export *export);
+
+/* Changing requests wait from here on; returns when those in flight are done. */
+void export_hold(struct export *export);
+void export_release(struct export *export);
+
+/* Serves new_node from here on.  Its size must be the same; on success it is the export's.
+ * The caller must be the only one with a claim (-EBUSY), and touches the old node no more.
+ * What isn't part of the new chain is closed when the requests that use it have left. */
+int export_swing(struct export *export, struct node *new_node, struct diag *diag) MUST_USE;
 
 #endif

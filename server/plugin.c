@@ -9,6 +9,7 @@
 #include <nbdkit-plugin.h>
 
 #include "base/log.h"
+#include "control.h"
 #include "export.h"
 #include "plugin_config.h"
 #include "registry.h"
@@ -19,11 +20,13 @@
 #define MAX_REQUEST (64u << 20)
 /* The largest preferred block size that the protocol's users expect. */
 #define MAX_PREFERRED (32u << 20)
-/* An answer about extents looks at this many runs at most; the client asks again for the rest. */
+/* An answer about extents looks at this many runs at most; the client asks again for the
+ * rest. */
 #define MAX_RUNS (64u << 10)
 
 static struct plugin_config config;
 static struct export the_export;
+static struct control *control; /* NULL: none */
 
 struct connection {
     bool readonly;
@@ -53,6 +56,7 @@ static void qimg_load(void)
 
 static void qimg_unload(void)
 {
+    control_close(control);
     export_close(&the_export);
     plugin_config_free(&config);
 }
@@ -75,20 +79,33 @@ static void qimg_dump_plugin(void)
     printf("qimg_zstd=no\n");
     printf("qimg_luks=no\n");
     printf("qimg_io_uring=no\n");
-    printf("qimg_jobs=no\n");
+    printf("qimg_jobs=mirror, commit\n");
+}
+
+static int open_control(struct diag *diag)
+{
+    const struct control_setup setup = {
+        .path = config.control,
+        .node_name = config.node_name,
+        .export = &the_export,
+        .shutdown = nbdkit_shutdown,
+    };
+
+    return config.control ? control_open(&setup, &control, diag) : 0;
 }
 
 static int qimg_get_ready(void)
 {
     struct diag diag = {0};
 
-    if (export_open(&the_export, &config, &diag))
+    if (export_open(&the_export, &config, &diag) || open_control(&diag))
         return fail(&diag);
     if (config.cache->no_flush)
-        fprintf(stderr,
-                "nbdkit: qimg: %s: warning: cache=%s ignores flushes: after a failure of the "
-                "host the image may be unusable\n",
-                config.file, config.cache->name);
+        fprintf(
+            stderr,
+            "nbdkit: qimg: %s: warning: cache=%s ignores flushes: after a failure of the "
+            "host the image may be unusable\n",
+            config.file, config.cache->name);
     return 0;
 }
 
@@ -96,17 +113,22 @@ static int qimg_after_fork(void)
 {
     int err = export_start(&the_export);
 
+    if (!err && control)
+        err = control_start(control);
     if (err)
-        nbdkit_error("starting the background thread: %s", strerror(-err));
+        nbdkit_error("starting the background threads: %s", strerror(-err));
     return err ? -1 : 0;
 }
 
 static void qimg_cleanup(void)
 {
+    control_close(control);
+    control = NULL;
     int err = export_close(&the_export);
 
     if (err)
-        nbdkit_error("%s: closing: %s: the image must be checked", config.file, strerror(-err));
+        nbdkit_error("%s: closing: %s: the image must be checked", config.file,
+                     strerror(-err));
 }
 
 static int qimg_list_exports(int readonly, int is_tls, struct nbdkit_exports *exports)
@@ -123,6 +145,13 @@ static const char *qimg_default_export(int readonly, int is_tls)
     return "";
 }
 
+static bool can_write_now(void)
+{
+    EXPORT_USE(use, export_enter(&the_export));
+
+    return use.node->can_write;
+}
+
 static void *qimg_open(int readonly)
 {
     const char *name = nbdkit_export_name();
@@ -134,7 +163,7 @@ static void *qimg_open(int readonly)
         nbdkit_set_error(ENOENT);
         return NULL;
     }
-    bool writable = !readonly && the_export.node->can_write;
+    bool writable = !readonly && can_write_now();
     if (writable && export_make_writable(&the_export, &diag)) {
         fail(&diag);
         return NULL;
@@ -155,27 +184,32 @@ static void qimg_close(void *handle)
 
 static const char *qimg_export_description(void *handle)
 {
-    const struct node *node = the_export.node;
+    EXPORT_USE(use, export_enter(&the_export));
 
     (void)handle;
-    return nbdkit_printf_intern("%s image, %" PRIu64 " bytes", node->driver->name, node->size);
+    return nbdkit_printf_intern("%s image, %" PRIu64 " bytes", use.node->driver->name,
+                                use.node->size);
 }
 
 static int64_t qimg_get_size(void *handle)
 {
+    EXPORT_USE(use, export_enter(&the_export));
+
     (void)handle;
-    return (int64_t)the_export.node->size;
+    return (int64_t)use.node->size;
 }
 
 static int qimg_block_size(void *handle, uint32_t *minimum, uint32_t *preferred,
                            uint32_t *maximum)
 {
-    const struct node *node = the_export.node;
+    EXPORT_USE(use, export_enter(&the_export));
+    const struct node *node = use.node;
 
     (void)handle;
     /* Requests of any alignment are served; these are what costs least. */
     *minimum = node->file->align > 1 && node->size % 512 == 0 ? 512 : 1;
-    *preferred = node->cluster_size == 1 ? 4096 : MIN(MAX(node->cluster_size, 512), MAX_PREFERRED);
+    *preferred =
+        node->cluster_size == 1 ? 4096 : MIN(MAX(node->cluster_size, 512), MAX_PREFERRED);
     *maximum = MAX_REQUEST;
     return 0;
 }
@@ -206,67 +240,81 @@ static int qimg_can_cache(void *handle)
 }
 
 /* The end of every request: -errno becomes nbdkit's. */
-static int done(int err, const char *what, uint64_t offset, uint64_t count)
+static int done(int err, const struct export_use *use, const char *what, uint64_t offset,
+                uint64_t count)
 {
     if (LIKELY(err == 0))
         return 0;
-    nbdkit_error("%s: %s of %" PRIu64 " bytes at %" PRIu64 ": %s", config.file, what, count,
-                 offset, strerror(-err));
+    nbdkit_error("%s: %s of %" PRIu64 " bytes at %" PRIu64 ": %s", use->node->filename,
+                 what, count, offset, strerror(-err));
     nbdkit_set_error(-err);
     return -1;
 }
 
-static int qimg_pread(void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t flags)
+static int qimg_pread(void *handle, void *buf, uint32_t count, uint64_t offset,
+                      uint32_t flags)
 {
+    EXPORT_USE(use, export_enter(&the_export));
+
     (void)handle;
     (void)flags;
-    return done(block_read(the_export.node, buf, count, offset), "read", offset, count);
+    return done(block_read(use.node, buf, count, offset), &use, "read", offset, count);
 }
 
 static int qimg_pwrite(void *handle, const void *buf, uint32_t count, uint64_t offset,
                        uint32_t flags)
 {
-    (void)handle;
+    EXPORT_USE(use, export_enter_change(&the_export));
     unsigned how = flags & NBDKIT_FLAG_FUA ? BLOCK_FUA : 0;
-    return done(block_write(the_export.node, buf, count, offset, how), "write", offset, count);
+
+    (void)handle;
+    return done(block_write(use.node, buf, count, offset, how), &use, "write", offset,
+                count);
 }
 
 static int qimg_flush(void *handle, uint32_t flags)
 {
+    EXPORT_USE(use, export_enter(&the_export));
+
     (void)handle;
     (void)flags;
-    return done(block_flush(the_export.node), "flush", 0, the_export.node->size);
+    return done(block_flush(use.node), &use, "flush", 0, use.node->size);
 }
 
 static int qimg_trim(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    (void)handle;
+    EXPORT_USE(use, export_enter_change(&the_export));
     unsigned how = flags & NBDKIT_FLAG_FUA ? BLOCK_FUA : 0;
-    return done(block_discard(the_export.node, count, offset, how), "trim", offset, count);
+
+    (void)handle;
+    return done(block_discard(use.node, count, offset, how), &use, "trim", offset, count);
 }
 
 static int qimg_zero(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    (void)handle;
+    EXPORT_USE(use, export_enter_change(&the_export));
     bool fast = flags & NBDKIT_FLAG_FAST_ZERO;
     unsigned how = (flags & NBDKIT_FLAG_FUA ? BLOCK_FUA : 0) |
                    (flags & NBDKIT_FLAG_MAY_TRIM ? BLOCK_MAY_UNMAP : 0) |
                    (fast ? BLOCK_FAST : 0);
-    int err = block_zero(the_export.node, count, offset, how);
+    int err = block_zero(use.node, count, offset, how);
 
+    (void)handle;
     if (err == -ENOTSUP && fast) {
         nbdkit_set_error(EOPNOTSUPP); /* an answer, not a failure */
         return -1;
     }
     /* The server's fallback for ENOTSUP can't be trusted with more than 64 MiB. */
-    return done(err == -ENOTSUP ? -EIO : err, "zero", offset, count);
+    return done(err == -ENOTSUP ? -EIO : err, &use, "zero", offset, count);
 }
 
 static int qimg_cache(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
+    EXPORT_USE(use, export_enter(&the_export));
+
     (void)handle;
     (void)flags;
-    return done(block_cache(the_export.node, count, offset), "cache", offset, count);
+    return done(block_cache(use.node, count, offset), &use, "cache", offset, count);
 }
 
 static uint32_t extent_type(const struct block_status *st)
@@ -277,15 +325,16 @@ static uint32_t extent_type(const struct block_status *st)
 static int qimg_extents(void *handle, uint32_t count, uint64_t offset, uint32_t flags,
                         struct nbdkit_extents *extents)
 {
+    EXPORT_USE(use, export_enter(&the_export));
     uint64_t end = offset + count;
     uint32_t first_type = 0;
 
     (void)handle;
     for (unsigned runs = 0; offset < end && runs < MAX_RUNS; runs++) {
         struct block_status st;
-        int err = block_status(the_export.node, end - offset, offset, &st);
+        int err = block_status(use.node, end - offset, offset, &st);
         if (err)
-            return done(err, "block status", offset, end - offset);
+            return done(err, &use, "block status", offset, end - offset);
         uint32_t type = extent_type(&st);
         if (runs == 0)
             first_type = type;

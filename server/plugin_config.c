@@ -1,3 +1,4 @@
+#include <ctype.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -7,6 +8,7 @@
 #include <nbdkit-plugin.h>
 
 #include "base/compiler.h"
+#include "base/size.h"
 #include "plugin_config.h"
 #include "registry.h"
 
@@ -18,19 +20,25 @@ const char plugin_config_help[] =
     "[file=]<IMAGE>                  (required) The image to serve.\n"
     "format=auto|qcow2|qed|raw       Its format; raw is never guessed.\n"
     "cache=writeback|writethrough|none|directsync|volatile\n"
-    "                                How writes are cached.  volatile ignores flushes: after a\n"
+    "                                How writes are cached.  volatile ignores flushes: "
+    "after a\n"
     "                                failure of the host the image may be unusable.\n"
     "volatile-final-sync=yes|no      Sync once at the end of a volatile session.\n"
-    "need-check-delay=<SECONDS>      Idle time before the image is marked clean (default 5).\n"
-    "lazy-refcounts=on|off           Postpone refcounts (qcow2 v3; default as the image says).\n"
+    "need-check-delay=<SECONDS>      Idle time before the image is marked clean (default "
+    "5).\n"
+    "lazy-refcounts=on|off           Postpone refcounts (qcow2 v3; default as the image "
+    "says).\n"
     "backing=<PATH>|none             Use this backing file instead of the image's.\n"
     "backing-format=qcow2|qed|raw    Its format.\n"
     "references=any|dir|none         Which files an image may name.\n"
     "discard=unmap|ignore            What a trim does to the file.\n"
     "detect-zeroes=off|on|unmap      Turn writes of zeroes into zero requests.\n"
     "metadata-cache=<SIZE>           Memory for cached tables (default 64M).\n"
+    "repair=auto|off                 What is done with an image that was not closed cleanly.\n"
     "writable=on-connect|now         When the image is prepared for writing.\n"
-    "lock=on|off                     Lock the image against other processes.";
+    "lock=on|off                     Lock the image against other processes.\n"
+    "control=none|<PATH>             Listen for QMP on this Unix socket.\n"
+    "node-name=<NAME>                The image's name there (default drive0).";
 
 void plugin_config_init(struct plugin_config *config)
 {
@@ -47,6 +55,8 @@ void plugin_config_free(struct plugin_config *config)
     free(config->format);
     free(config->backing);
     free(config->backing_format);
+    free(config->control);
+    free(config->node_name);
 }
 
 /* ---- kinds of values ---- */
@@ -83,8 +93,8 @@ static int set_path(char **out, const char *key, const char *value)
 }
 
 /* Sets *index to the place of value among the words. */
-static int choose(unsigned *index, const char *key, const char *value, const char *const *words,
-                  const char *allowed)
+static int choose(unsigned *index, const char *key, const char *value,
+                  const char *const *words, const char *allowed)
 {
     for (unsigned i = 0; words[i]; i++)
         if (strcmp(words[i], value) == 0) {
@@ -165,7 +175,8 @@ static int set_backing_format(struct plugin_config *c, const char *key, const ch
 
 static int set_references(struct plugin_config *c, const char *key, const char *value)
 {
-    return references_parse(value, &c->references) ? refuse(key, value, "any, dir or none") : 0;
+    return references_parse(value, &c->references) ? refuse(key, value, "any, dir or none")
+                                                   : 0;
 }
 
 static int set_discard(struct plugin_config *c, const char *key, const char *value)
@@ -193,13 +204,22 @@ static int set_detect_zeroes(struct plugin_config *c, const char *key, const cha
 
 static int set_metadata_cache(struct plugin_config *c, const char *key, const char *value)
 {
-    int64_t bytes = nbdkit_parse_size(value);
+    uint64_t bytes;
 
-    if (bytes < 0)
-        return -1;
-    if ((uint64_t)bytes < MIN_METADATA_CACHE || (uint64_t)bytes > SIZE_MAX / 2)
-        return refuse(key, value, "at least 1M");
+    if (size_parse(value, &bytes) || bytes < MIN_METADATA_CACHE || bytes > SIZE_MAX / 2)
+        return refuse(key, value, "a size such as 64M, at least 1M");
     c->metadata_cache = (size_t)bytes;
+    return 0;
+}
+
+static int set_repair(struct plugin_config *c, const char *key, const char *value)
+{
+    static const char *const words[] = {"auto", "off", NULL};
+    unsigned i;
+
+    if (choose(&i, key, value, words, "auto or off"))
+        return -1;
+    c->node.repair_off = i == 1;
     return 0;
 }
 
@@ -236,6 +256,33 @@ static int set_lock(struct plugin_config *c, const char *key, const char *value)
     return 0;
 }
 
+static int set_control(struct plugin_config *c, const char *key, const char *value)
+{
+    if (c->control) {
+        nbdkit_error("%s=%s: %s was given twice", key, value, key);
+        return -1;
+    }
+    if (strcmp(value, "none") == 0)
+        return 0;
+    c->control = nbdkit_absolute_path(value);
+    return c->control ? 0 : -1;
+}
+
+/* As QEMU's node names, so that tools made for those can name it. */
+static int set_node_name(struct plugin_config *c, const char *key, const char *value)
+{
+    size_t length = strlen(value);
+    bool well_formed = isalpha((unsigned char)value[0]) && length <= 31;
+
+    for (size_t i = 0; i < length; i++)
+        well_formed &= isalnum((unsigned char)value[i]) || strchr("-._", value[i]);
+    if (!well_formed)
+        return refuse(
+            key, value,
+            "a letter, then letters, digits, '-', '.' and '_', 31 in all at most");
+    return set_text(&c->node_name, key, value);
+}
+
 static const struct {
     const char *key;
     int (*set)(struct plugin_config *, const char *key, const char *value);
@@ -251,9 +298,12 @@ static const struct {
     {"discard", set_discard},
     {"detect-zeroes", set_detect_zeroes},
     {"metadata-cache", set_metadata_cache},
+    {"repair", set_repair},
     {"writable", set_writable},
     {"lock", set_lock},
     {"volatile-final-sync", set_final_sync},
+    {"control", set_control},
+    {"node-name", set_node_name},
 };
 
 int plugin_config_set(struct plugin_config *config, const char *key, const char *value)
@@ -284,5 +334,5 @@ int plugin_config_complete(struct plugin_config *config)
         nbdkit_error("volatile-final-sync=no: needs cache=volatile");
         return -1;
     }
-    return 0;
+    return config->node_name ? 0 : set_text(&config->node_name, "node-name", "drive0");
 }

@@ -10,6 +10,8 @@
 struct plugin_config {
     char *file; /* absolute; NULL until it was given */
     char *format, *backing, *backing_format;
+    char *control;   /* absolute path of the control socket; NULL: none */
+    char *node_name; /* of the image there; NULL until complete */
     const struct cache_mode *cache;
     enum references references;
     size_t metadata_cache; /* bytes */
@@ -21,8 +23,8 @@ struct plugin_config {
 void plugin_config_init(struct plugin_config *config);
 void plugin_config_free(struct plugin_config *config);
 
-/* Takes one parameter; returns 0, or -1 after nbdkit_error named the key, the value and what is
- * allowed. */
+/* Takes one parameter; returns 0, or -1 after nbdkit_error named the key, the value and
+ * what is allowed. */
 int plugin_config_set(struct plugin_config *config, const char *key, const char *value);
 
 /* After the last one: is what must be there? */

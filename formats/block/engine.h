@@ -21,8 +21,19 @@ int engine_write(struct node *node, const void *buf, uint64_t len, uint64_t off,
 /* Zero bytes through the write path; locked: the caller holds the guest range. */
 int engine_write_zeroes(struct node *node, uint64_t len, uint64_t off, bool locked) MUST_USE;
 
-/* flush.c: what ends a changing request: notes the write, relieves the cache, and commits
- * when the request asked for durability. */
-int engine_finish_write(struct node *node, int err, bool commit) MUST_USE;
+/* flush.c: a changing request on its way, inside the gate. */
+struct engine_change {
+    struct change what;
+    gate_ticket ticket;
+    struct observed seen;
+};
+
+/* Enters the gate and tells observers of what is to come. */
+void engine_start_write(struct node *node, struct engine_change *change);
+
+/* What ends it, err being how it went: tells observers, leaves the gate, notes the write,
+ * relieves the cache, and commits when the request asked for durability. */
+int engine_finish_write(struct node *node, struct engine_change *change, int err, bool commit)
+    MUST_USE;
 
 #endif

@@ -1,8 +1,16 @@
 /* Flush, and the end that all changing requests share. */
 #include "block/engine.h"
 
-int engine_finish_write(struct node *node, int err, bool commit)
+void engine_start_write(struct node *node, struct engine_change *change)
 {
+    change->ticket = gate_enter(&node->ctx->gate);
+    observers_before(&node->observers, &change->seen, &change->what);
+}
+
+int engine_finish_write(struct node *node, struct engine_change *change, int err, bool commit)
+{
+    observers_after(&change->seen, &change->what, err);
+    gate_leave(&node->ctx->gate, change->ticket);
     /* Also after a failure: some of it may have been written. */
     node_wrote(node);
     if (err)

@@ -60,6 +60,8 @@ static void node_free(struct node *node)
     mcache_free(node->mc);
     storage_close(node->file);
     range_lock_destroy(&node->ranges);
+    dirty_bitmaps_destroy(&node->bitmaps);
+    observers_destroy(&node->observers);
     free(node->filename);
     free(node->backing_name);
     free(node->backing_format);
@@ -88,6 +90,8 @@ int node_open(struct block_context *ctx, const struct driver *driver, struct sto
     node->file = file;
     node->can_write = !file->read_only;
     range_lock_init(&node->ranges);
+    observers_init(&node->observers, &ctx->gate);
+    dirty_bitmaps_init(&node->bitmaps);
     timer_init(&node->write_back, write_back, node);
     int err = driver->open(node, diag);
     if (err) {

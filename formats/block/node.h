@@ -13,7 +13,9 @@
 #include "base/gate.h"
 #include "base/housekeeper.h"
 #include "block/cache_mode.h"
+#include "block/dirty_bitmap.h"
 #include "block/driver.h"
+#include "block/observer.h"
 #include "block/range_lock.h"
 #include "mcache/mcache.h"
 #include "storage/storage.h"
@@ -39,6 +41,7 @@ struct node_options {
     uint64_t need_check_delay_ns;   /* 0: the mark is cleared only at close */
     int lazy_refcounts;             /* 0 as the image says, 1 on, -1 off */
     bool lock_off;                  /* take no image locks */
+    bool repair_off;                /* an unclean image is refused for writing, not repaired */
     bool keep_marks;                /* volatile-final-sync=no: no sync, marks stay at close */
 };
 
@@ -62,6 +65,8 @@ struct node {
     char *backing_name, *backing_format;
 
     struct range_lock ranges; /* guest ranges of allocating writes and of zeroing */
+    struct observers observers;    /* who is told of changes */
+    struct dirty_bitmaps bitmaps;  /* named ones */
     struct timer write_back;  /* commits what got old without a flush */
     _Atomic bool write_back_armed;
 };

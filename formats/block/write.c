@@ -215,10 +215,11 @@ int block_write(struct node *node, const void *buf, uint64_t len, uint64_t off, 
         return err;
 
     bool fua = (flags & BLOCK_FUA) || node->options.cache->write_through, needs_commit;
-    gate_ticket ticket = gate_enter(&node->ctx->gate);
+    struct engine_change change = {
+        .what = {.kind = CHANGE_WRITE, .flags = flags, .off = off, .len = len, .buf = buf}};
+    engine_start_write(node, &change);
     err = engine_write(node, buf, len, off, fua, &needs_commit);
-    gate_leave(&node->ctx->gate, ticket);
-    return engine_finish_write(node, err, fua && needs_commit);
+    return engine_finish_write(node, &change, err, fua && needs_commit);
 }
 
 int block_preallocate(struct node *node, uint64_t len, uint64_t off)

@@ -161,10 +161,14 @@ static int zero_request(struct node *node, uint64_t len, uint64_t off, enum zero
     if (err || len == 0)
         return err;
 
-    gate_ticket ticket = gate_enter(&node->ctx->gate);
+    struct engine_change change = {
+        .what = {.kind = how == ZERO_DISCARD ? CHANGE_DISCARD : CHANGE_ZERO,
+                 .flags = flags,
+                 .off = off,
+                 .len = len}};
+    engine_start_write(node, &change);
     err = zero_range(node, len, off, how, flags & BLOCK_FAST);
-    gate_leave(&node->ctx->gate, ticket);
-    return engine_finish_write(node, err,
+    return engine_finish_write(node, &change, err,
                                (flags & BLOCK_FUA) || node->options.cache->write_through);
 }
 

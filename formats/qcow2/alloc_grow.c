@@ -178,7 +178,10 @@ static int switch_header(struct qcow2 *q, const struct refcount_table *table)
     h.refcount_table_offset = table->offset;
     h.refcount_table_clusters = (uint32_t)(table->n_entries * 8 >> q->cluster_bits);
     int err = qcow2_header_write_refcount_table(q->node->file, &h);
-    if (!err)
+    /* After a failure the header may name either table: neither may be written or cut off. */
+    if (err)
+        mcache_poison(q->node->mc);
+    else
         err = barrier(q);
     if (!err)
         q->header = h;
@@ -225,8 +228,11 @@ static int grow_table(struct alloc *a)
         atomic_init(&table->words[plan.first_block + i],
                     (plan.start + plan.table_clusters + i) << q->cluster_bits);
     err = write_area(a, &plan, table);
-    if (!err)
+    if (!err) {
         err = refcounts_replace_table(&q->refs, table);
+        if (err) /* the header names a table that we can't use */
+            mcache_poison(q->node->mc);
+    }
     if (err) {
         free(table);
         return err;

@@ -36,6 +36,7 @@ struct check_snapshot {
     uint32_t extra_bytes;
     uint16_t id_bytes, name_bytes;
     const char *fault; /* why its L1 table can't be where it is said to be; NULL: it can */
+    bool odd;          /* something is wrong with the entry */
     bool overlaps;     /* it can't, since other metadata is there */
     bool extra_wrong;  /* too little or too much extra data: the table must be written anew */
 };
@@ -68,7 +69,7 @@ struct check {
     uint64_t n_compare; /* clusters to compare: n_clusters, or one more */
 
     struct check_snapshot *snapshots;
-    uint32_t n_snapshots;
+    uint32_t n_snapshots, odd_snapshots;
     uint64_t snapshot_bytes; /* of the snapshot table */
     struct check_l1 *l1s;
     uint32_t n_l1s;
@@ -92,7 +93,8 @@ struct check {
 
     /* ---- progress ---- */
     unsigned stage, stages;
-    uint64_t done, total;
+    uint64_t done, total; /* of the pass */
+    uint64_t reported;
 
     /* ---- repair ---- */
     bool wrote;

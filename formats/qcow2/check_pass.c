@@ -42,10 +42,11 @@ void qcheck_impossible(struct check *c, uint64_t weight, const char *fmt, ...)
 void qcheck_progress(struct check *c, uint64_t done)
 {
     c->done += done;
-    if (c->options->progress && c->total)
-        c->options->progress(c->options->opaque,
-                             c->stage * 1000ull + MIN(1000, c->done * 1000 / c->total),
-                             c->stages * 1000ull);
+    if (!c->options->progress || !c->total)
+        return;
+    uint64_t now = c->stage * 1000ull + MIN(1000, c->done * 1000 / c->total);
+    c->reported = MAX(c->reported, now);
+    c->options->progress(c->options->opaque, c->reported, c->stages * 1000ull);
 }
 
 int qcheck_add_range(struct check *c, uint64_t offset, uint64_t bytes, uint64_t weight,
@@ -120,6 +121,8 @@ void qcheck_forget(struct check *c)
     free(c->bad);
     c->snapshots = NULL;
     c->l1s = NULL;
+    c->n_snapshots = c->odd_snapshots = c->n_l1s = 0;
+    c->snapshot_bytes = 0;
     c->rt = NULL;
     c->disk = c->block = NULL;
     c->fixed = c->meta = c->is_table = c->walked = c->contested = c->bad = NULL;
@@ -183,10 +186,9 @@ static int count_active_l1(struct check *c)
 static void judge_snapshot_table(struct check *c)
 {
     uint64_t offset = c->h.snapshots_offset;
-    bool odd = qcheck_any(c, c->bad, offset, c->snapshot_bytes);
-
-    if (odd && (qcheck_any(c, c->contested, offset, c->snapshot_bytes) ||
-                qcheck_any(c, c->is_table, offset, c->snapshot_bytes)))
+    if (c->odd_snapshots > c->n_snapshots / 2 &&
+        (qcheck_any(c, c->contested, offset, c->snapshot_bytes) ||
+         qcheck_any(c, c->is_table, offset, c->snapshot_bytes)))
         c->hopeless = "where the header says that the snapshot table is, there is something else";
 }
 

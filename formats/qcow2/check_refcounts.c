@@ -66,7 +66,7 @@ uint64_t qcheck_unpack(uint32_t order, const uint8_t *block, uint64_t index)
         return load_be64(block + index * 8);
     default: {
         uint64_t bit = index << order;
-        return block[bit / 8] >> (bit & 7) & ((1u << (1u << order)) - 1);
+        return (uint64_t)block[bit / 8] >> (bit & 7) & ((1ull << (1u << order)) - 1);
     }
     }
 }

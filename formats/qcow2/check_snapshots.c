@@ -31,10 +31,16 @@ static int read_entry(struct check *c, uint64_t offset, struct check_snapshot *s
     return 0;
 }
 
+static void mark_odd(struct check *c, struct check_snapshot *s)
+{
+    c->odd_snapshots += !s->odd;
+    s->odd = true;
+}
+
 static void odd_snapshot(struct check *c, uint32_t index, const char *what)
 {
     qcheck_impossible(c, 1, "snapshot table entry %" PRIu32 ": %s", index, what);
-    qcheck_mark(c, c->bad, c->snapshots[index].entry_offset, ENTRY_FIXED);
+    mark_odd(c, &c->snapshots[index]);
 }
 
 /* Judges an entry by itself. */
@@ -52,8 +58,6 @@ static void check_snapshot(struct check *c, uint32_t index)
         s->fault = "its L1 table is too large";
     else if (!is_aligned(s->l1_offset, c->cluster_size) || s->l1_offset > INT64_MAX / 2)
         s->fault = "its L1 table is not cluster aligned";
-    if (s->fault)
-        odd_snapshot(c, index, s->fault);
 }
 
 static int read_table(struct check *c)
@@ -120,55 +124,75 @@ static int by_place(const void *a, const void *b)
     return x->entry_offset < y->entry_offset ? -1 : x->entry_offset > y->entry_offset;
 }
 
-/* Counts one snapshot's L1 table; `end`: of all that came before it. */
-static int take_l1(struct check *c, struct check_snapshot *s, uint64_t *end)
+static bool same_l1(const struct check_snapshot *a, const struct check_snapshot *b)
 {
-    struct check_l1 *last = &c->l1s[c->n_l1s - 1];
-    uint64_t bytes = s->l1_size * 8ull;
-    bool inside;
-
-    if (s->fault || bytes == 0)
-        return 0;
-    bool same = last->snapshot && last->snapshot->l1_offset == s->l1_offset &&
-                last->snapshot->l1_size == s->l1_size;
-    if (!same && s->l1_offset < *end) {
-        s->fault = "its L1 table overlaps another one";
-        odd_snapshot(c, (uint32_t)(s - c->snapshots), s->fault);
-        return 0;
-    }
-    int err = qcheck_add_range(c, s->l1_offset, bytes, 1, "snapshot's L1 table", &inside);
-    if (!inside) {
-        s->fault = "its L1 table lies past the end of the file";
-        qcheck_mark(c, c->bad, s->entry_offset, ENTRY_FIXED);
-    }
-    if (same)
-        last->weight++;
-    else
-        list_l1(c, s->l1_offset, s->l1_size, s);
-    *end = MAX(*end, s->l1_offset + align_up(bytes, c->cluster_size));
-    return err;
+    return a->l1_offset == b->l1_offset && a->l1_size == b->l1_size;
 }
 
-/* Who overlaps what was there before the snapshots' tables is told first. */
+static uint64_t l1_end(const struct check_snapshot *s)
+{
+    return s->l1_offset + s->l1_size * 8ull;
+}
+
+/* L1 tables that can't be where they are said to be aren't walked, so that no byte of the file is
+ * looked at twice for different tables.  Of two that overlap it is the longer one. */
+static void find_faults(struct check *c, struct check_snapshot **sorted)
+{
+    struct check_snapshot *last = NULL;
+
+    for (uint32_t i = 0; i < c->n_snapshots; i++) {
+        struct check_snapshot *s = sorted[i];
+        if (s->fault || s->l1_size == 0)
+            continue;
+        if (qcheck_past_end(c, s->l1_offset, s->l1_size * 8ull))
+            s->fault = "its L1 table lies past the end of the file";
+        else if (last && !same_l1(last, s) && s->l1_offset < l1_end(last)) {
+            bool longer = last->l1_size > s->l1_size;
+            (longer ? last : s)->fault = "its L1 table overlaps another one";
+            last = longer ? s : last;
+        } else {
+            last = s;
+        }
+    }
+    for (uint32_t i = 0; i < c->n_snapshots; i++)
+        if (sorted[i]->fault)
+            odd_snapshot(c, (uint32_t)(sorted[i] - c->snapshots), sorted[i]->fault);
+}
+
+/* Who overlaps what was there before the snapshots' tables is walked all the same: its references
+ * count. */
 static void find_overlaps(struct check *c)
 {
     for (uint32_t i = 0; i < c->n_snapshots; i++) {
         struct check_snapshot *s = &c->snapshots[i];
         if (s->fault || !qcheck_any(c, c->meta, s->l1_offset, s->l1_size * 8ull))
             continue;
-        check_message(c->options, "snapshot table entry %" PRIu32 ": its L1 table overlaps "
-                                  "other metadata", i);
-        /* It is walked all the same: its references count. */
+        check_message(c->options,
+                      "snapshot table entry %" PRIu32 ": its L1 table overlaps other metadata", i);
         s->overlaps = true;
         c->impossible++;
-        qcheck_mark(c, c->bad, s->entry_offset, ENTRY_FIXED);
+        mark_odd(c, s);
     }
+}
+
+static int take_l1(struct check *c, struct check_snapshot *s)
+{
+    struct check_l1 *last = &c->l1s[c->n_l1s - 1];
+    bool inside;
+
+    if (s->fault || s->l1_size == 0)
+        return 0;
+    if (last->snapshot && same_l1(last->snapshot, s))
+        last->weight++;
+    else
+        list_l1(c, s->l1_offset, s->l1_size, s);
+    return qcheck_add_range(c, s->l1_offset, s->l1_size * 8ull, 1, "snapshot's L1 table",
+                            &inside);
 }
 
 int qcheck_snapshots(struct check *c)
 {
     CLEANUP_FREE struct check_snapshot **sorted = NULL;
-    uint64_t end = 0;
 
     int err = c->h.nb_snapshots ? read_table(c) : 0;
     if (err)
@@ -178,12 +202,13 @@ int qcheck_snapshots(struct check *c)
     if (!c->l1s || !sorted)
         return diag_errno(c->diag, ENOMEM, "%s: snapshots", c->st->name);
     list_l1(c, c->h.l1_table_offset, c->h.l1_size, NULL);
-    find_overlaps(c);
     for (uint32_t i = 0; i < c->n_snapshots; i++)
         sorted[i] = &c->snapshots[i];
     qsort(sorted, c->n_snapshots, sizeof *sorted, by_place);
+    find_faults(c, sorted);
+    find_overlaps(c);
     for (uint32_t i = 0; !err && i < c->n_snapshots; i++)
-        err = take_l1(c, sorted[i], &end);
+        err = take_l1(c, sorted[i]);
     for (uint32_t i = 1; i < c->n_l1s; i++)
         qcheck_mark(c, c->meta, c->l1s[i].offset, c->l1s[i].n * 8ull);
     c->total = 0;

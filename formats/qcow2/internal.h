@@ -48,6 +48,7 @@ struct qcow2 {
     struct meta_set metadata; /* filled when the image is activated */
     struct dirty_mark mark;
     bool lazy; /* refcounts are postponed while the mark is set; fixed once active */
+    _Atomic bool corrupt, corrupt_unwritten; /* the header's bit is still to be set */
 };
 
 static inline struct qcow2 *qcow2_of(const struct node *node)
@@ -96,6 +97,15 @@ static inline uint32_t l1_index_of(const struct qcow2 *q, uint64_t guest)
 int qcow2_map(struct node *node, uint64_t off, uint64_t len, struct extent *out);
 uint64_t qcow2_locate_l1(void *owner, uint64_t page_index);
 uint64_t qcow2_locate_l2(void *owner, uint64_t page_index);
+
+/* ---- corrupt.c ---- */
+
+/* An entry was met that can't be right.  Under any lock: the header is written by qcow2_failed. */
+void qcow2_mark_corrupt(struct qcow2 *q);
+
+/* Returns err; sets the corrupt bit when that is due.  To be called at the end of a request that
+ * failed, under no META. */
+int qcow2_failed(struct qcow2 *q, int err);
 
 /* ---- table.c ---- */
 

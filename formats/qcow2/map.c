@@ -70,6 +70,7 @@ int qcow2_check_l1_entry(struct qcow2 *q, uint32_t l1_index, uint64_t entry)
         return 0;
     log_error("%s: L1 entry %" PRIu32 " (0x%" PRIx64 "): %s", q->node->filename, l1_index,
               entry, why);
+    qcow2_mark_corrupt(q);
     return -EIO;
 }
 
@@ -78,6 +79,14 @@ static int refuse_entry(struct qcow2 *q, uint64_t guest, uint64_t entry, const c
     log_error("%s: L2 entry of guest offset %" PRIu64 " (0x%" PRIx64 "): %s",
               q->node->filename, align_down(guest, cluster_size(q)), entry, why);
     return -EIO;
+}
+
+static int impossible_entry(struct qcow2 *q, uint64_t guest, uint64_t entry, const char *why)
+{
+    int err = refuse_entry(q, guest, entry, why);
+
+    qcow2_mark_corrupt(q);
+    return err;
 }
 
 int qcow2_decode(struct qcow2 *q, uint64_t entry, uint64_t guest, struct cluster *out)
@@ -90,10 +99,10 @@ int qcow2_decode(struct qcow2 *q, uint64_t entry, uint64_t guest, struct cluster
         return refuse_entry(q, guest, entry, "compressed clusters are not supported");
     }
     if (entry & L2_RESERVED)
-        return refuse_entry(q, guest, entry, "reserved bits are set");
+        return impossible_entry(q, guest, entry, "reserved bits are set");
     bool zero = entry & L2_ZERO;
     if (zero && q->header.version < 3)
-        return refuse_entry(q, guest, entry, "zero flag in a version 2 image");
+        return impossible_entry(q, guest, entry, "zero flag in a version 2 image");
     out->host = entry & L2_OFFSET;
     if (out->host == 0) {
         out->kind = zero ? CL_ZERO : CL_NONE;
@@ -101,7 +110,7 @@ int qcow2_decode(struct qcow2 *q, uint64_t entry, uint64_t guest, struct cluster
     }
     const char *why = bad_data_host(q, out->host, 1);
     if (why)
-        return refuse_entry(q, guest, entry, why);
+        return impossible_entry(q, guest, entry, why);
     out->kind = zero ? CL_ZERO_ALLOCATED : CL_DATA;
     return 0;
 }
@@ -177,12 +186,12 @@ int qcow2_map(struct node *node, uint64_t off, uint64_t len, struct extent *out)
     if (!err)
         err = mcmap_get(q->l2_map, l2_page_index(q, off), &page);
     if (err)
-        return err == -ENOENT ? -EIO : err;
+        return qcow2_failed(q, err == -ENOENT ? -EIO : err);
     uint32_t word = l2_page_word(q, off);
     uint64_t entry = mc_load(page, word);
     err = qcow2_decode(q, entry, off, &first);
     if (err)
-        return err;
+        return qcow2_failed(q, err);
     describe(q, &first, in_cluster, out);
 
     /* The run: to the end of the table at most, page by page. */

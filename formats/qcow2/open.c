@@ -157,20 +157,55 @@ static int qcow2_open(struct node *node, struct diag *diag)
     return 0;
 }
 
-/* Images that must be checked before anything is changed. */
-static int refuse_unclean(struct qcow2 *q, struct diag *diag)
+/* Opens the image anew, whose file was changed below it.  On failure all is as before. */
+static int reload(struct node *node, struct diag *diag)
 {
-    if (q->header.incompatible & INCOMPAT_CORRUPT)
+    struct qcow2 *old = qcow2_of(node);
+    struct mcache *old_mc = node->mc;
+    char *name = node->backing_name, *format = node->backing_format;
+
+    node->backing_name = node->backing_format = NULL;
+    node->mc = NULL;
+    int err = qcow2_open(node, diag);
+    struct qcow2 *fresh = err ? NULL : node->state;
+    struct mcache *fresh_mc = node->mc;
+    if (err) {
+        mcache_free(fresh_mc);
+        node->state = old;
+        node->mc = old_mc;
+        node->backing_name = name;
+        node->backing_format = format;
+        return err;
+    }
+    free_state(old);
+    mcache_free(old_mc);
+    free(name);
+    free(format);
+    node->state = fresh;
+    node->mc = fresh_mc;
+    return 0;
+}
+
+/* Images that must be checked before anything is changed (L-06, L-10). */
+static int require_clean(struct node *node, struct diag *diag)
+{
+    const struct qcow2_header *h = &qcow2_of(node)->header;
+
+    if (h->incompatible & INCOMPAT_CORRUPT)
         return diag_set(diag, EROFS,
                         "%s: incompatible_features: the corrupt bit is set: the image can only "
-                        "be read until it is repaired",
-                        q->node->filename);
-    if (q->header.incompatible & INCOMPAT_DIRTY)
+                        "be read until it is repaired (qimg check -r all)",
+                        node->filename);
+    if (!(h->incompatible & INCOMPAT_DIRTY))
+        return 0;
+    if (node->options.repair_off)
         return diag_set(diag, EROFS,
                         "%s: incompatible_features: the dirty bit is set: refcounts must be "
-                        "rebuilt (check -r all) before the image can be written",
-                        q->node->filename);
-    return 0;
+                        "repaired (repair=auto, or qimg check -r all) before the image can be "
+                        "written",
+                        node->filename);
+    int err = check_before_writing(node, diag);
+    return err ? err : reload(node, diag);
 }
 
 /* What a writer that doesn't know a feature must clear (we maintain none of them). */
@@ -203,8 +238,8 @@ static int choose_refcounts(struct qcow2 *q, struct diag *diag)
 
 static int qcow2_activate(struct node *node, struct diag *diag)
 {
-    struct qcow2 *q = qcow2_of(node);
-    int err = refuse_unclean(q, diag);
+    int err = require_clean(node, diag);
+    struct qcow2 *q = qcow2_of(node); /* which the repair replaces */
 
     if (!err)
         err = choose_refcounts(q, diag);
@@ -237,7 +272,7 @@ static int qcow2_close(struct node *node)
     assert(gate_empty(&node->ctx->gate));
     timer_cancel(node->ctx->housekeeper, &q->mark.timer);
     if (node->active)
-        err = end_cleanly(q);
+        err = qcow2_failed(q, end_cleanly(q));
     free_state(q);
     return err;
 }

@@ -40,6 +40,7 @@ uint64_t refcount_block_offset(struct refcounts *refs, uint64_t block)
         log_error("%s: refcount table entry %" PRIu64 " (0x%" PRIx64
                   "): not the place of a refcount block",
                   q->node->filename, block, entry);
+        qcow2_mark_corrupt(q);
         return 0;
     }
     return entry;

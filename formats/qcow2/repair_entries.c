@@ -125,8 +125,8 @@ static uint64_t mend_l1(struct check *c, uint64_t entry)
 
     if (c->options->keep_mappings)
         return faults == FAULT_PAST_END ? 0 : entry;
-    if (!qcheck_table_of(c, entry, &cluster) || bit_test(c->fixed, cluster) ||
-        (is_really_data(c, cluster) && !bit_test(c->meta, cluster))) {
+    if (!qcheck_table_of(c, entry, &cluster) || bit_test(c->meta, cluster) ||
+        is_really_data(c, cluster)) {
         c->dropped = true;
         return 0;
     }
@@ -167,16 +167,41 @@ static int mend_tables(struct check *c)
 
 /* ---- snapshots ---- */
 
-/* Has what the entry calls its L1 table turned out to be something else? */
-static bool l1_is_lost(const struct check *c, const struct check_snapshot *s)
+/* Of the L1 entries of a snapshot. */
+struct tally {
+    uint64_t n_used, n_data;
+};
+
+static int visit_suspect(struct l1_walk *walk, uint32_t i, void *opaque)
+{
+    struct tally *tally = opaque;
+    uint64_t cluster;
+
+    tally->n_used++;
+    if (qcheck_table_of(walk->c, walk->entries[i], &cluster))
+        tally->n_data += is_really_data(walk->c, cluster);
+    return 0;
+}
+
+/* Has what the entry calls its L1 table turned out to be something else?  Where an L2 table is at
+ * the same place, the L1 table is told by that it leads to tables and not to data. */
+static int judge_l1(struct check *c, const struct check_snapshot *s, bool *lost)
 {
     uint64_t bytes = s->l1_size * 8ull;
+    struct tally tally = {0};
 
-    if (s->fault || s->overlaps)
-        return true;
-    return qcheck_any(c, c->bad, s->l1_offset, bytes) &&
-           (qcheck_any(c, c->contested, s->l1_offset, bytes) ||
-            qcheck_any(c, c->is_table, s->l1_offset, bytes));
+    *lost = s->fault || s->overlaps;
+    if (*lost)
+        return 0;
+    bool table = qcheck_any(c, c->is_table, s->l1_offset, bytes);
+    *lost = qcheck_any(c, c->bad, s->l1_offset, bytes) &&
+            (table || qcheck_any(c, c->contested, s->l1_offset, bytes));
+    if (!table || *lost)
+        return 0;
+    const struct check_l1 l1 = {.offset = s->l1_offset, .n = s->l1_size};
+    int err = qcheck_walk_l1(c, &l1, visit_suspect, &tally);
+    *lost = tally.n_data > tally.n_used / 2;
+    return err;
 }
 
 /* The snapshot stays in the list, without contents. */
@@ -187,25 +212,24 @@ static int empty_snapshot(struct check *c, const struct check_snapshot *s)
     qcheck_say(c, "snapshot table entry at offset %" PRIu64 ": its L1 table is lost",
                s->entry_offset);
     c->dropped = true;
-    for (uint32_t i = 0; i < c->n_l1s; i++)
-        if (c->l1s[i].snapshot && c->l1s[i].offset == s->l1_offset)
-            c->l1s[i].n = 0;
     return qrepair_write(c, none, sizeof none, s->entry_offset, "snapshot table entry");
 }
 
-static int mend_snapshots(struct check *c)
+static int mend_snapshots(struct check *c, bool *changed)
 {
     bool extra_wrong = false;
 
-    if (c->options->keep_mappings)
-        return 0;
     for (uint32_t i = 0; i < c->n_snapshots; i++) {
-        int err =
-            l1_is_lost(c, &c->snapshots[i]) ? empty_snapshot(c, &c->snapshots[i]) : 0;
+        bool lost;
+        int err = judge_l1(c, &c->snapshots[i], &lost);
+        if (!err && lost)
+            err = empty_snapshot(c, &c->snapshots[i]);
         if (err)
             return err;
+        *changed |= lost;
         extra_wrong |= c->snapshots[i].extra_wrong;
     }
+    *changed |= extra_wrong;
     return extra_wrong ? qrepair_snapshots(c) : 0;
 }
 
@@ -226,11 +250,15 @@ static int drop_bitmaps(struct check *c)
 
 int qrepair_entries(struct check *c)
 {
+    bool changed = c->bitmaps_broken;
     int err = c->bitmaps_broken ? drop_bitmaps(c) : 0;
 
-    if (!err)
-        err = mend_snapshots(c);
-    if (!err)
-        err = mend_tables(c);
-    return err;
+    if (!err && !c->options->keep_mappings)
+        err = mend_snapshots(c, &changed);
+    /* What they claimed speaks no longer against others. */
+    if (!err && changed)
+        err = qrepair_flush(c);
+    if (!err && changed)
+        err = qcheck_pass(c, true);
+    return err || c->hopeless || c->found.check_errors ? err : mend_tables(c);
 }

@@ -38,7 +38,10 @@ static int switch_l1(struct qcow2 *q, uint32_t l1_size, uint64_t host)
     h.l1_size = l1_size;
     h.l1_table_offset = host;
     int err = qcow2_header_write_l1(q->node->file, &h);
-    if (!err)
+    /* After a failure the header may name either table: neither may be written. */
+    if (err)
+        mcache_poison(q->node->mc);
+    else
         err = barrier(q);
     if (!err)
         q->header = h;
@@ -66,8 +69,11 @@ static int grow_l1(struct qcow2 *q, uint32_t l1_size)
         err = barrier(q);
     if (!err)
         err = switch_l1(q, l1_size, host);
-    if (!err)
+    if (!err) {
         err = qcow2_set_l1(q, l1, l1_size, host);
+        if (err) /* the header names a table that we can't use */
+            mcache_poison(q->node->mc);
+    }
     if (err)
         return err;
     l1 = NULL;

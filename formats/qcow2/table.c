@@ -53,6 +53,7 @@ static int read_shared(struct qcow2 *q, uint64_t offset, uint8_t *table)
                       " is shared, but its entry %" PRIu64 " (0x%" PRIx64
                       ") has the copied flag",
                       q->node->filename, offset, i, entry);
+            qcow2_mark_corrupt(q);
             err = -EIO;
         }
     }

@@ -84,7 +84,7 @@ int qcow2_reserve(struct node *node, uint64_t off, uint64_t len, struct reservat
         LOCK_GUARD(mcache_meta(node->mc));
         dirty_mark_end(&q->mark);
     }
-    return err;
+    return qcow2_failed(q, err);
 }
 
 /* META: is everything durable that has to be so before a link to these clusters is, except for

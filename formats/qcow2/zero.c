@@ -126,7 +126,7 @@ int qcow2_zero(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
         err = zero_in_table(q, at, MIN(off + len, table_end), how, &at);
     }
     *done = MIN(at - off, len);
-    return err;
+    return qcow2_failed(q, err);
 }
 
 bool qcow2_zero_is_fast(struct node *node, uint64_t off, uint64_t len)

@@ -148,16 +148,43 @@ static int write_mark(struct node *node, bool on)
     return err < 0 ? err : write_need_check(node, on);
 }
 
-/* An image that was not closed cleanly must not be written to as it is. */
-static int require_clean(struct qed_image *img, struct diag *diag)
+/* Opens the image anew, whose file was changed below it.  On failure all is as before. */
+static int reload(struct node *node, struct diag *diag)
 {
+    struct qed_image *old = node->state;
+    struct mcache *old_mc = node->mc;
+    char *name = node->backing_name, *format = node->backing_format;
+
+    node->backing_name = node->backing_format = NULL;
+    int err = open_image(node, diag);
+    if (err < 0) {
+        node->state = old;
+        node->mc = old_mc;
+        node->backing_name = name;
+        node->backing_format = format;
+        return err;
+    }
+    free_image(old);
+    mcache_free(old_mc);
+    free(name);
+    free(format);
+    return 0;
+}
+
+/* An image that was not closed cleanly is repaired before it is written to. */
+static int require_clean(struct node *node, struct diag *diag)
+{
+    struct qed_image *img = node->state;
+
     if (!(img->header.features & QED_F_NEED_CHECK))
         return 0;
-    return diag_set(
-        diag, EINVAL,
-        "%s: features: NEED_CHECK is set: the image was not closed cleanly; run a "
-        "check with repair first",
-        img->node->filename);
+    if (node->options.repair_off)
+        return diag_set(diag, EROFS,
+                        "%s: features: NEED_CHECK is set: the image must be repaired "
+                        "(repair=auto, or qimg check -r all) before it can be written",
+                        node->filename);
+    int err = check_before_writing(node, diag);
+    return err < 0 ? err : reload(node, diag);
 }
 
 /* No autoclear bit is known, so whatever feature one stands for is not kept up by us
@@ -198,7 +225,6 @@ static int round_file_up(struct qed_image *img, struct diag *diag)
 
 static int activate(struct node *node, struct diag *diag)
 {
-    struct qed_image *img = node->state;
     int err;
 
     if (node->file->fixed_size)
@@ -206,8 +232,10 @@ static int activate(struct node *node, struct diag *diag)
                         "%s: a QED image on a block device can't be written to: the format "
                         "grows by extending its file",
                         node->filename);
-    if ((err = require_clean(img, diag)) < 0 || (err = clear_autoclear(img, diag)) < 0 ||
-        (err = round_file_up(img, diag)) < 0)
+    if ((err = require_clean(node, diag)) < 0)
+        return err;
+    struct qed_image *img = node->state; /* which the repair replaces */
+    if ((err = clear_autoclear(img, diag)) < 0 || (err = round_file_up(img, diag)) < 0)
         return err;
     dirty_mark_init(&img->mark, node, write_mark, !img->has_backing, false);
     img->active = true;

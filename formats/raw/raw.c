@@ -1,4 +1,5 @@
 #include <errno.h>
+#include <inttypes.h>
 
 #include "block/node.h"
 #include "raw/raw.h"
@@ -73,6 +74,18 @@ static bool raw_zero_is_fast(struct node *node, uint64_t off, uint64_t len)
     return node->file->ops->zero != NULL;
 }
 
+static int raw_grow(struct node *node, uint64_t size, struct diag *diag)
+{
+    if (size < node->size)
+        return diag_set(diag, EINVAL, "%s: %" PRIu64 " bytes are less than its %" PRIu64,
+                        node->filename, size, node->size);
+    int rc = storage_truncate(node->file, size);
+    if (rc < 0)
+        return diag_errno(diag, -rc, "%s: growing to %" PRIu64 " bytes", node->filename, size);
+    node->size = size;
+    return 0;
+}
+
 const struct driver raw_driver = {
     .name = "raw",
     .probe = raw_probe,
@@ -82,5 +95,6 @@ const struct driver raw_driver = {
     .map = raw_map,
     .zero = raw_zero,
     .zero_is_fast = raw_zero_is_fast,
+    .grow = raw_grow,
     .create = raw_create,
 };

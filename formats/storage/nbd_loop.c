@@ -423,8 +423,9 @@ void nbd_loop_turn(struct nbd_storage *nbd)
     do {
         if (!atomic_load(&nbd->aborted))
             dispatch(nbd);
+        /* Who is told of a failure may ask. */
+        atomic_store(&nbd->connected, count_links(nbd, LINK_READY) > 0);
     } while (settle_all(nbd));
-    atomic_store(&nbd->connected, count_links(nbd, LINK_READY) > 0);
 }
 
 void nbd_loop_end(struct nbd_storage *nbd)

@@ -31,7 +31,8 @@ struct cli_command {
                char **argv); /* returns the exit code */
 };
 
-extern const struct cli_command create_command, info_command, map_command, serve_command;
+extern const struct cli_command check_command, create_command, info_command, job_command,
+    map_command, serve_command;
 
 /* The values of options that have no letter start here. */
 #define CLI_LONG_ONLY 256

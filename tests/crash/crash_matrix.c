@@ -7,6 +7,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <criterion/criterion.h>
 #include <criterion/parameterized.h>
@@ -32,13 +33,13 @@ static void report(const char *name, const struct survey *sv, unsigned recording
     if (!to)
         return;
     fprintf(to,
-            "%-28s recordings %3u changes %6" PRIu64 " flushes %5" PRIu64
-            " states %5u (none %u all %u subset %u torn %u all-but-one %u only-one %u)"
-            " marked %u tools %u leaky %u max-leaks %u failures %u\n",
-            name, recordings, sv->changes, sv->flushes, sv->judged, p[CRASH_NONE],
-            p[CRASH_ALL], p[CRASH_SUBSET], p[CRASH_TORN], p[CRASH_ALL_BUT_ONE],
-            p[CRASH_ONLY_ONE], sv->marked, sv->with_tools, sv->with_leaks, sv->max_leaks,
-            sv->failures);
+            "%s recordings %u changes %" PRIu64 " flushes %" PRIu64 " marks %" PRIu64
+            " growths %" PRIu64 " states %u none %u all %u subset %u torn %u all-but-one %u"
+            " only-one %u marked %u tools %u leaky %u max-leaks %u failures %u\n",
+            name, recordings, sv->changes, sv->flushes, sv->mark_writes, sv->table_growths,
+            sv->judged, p[CRASH_NONE], p[CRASH_ALL], p[CRASH_SUBSET], p[CRASH_TORN],
+            p[CRASH_ALL_BUT_ONE], p[CRASH_ONLY_ONE], sv->marked, sv->with_tools,
+            sv->with_leaks, sv->max_leaks, sv->failures);
     if (path)
         fclose(to);
 }
@@ -46,7 +47,8 @@ static void report(const char *name, const struct survey *sv, unsigned recording
 /* Every third recording starts from a crash of the one before. */
 static void run_configuration(const struct subject_config *config)
 {
-    unsigned long states = from_environment("QIMG_CRASH_STATES", 168);
+    unsigned long states =
+        from_environment("QIMG_CRASH_STATES", getenv("QIMG_LONG") ? 1000 : 84);
     uint64_t seed = from_environment("QIMG_CRASH_SEED", 1);
     struct survey sv = {.states = STATES_PER_RECORDING, .tools_every = 12};
     unsigned recordings = 0;
@@ -80,5 +82,9 @@ ParameterizedTestParameters(crash, matrix)
 
 ParameterizedTest(size_t *index, crash, matrix)
 {
-    run_configuration(&crash_matrix[*index]);
+    const struct subject_config *config = &crash_matrix[*index];
+    const char *only = getenv("QIMG_CRASH_ONLY");
+
+    if (!only || strcmp(only, config->name) == 0)
+        run_configuration(config);
 }

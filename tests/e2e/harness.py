@@ -396,11 +396,11 @@ class Case(unittest.TestCase):
     TIMEOUT = 300
 
     def setUp(self):
+        self.servers = []
         faulthandler.dump_traceback_later(self.TIMEOUT * (10 if LONG else 1), exit=True)
         self.addCleanup(faulthandler.cancel_dump_traceback_later)
         self.dir = tempfile.mkdtemp(prefix="qimg-e2e-", dir=tmp_root())
         self.addCleanup(shutil.rmtree, self.dir, ignore_errors=True)
-        self.servers = []
         self.addCleanup(self._end_servers)
         self.rng = random.Random(f"{SEED} {self.id()}")
 
@@ -411,9 +411,12 @@ class Case(unittest.TestCase):
             print(f"{self.id()}: seed QIMG_SEED={SEED}", flush=True)
 
     def _end_servers(self):
-        for server in self.servers:
+        servers, self.servers = self.servers, []
+        for server in servers:
             server.kill()
-        self.servers.clear()
+        for server in servers:
+            if SANITIZER_ENV and re.search(r"Sanitizer: |runtime error: ", server.errors):
+                raise AssertionError(server.errors)
 
     @contextlib.contextmanager
     def part(self, **params):

@@ -5,10 +5,12 @@ import re
 import unittest
 
 from harness import BUILD, PLUGIN, ROOT, Case, plugin_env, run
+from qmp import Qmp, QmpError
 
 QIMG = BUILD / "qimg"
 POD_OF_QIMG = (ROOT / "server" / "cli" / "qimg.pod").read_text(encoding="utf-8")
 POD_OF_PLUGIN = (ROOT / "server" / "nbdkit-qimg-plugin.pod").read_text(encoding="utf-8")
+POD_OF_CONTROL = (ROOT / "server" / "qimg-control.pod").read_text(encoding="utf-8")
 
 
 def section(pod, title):
@@ -75,6 +77,40 @@ class Manual(Case):
         synopsis = section(POD_OF_PLUGIN, "SYNOPSIS")
         found = set(re.findall(r"\[?\b([a-z-]+)=\]?", synopsis))
         self.assertEqual(found, parameters_in_pod())
+
+    def test_every_command_of_the_control_socket(self):
+        """and its arguments, which the server tells whom it refuses an unknown one"""
+        image = self.path("disk.raw")
+        with open(image, "wb") as file:
+            file.truncate(1 << 20)
+        self.serve(image, "format=raw", f"control={self.path('control')}")
+        with Qmp(self.path("control"), negotiate=False) as client:
+            known = {"qmp_capabilities": self.arguments(client, "qmp_capabilities")}
+            client.cmd("qmp_capabilities")
+            for name in [c["name"] for c in client.cmd("query-commands")]:
+                if name not in known:
+                    known[name] = self.arguments(client, name)
+        told = re.findall(r"^=head2 (\S+)$", section(POD_OF_CONTROL, "COMMANDS"), re.M)
+        self.assertEqual(sorted(told), sorted(known))
+        self.assertEqual(told, list(known), "the order")
+        for command, arguments in known.items():
+            with self.subTest(command=command):
+                self.assertEqual(self.arguments_in_pod(command), arguments)
+
+    def arguments(self, client, command):
+        with self.assertRaises(QmpError) as caught:
+            client.cmd(command, no_such_argument=1)
+        words = re.search(r" takes (.*)$", caught.exception.desc)
+        self.assertTrue(words, caught.exception)
+        return set() if words[1] == "no parameters" else set(words[1].split(", "))
+
+    def arguments_in_pod(self, command):
+        """the items of its section, but not those that describe what is returned"""
+        text = section(POD_OF_CONTROL, command)
+        if command == "query-block":
+            return set()
+        items = re.findall(r"^=item (.*)$", text, re.M)
+        return {name for item in items for name in re.findall(r"[a-z][a-z-]*", item)} - {"or"}
 
     def test_pod_is_valid(self):
         for pod in (ROOT / "server").rglob("*.pod"):

@@ -185,6 +185,19 @@ void image_free(struct image *img)
 
 /* ---- opening ---- */
 
+/* As if the filesystem knew nothing but reading and writing: what was discarded is still
+ * there. */
+static void make_plain(struct storage *st)
+{
+    static struct storage_ops plain;
+
+    plain = *st->ops;
+    plain.zero = NULL;
+    plain.discard = NULL;
+    plain.extent = NULL;
+    st->ops = &plain;
+}
+
 static int open_storage(struct image *img, struct storage **out, struct diag *diag)
 {
     const struct cache_mode *cache = img->spec.node.cache;
@@ -194,6 +207,8 @@ static int open_storage(struct image *img, struct storage **out, struct diag *di
     if (img->mem) {
         *out = mem_storage_share(img->mem);
         (*out)->no_flush = how.no_flush;
+        if (img->spec.plain)
+            make_plain(*out);
     } else {
         int err = storage_open_file(img->path, &how, out, diag);
         if (err)

@@ -34,6 +34,7 @@ struct image_spec {
     uint64_t base_size;
     bool snapshot;      /* qemu-img takes one of it, half full */
     bool on_file;       /* else it lies in memory */
+    bool plain;         /* in memory: it can't zero, punch, or tell where its holes are */
     bool real_time;     /* the housekeeper runs, with the real clock */
     size_t cache_bytes; /* of metadata; 0: 16 MiB */
     struct node_options node;

@@ -41,7 +41,10 @@ static bool accepts(const char *path)
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
     snprintf(addr.sun_path, sizeof addr.sun_path, "%s", path);
-    bool good = connect(fd, (struct sockaddr *)&addr, sizeof addr) == 0;
+    char greeting[18];
+    /* Reads what the server says first, so that it doesn't complain of us. */
+    bool good = connect(fd, (struct sockaddr *)&addr, sizeof addr) == 0 &&
+                recv(fd, greeting, sizeof greeting, MSG_WAITALL) == sizeof greeting;
     close(fd);
     return good;
 }
@@ -72,6 +75,7 @@ void nbd_server_restart(struct nbd_server *server)
         give_up("fork");
     if (server->pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
+        close_range(3, ~0u, 0); /* the test's own business */
         if (getppid() == parent)
             execvp(server->argv[0], (char *const *)server->argv);
         _exit(127);

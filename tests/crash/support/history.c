@@ -191,3 +191,20 @@ bool oracle_allows(const struct oracle *o, uint64_t sector, const struct stamp *
     return r->end >= gone ||
            refuse(why, size, sector, found, "durable data was lost", gone);
 }
+
+void history_print(const struct history *h, uint64_t sector, FILE *to)
+{
+    static const char *const names[] = {
+        [REQ_WRITE] = "write", [REQ_ZERO] = "zero", [REQ_TRIM] = "trim"};
+
+    fprintf(to, "  sector %" PRIu64 " was version %" PRIu32 " at the start\n", sector,
+            h->initial[sector]);
+    for (size_t i = h->sector_start[sector]; i < h->sector_start[sector + 1]; i++) {
+        const struct request *r = &h->requests[h->of_sector[i]];
+        fprintf(to,
+                "  version %" PRIu32 ": %s%s of [%" PRIu64 ", %" PRIu64 ") from %" PRId64
+                " to %" PRId64 "\n",
+                h->first_version + h->of_sector[i], names[r->kind],
+                r->fua ? " (durable)" : "", r->sector, r->sector + r->n, r->begin, r->end);
+    }
+}

@@ -19,6 +19,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "crash_storage.h"
 #include "stamp.h"
@@ -82,5 +83,8 @@ bool oracle_allows(const struct oracle *o, uint64_t sector, const struct stamp *
 /* What a mark in the log was made by: for predicates on flushes. */
 struct request history_request_of_mark(const struct history *h, uint64_t what,
                                        bool *is_end);
+
+/* One line for each request that touched the sector. */
+void history_print(const struct history *h, uint64_t sector, FILE *to);
 
 #endif

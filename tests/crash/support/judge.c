@@ -37,9 +37,20 @@ static void check_sectors(const struct oracle *o, const uint8_t *buf, uint64_t s
 
     for (uint64_t i = 0; i < n && !v->failed; i++) {
         struct stamp stamp = stamp_read(buf + i * SECTOR_BYTES);
-        if (!oracle_allows(o, sector + i, &stamp, why, sizeof why))
+        if (!oracle_allows(o, sector + i, &stamp, why, sizeof why)) {
             fail(v, "%s: %s", reader, why);
+            v->sector = (int64_t)(sector + i);
+        }
     }
+}
+
+/* A disk that had not grown yet has zeroes where nobody could have written. */
+static int read_padded(struct node *node, uint8_t *buf, uint64_t len, uint64_t off)
+{
+    uint64_t inside = off < node->size ? MIN(len, node->size - off) : 0;
+
+    memset(buf + inside, 0, len - inside);
+    return block_read(node, buf, inside, off < node->size ? off : 0);
 }
 
 static void check_contents(const struct subject *s, const struct oracle *o,
@@ -57,7 +68,7 @@ static void check_contents(const struct subject *s, const struct oracle *o,
     }
     for (uint64_t off = 0; off < s->config->disk_bytes && !v->failed; off += PIECE) {
         uint64_t len = MIN(PIECE, s->config->disk_bytes - off);
-        err = block_read(se.node, buf, len, off);
+        err = read_padded(se.node, buf, len, off);
         if (err)
             fail(v, "%s: reading %" PRIu64 " failed (errno %d)", reader, off, -err);
         else
@@ -105,7 +116,7 @@ void judge_read_versions(const struct subject *s, struct storage *state, uint32_
         abort();
     for (uint64_t sector = 0; sector < s->n_sectors; sector += PIECE / SECTOR_BYTES) {
         uint64_t n = MIN(PIECE / SECTOR_BYTES, s->n_sectors - sector);
-        if (block_read(se.node, buf, n * SECTOR_BYTES, sector * SECTOR_BYTES))
+        if (read_padded(se.node, buf, n * SECTOR_BYTES, sector * SECTOR_BYTES))
             abort();
         for (uint64_t i = 0; i < n; i++)
             versions[sector + i] = stamp_read(buf + i * SECTOR_BYTES).version;
@@ -149,8 +160,9 @@ static void check_reuse(const struct subject *s, const struct oracle *o,
         fail(v, "opening for writing failed (errno %d)", -err);
         return;
     }
-    for (uint64_t at = 0; at < s->n_sectors && !err; at += s->n_sectors / 7) {
-        uint64_t n = MIN(64, s->n_sectors - at);
+    uint64_t sectors = se.node->size / SECTOR_BYTES;
+    for (uint64_t at = 0; at < sectors && !err; at += sectors / 7) {
+        uint64_t n = MIN(64, sectors - at);
         stamp_fill(data, at, n, VERSION_BASE);
         err = block_write(se.node, data, n * SECTOR_BYTES, at * SECTOR_BYTES, 0);
     }
@@ -217,8 +229,10 @@ static void check_converted_snapshot(const struct subject *s, struct verdict *v)
 static void check_with_tools(const struct subject *s, const struct oracle *o,
                              struct storage *state, struct verdict *v)
 {
-    if (mem_storage_save(state, s->image_path))
-        abort();
+    if (mem_storage_save(state, s->image_path)) {
+        fail(v, "the state can't be saved");
+        return;
+    }
     if (v->marked) {
         int fixed = qemu_check(s, true);
         if (fixed != 0 && fixed != 3)
@@ -233,8 +247,10 @@ static void check_with_tools(const struct subject *s, const struct oracle *o,
     if (!v->marked || v->failed)
         return;
     CLEANUP_STORAGE struct storage *repaired = NULL;
-    if (mem_storage_load(s->image_path, &repaired))
-        abort();
+    if (mem_storage_load(s->image_path, &repaired)) {
+        fail(v, "the repaired state can't be loaded");
+        return;
+    }
     check_structure(s, repaired, true, v);
     check_contents(s, o, repaired, "our reader after repair", v);
     if (!v->failed)
@@ -245,19 +261,21 @@ struct storage *judge_repair(const struct subject *s, struct storage *state)
 {
     struct storage *repaired = NULL;
 
-    if (mem_storage_save(state, s->image_path))
-        abort();
-    int status = qemu_check(s, true);
+    int err = mem_storage_save(state, s->image_path);
+    int status = err ? -1 : qemu_check(s, true);
     /* 3: QEMU doesn't give back what a QED image leaks. */
-    if ((status != 0 && status != 3) || mem_storage_load(s->image_path, &repaired))
+    if ((status != 0 && status != 3) || mem_storage_load(s->image_path, &repaired)) {
+        fprintf(stderr, "crash tests: qemu-img check -r all: save %d, status %d\n", err,
+                status);
         abort();
+    }
     return repaired;
 }
 
 void judge_state(const struct subject *s, const struct oracle *oracle,
                  struct storage *state, enum judge_depth depth, struct verdict *out)
 {
-    *out = (struct verdict){0};
+    *out = (struct verdict){.sector = -1};
     check_structure(s, state, false, out);
     if (!out->failed)
         check_contents(s, oracle, state, "our reader", out);

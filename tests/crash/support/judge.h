@@ -9,6 +9,7 @@ struct verdict {
     bool failed;
     bool marked;
     unsigned leaks;
+    int64_t sector; /* whose contents are wrong; -1: none */
     char why[320];
 };
 

@@ -114,3 +114,12 @@ void prompter_before_read(void *opaque, uint64_t off, uint64_t len)
     (void)len;
     prompter_moment(opaque);
 }
+
+int prompter_before_write(void *opaque, uint64_t off, uint64_t len, bool *done)
+{
+    (void)off;
+    (void)len;
+    (void)done;
+    prompter_moment(opaque);
+    return 0;
+}

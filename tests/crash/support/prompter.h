@@ -23,5 +23,6 @@ void prompter_moment(struct prompter *p);
 /* The same, as a hook of the crash log and as a tap. */
 void prompter_hook(void *opaque, enum crash_kind kind, uint64_t off, uint64_t len);
 void prompter_before_read(void *opaque, uint64_t off, uint64_t len);
+int prompter_before_write(void *opaque, uint64_t off, uint64_t len, bool *done);
 
 #endif

@@ -1,5 +1,6 @@
 #include "recording.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,11 +15,19 @@
 
 static void expect(struct recording *r, int err, const char *what)
 {
-    if (err) {
+    if (err && !r->may_fail) {
         fprintf(stderr, "crash tests: %s: %s was refused (errno %d)\n",
                 r->subject->config->name, what, -err);
         r->failed = true;
     }
+}
+
+/* The end of a request. */
+static void answered(struct recording *r, uint32_t version, int err, const char *what)
+{
+    expect(r, err, what);
+    if (!err)
+        history_end(&r->history, version);
 }
 
 static bool writes_through(const struct recording *r)
@@ -41,8 +50,7 @@ void record_write(struct recording *r, struct session *se, uint64_t sector, uint
     uint32_t version = history_begin(&r->history, REQ_WRITE, sector, n, fua);
     stamp_fill(data, sector, n, version);
     int err = block_write(se->node, data, n * SECTOR_BYTES, sector * SECTOR_BYTES, flags);
-    expect(r, err, "a write");
-    history_end(&r->history, version);
+    answered(r, version, err, "a write");
 }
 
 void record_zero(struct recording *r, struct session *se, uint64_t sector, uint64_t n,
@@ -51,26 +59,23 @@ void record_zero(struct recording *r, struct session *se, uint64_t sector, uint6
     bool fua = (flags & BLOCK_FUA) || writes_through(r);
     uint32_t version = history_begin(&r->history, REQ_ZERO, sector, n, fua);
 
-    expect(r, block_zero(se->node, n * SECTOR_BYTES, sector * SECTOR_BYTES, flags),
-           "a zero");
-    history_end(&r->history, version);
+    int err = block_zero(se->node, n * SECTOR_BYTES, sector * SECTOR_BYTES, flags);
+    answered(r, version, err, "a zero");
 }
 
 void record_trim(struct recording *r, struct session *se, uint64_t sector, uint64_t n)
 {
     uint32_t version = history_begin(&r->history, REQ_TRIM, sector, n, false);
 
-    expect(r, block_discard(se->node, n * SECTOR_BYTES, sector * SECTOR_BYTES, 0),
-           "a trim");
-    history_end(&r->history, version);
+    int err = block_discard(se->node, n * SECTOR_BYTES, sector * SECTOR_BYTES, 0);
+    answered(r, version, err, "a trim");
 }
 
 void record_flush(struct recording *r, struct session *se)
 {
     uint32_t version = history_begin(&r->history, REQ_FLUSH, 0, 0, false);
 
-    expect(r, block_flush(se->node), "a flush");
-    history_end(&r->history, version);
+    answered(r, version, block_flush(se->node), "a flush");
 }
 
 void record_tick(struct recording *r, struct session *se, uint64_t ns)
@@ -80,6 +85,16 @@ void record_tick(struct recording *r, struct session *se, uint64_t ns)
     atomic_fetch_add(&se->now, ns);
     housekeeper_run_due(se->ctx.housekeeper);
     history_end(&r->history, version);
+}
+
+void record_grow(struct recording *r, struct session *se, uint64_t n)
+{
+    /* It flushes, but promises nothing of the requests before: what it makes durable is the
+     * size. */
+    uint32_t version = history_begin(&r->history, REQ_BACKGROUND, 0, 0, false);
+    int err = se->node->driver->grow(se->node, n * SECTOR_BYTES, NULL);
+
+    answered(r, version, err, "growing");
 }
 
 static void record_settle(struct recording *r, struct session *se)
@@ -211,6 +226,7 @@ void recording_start(struct recording *r, const struct subject *s, struct sessio
     history_init(&r->history, r->log, s->initial, s->n_sectors, s->next_version);
     struct storage *file = crash_storage_open(r->log);
     file->fixed_size = s->config->fixed_size;
+    file->no_flush = s->config->cache && cache_mode_find(s->config->cache)->no_flush;
     if (tap)
         file = tap_storage_open(file, tap);
     expect(r, session_open(se, s, file, true), "opening");
@@ -228,11 +244,63 @@ void recording_end(struct recording *r, struct session *se, bool kill)
         return;
     }
     uint32_t version = history_begin(&r->history, REQ_FLUSH, 0, 0, false);
-    expect(r, session_close(se), "closing");
-    history_end(&r->history, version);
+    answered(r, version, session_close(se), "closing");
     history_index(&r->history);
     r->n_points = crash_log_count(r->log);
 }
+
+/* ---- a store that fails ---- */
+
+struct failing {
+    struct rng rng;
+    pthread_mutex_t mutex;
+    const struct workload *load;
+};
+
+static bool dice(struct failing *f, unsigned one_in)
+{
+    pthread_mutex_lock(&f->mutex);
+    bool hit = one_in && rng_one_in(&f->rng, one_in);
+    pthread_mutex_unlock(&f->mutex);
+    return hit;
+}
+
+static int fail_write(void *opaque, uint64_t off, uint64_t len, bool *done)
+{
+    struct failing *f = opaque;
+
+    (void)off;
+    if (!dice(f, f->load->failing))
+        return 0;
+    *done = len > 0 && dice(f, 3); /* a file is cut as a whole or not at all */
+    return -ENOSPC;
+}
+
+static int fail_flush(void *opaque)
+{
+    struct failing *f = opaque;
+
+    return dice(f, f->load->failing_flush) ? -EIO : 0;
+}
+
+static void run_failing(struct recording *r, struct session *se,
+                        const struct workload *load, struct tap *tap)
+{
+    struct failing f = {.load = load};
+
+    rng_init(&f.rng, r->seed ^ 0xfa11);
+    pthread_mutex_init(&f.mutex, NULL);
+    r->may_fail = true;
+    tap->opaque = &f;
+    tap->before_write = fail_write;
+    tap->before_flush = fail_flush;
+    run(r, se, load);
+    tap->before_write = NULL;
+    tap->before_flush = NULL;
+    pthread_mutex_destroy(&f.mutex);
+}
+
+/* ---- another client ---- */
 
 /* What the other client asks for: flushes above all. */
 static void prompted_request(void *opaque)
@@ -257,8 +325,10 @@ static void run_prompted(struct recording *r, struct session *se,
     crash_log_set_hook(r->log, prompter_hook, p);
     tap->opaque = p;
     tap->before_read = prompter_before_read;
+    tap->before_write = prompter_before_write;
     run(r, se, load);
     tap->before_read = NULL;
+    tap->before_write = NULL;
     crash_log_set_hook(r->log, NULL, NULL);
     prompter_free(p);
 }
@@ -269,10 +339,13 @@ void recording_make(struct recording *r, const struct subject *s, uint64_t seed)
     struct tap tap = {0};
     struct session se;
 
-    recording_start(r, s, &se, load.prompted ? &tap : NULL);
+    bool fails = load.failing || load.failing_flush;
+    recording_start(r, s, &se, load.prompted || fails ? &tap : NULL);
     r->seed = seed;
     if (load.prompted)
         run_prompted(r, &se, &load, &tap);
+    else if (fails)
+        run_failing(r, &se, &load, &tap);
     else
         run(r, &se, &load);
     recording_end(r, &se, load.end_with_kill || seed % 4 == 0);

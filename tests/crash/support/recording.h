@@ -12,7 +12,8 @@ struct recording {
     struct history history;
     uint64_t seed;
     uint64_t n_points; /* crash points to look at: 0..n_points */
-    bool failed;       /* a request was refused */
+    bool may_fail;     /* requests; such a one was sent and never answered */
+    bool failed;       /* a request was refused that should not have been */
 };
 
 /* Starts from subject->base. */
@@ -30,6 +31,8 @@ void record_zero(struct recording *r, struct session *se, uint64_t sector, uint6
                  unsigned flags);
 void record_trim(struct recording *r, struct session *se, uint64_t sector, uint64_t n);
 void record_flush(struct recording *r, struct session *se);
+/* Grows the disk to n sectors, which must be the subject's or fewer. */
+void record_grow(struct recording *r, struct session *se, uint64_t n);
 /* Lets time pass, and what is due happen. */
 void record_tick(struct recording *r, struct session *se, uint64_t ns);
 

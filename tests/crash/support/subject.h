@@ -19,20 +19,25 @@ struct workload {
     unsigned write, zero, zero_unmap, trim, flush, fua, tick, settle; /* all 0: a mixture */
     uint32_t max_sectors; /* of one request; 0: 96 */
     unsigned prompted;    /* in one of so many moments another client speaks up; 0: never */
-    bool end_with_kill;   /* else with a clean close */
+    unsigned failing;     /* one of so many changes of the file fails; 0: none */
+    unsigned failing_flush; /* the same for flushes; the first ends it all */
+    bool end_with_kill;     /* else with a clean close */
 };
 
 struct subject_config {
     const char *name, *format;
     const char *create; /* options of qemu-img create, NULL: none */
     uint64_t disk_bytes;
+    uint64_t created_bytes; /* the disk's size at first; 0: disk_bytes */
     uint64_t backing_bytes; /* 0: no backing file */
     unsigned populated;     /* percent of the disk written before the recording */
     bool snapshot;          /* taken after that */
     bool fixed_size;        /* the store can't grow; it has room for twice the disk */
-    const char *cache;      /* NULL: writeback */
-    int lazy_refcounts;     /* as in node_options */
-    size_t pool_bytes;      /* 0: plenty */
+    bool killed_only;   /* crashes of the server, not of the host: all that was written is
+                           there */
+    const char *cache;  /* NULL: writeback */
+    int lazy_refcounts; /* as in node_options */
+    size_t pool_bytes;  /* 0: plenty */
     struct workload load;
 };
 

@@ -24,6 +24,8 @@ static void report(const struct survey *sv, const struct recording *r, uint64_t 
             ", policy %s (seed %" PRIu64 ", one %" PRIu64 "): %s\n",
             r->subject->config->name, r->seed, point, r->n_points,
             policy_names[choice->policy], choice->seed, choice->one, v->why);
+    if (v->sector >= 0)
+        history_print(&r->history, (uint64_t)v->sector, stderr);
     if (getenv("QIMG_CRASH_LOG"))
         crash_log_print(r->log, stderr, point > 80 ? point - 80 : 0, point + 5);
 }
@@ -46,7 +48,7 @@ static void judge_choice(struct survey *sv, const struct recording *r, uint64_t 
     sv->with_tools += depth == JUDGE_TOOLS;
     sv->with_leaks += v.leaks != 0;
     sv->max_leaks = v.leaks > sv->max_leaks ? v.leaks : sv->max_leaks;
-    if (v.failed) {
+    if (v.failed && (!sv->wanted || strstr(v.why, sv->wanted))) {
         if (sv->failures++ == 0)
             sv->first_failure = v;
         report(sv, r, point, choice, &v);
@@ -62,14 +64,17 @@ static void judge_point(struct survey *sv, const struct recording *r, uint64_t p
         CRASH_NONE,        CRASH_ALL,      CRASH_TORN, CRASH_SUBSET,
         CRASH_ALL_BUT_ONE, CRASH_ONLY_ONE, CRASH_TORN};
     struct oracle oracle = oracle_at(&r->history, point);
-    struct crash_choice choice = {.ignore_flush = sv->ignore_flush, .opaque = sv->opaque};
+    struct crash_choice choice = {.ignore_flush = sv->ignore_flush,
+                                  .opaque = sv->opaque,
+                                  .ignore_fua = sv->ignore_fua};
     uint64_t pending = crash_pending(r->log, point, &choice);
-    size_t n = pending == 0 ? 1 : pending == 1 ? 4 : ARRAY_LEN(policies);
+    bool killed = r->subject->config->killed_only;
+    size_t n = pending == 0 || killed ? 1 : pending == 1 ? 4 : ARRAY_LEN(policies);
 
     for (size_t i = 0; i < n; i++) {
         if (sv->stop_at_failure && sv->failures)
             return;
-        choice.policy = policies[i];
+        choice.policy = killed ? CRASH_ALL : policies[i];
         choice.seed = rng_next(rng);
         choice.one = pending ? rng_below(rng, pending) : 0;
         judge_choice(sv, r, point, &choice, &oracle);
@@ -92,6 +97,18 @@ static uint64_t choose_point(const struct recording *r, const uint64_t *flushes,
     return flushes[rng_below(rng, n)] + rng_below(rng, 4) / 3;
 }
 
+/* What the header's fields tell about the run. */
+static void count_header_write(struct survey *sv, const struct recording *r,
+                               const struct crash_op *op)
+{
+    bool qed = strcmp(r->subject->config->format, "qed") == 0;
+
+    if (op->kind != CRASH_WRITE)
+        return;
+    sv->mark_writes += op->off == (qed ? 16 : 72);
+    sv->table_growths += !qed && op->off == 48;
+}
+
 static size_t find_flushes(struct survey *sv, const struct recording *r, uint64_t **out)
 {
     size_t n = 0;
@@ -105,6 +122,7 @@ static size_t find_flushes(struct survey *sv, const struct recording *r, uint64_
             (*out)[n++] = i;
         else if (op.kind != CRASH_MARK)
             sv->changes++;
+        count_header_write(sv, r, &op);
     }
     sv->flushes += n;
     return n;
@@ -112,7 +130,7 @@ static size_t find_flushes(struct survey *sv, const struct recording *r, uint64_
 
 void survey_recording(struct survey *sv, const struct recording *r)
 {
-    size_t n = sv->states / 6 + 1;
+    size_t n = r->subject->config->killed_only ? sv->states : sv->states / 6 + 1;
     uint64_t *points = calloc(n, sizeof *points), *flushes;
     struct rng rng;
 
@@ -131,10 +149,23 @@ void survey_recording(struct survey *sv, const struct recording *r)
     free(flushes);
 }
 
+void survey_range(struct survey *sv, const struct recording *r, uint64_t from,
+                  uint64_t until)
+{
+    struct rng rng;
+
+    rng_init(&rng, from);
+    for (uint64_t point = from; point <= until && point <= r->n_points; point++)
+        judge_point(sv, r, point, &rng);
+    if (r->failed)
+        sv->failures++;
+}
+
 void survey_continue(struct survey *sv, struct recording *r, struct subject *s,
                      uint64_t seed)
 {
-    struct crash_choice choice = {.policy = CRASH_TORN, .seed = seed};
+    bool killed = s->config->killed_only;
+    struct crash_choice choice = {.policy = killed ? CRASH_ALL : CRASH_TORN, .seed = seed};
     struct verdict v;
     struct rng rng;
 

@@ -14,15 +14,21 @@ struct survey {
     bool stop_at_failure;
     bool (*ignore_flush)(void *opaque, uint64_t nth);
     void *opaque;
-    bool quiet; /* failures are expected */
+    bool ignore_fua;
+    bool quiet;         /* failures are expected */
+    const char *wanted; /* NULL, or a word: other failures aren't counted */
     /* Added up, over any number of recordings. */
     unsigned judged, by_policy[SURVEY_POLICIES], marked, with_tools, with_leaks, failures;
     unsigned max_leaks;
-    uint64_t flushes, changes;
+    uint64_t flushes, changes, table_growths, mark_writes;
     struct verdict first_failure;
 };
 
 void survey_recording(struct survey *sv, const struct recording *r);
+
+/* As survey_recording, at every point of [from, until]. */
+void survey_range(struct survey *sv, const struct recording *r, uint64_t from,
+                  uint64_t until);
 
 /* A crash of the recording at a random point, ready to be written to (repaired when
  * marked), with its contents and the next version in the subject: what a recording after a

@@ -28,21 +28,29 @@ static int tap_pread(struct storage *st, void *buf, uint64_t len, uint64_t off)
     return storage_read(below(st), buf, len, off);
 }
 
+/* Returns 0, or the -errno to fail with, *done as in struct tap. */
+static int ask(struct storage *st, uint64_t off, uint64_t len, bool *done)
+{
+    const struct tap *tap = ((struct tap_storage *)st)->tap;
+
+    *done = false;
+    if (!tap->before_write || inside)
+        return 0;
+    inside = true;
+    int err = tap->before_write(tap->opaque, off, len, done);
+    inside = false;
+    return err;
+}
+
 static int tap_pwritev(struct storage *st, const struct iovec *iov, int count, uint64_t off,
                        unsigned flags)
 {
-    const struct tap *tap = ((struct tap_storage *)st)->tap;
     uint64_t len = 0;
-    bool done = false;
-    int err = 0;
+    bool done;
 
     for (int i = 0; i < count; i++)
         len += iov[i].iov_len;
-    if (tap->before_write && !inside) {
-        inside = true;
-        err = tap->before_write(tap->opaque, off, len, &done);
-        inside = false;
-    }
+    int err = ask(st, off, len, &done);
     if (err && !done)
         return err;
     int result = storage_writev(below(st), iov, count, off, flags);
@@ -51,7 +59,10 @@ static int tap_pwritev(struct storage *st, const struct iovec *iov, int count, u
 
 static int tap_flush(struct storage *st)
 {
-    return storage_flush(below(st));
+    const struct tap *tap = ((struct tap_storage *)st)->tap;
+    int err = tap->before_flush && !inside ? tap->before_flush(tap->opaque) : 0;
+
+    return err ? err : storage_flush(below(st));
 }
 
 static int tap_size(struct storage *st, uint64_t *bytes)
@@ -61,12 +72,24 @@ static int tap_size(struct storage *st, uint64_t *bytes)
 
 static int tap_truncate(struct storage *st, uint64_t bytes)
 {
-    return storage_truncate(below(st), bytes);
+    bool done;
+    int err = ask(st, bytes, 0, &done);
+
+    if (err && !done)
+        return err;
+    int result = storage_truncate(below(st), bytes);
+    return err ? err : result;
 }
 
 static int tap_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flags)
 {
-    return storage_zero(below(st), off, len, flags);
+    bool done;
+    int err = ask(st, off, len, &done);
+
+    if (err && !done)
+        return err;
+    int result = storage_zero(below(st), off, len, flags);
+    return err ? err : result;
 }
 
 static int tap_discard(struct storage *st, uint64_t off, uint64_t len)
@@ -101,6 +124,7 @@ struct storage *tap_storage_open(struct storage *file, const struct tap *tap)
     t->st.name = strdup("tap");
     t->st.align = 1;
     t->st.fixed_size = file->fixed_size;
+    t->st.no_flush = file->no_flush;
     t->below = file;
     t->tap = tap;
     return &t->st;

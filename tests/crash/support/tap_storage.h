@@ -1,4 +1,4 @@
-/* A storage that calls a test before each read and write of the one below it.
+/* A storage that calls a test before each access to the one below it.
  *
  * The callbacks run on the thread that reads or writes, under no lock that forbids I/O, and
  * not for calls made from within them. */
@@ -14,9 +14,10 @@ struct tap {
     void *opaque;
     /* Each may be NULL. */
     void (*before_read)(void *opaque, uint64_t off, uint64_t len);
-    /* Returns 0, or the -errno that the write fails with; *done: after it was carried out
-     * all the same. */
+    /* Also before a zero or a truncate (off: the new size, len 0).  Returns 0, or the
+     * -errno that the call fails with; *done: after it was carried out all the same. */
     int (*before_write)(void *opaque, uint64_t off, uint64_t len, bool *done);
+    int (*before_flush)(void *opaque);
 };
 
 /* Takes `below`; tap must live as long. */

@@ -1,0 +1,143 @@
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "block/observer.h"
+
+/* Never changed once it can be seen; replaced as a whole. */
+struct observer_list {
+    unsigned n, n_around; /* those with `before` come first */
+    struct observer *item[];
+};
+
+void observers_init(struct observers *observers, struct gate *gate)
+{
+    observers->gate = gate;
+    atomic_init(&observers->list, NULL);
+    lock_init(&observers->lock, RANK_LEAF);
+}
+
+void observers_destroy(struct observers *observers)
+{
+    free(atomic_load(&observers->list));
+    lock_destroy(&observers->lock);
+}
+
+/* ---- requests ---- */
+
+void observers_call_before(struct observed *seen, const struct change *change)
+{
+    for (unsigned i = 0; i < seen->list->n_around; i++)
+        seen->token[i] = seen->list->item[i]->before(seen->list->item[i], change);
+}
+
+void observers_call_after(struct observed *seen, const struct change *change, int err)
+{
+    const struct observer_list *list = seen->list;
+
+    for (unsigned i = 0; i < list->n; i++)
+        list->item[i]->wrote(list->item[i], change->off, change->len);
+    for (unsigned i = list->n_around; i-- > 0;)
+        list->item[i]->after(list->item[i], change, seen->token[i], err);
+}
+
+/* ---- changes of the list ---- */
+
+static struct observer_list *new_list(unsigned n)
+{
+    struct observer_list *list;
+
+    list = malloc(sizeof *list + n * sizeof list->item[0]);
+    if (list) {
+        list->n = 0;
+        list->n_around = 0;
+    }
+    return list;
+}
+
+static void append(struct observer_list *list, struct observer *observer)
+{
+    unsigned at = list->n;
+
+    if (observer->before) {
+        at = list->n_around++;
+        list->item[list->n] = list->item[at];
+    }
+    list->item[at] = observer;
+    list->n++;
+}
+
+/* Until every request is gone that could see what was replaced.  There is nothing to wait
+ * on: requests don't tell when they leave. */
+static void wait_for_requests(struct gate *gate)
+{
+    uint64_t stamp = gate_stamp(gate);
+    struct timespec nap = {.tv_nsec = 20000};
+
+    while (!gate_passed(gate, stamp)) {
+        nanosleep(&nap, NULL);
+        nap.tv_nsec = MIN(2 * nap.tv_nsec, 2000000);
+    }
+}
+
+static void publish(struct observers *observers, struct observer_list *list)
+{
+    struct observer_list *old = atomic_exchange(&observers->list, list);
+
+    lock_release(&observers->lock);
+    wait_for_requests(observers->gate);
+    free(old);
+}
+
+int observer_add(struct observers *observers, struct observer *observer)
+{
+    lock_acquire(&observers->lock);
+    struct observer_list *old = atomic_load(&observers->list);
+    unsigned n = old ? old->n : 0;
+    struct observer_list *list = NULL;
+    int err = 0;
+
+    if (observer->before && old && old->n_around == OBSERVERS_AROUND)
+        err = -EBUSY;
+    else if (!(list = new_list(n + 1)))
+        err = -ENOMEM;
+    if (err) {
+        lock_release(&observers->lock);
+        return err;
+    }
+    for (unsigned i = 0; i < n; i++)
+        append(list, old->item[i]);
+    append(list, observer);
+    publish(observers, list);
+    return 0;
+}
+
+/* The place of an observer, or n. */
+static unsigned find(const struct observer_list *list, const struct observer *observer)
+{
+    unsigned i = 0;
+
+    while (i < list->n && list->item[i] != observer)
+        i++;
+    return i;
+}
+
+void observer_remove(struct observers *observers, struct observer *observer)
+{
+    lock_acquire(&observers->lock);
+    struct observer_list *old = atomic_load(&observers->list);
+    if (!old || find(old, observer) == old->n) {
+        lock_release(&observers->lock);
+        return;
+    }
+    /* Nobody could deal with a failure here: the memory for a few pointers is waited for.
+     */
+    struct observer_list *list = NULL;
+    while (old->n > 1 && !(list = new_list(old->n - 1)))
+        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+    for (unsigned i = 0; list && i < old->n; i++)
+        if (old->item[i] != observer)
+            append(list, old->item[i]);
+    publish(observers, list);
+}

@@ -1,0 +1,99 @@
+/* Who wants to know of changes to a node: dirty bitmaps, and jobs that copy it.
+ *
+ * A changing request takes the node's list once, inside the gate and before it changes
+ * anything; what it took it uses to its end.  So
+ *   (1) when observer_add has returned, every request that changes anything from then on
+ *       calls the observer, and all that don't have ended;
+ *   (2) when observer_remove has returned nobody calls the observer, or ever will.
+ * Both wait for requests in flight, without a lock, and so must not be called inside the
+ * gate, nor by anybody that a hook waits for.
+ *
+ * Threads: the list is read inside the gate, without a lock; add and remove from any thread
+ * outside it.  Hooks run on the thread of the request, inside the gate, without ranked
+ * locks, many at once.  Layer: block. */
+#ifndef BLOCK_OBSERVER_H
+#define BLOCK_OBSERVER_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "base/compiler.h"
+#include "base/gate.h"
+#include "base/lock.h"
+
+enum change_kind { CHANGE_WRITE, CHANGE_ZERO, CHANGE_DISCARD };
+
+/* What a request asked for; not empty, inside the node's size. */
+struct change {
+    enum change_kind kind;
+    unsigned flags; /* BLOCK_* */
+    uint64_t off, len;
+    const void *buf; /* CHANGE_WRITE */
+};
+
+/* Embedded in its owner, and not changed while it is added. */
+struct observer {
+    /* The range has changed, or may have: after the change, before its reply, also when it
+     * failed.  Doesn't wait. */
+    void (*wrote)(struct observer *observer, uint64_t off, uint64_t len);
+
+    /* Optional, both or none, for who has to do something around a change (the
+     * write-blocking mirror).  `before` runs when nothing has changed yet and may wait;
+     * what it returns is handed to `after`, which runs after every `wrote`, once for each
+     * `before`, and may do I/O.  err: how the change ended. */
+    void *(*before)(struct observer *observer, const struct change *change);
+    void (*after)(struct observer *observer, const struct change *change, void *token,
+                  int err);
+};
+
+/* At most so many have `before` and `after`. */
+#define OBSERVERS_AROUND 4u
+
+struct observer_list; /* private */
+
+struct observers {
+    struct gate *gate;                    /* that requests are inside of */
+    _Atomic(struct observer_list *) list; /* NULL: nobody */
+    struct lock lock;                     /* who changes the list */
+};
+
+void observers_init(struct observers *observers, struct gate *gate);
+
+/* Nobody may be inside the gate. */
+void observers_destroy(struct observers *observers);
+
+/* 0, -ENOMEM, or -EBUSY: too many that have `before`. */
+int observer_add(struct observers *observers, struct observer *observer) MUST_USE;
+
+/* Harmless when it wasn't added. */
+void observer_remove(struct observers *observers, struct observer *observer);
+
+/* ---- for the engine ---- */
+
+/* A request's own view. */
+struct observed {
+    struct observer_list *list;
+    void *token[OBSERVERS_AROUND];
+};
+
+void observers_call_before(struct observed *seen, const struct change *change);
+void observers_call_after(struct observed *seen, const struct change *change, int err);
+
+/* Inside the gate, before anything has changed. */
+static inline void observers_before(struct observers *observers, struct observed *seen,
+                                    const struct change *change)
+{
+    seen->list = atomic_load_explicit(&observers->list, memory_order_acquire);
+    if (UNLIKELY(seen->list))
+        observers_call_before(seen, change);
+}
+
+/* Inside the gate still, once the change has ended. */
+static inline void observers_after(struct observed *seen, const struct change *change,
+                                   int err)
+{
+    if (UNLIKELY(seen->list))
+        observers_call_after(seen, change, err);
+}
+
+#endif

@@ -1,0 +1,136 @@
+/* How a mirror sees the writes of its source: it marks what they changed, or, write-blocking, sends them
+ * on to the target before they are answered (block-jobs.md 2.2: 1, 2.3). */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/checked.h"
+#include "jobs/mirror_internal.h"
+
+static void mark(struct mirror *m, uint64_t off, uint64_t len)
+{
+    dirty_bitmap_set(m->dirty, off, len);
+    if (atomic_load(&m->idle))
+        job_kick(m->job);
+}
+
+static void on_wrote(struct observer *observer, uint64_t off, uint64_t len)
+{
+    struct mirror *m = CONTAINER_OF(observer, struct mirror, observer);
+
+    if (!m->active)
+        mark(m, off, len);
+}
+
+/* Write-blocking: the chunks of the change are claimed from before it to the end of its copy. */
+static void *on_before(struct observer *observer, const struct change *change)
+{
+    struct mirror *m = CONTAINER_OF(observer, struct mirror, observer);
+    uint64_t start = align_down(change->off, m->granularity);
+    uint64_t end = align_up(change->off + change->len, m->granularity);
+    struct claim *claim = malloc(sizeof *claim);
+
+    if (claim)
+        copier_claim(m->copier, claim, start, end - start);
+    return claim;
+}
+
+/* Sends [off, off+len) of the change on. */
+static int send(struct mirror *m, const struct change *change, uint64_t off, uint64_t len)
+{
+    if (len == 0)
+        return 0;
+    switch (change->kind) {
+    case CHANGE_WRITE:
+        return block_write(m->target, (const char *)change->buf + (off - change->off), len, off,
+                           0);
+    case CHANGE_ZERO:
+        return block_zero(m->target, len, off, change->flags & BLOCK_MAY_UNMAP);
+    case CHANGE_DISCARD:
+        return block_discard(m->target, len, off, 0);
+    }
+    return 0;
+}
+
+/* A chunk that the change covers in part: when it is dirty the copier sends it whole. */
+static int send_part(struct mirror *m, const struct change *change, uint64_t off, uint64_t end)
+{
+    if (off >= end || dirty_bitmap_get(m->dirty, off))
+        return 0;
+    return send(m, change, off, end - off);
+}
+
+static int send_change(struct mirror *m, const struct change *change)
+{
+    uint64_t end = change->off + change->len;
+    uint64_t first = MIN(end, align_up(change->off, m->granularity));
+    uint64_t last = end == m->source->size ? end : align_down(end, m->granularity);
+
+    if (last <= first) /* within two chunks */
+        last = first;
+    else
+        dirty_bitmap_clear(m->dirty, first, last - first); /* before it is sent */
+    int err = send_part(m, change, change->off, first);
+    if (!err)
+        err = send(m, change, first, last - first);
+    if (!err)
+        err = send_part(m, change, last, end);
+    return err;
+}
+
+static void on_after(struct observer *observer, const struct change *change, void *token,
+                     int err)
+{
+    struct mirror *m = CONTAINER_OF(observer, struct mirror, observer);
+    struct claim *claim = token;
+    int target_err = err || !claim ? 0 : send_change(m, change);
+
+    dirty_bitmap_set(m->unflushed, change->off, change->len);
+    /* What failed on either side is the copier's; the user's write has succeeded all the same when
+     * the source has it. */
+    if (err || target_err || !claim)
+        mark(m, change->off, change->len);
+    if (target_err) {
+        LOCK_GUARD(&m->lock);
+        m->error = target_err;
+        m->error_on_write = true;
+    }
+    if (claim)
+        copier_unclaim(m->copier, claim);
+    free(claim);
+}
+
+int mirror_attach(struct mirror *m, const char *bitmap, struct diag *diag)
+{
+    if (m->sync == MIRROR_INCREMENTAL) {
+        struct dirty_bitmap *named = bitmap ? node_bitmap_find(m->source, bitmap) : NULL;
+        if (!named)
+            return diag_set(diag, ENOENT, "bitmap '%s': not found", bitmap ? bitmap : "");
+        int err = dirty_bitmap_acquire(named, diag);
+        if (err)
+            return err;
+        m->named = named;
+    }
+    m->observer.wrote = on_wrote;
+    if (m->active) {
+        m->observer.before = on_before;
+        m->observer.after = on_after;
+    }
+    int err = observer_add(&m->source->observers, &m->observer);
+    if (err)
+        return diag_errno(diag, -err, "job '%s'", m->id);
+    m->attached = true;
+    /* After the observer: no write falls between the two. */
+    if (m->named)
+        dirty_bitmap_merge(m->dirty, m->named);
+    return 0;
+}
+
+void mirror_detach(struct mirror *m)
+{
+    if (m->attached)
+        observer_remove(&m->source->observers, &m->observer);
+    m->attached = false;
+    if (m->named)
+        dirty_bitmap_release(m->named);
+    m->named = NULL;
+}

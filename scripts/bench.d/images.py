@@ -1,0 +1,183 @@
+"""The images that are measured.  A raw image stands for each of them with the server of raw files."""
+
+import dataclasses
+import itertools
+import os
+import shutil
+
+import servers
+from processes import Failed, Unavailable
+
+KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+CLUSTER = 64 * KIB
+LAYERS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """One image; `files` are all that hold its content."""
+    path: str
+    format: str
+    size: int
+    files: tuple
+    shared: bool        # kept for further measurements
+    stride: int = 0     # distance of the places that hold data; 0: no such places
+
+    def settle(self):
+        """Nothing is left to be written back, and the content is in the page cache."""
+        for path in self.files:
+            with open(path, "rb", buffering=0) as file:
+                os.fsync(file.fileno())
+                _read_data(file)
+
+    def discard(self):
+        """Ends a measurement on it."""
+        if not self.shared:
+            os.unlink(self.path)
+
+
+def _read_data(file):
+    buffer, end = bytearray(MIB), 0
+    size = os.fstat(file.fileno()).st_size
+    while end < size:
+        try:
+            begin = os.lseek(file.fileno(), end, os.SEEK_DATA)
+        except OSError:  # only a hole is left
+            return
+        end = os.lseek(file.fileno(), begin, os.SEEK_HOLE)
+        os.lseek(file.fileno(), begin, os.SEEK_SET)
+        while begin < end:
+            begin += file.readinto(buffer) or end
+
+
+class Store:
+    """Makes images in the nursery's folder, and keeps those that can serve again."""
+
+    def __init__(self, nursery, size):
+        self.nursery, self.size = nursery, size
+        self._kept, self._numbers = {}, itertools.count()
+
+    def empty(self, form, size):
+        """A fresh image for one measurement."""
+        path = self.nursery.path(f"fresh{next(self._numbers)}.{form}")
+        self._create(path, form, size)
+        return Image(path, form, size, (path,), shared=False)
+
+    def fresh(self, form):
+        """An empty image of the common size."""
+        return self.empty(form, self.size)
+
+    def full(self, form):
+        """Every cluster is allocated, in order."""
+        def make(path):
+            if form == "raw":
+                _write_noise(path, self.size)
+            else:
+                self.nursery.run(["qemu-img", "convert", "-f", "raw", "-O", form,
+                                  self.full("raw").path, path])
+            return Image(path, form, self.size, (path,), shared=True)
+        return self._keep("full", form, make)
+
+    def full_copy(self, form):
+        """As full, for those that change what is allocated."""
+        source = self.full(form)
+        path = self.nursery.path(f"copy{next(self._numbers)}.{form}")
+        self.nursery.run(["cp", "--reflink=never", source.path, path])
+        return dataclasses.replace(source, path=path, files=(path,), shared=False)
+
+    def chain(self, form):
+        """A full image below overlays; each layer shows every fifth cluster."""
+        if form == "raw":
+            return self.full(form)
+
+        def make(path):
+            below = self.full(form)
+            for layer in range(1, LAYERS):
+                name = path if layer == LAYERS - 1 else f"{path}.{layer}"
+                self._create(name, form, self.size, "-b", below.path, "-F", form)
+                below = Image(name, form, self.size, (name, *below.files), shared=True)
+                self._write_places(below, layer * CLUSTER, LAYERS * CLUSTER, CLUSTER)
+            return below
+        return self._keep("chain", form, make)
+
+    def places(self, size, count):
+        """A maker of sparse images with data at that many places, evenly spread."""
+        def image(form):
+            def make(path):
+                self._create(path, form, size)
+                made = Image(path, form, size, (path,), shared=True, stride=size // count)
+                self._write_places(made, 0, size // count, 4 * KIB)
+                return made
+            return self._keep(f"places-{size}-{count}", form, make)
+        return image
+
+    def preallocated(self, size):
+        """A maker of images whose metadata is all there, and no data."""
+        def image(form):
+            def make(path):
+                how = [] if form == "raw" else ["-o", "preallocation=metadata"]
+                self._create(path, form, size, *how)
+                return Image(path, form, size, (path,), shared=True)
+            return self._keep(f"preallocated-{size}", form, make)
+        return image
+
+    def _keep(self, kind, form, make):
+        key = f"{kind}.{form}"
+        if key not in self._kept:
+            self._kept[key] = make(self.nursery.path(key))
+        return self._kept[key]
+
+    def _create(self, path, form, size, *how):
+        if form != "raw":
+            self.nursery.run(["qemu-img", "create", "-q", "-f", form, *how, path, str(size)])
+            return
+        with open(path, "wb") as file:
+            try:
+                file.truncate(size)
+            except OSError as error:
+                os.unlink(path)
+                raise Unavailable(f"no raw file of {size // TIB} TiB: {error.strerror}") from None
+
+    def _write_places(self, image, first, stride, length):
+        """Writes `length` bytes at each stride, so that no server under test made the layout."""
+        if image.format == "raw":
+            with open(image.path, "r+b", buffering=0) as file:
+                for offset in range(first, image.size, stride):
+                    os.pwrite(file.fileno(), os.urandom(length), offset)
+            return
+        with _unsafe_server(self.nursery, image) as server:
+            self.nursery.run([
+                "fio", "--name=fill", "--ioengine=nbd", f"--uri={server.uri}", "--thread",
+                f"--rw=write:{stride - length}", f"--bs={length}", "--iodepth=16",
+                f"--offset={first}", f"--size={image.size - first}",
+                f"--io_size={len(range(first, image.size, stride)) * length}"], server=server)
+
+
+class _unsafe_server:
+    """qemu-nbd that never flushes, to fill an image."""
+
+    def __init__(self, nursery, image):
+        def serve(image, place, _control):
+            return ["qemu-nbd", "-t", "-k", place.socket, "--pid-file", place.pidfile,
+                    "-f", image.format, "--cache=unsafe", image.path]
+        self.running = servers.start(nursery, servers.Server("fill", "peer", serve), image)
+
+    def __enter__(self):
+        self.running.wait_until_it_listens()
+        return self.running
+
+    def __exit__(self, kind, *_):
+        try:
+            if kind is None:
+                self.running.stop()
+        finally:
+            self.running.kill()
+
+
+def _write_noise(path, size):
+    noise = os.urandom(MIB)
+    if shutil.disk_usage(os.path.dirname(path)).free < 6 * size:
+        raise Failed("failed", "not enough space for the images; set QIMG_TMPDIR or --size")
+    with open(path, "wb") as file:
+        for begin in range(0, size, MIB):
+            file.write(noise[:size - begin])

@@ -1,0 +1,105 @@
+"""Child processes that never outlive the bench, and the folder for its files, which doesn't either.
+
+Every child belongs to the process group of a guardian, a shell that waits for the end of its
+input.  That comes when the bench ends, in whatever way; then the guardian removes the folder and
+kills the group.
+"""
+
+import os
+import select
+import signal
+import subprocess
+import tempfile
+import time
+
+TMPFS_MAGIC = 0x01021994
+
+
+class Unavailable(Exception):
+    """This can't be measured here; says why."""
+
+
+class Failed(Exception):
+    """A measurement failed.  The outcome is the word for it in the tables."""
+
+    def __init__(self, outcome, message):
+        super().__init__(message)
+        self.outcome = outcome
+
+
+def image_root():
+    """The folder below which images go: the first writable one that isn't in memory."""
+    wished = os.environ.get("QIMG_TMPDIR")
+    for folder in [wished] if wished else ["/var/tmp", "/tmp", "."]:
+        kind = subprocess.run(["stat", "-f", "-c", "%t", folder], capture_output=True, text=True)
+        if kind.returncode == 0 and int(kind.stdout, 16) != TMPFS_MAGIC and os.access(folder, os.W_OK):
+            return folder
+    raise SystemExit("bench: no folder on a real filesystem; set QIMG_TMPDIR")
+
+
+def wait_for_end(process, timeout):
+    """Waits without polling, which would add to what is measured; True when it ended."""
+    if process.poll() is not None:
+        return True
+    fd = os.pidfd_open(process.pid)
+    try:
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        poller.poll(timeout * 1000)
+    finally:
+        os.close(fd)
+    return process.poll() is not None
+
+
+def describe_end(process):
+    """How an ended process ended."""
+    code = process.returncode
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+
+class Nursery:
+    """The folder, and the processes that are started in it."""
+
+    def __init__(self):
+        self.folder = tempfile.mkdtemp(prefix="qimg-bench.", dir=image_root())
+        self.guardian = subprocess.Popen(
+            ["sh", "-c", 'read _; rm -rf "$1"; kill -KILL 0', "guardian", self.folder],
+            stdin=subprocess.PIPE, process_group=0)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.guardian.stdin.close()
+        self.guardian.wait()
+
+    def path(self, name):
+        """The path of a file in the folder."""
+        return os.path.join(self.folder, name)
+
+    def start(self, command, **how):
+        """Starts a child; `how` goes to Popen."""
+        how.setdefault("stdin", subprocess.DEVNULL)
+        return subprocess.Popen([str(word) for word in command], cwd=self.folder,
+                                process_group=self.guardian.pid, **how)
+
+    def run(self, command, timeout=600, server=None):
+        """Runs a child to its end and returns its output.  When the server that it uses ends
+        meanwhile, the child has a moment to notice.  Raises Failed."""
+        child = self.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                out, err = child.communicate(timeout=0.5)
+                break
+            except subprocess.TimeoutExpired:
+                if server and server.process.poll() is not None:
+                    deadline = min(deadline, time.monotonic() + 2)
+                if time.monotonic() > deadline:
+                    child.kill()
+                    child.communicate()
+                    raise Failed("hung", f"{command[0]} did not end") from None
+        if child.returncode != 0:
+            lines = (err or out).strip().splitlines() or [describe_end(child)]
+            raise Failed("failed", f"{command[0]}: {lines[-1]}")
+        return out

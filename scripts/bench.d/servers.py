@@ -1,0 +1,201 @@
+"""The servers and tools that compete, and one running server."""
+
+import dataclasses
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import time
+from typing import Callable, Optional
+
+from processes import Failed, Unavailable, describe_end, wait_for_end
+
+START_TIMEOUT = 30
+STOP_TIMEOUT = 60
+CONNECTIONS = 16  # that the peers accept
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """The files of one running server."""
+    socket: str
+    pidfile: str
+    log: str
+    control: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """One of those that compete, and how it does what it can do."""
+    name: str
+    role: str                            # ours, peer or file
+    serve: Optional[Callable] = None     # (image, place, control) -> command
+    check: Optional[Callable] = None     # image -> command
+    mirror: Optional[Callable] = None    # (qmp, URI of the target) -> id of the job
+
+    def can(self, what):
+        """Whether it serves, checks or mirrors."""
+        return getattr(self, what) is not None
+
+
+class Running:
+    """A server that runs on an image."""
+
+    def __init__(self, nursery, place, command):
+        self.place = place
+        self.uri = f"nbd+unix:///?socket={place.socket}"
+        with open(place.log, "wb") as log:
+            self.process = nursery.start(command, stdout=log, stderr=subprocess.STDOUT)
+
+    def pid(self):
+        """The server's own process id, which a tracer's child has in its pid file only."""
+        try:
+            with open(self.place.pidfile, encoding="ascii") as file:
+                return int(file.read())
+        except (OSError, ValueError):
+            return self.process.pid
+
+    def wait_until_it_listens(self):
+        """All of them write the pid file when they listen."""
+        deadline = time.monotonic() + START_TIMEOUT
+        while not (os.path.exists(self.place.pidfile) and os.path.getsize(self.place.pidfile)):
+            if self.process.poll() is not None:
+                raise self.death()
+            if time.monotonic() > deadline:
+                raise Failed("hung", "did not start")
+            time.sleep(0.002)
+
+    def death(self):
+        """What to raise once the process has ended."""
+        with open(self.place.log, encoding="utf-8", errors="replace") as log:
+            words = log.read().strip().splitlines()
+        return Failed("died", ": ".join([describe_end(self.process)] + words[-1:]))
+
+    def died(self):
+        """Whether it is dead, or dies within a moment."""
+        return wait_for_end(self.process, 2)
+
+    def peak_memory(self):
+        """Bytes that were resident at the most."""
+        try:
+            with open(f"/proc/{self.pid()}/status", encoding="ascii", errors="replace") as status:
+                peak = [line.split()[1] for line in status if line.startswith("VmHWM:")]
+        except OSError:
+            peak = []
+        return int(peak[0]) << 10 if peak else 0
+
+    def stop(self):
+        """Ends it as a user would."""
+        if self.process.poll() is None:
+            os.kill(self.pid(), signal.SIGTERM)
+            if not wait_for_end(self.process, STOP_TIMEOUT):
+                raise Failed("hung", "did not stop")
+        if self.process.returncode != 0:
+            raise self.death()
+
+    def kill(self):
+        """Leaves nothing of it behind."""
+        if self.process.poll() is None:
+            for pid in {self.pid(), self.process.pid}:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            self.process.wait()
+        for path in dataclasses.astuple(self.place):
+            if os.path.exists(path):
+                os.unlink(path)
+
+
+_numbers = itertools.count()
+
+
+def start(nursery, server, image, control=False, wrapper=()):
+    """Starts a server on an image."""
+    stem = nursery.path(f"server{next(_numbers)}")
+    place = Place(*(f"{stem}.{end}" for end in ("sock", "pid", "log", "qmp")))
+    return Running(nursery, place, [*wrapper, *server.serve(image, place, control)])
+
+
+def nbdkit(place, *words):
+    """The command that serves with a plugin of nbdkit."""
+    return ["nbdkit", "--foreground", "--exit-with-parent", "--unix", place.socket,
+            "--pidfile", place.pidfile, *words]
+
+
+def _ours(build):
+    plugin, qimg = os.path.join(build, "nbdkit-qimg-plugin.so"), os.path.join(build, "qimg")
+
+    def serve(image, place, control):
+        more = [f"control={place.control}"] if control else []
+        return nbdkit(place, plugin, f"file={image.path}", *more)
+
+    def mirror(qmp, target):
+        qmp.command("drive-mirror", {"job-id": "mirror", "device": "drive0", "target": target,
+                                     "format": "raw", "mode": "existing", "sync": "full"})
+        return "mirror"
+
+    return Server("ours", "ours", serve, lambda image: [qimg, "check", image.path], mirror)
+
+
+def _file_serve(image, place, _control):
+    return nbdkit(place, "file", image.path)
+
+
+def _qemu_nbd(aio):
+    def serve(image, place, _control):
+        return ["qemu-nbd", "-t", "-e", str(CONNECTIONS), "-k", place.socket,
+                "--pid-file", place.pidfile, "-f", image.format, "--cache=writeback",
+                f"--aio={aio}", "--discard=unmap", image.path]
+
+    return Server(f"qemu-nbd {aio}", "peer", serve)
+
+
+def _qsd_serve(image, place, control):
+    more = [] if not control else [
+        "--chardev", f"socket,id=c,path={place.control},server=on,wait=off", "--monitor", "c"]
+    return ["qemu-storage-daemon", "--pidfile", place.pidfile,
+            "--blockdev", f"file,node-name=file,filename={image.path},discard=unmap",
+            "--blockdev", f"{image.format},node-name=drive0,file=file,discard=unmap",
+            "--nbd-server",
+            f"addr.type=unix,addr.path={place.socket},max-connections={CONNECTIONS}",
+            "--export", "nbd,id=export,node-name=drive0,name=,writable=on", *more]
+
+
+def _qsd_mirror(qmp, target):
+    qmp.command("blockdev-add", {
+        "driver": "nbd", "node-name": "target",
+        "server": {"type": "unix", "path": target.partition("socket=")[2]}})
+    qmp.command("blockdev-mirror", {"job-id": "mirror", "device": "drive0", "target": "target",
+                                    "sync": "full"})
+    return "mirror"
+
+
+def _starts(nursery, store, server):
+    """Whether the server starts here, for its build may lack something."""
+    running = start(nursery, server, store.empty("qcow2", 1 << 20))
+    try:
+        running.wait_until_it_listens()
+        running.stop()
+    except Failed:
+        return False
+    finally:
+        running.kill()
+    return True
+
+
+def competitors(nursery, store, build):
+    """Those that can run here, ours first, and what is missing."""
+    for tool in ("qemu-nbd", "qemu-img", "qemu-storage-daemon", "nbdkit", "fio", "nbdcopy"):
+        if not shutil.which(tool):
+            raise Unavailable(f"{tool} is not installed")
+    uring = _qemu_nbd("io_uring")
+    peers = [_qemu_nbd("threads"), uring,
+             Server("qemu-storage-daemon", "peer", _qsd_serve, mirror=_qsd_mirror),
+             Server("qemu-img", "peer", check=lambda image: ["qemu-img", "check", image.path])]
+    missing = []
+    if not _starts(nursery, store, uring):
+        peers.remove(uring)
+        missing.append("qemu-nbd has no io_uring here")
+    return [_ours(build), *peers, Server("file", "file", _file_serve)], missing

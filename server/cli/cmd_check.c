@@ -1,0 +1,298 @@
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jansson.h>
+
+#include "block/chain.h"
+#include "cli.h"
+
+/* Exit codes of this command, as qemu-img's. */
+#define CHECK_CORRUPT     2
+#define CHECK_LEAKS       3
+#define CHECK_UNSUPPORTED 63
+
+/* Findings of a pass that are printed; the others are only counted. */
+#define MAX_MESSAGES 1000
+
+enum { OPT_OUTPUT = CLI_LONG_ONLY };
+
+static const struct cli_option options[] = {
+    {'f', NULL, "FMT", "the image's format; by default told from its content"},
+    {OPT_OUTPUT, "output", "human|json", "how to print"},
+    {'r', "repair", "leaks|all", "free leaked clusters, or repair everything"},
+    {'p', NULL, NULL, "show progress"},
+    {'q', NULL, NULL, "print nothing but errors"},
+    {'U', "force-share", NULL, "allow others to have the image open for writing"},
+    {0},
+};
+
+struct check_args {
+    const char *filename, *format;
+    enum cli_output output;
+    enum check_repair repair;
+    bool progress, quiet, share;
+};
+
+/* The image, and what is shown while it is checked. */
+struct checked {
+    const struct check_args *args;
+    struct storage *file;
+    const struct driver *driver;
+    uint64_t messages;
+    int percent; /* that is shown, in hundredths; -1: none */
+};
+
+/* ---- while it runs ---- */
+
+static void show_progress(void *opaque, uint64_t done, uint64_t total)
+{
+    struct checked *image = opaque;
+    int percent = total ? (int)(10000.0 * (double)done / (double)total) : 10000;
+
+    if (!image->args->progress || image->args->quiet || percent == image->percent)
+        return;
+    image->percent = percent;
+    printf("    (%d.%02d/100%%)\r", percent / 100, percent % 100);
+    fflush(stdout);
+}
+
+static void end_progress(struct checked *image)
+{
+    if (image->percent >= 0)
+        putchar('\n');
+    image->percent = -1;
+}
+
+static void show_message(void *opaque, const char *text)
+{
+    struct checked *image = opaque;
+
+    if (image->messages++ < MAX_MESSAGES)
+        fprintf(stderr, "%s\n", text);
+    else if (image->messages == MAX_MESSAGES + 1)
+        fputs("(more of this is only counted)\n", stderr);
+}
+
+/* ---- results ---- */
+
+static void print_human(const struct check_result *r)
+{
+    if (!r->corruptions && !r->leaks && !r->check_errors)
+        puts("No errors were found on the image.");
+    if (r->corruptions)
+        printf("\n%" PRIu64 " errors were found on the image.\n"
+               "Data may be corrupted, or further writes to the image may corrupt it.\n",
+               r->corruptions);
+    if (r->leaks)
+        printf("\n%" PRIu64 " leaked clusters were found on the image.\n"
+               "This means waste of disk space, but no harm to data.\n",
+               r->leaks);
+    if (r->check_errors)
+        printf("\n%" PRIu64 " internal errors have occurred during the check.\n",
+               r->check_errors);
+    if (r->total_clusters && r->allocated_clusters) {
+        double allocated = (double)r->allocated_clusters;
+        printf("%" PRIu64 "/%" PRIu64
+               " = %0.2f%% allocated, %0.2f%% fragmented, %0.2f%% compressed clusters\n",
+               r->allocated_clusters, r->total_clusters,
+               allocated * 100.0 / (double)r->total_clusters,
+               (double)r->fragmented_clusters * 100.0 / allocated,
+               (double)r->compressed_clusters * 100.0 / allocated);
+    }
+    if (r->image_end_offset)
+        printf("Image end offset: %" PRIu64 "\n", r->image_end_offset);
+}
+
+/* As qemu-img, leaves out what is 0. */
+static void add_count(json_t *object, const char *key, uint64_t value)
+{
+    if (value)
+        json_object_set_new(object, key, json_integer((json_int_t)value));
+}
+
+static int print_json(const struct checked *image, const struct check_result *r)
+{
+    json_t *object = json_object();
+    json_t *name = json_string(image->args->filename);
+
+    add_count(object, "image-end-offset", r->image_end_offset);
+    add_count(object, "total-clusters", r->total_clusters);
+    json_object_set_new(object, "check-errors", json_integer((json_int_t)r->check_errors));
+    add_count(object, "corruptions", r->corruptions);
+    add_count(object, "corruptions-fixed", r->corruptions_fixed);
+    add_count(object, "leaks", r->leaks);
+    add_count(object, "leaks-fixed", r->leaks_fixed);
+    add_count(object, "fragmented-clusters", r->fragmented_clusters);
+    add_count(object, "compressed-clusters", r->compressed_clusters);
+    add_count(object, "allocated-clusters", r->allocated_clusters);
+    /* JSON is UTF-8, and file names are bytes. */
+    json_object_set_new(object, "filename", name ? name : json_string("?"));
+    json_object_set_new(object, "format", json_string(image->driver->name));
+    char *text = json_dumps(object, JSON_INDENT(4));
+    json_decref(object);
+    if (!text)
+        return cli_error("out of memory");
+    puts(text);
+    free(text);
+    return CLI_OK;
+}
+
+static int print_result(const struct checked *image, const struct check_result *result)
+{
+    if (image->args->output == OUTPUT_JSON && print_json(image, result) != CLI_OK)
+        return CLI_FAILED;
+    if (image->args->output == OUTPUT_HUMAN && !image->args->quiet)
+        print_human(result);
+    if (result->check_errors)
+        return cli_error("Check failed");
+    if (result->corruptions)
+        return CHECK_CORRUPT;
+    return result->leaks ? CHECK_LEAKS : CLI_OK;
+}
+
+/* ---- the check ---- */
+
+static int run_check(struct checked *image, enum check_repair repair,
+                     struct check_result *result)
+{
+    const struct check_options how = {
+        .repair = repair,
+        .progress = show_progress,
+        .message = show_message,
+        .opaque = image,
+    };
+    struct diag diag = {0};
+
+    image->messages = 0;
+    *result = (struct check_result){0};
+    int rc = image->driver->check(image->file, &how, result, &diag);
+    end_progress(image);
+    return rc < 0 ? cli_diag(&diag) : CLI_OK;
+}
+
+static int check(struct checked *image)
+{
+    const struct check_args *args = image->args;
+    struct check_result result;
+
+    if (!image->driver->check) {
+        cli_error("%s: the format %s has nothing to check", args->filename,
+                  image->driver->name);
+        return CHECK_UNSUPPORTED;
+    }
+    int code = run_check(image, args->repair, &result);
+    if (code != CLI_OK)
+        return code;
+    if (result.corruptions_fixed || result.leaks_fixed) {
+        struct check_result repaired = result;
+        if (args->output == OUTPUT_HUMAN && !args->quiet)
+            printf("The following inconsistencies were found and repaired:\n\n"
+                   "    %" PRIu64 " leaked clusters\n"
+                   "    %" PRIu64 " corruptions\n\n"
+                   "Double checking the fixed image now...\n",
+                   result.leaks_fixed, result.corruptions_fixed);
+        code = run_check(image, REPAIR_NONE, &result);
+        if (code != CLI_OK)
+            return code;
+        result.corruptions_fixed = repaired.corruptions_fixed;
+        result.leaks_fixed = repaired.leaks_fixed;
+    }
+    return print_result(image, &result);
+}
+
+/* An unknown format is raw, which has nothing to check; nothing of it is believed. */
+static int find_driver(struct checked *image, struct diag *diag)
+{
+    int rc = chain_find_driver(image->file, image->args->format, &image->driver, diag);
+
+    if (rc == -EINVAL && !image->args->format) {
+        image->driver = driver_find("raw");
+        return 0;
+    }
+    return rc;
+}
+
+static int open_and_check(const struct check_args *args)
+{
+    const struct storage_open how = {.read_only = args->repair == REPAIR_NONE};
+    CLEANUP_STORAGE struct storage *file = NULL;
+    struct checked image = {.args = args, .percent = -1};
+    struct diag diag = {0};
+
+    int rc = storage_open_file(cli_local_name(args->filename), &how, &file, &diag);
+    if (rc == 0 && !args->share)
+        rc = storage_lock(file, how.read_only ? STORAGE_READER : STORAGE_WRITER, &diag);
+    image.file = file;
+    if (rc == 0)
+        rc = find_driver(&image, &diag);
+    return rc < 0 ? cli_diag(&diag) : check(&image);
+}
+
+/* ---- the command line ---- */
+
+static int parse_repair(const char *word, enum check_repair *out)
+{
+    if (strcmp(word, "leaks") == 0)
+        *out = REPAIR_LEAKS;
+    else if (strcmp(word, "all") == 0)
+        *out = REPAIR_ALL;
+    else
+        return cli_usage_error("Unknown option value for -r (expecting 'leaks' or 'all'): %s",
+                               word);
+    return CLI_OK;
+}
+
+/* Takes one option; CLI_END says to go on, everything else is the exit code. */
+static int take_option(struct check_args *args, int option)
+{
+    switch (option) {
+    case 'f':
+        args->format = optarg;
+        return CLI_END;
+    case OPT_OUTPUT:
+        return cli_parse_output(optarg, &args->output) == CLI_OK ? CLI_END : CLI_FAILED;
+    case 'r':
+        return parse_repair(optarg, &args->repair) == CLI_OK ? CLI_END : CLI_FAILED;
+    case 'p':
+        args->progress = true;
+        return CLI_END;
+    case 'q':
+        args->quiet = true;
+        return CLI_END;
+    case 'U':
+        args->share = true;
+        return CLI_END;
+    default:
+        return option == CLI_HELP ? CLI_OK : CLI_FAILED;
+    }
+}
+
+static int run(const struct cli_command *self, int argc, char **argv)
+{
+    struct check_args args = {.output = OUTPUT_HUMAN};
+    int option;
+
+    while ((option = cli_getopt(self, argc, argv)) != CLI_END) {
+        int code = take_option(&args, option);
+        if (code != CLI_END)
+            return code;
+    }
+    if (argc - optind != 1)
+        return cli_usage_error("Expecting one image file name");
+    if (args.share && args.repair != REPAIR_NONE)
+        return cli_usage_error("--force-share/-U can't be used together with a repair");
+    args.filename = argv[optind];
+    return open_and_check(&args);
+}
+
+const struct cli_command check_command = {
+    .name = "check",
+    .operands = "filename",
+    .summary = "Look for errors in an image, and repair them.",
+    .options = options,
+    .run = run,
+};

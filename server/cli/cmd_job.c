@@ -1,0 +1,350 @@
+#include <errno.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jansson.h>
+
+#include "base/cleanup.h"
+#include "cli.h"
+#include "job_watch.h"
+#include "qmp_client.h"
+#include "size.h"
+#include "storage/nbd_uri.h"
+
+enum {
+    OPT_CONTROL = CLI_LONG_ONLY,
+    OPT_OUTPUT,
+    OPT_WATCH,
+    OPT_FORCE,
+    OPT_JOB_ID,
+    OPT_DEVICE,
+    OPT_FORMAT,
+    OPT_MODE,
+    OPT_SYNC,
+    OPT_BITMAP,
+    OPT_COPY_MODE,
+    OPT_GRANULARITY,
+    OPT_BUF_SIZE,
+    OPT_NO_UNMAP,
+    OPT_ON_SOURCE_ERROR,
+    OPT_ON_TARGET_ERROR,
+    OPT_TOP,
+    OPT_BASE,
+    OPT_ON_ERROR,
+    OPT_SPEED,
+    OPT_MANUAL_FINALIZE,
+    OPT_MANUAL_DISMISS,
+};
+
+static const struct cli_option options[] = {
+    {OPT_CONTROL, "control", "PATH", "the server's control socket; must be given"},
+    {OPT_OUTPUT, "output", "human|json", "how list and watch print"},
+    {OPT_WATCH, "watch", NULL, "mirror, commit: watch the job to its end"},
+    {OPT_FORCE, "force", NULL, "cancel: abandon a job that is ready, too"},
+    {OPT_JOB_ID, "job-id", "ID", "mirror, commit: the job's name"},
+    {OPT_DEVICE, "device", "NAME", "mirror, commit: the disk's name at the server"},
+    {OPT_FORMAT, "format", "FMT", "mirror: the target's format (default raw)"},
+    {OPT_MODE, "mode", "MODE", "mirror: existing or absolute-paths (make it)"},
+    {OPT_SYNC, "sync", "WHAT", "mirror: full (default), top, none, incremental"},
+    {OPT_BITMAP, "bitmap", "NAME", "mirror: copy what this bitmap says"},
+    {OPT_COPY_MODE, "copy-mode", "MODE", "mirror: background or write-blocking"},
+    {OPT_GRANULARITY, "granularity", "SIZE", "mirror: the unit of dirty tracking"},
+    {OPT_BUF_SIZE, "buf-size", "SIZE", "mirror: bytes in flight at most"},
+    {OPT_NO_UNMAP, "no-unmap", NULL, "mirror: write zeroes without making holes"},
+    {OPT_ON_SOURCE_ERROR, "on-source-error", "DO", "mirror: report, ignore, enospc, stop"},
+    {OPT_ON_TARGET_ERROR, "on-target-error", "DO", "mirror: report, ignore, enospc, stop"},
+    {OPT_TOP, "top", "FILE", "commit: the topmost image to fold (default the active)"},
+    {OPT_BASE, "base", "FILE", "commit: the image to fold into (default the lowest)"},
+    {OPT_ON_ERROR, "on-error", "DO", "commit: report, ignore, enospc, stop"},
+    {OPT_SPEED, "speed", "SIZE", "mirror, commit: bytes a second at most"},
+    {OPT_MANUAL_FINALIZE, "manual-finalize", NULL, "mirror, commit: wait for finalize"},
+    {OPT_MANUAL_DISMISS, "manual-dismiss", NULL, "mirror, commit: stay until dismiss"},
+    {0},
+};
+
+struct job_args {
+    const char *control, *verb;
+    enum cli_output output;
+    bool watch;
+    json_t *args; /* of the QMP command */
+    char **operands;
+    int n_operands;
+};
+
+/* ---- options ---- */
+
+static int set_text(json_t *args, const char *key, const char *text)
+{
+    json_t *value = json_string(text);
+
+    return value && json_object_set_new(args, key, value) == 0
+               ? CLI_OK
+               : cli_error("'%s' is not UTF-8 text", text);
+}
+
+static int set_size(json_t *args, const char *key, const char *text)
+{
+    uint64_t bytes;
+    int code = size_parse_argument(key, text, &bytes);
+
+    if (code == CLI_OK)
+        json_object_set_new(args, key, json_integer((json_int_t)bytes));
+    return code;
+}
+
+/* The server may run in another folder: a name that isn't absolute is made so. */
+static char *absolute_path(const char *path)
+{
+    CLEANUP_FREE char *cwd = path[0] == '/' ? NULL : getcwd(NULL, 0);
+    char *full = NULL;
+
+    if (path[0] == '/')
+        return strdup(path);
+    if (!cwd || asprintf(&full, "%s/%s", cwd, path) < 0)
+        return NULL;
+    return full;
+}
+
+static int set_path(json_t *args, const char *key, const char *path)
+{
+    CLEANUP_FREE char *full = absolute_path(path);
+
+    return full ? set_text(args, key, full) : cli_error("%s: %s", path, strerror(errno));
+}
+
+/* An NBD URI or a path. */
+static int set_target(json_t *args, const char *target)
+{
+    CLEANUP_NBD_URI struct nbd_uri uri = {0};
+    struct diag diag = {0};
+
+    if (!nbd_uri_is_one(target))
+        return set_path(args, "target", target);
+    if (nbd_uri_parse(target, NBD_URI_USER, &uri, &diag))
+        return cli_diag(&diag);
+    CLEANUP_FREE char *text = nbd_uri_print(&uri);
+    return text ? set_text(args, "target", text) : cli_error("out of memory");
+}
+
+/* Options whose name is the command's argument, by the kind of value. */
+static int set_argument(json_t *args, int option, const char *value)
+{
+    const struct cli_option *o = options;
+
+    while (o->value != option)
+        o++;
+    switch (option) {
+    case OPT_GRANULARITY:
+    case OPT_BUF_SIZE:
+    case OPT_SPEED:
+        return set_size(args, o->name, value);
+    case OPT_TOP:
+    case OPT_BASE:
+        return set_path(args, o->name, value);
+    case OPT_FORCE:
+        return json_object_set_new(args, o->name, json_true());
+    case OPT_NO_UNMAP:
+        return json_object_set_new(args, "unmap", json_false());
+    case OPT_MANUAL_FINALIZE:
+        return json_object_set_new(args, "auto-finalize", json_false());
+    case OPT_MANUAL_DISMISS:
+        return json_object_set_new(args, "auto-dismiss", json_false());
+    default:
+        return set_text(args, o->name, value);
+    }
+}
+
+static int parse(const struct cli_command *self, int argc, char **argv,
+                 struct job_args *job)
+{
+    int option, code = CLI_OK;
+
+    while (code == CLI_OK && (option = cli_getopt(self, argc, argv)) != CLI_END) {
+        switch (option) {
+        case OPT_CONTROL:
+            job->control = optarg;
+            break;
+        case OPT_OUTPUT:
+            code = cli_parse_output(optarg, &job->output);
+            break;
+        case OPT_WATCH:
+            job->watch = true;
+            break;
+        case CLI_HELP:
+        case CLI_BAD:
+            return option;
+        default:
+            code = set_argument(job->args, option, optarg);
+        }
+    }
+    if (code != CLI_OK)
+        return CLI_BAD;
+    if (optind < argc)
+        job->verb = argv[optind++];
+    job->operands = argv + optind;
+    job->n_operands = argc - optind;
+    return CLI_OK;
+}
+
+/* ---- verbs ---- */
+
+/* Runs the command with the arguments given, which are then empty. */
+static int send_args(struct qmp *qmp, const char *command, struct job_args *job)
+{
+    json_t *value;
+    int code = qmp_command(qmp, command, job->args, &value);
+
+    job->args = NULL;
+    json_decref(value);
+    return code;
+}
+
+static int list(struct qmp *qmp, struct job_args *job, const char *command)
+{
+    json_t *jobs, *one;
+    size_t i;
+    int code = qmp_command(qmp, "query-block-jobs", NULL, &jobs);
+
+    (void)command;
+    if (code != CLI_OK)
+        return code;
+    if (job->output == OUTPUT_JSON) {
+        json_dumpf(jobs, stdout, JSON_INDENT(4));
+        putchar('\n');
+    } else {
+        json_array_foreach(jobs, i, one)
+        {
+            job_print(one);
+            putchar('\n');
+        }
+    }
+    json_decref(jobs);
+    return CLI_OK;
+}
+
+/* A server has one disk; its name is asked for when it wasn't given. */
+static int set_device(struct qmp *qmp, json_t *args)
+{
+    json_t *devices;
+
+    if (json_object_get(args, "device"))
+        return CLI_OK;
+    int code = qmp_command(qmp, "query-block", NULL, &devices);
+    if (code == CLI_OK)
+        json_object_set(args, "device",
+                        json_object_get(json_array_get(devices, 0), "device"));
+    json_decref(devices);
+    return code;
+}
+
+/* mirror and commit: a job begins, and may be watched. */
+static int start(struct qmp *qmp, struct job_args *job, const char *command)
+{
+    int code = set_device(qmp, job->args);
+
+    if (code == CLI_OK && job->n_operands > 0)
+        code = set_target(job->args, job->operands[0]);
+    if (code == CLI_OK && job->n_operands > 0 && !json_object_get(job->args, "sync"))
+        code = set_text(job->args, "sync", "full");
+    if (code != CLI_OK)
+        return code;
+
+    const json_t *name = json_object_get(job->args, "job-id");
+    if (!name)
+        name = json_object_get(job->args, "device");
+    CLEANUP_FREE char *id = name ? strdup(json_string_value(name)) : NULL;
+    if (!id)
+        return cli_error("the server has no disk");
+    code = send_args(qmp, command, job);
+    return code == CLI_OK && job->watch ? job_watch(qmp, id, job->output) : code;
+}
+
+static int tell(struct qmp *qmp, struct job_args *job, const char *command)
+{
+    int code = set_text(job->args, "device", job->operands[0]);
+
+    return code == CLI_OK ? send_args(qmp, command, job) : code;
+}
+
+static int set_speed(struct qmp *qmp, struct job_args *job, const char *command)
+{
+    int code = set_size(job->args, "speed", job->operands[1]);
+
+    return code == CLI_OK ? tell(qmp, job, command) : code;
+}
+
+static int watch(struct qmp *qmp, struct job_args *job, const char *command)
+{
+    (void)command;
+    return job_watch(qmp, job->operands[0], job->output);
+}
+
+static const struct verb {
+    const char *name, *operands;
+    int n_operands;
+    const char *command; /* of QMP, which takes the options as arguments; NULL: none does */
+    int (*run)(struct qmp *qmp, struct job_args *job, const char *command);
+} verbs[] = {
+    {"list", "", 0, NULL, list},
+    {"mirror", " TARGET", 1, "drive-mirror", start},
+    {"commit", "", 0, "block-commit", start},
+    {"pause", " ID", 1, "block-job-pause", tell},
+    {"resume", " ID", 1, "block-job-resume", tell},
+    {"speed", " ID SIZE", 2, "block-job-set-speed", set_speed},
+    {"complete", " ID", 1, "block-job-complete", tell},
+    {"cancel", " ID", 1, "block-job-cancel", tell},
+    {"finalize", " ID", 1, "block-job-finalize", tell},
+    {"dismiss", " ID", 1, "block-job-dismiss", tell},
+    {"watch", " ID", 1, NULL, watch},
+};
+
+static int run_verb(struct job_args *job)
+{
+    const struct verb *verb = verbs;
+    struct qmp qmp;
+
+    if (!job->verb)
+        return cli_usage_error("Expecting what to do: list, mirror, commit, watch, ...");
+    while (verb < verbs + ARRAY_LEN(verbs) && strcmp(verb->name, job->verb) != 0)
+        verb++;
+    if (verb == verbs + ARRAY_LEN(verbs))
+        return cli_usage_error("'%s' is nothing that can be done with a job", job->verb);
+    bool starts = verb->run == start;
+    if ((job->watch && !starts) || (json_object_size(job->args) > 0 && !verb->command))
+        return cli_usage_error("'%s' doesn't take these options", verb->name);
+    if (job->n_operands != verb->n_operands)
+        return cli_usage_error("Expecting: qimg job --control=PATH %s%s", verb->name,
+                               verb->operands);
+    if (!job->control)
+        return cli_usage_error("Expecting --control=PATH, the server's control socket");
+    int code = qmp_open(&qmp, job->control);
+    if (code != CLI_OK)
+        return code;
+    code = verb->run(&qmp, job, verb->command);
+    qmp_close(&qmp);
+    return code;
+}
+
+static int run(const struct cli_command *self, int argc, char **argv)
+{
+    struct job_args job = {.args = json_object()};
+    int code = parse(self, argc, argv, &job);
+
+    if (code == CLI_OK)
+        code = run_verb(&job);
+    else
+        code = code == CLI_HELP ? CLI_OK : CLI_FAILED;
+    json_decref(job.args);
+    return code;
+}
+
+const struct cli_command job_command = {
+    .name = "job",
+    .operands = "list | mirror TARGET | commit | watch ID | pause ID | resume ID | "
+                "speed ID SIZE | complete ID | cancel ID | finalize ID | dismiss ID",
+    .summary = "Drive the jobs of a running server.",
+    .options = options,
+    .run = run,
+};

@@ -1,0 +1,260 @@
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "job_watch.h"
+#include "size.h"
+
+/* How often the server is asked. */
+#define BAR_INTERVAL_MS  200
+#define LINE_INTERVAL_MS 1000
+/* The rate shown follows the last seconds. */
+#define RATE_MEMORY_S 3.0
+
+struct watch {
+    struct qmp *qmp;
+    const char *id;
+    enum cli_output output;
+    bool bar;  /* stdout is a terminal */
+    bool seen; /* the job was there */
+    unsigned looked_in_vain;
+    json_t *concluded; /* its last state, when it waits to be dismissed; owned */
+    double rate;       /* bytes per second */
+    double last_time;
+    json_int_t last_offset;
+    char last_line[256];
+};
+
+static double now_s(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
+static json_int_t number_of(const json_t *object, const char *key)
+{
+    return json_integer_value(json_object_get(object, key));
+}
+
+static const char *text_of(const json_t *object, const char *key)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+
+    return text ? text : "";
+}
+
+static double fraction_of(const json_t *job)
+{
+    json_int_t len = number_of(job, "len"), offset = number_of(job, "offset");
+
+    return len > 0 ? (double)offset / (double)len
+                   : json_is_true(json_object_get(job, "ready"));
+}
+
+/* "45.2%, 1.2 GiB left" */
+static void format_progress(const json_t *job, char *text, size_t size)
+{
+    char left[32];
+
+    size_format((uint64_t)(number_of(job, "len") - number_of(job, "offset")), left,
+                sizeof left);
+    /* Rounded down: 100% is said when it is. */
+    snprintf(text, size, "%5.1f%%, %s left", (double)(int)(fraction_of(job) * 1000) / 10,
+             left);
+}
+
+void job_print(const json_t *job)
+{
+    char progress[64];
+
+    format_progress(job, progress, sizeof progress);
+    printf("%-16s %-8s %-10s %s", text_of(job, "device"), text_of(job, "type"),
+           text_of(job, "status"), progress);
+    if (*text_of(job, "error"))
+        printf(", failed: %s", text_of(job, "error"));
+}
+
+static void update_rate(struct watch *w, const json_t *job)
+{
+    double now = now_s(), passed = now - w->last_time;
+    json_int_t offset = number_of(job, "offset");
+
+    if (w->last_time > 0 && passed > 0) {
+        double rate = (double)(offset - w->last_offset) / passed;
+        double weight = passed < RATE_MEMORY_S ? passed / RATE_MEMORY_S : 1;
+        w->rate = w->rate > 0 ? w->rate + (rate - w->rate) * weight : rate;
+    }
+    w->last_time = now;
+    w->last_offset = offset;
+}
+
+static unsigned terminal_width(void)
+{
+    struct winsize size;
+
+    return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col ? size.ws_col : 80;
+}
+
+/* "[=====>    ]  45.2%, 1.2 GiB left, 120 MiB/s, running" over the line before. */
+static void draw_bar(const char *words, double fraction)
+{
+    unsigned width = terminal_width(), taken = (unsigned)strlen(words) + 4;
+    unsigned inside = width > taken + 10 ? MIN(width - taken, 60) : 10;
+    unsigned filled = (unsigned)(fraction * inside);
+
+    printf("\r[");
+    for (unsigned i = 0; i < inside; i++)
+        putchar(i < filled ? '=' : i == filled ? '>' : ' ');
+    printf("] %s\033[K", words);
+    fflush(stdout);
+}
+
+static void show_to_people(struct watch *w, const json_t *job)
+{
+    char progress[64], rate[32], words[256];
+
+    format_progress(job, progress, sizeof progress);
+    size_format((uint64_t)w->rate, rate, sizeof rate);
+    snprintf(words, sizeof words, "%s, %s/s, %s", progress, rate, text_of(job, "status"));
+    if (w->bar) {
+        draw_bar(words, fraction_of(job));
+        return;
+    }
+    if (strcmp(words, w->last_line) == 0)
+        return;
+    strcpy(w->last_line, words);
+    printf("%s: %s\n", w->id, words);
+    fflush(stdout);
+}
+
+static void show(struct watch *w, const json_t *job)
+{
+    update_rate(w, job);
+    if (w->output != OUTPUT_JSON) {
+        show_to_people(w, job);
+        return;
+    }
+    CLEANUP_FREE char *text = json_dumps(job, JSON_COMPACT);
+    printf("%s\n", text ? text : "");
+    fflush(stdout);
+}
+
+static void end_bar(const struct watch *w)
+{
+    if (w->bar && w->seen)
+        putchar('\n');
+}
+
+/* What the end of the job means for the exit code. */
+static int conclude(const struct watch *w, const json_t *end, bool cancelled)
+{
+    end_bar(w);
+    if (*text_of(end, "error"))
+        return cli_error("%s: failed: %s", w->id, text_of(end, "error"));
+    if (cancelled)
+        return cli_error("%s: cancelled", w->id);
+    if (w->output != OUTPUT_JSON)
+        printf("%s: completed\n", w->id);
+    return CLI_OK;
+}
+
+/* Asks for the job and shows it. */
+static int look(struct watch *w)
+{
+    json_t *jobs, *job, *found = NULL;
+    size_t i;
+    int code = qmp_command(w->qmp, "query-block-jobs", NULL, &jobs);
+
+    if (code != CLI_OK)
+        return code;
+    json_array_foreach(jobs, i, job)
+    {
+        if (strcmp(text_of(job, "device"), w->id) == 0)
+            found = job;
+    }
+    if (found) {
+        w->seen = true;
+        show(w, found);
+        if (strcmp(text_of(found, "status"), "concluded") == 0)
+            w->concluded = json_incref(found);
+    } else {
+        w->looked_in_vain++;
+    }
+    json_decref(jobs);
+    return CLI_OK;
+}
+
+static bool is_end(const struct watch *w, const json_t *event, bool *cancelled)
+{
+    const char *name = text_of(event, "event");
+
+    *cancelled = strcmp(name, "BLOCK_JOB_CANCELLED") == 0;
+    return (*cancelled || strcmp(name, "BLOCK_JOB_COMPLETED") == 0) &&
+           strcmp(text_of(json_object_get(event, "data"), "device"), w->id) == 0;
+}
+
+/* Takes events for a while.  *ended: the job is over, with exit code *result. */
+static int listen_awhile(struct watch *w, bool *ended, int *result)
+{
+    double end =
+        now_s() +
+        (w->bar || w->concluded || w->looked_in_vain ? BAR_INTERVAL_MS : LINE_INTERVAL_MS) /
+            1e3;
+    json_t *event;
+    bool cancelled;
+
+    *ended = false;
+    for (double left; !*ended && (left = end - now_s()) > 0;) {
+        int code = qmp_event(w->qmp, (int)(left * 1e3) + 1, &event);
+        if (code != CLI_OK) {
+            end_bar(w);
+            return code;
+        }
+        *ended = event && is_end(w, event, &cancelled);
+        if (*ended) {
+            const json_t *data = json_object_get(event, "data");
+            if (w->output == OUTPUT_JSON)
+                show(w, data);
+            *result = conclude(w, data, cancelled);
+        }
+        json_decref(event);
+    }
+    return CLI_OK;
+}
+
+/* The event told nothing: it came before we listened. */
+static int conclude_from_state(const struct watch *w)
+{
+    const json_t *job = w->concluded;
+
+    if (!job)
+        return cli_error(w->seen ? "%s: is gone" : "there is no job '%s'", w->id);
+    /* Who completes has done everything. */
+    return conclude(w, job, number_of(job, "offset") < number_of(job, "len"));
+}
+
+int job_watch(struct qmp *qmp, const char *id, enum cli_output output)
+{
+    struct watch w = {.qmp = qmp, .id = id, .output = output};
+    bool ended = false;
+    int code, result = CLI_FAILED;
+
+    w.bar = output == OUTPUT_HUMAN && isatty(STDOUT_FILENO);
+    do {
+        code = look(&w);
+        if (code == CLI_OK)
+            code = listen_awhile(&w, &ended, &result);
+        if (code == CLI_OK && !ended && (w.concluded || w.looked_in_vain)) {
+            ended = true;
+            result = conclude_from_state(&w);
+        }
+    } while (code == CLI_OK && !ended);
+    json_decref(w.concluded);
+    return code == CLI_OK ? result : code;
+}

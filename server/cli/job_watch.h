@@ -1,0 +1,16 @@
+/* Watching a job to its end.  Layer: server. */
+#ifndef CLI_JOB_WATCH_H
+#define CLI_JOB_WATCH_H
+
+#include "cli.h"
+#include "qmp_client.h"
+
+/* Shows the job's progress until it ends: as a bar on a terminal, in lines elsewhere, or as
+ * an object a line.  CLI_OK when it completed; else complains and returns CLI_FAILED. */
+int job_watch(struct qmp *qmp, const char *id, enum cli_output output);
+
+/* One job as people read it, without a line end: "mirror  running   45.2%  1.2 GiB left".
+ */
+void job_print(const json_t *job);
+
+#endif

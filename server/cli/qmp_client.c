@@ -1,0 +1,194 @@
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include "base/cleanup.h"
+#include "cli.h"
+#include "qmp_client.h"
+
+#define READ_BYTES ((size_t)64 << 10)
+/* More than any answer takes. */
+#define MAX_MESSAGE ((size_t)256 << 20)
+
+static int connect_to(struct qmp *qmp, const char *path)
+{
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+
+    if (strlen(path) >= sizeof addr.sun_path)
+        return cli_error("%s: a socket's path has at most %zu bytes", path,
+                         sizeof addr.sun_path - 1);
+    strcpy(addr.sun_path, path);
+    CLEANUP_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || connect(fd, (const struct sockaddr *)&addr, sizeof addr) < 0)
+        return cli_error("%s: cannot connect: %s", path, strerror(errno));
+    qmp->fd = fd;
+    fd = -1;
+    return CLI_OK;
+}
+
+/* Waits for bytes and adds them to the buffer; *got is false after timeout_ms (-1: never).
+ */
+static int receive(struct qmp *qmp, int timeout_ms, bool *got)
+{
+    struct pollfd poll_fd = {qmp->fd, POLLIN, 0};
+
+    *got = false;
+    int ready = poll(&poll_fd, 1, timeout_ms);
+    if (ready == 0 || (ready < 0 && errno == EINTR))
+        return CLI_OK;
+    if (qmp->capacity - qmp->used < READ_BYTES) {
+        size_t capacity = qmp->capacity + qmp->used + READ_BYTES;
+        char *buffer = capacity < MAX_MESSAGE ? realloc(qmp->buffer, capacity) : NULL;
+        if (!buffer)
+            return cli_error("out of memory");
+        qmp->buffer = buffer;
+        qmp->capacity = capacity;
+    }
+    ssize_t n = recv(qmp->fd, qmp->buffer + qmp->used, READ_BYTES, 0);
+    if (n <= 0)
+        return cli_error("the server closed the connection%s%s", n < 0 ? ": " : "",
+                         n < 0 ? strerror(errno) : "");
+    qmp->used += (size_t)n;
+    *got = true;
+    return CLI_OK;
+}
+
+/* Messages end with their line. */
+static int take_line(struct qmp *qmp, const char *end, json_t **message)
+{
+    size_t length = (size_t)(end - qmp->buffer);
+
+    *message = json_loadb(qmp->buffer, length, 0, NULL);
+    qmp->used -= length + 1;
+    memmove(qmp->buffer, end + 1, qmp->used);
+    return *message ? CLI_OK : cli_error("the server's answer is not JSON");
+}
+
+/* The next message, or NULL in *message when none came in time. */
+static int next_message(struct qmp *qmp, int timeout_ms, json_t **message)
+{
+    bool got = true;
+
+    *message = NULL;
+    while (got) {
+        const char *end = qmp->used ? memchr(qmp->buffer, '\n', qmp->used) : NULL;
+        if (end)
+            return take_line(qmp, end, message);
+        int code = receive(qmp, timeout_ms, &got);
+        if (code != CLI_OK)
+            return code;
+    }
+    return CLI_OK;
+}
+
+static int send_all(struct qmp *qmp, const char *text)
+{
+    for (size_t left = strlen(text); left > 0;) {
+        ssize_t n = send(qmp->fd, text, left, MSG_NOSIGNAL);
+        if (n < 0 && errno != EINTR)
+            return cli_error("the server can't be reached: %s", strerror(errno));
+        if (n > 0) {
+            text += n;
+            left -= (size_t)n;
+        }
+    }
+    return CLI_OK;
+}
+
+static int send_message(struct qmp *qmp, json_t *message)
+{
+    CLEANUP_FREE char *text = message ? json_dumps(message, JSON_COMPACT) : NULL;
+
+    json_decref(message);
+    return text ? send_all(qmp, text) : cli_error("out of memory");
+}
+
+/* The reply, past the events that come before it. */
+static int next_reply(struct qmp *qmp, json_t **reply)
+{
+    for (;;) {
+        int code = next_message(qmp, -1, reply);
+        if (code != CLI_OK)
+            return code;
+        if (*reply && !json_object_get(*reply, "event"))
+            return CLI_OK;
+        if (*reply)
+            json_array_append_new(qmp->events, *reply);
+    }
+}
+
+static int take_reply(const char *command, json_t *reply, json_t **value)
+{
+    const json_t *error = json_object_get(reply, "error");
+    int code = CLI_OK;
+
+    *value = json_incref(json_object_get(reply, "return"));
+    if (error)
+        code = cli_error("%s", json_string_value(json_object_get(error, "desc")));
+    else if (!*value)
+        code = cli_error("%s: the server's answer makes no sense", command);
+    json_decref(reply);
+    return code;
+}
+
+int qmp_command(struct qmp *qmp, const char *command, json_t *args, json_t **value)
+{
+    json_t *reply, *message = json_pack("{s:s}", "execute", command);
+
+    *value = NULL;
+    if (args)
+        json_object_set_new(message, "arguments", args);
+    int code = send_message(qmp, message);
+    if (code == CLI_OK)
+        code = next_reply(qmp, &reply);
+    return code == CLI_OK ? take_reply(command, reply, value) : code;
+}
+
+int qmp_event(struct qmp *qmp, int timeout_ms, json_t **event)
+{
+    if (json_array_size(qmp->events) > 0) {
+        *event = json_incref(json_array_get(qmp->events, 0));
+        json_array_remove(qmp->events, 0);
+        return CLI_OK;
+    }
+    return next_message(qmp, timeout_ms, event);
+}
+
+static int negotiate(struct qmp *qmp, const char *path)
+{
+    json_t *greeting, *nothing;
+    int code = next_message(qmp, -1, &greeting);
+
+    if (code != CLI_OK)
+        return code;
+    bool is_qmp = json_object_get(greeting, "QMP");
+    json_decref(greeting);
+    if (!is_qmp)
+        return cli_error("%s: is not a control socket", path);
+    code = qmp_command(qmp, "qmp_capabilities", NULL, &nothing);
+    json_decref(nothing);
+    return code;
+}
+
+int qmp_open(struct qmp *qmp, const char *path)
+{
+    *qmp = (struct qmp){.fd = -1};
+    int code = connect_to(qmp, path);
+    if (code != CLI_OK)
+        return code;
+    qmp->events = json_array();
+    code = negotiate(qmp, path);
+    if (code != CLI_OK)
+        qmp_close(qmp);
+    return code;
+}
+
+void qmp_close(struct qmp *qmp)
+{
+    close(qmp->fd);
+    free(qmp->buffer);
+    json_decref(qmp->events);
+}

@@ -1,0 +1,29 @@
+/* A connection to a server's control socket.  Threads: the main one.  Layer: server. */
+#ifndef CLI_QMP_CLIENT_H
+#define CLI_QMP_CLIENT_H
+
+#include <stddef.h>
+
+#include <jansson.h>
+
+struct qmp {
+    int fd;
+    char *buffer; /* what was received and not yet taken */
+    size_t used, capacity;
+    json_t *events; /* that came while a reply was waited for */
+};
+
+/* Connects and negotiates.  Complains and returns an exit code; on failure there is nothing
+ * to close. */
+int qmp_open(struct qmp *qmp, const char *path);
+void qmp_close(struct qmp *qmp);
+
+/* Runs a command; args is taken over, NULL: none.  *value (which may be NULL) is then the
+ * caller's.  What the server has against it is printed; returns an exit code. */
+int qmp_command(struct qmp *qmp, const char *command, json_t *args, json_t **value);
+
+/* The next event, in *event, or NULL there when none came in time.  Returns an exit code.
+ */
+int qmp_event(struct qmp *qmp, int timeout_ms, json_t **event);
+
+#endif

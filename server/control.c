@@ -1,0 +1,379 @@
+#include "control.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <time.h>
+
+#include "base/cleanup.h"
+#include "base/list.h"
+#include "base/lock.h"
+#include "base/log.h"
+#include "control_client.h"
+#include "control_cmds.h"
+#include "control_events.h"
+#include "control_socket.h"
+#include "export.h"
+#include "jobs/manager.h"
+
+#define MAX_CLIENTS 256
+/* Events that wait for the thread, which may be busy with a command; more are dropped. */
+#define MAX_EVENTS 4096
+/* How long the end of the server waits for clients to take what is queued for them. */
+#define LAST_WORDS_MS 500
+
+struct event {
+    struct list link;
+    char *text;
+};
+
+struct control {
+    struct control_context context;
+    struct control_socket socket;
+    int wake_fd; /* events came, or the end */
+    bool started;
+    pthread_t thread;
+
+    _Atomic bool job_is_over; /* one waits to be freed */
+
+    struct lock lock; /* RANK_LEAF */
+    /* under lock */
+    struct list events;
+    unsigned n_events, dropped;
+    bool stopping;
+
+    /* the control thread's */
+    struct client *clients[MAX_CLIENTS];
+    unsigned n_clients;
+    bool out_of_files; /* accept failed: wait before the next */
+};
+
+/* ---- events: any thread ---- */
+
+static void wake(struct control *control)
+{
+    uint64_t one = 1;
+
+    /* A full counter wakes as well. */
+    if (write(control->wake_fd, &one, sizeof one) < 0 && errno != EAGAIN)
+        log_error("control socket: cannot wake its thread (errno %d)", errno);
+}
+
+/* Takes over the text. */
+static void note_event(struct control *control, char *text)
+{
+    struct event *event = malloc(sizeof *event);
+
+    if (event) {
+        LOCK_GUARD(&control->lock);
+        if (control->n_events < MAX_EVENTS) {
+            event->text = text;
+            list_append(&control->events, &event->link);
+            control->n_events++;
+            return;
+        }
+        control->dropped++;
+    }
+    free(event);
+    free(text);
+}
+
+void control_event(struct control *control, const char *name, json_t *data)
+{
+    json_t *message = control_event_message(name, data);
+    char *text = message ? json_dumps(message, JSON_COMPACT) : NULL;
+
+    json_decref(message);
+    if (!text)
+        return;
+    note_event(control, text);
+    wake(control);
+}
+
+static void on_job_event(void *opaque, const struct job_event *event)
+{
+    struct control *control = opaque;
+    json_t *data;
+
+    /* What the job had of the disk, it has given back. */
+    if (event->kind == JOB_EVENT_COMPLETED || event->kind == JOB_EVENT_CANCELLED)
+        export_unclaim(control->context.export);
+    if (event->kind == JOB_EVENT_STATUS && event->info.state == JOB_NULL)
+        atomic_store(&control->job_is_over, true);
+    const char *name = control_job_event(event, &data);
+    control_event(control, name, data);
+}
+
+/* ---- the thread ---- */
+
+static json_t *handle(void *opaque, struct client *client, json_t *request)
+{
+    struct control *control = opaque;
+
+    if (!request && client->ending)
+        return control_refusal("The message is too long");
+    return control_execute(&control->context, &client->negotiated, request);
+}
+
+static struct event *next_event(struct control *control)
+{
+    LOCK_GUARD(&control->lock);
+    if (list_empty(&control->events))
+        return NULL;
+    struct list *first = control->events.next;
+    list_remove(first);
+    control->n_events--;
+    return CONTAINER_OF(first, struct event, link);
+}
+
+static void report_dropped(struct control *control)
+{
+    lock_acquire(&control->lock);
+    unsigned dropped = control->dropped;
+    control->dropped = 0;
+    lock_release(&control->lock);
+    if (dropped)
+        log_warning("control socket: %u events were dropped", dropped);
+}
+
+static void hand_out_events(struct control *control)
+{
+    struct event *event;
+
+    while ((event = next_event(control))) {
+        for (unsigned i = 0; i < control->n_clients; i++) {
+            if (!control->clients[i]->negotiated)
+                continue;
+            client_send_text(control->clients[i], event->text, strlen(event->text));
+            client_send_text(control->clients[i], "\r\n", 2);
+        }
+        free(event->text);
+        free(event);
+    }
+    report_dropped(control);
+}
+
+static void accept_client(struct control *control)
+{
+    int fd = accept4(control->socket.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+    if (fd < 0) {
+        control->out_of_files = errno == EMFILE || errno == ENFILE || errno == ENOMEM;
+        return;
+    }
+    struct client *client = client_new(fd);
+    if (!client) {
+        close(fd);
+        return;
+    }
+    control->clients[control->n_clients++] = client;
+    client_send(client, control_greeting());
+}
+
+static void drop_dead_clients(struct control *control)
+{
+    unsigned alive = 0;
+
+    for (unsigned i = 0; i < control->n_clients; i++) {
+        if (control->clients[i]->dead)
+            client_free(control->clients[i]);
+        else
+            control->clients[alive++] = control->clients[i];
+    }
+    control->n_clients = alive;
+}
+
+/* The clients are first, then the wake-up, then the socket. */
+static nfds_t prepare_poll(const struct control *control, struct pollfd *fds)
+{
+    nfds_t n = 0;
+
+    for (; n < control->n_clients; n++) {
+        const struct client *client = control->clients[n];
+        short events = (short)((client->ending ? 0 : POLLIN) |
+                               (client_has_queue(client) ? POLLOUT : 0));
+        fds[n] = (struct pollfd){client->fd, events, 0};
+    }
+    fds[n++] = (struct pollfd){control->wake_fd, POLLIN, 0};
+    if (control->n_clients < MAX_CLIENTS && !control->out_of_files)
+        fds[n++] = (struct pollfd){control->socket.fd, POLLIN, 0};
+    return n;
+}
+
+static void serve_client(struct control *control, struct client *client, short revents)
+{
+    if (revents & (POLLOUT | POLLHUP | POLLERR))
+        client_flush(client);
+    if (revents & (POLLIN | POLLHUP | POLLERR) && !client->ending && !client->dead)
+        client_receive(client, handle, control);
+}
+
+static bool is_stopping(struct control *control)
+{
+    LOCK_GUARD(&control->lock);
+    return control->stopping;
+}
+
+static void drain_wake_fd(const struct control *control)
+{
+    uint64_t count;
+
+    while (read(control->wake_fd, &count, sizeof count) < 0 && errno == EINTR)
+        ;
+}
+
+/* Whoever looks at the jobs frees those that are over, with what they have open. */
+static void free_jobs(struct control *control)
+{
+    if (atomic_exchange(&control->job_is_over, false))
+        job_query(control->context.jobs, NULL, 0);
+}
+
+static void serve_once(struct control *control)
+{
+    struct pollfd fds[MAX_CLIENTS + 2];
+    unsigned n_clients = control->n_clients;
+    nfds_t n = prepare_poll(control, fds);
+
+    if (poll(fds, n, control->out_of_files ? 100 : -1) < 0)
+        return;
+    control->out_of_files = false;
+    for (unsigned i = 0; i < n_clients; i++)
+        if (fds[i].revents)
+            serve_client(control, control->clients[i], fds[i].revents);
+    if (fds[n_clients].revents)
+        drain_wake_fd(control);
+    free_jobs(control);
+    hand_out_events(control);
+    if (n > n_clients + 1 && fds[n_clients + 1].revents)
+        accept_client(control);
+    drop_dead_clients(control);
+}
+
+static int64_t now_ms(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* Sends what is queued, to those who read. */
+static void say_last_words(struct control *control)
+{
+    int64_t end = now_ms() + LAST_WORDS_MS;
+
+    for (;;) {
+        struct pollfd fds[MAX_CLIENTS];
+        nfds_t n = 0;
+        for (unsigned i = 0; i < control->n_clients; i++) {
+            client_flush(control->clients[i]);
+            if (client_has_queue(control->clients[i]) && !control->clients[i]->dead)
+                fds[n++] = (struct pollfd){control->clients[i]->fd, POLLOUT, 0};
+        }
+        int64_t left = end - now_ms();
+        if (n == 0 || left <= 0 || poll(fds, n, (int)left) == 0)
+            return;
+    }
+}
+
+static void end_jobs(struct control *control)
+{
+    job_manager_free(control->context.jobs);
+    control->context.jobs = NULL;
+}
+
+static void *control_main(void *opaque)
+{
+    struct control *control = opaque;
+
+    while (!is_stopping(control))
+        serve_once(control);
+    control_event(control, "SHUTDOWN",
+                  json_pack("{s:b,s:s}", "guest", 0, "reason",
+                            control->context.shut_down ? "host-qmp-quit" : "host-signal"));
+    hand_out_events(control);
+    end_jobs(control);
+    hand_out_events(control);
+    say_last_words(control);
+    return NULL;
+}
+
+/* ---- the main thread ---- */
+
+static void control_free(struct control *control)
+{
+    for (unsigned i = 0; i < control->n_clients; i++)
+        client_free(control->clients[i]);
+    for (struct event *event; (event = next_event(control));) {
+        free(event->text);
+        free(event);
+    }
+    end_jobs(control);
+    if (control->wake_fd >= 0)
+        close(control->wake_fd);
+    lock_destroy(&control->lock);
+    free(control);
+}
+
+int control_open(const struct control_setup *setup, struct control **out, struct diag *diag)
+{
+    struct control *control = calloc(1, sizeof *control);
+
+    if (!control)
+        return diag_errno(diag, ENOMEM, "control=%s", setup->path);
+    lock_init(&control->lock, RANK_LEAF);
+    list_init(&control->events);
+    control->context = (struct control_context){
+        .node_name = setup->node_name,
+        .export = setup->export,
+        .jobs = job_manager_new(on_job_event, control),
+        .shutdown = setup->shutdown,
+    };
+    control->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    int err = 0;
+    if (control->wake_fd < 0 || !control->context.jobs)
+        err = diag_errno(diag, ENOMEM, "control=%s", setup->path);
+    if (!err)
+        err = control_socket_open(&control->socket, setup->path, diag);
+    if (err) {
+        control_free(control);
+        return err;
+    }
+    *out = control;
+    return 0;
+}
+
+int control_start(struct control *control)
+{
+    sigset_t all, old;
+
+    /* The server's signals are for the server's threads. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int err = pthread_create(&control->thread, NULL, control_main, control);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    control->started = err == 0;
+    return -err;
+}
+
+void control_close(struct control *control)
+{
+    if (!control)
+        return;
+    lock_acquire(&control->lock);
+    control->stopping = true;
+    lock_release(&control->lock);
+    wake(control);
+    if (control->started)
+        pthread_join(control->thread, NULL);
+    control_socket_close(&control->socket);
+    control_free(control);
+}

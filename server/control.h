@@ -1,0 +1,44 @@
+/* The control socket: QMP for whoever may open it (interfaces in qimg-control.pod).
+ *
+ * One thread polls the listening socket and all clients, and runs the commands.  Nobody
+ * waits for a client: what it doesn't read is queued, and when the queue is full it is
+ * closed.  Events come from any thread; they are noted, and handed out by the thread.
+ *
+ * The jobs of the server belong to it: they are started by commands and end with it.
+ *
+ * Threads: open, start and close on the main thread; control_event from any.  Layer:
+ * server. */
+#ifndef SERVER_CONTROL_H
+#define SERVER_CONTROL_H
+
+#include <jansson.h>
+
+#include "base/compiler.h"
+#include "base/diag.h"
+
+struct control;
+struct export;
+
+struct control_setup {
+    const char *path;       /* absolute */
+    const char *node_name;  /* the image's */
+    struct export *export;  /* borrowed; opened before, closed after */
+    void (*shutdown)(void); /* the command `quit`: begins the server's orderly end */
+};
+
+/* Before the fork: listens on the socket, mode 0600.  What a server that is gone left there
+ * is replaced, anything else is not. */
+int control_open(const struct control_setup *setup, struct control **out,
+                 struct diag *diag) MUST_USE;
+
+/* After the fork: serves clients from now on. */
+int control_start(struct control *control) MUST_USE;
+
+/* Tells clients of the shutdown, cancels all jobs by force and waits for them, hands out
+ * what can be at once, and removes the socket.  Frees everything; NULL is allowed. */
+void control_close(struct control *control);
+
+/* Sends an event to every client that negotiated; `data` is taken over.  Doesn't block. */
+void control_event(struct control *control, const char *name, json_t *data);
+
+#endif

@@ -1,0 +1,235 @@
+/* Commands for the disk's dirty bitmaps. */
+#include "control_bitmaps.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "block/dirty_bitmap.h"
+#include "control_cmds.h"
+#include "export.h"
+
+/* ---- looking ---- */
+
+static void describe(struct dirty_bitmap *bitmap, void *opaque)
+{
+    json_t *list = opaque, *object = json_object();
+
+    json_object_set_new(object, "name", control_text(dirty_bitmap_name(bitmap)));
+    json_object_set_new(object, "count",
+                        json_integer((json_int_t)dirty_bitmap_count(bitmap)));
+    json_object_set_new(object, "granularity",
+                        json_integer((json_int_t)dirty_bitmap_granularity(bitmap)));
+    json_object_set_new(object, "recording", json_boolean(dirty_bitmap_enabled(bitmap)));
+    json_object_set_new(object, "busy", json_boolean(dirty_bitmap_busy(bitmap)));
+    json_object_set_new(object, "persistent", json_false());
+    json_array_append_new(list, object);
+}
+
+json_t *control_describe_bitmaps(struct node *node)
+{
+    json_t *list = json_array();
+
+    node_bitmap_each(node, describe, list);
+    return list;
+}
+
+/* ---- what all commands do ---- */
+
+static bool is_our_node(const struct control_context *ctx, const char *name,
+                        struct control_error *error)
+{
+    if (strcmp(name, ctx->node_name) == 0)
+        return true;
+    control_fail(error, CLASS_GENERIC, "Node '%.200s' not found", name);
+    return false;
+}
+
+/* A bitmap that nobody uses; NULL with the error said. */
+static struct dirty_bitmap *find(struct node *node, const char *name,
+                                 struct control_error *error)
+{
+    struct dirty_bitmap *bitmap = node_bitmap_find(node, name);
+
+    if (!bitmap)
+        control_fail(error, CLASS_GENERIC, "Dirty bitmap '%.200s' not found", name);
+    else if (!dirty_bitmap_busy(bitmap))
+        return bitmap;
+    else
+        control_fail(error, CLASS_GENERIC, "Bitmap '%.200s' is in use by a job", name);
+    return NULL;
+}
+
+static json_t *done(int err, struct control_error *error)
+{
+    return err ? control_fail_diag(error, CLASS_GENERIC) : json_object();
+}
+
+/* ---- the commands ---- */
+
+/* As QEMU's: the image's clusters, within reason. */
+static uint64_t default_granularity(const struct node *node)
+{
+    if (node->cluster_size <= 1)
+        return BITMAP_DEFAULT_GRANULARITY;
+    return MIN(MAX(node->cluster_size, 4096), BITMAP_DEFAULT_GRANULARITY);
+}
+
+static int add_bitmap(struct node *node, const json_t *args, struct diag *diag)
+{
+    const char *name = arg_text(args, "name");
+    uint64_t granularity = arg_size(args, "granularity", default_granularity(node));
+
+    if (!*name)
+        return diag_set(diag, EINVAL, "Bitmap name cannot be empty");
+    if (!dirty_bitmap_granularity_ok(granularity))
+        return diag_set(diag, EINVAL, "Granularity must be a power of two from %u to %u",
+                        BITMAP_MIN_GRANULARITY, BITMAP_MAX_GRANULARITY);
+    if (arg_bool(args, "persistent", false))
+        return diag_set(diag, ENOTSUP, "%s: bitmaps can't be kept in the image",
+                        node->filename);
+    struct dirty_bitmap *bitmap = dirty_bitmap_new(name, node->size, granularity);
+    if (!bitmap)
+        return diag_errno(diag, ENOMEM, "Bitmap '%.200s'", name);
+    dirty_bitmap_enable(bitmap, !arg_bool(args, "disabled", false));
+    int err = node_bitmap_add(node, bitmap, diag);
+    if (err)
+        dirty_bitmap_free(bitmap);
+    return err;
+}
+
+static json_t *bitmap_add(struct control_context *ctx, const json_t *args,
+                          struct control_error *error)
+{
+    EXPORT_USE(use, export_enter(ctx->export));
+
+    if (!is_our_node(ctx, arg_text(args, "node"), error))
+        return NULL;
+    return done(add_bitmap(use.node, args, &error->diag), error);
+}
+
+static json_t *bitmap_remove(struct control_context *ctx, const json_t *args,
+                             struct control_error *error)
+{
+    EXPORT_USE(use, export_enter(ctx->export));
+    const char *name = arg_text(args, "name");
+
+    if (!is_our_node(ctx, arg_text(args, "node"), error) || !find(use.node, name, error))
+        return NULL;
+    return done(node_bitmap_remove(use.node, name, &error->diag), error);
+}
+
+enum bitmap_change { CLEAR, ENABLE, DISABLE };
+
+static json_t *change_bitmap(struct control_context *ctx, const json_t *args,
+                             struct control_error *error, enum bitmap_change change)
+{
+    EXPORT_USE(use, export_enter(ctx->export));
+
+    if (!is_our_node(ctx, arg_text(args, "node"), error))
+        return NULL;
+    struct dirty_bitmap *bitmap = find(use.node, arg_text(args, "name"), error);
+    if (!bitmap)
+        return NULL;
+    if (change == CLEAR)
+        dirty_bitmap_clear(bitmap, 0, dirty_bitmap_size(bitmap));
+    else
+        dirty_bitmap_enable(bitmap, change == ENABLE);
+    return json_object();
+}
+
+static json_t *bitmap_clear(struct control_context *ctx, const json_t *args,
+                            struct control_error *error)
+{
+    return change_bitmap(ctx, args, error, CLEAR);
+}
+
+static json_t *bitmap_enable(struct control_context *ctx, const json_t *args,
+                             struct control_error *error)
+{
+    return change_bitmap(ctx, args, error, ENABLE);
+}
+
+static json_t *bitmap_disable(struct control_context *ctx, const json_t *args,
+                              struct control_error *error)
+{
+    return change_bitmap(ctx, args, error, DISABLE);
+}
+
+/* One of `bitmaps`: a name, or an object with node and name. */
+static struct dirty_bitmap *find_source(struct control_context *ctx, struct node *node,
+                                        const json_t *item, struct control_error *error)
+{
+    const char *name = json_string_value(item), *node_name = ctx->node_name;
+
+    if (json_object_size(item) == 2) {
+        name = arg_text(item, "name");
+        node_name = arg_text(item, "node");
+    }
+    if (!name || !node_name) {
+        control_fail(error, CLASS_GENERIC,
+                     "Invalid parameter 'bitmaps', expected: names, or objects with 'node' "
+                     "and 'name'");
+        return NULL;
+    }
+    return is_our_node(ctx, node_name, error) ? find(node, name, error) : NULL;
+}
+
+static json_t *bitmap_merge(struct control_context *ctx, const json_t *args,
+                            struct control_error *error)
+{
+    EXPORT_USE(use, export_enter(ctx->export));
+    const json_t *items = json_object_get(args, "bitmaps");
+    size_t n = json_array_size(items);
+
+    if (!is_our_node(ctx, arg_text(args, "node"), error))
+        return NULL;
+    struct dirty_bitmap *target = find(use.node, arg_text(args, "target"), error);
+    CLEANUP_FREE struct dirty_bitmap **sources = calloc(n + 1, sizeof(void *));
+    if (!target)
+        return NULL;
+    if (!sources)
+        return control_fail(error, CLASS_GENERIC, "out of memory");
+    /* All are looked at before any is merged. */
+    for (size_t i = 0; i < n; i++) {
+        sources[i] = find_source(ctx, use.node, json_array_get(items, i), error);
+        if (!sources[i])
+            return NULL;
+    }
+    for (size_t i = 0; i < n; i++)
+        if (sources[i] != target)
+            dirty_bitmap_merge(target, sources[i]);
+    return json_object();
+}
+
+/* ---- the table ---- */
+
+static const struct control_arg add_args[] = {
+    {"node", ARG_STRING, true, NULL},       {"name", ARG_STRING, true, NULL},
+    {"granularity", ARG_SIZE, false, NULL}, {"persistent", ARG_BOOL, false, NULL},
+    {"disabled", ARG_BOOL, false, NULL},    {0},
+};
+
+static const struct control_arg name_args[] = {
+    {"node", ARG_STRING, true, NULL},
+    {"name", ARG_STRING, true, NULL},
+    {0},
+};
+
+static const struct control_arg merge_args[] = {
+    {"node", ARG_STRING, true, NULL},
+    {"target", ARG_STRING, true, NULL},
+    {"bitmaps", ARG_LIST, true, NULL},
+    {0},
+};
+
+const struct control_command control_bitmap_commands[] = {
+    {"block-dirty-bitmap-add", add_args, bitmap_add},
+    {"block-dirty-bitmap-remove", name_args, bitmap_remove},
+    {"block-dirty-bitmap-clear", name_args, bitmap_clear},
+    {"block-dirty-bitmap-enable", name_args, bitmap_enable},
+    {"block-dirty-bitmap-disable", name_args, bitmap_disable},
+    {"block-dirty-bitmap-merge", merge_args, bitmap_merge},
+    {0},
+};

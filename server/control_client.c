@@ -1,0 +1,141 @@
+#include "control_client.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "base/cleanup.h"
+
+/* What is read from one client before the others have their turn. */
+#define READ_BYTES 4096
+
+struct client *client_new(int fd)
+{
+    struct client *client = calloc(1, sizeof *client);
+
+    if (!client)
+        return NULL;
+    client->fd = fd;
+    json_stream_init(&client->in);
+    return client;
+}
+
+void client_free(struct client *client)
+{
+    close(client->fd);
+    free(client->queue);
+    free(client);
+}
+
+void client_flush(struct client *client)
+{
+    while (client_has_queue(client) && !client->dead) {
+        ssize_t n = send(client->fd, client->queue + client->sent,
+                         client->queued - client->sent, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (n >= 0)
+            client->sent += (size_t)n;
+        else if (errno == EAGAIN || errno == EWOULDBLOCK)
+            return;
+        else if (errno != EINTR)
+            client->dead = true;
+    }
+    client->sent = client->queued = 0;
+    client->dead |= client->ending;
+}
+
+/* Makes room behind what is queued. */
+static bool make_room(struct client *client, size_t length)
+{
+    if (client->sent > 0) {
+        memmove(client->queue, client->queue + client->sent, client->queued - client->sent);
+        client->queued -= client->sent;
+        client->sent = 0;
+    }
+    if (client->capacity - client->queued >= length)
+        return true;
+    size_t capacity = client->queued + length + READ_BYTES;
+    char *queue = realloc(client->queue, capacity);
+    if (!queue)
+        return false;
+    client->queue = queue;
+    client->capacity = capacity;
+    return true;
+}
+
+void client_send_text(struct client *client, const char *text, size_t length)
+{
+    if (client->dead)
+        return;
+    /* One message may be larger than the queue: it is the slow reader that is meant. */
+    if (client->queued - client->sent > CLIENT_MAX_QUEUE) {
+        client->dead = true;
+        return;
+    }
+    if (client->capacity - client->queued < length && !make_room(client, length)) {
+        client->dead = true;
+        return;
+    }
+    memcpy(client->queue + client->queued, text, length);
+    client->queued += length;
+    client_flush(client);
+}
+
+void client_send(struct client *client, json_t *message)
+{
+    CLEANUP_FREE char *text = message ? json_dumps(message, JSON_COMPACT) : NULL;
+
+    json_decref(message);
+    if (!text) {
+        client->dead = true; /* memory is short: better no client than one that waits */
+        return;
+    }
+    client_send_text(client, text, strlen(text));
+    client_send_text(client, "\r\n", 2);
+}
+
+static void answer(struct client *client, json_t *request, client_handler *handler,
+                   void *opaque)
+{
+    json_t *reply = handler(opaque, client, request);
+
+    json_decref(request);
+    client_send(client, reply);
+}
+
+void client_receive(struct client *client, client_handler *handler, void *opaque)
+{
+    char buf[READ_BYTES];
+    ssize_t got = recv(client->fd, buf, sizeof buf, MSG_DONTWAIT);
+
+    if (got < 0) {
+        client->dead |= errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR;
+        return;
+    }
+    if (got == 0) {
+        client->ending = true;
+        client_flush(client);
+        return;
+    }
+    const char *p = buf;
+    size_t n = (size_t)got;
+    while (!client->dead) {
+        switch (json_stream_next(&client->in, &p, &n)) {
+        case JSON_STREAM_MORE:
+            return;
+        case JSON_STREAM_VALUE:
+            answer(
+                client,
+                json_loadb(client->in.text, client->in.used, JSON_REJECT_DUPLICATES, NULL),
+                handler, opaque);
+            break;
+        case JSON_STREAM_BAD:
+            answer(client, NULL, handler, opaque);
+            break;
+        case JSON_STREAM_TOO_LONG:
+            client->ending = true;
+            answer(client, NULL, handler, opaque);
+            return;
+        }
+    }
+}

@@ -1,0 +1,323 @@
+#include "control_cmds.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+
+static const struct control_command *const tables[] = {
+    control_server_commands,
+    control_query_commands,
+    control_job_commands,
+    control_bitmap_commands,
+};
+
+#define NEGOTIATE "qmp_capabilities"
+
+json_t *control_text(const char *text)
+{
+    json_t *value = json_string(text);
+    if (value)
+        return value;
+    CLEANUP_FREE char *copy = strdup(text);
+    for (char *p = copy; p && *p; p++)
+        if ((unsigned char)*p >= 0x80)
+            *p = '?';
+    return copy ? json_string(copy) : NULL;
+}
+
+/* ---- errors ---- */
+
+json_t *control_fail(struct control_error *error, const char *class, const char *fmt, ...)
+{
+    va_list ap;
+
+    error->class = class;
+    error->diag.err = 0;
+    va_start(ap, fmt);
+    vsnprintf(error->diag.text, sizeof error->diag.text, fmt, ap);
+    va_end(ap);
+    return NULL;
+}
+
+json_t *control_fail_diag(struct control_error *error, const char *class)
+{
+    error->class = class;
+    return NULL;
+}
+
+static json_t *error_reply(const struct control_error *error)
+{
+    json_t *object = json_object();
+
+    json_object_set_new(object, "class", json_string(error->class));
+    json_object_set_new(object, "desc", control_text(error->diag.text));
+    if (error->diag.err)
+        json_object_set_new(object, "errno", json_integer(error->diag.err));
+    json_t *reply = json_object();
+    json_object_set_new(reply, "error", object);
+    return reply;
+}
+
+json_t *control_refusal(const char *desc)
+{
+    struct control_error error;
+
+    control_fail(&error, CLASS_GENERIC, "%s", desc);
+    return error_reply(&error);
+}
+
+/* ---- the table ---- */
+
+static const struct control_command *find_command(const char *name)
+{
+    for (size_t t = 0; t < ARRAY_LEN(tables); t++)
+        for (const struct control_command *c = tables[t]; c->name; c++)
+            if (strcmp(c->name, name) == 0)
+                return c;
+    return NULL;
+}
+
+static void list_command(json_t *list, const char *name)
+{
+    json_array_append_new(list, json_pack("{s:s}", "name", name));
+}
+
+json_t *control_list_commands(void)
+{
+    json_t *list = json_array();
+
+    list_command(list, NEGOTIATE);
+    for (size_t t = 0; t < ARRAY_LEN(tables); t++)
+        for (const struct control_command *c = tables[t]; c->name; c++)
+            list_command(list, c->name);
+    return list;
+}
+
+/* ---- arguments ---- */
+
+static const struct control_arg *find_arg(const struct control_command *command,
+                                          const char *name)
+{
+    for (const struct control_arg *arg = command->args; arg && arg->name; arg++)
+        if (strcmp(arg->name, name) == 0)
+            return arg;
+    return NULL;
+}
+
+static bool is_one_of(const char *text, const char *const *words)
+{
+    for (; *words; words++)
+        if (strcmp(*words, text) == 0)
+            return true;
+    return false;
+}
+
+static bool has_type(const struct control_arg *arg, const json_t *value)
+{
+    switch (arg->type) {
+    case ARG_BOOL:
+        return json_is_boolean(value);
+    case ARG_SIZE:
+        return json_is_integer(value) && json_integer_value(value) >= 0;
+    case ARG_LIST:
+        return json_is_array(value);
+    case ARG_WORD:
+        return json_is_string(value) && is_one_of(json_string_value(value), arg->words);
+    default:
+        return json_is_string(value);
+    }
+}
+
+/* "a, b, c" */
+static void join(char *text, size_t size, const char *item)
+{
+    size_t used = strlen(text);
+
+    snprintf(text + used, size - used, "%s%s", used ? ", " : "", item);
+}
+
+static void say_type(const struct control_arg *arg, char *text, size_t size)
+{
+    static const char *const names[] = {
+        [ARG_STRING] = "a string",
+        [ARG_BOOL] = "a boolean",
+        [ARG_SIZE] = "an integer from 0 on",
+        [ARG_LIST] = "an array",
+    };
+
+    *text = '\0';
+    if (arg->type != ARG_WORD)
+        join(text, size, names[arg->type]);
+    for (size_t i = 0; arg->type == ARG_WORD && arg->words[i]; i++)
+        join(text, size, arg->words[i]);
+}
+
+static void say_args(const struct control_command *command, char *text, size_t size)
+{
+    *text = '\0';
+    for (const struct control_arg *arg = command->args; arg && arg->name; arg++)
+        join(text, size, arg->name);
+    if (!*text)
+        join(text, size, "no parameters");
+}
+
+/* Whether every argument is known and of its type, and none is missing. */
+static bool args_fit(const struct control_command *command, const json_t *args,
+                     struct control_error *error)
+{
+    char text[512];
+    const char *name;
+    json_t *value;
+
+    json_object_foreach((json_t *)(uintptr_t)args, name, value)
+    {
+        const struct control_arg *arg = find_arg(command, name);
+        if (!arg) {
+            say_args(command, text, sizeof text);
+            control_fail(error, CLASS_GENERIC, "Parameter '%s' is unexpected; %s takes %s",
+                         name, command->name, text);
+            return false;
+        }
+        if (!has_type(arg, value)) {
+            say_type(arg, text, sizeof text);
+            control_fail(error, CLASS_GENERIC, "Invalid parameter '%s', expected: %s", name,
+                         text);
+            return false;
+        }
+    }
+    for (const struct control_arg *arg = command->args; arg && arg->name; arg++)
+        if (arg->mandatory && !arg_is_given(args, arg->name)) {
+            control_fail(error, CLASS_GENERIC, "Parameter '%s' is missing", arg->name);
+            return false;
+        }
+    return true;
+}
+
+bool arg_is_given(const json_t *args, const char *name)
+{
+    return json_object_get(args, name);
+}
+
+const char *arg_text(const json_t *args, const char *name)
+{
+    return json_string_value(json_object_get(args, name));
+}
+
+bool arg_bool(const json_t *args, const char *name, bool otherwise)
+{
+    return arg_is_given(args, name) ? json_is_true(json_object_get(args, name)) : otherwise;
+}
+
+uint64_t arg_size(const json_t *args, const char *name, uint64_t otherwise)
+{
+    return arg_is_given(args, name)
+               ? (uint64_t)json_integer_value(json_object_get(args, name))
+               : otherwise;
+}
+
+unsigned arg_word(const json_t *args, const char *name, const char *const *words,
+                  unsigned otherwise)
+{
+    const char *text = arg_text(args, name);
+
+    for (unsigned i = 0; text && words[i]; i++)
+        if (strcmp(words[i], text) == 0)
+            return i;
+    return otherwise;
+}
+
+/* ---- the protocol ---- */
+
+json_t *control_greeting(void)
+{
+    const struct control_command *version = find_command("query-version");
+    struct control_error error;
+
+    return json_pack("{s:{s:o,s:[]}}", "QMP", "version", version->run(NULL, NULL, &error),
+                     "capabilities");
+}
+
+/* The first command of a session; there are no capabilities that it could enable. */
+static json_t *negotiate(const json_t *args, bool *negotiated, struct control_error *error)
+{
+    static const struct control_arg takes[] = {{"enable", ARG_LIST, false, NULL}, {0}};
+    static const struct control_command self = {NEGOTIATE, takes, NULL};
+
+    if (!args_fit(&self, args, error))
+        return NULL;
+    if (json_array_size(json_object_get(args, "enable")) > 0)
+        return control_fail(error, CLASS_GENERIC, "There is no capability to enable");
+    *negotiated = true;
+    return json_object();
+}
+
+static json_t *run_command(struct control_context *ctx, bool *negotiated, const char *name,
+                           const json_t *args, struct control_error *error)
+{
+    const struct control_command *command = find_command(name);
+    bool negotiates = strcmp(name, NEGOTIATE) == 0;
+
+    if (!*negotiated && !negotiates)
+        return control_fail(error, CLASS_COMMAND,
+                            "Expecting capabilities negotiation with '" NEGOTIATE "'");
+    if (!*negotiated)
+        return negotiate(args, negotiated, error);
+    if (negotiates)
+        return control_fail(error, CLASS_COMMAND,
+                            "Capabilities negotiation is already complete");
+    if (!command)
+        return control_fail(error, CLASS_COMMAND, "The command %.200s has not been found",
+                            name);
+    if (ctx->shut_down)
+        return control_fail(error, CLASS_GENERIC, "The server is shutting down");
+    return args_fit(command, args, error) ? command->run(ctx, args, error) : NULL;
+}
+
+/* Looks at the request's own members. */
+static json_t *run_request(struct control_context *ctx, bool *negotiated,
+                           const json_t *request, struct control_error *error)
+{
+    const json_t *args = json_object_get(request, "arguments");
+    const char *name, *member = arg_text(request, "execute");
+    json_t *value;
+
+    json_object_foreach(
+        (json_t *)(uintptr_t)request, name,
+        value) if (strcmp(name, "execute") != 0 && strcmp(name, "arguments") != 0 &&
+                   strcmp(name, "id") !=
+                       0) return control_fail(error, CLASS_GENERIC,
+                                              "QMP input member '%.200s' is unexpected",
+                                              name);
+    if (!arg_is_given(request, "execute"))
+        return control_fail(error, CLASS_GENERIC, "QMP input lacks member 'execute'");
+    if (!member)
+        return control_fail(error, CLASS_GENERIC,
+                            "QMP input member 'execute' must be a string");
+    if (args && !json_is_object(args))
+        return control_fail(error, CLASS_GENERIC,
+                            "QMP input member 'arguments' must be an object");
+    json_t *none = args ? NULL : json_object();
+    json_t *result = run_command(ctx, negotiated, member, args ? args : none, error);
+    json_decref(none);
+    return result;
+}
+
+json_t *control_execute(struct control_context *ctx, bool *negotiated,
+                        const json_t *request)
+{
+    struct control_error error = {.class = CLASS_GENERIC};
+
+    if (!request)
+        return control_refusal("JSON parse error");
+    if (!json_is_object(request))
+        return control_refusal("QMP input must be a JSON object");
+    json_t *result = run_request(ctx, negotiated, request, &error);
+    json_t *reply = result ? json_pack("{s:o}", "return", result) : error_reply(&error);
+    json_t *id = json_object_get(request, "id");
+    if (id)
+        json_object_set(reply, "id", id);
+    return reply;
+}

@@ -1,0 +1,104 @@
+/* The commands of the control socket.  Each is a row of a table: its name, what arguments
+ * it takes, and the function that does it.  What a request says is checked against the row
+ * before the function sees it, and query-commands and error messages read the same rows.
+ *
+ * Threads: the control thread.  Layer: server. */
+#ifndef SERVER_CONTROL_CMDS_H
+#define SERVER_CONTROL_CMDS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <jansson.h>
+
+#include "base/compiler.h"
+#include "base/diag.h"
+
+struct export;
+struct job_manager;
+
+/* What commands work on. */
+struct control_context {
+    const char *node_name;
+    struct export *export;
+    struct job_manager *jobs;
+    void (*shutdown)(void);
+    bool shut_down; /* by `quit` */
+};
+
+/* ---- errors ---- */
+
+#define CLASS_GENERIC    "GenericError"
+#define CLASS_COMMAND    "CommandNotFound"
+#define CLASS_DEVICE     "DeviceNotFound"
+#define CLASS_NOT_ACTIVE "DeviceNotActive"
+
+struct control_error {
+    const char *class;
+    struct diag diag; /* err 0: there is no errno to tell */
+};
+
+/* Both return NULL, for `return` in a command. */
+json_t *control_fail(struct control_error *error, const char *class, const char *fmt, ...)
+    PRINTF_LIKE(3, 4);
+/* error->diag was set by a function that failed. */
+json_t *control_fail_diag(struct control_error *error, const char *class);
+
+/* ---- the table ---- */
+
+enum control_arg_type {
+    ARG_STRING = 1,
+    ARG_BOOL,
+    ARG_SIZE, /* an integer, not negative */
+    ARG_WORD, /* one of `words` */
+    ARG_LIST, /* an array: the command looks at its members */
+};
+
+struct control_arg {
+    const char *name; /* NULL: the end of the table */
+    enum control_arg_type type;
+    bool mandatory;
+    const char *const *words; /* NULL at the end */
+};
+
+struct control_command {
+    const char *name;
+    const struct control_arg *args; /* NULL: none */
+    /* The value of "return", new, or NULL with the error set.  `args` is an object that
+     * fits the table. */
+    json_t *(*run)(struct control_context *ctx, const json_t *args,
+                   struct control_error *error);
+};
+
+/* Tables that end with a NULL name. */
+extern const struct control_command control_server_commands[], control_query_commands[],
+    control_job_commands[], control_bitmap_commands[];
+
+/* Every command's name, as query-commands returns them. */
+json_t *control_list_commands(void);
+
+/* ---- arguments that were checked ---- */
+
+bool arg_is_given(const json_t *args, const char *name);
+const char *arg_text(const json_t *args, const char *name); /* NULL when it is not there */
+bool arg_bool(const json_t *args, const char *name, bool otherwise);
+uint64_t arg_size(const json_t *args, const char *name, uint64_t otherwise);
+/* The word's place in the list. */
+unsigned arg_word(const json_t *args, const char *name, const char *const *words,
+                  unsigned otherwise);
+
+/* ---- the protocol ---- */
+
+json_t *control_greeting(void);
+
+/* The reply to one request, which is NULL when it wasn't JSON.  Changes *negotiated. */
+json_t *control_execute(struct control_context *ctx, bool *negotiated,
+                        const json_t *request);
+
+/* The reply to what can't be a request. */
+json_t *control_refusal(const char *desc);
+
+/* JSON is UTF-8 and file names are bytes: what isn't the one is shown as '?'. */
+json_t *control_text(const char *text);
+
+#endif

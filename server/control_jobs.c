@@ -1,0 +1,413 @@
+/* Commands that start jobs, ask for them and tell them what to do. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "control_cmds.h"
+#include "control_target.h"
+#include "export.h"
+#include "jobs/commit.h"
+#include "jobs/manager.h"
+#include "jobs/mirror.h"
+#include "storage/nbd_uri.h"
+
+/* ---- where the jobs' users hang: the export ---- */
+
+static void hold_users(void *opaque)
+{
+    export_hold(opaque);
+}
+
+static void release_users(void *opaque)
+{
+    export_release(opaque);
+}
+
+static int swing_users(void *opaque, struct node *target, struct diag *diag)
+{
+    return export_swing(opaque, target, diag);
+}
+
+static struct mirror_pivot pivot_of(struct export *export)
+{
+    return (struct mirror_pivot){.hold = hold_users,
+                                 .release = release_users,
+                                 .swing = swing_users,
+                                 .opaque = export};
+}
+
+/* ---- starting ---- */
+
+static const char *const formats[] = {"qcow2", "qed", "raw", NULL};
+static const char *const modes[] = {"existing", "absolute-paths", NULL};
+static const char *const syncs[] = {[MIRROR_FULL] = "full",
+                                    [MIRROR_TOP] = "top",
+                                    [MIRROR_NONE] = "none",
+                                    [MIRROR_INCREMENTAL] = "incremental",
+                                    NULL};
+static const char *const copy_modes[] = {
+    [MIRROR_BACKGROUND] = "background", [MIRROR_WRITE_BLOCKING] = "write-blocking", NULL};
+static const char *const on_errors[] = {[JOB_REPORT] = "report",
+                                        [JOB_IGNORE] = "ignore",
+                                        [JOB_ENOSPC] = "enospc",
+                                        [JOB_STOP] = "stop",
+                                        NULL};
+
+enum { MODE_EXISTING, MODE_ABSOLUTE_PATHS };
+
+static bool is_our_device(const struct control_context *ctx, const json_t *args,
+                          const char *key, struct control_error *error)
+{
+    const char *device = arg_text(args, key);
+
+    if (!device || strcmp(device, ctx->node_name) == 0)
+        return true;
+    control_fail(error, CLASS_DEVICE, "Cannot find device '%.200s'", device);
+    return false;
+}
+
+static struct job_params job_params_of(const json_t *args)
+{
+    const char *id = arg_text(args, "job-id");
+
+    return (struct job_params){
+        .id = id ? id : arg_text(args, "device"),
+        .speed = arg_size(args, "speed", 0),
+        .manual_finalize = !arg_bool(args, "auto-finalize", true),
+        .manual_dismiss = !arg_bool(args, "auto-dismiss", true),
+    };
+}
+
+static enum job_on_error on_error_of(const json_t *args, const char *key)
+{
+    return (enum job_on_error)arg_word(args, key, on_errors, JOB_REPORT);
+}
+
+static int start_mirror(struct control_context *ctx, const json_t *args,
+                        struct node *source, struct diag *diag)
+{
+    enum mirror_sync sync = (enum mirror_sync)arg_word(args, "sync", syncs, MIRROR_FULL);
+    const char *format = arg_text(args, "format");
+    const struct target_request request = {
+        .target = arg_text(args, "target"),
+        .format = format ? format : "raw",
+        .source = source,
+        .existing = arg_word(args, "mode", modes, MODE_ABSOLUTE_PATHS) == MODE_EXISTING,
+        .with_backing = sync == MIRROR_TOP,
+    };
+    struct mirror_params params = {
+        .job = job_params_of(args),
+        .source = source,
+        .sync = sync,
+        .bitmap = arg_text(args, "bitmap"),
+        .copy_mode = (enum mirror_copy_mode)arg_word(args, "copy-mode", copy_modes,
+                                                     MIRROR_BACKGROUND),
+        .on_source_error = on_error_of(args, "on-source-error"),
+        .on_target_error = on_error_of(args, "on-target-error"),
+        .granularity = arg_size(args, "granularity", 0),
+        .buf_size = arg_size(args, "buf-size", 0),
+        .unmap = arg_bool(args, "unmap", true),
+        .pivot = pivot_of(ctx->export),
+    };
+
+    int err = control_open_target(&request, &params.target, diag);
+    return err ? err : mirror_start(ctx->jobs, &params, diag);
+}
+
+/* What can be said before a target is opened, or even made. */
+static bool mirror_makes_sense(struct control_context *ctx, const json_t *args,
+                               struct control_error *error)
+{
+    unsigned sync = arg_word(args, "sync", syncs, MIRROR_FULL);
+    const char *replaces = arg_text(args, "replaces");
+
+    if (!is_our_device(ctx, args, "device", error))
+        return false;
+    if (replaces && strcmp(replaces, ctx->node_name) != 0)
+        control_fail(error, CLASS_GENERIC, "Failed to find node with node-name='%.200s'",
+                     replaces);
+    else if ((sync == MIRROR_INCREMENTAL) != arg_is_given(args, "bitmap"))
+        control_fail(error, CLASS_GENERIC,
+                     "'bitmap' goes with sync=incremental, and that with 'bitmap'");
+    else if (sync == MIRROR_NONE && !nbd_uri_is_one(arg_text(args, "target")) &&
+             arg_word(args, "mode", modes, MODE_ABSOLUTE_PATHS) == MODE_ABSOLUTE_PATHS)
+        control_fail(error, CLASS_GENERIC,
+                     "sync=none to a file needs mode=existing: a file on top of the disk "
+                     "that is in use can't be made");
+    else
+        return true;
+    return false;
+}
+
+static json_t *drive_mirror(struct control_context *ctx, const json_t *args,
+                            struct control_error *error)
+{
+    if (!mirror_makes_sense(ctx, args, error))
+        return NULL;
+    /* Given back by the event of the job's end. */
+    struct node *source = export_claim(ctx->export);
+    if (start_mirror(ctx, args, source, &error->diag) == 0)
+        return json_object();
+    export_unclaim(ctx->export);
+    return control_fail_diag(error, CLASS_GENERIC);
+}
+
+static json_t *block_commit(struct control_context *ctx, const json_t *args,
+                            struct control_error *error)
+{
+    if (!is_our_device(ctx, args, "device", error))
+        return NULL;
+    const struct commit_params params = {
+        .job = job_params_of(args),
+        .active = export_claim(ctx->export),
+        .top = arg_text(args, "top"),
+        .base = arg_text(args, "base"),
+        .on_error = on_error_of(args, "on-error"),
+        .pivot = pivot_of(ctx->export),
+    };
+    if (commit_start(ctx->jobs, &params, &error->diag) == 0)
+        return json_object();
+    export_unclaim(ctx->export);
+    return control_fail_diag(error, CLASS_GENERIC);
+}
+
+/* ---- looking ---- */
+
+/* A copy of all jobs' infos, to be freed; NULL when memory is short. */
+static struct job_info *look_at_jobs(struct control_context *ctx, size_t *n)
+{
+    struct job_info *infos = NULL;
+    size_t room = 0;
+
+    /* Only this thread starts jobs: there can't be more the second time. */
+    while ((*n = job_query(ctx->jobs, infos, room)) > room || !infos) {
+        free(infos);
+        room = *n + 1;
+        infos = calloc(room, sizeof *infos);
+        if (!infos)
+            return NULL;
+    }
+    return infos;
+}
+
+static void add_error(json_t *object, const struct job_info *info)
+{
+    if (info->error[0])
+        json_object_set_new(object, "error", control_text(info->error));
+}
+
+static json_t *block_job_info(const struct job_info *info)
+{
+    json_t *object = json_pack(
+        "{s:s,s:s,s:I,s:I,s:b,s:b,s:I,s:s,s:b,s:s,s:b,s:b}", "type", info->type, "device",
+        info->id, "len", (json_int_t)info->len, "offset", (json_int_t)info->offset, "busy",
+        info->busy, "paused", info->paused, "speed", (json_int_t)info->speed, "io-status",
+        info->io_status, "ready", info->ready, "status", job_state_name(info->state),
+        "auto-finalize", info->auto_finalize, "auto-dismiss", info->auto_dismiss);
+
+    add_error(object, info);
+    return object;
+}
+
+static json_t *job_info(const struct job_info *info)
+{
+    json_t *object =
+        json_pack("{s:s,s:s,s:s,s:I,s:I}", "id", info->id, "type", info->type, "status",
+                  job_state_name(info->state), "current-progress", (json_int_t)info->offset,
+                  "total-progress", (json_int_t)info->len);
+
+    add_error(object, info);
+    return object;
+}
+
+static json_t *list_jobs(struct control_context *ctx, struct control_error *error,
+                         json_t *(*describe)(const struct job_info *))
+{
+    size_t n;
+    CLEANUP_FREE struct job_info *infos = look_at_jobs(ctx, &n);
+    json_t *list = json_array();
+
+    if (!infos) {
+        json_decref(list);
+        return control_fail(error, CLASS_GENERIC, "out of memory");
+    }
+    for (size_t i = 0; i < n; i++)
+        json_array_append_new(list, describe(&infos[i]));
+    return list;
+}
+
+static json_t *query_block_jobs(struct control_context *ctx, const json_t *args,
+                                struct control_error *error)
+{
+    (void)args;
+    return list_jobs(ctx, error, block_job_info);
+}
+
+static json_t *query_jobs(struct control_context *ctx, const json_t *args,
+                          struct control_error *error)
+{
+    (void)args;
+    return list_jobs(ctx, error, job_info);
+}
+
+/* ---- verbs ---- */
+
+static json_t *verb_done(int err, struct control_error *error)
+{
+    if (err == 0)
+        return json_object();
+    return control_fail_diag(error, err == -ENOENT ? CLASS_NOT_ACTIVE : CLASS_GENERIC);
+}
+
+static json_t *job_cancel_command(struct control_context *ctx, const json_t *args,
+                                  struct control_error *error)
+{
+    return verb_done(job_cancel(ctx->jobs, arg_text(args, "device"),
+                                arg_bool(args, "force", false), &error->diag),
+                     error);
+}
+
+static json_t *job_pause_command(struct control_context *ctx, const json_t *args,
+                                 struct control_error *error)
+{
+    return verb_done(job_pause(ctx->jobs, arg_text(args, "device"), &error->diag), error);
+}
+
+static json_t *job_resume_command(struct control_context *ctx, const json_t *args,
+                                  struct control_error *error)
+{
+    return verb_done(job_resume(ctx->jobs, arg_text(args, "device"), &error->diag), error);
+}
+
+static json_t *job_set_speed_command(struct control_context *ctx, const json_t *args,
+                                     struct control_error *error)
+{
+    return verb_done(job_set_speed(ctx->jobs, arg_text(args, "device"),
+                                   arg_size(args, "speed", 0), &error->diag),
+                     error);
+}
+
+/* Completing replaces the disk's node, which must not be done under another job. */
+static const char *other_job(struct control_context *ctx, const char *id,
+                             struct job_info *infos, size_t n)
+{
+    (void)ctx;
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(infos[i].id, id) != 0 && infos[i].state != JOB_CONCLUDED)
+            return infos[i].id;
+    return NULL;
+}
+
+static json_t *job_complete_command(struct control_context *ctx, const json_t *args,
+                                    struct control_error *error)
+{
+    const char *id = arg_text(args, "device");
+    size_t n;
+    CLEANUP_FREE struct job_info *infos = look_at_jobs(ctx, &n);
+    const char *other = infos ? other_job(ctx, id, infos, n) : NULL;
+
+    if (other)
+        return control_fail(error, CLASS_GENERIC,
+                            "job '%s' uses the disk, too: it has to end before", other);
+    return verb_done(job_complete(ctx->jobs, id, &error->diag), error);
+}
+
+/* QMP calls the job `id` here, and `device` elsewhere: both are taken. */
+static const char *id_of(const json_t *args, struct control_error *error)
+{
+    const char *id = arg_text(args, "id"), *device = arg_text(args, "device");
+
+    if (!id == !device)
+        control_fail(error, CLASS_GENERIC, "Parameter 'id' is %s",
+                     id ? "the same as 'device': give one" : "missing");
+    else
+        return id ? id : device;
+    return NULL;
+}
+
+static json_t *job_finalize_command(struct control_context *ctx, const json_t *args,
+                                    struct control_error *error)
+{
+    const char *id = id_of(args, error);
+
+    return id ? verb_done(job_finalize(ctx->jobs, id, &error->diag), error) : NULL;
+}
+
+static json_t *job_dismiss_command(struct control_context *ctx, const json_t *args,
+                                   struct control_error *error)
+{
+    const char *id = id_of(args, error);
+
+    return id ? verb_done(job_dismiss(ctx->jobs, id, &error->diag), error) : NULL;
+}
+
+/* ---- the table ---- */
+
+static const struct control_arg mirror_args[] = {
+    {"job-id", ARG_STRING, false, NULL},
+    {"device", ARG_STRING, true, NULL},
+    {"target", ARG_STRING, true, NULL},
+    {"format", ARG_WORD, false, formats},
+    {"mode", ARG_WORD, false, modes},
+    {"sync", ARG_WORD, true, syncs},
+    {"bitmap", ARG_STRING, false, NULL},
+    {"speed", ARG_SIZE, false, NULL},
+    {"granularity", ARG_SIZE, false, NULL},
+    {"buf-size", ARG_SIZE, false, NULL},
+    {"on-source-error", ARG_WORD, false, on_errors},
+    {"on-target-error", ARG_WORD, false, on_errors},
+    {"unmap", ARG_BOOL, false, NULL},
+    {"copy-mode", ARG_WORD, false, copy_modes},
+    {"replaces", ARG_STRING, false, NULL},
+    {"auto-finalize", ARG_BOOL, false, NULL},
+    {"auto-dismiss", ARG_BOOL, false, NULL},
+    {0},
+};
+
+static const struct control_arg commit_args[] = {
+    {"job-id", ARG_STRING, false, NULL},
+    {"device", ARG_STRING, true, NULL},
+    {"base", ARG_STRING, false, NULL},
+    {"top", ARG_STRING, false, NULL},
+    {"speed", ARG_SIZE, false, NULL},
+    {"on-error", ARG_WORD, false, on_errors},
+    {"auto-finalize", ARG_BOOL, false, NULL},
+    {"auto-dismiss", ARG_BOOL, false, NULL},
+    {0},
+};
+
+static const struct control_arg cancel_args[] = {
+    {"device", ARG_STRING, true, NULL},
+    {"force", ARG_BOOL, false, NULL},
+    {0},
+};
+
+static const struct control_arg speed_args[] = {
+    {"device", ARG_STRING, true, NULL},
+    {"speed", ARG_SIZE, true, NULL},
+    {0},
+};
+
+static const struct control_arg device_args[] = {{"device", ARG_STRING, true, NULL}, {0}};
+
+static const struct control_arg id_args[] = {
+    {"id", ARG_STRING, false, NULL},
+    {"device", ARG_STRING, false, NULL},
+    {0},
+};
+
+const struct control_command control_job_commands[] = {
+    {"drive-mirror", mirror_args, drive_mirror},
+    {"block-commit", commit_args, block_commit},
+    {"query-block-jobs", NULL, query_block_jobs},
+    {"query-jobs", NULL, query_jobs},
+    {"block-job-cancel", cancel_args, job_cancel_command},
+    {"block-job-complete", device_args, job_complete_command},
+    {"block-job-pause", device_args, job_pause_command},
+    {"block-job-resume", device_args, job_resume_command},
+    {"block-job-set-speed", speed_args, job_set_speed_command},
+    {"block-job-finalize", id_args, job_finalize_command},
+    {"block-job-dismiss", id_args, job_dismiss_command},
+    {0},
+};

@@ -1,0 +1,156 @@
+/* What the disk consists of: query-block and query-named-block-nodes. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/cleanup.h"
+#include "control_bitmaps.h"
+#include "control_cmds.h"
+#include "export.h"
+
+static void add_number(json_t *object, const char *key, uint64_t value)
+{
+    json_object_set_new(object, key, json_integer((json_int_t)value));
+}
+
+static void add_backing_name(const struct node *node, json_t *image)
+{
+    if (!node->backing_name)
+        return;
+    CLEANUP_FREE char *full = reference_join(node->filename, node->backing_name);
+    json_object_set_new(image, "backing-filename", control_text(node->backing_name));
+    if (full)
+        json_object_set_new(image, "full-backing-filename", control_text(full));
+    if (node->backing_format)
+        json_object_set_new(image, "backing-filename-format",
+                            control_text(node->backing_format));
+}
+
+/* ImageInfo of the node, and nested in it of those below. */
+static json_t *describe_image(struct node *node, bool nested)
+{
+    json_t *image = json_object();
+    uint64_t allocated;
+
+    json_object_set_new(image, "filename", control_text(node->filename));
+    json_object_set_new(image, "format", json_string(node->driver->name));
+    add_number(image, "virtual-size", node->size);
+    if (storage_allocated(node->file, &allocated) == 0)
+        add_number(image, "actual-size", allocated);
+    if (node->cluster_size > 1)
+        add_number(image, "cluster-size", node->cluster_size);
+    json_object_set_new(image, "dirty-flag", json_false());
+    if (node->driver->info)
+        node->driver->info(node, image);
+    add_backing_name(node, image);
+    if (nested && node->backing)
+        json_object_set_new(image, "backing-image", describe_image(node->backing, true));
+    return image;
+}
+
+static json_t *describe_cache(const struct cache_mode *mode)
+{
+    return json_pack("{s:b,s:b,s:b,s:s}", "writeback", !mode->write_through, "direct",
+                     mode->direct, "no-flush", mode->no_flush, "mode", mode->name);
+}
+
+static unsigned depth_below(const struct node *node)
+{
+    unsigned depth = 0;
+
+    while ((node = node->backing))
+        depth++;
+    return depth;
+}
+
+/* Nothing is throttled or watched; QMP wants it said. */
+static void add_absent_features(json_t *device)
+{
+    static const char *const zero[] = {"bps",     "bps_rd",  "bps_wr",         "iops",
+                                       "iops_rd", "iops_wr", "write_threshold"};
+
+    for (size_t i = 0; i < ARRAY_LEN(zero); i++)
+        add_number(device, zero[i], 0);
+    json_object_set_new(device, "encrypted", json_false());
+}
+
+/* BlockDeviceInfo. */
+static json_t *describe_node(struct node *node, const char *name, bool nested)
+{
+    static const char *const detect[] = {
+        [DETECT_OFF] = "off", [DETECT_ON] = "on", [DETECT_UNMAP] = "unmap"};
+    json_t *device = json_object();
+
+    json_object_set_new(device, "node-name", control_text(name));
+    json_object_set_new(device, "file", control_text(node->filename));
+    json_object_set_new(device, "drv", json_string(node->driver->name));
+    json_object_set_new(device, "ro", json_boolean(!node->can_write));
+    if (node->backing)
+        json_object_set_new(device, "backing_file", control_text(node->backing->filename));
+    add_number(device, "backing_file_depth", depth_below(node));
+    json_object_set_new(device, "detect_zeroes",
+                        json_string(detect[node->options.detect_zeroes]));
+    add_absent_features(device);
+    json_object_set_new(device, "image", describe_image(node, nested));
+    json_object_set_new(device, "cache", describe_cache(node->options.cache));
+    json_t *bitmaps = control_describe_bitmaps(node);
+    if (json_array_size(bitmaps) > 0)
+        json_object_set(device, "dirty-bitmaps", bitmaps);
+    json_decref(bitmaps);
+    return device;
+}
+
+/* Whoever takes a node out of the chain waits for both gates. */
+struct chain_use {
+    struct export_use use;
+    gate_ticket ticket;
+};
+
+static struct chain_use look_at_chain(struct export *export)
+{
+    struct export_use use = export_enter(export);
+
+    return (struct chain_use){use, gate_enter(&use.node->ctx->gate)};
+}
+
+static void stop_looking(struct chain_use *chain)
+{
+    gate_leave(&chain->use.node->ctx->gate, chain->ticket);
+    export_leave(&chain->use);
+}
+
+static json_t *query_block(struct control_context *ctx, const json_t *args,
+                           struct control_error *error)
+{
+    struct chain_use chain CLEANUP(stop_looking) = look_at_chain(ctx->export);
+
+    (void)args;
+    (void)error;
+    return json_pack("[{s:s,s:s,s:b,s:b,s:o}]", "device", ctx->node_name, "type", "unknown",
+                     "removable", 0, "locked", 0, "inserted",
+                     describe_node(chain.use.node, ctx->node_name, true));
+}
+
+static json_t *query_nodes(struct control_context *ctx, const json_t *args,
+                           struct control_error *error)
+{
+    struct chain_use chain CLEANUP(stop_looking) = look_at_chain(ctx->export);
+    bool nested = !arg_bool(args, "flat", false);
+    json_t *nodes = json_array();
+    unsigned depth = 0;
+
+    (void)error;
+    for (struct node *node = chain.use.node; node; node = node->backing, depth++) {
+        char name[64];
+        snprintf(name, sizeof name, depth ? "%s#%u" : "%s", ctx->node_name, depth);
+        json_array_append_new(nodes, describe_node(node, name, nested));
+    }
+    return nodes;
+}
+
+static const struct control_arg nodes_args[] = {{"flat", ARG_BOOL, false, NULL}, {0}};
+
+const struct control_command control_query_commands[] = {
+    {"query-block", NULL, query_block},
+    {"query-named-block-nodes", nodes_args, query_nodes},
+    {0},
+};

@@ -1,0 +1,86 @@
+#include "control_socket.h"
+
+#include <errno.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+
+#define BACKLOG 128
+
+static int new_socket(void)
+{
+    return socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+}
+
+/* Is it a socket that nobody listens on any more? */
+static bool is_stale(const struct sockaddr_un *addr)
+{
+    struct stat st;
+
+    if (lstat(addr->sun_path, &st) < 0 || !S_ISSOCK(st.st_mode))
+        return false;
+    CLEANUP_CLOSE int fd = new_socket();
+    return fd >= 0 && connect(fd, (const struct sockaddr *)addr, sizeof *addr) < 0 &&
+           errno == ECONNREFUSED;
+}
+
+/* There is no moment in which others could connect: the file is born with its mode. */
+static int bind_private(int fd, const struct sockaddr_un *addr)
+{
+    mode_t mask = umask(S_IXUSR | S_IRWXG | S_IRWXO);
+    int rc = bind(fd, (const struct sockaddr *)addr, sizeof *addr);
+    int err = errno;
+
+    umask(mask);
+    errno = err;
+    return rc;
+}
+
+static int listen_at(int fd, const struct sockaddr_un *addr)
+{
+    if (bind_private(fd, addr) < 0) {
+        if (errno != EADDRINUSE)
+            return -errno;
+        if (!is_stale(addr))
+            return -EADDRINUSE;
+        unlink(addr->sun_path);
+        if (bind_private(fd, addr) < 0)
+            return -errno;
+    }
+    return listen(fd, BACKLOG) < 0 ? -errno : 0;
+}
+
+int control_socket_open(struct control_socket *s, const char *path, struct diag *diag)
+{
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    struct stat st = {0};
+
+    if (strlen(path) >= sizeof addr.sun_path)
+        return diag_set(diag, ENAMETOOLONG,
+                        "control=%s: a socket's path has at most %zu bytes", path,
+                        sizeof addr.sun_path - 1);
+    strcpy(addr.sun_path, path);
+    CLEANUP_CLOSE int fd = new_socket();
+    int err = fd < 0 ? -errno : listen_at(fd, &addr);
+    if (!err && lstat(path, &st) < 0)
+        err = -errno;
+    if (err)
+        return diag_errno(diag, -err, "control=%s: cannot listen", path);
+    *s = (struct control_socket){fd, path, st.st_dev, st.st_ino};
+    fd = -1;
+    return 0;
+}
+
+void control_socket_close(struct control_socket *s)
+{
+    struct stat st;
+
+    if (lstat(s->path, &st) == 0 && st.st_dev == s->device && st.st_ino == s->inode)
+        unlink(s->path);
+    close(s->fd);
+}

@@ -1,0 +1,26 @@
+/* The listening Unix socket of the control thread: made safely, removed at the end.
+ * Threads: the main one.  Layer: server. */
+#ifndef SERVER_CONTROL_SOCKET_H
+#define SERVER_CONTROL_SOCKET_H
+
+#include <sys/types.h>
+
+#include "base/compiler.h"
+#include "base/diag.h"
+
+struct control_socket {
+    int fd; /* listening, non-blocking, closed on exec */
+    const char *path;
+    dev_t device; /* what we made, so that nothing else is removed */
+    ino_t inode;
+};
+
+/* Listens at path (borrowed) with mode 0600 from the first moment on; to be called while
+ * there is one thread.  A socket that nobody listens on any more is replaced. */
+int control_socket_open(struct control_socket *socket, const char *path,
+                        struct diag *diag) MUST_USE;
+
+/* Removes the file, if it is still ours, and closes. */
+void control_socket_close(struct control_socket *socket);
+
+#endif

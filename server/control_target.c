@@ -1,0 +1,106 @@
+#include "control_target.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "block/chain.h"
+#include "storage/file.h"
+#include "storage/nbd.h"
+
+/* A mirror has 16 operations in flight at most; more connections bring nothing. */
+#define NBD_CONNECTIONS 4
+
+static int open_nbd(const struct target_request *request, struct node **out,
+                    struct diag *diag)
+{
+    const struct nbd_open how = {.connections = NBD_CONNECTIONS};
+    const struct node_options options = {.lock_off = true};
+    struct storage *st;
+    const struct driver *driver;
+
+    int err = storage_open_nbd(request->target, &how, &st, diag);
+    if (err)
+        return err;
+    err = storage_nbd_start(st);
+    if (err)
+        diag_errno(diag, -err, "%s: starting its thread", request->target);
+    if (!err)
+        err = chain_find_driver(st, request->format, &driver, diag);
+    if (err) {
+        storage_close(st);
+        return err;
+    }
+    return node_open(request->source->ctx, driver, st, request->target, &options, out,
+                     diag);
+}
+
+/* Making a file over one of the chain would destroy what is to be copied. */
+static int check_not_in_chain(const struct target_request *request, struct diag *diag)
+{
+    const struct storage_open how = {.read_only = true};
+    CLEANUP_STORAGE struct storage *file = NULL;
+    uint64_t device, inode, other_device, other_inode;
+    struct diag ignored;
+
+    if (storage_open_file(request->target, &how, &file, &ignored) ||
+        storage_identity(file, &device, &inode))
+        return 0;
+    for (struct node *node = request->source; node; node = node->backing)
+        if (storage_identity(node->file, &other_device, &other_inode) == 0 &&
+            device == other_device && inode == other_inode)
+            return diag_set(diag, EBUSY, "%s: is part of the disk that is to be mirrored",
+                            request->target);
+    return 0;
+}
+
+static int make_file(const struct target_request *request, struct diag *diag)
+{
+    const struct driver *driver = driver_find(request->format);
+    const struct node *below = request->with_backing ? request->source->backing : NULL;
+    struct create_request create = {
+        .filename = request->target,
+        .size = request->source->size,
+        .backing_file = below ? below->filename : NULL,
+        .backing_format = below ? below->driver->name : NULL,
+    };
+
+    if (!driver)
+        return diag_set(diag, ENOTSUP, "%s: unknown format '%s'", request->target,
+                        request->format);
+    if (below && !driver->reserve)
+        return diag_set(diag, EINVAL, "%s: %s images have no backing file", request->target,
+                        driver->name);
+    return driver->create(&create, diag);
+}
+
+static int open_file(const struct target_request *request, struct node **out,
+                     struct diag *diag)
+{
+    const struct chain_options options = {
+        .format = request->format,
+        .node = {.need_check_delay_ns = request->source->options.need_check_delay_ns},
+    };
+
+    int err = check_not_in_chain(request, diag);
+    if (!err && !request->existing)
+        err = make_file(request, diag);
+    return err ? err
+               : chain_open(request->source->ctx, request->target, &options, out, diag);
+}
+
+int control_open_target(const struct target_request *request, struct node **out,
+                        struct diag *diag)
+{
+    struct node *node = NULL;
+
+    int err = nbd_uri_is_one(request->target) ? open_nbd(request, &node, diag)
+                                              : open_file(request, &node, diag);
+    if (!err)
+        err = node_activate(node, diag);
+    if (err)
+        node_close(node);
+    else
+        *out = node;
+    return err;
+}

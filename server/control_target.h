@@ -1,0 +1,24 @@
+/* Where drive-mirror copies to: opened, and made when that is asked for.
+ * Threads: the control thread.  Layer: server. */
+#ifndef SERVER_CONTROL_TARGET_H
+#define SERVER_CONTROL_TARGET_H
+
+#include <stdbool.h>
+
+#include "base/diag.h"
+#include "block/node.h"
+
+struct target_request {
+    const char *target; /* an NBD URI or a path */
+    const char *format;
+    struct node *source;
+    bool existing;     /* never make a file */
+    bool with_backing; /* a file that is made lies on the source's backing file */
+};
+
+/* On success *out, which can be written to, is the caller's; nothing that was made is
+ * removed on failure. */
+int control_open_target(const struct target_request *request, struct node **out,
+                        struct diag *diag) MUST_USE;
+
+#endif

@@ -1,0 +1,91 @@
+"""A client of the control socket, as plain as can be: JSON over a Unix socket."""
+
+import json
+import socket
+import time
+
+TIMEOUT = 20
+
+
+class QmpError(Exception):
+    """The reply was an error."""
+
+    def __init__(self, error):
+        super().__init__(f"{error['class']}: {error['desc']}")
+        self.kind, self.desc = error["class"], error["desc"]
+        self.errno = error.get("errno")
+
+
+class Closed(Exception):
+    """The server closed the connection."""
+
+
+class Qmp:
+    def __init__(self, path, negotiate=True):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(TIMEOUT)
+        self.socket.connect(str(path))
+        self.buffer = b""
+        self.events = []
+        self.greeting = self.receive()
+        if negotiate:
+            self.cmd("qmp_capabilities")
+
+    def close(self):
+        self.socket.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def send_bytes(self, data):
+        self.socket.sendall(data)
+
+    def send(self, message):
+        self.send_bytes(json.dumps(message).encode() + b"\n")
+
+    def receive(self, timeout=TIMEOUT):
+        """The next message of any kind."""
+        limit = time.monotonic() + timeout
+        while b"\n" not in self.buffer:
+            self.socket.settimeout(max(0.001, limit - time.monotonic()))
+            try:
+                data = self.socket.recv(1 << 16)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                raise Closed()
+            self.buffer += data
+        line, self.buffer = self.buffer.split(b"\n", 1)
+        return json.loads(line)
+
+    def reply(self, timeout=TIMEOUT):
+        """The next reply; events before it are kept."""
+        while True:
+            message = self.receive(timeout)
+            if "event" not in message:
+                return message
+            self.events.append(message)
+
+    def cmd(self, command, **arguments):
+        """Runs a command (with _ for - in the names of arguments); its value, or QmpError."""
+        arguments = {key.replace("_", "-"): value for key, value in arguments.items()}
+        self.send({"execute": command, **({"arguments": arguments} if arguments else {})})
+        reply = self.reply()
+        if "error" in reply:
+            raise QmpError(reply["error"])
+        return reply["return"]
+
+    def event(self, *names, timeout=TIMEOUT, **data):
+        """The first event of one of the names whose data has these items, kept or to come; it and
+        what came before it are forgotten."""
+        limit = time.monotonic() + timeout
+        while True:
+            while self.events:
+                event = self.events.pop(0)
+                if event["event"] in names and data.items() <= event["data"].items():
+                    return event
+            self.events.append(self.receive(max(0.001, limit - time.monotonic())))
+            assert "event" in self.events[-1], self.events[-1]

@@ -1,0 +1,256 @@
+/* The hierarchical bitset: against a flat array, at its largest, and under many threads. */
+#include <criterion/criterion.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "block/hbits.h"
+#include "rng.h"
+
+static bool upper_bit(const struct hbits *h, unsigned level, uint64_t word)
+{
+    return h->words[level][word / 64] >> word % 64 & 1;
+}
+
+/* Nobody sets: every word's bit above says whether it is empty. */
+static void check_levels(const struct hbits *h)
+{
+    for (unsigned level = 0; level + 1 < HBITS_LEVELS; level++)
+        for (uint64_t w = 0; w < h->n_words[level]; w++)
+            cr_assert_eq(upper_bit(h, level + 1, w), h->words[level][w] != 0,
+                         "level %u, word %lu", level, (unsigned long)w);
+}
+
+/* ---- a model ---- */
+
+static uint64_t model_next(const bool *model, bool value, uint64_t from, uint64_t end)
+{
+    while (from < end && model[from] != value)
+        from++;
+    return from < end ? from : end;
+}
+
+static void one_step(struct hbits *h, bool *model, struct rng *rng)
+{
+    uint64_t n = h->n_bits, start = rng_below(rng, n);
+    uint64_t most = rng_one_in(rng, 4) ? n - start : MIN(n - start, 100);
+    uint64_t len = rng_below(rng, most + 1), end = start + len;
+
+    switch (rng_below(rng, 4)) {
+    case 0:
+        hbits_set(h, start, len);
+        memset(model + start, true, len);
+        break;
+    case 1: {
+        uint64_t was = 0;
+        for (uint64_t i = start; i < end; i++)
+            was += model[i];
+        cr_assert_eq(hbits_clear(h, start, len), was);
+        memset(model + start, false, len);
+        break;
+    }
+    case 2:
+        cr_assert_eq(hbits_next_set(h, start, end), model_next(model, true, start, end));
+        cr_assert_eq(hbits_next_set(h, start, n), model_next(model, true, start, n));
+        break;
+    default:
+        cr_assert_eq(hbits_next_clear(h, start, end), model_next(model, false, start, end));
+        cr_assert_eq(hbits_test(h, start), model[start]);
+    }
+}
+
+static void run_model(uint64_t n, unsigned steps)
+{
+    struct hbits h;
+    struct rng rng;
+    bool *model = calloc(n, sizeof *model);
+    uint64_t set = 0;
+
+    rng_init(&rng, n);
+    cr_assert_eq(hbits_init(&h, n), 0);
+    for (unsigned i = 0; i < steps; i++)
+        one_step(&h, model, &rng);
+    for (uint64_t i = 0; i < n; i++)
+        set += model[i];
+    cr_assert_eq(hbits_count(&h), set);
+    check_levels(&h);
+    cr_assert_eq(hbits_clear(&h, 0, n), set);
+    cr_assert_eq(hbits_next_set(&h, 0, n), n);
+    check_levels(&h);
+    hbits_destroy(&h);
+    free(model);
+}
+
+Test(hbits, as_a_flat_array, .timeout = 120)
+{
+    static const uint64_t sizes[] = {1,    2,    63,   64,     65,     127,    4095,
+                                     4096, 4097, 8191, 262143, 262144, 262145, 600000};
+
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
+        run_model(sizes[i], 3000);
+}
+
+Test(hbits, nothing_in_it, .timeout = 120)
+{
+    struct hbits h;
+
+    cr_assert_eq(hbits_init(&h, 0), 0);
+    hbits_set(&h, 0, 0);
+    cr_assert_eq(hbits_clear(&h, 0, 0), 0);
+    cr_assert_eq(hbits_next_set(&h, 0, 0), 0);
+    cr_assert_eq(hbits_count(&h), 0);
+    hbits_destroy(&h);
+}
+
+/* 64 TiB in granules of 64 KiB.  A search that read each word would take hours for this. */
+Test(hbits, sixty_four_tebibytes, .timeout = 120)
+{
+    const uint64_t n = 1ull << 30;
+    struct hbits h;
+    uint64_t words = 0;
+
+    cr_assert_eq(hbits_init(&h, n), 0);
+    for (unsigned level = 0; level < HBITS_LEVELS; level++)
+        words += h.n_words[level];
+    cr_assert_leq(words * 64, n + n / 50, "2 %% more than a bit each");
+    for (int i = 0; i < 10000; i++)
+        cr_assert_eq(hbits_next_set(&h, 0, n), n);
+    hbits_set(&h, n - 1, 1);
+    for (int i = 0; i < 10000; i++)
+        cr_assert_eq(hbits_next_set(&h, 0, n), n - 1);
+    cr_assert_eq(hbits_clear(&h, 0, n), 1);
+    cr_assert_eq(hbits_count(&h), 0);
+    hbits_destroy(&h);
+}
+
+Test(hbits, merged_and_resized, .timeout = 120)
+{
+    struct hbits a, b;
+
+    cr_assert_eq(hbits_init(&a, 1000), 0);
+    cr_assert_eq(hbits_init(&b, 5000), 0);
+    hbits_set(&a, 10, 5);
+    hbits_set(&b, 12, 100);
+    hbits_set(&b, 990, 4010);
+    hbits_merge(&a, &b);
+    cr_assert_eq(hbits_count(&a), 102 + 10);
+    cr_assert_eq(hbits_resize(&a, 995), 0);
+    cr_assert_eq(hbits_count(&a), 102 + 5);
+    cr_assert_eq(hbits_resize(&a, 3000), 0);
+    cr_assert_eq(hbits_count(&a), 102 + 5);
+    cr_assert_eq(hbits_next_set(&a, 112, 3000), 990);
+    cr_assert_eq(hbits_next_clear(&a, 990, 3000), 995);
+    check_levels(&a);
+    hbits_destroy(&a);
+    hbits_destroy(&b);
+}
+
+/* ---- threads ---- */
+
+#define BITS    20000u
+#define SETTERS 4
+#define ROUNDS  20000
+
+/* A mirror in small: setters write, then mark; the owner clears, then copies.  What is
+ * different in the end was lost. */
+struct mirror {
+    struct hbits dirty;
+    _Atomic uint32_t source[BITS], target[BITS];
+    _Atomic unsigned running;
+};
+
+struct setter {
+    struct mirror *mirror;
+    uint64_t seed;
+};
+
+static void *write_and_mark(void *opaque)
+{
+    struct setter *setter = opaque;
+    struct mirror *m = setter->mirror;
+    struct rng rng;
+
+    rng_init(&rng, setter->seed);
+    for (uint32_t round = 1; round <= ROUNDS; round++) {
+        /* Few places, so that setters and the owner meet. */
+        uint64_t start = rng_below(&rng, 64) * (BITS / 64), n = rng_between(&rng, 1, 3);
+        for (uint64_t i = start; i < start + n; i++)
+            atomic_store_explicit(&m->source[i], (uint32_t)rng_next(&rng),
+                                  memory_order_relaxed);
+        hbits_set(&m->dirty, start, n);
+    }
+    atomic_fetch_sub(&m->running, 1);
+    return NULL;
+}
+
+static void copy_one_run(struct mirror *m, uint64_t from)
+{
+    uint64_t start = hbits_next_set(&m->dirty, from, BITS);
+
+    if (start == BITS)
+        return;
+    uint64_t end = hbits_next_clear(&m->dirty, start, BITS);
+    hbits_clear(&m->dirty, start, end - start);
+    for (uint64_t i = start; i < end; i++) {
+        uint32_t now = atomic_load_explicit(&m->source[i], memory_order_relaxed);
+        atomic_store_explicit(&m->target[i], now, memory_order_relaxed);
+    }
+}
+
+Test(hbits, no_update_is_lost, .timeout = 120)
+{
+    static struct mirror m;
+    pthread_t threads[SETTERS];
+    struct setter setters[SETTERS];
+    struct rng rng;
+
+    rng_init(&rng, 99);
+    cr_assert_eq(hbits_init(&m.dirty, BITS), 0);
+    m.running = SETTERS;
+    for (unsigned i = 0; i < SETTERS; i++) {
+        setters[i] = (struct setter){.mirror = &m, .seed = i};
+        cr_assert_eq(pthread_create(&threads[i], NULL, write_and_mark, &setters[i]), 0);
+    }
+    while (m.running > 0)
+        copy_one_run(&m, rng_one_in(&rng, 2) ? 0 : rng_below(&rng, BITS));
+    for (unsigned i = 0; i < SETTERS; i++)
+        pthread_join(threads[i], NULL);
+    while (hbits_next_set(&m.dirty, 0, BITS) < BITS)
+        copy_one_run(&m, 0);
+    cr_assert_eq(hbits_count(&m.dirty), 0, "the count is exact when all is quiet");
+    for (unsigned i = 0; i < BITS; i++)
+        cr_assert_eq(m.source[i], m.target[i], "update of %u lost", i);
+    hbits_destroy(&m.dirty);
+}
+
+/* Rule (1): found as soon as hbits_set returned, whoever else is setting in the same words.
+ */
+static void *mark_and_look(void *opaque)
+{
+    struct setter *setter = opaque;
+    struct hbits *h = &setter->mirror->dirty;
+
+    for (uint64_t i = setter->seed; i < BITS; i += SETTERS) {
+        hbits_set(h, i, 1);
+        cr_assert_eq(hbits_next_set(h, i, BITS), i);
+    }
+    return NULL;
+}
+
+Test(hbits, found_as_soon_as_it_is_set, .timeout = 120)
+{
+    static struct mirror m;
+    pthread_t threads[SETTERS];
+    struct setter setters[SETTERS];
+
+    cr_assert_eq(hbits_init(&m.dirty, BITS), 0);
+    for (unsigned i = 0; i < SETTERS; i++) {
+        setters[i] = (struct setter){.mirror = &m, .seed = i};
+        cr_assert_eq(pthread_create(&threads[i], NULL, mark_and_look, &setters[i]), 0);
+    }
+    for (unsigned i = 0; i < SETTERS; i++)
+        pthread_join(threads[i], NULL);
+    cr_assert_eq(hbits_count(&m.dirty), BITS);
+    check_levels(&m.dirty);
+    hbits_destroy(&m.dirty);
+}

@@ -1,0 +1,172 @@
+/* Guest range locks: who waits for whom. */
+#include <pthread.h>
+#include <stdatomic.h>
+#include <time.h>
+
+#include <criterion/criterion.h>
+
+#include "block/range_lock.h"
+#include "rng.h"
+
+struct waiter {
+    struct range_lock *rl;
+    uint64_t start, end;
+    _Atomic bool *go; /* released when it is set */
+    _Atomic unsigned *order;
+    _Atomic unsigned got; /* 1, 2, ...: in which place it got the range; 0: not yet */
+    pthread_t thread;
+};
+
+static void nap(void)
+{
+    const struct timespec pause = {.tv_nsec = 2000000};
+
+    nanosleep(&pause, NULL);
+}
+
+static void *hold(void *opaque)
+{
+    struct waiter *w = opaque;
+    struct range_hold hold;
+
+    range_lock_acquire(w->rl, &hold, w->start, w->end);
+    atomic_store(&w->got, atomic_fetch_add(w->order, 1) + 1);
+    while (!atomic_load(w->go))
+        nap();
+    range_lock_release(&hold);
+    return NULL;
+}
+
+static void start(struct waiter *w)
+{
+    cr_assert_eq(pthread_create(&w->thread, NULL, hold, w), 0);
+}
+
+/* Long enough for one that needn't wait. */
+static bool has_it(struct waiter *w)
+{
+    for (int i = 0; i < 1000 && !atomic_load(&w->got); i++)
+        nap();
+    return atomic_load(&w->got);
+}
+
+/* Only shows that it waits for a while; what is counted in the lock is exact. */
+static void wait_until_waiting(struct range_lock *rl, unsigned n)
+{
+    for (bool there = false; !there; nap()) {
+        LOCK_GUARD(&rl->lock);
+        there = rl->waiting == n;
+    }
+}
+
+Test(block_range_lock, neighbours_dont_wait, .timeout = 60)
+{
+    struct range_lock rl;
+    struct range_hold a, b, c;
+
+    range_lock_init(&rl);
+    range_lock_acquire(&rl, &a, 4096, 8192);
+    range_lock_acquire(&rl, &b, 0, 4096);
+    range_lock_acquire(&rl, &c, 8192, 12288);
+    range_lock_release(&a);
+    range_lock_acquire(&rl, &a, 4096, 8192);
+    range_lock_release(&c);
+    range_lock_release(&b);
+    range_lock_release(&a);
+    range_lock_destroy(&rl);
+}
+
+Test(block_range_lock, overlapping_waits_until_the_release, .timeout = 60)
+{
+    struct range_lock rl;
+    struct range_hold mine;
+    _Atomic unsigned order = 0;
+    _Atomic bool go = true;
+    struct waiter w = {.rl = &rl, .start = 8191, .end = 9000, .go = &go, .order = &order};
+
+    range_lock_init(&rl);
+    range_lock_acquire(&rl, &mine, 4096, 8192);
+    start(&w);
+    wait_until_waiting(&rl, 1);
+    cr_expect_eq(w.got, 0);
+    range_lock_release(&mine);
+    cr_expect(has_it(&w));
+    pthread_join(w.thread, NULL);
+    range_lock_destroy(&rl);
+}
+
+/* A holds [0,10), B waits for [5,20), C comes for [15,30): C overlaps nobody who holds, but
+ * B was first, so a stream of C's can't starve it. */
+Test(block_range_lock, first_come_first_served, .timeout = 60)
+{
+    struct range_lock rl;
+    struct range_hold mine;
+    _Atomic unsigned order = 0;
+    _Atomic bool go = true;
+    struct waiter b = {.rl = &rl, .start = 5, .end = 20, .go = &go, .order = &order};
+    struct waiter c = {.rl = &rl, .start = 15, .end = 30, .go = &go, .order = &order};
+
+    range_lock_init(&rl);
+    range_lock_acquire(&rl, &mine, 0, 10);
+    start(&b);
+    wait_until_waiting(&rl, 1);
+    start(&c);
+    wait_until_waiting(&rl, 2);
+    range_lock_release(&mine);
+    pthread_join(b.thread, NULL);
+    pthread_join(c.thread, NULL);
+    cr_expect_eq(b.got, 1);
+    cr_expect_eq(c.got, 2);
+    range_lock_destroy(&rl);
+}
+
+#define CELLS 64u
+
+struct churn {
+    struct range_lock *rl;
+    _Atomic unsigned *cells;
+    _Atomic bool *wrong;
+    uint64_t seed;
+};
+
+static void *churn(void *opaque)
+{
+    struct churn *c = opaque;
+    struct rng rng;
+
+    rng_init(&rng, c->seed);
+    for (int i = 0; i < 3000; i++) {
+        struct range_hold hold;
+        uint64_t from = rng_below(&rng, CELLS), to = rng_between(&rng, from + 1, CELLS);
+        if (to - from > 8)
+            to = from + 8;
+        range_lock_acquire(c->rl, &hold, from, to);
+        for (uint64_t k = from; k < to; k++)
+            if (atomic_fetch_add(&c->cells[k], 1) != 0)
+                atomic_store(c->wrong, true);
+        for (uint64_t k = from; k < to; k++)
+            atomic_fetch_sub(&c->cells[k], 1);
+        range_lock_release(&hold);
+    }
+    return NULL;
+}
+
+Test(block_range_lock, nobody_is_alone_in_vain, .timeout = 60)
+{
+    struct range_lock rl;
+    _Atomic unsigned cells[CELLS] = {0};
+    _Atomic bool wrong = false;
+    pthread_t threads[8];
+    struct churn c[8];
+
+    range_lock_init(&rl);
+    for (unsigned i = 0; i < 8; i++) {
+        c[i] = (struct churn){.rl = &rl, .cells = cells, .wrong = &wrong, .seed = i};
+        cr_assert_eq(pthread_create(&threads[i], NULL, churn, &c[i]), 0);
+    }
+    for (unsigned i = 0; i < 8; i++)
+        pthread_join(threads[i], NULL);
+    cr_expect_not(wrong, "two held one range");
+    cr_expect(list_empty(&rl.held));
+    range_lock_destroy(&rl);
+}

@@ -1,0 +1,152 @@
+/* Write zeroes and trim: what is asked of the driver, and what is done to parts of
+ * clusters. */
+#include "block_testing.h"
+
+#define SIZE        (CLUSTERS * CLUSTER)
+#define OLD_HOST(c) ((PLACE + (uint64_t)(c)) * CLUSTER)
+
+Test(block_zero, whole_clusters_by_the_driver_parts_in_place)
+{
+    struct toy_bench b;
+
+    toy_init(&b, SIZE, NULL);
+    for (unsigned c = 0; c < 4; c++)
+        b.toy.cell[c] = DATA;
+    toy_fill_host(&b, 0, 4 * CLUSTER, 7);
+    cr_expect_eq(block_zero(b.node, 2 * CLUSTER + 200, CLUSTER - 100, 0), 0);
+    cr_expect_str_eq(toy_calls(&b.toy), "z");
+    cr_expect(toy_reads(&b, 0, CLUSTER - 100, 7));
+    cr_expect(toy_reads(&b, CLUSTER - 100, 2 * CLUSTER + 200, 0));
+    cr_expect(toy_reads(&b, 3 * CLUSTER + 100, CLUSTER - 100, 7));
+    cr_expect_eq(b.toy.cell[0], DATA);
+    cr_expect_eq(b.toy.cell[1], ZERO);
+    cr_expect_eq(b.toy.cell[3], DATA);
+    toy_fini(&b);
+}
+
+Test(block_zero, parts_of_what_is_zero_cost_nothing)
+{
+    struct toy_bench b;
+
+    toy_init(&b, SIZE, NULL);
+    b.toy.cell[1] = ZERO;
+    cr_expect_eq(block_zero(b.node, 100, 100, 0), 0);
+    cr_expect_eq(block_zero(b.node, 100, CLUSTER + 100, 0), 0);
+    cr_expect_str_eq(toy_calls(&b.toy), "");
+    cr_expect_eq(fault_plan_calls(&b.plan, FAULT_CHANGE), 0);
+    toy_fini(&b);
+}
+
+Test(block_zero, parts_over_the_base_are_written)
+{
+    struct toy_bench b;
+
+    toy_init(&b, SIZE, NULL);
+    toy_add_base(&b, 2 * CLUSTER, 9);
+    cr_expect_eq(block_zero(b.node, 100, 100, 0), 0);
+    cr_expect_str_eq(toy_calls(&b.toy), "RL");
+    cr_expect(toy_reads(&b, 0, 100, 9));
+    cr_expect(toy_reads(&b, 100, 100, 0));
+    cr_expect(toy_reads(&b, 200, 2 * CLUSTER - 200, 9));
+    cr_expect_eq(block_zero(b.node, 100, 2 * CLUSTER + 100, 0), 0);
+    cr_expect_str_eq(toy_calls(&b.toy), "", "past the base it is zero");
+    toy_fini(&b);
+}
+
+Test(block_zero, the_end_of_the_disk_counts_as_a_cluster)
+{
+    struct toy_bench b;
+
+    toy_init(&b, 5 * CLUSTER + 512, NULL);
+    b.toy.cell[5] = DATA;
+    cr_expect_eq(block_zero(b.node, 512, 5 * CLUSTER, BLOCK_MAY_UNMAP), 0);
+    cr_expect_eq(b.toy.cell[5], ZERO);
+    b.toy.cell[5] = DATA;
+    cr_expect_eq(block_discard(b.node, 512, 5 * CLUSTER, 0), 0);
+    cr_expect_eq(b.toy.cell[5], ZERO);
+    b.toy.cell[5] = DATA;
+    cr_expect_eq(block_discard(b.node, 511, 5 * CLUSTER, 0), 0);
+    cr_expect_eq(b.toy.cell[5], DATA, "a byte of the guest's is left");
+    toy_fini(&b);
+}
+
+/* What the format can't say becomes zero bytes, and a trim does nothing at all. */
+Test(block_zero, not_supported_by_the_format)
+{
+    struct toy_bench b;
+
+    toy_init(&b, SIZE, NULL);
+    b.toy.cell[1] = DATA;
+    b.toy.cell[2] = SHARED;
+    toy_fill_host(&b, OLD_HOST(1), 2 * CLUSTER, 7);
+    b.toy.fail_zero = ENOTSUP;
+    cr_expect_eq(block_discard(b.node, 2 * CLUSTER, CLUSTER, 0), 0);
+    cr_expect(toy_reads(&b, CLUSTER, 2 * CLUSTER, 7));
+    cr_expect_eq(block_zero(b.node, 2 * CLUSTER, CLUSTER, 0), 0);
+    cr_expect(toy_reads(&b, CLUSTER, 2 * CLUSTER, 0));
+    cr_expect_eq(b.toy.cell[1], DATA);
+    cr_expect_eq(b.toy.cell[2], MOVED);
+    toy_fini(&b);
+}
+
+Test(block_zero, other_errors_are_passed_on)
+{
+    struct toy_bench b;
+
+    toy_init(&b, SIZE, NULL);
+    b.toy.cell[1] = DATA;
+    b.toy.fail_zero = EIO;
+    cr_expect_eq(block_zero(b.node, CLUSTER, CLUSTER, 0), -EIO);
+    cr_expect_eq(block_discard(b.node, CLUSTER, CLUSTER, 0), -EIO);
+    b.toy.fail_zero = 0;
+    fault_plan_fail(&b.plan, FAULT_ZERO, 1, ENOSPC, FAULT_ONCE);
+    cr_expect_eq(block_zero(b.node, 100, CLUSTER, 0), -ENOSPC);
+    toy_fini(&b);
+}
+
+/* FAST is answered before a byte is touched: neither the parts nor the whole clusters. */
+Test(block_zero, fast_is_decided_first)
+{
+    struct toy_bench b;
+
+    toy_init(&b, SIZE, NULL);
+    b.toy.cell[0] = DATA;
+    cr_expect_eq(block_zero(b.node, 2 * CLUSTER, 100, BLOCK_FAST), -ENOTSUP,
+                 "a part has data");
+    cr_expect_str_eq(toy_calls(&b.toy), "");
+    b.toy.fast = false;
+    cr_expect_eq(block_zero(b.node, 2 * CLUSTER, CLUSTER, BLOCK_FAST), -ENOTSUP);
+    cr_expect_str_eq(toy_calls(&b.toy), "f");
+    cr_expect_eq(fault_plan_calls(&b.plan, FAULT_CHANGE), 0);
+    b.toy.fast = true;
+    cr_expect_eq(block_zero(b.node, 2 * CLUSTER, CLUSTER + 100, BLOCK_FAST), 0,
+                 "the parts are holes");
+    cr_expect_str_eq(toy_calls(&b.toy), "fz");
+    toy_fini(&b);
+}
+
+Test(block_zero, trim_can_be_switched_off)
+{
+    struct toy_bench b;
+    struct node_options options = {.discard_ignore = true};
+
+    toy_init(&b, SIZE, &options);
+    b.toy.cell[1] = DATA;
+    cr_expect_eq(block_discard(b.node, CLUSTER, CLUSTER, 0), 0);
+    cr_expect_str_eq(toy_calls(&b.toy), "");
+    cr_expect_eq(block_discard(b.node, SIZE, CLUSTER, 0), -EINVAL, "but not out of range");
+    toy_fini(&b);
+}
+
+Test(block_zero, detect_zeroes)
+{
+    struct toy_bench b;
+    struct node_options options = {.detect_zeroes = DETECT_ON};
+
+    toy_init(&b, SIZE, &options);
+    cr_expect_eq(toy_write(&b, CLUSTER, CLUSTER, 0, 0), 0);
+    cr_expect_str_eq(toy_calls(&b.toy), "z");
+    cr_expect_eq(toy_write(&b, CLUSTER, CLUSTER, 1, 0), 0);
+    cr_expect_str_eq(toy_calls(&b.toy), "RZ");
+    toy_fini(&b);
+}

@@ -1,0 +1,182 @@
+/* Maps and the pool: loading, eviction, what stays. */
+#include <pthread.h>
+
+#include "mcache_testing.h"
+
+#define BIG_POOL (1u << 20)
+
+Test(mcache_map, words_in_the_order_of_the_disk)
+{
+    struct bench b;
+    const uint8_t bytes[] = {1, 2, 3, 4, 5, 6, 7, 8};
+
+    bench_init(&b, BIG_POOL);
+    cr_assert_eq(storage_write(b.st, bytes, 8, MAP_PLACE(MAP_A) + 3 * PAGE_BYTES + 16, 0),
+                 0);
+    cr_assert_eq(storage_write(b.st, bytes, 8, MAP_PLACE(MAP_B) + 3 * PAGE_BYTES + 16, 0),
+                 0);
+    cr_expect_eq(load_word(&b, MAP_A, 3, 2), 0x0102030405060708u);
+    cr_expect_eq(load_word(&b, MAP_B, 3, 2), 0x0807060504030201u);
+    cr_expect_eq(mcmap_words_per_page(b.map[MAP_A]), PAGE_BYTES / 8);
+    bench_fini(&b);
+}
+
+struct together {
+    struct bench *b;
+    pthread_barrier_t start;
+};
+
+static void *load_all(void *opaque)
+{
+    struct together *t = opaque;
+
+    for (uint64_t i = 0; i < 200; i++) {
+        pthread_barrier_wait(&t->start);
+        load_word(t->b, MAP_A, i, 0);
+    }
+    return NULL;
+}
+
+Test(mcache_map, a_page_is_read_once_however_many_ask)
+{
+    struct bench b;
+    struct together t = {.b = &b};
+    pthread_t threads[8];
+
+    bench_init(&b, BIG_POOL);
+    pthread_barrier_init(&t.start, NULL, 8);
+    for (int i = 0; i < 8; i++)
+        cr_assert_eq(pthread_create(&threads[i], NULL, load_all, &t), 0);
+    for (int i = 0; i < 8; i++)
+        pthread_join(threads[i], NULL);
+    pthread_barrier_destroy(&t.start);
+    cr_expect_eq(fault_plan_calls(&b.plan, FAULT_READ), 200);
+    bench_fini(&b);
+}
+
+Test(mcache_map, a_page_without_a_place_is_said_to_be_absent)
+{
+    struct bench b;
+    struct mc_page *page;
+
+    bench_init(&b, BIG_POOL);
+    gate_ticket ticket = gate_enter(&b.gate);
+    cr_expect_eq(mcmap_get(b.map[MAP_A], PAGES - 1, &page), -ENOENT);
+    gate_leave(&b.gate, ticket);
+    cr_expect_eq(fault_plan_calls(&b.plan, FAULT_READ), 0);
+    bench_fini(&b);
+}
+
+Test(mcache_map, a_failed_read_is_reported_and_tried_again)
+{
+    struct bench b;
+    struct mc_page *page;
+
+    bench_init(&b, BIG_POOL);
+    fault_plan_fail(&b.plan, FAULT_READ, 1, EIO, FAULT_ONCE);
+    gate_ticket ticket = gate_enter(&b.gate);
+    cr_expect_eq(mcmap_get(b.map[MAP_A], 1, &page), -EIO);
+    cr_expect_eq(mcmap_get(b.map[MAP_A], 1, &page), 0);
+    gate_leave(&b.gate, ticket);
+    bench_fini(&b);
+}
+
+Test(mcache_map, eviction_keeps_to_the_budget)
+{
+    struct bench b;
+    const size_t limit = 16 * 1024;
+
+    bench_init(&b, limit);
+    for (unsigned round = 0; round < 3; round++)
+        for (uint64_t i = 0; i < PAGES - 1; i++) {
+            load_word(&b, MAP_A, i, 0);
+            cr_assert_leq(mc_pool_used(b.pool), limit);
+        }
+    cr_expect_gt(mc_pool_used(b.pool), limit / 2, "and uses it");
+    bench_fini(&b);
+}
+
+Test(mcache_map, dirty_pages_stay)
+{
+    struct bench b;
+
+    bench_init(&b, 4 * 1024);
+    for (uint64_t i = 0; i < 20; i++)
+        store_word(&b, MAP_B, i, 5, 100 + i, MC_LINK);
+    for (uint64_t i = 0; i < PAGES - 1; i++)
+        load_word(&b, MAP_A, i, 0);
+    uint64_t reads = fault_plan_calls(&b.plan, FAULT_READ);
+    for (uint64_t i = 0; i < 20; i++)
+        cr_expect_eq(load_word(&b, MAP_B, i, 5), 100 + i);
+    cr_expect_eq(fault_plan_calls(&b.plan, FAULT_READ), reads, "they were in memory");
+
+    /* Once they are clean they can go, and come back as they were. */
+    cr_assert_eq(mcache_commit(b.mc, MC_COMMIT), 0);
+    for (uint64_t i = 0; i < PAGES - 1; i++)
+        load_word(&b, MAP_A, i, 0);
+    cr_expect_leq(mc_pool_used(b.pool), 4 * 1024);
+    for (uint64_t i = 0; i < 20; i++)
+        cr_expect_eq(load_word(&b, MAP_B, i, 5), 100 + i);
+    bench_fini(&b);
+}
+
+/* ASan sees it when the page is freed too early. */
+Test(mcache_map, an_evicted_page_lives_until_its_readers_left)
+{
+    struct bench b;
+    struct mc_page *page;
+    uint8_t raw[8];
+
+    bench_init(&b, 4 * 1024);
+    store_be64(raw, 77);
+    cr_assert_eq(storage_write(b.st, raw, 8, MAP_PLACE(MAP_A), 0), 0);
+    gate_ticket ticket = gate_enter(&b.gate);
+    cr_assert_eq(mcmap_get(b.map[MAP_A], 0, &page), 0);
+    for (uint64_t i = 1; i < PAGES - 1; i++)
+        load_word(&b, MAP_A, i, 0);
+    {
+        LOCK_GUARD(mcache_meta(b.mc));
+        cr_expect_null(mcmap_peek(b.map[MAP_A], 0), "it is evicted");
+    }
+    cr_expect_eq(mc_load(page, 0), 77);
+    gate_leave(&b.gate, ticket);
+    bench_fini(&b);
+}
+
+Test(mcache_map, resident_maps_are_never_evicted)
+{
+    struct bench b;
+    _Atomic uint64_t words[600] = {0};
+
+    bench_init(&b, 4 * 1024);
+    struct mcmap *map = mcmap_new_resident(b.mc, words, 600, MC_BE64, locate_b, &b);
+    for (uint64_t i = 0; i < PAGES - 1; i++)
+        load_word(&b, MAP_A, i, 0);
+    {
+        LOCK_GUARD(mcache_meta(b.mc));
+        cr_expect_not_null(mcmap_peek(map, 0));
+        cr_expect_not_null(mcmap_peek(map, 1));
+        cr_expect_null(mcmap_peek(map, 2), "600 words are two pages of 4 KiB");
+    }
+    bench_fini(&b);
+}
+
+Test(mcache_map, a_resident_map_is_written_where_it_lies)
+{
+    struct bench b;
+    _Atomic uint64_t words[600] = {0};
+
+    bench_init(&b, BIG_POOL);
+    struct mcmap *map = mcmap_new_resident(b.mc, words, 600, MC_LE64, locate_b, &b);
+    {
+        LOCK_GUARD(mcache_meta(b.mc));
+        mcmap_store(mcmap_peek(map, 1), 599 - 512, 42, MC_LINK);
+    }
+    mcache_note_write(b.mc);
+    cr_assert_eq(mcache_commit(b.mc, MC_COMMIT), 0);
+    struct crash_op op = crash_log_op(b.log, 0);
+    cr_expect_eq(op.off, MAP_PLACE(MAP_B) + 4096);
+    cr_expect_eq(op.len, (600 - 512) * 8, "no byte past the table");
+    cr_expect_eq(atomic_load(&words[599]), 42);
+    bench_fini(&b);
+}

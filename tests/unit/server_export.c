@@ -1,0 +1,330 @@
+/* The image that is served, and another put in its place while it is in use. */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "export.h"
+#include "registry.h"
+#include "scratch.h"
+
+#define KIB  1024u
+#define SIZE (1024u * KIB)
+#define STEP (64u * KIB)
+
+struct fixture {
+    struct scratch scratch;
+    struct export export;
+    char *path;
+};
+
+static void make_image(const char *path, const char *format, uint64_t size,
+                       const char *backing)
+{
+    struct create_request request = {
+        .filename = path,
+        .size = size,
+        .backing_file = backing,
+        .backing_format = backing ? "qcow2" : NULL,
+    };
+    struct diag diag = {0};
+
+    cr_assert_eq(driver_find(format)->create(&request, &diag), 0, "%s", diag.text);
+}
+
+static void start(struct fixture *f)
+{
+    struct plugin_config config = {
+        .file = f->path,
+        .cache = cache_mode_find("writeback"),
+        .metadata_cache = (size_t)16 << 20,
+        .writable_now = true,
+    };
+    struct diag diag = {0};
+
+    cr_assert_eq(export_open(&f->export, &config, &diag), 0, "%s", diag.text);
+    cr_assert_eq(export_start(&f->export), 0);
+}
+
+static void set_up(struct fixture *f, const char *name)
+{
+    registry_init();
+    scratch_make(&f->scratch);
+    f->path = scratch_path(&f->scratch, name);
+}
+
+static void begin(struct fixture *f)
+{
+    set_up(f, "first");
+    make_image(f->path, "qcow2", SIZE, NULL);
+    start(f);
+}
+
+static void end(struct fixture *f)
+{
+    cr_assert_eq(export_close(&f->export), 0);
+    cr_assert_eq(export_close(&f->export), 0, "again");
+    scratch_remove(&f->scratch);
+    free(f->path);
+}
+
+/* An opened image of the export's context; its path is in *path. */
+static struct node *another(struct fixture *f, const char *name, uint64_t size, char **path)
+{
+    const struct chain_options options = {.format = "qcow2"};
+    struct diag diag = {0};
+    struct node *node = NULL;
+
+    *path = scratch_path(&f->scratch, name);
+    make_image(*path, "qcow2", size, NULL);
+    cr_assert_eq(chain_open(&f->export.ctx, *path, &options, &node, &diag), 0, "%s",
+                 diag.text);
+    return node;
+}
+
+/* Can somebody else have it for writing? */
+static bool is_free(const char *path)
+{
+    const struct storage_open how = {.read_only = false};
+    CLEANUP_STORAGE struct storage *file = NULL;
+
+    return storage_open_file(path, &how, &file, NULL) == 0 &&
+           storage_lock(file, STORAGE_READER, NULL) == 0 &&
+           storage_lock(file, STORAGE_WRITER, NULL) == 0;
+}
+
+static int write_byte(struct export *export, unsigned char value, uint64_t off)
+{
+    unsigned char buf[512];
+    EXPORT_USE(use, export_enter_change(export));
+
+    memset(buf, value, sizeof buf);
+    return block_write(use.node, buf, sizeof buf, off, 0);
+}
+
+static unsigned char read_byte(struct export *export, uint64_t off)
+{
+    unsigned char byte;
+    EXPORT_USE(use, export_enter(export));
+
+    cr_assert_eq(block_read(use.node, &byte, 1, off), 0);
+    return byte;
+}
+
+Test(export, another_image_takes_its_place)
+{
+    struct fixture f;
+    CLEANUP_FREE char *second = NULL;
+
+    begin(&f);
+    cr_assert_eq(write_byte(&f.export, 1, 0), 0);
+    cr_assert_not(is_free(f.path));
+    struct node *old = export_claim(&f.export);
+    struct node *node = another(&f, "second", SIZE, &second);
+    cr_assert_neq(node, old);
+
+    export_hold(&f.export);
+    cr_assert_eq(export_swing(&f.export, node, NULL), 0);
+    export_release(&f.export);
+    export_unclaim(&f.export);
+
+    cr_assert_eq(read_byte(&f.export, 0), 0, "the new one is empty");
+    cr_assert(is_free(f.path), "the old one is closed");
+    cr_assert_eq(write_byte(&f.export, 2, 0), 0);
+    cr_assert_eq(read_byte(&f.export, 0), 2);
+    cr_assert_not(is_free(second), "the new one is locked");
+    end(&f);
+}
+
+Test(export, the_size_must_be_the_same)
+{
+    struct fixture f;
+    CLEANUP_FREE char *path = NULL;
+    struct diag diag = {0};
+
+    begin(&f);
+    struct node *old = export_claim(&f.export);
+    struct node *node = another(&f, "larger", 2 * SIZE, &path);
+    cr_assert_eq(export_swing(&f.export, node, &diag), -EINVAL);
+    cr_assert(strstr(diag.text, "larger"));
+    cr_assert_eq(atomic_load(&f.export.node), old);
+    cr_assert_eq(node_close(node), 0);
+    export_unclaim(&f.export);
+    end(&f);
+}
+
+Test(export, not_while_another_job_uses_it)
+{
+    struct fixture f;
+    CLEANUP_FREE char *path = NULL;
+
+    begin(&f);
+    cr_assert_eq(export_claim(&f.export), export_claim(&f.export));
+    struct node *node = another(&f, "second", SIZE, &path);
+    cr_assert_eq(export_swing(&f.export, node, NULL), -EBUSY);
+    export_unclaim(&f.export);
+    cr_assert_eq(export_swing(&f.export, node, NULL), 0);
+    export_unclaim(&f.export);
+    end(&f);
+}
+
+Test(export, a_base_takes_the_place_of_its_overlay)
+{
+    struct fixture f;
+    CLEANUP_FREE char *base = NULL;
+
+    set_up(&f, "top");
+    base = scratch_path(&f.scratch, "base");
+    make_image(base, "qcow2", SIZE, NULL);
+    make_image(f.path, "qcow2", SIZE, base);
+    start(&f);
+    struct node *top = export_claim(&f.export);
+    struct node *below = top->backing;
+    /* As a commit does, which writes to it. */
+    cr_assert_eq(write_byte(&f.export, 1, 0), 0);
+    cr_assert_not(is_free(f.path));
+
+    f.export.wanted_writable = false; /* it was opened to be read */
+    cr_assert_eq(export_swing(&f.export, below, NULL), 0);
+    export_unclaim(&f.export);
+    cr_assert(is_free(f.path));
+    cr_assert_eq(read_byte(&f.export, 0), 0);
+    end(&f);
+}
+
+Test(export, an_overlay_takes_the_place_of_its_base)
+{
+    struct fixture f;
+    CLEANUP_FREE char *path = NULL;
+
+    begin(&f);
+    cr_assert_eq(write_byte(&f.export, 3, 0), 0);
+    struct node *old = export_claim(&f.export);
+    struct node *node = another(&f, "overlay", SIZE, &path);
+    node->backing = old;
+    cr_assert_eq(export_swing(&f.export, node, NULL), 0);
+    export_unclaim(&f.export);
+    cr_assert_not(is_free(f.path), "it is still needed");
+    end(&f);
+}
+
+/* ---- holding ---- */
+
+struct writer {
+    pthread_t thread;
+    struct export *export;
+    _Atomic bool *stop;
+    uint64_t off;
+    _Atomic uint64_t writes;
+};
+
+static void *write_on(void *opaque)
+{
+    struct writer *w = opaque;
+
+    while (!atomic_load(w->stop)) {
+        unsigned char value = (unsigned char)(atomic_load(&w->writes) + 1);
+        cr_assert_eq(write_byte(w->export, value, w->off), 0);
+        cr_assert_eq(read_byte(w->export, w->off), value);
+        atomic_fetch_add(&w->writes, 1);
+    }
+    return NULL;
+}
+
+#define WRITERS 4
+
+static void start_writers(struct writer *writers, struct export *export, _Atomic bool *stop)
+{
+    for (unsigned i = 0; i < WRITERS; i++) {
+        writers[i].export = export;
+        writers[i].stop = stop;
+        writers[i].off = i * STEP;
+        atomic_init(&writers[i].writes, 0);
+        pthread_create(&writers[i].thread, NULL, write_on, &writers[i]);
+    }
+}
+
+static uint64_t count(struct writer *writers)
+{
+    uint64_t n = 0;
+
+    for (unsigned i = 0; i < WRITERS; i++)
+        n += atomic_load(&writers[i].writes);
+    return n;
+}
+
+static void await(struct writer *writers, uint64_t more)
+{
+    uint64_t goal = count(writers) + more;
+
+    while (count(writers) < goal)
+        usleep(1000);
+}
+
+Test(export, changes_wait_while_they_are_held)
+{
+    struct fixture f;
+    struct writer writers[WRITERS];
+    _Atomic bool stop = false;
+
+    begin(&f);
+    start_writers(writers, &f.export, &stop);
+    for (unsigned round = 0; round < 20; round++) {
+        await(writers, 10);
+        export_hold(&f.export);
+        unsigned char before = read_byte(&f.export, 0);
+        usleep(2000);
+        cr_assert_eq(read_byte(&f.export, 0), before);
+        export_release(&f.export);
+    }
+    await(writers, 10);
+    stop = true;
+    for (unsigned i = 0; i < WRITERS; i++)
+        pthread_join(writers[i].thread, NULL);
+    end(&f);
+}
+
+static void copy_all(struct export *export, struct node *to)
+{
+    static unsigned char buf[SIZE];
+    EXPORT_USE(use, export_enter(export));
+
+    cr_assert_eq(block_read(use.node, buf, SIZE, 0), 0);
+    cr_assert_eq(block_write(to, buf, SIZE, 0, 0), 0);
+}
+
+/* What a mirror does at its end, again and again, under clients that check all they read.
+ */
+Test(export, swings_under_load)
+{
+    struct fixture f;
+    struct writer writers[WRITERS];
+    _Atomic bool stop = false;
+
+    begin(&f);
+    start_writers(writers, &f.export, &stop);
+    for (unsigned round = 0; round < 20; round++) {
+        CLEANUP_FREE char *path = NULL;
+        char name[32];
+        snprintf(name, sizeof name, "image%u", round);
+        await(writers, 10);
+        struct node *old = export_claim(&f.export);
+        struct node *node = another(&f, name, SIZE, &path);
+        cr_assert_eq(node_activate(node, NULL), 0);
+        cr_assert_neq(old, node);
+        export_hold(&f.export);
+        copy_all(&f.export, node);
+        cr_assert_eq(export_swing(&f.export, node, NULL), 0);
+        export_release(&f.export);
+        export_unclaim(&f.export);
+    }
+    await(writers, 10);
+    stop = true;
+    for (unsigned i = 0; i < WRITERS; i++)
+        pthread_join(writers[i].thread, NULL);
+    end(&f);
+}
