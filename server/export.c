@@ -44,6 +44,7 @@ int export_open(struct export *export, const struct plugin_config *config,
     lock_init(&export->lock, RANK_OPEN);
     pthread_cond_init(&export->released, NULL);
     export->wanted_writable = config->writable_now;
+    export->locks = !config->node.lock_off;
     export->is_open = true;
     atomic_store(&export->node, node);
     return 0;
@@ -177,6 +178,16 @@ static int check_swing(struct export *export, const struct node *old, struct nod
     return export->wanted_writable ? node_activate(new_node, diag) : 0;
 }
 
+/* An image of the old chain that was opened once more couldn't be locked beside it. */
+static void take_lock(struct export *export, struct node *node)
+{
+    struct diag diag = {0};
+
+    if (export->locks && node->options.lock_off && node->active &&
+        storage_lock(node->file, STORAGE_WRITER, &diag))
+        log_warning("%s: is served without a lock", diag.text);
+}
+
 int export_swing(struct export *export, struct node *new_node, struct diag *diag)
 {
     struct node *old = atomic_load(&export->node);
@@ -202,6 +213,7 @@ int export_swing(struct export *export, struct node *new_node, struct diag *diag
     if (err)
         log_error("closing the image that was replaced: errno %d: it must be checked",
                   -err);
+    take_lock(export, new_node);
     return 0;
 }
 

@@ -31,7 +31,7 @@ struct export
     /* under lock */
     pthread_cond_t released;
     struct node *stuck; /* replaced, but not closed: a request would not leave */
-    bool is_open, wanted_writable;
+    bool is_open, wanted_writable, locks;
 };
 
 /* Opens and validates the image and its chain without changing a byte; writable_now: and

@@ -7,8 +7,7 @@
 #include "block/check.h"
 #include "block/node.h"
 
-/* How many findings of a repair at open go to the log, and how often its progress does. */
-#define LOGGED_FINDINGS   20
+/* How often the progress of a repair at open goes to the log. */
 #define LOGGED_EVERY_NS   (5 * 1000000000ull)
 #define MAX_MESSAGE_BYTES 512
 
@@ -29,7 +28,6 @@ void check_message(const struct check_options *options, const char *fmt, ...)
 
 struct open_repair {
     struct node *node;
-    uint64_t findings;
     uint64_t logged_ns;
 };
 
@@ -37,8 +35,7 @@ static void log_finding(void *opaque, const char *text)
 {
     struct open_repair *repair = opaque;
 
-    if (repair->findings++ < LOGGED_FINDINGS)
-        log_warning("%s: %s", repair->node->filename, text);
+    log_debug("%s: %s", repair->node->filename, text);
 }
 
 static void log_progress(void *opaque, uint64_t done, uint64_t total)
@@ -49,14 +46,14 @@ static void log_progress(void *opaque, uint64_t done, uint64_t total)
     if (now - repair->logged_ns < LOGGED_EVERY_NS || total == 0)
         return;
     repair->logged_ns = now;
-    log_warning("%s: checking: %.0f%%", repair->node->filename,
-                100.0 * (double)done / (double)total);
+    log_warning("%s: was not closed cleanly: checking and repairing it: %.0f%%",
+                repair->node->filename, 100.0 * (double)done / (double)total);
 }
 
 int check_before_writing(struct node *node, struct diag *diag)
 {
-    struct open_repair repair = {
-        .node = node, .logged_ns = housekeeper_now(node->ctx->housekeeper)};
+    struct open_repair repair = {.node = node,
+                                 .logged_ns = housekeeper_now(node->ctx->housekeeper)};
     struct check_options options = {
         .repair = REPAIR_ALL,
         .keep_mappings = true,
@@ -66,18 +63,17 @@ int check_before_writing(struct node *node, struct diag *diag)
     };
     struct check_result result = {0};
 
-    log_warning("%s: was not closed cleanly: checking and repairing it", node->filename);
     int err = node->driver->check(node->file, &options, &result, diag);
     if (err)
         return err;
     if (!check_is_safe(&result))
-        return diag_set(diag, EROFS,
-                        "%s: was not closed cleanly, and %" PRIu64 " errors (%" PRIu64
-                        " parts unreadable) can't be repaired without losing data: it can only "
-                        "be read; see 'qimg check'",
-                        node->filename, result.corruptions + result.check_errors,
-                        result.check_errors);
-    log_warning("%s: is consistent: %" PRIu64 " errors and %" PRIu64 " leaked clusters repaired",
+        return diag_set(
+            diag, EROFS,
+            "%s: was not closed cleanly, and has %" PRIu64 " errors that can't be "
+            "repaired without losing data: it can only be read (see qimg check)",
+            node->filename, result.corruptions + result.check_errors);
+    log_warning("%s: was not closed cleanly: repaired %" PRIu64 " errors and %" PRIu64
+                " leaked clusters",
                 node->filename, result.corruptions_fixed, result.leaks_fixed);
     return 0;
 }

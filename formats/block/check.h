@@ -1,9 +1,9 @@
-/* Checking an image and repairing it: a pass over the file that uses nothing of an opened node, so
- * that it can judge an image no node would open.  Drivers do the work (driver.h, `check`); here is
- * what they are asked and what they answer.
+/* Checking an image and repairing it: a pass over the file that uses nothing of an opened
+ * node, so that it can judge an image no node would open.  Drivers do the work (driver.h,
+ * `check`); here is what they are asked and what they answer.
  *
- * A repair may be killed at any point: what it has written until then leaves the data as it was,
- * and running it again ends with a clean image.
+ * A repair may be killed at any point: what it has written until then leaves the data as it
+ * was, and running it again ends with a clean image.
  *
  * Threads: one, which has the storage to itself when it repairs.  Layer: block. */
 #ifndef BLOCK_CHECK_H
@@ -25,13 +25,15 @@ enum check_repair {
 
 struct check_options {
     enum check_repair repair;
-    /* With REPAIR_ALL: entries that make no sense, but may have stood for data, are left as they
-     * are (and with them everything that depends on their meaning).  Otherwise they are cleared. */
+    /* With REPAIR_ALL: entries that make no sense, but may have stood for data, are left as
+     * they are (and with them everything that depends on their meaning).  Otherwise they
+     * are cleared. */
     bool keep_mappings;
 
     /* Optional.  done never falls, and is total at the end. */
     void (*progress)(void *opaque, uint64_t done, uint64_t total);
-    /* Optional: one line without its newline for each finding, and for each kind of repair. */
+    /* Optional: one line without its newline for each finding, and for each kind of repair.
+     */
     void (*message)(void *opaque, const char *text);
     void *opaque;
 };
@@ -56,11 +58,12 @@ static inline bool check_is_safe(const struct check_result *result)
 }
 
 /* Hands a finding to options->message. */
-void check_message(const struct check_options *options, const char *fmt, ...) PRINTF_LIKE(2, 3);
+void check_message(const struct check_options *options, const char *fmt, ...)
+    PRINTF_LIKE(2, 3);
 
-/* On the first writable use of an image that was not closed cleanly: repairs node->file with
- * REPAIR_ALL and keep_mappings.  Logs that it does, how far it is every few seconds, and the first
- * findings.  0 when the image is safe to write; else -errno and a sentence. */
+/* On the first writable use of an image that was not closed cleanly: repairs node->file
+ * with REPAIR_ALL and keep_mappings.  Logs how far it is every few seconds, and what it
+ * did.  0 when the image is safe to write; else -errno and a sentence. */
 int check_before_writing(struct node *node, struct diag *diag) MUST_USE;
 
 #endif

@@ -285,11 +285,14 @@ int alloc_table(struct alloc *a, uint64_t n, uint64_t *host)
     uint64_t bytes = n << q->cluster_bits;
     bool fresh;
 
+    /* Every reach of a refcount block begins with the block itself. */
+    if (n >= 1ull << q->refs.block_bits)
+        return -EFBIG;
     LOCK_GUARD(&a->growth);
     for (;;) {
         {
             LOCK_GUARD(mcache_meta(q->node->mc));
-            if (a->tail.end - a->tail.next >= bytes && a->tail.next >= a->tail.fresh_from) {
+            if (a->tail.end - a->tail.next >= bytes) {
                 tail_take(&a->tail, bytes, host, &fresh);
                 return 0;
             }

@@ -17,11 +17,12 @@ static int open_check(struct check *c)
         return err;
     c->cluster_size = 1ull << c->h.cluster_bits;
     c->n_clusters = div_round_up(c->file_size, c->cluster_size);
-    c->max_count = c->h.refcount_order == 6 ? UINT64_MAX
-                                            : (1ull << (1u << c->h.refcount_order)) - 1;
+    c->max_count =
+        c->h.refcount_order == 6 ? UINT64_MAX : (1ull << (1u << c->h.refcount_order)) - 1;
     if (c->n_clusters > MAX_CLUSTERS)
-        return diag_set(c->diag, EFBIG, "%s: a file of %" PRIu64 " clusters can't be checked",
-                        c->st->name, c->n_clusters);
+        return diag_set(c->diag, EFBIG,
+                        "%s: a file of %" PRIu64 " clusters can't be checked", c->st->name,
+                        c->n_clusters);
     return 0;
 }
 
@@ -148,7 +149,8 @@ static int mend_refcounts(struct check *c)
     return err;
 }
 
-/* May leaks be made free?  What an entry that makes no sense stood for is not known to be free. */
+/* May leaks be made free?  What an entry that makes no sense stood for is not known to be
+ * free. */
 static bool may_free(const struct check *c)
 {
     return c->impossible == 0 && !c->rebuild;
@@ -168,7 +170,8 @@ static int repair(struct check *c)
     if (err || c->found.check_errors || c->hopeless)
         return err;
     if (all ? c->options->keep_mappings && c->impossible : !may_free(c)) {
-        qcheck_say(c, "entries that make no sense may have stood for data: nothing is freed");
+        qcheck_say(c,
+                   "entries that make no sense may have stood for data: nothing is freed");
         return 0;
     }
     if (c->found.leaks || (all && c->found.corruptions))
@@ -187,7 +190,8 @@ static int cut_tail(struct check *c)
 {
     uint64_t end = c->found.image_end_offset;
 
-    if (c->dropped || c->found.leaks || c->st->fixed_size || end == 0 || end >= c->file_size)
+    if (c->dropped || c->found.leaks || !check_is_safe(&c->found) || c->st->fixed_size ||
+        end == 0 || end >= c->file_size)
         return 0;
     int err = storage_truncate(c->st, end);
     return err ? diag_errno(c->diag, -err, "%s: cutting the file after %" PRIu64 " bytes",
@@ -195,7 +199,8 @@ static int cut_tail(struct check *c)
                : 0;
 }
 
-/* Nothing is wrong any more: neither mark is needed.  Else only what the repair itself set goes. */
+/* Nothing is wrong any more: neither mark is needed.  Else only what the repair itself set
+ * goes. */
 static int clear_marks(struct check *c)
 {
     uint64_t marks = 0;
@@ -225,10 +230,12 @@ static int check_and_repair(struct check *c, struct check_result *result)
         return err;
     }
     struct check_result before = c->found;
+    bool dirty = c->h.incompatible & INCOMPAT_DIRTY;
     err = repair(c);
     if (!err)
         err = clear_marks(c);
-    if (!err && before.leaks > c->found.leaks)
+    /* What a dirty image had reserved ahead has no refcounts yet. */
+    if (!err && (dirty || before.leaks > c->found.leaks))
         err = cut_tail(c);
     *result = c->found;
     if (before.corruptions > c->found.corruptions)
@@ -244,7 +251,8 @@ int qcow2_check(struct storage *st, const struct check_options *options,
     struct check c = {.st = st, .options = options, .diag = diag};
 
     if (options->repair != REPAIR_NONE && st->read_only)
-        return diag_set(diag, EROFS, "%s: is open read-only and can't be repaired", st->name);
+        return diag_set(diag, EROFS, "%s: is open read-only and can't be repaired",
+                        st->name);
     int err = open_check(&c);
     if (!err)
         err = check_and_repair(&c, result);

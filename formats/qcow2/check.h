@@ -1,22 +1,24 @@
 /* The check of a qcow2 image and its repair, in parts; private to this folder.
  *
- * A *pass* (check_pass.c) counts anew what refers to each host cluster, from the header, the L1
- * tables of the active layer and of the snapshots, their L2 tables and the bitmaps, and compares
- * with the refcounts in the file.  It writes nothing.  Every L2 table is looked at once, with the
- * number of L1 entries that lead to it as its weight, so the work is bounded by the file's size.
+ * A *pass* (check_pass.c) counts anew what refers to each host cluster, from the header,
+ * the L1 tables of the active layer and of the snapshots, their L2 tables and the bitmaps,
+ * and compares with the refcounts in the file.  It writes nothing.  Every L2 table is
+ * looked at once, with the number of L1 entries that lead to it as its weight, so the work
+ * is bounded by the file's size.
  *
  * A repair is passes with fixes between, each of which is durable before the next starts:
- *   entries    (repair_entries.c)   those that can't be right; of two claims on a cluster, one
- *   refcounts  (repair_refcounts.c) in place; or all made anew at the end of the file
+ *   entries    (repair_entries.c)   those that can't be right; of two claims on a cluster,
+ * one refcounts  (repair_refcounts.c) in place; or all made anew at the end of the file
  *              (repair_rebuild.c), durable before the header points there
  *   flags      (repair_copied.c)    of the active tables
  *   marks      (check.c)            dirty and corrupt, when a last pass finds nothing
- * Killed in between, each part that was done is right by itself, and the next run does the rest.
+ * Killed in between, each part that was done is right by itself, and the next run does the
+ * rest.
  *
- * Who is believed when two claim a cluster: refcount structures last, since they can be made
- * anew; the header and the active L1 table first.  Of metadata and guest data it is the metadata,
- * unless it has entries that none would have: then it is taken for the data.  Of two other
- * tables neither is touched; the refcounts are made to allow for both. */
+ * Who is believed when two claim a cluster: refcount structures last, since they can be
+ * made anew; the header and the active L1 table first.  Of metadata and guest data it is
+ * the metadata, unless it has entries that none would have: then it is taken for the data.
+ * Of two other tables neither is touched; the refcounts are made to allow for both. */
 #ifndef QCOW2_CHECK_H
 #define QCOW2_CHECK_H
 
@@ -38,7 +40,8 @@ struct check_snapshot {
     const char *fault; /* why its L1 table can't be where it is said to be; NULL: it can */
     bool odd;          /* something is wrong with the entry */
     bool overlaps;     /* it can't, since other metadata is there */
-    bool extra_wrong;  /* too little or too much extra data: the table must be written anew */
+    bool
+        extra_wrong; /* too little or too much extra data: the table must be written anew */
 };
 
 /* An L1 table to walk: the active one, or that of snapshots. */
@@ -61,8 +64,8 @@ struct check {
 
     /* ---- of the present pass ---- */
     struct check_result found;
-    uint64_t impossible; /* findings that only a change of an entry mends */
-    bool rebuild;        /* the refcount structures can't be kept */
+    uint64_t impossible;  /* findings that only a change of an entry mends */
+    bool rebuild;         /* the refcount structures can't be kept */
     const char *hopeless; /* why nothing may be repaired, NULL: it may */
     bool bitmaps_broken;
     uint64_t n_contested;
@@ -84,8 +87,8 @@ struct check {
     struct counts refs;           /* references found */
     struct counts tables, active; /* references to L2 tables, from all and from active L1 */
     /* Bitmaps of clusters. */
-    uint8_t *fixed;     /* the header and the active L1 table */
-    uint8_t *meta;      /* these, the snapshot table, L1 tables of snapshots, bitmap tables */
+    uint8_t *fixed; /* the header and the active L1 table */
+    uint8_t *meta;  /* these, the snapshot table, L1 tables of snapshots, bitmap tables */
     uint8_t *is_table;  /* L2 tables */
     uint8_t *walked;    /* L2 tables that were looked at */
     uint8_t *contested; /* claimed as metadata and as data */
@@ -104,18 +107,20 @@ struct check {
 
 /* ---- check_pass.c ---- */
 
-/* with_refcounts false: the refcount structures are not counted, nor compared.  0 or -errno with a
- * sentence; what can't be read is counted in found.check_errors. */
+/* with_refcounts false: the refcount structures are not counted, nor compared.  0 or -errno
+ * with a sentence; what can't be read is counted in found.check_errors. */
 int qcheck_pass(struct check *c, bool with_refcounts) MUST_USE;
 void qcheck_forget(struct check *c);
 
 /* A finding of that weight. */
-void qcheck_corrupt(struct check *c, uint64_t weight, const char *fmt, ...) PRINTF_LIKE(3, 4);
+void qcheck_corrupt(struct check *c, uint64_t weight, const char *fmt, ...)
+    PRINTF_LIKE(3, 4);
 /* One that only a change of the entry mends. */
-void qcheck_impossible(struct check *c, uint64_t weight, const char *fmt, ...) PRINTF_LIKE(3, 4);
+void qcheck_impossible(struct check *c, uint64_t weight, const char *fmt, ...)
+    PRINTF_LIKE(3, 4);
 
-/* Counts a reference to the clusters of a range; false when the range ends past the end of the
- * file by a cluster or more (a finding, nothing is counted).  -errno: memory. */
+/* Counts a reference to the clusters of a range; false when the range ends past the end of
+ * the file by a cluster or more (a finding, nothing is counted).  -errno: memory. */
 int qcheck_add_range(struct check *c, uint64_t offset, uint64_t bytes, uint64_t weight,
                      const char *what, bool *inside) MUST_USE;
 /* Marks the clusters of a range in a bitmap, as far as they are in the file. */
@@ -125,7 +130,8 @@ int qcheck_add_meta(struct check *c, uint64_t offset, uint64_t bytes, uint64_t w
                     const char *what, bool *inside) MUST_USE;
 
 /* Is any cluster of the range, as far as it is in the file, marked in the bitmap? */
-bool qcheck_any(const struct check *c, const uint8_t *bits, uint64_t offset, uint64_t bytes);
+bool qcheck_any(const struct check *c, const uint8_t *bits, uint64_t offset,
+                uint64_t bytes);
 
 void qcheck_progress(struct check *c, uint64_t done);
 
@@ -153,8 +159,8 @@ bool qcheck_past_end(const struct check *c, uint64_t offset, uint64_t bytes);
 
 /* ---- check_l1.c ---- */
 
-/* Calls `each` for the L1 entries that aren't zero; `next` is the entry after next's table to come
- * soon, for reading ahead.  Stops at -errno. */
+/* Calls `each` for the L1 entries that aren't zero; `next` is the entry after next's table
+ * to come soon, for reading ahead.  Stops at -errno. */
 struct l1_walk {
     struct check *c;
     const struct check_l1 *l1;
@@ -208,15 +214,16 @@ uint64_t qcheck_unpack(uint32_t order, const uint8_t *block, uint64_t index);
 
 /* ---- repairs: 0 or -errno with a sentence ---- */
 
-/* To be called before the first write.  Unknown autoclear bits are cleared; and the image is marked
- * dirty until the repair has ended, so that nobody writes to it while refcounts are wrong. */
+/* To be called before the first write.  Unknown autoclear bits are cleared; and the image
+ * is marked dirty until the repair has ended, so that nobody writes to it while refcounts
+ * are wrong. */
 int qrepair_begin(struct check *c) MUST_USE;
 int qrepair_write(struct check *c, const void *buf, uint64_t bytes, uint64_t offset,
                   const char *what) MUST_USE;
 int qrepair_flush(struct check *c) MUST_USE;
 
-/* First cluster of an area that nothing uses, behind `used` and, where the file can grow, behind
- * its end. */
+/* First cluster of an area that nothing uses, behind `used` and, where the file can grow,
+ * behind its end. */
 uint64_t qrepair_end(const struct check *c, uint64_t used);
 /* The offset of n clusters there; -ENOSPC on a store of fixed size that has no room. */
 int qrepair_room(struct check *c, uint64_t n, uint64_t used, uint64_t *offset) MUST_USE;

@@ -1,6 +1,6 @@
-/* The bitmaps extension: directory, tables and the clusters of their data.  Bitmaps that contradict
- * the format are one finding; what else of them there is, is then not counted, as they are dropped
- * as a whole by a repair. */
+/* The bitmaps extension: directory, tables and the clusters of their data.  Bitmaps that
+ * contradict the format are one finding; what else of them there is, is then not counted,
+ * as they are dropped as a whole by a repair. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -80,7 +80,8 @@ static int count_table(struct check *c, uint64_t offset, uint32_t n)
     return 0;
 }
 
-/* Is a directory entry of whose fixed part `raw` is, without extra data, one that can be? */
+/* Is a directory entry of whose fixed part `raw` is, without extra data, one that can be?
+ */
 static bool directory_entry_ok(const struct check *c, const uint8_t *raw)
 {
     uint32_t n = load_be32(raw + 8), flags = load_be32(raw + 12);
@@ -115,7 +116,8 @@ static int count_directory(struct check *c, const uint8_t *raw, uint64_t bytes)
             return err;
         at += length;
     }
-    return at == bytes ? 0 : broken(c, "the directory has more entries than there are bitmaps");
+    return at == bytes ? 0
+                       : broken(c, "the directory has more entries than there are bitmaps");
 }
 
 int qcheck_bitmaps(struct check *c)

@@ -83,8 +83,8 @@ static int add_one(struct counts *counts, uint64_t cluster, uint64_t weight, uin
     return 0;
 }
 
-int counts_add(struct counts *counts, uint64_t first, uint64_t n, uint64_t weight, uint64_t max,
-               uint64_t *lost)
+int counts_add(struct counts *counts, uint64_t first, uint64_t n, uint64_t weight,
+               uint64_t max, uint64_t *lost)
 {
     uint8_t *bytes = counts->bytes + first;
     uint64_t limit = MIN(max, COUNT_LARGE - 1);

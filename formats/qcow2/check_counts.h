@@ -1,8 +1,9 @@
 /* The references to each host cluster, counted anew by a check.
  *
- * One byte for each cluster of the file, which takes memory only where something is counted;
- * what doesn't fit a byte is in a small hash table.  So the memory is bounded by the size of the
- * file and the references in it, whatever headers claim.  Private to this folder. */
+ * One byte for each cluster of the file, which takes memory only where something is
+ * counted; what doesn't fit a byte is in a small hash table.  So the memory is bounded by
+ * the size of the file and the references in it, whatever headers claim.  Private to this
+ * folder. */
 #ifndef QCOW2_CHECK_COUNTS_H
 #define QCOW2_CHECK_COUNTS_H
 
@@ -31,10 +32,10 @@ void counts_free(struct counts *counts);
 
 uint64_t counts_get(const struct counts *counts, uint64_t cluster);
 
-/* Adds `weight` to each of the clusters [first, first+n), all of them inside, but never beyond
- * `max`; what was left out is added to *lost.  0 or -ENOMEM. */
-int counts_add(struct counts *counts, uint64_t first, uint64_t n, uint64_t weight, uint64_t max,
-               uint64_t *lost) MUST_USE;
+/* Adds `weight` to each of the clusters [first, first+n), all of them inside, but never
+ * beyond `max`; what was left out is added to *lost.  0 or -ENOMEM. */
+int counts_add(struct counts *counts, uint64_t first, uint64_t n, uint64_t weight,
+               uint64_t max, uint64_t *lost) MUST_USE;
 
 /* Bitmaps of clusters. */
 static inline bool bit_test(const uint8_t *bits, uint64_t i)

@@ -32,7 +32,8 @@ static int visit_piece(struct l1_walk *walk, l1_visit *visit, void *opaque)
     return walk->changed ? write_piece(walk) : 0;
 }
 
-int qcheck_walk_l1(struct check *c, const struct check_l1 *l1, l1_visit *visit, void *opaque)
+int qcheck_walk_l1(struct check *c, const struct check_l1 *l1, l1_visit *visit,
+                   void *opaque)
 {
     struct l1_walk walk = {.c = c, .l1 = l1};
     CLEANUP_FREE uint64_t *entries = malloc(MIN(l1->n, PIECE_ENTRIES) * 8ull + 8);
@@ -45,7 +46,8 @@ int qcheck_walk_l1(struct check *c, const struct check_l1 *l1, l1_visit *visit, 
         uint64_t offset = l1->offset + (uint64_t)walk.first * 8;
         int err = storage_read(c->st, entries, walk.n * 8ull, offset);
         if (err) {
-            check_message(c->options, "L1 table at offset %" PRIu64 " can't be read", offset);
+            check_message(c->options, "L1 table at offset %" PRIu64 " can't be read",
+                          offset);
             c->found.check_errors++;
             return 0;
         }
@@ -91,10 +93,9 @@ static int count_entry(struct l1_walk *walk, uint32_t i, void *opaque)
     tally->n_odd += faults != 0;
     if (others)
         qcheck_impossible(c, l1->weight * (uint64_t)__builtin_popcount(others),
-                          "L1 entry %" PRIu32 " (0x%" PRIx64 "): %s", walk->first + i, entry,
-                          qcheck_fault_text(others));
-    int err =
-        qcheck_add_range(c, offset, c->cluster_size, l1->weight, "L2 table", &inside);
+                          "L1 entry %" PRIu32 " (0x%" PRIx64 "): %s", walk->first + i,
+                          entry, qcheck_fault_text(others));
+    int err = qcheck_add_range(c, offset, c->cluster_size, l1->weight, "L2 table", &inside);
     if (!err && !(faults & (FAULT_MISALIGNED | FAULT_PAST_END))) {
         uint64_t cluster = offset >> c->h.cluster_bits;
         bit_set(c->is_table, cluster);

@@ -17,8 +17,8 @@ struct table {
     struct check *c;
     uint64_t cluster;
     uint64_t weight, active; /* how many L1 entries lead here; those of the active table */
-    uint64_t next;           /* where the next data cluster would not be a fragment, 0: anywhere */
-    uint64_t n_used, n_odd;  /* entries */
+    uint64_t next; /* where the next data cluster would not be a fragment, 0: anywhere */
+    uint64_t n_used, n_odd; /* entries */
 };
 
 bool qcheck_table_of(const struct check *c, uint64_t l1_entry, uint64_t *cluster)
@@ -62,8 +62,8 @@ static void note_contested(struct table *t, uint64_t first, uint64_t n)
         if (!bit_test(c->meta, i) && !bit_test(c->is_table, i))
             continue;
         check_message(c->options,
-                      "L2 table at offset %" PRIu64 ": an entry's cluster, at offset %" PRIu64
-                      ", holds metadata",
+                      "L2 table at offset %" PRIu64
+                      ": an entry's cluster, at offset %" PRIu64 ", holds metadata",
                       t->cluster << c->h.cluster_bits, i << c->h.cluster_bits);
         bit_set(c->contested, i);
         c->n_contested++;
@@ -89,7 +89,8 @@ static void report_copied(struct table *t, uint64_t entry, uint64_t count)
                    t->cluster << t->c->h.cluster_bits, entry, count);
 }
 
-/* Compares the copied flag of entries for n clusters in a row with the refcounts in the file. */
+/* Compares the copied flag of entries for n clusters in a row with the refcounts in the
+ * file. */
 static void check_copied(struct table *t, uint64_t entry, uint64_t first, uint64_t n)
 {
     struct check *c = t->c;
@@ -118,9 +119,9 @@ static int count_run(struct table *t, uint64_t entry, uint64_t n)
     if (counts_add(&c->refs, first, n, t->weight, c->max_count, &lost))
         return diag_errno(c->diag, ENOMEM, "%s: counting references", c->st->name);
     if (lost)
-        qcheck_corrupt(c, lost,
-                       "cluster %" PRIu64 " and on: more references than a refcount can say",
-                       first);
+        qcheck_corrupt(
+            c, lost, "cluster %" PRIu64 " and on: more references than a refcount can say",
+            first);
     note_contested(t, first, n);
     if (t->active) {
         count_fragments(t, entry & L2_OFFSET, n);
@@ -136,8 +137,7 @@ static int count_compressed(struct table *t, uint64_t entry)
     bool inside;
 
     qcheck_compressed(c, entry, &offset, &bytes);
-    int err =
-        qcheck_add_range(c, offset, bytes, t->weight, "compressed cluster", &inside);
+    int err = qcheck_add_range(c, offset, bytes, t->weight, "compressed cluster", &inside);
     if (err)
         return err;
     if (inside) {
@@ -163,12 +163,14 @@ static int count_odd(struct table *t, uint64_t entry, unsigned faults)
     if (others)
         qcheck_impossible(c, t->weight * (uint64_t)__builtin_popcount(others),
                           "L2 table at offset %" PRIu64 ": entry 0x%" PRIx64 ": %s",
-                          t->cluster << c->h.cluster_bits, entry, qcheck_fault_text(others));
+                          t->cluster << c->h.cluster_bits, entry,
+                          qcheck_fault_text(others));
     if (entry & L2_COMPRESSED)
         return count_compressed(t, entry);
     if (offset == 0)
         return 0;
-    int err = qcheck_add_range(c, offset, c->cluster_size, t->weight, "data cluster", &inside);
+    int err =
+        qcheck_add_range(c, offset, c->cluster_size, t->weight, "data cluster", &inside);
     if (err)
         return err;
     if (inside)

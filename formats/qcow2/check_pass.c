@@ -72,8 +72,8 @@ int qcheck_add_range(struct check *c, uint64_t offset, uint64_t bytes, uint64_t 
         return diag_errno(c->diag, ENOMEM, "%s: counting references", c->st->name);
     if (lost)
         qcheck_corrupt(c, lost,
-                       "%s at offset %" PRIu64 ": more references than a refcount can say", what,
-                       offset);
+                       "%s at offset %" PRIu64 ": more references than a refcount can say",
+                       what, offset);
     return 0;
 }
 
@@ -148,8 +148,9 @@ static int begin(struct check *c)
         failed = !(*bitmaps[i] = calloc(n / 8 + 1, 1));
     c->disk = failed ? NULL : calloc(n, 1);
     if (!c->disk)
-        return diag_errno(c->diag, ENOMEM, "%s: counting references to %" PRIu64 " clusters",
-                          c->st->name, n);
+        return diag_errno(c->diag, ENOMEM,
+                          "%s: counting references to %" PRIu64 " clusters", c->st->name,
+                          n);
     return 0;
 }
 
@@ -159,12 +160,14 @@ static int count_luks_header(struct check *c)
 
     if (c->h.luks_bytes == 0)
         return 0;
-    if (!is_aligned(c->h.luks_offset, c->cluster_size) || c->h.luks_offset > INT64_MAX / 2 ||
-        c->h.luks_bytes > INT64_MAX / 2)
+    if (!is_aligned(c->h.luks_offset, c->cluster_size) ||
+        c->h.luks_offset > INT64_MAX / 2 || c->h.luks_bytes > INT64_MAX / 2)
         return diag_set(c->diag, EINVAL,
-                        "%s: header extension: a LUKS header of %" PRIu64 " bytes at %" PRIu64,
+                        "%s: header extension: a LUKS header of %" PRIu64
+                        " bytes at %" PRIu64,
                         c->st->name, c->h.luks_bytes, c->h.luks_offset);
-    return qcheck_add_range(c, c->h.luks_offset, c->h.luks_bytes, 1, "LUKS header", &inside);
+    return qcheck_add_range(c, c->h.luks_offset, c->h.luks_bytes, 1, "LUKS header",
+                            &inside);
 }
 
 static int count_active_l1(struct check *c)
@@ -182,18 +185,20 @@ static int count_active_l1(struct check *c)
     return err;
 }
 
-/* The snapshot table's place is from the header, but what is found there may be something else. */
+/* The snapshot table's place is from the header, but what is found there may be something
+ * else. */
 static void judge_snapshot_table(struct check *c)
 {
     uint64_t offset = c->h.snapshots_offset;
     if (c->odd_snapshots > c->n_snapshots / 2 &&
         (qcheck_any(c, c->contested, offset, c->snapshot_bytes) ||
          qcheck_any(c, c->is_table, offset, c->snapshot_bytes)))
-        c->hopeless = "where the header says that the snapshot table is, there is something else";
+        c->hopeless =
+            "where the header says that the snapshot table is, there is something else";
 }
 
-/* What data and tables both claim would be counted as a wrong refcount, unless the refcount goes
- * along with it. */
+/* What data and tables both claim would be counted as a wrong refcount, unless the refcount
+ * goes along with it. */
 static void report_contested(struct check *c)
 {
     for (uint64_t i = 0; c->n_contested && i < c->n_clusters; i++) {

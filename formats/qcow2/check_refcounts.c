@@ -25,7 +25,8 @@ static int load_table(struct check *c)
         c->rebuild = true;
     if (bytes > MAX_RT_BYTES || !is_aligned(offset, c->cluster_size) ||
         offset > INT64_MAX / 2) {
-        qcheck_corrupt(c, 1, "header: a refcount table of %" PRIu64 " bytes at offset %" PRIu64,
+        qcheck_corrupt(c, 1,
+                       "header: a refcount table of %" PRIu64 " bytes at offset %" PRIu64,
                        bytes, offset);
         c->rebuild = true;
         bytes = 0;
@@ -94,8 +95,9 @@ static void load_block(struct check *c, uint64_t index, uint8_t *buffer)
         return;
     uint64_t n = MIN(1ull << bits, c->n_clusters + 1 - first);
     if (storage_read(c->st, buffer, ((n << c->h.refcount_order) + 7) / 8, offset)) {
-        check_message(c->options, "refcount block %" PRIu64 " at offset %" PRIu64
-                                  " can't be read", index, offset);
+        check_message(c->options,
+                      "refcount block %" PRIu64 " at offset %" PRIu64 " can't be read",
+                      index, offset);
         c->found.check_errors++;
         return;
     }
@@ -145,7 +147,8 @@ bool qcheck_disk_count(struct check *c, uint64_t cluster, uint64_t *count)
             return false;
         c->block_offset = at;
     }
-    *count = qcheck_unpack(order, c->block, in_block & ((LOOKUP_BYTES * 8ull >> order) - 1));
+    *count =
+        qcheck_unpack(order, c->block, in_block & ((LOOKUP_BYTES * 8ull >> order) - 1));
     return true;
 }
 
@@ -164,15 +167,16 @@ static int count_block(struct check *c, uint64_t index)
     else if (offset >> c->h.cluster_bits >= c->n_compare)
         why = "past the end of the file";
     if (!why && offset) {
-        int err = qcheck_add_range(c, offset, c->cluster_size, 1, "refcount block", &inside);
+        int err =
+            qcheck_add_range(c, offset, c->cluster_size, 1, "refcount block", &inside);
         if (err)
             return err;
         if (inside && counts_get(&c->refs, offset >> c->h.cluster_bits) != 1)
             why = "other things are in the same cluster";
     }
     if (why) {
-        qcheck_corrupt(c, 1, "refcount table entry %" PRIu64 " (0x%" PRIx64 "): %s", index, entry,
-                       why);
+        qcheck_corrupt(c, 1, "refcount table entry %" PRIu64 " (0x%" PRIx64 "): %s", index,
+                       entry, why);
         c->rebuild = true;
     }
     return 0;
@@ -183,7 +187,8 @@ static void check_table_place(struct check *c)
 {
     uint64_t first = c->h.refcount_table_offset >> c->h.cluster_bits;
 
-    for (uint64_t i = first; i < MIN(first + c->h.refcount_table_clusters, c->n_clusters); i++) {
+    for (uint64_t i = first; i < MIN(first + c->h.refcount_table_clusters, c->n_clusters);
+         i++) {
         if (counts_get(&c->refs, i) == 1)
             continue;
         c->rebuild = true;
@@ -219,7 +224,8 @@ static void compare_cluster(struct check *c, uint64_t cluster)
     if (count > refs) {
         c->found.leaks++;
         check_message(c->options,
-                      "cluster %" PRIu64 ": leaked: refcount %" PRIu64 ", references %" PRIu64,
+                      "cluster %" PRIu64 ": leaked: refcount %" PRIu64
+                      ", references %" PRIu64,
                       cluster, count, refs);
         return;
     }

@@ -134,8 +134,9 @@ static uint64_t l1_end(const struct check_snapshot *s)
     return s->l1_offset + s->l1_size * 8ull;
 }
 
-/* L1 tables that can't be where they are said to be aren't walked, so that no byte of the file is
- * looked at twice for different tables.  Of two that overlap it is the longer one. */
+/* L1 tables that can't be where they are said to be aren't walked, so that no byte of the
+ * file is looked at twice for different tables.  Of two that overlap it is the longer one.
+ */
 static void find_faults(struct check *c, struct check_snapshot **sorted)
 {
     struct check_snapshot *last = NULL;
@@ -159,16 +160,17 @@ static void find_faults(struct check *c, struct check_snapshot **sorted)
             odd_snapshot(c, (uint32_t)(sorted[i] - c->snapshots), sorted[i]->fault);
 }
 
-/* Who overlaps what was there before the snapshots' tables is walked all the same: its references
- * count. */
+/* Who overlaps what was there before the snapshots' tables is walked all the same: its
+ * references count. */
 static void find_overlaps(struct check *c)
 {
     for (uint32_t i = 0; i < c->n_snapshots; i++) {
         struct check_snapshot *s = &c->snapshots[i];
         if (s->fault || !qcheck_any(c, c->meta, s->l1_offset, s->l1_size * 8ull))
             continue;
-        check_message(c->options,
-                      "snapshot table entry %" PRIu32 ": its L1 table overlaps other metadata", i);
+        check_message(
+            c->options,
+            "snapshot table entry %" PRIu32 ": its L1 table overlaps other metadata", i);
         s->overlaps = true;
         c->impossible++;
         mark_odd(c, s);

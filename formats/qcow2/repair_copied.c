@@ -1,5 +1,5 @@
-/* Copied flags of the active tables, set to what the references say.  The refcounts are right by
- * now. */
+/* Copied flags of the active tables, set to what the references say.  The refcounts are
+ * right by now. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -52,7 +52,8 @@ static int visit_l1(struct l1_walk *walk, uint32_t i, void *opaque)
         return 0;
     uint64_t mended = mend_flag(c, entry, entry & L1_OFFSET);
     if (mended != entry) {
-        qcheck_say(c, "L1 entry %" PRIu32 ": its copied flag is set right", walk->first + i);
+        qcheck_say(c, "L1 entry %" PRIu32 ": its copied flag is set right",
+                   walk->first + i);
         walk->entries[i] = mended;
         walk->changed = true;
     }

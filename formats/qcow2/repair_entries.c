@@ -1,5 +1,5 @@
-/* Entries that can't be right: what can be saved of them is, the others are cleared.  See check.h
- * for who is believed when two claim a cluster. */
+/* Entries that can't be right: what can be saved of them is, the others are cleared.  See
+ * check.h for who is believed when two claim a cluster. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -68,8 +68,8 @@ static uint64_t mend_l2(struct check *c, uint64_t entry)
             return lost_entry(c);
         return faults == FAULT_COPIED ? entry & ~L2_COPIED : entry;
     }
-    uint64_t now = compressed ? mend_compressed(c, entry, faults)
-                              : mend_standard(c, entry, faults);
+    uint64_t now =
+        compressed ? mend_compressed(c, entry, faults) : mend_standard(c, entry, faults);
     if (now == lost_entry(c) && now != entry)
         c->dropped = true;
     return now;
@@ -109,8 +109,8 @@ static int visit_l2(struct l1_walk *walk, uint32_t i, void *opaque)
     uint64_t cluster;
 
     /* Where other metadata lies, too, nothing is written. */
-    if (!qcheck_table_of(c, walk->entries[i], &cluster) || bit_test(tables->done, cluster) ||
-        bit_test(c->meta, cluster))
+    if (!qcheck_table_of(c, walk->entries[i], &cluster) ||
+        bit_test(tables->done, cluster) || bit_test(c->meta, cluster))
         return 0;
     bit_set(tables->done, cluster);
     return mend_table(c, cluster, tables->buffer);
@@ -183,8 +183,8 @@ static int visit_suspect(struct l1_walk *walk, uint32_t i, void *opaque)
     return 0;
 }
 
-/* Has what the entry calls its L1 table turned out to be something else?  Where an L2 table is at
- * the same place, the L1 table is told by that it leads to tables and not to data. */
+/* Has what the entry calls its L1 table turned out to be something else?  Where an L2 table
+ * is at the same place, the L1 table is told by that it leads to tables and not to data. */
 static int judge_l1(struct check *c, const struct check_snapshot *s, bool *lost)
 {
     uint64_t bytes = s->l1_size * 8ull;

@@ -1,6 +1,6 @@
-/* New refcount structures, at the end of the file: blocks, then the table.  They say of themselves
- * that they are used and of the old ones that they are free, and are durable before the header
- * points to them; until then the old ones are as they were. */
+/* New refcount structures, at the end of the file: blocks, then the table.  They say of
+ * themselves that they are used and of the old ones that they are free, and are durable
+ * before the header points to them; until then the old ones are as they were. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -55,8 +55,8 @@ static int make_plan(struct check *c, struct plan *plan)
         uint64_t n_blocks = 0, last = 0;
         if (n_entries * 8 > MAX_RT_BYTES)
             return diag_set(c->diag, EFBIG,
-                            "%s: a refcount table for it would take over %u bytes", c->st->name,
-                            MAX_RT_BYTES);
+                            "%s: a refcount table for it would take over %u bytes",
+                            c->st->name, MAX_RT_BYTES);
         for (uint64_t i = 0; i < n_entries; i++)
             if (block_needed(c, plan, i)) {
                 n_blocks++;
@@ -88,7 +88,8 @@ static int write_block(struct check *c, const struct plan *plan, uint64_t index,
                          "refcount block");
 }
 
-/* Blocks that were planned for and turned out not to be needed stay unused, as the last ones. */
+/* Blocks that were planned for and turned out not to be needed stay unused, as the last
+ * ones. */
 static int write_area(struct check *c, const struct plan *plan)
 {
     uint64_t bytes = plan->n_clusters << c->h.cluster_bits, next = plan->start;

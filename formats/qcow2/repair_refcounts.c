@@ -37,7 +37,8 @@ int qrepair_refcounts(struct check *c, bool raise)
             continue;
         int err = storage_read(c->st, block, c->cluster_size, offset);
         if (err)
-            return diag_errno(c->diag, -err, "%s: reading the refcount block at offset %" PRIu64,
+            return diag_errno(c->diag, -err,
+                              "%s: reading the refcount block at offset %" PRIu64,
                               c->st->name, offset);
         if (mend_block(c, i << qcheck_block_bits(c), block, raise))
             err = qrepair_write(c, block, c->cluster_size, offset, "refcount block");

@@ -1,5 +1,5 @@
-/* A new snapshot table, at the end of the file, where entries have too little or too much extra
- * data.  The old one stays as it is until the header points to the new one. */
+/* A new snapshot table, at the end of the file, where entries have too little or too much
+ * extra data.  The old one stays as it is until the header points to the new one. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -78,7 +78,8 @@ int qrepair_snapshots(struct check *c)
     if (err)
         return err;
     qcheck_say(c, "the snapshot table is written anew, at offset %" PRIu64, offset);
-    err = qrepair_write(c, table, align_up(bytes, c->cluster_size), offset, "snapshot table");
+    err =
+        qrepair_write(c, table, align_up(bytes, c->cluster_size), offset, "snapshot table");
     if (!err)
         err = qrepair_flush(c);
     if (!err)

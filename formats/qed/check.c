@@ -1,10 +1,11 @@
-/* The check of a QED image and its repair (Q-11, Q-12): from the header and the L1 table to each L2
- * table, reading in pieces and noting the clusters in use in a bitmap.
+/* The check of a QED image and its repair (Q-11, Q-12): from the header and the L1 table to
+ * each L2 table, reading in pieces and noting the clusters in use in a bitmap.
  *
- * QED has no reference counts.  An entry that can't be right becomes 0; a cluster that two entries
- * name can't be mended; clusters that none names are leaks, and those of them at the end of the
- * file are cut off when they are to be repaired.  Each write mends one table by itself, so a repair
- * that is killed goes on with the next run; NEED_CHECK is cleared last. */
+ * QED has no reference counts.  An entry that can't be right becomes 0; a cluster that two
+ * entries name can't be mended; clusters that none names are leaks, and those of them at
+ * the end of the file are cut off when they are to be repaired.  Each write mends one table
+ * by itself, so a repair that is killed goes on with the next run; NEED_CHECK is cleared
+ * last. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -31,7 +32,7 @@ struct check {
     uint64_t n_clusters; /* whole ones in the file */
     uint8_t *used;       /* bitmap of them */
     uint64_t last;       /* where the previous data cluster of the table was, 0: none */
-    uint64_t total; /* entries of the L1 table */
+    uint64_t total;      /* entries of the L1 table */
     bool wrote;
 };
 
@@ -49,7 +50,8 @@ static int flush(struct check *c)
     return err < 0 ? diag_errno(c->diag, -err, "%s: flushing", c->st->name) : 0;
 }
 
-/* Before the first change: whatever unknown autoclear bits stand for is not kept up. */
+/* Before the first change: whatever unknown autoclear bits stand for is not kept up (Q-17).
+ */
 static int begin_writing(struct check *c)
 {
     if (c->wrote)
@@ -106,8 +108,8 @@ static void say_fault(struct check *c, const char *what, uint64_t entry, const c
 
 static void say_twice(struct check *c, const char *what, uint64_t entry, uint64_t n)
 {
-    check_message(c->options, "%s 0x%" PRIx64 ": %" PRIu64 " clusters are in use elsewhere", what,
-                  entry, n);
+    check_message(c->options, "%s 0x%" PRIx64 ": %" PRIu64 " clusters are in use elsewhere",
+                  what, entry, n);
     c->result->corruptions += n;
 }
 
@@ -253,7 +255,8 @@ static int clear_need_check(struct check *c)
         err = flush(c);
     if (err < 0)
         return err;
-    err = qed_header_write_features(c->st, c->header.features & ~(uint64_t)QED_F_NEED_CHECK);
+    err =
+        qed_header_write_features(c->st, c->header.features & ~(uint64_t)QED_F_NEED_CHECK);
     if (err < 0)
         return diag_errno(c->diag, -err, "%s: clearing NEED_CHECK", c->st->name);
     return flush(c);
@@ -323,7 +326,8 @@ int qed_check(struct storage *st, const struct check_options *options,
     struct check c = {.st = st, .options = options, .result = result, .diag = diag};
 
     if (options->repair != REPAIR_NONE && st->read_only)
-        return diag_set(diag, EROFS, "%s: is open read-only and can't be repaired", st->name);
+        return diag_set(diag, EROFS, "%s: is open read-only and can't be repaired",
+                        st->name);
     int err = open_check(&c);
     if (err == 0)
         err = check(&c);

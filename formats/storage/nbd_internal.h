@@ -1,9 +1,10 @@
 /* What the parts of the NBD store share.
  *
- *   nbd.c       open, close, and the public functions
- *   nbd_io.c    the storage interface: any alignment onto the export's blocks
- *   nbd_loop.c  the driver: queue, connections, timeouts, completions
- *   nbd_link.c  one connection: one libnbd handle
+ *   nbd.c            open, close, and the public functions
+ *   nbd_io.c         the storage interface: any alignment onto the export's blocks
+ *   nbd_loop.c       the driver: queue, connections, timeouts, completions
+ *   nbd_link.c       one connection: one libnbd handle
+ *   nbd_reconnect.c  connections that are made, lost, and made again
  *
  * Way of a request: `incoming` (under lock) -> `waiting` for a connection ->
  * link->in_flight -> `finished` -> its callback; and back to `waiting` while there are
@@ -105,7 +106,28 @@ void nbd_link_drop(struct nbd_link *link, int err);
 /* Says good-bye to a server that listens, in bounded time, and ends the connection. */
 void nbd_link_close(struct nbd_link *link);
 
+/* ---- nbd_reconnect.c; by the driver ---- */
+
+unsigned nbd_count_links(const struct nbd_storage *nbd, enum nbd_link_state state);
+
+/* May another attempt be made, at retry_ms or later? */
+bool nbd_link_may_start(const struct nbd_link *link);
+
+/* Starts an attempt, where one may be made now and none is under way. */
+void nbd_connect_one(struct nbd_storage *nbd);
+
+/* Lets a link act on what poll returned (0: only looks at its state), and on what comes of
+ * it: it's ready, or lost. */
+void nbd_link_act(struct nbd_link *link, short revents);
+
+/* A connection, or an attempt, has ended.  err: what becomes of requests in flight. */
+void nbd_link_lost(struct nbd_link *link, int err, const struct diag *diag);
+
 /* ---- nbd_loop.c ---- */
+
+/* Ends a request that is queued and not in flight; its callback comes later. */
+void nbd_finish(struct nbd_storage *nbd, struct nbd_request *req, int err);
+void nbd_fail_waiting(struct nbd_storage *nbd, int err);
 
 uint64_t nbd_now_ms(void);
 

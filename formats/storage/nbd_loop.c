@@ -24,17 +24,17 @@ static struct nbd_request *first(struct list *head)
 }
 
 /* Queued, and not in flight. */
-static void finish(struct nbd_storage *nbd, struct nbd_request *req, int err)
+void nbd_finish(struct nbd_storage *nbd, struct nbd_request *req, int err)
 {
     req->err = err;
     list_remove(&req->link);
     list_append(&nbd->finished, &req->link);
 }
 
-static void fail_waiting(struct nbd_storage *nbd, int err)
+void nbd_fail_waiting(struct nbd_storage *nbd, int err)
 {
     for (struct nbd_request *req; (req = first(&nbd->waiting));)
-        finish(nbd, req, err);
+        nbd_finish(nbd, req, err);
 }
 
 /* ---- the queue ---- */
@@ -77,142 +77,6 @@ static void take_incoming(struct nbd_storage *nbd)
     }
 }
 
-/* ---- connections that come and go ---- */
-
-static unsigned count_links(const struct nbd_storage *nbd, enum nbd_link_state state)
-{
-    unsigned n = 0;
-
-    for (unsigned i = 0; i < nbd->n_links; i++)
-        n += nbd->links[i].state == state;
-    return n;
-}
-
-/* What the server may have forgotten is told by the next flush. */
-static void note_loss(struct nbd_storage *nbd)
-{
-    if (nbd->changes == nbd->flushed)
-        return;
-    nbd->flushed = nbd->changes;
-    nbd->forgot = true;
-    atomic_fetch_add(&nbd->losses, 1);
-}
-
-/* An attempt failed and nobody else is trying: who has waited long enough gives up. */
-static void give_up(struct nbd_storage *nbd)
-{
-    uint64_t now = nbd_now_ms();
-
-    if (count_links(nbd, LINK_DOWN) < nbd->n_links)
-        return;
-    LIST_FOR_EACH_SAFE(pos, &nbd->waiting)
-    {
-        struct nbd_request *req = CONTAINER_OF(pos, struct nbd_request, link);
-        if (req->give_up_ms <= now)
-            finish(nbd, req, -ENOTCONN);
-    }
-}
-
-/* err: what becomes of the requests in flight. */
-static void lost(struct nbd_link *link, int err, const struct diag *diag)
-{
-    struct nbd_storage *nbd = link->owner;
-    bool was_ready = link->state == LINK_READY;
-
-    if (link->handle)
-        nbd_link_drop(link, err);
-    if (was_ready) {
-        note_loss(nbd);
-        log_warning("%s: connection lost", diag->text);
-    } else {
-        log_debug("%s: no connection", diag->text);
-        give_up(nbd);
-    }
-}
-
-/* Is what came back what went away?  NULL, or what isn't. */
-static const char *difference(const struct nbd_storage *nbd, const struct nbd_info *now)
-{
-    const struct nbd_info *was = &nbd->info;
-
-    if (now->size != was->size)
-        return "its size";
-    if (now->read_only && !nbd->st.read_only)
-        return "that it can be written";
-    if (now->min_block > was->min_block || now->max_block < was->max_block)
-        return "its block sizes";
-    if (now->multi_conn < (nbd->n_links > 1))
-        return "that it takes several connections";
-    bool less = now->can_flush < was->can_flush || now->can_fua < was->can_fua ||
-                now->can_zero < was->can_zero || now->can_fast_zero < was->can_fast_zero ||
-                now->can_trim < was->can_trim || now->can_cache < was->can_cache ||
-                now->has_status < was->has_status;
-    return less ? "what it can do" : NULL;
-}
-
-/* A connection has just been made. */
-static int welcome(struct nbd_link *link, struct diag *diag)
-{
-    struct nbd_storage *nbd = link->owner;
-    struct nbd_info info;
-
-    int err = nbd_link_describe(link, &info, diag);
-    const char *what = err ? NULL : difference(nbd, &info);
-    if (what)
-        err = diag_set(diag, ESTALE, "%s: the export came back and lost %s", nbd->st.name,
-                       what);
-    if (err && !nbd->told_of_mismatch)
-        log_error("%s", diag->text);
-    nbd->told_of_mismatch = err != 0;
-    if (err)
-        link->state = LINK_CONNECTING; /* it never was ready */
-    else
-        link->was_up = true;
-    return err;
-}
-
-static void act_on(struct nbd_link *link, short revents)
-{
-    bool was_connecting = link->state == LINK_CONNECTING;
-    struct diag diag = {0};
-
-    int err = nbd_link_event(link, revents, &diag);
-    if (!err && was_connecting && link->state == LINK_READY)
-        err = welcome(link, &diag);
-    if (err)
-        lost(link, -EIO, &diag);
-}
-
-static bool may_start(const struct nbd_link *link)
-{
-    return link->state == LINK_DOWN && !(link->owner->how.no_reconnect && link->was_up);
-}
-
-/* One attempt at a time. */
-static void connect_one(struct nbd_storage *nbd)
-{
-    uint64_t now = nbd_now_ms();
-    bool possible = false;
-
-    if (count_links(nbd, LINK_CONNECTING) > 0)
-        return;
-    for (unsigned i = 0; i < nbd->n_links; i++) {
-        struct nbd_link *link = &nbd->links[i];
-        possible |= may_start(link) || link->state == LINK_READY;
-        if (!may_start(link) || link->retry_ms > now)
-            continue;
-        struct diag diag = {0};
-        int err = nbd_link_begin(link, &diag);
-        if (err)
-            lost(link, -EIO, &diag);
-        else
-            act_on(link, 0);
-        return;
-    }
-    if (!possible)
-        fail_waiting(nbd, -ENOTCONN);
-}
-
 /* ---- requests ---- */
 
 static struct nbd_link *idlest(struct nbd_storage *nbd)
@@ -235,17 +99,17 @@ static bool answer_here(struct nbd_storage *nbd, struct nbd_request *req)
     if (flush && nbd->forgot) {
         /* A write's own flush doesn't use up what the next flush must tell. */
         nbd->forgot = req->flushing;
-        finish(nbd, req, -EIO);
+        nbd_finish(nbd, req, -EIO);
         return true;
     }
     if (flush && !nbd->info.can_flush) {
-        finish(nbd, req, 0);
+        nbd_finish(nbd, req, 0);
         return true;
     }
     if (req->op == NBD_STATUS && !nbd->info.has_status) {
         req->runs[0] = (struct nbd_run){.length = req->len};
         req->n_runs = 1;
-        finish(nbd, req, 0);
+        nbd_finish(nbd, req, 0);
         return true;
     }
     return false;
@@ -264,11 +128,11 @@ static void dispatch(struct nbd_storage *nbd)
         busy |= link->n_in_flight > 0;
         list_remove(&req->link);
         nbd_link_issue(link, req);
-        act_on(link, 0); /* it may have died of it */
+        nbd_link_act(link, 0); /* it may have died of it */
         link = idlest(nbd);
     }
     if (busy || !list_empty(&nbd->waiting))
-        connect_one(nbd);
+        nbd_connect_one(nbd);
 }
 
 /* Books what a part that succeeded did. */
@@ -343,11 +207,11 @@ static void expire(struct nbd_storage *nbd)
             overdue(&link->in_flight, now)) {
             diag_errno(&diag, ETIMEDOUT, "%s: no answer for %u ms", nbd->st.name,
                        nbd->how.timeout_ms);
-            lost(link, -ETIMEDOUT, &diag);
+            nbd_link_lost(link, -ETIMEDOUT, &diag);
         }
     }
     while (overdue(&nbd->waiting, now))
-        finish(nbd, first(&nbd->waiting), -ETIMEDOUT);
+        nbd_finish(nbd, first(&nbd->waiting), -ETIMEDOUT);
 }
 
 static uint64_t earlier(struct list *head, uint64_t than)
@@ -362,14 +226,14 @@ static int quiet_ms(struct nbd_storage *nbd)
 {
     uint64_t nearest = earlier(&nbd->waiting, UINT64_MAX), now = nbd_now_ms();
     bool attempts = !list_empty(&nbd->waiting) && idlest(nbd) == NULL &&
-                    count_links(nbd, LINK_CONNECTING) == 0;
+                    nbd_count_links(nbd, LINK_CONNECTING) == 0;
 
     for (unsigned i = 0; i < nbd->n_links; i++) {
         struct nbd_link *link = &nbd->links[i];
         nearest = earlier(&link->in_flight, nearest);
         if (link->state == LINK_CONNECTING)
             nearest = MIN(nearest, link->deadline_ms);
-        if (attempts && may_start(link))
+        if (attempts && nbd_link_may_start(link))
             nearest = MIN(nearest, link->retry_ms);
     }
     if (nearest == UINT64_MAX)
@@ -401,7 +265,7 @@ static void wait_for_events(struct nbd_storage *nbd)
     }
     for (unsigned i = 0; i < nbd->n_links; i++)
         if (fds[1 + i].revents)
-            act_on(&nbd->links[i], fds[1 + i].revents);
+            nbd_link_act(&nbd->links[i], fds[1 + i].revents);
 }
 
 static void end_all(struct nbd_storage *nbd)
@@ -409,7 +273,7 @@ static void end_all(struct nbd_storage *nbd)
     for (unsigned i = 0; i < nbd->n_links; i++)
         if (nbd->links[i].handle)
             nbd_link_drop(&nbd->links[i], -ECANCELED);
-    fail_waiting(nbd, -ECANCELED);
+    nbd_fail_waiting(nbd, -ECANCELED);
 }
 
 void nbd_loop_turn(struct nbd_storage *nbd)
@@ -424,7 +288,7 @@ void nbd_loop_turn(struct nbd_storage *nbd)
         if (!atomic_load(&nbd->aborted))
             dispatch(nbd);
         /* Who is told of a failure may ask. */
-        atomic_store(&nbd->connected, count_links(nbd, LINK_READY) > 0);
+        atomic_store(&nbd->connected, nbd_count_links(nbd, LINK_READY) > 0);
     } while (settle_all(nbd));
 }
 

@@ -1,5 +1,6 @@
 """The images that are measured.  A raw image stands for each of them with the server of raw files."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -145,7 +146,7 @@ class Store:
                 for offset in range(first, image.size, stride):
                     os.pwrite(file.fileno(), os.urandom(length), offset)
             return
-        with _unsafe_server(self.nursery, image) as server:
+        with _filling(self.nursery, image) as server:
             self.nursery.run([
                 "fio", "--name=fill", "--ioengine=nbd", f"--uri={server.uri}", "--thread",
                 f"--rw=write:{stride - length}", f"--bs={length}", "--iodepth=16",
@@ -153,25 +154,20 @@ class Store:
                 f"--io_size={len(range(first, image.size, stride)) * length}"], server=server)
 
 
-class _unsafe_server:
+@contextlib.contextmanager
+def _filling(nursery, image):
     """qemu-nbd that never flushes, to fill an image."""
+    def serve(image, place, _control):
+        return ["qemu-nbd", "-t", "-k", place.socket, "--pid-file", place.pidfile,
+                "-f", image.format, "--cache=unsafe", image.path]
 
-    def __init__(self, nursery, image):
-        def serve(image, place, _control):
-            return ["qemu-nbd", "-t", "-k", place.socket, "--pid-file", place.pidfile,
-                    "-f", image.format, "--cache=unsafe", image.path]
-        self.running = servers.start(nursery, servers.Server("fill", "peer", serve), image)
-
-    def __enter__(self):
-        self.running.wait_until_it_listens()
-        return self.running
-
-    def __exit__(self, kind, *_):
-        try:
-            if kind is None:
-                self.running.stop()
-        finally:
-            self.running.kill()
+    running = servers.start(nursery, servers.Server("fill", "peer", serve), image)
+    try:
+        running.wait_until_it_listens()
+        yield running
+        running.stop()
+    finally:
+        running.kill()
 
 
 def _write_noise(path, size):

@@ -120,8 +120,7 @@ def start(nursery, server, image, control=False, wrapper=()):
 
 def nbdkit(place, *words):
     """The command that serves with a plugin of nbdkit."""
-    return ["nbdkit", "--foreground", "--exit-with-parent", "--unix", place.socket,
-            "--pidfile", place.pidfile, *words]
+    return ["nbdkit", "--foreground", "--unix", place.socket, "--pidfile", place.pidfile, *words]
 
 
 def _ours(build):

@@ -241,8 +241,8 @@ static int parse_repair(const char *word, enum check_repair *out)
     else if (strcmp(word, "all") == 0)
         *out = REPAIR_ALL;
     else
-        return cli_usage_error("Unknown option value for -r (expecting 'leaks' or 'all'): %s",
-                               word);
+        return cli_usage_error(
+            "Unknown option value for -r (expecting 'leaks' or 'all'): %s", word);
     return CLI_OK;
 }
 

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include <criterion/criterion.h>
+#include <criterion/alloc.h>
 #include <criterion/parameterized.h>
 
 #include "support/matrix.h"
@@ -71,13 +72,18 @@ static void run_configuration(const struct subject_config *config)
     cr_assert_eq(sv.failures, 0, "%s: %s", config->name, sv.first_failure.why);
 }
 
+static void free_indexes(struct criterion_test_params *params)
+{
+    cr_free(params->params);
+}
+
 ParameterizedTestParameters(crash, matrix)
 {
-    static size_t indexes[64];
+    size_t *indexes = cr_malloc(crash_matrix_count * sizeof *indexes);
 
     for (size_t i = 0; i < crash_matrix_count; i++)
         indexes[i] = i;
-    return cr_make_param_array(size_t, indexes, crash_matrix_count);
+    return cr_make_param_array(size_t, indexes, crash_matrix_count, free_indexes);
 }
 
 ParameterizedTest(size_t *index, crash, matrix)

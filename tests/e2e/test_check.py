@@ -22,7 +22,6 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
 import unittest
 
 import nbd
@@ -222,8 +221,7 @@ class Words(Case):
         they = run("qemu-img", "check", "-r", "leaks", path)
         we = run(QIMG, "check", "-r", "leaks", copy)
         self.assertEqual(we.stdout, they.stdout)
-        self.assertEqual(os.path.getsize(copy), h.info(copy, "qcow2")["children"][0]["info"]["virtual-size"]
-                         if "children" in h.info(copy, "qcow2") else os.path.getsize(copy))
+        self.assertLess(os.path.getsize(copy), os.path.getsize(path), "leaks at the end stay")
         h.check(copy, "qcow2")
 
     def test_fixed_counts(self):
@@ -439,7 +437,7 @@ class Corruption(Case):
 
     CHANGES = {
         "misaligned": lambda q, place, entry: (place, damage.be(entry + 512)),
-        "past the end": lambda q, place, entry: (place, damage.be(q.end + 5 * q.cluster)),
+        "past the end": lambda q, place, entry: (place, damage.be(1 << 45)),
         "reserved": lambda q, place, entry: (place, damage.be(entry | 2)),
         "on the L1 table": lambda q, place, entry: (place, damage.be(q.l1 | damage.COPIED)),
         "L1 entry": lambda q, place, entry: (q.l1, damage.be(q.u(q.l1) + 512)),

@@ -444,5 +444,574 @@ class Query(ControlCase):
         self.assertIs(self.qmp().cmd("query-block")[0]["inserted"]["ro"], True)
 
 
+class JobCase(ControlCase):
+    """A disk with some contents, and jobs that copy it."""
+
+    CLUSTER = 64 * KIB
+
+    def setUp(self):
+        super().setUp()
+        self.image = create(self.path("disk.qcow2"), "qcow2", self.SIZE)
+        self.content = bytearray(self.SIZE)
+        for number in range(0, 64, 3):
+            self.content[number * self.CLUSTER:(number + 1) * self.CLUSTER] = self.rng.randbytes(self.CLUSTER)
+        raw = self.path("content")
+        with open(raw, "wb") as file:
+            file.write(self.content)
+        run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, self.image)
+        os.unlink(raw)
+
+    def begin(self, *keys):
+        self.start(*keys, image=self.image)
+        self.client = self.qmp()
+        self.disk = self.server.connect()
+
+    def write(self, off, payload):
+        self.disk.pwrite(payload, off)
+        self.content[off:off + len(payload)] = payload
+
+    def mirror(self, target="target.raw", **arguments):
+        target = target if "://" in target or ":///" in target else self.path(target)
+        arguments = {"job_id": "job", "sync": "full", **arguments}
+        self.assertEqual(self.client.cmd("drive-mirror", device="drive0", target=target, **arguments), {})
+        return target
+
+    def job(self, client=None):
+        jobs = (client or self.client).cmd("query-block-jobs")
+        return jobs[0] if jobs else None
+
+    def expect_event(self, name, **data):
+        """Fails at once when the job ends in another way."""
+        ends = {"BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED"}
+        while True:
+            event = self.client.event(name, *ends)
+            if event["event"] == name and data.items() <= event["data"].items():
+                return event["data"]
+            if event["event"] in ends:
+                self.fail(f"{name} {data} expected: {event}")
+
+    def ready(self):
+        return self.expect_event("BLOCK_JOB_READY")
+
+    def ended(self, name="BLOCK_JOB_COMPLETED", error=None):
+        """The job's end, by this event; and everything of it is closed."""
+        data = self.expect_event(name)
+        self.client.event("JOB_STATUS_CHANGE", id=data["device"], status="null")
+        self.client.cmd("query-jobs")
+        if error is None:
+            self.assertNotIn("error", data)
+        else:
+            self.assertRegex(data["error"], error)
+        return data
+
+    def expect_content(self, path, fmt):
+        self.assertTrue(harness.content(path, fmt) == self.content, f"{path}: not the disk's contents")
+
+
+class Jobs(JobCase):
+    def test_complete_serves_the_target(self):
+        """on connections that are there, while the old image is closed and clean"""
+        for fmt in ("raw", "qcow2", "qed"):
+            with self.subTest(format=fmt):
+                self.setUp()
+                self.begin()
+                target = self.mirror(f"target.{fmt}", format=fmt)
+                ready = self.ready()
+                self.assertEqual((ready["device"], ready["type"]), ("job", "mirror"))
+                self.assertEqual(ready["offset"], ready["len"])
+                self.write(5 * MIB, b"after ready")
+                self.assertEqual(self.client.cmd("block-job-complete", device="job"), {})
+                self.ended()
+                check(self.image, "qcow2")
+                self.expect_content(self.image, "qcow2")
+                before = harness.sha256(self.image)
+                self.write(6 * MIB, b"after complete" * 1000)
+                self.disk.flush()
+                self.assertEqual(bytes(self.disk.pread(14, 6 * MIB)), b"after complete")
+                node = self.client.cmd("query-block")[0]["inserted"]
+                self.assertEqual((node["file"], node["drv"]), (target, fmt))
+                self.server.stop()
+                self.assertEqual(harness.sha256(self.image), before)
+                check(target, fmt)
+                self.expect_content(target, fmt)
+
+    def test_a_soft_cancel_leaves_a_copy(self):
+        self.begin()
+        target = self.mirror()
+        self.ready()
+        self.write(0, b"before the cancel")
+        self.client.cmd("block-job-cancel", device="job")
+        self.ended()
+        self.expect_content(target, "raw")
+        self.write(0, b"behind the cancel")
+        self.server.stop()
+        self.expect_content(self.image, "qcow2")
+        check(self.image, "qcow2")
+
+    def test_a_forced_cancel(self):
+        self.begin()
+        self.mirror()
+        self.ready()
+        self.client.cmd("block-job-cancel", device="job", force=True)
+        data = self.ended("BLOCK_JOB_CANCELLED")
+        self.assertEqual(set(data), {"device", "type", "len", "offset", "speed"})
+        self.assertIsNone(self.job())
+        self.server.stop()
+
+    def test_a_cancel_before_it_is_ready(self):
+        self.begin()
+        self.mirror(speed=64 * KIB)
+        self.client.cmd("block-job-cancel", device="job")
+        self.ended("BLOCK_JOB_CANCELLED")
+        self.server.stop()
+
+    def test_to_another_server(self):
+        self.begin()
+        copy = self.path("copy.raw")
+        with open(copy, "wb") as file:
+            file.truncate(self.SIZE)
+        other = harness.Server(self.dir, copy, "format=raw")
+        self.servers.append(other)
+        self.mirror(other.uri, mode="existing")
+        self.ready()
+        self.client.cmd("block-job-complete", device="job")
+        self.ended()
+        self.write(MIB, b"over there")
+        self.disk.flush()
+        self.server.stop()
+        other.stop()
+        self.expect_content(copy, "raw")
+
+    def test_under_load(self):
+        """clients write all the time, and find what they wrote"""
+        self.begin()
+        stop, failures, written = threading.Event(), [], [0] * 4
+        models = [bytearray(self.content[n * MIB:(n + 1) * MIB]) for n in range(4)]
+
+        def work(number):
+            rng, handle = self.rng.__class__(number), self.server.connect()
+            model, base = models[number], number * MIB
+            while not stop.is_set():
+                off, length = rng.randrange(MIB - 8192), rng.randint(1, 8192)
+                model[off:off + length] = payload = rng.randbytes(length)
+                handle.pwrite(payload, base + off)
+                off = rng.randrange(MIB - 8192)
+                if handle.pread(8192, base + off) != model[off:off + 8192]:
+                    failures.append((number, off))
+                written[number] += 1
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            for turn, mode in enumerate(["background", "write-blocking", "background"]):
+                target = self.mirror(f"target{turn}.qcow2", format="qcow2", copy_mode=mode)
+                self.ready()
+                before = sum(written)
+                wait_until(lambda: sum(written) > before + 50, 30, "writes")  # pylint: disable=cell-var-from-loop
+                self.client.cmd("block-job-complete", device="job")
+                self.ended()
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        self.assertEqual(failures, [])
+        self.content[:4 * MIB] = b"".join(models)
+        self.server.stop()
+        self.expect_content(target, "qcow2")
+        check(target, "qcow2")
+
+    def test_pause_and_resume(self):
+        self.begin()
+        self.mirror(speed=MIB)
+        self.client.cmd("block-job-pause", device="job")
+        self.client.event("JOB_STATUS_CHANGE", id="job", status="paused")
+        job = self.job()
+        self.assertEqual((job["paused"], job["status"], job["ready"]), (True, "paused", False))
+        time.sleep(0.3)
+        self.assertEqual(self.job()["offset"], job["offset"])
+        self.fails("GenericError", self.client, "block-job-pause", "paused", device="job")
+        self.fails("GenericError", self.client, "block-job-complete", device="job")
+        self.client.cmd("block-job-set-speed", device="job", speed=0)
+        self.assertEqual(self.job()["speed"], 0)
+        self.client.cmd("block-job-resume", device="job")
+        self.fails("GenericError", self.client, "block-job-resume", device="job")
+        self.ready()
+        self.client.cmd("block-job-pause", device="job")
+        self.client.event("JOB_STATUS_CHANGE", id="job", status="standby")
+        self.client.cmd("block-job-cancel", device="job")
+        self.ended()
+        self.server.stop()
+
+    def test_fields(self):
+        self.begin()
+        self.mirror(speed=2**40, job_id="a.job-1_x")
+        self.ready()
+        job = self.job()
+        self.assertEqual(job, {
+            "type": "mirror", "device": "a.job-1_x", "len": job["len"], "offset": job["len"],
+            "busy": job["busy"], "paused": False, "speed": 2**40, "io-status": "ok", "ready": True,
+            "status": "ready", "auto-finalize": True, "auto-dismiss": True})
+        self.assertEqual(self.client.cmd("query-jobs"), [
+            {"id": "a.job-1_x", "type": "mirror", "status": "ready", "current-progress": job["len"],
+             "total-progress": job["len"]}])
+        self.client.cmd("block-job-cancel", device="a.job-1_x")
+        self.ended()
+        self.assertEqual(self.client.cmd("query-jobs"), [])
+
+    def test_the_device_names_the_job_by_default(self):
+        self.begin()
+        self.client.cmd("drive-mirror", device="drive0", target=self.path("t"), sync="full")
+        self.ready()
+        self.assertEqual(self.job()["device"], "drive0")
+        self.client.cmd("block-job-cancel", device="drive0")
+        self.ended()
+
+    def test_finalize_and_dismiss(self):
+        self.begin()
+        self.mirror(auto_finalize=False, auto_dismiss=False)
+        self.ready()
+        self.fails("GenericError", self.client, "block-job-finalize", id="job")
+        self.fails("GenericError", self.client, "block-job-dismiss", device="job")
+        self.fails("GenericError", self.client, "block-job-dismiss", "missing")
+        self.fails("GenericError", self.client, "block-job-dismiss", "give one", id="job", device="job")
+        self.fails("DeviceNotActive", self.client, "block-job-finalize", id="other")
+        self.client.cmd("block-job-complete", device="job")
+        self.assertEqual(self.expect_event("BLOCK_JOB_PENDING"), {"type": "mirror", "id": "job"})
+        self.assertEqual(self.job()["status"], "pending")
+        self.client.cmd("block-job-finalize", id="job")
+        self.expect_event("BLOCK_JOB_COMPLETED")
+        self.assertEqual(self.job()["status"], "concluded")
+        self.fails("GenericError", self.client, "block-job-cancel", device="job")
+        self.client.cmd("block-job-dismiss", id="job")
+        self.client.event("JOB_STATUS_CHANGE", id="job", status="null")
+        self.assertIsNone(self.job())
+        self.assertEqual(self.client.cmd("query-block")[0]["inserted"]["file"], self.path("target.raw"))
+
+    def test_events_go_to_everybody(self):
+        self.begin()
+        others = [self.qmp() for _ in range(5)]
+        self.mirror()
+        for client in (self.client, *others):
+            self.assertEqual(client.event("BLOCK_JOB_READY")["data"]["device"], "job")
+        others[0].cmd("block-job-cancel", device="job")
+        for client in (self.client, *others):
+            statuses = []
+            while not statuses or statuses[-1] != "null":
+                statuses.append(client.event("JOB_STATUS_CHANGE")["data"]["status"])
+            self.assertEqual(statuses, ["waiting", "pending", "concluded", "null"])
+
+    def test_refused(self):
+        self.begin()
+
+        def refused(words, target="t.raw", **arguments):
+            target = target if target.startswith("nbd") else self.path(target)
+            arguments = {"sync": "full", "device": "drive0", "target": target, **arguments}
+            self.fails("GenericError", self.client, "drive-mirror", words, **arguments)
+            self.assertIsNone(self.job())
+
+        refused("No such file", mode="existing")
+        refused("No such file", target="no/folder/t.raw")
+        refused("power of two", granularity=1000)
+        refused("power of two", granularity=256)
+        refused("well-formed", job_id="1job")
+        refused("nosuchnode", replaces="nosuchnode")
+        refused("bitmap", sync="incremental")
+        refused("bitmap", bitmap="x")
+        refused("existing", sync="none")
+        refused("magic|qcow2", target="disk.qcow2", mode="existing", format="qed")
+        refused("part of the disk", target="disk.qcow2")
+        refused("part of the disk", target="disk.qcow2", mode="existing", format="qcow2")
+        refused("nbd", target="nbd://[::1/x")
+        refused("No such file", target="nbd+unix:///?socket=" + self.path("none"))
+        create(self.path("small.raw"), "raw", MIB)
+        refused("size", target="small.raw", mode="existing")
+        self.mirror()
+        self.fails("GenericError", self.client, "drive-mirror", "in use", device="drive0",
+                   target=self.path("t2"), sync="full", job_id="job")
+        self.ready()
+        self.client.cmd("block-job-cancel", device="job")
+        self.ended()
+        self.disk.pread(4096, 0)
+        self.server.stop()
+        check(self.image, "qcow2")
+        self.expect_content(self.image, "qcow2")
+
+    def test_two_jobs(self):
+        """both copy; neither may take the disk away from the other"""
+        self.begin()
+        self.mirror("one.raw", job_id="one")
+        self.ready()
+        self.mirror("two.raw", job_id="two")
+        self.ready()
+        self.fails("GenericError", self.client, "block-job-complete", "'two' uses the disk", device="one")
+        self.write(3 * MIB, b"for both")
+        self.client.cmd("block-job-cancel", device="two")
+        self.ended()
+        self.client.cmd("block-job-complete", device="one")
+        self.ended()
+        self.server.stop()
+        self.expect_content(self.path("one.raw"), "raw")
+        self.expect_content(self.path("two.raw"), "raw")
+
+    def test_the_end_of_the_server(self):
+        for ready in (False, True):
+            with self.subTest(ready=ready):
+                self.setUp()
+                self.begin()
+                self.mirror(speed=0 if ready else 64 * KIB)
+                if ready:
+                    self.ready()
+                self.write(0, b"the last")
+                before = time.monotonic()
+                self.server.disconnect()
+                self.server.process.send_signal(signal.SIGTERM)
+                self.client.event("SHUTDOWN")
+                self.assertEqual(self.client.event("BLOCK_JOB_CANCELLED")["data"]["device"], "job")
+                self.server.wait()
+                self.assertLess(time.monotonic() - before, 10)
+                check(self.image, "qcow2")
+                self.expect_content(self.image, "qcow2")
+
+    def test_commit(self):
+        overlay = create(self.path("overlay.qcow2"), "qcow2", self.SIZE, backing=self.image, backing_fmt="qcow2")
+        base, self.image = self.image, overlay
+        self.begin()
+        self.write(7 * MIB, b"committed" * 10000)
+        self.fails("DeviceNotFound", self.client, "block-commit", device="other")
+        self.fails("GenericError", self.client, "block-commit", device="drive0", base="/no/such")
+        self.assertEqual(self.client.cmd("block-commit", device="drive0", job_id="job", base=base), {})
+        self.assertEqual(self.ready()["type"], "commit")
+        self.write(8 * MIB, b"late")
+        self.client.cmd("block-job-complete", device="job")
+        self.ended()
+        node = self.client.cmd("query-block")[0]["inserted"]
+        self.assertEqual((node["file"], node["backing_file_depth"]), (base, 0))
+        self.write(9 * MIB, b"to the base")
+        self.assertNotEqual(run("qemu-io", "-f", "qcow2", "-c", "write 0 512", base, check=False).returncode, 0,
+                            "the base must be locked")
+        self.server.stop()
+        check(base, "qcow2")
+        self.expect_content(base, "qcow2")
+        check(overlay, "qcow2")
+
+
+class Bitmaps(JobCase):
+    def bitmap(self, name="b"):
+        bitmaps = self.client.cmd("query-block")[0]["inserted"].get("dirty-bitmaps", [])
+        return next((b for b in bitmaps if b["name"] == name), None)
+
+    def test_a_life(self):
+        self.begin()
+        args = {"node": "drive0", "name": "b"}
+        self.assertIsNone(self.bitmap())
+        self.assertEqual(self.client.cmd("block-dirty-bitmap-add", **args), {})
+        self.assertEqual(self.bitmap(), {"name": "b", "count": 0, "granularity": 64 * KIB,
+                                         "recording": True, "busy": False, "persistent": False})
+        self.write(100, b"x")
+        self.assertEqual(self.bitmap()["count"], 64 * KIB)
+        self.client.cmd("block-dirty-bitmap-disable", **args)
+        self.assertIs(self.bitmap()["recording"], False)
+        self.write(MIB, b"x")
+        self.assertEqual(self.bitmap()["count"], 64 * KIB)
+        self.client.cmd("block-dirty-bitmap-enable", **args)
+        self.write(2 * MIB, b"x")
+        self.assertEqual(self.bitmap()["count"], 128 * KIB)
+        self.client.cmd("block-dirty-bitmap-clear", **args)
+        self.assertEqual(self.bitmap()["count"], 0)
+        self.client.cmd("block-dirty-bitmap-remove", **args)
+        self.assertIsNone(self.bitmap())
+        self.assertNotIn("dirty-bitmaps", self.client.cmd("query-block")[0]["inserted"])
+        self.server.stop()
+
+    def test_options(self):
+        self.begin()
+        self.client.cmd("block-dirty-bitmap-add", node="drive0", name="b", granularity=512, disabled=True)
+        self.assertEqual((self.bitmap()["granularity"], self.bitmap()["recording"]), (512, False))
+
+    def test_refused(self):
+        self.begin()
+        self.client.cmd("block-dirty-bitmap-add", node="drive0", name="b")
+
+        def refused(command, words, **arguments):
+            self.fails("GenericError", self.client, f"block-dirty-bitmap-{command}", words, **arguments)
+
+        refused("add", "b", node="drive0", name="b")
+        refused("add", "Node 'x'", node="x", name="c")
+        refused("add", "empty", node="drive0", name="")
+        refused("add", "1023", node="drive0", name="n" * 1024)
+        refused("add", "power of two", node="drive0", name="c", granularity=1000)
+        refused("add", "power of two", node="drive0", name="c", granularity=2**62)
+        for command in ("remove", "clear", "enable", "disable"):
+            refused(command, "'c' not found", node="drive0", name="c")
+            refused(command, "Node 'x'", node="x", name="b")
+            refused(command, "missing", node="drive0")
+        refused("merge", "'c' not found", node="drive0", target="c", bitmaps=["b"])
+        refused("merge", "'c' not found", node="drive0", target="b", bitmaps=["c"])
+        refused("merge", "expected", node="drive0", target="b", bitmaps=[1])
+        refused("merge", "expected", node="drive0", target="b", bitmaps=[{"node": "drive0"}])
+        refused("merge", "array", node="drive0", target="b", bitmaps="b")
+
+    def test_merge(self):
+        self.begin()
+        for number, name in enumerate("abc"):
+            self.client.cmd("block-dirty-bitmap-add", node="drive0", name=name, granularity=4096 << number)
+            self.write(number * MIB, b"x")
+        counts = [self.bitmap(name)["count"] for name in "abc"]
+        self.assertEqual(counts, [3 * 4096, 2 * 8192, 16384])
+        self.client.cmd("block-dirty-bitmap-add", node="drive0", name="all", granularity=4096, disabled=True)
+        self.client.cmd("block-dirty-bitmap-merge", node="drive0", target="all",
+                        bitmaps=["a", {"node": "drive0", "name": "b"}, "all"])
+        self.assertEqual(self.bitmap("all")["count"], 4096 + 2 * 8192)
+        self.client.cmd("block-dirty-bitmap-merge", node="drive0", target="all", bitmaps=[])
+
+    def test_an_incremental_mirror(self):
+        self.begin()
+        target = self.mirror(job_id="full")
+        self.client.cmd("block-dirty-bitmap-add", node="drive0", name="b")
+        self.ready()
+        self.client.cmd("block-job-cancel", device="full")
+        self.ended()
+        self.write(4 * MIB, b"changed" * 1000)
+        self.mirror(sync="incremental", bitmap="b", mode="existing")
+        for command in ("remove", "clear", "disable"):
+            self.fails("GenericError", self.client, f"block-dirty-bitmap-{command}", "use", node="drive0",
+                       name="b")
+        self.assertLess(self.ready()["len"], MIB)
+        self.client.cmd("block-job-cancel", device="job")
+        self.ended()
+        self.server.stop()
+        self.expect_content(target, "raw")
+
+
+class Command(JobCase):
+    """qimg job"""
+
+    def qimg(self, *words, code=0, **kwargs):
+        done = run(QIMG, "job", f"--control={self.control}", *words, check=False, **kwargs)
+        self.assertEqual(done.returncode, code, done.stdout + done.stderr)
+        if code:
+            self.assertRegex(done.stderr, r"\Aqimg: .*\n(Try.*\n)?\Z")
+        else:
+            self.assertEqual(done.stderr, "")
+        return done
+
+    def watch(self, *words):
+        return subprocess.Popen([QIMG, "job", "--control", self.control, *words], text=True,
+                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def test_a_mirror(self):
+        self.begin("node-name=mydisk")
+        self.qimg("mirror", "target.raw", "--speed=1M", "--copy-mode=background", cwd=self.dir)
+        jobs = json.loads(self.qimg("list", "--output=json").stdout)
+        self.assertEqual([(j["device"], j["type"], j["speed"]) for j in jobs], [("mydisk", "mirror", MIB)])
+        self.assertRegex(self.qimg("list").stdout, r"^mydisk +mirror +running +\d+\.\d%, .* left\n$")
+        watcher = self.watch("watch", "mydisk")
+        self.qimg("pause", "mydisk")
+        self.qimg("resume", "mydisk")
+        self.qimg("speed", "mydisk", "0")
+        self.ready()
+        self.qimg("complete", "mydisk")
+        out, errors = watcher.communicate(timeout=20)
+        self.assertEqual((watcher.returncode, errors), (0, ""), out)
+        lines = out.splitlines()
+        self.assertEqual(lines[-1], "mydisk: completed")
+        for line in lines[:-1]:
+            self.assertRegex(line, r"^mydisk: +\d+\.\d%, \S+ \S+ left, \S+ \S+/s, \w+$")
+        self.assertEqual(self.qimg("list").stdout, "")
+        self.assertEqual(json.loads(self.qimg("list", "--output=json").stdout), [])
+        self.server.stop()
+        self.expect_content(self.path("target.raw"), "raw")
+
+    def test_watching_ends_with_the_job(self):
+        """its exit status is the job's"""
+        self.begin()
+        for words, code, said in ((["cancel", "j"], 0, ""), (["cancel", "--force", "j"], 1, "qimg: j: cancelled\n")):
+            watcher = self.watch("mirror", self.path("t.raw"), "--job-id=j", "--watch", "--output=json")
+            self.ready()
+            self.qimg(*words)
+            out, errors = watcher.communicate(timeout=20)
+            self.assertEqual((watcher.returncode, errors), (code, said))
+            states = [json.loads(line) for line in out.splitlines()]
+            self.assertTrue(all(state["device"] == "j" for state in states))
+            self.client.event("JOB_STATUS_CHANGE", status="null")
+
+    def test_a_bar_on_a_terminal(self):
+        self.begin()
+        self.mirror(job_id="j")
+        self.ready()
+        master, slave = os.openpty()
+        watcher = subprocess.Popen([QIMG, "job", "--control", self.control, "watch", "j"], stdin=slave,
+                                   stdout=slave, stderr=slave, close_fds=True)
+        os.close(slave)
+        out = b""
+        while b"ready" not in out:
+            out += os.read(master, 4096)
+        self.qimg("cancel", "j")
+        with contextlib.suppress(OSError):
+            while chunk := os.read(master, 4096):
+                out += chunk
+        os.close(master)
+        self.assertEqual(watcher.wait(20), 0)
+        self.assertRegex(out.decode(), r"\r\[=+\] 100\.0%, 0 B left, .*/s, ready")
+        self.assertTrue(out.endswith(b"j: completed\r\n"), out)
+
+    def test_a_job_that_waits_to_be_dismissed(self):
+        self.begin()
+        self.qimg("mirror", self.path("t.raw"), "--manual-finalize", "--manual-dismiss", "--no-unmap",
+                  "--format=raw", "--mode=absolute-paths", "--granularity=4k", "--buf-size=1M")
+        self.ready()
+        self.qimg("complete", "drive0")
+        self.expect_event("BLOCK_JOB_PENDING")
+        self.qimg("finalize", "drive0")
+        self.expect_event("BLOCK_JOB_COMPLETED")
+        self.assertIn("drive0: completed\n", self.qimg("watch", "drive0").stdout)
+        self.qimg("dismiss", "drive0")
+        self.assertIn("no job 'drive0'", self.qimg("watch", "drive0", code=1).stderr)
+
+    def test_commit(self):
+        overlay = create(self.path("overlay.qcow2"), "qcow2", self.SIZE, backing=self.image, backing_fmt="qcow2")
+        base, self.image = self.image, overlay
+        self.begin()
+        self.write(MIB, b"committed")
+        self.qimg("commit", "--base=disk.qcow2", "--on-error=report", cwd=self.dir)
+        self.ready()
+        self.qimg("complete", "drive0")
+        self.ended()
+        self.server.stop()
+        self.expect_content(base, "qcow2")
+
+    def test_refused(self):
+        self.begin()
+        for words, said in ((["pause", "j"], "'j' not found"), (["watch", "j"], "no job 'j'"),
+                            (["mirror"], "mirror TARGET"), (["pause"], "pause ID"), (["speed", "j"], "SIZE"),
+                            (["speed", "j", "fast"], "speed 'fast'"), (["fly"], "'fly'"), ([], "Expecting"),
+                            (["list", "--watch"], "options"), (["list", "--speed=1"], "options"),
+                            (["pause", "j", "--speed=1"], "'speed' is unexpected"),
+                            (["mirror", "nbd://[x", "--watch"], "nbd"), (["list", "--output=xml"], "json"),
+                            (["mirror", "t", "--sync=all"], "full, top")):
+            with self.subTest(words=words):
+                self.assertIn(said, self.qimg(*words, code=1, cwd=self.dir).stderr)
+        self.assertFalse(os.path.exists(self.path("t")))
+        done = run(QIMG, "job", "list", check=False)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("--control", done.stderr)
+        done = run(QIMG, "job", "--control", self.path("none"), "list", check=False)
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        self.assertIn("cannot connect", done.stderr)
+
+    def test_a_server_that_goes_away(self):
+        self.begin()
+        self.mirror(job_id="j")
+        self.ready()
+        watcher = self.watch("watch", "j")
+        wait_until(lambda: len(self.client.cmd("query-block-jobs")) == 1, 5, "the job")
+        time.sleep(0.3)
+        self.server.kill()
+        _, errors = watcher.communicate(timeout=20)
+        self.assertEqual(watcher.returncode, 1)
+        self.assertIn("closed the connection", errors)
+
+
 if __name__ == "__main__":
     unittest.main()

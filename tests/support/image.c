@@ -204,8 +204,8 @@ static int open_storage(struct image *img, struct storage **out, struct diag *di
     const struct storage_open how = {.direct = cache && cache->direct,
                                      .no_flush = cache && cache->no_flush};
 
-    if (img->mem) {
-        *out = mem_storage_share(img->mem);
+    if (img->log || img->mem) {
+        *out = img->log ? crash_storage_open(img->log) : mem_storage_share(img->mem);
         (*out)->no_flush = how.no_flush;
         if (img->spec.plain)
             make_plain(*out);

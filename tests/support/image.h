@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "block/node.h"
+#include "crash_storage.h"
 #include "fault_storage.h"
 #include "rng.h"
 #include "scratch.h"
@@ -51,9 +52,10 @@ struct image {
     struct scratch scratch;
     char *path, *base_path;
     struct storage *mem, *base_mem; /* ours to look at; NULL: on a file */
-    struct fault_plan *plan;        /* set by the test: the image's storage follows it */
-    struct flat model, snapshot;    /* snapshot.bytes NULL: none */
-    uint64_t now;                   /* the clock, unless real_time */
+    struct crash_log *log;       /* set by the test: the storage is one of its, not `mem` */
+    struct fault_plan *plan;     /* set by the test: the storage follows it */
+    struct flat model, snapshot; /* snapshot.bytes NULL: none */
+    uint64_t now;                /* the clock, unless real_time */
     struct block_context ctx;
     struct node *node; /* NULL: closed */
 };

@@ -84,7 +84,7 @@ static uint64_t get_entry(const uint8_t *block, unsigned order, uint64_t index)
     uint64_t bit = index << order, value = 0;
 
     if (order < 3)
-        return block[bit / 8] >> (bit % 8) & ((1u << (1u << order)) - 1);
+        return (uint64_t)(block[bit / 8] >> (bit % 8)) & ((1u << (1u << order)) - 1);
     for (unsigned i = 0; i < (1u << order) / 8; i++)
         value = value << 8 | block[bit / 8 + i];
     return value;

@@ -1,0 +1,140 @@
+/* Connections that come and go: attempts, losses, and whether what came back is the same.
+ */
+#include <errno.h>
+
+#include "base/log.h"
+#include "storage/nbd_internal.h"
+
+unsigned nbd_count_links(const struct nbd_storage *nbd, enum nbd_link_state state)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < nbd->n_links; i++)
+        n += nbd->links[i].state == state;
+    return n;
+}
+
+/* What the server may have forgotten is told by the next flush. */
+static void note_loss(struct nbd_storage *nbd)
+{
+    if (nbd->changes == nbd->flushed)
+        return;
+    nbd->flushed = nbd->changes;
+    nbd->forgot = true;
+    atomic_fetch_add(&nbd->losses, 1);
+}
+
+/* An attempt failed and nobody else is trying: who has waited long enough gives up. */
+static void give_up(struct nbd_storage *nbd)
+{
+    uint64_t now = nbd_now_ms();
+
+    if (nbd_count_links(nbd, LINK_DOWN) < nbd->n_links)
+        return;
+    LIST_FOR_EACH_SAFE(pos, &nbd->waiting)
+    {
+        struct nbd_request *req = CONTAINER_OF(pos, struct nbd_request, link);
+        if (req->give_up_ms <= now)
+            nbd_finish(nbd, req, -ENOTCONN);
+    }
+}
+
+/* err: what becomes of the requests in flight. */
+void nbd_link_lost(struct nbd_link *link, int err, const struct diag *diag)
+{
+    struct nbd_storage *nbd = link->owner;
+    bool was_ready = link->state == LINK_READY;
+
+    if (link->handle)
+        nbd_link_drop(link, err);
+    if (was_ready) {
+        note_loss(nbd);
+        log_warning("%s: connection lost", diag->text);
+    } else {
+        log_debug("%s: no connection", diag->text);
+        give_up(nbd);
+    }
+}
+
+/* Is what came back what went away?  NULL, or what isn't. */
+static const char *difference(const struct nbd_storage *nbd, const struct nbd_info *now)
+{
+    const struct nbd_info *was = &nbd->info;
+
+    if (now->size != was->size)
+        return "its size";
+    if (now->read_only && !nbd->st.read_only)
+        return "that it can be written";
+    if (now->min_block > was->min_block || now->max_block < was->max_block)
+        return "its block sizes";
+    if (now->multi_conn < (nbd->n_links > 1))
+        return "that it takes several connections";
+    bool less = now->can_flush < was->can_flush || now->can_fua < was->can_fua ||
+                now->can_zero < was->can_zero || now->can_fast_zero < was->can_fast_zero ||
+                now->can_trim < was->can_trim || now->can_cache < was->can_cache ||
+                now->has_status < was->has_status;
+    return less ? "what it can do" : NULL;
+}
+
+/* A connection has just been made. */
+static int welcome(struct nbd_link *link, struct diag *diag)
+{
+    struct nbd_storage *nbd = link->owner;
+    struct nbd_info info;
+
+    int err = nbd_link_describe(link, &info, diag);
+    const char *what = err ? NULL : difference(nbd, &info);
+    if (what)
+        err = diag_set(diag, ESTALE, "%s: the export came back and lost %s", nbd->st.name,
+                       what);
+    if (err && !nbd->told_of_mismatch)
+        log_error("%s", diag->text);
+    nbd->told_of_mismatch = err != 0;
+    if (err)
+        link->state = LINK_CONNECTING; /* it never was ready */
+    else
+        link->was_up = true;
+    return err;
+}
+
+void nbd_link_act(struct nbd_link *link, short revents)
+{
+    bool was_connecting = link->state == LINK_CONNECTING;
+    struct diag diag = {0};
+
+    int err = nbd_link_event(link, revents, &diag);
+    if (!err && was_connecting && link->state == LINK_READY)
+        err = welcome(link, &diag);
+    if (err)
+        nbd_link_lost(link, -EIO, &diag);
+}
+
+bool nbd_link_may_start(const struct nbd_link *link)
+{
+    return link->state == LINK_DOWN && !(link->owner->how.no_reconnect && link->was_up);
+}
+
+/* One attempt at a time. */
+void nbd_connect_one(struct nbd_storage *nbd)
+{
+    uint64_t now = nbd_now_ms();
+    bool possible = false;
+
+    if (nbd_count_links(nbd, LINK_CONNECTING) > 0)
+        return;
+    for (unsigned i = 0; i < nbd->n_links; i++) {
+        struct nbd_link *link = &nbd->links[i];
+        possible |= nbd_link_may_start(link) || link->state == LINK_READY;
+        if (!nbd_link_may_start(link) || link->retry_ms > now)
+            continue;
+        struct diag diag = {0};
+        int err = nbd_link_begin(link, &diag);
+        if (err)
+            nbd_link_lost(link, -EIO, &diag);
+        else
+            nbd_link_act(link, 0);
+        return;
+    }
+    if (!possible)
+        nbd_fail_waiting(nbd, -ENOTCONN);
+}

@@ -1,0 +1,242 @@
+"""What is measured, on one server and one image each: functions that take a Measurement and return
+the figure.  The makers at the end take what differs between the workloads."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import re
+import statistics
+import time
+
+import servers
+from images import KIB, Image
+from processes import Failed, Nursery, Unavailable
+from qmp import Qmp, QmpError
+
+WARM_UP = 0.5       # seconds before a timed run counts
+STARTS = 11         # in one measurement of starts
+MIRROR_TIMEOUT = 120
+REPLY_TIMEOUT = 60
+
+
+@dataclasses.dataclass
+class Measurement:
+    """One server on one image, once.  Gathers the server's peak memory."""
+    nursery: Nursery
+    server: servers.Server
+    image: Image
+    seconds: float
+    memory: int = 0
+
+    @contextlib.contextmanager
+    def serving(self, wait=True, **how):
+        """The server runs; if it dies, that is the outcome, whatever its client complained of."""
+        running = servers.start(self.nursery, self.server, self.image, **how)
+        try:
+            try:
+                if wait:
+                    running.wait_until_it_listens()
+                yield running
+            except Failed:
+                if running.died():
+                    raise running.death() from None
+                raise
+            self.memory = max(self.memory, running.peak_memory())
+            running.stop()
+        finally:
+            running.kill()
+
+
+# ---- fio ----
+
+def _fio(measurement, running, rw, bs, depth, once=False, **more):
+    """Runs fio and returns what it says of the reads, the writes or the trims.  `once` ends when
+    all of the image was touched: a fresh image stays fresh to the end."""
+    words = {"name": "bench", "ioengine": "nbd", "uri": running.uri, "rw": rw, "bs": bs,
+             "iodepth": depth, "size": measurement.image.size, "runtime": measurement.seconds,
+             "output-format": "json", **more}
+    flags = ["--thread", "--group_reporting"]
+    if not once:
+        words["ramp_time"] = WARM_UP
+        flags += ["--time_based", "--norandommap"]
+    if measurement.image.stride:
+        words["blockalign"] = measurement.image.stride
+    out = measurement.nursery.run(["fio", *flags, *(f"--{key}={words[key]}" for key in words)],
+                                  timeout=measurement.seconds + 60, server=running)
+    job = json.loads(out[out.index("{"):])["jobs"][0]
+    if job["error"]:
+        raise Failed("failed", f"fio: error {job['error']}")
+    return next(job[kind] for kind in ("read", "write", "trim") if kind in rw)
+
+
+# ---- write zeroes, which fio doesn't know ----
+
+def _zero_all(measurement, running, length, depth):
+    """Zeroes the image once, in random order, and returns requests per second."""
+    import nbd  # python3-libnbd, which is installed by now
+    offsets = list(range(0, measurement.image.size, length))
+    random.Random(1).shuffle(offsets)
+    errors = []
+
+    def completed(error):
+        errors.append(error.value)
+        return 1
+
+    handle = nbd.NBD()
+    try:
+        handle.connect_unix(running.place.socket)
+        began = time.monotonic()
+        deadline = began + measurement.seconds
+        while time.monotonic() < deadline:
+            while offsets and handle.aio_in_flight() < depth:
+                handle.aio_zero(length, offsets.pop(), completed, 0)
+            if not handle.aio_in_flight():
+                break
+            if handle.poll(REPLY_TIMEOUT * 1000) == 0:
+                raise Failed("hung", "write zeroes: no reply")
+        passed = time.monotonic() - began
+    except nbd.Error as error:
+        raise Failed("failed", f"write zeroes: {error}") from None
+    if any(errors):
+        raise Failed("failed", f"write zeroes: {os.strerror(max(errors))}")
+    return len(errors) / passed
+
+
+# ---- start and stop ----
+
+def _first_reply(running):
+    """Connects as soon as that goes, and reads."""
+    import nbd
+    deadline = time.monotonic() + servers.START_TIMEOUT
+    while True:
+        handle = nbd.NBD()
+        try:
+            handle.connect_unix(running.place.socket)
+            handle.pread(4 * KIB, 0)
+            handle.shutdown()
+            return
+        except nbd.Error as error:
+            if running.process.poll() is not None or time.monotonic() > deadline:
+                raise Failed("failed", f"no reply: {error}") from None
+            time.sleep(0.0001)
+
+
+def start_and_stop(measurement):
+    """Milliseconds from the start of the program through its first reply to its end."""
+    times = []
+    for _ in range(STARTS):
+        began = time.monotonic()
+        with measurement.serving(wait=False) as running:
+            _first_reply(running)
+        times.append(time.monotonic() - began)
+    return 1000 * statistics.median(times)
+
+
+# ---- whole programs ----
+
+def copy_all(measurement):
+    """MB/s of nbdcopy, as often as the time allows."""
+    with measurement.serving() as running:
+        copied, began = 0, time.monotonic()
+        while True:
+            measurement.nursery.run(["nbdcopy", running.uri, "null:"], server=running)
+            copied += measurement.image.size
+            passed = time.monotonic() - began
+            if passed >= measurement.seconds:
+                return copied / passed / 1e6
+
+
+def check(measurement):
+    """Seconds of the offline check."""
+    began = time.monotonic()
+    try:
+        measurement.nursery.run(measurement.server.check(measurement.image))
+    except Failed as error:
+        if "Command not found" in str(error) or "--help" in str(error):
+            raise Unavailable("there is no check yet") from None
+        raise
+    return time.monotonic() - began
+
+
+def futexes(measurement):
+    """Futex calls of the server per 1000 random reads; only these calls are traced."""
+    counts = measurement.nursery.path("futexes")
+    tracer = ["strace", "-f", "--seccomp-bpf", "-c", "-e", "trace=futex", "-o", counts]
+    with measurement.serving(wrapper=tracer) as running:
+        reads = _fio(measurement, running, "randread", "4k", 32, ramp_time=0)["total_ios"]
+    with open(counts, encoding="ascii") as file:
+        # % time, seconds, usecs/call, calls, errors (may be empty), name
+        found = re.search(r"^ *\S+ +\S+ +\S+ +(\d+) .*\bfutex$", file.read(), re.MULTILINE)
+    return 1000 * int(found[1]) / reads if found else 0.0
+
+
+def mirror(measurement):
+    """Seconds from the command until the target, a raw file served by nbdkit, has everything."""
+    target = measurement.nursery.path("target.raw")
+    with open(target, "wb") as file:
+        file.truncate(measurement.image.size)
+    to = servers.Server("target", "file",
+                        lambda image, place, _: servers.nbdkit(place, "file", target))
+    try:
+        with Measurement(measurement.nursery, to, measurement.image, 0).serving() as sink:
+            with _serving_with_control(measurement) as running:
+                return _mirror_to(measurement, running, sink.uri)
+    finally:
+        os.unlink(target)
+
+
+@contextlib.contextmanager
+def _serving_with_control(measurement):
+    served = False
+    try:
+        with measurement.serving(control=True) as running:
+            served = True
+            yield running
+    except Failed as error:
+        if served or "control" not in str(error):
+            raise
+        raise Unavailable("there is no control socket yet") from None
+
+
+def _mirror_to(measurement, running, uri):
+    with Qmp(running.place.control, MIRROR_TIMEOUT) as qmp:
+        began = time.monotonic()
+        try:
+            job = measurement.server.mirror(qmp, uri)
+        except QmpError as error:
+            if error.kind == "CommandNotFound":
+                raise Unavailable("there are no jobs yet") from None
+            raise Failed("failed", str(error)) from None
+        qmp.wait_for("BLOCK_JOB_READY", job)
+        passed = time.monotonic() - began
+        qmp.command("block-job-cancel", {"device": job})
+        qmp.wait_for("BLOCK_JOB_COMPLETED", job)  # what cancelling a mirror that is ready means
+        return passed
+
+
+# ---- makers ----
+
+def random_io(rw, depth, bs="4k", **more):
+    """Thousands of requests per second."""
+    def measure(measurement):
+        with measurement.serving() as running:
+            return _fio(measurement, running, rw, bs, depth, **more)["iops"] / 1000
+    return measure
+
+
+def sequential_io(rw, depth=8, bs="1M", **more):
+    """MB/s."""
+    def measure(measurement):
+        with measurement.serving() as running:
+            return _fio(measurement, running, rw, bs, depth, **more)["bw_bytes"] / 1e6
+    return measure
+
+
+def zeroes(length=64 * KIB, depth=8):
+    """Thousands of write-zeroes requests per second."""
+    def measure(measurement):
+        with measurement.serving() as running:
+            return _zero_all(measurement, running, length, depth) / 1000
+    return measure

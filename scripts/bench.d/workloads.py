@@ -1,0 +1,135 @@
+"""The workloads, one row each, and what they must reach."""
+
+import dataclasses
+from typing import Callable, Optional
+
+import clients
+from images import GIB, TIB, Store
+
+EVERYONE = ("ours", "peer", "file")
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """A row.  Ratios are how many times better we are, whichever direction is better."""
+    name: str
+    title: str
+    image: Callable             # (store, format) -> image
+    measure: Callable           # measurement -> figure
+    unit: str = "k/s"
+    peer: Optional[float] = None    # what the ratio to the best peer must reach
+    file: Optional[float] = None    # and to the limit, `nbdkit file`
+    format: str = "qcow2"
+    better: str = "higher"
+    uses: str = "serve"         # what a server must be able to do
+    roles: tuple = EVERYONE
+
+    def image_for(self, store, server):
+        """The image that this server gets."""
+        return self.image(store, "raw" if server.role == "file" else self.format)
+
+    def takes(self, server):
+        """Whether this server can take part."""
+        return server.role in self.roles and server.can(self.uses)
+
+
+@dataclasses.dataclass(frozen=True)
+class Growth:
+    """How our figure may change from one workload to another."""
+    title: str
+    base: str
+    other: str
+    least: float
+
+
+FULL, FRESH, COPY, CHAIN = Store.full, Store.fresh, Store.full_copy, Store.chain
+
+
+def places(size, count):
+    """Sparse, with data at so many places: one in a table each, or fewer."""
+    return lambda store, form: store.places(size, count)(form)
+
+
+def preallocated(size):
+    """Only metadata, but all of it."""
+    return lambda store, form: store.preallocated(size)(form)
+
+
+READ, WRITE = "randread", "randwrite"
+random_io, sequential_io = clients.random_io, clients.sequential_io
+allocate = random_io(WRITE, 32, once=True)
+allocate_flush = random_io(WRITE, 8, once=True, fsync=8)
+allocate_flush_4 = random_io(WRITE, 8, once=True, fsync=8, numjobs=4)
+MBS = "MB/s"
+TIME = {"unit": "s", "better": "lower"}
+
+WORKLOADS = [
+    Workload("read-4k-d1", "random read 4 KiB, depth 1", FULL, random_io(READ, 1),
+             peer=0.97, file=0.97),
+    Workload("read-4k-d32", "random read 4 KiB, depth 32", FULL, random_io(READ, 32),
+             peer=1.05, file=0.95),
+    Workload("write-4k-d32", "random overwrite 4 KiB, depth 32", FULL, random_io(WRITE, 32),
+             peer=1.5, file=0.9),
+    Workload("read-1m-d8", "sequential read 1 MiB, depth 8", FULL, sequential_io("read"), MBS,
+             peer=1.3, file=0.95),
+    Workload("write-1m-d8", "sequential overwrite 1 MiB, depth 8", FULL, sequential_io("write"),
+             MBS, peer=1.15, file=0.95),
+    Workload("write-fsync-d1", "overwrite 4 KiB and fsync, depth 1", FULL,
+             random_io(WRITE, 1, fsync=1), peer=1.2, file=0.95),
+    Workload("alloc-4k-d32", "allocating random 4 KiB, depth 32", FRESH, allocate,
+             peer=1.6, file=0.8),
+    Workload("alloc-1m-d8", "allocating sequential 1 MiB, depth 8", FRESH,
+             sequential_io("write", once=True), MBS, peer=2.0, file=0.85),
+    Workload("alloc-fsync-d8", "allocating 4 KiB, fsync every 8, depth 8", FRESH, allocate_flush,
+             peer=1.7, file=0.8),
+    Workload("alloc-fsync-4x8", "the same from 4 connections", FRESH, allocate_flush_4,
+             peer=2.5, file=0.8),
+
+    Workload("qed-read-4k-d32", "QED: random read 4 KiB, depth 32", FULL, random_io(READ, 32),
+             peer=1.1, file=0.95, format="qed"),
+    Workload("qed-write-4k-d32", "QED: random overwrite 4 KiB, depth 32", FULL,
+             random_io(WRITE, 32), peer=1.6, file=0.9, format="qed"),
+    Workload("qed-alloc-4k-d32", "QED: allocating random 4 KiB, depth 32", FRESH, allocate,
+             peer=5.0, file=0.75, format="qed"),
+    Workload("qed-alloc-1m-d8", "QED: allocating sequential 1 MiB, depth 8", FRESH,
+             sequential_io("write", once=True), MBS, format="qed"),
+    Workload("qed-alloc-fsync-d8", "QED: allocating 4 KiB, fsync every 8, depth 8", FRESH,
+             allocate_flush, peer=1.3, file=0.85, format="qed"),
+    Workload("qed-alloc-fsync-4x8", "QED: the same from 4 connections", FRESH, allocate_flush_4,
+             format="qed"),
+
+    Workload("trim-64k-d8", "trim 64 KiB, depth 8", COPY,
+             random_io("randtrim", 8, bs="64k", once=True), peer=1.5, file=1.5),
+    Workload("zero-64k-d8", "write zeroes 64 KiB, depth 8", COPY, clients.zeroes(),
+             peer=1.5, file=1.5),
+    Workload("copy", "nbdcopy of a full image", FULL, clients.copy_all, MBS, peer=1.3, file=0.95),
+    Workload("chain-4k-d32", "random read 4 KiB through a chain of 5", CHAIN, random_io(READ, 32),
+             peer=1.3, file=0.9),
+
+    Workload("start", "start, first reply and stop", FULL, clients.start_and_stop, "ms",
+             peer=1.0, better="lower"),
+    Workload("start-1t", "start, first reply and stop, 1 TiB", preallocated(TIB),
+             clients.start_and_stop, "ms", peer=1.0, better="lower"),
+    Workload("check-1t", "check of a preallocated 1 TiB image", preallocated(TIB), clients.check,
+             peer=2.0, uses="check", **TIME),
+    Workload("mirror", "mirror until ready", FULL, clients.mirror, peer=1.5, uses="mirror", **TIME),
+    Workload("qed-mirror", "QED: mirror until ready", FULL, clients.mirror, peer=1.5,
+             format="qed", uses="mirror", **TIME),
+
+    Workload("futex", "futex calls in 1000 random reads", FULL, clients.futexes, "calls",
+             file=1.0, better="lower", roles=("ours", "file")),
+    Workload("scale-1g", "random read of 512 places in 1 GiB", places(GIB, 512),
+             random_io(READ, 32)),
+    Workload("scale-64g", "random read of 512 places in 64 GiB", places(64 * GIB, 512),
+             random_io(READ, 32)),
+    Workload("scale-1t", "random read of 512 places in 1 TiB", places(TIB, 512),
+             random_io(READ, 32)),
+    Workload("huge-64t", "random read of 4096 places in 64 TiB: tables of 256 MiB",
+             places(64 * TIB, 4096), random_io(READ, 32)),
+]
+
+GROWTHS = [
+    Growth("random reads, 64 GiB to 1 GiB", "scale-1g", "scale-64g", 0.9),
+    Growth("random reads, 1 TiB to 1 GiB", "scale-1g", "scale-1t", 0.9),
+    Growth("start, 1 TiB to the common size", "start", "start-1t", 0.9),
+]

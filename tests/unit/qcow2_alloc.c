@@ -1,0 +1,260 @@
+/* Clusters: when a freed one may be used again, what a shared one keeps, and growth. */
+#include "qcow2_testing.h"
+
+#define CL 4096u
+
+static void make_4k(struct image *img, uint64_t size)
+{
+    make(img, &(struct image_spec){.options = "cluster_size=4096", .size = size});
+    image_open(img);
+}
+
+static void flush(struct image *img)
+{
+    cr_assert_eq(block_flush(img->node), 0);
+}
+
+static uint64_t host_of(struct image *img, uint64_t guest)
+{
+    flush(img);
+    return l2_entry(img, guest) & L2_OFFSET;
+}
+
+/* The host offset that a write of a whole new cluster takes, without a flush: seen by its
+ * data. */
+static uint64_t place_taken(struct image *img, uint64_t guest, int fill)
+{
+    struct extent ext;
+
+    write_fill(img, guest, CL, fill);
+    gate_ticket ticket = gate_enter(&img->ctx.gate);
+    cr_assert_eq(img->node->driver->map(img->node, guest, CL, &ext), 0);
+    gate_leave(&img->ctx.gate, ticket);
+    cr_assert(ext.has_host);
+    return ext.host_offset;
+}
+
+static bool host_is(struct image *img, uint64_t host, int fill)
+{
+    uint8_t bytes[CL];
+
+    cr_assert_eq(storage_read(img->mem, bytes, CL, host), 0);
+    for (unsigned i = 0; i < CL; i++)
+        if (bytes[i] != (uint8_t)fill)
+            return false;
+    return true;
+}
+
+/* ---- reuse: invariant (2) ---- */
+
+Test(qcow2_alloc, not_reused_before_the_removal_is_durable)
+{
+    struct image img;
+
+    make_4k(&img, MIB);
+    write_fill(&img, 0, CL, 1);
+    uint64_t host = host_of(&img, 0);
+    trim(&img, 0, CL);
+    for (unsigned i = 1; i < 20; i++)
+        cr_assert_neq(place_taken(&img, i * CL, 2), host);
+    cr_expect(host_is(&img, host, 1), "nor punched");
+    cr_expect_eq(refcount_at(&img, host), 1);
+    flush(&img);
+    bool reused = false;
+    for (unsigned i = 20; i < 24; i++)
+        reused |= place_taken(&img, i * CL, 3) == host;
+    cr_expect(reused, "now it is free");
+    close_and_verify(&img);
+    image_free(&img);
+}
+
+Test(qcow2_alloc, not_reused_while_an_older_request_runs)
+{
+    struct image img;
+
+    make_4k(&img, MIB);
+    write_fill(&img, 0, CL, 1);
+    uint64_t host = host_of(&img, 0);
+    gate_ticket reader = gate_enter(&img.ctx.gate); /* it may have mapped guest cluster 0 */
+    trim(&img, 0, CL);
+    flush(&img);
+    for (unsigned i = 1; i < 20; i++) {
+        cr_assert_neq(place_taken(&img, i * CL, 2), host);
+        flush(&img);
+    }
+    cr_expect(host_is(&img, host, 1), "what it reads is still there");
+    gate_leave(&img.ctx.gate, reader);
+    bool reused = false;
+    for (unsigned i = 20; i < 30; i++) {
+        reused |= place_taken(&img, i * CL, 3) == host;
+        flush(&img);
+    }
+    cr_expect(reused);
+    close_and_verify(&img);
+    image_free(&img);
+}
+
+Test(qcow2_alloc, not_reused_after_a_commit_that_failed)
+{
+    struct image img;
+    struct fault_plan plan;
+
+    make(&img, &(struct image_spec){.options = "cluster_size=4096", .size = MIB});
+    fault_plan_init(&plan);
+    img.plan = &plan;
+    image_open(&img);
+    write_fill(&img, 0, CL, 1);
+    uint64_t host = host_of(&img, 0);
+    trim(&img, 0, CL);
+    fault_plan_fail(&plan, FAULT_WRITE, 1, ENOSPC, FAULT_ONCE);
+    cr_assert_eq(block_flush(img.node), -ENOSPC);
+    for (unsigned i = 1; i < 20; i++)
+        cr_assert_neq(place_taken(&img, i * CL, 2), host);
+    cr_expect(host_is(&img, host, 1));
+    close_and_verify(&img);
+    cr_expect_eq(refcount_at(&img, host), 0, "and not forgotten either");
+    image_free(&img);
+    fault_plan_destroy(&plan);
+}
+
+Test(qcow2_alloc, what_an_earlier_session_freed_is_found)
+{
+    struct image img;
+
+    make_4k(&img, MIB);
+    write_fill(&img, 0, 8 * CL, 1);
+    uint64_t first = host_of(&img, 2 * CL);
+    trim(&img, 2 * CL, 3 * CL);
+    cr_assert_eq(image_close(&img), 0);
+    uint64_t size = file_size(&img);
+    image_open(&img);
+    write_fill(&img, 100 * CL, 3 * CL, 2);
+    cr_expect_eq(host_of(&img, 100 * CL), first);
+    close_and_verify(&img);
+    cr_expect_eq(file_size(&img), size, "the file didn't grow");
+    image_free(&img);
+}
+
+/* Free places hold bytes of earlier days: nothing of them may show. */
+Test(qcow2_alloc, old_bytes_in_free_clusters_dont_show)
+{
+    struct image img;
+    uint8_t junk[3 * CL];
+
+    make_4k(&img, 16 * MIB);
+    write_fill(&img, 0, 8 * CL, 1);
+    uint64_t first = host_of(&img, 2 * CL);
+    trim(&img, 2 * CL, 3 * CL);
+    cr_assert_eq(image_close(&img), 0);
+    memset(junk, 0xbb, sizeof junk);
+    cr_assert_eq(storage_write(img.mem, junk, sizeof junk, first, 0), 0);
+    image_open(&img);
+    write_fill(&img, 8 * MIB + 512, 512, 2); /* a new L2 table and a part of a cluster */
+    cr_expect(as_model(&img));
+    close_and_verify(&img);
+    image_free(&img);
+}
+
+Test(qcow2_alloc, discard_ignore_keeps_freed_clusters_unpunched)
+{
+    struct image img;
+
+    make(&img, &(struct image_spec){.options = "cluster_size=4096",
+                                    .size = MIB,
+                                    .snapshot = false,
+                                    .node.discard_ignore = true});
+    image_open(&img);
+    write_fill(&img, 0, 2 * CL, 1);
+    uint64_t host = host_of(&img, 0);
+    cr_assert_eq(block_discard(img.node, CL, 0, 0), 0);
+    zero(&img, CL, CL, BLOCK_MAY_UNMAP);
+    flush(&img);
+    cr_expect(host_is(&img, host, 1));
+    cr_expect(as_model(&img));
+    cr_expect_neq(l2_entry(&img, CL) & L2_OFFSET, 0, "allocation stays");
+    image_free(&img);
+}
+
+/* ---- shared clusters ---- */
+
+/* As a snapshot leaves them: two references to table and data, no copied flags. */
+static void share(struct image *img, uint64_t guest)
+{
+    uint64_t l1_at = l1_entry_at(img, guest), l2_at = l2_entry_at(img, guest);
+    uint64_t table = get64(img, l1_at) & L1_OFFSET, data = get64(img, l2_at) & L2_OFFSET;
+    uint64_t block = get64(img, get64(img, FIELD(refcount_table_offset)));
+    uint8_t two[2] = {0, 2};
+
+    put64(img, l1_at, table);
+    put64(img, l2_at, data);
+    cr_assert_eq(storage_write(img->mem, two, 2, block + table / CL * 2, 0), 0);
+    cr_assert_eq(storage_write(img->mem, two, 2, block + data / CL * 2, 0), 0);
+    cr_assert_eq(refcount_at(img, table), 2);
+    cr_assert_eq(refcount_at(img, data), 2);
+}
+
+Test(qcow2_alloc, shared_data_and_tables_are_copied_before_a_write)
+{
+    struct image img;
+    uint8_t old_table[CL], still[CL];
+
+    make_4k(&img, MIB);
+    write_fill(&img, 0, CL, 1);
+    cr_assert_eq(image_close(&img), 0);
+    uint64_t l2_at = l2_entry_at(&img, 0), table = align_down(l2_at, CL);
+    uint64_t data = get64(&img, l2_at) & L2_OFFSET;
+    share(&img, 0);
+    cr_assert_eq(storage_read(img.mem, old_table, CL, table), 0);
+
+    image_open(&img);
+    write_fill(&img, 512, 512, 2);
+    cr_expect(as_model(&img));
+    cr_assert_eq(image_close(&img), 0);
+    cr_expect(host_is(&img, data, 1), "the snapshot's data");
+    cr_assert_eq(storage_read(img.mem, still, CL, table), 0);
+    cr_expect_arr_eq(old_table, still, CL);
+    cr_expect_eq(refcount_at(&img, table), 1);
+    cr_expect_eq(refcount_at(&img, data), 1);
+    cr_expect_neq(l2_entry_at(&img, 0), l2_at);
+    cr_expect(get64(&img, l1_entry_at(&img, 0)) & L1_COPIED);
+    cr_expect(l2_entry(&img, 0) & L2_COPIED);
+    image_free(&img);
+}
+
+Test(qcow2_alloc, zeroing_shared_clusters_leaves_the_other_owner_alone)
+{
+    struct image img;
+
+    for (unsigned flags = 0; flags <= BLOCK_MAY_UNMAP; flags += BLOCK_MAY_UNMAP) {
+        make_4k(&img, MIB);
+        write_fill(&img, 0, CL, 1);
+        cr_assert_eq(image_close(&img), 0);
+        uint64_t data = l2_entry(&img, 0) & L2_OFFSET;
+        share(&img, 0);
+        image_open(&img);
+        zero(&img, 0, CL, flags);
+        cr_expect(as_model(&img));
+        cr_assert_eq(image_close(&img), 0);
+        cr_expect(host_is(&img, data, 1));
+        cr_expect_eq(refcount_at(&img, data), 1);
+        image_free(&img);
+    }
+}
+
+/* No copied flag, but nobody else counts on it: an image that was treated by another
+ * program. */
+Test(qcow2_alloc, a_table_of_our_own_without_the_flag)
+{
+    struct image img;
+
+    make_4k(&img, MIB);
+    write_fill(&img, 0, CL, 1);
+    cr_assert_eq(image_close(&img), 0);
+    uint64_t l2_at = l2_entry_at(&img, 0);
+    put64(&img, l1_entry_at(&img, 0), get64(&img, l1_entry_at(&img, 0)) & L1_OFFSET);
+    image_open(&img);
+    write_fill(&img, 4 * CL, CL, 2);
+    close_and_verify(&img);
+    cr_expect_eq(l2_entry_at(&img, 0), l2_at, "it isn't copied");
+    image_free(&img);
+}

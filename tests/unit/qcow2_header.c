@@ -1,0 +1,247 @@
+/* The header: each limit with its own message; what isn't understood is kept or refused. */
+#include <criterion/parameterized.h>
+
+#include "qcow2_testing.h"
+
+#define MB (1u << 20)
+
+static void make_small(struct image *img, const char *options)
+{
+    make(img, &(struct image_spec){.options = options, .size = 4 * MIB});
+}
+
+struct limit {
+    uint64_t field;
+    unsigned bytes;
+    uint64_t value;
+    int err;
+    const char *word;
+};
+
+static const struct limit limits[] = {
+    {FIELD(magic), 4, 0x514649fa, EINVAL, "magic"},
+    {FIELD(version), 4, 1, ENOTSUP, "version"},
+    {FIELD(version), 4, 4, ENOTSUP, "version"},
+    {FIELD(cluster_bits), 4, 8, EINVAL, "cluster_bits"},
+    {FIELD(cluster_bits), 4, 22, EINVAL, "cluster_bits"},
+    {FIELD(crypt_method), 4, 1, ENOTSUP, "AES"},
+    {FIELD(crypt_method), 4, 2, ENOTSUP, "LUKS"},
+    {FIELD(crypt_method), 4, 3, ENOTSUP, "crypt_method"},
+    {FIELD(refcount_order), 4, 7, EINVAL, "refcount_order"},
+    {FIELD(header_length), 4, 96, EINVAL, "header_length"},
+    {FIELD(header_length), 4, 108, EINVAL, "header_length"},
+    {FIELD(header_length), 4, 65544, EINVAL, "header_length"},
+    {FIELD(size), 8, 1ull << 63, EFBIG, "size"},
+    {FIELD(size), 8, 1ull << 40, EINVAL, "l1_size"},
+    {FIELD(l1_size), 4, 0, EINVAL, "l1_size"},
+    {FIELD(l1_size), 4, 4 * MB + 1, EFBIG, "l1_size"},
+    {FIELD(l1_table_offset), 8, 65536 * 3 + 8, EINVAL, "l1_table_offset"},
+    {FIELD(l1_table_offset), 8, 0, EINVAL, "l1_table_offset"},
+    {FIELD(l1_table_offset), 8, 1ull << 40, EINVAL, "l1_table_offset"},
+    {FIELD(l1_table_offset), 8, -65536ull, EINVAL, "l1_table_offset"},
+    {FIELD(l1_table_offset), 8, 65536, EINVAL, "refcount table"},
+    {FIELD(refcount_table_clusters), 4, 0, EINVAL, "refcount_table_clusters"},
+    {FIELD(refcount_table_clusters), 4, 129, EFBIG, "refcount_table_clusters"},
+    {FIELD(refcount_table_offset), 8, 65536 + 512, EINVAL, "refcount_table_offset"},
+    {FIELD(refcount_table_offset), 8, 0, EINVAL, "refcount_table_offset"},
+    {FIELD(refcount_table_offset), 8, 1ull << 40, EINVAL, "refcount_table_offset"},
+    {FIELD(nb_snapshots), 4, 65537, EFBIG, "nb_snapshots"},
+    {FIELD(nb_snapshots), 4, 1, EINVAL, "snapshots_offset"},
+    {FIELD(incompatible_features), 8, 1ull << 4, ENOTSUP, "extended L2 entries"},
+    {FIELD(incompatible_features), 8, 1ull << 2, ENOTSUP, "external data file"},
+    {FIELD(incompatible_features), 8, 1ull << 63, ENOTSUP, "unknown feature bit 63"},
+    {FIELD(incompatible_features), 8, 1ull << 1, EROFS, "corrupt"},
+};
+
+ParameterizedTestParameters(qcow2_header, limits)
+{
+    static int index[ARRAY_LEN(limits)];
+
+    for (int i = 0; i < (int)ARRAY_LEN(limits); i++)
+        index[i] = i;
+    return cr_make_param_array(int, index, ARRAY_LEN(limits));
+}
+
+/* Each is refused for its own reason, and the refusal changes nothing. */
+ParameterizedTest(int *index, qcow2_header, limits)
+{
+    const struct limit *l = &limits[*index];
+    struct image img;
+
+    make_small(&img, NULL);
+    if (l->bytes == 4)
+        put32(&img, l->field, (uint32_t)l->value);
+    else
+        put64(&img, l->field, l->value);
+    struct storage *before = mem_storage_clone(img.mem);
+    refused(&img, l->err, l->word);
+    cr_expect(mem_storage_equal(before, img.mem, NULL));
+    storage_close(before);
+    image_free(&img);
+}
+
+Test(qcow2_header, a_file_that_is_too_short)
+{
+    struct image img;
+
+    make_small(&img, NULL);
+    cr_assert_eq(storage_truncate(img.mem, 71), 0);
+    refused(&img, EINVAL, "too few");
+    image_free(&img);
+}
+
+/* Q-17's twin: bits that say "you may ignore me" stay, from open to close. */
+Test(qcow2_header, unknown_compatible_bits_are_kept)
+{
+    struct image img;
+
+    make_small(&img, NULL);
+    put64(&img, FIELD(compatible_features), 1ull << 40 | 1ull << 5);
+    image_open(&img);
+    write_fill(&img, 0, 4096, 1);
+    close_and_verify(&img);
+    cr_expect_eq(get64(&img, FIELD(compatible_features)), 1ull << 40 | 1ull << 5);
+    image_free(&img);
+}
+
+Test(qcow2_header, autoclear_bits_are_cleared_by_the_first_writable_open)
+{
+    struct image img;
+    struct diag diag = {0};
+
+    make_small(&img, NULL);
+    put64(&img, FIELD(autoclear_features), 1ull << 33 | 1);
+    cr_assert_eq(open_for_reading(&img, &diag), 0, "%s", diag.text);
+    cr_assert_eq(image_close(&img), 0);
+    cr_expect_eq(get64(&img, FIELD(autoclear_features)), 1ull << 33 | 1,
+                 "reading clears none");
+    image_open(&img);
+    cr_expect_eq(get64(&img, FIELD(autoclear_features)), 0, "before the first write");
+    image_free(&img);
+}
+
+/* They are cleared durably before anything is written. */
+Test(qcow2_header, autoclear_bits_are_cleared_durably)
+{
+    struct image img;
+
+    make_small(&img, NULL);
+    put64(&img, FIELD(autoclear_features), 1);
+    img.log = crash_log_new(img.mem);
+    image_open(&img);
+    cr_assert_eq(crash_log_count(img.log), 2);
+    cr_expect_eq(crash_log_op(img.log, 0).kind, CRASH_WRITE);
+    cr_expect_eq(crash_log_op(img.log, 1).kind, CRASH_FLUSH);
+    cr_assert_eq(image_close(&img), 0);
+    crash_log_free(img.log);
+    image_free(&img);
+}
+
+Test(qcow2_header, version_2_has_no_feature_fields)
+{
+    struct image img;
+
+    make_small(&img, "compat=0.10");
+    /* Where version 3 has them, an older program may have put anything. */
+    put64(&img, FIELD(autoclear_features), ~0ull);
+    put64(&img, FIELD(incompatible_features), EXT_END);
+    put32(&img, FIELD(refcount_order), 99);
+    image_open(&img);
+    write_fill(&img, 0, 4096, 1);
+    cr_assert_eq(image_close(&img), 0);
+    cr_expect_eq(get64(&img, FIELD(autoclear_features)), ~0ull, "not ours to clear");
+    image_free(&img);
+}
+
+/* ---- extensions ---- */
+
+#define EXT_PLACE 112u
+
+/* An extension in front of the others that are there. */
+static void insert_extension(struct image *img, uint32_t type, uint32_t len,
+                             const char *data)
+{
+    uint8_t area[4096];
+    uint32_t padded = (uint32_t)align_up(len, 8);
+
+    cr_assert_eq(storage_read(img->mem, area, sizeof area, EXT_PLACE), 0);
+    cr_assert_eq(storage_write(img->mem, area, sizeof area, EXT_PLACE + 8 + padded, 0), 0);
+    put32(img, EXT_PLACE, type);
+    put32(img, EXT_PLACE + 4, len);
+    cr_assert_eq(storage_write(img->mem, data, len, EXT_PLACE + 8, 0), 0);
+}
+
+Test(qcow2_header, unknown_extensions_are_kept)
+{
+    struct image img;
+    uint8_t before[4096], after[4096];
+
+    make_small(&img, NULL);
+    insert_extension(&img, 0x12345678, 11, "hello world");
+    cr_assert_eq(storage_read(img.mem, before, sizeof before, EXT_PLACE), 0);
+    image_open(&img);
+    write_fill(&img, 0, 2 * MIB, 1);
+    cr_assert_eq(block_flush(img.node), 0);
+    cr_assert_eq(qcow2_driver.grow(img.node, 1 * GIB, NULL), 0);
+    cr_assert_eq(image_close(&img), 0);
+    cr_assert_eq(storage_read(img.mem, after, sizeof after, EXT_PLACE), 0);
+    cr_expect_arr_eq(before, after, sizeof before);
+    image_free(&img);
+}
+
+Test(qcow2_header, an_extension_that_reaches_too_far)
+{
+    struct image img;
+
+    make_small(&img, NULL);
+    put32(&img, EXT_PLACE, 0x12345678);
+    put32(&img, EXT_PLACE + 4, 65536);
+    refused(&img, EINVAL, "0x12345678");
+    image_free(&img);
+}
+
+Test(qcow2_header, the_image_names_its_features)
+{
+    struct image img;
+    char row[48] = {FEATURE_INCOMPATIBLE, 50};
+
+    make_small(&img, NULL);
+    strcpy(row + 2, "time travel");
+    /* Behind ours, so ours must not hide it; the last table wins. */
+    uint64_t at = EXT_PLACE;
+    while (get32(&img, at) != EXT_END)
+        at += 8 + align_up(get32(&img, at + 4), 8);
+    put32(&img, at, EXT_FEATURE_NAMES);
+    put32(&img, at + 4, sizeof row);
+    cr_assert_eq(storage_write(img.mem, row, sizeof row, at + 8, 0), 0);
+    put64(&img, at + 8 + sizeof row, 0);
+    put64(&img, FIELD(incompatible_features), 1ull << 50 | 1ull << 51);
+    refused(&img, ENOTSUP, "time travel");
+    refused(&img, ENOTSUP, "unknown feature bit 51");
+    refused(&img, ENOTSUP, "0xc000000000000");
+    image_free(&img);
+}
+
+Test(qcow2_header, the_backing_name)
+{
+    struct image img;
+
+    make_small(&img, NULL);
+    put64(&img, FIELD(backing_file_offset), 60000);
+    put32(&img, FIELD(backing_file_size), 1024);
+    refused(&img, EINVAL, "backing_file_size");
+    put32(&img, FIELD(backing_file_size), 1023);
+    put64(&img, FIELD(backing_file_offset), 65536 - 1022);
+    refused(&img, EINVAL, "backing_file_offset");
+    put64(&img, FIELD(backing_file_offset), 64);
+    refused(&img, EINVAL, "backing_file_offset");
+    put64(&img, FIELD(backing_file_offset), 60000);
+    put32(&img, FIELD(backing_file_size), 4);
+    cr_assert_eq(storage_write(img.mem, "a\0bc", 4, 60000, 0), 0);
+    refused(&img, EINVAL, "zero byte");
+    cr_assert_eq(storage_write(img.mem, "base", 4, 60000, 0), 0);
+    struct diag diag = {0};
+    cr_assert_eq(open_for_reading(&img, &diag), 0, "%s", diag.text);
+    cr_expect_str_eq(img.node->backing_name, "base");
+    image_free(&img);
+}
