@@ -1,7 +1,8 @@
 /* The commit job: mirror's engine, from the active layer into a base of its chain.
  *
- * The base is opened a second time, for writing.  The chain goes on reading the first instance: what
- * is committed is found in the layers above, so what the base says there isn't asked for. */
+ * The base is opened a second time, for writing.  The chain goes on reading the first
+ * instance: what is committed is found in the layers above, so what the base says there
+ * isn't asked for. */
 #include <errno.h>
 #include <string.h>
 
@@ -9,7 +10,8 @@
 #include "jobs/commit.h"
 #include "jobs/mirror_internal.h"
 
-/* The layer of that file name, or the bottom one; NULL: there is none below the active layer. */
+/* The layer of that file name, or the bottom one; NULL: there is none below the active
+ * layer. */
 static struct node *find_base(struct node *active, const char *name, unsigned *depth)
 {
     struct node *layer = active->backing, *found = NULL;
@@ -31,7 +33,8 @@ static int open_base(struct node *active, struct node *base, struct node **out,
         .node = active->options,
     };
 
-    /* Our own chain's lock on the file keeps other processes out; it would keep us out too. */
+    /* Our own chain's lock on the file keeps other processes out; it would keep us out too.
+     */
     options.node.lock_off = true;
     int err = chain_open(active->ctx, base->filename, &options, out, diag);
     if (err)

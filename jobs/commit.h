@@ -1,5 +1,5 @@
-/* The commit job: an overlay folded into a base of its chain (block-jobs.md, 2; M-25 to M-31, M-36).
- * Shares mirror's engine.  Layer: jobs. */
+/* The commit job: an overlay folded into a base of its chain (block-jobs.md, 2; M-25 to
+ * M-31, M-36). Shares mirror's engine.  Layer: jobs. */
 #ifndef JOBS_COMMIT_H
 #define JOBS_COMMIT_H
 
@@ -8,14 +8,14 @@
 struct commit_params {
     struct job_params job;
     struct node *active; /* what users see */
-    const char *top;     /* file name of the topmost layer to fold; NULL: the active layer */
-    const char *base;    /* file name of the layer to fold into; NULL: the bottom one */
+    const char *top;  /* file name of the topmost layer to fold; NULL: the active layer */
+    const char *base; /* file name of the layer to fold into; NULL: the bottom one */
     enum job_on_error on_error;
     struct mirror_pivot pivot;
 };
 
-/* An active commit (top is the active layer) becomes READY and switches over on complete; an
- * intermediate one ends by itself.  The base is grown first when it is smaller. */
+/* An active commit (top is the active layer) becomes READY and switches over on complete;
+ * an intermediate one ends by itself.  The base is grown first when it is smaller. */
 int commit_start(struct job_manager *manager, const struct commit_params *params,
                  struct diag *diag) MUST_USE;
 

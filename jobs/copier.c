@@ -12,7 +12,7 @@ struct copy_worker {
     struct copier *copier;
     pthread_t thread;
     bool started;
-    bool taken, going; /* under lock */
+    bool taken, going;  /* under lock */
     struct claim claim; /* what to copy, while going */
     void *buffer;       /* max_range bytes */
 };
@@ -32,8 +32,8 @@ struct copier {
 /* ---- copying one range ---- */
 
 /* One run of the source's status, or as much of it as was asked for. */
-static int copy_run(struct copy_worker *w, const struct block_status *st, uint64_t off, uint64_t len,
-                    struct copy_result *result)
+static int copy_run(struct copy_worker *w, const struct block_status *st, uint64_t off,
+                    uint64_t len, struct copy_result *result)
 {
     const struct copier_config *c = &w->copier->config;
 
@@ -93,7 +93,8 @@ static struct claim *overlap(struct copier *copier, uint64_t off, uint64_t len)
 {
     struct claim *first = NULL;
 
-    LIST_FOR_EACH (pos, &copier->claims) {
+    LIST_FOR_EACH(pos, &copier->claims)
+    {
         struct claim *c = CONTAINER_OF(pos, struct claim, link);
         if (ranges_overlap(c->off, c->len, off, len) && (!first || c->off < first->off))
             first = c;
@@ -102,7 +103,8 @@ static struct claim *overlap(struct copier *copier, uint64_t off, uint64_t len)
 }
 
 /* Under the lock. */
-static void add_claim(struct copier *copier, struct claim *claim, uint64_t off, uint64_t len)
+static void add_claim(struct copier *copier, struct claim *claim, uint64_t off,
+                      uint64_t len)
 {
     claim->off = off;
     claim->len = len;

@@ -1,10 +1,12 @@
-/* Copies ranges from one node to another with a few worker threads, and keeps the claims: who works on
- * which range of the disk (block-jobs.md 2.2: 3, 4, 5, 15).
+/* Copies ranges from one node to another with a few worker threads, and keeps the claims:
+ * who works on which range of the disk (block-jobs.md 2.2: 3, 4, 5, 15).
  *
- * A claim covers a range from before its read to the end of its write, so that two writers never
- * meet on the target.  Claims are made of whole chunks by their owner and never overlap.
+ * A claim covers a range from before its read to the end of its write, so that two writers
+ * never meet on the target.  Claims are made of whole chunks by their owner and never
+ * overlap.
  *
- * Threads: every function from any thread; copier_free when nothing is in flight.  Layer: jobs. */
+ * Threads: every function from any thread; copier_free when nothing is in flight.  Layer:
+ * jobs. */
 #ifndef JOBS_COPIER_H
 #define JOBS_COPIER_H
 
@@ -19,14 +21,14 @@
 /* The end of a copy, on a worker's thread, before the claim is released. */
 struct copy_result {
     uint64_t off, len;
-    int err;               /* 0 or -errno */
-    bool write_side;       /* err came from the target */
-    uint64_t sent;         /* bytes of data that went over (not zeroes) */
+    int err;         /* 0 or -errno */
+    bool write_side; /* err came from the target */
+    uint64_t sent;   /* bytes of data that went over (not zeroes) */
 };
 
 struct copier_config {
     struct node *source, *target;
-    uint64_t buf_size; /* bytes of buffers, at most */
+    uint64_t buf_size;  /* bytes of buffers, at most */
     uint64_t max_range; /* bytes of one copy, at most */
     bool unmap;
     void (*done)(void *opaque, const struct copy_result *result);
@@ -48,9 +50,9 @@ struct claim {
 void copier_claim(struct copier *copier, struct claim *claim, uint64_t off, uint64_t len);
 void copier_unclaim(struct copier *copier, struct claim *claim);
 
-/* Takes an idle worker and claims for it as much of [off, off+*len) from off on as nobody has, at most
- * max_range; *len is how much: 0 when off itself is taken.  NULL when *len is 0 or no worker is
- * idle (*len unchanged). */
+/* Takes an idle worker and claims for it as much of [off, off+*len) from off on as nobody
+ * has, at most max_range; *len is how much: 0 when off itself is taken.  NULL when *len is
+ * 0 or no worker is idle (*len unchanged). */
 struct copy_worker *copier_begin(struct copier *copier, uint64_t off, uint64_t *len);
 /* Lets it copy; the claim ends with the copy. */
 void copier_go(struct copy_worker *worker);

@@ -40,7 +40,8 @@ void job_note_verb(struct job *job)
 
 /* ---- RUN ---- */
 
-/* Must the job end at once?  A soft cancel of a job that is ready ends it in order instead. */
+/* Must the job end at once?  A soft cancel of a job that is ready ends it in order instead.
+ */
 static bool must_abandon(const struct job *job)
 {
     return job->forced || (job->cancelled && !job->info.ready);
@@ -160,7 +161,9 @@ bool job_handle_error(struct job *job, enum job_on_error policy, bool write_side
         .kind = JOB_EVENT_ERROR,
         .info = job->info,
         .write_error = write_side,
-        .action = policy == JOB_IGNORE ? "ignore" : policy == JOB_STOP ? "stop" : "report",
+        .action = policy == JOB_IGNORE ? "ignore"
+                  : policy == JOB_STOP ? "stop"
+                                       : "report",
     };
     if (policy == JOB_STOP)
         job->error_paused = true;

@@ -1,11 +1,11 @@
 /* The life cycle of a block job: states and verbs as tables, progress, rate limit, events.
  *
- * A job runs on a thread of its own.  Verbs come from the control thread and only change state under
- * the job's lock; the job's `run` notices them at its pause points.  Names and meaning are QMP's
- * (QEMU's qapi/job.json): a client of QEMU's finds its way.
+ * A job runs on a thread of its own.  Verbs come from the control thread and only change
+ * state under the job's lock; the job's `run` notices them at its pause points.  Names and
+ * meaning are QMP's (QEMU's qapi/job.json): a client of QEMU's finds its way.
  *
- * Threads: verbs and queries from any thread; functions marked RUN from the job's thread only.
- * Lock order: the manager's list, then a job.  Layer: jobs. */
+ * Threads: verbs and queries from any thread; functions marked RUN from the job's thread
+ * only. Lock order: the manager's list, then a job.  Layer: jobs. */
 #ifndef JOBS_JOB_H
 #define JOBS_JOB_H
 
@@ -65,8 +65,9 @@ struct job_info {
     char id[256];
     const char *type; /* "mirror" or "commit" */
     enum job_state state;
-    uint64_t len, offset; /* bytes; offset never falls, and equals len at READY and at success */
-    uint64_t speed;       /* bytes per second, 0: no limit */
+    uint64_t len,
+        offset;     /* bytes; offset never falls, and equals len at READY and at success */
+    uint64_t speed; /* bytes per second, 0: no limit */
     bool busy, paused, ready, auto_finalize, auto_dismiss;
     const char *io_status; /* "ok", "failed" or "nospace" */
     char error[1024];      /* "" while there is none */
@@ -88,10 +89,11 @@ struct job_ops {
     /* RUN: the whole work.  0: done as asked (completed, or cancelled softly when ready);
      * -ECANCELED: abandoned on demand; another -errno: failed, said in diag. */
     int (*run)(struct job *job, void *state, struct diag *diag);
-    /* Any thread: a forced cancel or the server's end; must make waits of `run` end soon. */
+    /* Any thread: a forced cancel or the server's end; must make waits of `run` end soon.
+     */
     void (*interrupt)(struct job *job, void *state);
-    /* After `run`, on the thread that ends the job: makes a success take effect (pivot), or undoes
-     * (success false).  Called once.  A failure of it fails the job. */
+    /* After `run`, on the thread that ends the job: makes a success take effect (pivot), or
+     * undoes (success false).  Called once.  A failure of it fails the job. */
     int (*finish)(struct job *job, void *state, bool success, struct diag *diag);
     void (*free)(void *state);
 };
@@ -102,16 +104,16 @@ struct job_params {
     bool manual_finalize, manual_dismiss; /* QMP's auto-* turned off */
 };
 
-/* Creates and starts a job; `state` is the job's from then on, whatever happens.  -EEXIST for an
- * id in use, -EINVAL for one that isn't well-formed. */
+/* Creates and starts a job; `state` is the job's from then on, whatever happens.  -EEXIST
+ * for an id in use, -EINVAL for one that isn't well-formed. */
 int job_start(struct job_manager *manager, const struct job_ops *ops, void *state,
               const struct job_params *params, struct diag *diag) MUST_USE;
 
 /* ---- RUN: what the work calls ---- */
 
-/* The one pause point: waits while paused, and sleeps as the rate limit says for `bytes` that
- * were really transferred since the last call.  0, or -ECANCELED when the job is to end at once
- * (forced cancel, or any cancel before ready). */
+/* The one pause point: waits while paused, and sleeps as the rate limit says for `bytes`
+ * that were really transferred since the last call.  0, or -ECANCELED when the job is to
+ * end at once (forced cancel, or any cancel before ready). */
 int job_checkpoint(struct job *job, uint64_t bytes) MUST_USE;
 
 /* Sleeps until something happens to the job (a verb), job_kick(), or ns have passed. */
@@ -132,9 +134,9 @@ bool job_should_finish(struct job *job);
 bool job_completes(struct job *job);
 bool job_is_cancelled(struct job *job);
 
-/* Decides by policy what an I/O error leads to, sends BLOCK_JOB_ERROR, and with JOB_STOP pauses the job
- * visibly (the next checkpoint waits for resume).  True: go on (the range stays dirty); false: the
- * job fails with err. */
+/* Decides by policy what an I/O error leads to, sends BLOCK_JOB_ERROR, and with JOB_STOP
+ * pauses the job visibly (the next checkpoint waits for resume).  True: go on (the range
+ * stays dirty); false: the job fails with err. */
 bool job_handle_error(struct job *job, enum job_on_error policy, bool write_side, int err);
 
 /* The longest a job waits before it looks for verbs. */

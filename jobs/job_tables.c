@@ -4,16 +4,16 @@
 #include "jobs/job.h"
 
 static const char *const state_names[JOB_STATES] = {
-    [JOB_CREATED] = "created",   [JOB_RUNNING] = "running",     [JOB_PAUSED] = "paused",
-    [JOB_READY] = "ready",       [JOB_STANDBY] = "standby",     [JOB_WAITING] = "waiting",
-    [JOB_PENDING] = "pending",   [JOB_ABORTING] = "aborting",   [JOB_CONCLUDED] = "concluded",
+    [JOB_CREATED] = "created", [JOB_RUNNING] = "running",   [JOB_PAUSED] = "paused",
+    [JOB_READY] = "ready",     [JOB_STANDBY] = "standby",   [JOB_WAITING] = "waiting",
+    [JOB_PENDING] = "pending", [JOB_ABORTING] = "aborting", [JOB_CONCLUDED] = "concluded",
     [JOB_NULL] = "null",
 };
 
 static const char *const verb_names[JOB_VERBS] = {
-    [JOB_VERB_CANCEL] = "cancel",       [JOB_VERB_PAUSE] = "pause",
-    [JOB_VERB_RESUME] = "resume",       [JOB_VERB_SET_SPEED] = "set-speed",
-    [JOB_VERB_COMPLETE] = "complete",   [JOB_VERB_FINALIZE] = "finalize",
+    [JOB_VERB_CANCEL] = "cancel",     [JOB_VERB_PAUSE] = "pause",
+    [JOB_VERB_RESUME] = "resume",     [JOB_VERB_SET_SPEED] = "set-speed",
+    [JOB_VERB_COMPLETE] = "complete", [JOB_VERB_FINALIZE] = "finalize",
     [JOB_VERB_DISMISS] = "dismiss",
 };
 

@@ -1,5 +1,5 @@
-/* The jobs of a server, and who hears of them.  Threads: every function from any thread; the event
- * sink is called on job threads and must not block or call back.  Layer: jobs. */
+/* The jobs of a server, and who hears of them.  Threads: every function from any thread;
+ * the event sink is called on job threads and must not block or call back.  Layer: jobs. */
 #ifndef JOBS_MANAGER_H
 #define JOBS_MANAGER_H
 
@@ -13,10 +13,10 @@ struct job_manager *job_manager_new(job_event_sink *sink, void *opaque);
  * interrupt. */
 void job_manager_free(struct job_manager *manager);
 
-/* Verbs by job id.  -ENOENT: no such job (QMP's DeviceNotActive); -EBUSY and the like with diag when
- * the verb isn't legal in the job's state. */
-int job_cancel(struct job_manager *manager, const char *id, bool force, struct diag *diag)
-    MUST_USE;
+/* Verbs by job id.  -ENOENT: no such job (QMP's DeviceNotActive); -EBUSY and the like with
+ * diag when the verb isn't legal in the job's state. */
+int job_cancel(struct job_manager *manager, const char *id, bool force,
+               struct diag *diag) MUST_USE;
 int job_pause(struct job_manager *manager, const char *id, struct diag *diag) MUST_USE;
 int job_resume(struct job_manager *manager, const char *id, struct diag *diag) MUST_USE;
 int job_complete(struct job_manager *manager, const char *id, struct diag *diag) MUST_USE;

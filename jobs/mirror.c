@@ -1,10 +1,10 @@
 /* The mirror job: bulk copy, then in sync, then the end (block-jobs.md 2.2).
  *
  *   bitmap dirty     chunks whose bytes on the target may differ from the source's;
- *   bitmap unflushed chunks copied since the target's last successful flush: what a target that
- *                    went away may have forgotten.
- * The order that loses nothing: a writer of the source marks after its write and before its reply;
- * the copier clears before it looks; a failed copy marks again before its claim ends. */
+ *   bitmap unflushed chunks copied since the target's last successful flush: what a target
+ * that went away may have forgotten. The order that loses nothing: a writer of the source
+ * marks after its write and before its reply; the copier clears before it looks; a failed
+ * copy marks again before its claim ends. */
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -16,11 +16,11 @@
 #include "jobs/mirror_internal.h"
 #include "storage/nbd.h"
 
-#define DEFAULT_BUF_SIZE   (16u << 20)
+#define DEFAULT_BUF_SIZE    (16u << 20)
 #define DEFAULT_GRANULARITY (64u << 10)
-#define MIN_GRANULARITY    512u
-#define MAX_GRANULARITY    (64u << 20)
-#define REQUEST_BYTES      (1u << 20)
+#define MIN_GRANULARITY     512u
+#define MAX_GRANULARITY     (64u << 20)
+#define REQUEST_BYTES       (1u << 20)
 
 /* ---- what the workers report ---- */
 
@@ -100,7 +100,8 @@ static void mark_run(struct mirror *m, const struct block_status *st, uint64_t o
     dirty_bitmap_set(m->dirty, off, st->length);
 }
 
-/* While users go on writing: they mark for themselves, so that nothing here is ever cleared. */
+/* While users go on writing: they mark for themselves, so that nothing here is ever
+ * cleared. */
 static int mark_first(struct mirror *m)
 {
     uint64_t off = 0, size = m->source->size;
@@ -183,7 +184,8 @@ static int flush_target(struct mirror *m)
     return err;
 }
 
-/* Copies until nothing is dirty; with users held back that ends.  Fails with the first error. */
+/* Copies until nothing is dirty; with users held back that ends.  Fails with the first
+ * error. */
 static int copy_rest(struct mirror *m)
 {
     while (!is_clean(m)) {
@@ -200,8 +202,8 @@ static int copy_rest(struct mirror *m)
     return 0;
 }
 
-/* The completion point: users are held back, the rest is copied, the target flushed.  True: it is
- * done, and users stay held until `finish`; else everything goes on. */
+/* The completion point: users are held back, the rest is copied, the target flushed.  True:
+ * it is done, and users stay held until `finish`; else everything goes on. */
 static bool reach_end(struct mirror *m)
 {
     m->pivot.hold(m->pivot.opaque);
@@ -265,8 +267,8 @@ static int mirror_run(struct job *job, void *state, struct diag *diag)
     if (err == 1)
         return 0;
     if (err != -ECANCELED)
-        diag_errno(diag, -err, "job '%s': copying from %s to %s", m->id, m->source->filename,
-                   m->target->filename);
+        diag_errno(diag, -err, "job '%s': copying from %s to %s", m->id,
+                   m->source->filename, m->target->filename);
     return err;
 }
 
@@ -339,7 +341,8 @@ static uint64_t default_granularity(const struct node *target)
     return MIN(MAX(cluster, 4096), DEFAULT_GRANULARITY);
 }
 
-static int check_params(const struct mirror_params *p, uint64_t *granularity, struct diag *diag)
+static int check_params(const struct mirror_params *p, uint64_t *granularity,
+                        struct diag *diag)
 {
     *granularity = p->granularity ? p->granularity : default_granularity(p->target);
     if (!is_power_of_two(*granularity) || *granularity < MIN_GRANULARITY ||
@@ -362,7 +365,8 @@ static int make_parts(struct mirror *m, const struct mirror_params *p)
 {
     uint64_t buf = align_up(p->buf_size ? p->buf_size : DEFAULT_BUF_SIZE, m->granularity);
 
-    m->max_range = MAX(MIN(align_down(buf / 8, m->granularity), REQUEST_BYTES), m->granularity);
+    m->max_range =
+        MAX(MIN(align_down(buf / 8, m->granularity), REQUEST_BYTES), m->granularity);
     m->dirty = dirty_bitmap_new(NULL, m->source->size, m->granularity);
     m->unflushed = dirty_bitmap_new(NULL, m->source->size, m->granularity);
     const struct copier_config config = {

@@ -1,5 +1,5 @@
-/* The mirror job: the disk of a node to a second place while the disk is in use (M-01 to M-39).
- * Layer: jobs. */
+/* The mirror job: the disk of a node to a second place while the disk is in use (M-01 to
+ * M-39). Layer: jobs. */
 #ifndef JOBS_MIRROR_H
 #define JOBS_MIRROR_H
 
@@ -10,14 +10,16 @@
 enum mirror_sync { MIRROR_FULL, MIRROR_TOP, MIRROR_NONE, MIRROR_INCREMENTAL };
 enum mirror_copy_mode { MIRROR_BACKGROUND, MIRROR_WRITE_BLOCKING };
 
-/* Where the users of the source hang, and what `complete` swings over to the target.  All are called
- * on the job's thread, hold and release in pairs, swing between them. */
+/* Where the users of the source hang, and what `complete` swings over to the target.  All
+ * are called on the job's thread, hold and release in pairs, swing between them. */
 struct mirror_pivot {
-    /* New changing requests of users wait from here on; returns when those in flight are done. */
+    /* New changing requests of users wait from here on; returns when those in flight are
+     * done. */
     void (*hold)(void *opaque);
     void (*release)(void *opaque);
-    /* Makes `target` what users are served from; takes it over on success.  The old node is closed
-     * when the last request that uses it has left, unless it lies in the target's own chain. */
+    /* Makes `target` what users are served from; takes it over on success.  The old node is
+     * closed when the last request that uses it has left, unless it lies in the target's
+     * own chain. */
     int (*swing)(void *opaque, struct node *target, struct diag *diag);
     void *opaque;
 };
@@ -25,9 +27,9 @@ struct mirror_pivot {
 struct mirror_params {
     struct job_params job;
     struct node *source;
-    struct node *target;  /* taken over by the job, closed at its end unless swung to */
+    struct node *target; /* taken over by the job, closed at its end unless swung to */
     enum mirror_sync sync;
-    const char *bitmap;   /* MIRROR_INCREMENTAL: a bitmap of the source's */
+    const char *bitmap; /* MIRROR_INCREMENTAL: a bitmap of the source's */
     enum mirror_copy_mode copy_mode;
     enum job_on_error on_source_error, on_target_error;
     uint64_t granularity; /* bytes; 0: chosen from the target (M-14) */
@@ -36,8 +38,8 @@ struct mirror_params {
     struct mirror_pivot pivot;
 };
 
-/* Validates, attaches to the source and starts.  On failure nothing is left behind but a closed
- * target. */
+/* Validates, attaches to the source and starts.  On failure nothing is left behind but a
+ * closed target. */
 int mirror_start(struct job_manager *manager, const struct mirror_params *params,
                  struct diag *diag) MUST_USE;
 

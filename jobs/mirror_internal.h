@@ -43,7 +43,8 @@ extern const struct job_ops mirror_job_ops, commit_job_ops;
 
 /* Validates and starts; see mirror_start. */
 int mirror_launch(struct job_manager *manager, const struct mirror_params *params,
-                  const struct job_ops *ops, unsigned top_depth, struct diag *diag) MUST_USE;
+                  const struct job_ops *ops, unsigned top_depth,
+                  struct diag *diag) MUST_USE;
 
 /* mirror_observe.c: from attach to detach the source's writes are seen. */
 int mirror_attach(struct mirror *m, const char *bitmap, struct diag *diag) MUST_USE;

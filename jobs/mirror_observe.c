@@ -1,5 +1,6 @@
-/* How a mirror sees the writes of its source: it marks what they changed, or, write-blocking, sends them
- * on to the target before they are answered (block-jobs.md 2.2: 1, 2.3). */
+/* How a mirror sees the writes of its source: it marks what they changed, or,
+ * write-blocking, sends them on to the target before they are answered (block-jobs.md 2.2:
+ * 1, 2.3). */
 #include <errno.h>
 #include <stdlib.h>
 
@@ -21,7 +22,8 @@ static void on_wrote(struct observer *observer, uint64_t off, uint64_t len)
         mark(m, off, len);
 }
 
-/* Write-blocking: the chunks of the change are claimed from before it to the end of its copy. */
+/* Write-blocking: the chunks of the change are claimed from before it to the end of its
+ * copy. */
 static void *on_before(struct observer *observer, const struct change *change)
 {
     struct mirror *m = CONTAINER_OF(observer, struct mirror, observer);
@@ -41,8 +43,8 @@ static int send(struct mirror *m, const struct change *change, uint64_t off, uin
         return 0;
     switch (change->kind) {
     case CHANGE_WRITE:
-        return block_write(m->target, (const char *)change->buf + (off - change->off), len, off,
-                           0);
+        return block_write(m->target, (const char *)change->buf + (off - change->off), len,
+                           off, 0);
     case CHANGE_ZERO:
         return block_zero(m->target, len, off, change->flags & BLOCK_MAY_UNMAP);
     case CHANGE_DISCARD:
@@ -52,7 +54,8 @@ static int send(struct mirror *m, const struct change *change, uint64_t off, uin
 }
 
 /* A chunk that the change covers in part: when it is dirty the copier sends it whole. */
-static int send_part(struct mirror *m, const struct change *change, uint64_t off, uint64_t end)
+static int send_part(struct mirror *m, const struct change *change, uint64_t off,
+                     uint64_t end)
 {
     if (off >= end || dirty_bitmap_get(m->dirty, off))
         return 0;
@@ -85,8 +88,8 @@ static void on_after(struct observer *observer, const struct change *change, voi
     int target_err = err || !claim ? 0 : send_change(m, change);
 
     dirty_bitmap_set(m->unflushed, change->off, change->len);
-    /* What failed on either side is the copier's; the user's write has succeeded all the same when
-     * the source has it. */
+    /* What failed on either side is the copier's; the user's write has succeeded all the
+     * same when the source has it. */
     if (err || target_err || !claim)
         mark(m, change->off, change->len);
     if (target_err) {

@@ -6,17 +6,17 @@
 #include <stdint.h>
 #include <string.h>
 
-#define DEFINE_BYTES(order, bits)                                                             \
-    static inline uint##bits##_t load_##order##bits(const void *p)                            \
-    {                                                                                         \
-        uint##bits##_t v;                                                                     \
-        memcpy(&v, p, sizeof v);                                                              \
-        return order##bits##toh(v);                                                           \
-    }                                                                                         \
-    static inline void store_##order##bits(void *p, uint##bits##_t v)                         \
-    {                                                                                         \
-        v = hto##order##bits(v);                                                              \
-        memcpy(p, &v, sizeof v);                                                              \
+#define DEFINE_BYTES(order, bits)                                     \
+    static inline uint##bits##_t load_##order##bits(const void *p)    \
+    {                                                                 \
+        uint##bits##_t v;                                             \
+        memcpy(&v, p, sizeof v);                                      \
+        return order##bits##toh(v);                                   \
+    }                                                                 \
+    static inline void store_##order##bits(void *p, uint##bits##_t v) \
+    {                                                                 \
+        v = hto##order##bits(v);                                      \
+        memcpy(p, &v, sizeof v);                                      \
     }
 
 DEFINE_BYTES(be, 16)

@@ -23,11 +23,11 @@ static inline void cleanup_close(int *fd)
 #define CLEANUP_CLOSE CLEANUP(cleanup_close)
 
 /* Hands the pointer in `*pp` (a `T **`) to the caller; the scope no longer frees it. */
-#define TAKE(pp)                                                                              \
-    __extension__({                                                                           \
-        __typeof__(*(pp)) taken_ = *(pp);                                                     \
-        *(pp) = NULL;                                                                         \
-        taken_;                                                                               \
+#define TAKE(pp)                          \
+    __extension__({                       \
+        __typeof__(*(pp)) taken_ = *(pp); \
+        *(pp) = NULL;                     \
+        taken_;                           \
     })
 
 #endif

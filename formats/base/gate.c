@@ -96,8 +96,8 @@ bool gate_empty(struct gate *gate)
     return parity_empty(gate, 0) && parity_empty(gate, 1);
 }
 
-/* The store and the counters are sequentially consistent: who isn't counted yet sees the gate
- * closed. */
+/* The store and the counters are sequentially consistent: who isn't counted yet sees the
+ * gate closed. */
 void gate_close(struct gate *gate)
 {
     atomic_store(&gate->closed, true);

@@ -1,10 +1,10 @@
 /* Who is inside: the one primitive behind memory reclaim and cluster reuse.
  *
- * A request enters the gate before it looks at shared metadata and leaves it when its I/O is
- * done.  Something that was made unreachable (a cache page, a host cluster) is stamped with
- * gate_stamp() and may be reused once gate_passed() says that every request that could still
- * see it has left.  That never waits: reuse is polled.  Closing the gate is for the one who needs
- * everybody out.
+ * A request enters the gate before it looks at shared metadata and leaves it when its I/O
+ * is done.  Something that was made unreachable (a cache page, a host cluster) is stamped
+ * with gate_stamp() and may be reused once gate_passed() says that every request that could
+ * still see it has left.  That never waits: reuse is polled.  Closing the gate is for the
+ * one who needs everybody out.
  *
  * Why not liburcu: a read-side section here spans I/O, and polling for the end of a grace
  * period came to liburcu only after 0.13, which Debian 12 ships.
@@ -14,8 +14,8 @@
  *   (2) the epoch advances from e to e+1 only when the counters of e-1 are all zero;
  *   (3) so at epoch s+2 nobody is inside who entered at epoch s or before.
  *
- * Threads: every function from any thread; all but enter on a gate that may be closed, and close,
- * under any lock.  Layer: base. */
+ * Threads: every function from any thread; all but enter on a gate that may be closed, and
+ * close, under any lock.  Layer: base. */
 #ifndef BASE_GATE_H
 #define BASE_GATE_H
 
@@ -53,8 +53,8 @@ uint64_t gate_stamp(struct gate *gate);
 /* Has every request left that was inside when the stamp was taken? */
 bool gate_passed(struct gate *gate, uint64_t stamp);
 
-/* Closes the gate and waits until everybody has left; who comes now waits for gate_open.  One
- * thread at a time, outside the gate and every lock. */
+/* Closes the gate and waits until everybody has left; who comes now waits for gate_open.
+ * One thread at a time, outside the gate and every lock. */
 void gate_close(struct gate *gate);
 void gate_open(struct gate *gate);
 

@@ -49,13 +49,14 @@ struct housekeeper *housekeeper_new(clock_fn *clock, void *clock_opaque)
     return hk;
 }
 
-/* Under the lock: the armed timer with the earliest deadline, or NULL.  One whose callback runs is
- * looked at again when that ends. */
+/* Under the lock: the armed timer with the earliest deadline, or NULL.  One whose callback
+ * runs is looked at again when that ends. */
 static struct timer *earliest(struct housekeeper *hk)
 {
     struct timer *best = NULL;
 
-    LIST_FOR_EACH (pos, &hk->armed) {
+    LIST_FOR_EACH(pos, &hk->armed)
+    {
         struct timer *t = CONTAINER_OF(pos, struct timer, link);
         if (!t->running && (!best || t->deadline_ns < best->deadline_ns))
             best = t;

@@ -1,12 +1,12 @@
 /* One background thread that runs one-shot timers: the need-check timer, write-back of old
  * dirty metadata.
  *
- * The clock can be replaced, and housekeeper_run_due() runs what is due on the caller's thread,
- * so that tests neither sleep nor race.  Without a started thread nothing fires by itself (the
- * command line works that way: what a timer would do happens at close).
+ * The clock can be replaced, and housekeeper_run_due() runs what is due on the caller's
+ * thread, so that tests neither sleep nor race.  Without a started thread nothing fires by
+ * itself (the command line works that way: what a timer would do happens at close).
  *
- * Threads: every function from any thread.  A callback runs without any lock and may arm its
- * own timer again; it must not stop or free the housekeeper.  Layer: base. */
+ * Threads: every function from any thread.  A callback runs without any lock and may arm
+ * its own timer again; it must not stop or free the housekeeper.  Layer: base. */
 #ifndef BASE_HOUSEKEEPER_H
 #define BASE_HOUSEKEEPER_H
 
@@ -36,7 +36,8 @@ struct housekeeper *housekeeper_new(clock_fn *clock, void *clock_opaque);
 /* Starts the thread; to be called after a fork.  Returns 0 or -errno. */
 int housekeeper_start(struct housekeeper *hk) MUST_USE;
 
-/* Ends the thread after the callback that is running, if any.  Harmless when not started. */
+/* Ends the thread after the callback that is running, if any.  Harmless when not started.
+ */
 void housekeeper_stop(struct housekeeper *hk);
 
 void housekeeper_free(struct housekeeper *hk);

@@ -36,11 +36,12 @@ static inline void list_remove(struct list *item)
     item->prev = item->next = item;
 }
 
-#define LIST_FOR_EACH(pos, head) for (struct list *pos = (head)->next; pos != (head); pos = pos->next)
+#define LIST_FOR_EACH(pos, head) \
+    for (struct list *pos = (head)->next; pos != (head); pos = pos->next)
 
 /* As LIST_FOR_EACH; the body may remove `pos`. */
-#define LIST_FOR_EACH_SAFE(pos, head)                                                         \
-    for (struct list *pos = (head)->next, *pos##_next = pos->next; pos != (head);             \
+#define LIST_FOR_EACH_SAFE(pos, head)                                             \
+    for (struct list *pos = (head)->next, *pos##_next = pos->next; pos != (head); \
          pos = pos##_next, pos##_next = pos->next)
 
 #endif

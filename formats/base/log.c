@@ -19,13 +19,13 @@ void log_set_sink(log_sink *sink)
     current_sink = sink ? sink : log_to_stderr;
 }
 
-#define DEFINE_LOG(name, level)                                                               \
-    void name(const char *fmt, ...)                                                           \
-    {                                                                                         \
-        va_list ap;                                                                           \
-        va_start(ap, fmt);                                                                    \
-        current_sink(level, fmt, ap);                                                         \
-        va_end(ap);                                                                           \
+#define DEFINE_LOG(name, level)       \
+    void name(const char *fmt, ...)   \
+    {                                 \
+        va_list ap;                   \
+        va_start(ap, fmt);            \
+        current_sink(level, fmt, ap); \
+        va_end(ap);                   \
     }
 
 DEFINE_LOG(log_error, LOG_ERROR)

@@ -4,9 +4,9 @@
 
 #include <stdint.h>
 
-/* A number of bytes: decimal, with a fraction when a unit from k up follows, or hexadecimal;
- * units are k, M, G, T, P, E (of either case, powers of 1024) and b.  0, -EINVAL for other
- * words, -ERANGE for what exceeds 64 bits. */
+/* A number of bytes: decimal, with a fraction when a unit from k up follows, or
+ * hexadecimal; units are k, M, G, T, P, E (of either case, powers of 1024) and b.  0,
+ * -EINVAL for other words, -ERANGE for what exceeds 64 bits. */
 int size_parse(const char *text, uint64_t *bytes);
 
 #endif

@@ -14,8 +14,8 @@ struct cache_mode {
     bool write_through; /* a write is answered when it is durable */
 };
 
-/* "writeback" (the default), "writethrough", "none", "directsync", "volatile", "unsafe" (alias of
- * volatile); NULL for any other word. */
+/* "writeback" (the default), "writethrough", "none", "directsync", "volatile", "unsafe"
+ * (alias of volatile); NULL for any other word. */
 const struct cache_mode *cache_mode_find(const char *name);
 
 /* The legal words, for messages: "writeback, writethrough, ...". */

@@ -19,13 +19,14 @@ struct chain_options {
     struct node_options node;
 };
 
-/* Opens filename and, unless no_backing, everything below it, which is opened read-only with
- * the same cache mode.  Changes no byte.  Messages name the file that is wrong. */
+/* Opens filename and, unless no_backing, everything below it, which is opened read-only
+ * with the same cache mode.  Changes no byte.  Messages name the file that is wrong. */
 int chain_open(struct block_context *ctx, const char *filename,
-               const struct chain_options *options, struct node **out, struct diag *diag)
-    MUST_USE;
+               const struct chain_options *options, struct node **out,
+               struct diag *diag) MUST_USE;
 
-/* Finds the driver for an opened file: by name, or by magic when format is NULL or "auto". */
+/* Finds the driver for an opened file: by name, or by magic when format is NULL or "auto".
+ */
 int chain_find_driver(struct storage *file, const char *format, const struct driver **out,
                       struct diag *diag) MUST_USE;
 

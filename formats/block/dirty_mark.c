@@ -146,7 +146,8 @@ int dirty_mark_finish(struct dirty_mark *mark)
     return storage_sync_if_void(node->file);
 }
 
-/* One-shot, `delay` after the last allocation: an allocation since it was armed moves it. */
+/* One-shot, `delay` after the last allocation (Q-19): an allocation since it was armed
+ * moves it. */
 static void on_timer(void *opaque)
 {
     struct dirty_mark *mark = opaque;

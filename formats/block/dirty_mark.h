@@ -1,16 +1,18 @@
-/* The mark in the header that says "bookkeeping on disk may be behind": NEED_CHECK of QED (Q-13,
- * Q-14, Q-19, Q-20), the dirty bit of qcow2 with lazy refcounts (L-03 to L-05, L-08).
+/* The mark in the header that says "bookkeeping on disk may be behind": NEED_CHECK of QED
+ * (Q-13, Q-14, Q-19, Q-20), the dirty bit of qcow2 with lazy refcounts (L-03 to L-05,
+ * L-08).
  *
  *   CLEAR --begin--> WRITING --> SET --durable--> DURABLE --settle--> CLEARING --> CLEAR
  *
- * The bit is written before the first allocation changes a word; groups frozen before the bit
- * was durable are strict, so its barrier stands before every table update that it announces.
- * The idle timer settles `delay` after the last allocation ended: new allocations are held back,
- * everything is committed, the bit is cleared and flushed.  A failure keeps it set, to be tried
- * again after the next quiet period; when it was the writing of the bit that failed, the next
- * allocation writes it anew.
+ * The bit is written before the first allocation changes a word; groups frozen before the
+ * bit was durable are strict, so its barrier stands before every table update that it
+ * announces. The idle timer settles `delay` after the last allocation ended: new
+ * allocations are held back, everything is committed, the bit is cleared and flushed.  A
+ * failure keeps it set, to be tried again after the next quiet period; when it was the
+ * writing of the bit that failed, the next allocation writes it anew.
  *
- * Threads: begin, settle outside META; end, frozen under META; any thread.  Layer: block. */
+ * Threads: begin, settle outside META; end, frozen under META; any thread.  Layer: block.
+ */
 #ifndef BLOCK_DIRTY_MARK_H
 #define BLOCK_DIRTY_MARK_H
 
@@ -37,7 +39,8 @@ struct dirty_mark {
     struct node *node;
     /* Writes the header with the bit on or off; doesn't flush.  Under no META. */
     int (*write_bit)(struct node *node, bool on);
-    _Atomic bool enabled; /* false: begin and end do nothing (backing file, eager refcounts) */
+    _Atomic bool
+        enabled; /* false: begin and end do nothing (backing file, eager refcounts) */
     /* under META */
     enum mark_state state;
     unsigned in_flight;
@@ -52,8 +55,9 @@ void dirty_mark_init(struct dirty_mark *mark, struct node *node,
                      int (*write_bit)(struct node *, bool), bool enabled, bool already_set);
 void dirty_mark_destroy(struct dirty_mark *mark);
 
-/* Before an allocation: the bit is in the file when it returns 0, and the clearing of the mark is
- * held off until dirty_mark_end.  -errno: the header could not be written, nothing is held. */
+/* Before an allocation: the bit is in the file when it returns 0, and the clearing of the
+ * mark is held off until dirty_mark_end.  -errno: the header could not be written, nothing
+ * is held. */
 int dirty_mark_begin(struct dirty_mark *mark) MUST_USE;
 
 /* META: the allocation that began is linked or released. */
@@ -66,13 +70,14 @@ void dirty_mark_durable(struct dirty_mark *mark);
 /* META: must the group of an allocation be strict for the mark's sake? */
 bool dirty_mark_needs_barrier(const struct dirty_mark *mark);
 
-/* Commits everything, clears the bit and flushes; waits for allocations in flight when `wait`,
- * else returns -EBUSY while there are any.  0 when it is clear. */
+/* Commits everything, clears the bit and flushes; waits for allocations in flight when
+ * `wait`, else returns -EBUSY while there are any.  0 when it is clear. */
 int dirty_mark_settle(struct dirty_mark *mark, bool wait) MUST_USE;
 
-/* The clean end of a session, with nothing in flight: commits everything and clears the bit.  A
- * session whose flushes were void gets its one real sync here, unless the user waived it: then
- * the mark stays (V-06).  Also to be called where the mark isn't enabled. */
+/* The clean end of a session, with nothing in flight: commits everything and clears the
+ * bit.  A session whose flushes were void gets its one real sync here, unless the user
+ * waived it: then the mark stays (V-06).  Also to be called where the mark isn't enabled.
+ */
 int dirty_mark_finish(struct dirty_mark *mark) MUST_USE;
 
 #endif

@@ -1,10 +1,10 @@
 /* What a format driver does: it maps guest ranges to host ranges and keeps the mapping.  It
  * moves no guest data; the engine (read.c, write.c, zero.c) does, once for all formats.
  *
- * Threads: `map` and `zero_is_fast` from any thread inside the gate, without locks, may load a
- * page; `reserve`, `link`, `release`, `zero` with the guest range locked by the caller and inside
- * the gate; `open`, `activate`, `resize`, `close` alone.
- * Offsets and lengths are bytes; functions return 0 or -errno.  Layer: block. */
+ * Threads: `map` and `zero_is_fast` from any thread inside the gate, without locks, may
+ * load a page; `reserve`, `link`, `release`, `zero` with the guest range locked by the
+ * caller and inside the gate; `open`, `activate`, `resize`, `close` alone. Offsets and
+ * lengths are bytes; functions return 0 or -errno.  Layer: block. */
 #ifndef BLOCK_DRIVER_H
 #define BLOCK_DRIVER_H
 
@@ -29,10 +29,10 @@ enum extent_kind {
 
 struct extent {
     enum extent_kind kind;
-    bool writable;     /* DATA: may be overwritten where it is */
-    bool allocated;    /* this layer has an entry for it (ZERO: an explicit zero cluster) */
-    bool has_host;     /* host_offset is meaningful (DATA; ZERO: allocated zero cluster) */
-    uint64_t length;   /* from the asked offset on: 1..asked length */
+    bool writable;   /* DATA: may be overwritten where it is */
+    bool allocated;  /* this layer has an entry for it (ZERO: an explicit zero cluster) */
+    bool has_host;   /* host_offset is meaningful (DATA; ZERO: allocated zero cluster) */
+    uint64_t length; /* from the asked offset on: 1..asked length */
     uint64_t host_offset;
 };
 
@@ -41,9 +41,9 @@ struct reservation {
     uint64_t guest_offset; /* cluster aligned */
     uint64_t length;       /* whole clusters; may reach past the virtual size */
     uint64_t host_offset;
-    bool fresh;            /* the host range reads as zeroes, and still would after a crash or,
-                              before its growth is durable, the group is made strict */
-    bool retained;         /* host clusters of zero entries that are kept: release frees nothing */
+    bool fresh;    /* the host range reads as zeroes, and still would after a crash or,
+                      before its growth is durable, the group is made strict */
+    bool retained; /* host clusters of zero entries that are kept: release frees nothing */
 };
 
 /* What `zero` may do with clusters. */
@@ -58,8 +58,8 @@ struct node_open {
     bool read_only;
 };
 
-/* Options of `create`, as text "key=value" pairs already split; unknown keys are refused by the
- * driver with a message. */
+/* Options of `create`, as text "key=value" pairs already split; unknown keys are refused by
+ * the driver with a message. */
 struct create_option {
     const char *key, *value;
     bool used;
@@ -67,7 +67,7 @@ struct create_option {
 
 struct create_request {
     const char *filename;
-    uint64_t size; /* bytes, of any alignment */
+    uint64_t size;                             /* bytes, of any alignment */
     const char *backing_file, *backing_format; /* NULL: none */
     struct create_option *options;
     size_t n_options;
@@ -80,8 +80,8 @@ struct driver {
     bool (*probe)(const uint8_t *head, size_t n);
 
     /* Reads and validates the image, fills node->state, size, cluster_size, backing_name,
-     * backing_format; changes no byte.  Called with node->file set; on failure it leaves nothing
-     * behind. */
+     * backing_format; changes no byte.  Called with node->file set; on failure it leaves
+     * nothing behind. */
     int (*open)(struct node *node, struct diag *diag);
 
     /* First writable use: clears unknown autoclear bits, prepares allocation. */
@@ -104,9 +104,10 @@ struct driver {
     int (*link)(struct node *node, const struct reservation *res, bool replaces_zero);
     void (*release)(struct node *node, const struct reservation *res);
 
-    /* Makes whole clusters (cluster aligned; the last may reach past the virtual size) read as
-     * zeroes.  -ENOTSUP, with nothing changed from *done on, when the format can't say so (the
-     * engine then writes zeroes there, except for ZERO_DISCARD).  *done: bytes dealt with. */
+    /* Makes whole clusters (cluster aligned; the last may reach past the virtual size) read
+     * as zeroes.  -ENOTSUP, with nothing changed from *done on, when the format can't say
+     * so (the engine then writes zeroes there, except for ZERO_DISCARD).  *done: bytes
+     * dealt with. */
     int (*zero)(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
                 uint64_t *done);
     /* Would `zero` do all of the range by metadata or by punching? */
@@ -120,9 +121,10 @@ struct driver {
     /* Optional: adds "dirty-flag" and "format-specific" to qimg info's object. */
     void (*info)(struct node *node, json_t *object);
 
-    /* Optional; absent: the format has nothing to check.  Looks at the image in st, opened or not,
-     * and repairs what it is asked to.  0: the pass ran to its end, *result says what it found.
-     * -errno with a sentence: it could not be checked, or not be repaired. */
+    /* Optional; absent: the format has nothing to check.  Looks at the image in st, opened
+     * or not, and repairs what it is asked to.  0: the pass ran to its end, *result says
+     * what it found. -errno with a sentence: it could not be checked, or not be repaired.
+     */
     int (*check)(struct storage *st, const struct check_options *options,
                  struct check_result *result, struct diag *diag);
 
@@ -130,8 +132,8 @@ struct driver {
     int (*create)(struct create_request *req, struct diag *diag);
 };
 
-/* The drivers there are, NULL at the end; set once by the registry, before anything is opened.
- * Probing asks them in this order. */
+/* The drivers there are, NULL at the end; set once by the registry, before anything is
+ * opened. Probing asks them in this order. */
 void drivers_set(const struct driver *const *table);
 
 /* NULL when there is none of that name, or no magic fits. */

@@ -1,5 +1,5 @@
-/* What the parts of the request engine share: requests on ranges that were checked, inside the
- * gate.  Private to this folder. */
+/* What the parts of the request engine share: requests on ranges that were checked, inside
+ * the gate.  Private to this folder. */
 #ifndef BLOCK_ENGINE_H
 #define BLOCK_ENGINE_H
 
@@ -13,13 +13,14 @@ int engine_read(struct node *node, void *buf, uint64_t len, uint64_t off) MUST_U
 
 /* write.c */
 
-/* Writes; fua: in-place parts whose mapping is durable are written durably, and *needs_commit
- * says whether a commit must make the rest durable. */
+/* Writes; fua: in-place parts whose mapping is durable are written durably, and
+ * *needs_commit says whether a commit must make the rest durable. */
 int engine_write(struct node *node, const void *buf, uint64_t len, uint64_t off, bool fua,
                  bool *needs_commit) MUST_USE;
 
 /* Zero bytes through the write path; locked: the caller holds the guest range. */
-int engine_write_zeroes(struct node *node, uint64_t len, uint64_t off, bool locked) MUST_USE;
+int engine_write_zeroes(struct node *node, uint64_t len, uint64_t off,
+                        bool locked) MUST_USE;
 
 /* flush.c: a changing request on its way, inside the gate. */
 struct engine_change {
@@ -33,7 +34,7 @@ void engine_start_write(struct node *node, struct engine_change *change);
 
 /* What ends it, err being how it went: tells observers, leaves the gate, notes the write,
  * relieves the cache, and commits when the request asked for durability. */
-int engine_finish_write(struct node *node, struct engine_change *change, int err, bool commit)
-    MUST_USE;
+int engine_finish_write(struct node *node, struct engine_change *change, int err,
+                        bool commit) MUST_USE;
 
 #endif

@@ -7,7 +7,8 @@ void engine_start_write(struct node *node, struct engine_change *change)
     observers_before(&node->observers, &change->seen, &change->what);
 }
 
-int engine_finish_write(struct node *node, struct engine_change *change, int err, bool commit)
+int engine_finish_write(struct node *node, struct engine_change *change, int err,
+                        bool commit)
 {
     observers_after(&change->seen, &change->what, err);
     gate_leave(&node->ctx->gate, change->ticket);

@@ -26,8 +26,8 @@ void block_context_destroy(struct block_context *ctx)
     gate_destroy(&ctx->gate);
 }
 
-/* Dirty metadata gets no older than this without a client's flush, as the kernel does with dirty
- * pages. */
+/* Dirty metadata gets no older than this without a client's flush, as the kernel does with
+ * dirty pages. */
 #define WRITEBACK_AGE_NS (30 * 1000000000ull)
 
 static void arm_write_back(struct node *node)

@@ -1,7 +1,8 @@
 /* One opened image of a chain, and the requests one can make of it.
  *
- * Threads: block_* requests from any thread at once; open, activate, close from one thread while
- * no request runs.  Requests return 0 or -errno; offset + length must lie inside node->size
+ * Threads: block_* requests from any thread at once; open, activate, close from one thread
+ * while no request runs.  Requests return 0 or -errno; offset + length must lie inside
+ * node->size
  * (-EINVAL).  A zero length succeeds and does nothing.  Layer: block. */
 #ifndef BLOCK_NODE_H
 #define BLOCK_NODE_H
@@ -35,14 +36,14 @@ enum detect_zeroes { DETECT_OFF, DETECT_ON, DETECT_UNMAP };
 
 /* A user's choices for a node; zero-initialised is the default of each. */
 struct node_options {
-    const struct cache_mode *cache; /* NULL: writeback */
-    bool discard_ignore;            /* TRIM does nothing, freed clusters aren't punched */
+    const struct cache_mode *cache;   /* NULL: writeback */
+    bool discard_ignore;              /* TRIM does nothing, freed clusters aren't punched */
     enum detect_zeroes detect_zeroes; /* what becomes of writes of zero bytes */
-    uint64_t need_check_delay_ns;   /* 0: the mark is cleared only at close */
-    int lazy_refcounts;             /* 0 as the image says, 1 on, -1 off */
-    bool lock_off;                  /* take no image locks */
-    bool repair_off;                /* an unclean image is refused for writing, not repaired */
-    bool keep_marks;                /* volatile-final-sync=no: no sync, marks stay at close */
+    uint64_t need_check_delay_ns;     /* 0: the mark is cleared only at close */
+    int lazy_refcounts;               /* 0 as the image says, 1 on, -1 off */
+    bool lock_off;                    /* take no image locks */
+    bool repair_off; /* an unclean image is refused for writing, not repaired */
+    bool keep_marks; /* volatile-final-sync=no: no sync, marks stay at close */
 };
 
 struct node {
@@ -64,15 +65,15 @@ struct node {
     /* As the image says; owned; NULL: none. */
     char *backing_name, *backing_format;
 
-    struct range_lock ranges; /* guest ranges of allocating writes and of zeroing */
-    struct observers observers;    /* who is told of changes */
-    struct dirty_bitmaps bitmaps;  /* named ones */
-    struct timer write_back;  /* commits what got old without a flush */
+    struct range_lock ranges;     /* guest ranges of allocating writes and of zeroing */
+    struct observers observers;   /* who is told of changes */
+    struct dirty_bitmaps bitmaps; /* named ones */
+    struct timer write_back;      /* commits what got old without a flush */
     _Atomic bool write_back_armed;
 };
 
-/* Opens one image over `file`, which it takes over whatever happens; the backing file is opened
- * by chain_open.  Changes no byte. */
+/* Opens one image over `file`, which it takes over whatever happens; the backing file is
+ * opened by chain_open.  Changes no byte. */
 int node_open(struct block_context *ctx, const struct driver *driver, struct storage *file,
               const char *filename, const struct node_options *options, struct node **out,
               struct diag *diag) MUST_USE;
@@ -80,12 +81,12 @@ int node_open(struct block_context *ctx, const struct driver *driver, struct sto
 /* Makes the node writable (its backing chain stays read-only).  Again: does nothing. */
 int node_activate(struct node *node, struct diag *diag) MUST_USE;
 
-/* Flushes, ends cleanly and frees the node and its backing chain; NULL is allowed.  0 or -errno
- * of what could not be made durable. */
+/* Flushes, ends cleanly and frees the node and its backing chain; NULL is allowed.  0 or
+ * -errno of what could not be made durable. */
 int node_close(struct node *node);
 
-/* For the engine and drivers: the image changed; to be called after the change and before the
- * reply.  Not under META. */
+/* For the engine and drivers: the image changed; to be called after the change and before
+ * the reply.  Not under META. */
 void node_wrote(struct node *node);
 
 /* For the engine: 0, or -EINVAL for a range that isn't inside the virtual size. */
@@ -113,9 +114,9 @@ int block_preallocate(struct node *node, uint64_t len, uint64_t off) MUST_USE;
 /* One run of the chain's view. */
 struct block_status {
     uint64_t length;
-    bool data;    /* bytes in a file somewhere in the chain */
-    bool zero;    /* reads as zeroes */
-    bool present; /* some layer has an entry for it */
+    bool data;          /* bytes in a file somewhere in the chain */
+    bool zero;          /* reads as zeroes */
+    bool present;       /* some layer has an entry for it */
     unsigned depth;     /* layer it comes from: 0 is the node itself */
     struct node *layer; /* that layer */
     bool has_host;      /* host_offset is meaningful, in layer->file */
@@ -123,7 +124,7 @@ struct block_status {
 };
 
 /* The run at off, at most len bytes; not merged with its neighbours. */
-int block_status(struct node *node, uint64_t len, uint64_t off, struct block_status *out)
-    MUST_USE;
+int block_status(struct node *node, uint64_t len, uint64_t off,
+                 struct block_status *out) MUST_USE;
 
 #endif

@@ -1,6 +1,6 @@
-/* What an image may cause to be opened.  Names found inside images are hostile: they are resolved
- * against the image's folder, only local files are meant by them, and the user's `references`
- * says which.  Layer: block. */
+/* What an image may cause to be opened.  Names found inside images are hostile: they are
+ * resolved against the image's folder, only local files are meant by them, and the user's
+ * `references` says which.  Layer: block. */
 #ifndef BLOCK_OPEN_POLICY_H
 #define BLOCK_OPEN_POLICY_H
 
@@ -16,11 +16,12 @@ enum references {
 /* "any", "dir", "none"; returns 0 or -EINVAL. */
 int references_parse(const char *word, enum references *out);
 
-/* The path that `name`, found in `image`, stands for: relative names lie in the image's folder;
- * "file:" is stripped; other protocols ("json:", "nbd:", "ssh:", ...) are refused, as qemu-img
- * would read them (a name with a colon before its first slash).  *path is the caller's to free. */
-int reference_resolve(const char *image, const char *name, enum references policy, char **path,
-                      struct diag *diag) MUST_USE;
+/* The path that `name`, found in `image`, stands for: relative names lie in the image's
+ * folder; "file:" is stripped; other protocols ("json:", "nbd:", "ssh:", ...) are refused,
+ * as qemu-img would read them (a name with a colon before its first slash).  *path is the
+ * caller's to free. */
+int reference_resolve(const char *image, const char *name, enum references policy,
+                      char **path, struct diag *diag) MUST_USE;
 
 /* Only the joining of names: no policy and nothing refused (for qimg info and create). */
 char *reference_join(const char *image, const char *name);

@@ -5,7 +5,8 @@
 #include "block/engine.h"
 
 /* Reads the first run of the range; *done is its length. */
-static int read_run(struct node *node, void *buf, uint64_t len, uint64_t off, uint64_t *done)
+static int read_run(struct node *node, void *buf, uint64_t len, uint64_t off,
+                    uint64_t *done)
 {
     struct node *layer = node;
     struct extent ext;

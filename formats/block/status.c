@@ -7,8 +7,8 @@
 /* Looks into the file at most this often for one answer. */
 #define MAX_LOOKS 64
 
-/* Data in the image may still be a hole in the file (preallocated, punched, or raw).  Cuts *len to
- * a run of one kind: for a format with clusters, whole clusters. */
+/* Data in the image may still be a hole in the file (preallocated, punched, or raw).  Cuts
+ * *len to a run of one kind: for a format with clusters, whole clusters. */
 static int look_into_file(struct node *layer, uint64_t host, uint64_t *len, bool *hole)
 {
     uint64_t at = 0, cluster = layer->cluster_size;

@@ -4,8 +4,8 @@
 #include "block/node.h"
 #include "block/tail.h"
 
-/* Growth takes an eighth of what this session has used, within these bounds: little is left over
- * on a small image, and a busy one grows rarely. */
+/* Growth takes an eighth of what this session has used, within these bounds: little is left
+ * over on a small image, and a busy one grows rarely. */
 #define STEP_MIN (1u << 20)
 #define STEP_MAX (64u << 20)
 

@@ -46,7 +46,8 @@ static int copy_old(struct node *node, const struct reservation *res, uint64_t o
     return err;
 }
 
-/* Fills a reservation: [off, off+len) from buf, the rest of its clusters with what was there. */
+/* Fills a reservation: [off, off+len) from buf, the rest of its clusters with what was
+ * there. */
 static int fill(struct node *node, const struct reservation *res, bool old_is_zero,
                 const void *buf, uint64_t len, uint64_t off)
 {
@@ -82,8 +83,8 @@ static int fill(struct node *node, const struct reservation *res, bool old_is_ze
     return storage_writev(node->file, iov, (int)ARRAY_LEN(iov), res->host_offset, 0);
 }
 
-/* The range, which ext describes, gets clusters of its own.  The caller holds the guest range of
- * all clusters it touches.  *done: bytes written. */
+/* The range, which ext describes, gets clusters of its own.  The caller holds the guest
+ * range of all clusters it touches.  *done: bytes written. */
 static int write_new_clusters(struct node *node, const struct extent *ext, const void *buf,
                               uint64_t off, uint64_t *done)
 {
@@ -190,7 +191,8 @@ int engine_write_zeroes(struct node *node, uint64_t len, uint64_t off, bool lock
 
 static bool all_zero(const unsigned char *buf, uint64_t len)
 {
-    /* Once the first bytes are known to be zero, the buffer equals itself shifted by them. */
+    /* Once the first bytes are known to be zero, the buffer equals itself shifted by them.
+     */
     uint64_t head = MIN(len, 16);
 
     for (uint64_t i = 0; i < head; i++)
@@ -199,13 +201,15 @@ static bool all_zero(const unsigned char *buf, uint64_t len)
     return memcmp(buf, buf + head, len - head) == 0;
 }
 
-int block_write(struct node *node, const void *buf, uint64_t len, uint64_t off, unsigned flags)
+int block_write(struct node *node, const void *buf, uint64_t len, uint64_t off,
+                unsigned flags)
 {
     enum detect_zeroes detect = node->options.detect_zeroes;
 
     if (detect != DETECT_OFF && all_zero(buf, len))
         return block_zero(node, len, off,
-                          (flags & BLOCK_FUA) | (detect == DETECT_UNMAP ? BLOCK_MAY_UNMAP : 0));
+                          (flags & BLOCK_FUA) |
+                              (detect == DETECT_UNMAP ? BLOCK_MAY_UNMAP : 0));
     int err = node_check_range(node, off, len);
     if (!err && !node->active)
         err = -EROFS;
@@ -236,7 +240,8 @@ int block_preallocate(struct node *node, uint64_t len, uint64_t off)
             return -ENOTSUP;
         uint64_t done = ext.length;
         if (ext.kind == EXTENT_ZERO) {
-            err = node->driver->reserve(node, off, align_up(done, node->cluster_size), &res);
+            err =
+                node->driver->reserve(node, off, align_up(done, node->cluster_size), &res);
             if (err)
                 return err;
             done = MIN(done, res.length);

@@ -1,4 +1,5 @@
-/* Write zeroes and trim: whole clusters by metadata, parts of a cluster by punching or writing. */
+/* Write zeroes and trim: whole clusters by metadata, parts of a cluster by punching or
+ * writing. */
 #include <errno.h>
 
 #include "base/checked.h"
@@ -129,8 +130,7 @@ static bool reads_zero(struct node *node, uint64_t off, uint64_t end)
 
 static bool zero_is_fast(struct node *node, const struct split *s)
 {
-    return reads_zero(node, s->start, s->first) &&
-           reads_zero(node, s->last, s->end) &&
+    return reads_zero(node, s->start, s->first) && reads_zero(node, s->last, s->end) &&
            (s->first >= s->last ||
             node->driver->zero_is_fast(node, s->first, s->last - s->first));
 }

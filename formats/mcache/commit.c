@@ -35,8 +35,8 @@ void mcache_free(struct mcache *mc)
 {
     if (!mc)
         return;
-    LIST_FOR_EACH_SAFE (pos, &mc->maps)
-        mcmap_free(CONTAINER_OF(pos, struct mcmap, link));
+    LIST_FOR_EACH_SAFE(pos, &mc->maps)
+    mcmap_free(CONTAINER_OF(pos, struct mcmap, link));
     for (unsigned i = 0; i < LOAD_STRIPES; i++) {
         lock_destroy(&mc->load[i].lock);
         pthread_cond_destroy(&mc->load[i].done);
@@ -82,8 +82,9 @@ int mcache_health(struct mcache *mc)
 void mcache_poison(struct mcache *mc)
 {
     if (!atomic_exchange(&mc->poisoned, true))
-        log_error("%s: it is unknown what reached the disk: no more writes until it is reopened",
-                  mc->st->name);
+        log_error(
+            "%s: it is unknown what reached the disk: no more writes until it is reopened",
+            mc->st->name);
 }
 
 /* A barrier that fails leaves nothing to build on. */
@@ -99,7 +100,8 @@ static int barrier(struct mcache *mc)
 }
 
 /* Writes writes[from..to), which lie in one class, neighbours in one call. */
-static int write_pages(struct mcache *mc, const struct mc_write *writes, size_t from, size_t to)
+static int write_pages(struct mcache *mc, const struct mc_write *writes, size_t from,
+                       size_t to)
 {
     while (from < to) {
         struct iovec iov[STORAGE_MAX_IOV];

@@ -1,5 +1,5 @@
-/* Dirty pages by class, and freezing them into a group: copying, in disk byte order, under the
- * meta lock.  New changes go to the next group and wait for nothing. */
+/* Dirty pages by class, and freezing them into a group: copying, in disk byte order, under
+ * the meta lock.  New changes go to the next group and wait for nothing. */
 #include <assert.h>
 #include <endian.h>
 #include <errno.h>
@@ -122,8 +122,8 @@ int mc_group_freeze(struct mcache *mc, bool everything, struct mc_group *group)
         mc->strict = false;
         int first = mc->postpone && !everything ? MC_LINK : MC_PRE;
         for (int cls = first; cls < MC_CLASSES; cls++)
-            LIST_FOR_EACH_SAFE (pos, &mc->dirty[cls])
-                freeze_page(mc, CONTAINER_OF(pos, struct mc_page, dirty_link), group, &fill);
+            LIST_FOR_EACH_SAFE(pos, &mc->dirty[cls])
+        freeze_page(mc, CONTAINER_OF(pos, struct mc_page, dirty_link), group, &fill);
         if (mc->hooks.frozen)
             mc->hooks.frozen(mc->owner);
         break;

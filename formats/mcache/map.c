@@ -42,8 +42,9 @@ struct mcmap *mcmap_new(struct mcache *mc, uint64_t n_pages, uint32_t page_bytes
     return map;
 }
 
-struct mcmap *mcmap_new_resident(struct mcache *mc, _Atomic uint64_t *words, uint64_t n_words,
-                                 enum mc_order order, mcmap_locate *locate, void *owner)
+struct mcmap *mcmap_new_resident(struct mcache *mc, _Atomic uint64_t *words,
+                                 uint64_t n_words, enum mc_order order,
+                                 mcmap_locate *locate, void *owner)
 {
     struct mcmap *map = map_alloc(mc, order, locate, owner);
 
@@ -184,14 +185,16 @@ static int read_page(struct mcmap *map, uint64_t index, struct mc_page **out)
     if (err)
         return err;
     for (uint32_t i = 0; i < map->page_bytes / 8; i++)
-        atomic_init(&page->words[i], map->order == MC_BE64 ? be64toh(raw[i]) : le64toh(raw[i]));
+        atomic_init(&page->words[i],
+                    map->order == MC_BE64 ? be64toh(raw[i]) : le64toh(raw[i]));
     *out = TAKE(&page);
     return 0;
 }
 
 static bool is_loading(struct mc_load_stripe *stripe, struct mcmap *map, uint64_t index)
 {
-    LIST_FOR_EACH (pos, &stripe->loading) {
+    LIST_FOR_EACH(pos, &stripe->loading)
+    {
         struct mc_loading *l = CONTAINER_OF(pos, struct mc_loading, link);
         if (l->map == map && l->index == index)
             return true;

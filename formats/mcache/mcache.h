@@ -1,41 +1,41 @@
-/* The write-ordered metadata cache: pages of image metadata in memory, and the groups in which
- * their changes reach the disk.
+/* The write-ordered metadata cache: pages of image metadata in memory, and the groups in
+ * which their changes reach the disk.
  *
- * What it keeps.  An image has one `struct mcache`.  It owns *maps*: directories from a page
- * index to a page of 64-bit words in host order, one map for the L2 tables, one for the refcount
- * blocks, resident ones for tables that always stay in memory (L1, refcount table).  Where a page
- * lies on disk is asked from the map's owner, so that a table can move.  All mcaches of a
- * backing chain share one *pool*, which bounds their memory.
+ * What it keeps.  An image has one `struct mcache`.  It owns *maps*: directories from a
+ * page index to a page of 64-bit words in host order, one map for the L2 tables, one for
+ * the refcount blocks, resident ones for tables that always stay in memory (L1, refcount
+ * table).  Where a page lies on disk is asked from the map's owner, so that a table can
+ * move.  All mcaches of a backing chain share one *pool*, which bounds their memory.
  *
  * Order as data.  Each dirty page has a class, and a commit writes class by class:
  *   MC_PRE   what LEAF pages point to (a new refcount block);
- *   MC_LEAF  what nothing durable points to yet, or what nobody harms by coming early (refcounts);
- *   MC_LINK  what makes something reachable (L1 and L2 words).
- * There is a barrier (one fdatasync, which covers data too) after PRE when there was any, before
- * LINK when the group is *strict*, and at the end.  A group is strict unless every link in it
- * points at clusters whose bookkeeping is durable and whose contents, durable or not, are old
- * or new: fresh clusters that read as the zeroes they replace.
+ *   MC_LEAF  what nothing durable points to yet, or what nobody harms by coming early
+ * (refcounts); MC_LINK  what makes something reachable (L1 and L2 words). There is a
+ * barrier (one fdatasync, which covers data too) after PRE when there was any, before LINK
+ * when the group is *strict*, and at the end.  A group is strict unless every link in it
+ * points at clusters whose bookkeeping is durable and whose contents, durable or not, are
+ * old or new: fresh clusters that read as the zeroes they replace.
  *
  * Invariants, cited by number in code and tests:
- *   (1) a durable reference never points at a cluster whose refcount, contents or table are not
- *       durable (relaxed group: whose contents are durable or still the zeroes they replaced);
- *   (2) a cluster is not reused before the removal of its last reference is durable and all
- *       older requests have left the gate;
- *   (3) an in-memory word changes only under the meta lock; readers see old or new, never torn;
- *   (4) no I/O under the meta lock;
+ *   (1) a durable reference never points at a cluster whose refcount, contents or table are
+ * not durable (relaxed group: whose contents are durable or still the zeroes they
+ * replaced); (2) a cluster is not reused before the removal of its last reference is
+ * durable and all older requests have left the gate; (3) an in-memory word changes only
+ * under the meta lock; readers see old or new, never torn; (4) no I/O under the meta lock;
  *   (5) a frozen group never changes;
  *   (6) a page is clean only after its write *and* the barrier behind it succeeded;
  *   (7) a flush reply implies that everything replied to before it is durable;
  *   (8) data reaches the storage before the word that maps it is stored;
- *   (9) values from disk are checked before they are used as offsets, in release builds too.
+ *   (9) values from disk are checked before they are used as offsets, in release builds
+ * too.
  *
- * Failure.  A metadata write that fails (ENOSPC) fails the commit; its pages stay dirty and the
- * next commit tries again.  A barrier that fails *poisons* the cache: nobody knows what reached
- * the disk, so later writes and commits return -EIO until the image is reopened.
+ * Failure.  A metadata write that fails (ENOSPC) fails the commit; its pages stay dirty and
+ * the next commit tries again.  A barrier that fails *poisons* the cache: nobody knows what
+ * reached the disk, so later writes and commits return -EIO until the image is reopened.
  *
- * Threads: mcmap_get from any thread inside the gate and outside ranked locks from RANK_COMMIT
- * up; functions marked META under mcache_meta(); the others from any thread outside it.
- * Layer: mcache. */
+ * Threads: mcmap_get from any thread inside the gate and outside ranked locks from
+ * RANK_COMMIT up; functions marked META under mcache_meta(); the others from any thread
+ * outside it. Layer: mcache. */
 #ifndef MCACHE_MCACHE_H
 #define MCACHE_MCACHE_H
 
@@ -58,7 +58,8 @@ enum mc_class { MC_PRE, MC_LEAF, MC_LINK, MC_CLASSES, MC_CLEAN = MC_CLASSES };
 /* How words stand on disk. */
 enum mc_order { MC_BE64, MC_LE64 };
 
-/* Words are read with mc_load from any thread inside the gate; everything else is private. */
+/* Words are read with mc_load from any thread inside the gate; everything else is private.
+ */
 struct mc_page {
     _Atomic uint64_t *words;
     struct mcmap *map;
@@ -113,22 +114,23 @@ void mcache_strict(struct mcache *mc);
  * unless the commit asks for everything or memory runs short. */
 void mcache_set_postpone(struct mcache *mc, bool on);
 
-/* Notes that bytes of the image changed (data or metadata), so that the next commit isn't empty.
- * To be called after the change and before the reply. */
+/* Notes that bytes of the image changed (data or metadata), so that the next commit isn't
+ * empty. To be called after the change and before the reply. */
 void mcache_note_write(struct mcache *mc);
 
 enum mc_extent_of_commit { MC_COMMIT, MC_COMMIT_EVERYTHING };
 
 /* Makes everything durable that was noted, stored and written before the call.  Concurrent
- * callers share one commit; with nothing new it returns at once without a system call.  0 or
- * -errno; -EIO once poisoned. */
+ * callers share one commit; with nothing new it returns at once without a system call.  0
+ * or -errno; -EIO once poisoned. */
 int mcache_commit(struct mcache *mc, enum mc_extent_of_commit what) MUST_USE;
 
 /* Commits when dirty pages take more than their share of the pool; called by writers after
  * their reply is decided, so its error is only logged (the pages stay dirty). */
 void mcache_relieve(struct mcache *mc);
 
-/* Is any page dirty or being written?  When not, a single durable write is enough for FUA. */
+/* Is any page dirty or being written?  When not, a single durable write is enough for FUA.
+ */
 bool mcache_has_dirty(struct mcache *mc);
 
 /* 0, or -EIO after a failed barrier. */
@@ -137,18 +139,22 @@ void mcache_poison(struct mcache *mc);
 
 /* ---- maps ---- */
 
-/* The host offset of a page, or 0 when it has none (then its words read as zero and must not be
- * stored to).  Called under META and from mcmap_get: takes no lock and does no I/O. */
+/* The host offset of a page, or 0 when it has none (then its words read as zero and must
+ * not be stored to).  Called under META and from mcmap_get: takes no lock and does no I/O.
+ */
 typedef uint64_t mcmap_locate(void *owner, uint64_t page_index);
 
-/* A map of n_pages pages of page_bytes (512..4096, multiple of 8) each, loaded on demand. */
+/* A map of n_pages pages of page_bytes (512..4096, multiple of 8) each, loaded on demand.
+ */
 struct mcmap *mcmap_new(struct mcache *mc, uint64_t n_pages, uint32_t page_bytes,
                         enum mc_order order, mcmap_locate *locate, void *owner);
 
-/* A map over n_words words that the caller owns and that always stay in memory.  The table lies
- * at the host offset that locate gives for page 0, and on.  Its pages exist from the start. */
-struct mcmap *mcmap_new_resident(struct mcache *mc, _Atomic uint64_t *words, uint64_t n_words,
-                                 enum mc_order order, mcmap_locate *locate, void *owner);
+/* A map over n_words words that the caller owns and that always stay in memory.  The table
+ * lies at the host offset that locate gives for page 0, and on.  Its pages exist from the
+ * start. */
+struct mcmap *mcmap_new_resident(struct mcache *mc, _Atomic uint64_t *words,
+                                 uint64_t n_words, enum mc_order order,
+                                 mcmap_locate *locate, void *owner);
 
 /* Forgets the map and its pages, dirty or not.  Nobody may be inside the gate. */
 void mcmap_free(struct mcmap *map);
@@ -159,7 +165,8 @@ uint32_t mcmap_words_per_page(const struct mcmap *map);
  * reading.  0 or -errno of the read. */
 int mcmap_get(struct mcmap *map, uint64_t index, struct mc_page **page) MUST_USE;
 
-/* META: the page when it is in memory, else NULL: release META, mcmap_get, and look again. */
+/* META: the page when it is in memory, else NULL: release META, mcmap_get, and look again.
+ */
 struct mc_page *mcmap_peek(struct mcmap *map, uint64_t index);
 
 /* META: changes one word of a page that mcmap_peek returned under the same hold of META. */

@@ -1,5 +1,5 @@
-/* The memory of a chain's pages: a clock over all of them, and the pages that were evicted while a
- * request could still be reading them. */
+/* The memory of a chain's pages: a clock over all of them, and the pages that were evicted
+ * while a request could still be reading them. */
 #include <stdlib.h>
 
 #include "mcache/internal.h"
@@ -21,7 +21,8 @@ struct mc_pool *mc_pool_new(size_t limit_bytes, struct gate *gate)
 /* Under the pool lock: frees evicted pages that nobody can see any more. */
 static void free_retired(struct mc_pool *pool)
 {
-    LIST_FOR_EACH_SAFE (pos, &pool->retired) {
+    LIST_FOR_EACH_SAFE(pos, &pool->retired)
+    {
         struct mc_page *page = CONTAINER_OF(pos, struct mc_page, pool_link);
         if (!gate_passed(pool->gate, page->retired))
             return; /* the rest is younger */
@@ -34,8 +35,8 @@ void mc_pool_free(struct mc_pool *pool)
 {
     if (!pool)
         return;
-    LIST_FOR_EACH_SAFE (pos, &pool->retired)
-        free(CONTAINER_OF(pos, struct mc_page, pool_link));
+    LIST_FOR_EACH_SAFE(pos, &pool->retired)
+    free(CONTAINER_OF(pos, struct mc_page, pool_link));
     lock_destroy(&pool->lock);
     free(pool);
 }
@@ -71,8 +72,8 @@ void mc_pool_insert(struct mc_pool *pool, struct mc_page *page)
     atomic_fetch_add(&pool->used, page_cost(page));
 
     /* Twice around at most: then all that is left is dirty, and a commit will come. */
-    for (size_t looks = 2 * pool->n_pages; looks > 0 && atomic_load(&pool->used) > pool->limit;
-         looks--) {
+    for (size_t looks = 2 * pool->n_pages;
+         looks > 0 && atomic_load(&pool->used) > pool->limit; looks--) {
         struct mc_page *victim = CONTAINER_OF(pool->clock.next, struct mc_page, pool_link);
         list_remove(&victim->pool_link);
         if (victim != page && try_evict(pool, victim)) {

@@ -130,7 +130,8 @@ static int take_free(struct alloc *a, uint64_t max, uint64_t *first, uint64_t *n
 static uint64_t take_tail(struct alloc *a, uint64_t max, uint64_t *host, bool *fresh)
 {
     LOCK_GUARD(mcache_meta(a->q->node->mc));
-    return tail_take(&a->tail, max << a->q->cluster_bits, host, fresh) >> a->q->cluster_bits;
+    return tail_take(&a->tail, max << a->q->cluster_bits, host, fresh) >>
+           a->q->cluster_bits;
 }
 
 /* META, page present: adds the free clusters of [first, first+n) to the free list. */

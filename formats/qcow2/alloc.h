@@ -1,18 +1,20 @@
-/* The cluster allocator of qcow2: where new clusters come from and what becomes of old ones.
+/* The cluster allocator of qcow2: where new clusters come from and what becomes of old
+ * ones.
  *
- * Sources, in this order: clusters freed in this session or found free by a scan of the refcount
- * blocks that were there at the start (not fresh); the tail of the file (fresh: reads as zeroes).
- * The clusters of the tail have a refcount of 1 ahead of their use, so that an allocation there
- * changes no refcount and a group of such links needs no barrier before it; what is left over is
- * given back at close, and leaked by a crash.
+ * Sources, in this order: clusters freed in this session or found free by a scan of the
+ * refcount blocks that were there at the start (not fresh); the tail of the file (fresh:
+ * reads as zeroes). The clusters of the tail have a refcount of 1 ahead of their use, so
+ * that an allocation there changes no refcount and a group of such links needs no barrier
+ * before it; what is left over is given back at close, and leaked by a crash.
  *
  * A cluster that loses a reference goes through (invariant 2 of mcache.h)
  *   unlinked (open group) -> frozen (being written) -> retired (removal durable, stamped)
  *   -> the gate passed: refcount decremented; at 0: punched and free.
- * In memory a refcount is 0 exactly when the cluster is free for use, so the scan may trust it.
+ * In memory a refcount is 0 exactly when the cluster is free for use, so the scan may trust
+ * it.
  *
- * Threads: functions marked META under mcache_meta(); the others outside it, inside the gate.
- * Private to this folder. */
+ * Threads: functions marked META under mcache_meta(); the others outside it, inside the
+ * gate. Private to this folder. */
 #ifndef QCOW2_ALLOC_H
 #define QCOW2_ALLOC_H
 
@@ -54,8 +56,8 @@ struct alloc {
 int alloc_open(struct alloc *a, struct qcow2 *q, struct diag *diag) MUST_USE;
 int alloc_activate(struct alloc *a, struct diag *diag) MUST_USE;
 
-/* Commits, lets go of everything unlinked, and gives back what was reserved ahead.  Nobody is
- * inside the gate.  The file may then be cut with alloc_trim_file. */
+/* Commits, lets go of everything unlinked, and gives back what was reserved ahead.  Nobody
+ * is inside the gate.  The file may then be cut with alloc_trim_file. */
 int alloc_settle(struct alloc *a) MUST_USE;
 /* After alloc_settle and a commit: the file ends with the last cluster in use. */
 int alloc_trim_file(struct alloc *a) MUST_USE;
@@ -69,8 +71,8 @@ static inline bool alloc_inside_file(const struct alloc *a, uint64_t offset, uin
 }
 
 /* Takes a run of 1..max clusters, refcount 1 each; *n of them at byte offset *host. */
-int alloc_clusters(struct alloc *a, uint64_t max, uint64_t *host, uint64_t *n, bool *fresh)
-    MUST_USE;
+int alloc_clusters(struct alloc *a, uint64_t max, uint64_t *host, uint64_t *n,
+                   bool *fresh) MUST_USE;
 
 /* Takes n clusters in a row from fresh tail, for a table. */
 int alloc_table(struct alloc *a, uint64_t n, uint64_t *host) MUST_USE;
@@ -87,7 +89,8 @@ void alloc_durable(struct alloc *a);
 
 /* ---- between the files of the allocator ---- */
 
-/* Appends, merged with the last run when it continues it; memory short: the clusters leak. */
+/* Appends, merged with the last run when it continues it; memory short: the clusters leak.
+ */
 void run_list_add(struct alloc *a, struct run_list *list, struct run run);
 
 /* Makes clusters whose removal is durable and seen by nobody free. */

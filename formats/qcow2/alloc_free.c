@@ -9,7 +9,8 @@
 void alloc_unlink(struct alloc *a, uint64_t host, uint64_t n)
 {
     lock_assert_held(mcache_meta(a->q->node->mc));
-    run_list_add(a, &a->unlinked, (struct run){.first = host >> a->q->cluster_bits, .n = n});
+    run_list_add(a, &a->unlinked,
+                 (struct run){.first = host >> a->q->cluster_bits, .n = n});
 }
 
 void alloc_frozen(struct alloc *a)
@@ -60,8 +61,9 @@ static void add_free(struct alloc *a, uint64_t first, uint64_t n)
             run_list_add(a, &a->free, (struct run){.first = c, .n = 1});
 }
 
-/* Clusters from `first` on, at most n and in one refcount page, lose one reference each; *done: how
- * many.  Only we take references away, so what was seen under META stays true outside it. */
+/* Clusters from `first` on, at most n and in one refcount page, lose one reference each;
+ * *done: how many.  Only we take references away, so what was seen under META stays true
+ * outside it. */
 static int drop_references(struct alloc *a, uint64_t first, uint64_t n, uint64_t *done)
 {
     struct qcow2 *q = a->q;

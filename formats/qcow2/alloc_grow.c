@@ -27,8 +27,8 @@ static int extend_file(struct alloc *a, uint64_t new_end)
     return 0;
 }
 
-/* Sets the refcounts of [at, ..end) to 1, up to the end of a page, and hands these clusters to
- * the tail.  block_here: `at` is the place of the refcount block that covers it. */
+/* Sets the refcounts of [at, ..end) to 1, up to the end of a page, and hands these clusters
+ * to the tail.  block_here: `at` is the place of the refcount block that covers it. */
 static int publish_page(struct alloc *a, uint64_t *at, uint64_t end, bool block_here)
 {
     struct qcow2 *q = a->q;
@@ -43,7 +43,8 @@ static int publish_page(struct alloc *a, uint64_t *at, uint64_t end, bool block_
         refcount_set(refs, c, 1, block_here ? MC_PRE : MC_LEAF);
     if (block_here) {
         qcow2_note_metadata(q, first << q->cluster_bits, 1);
-        refcount_table_store(refs, refcount_block_of(refs, first), first << q->cluster_bits);
+        refcount_table_store(refs, refcount_block_of(refs, first),
+                             first << q->cluster_bits);
         assert(a->tail.next == a->tail.end);
         a->tail.next += cluster_size(q);
     }
@@ -53,7 +54,7 @@ static int publish_page(struct alloc *a, uint64_t *at, uint64_t end, bool block_
     return 0;
 }
 
-/* Extends within the reach of one refcount block, which is made when it isn't there.  Growth
+/* Extends within the reach of one refcount block, which is made when it isn't there. Growth
  * lock; the tail is used up when a block is to be made. */
 static int extend(struct alloc *a, uint64_t clusters)
 {
@@ -73,8 +74,8 @@ static int extend(struct alloc *a, uint64_t clusters)
     end = MIN(end >> q->cluster_bits, (block + 1) << refs->block_bits);
     if (q->node->file->fixed_size)
         end = MIN(end, atomic_load(&a->file_end) >> q->cluster_bits);
-    /* A file that ends one cluster before a block's reach does leaves room for the block only:
-     * then the next call goes on behind it. */
+    /* A file that ends one cluster before a block's reach does leaves room for the block
+     * only: then the next call goes on behind it. */
     bool at_reach = end == (block + 1) << refs->block_bits;
     if (end <= at || (end <= at + block_here && !at_reach))
         return -ENOSPC;
@@ -95,9 +96,9 @@ static int extend(struct alloc *a, uint64_t clusters)
 
 /* The new table and the blocks that cover its area, all at the end of the file. */
 struct table_plan {
-    uint64_t start;           /* first cluster of the area */
-    uint64_t n_entries;       /* of the new table */
-    uint64_t table_clusters;  /* come first */
+    uint64_t start;                 /* first cluster of the area */
+    uint64_t n_entries;             /* of the new table */
+    uint64_t table_clusters;        /* come first */
     uint64_t first_block, n_blocks; /* come next */
 };
 
@@ -114,8 +115,8 @@ static int plan_table(struct alloc *a, struct table_plan *plan)
         plan->table_clusters = div_round_up(wanted, per_cluster);
         plan->n_entries = plan->table_clusters * per_cluster;
         plan->n_blocks = 1;
-        while (refcount_block_of(refs, plan->start + plan->table_clusters + plan->n_blocks - 1) >=
-               plan->first_block + plan->n_blocks)
+        while (refcount_block_of(refs, plan->start + plan->table_clusters + plan->n_blocks -
+                                           1) >= plan->first_block + plan->n_blocks)
             plan->n_blocks++;
         if (plan->first_block + plan->n_blocks <= plan->n_entries)
             break;
@@ -144,8 +145,8 @@ static int write_blocks(struct alloc *a, const struct table_plan *plan)
              c < MIN(plan_end(plan), covers + (1ull << refs->block_bits)); c++)
             refcount_pack(refs->order, block, c - covers, 1);
         uint64_t place = plan->start + plan->table_clusters + i;
-        int err = storage_write(q->node->file, block, cluster_size(q), place << q->cluster_bits,
-                                0);
+        int err = storage_write(q->node->file, block, cluster_size(q),
+                                place << q->cluster_bits, 0);
         if (err)
             return err;
     }
@@ -178,7 +179,8 @@ static int switch_header(struct qcow2 *q, const struct refcount_table *table)
     h.refcount_table_offset = table->offset;
     h.refcount_table_clusters = (uint32_t)(table->n_entries * 8 >> q->cluster_bits);
     int err = qcow2_header_write_refcount_table(q->node->file, &h);
-    /* After a failure the header may name either table: neither may be written or cut off. */
+    /* After a failure the header may name either table: neither may be written or cut off.
+     */
     if (err)
         mcache_poison(q->node->mc);
     else
@@ -188,7 +190,8 @@ static int switch_header(struct qcow2 *q, const struct refcount_table *table)
     return err;
 }
 
-/* Step by step, each durable before the next: the area, then the header that points to it. */
+/* Step by step, each durable before the next: the area, then the header that points to it.
+ */
 static int write_area(struct alloc *a, const struct table_plan *plan,
                       struct refcount_table *table)
 {

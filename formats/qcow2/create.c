@@ -1,5 +1,5 @@
-/* Writing an empty image: header | refcount table | refcount blocks | L1 table; then, when it is asked
- * for, clusters for the whole disk. */
+/* Writing an empty image: header | refcount table | refcount blocks | L1 table; then, when
+ * it is asked for, clusters for the whole disk. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -32,8 +32,8 @@ struct layout {
     uint64_t table, blocks, l1, end;
 };
 
-static int bad_value(const struct settings *s, const struct create_option *o, const char *why,
-                     struct diag *diag)
+static int bad_value(const struct settings *s, const struct create_option *o,
+                     const char *why, struct diag *diag)
 {
     return diag_set(diag, EINVAL, "%s: %s '%s': %s", s->filename, o->key, o->value, why);
 }
@@ -45,7 +45,8 @@ static int take_power(const struct settings *s, const struct create_option *o, u
     char *end;
     uint64_t v = strtoull(o->value, &end, 10);
 
-    if (*end || end == o->value || !is_power_of_two(v) || v < 1ull << min || v > 1ull << max)
+    if (*end || end == o->value || !is_power_of_two(v) || v < 1ull << min ||
+        v > 1ull << max)
         return bad_value(s, o, why, diag);
     *bits = (uint32_t)__builtin_ctzll(v);
     return 0;
@@ -77,8 +78,8 @@ static int take_option(struct settings *s, const struct create_option *o, struct
         return take_power(s, o, MIN_CLUSTER_BITS, MAX_CLUSTER_BITS,
                           "must be a power of two from 512 to 2M", &s->cluster_bits, diag);
     if (strcmp(o->key, "refcount_bits") == 0)
-        return take_power(s, o, 0, MAX_REFCOUNT_ORDER, "must be a power of two from 1 to 64",
-                          &s->refcount_order, diag);
+        return take_power(s, o, 0, MAX_REFCOUNT_ORDER,
+                          "must be a power of two from 1 to 64", &s->refcount_order, diag);
     if (strcmp(o->key, "compat") == 0) {
         err = take_word(s, o, compats, "must be 0.10 or 1.1", &index, diag);
         s->version = index < 2 ? 2 : 3;
@@ -90,8 +91,8 @@ static int take_option(struct settings *s, const struct create_option *o, struct
         return err;
     }
     if (strcmp(o->key, "preallocation") == 0) {
-        err = take_word(s, o, preallocations, "must be off, metadata, falloc or full", &index,
-                        diag);
+        err = take_word(s, o, preallocations, "must be off, metadata, falloc or full",
+                        &index, diag);
         s->preallocation = (enum preallocation)index;
         return err;
     }
@@ -99,10 +100,11 @@ static int take_option(struct settings *s, const struct create_option *o, struct
         return take_word(s, o, compressions, "only zlib is supported", &index, diag);
     if (strcmp(o->key, "extended_l2") == 0) {
         err = take_word(s, o, switches, "must be on or off", &index, diag);
-        return !err && index ? diag_set(diag, ENOTSUP,
-                                        "%s: extended_l2: extended L2 entries are not supported",
-                                        s->filename)
-                             : err;
+        return !err && index
+                   ? diag_set(diag, ENOTSUP,
+                              "%s: extended_l2: extended L2 entries are not supported",
+                              s->filename)
+                   : err;
     }
     return diag_set(diag, EINVAL, "%s: unknown option '%s' for qcow2", s->filename, o->key);
 }
@@ -110,9 +112,10 @@ static int take_option(struct settings *s, const struct create_option *o, struct
 static int check_settings(const struct settings *s, struct diag *diag)
 {
     if (s->version < 3 && s->refcount_order != 4)
-        return diag_set(diag, EINVAL,
-                        "%s: refcount_bits: %u need version 3 (compat=1.1); version 2 has 16",
-                        s->filename, 1u << s->refcount_order);
+        return diag_set(
+            diag, EINVAL,
+            "%s: refcount_bits: %u need version 3 (compat=1.1); version 2 has 16",
+            s->filename, 1u << s->refcount_order);
     if (s->version < 3 && s->lazy)
         return diag_set(diag, EINVAL,
                         "%s: lazy_refcounts=on: needs version 3 (compat=1.1 or later)",
@@ -130,8 +133,8 @@ static int check_settings(const struct settings *s, struct diag *diag)
         return diag_set(diag, EINVAL, "%s: backing_file: its name is longer than %d bytes",
                         s->filename, MAX_BACKING_NAME);
     if (s->backing_format && strlen(s->backing_format) > 15)
-        return diag_set(diag, EINVAL, "%s: backing_fmt '%s': longer than 15 bytes", s->filename,
-                        s->backing_format);
+        return diag_set(diag, EINVAL, "%s: backing_fmt '%s': longer than 15 bytes",
+                        s->filename, s->backing_format);
     return 0;
 }
 
@@ -179,7 +182,7 @@ static struct layout plan(const struct settings *s)
 
 static void fill_header(const struct settings *s, const struct layout *l, uint8_t *raw)
 {
-#define PUT(bits, field, value)                                                               \
+#define PUT(bits, field, value) \
     store_be##bits(raw + offsetof(struct qcow2_disk_header, field), (value))
     PUT(32, magic, QCOW2_MAGIC);
     PUT(32, version, s->version);
@@ -198,7 +201,8 @@ static void fill_header(const struct settings *s, const struct layout *l, uint8_
 }
 
 /* Header, extensions and backing name, in the first cluster. */
-static int write_header(const struct settings *s, const struct layout *l, struct storage *st)
+static int write_header(const struct settings *s, const struct layout *l,
+                        struct storage *st)
 {
     size_t cluster = (size_t)1 << s->cluster_bits;
     size_t at = s->version >= 3 ? HEADER_LENGTH : QCOW2_V2_HEADER_BYTES;
@@ -209,8 +213,8 @@ static int write_header(const struct settings *s, const struct layout *l, struct
     fill_header(s, l, raw);
     int err = 0;
     if (s->backing_format)
-        err = qcow2_header_ext_append(raw, cluster, &at, EXT_BACKING_FORMAT, s->backing_format,
-                                      strlen(s->backing_format));
+        err = qcow2_header_ext_append(raw, cluster, &at, EXT_BACKING_FORMAT,
+                                      s->backing_format, strlen(s->backing_format));
     size_t name_len = s->backing_file ? strlen(s->backing_file) : 0;
     size_t names = qcow2_n_feature_names * sizeof *qcow2_feature_names;
     /* The names are a courtesy: in a small cluster the backing name goes first. */
@@ -232,9 +236,11 @@ static int write_header(const struct settings *s, const struct layout *l, struct
     return storage_write(st, raw, cluster, 0, 0);
 }
 
-static int write_refcounts(const struct settings *s, const struct layout *l, struct storage *st)
+static int write_refcounts(const struct settings *s, const struct layout *l,
+                           struct storage *st)
 {
-    uint64_t cluster = 1ull << s->cluster_bits, per_block = cluster * 8 >> s->refcount_order;
+    uint64_t cluster = 1ull << s->cluster_bits,
+             per_block = cluster * 8 >> s->refcount_order;
     CLEANUP_FREE uint8_t *raw = malloc(cluster);
     int err = raw ? 0 : -ENOMEM;
 

@@ -52,19 +52,21 @@ static int check_basics(const char *name, const uint8_t *raw, const struct qcow2
         return diag_set(diag, ENOTSUP, "%s: version: %" PRIu32 " is not 2 or 3", name,
                         h->version);
     if (h->cluster_bits < MIN_CLUSTER_BITS || h->cluster_bits > MAX_CLUSTER_BITS)
-        return diag_set(diag, EINVAL, "%s: cluster_bits: %" PRIu32 " is not in %d..%d", name,
-                        h->cluster_bits, MIN_CLUSTER_BITS, MAX_CLUSTER_BITS);
+        return diag_set(diag, EINVAL, "%s: cluster_bits: %" PRIu32 " is not in %d..%d",
+                        name, h->cluster_bits, MIN_CLUSTER_BITS, MAX_CLUSTER_BITS);
     if (h->version >= 3 && (h->header_length < QCOW2_V3_MIN_HEADER_BYTES ||
                             h->header_length > 1u << h->cluster_bits))
         return diag_set(diag, EINVAL,
                         "%s: header_length: %" PRIu32 " is not in %d..cluster size", name,
                         h->header_length, QCOW2_V3_MIN_HEADER_BYTES);
     if (h->version >= 3 && !is_aligned(h->header_length, 8))
-        return diag_set(diag, EINVAL, "%s: header_length: %" PRIu32 " is not a multiple of 8",
-                        name, h->header_length);
+        return diag_set(diag, EINVAL,
+                        "%s: header_length: %" PRIu32 " is not a multiple of 8", name,
+                        h->header_length);
     if (h->refcount_order > MAX_REFCOUNT_ORDER)
-        return diag_set(diag, EINVAL, "%s: refcount_order: %" PRIu32 " is over %d (64 bits)",
-                        name, h->refcount_order, MAX_REFCOUNT_ORDER);
+        return diag_set(diag, EINVAL,
+                        "%s: refcount_order: %" PRIu32 " is over %d (64 bits)", name,
+                        h->refcount_order, MAX_REFCOUNT_ORDER);
     return 0;
 }
 
@@ -73,8 +75,11 @@ static int check_encryption(const char *name, const uint8_t *raw, struct diag *d
     uint32_t crypt = load_be32(raw + FIELD(crypt_method));
 
     if (crypt != 0)
-        return diag_set(diag, ENOTSUP, "%s: crypt_method: %" PRIu32 ": encryption (%s) %s", name,
-                        crypt, crypt == 1 ? "AES" : crypt == 2 ? "LUKS" : "unknown method",
+        return diag_set(diag, ENOTSUP, "%s: crypt_method: %" PRIu32 ": encryption (%s) %s",
+                        name, crypt,
+                        crypt == 1   ? "AES"
+                        : crypt == 2 ? "LUKS"
+                                     : "unknown method",
                         "is not supported");
     return 0;
 }
@@ -85,11 +90,12 @@ static int check_table(const char *name, const char *field, uint64_t offset, uin
                        struct diag *diag)
 {
     if (!is_aligned(offset, align))
-        return diag_set(diag, EINVAL, "%s: %s: offset %" PRIu64 " is not aligned to %" PRIu64,
-                        name, field, offset, align);
+        return diag_set(diag, EINVAL,
+                        "%s: %s: offset %" PRIu64 " is not aligned to %" PRIu64, name,
+                        field, offset, align);
     if (offset < 1ull << h->cluster_bits)
-        return diag_set(diag, EINVAL, "%s: %s: offset %" PRIu64 " overlaps the header", name,
-                        field, offset);
+        return diag_set(diag, EINVAL, "%s: %s: offset %" PRIu64 " overlaps the header",
+                        name, field, offset);
     if (!range_inside(offset, bytes, file_size))
         return diag_set(diag, EINVAL,
                         "%s: %s: %" PRIu64 " bytes at offset %" PRIu64
@@ -103,8 +109,8 @@ static int check_l1_size(const char *name, const struct qcow2_header *h, struct 
     uint64_t bytes = (uint64_t)h->l1_size * 8;
 
     if (bytes > MAX_L1_BYTES)
-        return diag_set(diag, EFBIG, "%s: l1_size: %" PRIu32 " entries are over %u bytes", name,
-                        h->l1_size, MAX_L1_BYTES);
+        return diag_set(diag, EFBIG, "%s: l1_size: %" PRIu32 " entries are over %u bytes",
+                        name, h->l1_size, MAX_L1_BYTES);
     if (h->size > INT64_MAX)
         return diag_set(diag, EFBIG, "%s: size: %" PRIu64 " bytes are over %" PRId64, name,
                         h->size, INT64_MAX);
@@ -124,8 +130,9 @@ static int check_l1(const char *name, const struct qcow2_header *h, uint64_t fil
 
     if (err || h->l1_size == 0)
         return err;
-    return check_table(name, "l1_table_offset", h->l1_table_offset, (uint64_t)h->l1_size * 8,
-                       1ull << h->cluster_bits, h, file_size, diag);
+    return check_table(name, "l1_table_offset", h->l1_table_offset,
+                       (uint64_t)h->l1_size * 8, 1ull << h->cluster_bits, h, file_size,
+                       diag);
 }
 
 static int check_refcount_table(const char *name, const struct qcow2_header *h,
@@ -134,8 +141,8 @@ static int check_refcount_table(const char *name, const struct qcow2_header *h,
     uint64_t bytes = (uint64_t)h->refcount_table_clusters << h->cluster_bits;
 
     if (bytes == 0)
-        return diag_set(diag, EINVAL, "%s: refcount_table_clusters: there is no refcount table",
-                        name);
+        return diag_set(diag, EINVAL,
+                        "%s: refcount_table_clusters: there is no refcount table", name);
     if (bytes > MAX_RT_BYTES)
         return diag_set(diag, EFBIG,
                         "%s: refcount_table_clusters: %" PRIu32 " are over %u bytes", name,
@@ -153,8 +160,8 @@ static int check_snapshot_count(const char *name, const struct qcow2_header *h,
     return 0;
 }
 
-static int check_snapshots(const char *name, const struct qcow2_header *h, uint64_t file_size,
-                           struct diag *diag)
+static int check_snapshots(const char *name, const struct qcow2_header *h,
+                           uint64_t file_size, struct diag *diag)
 {
     int err = check_snapshot_count(name, h, diag);
 
@@ -162,7 +169,8 @@ static int check_snapshots(const char *name, const struct qcow2_header *h, uint6
         return err;
     /* An entry takes at least 40 bytes. */
     return check_table(name, "snapshots_offset", h->snapshots_offset,
-                       (uint64_t)h->nb_snapshots * 40, 1ull << h->cluster_bits, h, file_size, diag);
+                       (uint64_t)h->nb_snapshots * 40, 1ull << h->cluster_bits, h,
+                       file_size, diag);
 }
 
 /* The overlaps of tables named in the header; those of single clusters are met at use. */
@@ -171,8 +179,8 @@ static int check_overlaps(const char *name, const struct qcow2_header *h, struct
     uint64_t l1_bytes = (uint64_t)h->l1_size * 8;
     uint64_t rt_bytes = (uint64_t)h->refcount_table_clusters << h->cluster_bits;
 
-    if (h->l1_size != 0 && ranges_overlap(h->l1_table_offset, l1_bytes,
-                                          h->refcount_table_offset, rt_bytes))
+    if (h->l1_size != 0 &&
+        ranges_overlap(h->l1_table_offset, l1_bytes, h->refcount_table_offset, rt_bytes))
         return diag_set(diag, EINVAL,
                         "%s: l1_table_offset: the L1 table at %" PRIu64
                         " overlaps the refcount table at %" PRIu64,
@@ -189,8 +197,8 @@ static int read_backing_name(struct storage *st, const uint8_t *raw, struct qcow
     if (offset == 0 || len == 0)
         return 0;
     if (len > MAX_BACKING_NAME)
-        return diag_set(diag, EINVAL, "%s: backing_file_size: %" PRIu32 " is over %d", st->name,
-                        len, MAX_BACKING_NAME);
+        return diag_set(diag, EINVAL, "%s: backing_file_size: %" PRIu32 " is over %d",
+                        st->name, len, MAX_BACKING_NAME);
     if (offset < h->header_length || !range_inside(offset, len, 1ull << h->cluster_bits))
         return diag_set(diag, EINVAL,
                         "%s: backing_file_offset: %" PRIu32 " bytes at offset %" PRIu64
@@ -203,8 +211,8 @@ static int read_backing_name(struct storage *st, const uint8_t *raw, struct qcow
     if (err)
         return diag_errno(diag, -err, "%s: reading the backing file's name", st->name);
     if (strlen(text) != len)
-        return diag_set(diag, EINVAL, "%s: backing_file_offset: the name contains a zero byte",
-                        st->name);
+        return diag_set(diag, EINVAL,
+                        "%s: backing_file_offset: the name contains a zero byte", st->name);
     h->backing_name = TAKE(&text);
     return 0;
 }
@@ -217,8 +225,9 @@ static int read_fields(struct storage *st, uint8_t *raw, struct qcow2_header *h,
     if (err)
         return diag_errno(diag, -err, "%s: size", st->name);
     if (*file_size < QCOW2_V2_HEADER_BYTES)
-        return diag_set(diag, EINVAL, "%s: %" PRIu64 " bytes are too few for a qcow2 header",
-                        st->name, *file_size);
+        return diag_set(diag, EINVAL,
+                        "%s: %" PRIu64 " bytes are too few for a qcow2 header", st->name,
+                        *file_size);
     err = storage_read(st, raw, sizeof(struct qcow2_disk_header), 0);
     if (err)
         return diag_errno(diag, -err, "%s: reading the header", st->name);
@@ -268,8 +277,9 @@ static int check_alignment(const char *name, const char *field, uint64_t offset,
     uint64_t cluster = 1ull << h->cluster_bits;
 
     if (!is_aligned(offset, cluster) || offset > INT64_MAX - MAX_L1_BYTES)
-        return diag_set(diag, EINVAL, "%s: %s: offset %" PRIu64 " is not aligned to %" PRIu64,
-                        name, field, offset, cluster);
+        return diag_set(diag, EINVAL,
+                        "%s: %s: offset %" PRIu64 " is not aligned to %" PRIu64, name,
+                        field, offset, cluster);
     return 0;
 }
 
@@ -282,13 +292,15 @@ static int check_codecs(const char *name, const uint8_t *raw, const struct qcow2
     uint8_t type =
         h->header_length > FIELD(compression_type) ? raw[FIELD(compression_type)] : 0;
     if (type > 1 || (type == 1) != ((h->incompatible & INCOMPAT_COMPRESSION) != 0))
-        return diag_set(diag, ENOTSUP,
-                        "%s: compression_type: %u doesn't go with incompatible_features 0x%" PRIx64,
-                        name, type, h->incompatible);
+        return diag_set(
+            diag, ENOTSUP,
+            "%s: compression_type: %u doesn't go with incompatible_features 0x%" PRIx64,
+            name, type, h->incompatible);
     return 0;
 }
 
-int qcow2_header_read_for_check(struct storage *st, struct qcow2_header *h, struct diag *diag)
+int qcow2_header_read_for_check(struct storage *st, struct qcow2_header *h,
+                                struct diag *diag)
 {
     uint8_t raw[sizeof(struct qcow2_disk_header)];
     uint64_t file_size;
@@ -296,8 +308,8 @@ int qcow2_header_read_for_check(struct storage *st, struct qcow2_header *h, stru
     *h = (struct qcow2_header){0};
     int err = read_fields(st, raw, h, &file_size, diag);
     if (!err)
-        err = read_rest(st, raw, h, INCOMPAT_DIRTY | INCOMPAT_CORRUPT | INCOMPAT_COMPRESSION,
-                        diag);
+        err = read_rest(st, raw, h,
+                        INCOMPAT_DIRTY | INCOMPAT_CORRUPT | INCOMPAT_COMPRESSION, diag);
     if (!err)
         err = check_codecs(st->name, raw, h, diag);
     if (!err)

@@ -1,5 +1,5 @@
-/* The qcow2 header and its extensions, checked: every offset, size and count in here may be used
- * as it is.  Threads: reading alone; writing under the header lock of the caller. */
+/* The qcow2 header and its extensions, checked: every offset, size and count in here may be
+ * used as it is.  Threads: reading alone; writing under the header lock of the caller. */
 #ifndef QCOW2_HEADER_H
 #define QCOW2_HEADER_H
 
@@ -36,19 +36,22 @@ struct qcow2_header {
 };
 
 /* Reads and validates; on failure *h holds nothing. */
-int qcow2_header_read(struct storage *st, struct qcow2_header *h, struct diag *diag) MUST_USE;
+int qcow2_header_read(struct storage *st, struct qcow2_header *h,
+                      struct diag *diag) MUST_USE;
 
-/* For a check, which judges by itself where the tables lie: that they are inside the file, apart
- * from each other and, for the refcount table, of a size that can be, is not asked here.  Features
- * that change no table's meaning (encryption, the compression type) are let pass. */
+/* For a check, which judges by itself where the tables lie: that they are inside the file,
+ * apart from each other and, for the refcount table, of a size that can be, is not asked
+ * here.  Features that change no table's meaning (encryption, the compression type) are let
+ * pass. */
 int qcow2_header_read_for_check(struct storage *st, struct qcow2_header *h,
                                 struct diag *diag) MUST_USE;
 void qcow2_header_free(struct qcow2_header *h);
 
-/* Each writes its fields only, so that whatever else the header holds is kept.  No flush. */
+/* Each writes its fields only, so that whatever else the header holds is kept.  No flush.
+ */
 int qcow2_header_write_features(struct storage *st, const struct qcow2_header *h) MUST_USE;
-int qcow2_header_write_refcount_table(struct storage *st, const struct qcow2_header *h)
-    MUST_USE;
+int qcow2_header_write_refcount_table(struct storage *st,
+                                      const struct qcow2_header *h) MUST_USE;
 int qcow2_header_write_snapshots(struct storage *st, const struct qcow2_header *h) MUST_USE;
 int qcow2_header_write_l1(struct storage *st, const struct qcow2_header *h) MUST_USE;
 int qcow2_header_write_size(struct storage *st, const struct qcow2_header *h) MUST_USE;

@@ -26,7 +26,8 @@ struct extension {
     const uint8_t *data;
 };
 
-/* The extension at *at; false at the end.  An extension that reaches past the area is refused. */
+/* The extension at *at; false at the end.  An extension that reaches past the area is
+ * refused. */
 static int next_extension(const uint8_t *area, size_t n, size_t *at, struct extension *ext)
 {
     if (n - *at < 8)
@@ -75,12 +76,13 @@ static int refuse_features(const char *name, uint64_t bits, const struct extensi
         name_feature(table, bit, feature);
         if (!feature[0])
             snprintf(feature, sizeof feature, "unknown feature bit %" PRIu32, bit);
-        int n = snprintf(text + used, sizeof text - used, "%s%s", used ? ", " : "", feature);
+        int n =
+            snprintf(text + used, sizeof text - used, "%s%s", used ? ", " : "", feature);
         used = MIN(sizeof text - 1, used + (size_t)n);
     }
     return diag_set(diag, ENOTSUP,
-                    "%s: incompatible_features: 0x%" PRIx64 " is not supported: %s", name, bits,
-                    text);
+                    "%s: incompatible_features: 0x%" PRIx64 " is not supported: %s", name,
+                    bits, text);
 }
 
 static int take_text(char **out, const struct extension *ext)
@@ -114,16 +116,18 @@ static int take_extension(struct qcow2_header *h, const struct extension *ext,
     case EXT_BACKING_FORMAT:
         if (ext->len > 15)
             return diag_set(diag, EINVAL,
-                            "%s: header extension: a backing format of %" PRIu32 " bytes", name,
-                            ext->len);
-        return take_text(&h->backing_format, ext) ? diag_errno(diag, ENOMEM, "%s", name) : 0;
+                            "%s: header extension: a backing format of %" PRIu32 " bytes",
+                            name, ext->len);
+        return take_text(&h->backing_format, ext) ? diag_errno(diag, ENOMEM, "%s", name)
+                                                  : 0;
     case EXT_BITMAPS:
         take_bitmaps(&h->bitmaps, ext);
         return 0;
     case EXT_LUKS:
         if (ext->len != 16)
             return diag_set(diag, EINVAL,
-                            "%s: header extension: a LUKS header pointer of %" PRIu32 " bytes",
+                            "%s: header extension: a LUKS header pointer of %" PRIu32
+                            " bytes",
                             name, ext->len);
         h->luks_offset = load_be64(ext->data);
         h->luks_bytes = load_be64(ext->data + 8);

@@ -4,12 +4,13 @@
 
 #include "qcow2/header.h"
 
-/* Reads the extensions, which end before `end`, into h and refuses incompatible features that are
- * not in `supported`, by the names that the image gives them. */
+/* Reads the extensions, which end before `end`, into h and refuses incompatible features
+ * that are not in `supported`, by the names that the image gives them. */
 int qcow2_header_ext_read(struct storage *st, struct qcow2_header *h, uint64_t end,
                           uint64_t supported, struct diag *diag) MUST_USE;
 
-/* Appends one extension at buf+*at (capacity bytes in all); -ENOSPC when there is no room. */
+/* Appends one extension at buf+*at (capacity bytes in all); -ENOSPC when there is no room.
+ */
 int qcow2_header_ext_append(uint8_t *buf, size_t capacity, size_t *at, uint32_t type,
                             const void *data, size_t len) MUST_USE;
 

@@ -72,8 +72,8 @@ struct cluster {
 };
 
 /* Decodes and checks an L2 entry; -EIO, with a message, when it is impossible. */
-int qcow2_decode(struct qcow2 *q, uint64_t entry, uint64_t guest, struct cluster *out)
-    MUST_USE;
+int qcow2_decode(struct qcow2 *q, uint64_t entry, uint64_t guest,
+                 struct cluster *out) MUST_USE;
 
 /* Checks an L1 entry that isn't zero. */
 int qcow2_check_l1_entry(struct qcow2 *q, uint32_t l1_index, uint64_t entry) MUST_USE;
@@ -100,16 +100,18 @@ uint64_t qcow2_locate_l2(void *owner, uint64_t page_index);
 
 /* ---- corrupt.c ---- */
 
-/* An entry was met that can't be right.  Under any lock: the header is written by qcow2_failed. */
+/* An entry was met that can't be right.  Under any lock: the header is written by
+ * qcow2_failed. */
 void qcow2_mark_corrupt(struct qcow2 *q);
 
-/* Returns err; sets the corrupt bit when that is due.  To be called at the end of a request that
- * failed, under no META. */
+/* Returns err; sets the corrupt bit when that is due.  To be called at the end of a request
+ * that failed, under no META. */
 int qcow2_failed(struct qcow2 *q, int err);
 
 /* ---- table.c ---- */
 
-/* Makes the L2 table of an L1 entry exist and be ours alone: new, or copied from a shared one. */
+/* Makes the L2 table of an L1 entry exist and be ours alone: new, or copied from a shared
+ * one. */
 int qcow2_prepare_table(struct qcow2 *q, uint32_t l1_index) MUST_USE;
 
 /* META, released while a page is loaded: the L2 page of a guest offset. */
@@ -117,8 +119,8 @@ int qcow2_peek_l2(struct qcow2 *q, uint64_t guest, struct mc_page **page) MUST_U
 
 /* ---- write.c ---- */
 
-/* Before metadata changes, until dirty_mark_end under META; with a mark that can't be written,
- * refcounts are no longer postponed (L-03). */
+/* Before metadata changes, until dirty_mark_end under META; with a mark that can't be
+ * written, refcounts are no longer postponed (L-03). */
 void qcow2_begin_change(struct qcow2 *q);
 int qcow2_reserve(struct node *node, uint64_t off, uint64_t len, struct reservation *out);
 int qcow2_link(struct node *node, const struct reservation *res, bool replaces_zero);
@@ -142,9 +144,10 @@ void qcow2_list_snapshots(struct qcow2 *q, json_t *object);
 int qcow2_create(struct create_request *req, struct diag *diag);
 int qcow2_grow(struct node *node, uint64_t size, struct diag *diag);
 
-/* Replaces the L1 array and its map; what was there is freed.  Alone with the node, or at open. */
-int qcow2_set_l1(struct qcow2 *q, _Atomic uint64_t *l1, uint32_t l1_size, uint64_t offset)
-    MUST_USE;
+/* Replaces the L1 array and its map; what was there is freed.  Alone with the node, or at
+ * open. */
+int qcow2_set_l1(struct qcow2 *q, _Atomic uint64_t *l1, uint32_t l1_size,
+                 uint64_t offset) MUST_USE;
 void qcow2_info(struct node *node, json_t *object);
 
 #endif

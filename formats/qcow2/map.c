@@ -33,8 +33,7 @@ static bool overlaps_tables(struct qcow2 *q, uint64_t host, uint64_t len)
         atomic_load_explicit(&q->refs.table, memory_order_acquire);
 
     return ranges_overlap(host, len, rt->offset, rt->n_entries * 8) ||
-           ranges_overlap(host, len, atomic_load(&q->l1_offset),
-                          (uint64_t)q->l1_size * 8);
+           ranges_overlap(host, len, atomic_load(&q->l1_offset), (uint64_t)q->l1_size * 8);
 }
 
 /* Why n host clusters can't be what entries say, or NULL. */
@@ -81,7 +80,8 @@ static int refuse_entry(struct qcow2 *q, uint64_t guest, uint64_t entry, const c
     return -EIO;
 }
 
-static int impossible_entry(struct qcow2 *q, uint64_t guest, uint64_t entry, const char *why)
+static int impossible_entry(struct qcow2 *q, uint64_t guest, uint64_t entry,
+                            const char *why)
 {
     int err = refuse_entry(q, guest, entry, why);
 
@@ -145,10 +145,10 @@ static bool continues(const struct qcow2 *q, uint64_t first, uint64_t entry, uin
     return entry == first + (n << q->cluster_bits);
 }
 
-/* How many of the entries of one page from `word` on, at most `max`, continue the run that is
- * `so_far` long. */
-static uint32_t run_in_page(const struct qcow2 *q, const struct mc_page *page, uint32_t word,
-                            uint64_t first, uint64_t so_far, uint64_t max)
+/* How many of the entries of one page from `word` on, at most `max`, continue the run that
+ * is `so_far` long. */
+static uint32_t run_in_page(const struct qcow2 *q, const struct mc_page *page,
+                            uint32_t word, uint64_t first, uint64_t so_far, uint64_t max)
 {
     uint32_t n = 0, room = (uint32_t)MIN(max, (1u << q->page_bits) - word);
 
@@ -172,7 +172,8 @@ static uint64_t empty_tables(const struct qcow2 *q, uint64_t off, uint64_t len)
 int qcow2_map(struct node *node, uint64_t off, uint64_t len, struct extent *out)
 {
     struct qcow2 *q = qcow2_of(node);
-    uint64_t l1_entry = atomic_load_explicit(&q->l1[l1_index_of(q, off)], memory_order_acquire);
+    uint64_t l1_entry =
+        atomic_load_explicit(&q->l1[l1_index_of(q, off)], memory_order_acquire);
     uint64_t in_cluster = off & (cluster_size(q) - 1);
     struct cluster first = {.kind = CL_NONE};
     struct mc_page *page;
@@ -196,8 +197,9 @@ int qcow2_map(struct node *node, uint64_t off, uint64_t len, struct extent *out)
 
     /* The run: to the end of the table at most, page by page. */
     uint64_t table_end = align_up(off + 1, 1ull << (q->cluster_bits + q->l2_bits));
-    uint64_t clusters = (MIN(off + len, table_end) - off + in_cluster + cluster_size(q) - 1) >>
-                        q->cluster_bits;
+    uint64_t clusters =
+        (MIN(off + len, table_end) - off + in_cluster + cluster_size(q) - 1) >>
+        q->cluster_bits;
     uint64_t n = 1;
     for (uint32_t at = word + 1; n < clusters;) {
         if (at == 1u << q->page_bits) {

@@ -6,12 +6,13 @@
 #include "base/log.h"
 #include "qcow2/internal.h"
 
-#define EMPTY   0 /* never used: ends a search */
-#define DELETED UINT64_MAX
+#define EMPTY    0 /* never used: ends a search */
+#define DELETED  UINT64_MAX
 #define MIN_BITS 8
 
-/* Open addressing, at most half full; slots hold cluster + 1.  A table that became too small lives
- * on until the end, for those who still look at it: together they are no larger than the last. */
+/* Open addressing, at most half full; slots hold cluster + 1.  A table that became too
+ * small lives on until the end, for those who still look at it: together they are no larger
+ * than the last. */
 struct meta_table {
     struct meta_table *previous;
     uint32_t bits;
@@ -189,7 +190,8 @@ static int claim_snapshots(struct qcow2 *q, struct diag *diag)
                                      "snapshot table", 0, diag)
                              : 0;
 
-    /* Their L2 tables may be shared with the active one, so only the L1 tables are claimed. */
+    /* Their L2 tables may be shared with the active one, so only the L1 tables are claimed.
+     */
     for (uint32_t i = 0; !err && i < q->n_snapshots; i++)
         if (q->snapshots[i].l1_size)
             err = claim(q, q->snapshots[i].l1_offset, (uint64_t)q->snapshots[i].l1_size * 8,

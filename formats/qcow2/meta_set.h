@@ -1,8 +1,9 @@
-/* The host clusters that hold metadata of the image: guest data can't lie there, whatever an L2 entry
- * says (the overlap check).  A hash set of cluster numbers; a lookup takes no lock.
+/* The host clusters that hold metadata of the image: guest data can't lie there, whatever
+ * an L2 entry says (the overlap check).  A hash set of cluster numbers; a lookup takes no
+ * lock.
  *
- * Threads: meta_set_has from any thread inside the gate; add and remove under META, or alone with
- * the image.  Private to this folder. */
+ * Threads: meta_set_has from any thread inside the gate; add and remove under META, or
+ * alone with the image.  Private to this folder. */
 #ifndef QCOW2_META_SET_H
 #define QCOW2_META_SET_H
 
@@ -31,8 +32,8 @@ void meta_set_free(struct meta_set *set);
 /* Does any of n clusters hold metadata? */
 bool meta_set_has_any(const struct meta_set *set, uint64_t first, uint64_t n);
 
-/* Fills the set from header, L1 table, refcount table and snapshots.  -EINVAL when two of them
- * claim one cluster: such an image can't be written to. */
+/* Fills the set from header, L1 table, refcount table and snapshots.  -EINVAL when two of
+ * them claim one cluster: such an image can't be written to. */
 int qcow2_collect_metadata(struct qcow2 *q, struct diag *diag) MUST_USE;
 
 /* META: clusters that become metadata. */

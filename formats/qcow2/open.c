@@ -1,5 +1,4 @@
 /* Opening, activating and closing a qcow2 image, and its driver table. */
-#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -40,7 +39,8 @@ static int write_dirty_bit(struct node *node, bool on)
     LOCK_GUARD(&q->header_lock);
     struct qcow2_header h = q->header;
 
-    h.incompatible = on ? h.incompatible | INCOMPAT_DIRTY : h.incompatible & ~INCOMPAT_DIRTY;
+    h.incompatible =
+        on ? h.incompatible | INCOMPAT_DIRTY : h.incompatible & ~INCOMPAT_DIRTY;
     int err = qcow2_header_write_features(node->file, &h);
     if (!err)
         q->header.incompatible = h.incompatible;
@@ -52,8 +52,9 @@ int qcow2_set_l1(struct qcow2 *q, _Atomic uint64_t *l1, uint32_t l1_size, uint64
     struct mcache *mc = q->node->mc;
     struct mcmap *map = mcmap_new_resident(mc, l1, l1_size, MC_BE64, qcow2_locate_l1, q);
     uint64_t pages_per_table = 1ull << (q->l2_bits - q->page_bits);
-    struct mcmap *pages = mcmap_new(mc, l1_size * pages_per_table,
-                                    (uint32_t)(8u << q->page_bits), MC_BE64, qcow2_locate_l2, q);
+    struct mcmap *pages =
+        mcmap_new(mc, l1_size * pages_per_table, (uint32_t)(8u << q->page_bits), MC_BE64,
+                  qcow2_locate_l2, q);
 
     if (!map || !pages) {
         mcmap_free(map);
@@ -192,18 +193,20 @@ static int require_clean(struct node *node, struct diag *diag)
     const struct qcow2_header *h = &qcow2_of(node)->header;
 
     if (h->incompatible & INCOMPAT_CORRUPT)
-        return diag_set(diag, EROFS,
-                        "%s: incompatible_features: the corrupt bit is set: the image can only "
-                        "be read until it is repaired (qimg check -r all)",
-                        node->filename);
+        return diag_set(
+            diag, EROFS,
+            "%s: incompatible_features: the corrupt bit is set: the image can only "
+            "be read until it is repaired (qimg check -r all)",
+            node->filename);
     if (!(h->incompatible & INCOMPAT_DIRTY))
         return 0;
     if (node->options.repair_off)
-        return diag_set(diag, EROFS,
-                        "%s: incompatible_features: the dirty bit is set: refcounts must be "
-                        "repaired (repair=auto, or qimg check -r all) before the image can be "
-                        "written",
-                        node->filename);
+        return diag_set(
+            diag, EROFS,
+            "%s: incompatible_features: the dirty bit is set: refcounts must be "
+            "repaired (repair=auto, or qimg check -r all) before the image can be "
+            "written",
+            node->filename);
     int err = check_before_writing(node, diag);
     return err ? err : reload(node, diag);
 }
@@ -218,7 +221,8 @@ static int clear_autoclear(struct qcow2 *q, struct diag *diag)
     int err = qcow2_header_write_features(q->node->file, &q->header);
     if (!err)
         err = storage_flush(q->node->file);
-    return err ? diag_errno(diag, -err, "%s: clearing autoclear_features", q->node->filename)
+    return err ? diag_errno(diag, -err, "%s: clearing autoclear_features",
+                            q->node->filename)
                : 0;
 }
 
@@ -227,9 +231,10 @@ static int choose_refcounts(struct qcow2 *q, struct diag *diag)
     int wish = q->node->options.lazy_refcounts;
 
     if (wish > 0 && q->header.version < 3)
-        return diag_set(diag, EINVAL,
-                        "%s: lazy refcounts need version 3 (compat=1.1), the image is version 2",
-                        q->node->filename);
+        return diag_set(
+            diag, EINVAL,
+            "%s: lazy refcounts need version 3 (compat=1.1), the image is version 2",
+            q->node->filename);
     q->lazy = wish > 0 || (wish == 0 && (q->header.compatible & COMPAT_LAZY_REFCOUNTS));
     q->mark.enabled = q->lazy;
     mcache_set_postpone(q->node->mc, q->lazy);
@@ -269,7 +274,6 @@ static int qcow2_close(struct node *node)
     struct qcow2 *q = qcow2_of(node);
     int err = 0;
 
-    assert(gate_empty(&node->ctx->gate));
     timer_cancel(node->ctx->housekeeper, &q->mark.timer);
     if (node->active)
         err = qcow2_failed(q, end_cleanly(q));
@@ -280,7 +284,8 @@ static int qcow2_close(struct node *node)
 static int qcow2_settle(struct node *node)
 {
     /* A session whose flushes are void keeps its mark to the end (V-06). */
-    return node->options.cache->no_flush ? 0 : dirty_mark_settle(&qcow2_of(node)->mark, true);
+    return node->options.cache->no_flush ? 0
+                                         : dirty_mark_settle(&qcow2_of(node)->mark, true);
 }
 
 void qcow2_info(struct node *node, json_t *object)
@@ -290,7 +295,8 @@ void qcow2_info(struct node *node, json_t *object)
 
     if (q->n_snapshots)
         qcow2_list_snapshots(q, object);
-    json_object_set_new(object, "dirty-flag", json_boolean(h->incompatible & INCOMPAT_DIRTY));
+    json_object_set_new(object, "dirty-flag",
+                        json_boolean(h->incompatible & INCOMPAT_DIRTY));
     json_t *data = json_object();
     json_object_set_new(data, "compat", json_string(h->version < 3 ? "0.10" : "1.1"));
     json_object_set_new(data, "compression-type", json_string("zlib"));
@@ -299,7 +305,8 @@ void qcow2_info(struct node *node, json_t *object)
                             json_boolean(h->compatible & COMPAT_LAZY_REFCOUNTS));
     json_object_set_new(data, "refcount-bits", json_integer(1 << h->refcount_order));
     if (h->version >= 3) {
-        json_object_set_new(data, "corrupt", json_boolean(h->incompatible & INCOMPAT_CORRUPT));
+        json_object_set_new(data, "corrupt",
+                            json_boolean(h->incompatible & INCOMPAT_CORRUPT));
         json_object_set_new(data, "extended-l2", json_false());
     }
     json_t *specific = json_object();

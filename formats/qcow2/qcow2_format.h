@@ -1,6 +1,6 @@
-/* qcow2 on disk: the header, masks and limits, as docs/interop/qcow2.rst specifies them.  All
- * fields are big-endian.  Limits that the specification leaves open are QEMU's, so that what
- * we write can be read there. */
+/* qcow2 on disk: the header, masks and limits, as docs/interop/qcow2.rst specifies them.
+ * All fields are big-endian.  Limits that the specification leaves open are QEMU's, so that
+ * what we write can be read there. */
 #ifndef QCOW2_FORMAT_H
 #define QCOW2_FORMAT_H
 
@@ -38,19 +38,20 @@ struct qcow2_disk_header {
 _Static_assert(offsetof(struct qcow2_disk_header, incompatible_features) ==
                    QCOW2_V2_HEADER_BYTES,
                "v2 header");
-_Static_assert(offsetof(struct qcow2_disk_header, compression_type) == QCOW2_V3_MIN_HEADER_BYTES,
+_Static_assert(offsetof(struct qcow2_disk_header, compression_type) ==
+                   QCOW2_V3_MIN_HEADER_BYTES,
                "v3 header");
 _Static_assert(sizeof(struct qcow2_disk_header) == 112, "header with compression type");
 
 /* Feature bits. */
-#define INCOMPAT_DIRTY         (1ull << 0)
-#define INCOMPAT_CORRUPT       (1ull << 1)
-#define INCOMPAT_DATA_FILE     (1ull << 2)
-#define INCOMPAT_COMPRESSION   (1ull << 3)
-#define INCOMPAT_EXTENDED_L2   (1ull << 4)
-#define COMPAT_LAZY_REFCOUNTS  (1ull << 0)
-#define AUTOCLEAR_BITMAPS      (1ull << 0)
-#define AUTOCLEAR_DATA_RAW     (1ull << 1)
+#define INCOMPAT_DIRTY        (1ull << 0)
+#define INCOMPAT_CORRUPT      (1ull << 1)
+#define INCOMPAT_DATA_FILE    (1ull << 2)
+#define INCOMPAT_COMPRESSION  (1ull << 3)
+#define INCOMPAT_EXTENDED_L2  (1ull << 4)
+#define COMPAT_LAZY_REFCOUNTS (1ull << 0)
+#define AUTOCLEAR_BITMAPS     (1ull << 0)
+#define AUTOCLEAR_DATA_RAW    (1ull << 1)
 
 /* Header extensions: u32 type, u32 length, data padded to 8. */
 #define EXT_END            0x00000000u

@@ -72,7 +72,8 @@ static int read_table(struct refcounts *refs, struct diag *diag)
 {
     struct qcow2 *q = refs->q;
     uint64_t bytes = (uint64_t)q->header.refcount_table_clusters << q->cluster_bits;
-    struct refcount_table *t = refcount_table_new(q->header.refcount_table_offset, bytes / 8);
+    struct refcount_table *t =
+        refcount_table_new(q->header.refcount_table_offset, bytes / 8);
 
     if (!t)
         return diag_errno(diag, ENOMEM, "%s: refcount table", q->node->filename);
@@ -102,7 +103,8 @@ int refcounts_open(struct refcounts *refs, struct qcow2 *q, struct diag *diag)
     struct refcount_table *t = current(refs);
     refs->table_map = mcmap_new_resident(q->node->mc, t->words, t->n_entries, MC_BE64,
                                          locate_table, refs);
-    /* The directory covers the largest table there may be, so that growth leaves it alone. */
+    /* The directory covers the largest table there may be, so that growth leaves it alone.
+     */
     uint64_t n_pages = (uint64_t)MAX_RT_BYTES / 8 << (refs->block_bits - refs->page_bits);
     refs->block_map =
         mcmap_new(q->node->mc, n_pages, page_bytes, MC_BE64, locate_page, refs);
@@ -126,8 +128,8 @@ void refcounts_close(struct refcounts *refs)
 int refcounts_replace_table(struct refcounts *refs, struct refcount_table *table)
 {
     struct mcache *mc = refs->q->node->mc;
-    struct mcmap *map = mcmap_new_resident(mc, table->words, table->n_entries, MC_BE64,
-                                           locate_table, refs);
+    struct mcmap *map =
+        mcmap_new_resident(mc, table->words, table->n_entries, MC_BE64, locate_table, refs);
     if (!map)
         return -ENOMEM;
     struct mcmap *old = refs->table_map;
@@ -182,8 +184,8 @@ int refcount_lock_page(struct refcounts *refs, uint64_t cluster)
     }
 }
 
-/* Where an entry stands in its page: entries of a byte and more are big-endian, smaller ones
- * start at the least significant bit of each byte. */
+/* Where an entry stands in its page: entries of a byte and more are big-endian, smaller
+ * ones start at the least significant bit of each byte. */
 struct entry_place {
     uint32_t word, shift;
     uint64_t mask;
@@ -213,7 +215,8 @@ void refcount_pack(uint32_t order, uint8_t *block, uint64_t index, uint64_t valu
             block[bit / 8 + i] = (uint8_t)(value >> (bits - 8 - 8 * i));
     } else {
         uint32_t mask = ((1u << bits) - 1) << (bit & 7);
-        block[bit / 8] = (uint8_t)((block[bit / 8] & ~mask) | ((uint32_t)value << (bit & 7)));
+        block[bit / 8] =
+            (uint8_t)((block[bit / 8] & ~mask) | ((uint32_t)value << (bit & 7)));
     }
 }
 
@@ -226,7 +229,8 @@ uint64_t refcount_get(struct refcounts *refs, uint64_t cluster)
     return mc_load(page, at.word) >> at.shift & at.mask;
 }
 
-void refcount_set(struct refcounts *refs, uint64_t cluster, uint64_t value, enum mc_class cls)
+void refcount_set(struct refcounts *refs, uint64_t cluster, uint64_t value,
+                  enum mc_class cls)
 {
     struct mc_page *page = mcmap_peek(refs->block_map, page_of(refs, cluster));
     struct entry_place at = place_of(refs, cluster);

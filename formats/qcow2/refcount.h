@@ -1,8 +1,8 @@
-/* Reference counts: the refcount table (resident) and its blocks (pages), entries of 1 to 64
- * bits.  Private to this folder.
+/* Reference counts: the refcount table (resident) and its blocks (pages), entries of 1 to
+ * 64 bits.  Private to this folder.
  *
- * Threads: functions marked META under mcache_meta(); refcount_load inside the gate, outside META;
- * the table changes only under the allocator's growth lock. */
+ * Threads: functions marked META under mcache_meta(); refcount_load inside the gate,
+ * outside META; the table changes only under the allocator's growth lock. */
 #ifndef QCOW2_REFCOUNT_H
 #define QCOW2_REFCOUNT_H
 
@@ -16,7 +16,8 @@
 
 struct qcow2;
 
-/* A refcount table in memory; a replaced one lives until close, for readers that still hold it. */
+/* A refcount table in memory; a replaced one lives until close, for readers that still hold
+ * it. */
 struct refcount_table {
     uint64_t offset;    /* in the file */
     uint64_t n_entries; /* of n_clusters clusters */
@@ -43,7 +44,8 @@ static inline uint64_t refcount_block_of(const struct refcounts *refs, uint64_t 
     return cluster >> refs->block_bits;
 }
 
-/* The host offset of a block, 0: none; values that can't be right give 0 too, with a message. */
+/* The host offset of a block, 0: none; values that can't be right give 0 too, with a
+ * message. */
 uint64_t refcount_block_offset(struct refcounts *refs, uint64_t block);
 
 /* Loads the page with a cluster's count; -ENOENT when no block covers it. */
@@ -54,7 +56,8 @@ bool refcount_present(struct refcounts *refs, uint64_t cluster);
 
 /* META, page present. */
 uint64_t refcount_get(struct refcounts *refs, uint64_t cluster);
-void refcount_set(struct refcounts *refs, uint64_t cluster, uint64_t value, enum mc_class cls);
+void refcount_set(struct refcounts *refs, uint64_t cluster, uint64_t value,
+                  enum mc_class cls);
 
 /* Takes META, and makes the page of each of the clusters present under it, releasing META
  * while it loads.  On success META is held and refcount_get/set work for `cluster`. */
@@ -69,8 +72,8 @@ uint64_t refcount_run_in_page(const struct refcounts *refs, uint64_t cluster);
 /* Growth lock, META: the table's entry for a block. */
 void refcount_table_store(struct refcounts *refs, uint64_t block, uint64_t offset);
 
-/* Growth lock: a table of at least `min_entries` takes the place of the present one.  It was
- * written at `offset` and is durable; `table` holds its words. */
+/* Growth lock: a table of at least `min_entries` takes the place of the present one.  It
+ * was written at `offset` and is durable; `table` holds its words. */
 int refcounts_replace_table(struct refcounts *refs, struct refcount_table *table) MUST_USE;
 struct refcount_table *refcount_table_new(uint64_t offset, uint64_t n_entries);
 

@@ -18,7 +18,8 @@ static int barrier(struct qcow2 *q)
 }
 
 /* Writes the present entries and zeroes behind them to the clusters at host. */
-static int write_table(struct qcow2 *q, const _Atomic uint64_t *l1, uint32_t n, uint64_t host)
+static int write_table(struct qcow2 *q, const _Atomic uint64_t *l1, uint32_t n,
+                       uint64_t host)
 {
     uint64_t bytes = align_up((uint64_t)n * 8, cluster_size(q));
     CLEANUP_FREE uint8_t *raw = calloc(1, bytes);
@@ -90,10 +91,12 @@ int qcow2_grow(struct node *node, uint64_t size, struct diag *diag)
     uint64_t entries = qcow2_l1_entries(size, q->cluster_bits);
 
     if (size < node->size)
-        return diag_set(diag, EINVAL, "%s: %" PRIu64 " bytes are less than its size of %" PRIu64,
+        return diag_set(diag, EINVAL,
+                        "%s: %" PRIu64 " bytes are less than its size of %" PRIu64,
                         node->filename, size, node->size);
     if (size > INT64_MAX || entries * 8 > MAX_L1_BYTES)
-        return diag_set(diag, EFBIG, "%s: %" PRIu64 " bytes need an L1 table of over %u bytes",
+        return diag_set(diag, EFBIG,
+                        "%s: %" PRIu64 " bytes need an L1 table of over %u bytes",
                         node->filename, size, MAX_L1_BYTES);
     int err = entries > q->l1_size ? grow_l1(q, (uint32_t)entries) : 0;
     if (!err) {
@@ -106,6 +109,7 @@ int qcow2_grow(struct node *node, uint64_t size, struct diag *diag)
         if (!err)
             q->header.size = node->size = size;
     }
-    return err ? diag_errno(diag, -err, "%s: growing to %" PRIu64 " bytes", node->filename, size)
+    return err ? diag_errno(diag, -err, "%s: growing to %" PRIu64 " bytes", node->filename,
+                            size)
                : 0;
 }

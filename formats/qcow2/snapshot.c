@@ -23,13 +23,13 @@ static char *text_of(const uint8_t *p, size_t n)
 
 static int bad_entry(struct qcow2 *q, uint32_t index, const char *why, struct diag *diag)
 {
-    return diag_set(diag, EINVAL, "%s: snapshot table entry %" PRIu32 ": %s", q->node->filename,
-                    index, why);
+    return diag_set(diag, EINVAL, "%s: snapshot table entry %" PRIu32 ": %s",
+                    q->node->filename, index, why);
 }
 
 /* Parses the entry at `e`, of which n bytes are there; *len is its length. */
-static int parse_entry(struct qcow2 *q, uint32_t index, const uint8_t *e, size_t n, size_t *len,
-                       struct diag *diag)
+static int parse_entry(struct qcow2 *q, uint32_t index, const uint8_t *e, size_t n,
+                       size_t *len, struct diag *diag)
 {
     struct qcow2_snapshot *s = &q->snapshots[index];
 
@@ -70,7 +70,8 @@ static int read_table(struct qcow2 *q, uint8_t **table, size_t *n, struct diag *
         *table = malloc(*n + 1);
         err = *table ? storage_read(q->node->file, *table, *n, offset) : -ENOMEM;
     }
-    return err ? diag_errno(diag, -err, "%s: reading the snapshot table", q->node->filename) : 0;
+    return err ? diag_errno(diag, -err, "%s: reading the snapshot table", q->node->filename)
+               : 0;
 }
 
 int qcow2_read_snapshots(struct qcow2 *q, struct diag *diag)
@@ -117,7 +118,8 @@ static json_t *describe(const struct qcow2_snapshot *s)
 
     json_object_set_new(object, "id", json_text(s->id));
     json_object_set_new(object, "name", json_text(s->name));
-    json_object_set_new(object, "vm-state-size", json_integer((json_int_t)s->vm_state_bytes));
+    json_object_set_new(object, "vm-state-size",
+                        json_integer((json_int_t)s->vm_state_bytes));
     json_object_set_new(object, "date-sec", json_integer(s->date_sec));
     json_object_set_new(object, "date-nsec", json_integer(s->date_nsec));
     json_object_set_new(object, "vm-clock-sec",

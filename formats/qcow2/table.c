@@ -40,8 +40,8 @@ static int new_table(struct qcow2 *q, uint32_t l1_index)
     return 0;
 }
 
-/* Reads a shared table.  Its entries can't be the only reference to anything, or a write through
- * the copy would change a snapshot. */
+/* Reads a shared table.  Its entries can't be the only reference to anything, or a write
+ * through the copy would change a snapshot. */
 static int read_shared(struct qcow2 *q, uint64_t offset, uint8_t *table)
 {
     int err = storage_read(q->node->file, table, cluster_size(q), offset);
@@ -49,9 +49,8 @@ static int read_shared(struct qcow2 *q, uint64_t offset, uint8_t *table)
     for (uint64_t i = 0; !err && i < cluster_size(q) / 8; i++) {
         uint64_t entry = load_be64(table + i * 8);
         if (entry & L2_COPIED) {
-            log_error("%s: L2 table at %" PRIu64
-                      " is shared, but its entry %" PRIu64 " (0x%" PRIx64
-                      ") has the copied flag",
+            log_error("%s: L2 table at %" PRIu64 " is shared, but its entry %" PRIu64
+                      " (0x%" PRIx64 ") has the copied flag",
                       q->node->filename, offset, i, entry);
             qcow2_mark_corrupt(q);
             err = -EIO;
@@ -60,8 +59,8 @@ static int read_shared(struct qcow2 *q, uint64_t offset, uint8_t *table)
     return err;
 }
 
-/* Writes a copy of the table at `old` to a new cluster.  Cached pages of the table stay right:
- * nobody stores to a shared table, and the copy is the same. */
+/* Writes a copy of the table at `old` to a new cluster.  Cached pages of the table stay
+ * right: nobody stores to a shared table, and the copy is the same. */
 static int copy_table(struct qcow2 *q, uint32_t l1_index, uint64_t old)
 {
     CLEANUP_FREE void *table = NULL;

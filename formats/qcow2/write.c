@@ -11,9 +11,11 @@ static bool keeps_place(const struct cluster *c)
     return c->kind == CL_ZERO_ALLOCATED && c->copied;
 }
 
-/* How many clusters from `off` on, at most max and all in one L2 table, are of one kind: zero
- * clusters whose allocation can be used (*host), or such that need a new place (*host = 0). */
-static int count_same(struct qcow2 *q, uint64_t off, uint64_t max, uint64_t *host, uint64_t *n)
+/* How many clusters from `off` on, at most max and all in one L2 table, are of one kind:
+ * zero clusters whose allocation can be used (*host), or such that need a new place (*host
+ * = 0). */
+static int count_same(struct qcow2 *q, uint64_t off, uint64_t max, uint64_t *host,
+                      uint64_t *n)
 {
     *host = 0;
     for (*n = 0; *n < max; ++*n) {
@@ -43,8 +45,8 @@ static int reserve(struct qcow2 *q, uint64_t off, uint64_t len, struct reservati
 
     int err = qcow2_prepare_table(q, l1_index_of(q, off));
     if (!err)
-        err = count_same(q, off, (MIN(off + len, table_end) - off) >> q->cluster_bits, &host,
-                         &n);
+        err = count_same(q, off, (MIN(off + len, table_end) - off) >> q->cluster_bits,
+                         &host, &n);
     if (err)
         return err;
     *out = (struct reservation){
@@ -55,8 +57,8 @@ static int reserve(struct qcow2 *q, uint64_t off, uint64_t len, struct reservati
     return err;
 }
 
-/* The mark could not be written (L-03): the write isn't failed for that; refcounts are written
- * in order from here on. */
+/* The mark could not be written (L-03): the write isn't failed for that; refcounts are
+ * written in order from here on. */
 static void give_up_lazy(struct qcow2 *q)
 {
     log_warning("%s: the dirty bit can't be written; continuing without lazy refcounts",
@@ -87,8 +89,8 @@ int qcow2_reserve(struct node *node, uint64_t off, uint64_t len, struct reservat
     return qcow2_failed(q, err);
 }
 
-/* META: is everything durable that has to be so before a link to these clusters is, except for
- * contents that replace something? */
+/* META: is everything durable that has to be so before a link to these clusters is, except
+ * for contents that replace something? */
 static bool is_settled(const struct qcow2 *q, const struct reservation *res)
 {
     return res->fresh && alloc_settled(&q->alloc, res->host_offset + res->length) &&
@@ -111,8 +113,8 @@ int qcow2_link(struct node *node, const struct reservation *res, bool replaces_z
             break;
         uint32_t word = l2_page_word(q, guest);
         uint64_t old = mc_load(page, word) & L2_OFFSET;
-        /* With each word, for META was released if a page had to be loaded: the words so far
-         * may be in a group that is being written. */
+        /* With each word, for META was released if a page had to be loaded: the words so
+         * far may be in a group that is being written. */
         if (!replaces_zero || !is_settled(q, res))
             mcache_strict(node->mc);
         mcmap_store(page, word, host | L2_COPIED, MC_LINK);

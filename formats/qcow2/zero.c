@@ -6,8 +6,8 @@
 
 enum { KEEP_ENTRY, NEW_ENTRY };
 
-/* What becomes of one entry: KEEP_ENTRY, NEW_ENTRY with *entry and *unlink set, or -ENOTSUP when
- * the format can't say it. */
+/* What becomes of one entry: KEEP_ENTRY, NEW_ENTRY with *entry and *unlink set, or -ENOTSUP
+ * when the format can't say it. */
 static int zeroed_entry(const struct qcow2 *q, const struct cluster *c, enum zero_how how,
                         uint64_t *entry, bool *unlink)
 {
@@ -41,8 +41,8 @@ static int zeroed_entry(const struct qcow2 *q, const struct cluster *c, enum zer
     return backing && !v3 ? -ENOTSUP : NEW_ENTRY;
 }
 
-/* Handles clusters from `off` on as long as their entries stay as they are; stops at the first that
- * has to change, or can't.  Without a lock: the guest range is held. */
+/* Handles clusters from `off` on as long as their entries stay as they are; stops at the
+ * first that has to change, or can't.  Without a lock: the guest range is held. */
 static int skip_kept(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_how how,
                      uint64_t *at)
 {
@@ -68,7 +68,8 @@ static int skip_kept(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_how 
     return 0;
 }
 
-/* META, released while pages are loaded: changes entries until one can't be; *at moves on. */
+/* META, released while pages are loaded: changes entries until one can't be; *at moves on.
+ */
 static int change_entries(struct qcow2 *q, uint64_t *at, uint64_t end, enum zero_how how)
 {
     for (; *at < end; *at += cluster_size(q)) {

@@ -81,7 +81,8 @@ static int raw_grow(struct node *node, uint64_t size, struct diag *diag)
                         node->filename, size, node->size);
     int rc = storage_truncate(node->file, size);
     if (rc < 0)
-        return diag_errno(diag, -rc, "%s: growing to %" PRIu64 " bytes", node->filename, size);
+        return diag_errno(diag, -rc, "%s: growing to %" PRIu64 " bytes", node->filename,
+                          size);
     node->size = size;
     return 0;
 }

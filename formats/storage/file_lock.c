@@ -1,11 +1,11 @@
-/* Image locks that QEMU understands: open-file-description locks, always shared ones, on single
- * bytes of the file.
+/* Image locks that QEMU understands: open-file-description locks, always shared ones, on
+ * single bytes of the file.
  *
  * Byte 100+n says "I use permission n", byte 200+n says "nobody else may use permission n"
- * (QEMU's docs/system/qemu-block-drivers.rst.inc, image locking).  First our bytes are locked,
- * then we look whether somebody's opposite byte is: so of two that start at once at least one
- * sees the other.  Such locks belong to the open file, so they outlive a fork and end with the
- * last close. */
+ * (QEMU's docs/system/qemu-block-drivers.rst.inc, image locking).  First our bytes are
+ * locked, then we look whether somebody's opposite byte is: so of two that start at once at
+ * least one sees the other.  Such locks belong to the open file, so they outlive a fork and
+ * end with the last close. */
 #include <fcntl.h>
 
 #include "storage/file.h"
@@ -21,7 +21,10 @@ static const struct {
     unsigned denies[2], n_denies;
 } levels[] = {
     [STORAGE_READER] = {{PERM_READ}, 1, {PERM_WRITE, PERM_RESIZE}, 2},
-    [STORAGE_WRITER] = {{PERM_READ, PERM_WRITE, PERM_RESIZE}, 3, {PERM_WRITE, PERM_RESIZE}, 2},
+    [STORAGE_WRITER] = {{PERM_READ, PERM_WRITE, PERM_RESIZE},
+                        3,
+                        {PERM_WRITE, PERM_RESIZE},
+                        2},
 };
 
 static const char *const perm_names[] = {
@@ -67,15 +70,17 @@ static int look(const struct storage *st, int fd, unsigned base, const unsigned 
         if (err)
             return diag_errno(diag, -err, "%s: looking for locks", st->name);
         if (held)
-            return diag_set(diag, EAGAIN,
-                            "%s: lock: failed to get %s\"%s\" lock: another process is using "
-                            "the image",
-                            st->name, base == DENIES ? "" : "shared ", perm_names[perms[i]]);
+            return diag_set(
+                diag, EAGAIN,
+                "%s: lock: failed to get %s\"%s\" lock: another process is using "
+                "the image",
+                st->name, base == DENIES ? "" : "shared ", perm_names[perms[i]]);
     }
     return 0;
 }
 
-static int apply(struct storage *st, int fd, enum storage_lock_level level, struct diag *diag)
+static int apply(struct storage *st, int fd, enum storage_lock_level level,
+                 struct diag *diag)
 {
     int err = set_bytes(fd, USES, levels[level].uses, levels[level].n_uses, F_RDLCK);
     if (!err)

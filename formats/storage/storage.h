@@ -33,8 +33,8 @@ struct storage;
 /* storage_zero: -ENOTSUP, and nothing touched, rather than writing zero bytes. */
 #define STORAGE_FAST 0x4u
 
-/* What others may do meanwhile, as QEMU understands it: a reader can't have anybody write or
- * resize; a writer can't have another writer or resizer, nor a reader. */
+/* What others may do meanwhile, as QEMU understands it: a reader can't have anybody write
+ * or resize; a writer can't have another writer or resizer, nor a reader. */
 enum storage_lock_level { STORAGE_READER, STORAGE_WRITER };
 
 struct storage_ops {
@@ -105,10 +105,11 @@ int storage_create_file(const char *path, struct storage **out, struct diag *dia
  * not a local file. */
 int storage_identity(struct storage *st, uint64_t *device, uint64_t *inode);
 
-/* Locks the image against other processes (QEMU's tools take the same locks); a reader can become
- * a writer.  -EAGAIN, with a message, when another process is in the way; nothing is waited for.
- * Lasts until the storage is closed.  0 on a store that others can't open. */
-int storage_lock(struct storage *st, enum storage_lock_level level, struct diag *diag) MUST_USE;
+/* Locks the image against other processes (QEMU's tools take the same locks); a reader can
+ * become a writer.  -EAGAIN, with a message, when another process is in the way; nothing is
+ * waited for. Lasts until the storage is closed.  0 on a store that others can't open. */
+int storage_lock(struct storage *st, enum storage_lock_level level,
+                 struct diag *diag) MUST_USE;
 
 int storage_read(struct storage *st, void *buf, uint64_t len, uint64_t off) MUST_USE;
 int storage_write(struct storage *st, const void *buf, uint64_t len, uint64_t off,

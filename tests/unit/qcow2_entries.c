@@ -203,7 +203,14 @@ ParameterizedTest(int *index, qcow2_entries, impossible)
     put64(&img, bad->where == IN_L1 ? l1_entry_at(&img, 0) : l2_entry_at(&img, CL),
           bad->entry);
 
-    image_open(&img);
+    struct diag diag = {0};
+    if (bad->where == IN_L1 &&
+        bad->entry == (L1_COPIED | CL)) { /* two tables in one place */
+        cr_expect_eq(image_try_open(&img, &diag), -EINVAL, "%s: %s", bad->name, diag.text);
+        image_free(&img);
+        return;
+    }
+    cr_assert_eq(image_try_open(&img, &diag), 0, "%s: %s", bad->name, diag.text);
     cr_expect_eq(block_read(img.node, buf, CL, CL), -EIO, "%s", bad->name);
     cr_expect(strstr(logged, bad->where == IN_L1 ? "L1 entry" : "L2 entry"), "'%s'",
               logged);

@@ -20,12 +20,15 @@
 
 #define FIELD(name) offsetof(struct qcow2_disk_header, name)
 
-static char logged[1024];
+/* All that was logged since the image was made. */
+static char logged[8192];
 
 static inline void log_to_buffer(enum log_level level, const char *fmt, va_list ap)
 {
+    size_t n = strlen(logged);
+
     if (level != LOG_DEBUG)
-        vsnprintf(logged, sizeof logged, fmt, ap);
+        vsnprintf(logged + n, sizeof logged - n, fmt, ap);
 }
 
 static inline void make(struct image *img, const struct image_spec *spec)
@@ -35,6 +38,7 @@ static inline void make(struct image *img, const struct image_spec *spec)
 
     drivers_set(drivers);
     log_set_sink(log_to_buffer);
+    logged[0] = 0;
     copy.format = "qcow2";
     image_make(img, &copy, 1);
 }
