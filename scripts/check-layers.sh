@@ -52,6 +52,9 @@ resolve() {
         target=$place/$2
         target=${target#./}
         if [ -e "$target" ]; then
+            if [[ $target == *..* ]]; then
+                target=$(realpath --relative-to=. "$target")
+            fi
             return
         fi
     done

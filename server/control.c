@@ -19,6 +19,7 @@
 #include "control_client.h"
 #include "control_cmds.h"
 #include "control_events.h"
+#include "control_query.h"
 #include "control_socket.h"
 #include "export.h"
 #include "jobs/manager.h"
@@ -41,7 +42,8 @@ struct control {
     bool started;
     pthread_t thread;
 
-    _Atomic bool job_is_over; /* one waits to be freed */
+    _Atomic bool job_is_over;    /* one waits to be freed */
+    _Atomic bool request_failed; /* is the image corrupt? */
 
     struct lock lock; /* RANK_LEAF */
     /* under lock */
@@ -53,6 +55,7 @@ struct control {
     struct client *clients[MAX_CLIENTS];
     unsigned n_clients;
     bool out_of_files; /* accept failed: wait before the next */
+    bool corruption_told;
 };
 
 /* ---- events: any thread ---- */
@@ -95,6 +98,12 @@ void control_event(struct control *control, const char *name, json_t *data)
         return;
     note_event(control, text);
     wake(control);
+}
+
+void control_request_failed(struct control *control)
+{
+    if (!atomic_exchange(&control->request_failed, true))
+        wake(control);
 }
 
 static void on_job_event(void *opaque, const struct job_event *event)
@@ -236,6 +245,17 @@ static void free_jobs(struct control *control)
         job_query(control->context.jobs, NULL, 0);
 }
 
+/* Once in the life of the server is enough: writes fail from then on. */
+static void look_for_corruption(struct control *control)
+{
+    if (control->corruption_told || !atomic_exchange(&control->request_failed, false))
+        return;
+    json_t *data = control_find_corruption(&control->context);
+    if (data)
+        control_event(control, "BLOCK_IMAGE_CORRUPTED", data);
+    control->corruption_told = data;
+}
+
 static void serve_once(struct control *control)
 {
     struct pollfd fds[MAX_CLIENTS + 2];
@@ -251,6 +271,7 @@ static void serve_once(struct control *control)
     if (fds[n_clients].revents)
         drain_wake_fd(control);
     free_jobs(control);
+    look_for_corruption(control);
     hand_out_events(control);
     if (n > n_clients + 1 && fds[n_clients + 1].revents)
         accept_client(control);

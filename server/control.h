@@ -41,4 +41,8 @@ void control_close(struct control *control);
 /* Sends an event to every client that negotiated; `data` is taken over.  Doesn't block. */
 void control_event(struct control *control, const char *name, json_t *data);
 
+/* A client's request failed with EIO: clients are told when that is because the image is
+ * corrupt.  From any thread; doesn't block. */
+void control_request_failed(struct control *control);
+
 #endif

@@ -289,10 +289,8 @@ static json_t *job_set_speed_command(struct control_context *ctx, const json_t *
 }
 
 /* Completing replaces the disk's node, which must not be done under another job. */
-static const char *other_job(struct control_context *ctx, const char *id,
-                             struct job_info *infos, size_t n)
+static const char *other_job(const char *id, const struct job_info *infos, size_t n)
 {
-    (void)ctx;
     for (size_t i = 0; i < n; i++)
         if (strcmp(infos[i].id, id) != 0 && infos[i].state != JOB_CONCLUDED)
             return infos[i].id;
@@ -305,7 +303,7 @@ static json_t *job_complete_command(struct control_context *ctx, const json_t *a
     const char *id = arg_text(args, "device");
     size_t n;
     CLEANUP_FREE struct job_info *infos = look_at_jobs(ctx, &n);
-    const char *other = infos ? other_job(ctx, id, infos, n) : NULL;
+    const char *other = infos ? other_job(id, infos, n) : NULL;
 
     if (other)
         return control_fail(error, CLASS_GENERIC,

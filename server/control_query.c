@@ -4,7 +4,7 @@
 
 #include "base/cleanup.h"
 #include "control_bitmaps.h"
-#include "control_cmds.h"
+#include "control_query.h"
 #include "export.h"
 
 static void add_number(json_t *object, const char *key, uint64_t value)
@@ -130,6 +130,12 @@ static json_t *query_block(struct control_context *ctx, const json_t *args,
                      describe_node(chain.use.node, ctx->node_name, true));
 }
 
+static void name_node(const struct control_context *ctx, unsigned depth, char *name,
+                      size_t size)
+{
+    snprintf(name, size, depth ? "%s#%u" : "%s", ctx->node_name, depth);
+}
+
 static json_t *query_nodes(struct control_context *ctx, const json_t *args,
                            struct control_error *error)
 {
@@ -141,10 +147,42 @@ static json_t *query_nodes(struct control_context *ctx, const json_t *args,
     (void)error;
     for (struct node *node = chain.use.node; node; node = node->backing, depth++) {
         char name[64];
-        snprintf(name, sizeof name, depth ? "%s#%u" : "%s", ctx->node_name, depth);
+        name_node(ctx, depth, name, sizeof name);
         json_array_append_new(nodes, describe_node(node, name, nested));
     }
     return nodes;
+}
+
+static bool is_corrupt(struct node *node)
+{
+    json_t *image = describe_image(node, false);
+    const json_t *data = json_object_get(json_object_get(image, "format-specific"), "data");
+    bool corrupt = json_is_true(json_object_get(data, "corrupt"));
+
+    json_decref(image);
+    return corrupt;
+}
+
+json_t *control_find_corruption(struct control_context *ctx)
+{
+    struct chain_use chain CLEANUP(stop_looking) = look_at_chain(ctx->export);
+    unsigned depth = 0;
+
+    for (struct node *node = chain.use.node; node; node = node->backing, depth++) {
+        if (!is_corrupt(node))
+            continue;
+        char name[64];
+        name_node(ctx, depth, name, sizeof name);
+        json_t *data = json_pack("{s:s,s:s,s:b}", "device", ctx->node_name, "node-name",
+                                 name, "fatal", 1);
+        CLEANUP_FREE char *msg = NULL;
+        if (asprintf(&msg, "%s: an entry of its tables can't be right; it must be checked",
+                     node->filename) < 0)
+            msg = NULL;
+        json_object_set_new(data, "msg", control_text(msg ? msg : "the image is corrupt"));
+        return data;
+    }
+    return NULL;
 }
 
 static const struct control_arg nodes_args[] = {{"flat", ARG_BOOL, false, NULL}, {0}};

@@ -98,8 +98,12 @@ static int qimg_get_ready(void)
 {
     struct diag diag = {0};
 
-    if (export_open(&the_export, &config, &diag) || open_control(&diag))
+    if (export_open(&the_export, &config, &diag))
         return fail(&diag);
+    if (open_control(&diag)) {
+        export_close(&the_export);
+        return fail(&diag);
+    }
     if (config.cache->no_flush)
         fprintf(
             stderr,
@@ -245,6 +249,8 @@ static int done(int err, const struct export_use *use, const char *what, uint64_
 {
     if (LIKELY(err == 0))
         return 0;
+    if (err == -EIO && control)
+        control_request_failed(control);
     nbdkit_error("%s: %s of %" PRIu64 " bytes at %" PRIu64 ": %s", use->node->filename,
                  what, count, offset, strerror(-err));
     nbdkit_set_error(-err);
@@ -388,4 +394,6 @@ static struct nbdkit_plugin plugin = {
     .extents = qimg_extents,
 };
 
+/* What the macro defines and the server looks for. */
+struct nbdkit_plugin *plugin_init(void);
 NBDKIT_REGISTER_PLUGIN(plugin)

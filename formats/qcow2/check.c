@@ -194,9 +194,10 @@ static int cut_tail(struct check *c)
         end == 0 || end >= c->file_size)
         return 0;
     int err = storage_truncate(c->st, end);
-    return err ? diag_errno(c->diag, -err, "%s: cutting the file after %" PRIu64 " bytes",
-                            c->st->name, end)
-               : 0;
+    if (err)
+        return diag_errno(c->diag, -err, "%s: cutting the file after %" PRIu64 " bytes",
+                          c->st->name, end);
+    return qrepair_flush(c);
 }
 
 /* Nothing is wrong any more: neither mark is needed.  Else only what the repair itself set

@@ -3,13 +3,11 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/checked.h"
-#include "base/cleanup.h"
 #include "storage/nbd_internal.h"
 
 /* A request on the stack of who waits for it. */

@@ -1,13 +1,9 @@
 /* The driver: who waits for the sockets, and what happens when they, or a clock, say so. */
-#include <assert.h>
 #include <errno.h>
-#include <inttypes.h>
 #include <limits.h>
-#include <stdio.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "base/log.h"
 #include "storage/nbd_internal.h"
 
 uint64_t nbd_now_ms(void)

@@ -82,8 +82,8 @@ WORKLOADS = [
              sequential_io("write", once=True), MBS, peer=2.0, file=0.85),
     Workload("alloc-fsync-d8", "allocating 4 KiB, fsync every 8, depth 8", FRESH, allocate_flush,
              peer=1.7, file=0.8),
-    Workload("alloc-fsync-4x8", "the same from 4 connections", FRESH, allocate_flush_4,
-             peer=2.5, file=0.8),
+    Workload("alloc-fsync-4x8", "allocating 4 KiB, fsync every 8, 4 connections", FRESH,
+             allocate_flush_4, peer=2.5, file=0.8),
 
     Workload("qed-read-4k-d32", "QED: random read 4 KiB, depth 32", FULL, random_io(READ, 32),
              peer=1.1, file=0.95, format="qed"),
@@ -95,8 +95,8 @@ WORKLOADS = [
              sequential_io("write", once=True), MBS, format="qed"),
     Workload("qed-alloc-fsync-d8", "QED: allocating 4 KiB, fsync every 8, depth 8", FRESH,
              allocate_flush, peer=1.3, file=0.85, format="qed"),
-    Workload("qed-alloc-fsync-4x8", "QED: the same from 4 connections", FRESH, allocate_flush_4,
-             format="qed"),
+    Workload("qed-alloc-fsync-4x8", "QED: allocating 4 KiB, fsync every 8, 4 connections", FRESH,
+             allocate_flush_4, format="qed"),
 
     Workload("trim-64k-d8", "trim 64 KiB, depth 8", COPY,
              random_io("randtrim", 8, bs="64k", once=True), peer=1.5, file=1.5),

@@ -435,6 +435,24 @@ class Query(ControlCase):
         file = self.qmp().cmd("query-block")[0]["inserted"]["file"]
         self.assertTrue(file.endswith("/n?me.raw"), file)
 
+    def test_corruption_is_told(self):
+        """a request meets a table entry that can't be right"""
+        image = create(self.path("disk.qcow2"), "qcow2", self.SIZE)
+        fill(image, "qcow2", [(0, b"x" * 65536)])
+        l1 = harness.header(image, 40, 8, "big")
+        l2 = harness.header(image, l1, 8, "big") & 0x00fffffffffffe00
+        entry = harness.header(image, l2, 8, "big")
+        harness.patch(image, l2, (entry + 512).to_bytes(8, "big"))
+        self.start(image=image)
+        client, handle = self.qmp(), self.server.connect()
+        handle.pread(512, MIB)
+        self.errno(5, handle.pread, 512, 0)
+        data = client.event("BLOCK_IMAGE_CORRUPTED")["data"]
+        self.assertEqual((data["device"], data["node-name"], data["fatal"]), ("drive0", "drive0", True))
+        self.assertIn("disk.qcow2", data["msg"])
+        specific = client.cmd("query-block")[0]["inserted"]["image"]["format-specific"]
+        self.assertIs(specific["data"]["corrupt"], True)
+
     def test_read_only(self):
         image = create(self.path("disk.qcow2"), "qcow2", self.SIZE)
         os.chmod(image, 0o444)

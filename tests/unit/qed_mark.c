@@ -190,21 +190,47 @@ Test(qed_mark, q14_a_close_that_can_not_write_leaves_the_mark)
     bench_fini(&b);
 }
 
-Test(qed_mark, q15_an_image_with_the_mark_is_readable_but_not_writable)
+static void marked_image(struct bench *b)
 {
     struct qed_header h = small_header(MIB);
+
+    h.features = QED_F_NEED_CHECK;
+    bench_init(b, new_image_in_memory(h, NULL));
+}
+
+Test(qed_mark, q15_an_image_with_the_mark_is_checked_before_it_is_writable)
+{
     struct diag diag = {0};
     struct bench b;
 
-    h.features = QED_F_NEED_CHECK;
-    bench_init(&b, new_image_in_memory(h, NULL));
+    marked_image(&b);
     bench_open(&b);
     cr_expect(reads_as(b.node, 0, MIB, 0));
     cr_expect(marked_in_info(b.node));
-    cr_expect_eq(node_activate(b.node, &diag), -EINVAL);
+    cr_expect_eq(fault_plan_calls(&b.plan, FAULT_CHANGE), 0);
+    cr_expect_eq(node_activate(b.node, &diag), 0);
+    cr_expect_not(marked(&b));
+    cr_expect_not(marked_in_info(b.node));
+    write_pattern(b.node, 0, CLUSTER, 1);
+    cr_expect(marked(&b));
+    cr_expect_eq(bench_close(&b), 0);
+    cr_expect_not(marked(&b));
+    bench_fini(&b);
+}
+
+Test(qed_mark, q15_or_only_readable_when_it_must_not_be_repaired)
+{
+    struct diag diag = {0};
+    struct bench b;
+
+    marked_image(&b);
+    b.options.repair_off = true;
+    bench_open(&b);
+    cr_expect(reads_as(b.node, 0, MIB, 0));
+    cr_expect_eq(node_activate(b.node, &diag), -EROFS);
     cr_expect_str_eq(diag.text,
-                     "disk.qed: features: NEED_CHECK is set: the image was not closed "
-                     "cleanly; run a check with repair first");
+                     "disk.qed: features: NEED_CHECK is set: the image must be repaired "
+                     "(repair=auto, or qimg check -r all) before it can be written");
     cr_expect_eq(bench_close(&b), 0);
     cr_expect_eq(fault_plan_calls(&b.plan, FAULT_CHANGE), 0);
     cr_expect(marked(&b));

@@ -1,0 +1,324 @@
+/* Failing storage.  A list of requests is run again and again, and each time another call
+ * of the storage fails: the client is told that errno, what was flushed stays, what was
+ * written is old or new, the image opens again, and checks find nothing worse than leaks.
+ *
+ * For each sector the test knows the values that a read may return, and those that the
+ * image may have after it is opened again: every request fills its range with a value of
+ * its own. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <criterion/criterion.h>
+#include <criterion/parameterized.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "image.h"
+#include "mem_storage.h"
+#include "registry.h"
+
+#define SECTOR   512u
+#define REQUESTS 80u
+
+struct fault_case {
+    const char *name;
+    struct image_spec image;
+    uint64_t most; /* sectors in a request */
+};
+
+#define IMAGE(fmt, opts, bytes)                                      \
+    .image.format = fmt, .image.options = opts, .image.size = bytes, \
+    .image.cache_bytes = 4 * MIB
+#define BASE(bytes) .image.base_format = "raw", .image.base_size = bytes
+
+static const struct fault_case cases[] = {
+    {.name = "qcow2", IMAGE("qcow2", "cluster_size=4096", MIB + 512), .most = 40},
+    {.name = "qcow2-growing-tables",
+     IMAGE("qcow2", "cluster_size=512,refcount_bits=64", 4 * MIB),
+     .most = 400},
+    {.name = "qcow2-lazy",
+     IMAGE("qcow2", "cluster_size=4096,lazy_refcounts=on", MIB + 512),
+     .image.node.need_check_delay_ns = 5 * SEC,
+     .most = 40},
+    {.name = "qcow2-base",
+     IMAGE("qcow2", "cluster_size=4096", MIB),
+     BASE(700 * KIB),
+     .most = 40},
+    {.name = "qcow2-v2-base",
+     IMAGE("qcow2", "cluster_size=4096,compat=0.10", MIB),
+     BASE(700 * KIB),
+     .most = 40},
+    {.name = "qed",
+     IMAGE("qed", "cluster_size=4096,table_size=2", 6 * MIB),
+     .image.node.need_check_delay_ns = 5 * SEC,
+     .most = 60},
+    {.name = "qed-base",
+     IMAGE("qed", "cluster_size=4096,table_size=2", MIB),
+     BASE(700 * KIB),
+     .most = 40},
+};
+
+/* ---- the requests ---- */
+
+enum what { WRITE, WRITE_FUA, ZERO, UNMAP, TRIM, FLUSH, PAUSE };
+
+struct request {
+    enum what what;
+    uint64_t at, n; /* sectors */
+};
+
+/* The same list for every run of a case. */
+static void make_requests(const struct fault_case *c, struct request *list)
+{
+    static const enum what kinds[] = {WRITE, WRITE, WRITE, WRITE, WRITE, WRITE_FUA,
+                                      ZERO,  UNMAP, TRIM,  FLUSH, FLUSH, PAUSE};
+    uint64_t sectors = c->image.size / SECTOR;
+    struct rng rng;
+
+    rng_init(&rng, env_number("QIMG_SEED", 5));
+    for (unsigned i = 0; i < REQUESTS; i++) {
+        uint64_t n = rng_between(&rng, 1, c->most), at = rng_below(&rng, sectors);
+        if (rng_one_in(&rng, 2))
+            at = at / 8 * 8;
+        list[i] = (struct request){.what = kinds[rng_below(&rng, ARRAY_LEN(kinds))],
+                                   .at = at,
+                                   .n = MIN(n, sectors - at)};
+    }
+}
+
+/* ---- what may be where ---- */
+
+/* A set of byte values. */
+struct values {
+    uint64_t bits[4];
+};
+
+static void add(struct values *set, uint8_t v)
+{
+    set->bits[v / 64] |= 1ull << (v % 64);
+}
+
+static bool has(const struct values *set, uint8_t v)
+{
+    return set->bits[v / 64] >> (v % 64) & 1;
+}
+
+struct run {
+    const struct fault_case *c;
+    struct image *img;
+    struct fault_plan plan;
+    struct values *live, *kept; /* of each sector: now; after the image is opened again */
+    uint64_t n_sectors;
+    enum fault_kind kind; /* what is made to fail */
+    int err;              /* and how */
+    bool poisoned;
+    char label[160];
+};
+
+static void note_effect(struct run *r, const struct request *q, uint8_t value, int err)
+{
+    for (uint64_t s = q->at; s < q->at + q->n; s++) {
+        /* A trim, and what failed, may have done nothing, or only some. */
+        if (err || q->what == TRIM)
+            add(&r->live[s], value);
+        else
+            r->live[s] = (struct values){0}, add(&r->live[s], value);
+        add(&r->kept[s], value);
+        if (!err && q->what == WRITE_FUA)
+            r->kept[s] = r->live[s];
+    }
+}
+
+static void note_durable(struct run *r)
+{
+    memcpy(r->kept, r->live, r->n_sectors * sizeof *r->live);
+}
+
+static void compare(struct run *r, const struct values *allowed, const char *when)
+{
+    CLEANUP_FREE uint8_t *all = malloc(r->img->model.size);
+
+    cr_assert_eq(block_read(r->img->node, all, r->img->model.size, 0), 0, "%s", r->label);
+    for (uint64_t i = 0; i < r->n_sectors * SECTOR; i++)
+        cr_assert(has(&allowed[i / SECTOR], all[i]), "%s: %s: offset %" PRIu64 " is 0x%02x",
+                  r->label, when, i, all[i]);
+}
+
+/* ---- one run ---- */
+
+static int send(struct run *r, const struct request *q, uint8_t value)
+{
+    struct node *node = r->img->node;
+    uint64_t off = q->at * SECTOR, len = q->n * SECTOR;
+    CLEANUP_FREE uint8_t *buf = malloc(len);
+
+    switch (q->what) {
+    case WRITE:
+    case WRITE_FUA:
+        memset(buf, value, len);
+        return block_write(node, buf, len, off, q->what == WRITE_FUA ? BLOCK_FUA : 0);
+    case ZERO:
+        return block_zero(node, len, off, 0);
+    case UNMAP:
+        return block_zero(node, len, off, BLOCK_MAY_UNMAP);
+    case TRIM:
+        return block_discard(node, len, off, 0);
+    case FLUSH:
+        return block_flush(node);
+    case PAUSE:
+        r->img->now += 6 * SEC;
+        housekeeper_run_due(r->img->ctx.housekeeper);
+        return 0;
+    }
+    return 0;
+}
+
+static void one_request(struct run *r, const struct request *q, unsigned i)
+{
+    uint8_t value = q->what <= WRITE_FUA ? (uint8_t)(i + 1) : 0;
+    uint64_t before = fault_plan_injected(&r->plan);
+
+    int err = send(r, q, value);
+    bool injected = fault_plan_injected(&r->plan) != before;
+    if (err)
+        cr_assert(err == -r->err || (err == -EIO && r->poisoned) ||
+                      (err == -EIO && injected),
+                  "%s: request %u says errno %d", r->label, i, -err);
+    if (q->what == FLUSH && injected && r->kind != FAULT_DISCARD)
+        cr_assert_lt(err, 0, "%s: the flush of request %u was not told", r->label, i);
+    r->poisoned |= mcache_health(r->img->node->mc) != 0;
+    if (q->what < FLUSH)
+        note_effect(r, q, value, err);
+    if (q->what == FLUSH && !err)
+        note_durable(r);
+}
+
+static void first_values(struct run *r)
+{
+    r->n_sectors = r->img->model.size / SECTOR;
+    r->live = calloc(r->n_sectors, sizeof *r->live);
+    r->kept = calloc(r->n_sectors, sizeof *r->kept);
+    for (uint64_t i = 0; i < r->n_sectors * SECTOR; i++)
+        add(&r->live[i / SECTOR], r->img->model.bytes[i]);
+    note_durable(r);
+}
+
+/* What the driver's own check says; sometimes also qemu-img's. */
+static void check_image(struct run *r, bool with_qemu)
+{
+    struct check_result result = {0};
+    const struct check_options options = {.repair = REPAIR_NONE};
+    struct diag diag = {0};
+    struct image *img = r->img;
+    const struct driver *driver = driver_find(img->spec.format);
+
+    cr_assert_eq(driver->check(img->mem, &options, &result, &diag), 0, "%s: %s", r->label,
+                 diag.text);
+    cr_assert(check_is_safe(&result), "%s: %" PRIu64 " corruptions", r->label,
+              result.corruptions);
+    if (!with_qemu || !have_qemu())
+        return;
+    char said[512];
+    int status = shell(said, sizeof said, "qemu-img check -f %s %s 2>&1", img->spec.format,
+                       image_save(img));
+    cr_assert(status == 0 || status == 3, "%s: qemu-img check says %d: %s", r->label,
+              status, said);
+}
+
+/* After the session, however it ended. */
+static void open_again(struct run *r, bool with_qemu)
+{
+    struct image *img = r->img;
+    struct diag diag = {0};
+
+    img->plan = NULL;
+    cr_assert_eq(image_try_open(img, &diag), 0, "%s: opening again: %s", r->label,
+                 diag.text);
+    compare(r, r->kept, "opened again");
+    cr_assert_eq(image_close(img), 0, "%s", r->label);
+    check_image(r, with_qemu);
+}
+
+/* Runs the list with the nth call of a kind failing; returns whether it came to that. */
+static bool run_once(const struct fault_case *c, struct image *img,
+                     struct storage *pristine, enum fault_kind kind, uint64_t nth, int err,
+                     enum fault_how how)
+{
+    static const char *const hows[] = {"once", "from then on", "torn", "after it was done"};
+    struct request list[REQUESTS];
+    struct run r = {.c = c, .img = img, .kind = kind, .err = err};
+    struct diag diag = {0};
+
+    snprintf(r.label, sizeof r.label, "%s, kind %d, call %" PRIu64 " fails %s with %d",
+             c->name, kind, nth, hows[how], err);
+    make_requests(c, list);
+    storage_close(img->mem);
+    img->mem = mem_storage_clone(pristine);
+    fault_plan_init(&r.plan);
+    first_values(&r);
+    img->plan = &r.plan;
+    cr_assert_eq(image_try_open(img, &diag), 0, "%s: %s", r.label, diag.text);
+    fault_plan_fail(&r.plan, kind, nth, err, how);
+    for (unsigned i = 0; i < REQUESTS; i++)
+        one_request(&r, &list[i], i);
+    compare(&r, r.live, "at the end");
+    bool injected = fault_plan_injected(&r.plan) > 0;
+    if (image_close(img) == 0)
+        note_durable(&r);
+    injected |= fault_plan_injected(&r.plan) > 0;
+    open_again(&r, nth % 16 == 1);
+    free(r.live);
+    free(r.kept);
+    fault_plan_destroy(&r.plan);
+    return injected;
+}
+
+static void no_messages(enum log_level level, const char *fmt, va_list ap)
+{
+    (void)level;
+    (void)fmt;
+    (void)ap;
+}
+
+static void run_all(const struct fault_case *c, struct image *img)
+{
+    static const enum fault_kind kinds[] = {FAULT_WRITE, FAULT_FLUSH, FAULT_ZERO,
+                                            FAULT_TRUNCATE, FAULT_DISCARD};
+    static const enum fault_how hows[] = {FAULT_ONCE, FAULT_FROM_THEN_ON, FAULT_ONCE_TORN,
+                                          FAULT_ONCE_AFTER};
+    struct storage *pristine = mem_storage_clone(img->mem);
+
+    for (unsigned k = 0; k < ARRAY_LEN(kinds); k++)
+        for (unsigned h = 0; h < ARRAY_LEN(hows); h++) {
+            uint64_t stride = (h == 0 ? 1 : 3) * build_slowness();
+            if (hows[h] == FAULT_ONCE_TORN && kinds[k] != FAULT_WRITE)
+                continue;
+            bool more = true;
+            for (uint64_t nth = 1 + h; more; nth += kinds[k] == FAULT_WRITE ? stride : 1)
+                more = run_once(c, img, pristine, kinds[k], nth, nth % 2 ? EIO : ENOSPC,
+                                hows[h]);
+        }
+    storage_close(pristine);
+}
+
+ParameterizedTestParameters(fault, every_call)
+{
+    static int index[ARRAY_LEN(cases)];
+
+    for (int i = 0; i < (int)ARRAY_LEN(cases); i++)
+        index[i] = i;
+    return cr_make_param_array(int, index, ARRAY_LEN(cases));
+}
+
+ParameterizedTest(int *index, fault, every_call, .timeout = 600)
+{
+    struct image img;
+
+    registry_init();
+    log_set_sink(no_messages);
+    image_make(&img, &cases[*index].image, 1);
+    run_all(&cases[*index], &img);
+    image_free(&img);
+}
