@@ -1,4 +1,4 @@
-"""The images that are measured.  A raw image stands for each of them with the server of raw files."""
+"""The images that are measured.  For the server of raw files, a raw image stands for each."""
 
 import contextlib
 import dataclasses

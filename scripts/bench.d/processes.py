@@ -1,18 +1,22 @@
 """Child processes that never outlive the bench, and the folder for its files, which doesn't either.
 
 Every child belongs to the process group of a guardian, a shell that waits for the end of its
-input.  That comes when the bench ends, in whatever way; then the guardian removes the folder and
-kills the group.
+input.  That comes when the bench ends, in whatever way; then all that is left of the group is
+killed, and the folder removed.
 """
 
 import os
 import select
+import shutil
 import signal
 import subprocess
 import tempfile
 import time
 
 TMPFS_MAGIC = 0x01021994
+# The last act is done in a session of its own, out of reach of what it does.
+GUARDIAN = '''read -r _
+exec setsid sh -c 'kill -KILL -- "-$1"; rm -rf "$2"' guardian "$$" "$1"'''
 
 
 class Unavailable(Exception):
@@ -32,8 +36,9 @@ def image_root():
     wished = os.environ.get("QIMG_TMPDIR")
     for folder in [wished] if wished else ["/var/tmp", "/tmp", "."]:
         kind = subprocess.run(["stat", "-f", "-c", "%t", folder], capture_output=True, text=True)
-        if kind.returncode == 0 and int(kind.stdout, 16) != TMPFS_MAGIC and os.access(folder, os.W_OK):
-            return folder
+        on_disk = kind.returncode == 0 and int(kind.stdout, 16) != TMPFS_MAGIC
+        if on_disk and os.access(folder, os.W_OK):
+            return os.path.abspath(folder)
     raise SystemExit("bench: no folder on a real filesystem; set QIMG_TMPDIR")
 
 
@@ -63,15 +68,17 @@ class Nursery:
     def __init__(self):
         self.folder = tempfile.mkdtemp(prefix="qimg-bench.", dir=image_root())
         self.guardian = subprocess.Popen(
-            ["sh", "-c", 'read _; rm -rf "$1"; kill -KILL 0', "guardian", self.folder],
+            ["sh", "-c", GUARDIAN, "guardian", self.folder],
             stdin=subprocess.PIPE, process_group=0)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
+        os.killpg(self.guardian.pid, signal.SIGKILL)
         self.guardian.stdin.close()
         self.guardian.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def path(self, name):
         """The path of a file in the folder."""

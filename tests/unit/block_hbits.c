@@ -1,6 +1,7 @@
 /* The hierarchical bitset: against a flat array, at its largest, and under many threads. */
 #include <criterion/criterion.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -223,34 +224,106 @@ Test(hbits, no_update_is_lost, .timeout = 120)
     hbits_destroy(&m.dirty);
 }
 
-/* Rule (1): found as soon as hbits_set returned, whoever else is setting in the same words.
- */
-static void *mark_and_look(void *opaque)
-{
-    struct setter *setter = opaque;
-    struct hbits *h = &setter->mirror->dirty;
+/* ---- the protocol between the levels ---- */
 
-    for (uint64_t i = setter->seed; i < BITS; i += SETTERS) {
-        hbits_set(h, i, 1);
-        cr_assert_eq(hbits_next_set(h, i, BITS), i);
+/* Two bits in each word, each set once: what rule (2) doesn't restore nobody restores. */
+#define PLACES 200000u
+#define STRIDE 32u
+
+struct race {
+    struct hbits bits;
+    _Atomic unsigned ready, running;
+};
+
+struct racer {
+    struct race *race;
+    unsigned number, step;
+};
+
+/* Threads of one test begin at the same time, as far as that can be. */
+static void line_up(struct race *race, unsigned n)
+{
+    race->ready++;
+    while (race->ready < n)
+        sched_yield();
+}
+
+static void *set_every_other(void *opaque)
+{
+    struct racer *racer = opaque;
+    struct race *race = racer->race;
+
+    line_up(race, 3);
+    for (uint64_t i = racer->number; i < PLACES; i += racer->step)
+        hbits_set(&race->bits, i * STRIDE, 1);
+    race->running--;
+    return NULL;
+}
+
+/* Clears what it finds, where the setters are just now; returns how many. */
+static uint64_t chase(struct hbits *h)
+{
+    uint64_t cleared = 0;
+
+    for (uint64_t bit; (bit = hbits_next_set(h, 0, h->n_bits)) < h->n_bits;)
+        cleared += hbits_clear(h, bit, MIN(4 * STRIDE, h->n_bits - bit));
+    return cleared;
+}
+
+Test(hbits, what_is_set_while_it_is_cleared_is_found, .timeout = 120)
+{
+    struct race race = {.running = 2};
+    struct racer racers[2];
+    pthread_t threads[2];
+    uint64_t cleared = 0;
+
+    cr_assert_eq(hbits_init(&race.bits, (uint64_t)PLACES * STRIDE), 0);
+    for (unsigned i = 0; i < 2; i++) {
+        racers[i] = (struct racer){.race = &race, .number = i, .step = 2};
+        cr_assert_eq(pthread_create(&threads[i], NULL, set_every_other, &racers[i]), 0);
+    }
+    line_up(&race, 3);
+    while (race.running > 0)
+        cleared += chase(&race.bits);
+    for (unsigned i = 0; i < 2; i++)
+        pthread_join(threads[i], NULL);
+    cleared += chase(&race.bits);
+    cr_assert_eq(cleared, PLACES, "%lu lost", (unsigned long)(PLACES - cleared));
+    cr_assert_eq(hbits_count(&race.bits), 0);
+    hbits_destroy(&race.bits);
+}
+
+/* Rule (1): found as soon as hbits_set returned, also by who came second and found the bit
+ * set, while the first is still on the way up. */
+static void *set_and_look(void *opaque)
+{
+    struct racer *racer = opaque;
+    struct hbits *h = &racer->race->bits;
+
+    line_up(racer->race, SETTERS);
+    for (uint64_t i = racer->number; i < PLACES; i += racer->step) {
+        hbits_set(h, i * 2 * STRIDE, 1);
+        /* From the word before, so that the search must go by the upper levels. */
+        uint64_t from = i > 0 ? (i - 1) * 2 * STRIDE + 1 : 0;
+        cr_assert_eq(hbits_next_set(h, from, h->n_bits), i * 2 * STRIDE);
     }
     return NULL;
 }
 
 Test(hbits, found_as_soon_as_it_is_set, .timeout = 120)
 {
-    static struct mirror m;
+    struct race race = {.running = SETTERS};
+    struct racer racers[SETTERS];
     pthread_t threads[SETTERS];
-    struct setter setters[SETTERS];
 
-    cr_assert_eq(hbits_init(&m.dirty, BITS), 0);
+    cr_assert_eq(hbits_init(&race.bits, (uint64_t)PLACES * 2 * STRIDE), 0);
     for (unsigned i = 0; i < SETTERS; i++) {
-        setters[i] = (struct setter){.mirror = &m, .seed = i};
-        cr_assert_eq(pthread_create(&threads[i], NULL, mark_and_look, &setters[i]), 0);
+        racers[i] = (struct racer){.race = &race, .number = 0, .step = 1};
+        cr_assert_eq(pthread_create(&threads[i], NULL, set_and_look, &racers[i]), 0);
     }
     for (unsigned i = 0; i < SETTERS; i++)
         pthread_join(threads[i], NULL);
-    cr_assert_eq(hbits_count(&m.dirty), BITS);
-    check_levels(&m.dirty);
-    hbits_destroy(&m.dirty);
+    cr_assert_eq(hbits_count(&race.bits), PLACES);
+    check_levels(&race.bits);
+    hbits_destroy(&race.bits);
 }

@@ -120,7 +120,7 @@ static inline uint64_t refcount_at(struct image *img, uint64_t host)
     uint32_t bits = 1u << order, bytes = MAX(bits / 8, 1);
     cr_assert_eq(storage_read(img->mem, raw, bytes, block + bit / 8), 0);
     if (bits < 8)
-        return raw[0] >> (bit & 7) & ((1u << bits) - 1);
+        return (uint32_t)raw[0] >> (bit & 7) & ((1u << bits) - 1);
     uint64_t value = 0;
     for (uint32_t i = 0; i < bytes; i++)
         value = value << 8 | raw[i];
