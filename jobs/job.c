@@ -201,6 +201,8 @@ static int settle(struct job *job, int err, struct diag *diag)
 {
     bool soft = job->cancelled && !job->forced;
 
+    if (!err && job->forced)
+        err = -ECANCELED;
     if (!err) {
         job_enter_state(job, JOB_WAITING);
         job_enter_state(job, JOB_PENDING);

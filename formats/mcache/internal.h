@@ -88,7 +88,8 @@ void mcmap_detach(struct mc_page *page); /* META: takes the page out of the dire
 
 /* pool.c */
 void mc_pool_insert(struct mc_pool *pool, struct mc_page *page);
-void mc_pool_forget(struct mc_pool *pool, struct mc_page *page); /* at mcmap_free */
+/* At mcmap_free, under the pool's lock. */
+void mc_pool_forget(struct mc_pool *pool, struct mc_page *page);
 
 /* dirty.c: a frozen group */
 struct mc_write {

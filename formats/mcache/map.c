@@ -95,6 +95,8 @@ void mcmap_free(struct mcmap *map)
 {
     if (!map)
         return;
+    /* Other images of the pool go on, and evict: no page of ours may go under our hands. */
+    lock_acquire(&map->mc->pool->lock);
     for (uint64_t i = 0; map->pages && i < map->n_pages; i++)
         drop_page(map, &map->pages[i]);
     for (uint64_t i = 0; map->top && i <= map->n_pages / DIR_SLOTS; i++) {
@@ -106,6 +108,7 @@ void mcmap_free(struct mcmap *map)
         }
         free(dir);
     }
+    lock_release(&map->mc->pool->lock);
     list_remove(&map->link);
     free(map->pages);
     free(map->top);

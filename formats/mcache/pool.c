@@ -89,7 +89,7 @@ void mc_pool_insert(struct mc_pool *pool, struct mc_page *page)
 
 void mc_pool_forget(struct mc_pool *pool, struct mc_page *page)
 {
-    LOCK_GUARD(&pool->lock);
+    lock_assert_held(&pool->lock);
     list_remove(&page->pool_link);
     pool->n_pages--;
     atomic_fetch_sub(&pool->used, page_cost(page));

@@ -291,6 +291,7 @@ static int qcow2_settle(struct node *node)
 void qcow2_info(struct node *node, json_t *object)
 {
     struct qcow2 *q = qcow2_of(node);
+    LOCK_GUARD(&q->header_lock);
     const struct qcow2_header *h = &q->header;
 
     if (q->n_snapshots)
