@@ -25,7 +25,8 @@
 struct fault_case {
     const char *name;
     struct image_spec image;
-    uint64_t most; /* sectors in a request */
+    uint64_t most;   /* sectors in a request */
+    uint64_t stride; /* only each so manieth call, unless QIMG_LONG is set; 0: all */
 };
 
 #define IMAGE(fmt, opts, bytes)                                      \
@@ -36,8 +37,9 @@ struct fault_case {
 static const struct fault_case cases[] = {
     {.name = "qcow2", IMAGE("qcow2", "cluster_size=4096", MIB + 512), .most = 40},
     {.name = "qcow2-growing-tables",
-     IMAGE("qcow2", "cluster_size=512,refcount_bits=64", 4 * MIB),
-     .most = 400},
+     IMAGE("qcow2", "cluster_size=512,refcount_bits=64", 3 * MIB),
+     .most = 400,
+     .stride = 5},
     {.name = "qcow2-lazy",
      IMAGE("qcow2", "cluster_size=4096,lazy_refcounts=on", MIB + 512),
      .image.node.need_check_delay_ns = 5 * SEC,
@@ -136,14 +138,24 @@ static void note_durable(struct run *r)
     memcpy(r->kept, r->live, r->n_sectors * sizeof *r->live);
 }
 
+/* Most sectors hold one value, which is looked up once. */
+static void compare_sector(struct run *r, const uint8_t *bytes, uint64_t s,
+                           const struct values *allowed, const char *when)
+{
+    bool uniform = memcmp(bytes, bytes + 1, SECTOR - 1) == 0;
+
+    for (unsigned i = 0; i < (uniform ? 1 : SECTOR); i++)
+        cr_assert(has(allowed, bytes[i]), "%s: %s: offset %" PRIu64 " is 0x%02x", r->label,
+                  when, s * SECTOR + i, bytes[i]);
+}
+
 static void compare(struct run *r, const struct values *allowed, const char *when)
 {
     CLEANUP_FREE uint8_t *all = malloc(r->img->model.size);
 
     cr_assert_eq(block_read(r->img->node, all, r->img->model.size, 0), 0, "%s", r->label);
-    for (uint64_t i = 0; i < r->n_sectors * SECTOR; i++)
-        cr_assert(has(&allowed[i / SECTOR], all[i]), "%s: %s: offset %" PRIu64 " is 0x%02x",
-                  r->label, when, i, all[i]);
+    for (uint64_t s = 0; s < r->n_sectors; s++)
+        compare_sector(r, all + s * SECTOR, s, &allowed[s], when);
 }
 
 /* ---- one run ---- */
@@ -292,7 +304,9 @@ static void run_all(const struct fault_case *c, struct image *img)
 
     for (unsigned k = 0; k < ARRAY_LEN(kinds); k++)
         for (unsigned h = 0; h < ARRAY_LEN(hows); h++) {
-            uint64_t stride = (h == 0 ? 1 : 3) * build_slowness();
+            uint64_t stride = (h == 0 ? 1 : 3) * build_slowness() * MAX(c->stride, 1);
+            if (env_number("QIMG_LONG", 0))
+                stride = 1;
             if (hows[h] == FAULT_ONCE_TORN && kinds[k] != FAULT_WRITE)
                 continue;
             bool more = true;
