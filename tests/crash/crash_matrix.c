@@ -32,14 +32,15 @@ static void report(const char *name, const struct survey *sv, unsigned recording
 
     if (!to)
         return;
-    fprintf(to,
-            "%s recordings %u changes %" PRIu64 " flushes %" PRIu64 " marks %" PRIu64
-            " growths %" PRIu64 " states %u none %u all %u subset %u torn %u all-but-one %u"
-            " only-one %u marked %u tools %u leaky %u max-leaks %u failures %u\n",
-            name, recordings, sv->changes, sv->flushes, sv->mark_writes, sv->table_growths,
-            sv->judged, p[CRASH_NONE], p[CRASH_ALL], p[CRASH_SUBSET], p[CRASH_TORN],
-            p[CRASH_ALL_BUT_ONE], p[CRASH_ONLY_ONE], sv->marked, sv->with_tools,
-            sv->with_leaks, sv->max_leaks, sv->failures);
+    fprintf(
+        to,
+        "%s recordings %u changes %" PRIu64 " flushes %" PRIu64 " marks %" PRIu64
+        " growths %" PRIu64 " states %u none %u all %u subset %u torn %u all-but-one %u"
+        " only-one %u marked %u in-repair %u tools %u leaky %u max-leaks %u failures %u\n",
+        name, recordings, sv->changes, sv->flushes, sv->mark_writes, sv->table_growths,
+        sv->judged, p[CRASH_NONE], p[CRASH_ALL], p[CRASH_SUBSET], p[CRASH_TORN],
+        p[CRASH_ALL_BUT_ONE], p[CRASH_ONLY_ONE], sv->marked, sv->in_repair, sv->with_tools,
+        sv->with_leaks, sv->max_leaks, sv->failures);
     if (path)
         fclose(to);
 }

@@ -8,6 +8,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "block/check.h"
 #include "mem_storage.h"
 #include "stamp.h"
 
@@ -144,8 +145,7 @@ static void check_structure(const struct subject *s, struct storage *state, bool
 }
 
 /* Such an image must be good for more than reading. */
-static void check_reuse(const struct subject *s, const struct oracle *o,
-                        struct storage *state, struct verdict *v)
+static void check_reuse(const struct subject *s, struct storage *state, struct verdict *v)
 {
     CLEANUP_STORAGE struct storage *copy = mem_storage_clone(state);
     CLEANUP_FREE uint8_t *data = calloc(1, 64 * SECTOR_BYTES);
@@ -153,7 +153,6 @@ static void check_reuse(const struct subject *s, const struct oracle *o,
     struct structure found;
     struct session se;
 
-    (void)o;
     file->fixed_size = s->config->fixed_size;
     int err = session_open(&se, s, file, true);
     if (err) {
@@ -174,6 +173,54 @@ static void check_reuse(const struct subject *s, const struct oracle *o,
         fail(v, "after more writes and a clean close: %s", found.first);
     if (s->snapshot)
         check_snapshot(s, copy, v);
+}
+
+/* ---- our own repair ---- */
+
+/* What opening for writing makes of a state, repairing it when it is marked; a new mem
+ * storage, or NULL when that was refused. */
+static struct storage *reopened(const struct subject *s, struct storage *state,
+                                struct verdict *v)
+{
+    struct storage *copy = mem_storage_clone(state), *file = mem_storage_share(copy);
+    struct session se;
+
+    file->fixed_size = s->config->fixed_size;
+    int err = session_open(&se, s, file, true);
+    if (!err)
+        err = session_close(&se);
+    if (!err)
+        return copy;
+    fail(v, "opening for writing failed (errno %d)", -err);
+    storage_close(copy);
+    return NULL;
+}
+
+static void check_reopening(const struct subject *s, const struct oracle *o,
+                            struct storage *state, struct verdict *v)
+{
+    CLEANUP_STORAGE struct storage *copy = reopened(s, state, v);
+
+    if (!copy)
+        return;
+    check_structure(s, copy, true, v);
+    check_contents(s, o, copy, "our reader after our repair", v);
+    if (!v->failed && s->snapshot)
+        check_snapshot(s, copy, v);
+    if (!v->failed)
+        check_reuse(s, copy, v);
+}
+
+/* As qemu-img check's exit status; -1: it could not be checked. */
+static int own_check(const struct subject *s, struct storage *st, enum check_repair repair)
+{
+    const struct check_options options = {.repair = repair};
+    struct check_result found = {0};
+
+    if (driver_find(s->config->format)->check(st, &options, &found, NULL) ||
+        found.check_errors)
+        return -1;
+    return found.corruptions ? 2 : found.leaks ? 3 : 0;
 }
 
 /* ---- QEMU's tools ---- */
@@ -226,9 +273,37 @@ static void check_converted_snapshot(const struct subject *s, struct verdict *v)
     }
 }
 
+/* Our check and QEMU's say the same of the state, and after our repair nothing is left to
+ * say. */
+static void compare_verdicts(const struct subject *s, struct storage *state,
+                             struct verdict *v)
+{
+    CLEANUP_STORAGE struct storage *copy = mem_storage_clone(state);
+    int ours = own_check(s, copy, REPAIR_NONE), theirs = qemu_check(s, false);
+
+    if (ours != theirs)
+        fail(v, "our check says %d, qemu-img check %d", ours, theirs);
+    int repaired = own_check(s, copy, REPAIR_ALL);
+    /* What a QED image leaks before its end can't be given back. */
+    bool may_leak = strcmp(s->config->format, "qed") == 0;
+    if (repaired != 0 && !(repaired == 3 && may_leak))
+        fail(v, "our check -r all: status %d", repaired);
+    check_structure(s, copy, true, v);
+    if (mem_storage_save(copy, s->image_path))
+        fail(v, "the repaired state can't be saved");
+    theirs = qemu_check(s, false);
+    if (theirs != repaired)
+        fail(v, "after our check -r all qemu-img check says %d", theirs);
+}
+
 static void check_with_tools(const struct subject *s, const struct oracle *o,
                              struct storage *state, struct verdict *v)
 {
+    if (mem_storage_save(state, s->image_path)) {
+        fail(v, "the state can't be saved");
+        return;
+    }
+    compare_verdicts(s, state, v);
     if (mem_storage_save(state, s->image_path)) {
         fail(v, "the state can't be saved");
         return;
@@ -254,22 +329,7 @@ static void check_with_tools(const struct subject *s, const struct oracle *o,
     check_structure(s, repaired, true, v);
     check_contents(s, o, repaired, "our reader after repair", v);
     if (!v->failed)
-        check_reuse(s, o, repaired, v);
-}
-
-struct storage *judge_repair(const struct subject *s, struct storage *state)
-{
-    struct storage *repaired = NULL;
-
-    int err = mem_storage_save(state, s->image_path);
-    int status = err ? -1 : qemu_check(s, true);
-    /* 3: QEMU doesn't give back what a QED image leaks. */
-    if ((status != 0 && status != 3) || mem_storage_load(s->image_path, &repaired)) {
-        fprintf(stderr, "crash tests: qemu-img check -r all: save %d, status %d\n", err,
-                status);
-        abort();
-    }
-    return repaired;
+        check_reuse(s, repaired, v);
 }
 
 void judge_state(const struct subject *s, const struct oracle *oracle,
@@ -281,8 +341,8 @@ void judge_state(const struct subject *s, const struct oracle *oracle,
         check_contents(s, oracle, state, "our reader", out);
     if (!out->failed && s->snapshot)
         check_snapshot(s, state, out);
-    if (!out->failed && depth >= JUDGE_REUSE && !out->marked)
-        check_reuse(s, oracle, state, out);
+    if (!out->failed && depth >= JUDGE_REUSE)
+        check_reopening(s, oracle, state, out);
     if (!out->failed && depth >= JUDGE_TOOLS)
         check_with_tools(s, oracle, state, out);
 }

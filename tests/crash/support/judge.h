@@ -15,9 +15,10 @@ struct verdict {
 
 enum judge_depth {
     JUDGE_QUICK, /* our own structural check, and the contents through a read-only node */
-    JUDGE_REUSE, /* also written to through a node, closed, and checked again */
-    JUDGE_TOOLS, /* also qemu-img check (with repair when marked), convert, and a node on
-                    what was repaired */
+    JUDGE_REUSE, /* also opened for writing, which repairs what is marked, and looked at
+                    again; then written to, closed, and checked */
+    JUDGE_TOOLS, /* also our check and repair next to qemu-img check, its repair when
+                    marked, convert, and a node on what it repaired */
 };
 
 /* The state isn't changed. */
@@ -28,8 +29,5 @@ void judge_state(const struct subject *s, const struct oracle *oracle,
  * struct subject. */
 void judge_read_versions(const struct subject *s, struct storage *state,
                          uint32_t *versions);
-
-/* Repairs a state with qemu-img check -r all; the result is a new mem storage. */
-struct storage *judge_repair(const struct subject *s, struct storage *state);
 
 #endif

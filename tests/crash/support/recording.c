@@ -200,7 +200,7 @@ static struct workload complete(struct workload load)
 
 static void run(struct recording *r, struct session *se, const struct workload *load)
 {
-    struct worker workers[MAX_THREADS];
+    struct worker workers[MAX_THREADS] = {0};
     unsigned n = MIN(load->threads, MAX_THREADS);
 
     for (unsigned i = 0; i < n; i++) {
@@ -232,6 +232,7 @@ void recording_start(struct recording *r, const struct subject *s, struct sessio
     expect(r, session_open(se, s, file, true), "opening");
     if (r->failed)
         abort();
+    r->n_repair = crash_log_count(r->log);
 }
 
 void recording_end(struct recording *r, struct session *se, bool kill)

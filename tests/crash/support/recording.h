@@ -12,6 +12,7 @@ struct recording {
     struct history history;
     uint64_t seed;
     uint64_t n_points; /* crash points to look at: 0..n_points */
+    uint64_t n_repair; /* changes and flushes of the opening: its repair */
     bool may_fail;     /* requests; such a one was sent and never answered */
     bool failed;       /* a request was refused that should not have been */
 };

@@ -8,6 +8,9 @@
 #include "mem_storage.h"
 #include "rng.h"
 
+/* Of a repair, about so many points are looked at. */
+#define REPAIR_POINTS 6
+
 static const char *const policy_names[SURVEY_POLICIES] = {
     [CRASH_NONE] = "none",           [CRASH_ALL] = "all",
     [CRASH_SUBSET] = "subset",       [CRASH_ONLY_ONE] = "only",
@@ -128,6 +131,18 @@ static size_t find_flushes(struct survey *sv, const struct recording *r, uint64_
     return n;
 }
 
+/* A recording that starts from a marked state starts with its repair: seldom hit by chance.
+ */
+static void survey_repair(struct survey *sv, const struct recording *r, struct rng *rng)
+{
+    uint64_t step = r->n_repair / REPAIR_POINTS + 1;
+    unsigned before = sv->judged;
+
+    for (uint64_t point = rng_below(rng, step); point < r->n_repair; point += step)
+        judge_point(sv, r, point, rng);
+    sv->in_repair += sv->judged - before;
+}
+
 void survey_recording(struct survey *sv, const struct recording *r)
 {
     size_t n = r->subject->config->killed_only ? sv->states : sv->states / 6 + 1;
@@ -141,6 +156,7 @@ void survey_recording(struct survey *sv, const struct recording *r)
     for (size_t i = 0; i < n; i++)
         points[i] = choose_point(r, flushes, n_flushes, &rng);
     qsort(points, n, sizeof *points, compare_points);
+    survey_repair(sv, r, &rng);
     for (size_t i = 0; i < n && !(sv->stop_at_failure && sv->failures); i++)
         judge_point(sv, r, points[i], &rng);
     if (r->failed)
@@ -177,11 +193,6 @@ void survey_continue(struct survey *sv, struct recording *r, struct subject *s,
     if (v.failed) {
         sv->failures++;
         report(sv, r, point, &choice, &v);
-    }
-    if (v.marked) {
-        struct storage *repaired = judge_repair(s, state);
-        storage_close(state);
-        state = repaired;
     }
     judge_read_versions(s, state, s->initial);
     storage_close(s->base);

@@ -19,7 +19,7 @@ struct survey {
     const char *wanted; /* NULL, or a word: other failures aren't counted */
     /* Added up, over any number of recordings. */
     unsigned judged, by_policy[SURVEY_POLICIES], marked, with_tools, with_leaks, failures;
-    unsigned max_leaks;
+    unsigned max_leaks, in_repair;
     uint64_t flushes, changes, table_growths, mark_writes;
     struct verdict first_failure;
 };
@@ -30,9 +30,9 @@ void survey_recording(struct survey *sv, const struct recording *r);
 void survey_range(struct survey *sv, const struct recording *r, uint64_t from,
                   uint64_t until);
 
-/* A crash of the recording at a random point, ready to be written to (repaired when
- * marked), with its contents and the next version in the subject: what a recording after a
- * crash starts from. The recording must not be used any more. */
+/* A crash of the recording at a random point, with its contents and the next version in the
+ * subject: what a recording after a crash starts from, with its repair when it is marked.
+ * The recording must not be used any more. */
 void survey_continue(struct survey *sv, struct recording *r, struct subject *s,
                      uint64_t seed);
 
