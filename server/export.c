@@ -131,14 +131,14 @@ static bool wait_for_users(struct export *export, bool patient)
 
 void export_hold(struct export *export)
 {
-    atomic_store(&export->held, true);
+    atomic_fetch_add(&export->held, 1);
     wait_for_users(export, true);
 }
 
 void export_release(struct export *export)
 {
     LOCK_GUARD(&export->lock);
-    atomic_store(&export->held, false);
+    atomic_fetch_sub(&export->held, 1);
     pthread_cond_broadcast(&export->released);
 }
 

@@ -24,7 +24,7 @@ struct export
     struct block_context ctx;
     struct gate gate; /* who uses the node */
     struct node *_Atomic node;
-    _Atomic bool held;       /* changing requests wait */
+    _Atomic unsigned held;   /* by so many jobs: changing requests wait */
     _Atomic unsigned claims; /* of jobs; taken under lock */
 
     struct lock lock; /* RANK_OPEN, spans I/O */
@@ -76,7 +76,8 @@ struct node *export_claim(struct export *export) MUST_USE;
 /* Blocks nothing: for any thread, under any lock. */
 void export_unclaim(struct export *export);
 
-/* Changing requests wait from here on; returns when those in flight are done. */
+/* Changing requests wait from here on; returns when those in flight are done.  Several jobs
+ * may hold at once: requests go on when the last has released. */
 void export_hold(struct export *export);
 void export_release(struct export *export);
 
