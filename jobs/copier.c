@@ -23,7 +23,7 @@ struct copier {
     /* under lock */
     pthread_cond_t work, unclaimed;
     struct list claims;
-    uint64_t in_flight;
+    uint64_t in_flight, copying; /* bytes of claims; of those of workers */
     bool stop;
     size_t n_workers;
     struct copy_worker workers[MAX_WORKERS];
@@ -65,27 +65,6 @@ static void copy(struct copy_worker *w, struct copy_result *result)
     }
 }
 
-static void *worker_main(void *opaque)
-{
-    struct copy_worker *w = opaque;
-    struct copier *copier = w->copier;
-
-    LOCK_GUARD(&copier->lock);
-    for (;;) {
-        while (!w->going && !copier->stop)
-            lock_wait(&copier->lock, &copier->work);
-        if (!w->going)
-            return NULL;
-        lock_release(&copier->lock);
-        struct copy_result result;
-        copy(w, &result);
-        copier->config.done(copier->config.opaque, &result);
-        copier_unclaim(copier, &w->claim);
-        lock_acquire(&copier->lock);
-        w->going = w->taken = false;
-    }
-}
-
 /* ---- claims ---- */
 
 /* Under the lock: the first claim that overlaps the range, or NULL. */
@@ -120,12 +99,18 @@ void copier_claim(struct copier *copier, struct claim *claim, uint64_t off, uint
     add_claim(copier, claim, off, len);
 }
 
-void copier_unclaim(struct copier *copier, struct claim *claim)
+/* Under the lock. */
+static void drop_claim(struct copier *copier, struct claim *claim)
 {
-    LOCK_GUARD(&copier->lock);
     list_remove(&claim->link);
     copier->in_flight -= claim->len;
     pthread_cond_broadcast(&copier->unclaimed);
+}
+
+void copier_unclaim(struct copier *copier, struct claim *claim)
+{
+    LOCK_GUARD(&copier->lock);
+    drop_claim(copier, claim);
 }
 
 uint64_t copier_in_flight(struct copier *copier)
@@ -134,7 +119,51 @@ uint64_t copier_in_flight(struct copier *copier)
     return copier->in_flight;
 }
 
-/* ---- life ---- */
+uint64_t copier_copying(struct copier *copier)
+{
+    LOCK_GUARD(&copier->lock);
+    return copier->copying;
+}
+
+void copier_settle(struct copier *copier)
+{
+    LOCK_GUARD(&copier->lock);
+    while (copier->copying > 0)
+        lock_wait(&copier->lock, &copier->unclaimed);
+}
+
+/* ---- workers ---- */
+
+/* Under the lock. */
+static void free_worker(struct copy_worker *w)
+{
+    w->copier->copying -= w->claim.len;
+    drop_claim(w->copier, &w->claim);
+    w->going = w->taken = false;
+}
+
+static void *worker_main(void *opaque)
+{
+    struct copy_worker *w = opaque;
+    struct copier *copier = w->copier;
+
+    LOCK_GUARD(&copier->lock);
+    for (;;) {
+        while (!w->going && !copier->stop)
+            lock_wait(&copier->lock, &copier->work);
+        if (!w->going)
+            return NULL;
+        lock_release(&copier->lock);
+        struct copy_result result;
+        copy(w, &result);
+        copier->config.done(copier->config.opaque, &result);
+        lock_acquire(&copier->lock);
+        free_worker(w);
+        lock_release(&copier->lock);
+        copier->config.freed(copier->config.opaque);
+        lock_acquire(&copier->lock);
+    }
+}
 
 static struct copy_worker *idle_worker(struct copier *copier)
 {
@@ -158,6 +187,7 @@ struct copy_worker *copier_begin(struct copier *copier, uint64_t off, uint64_t *
         *len = other->off - off;
     *len = MIN(*len, copier->config.max_range);
     add_claim(copier, &w->claim, off, *len);
+    copier->copying += *len;
     w->taken = true;
     return w;
 }
@@ -168,6 +198,8 @@ void copier_go(struct copy_worker *worker)
     worker->going = true;
     pthread_cond_broadcast(&worker->copier->work);
 }
+
+/* ---- life ---- */
 
 static bool start_worker(struct copier *copier, struct copy_worker *w)
 {

@@ -32,6 +32,8 @@ struct copier_config {
     uint64_t max_range; /* bytes of one copy, at most */
     bool unmap;
     void (*done)(void *opaque, const struct copy_result *result);
+    /* After `done`, when the claim is released and the worker can be had again. */
+    void (*freed)(void *opaque);
     void *opaque;
 };
 
@@ -57,7 +59,11 @@ struct copy_worker *copier_begin(struct copier *copier, uint64_t off, uint64_t *
 /* Lets it copy; the claim ends with the copy. */
 void copier_go(struct copy_worker *worker);
 
-/* Bytes claimed or being copied. */
+/* Bytes claimed, by whomever; and those of them that workers are copying. */
 uint64_t copier_in_flight(struct copier *copier);
+uint64_t copier_copying(struct copier *copier);
+
+/* Waits until no worker copies.  Nobody may let one go meanwhile. */
+void copier_settle(struct copier *copier);
 
 #endif

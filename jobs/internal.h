@@ -40,7 +40,6 @@ struct job {
 void job_enter_state(struct job *job, enum job_state state);
 void job_tell(struct job *job, enum job_event_kind kind);
 void job_note_verb(struct job *job);
-uint64_t job_now(void);
 
 /* The thread's main function. */
 void *job_main(void *opaque);

@@ -49,7 +49,7 @@ static bool must_abandon(const struct job *job)
 
 static bool wants_pause(const struct job *job)
 {
-    return (job->user_paused || job->error_paused) && !job->cancelled;
+    return (job->user_paused || job->error_paused) && !must_abandon(job);
 }
 
 /* Under the lock. */
@@ -61,10 +61,18 @@ static void wait_until(struct job *job, uint64_t deadline_ns)
     pthread_cond_timedwait(&job->changed, &job->lock.mutex, &ts);
 }
 
+/* Under the lock, which is released meanwhile. */
 static void stand_still(struct job *job)
 {
     bool ready = job->info.state == JOB_READY;
 
+    if (job->ops->settle) {
+        lock_release(&job->lock);
+        job->ops->settle(job, job->state_of_kind);
+        lock_acquire(&job->lock);
+        if (!wants_pause(job))
+            return;
+    }
     job_enter_state(job, ready ? JOB_STANDBY : JOB_PAUSED);
     job->info.busy = false;
     while (wants_pause(job))
@@ -150,13 +158,29 @@ bool job_is_cancelled(struct job *job)
     return must_abandon(job);
 }
 
+bool job_waits_for_finalize(struct job *job)
+{
+    LOCK_GUARD(&job->lock);
+    return !job->info.auto_finalize;
+}
+
+uint64_t job_slice_bytes(struct job *job)
+{
+    LOCK_GUARD(&job->lock);
+    uint64_t per_second = job->info.speed;
+    return per_second ? per_second / (1000000000u / RATELIMIT_SLICE_NS) : UINT64_MAX;
+}
+
 bool job_handle_error(struct job *job, enum job_on_error policy, bool write_side, int err)
 {
     if (policy == JOB_ENOSPC)
         policy = err == -ENOSPC ? JOB_STOP : JOB_REPORT;
 
     LOCK_GUARD(&job->lock);
-    job->info.io_status = err == -ENOSPC ? "nospace" : "failed";
+    if (policy == JOB_STOP) {
+        job->error_paused = true;
+        job->info.io_status = err == -ENOSPC ? "nospace" : "failed";
+    }
     struct job_event event = {
         .kind = JOB_EVENT_ERROR,
         .info = job->info,
@@ -165,8 +189,6 @@ bool job_handle_error(struct job *job, enum job_on_error policy, bool write_side
                   : policy == JOB_STOP ? "stop"
                                        : "report",
     };
-    if (policy == JOB_STOP)
-        job->error_paused = true;
     if (job->manager->sink)
         job->manager->sink(job->manager->sink_opaque, &event);
     return policy != JOB_REPORT;

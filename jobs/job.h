@@ -89,7 +89,10 @@ struct job_ops {
     /* RUN: the whole work.  0: done as asked (completed, or cancelled softly when ready);
      * -ECANCELED: abandoned on demand; another -errno: failed, said in diag. */
     int (*run)(struct job *job, void *state, struct diag *diag);
-    /* Any thread: a forced cancel or the server's end; must make waits of `run` end soon.
+    /* RUN, optional: waits until nothing is in flight, for the job is to stand still. */
+    void (*settle)(struct job *job, void *state);
+    /* Any thread, until `free`: a forced cancel or the server's end; must make waits of
+     * `run` end soon.
      */
     void (*interrupt)(struct job *job, void *state);
     /* After `run`, on the thread that ends the job: makes a success take effect (pivot), or
@@ -138,6 +141,15 @@ bool job_is_cancelled(struct job *job);
  * pauses the job visibly (the next checkpoint waits for resume).  True: go on (the range
  * stays dirty); false: the job fails with err. */
 bool job_handle_error(struct job *job, enum job_on_error policy, bool write_side, int err);
+
+/* Will the user have to say when the job may take effect? */
+bool job_waits_for_finalize(struct job *job);
+
+/* How many bytes the rate limit allows in a slice; UINT64_MAX: any number. */
+uint64_t job_slice_bytes(struct job *job);
+
+/* The clock of jobs. */
+uint64_t job_now(void);
 
 /* The longest a job waits before it looks for verbs. */
 #define JOB_SLICE_NS 100000000ull

@@ -126,6 +126,8 @@ int job_start(struct job_manager *manager, const struct job_ops *ops, void *stat
         err = start_thread(job);
         if (err) {
             diag_errno(diag, -err, "job '%s': starting its thread", params->id);
+            pthread_cond_destroy(&job->changed);
+            lock_destroy(&job->lock);
             free(job);
         }
     }
@@ -175,6 +177,8 @@ int job_cancel(struct job_manager *manager, const char *id, bool force, struct d
     /* Before it is ready any cancel abandons the job. */
     job->forced |= force || !job->info.ready;
     job->cancelled = true;
+    /* A paused job goes on to its end; an error may stop it on the way once more. */
+    job->user_paused = job->error_paused = false;
     if (job->forced && job->ops->interrupt)
         job->ops->interrupt(job, job->state_of_kind);
     unlock_after_verb(manager, job);

@@ -1,18 +1,11 @@
-/* The mirror job: bulk copy, then in sync, then the end (block-jobs.md 2.2).
- *
- *   bitmap dirty     chunks whose bytes on the target may differ from the source's;
- *   bitmap unflushed chunks copied since the target's last successful flush: what a target
- * that went away may have forgotten. The order that loses nothing: a writer of the source
- * marks after its write and before its reply; the copier clears before it looks; a failed
- * copy marks again before its claim ends. */
-#include <assert.h>
+/* The mirror job: bulk copy, then in sync, then the end (block-jobs.md 2.2).  The work is
+ * mirror_copy.c's; here are its start, its turns, and what the end does to users. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/checked.h"
-#include "base/cleanup.h"
 #include "jobs/mirror_internal.h"
 #include "storage/nbd.h"
 
@@ -22,234 +15,23 @@
 #define MAX_GRANULARITY     (64u << 20)
 #define REQUEST_BYTES       (1u << 20)
 
-/* ---- what the workers report ---- */
-
-static void on_copied(void *opaque, const struct copy_result *result)
-{
-    struct mirror *m = opaque;
-
-    if (result->err) {
-        dirty_bitmap_set(m->dirty, result->off, result->len);
-        LOCK_GUARD(&m->lock);
-        if (!m->error) {
-            m->error = result->err;
-            m->error_on_write = result->write_side;
-        }
-    } else {
-        dirty_bitmap_set(m->unflushed, result->off, result->len);
-        atomic_fetch_add(&m->copied, result->len);
-        atomic_fetch_add(&m->sent, result->sent);
-    }
-    job_kick(m->job);
-}
-
-/* Copies that failed, and writes a lost target forgot, by policy.  0: go on. */
-static int handle_errors(struct mirror *m)
-{
-    int err;
-    bool write_side;
-
-    {
-        LOCK_GUARD(&m->lock);
-        err = m->error;
-        write_side = m->error_on_write;
-        m->error = 0;
-    }
-    if (!err)
-        return 0;
-    enum job_on_error policy = write_side ? m->on_target_error : m->on_source_error;
-    if (!job_handle_error(m->job, policy, write_side, err))
-        return err;
-    /* The same range will fail again if it is asked at once (M-08). */
-    if (policy == JOB_IGNORE)
-        job_sleep(m->job, JOB_SLICE_NS);
-    return 0;
-}
-
-static void tell_progress(struct mirror *m)
-{
-    uint64_t remaining = dirty_bitmap_count(m->dirty) + copier_in_flight(m->copier);
-
-    job_progress(m->job, atomic_load(&m->copied), remaining);
-}
-
-/* ---- the first look at the source ---- */
-
-/* Are the bytes zero on the target already?  Then zeroes needn't be sent. */
-static bool target_is_zero(struct mirror *m, uint64_t off, uint64_t len)
-{
-    while (len > 0) {
-        struct block_status st;
-        if (block_status(m->target, len, off, &st) || !st.zero)
-            return false;
-        off += st.length;
-        len -= st.length;
-    }
-    return true;
-}
-
-/* Marks one run of the source, when it has to be copied. */
-static void mark_run(struct mirror *m, const struct block_status *st, uint64_t off)
-{
-    bool wanted = m->sync == MIRROR_FULL || (st->present && st->depth <= m->top_depth);
-
-    if (!wanted)
-        return;
-    if (st->zero && m->sync == MIRROR_FULL && target_is_zero(m, off, st->length))
-        return;
-    dirty_bitmap_set(m->dirty, off, st->length);
-}
-
-/* While users go on writing: they mark for themselves, so that nothing here is ever
- * cleared. */
-static int mark_first(struct mirror *m)
-{
-    uint64_t off = 0, size = m->source->size;
-
-    if (m->sync == MIRROR_NONE)
-        return 0;
-    if (m->sync == MIRROR_INCREMENTAL)
-        return 0; /* merged at the start */
-    while (off < size) {
-        struct block_status st;
-        int err = job_checkpoint(m->job, 0);
-        if (err)
-            return err;
-        if (block_status(m->source, MIN(size - off, 64u << 20), off, &st))
-            st = (struct block_status){
-                .length = MIN(size - off, m->granularity), .data = true, .present = true};
-        mark_run(m, &st, off);
-        off += st.length;
-    }
-    return 0;
-}
-
-/* ---- the copying ---- */
-
-/* Starts the next copy; false when there is none to start now. */
-static bool start_one(struct mirror *m)
-{
-    uint64_t off, len, size = m->source->size;
-
-    if (!dirty_bitmap_next(m->dirty, m->cursor, &off, &len) &&
-        !dirty_bitmap_next(m->dirty, 0, &off, &len))
-        return false;
-    len = MIN(len, m->max_range);
-    uint64_t claimed = len;
-    struct copy_worker *worker = copier_begin(m->copier, off, &claimed);
-    if (claimed == 0) { /* somebody is there: look behind it, and come back */
-        m->cursor = off + len < size ? off + len : 0;
-        return false;
-    }
-    if (!worker)
-        return false;
-    /* Cleared before anything is looked at: what is written from here on marks again. */
-    dirty_bitmap_clear(m->dirty, off, claimed);
-    copier_go(worker);
-    m->cursor = off + claimed < size ? off + claimed : 0;
-    return true;
-}
-
-static bool is_clean(struct mirror *m)
-{
-    /* In this order: a copy that fails marks before its claim ends. */
-    return copier_in_flight(m->copier) == 0 && dirty_bitmap_count(m->dirty) == 0;
-}
-
-/* The target lost its connection with unflushed writes: they are to be sent again. */
-static void look_for_losses(struct mirror *m)
-{
-    if (!storage_is_nbd(m->target->file))
-        return;
-    uint64_t losses = storage_nbd_losses(m->target->file);
-    if (losses == m->losses)
-        return;
-    m->losses = losses;
-    dirty_bitmap_merge(m->dirty, m->unflushed);
-}
-
-static int flush_target(struct mirror *m)
-{
-    int err = block_flush(m->target);
-
-    look_for_losses(m);
-    if (!err && is_clean(m) && !m->active)
-        dirty_bitmap_clear(m->unflushed, 0, m->source->size);
-    if (err) {
-        dirty_bitmap_merge(m->dirty, m->unflushed);
-        LOCK_GUARD(&m->lock);
-        m->error = err;
-        m->error_on_write = true;
-    }
-    return err;
-}
-
-/* Copies until nothing is dirty; with users held back that ends.  Fails with the first
- * error. */
-static int copy_rest(struct mirror *m)
-{
-    while (!is_clean(m)) {
-        {
-            LOCK_GUARD(&m->lock);
-            if (m->error)
-                return m->error;
-        }
-        if (job_is_cancelled(m->job))
-            return -ECANCELED;
-        if (!start_one(m))
-            job_sleep(m->job, JOB_SLICE_NS / 10);
-    }
-    return 0;
-}
-
-/* The completion point: users are held back, the rest is copied, the target flushed.  True:
- * it is done, and users stay held until `finish`; else everything goes on. */
-static bool reach_end(struct mirror *m)
-{
-    m->pivot.hold(m->pivot.opaque);
-    m->held = true;
-    int err = copy_rest(m);
-    if (!err)
-        err = flush_target(m);
-    if (!err && is_clean(m))
-        return true;
-    m->pivot.release(m->pivot.opaque);
-    m->held = false;
-    return false;
-}
-
-/* Nothing is dirty: READY if the target's flush succeeds. */
-static void come_in_sync(struct mirror *m)
-{
-    if (m->in_sync)
-        return;
-    if (flush_target(m) == 0 && is_clean(m)) {
-        m->in_sync = true;
-        tell_progress(m);
-        job_ready(m->job);
-    }
-}
+/* ---- the work ---- */
 
 /* One turn; 1: through. */
 static int turn(struct mirror *m)
 {
     int err = job_checkpoint(m->job, atomic_exchange(&m->sent, 0));
-    if (!err)
-        err = handle_errors(m);
     if (err)
         return err;
-    look_for_losses(m);
-    tell_progress(m);
-    if (is_clean(m))
-        come_in_sync(m);
-    if (job_should_finish(m->job) && m->in_sync && reach_end(m))
+    if (mirror_has_failed(m))
+        return mirror_handle_error(m);
+    mirror_look_for_losses(m);
+    mirror_tell_progress(m);
+    if (mirror_is_clean(m))
+        mirror_come_in_sync(m);
+    if (job_should_finish(m->job) && mirror_reach_end(m))
         return 1;
-    if (!start_one(m)) {
-        atomic_store(&m->idle, true);
-        if (dirty_bitmap_count(m->dirty) == 0 || copier_in_flight(m->copier) > 0)
-            job_sleep(m->job, JOB_SLICE_NS);
-        atomic_store(&m->idle, false);
-    }
+    mirror_copy_more(m);
     return 0;
 }
 
@@ -258,44 +40,102 @@ static int mirror_run(struct job *job, void *state, struct diag *diag)
     struct mirror *m = state;
 
     m->job = job;
-    int err = mark_first(m);
+    int err = mirror_mark_first(m);
     while (!err)
         err = turn(m);
-    /* What is in flight ends before anything is taken apart. */
-    while (copier_in_flight(m->copier) > 0)
-        job_sleep(job, JOB_SLICE_NS / 10);
-    if (err == 1)
+    copier_settle(m->copier);
+    if (err == 1) {
+        /* Users aren't kept waiting for another's decision: `finish` catches up. */
+        if (job_waits_for_finalize(job) && job_completes(job))
+            mirror_release(m);
         return 0;
+    }
     if (err != -ECANCELED)
         diag_errno(diag, -err, "job '%s': copying from %s to %s", m->id,
                    m->source->filename, m->target->filename);
     return err;
 }
 
-static void mirror_interrupt(struct job *job, void *state)
+static void mirror_settle(struct job *job, void *state)
 {
     struct mirror *m = state;
 
     (void)job;
-    if (storage_is_nbd(m->target->file))
-        storage_nbd_abort(m->target->file);
+    copier_settle(m->copier);
+}
+
+static void mirror_interrupt(struct job *job, void *state)
+{
+    struct mirror *m = state;
+    LOCK_GUARD(&m->lock);
+
+    (void)job;
+    if (m->remote)
+        storage_nbd_abort(m->remote);
+}
+
+/* ---- the end ---- */
+
+/* From here on nobody interrupts what the target does. */
+static void keep_target(struct mirror *m)
+{
+    LOCK_GUARD(&m->lock);
+    m->remote = NULL;
+}
+
+/* The source's users go over to the target. */
+static int swing(struct mirror *m, struct diag *diag)
+{
+    keep_target(m);
+    mirror_detach(m);
+    /* Nobody writes again what the target loses from here on. */
+    mcache_set_forgiving(m->target->mc, false);
+    int err = m->pivot.swing(m->pivot.opaque, m->target, diag);
+    if (!err)
+        m->target = NULL;
+    return err;
+}
+
+static int complete(struct mirror *m, struct diag *diag)
+{
+    int err = m->held ? 0 : mirror_catch_up(m);
+
+    if (!err)
+        return swing(m, diag);
+    if (err != -ECANCELED)
+        diag_errno(diag, -err, "job '%s': copying from %s to %s", m->id,
+                   m->source->filename, m->target->filename);
+    mirror_interrupt(m->job, m);
+    return err;
+}
+
+/* Before the job's end is told, so that the target is free by then. */
+static int close_target(struct mirror *m, struct diag *diag)
+{
+    int err = 0;
+
+    keep_target(m);
+    if (m->target)
+        err = node_close(m->target);
+    m->target = NULL;
+    return err ? diag_errno(diag, -err, "job '%s': closing its target", m->id) : 0;
 }
 
 static int mirror_finish(struct job *job, void *state, bool success, struct diag *diag)
 {
     struct mirror *m = state;
+    struct diag ignored;
     int err = 0;
 
+    if (!success) /* it's no copy of anything, and isn't waited for */
+        mirror_interrupt(job, m);
+    else if (job_completes(job))
+        err = complete(m, diag);
     mirror_detach(m);
-    if (success && job_completes(job)) {
-        err = m->pivot.swing(m->pivot.opaque, m->target, diag);
-        if (!err)
-            m->target = NULL;
-    }
-    if (m->held)
-        m->pivot.release(m->pivot.opaque);
-    m->held = false;
-    return err;
+    mirror_release(m);
+    bool is_copy = success && !err;
+    int close_err = close_target(m, is_copy ? diag : &ignored);
+    return is_copy ? close_err : err;
 }
 
 static void mirror_free(void *state)
@@ -306,6 +146,7 @@ static void mirror_free(void *state)
     copier_free(m->copier);
     dirty_bitmap_free(m->dirty);
     dirty_bitmap_free(m->unflushed);
+    dirty_bitmap_free(m->flushing);
     node_close(m->target);
     lock_destroy(&m->lock);
     free(m->id);
@@ -315,6 +156,7 @@ static void mirror_free(void *state)
 const struct job_ops mirror_job_ops = {
     .type = "mirror",
     .run = mirror_run,
+    .settle = mirror_settle,
     .interrupt = mirror_interrupt,
     .finish = mirror_finish,
     .free = mirror_free,
@@ -323,6 +165,7 @@ const struct job_ops mirror_job_ops = {
 const struct job_ops commit_job_ops = {
     .type = "commit",
     .run = mirror_run,
+    .settle = mirror_settle,
     .interrupt = mirror_interrupt,
     .finish = mirror_finish,
     .free = mirror_free,
@@ -369,17 +212,19 @@ static int make_parts(struct mirror *m, const struct mirror_params *p)
         MAX(MIN(align_down(buf / 8, m->granularity), REQUEST_BYTES), m->granularity);
     m->dirty = dirty_bitmap_new(NULL, m->source->size, m->granularity);
     m->unflushed = dirty_bitmap_new(NULL, m->source->size, m->granularity);
+    m->flushing = dirty_bitmap_new(NULL, m->source->size, m->granularity);
     const struct copier_config config = {
         .source = m->source,
         .target = m->target,
         .buf_size = buf,
         .max_range = m->max_range,
         .unmap = p->unmap,
-        .done = on_copied,
+        .done = mirror_copied,
+        .freed = mirror_worker_freed,
         .opaque = m,
     };
     m->copier = copier_new(&config);
-    return m->dirty && m->unflushed && m->copier ? 0 : -ENOMEM;
+    return m->dirty && m->unflushed && m->flushing && m->copier ? 0 : -ENOMEM;
 }
 
 int mirror_launch(struct job_manager *manager, const struct mirror_params *p,
@@ -409,6 +254,14 @@ int mirror_launch(struct job_manager *manager, const struct mirror_params *p,
     m->active = p->copy_mode == MIRROR_WRITE_BLOCKING;
     m->top_depth = top_depth;
     m->pivot = p->pivot;
+    atomic_store(&m->forwarding, m->active);
+    if (storage_is_nbd(m->target->file)) {
+        m->remote = m->target->file;
+        m->losses = storage_nbd_losses(m->remote);
+    }
+    /* What a target without metadata forgets is sent again; it needn't be reopened. */
+    if (!m->target->driver->reserve)
+        mcache_set_forgiving(m->target->mc, true);
     err = m->id ? make_parts(m, p) : -ENOMEM;
     if (err)
         diag_errno(diag, -err, "job '%s'", p->job.id);

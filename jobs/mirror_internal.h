@@ -20,22 +20,27 @@ struct mirror {
     unsigned top_depth; /* MIRROR_TOP: layers down to this one are copied */
     struct mirror_pivot pivot;
 
-    struct dirty_bitmap *dirty, *unflushed;
+    struct dirty_bitmap *dirty, *unflushed, *flushing;
     struct copier *copier;
     struct observer observer;
     struct dirty_bitmap *named; /* MIRROR_INCREMENTAL: in use until the end */
     bool attached;
     _Atomic bool idle; /* the job sleeps: a write wakes it */
+    /* Write-blocking: users' writes go to the target, too.  Not after it failed: until it
+     * has taken a copy again they only mark. */
+    _Atomic bool forwarding;
 
     /* the job's thread */
-    uint64_t cursor; /* where the search for work goes on */
-    uint64_t losses; /* of the target's connection, as last seen */
+    uint64_t cursor;   /* where the search for work goes on */
+    uint64_t losses;   /* of the target's connection, as last seen */
+    uint64_t patience; /* ns for which users were last held back */
     bool in_sync, held;
 
     _Atomic uint64_t copied, sent; /* bytes; sent since the last checkpoint */
     struct lock lock;
-    /* under lock: the first error that nobody has looked at */
-    int error;
+    /* under lock */
+    struct storage *remote; /* the target's, where it may be interrupted; else NULL */
+    int error;              /* the first that nobody has looked at */
     bool error_on_write;
 };
 
@@ -45,6 +50,41 @@ extern const struct job_ops mirror_job_ops, commit_job_ops;
 int mirror_launch(struct job_manager *manager, const struct mirror_params *params,
                   const struct job_ops *ops, unsigned top_depth,
                   struct diag *diag) MUST_USE;
+
+/* ---- mirror_copy.c; on the job's thread ---- */
+
+/* Finds what there is to copy, while users go on writing: they mark for themselves, so that
+ * nothing is ever cleared.  0 or -ECANCELED. */
+int mirror_mark_first(struct mirror *m) MUST_USE;
+
+/* Starts a copy, or waits until there may be one to start. */
+void mirror_copy_more(struct mirror *m);
+
+/* Nothing is dirty, and no worker copies. */
+bool mirror_is_clean(struct mirror *m);
+
+/* The job is clean: READY if the target's flush succeeds. */
+void mirror_come_in_sync(struct mirror *m);
+
+/* Is there an error that nobody has looked at?  Deals with it by policy; 0: go on. */
+bool mirror_has_failed(struct mirror *m);
+int mirror_handle_error(struct mirror *m) MUST_USE;
+
+bool mirror_look_for_losses(struct mirror *m);
+void mirror_tell_progress(struct mirror *m);
+
+/* The completion point: users are held back, the rest is copied, the target flushed.  True:
+ * it is done, and users stay held; else everything goes on. */
+bool mirror_reach_end(struct mirror *m);
+void mirror_release(struct mirror *m);
+
+/* Copies until the completion point is reached.  0, or the first error. */
+int mirror_catch_up(struct mirror *m) MUST_USE;
+
+/* From any thread. */
+void mirror_note_error(struct mirror *m, int err, bool write_side);
+void mirror_copied(void *opaque, const struct copy_result *result);
+void mirror_worker_freed(void *opaque);
 
 /* mirror_observe.c: from attach to detach the source's writes are seen. */
 int mirror_attach(struct mirror *m, const char *bitmap, struct diag *diag) MUST_USE;

@@ -29,11 +29,31 @@ static void *on_before(struct observer *observer, const struct change *change)
     struct mirror *m = CONTAINER_OF(observer, struct mirror, observer);
     uint64_t start = align_down(change->off, m->granularity);
     uint64_t end = align_up(change->off + change->len, m->granularity);
-    struct claim *claim = malloc(sizeof *claim);
+    struct claim *claim = atomic_load(&m->forwarding) ? malloc(sizeof *claim) : NULL;
 
     if (claim)
         copier_claim(m->copier, claim, start, end - start);
     return claim;
+}
+
+/* What a trim leaves is up to each store: the target gets what the source says now.  What
+ * isn't zero is the copier's. */
+static int send_discard(struct mirror *m, uint64_t off, uint64_t len)
+{
+    int err = 0;
+
+    while (!err && len > 0) {
+        struct block_status st;
+        if (block_status(m->source, len, off, &st))
+            st = (struct block_status){.length = len};
+        if (st.zero)
+            err = block_zero(m->target, st.length, off, BLOCK_MAY_UNMAP);
+        else
+            mark(m, off, st.length);
+        off += st.length;
+        len -= st.length;
+    }
+    return err;
 }
 
 /* Sends [off, off+len) of the change on. */
@@ -48,7 +68,7 @@ static int send(struct mirror *m, const struct change *change, uint64_t off, uin
     case CHANGE_ZERO:
         return block_zero(m->target, len, off, change->flags & BLOCK_MAY_UNMAP);
     case CHANGE_DISCARD:
-        return block_discard(m->target, len, off, 0);
+        return send_discard(m, off, len);
     }
     return 0;
 }
@@ -92,11 +112,9 @@ static void on_after(struct observer *observer, const struct change *change, voi
      * same when the source has it. */
     if (err || target_err || !claim)
         mark(m, change->off, change->len);
-    if (target_err) {
-        LOCK_GUARD(&m->lock);
-        m->error = target_err;
-        m->error_on_write = true;
-    }
+    /* Those that were sent at the same time fail of the same cause, which is told once. */
+    if (target_err && atomic_exchange(&m->forwarding, false))
+        mirror_note_error(m, target_err, true);
     if (claim)
         copier_unclaim(m->copier, claim);
     free(claim);

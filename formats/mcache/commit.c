@@ -87,12 +87,17 @@ void mcache_poison(struct mcache *mc)
             mc->st->name);
 }
 
+void mcache_set_forgiving(struct mcache *mc, bool on)
+{
+    atomic_store(&mc->forgiving, on);
+}
+
 /* A barrier that fails leaves nothing to build on. */
 static int barrier(struct mcache *mc)
 {
     int err = storage_flush(mc->st);
 
-    if (err) {
+    if (err && !atomic_load(&mc->forgiving)) {
         log_error("%s: flushing failed (errno %d)", mc->st->name, -err);
         mcache_poison(mc);
     }

@@ -60,7 +60,7 @@ struct mcache {
     _Atomic size_t n_links; /* LINK pages, dirty or frozen */
     _Atomic uint64_t written;
     _Atomic uint64_t durable;
-    _Atomic bool poisoned;
+    _Atomic bool poisoned, forgiving;
 
     struct lock commit;
     /* under commit */

@@ -137,6 +137,10 @@ bool mcache_has_dirty(struct mcache *mc);
 int mcache_health(struct mcache *mc);
 void mcache_poison(struct mcache *mc);
 
+/* While on, a barrier that fails doesn't poison: whoever writes to the image keeps what was
+ * written since the last commit, and writes it again.  Only for images without metadata. */
+void mcache_set_forgiving(struct mcache *mc, bool on);
+
 /* ---- maps ---- */
 
 /* The host offset of a page, or 0 when it has none (then its words read as zero and must

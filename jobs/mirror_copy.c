@@ -1,0 +1,327 @@
+/* What a mirror copies, when it is in sync, and how it reaches its end (block-jobs.md 2.2).
+ *
+ *   bitmap dirty     chunks whose bytes on the target may differ from the source's;
+ *   bitmap unflushed chunks written to the target since its last flush began: what a target
+ * that went away may have forgotten; bitmap flushing: those that the flush under way is to
+ * cover.
+ *
+ * The order that loses nothing: a writer of the source marks after its write and before its
+ * reply; the copier clears before it looks; a failed copy marks again before its claim
+ * ends.
+ *
+ * All runs on the job's thread, but what the workers report. */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/checked.h"
+#include "jobs/mirror_internal.h"
+#include "storage/nbd.h"
+
+/* Users are held back for the last bytes only: when no more than this is left, and for so
+ * long; a time that didn't do is doubled for the next try. */
+#define LAST_BYTES   (16u << 20)
+#define HOLD_NS      250000000ull
+#define HOLD_MOST_NS 8000000000ull
+
+/* ---- what the workers report ---- */
+
+void mirror_note_error(struct mirror *m, int err, bool write_side)
+{
+    if (write_side)
+        atomic_store(&m->forwarding, false);
+    LOCK_GUARD(&m->lock);
+    if (m->error)
+        return;
+    m->error = err;
+    m->error_on_write = write_side;
+}
+
+void mirror_copied(void *opaque, const struct copy_result *result)
+{
+    struct mirror *m = opaque;
+
+    if (result->err) {
+        dirty_bitmap_set(m->dirty, result->off, result->len);
+        mirror_note_error(m, result->err, result->write_side);
+        return;
+    }
+    dirty_bitmap_set(m->unflushed, result->off, result->len);
+    atomic_fetch_add(&m->copied, result->len);
+    atomic_fetch_add(&m->sent, result->sent);
+    /* The target takes writes (again). */
+    if (m->active)
+        atomic_store(&m->forwarding, true);
+}
+
+void mirror_worker_freed(void *opaque)
+{
+    struct mirror *m = opaque;
+
+    job_kick(m->job);
+}
+
+/* ---- errors ---- */
+
+bool mirror_has_failed(struct mirror *m)
+{
+    LOCK_GUARD(&m->lock);
+    return m->error != 0;
+}
+
+/* The first error since the last call, or 0. */
+static int take_error(struct mirror *m, bool *write_side)
+{
+    LOCK_GUARD(&m->lock);
+    int err = m->error;
+
+    *write_side = m->error_on_write;
+    m->error = 0;
+    return err;
+}
+
+int mirror_handle_error(struct mirror *m)
+{
+    bool write_side;
+
+    /* What else is in flight may fail of the same cause, which is told once. */
+    copier_settle(m->copier);
+    int err = take_error(m, &write_side);
+    if (job_is_cancelled(m->job))
+        return -ECANCELED;
+    m->in_sync = false;
+    enum job_on_error policy = write_side ? m->on_target_error : m->on_source_error;
+    if (!job_handle_error(m->job, policy, write_side, err))
+        return err;
+    /* The same range will fail again if it is asked at once (M-08). */
+    if (policy == JOB_IGNORE)
+        job_sleep(m->job, JOB_SLICE_NS);
+    return 0;
+}
+
+void mirror_tell_progress(struct mirror *m)
+{
+    uint64_t remaining = dirty_bitmap_count(m->dirty) + copier_in_flight(m->copier);
+
+    job_progress(m->job, atomic_load(&m->copied), remaining);
+}
+
+/* ---- the first look at the source ---- */
+
+/* Are the bytes zero on the target already?  Then zeroes needn't be sent. */
+static bool target_is_zero(struct mirror *m, uint64_t off, uint64_t len)
+{
+    while (len > 0) {
+        struct block_status st;
+        if (block_status(m->target, len, off, &st) || !st.zero)
+            return false;
+        off += st.length;
+        len -= st.length;
+    }
+    return true;
+}
+
+/* Marks one run of the source, when it has to be copied. */
+static void mark_run(struct mirror *m, const struct block_status *st, uint64_t off)
+{
+    bool wanted = m->sync == MIRROR_FULL || (st->present && st->depth <= m->top_depth);
+
+    if (!wanted)
+        return;
+    if (st->zero && m->sync == MIRROR_FULL && target_is_zero(m, off, st->length))
+        return;
+    dirty_bitmap_set(m->dirty, off, st->length);
+}
+
+int mirror_mark_first(struct mirror *m)
+{
+    uint64_t off = 0, size = m->source->size;
+
+    if (m->sync == MIRROR_NONE)
+        return 0;
+    if (m->sync == MIRROR_INCREMENTAL)
+        return 0; /* merged at the start */
+    while (off < size) {
+        struct block_status st;
+        int err = job_checkpoint(m->job, 0);
+        if (err)
+            return err;
+        if (block_status(m->source, MIN(size - off, 64u << 20), off, &st))
+            st = (struct block_status){
+                .length = MIN(size - off, m->granularity), .data = true, .present = true};
+        mark_run(m, &st, off);
+        off += st.length;
+    }
+    return 0;
+}
+
+/* ---- the copying ---- */
+
+/* How much the next copy may take; 0: enough is in flight for the rate limit, which counts
+ * bytes when they have arrived. */
+static uint64_t allowance(struct mirror *m)
+{
+    uint64_t slice = job_slice_bytes(m->job), copying = copier_copying(m->copier);
+
+    if (copying > 0 && copying >= slice)
+        return 0;
+    return MIN(m->max_range, MAX(align_down(slice, m->granularity), m->granularity));
+}
+
+/* Starts the next copy; false when there is none to start now. */
+static bool start_one(struct mirror *m)
+{
+    uint64_t most = allowance(m), size = m->source->size;
+
+    /* Chunks that somebody has are passed over, and come back. */
+    for (unsigned tries = 0; most > 0 && tries < 8; tries++) {
+        uint64_t off, len;
+        if (!dirty_bitmap_next(m->dirty, m->cursor, &off, &len) &&
+            !dirty_bitmap_next(m->dirty, 0, &off, &len))
+            return false;
+        len = MIN(len, most);
+        uint64_t claimed = len;
+        struct copy_worker *worker = copier_begin(m->copier, off, &claimed);
+        uint64_t next = off + (claimed ? claimed : len);
+        if (worker) {
+            /* Cleared before anything is looked at: what is written from here on marks
+             * again. */
+            dirty_bitmap_clear(m->dirty, off, claimed);
+            copier_go(worker);
+        } else if (claimed > 0) { /* all workers are busy */
+            return false;
+        }
+        m->cursor = next < size ? next : 0;
+        if (worker)
+            return true;
+    }
+    return false;
+}
+
+void mirror_copy_more(struct mirror *m)
+{
+    if (start_one(m))
+        return;
+    atomic_store(&m->idle, true);
+    if (dirty_bitmap_count(m->dirty) == 0 || copier_in_flight(m->copier) > 0)
+        job_sleep(m->job, JOB_SLICE_NS);
+    atomic_store(&m->idle, false);
+}
+
+bool mirror_is_clean(struct mirror *m)
+{
+    /* In this order: a copy that fails marks before its worker is free. */
+    return copier_copying(m->copier) == 0 && dirty_bitmap_count(m->dirty) == 0;
+}
+
+/* ---- flushing ---- */
+
+/* True: the target lost its connection with unflushed writes, which are to be sent again.
+ */
+bool mirror_look_for_losses(struct mirror *m)
+{
+    if (!m->target || !storage_is_nbd(m->target->file))
+        return false;
+    uint64_t losses = storage_nbd_losses(m->target->file);
+    if (losses == m->losses)
+        return false;
+    m->losses = losses;
+    m->in_sync = false;
+    dirty_bitmap_merge(m->dirty, m->unflushed);
+    dirty_bitmap_merge(m->dirty, m->flushing);
+    return true;
+}
+
+/* Users go on setting bits in `unflushed`: each is cleared before the flush begins, or was
+ * set after its write had ended. */
+static void begin_flush(struct mirror *m)
+{
+    uint64_t off, len;
+
+    for (uint64_t at = 0; dirty_bitmap_next(m->unflushed, at, &off, &len); at = off + len) {
+        dirty_bitmap_clear(m->unflushed, off, len);
+        dirty_bitmap_set(m->flushing, off, len);
+    }
+}
+
+static int flush_target(struct mirror *m)
+{
+    begin_flush(m);
+    int err = block_flush(m->target);
+    if (mirror_look_for_losses(m) && !err)
+        err = -EAGAIN;
+    else if (err) {
+        dirty_bitmap_merge(m->dirty, m->flushing);
+        mirror_note_error(m, err, true);
+    }
+    dirty_bitmap_clear(m->flushing, 0, m->source->size);
+    return err;
+}
+
+void mirror_come_in_sync(struct mirror *m)
+{
+    if (m->in_sync || flush_target(m) != 0)
+        return;
+    m->in_sync = true;
+    /* What users have written meanwhile is for later. */
+    job_progress(m->job, atomic_load(&m->copied), 0);
+    job_ready(m->job);
+}
+
+/* ---- the end ---- */
+
+static void hold(struct mirror *m)
+{
+    m->pivot.hold(m->pivot.opaque);
+    m->held = true;
+}
+
+void mirror_release(struct mirror *m)
+{
+    if (m->held)
+        m->pivot.release(m->pivot.opaque);
+    m->held = false;
+}
+
+/* Copies until nothing is dirty; with users held back that ends.  True: nothing is. */
+static bool copy_rest(struct mirror *m, uint64_t until)
+{
+    while (!mirror_is_clean(m)) {
+        if (mirror_has_failed(m) || job_is_cancelled(m->job) || job_now() > until)
+            return false;
+        if (!start_one(m))
+            job_sleep(m->job, JOB_SLICE_NS / 10);
+    }
+    return true;
+}
+
+bool mirror_reach_end(struct mirror *m)
+{
+    /* Most of the flushing is done while users go on; so is the waiting for a target that
+     * doesn't answer. */
+    if (dirty_bitmap_count(m->dirty) + copier_copying(m->copier) > LAST_BYTES ||
+        flush_target(m) != 0)
+        return false;
+    m->patience = MIN(MAX(2 * m->patience, HOLD_NS), HOLD_MOST_NS);
+    hold(m);
+    if (copy_rest(m, job_now() + m->patience) && flush_target(m) == 0 && mirror_is_clean(m))
+        return true;
+    mirror_release(m);
+    return false;
+}
+
+int mirror_catch_up(struct mirror *m)
+{
+    while (!job_is_cancelled(m->job)) {
+        if (mirror_has_failed(m)) {
+            bool write_side;
+            copier_settle(m->copier);
+            return take_error(m, &write_side);
+        }
+        mirror_look_for_losses(m);
+        if (mirror_reach_end(m))
+            return 0;
+        mirror_copy_more(m);
+    }
+    copier_settle(m->copier);
+    return -ECANCELED;
+}
