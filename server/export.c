@@ -4,6 +4,7 @@
 #include <time.h>
 
 #include "base/log.h"
+#include "block/chain.h"
 #include "export.h"
 
 static int open_chain(struct export *export, const struct plugin_config *config,
@@ -52,7 +53,9 @@ int export_open(struct export *export, const struct plugin_config *config,
 
 int export_start(struct export *export)
 {
-    return housekeeper_start(export->ctx.housekeeper);
+    int err = housekeeper_start(export->ctx.housekeeper);
+
+    return err ? err : chain_start(atomic_load(&export->node));
 }
 
 int export_make_writable(struct export *export, struct diag *diag)

@@ -7,10 +7,12 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include "base/cleanup.h"
 #include "base/compiler.h"
 #include "base/size.h"
 #include "plugin_config.h"
 #include "registry.h"
+#include "storage/nbd_uri.h"
 
 #define DEFAULT_METADATA_CACHE ((size_t)64 << 20)
 #define MIN_METADATA_CACHE     ((size_t)1 << 20)
@@ -93,6 +95,24 @@ static int set_path(char **out, const char *key, const char *value)
     return *out ? 0 : -1;
 }
 
+/* In its canonical form: a relative socket is meant from where nbdkit was started. */
+static int set_uri(char **out, const char *key, const char *value)
+{
+    CLEANUP_NBD_URI struct nbd_uri uri = {0};
+    struct diag diag = {0};
+
+    if (nbd_uri_parse(value, NBD_URI_USER, &uri, &diag)) {
+        nbdkit_error("%s=%s", key, diag.text);
+        return -1;
+    }
+    CLEANUP_FREE char *text = nbd_uri_print(&uri);
+    if (!text) {
+        nbdkit_error("%s: out of memory", key);
+        return -1;
+    }
+    return set_text(out, key, text);
+}
+
 /* Sets *index to the place of value among the words. */
 static int choose(unsigned *index, const char *key, const char *value,
                   const char *const *words, const char *allowed)
@@ -161,7 +181,8 @@ static int set_backing(struct plugin_config *c, const char *key, const char *val
         c->no_backing = true;
         return 0;
     }
-    return set_path(&c->backing, key, value);
+    return nbd_uri_is_one(value) ? set_uri(&c->backing, key, value)
+                                 : set_path(&c->backing, key, value);
 }
 
 static int set_backing_format(struct plugin_config *c, const char *key, const char *value)

@@ -4,6 +4,7 @@
 
 #include "base/cleanup.h"
 #include "block/chain.h"
+#include "storage/nbd.h"
 
 /* What probing looks at. */
 #define HEAD_BYTES 512
@@ -20,7 +21,8 @@ struct visited {
 struct layer {
     const char *path;
     const char *format; /* NULL or "auto": by magic */
-    const char *image;  /* the image that names it; NULL: the user does */
+    const char *image;  /* the image above it; NULL: it is the top */
+    enum nbd_uri_origin origin;
     bool read_only, fallback_read_only;
 };
 
@@ -109,9 +111,11 @@ static int note_visit(struct visited *visited, struct storage *file, struct diag
     return 0;
 }
 
-static int open_layer(struct block_context *ctx, const struct layer *layer,
-                      const struct node_options *options, struct visited *visited,
-                      struct node **out, struct diag *diag)
+/* How long a read waits for an NBD server that went away to come back. */
+#define NBD_PATIENCE_MS 10000
+
+static int open_store(const struct layer *layer, const struct node_options *options,
+                      struct storage **out, struct diag *diag)
 {
     const struct storage_open how = {
         .read_only = layer->read_only,
@@ -119,8 +123,24 @@ static int open_layer(struct block_context *ctx, const struct layer *layer,
         .direct = options->cache && options->cache->direct,
         .no_flush = options->cache && options->cache->no_flush,
     };
+    const struct nbd_open nbd = {
+        .read_only = layer->read_only,
+        .connections = NBD_MAX_CONNECTIONS,
+        .reconnect_ms = NBD_PATIENCE_MS,
+        .origin = layer->origin,
+    };
+
+    return layer->image && nbd_uri_is_one(layer->path)
+               ? storage_open_nbd(layer->path, &nbd, out, diag)
+               : storage_open_file(layer->path, &how, out, diag);
+}
+
+static int open_layer(struct block_context *ctx, const struct layer *layer,
+                      const struct node_options *options, struct visited *visited,
+                      struct node **out, struct diag *diag)
+{
     CLEANUP_STORAGE struct storage *file = NULL;
-    int rc = storage_open_file(layer->path, &how, &file, diag);
+    int rc = open_store(layer, options, &file, diag);
     if (rc < 0)
         return rc;
     rc = note_visit(visited, file, diag);
@@ -136,14 +156,15 @@ static int open_layer(struct block_context *ctx, const struct layer *layer,
     return node_open(ctx, driver, TAKE(&file), layer->path, options, out, diag);
 }
 
-/* The user's own choice of a backing file is trusted; it has to be a local file all the
- * same. */
+/* The user's own choice of a backing file is trusted; it has to be a local file or an NBD
+ * export all the same. */
 static int resolve_chosen(const struct node *top, const char *name, char **path,
                           struct diag *diag)
 {
     const char *local = strncmp(name, "file:", 5) == 0 ? name + 5 : name;
-    if (local == name && name[strcspn(name, ":/")] == ':')
-        return diag_set(diag, ENOTSUP, "backing=%s: only local files can be backing files",
+    if (local == name && name[strcspn(name, ":/")] == ':' && !nbd_uri_is_one(name))
+        return diag_set(diag, ENOTSUP,
+                        "backing=%s: only local files and NBD exports can be backing files",
                         name);
     /* Every format that allocates can have one; raw, which doesn't, can't. */
     if (!top->driver->reserve)
@@ -195,7 +216,12 @@ static int open_below(struct block_context *ctx, struct node *top,
                             top->filename, CHAIN_MAX_DEPTH);
 
         const struct layer layer = {
-            .path = path, .format = format, .image = node->filename, .read_only = true};
+            .path = path,
+            .format = format,
+            .image = node->filename,
+            .origin = node == top && options->backing ? NBD_URI_USER : NBD_URI_IMAGE,
+            .read_only = true,
+        };
         rc = open_layer(ctx, &layer, &options->node, visited, &node->backing, diag);
         if (rc < 0)
             return blame_image(node->filename, rc, diag);
@@ -227,4 +253,14 @@ int chain_open(struct block_context *ctx, const char *filename,
     }
     *out = top;
     return 0;
+}
+
+int chain_start(struct node *top)
+{
+    int err = 0;
+
+    for (struct node *node = top; node && !err; node = node->backing)
+        if (storage_is_nbd(node->file))
+            err = storage_nbd_start(node->file);
+    return err;
 }

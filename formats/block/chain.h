@@ -20,10 +20,15 @@ struct chain_options {
 };
 
 /* Opens filename and, unless no_backing, everything below it, which is opened read-only
- * with the same cache mode.  Changes no byte.  Messages name the file that is wrong. */
+ * with the same cache mode.  Changes no byte.  Messages name the file that is wrong.
+ *
+ * Backing files may be NBD exports: a server calls chain_start once it has forked. */
 int chain_open(struct block_context *ctx, const char *filename,
                const struct chain_options *options, struct node **out,
                struct diag *diag) MUST_USE;
+
+/* Lets what the chain reads over NBD have its own threads.  0 or -errno. */
+int chain_start(struct node *top) MUST_USE;
 
 /* Finds the driver for an opened file: by name, or by magic when format is NULL or "auto".
  */

@@ -6,6 +6,7 @@
 
 #include "base/cleanup.h"
 #include "block/open_policy.h"
+#include "storage/nbd_uri.h"
 
 int references_parse(const char *word, enum references *out)
 {
@@ -87,9 +88,24 @@ int reference_resolve(const char *image, const char *name, enum references polic
                         "%s: names %s, but references=none allows no other file", image,
                         name);
 
+    if (nbd_uri_is_one(name)) {
+        if (policy == REFERENCES_DIR)
+            return diag_set(diag, EACCES,
+                            "%s: names %s, which is not below the image's folder "
+                            "(references=dir)",
+                            image, name);
+        *path = strdup(name);
+        return *path ? 0 : diag_errno(diag, ENOMEM, "%s", image);
+    }
     const char *local = strip_file_protocol(name);
     if (local == name && has_protocol(name))
-        return diag_set(diag, ENOTSUP, "%s: names %s: an image may name local files only",
+        return diag_set(diag, ENOTSUP,
+                        "%s: names %s: an image may name local files and NBD exports only",
+                        image, name);
+    if (nbd_uri_is_one(image) && local[0] != '/')
+        return diag_set(diag, ENOTSUP,
+                        "%s: names %s: an NBD export has no folder that a relative name "
+                        "could lie in",
                         image, name);
     if (local[0] == '\0')
         return diag_set(diag, EINVAL, "%s: the name of the backing file is empty", image);

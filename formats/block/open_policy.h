@@ -1,6 +1,6 @@
 /* What an image may cause to be opened.  Names found inside images are hostile: they are
- * resolved against the image's folder, only local files are meant by them, and the user's
- * `references` says which.  Layer: block. */
+ * resolved against the image's folder, only local files and NBD exports are meant by them,
+ * and the user's `references` says which.  Layer: block. */
 #ifndef BLOCK_OPEN_POLICY_H
 #define BLOCK_OPEN_POLICY_H
 
@@ -8,7 +8,7 @@
 #include "base/diag.h"
 
 enum references {
-    REFERENCES_ANY,  /* any local file */
+    REFERENCES_ANY,  /* any local file, any NBD export */
     REFERENCES_DIR,  /* only below the image's folder, symbolic links resolved */
     REFERENCES_NONE, /* none: an image with a reference is refused */
 };
@@ -17,8 +17,9 @@ enum references {
 int references_parse(const char *word, enum references *out);
 
 /* The path that `name`, found in `image`, stands for: relative names lie in the image's
- * folder; "file:" is stripped; other protocols ("json:", "nbd:", "ssh:", ...) are refused,
- * as qemu-img would read them (a name with a colon before its first slash).  *path is the
+ * folder; "file:" is stripped; an NBD URI stays as it is; other protocols ("json:", "nbd:",
+ * "ssh:", ...) are refused, as qemu-img would read them (a name with a colon before its
+ * first slash).  *path is the
  * caller's to free. */
 int reference_resolve(const char *image, const char *name, enum references policy,
                       char **path, struct diag *diag) MUST_USE;

@@ -232,21 +232,7 @@ static int parse_scheme(struct parse *p, const char *text, bool *unix_socket,
     }
     return diag_set(
         p->diag, ENOTSUP,
-        "%s: not a URI that can be served from: nbd://, nbds:// and nbd+unix:// "
-        "are",
-        p->shown);
-}
-
-static bool host_is_local(const char *host)
-{
-    struct in_addr v4;
-    struct in6_addr v6;
-
-    if (strcmp(host, "localhost") == 0)
-        return true;
-    if (inet_pton(AF_INET, host, &v4) == 1)
-        return ntohl(v4.s_addr) >> 24 == 127;
-    return inet_pton(AF_INET6, host, &v6) == 1 && IN6_IS_ADDR_LOOPBACK(&v6);
+        "%s: the protocol is not supported: nbd://, nbds:// and nbd+unix:// are", p->shown);
 }
 
 /* What is only known once all parts are there. */
@@ -260,9 +246,6 @@ static int check_whole(struct parse *p, bool unix_socket)
         return diag_set(p->diag, ENAMETOOLONG,
                         "%s: the export name is longer than %d bytes", p->shown,
                         NBD_EXPORT_NAME_MAX);
-    if (p->origin == NBD_URI_IMAGE && !unix_socket && !host_is_local(p->uri->host))
-        return diag_set(p->diag, EACCES,
-                        "%s: an image may name servers of this machine only", p->shown);
     return 0;
 }
 

@@ -28,9 +28,7 @@
 /* Who wrote it. */
 enum nbd_uri_origin {
     NBD_URI_USER,
-    /* A name found inside an image, which is hostile: it may reach servers of this machine
-     * only (an absolute socket path, localhost or a loopback address). */
-    NBD_URI_IMAGE,
+    NBD_URI_IMAGE, /* a name found inside an image: a socket's path must be absolute */
 };
 
 struct nbd_uri {

@@ -230,8 +230,8 @@ Test(chain, the_user_replaces_the_backing_file)
     make("other", "unknown");
     options.backing_format = "plain";
     expect_depth("top", 2);
-    options.backing = "nbd://localhost";
-    expect_refused("top", ENOTSUP, "nbd://localhost");
+    options.backing = "ssh://localhost/x";
+    expect_refused("top", ENOTSUP, "ssh://localhost/x");
 }
 
 Test(chain, the_user_says_the_format_of_the_backing_file)
@@ -270,7 +270,7 @@ Test(chain, a_missing_backing_file_is_named_with_its_image)
 Test(chain, policy)
 {
     make("top", "TOY\nssh://host/base\n");
-    expect_refused("top", ENOTSUP, "local files only");
+    expect_refused("top", ENOTSUP, "local files and NBD exports only");
     make("top", "TOY\nbase\n");
     make("base", "TOY\n");
     options.references = REFERENCES_DIR;

@@ -121,17 +121,10 @@ Test(nbd_uri, refusals)
 Test(nbd_uri, what_an_image_may_name)
 {
     static const char *const allowed[] = {
-        "nbd://localhost/x",     "nbd:///x",     "nbd://127.0.0.1/",
-        "nbd://127.255.3.4:99/", "nbd://[::1]/", "nbd+unix:///?socket=/run/s"};
-    static const char *const refused[] = {"nbd://host/x",
-                                          "nbd://10.0.0.1/",
-                                          "nbd://0.0.0.0/",
-                                          "nbd://127.0.0.1.evil/",
-                                          "nbd://2130706433/",
-                                          "nbd://[fe80::1]/",
-                                          "nbd://[::ffff:10.0.0.1]/",
-                                          "nbd+unix:///?socket=run/s",
-                                          "nbd://localhost.evil/"};
+        "nbd://localhost/x", "nbd:///x",      "nbd://host:99/",
+        "nbd://[::1]/",      "nbds://host/x", "nbd+unix:///?socket=/run/s"};
+    static const char *const refused[] = {"nbd+unix:///?socket=run/s",
+                                          "nbd+unix:///?socket=../s"};
     struct nbd_uri uri;
 
     for (size_t i = 0; i < ARRAY_LEN(allowed); i++) {
