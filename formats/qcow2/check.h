@@ -27,6 +27,7 @@
 
 #include "block/check.h"
 #include "qcow2/check_counts.h"
+#include "qcow2/check_tables.h"
 #include "qcow2/header.h"
 #include "storage/storage.h"
 
@@ -84,13 +85,12 @@ struct check {
     uint8_t *block;  /* buffer of qcheck_disk_count */
     uint64_t block_offset;
 
-    struct counts refs;           /* references found */
-    struct counts tables, active; /* references to L2 tables, from all and from active L1 */
+    struct counts refs;      /* references found */
+    struct l2_tables tables; /* in the order of the file once all L1 tables are counted */
     /* Bitmaps of clusters. */
     uint8_t *fixed; /* the header and the active L1 table */
     uint8_t *meta;  /* these, the snapshot table, L1 tables of snapshots, bitmap tables */
     uint8_t *is_table;  /* L2 tables */
-    uint8_t *walked;    /* L2 tables that were looked at */
     uint8_t *contested; /* claimed as metadata and as data */
     uint8_t *bad;       /* metadata with entries that it would not have */
 
@@ -159,8 +159,7 @@ bool qcheck_past_end(const struct check *c, uint64_t offset, uint64_t bytes);
 
 /* ---- check_l1.c ---- */
 
-/* Calls `each` for the L1 entries that aren't zero; `next` is the entry after next's table
- * to come soon, for reading ahead.  Stops at -errno. */
+/* Calls `visit` for the L1 entries that aren't zero.  Stops at -errno. */
 struct l1_walk {
     struct check *c;
     const struct check_l1 *l1;

@@ -84,7 +84,7 @@ static int count_entry(struct l1_walk *walk, uint32_t i, void *opaque)
 {
     struct check *c = walk->c;
     const struct check_l1 *l1 = walk->l1;
-    uint64_t entry = walk->entries[i], offset = entry & L1_OFFSET, lost = 0;
+    uint64_t entry = walk->entries[i], offset = entry & L1_OFFSET;
     unsigned faults = qcheck_l1_faults(c, entry), others = faults & ~FAULT_PAST_END;
     struct tally *tally = opaque;
     bool inside;
@@ -99,9 +99,7 @@ static int count_entry(struct l1_walk *walk, uint32_t i, void *opaque)
     if (!err && !(faults & (FAULT_MISALIGNED | FAULT_PAST_END))) {
         uint64_t cluster = offset >> c->h.cluster_bits;
         bit_set(c->is_table, cluster);
-        err = counts_add(&c->tables, cluster, 1, l1->weight, UINT64_MAX, &lost);
-        if (!err && l1->active)
-            err = counts_add(&c->active, cluster, 1, 1, UINT64_MAX, &lost);
+        err = l2_tables_add(&c->tables, cluster, l1->weight, l1->active);
         if (err)
             return diag_errno(c->diag, ENOMEM, "%s: counting references", c->st->name);
         /* Whatever the refcounts say, this can't be an L2 table. */
@@ -126,5 +124,6 @@ int qcheck_l1_tables(struct check *c)
         if (tally.n_odd > tally.n_used / 2)
             qcheck_mark(c, c->bad, c->l1s[i].offset, c->l1s[i].n * 8ull);
     }
+    l2_tables_sort(&c->tables);
     return 0;
 }

@@ -226,79 +226,65 @@ static int count_table(struct table *t, const uint64_t *entries)
     return err;
 }
 
-/* ---- all of them, in the order of the L1 tables ---- */
+/* ---- all of them, in the order of the file ---- */
 
-struct reader {
-    uint64_t *buffer;
-    uint32_t capacity; /* tables that fit */
-};
-
-/* The tables of `entries` that lie in a row and weren't looked at yet. */
-static uint32_t tables_in_row(const struct check *c, const uint64_t *entries, uint32_t n,
-                              uint64_t first)
+/* How many tables from the first on lie in a row. */
+static size_t tables_in_row(const struct l2_table *list, size_t max)
 {
-    uint32_t count = 1;
-    uint64_t cluster;
+    size_t n = 1;
 
-    while (count < n && entries[count] && qcheck_table_of(c, entries[count], &cluster) &&
-           cluster == first + count && !bit_test(c->walked, cluster))
-        count++;
-    return count;
+    while (n < max && list[n].cluster == list[0].cluster + n)
+        n++;
+    return n;
 }
 
-static void read_ahead(struct check *c, const struct l1_walk *walk, uint32_t index)
+static void read_ahead(struct check *c, size_t index)
 {
-    uint64_t ahead = index + MAX(1, AHEAD_BYTES >> c->h.cluster_bits), cluster;
+    size_t ahead = index + MAX(1, AHEAD_BYTES >> c->h.cluster_bits);
 
     /* Small tables come in pages that were read for their neighbours. */
-    if (c->cluster_size >= 4096 && ahead < walk->n &&
-        qcheck_table_of(c, walk->entries[ahead], &cluster))
-        storage_prefetch(c->st, cluster << c->h.cluster_bits, c->cluster_size);
+    if (c->cluster_size >= 4096 && ahead < c->tables.n)
+        storage_prefetch(c->st,
+                         (uint64_t)c->tables.list[ahead].cluster << c->h.cluster_bits,
+                         c->cluster_size);
 }
 
-static int visit_entry(struct l1_walk *walk, uint32_t index, void *opaque)
+static int count_row(struct check *c, const struct l2_table *list, size_t n,
+                     uint64_t *buffer)
 {
-    struct check *c = walk->c;
-    struct reader *reader = opaque;
-    uint64_t cluster;
-
-    if (!qcheck_table_of(c, walk->entries[index], &cluster) || bit_test(c->walked, cluster))
-        return 0;
-    read_ahead(c, walk, index);
-    uint32_t n = tables_in_row(c, walk->entries + index,
-                               MIN(walk->n - index, reader->capacity), cluster);
-    for (uint32_t i = 0; i < n; i++)
-        bit_set(c->walked, cluster + i);
-    int err = read_tables(c, cluster << c->h.cluster_bits, (uint64_t)n << c->h.cluster_bits,
-                          reader->buffer);
+    int err = read_tables(c, (uint64_t)list[0].cluster << c->h.cluster_bits,
+                          (uint64_t)n << c->h.cluster_bits, buffer);
     if (err)
         return 0; /* counted */
-    for (uint32_t i = 0; !err && i < n; i++) {
+    for (size_t i = 0; !err && i < n; i++) {
         struct table t = {
             .c = c,
-            .cluster = cluster + i,
-            .weight = counts_get(&c->tables, cluster + i),
-            .active = counts_get(&c->active, cluster + i),
+            .cluster = list[i].cluster,
+            .weight = list[i].weight,
+            .active = list[i].active,
         };
-        err = count_table(&t, reader->buffer + i * (c->cluster_size / 8));
-        qcheck_progress(c, 1);
+        err = count_table(&t, buffer + i * (c->cluster_size / 8));
     }
     return err;
 }
 
 int qcheck_l2_tables(struct check *c)
 {
-    uint64_t bytes = MAX(READ_BYTES, c->cluster_size);
+    const struct l2_tables *tables = &c->tables;
+    uint64_t bytes = MAX(READ_BYTES, c->cluster_size), before = c->done;
+    uint64_t left = c->total > before ? c->total - before : 0;
     CLEANUP_FREE uint64_t *buffer = malloc(bytes);
-    struct reader reader = {.buffer = buffer,
-                            .capacity = (uint32_t)(bytes >> c->h.cluster_bits)};
+    size_t n, capacity = bytes >> c->h.cluster_bits;
 
     if (!buffer)
         return diag_errno(c->diag, ENOMEM, "%s: L2 tables", c->st->name);
-    for (uint32_t i = 0; i < c->n_l1s; i++) {
-        int err = qcheck_walk_l1(c, &c->l1s[i], visit_entry, &reader);
+    for (size_t i = 0; i < tables->n; i += n) {
+        n = tables_in_row(tables->list + i, MIN(tables->n - i, capacity));
+        read_ahead(c, i);
+        int err = count_row(c, tables->list + i, n, buffer);
         if (err)
             return err;
+        qcheck_progress(c, before + left * (i + n) / tables->n - c->done);
     }
     return 0;
 }

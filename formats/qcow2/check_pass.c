@@ -111,12 +111,10 @@ void qcheck_forget(struct check *c)
     free(c->disk);
     free(c->block);
     counts_free(&c->refs);
-    counts_free(&c->tables);
-    counts_free(&c->active);
+    l2_tables_free(&c->tables);
     free(c->fixed);
     free(c->meta);
     free(c->is_table);
-    free(c->walked);
     free(c->contested);
     free(c->bad);
     c->snapshots = NULL;
@@ -125,14 +123,13 @@ void qcheck_forget(struct check *c)
     c->snapshot_bytes = 0;
     c->rt = NULL;
     c->disk = c->block = NULL;
-    c->fixed = c->meta = c->is_table = c->walked = c->contested = c->bad = NULL;
+    c->fixed = c->meta = c->is_table = c->contested = c->bad = NULL;
 }
 
 static int begin(struct check *c)
 {
     uint64_t n = c->n_clusters + 1; /* a compressed cluster may reach into one more */
-    uint8_t **bitmaps[] = {&c->fixed,  &c->meta,      &c->is_table,
-                           &c->walked, &c->contested, &c->bad};
+    uint8_t **bitmaps[] = {&c->fixed, &c->meta, &c->is_table, &c->contested, &c->bad};
 
     qcheck_forget(c);
     c->found = (struct check_result){0};
@@ -142,8 +139,7 @@ static int begin(struct check *c)
     c->n_compare = c->n_clusters;
     c->block_offset = 0;
     c->done = 0;
-    bool failed = counts_init(&c->refs, n) || counts_init(&c->tables, n) ||
-                  counts_init(&c->active, n);
+    bool failed = counts_init(&c->refs, n);
     for (size_t i = 0; i < ARRAY_LEN(bitmaps) && !failed; i++)
         failed = !(*bitmaps[i] = calloc(n / 8 + 1, 1));
     c->disk = failed ? NULL : calloc(n, 1);
