@@ -124,7 +124,8 @@ static int rebuild(struct check *c)
 
     qcheck_say(c, "the refcount structures are made anew");
     int err = qcheck_pass(c, false);
-    if (!err)
+    /* What wasn't seen would be taken for free. */
+    if (!err && !c->found.check_errors)
         err = qrepair_rebuild(c, used);
     return err;
 }
@@ -201,14 +202,14 @@ static int cut_tail(struct check *c)
 }
 
 /* Nothing is wrong any more: neither mark is needed.  Else only what the repair itself set
- * goes. */
+ * goes, and that only when the repair missed nothing. */
 static int clear_marks(struct check *c)
 {
     uint64_t marks = 0;
 
     if (check_is_safe(&c->found))
         marks = INCOMPAT_DIRTY | INCOMPAT_CORRUPT;
-    else if (c->wrote && !c->was_dirty)
+    else if (c->wrote && !c->was_dirty && !c->missed && !c->found.check_errors)
         marks = INCOMPAT_DIRTY;
     if (c->h.version < 3 || !(c->h.incompatible & marks))
         return 0;
@@ -239,6 +240,8 @@ static int check_and_repair(struct check *c, struct check_result *result)
     if (!err && (dirty || before.leaks > c->found.leaks))
         err = cut_tail(c);
     *result = c->found;
+    if (!check_is_safe(&c->found))
+        result->check_errors += c->missed;
     if (before.corruptions > c->found.corruptions)
         result->corruptions_fixed = before.corruptions - c->found.corruptions;
     if (before.leaks > c->found.leaks)

@@ -103,6 +103,8 @@ struct check {
     bool wrote;
     bool was_dirty; /* the dirty bit was there before */
     bool dropped;   /* mappings were lost */
+    /* What could not be read in earlier passes and in the repairs between them. */
+    uint64_t missed;
 };
 
 /* ---- check_pass.c ---- */

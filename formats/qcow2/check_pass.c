@@ -132,6 +132,7 @@ static int begin(struct check *c)
     uint8_t **bitmaps[] = {&c->fixed, &c->meta, &c->is_table, &c->contested, &c->bad};
 
     qcheck_forget(c);
+    c->missed += c->found.check_errors;
     c->found = (struct check_result){0};
     c->impossible = c->n_contested = 0;
     c->rebuild = c->bitmaps_broken = false;
