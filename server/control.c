@@ -55,7 +55,7 @@ struct control {
     struct client *clients[MAX_CLIENTS];
     unsigned n_clients;
     bool out_of_files; /* accept failed: wait before the next */
-    bool corruption_told;
+    bool corruption_told, fatal_corruption_told;
 };
 
 /* ---- events: any thread ---- */
@@ -245,15 +245,23 @@ static void free_jobs(struct control *control)
         job_query(control->context.jobs, NULL, 0);
 }
 
-/* Once in the life of the server is enough: writes fail from then on. */
-static void look_for_corruption(struct control *control)
+static bool tell_corruption(struct control *control, bool fatal)
 {
-    if (control->corruption_told || !atomic_exchange(&control->request_failed, false))
-        return;
-    json_t *data = control_find_corruption(&control->context);
+    json_t *data = control_find_corruption(&control->context, fatal);
+
     if (data)
         control_event(control, "BLOCK_IMAGE_CORRUPTED", data);
-    control->corruption_told = data;
+    return data;
+}
+
+/* Once in the life of the server is enough, and once more when writes fail from then on. */
+static void look_for_corruption(struct control *control)
+{
+    if (control->fatal_corruption_told || !atomic_exchange(&control->request_failed, false))
+        return;
+    control->fatal_corruption_told = tell_corruption(control, true);
+    if (!control->fatal_corruption_told && !control->corruption_told)
+        control->corruption_told = tell_corruption(control, false);
 }
 
 static void serve_once(struct control *control)

@@ -153,28 +153,18 @@ static json_t *query_nodes(struct control_context *ctx, const json_t *args,
     return nodes;
 }
 
-static bool is_corrupt(struct node *node)
-{
-    json_t *image = describe_image(node, false);
-    const json_t *data = json_object_get(json_object_get(image, "format-specific"), "data");
-    bool corrupt = json_is_true(json_object_get(data, "corrupt"));
-
-    json_decref(image);
-    return corrupt;
-}
-
-json_t *control_find_corruption(struct control_context *ctx)
+json_t *control_find_corruption(struct control_context *ctx, bool fatal)
 {
     struct chain_use chain CLEANUP(stop_looking) = look_at_chain(ctx->export);
     unsigned depth = 0;
 
     for (struct node *node = chain.use.node; node; node = node->backing, depth++) {
-        if (!is_corrupt(node))
+        if (!atomic_load(fatal ? &node->corrupt_fatal : &node->corrupt))
             continue;
         char name[64];
         name_node(ctx, depth, name, sizeof name);
         json_t *data = json_pack("{s:s,s:s,s:b}", "device", ctx->node_name, "node-name",
-                                 name, "fatal", 1);
+                                 name, "fatal", fatal);
         CLEANUP_FREE char *msg = NULL;
         if (asprintf(&msg, "%s: an entry of its tables can't be right; it must be checked",
                      node->filename) < 0)

@@ -7,8 +7,9 @@
 
 #include "control_cmds.h"
 
-/* The data of BLOCK_IMAGE_CORRUPTED for the first image of the chain that is marked so;
- * NULL: none is. */
-json_t *control_find_corruption(struct control_context *ctx);
+/* The data of BLOCK_IMAGE_CORRUPTED for the first image of the chain in which a request met
+ * what can't be right; `fatal`: only for one that can't be written to any more for that.
+ * NULL: there is none. */
+json_t *control_find_corruption(struct control_context *ctx, bool fatal);
 
 #endif

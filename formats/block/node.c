@@ -134,6 +134,17 @@ int node_close(struct node *node)
     return result;
 }
 
+bool node_met_corruption(struct node *node)
+{
+    atomic_store(&node->corrupt, true);
+    if (!node->active || atomic_exchange(&node->corrupt_fatal, true))
+        return false;
+    log_error("%s: the image is corrupt: writes fail from here on; see 'qimg check'",
+              node->filename);
+    mcache_poison(node->mc);
+    return true;
+}
+
 int node_check_range(const struct node *node, uint64_t off, uint64_t len)
 {
     return off <= node->size && len <= node->size - off ? 0 : -EINVAL;

@@ -61,6 +61,8 @@ struct node {
     uint32_t cluster_size; /* bytes; 1 for raw */
     bool can_write;        /* the file is open read/write */
     bool active;           /* activated for writing */
+    /* An entry that can't be right was met; and that while active: writes fail. */
+    _Atomic bool corrupt, corrupt_fatal;
 
     /* As the image says; owned; NULL: none. */
     char *backing_name, *backing_format;
@@ -88,6 +90,10 @@ int node_close(struct node *node);
 /* For the engine and drivers: the image changed; to be called after the change and before
  * the reply.  Not under META. */
 void node_wrote(struct node *node);
+
+/* For drivers: a request met an entry of the tables that can't be right (L-10).  An active
+ * node is not written to any more: true when that is so from now on.  Under any lock. */
+bool node_met_corruption(struct node *node);
 
 /* For the engine: 0, or -EINVAL for a range that isn't inside the virtual size. */
 int node_check_range(const struct node *node, uint64_t off, uint64_t len);

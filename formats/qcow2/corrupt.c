@@ -9,12 +9,9 @@
 
 void qcow2_mark_corrupt(struct qcow2 *q)
 {
-    if (!q->node->active || atomic_exchange(&q->corrupt, true))
-        return;
-    log_error("%s: the image is corrupt: writes fail from here on; see 'qimg check'",
-              q->node->filename);
-    mcache_poison(q->node->mc);
-    atomic_store(&q->corrupt_unwritten, q->header.version >= 3);
+    /* Version 2 has no such bit. */
+    if (node_met_corruption(q->node))
+        atomic_store(&q->corrupt_unwritten, q->header.version >= 3);
 }
 
 static int write_corrupt_bit(struct qcow2 *q)

@@ -48,7 +48,7 @@ struct qcow2 {
     struct meta_set metadata; /* filled when the image is activated */
     struct dirty_mark mark;
     bool lazy; /* refcounts are postponed while the mark is set; fixed once active */
-    _Atomic bool corrupt, corrupt_unwritten; /* the header's bit is still to be set */
+    _Atomic bool corrupt_unwritten; /* the header's bit is still to be set */
 };
 
 static inline struct qcow2 *qcow2_of(const struct node *node)

@@ -41,6 +41,7 @@ int qed_corrupt(const struct qed_image *img, const char *level, uint64_t off, ui
 {
     log_error("%s: %s entry for guest offset %" PRIu64 ": 0x%" PRIx64 ": %s",
               img->node->filename, level, off, word, fault);
+    node_met_corruption(img->node);
     return -EIO;
 }
 

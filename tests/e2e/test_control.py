@@ -435,23 +435,68 @@ class Query(ControlCase):
         file = self.qmp().cmd("query-block")[0]["inserted"]["file"]
         self.assertTrue(file.endswith("/n?me.raw"), file)
 
-    def test_corruption_is_told(self):
-        """a request meets a table entry that can't be right"""
-        image = create(self.path("disk.qcow2"), "qcow2", self.SIZE)
-        fill(image, "qcow2", [(0, b"x" * 65536)])
-        l1 = harness.header(image, 40, 8, "big")
-        l2 = harness.header(image, l1, 8, "big") & 0x00fffffffffffe00
-        entry = harness.header(image, l2, 8, "big")
-        harness.patch(image, l2, (entry + 512).to_bytes(8, "big"))
-        self.start(image=image)
-        client, handle = self.qmp(), self.server.connect()
-        handle.pread(512, MIB)
-        self.errno(5, handle.pread, 512, 0)
+    def misplaced(self, fmt, options=""):
+        """An image whose first cluster can't be where its entry says."""
+        image = create(self.path("disk"), fmt, self.SIZE, options)
+        fill(image, fmt, [(0, b"x" * 65536)])
+        order, l1 = ("big", 40) if fmt == "qcow2" else ("little", 40)
+        l1 = harness.header(image, l1, 8, order)
+        l2 = harness.header(image, l1, 8, order) & 0x00fffffffffffe00
+        entry = harness.header(image, l2, 8, order)
+        harness.patch(image, l2, (entry + 512).to_bytes(8, order))
+        return image
+
+    def corruption(self, client, fatal, name="drive0"):
         data = client.event("BLOCK_IMAGE_CORRUPTED")["data"]
-        self.assertEqual((data["device"], data["node-name"], data["fatal"]), ("drive0", "drive0", True))
-        self.assertIn("disk.qcow2", data["msg"])
-        specific = client.cmd("query-block")[0]["inserted"]["image"]["format-specific"]
-        self.assertIs(specific["data"]["corrupt"], True)
+        self.assertEqual((data["device"], data["node-name"], data["fatal"]), ("drive0", name, fatal))
+        self.assertIn("/disk", data["msg"])
+
+    def test_corruption_is_told(self):
+        """a request meets a table entry that can't be right: with or without a bit for it in
+        the header, writes fail from then on"""
+        for fmt, options in (("qcow2", ""), ("qcow2", "compat=0.10"), ("qed", "")):
+            with self.part(fmt=fmt, options=options):
+                self.start(image=self.misplaced(fmt, options), fmt=fmt)
+                client, handle = self.qmp(), self.server.connect()
+                handle.pwrite(b"y" * 512, 2 * MIB)
+                handle.pread(512, MIB)
+                self.errno(5, handle.pread, 512, 0)
+                self.corruption(client, True)
+                for off in (0, MIB, 2 * MIB):
+                    self.errno(5, handle.pwrite, b"z" * 512, off)
+                self.errno(5, handle.zero, 65536, 3 * MIB)
+                self.errno(5, handle.flush)
+                self.assertEqual(handle.pread(512, 2 * MIB), b"y" * 512)
+                self.errno(5, handle.pread, 512, 0)
+                client.cmd("query-status")
+                self.assertNotIn("BLOCK_IMAGE_CORRUPTED", [event["event"] for event in client.events])
+                if fmt == "qcow2" and not options:
+                    specific = client.cmd("query-block")[0]["inserted"]["image"]["format-specific"]
+                    self.assertIs(specific["data"]["corrupt"], True)
+                self.server.kill()
+
+    def test_corruption_where_nothing_is_written(self):
+        """is told, too, and is nothing more: of a server that only reads, of a backing file"""
+        for fmt in ("qcow2", "qed"):
+            with self.part(fmt=fmt):
+                image = self.misplaced(fmt)
+                before = harness.sha256(image)
+                self.start(image=image, fmt=fmt, nbdkit=["-r"])
+                client, handle = self.qmp(), self.server.connect()
+                self.errno(5, handle.pread, 512, 0)
+                self.corruption(client, False)
+                self.server.kill()
+                top = create(self.path("top.qcow2"), "qcow2", self.SIZE, "", image, fmt)
+                self.start(image=top)
+                client, handle = self.qmp(), self.server.connect()
+                self.errno(5, handle.pread, 512, 0)
+                data = client.event("BLOCK_IMAGE_CORRUPTED")["data"]
+                self.assertIs(data["fatal"], False)
+                self.assertNotEqual(data["node-name"], "drive0")
+                handle.pwrite(b"z" * 65536, 0)
+                handle.flush()
+                self.server.stop()
+                self.assertEqual(harness.sha256(image), before)
 
     def test_read_only(self):
         image = create(self.path("disk.qcow2"), "qcow2", self.SIZE)
