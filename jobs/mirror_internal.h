@@ -34,6 +34,7 @@ struct mirror {
     uint64_t cursor;   /* where the search for work goes on */
     uint64_t losses;   /* of the target's connection, as last seen */
     uint64_t patience; /* ns for which users were last held back */
+    bool untold_loss;  /* the target's next flush fails because of one */
     bool in_sync, held;
 
     _Atomic uint64_t copied, sent; /* bytes; sent since the last checkpoint */
