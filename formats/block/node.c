@@ -139,9 +139,9 @@ bool node_met_corruption(struct node *node)
     atomic_store(&node->corrupt, true);
     if (!node->active || atomic_exchange(&node->corrupt_fatal, true))
         return false;
+    mcache_refuse(node->mc);
     log_error("%s: the image is corrupt: writes fail from here on; see 'qimg check'",
               node->filename);
-    mcache_poison(node->mc);
     return true;
 }
 

@@ -79,9 +79,14 @@ int mcache_health(struct mcache *mc)
     return UNLIKELY(atomic_load_explicit(&mc->poisoned, memory_order_relaxed)) ? -EIO : 0;
 }
 
+bool mcache_refuse(struct mcache *mc)
+{
+    return !atomic_exchange(&mc->poisoned, true);
+}
+
 void mcache_poison(struct mcache *mc)
 {
-    if (!atomic_exchange(&mc->poisoned, true))
+    if (mcache_refuse(mc))
         log_error(
             "%s: it is unknown what reached the disk: no more writes until it is reopened",
             mc->st->name);

@@ -136,6 +136,8 @@ bool mcache_has_dirty(struct mcache *mc);
 /* 0, or -EIO after a failed barrier. */
 int mcache_health(struct mcache *mc);
 void mcache_poison(struct mcache *mc);
+/* The same for another reason, which the caller tells: true the first time. */
+bool mcache_refuse(struct mcache *mc);
 
 /* While on, a barrier that fails doesn't poison: whoever writes to the image keeps what was
  * written since the last commit, and writes it again.  Only for images without metadata. */

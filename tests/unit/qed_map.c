@@ -181,6 +181,9 @@ static void expect_corrupt(struct storage *mem, const char *level,
     cr_expect_eq(block_read(b.node, &byte, 1, 7 * CLUSTER), -EIO);
     cr_expect_eq(block_write(b.node, "x", 1, 7 * CLUSTER, 0), -EIO);
     cr_expect_eq(block_zero(b.node, CLUSTER, 7 * CLUSTER, BLOCK_MAY_UNMAP), -EIO);
+    /* The table is not to be trusted: nothing is written any more. */
+    cr_expect_eq(block_write(b.node, "x", 1, 9 * CLUSTER, 0), -EIO);
+    cr_expect_eq(bench_close(&b), -EIO);
     bench_fini(&b);
 }
 

@@ -248,12 +248,12 @@ static inline int qemu_check(struct storage *mem)
     return status;
 }
 
-/* What the driver logged. */
+/* The first that was logged. */
 static char logged[1024];
 
 static inline void log_to_buffer(enum log_level level, const char *fmt, va_list ap)
 {
-    if (level != LOG_DEBUG)
+    if (level != LOG_DEBUG && logged[0] == '\0')
         vsnprintf(logged, sizeof logged, fmt, ap);
 }
 
