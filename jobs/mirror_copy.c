@@ -123,11 +123,14 @@ static bool target_is_zero(struct mirror *m, uint64_t off, uint64_t len)
 /* Marks one run of the source, when it has to be copied. */
 static void mark_run(struct mirror *m, const struct block_status *st, uint64_t off)
 {
-    bool wanted = m->sync == MIRROR_FULL || (st->present && st->depth <= m->top_depth);
+    /* A layer says "zeroes" without an entry past the end of what lies below it; a target
+     * that is longer may have something there. */
+    bool own = st->depth <= m->top_depth && (st->present || st->zero);
 
-    if (!wanted)
+    if (m->sync != MIRROR_FULL && !own)
         return;
-    if (st->zero && m->sync == MIRROR_FULL && target_is_zero(m, off, st->length))
+    if (st->zero && (m->sync == MIRROR_FULL || !st->present) &&
+        target_is_zero(m, off, st->length))
         return;
     dirty_bitmap_set(m->dirty, off, st->length);
 }

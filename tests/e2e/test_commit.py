@@ -1,0 +1,229 @@
+"""Committing the active image into one below it, while clients write."""
+
+import os
+import random
+import unittest
+
+import harness
+from harness import KIB, LONG, MIB, SEED, Case, create, fill, parametrised, run
+from qmp import QmpError
+from test_mirror import MirrorCase
+from writers import Writers
+
+ROUNDS = int(os.environ.get("QIMG_ROUNDS", 20 if LONG else 2))
+
+
+class CommitCase(MirrorCase):
+    """base <- middle <- top, each with something of its own and something of the others'."""
+
+    SIZE = 4 * MIB
+
+    def setUp(self):
+        Case.setUp(self)
+
+    def chain(self, formats=("qcow2", "qed", "qcow2"), sizes=None):
+        self.paths = [self.path(f"{n}.{f}") for n, f in zip(("base", "middle", "top"), formats)]
+        self.formats, sizes = formats, sizes or [self.SIZE] * 3
+        self.content = bytearray(sizes[0])
+        for n, (path, fmt, size) in enumerate(zip(self.paths, formats, sizes)):
+            create(path, fmt, size, backing=self.paths[n - 1] if n else None,
+                   backing_fmt=formats[n - 1] if n else None)
+            # What lies past the end of the image below reads as zeroes from here on.
+            self.content = self.content[:size] + bytes(max(0, size - len(self.content)))
+            step = (3, 5, 7)[n] * 64 * KIB
+            pieces = [(off, self.rng.randbytes(min(40 * KIB, size - off))) for off in range(n * 64 * KIB, size, step)]
+            fill(path, fmt, pieces)
+            for off, payload in pieces:
+                self.content[off:off + len(payload)] = payload
+        self.image, self.fmt = self.paths[-1], formats[-1]
+
+    def commit(self, base=None, **arguments):
+        arguments = {"job_id": "job", **arguments, **({"base": base} if base else {})}
+        self.assertEqual(self.client.cmd("block-commit", device="drive0", **arguments), {})
+
+    def ends_as(self, path, fmt):
+        """The server ends; that image has the disk, and all are sound."""
+        self.disk.flush()
+        self.server.stop()
+        for checked, its_format in zip(self.paths, self.formats):
+            harness.check(checked, its_format)
+        self.expect_content(path, fmt)
+
+
+@parametrised
+class Rounds(CommitCase):
+    TIMEOUT = 1000
+
+    cases_end = {f"{formats[0]} {base} {end}": (formats, base, end)
+                 for formats in (("qcow2", "qed", "qcow2"), ("raw", "qcow2", "qed"), ("qed", "qcow2", "qcow2"))
+                 for base in (0, 1) for end in ("complete", "cancel", "forced")}
+
+    def check_end(self, formats, base, end):
+        """into the image below, and into the lowest one, with writers all the time"""
+        for number in range(ROUNDS):
+            with self.part(round=number):
+                rng = random.Random(f"{SEED} {formats} {base} {end} {number}")
+                self.chain(formats)
+                self.begin()
+                writers = Writers(self.server, self.content, f"{SEED} {number}")
+                try:
+                    slow = end == "forced" and number % 2
+                    self.commit(self.paths[base] if base or rng.random() < 0.5 else None,
+                                speed=256 * KIB if slow else 0)
+                    if not slow:
+                        self.assertEqual(self.ready()["type"], "commit")
+                    writers.some(60)
+                    if end == "complete":
+                        self.pivot()
+                        writers.some(60)
+                    elif end == "forced":
+                        self.forced()
+                        writers.some(20)
+                finally:
+                    writers.stop()
+                getattr(self, f"after_{end}")(base)
+
+    def after_complete(self, base):
+        node = self.client.cmd("query-block")[0]["inserted"]
+        self.assertEqual((node["file"], node["backing_file_depth"]), (self.paths[base], base))
+        self.assertIs(node["ro"], False)
+        self.ends_as(self.paths[base], self.formats[base])
+
+    def after_cancel(self, base):
+        """the base has all, and the overlay is still what is served"""
+        self.softly()
+        node = self.client.cmd("query-block")[0]["inserted"]
+        self.assertEqual((node["file"], node["backing_file_depth"]), (self.image, 2))
+        self.disk.flush()
+        self.assertTrue(harness.content(self.paths[base], self.formats[base], served=True) == self.content)
+        self.write(0, b"only in the overlay")
+        self.ends_as(self.image, self.fmt)
+
+    def after_forced(self, _base):
+        self.ends_as(self.image, self.fmt)
+
+
+@parametrised
+class Sizes(CommitCase):
+    """M-30"""
+
+    def test_a_shorter_base_is_grown(self):
+        for formats in (("qcow2", "qed", "qcow2"), ("raw", "qcow2", "qed")):
+            with self.part(formats=formats):
+                self.chain(formats, [MIB + 512, 2 * MIB, 4 * MIB])
+                self.begin()
+                self.commit()
+                self.ready()
+                self.write(4 * MIB - 5000, b"\x77" * 5000)
+                self.pivot()
+                self.ends_as(self.paths[0], formats[0])
+                self.assertEqual(harness.info(self.paths[0], formats[0])["virtual-size"], 4 * MIB)
+
+    def test_what_a_shorter_base_hides_stays_hidden(self):
+        """the base is grown over a part of its own backing file, which wasn't to be seen"""
+        self.chain(("qcow2", "qcow2", "qcow2"), [4 * MIB, MIB, 4 * MIB])
+        self.begin()
+        self.disk.pread(self.SIZE, 0)
+        self.commit(self.paths[1])
+        self.ready()
+        self.pivot()
+        self.same(bytes(self.disk.pread(self.SIZE, 0)), "the disk after the switch")
+        self.ends_as(self.paths[1], "qcow2")
+
+    def test_a_larger_base(self):
+        """isn't cut; and as clients' disk can't change its size, it doesn't take its place"""
+        self.chain(sizes=[8 * MIB, 8 * MIB, 4 * MIB])
+        self.begin()
+        try:
+            self.commit()
+            self.ready()
+            self.client.cmd("block-job-complete", device="job")
+            self.ended(error=".")
+        except QmpError as error:
+            self.assertRegex(error.desc, "base.qcow2.*larger")
+        self.assertIsNone(self.job())
+        self.write(0, b"x")
+        self.assertEqual(harness.info(self.paths[0], "qcow2")["virtual-size"], 8 * MIB)
+        self.ends_as(self.image, self.fmt)
+
+    def test_no_bytes(self):
+        """M-19, by both ends"""
+        for end in ("softly", "pivot"):
+            with self.part(end=end):
+                self.chain(sizes=[0, 0, 0])
+                self.begin()
+                self.commit()
+                data = self.ready()
+                self.assertEqual((data["len"], data["offset"]), (0, 0))
+                getattr(self, end)()
+                self.server.stop()
+
+
+@parametrised
+class Killed(CommitCase):
+    """kill -9 of the server leaves the chain good"""
+
+    cases_phase = {f"{base} {phase}": (base, phase) for base in (0, 1)
+                   for phase in ("running", "ready", "completing")}
+
+    def check_phase(self, base, phase):
+        self.chain()
+        self.begin()
+        writers = Writers(self.server, self.content, f"{SEED} {base} {phase}")
+        writers.some(20)
+        self.commit(self.paths[base], speed=256 * KIB if phase == "running" else 0)
+        if phase != "running":
+            self.ready()
+        if phase == "completing":
+            self.client.cmd("block-job-complete", device="job")
+        else:
+            writers.some(30)
+        self.server.kill()
+        for path, fmt in zip(self.paths, self.formats):
+            harness.repair(path, fmt)
+            harness.check(path, fmt, allow_leaks=fmt == "qed")
+        # The overlay's content is right as long as it is used, and the base's from then on.
+        tried = [(self.image, self.fmt), *([(self.paths[base], self.formats[base])] if phase == "completing" else [])]
+        found = [harness.content(path, fmt) for path, fmt in tried]
+        self.assertTrue(any([writers.crashed(f) for f in found]), "a flushed byte is lost")
+
+
+class Refused(CommitCase):
+    """M-36, and what can't be"""
+
+    def setUp(self):
+        super().setUp()
+        self.chain()
+        self.begin()
+
+    def refused(self, words, **arguments):
+        return self.fails("GenericError", self.client, "block-commit", words,
+                          **{"device": "drive0", "job_id": "other", **arguments})
+
+    def test_names(self):
+        self.refused("nowhere", base="nowhere")
+        self.refused("top.qcow2", base=self.image)
+        self.refused("nowhere", top="nowhere")
+        self.refused("well-formed", job_id="1")
+        self.assertIsNone(self.job())
+        self.ends_as(self.image, self.fmt)
+
+    def test_another_process(self):
+        """the base is locked from the start on"""
+        self.commit()
+        self.ready()
+        for path, fmt in zip(self.paths, self.formats):
+            done = run("qemu-io", "-f", fmt, "-c", "write 0 512", path, check=False)
+            self.assertNotEqual(done.returncode, 0, path)
+            self.assertRegex(done.stdout + done.stderr, "lock")
+        self.softly()
+        self.ends_as(self.image, self.fmt)
+
+    def test_a_mirror_over_a_base(self):
+        self.fails("GenericError", self.client, "drive-mirror", "base.qcow2", device="drive0", sync="full",
+                   target=self.paths[0], format="qcow2", mode="existing", job_id="m")
+        self.assertIsNone(self.job())
+
+
+if __name__ == "__main__":
+    unittest.main()
