@@ -79,7 +79,9 @@ static int check_backing(const struct create_args *args, const char *name,
     if (reference_resolve(args->filename, name, REFERENCES_ANY, &path, &diag) < 0)
         return cli_diag(&diag);
 
-    const struct chain_options chain = {.format = format, .read_only = true};
+    /* As for qemu-img: who puts an overlay on a disk in use may do that. */
+    const struct chain_options chain = {
+        .format = format, .read_only = true, .node.lock_off = true};
     struct image image;
     int code = image_open(&image, path, &chain, IMAGE_NEVER_RAW);
     if (code != CLI_OK)

@@ -568,8 +568,7 @@ class Serve(CliCase):
                     self.refuses(command, "image", says=["image", "lock"])
                     self.qimg(command, "-U", "image")
                 self.refuses("create", "-q", "-f", fmt, "image", "1M", says=["image", "lock"])
-                self.refuses("create", "-q", "-f", "qed", "-b", "image", "-F", fmt, "top",
-                             says=["image", "lock"])
+                self.qimg("create", "-q", "-f", "qed", "-b", "image", "-F", fmt, "top")
                 handle.shutdown()
                 self.stop(process)
                 self.qimg("info", "image")

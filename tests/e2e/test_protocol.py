@@ -573,29 +573,5 @@ class ReadOnly(Case):
                 self.assertEqual(header(image, *place), 1 << 40)
 
 
-@unittest.skipIf(STANDIN, "needs the plugin")
-class Locks(Case):
-    """lock=on: QEMU's tools and this server refuse each other."""
-
-    def setUp(self):
-        super().setUp()
-        if not self.accepts("lock=on"):
-            self.skipTest("image locks are not built yet")
-
-    def test_qemu_refuses_an_image_that_is_served(self):
-        image = create(self.path("disk"), "qcow2", SIZE)
-        server = self.serve(image, "writable=now")
-        done = run("qemu-io", "-f", "qcow2", "-c", "write 0 512", image, check=False)
-        self.assertIn("lock", done.stdout + done.stderr)
-        server.stop()
-        run("qemu-io", "-f", "qcow2", "-c", "write 0 512", image)
-
-    def test_two_servers_refuse_each_other(self):
-        image = create(self.path("disk"), "qcow2", SIZE)
-        server = self.serve(image, "writable=now")
-        self.refused(image, "writable=now", words=["lock"])
-        server.stop()
-
-
 if __name__ == "__main__":
     unittest.main()
