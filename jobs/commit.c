@@ -1,79 +1,285 @@
-/* The commit job: mirror's engine, from the active layer into a base of its chain.
+/* The commit job: mirror's engine, from a layer of the chain into one below it.
  *
  * The base is opened a second time, for writing.  The chain goes on reading the first
  * instance: what is committed is found in the layers above, so what the base says there
- * isn't asked for. */
+ * isn't asked for.  The lock against other processes is the first instance's all the time:
+ * they may not even read while the base is no disk's contents of any moment.
+ *
+ *     active commit        intermediate commit
+ *
+ *     active  = top        active (= overlay, if it lies right above top)
+ *       |                    |
+ *       v  copied           overlay   names base as its backing file at the end
+ *     base                   |
+ *                           top
+ *                            |  copied
+ *                           base
+ */
 #include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "block/chain.h"
 #include "jobs/commit.h"
 #include "jobs/mirror_internal.h"
 
-/* The layer of that file name, or the bottom one; NULL: there is none below the active
- * layer. */
-static struct node *find_base(struct node *active, const char *name, unsigned *depth)
+/* Does the name mean the file of that layer? */
+static bool means_layer(const char *name, const struct node *layer)
 {
-    struct node *layer = active->backing, *found = NULL;
+    if (strcmp(name, layer->filename) == 0)
+        return true;
+    CLEANUP_FREE char *given = realpath(name, NULL);
+    CLEANUP_FREE char *own = realpath(layer->filename, NULL);
+    return given && own && strcmp(given, own) == 0;
+}
+
+/* The layer that top names, NULL: the active one; and the one above it, if any. */
+static struct node *find_top(const struct commit_params *p, struct node **overlay)
+{
+    *overlay = NULL;
+    if (!p->top || means_layer(p->top, p->active))
+        return p->active;
+    for (struct node *above = p->active; above->backing; above = above->backing)
+        if (means_layer(p->top, above->backing)) {
+            *overlay = above;
+            return above->backing;
+        }
+    return NULL;
+}
+
+/* The layer below top that base names, NULL: the bottom one; *depth of it below top. */
+static struct node *find_base(struct node *top, const char *name, unsigned *depth)
+{
+    struct node *layer = top->backing, *found = NULL;
 
     for (unsigned d = 1; layer; layer = layer->backing, d++)
-        if (!name || strcmp(layer->filename, name) == 0) {
+        if (!name || means_layer(name, layer)) {
             found = layer;
             *depth = d;
         }
     return found;
 }
 
-/* The base as a node of its own, writable and large enough. */
-static int open_base(struct node *active, struct node *base, struct node **out,
-                     struct diag *diag)
+static int find_layers(const struct commit_params *p, struct node **top, struct fold *fold,
+                       struct diag *diag)
 {
+    unsigned depth = 0;
+
+    *top = find_top(p, &fold->overlay);
+    if (!*top)
+        return diag_set(diag, EINVAL, "top '%s': is not part of the chain of %s", p->top,
+                        p->active->filename);
+    fold->base = find_base(*top, p->base, &depth);
+    if (!fold->base)
+        return diag_set(diag, EINVAL, "base '%s': is not a backing file of %s",
+                        p->base ? p->base : "", (*top)->filename);
+    fold->depth = depth - 1;
+    return 0;
+}
+
+/* The name by which the overlay is to call the base: as the layer that named it did, where
+ * that means the same file. */
+static char *name_for(const struct fold *fold, const struct node *top)
+{
+    const struct node *last = top;
+
+    while (last->backing != fold->base)
+        last = last->backing;
+    CLEANUP_FREE char *joined =
+        last->backing_name ? reference_join(fold->overlay->filename, last->backing_name)
+                           : NULL;
+    bool same = joined && strcmp(joined, fold->base->filename) == 0;
+    return strdup(same ? last->backing_name : fold->base->filename);
+}
+
+/* ---- what the job needs besides mirror's ---- */
+
+static int lock_layer(struct node *layer, enum storage_lock_level level, struct diag *diag)
+{
+    return layer->options.lock_off ? 0 : storage_lock(layer->file, level, diag);
+}
+
+/* The overlay as a node that can be written to, for its header. */
+static int open_overlay(struct fold *fold, const struct node *active,
+                        const struct node *top, struct diag *diag)
+{
+    struct node *overlay = fold->overlay;
     struct chain_options options = {
-        .format = base->driver->name,
+        .format = overlay->driver->name,
+        .no_backing = true,
         .node = active->options,
     };
 
-    /* Our own chain's lock on the file keeps other processes out; it would keep us out too.
-     */
-    options.node.lock_off = true;
-    int err = chain_open(active->ctx, base->filename, &options, out, diag);
+    fold->new_name = name_for(fold, top);
+    if (!fold->new_name)
+        return diag_errno(diag, ENOMEM, "%s", overlay->filename);
+    int err = lock_layer(overlay, STORAGE_WRITER, diag);
     if (err)
         return err;
-    err = node_activate(*out, diag);
-    if (!err && (*out)->size < active->size) {
-        if ((*out)->driver->grow)
-            err = (*out)->driver->grow(*out, active->size, diag);
-        else
-            err = diag_set(diag, ENOTSUP, "%s: can't be grown to the %s of its overlay",
-                           base->filename, "size");
-    }
-    if (!err && (*out)->size > active->size)
-        err = diag_set(diag, EINVAL, "%s: is larger than the overlay: the disk would grow",
-                       base->filename);
+    fold->overlay_locked = overlay != active;
+    options.node.lock_off = true;
+    return overlay == active
+               ? 0
+               : chain_open(active->ctx, overlay->filename, &options, &fold->rw, diag);
+}
+
+static int check_sizes(const struct fold *fold, const struct node *top,
+                       const struct node *target, struct diag *diag)
+{
+    if (fold->overlay && fold->overlay->size > top->size && target->size > top->size)
+        return diag_set(
+            diag, EINVAL,
+            "%s: what it has behind the %" PRIu64 " bytes of %s would show in %s",
+            target->filename, top->size, top->filename, fold->overlay->filename);
+    return 0;
+}
+
+/* The base as a node of its own, writable and large enough (M-30). */
+static int open_base(const struct fold *fold, struct node *active, const struct node *top,
+                     struct node **out, struct diag *diag)
+{
+    struct chain_options options = {
+        .format = fold->base->driver->name,
+        .node = active->options,
+    };
+
+    options.node.lock_off = true;
+    int err = chain_open(active->ctx, fold->base->filename, &options, out, diag);
+    if (err)
+        return err;
+    err = check_sizes(fold, top, *out, diag);
+    if (!err)
+        err = node_activate(*out, diag);
+    if (!err && (*out)->size < top->size)
+        err = (*out)->driver->grow
+                  ? (*out)->driver->grow(*out, top->size, diag)
+                  : diag_set(diag, ENOTSUP,
+                             "%s: can't be grown to the %" PRIu64 " bytes of %s",
+                             fold->base->filename, top->size, top->filename);
     if (err)
         node_close(*out);
     return err;
 }
 
+/* Undoes what the start did to others (M-31). */
+static void release_layers(struct fold *fold)
+{
+    struct diag ignored;
+
+    if (fold->base_locked)
+        (void)!lock_layer(fold->base, STORAGE_READER, &ignored);
+    if (fold->overlay_locked)
+        (void)!lock_layer(fold->overlay, STORAGE_READER, &ignored);
+    fold->base_locked = fold->overlay_locked = false;
+    node_close(fold->rw);
+    fold->rw = NULL;
+    free(fold->new_name);
+    fold->new_name = NULL;
+}
+
+/* ---- the end ---- */
+
+/* The layers from top to base are one now: the overlay says so in its file, and the chain
+ * follows. */
+static int relink(struct mirror *m, struct diag *diag)
+{
+    struct fold *fold = &m->fold;
+    struct node *overlay = fold->overlay, *below;
+    const struct chain_options options = {
+        .format = fold->base->driver->name,
+        .read_only = true,
+        .node = overlay->options,
+    };
+
+    (void)!lock_layer(fold->base, STORAGE_READER, diag);
+    fold->base_locked = false;
+    int err = chain_open(overlay->ctx, fold->base->filename, &options, &below, diag);
+    if (err)
+        return err;
+    err = chain_start(below);
+    if (err)
+        diag_errno(diag, -err, "%s", below->filename);
+    else
+        err = overlay->driver->set_backing(fold->rw ? fold->rw : overlay, fold->new_name,
+                                           below->driver->name, diag);
+    if (!err)
+        err = m->pivot.relink(m->pivot.opaque, overlay, below, diag);
+    if (err)
+        node_close(below);
+    return err;
+}
+
+static int commit_finish(struct job *job, void *state, bool success, struct diag *diag)
+{
+    struct mirror *m = state;
+    int err = mirror_finish(job, state, success, diag);
+
+    if (m->swung) /* the layers are gone */
+        m->fold.base_locked = false;
+    else if (!err && success && m->fold.overlay)
+        err = relink(m, diag);
+    release_layers(&m->fold);
+    return err;
+}
+
+static void commit_free(void *state)
+{
+    struct mirror *m = state;
+
+    release_layers(&m->fold);
+    mirror_free(state);
+}
+
+static const struct job_ops commit_job_ops = {
+    .type = "commit",
+    .run = mirror_run,
+    .settle = mirror_settle,
+    .interrupt = mirror_interrupt,
+    .finish = commit_finish,
+    .free = commit_free,
+};
+
+/* ---- the start ---- */
+
+/* Users don't write to layers below the active one. */
+static void leave_users_alone(void *opaque)
+{
+    (void)opaque;
+}
+
+/* Everything but the job: what failed is undone by release_layers. */
+static int prepare(const struct commit_params *p, struct fold *fold, struct node **top,
+                   struct node **target, struct diag *diag)
+{
+    int err = find_layers(p, top, fold, diag);
+    if (err)
+        return err;
+    err = lock_layer(fold->base, STORAGE_WRITER, diag);
+    fold->base_locked = !err;
+    if (!err && fold->overlay)
+        err = open_overlay(fold, p->active, *top, diag);
+    return err ? err : open_base(fold, p->active, *top, target, diag);
+}
+
 int commit_start(struct job_manager *manager, const struct commit_params *params,
                  struct diag *diag)
 {
-    struct node *active = params->active, *target;
-    unsigned depth = 0;
+    struct mirror *m = calloc(1, sizeof *m);
+    struct node *top, *target;
 
-    if (params->top && strcmp(params->top, active->filename) != 0)
-        return diag_set(diag, EINVAL, "top '%s': only the active layer %s can be committed",
-                        params->top, active->filename);
-    struct node *base = find_base(active, params->base, &depth);
-    if (!base)
-        return diag_set(diag, EINVAL, "base '%s': is not a backing file of %s",
-                        params->base ? params->base : "", active->filename);
-    int err = open_base(active, base, &target, diag);
-    if (err)
+    if (!m)
+        return diag_errno(diag, ENOMEM, "job '%s'", params->job.id);
+    int err = prepare(params, &m->fold, &top, &target, diag);
+    if (err) {
+        release_layers(&m->fold);
+        free(m);
         return err;
-    const struct mirror_params mirror = {
+    }
+    struct mirror_params mirror = {
         .job = params->job,
-        .source = active,
+        .source = top,
         .target = target,
         .sync = MIRROR_TOP,
         .on_source_error = params->on_error,
@@ -81,5 +287,7 @@ int commit_start(struct job_manager *manager, const struct commit_params *params
         .unmap = true,
         .pivot = params->pivot,
     };
-    return mirror_launch(manager, &mirror, &commit_job_ops, depth - 1, diag);
+    if (m->fold.overlay)
+        mirror.pivot.hold = mirror.pivot.release = leave_users_alone;
+    return mirror_launch(manager, m, &mirror, &commit_job_ops, diag);
 }

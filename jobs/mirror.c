@@ -17,6 +17,12 @@
 
 /* ---- the work ---- */
 
+/* Nobody writes to the source of an intermediate commit: it is never ready, but done. */
+static bool ends_by_itself(const struct mirror *m)
+{
+    return m->fold.overlay != NULL;
+}
+
 /* One turn; 1: through. */
 static int turn(struct mirror *m)
 {
@@ -27,15 +33,16 @@ static int turn(struct mirror *m)
         return mirror_handle_error(m);
     mirror_look_for_losses(m);
     mirror_tell_progress(m);
-    if (mirror_is_clean(m))
+    bool clean = mirror_is_clean(m);
+    if (clean && !ends_by_itself(m))
         mirror_come_in_sync(m);
-    if (job_should_finish(m->job) && mirror_reach_end(m))
+    if ((ends_by_itself(m) ? clean : job_should_finish(m->job)) && mirror_reach_end(m))
         return 1;
     mirror_copy_more(m);
     return 0;
 }
 
-static int mirror_run(struct job *job, void *state, struct diag *diag)
+int mirror_run(struct job *job, void *state, struct diag *diag)
 {
     struct mirror *m = state;
 
@@ -56,7 +63,7 @@ static int mirror_run(struct job *job, void *state, struct diag *diag)
     return err;
 }
 
-static void mirror_settle(struct job *job, void *state)
+void mirror_settle(struct job *job, void *state)
 {
     struct mirror *m = state;
 
@@ -64,7 +71,7 @@ static void mirror_settle(struct job *job, void *state)
     copier_settle(m->copier);
 }
 
-static void mirror_interrupt(struct job *job, void *state)
+void mirror_interrupt(struct job *job, void *state)
 {
     struct mirror *m = state;
     LOCK_GUARD(&m->lock);
@@ -91,6 +98,7 @@ static int swing(struct mirror *m, struct diag *diag)
     /* Nobody writes again what the target loses from here on. */
     mcache_set_forgiving(m->target->mc, false);
     int err = m->pivot.swing(m->pivot.opaque, m->target, diag);
+    m->swung = !err;
     if (!err)
         m->target = NULL;
     return err;
@@ -121,7 +129,7 @@ static int close_target(struct mirror *m, struct diag *diag)
     return err ? diag_errno(diag, -err, "job '%s': closing its target", m->id) : 0;
 }
 
-static int mirror_finish(struct job *job, void *state, bool success, struct diag *diag)
+int mirror_finish(struct job *job, void *state, bool success, struct diag *diag)
 {
     struct mirror *m = state;
     struct diag ignored;
@@ -138,7 +146,7 @@ static int mirror_finish(struct job *job, void *state, bool success, struct diag
     return is_copy ? close_err : err;
 }
 
-static void mirror_free(void *state)
+void mirror_free(void *state)
 {
     struct mirror *m = state;
 
@@ -153,17 +161,8 @@ static void mirror_free(void *state)
     free(m);
 }
 
-const struct job_ops mirror_job_ops = {
+static const struct job_ops mirror_job_ops = {
     .type = "mirror",
-    .run = mirror_run,
-    .settle = mirror_settle,
-    .interrupt = mirror_interrupt,
-    .finish = mirror_finish,
-    .free = mirror_free,
-};
-
-const struct job_ops commit_job_ops = {
-    .type = "commit",
     .run = mirror_run,
     .settle = mirror_settle,
     .interrupt = mirror_interrupt,
@@ -184,19 +183,20 @@ static uint64_t default_granularity(const struct node *target)
     return MIN(MAX(cluster, 4096), DEFAULT_GRANULARITY);
 }
 
-static int check_params(const struct mirror_params *p, uint64_t *granularity,
-                        struct diag *diag)
+static int check_params(struct mirror *m, const struct mirror_params *p, struct diag *diag)
 {
-    *granularity = p->granularity ? p->granularity : default_granularity(p->target);
-    if (!is_power_of_two(*granularity) || *granularity < MIN_GRANULARITY ||
-        *granularity > MAX_GRANULARITY)
+    m->granularity = p->granularity ? p->granularity : default_granularity(p->target);
+    if (!is_power_of_two(m->granularity) || m->granularity < MIN_GRANULARITY ||
+        m->granularity > MAX_GRANULARITY)
         return diag_set(diag, EINVAL,
                         "granularity: %" PRIu64 " is not a power of two from 512 to 64M",
-                        *granularity);
+                        m->granularity);
     if (p->source == p->target)
         return diag_set(diag, EINVAL, "target: %s: can't mirror a disk to itself",
                         p->target->filename);
-    if (p->source->size != p->target->size)
+    /* A base is never shrunk (M-30). */
+    if (p->source->size != p->target->size &&
+        !(m->fold.base && p->target->size > p->source->size))
         return diag_set(diag, EINVAL,
                         "target: %s: its size of %" PRIu64
                         " bytes differs from the source's of %" PRIu64,
@@ -227,32 +227,17 @@ static int make_parts(struct mirror *m, const struct mirror_params *p)
     return m->dirty && m->unflushed && m->flushing && m->copier ? 0 : -ENOMEM;
 }
 
-int mirror_launch(struct job_manager *manager, const struct mirror_params *p,
-                  const struct job_ops *ops, unsigned top_depth, struct diag *diag)
+int mirror_launch(struct job_manager *manager, struct mirror *m,
+                  const struct mirror_params *p, const struct job_ops *ops,
+                  struct diag *diag)
 {
-    uint64_t granularity;
-    struct mirror *m = NULL;
-
-    int err = check_params(p, &granularity, diag);
-    if (!err) {
-        m = calloc(1, sizeof *m);
-        if (!m)
-            err = diag_errno(diag, ENOMEM, "job '%s'", p->job.id);
-    }
-    if (err) {
-        node_close(p->target);
-        return err;
-    }
     lock_init(&m->lock, RANK_LEAF);
-    m->id = strdup(p->job.id);
     m->source = p->source;
     m->target = p->target;
     m->sync = p->sync;
-    m->granularity = granularity;
     m->on_source_error = p->on_source_error;
     m->on_target_error = p->on_target_error;
     m->active = p->copy_mode == MIRROR_WRITE_BLOCKING;
-    m->top_depth = top_depth;
     m->pivot = p->pivot;
     atomic_store(&m->forwarding, m->active);
     if (storage_is_nbd(m->target->file)) {
@@ -262,13 +247,17 @@ int mirror_launch(struct job_manager *manager, const struct mirror_params *p,
     /* What a target without metadata forgets is sent again; it needn't be reopened. */
     if (!m->target->driver->reserve)
         mcache_set_forgiving(m->target->mc, true);
-    err = m->id ? make_parts(m, p) : -ENOMEM;
-    if (err)
-        diag_errno(diag, -err, "job '%s'", p->job.id);
+    int err = check_params(m, p, diag);
+    if (!err) {
+        m->id = strdup(p->job.id);
+        err = m->id ? make_parts(m, p) : -ENOMEM;
+        if (err)
+            diag_errno(diag, -err, "job '%s'", p->job.id);
+    }
     if (!err)
         err = mirror_attach(m, p->bitmap, diag);
     if (err) {
-        mirror_free(m);
+        ops->free(m);
         return err;
     }
     return job_start(manager, ops, m, &p->job, diag);
@@ -277,5 +266,11 @@ int mirror_launch(struct job_manager *manager, const struct mirror_params *p,
 int mirror_start(struct job_manager *manager, const struct mirror_params *params,
                  struct diag *diag)
 {
-    return mirror_launch(manager, params, &mirror_job_ops, 0, diag);
+    struct mirror *m = calloc(1, sizeof *m);
+
+    if (!m) {
+        node_close(params->target);
+        return diag_errno(diag, ENOMEM, "job '%s'", params->job.id);
+    }
+    return mirror_launch(manager, m, params, &mirror_job_ops, diag);
 }

@@ -21,6 +21,10 @@ struct mirror_pivot {
      * closed when the last request that uses it has left, unless it lies in the target's
      * own chain. */
     int (*swing)(void *opaque, struct node *target, struct diag *diag);
+    /* Puts `below`, which it takes over on success, in the place of what lies below a layer
+     * of users' chain; the contents are the same.  What was there is closed when the last
+     * request that uses it has left. */
+    int (*relink)(void *opaque, struct node *layer, struct node *below, struct diag *diag);
     void *opaque;
 };
 

@@ -8,6 +8,17 @@
 #include "jobs/copier.h"
 #include "jobs/mirror.h"
 
+/* What a commit is besides a mirror: layers of the chain of users' node. */
+struct fold {
+    unsigned depth;       /* layers below the source that are copied, too */
+    struct node *base;    /* the chain's instance of the target; NULL: no commit */
+    bool base_locked;     /* it holds the lock of a writer */
+    struct node *overlay; /* of the source; NULL: that is the active layer */
+    bool overlay_locked;  /* and isn't the active layer, which is locked anyway */
+    struct node *rw;      /* the overlay once more, to write its header; NULL: it will do */
+    char *new_name;       /* by which the overlay will call the base */
+};
+
 struct mirror {
     struct job *job; /* set by run */
     char *id;
@@ -16,8 +27,8 @@ struct mirror {
     enum mirror_sync sync;
     uint64_t granularity, max_range;
     enum job_on_error on_source_error, on_target_error;
-    bool active;        /* write-blocking */
-    unsigned top_depth; /* MIRROR_TOP: layers down to this one are copied */
+    bool active; /* write-blocking */
+    struct fold fold;
     struct mirror_pivot pivot;
 
     struct dirty_bitmap *dirty, *unflushed, *flushing;
@@ -36,6 +47,7 @@ struct mirror {
     uint64_t patience; /* ns for which users were last held back */
     bool untold_loss;  /* the target's next flush fails because of one */
     bool in_sync, held;
+    bool swung; /* users are served from the target */
 
     _Atomic uint64_t copied, sent; /* bytes; sent since the last checkpoint */
     struct lock lock;
@@ -45,12 +57,18 @@ struct mirror {
     bool error_on_write;
 };
 
-extern const struct job_ops mirror_job_ops, commit_job_ops;
-
-/* Validates and starts; see mirror_start. */
-int mirror_launch(struct job_manager *manager, const struct mirror_params *params,
-                  const struct job_ops *ops, unsigned top_depth,
+/* Validates and starts; see mirror_start.  m, which is zeroed but for `fold`, becomes the
+ * job's state, which ops->free frees also when this fails. */
+int mirror_launch(struct job_manager *manager, struct mirror *m,
+                  const struct mirror_params *params, const struct job_ops *ops,
                   struct diag *diag) MUST_USE;
+
+/* Members of its ops. */
+int mirror_run(struct job *job, void *state, struct diag *diag);
+void mirror_settle(struct job *job, void *state);
+void mirror_interrupt(struct job *job, void *state);
+int mirror_finish(struct job *job, void *state, bool success, struct diag *diag);
+void mirror_free(void *state);
 
 /* ---- mirror_copy.c; on the job's thread ---- */
 

@@ -64,9 +64,10 @@ static int send(struct mirror *m, const struct change *change, uint64_t off, uin
     switch (change->kind) {
     case CHANGE_WRITE:
         return block_write(m->target, (const char *)change->buf + (off - change->off), len,
-                           off, 0);
+                           off, change->flags & BLOCK_FUA);
     case CHANGE_ZERO:
-        return block_zero(m->target, len, off, change->flags & BLOCK_MAY_UNMAP);
+        return block_zero(m->target, len, off,
+                          change->flags & (BLOCK_MAY_UNMAP | BLOCK_FUA));
     case CHANGE_DISCARD:
         return send_discard(m, off, len);
     }
@@ -120,6 +121,16 @@ static void on_after(struct observer *observer, const struct change *change, voi
     free(claim);
 }
 
+/* What the user was told to be durable is so on both sides; a failure is the job's. */
+static void on_flushed(struct observer *observer)
+{
+    struct mirror *m = CONTAINER_OF(observer, struct mirror, observer);
+    int err = atomic_load(&m->forwarding) ? block_flush(m->target) : 0;
+
+    if (err && atomic_exchange(&m->forwarding, false))
+        mirror_note_error(m, err, true);
+}
+
 int mirror_attach(struct mirror *m, const char *bitmap, struct diag *diag)
 {
     if (m->sync == MIRROR_INCREMENTAL) {
@@ -135,6 +146,7 @@ int mirror_attach(struct mirror *m, const char *bitmap, struct diag *diag)
     if (m->active) {
         m->observer.before = on_before;
         m->observer.after = on_after;
+        m->observer.flushed = on_flushed;
     }
     int err = observer_add(&m->source->observers, &m->observer);
     if (err)

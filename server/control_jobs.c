@@ -29,12 +29,55 @@ static int swing_users(void *opaque, struct node *target, struct diag *diag)
     return export_swing(opaque, target, diag);
 }
 
+static int relink_users(void *opaque, struct node *layer, struct node *below,
+                        struct diag *diag)
+{
+    return export_relink(opaque, layer, below, diag);
+}
+
 static struct mirror_pivot pivot_of(struct export *export)
 {
     return (struct mirror_pivot){.hold = hold_users,
                                  .release = release_users,
                                  .swing = swing_users,
+                                 .relink = relink_users,
                                  .opaque = export};
+}
+
+/* ---- who is there ---- */
+
+/* A copy of all jobs' infos, to be freed; NULL when memory is short. */
+static struct job_info *look_at_jobs(struct control_context *ctx, size_t *n)
+{
+    struct job_info *infos = NULL;
+    size_t room = 0;
+
+    /* Only this thread starts jobs: there can't be more the second time. */
+    while ((*n = job_query(ctx->jobs, infos, room)) > room || !infos) {
+        free(infos);
+        room = *n + 1;
+        infos = calloc(room, sizeof *infos);
+        if (!infos)
+            return NULL;
+    }
+    return infos;
+}
+
+/* Who replaces the disk's node or its layers must be alone with it (M-36). */
+static bool is_alone(struct control_context *ctx, const char *id, const char *type,
+                     struct control_error *error)
+{
+    size_t n;
+    CLEANUP_FREE struct job_info *infos = look_at_jobs(ctx, &n);
+
+    for (size_t i = 0; infos && i < n; i++)
+        if (strcmp(infos[i].id, id) != 0 && infos[i].state != JOB_CONCLUDED &&
+            (!type || strcmp(infos[i].type, type) == 0)) {
+            control_fail(error, CLASS_GENERIC,
+                         "job '%s' uses the disk, too: it has to end before", infos[i].id);
+            return false;
+        }
+    return true;
 }
 
 /* ---- starting ---- */
@@ -143,7 +186,7 @@ static bool mirror_makes_sense(struct control_context *ctx, const json_t *args,
 static json_t *drive_mirror(struct control_context *ctx, const json_t *args,
                             struct control_error *error)
 {
-    if (!mirror_makes_sense(ctx, args, error))
+    if (!mirror_makes_sense(ctx, args, error) || !is_alone(ctx, "", "commit", error))
         return NULL;
     /* Given back by the event of the job's end. */
     struct node *source = export_claim(ctx->export);
@@ -156,7 +199,7 @@ static json_t *drive_mirror(struct control_context *ctx, const json_t *args,
 static json_t *block_commit(struct control_context *ctx, const json_t *args,
                             struct control_error *error)
 {
-    if (!is_our_device(ctx, args, "device", error))
+    if (!is_our_device(ctx, args, "device", error) || !is_alone(ctx, "", NULL, error))
         return NULL;
     const struct commit_params params = {
         .job = job_params_of(args),
@@ -173,23 +216,6 @@ static json_t *block_commit(struct control_context *ctx, const json_t *args,
 }
 
 /* ---- looking ---- */
-
-/* A copy of all jobs' infos, to be freed; NULL when memory is short. */
-static struct job_info *look_at_jobs(struct control_context *ctx, size_t *n)
-{
-    struct job_info *infos = NULL;
-    size_t room = 0;
-
-    /* Only this thread starts jobs: there can't be more the second time. */
-    while ((*n = job_query(ctx->jobs, infos, room)) > room || !infos) {
-        free(infos);
-        room = *n + 1;
-        infos = calloc(room, sizeof *infos);
-        if (!infos)
-            return NULL;
-    }
-    return infos;
-}
 
 static void add_error(json_t *object, const struct job_info *info)
 {
@@ -288,27 +314,14 @@ static json_t *job_set_speed_command(struct control_context *ctx, const json_t *
                      error);
 }
 
-/* Completing replaces the disk's node, which must not be done under another job. */
-static const char *other_job(const char *id, const struct job_info *infos, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        if (strcmp(infos[i].id, id) != 0 && infos[i].state != JOB_CONCLUDED)
-            return infos[i].id;
-    return NULL;
-}
-
 static json_t *job_complete_command(struct control_context *ctx, const json_t *args,
                                     struct control_error *error)
 {
     const char *id = arg_text(args, "device");
-    size_t n;
-    CLEANUP_FREE struct job_info *infos = look_at_jobs(ctx, &n);
-    const char *other = infos ? other_job(id, infos, n) : NULL;
 
-    if (other)
-        return control_fail(error, CLASS_GENERIC,
-                            "job '%s' uses the disk, too: it has to end before", other);
-    return verb_done(job_complete(ctx->jobs, id, &error->diag), error);
+    return is_alone(ctx, id, NULL, error)
+               ? verb_done(job_complete(ctx->jobs, id, &error->diag), error)
+               : NULL;
 }
 
 /* QMP calls the job `id` here, and `device` elsewhere: both are taken. */

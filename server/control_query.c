@@ -1,6 +1,7 @@
 /* What the disk consists of: query-block and query-named-block-nodes. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/cleanup.h"
 #include "control_bitmaps.h"
@@ -12,17 +13,19 @@ static void add_number(json_t *object, const char *key, uint64_t value)
     json_object_set_new(object, key, json_integer((json_int_t)value));
 }
 
+/* What lies below now, in the image's own words as long as they say so. */
 static void add_backing_name(const struct node *node, json_t *image)
 {
-    if (!node->backing_name)
+    const struct node *below = node->backing;
+
+    if (!below)
         return;
-    CLEANUP_FREE char *full = reference_join(node->filename, node->backing_name);
-    json_object_set_new(image, "backing-filename", control_text(node->backing_name));
-    if (full)
-        json_object_set_new(image, "full-backing-filename", control_text(full));
-    if (node->backing_format)
-        json_object_set_new(image, "backing-filename-format",
-                            control_text(node->backing_format));
+    const char *full = below->filename, *name = node->backing_name;
+    CLEANUP_FREE char *joined = name ? reference_join(node->filename, name) : NULL;
+    bool as_recorded = joined && strcmp(joined, full) == 0;
+    json_object_set_new(image, "backing-filename", control_text(as_recorded ? name : full));
+    json_object_set_new(image, "full-backing-filename", control_text(full));
+    json_object_set_new(image, "backing-filename-format", json_string(below->driver->name));
 }
 
 /* ImageInfo of the node, and nested in it of those below. */

@@ -173,7 +173,7 @@ static int check_swing(struct export *export, const struct node *old, struct nod
         return diag_set(diag, EBUSY,
                         "%s: a request on the image served before hasn't ended",
                         old->filename);
-    if (new_node->size != old->size)
+    if (new_node->size < old->size)
         return diag_set(diag, EINVAL,
                         "%s: its %" PRIu64 " bytes can't replace the %" PRIu64
                         " bytes of %s",
@@ -181,14 +181,17 @@ static int check_swing(struct export *export, const struct node *old, struct nod
     return export->wanted_writable ? node_activate(new_node, diag) : 0;
 }
 
-/* An image of the old chain that was opened once more couldn't be locked beside it. */
-static void take_lock(struct export *export, struct node *node)
+/* Images of the old chain that were opened once more couldn't be locked beside it. */
+static void take_locks(struct export *export, struct node *top)
 {
     struct diag diag = {0};
 
-    if (export->locks && node->options.lock_off && node->active &&
-        storage_lock(node->file, STORAGE_WRITER, &diag))
-        log_warning("%s: is served without a lock", diag.text);
+    if (!export->locks)
+        return;
+    for (struct node *node = top; node; node = node->backing)
+        if (node->options.lock_off &&
+            storage_lock(node->file, node->active ? STORAGE_WRITER : STORAGE_READER, &diag))
+            log_warning("%s: is served without a lock", diag.text);
 }
 
 int export_swing(struct export *export, struct node *new_node, struct diag *diag)
@@ -216,7 +219,27 @@ int export_swing(struct export *export, struct node *new_node, struct diag *diag
     if (err)
         log_error("closing the image that was replaced: errno %d: it must be checked",
                   -err);
-    take_lock(export, new_node);
+    take_locks(export, new_node);
+    return 0;
+}
+
+int export_relink(struct export *export, struct node *layer, struct node *below,
+                  struct diag *diag)
+{
+    struct node *old = layer->backing;
+
+    {
+        LOCK_GUARD(&export->lock);
+        if (atomic_load(&export->claims) > 1)
+            return diag_set(diag, EBUSY, "%s: another job uses the disk, too",
+                            layer->filename);
+        layer->backing = below;
+    }
+    wait_for_users(export, true);
+    gate_wait(&export->ctx.gate);
+    int err = node_close(old);
+    if (err)
+        log_error("closing the images that were folded: errno %d", -err);
     return 0;
 }
 

@@ -81,9 +81,15 @@ void export_unclaim(struct export *export);
 void export_hold(struct export *export);
 void export_release(struct export *export);
 
-/* Serves new_node from here on.  Its size must be the same; on success it is the export's.
- * The caller must be the only one with a claim (-EBUSY), and touches the old node no more.
- * What isn't part of the new chain is closed when the requests that use it have left. */
+/* Serves new_node from here on.  It can't be smaller (what is behind the old size is for
+ * new connections); on success it is the export's. The caller must be the only one with a
+ * claim (-EBUSY), and touches the old node no more. What isn't part of the new chain is
+ * closed when the requests that use it have left. */
 int export_swing(struct export *export, struct node *new_node, struct diag *diag) MUST_USE;
+
+/* Puts `below`, which it takes over on success, in the place of what lies below a layer of
+ * the chain that is served, as the caller's is the only claim (-EBUSY). */
+int export_relink(struct export *export, struct node *layer, struct node *below,
+                  struct diag *diag) MUST_USE;
 
 #endif

@@ -20,22 +20,6 @@ void gate_init(struct gate *gate)
     for (unsigned i = 0; i < GATE_STRIPES; i++)
         for (unsigned parity = 0; parity < 2; parity++)
             atomic_init(&gate->stripe[i].inside[parity], 0);
-    atomic_init(&gate->closed, false);
-    lock_init(&gate->lock, RANK_LEAF);
-    pthread_cond_init(&gate->opened, NULL);
-}
-
-void gate_destroy(struct gate *gate)
-{
-    pthread_cond_destroy(&gate->opened);
-    lock_destroy(&gate->lock);
-}
-
-static void wait_until_open(struct gate *gate)
-{
-    LOCK_GUARD(&gate->lock);
-    while (atomic_load(&gate->closed))
-        lock_wait(&gate->lock, &gate->opened);
 }
 
 gate_ticket gate_enter(struct gate *gate)
@@ -48,13 +32,9 @@ gate_ticket gate_enter(struct gate *gate)
         atomic_fetch_add(&gate->stripe[s].inside[parity], 1);
         /* Had the epoch advanced in between, we could be counted in a parity that the next
          * advance no longer looks at. */
-        bool current = atomic_load(&gate->epoch) == epoch;
-        bool closed = atomic_load(&gate->closed);
-        if (LIKELY(current && !closed))
+        if (LIKELY(atomic_load(&gate->epoch) == epoch))
             return s << 1 | parity;
         atomic_fetch_sub(&gate->stripe[s].inside[parity], 1);
-        if (closed)
-            wait_until_open(gate);
     }
 }
 
@@ -96,20 +76,14 @@ bool gate_empty(struct gate *gate)
     return parity_empty(gate, 0) && parity_empty(gate, 1);
 }
 
-/* The store and the counters are sequentially consistent: who isn't counted yet sees the
- * gate closed. */
-void gate_close(struct gate *gate)
+/* There is nothing to wait on: who leaves doesn't tell. */
+void gate_wait(struct gate *gate)
 {
-    atomic_store(&gate->closed, true);
-    while (!gate_empty(gate)) {
-        struct timespec pause = {.tv_nsec = 50000};
-        nanosleep(&pause, NULL);
-    }
-}
+    uint64_t stamp = gate_stamp(gate);
+    struct timespec nap = {.tv_nsec = 20000};
 
-void gate_open(struct gate *gate)
-{
-    LOCK_GUARD(&gate->lock);
-    atomic_store(&gate->closed, false);
-    pthread_cond_broadcast(&gate->opened);
+    while (!gate_passed(gate, stamp)) {
+        nanosleep(&nap, NULL);
+        nap.tv_nsec = MIN(2 * nap.tv_nsec, 2000000);
+    }
 }

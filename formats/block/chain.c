@@ -222,9 +222,11 @@ static int open_below(struct block_context *ctx, struct node *top,
             .origin = node == top && options->backing ? NBD_URI_USER : NBD_URI_IMAGE,
             .read_only = true,
         };
-        rc = open_layer(ctx, &layer, &options->node, visited, &node->backing, diag);
+        struct node *below;
+        rc = open_layer(ctx, &layer, &options->node, visited, &below, diag);
         if (rc < 0)
             return blame_image(node->filename, rc, diag);
+        node->backing = below;
     }
 }
 

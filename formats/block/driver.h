@@ -113,6 +113,12 @@ struct driver {
     /* Would `zero` do all of the range by metadata or by punching? */
     bool (*zero_is_fast)(struct node *node, uint64_t off, uint64_t len);
 
+    /* Optional: from here on the image names this file as its backing file, of a format
+     * that is never NULL.  Durable on return; after a crash the old name or the new one
+     * holds.  What node->backing is is the caller's. */
+    int (*set_backing)(struct node *node, const char *name, const char *format,
+                       struct diag *diag);
+
     /* Optional: grows the virtual size (the caller has the node to itself). */
     int (*grow)(struct node *node, uint64_t size, struct diag *diag);
     /* Optional: commits and clears the dirty mark now, as the timer would. */
@@ -131,6 +137,12 @@ struct driver {
     /* Writes an empty image; leaves nothing behind when it fails. */
     int (*create)(struct create_request *req, struct diag *diag);
 };
+
+/* Where in an image's header, of `limit` bytes, there is room for a new backing name beside
+ * the old one ([old, old+old_len)) and behind what is used otherwise ([0, used)); over the
+ * old one only when it must be.  0: there is none. */
+uint64_t driver_place_name(uint64_t used, uint64_t old, uint64_t old_len, uint64_t len,
+                           uint64_t limit);
 
 /* The drivers there are, NULL at the end; set once by the registry, before anything is
  * opened. Probing asks them in this order. */

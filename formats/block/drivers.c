@@ -1,5 +1,6 @@
 #include <string.h>
 
+#include "base/checked.h"
 #include "block/driver.h"
 
 static const struct driver *const none[] = {NULL};
@@ -24,4 +25,15 @@ const struct driver *driver_probe(const uint8_t *head, size_t n)
         if (drivers[i]->probe && drivers[i]->probe(head, n))
             return drivers[i];
     return NULL;
+}
+
+uint64_t driver_place_name(uint64_t used, uint64_t old, uint64_t old_len, uint64_t len,
+                           uint64_t limit)
+{
+    uint64_t behind = align_up(MAX(used, old + old_len), 8);
+
+    if (behind + len <= limit)
+        return behind;
+    bool before = used + len <= old, over = used + len <= limit;
+    return before || over ? used : 0;
 }

@@ -24,5 +24,9 @@ int engine_finish_write(struct node *node, struct engine_change *change, int err
 
 int block_flush(struct node *node)
 {
-    return node->active ? mcache_commit(node->mc, MC_COMMIT) : 0;
+    int err = node->active ? mcache_commit(node->mc, MC_COMMIT) : 0;
+
+    if (!err)
+        observers_flushed(&node->observers);
+    return err;
 }

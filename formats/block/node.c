@@ -23,7 +23,6 @@ void block_context_destroy(struct block_context *ctx)
     mc_pool_free(ctx->pool);
     ctx->housekeeper = NULL;
     ctx->pool = NULL;
-    gate_destroy(&ctx->gate);
 }
 
 /* Dirty metadata gets no older than this without a client's flush, as the kernel does with

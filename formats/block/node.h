@@ -55,7 +55,9 @@ struct node {
     char *filename;
     struct storage *file; /* owned */
     struct mcache *mc;    /* owned; every node has one, for its commits */
-    struct node *backing; /* owned; NULL: none */
+    /* Owned; NULL: none.  Replaced as a whole while requests run (a job that folds layers
+     * together), by one who waits for them before the old is closed. */
+    struct node *_Atomic backing;
 
     uint64_t size;         /* virtual size, bytes */
     uint32_t cluster_size; /* bytes; 1 for raw */
@@ -64,7 +66,7 @@ struct node {
     /* An entry that can't be right was met; and that while active: writes fail. */
     _Atomic bool corrupt, corrupt_fatal;
 
-    /* As the image says; owned; NULL: none. */
+    /* As the image said when it was opened; owned; NULL: none. */
     char *backing_name, *backing_format;
 
     struct range_lock ranges;     /* guest ranges of allocating writes and of zeroing */

@@ -42,6 +42,23 @@ void observers_call_after(struct observed *seen, const struct change *change, in
         list->item[i]->after(list->item[i], change, seen->token[i], err);
 }
 
+static void call_flushed(struct observers *observers)
+{
+    gate_ticket ticket = gate_enter(observers->gate);
+    const struct observer_list *list = atomic_load(&observers->list);
+
+    for (unsigned i = 0; list && i < list->n; i++)
+        if (list->item[i]->flushed)
+            list->item[i]->flushed(list->item[i]);
+    gate_leave(observers->gate, ticket);
+}
+
+void observers_flushed(struct observers *observers)
+{
+    if (UNLIKELY(atomic_load_explicit(&observers->list, memory_order_relaxed)))
+        call_flushed(observers);
+}
+
 /* ---- changes of the list ---- */
 
 static struct observer_list *new_list(unsigned n)
@@ -68,25 +85,12 @@ static void append(struct observer_list *list, struct observer *observer)
     list->n++;
 }
 
-/* Until every request is gone that could see what was replaced.  There is nothing to wait
- * on: requests don't tell when they leave. */
-static void wait_for_requests(struct gate *gate)
-{
-    uint64_t stamp = gate_stamp(gate);
-    struct timespec nap = {.tv_nsec = 20000};
-
-    while (!gate_passed(gate, stamp)) {
-        nanosleep(&nap, NULL);
-        nap.tv_nsec = MIN(2 * nap.tv_nsec, 2000000);
-    }
-}
-
 static void publish(struct observers *observers, struct observer_list *list)
 {
     struct observer_list *old = atomic_exchange(&observers->list, list);
 
     lock_release(&observers->lock);
-    wait_for_requests(observers->gate);
+    gate_wait(observers->gate); /* who could see what was replaced */
     free(old);
 }
 

@@ -44,6 +44,10 @@ struct observer {
     void *(*before)(struct observer *observer, const struct change *change);
     void (*after)(struct observer *observer, const struct change *change, void *token,
                   int err);
+
+    /* Optional: a user's flush has made durable what was changed; before its reply.  May do
+     * I/O. */
+    void (*flushed)(struct observer *observer);
 };
 
 /* At most so many have `before` and `after`. */
@@ -78,6 +82,9 @@ struct observed {
 
 void observers_call_before(struct observed *seen, const struct change *change);
 void observers_call_after(struct observed *seen, const struct change *change, int err);
+
+/* Outside the gate, after a flush. */
+void observers_flushed(struct observers *observers);
 
 /* Inside the gate, before anything has changed. */
 static inline void observers_before(struct observers *observers, struct observed *seen,

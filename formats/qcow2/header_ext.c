@@ -181,3 +181,33 @@ int qcow2_header_ext_append(uint8_t *buf, size_t capacity, size_t *at, uint32_t 
     *at += 8 + padded;
     return 0;
 }
+
+int qcow2_header_ext_replace(uint8_t *area, size_t n, uint32_t type, const void *data,
+                             size_t len, size_t *used)
+{
+    size_t at = 0, start = 0, padded = (size_t)align_up(len, 8);
+    struct extension ext;
+    bool found = false;
+    int more;
+
+    while ((more = next_extension(area, n, &at, &ext)) > 0) {
+        if (ext.type == type && at - start - 8 == padded) {
+            found = true;
+            store_be32(area + start + 4, (uint32_t)len);
+            memset(area + start + 8, 0, padded);
+            memcpy(area + start + 8, data, len);
+        } else if (ext.type == type) { /* it goes, and comes back at the end */
+            memmove(area + start, area + at, n - at);
+            memset(area + n - (at - start), 0, at - start);
+            at = start;
+        }
+        start = at;
+    }
+    if (more < 0)
+        return -EINVAL;
+    if (!found && qcow2_header_ext_append(area, n, &start, type, data, len))
+        return -ENOSPC;
+    *used = MIN(n, start + 8);
+    memset(area + start, 0, *used - start);
+    return 0;
+}

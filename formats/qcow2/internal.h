@@ -140,8 +140,10 @@ void qcow2_free_snapshots(struct qcow2 *q);
 /* Adds "snapshots" to qimg info's object. */
 void qcow2_list_snapshots(struct qcow2 *q, json_t *object);
 
-/* ---- create.c, resize.c, open.c ---- */
+/* ---- create.c, rebase.c, resize.c, open.c ---- */
 int qcow2_create(struct create_request *req, struct diag *diag);
+int qcow2_set_backing(struct node *node, const char *name, const char *format,
+                      struct diag *diag);
 int qcow2_grow(struct node *node, uint64_t size, struct diag *diag);
 
 /* Replaces the L1 array and its map; what was there is freed.  Alone with the node, or at

@@ -104,7 +104,8 @@ static void free_state(struct qcow2 *q)
     qcow2_free_snapshots(q);
     meta_set_free(&q->metadata);
     qcow2_header_free(&q->header);
-    q->node->state = NULL;
+    if (q->node->state == q)
+        q->node->state = NULL;
     free(q);
 }
 
@@ -168,22 +169,20 @@ static int reload(struct node *node, struct diag *diag)
     node->backing_name = node->backing_format = NULL;
     node->mc = NULL;
     int err = qcow2_open(node, diag);
-    struct qcow2 *fresh = err ? NULL : node->state;
-    struct mcache *fresh_mc = node->mc;
     if (err) {
-        mcache_free(fresh_mc);
+        mcache_free(node->mc);
         node->state = old;
         node->mc = old_mc;
         node->backing_name = name;
         node->backing_format = format;
         return err;
     }
+    /* Jobs may be reading already. */
+    gate_wait(&node->ctx->gate);
     free_state(old);
     mcache_free(old_mc);
     free(name);
     free(format);
-    node->state = fresh;
-    node->mc = fresh_mc;
     return 0;
 }
 
@@ -328,6 +327,7 @@ const struct driver qcow2_driver = {
     .release = qcow2_release,
     .zero = qcow2_zero,
     .zero_is_fast = qcow2_zero_is_fast,
+    .set_backing = qcow2_set_backing,
     .grow = qcow2_grow,
     .settle = qcow2_settle,
     .info = qcow2_info,

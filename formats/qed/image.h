@@ -122,6 +122,8 @@ void qed_release(struct node *node, const struct reservation *res);
 int qed_zero(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
              uint64_t *done);
 bool qed_zero_is_fast(struct node *node, uint64_t off, uint64_t len);
+int qed_set_backing(struct node *node, const char *name, const char *format,
+                    struct diag *diag);
 int qed_grow(struct node *node, uint64_t size, struct diag *diag);
 int qed_create(struct create_request *req, struct diag *diag);
 int qed_check(struct storage *st, const struct check_options *options,

@@ -164,6 +164,8 @@ static int reload(struct node *node, struct diag *diag)
         node->backing_format = format;
         return err;
     }
+    /* Jobs may be reading already. */
+    gate_wait(&node->ctx->gate);
     free_image(old);
     mcache_free(old_mc);
     free(name);
@@ -299,6 +301,7 @@ const struct driver qed_driver = {
     .release = qed_release,
     .zero = qed_zero,
     .zero_is_fast = qed_zero_is_fast,
+    .set_backing = qed_set_backing,
     .grow = qed_grow,
     .settle = settle,
     .info = info,

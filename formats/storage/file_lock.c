@@ -94,7 +94,7 @@ static int apply(struct storage *st, int fd, enum storage_lock_level level,
     return err;
 }
 
-/* Lets go of what `level` takes and a reader doesn't. */
+/* Lets go of what a writer takes and a reader doesn't. */
 static void fall_back_to_reader(int fd)
 {
     set_byte(fd, USES + PERM_WRITE, F_UNLCK);
@@ -104,6 +104,9 @@ static void fall_back_to_reader(int fd)
 int file_lock(struct storage *st, enum storage_lock_level level, struct diag *diag)
 {
     int fd = file_of(st)->fd;
+
+    if (level == STORAGE_READER)
+        fall_back_to_reader(fd);
     int err = apply(st, fd, level, diag);
 
     if (err && level == STORAGE_WRITER)

@@ -106,8 +106,9 @@ int storage_create_file(const char *path, struct storage **out, struct diag *dia
 int storage_identity(struct storage *st, uint64_t *device, uint64_t *inode);
 
 /* Locks the image against other processes (QEMU's tools take the same locks); a reader can
- * become a writer.  -EAGAIN, with a message, when another process is in the way; nothing is
- * waited for. Lasts until the storage is closed.  0 on a store that others can't open. */
+ * become a writer, and a writer a reader.  -EAGAIN, with a message, when another process is
+ * in the way; nothing is waited for. Lasts until the storage is closed.  0 on a store that
+ * others can't open. */
 int storage_lock(struct storage *st, enum storage_lock_level level,
                  struct diag *diag) MUST_USE;
 

@@ -130,22 +130,6 @@ class Sizes(CommitCase):
         self.same(bytes(self.disk.pread(self.SIZE, 0)), "the disk after the switch")
         self.ends_as(self.paths[1], "qcow2")
 
-    def test_a_larger_base(self):
-        """isn't cut; and as clients' disk can't change its size, it doesn't take its place"""
-        self.chain(sizes=[8 * MIB, 8 * MIB, 4 * MIB])
-        self.begin()
-        try:
-            self.commit()
-            self.ready()
-            self.client.cmd("block-job-complete", device="job")
-            self.ended(error=".")
-        except QmpError as error:
-            self.assertRegex(error.desc, "base.qcow2.*larger")
-        self.assertIsNone(self.job())
-        self.write(0, b"x")
-        self.assertEqual(harness.info(self.paths[0], "qcow2")["virtual-size"], 8 * MIB)
-        self.ends_as(self.image, self.fmt)
-
     def test_no_bytes(self):
         """M-19, by both ends"""
         for end in ("softly", "pivot"):

@@ -233,8 +233,11 @@ static int open_base(struct image *img, struct diag *diag)
         if (err)
             return err;
     }
-    return node_open(&img->ctx, driver_find(img->spec.base_format), st, "base",
-                     &img->spec.node, &img->node->backing, diag);
+    struct node *base = NULL;
+    int err = node_open(&img->ctx, driver_find(img->spec.base_format), st, "base",
+                        &img->spec.node, &base, diag);
+    img->node->backing = base;
+    return err;
 }
 
 int image_try_open(struct image *img, struct diag *diag)

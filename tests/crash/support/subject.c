@@ -75,8 +75,11 @@ static int open_backing(struct session *se, const struct subject *s,
     struct storage *file = mem_storage_share(s->backing);
 
     file->read_only = true;
-    return node_open(&se->ctx, driver_find("raw"), file, "backing", options,
-                     &se->node->backing, NULL);
+    struct node *backing = NULL;
+    int err =
+        node_open(&se->ctx, driver_find("raw"), file, "backing", options, &backing, NULL);
+    se->node->backing = backing;
+    return err;
 }
 
 int session_open(struct session *se, const struct subject *s, struct storage *file,

@@ -1,0 +1,61 @@
+/* Naming another backing file in the header cluster. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "qcow2/header_ext.h"
+#include "qcow2/internal.h"
+
+#define FIELD(name) offsetof(struct qcow2_disk_header, name)
+
+/* The new name goes to the file first, to where nobody looks yet; then the fields that
+ * point to it, which lie in one sector, and with them the format, which does where this
+ * program or QEMU wrote the header. */
+static int write_header(struct qcow2 *q, uint8_t *raw, size_t used, const char *name,
+                        uint64_t at)
+{
+    struct storage *st = q->node->file;
+    size_t len = strlen(name);
+
+    int err = storage_write(st, name, len, at, 0);
+    if (!err)
+        err = storage_flush(st);
+    store_be64(raw + FIELD(backing_file_offset), at);
+    store_be32(raw + FIELD(backing_file_size), (uint32_t)len);
+    if (!err)
+        err = storage_write(st, raw, used, 0, 0);
+    return err ? err : storage_flush(st);
+}
+
+int qcow2_set_backing(struct node *node, const char *name, const char *format,
+                      struct diag *diag)
+{
+    struct qcow2 *q = qcow2_of(node);
+    LOCK_GUARD(&q->header_lock);
+    size_t size = cluster_size(q), fixed = q->header.header_length, used;
+    CLEANUP_FREE uint8_t *raw = malloc(size);
+
+    if (!raw)
+        return diag_errno(diag, ENOMEM, "%s", node->filename);
+    int err = storage_read(node->file, raw, size, 0);
+    if (err)
+        return diag_errno(diag, -err, "%s: reading the header", node->filename);
+    uint64_t old = load_be64(raw + FIELD(backing_file_offset));
+    uint32_t old_len = load_be32(raw + FIELD(backing_file_size));
+    if (old == 0 || old_len == 0 || old < fixed || old > size)
+        old = old_len = 0;
+    err = qcow2_header_ext_replace(raw + fixed, (old ? old : size) - fixed,
+                                   EXT_BACKING_FORMAT, format, strlen(format), &used);
+    used += fixed;
+    uint64_t at =
+        err ? 0 : driver_place_name(used, old, old_len, strlen(name), MIN(size, 1u << 16));
+    if (at == 0 || strlen(name) > MAX_BACKING_NAME)
+        return diag_set(diag, ENOSPC, "%s: no room in its header for the name %s",
+                        node->filename, name);
+    err = write_header(q, raw, used, name, at);
+    return err ? diag_errno(diag, -err, "%s: naming %s as its backing file", node->filename,
+                            name)
+               : 0;
+}

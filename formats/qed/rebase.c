@@ -1,0 +1,48 @@
+/* Naming another backing file in the header. */
+#include <errno.h>
+#include <string.h>
+
+#include "qed/image.h"
+
+/* The new name goes to the file first, to where nobody looks yet; the header that points to
+ * it lies in one sector. */
+static int write_header(struct storage *st, const struct qed_header *h, const char *name)
+{
+    uint8_t raw[sizeof(struct qed_disk_header)];
+
+    int err =
+        storage_write(st, name, h->backing_filename_size, h->backing_filename_offset, 0);
+    if (!err)
+        err = storage_flush(st);
+    qed_header_encode(h, raw);
+    if (!err)
+        err = storage_write(st, raw, sizeof raw, 0, 0);
+    return err ? err : storage_flush(st);
+}
+
+int qed_set_backing(struct node *node, const char *name, const char *format,
+                    struct diag *diag)
+{
+    struct qed_image *img = node->state;
+    LOCK_GUARD(&img->header_lock);
+    struct qed_header h = img->header;
+    uint64_t at = driver_place_name(sizeof(struct qed_disk_header),
+                                    h.backing_filename_offset, h.backing_filename_size,
+                                    strlen(name), (uint64_t)h.header_size * h.cluster_size);
+
+    if (at == 0 || strlen(name) > QED_MAX_BACKING_NAME)
+        return diag_set(diag, ENOSPC, "%s: no room in its header for the name %s",
+                        node->filename, name);
+    h.backing_filename_offset = (uint32_t)at;
+    h.backing_filename_size = (uint32_t)strlen(name);
+    h.features &= ~(uint64_t)QED_F_BACKING_FORMAT_NO_PROBE;
+    h.features |= QED_F_BACKING_FILE;
+    if (strcmp(format, "raw") == 0)
+        h.features |= QED_F_BACKING_FORMAT_NO_PROBE;
+    int err = write_header(node->file, &h, name);
+    if (err)
+        return diag_errno(diag, -err, "%s: naming %s as its backing file", node->filename,
+                          name);
+    img->header = h;
+    return 0;
+}
