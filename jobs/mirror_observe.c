@@ -5,7 +5,10 @@
 #include <stdlib.h>
 
 #include "base/checked.h"
+#include "base/cleanup.h"
 #include "jobs/mirror_internal.h"
+
+#define BOUNCE_BYTES (64u << 10)
 
 static void mark(struct mirror *m, uint64_t off, uint64_t len)
 {
@@ -36,9 +39,27 @@ static void *on_before(struct observer *observer, const struct change *change)
     return claim;
 }
 
-/* What a trim leaves is up to each store: the target gets what the source says now.  What
- * isn't zero is the copier's. */
-static int send_discard(struct mirror *m, uint64_t off, uint64_t len)
+/* Sends what the source has now; what can't be read is left to the copier. */
+static int send_as_it_is(struct mirror *m, uint64_t off, uint64_t len, unsigned flags)
+{
+    CLEANUP_FREE void *bounce = malloc(MIN(len, BOUNCE_BYTES));
+    int err = 0;
+
+    while (!err && len > 0) {
+        uint64_t n = MIN(len, BOUNCE_BYTES);
+        if (!bounce || block_read(m->source, bounce, n, off)) {
+            mark(m, off, len);
+            return 0;
+        }
+        err = block_write(m->target, bounce, n, off, flags);
+        off += n;
+        len -= n;
+    }
+    return err;
+}
+
+/* What a trim leaves is up to each store: the target gets what the source says now. */
+static int send_trimmed(struct mirror *m, uint64_t off, uint64_t len, unsigned flags)
 {
     int err = 0;
 
@@ -46,10 +67,8 @@ static int send_discard(struct mirror *m, uint64_t off, uint64_t len)
         struct block_status st;
         if (block_status(m->source, len, off, &st))
             st = (struct block_status){.length = len};
-        if (st.zero)
-            err = block_zero(m->target, st.length, off, BLOCK_MAY_UNMAP);
-        else
-            mark(m, off, st.length);
+        err = st.zero ? block_zero(m->target, st.length, off, BLOCK_MAY_UNMAP | flags)
+                      : send_as_it_is(m, off, st.length, flags);
         off += st.length;
         len -= st.length;
     }
@@ -69,7 +88,7 @@ static int send(struct mirror *m, const struct change *change, uint64_t off, uin
         return block_zero(m->target, len, off,
                           change->flags & (BLOCK_MAY_UNMAP | BLOCK_FUA));
     case CHANGE_DISCARD:
-        return send_discard(m, off, len);
+        return send_trimmed(m, off, len, change->flags & BLOCK_FUA);
     }
     return 0;
 }

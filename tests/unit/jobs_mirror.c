@@ -1,0 +1,450 @@
+/* The mirror in one process: sizes, granularities, bounds, progress, and users who write
+ * all the time. */
+#include "jobs_testing.h"
+
+#include "image.h" /* build_slowness */
+
+static struct bench b;
+
+static void finish_and_compare(void)
+{
+    bench_cancel(&b);
+    bench_same(&b);
+    bench_fini(&b);
+}
+
+/* ---- sizes ---- */
+
+/* M-19: ready at once, and then it waits to be told. */
+Test(mirror, a_disk_without_bytes)
+{
+    for (int completes = 0; completes < 2; completes++) {
+        bench_init(&b, 0);
+        struct mirror_params params = bench_params(&b);
+        bench_must_start(&b, &params);
+        struct job_event event = bench_ready(&b);
+        cr_expect_eq(event.info.len, 0);
+        if (completes) {
+            cr_expect_eq(job_complete(b.manager, "job", &b.diag), 0);
+            bench_end(&b, JOB_EVENT_COMPLETED);
+            cr_expect_not_null(b.replaced);
+        } else {
+            bench_cancel(&b);
+        }
+        bench_fini(&b);
+    }
+}
+
+/* M-13, M-35: the last chunk is a short one, and progress counts bytes. */
+Test(mirror, a_size_that_is_no_multiple_of_the_granularity)
+{
+    static const uint64_t sizes[] = {1, 511, 512, 65535, 65537, 3 * MIB + 1536};
+
+    for (unsigned i = 0; i < ARRAY_LEN(sizes); i++) {
+        bench_init(&b, sizes[i]);
+        bench_fill(&b);
+        struct mirror_params params = bench_params(&b);
+        params.granularity = 64 * KIB;
+        bench_must_start(&b, &params);
+        struct job_event event = bench_ready(&b);
+        cr_expect_eq(event.info.offset, sizes[i]);
+        cr_expect_eq(event.info.len, sizes[i]);
+        cr_expect_eq(user_write(&b, "!", 1, sizes[i] - 1), 0);
+        finish_and_compare();
+    }
+}
+
+/* M-14 */
+Test(mirror, every_granularity)
+{
+    for (uint64_t granularity = 512; granularity <= 64 * MIB; granularity *= 2)
+        for (int mode = 0; mode < 2; mode++) {
+            bench_init(&b, 2 * MIB + 512);
+            bench_fill(&b);
+            struct mirror_params params = bench_params(&b);
+            params.granularity = granularity;
+            params.copy_mode = mode ? MIRROR_WRITE_BLOCKING : MIRROR_BACKGROUND;
+            bench_must_start(&b, &params);
+            bench_ready(&b);
+            for (uint64_t off = 300; off < 2 * MIB; off += 700 * KIB)
+                cr_expect_eq(user_write(&b, "over there", 10, off), 0);
+            finish_and_compare();
+        }
+}
+
+/* ---- refused: nothing is left (M-31, M-34) ---- */
+
+static void expect_refused(const struct mirror_params *params, int err, const char *said)
+{
+    struct node *source = params->source;
+    bool had_job = job_query(b.manager, NULL, 0) != 0;
+    void *observers = atomic_load(&source->observers.list);
+
+    cr_expect_eq(bench_start(&b, params), err);
+    cr_expect(strstr(b.diag.text, said), "%s", b.diag.text);
+    cr_expect_eq(job_query(b.manager, NULL, 0), had_job);
+    if (!observers)
+        cr_expect_null(atomic_load(&source->observers.list));
+    bench_new_target(&b, source->size);
+}
+
+Test(mirror, refused)
+{
+    bench_init(&b, MIB);
+    static const uint64_t bad[] = {1, 256, 1000, 513, 128 * MIB, UINT64_MAX};
+    for (unsigned i = 0; i < ARRAY_LEN(bad); i++) {
+        struct mirror_params params = bench_params(&b);
+        params.granularity = bad[i];
+        expect_refused(&params, -EINVAL, "power of two");
+    }
+    static const uint64_t sizes[] = {0, MIB - 1, MIB + 1, 2 * MIB};
+    for (unsigned i = 0; i < ARRAY_LEN(sizes); i++) {
+        node_close(b.node[TARGET]);
+        bench_new_target(&b, sizes[i]);
+        struct mirror_params params = bench_params(&b);
+        expect_refused(&params, -EINVAL, "size");
+    }
+    struct mirror_params params = bench_params(&b);
+    params.sync = MIRROR_INCREMENTAL;
+    params.bitmap = "nobody's";
+    expect_refused(&params, -ENOENT, "nobody's");
+    bench_fini(&b);
+}
+
+/* The last step is the one that fails: a bitmap that was taken is given back. */
+Test(mirror, a_bad_id_gives_the_bitmap_back)
+{
+    static const char *const ids[] = {"1", "job"};
+
+    bench_init(&b, MIB);
+    struct dirty_bitmap *bitmap = dirty_bitmap_new("bitmap", MIB, 65536);
+    cr_assert_eq(node_bitmap_add(b.node[SOURCE], bitmap, &b.diag), 0);
+    struct mirror_params running = bench_params(&b);
+    bench_must_start(&b, &running);
+    bench_ready(&b);
+    bench_new_target(&b, MIB);
+    for (unsigned i = 0; i < ARRAY_LEN(ids); i++) {
+        struct mirror_params params = bench_params(&b);
+        params.job.id = ids[i];
+        params.sync = MIRROR_INCREMENTAL;
+        params.bitmap = "bitmap";
+        expect_refused(&params, i ? -EEXIST : -EINVAL, ids[i]);
+        cr_expect_not(dirty_bitmap_busy(bitmap));
+    }
+    cr_expect_eq(dirty_bitmap_acquire(bitmap, &b.diag), 0);
+    struct mirror_params params = bench_params(&b);
+    params.job.id = "other";
+    params.sync = MIRROR_INCREMENTAL;
+    params.bitmap = "bitmap";
+    expect_refused(&params, -EBUSY, "in use");
+    cr_expect(dirty_bitmap_busy(bitmap), "still the other's");
+    dirty_bitmap_release(bitmap);
+    bench_cancel(&b);
+    bench_fini(&b);
+}
+
+/* ---- bounds ---- */
+
+/* M-18: chunks that follow each other go in one request. */
+Test(mirror, neighbours_are_copied_together)
+{
+    bench_init(&b, 16 * MIB);
+    bench_fill(&b);
+    struct mirror_params params = bench_params(&b);
+    params.granularity = 4 * KIB;
+    bench_must_start(&b, &params);
+    bench_ready(&b);
+    cr_expect_eq(fault_plan_calls(&b.plan[TARGET], FAULT_WRITE), 16);
+    finish_and_compare();
+}
+
+static void expect_in_flight(uint64_t size, uint64_t buf_size, uint64_t granularity,
+                             unsigned most)
+{
+    bench_init(&b, size);
+    bench_fill(&b);
+    /* One more than there may be never comes together. */
+    fault_plan_gather_writes(&b.plan[TARGET], most, 1, 5000);
+    struct mirror_params params = bench_params(&b);
+    params.buf_size = buf_size;
+    params.granularity = granularity;
+    bench_must_start(&b, &params);
+    bench_ready(&b);
+    cr_expect_eq(fault_plan_most_in_flight(&b.plan[TARGET]), most);
+    finish_and_compare();
+}
+
+/* M-16, M-17: sixteen at once, or what fits. */
+Test(mirror, no_more_is_in_flight_than_allowed, .timeout = 120)
+{
+    expect_in_flight(32 * MIB, 0, 0, 16);
+    expect_in_flight(4 * MIB, 256 * KIB, 64 * KIB, 4);
+    expect_in_flight(2 * MIB, 1, 64 * KIB, 1);
+}
+
+/* M-32: with a limit, no more is under way than a slice of it. */
+Test(mirror, a_rate_limit_bounds_what_is_in_flight)
+{
+    bench_init(&b, 2 * MIB);
+    bench_fill(&b);
+    fault_plan_delay_writes(&b.plan[TARGET], 1000000, 1);
+    struct mirror_params params = bench_params(&b);
+    params.granularity = 4 * KIB;
+    params.job.speed = 10 * 16 * KIB; /* 16 KiB a slice */
+    bench_must_start(&b, &params);
+    while (bench_look(&b).offset < 32 * KIB)
+        nap();
+    cr_expect_eq(fault_plan_most_in_flight(&b.plan[TARGET]), 1);
+    cr_expect_lt(bench_look(&b).offset, MIB, "the first slice let it all through");
+    cr_expect_eq(job_set_speed(b.manager, "job", 0, &b.diag), 0);
+    bench_ready(&b);
+    finish_and_compare();
+}
+
+Test(mirror, a_pause_comes_with_nothing_in_flight, .timeout = 120)
+{
+    bench_init(&b, 32 * MIB);
+    bench_fill(&b);
+    fault_plan_delay_writes(&b.plan[TARGET], 30000000, 1);
+    fault_plan_gather_writes(&b.plan[TARGET], 16, 1, 5000);
+    struct mirror_params params = bench_params(&b);
+    bench_must_start(&b, &params);
+    while (fault_plan_most_in_flight(&b.plan[TARGET]) < 16)
+        nap();
+    cr_assert_eq(job_pause(b.manager, "job", &b.diag), 0);
+    bench_status(&b, JOB_PAUSED);
+    lock_acquire(&b.plan[TARGET].lock);
+    unsigned in_flight = b.plan[TARGET].in_flight;
+    lock_release(&b.plan[TARGET].lock);
+    cr_expect_eq(in_flight, 0);
+    uint64_t writes = fault_plan_calls(&b.plan[TARGET], FAULT_WRITE);
+    cr_expect_lt(writes, 32);
+    cr_expect_eq(user_write(&b, "meanwhile", 9, 12345), 0);
+    cr_expect_eq(fault_plan_calls(&b.plan[TARGET], FAULT_WRITE), writes);
+    fault_plan_delay_writes(&b.plan[TARGET], 0, 0);
+    cr_expect_eq(job_resume(b.manager, "job", &b.diag), 0);
+    bench_ready(&b);
+    finish_and_compare();
+}
+
+/* ---- write-blocking ---- */
+
+/* After READY the target has every write when it is answered: of parts of chunks, of
+ * several, of zeroes and trims. */
+Test(mirror, a_blocking_job_stays_in_sync)
+{
+    static unsigned char data[300 * KIB];
+    struct rng rng;
+
+    bench_init(&b, 2 * MIB + 512);
+    bench_fill(&b);
+    struct mirror_params params = bench_params(&b);
+    params.copy_mode = MIRROR_WRITE_BLOCKING;
+    bench_must_start(&b, &params);
+    bench_ready(&b);
+    rng_init(&rng, 7);
+    for (unsigned i = 0; i < 300; i++) {
+        uint64_t size = b.serving->size, len = rng_between(&rng, 1, sizeof data);
+        uint64_t off = rng_below(&rng, size - len + 1);
+        if (rng_one_in(&rng, 8))
+            off = size - len;
+        rng_fill(&rng, data, len);
+        switch (rng_below(&rng, 4)) {
+        case 0:
+            cr_assert_eq(block_zero(b.serving, len, off, BLOCK_MAY_UNMAP), 0);
+            break;
+        case 1:
+            cr_assert_eq(block_discard(b.serving, len, off, 0), 0);
+            break;
+        default:
+            cr_assert_eq(block_write(b.serving, data, len, off, 0), 0);
+        }
+        bench_same(&b);
+        struct job_info info = bench_look(&b);
+        cr_assert_eq(info.offset, info.len);
+    }
+    finish_and_compare();
+}
+
+/* A write that failed on the disk isn't sent; one that failed there only is. */
+Test(mirror, failures_under_a_blocking_job)
+{
+    bench_init(&b, MIB);
+    bench_fill(&b);
+    struct mirror_params params = bench_params(&b);
+    params.copy_mode = MIRROR_WRITE_BLOCKING;
+    params.on_target_error = JOB_STOP;
+    bench_must_start(&b, &params);
+    bench_ready(&b);
+    uint64_t writes = fault_plan_calls(&b.plan[TARGET], FAULT_WRITE);
+    fault_plan_fail(&b.plan[SOURCE], FAULT_WRITE, 1, EIO, FAULT_ONCE);
+    fault_plan_fail(&b.plan[TARGET], FAULT_WRITE, 1, EIO, FAULT_FROM_THEN_ON);
+    cr_expect_eq(user_write(&b, "x", 1, 0), -EIO);
+    bench_status(&b, JOB_STANDBY); /* the chunk is unknown, and copied */
+    uint64_t tried = fault_plan_calls(&b.plan[TARGET], FAULT_WRITE);
+    cr_expect_gt(tried, writes);
+    cr_expect_eq(user_write(&b, "y", 1, 300 * KIB), 0, "only marked: the target failed");
+    cr_expect_eq(fault_plan_calls(&b.plan[TARGET], FAULT_WRITE), tried);
+    fault_plan_heal(&b.plan[TARGET]);
+    cr_expect_eq(job_resume(b.manager, "job", &b.diag), 0);
+    bench_status(&b, JOB_READY);
+    while (bench_look(&b).offset != bench_look(&b).len)
+        nap();
+    finish_and_compare();
+}
+
+/* ---- users all the time ---- */
+
+struct user {
+    pthread_t thread;
+    uint64_t base, size, seed;
+    unsigned char *model;
+    _Atomic unsigned *stop;
+    _Atomic unsigned count;
+};
+
+static void *write_all_the_time(void *opaque)
+{
+    struct user *u = opaque;
+    static _Thread_local unsigned char data[100 * KIB];
+    struct rng rng;
+
+    rng_init(&rng, u->seed);
+    while (!atomic_load(u->stop)) {
+        uint64_t len = rng_between(&rng, 1, rng_one_in(&rng, 4) ? sizeof data : 4096);
+        uint64_t off = rng_below(&rng, u->size - len + 1);
+        rng_fill(&rng, data, len);
+        memcpy(u->model + off, data, len);
+        cr_assert_eq(user_write(&b, data, len, u->base + off), 0);
+        atomic_fetch_add(&u->count, 1);
+    }
+    return NULL;
+}
+
+#define USERS 4u
+
+struct crowd {
+    struct user user[USERS];
+    _Atomic unsigned stop;
+};
+
+static void crowd_come(struct crowd *c, uint64_t seed)
+{
+    uint64_t each = b.serving->size / USERS;
+
+    atomic_store(&c->stop, 0);
+    for (unsigned i = 0; i < USERS; i++) {
+        struct user *u = &c->user[i];
+        *u = (struct user){.base = i * each, .size = each, .seed = seed + i};
+        u->stop = &c->stop;
+        u->model = malloc(each);
+        cr_assert_eq(block_read(b.serving, u->model, each, u->base), 0);
+        cr_assert_eq(pthread_create(&u->thread, NULL, write_all_the_time, u), 0);
+    }
+}
+
+static void crowd_do_some(struct crowd *c)
+{
+    for (unsigned i = 0; i < USERS; i++) {
+        unsigned until = atomic_load(&c->user[i].count) + 50 / build_slowness();
+        while (atomic_load(&c->user[i].count) < until)
+            nap();
+    }
+}
+
+/* They stop, and find what they wrote. */
+static void crowd_leave(struct crowd *c)
+{
+    atomic_store(&c->stop, 1);
+    for (unsigned i = 0; i < USERS; i++) {
+        struct user *u = &c->user[i];
+        pthread_join(u->thread, NULL);
+        unsigned char *found = malloc(u->size);
+        cr_assert_eq(block_read(b.serving, found, u->size, u->base), 0);
+        cr_assert_arr_eq(found, u->model, u->size);
+        free(found);
+        free(u->model);
+    }
+}
+
+/* Progress never goes back, and is through when the job says so (M-03, M-13). */
+static void expect_progress(void)
+{
+    uint64_t last = 0;
+
+    pthread_mutex_lock(&b.heard.mutex);
+    for (unsigned i = 0; i < b.heard.n; i++) {
+        const struct job_info *info = &b.heard.events[i].info;
+        cr_assert_geq(info->offset, last);
+        cr_assert_leq(info->offset, info->len);
+        if (b.heard.events[i].kind == JOB_EVENT_READY ||
+            b.heard.events[i].kind == JOB_EVENT_COMPLETED)
+            cr_assert_eq(info->offset, info->len);
+        last = info->offset;
+    }
+    pthread_mutex_unlock(&b.heard.mutex);
+}
+
+static void under_load(enum mirror_copy_mode mode, uint64_t granularity, uint64_t seed)
+{
+    static struct crowd crowd;
+
+    bench_init(&b, 4 * MIB);
+    bench_fill(&b);
+    crowd_come(&crowd, seed);
+    struct mirror_params params = bench_params(&b);
+    params.copy_mode = mode;
+    params.granularity = granularity;
+    bench_must_start(&b, &params);
+    bench_ready(&b);
+    crowd_do_some(&crowd);
+    cr_assert_eq(job_complete(b.manager, "job", &b.diag), 0);
+    bench_end(&b, JOB_EVENT_COMPLETED);
+    cr_assert_not_null(b.replaced);
+    struct storage *then = mem_storage_clone(b.mem[SOURCE]);
+    crowd_do_some(&crowd);
+    crowd_leave(&crowd);
+    cr_expect(mem_storage_equal(then, b.mem[SOURCE], NULL), "the old disk was written to");
+    storage_close(then);
+    expect_progress();
+    bench_fini(&b);
+}
+
+Test(mirror, under_load, .timeout = 300)
+{
+    uint64_t seed = env_number("QIMG_SEED", 1);
+
+    for (unsigned i = 0; i < 6; i++) {
+        uint64_t granularity = UINT64_C(512) << (2 * i);
+        under_load(MIRROR_BACKGROUND, granularity, seed + i);
+        under_load(MIRROR_WRITE_BLOCKING, granularity, seed + i);
+    }
+}
+
+Test(mirror, cancelled_under_load, .timeout = 300)
+{
+    static struct crowd crowd;
+
+    for (unsigned i = 0; i < 6; i++) {
+        bench_init(&b, 4 * MIB);
+        bench_fill(&b);
+        crowd_come(&crowd, i);
+        struct mirror_params params = bench_params(&b);
+        params.copy_mode = i % 2 ? MIRROR_WRITE_BLOCKING : MIRROR_BACKGROUND;
+        bench_must_start(&b, &params);
+        if (i >= 2)
+            bench_ready(&b);
+        crowd_do_some(&crowd);
+        /* By force at any time; softly once it is quiet. */
+        if (i < 4) {
+            cr_assert_eq(job_cancel(b.manager, "job", true, &b.diag), 0);
+            bench_end(&b, JOB_EVENT_CANCELLED);
+            crowd_leave(&crowd);
+        } else {
+            crowd_leave(&crowd);
+            bench_cancel(&b);
+            bench_same(&b);
+        }
+        bench_fini(&b);
+    }
+}

@@ -1,0 +1,231 @@
+/* What errors lead to, for each side and each policy (M-07, M-08). */
+#include "jobs_testing.h"
+
+#define SIZE (4 * MIB)
+
+static struct bench b;
+
+static void start(int side, enum job_on_error policy)
+{
+    struct mirror_params params = bench_params(&b);
+
+    params.granularity = 64 * KIB;
+    if (side == SOURCE)
+        params.on_source_error = policy;
+    else
+        params.on_target_error = policy;
+    bench_must_start(&b, &params);
+}
+
+static void setup(void)
+{
+    bench_init(&b, SIZE);
+    bench_fill(&b);
+}
+
+static void teardown(void)
+{
+    bench_fini(&b);
+}
+
+TestSuite(errors, .init = setup, .fini = teardown, .timeout = 120);
+
+/* Side by side: a fresh bench for each. */
+static void again(void)
+{
+    teardown();
+    setup();
+}
+
+static void fail(int side, int err, enum fault_how how)
+{
+    fault_plan_fail(&b.plan[side], side == SOURCE ? FAULT_READ : FAULT_WRITE, 3, err, how);
+}
+
+static struct job_event expect_error(int side, const char *action)
+{
+    struct job_event event = listen_for(&b.heard, JOB_EVENT_ERROR, 0);
+
+    cr_expect_eq(event.write_error, side == TARGET);
+    cr_expect_str_eq(event.action, action);
+    return event;
+}
+
+static void expect_failed(const char *reason)
+{
+    struct job_event event = bench_end(&b, JOB_EVENT_COMPLETED);
+
+    cr_expect(strstr(event.info.error, reason), "%s", event.info.error);
+    cr_expect_eq(heard_of(&b.heard, JOB_EVENT_ERROR), 1);
+    cr_expect_eq(heard_of(&b.heard, JOB_EVENT_READY), 0);
+    cr_expect_eq(user_write(&b, "on", 2, 0), 0, "users don't notice");
+}
+
+static void expect_copy(void)
+{
+    bench_ready(&b);
+    bench_cancel(&b);
+    bench_same(&b);
+}
+
+Test(errors, reported)
+{
+    for (int side = SOURCE; side <= TARGET; side++) {
+        fail(side, EIO, FAULT_FROM_THEN_ON);
+        start(side, JOB_REPORT);
+        expect_error(side, "report");
+        expect_failed("Input/output error");
+        again();
+    }
+}
+
+Test(errors, ignored)
+{
+    for (int side = SOURCE; side <= TARGET; side++) {
+        fail(side, EIO, FAULT_ONCE);
+        start(side, JOB_IGNORE);
+        expect_error(side, "ignore");
+        cr_expect_str_eq(bench_look(&b).io_status, "ok");
+        expect_copy();
+        again();
+    }
+}
+
+/* Half of a write may have arrived. */
+Test(errors, ignored_when_torn)
+{
+    fail(TARGET, EIO, FAULT_ONCE_TORN);
+    start(TARGET, JOB_IGNORE);
+    expect_error(TARGET, "ignore");
+    expect_copy();
+}
+
+/* M-08: the same range isn't asked again and again. */
+Test(errors, ignored_for_long)
+{
+    fail(TARGET, EIO, FAULT_FROM_THEN_ON);
+    start(TARGET, JOB_IGNORE);
+    for (unsigned i = 0; i < 3; i++)
+        expect_error(TARGET, "ignore");
+    cr_expect_leq(fault_plan_calls(&b.plan[TARGET], FAULT_WRITE), 4 * 16);
+    fault_plan_heal(&b.plan[TARGET]);
+    expect_copy();
+}
+
+/* All that is in flight fails, and the job stops once. */
+Test(errors, stopped)
+{
+    for (int side = SOURCE; side <= TARGET; side++) {
+        fail(side, EIO, FAULT_FROM_THEN_ON);
+        start(side, JOB_STOP);
+        expect_error(side, "stop");
+        bench_status(&b, JOB_PAUSED);
+        struct job_info info = bench_look(&b);
+        cr_expect_str_eq(info.io_status, "failed");
+        cr_expect(info.paused);
+        fault_plan_heal(&b.plan[side]);
+        cr_expect_eq(job_resume(b.manager, "job", &b.diag), 0);
+        cr_expect_str_eq(bench_look(&b).io_status, "ok");
+        expect_copy();
+        cr_expect_eq(heard_of(&b.heard, JOB_EVENT_ERROR), 1);
+        again();
+    }
+}
+
+Test(errors, stopped_for_space_only)
+{
+    for (int side = SOURCE; side <= TARGET; side++) {
+        fail(side, ENOSPC, FAULT_FROM_THEN_ON);
+        start(side, JOB_ENOSPC);
+        expect_error(side, "stop");
+        bench_status(&b, JOB_PAUSED);
+        cr_expect_str_eq(bench_look(&b).io_status, "nospace");
+        fault_plan_heal(&b.plan[side]);
+        cr_expect_eq(job_resume(b.manager, "job", &b.diag), 0);
+        expect_copy();
+        again();
+        fail(side, EIO, FAULT_FROM_THEN_ON);
+        start(side, JOB_ENOSPC);
+        expect_error(side, "report");
+        expect_failed("Input/output error");
+        again();
+    }
+}
+
+/* The memory is full, and later it isn't. */
+Test(errors, a_full_target)
+{
+    mem_storage_limit(b.mem[TARGET], MIB);
+    start(TARGET, JOB_ENOSPC);
+    expect_error(TARGET, "stop");
+    bench_status(&b, JOB_PAUSED);
+    mem_storage_limit(b.mem[TARGET], UINT64_MAX);
+    cr_expect_eq(job_resume(b.manager, "job", &b.diag), 0);
+    expect_copy();
+}
+
+/* A flush that fails may have lost all that was written since the last: it goes again, to
+ * a target that isn't given up. */
+Test(errors, a_flush_fails)
+{
+    fault_plan_fail(&b.plan[TARGET], FAULT_FLUSH, 1, EIO, FAULT_ONCE);
+    start(TARGET, JOB_IGNORE);
+    expect_error(TARGET, "ignore");
+    bench_ready(&b);
+    cr_expect_geq(fault_plan_bytes_written(&b.plan[TARGET]), 2 * SIZE);
+    bench_cancel(&b);
+    bench_same(&b);
+}
+
+Test(errors, a_flush_fails_for_good)
+{
+    fault_plan_fail(&b.plan[TARGET], FAULT_FLUSH, 1, EIO, FAULT_FROM_THEN_ON);
+    start(TARGET, JOB_REPORT);
+    expect_error(TARGET, "report");
+    expect_failed("Input/output error");
+}
+
+/* M-05: a copy that couldn't be flushed at the end is none. */
+Test(errors, the_last_flush_fails)
+{
+    start(TARGET, JOB_REPORT);
+    bench_ready(&b);
+    fault_plan_fail(&b.plan[TARGET], FAULT_FLUSH, 1, EIO, FAULT_FROM_THEN_ON);
+    cr_expect_eq(user_write(&b, "last", 4, MIB), 0);
+    cr_expect_eq(job_complete(b.manager, "job", &b.diag), 0);
+    struct job_event event = bench_end(&b, JOB_EVENT_COMPLETED);
+    cr_expect(strstr(event.info.error, "Input/output error"));
+    cr_expect_null(b.replaced, "users stay where they are");
+    cr_expect_eq(user_write(&b, "on", 2, 0), 0, "and aren't held back");
+}
+
+/* A write of a user that fails leaves nobody knows what: it is copied all the same. */
+Test(errors, a_users_write_is_torn)
+{
+    start(TARGET, JOB_REPORT);
+    bench_ready(&b);
+    fault_plan_fail(&b.plan[SOURCE], FAULT_WRITE, 1, EIO, FAULT_ONCE_TORN);
+    char data[4096];
+    memset(data, 0xee, sizeof data);
+    cr_expect_eq(user_write(&b, data, sizeof data, MIB), -EIO);
+    bench_cancel(&b);
+    bench_same(&b);
+}
+
+/* When the error comes after the user has asked for the end, the job stops again, and
+ * doesn't try as fast as it can. */
+Test(errors, after_a_soft_cancel)
+{
+    start(TARGET, JOB_STOP);
+    bench_ready(&b);
+    fault_plan_fail(&b.plan[TARGET], FAULT_WRITE, 1, EIO, FAULT_FROM_THEN_ON);
+    cr_expect_eq(user_write(&b, "x", 1, 0), 0);
+    bench_status(&b, JOB_STANDBY);
+    cr_expect_eq(job_cancel(b.manager, "job", false, &b.diag), 0);
+    bench_status(&b, JOB_STANDBY);
+    cr_expect_eq(heard_of(&b.heard, JOB_EVENT_ERROR), 2);
+    fault_plan_heal(&b.plan[TARGET]);
+    cr_expect_eq(job_resume(b.manager, "job", &b.diag), 0);
+    bench_end(&b, JOB_EVENT_COMPLETED);
+    bench_same(&b);
+}
