@@ -2,9 +2,10 @@
 
 import os
 import threading
+import time
 import unittest
 
-from harness import KIB, MIB, Case, Model, create, check, content, info, run
+from harness import KIB, LONG, MIB, Case, Model, create, check, content, info, run
 from qmp import Qmp, QmpError
 
 
@@ -115,6 +116,24 @@ class Fold(Case):
         server.stop()
         self.expect_chain("active", "top", "middle", "base")
         self.assertEqual(content(self.path("active"), "qcow2"), bytes(model.data))
+
+    def test_killed(self):
+        """At any moment the disk's contents are what they were, through the old chain or the new."""
+        for _ in range(40 if LONG else 6):
+            with self.part():
+                model = self.chain(("qcow2", "qcow2", "qed", "qcow2"))
+                server, qmp = self.start(model)
+                qmp.cmd("block-commit", device="drive0", top=self.path("top"), base=self.path("base"),
+                        speed=self.rng.choice([0, 4 * MIB]), **{"job-id": "c"})
+                time.sleep(self.rng.random() * 0.1)
+                qmp.close()
+                server.kill()
+                for name in "base", "middle", "active":
+                    check(self.path(name), "qcow2", allow_leaks=True)
+                self.assertEqual(content(self.path("active"), "qcow2"), bytes(model.data))
+                os.unlink(self.path("qmp"))
+                again, _ = self.start(model)
+                again.stop()
 
     def test_sizes(self):
         for sizes, works in (((2 * MIB, 3 * MIB, 4 * MIB, 4 * MIB), True),
