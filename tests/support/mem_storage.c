@@ -398,7 +398,10 @@ bool mem_storage_equal(struct storage *a, struct storage *b, uint64_t *where)
         uint8_t in_a[MEM_PAGE_BYTES], in_b[MEM_PAGE_BYTES];
         (void)mem_pread(a, in_a, sizeof in_a, off);
         (void)mem_pread(b, in_b, sizeof in_b, off);
-        for (unsigned i = 0; i < MIN(MEM_PAGE_BYTES, MIN(size, other) - off); i++)
+        uint64_t n = MIN(MEM_PAGE_BYTES, MIN(size, other) - off);
+        if (memcmp(in_a, in_b, n) == 0)
+            continue;
+        for (unsigned i = 0; i < n; i++)
             if (in_a[i] != in_b[i]) {
                 if (where)
                     *where = off + i;

@@ -1,0 +1,145 @@
+/* Names of backing files, as an image says them: what becomes of them under each policy,
+ * and what is really opened when only the image's folder is allowed.
+ *
+ * The input is a format, a newline, and a name. */
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "block/chain.h"
+#include "fuzz.h"
+#include "scratch.h"
+#include "storage/nbd_uri.h"
+
+/* folder/ has the image and what it may name, outside/ what it may not. */
+static struct scratch scratch;
+static char *image, *folder;
+
+static void remove_scratch(void)
+{
+    scratch_remove(&scratch);
+    free(image);
+    free(folder);
+}
+
+static void make_image(const char *path, const char *format, const char *backing,
+                       const char *backing_format)
+{
+    struct create_request request = {
+        .filename = path,
+        .size = 1 << 20,
+        .backing_file = backing,
+        .backing_format = backing_format,
+    };
+    struct diag diag = {0};
+
+    if (driver_find(format)->create(&request, &diag))
+        fuzz_fail(__FILE__, __LINE__, "%s", diag.text);
+}
+
+/* Relative names are for making it alone: libFuzzer's own are relative, too. */
+static void make_scratch(void)
+{
+    CLEANUP_FREE char *here = getcwd(NULL, 0);
+
+    scratch_make(&scratch);
+    atexit(remove_scratch);
+    if (!here || chdir(scratch.dir) != 0 ||
+        system("mkdir folder folder/below outside") != 0)
+        abort();
+    make_image("folder/base.qcow2", "qcow2", NULL, NULL);
+    make_image("folder/below/base.qed", "qed", "../../outside/secret.qcow2", "qcow2");
+    make_image("folder/loop.qcow2", "qcow2", "image", "qcow2");
+    make_image("outside/secret.qcow2", "qcow2", NULL, NULL);
+    if (symlink("../outside/secret.qcow2", "folder/link") != 0 ||
+        symlink("../outside", "folder/way-out") != 0)
+        abort();
+    folder = realpath("folder", NULL);
+    image = scratch_path(&scratch, "folder/image");
+    if (chdir(here) != 0)
+        abort();
+}
+
+static void check_is_below_folder(const char *path)
+{
+    char real[PATH_MAX];
+
+    fuzz_check(realpath(path, real), "'%s' was opened, and isn't there", path);
+    size_t n = strlen(folder);
+    fuzz_check(strncmp(real, folder, n) == 0 && real[n] == '/', "'%s' is outside", path);
+}
+
+static void check_resolving(const char *name)
+{
+    static const enum references policies[] = {REFERENCES_ANY, REFERENCES_DIR,
+                                               REFERENCES_NONE};
+    bool is_nbd = nbd_uri_is_one(name);
+    bool is_protocol = name[strcspn(name, ":/")] == ':' && strncmp(name, "file:", 5) != 0;
+
+    for (size_t i = 0; i < ARRAY_LEN(policies); i++) {
+        CLEANUP_FREE char *path = NULL;
+        struct diag diag = {0};
+        int err = reference_resolve(image, name, policies[i], &path, &diag);
+        fuzz_check_diag(err, &diag);
+        fuzz_check(!err == (path != NULL), "error %d and path %s", err, path ? path : "");
+        if (err)
+            continue;
+        fuzz_check(policies[i] != REFERENCES_NONE, "'%s' is let pass", name);
+        if (is_nbd && policies[i] == REFERENCES_ANY)
+            continue;
+        fuzz_check(!is_protocol, "'%s' is let pass", name);
+        fuzz_check(path[0] == '/', "'%s' became '%s'", name, path);
+        if (policies[i] == REFERENCES_DIR)
+            check_is_below_folder(path);
+    }
+    CLEANUP_FREE char *joined = reference_join(image, name);
+    fuzz_check(joined && strlen(joined) >= strlen(name), "'%s' joined", name);
+}
+
+/* Opens the image with that backing file, where it can be made. */
+static void check_opening(const char *format, const char *name)
+{
+    const struct chain_options options = {.format = "qcow2", .references = REFERENCES_DIR};
+    struct create_request request = {
+        .filename = image,
+        .size = 1 << 20,
+        .backing_file = name,
+        .backing_format = format[0] ? format : NULL,
+    };
+    struct block_context ctx;
+    struct node *node;
+    struct diag diag = {0};
+
+    unlink(image);
+    int err = driver_find("qcow2")->create(&request, &diag);
+    fuzz_check_diag(err, &diag);
+    if (err)
+        return;
+    if (block_context_init(&ctx, 1 << 20, NULL, NULL))
+        abort();
+    err = chain_open(&ctx, image, &options, &node, &diag);
+    fuzz_check_diag(err, &diag);
+    for (struct node *layer = err ? NULL : node; layer; layer = layer->backing)
+        check_is_below_folder(layer->filename);
+    if (!err && node_close(node) != 0)
+        fuzz_fail(__FILE__, __LINE__, "close");
+    block_context_destroy(&ctx);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    CLEANUP_FREE char *text = fuzz_text(data, size);
+    char *end = strchr(text, '\n');
+
+    if (!scratch.dir[0])
+        make_scratch();
+    if (!end)
+        return 0;
+    *end = '\0';
+    check_resolving(end + 1);
+    check_opening(text, end + 1);
+    return 0;
+}

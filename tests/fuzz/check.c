@@ -1,0 +1,127 @@
+/* Checking images with any bytes, and repairing them: what a repair says it left must be
+ * what the next check finds. */
+#include <errno.h>
+#include <string.h>
+
+#include "image_input.h"
+#include "mem_storage.h"
+
+/* Counting clusters takes memory by the file's size, which the user can see. */
+#define MAX_FILE (UINT64_C(1) << 24)
+
+static const struct driver *driver_of(const struct image_input *in)
+{
+    const struct driver *driver = driver_probe(in->bytes, in->n);
+
+    return driver && driver->check ? driver : NULL;
+}
+
+static bool is_clean(const struct check_result *result)
+{
+    return check_is_safe(result) && result->leaks == 0;
+}
+
+static void check_same(const struct check_result *repaired,
+                       const struct check_result *again)
+{
+    fuzz_check(
+        again->corruptions == repaired->corruptions && again->leaks == repaired->leaks &&
+            again->check_errors == repaired->check_errors,
+        "the repair leaves %ju corruptions, %ju leaks, %ju errors; there are %ju, %ju, "
+        "%ju",
+        (uintmax_t)repaired->corruptions, (uintmax_t)repaired->leaks,
+        (uintmax_t)repaired->check_errors, (uintmax_t)again->corruptions,
+        (uintmax_t)again->leaks, (uintmax_t)again->check_errors);
+}
+
+/* As repaired, and running it again finds nothing to do. */
+static void check_again(const struct driver *driver, struct storage *st,
+                        enum check_repair repair, bool keep,
+                        const struct check_result *repaired)
+{
+    struct check_result again;
+    struct diag diag;
+
+    int err = image_check(driver, st, REPAIR_NONE, false, &again, &diag);
+    fuzz_check(err == 0, "after the repair it can't be checked: %s", diag.text);
+    /* Tables may overlap the header, whose marks are changed after the last count. */
+    if (check_is_safe(repaired))
+        check_same(repaired, &again);
+    else
+        fuzz_check(!check_is_safe(&again), "better than the repair says");
+    if (!is_clean(repaired))
+        return;
+    struct storage *before = mem_storage_clone(st);
+    err = image_check(driver, st, repair, keep, &again, &diag);
+    fuzz_check(err == 0 && is_clean(&again), "a second repair of what is clean: %s",
+               diag.text);
+    fuzz_check(mem_storage_equal(before, st, NULL),
+               "a second repair changes what is clean");
+    storage_close(before);
+}
+
+/* What is clean can be used. */
+static void check_usable(const struct driver *driver, struct storage *st)
+{
+    const struct node_options options = {.repair_off = true};
+    struct block_context ctx;
+    struct node *node;
+    struct diag diag = {0};
+
+    if (block_context_init(&ctx, 1 << 20, NULL, NULL))
+        __builtin_trap();
+    int err =
+        node_open(&ctx, driver, mem_storage_share(st), "image", &options, &node, &diag);
+    /* Checked, and not served; or a name that no check looks at. */
+    if (err == -ENOTSUP || (err && strstr(diag.text, "backing_"))) {
+        block_context_destroy(&ctx);
+        return;
+    }
+    fuzz_check(err == 0, "clean, and can't be opened: %s", diag.text);
+    err = node_activate(node, &diag);
+    fuzz_check(err == 0, "clean, and can't be written: %s", diag.text);
+    fuzz_check(node_close(node) == 0, "clean, and can't be closed");
+    block_context_destroy(&ctx);
+}
+
+static void repair(const struct image_input *in, const struct driver *driver,
+                   struct storage *st, const struct check_result *first)
+{
+    bool all = in->options & OPTION_REPAIR_ALL, keep = in->options & OPTION_KEEP_MAPPINGS;
+    enum check_repair how = all ? REPAIR_ALL : REPAIR_LEAKS;
+    struct check_result result;
+    struct diag diag;
+
+    int err = image_check(driver, st, how, keep, &result, &diag);
+    if (err)
+        return;
+    check_again(driver, st, how, keep, &result);
+    if (!all)
+        fuzz_check(result.corruptions == first->corruptions,
+                   "%ju corruptions became %ju by freeing leaks",
+                   (uintmax_t)first->corruptions, (uintmax_t)result.corruptions);
+    if (!all && check_is_safe(first))
+        fuzz_check(result.leaks == 0, "%ju leaks are left", (uintmax_t)result.leaks);
+    if (all && is_clean(&result))
+        check_usable(driver, st);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct image_input in;
+    const struct driver *driver;
+    struct check_result first;
+    struct diag diag;
+
+    if (!image_input_parse(data, size, &in) || !(driver = driver_of(&in)))
+        return 0;
+    struct storage *st = image_input_storage(&in, MAX_FILE);
+    struct storage *before = mem_storage_clone(st);
+    int err = image_check(driver, st, REPAIR_NONE, false, &first, &diag);
+    fuzz_check(mem_storage_equal(before, st, NULL), "a check changes the image");
+    if (!err)
+        repair(&in, driver, st, &first);
+    storage_close(before);
+    storage_close(st);
+    return 0;
+}

@@ -1,0 +1,210 @@
+/* What a client of the control socket may send: from bytes on a socket through commands and
+ * their arguments to jobs and bitmaps.  Every answer has to be a line of JSON.
+ *
+ * The disk lies in memory, and so do the targets of mirrors (control_open_target is
+ * replaced here): whatever paths the fuzzer comes up with, no file is touched. */
+#include "control_cmds.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "control_client.h"
+#include "control_events.h"
+#include "control_query.h"
+#include "control_target.h"
+#include "export.h"
+#include "fuzz.h"
+#include "jobs/manager.h"
+#include "mem_storage.h"
+#include "scratch.h"
+
+#define DISK_BYTES (256u << 10)
+#define PIECE      4096u
+
+static struct storage *empty; /* a qcow2 image of DISK_BYTES */
+
+static void make_empty(void)
+{
+    struct scratch scratch;
+
+    scratch_make(&scratch);
+    CLEANUP_FREE char *path = scratch_path(&scratch, "image");
+    struct create_option options[] = {{.key = "cluster_size", .value = "4096"}};
+    struct create_request request = {
+        .filename = path, .size = DISK_BYTES, .options = options, .n_options = 1};
+    struct diag diag = {0};
+    if (driver_find("qcow2")->create(&request, &diag) || mem_storage_load(path, &empty))
+        abort();
+    scratch_remove(&scratch);
+}
+
+static int open_node(struct block_context *ctx, const char *format, struct storage *st,
+                     const char *name, struct node **out, struct diag *diag)
+{
+    const struct node_options options = {.lock_off = true};
+
+    return node_open(ctx, driver_find(format), st, name, &options, out, diag);
+}
+
+/* ---- targets ---- */
+
+static struct storage *target_storage(const struct target_request *request)
+{
+    bool raw = strcmp(request->format, "raw") == 0;
+    struct storage *st =
+        raw ? mem_storage_new(request->source->size) : mem_storage_clone(empty);
+
+    if (strncmp(request->target, "full", 4) == 0)
+        mem_storage_limit(st, 32 << 10);
+    return st;
+}
+
+int control_open_target(const struct target_request *request, struct node **out,
+                        struct diag *diag)
+{
+    if (strcmp(request->format, "qed") == 0)
+        return diag_set(diag, ENOENT, "%s: there is none", request->target);
+    int err = open_node(request->source->ctx, request->format, target_storage(request),
+                        request->target, out, diag);
+    if (!err && (err = node_activate(*out, diag)) != 0)
+        node_close(*out);
+    return err;
+}
+
+/* ---- the server's side ---- */
+
+/* As export_open leaves it, but with nodes in memory. */
+static void open_export(struct export *export)
+{
+    static uint8_t data[DISK_BYTES / 4];
+    struct node *node;
+    struct diag diag = {0};
+
+    *export = (struct export){.is_open = true, .wanted_writable = true};
+    if (block_context_init(&export->ctx, 1 << 20, NULL, NULL) ||
+        open_node(&export->ctx, "qcow2", mem_storage_clone(empty), "/nowhere/image", &node,
+                  &diag) ||
+        open_node(&export->ctx, "raw", mem_storage_new(DISK_BYTES), "/nowhere/base",
+                  &node->backing, &diag) ||
+        node_activate(node, &diag))
+        fuzz_fail(__FILE__, __LINE__, "%s", diag.text);
+    memset(data, 0xa5, sizeof data);
+    fuzz_check(block_write(node, data, sizeof data, 1000, 0) == 0, "write");
+    gate_init(&export->gate);
+    lock_init(&export->lock, RANK_OPEN);
+    pthread_cond_init(&export->released, NULL);
+    atomic_store(&export->node, node);
+}
+
+static void on_job_event(void *opaque, const struct job_event *event)
+{
+    json_t *data;
+
+    if (event->kind == JOB_EVENT_COMPLETED || event->kind == JOB_EVENT_CANCELLED)
+        export_unclaim(opaque);
+    const char *name = control_job_event(event, &data);
+    json_t *message = control_event_message(name, data);
+    fuzz_check(message, "no message for %s", name);
+    json_decref(message);
+}
+
+static void shut_down(void)
+{
+}
+
+struct server {
+    struct export export;
+    struct control_context context;
+};
+
+static json_t *handle(void *opaque, struct client *client, json_t *request)
+{
+    struct server *server = opaque;
+
+    /* A message that isn't JSON gives the jobs a moment. */
+    if (!request)
+        usleep(300);
+    json_t *reply = control_execute(&server->context, &client->negotiated, request);
+    fuzz_check(json_object_get(reply, "return") || json_object_get(reply, "error"),
+               "neither a result nor an error");
+    return reply;
+}
+
+/* ---- the client's side ---- */
+
+/* Reads what the server sent; every line must be an object. */
+static void read_replies(int fd)
+{
+    static char buffer[256 << 10];
+    static size_t used;
+    ssize_t n;
+
+    while ((n = recv(fd, buffer + used, sizeof buffer - used, MSG_DONTWAIT)) > 0) {
+        used += (size_t)n;
+        for (char *end; (end = memchr(buffer, '\n', used));) {
+            size_t length = (size_t)(end - buffer) + 1;
+            json_t *reply = json_loadb(buffer, length, 0, NULL);
+            fuzz_check(json_is_object(reply), "the reply is no object");
+            json_decref(reply);
+            used -= length;
+            memmove(buffer, buffer + length, used);
+        }
+        fuzz_check(used < sizeof buffer, "a reply without an end");
+    }
+    if (n == 0) {
+        fuzz_check(used == 0, "half a reply");
+    }
+}
+
+static void converse(struct server *server, const uint8_t *data, size_t size)
+{
+    int fds[2];
+
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, fds) != 0)
+        abort();
+    struct client *client = client_new(fds[0]);
+    if (!client)
+        abort();
+    while (size > 0 && !client->dead && !client->ending) {
+        size_t n = MIN(size, PIECE);
+        fuzz_check(write(fds[1], data, n) == (ssize_t)n, "write");
+        client_receive(client, handle, server);
+        read_replies(fds[1]);
+        client_flush(client);
+        data += n;
+        size -= n;
+    }
+    while (client_has_queue(client) && !client->dead) {
+        read_replies(fds[1]);
+        client_flush(client);
+    }
+    client_free(client);
+    read_replies(fds[1]);
+    close(fds[1]);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct server server;
+
+    if (!empty)
+        make_empty();
+    open_export(&server.export);
+    server.context = (struct control_context){
+        .node_name = "disk0",
+        .export = &server.export,
+        .jobs = job_manager_new(on_job_event, &server.export),
+        .shutdown = shut_down,
+    };
+    converse(&server, data, size);
+    json_decref(control_find_corruption(&server.context, true));
+    json_decref(control_find_corruption(&server.context, false));
+    job_manager_free(server.context.jobs);
+    fuzz_check(atomic_load(&server.export.claims) == 0, "a job's claim is left");
+    fuzz_check(export_close(&server.export) == 0, "the disk can't be closed");
+    return 0;
+}

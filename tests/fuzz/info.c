@@ -1,0 +1,88 @@
+/* What is found and printed of an image before anything else is done with it: its format by
+ * magic, header, extensions, feature names, snapshots. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/cleanup.h"
+#include "block/chain.h"
+#include "image_input.h"
+#include "info_print.h"
+
+static json_t *describe(struct node *node)
+{
+    json_t *object =
+        json_pack("{s:s,s:s,s:I,s:I,s:b}", "filename", node->filename, "format",
+                  node->driver->name, "virtual-size", (json_int_t)node->size,
+                  "cluster-size", (json_int_t)node->cluster_size, "dirty-flag", 0);
+
+    if (node->driver->info)
+        node->driver->info(node, object);
+    return object;
+}
+
+static void print(struct node *node)
+{
+    json_t *object = describe(node);
+    CLEANUP_FREE char *json = json_dumps(object, JSON_INDENT(4)), *human = NULL;
+    size_t n;
+    FILE *out = open_memstream(&human, &n);
+
+    fuzz_check(json, "not to be said in JSON");
+    info_print_human(object, out);
+    fclose(out);
+    fuzz_check(human[0], "nothing is printed");
+    json_decref(object);
+}
+
+/* Names are resolved, and nothing of them opened. */
+static void resolve(const struct node *node)
+{
+    if (!node->backing_name)
+        return;
+    for (int policy = REFERENCES_ANY; policy <= REFERENCES_NONE; policy++) {
+        CLEANUP_FREE char *path = NULL;
+        struct diag diag = {0};
+        int err = reference_resolve(node->filename, node->backing_name,
+                                    (enum references)policy, &path, &diag);
+        fuzz_check_diag(err, &diag);
+    }
+    free(reference_join(node->filename, node->backing_name));
+}
+
+static void open_and_print(struct storage *st, const struct driver *driver)
+{
+    const struct node_options options = {.lock_off = true};
+    struct block_context ctx;
+    struct node *node;
+    struct diag diag = {0};
+
+    if (block_context_init(&ctx, 1 << 20, NULL, NULL))
+        abort();
+    st->read_only = true;
+    int err = node_open(&ctx, driver, st, "folder/image", &options, &node, &diag);
+    fuzz_check_diag(err, &diag);
+    if (!err) {
+        print(node);
+        resolve(node);
+        fuzz_check(node_close(node) == 0, "close");
+    }
+    block_context_destroy(&ctx);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct image_input in;
+    const struct driver *driver;
+    struct diag diag = {0};
+
+    if (!image_input_parse(data, size, &in))
+        return 0;
+    struct storage *st = image_input_storage(&in, UINT64_C(1) << 62);
+    int err = chain_find_driver(st, NULL, &driver, &diag);
+    fuzz_check_diag(err, &diag);
+    if (err)
+        storage_close(st);
+    else
+        open_and_print(st, driver);
+    return 0;
+}

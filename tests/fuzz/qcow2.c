@@ -1,0 +1,11 @@
+/* qcow2 images with any bytes: opened, read, changed in every way, closed, opened again. */
+#include "image_input.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct image_input in;
+
+    if (image_input_parse(data, size, &in))
+        image_session(&in, driver_find("qcow2"));
+    return 0;
+}

@@ -1,0 +1,215 @@
+#!/usr/bin/env python3
+"""Makes what the fuzzers start from: small real images of every kind, made by qemu-img,
+qemu-io and qimg, and texts of every kind.
+
+    seeds.py QIMG FOLDER NAME
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+
+PROGRAM_BYTES = 64
+
+
+def run(*words):
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def try_run(*words):
+    """qemu-io exits with an error when it is told to abort."""
+    subprocess.run(words, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def io(fmt, path, *commands):
+    words = [word for command in commands for word in ("-c", command)]
+    try_run("qemu-io", "-f", fmt, *words, path)
+
+
+# ---- images ----
+
+# Name, options of create, size, what qemu-io does, what qemu-img does afterwards.
+QCOW2 = [
+    ("empty", "cluster_size=512", "64K", [], []),
+    ("some", "cluster_size=512", "128K", ["write 0 1k", "write 3000 2k", "write 100k 512"], []),
+    ("v2", "cluster_size=512,compat=0.10", "64K", ["write 1k 3k"], []),
+    ("zeroes", "cluster_size=512", "64K", ["write 0 4k", "write -z 1k 2k", "write -z 32k 1k"], []),
+    ("holes", "cluster_size=512", "64K", ["write 0 8k", "discard 1k 3k", "discard 6k 512"], []),
+    ("4k", "cluster_size=4k", "1M", ["write 0 4k", "write 9k 1k"], []),
+    ("lazy", "cluster_size=512,lazy_refcounts=on", "64K", ["write 0 1k"], []),
+    ("dirty", "cluster_size=512,lazy_refcounts=on", "64K", ["write 0 2k", "flush", "abort"], []),
+    ("refcounts-1", "cluster_size=512,refcount_bits=1", "64K", ["write 0 1k"], []),
+    ("refcounts-64", "cluster_size=512,refcount_bits=64", "64K", ["write 0 5k"], []),
+    ("large", "cluster_size=512", "64M", [], []),
+    ("snapshots", "cluster_size=512", "64K", ["write 0 2k", "write 33k 512"],
+     [["snapshot", "-c", "first"], ["snapshot", "-c", "second"]]),
+    ("bitmap", "cluster_size=512", "64K", ["write 0 2k"],
+     [["bitmap", "--add", "-g", "512"]]),
+]
+QED = [
+    ("empty", "cluster_size=4k,table_size=1", "1M", []),
+    ("some", "cluster_size=4k,table_size=1", "1M", ["write 0 5k", "write 100k 1k"]),
+    ("table-2", "cluster_size=4k,table_size=2", "4M", ["write 1M 4k"]),
+    ("dirty", "cluster_size=4k,table_size=1", "1M", ["write 0 4k", "flush", "abort"]),
+    ("large", "cluster_size=4k,table_size=1", "1G", ["write 0 512"]),
+]
+
+
+def make_qcow2(folder):
+    for name, options, size, writes, after in QCOW2:
+        path = f"{folder}/{name}"
+        run("qemu-img", "create", "-f", "qcow2", "-o", options, path, size)
+        if writes:
+            io("qcow2", path, *writes)
+        for words in after:
+            extra = ["name"] if words[0] == "bitmap" else []
+            run("qemu-img", *words, path, *extra)
+        if name == "snapshots":
+            io("qcow2", path, "write 1k 1k")
+        yield path
+    plain, overlay = f"{folder}/some", f"{folder}/overlay"
+    run("qemu-img", "create", "-f", "qcow2", "-o", "cluster_size=512", "-b", plain, "-F", "qcow2",
+        "-u", overlay, "64K")
+    io("qcow2", overlay, "write 512 512")
+    yield overlay
+    run("qemu-img", "convert", "-c", "-O", "qcow2", "-o", "cluster_size=512", plain,
+        f"{folder}/compressed")
+    yield f"{folder}/compressed"
+
+
+def make_qed(folder, qimg):
+    for name, options, size, writes in QED:
+        path = f"{folder}/qed-{name}"
+        run("qemu-img", "create", "-f", "qed", "-o", options, path, size)
+        if writes:
+            io("qed", path, *writes)
+        yield path
+    overlay = f"{folder}/qed-overlay"
+    run(qimg, "create", "-f", "qed", "-o", "cluster_size=4k,table_size=1", "-b",
+        f"{folder}/qed-some", "-F", "qed", overlay, "1M")
+    yield overlay
+    zeroes = f"{folder}/qed-zeroes"
+    run(qimg, "create", "-f", "qed", "-o", "cluster_size=4k,table_size=1", "-b",
+        f"{folder}/qed-some", "-F", "qed", zeroes, "1M")
+    io("qed", zeroes, "write -z 0 64k", "write 4k 4k")
+    yield zeroes
+
+
+def programs():
+    """Options, and steps of what, how and where (support/image_input.h)."""
+    read_only = [(1, 12, 0), (2, 0x8f, 0), (3, 12, 0), (1, 3, 0x8004)]
+    write = [(2, 5, 0), (1, 12, 0), (6, 0, 0), (3, 9, 8), (4, 0x45, 2), (7, 0x8f, 0), (5, 9, 0),
+             (10, 2, 0), (2, 0xc6, 16), (4, 0x0d, 30), (6, 0, 0), (2, 3, 0x8002), (8, 8, 50)]
+    grow = [(2, 8, 3), (9, 10, 100), (2, 10, 0x8100), (5, 13, 0), (6, 0, 0), (2, 10, 7)]
+    yield bytes([0x01, 0]), read_only
+    yield bytes([0x20, 0]), write
+    yield bytes([0x60, 20]), grow
+    yield bytes([0x34, 0]), write[::-1]
+    yield bytes([0xc2, 0]), write
+
+
+def pack(options, steps):
+    words = b"".join(bytes([what, how, where & 255, where >> 8]) for what, how, where in steps)
+    return (options.ljust(4, b"\0") + words).ljust(PROGRAM_BYTES, b"\0")[:PROGRAM_BYTES]
+
+
+def image_seeds(which, qimg):
+    with tempfile.TemporaryDirectory() as folder:
+        paths = []
+        if which != "qed":
+            paths += make_qcow2(folder)
+        if which != "qcow2":
+            paths += make_qed(folder, qimg)
+        for path in paths:
+            with open(path, "rb") as file:
+                image = file.read()
+            for i, (options, steps) in enumerate(programs()):
+                yield f"{os.path.basename(path)}-{i}", pack(options, steps) + image
+
+
+# ---- texts ----
+
+URIS = [
+    "nbd://localhost", "nbd://127.0.0.1:10809/", "nbd://[::1]:1234/disk%201", "nbds://host.example/a/b",
+    "nbd+unix:///?socket=/tmp/sock", "nbd+unix:///export?socket=relative%2Fsock", "nbd://:65535/x",
+    "nbd+unix:///?socket=/a&socket=/b", "nbd://user@host/", "nbd://h/#f", "nbds+unix:///?socket=/x",
+    "nbd://h?tls-certificates=/x", "nbd:unix:/tmp/s:exportname=x",
+]
+NAMES = [
+    "qcow2\nbase.qcow2", "\nbase.qcow2", "qed\nbelow/base.qed", "qcow2\n../outside/secret.qcow2",
+    "qcow2\nlink", "qcow2\nway-out/secret.qcow2", "qcow2\nloop.qcow2", "qcow2\nimage",
+    "raw\nfile:base.qcow2", "raw\njson:{\"driver\":\"file\"}", "raw\nnbd://localhost/", "auto\n./below/..//base.qcow2",
+    "raw\nfile:nbd:x", "raw\n/etc/hostname", "qcow2\n",
+]
+COMMANDS = [
+    '{"execute":"query-version"}', '{"execute":"query-commands"}', '{"execute":"query-status","id":[1]}',
+    '{"execute":"query-block"}', '{"execute":"query-named-block-nodes","arguments":{"flat":true}}',
+    '{"execute":"drive-mirror","arguments":{"device":"disk0","target":"t","sync":"full","format":"raw"}}',
+    '{"execute":"drive-mirror","arguments":{"job-id":"j","device":"disk0","target":"full","sync":"top",'
+    '"format":"qcow2","mode":"existing","on-target-error":"stop","copy-mode":"write-blocking"}}',
+    '{"execute":"drive-mirror","arguments":{"job-id":"k","device":"disk0","target":"x","sync":"none",'
+    '"mode":"existing","granularity":4096,"buf-size":1,"unmap":false,"speed":1000,"auto-finalize":false,'
+    '"auto-dismiss":false}}',
+    '{"execute":"drive-mirror","arguments":{"device":"disk0","target":"t","sync":"incremental","bitmap":"b"}}',
+    '{"execute":"block-commit","arguments":{"device":"disk0","base":"/nowhere/base","top":"/nowhere/image"}}',
+    '{"execute":"query-jobs"}', '{"execute":"query-block-jobs"}',
+    '{"execute":"block-job-pause","arguments":{"device":"disk0"}}',
+    '{"execute":"block-job-resume","arguments":{"device":"disk0"}}',
+    '{"execute":"block-job-complete","arguments":{"device":"disk0"}}',
+    '{"execute":"block-job-set-speed","arguments":{"device":"k","speed":0}}',
+    '{"execute":"block-job-cancel","arguments":{"device":"disk0","force":true}}',
+    '{"execute":"block-job-finalize","arguments":{"id":"k"}}', '{"execute":"block-job-dismiss","arguments":{"id":"k"}}',
+    '{"execute":"block-dirty-bitmap-add","arguments":{"node":"disk0","name":"b","granularity":512}}',
+    '{"execute":"block-dirty-bitmap-add","arguments":{"node":"disk0","name":"c","disabled":true}}',
+    '{"execute":"block-dirty-bitmap-merge","arguments":{"node":"disk0","target":"c","bitmaps":["b",'
+    '{"node":"disk0","name":"c"}]}}',
+    '{"execute":"block-dirty-bitmap-clear","arguments":{"node":"disk0","name":"b"}}',
+    '{"execute":"block-dirty-bitmap-disable","arguments":{"node":"disk0","name":"b"}}',
+    '{"execute":"block-dirty-bitmap-enable","arguments":{"node":"disk0","name":"b"}}',
+    '{"execute":"block-dirty-bitmap-remove","arguments":{"node":"disk0","name":"b"}}',
+    '{"execute":"quit"}',
+]
+JUNK = ['[1,2', '{"a":', 'x', '"\\u00e9"', '{"execute":1}', '[true,false,null,-1.5e3]', '{"a":{"b":[[]]}}']
+NEGOTIATE = '{"execute":"qmp_capabilities"}'
+ANSWERS = [
+    '{"return":{}}', '{"return":[]}', '{"error":{"class":"GenericError","desc":"no"}}', '{"error":{}}',
+    '{"event":"JOB_STATUS_CHANGE","data":{"id":"j","status":"ready"},"timestamp":{}}', '[]', '1', '{"error":7}',
+    '{"QMP":{"version":{},"capabilities":[]}}', 'x',
+]
+
+
+def conversations():
+    for command in COMMANDS:
+        yield f"{NEGOTIATE}\n{command}\n"
+    yield "\n".join([NEGOTIATE, *COMMANDS[:-1]])
+    yield "\nx\n".join([NEGOTIATE, *COMMANDS[5:18]])
+    yield "\nx\n".join([NEGOTIATE, *COMMANDS[19:22], *COMMANDS[5:9], *COMMANDS])
+
+
+def text_seeds(which):
+    if which == "nbd_uri":
+        return URIS
+    if which == "backing":
+        return NAMES
+    if which == "qmp_client":
+        return [f"{a}\r\n{b}\r\n" for a in ANSWERS for b in ANSWERS[:3]]
+    if which == "json":
+        return COMMANDS + JUNK + [" ".join(JUNK) + "\n" + "".join(COMMANDS)]
+    return list(conversations())
+
+
+def main():
+    qimg, folder, which = sys.argv[1:]
+    os.makedirs(folder, exist_ok=True)
+    if which in ("qcow2", "qed", "check", "info"):
+        seeds = image_seeds(which, qimg)
+    else:
+        seeds = ((f"{i:03}", text.encode()) for i, text in enumerate(text_seeds(which)))
+    for name, data in seeds:
+        with open(f"{folder}/{name}", "wb") as file:
+            file.write(data)
+
+
+if __name__ == "__main__":
+    main()

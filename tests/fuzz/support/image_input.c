@@ -1,0 +1,100 @@
+#include "image_input.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "mem_storage.h"
+
+static void must(int err)
+{
+    if (err)
+        abort();
+}
+
+bool image_input_parse(const uint8_t *data, size_t size, struct image_input *out)
+{
+    if (size <= PROGRAM_BYTES)
+        return false;
+    *out = (struct image_input){
+        .options = data[0],
+        .log_size = data[1] & 63,
+        .bytes = data + PROGRAM_BYTES,
+        .n = size - PROGRAM_BYTES,
+    };
+    for (size_t i = 0; i < PROGRAM_STEPS; i++) {
+        const uint8_t *p = data + 4 + 4 * i;
+        out->steps[i] =
+            (struct image_step){p[0], p[1], (uint16_t)(p[2] | (unsigned)p[3] << 8)};
+    }
+    return true;
+}
+
+struct storage *image_input_storage(const struct image_input *in, uint64_t max_size)
+{
+    struct storage *st = mem_storage_new(0);
+    uint64_t size = MIN(UINT64_C(1) << in->log_size, max_size);
+
+    must(storage_write(st, in->bytes, in->n, 0, 0));
+    if (in->log_size && size > in->n)
+        must(storage_truncate(st, size));
+    mem_storage_limit(st, MAX_MEMORY);
+    st->fixed_size = in->options & OPTION_FIXED_SIZE;
+    return st;
+}
+
+/* ---- checks ---- */
+
+struct witness {
+    uint64_t messages, done;
+};
+
+static void count_message(void *opaque, const char *text)
+{
+    struct witness *witness = opaque;
+
+    fuzz_check(text[0] && !strchr(text, '\n'), "message '%s'", text);
+    if (getenv("QIMG_FUZZ_VERBOSE"))
+        fprintf(stderr, "  %s\n", text);
+    witness->messages++;
+}
+
+static void note_progress(void *opaque, uint64_t done, uint64_t total)
+{
+    struct witness *witness = opaque;
+
+    fuzz_check(done <= total, "%ju of %ju is done", (uintmax_t)done, (uintmax_t)total);
+    witness->done = done;
+}
+
+int image_check(const struct driver *driver, struct storage *st, enum check_repair repair,
+                bool keep_mappings, struct check_result *result, struct diag *diag)
+{
+    struct witness witness = {0};
+    const struct check_options options = {
+        .repair = repair,
+        .keep_mappings = keep_mappings,
+        .progress = note_progress,
+        .message = count_message,
+        .opaque = &witness,
+    };
+
+    *result = (struct check_result){0};
+    *diag = (struct diag){0};
+    if (getenv("QIMG_FUZZ_VERBOSE"))
+        fprintf(stderr, "check, repair %d:\n", (int)repair);
+    int err = driver->check(st, &options, result, diag);
+    fuzz_check_diag(err, diag);
+    if (!err && (result->corruptions || result->leaks || result->check_errors))
+        fuzz_check(witness.messages > 0, "findings, and nothing is said of them");
+    return err;
+}
+
+bool image_is_sound(const struct driver *driver, struct storage *st)
+{
+    struct check_result result;
+    struct diag diag;
+
+    return image_check(driver, st, REPAIR_NONE, false, &result, &diag) == 0 &&
+           !result.corruptions && !result.leaks && !result.check_errors;
+}
