@@ -54,7 +54,9 @@ int alloc_activate(struct alloc *a, struct diag *diag)
         atomic_store(&a->file_end, end);
     }
     a->scan_next = 0;
-    a->scan_end = a->tail.next >> q->cluster_bits;
+    /* Past the table's reach there are no counts, however large a sparse file is. */
+    a->scan_end = MIN(a->tail.next >> q->cluster_bits,
+                      atomic_load(&q->refs.table)->n_entries << q->refs.block_bits);
     return 0;
 }
 

@@ -112,6 +112,8 @@ static int plan_table(struct alloc *a, struct table_plan *plan)
     plan->first_block = refcount_block_of(refs, plan->start);
     uint64_t wanted = MAX(atomic_load(&refs->table)->n_entries * 2, plan->first_block + 2);
     for (;;) {
+        if (wanted > MAX_RT_BYTES / 8)
+            return -EFBIG;
         plan->table_clusters = div_round_up(wanted, per_cluster);
         plan->n_entries = plan->table_clusters * per_cluster;
         plan->n_blocks = 1;
