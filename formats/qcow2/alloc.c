@@ -136,12 +136,23 @@ static uint64_t take_tail(struct alloc *a, uint64_t max, uint64_t *host, bool *f
            a->q->cluster_bits;
 }
 
-/* META, page present: adds the free clusters of [first, first+n) to the free list. */
+/* META, page present: adds the free clusters of [first, first+n) to the free list.  One
+ * that holds metadata is free only by mistake: it must not be written over. */
 static void collect_free(struct alloc *a, uint64_t first, uint64_t n)
 {
-    for (uint64_t c = first; c < first + n; c++)
-        if (refcount_get(&a->q->refs, c) == 0)
+    struct qcow2 *q = a->q;
+
+    for (uint64_t c = first; c < first + n; c++) {
+        if (refcount_get(&q->refs, c) != 0)
+            continue;
+        if (!meta_set_has(&q->metadata, c)) {
             run_list_add(a, &a->free, (struct run){.first = c, .n = 1});
+            continue;
+        }
+        log_error("%s: the cluster at %" PRIu64 " holds metadata and has a refcount of 0",
+                  q->node->filename, c << q->cluster_bits);
+        qcow2_mark_corrupt(q);
+    }
 }
 
 /* Looks at one more page of refcounts from earlier sessions; false when all were seen. */
@@ -182,7 +193,9 @@ int alloc_clusters(struct alloc *a, uint64_t max, uint64_t *host, uint64_t *n, b
     scan_page(a);
     for (;;) {
         uint64_t first = 0;
-        int err = take_free(a, max, &first, n);
+        int err = mcache_health(a->q->node->mc);
+        if (!err)
+            err = take_free(a, max, &first, n);
         if (err)
             return err;
         if (*n) {
