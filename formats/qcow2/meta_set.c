@@ -169,8 +169,26 @@ static int claim_refcounts(struct qcow2 *q, struct diag *diag)
     return err;
 }
 
+/* The table of an L1 entry.  `shared` has those of entries without the copied flag: two of
+ * these may lead to one table, which is copied before it is changed. */
+static int claim_table(struct qcow2 *q, struct meta_set *shared, uint32_t l1_index,
+                       uint64_t entry, struct diag *diag)
+{
+    uint64_t cluster = (entry & L1_OFFSET) >> q->cluster_bits;
+
+    if (entry & L1_COPIED)
+        return claim(q, entry & L1_OFFSET, cluster_size(q), "L1 entry", l1_index, diag);
+    int err = meta_set_add(shared, cluster);
+    if (err == -EEXIST)
+        return 0;
+    if (err)
+        return diag_errno(diag, -err, "%s", q->node->filename);
+    return claim(q, entry & L1_OFFSET, cluster_size(q), "L1 entry", l1_index, diag);
+}
+
 static int claim_tables(struct qcow2 *q, struct diag *diag)
 {
+    struct meta_set shared = {NULL};
     int err = q->l1_size ? claim(q, atomic_load(&q->l1_offset), (uint64_t)q->l1_size * 8,
                                  "L1 table", 0, diag)
                          : 0;
@@ -179,8 +197,9 @@ static int claim_tables(struct qcow2 *q, struct diag *diag)
         uint64_t entry = atomic_load(&q->l1[i]);
         /* What can't be a table is said when it is met. */
         if ((entry & L1_OFFSET) && is_aligned(entry & L1_OFFSET, cluster_size(q)))
-            err = claim(q, entry & L1_OFFSET, cluster_size(q), "L1 entry", i, diag);
+            err = claim_table(q, &shared, i, entry, diag);
     }
+    meta_set_free(&shared);
     return err;
 }
 
