@@ -84,7 +84,8 @@ static int check_encryption(const char *name, const uint8_t *raw, struct diag *d
     return 0;
 }
 
-/* A table of `bytes` bytes at `offset`: aligned, after the header, inside the file. */
+/* A table of `bytes` bytes at `offset`: aligned, after the header, inside the file, of
+ * which the last cluster may be there in part. */
 static int check_table(const char *name, const char *field, uint64_t offset, uint64_t bytes,
                        uint64_t align, const struct qcow2_header *h, uint64_t file_size,
                        struct diag *diag)
@@ -96,7 +97,7 @@ static int check_table(const char *name, const char *field, uint64_t offset, uin
     if (offset < 1ull << h->cluster_bits)
         return diag_set(diag, EINVAL, "%s: %s: offset %" PRIu64 " overlaps the header",
                         name, field, offset);
-    if (!range_inside(offset, bytes, file_size))
+    if (!range_inside(offset, bytes, align_up(file_size, 1ull << h->cluster_bits)))
         return diag_set(diag, EINVAL,
                         "%s: %s: %" PRIu64 " bytes at offset %" PRIu64
                         " lie outside the file of %" PRIu64 " bytes",
