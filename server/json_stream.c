@@ -137,13 +137,9 @@ static enum outcome inside(struct json_stream *s, char c)
         s->lexeme = LEXEME_STRING;
         return c && strchr("\"\\/bfnrtu", c) ? GO_ON : MISTAKE;
     case LEXEME_WORD:
-        if (*s->word == c) {
-            s->word++;
-            return GO_ON;
-        }
-        if (*s->word)
-            return MISTAKE;
-        break;
+        if (!*s->word)
+            break;
+        return *s->word++ == c ? GO_ON : MISTAKE;
     case LEXEME_NUMBER:
         if (is_of_number(c))
             return GO_ON;
