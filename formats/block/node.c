@@ -101,6 +101,30 @@ int node_open(struct block_context *ctx, const struct driver *driver, struct sto
     return 0;
 }
 
+int node_reopen(struct node *node, void (*free_state)(void *state), struct diag *diag)
+{
+    void *state = node->state;
+    struct mcache *mc = node->mc;
+    char *name = node->backing_name, *format = node->backing_format;
+
+    node->mc = NULL;
+    node->backing_name = node->backing_format = NULL;
+    int err = node->driver->open(node, diag);
+    if (err) {
+        mcache_free(node->mc);
+        node->mc = mc;
+        node->backing_name = name;
+        node->backing_format = format;
+        return err;
+    }
+    gate_wait(&node->ctx->gate);
+    free_state(state);
+    mcache_free(mc);
+    free(name);
+    free(format);
+    return 0;
+}
+
 int node_activate(struct node *node, struct diag *diag)
 {
     if (node->active)

@@ -97,6 +97,12 @@ void node_wrote(struct node *node);
  * node is not written to any more: true when that is so from now on.  Under any lock. */
 bool node_met_corruption(struct node *node);
 
+/* For drivers, whose `activate` has changed the file below the image (a repair): opens it
+ * anew.  What was there is freed when those who read it have left.  On failure all is as
+ * before. */
+int node_reopen(struct node *node, void (*free_state)(void *state),
+                struct diag *diag) MUST_USE;
+
 /* For the engine: 0, or -EINVAL for a range that isn't inside the virtual size. */
 int node_check_range(const struct node *node, uint64_t off, uint64_t len);
 

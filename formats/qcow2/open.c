@@ -90,8 +90,10 @@ static int read_l1(struct qcow2 *q, struct diag *diag)
     return 0;
 }
 
-static void free_state(struct qcow2 *q)
+static void free_state(void *state)
 {
+    struct qcow2 *q = state;
+
     dirty_mark_destroy(&q->mark);
     alloc_close(&q->alloc);
     mcmap_free(q->l1_map);
@@ -104,8 +106,6 @@ static void free_state(struct qcow2 *q)
     qcow2_free_snapshots(q);
     meta_set_free(&q->metadata);
     qcow2_header_free(&q->header);
-    if (q->node->state == q)
-        q->node->state = NULL;
     free(q);
 }
 
@@ -131,7 +131,6 @@ static int qcow2_open(struct node *node, struct diag *diag)
         qcow2_header_free(&header);
         return diag_errno(diag, ENOMEM, "%s", node->filename);
     }
-    node->state = q;
     q->node = node;
     q->header = header;
     q->cluster_bits = header.cluster_bits;
@@ -155,34 +154,8 @@ static int qcow2_open(struct node *node, struct diag *diag)
         free_state(q);
         return err;
     }
+    node->state = q;
     describe_node(q);
-    return 0;
-}
-
-/* Opens the image anew, whose file was changed below it.  On failure all is as before. */
-static int reload(struct node *node, struct diag *diag)
-{
-    struct qcow2 *old = qcow2_of(node);
-    struct mcache *old_mc = node->mc;
-    char *name = node->backing_name, *format = node->backing_format;
-
-    node->backing_name = node->backing_format = NULL;
-    node->mc = NULL;
-    int err = qcow2_open(node, diag);
-    if (err) {
-        mcache_free(node->mc);
-        node->state = old;
-        node->mc = old_mc;
-        node->backing_name = name;
-        node->backing_format = format;
-        return err;
-    }
-    /* Jobs may be reading already. */
-    gate_wait(&node->ctx->gate);
-    free_state(old);
-    mcache_free(old_mc);
-    free(name);
-    free(format);
     return 0;
 }
 
@@ -207,7 +180,7 @@ static int require_clean(struct node *node, struct diag *diag)
             "written",
             node->filename);
     int err = check_before_writing(node, diag);
-    return err ? err : reload(node, diag);
+    return err ? err : node_reopen(node, free_state, diag);
 }
 
 /* What a writer that doesn't know a feature must clear (we maintain none of them). */

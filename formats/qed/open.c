@@ -42,8 +42,10 @@ static const struct mcache_hooks hooks = {.frozen = group_frozen, .durable = gro
 /* ---- open ---- */
 
 /* Frees what open made of the image; the node's strings and cache are others'. */
-static void free_image(struct qed_image *img)
+static void free_image(void *state)
 {
+    struct qed_image *img = state;
+
     qed_tables_free(img);
     qed_space_destroy(&img->space);
     for (unsigned i = 0; i < QED_TABLE_LOCKS; i++)
@@ -148,31 +150,6 @@ static int write_mark(struct node *node, bool on)
     return err < 0 ? err : write_need_check(node, on);
 }
 
-/* Opens the image anew, whose file was changed below it.  On failure all is as before. */
-static int reload(struct node *node, struct diag *diag)
-{
-    struct qed_image *old = node->state;
-    struct mcache *old_mc = node->mc;
-    char *name = node->backing_name, *format = node->backing_format;
-
-    node->backing_name = node->backing_format = NULL;
-    int err = open_image(node, diag);
-    if (err < 0) {
-        node->state = old;
-        node->mc = old_mc;
-        node->backing_name = name;
-        node->backing_format = format;
-        return err;
-    }
-    /* Jobs may be reading already. */
-    gate_wait(&node->ctx->gate);
-    free_image(old);
-    mcache_free(old_mc);
-    free(name);
-    free(format);
-    return 0;
-}
-
 /* An image that was not closed cleanly is repaired before it is written to. */
 static int require_clean(struct node *node, struct diag *diag)
 {
@@ -186,7 +163,7 @@ static int require_clean(struct node *node, struct diag *diag)
                         "(repair=auto, or qimg check -r all) before it can be written",
                         node->filename);
     int err = check_before_writing(node, diag);
-    return err < 0 ? err : reload(node, diag);
+    return err < 0 ? err : node_reopen(node, free_image, diag);
 }
 
 /* No autoclear bit is known, so whatever feature one stands for is not kept up by us
