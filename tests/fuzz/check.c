@@ -100,7 +100,8 @@ static void repair(const struct image_input *in, const struct driver *driver,
         fuzz_check(result.corruptions == first->corruptions,
                    "%ju corruptions became %ju by freeing leaks",
                    (uintmax_t)first->corruptions, (uintmax_t)result.corruptions);
-    if (!all && check_is_safe(first))
+    /* QED can only cut them off at the file's end. */
+    if (!all && check_is_safe(first) && driver == driver_find("qcow2"))
         fuzz_check(result.leaks == 0, "%ju leaks are left", (uintmax_t)result.leaks);
     if (all && is_clean(&result))
         check_usable(driver, st);

@@ -81,17 +81,18 @@ int control_open_target(const struct target_request *request, struct node **out,
 static void open_export(struct export *export)
 {
     static uint8_t data[DISK_BYTES / 4];
-    struct node *node;
+    struct node *node, *base;
     struct diag diag = {0};
 
     *export = (struct export){.is_open = true, .wanted_writable = true};
     if (block_context_init(&export->ctx, 1 << 20, NULL, NULL) ||
         open_node(&export->ctx, "qcow2", mem_storage_clone(empty), "/nowhere/image", &node,
                   &diag) ||
-        open_node(&export->ctx, "raw", mem_storage_new(DISK_BYTES), "/nowhere/base",
-                  &node->backing, &diag) ||
-        node_activate(node, &diag))
+        open_node(&export->ctx, "raw", mem_storage_new(DISK_BYTES), "/nowhere/base", &base,
+                  &diag))
         fuzz_fail(__FILE__, __LINE__, "%s", diag.text);
+    node->backing = base;
+    fuzz_check(node_activate(node, &diag) == 0, "%s", diag.text);
     memset(data, 0xa5, sizeof data);
     fuzz_check(block_write(node, data, sizeof data, 1000, 0) == 0, "write");
     gate_init(&export->gate);

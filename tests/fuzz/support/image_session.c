@@ -53,9 +53,10 @@ static void attach_base(struct session *s)
     if (storage_write(base, data, BASE_BYTES, 0, 0))
         abort();
     base->read_only = true;
-    if (node_open(&s->ctx, driver_find("raw"), base, "base", &options, &s->node->backing,
-                  &diag))
+    struct node *node;
+    if (node_open(&s->ctx, driver_find("raw"), base, "base", &options, &node, &diag))
         abort();
+    s->node->backing = node;
 }
 
 static bool open_node(struct session *s, bool read_only)
