@@ -228,6 +228,7 @@ bool mirror_look_for_losses(struct mirror *m)
     if (losses == m->losses)
         return false;
     m->losses = losses;
+    m->untold_loss = true;
     m->in_sync = false;
     dirty_bitmap_merge(m->dirty, m->unflushed);
     dirty_bitmap_merge(m->dirty, m->flushing);
@@ -246,13 +247,24 @@ static void begin_flush(struct mirror *m)
     }
 }
 
+/* Of a loss that is dealt with, the storage's next flush tells once more. */
+static int flush_once_told(struct mirror *m)
+{
+    int err = block_flush(m->target);
+
+    if (err && m->untold_loss)
+        err = block_flush(m->target);
+    m->untold_loss = false;
+    return err;
+}
+
 static int flush_target(struct mirror *m)
 {
     begin_flush(m);
-    int err = block_flush(m->target);
-    if (mirror_look_for_losses(m) && !err)
+    int err = flush_once_told(m);
+    if (mirror_look_for_losses(m)) {
         err = -EAGAIN;
-    else if (err) {
+    } else if (err) {
         dirty_bitmap_merge(m->dirty, m->flushing);
         mirror_note_error(m, err, true);
     }
@@ -299,10 +311,12 @@ static bool copy_rest(struct mirror *m, uint64_t until)
 
 bool mirror_reach_end(struct mirror *m)
 {
+    if (dirty_bitmap_count(m->dirty) > LAST_BYTES)
+        return false;
     /* Most of the flushing is done while users go on; so is the waiting for a target that
      * doesn't answer. */
-    if (dirty_bitmap_count(m->dirty) + copier_copying(m->copier) > LAST_BYTES ||
-        flush_target(m) != 0)
+    copier_settle(m->copier);
+    if (mirror_has_failed(m) || flush_target(m) != 0)
         return false;
     m->patience = MIN(MAX(2 * m->patience, HOLD_NS), HOLD_MOST_NS);
     hold(m);

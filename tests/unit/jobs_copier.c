@@ -11,7 +11,8 @@ struct copy_bench {
     struct copier *copier;
     _Atomic int owners[CHUNKS];
     _Atomic unsigned done, freed, failed;
-    struct copy_result last;
+    pthread_mutex_t mutex;
+    struct copy_result last; /* under mutex */
 };
 
 /* Whoever has a claim has its chunks alone. */
@@ -33,10 +34,20 @@ static void done(void *opaque, const struct copy_result *result)
     struct copy_bench *c = opaque;
 
     give_back(c, result->off, result->len);
+    pthread_mutex_lock(&c->mutex);
     c->last = *result;
+    pthread_mutex_unlock(&c->mutex);
     if (result->err)
         atomic_fetch_add(&c->failed, 1);
     atomic_fetch_add(&c->done, 1);
+}
+
+static struct copy_result last(struct copy_bench *c)
+{
+    pthread_mutex_lock(&c->mutex);
+    struct copy_result result = c->last;
+    pthread_mutex_unlock(&c->mutex);
+    return result;
 }
 
 static void freed(void *opaque)
@@ -47,6 +58,7 @@ static void freed(void *opaque)
 static void copy_init(struct copy_bench *c, uint64_t buf_size, uint64_t max_range)
 {
     memset(c, 0, sizeof *c);
+    pthread_mutex_init(&c->mutex, NULL);
     bench_init(&c->b, CHUNKS * CHUNK);
     bench_fill(&c->b);
     const struct copier_config config = {
@@ -152,13 +164,13 @@ Test(copier, tells_of_failures_and_whose_they_are)
     fault_plan_fail(&c.b.plan[SOURCE], FAULT_READ, 1, EIO, FAULT_ONCE);
     go(&c, 0, CHUNK);
     copier_settle(c.copier);
-    cr_expect_eq(c.last.err, -EIO);
-    cr_expect_not(c.last.write_side);
+    cr_expect_eq(last(&c).err, -EIO);
+    cr_expect_not(last(&c).write_side);
     fault_plan_fail(&c.b.plan[TARGET], FAULT_WRITE, 1, ENOSPC, FAULT_ONCE);
     go(&c, CHUNK, CHUNK);
     copier_settle(c.copier);
-    cr_expect_eq(c.last.err, -ENOSPC);
-    cr_expect(c.last.write_side);
+    cr_expect_eq(last(&c).err, -ENOSPC);
+    cr_expect(last(&c).write_side);
     cr_expect_eq(atomic_load(&c.failed), 2);
     copy_fini(&c);
 }
@@ -171,7 +183,7 @@ Test(copier, zeroes_are_not_sent_as_data)
     cr_assert_eq(block_zero(c.b.node[SOURCE], CHUNK, 0, BLOCK_MAY_UNMAP), 0);
     go(&c, 0, CHUNK);
     copier_settle(c.copier);
-    cr_expect_eq(c.last.sent, 0);
+    cr_expect_eq(last(&c).sent, 0);
     cr_expect_eq(fault_plan_calls(&c.b.plan[TARGET], FAULT_WRITE), 0);
     cr_expect_eq(fault_plan_calls(&c.b.plan[TARGET], FAULT_ZERO), 1);
     copy_fini(&c);
