@@ -133,6 +133,12 @@ static int check_sizes(const struct fold *fold, const struct node *top,
             diag, EINVAL,
             "%s: what it has behind the %" PRIu64 " bytes of %s would show in %s",
             target->filename, top->size, top->filename, fold->overlay->filename);
+    /* From the moment it is grown on, whether the job comes to its end or not. */
+    if (target->size < top->size && target->backing && target->backing->size > target->size)
+        return diag_set(diag, EINVAL,
+                        "%s: can't be grown: what %s has behind its %" PRIu64
+                        " bytes would show",
+                        target->filename, target->backing->filename, target->size);
     return 0;
 }
 

@@ -6,7 +6,6 @@ import unittest
 
 import harness
 from harness import KIB, LONG, MIB, SEED, Case, create, fill, parametrised, run
-from qmp import QmpError
 from test_mirror import MirrorCase
 from writers import Writers
 
@@ -120,15 +119,31 @@ class Sizes(CommitCase):
                 self.assertEqual(harness.info(self.paths[0], formats[0])["virtual-size"], 4 * MIB)
 
     def test_what_a_shorter_base_hides_stays_hidden(self):
-        """the base is grown over a part of its own backing file, which wasn't to be seen"""
+        """it would be grown over a part of its own backing file, which isn't to be seen"""
         self.chain(("qcow2", "qcow2", "qcow2"), [4 * MIB, MIB, 4 * MIB])
         self.begin()
-        self.disk.pread(self.SIZE, 0)
-        self.commit(self.paths[1])
+        self.fails("GenericError", self.client, "block-commit", "middle.qcow2.*base.qcow2.*would show",
+                   device="drive0", job_id="job", base=self.paths[1])
+        self.assertIsNone(self.job())
+        self.assertEqual(harness.info(self.paths[1], "qcow2")["virtual-size"], MIB)
+        self.commit(self.paths[0])  # over both it goes
         self.ready()
         self.pivot()
         self.same(bytes(self.disk.pread(self.SIZE, 0)), "the disk after the switch")
-        self.ends_as(self.paths[1], "qcow2")
+        self.ends_as(self.paths[0], "qcow2")
+
+    def test_a_larger_base(self):
+        """isn't cut"""
+        self.chain(sizes=[8 * MIB, 8 * MIB, 4 * MIB])
+        self.begin()
+        self.commit()
+        self.ready()
+        self.pivot()
+        self.write(0, b"x")
+        self.server.stop()
+        harness.check(self.paths[0], "qcow2")
+        self.assertEqual(harness.info(self.paths[0], "qcow2")["virtual-size"], 8 * MIB)
+        self.same(harness.content(self.paths[0], "qcow2")[:self.SIZE])
 
     def test_no_bytes(self):
         """M-19, by both ends"""
@@ -202,6 +217,27 @@ class Refused(CommitCase):
             self.assertRegex(done.stdout + done.stderr, "lock")
         self.softly()
         self.ends_as(self.image, self.fmt)
+
+    def test_a_base_that_another_has(self):
+        """somebody who reads it, and doesn't want it changed"""
+        holder = self.serve(self.paths[0], "format=qcow2", nbdkit=("-r",))
+        reader = holder.connect()
+        reader.pread(512, 0)
+        before = harness.sha256(self.paths[0])
+        try:
+            self.refused("base.qcow2")
+        finally:
+            holder.stop()
+        self.assertEqual(harness.sha256(self.paths[0]), before)
+
+    def test_a_second_commit(self):
+        self.commit()
+        self.ready()
+        for base in self.paths[:2]:
+            self.refused("job|use", base=base)
+        self.write(0, b"still good")
+        self.pivot()
+        self.ends_as(self.paths[0], self.formats[0])
 
     def test_a_mirror_over_a_base(self):
         self.fails("GenericError", self.client, "drive-mirror", "base.qcow2", device="drive0", sync="full",
