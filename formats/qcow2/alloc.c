@@ -45,7 +45,12 @@ int alloc_activate(struct alloc *a, struct diag *diag)
     uint64_t end = align_up(size, cluster_size(q));
     if (q->node->file->fixed_size) {
         uint64_t n = size >> q->cluster_bits;
-        uint64_t start = first_uncovered(a, n) << q->cluster_bits;
+        uint64_t first = first_uncovered(a, n), start = first << q->cluster_bits;
+        if (meta_set_end(&q->metadata) > first)
+            return diag_set(diag, EINVAL,
+                            "%s: refcount table: metadata lies behind offset %" PRIu64
+                            ", which no refcount block covers",
+                            q->node->filename, start);
         tail_init(&a->tail, (uint32_t)cluster_size(q), start, start);
         a->tail.fresh_from = UINT64_MAX;
         atomic_store(&a->file_end, n << q->cluster_bits);

@@ -62,6 +62,19 @@ bool meta_set_has_any(const struct meta_set *set, uint64_t first, uint64_t n)
     return false;
 }
 
+uint64_t meta_set_end(const struct meta_set *set)
+{
+    const struct meta_table *t = atomic_load(&set->table);
+    uint64_t end = 0;
+
+    for (size_t s = 0; t && s < (size_t)1 << t->bits; s++) {
+        uint64_t v = atomic_load(&t->slots[s]);
+        if (v != DELETED)
+            end = MAX(end, v);
+    }
+    return end;
+}
+
 static void insert(struct meta_table *t, uint64_t cluster)
 {
     size_t s = slot_of(t, cluster);

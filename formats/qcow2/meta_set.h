@@ -32,6 +32,9 @@ void meta_set_free(struct meta_set *set);
 /* Does any of n clusters hold metadata? */
 bool meta_set_has_any(const struct meta_set *set, uint64_t first, uint64_t n);
 
+/* First cluster after all of them. */
+uint64_t meta_set_end(const struct meta_set *set);
+
 /* Fills the set from header, L1 table, refcount table and snapshots.  -EINVAL when two of
  * them claim one cluster: such an image can't be written to. */
 int qcow2_collect_metadata(struct qcow2 *q, struct diag *diag) MUST_USE;

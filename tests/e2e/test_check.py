@@ -21,6 +21,7 @@ damage has one of these tags:
 import json
 import os
 import pathlib
+import re
 import shutil
 import sys
 import unittest
@@ -180,6 +181,76 @@ class RepairsLeaks(Repairs):
                 if first.code == 3 and fmt == "qcow2":
                     self.assertEqual(theirs(path, fmt).code, 0, second)
                     self.expect_content(item, path)
+
+
+@unittest.skipIf(h.STANDIN, "it is the plugin that is tested")
+class Served(Damaged):
+    """Damaged images are written to, as far as the server lets one: nothing gets worse.
+
+    Not those in which one host cluster belongs to two guest clusters, or will as soon as it is
+    used: no entry tells that by itself, and only a check that looks at all of them finds it."""
+
+    ALIASED = re.compile("refcount of (last )?data: . becomes 0|: other data|: another table|"
+                         "L2 entry of a data cluster: past the end")
+    WRITES = (0, 4 * KIB + 100, MIB, 2 * MIB + 4 * KIB, 4 * MIB + 12 * KIB, 7 * MIB)
+    LENGTH = 5000
+
+    def write(self, handle, model):
+        """What was answered, and flushed, must be there; what wasn't may be."""
+        answered = []
+        for off in self.WRITES:
+            payload = self.rng.randbytes(self.LENGTH)
+            try:
+                handle.pwrite(payload, off)
+                answered.append((off, payload))
+            except nbd.Error as error:
+                self.assertEqual(error.errnum, 5, error)
+        try:
+            handle.flush()
+        except nbd.Error as error:
+            self.assertEqual(error.errnum, 5, error)
+            return False
+        for off, payload in answered:
+            model[off:off + len(payload)] = payload
+        return len(answered) == len(self.WRITES)
+
+    def judge(self, item, path, model, known):
+        """Outside of what the damage cost, and of writes that failed."""
+        after = ours(path, item.base.fmt, "-r", "all")
+        if "hopeless" in item.tags:
+            return
+        self.assertIn(after.code, (0, 2, 3), after)
+        actual = bytearray(damage.content(path, item.base.fmt))
+        self.assertEqual(len(actual), len(model))
+        unknown = [] if known else [(off, off + self.LENGTH) for off in self.WRITES]
+        for start, end in (*item.lost, *unknown):
+            end = min(end, len(actual))
+            actual[start:end] = model[start:end]
+        h.Model(bytes(model)).expect(bytes(actual), item.name)
+
+    def test_served(self):
+        for item in self.share():
+            if self.ALIASED.search(item.name) or "unopened" in item.tags:
+                continue
+            with self.subTest(damage=item.name):
+                self.serve_and_judge(item)
+            self._end_servers()
+
+    def serve_and_judge(self, item):
+        path, model = self.made(item), bytearray(item.base.content)
+        try:
+            server = self.serve(path, "writable=now")
+        except h.StartFailed as failed:
+            self.assertEqual(failed.code, 1, failed)
+            return
+        handle = server.connect()
+        if handle.get_size() != len(model):
+            return
+        known = self.write(handle, model)
+        handle.shutdown()
+        server.process.terminate()
+        server.process.wait(60)
+        self.judge(item, path, model, known)
 
 
 def marks(path, fmt):

@@ -258,3 +258,59 @@ Test(qcow2_alloc, a_table_of_our_own_without_the_flag)
     cr_expect_eq(l2_entry_at(&img, 0), l2_at, "it isn't copied");
     image_free(&img);
 }
+
+/* ---- refcounts that can't be right ---- */
+
+static uint64_t first_block(struct image *img)
+{
+    return get64(img, get64(img, 48));
+}
+
+/* Guest data would be put over the header, if they were believed. */
+Test(qcow2_alloc, l10_metadata_with_a_refcount_of_0)
+{
+    struct image img;
+
+    make(&img, &(struct image_spec){.options = "cluster_size=4096", .size = 8 * MIB});
+    image_open(&img);
+    write_fill(&img, 0, 64 * KIB, 1);
+    cr_assert_eq(image_close(&img), 0);
+    cr_assert_eq(storage_zero(img.mem, first_block(&img), 4096, 0), 0);
+    struct storage *before = mem_storage_clone(img.mem);
+    uint8_t was[4096] = {1}, is[4096];
+
+    image_open(&img);
+    cr_expect_eq(block_write(img.node, was, 4096, 4 * MIB, 0), -EIO);
+    cr_expect_eq(block_write(img.node, was, 4096, 0, 0), -EIO);
+    cr_expect(as_model(&img));
+    cr_expect_neq(image_close(&img), 0);
+    cr_expect(get64(&img, 72) & 2, "marked corrupt");
+    for (uint64_t at = 0; at < 64 * KIB; at += 4096) {
+        cr_assert_eq(storage_read(before, was, 4096, at), 0);
+        cr_assert_eq(storage_read(img.mem, is, 4096, at), 0);
+        is[79] = was[79]; /* the marks */
+        cr_expect_arr_eq(is, was, 4096, "at %llu", (unsigned long long)at);
+    }
+    storage_close(before);
+    image_free(&img);
+}
+
+/* On a device what no block covers is taken for room: it must not begin in the middle. */
+Test(qcow2_alloc, metadata_that_no_block_covers_on_a_device)
+{
+    static const struct node_options none;
+    struct image img;
+    struct diag diag = {0};
+
+    make(&img, &(struct image_spec){.options = "cluster_size=4096", .size = 8 * MIB});
+    cr_assert_eq(storage_truncate(img.mem, 2 * MIB), 0);
+    put64(&img, get64(&img, 48), 0);
+    struct storage *device = mem_storage_share(img.mem);
+    device->fixed_size = true;
+    cr_assert_eq(
+        node_open(&img.ctx, &qcow2_driver, device, "device", &none, &img.node, NULL), 0);
+    cr_expect_eq(node_activate(img.node, &diag), -EINVAL);
+    cr_expect(strstr(diag.text, "no refcount block"), "%s", diag.text);
+    cr_assert_eq(image_close(&img), 0);
+    image_free(&img);
+}
