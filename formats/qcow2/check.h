@@ -156,7 +156,8 @@ unsigned qcheck_l1_faults(const struct check *c, uint64_t entry);
 unsigned qcheck_l2_faults(const struct check *c, uint64_t entry);
 const char *qcheck_fault_text(unsigned faults);
 
-/* Does a range end past the end of the file, of which the last cluster may be partial? */
+/* Does a range end past the end of the file by a cluster or more?  That is QEMU's measure,
+ * and lenient with what isn't aligned. */
 bool qcheck_past_end(const struct check *c, uint64_t offset, uint64_t bytes);
 
 /* ---- check_l1.c ---- */

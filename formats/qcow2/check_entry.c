@@ -4,8 +4,9 @@
 
 bool qcheck_past_end(const struct check *c, uint64_t offset, uint64_t bytes)
 {
-    /* offset and bytes are below 2^62 */
-    return offset + bytes > align_up(c->file_size, c->cluster_size);
+    uint64_t end = offset + bytes; /* both are below 2^62 */
+
+    return end > c->file_size && end - c->file_size >= c->cluster_size;
 }
 
 void qcheck_compressed(const struct check *c, uint64_t entry, uint64_t *offset,

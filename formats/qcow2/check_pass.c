@@ -175,6 +175,11 @@ static int count_active_l1(struct check *c)
     if (bytes && offset == 0)
         c->hopeless = "the header says that the L1 table overlaps it";
     int err = qcheck_add_meta(c, offset, bytes, 1, "active L1 table", &inside);
+    /* It isn't read from there, so the measure is that of who opens the image. */
+    if (!err && inside && offset + bytes > align_up(c->file_size, c->cluster_size)) {
+        qcheck_impossible(c, 1, "active L1 table: ends past the end of the file");
+        inside = false;
+    }
     if (!inside)
         c->hopeless = "the L1 table lies past the end of the file";
     qcheck_mark(c, c->fixed, 0, c->cluster_size);
