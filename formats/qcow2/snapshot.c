@@ -46,8 +46,10 @@ static int parse_entry(struct qcow2 *q, uint32_t index, const uint8_t *e, size_t
     s->l1_size = load_be32(e + 8);
     if (!is_aligned(s->l1_offset, cluster_size(q)))
         return bad_entry(q, index, "its L1 table is not cluster aligned", diag);
-    if ((uint64_t)s->l1_size * 8 > MAX_L1_BYTES ||
-        !alloc_inside_file(&q->alloc, s->l1_offset, (uint64_t)s->l1_size * 8))
+    uint64_t l1_bytes = (uint64_t)s->l1_size * 8;
+    /* Where a table without entries lies means nothing. */
+    if (l1_bytes > MAX_L1_BYTES ||
+        (l1_bytes && !alloc_inside_file(&q->alloc, s->l1_offset, l1_bytes)))
         return bad_entry(q, index, "its L1 table lies outside the file", diag);
     s->date_sec = load_be32(e + 16);
     s->date_nsec = load_be32(e + 20);

@@ -36,25 +36,24 @@ static void check_same(const struct check_result *repaired,
 
 /* As repaired, and running it again finds nothing to do. */
 static void check_again(const struct driver *driver, struct storage *st,
-                        enum check_repair repair, bool keep,
-                        const struct check_result *repaired)
+                        const struct image_check *repair)
 {
-    struct check_result again;
-    struct diag diag;
+    const struct check_result *repaired = &repair->result;
+    struct image_check again = {.repair = REPAIR_NONE}, twice = *repair;
 
-    int err = image_check(driver, st, REPAIR_NONE, false, &again, &diag);
-    fuzz_check(err == 0, "after the repair it can't be checked: %s", diag.text);
+    int err = image_check(driver, st, &again);
+    fuzz_check(err == 0, "after the repair it can't be checked: %s", again.diag.text);
     /* Tables may overlap the header, whose marks are changed after the last count. */
     if (check_is_safe(repaired))
-        check_same(repaired, &again);
+        check_same(repaired, &again.result);
     else
-        fuzz_check(!check_is_safe(&again), "better than the repair says");
+        fuzz_check(!check_is_safe(&again.result), "better than the repair says");
     if (!is_clean(repaired))
         return;
     struct storage *before = mem_storage_clone(st);
-    err = image_check(driver, st, repair, keep, &again, &diag);
-    fuzz_check(err == 0 && is_clean(&again), "a second repair of what is clean: %s",
-               diag.text);
+    err = image_check(driver, st, &twice);
+    fuzz_check(err == 0 && is_clean(&twice.result), "a second repair of what is clean: %s",
+               twice.diag.text);
     fuzz_check(mem_storage_equal(before, st, NULL),
                "a second repair changes what is clean");
     storage_close(before);
@@ -84,26 +83,41 @@ static void check_usable(const struct driver *driver, struct storage *st)
     block_context_destroy(&ctx);
 }
 
+/* Has it done what it should be able to? */
+static void check_done(const struct driver *driver, const struct image_check *repair,
+                       const struct check_result *first)
+{
+    const struct check_result *result = &repair->result;
+    bool is_qcow2 = driver == driver_find("qcow2");
+
+    if (repair->repair == REPAIR_ALL) {
+        fuzz_check(check_is_safe(result) || repair->keep_mappings || repair->gave_up ||
+                       first->check_errors,
+                   "%ju corruptions and %ju errors are left",
+                   (uintmax_t)result->corruptions, (uintmax_t)result->check_errors);
+        return;
+    }
+    fuzz_check(result->corruptions == first->corruptions,
+               "%ju corruptions became %ju by freeing leaks", (uintmax_t)first->corruptions,
+               (uintmax_t)result->corruptions);
+    /* QED can only cut them off at the file's end. */
+    if (check_is_safe(first) && is_qcow2)
+        fuzz_check(result->leaks == 0, "%ju leaks are left", (uintmax_t)result->leaks);
+}
+
 static void repair(const struct image_input *in, const struct driver *driver,
                    struct storage *st, const struct check_result *first)
 {
-    bool all = in->options & OPTION_REPAIR_ALL, keep = in->options & OPTION_KEEP_MAPPINGS;
-    enum check_repair how = all ? REPAIR_ALL : REPAIR_LEAKS;
-    struct check_result result;
-    struct diag diag;
+    struct image_check repair = {
+        .repair = in->options & OPTION_REPAIR_ALL ? REPAIR_ALL : REPAIR_LEAKS,
+        .keep_mappings = in->options & OPTION_KEEP_MAPPINGS,
+    };
 
-    int err = image_check(driver, st, how, keep, &result, &diag);
-    if (err)
+    if (image_check(driver, st, &repair))
         return;
-    check_again(driver, st, how, keep, &result);
-    if (!all)
-        fuzz_check(result.corruptions == first->corruptions,
-                   "%ju corruptions became %ju by freeing leaks",
-                   (uintmax_t)first->corruptions, (uintmax_t)result.corruptions);
-    /* QED can only cut them off at the file's end. */
-    if (!all && check_is_safe(first) && driver == driver_find("qcow2"))
-        fuzz_check(result.leaks == 0, "%ju leaks are left", (uintmax_t)result.leaks);
-    if (all && is_clean(&result))
+    check_again(driver, st, &repair);
+    check_done(driver, &repair, first);
+    if (repair.repair == REPAIR_ALL && is_clean(&repair.result))
         check_usable(driver, st);
 }
 
@@ -111,17 +125,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct image_input in;
     const struct driver *driver;
-    struct check_result first;
-    struct diag diag;
+    struct image_check first = {.repair = REPAIR_NONE};
 
     if (!image_input_parse(data, size, &in) || !(driver = driver_of(&in)))
         return 0;
     struct storage *st = image_input_storage(&in, MAX_FILE);
     struct storage *before = mem_storage_clone(st);
-    int err = image_check(driver, st, REPAIR_NONE, false, &first, &diag);
+    int err = image_check(driver, st, &first);
     fuzz_check(mem_storage_equal(before, st, NULL), "a check changes the image");
     if (!err)
-        repair(&in, driver, st, &first);
+        repair(&in, driver, st, &first.result);
     storage_close(before);
     storage_close(st);
     return 0;

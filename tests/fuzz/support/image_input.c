@@ -46,10 +46,11 @@ struct storage *image_input_storage(const struct image_input *in, uint64_t max_s
 /* ---- checks ---- */
 
 struct witness {
-    uint64_t messages, done;
+    struct image_check *check;
+    uint64_t messages;
 };
 
-static void count_message(void *opaque, const char *text)
+static void hear(void *opaque, const char *text)
 {
     struct witness *witness = opaque;
 
@@ -57,34 +58,38 @@ static void count_message(void *opaque, const char *text)
     if (getenv("QIMG_FUZZ_VERBOSE"))
         fprintf(stderr, "  %s\n", text);
     witness->messages++;
+    /* Of qcow2 the whole image, or what its refcounts are too narrow for; of QED what two
+     * entries name. */
+    if (strstr(text, "nothing is repaired") || strstr(text, "than a refcount can say") ||
+        strstr(text, "are in use elsewhere"))
+        witness->check->gave_up = true;
 }
 
-static void note_progress(void *opaque, uint64_t done, uint64_t total)
+static void look_at_progress(void *opaque, uint64_t done, uint64_t total)
 {
-    struct witness *witness = opaque;
-
+    (void)opaque;
     fuzz_check(done <= total, "%ju of %ju is done", (uintmax_t)done, (uintmax_t)total);
-    witness->done = done;
 }
 
-int image_check(const struct driver *driver, struct storage *st, enum check_repair repair,
-                bool keep_mappings, struct check_result *result, struct diag *diag)
+int image_check(const struct driver *driver, struct storage *st, struct image_check *check)
 {
-    struct witness witness = {0};
+    struct witness witness = {.check = check};
+    struct check_result *result = &check->result;
     const struct check_options options = {
-        .repair = repair,
-        .keep_mappings = keep_mappings,
-        .progress = note_progress,
-        .message = count_message,
+        .repair = check->repair,
+        .keep_mappings = check->keep_mappings,
+        .progress = look_at_progress,
+        .message = hear,
         .opaque = &witness,
     };
 
-    *result = (struct check_result){0};
-    *diag = (struct diag){0};
     if (getenv("QIMG_FUZZ_VERBOSE"))
-        fprintf(stderr, "check, repair %d:\n", (int)repair);
-    int err = driver->check(st, &options, result, diag);
-    fuzz_check_diag(err, diag);
+        fprintf(stderr, "check, repair %d:\n", (int)check->repair);
+    *result = (struct check_result){0};
+    check->diag = (struct diag){0};
+    check->gave_up = false;
+    int err = driver->check(st, &options, result, &check->diag);
+    fuzz_check_diag(err, &check->diag);
     if (!err && (result->corruptions || result->leaks || result->check_errors))
         fuzz_check(witness.messages > 0, "findings, and nothing is said of them");
     return err;
@@ -92,9 +97,8 @@ int image_check(const struct driver *driver, struct storage *st, enum check_repa
 
 bool image_is_sound(const struct driver *driver, struct storage *st)
 {
-    struct check_result result;
-    struct diag diag;
+    struct image_check check = {.repair = REPAIR_NONE};
 
-    return image_check(driver, st, REPAIR_NONE, false, &result, &diag) == 0 &&
-           !result.corruptions && !result.leaks && !result.check_errors;
+    return image_check(driver, st, &check) == 0 && !check.result.corruptions &&
+           !check.result.leaks && !check.result.check_errors;
 }

@@ -51,9 +51,17 @@ struct storage *image_input_storage(const struct image_input *in, uint64_t max_s
 /* Opens, uses as the program says, closes and opens again. */
 void image_session(const struct image_input *in, const struct driver *driver);
 
-/* Checks, and repairs as asked, and calls it a finding when messages contradict results. */
-int image_check(const struct driver *driver, struct storage *st, enum check_repair repair,
-                bool keep_mappings, struct check_result *result, struct diag *diag);
+struct image_check {
+    enum check_repair repair;
+    bool keep_mappings;
+    /* What became of it: */
+    struct check_result result;
+    struct diag diag;
+    bool gave_up; /* it said that it can't repair everything */
+};
+
+/* Checks, and repairs as asked; messages that contradict results are a finding. */
+int image_check(const struct driver *driver, struct storage *st, struct image_check *check);
 
 /* Is nothing at all wrong with it? */
 bool image_is_sound(const struct driver *driver, struct storage *st);

@@ -288,16 +288,15 @@ static void check_contents(const struct contents *before, const struct contents 
 
 static void check_still_sound(const struct session *s)
 {
-    struct check_result result;
-    struct diag diag;
+    struct image_check check = {.repair = REPAIR_NONE};
+    const struct check_result *r = &check.result;
 
-    int err = image_check(s->driver, s->st, REPAIR_NONE, false, &result, &diag);
-    fuzz_check(err == 0, "a sound image became: %s", diag.text);
-    fuzz_check(check_is_safe(&result),
-               "a sound image has %ju corruptions, %ju check errors",
-               (uintmax_t)result.corruptions, (uintmax_t)result.check_errors);
-    fuzz_check(result.leaks == 0 || s->may_leak, "a sound image has %ju leaks",
-               (uintmax_t)result.leaks);
+    int err = image_check(s->driver, s->st, &check);
+    fuzz_check(err == 0, "a sound image became: %s", check.diag.text);
+    fuzz_check(check_is_safe(r), "a sound image has %ju corruptions, %ju check errors",
+               (uintmax_t)r->corruptions, (uintmax_t)r->check_errors);
+    fuzz_check(r->leaks == 0 || s->may_leak, "a sound image has %ju leaks",
+               (uintmax_t)r->leaks);
 }
 
 static void use(struct session *s)
