@@ -128,6 +128,8 @@ int storage_open_nbd(const char *uri, const struct nbd_open *how, struct storage
                      struct diag *diag)
 {
     int err = check_how(uri, how, diag);
+    if (!err)
+        err = libnbd_load(diag);
     if (err)
         return err;
     struct nbd_storage *nbd = new_storage(how);

@@ -5,6 +5,7 @@
  *   nbd_loop.c       the driver: queue, connections, timeouts, completions
  *   nbd_link.c       one connection: one libnbd handle
  *   nbd_reconnect.c  connections that are made, lost, and made again
+ *   nbd_library.c    libnbd, loaded when it is needed first
  *
  * Way of a request: `incoming` (under lock) -> `waiting` for a connection ->
  * link->in_flight -> `finished` -> its callback; and back to `waiting` while there are
@@ -15,7 +16,6 @@
 #ifndef STORAGE_NBD_INTERNAL_H
 #define STORAGE_NBD_INTERNAL_H
 
-#include <libnbd.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdatomic.h>
@@ -23,6 +23,7 @@
 #include "base/lock.h"
 #include "storage/block_lock.h"
 #include "storage/nbd.h"
+#include "storage/nbd_library.h"
 
 #define NBD_BACKOFF_MIN 100u /* ms, doubled with each attempt that fails */
 #define NBD_BACKOFF_MAX 1000u

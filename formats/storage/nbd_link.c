@@ -24,8 +24,8 @@
  * always, end with the text of errno. */
 static int tell(struct nbd_link *link, struct diag *diag, int otherwise, const char *what)
 {
-    const char *text = nbd_get_error();
-    int err = nbd_get_errno() ? nbd_get_errno() : otherwise;
+    const char *text = libnbd.get_error();
+    int err = libnbd.get_errno() ? libnbd.get_errno() : otherwise;
     char reason[128];
 
     text = text ? text : what;
@@ -41,9 +41,9 @@ static int configure(struct nbd_handle *h, const struct nbd_uri *uri)
 {
     int tls = uri->tls ? LIBNBD_TLS_REQUIRE : LIBNBD_TLS_DISABLE;
 
-    if (nbd_set_export_name(h, uri->export_name) != 0 || nbd_set_tls(h, tls) != 0)
+    if (libnbd.set_export_name(h, uri->export_name) != 0 || libnbd.set_tls(h, tls) != 0)
         return -1;
-    return nbd_add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION);
+    return libnbd.add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION);
 }
 
 static int start_connecting(struct nbd_storage *nbd, struct nbd_handle *h)
@@ -53,19 +53,19 @@ static int start_connecting(struct nbd_storage *nbd, struct nbd_handle *h)
     if (configure(h, uri) != 0)
         return -1;
     if (uri->socket)
-        return nbd_aio_connect_unix(h, uri->socket);
+        return libnbd.aio_connect_unix(h, uri->socket);
     if (nbd->peer_len)
-        return nbd_aio_connect(h, (struct sockaddr *)&nbd->peer, nbd->peer_len);
-    return nbd_aio_connect_tcp(h, uri->host, uri->port);
+        return libnbd.aio_connect(h, (struct sockaddr *)&nbd->peer, nbd->peer_len);
+    return libnbd.aio_connect_tcp(h, uri->host, uri->port);
 }
 
 /* Is the handle as it was promised?  Brings link->state up to date. */
 static int look(struct nbd_link *link, struct diag *diag)
 {
-    if (nbd_aio_is_dead(link->handle) || nbd_aio_is_closed(link->handle))
+    if (libnbd.aio_is_dead(link->handle) || libnbd.aio_is_closed(link->handle))
         return diag_errno(diag, ENOTCONN, "%s: the server closed the connection",
                           link->owner->st.name);
-    if (link->state == LINK_CONNECTING && nbd_aio_is_ready(link->handle))
+    if (link->state == LINK_CONNECTING && libnbd.aio_is_ready(link->handle))
         link->state = LINK_READY;
     return 0;
 }
@@ -77,7 +77,7 @@ int nbd_link_begin(struct nbd_link *link, struct diag *diag)
 
     link->retry_ms = now + link->backoff_ms;
     link->backoff_ms = MIN(2 * link->backoff_ms, NBD_BACKOFF_MAX);
-    link->handle = nbd_create();
+    link->handle = libnbd.create();
     if (!link->handle)
         return tell(link, diag, ENOMEM, "out of memory");
     link->state = LINK_CONNECTING;
@@ -91,10 +91,10 @@ int nbd_link_begin(struct nbd_link *link, struct diag *diag)
 
 short nbd_link_wants(struct nbd_link *link, int *fd)
 {
-    *fd = link->handle ? nbd_aio_get_fd(link->handle) : -1;
+    *fd = link->handle ? libnbd.aio_get_fd(link->handle) : -1;
     if (*fd < 0)
         return 0;
-    unsigned direction = nbd_aio_get_direction(link->handle);
+    unsigned direction = libnbd.aio_get_direction(link->handle);
     short events = 0;
     if (direction & LIBNBD_AIO_DIRECTION_READ)
         events |= POLLIN;
@@ -110,15 +110,15 @@ int nbd_link_event(struct nbd_link *link, short revents, struct diag *diag)
     int rc = 0;
 
     if ((revents & (POLLIN | trouble)) &&
-        (nbd_aio_get_direction(link->handle) & LIBNBD_AIO_DIRECTION_READ)) {
+        (libnbd.aio_get_direction(link->handle) & LIBNBD_AIO_DIRECTION_READ)) {
         acted = true;
-        rc = nbd_aio_notify_read(link->handle);
+        rc = libnbd.aio_notify_read(link->handle);
     }
     /* The first may have changed what is waited for. */
     if (rc == 0 && (revents & (POLLOUT | trouble)) &&
-        (nbd_aio_get_direction(link->handle) & LIBNBD_AIO_DIRECTION_WRITE)) {
+        (libnbd.aio_get_direction(link->handle) & LIBNBD_AIO_DIRECTION_WRITE)) {
         acted = true;
-        rc = nbd_aio_notify_write(link->handle);
+        rc = libnbd.aio_notify_write(link->handle);
     }
     if (rc != 0)
         return tell(link, diag, EIO, "the connection failed");
@@ -137,9 +137,9 @@ static bool yes(int answer)
 
 static int describe_blocks(struct nbd_link *link, struct nbd_info *info, struct diag *diag)
 {
-    int64_t min = nbd_get_block_size(link->handle, LIBNBD_SIZE_MINIMUM);
-    int64_t preferred = nbd_get_block_size(link->handle, LIBNBD_SIZE_PREFERRED);
-    int64_t max = nbd_get_block_size(link->handle, LIBNBD_SIZE_MAXIMUM);
+    int64_t min = libnbd.get_block_size(link->handle, LIBNBD_SIZE_MINIMUM);
+    int64_t preferred = libnbd.get_block_size(link->handle, LIBNBD_SIZE_PREFERRED);
+    int64_t max = libnbd.get_block_size(link->handle, LIBNBD_SIZE_MAXIMUM);
     const char *name = link->owner->st.name;
 
     min = MAX(min, 1);
@@ -168,19 +168,19 @@ int nbd_link_describe(struct nbd_link *link, struct nbd_info *info, struct diag 
     struct nbd_handle *h = link->handle;
 
     *info = (struct nbd_info){0};
-    int64_t size = nbd_get_size(h);
+    int64_t size = libnbd.get_size(h);
     if (size < 0)
         return tell(link, diag, EIO, "the server didn't tell the export's size");
     info->size = (uint64_t)size;
-    info->read_only = yes(nbd_is_read_only(h));
-    info->can_flush = yes(nbd_can_flush(h));
-    info->can_fua = yes(nbd_can_fua(h));
-    info->can_zero = yes(nbd_can_zero(h));
-    info->can_fast_zero = info->can_zero && yes(nbd_can_fast_zero(h));
-    info->can_trim = yes(nbd_can_trim(h));
-    info->can_cache = yes(nbd_can_cache(h));
-    info->multi_conn = yes(nbd_can_multi_conn(h));
-    info->has_status = yes(nbd_can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION));
+    info->read_only = yes(libnbd.is_read_only(h));
+    info->can_flush = yes(libnbd.can_flush(h));
+    info->can_fua = yes(libnbd.can_fua(h));
+    info->can_zero = yes(libnbd.can_zero(h));
+    info->can_fast_zero = info->can_zero && yes(libnbd.can_fast_zero(h));
+    info->can_trim = yes(libnbd.can_trim(h));
+    info->can_cache = yes(libnbd.can_cache(h));
+    info->multi_conn = yes(libnbd.can_multi_conn(h));
+    info->has_status = yes(libnbd.can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION));
     return describe_blocks(link, info, diag);
 }
 
@@ -279,22 +279,22 @@ static int64_t send_part(struct nbd_link *link, struct nbd_request *req)
     struct nbd_handle *h = link->handle;
 
     if (req->flushing || req->op == NBD_FLUSH)
-        return nbd_aio_flush(h, done, 0);
+        return libnbd.aio_flush(h, done, 0);
     switch (req->op) {
     case NBD_READ:
-        return nbd_aio_pread(h, (char *)req->buf + (req->next - req->off), req->piece,
-                             req->next, done, 0);
+        return libnbd.aio_pread(h, (char *)req->buf + (req->next - req->off), req->piece,
+                                req->next, done, 0);
     case NBD_WRITE:
-        return nbd_aio_pwrite(h, (char *)req->buf + (req->next - req->off), req->piece,
-                              req->next, done, flags);
+        return libnbd.aio_pwrite(h, (char *)req->buf + (req->next - req->off), req->piece,
+                                 req->next, done, flags);
     case NBD_ZERO:
-        return nbd_aio_zero(h, req->piece, req->next, done, flags);
+        return libnbd.aio_zero(h, req->piece, req->next, done, flags);
     case NBD_TRIM:
-        return nbd_aio_trim(h, req->piece, req->next, done, flags);
+        return libnbd.aio_trim(h, req->piece, req->next, done, flags);
     case NBD_CACHE:
-        return nbd_aio_cache(h, req->piece, req->next, done, 0);
+        return libnbd.aio_cache(h, req->piece, req->next, done, 0);
     default:
-        return nbd_aio_block_status(h, req->piece, req->next, status, done, flags);
+        return libnbd.aio_block_status(h, req->piece, req->next, status, done, flags);
     }
 }
 
@@ -310,7 +310,7 @@ void nbd_link_issue(struct nbd_link *link, struct nbd_request *req)
     note_in_flight(link, req);
     /* When the connection dies of it the callback has run already, and it was no -1. */
     if (send_part(link, req) == -1) {
-        int err = nbd_get_errno();
+        int err = libnbd.get_errno();
         move_to_finished(link, req, err ? -err : -EIO);
     }
 }
@@ -320,7 +320,8 @@ void nbd_link_issue(struct nbd_link *link, struct nbd_request *req)
 void nbd_link_drop(struct nbd_link *link, int err)
 {
     /* First, so that libnbd touches no buffer once its owner was told. */
-    nbd_close(link->handle);
+    if (link->handle)
+        libnbd.close(link->handle);
     link->handle = NULL;
     link->state = LINK_DOWN;
     LIST_FOR_EACH_SAFE(pos, &link->in_flight)
@@ -332,10 +333,10 @@ void nbd_link_close(struct nbd_link *link)
     uint64_t until = nbd_now_ms() + CLOSE_MAX;
 
     if (link->state == LINK_READY && link->n_in_flight == 0 &&
-        nbd_aio_disconnect(link->handle, 0) == 0) {
+        libnbd.aio_disconnect(link->handle, 0) == 0) {
         for (uint64_t now = nbd_now_ms(); now < until; now = nbd_now_ms()) {
-            if (nbd_aio_is_dead(link->handle) || nbd_aio_is_closed(link->handle) ||
-                nbd_poll(link->handle, (int)(until - now)) != 1)
+            if (libnbd.aio_is_dead(link->handle) || libnbd.aio_is_closed(link->handle) ||
+                libnbd.poll(link->handle, (int)(until - now)) != 1)
                 break;
         }
     }

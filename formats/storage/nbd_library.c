@@ -1,0 +1,56 @@
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <stdio.h>
+
+#include "storage/nbd_library.h"
+
+/* The name that its version of the interface has for the loader. */
+#define FILE_NAME "libnbd.so.0"
+
+struct libnbd libnbd;
+
+static const struct {
+    const char *name;
+    size_t member;
+} functions[] = {
+#define LIBNBD_ROW(name) {"nbd_" #name, offsetof(struct libnbd, name)},
+    LIBNBD_FUNCTIONS(LIBNBD_ROW)
+#undef LIBNBD_ROW
+};
+
+static char why[256]; /* it could not be loaded */
+
+static void note_failure(void)
+{
+    const char *text = dlerror();
+
+    snprintf(why, sizeof why, "%s", text ? text : "unknown");
+}
+
+static void load(void)
+{
+    void *library = dlopen(FILE_NAME, RTLD_NOW | RTLD_LOCAL);
+
+    if (!library) {
+        note_failure();
+        return;
+    }
+    for (size_t i = 0; i < sizeof functions / sizeof functions[0]; i++) {
+        void *function = dlsym(library, functions[i].name);
+        if (!function) {
+            note_failure();
+            return;
+        }
+        *(void **)((char *)&libnbd + functions[i].member) = function;
+    }
+}
+
+int libnbd_load(struct diag *diag)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+    pthread_once(&once, load);
+    return why[0] ? diag_set(diag, ENOPKG, "NBD needs libnbd: %s", why) : 0;
+}

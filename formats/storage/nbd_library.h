@@ -1,0 +1,67 @@
+/* libnbd, loaded when the first NBD export is opened.
+ *
+ * It brings twenty libraries along (TLS, XML, Unicode), whose loading takes as long as all
+ * the rest of a server's start and whose data is a third of its memory; most images never
+ * need them.  Private to this folder; the library is never unloaded.
+ *
+ * Threads: any; the functions may be called once libnbd_load succeeded.  Layer: storage. */
+#ifndef STORAGE_NBD_LIBRARY_H
+#define STORAGE_NBD_LIBRARY_H
+
+#include <libnbd.h>
+
+#include "base/compiler.h"
+#include "base/diag.h"
+
+/* The functions we call, without "nbd_". */
+#define LIBNBD_FUNCTIONS(F) \
+    F(add_meta_context)     \
+    F(aio_block_status)     \
+    F(aio_cache)            \
+    F(aio_connect)          \
+    F(aio_connect_tcp)      \
+    F(aio_connect_unix)     \
+    F(aio_disconnect)       \
+    F(aio_flush)            \
+    F(aio_get_direction)    \
+    F(aio_get_fd)           \
+    F(aio_is_closed)        \
+    F(aio_is_dead)          \
+    F(aio_is_ready)         \
+    F(aio_notify_read)      \
+    F(aio_notify_write)     \
+    F(aio_pread)            \
+    F(aio_pwrite)           \
+    F(aio_trim)             \
+    F(aio_zero)             \
+    F(can_cache)            \
+    F(can_fast_zero)        \
+    F(can_flush)            \
+    F(can_fua)              \
+    F(can_meta_context)     \
+    F(can_multi_conn)       \
+    F(can_trim)             \
+    F(can_zero)             \
+    F(close)                \
+    F(create)               \
+    F(get_block_size)       \
+    F(get_errno)            \
+    F(get_error)            \
+    F(get_size)             \
+    F(is_read_only)         \
+    F(poll)                 \
+    F(set_export_name)      \
+    F(set_tls)
+
+/* libnbd.aio_pread is nbd_aio_pread, and so on, with the types of libnbd's own header. */
+struct libnbd {
+#define LIBNBD_MEMBER(name) __typeof__(nbd_##name) *name;
+    LIBNBD_FUNCTIONS(LIBNBD_MEMBER)
+#undef LIBNBD_MEMBER
+};
+extern struct libnbd libnbd;
+
+/* Loads it; again: nothing.  0 or -ENOPKG with diag. */
+int libnbd_load(struct diag *diag) MUST_USE;
+
+#endif
