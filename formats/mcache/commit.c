@@ -44,6 +44,7 @@ void mcache_free(struct mcache *mc)
     lock_destroy(&mc->meta);
     lock_destroy(&mc->commit);
     pthread_cond_destroy(&mc->commit_done);
+    mc_room_free(&mc->room);
     free(mc);
 }
 

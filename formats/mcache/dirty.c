@@ -84,50 +84,66 @@ static int compare_writes(const void *a, const void *b)
     return x->host_offset < y->host_offset ? -1 : x->host_offset > y->host_offset;
 }
 
-/* Room for what is dirty now; -ENOMEM leaves everything as it was. */
-static int group_reserve(struct mc_group *group, size_t n_pages, size_t bytes)
+/* What is kept for the next group, at most. */
+#define KEEP_BYTES (1u << 20)
+
+void mc_room_free(struct mc_room *room)
 {
-    group->writes = calloc(n_pages + 1, sizeof *group->writes);
+    free(room->writes);
+    free(room->buffer);
+    *room = (struct mc_room){0};
+}
+
+/* Room for so much, in place of what there is; -ENOMEM leaves none. */
+static int make_room(struct mc_room *room, size_t n_pages, size_t bytes)
+{
     void *buffer = NULL;
-    if (!group->writes || posix_memalign(&buffer, 4096, bytes + 1) != 0) {
-        free(group->writes);
+
+    mc_room_free(room);
+    room->writes = calloc(n_pages, sizeof *room->writes);
+    if (!room->writes || posix_memalign(&buffer, 4096, bytes) != 0) {
+        mc_room_free(room);
         return -ENOMEM;
     }
-    group->buffer = buffer;
+    room->buffer = buffer;
+    room->n_pages = n_pages;
+    room->n_bytes = bytes;
     return 0;
+}
+
+/* META: copies the classes from `first` on; there is room. */
+static void freeze(struct mcache *mc, enum mc_class first, struct mc_group *group)
+{
+    unsigned char *fill = mc->room.buffer;
+
+    *group = (struct mc_group){
+        .writes = mc->room.writes,
+        .generation = atomic_load(&mc->written),
+        .strict = mc->strict,
+    };
+    mc->strict = false;
+    for (enum mc_class cls = first; cls < MC_CLASSES; cls++)
+        LIST_FOR_EACH_SAFE(pos, &mc->dirty[cls])
+    freeze_page(mc, CONTAINER_OF(pos, struct mc_page, dirty_link), group, &fill);
+    if (mc->hooks.frozen)
+        mc->hooks.frozen(mc->owner);
 }
 
 int mc_group_freeze(struct mcache *mc, bool everything, struct mc_group *group)
 {
-    *group = (struct mc_group){0};
-    for (;;) {
-        lock_acquire(&mc->meta);
+    lock_acquire(&mc->meta);
+    while (mc->n_dirty > mc->room.n_pages ||
+           atomic_load(&mc->dirty_bytes) > mc->room.n_bytes || !mc->room.writes) {
         size_t n = mc->n_dirty, bytes = atomic_load(&mc->dirty_bytes);
         lock_release(&mc->meta);
         /* Some room for pages that become dirty before we look again. */
-        size_t room = n + n / 8 + 16, room_bytes = bytes + bytes / 8 + 16 * 4096;
-        int err = group_reserve(group, room, room_bytes);
+        int err = make_room(&mc->room, n + n / 8 + 16, bytes + bytes / 8 + 16 * 4096);
         if (err)
             return err;
-
-        LOCK_GUARD(&mc->meta);
-        if (mc->n_dirty > room || atomic_load(&mc->dirty_bytes) > room_bytes) {
-            free(group->writes);
-            free(group->buffer);
-            continue;
-        }
-        unsigned char *fill = group->buffer;
-        group->generation = atomic_load(&mc->written);
-        group->strict = mc->strict;
-        mc->strict = false;
-        int first = mc->postpone && !everything ? MC_LINK : MC_PRE;
-        for (int cls = first; cls < MC_CLASSES; cls++)
-            LIST_FOR_EACH_SAFE(pos, &mc->dirty[cls])
-        freeze_page(mc, CONTAINER_OF(pos, struct mc_page, dirty_link), group, &fill);
-        if (mc->hooks.frozen)
-            mc->hooks.frozen(mc->owner);
-        break;
+        lock_acquire(&mc->meta);
     }
+    freeze(mc, mc->postpone && !everything ? MC_LINK : MC_PRE, group);
+    lock_release(&mc->meta);
     qsort(group->writes, group->n_writes, sizeof *group->writes, compare_writes);
     return 0;
 }
@@ -149,6 +165,6 @@ void mc_group_end(struct mcache *mc, struct mc_group *group, bool done)
         else
             atomic_store(&mc->durable, group->generation);
     }
-    free(group->writes);
-    free(group->buffer);
+    if (mc->room.n_bytes > KEEP_BYTES)
+        mc_room_free(&mc->room);
 }

@@ -41,6 +41,24 @@ struct mc_load_stripe {
     struct list loading;
 };
 
+/* A page of a frozen group. */
+struct mc_write {
+    struct mc_page *page;
+    enum mc_class cls;
+    uint64_t host_offset;
+    void *bytes;
+    size_t n_bytes;
+};
+
+/* Memory for a group; the leader's, who keeps it for the next one: taken and given back
+ * with each commit, it would be touched anew in the heap of each thread that ever leads. */
+struct mc_room {
+    struct mc_write *writes;
+    size_t n_pages;
+    unsigned char *buffer;
+    size_t n_bytes;
+};
+
 struct mcache {
     struct mc_pool *pool;
     struct storage *st;
@@ -69,6 +87,8 @@ struct mcache {
     bool want_everything;
     uint64_t started, finished, finished_ok;
     int last_result;
+
+    struct mc_room room; /* the leader's */
 };
 
 struct mc_pool {
@@ -91,25 +111,18 @@ void mc_pool_insert(struct mc_pool *pool, struct mc_page *page);
 /* At mcmap_free, under the pool's lock. */
 void mc_pool_forget(struct mc_pool *pool, struct mc_page *page);
 
-/* dirty.c: a frozen group */
-struct mc_write {
-    struct mc_page *page;
-    enum mc_class cls;
-    uint64_t host_offset;
-    void *bytes;
-    size_t n_bytes;
-};
+/* dirty.c */
 
 struct mc_group {
-    struct mc_write *writes; /* sorted by class, then host offset */
+    struct mc_write *writes; /* in the room; sorted by class, then host offset */
     size_t n_writes;
-    unsigned char *buffer;
     bool strict;
     uint64_t generation;
 };
 
 int mc_group_freeze(struct mcache *mc, bool everything, struct mc_group *group) MUST_USE;
-/* done: the group is durable; else its pages become dirty again.  Frees its memory. */
+/* done: the group is durable; else its pages become dirty again. */
 void mc_group_end(struct mcache *mc, struct mc_group *group, bool done);
+void mc_room_free(struct mc_room *room);
 
 #endif
