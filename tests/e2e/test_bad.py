@@ -6,11 +6,13 @@ Requirements: Q-02, Q-17, L-09, L-10, V-01 and the formats' specifications.  Eac
 test of its own.
 """
 
+import contextlib
 import errno
 import os
 import pathlib
 import socket
 import struct
+import sys
 import unittest
 
 from harness import *
@@ -548,6 +550,18 @@ class BadReferences(Case):
                 self.overlay("alias", fmt, fmt, "c")
                 self.refused(self.path("a"), words=[self.loop], name=False)
 
+    def test_loops_through_links(self):
+        """A file is known by what it is, not by its name."""
+        os.mkdir(self.path("folder"))
+        os.symlink("../disk", self.path("folder/link"))
+        os.symlink("folder", self.path("other"))
+        for name in ("folder/link", "other/link", "./folder/../disk", self.path("other/../folder/link")):
+            with self.subTest(name=name):
+                self.refused(self.overlay(name), words=[self.loop])
+        os.symlink("b", self.path("a"))
+        os.symlink("a", self.path("b"))
+        self.refused(self.overlay("a"), words=["symbolic"], name=False)
+
     def chain(self, depth):
         """`depth` images on one another, the last one is the active layer."""
         create(self.path("0"), "qcow2", SIZE, "cluster_size=512")
@@ -657,6 +671,84 @@ class BadReferences(Case):
         server = self.serve(image, "backing=none")
         self.assertEqual(server.connect().pread(4, 0), bytes(4))
         server.stop()
+
+
+@unittest.skipIf(STANDIN, "needs the plugin")
+class HugeClaims(Case):
+    """No memory is taken because an image says so: only for what is there."""
+
+    PEAK = 100 * MIB  # far below each claim, far above what anything here needs
+
+    @staticmethod
+    def extension(kind, length, payload=b""):
+        return struct.pack(">II", kind, length) + payload
+
+    def claims(self):
+        """(name, patches of a qcow2 image)"""
+        bitmaps = struct.pack(">IIQQ", 65535, 0, 65535 * 1024, 65536)
+        snapshot = struct.pack(">QIHHIIQII", 0x30000, 0x400000, 65535, 65535, 0, 0, 0, 0, 0xffffffff)
+        yield "snapshots", [(60, struct.pack(">IQ", 65536, 0x30000))]
+        yield "a snapshot", [(60, struct.pack(">IQ", 1, 0x30000)), (0x30000, snapshot)]
+        yield "refcount table", [(56, struct.pack(">I", 0x80))]
+        for length in (0xffffffff, 0xfffffff8, 0x80000000, 0x7ffffff9):
+            for kind in (0x12345678, 0xe2792aca, 0x6803f857, 0x23852875, 0x0537be77, 0x44415441):
+                yield f"extension {kind:x} of {length:x}", [(112, self.extension(kind, length))]
+        yield "bitmaps", [(112, self.extension(0x23852875, 24, bitmaps)), (88, struct.pack(">Q", 1))]
+        yield "backing name", [(8, struct.pack(">QI", 0x10000 - 8, 0xffffffff))]
+        yield "size", [(24, struct.pack(">Q", (1 << 63) - 512))]
+
+    def peak(self, *argv):
+        """The exit status, and the largest size of a command in bytes."""
+        script = ("import resource, subprocess, sys; done = subprocess.run(sys.argv[1:], timeout=60, "
+                  "stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL); "
+                  "print(done.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)")
+        code, kib = run(sys.executable, "-S", "-c", script, *argv).stdout.split()
+        return int(code), int(kib) * 1024
+
+    def expect_small(self, image, fmt):
+        for command in (("info",), ("map",), ("check",), ("info", "-U", "--output=json")):
+            code, size = self.peak(QIMG, *command, "-f", fmt, image)
+            self.assertIn(code, (0, 1, 2, 3), command)
+            self.assertLess(size, self.PEAK, command)
+        for options in ([], ["-r"]):
+            try:
+                server = self.serve(image, f"format={fmt}", nbdkit=options)
+            except StartFailed as failed:
+                self.assertEqual(failed.code, 1, failed)
+                continue
+            with contextlib.suppress(nbd.Error):
+                server.connect().pread(512, 0)
+            status = pathlib.Path(f"/proc/{server.process.pid}/status").read_text(encoding="ascii")
+            self.assertLess(int(re.search(r"VmHWM:\s*(\d+)", status)[1]) * 1024, self.PEAK)
+            server.kill()
+
+    def test_qcow2(self):
+        for name, patches in self.claims():
+            with self.part(claim=name):
+                image = create(self.path("disk"), "qcow2", SIZE)
+                for off, payload in patches:
+                    patch(image, off, payload)
+                self.expect_small(image, "qcow2")
+
+    def test_sparse_giants(self):
+        """The largest tables there may be, and a file of 8 TiB, all of it holes."""
+        for fmt, options, size in (("qcow2", "cluster_size=2M", "1E"), ("qcow2", "cluster_size=64k", "16T"),
+                                   ("qed", "cluster_size=64k,table_size=16", "64T")):
+            with self.part(fmt=fmt, options=options):
+                image = create(self.path("disk"), fmt, size, options)
+                os.truncate(image, 8 << 40)
+                self.expect_small(image, fmt)
+
+    def test_qed(self):
+        for name, off, payload in (("backing name", 56, struct.pack("<II", 64, 0xffffffff)),
+                                   ("size", 48, struct.pack("<Q", 1 << 62)),
+                                   ("table", 8, struct.pack("<I", 16)),
+                                   ("header", 12, struct.pack("<I", 0xffffffff))):
+            with self.part(claim=name):
+                image = create(self.path("disk"), "qed", SIZE)
+                patch(image, off, payload)
+                patch(image, 16, struct.pack("<Q", 1) if name == "backing name" else b"")
+                self.expect_small(image, "qed")
 
 
 if __name__ == "__main__":
