@@ -167,6 +167,8 @@ static int count_block(struct check *c, uint64_t index)
     else if (offset >> c->h.cluster_bits >= c->n_compare)
         why = "past the end of the file";
     if (!why && offset) {
+        /* Afterwards a count that is at its limit would not show it. */
+        c->rebuild |= counts_get(&c->refs, offset >> c->h.cluster_bits) != 0;
         int err =
             qcheck_add_range(c, offset, c->cluster_size, 1, "refcount block", &inside);
         if (err)
@@ -182,14 +184,15 @@ static int count_block(struct check *c, uint64_t index)
     return 0;
 }
 
-/* Other things in the table's clusters: it can't stay there, whatever the refcounts say. */
-static void check_table_place(struct check *c)
+/* Other things in the table's clusters, which should have that many references: it can't
+ * stay there, whatever the refcounts say. */
+static void check_table_place(struct check *c, uint64_t expected)
 {
     uint64_t first = c->h.refcount_table_offset >> c->h.cluster_bits;
 
     for (uint64_t i = first; i < MIN(first + c->h.refcount_table_clusters, c->n_clusters);
          i++) {
-        if (counts_get(&c->refs, i) == 1)
+        if (counts_get(&c->refs, i) == expected)
             continue;
         c->rebuild = true;
         bit_set(c->contested, i);
@@ -201,6 +204,8 @@ int qcheck_count_refcounts(struct check *c)
 {
     bool inside = true;
 
+    if (c->n_rt)
+        check_table_place(c, 0);
     int err = qcheck_add_range(c, c->n_rt ? c->h.refcount_table_offset : 0, c->n_rt * 8, 1,
                                "refcount table", &inside);
     for (uint64_t i = 0; !err && i < c->n_rt; i++)
@@ -209,7 +214,7 @@ int qcheck_count_refcounts(struct check *c)
     if (!inside)
         c->rebuild = true;
     else if (!err && c->n_rt)
-        check_table_place(c);
+        check_table_place(c, 1);
     return err;
 }
 

@@ -541,6 +541,7 @@ def qcow2_damages(folder):
         yield from header_damages(bases[name])
         yield from l1_damages(bases[name])
         yield from refcount_table_damages(bases[name])
+    yield from refcount_table_damages(bases["bits1"])
     for name in ("plain", "snapshots", "v2", "bits1", "bits2", "bits4", "bits8", "bits32", "bits64"):
         yield from refcount_damages(bases[name])
     for name in ("plain", "snapshots", "v2", "compressed"):
