@@ -109,16 +109,28 @@ static int start_thread(struct job *job)
     return -err;
 }
 
+/* Under the manager's lock. */
+static int check_id(struct job_manager *manager, const char *id, struct diag *diag)
+{
+    if (!id_is_well_formed(id))
+        return diag_set(diag, EINVAL, "job-id '%s': not a well-formed id", id);
+    if (find(manager, id))
+        return diag_set(diag, EEXIST, "job-id '%s': is in use", id);
+    return 0;
+}
+
+int job_check_id(struct job_manager *manager, const char *id, struct diag *diag)
+{
+    LOCK_GUARD(&manager->lock);
+    return check_id(manager, id, diag);
+}
+
 int job_start(struct job_manager *manager, const struct job_ops *ops, void *state,
               const struct job_params *params, struct diag *diag)
 {
     LOCK_GUARD(&manager->lock);
-    int err = 0;
 
-    if (!id_is_well_formed(params->id))
-        err = diag_set(diag, EINVAL, "job-id '%s': not a well-formed id", params->id);
-    else if (find(manager, params->id))
-        err = diag_set(diag, EEXIST, "job-id '%s': is in use", params->id);
+    int err = check_id(manager, params->id, diag);
     struct job *job = err ? NULL : job_new(manager, ops, state, params);
     if (!err && !job)
         err = diag_errno(diag, ENOMEM, "job '%s'", params->id);

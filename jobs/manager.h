@@ -13,6 +13,9 @@ struct job_manager *job_manager_new(job_event_sink *sink, void *opaque);
  * interrupt. */
 void job_manager_free(struct job_manager *manager);
 
+/* May a job have this id?  0, -EINVAL or -EEXIST with diag, as job_start. */
+int job_check_id(struct job_manager *manager, const char *id, struct diag *diag) MUST_USE;
+
 /* Verbs by job id.  -ENOENT: no such job (QMP's DeviceNotActive); -EBUSY and the like with
  * diag when the verb isn't legal in the job's state. */
 int job_cancel(struct job_manager *manager, const char *id, bool force,

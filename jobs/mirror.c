@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "jobs/manager.h"
 #include "jobs/mirror_internal.h"
 #include "storage/nbd.h"
 
@@ -183,14 +184,34 @@ static uint64_t default_granularity(const struct node *target)
     return MIN(MAX(cluster, 4096), DEFAULT_GRANULARITY);
 }
 
+static int check_granularity(uint64_t granularity, struct diag *diag)
+{
+    if (is_power_of_two(granularity) && granularity >= MIN_GRANULARITY &&
+        granularity <= MAX_GRANULARITY)
+        return 0;
+    return diag_set(diag, EINVAL,
+                    "granularity: %" PRIu64 " is not a power of two from 512 to 64M",
+                    granularity);
+}
+
+int mirror_check(struct job_manager *manager, const struct mirror_params *p,
+                 struct diag *diag)
+{
+    int err = job_check_id(manager, p->job.id, diag);
+
+    if (!err && p->granularity)
+        err = check_granularity(p->granularity, diag);
+    if (!err && p->sync == MIRROR_INCREMENTAL)
+        err = mirror_find_bitmap(p->source, p->bitmap, diag) ? 0 : -ENOENT;
+    return err;
+}
+
 static int check_params(struct mirror *m, const struct mirror_params *p, struct diag *diag)
 {
     m->granularity = p->granularity ? p->granularity : default_granularity(p->target);
-    if (!is_power_of_two(m->granularity) || m->granularity < MIN_GRANULARITY ||
-        m->granularity > MAX_GRANULARITY)
-        return diag_set(diag, EINVAL,
-                        "granularity: %" PRIu64 " is not a power of two from 512 to 64M",
-                        m->granularity);
+    int err = check_granularity(m->granularity, diag);
+    if (err)
+        return err;
     if (p->source == p->target)
         return diag_set(diag, EINVAL, "target: %s: can't mirror a disk to itself",
                         p->target->filename);
@@ -238,6 +259,7 @@ int mirror_launch(struct job_manager *manager, struct mirror *m,
     m->on_source_error = p->on_source_error;
     m->on_target_error = p->on_target_error;
     m->active = p->copy_mode == MIRROR_WRITE_BLOCKING;
+    m->unmap = p->unmap;
     m->pivot = p->pivot;
     atomic_store(&m->forwarding, m->active);
     if (storage_is_nbd(m->target->file)) {

@@ -42,6 +42,11 @@ struct mirror_params {
     struct mirror_pivot pivot;
 };
 
+/* What can be said of the parameters before there is a target, which isn't looked at: 0 or
+ * -errno with diag.  So that nothing need be made for a job that can't start. */
+int mirror_check(struct job_manager *manager, const struct mirror_params *params,
+                 struct diag *diag) MUST_USE;
+
 /* Validates, attaches to the source and starts.  On failure nothing is left behind but a
  * closed target. */
 int mirror_start(struct job_manager *manager, const struct mirror_params *params,

@@ -28,6 +28,7 @@ struct mirror {
     uint64_t granularity, max_range;
     enum job_on_error on_source_error, on_target_error;
     bool active; /* write-blocking */
+    bool unmap;  /* zeroes may become holes on the target */
     struct fold fold;
     struct mirror_pivot pivot;
 
@@ -108,5 +109,9 @@ void mirror_worker_freed(void *opaque);
 /* mirror_observe.c: from attach to detach the source's writes are seen. */
 int mirror_attach(struct mirror *m, const char *bitmap, struct diag *diag) MUST_USE;
 void mirror_detach(struct mirror *m);
+
+/* The source's bitmap of that name, NULL: none; or NULL with diag. */
+struct dirty_bitmap *mirror_find_bitmap(struct node *source, const char *name,
+                                        struct diag *diag);
 
 #endif

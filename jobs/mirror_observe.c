@@ -39,6 +39,11 @@ static void *on_before(struct observer *observer, const struct change *change)
     return claim;
 }
 
+static unsigned unmap_flag(const struct mirror *m)
+{
+    return m->unmap ? BLOCK_MAY_UNMAP : 0;
+}
+
 /* Sends what the source has now; what can't be read is left to the copier. */
 static int send_as_it_is(struct mirror *m, uint64_t off, uint64_t len, unsigned flags)
 {
@@ -67,7 +72,7 @@ static int send_trimmed(struct mirror *m, uint64_t off, uint64_t len, unsigned f
         struct block_status st;
         if (block_status(m->source, len, off, &st))
             st = (struct block_status){.length = len};
-        err = st.zero ? block_zero(m->target, st.length, off, BLOCK_MAY_UNMAP | flags)
+        err = st.zero ? block_zero(m->target, st.length, off, unmap_flag(m) | flags)
                       : send_as_it_is(m, off, st.length, flags);
         off += st.length;
         len -= st.length;
@@ -85,8 +90,7 @@ static int send(struct mirror *m, const struct change *change, uint64_t off, uin
         return block_write(m->target, (const char *)change->buf + (off - change->off), len,
                            off, change->flags & BLOCK_FUA);
     case CHANGE_ZERO:
-        return block_zero(m->target, len, off,
-                          change->flags & (BLOCK_MAY_UNMAP | BLOCK_FUA));
+        return block_zero(m->target, len, off, change->flags & (unmap_flag(m) | BLOCK_FUA));
     case CHANGE_DISCARD:
         return send_trimmed(m, off, len, change->flags & BLOCK_FUA);
     }
@@ -150,12 +154,22 @@ static void on_flushed(struct observer *observer)
         mirror_note_error(m, err, true);
 }
 
+struct dirty_bitmap *mirror_find_bitmap(struct node *source, const char *name,
+                                        struct diag *diag)
+{
+    struct dirty_bitmap *found = name ? node_bitmap_find(source, name) : NULL;
+
+    if (!found)
+        diag_set(diag, ENOENT, "bitmap '%s': not found", name ? name : "");
+    return found;
+}
+
 int mirror_attach(struct mirror *m, const char *bitmap, struct diag *diag)
 {
     if (m->sync == MIRROR_INCREMENTAL) {
-        struct dirty_bitmap *named = bitmap ? node_bitmap_find(m->source, bitmap) : NULL;
+        struct dirty_bitmap *named = mirror_find_bitmap(m->source, bitmap, diag);
         if (!named)
-            return diag_set(diag, ENOENT, "bitmap '%s': not found", bitmap ? bitmap : "");
+            return -ENOENT;
         int err = dirty_bitmap_acquire(named, diag);
         if (err)
             return err;

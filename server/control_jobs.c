@@ -154,7 +154,10 @@ static int start_mirror(struct control_context *ctx, const json_t *args,
         .pivot = pivot_of(ctx->export),
     };
 
-    int err = control_open_target(&request, &params.target, diag);
+    /* First what needs no target: one that is made isn't removed. */
+    int err = mirror_check(ctx->jobs, &params, diag);
+    if (!err)
+        err = control_open_target(&request, &params.target, diag);
     return err ? err : mirror_start(ctx->jobs, &params, diag);
 }
 

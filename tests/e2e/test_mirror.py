@@ -4,6 +4,7 @@ Numbers are those of block jobs' acceptance criteria."""
 import os
 import pathlib
 import random
+import re
 import threading
 import time
 import unittest
@@ -241,6 +242,52 @@ class Targets(MirrorCase):
         self.assertEqual({n for n in os.listdir(self.dir) if not n.startswith("p")} - {"target.raw"},
                          {n for n in before if not n.startswith("p")})
         self.softly_after_all_that()
+
+    def test_refused_before_anything_is_made(self):
+        self.begin()
+        for words, arguments in (("power of two", {"granularity": 1000}), ("well-formed", {"job_id": "1"}),
+                                 ("'b' not found|bitmap 'b'", {"sync": "incremental", "bitmap": "b"})):
+            self.fails("GenericError", self.client, "drive-mirror", words,
+                       **{"device": "drive0", "target": self.path("left"), "sync": "full", **arguments})
+            self.assertFalse(os.path.exists(self.path("left")))
+
+    def test_a_target_in_use(self):
+        """by another job, even when it is to be made anew; and one over the disk itself"""
+        overlay = create(self.path("overlay.qcow2"), "qcow2", self.SIZE, backing=self.image, backing_fmt="qcow2")
+        self.begin()
+        target = self.mirror("target.raw")
+        self.ready()
+
+        def refused(words, **arguments):
+            self.fails("GenericError", self.client, "drive-mirror", words,
+                       **{"device": "drive0", "sync": "full", "job_id": "other", **arguments})
+
+        refused("target.raw.*lock", target=target)
+        refused("target.raw.*lock", target=target, mode="existing")
+        for sync in ("full", "top", "none"):
+            refused("disk.qcow2.*lock", target=overlay, format="qcow2", mode="existing", sync=sync)
+        self.softly()
+        self.expect_content(target, "raw")
+        self.source_is_good()
+
+    def test_no_holes(self):
+        """unmap=false: zeroes keep their place, whoever sends them"""
+        for mode in ("background", "write-blocking"):
+            for unmap in (False, True):
+                with self.part(mode=mode, unmap=unmap):
+                    self.make("qcow2")
+                    self.begin()
+                    log = self.path("log")
+                    target = self.memory("--filter=log", f"logfile={log}")
+                    self.mirror(target.uri, copy_mode=mode, unmap=unmap)
+                    self.ready()
+                    self.disk.trim(64 * KIB, 64 * KIB)
+                    self.disk.zero(64 * KIB, 192 * KIB)
+                    self.content[64 * KIB:128 * KIB] = self.content[192 * KIB:256 * KIB] = bytes(64 * KIB)
+                    self.softly()
+                    self.same(target.content())
+                    zeroes = re.findall(" Zero id=.* trim=([01])", pathlib.Path(log).read_text(encoding="ascii"))
+                    self.assertEqual(set(zeroes), {"1" if unmap else "0"})
 
     def softly_after_all_that(self):
         target = self.memory()
