@@ -353,6 +353,7 @@ class Words(Case):
         self.assertEqual(shown, sorted(shown))
         self.assertEqual(shown[-1], 100)
 
+    @unittest.skipIf(h.SANITIZER_ENV, "a sanitizer takes memory of its own")
     def test_memory(self):
         """no more than QEMU's takes: what a cluster costs counts, in a file of many"""
         path = h.create(self.path("large.qcow2"), "qcow2", "512G", "preallocation=metadata")
