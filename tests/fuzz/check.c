@@ -97,7 +97,8 @@ static void check_done(const struct driver *driver, const struct image_check *re
                    (uintmax_t)result->corruptions, (uintmax_t)result->check_errors);
         return;
     }
-    fuzz_check(result->corruptions == first->corruptions,
+    /* Fewer: where one refcount block stands for two. */
+    fuzz_check(result->corruptions <= first->corruptions,
                "%ju corruptions became %ju by freeing leaks", (uintmax_t)first->corruptions,
                (uintmax_t)result->corruptions);
     /* QED can only cut them off at the file's end. */

@@ -195,7 +195,7 @@ def text_seeds(which):
     if which == "qmp_client":
         return [f"{a}\r\n{b}\r\n" for a in ANSWERS for b in ANSWERS[:3]]
     if which == "json":
-        return COMMANDS + JUNK + [" ".join(JUNK) + "\n" + "".join(COMMANDS)]
+        return COMMANDS + JUNK + [" ".join(JUNK) + "\n" + "".join(COMMANDS), '["' + "x" * 66000]
     return list(conversations())
 
 
