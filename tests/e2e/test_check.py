@@ -571,6 +571,32 @@ class Corruption(Case):
                     self.assertEqual(ours(path, "qcow2", "-r", "all").code, 0)
                     self.assertEqual(h.content(path, "qcow2")[4 * MIB:4 * MIB + 100], b"b" * 100)
 
+    def test_both_marks(self):
+        """Corruption met while the image is dirty: both bits stay, nobody writes until it is
+        repaired, and what was flushed is there then."""
+        path = self.damaged(self.CHANGES["misaligned"], "cluster_size=4k,lazy_refcounts=on")
+        server = self.serve(path, "writable=now")
+        handle = server.connect()
+        handle.pwrite(b"d" * 8192, 9 * MIB)
+        handle.flush()
+        handle.pwrite(b"e" * 8192, 12 * MIB)
+        self.errno(5, handle.pread, 100, 8 * KIB)
+        self.assertEqual(marks(path, "qcow2"), DIRTY | CORRUPT)
+        self.errno(5, handle.flush)
+        server.disconnect()
+        server.process.terminate()
+        server.process.wait(60)
+        self.assertEqual(marks(path, "qcow2"), DIRTY | CORRUPT)
+        self.refused(path, "writable=now", words=["corrupt"])
+        self.refused(path, "writable=now", "repair=off", words=["corrupt"])
+        self.assertNotEqual(run("qemu-io", "-f", "qcow2", "-c", "write 0 512", path, check=False).returncode, 0)
+        self.assertEqual(ours(path, "qcow2", "-r", "all").code, 0)
+        self.assertEqual(marks(path, "qcow2"), 0)
+        h.check(path, "qcow2")
+        disk = h.content(path, "qcow2")
+        self.assertEqual(disk[9 * MIB:9 * MIB + 8192], b"d" * 8192)
+        self.assertEqual(disk[:8192] + disk[4 * MIB:4 * MIB + 32 * KIB], b"a" * 8192 + b"b" * 32 * KIB)
+
     def test_read_only_marks_nothing(self):
         path = self.damaged(self.CHANGES["misaligned"])
         before = h.sha256(path)
