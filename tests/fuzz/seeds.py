@@ -47,12 +47,13 @@ QCOW2 = [
     ("bitmap", "cluster_size=512", "64K", ["write 0 2k"],
      [["bitmap", "--add", "-g", "512"]]),
 ]
+# QEMU opens no QED image whose tables take one cluster.
 QED = [
-    ("empty", "cluster_size=4k,table_size=1", "1M", []),
-    ("some", "cluster_size=4k,table_size=1", "1M", ["write 0 5k", "write 100k 1k"]),
-    ("table-2", "cluster_size=4k,table_size=2", "4M", ["write 1M 4k"]),
-    ("dirty", "cluster_size=4k,table_size=1", "1M", ["write 0 4k", "flush", "abort"]),
-    ("large", "cluster_size=4k,table_size=1", "1G", ["write 0 512"]),
+    ("empty", "cluster_size=4k,table_size=2", "1M", []),
+    ("some", "cluster_size=4k,table_size=2", "1M", ["write 0 5k", "write 100k 1k"]),
+    ("table-4", "cluster_size=4k,table_size=4", "4M", ["write 1M 4k"]),
+    ("dirty", "cluster_size=4k,table_size=2", "1M", ["write 0 4k", "flush", "abort"]),
+    ("large", "cluster_size=4k,table_size=2", "1G", ["write 0 512"]),
 ]
 
 
@@ -86,11 +87,11 @@ def make_qed(folder, qimg):
             io("qed", path, *writes)
         yield path
     overlay = f"{folder}/qed-overlay"
-    run(qimg, "create", "-f", "qed", "-o", "cluster_size=4k,table_size=1", "-b",
+    run(qimg, "create", "-f", "qed", "-o", "cluster_size=4k,table_size=2", "-b",
         f"{folder}/qed-some", "-F", "qed", overlay, "1M")
     yield overlay
     zeroes = f"{folder}/qed-zeroes"
-    run(qimg, "create", "-f", "qed", "-o", "cluster_size=4k,table_size=1", "-b",
+    run(qimg, "create", "-f", "qed", "-o", "cluster_size=4k,table_size=2", "-b",
         f"{folder}/qed-some", "-F", "qed", zeroes, "1M")
     io("qed", zeroes, "write -z 0 64k", "write 4k 4k")
     yield zeroes
