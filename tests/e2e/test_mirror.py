@@ -832,6 +832,28 @@ class Ends(MirrorCase):
                     writers.stop()
                 self.assertEqual([writers.is_a_moment(f) for f in found], [True, True])
 
+    @unittest.skipIf(harness.SANITIZER_ENV, "a sanitizer takes memory for itself")
+    def test_memory(self):
+        """M-16: no more than buf-size and a little"""
+        self.SIZE = 40 * MIB  # pylint: disable=invalid-name
+        self.content, self.fmt, self.image = bytearray(b"x" * self.SIZE), "raw", self.path("full.raw")
+        pathlib.Path(self.image).write_bytes(self.content)
+
+        def used():
+            status = pathlib.Path(f"/proc/{self.server.process.pid}/status").read_text(encoding="ascii")
+            return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) * KIB
+
+        for size, arguments in ((16 * MIB, {}), (MIB, {"buf_size": MIB})):
+            with self.subTest(buf_size=size):
+                self.begin()
+                before = used()
+                target = self.memory("--filter=delay", "delay-write=1ms")
+                self.mirror(target.uri, granularity=64 * KIB, **arguments)
+                self.ready()
+                self.assertLess(used() - before, size + 2 * MIB)
+                self.softly()
+                self.server.stop()
+
     def test_progress(self):
         """offset never falls, and never passes len"""
         self.begin()
