@@ -13,6 +13,7 @@ struct copy_worker {
     pthread_t thread;
     bool started;
     bool taken, going;  /* under lock */
+    bool flushes;       /* the target, and copies nothing */
     struct claim claim; /* what to copy, while going */
     void *buffer;       /* max_range bytes */
 };
@@ -24,6 +25,8 @@ struct copier {
     pthread_cond_t work, unclaimed;
     struct list claims;
     uint64_t in_flight, copying; /* bytes of claims; of those of workers */
+    bool flushing;
+    int flush_result; /* the flushing worker's, then under the lock */
     bool stop;
     size_t n_workers;
     struct copy_worker workers[MAX_WORKERS];
@@ -128,7 +131,7 @@ uint64_t copier_copying(struct copier *copier)
 void copier_settle(struct copier *copier)
 {
     LOCK_GUARD(&copier->lock);
-    while (copier->copying > 0)
+    while (copier->copying > 0 || copier->flushing)
         lock_wait(&copier->lock, &copier->unclaimed);
 }
 
@@ -137,9 +140,29 @@ void copier_settle(struct copier *copier)
 /* Under the lock. */
 static void free_worker(struct copy_worker *w)
 {
-    w->copier->copying -= w->claim.len;
-    drop_claim(w->copier, &w->claim);
-    w->going = w->taken = false;
+    struct copier *copier = w->copier;
+
+    if (w->flushes) {
+        copier->flushing = false;
+        pthread_cond_broadcast(&copier->unclaimed);
+    } else {
+        copier->copying -= w->claim.len;
+        drop_claim(copier, &w->claim);
+    }
+    w->going = w->taken = w->flushes = false;
+}
+
+static void work(struct copy_worker *w)
+{
+    struct copier *copier = w->copier;
+    struct copy_result result;
+
+    if (w->flushes) {
+        copier->flush_result = block_flush(copier->config.target);
+    } else {
+        copy(w, &result);
+        copier->config.done(copier->config.opaque, &result);
+    }
 }
 
 static void *worker_main(void *opaque)
@@ -154,9 +177,7 @@ static void *worker_main(void *opaque)
         if (!w->going)
             return NULL;
         lock_release(&copier->lock);
-        struct copy_result result;
-        copy(w, &result);
-        copier->config.done(copier->config.opaque, &result);
+        work(w);
         lock_acquire(&copier->lock);
         free_worker(w);
         lock_release(&copier->lock);
@@ -190,6 +211,30 @@ struct copy_worker *copier_begin(struct copier *copier, uint64_t off, uint64_t *
     copier->copying += *len;
     w->taken = true;
     return w;
+}
+
+struct copy_worker *copier_begin_flush(struct copier *copier)
+{
+    LOCK_GUARD(&copier->lock);
+    struct copy_worker *w = copier->flushing ? NULL : idle_worker(copier);
+
+    if (w)
+        copier->flushing = w->taken = w->flushes = true;
+    return w;
+}
+
+bool copier_is_flushing(struct copier *copier)
+{
+    LOCK_GUARD(&copier->lock);
+    return copier->flushing;
+}
+
+int copier_flush_result(struct copier *copier)
+{
+    LOCK_GUARD(&copier->lock);
+    while (copier->flushing)
+        lock_wait(&copier->lock, &copier->unclaimed);
+    return copier->flush_result;
 }
 
 void copier_go(struct copy_worker *worker)

@@ -56,14 +56,21 @@ void copier_unclaim(struct copier *copier, struct claim *claim);
  * has, at most max_range; *len is how much: 0 when off itself is taken.  NULL when *len is
  * 0 or no worker is idle (*len unchanged). */
 struct copy_worker *copier_begin(struct copier *copier, uint64_t off, uint64_t *len);
-/* Lets it copy; the claim ends with the copy. */
+/* Takes an idle worker to flush the target, while others go on copying.  NULL: none is
+ * idle, or one flushes. */
+struct copy_worker *copier_begin_flush(struct copier *copier);
+/* Lets it copy; the claim ends with the copy.  Or lets it flush. */
 void copier_go(struct copy_worker *worker);
+
+bool copier_is_flushing(struct copier *copier);
+/* Waits for the flush that was begun last; what came of it. */
+int copier_flush_result(struct copier *copier);
 
 /* Bytes claimed, by whomever; and those of them that workers are copying. */
 uint64_t copier_in_flight(struct copier *copier);
 uint64_t copier_copying(struct copier *copier);
 
-/* Waits until no worker copies.  Nobody may let one go meanwhile. */
+/* Waits until no worker copies or flushes.  Nobody may let one go meanwhile. */
 void copier_settle(struct copier *copier);
 
 #endif

@@ -33,6 +33,7 @@ static int turn(struct mirror *m)
     if (mirror_has_failed(m))
         return mirror_handle_error(m);
     mirror_look_for_losses(m);
+    mirror_flush_early(m);
     mirror_tell_progress(m);
     bool clean = mirror_is_clean(m);
     if (clean && !ends_by_itself(m))

@@ -23,6 +23,11 @@
 #define HOLD_NS      250000000ull
 #define HOLD_MOST_NS 8000000000ull
 
+/* So much is copied between two early flushes.  The target's disk then works while there is
+ * more to copy, and the flush before READY, or with users held back, finds little left to
+ * do; and what must be sent again when the connection is lost stays small. */
+#define FLUSH_BYTES (128u << 20)
+
 /* ---- what the workers report ---- */
 
 void mirror_note_error(struct mirror *m, int err, bool write_side)
@@ -258,18 +263,65 @@ static int flush_once_told(struct mirror *m)
     return err;
 }
 
-static int flush_target(struct mirror *m)
+/* What a flush that failed has lost can be all that was written until its end. */
+static void send_again(struct mirror *m)
 {
-    begin_flush(m);
-    int err = flush_once_told(m);
+    copier_settle(m->copier); /* so that all of it is marked */
+    dirty_bitmap_merge(m->dirty, m->unflushed);
+    dirty_bitmap_merge(m->dirty, m->flushing);
+}
+
+static int end_flush(struct mirror *m, int err)
+{
     if (mirror_look_for_losses(m)) {
         err = -EAGAIN;
     } else if (err) {
-        dirty_bitmap_merge(m->dirty, m->flushing);
-        mirror_note_error(m, err, true);
+        mirror_note_error(m, err, true); /* first: users' writes are no longer sent on */
+        send_again(m);
     }
     dirty_bitmap_clear(m->flushing, 0, m->source->size);
     return err;
+}
+
+static int end_early_flush(struct mirror *m)
+{
+    int err = copier_flush_result(m->copier);
+
+    m->flushes = false;
+    if (err && (mirror_look_for_losses(m) || m->untold_loss)) {
+        /* It failed of a loss that is dealt with.  What it was to cover is still unflushed.
+         */
+        dirty_bitmap_merge(m->unflushed, m->flushing);
+        err = 0;
+    }
+    return end_flush(m, err);
+}
+
+static int flush_target(struct mirror *m)
+{
+    int err = m->flushes ? end_early_flush(m) : 0;
+
+    if (err)
+        return err;
+    begin_flush(m);
+    return end_flush(m, flush_once_told(m));
+}
+
+void mirror_flush_early(struct mirror *m)
+{
+    uint64_t copied = atomic_load(&m->copied);
+
+    if (m->flushes && !copier_is_flushing(m->copier))
+        (void)end_early_flush(m); /* which has noted its error */
+    if (m->flushes || copied - m->flush_mark < FLUSH_BYTES)
+        return;
+    struct copy_worker *worker = copier_begin_flush(m->copier);
+    if (!worker)
+        return;
+    begin_flush(m);
+    m->flush_mark = copied;
+    m->flushes = true;
+    copier_go(worker);
 }
 
 void mirror_come_in_sync(struct mirror *m)

@@ -43,10 +43,12 @@ struct mirror {
     _Atomic bool forwarding;
 
     /* the job's thread */
-    uint64_t cursor;   /* where the search for work goes on */
-    uint64_t losses;   /* of the target's connection, as last seen */
-    uint64_t patience; /* ns for which users were last held back */
-    bool untold_loss;  /* the target's next flush fails because of one */
+    uint64_t cursor;     /* where the search for work goes on */
+    uint64_t losses;     /* of the target's connection, as last seen */
+    uint64_t patience;   /* ns for which users were last held back */
+    bool untold_loss;    /* the target's next flush fails because of one */
+    uint64_t flush_mark; /* bytes copied when the last early flush began */
+    bool flushes;        /* one was begun, and its result not looked at */
     bool in_sync, held;
     bool swung; /* users are served from the target */
 
@@ -79,6 +81,9 @@ int mirror_mark_first(struct mirror *m) MUST_USE;
 
 /* Starts a copy, or waits until there may be one to start. */
 void mirror_copy_more(struct mirror *m);
+
+/* Flushes the target from time to time while the copying goes on. */
+void mirror_flush_early(struct mirror *m);
 
 /* Nothing is dirty, and no worker copies. */
 bool mirror_is_clean(struct mirror *m);

@@ -132,9 +132,9 @@ static void on_after(struct observer *observer, const struct change *change, voi
     int target_err = err || !claim ? 0 : send_change(m, change);
 
     dirty_bitmap_set(m->unflushed, change->off, change->len);
-    /* What failed on either side is the copier's; the user's write has succeeded all the
-     * same when the source has it. */
-    if (err || target_err || !claim)
+    /* What failed on either side, or may have been lost by a flush that did, is the
+     * copier's; the user's write has succeeded all the same when the source has it. */
+    if (err || target_err || !claim || !atomic_load(&m->forwarding))
         mark(m, change->off, change->len);
     /* Those that were sent at the same time fail of the same cause, which is told once. */
     if (target_err && atomic_exchange(&m->forwarding, false))

@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import threading
 import time
@@ -645,6 +646,56 @@ class Jobs(JobCase):
         self.disk.flush()
         self.server.stop()
         other.stop()
+        self.expect_content(copy, "raw")
+
+    def begin_large(self):
+        """More than what is copied between two flushes."""
+        self.SIZE = 200 * MIB  # pylint: disable=invalid-name
+        self.image = create(self.path("large.qcow2"), "qcow2", self.SIZE)
+        self.begin()
+        self.content = bytearray(self.rng.randbytes(MIB) * 200)
+        for number in range(200):
+            struct.pack_into("I", self.content, number * MIB, number)
+            self.disk.pwrite(self.content[number * MIB:(number + 1) * MIB], number * MIB)
+
+    def nbdkit(self, *words):
+        """Another server, nbdkit's own."""
+        socket, pidfile = self.path("other.sock"), self.path("other.pid")
+        process = subprocess.Popen(["nbdkit", "-f", "-U", socket, "-P", pidfile, *words])
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        wait_until(lambda: os.path.exists(pidfile), 10, "nbdkit")
+        return f"nbd+unix:///?socket={socket}"
+
+    def test_flushes_while_it_copies(self):
+        log = self.path("log")
+        self.begin_large()
+        self.mirror(self.nbdkit("--filter=log", "memory", str(self.SIZE), f"logfile={log}"), mode="existing")
+        self.ready()
+        with open(log, encoding="utf-8") as file:
+            calls = re.findall(r" (Write|Flush) id=", file.read())
+        last_write = len(calls) - calls[::-1].index("Write")
+        self.assertTrue("Flush" in calls[:last_write], "no flush before the last write")
+        self.assertEqual(calls[-1], "Flush")
+
+    def test_an_early_flush_fails(self):
+        """and all that was written before it is lost"""
+        self.begin_large()
+        copy, failed = self.path("copy.raw"), self.path("failed")
+        flush = (f"if [ -e {failed} ]; then exit 0; fi; : >{failed}; truncate -s 0 {copy}; "
+                 f"truncate -s {self.SIZE} {copy}; echo EIO failed >&2; exit 1")
+        with open(copy, "wb") as file:
+            file.truncate(self.SIZE)
+        self.mirror(self.nbdkit(
+            "eval", f"get_size=echo {self.SIZE}", "can_write=exit 0", "can_flush=exit 0", f"flush={flush}",
+            f"pwrite=dd of={copy} bs=64k conv=notrunc oflag=seek_bytes seek=$4 status=none iflag=fullblock"),
+            mode="existing", on_target_error="stop")
+        self.client.event("BLOCK_JOB_ERROR")
+        wait_until(lambda: self.job()["io-status"] == "failed", 10, "the job to stop")
+        self.client.cmd("block-job-resume", device="job")
+        self.ready()
+        self.client.cmd("block-job-cancel", device="job")
+        self.ended()
         self.expect_content(copy, "raw")
 
     def test_under_load(self):
