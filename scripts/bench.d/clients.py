@@ -12,7 +12,7 @@ import time
 
 import servers
 from images import KIB, Image
-from processes import Failed, Nursery, Unavailable, describe_end
+from processes import Failed, Nursery, describe_end
 from qmp import Qmp, QmpError
 
 WARM_UP = 0.5       # seconds before a timed run counts
@@ -71,10 +71,11 @@ def _fio(measurement, running, rw, bs, depth, once=False, **more):
     return next(job[kind] for kind in ("read", "write", "trim") if kind in rw)
 
 
-# ---- write zeroes, which fio doesn't know ----
+# ---- trim and write zeroes: fio knows no zeroes, and doesn't flush after a trim ----
 
-def _zero_all(measurement, running, length, depth):
-    """Zeroes the image once, in random order, and returns requests per second."""
+def _once_everywhere(measurement, running, method, length, depth):
+    """Sends that request to all of the image once, in random order, then a flush, so that nothing
+    that was put off is left out, and returns requests per second."""
     import nbd  # python3-libnbd, which is installed by now
     offsets = list(range(0, measurement.image.size, length))
     random.Random(1).shuffle(offsets)
@@ -87,21 +88,28 @@ def _zero_all(measurement, running, length, depth):
     handle = nbd.NBD()
     try:
         handle.connect_unix(running.place.socket)
+        send = getattr(handle, method)
         began = time.monotonic()
         deadline = began + measurement.seconds
-        while time.monotonic() < deadline:
+        while offsets and time.monotonic() < deadline:
             while offsets and handle.aio_in_flight() < depth:
-                handle.aio_zero(length, offsets.pop(), completed, 0)
-            if not handle.aio_in_flight():
-                break
-            if handle.poll(REPLY_TIMEOUT * 1000) == 0:
-                raise Failed("hung", "write zeroes: no reply")
+                send(length, offsets.pop(), completed, 0)
+            _poll(handle)
+        while handle.aio_in_flight():
+            _poll(handle)
+        handle.flush()
         passed = time.monotonic() - began
+        handle.shutdown()
     except nbd.Error as error:
-        raise Failed("failed", f"write zeroes: {error}") from None
+        raise Failed("failed", f"{method}: {error}") from None
     if any(errors):
-        raise Failed("failed", f"write zeroes: {os.strerror(max(errors))}")
+        raise Failed("failed", f"{method}: {os.strerror(max(errors))}")
     return len(errors) / passed
+
+
+def _poll(handle):
+    if handle.poll(REPLY_TIMEOUT * 1000) == 0:
+        raise Failed("hung", "no reply")
 
 
 # ---- start and stop ----
@@ -163,8 +171,6 @@ def check(measurement):
     if child.returncode != 0:
         with open(log, encoding="utf-8", errors="replace") as output:
             words = output.read().strip()
-        if "Command not found" in words:
-            raise Unavailable("there is no check yet")
         raise Failed("failed", f"check: {(words.splitlines() or [describe_end(child)])[-1]}")
     return passed
 
@@ -190,23 +196,10 @@ def mirror(measurement):
                         lambda image, place, _: servers.nbdkit(place, "file", target))
     try:
         with Measurement(measurement.nursery, to, measurement.image, 0).serving() as sink:
-            with _serving_with_control(measurement) as running:
+            with measurement.serving(control=True) as running:
                 return _mirror_to(measurement, running, sink.uri)
     finally:
         os.unlink(target)
-
-
-@contextlib.contextmanager
-def _serving_with_control(measurement):
-    served = False
-    try:
-        with measurement.serving(control=True) as running:
-            served = True
-            yield running
-    except Failed as error:
-        if served or "control" not in str(error):
-            raise
-        raise Unavailable("there is no control socket yet") from None
 
 
 def _mirror_to(measurement, running, uri):
@@ -215,8 +208,6 @@ def _mirror_to(measurement, running, uri):
         try:
             job = measurement.server.mirror(qmp, uri)
         except QmpError as error:
-            if error.kind == "CommandNotFound":
-                raise Unavailable("there are no jobs yet") from None
             raise Failed("failed", str(error)) from None
         qmp.wait_for("BLOCK_JOB_READY", job)
         passed = time.monotonic() - began
@@ -243,9 +234,9 @@ def sequential_io(rw, depth=8, bs="1M", **more):
     return measure
 
 
-def zeroes(length=64 * KIB, depth=8):
-    """Thousands of write-zeroes requests per second."""
+def once_everywhere(method, length=64 * KIB, depth=8):
+    """Thousands of such requests per second."""
     def measure(measurement):
         with measurement.serving() as running:
-            return _zero_all(measurement, running, length, depth) / 1000
+            return _once_everywhere(measurement, running, method, length, depth) / 1000
     return measure

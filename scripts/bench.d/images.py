@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import json
 import os
 import shutil
 
@@ -52,11 +53,19 @@ def _read_data(file):
 
 
 class Store:
-    """Makes images in the nursery's folder, and keeps those that can serve again."""
+    """Makes images in the nursery's folder, and keeps those that can serve again: in another
+    folder, if there is one, for the next run, too."""
 
-    def __init__(self, nursery, size):
-        self.nursery, self.size = nursery, size
+    def __init__(self, nursery, size, folder=None):
+        self.nursery, self.size, self.folder = nursery, size, folder
         self._kept, self._numbers = {}, itertools.count()
+
+    def warm_memory(self):
+        """Has the machine own the memory that a file of the common size will take as page cache.
+        A virtual one may have to ask its host for it, which would be charged to who comes first."""
+        path = self.nursery.path("warm")
+        _write_noise(path, self.size)
+        os.unlink(path)
 
     def empty(self, form, size):
         """A fresh image for one measurement."""
@@ -77,7 +86,7 @@ class Store:
                 self.nursery.run(["qemu-img", "convert", "-f", "raw", "-O", form,
                                   self.full("raw").path, path])
             return Image(path, form, self.size, (path,), shared=True)
-        return self._keep("full", form, make)
+        return self._keep(f"full-{self.size}", form, make)
 
     def full_copy(self, form):
         """As full, for those that change what is allocated."""
@@ -99,7 +108,7 @@ class Store:
                 below = Image(name, form, self.size, (name, *below.files), shared=True)
                 self._write_places(below, layer * CLUSTER, LAYERS * CLUSTER, CLUSTER)
             return below
-        return self._keep("chain", form, make)
+        return self._keep(f"chain-{self.size}", form, make)
 
     def places(self, size, count):
         """A maker of sparse images with data at that many places, evenly spread."""
@@ -125,8 +134,21 @@ class Store:
     def _keep(self, kind, form, make):
         key = f"{kind}.{form}"
         if key not in self._kept:
-            self._kept[key] = make(self.nursery.path(key))
+            self._kept[key] = self._find_or_make(key, make)
         return self._kept[key]
+
+    def _find_or_make(self, key, make):
+        if not self.folder:
+            return make(self.nursery.path(key))
+        path = os.path.join(self.folder, key)
+        try:
+            with open(f"{path}.json", encoding="ascii") as file:
+                return Image(**json.load(file))
+        except FileNotFoundError:
+            made = make(path)
+            with open(f"{path}.json", "w", encoding="ascii") as file:
+                json.dump(dataclasses.asdict(made), file)
+            return made
 
     def _create(self, path, form, size, *how):
         if form != "raw":

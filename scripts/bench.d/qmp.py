@@ -11,7 +11,6 @@ class QmpError(Exception):
 
     def __init__(self, error):
         super().__init__(f"{error['class']}: {error['desc']}")
-        self.kind = error["class"]
 
 
 class Qmp:

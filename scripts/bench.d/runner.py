@@ -76,6 +76,8 @@ class Runner:
         image = workload.image_for(self.store, server)
         try:
             image.settle()
+            if workload.grows:
+                self.store.warm_memory()
             measurement = Measurement(self.nursery, server, image, self.seconds)
             return workload.measure(measurement), measurement.memory
         finally:

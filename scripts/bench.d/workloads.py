@@ -23,6 +23,7 @@ class Workload:
     better: str = "higher"
     uses: str = "serve"         # what a server must be able to do
     roles: tuple = EVERYONE
+    grows: bool = False         # whether it writes a new file of the common size
 
     def image_for(self, store, server):
         """The image that this server gets."""
@@ -77,31 +78,31 @@ WORKLOADS = [
     Workload("write-fsync-d1", "overwrite 4 KiB and fsync, depth 1", FULL,
              random_io(WRITE, 1, fsync=1), peer=1.2, file=0.95),
     Workload("alloc-4k-d32", "allocating random 4 KiB, depth 32", FRESH, allocate,
-             peer=1.6, file=0.8),
+             grows=True, peer=1.6, file=0.8),
     Workload("alloc-1m-d8", "allocating sequential 1 MiB, depth 8", FRESH,
-             sequential_io("write", once=True), MBS, peer=2.0, file=0.85),
+             sequential_io("write", once=True), MBS, grows=True, peer=2.0, file=0.85),
     Workload("alloc-fsync-d8", "allocating 4 KiB, fsync every 8, depth 8", FRESH, allocate_flush,
-             peer=1.7, file=0.8),
+             grows=True, peer=1.7, file=0.8),
     Workload("alloc-fsync-4x8", "allocating 4 KiB, fsync every 8, 4 connections", FRESH,
-             allocate_flush_4, peer=2.5, file=0.8),
+             allocate_flush_4, grows=True, peer=2.5, file=0.8),
 
     Workload("qed-read-4k-d32", "QED: random read 4 KiB, depth 32", FULL, random_io(READ, 32),
              peer=1.1, file=0.95, format="qed"),
     Workload("qed-write-4k-d32", "QED: random overwrite 4 KiB, depth 32", FULL,
              random_io(WRITE, 32), peer=1.6, file=0.9, format="qed"),
     Workload("qed-alloc-4k-d32", "QED: allocating random 4 KiB, depth 32", FRESH, allocate,
-             peer=5.0, file=0.75, format="qed"),
+             grows=True, peer=5.0, file=0.75, format="qed"),
     Workload("qed-alloc-1m-d8", "QED: allocating sequential 1 MiB, depth 8", FRESH,
-             sequential_io("write", once=True), MBS, format="qed"),
+             sequential_io("write", once=True), MBS, grows=True, format="qed"),
     Workload("qed-alloc-fsync-d8", "QED: allocating 4 KiB, fsync every 8, depth 8", FRESH,
-             allocate_flush, peer=1.3, file=0.85, format="qed"),
+             allocate_flush, grows=True, peer=1.3, file=0.85, format="qed"),
     Workload("qed-alloc-fsync-4x8", "QED: allocating 4 KiB, fsync every 8, 4 connections", FRESH,
-             allocate_flush_4, format="qed"),
+             allocate_flush_4, grows=True, format="qed"),
 
     Workload("trim-64k-d8", "trim 64 KiB, depth 8", COPY,
-             random_io("randtrim", 8, bs="64k", once=True), peer=1.5, file=1.5),
-    Workload("zero-64k-d8", "write zeroes 64 KiB, depth 8", COPY, clients.zeroes(),
-             peer=1.5, file=1.5),
+             clients.once_everywhere("aio_trim"), peer=1.5, file=1.5),
+    Workload("zero-64k-d8", "write zeroes 64 KiB, depth 8", COPY,
+             clients.once_everywhere("aio_zero"), peer=1.5, file=1.5),
     Workload("copy", "nbdcopy of a full image", FULL, clients.copy_all, MBS, peer=1.3, file=0.95),
     Workload("chain-4k-d32", "random read 4 KiB through a chain of 5", CHAIN, random_io(READ, 32),
              peer=1.3, file=0.9),
@@ -112,9 +113,10 @@ WORKLOADS = [
              clients.start_and_stop, "ms", peer=1.0, better="lower"),
     Workload("check-1t", "check of a preallocated 1 TiB image", preallocated(TIB), clients.check,
              peer=2.0, uses="check", **TIME),
-    Workload("mirror", "mirror until ready", FULL, clients.mirror, peer=1.5, uses="mirror", **TIME),
+    Workload("mirror", "mirror until ready", FULL, clients.mirror, peer=1.5,
+             uses="mirror", grows=True, **TIME),
     Workload("qed-mirror", "QED: mirror until ready", FULL, clients.mirror, peer=1.5,
-             format="qed", uses="mirror", **TIME),
+             format="qed", uses="mirror", grows=True, **TIME),
 
     Workload("futex", "futex calls in 1000 random reads", FULL, clients.futexes, "calls",
              file=1.0, better="lower", roles=("ours", "file")),
