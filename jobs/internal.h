@@ -29,7 +29,7 @@ struct job {
     struct job_info info;
     bool user_paused;  /* by verb */
     bool error_paused; /* by JOB_STOP; resume ends it too */
-    bool cancelled, forced, completing;
+    bool cancelled, forced;
     bool kicked, verb_came;
     bool finalized, dismissed;
     bool over; /* the thread has nothing more to do */

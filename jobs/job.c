@@ -143,13 +143,13 @@ void job_ready(struct job *job)
 bool job_should_finish(struct job *job)
 {
     LOCK_GUARD(&job->lock);
-    return job->info.ready && (job->completing || job->cancelled);
+    return job->info.ready && (job->info.completing || job->cancelled);
 }
 
 bool job_completes(struct job *job)
 {
     LOCK_GUARD(&job->lock);
-    return job->completing && !job->cancelled;
+    return job->info.completing && !job->cancelled;
 }
 
 bool job_is_cancelled(struct job *job)

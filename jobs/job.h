@@ -69,6 +69,7 @@ struct job_info {
         offset;     /* bytes; offset never falls, and equals len at READY and at success */
     uint64_t speed; /* bytes per second, 0: no limit */
     bool busy, paused, ready, auto_finalize, auto_dismiss;
+    bool completing;       /* was told to complete */
     const char *io_status; /* "ok", "failed" or "nospace" */
     char error[1024];      /* "" while there is none */
 };

@@ -233,7 +233,7 @@ int job_complete(struct job_manager *manager, const char *id, struct diag *diag)
     if (job->cancelled)
         err = diag_set(diag, EBUSY, "job '%s' is being cancelled", id);
     else
-        job->completing = true;
+        job->info.completing = true;
     unlock_after_verb(manager, job);
     return err;
 }

@@ -63,7 +63,9 @@ static struct job_info *look_at_jobs(struct control_context *ctx, size_t *n)
     return infos;
 }
 
-/* Who replaces the disk's node or its layers must be alone with it (M-36). */
+/* Who replaces the disk's node or its layers must be alone with it (M-36), and stays so
+ * from the moment it was told to (M-38).  type: only jobs of this kind, and such, are in
+ * the way. */
 static bool is_alone(struct control_context *ctx, const char *id, const char *type,
                      struct control_error *error)
 {
@@ -72,7 +74,7 @@ static bool is_alone(struct control_context *ctx, const char *id, const char *ty
 
     for (size_t i = 0; infos && i < n; i++)
         if (strcmp(infos[i].id, id) != 0 && infos[i].state != JOB_CONCLUDED &&
-            (!type || strcmp(infos[i].type, type) == 0)) {
+            (!type || infos[i].completing || strcmp(infos[i].type, type) == 0)) {
             control_fail(error, CLASS_GENERIC,
                          "job '%s' uses the disk, too: it has to end before", infos[i].id);
             return false;

@@ -740,6 +740,22 @@ class Ends(MirrorCase):
         self.expect_content(target, "qcow2")
         harness.check(target, "qcow2")
 
+    def test_no_job_comes_between(self):
+        """M-38: from `complete` on the disk is promised to one"""
+        self.begin()
+        target = self.mirror("target.raw", auto_finalize=False)
+        self.ready()
+        self.client.cmd("block-job-complete", device="job")
+        self.fails("GenericError", self.client, "drive-mirror", "'job' uses the disk", device="drive0",
+                   job_id="other", sync="full", target=self.path("other.raw"))
+        self.expect_event("BLOCK_JOB_PENDING")
+        self.fails("GenericError", self.client, "drive-mirror", "'job' uses the disk", device="drive0",
+                   job_id="other", sync="full", target=self.path("other.raw"))
+        self.client.cmd("block-job-finalize", id="job")
+        self.ended()
+        self.server.stop()
+        self.expect_content(target, "raw")
+
     def test_a_cancel_while_it_is_pending(self):
         for force in (False, True):
             with self.part(force=force):
