@@ -10,11 +10,13 @@
 
 /* A mirror has 16 operations in flight at most; more connections bring nothing. */
 #define NBD_CONNECTIONS 4
+/* The control thread waits for the first, and with it all of its clients. */
+#define CONNECT_MS 5000
 
 static int open_nbd(const struct target_request *request, struct node **out,
                     struct diag *diag)
 {
-    const struct nbd_open how = {.connections = NBD_CONNECTIONS};
+    const struct nbd_open how = {.connections = NBD_CONNECTIONS, .connect_ms = CONNECT_MS};
     const struct node_options options = {.lock_off = true};
     struct storage *st;
     const struct driver *driver;

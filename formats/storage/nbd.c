@@ -43,6 +43,9 @@ static struct nbd_storage *new_storage(const struct nbd_open *how)
     nbd->how = *how;
     if (nbd->how.timeout_ms == 0)
         nbd->how.timeout_ms = NBD_DEFAULT_TIMEOUT;
+    if (nbd->how.connect_ms == 0)
+        nbd->how.connect_ms = nbd->how.timeout_ms;
+    nbd->how.connect_ms = MIN(nbd->how.connect_ms, nbd->how.timeout_ms);
     nbd->how.reconnect_ms = MIN(nbd->how.reconnect_ms, nbd->how.timeout_ms);
     lock_init(&nbd->lock, RANK_LEAF);
     block_lock_init(&nbd->blocks);

@@ -52,7 +52,8 @@ struct nbd_link;
 struct nbd_open {
     bool read_only;        /* false: an export that is read-only is refused with -EROFS */
     bool no_reconnect;     /* a connection that is lost stays lost */
-    unsigned timeout_ms;   /* for one answer, and for a connection; 0: the default */
+    unsigned timeout_ms;   /* for one answer; 0: the default */
+    unsigned connect_ms;   /* for a connection; 0, or more than that: as long */
     unsigned reconnect_ms; /* how long a request lets attempts go on, at most timeout_ms; 0:
                               one attempt */
     unsigned connections;  /* at most so many, 1..NBD_MAX_CONNECTIONS; 0: 1 */

@@ -81,7 +81,7 @@ int nbd_link_begin(struct nbd_link *link, struct diag *diag)
     if (!link->handle)
         return tell(link, diag, ENOMEM, "out of memory");
     link->state = LINK_CONNECTING;
-    link->deadline_ms = now + nbd->how.timeout_ms;
+    link->deadline_ms = now + nbd->how.connect_ms;
     if (start_connecting(nbd, link->handle) != 0)
         return tell(link, diag, EIO, "cannot connect");
     return 0;

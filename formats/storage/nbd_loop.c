@@ -199,10 +199,10 @@ static void expire(struct nbd_storage *nbd)
 
     for (unsigned i = 0; i < nbd->n_links; i++) {
         struct nbd_link *link = &nbd->links[i];
-        if ((link->state == LINK_CONNECTING && link->deadline_ms <= now) ||
-            overdue(&link->in_flight, now)) {
+        bool connecting = link->state == LINK_CONNECTING;
+        if ((connecting && link->deadline_ms <= now) || overdue(&link->in_flight, now)) {
             diag_errno(&diag, ETIMEDOUT, "%s: no answer for %u ms", nbd->st.name,
-                       nbd->how.timeout_ms);
+                       connecting ? nbd->how.connect_ms : nbd->how.timeout_ms);
             nbd_link_lost(link, -ETIMEDOUT, &diag);
         }
     }

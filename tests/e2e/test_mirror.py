@@ -236,6 +236,10 @@ class Targets(MirrorCase):
             with self.subTest(size=size):
                 refused(self.to_file(size=size or 512).uri, r"size.*\d+ bytes differs .* \d+")
         refused(self.peer("-r", "memory", str(self.SIZE)).uri, "read-only")
+        asleep = self.memory()
+        asleep.freeze()
+        self.addCleanup(asleep.thaw)
+        refused(asleep.uri, "timed out")
         gone = self.memory()
         gone.kill()
         refused(gone.uri, "Connection refused|No such file")

@@ -255,6 +255,28 @@ Test(nbd_inline, opening_a_hung_server_times_out, .timeout = 120)
     end();
 }
 
+/* A connection may be given less time than an answer. */
+Test(nbd_inline, a_connection_has_a_time_of_its_own, .timeout = 120)
+{
+    struct diag diag = {0};
+
+    serve_file();
+    nbd_server_pause(&server);
+    int err = storage_open_nbd(server.uri,
+                               &(struct nbd_open){.timeout_ms = 600000, .connect_ms = 300},
+                               &st, &diag);
+    cr_assert_eq(err, -ETIMEDOUT, "%s", diag.text);
+    nbd_server_resume(&server);
+    open_it(&(struct nbd_open){.timeout_ms = 300, .connect_ms = 600000});
+    nbd_server_kill(&server);
+    nbd_server_restart(&server);
+    nbd_server_pause(&server);
+    err = write_it(); /* the connection is gone, and no other comes in time */
+    cr_assert(err == -ETIMEDOUT || err == -ENOTCONN || err == -EIO, "%d", err);
+    nbd_server_resume(&server);
+    end();
+}
+
 BOTH(closing_does_not_wait_for_a_hung_server)
 {
     serve_file();
