@@ -7,7 +7,7 @@
 #include "mem_storage.h"
 
 /* Counting clusters takes memory by the file's size, which the user can see. */
-#define MAX_FILE (UINT64_C(1) << 24)
+#define MAX_FILE (UINT64_C(1) << 22)
 
 static const struct driver *driver_of(const struct image_input *in)
 {

@@ -8,20 +8,26 @@
 #include "base/log.h"
 #include "registry.h"
 
-/* Messages are made, since that is part of what hostile bytes reach, and not shown. */
-static void log_to_nowhere(enum log_level level, const char *fmt, va_list ap)
+bool fuzz_verbose;
+
+/* Messages are made, since that is part of what hostile bytes reach; few want to see them.
+ */
+static void log_quietly(enum log_level level, const char *fmt, va_list ap)
 {
     char text[2048];
 
     (void)level;
     vsnprintf(text, sizeof text, fmt, ap);
+    if (fuzz_verbose)
+        fprintf(stderr, "  %s\n", text);
 }
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     (void)argc;
     (void)argv;
-    log_set_sink(log_to_nowhere);
+    fuzz_verbose = getenv("QIMG_FUZZ_VERBOSE");
+    log_set_sink(log_quietly);
     registry_init();
     return 0;
 }

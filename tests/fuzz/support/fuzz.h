@@ -18,6 +18,10 @@
 int LLVMFuzzerInitialize(int *argc, char ***argv);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
+/* QIMG_FUZZ_VERBOSE is set: what an input leads to is printed, for who looks at a finding.
+ */
+extern bool fuzz_verbose;
+
 /* Ends the program as a finding when `good` is false. */
 #define fuzz_check(good, ...) \
     ((good) ? (void)0 : fuzz_fail(__FILE__, __LINE__, __VA_ARGS__))

@@ -55,7 +55,7 @@ static void hear(void *opaque, const char *text)
     struct witness *witness = opaque;
 
     fuzz_check(text[0] && !strchr(text, '\n'), "message '%s'", text);
-    if (getenv("QIMG_FUZZ_VERBOSE"))
+    if (fuzz_verbose)
         fprintf(stderr, "  %s\n", text);
     witness->messages++;
     /* Of qcow2 the whole image, or what its refcounts are too narrow for; of QED what two
@@ -83,7 +83,7 @@ int image_check(const struct driver *driver, struct storage *st, struct image_ch
         .opaque = &witness,
     };
 
-    if (getenv("QIMG_FUZZ_VERBOSE"))
+    if (fuzz_verbose)
         fprintf(stderr, "check, repair %d:\n", (int)check->repair);
     *result = (struct check_result){0};
     check->diag = (struct diag){0};

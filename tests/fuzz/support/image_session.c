@@ -16,7 +16,7 @@
 #define STEP_NS     UINT64_C(7000000000)
 #define BASE_BYTES  (100u << 10)
 /* Counting clusters takes time and memory by the file's size, which the user can see. */
-#define MAX_CHECKED (UINT64_C(1) << 24)
+#define MAX_CHECKED (UINT64_C(1) << 22)
 
 struct session {
     const struct image_input *in;
