@@ -4,6 +4,7 @@ qemu tools as judges.
 Environment: QIMG_BUILD   folder of the build (nbdkit-qimg-plugin.so, qimg); build/debug
              QIMG_TMPDIR  where images go; must not be tmpfs (O_DIRECT, holes); /var/tmp
              QIMG_LONG    1: the full matrices and longer runs
+             QIMG_ROUNDS  how often jobs are tried under load, with other numbers each time
              QIMG_SEED    start of all random numbers, printed by every test that fails
              QIMG_STANDIN qemu-nbd: serve with it instead, to try the tests themselves
 """
