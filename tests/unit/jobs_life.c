@@ -9,6 +9,7 @@ struct kind {
     int result;       /* of run */
     int finish_error; /* of finish, when it is a success */
     uint64_t bytes;   /* to account for at the next pause point */
+    struct job *_Atomic job;
     /* what happened */
     _Atomic unsigned turns, settled, interrupted, finished, freed;
     _Atomic bool success, in_checkpoint;
@@ -42,6 +43,7 @@ static int run(struct job *job, void *state, struct diag *diag)
 {
     int err = 0;
 
+    atomic_store(&((struct kind *)state)->job, job);
     while (!err)
         err = work(job, state);
     if (err == 1)
@@ -241,6 +243,7 @@ Test(life, only_verbs_end_the_sleep_of_the_rate_limit)
     while (!atomic_load(&k.in_checkpoint))
         nap();
     for (unsigned i = 0; i < 100; i++) {
+        job_kick(atomic_load(&k.job));
         nap();
         cr_assert_eq(atomic_load(&k.turns), 0, "the sleep ended");
     }

@@ -58,7 +58,7 @@ static inline void hear(void *opaque, const struct job_event *event)
 
 static inline void listener_init(struct listener *l)
 {
-    *l = (struct listener){0};
+    memset(l, 0, sizeof *l); /* too large for a stack */
     pthread_mutex_init(&l->mutex, NULL);
     pthread_cond_init(&l->more, NULL);
 }
@@ -168,7 +168,7 @@ static inline void bench_init(struct bench *b, uint64_t size)
 {
     pthread_rwlockattr_t attr;
 
-    *b = (struct bench){0};
+    memset(b, 0, sizeof *b);
     listener_init(&b->heard);
     cr_assert_eq(block_context_init(&b->ctx, 1 << 20, NULL, NULL), 0);
     b->manager = job_manager_new(hear, &b->heard);
