@@ -13,13 +13,29 @@ void alloc_unlink(struct alloc *a, uint64_t host, uint64_t n)
                  (struct run){.first = host >> a->q->cluster_bits, .n = n});
 }
 
+/* META: moves the first n runs of a list behind those of another; without a copy when that
+ * is empty and it's all of them, for there can be very many. */
+static void run_list_move(struct alloc *a, struct run_list *from, size_t n,
+                          struct run_list *to)
+{
+    if (to->n == 0 && n == from->n) {
+        struct run_list empty = *to;
+        *to = *from;
+        *from = empty;
+        return;
+    }
+    for (size_t i = 0; i < n; i++)
+        run_list_add(a, to, from->runs[i]);
+    for (size_t rest = n; rest < from->n; rest++)
+        from->runs[rest - n] = from->runs[rest];
+    from->n -= n;
+}
+
 void alloc_frozen(struct alloc *a)
 {
     tail_frozen(&a->tail);
     /* After a failed commit `frozen` still holds the runs of the group before. */
-    for (size_t i = 0; i < a->unlinked.n; i++)
-        run_list_add(a, &a->frozen, a->unlinked.runs[i]);
-    a->unlinked.n = 0;
+    run_list_move(a, &a->unlinked, a->unlinked.n, &a->frozen);
 }
 
 void alloc_durable(struct alloc *a)
@@ -30,11 +46,9 @@ void alloc_durable(struct alloc *a)
     {
         LOCK_GUARD(mcache_meta(a->q->node->mc));
         uint64_t stamp = gate_stamp(gate);
-        for (size_t i = 0; i < a->frozen.n; i++) {
+        for (size_t i = 0; i < a->frozen.n; i++)
             a->frozen.runs[i].stamp = stamp;
-            run_list_add(a, &a->retired, a->frozen.runs[i]);
-        }
-        a->frozen.n = 0;
+        run_list_move(a, &a->frozen, a->frozen.n, &a->retired);
     }
     alloc_reclaim(a);
 }
@@ -44,13 +58,11 @@ static void take_passed(struct alloc *a, struct run_list *out)
 {
     struct gate *gate = &a->q->node->ctx->gate;
     LOCK_GUARD(mcache_meta(a->q->node->mc));
-    size_t i = 0;
+    size_t n = 0;
 
-    while (i < a->retired.n && gate_passed(gate, a->retired.runs[i].stamp))
-        run_list_add(a, out, a->retired.runs[i++]);
-    for (size_t rest = i; rest < a->retired.n; rest++)
-        a->retired.runs[rest - i] = a->retired.runs[rest];
-    a->retired.n -= i;
+    while (n < a->retired.n && gate_passed(gate, a->retired.runs[n].stamp))
+        n++;
+    run_list_move(a, &a->retired, n, out);
 }
 
 /* Adds free clusters to the list, except those that the scan will still come to. */
@@ -119,6 +131,31 @@ static void drop_run(struct alloc *a, struct run run)
     }
 }
 
+static int compare_runs(const void *a, const void *b)
+{
+    const struct run *x = a, *y = b;
+
+    return x->first < y->first ? -1 : x->first > y->first;
+}
+
+/* In the order of the file, with neighbours as one run, however they were let go of: a hole
+ * costs the filesystem as much for one cluster as for a thousand.  A cluster that lost two
+ * references stays in two runs. */
+static void join_runs(struct run_list *list)
+{
+    size_t n = 0;
+
+    qsort(list->runs, list->n, sizeof *list->runs, compare_runs);
+    for (size_t i = 1; i < list->n; i++) {
+        struct run *last = &list->runs[n];
+        if (last->first + last->n == list->runs[i].first)
+            last->n += list->runs[i].n;
+        else
+            list->runs[++n] = list->runs[i];
+    }
+    list->n = n + 1;
+}
+
 void alloc_reclaim(struct alloc *a)
 {
     struct qcow2 *q = a->q;
@@ -127,6 +164,7 @@ void alloc_reclaim(struct alloc *a)
     take_passed(a, &passed);
     if (passed.n == 0)
         return;
+    join_runs(&passed);
     gate_ticket ticket = gate_enter(&q->node->ctx->gate);
     for (size_t i = 0; i < passed.n; i++)
         drop_run(a, passed.runs[i]);

@@ -1,4 +1,5 @@
 /* Clusters: when a freed one may be used again, what a shared one keeps, and growth. */
+#include "fault_storage.h"
 #include "qcow2_testing.h"
 
 #define CL 4096u
@@ -153,6 +154,32 @@ Test(qcow2_alloc, old_bytes_in_free_clusters_dont_show)
     cr_expect(as_model(&img));
     close_and_verify(&img);
     image_free(&img);
+}
+
+/* A hole costs as much for one cluster as for many. */
+Test(qcow2_alloc, neighbours_are_punched_together_in_whatever_order_they_were_trimmed)
+{
+    const unsigned order[] = {5, 2, 7, 0, 3, 6, 1, 4};
+    struct fault_plan plan;
+    struct image img;
+
+    make(&img, &(struct image_spec){.options = "cluster_size=4096", .size = MIB});
+    fault_plan_init(&plan);
+    img.plan = &plan;
+    image_open(&img);
+    write_fill(&img, 0, 8 * CL, 1);
+    uint64_t host = host_of(&img, 0);
+    cr_assert_eq(host_of(&img, 7 * CL), host + 7 * CL);
+    for (unsigned i = 0; i < ARRAY_LEN(order); i++)
+        trim(&img, order[i] * CL, CL);
+    fault_plan_reset_counters(&plan);
+    flush(&img);
+    cr_expect_eq(fault_plan_calls(&plan, FAULT_DISCARD), 1);
+    for (unsigned i = 0; i < 8; i++)
+        cr_expect(host_is(&img, host + i * CL, 0));
+    close_and_verify(&img);
+    image_free(&img);
+    fault_plan_destroy(&plan);
 }
 
 Test(qcow2_alloc, discard_ignore_keeps_freed_clusters_unpunched)
