@@ -240,6 +240,14 @@ bool mirror_look_for_losses(struct mirror *m)
     return true;
 }
 
+bool mirror_flush_told_loss(struct mirror *m)
+{
+    if (!storage_is_nbd(m->target->file))
+        return false;
+    return storage_nbd_losses(m->target->file) != atomic_load(&m->losses) ||
+           atomic_exchange(&m->untold_loss, false);
+}
+
 /* Users go on setting bits in `unflushed`: each is cleared before the flush begins, or was
  * set after its write had ended. */
 static void begin_flush(struct mirror *m)

@@ -44,13 +44,15 @@ struct mirror {
 
     /* the job's thread */
     uint64_t cursor;     /* where the search for work goes on */
-    uint64_t losses;     /* of the target's connection, as last seen */
     uint64_t patience;   /* ns for which users were last held back */
-    bool untold_loss;    /* the target's next flush fails because of one */
     uint64_t flush_mark; /* bytes copied when the last early flush began */
     bool flushes;        /* one was begun, and its result not looked at */
     bool in_sync, held;
     bool swung; /* users are served from the target */
+
+    /* Of the target's connection; changed by the job's thread. */
+    _Atomic uint64_t losses;  /* as last seen */
+    _Atomic bool untold_loss; /* the target's next flush fails because of one */
 
     _Atomic uint64_t copied, sent; /* bytes; sent since the last checkpoint */
     struct lock lock;
@@ -96,6 +98,10 @@ bool mirror_has_failed(struct mirror *m);
 int mirror_handle_error(struct mirror *m) MUST_USE;
 
 bool mirror_look_for_losses(struct mirror *m);
+
+/* From any thread, about a flush of the target that failed: was it of a loss that the job
+ * deals with, or will? */
+bool mirror_flush_told_loss(struct mirror *m);
 void mirror_tell_progress(struct mirror *m);
 
 /* The completion point: users are held back, the rest is copied, the target flushed.  True:

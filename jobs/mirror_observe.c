@@ -150,7 +150,7 @@ static void on_flushed(struct observer *observer)
     struct mirror *m = CONTAINER_OF(observer, struct mirror, observer);
     int err = atomic_load(&m->forwarding) ? block_flush(m->target) : 0;
 
-    if (err && atomic_exchange(&m->forwarding, false))
+    if (err && !mirror_flush_told_loss(m) && atomic_exchange(&m->forwarding, false))
         mirror_note_error(m, err, true);
 }
 
