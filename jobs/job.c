@@ -102,17 +102,27 @@ int job_checkpoint(struct job *job, uint64_t bytes)
     return 0;
 }
 
-void job_sleep(struct job *job, uint64_t ns)
+static void sleep_as(struct job *job, uint64_t ns, bool busy)
 {
     LOCK_GUARD(&job->lock);
     uint64_t until = job_now() + ns;
 
-    job->info.busy = false;
+    job->info.busy = busy;
     while (!job->kicked && !job->verb_came && !must_abandon(job) && job_now() < until)
         wait_until(job, until);
     job->info.busy = true;
     job->kicked = false;
     job->verb_came = false;
+}
+
+void job_sleep(struct job *job, uint64_t ns)
+{
+    sleep_as(job, ns, true);
+}
+
+void job_idle(struct job *job, uint64_t ns)
+{
+    sleep_as(job, ns, false);
 }
 
 void job_kick(struct job *job)

@@ -210,8 +210,10 @@ void mirror_copy_more(struct mirror *m)
     if (start_one(m))
         return;
     atomic_store(&m->idle, true);
-    if (dirty_bitmap_count(m->dirty) == 0 || copier_in_flight(m->copier) > 0)
+    if (copier_in_flight(m->copier) > 0)
         job_sleep(m->job, JOB_SLICE_NS);
+    else if (dirty_bitmap_count(m->dirty) == 0)
+        job_idle(m->job, JOB_SLICE_NS);
     atomic_store(&m->idle, false);
 }
 
