@@ -160,7 +160,8 @@ Test(observer, not_too_many_around)
     struct witness w[OBSERVERS_AROUND + 1], plain[20];
 
     for (unsigned i = 0; i < ARRAY_LEN(w); i++) {
-        w[i] = (struct witness){.observer = {wrote, before, after}, .name = 'w'};
+        w[i] = (struct witness){
+            .observer = {.wrote = wrote, .before = before, .after = after}, .name = 'w'};
         cr_assert_eq(observer_add(&node->observers, &w[i].observer),
                      i < OBSERVERS_AROUND ? 0 : -EBUSY);
     }
