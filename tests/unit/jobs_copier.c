@@ -228,8 +228,8 @@ Test(copier, claims_never_overlap, .timeout = 120)
     }
     rng_init(&rng, 99);
     for (unsigned i = 0; i < 5000; i++) {
-        uint64_t off = rng_below(&rng, CHUNKS - 1);
-        go(&c, off * CHUNK, MIN(rng_between(&rng, 1, 16), CHUNKS - off) * CHUNK);
+        uint64_t off = rng_below(&rng, CHUNKS - 1), len = rng_between(&rng, 1, 16);
+        go(&c, off * CHUNK, MIN(len, CHUNKS - off) * CHUNK);
     }
     for (unsigned i = 0; i < 4; i++)
         pthread_join(claimers[i].thread, NULL);
