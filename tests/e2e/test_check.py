@@ -342,9 +342,7 @@ class Words(Case):
                 run("qemu-io", "-f", "qcow2", "-c", "write -q -c 0 1M", path)
                 self.assertEqual(ours(path, "qcow2").fields, theirs(path, "qcow2").fields)
         path = self.path("luks.qcow2")
-        secret = "secret,id=s,data=abc"
-        run("qemu-img", "create", "-q", "-f", "qcow2", "--object", secret, "-o",
-            "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", path, "4M")
+        h.create_encrypted(path, "4M", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10")
         self.assertEqual(ours(path, "qcow2").counts, (0, 0, 0))
 
     def test_progress(self):
