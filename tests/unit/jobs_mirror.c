@@ -291,6 +291,32 @@ Test(mirror, failures_under_a_blocking_job)
     finish_and_compare();
 }
 
+/* A user's flush covers both sides; when the target's fails the user's has succeeded all
+ * the same, and the job deals with it. */
+Test(mirror, a_flush_under_a_blocking_job)
+{
+    bench_init(&b, MIB);
+    bench_fill(&b);
+    struct mirror_params params = bench_params(&b);
+    params.copy_mode = MIRROR_WRITE_BLOCKING;
+    params.on_target_error = JOB_STOP;
+    bench_must_start(&b, &params);
+    bench_ready(&b);
+    cr_assert_eq(user_write(&b, "x", 1, 0), 0);
+    uint64_t flushes = fault_plan_calls(&b.plan[TARGET], FAULT_FLUSH);
+    cr_assert_eq(block_flush(b.serving), 0);
+    cr_expect_eq(fault_plan_calls(&b.plan[TARGET], FAULT_FLUSH), flushes + 1);
+    cr_assert_eq(user_write(&b, "y", 1, 0), 0);
+    fault_plan_fail(&b.plan[TARGET], FAULT_FLUSH, 1, EIO, FAULT_ONCE);
+    cr_expect_eq(block_flush(b.serving), 0);
+    bench_status(&b, JOB_STANDBY);
+    cr_expect_eq(job_resume(b.manager, "job", &b.diag), 0);
+    bench_status(&b, JOB_READY);
+    while (bench_look(&b).offset != bench_look(&b).len)
+        nap();
+    finish_and_compare();
+}
+
 /* ---- users all the time ---- */
 
 struct user {
