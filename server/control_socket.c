@@ -9,24 +9,13 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/unix_socket.h"
 
 #define BACKLOG 128
 
 static int new_socket(void)
 {
     return socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-}
-
-/* Is it a socket that nobody listens on any more? */
-static bool is_stale(const struct sockaddr_un *addr)
-{
-    struct stat st;
-
-    if (lstat(addr->sun_path, &st) < 0 || !S_ISSOCK(st.st_mode))
-        return false;
-    CLEANUP_CLOSE int fd = new_socket();
-    return fd >= 0 && connect(fd, (const struct sockaddr *)addr, sizeof *addr) < 0 &&
-           errno == ECONNREFUSED;
 }
 
 /* There is no moment in which others could connect: the file is born with its mode. */
@@ -46,7 +35,7 @@ static int listen_at(int fd, const struct sockaddr_un *addr)
     if (bind_private(fd, addr) < 0) {
         if (errno != EADDRINUSE)
             return -errno;
-        if (!is_stale(addr))
+        if (!unix_socket_is_stale(addr))
             return -EADDRINUSE;
         unlink(addr->sun_path);
         if (bind_private(fd, addr) < 0)

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/unix_socket.h"
 #include "cli.h"
 #include "listen.h"
 
@@ -21,24 +22,13 @@ static int new_socket(void)
     return socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 }
 
-/* Is it a socket that nobody listens on any more? */
-static bool is_stale(const struct sockaddr_un *addr)
-{
-    struct stat st;
-    if (lstat(addr->sun_path, &st) < 0 || !S_ISSOCK(st.st_mode))
-        return false;
-    CLEANUP_CLOSE int fd = new_socket();
-    return fd >= 0 && connect(fd, (const struct sockaddr *)addr, sizeof *addr) < 0 &&
-           errno == ECONNREFUSED;
-}
-
 static int bind_to(int fd, const struct sockaddr_un *addr)
 {
     if (bind(fd, (const struct sockaddr *)addr, sizeof *addr) == 0)
         return 0;
     if (errno != EADDRINUSE)
         return -1;
-    if (!is_stale(addr)) {
+    if (!unix_socket_is_stale(addr)) {
         errno = EADDRINUSE;
         return -1;
     }
