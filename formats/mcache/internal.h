@@ -6,12 +6,12 @@
 
 #include "mcache/mcache.h"
 
-#define DIR_SLOTS    512
 #define LOAD_STRIPES 8
 
-/* The second level of a map's directory; never freed before the map. */
-struct mc_dir {
-    _Atomic(struct mc_page *) slot[DIR_SLOTS];
+/* A slot of the second level of a map's directory, which has 1 << dir_bits of them and is
+ * never freed before the map. */
+struct mc_slot {
+    _Atomic(struct mc_page *) page;
 };
 
 struct mcmap {
@@ -25,7 +25,9 @@ struct mcmap {
     mcmap_locate *locate;
     void *owner;
     struct mc_page *pages; /* resident: all of them */
-    _Atomic(struct mc_dir *) *top;
+    uint64_t n_dirs;
+    unsigned dir_bits;
+    _Atomic(struct mc_slot *) *top;
 };
 
 /* A page that some thread is loading; on that thread's stack. */

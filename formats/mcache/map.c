@@ -9,6 +9,11 @@
 
 #define RESIDENT_PAGE_BYTES 4096
 
+/* A directory costs an image of scattered places as much as it has slots, whether there are
+ * pages or not: so few, unless the top, which is there from the start, grew too long. */
+#define MIN_DIR_BITS 6
+#define MANY_DIRS    (64u << 10)
+
 static struct mcmap *map_alloc(struct mcache *mc, enum mc_order order, mcmap_locate *locate,
                                void *owner)
 {
@@ -34,7 +39,11 @@ struct mcmap *mcmap_new(struct mcache *mc, uint64_t n_pages, uint32_t page_bytes
         return NULL;
     map->n_pages = n_pages;
     map->page_bytes = page_bytes;
-    map->top = calloc(n_pages / DIR_SLOTS + 1, sizeof *map->top);
+    map->dir_bits = MIN_DIR_BITS;
+    while (n_pages >> map->dir_bits >= MANY_DIRS)
+        map->dir_bits++;
+    map->n_dirs = (n_pages >> map->dir_bits) + 1;
+    map->top = calloc(map->n_dirs, sizeof *map->top);
     if (!map->top) {
         mcmap_free(map);
         return NULL;
@@ -91,6 +100,11 @@ static void drop_page(struct mcmap *map, struct mc_page *page)
     }
 }
 
+static uint64_t dir_slots(const struct mcmap *map)
+{
+    return UINT64_C(1) << map->dir_bits;
+}
+
 void mcmap_free(struct mcmap *map)
 {
     if (!map)
@@ -99,10 +113,10 @@ void mcmap_free(struct mcmap *map)
     lock_acquire(&map->mc->pool->lock);
     for (uint64_t i = 0; map->pages && i < map->n_pages; i++)
         drop_page(map, &map->pages[i]);
-    for (uint64_t i = 0; map->top && i <= map->n_pages / DIR_SLOTS; i++) {
-        struct mc_dir *dir = atomic_load(&map->top[i]);
-        for (unsigned s = 0; dir && s < DIR_SLOTS; s++) {
-            struct mc_page *page = atomic_load(&dir->slot[s]);
+    for (uint64_t i = 0; map->top && i < map->n_dirs; i++) {
+        struct mc_slot *dir = atomic_load(&map->top[i]);
+        for (uint64_t s = 0; dir && s < dir_slots(map); s++) {
+            struct mc_page *page = atomic_load(&dir[s].page);
             if (page)
                 drop_page(map, page);
         }
@@ -134,9 +148,9 @@ size_t mc_page_words(const struct mc_page *page)
 static _Atomic(struct mc_page *) *find_slot(struct mcmap *map, uint64_t index)
 {
     assert(index < map->n_pages);
-    struct mc_dir *dir =
-        atomic_load_explicit(&map->top[index / DIR_SLOTS], memory_order_acquire);
-    return dir ? &dir->slot[index % DIR_SLOTS] : NULL;
+    struct mc_slot *dir =
+        atomic_load_explicit(&map->top[index >> map->dir_bits], memory_order_acquire);
+    return dir ? &dir[index & (dir_slots(map) - 1)].page : NULL;
 }
 
 static _Atomic(struct mc_page *) *make_slot(struct mcmap *map, uint64_t index)
@@ -145,10 +159,10 @@ static _Atomic(struct mc_page *) *make_slot(struct mcmap *map, uint64_t index)
     if (slot)
         return slot;
 
-    struct mc_dir *fresh = calloc(1, sizeof *fresh), *present = NULL;
+    struct mc_slot *fresh = calloc(dir_slots(map), sizeof *fresh), *present = NULL;
     if (!fresh)
         return NULL;
-    if (!atomic_compare_exchange_strong(&map->top[index / DIR_SLOTS], &present, fresh))
+    if (!atomic_compare_exchange_strong(&map->top[index >> map->dir_bits], &present, fresh))
         free(fresh);
     return find_slot(map, index);
 }

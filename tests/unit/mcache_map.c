@@ -67,6 +67,42 @@ Test(mcache_map, a_page_without_a_place_is_said_to_be_absent)
     bench_fini(&b);
 }
 
+static uint64_t locate_by_number(void *owner, uint64_t index)
+{
+    (void)owner;
+    return MAP_PLACE(MAP_A) + (index % 7) * PAGE_BYTES;
+}
+
+/* So many that a directory has more slots than the least, and its last one isn't full. */
+Test(mcache_map, two_thousand_million_pages)
+{
+    struct bench b;
+    const uint64_t many = (UINT64_C(1) << 31) + 5;
+    const uint64_t indexes[] = {0,        63,       64,       65535,    65536,
+                                1u << 30, many / 2, many - 6, many - 5, many - 1};
+
+    bench_init(&b, BIG_POOL);
+    struct mcmap *map = mcmap_new(b.mc, many, PAGE_BYTES, MC_BE64, locate_by_number, &b);
+    cr_assert_not_null(map);
+    for (uint64_t n = 0; n < 7; n++) {
+        const uint8_t bytes[8] = {[7] = (uint8_t)(n + 1)};
+        cr_assert_eq(storage_write(b.st, bytes, 8, MAP_PLACE(MAP_A) + n * PAGE_BYTES, 0),
+                     0);
+    }
+    for (unsigned round = 0; round < 2; round++) {
+        for (unsigned i = 0; i < ARRAY_LEN(indexes); i++) {
+            struct mc_page *page;
+            gate_ticket ticket = gate_enter(&b.gate);
+            cr_assert_eq(mcmap_get(map, indexes[i], &page), 0);
+            cr_expect_eq(page->index, indexes[i]);
+            cr_expect_eq(mc_load(page, 0), indexes[i] % 7 + 1);
+            gate_leave(&b.gate, ticket);
+        }
+    }
+    cr_expect_eq(fault_plan_calls(&b.plan, FAULT_READ), ARRAY_LEN(indexes));
+    bench_fini(&b);
+}
+
 Test(mcache_map, a_failed_read_is_reported_and_tried_again)
 {
     struct bench b;
