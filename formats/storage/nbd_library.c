@@ -37,7 +37,7 @@ static void load(void)
         note_failure();
         return;
     }
-    for (size_t i = 0; i < sizeof functions / sizeof functions[0]; i++) {
+    for (size_t i = 0; i < ARRAY_LEN(functions); i++) {
         void *function = dlsym(library, functions[i].name);
         if (!function) {
             note_failure();

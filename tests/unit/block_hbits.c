@@ -87,7 +87,7 @@ Test(hbits, as_a_flat_array, .timeout = 120)
     static const uint64_t sizes[] = {1,    2,    63,   64,     65,     127,    4095,
                                      4096, 4097, 8191, 262143, 262144, 262145, 600000};
 
-    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
+    for (size_t i = 0; i < ARRAY_LEN(sizes); i++)
         run_model(sizes[i], 3000);
 }
 

@@ -1,6 +1,7 @@
 /* The rate limit, with a clock of the test's own: what goes through in ten seconds. */
 #include <criterion/criterion.h>
 
+#include "base/compiler.h"
 #include "jobs/ratelimit.h"
 
 #define KIB UINT64_C(1024)
@@ -37,7 +38,7 @@ Test(ratelimit, holds_for_pieces_of_any_size)
 {
     static const uint64_t pieces[] = {512, 4 * KIB, 64 * KIB, MIB, 3 * MIB + 17};
 
-    for (unsigned i = 0; i < sizeof pieces / sizeof *pieces; i++) {
+    for (unsigned i = 0; i < ARRAY_LEN(pieces); i++) {
         expect_rate(10 * MIB, pieces[i], 0);
         expect_rate(10 * MIB, pieces[i], 20000);
         expect_rate(100 * MIB, pieces[i], 0);

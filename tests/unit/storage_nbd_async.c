@@ -258,7 +258,7 @@ Test(nbd_async, refusals, .timeout = 120)
         {{.op = NBD_ZERO, .len = 4096}, -ENOTSUP},
     };
 
-    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
         struct nbd_request req = cases[i].req;
         cr_expect_eq(storage_nbd_submit(st, &req), cases[i].err, "case %zu", i);
     }
