@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import mmap
 import os
 import shutil
 
@@ -49,18 +50,35 @@ class Image:
             os.unlink(self.path)
 
 
-def _read_data(file):
-    buffer, end = bytearray(MIB), 0
+def _extents(file):
+    """Where data begins and ends, hole by hole."""
     size = os.fstat(file.fileno()).st_size
+    end = 0
     while end < size:
         try:
             begin = os.lseek(file.fileno(), end, os.SEEK_DATA)
         except OSError:  # only a hole is left
             return
         end = os.lseek(file.fileno(), begin, os.SEEK_HOLE)
+        yield begin, end
+
+
+def _read_data(file):
+    buffer = bytearray(MIB)
+    for begin, end in _extents(file):
         os.lseek(file.fileno(), begin, os.SEEK_SET)
         while begin < end:
             begin += file.readinto(buffer) or end
+
+
+def _map(path):
+    """A mapping of which each page with data was touched."""
+    with open(path, "rb", buffering=0) as file:
+        mapping = mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ)
+        for begin, end in _extents(file):
+            for page in range(begin, end, mmap.PAGESIZE):
+                mapping[page]  # pylint: disable=pointless-statement
+    return mapping
 
 
 class Store:
@@ -70,6 +88,7 @@ class Store:
     def __init__(self, nursery, size, folder=None):
         self.nursery, self.size, self.folder = nursery, size, folder
         self._kept, self._numbers = {}, itertools.count()
+        self._mappings = {}
 
     def warm_memory(self):
         """Has the machine own the memory that a file of the common size will take as page cache.
@@ -147,7 +166,16 @@ class Store:
         if key not in self._kept:
             self._kept[key] = self._find_or_make(key, make)
             self._kept[key].reload()
+            self._hold(self._kept[key])
         return self._kept[key]
+
+    def _hold(self, image):
+        """Keeps the image in the page cache for the rest of the run.  A virtual machine may give
+        memory back to its host all the time, beginning with pages that no process maps: the image
+        would have to be read from the disk again in the middle of somebody's measurement."""
+        for path in image.files:
+            if path not in self._mappings:
+                self._mappings[path] = _map(path)
 
     def _find_or_make(self, key, make):
         if not self.folder:
