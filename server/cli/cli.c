@@ -95,28 +95,35 @@ static void make_tables(const struct cli_command *cmd, struct getopt_tables *t)
     t->names[name] = (struct option){0};
 }
 
-int cli_getopt(const struct cli_command *cmd, int argc, char **argv)
+int cli_take_options(const struct cli_command *cmd, int argc, char **argv, cli_take *take,
+                     void *args)
 {
     struct getopt_tables tables;
+    int option;
+
     make_tables(cmd, &tables);
     opterr = 0;
-
-    int value = getopt_long(argc, argv, tables.letters, tables.names, NULL);
-    switch (value) {
-    case -1:
-        return CLI_END;
-    case 'h':
-        print_help(cmd);
-        return CLI_HELP;
-    case ':':
-        cli_usage_error("missing argument for option '%s'", argv[optind - 1]);
-        return CLI_BAD;
-    case '?':
-        cli_usage_error("unrecognized option '%s'", argv[optind - 1]);
-        return CLI_BAD;
-    default:
-        return value;
+    while ((option = getopt_long(argc, argv, tables.letters, tables.names, NULL)) != -1) {
+        if (option == 'h') {
+            print_help(cmd);
+            return CLI_OK;
+        }
+        if (option == ':')
+            return cli_usage_error("missing argument for option '%s'", argv[optind - 1]);
+        if (option == '?')
+            return cli_usage_error("unrecognized option '%s'", argv[optind - 1]);
+        if (take(args, option) != CLI_OK)
+            return CLI_FAILED;
     }
+    return CLI_GO_ON;
+}
+
+int cli_image_operand(int argc, char **argv, const char **filename)
+{
+    if (argc - optind != 1)
+        return cli_usage_error("Expecting one image file name");
+    *filename = argv[optind];
+    return CLI_OK;
 }
 
 int cli_parse_output(const char *word, enum cli_output *out)

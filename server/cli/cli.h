@@ -16,7 +16,7 @@
 
 /* One option of a command; a table of them ends with a zero name and value. */
 struct cli_option {
-    int value;            /* what cli_getopt returns; a letter is the short option, too */
+    int value;            /* what cli_take is given; a letter is the short option, too */
     const char *name;     /* long option, NULL: none */
     const char *argument; /* its argument's name in the help, NULL: takes none */
     const char *help;
@@ -37,13 +37,20 @@ extern const struct cli_command check_command, create_command, info_command, job
 /* The values of options that have no letter start here. */
 #define CLI_LONG_ONLY 256
 
-/* What cli_getopt returns beside the options' values. */
-#define CLI_END  (-1) /* operands start at argv[optind] */
-#define CLI_HELP (-2) /* the help was printed: leave with CLI_OK */
-#define CLI_BAD  (-3) /* the complaint was printed: leave with CLI_FAILED */
+/* Notes one option of a command's table, whose argument is in optarg, in the command's
+ * arguments.  CLI_OK, or another value after a complaint. */
+typedef int cli_take(void *args, int option);
 
-/* The next option of a command; its argument is in optarg. */
-int cli_getopt(const struct cli_command *cmd, int argc, char **argv);
+/* Not an exit code: the command goes on. */
+#define CLI_GO_ON (-1)
+
+/* Has `take` note all options.  CLI_GO_ON, and operands start at argv[optind]; or the exit
+ * code to leave with: the help or a complaint was printed. */
+int cli_take_options(const struct cli_command *cmd, int argc, char **argv, cli_take *take,
+                     void *args);
+
+/* The only operand; complains when there is none or another one. */
+int cli_image_operand(int argc, char **argv, const char **filename);
 
 /* Prints "qimg: sentence" and returns CLI_FAILED. */
 int cli_error(const char *fmt, ...) PRINTF_LIKE(1, 2);

@@ -246,46 +246,42 @@ static int parse_repair(const char *word, enum check_repair *out)
     return CLI_OK;
 }
 
-/* Takes one option; CLI_END says to go on, everything else is the exit code. */
-static int take_option(struct check_args *args, int option)
+static int take_option(void *opaque, int option)
 {
+    struct check_args *args = opaque;
+
     switch (option) {
     case 'f':
         args->format = optarg;
-        return CLI_END;
+        break;
     case OPT_OUTPUT:
-        return cli_parse_output(optarg, &args->output) == CLI_OK ? CLI_END : CLI_FAILED;
+        return cli_parse_output(optarg, &args->output);
     case 'r':
-        return parse_repair(optarg, &args->repair) == CLI_OK ? CLI_END : CLI_FAILED;
+        return parse_repair(optarg, &args->repair);
     case 'p':
         args->progress = true;
-        return CLI_END;
+        break;
     case 'q':
         args->quiet = true;
-        return CLI_END;
+        break;
     case 'U':
         args->share = true;
-        return CLI_END;
-    default:
-        return option == CLI_HELP ? CLI_OK : CLI_FAILED;
+        break;
     }
+    return CLI_OK;
 }
 
 static int run(const struct cli_command *self, int argc, char **argv)
 {
     struct check_args args = {.output = OUTPUT_HUMAN};
-    int option;
+    int code = cli_take_options(self, argc, argv, take_option, &args);
 
-    while ((option = cli_getopt(self, argc, argv)) != CLI_END) {
-        int code = take_option(&args, option);
-        if (code != CLI_END)
-            return code;
-    }
-    if (argc - optind != 1)
-        return cli_usage_error("Expecting one image file name");
+    if (code != CLI_GO_ON)
+        return code;
+    if (cli_image_operand(argc, argv, &args.filename) != CLI_OK)
+        return CLI_FAILED;
     if (args.share && args.repair != REPAIR_NONE)
         return cli_usage_error("--force-share/-U can't be used together with a repair");
-    args.filename = argv[optind];
     return open_and_check(&args);
 }
 

@@ -166,32 +166,35 @@ static int create(struct create_args *args)
 
 /* The options of the command line; what -b and -F say counts more than -o. */
 struct raw_args {
+    struct create_args *args;
     const char *format, *backing_file, *backing_format;
 };
 
-static int take_option(struct create_args *args, struct raw_args *raw, int option)
+static int take_option(void *opaque, int option)
 {
+    struct raw_args *raw = opaque;
+    struct create_args *args = raw->args;
+
     switch (option) {
     case 'f':
         raw->format = optarg;
-        return CLI_END;
+        break;
     case 'b':
         raw->backing_file = optarg;
-        return CLI_END;
+        break;
     case 'F':
         raw->backing_format = optarg;
-        return CLI_END;
+        break;
     case 'u':
         args->unchecked = true;
-        return CLI_END;
+        break;
     case 'o':
-        return options_add(&args->list, optarg) == CLI_OK ? CLI_END : CLI_FAILED;
+        return options_add(&args->list, optarg);
     case 'q':
         args->quiet = true;
-        return CLI_END;
-    default:
-        return option == CLI_HELP ? CLI_OK : CLI_FAILED;
+        break;
     }
+    return CLI_OK;
 }
 
 static int take_operands(struct create_args *args, int argc, char **argv)
@@ -208,14 +211,11 @@ static int take_operands(struct create_args *args, int argc, char **argv)
 static int run_with(struct create_args *args, const struct cli_command *self, int argc,
                     char **argv)
 {
-    struct raw_args raw = {.format = "raw"};
-    int option;
+    struct raw_args raw = {.args = args, .format = "raw"};
+    int code = cli_take_options(self, argc, argv, take_option, &raw);
 
-    while ((option = cli_getopt(self, argc, argv)) != CLI_END) {
-        int code = take_option(args, &raw, option);
-        if (code != CLI_END)
-            return code;
-    }
+    if (code != CLI_GO_ON)
+        return code;
     args->format = create_format_find(raw.format);
     if (!args->format)
         return cli_error("Unknown file format '%s'", raw.format);

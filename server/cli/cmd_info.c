@@ -115,36 +115,35 @@ static int info(const struct info_args *args)
     return image_close(&image);
 }
 
+static int take_option(void *opaque, int option)
+{
+    struct info_args *args = opaque;
+
+    switch (option) {
+    case 'f':
+        args->format = optarg;
+        break;
+    case OPT_OUTPUT:
+        return cli_parse_output(optarg, &args->output);
+    case OPT_BACKING_CHAIN:
+        args->backing_chain = true;
+        break;
+    case 'U':
+        args->share = true;
+        break;
+    }
+    return CLI_OK;
+}
+
 static int run(const struct cli_command *self, int argc, char **argv)
 {
     struct info_args args = {.output = OUTPUT_HUMAN};
-    int option;
+    int code = cli_take_options(self, argc, argv, take_option, &args);
 
-    while ((option = cli_getopt(self, argc, argv)) != CLI_END) {
-        switch (option) {
-        case 'f':
-            args.format = optarg;
-            break;
-        case OPT_OUTPUT:
-            if (cli_parse_output(optarg, &args.output) != CLI_OK)
-                return CLI_FAILED;
-            break;
-        case OPT_BACKING_CHAIN:
-            args.backing_chain = true;
-            break;
-        case 'U':
-            args.share = true;
-            break;
-        case CLI_HELP:
-            return CLI_OK;
-        default:
-            return CLI_FAILED;
-        }
-    }
-    if (argc - optind != 1)
-        return cli_usage_error("Expecting one image file name");
-    args.filename = argv[optind];
-    return info(&args);
+    if (code != CLI_GO_ON)
+        return code;
+    code = cli_image_operand(argc, argv, &args.filename);
+    return code == CLI_OK ? info(&args) : code;
 }
 
 const struct cli_command info_command = {

@@ -156,35 +156,22 @@ static int set_argument(json_t *args, int option, const char *value)
     }
 }
 
-static int parse(const struct cli_command *self, int argc, char **argv,
-                 struct job_args *job)
+static int take_option(void *opaque, int option)
 {
-    int option, code = CLI_OK;
+    struct job_args *job = opaque;
 
-    while (code == CLI_OK && (option = cli_getopt(self, argc, argv)) != CLI_END) {
-        switch (option) {
-        case OPT_CONTROL:
-            job->control = optarg;
-            break;
-        case OPT_OUTPUT:
-            code = cli_parse_output(optarg, &job->output);
-            break;
-        case OPT_WATCH:
-            job->watch = true;
-            break;
-        case CLI_HELP:
-        case CLI_BAD:
-            return option;
-        default:
-            code = set_argument(job->args, option, optarg);
-        }
+    switch (option) {
+    case OPT_CONTROL:
+        job->control = optarg;
+        break;
+    case OPT_OUTPUT:
+        return cli_parse_output(optarg, &job->output);
+    case OPT_WATCH:
+        job->watch = true;
+        break;
+    default:
+        return set_argument(job->args, option, optarg);
     }
-    if (code != CLI_OK)
-        return CLI_BAD;
-    if (optind < argc)
-        job->verb = argv[optind++];
-    job->operands = argv + optind;
-    job->n_operands = argc - optind;
     return CLI_OK;
 }
 
@@ -330,12 +317,15 @@ static int run_verb(struct job_args *job)
 static int run(const struct cli_command *self, int argc, char **argv)
 {
     struct job_args job = {.args = json_object()};
-    int code = parse(self, argc, argv, &job);
+    int code = cli_take_options(self, argc, argv, take_option, &job);
 
-    if (code == CLI_OK)
+    if (code == CLI_GO_ON) {
+        if (optind < argc)
+            job.verb = argv[optind++];
+        job.operands = argv + optind;
+        job.n_operands = argc - optind;
         code = run_verb(&job);
-    else
-        code = code == CLI_HELP ? CLI_OK : CLI_FAILED;
+    }
     json_decref(job.args);
     return code;
 }

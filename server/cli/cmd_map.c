@@ -129,45 +129,36 @@ static int map(const struct map_args *args)
     return code != CLI_OK ? code : close_code;
 }
 
-/* Takes one option; CLI_END says to go on, everything else is the exit code. */
-static int take_option(struct map_args *args, int option)
+static int take_option(void *opaque, int option)
 {
+    struct map_args *args = opaque;
+
     switch (option) {
     case 'f':
         args->format = optarg;
-        return CLI_END;
+        break;
     case OPT_OUTPUT:
-        return cli_parse_output(optarg, &args->output) == CLI_OK ? CLI_END : CLI_FAILED;
+        return cli_parse_output(optarg, &args->output);
     case 's':
-        return size_parse_argument("start offset", optarg, &args->start) == CLI_OK
-                   ? CLI_END
-                   : CLI_FAILED;
+        return size_parse_argument("start offset", optarg, &args->start);
     case 'l':
-        return size_parse_argument("max length", optarg, &args->length) == CLI_OK
-                   ? CLI_END
-                   : CLI_FAILED;
+        return size_parse_argument("max length", optarg, &args->length);
     case 'U':
         args->share = true;
-        return CLI_END;
-    default:
-        return option == CLI_HELP ? CLI_OK : CLI_FAILED;
+        break;
     }
+    return CLI_OK;
 }
 
 static int run(const struct cli_command *self, int argc, char **argv)
 {
     struct map_args args = {.output = OUTPUT_HUMAN, .length = UINT64_MAX};
-    int option;
+    int code = cli_take_options(self, argc, argv, take_option, &args);
 
-    while ((option = cli_getopt(self, argc, argv)) != CLI_END) {
-        int code = take_option(&args, option);
-        if (code != CLI_END)
-            return code;
-    }
-    if (argc - optind != 1)
-        return cli_usage_error("Expecting one image file name");
-    args.filename = argv[optind];
-    return map(&args);
+    if (code != CLI_GO_ON)
+        return code;
+    code = cli_image_operand(argc, argv, &args.filename);
+    return code == CLI_OK ? map(&args) : code;
 }
 
 const struct cli_command map_command = {

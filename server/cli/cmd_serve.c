@@ -203,30 +203,31 @@ static int serve(const struct serve_args *args)
     return cli_error("cannot run nbdkit: %s", strerror(errno));
 }
 
-static int take_option(struct serve_args *args, int option)
+static int take_option(void *opaque, int option)
 {
+    struct serve_args *args = opaque;
+
     switch (option) {
     case 'r':
         args->read_only = true;
-        return CLI_END;
+        break;
     case 's':
         args->socket = optarg;
-        return CLI_END;
+        break;
     case 'p':
         args->port = optarg;
-        return CLI_END;
+        break;
     case 'a':
         args->address = optarg;
-        return CLI_END;
+        break;
     case 't':
         args->threads = optarg;
-        return CLI_END;
+        break;
     case OPT_RUN:
         args->run = optarg;
-        return CLI_END;
-    default:
-        return option == CLI_HELP ? CLI_OK : CLI_FAILED;
+        break;
     }
+    return CLI_OK;
 }
 
 static int check(const struct serve_args *args)
@@ -243,13 +244,10 @@ static int check(const struct serve_args *args)
 static int run(const struct cli_command *self, int argc, char **argv)
 {
     struct serve_args args = {.address = "localhost"};
-    int option;
+    int code = cli_take_options(self, argc, argv, take_option, &args);
 
-    while ((option = cli_getopt(self, argc, argv)) != CLI_END) {
-        int code = take_option(&args, option);
-        if (code != CLI_END)
-            return code;
-    }
+    if (code != CLI_GO_ON)
+        return code;
     if (optind == argc)
         return cli_usage_error("Expecting image file name");
     args.image = cli_local_name(argv[optind]);

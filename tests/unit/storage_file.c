@@ -1,68 +1,17 @@
-/* The local file, buffered and with O_DIRECT: each test runs on both.  Where the scratch
- * folder's filesystem has no O_DIRECT, the direct ones are skipped, and say so. */
-#include <criterion/criterion.h>
-#include <errno.h>
+/* The local file, buffered and with O_DIRECT: each test runs on both. */
 #include <fcntl.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "scratch.h"
-#include "storage/storage.h"
+#include "storage_testing.h"
 
-static struct scratch scratch;
-static char *path;
-static struct storage *st;
-
-static void open_it(bool direct)
+static void open_either(bool direct)
 {
-    const struct storage_open how = {.direct = direct};
-    struct storage *created;
-    struct diag diag = {0};
-
-    scratch_make(&scratch);
-    path = scratch_path(&scratch, "image");
-    cr_assert_eq(storage_create_file(path, &created, &diag), 0, "%s", diag.text);
-    storage_close(created);
-    int err = storage_open_file(path, &how, &st, &diag);
-    if (direct && err == -EINVAL) {
-        scratch_remove(&scratch);
-        cr_skip_test("no O_DIRECT here: %s", diag.text);
-    }
-    cr_assert_eq(err, 0, "%s", diag.text);
+    open_it(&(struct storage_open){.direct = direct});
 }
 
-static void done(void)
-{
-    storage_close(st);
-    free(path);
-    scratch_remove(&scratch);
-}
-
-#define BOTH(name)                       \
-    static void name(void);              \
-    Test(buffered, name, .timeout = 120) \
-    {                                    \
-        open_it(false);                  \
-        name();                          \
-        done();                          \
-    }                                    \
-    Test(direct, name, .timeout = 120)   \
-    {                                    \
-        open_it(true);                   \
-        name();                          \
-        done();                          \
-    }                                    \
-    static void name(void)
-
-static uint64_t size_now(void)
-{
-    uint64_t size;
-
-    cr_assert_eq(storage_size(st, &size), 0);
-    return size;
-}
+#define BOTH(name) BOTH_WAYS(file, name, 120, open_either)
 
 static uint64_t allocated_now(void)
 {

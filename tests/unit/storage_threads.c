@@ -1,71 +1,23 @@
 /* Many threads on one file: a random-operations model, and the races that O_DIRECT's
  * read-modify-write and its cut-back of the file's end could lose. */
-#include <criterion/criterion.h>
-#include <errno.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "rng.h"
-#include "scratch.h"
-#include "storage/storage.h"
+#include "storage_testing.h"
 
-static struct scratch scratch;
-static struct storage *st;
 static bool is_direct;
 
-static void open_it(bool direct)
+static void open_either(bool direct)
 {
-    const struct storage_open how = {.direct = direct};
-    struct storage *created;
-    struct diag diag = {0};
-
-    scratch_make(&scratch);
-    char *path = scratch_path(&scratch, "image");
-    cr_assert_eq(storage_create_file(path, &created, &diag), 0, "%s", diag.text);
-    storage_close(created);
-    int err = storage_open_file(path, &how, &st, &diag);
-    free(path);
-    if (direct && err == -EINVAL) {
-        scratch_remove(&scratch);
-        cr_skip_test("no O_DIRECT here: %s", diag.text);
-    }
-    cr_assert_eq(err, 0, "%s", diag.text);
+    open_it(&(struct storage_open){.direct = direct});
     is_direct = direct;
 }
 
-static void done(void)
-{
-    storage_close(st);
-    scratch_remove(&scratch);
-}
-
-#define BOTH(name)                               \
-    static void name(void);                      \
-    Test(buffered_threads, name, .timeout = 300) \
-    {                                            \
-        open_it(false);                          \
-        name();                                  \
-        done();                                  \
-    }                                            \
-    Test(direct_threads, name, .timeout = 300)   \
-    {                                            \
-        open_it(true);                           \
-        name();                                  \
-        done();                                  \
-    }                                            \
-    static void name(void)
-
-static uint64_t size_now(void)
-{
-    uint64_t size;
-
-    cr_assert_eq(storage_size(st, &size), 0);
-    return size;
-}
+#define BOTH(name) BOTH_WAYS(threads, name, 300, open_either)
 
 /* ---- the model ---- */
 

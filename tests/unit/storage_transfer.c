@@ -9,8 +9,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "scratch.h"
-#include "storage/storage.h"
+#include "storage_testing.h"
 
 /* ---- the kernel that misbehaves ---- */
 
@@ -114,51 +113,18 @@ int posix_memalign(void **p, size_t align, size_t n)
 
 /* ---- the tests ---- */
 
-static struct scratch scratch;
-static char *path;
-static struct storage *st;
-
-static void open_it(bool direct, bool no_flush)
+static void open_watched(const struct storage_open *how)
 {
-    const struct storage_open how = {.direct = direct, .no_flush = no_flush};
-    struct storage *created;
-    struct diag diag = {0};
-
-    scratch_make(&scratch);
-    path = scratch_path(&scratch, "image");
-    cr_assert_eq(storage_create_file(path, &created, &diag), 0, "%s", diag.text);
-    storage_close(created);
-    int err = storage_open_file(path, &how, &st, &diag);
-    if (direct && err == -EINVAL) {
-        scratch_remove(&scratch);
-        cr_skip_test("no O_DIRECT here: %s", diag.text);
-    }
-    cr_assert_eq(err, 0, "%s", diag.text);
+    open_it(how);
     kernel = (struct kernel){0};
 }
 
-static void done(void)
+static void open_either(bool direct)
 {
-    storage_close(st);
-    free(path);
-    scratch_remove(&scratch);
+    open_watched(&(struct storage_open){.direct = direct});
 }
 
-#define BOTH(name)                                \
-    static void name(void);                       \
-    Test(buffered_transfer, name, .timeout = 120) \
-    {                                             \
-        open_it(false, false);                    \
-        name();                                   \
-        done();                                   \
-    }                                             \
-    Test(direct_transfer, name, .timeout = 120)   \
-    {                                             \
-        open_it(true, false);                     \
-        name();                                   \
-        done();                                   \
-    }                                             \
-    static void name(void)
+#define BOTH(name) BOTH_WAYS(transfer, name, 120, open_either)
 
 enum { LONG = 3000001 };
 
@@ -276,7 +242,7 @@ static void volatile_session(void)
 
 Test(buffered_transfer, volatile_syncs_nothing)
 {
-    open_it(false, true);
+    open_watched(&(struct storage_open){.no_flush = true});
     volatile_session();
     done();
 }
