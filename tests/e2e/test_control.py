@@ -804,6 +804,15 @@ class Jobs(JobCase):
         self.assertIsNone(self.job())
         self.assertEqual(self.client.cmd("query-block")[0]["inserted"]["file"], self.path("target.raw"))
 
+    def test_replaces_names_the_disk(self):
+        """M-38: a server has one disk that can be replaced."""
+        self.begin()
+        self.mirror(replaces=self.client.cmd("query-block")[0]["inserted"]["node-name"])
+        self.ready()
+        self.client.cmd("block-job-complete", device="job")
+        self.ended()
+        self.assertEqual(self.client.cmd("query-block")[0]["inserted"]["file"], self.path("target.raw"))
+
     def test_events_go_to_everybody(self):
         self.begin()
         others = [self.qmp() for _ in range(5)]

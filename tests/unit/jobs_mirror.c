@@ -1,5 +1,7 @@
 /* The mirror in one process: sizes, granularities, bounds, progress, and users who write
  * all the time. */
+#include <malloc.h>
+
 #include "jobs_testing.h"
 
 #include "image.h" /* build_slowness */
@@ -52,6 +54,31 @@ Test(mirror, a_size_that_is_no_multiple_of_the_granularity)
         cr_expect_eq(user_write(&b, "!", 1, sizes[i] - 1), 0);
         finish_and_compare();
     }
+}
+
+/* M-29: what a copy takes it gives back, however many there are. */
+Test(mirror, a_million_copies, .timeout = 600)
+{
+    const unsigned rounds = getenv("QIMG_LONG") ? 64 : 4;
+    size_t held = 0;
+
+    bench_init(&b, 8 * MIB);
+    bench_fill(&b);
+    for (unsigned round = 0; round < rounds; round++) {
+        struct mirror_params params = bench_params(&b);
+        params.granularity = 512;
+        params.buf_size = 4 * KIB; /* 512 bytes for each of eight workers */
+        bench_must_start(&b, &params);
+        bench_ready(&b);
+        bench_cancel(&b);
+        b.heard.n = b.heard.seen = 0; /* no job is left that could tell more */
+        bench_same(&b);
+        bench_new_target(&b, 8 * MIB);
+        if (round == 0)
+            held = mallinfo2().uordblks;
+    }
+    cr_expect_leq(mallinfo2().uordblks, held + 64 * KIB);
+    bench_fini(&b);
 }
 
 /* M-14 */
