@@ -118,14 +118,6 @@ int cli_take_options(const struct cli_command *cmd, int argc, char **argv, cli_t
     return CLI_GO_ON;
 }
 
-int cli_image_operand(int argc, char **argv, const char **filename)
-{
-    if (argc - optind != 1)
-        return cli_usage_error("Expecting one image file name");
-    *filename = argv[optind];
-    return CLI_OK;
-}
-
 int cli_parse_output(const char *word, enum cli_output *out)
 {
     if (strcmp(word, "json") == 0)
@@ -135,6 +127,34 @@ int cli_parse_output(const char *word, enum cli_output *out)
     else
         return cli_error("--output must be used with human or json as argument.");
     return CLI_OK;
+}
+
+int cli_take_image_option(struct cli_image *image, int option)
+{
+    switch (option) {
+    case 'f':
+        image->format = optarg;
+        break;
+    case CLI_OUTPUT:
+        return cli_parse_output(optarg, &image->output);
+    case 'U':
+        image->share = true;
+        break;
+    }
+    return CLI_OK;
+}
+
+int cli_take_image(const struct cli_command *cmd, int argc, char **argv, cli_take *take,
+                   void *args, struct cli_image *image)
+{
+    int code = cli_take_options(cmd, argc, argv, take, args);
+
+    if (code != CLI_GO_ON)
+        return code;
+    if (argc - optind != 1)
+        return cli_usage_error("Expecting one image file name");
+    image->filename = argv[optind];
+    return CLI_GO_ON;
 }
 
 const char *cli_local_name(const char *filename)

@@ -34,8 +34,8 @@ struct cli_command {
 extern const struct cli_command check_command, create_command, info_command, job_command,
     map_command, serve_command;
 
-/* The values of options that have no letter start here. */
-#define CLI_LONG_ONLY 256
+/* The values of options that have no letter start here; a command's own come after. */
+enum { CLI_LONG_ONLY = 256, CLI_OUTPUT = CLI_LONG_ONLY, CLI_OWN_OPTIONS };
 
 /* Notes one option of a command's table, whose argument is in optarg, in the command's
  * arguments.  CLI_OK, or another value after a complaint. */
@@ -48,9 +48,6 @@ typedef int cli_take(void *args, int option);
  * code to leave with: the help or a complaint was printed. */
 int cli_take_options(const struct cli_command *cmd, int argc, char **argv, cli_take *take,
                      void *args);
-
-/* The only operand; complains when there is none or another one. */
-int cli_image_operand(int argc, char **argv, const char **filename);
 
 /* Prints "qimg: sentence" and returns CLI_FAILED. */
 int cli_error(const char *fmt, ...) PRINTF_LIKE(1, 2);
@@ -65,6 +62,28 @@ enum cli_output { OUTPUT_HUMAN, OUTPUT_JSON };
 
 /* The word of --output; complains when it is another one. */
 int cli_parse_output(const char *word, enum cli_output *out);
+
+/* ---- commands that look at one image ---- */
+
+struct cli_image {
+    const char *filename, *format; /* format NULL: not given */
+    enum cli_output output;
+    bool share; /* with a writer */
+};
+
+/* Their rows in a command's table; `take` leaves these options to cli_take_image_option. */
+#define CLI_IMAGE_OPTIONS                                                           \
+    {'f', NULL, "FMT", "the image's format; by default told from its content"},     \
+        {CLI_OUTPUT, "output", "human|json", "how to print"},                       \
+    {                                                                               \
+        'U', "force-share", NULL, "allow others to have the image open for writing" \
+    }
+
+int cli_take_image_option(struct cli_image *image, int option);
+
+/* As cli_take_options, and the only operand is the image's name. */
+int cli_take_image(const struct cli_command *cmd, int argc, char **argv, cli_take *take,
+                   void *args, struct cli_image *image);
 
 /* The name without a leading "file:", which means the same as without it. */
 const char *cli_local_name(const char *filename);

@@ -18,23 +18,18 @@
 /* Findings of a pass that are printed; the others are only counted. */
 #define MAX_MESSAGES 1000
 
-enum { OPT_OUTPUT = CLI_LONG_ONLY };
-
 static const struct cli_option options[] = {
-    {'f', NULL, "FMT", "the image's format; by default told from its content"},
-    {OPT_OUTPUT, "output", "human|json", "how to print"},
+    CLI_IMAGE_OPTIONS,
     {'r', "repair", "leaks|all", "free leaked clusters, or repair everything"},
     {'p', NULL, NULL, "show progress"},
     {'q', NULL, NULL, "print nothing but errors"},
-    {'U', "force-share", NULL, "allow others to have the image open for writing"},
     {0},
 };
 
 struct check_args {
-    const char *filename, *format;
-    enum cli_output output;
+    struct cli_image image;
     enum check_repair repair;
-    bool progress, quiet, share;
+    bool progress, quiet;
 };
 
 /* The image, and what is shown while it is checked. */
@@ -117,7 +112,7 @@ static void add_count(json_t *object, const char *key, uint64_t value)
 static int print_json(const struct checked *image, const struct check_result *r)
 {
     json_t *object = json_object();
-    json_t *name = json_string(image->args->filename);
+    json_t *name = json_string(image->args->image.filename);
 
     add_count(object, "image-end-offset", r->image_end_offset);
     add_count(object, "total-clusters", r->total_clusters);
@@ -143,9 +138,9 @@ static int print_json(const struct checked *image, const struct check_result *r)
 
 static int print_result(const struct checked *image, const struct check_result *result)
 {
-    if (image->args->output == OUTPUT_JSON && print_json(image, result) != CLI_OK)
+    if (image->args->image.output == OUTPUT_JSON && print_json(image, result) != CLI_OK)
         return CLI_FAILED;
-    if (image->args->output == OUTPUT_HUMAN && !image->args->quiet)
+    if (image->args->image.output == OUTPUT_HUMAN && !image->args->quiet)
         print_human(result);
     if (result->check_errors)
         return cli_error("Check failed");
@@ -180,7 +175,7 @@ static int check(struct checked *image)
     struct check_result result;
 
     if (!image->driver->check) {
-        cli_error("%s: the format %s has nothing to check", args->filename,
+        cli_error("%s: the format %s has nothing to check", args->image.filename,
                   image->driver->name);
         return CHECK_UNSUPPORTED;
     }
@@ -189,7 +184,7 @@ static int check(struct checked *image)
         return code;
     if (result.corruptions_fixed || result.leaks_fixed) {
         struct check_result repaired = result;
-        if (args->output == OUTPUT_HUMAN && !args->quiet)
+        if (args->image.output == OUTPUT_HUMAN && !args->quiet)
             printf("The following inconsistencies were found and repaired:\n\n"
                    "    %" PRIu64 " leaked clusters\n"
                    "    %" PRIu64 " corruptions\n\n"
@@ -207,9 +202,10 @@ static int check(struct checked *image)
 /* An unknown format is raw, which has nothing to check; nothing of it is believed. */
 static int find_driver(struct checked *image, struct diag *diag)
 {
-    int rc = chain_find_driver(image->file, image->args->format, &image->driver, diag);
+    int rc =
+        chain_find_driver(image->file, image->args->image.format, &image->driver, diag);
 
-    if (rc == -EINVAL && !image->args->format) {
+    if (rc == -EINVAL && !image->args->image.format) {
         image->driver = driver_find("raw");
         return 0;
     }
@@ -223,8 +219,8 @@ static int open_and_check(const struct check_args *args)
     struct checked image = {.args = args, .percent = -1};
     struct diag diag = {0};
 
-    int rc = storage_open_file(cli_local_name(args->filename), &how, &file, &diag);
-    if (rc == 0 && !args->share)
+    int rc = storage_open_file(cli_local_name(args->image.filename), &how, &file, &diag);
+    if (rc == 0 && !args->image.share)
         rc = storage_lock(file, how.read_only ? STORAGE_READER : STORAGE_WRITER, &diag);
     image.file = file;
     if (rc == 0)
@@ -251,11 +247,6 @@ static int take_option(void *opaque, int option)
     struct check_args *args = opaque;
 
     switch (option) {
-    case 'f':
-        args->format = optarg;
-        break;
-    case OPT_OUTPUT:
-        return cli_parse_output(optarg, &args->output);
     case 'r':
         return parse_repair(optarg, &args->repair);
     case 'p':
@@ -264,23 +255,20 @@ static int take_option(void *opaque, int option)
     case 'q':
         args->quiet = true;
         break;
-    case 'U':
-        args->share = true;
-        break;
+    default:
+        return cli_take_image_option(&args->image, option);
     }
     return CLI_OK;
 }
 
 static int run(const struct cli_command *self, int argc, char **argv)
 {
-    struct check_args args = {.output = OUTPUT_HUMAN};
-    int code = cli_take_options(self, argc, argv, take_option, &args);
+    struct check_args args = {.image.output = OUTPUT_HUMAN};
+    int code = cli_take_image(self, argc, argv, take_option, &args, &args.image);
 
     if (code != CLI_GO_ON)
         return code;
-    if (cli_image_operand(argc, argv, &args.filename) != CLI_OK)
-        return CLI_FAILED;
-    if (args.share && args.repair != REPAIR_NONE)
+    if (args.image.share && args.repair != REPAIR_NONE)
         return cli_usage_error("--force-share/-U can't be used together with a repair");
     return open_and_check(&args);
 }

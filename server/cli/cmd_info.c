@@ -10,21 +10,17 @@
 #include "image.h"
 #include "info_print.h"
 
-enum { OPT_OUTPUT = CLI_LONG_ONLY, OPT_BACKING_CHAIN };
+enum { OPT_BACKING_CHAIN = CLI_OWN_OPTIONS };
 
 static const struct cli_option options[] = {
-    {'f', NULL, "FMT", "the image's format; by default told from its content"},
-    {OPT_OUTPUT, "output", "human|json", "how to print"},
+    CLI_IMAGE_OPTIONS,
     {OPT_BACKING_CHAIN, "backing-chain", NULL, "describe the backing files, too"},
-    {'U', "force-share", NULL, "allow others to have the image open for writing"},
     {0},
 };
 
 struct info_args {
-    const char *filename, *format;
-    enum cli_output output;
+    struct cli_image image;
     bool backing_chain;
-    bool share; /* with a writer */
 };
 
 /* JSON is UTF-8 and file names are bytes: what isn't the one is shown as '?'. */
@@ -80,7 +76,7 @@ static void print_json(json_t *value)
 
 static void print(json_t *images, const struct info_args *args)
 {
-    if (args->output == OUTPUT_JSON) {
+    if (args->image.output == OUTPUT_JSON) {
         print_json(args->backing_chain ? images : json_array_get(images, 0));
         return;
     }
@@ -97,13 +93,13 @@ static void print(json_t *images, const struct info_args *args)
 static int info(const struct info_args *args)
 {
     const struct chain_options chain = {
-        .format = args->format,
+        .format = args->image.format,
         .read_only = true,
         .no_backing = !args->backing_chain,
-        .node = {.lock_off = args->share},
+        .node = {.lock_off = args->image.share},
     };
     struct image image;
-    int code = image_open(&image, args->filename, &chain, IMAGE_MAYBE_RAW);
+    int code = image_open(&image, args->image.filename, &chain, IMAGE_MAYBE_RAW);
     if (code != CLI_OK)
         return code;
 
@@ -120,30 +116,21 @@ static int take_option(void *opaque, int option)
     struct info_args *args = opaque;
 
     switch (option) {
-    case 'f':
-        args->format = optarg;
-        break;
-    case OPT_OUTPUT:
-        return cli_parse_output(optarg, &args->output);
     case OPT_BACKING_CHAIN:
         args->backing_chain = true;
         break;
-    case 'U':
-        args->share = true;
-        break;
+    default:
+        return cli_take_image_option(&args->image, option);
     }
     return CLI_OK;
 }
 
 static int run(const struct cli_command *self, int argc, char **argv)
 {
-    struct info_args args = {.output = OUTPUT_HUMAN};
-    int code = cli_take_options(self, argc, argv, take_option, &args);
+    struct info_args args = {.image.output = OUTPUT_HUMAN};
+    int code = cli_take_image(self, argc, argv, take_option, &args, &args.image);
 
-    if (code != CLI_GO_ON)
-        return code;
-    code = cli_image_operand(argc, argv, &args.filename);
-    return code == CLI_OK ? info(&args) : code;
+    return code == CLI_GO_ON ? info(&args) : code;
 }
 
 const struct cli_command info_command = {

@@ -8,22 +8,16 @@
 #include "image.h"
 #include "size.h"
 
-enum { OPT_OUTPUT = CLI_LONG_ONLY };
-
 static const struct cli_option options[] = {
-    {'f', NULL, "FMT", "the image's format; by default told from its content"},
-    {OPT_OUTPUT, "output", "human|json", "how to print"},
+    CLI_IMAGE_OPTIONS,
     {'s', "start-offset", "OFFSET", "begin there instead of at 0"},
     {'l', "max-length", "LEN", "end after so many bytes"},
-    {'U', "force-share", NULL, "allow others to have the image open for writing"},
     {0},
 };
 
 struct map_args {
-    const char *filename, *format;
-    enum cli_output output;
+    struct cli_image image;
     uint64_t start, length;
-    bool share; /* with a writer */
 };
 
 /* A run of the map, with where it starts. */
@@ -109,21 +103,22 @@ static int print_runs(struct printer *p, struct node *node, uint64_t start, uint
 
 static int map(const struct map_args *args)
 {
-    const struct chain_options chain = {
-        .format = args->format, .read_only = true, .node = {.lock_off = args->share}};
+    const struct chain_options chain = {.format = args->image.format,
+                                        .read_only = true,
+                                        .node = {.lock_off = args->image.share}};
     struct image image;
-    int code = image_open(&image, args->filename, &chain, IMAGE_MAYBE_RAW);
+    int code = image_open(&image, args->image.filename, &chain, IMAGE_MAYBE_RAW);
     if (code != CLI_OK)
         return code;
 
     uint64_t size = image.node->size, end = size;
     if (args->start < size)
         end = args->start + MIN(args->length, size - args->start);
-    struct printer printer = {.output = args->output};
-    if (args->output == OUTPUT_HUMAN)
+    struct printer printer = {.output = args->image.output};
+    if (args->image.output == OUTPUT_HUMAN)
         printf("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to", "File");
     code = print_runs(&printer, image.node, args->start, end);
-    if (args->output == OUTPUT_JSON)
+    if (args->image.output == OUTPUT_JSON)
         puts(printer.begun ? "]" : "[]");
     int close_code = image_close(&image);
     return code != CLI_OK ? code : close_code;
@@ -134,31 +129,22 @@ static int take_option(void *opaque, int option)
     struct map_args *args = opaque;
 
     switch (option) {
-    case 'f':
-        args->format = optarg;
-        break;
-    case OPT_OUTPUT:
-        return cli_parse_output(optarg, &args->output);
     case 's':
         return size_parse_argument("start offset", optarg, &args->start);
     case 'l':
         return size_parse_argument("max length", optarg, &args->length);
-    case 'U':
-        args->share = true;
-        break;
+    default:
+        return cli_take_image_option(&args->image, option);
     }
     return CLI_OK;
 }
 
 static int run(const struct cli_command *self, int argc, char **argv)
 {
-    struct map_args args = {.output = OUTPUT_HUMAN, .length = UINT64_MAX};
-    int code = cli_take_options(self, argc, argv, take_option, &args);
+    struct map_args args = {.image.output = OUTPUT_HUMAN, .length = UINT64_MAX};
+    int code = cli_take_image(self, argc, argv, take_option, &args, &args.image);
 
-    if (code != CLI_GO_ON)
-        return code;
-    code = cli_image_operand(argc, argv, &args.filename);
-    return code == CLI_OK ? map(&args) : code;
+    return code == CLI_GO_ON ? map(&args) : code;
 }
 
 const struct cli_command map_command = {
