@@ -267,6 +267,7 @@ int mirror_launch(struct job_manager *manager, struct mirror *m,
         m->remote = m->target->file;
         m->losses = storage_nbd_losses(m->remote);
     }
+    m->failures = mcache_failures(m->target->mc);
     /* What a target without metadata forgets is sent again; it needn't be reopened. */
     if (!m->target->driver->reserve)
         mcache_set_forgiving(m->target->mc, true);

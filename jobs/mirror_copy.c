@@ -1,9 +1,9 @@
 /* What a mirror copies, when it is in sync, and how it reaches its end (block-jobs.md 2.2).
  *
  *   bitmap dirty     chunks whose bytes on the target may differ from the source's;
- *   bitmap unflushed chunks written to the target since its last flush began: what a target
- * that went away may have forgotten; bitmap flushing: those that the flush under way is to
- * cover.
+ *   bitmap unflushed chunks written to the target since its last flush began: what is lost
+ * when a flush fails, or the target goes away, of which its next flush tells; bitmap
+ * flushing: those that the flush under way is to cover.
  *
  * The order that loses nothing: a writer of the source marks after its write and before its
  * reply; the copier clears before it looks; a failed copy marks again before its claim
@@ -225,11 +225,10 @@ bool mirror_is_clean(struct mirror *m)
 
 /* ---- flushing ---- */
 
-/* True: the target lost its connection with unflushed writes, which are to be sent again.
- */
-bool mirror_look_for_losses(struct mirror *m)
+/* Has the target lost its connection with unflushed writes?  Its next flush will fail. */
+static bool connection_was_lost(struct mirror *m)
 {
-    if (!m->target || !storage_is_nbd(m->target->file))
+    if (!storage_is_nbd(m->target->file))
         return false;
     uint64_t losses = storage_nbd_losses(m->target->file);
     if (losses == m->losses)
@@ -237,9 +236,34 @@ bool mirror_look_for_losses(struct mirror *m)
     m->losses = losses;
     m->untold_loss = true;
     m->in_sync = false;
+    return true;
+}
+
+/* Anybody's: a user's, the write-back's, a durable write.  The next says nothing of what
+ * this one lost. */
+static bool flush_has_failed(struct mirror *m)
+{
+    uint64_t failures = mcache_failures(m->target->mc);
+    bool news = failures != m->failures;
+
+    m->failures = failures;
+    return news;
+}
+
+/* What a flush that failed has lost can be all that was written until its end. */
+static void send_again(struct mirror *m)
+{
+    copier_settle(m->copier); /* so that all of it is marked */
     dirty_bitmap_merge(m->dirty, m->unflushed);
     dirty_bitmap_merge(m->dirty, m->flushing);
-    return true;
+    m->in_sync = false;
+}
+
+void mirror_look_for_losses(struct mirror *m)
+{
+    connection_was_lost(m);
+    if (flush_has_failed(m))
+        send_again(m);
 }
 
 bool mirror_flush_told_loss(struct mirror *m)
@@ -262,59 +286,36 @@ static void begin_flush(struct mirror *m)
     }
 }
 
-/* Of a loss that is dealt with, the storage's next flush tells once more. */
-static int flush_once_told(struct mirror *m)
+/* True: what was written before it is durable. */
+static bool end_flush(struct mirror *m, int err)
 {
-    int err = block_flush(m->target);
+    bool lost = connection_was_lost(m), told = m->untold_loss;
 
-    if (err && m->untold_loss)
-        err = block_flush(m->target);
-    m->untold_loss = false;
-    return err;
-}
-
-/* What a flush that failed has lost can be all that was written until its end. */
-static void send_again(struct mirror *m)
-{
-    copier_settle(m->copier); /* so that all of it is marked */
-    dirty_bitmap_merge(m->dirty, m->unflushed);
-    dirty_bitmap_merge(m->dirty, m->flushing);
-}
-
-static int end_flush(struct mirror *m, int err)
-{
-    if (mirror_look_for_losses(m)) {
-        err = -EAGAIN;
-    } else if (err) {
-        mirror_note_error(m, err, true); /* first: users' writes are no longer sent on */
+    if (!lost)
+        m->untold_loss = false;
+    if (err && !told) /* first: users' writes are no longer sent on */
+        mirror_note_error(m, err, true);
+    bool failed = flush_has_failed(m) || err;
+    if (failed)
         send_again(m);
-    }
     dirty_bitmap_clear(m->flushing, 0, m->source->size);
-    return err;
+    return !failed && !lost;
 }
 
-static int end_early_flush(struct mirror *m)
+static bool end_early_flush(struct mirror *m)
 {
     int err = copier_flush_result(m->copier);
 
     m->flushes = false;
-    if (err && (mirror_look_for_losses(m) || m->untold_loss)) {
-        /* It failed of a loss that is dealt with.  What it was to cover is still unflushed.
-         */
-        dirty_bitmap_merge(m->unflushed, m->flushing);
-        err = 0;
-    }
     return end_flush(m, err);
 }
 
-static int flush_target(struct mirror *m)
+static bool flush_target(struct mirror *m)
 {
-    int err = m->flushes ? end_early_flush(m) : 0;
-
-    if (err)
-        return err;
+    if (m->flushes && !end_early_flush(m))
+        return false;
     begin_flush(m);
-    return end_flush(m, flush_once_told(m));
+    return end_flush(m, block_flush(m->target));
 }
 
 void mirror_flush_early(struct mirror *m)
@@ -336,7 +337,7 @@ void mirror_flush_early(struct mirror *m)
 
 void mirror_come_in_sync(struct mirror *m)
 {
-    if (m->in_sync || flush_target(m) != 0)
+    if (m->in_sync || !flush_target(m))
         return;
     m->in_sync = true;
     /* What users have written meanwhile is for later. */
@@ -378,11 +379,13 @@ bool mirror_reach_end(struct mirror *m)
     /* Most of the flushing is done while users go on; so is the waiting for a target that
      * doesn't answer. */
     copier_settle(m->copier);
-    if (mirror_has_failed(m) || flush_target(m) != 0)
+    if (mirror_has_failed(m) || !flush_target(m))
         return false;
     m->patience = MIN(MAX(2 * m->patience, HOLD_NS), HOLD_MOST_NS);
     hold(m);
-    if (copy_rest(m, job_now() + m->patience) && flush_target(m) == 0 && mirror_is_clean(m))
+    /* An error, too, if it was told to a user while the job flushed. */
+    if (copy_rest(m, job_now() + m->patience) && flush_target(m) && mirror_is_clean(m) &&
+        !mirror_has_failed(m))
         return true;
     mirror_release(m);
     return false;

@@ -46,6 +46,7 @@ struct mirror {
     uint64_t cursor;     /* where the search for work goes on */
     uint64_t patience;   /* ns for which users were last held back */
     uint64_t flush_mark; /* bytes copied when the last early flush began */
+    uint64_t failures;   /* of the target's flushes, as last seen */
     bool flushes;        /* one was begun, and its result not looked at */
     bool in_sync, held;
     bool swung; /* users are served from the target */
@@ -97,10 +98,11 @@ void mirror_come_in_sync(struct mirror *m);
 bool mirror_has_failed(struct mirror *m);
 int mirror_handle_error(struct mirror *m) MUST_USE;
 
-bool mirror_look_for_losses(struct mirror *m);
+/* Marks what the target may have lost, when a flush of it has failed. */
+void mirror_look_for_losses(struct mirror *m);
 
-/* From any thread, about a flush of the target that failed: was it of a loss that the job
- * deals with, or will? */
+/* From any thread, about a flush of the target that failed: did it tell of a connection
+ * that was lost, which is no error? */
 bool mirror_flush_told_loss(struct mirror *m);
 void mirror_tell_progress(struct mirror *m);
 

@@ -158,6 +158,8 @@ int engine_write(struct node *node, const void *buf, uint64_t len, uint64_t off,
             *needs_commit |= !sync;
             err = storage_write(node->file, buf, ext.length, ext.host_offset,
                                 sync ? STORAGE_FUA : 0);
+            if (err && sync)
+                mcache_note_failure(node->mc);
         } else {
             *needs_commit = true;
             err = write_with_lock(node, buf, ext.length, off);

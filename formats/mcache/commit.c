@@ -98,11 +98,23 @@ void mcache_set_forgiving(struct mcache *mc, bool on)
     atomic_store(&mc->forgiving, on);
 }
 
+uint64_t mcache_failures(struct mcache *mc)
+{
+    return atomic_load(&mc->failures);
+}
+
+void mcache_note_failure(struct mcache *mc)
+{
+    atomic_fetch_add(&mc->failures, 1);
+}
+
 /* A barrier that fails leaves nothing to build on. */
 static int barrier(struct mcache *mc)
 {
     int err = storage_flush(mc->st);
 
+    if (err)
+        mcache_note_failure(mc);
     if (err && !atomic_load(&mc->forgiving)) {
         log_error("%s: flushing failed (errno %d)", mc->st->name, -err);
         mcache_poison(mc);

@@ -81,6 +81,7 @@ struct mcache {
     _Atomic uint64_t written;
     _Atomic uint64_t durable;
     _Atomic bool poisoned, forgiving;
+    _Atomic uint64_t failures;
 
     struct lock commit;
     /* under commit */

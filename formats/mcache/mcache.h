@@ -140,8 +140,15 @@ void mcache_poison(struct mcache *mc);
 bool mcache_refuse(struct mcache *mc);
 
 /* While on, a barrier that fails doesn't poison: whoever writes to the image keeps what was
- * written since the last commit, and writes it again.  Only for images without metadata. */
+ * written since the last commit, and writes it again when mcache_failures tells.  Only for
+ * images without metadata. */
 void mcache_set_forgiving(struct mcache *mc, bool on);
+
+/* How many barriers have failed, whoever asked for them.  Each may have lost what was
+ * written before it, and the next to succeed says nothing of that. */
+uint64_t mcache_failures(struct mcache *mc);
+/* Another's failure counts as one: a durable write's, which is a barrier to the disk. */
+void mcache_note_failure(struct mcache *mc);
 
 /* ---- maps ---- */
 

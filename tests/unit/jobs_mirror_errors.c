@@ -187,6 +187,81 @@ Test(errors, a_flush_fails_for_good)
     expect_failed("Input/output error");
 }
 
+/* ---- flushes that others ask for ---- */
+
+#define CHUNK (64 * KIB)
+
+/* A chunk of what the target has, and hasn't flushed; counters start from here. */
+static void write_unflushed(void)
+{
+    static char data[CHUNK];
+
+    fault_plan_reset_counters(&b.plan[TARGET]);
+    memset(data, 0xee, sizeof data);
+    cr_assert_eq(user_write(&b, data, sizeof data, 0), 0);
+    while (fault_plan_bytes_written(&b.plan[TARGET]) < CHUNK ||
+           bench_look(&b).offset != bench_look(&b).len)
+        nap();
+    fault_plan_reset_counters(&b.plan[TARGET]);
+}
+
+static void complete_with(uint64_t sent_again, unsigned n_errors)
+{
+    cr_assert_eq(job_complete(b.manager, "job", &b.diag), 0);
+    struct job_event event = bench_end(&b, JOB_EVENT_COMPLETED);
+    cr_expect_str_empty(event.info.error);
+    cr_expect_eq(heard_of(&b.heard, JOB_EVENT_ERROR), n_errors);
+    cr_expect_geq(fault_plan_bytes_written(&b.plan[TARGET]), sent_again, "it is lost");
+    bench_same(&b);
+}
+
+/* The write-back's, say: the next flush says nothing of what this one has lost. */
+Test(errors, anothers_flush_fails)
+{
+    struct node *target = b.node[TARGET];
+
+    start(TARGET, JOB_REPORT);
+    bench_ready(&b);
+    write_unflushed();
+    fault_plan_fail(&b.plan[TARGET], FAULT_FLUSH, 1, EIO, FAULT_ONCE);
+    cr_expect_eq(block_flush(target), -EIO);
+    complete_with(CHUNK, 0);
+}
+
+static void start_blocking(void)
+{
+    struct mirror_params params = bench_params(&b);
+
+    params.granularity = CHUNK;
+    params.copy_mode = MIRROR_WRITE_BLOCKING;
+    params.on_target_error = JOB_IGNORE;
+    bench_must_start(&b, &params);
+    bench_ready(&b);
+}
+
+Test(errors, a_users_flush_fails_on_the_target)
+{
+    start_blocking();
+    write_unflushed();
+    fault_plan_fail(&b.plan[TARGET], FAULT_FLUSH, 1, EIO, FAULT_ONCE);
+    cr_expect_eq(block_flush(b.serving), 0);
+    expect_error(TARGET, "ignore");
+    complete_with(CHUNK, 1);
+}
+
+/* A durable write is a flush to a disk's cache: it tells of others' writes, and once. */
+Test(errors, a_users_durable_write_fails_on_the_target)
+{
+    char data[512] = "durable";
+
+    start_blocking();
+    write_unflushed();
+    fault_plan_fail(&b.plan[TARGET], FAULT_WRITE, 1, EIO, FAULT_ONCE);
+    cr_expect_eq(block_write(b.serving, data, sizeof data, 5 * CHUNK, BLOCK_FUA), 0);
+    expect_error(TARGET, "ignore");
+    complete_with(2 * CHUNK, 1);
+}
+
 /* M-05: a copy that couldn't be flushed at the end is none. */
 Test(errors, the_last_flush_fails)
 {

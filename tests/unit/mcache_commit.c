@@ -291,6 +291,7 @@ Test(mcache_commit, a_failed_barrier_poisons)
         fault_plan_fail(&b.plan, FAULT_FLUSH, nth, ENOSPC, FAULT_ONCE);
         cr_expect_eq(mcache_commit(b.mc, MC_COMMIT), -ENOSPC);
         cr_expect_eq(mcache_health(b.mc), -EIO);
+        cr_expect_eq(mcache_failures(b.mc), 1);
         uint64_t calls = crash_log_count(b.log);
         cr_expect_eq(mcache_commit(b.mc, MC_COMMIT), -EIO);
         cr_expect_eq(mcache_commit(b.mc, MC_COMMIT_EVERYTHING), -EIO);
@@ -298,6 +299,23 @@ Test(mcache_commit, a_failed_barrier_poisons)
         cr_expect_eq(b.durable, 0);
         bench_fini(&b);
     }
+}
+
+/* Who forgives must still learn of it, whoever asked for the commit. */
+Test(mcache_commit, a_forgiven_barrier_is_counted)
+{
+    struct bench b;
+
+    bench_init(&b, POOL);
+    mcache_set_forgiving(b.mc, true);
+    mcache_note_write(b.mc);
+    fault_plan_fail(&b.plan, FAULT_FLUSH, 1, EIO, FAULT_ONCE);
+    cr_expect_eq(mcache_commit(b.mc, MC_COMMIT), -EIO);
+    cr_expect_eq(mcache_health(b.mc), 0);
+    b.frozen = b.durable;
+    cr_expect_eq(mcache_commit(b.mc, MC_COMMIT), 0);
+    cr_expect_eq(mcache_failures(b.mc), 1);
+    bench_fini(&b);
 }
 
 Test(mcache_commit, writers_relieve_a_full_cache)
