@@ -129,12 +129,15 @@ static void on_after(struct observer *observer, const struct change *change, voi
 {
     struct mirror *m = CONTAINER_OF(observer, struct mirror, observer);
     struct claim *claim = token;
+    uint64_t failures = mcache_failures(m->target->mc);
     int target_err = err || !claim ? 0 : send_change(m, change);
 
     dirty_bitmap_set(m->unflushed, change->off, change->len);
-    /* What failed on either side, or may have been lost by a flush that did, is the
-     * copier's; the user's write has succeeded all the same when the source has it. */
-    if (err || target_err || !claim || !atomic_load(&m->forwarding))
+    /* What failed on either side, or may have been lost by a flush that did (the job may
+     * have looked for that before the bit was set), is the copier's; the user's write has
+     * succeeded all the same when the source has it. */
+    if (err || target_err || !claim || !atomic_load(&m->forwarding) ||
+        mcache_failures(m->target->mc) != failures)
         mark(m, change->off, change->len);
     /* Those that were sent at the same time fail of the same cause, which is told once. */
     if (target_err && atomic_exchange(&m->forwarding, false))

@@ -93,6 +93,13 @@ void fault_plan_delay_writes(struct fault_plan *plan, uint64_t ns, uint64_t min_
     plan->delay_min_bytes = min_bytes;
 }
 
+void fault_plan_delay_reply(struct fault_plan *plan, uint64_t ns)
+{
+    LOCK_GUARD(&plan->lock);
+
+    plan->reply_delay_ns = ns;
+}
+
 void fault_plan_gather_writes(struct fault_plan *plan, unsigned n, uint64_t min_bytes,
                               unsigned timeout_ms)
 {
@@ -168,6 +175,15 @@ static void wait_for_others(struct fault_plan *plan)
         err = pthread_cond_timedwait(&plan->arrived, &plan->lock.mutex, &until);
 }
 
+static void sleep_ns(uint64_t ns)
+{
+    struct timespec ts = {.tv_sec = (time_t)(ns / 1000000000u),
+                          .tv_nsec = (long)(ns % 1000000000u)};
+
+    if (ns)
+        clock_nanosleep(CLOCK_MONOTONIC, 0, &ts, NULL);
+}
+
 /* Notes a write as in flight (if it is one to be watched) and holds it up. */
 static bool take_off(struct fault_plan *plan, uint64_t len, bool fua)
 {
@@ -191,18 +207,21 @@ static bool take_off(struct fault_plan *plan, uint64_t len, bool fua)
         delay_ns = plan->delay_ns;
     lock_release(&plan->lock);
 
-    struct timespec ts = {.tv_sec = (time_t)(delay_ns / 1000000000u),
-                          .tv_nsec = (long)(delay_ns % 1000000000u)};
-    if (delay_ns)
-        clock_nanosleep(CLOCK_MONOTONIC, 0, &ts, NULL);
+    sleep_ns(delay_ns);
     return watched;
 }
 
 static void land(struct fault_plan *plan, bool watched)
 {
-    LOCK_GUARD(&plan->lock);
+    uint64_t delay_ns;
 
-    plan->in_flight -= watched;
+    {
+        LOCK_GUARD(&plan->lock);
+        plan->in_flight -= watched;
+        delay_ns = plan->reply_delay_ns;
+        plan->reply_delay_ns = 0;
+    }
+    sleep_ns(delay_ns);
 }
 
 /* ---- the operations ---- */

@@ -262,6 +262,38 @@ Test(errors, a_users_durable_write_fails_on_the_target)
     complete_with(2 * CHUNK, 1);
 }
 
+static void *write_slowly(void *opaque)
+{
+    static char data[CHUNK];
+
+    memset(data, 0xdd, sizeof data);
+    cr_expect_eq(user_write(&b, data, sizeof data, 8 * CHUNK), 0);
+    return opaque;
+}
+
+/* The target has a user's write, and loses it before the user's thread could note that
+ * there is something to lose. */
+Test(errors, a_flush_fails_before_a_write_is_noted)
+{
+    struct node *target = b.node[TARGET];
+    pthread_t thread;
+
+    start_blocking();
+    write_unflushed();
+    fault_plan_delay_reply(&b.plan[TARGET], 1000000000);
+    cr_assert_eq(pthread_create(&thread, NULL, write_slowly, NULL), 0);
+    for (char byte = 0; byte != (char)0xdd; nap())
+        cr_assert_eq(storage_read(b.mem[TARGET], &byte, 1, 8 * CHUNK), 0);
+    fault_plan_fail(&b.plan[TARGET], FAULT_FLUSH, 1, EIO, FAULT_ONCE);
+    cr_expect_eq(block_flush(target), -EIO);
+    /* The job has sent the other chunk again, and flushed. */
+    while (fault_plan_bytes_written(&b.plan[TARGET]) < 2 * CHUNK ||
+           fault_plan_calls(&b.plan[TARGET], FAULT_FLUSH) < 2)
+        nap();
+    pthread_join(thread, NULL);
+    complete_with(3 * CHUNK, 0);
+}
+
 /* M-05: a copy that couldn't be flushed at the end is none. */
 Test(errors, the_last_flush_fails)
 {
