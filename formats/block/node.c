@@ -54,6 +54,15 @@ void node_wrote(struct node *node)
     arm_write_back(node);
 }
 
+int node_barrier(struct node *node)
+{
+    int err = storage_flush(node->file);
+
+    if (err)
+        mcache_poison(node->mc);
+    return err;
+}
+
 static void node_free(struct node *node)
 {
     mcache_free(node->mc);

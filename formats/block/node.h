@@ -76,6 +76,13 @@ struct node {
     _Atomic bool write_back_armed;
 };
 
+/* Do holes show something else than zeroes, now or once the image is opened with the
+ * backing file that it names (and that the user has set aside for now)? */
+static inline bool node_holes_may_show(const struct node *node)
+{
+    return node->backing || node->backing_name;
+}
+
 /* Opens one image over `file`, which it takes over whatever happens; the backing file is
  * opened by chain_open.  Changes no byte. */
 int node_open(struct block_context *ctx, const struct driver *driver, struct storage *file,
@@ -92,6 +99,10 @@ int node_close(struct node *node);
 /* For the engine and drivers: the image changed; to be called after the change and before
  * the reply.  Not under META. */
 void node_wrote(struct node *node);
+
+/* For drivers, outside of a commit: a flush of the node's file.  When it fails nobody knows
+ * what is durable, and the node refuses writes from then on.  0 or -errno. */
+int node_barrier(struct node *node) MUST_USE;
 
 /* For drivers: a request met an entry of the tables that can't be right (L-10).  An active
  * node is not written to any more: true when that is so from now on.  Under any lock. */

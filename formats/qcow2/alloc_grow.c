@@ -165,14 +165,6 @@ static int write_table(struct alloc *a, const struct refcount_table *table)
     return storage_write(a->q->node->file, raw, table->n_entries * 8, table->offset, 0);
 }
 
-static int barrier(struct qcow2 *q)
-{
-    int err = storage_flush(q->node->file);
-    if (err)
-        mcache_poison(q->node->mc);
-    return err;
-}
-
 static int switch_header(struct qcow2 *q, const struct refcount_table *table)
 {
     LOCK_GUARD(&q->header_lock);
@@ -186,7 +178,7 @@ static int switch_header(struct qcow2 *q, const struct refcount_table *table)
     if (err)
         mcache_poison(q->node->mc);
     else
-        err = barrier(q);
+        err = node_barrier(q->node);
     if (!err)
         q->header = h;
     return err;
@@ -203,7 +195,7 @@ static int write_area(struct alloc *a, const struct table_plan *plan,
     if (!err)
         err = write_table(a, table);
     if (!err)
-        err = barrier(a->q);
+        err = node_barrier(a->q->node);
     if (!err)
         err = switch_header(a->q, table);
     return err;

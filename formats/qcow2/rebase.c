@@ -21,12 +21,12 @@ static int write_header(struct qcow2 *q, uint8_t *raw, size_t used, const char *
 
     int err = storage_write(st, name, len, at, 0);
     if (!err)
-        err = storage_flush(st);
+        err = node_barrier(q->node);
     store_be64(raw + FIELD(backing_file_offset), at);
     store_be32(raw + FIELD(backing_file_size), (uint32_t)len);
     if (!err)
         err = storage_write(st, raw, used, 0, 0);
-    return err ? err : storage_flush(st);
+    return err ? err : node_barrier(q->node);
 }
 
 int qcow2_set_backing(struct node *node, const char *name, const char *format,

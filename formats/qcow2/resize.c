@@ -8,15 +8,6 @@
 #include "base/cleanup.h"
 #include "qcow2/internal.h"
 
-static int barrier(struct qcow2 *q)
-{
-    int err = storage_flush(q->node->file);
-
-    if (err)
-        mcache_poison(q->node->mc);
-    return err;
-}
-
 /* Writes the present entries and zeroes behind them to the clusters at host. */
 static int write_table(struct qcow2 *q, const _Atomic uint64_t *l1, uint32_t n,
                        uint64_t host)
@@ -43,7 +34,7 @@ static int switch_l1(struct qcow2 *q, uint32_t l1_size, uint64_t host)
     if (err)
         mcache_poison(q->node->mc);
     else
-        err = barrier(q);
+        err = node_barrier(q->node);
     if (!err)
         q->header = h;
     return err;
@@ -67,7 +58,7 @@ static int grow_l1(struct qcow2 *q, uint32_t l1_size)
     if (!err)
         err = write_table(q, l1, l1_size, host);
     if (!err)
-        err = barrier(q);
+        err = node_barrier(q->node);
     if (!err)
         err = switch_l1(q, l1_size, host);
     if (!err) {
@@ -105,7 +96,7 @@ int qcow2_grow(struct node *node, uint64_t size, struct diag *diag)
         h.size = size;
         err = qcow2_header_write_size(node->file, &h);
         if (!err)
-            err = barrier(q);
+            err = node_barrier(q->node);
         if (!err)
             q->header.size = node->size = size;
     }

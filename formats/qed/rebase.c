@@ -6,18 +6,19 @@
 
 /* The new name goes to the file first, to where nobody looks yet; the header that points to
  * it lies in one sector. */
-static int write_header(struct storage *st, const struct qed_header *h, const char *name)
+static int write_header(struct node *node, const struct qed_header *h, const char *name)
 {
+    struct storage *st = node->file;
     uint8_t raw[sizeof(struct qed_disk_header)];
 
     int err =
         storage_write(st, name, h->backing_filename_size, h->backing_filename_offset, 0);
     if (!err)
-        err = storage_flush(st);
+        err = node_barrier(node);
     qed_header_encode(h, raw);
     if (!err)
         err = storage_write(st, raw, sizeof raw, 0, 0);
-    return err ? err : storage_flush(st);
+    return err ? err : node_barrier(node);
 }
 
 int qed_set_backing(struct node *node, const char *name, const char *format,
@@ -39,7 +40,7 @@ int qed_set_backing(struct node *node, const char *name, const char *format,
     h.features |= QED_F_BACKING_FILE;
     if (strcmp(format, "raw") == 0)
         h.features |= QED_F_BACKING_FORMAT_NO_PROBE;
-    int err = write_header(node->file, &h, name);
+    int err = write_header(node, &h, name);
     if (err)
         return diag_errno(diag, -err, "%s: naming %s as its backing file", node->filename,
                           name);

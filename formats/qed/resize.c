@@ -45,7 +45,7 @@ static int write_size(struct qed_image *img, uint64_t size)
 
     int err = qed_header_write_image_size(img->node->file, size);
     if (err == 0)
-        err = storage_flush(img->node->file);
+        err = node_barrier(img->node);
     if (err == 0)
         img->header.image_size = size;
     return err;

@@ -2,6 +2,7 @@
  * with the O_DIRECT one. */
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -42,7 +43,9 @@ int64_t file_pwritev_some(struct file_storage *file, struct iovec **iov, int *co
 {
     for (;;) {
         bool try_dsync = dsync && !file->no_dsync;
-        ssize_t n = pwritev2(file->fd, *iov, *count, (off_t)off, try_dsync ? RWF_DSYNC : 0);
+        ssize_t n = try_dsync
+                        ? pwritev2(file->dsync_fd, *iov, *count, (off_t)off, RWF_DSYNC)
+                        : pwritev2(file->fd, *iov, *count, (off_t)off, 0);
         if (n > 0) {
             advance(iov, count, (size_t)n);
             return n;
@@ -92,12 +95,21 @@ static int buffered_pwritev(struct storage *st, const struct iovec *iov, int cou
     }
     /* Once no_dsync is set it stays, so that no part of this write can have missed its
      * sync. */
-    return fua && file->no_dsync ? file_flush(st) : 0;
+    return fua && file->no_dsync ? file_flush_for_write(st) : 0;
 }
 
 int file_flush(struct storage *st)
 {
     return fdatasync(file_of(st)->fd) == 0 ? 0 : -errno;
+}
+
+int file_flush_for_write(struct storage *st)
+{
+    int fd = file_of(st)->dsync_fd;
+
+    if (fd < 0)
+        return storage_flush_for_write(st);
+    return fdatasync(fd) == 0 ? 0 : -errno;
 }
 
 /* ---- size and allocation ---- */
@@ -293,8 +305,22 @@ int file_identity(struct storage *st, uint64_t *device, uint64_t *inode)
 
 void file_close(struct storage *st)
 {
+    if (file_of(st)->dsync_fd >= 0)
+        close(file_of(st)->dsync_fd);
     close(file_of(st)->fd);
     free(file_of(st));
+}
+
+/* Without /proc there is none, and each durable write is followed by a flush. */
+static int open_for_dsync(int fd)
+{
+    int flags = fcntl(fd, F_GETFL);
+    char path[64];
+
+    if (flags < 0 || (flags & O_ACCMODE) == O_RDONLY)
+        return -1;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    return open(path, (flags & (O_ACCMODE | O_DIRECT)) | O_CLOEXEC | O_NOCTTY);
 }
 
 int file_init(struct file_storage *file, const char *path, int fd, bool device)
@@ -302,6 +328,8 @@ int file_init(struct file_storage *file, const char *path, int fd, bool device)
     int sector = 1;
 
     file->fd = fd;
+    file->dsync_fd = open_for_dsync(fd);
+    file->no_dsync = file->dsync_fd < 0;
     file->device = device;
     if (device && ioctl(fd, BLKSSZGET, &sector) != 0)
         return -errno;

@@ -13,9 +13,13 @@
 struct file_storage {
     struct storage st; /* first, so that a storage can be cast back */
     int fd;
+    /* The same file opened once more, for RWF_DSYNC, or -1.  The kernel tells each open
+     * file once of what it failed to write back, whoever asks: a durable write must not
+     * take from the next flush what that has to say of other writes. */
+    int dsync_fd;
     bool device;            /* a block device */
     uint32_t zero_align;    /* what fallocate wants: 1, or a device's logical sector */
-    atomic_bool no_dsync;   /* learned: the kernel can't RWF_DSYNC here */
+    atomic_bool no_dsync;   /* no RWF_DSYNC: read-only, or learned from the kernel */
     atomic_bool no_punch;   /* learned: can't punch holes */
     atomic_bool no_zeroing; /* learned: can't zero and keep the allocation */
 };
@@ -43,6 +47,7 @@ int64_t file_pread_some(struct file_storage *file, void *buf, uint64_t len, uint
 /* The operations as storage.h describes them.  Those that change bytes do it without any
  * regard for others who change the same ones. */
 int file_flush(struct storage *st);
+int file_flush_for_write(struct storage *st); /* the second half of a durable write */
 int file_size(struct storage *st, uint64_t *bytes);
 int file_truncate(struct storage *st, uint64_t bytes);
 int file_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flags);

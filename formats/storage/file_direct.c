@@ -297,7 +297,7 @@ static int direct_pwritev(struct storage *st, const struct iovec *iov, int count
         err = settle_end(d, end, err);
     block_lock_release(&d->holds, &hold);
     if (err == 0 && fua && (!dsync || d->file.no_dsync))
-        err = file_flush(st);
+        err = file_flush_for_write(st);
     return err;
 }
 

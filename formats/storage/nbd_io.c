@@ -206,7 +206,7 @@ static int io_pwritev(struct storage *st, const struct iovec *iov, int count, ui
     int err = count == 1 ? write_one(nbd, iov->iov_base, len, off, each)
                          : write_gathered(nbd, iov, len, off, each);
     if (!err && (flags & STORAGE_FUA) && !each)
-        err = io_flush(st);
+        err = storage_flush_for_write(st);
     return err;
 }
 

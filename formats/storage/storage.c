@@ -110,7 +110,7 @@ int storage_writev(struct storage *st, const struct iovec *iov, int count, uint6
     if (used == count && count <= STORAGE_MAX_IOV)
         return st->ops->pwritev(st, iov, count, off, op_flags);
     err = write_groups(st, iov, count, off, op_flags);
-    return err || !sync_after ? err : st->ops->flush(st);
+    return err || !sync_after ? err : storage_flush_for_write(st);
 }
 
 /* The slow way to zero: gathers the one buffer many times over. */
@@ -147,7 +147,7 @@ int storage_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flags)
     if (err == -ENOTSUP && !(flags & STORAGE_FAST))
         err = write_zero_bytes(st, off, len);
     if (err == 0 && (flags & STORAGE_FUA) && !st->no_flush)
-        err = st->ops->flush(st);
+        err = storage_flush_for_write(st);
     return err;
 }
 
@@ -160,16 +160,27 @@ int storage_discard(struct storage *st, uint64_t off, uint64_t len)
     return err == -ENOTSUP ? 0 : err;
 }
 
+int storage_flush_for_write(struct storage *st)
+{
+    int err = st->ops->flush(st);
+
+    if (err)
+        atomic_store(&st->untold, true);
+    return err;
+}
+
 int storage_flush(struct storage *st)
 {
-    lock_assert_io_allowed();
-    return st->no_flush || st->read_only ? 0 : st->ops->flush(st);
+    return st->no_flush ? 0 : storage_sync(st);
 }
 
 int storage_sync(struct storage *st)
 {
     lock_assert_io_allowed();
-    return st->read_only ? 0 : st->ops->flush(st);
+    if (st->read_only)
+        return 0;
+    int err = st->ops->flush(st);
+    return atomic_exchange(&st->untold, false) && !err ? -EIO : err;
 }
 
 int storage_sync_if_void(struct storage *st)

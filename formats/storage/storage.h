@@ -17,6 +17,7 @@
 #ifndef STORAGE_STORAGE_H
 #define STORAGE_STORAGE_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/uio.h>
@@ -69,8 +70,8 @@ struct storage_ops {
     int (*identity)(struct storage *st, uint64_t *device, uint64_t *inode);
 };
 
-/* The common head of every implementation; set before the storage is handed out and not
- * changed afterwards. */
+/* The common head of every implementation; set before the storage is handed out and, but
+ * for `untold`, not changed afterwards. */
 struct storage {
     const struct storage_ops *ops;
     char *name;      /* for messages; owned */
@@ -78,7 +79,13 @@ struct storage {
     bool fixed_size; /* block device: can't grow */
     bool read_only;  /* writes return -EROFS */
     bool no_flush;   /* cache=volatile: storage_flush and STORAGE_FUA do nothing */
+    /* A flush for one write failed, and with that used up what the store had to tell of
+     * others: the next storage_flush fails for it. */
+    atomic_bool untold;
 };
+
+/* For implementations: the flush that makes one write durable. */
+int storage_flush_for_write(struct storage *st) MUST_USE;
 
 #define STORAGE_MAX_IOV 64
 

@@ -22,6 +22,8 @@ static struct kernel {
     int missing_modes[4]; /* fallocate doesn't know these */
     unsigned n_missing;
     bool interrupt_fallocate;
+    bool lost;     /* something couldn't be written back: each open file is told once */
+    uint64_t told; /* bits of the descriptors that were */
 
     unsigned calls, writes, dsync_writes, syncs, cuts;
     unsigned fallocates;
@@ -31,6 +33,17 @@ static struct kernel {
 static bool interrupted(void)
 {
     return kernel.interrupt && ++kernel.calls % kernel.interrupt == 0;
+}
+
+static bool tell_of_loss(int fd)
+{
+    uint64_t bit = UINT64_C(1) << fd;
+
+    if (!kernel.lost || (kernel.told & bit))
+        return false;
+    kernel.told |= bit;
+    errno = EIO;
+    return true;
 }
 
 ssize_t pread(int fd, void *buf, size_t n, off_t off)
@@ -73,13 +86,13 @@ ssize_t pwritev2(int fd, const struct iovec *iov, int count, off_t off, int flag
     }
     ssize_t done = syscall(SYS_pwritev2, fd, cut, n, off, 0L, flags);
     kernel.written += done > 0 ? (size_t)done : 0;
-    return done;
+    return (flags & RWF_DSYNC) && tell_of_loss(fd) ? -1 : done;
 }
 
 int fdatasync(int fd)
 {
     kernel.syncs++;
-    return (int)syscall(SYS_fdatasync, fd);
+    return tell_of_loss(fd) ? -1 : (int)syscall(SYS_fdatasync, fd);
 }
 
 int ftruncate(int fd, off_t size)
@@ -238,6 +251,36 @@ static void volatile_session(void)
     cr_assert_eq(kernel.syncs + kernel.dsync_writes, 0u);
     cr_assert_eq(storage_sync(st), 0);
     cr_assert_eq(kernel.syncs, 1u);
+}
+
+/* An earlier write was lost.  The durable write that hears of it first fails, and the flush
+ * must not succeed for that. */
+static void lose_and_flush(bool no_dsync)
+{
+    fill(8192);
+    kernel = (struct kernel){.lost = true, .no_dsync = no_dsync};
+    cr_expect_eq(storage_write(st, "x", 1, 4096, STORAGE_FUA), -EIO);
+    cr_expect_eq(storage_flush(st), -EIO);
+    cr_expect_eq(storage_write(st, "y", 1, 4096, STORAGE_FUA), 0);
+    cr_expect_eq(storage_flush(st), 0, "it was told");
+}
+
+BOTH(a_durable_write_leaves_the_flush_what_it_has_to_tell)
+{
+    lose_and_flush(false);
+}
+
+BOTH(so_does_one_that_is_a_write_and_a_flush)
+{
+    lose_and_flush(true);
+}
+
+BOTH(and_durable_zeroes)
+{
+    fill(8192);
+    kernel = (struct kernel){.lost = true};
+    cr_expect_eq(storage_zero(st, 4096, 4096, STORAGE_FUA), -EIO);
+    cr_expect_eq(storage_flush(st), -EIO);
 }
 
 Test(buffered_transfer, volatile_syncs_nothing)
