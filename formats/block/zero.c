@@ -27,10 +27,14 @@ static struct split split_clusters(const struct node *node, uint64_t off, uint64
     return s;
 }
 
-/* Does the range, where this layer has nothing, lie past the end of what is below? */
-static bool past_backing(const struct node *node, uint64_t off)
+/* Is it a hole, through which something may be seen, now or when the image is opened with
+ * its backing file again? */
+static bool may_show(const struct node *node, const struct extent *ext, uint64_t off)
 {
-    return off >= node->backing->size;
+    if (ext->kind == EXTENT_BACKING)
+        return off < node->backing->size;
+    return ext->kind == EXTENT_ZERO && !ext->allocated && !node->backing &&
+           node_holes_may_show(node);
 }
 
 /* Part of a cluster (or of two). */
@@ -48,8 +52,7 @@ static int zero_part(struct node *node, uint64_t off, uint64_t end, enum zero_ho
         } else if (in_place) {
             err = storage_zero(node->file, ext.host_offset, ext.length,
                                how == ZERO_UNMAP ? STORAGE_MAY_UNMAP : 0);
-        } else if (ext.kind == EXTENT_DATA ||
-                   (ext.kind == EXTENT_BACKING && !past_backing(node, off))) {
+        } else if (ext.kind == EXTENT_DATA || may_show(node, &ext, off)) {
             err = engine_write_zeroes(node, ext.length, off, false);
         }
         if (err)
@@ -70,9 +73,7 @@ static int zero_by_writing(struct node *node, uint64_t off, uint64_t end, enum z
     if (err)
         return err;
     *done = align_up(ext.length, node->cluster_size);
-    if (ext.kind == EXTENT_ZERO)
-        return 0;
-    if (ext.kind == EXTENT_BACKING && past_backing(node, off))
+    if (ext.kind != EXTENT_DATA && !may_show(node, &ext, off))
         return 0;
     if (ext.kind == EXTENT_DATA && ext.writable)
         return storage_zero(node->file, ext.host_offset, ext.length,
@@ -120,8 +121,7 @@ static bool reads_zero(struct node *node, uint64_t off, uint64_t end)
         struct extent ext;
         if (node->driver->map(node, off, end - off, &ext))
             return false;
-        if (ext.kind == EXTENT_DATA ||
-            (ext.kind == EXTENT_BACKING && !past_backing(node, off)))
+        if (ext.kind == EXTENT_DATA || may_show(node, &ext, off))
             return false;
         off += ext.length;
     }

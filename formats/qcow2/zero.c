@@ -11,7 +11,7 @@ enum { KEEP_ENTRY, NEW_ENTRY };
 static int zeroed_entry(const struct qcow2 *q, const struct cluster *c, enum zero_how how,
                         uint64_t *entry, bool *unlink)
 {
-    bool v3 = q->header.version >= 3, backing = q->node->backing != NULL;
+    bool v3 = q->header.version >= 3, backing = node_holes_may_show(q->node);
 
     *unlink = false;
     switch (c->kind) {
@@ -140,7 +140,7 @@ bool qcow2_zero_is_fast(struct node *node, uint64_t off, uint64_t len)
     uint64_t end = MIN(off + len, node->size);
     while (off < end) {
         struct extent ext;
-        if (node->backing || qcow2_map(node, off, end - off, &ext))
+        if (node_holes_may_show(node) || qcow2_map(node, off, end - off, &ext))
             return false;
         off += ext.length;
     }

@@ -8,13 +8,6 @@
 #include "base/checked.h"
 #include "qed/image.h"
 
-/* Do holes of this image show something else than zeroes, now or when it is opened with its
- * backing file? */
-static bool holes_show_backing(const struct qed_image *img)
-{
-    return img->has_backing || img->node->backing;
-}
-
 /* META: markers over a page's holes in [off, off + len). */
 static void store_markers(struct qed_image *img, struct mc_page *page, uint64_t off,
                           uint64_t len)
@@ -100,7 +93,7 @@ int qed_zero(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
         err = qed_lookup(img, off + *done, len - *done, &run);
         if (err < 0)
             return err;
-        if (run.kind == QED_UNALLOCATED && holes_show_backing(img)) {
+        if (run.kind == QED_UNALLOCATED && node_holes_may_show(img->node)) {
             err = mark_holes(img, off + *done, run.length, done);
             continue;
         }

@@ -660,6 +660,26 @@ class BadReferences(Case):
                 self.forget_format(image, fmt)
                 self.serve(image).stop()
 
+    def test_zeroes_written_without_the_backing_file_hide_it_later(self):
+        """backing=none sets it aside for one session: what is zero in that must stay zero."""
+        for fmt, options in (("qcow2", ""), ("qcow2", "compat=0.10"), ("qed", "")):
+            with self.part(fmt=fmt, options=options):
+                fill(create(self.path("base"), "raw", MIB), "raw", [(0, b"\xbb" * MIB)])
+                image = create(self.path("top"), fmt, MIB, options, backing="base", backing_fmt="raw")
+                fill(image, fmt, [(0, bytes([0x11]) * (128 * KIB))])
+                zeroed = [(0, 64 * KIB, 0), (64 * KIB, 64 * KIB, nbd.CMD_FLAG_NO_HOLE),
+                          (128 * KIB, 64 * KIB, 0), (300 * KIB + 5, 1000, 0)]
+                server = self.serve(image, "backing=none")
+                handle = server.connect()
+                for off, length, flags in zeroed:
+                    handle.zero(length, off, flags)
+                server.stop()
+                found = content(image, fmt)
+                for off, length, _ in zeroed:
+                    self.assertEqual(found[off:off + length], bytes(length), off)
+                self.assertEqual(found[200 * KIB], 0xbb)
+                check(image, fmt)
+
     def test_backing_key_replaces_the_reference(self):
         """backing=PATH and backing=none."""
         pathlib.Path(self.path("flat")).write_bytes(b"raw!" * (SIZE // 4))
