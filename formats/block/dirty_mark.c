@@ -41,7 +41,7 @@ int dirty_mark_begin(struct dirty_mark *mark)
     LOCK_GUARD(meta);
     while (mark->state == MARK_WRITING || mark->state == MARK_CLEARING)
         lock_wait(meta, &mark->changed);
-    if (mark->state == MARK_CLEAR || mark->state == MARK_UNKNOWN) {
+    if (!mark->given_up && (mark->state == MARK_CLEAR || mark->state == MARK_UNKNOWN)) {
         enum mark_state before = mark->state;
         enter(mark, MARK_WRITING);
         lock_release(meta);
@@ -84,7 +84,12 @@ void dirty_mark_durable(struct dirty_mark *mark)
 
 bool dirty_mark_needs_barrier(const struct dirty_mark *mark)
 {
-    return mark->enabled && mark->state != MARK_DURABLE;
+    return mark->enabled && !mark->given_up && mark->state != MARK_DURABLE;
+}
+
+void dirty_mark_give_up(struct dirty_mark *mark)
+{
+    mark->given_up = true;
 }
 
 /* State CLEARING, so no allocation runs or starts. */

@@ -42,6 +42,7 @@ struct dirty_mark {
     _Atomic bool
         enabled; /* false: begin and end do nothing (backing file, eager refcounts) */
     /* under META */
+    bool given_up; /* the bit is not set any more, only cleared */
     enum mark_state state;
     unsigned in_flight;
     bool frozen_set; /* the frozen group started with the bit in the file */
@@ -73,6 +74,10 @@ bool dirty_mark_needs_barrier(const struct dirty_mark *mark);
 /* Commits everything, clears the bit and flushes; waits for allocations in flight when
  * `wait`, else returns -EBUSY while there are any.  0 when it is clear. */
 int dirty_mark_settle(struct dirty_mark *mark, bool wait) MUST_USE;
+
+/* META: the bit could not be written, and changes go on without; who began before ends as
+ * ever, and who failed to begin begins again. */
+void dirty_mark_give_up(struct dirty_mark *mark);
 
 /* The clean end of a session, with nothing in flight: commits everything and clears the
  * bit.  A session whose flushes were void gets its one real sync here, unless the user

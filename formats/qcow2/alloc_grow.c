@@ -110,7 +110,8 @@ static int plan_table(struct alloc *a, struct table_plan *plan)
 
     plan->start = a->tail.end >> q->cluster_bits;
     plan->first_block = refcount_block_of(refs, plan->start);
-    uint64_t wanted = MAX(atomic_load(&refs->table)->n_entries * 2, plan->first_block + 2);
+    uint64_t twice = MIN(atomic_load(&refs->table)->n_entries * 2, MAX_RT_BYTES / 8);
+    uint64_t wanted = MAX(twice, plan->first_block + 2);
     for (;;) {
         if (wanted > MAX_RT_BYTES / 8)
             return -EFBIG;

@@ -1,3 +1,5 @@
+/* The set itself: a hash table, and ranges. */
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -39,7 +41,22 @@ static struct meta_table *table_new(uint32_t bits)
     return t;
 }
 
-bool meta_set_has(const struct meta_set *set, uint64_t cluster)
+/* Is one of the clusters in a range that was given? */
+static bool in_ranges(const struct meta_ranges *ranges, uint64_t first, uint64_t n)
+{
+    size_t low = 0, high = ranges ? ranges->n : 0;
+
+    while (low < high) { /* ranges before `low` end too early, those from `high` on don't */
+        size_t middle = low + (high - low) / 2;
+        if (ranges->range[middle].end <= first)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return ranges && low < ranges->n && ranges->range[low].first < first + n;
+}
+
+static bool in_table(const struct meta_set *set, uint64_t cluster)
 {
     const struct meta_table *t = atomic_load_explicit(&set->table, memory_order_acquire);
 
@@ -57,15 +74,21 @@ bool meta_set_has(const struct meta_set *set, uint64_t cluster)
 bool meta_set_has_any(const struct meta_set *set, uint64_t first, uint64_t n)
 {
     for (uint64_t c = first; c < first + n; c++)
-        if (meta_set_has(set, c))
+        if (in_table(set, c))
             return true;
-    return false;
+    return in_ranges(atomic_load_explicit(&set->ranges, memory_order_acquire), first, n);
+}
+
+bool meta_set_has(const struct meta_set *set, uint64_t cluster)
+{
+    return meta_set_has_any(set, cluster, 1);
 }
 
 uint64_t meta_set_end(const struct meta_set *set)
 {
     const struct meta_table *t = atomic_load(&set->table);
-    uint64_t end = 0;
+    const struct meta_ranges *ranges = atomic_load(&set->ranges);
+    uint64_t end = ranges && ranges->n ? ranges->range[ranges->n - 1].end : 0;
 
     for (size_t s = 0; t && s < (size_t)1 << t->bits; s++) {
         uint64_t v = atomic_load(&t->slots[s]);
@@ -120,7 +143,7 @@ void meta_set_remove(struct meta_set *set, uint64_t cluster)
 {
     struct meta_table *t = atomic_load(&set->table);
 
-    if (!meta_set_has(set, cluster))
+    if (!in_table(set, cluster))
         return;
     size_t s = slot_of(t, cluster);
     while (atomic_load(&t->slots[s]) != cluster + 1)
@@ -138,6 +161,14 @@ void meta_set_free(struct meta_set *set)
         t = previous;
     }
     atomic_store(&set->table, NULL);
+    free(atomic_exchange(&set->ranges, NULL));
+}
+
+void meta_set_move(struct meta_set *to, struct meta_set *from)
+{
+    assert(meta_set_is_empty(to));
+    atomic_store(&to->ranges, atomic_exchange(&from->ranges, NULL));
+    atomic_store(&to->table, atomic_exchange(&from->table, NULL));
 }
 
 void qcow2_note_metadata(struct qcow2 *q, uint64_t host, uint64_t n)
@@ -146,100 +177,4 @@ void qcow2_note_metadata(struct qcow2 *q, uint64_t host, uint64_t n)
         if (meta_set_add(&q->metadata, (host >> q->cluster_bits) + i) == -ENOMEM)
             log_error("%s: out of memory: the overlap check misses the cluster at %" PRIu64,
                       q->node->filename, host + (i << q->cluster_bits));
-}
-
-/* ---- filling it at the start ---- */
-
-static int claim(struct qcow2 *q, uint64_t host, uint64_t bytes, const char *what,
-                 uint64_t index, struct diag *diag)
-{
-    uint64_t first = host >> q->cluster_bits;
-    uint64_t n = div_round_up((host & (cluster_size(q) - 1)) + bytes, cluster_size(q));
-
-    for (uint64_t c = first; c < first + n; c++) {
-        int err = meta_set_add(&q->metadata, c);
-        if (err == -EEXIST)
-            return diag_set(diag, EINVAL,
-                            "%s: %s %" PRIu64 ": the cluster at %" PRIu64
-                            " also holds other metadata",
-                            q->node->filename, what, index, c << q->cluster_bits);
-        if (err)
-            return diag_errno(diag, -err, "%s", q->node->filename);
-    }
-    return 0;
-}
-
-static int claim_refcounts(struct qcow2 *q, struct diag *diag)
-{
-    const struct refcount_table *t = atomic_load(&q->refs.table);
-    int err = claim(q, t->offset, t->n_entries * 8, "refcount table", 0, diag);
-
-    for (uint64_t b = 0; !err && b < t->n_entries; b++) {
-        uint64_t offset = refcount_block_offset(&q->refs, b);
-        if (offset)
-            err = claim(q, offset, cluster_size(q), "refcount table entry", b, diag);
-    }
-    return err;
-}
-
-/* The table of an L1 entry.  `shared` has those of entries without the copied flag: two of
- * these may lead to one table, which is copied before it is changed. */
-static int claim_table(struct qcow2 *q, struct meta_set *shared, uint32_t l1_index,
-                       uint64_t entry, struct diag *diag)
-{
-    uint64_t cluster = (entry & L1_OFFSET) >> q->cluster_bits;
-
-    if (entry & L1_COPIED)
-        return claim(q, entry & L1_OFFSET, cluster_size(q), "L1 entry", l1_index, diag);
-    int err = meta_set_add(shared, cluster);
-    if (err == -EEXIST)
-        return 0;
-    if (err)
-        return diag_errno(diag, -err, "%s", q->node->filename);
-    return claim(q, entry & L1_OFFSET, cluster_size(q), "L1 entry", l1_index, diag);
-}
-
-static int claim_tables(struct qcow2 *q, struct diag *diag)
-{
-    struct meta_set shared = {NULL};
-    int err = q->l1_size ? claim(q, atomic_load(&q->l1_offset), (uint64_t)q->l1_size * 8,
-                                 "L1 table", 0, diag)
-                         : 0;
-
-    for (uint32_t i = 0; !err && i < q->l1_size; i++) {
-        uint64_t entry = atomic_load(&q->l1[i]);
-        /* What can't be a table is said when it is met. */
-        if ((entry & L1_OFFSET) && is_aligned(entry & L1_OFFSET, cluster_size(q)))
-            err = claim_table(q, &shared, i, entry, diag);
-    }
-    meta_set_free(&shared);
-    return err;
-}
-
-static int claim_snapshots(struct qcow2 *q, struct diag *diag)
-{
-    int err = q->n_snapshots ? claim(q, q->header.snapshots_offset, q->snapshot_bytes,
-                                     "snapshot table", 0, diag)
-                             : 0;
-
-    /* Their L2 tables may be shared with the active one, so only the L1 tables are claimed.
-     */
-    for (uint32_t i = 0; !err && i < q->n_snapshots; i++)
-        if (q->snapshots[i].l1_size)
-            err = claim(q, q->snapshots[i].l1_offset, (uint64_t)q->snapshots[i].l1_size * 8,
-                        "L1 table of snapshot", i, diag);
-    return err;
-}
-
-int qcow2_collect_metadata(struct qcow2 *q, struct diag *diag)
-{
-    int err = claim(q, 0, 1, "header", 0, diag);
-
-    if (!err)
-        err = claim_refcounts(q, diag);
-    if (!err)
-        err = claim_tables(q, diag);
-    if (!err)
-        err = claim_snapshots(q, diag);
-    return err;
 }

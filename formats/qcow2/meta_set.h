@@ -1,6 +1,7 @@
 /* The host clusters that hold metadata of the image: guest data can't lie there, whatever
- * an L2 entry says (the overlap check).  A hash set of cluster numbers; a lookup takes no
- * lock.
+ * an L2 entry says (the overlap check).  A hash set of cluster numbers, and sorted ranges
+ * for what an image may claim much of in a file that holds little (L1 tables of snapshots
+ * in holes); a lookup takes no lock.
  *
  * Threads: meta_set_has from any thread inside the gate; add and remove under META, or
  * alone with the image.  Private to this folder. */
@@ -18,8 +19,17 @@
 struct qcow2;
 struct meta_table;
 
+struct meta_ranges {
+    size_t n;
+    struct meta_range {
+        uint64_t first, end; /* clusters, [first, end) */
+        uint32_t index;      /* of what lies there, for messages */
+    } range[];               /* ascending, without overlap */
+};
+
 struct meta_set {
-    _Atomic(struct meta_table *) table; /* NULL: empty */
+    _Atomic(struct meta_table *) table;   /* NULL: empty */
+    _Atomic(struct meta_ranges *) ranges; /* owned; set before the image is written to */
 };
 
 bool meta_set_has(const struct meta_set *set, uint64_t cluster);
@@ -29,6 +39,14 @@ int meta_set_add(struct meta_set *set, uint64_t cluster);
 void meta_set_remove(struct meta_set *set, uint64_t cluster);
 void meta_set_free(struct meta_set *set);
 
+static inline bool meta_set_is_empty(const struct meta_set *set)
+{
+    return !atomic_load(&set->table);
+}
+
+/* `to` is empty, and others may be looking at it. */
+void meta_set_move(struct meta_set *to, struct meta_set *from);
+
 /* Does any of n clusters hold metadata? */
 bool meta_set_has_any(const struct meta_set *set, uint64_t first, uint64_t n);
 
@@ -36,7 +54,8 @@ bool meta_set_has_any(const struct meta_set *set, uint64_t first, uint64_t n);
 uint64_t meta_set_end(const struct meta_set *set);
 
 /* Fills the set from header, L1 table, refcount table and snapshots.  -EINVAL when two of
- * them claim one cluster: such an image can't be written to. */
+ * them claim one cluster: such an image can't be written to; then, as on each failure, the
+ * set stays as it was. */
 int qcow2_collect_metadata(struct qcow2 *q, struct diag *diag) MUST_USE;
 
 /* META: clusters that become metadata. */

@@ -189,10 +189,13 @@ static int clear_autoclear(struct qcow2 *q, struct diag *diag)
     if (q->header.version < 3 || q->header.autoclear == 0)
         return 0;
     LOCK_GUARD(&q->header_lock);
-    q->header.autoclear = 0;
-    int err = qcow2_header_write_features(q->node->file, &q->header);
+    struct qcow2_header h = q->header;
+    h.autoclear = 0;
+    int err = qcow2_header_write_features(q->node->file, &h);
     if (!err)
         err = storage_flush(q->node->file);
+    if (!err)
+        q->header.autoclear = 0; /* not before: who failed tries again */
     return err ? diag_errno(diag, -err, "%s: clearing autoclear_features",
                             q->node->filename)
                : 0;

@@ -171,10 +171,14 @@ bool refcount_present(struct refcounts *refs, uint64_t cluster)
 
 int refcount_lock_page(struct refcounts *refs, uint64_t cluster)
 {
-    struct lock *meta = mcache_meta(refs->q->node->mc);
+    struct node *node = refs->q->node;
+    struct lock *meta = mcache_meta(node->mc);
 
     for (;;) {
+        /* Not every caller is a request, and the pool serves other images, too. */
+        gate_ticket ticket = gate_enter(&node->ctx->gate);
         int err = refcount_load(refs, cluster);
+        gate_leave(&node->ctx->gate, ticket);
         if (err)
             return err;
         lock_acquire(meta);

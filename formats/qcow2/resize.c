@@ -42,7 +42,7 @@ static int switch_l1(struct qcow2 *q, uint32_t l1_size, uint64_t host)
 
 static int grow_l1(struct qcow2 *q, uint32_t l1_size)
 {
-    uint64_t clusters = div_round_up((uint64_t)l1_size * 8, cluster_size(q)), host;
+    uint64_t clusters = div_round_up((uint64_t)l1_size * 8, cluster_size(q)), host = 0;
     uint64_t old_offset = atomic_load(&q->l1_offset);
     uint64_t old_clusters = div_round_up((uint64_t)q->l1_size * 8, cluster_size(q));
     CLEANUP_FREE _Atomic uint64_t *l1 = calloc(l1_size, sizeof *l1);
@@ -66,10 +66,14 @@ static int grow_l1(struct qcow2 *q, uint32_t l1_size)
         if (err) /* the header names a table that we can't use */
             mcache_poison(q->node->mc);
     }
-    if (err)
-        return err;
-    l1 = NULL;
     LOCK_GUARD(mcache_meta(q->node->mc));
+    if (err) {
+        /* Unless the header may name it already. */
+        if (host && !mcache_health(q->node->mc))
+            alloc_unlink(&q->alloc, host, clusters);
+        return err;
+    }
+    l1 = NULL;
     qcow2_note_metadata(q, host, clusters);
     if (old_clusters)
         alloc_unlink(&q->alloc, old_offset, old_clusters);

@@ -65,13 +65,14 @@ static void give_up_lazy(struct qcow2 *q)
                 q->node->filename);
     mcache_set_postpone(q->node->mc, false);
     LOCK_GUARD(mcache_meta(q->node->mc));
-    q->mark.enabled = false;
+    dirty_mark_give_up(&q->mark);
     mcache_strict(q->node->mc);
 }
 
 void qcow2_begin_change(struct qcow2 *q)
 {
-    if (dirty_mark_begin(&q->mark))
+    /* It can fail only once. */
+    while (dirty_mark_begin(&q->mark))
         give_up_lazy(q);
 }
 

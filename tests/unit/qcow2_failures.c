@@ -1,0 +1,83 @@
+/* What failures leave behind: of an activation, of the dirty mark, of growing. */
+#include <pthread.h>
+
+#include "qcow2_testing.h"
+
+static struct image img;
+static struct fault_plan plan;
+
+/* Each write of the activation fails once; then it succeeds, and all of it was done. */
+Test(failures, a_failed_activation_is_repeated_whole)
+{
+    static const struct node_options none;
+    int err = -EIO;
+
+    for (unsigned nth = 1; err; nth++) {
+        struct diag diag = {0};
+        make(&img, &(struct image_spec){.size = MIB});
+        put64(&img, FIELD(autoclear_features), 4);
+        fault_plan_init(&plan);
+        cr_assert_eq(node_open(&img.ctx, &qcow2_driver,
+                               fault_storage_new(mem_storage_share(img.mem), &plan), "disk",
+                               &none, &img.node, &diag),
+                     0);
+        fault_plan_fail(&plan, FAULT_WRITE, nth, EIO, FAULT_ONCE);
+        err = node_activate(img.node, &diag);
+        cr_expect(err || nth > 1, "no write was made");
+        cr_expect_eq(node_activate(img.node, &diag), 0, "%s", diag.text);
+        cr_expect_eq(get64(&img, FIELD(autoclear_features)), 0);
+        image_close(&img);
+    }
+}
+
+static void *first_write(void *place)
+{
+    static const uint8_t data[64 * KIB] = {1};
+
+    cr_expect_eq(block_write(img.node, data, sizeof data, (uintptr_t)place, 0), 0);
+    return NULL;
+}
+
+/* Two writers begin; the bit can't be written for one and can be for the other. */
+Test(failures, a_clean_end_after_the_bit_was_given_up)
+{
+    pthread_t threads[2];
+
+    make(&img, &(struct image_spec){.options = "lazy_refcounts=on", .size = 8 * MIB});
+    fault_plan_init(&plan);
+    img.plan = &plan;
+    image_open(&img);
+    fault_plan_delay_writes(&plan, 200000000, 1);
+    fault_plan_fail(&plan, FAULT_WRITE, 1, EIO, FAULT_ONCE);
+    for (uintptr_t i = 0; i < 2; i++)
+        pthread_create(&threads[i], NULL, first_write, (void *)(i * 4 * MIB));
+    for (int i = 0; i < 2; i++)
+        pthread_join(threads[i], NULL);
+    fault_plan_heal(&plan);
+    cr_expect_eq(image_close(&img), 0);
+    cr_expect_eq(get64(&img, FIELD(incompatible_features)), 0);
+}
+
+/* Whichever write fails, a clean end leaves an image without leaks. */
+Test(failures, growing_that_fails_leaks_nothing)
+{
+    int err = -ENOSPC;
+
+    for (unsigned nth = 1; err; nth++) {
+        struct diag diag = {0};
+        char said[400] = "";
+        make(&img, &(struct image_spec){.options = "cluster_size=4096", .size = 8 * MIB});
+        fault_plan_init(&plan);
+        img.plan = &plan;
+        image_open(&img);
+        fault_plan_fail(&plan, FAULT_WRITE, nth, ENOSPC, FAULT_ONCE);
+        err = qcow2_driver.grow(img.node, 8 * GIB, &diag);
+        fault_plan_heal(&plan);
+        bool poisoned = mcache_health(img.node->mc) != 0;
+        cr_expect(image_close(&img) == 0 || poisoned);
+        image_save(&img);
+        cr_expect(poisoned ||
+                      shell(said, sizeof said, "qemu-img check %s 2>&1", img.path) == 0,
+                  "write %u: %s", nth, said);
+    }
+}
