@@ -79,23 +79,27 @@ void mirror_interrupt(struct job *job, void *state)
     LOCK_GUARD(&m->lock);
 
     (void)job;
+    m->interrupted = true;
     if (m->remote)
         storage_nbd_abort(m->remote);
 }
 
 /* ---- the end ---- */
 
-/* From here on nobody interrupts what the target does. */
-static void keep_target(struct mirror *m)
+/* From here on nobody interrupts what the target does.  False: somebody has. */
+static bool keep_target(struct mirror *m)
 {
     LOCK_GUARD(&m->lock);
     m->remote = NULL;
+    return !m->interrupted;
 }
 
 /* The source's users go over to the target. */
 static int swing(struct mirror *m, struct diag *diag)
 {
-    keep_target(m);
+    /* A target that was given up serves nobody any more. */
+    if (!keep_target(m))
+        return -ECANCELED;
     mirror_detach(m);
     /* Nobody writes again what the target loses from here on. */
     mcache_set_forgiving(m->target->mc, false);
@@ -124,7 +128,7 @@ static int close_target(struct mirror *m, struct diag *diag)
 {
     int err = 0;
 
-    keep_target(m);
+    (void)keep_target(m);
     if (m->target)
         err = node_close(m->target);
     m->target = NULL;

@@ -61,6 +61,7 @@ struct mirror {
     struct storage *remote; /* the target's, where it may be interrupted; else NULL */
     int error;              /* the first that nobody has looked at */
     bool error_on_write;
+    bool interrupted;
 };
 
 /* Validates and starts; see mirror_start.  m, which is zeroed but for `fold`, becomes the

@@ -308,6 +308,31 @@ Test(errors, the_last_flush_fails)
     cr_expect_eq(user_write(&b, "on", 2, 0), 0, "and aren't held back");
 }
 
+static void hold_and_cancel(void *opaque)
+{
+    hold_users(opaque);
+    if (bench_look(&b).state == JOB_PENDING)
+        cr_expect_eq(job_cancel(b.manager, "job", true, &b.diag), 0, "%s", b.diag.text);
+}
+
+/* When users are held back for the switch already: they stay where they are, for what the
+ * target does has been ended. */
+Test(errors, a_forced_cancel_at_the_last_moment)
+{
+    struct mirror_params params = bench_params(&b);
+
+    params.job.manual_finalize = true;
+    params.pivot.hold = hold_and_cancel;
+    bench_must_start(&b, &params);
+    bench_ready(&b);
+    cr_assert_eq(job_complete(b.manager, "job", &b.diag), 0);
+    bench_status(&b, JOB_PENDING);
+    cr_assert_eq(job_finalize(b.manager, "job", &b.diag), 0, "%s", b.diag.text);
+    bench_end(&b, JOB_EVENT_CANCELLED);
+    cr_expect_null(b.replaced);
+    cr_expect_eq(user_write(&b, "on", 2, 0), 0, "and aren't held back");
+}
+
 /* A write of a user that fails leaves nobody knows what: it is copied all the same. */
 Test(errors, a_users_write_is_torn)
 {
