@@ -6,6 +6,12 @@
 static struct image img;
 static struct fault_plan plan;
 
+static void done(void)
+{
+    image_free(&img);
+    fault_plan_destroy(&plan);
+}
+
 /* Each write of the activation fails once; then it succeeds, and all of it was done. */
 Test(failures, a_failed_activation_is_repeated_whole)
 {
@@ -26,7 +32,7 @@ Test(failures, a_failed_activation_is_repeated_whole)
         cr_expect(err || nth > 1, "no write was made");
         cr_expect_eq(node_activate(img.node, &diag), 0, "%s", diag.text);
         cr_expect_eq(get64(&img, FIELD(autoclear_features)), 0);
-        image_close(&img);
+        done();
     }
 }
 
@@ -56,6 +62,7 @@ Test(failures, a_clean_end_after_the_bit_was_given_up)
     fault_plan_heal(&plan);
     cr_expect_eq(image_close(&img), 0);
     cr_expect_eq(get64(&img, FIELD(incompatible_features)), 0);
+    done();
 }
 
 /* Whichever write fails, a clean end leaves an image without leaks. */
@@ -79,5 +86,6 @@ Test(failures, growing_that_fails_leaks_nothing)
         cr_expect(poisoned ||
                       shell(said, sizeof said, "qemu-img check %s 2>&1", img.path) == 0,
                   "write %u: %s", nth, said);
+        done();
     }
 }
