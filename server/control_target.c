@@ -79,9 +79,13 @@ static int make_file(const struct target_request *request, struct diag *diag)
 static int open_file(const struct target_request *request, struct node **out,
                      struct diag *diag)
 {
+    const struct cache_mode *how = request->source->options.cache;
+    /* What can't be changed once the file is open is as the source's; the rest is when the
+     * target takes its place: a copy needn't be durable chunk by chunk. */
     const struct chain_options options = {
         .format = request->format,
-        .node = {.need_check_delay_ns = request->source->options.need_check_delay_ns},
+        .node = {.cache = cache_mode_find(how->direct ? "none" : "writeback"),
+                 .need_check_delay_ns = request->source->options.need_check_delay_ns},
     };
 
     int err = check_not_in_chain(request, diag);

@@ -194,6 +194,16 @@ static void take_locks(struct export *export, struct node *top)
             log_warning("%s: is served without a lock", diag.text);
 }
 
+/* The user's choices are for the disk, whichever image that is.  But "volatile" is one for
+ * an image that may be lost: another goes on being synced (V-07). */
+static void inherit_options(const struct node *old, struct node *new_node)
+{
+    if (!old->options.cache->no_flush)
+        new_node->options.cache = old->options.cache;
+    new_node->options.discard_ignore = old->options.discard_ignore;
+    new_node->options.detect_zeroes = old->options.detect_zeroes;
+}
+
 int export_swing(struct export *export, struct node *new_node, struct diag *diag)
 {
     struct node *old = atomic_load(&export->node);
@@ -205,6 +215,7 @@ int export_swing(struct export *export, struct node *new_node, struct diag *diag
         int err = check_swing(export, old, new_node, diag);
         if (err)
             return err;
+        inherit_options(old, new_node);
         atomic_store(&export->node, new_node);
     }
     if (chain_has(new_node, old))

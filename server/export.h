@@ -81,10 +81,11 @@ void export_unclaim(struct export *export);
 void export_hold(struct export *export);
 void export_release(struct export *export);
 
-/* Serves new_node from here on.  It can't be smaller (what is behind the old size is for
- * new connections); on success it is the export's. The caller must be the only one with a
- * claim (-EBUSY), and touches the old node no more. What isn't part of the new chain is
- * closed when the requests that use it have left. */
+/* Serves new_node from here on, as the user wanted the old served: its options for caching,
+ * discards and zeroes are the new one's.  It can't be smaller (what is behind the old size
+ * is for new connections); on success it is the export's. The caller must be the only one
+ * with a claim (-EBUSY), and touches the old node no more. What isn't part of the new chain
+ * is closed when the requests that use it have left. */
 int export_swing(struct export *export, struct node *new_node, struct diag *diag) MUST_USE;
 
 /* Puts `below`, which it takes over on success, in the place of what lies below a layer of

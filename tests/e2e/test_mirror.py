@@ -721,6 +721,40 @@ class Sync(MirrorCase):
         self.assertEqual([harness.sha256(p) for p in (self.base, self.middle)], before)
 
 
+class Options(MirrorCase):
+    """what the user wanted for the disk is so for the image that takes its place"""
+
+    def served(self):
+        disk = self.client.cmd("query-block")[0]["inserted"]
+        return disk["file"], disk["cache"]["mode"], disk["detect_zeroes"]
+
+    def is_direct(self, path):
+        found = [fd for fd in pathlib.Path(f"/proc/{self.server.process.pid}/fd").iterdir()
+                 if os.readlink(fd) == os.path.realpath(path)]
+        flags = [int(pathlib.Path(str(fd).replace("/fd/", "/fdinfo/")).read_text().split()[3], 8) for fd in found]
+        return any(f & os.O_DIRECT for f in flags)
+
+    def test_a_pivot(self):
+        for mode in ("writethrough", "none", "directsync", "volatile"):
+            with self.part(mode=mode):
+                self.make("raw")
+                self.begin(f"cache={mode}", "discard=ignore", "detect-zeroes=on")
+                target = self.mirror(f"{mode}.raw")
+                self.ready()
+                self.pivot()
+                # V-07: a target is synced, whatever the disk was
+                self.assertEqual(self.served(), (target, "writeback" if mode == "volatile" else mode, "on"))
+                self.assertEqual(self.is_direct(target), mode in ("none", "directsync"))
+                self.write(0, bytes([7]) * MIB)
+                self.disk.flush()
+                before = os.stat(target).st_blocks
+                self.disk.trim(MIB, 0)
+                self.disk.flush()
+                self.assertEqual(os.stat(target).st_blocks, before, "it was punched")
+                self.server.stop()
+                self.expect_content(target, "raw")
+
+
 class Ends(MirrorCase):
     def test_users_go_on_while_a_job_is_pending(self):
         """and what they write until it is finalized is in the target"""
