@@ -23,6 +23,7 @@
 #include "base/cleanup.h"
 #include "block/chain.h"
 #include "jobs/commit.h"
+#include "jobs/manager.h"
 #include "jobs/mirror_internal.h"
 
 /* Does the name mean the file of that layer? */
@@ -277,7 +278,10 @@ int commit_start(struct job_manager *manager, const struct commit_params *params
 
     if (!m)
         return diag_errno(diag, ENOMEM, "job '%s'", params->job.id);
-    int err = prepare(params, &m->fold, &top, &target, diag);
+    /* First: what prepare does to the base isn't undone. */
+    int err = job_check_id(manager, params->job.id, diag);
+    if (!err)
+        err = prepare(params, &m->fold, &top, &target, diag);
     if (err) {
         release_layers(&m->fold);
         free(m);

@@ -5,7 +5,7 @@ import random
 import unittest
 
 import harness
-from harness import KIB, LONG, MIB, SEED, Case, create, fill, parametrised, run
+from harness import KIB, LONG, MIB, SEED, Case, create, fill, parametrised, run, wait_until
 from test_mirror import MirrorCase
 from writers import Writers
 
@@ -117,6 +117,19 @@ class Sizes(CommitCase):
                 self.pivot()
                 self.ends_as(self.paths[0], formats[0])
                 self.assertEqual(harness.info(self.paths[0], formats[0])["virtual-size"], 4 * MIB)
+
+    def test_a_base_is_not_grown_for_a_job_that_cant_be(self):
+        """M-31"""
+        self.chain(("qcow2", "qcow2", "qcow2"), [MIB, 2 * MIB, 4 * MIB])
+        self.begin()
+        self.mirror("target.raw", auto_dismiss=False)
+        self.ready()
+        self.client.cmd("block-job-cancel", device="job")
+        wait_until(lambda: self.job()["status"] == "concluded", 20, "the end")
+        before = harness.sha256(self.paths[0])
+        for job, words in ("9bad", "well-formed"), ("job", "in use"):
+            self.fails("GenericError", self.client, "block-commit", words, device="drive0", job_id=job)
+            self.assertEqual(harness.sha256(self.paths[0]), before, words)
 
     def test_what_a_shorter_base_hides_stays_hidden(self):
         """it would be grown over a part of its own backing file, which isn't to be seen"""
