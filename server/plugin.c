@@ -291,10 +291,13 @@ static int qimg_pwrite(void *handle, const void *buf, uint32_t count, uint64_t o
 {
     EXPORT_USE(use, export_enter_change(&the_export));
     unsigned how = flags & NBDKIT_FLAG_FUA ? BLOCK_FUA : 0;
+    int err = block_write(use.node, buf, count, offset, how);
 
     (void)handle;
-    return done(block_write(use.node, buf, count, offset, how), &use, "write", offset,
-                count);
+    /* What was trimmed a moment ago may be all the space there is. */
+    if (err == -ENOSPC && block_make_room(use.node))
+        err = block_write(use.node, buf, count, offset, how);
+    return done(err, &use, "write", offset, count);
 }
 
 static int qimg_flush(void *handle, uint32_t flags)
@@ -325,6 +328,8 @@ static int qimg_zero(void *handle, uint32_t count, uint64_t offset, uint32_t fla
     int err = block_zero(use.node, count, offset, how);
 
     (void)handle;
+    if (err == -ENOSPC && block_make_room(use.node))
+        err = block_zero(use.node, count, offset, how);
     if (err == -ENOTSUP && fast) {
         nbdkit_set_error(EOPNOTSUPP); /* an answer, not a failure */
         return -1;

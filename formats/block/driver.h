@@ -113,6 +113,10 @@ struct driver {
     /* Would `zero` do all of the range by metadata or by punching? */
     bool (*zero_is_fast)(struct node *node, uint64_t off, uint64_t len);
 
+    /* Optional: are there clusters that were let go of, and can be taken when that is
+     * durable and the requests under way have ended? */
+    bool (*has_unlinked)(struct node *node);
+
     /* Optional: from here on the image names this file as its backing file, of a format
      * that is never NULL.  Durable on return; after a crash the old name or the new one
      * holds.  What node->backing is is the caller's. */

@@ -30,3 +30,14 @@ int block_flush(struct node *node)
         observers_flushed(&node->observers);
     return err;
 }
+
+bool block_make_room(struct node *node)
+{
+    const struct driver *driver = node->driver;
+
+    if (!driver->has_unlinked || !driver->has_unlinked(node) ||
+        mcache_commit(node->mc, MC_COMMIT) != 0)
+        return false;
+    gate_wait(&node->ctx->gate);
+    return true;
+}

@@ -130,6 +130,11 @@ int block_discard(struct node *node, uint64_t len, uint64_t off, unsigned flags)
 /* Everything replied to before is durable afterwards; see mcache_commit. */
 int block_flush(struct node *node) MUST_USE;
 
+/* After -ENOSPC: has clusters that were let go of made free, which takes a flush and the
+ * end of all requests under way.  False: there are none, so there is no use in trying
+ * again.  Outside of the gate. */
+bool block_make_room(struct node *node) MUST_USE;
+
 /* Loads the tables for a range and asks the host to read its data ahead. */
 int block_cache(struct node *node, uint64_t len, uint64_t off) MUST_USE;
 

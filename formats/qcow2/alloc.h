@@ -56,6 +56,9 @@ struct alloc {
 int alloc_open(struct alloc *a, struct qcow2 *q, struct diag *diag) MUST_USE;
 int alloc_activate(struct alloc *a, struct diag *diag) MUST_USE;
 
+/* Is anything on its way from unlinked to free? */
+bool alloc_has_unlinked(struct alloc *a);
+
 /* Commits, lets go of everything unlinked, and gives back what was reserved ahead.  Nobody
  * is inside the gate.  The file may then be cut with alloc_trim_file. */
 int alloc_settle(struct alloc *a) MUST_USE;

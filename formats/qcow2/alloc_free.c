@@ -191,7 +191,7 @@ static int give_back_tail(struct alloc *a)
     return 0;
 }
 
-static bool anything_unlinked(struct alloc *a)
+bool alloc_has_unlinked(struct alloc *a)
 {
     LOCK_GUARD(mcache_meta(a->q->node->mc));
     return a->unlinked.n || a->frozen.n || a->retired.n;
@@ -201,7 +201,7 @@ int alloc_settle(struct alloc *a)
 {
     int err = mcache_commit(a->q->node->mc, MC_COMMIT_EVERYTHING);
 
-    while (!err && anything_unlinked(a)) {
+    while (!err && alloc_has_unlinked(a)) {
         err = mcache_commit(a->q->node->mc, MC_COMMIT_EVERYTHING);
         alloc_reclaim(a);
     }

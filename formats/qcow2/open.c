@@ -291,6 +291,11 @@ void qcow2_info(struct node *node, json_t *object)
     json_object_set_new(object, "format-specific", specific);
 }
 
+static bool has_unlinked(struct node *node)
+{
+    return alloc_has_unlinked(&qcow2_of(node)->alloc);
+}
+
 const struct driver qcow2_driver = {
     .name = "qcow2",
     .probe = probe,
@@ -303,6 +308,7 @@ const struct driver qcow2_driver = {
     .release = qcow2_release,
     .zero = qcow2_zero,
     .zero_is_fast = qcow2_zero_is_fast,
+    .has_unlinked = has_unlinked,
     .set_backing = qcow2_set_backing,
     .grow = qcow2_grow,
     .settle = qcow2_settle,

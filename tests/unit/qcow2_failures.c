@@ -89,3 +89,30 @@ Test(failures, growing_that_fails_leaks_nothing)
         done();
     }
 }
+
+/* On a full device what was trimmed is what there is: free after a commit. */
+Test(failures, room_is_made_of_what_was_trimmed)
+{
+    static const struct node_options none;
+    static const uint8_t data[4 * KIB] = {7};
+    struct storage *device;
+
+    make(&img, &(struct image_spec){.options = "cluster_size=4096", .size = 8 * MIB});
+    fault_plan_init(&plan);
+    cr_assert_eq(storage_truncate(img.mem, 2 * MIB), 0);
+    device = mem_storage_share(img.mem);
+    device->fixed_size = true;
+    cr_assert_eq(
+        node_open(&img.ctx, &qcow2_driver, device, "device", &none, &img.node, NULL), 0);
+    cr_assert_eq(node_activate(img.node, NULL), 0);
+    for (uint64_t off = 0; !block_write(img.node, data, sizeof data, off, 0);)
+        off += sizeof data;
+    while (block_make_room(img.node))
+        cr_expect_eq(block_write(img.node, data, sizeof data, 7 * MIB, 0), -ENOSPC);
+    cr_expect_eq(block_discard(img.node, MIB, 0, 0), 0);
+    cr_expect_eq(block_write(img.node, data, sizeof data, 0, 0), -ENOSPC,
+                 "not yet durable");
+    cr_expect(block_make_room(img.node));
+    cr_expect_eq(block_write(img.node, data, sizeof data, 0, 0), 0);
+    done();
+}
