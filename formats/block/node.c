@@ -134,18 +134,25 @@ int node_reopen(struct node *node, void (*free_state)(void *state), struct diag 
     return 0;
 }
 
+static int lock_file(struct node *node, enum storage_lock_level level, struct diag *diag)
+{
+    return node->options.lock_off ? 0 : storage_lock(node->file, level, diag);
+}
+
 int node_activate(struct node *node, struct diag *diag)
 {
+    struct diag ignored;
+
     if (node->active)
         return 0;
     if (!node->can_write)
         return diag_set(diag, EROFS, "%s: the file is open read-only", node->filename);
-    if (!node->options.lock_off) {
-        int err = storage_lock(node->file, STORAGE_WRITER, diag);
-        if (err)
-            return err;
-    }
-    int err = node->driver->activate(node, diag);
+    int err = lock_file(node, STORAGE_WRITER, diag);
+    if (err)
+        return err;
+    err = node->driver->activate(node, diag);
+    if (err) /* it goes on being read, beside others who do */
+        (void)!lock_file(node, STORAGE_READER, &ignored);
     node->active = !err;
     return err;
 }

@@ -555,6 +555,7 @@ class ReadOnly(Case):
                 server = self.serve(image, "repair=off", fmt=fmt)
                 with self.assertRaises(nbd.Error):
                     server.connect()
+                run("qemu-img", "info", "-f", fmt, image)  # the lock isn't a writer's any more
                 server.stop()
                 server = self.serve(image, "repair=off", fmt=fmt, nbdkit=["-r"])
                 self.assertEqual(server.connect().pread(4, MIB), b"xxxx")
