@@ -262,6 +262,27 @@ static int qimg_can_cache(void *handle)
     return NBDKIT_CACHE_NATIVE;
 }
 
+/* What NBD has no word for, an NBD server's ETIMEDOUT for one, would reach clients as
+ * EINVAL: as if their request were wrong. */
+static int errno_for_client(int err)
+{
+    switch (err) {
+    case EPERM:
+    case EROFS:
+    case ENOMEM:
+    case EINVAL:
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG:
+    case EOVERFLOW:
+    case EOPNOTSUPP:
+    case ESHUTDOWN:
+        return err;
+    default:
+        return EIO;
+    }
+}
+
 /* The end of every request: -errno becomes nbdkit's. */
 static int done(int err, const struct export_use *use, const char *what, uint64_t offset,
                 uint64_t count)
@@ -272,7 +293,7 @@ static int done(int err, const struct export_use *use, const char *what, uint64_
         control_request_failed(control);
     nbdkit_error("%s: %s of %" PRIu64 " bytes at %" PRIu64 ": %s", use->node->filename,
                  what, count, offset, strerror(-err));
-    nbdkit_set_error(-err);
+    nbdkit_set_error(errno_for_client(-err));
     return -1;
 }
 

@@ -91,6 +91,8 @@ static int set_path(char **out, const char *key, const char *value)
 
     if (*out || value[first] == ':')
         return set_text(out, key, value);
+    if (!value[0])
+        return refuse(key, value, "the name of a file");
     *out = nbdkit_absolute_path(value);
     return *out ? 0 : -1;
 }
@@ -258,12 +260,14 @@ static int set_writable(struct plugin_config *c, const char *key, const char *va
 
 static int set_final_sync(struct plugin_config *c, const char *key, const char *value)
 {
-    int yes = nbdkit_parse_bool(value);
+    /* Not nbdkit_parse_bool's, whose message doesn't name the key. */
+    static const char *const words[] = {"yes",   "no", "on", "off", "true",
+                                        "false", "1",  "0",  NULL};
+    unsigned i;
 
-    (void)key;
-    if (yes < 0)
+    if (choose(&i, key, value, words, "yes or no"))
         return -1;
-    c->node.keep_marks = !yes;
+    c->node.keep_marks = i % 2 == 1;
     return 0;
 }
 
@@ -286,6 +290,8 @@ static int set_control(struct plugin_config *c, const char *key, const char *val
     }
     if (strcmp(value, "none") == 0)
         return 0;
+    if (!value[0])
+        return refuse(key, value, "none or the name of a socket");
     c->control = nbdkit_absolute_path(value);
     return c->control ? 0 : -1;
 }

@@ -95,6 +95,14 @@ static void make_tables(const struct cli_command *cmd, struct getopt_tables *t)
     t->names[name] = (struct option){0};
 }
 
+/* Of a letter among others argv[optind - 1] isn't the argument that has it. */
+static int unrecognized(const struct getopt_tables *t, char **argv)
+{
+    if (optopt && optopt < CLI_LONG_ONLY && !strchr(t->letters, optopt))
+        return cli_usage_error("unrecognized option '-%c'", optopt);
+    return cli_usage_error("unrecognized option '%s'", argv[optind - 1]);
+}
+
 int cli_take_options(const struct cli_command *cmd, int argc, char **argv, cli_take *take,
                      void *args)
 {
@@ -111,7 +119,7 @@ int cli_take_options(const struct cli_command *cmd, int argc, char **argv, cli_t
         if (option == ':')
             return cli_usage_error("missing argument for option '%s'", argv[optind - 1]);
         if (option == '?')
-            return cli_usage_error("unrecognized option '%s'", argv[optind - 1]);
+            return unrecognized(&tables, argv);
         if (take(args, option) != CLI_OK)
             return CLI_FAILED;
     }

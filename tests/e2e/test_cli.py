@@ -190,6 +190,7 @@ class Create(CliCase):
         "no operand": ((), ["Expecting image file name"]),
         "three operands": (("image", "1G", "2G"), ["2G"]),
         "unknown option": (("-Z", "image", "1G"), ["-Z"]),
+        "unknown option before another": (("-xq", "image", "1G"), ["'-x'"]),
         "unknown long option": (("--zero", "image", "1G"), ["--zero"]),
         "missing argument": (("image", "1G", "-f"), ["-f"]),
         "unknown format": (("-f", "xyz", "image", "1G"), ["xyz"]),

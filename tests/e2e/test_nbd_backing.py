@@ -1,8 +1,11 @@
 """Backing files that are NBD exports: given with backing=, or named by the image itself."""
 
+import errno
 import os
 import subprocess
 import unittest
+
+import nbd
 
 from harness import KIB, MIB, Case, Model, run, wait_until
 
@@ -102,6 +105,18 @@ class NbdBacking(Case):
         self.end_base()
         self.start_base()
         model.compare(handle)
+        server.stop()
+
+    def test_the_server_is_gone(self):
+        """no connection: NBD has no word for that but EIO"""
+        self.serve_base()
+        server = self.serve(self.overlay("qcow2"), f"backing={self.uri}", "backing-format=raw")
+        handle = server.connect()
+        handle.pread(512, 0)
+        self.end_base()
+        with self.assertRaises(nbd.Error) as caught:
+            handle.pread(512, 0)
+        self.assertEqual(caught.exception.errnum, errno.EIO)
         server.stop()
 
 

@@ -64,6 +64,13 @@ class Offers(Case):
         server.connect()
         server.stop()
 
+    def test_a_bad_value_is_told_with_its_key(self):
+        image = create(self.path("disk"), "qcow2", SIZE)
+        for key in ("control=", "backing=", "volatile-final-sync=maybe", "file="):
+            with self.part(key=key):
+                self.refused("" if key == "file=" else image, *[] if key == "file=" else [key],
+                             words=[key], name=False)
+
     def test_every_documented_value_serves(self):
         """Each key of the manual with each of its values: write, flush, read, clean end."""
         keys = {"format": ["auto", "qcow2"],
