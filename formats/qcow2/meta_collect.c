@@ -75,7 +75,7 @@ static int claim_table(struct collection *c, struct meta_set *shared, uint32_t l
 static int claim_tables(struct collection *c)
 {
     struct qcow2 *q = c->q;
-    struct meta_set shared = {NULL};
+    struct meta_set shared = {NULL, NULL};
     int err = q->l1_size ? claim(c, atomic_load(&q->l1_offset), (uint64_t)q->l1_size * 8,
                                  "L1 table", 0)
                          : 0;
