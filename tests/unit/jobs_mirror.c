@@ -291,8 +291,8 @@ Test(mirror, a_blocking_job_stays_in_sync)
     finish_and_compare();
 }
 
-/* A write that failed on the disk isn't sent; one that failed there only is. */
-Test(mirror, failures_under_a_blocking_job)
+/* A job that is ready, sends users' writes on, and stops when the target fails. */
+static void start_blocking(void)
 {
     bench_init(&b, MIB);
     bench_fill(&b);
@@ -301,6 +301,12 @@ Test(mirror, failures_under_a_blocking_job)
     params.on_target_error = JOB_STOP;
     bench_must_start(&b, &params);
     bench_ready(&b);
+}
+
+/* A write that failed on the disk isn't sent; one that failed there only is. */
+Test(mirror, failures_under_a_blocking_job)
+{
+    start_blocking();
     uint64_t writes = fault_plan_calls(&b.plan[TARGET], FAULT_WRITE);
     fault_plan_fail(&b.plan[SOURCE], FAULT_WRITE, 1, EIO, FAULT_ONCE);
     fault_plan_fail(&b.plan[TARGET], FAULT_WRITE, 1, EIO, FAULT_FROM_THEN_ON);
@@ -322,13 +328,7 @@ Test(mirror, failures_under_a_blocking_job)
  * the same, and the job deals with it. */
 Test(mirror, a_flush_under_a_blocking_job)
 {
-    bench_init(&b, MIB);
-    bench_fill(&b);
-    struct mirror_params params = bench_params(&b);
-    params.copy_mode = MIRROR_WRITE_BLOCKING;
-    params.on_target_error = JOB_STOP;
-    bench_must_start(&b, &params);
-    bench_ready(&b);
+    start_blocking();
     cr_assert_eq(user_write(&b, "x", 1, 0), 0);
     uint64_t flushes = fault_plan_calls(&b.plan[TARGET], FAULT_FLUSH);
     cr_assert_eq(block_flush(b.serving), 0);
