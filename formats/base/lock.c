@@ -70,6 +70,14 @@ void lock_acquire(struct lock *lock)
     note_acquired(lock);
 }
 
+bool lock_try_acquire(struct lock *lock)
+{
+    if (pthread_mutex_trylock(&lock->mutex) != 0)
+        return false;
+    note_acquired(lock);
+    return true;
+}
+
 void lock_release(struct lock *lock)
 {
     note_released(lock);

@@ -18,13 +18,14 @@ enum lock_rank {
     RANK_RANGE, /* block/range_lock.c: the list of locked guest ranges (the ranges span I/O)
                  */
     RANK_TABLE, /* a driver installing or copying an L2 table */
-    RANK_GROWTH, /* a driver extending the file or adding allocation metadata */
-    RANK_HEADER, /* a driver writing its header */
-    RANK_COMMIT, /* mcache: who leads a commit */
-    RANK_POOL,   /* mcache: the pages of the whole chain, for eviction */
-    RANK_META,   /* mcache: every in-memory change of metadata */
-    RANK_LOAD,   /* mcache: waiting for a page that is being loaded */
-    RANK_LEAF,   /* anything that takes no other lock: timers, bounce buffers */
+    RANK_GROWTH,  /* a driver extending the file or adding allocation metadata */
+    RANK_RECLAIM, /* a driver dropping references to clusters */
+    RANK_HEADER,  /* a driver writing its header */
+    RANK_COMMIT,  /* mcache: who leads a commit */
+    RANK_POOL,    /* mcache: the pages of the whole chain, for eviction */
+    RANK_META,    /* mcache: every in-memory change of metadata */
+    RANK_LOAD,    /* mcache: waiting for a page that is being loaded */
+    RANK_LEAF,    /* anything that takes no other lock: timers, bounce buffers */
     RANK_COUNT
 };
 
@@ -37,6 +38,9 @@ void lock_init(struct lock *lock, enum lock_rank rank);
 void lock_destroy(struct lock *lock);
 void lock_acquire(struct lock *lock);
 void lock_release(struct lock *lock);
+
+/* Takes it when nobody has it; never waits. */
+bool lock_try_acquire(struct lock *lock) MUST_USE;
 
 /* Waits on cond; the lock is released meanwhile. */
 void lock_wait(struct lock *lock, pthread_cond_t *cond);

@@ -42,6 +42,7 @@ void mcmap_store(struct mc_page *page, uint32_t word, uint64_t value, enum mc_cl
 
     lock_assert_held(&mc->meta);
     assert(word < mc_page_words(page));
+    assert(atomic_load(&page->has_place)); /* invariant (10) */
     /* First counted, then seen: who sees a link that isn't durable must not be told by
      * mcache_has_dirty that there is none. */
     mark_dirty(mc, page, cls);

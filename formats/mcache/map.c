@@ -269,6 +269,96 @@ int mcmap_get(struct mcmap *map, uint64_t index, struct mc_page **out)
     return 0;
 }
 
+/* A filesystem's blocks are no smaller than this: what has another byte than zero in it
+ * lies in no hole. */
+#define BLOCK_WORDS (1024 / 8)
+
+static bool is_zero_block(const struct mc_page *page, size_t first)
+{
+    size_t end = MIN(first + BLOCK_WORDS, mc_page_words(page));
+
+    for (size_t i = first; i < end; i++)
+        if (mc_load(page, (uint32_t)i) != 0)
+            return false;
+    return true;
+}
+
+/* Gives a range of zeroes its blocks. */
+static int take_place(struct storage *st, uint64_t host, uint64_t len)
+{
+    static const uint64_t zeroes[RESIDENT_PAGE_BYTES / 8];
+
+    /* A device gives no blocks ahead, but one that is thin finds some for what is written.
+     */
+    int err = st->fixed_size ? -ENOTSUP : storage_preallocate(st, host, len);
+    return err == -ENOTSUP ? storage_write(st, zeroes, len, host, 0) : err;
+}
+
+/* The page as it was read from the disk: nobody has stored to it yet. */
+static int take_places(struct mcmap *map, struct mc_page *page)
+{
+    size_t n = mc_page_words(page), first = 0;
+    uint64_t host = map->locate(map->owner, map->resident ? 0 : page->index);
+    if (host == 0)
+        return -ENOENT;
+    if (map->resident)
+        host += page->index * map->page_bytes;
+
+    while (first < n) {
+        size_t end = first;
+        while (end < n && is_zero_block(page, end))
+            end = MIN(end + BLOCK_WORDS, n);
+        int err =
+            end > first ? take_place(map->mc->st, host + first * 8, (end - first) * 8) : 0;
+        if (err)
+            return err;
+        first = end + BLOCK_WORDS;
+    }
+    return 0;
+}
+
+/* One thread at a time for each page: where zeroes have to be written, they must not come
+ * after what somebody else stored. */
+static int ensure_place(struct mcmap *map, struct mc_page *page)
+{
+    struct mc_load_stripe *stripe = &map->mc->load[page->index % LOAD_STRIPES];
+    struct mc_loading mine = {.map = map, .index = page->index};
+    {
+        LOCK_GUARD(&stripe->lock);
+        while (is_loading(stripe, map, page->index))
+            lock_wait(&stripe->lock, &stripe->done);
+        if (atomic_load(&page->has_place))
+            return 0;
+        list_append(&stripe->loading, &mine.link);
+    }
+    int err = take_places(map, page);
+
+    LOCK_GUARD(&stripe->lock);
+    if (!err)
+        atomic_store(&page->has_place, true);
+    list_remove(&mine.link);
+    pthread_cond_broadcast(&stripe->done);
+    return err;
+}
+
+int mcmap_get_for_store(struct mcmap *map, uint64_t index)
+{
+    struct mc_page *page;
+
+    int err = mcmap_get(map, index, &page);
+    if (err || LIKELY(atomic_load_explicit(&page->has_place, memory_order_relaxed)))
+        return err;
+    return ensure_place(map, page);
+}
+
+struct mc_page *mcmap_peek_for_store(struct mcmap *map, uint64_t index)
+{
+    struct mc_page *page = mcmap_peek(map, index);
+
+    return page && atomic_load_explicit(&page->has_place, memory_order_relaxed) ? page
+                                                                                : NULL;
+}
+
 struct mc_page *mcmap_peek(struct mcmap *map, uint64_t index)
 {
     lock_assert_held(&map->mc->meta);

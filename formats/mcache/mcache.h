@@ -27,7 +27,9 @@
  *   (7) a flush reply implies that everything replied to before it is durable;
  *   (8) data reaches the storage before the word that maps it is stored;
  *   (9) values from disk are checked before they are used as offsets, in release builds
- * too.
+ * too;
+ *   (10) a word is stored only in a page that has its place on disk: a filesystem that is
+ * full by then can't keep a commit from writing it.
  *
  * Failure.  A metadata write that fails (ENOSPC) fails the commit; its pages stay dirty and
  * the next commit tries again.  A barrier that fails *poisons* the cache: nobody knows what
@@ -65,6 +67,7 @@ struct mc_page {
     struct mcmap *map;
     uint64_t index;
     _Atomic bool referenced; /* the clock's second chance */
+    _Atomic bool has_place;  /* writing it back needs no space that isn't there yet */
     bool resident;           /* never evicted, words not ours */
     /* under META; apart from `referenced`, so that no compiler loads both as one word */
     struct list dirty_link;
@@ -182,7 +185,18 @@ int mcmap_get(struct mcmap *map, uint64_t index, struct mc_page **page) MUST_USE
  */
 struct mc_page *mcmap_peek(struct mcmap *map, uint64_t index);
 
-/* META: changes one word of a page that mcmap_peek returned under the same hold of META. */
+/* As mcmap_get, for who is going to store: afterwards the page has its place on disk
+ * (invariant 10).  Where its words are zero a page may lie in a hole of the file; then the
+ * storage is asked for the blocks.  May do I/O; inside the gate, outside META.  0 or -errno
+ * (-ENOSPC here, so that a commit never meets it). */
+int mcmap_get_for_store(struct mcmap *map, uint64_t index) MUST_USE;
+
+/* META: the page when it can be stored to, else NULL: release META, mcmap_get_for_store,
+ * and look again. */
+struct mc_page *mcmap_peek_for_store(struct mcmap *map, uint64_t index);
+
+/* META: changes one word of a page that mcmap_peek_for_store returned under the same hold
+ * of META. */
 void mcmap_store(struct mc_page *page, uint32_t word, uint64_t value, enum mc_class cls);
 
 #endif

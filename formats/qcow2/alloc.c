@@ -13,6 +13,7 @@ int alloc_open(struct alloc *a, struct qcow2 *q, struct diag *diag)
 
     *a = (struct alloc){.q = q};
     lock_init(&a->growth, RANK_GROWTH);
+    alloc_reclaim_init(a);
     int err = storage_size(q->node->file, &size);
     if (err)
         return diag_errno(diag, -err, "%s: size", q->node->filename);
@@ -67,10 +68,10 @@ int alloc_activate(struct alloc *a, struct diag *diag)
 
 void alloc_close(struct alloc *a)
 {
+    alloc_reclaim_end(a);
     free(a->free.runs);
     free(a->unlinked.runs);
     free(a->frozen.runs);
-    free(a->retired.runs);
     lock_destroy(&a->growth);
 }
 
@@ -78,7 +79,7 @@ void run_list_add(struct alloc *a, struct run_list *list, struct run run)
 {
     struct run *last = list->n ? &list->runs[list->n - 1] : NULL;
 
-    if (last && last->first + last->n == run.first && last->stamp == run.stamp) {
+    if (last && last->first + last->n == run.first) {
         last->n += run.n;
         return;
     }
@@ -96,9 +97,44 @@ void run_list_add(struct alloc *a, struct run_list *list, struct run run)
     list->runs[list->n++] = run;
 }
 
+void run_list_move(struct alloc *a, struct run_list *from, struct run_list *to)
+{
+    if (to->n == 0) {
+        struct run_list empty = *to;
+        *to = *from;
+        *from = empty;
+        return;
+    }
+    for (size_t i = 0; i < from->n; i++)
+        run_list_add(a, to, from->runs[i]);
+    from->n = 0;
+}
+
 bool alloc_settled(const struct alloc *a, uint64_t host_end)
 {
     return tail_settled(&a->tail, host_end);
+}
+
+/* The free clusters of a page of refcounts that can't be read leak: there are others. */
+static void forget_unreadable(struct alloc *a, uint64_t cluster, int err)
+{
+    struct refcounts *refs = &a->q->refs;
+    uint64_t page_end = cluster + refcount_run_in_page(refs, cluster), lost = 0;
+
+    {
+        LOCK_GUARD(mcache_meta(a->q->node->mc));
+        struct run *run = a->free.n ? &a->free.runs[a->free.n - 1] : NULL;
+        if (!run || run->first != cluster) /* another was faster */
+            return;
+        lost = MIN(run->n, page_end - run->first);
+        run->first += lost;
+        run->n -= lost;
+        if (run->n == 0)
+            a->free.n--;
+    }
+    log_error("%s: refcount of the cluster at %" PRIu64
+              " can't be read (errno %d): %" PRIu64 " clusters leak",
+              a->q->node->filename, cluster << a->q->cluster_bits, -err, lost);
 }
 
 /* Takes from the youngest free run; *n is 0 when there is none. */
@@ -116,7 +152,7 @@ static int take_free(struct alloc *a, uint64_t max, uint64_t *first, uint64_t *n
                 return 0;
             struct run *run = &a->free.runs[a->free.n - 1];
             candidate = run->first;
-            if (refcount_present(refs, candidate)) {
+            if (refcount_storable(refs, candidate)) {
                 *first = candidate;
                 *n = MIN(MIN(max, run->n), refcount_run_in_page(refs, candidate));
                 for (uint64_t i = 0; i < *n; i++)
@@ -128,9 +164,11 @@ static int take_free(struct alloc *a, uint64_t max, uint64_t *first, uint64_t *n
                 return 0;
             }
         }
-        int err = refcount_load(refs, candidate);
-        if (err)
+        int err = refcount_load_for_store(refs, candidate);
+        if (err == -ENOSPC)
             return err;
+        if (err)
+            forget_unreadable(a, candidate, err);
     }
 }
 
@@ -193,7 +231,8 @@ static bool scan_page(struct alloc *a)
 
 int alloc_clusters(struct alloc *a, uint64_t max, uint64_t *host, uint64_t *n, bool *fresh)
 {
-    alloc_reclaim(a);
+    bool reclaimed = false;
+
     /* One page for each allocation: the cost is spread, and it ends. */
     scan_page(a);
     for (;;) {
@@ -208,12 +247,18 @@ int alloc_clusters(struct alloc *a, uint64_t max, uint64_t *host, uint64_t *n, b
             *fresh = false;
             return 0;
         }
+        if (!reclaimed) {
+            reclaimed = true;
+            if (alloc_try_reclaim(a) > 0)
+                continue;
+        }
         *n = take_tail(a, max, host, fresh);
         if (*n)
             return 0;
         err = alloc_grow(a, max);
-        /* On a full device, what an earlier session freed is all there is. */
-        if (err == -ENOSPC && scan_page(a))
+        /* On a full device, what an earlier session freed or this one let go of is all
+         * there is. */
+        if (err == -ENOSPC && (scan_page(a) || alloc_reclaim(a) > 0))
             continue;
         if (err)
             return err;

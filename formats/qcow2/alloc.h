@@ -11,7 +11,8 @@
  *   unlinked (open group) -> frozen (being written) -> retired (removal durable, stamped)
  *   -> the gate passed: refcount decremented; at 0: punched and free.
  * In memory a refcount is 0 exactly when the cluster is free for use, so the scan may trust
- * it.
+ * it.  The last step, which punches, is taken by the housekeeper in small slices, and by
+ * whoever finds nothing free; nobody waits for more than one slice of it.
  *
  * Threads: functions marked META under mcache_meta(); the others outside it, inside the
  * gate. Private to this folder. */
@@ -25,6 +26,8 @@
 
 #include "base/compiler.h"
 #include "base/diag.h"
+#include "base/housekeeper.h"
+#include "base/list.h"
 #include "base/lock.h"
 #include "block/tail.h"
 
@@ -33,7 +36,6 @@ struct qcow2;
 /* A run of host clusters, by cluster number. */
 struct run {
     uint64_t first, n;
-    uint64_t stamp; /* retired runs: the gate's */
 };
 
 struct run_list {
@@ -48,8 +50,17 @@ struct alloc {
     bool grown;                /* under growth: the file is longer than it was */
     /* under META */
     struct tail tail;
-    struct run_list free, unlinked, frozen, retired;
+    struct run_list free, unlinked, frozen;
+    struct list retired;          /* struct retired: oldest first */
+    bool reclaiming;              /* somebody has runs in hand that were retired */
     uint64_t scan_next, scan_end; /* clusters not looked at yet */
+
+    struct lock reclaim; /* who drops references */
+    /* under reclaim */
+    struct run_list passed; /* what nobody can see any more; dealt with up to `done` */
+    size_t done;
+    uint64_t punch_until_ns; /* the housekeeper's clock; 0: no limit */
+    struct timer reclaim_timer;
 };
 
 /* Learns the file's end; the rest comes with alloc_activate, on the first writable use. */
@@ -96,8 +107,25 @@ void alloc_durable(struct alloc *a);
  */
 void run_list_add(struct alloc *a, struct run_list *list, struct run run);
 
-/* Makes clusters whose removal is durable and seen by nobody free. */
-void alloc_reclaim(struct alloc *a);
+/* Moves all runs of a list behind those of another; without a copy when that is empty, for
+ * there can be very many. */
+void run_list_move(struct alloc *a, struct run_list *from, struct run_list *to);
+
+/* ---- alloc_reclaim.c ---- */
+
+void alloc_reclaim_init(struct alloc *a);
+/* Stops the housekeeper's part, and forgets what it had left to do. */
+void alloc_reclaim_end(struct alloc *a);
+
+/* META: the removal of what is in `frozen` is durable. */
+void alloc_retire(struct alloc *a);
+
+/* Makes clusters whose removal is durable and seen by nobody free: at most a slice of
+ * them, which takes a few milliseconds.  How many runs were dealt with; 0: there is none
+ * for now.  Inside or outside the gate. */
+size_t alloc_reclaim(struct alloc *a);
+/* The same, but 0 when somebody else is at it: who asks goes on without. */
+size_t alloc_try_reclaim(struct alloc *a);
 
 /* Extends the file for at least `clusters` more, unless somebody else just did. */
 int alloc_grow(struct alloc *a, uint64_t clusters) MUST_USE;

@@ -10,13 +10,31 @@
 #include "base/log.h"
 #include "qcow2/internal.h"
 
-/* Makes the file reach new_end, all zeroes from the tail's end on.  Growth lock. */
+/* Growth lock: how far the image can reach, at least to `wanted` if at all.  A device may
+ * have grown since it was looked at: it is asked before there is said to be no space. */
+static uint64_t reach(struct alloc *a, uint64_t wanted)
+{
+    struct storage *st = a->q->node->file;
+    uint64_t end = atomic_load(&a->file_end), size;
+
+    if (!st->fixed_size)
+        return UINT64_MAX;
+    if (wanted > end && storage_size(st, &size) == 0) {
+        end = MAX(end, align_down(size, cluster_size(a->q)));
+        atomic_store_explicit(&a->file_end, end, memory_order_release);
+    }
+    return end;
+}
+
+/* Makes the file reach new_end, all zeroes from its present end on.  Growth lock. */
 static int extend_file(struct alloc *a, uint64_t new_end)
 {
     struct storage *st = a->q->node->file;
 
-    if (st->fixed_size)
-        return new_end <= atomic_load(&a->file_end) ? 0 : -ENOSPC;
+    if (new_end > reach(a, new_end))
+        return -ENOSPC;
+    if (new_end <= atomic_load(&a->file_end))
+        return 0;
     if (new_end > INT64_MAX)
         return -EFBIG;
     int err = storage_truncate(st, new_end);
@@ -27,16 +45,74 @@ static int extend_file(struct alloc *a, uint64_t new_end)
     return 0;
 }
 
-/* Sets the refcounts of [at, ..end) to 1, up to the end of a page, and hands these clusters
- * to the tail.  block_here: `at` is the place of the refcount block that covers it. */
+/* META: the clusters that are left in the tail; they become free like unlinked ones. */
+static void abandon_tail(struct alloc *a)
+{
+    uint64_t left = (a->tail.end - a->tail.next) >> a->q->cluster_bits;
+
+    if (left)
+        alloc_unlink(a, a->tail.next, left);
+    a->tail.next = a->tail.end;
+}
+
+/* Growth lock: how many clusters from `first` on, at most n and in one page of refcounts,
+ * are in use (`used`) or not, by their count or as metadata.  Beyond the end of the file
+ * that means: tables of a file that was cut short point there. */
+static int count_run(struct alloc *a, uint64_t first, uint64_t n, bool used, uint64_t *run)
+{
+    struct qcow2 *q = a->q;
+    bool counted = refcount_block_offset(&q->refs, refcount_block_of(&q->refs, first)) != 0;
+
+    n = MIN(n, refcount_run_in_page(&q->refs, first));
+    int err = counted ? refcount_lock_page(&q->refs, first) : 0;
+    if (err)
+        return err;
+    if (!counted)
+        lock_acquire(mcache_meta(q->node->mc));
+    for (*run = 0; *run < n; ++*run) {
+        uint64_t c = first + *run;
+        bool in_use =
+            (counted && refcount_get(&q->refs, c) != 0) || meta_set_has(&q->metadata, c);
+        if (in_use != used)
+            break;
+    }
+    lock_release(mcache_meta(q->node->mc));
+    return 0;
+}
+
+/* Growth lock: the tail ends where clusters begin that nobody uses. */
+static int pass_over_used(struct alloc *a)
+{
+    struct qcow2 *q = a->q;
+
+    for (;;) {
+        uint64_t n, at = a->tail.end >> q->cluster_bits;
+        int err = count_run(a, at, UINT64_MAX, true, &n);
+        if (err || n == 0)
+            return err;
+        LOCK_GUARD(mcache_meta(q->node->mc));
+        abandon_tail(a);
+        a->tail.next = a->tail.end = (at + n) << q->cluster_bits;
+    }
+}
+
+/* Sets the refcounts of clusters from *at on to 1, up to `end`, the end of a page or the
+ * first that is in use, and hands them to the tail.  block_here: `*at` is the place of the
+ * refcount block that covers it. */
 static int publish_page(struct alloc *a, uint64_t *at, uint64_t end, bool block_here)
 {
     struct qcow2 *q = a->q;
     struct refcounts *refs = &q->refs;
-    uint64_t first = *at, n = MIN(end - first, refcount_run_in_page(refs, first));
+    uint64_t first = *at, n = 0;
 
-    int err = refcount_lock_page(refs, first);
-    if (err)
+    int err = block_here
+                  ? refcount_table_load_for_store(refs, refcount_block_of(refs, first))
+                  : 0;
+    if (!err)
+        err = count_run(a, first, end - first, false, &n);
+    if (!err && n > 0)
+        err = refcount_lock_page_for_store(refs, first);
+    if (err || n == 0)
         return err;
     /* A new block's own page comes before the table entry that points to it. */
     for (uint64_t c = first; c < first + n; c++)
@@ -54,8 +130,20 @@ static int publish_page(struct alloc *a, uint64_t *at, uint64_t end, bool block_
     return 0;
 }
 
+/* [*at, end) as far as it isn't in use; the new block, if any, is at *at. */
+static int publish(struct alloc *a, uint64_t at, uint64_t end, bool block_here)
+{
+    for (uint64_t before = UINT64_MAX; at < end && at != before; block_here = false) {
+        before = at;
+        int err = publish_page(a, &at, end, block_here);
+        if (err)
+            return err;
+    }
+    return 0;
+}
+
 /* Extends within the reach of one refcount block, which is made when it isn't there. Growth
- * lock; the tail is used up when a block is to be made. */
+ * lock; the tail is used up when a block is to be made, and nobody uses what comes next. */
 static int extend(struct alloc *a, uint64_t clusters)
 {
     struct qcow2 *q = a->q;
@@ -71,9 +159,8 @@ static int extend(struct alloc *a, uint64_t clusters)
         LOCK_GUARD(mcache_meta(q->node->mc));
         end = tail_next_end(&a->tail, (clusters + block_here) << q->cluster_bits);
     }
+    end = MIN(end, reach(a, end));
     end = MIN(end >> q->cluster_bits, (block + 1) << refs->block_bits);
-    if (q->node->file->fixed_size)
-        end = MIN(end, atomic_load(&a->file_end) >> q->cluster_bits);
     /* A file that ends one cluster before a block's reach does leaves room for the block
      * only: then the next call goes on behind it. */
     bool at_reach = end == (block + 1) << refs->block_bits;
@@ -86,8 +173,8 @@ static int extend(struct alloc *a, uint64_t clusters)
         atomic_store(&refs->pending_index, block);
         atomic_store(&refs->pending_offset, at << q->cluster_bits);
     }
-    for (bool first = true; !err && at < end; first = false)
-        err = publish_page(a, &at, end, block_here && first);
+    if (!err)
+        err = publish(a, at, end, block_here);
     atomic_store(&refs->pending_offset, 0);
     return err;
 }
@@ -102,13 +189,13 @@ struct table_plan {
     uint64_t first_block, n_blocks; /* come next */
 };
 
-static int plan_table(struct alloc *a, struct table_plan *plan)
+static int plan_table_at(struct alloc *a, uint64_t start, struct table_plan *plan)
 {
     struct qcow2 *q = a->q;
     struct refcounts *refs = &q->refs;
     uint64_t per_cluster = cluster_size(q) / 8;
 
-    plan->start = a->tail.end >> q->cluster_bits;
+    plan->start = start;
     plan->first_block = refcount_block_of(refs, plan->start);
     uint64_t twice = MIN(atomic_load(&refs->table)->n_entries * 2, MAX_RT_BYTES / 8);
     uint64_t wanted = MAX(twice, plan->first_block + 2);
@@ -131,6 +218,18 @@ static int plan_table(struct alloc *a, struct table_plan *plan)
 static uint64_t plan_end(const struct table_plan *plan)
 {
     return plan->start + plan->table_clusters + plan->n_blocks;
+}
+
+/* At the tail's end, or behind metadata that is known to lie there. */
+static int plan_table(struct alloc *a, struct table_plan *plan)
+{
+    const struct meta_set *metadata = &a->q->metadata;
+    uint64_t start = a->tail.end >> a->q->cluster_bits;
+
+    int err = plan_table_at(a, start, plan);
+    if (err || !meta_set_has_any(metadata, start, plan_end(plan) - start))
+        return err;
+    return plan_table_at(a, meta_set_end(metadata), plan);
 }
 
 static int write_blocks(struct alloc *a, const struct table_plan *plan)
@@ -180,9 +279,13 @@ static int switch_header(struct qcow2 *q, const struct refcount_table *table)
         mcache_poison(q->node->mc);
     else
         err = node_barrier(q->node);
-    if (!err)
-        q->header = h;
-    return err;
+    /* The fields that can change, for others read the rest without a lock. */
+    if (err)
+        return err;
+    /* The fields that changed: others read the rest meanwhile, without a lock. */
+    q->header.refcount_table_offset = h.refcount_table_offset;
+    q->header.refcount_table_clusters = h.refcount_table_clusters;
+    return 0;
 }
 
 /* Step by step, each durable before the next: the area, then the header that points to it.
@@ -247,9 +350,12 @@ static int grow_locked(struct alloc *a, uint64_t clusters)
 {
     struct refcounts *refs = &a->q->refs;
 
+    int err = pass_over_used(a);
+    if (err)
+        return err;
     if (refcount_block_of(refs, a->tail.end >> a->q->cluster_bits) >=
         atomic_load(&refs->table)->n_entries) {
-        int err = grow_table(a);
+        err = grow_table(a);
         if (err)
             return err;
     }
@@ -265,16 +371,6 @@ int alloc_grow(struct alloc *a, uint64_t clusters)
             return 0;
     }
     return grow_locked(a, clusters);
-}
-
-/* META: the clusters that are left in the tail; they become free like unlinked ones. */
-static void abandon_tail(struct alloc *a)
-{
-    uint64_t left = (a->tail.end - a->tail.next) >> a->q->cluster_bits;
-
-    if (left)
-        alloc_unlink(a, a->tail.next, left);
-    a->tail.next = a->tail.end;
 }
 
 int alloc_table(struct alloc *a, uint64_t n, uint64_t *host)

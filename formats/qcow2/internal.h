@@ -114,7 +114,7 @@ int qcow2_failed(struct qcow2 *q, int err);
  * one. */
 int qcow2_prepare_table(struct qcow2 *q, uint32_t l1_index) MUST_USE;
 
-/* META, released while a page is loaded: the L2 page of a guest offset. */
+/* META, released while a page is loaded: the L2 page of a guest offset, to store to. */
 int qcow2_peek_l2(struct qcow2 *q, uint64_t guest, struct mc_page **page) MUST_USE;
 
 /* ---- write.c ---- */

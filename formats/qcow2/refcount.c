@@ -164,12 +164,26 @@ int refcount_load(struct refcounts *refs, uint64_t cluster)
     return mcmap_get(refs->block_map, page_of(refs, cluster), &page);
 }
 
-bool refcount_present(struct refcounts *refs, uint64_t cluster)
+int refcount_load_for_store(struct refcounts *refs, uint64_t cluster)
+{
+    if (refcount_block_of(refs, cluster) >= MAX_RT_BYTES / 8)
+        return -ENOENT;
+    return mcmap_get_for_store(refs->block_map, page_of(refs, cluster));
+}
+
+static bool is_present(struct refcounts *refs, uint64_t cluster)
 {
     return mcmap_peek(refs->block_map, page_of(refs, cluster)) != NULL;
 }
 
-int refcount_lock_page(struct refcounts *refs, uint64_t cluster)
+bool refcount_storable(struct refcounts *refs, uint64_t cluster)
+{
+    return mcmap_peek_for_store(refs->block_map, page_of(refs, cluster)) != NULL;
+}
+
+static int lock_page(struct refcounts *refs, uint64_t cluster,
+                     int (*load)(struct refcounts *, uint64_t),
+                     bool (*ready)(struct refcounts *, uint64_t))
 {
     struct node *node = refs->q->node;
     struct lock *meta = mcache_meta(node->mc);
@@ -177,15 +191,25 @@ int refcount_lock_page(struct refcounts *refs, uint64_t cluster)
     for (;;) {
         /* Not every caller is a request, and the pool serves other images, too. */
         gate_ticket ticket = gate_enter(&node->ctx->gate);
-        int err = refcount_load(refs, cluster);
+        int err = load(refs, cluster);
         gate_leave(&node->ctx->gate, ticket);
         if (err)
             return err;
         lock_acquire(meta);
-        if (refcount_present(refs, cluster))
+        if (ready(refs, cluster))
             return 0;
         lock_release(meta); /* evicted in between */
     }
+}
+
+int refcount_lock_page(struct refcounts *refs, uint64_t cluster)
+{
+    return lock_page(refs, cluster, refcount_load, is_present);
+}
+
+int refcount_lock_page_for_store(struct refcounts *refs, uint64_t cluster)
+{
+    return lock_page(refs, cluster, refcount_load_for_store, refcount_storable);
 }
 
 /* Where an entry stands in its page: entries of a byte and more are big-endian, smaller
@@ -236,7 +260,7 @@ uint64_t refcount_get(struct refcounts *refs, uint64_t cluster)
 void refcount_set(struct refcounts *refs, uint64_t cluster, uint64_t value,
                   enum mc_class cls)
 {
-    struct mc_page *page = mcmap_peek(refs->block_map, page_of(refs, cluster));
+    struct mc_page *page = mcmap_peek_for_store(refs->block_map, page_of(refs, cluster));
     struct entry_place at = place_of(refs, cluster);
 
     assert(page && value <= at.mask);
@@ -245,10 +269,16 @@ void refcount_set(struct refcounts *refs, uint64_t cluster, uint64_t value,
     mcmap_store(page, at.word, word, cls);
 }
 
+int refcount_table_load_for_store(struct refcounts *refs, uint64_t block)
+{
+    return mcmap_get_for_store(refs->table_map,
+                               block / mcmap_words_per_page(refs->table_map));
+}
+
 void refcount_table_store(struct refcounts *refs, uint64_t block, uint64_t offset)
 {
     uint32_t per_page = mcmap_words_per_page(refs->table_map);
-    struct mc_page *page = mcmap_peek(refs->table_map, block / per_page);
+    struct mc_page *page = mcmap_peek_for_store(refs->table_map, block / per_page);
 
     assert(page);
     mcmap_store(page, (uint32_t)(block % per_page), offset, MC_LEAF);

@@ -51,23 +51,31 @@ uint64_t refcount_block_offset(struct refcounts *refs, uint64_t block);
 /* Loads the page with a cluster's count; -ENOENT when no block covers it. */
 int refcount_load(struct refcounts *refs, uint64_t cluster) MUST_USE;
 
-/* META: is the page with the cluster's count in memory? */
-bool refcount_present(struct refcounts *refs, uint64_t cluster);
+/* As refcount_load, for refcount_set: see mcmap_get_for_store. */
+int refcount_load_for_store(struct refcounts *refs, uint64_t cluster) MUST_USE;
 
-/* META, page present. */
+/* META: can the cluster's count be set, its page being in memory? */
+bool refcount_storable(struct refcounts *refs, uint64_t cluster);
+
+/* META, page present; storable for refcount_set. */
 uint64_t refcount_get(struct refcounts *refs, uint64_t cluster);
 void refcount_set(struct refcounts *refs, uint64_t cluster, uint64_t value,
                   enum mc_class cls);
 
-/* Takes META, and makes the page of each of the clusters present under it, releasing META
- * while it loads.  On success META is held and refcount_get/set work for `cluster`. */
+/* Takes META with the cluster's page present under it, releasing META while it loads.  On
+ * success META is held and refcount_get works for the clusters of the page. */
 int refcount_lock_page(struct refcounts *refs, uint64_t cluster) MUST_USE;
+/* The same, and refcount_set works, too. */
+int refcount_lock_page_for_store(struct refcounts *refs, uint64_t cluster) MUST_USE;
 
 /* Sets the index-th entry of a block in disk order, in a buffer. */
 void refcount_pack(uint32_t order, uint8_t *block, uint64_t index, uint64_t value);
 
 /* How many clusters from `cluster` on share its page. */
 uint64_t refcount_run_in_page(const struct refcounts *refs, uint64_t cluster);
+
+/* Growth lock: makes refcount_table_store for that block possible. */
+int refcount_table_load_for_store(struct refcounts *refs, uint64_t block) MUST_USE;
 
 /* Growth lock, META: the table's entry for a block. */
 void refcount_table_store(struct refcounts *refs, uint64_t block, uint64_t offset);

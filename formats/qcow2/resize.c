@@ -35,9 +35,11 @@ static int switch_l1(struct qcow2 *q, uint32_t l1_size, uint64_t host)
         mcache_poison(q->node->mc);
     else
         err = node_barrier(q->node);
-    if (!err)
-        q->header = h;
-    return err;
+    if (err)
+        return err;
+    q->header.l1_size = h.l1_size;
+    q->header.l1_table_offset = h.l1_table_offset;
+    return 0;
 }
 
 static int grow_l1(struct qcow2 *q, uint32_t l1_size)

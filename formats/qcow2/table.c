@@ -8,11 +8,17 @@
 #include "base/log.h"
 #include "qcow2/internal.h"
 
+/* What store_l1 needs, outside META. */
+static int load_l1_for_store(struct qcow2 *q, uint32_t l1_index)
+{
+    return mcmap_get_for_store(q->l1_map, l1_index / mcmap_words_per_page(q->l1_map));
+}
+
 /* META: publishes a table.  settled: nothing has to be durable before the L1 entry is. */
 static void store_l1(struct qcow2 *q, uint32_t l1_index, uint64_t entry, bool settled)
 {
     uint32_t per_page = mcmap_words_per_page(q->l1_map);
-    struct mc_page *page = mcmap_peek(q->l1_map, l1_index / per_page);
+    struct mc_page *page = mcmap_peek_for_store(q->l1_map, l1_index / per_page);
 
     qcow2_note_metadata(q, entry & L1_OFFSET, 1);
     mcmap_store(page, l1_index % per_page, entry, MC_LINK);
@@ -110,6 +116,9 @@ int qcow2_prepare_table(struct qcow2 *q, uint32_t l1_index)
         return qcow2_check_l1_entry(q, l1_index, entry);
 
     LOCK_GUARD(&q->table_lock[l1_index % TABLE_STRIPES]);
+    int err = load_l1_for_store(q, l1_index);
+    if (err)
+        return err;
     entry = atomic_load_explicit(&q->l1[l1_index], memory_order_acquire);
     if ((entry & L1_OFFSET) == 0)
         return new_table(q, l1_index);
@@ -120,10 +129,9 @@ int qcow2_peek_l2(struct qcow2 *q, uint64_t guest, struct mc_page **page)
 {
     struct lock *meta = mcache_meta(q->node->mc);
 
-    while (!(*page = mcmap_peek(q->l2_map, l2_page_index(q, guest)))) {
-        struct mc_page *loaded;
+    while (!(*page = mcmap_peek_for_store(q->l2_map, l2_page_index(q, guest)))) {
         lock_release(meta);
-        int err = mcmap_get(q->l2_map, l2_page_index(q, guest), &loaded);
+        int err = mcmap_get_for_store(q->l2_map, l2_page_index(q, guest));
         lock_acquire(meta);
         if (err)
             return err;

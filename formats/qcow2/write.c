@@ -22,7 +22,10 @@ static int count_same(struct qcow2 *q, uint64_t off, uint64_t max, uint64_t *hos
         uint64_t guest = off + (*n << q->cluster_bits);
         struct mc_page *page;
         struct cluster c;
-        int err = mcmap_get(q->l2_map, l2_page_index(q, guest), &page);
+        /* Before the data takes what space there is. */
+        int err = mcmap_get_for_store(q->l2_map, l2_page_index(q, guest));
+        if (!err)
+            err = mcmap_get(q->l2_map, l2_page_index(q, guest), &page);
         if (!err)
             err = qcow2_decode(q, mc_load(page, l2_page_word(q, guest)), guest, &c);
         if (err)

@@ -18,10 +18,13 @@ static int take_clusters(struct qed_image *img, uint64_t off, uint64_t len,
 {
     int err = qed_ensure_table(img, off);
 
+    len = MIN(len, qed_left_in_table(img, off));
+    /* The words' places come before the data takes what space there is. */
+    for (uint64_t at = 0; err == 0 && at < len; at += qed_left_in_page(img, off + at))
+        err = mcmap_get_for_store(img->l2_map, qed_page_index(img, off + at));
     if (err < 0)
         return err;
-    return qed_space_take(&img->space, img->geo.cluster_size,
-                          MIN(len, qed_left_in_table(img, off)), out);
+    return qed_space_take(&img->space, img->geo.cluster_size, len, out);
 }
 
 int qed_reserve(struct node *node, uint64_t off, uint64_t len, struct reservation *out)
@@ -73,7 +76,7 @@ static int link_page(struct qed_image *img, const struct reservation *res,
 
     for (;;) {
         lock_acquire(mcache_meta(mc));
-        struct mc_page *page = mcmap_peek(img->l2_map, index);
+        struct mc_page *page = mcmap_peek_for_store(img->l2_map, index);
         if (page) {
             /* Old and new contents are both zeroes until the data is durable: then, and
              * only then, nobody minds which of word and data comes first. */
@@ -84,7 +87,7 @@ static int link_page(struct qed_image *img, const struct reservation *res,
         lock_release(mcache_meta(mc));
         if (page)
             return 0;
-        int err = mcmap_get(img->l2_map, index, &page);
+        int err = mcmap_get_for_store(img->l2_map, index);
         if (err < 0)
             return err;
     }

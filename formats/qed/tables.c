@@ -108,7 +108,7 @@ bool qed_needs_barrier(const struct qed_image *img, const struct qed_clusters *c
 static void store_l1(struct qed_image *img, uint64_t index, uint64_t table)
 {
     uint32_t per_page = mcmap_words_per_page(img->l1_map);
-    struct mc_page *page = mcmap_peek(img->l1_map, index / per_page);
+    struct mc_page *page = mcmap_peek_for_store(img->l1_map, index / per_page);
 
     mcmap_store(page, (uint32_t)(index % per_page), table, MC_LINK);
 }
@@ -119,8 +119,10 @@ static int add_table(struct qed_image *img, uint64_t index)
     struct mcache *mc = img->node->mc;
     struct qed_clusters table;
 
-    int err =
-        qed_space_take(&img->space, img->geo.table_bytes, img->geo.table_bytes, &table);
+    int err = mcmap_get_for_store(img->l1_map, index / mcmap_words_per_page(img->l1_map));
+    if (err < 0)
+        return err;
+    err = qed_space_take(&img->space, img->geo.table_bytes, img->geo.table_bytes, &table);
     if (err < 0)
         return err;
     if (!table.fresh)

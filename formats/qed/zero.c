@@ -27,7 +27,7 @@ static int mark_page(struct qed_image *img, uint64_t off, uint64_t len)
     int err = qed_ensure_table(img, off);
     while (err == 0) {
         lock_acquire(mcache_meta(mc));
-        struct mc_page *page = mcmap_peek(img->l2_map, qed_page_index(img, off));
+        struct mc_page *page = mcmap_peek_for_store(img->l2_map, qed_page_index(img, off));
         if (page) {
             if (dirty_mark_needs_barrier(&img->mark))
                 mcache_strict(mc);
@@ -36,7 +36,7 @@ static int mark_page(struct qed_image *img, uint64_t off, uint64_t len)
         lock_release(mcache_meta(mc));
         if (page)
             return 0;
-        err = mcmap_get(img->l2_map, qed_page_index(img, off), &page);
+        err = mcmap_get_for_store(img->l2_map, qed_page_index(img, off));
     }
     return err;
 }

@@ -194,6 +194,7 @@ static void make_plain(struct storage *st)
     plain = *st->ops;
     plain.zero = NULL;
     plain.discard = NULL;
+    plain.preallocate = NULL;
     plain.extent = NULL;
     st->ops = &plain;
 }

@@ -304,6 +304,18 @@ static int mem_allocated(struct storage *st, uint64_t *bytes)
     return 0;
 }
 
+static int mem_preallocate(struct storage *st, uint64_t off, uint64_t len)
+{
+    struct memory *m = memory_of(st);
+    LOCK_GUARD(&m->lock);
+
+    for (uint64_t i = off / MEM_PAGE_BYTES; i * MEM_PAGE_BYTES < off + len; i++)
+        if (!page_to_write(m, i))
+            return -ENOSPC;
+    m->size = MAX(m->size, off + len);
+    return 0;
+}
+
 static void mem_close(struct storage *st)
 {
     struct memory *m = memory_of(st);
@@ -333,6 +345,7 @@ static const struct storage_ops mem_ops = {
     .discard = mem_discard,
     .extent = mem_extent,
     .allocated = mem_allocated,
+    .preallocate = mem_preallocate,
 };
 
 /* ---- making and comparing ---- */

@@ -204,9 +204,10 @@ Test(mcache_map, a_resident_map_is_written_where_it_lies)
 
     bench_init(&b, BIG_POOL);
     struct mcmap *map = mcmap_new_resident(b.mc, words, 600, MC_LE64, locate_b, &b);
+    cr_assert_eq(mcmap_get_for_store(map, 1), 0);
     {
         LOCK_GUARD(mcache_meta(b.mc));
-        mcmap_store(mcmap_peek(map, 1), 599 - 512, 42, MC_LINK);
+        mcmap_store(mcmap_peek_for_store(map, 1), 599 - 512, 42, MC_LINK);
     }
     mcache_note_write(b.mc);
     cr_assert_eq(mcache_commit(b.mc, MC_COMMIT), 0);

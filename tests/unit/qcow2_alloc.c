@@ -10,9 +10,11 @@ static void make_4k(struct image *img, uint64_t size)
     image_open(img);
 }
 
+/* And what the housekeeper does soon after: it punches, and sets clusters free. */
 static void flush(struct image *img)
 {
     cr_assert_eq(block_flush(img->node), 0);
+    housekeeper_run_due(img->ctx.housekeeper);
 }
 
 static uint64_t host_of(struct image *img, uint64_t guest)
@@ -340,4 +342,75 @@ Test(qcow2_alloc, metadata_that_no_block_covers_on_a_device)
     cr_expect(strstr(diag.text, "no refcount block"), "%s", diag.text);
     cr_assert_eq(image_close(&img), 0);
     image_free(&img);
+}
+
+/* A scattered trim can take seconds of punching: nobody waits for that. */
+Test(qcow2_alloc, holes_are_punched_in_slices_and_after_the_flush)
+{
+    struct fault_plan plan;
+    struct image img;
+
+    make(&img, &(struct image_spec){.options = "cluster_size=4096", .size = 4 * MIB});
+    fault_plan_init(&plan);
+    img.plan = &plan;
+    image_open(&img);
+    write_fill(&img, 0, 800 * CL, 1);
+    flush(&img);
+    for (unsigned i = 0; i < 800; i += 2)
+        trim(&img, i * CL, CL);
+    fault_plan_reset_counters(&plan);
+    cr_assert_eq(block_flush(img.node), 0);
+    cr_expect_eq(fault_plan_calls(&plan, FAULT_DISCARD), 0,
+                 "not while a flush is waited for");
+    write_fill(&img, 900 * CL, CL, 2);
+    cr_expect_leq(fault_plan_calls(&plan, FAULT_DISCARD), 16, "a slice for who needs one");
+    housekeeper_run_due(img.ctx.housekeeper);
+    cr_expect_eq(fault_plan_calls(&plan, FAULT_DISCARD), 400);
+    close_and_verify(&img);
+    image_free(&img);
+    fault_plan_destroy(&plan);
+}
+
+/* The clean end punches what is left, and what it leaves unpunched is free all the same. */
+Test(qcow2_alloc, what_was_not_punched_yet_is_freed_by_the_clean_end)
+{
+    struct image img;
+
+    make_4k(&img, 4 * MIB);
+    write_fill(&img, 0, 800 * CL, 1);
+    cr_assert_eq(block_flush(img.node), 0);
+    for (unsigned i = 0; i < 800; i += 2)
+        trim(&img, i * CL, CL);
+    close_and_verify(&img);
+    image_free(&img);
+}
+
+/* One page of refcounts that can't be read costs its free clusters, not every allocation.
+ */
+Test(qcow2_alloc, a_page_of_refcounts_that_fails_is_left_alone)
+{
+    struct fault_plan plan;
+    struct image img;
+
+    make(&img, &(struct image_spec){.options = "cluster_size=4096",
+                                    .size = 64 * MIB,
+                                    .cache_bytes = 64 * KIB});
+    fault_plan_init(&plan);
+    img.plan = &plan;
+    image_open(&img);
+    write_fill(&img, 0, 32 * MIB, 1);
+    flush(&img);
+    trim(&img, 0, 64 * CL);
+    flush(&img);
+    for (uint64_t off = 0; off < 32 * MIB; off += 2 * MIB) /* other pages push it out */
+        cr_assert(as_model(&img));
+    fault_plan_fail(&plan, FAULT_READ, 1, EIO, FAULT_ONCE);
+    int err = try_write(&img, 40 * MIB, CL, 2, 0);
+    if (err) /* the read that failed was the L2 table's */
+        write_fill(&img, 40 * MIB, CL, 2);
+    write_fill(&img, 40 * MIB + CL, CL, 3);
+    cr_expect(as_model(&img));
+    cr_assert_eq(image_close(&img), 0);
+    image_free(&img);
+    fault_plan_destroy(&plan);
 }

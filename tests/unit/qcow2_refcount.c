@@ -36,12 +36,12 @@ ParameterizedTest(int *order, qcow2_refcount, widths)
     for (uint64_t i = 0; i < 2 * n; i++) {
         uint64_t c = i % n;
         want[c] = i < n ? most : rng_next(&rng) & most;
-        cr_assert_eq(refcount_lock_page(refs, c), 0);
+        cr_assert_eq(refcount_lock_page_for_store(refs, c), 0);
         refcount_set(refs, c, want[c], MC_LEAF);
         lock_release(mcache_meta(img.node->mc));
     }
     for (uint64_t c = 0; c < n; c++) {
-        cr_assert_eq(refcount_lock_page(refs, c), 0);
+        cr_assert_eq(refcount_lock_page_for_store(refs, c), 0);
         uint64_t got = refcount_get(refs, c);
         lock_release(mcache_meta(img.node->mc));
         cr_assert_eq(got, want[c]);

@@ -1,0 +1,254 @@
+/* The last step of letting go: references are dropped, holes punched, clusters become free.
+ *
+ * A scattered trim lets go of a hundred thousand runs, and a hole can take the filesystem
+ * 0.1 ms, so this is never done at one go and never while a flush is waited for.  Each
+ * group that became durable is a batch with the gate's stamp; moving it costs the same
+ * however many runs it has.  When the gate says that nobody sees a batch any more, its runs
+ * are `passed`, and somebody who holds the reclaim lock deals with a slice of them: mostly
+ * the housekeeper, else an allocation that found nothing free, and the clean end. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/log.h"
+#include "qcow2/internal.h"
+
+/* How many holes whoever needs a cluster, or the reclaim lock, waits for at most. */
+#define SLICE_RUNS 16
+/* How long the housekeeper lets other timers wait. */
+#define BACKGROUND_NS 5000000u
+/* Somebody is still inside the gate: the housekeeper looks again after this. */
+#define RETRY_NS 10000000u
+
+/* Runs whose removal became durable with one group. */
+struct retired {
+    struct list link;
+    struct run_list runs;
+    uint64_t stamp; /* the gate's */
+};
+
+void alloc_retire(struct alloc *a)
+{
+    struct node *node = a->q->node;
+    struct retired *batch = calloc(1, sizeof *batch);
+
+    lock_assert_held(mcache_meta(node->mc));
+    if (!batch) {
+        log_error("%s: out of memory: clusters that were let go of leak", node->filename);
+        a->frozen.n = 0;
+        return;
+    }
+    batch->stamp = gate_stamp(&node->ctx->gate);
+    run_list_move(a, &a->frozen, &batch->runs);
+    list_append(&a->retired, &batch->link);
+    /* Now is a good moment to look, for who commits is not inside: a request that finds
+     * nothing free later can't wait for itself. */
+    (void)gate_passed(&node->ctx->gate, batch->stamp);
+    timer_arm_if_idle(node->ctx->housekeeper, &a->reclaim_timer, 0);
+}
+
+static int compare_runs(const void *a, const void *b)
+{
+    const struct run *x = a, *y = b;
+
+    return x->first < y->first ? -1 : x->first > y->first;
+}
+
+/* In the order of the file, with neighbours as one run, however they were let go of: a hole
+ * costs the filesystem as much for one cluster as for a thousand.  A cluster that lost two
+ * references stays in two runs. */
+static void join_runs(struct run_list *list)
+{
+    size_t n = 0;
+
+    qsort(list->runs, list->n, sizeof *list->runs, compare_runs);
+    for (size_t i = 1; i < list->n; i++) {
+        struct run *last = &list->runs[n];
+        if (last->first + last->n == list->runs[i].first)
+            last->n += list->runs[i].n;
+        else
+            list->runs[++n] = list->runs[i];
+    }
+    list->n = n + 1;
+}
+
+/* Reclaim lock, `passed` is used up: fills it with the batches that nobody can see any
+ * more. Their clusters stay in use until their count is 0. */
+static void take_passed(struct alloc *a)
+{
+    struct gate *gate = &a->q->node->ctx->gate;
+
+    a->done = a->passed.n = 0;
+    {
+        LOCK_GUARD(mcache_meta(a->q->node->mc));
+        LIST_FOR_EACH_SAFE(pos, &a->retired)
+        {
+            struct retired *batch = CONTAINER_OF(pos, struct retired, link);
+            if (!gate_passed(gate, batch->stamp))
+                break;
+            list_remove(&batch->link);
+            run_list_move(a, &batch->runs, &a->passed);
+            free(batch->runs.runs);
+            free(batch);
+        }
+        a->reclaiming = a->passed.n > 0;
+    }
+    if (a->passed.n > 0)
+        join_runs(&a->passed);
+}
+
+/* Adds free clusters to the list, except those that the scan will still come to. */
+static void add_free(struct alloc *a, uint64_t first, uint64_t n)
+{
+    for (uint64_t c = first; c < first + n; c++)
+        if (c < a->scan_next || c >= a->scan_end)
+            run_list_add(a, &a->free, (struct run){.first = c, .n = 1});
+}
+
+static bool may_punch(const struct alloc *a)
+{
+    const struct node *node = a->q->node;
+
+    return !node->options.discard_ignore &&
+           (a->punch_until_ns == 0 ||
+            housekeeper_now(node->ctx->housekeeper) < a->punch_until_ns);
+}
+
+/* Clusters from `first` on, at most n and in one refcount page, lose one reference each;
+ * *done: how many.  References are taken away under the reclaim lock only, so what was seen
+ * under META stays true outside it. */
+static int drop_references(struct alloc *a, uint64_t first, uint64_t n, uint64_t *done)
+{
+    struct qcow2 *q = a->q;
+    struct lock *meta = mcache_meta(q->node->mc);
+
+    int err = refcount_lock_page_for_store(&q->refs, first);
+    if (err)
+        return err;
+    bool last = refcount_get(&q->refs, first) == 1;
+    uint64_t same = 1;
+    while (same < n && (refcount_get(&q->refs, first + same) == 1) == last)
+        same++;
+    lock_release(meta);
+
+    /* Punched while its count still says it is in use: nobody can take it before. */
+    if (last && may_punch(a))
+        storage_discard(q->node->file, first << q->cluster_bits, same << q->cluster_bits);
+
+    err = refcount_lock_page_for_store(&q->refs, first);
+    if (err)
+        return err;
+    for (uint64_t c = first; c < first + same; c++) {
+        uint64_t now = refcount_get(&q->refs, c);
+        if (now == 0)
+            log_error("%s: cluster at %" PRIu64 " was in use with a refcount of 0",
+                      q->node->filename, c << q->cluster_bits);
+        else
+            refcount_set(&q->refs, c, now - 1, MC_LEAF);
+        if (last)
+            meta_set_remove(&q->metadata, c);
+    }
+    if (last)
+        add_free(a, first, same);
+    lock_release(meta);
+    *done = same;
+    return 0;
+}
+
+/* One run, page by page; what can't be read leaks. */
+static void drop_run(struct alloc *a, struct run run)
+{
+    struct qcow2 *q = a->q;
+
+    while (run.n > 0) {
+        uint64_t n = MIN(run.n, refcount_run_in_page(&q->refs, run.first)), done = n;
+        int err = drop_references(a, run.first, n, &done);
+        if (err)
+            log_error("%s: refcount of the cluster at %" PRIu64
+                      " can't be read (errno %d): %" PRIu64 " clusters leak",
+                      q->node->filename, run.first << q->cluster_bits, -err, n);
+        run.first += done;
+        run.n -= done;
+    }
+}
+
+static bool is_idle(struct alloc *a)
+{
+    LOCK_GUARD(mcache_meta(a->q->node->mc));
+    return !a->reclaiming && list_empty(&a->retired);
+}
+
+/* Reclaim lock. */
+static size_t reclaim_slice(struct alloc *a)
+{
+    struct gate *gate = &a->q->node->ctx->gate;
+    size_t n = 0;
+
+    if (a->done == a->passed.n)
+        take_passed(a);
+    gate_ticket ticket = gate_enter(gate);
+    while (n < SLICE_RUNS && a->done < a->passed.n) {
+        drop_run(a, a->passed.runs[a->done++]);
+        n++;
+    }
+    gate_leave(gate, ticket);
+    if (a->passed.n > 0 && a->done == a->passed.n) {
+        free(a->passed.runs);
+        a->passed = (struct run_list){0};
+        a->done = 0;
+        LOCK_GUARD(mcache_meta(a->q->node->mc));
+        a->reclaiming = false;
+    }
+    return n;
+}
+
+size_t alloc_reclaim(struct alloc *a)
+{
+    if (is_idle(a))
+        return 0;
+    LOCK_GUARD(&a->reclaim);
+    return reclaim_slice(a);
+}
+
+size_t alloc_try_reclaim(struct alloc *a)
+{
+    if (is_idle(a) || !lock_try_acquire(&a->reclaim))
+        return 0;
+    size_t n = reclaim_slice(a);
+    lock_release(&a->reclaim);
+    return n;
+}
+
+static void reclaim_in_background(void *opaque)
+{
+    struct alloc *a = opaque;
+    struct housekeeper *hk = a->q->node->ctx->housekeeper;
+    uint64_t until = housekeeper_now(hk) + BACKGROUND_NS;
+    size_t n;
+
+    do
+        n = alloc_reclaim(a);
+    while (n > 0 && housekeeper_now(hk) < until);
+    if (!is_idle(a))
+        timer_arm_if_idle(hk, &a->reclaim_timer, n > 0 ? 0 : RETRY_NS);
+}
+
+void alloc_reclaim_init(struct alloc *a)
+{
+    list_init(&a->retired);
+    lock_init(&a->reclaim, RANK_RECLAIM);
+    timer_init(&a->reclaim_timer, reclaim_in_background, a);
+}
+
+void alloc_reclaim_end(struct alloc *a)
+{
+    timer_cancel(a->q->node->ctx->housekeeper, &a->reclaim_timer);
+    LIST_FOR_EACH_SAFE(pos, &a->retired)
+    {
+        struct retired *batch = CONTAINER_OF(pos, struct retired, link);
+        free(batch->runs.runs);
+        free(batch);
+    }
+    free(a->passed.runs);
+    lock_destroy(&a->reclaim);
+}
