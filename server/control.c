@@ -393,14 +393,19 @@ int control_start(struct control *control)
     return -err;
 }
 
-void control_close(struct control *control)
+void control_begin_close(struct control *control)
 {
-    if (!control)
-        return;
     lock_acquire(&control->lock);
     control->stopping = true;
     lock_release(&control->lock);
     wake(control);
+}
+
+void control_close(struct control *control)
+{
+    if (!control)
+        return;
+    control_begin_close(control);
     if (control->started)
         pthread_join(control->thread, NULL);
     control_socket_close(&control->socket);

@@ -34,6 +34,10 @@ int control_open(const struct control_setup *setup, struct control **out,
 /* After the fork: serves clients from now on. */
 int control_start(struct control *control) MUST_USE;
 
+/* The end has begun: has the control thread do what control_close waits for.  From any
+ * thread, or twice. */
+void control_begin_close(struct control *control);
+
 /* Tells clients of the shutdown, cancels all jobs by force and waits for them, hands out
  * what can be at once, and removes the socket.  Frees everything; NULL is allowed. */
 void control_close(struct control *control);

@@ -2,6 +2,7 @@
 #include <inttypes.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "block/chain.h"
@@ -67,11 +68,23 @@ int export_make_writable(struct export *export, struct diag *diag)
 
 /* ---- requests ---- */
 
+/* The process ends while nbdkit's threads are still about: none may touch what is closed.
+ */
+static void wait_for_the_end(struct export *export, gate_ticket ticket)
+{
+    gate_leave(&export->gate, ticket);
+    for (;;)
+        pause();
+}
+
 struct export_use export_enter(struct export *export)
 {
     gate_ticket ticket = gate_enter(&export->gate);
+    struct node *node = atomic_load(&export->node);
 
-    return (struct export_use){export, atomic_load(&export->node), ticket};
+    if (UNLIKELY(!node))
+        wait_for_the_end(export, ticket);
+    return (struct export_use){export, node, ticket};
 }
 
 static void wait_for_release(struct export *export)
@@ -254,6 +267,24 @@ int export_relink(struct export *export, struct node *layer, struct node *below,
     return 0;
 }
 
+bool export_is_idle(struct export *export)
+{
+    return gate_empty(&export->gate);
+}
+
+void export_abandon_servers(struct export *export)
+{
+    EXPORT_USE(use, export_enter(export));
+
+    chain_abandon_servers(use.node->backing);
+}
+
+void export_seal(struct export *export)
+{
+    export->sealed = atomic_exchange(&export->node, NULL);
+    wait_for_users(export, true);
+}
+
 int export_close(struct export *export)
 {
     if (!export->is_open)
@@ -261,6 +292,8 @@ int export_close(struct export *export)
     export->is_open = false;
     housekeeper_stop(export->ctx.housekeeper);
     struct node *node = atomic_exchange(&export->node, NULL);
+    if (export->sealed)
+        node = export->sealed;
     int err = export->stuck ? close_replaced(export->stuck, node) : 0;
     int last_err = node_close(node);
     block_context_destroy(&export->ctx);

@@ -22,10 +22,11 @@
 struct export
 {
     struct block_context ctx;
-    struct gate gate; /* who uses the node */
-    struct node *_Atomic node;
-    _Atomic unsigned held;   /* by so many jobs: changing requests wait */
-    _Atomic unsigned claims; /* of jobs; taken under lock */
+    struct gate gate;          /* who uses the node */
+    struct node *_Atomic node; /* NULL: sealed */
+    struct node *sealed;       /* what it was before */
+    _Atomic unsigned held;     /* by so many jobs: changing requests wait */
+    _Atomic unsigned claims;   /* of jobs; taken under lock */
 
     struct lock lock; /* RANK_OPEN, spans I/O */
     /* under lock */
@@ -44,6 +45,16 @@ int export_start(struct export *export) MUST_USE;
 
 /* On the first writable connection. */
 int export_make_writable(struct export *export, struct diag *diag) MUST_USE;
+
+/* Is no request between enter and leave? */
+bool export_is_idle(struct export *export);
+
+/* At the end: requests that read from servers which don't answer fail from here on. */
+void export_abandon_servers(struct export *export);
+
+/* At the end, before export_close: who enters from here on never returns; those who are
+ * inside are waited for. */
+void export_seal(struct export *export);
 
 /* Everything flushed, closed and freed; again, or after a failed open: nothing.  No request
  * may run and no job hold a claim. */

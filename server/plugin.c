@@ -16,6 +16,7 @@
 #include "export.h"
 #include "plugin_config.h"
 #include "registry.h"
+#include "shutdown.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
@@ -101,13 +102,67 @@ static void qimg_dump_plugin(void)
     printf("qimg_jobs=mirror, commit\n");
 }
 
+/* ---- the end ---- */
+
+static void end_by_command(void)
+{
+    nbdkit_shutdown();
+    shutdown_begin();
+}
+
+static void begin_end(void)
+{
+    if (control)
+        control_begin_close(control);
+}
+
+static bool is_idle(void)
+{
+    return export_is_idle(&the_export);
+}
+
+static void abandon_servers(void)
+{
+    export_abandon_servers(&the_export);
+}
+
+static void close_all(void)
+{
+    control_close(control);
+    control = NULL;
+    int err = export_close(&the_export);
+
+    if (err)
+        nbdkit_error("%s: closing: %s: the image must be checked", config.file,
+                     strerror(-err));
+}
+
+static void close_with_clients(void)
+{
+    export_seal(&the_export);
+    close_all();
+}
+
+static int start_shutdown(void)
+{
+    const struct shutdown_steps steps = {
+        .begin = begin_end,
+        .is_idle = is_idle,
+        .hurry = abandon_servers,
+        .close = close_with_clients,
+        .own_socket = config.control,
+    };
+
+    return shutdown_start(&steps);
+}
+
 static int open_control(struct diag *diag)
 {
     const struct control_setup setup = {
         .path = config.control,
         .node_name = config.node_name,
         .export = &the_export,
-        .shutdown = nbdkit_shutdown,
+        .shutdown = end_by_command,
     };
 
     return config.control ? control_open(&setup, &control, diag) : 0;
@@ -138,6 +193,8 @@ static int qimg_after_fork(void)
 
     if (!err && control)
         err = control_start(control);
+    if (!err)
+        err = start_shutdown();
     if (err)
         nbdkit_error("starting the background threads: %s", strerror(-err));
     return err ? -1 : 0;
@@ -145,13 +202,8 @@ static int qimg_after_fork(void)
 
 static void qimg_cleanup(void)
 {
-    control_close(control);
-    control = NULL;
-    int err = export_close(&the_export);
-
-    if (err)
-        nbdkit_error("%s: closing: %s: the image must be checked", config.file,
-                     strerror(-err));
+    shutdown_stop();
+    close_all();
 }
 
 static int qimg_list_exports(int readonly, int is_tls, struct nbdkit_exports *exports)

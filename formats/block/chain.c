@@ -266,3 +266,10 @@ int chain_start(struct node *top)
             err = storage_nbd_start(node->file);
     return err;
 }
+
+void chain_abandon_servers(struct node *node)
+{
+    for (; node; node = node->backing)
+        if (storage_is_nbd(node->file))
+            storage_nbd_abort(node->file);
+}

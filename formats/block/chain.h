@@ -30,6 +30,10 @@ int chain_open(struct block_context *ctx, const char *filename,
 /* Lets what the chain reads over NBD have its own threads.  0 or -errno. */
 int chain_start(struct node *top) MUST_USE;
 
+/* What is read over NBD from `node` (NULL: nothing) on down fails from here on, requests
+ * under way as well.  From any thread, for nodes that stay open meanwhile. */
+void chain_abandon_servers(struct node *node);
+
 /* Finds the driver for an opened file: by name, or by magic when format is NULL or "auto".
  */
 int chain_find_driver(struct storage *file, const char *format, const struct driver **out,

@@ -1,0 +1,48 @@
+/* The end of the server while clients are connected.
+ *
+ * nbdkit waits for its clients at the end, for an idle one for ever; a supervisor then
+ * kills it, and what wasn't flushed is lost.  Here the end takes about a second:
+ *
+ *   1. at the signal: jobs are cancelled; nbdkit answers ESHUTDOWN to new requests;
+ *   2. when the requests under way are answered, or after SHUTDOWN_GRACE_MS: each client's
+ *      connection gives nbdkit an end of file, upon which it ends in order;
+ *   3. requests still under way read from a server that doesn't answer: it is let go of;
+ *   4. a client that doesn't take its replies keeps a thread of nbdkit for ever: when no
+ *      request was under way for SHUTDOWN_PATIENCE_MS the images are closed here, and the
+ *      process ends.
+ *
+ * nbdkit (up to 1.32 at least) tells a plugin neither of the signal nor which sockets are
+ * its clients'; see shutdown.c for how both are found.
+ *
+ * Threads: start and stop on the main thread, begin from any and from signal handlers. */
+#ifndef SERVER_SHUTDOWN_H
+#define SERVER_SHUTDOWN_H
+
+#include <stdbool.h>
+
+#include "base/compiler.h"
+
+#define SHUTDOWN_GRACE_MS    500
+#define SHUTDOWN_PATIENCE_MS 2000
+
+/* What the server does at each step; called on the thread of this file, once each but for
+ * is_idle. */
+struct shutdown_steps {
+    void (*begin)(void);   /* 1: must not wait */
+    bool (*is_idle)(void); /* 2: is no request under way? */
+    void (*hurry)(void);   /* 3 */
+    void (*close)(void); /* 4: ends cleanly; whoever comes later must not return from it */
+    const char
+        *own_socket; /* path of a Unix socket whose clients aren't nbdkit's; or NULL */
+};
+
+/* After the fork.  0 or -errno. */
+int shutdown_start(const struct shutdown_steps *steps) MUST_USE;
+
+/* The end has come otherwise than by a signal. */
+void shutdown_begin(void);
+
+/* When nbdkit's clients have left; harmless when not started. */
+void shutdown_stop(void);
+
+#endif
