@@ -11,6 +11,10 @@
 /* read.c: the chain's view of a range. */
 int engine_read(struct node *node, void *buf, uint64_t len, uint64_t off) MUST_USE;
 
+/* status.c: as block_status. */
+int engine_status(struct node *node, uint64_t len, uint64_t off,
+                  struct block_status *out) MUST_USE;
+
 /* write.c */
 
 /* Writes; fua: in-place parts whose mapping is durable are written durably, and

@@ -2,7 +2,7 @@
 #include <assert.h>
 
 #include "base/checked.h"
-#include "block/node.h"
+#include "block/engine.h"
 
 /* Looks into the file at most this often for one answer. */
 #define MAX_LOOKS 64
@@ -57,8 +57,7 @@ static int describe(struct node *layer, const struct extent *ext, struct block_s
     return err;
 }
 
-static int status_of_run(struct node *node, uint64_t len, uint64_t off,
-                         struct block_status *out)
+int engine_status(struct node *node, uint64_t len, uint64_t off, struct block_status *out)
 {
     struct node *layer = node;
     unsigned depth = 0;
@@ -91,7 +90,7 @@ int block_status(struct node *node, uint64_t len, uint64_t off, struct block_sta
     if (err)
         return err;
     gate_ticket ticket = gate_enter(&node->ctx->gate);
-    err = status_of_run(node, len, off, out);
+    err = engine_status(node, len, off, out);
     gate_leave(&node->ctx->gate, ticket);
     return err;
 }

@@ -37,6 +37,53 @@ static bool may_show(const struct node *node, const struct extent *ext, uint64_t
            node_holes_may_show(node);
 }
 
+/* Do the layers together show zeroes, as far as that is known without reading? */
+static bool shows_zeroes(struct node *node, uint64_t off, uint64_t end)
+{
+    while (off < end) {
+        struct block_status st;
+        if (engine_status(node, end - off, off, &st) != 0 || !st.zero)
+            return false;
+        off += st.length;
+    }
+    return true;
+}
+
+/* Part of a hole, of one cluster; the cluster is held.  When all of it will read as zeroes
+ * it becomes a zero cluster, which takes no space, rather than one of zero bytes. */
+static int zero_part_of_hole(struct node *node, uint64_t off, uint64_t end,
+                             enum zero_how how)
+{
+    uint64_t start = align_down(off, node->cluster_size), done = 0;
+    uint64_t stop = MIN(start + node->cluster_size, node->size);
+    struct extent ext;
+
+    int err = node->driver->map(node, start, stop - start, &ext);
+    if (err)
+        return err;
+    bool is_hole = ext.kind != EXTENT_DATA && !ext.allocated && ext.length == stop - start;
+    if (is_hole && shows_zeroes(node, start, off) && shows_zeroes(node, end, stop)) {
+        err = node->driver->zero(node, start, node->cluster_size, how, &done);
+        if (err != -ENOTSUP)
+            return err;
+        if (shows_zeroes(node, off, end))
+            return 0;
+    }
+    return engine_write_zeroes(node, end - off, off, true);
+}
+
+/* Within one cluster. */
+static int zero_hole(struct node *node, uint64_t off, uint64_t end, enum zero_how how)
+{
+    uint64_t start = align_down(off, node->cluster_size);
+    struct range_hold hold;
+
+    range_lock_acquire(&node->ranges, &hold, start, start + node->cluster_size);
+    int err = zero_part_of_hole(node, off, end, how);
+    range_lock_release(&hold);
+    return err;
+}
+
 /* Part of a cluster (or of two). */
 static int zero_part(struct node *node, uint64_t off, uint64_t end, enum zero_how how)
 {
@@ -52,8 +99,11 @@ static int zero_part(struct node *node, uint64_t off, uint64_t end, enum zero_ho
         } else if (in_place) {
             err = storage_zero(node->file, ext.host_offset, ext.length,
                                how == ZERO_UNMAP ? STORAGE_MAY_UNMAP : 0);
-        } else if (ext.kind == EXTENT_DATA || may_show(node, &ext, off)) {
+        } else if (ext.kind == EXTENT_DATA) {
             err = engine_write_zeroes(node, ext.length, off, false);
+        } else if (may_show(node, &ext, off)) {
+            ext.length = MIN(ext.length, align_up(off + 1, node->cluster_size) - off);
+            err = zero_hole(node, off, off + ext.length, how);
         }
         if (err)
             return err;

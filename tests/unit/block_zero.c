@@ -53,6 +53,49 @@ Test(block_zero, parts_over_the_base_are_written)
     toy_fini(&b);
 }
 
+/* When nothing but zeroes is left of a cluster, no space is taken for it. */
+Test(block_zero, parts_of_holes_whose_rest_is_zero)
+{
+    struct toy_bench b;
+
+    toy_init(&b, SIZE, NULL);
+    toy_add_base(&b, 4 * CLUSTER + 300, 9);
+    b.base_toy.cell[1] = ZERO;
+    b.base_toy.cell[2] = HOLE;
+    cr_expect_eq(block_zero(b.node, 100, CLUSTER + 100, 0), 0);
+    cr_expect_eq(b.toy.cell[1], ZERO, "zeroes below");
+    cr_expect_eq(block_zero(b.node, 1, 2 * CLUSTER, BLOCK_MAY_UNMAP), 0);
+    cr_expect_eq(b.toy.cell[2], ZERO, "nothing below");
+    cr_expect_eq(block_zero(b.node, 300, 4 * CLUSTER, 0), 0);
+    cr_expect_eq(b.toy.cell[4], ZERO, "the base's end, and zeroes past it");
+    cr_expect_str_eq(toy_calls(&b.toy), "zzz");
+    cr_expect_eq(fault_plan_calls(&b.plan, FAULT_CHANGE), 0);
+    cr_expect_eq(block_zero(b.node, 299, 3 * CLUSTER, 0), 0);
+    cr_expect_eq(b.toy.cell[3], MOVED, "bytes of the base are left");
+    cr_expect(toy_reads(&b, 0, CLUSTER, 9));
+    cr_expect(toy_reads(&b, CLUSTER, 2 * CLUSTER + 299, 0));
+    cr_expect(toy_reads(&b, 3 * CLUSTER + 299, CLUSTER - 299, 9));
+    cr_expect(toy_reads(&b, 4 * CLUSTER, 4 * CLUSTER, 0));
+    toy_fini(&b);
+}
+
+/* A format without zero clusters: zeroes are written only where something else shows. */
+Test(block_zero, parts_of_holes_in_a_format_that_cant_say_zero)
+{
+    struct toy_bench b;
+
+    toy_init(&b, SIZE, NULL);
+    toy_add_base(&b, 4 * CLUSTER + 300, 9);
+    b.base_toy.cell[1] = ZERO;
+    b.toy.fail_zero = ENOTSUP;
+    cr_expect_eq(block_zero(b.node, 100, CLUSTER + 100, 0), 0);
+    cr_expect_eq(b.toy.cell[1], HOLE, "it reads as zeroes already");
+    cr_expect_eq(block_zero(b.node, 300, 4 * CLUSTER, 0), 0);
+    cr_expect_eq(b.toy.cell[4], MOVED);
+    cr_expect(toy_reads(&b, 4 * CLUSTER, 4 * CLUSTER, 0));
+    toy_fini(&b);
+}
+
 Test(block_zero, the_end_of_the_disk_counts_as_a_cluster)
 {
     struct toy_bench b;
