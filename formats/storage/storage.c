@@ -134,6 +134,49 @@ static int write_zero_bytes(struct storage *st, uint64_t off, uint64_t len)
     return 0;
 }
 
+static bool is_out_of_space(int err)
+{
+    return err == -ENOSPC || err == -EDQUOT;
+}
+
+/* A filesystem without space can have zeroed, kept or even gone back on what the range
+ * held: ext4 drops what wasn't written yet before it looks for space.  Written once more,
+ * the range is zero: what has blocks needs none, and a hole is zero already.  *holes: there
+ * are some. */
+static int zero_what_is_there(struct storage *st, uint64_t off, uint64_t len, bool *holes)
+{
+    *holes = false;
+    while (len > 0) {
+        bool data;
+        uint64_t run;
+        int err = storage_extent(st, off, len, &data, &run);
+        if (!err && data)
+            err = write_zero_bytes(st, off, run);
+        if (err)
+            return err;
+        *holes |= !data;
+        off += run;
+        len -= run;
+    }
+    return 0;
+}
+
+/* After -ENOSPC of the quick way.  Who wants the range to keep, or have, its blocks is told
+ * when it hasn't; it reads as zeroes either way. */
+static int zero_without_space(struct storage *st, uint64_t off, uint64_t len,
+                              unsigned flags)
+{
+    uint64_t size;
+    bool holes;
+
+    int err = zero_what_is_there(st, off, len, &holes);
+    if (!err)
+        err = st->ops->size(st, &size);
+    if (err)
+        return err;
+    return (holes && !(flags & STORAGE_MAY_UNMAP)) || off + len > size ? -ENOSPC : 0;
+}
+
 int storage_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flags)
 {
     int err = check_change(st, off, len);
@@ -146,6 +189,8 @@ int storage_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flags)
     err = st->ops->zero ? st->ops->zero(st, off, len, flags & ~STORAGE_FUA) : -ENOTSUP;
     if (err == -ENOTSUP && !(flags & STORAGE_FAST))
         err = write_zero_bytes(st, off, len);
+    else if (is_out_of_space(err))
+        err = zero_without_space(st, off, len, flags);
     if (err == 0 && (flags & STORAGE_FUA) && !st->no_flush)
         err = storage_flush_for_write(st);
     return err;
@@ -156,7 +201,10 @@ int storage_discard(struct storage *st, uint64_t off, uint64_t len)
     int err = check_change(st, off, len);
     if (err || len == 0 || !st->ops->discard)
         return err;
+    bool holes;
     err = st->ops->discard(st, off, len);
+    if (is_out_of_space(err))
+        err = zero_what_is_there(st, off, len, &holes);
     return err == -ENOTSUP ? 0 : err;
 }
 

@@ -132,5 +132,44 @@ class Full(Case):
             self.empty_room()
 
 
+class FullExt4(Case):
+    def test_zeroes_need_no_space(self):
+        """All blocks are there, so zeroing them can't fail; nor may what was acknowledged be undone."""
+        room, disk = self.path("room"), self.path("fs")
+        os.mkdir(room)
+        with open(disk, "wb") as file:
+            file.truncate(80 * MIB)
+        if run("mkfs.ext4", "-q", "-F", "-m", "0", disk, check=False).returncode != 0 or \
+                run("mount", "-o", "loop", disk, room, check=False).returncode != 0:
+            self.skipTest("an ext4 can't be mounted here")
+        self.addCleanup(run, "umount", "-l", room)
+        self.addCleanup(self._end_servers)
+        image = os.path.join(room, "disk.raw")
+        with open(image, "wb") as file:
+            file.truncate(48 * MIB)
+        server = self.serve(image, "format=raw")
+        handle, blocks = server.connect(), 48 * MIB // (4 * KIB) - 256
+        for off in range(0, blocks * 4 * KIB, MIB):
+            handle.pwrite(b"A" * MIB, off)
+        handle.flush()
+        with open(os.path.join(room, "filler"), "wb") as filler:
+            step, end = 64 * MIB, 0
+            while step >= 4 * KIB:
+                try:
+                    os.posix_fallocate(filler.fileno(), end, step)
+                    end += step
+                except OSError:
+                    step //= 2
+            os.fsync(filler.fileno())
+        for n in range(0, blocks, 2):  # every other, so that the extents have to be split
+            handle.pwrite(b"B" * 4 * KIB, n * 4 * KIB)
+            handle.zero(4 * KIB, n * 4 * KIB, nbd.CMD_FLAG_NO_HOLE)
+            self.assertEqual(handle.pread(4 * KIB, n * 4 * KIB), bytes(4 * KIB))
+        for n in range(1, blocks, 2):
+            handle.pwrite(b"C" * 4 * KIB, n * 4 * KIB)
+            handle.trim(4 * KIB, n * 4 * KIB)
+            self.assertIn(handle.pread(1, n * 4 * KIB), (b"C", b"\0"))
+
+
 if __name__ == "__main__":
     unittest.main()

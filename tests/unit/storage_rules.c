@@ -202,6 +202,57 @@ Test(rules, errors_of_zero_are_passed_on)
     cr_assert_eq(storage_zero(st, 0, 4096, 0), -EDQUOT);
 }
 
+/* As ext4 does it: what was written last is dropped, and only then there is no space. */
+static int drop_and_fail(struct storage *storage, uint64_t off, uint64_t len,
+                         unsigned flags)
+{
+    char stale[8192];
+    bool data;
+    uint64_t run;
+
+    (void)flags;
+    (void)storage;
+    memset(stale, 's', sizeof stale);
+    cr_assert_leq(len, sizeof stale);
+    cr_assert_eq(storage_extent(mine, off, len, &data, &run), 0);
+    if (data)
+        cr_assert_eq(storage_write(mine, stale, run, off, 0), 0);
+    return -ENOSPC;
+}
+
+static int drop_and_fail_discard(struct storage *storage, uint64_t off, uint64_t len)
+{
+    return drop_and_fail(storage, off, len, 0);
+}
+
+Test(rules, without_space_what_has_blocks_is_zeroed)
+{
+    static struct storage_ops full;
+
+    full = *st->ops;
+    full.zero = drop_and_fail;
+    full.discard = drop_and_fail_discard;
+    st->ops = &full;
+    write_pattern(0, 8192, 'x');
+    cr_assert_eq(storage_zero(st, 4096, 4096, 0), 0);
+    expect_pattern(0, 4096, 'x');
+    expect_pattern(4096, 4096, 0);
+
+    /* A hole can't be filled, and is zero; whoever allows holes isn't bothered. */
+    write_pattern(0, 8192, 'y');
+    cr_assert_eq(storage_truncate(mine, 65536), 0);
+    cr_assert_eq(storage_zero(st, 4096, 8192, 0), -ENOSPC);
+    expect_pattern(4096, 8192, 0);
+    write_pattern(0, 8192, 'z');
+    cr_assert_eq(storage_zero(st, 4096, 8192, STORAGE_MAY_UNMAP), 0);
+    expect_pattern(4096, 8192, 0);
+
+    write_pattern(0, 8192, 'w');
+    cr_assert_eq(storage_discard(st, 0, 4096), 0);
+    expect_pattern(0, 4096, 0);
+    expect_pattern(4096, 4096, 'w');
+}
+
 Test(rules, discard_is_advisory)
 {
     static struct storage_ops bare;
