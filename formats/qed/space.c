@@ -122,6 +122,21 @@ void qed_space_put(struct qed_space *space, uint64_t offset, uint64_t length)
             (struct qed_clusters){.offset = offset, .length = length};
 }
 
+int qed_space_try(struct qed_space *space, int (*what)(struct storage *, uint64_t))
+{
+    struct storage *st = space->node->file;
+    LOCK_GUARD(&space->growth);
+    /* It moves under this lock only. */
+    uint64_t end = space->tail.end;
+
+    int err = storage_truncate(st, end + space->tail.cluster_size);
+    if (err < 0)
+        return err;
+    err = what(st, end);
+    int cut = storage_truncate(st, end);
+    return err ? err : cut;
+}
+
 bool qed_space_settled(const struct qed_space *space, const struct qed_clusters *clusters)
 {
     return clusters->fresh &&

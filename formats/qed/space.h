@@ -57,6 +57,11 @@ void qed_space_put(struct qed_space *space, uint64_t offset, uint64_t length);
  * being in the file and reading as zeroes is concerned? */
 bool qed_space_settled(const struct qed_space *space, const struct qed_clusters *clusters);
 
+/* Calls `what` with the offset of a cluster past the end, which the file has meanwhile, and
+ * which nobody can take.  Its result, or -errno. */
+int qed_space_try(struct qed_space *space,
+                  int (*what)(struct storage *st, uint64_t offset)) MUST_USE;
+
 /* Cuts off what the file has beyond its last used cluster.  No allocation may be under way.
  */
 int qed_space_trim(struct qed_space *space) MUST_USE;

@@ -105,28 +105,17 @@ int qed_zero(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
     return err;
 }
 
-/* Tries both ways of zeroing on a cluster that nobody uses. */
-static int try_storage(struct qed_image *img)
+/* Both ways of zeroing. */
+static int try_zeroing(struct storage *st, uint64_t off)
 {
-    struct mcache *mc = img->node->mc;
-    struct qed_clusters cluster;
+    int err = storage_zero(st, off, QED_MIN_CLUSTER_SIZE, STORAGE_FAST);
 
-    int err =
-        qed_space_take(&img->space, img->geo.cluster_size, img->geo.cluster_size, &cluster);
-    if (err < 0)
-        return err;
-    err = storage_zero(img->node->file, cluster.offset, QED_MIN_CLUSTER_SIZE, STORAGE_FAST);
-    if (err == 0)
-        err = storage_zero(img->node->file, cluster.offset, QED_MIN_CLUSTER_SIZE,
-                           STORAGE_FAST | STORAGE_MAY_UNMAP);
-    lock_acquire(mcache_meta(mc));
-    qed_space_put(&img->space, cluster.offset, cluster.length);
-    lock_release(mcache_meta(mc));
-    node_wrote(img->node);
-    return err;
+    return err ? err
+               : storage_zero(st, off, QED_MIN_CLUSTER_SIZE,
+                              STORAGE_FAST | STORAGE_MAY_UNMAP);
 }
 
-/* Once for an image.  It may extend the file, so the mark is on meanwhile. */
+/* Once for an image.  It extends the file for a moment, so the mark is on meanwhile. */
 static bool storage_zeroes_fast(struct qed_image *img)
 {
     int known = atomic_load(&img->fast_zero);
@@ -135,7 +124,8 @@ static bool storage_zeroes_fast(struct qed_image *img)
         int err = dirty_mark_begin(&img->mark);
         if (err < 0)
             return false;
-        err = try_storage(img);
+        err = qed_space_try(&img->space, try_zeroing);
+        node_wrote(img->node);
         lock_acquire(mcache_meta(img->node->mc));
         dirty_mark_end(&img->mark);
         lock_release(mcache_meta(img->node->mc));

@@ -82,6 +82,21 @@ class Ends(Case):
                 got = got[:at] + bytes(expected[at:at + 5000]) + got[at + 5000:]  # the unanswered one
                 Model(expected).expect(got, "qemu-img convert")
 
+    def test_fast_zero_beside_allocations(self):
+        """QED tries once whether its file can be zeroed quickly; that takes no cluster away."""
+        for _ in range(20):
+            image = create(self.path("disk"), "qed", MIB, "cluster_size=4096,table_size=2")
+            fill(image, "qed", [(0, b"x" * 64 * KIB)])
+            server = self.serve(image, fmt="qed")
+            handle = server.connect(strict=False)
+            handle.aio_zero(4096, 0, flags=nbd.CMD_FLAG_FAST_ZERO)
+            for n in range(6):
+                handle.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(b"y" * 4096)), 64 * KIB + n * 4096)
+            while handle.aio_in_flight():
+                handle.poll(-1)
+            server.stop()
+            check(image, "qed")
+
     @unittest.skipIf(STANDIN, "needs nbdkit")
     def test_run(self):
         """nbdkit --run ends with its command."""
