@@ -84,7 +84,7 @@ class Ends(Case):
 
     def test_fast_zero_beside_allocations(self):
         """QED tries once whether its file can be zeroed quickly; that takes no cluster away."""
-        for _ in range(20):
+        for _ in range(40):
             image = create(self.path("disk"), "qed", MIB, "cluster_size=4096,table_size=2")
             fill(image, "qed", [(0, b"x" * 64 * KIB)])
             server = self.serve(image, fmt="qed")

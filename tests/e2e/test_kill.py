@@ -265,5 +265,41 @@ class KillVolatile(Rounds):
         self.rounds("qcow2", "lazy_refcounts=on", keys=["cache=volatile"], leaks=False)
 
 
+class Fua(Case):
+    """Each kind of request that asks for durability, and nothing after it but kill -9."""
+
+    def check_kind(self, fmt, kind):
+        image = create(self.path("disk"), fmt, 16 * MIB)
+        fill(image, fmt, [(0, b"x" * MIB)])
+        server = self.serve(image, fmt=fmt)
+        handle, expected = server.connect(), bytes(256 * KIB)
+        if kind == "trim":
+            handle.trim(256 * KIB, 256 * KIB, nbd.CMD_FLAG_FUA)
+        elif kind == "zero":
+            handle.zero(256 * KIB, 256 * KIB, nbd.CMD_FLAG_FUA)
+        elif kind == "zero-keep":
+            handle.zero(256 * KIB, 256 * KIB, nbd.CMD_FLAG_FUA | nbd.CMD_FLAG_NO_HOLE)
+        else:
+            expected = b"y" * 256 * KIB
+            off = 256 * KIB if kind == "overwrite" else 8 * MIB
+            handle.pwrite(expected, off, nbd.CMD_FLAG_FUA)
+            if kind == "allocate":
+                server.kill()
+                self.assertEqual(self.disk(image, fmt)[off:off + 256 * KIB], expected)
+                return
+        server.kill()
+        self.assertEqual(self.disk(image, fmt)[256 * KIB:512 * KIB], expected)
+
+    def disk(self, image, fmt):
+        repair(image, fmt)
+        return content(image, fmt)
+
+    def test_kinds(self):
+        for fmt in ("qcow2", "qed"):
+            for kind in ("trim", "zero", "zero-keep", "overwrite", "allocate"):
+                with self.part(fmt=fmt, kind=kind):
+                    self.check_kind(fmt, kind)
+
+
 if __name__ == "__main__":
     unittest.main()

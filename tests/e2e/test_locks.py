@@ -5,11 +5,13 @@ The judge is QEMU: what two of its processes do to each other, one that holds an
 that wants it, ours must do in its place, on either side and on both.
 """
 
+import fcntl
 import os
 import pathlib
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import time
 import unittest
@@ -18,6 +20,7 @@ from harness import *
 
 SIZE = 4 * MIB
 FORMATS = ("qcow2", "qed", "raw")
+F_OFD_GETLK, F_OFD_SETLK = 36, 37  # of Linux; Python has no names for them yet
 DAEMON = shutil.which("qemu-storage-daemon")
 
 
@@ -248,6 +251,38 @@ class Life(Holders):
         self.assertFalse(self.reads(image))
         server.stop()
         self.assertTrue(self.writes(image))
+
+    @staticmethod
+    def held(image):
+        """The lock bytes that the server has, as another process sees them: 100 + n, it uses permission n;
+        200 + n, nobody else may (0 read, 1 write, 3 resize)."""
+        with open(image, "rb+") as file:
+            def is_held(byte):
+                asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+                return struct.unpack("hhqqi4x", fcntl.fcntl(file, F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK
+            return {byte for base in (100, 200) for byte in range(base, base + 5) if is_held(byte)}
+
+    def test_the_bytes_of_each_level(self):
+        """a reader lets nobody write or resize; who can't become a writer is a reader again"""
+        reader, writer = {100, 201, 203}, {100, 101, 103, 201, 203}
+        for fmt in FORMATS:
+            with self.part(fmt=fmt):
+                image = self.image(fmt)
+                server = self.serve(image, f"format={fmt}", nbdkit=["-r"])
+                self.assertEqual(self.held(image), reader)
+                server.stop()
+                server = self.serve(image, f"format={fmt}")
+                self.assertEqual(self.held(image), reader)
+                with open(image, "rb") as other:  # another reader, who denies writing
+                    denies = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 201, 1, 0)
+                    fcntl.fcntl(other, F_OFD_SETLK, denies)
+                    with self.assertRaises(nbd.Error):
+                        server.connect()
+                self.assertEqual(self.held(image), reader)
+                server.connect()
+                self.assertEqual(self.held(image), writer)
+                server.stop()
+                self.assertEqual(self.held(image), set())
 
     def test_a_reader_comes_before_the_first_writer(self):
         """the connection is refused, and the next one after the reader is gone isn't"""

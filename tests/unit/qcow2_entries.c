@@ -306,6 +306,59 @@ Test(qcow2_entries, fua_on_a_clean_mapping_is_one_durable_write)
     image_free(&img);
 }
 
+/* What a power cut right after the request leaves, read by its own. */
+static bool survives(struct image *img, uint64_t off, uint64_t len)
+{
+    static const struct crash_choice worst = {.policy = CRASH_NONE};
+    static const struct node_options none;
+    struct storage *left = crash_materialise(img->log, crash_log_count(img->log), &worst);
+    uint8_t *got = malloc(len);
+    struct node *node;
+
+    cr_assert_eq(node_open(&img->ctx, &qcow2_driver, left, "left", &none, &node, NULL), 0);
+    cr_assert_eq(block_read(node, got, len, off), 0);
+    bool same = memcmp(got, img->model.bytes + off, len) == 0;
+    cr_assert_eq(node_close(node), 0);
+    free(got);
+    return same;
+}
+
+/* Durable trims, zeroes and writes, with and without a link of others that is dirty. */
+Test(qcow2_entries, fua_of_every_kind_of_change)
+{
+    for (unsigned others = 0; others < 2; others++) {
+        struct image img;
+
+        make_4k(&img, "cluster_size=4096", false);
+        img.log = crash_log_new(img.mem);
+        image_open(&img);
+        write_fill(&img, 0, 8 * CL, 1);
+        cr_assert_eq(block_flush(img.node), 0);
+        if (others)
+            write_fill(&img, 20 * CL, CL, 1);
+        memset(img.model.bytes, 0, CL);
+        cr_assert_eq(block_discard(img.node, CL, 0, BLOCK_FUA), 0);
+        cr_expect(survives(&img, 0, CL), "a trim");
+        if (others)
+            write_fill(&img, 21 * CL, CL, 1);
+        zero(&img, CL, CL, BLOCK_FUA);
+        cr_expect(survives(&img, CL, CL), "zeroes that keep the allocation");
+        zero(&img, 2 * CL, CL, BLOCK_FUA | BLOCK_MAY_UNMAP);
+        cr_expect(survives(&img, 2 * CL, CL), "zeroes that don't");
+        if (others)
+            write_fill(&img, 22 * CL, CL, 1);
+        cr_assert_eq(try_write(&img, 30 * CL, CL, 2, BLOCK_FUA), 0);
+        cr_expect(survives(&img, 30 * CL, CL), "a write that allocates");
+        /* In place, of a cluster whose link isn't durable. */
+        write_fill(&img, 40 * CL, CL, 3);
+        cr_assert_eq(try_write(&img, 40 * CL, 512, 4, BLOCK_FUA), 0);
+        cr_expect(survives(&img, 40 * CL, 512), "a write in place");
+        cr_assert_eq(image_close(&img), 0);
+        crash_log_free(img.log);
+        image_free(&img);
+    }
+}
+
 /* Links to fresh clusters over zeroes need one barrier; once their growth is durable. */
 Test(qcow2_entries, an_allocating_flush_has_one_barrier)
 {

@@ -106,6 +106,18 @@ Test(qed_header, q02_backing_name_lies_within_the_header)
                "disk.qed: backing_filename_size 10: the name has a NUL byte at 0");
 }
 
+/* A header can be of several clusters. */
+Test(qed_header, q02_a_table_in_the_second_cluster_of_the_header)
+{
+    struct qed_header h = small_header(MIB);
+    struct storage *mem = new_image_in_memory(h, NULL);
+
+    h.header_size = 2;
+    cr_assert_eq(h.l1_table_offset, h.cluster_size);
+    put_header(mem, &h);
+    open_fails(mem, EINVAL, "disk.qed: l1_table_offset 4096: inside the header");
+}
+
 Test(qed_header, q02_files_too_short_to_be_an_image)
 {
     struct storage *mem = mem_storage_new(0);
