@@ -23,6 +23,9 @@
 #define HOLD_NS      250000000ull
 #define HOLD_MOST_NS 8000000000ull
 
+/* For the answer that shows, before the end, that the target is there. */
+#define PROOF_MS 10000u
+
 /* So much is copied between two early flushes.  The target's disk then works while there is
  * more to copy, and the flush before READY, or with users held back, finds little left to
  * do; and what must be sent again when the connection is lost stays small. */
@@ -310,12 +313,38 @@ static bool end_early_flush(struct mirror *m)
     return end_flush(m, err);
 }
 
+/* A server that is gone, or doesn't answer, mustn't be taken for one that has nothing to
+ * flush. */
+static bool target_answers(struct mirror *m)
+{
+    int err =
+        storage_is_nbd(m->target->file) ? storage_nbd_prove(m->target->file, PROOF_MS) : 0;
+
+    if (err)
+        mirror_note_error(m, err, true);
+    mcache_note_write(m->target->mc); /* the next flush reaches the disk */
+    return !err;
+}
+
 static bool flush_target(struct mirror *m)
 {
     if (m->flushes && !end_early_flush(m))
         return false;
     begin_flush(m);
     return end_flush(m, block_flush(m->target));
+}
+
+/* False: no worker is idle. */
+static bool begin_early_flush(struct mirror *m)
+{
+    struct copy_worker *worker = copier_begin_flush(m->copier);
+
+    if (!worker)
+        return false;
+    begin_flush(m);
+    m->flushes = true;
+    copier_go(worker);
+    return true;
 }
 
 void mirror_flush_early(struct mirror *m)
@@ -326,13 +355,22 @@ void mirror_flush_early(struct mirror *m)
         (void)end_early_flush(m); /* which has noted its error */
     if (m->flushes || copied - m->flush_mark < FLUSH_BYTES)
         return;
-    struct copy_worker *worker = copier_begin_flush(m->copier);
-    if (!worker)
-        return;
-    begin_flush(m);
-    m->flush_mark = copied;
-    m->flushes = true;
-    copier_go(worker);
+    if (begin_early_flush(m))
+        m->flush_mark = copied;
+}
+
+/* With users held back, who can't wait as long as the target may take.  What was begun goes
+ * on when it returns false. */
+static bool flush_until(struct mirror *m, uint64_t until)
+{
+    if (!begin_early_flush(m))
+        return false;
+    while (copier_is_flushing(m->copier)) {
+        if (job_is_cancelled(m->job) || job_now() > until)
+            return false;
+        job_sleep(m->job, JOB_SLICE_NS / 10);
+    }
+    return end_early_flush(m);
 }
 
 void mirror_come_in_sync(struct mirror *m)
@@ -379,13 +417,13 @@ bool mirror_reach_end(struct mirror *m)
     /* Most of the flushing is done while users go on; so is the waiting for a target that
      * doesn't answer. */
     copier_settle(m->copier);
-    if (mirror_has_failed(m) || !flush_target(m))
+    if (mirror_has_failed(m) || !target_answers(m) || !flush_target(m))
         return false;
     m->patience = MIN(MAX(2 * m->patience, HOLD_NS), HOLD_MOST_NS);
     hold(m);
     /* An error, too, if it was told to a user while the job flushed. */
-    if (copy_rest(m, job_now() + m->patience) && flush_target(m) && mirror_is_clean(m) &&
-        !mirror_has_failed(m))
+    if (copy_rest(m, job_now() + m->patience) && flush_until(m, job_now() + HOLD_MOST_NS) &&
+        mirror_is_clean(m) && !mirror_has_failed(m))
         return true;
     mirror_release(m);
     return false;

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/checked.h"
+#include "base/cleanup.h"
 #include "storage/nbd_internal.h"
 
 /* A request on the stack of who waits for it. */
@@ -343,6 +344,22 @@ int nbd_call(struct nbd_storage *nbd, struct nbd_request *req)
     lock_release(&nbd->lock);
     pthread_cond_destroy(&call.wake);
     return call.err;
+}
+
+int storage_nbd_prove(struct storage *st, unsigned timeout_ms)
+{
+    struct nbd_storage *nbd = nbd_of(st);
+    /* Without a byte in the export there is nothing to read. */
+    bool empty = nbd->info.size == 0;
+    CLEANUP_FREE void *block = malloc(nbd->info.min_block);
+    struct nbd_request req = {
+        .op = empty ? NBD_FLUSH : NBD_READ,
+        .len = empty ? 0 : nbd->info.min_block,
+        .buf = block,
+        .timeout_ms = timeout_ms,
+    };
+
+    return block ? nbd_call(nbd, &req) : -ENOMEM;
 }
 
 /* ---- what only looks ---- */

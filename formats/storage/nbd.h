@@ -92,6 +92,11 @@ bool storage_nbd_is_connected(const struct storage *st);
 /* How often a connection was lost while writes were unflushed. */
 uint64_t storage_nbd_losses(const struct storage *st);
 
+/* Asks the server for something that it can't leave to anybody else, and waits for the
+ * answer, timeout_ms at most: 0 when there is a server that serves the export, else
+ * -errno.  A flush alone doesn't tell: with nothing to flush it may be answered here. */
+int storage_nbd_prove(struct storage *st, unsigned timeout_ms) MUST_USE;
+
 /* For good: fails everything in flight, and all later requests, with -ECANCELED.  Returns
  * at once; those who wait are told by the driver. */
 void storage_nbd_abort(struct storage *st);
@@ -120,6 +125,7 @@ struct nbd_request {
      * most `len` bytes.  Without base:allocation one run of data. */
     struct nbd_run *runs;
     unsigned max_runs, n_runs;
+    unsigned timeout_ms; /* for one answer; 0, or more than the store's: as that */
     /* Called once, on the driver's thread, without locks; may free the request.  err: 0 or
      * -errno, where a read or write has then been done in part. */
     void (*done)(struct nbd_request *req, int err);

@@ -132,6 +132,9 @@ void nbd_fail_waiting(struct nbd_storage *nbd, int err);
 
 uint64_t nbd_now_ms(void);
 
+/* How long the request may wait for one answer. */
+unsigned nbd_patience_ms(const struct nbd_storage *nbd, const struct nbd_request *req);
+
 /* Waits, at most until the nearest deadline, and does all there is to do.  Driver only. */
 void nbd_loop_turn(struct nbd_storage *nbd);
 

@@ -44,6 +44,12 @@ void nbd_loop_wake(struct nbd_storage *nbd)
     (void)n;
 }
 
+unsigned nbd_patience_ms(const struct nbd_storage *nbd, const struct nbd_request *req)
+{
+    return req->timeout_ms ? MIN(req->timeout_ms, nbd->how.timeout_ms)
+                           : nbd->how.timeout_ms;
+}
+
 void nbd_loop_enqueue(struct nbd_storage *nbd, struct nbd_request *req)
 {
     lock_assert_held(&nbd->lock);
@@ -54,12 +60,24 @@ void nbd_loop_enqueue(struct nbd_storage *nbd, struct nbd_request *req)
     req->flushing = false;
     req->err = 0;
     req->n_runs = 0;
-    req->deadline_ms = now + nbd->how.timeout_ms;
+    req->deadline_ms = now + nbd_patience_ms(nbd, req);
     req->give_up_ms = now + nbd->how.reconnect_ms;
     bool was_empty = list_empty(&nbd->incoming);
     list_append(&nbd->incoming, &req->link);
     if (was_empty)
         nbd_loop_wake(nbd);
+}
+
+/* By deadline; those with the same in the order in which they came. */
+static void add_waiting(struct nbd_storage *nbd, struct list *pos)
+{
+    uint64_t deadline = CONTAINER_OF(pos, struct nbd_request, link)->deadline_ms;
+    struct list *before = nbd->waiting.prev;
+
+    while (before != &nbd->waiting &&
+           CONTAINER_OF(before, struct nbd_request, link)->deadline_ms > deadline)
+        before = before->prev;
+    list_append(before->next, pos);
 }
 
 static void take_incoming(struct nbd_storage *nbd)
@@ -69,7 +87,7 @@ static void take_incoming(struct nbd_storage *nbd)
     LIST_FOR_EACH_SAFE(pos, &nbd->incoming)
     {
         list_remove(pos);
-        list_append(&nbd->waiting, pos);
+        add_waiting(nbd, pos);
     }
 }
 
@@ -164,8 +182,8 @@ static void settle(struct nbd_storage *nbd, struct nbd_request *req)
     if (!req->err) {
         note_success(nbd, req);
         if (advance(nbd, req)) {
-            req->deadline_ms = nbd_now_ms() + nbd->how.timeout_ms;
-            list_append(&nbd->waiting, &req->link);
+            req->deadline_ms = nbd_now_ms() + nbd_patience_ms(nbd, req);
+            add_waiting(nbd, &req->link);
             return;
         }
         if (req->op == NBD_STATUS && req->n_runs == 0)
@@ -202,7 +220,8 @@ static void expire(struct nbd_storage *nbd)
         bool connecting = link->state == LINK_CONNECTING;
         if ((connecting && link->deadline_ms <= now) || overdue(&link->in_flight, now)) {
             diag_errno(&diag, ETIMEDOUT, "%s: no answer for %u ms", nbd->st.name,
-                       connecting ? nbd->how.connect_ms : nbd->how.timeout_ms);
+                       connecting ? nbd->how.connect_ms
+                                  : nbd_patience_ms(nbd, first(&link->in_flight)));
             nbd_link_lost(link, -ETIMEDOUT, &diag);
         }
     }
