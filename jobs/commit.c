@@ -2,8 +2,9 @@
  *
  * The base is opened a second time, for writing.  The chain goes on reading the first
  * instance: what is committed is found in the layers above, so what the base says there
- * isn't asked for.  The lock against other processes is the first instance's all the time:
- * they may not even read while the base is no disk's contents of any moment.
+ * isn't asked for (around it, in larger clusters of the base, it is).  The lock against
+ * other processes is the first instance's all the time: they may not even read while the
+ * base is no disk's contents of any moment.
  *
  *     active commit        intermediate commit
  *
@@ -156,6 +157,7 @@ static int open_base(const struct fold *fold, struct node *active, const struct 
     int err = chain_open(active->ctx, fold->base->filename, &options, out, diag);
     if (err)
         return err;
+    atomic_store(&fold->base->written_elsewhere, true);
     err = check_sizes(fold, top, *out, diag);
     if (!err)
         err = node_activate(*out, diag);

@@ -65,6 +65,9 @@ struct node {
     bool active;           /* activated for writing */
     /* An entry that can't be right was met; and that while active: writes fail. */
     _Atomic bool corrupt, corrupt_fatal;
+    /* Another node of ours writes to the same file, or did (a commit, to a base that is
+     * read through this one): where its metadata lies and its file ends may be news. */
+    _Atomic bool written_elsewhere;
 
     /* As the image said when it was opened; owned; NULL: none. */
     char *backing_name, *backing_format;

@@ -24,6 +24,19 @@ int alloc_open(struct alloc *a, struct qcow2 *q, struct diag *diag)
     return 0;
 }
 
+bool alloc_inside_file_now(struct alloc *a, uint64_t offset, uint64_t len)
+{
+    uint64_t size;
+
+    if (alloc_inside_file(a, offset, len))
+        return true;
+    if (a->q->node->active || storage_size(a->q->node->file, &size) ||
+        size > INT64_MAX - cluster_size(a->q))
+        return false;
+    atomic_store(&a->file_end, align_up(size, cluster_size(a->q)));
+    return alloc_inside_file(a, offset, len);
+}
+
 /* On a store of fixed size the tail is what no refcount block covers yet. */
 static uint64_t first_uncovered(struct alloc *a, uint64_t n_clusters)
 {

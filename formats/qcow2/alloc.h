@@ -84,6 +84,10 @@ static inline bool alloc_inside_file(const struct alloc *a, uint64_t offset, uin
     return offset <= end && len <= end - offset;
 }
 
+/* The same of an image that another node writes to: the file's end is asked for again,
+ * where it matters.  Not under META. */
+bool alloc_inside_file_now(struct alloc *a, uint64_t offset, uint64_t len);
+
 /* Takes a run of 1..max clusters, refcount 1 each; *n of them at byte offset *host. */
 int alloc_clusters(struct alloc *a, uint64_t max, uint64_t *host, uint64_t *n,
                    bool *fresh) MUST_USE;

@@ -50,9 +50,22 @@ static const char *bad_host(struct qcow2 *q, uint64_t host, uint64_t n)
     return NULL;
 }
 
+/* The same where another node writes to the file: what was metadata may be data by now, and
+ * the file longer. */
+static const char *bad_host_now(struct qcow2 *q, uint64_t host, uint64_t n)
+{
+    if (!is_aligned(host, cluster_size(q)))
+        return "not cluster aligned";
+    return alloc_inside_file_now(&q->alloc, host, n << q->cluster_bits)
+               ? NULL
+               : "past the end of the file";
+}
+
 /* As bad_host, for clusters of guest data. */
 static const char *bad_data_host(struct qcow2 *q, uint64_t host, uint64_t n)
 {
+    if (UNLIKELY(atomic_load(&q->node->written_elsewhere)))
+        return bad_host_now(q, host, n);
     const char *why = bad_host(q, host, n);
 
     if (!why && meta_set_has_any(&q->metadata, host >> q->cluster_bits, n))

@@ -70,6 +70,10 @@ static int decode(const struct lookup *l, uint64_t off, uint64_t word, struct qe
         out->kind = QED_ZERO;
     } else {
         const char *fault = qed_cluster_fault(l->img, word);
+        if (UNLIKELY(fault && atomic_load(&l->img->node->written_elsewhere))) {
+            qed_space_look_again(&l->img->space, l->img->geo.cluster_size);
+            fault = qed_cluster_fault(l->img, word);
+        }
         if (fault)
             return corrupt(l, "L2", off, word, fault);
         out->host_offset = word + (off & (l->img->geo.cluster_size - 1));

@@ -1,6 +1,7 @@
 #include <assert.h>
 #include <errno.h>
 
+#include "base/checked.h"
 #include "base/cleanup.h"
 #include "block/node.h"
 #include "qed/space.h"
@@ -10,6 +11,15 @@ void qed_space_init(struct qed_space *space, struct node *node, uint64_t file_en
     *space = (struct qed_space){.node = node};
     atomic_init(&space->file_end, file_end);
     lock_init(&space->growth, RANK_GROWTH);
+}
+
+void qed_space_look_again(struct qed_space *space, uint32_t cluster_size)
+{
+    uint64_t size;
+
+    if (!space->node->active && storage_size(space->node->file, &size) == 0 &&
+        size <= (uint64_t)INT64_MAX - cluster_size)
+        atomic_store(&space->file_end, align_up(size, cluster_size));
 }
 
 void qed_space_destroy(struct qed_space *space)

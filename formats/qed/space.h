@@ -40,6 +40,9 @@ struct qed_space {
 };
 
 void qed_space_init(struct qed_space *space, struct node *node, uint64_t file_end);
+/* Of an image that another node writes to: learns where the file ends now.  Not under META.
+ */
+void qed_space_look_again(struct qed_space *space, uint32_t cluster_size);
 void qed_space_destroy(struct qed_space *space);
 
 /* Before the first allocation: the file ends at file_end, everything below is in use. */

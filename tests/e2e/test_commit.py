@@ -171,6 +171,40 @@ class Sizes(CommitCase):
                 self.server.stop()
 
 
+class Clusters(CommitCase):
+    """a base whose clusters are larger than the overlay's"""
+
+    def test_the_rest_of_a_cluster(self):
+        """is read through the chain, when the base's tables have been loaded anew"""
+        for fmt in ("qcow2", "qed"):
+            for end in ("ready", "cancelled"):
+                with self.part(format=fmt, end=end):
+                    self.rest_of_a_cluster(fmt, end)
+
+    def rest_of_a_cluster(self, fmt, end):
+        base = create(self.path("base"), fmt, 20 << 30, "cluster_size=2M")
+        fill(base, fmt, [(100 * MIB, b"\x33" * (2 * MIB))])
+        self.fmt = "qcow2"
+        self.image = create(self.path("top"), self.fmt, None, backing=base, backing_fmt=fmt)
+        pages = range(32 * MIB, 600 * 32 * MIB, 32 * MIB)
+        fill(self.image, "qcow2", [(0, b"\x44" * 64 * KIB)])
+        with open(self.path("commands"), "w+", encoding="ascii") as commands:
+            commands.writelines(f"write -q -P 0x55 {off} 4k\n" for off in pages)
+            commands.seek(0)
+            run("qemu-io", "-f", "qcow2", self.image, stdin=commands)
+        self.begin("metadata-cache=1M")
+        self.commit()
+        self.ready()
+        if end == "cancelled":
+            self.forced()
+        for off in pages:  # so that the pages of the base's tables give way
+            self.assertEqual(self.disk.pread(1, off), b"\x55")
+        for off, byte in ((0, 0x44), (64 * KIB, 0), (MIB, 0), (32 * MIB + 64 * KIB, 0), (100 * MIB, 0x33)):
+            self.assertEqual(self.disk.pread(4096, off), bytes([byte]) * 4096, off)
+        self.server.stop()
+        self.assertNotIn("past the end", self.server.errors)
+
+
 @parametrised
 class Killed(CommitCase):
     """kill -9 of the server leaves the chain good"""
