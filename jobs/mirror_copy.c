@@ -317,8 +317,9 @@ static bool end_early_flush(struct mirror *m)
  * flush. */
 static bool target_answers(struct mirror *m)
 {
+    struct storage *file = m->target->file;
     int err =
-        storage_is_nbd(m->target->file) ? storage_nbd_prove(m->target->file, PROOF_MS) : 0;
+        storage_is_nbd(file) ? storage_nbd_prove(file, job_completes(m->job), PROOF_MS) : 0;
 
     if (err)
         mirror_note_error(m, err, true);

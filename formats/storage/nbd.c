@@ -346,18 +346,24 @@ int nbd_call(struct nbd_storage *nbd, struct nbd_request *req)
     return call.err;
 }
 
-int storage_nbd_prove(struct storage *st, unsigned timeout_ms)
+int storage_nbd_prove(struct storage *st, bool by_reading, unsigned timeout_ms)
 {
     struct nbd_storage *nbd = nbd_of(st);
-    /* Without a byte in the export there is nothing to read. */
-    bool empty = nbd->info.size == 0;
     CLEANUP_FREE void *block = malloc(nbd->info.min_block);
+    struct nbd_run run;
     struct nbd_request req = {
-        .op = empty ? NBD_FLUSH : NBD_READ,
-        .len = empty ? 0 : nbd->info.min_block,
+        .op = by_reading || !nbd->info.has_status ? NBD_READ : NBD_STATUS,
+        .len = nbd->info.min_block,
         .buf = block,
+        .runs = &run,
+        .max_runs = 1,
         .timeout_ms = timeout_ms,
     };
+
+    if (nbd->info.size == 0) { /* nothing else can be asked */
+        req.op = NBD_FLUSH;
+        req.len = 0;
+    }
 
     return block ? nbd_call(nbd, &req) : -ENOMEM;
 }

@@ -94,8 +94,9 @@ uint64_t storage_nbd_losses(const struct storage *st);
 
 /* Asks the server for something that it can't leave to anybody else, and waits for the
  * answer, timeout_ms at most: 0 when there is a server that serves the export, else
- * -errno.  A flush alone doesn't tell: with nothing to flush it may be answered here. */
-int storage_nbd_prove(struct storage *st, unsigned timeout_ms) MUST_USE;
+ * -errno.  A flush alone doesn't tell: with nothing to flush it may be answered here.
+ * by_reading: and it can be read from, which isn't asked otherwise where it needn't be. */
+int storage_nbd_prove(struct storage *st, bool by_reading, unsigned timeout_ms) MUST_USE;
 
 /* For good: fails everything in flight, and all later requests, with -ECANCELED.  Returns
  * at once; those who wait are told by the driver. */
