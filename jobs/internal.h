@@ -29,6 +29,7 @@ struct job {
     struct job_info info;
     bool user_paused;  /* by verb */
     bool error_paused; /* by JOB_STOP; resume ends it too */
+    bool was_ready;    /* a soft cancel ends it in order */
     bool cancelled, forced;
     bool kicked, verb_came;
     bool finalized, dismissed;

@@ -29,6 +29,7 @@ void job_enter_state(struct job *job, enum job_state state)
     assert(job_transition_is_legal(job->info.state, state));
     job->info.state = state;
     job->info.paused = state == JOB_PAUSED || state == JOB_STANDBY;
+    job->info.ready = state == JOB_READY || state == JOB_STANDBY;
     job_tell(job, JOB_EVENT_STATUS);
 }
 
@@ -44,7 +45,7 @@ void job_note_verb(struct job *job)
  */
 static bool must_abandon(const struct job *job)
 {
-    return job->forced || (job->cancelled && !job->info.ready);
+    return job->forced || (job->cancelled && !job->was_ready);
 }
 
 static bool wants_pause(const struct job *job)
@@ -143,9 +144,9 @@ void job_progress(struct job *job, uint64_t done, uint64_t remaining)
 void job_ready(struct job *job)
 {
     LOCK_GUARD(&job->lock);
-    if (job->info.ready)
+    if (job->was_ready)
         return;
-    job->info.ready = true;
+    job->was_ready = true;
     job_enter_state(job, JOB_READY);
     job_tell(job, JOB_EVENT_READY);
 }
@@ -153,7 +154,7 @@ void job_ready(struct job *job)
 bool job_should_finish(struct job *job)
 {
     LOCK_GUARD(&job->lock);
-    return job->info.ready && (job->info.completing || job->cancelled);
+    return job->was_ready && (job->info.completing || job->cancelled);
 }
 
 bool job_completes(struct job *job)
@@ -210,9 +211,7 @@ static void fail(struct job *job, int err, const struct diag *diag)
 {
     char reason[128];
 
-    if (err == -ECANCELED)
-        return;
-    if (diag->text[0])
+    if (err != -ECANCELED && diag->text[0])
         snprintf(job->info.error, sizeof job->info.error, "%s", diag->text);
     else
         snprintf(job->info.error, sizeof job->info.error, "%s",
@@ -223,22 +222,20 @@ static void fail(struct job *job, int err, const struct diag *diag)
 static int wait_for_finalize(struct job *job)
 {
     job_tell(job, JOB_EVENT_PENDING);
-    while (!job->info.auto_finalize && !job->finalized && !job->cancelled)
+    while (!job->finalized && !job->forced)
         lock_wait(&job->lock, &job->changed);
-    return job->finalized || job->info.auto_finalize ? 0 : -ECANCELED;
+    return job->forced ? -ECANCELED : 0;
 }
 
 /* From the end of `run` to its effect: WAITING, PENDING or ABORTING. */
 static int settle(struct job *job, int err, struct diag *diag)
 {
-    bool soft = job->cancelled && !job->forced;
-
     if (!err && job->forced)
         err = -ECANCELED;
     if (!err) {
         job_enter_state(job, JOB_WAITING);
         job_enter_state(job, JOB_PENDING);
-        if (!job->info.auto_finalize && !soft)
+        if (!job->info.auto_finalize)
             err = wait_for_finalize(job);
     }
     if (err)
@@ -261,6 +258,7 @@ void *job_main(void *opaque)
 
     {
         LOCK_GUARD(&job->lock);
+        job_tell(job, JOB_EVENT_STATUS); /* created */
         job_enter_state(job, JOB_RUNNING);
         job->info.busy = true;
     }
@@ -273,8 +271,8 @@ void *job_main(void *opaque)
     err = settle(job, err, &diag);
     if (err)
         fail(job, err, &diag);
-    job_enter_state(job, JOB_CONCLUDED);
     job_tell(job, err == -ECANCELED ? JOB_EVENT_CANCELLED : JOB_EVENT_COMPLETED);
+    job_enter_state(job, JOB_CONCLUDED);
     while (!job->info.auto_dismiss && !job->dismissed)
         lock_wait(&job->lock, &job->changed);
     job_enter_state(job, JOB_NULL);

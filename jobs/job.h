@@ -55,7 +55,7 @@ enum job_event_kind {
     JOB_EVENT_STATUS,    /* JOB_STATUS_CHANGE */
     JOB_EVENT_READY,     /* BLOCK_JOB_READY */
     JOB_EVENT_COMPLETED, /* BLOCK_JOB_COMPLETED, with an error text when it failed */
-    JOB_EVENT_CANCELLED, /* BLOCK_JOB_CANCELLED */
+    JOB_EVENT_CANCELLED, /* BLOCK_JOB_CANCELLED; both before the state concluded */
     JOB_EVENT_PENDING,   /* BLOCK_JOB_PENDING */
     JOB_EVENT_ERROR,     /* BLOCK_JOB_ERROR: operation and action */
 };
@@ -68,10 +68,12 @@ struct job_info {
     uint64_t len,
         offset;     /* bytes; offset never falls, and equals len at READY and at success */
     uint64_t speed; /* bytes per second, 0: no limit */
-    bool busy, paused, ready, auto_finalize, auto_dismiss;
+    bool busy, paused;
+    bool ready; /* now: not any more when it ends */
+    bool auto_finalize, auto_dismiss;
     bool completing;       /* was told to complete */
     const char *io_status; /* "ok", "failed" or "nospace" */
-    char error[1024];      /* "" while there is none */
+    char error[1024];      /* "" while there is none; also when it was cancelled */
 };
 
 struct job_event {

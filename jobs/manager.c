@@ -186,7 +186,7 @@ int job_cancel(struct job_manager *manager, const char *id, bool force, struct d
     int err = lock_for_verb(manager, id, JOB_VERB_CANCEL, &job, diag);
     if (err)
         return err;
-    /* Before it is ready any cancel abandons the job. */
+    /* Before it is ready, and once it waits for its end, any cancel abandons the job. */
     job->forced |= force || !job->info.ready;
     job->cancelled = true;
     /* A paused job goes on to its end; an error may stop it on the way once more. */

@@ -44,6 +44,15 @@ static int turn(struct mirror *m)
     return 0;
 }
 
+/* Users aren't kept waiting for another's decision.  Before it completes, `finish` catches
+ * up; a copy stays what it is. */
+static void wait_for_others(struct mirror *m)
+{
+    if (!job_completes(m->job))
+        mirror_detach(m);
+    mirror_release(m);
+}
+
 int mirror_run(struct job *job, void *state, struct diag *diag)
 {
     struct mirror *m = state;
@@ -54,9 +63,8 @@ int mirror_run(struct job *job, void *state, struct diag *diag)
         err = turn(m);
     copier_settle(m->copier);
     if (err == 1) {
-        /* Users aren't kept waiting for another's decision: `finish` catches up. */
-        if (job_waits_for_finalize(job) && job_completes(job))
-            mirror_release(m);
+        if (job_waits_for_finalize(job))
+            wait_for_others(m);
         return 0;
     }
     if (err != -ECANCELED)

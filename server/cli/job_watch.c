@@ -69,6 +69,12 @@ static void format_progress(const json_t *job, char *text, size_t size)
              left);
 }
 
+/* As the server calls it: there is no other sign of a cancel in a job's state. */
+static bool was_cancelled(const json_t *job)
+{
+    return strcmp(text_of(job, "error"), "Operation canceled") == 0;
+}
+
 void job_print(const json_t *job)
 {
     char progress[64];
@@ -76,7 +82,9 @@ void job_print(const json_t *job)
     format_progress(job, progress, sizeof progress);
     printf("%-16s %-8s %-10s %s", text_of(job, "device"), text_of(job, "type"),
            text_of(job, "status"), progress);
-    if (*text_of(job, "error"))
+    if (was_cancelled(job))
+        printf(", cancelled");
+    else if (*text_of(job, "error"))
         printf(", failed: %s", text_of(job, "error"));
 }
 
@@ -155,10 +163,10 @@ static void end_bar(const struct watch *w)
 static int conclude(const struct watch *w, const json_t *end, bool cancelled)
 {
     end_bar(w);
+    if (cancelled || was_cancelled(end))
+        return cli_error("%s: cancelled", w->id);
     if (*text_of(end, "error"))
         return cli_error("%s: failed: %s", w->id, text_of(end, "error"));
-    if (cancelled)
-        return cli_error("%s: cancelled", w->id);
     if (w->output != OUTPUT_JSON)
         printf("%s: completed\n", w->id);
     return CLI_OK;
@@ -235,8 +243,7 @@ static int conclude_from_state(const struct watch *w)
 
     if (!job)
         return cli_error(w->seen ? "%s: is gone" : "there is no job '%s'", w->id);
-    /* Who completes has done everything. */
-    return conclude(w, job, number_of(job, "offset") < number_of(job, "len"));
+    return conclude(w, job, false);
 }
 
 int job_watch(struct qmp *qmp, const char *id, enum cli_output output)

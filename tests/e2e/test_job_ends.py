@@ -2,9 +2,13 @@
 completed has done what it was asked for."""
 
 import os
+import socket
+import subprocess
+import tempfile
 import unittest
 
-from harness import MIB, parametrised, wait_until
+from harness import KIB, MIB, create, fill, parametrised, wait_until
+from qmp import Qmp
 from test_mirror import MirrorCase
 
 
@@ -113,6 +117,97 @@ class DeadTarget(MirrorCase):
         self.forced()
         self.alive()
         self.source_is_good()
+
+
+def listens(path):
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) == 0
+
+
+class Daemon:
+    """qemu-storage-daemon with a disk and a target, on whose monitor the same jobs are run."""
+
+    def __init__(self, case):
+        folder = tempfile.mkdtemp(prefix="q", dir=case.dir)
+        control, argv = os.path.join(folder, "qmp"), ["qemu-storage-daemon"]
+        for node in "drive0", "target":
+            path = create(os.path.join(folder, node), "qcow2", case.SIZE)
+            argv += ["--blockdev", f"qcow2,node-name={node},file.driver=file,file.filename={path}"]
+        fill(os.path.join(folder, "drive0"), "qcow2", [(0, b"x" * MIB)])
+        self.process = subprocess.Popen([*argv, "--chardev", f"socket,path={control},server=on,wait=off,id=c",
+                                         "--monitor", "chardev=c"])
+        case.addCleanup(self.end)
+        wait_until(lambda: listens(control), 20, "the daemon's monitor")
+        self.client = Qmp(control)
+        case.addCleanup(self.client.close)
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+
+
+@parametrised
+class AsQemu(MirrorCase):
+    """the same commands on both: the same events in the same order, and the same state at the end"""
+
+    manual, shown = {"auto_finalize": False}, {"auto_dismiss": False}
+    ready, pending, end = "BLOCK_JOB_READY", "BLOCK_JOB_PENDING", "concluded"
+    complete, cancel = ("block-job-complete", {"device": "job"}), ("block-job-cancel", {"device": "job"})
+    force = ("block-job-cancel", {"device": "job", "force": True})
+    finalize, dismiss = ("block-job-finalize", {"id": "job"}), ("block-job-dismiss", {"id": "job"})
+    pause, resume = ("block-job-pause", {"device": "job"}), ("block-job-resume", {"device": "job"})
+    slow = {"speed": 64 * KIB}
+
+    cases_story = {
+        "complete": ({}, ready, complete),
+        "complete shown": (shown, ready, complete, end, dismiss),
+        "cancel": ({}, ready, cancel),
+        "cancel shown": (shown, ready, cancel, end, dismiss),
+        "force": ({}, ready, force),
+        "force shown": (shown, ready, force, end, dismiss),
+        "cancel early": (slow, "running", cancel),
+        "cancel early shown": ({**slow, **shown}, "running", cancel, end, dismiss),
+        "force paused": (slow, "running", pause, "paused", force),
+        "finalize": (manual, ready, complete, pending, finalize),
+        "finalize a cancel": (manual, ready, cancel, pending, finalize),
+        "finalize shown": ({**manual, **shown}, ready, cancel, pending, finalize, end, dismiss),
+        "cancel pending": ({**manual, **shown}, ready, complete, pending, cancel, end, dismiss),
+        "cancel a cancel": ({**manual, **shown}, ready, cancel, pending, cancel, end, dismiss),
+        "complete in standby": (shown, ready, pause, "standby", complete, resume, end, dismiss),
+    }
+
+    def check_story(self, arguments, *steps):
+        self.begin()
+        ours = self.play(self.client, "drive-mirror", {"target": self.path("target.raw"), **arguments}, steps)
+        daemon = Daemon(self)
+        theirs = self.play(daemon.client, "blockdev-mirror", {"target": "target", **arguments}, steps)
+        self.assertEqual(ours, theirs)
+        self.server.stop()
+
+    def play(self, client, command, arguments, steps):
+        """What was told, and shown of the job where the story waits for something."""
+        heard, client.events = [], []
+        client.cmd(command, job_id="job", device="drive0", sync="full", **arguments)
+
+        def listen(until):
+            while True:
+                event = client.events.pop(0) if client.events else client.receive()
+                data = event["data"]
+                heard.append((event["event"], data.get("status"), set(data)))
+                if until in (event["event"], data.get("status")):
+                    return
+
+        for step in (*steps, "null"):
+            if isinstance(step, tuple):
+                client.cmd(step[0], **step[1])
+                continue
+            listen(step)
+            shown = client.cmd("query-block-jobs") if step in (self.pending, self.end) else []
+            heard += [{key: job.get(key) for key in ("status", "ready", "busy", "io-status", "error", "type")}
+                      for job in shown]
+            if step == self.end:
+                heard += [{key: job.get(key) for key in ("status", "error")} for job in client.cmd("query-jobs")]
+        return heard
 
 
 if __name__ == "__main__":

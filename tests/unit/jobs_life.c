@@ -140,7 +140,7 @@ Test(life, to_the_end)
     struct job_event event = listen_for(&heard, JOB_EVENT_COMPLETED, 0);
     cr_expect_str_empty(event.info.error);
     status(JOB_NULL);
-    cr_expect_str_eq(told(), "RywpXn");
+    cr_expect_str_eq(told(), "cRywpXn");
     cr_expect(atomic_load(&k.success));
     cr_expect_eq(job_query(manager, NULL, 0), 0);
     cr_expect_eq(atomic_load(&k.freed), 1);
@@ -154,7 +154,7 @@ Test(life, fails)
     struct job_event event = listen_for(&heard, JOB_EVENT_COMPLETED, 0);
     cr_expect_str_eq(event.info.error, "it broke");
     status(JOB_NULL);
-    cr_expect_str_eq(told(), "RaXn");
+    cr_expect_str_eq(told(), "cRaXn");
     cr_expect_not(atomic_load(&k.success));
     cr_expect_eq(atomic_load(&k.finished), 1);
 }
@@ -167,7 +167,7 @@ Test(life, a_failure_of_its_effect_fails_it)
     struct job_event event = listen_for(&heard, JOB_EVENT_COMPLETED, 0);
     cr_expect_str_eq(event.info.error, "no way");
     status(JOB_NULL);
-    cr_expect_str_eq(told(), "RwpaXn");
+    cr_expect_str_eq(told(), "cRwpaXn");
 }
 
 Test(life, a_cancel_before_it_is_ready_abandons_it)
@@ -177,23 +177,46 @@ Test(life, a_cancel_before_it_is_ready_abandons_it)
     cr_expect_eq(job_cancel(manager, "j", false, &diag), 0);
     listen_for(&heard, JOB_EVENT_CANCELLED, 0);
     status(JOB_NULL);
-    cr_expect_str_eq(told(), "RaXn");
+    cr_expect_str_eq(told(), "cRaXn");
     cr_expect_eq(atomic_load(&k.interrupted), 1);
     cr_expect_not(atomic_load(&k.success));
 }
 
 Test(life, a_soft_cancel_when_it_is_ready_ends_it_in_order)
 {
-    /* Nobody has to finalize it: it takes no effect. */
     start(&(struct job_params){.id = "j", .manual_finalize = true});
     wish(&k.ready);
     status(JOB_READY);
     cr_expect_eq(job_cancel(manager, "j", false, &diag), 0);
     cr_expect_neq(job_complete(manager, "j", &diag), 0, "not once it is cancelled");
+    listen_for(&heard, JOB_EVENT_PENDING, 0);
+    cr_expect_eq(job_finalize(manager, "j", &diag), 0);
     listen_for(&heard, JOB_EVENT_COMPLETED, 0);
     status(JOB_NULL);
-    cr_expect_str_eq(told(), "RywpXn");
+    cr_expect_str_eq(told(), "cRywpXn");
     cr_expect_eq(atomic_load(&k.interrupted), 0);
+}
+
+/* A second cancel, when the first has been done and waits to be finalized, abandons it. */
+Test(life, a_soft_cancel_is_cancelled)
+{
+    struct job_info info;
+
+    start(&(struct job_params){.id = "j", .manual_finalize = true, .manual_dismiss = true});
+    wish(&k.ready);
+    status(JOB_READY);
+    cr_expect_eq(job_cancel(manager, "j", false, &diag), 0);
+    listen_for(&heard, JOB_EVENT_PENDING, 0);
+    cr_expect_eq(job_query(manager, &info, 1), 1);
+    cr_expect_not(info.ready, "not any more");
+    cr_expect_eq(job_cancel(manager, "j", false, &diag), 0);
+    listen_for(&heard, JOB_EVENT_CANCELLED, 0);
+    status(JOB_CONCLUDED);
+    cr_expect_eq(job_query(manager, &info, 1), 1);
+    cr_expect_str_eq(info.error, "Operation canceled");
+    cr_expect_eq(job_dismiss(manager, "j", &diag), 0);
+    status(JOB_NULL);
+    cr_expect_str_eq(told(), "cRywpaXn");
 }
 
 Test(life, stands_still_with_nothing_in_flight)
@@ -222,7 +245,7 @@ Test(life, stands_still_with_nothing_in_flight)
     cr_expect_eq(job_cancel(manager, "j", false, &diag), 0);
     listen_for(&heard, JOB_EVENT_COMPLETED, 0);
     status(JOB_NULL);
-    cr_expect_str_eq(told(), "RPRysywpXn");
+    cr_expect_str_eq(told(), "cRPRysywpXn");
 }
 
 Test(life, a_forced_cancel_ends_a_pause)
