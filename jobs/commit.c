@@ -38,13 +38,13 @@ static bool means_layer(const char *name, const struct node *layer)
 }
 
 /* The layer that top names, NULL: the active one; and the one above it, if any. */
-static struct node *find_top(const struct commit_params *p, struct node **overlay)
+static struct node *find_top(struct node *active, const char *name, struct node **overlay)
 {
     *overlay = NULL;
-    if (!p->top || means_layer(p->top, p->active))
-        return p->active;
-    for (struct node *above = p->active; above->backing; above = above->backing)
-        if (means_layer(p->top, above->backing)) {
+    if (!name || means_layer(name, active))
+        return active;
+    for (struct node *above = active; above->backing; above = above->backing)
+        if (means_layer(name, above->backing)) {
             *overlay = above;
             return above->backing;
         }
@@ -64,19 +64,19 @@ static struct node *find_base(struct node *top, const char *name, unsigned *dept
     return found;
 }
 
-static int find_layers(const struct commit_params *p, struct node **top, struct fold *fold,
+static int find_layers(struct fold *fold, struct node *active, struct node **top,
                        struct diag *diag)
 {
     unsigned depth = 0;
 
-    *top = find_top(p, &fold->overlay);
+    *top = find_top(active, fold->top_name, &fold->overlay);
     if (!*top)
-        return diag_set(diag, EINVAL, "top '%s': is not part of the chain of %s", p->top,
-                        p->active->filename);
-    fold->base = find_base(*top, p->base, &depth);
+        return diag_set(diag, EINVAL, "top '%s': is not part of the chain of %s",
+                        fold->top_name, active->filename);
+    fold->base = find_base(*top, fold->base_name, &depth);
     if (!fold->base)
         return diag_set(diag, EINVAL, "base '%s': is not a backing file of %s",
-                        p->base ? p->base : "", (*top)->filename);
+                        fold->base_name ? fold->base_name : "", (*top)->filename);
     fold->depth = depth - 1;
     return 0;
 }
@@ -146,10 +146,11 @@ static int check_sizes(const struct fold *fold, const struct node *top,
 
 /* The base as a node of its own, writable and large enough (M-30). */
 static int open_base(const struct fold *fold, struct node *active, const struct node *top,
-                     struct node **out, struct diag *diag)
+                     const _Atomic bool *give_up, struct node **out, struct diag *diag)
 {
     struct chain_options options = {
         .format = fold->base->driver->name,
+        .give_up = give_up,
         .node = active->options,
     };
 
@@ -233,22 +234,20 @@ static int commit_finish(struct job *job, void *state, bool success, struct diag
     return err;
 }
 
+static void free_names(struct fold *fold)
+{
+    free(fold->top_name);
+    free(fold->base_name);
+}
+
 static void commit_free(void *state)
 {
     struct mirror *m = state;
 
     release_layers(&m->fold);
+    free_names(&m->fold);
     mirror_free(state);
 }
-
-static const struct job_ops commit_job_ops = {
-    .type = "commit",
-    .run = mirror_run,
-    .settle = mirror_settle,
-    .interrupt = mirror_interrupt,
-    .finish = commit_finish,
-    .free = commit_free,
-};
 
 /* ---- the start ---- */
 
@@ -258,48 +257,85 @@ static void leave_users_alone(void *opaque)
     (void)opaque;
 }
 
-/* Everything but the job: what failed is undone by release_layers. */
-static int prepare(const struct commit_params *p, struct fold *fold, struct node **top,
-                   struct node **target, struct diag *diag)
+/* What failed is undone by release_layers. */
+static int open_layers(struct mirror *m, struct node *active, struct node **top,
+                       struct node **target, struct diag *diag)
 {
-    int err = find_layers(p, top, fold, diag);
+    struct fold *fold = &m->fold;
+
+    int err = find_layers(fold, active, top, diag);
     if (err)
         return err;
     err = lock_layer(fold->base, STORAGE_WRITER, diag);
     fold->base_locked = !err;
     if (!err && fold->overlay)
-        err = open_overlay(fold, p->active, *top, diag);
-    return err ? err : open_base(fold, p->active, *top, target, diag);
+        err = open_overlay(fold, active, *top, diag);
+    return err ? err : open_base(fold, active, *top, &m->give_up, target, diag);
+}
+
+/* On the job's thread: images of the chain may lie on servers that don't answer. */
+static int commit_open(struct job *job, void *state, struct diag *diag)
+{
+    struct mirror *m = state;
+    struct mirror_params *p = &m->params;
+    struct node *active = p->pivot.claim(p->pivot.opaque);
+
+    (void)job;
+    int err = open_layers(m, active, &p->source, &p->target, diag);
+    if (err)
+        return err;
+    if (m->fold.overlay)
+        p->pivot.hold = p->pivot.release = leave_users_alone;
+    err = chain_start(p->target);
+    if (err) {
+        diag_errno(diag, -err, "%s", p->target->filename);
+        node_close(p->target);
+        return err;
+    }
+    return mirror_prepare(m, diag);
+}
+
+static const struct job_ops commit_job_ops = {
+    .type = "commit",
+    .open = commit_open,
+    .run = mirror_run,
+    .settle = mirror_settle,
+    .interrupt = mirror_interrupt,
+    .finish = commit_finish,
+    .free = commit_free,
+};
+
+static char *copy_of(const char *name, bool *failed)
+{
+    char *copy = name ? strdup(name) : NULL;
+
+    *failed |= name && !copy;
+    return copy;
 }
 
 int commit_start(struct job_manager *manager, const struct commit_params *params,
                  struct diag *diag)
 {
     struct mirror *m = calloc(1, sizeof *m);
-    struct node *top, *target;
+    bool failed = !m;
 
-    if (!m)
-        return diag_errno(diag, ENOMEM, "job '%s'", params->job.id);
-    /* First: what prepare does to the base isn't undone. */
-    int err = job_check_id(manager, params->job.id, diag);
-    if (!err)
-        err = prepare(params, &m->fold, &top, &target, diag);
-    if (err) {
-        release_layers(&m->fold);
-        free(m);
-        return err;
+    if (m) {
+        m->fold.top_name = copy_of(params->top, &failed);
+        m->fold.base_name = copy_of(params->base, &failed);
     }
-    struct mirror_params mirror = {
+    if (failed) {
+        if (m)
+            free_names(&m->fold);
+        free(m);
+        return diag_errno(diag, ENOMEM, "job '%s'", params->job.id);
+    }
+    const struct mirror_params mirror = {
         .job = params->job,
-        .source = top,
-        .target = target,
         .sync = MIRROR_TOP,
         .on_source_error = params->on_error,
         .on_target_error = params->on_error,
         .unmap = true,
         .pivot = params->pivot,
     };
-    if (m->fold.overlay)
-        mirror.pivot.hold = mirror.pivot.release = leave_users_alone;
     return mirror_launch(manager, m, &mirror, &commit_job_ops, diag);
 }

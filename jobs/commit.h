@@ -7,7 +7,6 @@
 
 struct commit_params {
     struct job_params job;
-    struct node *active; /* what users see */
     const char *top;  /* file name of the topmost layer to fold; NULL: the active layer */
     const char *base; /* file name of the layer to fold into; NULL: the bottom one */
     enum job_on_error on_error;
@@ -15,7 +14,8 @@ struct commit_params {
 };
 
 /* An active commit (top is the active layer) becomes READY and switches over on complete;
- * an intermediate one ends by itself.  The base is grown first when it is smaller. */
+ * an intermediate one ends by itself.  The base is grown first when it is smaller.  What
+ * can't be is told by JOB_EVENT_OPENED: images are opened on the job's thread. */
 int commit_start(struct job_manager *manager, const struct commit_params *params,
                  struct diag *diag) MUST_USE;
 

@@ -207,15 +207,19 @@ bool job_handle_error(struct job *job, enum job_on_error policy, bool write_side
 
 /* ---- the end ---- */
 
-static void fail(struct job *job, int err, const struct diag *diag)
+static void set_error(struct job *job, int err, const struct diag *diag)
 {
     char reason[128];
 
-    if (err != -ECANCELED && diag->text[0])
-        snprintf(job->info.error, sizeof job->info.error, "%s", diag->text);
-    else
-        snprintf(job->info.error, sizeof job->info.error, "%s",
-                 strerror_r(-err, reason, sizeof reason));
+    snprintf(job->info.error, sizeof job->info.error, "%s",
+             diag->text[0] ? diag->text : strerror_r(-err, reason, sizeof reason));
+}
+
+static void fail(struct job *job, int err, const struct diag *diag)
+{
+    static const struct diag none;
+
+    set_error(job, err, err == -ECANCELED ? &none : diag);
 }
 
 /* Waits for `finalize` when the user wants to say it; a cancel ends the wait. */
@@ -251,17 +255,47 @@ static int settle(struct job *job, int err, struct diag *diag)
     return err;
 }
 
+static void tell_opened(struct job *job, int err)
+{
+    struct job_event event = {.kind = JOB_EVENT_OPENED, .info = job->info, .err = err};
+
+    if (job->manager->sink)
+        job->manager->sink(job->manager->sink_opaque, &event);
+}
+
+/* Whoever has started the job waits for this.  False: there is no job. */
+static bool begin(struct job *job, struct diag *diag)
+{
+    struct diag ignored;
+    int err = job->ops->open ? job->ops->open(job, job->state_of_kind, diag) : 0;
+    bool cancelled = job_is_cancelled(job);
+
+    if (cancelled)
+        err = diag_set(diag, ECANCELED, "job '%s': cancelled before it had begun",
+                       job->info.id);
+    if (err)
+        (void)!job->ops->finish(job, job->state_of_kind, false, &ignored);
+    LOCK_GUARD(&job->lock);
+    if (err) {
+        set_error(job, err, diag);
+        job->info.state = JOB_NULL; /* nobody has heard of it */
+        job->over = true;
+    } else {
+        job_tell(job, JOB_EVENT_STATUS); /* created */
+        job_enter_state(job, JOB_RUNNING);
+        job->info.busy = true;
+    }
+    tell_opened(job, err);
+    return !err;
+}
+
 void *job_main(void *opaque)
 {
     struct job *job = opaque;
     struct diag diag = {0};
 
-    {
-        LOCK_GUARD(&job->lock);
-        job_tell(job, JOB_EVENT_STATUS); /* created */
-        job_enter_state(job, JOB_RUNNING);
-        job->info.busy = true;
-    }
+    if (!begin(job, &diag))
+        return NULL;
     int err = job->ops->run(job, job->state_of_kind, &diag);
 
     LOCK_GUARD(&job->lock);

@@ -52,6 +52,7 @@ bool job_verb_is_legal(enum job_state state, enum job_verb verb);
 enum job_on_error { JOB_REPORT, JOB_IGNORE, JOB_ENOSPC, JOB_STOP };
 
 enum job_event_kind {
+    JOB_EVENT_OPENED,    /* for who started it: `open` has ended, `err` tells how */
     JOB_EVENT_STATUS,    /* JOB_STATUS_CHANGE */
     JOB_EVENT_READY,     /* BLOCK_JOB_READY */
     JOB_EVENT_COMPLETED, /* BLOCK_JOB_COMPLETED, with an error text when it failed */
@@ -63,6 +64,7 @@ enum job_event_kind {
 /* A copy of what a query shows; also part of each event. */
 struct job_info {
     char id[256];
+    uint64_t ticket;  /* as it was started with */
     const char *type; /* "mirror" or "commit" */
     enum job_state state;
     uint64_t len,
@@ -79,6 +81,7 @@ struct job_info {
 struct job_event {
     enum job_event_kind kind;
     struct job_info info;
+    int err;            /* OPENED: 0 or -errno, with info.error */
     bool write_error;   /* ERROR: the target's side ("write"), else the source's ("read") */
     const char *action; /* ERROR: "ignore", "report" or "stop" */
 };
@@ -89,13 +92,17 @@ struct job_manager;
 /* A kind of job. */
 struct job_ops {
     const char *type;
+    /* RUN, optional: before `run`, in the state created, what may take long or fail:
+     * opening files and connections.  When it fails, `finish` undoes, and nothing is ever
+     * told of the job but JOB_EVENT_OPENED. */
+    int (*open)(struct job *job, void *state, struct diag *diag);
     /* RUN: the whole work.  0: done as asked (completed, or cancelled softly when ready);
      * -ECANCELED: abandoned on demand; another -errno: failed, said in diag. */
     int (*run)(struct job *job, void *state, struct diag *diag);
     /* RUN, optional: waits until nothing is in flight, for the job is to stand still. */
     void (*settle)(struct job *job, void *state);
     /* Any thread, until `free`: a forced cancel or the server's end; must make waits of
-     * `run` end soon.
+     * `open` and `run` end soon.
      */
     void (*interrupt)(struct job *job, void *state);
     /* After `run`, on the thread that ends the job: makes a success take effect (pivot), or
@@ -107,6 +114,7 @@ struct job_ops {
 struct job_params {
     const char *id;
     uint64_t speed;
+    uint64_t ticket;                      /* comes back in events */
     bool manual_finalize, manual_dismiss; /* QMP's auto-* turned off */
 };
 

@@ -85,6 +85,7 @@ static struct job *job_new(struct job_manager *manager, const struct job_ops *op
     pthread_cond_init(&job->changed, &attr);
     pthread_condattr_destroy(&attr);
     job->info = (struct job_info){
+        .ticket = params->ticket,
         .type = ops->type,
         .state = JOB_CREATED,
         .speed = params->speed,

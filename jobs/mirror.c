@@ -87,6 +87,7 @@ void mirror_interrupt(struct job *job, void *state)
     LOCK_GUARD(&m->lock);
 
     (void)job;
+    atomic_store(&m->give_up, true);
     m->interrupted = true;
     if (m->remote)
         storage_nbd_abort(m->remote);
@@ -164,6 +165,10 @@ void mirror_free(void *state)
 {
     struct mirror *m = state;
 
+    if (m->params.opener.free)
+        m->params.opener.free(m->params.opener.opaque);
+    free((char *)(uintptr_t)m->params.bitmap);
+
     mirror_detach(m);
     copier_free(m->copier);
     dirty_bitmap_free(m->dirty);
@@ -174,15 +179,6 @@ void mirror_free(void *state)
     free(m->id);
     free(m);
 }
-
-static const struct job_ops mirror_job_ops = {
-    .type = "mirror",
-    .run = mirror_run,
-    .settle = mirror_settle,
-    .interrupt = mirror_interrupt,
-    .finish = mirror_finish,
-    .free = mirror_free,
-};
 
 /* ---- the start ---- */
 
@@ -207,14 +203,12 @@ static int check_granularity(uint64_t granularity, struct diag *diag)
                     granularity);
 }
 
-int mirror_check(struct job_manager *manager, const struct mirror_params *p,
-                 struct diag *diag)
+/* What can be said before there is a target. */
+static int check_early(const struct mirror_params *p, struct diag *diag)
 {
-    int err = job_check_id(manager, p->job.id, diag);
+    int err = p->granularity ? check_granularity(p->granularity, diag) : 0;
 
-    if (!err && p->granularity)
-        err = check_granularity(p->granularity, diag);
-    if (!err && p->sync == MIRROR_INCREMENTAL)
+    if (!err && p->source && p->sync == MIRROR_INCREMENTAL)
         err = mirror_find_bitmap(p->source, p->bitmap, diag) ? 0 : -ENOENT;
     return err;
 }
@@ -261,11 +255,21 @@ static int make_parts(struct mirror *m, const struct mirror_params *p)
     return m->dirty && m->unflushed && m->flushing && m->copier ? 0 : -ENOMEM;
 }
 
-int mirror_launch(struct job_manager *manager, struct mirror *m,
-                  const struct mirror_params *p, const struct job_ops *ops,
-                  struct diag *diag)
+static void note_remote(struct mirror *m)
 {
-    lock_init(&m->lock, RANK_LEAF);
+    if (!storage_is_nbd(m->target->file))
+        return;
+    LOCK_GUARD(&m->lock);
+    m->remote = m->target->file;
+    m->losses = storage_nbd_losses(m->remote);
+    if (m->interrupted)
+        storage_nbd_abort(m->remote);
+}
+
+int mirror_prepare(struct mirror *m, struct diag *diag)
+{
+    const struct mirror_params *p = &m->params;
+
     m->source = p->source;
     m->target = p->target;
     m->sync = p->sync;
@@ -275,29 +279,74 @@ int mirror_launch(struct job_manager *manager, struct mirror *m,
     m->unmap = p->unmap;
     m->pivot = p->pivot;
     atomic_store(&m->forwarding, m->active);
-    if (storage_is_nbd(m->target->file)) {
-        m->remote = m->target->file;
-        m->losses = storage_nbd_losses(m->remote);
-    }
+    note_remote(m);
     m->failures = mcache_failures(m->target->mc);
     /* What a target without metadata forgets is sent again; it needn't be reopened. */
     if (!m->target->driver->reserve)
         mcache_set_forgiving(m->target->mc, true);
     int err = check_params(m, p, diag);
-    if (!err) {
-        m->id = strdup(p->job.id);
-        err = m->id ? make_parts(m, p) : -ENOMEM;
-        if (err)
-            diag_errno(diag, -err, "job '%s'", p->job.id);
-    }
+    if (err)
+        return err;
+    err = make_parts(m, p);
+    return err ? diag_errno(diag, -err, "job '%s'", m->id)
+               : mirror_attach(m, p->bitmap, diag);
+}
+
+/* The job's own copy. */
+static int keep_params(struct mirror *m, const struct mirror_params *p)
+{
+    m->params = *p;
+    m->id = strdup(p->job.id);
+    m->params.bitmap = p->bitmap ? strdup(p->bitmap) : NULL;
+    return m->id && !m->params.bitmap == !p->bitmap ? 0 : -ENOMEM;
+}
+
+int mirror_launch(struct job_manager *manager, struct mirror *m,
+                  const struct mirror_params *p, const struct job_ops *ops,
+                  struct diag *diag)
+{
+    lock_init(&m->lock, RANK_LEAF);
+    m->target = p->target;
+    int err = keep_params(m, p);
+    if (err)
+        diag_errno(diag, -err, "job '%s'", p->job.id);
     if (!err)
-        err = mirror_attach(m, p->bitmap, diag);
+        err = check_early(p, diag);
+    if (!err && p->target)
+        err = mirror_prepare(m, diag);
     if (err) {
         ops->free(m);
         return err;
     }
     return job_start(manager, ops, m, &p->job, diag);
 }
+
+/* On the job's thread, when there was no target at the start. */
+static int mirror_open(struct job *job, void *state, struct diag *diag)
+{
+    struct mirror *m = state;
+    struct mirror_params *p = &m->params;
+
+    (void)job;
+    if (m->target)
+        return 0;
+    if (!p->source)
+        p->source = p->pivot.claim(p->pivot.opaque);
+    int err = check_early(p, diag);
+    if (!err)
+        err = p->opener.open(p->opener.opaque, p->source, &m->give_up, &p->target, diag);
+    return err ? err : mirror_prepare(m, diag);
+}
+
+static const struct job_ops mirror_job_ops = {
+    .type = "mirror",
+    .open = mirror_open,
+    .run = mirror_run,
+    .settle = mirror_settle,
+    .interrupt = mirror_interrupt,
+    .finish = mirror_finish,
+    .free = mirror_free,
+};
 
 int mirror_start(struct job_manager *manager, const struct mirror_params *params,
                  struct diag *diag)
@@ -306,6 +355,8 @@ int mirror_start(struct job_manager *manager, const struct mirror_params *params
 
     if (!m) {
         node_close(params->target);
+        if (params->opener.free)
+            params->opener.free(params->opener.opaque);
         return diag_errno(diag, ENOMEM, "job '%s'", params->job.id);
     }
     return mirror_launch(manager, m, params, &mirror_job_ops, diag);

@@ -13,6 +13,9 @@ enum mirror_copy_mode { MIRROR_BACKGROUND, MIRROR_WRITE_BLOCKING };
 /* Where the users of the source hang, and what `complete` swings over to the target.  All
  * are called on the job's thread, hold and release in pairs, swing between them. */
 struct mirror_pivot {
+    /* The node that users are served from, which nobody replaces until the job has ended;
+     * for jobs that are started without a source. */
+    struct node *(*claim)(void *opaque);
     /* New changing requests of users wait from here on; returns when those in flight are
      * done. */
     void (*hold)(void *opaque);
@@ -28,10 +31,20 @@ struct mirror_pivot {
     void *opaque;
 };
 
+/* How the target is opened, on the job's thread, which may wait long for it. */
+struct mirror_opener {
+    /* *give_up becomes true when nobody wants it any more.  Called once, or never. */
+    int (*open)(void *opaque, struct node *source, const _Atomic bool *give_up,
+                struct node **target, struct diag *diag);
+    void (*free)(void *opaque);
+    void *opaque;
+};
+
 struct mirror_params {
     struct job_params job;
-    struct node *source;
+    struct node *source; /* NULL: pivot.claim says */
     struct node *target; /* taken over by the job, closed at its end unless swung to */
+    struct mirror_opener opener; /* when target is NULL; taken over by the job */
     enum mirror_sync sync;
     const char *bitmap; /* MIRROR_INCREMENTAL: a bitmap of the source's */
     enum mirror_copy_mode copy_mode;
@@ -42,13 +55,10 @@ struct mirror_params {
     struct mirror_pivot pivot;
 };
 
-/* What can be said of the parameters before there is a target, which isn't looked at: 0 or
- * -errno with diag.  So that nothing need be made for a job that can't start. */
-int mirror_check(struct job_manager *manager, const struct mirror_params *params,
-                 struct diag *diag) MUST_USE;
-
-/* Validates, attaches to the source and starts.  On failure nothing is left behind but a
- * closed target. */
+/* Validates, attaches to the source and starts: at once when there is a target, else on the
+ * job's thread, which tells by JOB_EVENT_OPENED what came of it.  What can be said without
+ * a target is said before it is opened, or even made.  On failure nothing is left behind
+ * but a closed target. */
 int mirror_start(struct job_manager *manager, const struct mirror_params *params,
                  struct diag *diag) MUST_USE;
 

@@ -17,10 +17,13 @@ struct fold {
     bool overlay_locked;  /* and isn't the active layer, which is locked anyway */
     struct node *rw;      /* the overlay once more, to write its header; NULL: it will do */
     char *new_name;       /* by which the overlay will call the base */
+    char *top_name, *base_name; /* as the user said; NULL: not */
 };
 
 struct mirror {
     struct job *job; /* set by run */
+    /* As it was started with; the bitmap's name and the opener are owned. */
+    struct mirror_params params;
     char *id;
     struct node *source; /* borrowed */
     struct node *target; /* owned; NULL once users were swung over to it */
@@ -59,16 +62,23 @@ struct mirror {
     struct lock lock;
     /* under lock */
     struct storage *remote; /* the target's, where it may be interrupted; else NULL */
-    int error;              /* the first that nobody has looked at */
-    bool error_on_write;
     bool interrupted;
+    int error; /* the first that nobody has looked at */
+    bool error_on_write;
+
+    _Atomic bool give_up; /* while it is being opened: interrupted */
 };
 
-/* Validates and starts; see mirror_start.  m, which is zeroed but for `fold`, becomes the
- * job's state, which ops->free frees also when this fails. */
+/* Starts; see mirror_start.  m, which is zeroed but for `fold`, becomes the job's state,
+ * which ops->free frees also when this fails.  Without a target it is left to ops->open to
+ * call mirror_prepare. */
 int mirror_launch(struct job_manager *manager, struct mirror *m,
                   const struct mirror_params *params, const struct job_ops *ops,
                   struct diag *diag) MUST_USE;
+
+/* With source and target in m->params: validates, and attaches to the source.  What was
+ * done before a failure is undone by mirror_finish or mirror_free. */
+int mirror_prepare(struct mirror *m, struct diag *diag) MUST_USE;
 
 /* Members of its ops. */
 int mirror_run(struct job *job, void *state, struct diag *diag);

@@ -170,13 +170,9 @@ struct dirty_bitmap *mirror_find_bitmap(struct node *source, const char *name,
 int mirror_attach(struct mirror *m, const char *bitmap, struct diag *diag)
 {
     if (m->sync == MIRROR_INCREMENTAL) {
-        struct dirty_bitmap *named = mirror_find_bitmap(m->source, bitmap, diag);
-        if (!named)
-            return -ENOENT;
-        int err = dirty_bitmap_acquire(named, diag);
-        if (err)
-            return err;
-        m->named = named;
+        m->named = node_bitmap_acquire(m->source, bitmap ? bitmap : "", diag);
+        if (!m->named)
+            return -diag->err;
     }
     m->observer.wrote = on_wrote;
     if (m->active) {

@@ -19,6 +19,7 @@
 #include "control_client.h"
 #include "control_cmds.h"
 #include "control_events.h"
+#include "control_lane.h"
 #include "control_query.h"
 #include "control_socket.h"
 #include "export.h"
@@ -30,9 +31,11 @@
 /* How long the end of the server waits for clients to take what is queued for them. */
 #define LAST_WORDS_MS 500
 
+/* For everybody, or an answer that one client awaits. */
 struct event {
     struct list link;
-    char *text;
+    char *text; /* NULL: an answer */
+    struct control_answer answer;
 };
 
 struct control {
@@ -77,7 +80,7 @@ static void note_event(struct control *control, char *text)
     if (event) {
         LOCK_GUARD(&control->lock);
         if (control->n_events < MAX_EVENTS) {
-            event->text = text;
+            *event = (struct event){.text = text};
             list_append(&control->events, &event->link);
             control->n_events++;
             return;
@@ -106,14 +109,59 @@ void control_request_failed(struct control *control)
         wake(control);
 }
 
+/* Takes over the answer.  It isn't counted with the events: none is dropped. */
+static void note_answer(void *opaque, struct control_answer *answer)
+{
+    struct control *control = opaque;
+    struct event *event = malloc(sizeof *event);
+
+    if (!event) {
+        log_error("control socket: out of memory: a command isn't answered");
+        json_decref(answer->value);
+        return;
+    }
+    *event = (struct event){.answer = *answer};
+    {
+        LOCK_GUARD(&control->lock);
+        list_append(&control->events, &event->link);
+        control->n_events++;
+    }
+    wake(control);
+}
+
+/* The command that started the job is answered. */
+static void note_opened(struct control *control, const struct job_event *event)
+{
+    struct control_answer answer = {.ticket = event->info.ticket};
+
+    if (event->err == 0) {
+        answer.value = json_object();
+    } else {
+        control_fail(&answer.error, CLASS_GENERIC, "%s", event->info.error);
+        answer.error.diag.err = -event->err;
+        atomic_store(&control->job_is_over, true);
+    }
+    note_answer(control, &answer);
+}
+
+/* What the job had of the disk, it has given back. */
+static bool is_end(const struct job_event *event)
+{
+    return event->kind == JOB_EVENT_COMPLETED || event->kind == JOB_EVENT_CANCELLED ||
+           (event->kind == JOB_EVENT_OPENED && event->err);
+}
+
 static void on_job_event(void *opaque, const struct job_event *event)
 {
     struct control *control = opaque;
     json_t *data;
 
-    /* What the job had of the disk, it has given back. */
-    if (event->kind == JOB_EVENT_COMPLETED || event->kind == JOB_EVENT_CANCELLED)
+    if (is_end(event))
         export_unclaim(control->context.export);
+    if (event->kind == JOB_EVENT_OPENED) {
+        note_opened(control, event);
+        return;
+    }
     if (event->kind == JOB_EVENT_STATUS && event->info.state == JOB_NULL)
         atomic_store(&control->job_is_over, true);
     const char *name = control_job_event(event, &data);
@@ -128,7 +176,12 @@ static json_t *handle(void *opaque, struct client *client, json_t *request)
 
     if (!request && client->ending)
         return control_refusal("The message is too long");
-    return control_execute(&control->context, &client->negotiated, request);
+    json_t *reply = control_execute(&control->context, &client->negotiated, request);
+    if (!reply) {
+        client->awaits = control->context.awaited;
+        client->id = json_incref(json_object_get(request, "id"));
+    }
+    return reply;
 }
 
 static struct event *next_event(struct control *control)
@@ -152,17 +205,39 @@ static void report_dropped(struct control *control)
         log_warning("control socket: %u events were dropped", dropped);
 }
 
+static void send_to_all(struct control *control, const char *text)
+{
+    for (unsigned i = 0; i < control->n_clients; i++) {
+        if (!control->clients[i]->negotiated)
+            continue;
+        client_send_text(control->clients[i], text, strlen(text));
+        client_send_text(control->clients[i], "\r\n", 2);
+    }
+}
+
+/* Takes over the answer's value.  The client may have left. */
+static void send_answer(struct control *control, struct control_answer *answer)
+{
+    for (unsigned i = 0; i < control->n_clients; i++) {
+        struct client *client = control->clients[i];
+        if (client->awaits != answer->ticket)
+            continue;
+        client_answer(client, control_reply(answer->value, &answer->error, client->id),
+                      handle, control);
+        return;
+    }
+    json_decref(answer->value);
+}
+
 static void hand_out_events(struct control *control)
 {
     struct event *event;
 
     while ((event = next_event(control))) {
-        for (unsigned i = 0; i < control->n_clients; i++) {
-            if (!control->clients[i]->negotiated)
-                continue;
-            client_send_text(control->clients[i], event->text, strlen(event->text));
-            client_send_text(control->clients[i], "\r\n", 2);
-        }
+        if (event->text)
+            send_to_all(control, event->text);
+        else
+            send_answer(control, &event->answer);
         free(event->text);
         free(event);
     }
@@ -206,7 +281,7 @@ static nfds_t prepare_poll(const struct control *control, struct pollfd *fds)
 
     for (; n < control->n_clients; n++) {
         const struct client *client = control->clients[n];
-        short events = (short)((client->ending ? 0 : POLLIN) |
+        short events = (short)((client->ending || client->awaits ? 0 : POLLIN) |
                                (client_has_queue(client) ? POLLOUT : 0));
         fds[n] = (struct pollfd){client->fd, events, 0};
     }
@@ -220,6 +295,10 @@ static void serve_client(struct control *control, struct client *client, short r
 {
     if (revents & (POLLOUT | POLLHUP | POLLERR))
         client_flush(client);
+    if (client->awaits) {
+        client->dead |= (revents & (POLLHUP | POLLERR)) != 0;
+        return;
+    }
     if (revents & (POLLIN | POLLHUP | POLLERR) && !client->ending && !client->dead)
         client_receive(client, handle, control);
 }
@@ -315,6 +394,8 @@ static void say_last_words(struct control *control)
 
 static void end_jobs(struct control *control)
 {
+    control_lane_free(control->context.lane);
+    control->context.lane = NULL;
     job_manager_free(control->context.jobs);
     control->context.jobs = NULL;
 }
@@ -341,11 +422,12 @@ static void control_free(struct control *control)
 {
     for (unsigned i = 0; i < control->n_clients; i++)
         client_free(control->clients[i]);
+    end_jobs(control);
     for (struct event *event; (event = next_event(control));) {
+        json_decref(event->answer.value);
         free(event->text);
         free(event);
     }
-    end_jobs(control);
     if (control->wake_fd >= 0)
         close(control->wake_fd);
     lock_destroy(&control->lock);
@@ -366,9 +448,10 @@ int control_open(const struct control_setup *setup, struct control **out, struct
         .jobs = job_manager_new(on_job_event, control),
         .shutdown = setup->shutdown,
     };
+    control->context.lane = control_lane_new(&control->context, note_answer, control);
     control->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     int err = 0;
-    if (control->wake_fd < 0 || !control->context.jobs)
+    if (control->wake_fd < 0 || !control->context.jobs || !control->context.lane)
         err = diag_errno(diag, ENOMEM, "control=%s", setup->path);
     if (!err)
         err = control_socket_open(&control->socket, setup->path, diag);

@@ -1,4 +1,5 @@
-/* Commands for the disk's dirty bitmaps. */
+/* Commands for the disk's dirty bitmaps.  They run on the lane, one after the other: nobody
+ * else removes a bitmap, but a job may begin to use one at any time. */
 #include "control_bitmaps.h"
 
 #include <errno.h>
@@ -59,6 +60,20 @@ static struct dirty_bitmap *find(struct node *node, const char *name,
     else
         control_fail(error, CLASS_GENERIC, "Bitmap '%.200s' is in use by a job", name);
     return NULL;
+}
+
+/* The same, which no job can begin to use before it is released. */
+static struct dirty_bitmap *take(struct node *node, const char *name,
+                                 struct control_error *error)
+{
+    struct dirty_bitmap *bitmap = find(node, name, error);
+    struct diag ignored;
+
+    if (bitmap && dirty_bitmap_acquire(bitmap, &ignored)) {
+        control_fail(error, CLASS_GENERIC, "Bitmap '%.200s' is in use by a job", name);
+        return NULL;
+    }
+    return bitmap;
 }
 
 static json_t *done(int err, struct control_error *error)
@@ -129,13 +144,14 @@ static json_t *change_bitmap(struct control_context *ctx, const json_t *args,
 
     if (!is_our_node(ctx, arg_text(args, "node"), error))
         return NULL;
-    struct dirty_bitmap *bitmap = find(use.node, arg_text(args, "name"), error);
+    struct dirty_bitmap *bitmap = take(use.node, arg_text(args, "name"), error);
     if (!bitmap)
         return NULL;
     if (change == CLEAR)
         dirty_bitmap_clear(bitmap, 0, dirty_bitmap_size(bitmap));
     else
         dirty_bitmap_enable(bitmap, change == ENABLE);
+    dirty_bitmap_release(bitmap);
     return json_object();
 }
 
@@ -197,9 +213,12 @@ static json_t *bitmap_merge(struct control_context *ctx, const json_t *args,
         if (!sources[i])
             return NULL;
     }
+    if (!take(use.node, arg_text(args, "target"), error))
+        return NULL;
     for (size_t i = 0; i < n; i++)
         if (sources[i] != target)
             dirty_bitmap_merge(target, sources[i]);
+    dirty_bitmap_release(target);
     return json_object();
 }
 

@@ -25,6 +25,8 @@ void client_free(struct client *client)
 {
     close(client->fd);
     free(client->queue);
+    free(client->rest);
+    json_decref(client->id);
     free(client);
 }
 
@@ -100,26 +102,33 @@ static void answer(struct client *client, json_t *request, client_handler *handl
     json_t *reply = handler(opaque, client, request);
 
     json_decref(request);
-    client_send(client, reply);
+    if (reply || !client->awaits)
+        client_send(client, reply);
 }
 
-void client_receive(struct client *client, client_handler *handler, void *opaque)
+/* What is behind a request that isn't answered yet stays until it is. */
+static void keep_rest(struct client *client, const char *p, size_t n)
 {
-    char buf[READ_BYTES];
-    ssize_t got = recv(client->fd, buf, sizeof buf, MSG_DONTWAIT);
+    if (n == 0)
+        return;
+    client->rest = malloc(n);
+    if (!client->rest) {
+        client->dead = true;
+        return;
+    }
+    memcpy(client->rest, p, n);
+    client->n_rest = n;
+}
 
-    if (got < 0) {
-        client->dead |= errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR;
-        return;
-    }
-    if (got == 0) {
-        client->ending = true;
-        client_flush(client);
-        return;
-    }
-    const char *p = buf;
-    size_t n = (size_t)got;
+/* Answers what is complete of n more bytes. */
+static void take(struct client *client, const char *p, size_t n, client_handler *handler,
+                 void *opaque)
+{
     while (!client->dead) {
+        if (client->awaits) {
+            keep_rest(client, p, n);
+            return;
+        }
         switch (json_stream_next(&client->in, &p, &n)) {
         case JSON_STREAM_MORE:
             return;
@@ -138,4 +147,35 @@ void client_receive(struct client *client, client_handler *handler, void *opaque
             return;
         }
     }
+}
+
+void client_answer(struct client *client, json_t *reply, client_handler *handler,
+                   void *opaque)
+{
+    CLEANUP_FREE char *rest = TAKE(&client->rest);
+    size_t n = client->n_rest;
+
+    client->awaits = 0;
+    client->n_rest = 0;
+    json_decref(client->id);
+    client->id = NULL;
+    client_send(client, reply);
+    take(client, rest, n, handler, opaque);
+}
+
+void client_receive(struct client *client, client_handler *handler, void *opaque)
+{
+    char buf[READ_BYTES];
+    ssize_t got = recv(client->fd, buf, sizeof buf, MSG_DONTWAIT);
+
+    if (got < 0) {
+        client->dead |= errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR;
+        return;
+    }
+    if (got == 0) {
+        client->ending = true;
+        client_flush(client);
+        return;
+    }
+    take(client, buf, (size_t)got, handler, opaque);
 }

@@ -5,6 +5,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include <jansson.h>
 
@@ -22,6 +23,11 @@ struct client {
     char *queue;     /* [sent, queued) is to be sent */
     size_t sent, queued, capacity;
     struct json_stream in;
+
+    uint64_t awaits; /* the answer of this ticket; nothing is read before; 0: none */
+    json_t *id;      /* of that request; NULL: it has none */
+    char *rest;      /* what had been read behind it */
+    size_t n_rest;
 };
 
 /* Takes over the descriptor; NULL when memory is short. */
@@ -38,11 +44,15 @@ static inline bool client_has_queue(const struct client *client)
     return client->queued > client->sent;
 }
 
-/* What a client asked: NULL for something that isn't JSON.  The reply, taken over; NULL:
- * none. */
+/* What a client asked: NULL for something that isn't JSON.  The reply, taken over; NULL: it
+ * comes later, and the client awaits it. */
 typedef json_t *client_handler(void *opaque, struct client *client, json_t *request);
 
 /* Reads once what has come in, and answers what is complete. */
 void client_receive(struct client *client, client_handler *handler, void *opaque);
+
+/* Sends the reply that is awaited (taken over), and goes on. */
+void client_answer(struct client *client, json_t *reply, client_handler *handler,
+                   void *opaque);
 
 #endif

@@ -6,12 +6,18 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "control_lane.h"
 
-static const struct control_command *const tables[] = {
-    control_server_commands,
-    control_query_commands,
-    control_job_commands,
-    control_bitmap_commands,
+/* Slow ones go to the lane, on whose thread they run: all those for bitmaps, so that none
+ * has a bitmap in its hands that another removes. */
+static const struct {
+    const struct control_command *commands;
+    bool slow;
+} tables[] = {
+    {control_server_commands, false},
+    {control_query_commands, false},
+    {control_job_commands, false},
+    {control_bitmap_commands, true},
 };
 
 #define NEGOTIATE "qmp_capabilities"
@@ -71,12 +77,14 @@ json_t *control_refusal(const char *desc)
 
 /* ---- the table ---- */
 
-static const struct control_command *find_command(const char *name)
+static const struct control_command *find_command(const char *name, bool *slow)
 {
     for (size_t t = 0; t < ARRAY_LEN(tables); t++)
-        for (const struct control_command *c = tables[t]; c->name; c++)
-            if (strcmp(c->name, name) == 0)
+        for (const struct control_command *c = tables[t].commands; c->name; c++)
+            if (strcmp(c->name, name) == 0) {
+                *slow = tables[t].slow;
                 return c;
+            }
     return NULL;
 }
 
@@ -91,7 +99,7 @@ json_t *control_list_commands(void)
 
     list_command(list, NEGOTIATE);
     for (size_t t = 0; t < ARRAY_LEN(tables); t++)
-        for (const struct control_command *c = tables[t]; c->name; c++)
+        for (const struct control_command *c = tables[t].commands; c->name; c++)
             list_command(list, c->name);
     return list;
 }
@@ -233,7 +241,8 @@ unsigned arg_word(const json_t *args, const char *name, const char *const *words
 
 json_t *control_greeting(void)
 {
-    const struct control_command *version = find_command("query-version");
+    bool slow;
+    const struct control_command *version = find_command("query-version", &slow);
     struct control_error error;
 
     return json_pack("{s:{s:o,s:[]}}", "QMP", "version", version->run(NULL, NULL, &error),
@@ -254,10 +263,36 @@ static json_t *negotiate(const json_t *args, bool *negotiated, struct control_er
     return json_object();
 }
 
+uint64_t control_ticket(struct control_context *ctx)
+{
+    return ++ctx->last_ticket;
+}
+
+json_t *control_await(struct control_context *ctx, uint64_t ticket)
+{
+    if (ctx->lane)
+        ctx->awaited = ticket;
+    return json_object();
+}
+
+static json_t *run_slowly(struct control_context *ctx,
+                          const struct control_command *command, const json_t *args,
+                          struct control_error *error)
+{
+    uint64_t ticket = control_ticket(ctx);
+
+    int err = control_lane_submit(ctx->lane, command, args, ticket);
+    if (!err)
+        return control_await(ctx, ticket);
+    diag_errno(&error->diag, -err, "%s", command->name);
+    return control_fail_diag(error, CLASS_GENERIC);
+}
+
 static json_t *run_command(struct control_context *ctx, bool *negotiated, const char *name,
                            const json_t *args, struct control_error *error)
 {
-    const struct control_command *command = find_command(name);
+    bool slow = false;
+    const struct control_command *command = find_command(name, &slow);
     bool negotiates = strcmp(name, NEGOTIATE) == 0;
 
     if (!*negotiated && !negotiates)
@@ -273,7 +308,10 @@ static json_t *run_command(struct control_context *ctx, bool *negotiated, const 
                             name);
     if (ctx->shut_down)
         return control_fail(error, CLASS_GENERIC, "The server is shutting down");
-    return args_fit(command, args, error) ? command->run(ctx, args, error) : NULL;
+    if (!args_fit(command, args, error))
+        return NULL;
+    return slow && ctx->lane ? run_slowly(ctx, command, args, error)
+                             : command->run(ctx, args, error);
 }
 
 /* Looks at the request's own members. */
@@ -305,19 +343,28 @@ static json_t *run_request(struct control_context *ctx, bool *negotiated,
     return result;
 }
 
+json_t *control_reply(json_t *result, const struct control_error *error, json_t *id)
+{
+    json_t *reply = result ? json_pack("{s:o}", "return", result) : error_reply(error);
+
+    if (id)
+        json_object_set(reply, "id", id);
+    return reply;
+}
+
 json_t *control_execute(struct control_context *ctx, bool *negotiated,
                         const json_t *request)
 {
     struct control_error error = {.class = CLASS_GENERIC};
 
+    ctx->awaited = 0;
     if (!request)
         return control_refusal("JSON parse error");
     if (!json_is_object(request))
         return control_refusal("QMP input must be a JSON object");
     json_t *result = run_request(ctx, negotiated, request, &error);
-    json_t *reply = result ? json_pack("{s:o}", "return", result) : error_reply(&error);
-    json_t *id = json_object_get(request, "id");
-    if (id)
-        json_object_set(reply, "id", id);
-    return reply;
+    if (!ctx->awaited)
+        return control_reply(result, &error, json_object_get(request, "id"));
+    json_decref(result);
+    return NULL;
 }

@@ -2,6 +2,9 @@
  * it takes, and the function that does it.  What a request says is checked against the row
  * before the function sees it, and query-commands and error messages read the same rows.
  *
+ * Nothing here may wait for a disk, a server or a client: commands that start a job leave
+ * the opening of files to its thread, others go to the slow lane; both are answered later.
+ *
  * Threads: the control thread.  Layer: server. */
 #ifndef SERVER_CONTROL_CMDS_H
 #define SERVER_CONTROL_CMDS_H
@@ -14,6 +17,7 @@
 #include "base/compiler.h"
 #include "base/diag.h"
 
+struct control_lane;
 struct export;
 struct job_manager;
 
@@ -24,6 +28,11 @@ struct control_context {
     struct job_manager *jobs;
     void (*shutdown)(void);
     bool shut_down; /* by `quit` */
+    /* Who carries out what may take long; NULL: it is waited for, and a job that is being
+     * opened counts as started. */
+    struct control_lane *lane;
+    uint64_t last_ticket;
+    uint64_t awaited; /* by the command that ran last; 0: nothing */
 };
 
 /* ---- errors ---- */
@@ -43,6 +52,19 @@ json_t *control_fail(struct control_error *error, const char *class, const char 
     PRINTF_LIKE(3, 4);
 /* error->diag was set by a function that failed. */
 json_t *control_fail_diag(struct control_error *error, const char *class);
+
+/* What comes of a command whose answer isn't there at once. */
+struct control_answer {
+    uint64_t ticket;
+    json_t *value; /* owned; NULL: it failed */
+    struct control_error error;
+};
+
+/* A new ticket, for work that a command begins and doesn't wait for. */
+uint64_t control_ticket(struct control_context *ctx);
+
+/* For `return` in a command that has begun such work. */
+json_t *control_await(struct control_context *ctx, uint64_t ticket);
 
 /* ---- the table ---- */
 
@@ -91,9 +113,14 @@ unsigned arg_word(const json_t *args, const char *name, const char *const *words
 
 json_t *control_greeting(void);
 
-/* The reply to one request, which is NULL when it wasn't JSON.  Changes *negotiated. */
+/* The reply to one request, which is NULL when it wasn't JSON.  Changes *negotiated.  NULL:
+ * ctx->awaited is the ticket of the answer, from which control_reply makes one. */
 json_t *control_execute(struct control_context *ctx, bool *negotiated,
                         const json_t *request);
+
+/* A reply with the result, which is taken over, or the error when that is NULL; id NULL:
+ * the request had none. */
+json_t *control_reply(json_t *result, const struct control_error *error, json_t *id);
 
 /* The reply to what can't be a request. */
 json_t *control_refusal(const char *desc);

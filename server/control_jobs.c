@@ -14,6 +14,12 @@
 
 /* ---- where the jobs' users hang: the export ---- */
 
+/* Given back by the event of the job's end. */
+static struct node *claim_disk(void *opaque)
+{
+    return export_claim(opaque);
+}
+
 static void hold_users(void *opaque)
 {
     export_hold(opaque);
@@ -37,7 +43,8 @@ static int relink_users(void *opaque, struct node *layer, struct node *below,
 
 static struct mirror_pivot pivot_of(struct export *export)
 {
-    return (struct mirror_pivot){.hold = hold_users,
+    return (struct mirror_pivot){.claim = claim_disk,
+                                 .hold = hold_users,
                                  .release = release_users,
                                  .swing = swing_users,
                                  .relink = relink_users,
@@ -100,6 +107,7 @@ static const char *const on_errors[] = {[JOB_REPORT] = "report",
                                         NULL};
 
 enum { MODE_EXISTING, MODE_ABSOLUTE_PATHS };
+enum { FORMAT_RAW = 2 };
 
 static bool is_our_device(const struct control_context *ctx, const json_t *args,
                           const char *key, struct control_error *error)
@@ -112,13 +120,14 @@ static bool is_our_device(const struct control_context *ctx, const json_t *args,
     return false;
 }
 
-static struct job_params job_params_of(const json_t *args)
+static struct job_params job_params_of(const json_t *args, uint64_t ticket)
 {
     const char *id = arg_text(args, "job-id");
 
     return (struct job_params){
         .id = id ? id : arg_text(args, "device"),
         .speed = arg_size(args, "speed", 0),
+        .ticket = ticket,
         .manual_finalize = !arg_bool(args, "auto-finalize", true),
         .manual_dismiss = !arg_bool(args, "auto-dismiss", true),
     };
@@ -129,22 +138,52 @@ static enum job_on_error on_error_of(const json_t *args, const char *key)
     return (enum job_on_error)arg_word(args, key, on_errors, JOB_REPORT);
 }
 
-static int start_mirror(struct control_context *ctx, const json_t *args,
-                        struct node *source, struct diag *diag)
+/* The opener's: its own copy of what the command said. */
+static int open_target(void *opaque, struct node *source, const _Atomic bool *give_up,
+                       struct node **target, struct diag *diag)
 {
-    enum mirror_sync sync = (enum mirror_sync)arg_word(args, "sync", syncs, MIRROR_FULL);
-    const char *format = arg_text(args, "format");
-    const struct target_request request = {
-        .target = arg_text(args, "target"),
-        .format = format ? format : "raw",
-        .source = source,
+    struct target_request *request = opaque;
+
+    request->source = source;
+    request->give_up = give_up;
+    return control_open_target(request, target, diag);
+}
+
+static void free_request(void *opaque)
+{
+    struct target_request *request = opaque;
+
+    free(request->target);
+    free(request);
+}
+
+static struct mirror_opener opener_of(const json_t *args)
+{
+    struct target_request *request = calloc(1, sizeof *request);
+    char *target = strdup(arg_text(args, "target"));
+
+    if (!request || !target) {
+        free(request);
+        free(target);
+        return (struct mirror_opener){0};
+    }
+    *request = (struct target_request){
+        .target = target,
+        .format = formats[arg_word(args, "format", formats, FORMAT_RAW)],
         .existing = arg_word(args, "mode", modes, MODE_ABSOLUTE_PATHS) == MODE_EXISTING,
-        .with_backing = sync == MIRROR_TOP,
+        .with_backing = arg_word(args, "sync", syncs, MIRROR_FULL) == MIRROR_TOP,
     };
+    return (struct mirror_opener){
+        .open = open_target, .free = free_request, .opaque = request};
+}
+
+static int start_mirror(struct control_context *ctx, const json_t *args, uint64_t ticket,
+                        struct diag *diag)
+{
     struct mirror_params params = {
-        .job = job_params_of(args),
-        .source = source,
-        .sync = sync,
+        .job = job_params_of(args, ticket),
+        .opener = opener_of(args),
+        .sync = (enum mirror_sync)arg_word(args, "sync", syncs, MIRROR_FULL),
         .bitmap = arg_text(args, "bitmap"),
         .copy_mode = (enum mirror_copy_mode)arg_word(args, "copy-mode", copy_modes,
                                                      MIRROR_BACKGROUND),
@@ -156,11 +195,8 @@ static int start_mirror(struct control_context *ctx, const json_t *args,
         .pivot = pivot_of(ctx->export),
     };
 
-    /* First what needs no target: one that is made isn't removed. */
-    int err = mirror_check(ctx->jobs, &params, diag);
-    if (!err)
-        err = control_open_target(&request, &params.target, diag);
-    return err ? err : mirror_start(ctx->jobs, &params, diag);
+    return params.opener.open ? mirror_start(ctx->jobs, &params, diag)
+                              : diag_errno(diag, ENOMEM, "job '%s'", params.job.id);
 }
 
 /* What can be said before a target is opened, or even made. */
@@ -191,33 +227,32 @@ static bool mirror_makes_sense(struct control_context *ctx, const json_t *args,
 static json_t *drive_mirror(struct control_context *ctx, const json_t *args,
                             struct control_error *error)
 {
+    uint64_t ticket = control_ticket(ctx);
+
     if (!mirror_makes_sense(ctx, args, error) || !is_alone(ctx, "", "commit", error))
         return NULL;
-    /* Given back by the event of the job's end. */
-    struct node *source = export_claim(ctx->export);
-    if (start_mirror(ctx, args, source, &error->diag) == 0)
-        return json_object();
-    export_unclaim(ctx->export);
-    return control_fail_diag(error, CLASS_GENERIC);
+    return start_mirror(ctx, args, ticket, &error->diag) == 0
+               ? control_await(ctx, ticket)
+               : control_fail_diag(error, CLASS_GENERIC);
 }
 
 static json_t *block_commit(struct control_context *ctx, const json_t *args,
                             struct control_error *error)
 {
+    uint64_t ticket = control_ticket(ctx);
+
     if (!is_our_device(ctx, args, "device", error) || !is_alone(ctx, "", NULL, error))
         return NULL;
     const struct commit_params params = {
-        .job = job_params_of(args),
-        .active = export_claim(ctx->export),
+        .job = job_params_of(args, ticket),
         .top = arg_text(args, "top"),
         .base = arg_text(args, "base"),
         .on_error = on_error_of(args, "on-error"),
         .pivot = pivot_of(ctx->export),
     };
-    if (commit_start(ctx->jobs, &params, &error->diag) == 0)
-        return json_object();
-    export_unclaim(ctx->export);
-    return control_fail_diag(error, CLASS_GENERIC);
+    return commit_start(ctx->jobs, &params, &error->diag) == 0
+               ? control_await(ctx, ticket)
+               : control_fail_diag(error, CLASS_GENERIC);
 }
 
 /* ---- looking ---- */

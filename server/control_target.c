@@ -10,13 +10,15 @@
 
 /* A mirror has 16 operations in flight at most; more connections bring nothing. */
 #define NBD_CONNECTIONS 4
-/* The control thread waits for the first, and with it all of its clients. */
+/* Who started the job waits for the first. */
 #define CONNECT_MS 5000
 
 static int open_nbd(const struct target_request *request, struct node **out,
                     struct diag *diag)
 {
-    const struct nbd_open how = {.connections = NBD_CONNECTIONS, .connect_ms = CONNECT_MS};
+    const struct nbd_open how = {.connections = NBD_CONNECTIONS,
+                                 .connect_ms = CONNECT_MS,
+                                 .give_up = request->give_up};
     const struct node_options options = {.lock_off = true};
     struct storage *st;
     const struct driver *driver;
@@ -24,11 +26,7 @@ static int open_nbd(const struct target_request *request, struct node **out,
     int err = storage_open_nbd(request->target, &how, &st, diag);
     if (err)
         return err;
-    err = storage_nbd_start(st);
-    if (err)
-        diag_errno(diag, -err, "%s: starting its thread", request->target);
-    if (!err)
-        err = chain_find_driver(st, request->format, &driver, diag);
+    err = chain_find_driver(st, request->format, &driver, diag);
     if (err) {
         storage_close(st);
         return err;
@@ -84,6 +82,7 @@ static int open_file(const struct target_request *request, struct node **out,
      * target takes its place: a copy needn't be durable chunk by chunk. */
     const struct chain_options options = {
         .format = request->format,
+        .give_up = request->give_up,
         .node = {.cache = cache_mode_find(how->direct ? "none" : "writeback"),
                  .need_check_delay_ns = request->source->options.need_check_delay_ns},
     };
@@ -104,6 +103,8 @@ int control_open_target(const struct target_request *request, struct node **out,
                                               : open_file(request, &node, diag);
     if (!err)
         err = node_activate(node, diag);
+    if (!err && (err = chain_start(node)) != 0)
+        diag_errno(diag, -err, "%s: starting its threads", request->target);
     if (err)
         node_close(node);
     else

@@ -1,19 +1,21 @@
 /* Where drive-mirror copies to: opened, and made when that is asked for.
- * Threads: the control thread.  Layer: server. */
+ * Threads: any: it may take long.  Layer: server. */
 #ifndef SERVER_CONTROL_TARGET_H
 #define SERVER_CONTROL_TARGET_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 
 #include "base/diag.h"
 #include "block/node.h"
 
 struct target_request {
-    const char *target; /* an NBD URI or a path */
+    char *target; /* an NBD URI or a path */
     const char *format;
     struct node *source;
-    bool existing;     /* never make a file */
-    bool with_backing; /* a file that is made lies on the source's backing file */
+    const _Atomic bool *give_up; /* see nbd_open; NULL: nobody will */
+    bool existing;               /* never make a file */
+    bool with_backing;           /* a file that is made lies on the source's backing file */
 };
 
 /* On success *out, which can be written to, is the caller's; nothing that was made is

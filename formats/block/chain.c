@@ -23,6 +23,7 @@ struct layer {
     const char *format; /* NULL or "auto": by magic */
     const char *image;  /* the image above it; NULL: it is the top */
     enum nbd_uri_origin origin;
+    const _Atomic bool *give_up;
     bool read_only, fallback_read_only;
 };
 
@@ -128,6 +129,7 @@ static int open_store(const struct layer *layer, const struct node_options *opti
         .connections = NBD_MAX_CONNECTIONS,
         .reconnect_ms = NBD_PATIENCE_MS,
         .origin = layer->origin,
+        .give_up = layer->give_up,
     };
 
     return layer->image && nbd_uri_is_one(layer->path)
@@ -220,6 +222,7 @@ static int open_below(struct block_context *ctx, struct node *top,
             .format = format,
             .image = node->filename,
             .origin = node == top && options->backing ? NBD_URI_USER : NBD_URI_IMAGE,
+            .give_up = options->give_up,
             .read_only = true,
         };
         struct node *below;
@@ -237,6 +240,7 @@ int chain_open(struct block_context *ctx, const char *filename,
     const struct layer layer = {
         .path = filename,
         .format = options->format,
+        .give_up = options->give_up,
         .read_only = options->read_only,
         .fallback_read_only = options->fallback_read_only,
     };

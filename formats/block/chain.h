@@ -16,6 +16,7 @@ struct chain_options {
     const char *backing;        /* NULL: as the image says */
     const char *backing_format; /* NULL: as the image says */
     enum references references;
+    const _Atomic bool *give_up; /* as nbd_open's, until chain_start; NULL: none */
     struct node_options node;
 };
 

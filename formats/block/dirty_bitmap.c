@@ -240,6 +240,19 @@ struct dirty_bitmap *node_bitmap_find(struct node *node, const char *name)
     return find(&node->bitmaps, name);
 }
 
+struct dirty_bitmap *node_bitmap_acquire(struct node *node, const char *name,
+                                         struct diag *diag)
+{
+    LOCK_GUARD(&node->bitmaps.lock);
+    struct dirty_bitmap *bitmap = find(&node->bitmaps, name);
+
+    if (!bitmap)
+        diag_set(diag, ENOENT, "bitmap '%s': not found", name);
+    else if (dirty_bitmap_acquire(bitmap, diag) == 0)
+        return bitmap;
+    return NULL;
+}
+
 static int check_new(const struct node *node, const struct dirty_bitmap *bitmap,
                      struct diag *diag)
 {

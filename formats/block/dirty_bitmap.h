@@ -100,6 +100,11 @@ int node_bitmap_add(struct node *node, struct dirty_bitmap *bitmap,
 /* NULL when there is none. */
 struct dirty_bitmap *node_bitmap_find(struct node *node, const char *name);
 
+/* Found and acquired, so that nobody removes it in between.  NULL with diag: -ENOENT or
+ * -EBUSY. */
+struct dirty_bitmap *node_bitmap_acquire(struct node *node, const char *name,
+                                         struct diag *diag) MUST_USE;
+
 /* Waits for requests in flight, and frees it.  -ENOENT, or -EBUSY with diag. */
 int node_bitmap_remove(struct node *node, const char *name, struct diag *diag) MUST_USE;
 

@@ -42,6 +42,7 @@ static struct nbd_storage *new_storage(const struct nbd_open *how)
     nbd->st.ops = &nbd_ops;
     nbd->st.fixed_size = true;
     nbd->how = *how;
+    atomic_init(&nbd->give_up, how->give_up);
     if (nbd->how.timeout_ms == 0)
         nbd->how.timeout_ms = NBD_DEFAULT_TIMEOUT;
     if (nbd->how.connect_ms == 0)
@@ -86,7 +87,9 @@ static int negotiate(struct nbd_link *link, struct diag *diag)
         uint64_t now = nbd_now_ms();
         if (now >= link->deadline_ms)
             return diag_errno(diag, ETIMEDOUT, "%s: connecting", link->owner->st.name);
-        int n = poll(&p, 1, (int)MIN(link->deadline_ms - now, 60000));
+        if (nbd_given_up(link->owner))
+            return diag_errno(diag, ECANCELED, "%s: connecting", link->owner->st.name);
+        int n = poll(&p, 1, (int)MIN(link->deadline_ms - now, NBD_LOOK_MS));
         if (n < 0 && errno != EINTR)
             return diag_errno(diag, errno, "%s: poll", link->owner->st.name);
         err = nbd_link_event(link, n > 0 ? p.revents : 0, diag);
@@ -194,6 +197,7 @@ int storage_nbd_start(struct storage *st)
 {
     LOCK_GUARD(&nbd_of(st)->lock);
 
+    atomic_store(&nbd_of(st)->give_up, NULL);
     return start_thread(nbd_of(st));
 }
 

@@ -33,6 +33,7 @@
 #ifndef STORAGE_NBD_H
 #define STORAGE_NBD_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -58,6 +59,9 @@ struct nbd_open {
                               one attempt */
     unsigned connections;  /* at most so many, 1..NBD_MAX_CONNECTIONS; 0: 1 */
     enum nbd_uri_origin origin;
+    /* Until storage_nbd_start: set by another thread when nobody waits for the export any
+     * more, which then fails what is asked of it with -ECANCELED.  NULL: nobody will. */
+    const _Atomic bool *give_up;
 };
 
 /* What the server said of its export; doesn't change. */
@@ -82,8 +86,9 @@ bool storage_is_nbd(const struct storage *st);
 
 const struct nbd_info *storage_nbd_info(const struct storage *st);
 
-/* Starts the driver's thread, which also notices a lost connection when nothing is asked.
- * To be called after the fork.  Again: nothing.  0 or -errno. */
+/* Starts the driver's thread, which from then on also notices a lost connection when
+ * nothing is asked. To be called after the fork.  Forgets `give_up`.  Again: nothing.  0 or
+ * -errno. */
 int storage_nbd_start(struct storage *st) MUST_USE;
 
 /* As far as known: without the thread nobody looks while nothing is asked. */

@@ -56,6 +56,7 @@ struct nbd_storage {
     struct block_lock blocks; /* read-modify-write against other synchronous writers */
     int wake_fd;
     _Atomic bool aborted, connected;
+    const _Atomic bool *_Atomic give_up;
     _Atomic uint64_t losses;
 
     struct lock lock;
@@ -131,6 +132,11 @@ void nbd_finish(struct nbd_storage *nbd, struct nbd_request *req, int err);
 void nbd_fail_waiting(struct nbd_storage *nbd, int err);
 
 uint64_t nbd_now_ms(void);
+
+/* Has whoever opens the store given it up? */
+bool nbd_given_up(struct nbd_storage *nbd);
+/* How often that is looked at. */
+#define NBD_LOOK_MS 100
 
 /* How long the request may wait for one answer. */
 unsigned nbd_patience_ms(const struct nbd_storage *nbd, const struct nbd_request *req);

@@ -44,6 +44,13 @@ void nbd_loop_wake(struct nbd_storage *nbd)
     (void)n;
 }
 
+bool nbd_given_up(struct nbd_storage *nbd)
+{
+    const _Atomic bool *give_up = atomic_load(&nbd->give_up);
+
+    return give_up && atomic_load(give_up);
+}
+
 unsigned nbd_patience_ms(const struct nbd_storage *nbd, const struct nbd_request *req)
 {
     return req->timeout_ms ? MIN(req->timeout_ms, nbd->how.timeout_ms)
@@ -251,6 +258,8 @@ static int quiet_ms(struct nbd_storage *nbd)
         if (attempts && nbd_link_may_start(link))
             nearest = MIN(nearest, link->retry_ms);
     }
+    if (atomic_load(&nbd->give_up))
+        nearest = MIN(nearest, now + NBD_LOOK_MS);
     if (nearest == UINT64_MAX)
         return -1;
     return nearest <= now ? 0 : (int)MIN(nearest - now, INT_MAX);
@@ -294,6 +303,8 @@ static void end_all(struct nbd_storage *nbd)
 void nbd_loop_turn(struct nbd_storage *nbd)
 {
     wait_for_events(nbd);
+    if (nbd_given_up(nbd))
+        atomic_store(&nbd->aborted, true);
     take_incoming(nbd);
     if (atomic_load(&nbd->aborted))
         end_all(nbd);

@@ -105,8 +105,11 @@ static void on_job_event(void *opaque, const struct job_event *event)
 {
     json_t *data;
 
-    if (event->kind == JOB_EVENT_COMPLETED || event->kind == JOB_EVENT_CANCELLED)
+    if (event->kind == JOB_EVENT_COMPLETED || event->kind == JOB_EVENT_CANCELLED ||
+        (event->kind == JOB_EVENT_OPENED && event->err))
         export_unclaim(opaque);
+    if (event->kind == JOB_EVENT_OPENED)
+        return;
     const char *name = control_job_event(event, &data);
     json_t *message = control_event_message(name, data);
     fuzz_check(message, "no message for %s", name);

@@ -5,8 +5,10 @@
 struct kind {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
-    bool ready, end;  /* the test's wishes */
-    int result;       /* of run */
+    bool ready, end;   /* the test's wishes */
+    int result;        /* of run */
+    bool opens_slowly; /* until it is interrupted */
+    int open_error;
     int finish_error; /* of finish, when it is a success */
     uint64_t bytes;   /* to account for at the next pause point */
     struct job *_Atomic job;
@@ -37,6 +39,16 @@ static int work(struct job *job, struct kind *k)
     atomic_fetch_add(&k->turns, 1);
     job_sleep(job, 1000000);
     return 0;
+}
+
+static int open_kind(struct job *job, void *state, struct diag *diag)
+{
+    struct kind *k = state;
+
+    (void)job;
+    while (k->opens_slowly && !atomic_load(&k->interrupted))
+        nap();
+    return k->open_error ? diag_set(diag, -k->open_error, "it isn't there") : 0;
 }
 
 static int run(struct job *job, void *state, struct diag *diag)
@@ -78,7 +90,8 @@ static void free_kind(void *state)
     atomic_fetch_add(&((struct kind *)state)->freed, 1);
 }
 
-static const struct job_ops ops = {"mirror", run, settle, interrupt, finish, free_kind};
+static const struct job_ops ops = {"mirror",  open_kind, run,      settle,
+                                   interrupt, finish,    free_kind};
 
 static struct kind k;
 static struct listener heard;
@@ -142,6 +155,41 @@ Test(life, to_the_end)
     status(JOB_NULL);
     cr_expect_str_eq(told(), "cRywpXn");
     cr_expect(atomic_load(&k.success));
+    cr_expect_eq(job_query(manager, NULL, 0), 0);
+    cr_expect_eq(atomic_load(&k.freed), 1);
+}
+
+/* Nobody hears of a job that couldn't begin, but who has started it. */
+Test(life, cannot_be_opened)
+{
+    k.open_error = -ENOENT;
+    start(&(struct job_params){.id = "j", .ticket = 7, .manual_dismiss = true});
+    struct job_event event = listen_for(&heard, JOB_EVENT_OPENED, 0);
+    cr_expect_eq(event.err, -ENOENT);
+    cr_expect_eq(event.info.ticket, 7);
+    cr_expect_str_eq(event.info.error, "it isn't there");
+    cr_expect_eq(job_query(manager, NULL, 0), 0);
+    cr_expect_str_eq(told(), "");
+    cr_expect_eq(heard.n, 1);
+    cr_expect_eq(atomic_load(&k.finished), 1, "what was opened is closed");
+    cr_expect_not(atomic_load(&k.success));
+    cr_expect_eq(atomic_load(&k.freed), 1);
+}
+
+Test(life, is_cancelled_while_it_is_being_opened)
+{
+    struct job_info info;
+
+    k.opens_slowly = true;
+    start(&(struct job_params){.id = "j"});
+    cr_expect_eq(job_query(manager, &info, 1), 1);
+    cr_expect_eq(info.state, JOB_CREATED);
+    cr_expect_eq(job_complete(manager, "j", &diag), -EBUSY);
+    cr_expect_eq(job_cancel(manager, "j", false, &diag), 0);
+    struct job_event event = listen_for(&heard, JOB_EVENT_OPENED, 0);
+    cr_expect_eq(event.err, -ECANCELED);
+    cr_expect_str_eq(told(), "");
+    cr_expect_eq(atomic_load(&k.freed), 0);
     cr_expect_eq(job_query(manager, NULL, 0), 0);
     cr_expect_eq(atomic_load(&k.freed), 1);
 }

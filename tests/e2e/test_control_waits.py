@@ -1,0 +1,164 @@
+"""What hangs holds up nobody but who asked for it: targets, backing files and requests that don't
+answer, and the control socket's other clients meanwhile."""
+
+import contextlib
+import os
+import socket
+import threading
+import unittest
+
+import nbd
+
+import harness
+from harness import MIB, create, wait_until
+from peer import Peer
+from qmp import Closed, QmpError
+from test_mirror import MirrorCase
+
+SOON = 3  # seconds: less than any timeout of what hangs
+
+
+class Waits(MirrorCase):
+    def mute(self):
+        """A socket that is listened on, and never answered."""
+        path = self.path("mute")
+        listener = socket.socket(socket.AF_UNIX)
+        self.addCleanup(listener.close)
+        listener.bind(path)
+        listener.listen(64)
+        return f"nbd+unix:///?socket={path}"
+
+    def ask(self, client, command, **arguments):
+        """Sends a command without waiting for the reply."""
+        client.send({"execute": command, "id": command,
+                     "arguments": {key.replace("_", "-"): value for key, value in arguments.items()}})
+
+    def start_mute(self, client, job):
+        self.ask(client, "drive-mirror", device="drive0", job_id=job, target=self.mute_uri, sync="full")
+
+    def open_jobs(self, client):
+        return {job["device"]: job["status"] for job in client.cmd("query-block-jobs")}
+
+    def test_mute_targets(self):
+        """others are served at once, events go on, and a cancel ends the wait"""
+        self.begin()
+        self.mute_uri, other = self.mute(), self.qmp()
+        waiting = [self.qmp() for _ in range(6)]
+        for number, client in enumerate(waiting):
+            self.start_mute(client, f"j{number}")
+        wait_until(lambda: len(self.open_jobs(other)) == 6, SOON, "the jobs")
+        self.assertEqual(set(self.open_jobs(other).values()), {"created"})
+        self.assertEqual(other.cmd("query-block")[0]["device"], "drive0")
+        with self.assertRaisesRegex(QmpError, "in use"):
+            other.cmd("drive-mirror", device="drive0", job_id="j1", target=self.path("x.raw"), sync="full")
+        self.client.cmd("drive-mirror", device="drive0", job_id="job", target=self.path("t.raw"), sync="full")
+        self.ready()
+        self.softly()
+        for number, client in enumerate(waiting[1:], 1):
+            other.cmd("block-job-cancel", device=f"j{number}", force=True)
+            reply = client.reply(SOON)
+            self.assertEqual((reply["id"], reply["error"]["errno"]), ("drive-mirror", 125))
+            self.assertRegex(reply["error"]["desc"], f"'j{number}'.*cancelled")
+        self.assertNotIn("j1", self.open_jobs(other))
+        # Nobody heard of jobs that never began; the last one waits as long as it takes.
+        other.cmd("query-status")
+        self.assertEqual({event["data"].get("id", "job") for event in other.events if event["event"].startswith("JOB")},
+                         {"job"})
+        self.assertRegex(waiting[0].reply()["error"]["desc"], "timed out")
+        self.source_is_good()
+
+    def test_what_a_waiting_client_sends_is_answered_in_order(self):
+        self.begin()
+        self.mute_uri = self.mute()
+        client = self.qmp()
+        self.start_mute(client, "j")
+        client.send_bytes(b"".join(b'{"execute": "query-status", "id": %d}' % number for number in range(500)))
+        self.ask(client, "drive-mirror", device="drive0", job_id="second", target=self.path("t.raw"), sync="full")
+        client.send({"execute": "query-status", "id": "last"})
+        wait_until(lambda: self.open_jobs(self.client) == {"j": "created"}, SOON, "the job")
+        self.client.cmd("block-job-cancel", device="j")
+        self.assertEqual(client.reply()["id"], "drive-mirror")
+        self.assertEqual([client.reply()["id"] for _ in range(500)], list(range(500)))
+        self.assertEqual(client.reply(), {"return": {}, "id": "drive-mirror"})
+        self.assertEqual(client.reply()["id"], "last")
+        self.source_is_good()
+
+    def test_a_client_that_leaves(self):
+        """the job it asked for is started all the same"""
+        self.begin()
+        self.mute_uri = self.mute()
+        for number in range(20):
+            client = self.qmp()
+            self.start_mute(client, f"j{number}")
+            client.close()
+        for number in range(20):
+            wait_until(lambda: f"j{number}" in self.open_jobs(self.client), SOON, "the job")  # pylint: disable=W0640
+        self.source_is_good()
+
+    def test_the_end_of_the_server(self):
+        """doesn't wait, and who does is told"""
+        self.begin()
+        self.mute_uri = self.mute()
+        client = self.qmp()
+        self.start_mute(client, "j")
+        wait_until(lambda: self.open_jobs(self.client) == {"j": "created"}, SOON, "the job")
+        self.server.disconnect()
+        self.client.cmd("quit")
+        self.assertRegex(client.reply(SOON)["error"]["desc"], "'j'.*cancelled")
+        with self.assertRaises(Closed):
+            client.receive()
+        self.server.wait()
+
+    def test_a_commit_over_a_backing_file_that_hangs(self):
+        """an image of the chain is opened once more"""
+        peer = Peer(self, "memory", str(self.SIZE))
+        base = self.path("base.qcow2")
+        harness.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", peer.uri, "-F", "raw", base)
+        self.image = create(self.path("top.qcow2"), "qcow2", None, backing=base, backing_fmt="qcow2")
+        self.begin()
+        peer.freeze()
+        self.addCleanup(peer.thaw)
+        client = self.qmp()
+        self.ask(client, "block-commit", device="drive0", job_id="c", base=base)
+        wait_until(lambda: self.open_jobs(self.client) == {"c": "created"}, SOON, "the job")
+        self.assertEqual(self.client.cmd("query-block")[0]["device"], "drive0")
+        self.client.cmd("block-job-cancel", device="c", force=True)
+        self.assertRegex(client.reply(SOON)["error"]["desc"], "'c'.*cancelled")
+        peer.thaw()
+        self.client.cmd("block-commit", device="drive0", job_id="c", base=base)
+        self.ready()
+        self.pivot("c")
+        self.server.stop()
+
+    def test_a_bitmap_over_requests_that_hang(self):
+        """it is added when they have ended; others are served meanwhile"""
+        peer = Peer(self, "memory", str(self.SIZE))
+        self.image = self.path("top.qcow2")
+        harness.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", peer.uri, "-F", "raw", self.image)
+        self.begin()
+        peer.freeze()
+        self.addCleanup(peer.thaw)
+
+        def write():
+            with contextlib.suppress(nbd.Error):
+                self.disk.pwrite(b"part of a cluster", MIB)
+
+        writer, client = threading.Thread(target=write), self.qmp()
+        writer.start()
+        wait_until(lambda: os.listdir(f"/proc/{peer.process.pid}/fd") and writer.is_alive(), SOON, "the write")
+        for name in ("one", "two"):
+            self.ask(client, "block-dirty-bitmap-add", node="drive0", name=name)
+        for _ in range(20):
+            self.assertEqual(self.client.cmd("query-block")[0]["device"], "drive0")
+            self.assertTrue(self.client.cmd("query-status")["running"])
+        peer.thaw()
+        self.assertEqual(client.reply(), {"return": {}, "id": "block-dirty-bitmap-add"})
+        self.assertEqual(client.reply(), {"return": {}, "id": "block-dirty-bitmap-add"})
+        writer.join()
+        self.assertEqual({bitmap["name"] for bitmap in self.client.cmd("query-block")[0]["inserted"]["dirty-bitmaps"]},
+                         {"one", "two"})
+        self.server.stop()
+
+
+if __name__ == "__main__":
+    unittest.main()
