@@ -85,19 +85,19 @@ static void stand_still(struct job *job)
 int job_checkpoint(struct job *job, uint64_t bytes)
 {
     LOCK_GUARD(&job->lock);
-    uint64_t until = 0, wait = ratelimit_account(&job->limit, bytes, job_now());
+    uint64_t wait = ratelimit_account(&job->limit, bytes, job_now());
 
-    if (wait)
-        until = job_now() + wait;
     for (;;) {
         if (must_abandon(job))
             return -ECANCELED;
         if (wants_pause(job))
             stand_still(job);
-        else if (until > job_now() && !job->verb_came)
-            wait_until(job, until);
+        else if (wait)
+            wait_until(job, job_now() + wait);
         else
             break;
+        /* Whatever woke it: only a new speed has changed how long is left. */
+        wait = ratelimit_account(&job->limit, 0, job_now());
     }
     job->verb_came = false;
     return 0;

@@ -174,11 +174,14 @@ static int lock_for_verb(struct job_manager *manager, const char *id, enum job_v
     return -EBUSY;
 }
 
-static void unlock_after_verb(struct job_manager *manager, struct job *job)
+/* err: the verb was refused, and has done nothing. */
+static int unlock_after_verb(struct job_manager *manager, struct job *job, int err)
 {
-    job_note_verb(job);
+    if (!err)
+        job_note_verb(job);
     lock_release(&job->lock);
     lock_release(&manager->lock);
+    return err;
 }
 
 int job_cancel(struct job_manager *manager, const char *id, bool force, struct diag *diag)
@@ -194,8 +197,7 @@ int job_cancel(struct job_manager *manager, const char *id, bool force, struct d
     job->user_paused = job->error_paused = false;
     if (job->forced && job->ops->interrupt)
         job->ops->interrupt(job, job->state_of_kind);
-    unlock_after_verb(manager, job);
-    return 0;
+    return unlock_after_verb(manager, job, 0);
 }
 
 int job_pause(struct job_manager *manager, const char *id, struct diag *diag)
@@ -207,8 +209,7 @@ int job_pause(struct job_manager *manager, const char *id, struct diag *diag)
     if (job->user_paused)
         err = diag_set(diag, EBUSY, "job '%s' is already paused", id);
     job->user_paused = true;
-    unlock_after_verb(manager, job);
-    return err;
+    return unlock_after_verb(manager, job, err);
 }
 
 int job_resume(struct job_manager *manager, const char *id, struct diag *diag)
@@ -217,12 +218,13 @@ int job_resume(struct job_manager *manager, const char *id, struct diag *diag)
     int err = lock_for_verb(manager, id, JOB_VERB_RESUME, &job, diag);
     if (err)
         return err;
-    if (!job->user_paused && !job->error_paused)
+    if (!job->user_paused && !job->error_paused) {
         err = diag_set(diag, EBUSY, "job '%s' is not paused", id);
-    job->user_paused = job->error_paused = false;
-    job->info.io_status = "ok";
-    unlock_after_verb(manager, job);
-    return err;
+    } else {
+        job->user_paused = job->error_paused = false;
+        job->info.io_status = "ok";
+    }
+    return unlock_after_verb(manager, job, err);
 }
 
 int job_complete(struct job_manager *manager, const char *id, struct diag *diag)
@@ -235,8 +237,7 @@ int job_complete(struct job_manager *manager, const char *id, struct diag *diag)
         err = diag_set(diag, EBUSY, "job '%s' is being cancelled", id);
     else
         job->info.completing = true;
-    unlock_after_verb(manager, job);
-    return err;
+    return unlock_after_verb(manager, job, err);
 }
 
 int job_set_speed(struct job_manager *manager, const char *id, uint64_t bytes_per_second,
@@ -248,8 +249,7 @@ int job_set_speed(struct job_manager *manager, const char *id, uint64_t bytes_pe
         return err;
     job->info.speed = bytes_per_second;
     ratelimit_set_speed(&job->limit, bytes_per_second, job_now());
-    unlock_after_verb(manager, job);
-    return 0;
+    return unlock_after_verb(manager, job, 0);
 }
 
 int job_finalize(struct job_manager *manager, const char *id, struct diag *diag)
@@ -259,8 +259,7 @@ int job_finalize(struct job_manager *manager, const char *id, struct diag *diag)
     if (err)
         return err;
     job->finalized = true;
-    unlock_after_verb(manager, job);
-    return 0;
+    return unlock_after_verb(manager, job, 0);
 }
 
 int job_dismiss(struct job_manager *manager, const char *id, struct diag *diag)
@@ -270,8 +269,7 @@ int job_dismiss(struct job_manager *manager, const char *id, struct diag *diag)
     if (err)
         return err;
     job->dismissed = true;
-    unlock_after_verb(manager, job);
-    return 0;
+    return unlock_after_verb(manager, job, 0);
 }
 
 size_t job_query(struct job_manager *manager, struct job_info *infos, size_t max)

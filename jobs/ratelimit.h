@@ -13,7 +13,8 @@ struct ratelimit {
     uint64_t free_at_ns; /* when everything accounted for is paid off */
 };
 
-/* A new speed starts from now: what was carried is forgotten. */
+/* What was carried is paid off at the new speed, so that nothing is gained by setting it.
+ */
 void ratelimit_set_speed(struct ratelimit *limit, uint64_t speed, uint64_t now_ns);
 
 /* Accounts for bytes that were transferred; returns how long to sleep before the next, 0

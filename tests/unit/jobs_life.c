@@ -318,6 +318,16 @@ Test(life, only_verbs_end_the_sleep_of_the_rate_limit)
         nap();
         cr_assert_eq(atomic_load(&k.turns), 0, "the sleep ended");
     }
+    /* Nor do verbs that are refused, or change nothing of it. */
+    for (unsigned i = 0; i < 100; i++) {
+        cr_expect_eq(job_resume(manager, "j", &diag), -EBUSY);
+        cr_expect_eq(job_set_speed(manager, "j", 1 + i % 2, &diag), 0);
+        cr_expect_eq(job_pause(manager, "j", &diag), 0);
+        cr_expect_eq(job_pause(manager, "j", &diag), -EBUSY);
+        cr_expect_eq(job_resume(manager, "j", &diag), 0);
+        nap();
+        cr_assert_eq(atomic_load(&k.turns), 0, "the sleep ended");
+    }
     cr_expect_eq(job_set_speed(manager, "j", 0, &diag), 0);
     while (atomic_load(&k.turns) == 0)
         nap();

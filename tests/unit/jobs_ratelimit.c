@@ -77,14 +77,21 @@ Test(ratelimit, without_a_speed_there_is_none)
     cr_expect_eq(ratelimit_account(&limit, UINT64_MAX, SEC), 0);
 }
 
-Test(ratelimit, a_new_speed_starts_afresh)
+Test(ratelimit, what_is_owed_is_paid_at_a_new_speed)
 {
     struct ratelimit limit = {0};
 
     ratelimit_set_speed(&limit, 1, 0);
     cr_expect_gt(ratelimit_account(&limit, MIB, 0), 1000 * SEC);
-    ratelimit_set_speed(&limit, 10 * MIB, SEC);
-    cr_expect_eq(ratelimit_account(&limit, 4 * KIB, SEC), 0);
+    ratelimit_set_speed(&limit, 5 * MIB, SEC);
+    uint64_t wait = ratelimit_account(&limit, 0, SEC) + RATELIMIT_SLICE_NS;
+    cr_expect_leq(wait, SEC / 5);
+    cr_expect_geq(wait, SEC / 5 - SEC / 1000);
+    /* The same speed, again and again, changes nothing. */
+    for (unsigned i = 0; i < 1000; i++)
+        ratelimit_set_speed(&limit, 5 * MIB + i % 2, SEC);
+    cr_expect_geq(ratelimit_account(&limit, 0, SEC) + RATELIMIT_SLICE_NS,
+                  SEC / 5 - SEC / 500);
     ratelimit_set_speed(&limit, 0, SEC);
     cr_expect_eq(ratelimit_account(&limit, 4 * MIB, SEC), 0);
 }
