@@ -121,6 +121,15 @@ void job_sleep(struct job *job, uint64_t ns)
     sleep_as(job, ns, true);
 }
 
+void job_rest(struct job *job, uint64_t ns)
+{
+    LOCK_GUARD(&job->lock);
+    uint64_t until = job_now() + ns;
+
+    while (!must_abandon(job) && !wants_pause(job) && job_now() < until)
+        wait_until(job, until);
+}
+
 void job_idle(struct job *job, uint64_t ns)
 {
     sleep_as(job, ns, false);

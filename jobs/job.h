@@ -133,7 +133,10 @@ int job_checkpoint(struct job *job, uint64_t bytes) MUST_USE;
 /* Sleeps until something happens to the job (a verb), job_kick(), or ns have passed. */
 void job_sleep(struct job *job, uint64_t ns);
 
-/* The same, by a job that has nothing to do meanwhile: it isn't shown as busy. */
+/* Sleeps for so long whatever happens, but for a pause, or an end at once. */
+void job_rest(struct job *job, uint64_t ns);
+
+/* As job_sleep, by a job that has nothing to do meanwhile: it isn't shown as busy. */
 void job_idle(struct job *job, uint64_t ns);
 
 /* From any thread: ends job_sleep (a completion came in); not the rate limit's sleep. */

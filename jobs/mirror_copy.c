@@ -102,7 +102,7 @@ int mirror_handle_error(struct mirror *m)
         return err;
     /* The same range will fail again if it is asked at once (M-08). */
     if (policy == JOB_IGNORE)
-        job_sleep(m->job, JOB_SLICE_NS);
+        job_rest(m->job, JOB_SLICE_NS);
     return 0;
 }
 

@@ -114,6 +114,25 @@ Test(errors, ignored_for_long)
     expect_copy();
 }
 
+/* Users who go on writing don't make it try faster. */
+Test(errors, ignored_under_writes)
+{
+    struct mirror_params params = bench_params(&b);
+
+    params.granularity = 64 * KIB;
+    params.on_target_error = JOB_IGNORE;
+    bench_must_start(&b, &params);
+    bench_ready(&b);
+    fault_plan_fail(&b.plan[TARGET], FAULT_WRITE, 1, EIO, FAULT_FROM_THEN_ON);
+    uint64_t began = job_now();
+    for (uint64_t i = 0; heard_of(&b.heard, JOB_EVENT_ERROR) < 5; i++)
+        cr_assert_eq(user_write(&b, "x", 1, i % SIZE), 0);
+    cr_expect_geq(job_now() - began, 4 * JOB_SLICE_NS);
+    fault_plan_heal(&b.plan[TARGET]);
+    bench_cancel(&b);
+    bench_same(&b);
+}
+
 /* All that is in flight fails, and the job stops once. */
 Test(errors, stopped)
 {
