@@ -127,6 +127,15 @@ int file_size(struct storage *st, uint64_t *bytes)
     return 0;
 }
 
+/* Where holes may have come to be.  What others do to the file isn't seen: to call a hole
+ * data is never wrong. */
+static void forget_data(struct file_storage *file)
+{
+    LOCK_GUARD(&file->data_lock);
+    file->data_from = file->data_to = 0;
+    file->data_changes++;
+}
+
 int file_truncate(struct storage *st, uint64_t bytes)
 {
     int rc;
@@ -134,6 +143,7 @@ int file_truncate(struct storage *st, uint64_t bytes)
     do {
         rc = ftruncate(file_of(st)->fd, (off_t)bytes);
     } while (rc != 0 && errno == EINTR);
+    forget_data(file_of(st));
     return rc == 0 ? 0 : -errno;
 }
 
@@ -150,12 +160,38 @@ int file_allocated(struct storage *st, uint64_t *bytes)
     return 0;
 }
 
+/* Does off lie in data that was found before?  How far it goes on; or 0, and what
+ * remember_data wants. */
+static uint64_t known_data(struct file_storage *file, uint64_t off, uint64_t *changes)
+{
+    LOCK_GUARD(&file->data_lock);
+    *changes = file->data_changes;
+    return off >= file->data_from && off < file->data_to ? file->data_to - off : 0;
+}
+
+static void remember_data(struct file_storage *file, uint64_t from, uint64_t to,
+                          uint64_t changes)
+{
+    LOCK_GUARD(&file->data_lock);
+    if (changes != file->data_changes)
+        return;
+    file->data_from = from;
+    file->data_to = to;
+}
+
 int file_extent(struct storage *st, uint64_t off, uint64_t len, bool *data, uint64_t *run)
 {
     struct file_storage *file = file_of(st);
+    uint64_t changes, known;
 
     if (file->device)
         return -ENOTSUP;
+    known = known_data(file, off, &changes);
+    if (known) {
+        *data = true;
+        *run = MIN(len, known);
+        return 0;
+    }
     /* Nothing else uses the file position, so that moving it harms nobody. */
     off_t next = lseek(file->fd, (off_t)off, SEEK_DATA);
     *data = next == (off_t)off;
@@ -169,6 +205,8 @@ int file_extent(struct storage *st, uint64_t off, uint64_t len, bool *data, uint
     }
     if (next < 0)
         return errno == EINVAL ? -ENOTSUP : -errno;
+    if (*data)
+        remember_data(file, off, (uint64_t)next, changes);
     /* A hole that was punched between the two calls: to call it data is never wrong. */
     *run = (uint64_t)next > off ? MIN(len, (uint64_t)next - off) : len;
     return 0;
@@ -183,6 +221,8 @@ static int allocate(struct file_storage *file, int mode, uint64_t off, uint64_t 
     do {
         rc = fallocate(file->fd, mode, (off_t)off, (off_t)len);
     } while (rc != 0 && errno == EINTR);
+    if (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
+        forget_data(file);
     if (rc == 0)
         return 0;
     return errno_unsupported(errno) ? -ENOTSUP : -errno;
@@ -308,6 +348,7 @@ void file_close(struct storage *st)
     if (file_of(st)->dsync_fd >= 0)
         close(file_of(st)->dsync_fd);
     close(file_of(st)->fd);
+    lock_destroy(&file_of(st)->data_lock);
     free(file_of(st));
 }
 
@@ -327,6 +368,7 @@ int file_init(struct file_storage *file, const char *path, int fd, bool device)
 {
     int sector = 1;
 
+    lock_init(&file->data_lock, RANK_LEAF);
     file->fd = fd;
     file->dsync_fd = open_for_dsync(fd);
     file->no_dsync = file->dsync_fd < 0;

@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/lock.h"
 #include "storage/storage.h"
 
 struct file_storage {
@@ -22,6 +23,11 @@ struct file_storage {
     atomic_bool no_dsync;   /* no RWF_DSYNC: read-only, or learned from the kernel */
     atomic_bool no_punch;   /* learned: can't punch holes */
     atomic_bool no_zeroing; /* learned: can't zero and keep the allocation */
+    /* A run of data that was found: some filesystems (tmpfs) look at each page to find
+     * where it ends, which would be quadratic for who asks piece by piece. */
+    struct lock data_lock; /* RANK_LEAF */
+    uint64_t data_from, data_to;
+    uint64_t data_changes; /* how often it was forgotten */
 };
 
 static inline struct file_storage *file_of(struct storage *st)

@@ -45,6 +45,22 @@ class Traced(Case):
         return job["write"]["total_ios"], job["sync"]["total_ios"]
 
 
+class Holes(Traced):
+    def test_data_is_looked_for_once(self):
+        """where its end isn't found at once (tmpfs) each look goes over all of it"""
+        for fmt in ("raw", "qcow2", "qed"):
+            with self.part(fmt=fmt):
+                image = create(self.path("disk"), fmt, SIZE)
+                fill(image, fmt, [(0, b"x" * SIZE)])
+                server = self.traced(image, *(["format=raw"] if fmt == "raw" else []), fmt=fmt, calls=("lseek",))
+                handle, found = server.connect(), []
+                for off in range(0, SIZE, MIB):
+                    handle.block_status(MIB, off, lambda _, _off, entries, _err: found.append(entries) or 0)
+                server.stop()
+                self.assertEqual({(entries[0], entries[1]) for entries in found}, {(MIB, 0)})
+                self.assertLess(len(self.calls("SEEK_HOLE")), 10)
+
+
 class Volatile(Traced):
     def test_no_sync_before_the_end(self):
         """V-02: a flush storm makes no sync call, nor a write or an open that syncs."""

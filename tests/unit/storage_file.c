@@ -202,6 +202,37 @@ BOTH(extents_tell_data_from_holes)
     cr_assert(!data && run == 1);
 }
 
+/* What is remembered of data ends where a hole is made. */
+BOTH(extents_are_asked_for_again)
+{
+    enum { MIB = 1 << 20 };
+    bool data;
+    uint64_t run;
+
+    fill(0, 4 * MIB, 'x');
+    cr_assert_eq(storage_flush(st), 0);
+    cr_assert_eq(storage_extent(st, 0, 10 * MIB, &data, &run), 0);
+    cr_assert(data && run == 4 * MIB);
+    cr_assert_eq(storage_extent(st, MIB + 1, MIB, &data, &run), 0);
+    cr_assert(data && run == MIB);
+    fill(4 * MIB, MIB, 'y');
+    cr_assert_eq(storage_extent(st, 4 * MIB, 10 * MIB, &data, &run), 0);
+    cr_assert(data && run == MIB);
+    cr_assert_eq(storage_discard(st, MIB, MIB), 0);
+    cr_assert_eq(storage_extent(st, MIB, 10 * MIB, &data, &run), 0);
+    if (data)
+        cr_skip_test("the filesystem can't punch holes, or doesn't tell");
+    cr_assert_eq(run, (uint64_t)MIB);
+    cr_assert_eq(storage_extent(st, MIB / 2, 10 * MIB, &data, &run), 0);
+    cr_assert(data && run == MIB / 2);
+    cr_assert_eq(storage_extent(st, 3 * MIB, 10 * MIB, &data, &run), 0);
+    cr_assert(data && run == 2 * MIB);
+    cr_assert_eq(storage_truncate(st, 3 * MIB), 0);
+    cr_assert_eq(storage_truncate(st, 5 * MIB), 0);
+    cr_assert_eq(storage_extent(st, 3 * MIB, 10 * MIB, &data, &run), 0);
+    cr_assert(!data, "it was cut");
+}
+
 BOTH(truncate_cuts_and_grows_with_zeroes)
 {
     fill(0, 10000, 'x');
