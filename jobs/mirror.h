@@ -17,12 +17,12 @@ struct mirror_pivot {
      * for jobs that are started without a source. */
     struct node *(*claim)(void *opaque);
     /* New changing requests of users wait from here on; returns when those in flight are
-     * done. */
+     * done, and doesn't wait for readers. */
     void (*hold)(void *opaque);
     void (*release)(void *opaque);
     /* Makes `target` what users are served from; takes it over on success.  The old node is
-     * closed when the last request that uses it has left, unless it lies in the target's
-     * own chain. */
+     * closed by `release`, when the last request that uses it has left, unless it lies in
+     * the target's own chain. */
     int (*swing)(void *opaque, struct node *target, struct diag *diag);
     /* Puts `below`, which it takes over on success, in the place of what lies below a layer
      * of users' chain; the contents are the same.  What was there is closed when the last

@@ -43,6 +43,7 @@ int export_open(struct export *export, const struct plugin_config *config,
         return err;
     }
     gate_init(&export->gate);
+    gate_init(&export->changes);
     lock_init(&export->lock, RANK_OPEN);
     pthread_cond_init(&export->released, NULL);
     export->wanted_writable = config->writable_now;
@@ -84,7 +85,7 @@ struct export_use export_enter(struct export *export)
 
     if (UNLIKELY(!node))
         wait_for_the_end(export, ticket);
-    return (struct export_use){export, node, ticket};
+    return (struct export_use){.export = export, .node = node, .ticket = ticket};
 }
 
 static void wait_for_release(struct export *export)
@@ -97,7 +98,10 @@ static void wait_for_release(struct export *export)
 struct export_use export_enter_change(struct export *export)
 {
     for (;;) {
+        gate_ticket changes = gate_enter(&export->changes);
         struct export_use use = export_enter(export);
+        use.changes = true;
+        use.changes_ticket = changes;
         /* After entering: who sees the flag off here is waited for by export_hold. */
         if (LIKELY(!atomic_load(&export->held)))
             return use;
@@ -108,6 +112,8 @@ struct export_use export_enter_change(struct export *export)
 
 void export_leave(struct export_use *use)
 {
+    if (use->changes)
+        gate_leave(&use->export->changes, use->changes_ticket);
     gate_leave(&use->export->gate, use->ticket);
 }
 
@@ -148,14 +154,7 @@ static bool wait_for_users(struct export *export, bool patient)
 void export_hold(struct export *export)
 {
     atomic_fetch_add(&export->held, 1);
-    wait_for_users(export, true);
-}
-
-void export_release(struct export *export)
-{
-    LOCK_GUARD(&export->lock);
-    atomic_fetch_sub(&export->held, 1);
-    pthread_cond_broadcast(&export->released);
+    gate_wait(&export->changes);
 }
 
 /* Does `part` lie in the chain of `node`, which it may be itself? */
@@ -182,7 +181,7 @@ static int check_swing(struct export *export, const struct node *old, struct nod
 {
     if (atomic_load(&export->claims) > 1)
         return diag_set(diag, EBUSY, "%s: another job uses the disk, too", old->filename);
-    if (export->stuck)
+    if (export->stuck || export->replaced)
         return diag_set(diag, EBUSY,
                         "%s: a request on the image served before hasn't ended",
                         old->filename);
@@ -230,21 +229,39 @@ int export_swing(struct export *export, struct node *new_node, struct diag *diag
             return err;
         inherit_options(old, new_node);
         atomic_store(&export->node, new_node);
+        export->replaced = chain_has(new_node, old) ? NULL : old;
     }
-    if (chain_has(new_node, old))
-        return 0;
+    return 0;
+}
+
+/* Closes what was replaced; readers may be stuck on a backing file of it. */
+static void retire(struct export *export, struct node *old)
+{
+    struct node *serving = atomic_load(&export->node);
+
     if (!wait_for_users(export, false)) {
         log_warning("%s: a request doesn't end: the image stays open", old->filename);
         LOCK_GUARD(&export->lock);
         export->stuck = old;
-        return 0;
+        return;
     }
-    int err = close_replaced(old, new_node);
+    int err = close_replaced(old, serving);
     if (err)
         log_error("closing the image that was replaced: errno %d: it must be checked",
                   -err);
-    take_locks(export, new_node);
-    return 0;
+    take_locks(export, serving);
+}
+
+void export_release(struct export *export)
+{
+    lock_acquire(&export->lock);
+    atomic_fetch_sub(&export->held, 1);
+    pthread_cond_broadcast(&export->released);
+    struct node *old = export->replaced;
+    export->replaced = NULL;
+    lock_release(&export->lock);
+    if (old)
+        retire(export, old);
 }
 
 int export_relink(struct export *export, struct node *layer, struct node *below,

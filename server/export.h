@@ -23,6 +23,7 @@ struct export
 {
     struct block_context ctx;
     struct gate gate;          /* who uses the node */
+    struct gate changes;       /* and of those who changes it */
     struct node *_Atomic node; /* NULL: sealed */
     struct node *sealed;       /* what it was before */
     _Atomic unsigned held;     /* by so many jobs: changing requests wait */
@@ -31,7 +32,8 @@ struct export
     struct lock lock; /* RANK_OPEN, spans I/O */
     /* under lock */
     pthread_cond_t released;
-    struct node *stuck; /* replaced, but not closed: a request would not leave */
+    struct node *replaced; /* to be closed when users go on */
+    struct node *stuck;    /* replaced, but not closed: a request would not leave */
     bool is_open, wanted_writable, locks;
 };
 
@@ -66,6 +68,8 @@ struct export_use {
     struct export *export;
     struct node *node; /* valid until export_leave */
     gate_ticket ticket;
+    bool changes; /* it is inside the gate of changes, too */
+    gate_ticket changes_ticket;
 };
 
 struct export_use export_enter(struct export *export);
@@ -87,16 +91,19 @@ struct node *export_claim(struct export *export) MUST_USE;
 /* Blocks nothing: for any thread, under any lock. */
 void export_unclaim(struct export *export);
 
-/* Changing requests wait from here on; returns when those in flight are done.  Several jobs
- * may hold at once: requests go on when the last has released. */
+/* Changing requests wait from here on; returns when those in flight are done, and doesn't
+ * wait for others, which may be stuck on a backing file.  Several jobs may hold at once:
+ * requests go on when the last has released.  What export_swing has replaced is closed
+ * then, by the thread that releases. */
 void export_hold(struct export *export);
 void export_release(struct export *export);
 
 /* Serves new_node from here on, as the user wanted the old served: its options for caching,
  * discards and zeroes are the new one's.  It can't be smaller (what is behind the old size
  * is for new connections); on success it is the export's. The caller must be the only one
- * with a claim (-EBUSY), and touches the old node no more. What isn't part of the new chain
- * is closed when the requests that use it have left. */
+ * with a claim (-EBUSY), holds changing requests, and touches the old node no more.  What
+ * isn't part of the new chain is closed by export_release, when the requests that use it
+ * have left. */
 int export_swing(struct export *export, struct node *new_node, struct diag *diag) MUST_USE;
 
 /* Puts `below`, which it takes over on success, in the place of what lies below a layer of

@@ -23,7 +23,8 @@
 
 /* What the nodes of one chain share.  Lives longer than they do. */
 struct block_context {
-    struct gate gate;
+    struct gate gate;    /* requests of all kinds */
+    struct gate changes; /* those that change something: readers aren't waited for */
     struct mc_pool *pool;
     struct housekeeper *housekeeper;
 };

@@ -1,12 +1,12 @@
 /* Who wants to know of changes to a node: dirty bitmaps, and jobs that copy it.
  *
- * A changing request takes the node's list once, inside the gate and before it changes
- * anything; what it took it uses to its end.  So
+ * A changing request takes the node's list once, inside the gate of changes and before
+ * it changes anything; what it took it uses to its end.  So
  *   (1) when observer_add has returned, every request that changes anything from then on
  *       calls the observer, and all that don't have ended;
  *   (2) when observer_remove has returned nobody calls the observer, or ever will.
- * Both wait for requests in flight, without a lock, and so must not be called inside the
- * gate, nor by anybody that a hook waits for.
+ * Both wait for changes in flight, not for readers, and without a lock; so they must not be
+ * called inside the gate, nor by anybody that a hook waits for.
  *
  * Threads: the list is read inside the gate, without a lock; add and remove from any thread
  * outside it.  Hooks run on the thread of the request, inside the gate, without ranked
@@ -56,7 +56,7 @@ struct observer {
 struct observer_list; /* private */
 
 struct observers {
-    struct gate *gate;                    /* that requests are inside of */
+    struct gate *gate;                    /* of changes */
     _Atomic(struct observer_list *) list; /* NULL: nobody */
     struct lock lock;                     /* who changes the list */
 };

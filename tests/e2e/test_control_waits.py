@@ -2,7 +2,6 @@
 answer, and the control socket's other clients meanwhile."""
 
 import contextlib
-import os
 import socket
 import threading
 import unittest
@@ -10,7 +9,7 @@ import unittest
 import nbd
 
 import harness
-from harness import MIB, create, wait_until
+from harness import KIB, MIB, create, wait_until
 from peer import Peer
 from qmp import Closed, QmpError
 from test_mirror import MirrorCase
@@ -130,33 +129,79 @@ class Waits(MirrorCase):
         self.pivot("c")
         self.server.stop()
 
-    def test_a_bitmap_over_requests_that_hang(self):
-        """it is added when they have ended; others are served meanwhile"""
-        peer = Peer(self, "memory", str(self.SIZE))
+    def over_a_server(self):
+        """A disk over one that is answered only when its server is killed: what must be copied hangs."""
+        self.log = self.path("log")
+        peer = Peer(self, "--filter=log", "--filter=delay", "memory", str(self.SIZE), f"logfile={self.log}",
+                    "delay-read=3600")
         self.image = self.path("top.qcow2")
         harness.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", peer.uri, "-F", "raw", self.image)
         self.begin()
-        peer.freeze()
-        self.addCleanup(peer.thaw)
+        return peer
 
-        def write():
+    def hangs(self, call, *arguments):
+        """A request that the server below has got, and doesn't answer."""
+        def request():
             with contextlib.suppress(nbd.Error):
-                self.disk.pwrite(b"part of a cluster", MIB)
+                call(*arguments)
 
-        writer, client = threading.Thread(target=write), self.qmp()
-        writer.start()
-        wait_until(lambda: os.listdir(f"/proc/{peer.process.pid}/fd") and writer.is_alive(), SOON, "the write")
+        def has_come():
+            with open(self.log, encoding="ascii") as log:
+                return " Read id=" in log.read()
+
+        thread = threading.Thread(target=request)
+        thread.start()
+        wait_until(has_come, SOON, "the request")
+        return thread
+
+    def test_the_end_of_a_mirror_over_a_read_that_hangs(self):
+        """writes go on; the job ends when the read has"""
+        for end in "complete", "cancel":
+            with self.part(end=end):
+                peer = self.over_a_server()
+                target = self.memory()
+                self.mirror(target.uri, sync="none", mode="existing", auto_dismiss=False)
+                self.ready()
+                reader, other = self.hangs(self.disk.pread, 4096, MIB), self.server.connect()
+                self.client.cmd(f"block-job-{end}", device="job")
+                wait_until(lambda: self.job()["status"] not in ("ready", "waiting"), SOON, "the end")
+                for off in range(0, MIB, 64 * KIB):
+                    other.pwrite(b"w" * 64 * KIB, off)
+                self.assertTrue(reader.is_alive())
+                peer.kill()
+                self.expect_event("BLOCK_JOB_COMPLETED")
+                reader.join()
+                self.assertEqual(self.client.cmd("query-block")[0]["inserted"]["file"],
+                                 target.uri if end == "complete" else self.image)
+                self.server.stop()
+
+    def test_a_bitmap_over_a_write_that_hangs(self):
+        """it is added when that has ended; others are served meanwhile"""
+        peer = self.over_a_server()
+        writer, client = self.hangs(self.disk.pwrite, b"part of a cluster", MIB), self.qmp()
         for name in ("one", "two"):
             self.ask(client, "block-dirty-bitmap-add", node="drive0", name=name)
         for _ in range(20):
             self.assertEqual(self.client.cmd("query-block")[0]["device"], "drive0")
             self.assertTrue(self.client.cmd("query-status")["running"])
-        peer.thaw()
+        self.assertTrue(writer.is_alive())
+        peer.kill()
         self.assertEqual(client.reply(), {"return": {}, "id": "block-dirty-bitmap-add"})
         self.assertEqual(client.reply(), {"return": {}, "id": "block-dirty-bitmap-add"})
         writer.join()
         self.assertEqual({bitmap["name"] for bitmap in self.client.cmd("query-block")[0]["inserted"]["dirty-bitmaps"]},
                          {"one", "two"})
+        self.server.stop()
+
+    def test_a_bitmap_over_a_read_that_hangs(self):
+        """isn't waited for"""
+        peer = self.over_a_server()
+        reader = self.hangs(self.disk.pread, 4096, MIB)
+        self.client.cmd("block-dirty-bitmap-add", node="drive0", name="b")
+        self.client.cmd("block-dirty-bitmap-remove", node="drive0", name="b")
+        self.assertTrue(reader.is_alive())
+        peer.kill()
+        reader.join()
         self.server.stop()
 
 

@@ -96,6 +96,7 @@ static void open_export(struct export *export)
     memset(data, 0xa5, sizeof data);
     fuzz_check(block_write(node, data, sizeof data, 1000, 0) == 0, "write");
     gate_init(&export->gate);
+    gate_init(&export->changes);
     lock_init(&export->lock, RANK_OPEN);
     pthread_cond_init(&export->released, NULL);
     atomic_store(&export->node, node);

@@ -115,6 +115,15 @@ static unsigned char read_byte(struct export *export, uint64_t off)
     return byte;
 }
 
+/* As a job does it. */
+static int swing(struct export *export, struct node *node, struct diag *diag)
+{
+    export_hold(export);
+    int err = export_swing(export, node, diag);
+    export_release(export);
+    return err;
+}
+
 Test(export, another_image_takes_its_place)
 {
     struct fixture f;
@@ -149,7 +158,7 @@ Test(export, a_smaller_one_is_refused)
     begin(&f);
     struct node *old = export_claim(&f.export);
     struct node *node = another(&f, "smaller", SIZE / 2, &path);
-    cr_assert_eq(export_swing(&f.export, node, &diag), -EINVAL);
+    cr_assert_eq(swing(&f.export, node, &diag), -EINVAL);
     cr_assert(strstr(diag.text, "smaller"));
     cr_assert_eq(atomic_load(&f.export.node), old);
     cr_assert_eq(node_close(node), 0);
@@ -165,9 +174,9 @@ Test(export, not_while_another_job_uses_it)
     begin(&f);
     cr_assert_eq(export_claim(&f.export), export_claim(&f.export));
     struct node *node = another(&f, "second", SIZE, &path);
-    cr_assert_eq(export_swing(&f.export, node, NULL), -EBUSY);
+    cr_assert_eq(swing(&f.export, node, NULL), -EBUSY);
     export_unclaim(&f.export);
-    cr_assert_eq(export_swing(&f.export, node, NULL), 0);
+    cr_assert_eq(swing(&f.export, node, NULL), 0);
     export_unclaim(&f.export);
     end(&f);
 }
@@ -189,7 +198,7 @@ Test(export, a_base_takes_the_place_of_its_overlay)
     cr_assert_not(is_free(f.path));
 
     f.export.wanted_writable = false; /* it was opened to be read */
-    cr_assert_eq(export_swing(&f.export, below, NULL), 0);
+    cr_assert_eq(swing(&f.export, below, NULL), 0);
     export_unclaim(&f.export);
     cr_assert(is_free(f.path));
     cr_assert_eq(read_byte(&f.export, 0), 0);
@@ -206,7 +215,7 @@ Test(export, an_overlay_takes_the_place_of_its_base)
     struct node *old = export_claim(&f.export);
     struct node *node = another(&f, "overlay", SIZE, &path);
     node->backing = old;
-    cr_assert_eq(export_swing(&f.export, node, NULL), 0);
+    cr_assert_eq(swing(&f.export, node, NULL), 0);
     export_unclaim(&f.export);
     cr_assert_not(is_free(f.path), "it is still needed");
     end(&f);
