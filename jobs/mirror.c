@@ -16,6 +16,9 @@
 #define MAX_GRANULARITY     (64u << 20)
 #define REQUEST_BYTES       (1u << 20)
 
+/* How long users wait for the target, once they are served from it, to come back. */
+#define PATIENCE_MS 10000u
+
 /* ---- the work ---- */
 
 /* Nobody writes to the source of an intermediate commit: it is never ready, but done. */
@@ -103,6 +106,17 @@ static bool keep_target(struct mirror *m)
     return !m->interrupted;
 }
 
+/* Nobody writes again what the target loses from here on.  A server that was away is gone
+ * on with: users are told by a flush that fails, and know what they have written.  A
+ * file's data is in nobody knows what state then. */
+static void serve_from(struct node *target)
+{
+    if (storage_is_nbd(target->file))
+        storage_nbd_persist(target->file, PATIENCE_MS);
+    else
+        mcache_set_forgiving(target->mc, false);
+}
+
 /* The source's users go over to the target. */
 static int swing(struct mirror *m, struct diag *diag)
 {
@@ -110,8 +124,7 @@ static int swing(struct mirror *m, struct diag *diag)
     if (!keep_target(m))
         return -ECANCELED;
     mirror_detach(m);
-    /* Nobody writes again what the target loses from here on. */
-    mcache_set_forgiving(m->target->mc, false);
+    serve_from(m->target);
     int err = m->pivot.swing(m->pivot.opaque, m->target, diag);
     m->swung = !err;
     if (!err)

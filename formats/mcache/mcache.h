@@ -143,7 +143,8 @@ void mcache_poison(struct mcache *mc);
 bool mcache_refuse(struct mcache *mc);
 
 /* While on, a barrier that fails doesn't poison: whoever writes to the image keeps what was
- * written since the last commit, and writes it again when mcache_failures tells.  Only for
+ * written since the last commit, and writes it again when mcache_failures tells; or the
+ * store itself tells each loss once, and goes on (an NBD server that came back).  Only for
  * images without metadata. */
 void mcache_set_forgiving(struct mcache *mc, bool on);
 

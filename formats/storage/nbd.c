@@ -49,6 +49,7 @@ static struct nbd_storage *new_storage(const struct nbd_open *how)
         nbd->how.connect_ms = nbd->how.timeout_ms;
     nbd->how.connect_ms = MIN(nbd->how.connect_ms, nbd->how.timeout_ms);
     nbd->how.reconnect_ms = MIN(nbd->how.reconnect_ms, nbd->how.timeout_ms);
+    atomic_init(&nbd->reconnect_ms, nbd->how.reconnect_ms);
     lock_init(&nbd->lock, RANK_LEAF);
     block_lock_init(&nbd->blocks);
     pthread_cond_init(&nbd->driver_left, NULL);
@@ -392,6 +393,14 @@ bool storage_nbd_is_connected(const struct storage *st)
 uint64_t storage_nbd_losses(const struct storage *st)
 {
     return atomic_load(&CONTAINER_OF(st, struct nbd_storage, st)->losses);
+}
+
+void storage_nbd_persist(struct storage *st, unsigned patience_ms)
+{
+    struct nbd_storage *nbd = nbd_of(st);
+
+    atomic_store(&nbd->reconnect_ms, MIN(patience_ms, nbd->how.timeout_ms));
+    atomic_store(&nbd->persists, true);
 }
 
 void storage_nbd_abort(struct storage *st)

@@ -103,6 +103,12 @@ uint64_t storage_nbd_losses(const struct storage *st);
  * by_reading: and it can be read from, which isn't asked otherwise where it needn't be. */
 int storage_nbd_prove(struct storage *st, bool by_reading, unsigned timeout_ms) MUST_USE;
 
+/* Somebody is served from the store from now on, who can do nothing about a connection that
+ * was lost: requests wait up to patience_ms for another, and what was in flight is asked
+ * again there.  That is harmless, for nobody was answered.  But a flush tells, once, of
+ * what the server may have forgotten. */
+void storage_nbd_persist(struct storage *st, unsigned patience_ms);
+
 /* For good: fails everything in flight, and all later requests, with -ECANCELED.  Returns
  * at once; those who wait are told by the driver. */
 void storage_nbd_abort(struct storage *st);
@@ -144,6 +150,7 @@ struct nbd_request {
     uint64_t covers;      /* NBD_FLUSH: changes that ended before it was sent */
     uint64_t deadline_ms, give_up_ms;
     bool flushing; /* FUA by a flush that follows */
+    bool lost;     /* with its connection */
     int err;
 };
 

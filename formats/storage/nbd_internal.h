@@ -57,6 +57,9 @@ struct nbd_storage {
     int wake_fd;
     _Atomic bool aborted, connected;
     const _Atomic bool *_Atomic give_up;
+    /* How long a request lets attempts go on; and does it survive its connection? */
+    _Atomic unsigned reconnect_ms;
+    _Atomic bool persists;
     _Atomic uint64_t losses;
 
     struct lock lock;

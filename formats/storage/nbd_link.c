@@ -213,6 +213,7 @@ static int completed(void *opaque, int *error)
 
     /* ENOTCONN is no server's answer: the connection died, and the request may have been
      * done. */
+    req->lost = *error == ENOTCONN;
     move_to_finished(req->on, req, *error == ENOTCONN ? -EIO : -*error);
     return 1; /* forget the command */
 }
@@ -325,7 +326,11 @@ void nbd_link_drop(struct nbd_link *link, int err)
     link->handle = NULL;
     link->state = LINK_DOWN;
     LIST_FOR_EACH_SAFE(pos, &link->in_flight)
-    move_to_finished(link, CONTAINER_OF(pos, struct nbd_request, link), err);
+    {
+        struct nbd_request *req = CONTAINER_OF(pos, struct nbd_request, link);
+        req->lost = true;
+        move_to_finished(link, req, err);
+    }
 }
 
 void nbd_link_close(struct nbd_link *link)

@@ -68,7 +68,8 @@ void nbd_loop_enqueue(struct nbd_storage *nbd, struct nbd_request *req)
     req->err = 0;
     req->n_runs = 0;
     req->deadline_ms = now + nbd_patience_ms(nbd, req);
-    req->give_up_ms = now + nbd->how.reconnect_ms;
+    req->give_up_ms = now + atomic_load(&nbd->reconnect_ms);
+    req->lost = false;
     bool was_empty = list_empty(&nbd->incoming);
     list_append(&nbd->incoming, &req->link);
     if (was_empty)
@@ -182,10 +183,28 @@ static bool advance(struct nbd_storage *nbd, struct nbd_request *req)
     return req->flushing;
 }
 
+/* Its connection is gone, and it can be asked again on another? */
+static bool survives(struct nbd_storage *nbd, struct nbd_request *req)
+{
+    uint64_t now = nbd_now_ms();
+
+    if (!req->lost || !atomic_load(&nbd->persists) || atomic_load(&nbd->aborted) ||
+        req->deadline_ms <= now)
+        return false;
+    req->lost = false;
+    req->err = 0;
+    req->n_runs = 0;
+    req->give_up_ms = now + atomic_load(&nbd->reconnect_ms);
+    add_waiting(nbd, &req->link);
+    return true;
+}
+
 /* Takes it out of `finished`: back to `waiting`, or to its owner. */
 static void settle(struct nbd_storage *nbd, struct nbd_request *req)
 {
     list_remove(&req->link);
+    if (survives(nbd, req))
+        return;
     if (!req->err) {
         note_success(nbd, req);
         if (advance(nbd, req)) {

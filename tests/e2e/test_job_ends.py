@@ -1,10 +1,12 @@
 """How jobs end when their target doesn't play along, and what is told of it: a job that says it is
 completed has done what it was asked for."""
 
+import errno
 import os
 import socket
 import subprocess
 import tempfile
+import threading
 import unittest
 
 from harness import KIB, MIB, create, fill, parametrised, wait_until
@@ -117,6 +119,88 @@ class DeadTarget(MirrorCase):
         self.forced()
         self.alive()
         self.source_is_good()
+
+
+class AfterAPivot(MirrorCase):
+    """the server that has the disk now goes away, and comes back"""
+
+    def pivoted(self):
+        path = self.path("target.raw")
+        with open(path, "wb") as file:
+            file.truncate(self.SIZE)
+        # What isn't flushed is lost when the server is killed.
+        target = self.peer("--filter=cache", "file", path, "cache=writeback")
+        self.mirror(target.uri, mode="existing")
+        self.ready()
+        self.pivot()
+        return target
+
+    def test_nothing_is_lost(self):
+        """all was flushed: clients wait a while, and notice nothing"""
+        self.begin()
+        target = self.pivoted()
+        for _ in range(3):
+            self.write(self.rng.randrange(self.SIZE - 4096), self.rng.randbytes(4096))
+            self.disk.flush()
+            target.kill()
+            writer = threading.Thread(target=self.write, args=(self.rng.randrange(self.SIZE - 4096), b"waits" * 99))
+            writer.start()
+            writer.join(0.5)
+            target.start()
+            writer.join()
+            self.same(bytes(self.disk.pread(self.SIZE, 0)), "the disk")
+            self.disk.flush()
+        self.server.stop()
+        target.stop()
+        self.expect_content(self.path("target.raw"), "raw")
+
+    def test_what_is_lost_is_told_once(self):
+        self.begin()
+        target = self.pivoted()
+        for _ in range(3):
+            self.write(MIB, b"lost")
+            target.kill()
+            target.start()
+            self.disk.pread(512, 0)
+            self.errno(errno.EIO, self.disk.flush)
+            self.disk.flush()
+            self.write(MIB, b"here again")
+            self.disk.flush()
+        self.server.stop()
+        target.stop()
+        self.expect_content(self.path("target.raw"), "raw")
+
+    def test_requests_in_flight(self):
+        """are made again"""
+        self.begin()
+        target = self.pivoted()
+        target.freeze()
+        results = []
+        threads = [threading.Thread(target=lambda off=off: results.append(self.write(off, b"%07d" % off)))
+                   for off in range(0, 8 * MIB, MIB)]
+        for thread in threads:
+            thread.start()
+        target.kill()
+        target.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(len(results), 8, "a write failed")
+        self.disk.flush()
+        self.same(bytes(self.disk.pread(self.SIZE, 0)), "the disk")
+        self.server.stop()
+
+    def test_it_stays_away(self):
+        """requests fail when that has taken too long, and succeed when it is back after all"""
+        self.begin()
+        target = self.pivoted()
+        target.kill()
+        self.errno(errno.EIO, self.disk.pread, 512, 0)
+        self.errno(errno.EIO, self.disk.pwrite, b"x" * 512, 0)
+        target.start()
+        self.write(0, b"back")
+        self.disk.flush()
+        self.same(bytes(self.disk.pread(self.SIZE, 0)), "the disk")
+        self.server.stop()
 
 
 def listens(path):
