@@ -120,7 +120,7 @@ static int open_overlay(struct fold *fold, const struct node *active,
     int err = lock_layer(overlay, STORAGE_WRITER, diag);
     if (err)
         return err;
-    fold->overlay_locked = overlay != active;
+    fold->overlay_locked = true;
     options.node.lock_off = true;
     return overlay == active
                ? 0
@@ -174,14 +174,15 @@ static int open_base(const struct fold *fold, struct node *active, const struct 
 }
 
 /* Undoes what the start did to others (M-31). */
-static void release_layers(struct fold *fold)
+static void release_layers(struct mirror *m)
 {
-    struct diag ignored;
+    struct fold *fold = &m->fold;
+    const struct mirror_pivot *pivot = &m->params.pivot;
 
     if (fold->base_locked)
-        (void)!lock_layer(fold->base, STORAGE_READER, &ignored);
+        pivot->relock(pivot->opaque, fold->base);
     if (fold->overlay_locked)
-        (void)!lock_layer(fold->overlay, STORAGE_READER, &ignored);
+        pivot->relock(pivot->opaque, fold->overlay);
     fold->base_locked = fold->overlay_locked = false;
     node_close(fold->rw);
     fold->rw = NULL;
@@ -230,7 +231,7 @@ static int commit_finish(struct job *job, void *state, bool success, struct diag
         m->fold.base_locked = false;
     else if (!err && success && m->fold.overlay)
         err = relink(m, diag);
-    release_layers(&m->fold);
+    release_layers(m);
     return err;
 }
 
@@ -244,7 +245,7 @@ static void commit_free(void *state)
 {
     struct mirror *m = state;
 
-    release_layers(&m->fold);
+    release_layers(m);
     free_names(&m->fold);
     mirror_free(state);
 }
@@ -281,7 +282,9 @@ static int commit_open(struct job *job, void *state, struct diag *diag)
     struct node *active = p->pivot.claim(p->pivot.opaque);
 
     (void)job;
-    int err = open_layers(m, active, &p->source, &p->target, diag);
+    int err = p->pivot.check_changes(p->pivot.opaque, diag);
+    if (!err)
+        err = open_layers(m, active, &p->source, &p->target, diag);
     if (err)
         return err;
     if (m->fold.overlay)

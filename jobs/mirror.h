@@ -28,6 +28,10 @@ struct mirror_pivot {
      * of users' chain; the contents are the same.  What was there is closed when the last
      * request that uses it has left. */
     int (*relink)(void *opaque, struct node *layer, struct node *below, struct diag *diag);
+    /* May images of users' chain be changed?  0 or -errno with diag.  And gives back a
+     * writer's lock that was taken on a layer, unless users write to it by now. */
+    int (*check_changes)(void *opaque, struct diag *diag);
+    void (*relock)(void *opaque, struct node *layer);
     void *opaque;
 };
 

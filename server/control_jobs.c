@@ -41,6 +41,16 @@ static int relink_users(void *opaque, struct node *layer, struct node *below,
     return export_relink(opaque, layer, below, diag);
 }
 
+static int check_changes(void *opaque, struct diag *diag)
+{
+    return export_check_changes(opaque, diag);
+}
+
+static void relock(void *opaque, struct node *layer)
+{
+    export_relock(opaque, layer);
+}
+
 static struct mirror_pivot pivot_of(struct export *export)
 {
     return (struct mirror_pivot){.claim = claim_disk,
@@ -48,6 +58,8 @@ static struct mirror_pivot pivot_of(struct export *export)
                                  .release = release_users,
                                  .swing = swing_users,
                                  .relink = relink_users,
+                                 .check_changes = check_changes,
+                                 .relock = relock,
                                  .opaque = export};
 }
 

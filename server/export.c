@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "block/chain.h"
 #include "export.h"
+#include "nbdkit_args.h"
 
 static int open_chain(struct export *export, const struct plugin_config *config,
                       struct node **out, struct diag *diag)
@@ -65,6 +66,38 @@ int export_make_writable(struct export *export, struct diag *diag)
     LOCK_GUARD(&export->lock);
     export->wanted_writable = true;
     return node_activate(atomic_load(&export->node), diag);
+}
+
+void export_note_read_only(struct export *export)
+{
+    atomic_store(&export->read_only, true);
+}
+
+int export_check_changes(struct export *export, struct diag *diag)
+{
+    const struct node *node = atomic_load(&export->node);
+
+    if (atomic_load(&export->wanted_writable))
+        return 0;
+    if (atomic_load(&export->read_only))
+        return diag_set(diag, EROFS, "%s: is served read-only: nbdkit -r changes no image",
+                        node->filename);
+    if (nbdkit_args_may_be_read_only())
+        return diag_set(
+            diag, EROFS,
+            "%s: nbdkit seems to have -r, which changes no image, and no client "
+            "has connected yet that could write",
+            node->filename);
+    return 0;
+}
+
+void export_relock(struct export *export, struct node *node)
+{
+    struct diag ignored;
+    LOCK_GUARD(&export->lock);
+
+    if (!node->active && !node->options.lock_off)
+        (void)!storage_lock(node->file, STORAGE_READER, &ignored);
 }
 
 /* ---- requests ---- */

@@ -28,13 +28,15 @@ struct export
     struct node *sealed;       /* what it was before */
     _Atomic unsigned held;     /* by so many jobs: changing requests wait */
     _Atomic unsigned claims;   /* of jobs; taken under lock */
+    _Atomic bool read_only;    /* a client was told so: nbdkit has -r */
 
     struct lock lock; /* RANK_OPEN, spans I/O */
     /* under lock */
     pthread_cond_t released;
     struct node *replaced; /* to be closed when users go on */
     struct node *stuck;    /* replaced, but not closed: a request would not leave */
-    bool is_open, wanted_writable, locks;
+    bool is_open, locks;
+    _Atomic bool wanted_writable; /* changed under lock */
 };
 
 /* Opens and validates the image and its chain without changing a byte; writable_now: and
@@ -47,6 +49,13 @@ int export_start(struct export *export) MUST_USE;
 
 /* On the first writable connection. */
 int export_make_writable(struct export *export, struct diag *diag) MUST_USE;
+
+/* On a connection that nbdkit says is read-only. */
+void export_note_read_only(struct export *export);
+
+/* May a job change images of the chain?  0, or -EROFS with diag: nbdkit has -r, or may have
+ * it for all that is known before the first client. */
+int export_check_changes(struct export *export, struct diag *diag) MUST_USE;
 
 /* Is no request between enter and leave? */
 bool export_is_idle(struct export *export);
@@ -97,6 +106,10 @@ void export_unclaim(struct export *export);
  * then, by the thread that releases. */
 void export_hold(struct export *export);
 void export_release(struct export *export);
+
+/* A job has the lock of a writer on an image of the chain, and needs it no longer: it's a
+ * reader's again, unless the image is open for users who write. */
+void export_relock(struct export *export, struct node *node);
 
 /* Serves new_node from here on, as the user wanted the old served: its options for caching,
  * discards and zeroes are the new one's.  It can't be smaller (what is behind the old size

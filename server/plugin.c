@@ -238,6 +238,8 @@ static void *qimg_open(int readonly)
         nbdkit_set_error(ENOENT);
         return NULL;
     }
+    if (readonly)
+        export_note_read_only(&the_export);
     bool writable = !readonly && can_write_now();
     if (writable && export_make_writable(&the_export, &diag)) {
         fail(&diag);

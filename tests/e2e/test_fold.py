@@ -5,7 +5,7 @@ import threading
 import time
 import unittest
 
-from harness import KIB, LONG, MIB, Case, Model, create, check, content, info, run
+from harness import KIB, LONG, MIB, Case, Model, create, check, content, info, run, sha256
 from qmp import Qmp, QmpError
 
 
@@ -94,6 +94,45 @@ class Fold(Case):
                 self.assertEqual(names, left)
                 self.expect_chain(*left)
                 self.assertEqual(content(self.path("active"), "qcow2"), bytes(model.data), "as QEMU reads it")
+
+    def hashes(self):
+        return [sha256(self.path(name)) for name in ("base", "middle", "top", "active")]
+
+    def test_read_only(self):
+        """nbdkit -r changes no byte of any image"""
+        self.chain()
+        before = self.hashes()
+        for connected in (False, True):
+            for option in ("-r", "-vr", "--readonly"):
+                with self.subTest(option=option, connected=connected):
+                    server = self.serve(self.path("active"), f"control={self.path('qmp')}", nbdkit=(option,))
+                    if connected:
+                        server.connect().pread(512, 0)
+                    qmp = self.control()
+                    for arguments in ({"top": self.path("top"), "base": self.path("middle")}, {}):
+                        with self.assertRaisesRegex(QmpError, "active: .*-r"):
+                            qmp.cmd("block-commit", device="drive0", **arguments)
+                    self.read_base()
+                    server.stop()
+                    self.assertEqual(self.hashes(), before)
+
+    def test_locks_afterwards(self):
+        """what the job needed is given back, with a client that writes or none"""
+        for base, top in ("middle", "top"), ("base", "middle"):
+            for connected in (False, True):
+                with self.part(base=base, top=top, connected=connected):
+                    self.chain()
+                    server = self.serve(self.path("active"), f"control={self.path('qmp')}")
+                    if connected:
+                        server.connect()
+                    qmp = self.control()
+                    qmp.cmd("block-commit", device="drive0", top=self.path(top), base=self.path(base))
+                    qmp.event("JOB_STATUS_CHANGE", status="null")
+                    for name, fmt in ("base", "raw"), ("middle", "qcow2"), ("top", "qed"):
+                        self.read_base(name, fmt)
+                    refused = self.read_base("active", "qcow2", check=False).returncode != 0
+                    self.assertEqual(refused, connected)
+                    server.stop()
 
     def test_events_and_no_ready(self):
         model = self.chain()
