@@ -26,25 +26,53 @@
 #include "jobs/commit.h"
 #include "jobs/manager.h"
 #include "jobs/mirror_internal.h"
+#include "storage/nbd.h"
 
-/* Does the name mean the file of that layer? */
-static bool means_layer(const char *name, const struct node *layer)
+/* Do both names lead to the same file? */
+static bool same_file(const char *name, const char *other)
 {
-    if (strcmp(name, layer->filename) == 0)
+    if (strcmp(name, other) == 0)
         return true;
-    CLEANUP_FREE char *given = realpath(name, NULL);
-    CLEANUP_FREE char *own = realpath(layer->filename, NULL);
-    return given && own && strcmp(given, own) == 0;
+    CLEANUP_FREE char *real = realpath(name, NULL);
+    CLEANUP_FREE char *other_real = realpath(other, NULL);
+    return real && other_real && strcmp(real, other_real) == 0;
+}
+
+static bool same_export(const char *name, const struct node *layer)
+{
+    CLEANUP_NBD_URI struct nbd_uri uri = {0};
+    struct diag ignored;
+
+    if (!nbd_uri_is_one(name) || !storage_is_nbd(layer->file) ||
+        nbd_uri_parse(name, NBD_URI_USER, &uri, &ignored))
+        return false;
+    CLEANUP_FREE char *canonical = nbd_uri_print(&uri);
+    return canonical && strcmp(canonical, layer->file->name) == 0;
+}
+
+/* Does the name mean that layer?  It may be what the image above calls it, if there is one,
+ * and a relative name lies in the folder of that image, as it does there; not in the
+ * server's. */
+static bool means_layer(const char *name, const struct node *above,
+                        const struct node *layer)
+{
+    const char *image = above ? above->filename : layer->filename;
+
+    if (strcmp(name, layer->filename) == 0 || same_export(name, layer) ||
+        (above && above->backing_name && strcmp(name, above->backing_name) == 0))
+        return true;
+    CLEANUP_FREE char *joined = reference_join(image, name);
+    return joined && same_file(joined, layer->filename);
 }
 
 /* The layer that top names, NULL: the active one; and the one above it, if any. */
 static struct node *find_top(struct node *active, const char *name, struct node **overlay)
 {
     *overlay = NULL;
-    if (!name || means_layer(name, active))
+    if (!name || means_layer(name, NULL, active))
         return active;
     for (struct node *above = active; above->backing; above = above->backing)
-        if (means_layer(name, above->backing)) {
+        if (means_layer(name, above, above->backing)) {
             *overlay = above;
             return above->backing;
         }
@@ -54,11 +82,11 @@ static struct node *find_top(struct node *active, const char *name, struct node 
 /* The layer below top that base names, NULL: the bottom one; *depth of it below top. */
 static struct node *find_base(struct node *top, const char *name, unsigned *depth)
 {
-    struct node *layer = top->backing, *found = NULL;
+    struct node *found = NULL, *above = top;
 
-    for (unsigned d = 1; layer; layer = layer->backing, d++)
-        if (!name || means_layer(name, layer)) {
-            found = layer;
+    for (unsigned d = 1; above->backing; above = above->backing, d++)
+        if (!name || means_layer(name, above, above->backing)) {
+            found = above->backing;
             *depth = d;
         }
     return found;

@@ -134,6 +134,28 @@ class Fold(Case):
                     self.assertEqual(refused, connected)
                     server.stop()
 
+    def test_names(self):
+        """as images call their backing files; relative ones lie in an image's folder, not in the server's"""
+        other = self.path("other")
+        os.mkdir(other)
+        for name in "top", "middle":  # what the names would mean in another folder
+            run("qemu-img", "create", "-q", "-f", "raw", os.path.join(other, name), MIB)
+        for top, base in (("top", "middle"), ("./top", "../" + os.path.basename(self.dir) + "/middle"),
+                          (self.path("other/../top"), self.path("middle"))):
+            with self.subTest(top=top, base=base):
+                model = self.chain()
+                server = self.serve(self.path("active"), f"control={self.path('qmp')}",
+                                    prefix=["env", f"--chdir={other}"])
+                model.compare(server.connect())
+                qmp = self.control()
+                for wrong in os.path.join(other, "middle"), "other/middle", "nowhere":
+                    with self.assertRaisesRegex(QmpError, "is not a backing file"):
+                        qmp.cmd("block-commit", device="drive0", top=top, base=wrong)
+                qmp.cmd("block-commit", device="drive0", top=top, base=base)
+                self.assertNotIn("error", qmp.event("BLOCK_JOB_COMPLETED")["data"])
+                self.assertEqual([os.path.basename(name) for name in self.files(qmp)], ["active", "middle", "base"])
+                server.stop()
+
     def test_events_and_no_ready(self):
         model = self.chain()
         server, qmp = self.start(model)
