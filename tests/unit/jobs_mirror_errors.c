@@ -258,6 +258,32 @@ static void start_blocking(void)
     bench_ready(&b);
 }
 
+/* The user has been told of success: what the target hasn't got, the job sends again. */
+Test(errors, a_users_write_fails_on_the_target)
+{
+    static char data[3 * CHUNK];
+
+    memset(data, 0xcc, sizeof data);
+    for (unsigned kind = 0; kind < 4; kind++) {
+        start_blocking();
+        if (kind < 3)
+            fault_plan_fail(&b.plan[TARGET], FAULT_WRITE, 1, EIO,
+                            kind == 2 ? FAULT_ONCE_TORN : FAULT_ONCE);
+        else
+            fault_plan_fail(&b.plan[TARGET], FAULT_ZERO, 1, EIO, FAULT_ONCE);
+        if (kind == 0) /* whole chunks, or parts of some */
+            cr_expect_eq(user_write(&b, data, 2 * CHUNK, CHUNK), 0);
+        else if (kind < 3)
+            cr_expect_eq(user_write(&b, data, 2 * CHUNK, CHUNK + CHUNK / 2), 0);
+        else
+            cr_expect_eq(block_zero(b.serving, 2 * CHUNK, CHUNK, BLOCK_MAY_UNMAP), 0);
+        expect_error(TARGET, "ignore");
+        bench_cancel(&b);
+        bench_same(&b);
+        again();
+    }
+}
+
 Test(errors, a_users_flush_fails_on_the_target)
 {
     start_blocking();
