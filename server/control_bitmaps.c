@@ -102,8 +102,11 @@ static int add_bitmap(struct node *node, const json_t *args, struct diag *diag)
         return diag_set(diag, EINVAL, "Granularity must be a power of two from %u to %u",
                         BITMAP_MIN_GRANULARITY, BITMAP_MAX_GRANULARITY);
     if (arg_bool(args, "persistent", false))
-        return diag_set(diag, ENOTSUP, "%s: bitmaps can't be kept in the image",
-                        node->filename);
+        return diag_set(
+            diag, ENOTSUP,
+            "persistent: %s: bitmaps are not kept in images yet; without it the "
+            "bitmap lives as long as the server",
+            node->filename);
     struct dirty_bitmap *bitmap = dirty_bitmap_new(name, node->size, granularity);
     if (!bitmap)
         return diag_errno(diag, ENOMEM, "Bitmap '%.200s'", name);

@@ -66,11 +66,12 @@ static enum outcome close_bracket(struct json_stream *s, char c)
     return --s->depth == 0 ? COMPLETE : GO_ON;
 }
 
-static enum outcome begin_string(struct json_stream *s)
+static enum outcome begin_string(struct json_stream *s, char quote)
 {
     if (!wants_key(s) && !wants_value(s))
         return MISTAKE;
     s->lexeme = LEXEME_STRING;
+    s->quote = quote;
     s->expect = wants_key(s) ? EXPECT_COLON : EXPECT_COMMA_OR_END;
     return GO_ON;
 }
@@ -116,7 +117,8 @@ static enum outcome punctuation(struct json_stream *s, char c)
         s->expect = s->is_object[s->depth - 1] ? EXPECT_KEY : EXPECT_VALUE;
         return GO_ON;
     case '"':
-        return begin_string(s);
+    case '\'':
+        return begin_string(s, c);
     default:
         return is_space(c) ? GO_ON : begin_scalar(s, c);
     }
@@ -128,14 +130,14 @@ static enum outcome inside(struct json_stream *s, char c)
     case LEXEME_STRING:
         if ((unsigned char)c < 0x20)
             return MISTAKE;
-        if (c == '"')
+        if (c == s->quote)
             s->lexeme = LEXEME_NONE;
         else if (c == '\\')
             s->lexeme = LEXEME_ESCAPE;
         return GO_ON;
     case LEXEME_ESCAPE:
         s->lexeme = LEXEME_STRING;
-        return c && strchr("\"\\/bfnrtu", c) ? GO_ON : MISTAKE;
+        return c && strchr("\"'\\/bfnrtu", c) ? GO_ON : MISTAKE;
     case LEXEME_WORD:
         if (!*s->word)
             break;
@@ -181,13 +183,37 @@ static bool skip(struct json_stream *s, char c)
     return true;
 }
 
+static void put(struct json_stream *s, char c)
+{
+    s->text[s->used++] = c;
+}
+
+/* Notes a byte that was looked at in this state, as JSON writes it. */
+static void note(struct json_stream *s, enum lexeme before, char c)
+{
+    bool quotes = before != LEXEME_ESCAPE &&
+                  (before == LEXEME_STRING ? c == s->quote : s->lexeme == LEXEME_STRING);
+
+    if (quotes) {
+        put(s, '"');
+        return;
+    }
+    if (before == LEXEME_STRING && c == '"') /* between single ones */
+        put(s, '\\');
+    if (before == LEXEME_ESCAPE && c == '\'') /* which needs none */
+        s->used--;
+    put(s, c);
+}
+
 static enum json_stream_event take_value_byte(struct json_stream *s, char c, bool *used)
 {
     *used = true;
-    if (s->used == JSON_STREAM_MAX_BYTES)
+    if (s->used >= JSON_STREAM_MAX_BYTES)
         return JSON_STREAM_TOO_LONG;
-    s->text[s->used++] = c;
-    switch (inside(s, c)) {
+    enum lexeme before = (enum lexeme)s->lexeme;
+    enum outcome outcome = inside(s, c);
+    note(s, before, c);
+    switch (outcome) {
     case COMPLETE:
         s->place = STREAM_BETWEEN;
         return JSON_STREAM_VALUE;

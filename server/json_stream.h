@@ -7,6 +7,9 @@
  * '{': a half message doesn't swallow the one behind it.  White space between values means
  * nothing.
  *
+ * Strings may stand in single quotes, as QEMU's parser takes them, and have \' in them: the
+ * text of a value has them as JSON does.
+ *
  * A pure state machine: no memory but its own, no I/O.  Threads: one at a time.  Layer:
  * server. */
 #ifndef SERVER_JSON_STREAM_H
@@ -33,13 +36,14 @@ struct json_stream {
     } place;
     unsigned char expect; /* inside: what may come next */
     unsigned char lexeme; /* inside: a string, an escape, a word, a number, or none */
+    char quote;           /* that began the string */
     const char *word;     /* what is left of true, false or null */
     unsigned depth;
     bool is_object[JSON_STREAM_MAX_DEPTH]; /* of the value's open brackets, which are
                                               objects */
     size_t skipped;
     size_t used;
-    char text[JSON_STREAM_MAX_BYTES];
+    char text[JSON_STREAM_MAX_BYTES + 1]; /* a quote may become two bytes */
 };
 
 void json_stream_init(struct json_stream *s);

@@ -127,6 +127,12 @@ class Protocol(ControlCase):
             self.assertEqual(client.reply()["error"]["class"], "GenericError", junk)
             self.assertTrue(client.cmd("query-status")["running"], junk)
 
+    def test_single_quotes(self):
+        """as people write them for QEMU"""
+        client = self.qmp()
+        client.send_bytes(b"{'execute': 'query-status', 'id': 'it\\'s \"fine\"'}\n")
+        self.assertEqual(client.reply()["id"], "it's \"fine\"")
+
     def test_half_messages(self):
         client = self.qmp()
         message = json.dumps({"execute": "query-status", "id": "}{\"\\"}).encode()

@@ -235,3 +235,29 @@ Test(json_stream, agrees_with_the_parser)
     }
     cr_assert_gt(valid, 100);
 }
+
+/* As QEMU's parser takes them; what comes out is JSON. */
+Test(json_stream, single_quotes)
+{
+    static const struct {
+        const char *in, *out;
+    } pairs[] = {
+        {"{'a': 'b'}", "{\"a\": \"b\"}"},
+        {"{'a': \"b\"}", "{\"a\": \"b\"}"},
+        {"['it\\'s', \"it's\", \"it\\'s\"]", "[\"it's\", \"it's\", \"it's\"]"},
+        {"['say \"x\"', 'say \\\"x\\\"']", "[\"say \\\"x\\\"\", \"say \\\"x\\\"\"]"},
+        {"['\\\\', '\\u0041', '']", "[\"\\\\\", \"\\u0041\", \"\"]"},
+        {"{'}': '{'}", "{\"}\": \"{\"}"},
+    };
+
+    for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++) {
+        struct seen seen = feed(pairs[i].in, strlen(pairs[i].in), 1);
+        cr_expect_str_eq(seen.events, "V", "%s", pairs[i].in);
+        cr_expect_str_eq(seen.last, pairs[i].out);
+        json_t *value = json_loads(seen.last, 0, NULL);
+        cr_expect_not_null(value);
+        json_decref(value);
+    }
+    expect("{'a\": 1}\n{}", "BV");
+    expect("{'a\n{}", "BV");
+}
