@@ -4,6 +4,15 @@
 
 #include "base/diag.h"
 
+/* Sentences quote names that others chose.  A line break or an escape sequence among them
+ * would forge lines of a log, or speak to a terminal. */
+static void make_harmless(char *text)
+{
+    for (; *text; text++)
+        if ((unsigned char)*text < ' ' || *text == 0x7f)
+            *text = '?';
+}
+
 int diag_set(struct diag *diag, int err, const char *fmt, ...)
 {
     if (diag) {
@@ -11,6 +20,7 @@ int diag_set(struct diag *diag, int err, const char *fmt, ...)
         va_start(ap, fmt);
         vsnprintf(diag->text, sizeof diag->text, fmt, ap);
         va_end(ap);
+        make_harmless(diag->text);
         diag->err = err;
     }
     return -err;
@@ -27,6 +37,7 @@ int diag_errno(struct diag *diag, int err, const char *fmt, ...)
         char reason[128];
         snprintf(diag->text + used, sizeof diag->text - used, ": %s",
                  strerror_r(err, reason, sizeof reason));
+        make_harmless(diag->text);
         diag->err = err;
     }
     return -err;

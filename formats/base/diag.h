@@ -2,7 +2,8 @@
  *
  * The sentence is lower case, names the object, the field, the value and the reason
  * ("disk.qcow2: L1 table at offset 1000: not cluster aligned") and is printed once, by
- * whoever asked.  The data path returns -errno alone.  Layer: base. */
+ * whoever asked.  Control characters in it, which could only come from a name, become '?'.
+ * The data path returns -errno alone.  Layer: base. */
 #ifndef BASE_DIAG_H
 #define BASE_DIAG_H
 

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/bytes.h"
 #include "base/checked.h"
@@ -28,6 +29,27 @@ static int read_entry(struct check *c, uint64_t offset, struct check_snapshot *s
         .name_bytes = load_be16(raw + 14),
         .extra_bytes = load_be32(raw + 36),
     };
+    return 0;
+}
+
+/* A name that seems shorter than it is can't be mended, and dropping the snapshot for it
+ * would be worse. */
+static int check_names(struct check *c, uint32_t index, const struct check_snapshot *s)
+{
+    uint8_t names[2 * UINT16_MAX];
+    uint64_t at = s->entry_offset + ENTRY_FIXED + s->extra_bytes;
+    size_t n = (size_t)s->id_bytes + s->name_bytes;
+
+    if (!range_inside(at, n, c->file_size))
+        return 0; /* which is found later */
+    int err = storage_read(c->st, names, n, at);
+    if (err)
+        return diag_errno(c->diag, -err, "%s: reading the snapshot table", c->st->name);
+    if (memchr(names, 0, n))
+        return diag_set(c->diag, EINVAL,
+                        "%s: snapshot table entry %" PRIu32
+                        ": a NUL byte is in the id or the name",
+                        c->st->name, index);
     return 0;
 }
 
@@ -81,6 +103,9 @@ static int read_table(struct check *c)
                             "%s: snapshot table: its first %" PRIu32
                             " entries take over %u bytes",
                             c->st->name, i + 1, MAX_TABLE_BYTES);
+        err = check_names(c, i, s);
+        if (err)
+            return err;
         check_snapshot(c, i);
     }
     c->snapshot_bytes = at;

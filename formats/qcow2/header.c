@@ -6,7 +6,7 @@
 
 #include "base/bytes.h"
 #include "base/checked.h"
-#include "base/cleanup.h"
+#include "base/foreign_text.h"
 #include "qcow2/header.h"
 #include "qcow2/header_ext.h"
 
@@ -205,17 +205,12 @@ static int read_backing_name(struct storage *st, const uint8_t *raw, struct qcow
                         "%s: backing_file_offset: %" PRIu32 " bytes at offset %" PRIu64
                         " are not between the header and the end of its cluster",
                         st->name, len, offset);
-    CLEANUP_FREE char *text = calloc(1, (size_t)len + 1);
-    if (!text)
-        return diag_errno(diag, ENOMEM, "%s", st->name);
-    int err = storage_read(st, text, len, offset);
+    char name[MAX_BACKING_NAME];
+    int err = storage_read(st, name, len, offset);
     if (err)
         return diag_errno(diag, -err, "%s: reading the backing file's name", st->name);
-    if (strlen(text) != len)
-        return diag_set(diag, EINVAL,
-                        "%s: backing_file_offset: the name contains a zero byte", st->name);
-    h->backing_name = TAKE(&text);
-    return 0;
+    return foreign_text_copy(&h->backing_name, name, len, diag,
+                             "%s: backing_file_offset: the backing file's name", st->name);
 }
 
 /* What must be as it should before anything else can be made of the file. */

@@ -7,6 +7,7 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/foreign_text.h"
 #include "qcow2/header_ext.h"
 
 const struct qcow2_feature_name qcow2_feature_names[] = {
@@ -85,15 +86,38 @@ static int refuse_features(const char *name, uint64_t bits, const struct extensi
                     bits, text);
 }
 
-static int take_text(char **out, const struct extension *ext)
+/* Of several of one type the last one counts. */
+static int take_text(char **out, const struct extension *ext, const char *image,
+                     const char *what, struct diag *diag)
 {
-    char *text = calloc(1, (size_t)ext->len + 1);
+    char *text;
+    int err = foreign_text_copy(&text, ext->data, ext->len, diag,
+                                "%s: header extension 0x%08" PRIx32 ": %s", image,
+                                ext->type, what);
 
-    if (!text)
-        return -ENOMEM;
-    memcpy(text, ext->data, ext->len);
+    if (err)
+        return err;
     free(*out);
     *out = text;
+    return 0;
+}
+
+/* The names end where their padding begins, and that is all zeroes. */
+static int check_feature_names(const struct extension *ext, const char *image,
+                               struct diag *diag)
+{
+    for (size_t at = 0; at + sizeof(struct qcow2_feature_name) <= ext->len;
+         at += sizeof(struct qcow2_feature_name)) {
+        struct qcow2_feature_name row;
+        memcpy(&row, ext->data + at, sizeof row);
+        size_t n = strnlen(row.name, sizeof row.name);
+        for (size_t i = n; i < sizeof row.name; i++)
+            if (row.name[i])
+                return diag_set(diag, EINVAL,
+                                "%s: header extension 0x%08" PRIx32
+                                ": the feature name '%.*s' goes on after a NUL byte",
+                                image, ext->type, (int)n, row.name);
+    }
     return 0;
 }
 
@@ -118,8 +142,9 @@ static int take_extension(struct qcow2_header *h, const struct extension *ext,
             return diag_set(diag, EINVAL,
                             "%s: header extension: a backing format of %" PRIu32 " bytes",
                             name, ext->len);
-        return take_text(&h->backing_format, ext) ? diag_errno(diag, ENOMEM, "%s", name)
-                                                  : 0;
+        return take_text(&h->backing_format, ext, name, "the backing format", diag);
+    case EXT_FEATURE_NAMES:
+        return check_feature_names(ext, name, diag);
     case EXT_BITMAPS:
         take_bitmaps(&h->bitmaps, ext);
         return 0;

@@ -7,19 +7,11 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/foreign_text.h"
 #include "qcow2/internal.h"
 
 /* An entry: fixed part, extra data, id, name; padded to 8 bytes. */
 #define ENTRY_FIXED 40
-
-static char *text_of(const uint8_t *p, size_t n)
-{
-    char *text = calloc(1, n + 1);
-
-    if (text)
-        memcpy(text, p, n);
-    return text;
-}
 
 static int bad_entry(struct qcow2 *q, uint32_t index, const char *why, struct diag *diag)
 {
@@ -56,9 +48,13 @@ static int parse_entry(struct qcow2 *q, uint32_t index, const uint8_t *e, size_t
     s->vm_clock_ns = load_be64(e + 24);
     s->vm_state_bytes = extra >= 8 ? load_be64(e + ENTRY_FIXED) : load_be32(e + 32);
     s->icount = extra >= 24 ? load_be64(e + ENTRY_FIXED + 16) : UINT64_MAX;
-    s->id = text_of(e + ENTRY_FIXED + extra, id_len);
-    s->name = text_of(e + ENTRY_FIXED + extra + id_len, name_len);
-    return s->id && s->name ? 0 : diag_errno(diag, ENOMEM, "%s", q->node->filename);
+    int err = foreign_text_copy(&s->id, e + ENTRY_FIXED + extra, id_len, diag,
+                                "%s: snapshot table entry %" PRIu32 ": the id",
+                                q->node->filename, index);
+    return err ? err
+               : foreign_text_copy(&s->name, e + ENTRY_FIXED + extra + id_len, name_len,
+                                   diag, "%s: snapshot table entry %" PRIu32 ": the name",
+                                   q->node->filename, index);
 }
 
 /* As much of the table as there can be: its length isn't recorded. */

@@ -5,7 +5,7 @@
 
 #include "base/bytes.h"
 #include "base/checked.h"
-#include "base/cleanup.h"
+#include "base/foreign_text.h"
 #include "qed/header.h"
 
 #define FIELD(raw, bits, name) load_le##bits((raw) + offsetof(struct qed_disk_header, name))
@@ -199,20 +199,14 @@ int qed_header_read_backing(struct storage *file, const char *filename,
     *name = NULL;
     if (!(h->features & QED_F_BACKING_FILE) || h->backing_filename_size == 0)
         return 0;
-    CLEANUP_FREE char *text = calloc(1, (size_t)h->backing_filename_size + 1);
-    if (!text)
-        return diag_errno(diag, ENOMEM, "%s: backing file name", filename);
+    char text[QED_MAX_BACKING_NAME];
     int err =
         storage_read(file, text, h->backing_filename_size, h->backing_filename_offset);
     if (err < 0)
         return diag_errno(diag, -err, "%s: reading the backing file name", filename);
-    if (strlen(text) != h->backing_filename_size)
-        return diag_set(diag, EINVAL,
-                        "%s: backing_filename_size %" PRIu32
-                        ": the name has a NUL byte at %zu",
-                        filename, h->backing_filename_size, strlen(text));
-    *name = TAKE(&text);
-    return 0;
+    return foreign_text_copy(name, text, h->backing_filename_size, diag,
+                             "%s: backing_filename_size: the backing file's name",
+                             filename);
 }
 
 static int write_field(struct storage *file, uint64_t value, uint64_t off)

@@ -222,6 +222,26 @@ Test(qcow2_header, the_image_names_its_features)
     image_free(&img);
 }
 
+/* What comes after a NUL would be hidden: "raw" was never what the image says. */
+Test(qcow2_header, texts_with_a_nul_inside)
+{
+    struct image img;
+    char row[48] = {FEATURE_INCOMPATIBLE, 50, 'a', 0, 'b'};
+
+    make_small(&img, NULL);
+    insert_extension(&img, EXT_BACKING_FORMAT, 8, "raw\0qcow");
+    refused(&img, EINVAL, "backing format: its 8 bytes have a NUL byte at 3, after 'raw'");
+    image_free(&img);
+    make_small(&img, NULL);
+    insert_extension(&img, EXT_BACKING_FORMAT, 4, "raw");
+    refused(&img, EINVAL, "NUL byte at 3");
+    image_free(&img);
+    make_small(&img, NULL);
+    insert_extension(&img, EXT_FEATURE_NAMES, sizeof row, row);
+    refused(&img, EINVAL, "the feature name 'a' goes on after a NUL byte");
+    image_free(&img);
+}
+
 Test(qcow2_header, the_backing_name)
 {
     struct image img;
@@ -238,7 +258,7 @@ Test(qcow2_header, the_backing_name)
     put64(&img, FIELD(backing_file_offset), 60000);
     put32(&img, FIELD(backing_file_size), 4);
     cr_assert_eq(storage_write(img.mem, "a\0bc", 4, 60000, 0), 0);
-    refused(&img, EINVAL, "zero byte");
+    refused(&img, EINVAL, "NUL byte at 1, after 'a'");
     cr_assert_eq(storage_write(img.mem, "base", 4, 60000, 0), 0);
     struct diag diag = {0};
     cr_assert_eq(open_for_reading(&img, &diag), 0, "%s", diag.text);

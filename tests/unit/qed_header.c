@@ -102,8 +102,10 @@ Test(qed_header, q02_backing_name_lies_within_the_header)
                "disk.qed: backing_filename_size 5000: longer than 4095 bytes");
 
     h.backing_filename_size = 10; /* of which none was written */
-    open_fails(new_image_in_memory(h, NULL), EINVAL,
-               "disk.qed: backing_filename_size 10: the name has a NUL byte at 0");
+    open_fails(
+        new_image_in_memory(h, NULL), EINVAL,
+        "disk.qed: backing_filename_size: the backing file's name: its 10 bytes have a NUL "
+        "byte at 0, after ''");
 }
 
 /* A header can be of several clusters. */
