@@ -87,6 +87,11 @@ struct driver {
     /* First writable use: clears unknown autoclear bits, prepares allocation. */
     int (*activate)(struct node *node, struct diag *diag);
 
+    /* Optional: before the first change of an active image, by whoever comes first (several
+     * may at once): clears the bits of what is known, but not kept up.  Durable on return;
+     * a failure, which it logs, fails the request, and the next change calls it again. */
+    int (*first_change)(struct node *node);
+
     /* Clean end: commits, clears the dirty marks, gives back what was reserved ahead, then
      * frees the state.  Frees it on failure too, with the image left marked. */
     int (*close)(struct node *node);

@@ -158,6 +158,15 @@ int node_activate(struct node *node, struct diag *diag)
     return err;
 }
 
+int node_first_change(struct node *node)
+{
+    int err = node->driver->first_change ? node->driver->first_change(node) : 0;
+
+    if (!err)
+        atomic_store_explicit(&node->changed, true, memory_order_release);
+    return err;
+}
+
 int node_close(struct node *node)
 {
     int result = 0;

@@ -7,6 +7,7 @@
 #ifndef BLOCK_NODE_H
 #define BLOCK_NODE_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -64,6 +65,7 @@ struct node {
     uint32_t cluster_size; /* bytes; 1 for raw */
     bool can_write;        /* the file is open read/write */
     bool active;           /* activated for writing */
+    _Atomic bool changed;  /* driver->first_change isn't wanted any more */
     /* An entry that can't be right was met; and that while active: writes fail. */
     _Atomic bool corrupt, corrupt_fatal;
     /* Another node of ours writes to the same file, or did (a commit, to a base that is
@@ -117,6 +119,17 @@ bool node_met_corruption(struct node *node);
  * before. */
 int node_reopen(struct node *node, void (*free_state)(void *state),
                 struct diag *diag) MUST_USE;
+
+/* For the engine, and drivers that change more than the mapping: before a change of the
+ * image. */
+int node_first_change(struct node *node) MUST_USE;
+
+static inline int node_begin_change(struct node *node)
+{
+    return LIKELY(atomic_load_explicit(&node->changed, memory_order_acquire))
+               ? 0
+               : node_first_change(node);
+}
 
 /* For the engine: 0, or -EINVAL for a range that isn't inside the virtual size. */
 int node_check_range(const struct node *node, uint64_t off, uint64_t len);

@@ -217,6 +217,8 @@ int block_write(struct node *node, const void *buf, uint64_t len, uint64_t off,
         err = -EROFS;
     if (!err)
         err = mcache_health(node->mc);
+    if (!err && len > 0)
+        err = node_begin_change(node);
     if (err || len == 0)
         return err;
 

@@ -208,6 +208,8 @@ static int zero_request(struct node *node, uint64_t len, uint64_t off, enum zero
         err = -EROFS;
     if (!err)
         err = mcache_health(node->mc);
+    if (!err && len > 0)
+        err = node_begin_change(node);
     if (err || len == 0)
         return err;
 

@@ -10,17 +10,9 @@
 #include "base/cleanup.h"
 #include "qcow2/check.h"
 
-#define MAX_BITMAPS         65535u
-#define MAX_DIRECTORY_BYTES (65535u * 1024u)
-#define MAX_DATA_BYTES      (512ull << 20) /* of one bitmap */
-#define MAX_NAME_BYTES      1023
-#define MIN_GRANULARITY     9
-#define MAX_GRANULARITY     31
+#define MAX_DATA_BYTES (512ull << 20) /* of one bitmap */
 
-#define ENTRY_FIXED    24 /* then extra data and name, padded to 8 */
-#define FLAG_IN_USE    0x1u
-#define FLAGS_RESERVED 0xfffffffcu
-#define TYPE_DIRTY     1
+#define ENTRY_FIXED sizeof(struct qcow2_disk_bitmap)
 
 /* Bitmap table entries. */
 #define BT_OFFSET   0x00fffffffffffe00ull
@@ -89,12 +81,12 @@ static bool directory_entry_ok(const struct check *c, const uint8_t *raw)
     uint16_t name_bytes = load_be16(raw + 18);
     uint64_t data_bytes = n * c->cluster_size;
 
-    if (n == 0 || data_bytes > MAX_DATA_BYTES || (flags & FLAGS_RESERVED) ||
-        raw[16] != TYPE_DIRTY || granularity < MIN_GRANULARITY ||
-        granularity > MAX_GRANULARITY || name_bytes == 0 || name_bytes > MAX_NAME_BYTES ||
-        load_be32(raw + 20) != 0)
+    if (n == 0 || data_bytes > MAX_DATA_BYTES || (flags & BITMAP_FLAGS_RESERVED) ||
+        raw[16] != BITMAP_TYPE_DIRTY || granularity < MIN_BITMAP_GRANULARITY ||
+        granularity > MAX_BITMAP_GRANULARITY || name_bytes == 0 ||
+        name_bytes > MAX_BITMAP_NAME || load_be32(raw + 20) != 0)
         return false;
-    return (flags & FLAG_IN_USE) || c->h.size <= data_bytes * 8 << granularity;
+    return (flags & BITMAP_IN_USE) || c->h.size <= data_bytes * 8 << granularity;
 }
 
 static int count_directory(struct check *c, const uint8_t *raw, uint64_t bytes)
@@ -128,7 +120,7 @@ int qcheck_bitmaps(struct check *c)
     if (!ext->present || !(c->h.autoclear & AUTOCLEAR_BITMAPS))
         return 0;
     if (ext->length != 24 || ext->reserved || ext->count == 0 || ext->count > MAX_BITMAPS ||
-        ext->directory_bytes == 0 || ext->directory_bytes > MAX_DIRECTORY_BYTES)
+        ext->directory_bytes == 0 || ext->directory_bytes > MAX_BITMAP_DIRECTORY_BYTES)
         return broken(c, "the header extension can't be right");
     int err = count_area(c, ext->directory_offset, ext->directory_bytes,
                          "the directory is at an impossible place");

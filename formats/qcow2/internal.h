@@ -25,6 +25,12 @@ struct qcow2_snapshot {
     char *id, *name;
 };
 
+/* A dirty bitmap that is stored in the image. */
+struct qcow2_bitmap {
+    char *name;
+    uint32_t granularity, flags; /* bytes; BITMAP_* */
+};
+
 struct qcow2 {
     struct node *node;
     struct lock header_lock; /* serialises header writes and `header`'s feature fields */
@@ -42,6 +48,9 @@ struct qcow2 {
     struct qcow2_snapshot *snapshots;
     uint32_t n_snapshots;
     uint64_t snapshot_bytes; /* of the table in the file */
+
+    struct qcow2_bitmap *bitmaps;
+    uint32_t n_bitmaps;
 
     struct refcounts refs;
     struct alloc alloc;
@@ -140,6 +149,19 @@ void qcow2_free_snapshots(struct qcow2 *q);
 /* Adds "snapshots" to qimg info's object. */
 void qcow2_list_snapshots(struct qcow2 *q, json_t *object);
 
+/* ---- bitmaps.c ---- */
+
+/* Reads the directory of the stored bitmaps; one that can't be right is as none, and said.
+ */
+void qcow2_read_bitmaps(struct qcow2 *q);
+void qcow2_free_bitmaps(struct qcow2 *q);
+
+/* Says, of an image that is to be written, which bitmaps that will cost. */
+void qcow2_warn_of_bitmaps(struct qcow2 *q);
+
+/* Adds "bitmaps" to qimg info's object of qcow2's own; under header_lock. */
+void qcow2_list_bitmaps(const struct qcow2 *q, json_t *object);
+
 /* ---- create.c, rebase.c, resize.c, open.c ---- */
 int qcow2_create(struct create_request *req, struct diag *diag);
 int qcow2_set_backing(struct node *node, const char *name, const char *format,
@@ -150,6 +172,10 @@ int qcow2_grow(struct node *node, uint64_t size, struct diag *diag);
  * open. */
 int qcow2_set_l1(struct qcow2 *q, _Atomic uint64_t *l1, uint32_t l1_size,
                  uint64_t offset) MUST_USE;
+
+/* Before the first change of an active image: clears the bits of what isn't kept up.
+ * Durable on return.  Not under header_lock. */
+int qcow2_first_change(struct node *node) MUST_USE;
 void qcow2_info(struct node *node, json_t *object);
 
 #endif

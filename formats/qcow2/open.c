@@ -6,6 +6,7 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "qcow2/check.h"
 #include "qcow2/internal.h"
 #include "qcow2/qcow2.h"
@@ -104,6 +105,7 @@ static void free_state(void *state)
         lock_destroy(&q->table_lock[i]);
     lock_destroy(&q->header_lock);
     qcow2_free_snapshots(q);
+    qcow2_free_bitmaps(q);
     meta_set_free(&q->metadata);
     qcow2_header_free(&q->header);
     free(q);
@@ -154,6 +156,7 @@ static int qcow2_open(struct node *node, struct diag *diag)
         free_state(q);
         return err;
     }
+    qcow2_read_bitmaps(q);
     node->state = q;
     describe_node(q);
     return 0;
@@ -183,22 +186,34 @@ static int require_clean(struct node *node, struct diag *diag)
     return err ? err : node_reopen(node, free_state, diag);
 }
 
-/* What a writer that doesn't know a feature must clear (we maintain none of them). */
-static int clear_autoclear(struct qcow2 *q, struct diag *diag)
+/* What a writer that doesn't maintain a feature must clear: all bits but those of `keep`.
+ */
+static int clear_autoclear(struct qcow2 *q, uint64_t keep)
 {
-    if (q->header.version < 3 || q->header.autoclear == 0)
-        return 0;
     LOCK_GUARD(&q->header_lock);
     struct qcow2_header h = q->header;
-    h.autoclear = 0;
+
+    if (h.version < 3 || (h.autoclear & ~keep) == 0)
+        return 0;
+    h.autoclear &= keep;
     int err = qcow2_header_write_features(q->node->file, &h);
     if (!err)
         err = storage_flush(q->node->file);
     if (!err)
-        q->header.autoclear = 0; /* not before: who failed tries again */
-    return err ? diag_errno(diag, -err, "%s: clearing autoclear_features",
-                            q->node->filename)
-               : 0;
+        q->header.autoclear = h.autoclear; /* not before: who failed tries again */
+    return err;
+}
+
+/* Bitmaps of a disk that wasn't changed go on being right, so that their bit isn't cleared
+ * sooner. */
+int qcow2_first_change(struct node *node)
+{
+    int err = clear_autoclear(qcow2_of(node), 0);
+
+    if (err)
+        log_error("%s: clearing autoclear_features failed (errno %d)", node->filename,
+                  -err);
+    return err;
 }
 
 static int choose_refcounts(struct qcow2 *q, struct diag *diag)
@@ -227,9 +242,13 @@ static int qcow2_activate(struct node *node, struct diag *diag)
         err = qcow2_collect_metadata(q, diag);
     if (!err)
         err = alloc_activate(&q->alloc, diag);
-    if (!err)
-        err = clear_autoclear(q, diag);
-    return err;
+    if (err)
+        return err;
+    err = clear_autoclear(q, AUTOCLEAR_BITMAPS);
+    if (err)
+        return diag_errno(diag, -err, "%s: clearing autoclear_features", node->filename);
+    qcow2_warn_of_bitmaps(q);
+    return 0;
 }
 
 /* Everything durable, the mark cleared, the file no longer than it must be. */
@@ -301,6 +320,7 @@ const struct driver qcow2_driver = {
     .probe = probe,
     .open = qcow2_open,
     .activate = qcow2_activate,
+    .first_change = qcow2_first_change,
     .close = qcow2_close,
     .map = qcow2_map,
     .reserve = qcow2_reserve,

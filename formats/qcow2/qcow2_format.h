@@ -86,6 +86,29 @@ enum qcow2_feature_type { FEATURE_INCOMPATIBLE, FEATURE_COMPATIBLE, FEATURE_AUTO
 #define RT_OFFSET   0xfffffffffffffe00ull
 #define RT_RESERVED 0x00000000000001ffull
 
+/* An entry of the bitmap directory: fixed part, extra data, name; padded to 8. */
+struct qcow2_disk_bitmap {
+    uint64_t table_offset;
+    uint32_t table_size; /* entries */
+    uint32_t flags;
+    uint8_t type;
+    uint8_t granularity_bits;
+    uint16_t name_bytes;
+    uint32_t extra_bytes;
+};
+_Static_assert(sizeof(struct qcow2_disk_bitmap) == 24, "bitmap directory entry");
+
+#define BITMAP_IN_USE         (1u << 0) /* wasn't saved: what it says is not to be relied on */
+#define BITMAP_AUTO           (1u << 1) /* to be enabled as soon as the image is opened */
+#define BITMAP_FLAGS_RESERVED 0xfffffffcu
+#define BITMAP_TYPE_DIRTY     1
+
+#define MAX_BITMAPS                65535u
+#define MAX_BITMAP_DIRECTORY_BYTES (65535u * 1024u)
+#define MAX_BITMAP_NAME            1023
+#define MIN_BITMAP_GRANULARITY     9
+#define MAX_BITMAP_GRANULARITY     31
+
 #define MIN_CLUSTER_BITS   9
 #define MAX_CLUSTER_BITS   21
 #define MAX_REFCOUNT_ORDER 6

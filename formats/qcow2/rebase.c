@@ -33,13 +33,16 @@ int qcow2_set_backing(struct node *node, const char *name, const char *format,
                       struct diag *diag)
 {
     struct qcow2 *q = qcow2_of(node);
+    int err = node_begin_change(node);
+    if (err)
+        return diag_errno(diag, -err, "%s: clearing autoclear_features", node->filename);
     LOCK_GUARD(&q->header_lock);
     size_t size = cluster_size(q), fixed = q->header.header_length, used;
     CLEANUP_FREE uint8_t *raw = malloc(size);
 
     if (!raw)
         return diag_errno(diag, ENOMEM, "%s", node->filename);
-    int err = storage_read(node->file, raw, size, 0);
+    err = storage_read(node->file, raw, size, 0);
     if (err)
         return diag_errno(diag, -err, "%s: reading the header", node->filename);
     uint64_t old = load_be64(raw + FIELD(backing_file_offset));

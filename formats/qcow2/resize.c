@@ -95,7 +95,9 @@ int qcow2_grow(struct node *node, uint64_t size, struct diag *diag)
         return diag_set(diag, EFBIG,
                         "%s: %" PRIu64 " bytes need an L1 table of over %u bytes",
                         node->filename, size, MAX_L1_BYTES);
-    int err = entries > q->l1_size ? grow_l1(q, (uint32_t)entries) : 0;
+    int err = node_begin_change(node);
+    if (!err && entries > q->l1_size)
+        err = grow_l1(q, (uint32_t)entries);
     if (!err) {
         LOCK_GUARD(&q->header_lock);
         struct qcow2_header h = q->header;

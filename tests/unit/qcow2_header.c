@@ -1,6 +1,7 @@
 /* The header: each limit with its own message; what isn't understood is kept or refused. */
 #include <criterion/parameterized.h>
 
+#include "fault_storage.h"
 #include "qcow2_testing.h"
 
 #define MB (1u << 20)
@@ -110,10 +111,10 @@ Test(qcow2_header, autoclear_bits_are_cleared_by_the_first_writable_open)
     struct diag diag = {0};
 
     make_small(&img, NULL);
-    put64(&img, FIELD(autoclear_features), 1ull << 33 | 1);
+    put64(&img, FIELD(autoclear_features), 1ull << 33 | 1ull << 1);
     cr_assert_eq(open_for_reading(&img, &diag), 0, "%s", diag.text);
     cr_assert_eq(image_close(&img), 0);
-    cr_expect_eq(get64(&img, FIELD(autoclear_features)), 1ull << 33 | 1,
+    cr_expect_eq(get64(&img, FIELD(autoclear_features)), 1ull << 33 | 1ull << 1,
                  "reading clears none");
     image_open(&img);
     cr_expect_eq(get64(&img, FIELD(autoclear_features)), 0, "before the first write");
@@ -126,7 +127,7 @@ Test(qcow2_header, autoclear_bits_are_cleared_durably)
     struct image img;
 
     make_small(&img, NULL);
-    put64(&img, FIELD(autoclear_features), 1);
+    put64(&img, FIELD(autoclear_features), 2);
     img.log = crash_log_new(img.mem);
     image_open(&img);
     cr_assert_eq(crash_log_count(img.log), 2);
@@ -135,6 +136,40 @@ Test(qcow2_header, autoclear_bits_are_cleared_durably)
     cr_assert_eq(image_close(&img), 0);
     crash_log_free(img.log);
     image_free(&img);
+}
+
+/* The bitmaps are right as long as nothing changes: the first change is announced, durably,
+ * and fails when that fails. */
+Test(qcow2_header, the_bitmaps_bit_goes_with_the_first_change)
+{
+    static const uint8_t data[4096] = {1};
+    struct fault_plan plan;
+    struct image img;
+
+    fault_plan_init(&plan);
+    for (int how = 0; how < 4; how++) {
+        make_small(&img, NULL);
+        img.plan = &plan;
+        put64(&img, FIELD(autoclear_features), AUTOCLEAR_BITMAPS);
+        image_open(&img);
+        cr_assert_eq(block_flush(img.node), 0);
+        cr_expect_eq(get64(&img, FIELD(autoclear_features)), AUTOCLEAR_BITMAPS);
+        if (how == 0) {
+            fault_plan_fail(&plan, FAULT_FLUSH, 1, EIO, FAULT_ONCE);
+            cr_expect_eq(block_write(img.node, data, sizeof data, 0, 0), -EIO);
+            cr_expect_eq(block_write(img.node, data, sizeof data, 0, 0), 0);
+        } else if (how == 1) {
+            cr_expect_eq(block_zero(img.node, 4096, 0, 0), 0);
+        } else if (how == 2) {
+            cr_expect_eq(block_discard(img.node, 4096, 0, 0), 0);
+        } else {
+            cr_expect_eq(qcow2_driver.grow(img.node, 8 * MIB, NULL), 0);
+        }
+        cr_expect_eq(get64(&img, FIELD(autoclear_features)), 0, "%d", how);
+        cr_assert_eq(image_close(&img), 0);
+        image_free(&img);
+    }
+    fault_plan_destroy(&plan);
 }
 
 Test(qcow2_header, version_2_has_no_feature_fields)
