@@ -45,6 +45,9 @@ struct node_options {
     int lazy_refcounts;               /* 0 as the image says, 1 on, -1 off */
     bool lock_off;                    /* take no image locks */
     bool repair_off; /* an unclean image is refused for writing, not repaired */
+    /* Only to be described: features that can't be served pass, tables aren't read, and
+     * nothing but driver->info, the fields of the node and node_close may be used. */
+    bool describe;
     bool keep_marks; /* volatile-final-sync=no: no sync, marks stay at close */
 };
 

@@ -31,6 +31,7 @@ static void parse(const uint8_t *raw, struct qcow2_header *h)
     h->refcount_table_clusters = load_be32(raw + FIELD(refcount_table_clusters));
     h->nb_snapshots = load_be32(raw + FIELD(nb_snapshots));
     h->snapshots_offset = load_be64(raw + FIELD(snapshots_offset));
+    h->crypt_method = load_be32(raw + FIELD(crypt_method));
     h->refcount_order = 4;
     h->header_length = QCOW2_V2_HEADER_BYTES;
     if (h->version < 3)
@@ -40,6 +41,8 @@ static void parse(const uint8_t *raw, struct qcow2_header *h)
     h->autoclear = load_be64(raw + FIELD(autoclear_features));
     h->refcount_order = load_be32(raw + FIELD(refcount_order));
     h->header_length = load_be32(raw + FIELD(header_length));
+    if (h->header_length > FIELD(compression_type))
+        h->compression_type = raw[FIELD(compression_type)];
 }
 
 /* The fields that everything else is measured by. */
@@ -70,9 +73,10 @@ static int check_basics(const char *name, const uint8_t *raw, const struct qcow2
     return 0;
 }
 
-static int check_encryption(const char *name, const uint8_t *raw, struct diag *diag)
+static int check_encryption(const char *name, const struct qcow2_header *h,
+                            struct diag *diag)
 {
-    uint32_t crypt = load_be32(raw + FIELD(crypt_method));
+    uint32_t crypt = h->crypt_method;
 
     if (crypt != 0)
         return diag_set(diag, ENOTSUP, "%s: crypt_method: %" PRIu32 ": encryption (%s) %s",
@@ -251,7 +255,7 @@ int qcow2_header_read(struct storage *st, struct qcow2_header *h, struct diag *d
     *h = (struct qcow2_header){0};
     int err = read_fields(st, raw, h, &file_size, diag);
     if (!err)
-        err = check_encryption(st->name, raw, diag);
+        err = check_encryption(st->name, h, diag);
     if (!err)
         err = read_rest(st, raw, h, INCOMPAT_DIRTY | INCOMPAT_CORRUPT, diag);
     if (!err)
@@ -280,13 +284,12 @@ static int check_alignment(const char *name, const char *field, uint64_t offset,
 }
 
 /* Methods that are known to leave the tables as they are. */
-static int check_codecs(const char *name, const uint8_t *raw, const struct qcow2_header *h,
-                        struct diag *diag)
+static int check_codecs(const char *name, const struct qcow2_header *h, struct diag *diag)
 {
-    if (load_be32(raw + FIELD(crypt_method)) > 2)
-        return check_encryption(name, raw, diag);
-    uint8_t type =
-        h->header_length > FIELD(compression_type) ? raw[FIELD(compression_type)] : 0;
+    uint8_t type = h->compression_type;
+
+    if (h->crypt_method > 2)
+        return check_encryption(name, h, diag);
     if (type > 1 || (type == 1) != ((h->incompatible & INCOMPAT_COMPRESSION) != 0))
         return diag_set(
             diag, ENOTSUP,
@@ -307,7 +310,7 @@ int qcow2_header_read_for_check(struct storage *st, struct qcow2_header *h,
         err = read_rest(st, raw, h,
                         INCOMPAT_DIRTY | INCOMPAT_CORRUPT | INCOMPAT_COMPRESSION, diag);
     if (!err)
-        err = check_codecs(st->name, raw, h, diag);
+        err = check_codecs(st->name, h, diag);
     if (!err)
         err = check_l1_size(st->name, h, diag);
     if (!err && h->l1_size)
@@ -321,11 +324,36 @@ int qcow2_header_read_for_check(struct storage *st, struct qcow2_header *h,
     return err;
 }
 
+int qcow2_header_read_for_info(struct storage *st, struct qcow2_header *h,
+                               struct diag *diag)
+{
+    const uint64_t known = INCOMPAT_DIRTY | INCOMPAT_CORRUPT | INCOMPAT_DATA_FILE |
+                           INCOMPAT_COMPRESSION | INCOMPAT_EXTENDED_L2;
+    uint8_t raw[sizeof(struct qcow2_disk_header)];
+    uint64_t file_size;
+
+    *h = (struct qcow2_header){0};
+    int err = read_fields(st, raw, h, &file_size, diag);
+    if (!err)
+        err = read_rest(st, raw, h, known, diag);
+    if (!err)
+        err = check_codecs(st->name, h, diag);
+    if (!err && h->size > INT64_MAX)
+        err = diag_set(diag, EFBIG, "%s: size: %" PRIu64 " bytes are over %" PRId64,
+                       st->name, h->size, INT64_MAX);
+    if (!err)
+        err = check_snapshots(st->name, h, file_size, diag);
+    if (err)
+        qcow2_header_free(h);
+    return err;
+}
+
 void qcow2_header_free(struct qcow2_header *h)
 {
     free(h->backing_name);
     free(h->backing_format);
-    h->backing_name = h->backing_format = NULL;
+    free(h->data_file);
+    h->backing_name = h->backing_format = h->data_file = NULL;
 }
 
 int qcow2_header_write_features(struct storage *st, const struct qcow2_header *h)

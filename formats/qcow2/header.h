@@ -30,7 +30,10 @@ struct qcow2_header {
     uint64_t snapshots_offset;
     uint64_t incompatible, compatible, autoclear;
     uint32_t header_length;
+    uint32_t crypt_method;               /* 0 none, 1 AES, 2 LUKS */
+    uint8_t compression_type;            /* 0 zlib, 1 zstd */
     char *backing_name, *backing_format; /* owned; NULL: none */
+    char *data_file;                     /* the same: the external data file's name */
     struct qcow2_bitmaps_ext bitmaps;
     uint64_t luks_offset, luks_bytes; /* 0 bytes: no LUKS header */
 };
@@ -45,6 +48,11 @@ int qcow2_header_read(struct storage *st, struct qcow2_header *h,
  * pass. */
 int qcow2_header_read_for_check(struct storage *st, struct qcow2_header *h,
                                 struct diag *diag) MUST_USE;
+
+/* For a description: every feature that is known passes, and where the tables lie that
+ * aren't needed for one is not asked. */
+int qcow2_header_read_for_info(struct storage *st, struct qcow2_header *h,
+                               struct diag *diag) MUST_USE;
 void qcow2_header_free(struct qcow2_header *h);
 
 /* Each writes its fields only, so that whatever else the header holds is kept.  No flush.

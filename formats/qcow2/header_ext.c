@@ -143,6 +143,13 @@ static int take_extension(struct qcow2_header *h, const struct extension *ext,
                             "%s: header extension: a backing format of %" PRIu32 " bytes",
                             name, ext->len);
         return take_text(&h->backing_format, ext, name, "the backing format", diag);
+    case EXT_DATA_FILE:
+        if (ext->len > MAX_BACKING_NAME)
+            return diag_set(diag, EINVAL,
+                            "%s: header extension 0x%08" PRIx32
+                            ": a data file's name of %" PRIu32 " bytes, over %d",
+                            name, ext->type, ext->len, MAX_BACKING_NAME);
+        return take_text(&h->data_file, ext, name, "the data file's name", diag);
     case EXT_FEATURE_NAMES:
         return check_feature_names(ext, name, diag);
     case EXT_BITMAPS:

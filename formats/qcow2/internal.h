@@ -162,6 +162,12 @@ void qcow2_warn_of_bitmaps(struct qcow2 *q);
 /* Adds "bitmaps" to qimg info's object of qcow2's own; under header_lock. */
 void qcow2_list_bitmaps(const struct qcow2 *q, json_t *object);
 
+/* ---- info.c, luks_info.c ---- */
+void qcow2_info(struct node *node, json_t *object);
+
+/* Adds what the LUKS header says to the object "encrypt". */
+void qcow2_describe_luks(struct qcow2 *q, json_t *object);
+
 /* ---- create.c, rebase.c, resize.c, open.c ---- */
 int qcow2_create(struct create_request *req, struct diag *diag);
 int qcow2_set_backing(struct node *node, const char *name, const char *format,
@@ -176,6 +182,5 @@ int qcow2_set_l1(struct qcow2 *q, _Atomic uint64_t *l1, uint32_t l1_size,
 /* Before the first change of an active image: clears the bits of what isn't kept up.
  * Durable on return.  Not under header_lock. */
 int qcow2_first_change(struct node *node) MUST_USE;
-void qcow2_info(struct node *node, json_t *object);
 
 #endif

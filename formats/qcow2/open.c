@@ -121,35 +121,52 @@ static void describe_node(struct qcow2 *q)
     node->backing_format = TAKE(&q->header.backing_format);
 }
 
-static int qcow2_open(struct node *node, struct diag *diag)
+static struct qcow2 *new_state(struct node *node, const struct qcow2_header *header)
 {
-    struct qcow2_header header;
-    int err = qcow2_header_read(node->file, &header, diag);
-    if (err)
-        return err;
-
     struct qcow2 *q = calloc(1, sizeof *q);
-    if (!q) {
-        qcow2_header_free(&header);
-        return diag_errno(diag, ENOMEM, "%s", node->filename);
-    }
+
+    if (!q)
+        return NULL;
     q->node = node;
-    q->header = header;
-    q->cluster_bits = header.cluster_bits;
-    q->l2_bits = header.cluster_bits - 3;
+    q->header = *header;
+    q->cluster_bits = header->cluster_bits;
+    q->l2_bits = header->cluster_bits - 3;
     q->page_bits = MIN(q->l2_bits, 9);
     lock_init(&q->header_lock, RANK_HEADER);
     for (unsigned i = 0; i < TABLE_STRIPES; i++)
         lock_init(&q->table_lock[i], RANK_TABLE);
     dirty_mark_init(&q->mark, node, write_dirty_bit, false, false);
+    return q;
+}
+
+static int open_tables(struct qcow2 *q, struct diag *diag)
+{
+    struct node *node = q->node;
+
+    node->mc = mcache_new(node->ctx->pool, node->file, &hooks, q);
+    if (!node->mc)
+        return diag_errno(diag, ENOMEM, "%s", node->filename);
+    int err = refcounts_open(&q->refs, q, diag);
+    return err ? err : read_l1(q, diag);
+}
+
+static int qcow2_open(struct node *node, struct diag *diag)
+{
+    bool describe = node->options.describe;
+    struct qcow2_header header;
+    int err = describe ? qcow2_header_read_for_info(node->file, &header, diag)
+                       : qcow2_header_read(node->file, &header, diag);
+    if (err)
+        return err;
+
+    struct qcow2 *q = new_state(node, &header);
+    if (!q) {
+        qcow2_header_free(&header);
+        return diag_errno(diag, ENOMEM, "%s", node->filename);
+    }
     err = alloc_open(&q->alloc, q, diag);
-    node->mc = err ? NULL : mcache_new(node->ctx->pool, node->file, &hooks, q);
-    if (!err && !node->mc)
-        err = diag_errno(diag, ENOMEM, "%s", node->filename);
-    if (!err)
-        err = refcounts_open(&q->refs, q, diag);
-    if (!err)
-        err = read_l1(q, diag);
+    if (!err && !describe)
+        err = open_tables(q, diag);
     if (!err)
         err = qcow2_read_snapshots(q, diag);
     if (err) {
@@ -280,34 +297,6 @@ static int qcow2_settle(struct node *node)
     /* A session whose flushes are void keeps its mark to the end (V-06). */
     return node->options.cache->no_flush ? 0
                                          : dirty_mark_settle(&qcow2_of(node)->mark, true);
-}
-
-void qcow2_info(struct node *node, json_t *object)
-{
-    struct qcow2 *q = qcow2_of(node);
-    LOCK_GUARD(&q->header_lock);
-    const struct qcow2_header *h = &q->header;
-
-    if (q->n_snapshots)
-        qcow2_list_snapshots(q, object);
-    json_object_set_new(object, "dirty-flag",
-                        json_boolean(h->incompatible & INCOMPAT_DIRTY));
-    json_t *data = json_object();
-    json_object_set_new(data, "compat", json_string(h->version < 3 ? "0.10" : "1.1"));
-    json_object_set_new(data, "compression-type", json_string("zlib"));
-    if (h->version >= 3)
-        json_object_set_new(data, "lazy-refcounts",
-                            json_boolean(h->compatible & COMPAT_LAZY_REFCOUNTS));
-    json_object_set_new(data, "refcount-bits", json_integer(1 << h->refcount_order));
-    if (h->version >= 3) {
-        json_object_set_new(data, "corrupt",
-                            json_boolean(h->incompatible & INCOMPAT_CORRUPT));
-        json_object_set_new(data, "extended-l2", json_false());
-    }
-    json_t *specific = json_object();
-    json_object_set_new(specific, "type", json_string("qcow2"));
-    json_object_set_new(specific, "data", data);
-    json_object_set_new(object, "format-specific", specific);
 }
 
 static bool has_unlinked(struct node *node)

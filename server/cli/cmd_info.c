@@ -96,7 +96,7 @@ static int info(const struct info_args *args)
         .format = args->image.format,
         .read_only = true,
         .no_backing = !args->backing_chain,
-        .node = {.lock_off = args->image.share},
+        .node = {.lock_off = args->image.share, .describe = true},
     };
     struct image image;
     int code = image_open(&image, args->image.filename, &chain, IMAGE_MAYBE_RAW);

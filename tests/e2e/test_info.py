@@ -1,0 +1,111 @@
+"""qimg info describes every qcow2 image, whatever of it can be served, as qemu-img does; images of other
+formats are called by their name."""
+
+import os
+import pathlib
+import struct
+import unittest
+
+from harness import *
+from test_cli import CliCase
+
+LUKS = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
+
+
+class Described(CliCase):
+    """Beside qemu-img, word for word."""
+
+    def same(self, *words):
+        self.same_output("info", *words)
+        self.same_json("info", *words)
+
+    def bitmap(self, *words):
+        self.qemu("bitmap", *words)
+
+    def test_bitmaps(self):
+        self.qemu("create", "-q", "-f", "qcow2", "image", "10M")
+        self.bitmap("--add", "image", "one")
+        self.same("image")
+        self.bitmap("--add", "--disable", "-g", "4096", "image", "two")
+        self.bitmap("--add", "-g", "1M", "image", "n\u00e4me with spaces")
+        self.same("image")
+        with open(self.path("image"), "rb") as file:
+            raw = file.read()
+        at = int.from_bytes(raw[raw.index(bytes.fromhex("23852875")) + 24:][:8], "big")
+        patch(self.path("image"), at + 12, struct.pack(">I", 3))
+        self.same("-U", "image")  # in use, as a server leaves it that was killed
+        self.bitmap("--remove", "image", "two")
+        self.same("image")
+
+    def test_bitmaps_that_are_invalid(self):
+        """A program that doesn't know them wrote to the image."""
+        self.qemu("create", "-q", "-f", "qcow2", "image", "10M")
+        self.bitmap("--add", "image", "one")
+        patch(self.path("image"), 88, bytes(8))
+        self.same("image")
+
+    def test_compression(self):
+        self.qemu("create", "-q", "-f", "raw", "raw", "1M")
+        for kind in ("zlib", "zstd"):
+            self.qemu("convert", "-q", "-c", "-O", "qcow2", "-o", f"compression_type={kind}", "raw", "image")
+            self.same("image")
+
+    def test_extended_l2(self):
+        for cluster in ("16k", "128k", "2M"):
+            self.qemu("create", "-q", "-f", "qcow2", "-o", f"extended_l2=on,cluster_size={cluster}", "image", "10G")
+            self.same("image")
+
+    def test_data_file(self):
+        for raw in ("off", "on"):
+            self.qemu("create", "-q", "-f", "qcow2", "-o", f"data_file=data,data_file_raw={raw}", "image", "10M")
+            self.same("image")
+
+    def test_data_file_that_is_missing(self):
+        """Nothing of it is opened: qimg describes what qemu-img can't."""
+        self.qemu("create", "-q", "-f", "qcow2", "-o", "data_file=data", "image", "10M")
+        os.unlink(self.path("data"))
+        self.assertIn("data file: data\n", self.qimg("info", "image").stdout)
+
+    def test_encryption(self):
+        for options in (LUKS, LUKS + ",encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,"
+                        "encrypt.ivgen-hash-alg=sha256,encrypt.hash-alg=sha512",
+                        LUKS + ",encrypt.cipher-alg=serpent-256,encrypt.ivgen-alg=plain",
+                        "encrypt.format=aes,encrypt.key-secret=s"):
+            with self.subTest(options=options):
+                create_encrypted("image", "10M", options, cwd=self.dir)
+                self.same("image")
+
+    def test_a_luks_header_that_is_none(self):
+        """It is said, and the rest described."""
+        create_encrypted("image", "10M", LUKS, cwd=self.dir)
+        with open(self.path("image"), "rb") as file:
+            at = file.read(1 << 20).index(b"LUKS\xba\xbe")
+        for off, value in ((0, b"SKUL"), (6, b"\0\2")):
+            patch(self.path("image"), at + off, value)
+            done = self.qimg("info", "image")
+            self.assertIn("encrypt:\n        format: luks\n    corrupt: false", done.stdout)
+            self.assertIn("no LUKS header of version 1", done.stderr)
+
+    def test_chain(self):
+        """Layers that can't be served don't keep the others from being described."""
+        create_encrypted("base", "10M", "encrypt.format=aes,encrypt.key-secret=s", cwd=self.dir)
+        self.qemu("create", "-q", "-f", "qcow2", "-o", "extended_l2=on", "-F", "qcow2", "-b", "base", "-u", "mid", "10M")
+        self.qemu("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "mid", "-u", "image", "10M")
+        self.same("--backing-chain", "image")
+
+    def test_unknown_features(self):
+        """A bit that nobody knows may change what everything means."""
+        self.qemu("create", "-q", "-f", "qcow2", "image", "10M")
+        patch(self.path("image"), 72, struct.pack(">Q", 1 << 40))
+        self.refuses("info", "image", says=["image", "incompatible_features", "unknown feature bit 40"])
+
+    def test_nothing_is_changed(self):
+        self.qemu("create", "-q", "-f", "qcow2", "image", "10M")
+        self.bitmap("--add", "image", "one")
+        before = sha256(self.path("image"))
+        self.qimg("info", "image")
+        self.assertEqual(sha256(self.path("image")), before)
+
+
+if __name__ == "__main__":
+    unittest.main()
