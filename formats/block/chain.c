@@ -4,6 +4,7 @@
 
 #include "base/cleanup.h"
 #include "block/chain.h"
+#include "block/foreign_format.h"
 #include "storage/nbd.h"
 
 /* What probing looks at. */
@@ -27,11 +28,18 @@ struct layer {
     bool read_only, fallback_read_only;
 };
 
-static int probe(struct storage *file, const struct driver **out, struct diag *diag)
+/* What the first bytes say. */
+struct findings {
+    const struct driver *driver; /* NULL: none */
+    const char *foreign;         /* else what it is instead, when that is known */
+};
+
+static int probe(struct storage *file, struct findings *out, struct diag *diag)
 {
     uint8_t head[HEAD_BYTES];
     uint64_t size;
 
+    *out = (struct findings){0};
     int rc = storage_size(file, &size);
     if (rc < 0)
         return diag_errno(diag, -rc, "%s: cannot get its size", file->name);
@@ -39,7 +47,9 @@ static int probe(struct storage *file, const struct driver **out, struct diag *d
     rc = storage_read(file, head, n, 0);
     if (rc < 0)
         return diag_errno(diag, -rc, "%s: cannot read its header", file->name);
-    *out = driver_probe(head, n);
+    out->foreign = foreign_format(head, n);
+    if (!out->foreign)
+        out->driver = driver_probe(head, n);
     return 0;
 }
 
@@ -48,12 +58,50 @@ static bool is_auto(const char *format)
     return !format || strcmp(format, "auto") == 0;
 }
 
+/* A magic that isn't known at all is the driver's to judge: a check may mend it. */
 static int find_by_name(struct storage *file, const char *format, const struct driver **out,
                         struct diag *diag)
 {
+    struct driver_names_text names;
+    struct findings found;
+
     *out = driver_find(format);
     if (!*out)
-        return diag_set(diag, ENOTSUP, "%s: unknown format '%s'", file->name, format);
+        return diag_set(diag, ENOTSUP, "%s: unknown format '%s': must be one of %s",
+                        file->name, format, driver_names(&names));
+    if (!(*out)->probe)
+        return 0;
+    int rc = probe(file, &found, diag);
+    if (rc < 0)
+        return rc;
+    if (found.foreign)
+        return diag_set(diag, EINVAL, "%s: magic: not a %s image, but %s", file->name,
+                        format, found.foreign);
+    if (found.driver && found.driver != *out)
+        return diag_set(diag, EINVAL, "%s: magic: not a %s image, but a %s image",
+                        file->name, format, found.driver->name);
+    return 0;
+}
+
+/* `remedy` is what to say of a file of unknown content. */
+static int find_by_magic(struct storage *file, const char *remedy,
+                         const struct driver **out, struct diag *diag)
+{
+    struct driver_names_text names;
+    struct findings found;
+
+    int rc = probe(file, &found, diag);
+    if (rc < 0)
+        return rc;
+    if (found.foreign)
+        return diag_set(
+            diag, ENOTSUP,
+            "%s: is %s: not a format of qimg, which has %s; qemu-img convert makes "
+            "one of another",
+            file->name, found.foreign, driver_names(&names));
+    if (!found.driver)
+        return diag_set(diag, EINVAL, "%s: %s", file->name, remedy);
+    *out = found.driver;
     return 0;
 }
 
@@ -62,16 +110,11 @@ int chain_find_driver(struct storage *file, const char *format, const struct dri
 {
     if (!is_auto(format))
         return find_by_name(file, format, out, diag);
-
-    int rc = probe(file, out, diag);
-    if (rc < 0)
-        return rc;
-    if (!*out)
-        return diag_set(diag, EINVAL,
-                        "%s: the format is not recognised; raw is never guessed, say "
-                        "format=raw if it is that",
-                        file->name);
-    return 0;
+    return find_by_magic(
+        file,
+        "the format is not recognised; raw is never guessed, say format=raw "
+        "if it is that",
+        out, diag);
 }
 
 /* As chain_find_driver, for a layer: what is missing is said in the words of who can add
@@ -79,18 +122,19 @@ int chain_find_driver(struct storage *file, const char *format, const struct dri
 static int find_layer_driver(struct storage *file, const struct layer *layer,
                              const struct driver **out, struct diag *diag)
 {
+    CLEANUP_FREE char *remedy = NULL;
+
     if (!layer->image || !is_auto(layer->format))
         return chain_find_driver(file, layer->format, out, diag);
-
-    int rc = probe(file, out, diag);
-    if (rc < 0)
-        return rc;
-    if (!*out)
-        return diag_set(diag, EINVAL,
-                        "%s: %s doesn't record its format and it is not recognised; raw is "
-                        "never guessed, say backing-format=raw if it is that",
-                        file->name, layer->image);
-    return 0;
+    if (asprintf(
+            &remedy,
+            "%s doesn't record its format and it is not recognised; raw is never guessed, "
+            "say backing-format=raw if it is that",
+            layer->image) < 0) {
+        remedy = NULL;
+        return diag_errno(diag, ENOMEM, "%s", file->name);
+    }
+    return find_by_magic(file, remedy, out, diag);
 }
 
 static int note_visit(struct visited *visited, struct storage *file, struct diag *diag)
@@ -151,7 +195,7 @@ static int open_layer(struct block_context *ctx, const struct layer *layer,
     if (rc < 0)
         return rc;
 
-    const struct driver *driver;
+    const struct driver *driver = NULL;
     rc = find_layer_driver(file, layer, &driver, diag);
     if (rc < 0)
         return rc;

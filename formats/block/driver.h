@@ -76,7 +76,8 @@ struct create_request {
 struct driver {
     const char *name;
 
-    /* Does an image start with these bytes?  n may be short. */
+    /* Does an image start with these bytes?  n may be short.  Absent for raw, which any
+     * bytes are. */
     bool (*probe)(const uint8_t *head, size_t n);
 
     /* Reads and validates the image, fills node->state, size, cluster_size, backing_name,
@@ -156,6 +157,12 @@ uint64_t driver_place_name(uint64_t used, uint64_t old, uint64_t old_len, uint64
 /* The drivers there are, NULL at the end; set once by the registry, before anything is
  * opened. Probing asks them in this order. */
 void drivers_set(const struct driver *const *table);
+
+/* Their names, for messages: "qcow2, qed, raw". */
+struct driver_names_text {
+    char text[64];
+};
+const char *driver_names(struct driver_names_text *out);
 
 /* NULL when there is none of that name, or no magic fits. */
 const struct driver *driver_find(const char *name);

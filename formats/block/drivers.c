@@ -1,3 +1,4 @@
+#include <stdio.h>
 #include <string.h>
 
 #include "base/checked.h"
@@ -25,6 +26,17 @@ const struct driver *driver_probe(const uint8_t *head, size_t n)
         if (drivers[i]->probe && drivers[i]->probe(head, n))
             return drivers[i];
     return NULL;
+}
+
+const char *driver_names(struct driver_names_text *out)
+{
+    size_t used = 0;
+
+    out->text[0] = 0;
+    for (size_t i = 0; drivers[i] && used < sizeof out->text; i++)
+        used += (size_t)snprintf(out->text + used, sizeof out->text - used, "%s%s",
+                                 i ? ", " : "", drivers[i]->name);
+    return out->text;
 }
 
 uint64_t driver_place_name(uint64_t used, uint64_t old, uint64_t old_len, uint64_t len,

@@ -4,14 +4,6 @@
 #include "block/node.h"
 #include "raw/raw.h"
 
-/* Any bytes are a valid raw image, so their looks say nothing: it is never guessed. */
-static bool raw_probe(const uint8_t *head, size_t n)
-{
-    (void)head;
-    (void)n;
-    return false;
-}
-
 static int raw_open(struct node *node, struct diag *diag)
 {
     int rc = storage_size(node->file, &node->size);
@@ -87,9 +79,9 @@ static int raw_grow(struct node *node, uint64_t size, struct diag *diag)
     return 0;
 }
 
+/* Any bytes are a valid raw image, so their looks say nothing: it is never guessed. */
 const struct driver raw_driver = {
     .name = "raw",
-    .probe = raw_probe,
     .open = raw_open,
     .activate = raw_activate,
     .close = raw_close,

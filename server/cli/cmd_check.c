@@ -225,7 +225,10 @@ static int open_and_check(const struct check_args *args)
     image.file = file;
     if (rc == 0)
         rc = find_driver(&image, &diag);
-    return rc < 0 ? cli_diag(&diag) : check(&image);
+    if (rc == 0)
+        return check(&image);
+    cli_diag(&diag);
+    return rc == -ENOTSUP && file && !args->image.format ? CHECK_UNSUPPORTED : CLI_FAILED;
 }
 
 /* ---- the command line ---- */

@@ -349,11 +349,11 @@ def create(path, fmt, size, options="", backing=None, backing_fmt=None, tool="qe
     return path
 
 
-def create_encrypted(path, size, options, **kwargs):
+def create_encrypted(path, size, options, fmt="qcow2", **kwargs):
     """A qcow2 image whose options may name the secret "s".  qemu-img times its key derivation, and
     fails now and then to do so on a busy machine: it is asked again."""
     for _ in range(20):
-        made = run("qemu-img", "create", "-q", "--object", "secret,id=s,data=sesame", "-f", "qcow2", "-o", options,
+        made = run("qemu-img", "create", "-q", "--object", "secret,id=s,data=sesame", "-f", fmt, "-o", options,
                    path, size, check=False, **kwargs)
         if "accurate CPU usage" not in made.stderr:
             break

@@ -2,7 +2,7 @@
 formats are called by their name."""
 
 import os
-import pathlib
+import re
 import struct
 import unittest
 
@@ -105,6 +105,48 @@ class Described(CliCase):
         before = sha256(self.path("image"))
         self.qimg("info", "image")
         self.assertEqual(sha256(self.path("image")), before)
+
+
+class Foreign(CliCase):
+    """Images of other formats aren't taken for raw disks."""
+
+    FORMATS = {"vmdk": "a VMDK image", "vdi": "a VDI image", "vhdx": "a VHDX image", "vpc": "a VPC",
+               "parallels": "a Parallels image", "qcow": "a qcow image of version 1"}
+
+    def images(self):
+        for fmt, name in self.FORMATS.items():
+            self.qemu("create", "-q", "-f", fmt, "image", "10M")
+            yield name
+        self.qemu("create", "-q", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse", "image", "10M")
+        yield "the descriptor of a VMDK image"
+        create_encrypted("image", "10M", "key-secret=s,iter-time=10", cwd=self.dir, fmt="luks")
+        yield "a LUKS volume"
+
+    def test_they_are_named(self):
+        for name in self.images():
+            with self.subTest(format=name):
+                says = ["image", name, "not a format of qimg, which has qcow2, qed, raw", "qemu-img convert"]
+                self.refuses("info", "image", says=says)
+                self.refuses("map", "image", says=says)
+                done = self.qimg("check", "image", check=False)
+                self.assertEqual(done.returncode, 63)
+                self.assertIn(name, done.stderr)
+                self.refused(self.path("image"), words=[re.escape(name), "not a format of qimg"])
+                for fmt in ("qcow2", "qed"):
+                    self.refuses("info", "-f", fmt, "image", says=["image", "magic", f"not a {fmt} image, but {name}"])
+                self.assertIn("file format: raw", self.qimg("info", "-f", "raw", "image").stdout)
+
+    def test_as_backing_files(self):
+        self.qemu("create", "-q", "-f", "vmdk", "base", "10M")
+        self.qemu("create", "-q", "-f", "qcow2", "image", "10M")
+        self.refused(self.path("image"), f"backing={self.path('base')}", words=["base", "is a VMDK image"])
+
+    def test_the_wrong_one_of_ours(self):
+        for fmt, other in (("qcow2", "qed"), ("qed", "qcow2")):
+            self.qemu("create", "-q", "-f", fmt, "image", "10M")
+            self.refuses("info", "-f", other, "image", says=[f"magic: not a {other} image, but a {fmt} image"])
+            self.refuses("check", "-f", other, "image", says=[f"not a {other} image, but a {fmt} image"])
+            self.refused(self.path("image"), f"format={other}", words=[f"not a {other} image, but a {fmt} image"])
 
 
 if __name__ == "__main__":
