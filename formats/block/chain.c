@@ -5,6 +5,7 @@
 #include "base/cleanup.h"
 #include "block/chain.h"
 #include "block/foreign_format.h"
+#include "block/json_name.h"
 #include "storage/nbd.h"
 
 /* What probing looks at. */
@@ -21,6 +22,7 @@ struct visited {
 /* How one layer is to be opened. */
 struct layer {
     const char *path;
+    bool is_nbd;        /* the path is an NBD URI */
     const char *format; /* NULL or "auto": by magic */
     const char *image;  /* the image above it; NULL: it is the top */
     enum nbd_uri_origin origin;
@@ -176,9 +178,8 @@ static int open_store(const struct layer *layer, const struct node_options *opti
         .give_up = layer->give_up,
     };
 
-    return layer->image && nbd_uri_is_one(layer->path)
-               ? storage_open_nbd(layer->path, &nbd, out, diag)
-               : storage_open_file(layer->path, &how, out, diag);
+    return layer->is_nbd ? storage_open_nbd(layer->path, &nbd, out, diag)
+                         : storage_open_file(layer->path, &how, out, diag);
 }
 
 static int open_layer(struct block_context *ctx, const struct layer *layer,
@@ -204,11 +205,12 @@ static int open_layer(struct block_context *ctx, const struct layer *layer,
 
 /* The user's own choice of a backing file is trusted; it has to be a local file or an NBD
  * export all the same. */
-static int resolve_chosen(const struct node *top, const char *name, char **path,
+static int resolve_chosen(const struct node *top, const char *name, struct reference *out,
                           struct diag *diag)
 {
-    const char *local = strncmp(name, "file:", 5) == 0 ? name + 5 : name;
-    if (local == name && name[strcspn(name, ":/")] == ':' && !nbd_uri_is_one(name))
+    bool known =
+        strncmp(name, "file:", 5) == 0 || nbd_uri_is_one(name) || json_name_is_one(name);
+    if (!known && name[strcspn(name, ":/")] == ':')
         return diag_set(diag, ENOTSUP,
                         "backing=%s: only local files and NBD exports can be backing files",
                         name);
@@ -216,25 +218,44 @@ static int resolve_chosen(const struct node *top, const char *name, char **path,
     if (!top->driver->reserve)
         return diag_set(diag, EINVAL, "%s: %s images have no backing file", top->filename,
                         top->driver->name);
-    *path = strdup(local);
-    return *path ? 0 : diag_errno(diag, ENOMEM, "%s", name);
+    return reference_resolve("backing=", name, REFERENCES_ANY, out, diag);
 }
 
-/* The path of what lies below `node`, NULL when that is nothing, and its format. */
-static int next_layer(const struct node *node, bool is_top,
-                      const struct chain_options *options, char **path, const char **format,
-                      struct diag *diag)
+/* The format of what the node names: recorded, or said by the name, or both. */
+static int settle_format(const struct node *node, const struct reference *ref,
+                         const char **format, struct diag *diag)
 {
-    *path = NULL;
-    *format = node->backing_format;
-    if (is_top && options->backing_format)
-        *format = options->backing_format;
-    if (is_top && options->backing)
-        return resolve_chosen(node, options->backing, path, diag);
-    if (!node->backing_name)
+    const char *recorded = node->backing_format;
+
+    if (ref->format && !is_auto(recorded) && strcmp(recorded, ref->format) != 0)
+        return diag_set(diag, EINVAL,
+                        "%s: records the backing format '%s', but the name says '%s'; "
+                        "backing-format= can decide",
+                        node->filename, recorded, ref->format);
+    *format = ref->format ? ref->format : recorded;
+    return 0;
+}
+
+/* What lies below `node`, without a path when that is nothing, and its format. */
+static int next_layer(const struct node *node, bool is_top,
+                      const struct chain_options *options, struct reference *ref,
+                      const char **format, struct diag *diag)
+{
+    bool chosen = is_top && options->backing;
+
+    *ref = (struct reference){0};
+    if (!chosen && !node->backing_name)
         return 0;
-    return reference_resolve(node->filename, node->backing_name, options->references, path,
-                             diag);
+    int rc = chosen ? resolve_chosen(node, options->backing, ref, diag)
+                    : reference_resolve(node->filename, node->backing_name,
+                                        options->references, ref, diag);
+    if (rc < 0)
+        return rc;
+    if (is_top && options->backing_format) {
+        *format = options->backing_format;
+        return 0;
+    }
+    return settle_format(node, ref, format, diag);
 }
 
 /* Says whose backing file the trouble is with, unless the message does already. */
@@ -252,17 +273,18 @@ static int open_below(struct block_context *ctx, struct node *top,
 {
     unsigned depth = 1;
     for (struct node *node = top;; node = node->backing, depth++) {
-        CLEANUP_FREE char *path = NULL;
-        const char *format;
-        int rc = next_layer(node, node == top, options, &path, &format, diag);
-        if (rc < 0 || !path)
+        CLEANUP_REFERENCE struct reference ref = {0};
+        const char *format = NULL;
+        int rc = next_layer(node, node == top, options, &ref, &format, diag);
+        if (rc < 0 || !ref.path)
             return rc;
         if (depth == CHAIN_MAX_DEPTH)
             return diag_set(diag, ELOOP, "%s: the backing chain is deeper than %d images",
                             top->filename, CHAIN_MAX_DEPTH);
 
         const struct layer layer = {
-            .path = path,
+            .path = ref.path,
+            .is_nbd = ref.is_nbd,
             .format = format,
             .image = node->filename,
             .origin = node == top && options->backing ? NBD_URI_USER : NBD_URI_IMAGE,
@@ -283,6 +305,7 @@ int chain_open(struct block_context *ctx, const char *filename,
     struct visited visited = {.count = 0};
     const struct layer layer = {
         .path = filename,
+        .is_nbd = options->is_nbd,
         .format = options->format,
         .give_up = options->give_up,
         .read_only = options->read_only,

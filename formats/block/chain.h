@@ -10,6 +10,7 @@
 
 struct chain_options {
     const char *format;         /* NULL: by magic, raw never guessed */
+    bool is_nbd;                /* the filename is an NBD URI */
     bool read_only;             /* open all files read-only */
     bool fallback_read_only;    /* a file that can't be written is opened read-only */
     bool no_backing;            /* backing=none, or only this image is wanted */

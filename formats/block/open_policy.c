@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "block/json_name.h"
 #include "block/open_policy.h"
 #include "storage/nbd_uri.h"
 
@@ -79,50 +80,76 @@ static int check_below_folder(const char *image, const char *path, struct diag *
                     image, path);
 }
 
-int reference_resolve(const char *image, const char *name, enum references policy,
-                      char **path, struct diag *diag)
+static int resolve_nbd(const char *image, const char *uri, enum references policy,
+                       struct reference *out, struct diag *diag)
 {
-    *path = NULL;
-    if (policy == REFERENCES_NONE)
+    if (policy == REFERENCES_DIR)
         return diag_set(diag, EACCES,
-                        "%s: names %s, but references=none allows no other file", image,
-                        name);
+                        "%s: names %s, which is not below the image's folder "
+                        "(references=dir)",
+                        image, uri);
+    out->path = strdup(uri);
+    out->is_nbd = true;
+    return out->path ? 0 : diag_errno(diag, ENOMEM, "%s", image);
+}
 
-    if (nbd_uri_is_one(name)) {
-        if (policy == REFERENCES_DIR)
-            return diag_set(diag, EACCES,
-                            "%s: names %s, which is not below the image's folder "
-                            "(references=dir)",
-                            image, name);
-        *path = strdup(name);
-        return *path ? 0 : diag_errno(diag, ENOMEM, "%s", image);
-    }
-    const char *local = strip_file_protocol(name);
-    if (local == name && has_protocol(name))
-        return diag_set(diag, ENOTSUP,
-                        "%s: names %s: an image may name local files and NBD exports only",
-                        image, name);
+static int resolve_local(const char *image, const char *local, enum references policy,
+                         struct reference *out, struct diag *diag)
+{
     if (nbd_uri_is_one(image) && local[0] != '/')
         return diag_set(diag, ENOTSUP,
                         "%s: names %s: an NBD export has no folder that a relative name "
                         "could lie in",
-                        image, name);
+                        image, local);
     if (local[0] == '\0')
         return diag_set(diag, EINVAL, "%s: the name of the backing file is empty", image);
 
-    /* After "file:" a colon means nothing any more, so this isn't reference_join. */
+    /* The name has no protocol any more, so this isn't reference_join. */
     size_t folder = local[0] == '/' ? 0 : folder_length(image);
     CLEANUP_FREE char *joined = NULL;
     if (asprintf(&joined, "%.*s%s", (int)folder, image, local) < 0) {
         joined = NULL;
         return diag_errno(diag, ENOMEM, "%s", image);
     }
+    int rc = policy == REFERENCES_DIR ? check_below_folder(image, joined, diag) : 0;
+    if (rc == 0)
+        out->path = TAKE(&joined);
+    return rc;
+}
 
-    if (policy == REFERENCES_DIR) {
-        int rc = check_below_folder(image, joined, diag);
-        if (rc < 0)
-            return rc;
-    }
-    *path = TAKE(&joined);
-    return 0;
+static int resolve_json(const char *image, const char *name, enum references policy,
+                        struct reference *out, struct diag *diag)
+{
+    struct json_name parsed;
+    int rc = json_name_parse(image, name, &parsed, diag);
+    if (rc < 0)
+        return rc;
+
+    CLEANUP_FREE char *target = parsed.target;
+    rc = parsed.is_nbd ? resolve_nbd(image, target, policy, out, diag)
+                       : resolve_local(image, target, policy, out, diag);
+    if (rc == 0)
+        out->format = parsed.format;
+    return rc;
+}
+
+int reference_resolve(const char *image, const char *name, enum references policy,
+                      struct reference *out, struct diag *diag)
+{
+    *out = (struct reference){0};
+    if (policy == REFERENCES_NONE)
+        return diag_set(diag, EACCES,
+                        "%s: names %s, but references=none allows no other file", image,
+                        name);
+    if (nbd_uri_is_one(name))
+        return resolve_nbd(image, name, policy, out, diag);
+    if (json_name_is_one(name))
+        return resolve_json(image, name, policy, out, diag);
+
+    const char *local = strip_file_protocol(name);
+    if (local == name && has_protocol(name))
+        return diag_set(diag, ENOTSUP,
+                        "%s: names %s: an image may name local files and NBD exports only",
+                        image, name);
+    return resolve_local(image, local, policy, out, diag);
 }

@@ -4,6 +4,9 @@
 #ifndef BLOCK_OPEN_POLICY_H
 #define BLOCK_OPEN_POLICY_H
 
+#include <stdbool.h>
+#include <stdlib.h>
+
 #include "base/compiler.h"
 #include "base/diag.h"
 
@@ -16,13 +19,27 @@ enum references {
 /* "any", "dir", "none"; returns 0 or -EINVAL. */
 int references_parse(const char *word, enum references *out);
 
-/* The path that `name`, found in `image`, stands for: relative names lie in the image's
- * folder; "file:" is stripped; an NBD URI stays as it is; other protocols ("json:", "nbd:",
- * "ssh:", ...) are refused, as qemu-img would read them (a name with a colon before its
- * first slash).  *path is the
- * caller's to free. */
+/* What a name stands for. */
+struct reference {
+    char *path;         /* of a local file; or an NBD URI */
+    bool is_nbd;        /* the path alone can't tell: a file may be called "nbd:x" */
+    const char *format; /* static: the format that the name itself demands; NULL: none */
+};
+
+static inline void reference_free(struct reference *ref)
+{
+    free(ref->path);
+    *ref = (struct reference){0};
+}
+#define CLEANUP_REFERENCE CLEANUP(reference_free)
+
+/* What `name`, found in `image`, stands for: relative names lie in the image's folder;
+ * "file:" is stripped; an NBD URI stays as it is; of "json:", files and NBD exports are
+ * understood (json_name.h); other protocols ("ssh:", ...) are refused, as qemu-img would
+ * read them (a name with a colon before its first slash).  *out is to be freed; empty on
+ * failure. */
 int reference_resolve(const char *image, const char *name, enum references policy,
-                      char **path, struct diag *diag) MUST_USE;
+                      struct reference *out, struct diag *diag) MUST_USE;
 
 /* Only the joining of names: no policy and nothing refused (for qimg info and create). */
 char *reference_join(const char *image, const char *name);

@@ -44,13 +44,18 @@ void nbd_uri_free(struct nbd_uri *uri)
 /* ---- parsing ---- */
 
 /* Messages repeat the text, so that it must be harmless in a log before anything else. */
-static int check_text(const char *text, struct diag *diag)
+static int check_text(const char *text, bool legacy, struct diag *diag)
 {
     if (strnlen(text, NBD_URI_MAX + 1) > NBD_URI_MAX)
         return diag_set(diag, ENAMETOOLONG, "an NBD URI is longer than %d bytes",
                         NBD_URI_MAX);
     for (const char *p = text; *p; p++)
-        if (*p <= ' ' || *p > '~')
+        if (legacy && (*p < ' ' || *p > '~'))
+            return diag_set(diag, EINVAL,
+                            "an NBD name has byte 0x%02x in it, which only a URI (nbd://, "
+                            "nbd+unix://) can have",
+                            (unsigned char)*p);
+        else if (!legacy && (*p <= ' ' || *p > '~'))
             return diag_set(diag, EINVAL,
                             "an NBD URI has byte 0x%02x in it, which must be written as "
                             "%%%02X",
@@ -282,19 +287,52 @@ static int parse_parts(struct parse *p, const char *text)
     return err ? err : check_whole(p, unix_socket);
 }
 
+/* "nbd:" and no "//": what there was before there were URIs.  The export's name is all that
+ * follows the first ":exportname=". */
+static bool is_legacy(const char *text)
+{
+    return strncmp(text, "nbd:", 4) == 0 && strncmp(text + 4, "//", 2) != 0;
+}
+
+static int parse_legacy(struct parse *p, const char *text)
+{
+    static const char key[] = ":exportname=";
+    const char *at = text + strlen("nbd:");
+    const char *name = strstr(at, key);
+    struct span address = {.at = at, .len = name ? (size_t)(name - at) : strlen(at)};
+    bool unix_socket = strncmp(at, "unix:", 5) == 0;
+
+    p->uri->export_name = strdup(name ? name + sizeof key - 1 : "");
+    if (!p->uri->export_name)
+        return diag_errno(p->diag, ENOMEM, "%s", p->shown);
+    if (unix_socket) {
+        char *path = strndup(address.at + 5, address.len - 5);
+        int err = path ? set_socket(p, path) : diag_errno(p->diag, ENOMEM, "%s", p->shown);
+        return err ? err : check_whole(p, true);
+    }
+    const char *host_end = address.len && *at == '[' ? memchr(at, ']', address.len) : at;
+    const char *end = at + address.len;
+    const char *colon = host_end ? memchr(host_end, ':', (size_t)(end - host_end)) : NULL;
+    if (!colon || colon + 1 == end)
+        return diag_set(p->diag, EINVAL, "%s: must be nbd:HOST:PORT or nbd:unix:PATH",
+                        p->shown);
+    int err = parse_host_and_port(p, address);
+    return err ? err : check_whole(p, false);
+}
+
 int nbd_uri_parse(const char *text, enum nbd_uri_origin origin, struct nbd_uri *out,
                   struct diag *diag)
 {
     struct parse p = {.origin = origin, .uri = out, .diag = diag};
 
     *out = (struct nbd_uri){0};
-    int err = check_text(text, diag);
+    int err = check_text(text, is_legacy(text), diag);
     if (err)
         return err;
     snprintf(p.shown, sizeof p.shown, "%s", text);
     if (strlen(text) >= sizeof p.shown)
         strcpy(p.shown + sizeof p.shown - 4, "...");
-    err = parse_parts(&p, text);
+    err = is_legacy(text) ? parse_legacy(&p, text) : parse_parts(&p, text);
     if (err)
         nbd_uri_free(out);
     return err;
@@ -313,6 +351,20 @@ static void print_encoded(FILE *f, const char *name)
     }
 }
 
+/* A host that was parsed has nothing to encode, and of others a %% is refused. */
+static void print_host(FILE *f, const char *host)
+{
+    bool v6 = strchr(host, ':') != NULL;
+
+    fputs(v6 ? "[" : "", f);
+    for (; *host; host++)
+        if (isalnum((unsigned char)*host) || strchr(".-_:", *host))
+            fputc(*host, f);
+        else
+            fprintf(f, "%%%02X", (unsigned char)*host);
+    fputs(v6 ? "]" : "", f);
+}
+
 char *nbd_uri_print(const struct nbd_uri *uri)
 {
     char *text = NULL;
@@ -327,9 +379,8 @@ char *nbd_uri_print(const struct nbd_uri *uri)
         fputs("?socket=", f);
         print_encoded(f, uri->socket);
     } else {
-        bool v6 = strchr(uri->host, ':') != NULL;
-        fprintf(f, "%s://%s%s%s", uri->tls ? "nbds" : "nbd", v6 ? "[" : "", uri->host,
-                v6 ? "]" : "");
+        fputs(uri->tls ? "nbds://" : "nbd://", f);
+        print_host(f, uri->host);
         if (strcmp(uri->port, "10809") != 0)
             fprintf(f, ":%s", uri->port);
         fputc('/', f);

@@ -4,6 +4,12 @@
  *     nbds://HOST[:PORT][/EXPORT]           the same with TLS, which is then required
  *     nbd+unix:///[EXPORT]?socket=PATH      a Unix socket
  *
+ * and, as older programs wrote them into images, where nothing is encoded and EXPORT may
+ * have any character:
+ *
+ *     nbd:HOST:PORT[:exportname=EXPORT]
+ *     nbd:unix:PATH[:exportname=EXPORT]
+ *
  * Everything else is refused: other schemes, user names, fragments, and every query
  * parameter but socket= (those that libnbd knows name local key files, which is nothing a
  * name should be able to do).  The parts are handed to libnbd one by one and never as text
@@ -49,7 +55,8 @@ int nbd_uri_parse(const char *text, enum nbd_uri_origin origin, struct nbd_uri *
                   struct diag *diag) MUST_USE;
 
 /* The canonical text, which parses to the same parts; the caller frees it.  NULL when
- * memory is short. */
+ * memory is short.  Of parts that were not parsed, and may be anything, it makes a text
+ * that means just them, or is refused when it is parsed. */
 char *nbd_uri_print(const struct nbd_uri *uri) MUST_USE;
 
 /* Harmless on one that is empty. */

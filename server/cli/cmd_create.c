@@ -74,16 +74,19 @@ static int check_not_below(const char *filename, const struct node *node)
 static int check_backing(const struct create_args *args, const char *name,
                          const char *format, uint64_t *size)
 {
-    CLEANUP_FREE char *path = NULL;
+    CLEANUP_REFERENCE struct reference ref = {0};
     struct diag diag = {0};
-    if (reference_resolve(args->filename, name, REFERENCES_ANY, &path, &diag) < 0)
+    if (reference_resolve(args->filename, name, REFERENCES_ANY, &ref, &diag) < 0)
         return cli_diag(&diag);
+    if (ref.format && strcmp(ref.format, format) != 0)
+        return cli_error("%s: Backing format '%s' is not the one in the name, '%s'",
+                         args->filename, format, ref.format);
 
     /* As for qemu-img: who puts an overlay on a disk in use may do that. */
     const struct chain_options chain = {
-        .format = format, .read_only = true, .node.lock_off = true};
+        .format = format, .is_nbd = ref.is_nbd, .read_only = true, .node.lock_off = true};
     struct image image;
-    int code = image_open(&image, path, &chain, IMAGE_NEVER_RAW);
+    int code = image_open(&image, ref.path, &chain, IMAGE_NEVER_RAW);
     if (code != CLI_OK)
         return code;
     code = check_not_below(args->filename, image.node);

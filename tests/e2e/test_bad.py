@@ -585,14 +585,15 @@ class BadReferences(Case):
         server.stop()
 
     def test_other_protocols(self):
-        """No image makes the server open anything but a local file."""
-        for name in ('json:{"driver":"file","filename":"/etc/passwd"}', "nbd:localhost:10809", "ssh://h/x",
+        """No image makes the server open anything but a local file or an NBD export."""
+        for name in ('json:{"driver":"ssh","path":"/etc/passwd","host":"h"}', "ssh://h/x", 'json:{"driver":"host_device",'
+                     '"filename":"/dev/null"}', 'json:{"driver":"file","filename":"/etc/passwd","x":1}',
                      "blkdebug::/etc/passwd", "http://localhost/x", "fat:/etc", "data:x", "rbd:pool/x"):
             for fmt in ("qcow2", "qed"):
                 with self.part(name=name, fmt=fmt):
                     image = self.overlay(name, "raw", fmt)
                     began = time.monotonic()
-                    self.refused(image, words=["protocol|local file|not allowed|refused"], name=False)
+                    self.refused(image, words=["protocol|local file|neither file nor nbd|not supported"], name=False)
                     self.assertLess(time.monotonic() - began, 10)
 
     def test_file_protocol_and_colons_after_a_slash(self):

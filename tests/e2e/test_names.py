@@ -4,9 +4,14 @@ What an image says is what is looked at: a text that goes on after a NUL is refu
 name, by the server and by every command.
 """
 
+import contextlib
+import json
 import os
 import pathlib
+import re
+import socket
 import struct
+import subprocess
 import unittest
 
 from harness import *
@@ -78,6 +83,155 @@ class HiddenText(Case):
         run("qemu-img", "rebase", "-u", "-F", "raw", "-b", "/no\nwhere\x1b[31m", image)
         message = self.refused(image, words=["/no\\?where\\?"])
         self.assertNotIn("\x1b", message)
+
+
+@unittest.skipIf(STANDIN, "needs the plugin")
+class DescribedNames(Case):
+    """Backing names in JSON, as QEMU writes them for chains from its command line, and NBD exports by
+    their old names."""
+
+    def base(self, fmt, name="base"):
+        base = create(self.path(name), fmt, SIZE)
+        fill(base, fmt, [(MIB, b"base" * 1024)])
+        return base
+
+    def overlay(self, name, fmt="qcow2", backing_fmt="qcow2"):
+        image = self.path(f"disk.{fmt}")
+        run("qemu-img", "create", "-q", "-u", "-f", fmt, "-b", name, "-F", backing_fmt, image, SIZE)
+        return image
+
+    def serves(self, image, *keys):
+        server = self.serve(image, *keys)
+        self.assertEqual(server.connect().pread(8, MIB), b"basebase")
+        server.stop()
+
+    def same_for_qemu(self, image):
+        self.assertEqual(content(image, "qcow2")[MIB:MIB + 4], b"base")
+        for command in ("info", "map"):
+            ours, theirs = (run(tool, command, image).stdout for tool in (QIMG, "qemu-img"))
+            self.assertEqual(ours, theirs)
+            ours, theirs = (json.loads(run(tool, command, "--output=json", image).stdout) for tool in (QIMG, "qemu-img"))
+            self.assertEqual(ours, theirs)
+
+    def test_files(self):
+        for fmt in ("qcow2", "qed", "raw"):
+            base = self.base(fmt)
+            for name in (json_name(driver=fmt, file=dict(driver="file", filename=base)),
+                         json_name(driver=fmt, file=dict(driver="file", filename="base")),
+                         json_name(driver="file", filename=base),
+                         json_name(**{"driver": fmt, "file.driver": "file", "file.filename": base,
+                                      "read-only": True, "file.locking": "auto", "node-name": "x"})):
+                for top in ("qcow2", "qed"):
+                    if top == "qed" and fmt == "raw":
+                        continue  # QED says by a flag that it is raw
+                    with self.subTest(fmt=fmt, name=name, top=top):
+                        image = self.overlay(name, top, fmt)
+                        self.serves(image)
+                        self.serves(image, "references=dir")
+                        self.refused(image, "references=none", words=["references=none"])
+                        if top == "qcow2" and self.path("") in name and f'"driver": "{fmt}"' in name:
+                            self.same_for_qemu(image)
+
+    def test_what_qemu_wrote(self):
+        """A chain put together by options: the name QEMU records is understood."""
+        base = self.base("qcow2")
+        image = self.path("snap")
+        name = json_name(driver="qcow2", file=dict(driver="file", filename=base))
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-b", name, "-F", "qcow2", image)
+        run("qemu-img", "rebase", "-u", "-b", name, "-F", "qcow2", image)
+        self.serves(image)
+
+    def test_references_dir(self):
+        os.mkdir(self.path("inner"))
+        base = self.base("qcow2")
+        run("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", json_name(driver="file", filename=base), "-F", "qcow2",
+            self.path("inner/disk"), SIZE)
+        self.refused(self.path("inner/disk"), "references=dir", words=["not below the image's folder"])
+        self.serves(self.path("inner/disk"))
+
+    def test_two_formats(self):
+        """What is recorded and what the name says contradict each other."""
+        base = self.base("qcow2")
+        image = self.overlay(json_name(driver="raw", file=dict(driver="file", filename=base)))
+        self.refused(image, words=["records the backing format 'qcow2', but the name says 'raw'"])
+        self.serves(image, "backing-format=qcow2")
+
+    def test_refused(self):
+        """What isn't understood would mean something: it is refused by its name."""
+        base = self.base("qcow2")
+        file = dict(driver="file", filename=base)
+        for words, name in {
+                "driver: is neither file nor nbd": json_name(driver="ssh", host="h", path="/x"),
+                "file.driver: is missing": json_name(driver="qcow2", file="node"),
+                "offset: is not supported": json_name(driver="raw", offset=512, file=file),
+                "backing.driver: is not supported": json_name(driver="qcow2", file=file, backing=dict(driver="null")),
+                "encrypt.key-secret": json_name(driver="qcow2", file=file, encrypt={"key-secret": "s"}),
+                "JSON: ": 'json:{"driver"'}.items():
+            with self.subTest(words=words):
+                self.refused(self.overlay(name), words=["backing name 'json:", re.escape(words)])
+
+    def test_given_by_the_user(self):
+        base = self.base("qcow2")
+        image = create(self.path("disk"), "qcow2", SIZE)
+        name = json_name(driver="qcow2", file=dict(driver="file", filename=base))
+        self.serves(image, f"backing={name}")
+        run(QIMG, "create", "-q", "-f", "qcow2", "-b", name, "-F", "qcow2", self.path("new"))
+        self.assertEqual(info(self.path("new"), "qcow2")["virtual-size"], SIZE)
+        done = run(QIMG, "create", "-q", "-f", "qcow2", "-b", name, "-F", "raw", self.path("new"), check=False)
+        self.assertRegex(done.stderr, "'raw' is not the one in the name, 'qcow2'")
+
+    def test_nbd(self):
+        """An export of a name with everything in it, by each way to say it."""
+        export, path = "a b/c:d?e%20", self.path("so:ck")
+        base = self.base("raw")
+        port = free_port()
+        with contextlib.ExitStack() as stack:
+            for where in (["-k", path], ["-b", "127.0.0.1", "-p", str(port)]):
+                nbd_server = subprocess.Popen(["qemu-nbd", "-t", "-r", "-f", "raw", "-x", export, *where, base])
+                stack.callback(nbd_server.wait)
+                stack.callback(nbd_server.kill)
+            wait_until(lambda: os.path.exists(path), 20, "qemu-nbd's socket")
+            wait_until(lambda: accepts(port), 20, "qemu-nbd's port")
+            for name in (f"nbd:unix:{path}:exportname={export}", f"nbd:127.0.0.1:{port}:exportname={export}",
+                         json_name(driver="nbd", path=path, export=export),
+                         json_name(driver="nbd", host="127.0.0.1", port=str(port), export=export),
+                         json_name(driver="raw", file=dict(driver="nbd", export=export,
+                                                           server=dict(type="unix", path=path))),
+                         json_name(driver="nbd", export=export, server=dict(type="inet", host="127.0.0.1", port=str(port)))):
+                with self.subTest(name=name):
+                    image = self.overlay(name, backing_fmt="raw")
+                    self.serves(image)
+                    if not name.startswith('json:{"driver": "nbd"'):  # for QEMU the format has to be in the name
+                        self.assertEqual(content(image, "qcow2")[MIB:MIB + 4], b"base")
+                    self.refused(image, "references=dir", words=["references=dir"])
+                    self.refused(image, "references=none", words=["references=none"])
+                    bare = create(self.path("bare"), "qcow2", SIZE)
+                    self.serves(bare, f"backing={name}", "backing-format=raw")
+
+    def test_hosts_that_are_none(self):
+        for host in ("a/b", "h?socket=/x", "u@h", "a%2fb", ""):
+            with self.subTest(host=host):
+                image = self.overlay(json_name(driver="nbd", host=host, port="1"), backing_fmt="raw")
+                self.refused(image, words=["the host is not a name" if host else "nbd://"])
+
+    def test_sockets_of_images_are_absolute(self):
+        for name in ("nbd:unix:relative", json_name(driver="nbd", path="relative")):
+            self.refused(self.overlay(name, backing_fmt="raw"), words=["absolute"])
+
+
+def json_name(**description):
+    return "json:" + json.dumps(description)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def accepts(port):
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ class NbdBacking(Case):
         self.refused(path, words=["/nowhere/s", "No such file"])
         path = self.overlay("qcow2", "nbd+unix:///?socket=relative")
         self.refused(path, words=["absolute"])
-        for name in "nbd:unix:/s:exportname=x", "nbd+ssh://host/x", "nbd+vsock:///":
+        for name in "nbd+ssh://host/x", "nbd+vsock:///":
             path = self.overlay("qcow2", name)
             self.refused(path, words=["protocol"])
         plain = self.overlay("qcow2")

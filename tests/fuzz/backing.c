@@ -10,6 +10,7 @@
 
 #include "base/cleanup.h"
 #include "block/chain.h"
+#include "block/json_name.h"
 #include "fuzz.h"
 #include "scratch.h"
 #include "storage/nbd_uri.h"
@@ -76,21 +77,22 @@ static void check_resolving(const char *name)
 {
     static const enum references policies[] = {REFERENCES_ANY, REFERENCES_DIR,
                                                REFERENCES_NONE};
-    bool is_nbd = nbd_uri_is_one(name);
     bool is_protocol = name[strcspn(name, ":/")] == ':' && strncmp(name, "file:", 5) != 0;
 
     for (size_t i = 0; i < ARRAY_LEN(policies); i++) {
-        CLEANUP_FREE char *path = NULL;
+        CLEANUP_REFERENCE struct reference ref = {0};
         struct diag diag = {0};
-        int err = reference_resolve(image, name, policies[i], &path, &diag);
+        int err = reference_resolve(image, name, policies[i], &ref, &diag);
+        const char *path = ref.path;
         fuzz_check_diag(err, &diag);
         fuzz_check(!err == (path != NULL), "error %d and path %s", err, path ? path : "");
         if (err)
             continue;
         fuzz_check(policies[i] != REFERENCES_NONE, "'%s' is let pass", name);
-        if (is_nbd && policies[i] == REFERENCES_ANY)
+        fuzz_check(!ref.is_nbd || policies[i] == REFERENCES_ANY, "'%s' is let pass", name);
+        if (ref.is_nbd)
             continue;
-        fuzz_check(!is_protocol, "'%s' is let pass", name);
+        fuzz_check(!is_protocol || json_name_is_one(name), "'%s' is let pass", name);
         fuzz_check(path[0] == '/', "'%s' became '%s'", name, path);
         if (policies[i] == REFERENCES_DIR)
             check_is_below_folder(path);

@@ -40,10 +40,10 @@ static void resolve(const struct node *node)
     if (!node->backing_name)
         return;
     for (int policy = REFERENCES_ANY; policy <= REFERENCES_NONE; policy++) {
-        CLEANUP_FREE char *path = NULL;
+        CLEANUP_REFERENCE struct reference ref = {0};
         struct diag diag = {0};
         int err = reference_resolve(node->filename, node->backing_name,
-                                    (enum references)policy, &path, &diag);
+                                    (enum references)policy, &ref, &diag);
         fuzz_check_diag(err, &diag);
     }
     free(reference_join(node->filename, node->backing_name));

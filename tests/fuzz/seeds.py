@@ -141,7 +141,9 @@ NAMES = [
     "qcow2\nbase.qcow2", "\nbase.qcow2", "qed\nbelow/base.qed", "qcow2\n../outside/secret.qcow2",
     "qcow2\nlink", "qcow2\nway-out/secret.qcow2", "qcow2\nloop.qcow2", "qcow2\nimage",
     "raw\nfile:base.qcow2", "raw\njson:{\"driver\":\"file\"}", "raw\nnbd://localhost/", "auto\n./below/..//base.qcow2",
-    "raw\nfile:nbd:x", "raw\n/etc/hostname", "qcow2\n",
+    "raw\njson:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":\"base.qcow2\"}}",
+    "raw\njson:{\"file.driver\":\"nbd\",\"file.server.type\":\"unix\",\"file.server.path\":\"/s\"}",
+    "raw\nnbd:unix:/s:exportname=x", "raw\nfile:nbd:x", "raw\n/etc/hostname", "qcow2\n",
 ]
 COMMANDS = [
     '{"execute":"query-version"}', '{"execute":"query-commands"}', '{"execute":"query-status","id":[1]}',

@@ -17,9 +17,10 @@ struct resolve_case {
 static void expect_resolved(const char *image, const char *name, enum references policy,
                             const char *path)
 {
-    CLEANUP_FREE char *got = NULL;
+    CLEANUP_REFERENCE struct reference ref = {0};
     struct diag diag = {0};
-    int rc = reference_resolve(image, name, policy, &got, &diag);
+    int rc = reference_resolve(image, name, policy, &ref, &diag);
+    const char *got = ref.path;
 
     if (path) {
         cr_assert_eq(rc, 0, "%s in %s: %s", name, image, diag.text);
@@ -64,6 +65,7 @@ ParameterizedTestParameters(open_policy, any)
         {"vm/disk", "file:a:b", "vm/a:b"},
         {"a:b/disk", "base", "a:b/base"},
         {"vm/disk", "json:{\"driver\":\"nbd\"}", ""},
+        {"vm/disk", "nbd:h:1:exportname=x", "nbd:h:1:exportname=x"},
         {"vm/disk", "json:", ""},
         {"vm/disk", "nbd://host/x", "nbd://host/x"},
         {"vm/disk", "nbd+unix:///?socket=/s", "nbd+unix:///?socket=/s"},

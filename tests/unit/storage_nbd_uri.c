@@ -46,6 +46,13 @@ Test(nbd_uri, parts)
         {"nbd+unix:///?socket=/run/s", false, "/run/s", NULL, NULL, ""},
         {"nbd+unix:///a%2fb?socket=/run/a%26b%25", false, "/run/a&b%", NULL, NULL, "a/b"},
         {"nbd+unix:///%c3%a9?socket=/s", false, "/s", NULL, NULL, "\xc3\xa9"},
+        /* As QEMU writes them without a URI. */
+        {"nbd:host:1", false, NULL, "host", "1", ""},
+        {"nbd:[::1]:10809:exportname=x", false, NULL, "::1", "10809", "x"},
+        {"nbd:h:2:exportname=a b/%20?c#d:exportname=e", false, NULL, "h", "2",
+         "a b/%20?c#d:exportname=e"},
+        {"nbd:unix:/run/a b", false, "/run/a b", NULL, NULL, ""},
+        {"nbd:unix:/run/s:1:exportname=x", false, "/run/s:1", NULL, NULL, "x"},
     };
 
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
@@ -69,7 +76,16 @@ Test(nbd_uri, refusals)
     } cases[] = {
         {"", ENOTSUP},
         {"nbd", ENOTSUP},
-        {"nbd:host:10809", ENOTSUP},
+        {"nbd:", EINVAL},
+        {"nbd:host", EINVAL},
+        {"nbd:host:", EINVAL}, /* QEMU wants a port, too */
+        {"nbd:host:0", EINVAL},
+        {"nbd:host:10809:x", EINVAL},
+        {"nbd:ho/st:1", EINVAL},
+        {"nbd:[::1]", EINVAL},
+        {"nbd:unix:", EINVAL},
+        {"nbd:unix::exportname=x", EINVAL},
+        {"nbd:h:1:exportname=\x01", EINVAL},
         {"nbd+vsock://1:2/", ENOTSUP},
         {"nbds+unix:///?socket=/s", ENOTSUP},
         {"nbd+ssh://host/", ENOTSUP},

@@ -1,0 +1,268 @@
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jansson.h>
+
+#include "base/cleanup.h"
+#include "block/driver.h"
+#include "block/json_name.h"
+#include "storage/nbd_uri.h"
+
+#define PREFIX    "json:"
+#define MAX_DEPTH 8
+#define KEY_BYTES 128
+#define SHOWN     160 /* bytes of the name that a message repeats */
+
+/* All members, nested ones with dots between the keys; every value is a string.  What was
+ * understood is taken out. */
+struct members {
+    json_t *flat;
+    const char *image, *name;
+    struct diag *diag;
+};
+
+static void free_members(struct members *m)
+{
+    json_decref(m->flat);
+}
+
+static int refuse(const struct members *m, int err, const char *key, const char *reason)
+{
+    return diag_set(m->diag, err, "%s: backing name '%.*s%s': %.*s: %s", m->image, SHOWN,
+                    m->name, strlen(m->name) > SHOWN ? "..." : "", KEY_BYTES, key, reason);
+}
+
+/* ---- flattening ---- */
+
+static json_t *value_as_text(const json_t *value)
+{
+    char number[32];
+
+    if (json_is_string(value))
+        return json_string(json_string_value(value));
+    if (json_is_boolean(value))
+        return json_string(json_is_true(value) ? "on" : "off");
+    if (!json_is_integer(value))
+        return NULL;
+    snprintf(number, sizeof number, "%" JSON_INTEGER_FORMAT, json_integer_value(value));
+    return json_string(number);
+}
+
+static int flatten(struct members *m, json_t *object, const char *prefix, unsigned depth)
+{
+    const char *key;
+    json_t *value;
+
+    if (depth > MAX_DEPTH)
+        return refuse(m, EINVAL, prefix, "is nested too deeply");
+    json_object_foreach(object, key, value)
+    {
+        char path[KEY_BYTES];
+        int n = snprintf(path, sizeof path, "%s%s%s", prefix, prefix[0] ? "." : "", key);
+        if (n >= (int)sizeof path)
+            return refuse(m, EINVAL, key, "the key is too long");
+        if (json_is_object(value)) {
+            int err = flatten(m, value, path, depth + 1);
+            if (err)
+                return err;
+            continue;
+        }
+        if (json_object_get(m->flat, path))
+            return refuse(m, EINVAL, path, "is there twice");
+        json_t *text = value_as_text(value);
+        if (!text)
+            return refuse(m, EINVAL, path,
+                          "must be a string, a whole number or a truth value");
+        if (json_object_set_new(m->flat, path, text))
+            return refuse(m, ENOMEM, path, "out of memory");
+    }
+    return 0;
+}
+
+/* ---- taking out what is understood ---- */
+
+static const char *peek(const struct members *m, const char *prefix, const char *key)
+{
+    char path[KEY_BYTES];
+
+    snprintf(path, sizeof path, "%s%s", prefix, key);
+    return json_string_value(json_object_get(m->flat, path));
+}
+
+/* A copy, the caller's to free; *out stays NULL when there is none. */
+static int take(struct members *m, const char *prefix, const char *key, char **out)
+{
+    const char *value = peek(m, prefix, key);
+    char path[KEY_BYTES];
+
+    if (!value)
+        return 0;
+    *out = strdup(value);
+    if (!*out)
+        return refuse(m, ENOMEM, key, "out of memory");
+    snprintf(path, sizeof path, "%s%s", prefix, key);
+    json_object_del(m->flat, path);
+    return 0;
+}
+
+/* What is decided elsewhere for a layer that is only read, or is only a name for others. */
+static void drop_harmless(struct members *m, const char *prefix)
+{
+    static const char *const keys[] = {
+        "node-name",     "read-only",    "auto-read-only", "force-share", "discard",
+        "detect-zeroes", "cache.direct", "cache.no-flush", "aio",         "locking"};
+    char path[KEY_BYTES];
+
+    for (size_t i = 0; i < ARRAY_LEN(keys); i++) {
+        snprintf(path, sizeof path, "%s%s", prefix, keys[i]);
+        json_object_del(m->flat, path);
+    }
+}
+
+static int refuse_rest(struct members *m)
+{
+    const char *key;
+    json_t *value;
+
+    json_object_foreach(m->flat, key, value)
+    {
+        return refuse(m, ENOTSUP, key, "is not supported");
+    }
+    return 0;
+}
+
+/* ---- protocols ---- */
+
+static int parse_file(struct members *m, const char *prefix, struct json_name *out)
+{
+    int err = take(m, prefix, "filename", &out->target);
+
+    if (err || out->target)
+        return err;
+    return refuse(m, EINVAL, "filename", "is missing");
+}
+
+/* The address, which QEMU knew under two sets of names. */
+static int parse_server(struct members *m, const char *prefix, struct nbd_uri *uri,
+                        char **port)
+{
+    CLEANUP_FREE char *type = NULL;
+    char server[KEY_BYTES];
+
+    int err = take(m, prefix, "server.type", &type);
+    if (err)
+        return err;
+    if (type && strcmp(type, "inet") != 0 && strcmp(type, "unix") != 0)
+        return refuse(m, ENOTSUP, "server.type", "is neither inet nor unix");
+    snprintf(server, sizeof server, "%s%s", prefix, type ? "server." : "");
+    bool inet = type ? strcmp(type, "inet") == 0 : !peek(m, prefix, "path");
+    if (!inet) {
+        err = take(m, server, "path", &uri->socket);
+        return err || uri->socket ? err : refuse(m, EINVAL, "server.path", "is missing");
+    }
+    err = take(m, server, "host", &uri->host);
+    if (!err)
+        err = take(m, server, "port", port);
+    return err || uri->host ? err : refuse(m, EINVAL, "server.host", "is missing");
+}
+
+static int parse_nbd(struct members *m, const char *prefix, struct json_name *out)
+{
+    CLEANUP_NBD_URI struct nbd_uri uri = {0};
+    CLEANUP_FREE char *port = NULL;
+
+    int err = parse_server(m, prefix, &uri, &port);
+    if (!err)
+        err = take(m, prefix, "export", &uri.export_name);
+    if (!err && !uri.export_name && !(uri.export_name = strdup("")))
+        err = refuse(m, ENOMEM, "export", "out of memory");
+    if (err)
+        return err;
+    if (port && strlen(port) >= sizeof uri.port)
+        return refuse(m, EINVAL, "server.port", "must be a number from 1 to 65535");
+    strcpy(uri.port, port ? port : "10809");
+    out->is_nbd = true;
+    out->target = nbd_uri_print(&uri);
+    return out->target ? 0 : refuse(m, ENOMEM, "server", "out of memory");
+}
+
+static int parse_protocol(struct members *m, const char *prefix, struct json_name *out)
+{
+    CLEANUP_FREE char *protocol = NULL;
+
+    int err = take(m, prefix, "driver", &protocol);
+    if (err)
+        return err;
+    drop_harmless(m, prefix);
+    if (protocol && strcmp(protocol, "nbd") == 0)
+        return parse_nbd(m, prefix, out);
+    if (protocol && strcmp(protocol, "file") == 0)
+        return parse_file(m, prefix, out);
+    if (protocol)
+        return refuse(m, ENOTSUP, "driver",
+                      "is neither file nor nbd, nor a format over these");
+    return refuse(m, EINVAL, prefix[0] ? "file.driver" : "driver", "is missing");
+}
+
+static bool has_file(const struct members *m)
+{
+    const char *key;
+    json_t *value;
+
+    json_object_foreach(m->flat, key, value)
+    {
+        if (strncmp(key, "file.", 5) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* ---- the whole ---- */
+
+static int interpret(struct members *m, struct json_name *out)
+{
+    const char *top = peek(m, "", "driver");
+    const struct driver *format = top ? driver_find(top) : NULL;
+    bool over_file = format || (!top && has_file(m));
+
+    if (format) {
+        out->format = format->name;
+        json_object_del(m->flat, "driver");
+    }
+    drop_harmless(m, "");
+    int err = parse_protocol(m, over_file ? "file." : "", out);
+    return err ? err : refuse_rest(m);
+}
+
+bool json_name_is_one(const char *name)
+{
+    return strncmp(name, PREFIX, strlen(PREFIX)) == 0;
+}
+
+int json_name_parse(const char *image, const char *name, struct json_name *out,
+                    struct diag *diag)
+{
+    CLEANUP(free_members)
+    struct members m = {.flat = json_object(), .image = image, .name = name, .diag = diag};
+    json_error_t error;
+
+    *out = (struct json_name){0};
+    if (!m.flat)
+        return diag_errno(diag, ENOMEM, "%s", image);
+    json_t *object = json_loads(name + strlen(PREFIX), JSON_REJECT_DUPLICATES, &error);
+    if (!json_is_object(object)) {
+        json_decref(object);
+        return refuse(&m, EINVAL, "JSON", object ? "must be an object" : error.text);
+    }
+    int err = flatten(&m, object, "", 0);
+    json_decref(object);
+    if (!err)
+        err = interpret(&m, out);
+    if (err) {
+        free(out->target);
+        *out = (struct json_name){0};
+    }
+    return err;
+}

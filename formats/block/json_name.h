@@ -1,0 +1,32 @@
+/* Backing names that are a description in JSON, as QEMU writes them for chains that were
+ * put together on its command line:
+ *
+ *     json:{"driver": "qcow2", "file": {"driver": "file", "filename": "/images/base"}}
+ *     json:{"file.driver": "nbd", "file.server.type": "unix", "file.server.path": "/run/s"}
+ *
+ * Understood are the formats there are over "file" and "nbd", nested or with dots between;
+ * every other driver and key is refused by its name, for it would mean something.
+ * Layer: block. */
+#ifndef BLOCK_JSON_NAME_H
+#define BLOCK_JSON_NAME_H
+
+#include <stdbool.h>
+
+#include "base/compiler.h"
+#include "base/diag.h"
+
+struct json_name {
+    bool is_nbd;
+    char *target; /* owned: a file's name, of any bytes, or an NBD URI that wasn't judged */
+    const char *format; /* static; NULL: the name doesn't say */
+};
+
+/* Does the name begin as one of these? */
+bool json_name_is_one(const char *name);
+
+/* -EINVAL or -ENOTSUP with the sentence "IMAGE: backing name 'json:...': KEY: reason"; *out
+ * is then empty. */
+int json_name_parse(const char *image, const char *name, struct json_name *out,
+                    struct diag *diag) MUST_USE;
+
+#endif

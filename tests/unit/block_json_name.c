@@ -1,0 +1,117 @@
+/* Backing names in JSON: what is understood, and that nothing else is. */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "block/driver.h"
+#include "block/json_name.h"
+
+static const struct driver qcow2 = {.name = "qcow2"}, raw = {.name = "raw"};
+
+static void init(void)
+{
+    static const struct driver *const drivers[] = {&qcow2, &raw, NULL};
+
+    drivers_set(drivers);
+}
+
+Test(json_name, understood, .init = init)
+{
+    static const struct {
+        const char *name, *target, *format;
+        bool is_nbd;
+    } cases[] = {
+        {"json:{\"driver\":\"file\",\"filename\":\"/a\"}", "/a", NULL, false},
+        {"json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":\"b:c\"}}",
+         "b:c", "qcow2", false},
+        {"json:{\"driver\":\"raw\",\"file.driver\":\"file\",\"file.filename\":\"b\","
+         "\"read-only\":true,\"file.node-name\":\"x\",\"file\":{\"cache\":{\"direct\":"
+         "false}}}",
+         "b", "raw", false},
+        {"json:{\"file.driver\":\"file\",\"file.filename\":\"b\"}", "b", NULL, false},
+        {"json:{\"driver\":\"nbd\",\"host\":\"h\",\"port\":\"1\",\"export\":\"e f\"}",
+         "nbd://h:1/e%20f", NULL, true},
+        {"json:{\"driver\":\"nbd\",\"host\":\"::1\"}", "nbd://[::1]/", NULL, true},
+        {"json:{\"driver\":\"nbd\",\"path\":\"/s\"}", "nbd+unix:///?socket=/s", NULL, true},
+        {"json:{\"driver\":\"raw\",\"file\":{\"driver\":\"nbd\",\"server\":{\"type\":"
+         "\"unix\","
+         "\"path\":\"/s?&%\"},\"export\":\"x\"}}",
+         "nbd+unix:///x?socket=/s%3F%26%25", "raw", true},
+        {"json:{\"driver\":\"nbd\",\"server.type\":\"inet\",\"server.host\":\"h\",\"server."
+         "port\":12}",
+         "nbd://h:12/", NULL, true},
+        /* It can't become another address: a % is refused where the URI is parsed. */
+        {"json:{\"driver\":\"nbd\",\"host\":\"h/x?y@z\"}", "nbd://h%2Fx%3Fy%40z/", NULL,
+         true},
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct json_name got;
+        struct diag diag = {0};
+        cr_expect(json_name_is_one(cases[i].name));
+        cr_assert_eq(json_name_parse("disk", cases[i].name, &got, &diag), 0, "%s",
+                     diag.text);
+        CLEANUP_FREE char *target = got.target;
+        cr_expect_str_eq(target, cases[i].target);
+        cr_expect_eq(got.is_nbd, cases[i].is_nbd);
+        cr_expect(cases[i].format ? got.format && strcmp(got.format, cases[i].format) == 0
+                                  : !got.format,
+                  "%s", cases[i].name);
+    }
+}
+
+Test(json_name, refused, .init = init)
+{
+    static const struct {
+        const char *name, *says;
+        int err;
+    } cases[] = {
+        {"json:", "JSON", EINVAL},
+        {"json:[]", "JSON: must be an object", EINVAL},
+        {"json:{}", "driver: is missing", EINVAL},
+        {"json:{\"driver\":\"ssh\",\"path\":\"/x\"}", "driver: is neither file nor nbd",
+         ENOTSUP},
+        {"json:{\"driver\":\"file\"}", "filename: is missing", EINVAL},
+        {"json:{\"driver\":\"qcow2\",\"file\":\"node0\"}", "file.driver: is missing",
+         EINVAL},
+        {"json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"raw\",\"file\":{\"driver\":"
+         "\"file\"}}}",
+         "driver: is neither file nor nbd", ENOTSUP},
+        {"json:{\"driver\":\"raw\",\"offset\":512,\"file.driver\":\"file\",\"file."
+         "filename\":\"x\"}",
+         "offset: is not supported", ENOTSUP},
+        {"json:{\"driver\":\"qcow2\",\"backing\":{\"driver\":\"x\"},\"file.driver\":"
+         "\"file\","
+         "\"file.filename\":\"x\"}",
+         "backing.driver: is not supported", ENOTSUP},
+        {"json:{\"driver\":\"nbd\",\"host\":\"h\",\"tls-creds\":\"t\"}", "tls-creds",
+         ENOTSUP},
+        {"json:{\"driver\":\"nbd\",\"host\":\"h\",\"port\":\"123456\"}", "port", EINVAL},
+        {"json:{\"driver\":\"nbd\",\"server.type\":\"vsock\"}", "server.type", ENOTSUP},
+        {"json:{\"driver\":\"nbd\",\"server.type\":\"unix\"}", "server.path: is missing",
+         EINVAL},
+        {"json:{\"driver\":\"nbd\"}", "server.host: is missing", EINVAL},
+        {"json:{\"driver\":\"file\",\"filename\":null}", "filename: must be", EINVAL},
+        {"json:{\"driver\":\"file\",\"filename\":[]}", "filename: must be", EINVAL},
+        {"json:{\"driver\":\"file\",\"filename\":\"a\",\"filename\":\"b\"}", "duplicate",
+         EINVAL},
+        {"json:{\"file.driver\":\"file\",\"file\":{\"driver\":\"nbd\"}}",
+         "file.driver: is there twice", EINVAL},
+        {"json:{\"driver\":\"file\",\"filename\":\"a\\u0000b\"}", "JSON", EINVAL},
+        {"json:{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":1}}}}}"
+         "}}}}}",
+         "nested too deeply", EINVAL},
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct json_name got;
+        struct diag diag = {0};
+        cr_expect_eq(json_name_parse("disk", cases[i].name, &got, &diag), -cases[i].err,
+                     "%s: %s", cases[i].name, diag.text);
+        cr_expect_null(got.target);
+        cr_expect(strstr(diag.text, cases[i].says), "%s: %s", cases[i].says, diag.text);
+        cr_expect(strstr(diag.text, "disk: backing name 'json:") == diag.text, "%s",
+                  diag.text);
+    }
+}
