@@ -6,7 +6,9 @@
  * locked, then we look whether somebody's opposite byte is: so of two that start at once at
  * least one sees the other.  Such locks belong to the open file, so they outlive a fork and
  * end with the last close. */
+#include <errno.h>
 #include <fcntl.h>
+#include <string.h>
 
 #include "storage/file.h"
 
@@ -79,6 +81,21 @@ static int look(const struct storage *st, int fd, unsigned base, const unsigned 
     return 0;
 }
 
+/* What the locks can't be had for. */
+static int complain(const struct storage *st, int err, enum storage_lock_level level,
+                    struct diag *diag)
+{
+    const char *what = level == STORAGE_WRITER ? "write" : "read";
+    char reason[128];
+
+    if (err == -EAGAIN || err == -EACCES || err == -EINTR)
+        return diag_errno(diag, -err, "%s: lock: taking a %s lock", st->name, what);
+    return diag_set(diag, -err,
+                    "%s: lock: taking a %s lock: %s: a filesystem that has no locks needs "
+                    "lock=off, or -U for commands that only look",
+                    st->name, what, strerror_r(-err, reason, sizeof reason));
+}
+
 static int apply(struct storage *st, int fd, enum storage_lock_level level,
                  struct diag *diag)
 {
@@ -86,8 +103,7 @@ static int apply(struct storage *st, int fd, enum storage_lock_level level,
     if (!err)
         err = set_bytes(fd, DENIES, levels[level].denies, levels[level].n_denies, F_RDLCK);
     if (err)
-        return diag_errno(diag, -err, "%s: lock: taking a %s lock", st->name,
-                          level == STORAGE_WRITER ? "write" : "read");
+        return complain(st, err, level, diag);
     err = look(st, fd, DENIES, levels[level].uses, levels[level].n_uses, diag);
     if (!err)
         err = look(st, fd, USES, levels[level].denies, levels[level].n_denies, diag);

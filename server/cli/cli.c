@@ -41,6 +41,12 @@ int cli_diag(const struct diag *diag)
     return cli_error("%s", diag->text);
 }
 
+int cli_locked(const struct diag *diag)
+{
+    return cli_error("%s; with -U it is looked at all the same, and may be seen changing",
+                     diag->text);
+}
+
 static void print_option(const struct cli_option *o)
 {
     char left[64];

@@ -58,6 +58,9 @@ int cli_usage_error(const char *fmt, ...) PRINTF_LIKE(1, 2);
 /* Prints what a diag says and returns CLI_FAILED. */
 int cli_diag(const struct diag *diag);
 
+/* As cli_diag, for a command with -U that met another's lock. */
+int cli_locked(const struct diag *diag);
+
 enum cli_output { OUTPUT_HUMAN, OUTPUT_JSON };
 
 /* The word of --output; complains when it is another one. */

@@ -227,6 +227,8 @@ static int open_and_check(const struct check_args *args)
         rc = find_driver(&image, &diag);
     if (rc == 0)
         return check(&image);
+    if (rc == -EAGAIN && how.read_only)
+        return cli_locked(&diag);
     cli_diag(&diag);
     return rc == -ENOTSUP && file && !args->image.format ? CHECK_UNSUPPORTED : CLI_FAILED;
 }

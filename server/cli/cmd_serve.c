@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "announce.h"
 #include "base/cleanup.h"
 #include "cli.h"
 #include "listen.h"
@@ -18,6 +19,9 @@
 
 /* nbdkit, its options and an end, beside the words taken from our command line. */
 #define OWN_WORDS 24
+
+/* nbdkit makes as many threads for each connection, without a limit of its own. */
+#define MAX_THREADS 1024
 
 enum { OPT_RUN = CLI_LONG_ONLY };
 
@@ -34,6 +38,7 @@ static const struct cli_option options[] = {
 struct serve_args {
     bool read_only;
     const char *socket, *port, *address, *threads, *run;
+    bool activated; /* by systemd, or who does as it: the socket is there already */
     const char *image;
     char **words; /* key=value ... [nbdkit options] */
     int n_words;
@@ -97,7 +102,7 @@ static bool has_setting(const struct serve_args *args, const char *prefix)
 }
 
 static void build_line(const struct serve_args *args, const char *plugin, const char *file,
-                       struct command_line *line)
+                       const char *pidfile, struct command_line *line)
 {
     int n_settings = count_settings(args);
 
@@ -106,6 +111,7 @@ static void build_line(const struct serve_args *args, const char *plugin, const 
     if (args->read_only)
         add(line, "-r");
     add_option(line, "-t", args->threads);
+    add_option(line, "-P", pidfile);
     if (args->run)
         add_option(line, "-U", "-");
     add_option(line, "--run", args->run);
@@ -136,15 +142,6 @@ static int pass_on(int fd)
     return CLI_OK;
 }
 
-static int announce(char *uri_to_free)
-{
-    if (!uri_to_free)
-        return cli_error("out of memory");
-    puts(uri_to_free);
-    free(uri_to_free);
-    return cli_finish(CLI_OK);
-}
-
 /* The path that clients in other folders can use; to be freed. */
 static char *absolute_path(const char *path)
 {
@@ -157,7 +154,19 @@ static char *absolute_path(const char *path)
     return absolute;
 }
 
-static int offer_unix_socket(const struct serve_args *args)
+/* What nbdkit will listen on, when it isn't a private socket. */
+struct place {
+    char *uri, *path; /* owned; path NULL: no socket of ours */
+    int fd;           /* -1: none that is open */
+};
+
+static void free_place(struct place *place)
+{
+    free(place->uri);
+    free(place->path);
+}
+
+static int offer_unix_socket(const struct serve_args *args, struct place *place)
 {
     CLEANUP_FREE char *beside_image = NULL;
     const char *path = args->socket;
@@ -168,39 +177,91 @@ static int offer_unix_socket(const struct serve_args *args)
         }
         path = beside_image;
     }
-    CLEANUP_FREE char *absolute = absolute_path(path);
-    if (!absolute)
+    place->path = absolute_path(path);
+    if (!place->path)
         return cli_error("%s: %s", path, strerror(errno));
 
     int fd;
     if (listen_unix(path, &fd) != CLI_OK || pass_on(fd) != CLI_OK)
         return CLI_FAILED;
-    return announce(uri_of_unix_socket(absolute));
+    place->fd = PASSED_FD;
+    place->uri = uri_of_unix_socket(place->path);
+    return place->uri ? CLI_OK : cli_error("out of memory");
+}
+
+static int choose_place(const struct serve_args *args, struct place *place)
+{
+    if (args->activated) {
+        place->fd = PASSED_FD;
+        place->uri = uri_of_socket(PASSED_FD);
+        return place->uri ? CLI_OK
+                          : cli_error("LISTEN_FDS: descriptor %d is no listening socket",
+                                      PASSED_FD);
+    }
+    if (!args->port)
+        return offer_unix_socket(args, place);
+    place->uri = uri_of_tcp(args->address, args->port);
+    return place->uri ? CLI_OK : cli_error("out of memory");
+}
+
+/* Who gives a file for the process id to nbdkit itself wants to see from there when it is
+ * ready, and so can't we. */
+static bool wants_own_pidfile(const struct serve_args *args)
+{
+    for (int i = count_settings(args); i < args->n_words; i++)
+        if (strncmp(args->words[i], "-P", 2) == 0 ||
+            strncmp(args->words[i], "--pidfile", 9) == 0)
+            return true;
+    return false;
+}
+
+static int announce(const struct serve_args *args, char **pidfile)
+{
+    CLEANUP(free_place) struct place place = {.fd = -1};
+
+    *pidfile = NULL;
+    int code = choose_place(args, &place);
+    if (code != CLI_OK)
+        return code;
+    if (wants_own_pidfile(args)) {
+        puts(place.uri);
+        return cli_finish(CLI_OK);
+    }
+    const struct announcement announcement = {
+        .uri = place.uri, .socket_path = place.path, .socket_fd = place.fd};
+    code = announce_when_ready(&announcement, pidfile);
+    if (code != CLI_OK && place.path)
+        unlink(place.path);
+    return code;
 }
 
 static int serve(const struct serve_args *args)
 {
     char path[PATH_MAX];
     CLEANUP_FREE char *file = NULL;
+    CLEANUP_FREE char *pidfile = NULL;
     CLEANUP_FREE const char **argv =
         calloc((size_t)args->n_words + OWN_WORDS, sizeof *argv);
     if (!argv || asprintf(&file, "file=%s", args->image) < 0) {
         file = NULL;
         return cli_error("out of memory");
     }
-    struct command_line line = {.argv = argv};
-    build_line(args, find_plugin(path, sizeof path), file, &line);
-
-    int code = CLI_OK;
-    if (args->port)
-        code = announce(uri_of_tcp(args->address, args->port));
-    else if (!args->run)
-        code = offer_unix_socket(args);
+    int code = args->run ? CLI_OK : announce(args, &pidfile);
     if (code != CLI_OK)
         return code;
 
+    struct command_line line = {.argv = argv};
+    build_line(args, find_plugin(path, sizeof path), file, pidfile, &line);
     execvp("nbdkit", (char **)(uintptr_t)argv);
     return cli_error("cannot run nbdkit: %s", strerror(errno));
+}
+
+/* Are the sockets of the environment meant for this process? */
+static bool is_activated(void)
+{
+    const char *fds = getenv("LISTEN_FDS"), *pid = getenv("LISTEN_PID");
+
+    return fds && pid && atol(fds) > 0 && atol(pid) == (long)getpid();
 }
 
 static int take_option(void *opaque, int option)
@@ -230,10 +291,30 @@ static int take_option(void *opaque, int option)
     return CLI_OK;
 }
 
+/* nbdkit would take the lower bits of a port that is too large. */
+static int check_number(const char *option, const char *text, long max)
+{
+    char *end;
+
+    if (!text)
+        return CLI_OK;
+    errno = 0;
+    long value = strtol(text, &end, 10);
+    if (errno || end == text || *end || text[0] == '+' || value < 1 || value > max)
+        return cli_usage_error("%s %s: must be a number from 1 to %ld", option, text, max);
+    return CLI_OK;
+}
+
 static int check(const struct serve_args *args)
 {
     if ((args->socket != NULL) + (args->port != NULL) + (args->run != NULL) > 1)
         return cli_usage_error("-s, -p and --run exclude each other");
+    if (args->activated && (args->socket || args->port || args->run))
+        return cli_usage_error(
+            "-s, -p and --run can't be used with a socket that is passed on (LISTEN_FDS)");
+    if (check_number("-p", args->port, UINT16_MAX) != CLI_OK ||
+        check_number("-t", args->threads, MAX_THREADS) != CLI_OK)
+        return CLI_FAILED;
     int n = count_settings(args);
     if (n < args->n_words && args->words[n][0] != '-')
         return cli_usage_error("Unexpected argument: %s (settings are key=value)",
@@ -250,6 +331,7 @@ static int run(const struct cli_command *self, int argc, char **argv)
         return code;
     if (optind == argc)
         return cli_usage_error("Expecting image file name");
+    args.activated = is_activated();
     args.image = cli_local_name(argv[optind]);
     args.words = argv + optind + 1;
     args.n_words = argc - optind - 1;

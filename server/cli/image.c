@@ -33,7 +33,8 @@ int image_open(struct image *image, const char *filename,
     if (chain_open(&image->ctx, filename, &actual, &image->node, &diag) == 0)
         return CLI_OK;
     block_context_destroy(&image->ctx);
-    return cli_diag(&diag);
+    return diag.err == EAGAIN && guess == IMAGE_MAYBE_RAW ? cli_locked(&diag)
+                                                          : cli_diag(&diag);
 }
 
 int image_close(struct image *image)

@@ -1,5 +1,6 @@
 #include <ctype.h>
 #include <errno.h>
+#include <netdb.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -83,4 +84,29 @@ char *uri_of_tcp(const char *address, const char *port)
                  port) < 0)
         return NULL;
     return uri;
+}
+
+static char *uri_of_address(const struct sockaddr *addr, socklen_t length)
+{
+    char host[NI_MAXHOST], port[NI_MAXSERV];
+
+    if (getnameinfo(addr, length, host, sizeof host, port, sizeof port,
+                    NI_NUMERICHOST | NI_NUMERICSERV) != 0)
+        return NULL;
+    return uri_of_tcp(host, port);
+}
+
+char *uri_of_socket(int fd)
+{
+    union {
+        struct sockaddr any;
+        struct sockaddr_un unix_domain;
+        struct sockaddr_storage room;
+    } addr = {0};
+    socklen_t length = sizeof addr;
+
+    if (getsockname(fd, &addr.any, &length) < 0)
+        return NULL;
+    return addr.any.sa_family == AF_UNIX ? uri_of_unix_socket(addr.unix_domain.sun_path)
+                                         : uri_of_address(&addr.any, length);
 }

@@ -14,4 +14,8 @@ char *uri_of_unix_socket(const char *path);
 /* As above for TCP; address and port as nbdkit takes them. */
 char *uri_of_tcp(const char *address, const char *port);
 
+/* The NBD URI of a listening socket, as its clients have it; to be freed.  NULL: it is
+ * none, or memory is short. */
+char *uri_of_socket(int fd);
+
 #endif

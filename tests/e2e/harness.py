@@ -422,6 +422,13 @@ def dirty(path):
     return bool(header(path, 72, 8, "big") & 1)
 
 
+def kill_quietly(process):
+    """kill -9, for cleaning up: the process may have ended."""
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    process.wait()
+
+
 def wait_until(condition, timeout, what):
     limit = time.monotonic() + timeout
     while not condition():

@@ -463,7 +463,7 @@ class Program(CliCase):
             self.assertTrue(self.qimg(command, "--help").stdout.startswith(f"usage: qimg {command}"))
 
 
-class Serve(CliCase):
+class ServeCase(CliCase):
     def start(self, *words):
         """qimg serve, with the URI it printed."""
         process = subprocess.Popen([str(QIMG), "serve", *words], cwd=self.dir, text=True,
@@ -488,6 +488,8 @@ class Serve(CliCase):
     def image(self, fmt="qed"):
         self.qimg("create", "-q", "-f", fmt, "image", "4M")
 
+
+class Serve(ServeCase):
     def test_default_socket(self):
         """Beside the image, and there as soon as the URI is printed"""
         self.image()
@@ -566,7 +568,7 @@ class Serve(CliCase):
                 handle.pwrite(b"x" * 512, MIB)
                 handle.flush()
                 for command in ("info", "map"):
-                    self.refuses(command, "image", says=["image", "lock"])
+                    self.refuses(command, "image", says=["image", "lock", "with -U"])
                     self.qimg(command, "-U", "image")
                 self.refuses("create", "-q", "-f", fmt, "image", "1M", says=["image", "lock"])
                 self.qimg("create", "-q", "-f", "qed", "-b", "image", "-F", fmt, "top")

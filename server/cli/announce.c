@@ -1,0 +1,104 @@
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "announce.h"
+#include "cli.h"
+
+/* Waits until something can be read or all writers are gone.  True: the former. */
+static bool wait_for_bytes(int fd)
+{
+    char bytes[64];
+    ssize_t n;
+
+    do {
+        n = read(fd, bytes, sizeof bytes);
+    } while (n < 0 && errno == EINTR);
+    return n > 0;
+}
+
+static bool same_socket(const struct stat *a, const struct stat *b)
+{
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+/* What is sent to all of the terminal's processes is for nbdkit, which this one outlives.
+ */
+static void ignore_signals(void)
+{
+    signal(SIGINT, SIG_IGN);
+    signal(SIGTERM, SIG_IGN);
+    signal(SIGHUP, SIG_IGN);
+    signal(SIGQUIT, SIG_IGN);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+/* The pipe's writers are nbdkit's descriptor, until it ends, and what it opens for its
+ * process id. */
+static void watch(const struct announcement *a, int fd)
+{
+    struct stat before, now;
+    bool known = a->socket_path && stat(a->socket_path, &before) == 0;
+
+    ignore_signals();
+    close(STDERR_FILENO);
+    if (a->socket_fd >= 0)
+        close(a->socket_fd); /* or it would listen on when nbdkit doesn't */
+    bool ready = wait_for_bytes(fd);
+    if (ready) {
+        puts(a->uri);
+        fflush(stdout);
+    }
+    close(STDOUT_FILENO);
+    while (ready && wait_for_bytes(fd)) {
+    }
+    if (known && stat(a->socket_path, &now) == 0 && same_socket(&before, &now))
+        unlink(a->socket_path);
+}
+
+/* The child's child is nobody's to wait for: nbdkit doesn't know of it. */
+static int fork_watcher(const struct announcement *a, const int pipe_fds[2])
+{
+    int status;
+    pid_t child = fork();
+
+    if (child < 0)
+        return -errno;
+    if (child > 0) {
+        if (waitpid(child, &status, 0) < 0)
+            return -errno;
+        return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : -EAGAIN;
+    }
+    pid_t watcher = fork();
+    if (watcher == 0) {
+        close(pipe_fds[1]);
+        watch(a, pipe_fds[0]);
+    }
+    _exit(watcher < 0);
+}
+
+int announce_when_ready(const struct announcement *announcement, char **pidfile)
+{
+    int fds[2];
+
+    *pidfile = NULL;
+    fflush(stdout);
+    if (pipe(fds) < 0)
+        return cli_error("cannot make a pipe: %s", strerror(errno));
+    int err = fork_watcher(announcement, fds);
+    close(fds[0]);
+    if (err)
+        return cli_error("cannot start a process: %s", strerror(-err));
+    if (asprintf(pidfile, "/dev/fd/%d", fds[1]) < 0) {
+        *pidfile = NULL;
+        return cli_error("out of memory");
+    }
+    return CLI_OK;
+}
