@@ -40,6 +40,7 @@ static int open_checked(const char *path, int flags, mode_t *mode, struct diag *
     struct stat sb;
     CLEANUP_CLOSE int fd = -1;
 
+    *mode = 0;
     if (stat(path, &sb) == 0) {
         int err = refuse_other_kinds(path, sb.st_mode, diag);
         if (err)

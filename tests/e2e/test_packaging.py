@@ -1,0 +1,54 @@
+"""The ways of packagers: a build without a preset, prefixes, and where the plugin goes."""
+
+import os
+import pathlib
+import unittest
+
+from harness import ROOT, STANDIN, Case, run
+
+PLUGINDIR = run("pkg-config", "--variable=plugindir", "nbdkit").stdout.strip()
+PREFIX = run("pkg-config", "--variable=prefix", "nbdkit").stdout.strip()
+BELOW_PREFIX = os.path.relpath(PLUGINDIR, PREFIX)
+
+
+@unittest.skipIf(STANDIN, "builds the plugin")
+class Packaging(Case):
+    def configure(self, *words):
+        run("cmake", "-S", ROOT, "-B", self.path("build"), "-G", "Ninja", "-DQIMG_TESTS=OFF", *words)
+
+    def installed(self, *words, **env):
+        """What an installation puts where, by file name."""
+        run("cmake", "--install", self.path("build"), *words, env={**os.environ, **env})
+        root = pathlib.Path(self.path("root"))
+        return {path.name: "/" + str(path.parent.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+
+    def test_build_and_install(self):
+        """CMake's own build type and prefixes; DESTDIR."""
+        self.configure("-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON")
+        run("cmake", "--build", self.path("build"), timeout=600)
+        root = self.path("root")
+        plugin = "nbdkit-qimg-plugin.so"
+        found = self.installed(DESTDIR=root)
+        self.assertEqual((found["qimg"], found["qimg.1"], found[plugin]),
+                         ("/usr/local/bin", "/usr/local/share/man/man1", PLUGINDIR))
+        ways = {
+            "a prefix at installation": ([], ["--prefix", root + "/opt"], {}, f"/opt/{BELOW_PREFIX}"),
+            "a prefix, staged": (["-DCMAKE_INSTALL_PREFIX=/opt/q"], [], {"DESTDIR": root}, f"/opt/q/{BELOW_PREFIX}"),
+            "nbdkit's prefix": ([f"-DCMAKE_INSTALL_PREFIX={PREFIX}"], ["--strip"], {"DESTDIR": root}, PLUGINDIR),
+            "a folder": (["-DNBDKIT_PLUGINDIR=/srv/plugins"], [], {"DESTDIR": root}, "/srv/plugins"),
+            "a folder below the prefix": (["-DNBDKIT_PLUGINDIR=plugins"], ["--prefix", root + "/p"], {}, "/p/plugins"),
+        }
+        for way, (configure, install, env, folder) in ways.items():
+            with self.subTest(way=way):
+                run("rm", "-rf", root)
+                self.configure("-DCMAKE_INSTALL_PREFIX=/usr/local", "-DNBDKIT_PLUGINDIR=", *configure)
+                self.assertEqual(self.installed(*install, **env)[plugin], folder)
+        self.runs(root + "/p/bin/qimg", root + "/p/plugins/nbdkit-qimg-plugin.so")
+
+    def runs(self, command, plugin):
+        self.assertTrue(run(command, "--version").stdout.startswith("qimg version"))
+        self.assertIn("qimg_formats=", run("nbdkit", plugin, "--dump-plugin").stdout)
+
+
+if __name__ == "__main__":
+    unittest.main()
