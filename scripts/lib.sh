@@ -12,7 +12,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
         libjansson-dev libdeflate-dev libzstd-dev libssl-dev uuid-dev perl)
     serve_packages=(libnbd-bin python3-libnbd)
     test_packages=(libcriterion-dev clang clang-format cppcheck shellcheck python3 python3-libnbd
-        libnbd-bin qemu-utils qemu-system-common fio strace file mount e2fsprogs)
+        libnbd-bin qemu-utils qemu-system-common fio strace file mount e2fsprogs openssl)
 }
 
 die() {

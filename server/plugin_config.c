@@ -1,8 +1,11 @@
 #include <ctype.h>
+#include <errno.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
@@ -33,6 +36,10 @@ const char plugin_config_help[] =
     "backing=<PATH>|none             Use this backing file instead of the image's.\n"
     "backing-format=qcow2|qed|raw    Its format.\n"
     "references=any|dir|none         Which files an image may name.\n"
+    "tls-certificates=<FOLDER>       Certificates for NBD exports with TLS (nbds://).\n"
+    "tls-psk=<FILE>                  Pre-shared keys for these, instead.\n"
+    "tls-username=<NAME>             Whose of these keys is used.\n"
+    "tls-verify=on|off               Verify the certificates of their servers.\n"
     "discard=unmap|ignore            What a trim does to the file.\n"
     "detect-zeroes=off|on|unmap      Turn writes of zeroes into zero requests.\n"
     "metadata-cache=<SIZE>           Memory for cached tables (default 64M).\n"
@@ -60,6 +67,9 @@ void plugin_config_free(struct plugin_config *config)
     free(config->backing_format);
     free(config->control);
     free(config->node_name);
+    free(config->tls.certificates);
+    free(config->tls.psk_file);
+    free(config->tls.username);
 }
 
 /* ---- kinds of values ---- */
@@ -203,6 +213,54 @@ static int set_references(struct plugin_config *c, const char *key, const char *
                                                    : 0;
 }
 
+/* What can't be read is told now, and not when a server is connected to. */
+static int set_key_path(char **out, const char *key, const char *value, bool folder)
+{
+    struct stat sb;
+
+    if (!value[0])
+        return refuse(key, value, folder ? "the name of a folder" : "the name of a file");
+    CLEANUP_FREE char *path = nbdkit_absolute_path(value);
+    if (!path)
+        return -1;
+    int err = stat(path, &sb) != 0 || access(path, R_OK) != 0 ? errno
+              : folder && !S_ISDIR(sb.st_mode)                ? ENOTDIR
+              : !folder && S_ISDIR(sb.st_mode)                ? EISDIR
+                                                              : 0;
+    if (err) {
+        nbdkit_error("%s=%s: %s", key, value, strerror(err));
+        return -1;
+    }
+    return set_text(out, key, path);
+}
+
+static int set_tls_certificates(struct plugin_config *c, const char *key, const char *value)
+{
+    return set_key_path(&c->tls.certificates, key, value, true);
+}
+
+static int set_tls_psk(struct plugin_config *c, const char *key, const char *value)
+{
+    return set_key_path(&c->tls.psk_file, key, value, false);
+}
+
+static int set_tls_username(struct plugin_config *c, const char *key, const char *value)
+{
+    return value[0] ? set_text(&c->tls.username, key, value)
+                    : refuse(key, value, "the name of a user");
+}
+
+static int set_tls_verify(struct plugin_config *c, const char *key, const char *value)
+{
+    static const char *const words[] = {"on", "off", NULL};
+    unsigned i;
+
+    if (choose(&i, key, value, words, "on or off"))
+        return -1;
+    c->tls.verify = i == 0 ? 1 : -1;
+    return 0;
+}
+
 static int set_discard(struct plugin_config *c, const char *key, const char *value)
 {
     static const char *const words[] = {"unmap", "ignore", NULL};
@@ -323,6 +381,10 @@ static const struct {
     {"backing", set_backing},
     {"backing-format", set_backing_format},
     {"references", set_references},
+    {"tls-certificates", set_tls_certificates},
+    {"tls-psk", set_tls_psk},
+    {"tls-username", set_tls_username},
+    {"tls-verify", set_tls_verify},
     {"discard", set_discard},
     {"detect-zeroes", set_detect_zeroes},
     {"metadata-cache", set_metadata_cache},
@@ -354,6 +416,12 @@ int plugin_config_complete(struct plugin_config *config)
                      "backing-format");
         return -1;
     }
+    if (config->tls.certificates && config->tls.psk_file) {
+        nbdkit_error("tls-psk=%s: can't be used together with tls-certificates",
+                     config->tls.psk_file);
+        return -1;
+    }
+    nbd_tls_set_default(&config->tls);
     if (config->node.detect_zeroes == DETECT_UNMAP && config->node.discard_ignore) {
         nbdkit_error("detect-zeroes=unmap: can't be used together with discard=ignore");
         return -1;

@@ -6,6 +6,7 @@
 #include <stddef.h>
 
 #include "block/chain.h"
+#include "storage/nbd_tls.h"
 
 struct plugin_config {
     char *file; /* absolute; NULL until it was given */
@@ -18,6 +19,7 @@ struct plugin_config {
     bool writable_now;
     bool no_backing;
     struct node_options node;
+    struct nbd_tls_choice tls; /* of NBD exports that are opened */
 };
 
 void plugin_config_init(struct plugin_config *config);

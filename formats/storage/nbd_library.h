@@ -51,7 +51,11 @@
     F(is_read_only)         \
     F(poll)                 \
     F(set_export_name)      \
-    F(set_tls)
+    F(set_tls)              \
+    F(set_tls_certificates) \
+    F(set_tls_psk_file)     \
+    F(set_tls_username)     \
+    F(set_tls_verify_peer)
 
 /* libnbd.aio_pread is nbd_aio_pread, and so on, with the types of libnbd's own header. */
 struct libnbd {

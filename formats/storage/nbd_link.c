@@ -6,6 +6,7 @@
 
 #include "base/checked.h"
 #include "storage/nbd_internal.h"
+#include "storage/nbd_tls.h"
 
 /* The most data that every server must take in one request when it says nothing, and that
  * no server gets more of. */
@@ -37,11 +38,24 @@ static int tell(struct nbd_link *link, struct diag *diag, int otherwise, const c
 
 /* ---- connecting ---- */
 
+/* Only what was chosen: libnbd has its own ways to find the rest. */
+static int configure_tls(struct nbd_handle *h, const struct nbd_uri *uri)
+{
+    const struct nbd_tls_choice keys = nbd_tls_choose(uri);
+
+    if (!uri->tls)
+        return libnbd.set_tls(h, LIBNBD_TLS_DISABLE);
+    if ((keys.certificates && libnbd.set_tls_certificates(h, keys.certificates) != 0) ||
+        (keys.psk_file && libnbd.set_tls_psk_file(h, keys.psk_file) != 0) ||
+        (keys.username && libnbd.set_tls_username(h, keys.username) != 0) ||
+        (keys.verify && libnbd.set_tls_verify_peer(h, keys.verify > 0) != 0))
+        return -1;
+    return libnbd.set_tls(h, LIBNBD_TLS_REQUIRE);
+}
+
 static int configure(struct nbd_handle *h, const struct nbd_uri *uri)
 {
-    int tls = uri->tls ? LIBNBD_TLS_REQUIRE : LIBNBD_TLS_DISABLE;
-
-    if (libnbd.set_export_name(h, uri->export_name) != 0 || libnbd.set_tls(h, tls) != 0)
+    if (libnbd.set_export_name(h, uri->export_name) != 0 || configure_tls(h, uri) != 0)
         return -1;
     return libnbd.add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION);
 }

@@ -38,6 +38,9 @@ void nbd_uri_free(struct nbd_uri *uri)
     free(uri->socket);
     free(uri->host);
     free(uri->export_name);
+    free(uri->keys.certificates);
+    free(uri->keys.psk_file);
+    free(uri->keys.username);
     *uri = (struct nbd_uri){0};
 }
 
@@ -163,58 +166,140 @@ static int parse_host_and_port(struct parse *p, struct span authority)
     return parse_port(p, port);
 }
 
-/* The socket's path, made absolute for a user. */
-static int set_socket(struct parse *p, char *path)
+/* A path, which is taken over; made absolute for a user. */
+static int set_path(struct parse *p, const char *key, char *path, char **out)
 {
     CLEANUP_FREE char *given = path;
     CLEANUP_FREE char *folder = NULL;
 
     if (given[0] == '\0')
-        return diag_set(p->diag, EINVAL, "%s: socket= names no path", p->shown);
+        return diag_set(p->diag, EINVAL, "%s: %s= names no path", p->shown, key);
     if (given[0] == '/') {
-        p->uri->socket = TAKE(&given);
-    } else if (p->origin == NBD_URI_IMAGE) {
+        *out = TAKE(&given);
+        return 0;
+    }
+    if (p->origin == NBD_URI_IMAGE)
         return diag_set(p->diag, EACCES,
                         "%s: an image may name a socket by its absolute path only",
                         p->shown);
-    } else {
-        folder = getcwd(NULL, 0);
-        if (!folder || asprintf(&p->uri->socket, "%s/%s", folder, given) < 0) {
-            p->uri->socket = NULL;
-            return diag_errno(p->diag, errno, "%s", p->shown);
-        }
+    folder = getcwd(NULL, 0);
+    if (!folder || asprintf(out, "%s/%s", folder, given) < 0) {
+        *out = NULL;
+        return diag_errno(p->diag, errno, "%s", p->shown);
     }
-    if (strlen(p->uri->socket) > SOCKET_MAX)
+    return 0;
+}
+
+static int set_socket(struct parse *p, char *path)
+{
+    int err = set_path(p, "socket", path, &p->uri->socket);
+
+    if (!err && strlen(p->uri->socket) > SOCKET_MAX)
         return diag_set(p->diag, ENAMETOOLONG,
                         "%s: the path of the socket is longer than %zu bytes", p->shown,
                         SOCKET_MAX);
+    return err;
+}
+
+static int set_verify(struct parse *p, char *word)
+{
+    CLEANUP_FREE char *given = word;
+    bool yes = strcmp(given, "true") == 0;
+
+    if (!yes && strcmp(given, "false") != 0)
+        return diag_set(p->diag, EINVAL, "%s: tls-verify-peer= must be true or false",
+                        p->shown);
+    p->uri->keys.verify = yes ? 1 : -1;
     return 0;
+}
+
+static int set_certificates(struct parse *p, char *path)
+{
+    return set_path(p, "tls-certificates", path, &p->uri->keys.certificates);
+}
+
+static int set_psk_file(struct parse *p, char *path)
+{
+    return set_path(p, "tls-psk-file", path, &p->uri->keys.psk_file);
+}
+
+/* Each takes over the decoded value. */
+static const struct parameter {
+    const char *key;
+    int (*set)(struct parse *, char *value);
+    bool tls; /* for users only */
+} parameters[] = {
+    {"socket", set_socket, false},
+    {"tls-certificates", set_certificates, true},
+    {"tls-psk-file", set_psk_file, true},
+    {"tls-verify-peer", set_verify, true},
+};
+
+static int find_parameter(struct parse *p, struct span text, size_t *index)
+{
+    for (size_t i = 0; i < ARRAY_LEN(parameters); i++) {
+        const struct parameter *one = &parameters[i];
+        size_t n = strlen(one->key);
+        if (text.len <= n || memcmp(text.at, one->key, n) != 0 || text.at[n] != '=')
+            continue;
+        if (one->tls && p->origin == NBD_URI_IMAGE)
+            return diag_set(p->diag, EACCES, "%s: an image may not choose keys (%s=)",
+                            p->shown, one->key);
+        *index = i;
+        return 0;
+    }
+    return diag_set(p->diag, ENOTSUP,
+                    "%s: the parameters there are: socket=, tls-certificates=, "
+                    "tls-psk-file=, tls-verify-peer=",
+                    p->shown);
 }
 
 static int parse_query(struct parse *p, struct span query)
 {
-    static const char key[] = "socket=";
-    const size_t key_len = sizeof key - 1;
+    unsigned seen = 0;
 
     while (query.len > 0) {
         const char *amp = memchr(query.at, '&', query.len);
-        size_t len = amp ? (size_t)(amp - query.at) : query.len;
-        if (len < key_len || memcmp(query.at, key, key_len) != 0)
-            return diag_set(p->diag, ENOTSUP,
-                            "%s: the only parameter allowed is socket=", p->shown);
-        if (p->uri->socket)
-            return diag_set(p->diag, EINVAL, "%s: socket= is there twice", p->shown);
-        char *path = NULL;
+        size_t len = amp ? (size_t)(amp - query.at) : query.len, index = 0;
+        int err = find_parameter(p, (struct span){query.at, len}, &index);
+        if (err)
+            return err;
+        const struct parameter *parameter = &parameters[index];
+        if (seen & 1u << index)
+            return diag_set(p->diag, EINVAL, "%s: %s= is there twice", p->shown,
+                            parameter->key);
+        seen |= 1u << index;
+        size_t key_len = strlen(parameter->key) + 1;
         struct span value = {.at = query.at + key_len, .len = len - key_len};
-        int err = decode(p, "socket", value, &path);
+        char *plain = NULL;
+        err = decode(p, parameter->key, value, &plain);
         if (!err)
-            err = set_socket(p, path);
+            err = parameter->set(p, plain);
         if (err)
             return err;
         query.at += len + (amp != NULL);
         query.len -= len + (amp != NULL);
     }
     return 0;
+}
+
+/* What stands before the @ of an authority, which is cut off. */
+static int parse_user(struct parse *p, struct span *authority)
+{
+    const char *at = memchr(authority->at, '@', authority->len);
+
+    if (!at)
+        return 0;
+    if (p->origin == NBD_URI_IMAGE)
+        return diag_set(p->diag, EACCES, "%s: an image may not choose a user", p->shown);
+    struct span user = {.at = authority->at, .len = (size_t)(at - authority->at)};
+    authority->len -= user.len + 1;
+    authority->at = at + 1;
+    if (user.len == 0 || memchr(user.at, ':', user.len))
+        return diag_set(p->diag, EINVAL,
+                        "%s: before the @ must be a user's name, without a password",
+                        p->shown);
+    return decode(p, "user", user, &p->uri->keys.username);
 }
 
 static int parse_scheme(struct parse *p, const char *text, bool *unix_socket,
@@ -224,7 +309,11 @@ static int parse_scheme(struct parse *p, const char *text, bool *unix_socket,
         const char *prefix;
         bool tls, unix_socket;
     } schemes[] = {
-        {"nbd://", false, false}, {"nbds://", true, false}, {"nbd+unix://", false, true}};
+        {"nbd://", false, false},
+        {"nbds://", true, false},
+        {"nbd+unix://", false, true},
+        {"nbds+unix://", true, true},
+    };
 
     for (unsigned i = 0; i < ARRAY_LEN(schemes); i++) {
         size_t n = strlen(schemes[i].prefix);
@@ -235,18 +324,26 @@ static int parse_scheme(struct parse *p, const char *text, bool *unix_socket,
         *rest = text + n;
         return 0;
     }
-    return diag_set(
-        p->diag, ENOTSUP,
-        "%s: the protocol is not supported: nbd://, nbds:// and nbd+unix:// are", p->shown);
+    return diag_set(p->diag, ENOTSUP,
+                    "%s: the protocol is not supported: nbd://, nbds://, nbd+unix:// and "
+                    "nbds+unix:// are",
+                    p->shown);
 }
 
 /* What is only known once all parts are there. */
 static int check_whole(struct parse *p, bool unix_socket)
 {
+    const struct nbd_tls_choice *keys = &p->uri->keys;
+
     if (unix_socket && !p->uri->socket)
         return diag_set(p->diag, EINVAL, "%s: nbd+unix:// needs ?socket=PATH", p->shown);
     if (!unix_socket && p->uri->socket)
         return diag_set(p->diag, EINVAL, "%s: socket= is for nbd+unix:// only", p->shown);
+    if (!p->uri->tls &&
+        (keys->certificates || keys->psk_file || keys->username || keys->verify))
+        return diag_set(
+            p->diag, EINVAL,
+            "%s: keys, certificates and users need TLS: nbds:// or nbds+unix://", p->shown);
     if (strlen(p->uri->export_name) > NBD_EXPORT_NAME_MAX)
         return diag_set(p->diag, ENAMETOOLONG,
                         "%s: the export name is longer than %d bytes", p->shown,
@@ -270,8 +367,9 @@ static int parse_parts(struct parse *p, const char *text)
     query.len = *rest == '?' ? strcspn(query.at, "#") : 0;
     if (query.at[query.len] == '#')
         return diag_set(p->diag, EINVAL, "%s: a fragment means nothing here", p->shown);
-    if (memchr(authority.at, '@', authority.len))
-        return diag_set(p->diag, ENOTSUP, "%s: user names are not supported", p->shown);
+    err = parse_user(p, &authority);
+    if (err)
+        return err;
     if (unix_socket && authority.len > 0)
         return diag_set(p->diag, EINVAL, "%s: nbd+unix:// has no host", p->shown);
 
@@ -336,58 +434,4 @@ int nbd_uri_parse(const char *text, enum nbd_uri_origin origin, struct nbd_uri *
     if (err)
         nbd_uri_free(out);
     return err;
-}
-
-/* ---- printing ---- */
-
-static void print_encoded(FILE *f, const char *name)
-{
-    for (; *name; name++) {
-        unsigned char c = (unsigned char)*name;
-        if (c < 0x80 && (isalnum(c) || strchr("-._~/:@,=+", c)))
-            fputc(c, f);
-        else
-            fprintf(f, "%%%02X", c);
-    }
-}
-
-/* A host that was parsed has nothing to encode, and of others a %% is refused. */
-static void print_host(FILE *f, const char *host)
-{
-    bool v6 = strchr(host, ':') != NULL;
-
-    fputs(v6 ? "[" : "", f);
-    for (; *host; host++)
-        if (isalnum((unsigned char)*host) || strchr(".-_:", *host))
-            fputc(*host, f);
-        else
-            fprintf(f, "%%%02X", (unsigned char)*host);
-    fputs(v6 ? "]" : "", f);
-}
-
-char *nbd_uri_print(const struct nbd_uri *uri)
-{
-    char *text = NULL;
-    size_t n;
-    FILE *f = open_memstream(&text, &n);
-
-    if (!f)
-        return NULL;
-    if (uri->socket) {
-        fputs("nbd+unix:///", f);
-        print_encoded(f, uri->export_name);
-        fputs("?socket=", f);
-        print_encoded(f, uri->socket);
-    } else {
-        fputs(uri->tls ? "nbds://" : "nbd://", f);
-        print_host(f, uri->host);
-        if (strcmp(uri->port, "10809") != 0)
-            fprintf(f, ":%s", uri->port);
-        fputc('/', f);
-        print_encoded(f, uri->export_name);
-    }
-    if (fclose(f) == 0)
-        return text;
-    free(text);
-    return NULL;
 }

@@ -1,8 +1,9 @@
 /* NBD URIs: what they may say, and their parts.
  *
  *     nbd://HOST[:PORT][/EXPORT]            TCP; no HOST means localhost, no PORT 10809
- *     nbds://HOST[:PORT][/EXPORT]           the same with TLS, which is then required
+ *     nbds://[USER@]HOST[:PORT][/EXPORT]    the same with TLS, which is then required
  *     nbd+unix:///[EXPORT]?socket=PATH      a Unix socket
+ *     nbds+unix://[USER@]/[EXPORT]?socket=PATH
  *
  * and, as older programs wrote them into images, where nothing is encoded and EXPORT may
  * have any character:
@@ -10,10 +11,13 @@
  *     nbd:HOST:PORT[:exportname=EXPORT]
  *     nbd:unix:PATH[:exportname=EXPORT]
  *
- * Everything else is refused: other schemes, user names, fragments, and every query
- * parameter but socket= (those that libnbd knows name local key files, which is nothing a
- * name should be able to do).  The parts are handed to libnbd one by one and never as text
- * again, so that there is no second parser that could understand a name in another way.
+ * With TLS, a user may add the parameters tls-certificates=FOLDER, tls-psk-file=FILE and
+ * tls-verify-peer=true|false, which count more than what nbd_tls.h has for the process.  An
+ * image may not, nor name a USER: it has no say in which of the host's keys are used.
+ *
+ * Everything else is refused: other schemes, fragments, other parameters.  The parts are
+ * handed to libnbd one by one and never as text again, so that there is no second parser
+ * that could understand a name in another way.
  *
  * Threads: any.  Layer: storage. */
 #ifndef STORAGE_NBD_URI_H
@@ -31,6 +35,14 @@
 /* The protocol's limit on strings, in bytes. */
 #define NBD_EXPORT_NAME_MAX 4096
 
+/* What a connection with TLS uses.  A member that is NULL or 0 wasn't chosen. */
+struct nbd_tls_choice {
+    char *certificates; /* folder, absolute */
+    char *psk_file;     /* absolute */
+    char *username;     /* for the pre-shared key */
+    int verify;         /* 1: the server's certificate is verified, -1: it isn't */
+};
+
 /* Who wrote it. */
 enum nbd_uri_origin {
     NBD_URI_USER,
@@ -38,11 +50,12 @@ enum nbd_uri_origin {
 };
 
 struct nbd_uri {
-    bool tls;
     char *socket;      /* absolute path, or NULL: TCP */
     char *host;        /* NULL with a socket; an IPv6 address has no brackets */
     char port[6];      /* decimal, 1..65535 */
     char *export_name; /* never NULL; free of control characters */
+    bool tls;
+    struct nbd_tls_choice keys; /* owned; only with tls */
 };
 
 /* Does the text start as an NBD URI does, of any scheme that speaks NBD? */

@@ -39,6 +39,10 @@ static void check_canonical(const struct nbd_uri *uri)
     fuzz_check(uri->tls == again.tls && same(uri->socket, again.socket) &&
                    same(uri->host, again.host) &&
                    same(uri->export_name, again.export_name) &&
+                   same(uri->keys.certificates, again.keys.certificates) &&
+                   same(uri->keys.psk_file, again.keys.psk_file) &&
+                   same(uri->keys.username, again.keys.username) &&
+                   uri->keys.verify == again.keys.verify &&
                    (!uri->host || same(uri->port, again.port)),
                "'%s' parses to something else", text);
 }
@@ -58,6 +62,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         }
         fuzz_check(nbd_uri_is_one(text), "'%s' is no URI", text);
         check_parts(&uri);
+        fuzz_check(origin == NBD_URI_USER ||
+                       (!uri.keys.certificates && !uri.keys.psk_file &&
+                        !uri.keys.username && !uri.keys.verify),
+                   "an image chooses keys");
         check_canonical(&uri);
     }
     return 0;

@@ -87,14 +87,21 @@ Test(nbd_uri, refusals)
         {"nbd:unix::exportname=x", EINVAL},
         {"nbd:h:1:exportname=\x01", EINVAL},
         {"nbd+vsock://1:2/", ENOTSUP},
-        {"nbds+unix:///?socket=/s", ENOTSUP},
         {"nbd+ssh://host/", ENOTSUP},
         {"http://host/", ENOTSUP},
         {"NBD://host/", ENOTSUP},
-        {"nbd://user@host/", ENOTSUP},
-        {"nbds://host/?tls-psk-file=/etc/shadow", ENOTSUP},
-        {"nbds://host/?tls-certificates=/etc", ENOTSUP},
-        {"nbd+unix:///?socket=/s&tls-psk-file=/x", ENOTSUP},
+        {"nbd://user@host/", EINVAL}, /* without TLS it would mean nothing */
+        {"nbds://@host/", EINVAL},
+        {"nbds://user:password@host/", EINVAL},
+        {"nbds://a@b@host/", EINVAL},
+        {"nbd://host/?tls-certificates=/x", EINVAL},
+        {"nbd+unix:///?socket=/s&tls-psk-file=/x", EINVAL},
+        {"nbd://host/?tls-verify-peer=true", EINVAL},
+        {"nbds://host/?tls-verify-peer=1", EINVAL},
+        {"nbds://host/?tls-psk-file=", EINVAL},
+        {"nbds://host/?tls-psk-file=/a&tls-psk-file=/b", EINVAL},
+        {"nbds://host/?tls-priority=NORMAL", ENOTSUP},
+        {"nbds://host/?tls-certificates", ENOTSUP},
         {"nbd+unix:///?SOCKET=/s", ENOTSUP},
         {"nbd+unix:///?&socket=/s", ENOTSUP},
         {"nbd+unix:///?socket=/s&socket=/t", EINVAL},
@@ -134,13 +141,49 @@ Test(nbd_uri, refusals)
     }
 }
 
+Test(nbd_uri, keys_of_a_user)
+{
+    static const struct {
+        const char *text, *certificates, *psk_file, *username;
+        int verify;
+    } cases[] = {
+        {"nbds://host/", NULL, NULL, NULL, 0},
+        {"nbds://a%40b@host:1/x", NULL, NULL, "a@b", 0},
+        {"nbds://host/?tls-certificates=/a%20b&tls-verify-peer=false", "/a b", NULL, NULL,
+         -1},
+        {"nbds+unix://alice@/x?socket=/s&tls-psk-file=/k", NULL, "/k", "alice", 0},
+        {"nbds://h?tls-verify-peer=true&tls-psk-file=/k", NULL, "/k", NULL, 1},
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct nbd_uri uri, again;
+        cr_assert_eq(parse(cases[i].text, NBD_URI_USER, &uri), 0, "%s", cases[i].text);
+        char *printed = nbd_uri_print(&uri);
+        cr_assert_eq(parse(printed, NBD_URI_USER, &again), 0, "%s", printed);
+        for (const struct nbd_uri *u = &uri; u; u = u == &uri ? &again : NULL) {
+            cr_expect(u->tls && same(u->keys.certificates, cases[i].certificates) &&
+                          same(u->keys.psk_file, cases[i].psk_file) &&
+                          same(u->keys.username, cases[i].username) &&
+                          u->keys.verify == cases[i].verify,
+                      "%s", printed);
+        }
+        free(printed);
+        nbd_uri_free(&uri);
+        nbd_uri_free(&again);
+    }
+}
+
 Test(nbd_uri, what_an_image_may_name)
 {
     static const char *const allowed[] = {
         "nbd://localhost/x", "nbd:///x",      "nbd://host:99/",
         "nbd://[::1]/",      "nbds://host/x", "nbd+unix:///?socket=/run/s"};
     static const char *const refused[] = {"nbd+unix:///?socket=run/s",
-                                          "nbd+unix:///?socket=../s"};
+                                          "nbd+unix:///?socket=../s",
+                                          "nbds://user@host/",
+                                          "nbds://host/?tls-psk-file=/etc/shadow",
+                                          "nbds://host/?tls-certificates=/etc",
+                                          "nbds://host/?tls-verify-peer=false"};
     struct nbd_uri uri;
 
     for (size_t i = 0; i < ARRAY_LEN(allowed); i++) {

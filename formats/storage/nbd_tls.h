@@ -1,0 +1,18 @@
+/* The keys that this process has for NBD connections with TLS whose URI doesn't name its
+ * own: backing files' (whose URI may be an image's) and those of mirrors.
+ *
+ * Without any, libnbd looks where GnuTLS programs of the user and the system have their
+ * certificates.  Threads: set once, before the first connection.  Layer: storage. */
+#ifndef STORAGE_NBD_TLS_H
+#define STORAGE_NBD_TLS_H
+
+#include "storage/nbd_uri.h"
+
+/* Copies nothing: what it points to stays as it is until the end. */
+void nbd_tls_set_default(const struct nbd_tls_choice *keys);
+
+/* What a connection to the URI uses: its own choice, and the default where it has none.  A
+ * key file or folder of the URI replaces both of the default. */
+struct nbd_tls_choice nbd_tls_choose(const struct nbd_uri *uri);
+
+#endif
