@@ -13,6 +13,7 @@
 #include "base/cleanup.h"
 #include "base/compiler.h"
 #include "base/size.h"
+#include "base/words.h"
 #include "plugin_config.h"
 #include "registry.h"
 #include "storage/nbd_uri.h"
@@ -401,7 +402,12 @@ int plugin_config_set(struct plugin_config *config, const char *key, const char 
     for (size_t i = 0; i < ARRAY_LEN(keys); i++)
         if (strcmp(keys[i].key, key) == 0)
             return keys[i].set(config, key, value);
-    nbdkit_error("%s=%s: unknown parameter", key, value);
+    const char *names[ARRAY_LEN(keys)];
+    struct words_hint hint;
+    for (size_t i = 0; i < ARRAY_LEN(keys); i++)
+        names[i] = keys[i].key;
+    nbdkit_error("%s=%s: unknown parameter: %s", key, value,
+                 words_hint(&hint, key, names, ARRAY_LEN(keys)));
     return -1;
 }
 

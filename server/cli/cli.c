@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/cleanup.h"
+#include "base/words.h"
 #include "cli.h"
 
 /* Enough for every command's table, asserted by its use below. */
@@ -26,13 +28,21 @@ int cli_error(const char *fmt, ...)
     return CLI_FAILED;
 }
 
+static const char *command_name = "";
+
+void cli_set_command(const char *name)
+{
+    command_name = name;
+}
+
 int cli_usage_error(const char *fmt, ...)
 {
     va_list ap;
     va_start(ap, fmt);
     print_message(fmt, ap);
     va_end(ap);
-    fputs("Try 'qimg --help' for more information\n", stderr);
+    fprintf(stderr, "Try 'qimg %s%s--help' for more information\n", command_name,
+            command_name[0] ? " " : "");
     return CLI_FAILED;
 }
 
@@ -101,12 +111,31 @@ static void make_tables(const struct cli_command *cmd, struct getopt_tables *t)
     t->names[name] = (struct option){0};
 }
 
+static int unknown_long_option(const struct getopt_tables *t, const char *word)
+{
+    CLEANUP_FREE char *name = strdup(word);
+    const char *names[MAX_OPTIONS + 2], *nearest = NULL;
+    size_t n = 0;
+
+    while (t->names[n].name) {
+        names[n] = t->names[n].name;
+        n++;
+    }
+    if (name && strncmp(name, "--", 2) == 0) {
+        name[strcspn(name, "=")] = '\0';
+        nearest = words_nearest(name + 2, names, n);
+    }
+    return nearest ? cli_usage_error("unrecognized option '%s': did you mean --%s?", word,
+                                     nearest)
+                   : cli_usage_error("unrecognized option '%s'", word);
+}
+
 /* Of a letter among others argv[optind - 1] isn't the argument that has it. */
 static int unrecognized(const struct getopt_tables *t, char **argv)
 {
     if (optopt && optopt < CLI_LONG_ONLY && !strchr(t->letters, optopt))
         return cli_usage_error("unrecognized option '-%c'", optopt);
-    return cli_usage_error("unrecognized option '%s'", argv[optind - 1]);
+    return unknown_long_option(t, argv[optind - 1]);
 }
 
 int cli_take_options(const struct cli_command *cmd, int argc, char **argv, cli_take *take,

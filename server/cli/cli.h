@@ -52,6 +52,9 @@ int cli_take_options(const struct cli_command *cmd, int argc, char **argv, cli_t
 /* Prints "qimg: sentence" and returns CLI_FAILED. */
 int cli_error(const char *fmt, ...) PRINTF_LIKE(1, 2);
 
+/* The command that runs, for where help is; none yet: of the program. */
+void cli_set_command(const char *name);
+
 /* As cli_error, for a command line that makes no sense: adds where help is. */
 int cli_usage_error(const char *fmt, ...) PRINTF_LIKE(1, 2);
 

@@ -113,7 +113,7 @@ static int check_backing_words(const struct create_args *args, const char *name,
         return cli_error("%s: Backing file specified without backing format (-F)",
                          args->filename);
     if (!args->unchecked && !driver_find(format))
-        return cli_error("%s: Unknown backing format '%s'", args->filename, format);
+        return create_format_unknown("Unknown backing format", format);
     return CLI_OK;
 }
 
@@ -221,7 +221,7 @@ static int run_with(struct create_args *args, const struct cli_command *self, in
         return code;
     args->format = create_format_find(raw.format);
     if (!args->format)
-        return cli_error("Unknown file format '%s'", raw.format);
+        return create_format_unknown("Unknown file format", raw.format);
     if (args->list.help) {
         create_format_help(args->format);
         return CLI_OK;

@@ -5,9 +5,13 @@
 #include <string.h>
 
 #include "base/size.h"
+#include "base/words.h"
 #include "cli.h"
 #include "create_options.h"
 #include "size.h"
+
+/* More than any format has. */
+#define MAX_FORMAT_OPTIONS 16
 
 enum kind { KIND_TEXT, KIND_SWITCH, KIND_NUMBER, KIND_SIZE };
 
@@ -68,6 +72,17 @@ const struct create_format *create_format_find(const char *name)
     return NULL;
 }
 
+int create_format_unknown(const char *what, const char *name)
+{
+    const char *names[ARRAY_LEN(formats)];
+    struct words_hint hint;
+
+    for (size_t i = 0; i < ARRAY_LEN(formats); i++)
+        names[i] = formats[i].name;
+    return cli_error("%s '%s': %s", what, name,
+                     words_hint(&hint, name, names, ARRAY_LEN(names)));
+}
+
 const char *create_format_name(const struct create_format *format)
 {
     return format->name;
@@ -106,7 +121,7 @@ static int compare_names(const void *a, const void *b)
 
 void create_format_help(const struct create_format *format)
 {
-    const struct option_info *sorted[16];
+    const struct option_info *sorted[MAX_FORMAT_OPTIONS];
     size_t n = 0;
 
     for (const struct option_info *o = format->options; o->name; o++)
@@ -171,6 +186,20 @@ static int refuse_value(const char *filename, const struct option_info *o,
                      wants[o->kind], value);
 }
 
+static int refuse_key(const struct create_format *format, const char *filename,
+                      const char *key)
+{
+    const char *names[MAX_FORMAT_OPTIONS];
+    struct words_hint hint;
+    size_t n = 0;
+
+    for (const struct option_info *o = format->options; o->name; o++)
+        if (o->help)
+            names[n++] = o->name;
+    return cli_error("%s: Invalid parameter '%s' of %s: %s", filename, key, format->name,
+                     words_hint(&hint, key, names, n));
+}
+
 int create_options_check(const struct create_format *format, struct option_list *list,
                          const char *filename)
 {
@@ -178,7 +207,7 @@ int create_options_check(const struct create_format *format, struct option_list 
         struct option_pair *pair = &list->pairs[i];
         const struct option_info *o = find_option(format, pair->key);
         if (!o)
-            return cli_error("%s: Invalid parameter '%s'", filename, pair->key);
+            return refuse_key(format, filename, pair->key);
         char *value = normalise(o->kind, pair->value);
         if (!value)
             return refuse_value(filename, o, pair->value);

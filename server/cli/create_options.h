@@ -10,6 +10,9 @@ struct create_format;
 /* NULL: there is no such format. */
 const struct create_format *create_format_find(const char *name);
 
+/* Complains that `what` (a format) is none of those there are; returns CLI_FAILED. */
+int create_format_unknown(const char *what, const char *name);
+
 const char *create_format_name(const struct create_format *format);
 
 /* Are backing files among the format's features? */

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/words.h"
 #include "cli.h"
 #include "registry.h"
 
@@ -39,6 +40,23 @@ static int print_help(void)
     return cli_finish(CLI_OK);
 }
 
+static int run_command(const struct cli_command *command, int argc, char **argv)
+{
+    cli_set_command(command->name);
+    return cli_finish(command->run(command, argc, argv));
+}
+
+static int unknown_command(const char *word)
+{
+    const char *names[ARRAY_LEN(commands)];
+    struct words_hint hint;
+
+    for (size_t i = 0; i < ARRAY_LEN(commands); i++)
+        names[i] = commands[i]->name;
+    return cli_usage_error("Command not found: %s: %s", word,
+                           words_hint(&hint, word, names, ARRAY_LEN(names)));
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 2)
@@ -55,6 +73,6 @@ int main(int argc, char **argv)
     registry_init();
     for (size_t i = 0; i < ARRAY_LEN(commands); i++)
         if (strcmp(commands[i]->name, word) == 0)
-            return cli_finish(commands[i]->run(commands[i], argc - 1, argv + 1));
-    return cli_usage_error("Command not found: %s", word);
+            return run_command(commands[i], argc - 1, argv + 1);
+    return unknown_command(word);
 }

@@ -46,7 +46,8 @@ def set_fields(path, fmt, **fields):
 @parametrised
 class Parameters(Case):
     cases_bad_value = {
-        "unknown key": ("frobnicate=1", "frobnicate"),
+        "unknown key": ("frobnicate=1", "frobnicate=1: unknown parameter: there are: file, .*node-name"),
+        "mistyped key": ("chache=none", "chache=none: unknown parameter: did you mean 'cache'"),
         "format": ("format=vmdk", "format.*qcow2"),
         "format empty": ("format=", "format"),
         "cache": ("cache=sometimes", "cache.*(writethrough.*volatile|volatile.*writethrough)"),
