@@ -17,9 +17,9 @@
 #include "base/compiler.h"
 #include "base/diag.h"
 #include "block/check.h"
+#include "storage/storage.h"
 
 struct node;
-struct storage;
 
 enum extent_kind {
     EXTENT_DATA,    /* host bytes of this layer */
@@ -69,6 +69,7 @@ struct create_request {
     const char *filename;
     uint64_t size;                             /* bytes, of any alignment */
     const char *backing_file, *backing_format; /* NULL: none */
+    struct storage_hints hints;
     struct create_option *options;
     size_t n_options;
 };

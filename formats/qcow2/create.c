@@ -346,6 +346,7 @@ int qcow2_create(struct create_request *req, struct diag *diag)
     if (err)
         return err;
     bool device = st->fixed_size;
+    storage_set_hints(st, &req->hints);
     err = write_image(&s, st);
     if (err)
         diag_errno(diag, -err, "%s: writing the image", req->filename);

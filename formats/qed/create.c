@@ -170,6 +170,7 @@ int qed_create(struct create_request *req, struct diag *diag)
         (err = make_header(req, &set, &header, diag)) < 0 ||
         (err = storage_create_file(req->filename, &file, diag)) < 0)
         return err;
+    storage_set_hints(file, &req->hints);
     if (file->fixed_size)
         return diag_set(
             diag, ENOTSUP,

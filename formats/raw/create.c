@@ -1,10 +1,7 @@
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
-#include <linux/fs.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "base/checked.h"
@@ -19,7 +16,6 @@ enum preallocation { PREALLOC_OFF, PREALLOC_FALLOC, PREALLOC_FULL };
 
 struct raw_options {
     enum preallocation preallocation;
-    bool nocow;
 };
 
 static int parse_preallocation(const char *word, enum preallocation *out)
@@ -36,12 +32,6 @@ static int parse_preallocation(const char *word, enum preallocation *out)
     return -EINVAL;
 }
 
-static int parse_switch(const char *word, bool *out)
-{
-    *out = strcmp(word, "on") == 0;
-    return *out || strcmp(word, "off") == 0 ? 0 : -EINVAL;
-}
-
 static int parse_options(struct create_request *req, struct raw_options *out,
                          struct diag *diag)
 {
@@ -51,8 +41,6 @@ static int parse_options(struct create_request *req, struct raw_options *out,
         int rc;
         if (strcmp(o->key, "preallocation") == 0)
             rc = parse_preallocation(o->value, &out->preallocation);
-        else if (strcmp(o->key, "nocow") == 0)
-            rc = parse_switch(o->value, &out->nocow);
         else
             return diag_set(diag, EINVAL, "%s: raw images have no option '%s'",
                             req->filename, o->key);
@@ -65,19 +53,6 @@ static int parse_options(struct create_request *req, struct raw_options *out,
         return diag_set(diag, ENOTSUP, "%s: raw images have no backing file",
                         req->filename);
     return 0;
-}
-
-/* Only btrfs knows the flag, and only for empty files; elsewhere nothing is lost without
- * it. */
-static void set_nocow(const char *filename)
-{
-    CLEANUP_CLOSE int fd = open(filename, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    int flags;
-
-    if (fd < 0 || ioctl(fd, FS_IOC_GETFLAGS, &flags) < 0)
-        return;
-    flags |= FS_NOCOW_FL;
-    ioctl(fd, FS_IOC_SETFLAGS, &flags);
 }
 
 static int write_zeroes(struct storage *file, uint64_t size)
@@ -126,8 +101,7 @@ int raw_create(struct create_request *req, struct diag *diag)
     if (rc < 0)
         return rc;
     bool is_device = file->fixed_size;
-    if (options.nocow && !is_device)
-        set_nocow(req->filename);
+    storage_set_hints(file, &req->hints);
     rc = fill(file, size, options.preallocation, diag);
     storage_close(file);
     if (rc < 0 && !is_device)

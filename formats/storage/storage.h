@@ -108,6 +108,16 @@ int storage_open_file(const char *path, const struct storage_open *how,
  * block device is opened as it is.  As for storage_open_file otherwise. */
 int storage_create_file(const char *path, struct storage **out, struct diag *diag) MUST_USE;
 
+/* Wishes for a new file, which filesystems may know or not. */
+struct storage_hints {
+    bool nocow;                /* no copy-on-write of its data (btrfs) */
+    uint32_t extent_size_hint; /* bytes to allocate at once (XFS); 0: no wish */
+};
+
+/* For a file that storage_create_file has just made.  A wish that isn't granted costs
+ * nothing: of the extent size it is said. */
+void storage_set_hints(struct storage *st, const struct storage_hints *hints);
+
 /* Stable identity of the local file behind st, to find loops in chains: -ENOTSUP when it is
  * not a local file. */
 int storage_identity(struct storage *st, uint64_t *device, uint64_t *inode);

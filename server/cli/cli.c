@@ -183,6 +183,9 @@ int cli_take_image_option(struct cli_image *image, int option)
     case 'U':
         image->share = true;
         break;
+    case CLI_IMAGE_OPTS:
+        image->image_opts = true;
+        break;
     }
     return CLI_OK;
 }
@@ -197,6 +200,9 @@ int cli_take_image(const struct cli_command *cmd, int argc, char **argv, cli_tak
     if (argc - optind != 1)
         return cli_usage_error("Expecting one image file name");
     image->filename = argv[optind];
+    if (image->image_opts && image->format)
+        return cli_usage_error("--image-opts and -f exclude each other: driver=%s says it",
+                               image->format);
     return CLI_GO_ON;
 }
 

@@ -35,7 +35,7 @@ extern const struct cli_command check_command, create_command, info_command, job
     map_command, serve_command;
 
 /* The values of options that have no letter start here; a command's own come after. */
-enum { CLI_LONG_ONLY = 256, CLI_OUTPUT = CLI_LONG_ONLY, CLI_OWN_OPTIONS };
+enum { CLI_LONG_ONLY = 256, CLI_OUTPUT = CLI_LONG_ONLY, CLI_IMAGE_OPTS, CLI_OWN_OPTIONS };
 
 /* Notes one option of a command's table, whose argument is in optarg, in the command's
  * arguments.  CLI_OK, or another value after a complaint. */
@@ -74,13 +74,16 @@ int cli_parse_output(const char *word, enum cli_output *out);
 struct cli_image {
     const char *filename, *format; /* format NULL: not given */
     enum cli_output output;
-    bool share; /* with a writer */
+    bool share;      /* with a writer */
+    bool image_opts; /* the filename is a list of options, which image_open takes apart */
 };
 
 /* Their rows in a command's table; `take` leaves these options to cli_take_image_option. */
 #define CLI_IMAGE_OPTIONS                                                           \
-    {'f', NULL, "FMT", "the image's format; by default told from its content"},     \
+    {'f', "format", "FMT", "the image's format; by default told from its content"}, \
         {CLI_OUTPUT, "output", "human|json", "how to print"},                       \
+        {CLI_IMAGE_OPTS, "image-opts", NULL,                                        \
+         "the filename is driver=...,file.filename=..."},                           \
     {                                                                               \
         'U', "force-share", NULL, "allow others to have the image open for writing" \
     }

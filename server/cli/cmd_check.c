@@ -7,8 +7,10 @@
 
 #include <jansson.h>
 
+#include "block/cache_mode.h"
 #include "block/chain.h"
 #include "cli.h"
+#include "image_opts.h"
 
 /* Exit codes of this command, as qemu-img's. */
 #define CHECK_CORRUPT     2
@@ -22,6 +24,7 @@ static const struct cli_option options[] = {
     CLI_IMAGE_OPTIONS,
     {'r', "repair", "leaks|all", "free leaked clusters, or repair everything"},
     {'p', NULL, NULL, "show progress"},
+    {'T', NULL, "CACHE", "how the image is read: writeback, none, ..."},
     {'q', NULL, NULL, "print nothing but errors"},
     {0},
 };
@@ -29,6 +32,7 @@ static const struct cli_option options[] = {
 struct check_args {
     struct cli_image image;
     enum check_repair repair;
+    const struct cache_mode *cache; /* NULL: the default */
     bool progress, quiet;
 };
 
@@ -214,7 +218,8 @@ static int find_driver(struct checked *image, struct diag *diag)
 
 static int open_and_check(const struct check_args *args)
 {
-    const struct storage_open how = {.read_only = args->repair == REPAIR_NONE};
+    const struct storage_open how = {.read_only = args->repair == REPAIR_NONE,
+                                     .direct = args->cache && args->cache->direct};
     CLEANUP_STORAGE struct storage *file = NULL;
     struct checked image = {.args = args, .percent = -1};
     struct diag diag = {0};
@@ -231,6 +236,23 @@ static int open_and_check(const struct check_args *args)
         return cli_locked(&diag);
     cli_diag(&diag);
     return rc == -ENOTSUP && file && !args->image.format ? CHECK_UNSUPPORTED : CLI_FAILED;
+}
+
+/* With --image-opts the name and the format are in what was given as the name. */
+static int check_given(struct check_args *args)
+{
+    CLEANUP_REFERENCE struct reference ref = {0};
+
+    if (!args->image.image_opts)
+        return open_and_check(args);
+    int code = image_opts_parse(args->image.filename, &ref);
+    if (code != CLI_OK)
+        return code;
+    if (ref.is_nbd)
+        return cli_error("%s: only files can be checked", ref.path);
+    args->image.filename = ref.path;
+    args->image.format = ref.format;
+    return open_and_check(args);
 }
 
 /* ---- the command line ---- */
@@ -260,6 +282,11 @@ static int take_option(void *opaque, int option)
     case 'q':
         args->quiet = true;
         break;
+    case 'T':
+        args->cache = cache_mode_find(optarg);
+        if (!args->cache)
+            return cli_usage_error("-T %s: must be %s", optarg, cache_mode_names());
+        break;
     default:
         return cli_take_image_option(&args->image, option);
     }
@@ -275,7 +302,7 @@ static int run(const struct cli_command *self, int argc, char **argv)
         return code;
     if (args.image.share && args.repair != REPAIR_NONE)
         return cli_usage_error("--force-share/-U can't be used together with a repair");
-    return open_and_check(&args);
+    return check_given(&args);
 }
 
 const struct cli_command check_command = {

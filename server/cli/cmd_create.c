@@ -14,7 +14,7 @@
 #define SECTOR 512
 
 static const struct cli_option options[] = {
-    {'f', NULL, "FMT", "the new image's format (default raw)"},
+    {'f', "format", "FMT", "the new image's format (default raw)"},
     {'b', NULL, "FILE", "the new image's backing file"},
     {'F', NULL, "FMT", "the backing file's format"},
     {'u', NULL, NULL, "don't open the backing file"},
@@ -154,6 +154,7 @@ static int create(struct create_args *args)
                          args->filename, name);
     if (create_options_check(args->format, &args->list, args->filename) != CLI_OK ||
         settle_size(args, &req.size) != CLI_OK ||
+        create_options_hints(&args->list, args->filename, &req.hints) != CLI_OK ||
         create_options_for_driver(&args->list, &for_driver, &req.n_options) != CLI_OK)
         return CLI_FAILED;
     if (!args->quiet)

@@ -5,10 +5,14 @@
 
 #include <jansson.h>
 
+#include "base/checked.h"
 #include "base/cleanup.h"
 #include "cli.h"
 #include "image.h"
 #include "info_print.h"
+
+/* qemu-img counts in these, and so a raw file that ends inside one seems larger there. */
+#define SECTOR 512
 
 enum { OPT_BACKING_CHAIN = CLI_OWN_OPTIONS };
 
@@ -56,7 +60,8 @@ static json_t *describe(struct node *node)
 
     json_object_set_new(object, "filename", json_text(node->filename));
     json_object_set_new(object, "format", json_string(node->driver->name));
-    json_object_set_new(object, "virtual-size", json_integer((json_int_t)node->size));
+    json_object_set_new(object, "virtual-size",
+                        json_integer((json_int_t)align_up(node->size, SECTOR)));
     if (storage_allocated(node->file, &allocated) == 0)
         json_object_set_new(object, "actual-size", json_integer((json_int_t)allocated));
     if (node->cluster_size > 1)
@@ -93,13 +98,12 @@ static void print(json_t *images, const struct info_args *args)
 static int info(const struct info_args *args)
 {
     const struct chain_options chain = {
-        .format = args->image.format,
         .read_only = true,
         .no_backing = !args->backing_chain,
         .node = {.lock_off = args->image.share, .describe = true},
     };
     struct image image;
-    int code = image_open(&image, args->image.filename, &chain, IMAGE_MAYBE_RAW);
+    int code = image_open_given(&image, &args->image, &chain);
     if (code != CLI_OK)
         return code;
 

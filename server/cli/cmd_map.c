@@ -103,11 +103,10 @@ static int print_runs(struct printer *p, struct node *node, uint64_t start, uint
 
 static int map(const struct map_args *args)
 {
-    const struct chain_options chain = {.format = args->image.format,
-                                        .read_only = true,
+    const struct chain_options chain = {.read_only = true,
                                         .node = {.lock_off = args->image.share}};
     struct image image;
-    int code = image_open(&image, args->image.filename, &chain, IMAGE_MAYBE_RAW);
+    int code = image_open_given(&image, &args->image, &chain);
     if (code != CLI_OK)
         return code;
 

@@ -27,7 +27,18 @@ struct create_format {
     const struct option_info *options; /* in the order of announcing */
 };
 
+/* Those of the file, which every format has. */
+#define NOCOW_OPTION                                                             \
+    {                                                                            \
+        "nocow", KIND_SWITCH, NULL, "Turn off copy-on-write of the file (btrfs)" \
+    }
+#define EXTENT_OPTION                                                              \
+    {                                                                              \
+        "extent_size_hint", KIND_SIZE, NULL, "Bytes for the file to grow by (XFS)" \
+    }
+
 static const struct option_info qcow2_options[] = {
+    {"encryption", KIND_SWITCH, NULL, NULL},
     {"cluster_size", KIND_SIZE, "65536", "Size of a cluster, 512 bytes to 2 MiB"},
     {"extended_l2", KIND_SWITCH, "off", NULL},
     {"preallocation", KIND_TEXT, NULL,
@@ -39,6 +50,8 @@ static const struct option_info qcow2_options[] = {
     {"backing_fmt", KIND_TEXT, NULL, "Image format of the base image"},
     {"lazy_refcounts", KIND_SWITCH, "off", "Postpone the updates of reference counts"},
     {"refcount_bits", KIND_NUMBER, "16", "Width of a reference count, 1 to 64 bits"},
+    NOCOW_OPTION,
+    EXTENT_OPTION,
     {0},
 };
 
@@ -48,13 +61,16 @@ static const struct option_info qed_options[] = {
     {"backing_fmt", KIND_TEXT, NULL, "Image format of the base image"},
     {"cluster_size", KIND_SIZE, "65536", "Size of a cluster, 4 KiB to 64 MiB"},
     {"table_size", KIND_SIZE, NULL, "Clusters that an L1 or L2 table takes, 1 to 16"},
+    NOCOW_OPTION,
+    EXTENT_OPTION,
     {0},
 };
 
 static const struct option_info raw_options[] = {
     {"size", KIND_SIZE, NULL, "Virtual disk size"},
-    {"nocow", KIND_SWITCH, NULL, "Turn off copy-on-write of the file (btrfs)"},
+    NOCOW_OPTION,
     {"preallocation", KIND_TEXT, NULL, "What to allocate now: off, falloc or full"},
+    EXTENT_OPTION,
     {0},
 };
 
@@ -214,6 +230,9 @@ int create_options_check(const struct create_format *format, struct option_list 
         free(pair->value);
         pair->value = value;
     }
+    const char *encryption = options_get(list, "encryption");
+    if (encryption && strcmp(encryption, "on") == 0)
+        return cli_error("%s: encryption=on: encrypted images are not supported", filename);
     return CLI_OK;
 }
 
@@ -248,7 +267,8 @@ void create_options_announce(const struct create_format *format,
 static bool is_common(const char *key)
 {
     return strcmp(key, "size") == 0 || strcmp(key, "backing_file") == 0 ||
-           strcmp(key, "backing_fmt") == 0;
+           strcmp(key, "backing_fmt") == 0 || strcmp(key, "encryption") == 0 ||
+           strcmp(key, "nocow") == 0 || strcmp(key, "extent_size_hint") == 0;
 }
 
 int create_options_for_driver(const struct option_list *list,
@@ -267,5 +287,19 @@ int create_options_for_driver(const struct option_list *list,
     }
     *options = out;
     *count = n;
+    return CLI_OK;
+}
+
+int create_options_hints(const struct option_list *list, const char *filename,
+                         struct storage_hints *hints)
+{
+    const char *nocow = options_get(list, "nocow");
+    const char *extent = options_get(list, "extent_size_hint");
+    uint64_t bytes = 0;
+
+    if (extent && (size_parse(extent, &bytes) < 0 || bytes > UINT32_MAX))
+        return cli_error("%s: extent_size_hint: %s bytes are over 4 GiB", filename, extent);
+    hints->nocow = nocow && strcmp(nocow, "on") == 0;
+    hints->extent_size_hint = (uint32_t)bytes;
     return CLI_OK;
 }

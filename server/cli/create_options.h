@@ -36,4 +36,8 @@ void create_options_announce(const struct create_format *format,
 int create_options_for_driver(const struct option_list *list,
                               struct create_option **options, size_t *count);
 
+/* The wishes for the file.  Returns an exit code. */
+int create_options_hints(const struct option_list *list, const char *filename,
+                         struct storage_hints *hints);
+
 #endif

@@ -3,6 +3,7 @@
 
 #include "cli.h"
 #include "image.h"
+#include "image_opts.h"
 
 /* Tables of the images that a command looks at; more isn't needed for one pass over them.
  */
@@ -19,22 +20,46 @@ static bool looks_raw(const char *filename)
            chain_find_driver(file, NULL, &driver, NULL) == -EINVAL;
 }
 
+static int open_chain(struct image *image, const char *filename,
+                      const struct chain_options *options, bool share_helps)
+{
+    struct diag diag = {0};
+
+    if (block_context_init(&image->ctx, CACHE_BYTES, NULL, NULL) < 0)
+        return cli_error("out of memory");
+    if (chain_open(&image->ctx, filename, options, &image->node, &diag) == 0)
+        return CLI_OK;
+    block_context_destroy(&image->ctx);
+    return diag.err == EAGAIN && share_helps ? cli_locked(&diag) : cli_diag(&diag);
+}
+
 int image_open(struct image *image, const char *filename,
                const struct chain_options *options, enum image_guess guess)
 {
     struct chain_options actual = *options;
-    struct diag diag = {0};
+    bool maybe_raw = guess == IMAGE_MAYBE_RAW;
 
-    filename = cli_local_name(filename);
-    if (guess == IMAGE_MAYBE_RAW && !options->format && looks_raw(filename))
+    filename = options->is_nbd ? filename : cli_local_name(filename);
+    if (maybe_raw && !options->format && !options->is_nbd && looks_raw(filename))
         actual.format = "raw";
-    if (block_context_init(&image->ctx, CACHE_BYTES, NULL, NULL) < 0)
-        return cli_error("out of memory");
-    if (chain_open(&image->ctx, filename, &actual, &image->node, &diag) == 0)
-        return CLI_OK;
-    block_context_destroy(&image->ctx);
-    return diag.err == EAGAIN && guess == IMAGE_MAYBE_RAW ? cli_locked(&diag)
-                                                          : cli_diag(&diag);
+    return open_chain(image, filename, &actual, maybe_raw);
+}
+
+int image_open_given(struct image *image, const struct cli_image *given,
+                     const struct chain_options *options)
+{
+    CLEANUP_REFERENCE struct reference ref = {0};
+    struct chain_options actual = *options;
+
+    actual.format = given->format;
+    if (!given->image_opts)
+        return image_open(image, given->filename, &actual, IMAGE_MAYBE_RAW);
+    int code = image_opts_parse(given->filename, &ref);
+    if (code != CLI_OK)
+        return code;
+    actual.format = ref.format;
+    actual.is_nbd = ref.is_nbd;
+    return image_open(image, ref.path, &actual, IMAGE_MAYBE_RAW);
 }
 
 int image_close(struct image *image)

@@ -3,6 +3,7 @@
 #define CLI_IMAGE_H
 
 #include "block/chain.h"
+#include "cli.h"
 
 struct image {
     struct block_context ctx;
@@ -20,6 +21,11 @@ enum image_guess {
  * nothing to close. */
 int image_open(struct image *image, const char *filename,
                const struct chain_options *options, enum image_guess guess);
+
+/* As image_open, what the command line names: a file, or by --image-opts a file or an NBD
+ * export.  Of an unknown format it is raw. */
+int image_open_given(struct image *image, const struct cli_image *given,
+                     const struct chain_options *options);
 
 /* Complains and returns an exit code. */
 int image_close(struct image *image);

@@ -4,10 +4,11 @@ formats are called by their name."""
 import os
 import re
 import struct
+import subprocess
 import unittest
 
 from harness import *
-from test_cli import CliCase
+from test_cli import QIMG, CliCase
 
 LUKS = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
 
@@ -105,6 +106,75 @@ class Described(CliCase):
         before = sha256(self.path("image"))
         self.qimg("info", "image")
         self.assertEqual(sha256(self.path("image")), before)
+
+
+class Options(CliCase):
+    """Words of qemu-img's command line that say how an image is opened or made."""
+
+    def test_image_opts(self):
+        self.qemu("create", "-q", "-f", "qed", "image", "4M")
+        self.io("qed", "image", "write 1M 64k")
+        for opts in ("driver=qed,file.filename=image", "driver=qed,file.driver=file,file.filename=image",
+                     "driver=raw,file.driver=file,file.filename=image", "driver=qed,read-only=on,file.filename=image"):
+            for command in ("info", "map", "check"):
+                theirs, ours = (run(tool, command, "--image-opts", opts, check=False, cwd=self.dir)
+                                for tool in ("qemu-img", QIMG))
+                self.assertEqual((theirs.returncode, theirs.stdout), (ours.returncode, ours.stdout), (opts, command))
+        for opts, says in (("driver=ssh,host=h,path=x", "driver: is neither file nor nbd"), ("image", "image: is not"),
+                           ("driver=qed,file.filename=image,offset=1", "offset: is not supported"), ("", "option list")):
+            for command in ("info", "map", "check"):
+                self.refuses(command, "--image-opts", opts, says=[says] if "image" != opts else [])
+        self.refuses("info", "--image-opts", "-f", "qed", "driver=qed,file.filename=image", says=["exclude each other"])
+
+    def test_image_opts_nbd(self):
+        """An export is looked at as a file is."""
+        self.qemu("create", "-q", "-f", "qcow2", "image", "4M")
+        process = subprocess.Popen(["qemu-nbd", "-r", "-t", "-f", "raw", "-x", "a b", "-k", self.path("sock"), "image"],
+                                   cwd=self.dir)
+        self.addCleanup(kill_quietly, process)
+        wait_until(lambda: os.path.exists(self.path("sock")), 20, "qemu-nbd")
+        opts = f"driver=qcow2,file.driver=nbd,file.path={self.path('sock')},file.export=a b"
+        self.assertIn("virtual size: 4 MiB", self.qimg("info", "--image-opts", opts).stdout)
+        self.assertEqual(self.qimg("map", "--output=json", "--image-opts", opts).stdout,
+                         self.qemu("map", "--output=json", "--image-opts", opts).stdout)
+        self.refuses("check", "--image-opts", opts, says=["only files can be checked"])
+
+    def test_long_format(self):
+        self.qemu("create", "-q", "-f", "qcow2", "image", "4M")
+        for command in ("info", "map", "check"):
+            self.same_output(command, "--format", "qcow2", "image")
+            self.same_output(command, "--format=qcow2", "image")
+
+    def test_cache_of_check(self):
+        self.qemu("create", "-q", "-f", "qcow2", "image", "4M")
+        for mode in ("none", "writeback", "directsync", "unsafe", "writethrough"):
+            self.same_output("check", "-T", mode, "image")
+        self.refuses("check", "-T", "sometimes", "image", says=["-T sometimes: must be", "writeback"])
+        traced = run("strace", "-f", "-o", "/dev/stdout", "-e", "trace=fcntl", QIMG, "check", "-T", "none", "image",
+                     cwd=self.dir)
+        self.assertIn("O_DIRECT", traced.stdout)
+
+    def test_wishes_for_the_file(self):
+        """They are announced as qemu-img does it, and kept from the format."""
+        for options in ("nocow=on", "extent_size_hint=64k", "nocow=off,extent_size_hint=0"):
+            for fmt in ("qcow2", "qed", "raw"):
+                self.same_output("create", "-f", fmt, "-o", options, "image", "1M")
+        self.same_output("create", "-f", "qcow2", "-o", "encryption=off", "image", "1M")
+        self.refuses("create", "-q", "-f", "qcow2", "-o", "encryption=on", "new", "1M", says=["encryption=on"])
+        self.refuses("create", "-q", "-f", "qed", "-o", "extent_size_hint=5G", "new", "1M", says=["extent_size_hint"])
+        self.assertFalse(os.path.exists(self.path("new")))
+
+    def test_the_hint_reaches_the_file(self):
+        calls = run("strace", "-f", "-o", "/dev/stdout", "-e", "trace=ioctl", QIMG, "create", "-f", "qcow2", "-o",
+                    "extent_size_hint=64k,nocow=on", "image", "1M", cwd=self.dir).stdout
+        self.assertRegex(calls, "FS_IOC_FSSETXATTR, .*fsx_extsize=65536")
+        self.assertIn("FS_IOC_SETFLAGS", calls)
+
+    def test_raw_of_odd_size(self):
+        with open(self.path("image"), "wb") as file:
+            file.truncate(1000)
+        self.same_output("info", "-f", "raw", "image")
+        self.same_json("info", "-f", "raw", "image")
 
 
 class Foreign(CliCase):
