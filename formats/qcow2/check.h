@@ -42,7 +42,8 @@ struct check_snapshot {
     bool odd;          /* something is wrong with the entry */
     bool overlaps;     /* it can't, since other metadata is there */
     bool
-        extra_wrong; /* too little or too much extra data: the table must be written anew */
+        extra_wrong, /* too little or too much extra data: the table must be written anew */
+        name_wrong;  /* the same: there is a NUL in a name */
 };
 
 /* An L1 table to walk: the active one, or that of snapshots. */

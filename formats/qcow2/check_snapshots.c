@@ -32,27 +32,6 @@ static int read_entry(struct check *c, uint64_t offset, struct check_snapshot *s
     return 0;
 }
 
-/* A name that seems shorter than it is can't be mended, and dropping the snapshot for it
- * would be worse. */
-static int check_names(struct check *c, uint32_t index, const struct check_snapshot *s)
-{
-    uint8_t names[2 * UINT16_MAX];
-    uint64_t at = s->entry_offset + ENTRY_FIXED + s->extra_bytes;
-    size_t n = (size_t)s->id_bytes + s->name_bytes;
-
-    if (!range_inside(at, n, c->file_size))
-        return 0; /* which is found later */
-    int err = storage_read(c->st, names, n, at);
-    if (err)
-        return diag_errno(c->diag, -err, "%s: reading the snapshot table", c->st->name);
-    if (memchr(names, 0, n))
-        return diag_set(c->diag, EINVAL,
-                        "%s: snapshot table entry %" PRIu32
-                        ": a NUL byte is in the id or the name",
-                        c->st->name, index);
-    return 0;
-}
-
 static void mark_odd(struct check *c, struct check_snapshot *s)
 {
     c->odd_snapshots += !s->odd;
@@ -63,6 +42,27 @@ static void odd_snapshot(struct check *c, uint32_t index, const char *what)
 {
     qcheck_impossible(c, 1, "snapshot table entry %" PRIu32 ": %s", index, what);
     mark_odd(c, &c->snapshots[index]);
+}
+
+/* A name that goes on after a NUL isn't the one it seems to be.  Where the entry is damaged
+ * otherwise the names are elsewhere when that was mended. */
+static int check_names(struct check *c, uint32_t index)
+{
+    struct check_snapshot *s = &c->snapshots[index];
+    uint8_t names[2 * UINT16_MAX];
+    uint64_t at = s->entry_offset + ENTRY_FIXED + s->extra_bytes;
+    size_t n = (size_t)s->id_bytes + s->name_bytes;
+
+    if (!range_inside(at, n, c->file_size))
+        return 0; /* which is found later */
+    int err = storage_read(c->st, names, n, at);
+    if (err)
+        return diag_errno(c->diag, -err, "%s: reading the snapshot table", c->st->name);
+    if (!memchr(names, 0, n))
+        return 0;
+    odd_snapshot(c, index, "a NUL byte is in the id or the name");
+    s->name_wrong = true;
+    return 0;
 }
 
 /* Judges an entry by itself. */
@@ -103,7 +103,7 @@ static int read_table(struct check *c)
                             "%s: snapshot table: its first %" PRIu32
                             " entries take over %u bytes",
                             c->st->name, i + 1, MAX_TABLE_BYTES);
-        err = check_names(c, i, s);
+        err = check_names(c, i);
         if (err)
             return err;
         check_snapshot(c, i);

@@ -217,7 +217,7 @@ static int empty_snapshot(struct check *c, const struct check_snapshot *s)
 
 static int mend_snapshots(struct check *c, bool *changed)
 {
-    bool extra_wrong = false;
+    bool rewrite = false;
 
     for (uint32_t i = 0; i < c->n_snapshots; i++) {
         bool lost;
@@ -227,10 +227,10 @@ static int mend_snapshots(struct check *c, bool *changed)
         if (err)
             return err;
         *changed |= lost;
-        extra_wrong |= c->snapshots[i].extra_wrong;
+        rewrite |= c->snapshots[i].extra_wrong || c->snapshots[i].name_wrong;
     }
-    *changed |= extra_wrong;
-    return extra_wrong ? qrepair_snapshots(c) : 0;
+    *changed |= rewrite;
+    return rewrite ? qrepair_snapshots(c) : 0;
 }
 
 /* ---- bitmaps ---- */

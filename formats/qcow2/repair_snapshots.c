@@ -1,5 +1,6 @@
 /* A new snapshot table, at the end of the file, where entries have too little or too much
- * extra data.  The old one stays as it is until the header points to the new one. */
+ * extra data, or names with a NUL inside, which becomes a '?'.  The old one stays as it is
+ * until the header points to the new one. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -19,9 +20,15 @@ static uint32_t new_extra_bytes(const struct check_snapshot *s)
     return MIN(MAX(s->extra_bytes, MIN_EXTRA_BYTES), MAX_EXTRA_BYTES);
 }
 
+/* Where the name ends. */
+static uint64_t new_end(const struct check_snapshot *s)
+{
+    return ENTRY_FIXED + new_extra_bytes(s) + s->id_bytes + s->name_bytes;
+}
+
 static uint64_t new_length(const struct check_snapshot *s)
 {
-    return align_up(ENTRY_FIXED + new_extra_bytes(s) + s->id_bytes + s->name_bytes, 8);
+    return align_up(new_end(s), 8);
 }
 
 /* The extra data that version 3 asks for: sizes of the VM state and of the disk. */
@@ -44,6 +51,9 @@ static int copy_entry(struct check *c, const struct check_snapshot *s, uint8_t *
                            s->entry_offset + ENTRY_FIXED + s->extra_bytes);
     if (err)
         return diag_errno(c->diag, -err, "%s: reading the snapshot table", c->st->name);
+    for (uint8_t *p = out + ENTRY_FIXED + extra; p < out + new_end(s); p++)
+        if (*p == 0)
+            *p = '?';
     add_extra(c, out, have);
     store_be32(out + 36, extra);
     return 0;

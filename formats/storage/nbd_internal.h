@@ -39,6 +39,7 @@ struct nbd_link {
     struct nbd_handle *handle; /* NULL: LINK_DOWN */
     struct list in_flight;     /* struct nbd_request.link, by deadline */
     unsigned n_in_flight;
+    int drop_err; /* not 0: it is being ended, and this becomes of what is in flight */
     uint64_t deadline_ms; /* LINK_CONNECTING */
     uint64_t retry_ms;    /* LINK_DOWN: no attempt before */
     unsigned backoff_ms;

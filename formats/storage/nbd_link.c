@@ -225,6 +225,10 @@ static int completed(void *opaque, int *error)
 {
     struct nbd_request *req = opaque;
 
+    if (req->on->drop_err) {
+        move_to_finished(req->on, req, req->on->drop_err);
+        return 1;
+    }
     /* ENOTCONN is no server's answer: the connection died, and the request may have been
      * done. */
     req->lost = *error == ENOTCONN;
@@ -334,9 +338,13 @@ void nbd_link_issue(struct nbd_link *link, struct nbd_request *req)
 
 void nbd_link_drop(struct nbd_link *link, int err)
 {
-    /* First, so that libnbd touches no buffer once its owner was told. */
+    /* First, so that libnbd touches no buffer once its owner was told.  From version 1.16
+     * on it completes here what is in flight, with an error of its own; before that it
+     * forgets it. */
+    link->drop_err = err;
     if (link->handle)
         libnbd.close(link->handle);
+    link->drop_err = 0;
     link->handle = NULL;
     link->state = LINK_DOWN;
     LIST_FOR_EACH_SAFE(pos, &link->in_flight)

@@ -75,7 +75,13 @@ class HiddenText(Case):
                 run("qemu-img", "snapshot", "-c", "monday", image)
                 table = header(image, 64, 8, "big")
                 patch(image, table + 40 + header(image, table + 36, 4, "big") + place, b"\0")
-                self.refused_by_all(image, "snapshot table entry 0: .*(id|name)")
+                self.refused_by_all(image, "snapshot table entry 0: .*(id|name)", ("info", "map"))
+                done = run(QIMG, "check", image, check=False)
+                self.assertEqual(done.returncode, 2, done.stderr)
+                self.assertIn("snapshot table entry 0: a NUL byte is in the id or the name", done.stderr)
+                run(QIMG, "check", "-r", "all", image)
+                self.assertEqual(info(image, "qcow2")["snapshots"][0][what], "?" if what == "id" else "?onday")
+                self.serve(image).stop()
 
     def test_control_characters_are_not_printed(self):
         """A name can't forge lines of a log or speak to a terminal."""

@@ -165,7 +165,7 @@ MODEL(fua_pretended, "--filter=fua", "memory", "512K", "fuamode=force")
 MODEL(blocks_of_4k, "--filter=blocksize-policy", "memory", "512K", "blocksize-minimum=4096",
       "blocksize-preferred=64K", "blocksize-maximum=64K", "blocksize-error-policy=error")
 MODEL(blocks_of_512_without_zero, "--filter=blocksize-policy", "--filter=nozero", "memory",
-      "512K", "blocksize-minimum=512", "blocksize-maximum=8K",
+      "512K", "blocksize-minimum=512", "blocksize-preferred=4K", "blocksize-maximum=8K",
       "blocksize-error-policy=error")
 MODEL(one_connection, "--filter=multi-conn", "memory", "512K", "multi-conn-mode=disable")
 
