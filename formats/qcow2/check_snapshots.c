@@ -53,8 +53,8 @@ static int check_names(struct check *c, uint32_t index)
     uint64_t at = s->entry_offset + ENTRY_FIXED + s->extra_bytes;
     size_t n = (size_t)s->id_bytes + s->name_bytes;
 
-    if (!range_inside(at, n, c->file_size))
-        return 0; /* which is found later */
+    if (s->extra_wrong || !range_inside(at, n, c->file_size))
+        return 0; /* the latter is found later */
     int err = storage_read(c->st, names, n, at);
     if (err)
         return diag_errno(c->diag, -err, "%s: reading the snapshot table", c->st->name);
@@ -103,10 +103,10 @@ static int read_table(struct check *c)
                             "%s: snapshot table: its first %" PRIu32
                             " entries take over %u bytes",
                             c->st->name, i + 1, MAX_TABLE_BYTES);
+        check_snapshot(c, i);
         err = check_names(c, i);
         if (err)
             return err;
-        check_snapshot(c, i);
     }
     c->snapshot_bytes = at;
     if (qcheck_any(c, c->meta, c->h.snapshots_offset, at))

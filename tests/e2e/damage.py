@@ -455,7 +455,8 @@ def snapshot_damages(q):
         yield case("L1 over the end", 8, 4, 0x20000, "unread")
         yield case("L1 too large", 8, 4, 0x800000)
         if number == q.nb_snapshots - 1:  # else the next entry is looked for at the wrong place
-            yield case("too little extra data", 36, 4, extra - 16 if extra >= 16 else 0)
+            yield case("too little extra data", 36, 4, extra - 16 if extra >= 16 else 0,
+                       "v2-name" if q.version < 3 else "")
             yield case("too much extra data", 36, 4, 2000, "unlooked")
         yield case("id reaches far", 12, 2, 0xffff, "any overlap")
         for name, value in (("reserved", 1), ("misaligned", 512), ("past the end", None)):
