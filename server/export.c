@@ -335,6 +335,15 @@ void export_seal(struct export *export)
     wait_for_users(export, true);
 }
 
+char *export_name(struct export *export)
+{
+    const struct node *node = export->is_open ? atomic_load(&export->node) : NULL;
+
+    if (export->is_open && !node)
+        node = export->sealed;
+    return node ? strdup(node->filename) : NULL;
+}
+
 int export_close(struct export *export)
 {
     if (!export->is_open)

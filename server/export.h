@@ -67,6 +67,10 @@ void export_abandon_servers(struct export *export);
  * inside are waited for. */
 void export_seal(struct export *export);
 
+/* The name of the image that is served now, the caller's to free; NULL: none, or no memory.
+ */
+char *export_name(struct export *export);
+
 /* Everything flushed, closed and freed; again, or after a failed open: nothing.  No request
  * may run and no job hold a claim. */
 int export_close(struct export *export);

@@ -1,6 +1,7 @@
 /* The nbdkit callbacks: each converts types and calls one function. */
 #include <errno.h>
 #include <inttypes.h>
+#include <stdatomic.h>
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
@@ -130,11 +131,13 @@ static void close_all(void)
 {
     control_close(control);
     control = NULL;
+    char *name = export_name(&the_export); /* which isn't config.file after a pivot */
     int err = export_close(&the_export);
 
     if (err)
-        nbdkit_error("%s: closing: %s: the image must be checked", config.file,
-                     strerror(-err));
+        nbdkit_error("%s: closing: %s: the image must be checked",
+                     name ? name : config.file, strerror(-err));
+    free(name);
 }
 
 static void close_with_clients(void)
@@ -227,6 +230,17 @@ static bool can_write_now(void)
     return use.node->can_write;
 }
 
+/* Once: the client's own view of it would be that of a disk with a fault. */
+static void say_read_only(void)
+{
+    static atomic_flag said = ATOMIC_FLAG_INIT;
+    EXPORT_USE(use, export_enter(&the_export));
+
+    if (!atomic_flag_test_and_set(&said))
+        nbdkit_error("%s: warning: is served read-only: %s", use.node->filename,
+                     node_why_read_only(use.node));
+}
+
 static void *qimg_open(int readonly)
 {
     const char *name = nbdkit_export_name();
@@ -241,6 +255,8 @@ static void *qimg_open(int readonly)
     if (readonly)
         export_note_read_only(&the_export);
     bool writable = !readonly && can_write_now();
+    if (!readonly && !writable)
+        say_read_only();
     if (writable && export_make_writable(&the_export, &diag)) {
         fail(&diag);
         return NULL;
@@ -284,7 +300,7 @@ static int qimg_block_size(void *handle, uint32_t *minimum, uint32_t *preferred,
 
     (void)handle;
     /* Requests of any alignment are served; these are what costs least. */
-    *minimum = node->file->align > 1 && node->size % 512 == 0 ? 512 : 1;
+    *minimum = 1;
     *preferred =
         node->cluster_size == 1 ? 4096 : MIN(MAX(node->cluster_size, 512), MAX_PREFERRED);
     *maximum = MAX_REQUEST;

@@ -140,6 +140,14 @@ static int lock_file(struct node *node, enum storage_lock_level level, struct di
     return node->options.lock_off ? 0 : storage_lock(node->file, level, diag);
 }
 
+const char *node_why_read_only(const struct node *node)
+{
+    if (node->cannot)
+        return node->cannot;
+    return node->file->refused_err ? strerror(node->file->refused_err)
+                                   : "the file is open read-only";
+}
+
 int node_activate(struct node *node, struct diag *diag)
 {
     struct diag ignored;
@@ -147,7 +155,8 @@ int node_activate(struct node *node, struct diag *diag)
     if (node->active)
         return 0;
     if (!node->can_write)
-        return diag_set(diag, EROFS, "%s: the file is open read-only", node->filename);
+        return diag_set(diag, EROFS, "%s: can't be opened for writing: %s", node->filename,
+                        node_why_read_only(node));
     int err = lock_file(node, STORAGE_WRITER, diag);
     if (err)
         return err;

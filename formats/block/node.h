@@ -66,9 +66,10 @@ struct node {
 
     uint64_t size;         /* virtual size, bytes */
     uint32_t cluster_size; /* bytes; 1 for raw */
-    bool can_write;        /* the file is open read/write */
-    bool active;           /* activated for writing */
-    _Atomic bool changed;  /* driver->first_change isn't wanted any more */
+    bool can_write; /* the file is open read/write, and the format can be written on it */
+    const char *cannot;   /* static: why the format can't; NULL: it can */
+    bool active;          /* activated for writing */
+    _Atomic bool changed; /* driver->first_change isn't wanted any more */
     /* An entry that can't be right was met; and that while active: writes fail. */
     _Atomic bool corrupt, corrupt_fatal;
     /* Another node of ours writes to the same file, or did (a commit, to a base that is
@@ -97,6 +98,9 @@ static inline bool node_holes_may_show(const struct node *node)
 int node_open(struct block_context *ctx, const struct driver *driver, struct storage *file,
               const char *filename, const struct node_options *options, struct node **out,
               struct diag *diag) MUST_USE;
+
+/* Why the node can't be written, for messages: "Permission denied". */
+const char *node_why_read_only(const struct node *node);
 
 /* Makes the node writable (its backing chain stays read-only).  Again: does nothing. */
 int node_activate(struct node *node, struct diag *diag) MUST_USE;

@@ -302,7 +302,7 @@ static int allocate(struct node *node, enum preallocation how)
     if (!err && how != PREALLOC_METADATA && !node->file->fixed_size)
         err = storage_preallocate(node->file, 0, bytes);
     /* A filesystem that can't reserve blocks gets them by being written to. */
-    if (how == PREALLOC_FULL && (!err || err == -ENOTSUP))
+    if ((how == PREALLOC_FULL && !err) || err == -ENOTSUP)
         err = write_all_zeroes(node);
     return err;
 }

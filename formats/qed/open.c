@@ -116,6 +116,11 @@ static int open_image(struct node *node, struct diag *diag)
         return err;
     }
     node->state = img;
+    if (node->file->fixed_size) {
+        node->can_write = false;
+        node->cannot =
+            "a QED image on a block device: the format grows by extending its file";
+    }
     node->size = header.image_size;
     node->cluster_size = header.cluster_size;
     node->backing_name = TAKE(&backing);
@@ -206,11 +211,6 @@ static int activate(struct node *node, struct diag *diag)
 {
     int err;
 
-    if (node->file->fixed_size)
-        return diag_set(diag, ENOTSUP,
-                        "%s: a QED image on a block device can't be written to: the format "
-                        "grows by extending its file",
-                        node->filename);
     if ((err = require_clean(node, diag)) < 0)
         return err;
     struct qed_image *img = node->state; /* which the repair replaces */

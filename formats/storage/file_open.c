@@ -108,12 +108,18 @@ int storage_open_file(const char *path, const struct storage_open *how,
     struct storage_open as = *how;
     mode_t mode;
 
-    int fd = open_checked(path, as.read_only ? O_RDONLY : O_RDWR, &mode, diag);
+    int fd = open_checked(path, as.read_only ? O_RDONLY : O_RDWR, &mode, diag), refusal = 0;
     if (!as.read_only && as.fallback_read_only && is_refusal_to_write(fd)) {
         as.read_only = true;
+        refusal = -fd;
         fd = open_checked(path, O_RDONLY, &mode, diag);
     }
-    return fd < 0 ? fd : wrap(path, fd, mode, &as, out, diag);
+    if (fd < 0)
+        return fd;
+    int err = wrap(path, fd, mode, &as, out, diag);
+    if (!err)
+        (*out)->refused_err = refusal;
+    return err;
 }
 
 int storage_create_file(const char *path, struct storage **out, struct diag *diag)

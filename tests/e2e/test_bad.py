@@ -315,7 +315,12 @@ class BadQed(Case):
             self.skipTest(f"no loop device: {loop.stderr.strip()}")
         device = loop.stdout.strip()
         try:
-            self.refused(device, "writable=now", words=["block device"])
+            self.refused(device, "writable=now", words=["can't be opened for writing", "block device"])
+            server = self.serve(device)
+            self.assertTrue(server.connect().is_read_only())
+            server.connect()
+            server.stop()
+            self.assertEqual(server.errors.count("is served read-only: a QED image on a block device"), 1)
             server = self.serve(device, nbdkit=["-r"])
             self.assertEqual(server.connect().pread(4, 0), bytes(4))
             server.stop()

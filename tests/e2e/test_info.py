@@ -164,6 +164,16 @@ class Options(CliCase):
         self.refuses("create", "-q", "-f", "qed", "-o", "extent_size_hint=5G", "new", "1M", says=["extent_size_hint"])
         self.assertFalse(os.path.exists(self.path("new")))
 
+    def test_space_on_a_filesystem_that_reserves_none(self):
+        """What can't be reserved is written."""
+        for fmt in ("raw", "qcow2"):
+            for how in ("falloc", "full"):
+                with self.subTest(fmt=fmt, how=how):
+                    run("strace", "-f", "-qq", "-o", "/dev/null", "-e", "inject=fallocate:error=EOPNOTSUPP", QIMG,
+                        "create", "-q", "-f", fmt, "-o", f"preallocation={how}", "image", "4M", cwd=self.dir)
+                    self.assertGreaterEqual(os.stat(self.path("image")).st_blocks * 512, 4 << 20)
+                    check(self.path("image"), fmt)
+
     def test_the_hint_reaches_the_file(self):
         calls = run("strace", "-f", "-o", "/dev/stdout", "-e", "trace=ioctl", QIMG, "create", "-f", "qcow2", "-o",
                     "extent_size_hint=64k,nocow=on", "image", "1M", cwd=self.dir).stdout

@@ -56,6 +56,20 @@ class Offers(Case):
                     self.assertEqual(handle.get_block_size(nbd.SIZE_PREFERRED), cluster)
                     self.assertIn(handle.get_block_size(nbd.SIZE_MAXIMUM), (32 * MIB, 64 * MIB))
 
+    def test_any_alignment_is_advertised(self):
+        """In each cache mode: what the server takes is what it says it takes."""
+        for cache in ("writeback", "writethrough", "none", "directsync"):
+            with self.part(cache=cache):
+                server = self.serve(create(self.path("disk"), "qcow2", SIZE), f"cache={cache}")
+                handle = server.connect()
+                self.assertEqual(handle.get_block_size(nbd.SIZE_MINIMUM), 1)
+                handle.pwrite(b"odd", 4095)
+                self.assertEqual(bytes(handle.pread(5, 4094)), b"\0odd\0")
+                handle.zero(1, 4096)
+                handle.flush()
+                server.stop()
+                self.assertEqual(content(self.path("disk"), "qcow2")[4094:4099], b"\0o\0d\0")
+
     def test_unknown_export_is_refused(self):
         server = self.serve(create(self.path("disk"), "qcow2", SIZE), fmt="qcow2")
         for name in ("nonsense", "snapshot/none", "/etc/passwd", "x" * 4000):
@@ -517,6 +531,34 @@ class ReadOnly(Case):
         server = self.serve(image, fmt="qcow2", nbdkit=["-r"])
         self.assertEqual(server.connect().pread(4, MIB), b"xxxx")
         server.stop()
+
+    @contextlib.contextmanager
+    def unwritable(self, image):
+        """For root, too."""
+        if os.geteuid() != 0:
+            os.chmod(image, 0o444)
+        elif run("chattr", "+i", image, check=False).returncode:
+            self.skipTest("no filesystem with immutable files")
+        yield
+        if os.geteuid() == 0:
+            run("chattr", "-i", image)
+
+    def test_a_file_that_can_not_be_written(self):
+        """Served read-only, and the reason is said, once, to who wanted to write."""
+        image = self.image("qcow2")
+        with self.unwritable(image):
+            server = self.serve(image, fmt="qcow2")
+            self.assertNotIn("read-only", server.errors)
+            self.assertTrue(server.connect().is_read_only())
+            server.connect()
+            server.stop()
+            self.assertRegex(server.errors, f"{image}: warning: is served read-only: .*(denied|permitted|Read-only)")
+            self.assertEqual(server.errors.count("is served read-only"), 1)
+            self.refused(image, "writable=now", words=["can't be opened for writing: .*(denied|permitted|Read-only)"])
+            quiet = self.serve(image, fmt="qcow2", nbdkit=["-r"])
+            quiet.connect()
+            quiet.stop()
+            self.assertNotIn("is served read-only", quiet.errors)
 
     def test_nothing_changes_before_a_writable_connection(self):
         """writable=on-connect: a server that nobody connects to changes no byte."""
