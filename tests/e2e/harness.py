@@ -395,8 +395,29 @@ def content(path, fmt, served=False):
         return pathlib.Path(flat).read_bytes()
 
 
+def qemu_text(text):
+    """What qemu-img printed, without what newer versions say beside: of the file below the format, of a
+    LUKS header beside the image, and of clusters that aren't compressed."""
+    text = re.sub(r"Child node '/[^']*':\n(?:    .*\n)+", "", text)
+    return text.replace(', "compressed": false', "").replace("        detached header: false\n", "")
+
+
+def qemu_json(value):
+    """The same of JSON."""
+    if isinstance(value, str):
+        return qemu_json(json.loads(value))
+    if isinstance(value, list):
+        return [qemu_json(v) if isinstance(v, (dict, list)) else v for v in value]
+    return {key: qemu_json(v) if isinstance(v, (dict, list)) else v for key, v in value.items()
+            if key not in ("children", "detached-header") and (key, v) != ("compressed", False)}
+
+
+def qemu_version():
+    return tuple(map(int, re.search(r"version (\d+)\.(\d+)", run("qemu-img", "--version").stdout).groups()))
+
+
 def info(path, fmt):
-    return json.loads(run("qemu-img", "info", "-U", "--output=json", "-f", fmt, path).stdout)
+    return qemu_json(run("qemu-img", "info", "-U", "--output=json", "-f", fmt, path).stdout)
 
 
 def header(path, off, length, order):

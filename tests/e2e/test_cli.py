@@ -11,7 +11,8 @@ import unittest
 
 import nbd
 
-from harness import BUILD, MIB, Case, check, parametrised, plugin_env, run, wait_until
+from harness import (BUILD, MIB, Case, check, parametrised, plugin_env, qemu_json, qemu_text, qemu_version, run,
+                     wait_until)
 
 QIMG = BUILD / "qimg"
 
@@ -34,12 +35,12 @@ class CliCase(Case):
     def same_output(self, *words):
         theirs, ours = both(self.dir, *words)
         self.assertEqual(theirs.returncode, ours.returncode, theirs.stderr + ours.stderr)
-        self.assertEqual(theirs.stdout, ours.stdout, words)
+        self.assertEqual(qemu_text(theirs.stdout), ours.stdout, words)
 
     def same_json(self, *words):
         theirs, ours = both(self.dir, *words, "--output=json")
         self.assertEqual((ours.returncode, ours.stderr), (0, ""), words)
-        self.assertEqual(json.loads(theirs.stdout), json.loads(ours.stdout), words)
+        self.assertEqual(qemu_json(theirs.stdout), json.loads(ours.stdout), words)
 
     def refuses(self, *words, says=()):
         """Exit code 1, nothing on stdout but the announcement, one line that says why."""
@@ -93,7 +94,7 @@ class Create(CliCase):
         results = []
         for tool in ("qemu-img", QIMG):
             done = run(tool, *words, cwd=self.dir)
-            info = json.loads(self.qemu("info", "-f", fmt, "--output=json", "image").stdout)
+            info = qemu_json(self.qemu("info", "-f", fmt, "--output=json", "image").stdout)
             check(self.path("image"), fmt)
             # An empty file takes nothing, or a block that qemu-img writes to try the alignment.
             if fmt != "raw" or "full" not in options and "falloc" not in options:
@@ -112,7 +113,7 @@ class Create(CliCase):
                     for tool in ("qemu-img", QIMG):
                         done = run(tool, "create", "-f", fmt, "-b", "base", "-F", base, "image",
                                    cwd=self.dir)
-                        info = json.loads(self.qemu("info", "--output=json", "image").stdout)
+                        info = qemu_json(self.qemu("info", "--output=json", "image").stdout)
                         del info["actual-size"]
                         results.append((done.stdout, info))
                     self.assertEqual(*results)
@@ -149,6 +150,8 @@ class Create(CliCase):
                      "0x10k", "010", "+5", " 7", ".5k", "1.5", "1.5b", "-5", "7 ", "1e2k", "1.2.3k",
                      "1,5k", "k", "", "1kk", "1KB", "1Z", "8E", "18446744073709551616",
                      "9223372036854775808"):
+            if size in ("0x10k", ".5k") and qemu_version() >= (8, 0):
+                continue  # which newer ones refuse
             with self.part(size=size):
                 results = []
                 for tool in ("qemu-img", QIMG):

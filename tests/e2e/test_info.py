@@ -119,7 +119,8 @@ class Options(CliCase):
             for command in ("info", "map", "check"):
                 theirs, ours = (run(tool, command, "--image-opts", opts, check=False, cwd=self.dir)
                                 for tool in ("qemu-img", QIMG))
-                self.assertEqual((theirs.returncode, theirs.stdout), (ours.returncode, ours.stdout), (opts, command))
+                self.assertEqual((theirs.returncode, qemu_text(theirs.stdout)), (ours.returncode, ours.stdout),
+                                 (opts, command))
         for opts, says in (("driver=ssh,host=h,path=x", "driver: is neither file nor nbd"), ("image", "image: is not"),
                            ("driver=qed,file.filename=image,offset=1", "offset: is not supported"), ("", "option list")):
             for command in ("info", "map", "check"):
@@ -136,7 +137,7 @@ class Options(CliCase):
         opts = f"driver=qcow2,file.driver=nbd,file.path={self.path('sock')},file.export=a b"
         self.assertIn("virtual size: 4 MiB", self.qimg("info", "--image-opts", opts).stdout)
         self.assertEqual(self.qimg("map", "--output=json", "--image-opts", opts).stdout,
-                         self.qemu("map", "--output=json", "--image-opts", opts).stdout)
+                         qemu_text(self.qemu("map", "--output=json", "--image-opts", opts).stdout))
         self.refuses("check", "--image-opts", opts, says=["only files can be checked"])
 
     def test_long_format(self):

@@ -243,14 +243,14 @@ Test(qed_mark, q04_block_devices_are_for_reading_only)
     struct bench b;
 
     start(&b, NULL);
+    b.is_device = true;
     bench_open(&b);
-    b.node->file->fixed_size = true;
+    cr_expect_not(b.node->can_write);
     cr_expect(reads_as(b.node, 0, MIB, 0));
-    cr_expect_eq(node_activate(b.node, &diag), -ENOTSUP);
+    cr_expect_eq(node_activate(b.node, &diag), -EROFS);
     cr_expect_str_eq(
-        diag.text,
-        "disk.qed: a QED image on a block device can't be written to: the format "
-        "grows by extending its file");
+        diag.text, "disk.qed: can't be opened for writing: a QED image on a block device: "
+                   "the format grows by extending its file");
     bench_fini(&b);
 }
 

@@ -27,6 +27,7 @@
 #define SEC UINT64_C(1000000000)
 
 struct bench {
+    bool is_device;
     uint64_t now; /* the fake clock, ns */
     struct block_context ctx;
     struct node_options options;
@@ -120,6 +121,7 @@ static inline int bench_try_open(struct bench *b, struct diag *diag)
 {
     struct storage *st = fault_storage_new(mem_storage_share(b->mem), &b->plan);
 
+    st->fixed_size = b->is_device;
     return node_open(&b->ctx, &qed_driver, st, "disk.qed", &b->options, &b->node, diag);
 }
 
