@@ -9,7 +9,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck disable=SC2034
 {
     build_packages=(gcc libc6-dev cmake ninja-build pkg-config nbdkit nbdkit-plugin-dev libnbd-dev
-        libjansson-dev libdeflate-dev libzstd-dev libssl-dev uuid-dev perl)
+        libjansson-dev perl)
     serve_packages=(libnbd-bin python3-libnbd)
     test_packages=(libcriterion-dev clang clang-format cppcheck shellcheck python3 python3-libnbd
         libnbd-bin qemu-utils qemu-system-common fio strace file mount e2fsprogs openssl)

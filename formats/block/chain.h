@@ -6,7 +6,7 @@
 #include "block/open_policy.h"
 
 /* A chain is at most this deep, the active layer included. */
-#define CHAIN_MAX_DEPTH 200
+#define CHAIN_MAX_DEPTH 500
 
 struct chain_options {
     const char *format;         /* NULL: by magic, raw never guessed */

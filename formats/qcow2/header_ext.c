@@ -243,3 +243,19 @@ int qcow2_header_ext_replace(uint8_t *area, size_t n, uint32_t type, const void 
     memset(area + start, 0, *used - start);
     return 0;
 }
+
+int qcow2_header_ext_find_last(const uint8_t *area, size_t n, uint32_t type, size_t *place)
+{
+    size_t at = 0, start = 0, found = 0;
+    uint32_t last = EXT_END;
+    struct extension ext;
+    int more;
+
+    while ((more = next_extension(area, n, &at, &ext)) > 0) {
+        found += ext.type == type;
+        last = ext.type;
+        *place = start;
+        start = at;
+    }
+    return more < 0 || found != 1 || last != type ? -ENOENT : 0;
+}

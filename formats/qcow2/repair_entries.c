@@ -8,6 +8,10 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "qcow2/check.h"
+#include "qcow2/header_ext.h"
+
+/* More than all extensions that are known take. */
+#define EXTENSIONS_LOOKED_AT 4096
 
 /* Data that was taken for metadata: the claim of the metadata is dropped. */
 static bool is_really_data(const struct check *c, uint64_t cluster)
@@ -235,6 +239,21 @@ static int mend_snapshots(struct check *c, bool *changed)
 
 /* ---- bitmaps ---- */
 
+/* Of an extension without the bit QEMU warns for ever.  Only where that takes no more than
+ * four bytes, which are written or not: other extensions can't be moved without a risk. */
+static int drop_bitmaps_extension(struct check *c)
+{
+    uint8_t area[EXTENSIONS_LOOKED_AT], end[4];
+    size_t n = (size_t)MIN(sizeof area, c->cluster_size - c->h.header_length), place;
+
+    int err = storage_read(c->st, area, n, c->h.header_length);
+    if (err || qcow2_header_ext_find_last(area, n, EXT_BITMAPS, &place))
+        return err;
+    err = qrepair_flush(c); /* the bit has to be gone first */
+    store_be32(end, EXT_END);
+    return err ? err : storage_write(c->st, end, sizeof end, c->h.header_length + place, 0);
+}
+
 /* Without the bit nobody believes them. */
 static int drop_bitmaps(struct check *c)
 {
@@ -245,6 +264,8 @@ static int drop_bitmaps(struct check *c)
     qcheck_say(c, "the bitmaps are dropped");
     c->h.autoclear &= ~AUTOCLEAR_BITMAPS;
     err = qcow2_header_write_features(c->st, &c->h);
+    if (!err)
+        err = drop_bitmaps_extension(c);
     return err ? diag_errno(c->diag, -err, "%s: clearing the bitmaps bit", c->st->name) : 0;
 }
 

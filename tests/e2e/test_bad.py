@@ -583,10 +583,10 @@ class BadReferences(Case):
         return self.path(str(depth - 1))
 
     def test_deep_chains(self):
-        """200 images are served, the 201st is refused."""
-        top = self.chain(201)
-        self.refused(top, words=["200|deep|depth"], name=False)
-        server = self.serve(self.path("199"))
+        """500 images are served, the 501st is refused."""
+        top = self.chain(501)
+        self.refused(top, words=["deeper than 500"], name=False)
+        server = self.serve(self.path("499"))
         self.assertEqual(server.connect().pread(8, MIB), b"deepdeep")
         server.stop()
 

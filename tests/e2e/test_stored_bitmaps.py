@@ -78,6 +78,19 @@ class StoredBitmaps(Case):
         server.stop()
         self.assertNotIn("monday", server.errors)
 
+    def test_repair_drops_the_extension(self):
+        """Of bitmaps that are dropped nothing is left, or QEMU would warn each time."""
+        image = self.image()
+        with open(image, "rb") as file:
+            at = file.read(1024).index(bytes.fromhex("23852875"))
+        patch(image, at + 24, b"\x7f" * 8)
+        done = run(QIMG, "check", "-r", "all", image)
+        self.assertIn("the bitmaps are dropped", done.stderr)
+        check(image, "qcow2")
+        for handles in ("--readwrite", "-r"):
+            done = run("qemu-io", *(["-r"] if handles == "-r" else []), "-f", "qcow2", "-c", "read -q 0 4k", image)
+            self.assertNotIn("itmap", done.stdout + done.stderr)
+
     def test_a_directory_that_can_not_be(self):
         """Bitmaps are an addition: a damaged directory is said, and the disk served."""
         image = self.image()

@@ -319,9 +319,9 @@ Test(chain, depth)
     make_chain(CHAIN_MAX_DEPTH);
     expect_depth("0", CHAIN_MAX_DEPTH);
     make_chain(CHAIN_MAX_DEPTH + 1);
-    expect_refused("0", ELOOP, "deeper than 200");
+    expect_refused("0", ELOOP, "deeper than 500");
     make_chain(CHAIN_MAX_DEPTH + 50);
-    expect_refused("0", ELOOP, "deeper than 200");
+    expect_refused("0", ELOOP, "deeper than 500");
 }
 
 Test(chain, a_read_only_file)
