@@ -142,6 +142,9 @@ static void close_all(void)
 
 static void close_with_clients(void)
 {
+    /* First the jobs, which look at what is served; no request runs any more. */
+    control_close(control);
+    control = NULL;
     export_seal(&the_export);
     close_all();
 }

@@ -92,7 +92,8 @@ bool alloc_inside_file_now(struct alloc *a, uint64_t offset, uint64_t len);
 int alloc_clusters(struct alloc *a, uint64_t max, uint64_t *host, uint64_t *n,
                    bool *fresh) MUST_USE;
 
-/* Takes n clusters in a row from fresh tail, for a table. */
+/* Takes n clusters in a row that nobody used before, for a table; -EFBIG when no refcount
+ * table could count them. */
 int alloc_table(struct alloc *a, uint64_t n, uint64_t *host) MUST_USE;
 
 /* META: the open group removes one reference to each of n clusters at byte offset host. */
@@ -114,6 +115,21 @@ void run_list_add(struct alloc *a, struct run_list *list, struct run run);
 /* Moves all runs of a list behind those of another; without a copy when that is empty, for
  * there can be very many. */
 void run_list_move(struct alloc *a, struct run_list *from, struct run_list *to);
+
+/* ---- alloc_grow.c and alloc_area.c; growth lock ---- */
+
+/* Makes the file reach new_end, all zeroes from its present end on. */
+int alloc_extend_file(struct alloc *a, uint64_t new_end) MUST_USE;
+
+/* META: what is left in the tail becomes free like unlinked clusters. */
+void alloc_abandon_tail(struct alloc *a);
+
+/* The tail is used up: a refcount table of at least `least` entries, and larger than the
+ * present one, takes its place. */
+int alloc_grow_refcount_table(struct alloc *a, uint64_t least) MUST_USE;
+
+/* alloc_table for more clusters than a refcount block counts. */
+int alloc_wide_table(struct alloc *a, uint64_t n, uint64_t *host) MUST_USE;
 
 /* ---- alloc_reclaim.c ---- */
 

@@ -1,4 +1,4 @@
-/* Growth: a longer file, new refcount blocks, a larger refcount table. */
+/* Growth: a longer file, and refcount blocks for it. */
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -26,8 +26,7 @@ static uint64_t reach(struct alloc *a, uint64_t wanted)
     return end;
 }
 
-/* Makes the file reach new_end, all zeroes from its present end on.  Growth lock. */
-static int extend_file(struct alloc *a, uint64_t new_end)
+int alloc_extend_file(struct alloc *a, uint64_t new_end)
 {
     struct storage *st = a->q->node->file;
 
@@ -45,8 +44,7 @@ static int extend_file(struct alloc *a, uint64_t new_end)
     return 0;
 }
 
-/* META: the clusters that are left in the tail; they become free like unlinked ones. */
-static void abandon_tail(struct alloc *a)
+void alloc_abandon_tail(struct alloc *a)
 {
     uint64_t left = (a->tail.end - a->tail.next) >> a->q->cluster_bits;
 
@@ -91,7 +89,7 @@ static int pass_over_used(struct alloc *a)
         if (err || n == 0)
             return err;
         LOCK_GUARD(mcache_meta(q->node->mc));
-        abandon_tail(a);
+        alloc_abandon_tail(a);
         a->tail.next = a->tail.end = (at + n) << q->cluster_bits;
     }
 }
@@ -166,7 +164,7 @@ static int extend(struct alloc *a, uint64_t clusters)
     bool at_reach = end == (block + 1) << refs->block_bits;
     if (end <= at || (end <= at + block_here && !at_reach))
         return -ENOSPC;
-    int err = extend_file(a, end << q->cluster_bits);
+    int err = alloc_extend_file(a, end << q->cluster_bits);
     if (!err && block_here) {
         if (q->node->file->fixed_size)
             err = storage_zero(q->node->file, at << q->cluster_bits, cluster_size(q), 0);
@@ -179,172 +177,6 @@ static int extend(struct alloc *a, uint64_t clusters)
     return err;
 }
 
-/* ---- a larger refcount table ---- */
-
-/* The new table and the blocks that cover its area, all at the end of the file. */
-struct table_plan {
-    uint64_t start;                 /* first cluster of the area */
-    uint64_t n_entries;             /* of the new table */
-    uint64_t table_clusters;        /* come first */
-    uint64_t first_block, n_blocks; /* come next */
-};
-
-static int plan_table_at(struct alloc *a, uint64_t start, struct table_plan *plan)
-{
-    struct qcow2 *q = a->q;
-    struct refcounts *refs = &q->refs;
-    uint64_t per_cluster = cluster_size(q) / 8;
-
-    plan->start = start;
-    plan->first_block = refcount_block_of(refs, plan->start);
-    uint64_t twice = MIN(atomic_load(&refs->table)->n_entries * 2, MAX_RT_BYTES / 8);
-    uint64_t wanted = MAX(twice, plan->first_block + 2);
-    for (;;) {
-        if (wanted > MAX_RT_BYTES / 8)
-            return -EFBIG;
-        plan->table_clusters = div_round_up(wanted, per_cluster);
-        plan->n_entries = plan->table_clusters * per_cluster;
-        plan->n_blocks = 1;
-        while (refcount_block_of(refs, plan->start + plan->table_clusters + plan->n_blocks -
-                                           1) >= plan->first_block + plan->n_blocks)
-            plan->n_blocks++;
-        if (plan->first_block + plan->n_blocks <= plan->n_entries)
-            break;
-        wanted = plan->first_block + plan->n_blocks;
-    }
-    return plan->n_entries * 8 <= MAX_RT_BYTES ? 0 : -EFBIG;
-}
-
-static uint64_t plan_end(const struct table_plan *plan)
-{
-    return plan->start + plan->table_clusters + plan->n_blocks;
-}
-
-/* At the tail's end, or behind metadata that is known to lie there. */
-static int plan_table(struct alloc *a, struct table_plan *plan)
-{
-    const struct meta_set *metadata = &a->q->metadata;
-    uint64_t start = a->tail.end >> a->q->cluster_bits;
-
-    int err = plan_table_at(a, start, plan);
-    if (err || !meta_set_has_any(metadata, start, plan_end(plan) - start))
-        return err;
-    return plan_table_at(a, meta_set_end(metadata), plan);
-}
-
-static int write_blocks(struct alloc *a, const struct table_plan *plan)
-{
-    struct qcow2 *q = a->q;
-    struct refcounts *refs = &q->refs;
-    CLEANUP_FREE uint8_t *block = malloc(cluster_size(q));
-    if (!block)
-        return -ENOMEM;
-
-    for (uint64_t i = 0; i < plan->n_blocks; i++) {
-        uint64_t covers = (plan->first_block + i) << refs->block_bits;
-        memset(block, 0, cluster_size(q));
-        for (uint64_t c = MAX(plan->start, covers);
-             c < MIN(plan_end(plan), covers + (1ull << refs->block_bits)); c++)
-            refcount_pack(refs->order, block, c - covers, 1);
-        uint64_t place = plan->start + plan->table_clusters + i;
-        int err = storage_write(q->node->file, block, cluster_size(q),
-                                place << q->cluster_bits, 0);
-        if (err)
-            return err;
-    }
-    return 0;
-}
-
-static int write_table(struct alloc *a, const struct refcount_table *table)
-{
-    CLEANUP_FREE uint8_t *raw = malloc(table->n_entries * 8);
-    if (!raw)
-        return -ENOMEM;
-    for (uint64_t i = 0; i < table->n_entries; i++)
-        store_be64(raw + i * 8, atomic_load(&table->words[i]));
-    return storage_write(a->q->node->file, raw, table->n_entries * 8, table->offset, 0);
-}
-
-static int switch_header(struct qcow2 *q, const struct refcount_table *table)
-{
-    LOCK_GUARD(&q->header_lock);
-    struct qcow2_header h = q->header;
-
-    h.refcount_table_offset = table->offset;
-    h.refcount_table_clusters = (uint32_t)(table->n_entries * 8 >> q->cluster_bits);
-    int err = qcow2_header_write_refcount_table(q->node->file, &h);
-    /* After a failure the header may name either table: neither may be written or cut off.
-     */
-    if (err)
-        mcache_poison(q->node->mc);
-    else
-        err = node_barrier(q->node);
-    /* The fields that can change, for others read the rest without a lock. */
-    if (err)
-        return err;
-    /* The fields that changed: others read the rest meanwhile, without a lock. */
-    q->header.refcount_table_offset = h.refcount_table_offset;
-    q->header.refcount_table_clusters = h.refcount_table_clusters;
-    return 0;
-}
-
-/* Step by step, each durable before the next: the area, then the header that points to it.
- */
-static int write_area(struct alloc *a, const struct table_plan *plan,
-                      struct refcount_table *table)
-{
-    int err = extend_file(a, plan_end(plan) << a->q->cluster_bits);
-    if (!err)
-        err = write_blocks(a, plan);
-    if (!err)
-        err = write_table(a, table);
-    if (!err)
-        err = node_barrier(a->q->node);
-    if (!err)
-        err = switch_header(a->q, table);
-    return err;
-}
-
-/* Growth lock; the tail is used up, and lies beyond the present table's reach. */
-static int grow_table(struct alloc *a)
-{
-    struct qcow2 *q = a->q;
-    struct table_plan plan;
-
-    /* Then no entry of the old table waits to be written, and none can be added. */
-    int err = mcache_commit(q->node->mc, MC_COMMIT_EVERYTHING);
-    if (!err)
-        err = plan_table(a, &plan);
-    if (err)
-        return err;
-
-    struct refcount_table *old = atomic_load(&q->refs.table);
-    struct refcount_table *table =
-        refcount_table_new(plan.start << q->cluster_bits, plan.n_entries);
-    if (!table)
-        return -ENOMEM;
-    for (uint64_t i = 0; i < old->n_entries; i++)
-        atomic_init(&table->words[i], atomic_load(&old->words[i]));
-    for (uint64_t i = 0; i < plan.n_blocks; i++)
-        atomic_init(&table->words[plan.first_block + i],
-                    (plan.start + plan.table_clusters + i) << q->cluster_bits);
-    err = write_area(a, &plan, table);
-    if (!err) {
-        err = refcounts_replace_table(&q->refs, table);
-        if (err) /* the header names a table that we can't use */
-            mcache_poison(q->node->mc);
-    }
-    if (err) {
-        free(table);
-        return err;
-    }
-    LOCK_GUARD(mcache_meta(q->node->mc));
-    a->tail.next = a->tail.end = plan_end(&plan) << q->cluster_bits;
-    qcow2_note_metadata(q, table->offset, plan.table_clusters + plan.n_blocks);
-    alloc_unlink(a, old->offset, old->n_entries * 8 >> q->cluster_bits);
-    return 0;
-}
-
 /* Growth lock. */
 static int grow_locked(struct alloc *a, uint64_t clusters)
 {
@@ -355,7 +187,7 @@ static int grow_locked(struct alloc *a, uint64_t clusters)
         return err;
     if (refcount_block_of(refs, a->tail.end >> a->q->cluster_bits) >=
         atomic_load(&refs->table)->n_entries) {
-        err = grow_table(a);
+        err = alloc_grow_refcount_table(a, 0);
         if (err)
             return err;
     }
@@ -379,10 +211,10 @@ int alloc_table(struct alloc *a, uint64_t n, uint64_t *host)
     uint64_t bytes = n << q->cluster_bits;
     bool fresh;
 
+    LOCK_GUARD(&a->growth);
     /* Every reach of a refcount block begins with the block itself. */
     if (n >= 1ull << q->refs.block_bits)
-        return -EFBIG;
-    LOCK_GUARD(&a->growth);
+        return alloc_wide_table(a, n, host);
     for (;;) {
         {
             LOCK_GUARD(mcache_meta(q->node->mc));
@@ -393,7 +225,7 @@ int alloc_table(struct alloc *a, uint64_t n, uint64_t *host)
             /* A run across a block's reach would have the block's cluster in it. */
             uint64_t end = a->tail.end >> q->cluster_bits;
             if (refcount_block_offset(&q->refs, refcount_block_of(&q->refs, end)) == 0)
-                abandon_tail(a);
+                alloc_abandon_tail(a);
         }
         int err = grow_locked(a, n);
         if (err)

@@ -1,0 +1,257 @@
+/* Areas: a table at the end of the file, with the refcount blocks that count it and
+ * themselves right behind it.
+ *
+ * Ordinary growth (alloc_grow.c) puts each refcount block at the beginning of what it
+ * counts, so no run of clusters is longer than that.  A refcount table that became too
+ * small needs its own blocks before it can be pointed to; and with small clusters an L1
+ * table can be larger than what one block counts.  Both get an area. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "qcow2/internal.h"
+
+struct area {
+    uint64_t start;                 /* cluster number */
+    uint64_t table_clusters;        /* come first */
+    uint64_t first_block, n_blocks; /* come next */
+};
+
+static uint64_t area_end(const struct area *area)
+{
+    return area->start + area->table_clusters + area->n_blocks;
+}
+
+/* How many blocks it takes to count the table and themselves. */
+static void add_blocks(const struct refcounts *refs, struct area *area)
+{
+    area->first_block = refcount_block_of(refs, area->start);
+    area->n_blocks = 1;
+    while (refcount_block_of(refs, area_end(area) - 1) >=
+           area->first_block + area->n_blocks)
+        area->n_blocks++;
+}
+
+/* For a refcount table of `least` entries or more that lies at `start`. */
+static int plan_refcount_table_at(struct alloc *a, uint64_t start, uint64_t least,
+                                  struct area *area, uint64_t *n_entries)
+{
+    struct refcounts *refs = &a->q->refs;
+    uint64_t per_cluster = cluster_size(a->q) / 8, most = MAX_RT_BYTES / 8;
+    uint64_t twice = MIN(atomic_load(&refs->table)->n_entries * 2, most);
+    uint64_t wanted = MAX(MAX(twice, least), refcount_block_of(refs, start) + 2);
+
+    for (;;) {
+        if (wanted > most)
+            return -EFBIG;
+        *area = (struct area){.start = start,
+                              .table_clusters = div_round_up(wanted, per_cluster)};
+        *n_entries = area->table_clusters * per_cluster;
+        add_blocks(refs, area);
+        if (area->first_block + area->n_blocks <= *n_entries)
+            return *n_entries <= most ? 0 : -EFBIG;
+        wanted = area->first_block + area->n_blocks;
+    }
+}
+
+/* At the tail's end, or behind metadata that is known to lie there. */
+static int plan_refcount_table(struct alloc *a, uint64_t least, struct area *area,
+                               uint64_t *n_entries)
+{
+    const struct meta_set *metadata = &a->q->metadata;
+    uint64_t start = a->tail.end >> a->q->cluster_bits;
+
+    int err = plan_refcount_table_at(a, start, least, area, n_entries);
+    if (err || !meta_set_has_any(metadata, start, area_end(area) - start))
+        return err;
+    return plan_refcount_table_at(a, meta_set_end(metadata), least, area, n_entries);
+}
+
+static int write_blocks(struct alloc *a, const struct area *area)
+{
+    struct qcow2 *q = a->q;
+    struct refcounts *refs = &q->refs;
+    CLEANUP_FREE uint8_t *block = malloc(cluster_size(q));
+    if (!block)
+        return -ENOMEM;
+
+    for (uint64_t i = 0; i < area->n_blocks; i++) {
+        uint64_t covers = (area->first_block + i) << refs->block_bits;
+        memset(block, 0, cluster_size(q));
+        for (uint64_t c = MAX(area->start, covers);
+             c < MIN(area_end(area), covers + (1ull << refs->block_bits)); c++)
+            refcount_pack(refs->order, block, c - covers, 1);
+        uint64_t place = area->start + area->table_clusters + i;
+        int err = storage_write(q->node->file, block, cluster_size(q),
+                                place << q->cluster_bits, 0);
+        if (err)
+            return err;
+    }
+    return 0;
+}
+
+static int write_table(struct alloc *a, const struct refcount_table *table)
+{
+    CLEANUP_FREE uint8_t *raw = malloc(table->n_entries * 8);
+    if (!raw)
+        return -ENOMEM;
+    for (uint64_t i = 0; i < table->n_entries; i++)
+        store_be64(raw + i * 8, atomic_load(&table->words[i]));
+    return storage_write(a->q->node->file, raw, table->n_entries * 8, table->offset, 0);
+}
+
+static int switch_header(struct qcow2 *q, const struct refcount_table *table)
+{
+    LOCK_GUARD(&q->header_lock);
+    struct qcow2_header h = q->header;
+
+    h.refcount_table_offset = table->offset;
+    h.refcount_table_clusters = (uint32_t)(table->n_entries * 8 >> q->cluster_bits);
+    int err = qcow2_header_write_refcount_table(q->node->file, &h);
+    /* After a failure the header may name either table: neither may be written or cut off.
+     */
+    if (err)
+        mcache_poison(q->node->mc);
+    else
+        err = node_barrier(q->node);
+    if (err)
+        return err;
+    /* The fields that changed: others read the rest meanwhile, without a lock. */
+    q->header.refcount_table_offset = h.refcount_table_offset;
+    q->header.refcount_table_clusters = h.refcount_table_clusters;
+    return 0;
+}
+
+/* Step by step, each durable before the next: the area, then the header that points to it.
+ */
+static int write_refcount_table(struct alloc *a, const struct area *area,
+                                struct refcount_table *table)
+{
+    int err = alloc_extend_file(a, area_end(area) << a->q->cluster_bits);
+    if (!err)
+        err = write_blocks(a, area);
+    if (!err)
+        err = write_table(a, table);
+    if (!err)
+        err = node_barrier(a->q->node);
+    if (!err)
+        err = switch_header(a->q, table);
+    return err;
+}
+
+int alloc_grow_refcount_table(struct alloc *a, uint64_t least)
+{
+    struct qcow2 *q = a->q;
+    struct area area;
+    uint64_t n_entries;
+
+    /* Then no entry of the old table waits to be written, and none can be added. */
+    int err = mcache_commit(q->node->mc, MC_COMMIT_EVERYTHING);
+    if (!err)
+        err = plan_refcount_table(a, least, &area, &n_entries);
+    if (err)
+        return err;
+
+    struct refcount_table *old = atomic_load(&q->refs.table);
+    struct refcount_table *table =
+        refcount_table_new(area.start << q->cluster_bits, n_entries);
+    if (!table)
+        return -ENOMEM;
+    for (uint64_t i = 0; i < old->n_entries; i++)
+        atomic_init(&table->words[i], atomic_load(&old->words[i]));
+    for (uint64_t i = 0; i < area.n_blocks; i++)
+        atomic_init(&table->words[area.first_block + i],
+                    (area.start + area.table_clusters + i) << q->cluster_bits);
+    err = write_refcount_table(a, &area, table);
+    if (!err) {
+        err = refcounts_replace_table(&q->refs, table);
+        if (err) /* the header names a table that we can't use */
+            mcache_poison(q->node->mc);
+    }
+    if (err) {
+        free(table);
+        return err;
+    }
+    LOCK_GUARD(mcache_meta(q->node->mc));
+    a->tail.next = a->tail.end = area_end(&area) << q->cluster_bits;
+    qcow2_note_metadata(q, table->offset, area.table_clusters + area.n_blocks);
+    alloc_unlink(a, old->offset, old->n_entries * 8 >> q->cluster_bits);
+    return 0;
+}
+
+/* ---- a table that one block can't count ---- */
+
+/* Behind the last refcount block's reach, and behind all metadata if some lies there: then
+ * nothing of the area has a count yet. */
+static struct area plan_wide_table(struct alloc *a, uint64_t n)
+{
+    struct qcow2 *q = a->q;
+    const struct refcount_table *table = atomic_load(&q->refs.table);
+    uint64_t blocks = table->n_entries;
+
+    while (blocks > 0 && atomic_load(&table->words[blocks - 1]) == 0)
+        blocks--;
+    struct area area = {
+        .start = MAX(a->tail.end >> q->cluster_bits, blocks << q->refs.block_bits),
+        .table_clusters = n};
+    add_blocks(&q->refs, &area);
+    if (meta_set_has_any(&q->metadata, area.start, area_end(&area) - area.start)) {
+        area.start = meta_set_end(&q->metadata);
+        add_blocks(&q->refs, &area);
+    }
+    return area;
+}
+
+/* The area is in the file, and its blocks are durable: they get into the refcount table. */
+static int publish_blocks(struct alloc *a, const struct area *area)
+{
+    struct qcow2 *q = a->q;
+
+    for (uint64_t i = 0; i < area->n_blocks; i++) {
+        int err = refcount_table_load_for_store(&q->refs, area->first_block + i);
+        if (err)
+            return err;
+    }
+    uint64_t place = (area->start + area->table_clusters) << q->cluster_bits;
+    LOCK_GUARD(mcache_meta(q->node->mc));
+    for (uint64_t i = 0; i < area->n_blocks; i++)
+        refcount_table_store(&q->refs, area->first_block + i,
+                             place + (i << q->cluster_bits));
+    qcow2_note_metadata(q, place, area->n_blocks);
+    alloc_abandon_tail(a);
+    a->tail.next = a->tail.end = area_end(area) << q->cluster_bits;
+    return 0;
+}
+
+int alloc_wide_table(struct alloc *a, uint64_t n, uint64_t *host)
+{
+    struct qcow2 *q = a->q;
+    struct area area = plan_wide_table(a, n);
+    uint64_t needed = area.first_block + area.n_blocks;
+
+    if (needed > atomic_load(&q->refs.table)->n_entries) {
+        {
+            LOCK_GUARD(mcache_meta(q->node->mc));
+            alloc_abandon_tail(a);
+        }
+        /* A new refcount table comes with blocks, and moves the place. */
+        int err = alloc_grow_refcount_table(a, 2 * needed);
+        if (err)
+            return err;
+        area = plan_wide_table(a, n);
+    }
+    if (area.first_block + area.n_blocks > atomic_load(&q->refs.table)->n_entries)
+        return -EFBIG;
+    int err = alloc_extend_file(a, area_end(&area) << q->cluster_bits);
+    if (!err)
+        err = write_blocks(a, &area);
+    if (!err)
+        err = node_barrier(q->node);
+    if (!err)
+        err = publish_blocks(a, &area);
+    *host = area.start << q->cluster_bits;
+    return err;
+}
