@@ -1,10 +1,11 @@
 #include <assert.h>
 #include <errno.h>
+#include <inttypes.h>
 
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "block/node.h"
-#include "qed/space.h"
+#include "base/log.h"
+#include "qed/image.h"
 
 void qed_space_init(struct qed_space *space, struct node *node, uint64_t file_end)
 {
@@ -58,12 +59,39 @@ static bool tail_has(const struct qed_space *space, uint64_t bytes)
     return space->tail.end - space->tail.next >= bytes;
 }
 
+/* Growth lock.  Nothing was linked in this session before, so the tables in the file are
+ * all there is. */
+static int move_behind_references(struct qed_space *space)
+{
+    struct node *node = space->node;
+    uint64_t end;
+
+    int err = qed_last_reference(node->state, &end);
+    if (err < 0 || end <= space->tail.end)
+        return err;
+    log_warning("%s: tables point up to offset %" PRIu64
+                ", past the end of the file: it was cut short, and data is lost",
+                node->filename, end);
+    err = storage_truncate(node->file, end);
+    if (err < 0)
+        return err;
+    LOCK_GUARD(mcache_meta(node->mc));
+    tail_init(&space->tail, space->tail.cluster_size, end, end);
+    atomic_store(&space->file_end, end);
+    return 0;
+}
+
 /* Extends the file so that its tail has at least `least` bytes, unless another did
  * meanwhile. */
 static int grow(struct qed_space *space, uint64_t least, uint64_t most)
 {
     struct lock *meta = mcache_meta(space->node->mc);
     LOCK_GUARD(&space->growth);
+
+    int err = space->end_is_sure ? 0 : move_behind_references(space);
+    if (err < 0)
+        return err;
+    space->end_is_sure = true;
 
     lock_acquire(meta);
     bool enough = tail_has(space, least);
@@ -76,7 +104,7 @@ static int grow(struct qed_space *space, uint64_t least, uint64_t most)
 
     /* Lookups compare with file_end: it moves before anybody can link what lies there. */
     atomic_store(&space->file_end, new_end);
-    int err = tail_grow(&space->tail, space->node, new_end);
+    err = tail_grow(&space->tail, space->node, new_end);
     /* A generous step may be too large for what a small one still fits. */
     if ((err == -EFBIG || err == -ENOSPC) && least_end < new_end) {
         atomic_store(&space->file_end, least_end);

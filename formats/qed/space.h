@@ -4,6 +4,10 @@
  * the file is leaked until somebody checks the image.  What was taken and never linked is
  * therefore kept in a short list and handed out again before the file grows.
  *
+ * Tables of a file that was cut short point past its end.  What grows there would be
+ * theirs, too, so before the first growth of a session all tables are looked through, and
+ * new clusters come from behind what they point to.
+ *
  * Threads: functions marked META under mcache_meta(node->mc); the others from any thread
  * outside it; init, activate and destroy alone.  Layer: qed. */
 #ifndef QED_SPACE_H
@@ -33,6 +37,7 @@ struct qed_space {
      * by lookups without a lock. */
     _Atomic uint64_t file_end;
     struct lock growth; /* RANK_GROWTH: who extends the file */
+    bool end_is_sure;   /* under growth: no table points past the tail's end */
     /* under META */
     struct tail tail; /* once the image is writable */
     struct qed_clusters released[QED_MAX_RELEASED];

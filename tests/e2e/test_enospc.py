@@ -171,5 +171,41 @@ class FullExt4(Case):
             self.assertIn(handle.pread(1, n * 4 * KIB), (b"C", b"\0"))
 
 
+class GrowingDevice(Case):
+    def test_a_device_that_is_extended(self):
+        """As oVirt uses thin volumes: full, made larger, and on it goes, without a restart."""
+        disk = self.path("backing")
+        with open(disk, "wb") as file:
+            file.truncate(8 * MIB)
+        made = run("losetup", "-f", "--show", disk, check=False)
+        if made.returncode != 0:
+            self.skipTest(f"no loop device can be had here: {made.stderr.strip()}")
+        device = made.stdout.strip()
+        self.addCleanup(run, "losetup", "-d", device)
+        self.addCleanup(self._end_servers)
+        for keys in ([], ["cache=none"]):
+            with self.subTest(keys=keys):
+                os.truncate(disk, 8 * MIB)
+                run("losetup", "-c", device)
+                run("qemu-img", "create", "-q", "-f", "qcow2", device, SIZE)
+                server, model = self.serve(device, *keys), Model(bytes(SIZE))
+                handle, written, payload = server.connect(), 0, self.rng.randbytes(MIB)
+                for larger in (16, 23, 40):
+                    with self.assertRaises(nbd.Error) as caught:
+                        while True:
+                            model.write(handle, written, payload)
+                            written += MIB
+                    self.assertEqual(caught.exception.errnum, errno.ENOSPC)
+                    handle.flush()
+                    os.truncate(disk, larger * MIB)
+                    run("losetup", "-c", device)
+                self.assertGreaterEqual(written, 20 * MIB)
+                model.write(handle, written, payload)
+                model.compare(handle)
+                server.stop()
+                check(device, "qcow2")
+                model.expect(content(device, "qcow2"), "qemu-img convert")
+
+
 if __name__ == "__main__":
     unittest.main()
