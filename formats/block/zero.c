@@ -66,7 +66,8 @@ static int zero_part_of_hole(struct node *node, uint64_t off, uint64_t end,
         err = node->driver->zero(node, start, node->cluster_size, how, &done);
         if (err != -ENOTSUP)
             return err;
-        if (shows_zeroes(node, off, end))
+        /* With the backing file set aside, what the hole will show isn't known. */
+        if (node->backing && shows_zeroes(node, off, end))
             return 0;
     }
     return engine_write_zeroes(node, end - off, off, true);

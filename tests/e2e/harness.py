@@ -129,6 +129,11 @@ def plugin_env(**more):
     return {**os.environ, **SANITIZER_ENV, **more}
 
 
+def nbdkit_version():
+    """(1, 32), say."""
+    return tuple(map(int, re.search(r"(\d+)\.(\d+)", run("nbdkit", "--version").stdout).groups()))
+
+
 def sha256(path):
     digest = hashlib.sha256()
     with open(path, "rb") as file:

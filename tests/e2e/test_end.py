@@ -53,6 +53,24 @@ class Ends(Case):
                 server.stop()
                 self.clean(image, fmt, model)
 
+    @unittest.skipIf(STANDIN or nbdkit_version() < (1, 34),
+                     "nbdkit before 1.34 aborts when a client leaves amid its replies")
+    def test_clients_that_leave_amid_replies(self):
+        """A client that is gone while many of its reads are under way harms nobody else."""
+        image, model = marked_image(self.path("disk"), "qcow2"), Model(bytes(SIZE))
+        server = self.serve(image)
+        self.written(server, model)
+        for _ in range(50):
+            handle = nbd.NBD()
+            handle.connect_unix(server.socket)
+            for n in range(64):
+                handle.aio_pread(nbd.Buffer(256 * KIB), n * 128 * KIB)
+            handle.poll(0)
+            del handle  # closes the socket, whatever is to come
+        model.compare(server.connect())
+        server.stop()
+        self.clean(image, "qcow2", model)
+
     def test_signal_while_requests_run(self):
         """SIGTERM in the middle of writing: clean, and what was answered is there."""
         for fmt in MARKED:
