@@ -269,6 +269,10 @@ int job_dismiss(struct job_manager *manager, const char *id, struct diag *diag)
     if (err)
         return err;
     job->dismissed = true;
+    job_note_verb(job);
+    /* Who asks next doesn't see it any more.  Its thread has nothing else to do. */
+    while (!job->over)
+        lock_wait(&job->lock, &job->changed);
     return unlock_after_verb(manager, job, 0);
 }
 

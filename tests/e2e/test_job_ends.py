@@ -287,7 +287,7 @@ class AsQemu(MirrorCase):
                 continue
             listen(step)
             shown = client.cmd("query-block-jobs") if step in (self.pending, self.end) else []
-            heard += [{key: job.get(key) for key in ("status", "ready", "busy", "io-status", "error", "type")}
+            heard += [{key: job.get(key) for key in ("status", "ready", "io-status", "error", "type")}
                       for job in shown]
             if step == self.end:
                 heard += [{key: job.get(key) for key in ("status", "error")} for job in client.cmd("query-jobs")]
