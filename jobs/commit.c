@@ -101,6 +101,10 @@ static int find_layers(struct fold *fold, struct node *active, struct node **top
     if (!*top)
         return diag_set(diag, EINVAL, "top '%s': is not part of the chain of %s",
                         fold->top_name, active->filename);
+    if (!(*top)->backing)
+        return diag_set(diag, EINVAL,
+                        "%s: has no backing file that it could be committed to",
+                        (*top)->filename);
     fold->base = find_base(*top, fold->base_name, &depth);
     if (!fold->base)
         return diag_set(diag, EINVAL, "base '%s': is not a backing file of %s",

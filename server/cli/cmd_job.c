@@ -211,6 +211,21 @@ static int list(struct qmp *qmp, struct job_args *job, const char *command)
     return CLI_OK;
 }
 
+/* QMP's default is raw, and would make that of it without a word. */
+static int check_format(const json_t *args, const char *target)
+{
+    static const char *const others[] = {"qcow2", "qed"};
+    const char *dot = strrchr(target, '.');
+
+    for (size_t i = 0; dot && i < ARRAY_LEN(others); i++)
+        if (strcmp(dot + 1, others[i]) == 0 && !json_object_get(args, "format") &&
+            !nbd_uri_is_one(target))
+            return cli_error("%s: without --format=%s it would be raw, which --format=raw "
+                             "says, too",
+                             target, others[i]);
+    return CLI_OK;
+}
+
 /* A server has one disk; its name is asked for when it wasn't given. */
 static int set_device(struct qmp *qmp, json_t *args)
 {
@@ -231,6 +246,8 @@ static int start(struct qmp *qmp, struct job_args *job, const char *command)
 {
     int code = set_device(qmp, job->args);
 
+    if (code == CLI_OK && job->n_operands > 0)
+        code = check_format(job->args, job->operands[0]);
     if (code == CLI_OK && job->n_operands > 0)
         code = set_target(job->args, job->operands[0]);
     if (code == CLI_OK && job->n_operands > 0 && !json_object_get(job->args, "sync"))

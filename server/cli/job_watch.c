@@ -1,4 +1,5 @@
 #include <inttypes.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -19,8 +20,9 @@ struct watch {
     struct qmp *qmp;
     const char *id;
     enum cli_output output;
-    bool bar;  /* stdout is a terminal */
-    bool seen; /* the job was there */
+    bool bar;    /* stdout is a terminal */
+    bool seen;   /* the job was there */
+    bool hinted; /* it was said what a job that is ready waits for */
     unsigned looked_in_vain;
     json_t *concluded; /* its last state, when it waits to be dismissed; owned */
     double rate;       /* bytes per second */
@@ -28,6 +30,14 @@ struct watch {
     json_int_t last_offset;
     char last_line[256];
 };
+
+/* Ctrl-C: the job belongs to the server, and goes on. */
+static volatile sig_atomic_t interrupted;
+
+static void note_interrupt(int signal)
+{
+    interrupted = signal;
+}
 
 static double now_s(void)
 {
@@ -109,11 +119,18 @@ static unsigned terminal_width(void)
     return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col ? size.ws_col : 80;
 }
 
-/* "[=====>    ]  45.2%, 1.2 GiB left, 120 MiB/s, running" over the line before. */
+/* "[=====>    ]  45.2%, 1.2 GiB left, 120 MiB/s, running" over the line before.  Where that
+ * is wider than the terminal, which would begin a new line each time, only the words, or
+ * what there is room for. */
 static void draw_bar(const char *words, double fraction)
 {
     unsigned width = terminal_width(), taken = (unsigned)strlen(words) + 4;
-    unsigned inside = width > taken + 10 ? MIN(width - taken, 60) : 10;
+    if (width < taken + 10) {
+        printf("\r%.*s\033[K", (int)width - 1, words);
+        fflush(stdout);
+        return;
+    }
+    unsigned inside = MIN(width - taken, 60);
     unsigned filled = (unsigned)(fraction * inside);
 
     printf("\r[");
@@ -141,10 +158,25 @@ static void show_to_people(struct watch *w, const json_t *job)
     fflush(stdout);
 }
 
+/* Once: a job that is ready doesn't end by itself. */
+static void give_hint(struct watch *w, const json_t *job)
+{
+    if (w->hinted || strcmp(text_of(job, "status"), "ready") != 0)
+        return;
+    w->hinted = true;
+    printf(
+        "%s%s: ready: 'complete %s' serves the disk from %s, 'cancel %s' leaves it where "
+        "it is%s\n",
+        w->bar ? "\r\033[K" : "", w->id, w->id,
+        strcmp(text_of(job, "type"), "commit") == 0 ? "the base" : "the target", w->id,
+        strcmp(text_of(job, "type"), "commit") == 0 ? "" : ", and a copy");
+}
+
 static void show(struct watch *w, const json_t *job)
 {
     update_rate(w, job);
     if (w->output != OUTPUT_JSON) {
+        give_hint(w, job);
         show_to_people(w, job);
         return;
     }
@@ -246,17 +278,31 @@ static int conclude_from_state(const struct watch *w)
     return conclude(w, job, false);
 }
 
+/* As a signal that nobody caught, once it was said what it doesn't do. */
+static void die_of_interrupt(const struct watch *w)
+{
+    end_bar(w);
+    fflush(stdout);
+    fprintf(stderr, "%s: goes on; 'cancel %s' would end it\n", w->id, w->id);
+    signal(interrupted, SIG_DFL);
+    raise(interrupted);
+}
+
 int job_watch(struct qmp *qmp, const char *id, enum cli_output output)
 {
     struct watch w = {.qmp = qmp, .id = id, .output = output};
+    const struct sigaction on_interrupt = {.sa_handler = note_interrupt};
     bool ended = false;
     int code, result = CLI_FAILED;
 
     w.bar = output == OUTPUT_HUMAN && isatty(STDOUT_FILENO);
+    sigaction(SIGINT, &on_interrupt, NULL);
     do {
         code = look(&w);
         if (code == CLI_OK)
             code = listen_awhile(&w, &ended, &result);
+        if (interrupted && !ended)
+            die_of_interrupt(&w);
         if (code == CLI_OK && !ended && (w.concluded || w.looked_in_vain)) {
             ended = true;
             result = conclude_from_state(&w);

@@ -1,13 +1,18 @@
 """qimg job: the command that drives jobs over the control socket."""
 
 import contextlib
+import fcntl
 import json
 import os
+import re
+import signal
+import struct
 import subprocess
+import termios
 import time
 import unittest
 
-from harness import MIB, QIMG, create, run, wait_until
+from harness import KIB, MIB, QIMG, create, run, wait_until
 from test_control import JobCase
 
 
@@ -86,6 +91,71 @@ class Command(JobCase):
         self.assertEqual(watcher.wait(20), 0)
         self.assertRegex(out.decode(), r"\r\[=+\] 100\.0%, 0 B left, .*/s, ready")
         self.assertTrue(out.endswith(b"j: completed\r\n"), out)
+
+    def test_what_a_job_that_is_ready_waits_for(self):
+        """is said once"""
+        self.begin()
+        self.mirror(job_id="j")
+        self.ready()
+        watcher = self.watch("watch", "j")
+        lines = [watcher.stdout.readline(), watcher.stdout.readline()]
+        self.assertRegex(lines[0], r"\Aj: ready: 'complete j' .* the target, 'cancel j' leaves .* copy\n\Z")
+        self.assertRegex(lines[1], r"\Aj: 100\.0%, 0 B left, .*, ready\n\Z")
+        self.write(MIB, b"goes on" * 10000)
+        self.qimg("cancel", "j")
+        out, errors = watcher.communicate(timeout=20)
+        self.assertEqual((watcher.returncode, errors), (0, ""))
+        self.assertNotIn("'complete j'", out)
+
+    def test_ctrl_c(self):
+        """ends the watching, and the user is told that it ends nothing else"""
+        self.begin()
+        self.mirror(job_id="j", speed=64 * KIB)
+        watcher = self.watch("watch", "j")
+        watcher.stdout.readline()
+        watcher.send_signal(signal.SIGINT)
+        _, errors = watcher.communicate(timeout=20)
+        self.assertEqual((watcher.returncode, errors), (-signal.SIGINT, "j: goes on; 'cancel j' would end it\n"))
+        self.assertEqual(self.job()["status"], "running")
+
+    def test_a_narrow_terminal(self):
+        """shows what it has room for, and stays on its line"""
+        for width in 5, 20, 40, 50:
+            with self.part(width=width):
+                JobCase.setUp(self)
+                self.begin()
+                self.mirror(job_id="j", speed=64 * KIB)
+                master, slave = os.openpty()
+                fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+                watcher = subprocess.Popen([QIMG, "job", "--control", self.control, "watch", "j"], stdin=slave,
+                                           stdout=slave, stderr=subprocess.DEVNULL, close_fds=True)
+                os.close(slave)
+                out = b""
+                while out.count(b"\033[K") < 3:
+                    out += os.read(master, 4096)
+                watcher.kill()
+                watcher.wait()
+                os.close(master)
+                shown = re.findall(r"\r([^\r\033]*)\033\[K", out.decode())
+                self.assertNotIn("\n", "".join(shown))
+                self.assertLess(max(len(line) for line in shown), width)
+
+    def test_a_target_called_otherwise(self):
+        """isn't made raw without a word"""
+        self.begin()
+        for fmt in "qcow2", "qed":
+            target = self.path(f"new.{fmt}")
+            self.assertRegex(self.qimg("mirror", target, code=1).stderr, rf"new\.{fmt}.*--format={fmt}")
+            self.assertFalse(os.path.exists(target))
+            self.qimg("mirror", target, f"--format={fmt}", "--job-id=j")
+            self.ready()
+            self.qimg("cancel", "j")
+            self.ended()
+            self.expect_content(target, fmt)
+
+    def test_nothing_to_commit_to(self):
+        self.begin()
+        self.assertRegex(self.qimg("commit", code=1).stderr, "disk.qcow2: has no backing file")
 
     def test_a_job_that_waits_to_be_dismissed(self):
         self.begin()
