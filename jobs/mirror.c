@@ -157,6 +157,17 @@ static int close_target(struct mirror *m, struct diag *diag)
     return err ? diag_errno(diag, -err, "job '%s': closing its target", m->id) : 0;
 }
 
+/* Threads and memory. */
+static void free_parts(struct mirror *m)
+{
+    copier_free(m->copier);
+    dirty_bitmap_free(m->dirty);
+    dirty_bitmap_free(m->unflushed);
+    dirty_bitmap_free(m->flushing);
+    m->copier = NULL;
+    m->dirty = m->unflushed = m->flushing = NULL;
+}
+
 int mirror_finish(struct job *job, void *state, bool success, struct diag *diag)
 {
     struct mirror *m = state;
@@ -171,6 +182,7 @@ int mirror_finish(struct job *job, void *state, bool success, struct diag *diag)
     mirror_release(m);
     bool is_copy = success && !err;
     int close_err = close_target(m, is_copy ? diag : &ignored);
+    free_parts(m); /* the job may be shown for long */
     return is_copy ? close_err : err;
 }
 
@@ -183,10 +195,7 @@ void mirror_free(void *state)
     free((char *)(uintptr_t)m->params.bitmap);
 
     mirror_detach(m);
-    copier_free(m->copier);
-    dirty_bitmap_free(m->dirty);
-    dirty_bitmap_free(m->unflushed);
-    dirty_bitmap_free(m->flushing);
+    free_parts(m);
     node_close(m->target);
     lock_destroy(&m->lock);
     free(m->id);

@@ -181,6 +181,12 @@ int mirror_attach(struct mirror *m, const char *bitmap, struct diag *diag)
         m->observer.flushed = on_flushed;
     }
     int err = observer_add(&m->source->observers, &m->observer);
+    if (err == -EBUSY)
+        return diag_set(
+            diag, EBUSY,
+            "job '%s': copy-mode: only %u jobs at a time can be write-blocking; "
+            "'background' does without",
+            m->id, OBSERVERS_AROUND);
     if (err)
         return diag_errno(diag, -err, "job '%s'", m->id);
     m->attached = true;

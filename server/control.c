@@ -69,7 +69,7 @@ static void wake(struct control *control)
 
     /* A full counter wakes as well. */
     if (write(control->wake_fd, &one, sizeof one) < 0 && errno != EAGAIN)
-        log_error("control socket: cannot wake its thread (errno %d)", errno);
+        log_error("control socket: cannot wake its thread: %s", strerror(errno));
 }
 
 /* Takes over the text. */

@@ -172,7 +172,8 @@ static void free_request(void *opaque)
 static struct mirror_opener opener_of(const json_t *args)
 {
     struct target_request *request = calloc(1, sizeof *request);
-    char *target = strdup(arg_text(args, "target"));
+    const char *name = arg_text(args, "target");
+    char *target = strdup(strncmp(name, "file:", 5) == 0 ? name + 5 : name);
 
     if (!request || !target) {
         free(request);

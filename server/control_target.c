@@ -1,6 +1,7 @@
 #include "control_target.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <string.h>
 
 #include "base/cleanup.h"
@@ -10,6 +11,7 @@
 
 /* A mirror has 16 operations in flight at most; more connections bring nothing. */
 #define NBD_CONNECTIONS 4
+#define SECTOR          512u
 /* Who started the job waits for the first. */
 #define CONNECT_MS 5000
 
@@ -26,7 +28,14 @@ static int open_nbd(const struct target_request *request, struct node **out,
     int err = storage_open_nbd(request->target, &how, &st, diag);
     if (err)
         return err;
-    err = chain_find_driver(st, request->format, &driver, diag);
+    if (storage_nbd_info(st)->is_self)
+        err =
+            diag_set(diag, EINVAL,
+                     "target: %s: is an export of this server: a disk can't be mirrored to "
+                     "itself",
+                     request->target);
+    if (!err)
+        err = chain_find_driver(st, request->format, &driver, diag);
     if (err) {
         storage_close(st);
         return err;
@@ -54,6 +63,31 @@ static int check_not_in_chain(const struct target_request *request, struct diag 
     return 0;
 }
 
+/* Other formats have whole sectors. */
+static int check_size(const struct target_request *request, const struct driver *driver,
+                      struct diag *diag)
+{
+    if (!driver->reserve || request->source->size % SECTOR == 0)
+        return 0;
+    return diag_set(diag, EINVAL,
+                    "%s: the disk's %" PRIu64 " bytes are no multiple of %u, as %s images "
+                    "have them: say format=raw",
+                    request->target, request->source->size, SECTOR, driver->name);
+}
+
+/* A raw file that was made may be rounded up to whole sectors. */
+static int cut_to_size(const struct target_request *request, struct diag *diag)
+{
+    const struct storage_open how = {0};
+    CLEANUP_STORAGE struct storage *file = NULL;
+
+    int err = storage_open_file(request->target, &how, &file, diag);
+    if (err)
+        return err;
+    err = storage_truncate(file, request->source->size);
+    return err ? diag_errno(diag, -err, "%s", request->target) : 0;
+}
+
 static int make_file(const struct target_request *request, struct diag *diag)
 {
     const struct driver *driver = driver_find(request->format);
@@ -71,7 +105,26 @@ static int make_file(const struct target_request *request, struct diag *diag)
     if (below && !driver->reserve)
         return diag_set(diag, EINVAL, "%s: %s images have no backing file", request->target,
                         driver->name);
-    return driver->create(&create, diag);
+    int err = check_size(request, driver, diag);
+    if (!err)
+        err = driver->create(&create, diag);
+    if (!err && request->source->size % SECTOR != 0)
+        err = cut_to_size(request, diag);
+    return err;
+}
+
+/* "json:..." and the like are no names of files to be made. */
+static int check_name(const struct target_request *request, struct diag *diag)
+{
+    const char *target = request->target;
+
+    if (target[strcspn(target, ":/")] != ':')
+        return 0;
+    return diag_set(
+        diag, ENOTSUP,
+        "target: %s: only NBD URIs and local files can be targets; a file of that "
+        "name would be ./%s",
+        target, target);
 }
 
 static int open_file(const struct target_request *request, struct node **out,
@@ -87,7 +140,9 @@ static int open_file(const struct target_request *request, struct node **out,
                  .need_check_delay_ns = request->source->options.need_check_delay_ns},
     };
 
-    int err = check_not_in_chain(request, diag);
+    int err = check_name(request, diag);
+    if (!err)
+        err = check_not_in_chain(request, diag);
     if (!err && !request->existing)
         err = make_file(request, diag);
     return err ? err

@@ -280,8 +280,8 @@ static void retire(struct export *export, struct node *old)
     }
     int err = close_replaced(old, serving);
     if (err)
-        log_error("closing the image that was replaced: errno %d: it must be checked",
-                  -err);
+        log_error("closing the image that was replaced: %s: it must be checked",
+                  strerror(-err));
     take_locks(export, serving);
 }
 
@@ -313,7 +313,7 @@ int export_relink(struct export *export, struct node *layer, struct node *below,
     gate_wait(&export->ctx.gate);
     int err = node_close(old);
     if (err)
-        log_error("closing the images that were folded: errno %d", -err);
+        log_error("closing the images that were folded: %s", strerror(-err));
     return 0;
 }
 

@@ -44,7 +44,7 @@ static void write_back(void *opaque)
     atomic_store(&node->write_back_armed, false);
     int err = mcache_commit(node->mc, MC_COMMIT);
     if (err)
-        log_error("%s: background write-back failed (errno %d)", node->filename, -err);
+        log_error("%s: background write-back failed: %s", node->filename, strerror(-err));
     if (err && !mcache_health(node->mc))
         arm_write_back(node);
 }

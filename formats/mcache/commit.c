@@ -1,6 +1,7 @@
 /* Group commit: one leader writes for everyone who waits. */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/log.h"
 #include "mcache/internal.h"
@@ -116,7 +117,7 @@ static int barrier(struct mcache *mc)
     if (err)
         mcache_note_failure(mc);
     if (err && !atomic_load(&mc->forgiving)) {
-        log_error("%s: flushing failed (errno %d)", mc->st->name, -err);
+        log_error("%s: flushing failed: %s", mc->st->name, strerror(-err));
         mcache_poison(mc);
     }
     return err;
@@ -227,6 +228,6 @@ void mcache_relieve(struct mcache *mc)
         return;
     int err = mcache_commit(mc, MC_COMMIT_EVERYTHING);
     if (err)
-        log_error("%s: writing back metadata failed (errno %d); it stays in memory",
-                  mc->st->name, -err);
+        log_error("%s: writing back metadata failed: %s; it stays in memory", mc->st->name,
+                  strerror(-err));
 }

@@ -129,6 +129,9 @@ static int accept_export(struct nbd_storage *nbd, struct diag *diag)
     nbd->links[0].was_up = true;
     atomic_store(&nbd->connected, true);
     note_peer(nbd);
+    int fd;
+    (void)nbd_link_wants(&nbd->links[0], &fd);
+    nbd->info.is_self = nbd_peer_is_self(fd);
     return 0;
 }
 

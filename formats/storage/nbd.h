@@ -73,6 +73,7 @@ struct nbd_info {
     bool read_only, can_flush, can_fua, can_zero, can_fast_zero, can_trim, can_cache;
     bool multi_conn;
     bool has_status; /* base:allocation */
+    bool is_self;    /* the server is this process (of the first connection) */
 };
 
 /* Connects, negotiates and validates; starts no thread.  On success *out is the caller's.

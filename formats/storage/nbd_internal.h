@@ -5,6 +5,7 @@
  *   nbd_loop.c       the driver: queue, connections, timeouts, completions
  *   nbd_link.c       one connection: one libnbd handle
  *   nbd_reconnect.c  connections that are made, lost, and made again
+ *   nbd_self.c       whether this process is the server
  *   nbd_library.c    libnbd, loaded when it is needed first
  *
  * Way of a request: `incoming` (under lock) -> `waiting` for a connection ->
@@ -128,6 +129,11 @@ void nbd_link_act(struct nbd_link *link, short revents);
 
 /* A connection, or an attempt, has ended.  err: what becomes of requests in flight. */
 void nbd_link_lost(struct nbd_link *link, int err, const struct diag *diag);
+
+/* ---- nbd_self.c ---- */
+
+/* fd is connected to a server: is that this process? */
+bool nbd_peer_is_self(int fd);
 
 /* ---- nbd_loop.c ---- */
 

@@ -1,0 +1,98 @@
+"""What a mirror can be made to, and what of a job is left."""
+
+import os
+import socket
+import subprocess
+import unittest
+
+from harness import PLUGIN, plugin_env, wait_until
+from qmp import QmpError
+from test_mirror import MirrorCase
+
+
+class Refused(MirrorCase):
+    """what can't be a target, and says why"""
+
+    def refused(self, words, target, **arguments):
+        before = set(os.listdir(self.dir))
+        self.fails("GenericError", self.client, "drive-mirror", words,
+                   **{"device": "drive0", "job_id": "refused", "sync": "full", "target": target, **arguments})
+        self.assertEqual(set(os.listdir(self.dir)), before, "a file is left")
+
+    def test_the_servers_own_export(self):
+        """on a Unix socket, and on a port"""
+        self.begin()
+        self.refused("export of this server", self.server.uri)
+        self.source_is_good()
+        self.control = self.path("control")
+        for address in "127.0.0.1", "localhost":
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            server = subprocess.Popen(["nbdkit", "-f", "-p", str(port), "-P", self.path("pid"), PLUGIN, self.image,
+                                       f"control={self.control}"], env=plugin_env())
+            try:
+                wait_until(lambda: os.path.exists(self.path("pid")) and os.path.getsize(self.path("pid")), 20, "it")
+                self.client = self.qmp()
+                self.refused("export of this server", f"nbd://{address}:{port}")
+            finally:
+                server.terminate()
+                server.wait()
+                os.unlink(self.path("pid"))
+
+    def test_another_server_isnt_taken_for_it(self):
+        self.begin()
+        self.mirror(self.memory().uri)
+        self.ready()
+        self.softly()
+
+    def test_names(self):
+        self.begin()
+        self.refused("json:.*only NBD URIs and local files", 'json:{"driver":"raw"}')
+        self.refused("ssh:.*only NBD URIs and local files", "ssh://host/x")
+        self.client.cmd("drive-mirror", device="drive0", job_id="job", sync="full", target="file:" + self.path("a:b"))
+        self.ready()
+        self.softly()
+        self.expect_content(self.path("a:b"), "raw")
+
+    def test_odd_sizes(self):
+        self.SIZE = 100001  # pylint: disable=invalid-name
+        self.fmt, self.image, self.content = "raw", self.path("odd.raw"), bytearray(self.rng.randbytes(self.SIZE))
+        with open(self.image, "wb") as disk:
+            disk.write(self.content)
+        self.begin()
+        for fmt in "qcow2", "qed":
+            self.refused("100001 bytes.*format=raw", self.path("new"), format=fmt)
+        for end in "softly", "pivot":
+            self.mirror("target.raw")
+            self.ready()
+            getattr(self, end)()
+            self.assertEqual(os.path.getsize(self.path("target.raw")), self.SIZE)
+        self.server.stop()
+        with open(self.path("target.raw"), "rb") as target:
+            self.same(target.read())
+
+    def test_too_many_write_blocking_jobs(self):
+        self.begin()
+        for number in range(4):
+            self.mirror(f"t{number}.raw", job_id=f"j{number}", copy_mode="write-blocking")
+        with self.assertRaisesRegex(QmpError, "'fifth'.*only 4 jobs"):
+            self.mirror("t4.raw", job_id="fifth", copy_mode="write-blocking")
+        self.source_is_good()
+
+    def test_what_is_left_of_a_job_that_is_shown(self):
+        """one thread, and none of its buffers"""
+        self.begin()
+        tasks, before = f"/proc/{self.server.process.pid}/task", None
+        for number in range(4):
+            self.mirror(f"t{number}.raw", job_id=f"j{number}", auto_dismiss=False)
+            self.ready()
+            self.client.cmd("block-job-cancel", device=f"j{number}")
+            self.client.event("JOB_STATUS_CHANGE", id=f"j{number}", status="concluded")
+            before = before or len(os.listdir(tasks))
+        self.assertLessEqual(len(os.listdir(tasks)) - before, 3)
+        self.server.stop()
+
+
+if __name__ == "__main__":
+    unittest.main()
