@@ -1,0 +1,67 @@
+"""The examples of README.md run as they are printed, in order, in an empty folder."""
+
+import os
+import pathlib
+import re
+import signal
+import stat
+import subprocess
+import unittest
+
+from harness import BUILD, PLUGIN, ROOT, STANDIN, Case, plugin_env
+
+# Who installs the plugin has it found by its name; here a script in front of nbdkit does that.
+NBDKIT = f"""#!/bin/bash
+words=()
+for word; do
+    if [ "$word" = qimg ]; then word={PLUGIN}; fi
+    words+=("$word")
+done
+exec nbdkit_real "${{words[@]}}"
+"""
+
+
+@unittest.skipIf(STANDIN, "needs the plugin")
+class Readme(Case):
+    def examples(self):
+        text = (ROOT / "README.md").read_text(encoding="utf-8")
+        use = text.split("## Use\n", 1)[1].split("\n## ", 1)[0]
+        for block in re.findall(r"^```\n(.*?)^```$", use, re.M | re.S):
+            for line in block.splitlines():
+                # A virtual machine, and what needs a kernel module.
+                if line and not line.startswith(("qemu-system", "sudo")):
+                    yield line
+
+    def wrapper(self):
+        folder = pathlib.Path(self.path("bin"))
+        folder.mkdir()
+        real = subprocess.run(["which", "nbdkit"], capture_output=True, text=True, check=True).stdout.strip()
+        script = folder / "nbdkit"
+        script.write_text(NBDKIT.replace("nbdkit_real", real), encoding="ascii")
+        script.chmod(stat.S_IRWXU)
+        return folder
+
+    def end_all(self):
+        """What a failure left running, by the files that name it."""
+        for pid in pathlib.Path(self.path("work")).glob("*.pid"):
+            try:
+                os.kill(int(pid.read_text()), signal.SIGKILL)
+            except (ProcessLookupError, ValueError):
+                pass
+
+    def test_examples(self):
+        path = f"{self.wrapper()}:{BUILD}:{os.environ['PATH']}"
+        os.mkdir(self.path("work"))
+        self.addCleanup(self.end_all)
+        script = "set -e\n" + "\n".join(self.examples())
+        self.assertGreater(script.count("\n"), 20)
+        with open(self.path("log"), "w+", encoding="utf-8") as log:
+            done = subprocess.run(["bash", "-x", "-c", script], cwd=self.path("work"), timeout=120, check=False,
+                                  stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                                  env=plugin_env(PATH=path))
+            log.seek(0)
+            self.assertEqual(done.returncode, 0, log.read())
+
+
+if __name__ == "__main__":
+    unittest.main()
