@@ -130,7 +130,7 @@ class Options(CliCase):
     def test_image_opts_nbd(self):
         """An export is looked at as a file is."""
         self.qemu("create", "-q", "-f", "qcow2", "image", "4M")
-        process = subprocess.Popen(["qemu-nbd", "-r", "-t", "-f", "raw", "-x", "a b", "-k", self.path("sock"), "image"],
+        process = subprocess.Popen(["qemu-nbd", "-r", "-t", "-e8", "-f", "raw", "-x", "a b", "-k", self.path("sock"), "image"],
                                    cwd=self.dir)
         self.addCleanup(kill_quietly, process)
         wait_until(lambda: os.path.exists(self.path("sock")), 20, "qemu-nbd")

@@ -193,7 +193,7 @@ class DescribedNames(Case):
         port = free_port()
         with contextlib.ExitStack() as stack:
             for where in (["-k", path], ["-b", "127.0.0.1", "-p", str(port)]):
-                nbd_server = subprocess.Popen(["qemu-nbd", "-t", "-r", "-f", "raw", "-x", export, *where, base])
+                nbd_server = subprocess.Popen(["qemu-nbd", "-t", "-e8", "-r", "-f", "raw", "-x", export, *where, base])
                 stack.callback(nbd_server.wait)
                 stack.callback(nbd_server.kill)
             wait_until(lambda: os.path.exists(path), 20, "qemu-nbd's socket")
