@@ -110,13 +110,7 @@ static int switch_header(struct qcow2 *q, const struct refcount_table *table)
 
     h.refcount_table_offset = table->offset;
     h.refcount_table_clusters = (uint32_t)(table->n_entries * 8 >> q->cluster_bits);
-    int err = qcow2_header_write_refcount_table(q->node->file, &h);
-    /* After a failure the header may name either table: neither may be written or cut off.
-     */
-    if (err)
-        mcache_poison(q->node->mc);
-    else
-        err = node_barrier(q->node);
+    int err = qcow2_point_header(q, &h, qcow2_header_write_refcount_table);
     if (err)
         return err;
     /* The fields that changed: others read the rest meanwhile, without a lock. */

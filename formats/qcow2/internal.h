@@ -168,6 +168,15 @@ void qcow2_info(struct node *node, json_t *object);
 /* Adds what the LUKS header says to the object "encrypt". */
 void qcow2_describe_luks(struct qcow2 *q, json_t *object);
 
+/* ---- resize.c ---- */
+
+/* Header lock: points the header to a table that is durable; h has the new place, `write`
+ * writes it.  After a failure the header may name the old table or the new one, and neither
+ * may be written to, nor cut off: the node refuses writes from then on. */
+int qcow2_point_header(struct qcow2 *q, const struct qcow2_header *h,
+                       int (*write)(struct storage *st,
+                                    const struct qcow2_header *h)) MUST_USE;
+
 /* ---- create.c, rebase.c, resize.c, open.c ---- */
 int qcow2_create(struct create_request *req, struct diag *diag);
 int qcow2_set_backing(struct node *node, const char *name, const char *format,

@@ -22,6 +22,16 @@ static int write_table(struct qcow2 *q, const _Atomic uint64_t *l1, uint32_t n,
     return storage_write(q->node->file, raw, bytes, host, 0);
 }
 
+int qcow2_point_header(struct qcow2 *q, const struct qcow2_header *h,
+                       int (*write)(struct storage *st, const struct qcow2_header *h))
+{
+    int err = write(q->node->file, h);
+
+    if (err)
+        mcache_poison(q->node->mc);
+    return err ? err : node_barrier(q->node);
+}
+
 static int switch_l1(struct qcow2 *q, uint32_t l1_size, uint64_t host)
 {
     LOCK_GUARD(&q->header_lock);
@@ -29,12 +39,7 @@ static int switch_l1(struct qcow2 *q, uint32_t l1_size, uint64_t host)
 
     h.l1_size = l1_size;
     h.l1_table_offset = host;
-    int err = qcow2_header_write_l1(q->node->file, &h);
-    /* After a failure the header may name either table: neither may be written. */
-    if (err)
-        mcache_poison(q->node->mc);
-    else
-        err = node_barrier(q->node);
+    int err = qcow2_point_header(q, &h, qcow2_header_write_l1);
     if (err)
         return err;
     q->header.l1_size = h.l1_size;
