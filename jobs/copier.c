@@ -1,9 +1,9 @@
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 
 #include "base/checked.h"
 #include "base/list.h"
+#include "base/thread.h"
 #include "jobs/copier.h"
 
 #define MAX_WORKERS 16
@@ -248,15 +248,10 @@ void copier_go(struct copy_worker *worker)
 
 static bool start_worker(struct copier *copier, struct copy_worker *w)
 {
-    sigset_t all, old;
-
     w->copier = copier;
     if (posix_memalign(&w->buffer, 4096, copier->config.max_range) != 0)
         return false;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    w->started = pthread_create(&w->thread, NULL, worker_main, w) == 0;
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    w->started = thread_start(&w->thread, worker_main, w) == 0;
     return w->started;
 }
 

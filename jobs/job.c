@@ -6,15 +6,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/clock.h"
 #include "jobs/internal.h"
-
-uint64_t job_now(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
 
 void job_tell(struct job *job, enum job_event_kind kind)
 {
@@ -85,7 +78,7 @@ static void stand_still(struct job *job)
 int job_checkpoint(struct job *job, uint64_t bytes)
 {
     LOCK_GUARD(&job->lock);
-    uint64_t wait = ratelimit_account(&job->limit, bytes, job_now());
+    uint64_t wait = ratelimit_account(&job->limit, bytes, clock_ns());
 
     for (;;) {
         if (must_abandon(job))
@@ -93,11 +86,11 @@ int job_checkpoint(struct job *job, uint64_t bytes)
         if (wants_pause(job))
             stand_still(job);
         else if (wait)
-            wait_until(job, job_now() + wait);
+            wait_until(job, clock_ns() + wait);
         else
             break;
         /* Whatever woke it: only a new speed has changed how long is left. */
-        wait = ratelimit_account(&job->limit, 0, job_now());
+        wait = ratelimit_account(&job->limit, 0, clock_ns());
     }
     job->verb_came = false;
     return 0;
@@ -106,10 +99,10 @@ int job_checkpoint(struct job *job, uint64_t bytes)
 static void sleep_as(struct job *job, uint64_t ns, bool busy)
 {
     LOCK_GUARD(&job->lock);
-    uint64_t until = job_now() + ns;
+    uint64_t until = clock_ns() + ns;
 
     job->info.busy = busy;
-    while (!job->kicked && !job->verb_came && !must_abandon(job) && job_now() < until)
+    while (!job->kicked && !job->verb_came && !must_abandon(job) && clock_ns() < until)
         wait_until(job, until);
     job->info.busy = true;
     job->kicked = false;
@@ -124,9 +117,9 @@ void job_sleep(struct job *job, uint64_t ns)
 void job_rest(struct job *job, uint64_t ns)
 {
     LOCK_GUARD(&job->lock);
-    uint64_t until = job_now() + ns;
+    uint64_t until = clock_ns() + ns;
 
-    while (!must_abandon(job) && !wants_pause(job) && job_now() < until)
+    while (!must_abandon(job) && !wants_pause(job) && clock_ns() < until)
         wait_until(job, until);
 }
 

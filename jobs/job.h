@@ -165,9 +165,6 @@ bool job_waits_for_finalize(struct job *job);
 /* How many bytes the rate limit allows in a slice; UINT64_MAX: any number. */
 uint64_t job_slice_bytes(struct job *job);
 
-/* The clock of jobs. */
-uint64_t job_now(void);
-
 /* The longest a job waits before it looks for verbs. */
 #define JOB_SLICE_NS 100000000ull
 

@@ -1,10 +1,11 @@
 #include <errno.h>
 #include <inttypes.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
+#include "base/thread.h"
 #include "jobs/internal.h"
 
 struct job_manager *job_manager_new(job_event_sink *sink, void *opaque)
@@ -94,20 +95,8 @@ static struct job *job_new(struct job_manager *manager, const struct job_ops *op
         .io_status = "ok",
     };
     snprintf(job->info.id, sizeof job->info.id, "%s", params->id);
-    ratelimit_set_speed(&job->limit, params->speed, job_now());
+    ratelimit_set_speed(&job->limit, params->speed, clock_ns());
     return job;
-}
-
-/* The server's signals are for the server's threads. */
-static int start_thread(struct job *job)
-{
-    sigset_t all, old;
-
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    int err = pthread_create(&job->thread, NULL, job_main, job);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    return -err;
 }
 
 /* Under the manager's lock. */
@@ -136,7 +125,7 @@ int job_start(struct job_manager *manager, const struct job_ops *ops, void *stat
     if (!err && !job)
         err = diag_errno(diag, ENOMEM, "job '%s'", params->id);
     if (!err) {
-        err = start_thread(job);
+        err = thread_start(&job->thread, job_main, job);
         if (err) {
             diag_errno(diag, -err, "job '%s': starting its thread", params->id);
             pthread_cond_destroy(&job->changed);
@@ -248,7 +237,7 @@ int job_set_speed(struct job_manager *manager, const char *id, uint64_t bytes_pe
     if (err)
         return err;
     job->info.speed = bytes_per_second;
-    ratelimit_set_speed(&job->limit, bytes_per_second, job_now());
+    ratelimit_set_speed(&job->limit, bytes_per_second, clock_ns());
     return unlock_after_verb(manager, job, 0);
 }
 

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 
 #include "base/checked.h"
+#include "base/clock.h"
 #include "jobs/mirror_internal.h"
 #include "storage/nbd.h"
 
@@ -367,7 +368,7 @@ static bool flush_until(struct mirror *m, uint64_t until)
     if (!begin_early_flush(m))
         return false;
     while (copier_is_flushing(m->copier)) {
-        if (job_is_cancelled(m->job) || job_now() > until)
+        if (job_is_cancelled(m->job) || clock_ns() > until)
             return false;
         job_sleep(m->job, JOB_SLICE_NS / 10);
     }
@@ -403,7 +404,7 @@ void mirror_release(struct mirror *m)
 static bool copy_rest(struct mirror *m, uint64_t until)
 {
     while (!mirror_is_clean(m)) {
-        if (mirror_has_failed(m) || job_is_cancelled(m->job) || job_now() > until)
+        if (mirror_has_failed(m) || job_is_cancelled(m->job) || clock_ns() > until)
             return false;
         if (!start_one(m))
             job_sleep(m->job, JOB_SLICE_NS / 10);
@@ -423,8 +424,9 @@ bool mirror_reach_end(struct mirror *m)
     m->patience = MIN(MAX(2 * m->patience, HOLD_NS), HOLD_MOST_NS);
     hold(m);
     /* An error, too, if it was told to a user while the job flushed. */
-    if (copy_rest(m, job_now() + m->patience) && flush_until(m, job_now() + HOLD_MOST_NS) &&
-        mirror_is_clean(m) && !mirror_has_failed(m))
+    if (copy_rest(m, clock_ns() + m->patience) &&
+        flush_until(m, clock_ns() + HOLD_MOST_NS) && mirror_is_clean(m) &&
+        !mirror_has_failed(m))
         return true;
     mirror_release(m);
     return false;

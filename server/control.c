@@ -4,18 +4,18 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <time.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/list.h"
 #include "base/lock.h"
 #include "base/log.h"
+#include "base/thread.h"
 #include "control_client.h"
 #include "control_cmds.h"
 #include "control_events.h"
@@ -365,18 +365,10 @@ static void serve_once(struct control *control)
     drop_dead_clients(control);
 }
 
-static int64_t now_ms(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
 /* Sends what is queued, to those who read. */
 static void say_last_words(struct control *control)
 {
-    int64_t end = now_ms() + LAST_WORDS_MS;
+    int64_t end = (int64_t)clock_ms() + LAST_WORDS_MS;
 
     for (;;) {
         struct pollfd fds[MAX_CLIENTS];
@@ -386,7 +378,7 @@ static void say_last_words(struct control *control)
             if (client_has_queue(control->clients[i]) && !control->clients[i]->dead)
                 fds[n++] = (struct pollfd){control->clients[i]->fd, POLLOUT, 0};
         }
-        int64_t left = end - now_ms();
+        int64_t left = end - (int64_t)clock_ms();
         if (n == 0 || left <= 0 || poll(fds, n, (int)left) == 0)
             return;
     }
@@ -465,15 +457,10 @@ int control_open(const struct control_setup *setup, struct control **out, struct
 
 int control_start(struct control *control)
 {
-    sigset_t all, old;
+    int err = thread_start(&control->thread, control_main, control);
 
-    /* The server's signals are for the server's threads. */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    int err = pthread_create(&control->thread, NULL, control_main, control);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
     control->started = err == 0;
-    return -err;
+    return err;
 }
 
 void control_begin_close(struct control *control)

@@ -7,6 +7,7 @@
 
 #include "base/list.h"
 #include "base/lock.h"
+#include "base/thread.h"
 
 struct task {
     struct list link;
@@ -93,17 +94,11 @@ static void *lane_main(void *opaque)
 
 static int start(struct control_lane *lane)
 {
-    sigset_t all, old;
-
     if (lane->started)
         return 0;
-    /* The server's signals are for the server's threads. */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    int err = pthread_create(&lane->thread, NULL, lane_main, lane);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    int err = thread_start(&lane->thread, lane_main, lane);
     lane->started = err == 0;
-    return -err;
+    return err;
 }
 
 int control_lane_submit(struct control_lane *lane, const struct control_command *command,

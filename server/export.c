@@ -1,9 +1,9 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "block/chain.h"
 #include "export.h"
@@ -164,22 +164,19 @@ void export_unclaim(struct export *export)
     atomic_fetch_sub(&export->claims, 1);
 }
 
-#define POLL_NS        200000L
-#define LONGEST_WAIT_S 30
+#define POLL_NS         200000u
+#define LONGEST_WAIT_MS 30000u
 
 /* Waits until every request that was inside has left; false: it took too long. */
 static bool wait_for_users(struct export *export, bool patient)
 {
     uint64_t stamp = gate_stamp(&export->gate);
-    struct timespec now, end;
+    uint64_t end = clock_ms() + LONGEST_WAIT_MS;
 
-    clock_gettime(CLOCK_MONOTONIC, &end);
-    end.tv_sec += LONGEST_WAIT_S;
     while (!gate_passed(&export->gate, stamp)) {
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        if (!patient && now.tv_sec > end.tv_sec)
+        if (!patient && clock_ms() > end)
             return false;
-        nanosleep(&(struct timespec){.tv_nsec = POLL_NS}, NULL);
+        clock_nap_ns(POLL_NS);
     }
     return true;
 }

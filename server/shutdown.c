@@ -22,11 +22,12 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/log.h"
+#include "base/thread.h"
 
 #ifdef __linux__
 #include <linux/vm_sockets.h>
@@ -200,24 +201,11 @@ static void end_connections(void)
 
 /* ---- the thread ---- */
 
-static int64_t now_ms(void)
+static void wait_until_idle(uint64_t until)
 {
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
-static void nap(int ms)
-{
-    nanosleep(&(struct timespec){.tv_nsec = ms * 1000000L}, NULL);
-}
-
-static void wait_until_idle(int64_t until)
-{
-    while (!ending.steps.is_idle() && now_ms() < until)
-        nap(1);
-    nap(REPLY_MS);
+    while (!ending.steps.is_idle() && clock_ms() < until)
+        clock_nap_ns(1000000);
+    clock_nap_ns(REPLY_MS * 1000000);
 }
 
 static void wait_to_be_woken(void)
@@ -239,19 +227,19 @@ static void *shutdown_main(void *unused)
 {
     (void)unused;
     wait_to_be_woken();
-    int64_t began = now_ms();
+    uint64_t began = clock_ms();
     if (!atomic_load(&ending.begun))
         return NULL;
     ending.steps.begin();
     wait_until_idle(began + SHUTDOWN_GRACE_MS);
     if (!ending.steps.is_idle())
         ending.steps.hurry();
-    int64_t busy = now_ms();
-    for (; !atomic_load(&ending.stopping); nap(AGAIN_MS)) {
+    uint64_t busy = clock_ms();
+    for (; !atomic_load(&ending.stopping); clock_nap_ns(AGAIN_MS * 1000000)) {
         end_connections();
         if (!ending.steps.is_idle())
-            busy = now_ms();
-        if (now_ms() > busy + SHUTDOWN_PATIENCE_MS)
+            busy = clock_ms();
+        if (clock_ms() > busy + SHUTDOWN_PATIENCE_MS)
             end_without_clients();
     }
     return NULL;
@@ -259,19 +247,13 @@ static void *shutdown_main(void *unused)
 
 int shutdown_start(const struct shutdown_steps *steps)
 {
-    sigset_t all, old;
-
     ending.steps = *steps;
     ending.wake_fd = eventfd(0, EFD_CLOEXEC);
     if (ending.wake_fd < 0)
         return -errno;
-    /* The server's signals are for the server's threads. */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    int err = pthread_create(&ending.thread, NULL, shutdown_main, NULL);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    int err = thread_start(&ending.thread, shutdown_main, NULL);
     if (err)
-        return -err;
+        return err;
     ending.started = true;
     chain_handlers();
     return 0;

@@ -4,8 +4,10 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "base/clock.h"
 #include "base/housekeeper.h"
 #include "base/lock.h"
+#include "base/thread.h"
 
 struct housekeeper {
     clock_fn *clock;
@@ -23,11 +25,8 @@ struct housekeeper {
 
 static uint64_t monotonic_now(void *opaque)
 {
-    struct timespec ts;
-
     (void)opaque;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+    return clock_ns();
 }
 
 struct housekeeper *housekeeper_new(clock_fn *clock, void *clock_opaque)
@@ -113,15 +112,10 @@ static void *housekeeper_main(void *opaque)
 
 int housekeeper_start(struct housekeeper *hk)
 {
-    sigset_t all, old;
+    int err = thread_start(&hk->thread, housekeeper_main, hk);
 
-    /* The server's signals are for the server's threads. */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    int err = pthread_create(&hk->thread, NULL, housekeeper_main, hk);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
     hk->started = err == 0;
-    return -err;
+    return err;
 }
 
 void housekeeper_stop(struct housekeeper *hk)

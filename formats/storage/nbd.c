@@ -9,6 +9,8 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/thread.h"
 #include "storage/nbd_internal.h"
 
 /* A request on the stack of who waits for it. */
@@ -85,7 +87,7 @@ static int negotiate(struct nbd_link *link, struct diag *diag)
     while (!err && link->state == LINK_CONNECTING) {
         struct pollfd p;
         p.events = nbd_link_wants(link, &p.fd);
-        uint64_t now = nbd_now_ms();
+        uint64_t now = clock_ms();
         if (now >= link->deadline_ms)
             return diag_errno(diag, ETIMEDOUT, "%s: connecting", link->owner->st.name);
         if (nbd_given_up(link->owner))
@@ -184,17 +186,11 @@ static void *driver_main(void *opaque)
 /* Under the lock. */
 static int start_thread(struct nbd_storage *nbd)
 {
-    sigset_t all, old;
-
     if (nbd->has_thread)
         return 0;
-    /* The server's signals are for the server's threads. */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    int err = pthread_create(&nbd->thread, NULL, driver_main, nbd);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    int err = thread_start(&nbd->thread, driver_main, nbd);
     nbd->has_thread = err == 0;
-    return -err;
+    return err;
 }
 
 int storage_nbd_start(struct storage *st)

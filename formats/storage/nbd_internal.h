@@ -141,8 +141,6 @@ bool nbd_peer_is_self(int fd);
 void nbd_finish(struct nbd_storage *nbd, struct nbd_request *req, int err);
 void nbd_fail_waiting(struct nbd_storage *nbd, int err);
 
-uint64_t nbd_now_ms(void);
-
 /* Has whoever opens the store given it up? */
 bool nbd_given_up(struct nbd_storage *nbd);
 /* How often that is looked at. */

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 
 #include "base/checked.h"
+#include "base/clock.h"
 #include "storage/nbd_internal.h"
 #include "storage/nbd_tls.h"
 
@@ -87,7 +88,7 @@ static int look(struct nbd_link *link, struct diag *diag)
 int nbd_link_begin(struct nbd_link *link, struct diag *diag)
 {
     struct nbd_storage *nbd = link->owner;
-    uint64_t now = nbd_now_ms();
+    uint64_t now = clock_ms();
 
     link->retry_ms = now + link->backoff_ms;
     link->backoff_ms = MIN(2 * link->backoff_ms, NBD_BACKOFF_MAX);
@@ -357,11 +358,11 @@ void nbd_link_drop(struct nbd_link *link, int err)
 
 void nbd_link_close(struct nbd_link *link)
 {
-    uint64_t until = nbd_now_ms() + CLOSE_MAX;
+    uint64_t until = clock_ms() + CLOSE_MAX;
 
     if (link->state == LINK_READY && link->n_in_flight == 0 &&
         libnbd.aio_disconnect(link->handle, 0) == 0) {
-        for (uint64_t now = nbd_now_ms(); now < until; now = nbd_now_ms()) {
+        for (uint64_t now = clock_ms(); now < until; now = clock_ms()) {
             if (libnbd.aio_is_dead(link->handle) || libnbd.aio_is_closed(link->handle) ||
                 libnbd.poll(link->handle, (int)(until - now)) != 1)
                 break;

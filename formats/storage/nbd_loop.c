@@ -1,18 +1,10 @@
 /* The driver: who waits for the sockets, and what happens when they, or a clock, say so. */
 #include <errno.h>
 #include <limits.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "storage/nbd_internal.h"
-
-uint64_t nbd_now_ms(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
-}
 
 static struct nbd_request *first(struct list *head)
 {
@@ -60,7 +52,7 @@ unsigned nbd_patience_ms(const struct nbd_storage *nbd, const struct nbd_request
 void nbd_loop_enqueue(struct nbd_storage *nbd, struct nbd_request *req)
 {
     lock_assert_held(&nbd->lock);
-    uint64_t now = nbd_now_ms();
+    uint64_t now = clock_ms();
     req->on = NULL;
     req->next = req->off;
     req->covers = 0;
@@ -186,7 +178,7 @@ static bool advance(struct nbd_storage *nbd, struct nbd_request *req)
 /* Its connection is gone, and it can be asked again on another? */
 static bool survives(struct nbd_storage *nbd, struct nbd_request *req)
 {
-    uint64_t now = nbd_now_ms();
+    uint64_t now = clock_ms();
 
     if (!req->lost || !atomic_load(&nbd->persists) || atomic_load(&nbd->aborted) ||
         req->deadline_ms <= now)
@@ -208,7 +200,7 @@ static void settle(struct nbd_storage *nbd, struct nbd_request *req)
     if (!req->err) {
         note_success(nbd, req);
         if (advance(nbd, req)) {
-            req->deadline_ms = nbd_now_ms() + nbd_patience_ms(nbd, req);
+            req->deadline_ms = clock_ms() + nbd_patience_ms(nbd, req);
             add_waiting(nbd, &req->link);
             return;
         }
@@ -238,7 +230,7 @@ static bool overdue(struct list *head, uint64_t now)
 
 static void expire(struct nbd_storage *nbd)
 {
-    uint64_t now = nbd_now_ms();
+    uint64_t now = clock_ms();
     struct diag diag = {0};
 
     for (unsigned i = 0; i < nbd->n_links; i++) {
@@ -265,7 +257,7 @@ static uint64_t earlier(struct list *head, uint64_t than)
 /* For poll: how long nothing can happen by itself. */
 static int quiet_ms(struct nbd_storage *nbd)
 {
-    uint64_t nearest = earlier(&nbd->waiting, UINT64_MAX), now = nbd_now_ms();
+    uint64_t nearest = earlier(&nbd->waiting, UINT64_MAX), now = clock_ms();
     bool attempts = !list_empty(&nbd->waiting) && idlest(nbd) == NULL &&
                     nbd_count_links(nbd, LINK_CONNECTING) == 0;
 

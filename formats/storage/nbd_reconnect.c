@@ -2,6 +2,7 @@
  */
 #include <errno.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "storage/nbd_internal.h"
 
@@ -27,7 +28,7 @@ static void note_loss(struct nbd_storage *nbd)
 /* An attempt failed and nobody else is trying: who has waited long enough gives up. */
 static void give_up(struct nbd_storage *nbd)
 {
-    uint64_t now = nbd_now_ms();
+    uint64_t now = clock_ms();
 
     if (nbd_count_links(nbd, LINK_DOWN) < nbd->n_links)
         return;
@@ -117,7 +118,7 @@ bool nbd_link_may_start(const struct nbd_link *link)
 /* One attempt at a time. */
 void nbd_connect_one(struct nbd_storage *nbd)
 {
-    uint64_t now = nbd_now_ms();
+    uint64_t now = clock_ms();
     bool possible = false;
 
     if (nbd_count_links(nbd, LINK_CONNECTING) > 0)

@@ -1,0 +1,28 @@
+/* The clock for delays and deadlines: monotonic, whatever the time of day is set to. Layer:
+ * base.  Threads: any. */
+#ifndef BASE_CLOCK_H
+#define BASE_CLOCK_H
+
+#include <stdint.h>
+#include <time.h>
+
+static inline uint64_t clock_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static inline uint64_t clock_ms(void)
+{
+    return clock_ns() / 1000000;
+}
+
+/* Below a second. */
+static inline void clock_nap_ns(uint32_t ns)
+{
+    nanosleep(&(struct timespec){.tv_nsec = (long)ns}, NULL);
+}
+
+#endif
