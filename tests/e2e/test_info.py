@@ -10,6 +10,7 @@ import unittest
 from harness import *
 from test_cli import QIMG, CliCase
 
+UNDER_STRACE = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}  # both need ptrace
 LUKS = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
 
 
@@ -152,7 +153,7 @@ class Options(CliCase):
             self.same_output("check", "-T", mode, "image")
         self.refuses("check", "-T", "sometimes", "image", says=["-T sometimes: must be", "writeback"])
         traced = run("strace", "-f", "-o", "/dev/stdout", "-e", "trace=fcntl", QIMG, "check", "-T", "none", "image",
-                     cwd=self.dir)
+                     cwd=self.dir, env=UNDER_STRACE)
         self.assertIn("O_DIRECT", traced.stdout)
 
     def test_wishes_for_the_file(self):
@@ -171,13 +172,13 @@ class Options(CliCase):
             for how in ("falloc", "full"):
                 with self.subTest(fmt=fmt, how=how):
                     run("strace", "-f", "-qq", "-o", "/dev/null", "-e", "inject=fallocate:error=EOPNOTSUPP", QIMG,
-                        "create", "-q", "-f", fmt, "-o", f"preallocation={how}", "image", "4M", cwd=self.dir)
+                        "create", "-q", "-f", fmt, "-o", f"preallocation={how}", "image", "4M", cwd=self.dir, env=UNDER_STRACE)
                     self.assertGreaterEqual(os.stat(self.path("image")).st_blocks * 512, 4 << 20)
                     check(self.path("image"), fmt)
 
     def test_the_hint_reaches_the_file(self):
         calls = run("strace", "-f", "-o", "/dev/stdout", "-e", "trace=ioctl", QIMG, "create", "-f", "qcow2", "-o",
-                    "extent_size_hint=64k,nocow=on", "image", "1M", cwd=self.dir).stdout
+                    "extent_size_hint=64k,nocow=on", "image", "1M", cwd=self.dir, env=UNDER_STRACE).stdout
         self.assertRegex(calls, "FS_IOC_FSSETXATTR, .*fsx_extsize=65536")
         self.assertIn("FS_IOC_SETFLAGS", calls)
 
