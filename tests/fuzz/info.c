@@ -51,7 +51,7 @@ static void resolve(const struct node *node)
 
 static void open_and_print(struct storage *st, const struct driver *driver)
 {
-    const struct node_options options = {.lock_off = true};
+    const struct node_options options = {.lock_off = true, .describe = true};
     struct block_context ctx;
     struct node *node;
     struct diag diag = {0};
