@@ -84,8 +84,8 @@ static int negotiate(struct nbd_link *link, struct diag *diag)
 {
     int err = nbd_link_begin(link, diag);
 
-    /* A server that is near may have said all it has to say already: then nothing would come
-     * that could be waited for. */
+    /* A server that is near may have said all it has to say already: then nothing would
+     * come that could be waited for. */
     if (!err)
         err = nbd_link_event(link, 0, diag);
     while (!err && link->state == LINK_CONNECTING) {
