@@ -75,8 +75,7 @@ static struct claim *overlap(struct copier *copier, uint64_t off, uint64_t len)
 {
     struct claim *first = NULL;
 
-    LIST_FOR_EACH(pos, &copier->claims)
-    {
+    LIST_FOR_EACH (pos, &copier->claims) {
         struct claim *c = CONTAINER_OF(pos, struct claim, link);
         if (ranges_overlap(c->off, c->len, off, len) && (!first || c->off < first->off))
             first = c;

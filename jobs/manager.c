@@ -33,8 +33,7 @@ static void job_free(struct job *job)
 /* Under the manager's lock: jobs that are through are freed by the next call that looks. */
 static void reap(struct job_manager *manager)
 {
-    LIST_FOR_EACH_SAFE(pos, &manager->jobs)
-    {
+    LIST_FOR_EACH_SAFE (pos, &manager->jobs) {
         struct job *job = CONTAINER_OF(pos, struct job, link);
         lock_acquire(&job->lock);
         bool over = job->over;
@@ -49,8 +48,7 @@ static void reap(struct job_manager *manager)
 static struct job *find(struct job_manager *manager, const char *id)
 {
     reap(manager);
-    LIST_FOR_EACH(pos, &manager->jobs)
-    {
+    LIST_FOR_EACH (pos, &manager->jobs) {
         struct job *job = CONTAINER_OF(pos, struct job, link);
         if (strcmp(job->info.id, id) == 0)
             return job;
@@ -271,8 +269,7 @@ size_t job_query(struct job_manager *manager, struct job_info *infos, size_t max
     size_t n = 0;
 
     reap(manager);
-    LIST_FOR_EACH(pos, &manager->jobs)
-    {
+    LIST_FOR_EACH (pos, &manager->jobs) {
         struct job *job = CONTAINER_OF(pos, struct job, link);
         lock_acquire(&job->lock);
         if (n < max)
@@ -287,8 +284,7 @@ void job_manager_free(struct job_manager *manager)
 {
     if (!manager)
         return;
-    LIST_FOR_EACH(pos, &manager->jobs)
-    {
+    LIST_FOR_EACH (pos, &manager->jobs) {
         struct job *job = CONTAINER_OF(pos, struct job, link);
         lock_acquire(&job->lock);
         job->cancelled = job->forced = job->dismissed = true;
@@ -298,8 +294,7 @@ void job_manager_free(struct job_manager *manager)
         job_note_verb(job);
         lock_release(&job->lock);
     }
-    LIST_FOR_EACH_SAFE(pos, &manager->jobs)
-    {
+    LIST_FOR_EACH_SAFE (pos, &manager->jobs) {
         list_remove(pos);
         job_free(CONTAINER_OF(pos, struct job, link));
     }

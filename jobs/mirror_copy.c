@@ -1,9 +1,11 @@
-/* What a mirror copies, when it is in sync, and how it reaches its end (block-jobs.md 2.2).
+/* What a mirror copies, when it is in sync, and how it reaches its end.
  *
- *   bitmap dirty     chunks whose bytes on the target may differ from the source's;
- *   bitmap unflushed chunks written to the target since its last flush began: what is lost
- * when a flush fails, or the target goes away, of which its next flush tells; bitmap
- * flushing: those that the flush under way is to cover.
+ * Three bitmaps, a bit for each chunk of the disk:
+ *   dirty      its bytes on the target may differ from the source's;
+ *   unflushed  it was written to the target since the target's last flush began: this is
+ *              what is lost when a flush fails, or when the target goes away, of which its
+ *              next flush tells;
+ *   flushing   the flush under way is to cover it.
  *
  * The order that loses nothing: a writer of the source marks after its write and before its
  * reply; the copier clears before it looks; a failed copy marks again before its claim

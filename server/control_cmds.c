@@ -180,8 +180,7 @@ static bool args_fit(const struct control_command *command, const json_t *args,
     const char *name;
     json_t *value;
 
-    json_object_foreach((json_t *)(uintptr_t)args, name, value)
-    {
+    json_object_foreach ((json_t *)(uintptr_t)args, name, value) {
         const struct control_arg *arg = find_arg(command, name);
         if (!arg) {
             say_args(command, text, sizeof text);
@@ -322,13 +321,11 @@ static json_t *run_request(struct control_context *ctx, bool *negotiated,
     const char *name, *member = arg_text(request, "execute");
     json_t *value;
 
-    json_object_foreach(
-        (json_t *)(uintptr_t)request, name,
-        value) if (strcmp(name, "execute") != 0 && strcmp(name, "arguments") != 0 &&
-                   strcmp(name, "id") !=
-                       0) return control_fail(error, CLASS_GENERIC,
-                                              "QMP input member '%.200s' is unexpected",
-                                              name);
+    json_object_foreach ((json_t *)(uintptr_t)request, name, value)
+        if (strcmp(name, "execute") != 0 && strcmp(name, "arguments") != 0 &&
+            strcmp(name, "id") != 0)
+            return control_fail(error, CLASS_GENERIC,
+                                "QMP input member '%.200s' is unexpected", name);
     if (!arg_is_given(request, "execute"))
         return control_fail(error, CLASS_GENERIC, "QMP input lacks member 'execute'");
     if (!member)

@@ -54,8 +54,7 @@ static struct timer *earliest(struct housekeeper *hk)
 {
     struct timer *best = NULL;
 
-    LIST_FOR_EACH(pos, &hk->armed)
-    {
+    LIST_FOR_EACH (pos, &hk->armed) {
         struct timer *t = CONTAINER_OF(pos, struct timer, link);
         if (!t->running && (!best || t->deadline_ns < best->deadline_ns))
             best = t;

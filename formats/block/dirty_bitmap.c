@@ -216,8 +216,7 @@ static struct dirty_bitmap *bitmap_at(struct list *pos)
 
 void dirty_bitmaps_destroy(struct dirty_bitmaps *bitmaps)
 {
-    LIST_FOR_EACH_SAFE(pos, &bitmaps->list)
-    {
+    LIST_FOR_EACH_SAFE (pos, &bitmaps->list) {
         list_remove(pos);
         dirty_bitmap_free(bitmap_at(pos));
     }
@@ -227,9 +226,9 @@ void dirty_bitmaps_destroy(struct dirty_bitmaps *bitmaps)
 /* Under the lock. */
 static struct dirty_bitmap *find(struct dirty_bitmaps *bitmaps, const char *name)
 {
-    LIST_FOR_EACH(pos, &bitmaps->list)
-    if (strcmp(bitmap_at(pos)->name, name) == 0)
-        return bitmap_at(pos);
+    LIST_FOR_EACH (pos, &bitmaps->list)
+        if (strcmp(bitmap_at(pos)->name, name) == 0)
+            return bitmap_at(pos);
     return NULL;
 }
 
@@ -335,20 +334,19 @@ void node_bitmap_each(struct node *node,
 {
     LOCK_GUARD(&node->bitmaps.lock);
 
-    LIST_FOR_EACH(pos, &node->bitmaps.list)
-    each(bitmap_at(pos), opaque);
+    LIST_FOR_EACH (pos, &node->bitmaps.list)
+        each(bitmap_at(pos), opaque);
 }
 
 int node_bitmaps_resize(struct node *node, uint64_t size, struct diag *diag)
 {
     LOCK_GUARD(&node->bitmaps.lock);
 
-    LIST_FOR_EACH(pos, &node->bitmaps.list)
-    if (dirty_bitmap_busy(bitmap_at(pos)))
-        return diag_set(diag, EBUSY, "%s: bitmap '%s' is in use by a job", node->filename,
-                        bitmap_at(pos)->name);
-    LIST_FOR_EACH(pos, &node->bitmaps.list)
-    {
+    LIST_FOR_EACH (pos, &node->bitmaps.list)
+        if (dirty_bitmap_busy(bitmap_at(pos)))
+            return diag_set(diag, EBUSY, "%s: bitmap '%s' is in use by a job",
+                            node->filename, bitmap_at(pos)->name);
+    LIST_FOR_EACH (pos, &node->bitmaps.list) {
         int err = dirty_bitmap_resize(bitmap_at(pos), size);
         if (err)
             return diag_errno(diag, -err, "%s: bitmap '%s'", node->filename,

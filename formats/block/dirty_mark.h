@@ -39,8 +39,8 @@ struct dirty_mark {
     struct node *node;
     /* Writes the header with the bit on or off; doesn't flush.  Under no META. */
     int (*write_bit)(struct node *node, bool on);
-    _Atomic bool
-        enabled; /* false: begin and end do nothing (backing file, eager refcounts) */
+    /* False: begin and end do nothing (backing file, eager refcounts). */
+    _Atomic bool enabled;
     /* under META */
     bool given_up; /* the bit is not set any more, only cleared */
     enum mark_state state;

@@ -7,13 +7,16 @@
  *
  * Rules:
  *   (1) when hbits_set has returned, hbits_next_set finds the bits, until they are cleared:
- * a bit is set first, then the word's bit above, and so on; (2) clearing empties the word,
- * then clears the bit above, then looks at the word once more and sets the bit above again
- * when somebody was faster; (3) an upper bit may be left set over an empty word, by a
- * setter that was overtaken: costs a look; (4) there is a full barrier before a set looks
- * at bits and after a clear: who writes data and then sets, and who clears and then reads
- * the data, can't both miss the other. While setters run a search or a count tells of some
- * moment of each word; "nothing is set" is final only when no setter runs.
+ *       a bit is set first, then the word's bit above, and so on;
+ *   (2) clearing empties the word, then clears the bit above, then looks at the word once
+ *       more and sets the bit above again when somebody was faster;
+ *   (3) an upper bit may be left set over an empty word, by a setter that was overtaken:
+ *       that costs a look;
+ *   (4) there is a full barrier before a set looks at bits and after a clear: who writes
+ *       data and then sets, and who clears and then reads the data, can't both miss the
+ *       other.
+ * While setters run a search or a count tells of some moment of each word; "nothing is set"
+ * is final only when no setter runs.
  *
  * Threads: hbits_set, hbits_test and hbits_count from any thread, never waiting;
  * hbits_next_*, hbits_clear from one thread at a time beside them, the owner's; init,

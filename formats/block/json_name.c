@@ -57,8 +57,7 @@ static int flatten(struct members *m, json_t *object, const char *prefix, unsign
 
     if (depth > MAX_DEPTH)
         return refuse(m, EINVAL, prefix, "is nested too deeply");
-    json_object_foreach(object, key, value)
-    {
+    json_object_foreach (object, key, value) {
         char path[KEY_BYTES];
         int n = snprintf(path, sizeof path, "%s%s%s", prefix, prefix[0] ? "." : "", key);
         if (n >= (int)sizeof path)
@@ -126,8 +125,7 @@ static int refuse_rest(struct members *m)
     const char *key;
     json_t *value;
 
-    json_object_foreach(m->flat, key, value)
-    {
+    json_object_foreach (m->flat, key, value) {
         return refuse(m, ENOTSUP, key, "is not supported");
     }
     return 0;
@@ -211,8 +209,7 @@ static bool has_file(const struct members *m)
     const char *key;
     json_t *value;
 
-    json_object_foreach(m->flat, key, value)
-    {
+    json_object_foreach (m->flat, key, value) {
         if (strncmp(key, "file.", 5) == 0)
             return true;
     }

@@ -18,8 +18,7 @@ void range_lock_destroy(struct range_lock *rl)
 /* Under the lock: is there an older hold that overlaps this one? */
 static bool must_wait(struct range_lock *rl, const struct range_hold *hold)
 {
-    LIST_FOR_EACH(pos, &rl->held)
-    {
+    LIST_FOR_EACH (pos, &rl->held) {
         const struct range_hold *other = CONTAINER_OF(pos, struct range_hold, link);
         if (other == hold)
             return false;

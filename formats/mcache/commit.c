@@ -36,8 +36,8 @@ void mcache_free(struct mcache *mc)
 {
     if (!mc)
         return;
-    LIST_FOR_EACH_SAFE(pos, &mc->maps)
-    mcmap_free(CONTAINER_OF(pos, struct mcmap, link));
+    LIST_FOR_EACH_SAFE (pos, &mc->maps)
+        mcmap_free(CONTAINER_OF(pos, struct mcmap, link));
     for (unsigned i = 0; i < LOAD_STRIPES; i++) {
         lock_destroy(&mc->load[i].lock);
         pthread_cond_destroy(&mc->load[i].done);

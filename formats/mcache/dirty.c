@@ -124,8 +124,8 @@ static void freeze(struct mcache *mc, enum mc_class first, struct mc_group *grou
     };
     mc->strict = false;
     for (enum mc_class cls = first; cls < MC_CLASSES; cls++)
-        LIST_FOR_EACH_SAFE(pos, &mc->dirty[cls])
-    freeze_page(mc, CONTAINER_OF(pos, struct mc_page, dirty_link), group, &fill);
+        LIST_FOR_EACH_SAFE (pos, &mc->dirty[cls])
+            freeze_page(mc, CONTAINER_OF(pos, struct mc_page, dirty_link), group, &fill);
     if (mc->hooks.frozen)
         mc->hooks.frozen(mc->owner);
 }

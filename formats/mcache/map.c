@@ -210,8 +210,7 @@ static int read_page(struct mcmap *map, uint64_t index, struct mc_page **out)
 
 static bool is_loading(struct mc_load_stripe *stripe, struct mcmap *map, uint64_t index)
 {
-    LIST_FOR_EACH(pos, &stripe->loading)
-    {
+    LIST_FOR_EACH (pos, &stripe->loading) {
         struct mc_loading *l = CONTAINER_OF(pos, struct mc_loading, link);
         if (l->map == map && l->index == index)
             return true;

@@ -9,27 +9,31 @@
  *
  * Order as data.  Each dirty page has a class, and a commit writes class by class:
  *   MC_PRE   what LEAF pages point to (a new refcount block);
- *   MC_LEAF  what nothing durable points to yet, or what nobody harms by coming early
- * (refcounts); MC_LINK  what makes something reachable (L1 and L2 words). There is a
- * barrier (one fdatasync, which covers data too) after PRE when there was any, before LINK
- * when the group is *strict*, and at the end.  A group is strict unless every link in it
- * points at clusters whose bookkeeping is durable and whose contents, durable or not, are
- * old or new: fresh clusters that read as the zeroes they replace.
+ *   MC_LEAF  what nothing durable points to yet, or what harms nobody by coming early
+ *            (refcounts);
+ *   MC_LINK  what makes something reachable (L1 and L2 words).
+ * There is a barrier (one fdatasync, which covers data too) after PRE when there was any,
+ * before LINK when the group is *strict*, and at the end.  A group is strict unless every
+ * link in it points at clusters whose bookkeeping is durable and whose contents, durable or
+ * not, are old or new: fresh clusters that read as the zeroes they replace.
  *
  * Invariants, cited by number in code and tests:
  *   (1) a durable reference never points at a cluster whose refcount, contents or table are
- * not durable (relaxed group: whose contents are durable or still the zeroes they
- * replaced); (2) a cluster is not reused before the removal of its last reference is
- * durable and all older requests have left the gate; (3) an in-memory word changes only
- * under the meta lock; readers see old or new, never torn; (4) no I/O under the meta lock;
+ *       not durable (relaxed group: whose contents are durable or still the zeroes they
+ *       replaced);
+ *   (2) a cluster is not reused before the removal of its last reference is durable and all
+ *       older requests have left the gate;
+ *   (3) an in-memory word changes only under the meta lock; readers see old or new, never
+ *       torn;
+ *   (4) no I/O under the meta lock;
  *   (5) a frozen group never changes;
  *   (6) a page is clean only after its write *and* the barrier behind it succeeded;
  *   (7) a flush reply implies that everything replied to before it is durable;
  *   (8) data reaches the storage before the word that maps it is stored;
  *   (9) values from disk are checked before they are used as offsets, in release builds
- * too;
- *   (10) a word is stored only in a page that has its place on disk: a filesystem that is
- * full by then can't keep a commit from writing it.
+ *       too;
+ *  (10) a word is stored only in a page that has its place on disk: a filesystem that is
+ *       full by then can't keep a commit from writing it.
  *
  * Failure.  A metadata write that fails (ENOSPC) fails the commit; its pages stay dirty and
  * the next commit tries again.  A barrier that fails *poisons* the cache: nobody knows what

@@ -21,8 +21,7 @@ struct mc_pool *mc_pool_new(size_t limit_bytes, struct gate *gate)
 /* Under the pool lock: frees evicted pages that nobody can see any more. */
 static void free_retired(struct mc_pool *pool)
 {
-    LIST_FOR_EACH_SAFE(pos, &pool->retired)
-    {
+    LIST_FOR_EACH_SAFE (pos, &pool->retired) {
         struct mc_page *page = CONTAINER_OF(pos, struct mc_page, pool_link);
         if (!gate_passed(pool->gate, page->retired))
             return; /* the rest is younger */
@@ -35,8 +34,8 @@ void mc_pool_free(struct mc_pool *pool)
 {
     if (!pool)
         return;
-    LIST_FOR_EACH_SAFE(pos, &pool->retired)
-    free(CONTAINER_OF(pos, struct mc_page, pool_link));
+    LIST_FOR_EACH_SAFE (pos, &pool->retired)
+        free(CONTAINER_OF(pos, struct mc_page, pool_link));
     lock_destroy(&pool->lock);
     free(pool);
 }

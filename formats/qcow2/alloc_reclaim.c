@@ -81,8 +81,7 @@ static void take_passed(struct alloc *a)
     a->done = a->passed.n = 0;
     {
         LOCK_GUARD(mcache_meta(a->q->node->mc));
-        LIST_FOR_EACH_SAFE(pos, &a->retired)
-        {
+        LIST_FOR_EACH_SAFE (pos, &a->retired) {
             struct retired *batch = CONTAINER_OF(pos, struct retired, link);
             if (!gate_passed(gate, batch->stamp))
                 break;
@@ -243,8 +242,7 @@ void alloc_reclaim_init(struct alloc *a)
 void alloc_reclaim_end(struct alloc *a)
 {
     timer_cancel(a->q->node->ctx->housekeeper, &a->reclaim_timer);
-    LIST_FOR_EACH_SAFE(pos, &a->retired)
-    {
+    LIST_FOR_EACH_SAFE (pos, &a->retired) {
         struct retired *batch = CONTAINER_OF(pos, struct retired, link);
         free(batch->runs.runs);
         free(batch);

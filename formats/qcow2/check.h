@@ -7,9 +7,10 @@
  * is bounded by the file's size.
  *
  * A repair is passes with fixes between, each of which is durable before the next starts:
- *   entries    (repair_entries.c)   those that can't be right; of two claims on a cluster,
- * one refcounts  (repair_refcounts.c) in place; or all made anew at the end of the file
- *              (repair_rebuild.c), durable before the header points there
+ *   entries    (repair_entries.c)   those that can't be right; of two claims on a cluster
+ *                                   one;
+ *   refcounts  (repair_refcounts.c) in place; or all made anew at the end of the file
+ *              (repair_rebuild.c),  durable before the header points there;
  *   flags      (repair_copied.c)    of the active tables
  *   marks      (check.c)            dirty and corrupt, when a last pass finds nothing
  * Killed in between, each part that was done is right by itself, and the next run does the
@@ -41,9 +42,8 @@ struct check_snapshot {
     const char *fault; /* why its L1 table can't be where it is said to be; NULL: it can */
     bool odd;          /* something is wrong with the entry */
     bool overlaps;     /* it can't, since other metadata is there */
-    bool
-        extra_wrong, /* too little or too much extra data: the table must be written anew */
-        name_wrong;  /* the same: there is a NUL in a name */
+    bool extra_wrong;  /* too little or too much extra data: the table is written anew */
+    bool name_wrong;   /* the same: there is a NUL in a name */
 };
 
 /* An L1 table to walk: the active one, or that of snapshots. */

@@ -30,13 +30,12 @@ enum qed_probe { QED_UNKNOWN, QED_YES, QED_NO };
 struct qed_image {
     struct node *node;
     struct lock header_lock; /* RANK_HEADER: `header` and its bytes in the file */
-    struct qed_header
-        header; /* only features, autoclear_features, image_size ever change */
+    /* Only features, autoclear_features, image_size and the backing name ever change. */
+    struct qed_header header;
 
     /* Never changed after open. */
     struct qed_geometry geo;
-    bool
-        has_backing; /* the header says so: no NEED_CHECK, and holes aren't zeroes */
+    bool has_backing; /* the header says so: no NEED_CHECK, and holes aren't zeroes */
 
     /* Replaced only by qed_tables_load, alone. */
     _Atomic uint64_t *l1;

@@ -348,8 +348,7 @@ void nbd_link_drop(struct nbd_link *link, int err)
     link->drop_err = 0;
     link->handle = NULL;
     link->state = LINK_DOWN;
-    LIST_FOR_EACH_SAFE(pos, &link->in_flight)
-    {
+    LIST_FOR_EACH_SAFE (pos, &link->in_flight) {
         struct nbd_request *req = CONTAINER_OF(pos, struct nbd_request, link);
         req->lost = true;
         move_to_finished(link, req, err);

@@ -84,8 +84,7 @@ static void take_incoming(struct nbd_storage *nbd)
 {
     LOCK_GUARD(&nbd->lock);
 
-    LIST_FOR_EACH_SAFE(pos, &nbd->incoming)
-    {
+    LIST_FOR_EACH_SAFE (pos, &nbd->incoming) {
         list_remove(pos);
         add_waiting(nbd, pos);
     }

@@ -32,8 +32,7 @@ static void give_up(struct nbd_storage *nbd)
 
     if (nbd_count_links(nbd, LINK_DOWN) < nbd->n_links)
         return;
-    LIST_FOR_EACH_SAFE(pos, &nbd->waiting)
-    {
+    LIST_FOR_EACH_SAFE (pos, &nbd->waiting) {
         struct nbd_request *req = CONTAINER_OF(pos, struct nbd_request, link);
         if (req->give_up_ms <= now)
             nbd_finish(nbd, req, -ENOTCONN);

@@ -87,8 +87,7 @@ static void print(json_t *images, const struct info_args *args)
     }
     size_t i;
     json_t *object;
-    json_array_foreach(images, i, object)
-    {
+    json_array_foreach (images, i, object) {
         if (i > 0)
             putchar('\n');
         info_print_human(object, stdout);

@@ -201,8 +201,7 @@ static int list(struct qmp *qmp, struct job_args *job, const char *command)
         json_dumpf(jobs, stdout, JSON_INDENT(4));
         putchar('\n');
     } else {
-        json_array_foreach(jobs, i, one)
-        {
+        json_array_foreach (jobs, i, one) {
             job_print(one);
             putchar('\n');
         }

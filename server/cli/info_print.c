@@ -126,7 +126,7 @@ static void print_tree(const json_t *value, int depth, FILE *out)
     }
     const char *key;
     json_t *member;
-    json_object_foreach((json_t *)(uintptr_t)value, key, member)
+    json_object_foreach ((json_t *)(uintptr_t)value, key, member)
         print_member(key, member, depth, out);
 }
 

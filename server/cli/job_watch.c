@@ -210,8 +210,7 @@ static int look(struct watch *w)
 
     if (code != CLI_OK)
         return code;
-    json_array_foreach(jobs, i, job)
-    {
+    json_array_foreach (jobs, i, job) {
         if (strcmp(text_of(job, "device"), w->id) == 0)
             found = job;
     }
