@@ -88,11 +88,12 @@ static int send(struct mirror *m, const struct change *change, uint64_t off, uin
     switch (change->kind) {
     case CHANGE_WRITE:
         return block_write(m->target, (const char *)change->buf + (off - change->off), len,
-                           off, change->flags & BLOCK_FUA);
+                           off, (change->flags & BLOCK_FUA) | BLOCK_INSIDE);
     case CHANGE_ZERO:
-        return block_zero(m->target, len, off, change->flags & (unmap_flag(m) | BLOCK_FUA));
+        return block_zero(m->target, len, off,
+                          (change->flags & (unmap_flag(m) | BLOCK_FUA)) | BLOCK_INSIDE);
     case CHANGE_DISCARD:
-        return send_trimmed(m, off, len, change->flags & BLOCK_FUA);
+        return send_trimmed(m, off, len, (change->flags & BLOCK_FUA) | BLOCK_INSIDE);
     }
     return 0;
 }

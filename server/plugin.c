@@ -388,9 +388,6 @@ static int qimg_pwrite(void *handle, const void *buf, uint32_t count, uint64_t o
     int err = block_write(use.node, buf, count, offset, how);
 
     (void)handle;
-    /* What was trimmed a moment ago may be all the space there is. */
-    if (err == -ENOSPC && block_make_room(use.node))
-        err = block_write(use.node, buf, count, offset, how);
     return done(err, &use, "write", offset, count);
 }
 
@@ -422,8 +419,6 @@ static int qimg_zero(void *handle, uint32_t count, uint64_t offset, uint32_t fla
     int err = block_zero(use.node, count, offset, how);
 
     (void)handle;
-    if (err == -ENOSPC && block_make_room(use.node))
-        err = block_zero(use.node, count, offset, how);
     if (err == -ENOTSUP && fast) {
         nbdkit_set_error(EOPNOTSUPP); /* an answer, not a failure */
         return -1;

@@ -1,5 +1,4 @@
-#include <time.h>
-
+#include "base/clock.h"
 #include "base/gate.h"
 
 /* Threads are spread over the stripes in the order in which they first enter any gate. */
@@ -77,13 +76,21 @@ bool gate_empty(struct gate *gate)
 }
 
 /* There is nothing to wait on: who leaves doesn't tell. */
-void gate_wait(struct gate *gate)
+bool gate_wait_for(struct gate *gate, uint64_t ms)
 {
-    uint64_t stamp = gate_stamp(gate);
-    struct timespec nap = {.tv_nsec = 20000};
+    uint64_t stamp = gate_stamp(gate), end = ms == UINT64_MAX ? ms : clock_ms() + ms;
+    uint32_t nap_ns = 20000;
 
     while (!gate_passed(gate, stamp)) {
-        nanosleep(&nap, NULL);
-        nap.tv_nsec = MIN(2 * nap.tv_nsec, 2000000);
+        if (end != UINT64_MAX && clock_ms() >= end)
+            return false;
+        clock_nap_ns(nap_ns);
+        nap_ns = MIN(2 * nap_ns, 2000000);
     }
+    return true;
+}
+
+void gate_wait(struct gate *gate)
+{
+    (void)!gate_wait_for(gate, UINT64_MAX);
 }

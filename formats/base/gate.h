@@ -52,6 +52,9 @@ bool gate_passed(struct gate *gate, uint64_t stamp);
  */
 void gate_wait(struct gate *gate);
 
+/* As gate_wait, for at most so many milliseconds: true when they have left. */
+bool gate_wait_for(struct gate *gate, uint64_t ms) MUST_USE;
+
 /* Debug builds of callers: nobody is inside (used by tests and at close). */
 bool gate_empty(struct gate *gate);
 

@@ -33,6 +33,11 @@ struct engine_change {
     struct observed seen;
 };
 
+/* After -ENOSPC: has clusters that were let go of made free, which takes a flush and the end
+ * of all requests under way, a few seconds at most.  False: there are none, or who asks is
+ * inside the gate itself; so there is no use in trying again. */
+bool engine_make_room(struct node *node, unsigned flags) MUST_USE;
+
 /* Enters the gates and tells observers of what is to come. */
 void engine_start_write(struct node *node, struct engine_change *change);
 

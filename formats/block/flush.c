@@ -33,13 +33,16 @@ int block_flush(struct node *node)
     return err;
 }
 
-bool block_make_room(struct node *node)
+/* A request that reads from a server which doesn't answer, or that waits for the one who asks
+ * for room here, must not hold it up for long. */
+#define ROOM_WAIT_MS 2000
+
+bool engine_make_room(struct node *node, unsigned flags)
 {
     const struct driver *driver = node->driver;
 
-    if (!driver->has_unlinked || !driver->has_unlinked(node) ||
+    if ((flags & BLOCK_INSIDE) || !driver->has_unlinked || !driver->has_unlinked(node) ||
         mcache_commit(node->mc, MC_COMMIT) != 0)
         return false;
-    gate_wait(&node->ctx->gate);
-    return true;
+    return gate_wait_for(&node->ctx->gate, ROOM_WAIT_MS);
 }

@@ -144,6 +144,9 @@ int node_check_range(const struct node *node, uint64_t off, uint64_t len);
 #define BLOCK_FUA       0x1u
 #define BLOCK_MAY_UNMAP 0x2u /* block_zero: without it, allocation stays */
 #define BLOCK_FAST      0x4u /* block_zero: -ENOTSUP, nothing touched, when it would be slow */
+/* The caller is inside the gate, as an observer is: nobody may be waited for.  Otherwise a
+ * write that finds no space waits for clusters that were let go of, and tries again. */
+#define BLOCK_INSIDE 0x8u
 
 int block_read(struct node *node, void *buf, uint64_t len, uint64_t off) MUST_USE;
 int block_write(struct node *node, const void *buf, uint64_t len, uint64_t off,
@@ -153,11 +156,6 @@ int block_discard(struct node *node, uint64_t len, uint64_t off, unsigned flags)
 
 /* Everything replied to before is durable afterwards; see mcache_commit. */
 int block_flush(struct node *node) MUST_USE;
-
-/* After -ENOSPC: has clusters that were let go of made free, which takes a flush and the
- * end of all requests under way.  False: there are none, so there is no use in trying
- * again.  Outside of the gate. */
-bool block_make_room(struct node *node) MUST_USE;
 
 /* Loads the tables for a range and asks the host to read its data ahead. */
 int block_cache(struct node *node, uint64_t len, uint64_t off) MUST_USE;

@@ -203,6 +203,18 @@ static bool all_zero(const unsigned char *buf, uint64_t len)
     return memcmp(buf, buf + head, len - head) == 0;
 }
 
+static int write_request(struct node *node, const void *buf, uint64_t len, uint64_t off,
+                         unsigned flags)
+{
+    bool fua = (flags & BLOCK_FUA) || node->options.cache->write_through, needs_commit;
+    struct engine_change change = {
+        .what = {.kind = CHANGE_WRITE, .flags = flags, .off = off, .len = len, .buf = buf}};
+
+    engine_start_write(node, &change);
+    int err = engine_write(node, buf, len, off, fua, &needs_commit);
+    return engine_finish_write(node, &change, err, fua && needs_commit);
+}
+
 int block_write(struct node *node, const void *buf, uint64_t len, uint64_t off,
                 unsigned flags)
 {
@@ -210,7 +222,7 @@ int block_write(struct node *node, const void *buf, uint64_t len, uint64_t off,
 
     if (detect != DETECT_OFF && all_zero(buf, len))
         return block_zero(node, len, off,
-                          (flags & BLOCK_FUA) |
+                          (flags & (BLOCK_FUA | BLOCK_INSIDE)) |
                               (detect == DETECT_UNMAP ? BLOCK_MAY_UNMAP : 0));
     int err = node_check_range(node, off, len);
     if (!err && !node->active)
@@ -222,12 +234,10 @@ int block_write(struct node *node, const void *buf, uint64_t len, uint64_t off,
     if (err || len == 0)
         return err;
 
-    bool fua = (flags & BLOCK_FUA) || node->options.cache->write_through, needs_commit;
-    struct engine_change change = {
-        .what = {.kind = CHANGE_WRITE, .flags = flags, .off = off, .len = len, .buf = buf}};
-    engine_start_write(node, &change);
-    err = engine_write(node, buf, len, off, fua, &needs_commit);
-    return engine_finish_write(node, &change, err, fua && needs_commit);
+    err = write_request(node, buf, len, off, flags);
+    if (err == -ENOSPC && engine_make_room(node, flags))
+        err = write_request(node, buf, len, off, flags);
+    return err;
 }
 
 int block_preallocate(struct node *node, uint64_t len, uint64_t off)

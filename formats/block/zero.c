@@ -201,6 +201,21 @@ static int zero_range(struct node *node, uint64_t len, uint64_t off, enum zero_h
     return err;
 }
 
+static int zero_once(struct node *node, uint64_t len, uint64_t off, enum zero_how how,
+                     unsigned flags)
+{
+    struct engine_change change = {
+        .what = {.kind = how == ZERO_DISCARD ? CHANGE_DISCARD : CHANGE_ZERO,
+                 .flags = flags,
+                 .off = off,
+                 .len = len}};
+
+    engine_start_write(node, &change);
+    int err = zero_range(node, len, off, how, flags & BLOCK_FAST);
+    return engine_finish_write(node, &change, err,
+                               (flags & BLOCK_FUA) || node->options.cache->write_through);
+}
+
 static int zero_request(struct node *node, uint64_t len, uint64_t off, enum zero_how how,
                         unsigned flags)
 {
@@ -214,15 +229,10 @@ static int zero_request(struct node *node, uint64_t len, uint64_t off, enum zero
     if (err || len == 0)
         return err;
 
-    struct engine_change change = {
-        .what = {.kind = how == ZERO_DISCARD ? CHANGE_DISCARD : CHANGE_ZERO,
-                 .flags = flags,
-                 .off = off,
-                 .len = len}};
-    engine_start_write(node, &change);
-    err = zero_range(node, len, off, how, flags & BLOCK_FAST);
-    return engine_finish_write(node, &change, err,
-                               (flags & BLOCK_FUA) || node->options.cache->write_through);
+    err = zero_once(node, len, off, how, flags);
+    if (err == -ENOSPC && engine_make_room(node, flags))
+        err = zero_once(node, len, off, how, flags);
+    return err;
 }
 
 int block_zero(struct node *node, uint64_t len, uint64_t off, unsigned flags)
@@ -236,5 +246,5 @@ int block_discard(struct node *node, uint64_t len, uint64_t off, unsigned flags)
 {
     if (node->options.discard_ignore)
         return node_check_range(node, off, len);
-    return zero_request(node, len, off, ZERO_DISCARD, flags & BLOCK_FUA);
+    return zero_request(node, len, off, ZERO_DISCARD, flags & (BLOCK_FUA | BLOCK_INSIDE));
 }

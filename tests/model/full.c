@@ -109,7 +109,7 @@ struct run {
     char label[160];
 };
 
-static int request_once(struct run *r, const struct request *q, const void *buf)
+static int request(struct run *r, const struct request *q, const void *buf)
 {
     struct node *node = r->img->node;
 
@@ -130,16 +130,6 @@ static int request_once(struct run *r, const struct request *q, const void *buf)
         return 0;
     }
     return 0;
-}
-
-/* As the server does: what was let go of may be space enough. */
-static int request(struct run *r, const struct request *q, const void *buf)
-{
-    int err = request_once(r, q, buf);
-
-    if (err == -ENOSPC && block_make_room(r->img->node))
-        err = request_once(r, q, buf);
-    return err;
 }
 
 /* Each sector is old or new, and the model has now what it is. */
