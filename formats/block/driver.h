@@ -31,18 +31,20 @@ struct extent {
     enum extent_kind kind;
     bool writable;   /* DATA: may be overwritten where it is */
     bool allocated;  /* this layer has an entry for it (ZERO: an explicit zero cluster) */
-    bool has_host;   /* host_offset is meaningful (DATA; ZERO: allocated zero cluster) */
     uint64_t length; /* from the asked offset on: 1..asked length */
-    uint64_t host_offset;
+    /* Its place: DATA, and ZERO with an allocation that is kept.  NULL: it has none. */
+    struct storage *file;
+    uint64_t host_offset; /* in `file`; any, 0 too */
 };
 
 /* A run of clusters made ready to take data; nothing of it is reachable yet. */
 struct reservation {
     uint64_t guest_offset; /* cluster aligned */
     uint64_t length;       /* whole clusters; may reach past the virtual size */
-    uint64_t host_offset;
+    struct storage *file;
+    uint64_t host_offset; /* in `file` */
     bool fresh;    /* the host range reads as zeroes, and still would after a crash or,
-                      before its growth is durable, the group is made strict */
+                             before its growth is durable, the group is made strict */
     bool retained; /* host clusters of zero entries that are kept: release frees nothing */
 };
 

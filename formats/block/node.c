@@ -98,6 +98,7 @@ int node_open(struct block_context *ctx, const struct driver *driver, struct sto
     node->filename = name;
     node->file = file;
     node->can_write = !file->read_only;
+    node->host_zeroes_show = true;
     range_lock_init(&node->ranges);
     observers_init(&node->observers, &ctx->changes);
     dirty_bitmaps_init(&node->bitmaps);

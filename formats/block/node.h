@@ -67,8 +67,11 @@ struct node {
     uint64_t size;         /* virtual size, bytes */
     uint32_t cluster_size; /* bytes; 1 for raw */
     bool can_write; /* the file is open read/write, and the format can be written on it */
-    const char *cannot;   /* static: why the format can't; NULL: it can */
-    bool active;          /* activated for writing */
+    const char *cannot; /* static: why the format can't; NULL: it can */
+    bool active;        /* activated for writing */
+    /* What is zero in the file is zero for the guest: not so where data is encrypted.  Set by
+     * the driver's open. */
+    bool host_zeroes_show;
     _Atomic bool changed; /* driver->first_change isn't wanted any more */
     /* An entry that can't be right was met; and that while active: writes fail. */
     _Atomic bool corrupt, corrupt_fatal;
@@ -171,7 +174,8 @@ struct block_status {
     bool present;       /* some layer has an entry for it */
     unsigned depth;     /* layer it comes from: 0 is the node itself */
     struct node *layer; /* that layer */
-    bool has_host;      /* host_offset is meaningful, in layer->file */
+    /* Its place, as in struct extent. */
+    struct storage *file;
     uint64_t host_offset;
 };
 

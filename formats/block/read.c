@@ -29,7 +29,7 @@ static int read_run(struct node *node, void *buf, uint64_t len, uint64_t off,
     }
     *done = len;
     if (ext.kind == EXTENT_DATA)
-        return storage_read(layer->file, buf, len, ext.host_offset);
+        return storage_read(ext.file, buf, len, ext.host_offset);
     memset(buf, 0, len);
     return 0;
 }
@@ -67,8 +67,8 @@ static int cache_run(struct node *node, uint64_t len, uint64_t off, uint64_t *do
     int err = block_status(node, len, off, &st);
     if (err)
         return err;
-    if (st.has_host && !st.zero)
-        storage_prefetch(st.layer->file, st.host_offset, st.length);
+    if (st.file && !st.zero)
+        storage_prefetch(st.file, st.host_offset, st.length);
     *done = st.length;
     return 0;
 }

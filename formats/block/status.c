@@ -9,14 +9,15 @@
 
 /* Data in the image may still be a hole in the file (preallocated, punched, or raw).  Cuts
  * *len to a run of one kind: for a format with clusters, whole clusters. */
-static int look_into_file(struct node *layer, uint64_t host, uint64_t *len, bool *hole)
+static int look_into_file(struct node *layer, const struct extent *ext, uint64_t *len,
+                          bool *hole)
 {
-    uint64_t at = 0, cluster = layer->cluster_size;
+    uint64_t at = 0, cluster = layer->cluster_size, host = ext->host_offset;
 
     for (unsigned looks = 0; at < *len && looks < MAX_LOOKS; looks++) {
         bool data;
         uint64_t run;
-        int err = storage_extent(layer->file, host + at, *len - at, &data, &run);
+        int err = storage_extent(ext->file, host + at, *len - at, &data, &run);
         if (err)
             return err;
         /* A hole counts when it covers the rest of the cluster, or of the range. */
@@ -43,13 +44,13 @@ static int describe(struct node *layer, const struct extent *ext, struct block_s
     out->present = ext->allocated;
     out->zero = ext->kind == EXTENT_ZERO;
     out->data = ext->kind == EXTENT_DATA;
-    out->has_host = ext->has_host;
+    out->file = ext->file;
     out->host_offset = ext->host_offset;
-    if (ext->kind != EXTENT_DATA)
+    if (ext->kind != EXTENT_DATA || !layer->host_zeroes_show)
         return 0;
 
     bool hole = false;
-    int err = look_into_file(layer, ext->host_offset, &out->length, &hole);
+    int err = look_into_file(layer, ext, &out->length, &hole);
     out->zero = hole;
     /* A raw file's hole holds no data; an allocated cluster keeps its place. */
     if (hole && layer->cluster_size == 1)

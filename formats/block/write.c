@@ -38,7 +38,7 @@ static int copy_old(struct node *node, const struct reservation *res, uint64_t o
         uint64_t n = MIN(len, ENGINE_CHUNK);
         err = read_old(node, bounce, n, off);
         if (!err)
-            err = storage_write(node->file, bounce, n,
+            err = storage_write(res->file, bounce, n,
                                 res->host_offset + (off - res->guest_offset), 0);
         off += n;
         len -= n;
@@ -55,15 +55,16 @@ static int fill(struct node *node, const struct reservation *res, bool old_is_ze
     uint64_t end = off + len, tail = res->guest_offset + res->length - end;
     uint64_t host = res->host_offset + head;
 
-    if ((old_is_zero && res->fresh) || head + tail == 0)
-        return storage_write(node->file, buf, len, host, 0);
+    bool rest_is_there = old_is_zero && res->fresh && node->host_zeroes_show;
+    if (rest_is_there || head + tail == 0)
+        return storage_write(res->file, buf, len, host, 0);
 
     if (head + tail > GATHER_MAX) {
         int err = copy_old(node, res, res->guest_offset, head);
         if (!err)
             err = copy_old(node, res, end, tail);
         if (!err)
-            err = storage_write(node->file, buf, len, host, 0);
+            err = storage_write(res->file, buf, len, host, 0);
         return err;
     }
 
@@ -80,7 +81,7 @@ static int fill(struct node *node, const struct reservation *res, bool old_is_ze
         {.iov_base = (void *)(uintptr_t)buf, .iov_len = len},
         {.iov_base = (char *)bounce + head, .iov_len = tail},
     };
-    return storage_writev(node->file, iov, (int)ARRAY_LEN(iov), res->host_offset, 0);
+    return storage_writev(res->file, iov, (int)ARRAY_LEN(iov), res->host_offset, 0);
 }
 
 /* The range, which ext describes, gets clusters of its own.  The caller holds the guest
@@ -119,7 +120,7 @@ static int write_locked(struct node *node, const void *buf, uint64_t len, uint64
             return err;
         if (ext.kind == EXTENT_DATA && ext.writable) {
             done = ext.length;
-            err = storage_write(node->file, buf, done, ext.host_offset, 0);
+            err = storage_write(ext.file, buf, done, ext.host_offset, 0);
         } else {
             err = write_new_clusters(node, &ext, buf, off, &done);
         }
@@ -156,7 +157,7 @@ int engine_write(struct node *node, const void *buf, uint64_t len, uint64_t off,
             /* Looked at after the map: a mapping we saw is then durable. */
             bool sync = fua && !mcache_has_dirty(node->mc);
             *needs_commit |= !sync;
-            err = storage_write(node->file, buf, ext.length, ext.host_offset,
+            err = storage_write(ext.file, buf, ext.length, ext.host_offset,
                                 sync ? STORAGE_FUA : 0);
             if (err && sync)
                 mcache_note_failure(node->mc);
@@ -260,7 +261,7 @@ int block_preallocate(struct node *node, uint64_t len, uint64_t off)
                 return err;
             done = MIN(done, res.length);
             if (!res.fresh)
-                err = storage_zero(node->file, res.host_offset, res.length, 0);
+                err = storage_zero(res.file, res.host_offset, res.length, 0);
             if (err)
                 node->driver->release(node, &res);
             else

@@ -85,6 +85,12 @@ static int zero_hole(struct node *node, uint64_t off, uint64_t end, enum zero_ho
     return err;
 }
 
+/* Can it be zeroed, or punched, where it lies in the file? */
+static bool is_zeroed_in_place(const struct node *node, const struct extent *ext)
+{
+    return ext->kind == EXTENT_DATA && ext->writable && node->host_zeroes_show;
+}
+
 /* Part of a cluster (or of two). */
 static int zero_part(struct node *node, uint64_t off, uint64_t end, enum zero_how how)
 {
@@ -93,12 +99,12 @@ static int zero_part(struct node *node, uint64_t off, uint64_t end, enum zero_ho
         int err = node->driver->map(node, off, end - off, &ext);
         if (err)
             return err;
-        bool in_place = ext.kind == EXTENT_DATA && ext.writable;
+        bool in_place = is_zeroed_in_place(node, &ext);
         if (how == ZERO_DISCARD) {
             if (in_place)
-                err = storage_discard(node->file, ext.host_offset, ext.length);
+                err = storage_discard(ext.file, ext.host_offset, ext.length);
         } else if (in_place) {
-            err = storage_zero(node->file, ext.host_offset, ext.length,
+            err = storage_zero(ext.file, ext.host_offset, ext.length,
                                how == ZERO_UNMAP ? STORAGE_MAY_UNMAP : 0);
         } else if (ext.kind == EXTENT_DATA) {
             err = engine_write_zeroes(node, ext.length, off, false);
@@ -126,8 +132,8 @@ static int zero_by_writing(struct node *node, uint64_t off, uint64_t end, enum z
     *done = align_up(ext.length, node->cluster_size);
     if (ext.kind != EXTENT_DATA && !may_show(node, &ext, off))
         return 0;
-    if (ext.kind == EXTENT_DATA && ext.writable)
-        return storage_zero(node->file, ext.host_offset, ext.length,
+    if (is_zeroed_in_place(node, &ext))
+        return storage_zero(ext.file, ext.host_offset, ext.length,
                             how == ZERO_UNMAP ? STORAGE_MAY_UNMAP : 0);
     return engine_write_zeroes(node, ext.length, off, true);
 }

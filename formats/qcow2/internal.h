@@ -80,6 +80,12 @@ struct cluster {
     uint64_t host; /* DATA, ZERO_ALLOCATED */
 };
 
+/* Does it lie at c->host?  (Compressed ones lie elsewhere.) */
+static inline bool cluster_has_place(const struct cluster *c)
+{
+    return c->kind == CL_DATA || c->kind == CL_ZERO_ALLOCATED;
+}
+
 /* Decodes and checks an L2 entry; -EIO, with a message, when it is impossible. */
 int qcow2_decode(struct qcow2 *q, uint64_t entry, uint64_t guest,
                  struct cluster *out) MUST_USE;

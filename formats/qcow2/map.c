@@ -131,6 +131,10 @@ int qcow2_decode(struct qcow2 *q, uint64_t entry, uint64_t guest, struct cluster
 static void describe(const struct qcow2 *q, const struct cluster *c, uint64_t in_cluster,
                      struct extent *out)
 {
+    *out = (struct extent){
+        .allocated = c->kind != CL_NONE,
+        .writable = c->kind == CL_DATA && c->copied,
+    };
     switch (c->kind) {
     case CL_NONE:
         out->kind = q->node->backing ? EXTENT_BACKING : EXTENT_ZERO;
@@ -144,10 +148,10 @@ static void describe(const struct qcow2 *q, const struct cluster *c, uint64_t in
         out->kind = EXTENT_DATA;
         break;
     }
-    out->allocated = c->kind != CL_NONE;
-    out->writable = c->kind == CL_DATA && c->copied;
-    out->has_host = c->host != 0;
-    out->host_offset = c->host ? c->host + in_cluster : 0;
+    if (cluster_has_place(c)) {
+        out->file = q->node->file;
+        out->host_offset = c->host + in_cluster;
+    }
 }
 
 /* Does `entry` continue a run whose first entry was `first`, `n` clusters earlier? */
@@ -227,7 +231,7 @@ int qcow2_map(struct node *node, uint64_t off, uint64_t len, struct extent *out)
             break;
     }
     /* So far only the first entry's place was checked. */
-    if (first.host && n > 1 && bad_data_host(q, first.host, n))
+    if (cluster_has_place(&first) && n > 1 && bad_data_host(q, first.host, n))
         n = 1;
     out->length = MIN(len, (n << q->cluster_bits) - in_cluster);
     return 0;

@@ -12,12 +12,12 @@ static bool keeps_place(const struct cluster *c)
 }
 
 /* How many clusters from `off` on, at most max and all in one L2 table, are of one kind:
- * zero clusters whose allocation can be used (*host), or such that need a new place (*host
- * = 0). */
-static int count_same(struct qcow2 *q, uint64_t off, uint64_t max, uint64_t *host,
-                      uint64_t *n)
+ * zero clusters whose allocation can be used (*kept, from *host on), or such that need a new
+ * place. */
+static int count_same(struct qcow2 *q, uint64_t off, uint64_t max, bool *kept,
+                      uint64_t *host, uint64_t *n)
 {
-    *host = 0;
+    *kept = false;
     for (*n = 0; *n < max; ++*n) {
         uint64_t guest = off + (*n << q->cluster_bits);
         struct mc_page *page;
@@ -30,9 +30,11 @@ static int count_same(struct qcow2 *q, uint64_t off, uint64_t max, uint64_t *hos
             err = qcow2_decode(q, mc_load(page, l2_page_word(q, guest)), guest, &c);
         if (err)
             return *n ? 0 : err;
-        if (*n == 0 && keeps_place(&c))
+        if (*n == 0 && keeps_place(&c)) {
+            *kept = true;
             *host = c.host;
-        bool same = *host ? keeps_place(&c) && c.host == *host + (*n << q->cluster_bits)
+        }
+        bool same = *kept ? keeps_place(&c) && c.host == *host + (*n << q->cluster_bits)
                           : !keeps_place(&c) && !(c.kind == CL_DATA && c.copied);
         if (!same)
             break;
@@ -44,16 +46,17 @@ static int count_same(struct qcow2 *q, uint64_t off, uint64_t max, uint64_t *hos
 static int reserve(struct qcow2 *q, uint64_t off, uint64_t len, struct reservation *out)
 {
     uint64_t table_end = align_up(off + 1, 1ull << (q->cluster_bits + q->l2_bits));
-    uint64_t host, n;
+    uint64_t host = 0, n;
+    bool kept;
 
     int err = qcow2_prepare_table(q, l1_index_of(q, off));
     if (!err)
         err = count_same(q, off, (MIN(off + len, table_end) - off) >> q->cluster_bits,
-                         &host, &n);
+                         &kept, &host, &n);
     if (err)
         return err;
     *out = (struct reservation){
-        .guest_offset = off, .host_offset = host, .retained = host != 0};
+        .guest_offset = off, .file = q->node->file, .host_offset = host, .retained = kept};
     if (!out->retained)
         err = alloc_clusters(&q->alloc, n, &out->host_offset, &n, &out->fresh);
     out->length = n << q->cluster_bits;

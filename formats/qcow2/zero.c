@@ -54,7 +54,7 @@ static int skip_kept(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_how 
         struct cluster c = {
             .kind = ext.kind == EXTENT_DATA ? CL_DATA
                     : !ext.allocated        ? CL_NONE
-                    : ext.has_host          ? CL_ZERO_ALLOCATED
+                    : ext.file              ? CL_ZERO_ALLOCATED
                                             : CL_ZERO,
             .copied = ext.writable,
         };

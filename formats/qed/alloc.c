@@ -44,6 +44,7 @@ int qed_reserve(struct node *node, uint64_t off, uint64_t len, struct reservatio
     *out = (struct reservation){
         .guest_offset = off,
         .length = clusters.length,
+        .file = node->file,
         .host_offset = clusters.offset,
         .fresh = clusters.fresh,
     };

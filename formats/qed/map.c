@@ -174,7 +174,8 @@ int qed_map(struct node *node, uint64_t off, uint64_t len, struct extent *out)
     switch (run.kind) {
     case QED_DATA:
         out->kind = EXTENT_DATA;
-        out->writable = out->allocated = out->has_host = true;
+        out->writable = out->allocated = true;
+        out->file = node->file;
         out->host_offset = run.host_offset;
         break;
     case QED_ZERO:

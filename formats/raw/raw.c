@@ -37,13 +37,12 @@ static int raw_close(struct node *node)
 /* Holes are told apart by block_status, which asks the storage: a read doesn't care. */
 static int raw_map(struct node *node, uint64_t off, uint64_t len, struct extent *out)
 {
-    (void)node;
     *out = (struct extent){
         .kind = EXTENT_DATA,
         .writable = true,
         .allocated = true,
-        .has_host = true,
         .length = len,
+        .file = node->file,
         .host_offset = off,
     };
     return 0;

@@ -44,7 +44,7 @@ static int print_json(struct printer *p, const struct run *run)
            ", \"depth\": %u, \"present\": %s, \"zero\": %s, \"data\": %s",
            p->begun ? ",\n" : "[", run->start, st->length, st->depth, truth(st->present),
            truth(st->zero), truth(st->data));
-    if (st->has_host)
+    if (st->file)
         printf(", \"offset\": %" PRIu64, st->host_offset);
     putchar('}');
     p->begun = true;
@@ -58,7 +58,7 @@ static int print_human(const struct run *run)
 
     if (!st->data || st->zero)
         return CLI_OK;
-    if (!st->has_host)
+    if (!st->file)
         return cli_error("File contains external, encrypted or compressed clusters.");
     printf("%#-16" PRIx64 "%#-16" PRIx64 "%#-16" PRIx64 "%s\n", run->start, st->length,
            st->host_offset, st->layer->filename);
@@ -73,8 +73,8 @@ static int print_run(struct printer *p, const struct run *run)
 static bool continues(const struct block_status *a, const struct block_status *b)
 {
     return a->data == b->data && a->zero == b->zero && a->present == b->present &&
-           a->depth == b->depth && a->has_host == b->has_host &&
-           (!a->has_host || a->host_offset + a->length == b->host_offset);
+           a->depth == b->depth && a->file == b->file &&
+           (!a->file || a->host_offset + a->length == b->host_offset);
 }
 
 /* Prints the runs of [start, end), each as long as it goes. */

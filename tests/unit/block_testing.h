@@ -79,12 +79,12 @@ static inline int toy_map(struct node *node, uint64_t off, uint64_t len, struct 
         n++;
     *out = (struct extent){.length = MIN(len, n * CLUSTER - in)};
     out->allocated = cell != HOLE;
-    out->has_host = cell >= DATA;
+    out->file = cell >= DATA ? node->file : NULL;
     out->writable = cell == DATA || cell == MOVED;
     out->kind = cell >= DATA                    ? EXTENT_DATA
                 : cell == HOLE && node->backing ? EXTENT_BACKING
                                                 : EXTENT_ZERO;
-    if (out->has_host)
+    if (out->file)
         out->host_offset = (cell == MOVED ? NEW_PLACE : PLACE) * CLUSTER + off;
     return 0;
 }
@@ -100,6 +100,7 @@ static inline int toy_reserve(struct node *node, uint64_t off, uint64_t len,
         return -toy->fail_reserve;
     *out = (struct reservation){.guest_offset = off,
                                 .length = len,
+                                .file = node->file,
                                 .host_offset = NEW_PLACE * CLUSTER + off,
                                 .fresh = toy->fresh};
     return 0;

@@ -113,6 +113,32 @@ Test(block_zero, the_end_of_the_disk_counts_as_a_cluster)
     toy_fini(&b);
 }
 
+/* In a file whose bytes aren't the guest's, zeroes of the file are none of the guest's. */
+Test(block_zero, host_zeroes_that_dont_show)
+{
+    struct toy_bench b;
+    struct block_status st;
+
+    toy_init(&b, SIZE, NULL);
+    b.node->host_zeroes_show = false;
+    b.toy.cell[1] = DATA;
+    b.toy.fresh = true;
+    toy_fill_host(&b, 0, 4 * CLUSTER, 7);
+    cr_expect_eq(block_zero(b.node, 100, CLUSTER + 100, BLOCK_MAY_UNMAP), 0);
+    cr_expect_eq(block_discard(b.node, 100, CLUSTER + 300, 0), 0);
+    cr_expect_eq(fault_plan_calls(&b.plan, FAULT_ZERO), 0);
+    cr_expect_eq(fault_plan_calls(&b.plan, FAULT_DISCARD), 0);
+    cr_expect_eq(fault_plan_bytes_written(&b.plan), 100, "zero bytes, as a write has them");
+    cr_expect_eq(toy_write(&b, 2 * CLUSTER + 512, 512, 5, 0), 0);
+    cr_expect_eq(fault_plan_bytes_written(&b.plan), 100 + CLUSTER,
+                 "also what is around it");
+    cr_assert_eq(storage_truncate(b.node->file, (PLACE + CLUSTERS) * CLUSTER), 0);
+    b.toy.cell[9] = DATA;
+    cr_assert_eq(block_status(b.node, CLUSTER, 9 * CLUSTER, &st), 0);
+    cr_expect(st.data && !st.zero, "a hole in the file");
+    toy_fini(&b);
+}
+
 /* What the format can't say becomes zero bytes, and a trim does nothing at all. */
 Test(block_zero, not_supported_by_the_format)
 {

@@ -33,7 +33,7 @@ static uint64_t place_taken(struct image *img, uint64_t guest, int fill)
     gate_ticket ticket = gate_enter(&img->ctx.gate);
     cr_assert_eq(img->node->driver->map(img->node, guest, CL, &ext), 0);
     gate_leave(&img->ctx.gate, ticket);
-    cr_assert(ext.has_host);
+    cr_assert(ext.file);
     return ext.host_offset;
 }
 

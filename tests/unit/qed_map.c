@@ -36,7 +36,7 @@ static void expect_extent(struct node *node, uint64_t off, uint64_t len,
     cr_expect_eq(e.kind, kind, "at %llu", (unsigned long long)off);
     cr_expect_eq(e.length, length, "at %llu: %llu", (unsigned long long)off,
                  (unsigned long long)e.length);
-    cr_expect_eq(e.has_host, kind == EXTENT_DATA);
+    cr_expect_eq(e.file != NULL, kind == EXTENT_DATA);
     cr_expect_eq(e.writable, kind == EXTENT_DATA);
     if (kind == EXTENT_DATA)
         cr_expect_eq(e.host_offset, host);

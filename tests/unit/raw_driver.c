@@ -141,7 +141,7 @@ Test(raw, everything_maps_to_itself)
     open_disk();
     cr_assert_eq(raw_driver.map(node, 4711, 1234, &ext), 0);
     cr_expect_eq(ext.kind, EXTENT_DATA);
-    cr_expect(ext.writable && ext.has_host && ext.allocated);
+    cr_expect(ext.writable && ext.file && ext.allocated);
     cr_expect_eq(ext.host_offset, 4711u);
     cr_expect_eq(ext.length, 1234u);
 }
