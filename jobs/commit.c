@@ -130,11 +130,6 @@ static char *name_for(const struct fold *fold, const struct node *top)
 
 /* ---- what the job needs besides mirror's ---- */
 
-static int lock_layer(struct node *layer, enum storage_lock_level level, struct diag *diag)
-{
-    return layer->options.lock_off ? 0 : storage_lock(layer->file, level, diag);
-}
-
 /* The overlay as a node that can be written to, for its header. */
 static int open_overlay(struct fold *fold, const struct node *active,
                         const struct node *top, struct diag *diag)
@@ -149,7 +144,7 @@ static int open_overlay(struct fold *fold, const struct node *active,
     fold->new_name = name_for(fold, top);
     if (!fold->new_name)
         return diag_errno(diag, ENOMEM, "%s", overlay->filename);
-    int err = lock_layer(overlay, STORAGE_WRITER, diag);
+    int err = node_lock(overlay, STORAGE_WRITER, diag);
     if (err)
         return err;
     fold->overlay_locked = true;
@@ -195,11 +190,7 @@ static int open_base(const struct fold *fold, struct node *active, const struct 
     if (!err)
         err = node_activate(*out, diag);
     if (!err && (*out)->size < top->size)
-        err = (*out)->driver->grow
-                  ? (*out)->driver->grow(*out, top->size, diag)
-                  : diag_set(diag, ENOTSUP,
-                             "%s: can't be grown to the %" PRIu64 " bytes of %s",
-                             fold->base->filename, top->size, top->filename);
+        err = node_grow(*out, top->size, diag);
     if (err)
         node_close(*out);
     return err;
@@ -236,7 +227,7 @@ static int relink(struct mirror *m, struct diag *diag)
         .node = overlay->options,
     };
 
-    (void)!lock_layer(fold->base, STORAGE_READER, diag);
+    (void)!node_lock(fold->base, STORAGE_READER, diag);
     fold->base_locked = false;
     int err = chain_open(overlay->ctx, fold->base->filename, &options, &below, diag);
     if (err)
@@ -245,8 +236,8 @@ static int relink(struct mirror *m, struct diag *diag)
     if (err)
         diag_errno(diag, -err, "%s", below->filename);
     else
-        err = overlay->driver->set_backing(fold->rw ? fold->rw : overlay, fold->new_name,
-                                           below->driver->name, diag);
+        err = node_set_backing(fold->rw ? fold->rw : overlay, fold->new_name,
+                               below->driver->name, diag);
     if (!err)
         err = m->pivot.relink(m->pivot.opaque, overlay, below, diag);
     if (err)
@@ -299,7 +290,7 @@ static int open_layers(struct mirror *m, struct node *active, struct node **top,
     int err = find_layers(fold, active, top, diag);
     if (err)
         return err;
-    err = lock_layer(fold->base, STORAGE_WRITER, diag);
+    err = node_lock(fold->base, STORAGE_WRITER, diag);
     fold->base_locked = !err;
     if (!err && fold->overlay)
         err = open_overlay(fold, active, *top, diag);

@@ -92,8 +92,8 @@ void mirror_interrupt(struct job *job, void *state)
     (void)job;
     atomic_store(&m->give_up, true);
     m->interrupted = true;
-    if (m->remote)
-        storage_nbd_abort(m->remote);
+    if (m->interruptible)
+        node_abort(m->interruptible);
 }
 
 /* ---- the end ---- */
@@ -102,7 +102,7 @@ void mirror_interrupt(struct job *job, void *state)
 static bool keep_target(struct mirror *m)
 {
     LOCK_GUARD(&m->lock);
-    m->remote = NULL;
+    m->interruptible = NULL;
     return !m->interrupted;
 }
 
@@ -111,10 +111,8 @@ static bool keep_target(struct mirror *m)
  * file's data is in nobody knows what state then. */
 static void serve_from(struct node *target)
 {
-    if (storage_is_nbd(target->file))
-        storage_nbd_persist(target->file, PATIENCE_MS);
-    else
-        mcache_set_forgiving(target->mc, false);
+    if (!node_persist(target, PATIENCE_MS))
+        node_set_forgiving(target, false);
 }
 
 /* The source's users go over to the target. */
@@ -206,10 +204,8 @@ void mirror_free(void *state)
 
 static uint64_t default_granularity(const struct node *target)
 {
-    uint64_t cluster = target->cluster_size;
+    uint64_t cluster = node_preferred(target);
 
-    if (storage_is_nbd(target->file))
-        cluster = storage_nbd_info(target->file)->preferred_block;
     if (cluster <= 1)
         cluster = DEFAULT_GRANULARITY;
     return MIN(MAX(cluster, 4096), DEFAULT_GRANULARITY);
@@ -277,15 +273,13 @@ static int make_parts(struct mirror *m, const struct mirror_params *p)
     return m->dirty && m->unflushed && m->flushing && m->copier ? 0 : -ENOMEM;
 }
 
-static void note_remote(struct mirror *m)
+static void note_target(struct mirror *m)
 {
-    if (!storage_is_nbd(m->target->file))
-        return;
     LOCK_GUARD(&m->lock);
-    m->remote = m->target->file;
-    m->losses = storage_nbd_losses(m->remote);
+    m->interruptible = m->target;
+    m->losses = node_lost_writes(m->target);
     if (m->interrupted)
-        storage_nbd_abort(m->remote);
+        node_abort(m->target);
 }
 
 int mirror_prepare(struct mirror *m, struct diag *diag)
@@ -301,11 +295,11 @@ int mirror_prepare(struct mirror *m, struct diag *diag)
     m->unmap = p->unmap;
     m->pivot = p->pivot;
     atomic_store(&m->forwarding, m->active);
-    note_remote(m);
-    m->failures = mcache_failures(m->target->mc);
+    note_target(m);
+    m->failures = node_flush_failures(m->target);
     /* What a target without metadata forgets is sent again; it needn't be reopened. */
-    if (!m->target->driver->reserve)
-        mcache_set_forgiving(m->target->mc, true);
+    if (!node_has_clusters(m->target))
+        node_set_forgiving(m->target, true);
     int err = check_params(m, p, diag);
     if (err)
         return err;

@@ -18,7 +18,6 @@
 #include "base/checked.h"
 #include "base/clock.h"
 #include "jobs/mirror_internal.h"
-#include "storage/nbd.h"
 
 /* Users are held back for the last bytes only: when no more than this is left, and for so
  * long; a time that didn't do is doubled for the next try. */
@@ -234,9 +233,7 @@ bool mirror_is_clean(struct mirror *m)
 /* Has the target lost its connection with unflushed writes?  Its next flush will fail. */
 static bool connection_was_lost(struct mirror *m)
 {
-    if (!storage_is_nbd(m->target->file))
-        return false;
-    uint64_t losses = storage_nbd_losses(m->target->file);
+    uint64_t losses = node_lost_writes(m->target);
     if (losses == m->losses)
         return false;
     m->losses = losses;
@@ -249,7 +246,7 @@ static bool connection_was_lost(struct mirror *m)
  * this one lost. */
 static bool flush_has_failed(struct mirror *m)
 {
-    uint64_t failures = mcache_failures(m->target->mc);
+    uint64_t failures = node_flush_failures(m->target);
     bool news = failures != m->failures;
 
     m->failures = failures;
@@ -274,9 +271,7 @@ void mirror_look_for_losses(struct mirror *m)
 
 bool mirror_flush_told_loss(struct mirror *m)
 {
-    if (!storage_is_nbd(m->target->file))
-        return false;
-    return storage_nbd_losses(m->target->file) != atomic_load(&m->losses) ||
+    return node_lost_writes(m->target) != atomic_load(&m->losses) ||
            atomic_exchange(&m->untold_loss, false);
 }
 
@@ -320,13 +315,10 @@ static bool end_early_flush(struct mirror *m)
  * flush. */
 static bool target_answers(struct mirror *m)
 {
-    struct storage *file = m->target->file;
-    int err =
-        storage_is_nbd(file) ? storage_nbd_prove(file, job_completes(m->job), PROOF_MS) : 0;
+    int err = node_prove(m->target, job_completes(m->job), PROOF_MS);
 
     if (err)
         mirror_note_error(m, err, true);
-    mcache_note_write(m->target->mc); /* the next flush reaches the disk */
     return !err;
 }
 

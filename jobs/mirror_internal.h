@@ -61,7 +61,7 @@ struct mirror {
     _Atomic uint64_t copied, sent; /* bytes; sent since the last checkpoint */
     struct lock lock;
     /* under lock */
-    struct storage *remote; /* the target's, where it may be interrupted; else NULL */
+    struct node *interruptible; /* the target, as long as it may be; else NULL */
     bool interrupted;
     int error; /* the first that nobody has looked at */
     bool error_on_write;

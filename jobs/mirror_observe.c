@@ -130,7 +130,7 @@ static void on_after(struct observer *observer, const struct change *change, voi
 {
     struct mirror *m = CONTAINER_OF(observer, struct mirror, observer);
     struct claim *claim = token;
-    uint64_t failures = mcache_failures(m->target->mc);
+    uint64_t failures = node_flush_failures(m->target);
     int target_err = err || !claim ? 0 : send_change(m, change);
 
     dirty_bitmap_set(m->unflushed, change->off, change->len);
@@ -138,7 +138,7 @@ static void on_after(struct observer *observer, const struct change *change, voi
      * have looked for that before the bit was set), is the copier's; the user's write has
      * succeeded all the same when the source has it. */
     if (err || target_err || !claim || !atomic_load(&m->forwarding) ||
-        mcache_failures(m->target->mc) != failures)
+        node_flush_failures(m->target) != failures)
         mark(m, change->off, change->len);
     /* Those that were sent at the same time fail of the same cause, which is told once. */
     if (target_err && atomic_exchange(&m->forwarding, false))

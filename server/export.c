@@ -97,7 +97,7 @@ void export_relock(struct export *export, struct node *node)
     LOCK_GUARD(&export->lock);
 
     if (!node->active && !node->options.lock_off)
-        (void)!storage_lock(node->file, STORAGE_READER, &ignored);
+        (void)!node_lock(node, STORAGE_READER, &ignored);
 }
 
 /* ---- requests ---- */

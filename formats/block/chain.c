@@ -215,7 +215,7 @@ static int resolve_chosen(const struct node *top, const char *name, struct refer
                         "backing=%s: only local files and NBD exports can be backing files",
                         name);
     /* Every format that allocates can have one; raw, which doesn't, can't. */
-    if (!top->driver->reserve)
+    if (!node_has_clusters(top))
         return diag_set(diag, EINVAL, "%s: %s images have no backing file", top->filename,
                         top->driver->name);
     return reference_resolve("backing=", name, REFERENCES_ANY, out, diag);
@@ -333,14 +333,12 @@ int chain_start(struct node *top)
     int err = 0;
 
     for (struct node *node = top; node && !err; node = node->backing)
-        if (storage_is_nbd(node->file))
-            err = storage_nbd_start(node->file);
+        err = storage_start(node->file);
     return err;
 }
 
 void chain_abandon_servers(struct node *node)
 {
     for (; node; node = node->backing)
-        if (storage_is_nbd(node->file))
-            storage_nbd_abort(node->file);
+        storage_abort(node->file);
 }

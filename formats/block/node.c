@@ -136,11 +136,6 @@ int node_reopen(struct node *node, void (*free_state)(void *state), struct diag 
     return 0;
 }
 
-static int lock_file(struct node *node, enum storage_lock_level level, struct diag *diag)
-{
-    return node->options.lock_off ? 0 : storage_lock(node->file, level, diag);
-}
-
 const char *node_why_read_only(const struct node *node)
 {
     if (node->cannot)
@@ -158,12 +153,12 @@ int node_activate(struct node *node, struct diag *diag)
     if (!node->can_write)
         return diag_set(diag, EROFS, "%s: can't be opened for writing: %s", node->filename,
                         node_why_read_only(node));
-    int err = lock_file(node, STORAGE_WRITER, diag);
+    int err = node_lock(node, STORAGE_WRITER, diag);
     if (err)
         return err;
     err = node->driver->activate(node, diag);
     if (err) /* it goes on being read, beside others who do */
-        (void)!lock_file(node, STORAGE_READER, &ignored);
+        (void)!node_lock(node, STORAGE_READER, &ignored);
     node->active = !err;
     return err;
 }

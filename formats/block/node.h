@@ -144,6 +144,43 @@ static inline int node_begin_change(struct node *node)
 /* For the engine: 0, or -EINVAL for a range that isn't inside the virtual size. */
 int node_check_range(const struct node *node, uint64_t off, uint64_t len);
 
+/* ---- what jobs and servers ask of a node; they go through no other door ---- */
+
+/* Grows the virtual size, and the bitmaps with it; the caller has the node to itself.
+ * -ENOTSUP with a sentence when the format can't. */
+int node_grow(struct node *node, uint64_t size, struct diag *diag) MUST_USE;
+
+/* See driver.h: the image names another backing file from here on. */
+int node_set_backing(struct node *node, const char *name, const char *format,
+                     struct diag *diag) MUST_USE;
+
+/* Locks the file as storage_lock does, unless the user wants no locks. */
+int node_lock(struct node *node, enum storage_lock_level level, struct diag *diag) MUST_USE;
+
+/* Does the format allocate clusters?  (Then it has metadata, which a flush that failed
+ * leaves in nobody knows what state; and it can have a backing file.) */
+static inline bool node_has_clusters(const struct node *node)
+{
+    return node->driver->reserve;
+}
+
+/* How often a flush of the file failed, whoever asked for it: what was written before may
+ * be lost, and the next flush that succeeds says nothing of that. */
+uint64_t node_flush_failures(struct node *node);
+
+/* While on, a failed flush is the caller's to deal with: it writes again what may be lost.
+ * Only where there are no clusters. */
+void node_set_forgiving(struct node *node, bool on);
+
+/* See storage.h; of the node's file. */
+uint64_t node_lost_writes(const struct node *node);
+bool node_persist(struct node *node, unsigned patience_ms);
+void node_abort(struct node *node);
+uint32_t node_preferred(const struct node *node);
+
+/* Whoever keeps the file answers, and the next flush will reach it. */
+int node_prove(struct node *node, bool by_reading, unsigned timeout_ms) MUST_USE;
+
 #define BLOCK_FUA       0x1u
 #define BLOCK_MAY_UNMAP 0x2u /* block_zero: without it, allocation stays */
 #define BLOCK_FAST      0x4u /* block_zero: -ENOTSUP, nothing touched, when it would be slow */

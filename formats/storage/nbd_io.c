@@ -320,6 +320,11 @@ static void io_prefetch(struct storage *st, uint64_t off, uint64_t len)
         free(req);
 }
 
+static uint32_t io_preferred(const struct storage *st)
+{
+    return storage_nbd_info(st)->preferred_block;
+}
+
 const struct storage_ops nbd_ops = {
     .pread = io_pread,
     .pwritev = io_pwritev,
@@ -331,4 +336,10 @@ const struct storage_ops nbd_ops = {
     .discard = io_discard,
     .extent = io_extent,
     .prefetch = io_prefetch,
+    .start = storage_nbd_start,
+    .abort = storage_nbd_abort,
+    .lost_writes = storage_nbd_losses,
+    .prove = storage_nbd_prove,
+    .persist = storage_nbd_persist,
+    .preferred = io_preferred,
 };

@@ -314,6 +314,41 @@ int storage_identity(struct storage *st, uint64_t *device, uint64_t *inode)
     return st->ops->identity ? st->ops->identity(st, device, inode) : -ENOTSUP;
 }
 
+int storage_start(struct storage *st)
+{
+    return st->ops->start ? st->ops->start(st) : 0;
+}
+
+void storage_abort(struct storage *st)
+{
+    if (st->ops->abort)
+        st->ops->abort(st);
+}
+
+uint64_t storage_lost_writes(const struct storage *st)
+{
+    return st->ops->lost_writes ? st->ops->lost_writes(st) : 0;
+}
+
+int storage_prove(struct storage *st, bool by_reading, unsigned timeout_ms)
+{
+    lock_assert_io_allowed();
+    return st->ops->prove ? st->ops->prove(st, by_reading, timeout_ms) : 0;
+}
+
+bool storage_persist(struct storage *st, unsigned patience_ms)
+{
+    if (!st->ops->persist)
+        return false;
+    st->ops->persist(st, patience_ms);
+    return true;
+}
+
+uint32_t storage_preferred(const struct storage *st)
+{
+    return st->ops->preferred ? st->ops->preferred(st) : 0;
+}
+
 void storage_close(struct storage *st)
 {
     if (!st)

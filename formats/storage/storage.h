@@ -68,6 +68,15 @@ struct storage_ops {
     int (*lock)(struct storage *st, enum storage_lock_level level, struct diag *diag);
     /* Optional: see storage_identity. */
     int (*identity)(struct storage *st, uint64_t *device, uint64_t *inode);
+
+    /* Optional, of a store that somebody else keeps for us, who can go away: see the
+     * functions of the same names. */
+    int (*start)(struct storage *st);
+    void (*abort)(struct storage *st);
+    uint64_t (*lost_writes)(const struct storage *st);
+    int (*prove)(struct storage *st, bool by_reading, unsigned timeout_ms);
+    void (*persist)(struct storage *st, unsigned patience_ms);
+    uint32_t (*preferred)(const struct storage *st);
 };
 
 /* The common head of every implementation; set before the storage is handed out and, but
@@ -171,6 +180,29 @@ int storage_allocated(struct storage *st, uint64_t *bytes);
  * present end, which nobody else may be writing, and -ENOTSUP with nothing done when it
  * starts before it. */
 int storage_preallocate(struct storage *st, uint64_t off, uint64_t len) MUST_USE;
+
+/* ---- stores that can go away: another server's.  For all others they do nothing. ---- */
+
+/* Background work may start: to be called after a fork.  Again: nothing.  0 or -errno. */
+int storage_start(struct storage *st) MUST_USE;
+
+/* For good: all requests, also those under way, fail with -ECANCELED.  Never waits; from any
+ * thread. */
+void storage_abort(struct storage *st);
+
+/* How often writes may have been lost that weren't flushed; the next flush fails for it. */
+uint64_t storage_lost_writes(const struct storage *st);
+
+/* Is there still somebody who keeps it?  Asks, and waits for the answer: 0, or -errno.
+ * by_reading: and it can be read from. */
+int storage_prove(struct storage *st, bool by_reading, unsigned timeout_ms) MUST_USE;
+
+/* Requests wait up to patience_ms for who went away, and are asked again.  False: it isn't a
+ * store that can go away. */
+bool storage_persist(struct storage *st, unsigned patience_ms);
+
+/* The size of requests, a power of two, that costs least; 0: it isn't known. */
+uint32_t storage_preferred(const struct storage *st);
 
 /* Closes and frees; NULL is allowed.  Doesn't flush. */
 void storage_close(struct storage *st);
