@@ -171,7 +171,7 @@ static int check_sizes(const struct fold *fold, const struct node *top,
     return 0;
 }
 
-/* The base as a node of its own, writable and large enough (M-30). */
+/* The base as a node of its own, writable and large enough. */
 static int open_base(const struct fold *fold, struct node *active, const struct node *top,
                      const _Atomic bool *give_up, struct node **out, struct diag *diag)
 {
@@ -196,7 +196,8 @@ static int open_base(const struct fold *fold, struct node *active, const struct 
     return err;
 }
 
-/* Undoes what the start did to others (M-31). */
+/* Undoes what the start did to others, whether the job succeeded, failed or never began:
+ * layers are locked as they were, and an overlay that was opened for writing is closed. */
 static void release_layers(struct mirror *m)
 {
     struct fold *fold = &m->fold;

@@ -1,5 +1,5 @@
-/* The commit job: an overlay folded into a base of its chain (block-jobs.md, 2; M-25 to
- * M-31, M-36). Shares mirror's engine.  Layer: jobs. */
+/* The commit job: an overlay folded into a base of its chain.  Shares mirror's engine.
+ * Layer: jobs. */
 #ifndef JOBS_COMMIT_H
 #define JOBS_COMMIT_H
 

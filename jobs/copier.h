@@ -1,5 +1,5 @@
 /* Copies ranges from one node to another with a few worker threads, and keeps the claims:
- * who works on which range of the disk (block-jobs.md 2.2: 3, 4, 5, 15).
+ * who works on which range of the disk.
  *
  * A claim covers a range from before its read to the end of its write, so that two writers
  * never meet on the target.  Claims are made of whole chunks by their owner and never

@@ -303,7 +303,7 @@ void *job_main(void *opaque)
     LOCK_GUARD(&job->lock);
     job->info.busy = false;
     if (err == 0)
-        job->info.offset = job->info.len; /* equal at success (M-03) */
+        job->info.offset = job->info.len; /* equal at success */
     err = settle(job, err, &diag);
     if (err)
         fail(job, err, &diag);

@@ -1,5 +1,5 @@
-/* The mirror job: bulk copy, then in sync, then the end (block-jobs.md 2.2).  The work is
- * mirror_copy.c's; here are its start, its turns, and what the end does to users. */
+/* The mirror job: bulk copy, then in sync, then the end.  The work is mirror_copy.c's;
+ * here are its start, its turns, and what the end does to users. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -240,7 +240,7 @@ static int check_params(struct mirror *m, const struct mirror_params *p, struct 
     if (p->source == p->target)
         return diag_set(diag, EINVAL, "target: %s: can't mirror a disk to itself",
                         p->target->filename);
-    /* A base is never shrunk (M-30). */
+    /* A base may be larger than what is folded into it: it is never shrunk. */
     if (p->source->size != p->target->size &&
         !(m->fold.base && p->target->size > p->source->size))
         return diag_set(diag, EINVAL,

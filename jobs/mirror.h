@@ -1,5 +1,5 @@
-/* The mirror job: the disk of a node to a second place while the disk is in use (M-01 to
- * M-39). Layer: jobs. */
+/* The mirror job: the disk of a node to a second place while the disk is in use.
+ * Layer: jobs. */
 #ifndef JOBS_MIRROR_H
 #define JOBS_MIRROR_H
 
@@ -53,8 +53,8 @@ struct mirror_params {
     const char *bitmap; /* MIRROR_INCREMENTAL: a bitmap of the source's */
     enum mirror_copy_mode copy_mode;
     enum job_on_error on_source_error, on_target_error;
-    uint64_t granularity; /* bytes; 0: chosen from the target (M-14) */
-    uint64_t buf_size;    /* bytes in flight at most; 0: 16 MiB (M-16) */
+    uint64_t granularity; /* bytes; 0: chosen from the target */
+    uint64_t buf_size;    /* bytes in flight at most; 0: 16 MiB */
     bool unmap;           /* zeroes may become holes on the target */
     struct mirror_pivot pivot;
 };

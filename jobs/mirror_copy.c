@@ -102,7 +102,7 @@ int mirror_handle_error(struct mirror *m)
     enum job_on_error policy = write_side ? m->on_target_error : m->on_source_error;
     if (!job_handle_error(m->job, policy, write_side, err))
         return err;
-    /* The same range will fail again if it is asked at once (M-08). */
+    /* The same range will fail again if it is asked at once. */
     if (policy == JOB_IGNORE)
         job_rest(m->job, JOB_SLICE_NS);
     return 0;

@@ -1,6 +1,5 @@
 /* How a mirror sees the writes of its source: it marks what they changed, or,
- * write-blocking, sends them on to the target before they are answered (block-jobs.md 2.2:
- * 1, 2.3). */
+ * write-blocking, sends them on to the target before they are answered. */
 #include <errno.h>
 #include <stdlib.h>
 

@@ -1,6 +1,6 @@
 /* A rate limit in slices: each slice allows speed * slice bytes; what a transfer takes over
- * that is carried into the next ones (M-32).  Used by one thread under its own lock. Layer:
- * jobs. */
+ * that is carried into the next ones.  Used by one thread under its own lock.
+ * Layer: jobs. */
 #ifndef JOBS_RATELIMIT_H
 #define JOBS_RATELIMIT_H
 

@@ -82,9 +82,9 @@ static struct job_info *look_at_jobs(struct control_context *ctx, size_t *n)
     return infos;
 }
 
-/* Who replaces the disk's node or its layers must be alone with it (M-36), and stays so
- * from the moment it was told to (M-38).  type: only jobs of this kind, and such, are in
- * the way. */
+/* Who replaces the disk's node or its layers must be alone with it: no other job may run,
+ * nor be started from the moment that it was told to.  type: in the way are only jobs of
+ * this kind, and who replaces the disk. */
 static bool is_alone(struct control_context *ctx, const char *id, const char *type,
                      struct control_error *error)
 {

@@ -237,7 +237,7 @@ static void take_locks(struct export *export, struct node *top)
 }
 
 /* The user's choices are for the disk, whichever image that is.  But "volatile" is one for
- * an image that may be lost: another goes on being synced (V-07). */
+ * an image that may be lost: another goes on being synced. */
 static void inherit_options(const struct node *old, struct node *new_node)
 {
     if (!old->options.cache->no_flush)

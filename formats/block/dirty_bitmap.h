@@ -1,4 +1,4 @@
-/* Which parts of a disk were written since somebody last looked (M-11, M-13, M-26).
+/* Which parts of a disk were written since somebody last looked.
  *
  * A bitmap has one bit for each granule.  It belongs to whoever made it; one that is added
  * to a node follows the node's writes while it is enabled, belongs to the node and has a

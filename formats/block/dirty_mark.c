@@ -64,7 +64,8 @@ void dirty_mark_end(struct dirty_mark *mark)
     if (--mark->in_flight > 0)
         return;
     pthread_cond_broadcast(&mark->changed);
-    /* A session whose flushes are void has nothing to vouch for the tables (V-06). */
+    /* When flushes are void the cleared bit could reach the disk before what it vouches
+     * for: it stays to the end of the session. */
     if (node->options.need_check_delay_ns != 0 && !node->options.cache->no_flush)
         timer_arm_if_idle(node->ctx->housekeeper, &mark->timer,
                           node->options.need_check_delay_ns);
@@ -151,8 +152,7 @@ int dirty_mark_finish(struct dirty_mark *mark)
     return storage_sync_if_void(node->file);
 }
 
-/* One-shot, `delay` after the last allocation (Q-19): an allocation since it was armed
- * moves it. */
+/* One-shot, `delay` after the last allocation; one since it was armed moves it. */
 static void on_timer(void *opaque)
 {
     struct dirty_mark *mark = opaque;

@@ -1,6 +1,5 @@
-/* The mark in the header that says "bookkeeping on disk may be behind": NEED_CHECK of QED
- * (Q-13, Q-14, Q-19, Q-20), the dirty bit of qcow2 with lazy refcounts (L-03 to L-05,
- * L-08).
+/* The mark in the header that says "bookkeeping on disk may be behind": NEED_CHECK of QED,
+ * the dirty bit of qcow2 with lazy refcounts.
  *
  *   CLEAR --begin--> WRITING --> SET --durable--> DURABLE --settle--> CLEARING --> CLEAR
  *
@@ -81,8 +80,7 @@ void dirty_mark_give_up(struct dirty_mark *mark);
 
 /* The clean end of a session, with nothing in flight: commits everything and clears the
  * bit.  A session whose flushes were void gets its one real sync here, unless the user
- * waived it: then the mark stays (V-06).  Also to be called where the mark isn't enabled.
- */
+ * waived it: then the mark stays.  Also to be called where the mark isn't enabled. */
 int dirty_mark_finish(struct dirty_mark *mark) MUST_USE;
 
 #endif

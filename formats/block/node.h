@@ -120,8 +120,8 @@ void node_wrote(struct node *node);
  * what is durable, and the node refuses writes from then on.  0 or -errno. */
 int node_barrier(struct node *node) MUST_USE;
 
-/* For drivers: a request met an entry of the tables that can't be right (L-10).  An active
- * node is not written to any more: true when that is so from now on.  Under any lock. */
+/* For drivers: a request met an entry of the tables that can't be right.  An active node is
+ * not written to any more: true when that is so from now on.  Under any lock. */
 bool node_met_corruption(struct node *node);
 
 /* For drivers, whose `activate` has changed the file below the image (a repair): opens it

@@ -1,6 +1,5 @@
-/* What becomes of an image in which serving met an entry that can't be right (L-10): no
- * more writes, and the corrupt bit, so that it is checked before anybody writes to it
- * again. */
+/* What becomes of an image in which serving met an entry that can't be right: no more
+ * writes, and the corrupt bit, so that it is checked before anybody writes to it again. */
 #include <errno.h>
 #include <string.h>
 

@@ -135,7 +135,7 @@ int qcow2_peek_l2(struct qcow2 *q, uint64_t guest, struct mc_page **page) MUST_U
 /* ---- write.c ---- */
 
 /* Before metadata changes, until dirty_mark_end under META; with a mark that can't be
- * written, refcounts are no longer postponed (L-03). */
+ * written, refcounts are no longer postponed. */
 void qcow2_begin_change(struct qcow2 *q);
 int qcow2_reserve(struct node *node, uint64_t off, uint64_t len, struct reservation *out);
 int qcow2_link(struct node *node, const struct reservation *res, bool replaces_zero);

@@ -179,7 +179,8 @@ static int qcow2_open(struct node *node, struct diag *diag)
     return 0;
 }
 
-/* Images that must be checked before anything is changed (L-06, L-10). */
+/* Before anything is changed: an image with the dirty bit is repaired, one with the corrupt
+ * bit is refused. */
 static int require_clean(struct node *node, struct diag *diag)
 {
     const struct qcow2_header *h = &qcow2_of(node)->header;
@@ -294,7 +295,7 @@ static int qcow2_close(struct node *node)
 
 static int qcow2_settle(struct node *node)
 {
-    /* A session whose flushes are void keeps its mark to the end (V-06). */
+    /* When flushes are void the cleared bit could reach the disk before the refcounts. */
     return node->options.cache->no_flush ? 0
                                          : dirty_mark_settle(&qcow2_of(node)->mark, true);
 }

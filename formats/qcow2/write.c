@@ -63,8 +63,8 @@ static int reserve(struct qcow2 *q, uint64_t off, uint64_t len, struct reservati
     return err;
 }
 
-/* The mark could not be written (L-03): the write isn't failed for that; refcounts are
- * written in order from here on. */
+/* The mark could not be written: the write isn't failed for that; refcounts are written in
+ * order from here on. */
 static void give_up_lazy(struct qcow2 *q)
 {
     log_warning("%s: the dirty bit can't be written; continuing without lazy refcounts",

@@ -1,7 +1,7 @@
 /* New data clusters: taken by reserve, published by link, given back by release.
  *
  * Only the stores of words are serial; between reserve and link a request holds nothing but
- * its guest range, so that allocations run side by side even within one L2 table (Q-09). */
+ * its guest range, so that allocations run side by side even within one L2 table. */
 #include <assert.h>
 
 #include "base/checked.h"

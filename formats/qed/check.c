@@ -1,5 +1,5 @@
-/* The check of a QED image and its repair (Q-11, Q-12): from the header and the L1 table to
- * each L2 table, reading in pieces and noting the clusters in use in a bitmap.
+/* The check of a QED image and its repair: from the header and the L1 table to each L2
+ * table, reading in pieces and noting the clusters in use in a bitmap.
  *
  * QED has no reference counts.  An entry that can't be right becomes 0; a cluster that two
  * entries name can't be mended; clusters that none names are leaks, and those of them at
@@ -50,8 +50,8 @@ static int flush(struct check *c)
     return err < 0 ? diag_errno(c->diag, -err, "%s: flushing", c->st->name) : 0;
 }
 
-/* Before the first change: whatever unknown autoclear bits stand for is not kept up (Q-17).
- */
+/* Before the first change: whatever unknown autoclear bits stand for is not kept up, so
+ * they are cleared. */
 static int begin_writing(struct check *c)
 {
     if (c->wrote)

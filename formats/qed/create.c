@@ -137,7 +137,7 @@ static int write_image(struct storage *file, const struct qed_header *header,
     uint64_t l1_bytes = (uint64_t)header->table_size * header->cluster_size;
     uint8_t raw[sizeof(struct qed_disk_header)];
 
-    /* The file's length says what is allocated. */
+    /* The file's length says what is allocated, for QED has no reference counts. */
     int err = storage_truncate(file, header->l1_table_offset + l1_bytes);
     if (err == 0)
         err = storage_zero(file, header->l1_table_offset, l1_bytes, 0);

@@ -155,7 +155,7 @@ static int write_mark(struct node *node, bool on)
     return err < 0 ? err : write_need_check(node, on);
 }
 
-/* An image that was not closed cleanly is repaired before it is written to. */
+/* An image that was not closed cleanly is repaired before it is written to. */
 static int require_clean(struct node *node, struct diag *diag)
 {
     struct qed_image *img = node->state;
@@ -171,8 +171,7 @@ static int require_clean(struct node *node, struct diag *diag)
     return err < 0 ? err : node_reopen(node, free_image, diag);
 }
 
-/* No autoclear bit is known, so whatever feature one stands for is not kept up by us
- * (Q-17). */
+/* No autoclear bit is known, so whatever feature one stands for is not kept up by us. */
 static int clear_autoclear(struct qed_image *img, struct diag *diag)
 {
     struct node *node = img->node;
@@ -251,7 +250,7 @@ static int settle(struct node *node)
 {
     struct qed_image *img = node->state;
 
-    /* While flushes are void the mark has to stay (V-06). */
+    /* When flushes are void the cleared bit could reach the disk before the tables. */
     if (!img->active || node->options.cache->no_flush)
         return 0;
     return dirty_mark_settle(&img->mark, true);

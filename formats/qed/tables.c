@@ -203,7 +203,7 @@ int qed_ensure_table(struct qed_image *img, uint64_t off)
     if (word)
         return check_table(img, off, word);
     LOCK_GUARD(&img->table_locks[index % QED_TABLE_LOCKS]);
-    /* Another request may have been first: one table, one cached copy. */
+    /* Another request may have been first: one table, one cached copy. */
     word = atomic_load_explicit(&img->l1[index], memory_order_acquire);
     return word ? check_table(img, off, word) : add_table(img, index);
 }

@@ -2,7 +2,7 @@
  *
  * A cluster that has a host cluster keeps it and is zeroed in the file: QED can't tell free
  * clusters from leaked ones, so nothing may be dropped.  A hole over a backing file gets
- * the zero marker (Q-18); a hole over nothing reads as zeroes already. */
+ * the zero marker; a hole over nothing reads as zeroes already. */
 #include <errno.h>
 
 #include "base/checked.h"
