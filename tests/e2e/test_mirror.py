@@ -1,6 +1,7 @@
 """The mirror job on real servers: under load, to targets of all kinds, and to targets that fail.
 Numbers are those of block jobs' acceptance criteria."""
 
+import itertools
 import os
 import pathlib
 import random
@@ -670,10 +671,11 @@ class Sync(MirrorCase):
         self.same(self.finish(target))
 
     def test_top_to_a_new_overlay(self):
-        for fmt in ("qcow2", "qed"):
-            with self.subTest(format=fmt):
+        """M-12: the rest of a cluster that is copied in part comes from the overlay's own backing file"""
+        for fmt, granularity in itertools.product(("qcow2", "qed"), (512, 64 * KIB)):
+            with self.subTest(format=fmt, granularity=granularity):
                 self.begin()
-                target = self.mirror(f"new.{fmt}", sync="top", format=fmt)
+                target = self.mirror(f"new.{fmt}", sync="top", format=fmt, granularity=granularity)
                 self.ready()
                 self.finish(None)
                 self.assertEqual(harness.info(target, fmt)["full-backing-filename"], self.middle)

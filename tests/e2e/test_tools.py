@@ -131,13 +131,16 @@ class Tools(Case):
 
     @unittest.skipIf(STANDIN, "needs the plugin")
     def test_dump_plugin(self):
-        """--dump-plugin prints formats and features, without an image."""
+        """--dump-plugin prints formats, cache modes (V-08) and the kinds of jobs (M-22), without an image."""
         out = run("nbdkit", PLUGIN, "--dump-plugin", env=plugin_env()).stdout
         fields = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
         self.assertEqual(fields["name"], "qimg")
         self.assertEqual(fields["magic_config_key"], "file")
         self.assertEqual(fields["max_thread_model"], "parallel")
         self.assertEqual(set(fields["qimg_formats"].replace(",", " ").split()), {"qcow2", "qed", "raw"})
+        self.assertEqual(fields["qimg_cache_modes"].split(", "),
+                         ["writeback", "writethrough", "none", "directsync", "volatile"])
+        self.assertEqual(fields["qimg_jobs"], "mirror, commit")
 
     @unittest.skipIf(STANDIN, "needs the plugin")
     def test_help_names_every_key(self):
@@ -178,6 +181,23 @@ class Tools(Case):
                 if fmt == "qed":
                     with open(ours, "rb") as x, open(theirs, "rb") as y:
                         self.assertEqual(x.read(64), y.read(64))
+
+    def test_created_images_name_their_features(self):
+        """L-09: by the table in the header, as qemu-img's."""
+        def names(path):
+            with open(path, "rb") as file:
+                area = file.read(64 * KIB)
+            at = int.from_bytes(area[100:104], "big")
+            while (kind := int.from_bytes(area[at:at + 4], "big")) != 0x6803f857:
+                self.assertNotEqual(kind, 0, "no table")
+                at += 8 + (int.from_bytes(area[at + 4:at + 8], "big") + 7) // 8 * 8
+            rows, length = at + 8, int.from_bytes(area[at + 4:at + 8], "big")
+            return {tuple(area[row:row + 2]): area[row + 2:row + 48].rstrip(b"\0").decode()
+                    for row in range(rows, rows + length, 48)}
+
+        ours, theirs = (names(create(self.path(tool), "qcow2", SIZE, tool=tool)) for tool in ("qimg", "qemu-img"))
+        self.assertEqual(len(ours), 8)
+        self.assertEqual(ours, theirs)
 
     def test_create_leaves_nothing_behind_when_it_fails(self):
         """Q-03: also a bad option, a size that can't be."""

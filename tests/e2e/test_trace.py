@@ -133,6 +133,34 @@ class Shared(Traced):
                 server.stop()
 
 
+class Lazy(Traced):
+    def refcount_writes(self, cache, lazy):
+        """How many writes 50 allocating writes of 4 KiB and a flush make, and how many of them are of refcounts."""
+        image = create(self.path("disk"), "qcow2", SIZE, f"lazy_refcounts={lazy}")
+        block = header(image, header(image, 48, 8, "big"), 8, "big")
+        server = self.traced(image, f"cache={cache}", fmt="qcow2", calls=("pwrite64", "pwritev", "pwritev2"))
+        handle = server.connect()
+        began = time.time()
+        for turn in range(50):
+            handle.pwrite(b"x" * 4096, turn * 64 * KIB)
+        handle.flush()
+        calls = self.calls("^pwrite.*disk", began, time.time())
+        server.stop()
+        check(image, "qcow2")
+        places = [int(re.search(r", (\d+)(, [A-Z_0-9]+)?(\)| <unfinished)", call)[1]) for call in calls]
+        return len(places), sum(block <= place < block + 64 * KIB for place in places)
+
+    def test_refcounts_are_not_written(self):
+        """L-07: whatever the cache mode; without lazy refcounts they are, though not with each allocation."""
+        for cache in ("writeback", "writethrough", "directsync", "none"):
+            with self.part(cache=cache):
+                eager, lazy = (self.refcount_writes(cache, lazy) for lazy in ("off", "on"))
+                self.assertEqual(lazy[1], 0)
+                self.assertIn(eager[1], range(1, 50))
+                if cache in ("writethrough", "directsync"):
+                    self.assertGreaterEqual(lazy[0], 100)  # the data, and what maps it
+
+
 class Direct(Traced):
     def test_o_direct(self):
         """cache=none and directsync open the image with O_DIRECT, the others don't."""
