@@ -131,6 +131,7 @@ static void clearing_fails(const struct subject_config *config)
     subject_remove(&s);
 }
 
+/* L-05 */
 Test(crash_directed, dirty_bit_that_was_cleared_but_reported_an_error)
 {
     static const struct subject_config config = {.name = "dirty bit, failed clearing",

@@ -219,6 +219,7 @@ Test(crash_faults, leaf_barrier_of_qcow2_with_backing)
     expect_found(&config, leaf_barrier, NULL, false);
 }
 
+/* L-04 */
 Test(crash_faults, leaf_barrier_of_lazy_qcow2_with_backing)
 {
     static const struct subject_config config = {
@@ -230,6 +231,7 @@ Test(crash_faults, leaf_barrier_of_lazy_qcow2_with_backing)
     expect_found(&config, leaf_barrier, NULL, false);
 }
 
+/* */
 Test(crash_faults, leaf_barrier_of_qed_with_backing)
 {
     static const struct subject_config config = {.name = "leaf barrier, QED with backing",
@@ -239,6 +241,7 @@ Test(crash_faults, leaf_barrier_of_qed_with_backing)
     expect_found(&config, leaf_barrier, NULL, false);
 }
 
+/* */
 Test(crash_faults, barrier_of_need_check)
 {
     static const struct subject_config config = {.name = "NEED_CHECK barrier",
@@ -248,6 +251,7 @@ Test(crash_faults, barrier_of_need_check)
     expect_found(&config, mark_barrier, "structure", false);
 }
 
+/* L-03 */
 Test(crash_faults, barrier_of_the_dirty_bit)
 {
     static const struct subject_config config = {.name = "dirty bit barrier",
@@ -258,6 +262,7 @@ Test(crash_faults, barrier_of_the_dirty_bit)
     expect_found(&config, mark_barrier, "structure", false);
 }
 
+/* L-05 */
 Test(crash_faults, barrier_before_the_dirty_bit_is_cleared)
 {
     static const struct subject_config config = {.name = "clearing the dirty bit",

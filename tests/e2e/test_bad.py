@@ -70,7 +70,7 @@ class Parameters(Case):
     }
 
     def check_bad_value(self, key, message):
-        """A bad value ends nbdkit with a message that names the key and the legal values."""
+        """V-01: a bad value ends nbdkit with a message that names the key and the legal values."""
         image = create(self.path("disk"), "qcow2", SIZE)
         self.refused(image, key, words=[message], name=False)
 
@@ -306,7 +306,7 @@ class BadQed(Case):
         self.refused(image, "format=qed")
 
     def test_block_device_is_refused_for_writing(self):
-        """Q-04 (stricter): QED grows by growing its file."""
+        """Q-04: QED grows by growing its file."""
         if os.geteuid() != 0:
             self.skipTest("loop devices need root")
         image = create(self.path("disk"), "qed", SIZE)
@@ -329,7 +329,7 @@ class BadQed(Case):
             run("losetup", "-d", device)
 
     def test_damage_that_repair_leaves_is_refused(self):
-        """Q-15 (stricter): a cluster that is referenced twice keeps the image from being written."""
+        """Q-15: a cluster that is referenced twice keeps the image from being written."""
         image = create(self.path("disk"), "qed", SIZE)
         fill(image, "qed", [(0, b"a" * 65536), (65536, b"b" * 65536)])
         l1 = header(image, 40, 8, "little")
@@ -484,7 +484,7 @@ class BadTables(Case):
 
 @unittest.skipIf(STANDIN, "needs the plugin")
 class BadFiles(Case):
-    """Q-04, "refused at once": what isn't a regular file or a block device."""
+    """Q-04: what is neither a regular file nor a block device is refused at once."""
 
     def test_unknown_magic(self):
         """Raw is never guessed: the message says how to have it."""
@@ -688,7 +688,7 @@ class BadReferences(Case):
                 check(image, fmt)
 
     def test_backing_key_replaces_the_reference(self):
-        """backing=PATH and backing=none."""
+        """M-20: backing=PATH and backing=none."""
         pathlib.Path(self.path("flat")).write_bytes(b"raw!" * (SIZE // 4))
         image = self.overlay("gone.qcow2")
         server = self.serve(image, f"backing={self.path('flat')}", "backing-format=raw")

@@ -88,7 +88,7 @@ class Create(CliCase):
     }
 
     def check_create(self, fmt, options, size):
-        """Same announcement, same description, clean by qemu-img"""
+        """Q-03: same announcement, same description, clean by qemu-img"""
         words = ["create", "-f", fmt, *(["-o", options] if options else []), "image",
                  *([size] if size is not None else [])]
         results = []

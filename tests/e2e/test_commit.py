@@ -58,7 +58,7 @@ class Rounds(CommitCase):
                  for base in (0, 1) for end in ("complete", "cancel", "forced")}
 
     def check_end(self, formats, base, end):
-        """into the image below, and into the lowest one, with writers all the time"""
+        """M-27, M-28: into the image below, and into the lowest one, with writers all the time"""
         for number in range(ROUNDS):
             with self.part(round=number):
                 rng = random.Random(f"{SEED} {formats} {base} {end} {number}")
@@ -213,6 +213,7 @@ class Killed(CommitCase):
                    for phase in ("running", "ready", "completing")}
 
     def check_phase(self, base, phase):
+        """M-28"""
         self.chain()
         self.begin()
         writers = Writers(self.server, self.content, f"{SEED} {base} {phase}")

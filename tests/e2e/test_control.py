@@ -92,6 +92,7 @@ class Protocol(ControlCase):
         self.assertNotIn("id", client.reply())
 
     def test_errors_have_class_and_description(self):
+        """M-21"""
         client = self.qmp()
         self.fails("CommandNotFound", client, "no-such-command", "no-such-command")
         self.fails("GenericError", client, "query-status", "'x' is unexpected", x=1)
@@ -424,6 +425,7 @@ class Query(ControlCase):
         self.assertIs(client.cmd("query-block")[0]["inserted"]["image"]["dirty-flag"], True)
 
     def test_cache_modes(self):
+        """V-08"""
         modes = {"writeback": (True, False, False), "writethrough": (False, False, False),
                  "none": (True, True, False), "directsync": (False, True, False),
                  "volatile": (True, False, True)}
@@ -580,7 +582,7 @@ class JobCase(ControlCase):
 
 class Jobs(JobCase):
     def test_complete_serves_the_target(self):
-        """on connections that are there, while the old image is closed and clean"""
+        """M-03, M-06: on connections that are there, while the old image is closed and clean"""
         for fmt in ("raw", "qcow2", "qed"):
             with self.subTest(format=fmt):
                 self.setUp()
@@ -619,6 +621,7 @@ class Jobs(JobCase):
         check(self.image, "qcow2")
 
     def test_a_forced_cancel(self):
+        """M-37"""
         self.begin()
         self.mirror()
         self.ready()
@@ -766,6 +769,7 @@ class Jobs(JobCase):
         self.server.stop()
 
     def test_fields(self):
+        """M-22"""
         self.begin()
         self.mirror(speed=2**40, job_id="a.job-1_x")
         self.ready()
@@ -790,6 +794,7 @@ class Jobs(JobCase):
         self.ended()
 
     def test_finalize_and_dismiss(self):
+        """M-37"""
         self.begin()
         self.mirror(auto_finalize=False, auto_dismiss=False)
         self.ready()
@@ -820,6 +825,7 @@ class Jobs(JobCase):
         self.assertEqual(self.client.cmd("query-block")[0]["inserted"]["file"], self.path("target.raw"))
 
     def test_events_go_to_everybody(self):
+        """M-37"""
         self.begin()
         others = [self.qmp() for _ in range(5)]
         self.mirror()
@@ -833,6 +839,7 @@ class Jobs(JobCase):
             self.assertEqual(statuses, ["waiting", "pending", "concluded", "null"])
 
     def test_refused(self):
+        """M-14, M-21, M-38"""
         self.begin()
 
         def refused(words, target="t.raw", **arguments):
@@ -869,7 +876,7 @@ class Jobs(JobCase):
         self.expect_content(self.image, "qcow2")
 
     def test_two_jobs(self):
-        """both copy; neither may take the disk away from the other"""
+        """M-24: both copy; neither may take the disk away from the other"""
         self.begin()
         self.mirror("one.raw", job_id="one")
         self.ready()
@@ -905,6 +912,7 @@ class Jobs(JobCase):
                 self.expect_content(self.image, "qcow2")
 
     def test_commit(self):
+        """M-27, M-28"""
         overlay = create(self.path("overlay.qcow2"), "qcow2", self.SIZE, backing=self.image, backing_fmt="qcow2")
         base, self.image = self.image, overlay
         self.begin()

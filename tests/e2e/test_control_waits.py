@@ -39,7 +39,7 @@ class Waits(MirrorCase):
         return {job["device"]: job["status"] for job in client.cmd("query-block-jobs")}
 
     def test_mute_targets(self):
-        """others are served at once, events go on, and a cancel ends the wait"""
+        """M-21: others are served at once, events go on, and a cancel ends the wait"""
         self.begin()
         self.mute_uri, other = self.mute(), self.qmp()
         waiting = [self.qmp() for _ in range(6)]
@@ -155,7 +155,7 @@ class Waits(MirrorCase):
         return thread
 
     def test_the_end_of_a_mirror_over_a_read_that_hangs(self):
-        """writes go on; the job ends when the read has"""
+        """M-09: writes go on; the job ends when the read has"""
         for end in "complete", "cancel":
             with self.part(end=end):
                 peer = self.over_a_server()

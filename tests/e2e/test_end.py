@@ -117,7 +117,7 @@ class Ends(Case):
 
     @unittest.skipIf(STANDIN, "needs nbdkit")
     def test_run(self):
-        """nbdkit --run ends with its command."""
+        """Q-14: nbdkit --run ends with its command."""
         for fmt in MARKED:
             with self.part(fmt=fmt):
                 image = marked_image(self.path("disk"), fmt)
@@ -129,7 +129,7 @@ class Ends(Case):
 
     @unittest.skipIf(STANDIN, "needs nbdkit")
     def test_exit_with_parent(self):
-        """--exit-with-parent: the server ends cleanly when its parent dies."""
+        """Q-14: --exit-with-parent: the server ends cleanly when its parent dies."""
         for fmt in MARKED:
             with self.part(fmt=fmt):
                 image, model = marked_image(self.path("disk"), fmt), Model(bytes(SIZE))

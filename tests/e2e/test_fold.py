@@ -157,6 +157,7 @@ class Fold(Case):
                 server.stop()
 
     def test_events_and_no_ready(self):
+        """M-36"""
         model = self.chain()
         server, qmp = self.start(model)
         qmp.cmd("block-commit", device="drive0", top=self.path("top"), base=self.path("middle"),
@@ -197,6 +198,7 @@ class Fold(Case):
                 again.stop()
 
     def test_sizes(self):
+        """M-30"""
         for sizes, works in (((2 * MIB, 3 * MIB, 4 * MIB, 4 * MIB), True),
                              ((4 * MIB, 2 * MIB, 2 * MIB, 2 * MIB), True),
                              ((4 * MIB, 1536 * KIB, 4 * MIB, 4 * MIB), True),
@@ -223,6 +225,7 @@ class Fold(Case):
                 self.assertEqual(content(self.path("active"), "qcow2"), before)
 
     def test_active_commit_into_a_larger_base(self):
+        """M-30"""
         for fmt in "qcow2", "raw", "qed":
             with self.part(fmt=fmt):
                 create(self.path("base"), fmt, 4 * MIB)
@@ -243,6 +246,7 @@ class Fold(Case):
                 self.assertEqual(content(self.path("base"), fmt), bytes(model.data) + b"\1" * (2 * MIB))
 
     def test_bad_arguments(self):
+        """M-31"""
         model = self.chain()
         _, qmp = self.start(model)
         for arguments, words in (
@@ -257,6 +261,7 @@ class Fold(Case):
         self.assertEqual(qmp.cmd("query-block-jobs"), [])
 
     def test_a_base_that_others_read(self):
+        """M-36"""
         model = self.chain()
         _, qmp = self.start(model)
         other = self.serve(self.path("middle"), nbdkit=["-r"])

@@ -46,7 +46,7 @@ class DeadTarget(MirrorCase):
                                              ("kill", "complete", False))}
 
     def check_idle(self, how, verb, flushes):
-        """the job fails, and nobody else notices"""
+        """M-05: the job fails, and nobody else notices"""
         self.begin()
         target = self.memory() if flushes else self.script(False)
         self.mirror(target.uri, auto_finalize=verb != "finalize", mode="existing")
@@ -136,7 +136,7 @@ class AfterAPivot(MirrorCase):
         return target
 
     def test_nothing_is_lost(self):
-        """all was flushed: clients wait a while, and notice nothing"""
+        """M-06: all was flushed: clients wait a while, and notice nothing"""
         self.begin()
         target = self.pivoted()
         for _ in range(3):
@@ -262,6 +262,7 @@ class AsQemu(MirrorCase):
     }
 
     def check_story(self, arguments, *steps):
+        """M-37: as QEMU's daemon tells it"""
         self.begin()
         ours = self.play(self.client, "drive-mirror", {"target": self.path("target.raw"), **arguments}, steps)
         daemon = Daemon(self)

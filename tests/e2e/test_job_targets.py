@@ -56,6 +56,7 @@ class Refused(MirrorCase):
         self.expect_content(self.path("a:b"), "raw")
 
     def test_odd_sizes(self):
+        """M-35"""
         self.SIZE = 100001  # pylint: disable=invalid-name
         self.fmt, self.image, self.content = "raw", self.path("odd.raw"), bytearray(self.rng.randbytes(self.SIZE))
         with open(self.image, "wb") as disk:
@@ -81,7 +82,7 @@ class Refused(MirrorCase):
         self.source_is_good()
 
     def test_what_is_left_of_a_job_that_is_shown(self):
-        """one thread, and none of its buffers"""
+        """M-10: one thread, and none of its buffers"""
         self.begin()
         tasks, before = f"/proc/{self.server.process.pid}/task", None
         for number in range(4):

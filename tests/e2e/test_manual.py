@@ -79,7 +79,7 @@ class Manual(Case):
         self.assertEqual(found, parameters_in_pod())
 
     def test_every_command_of_the_control_socket(self):
-        """and its arguments, which the server tells whom it refuses an unknown one"""
+        """M-22: and its arguments, which the server tells whom it refuses an unknown one"""
         image = self.path("disk.raw")
         with open(image, "wb") as file:
             file.truncate(1 << 20)

@@ -1,6 +1,6 @@
 """Random requests on images of every geometry, judged by a flat model and by qemu-img.
 
-Requirements: Q-01 to Q-08, Q-14, Q-18 (QED), L-01, L-05 and the qcow2 specification.  By default
+Requirements: Q-01 to Q-08, Q-14, Q-18 (QED), L-01, L-05, L-07 and the qcow2 specification.  By default
 each pair of properties occurs in some image; QIMG_LONG=1 runs every combination of those that shape the file.
 """
 

@@ -1,5 +1,4 @@
-"""The mirror job on real servers: under load, to targets of all kinds, and to targets that fail.
-Numbers are those of block jobs' acceptance criteria."""
+"""The mirror job on real servers: under load, to targets of all kinds, and to targets that fail."""
 
 import itertools
 import os
@@ -100,6 +99,7 @@ class UnderWriters(MirrorCase):
                     for end in ("cancel", "complete")}
 
     def check_rounds(self, fmt, end):
+        """M-01, M-02, M-04, M-06"""
         for number in range(end == "complete", ROUNDS, 2):
             with self.part(round=number):
                 seed = f"{SEED} {fmt} {number}"
@@ -195,6 +195,7 @@ class Targets(MirrorCase):
         return self.peer(harness.PLUGIN, path, env=harness.plugin_env())
 
     def check_kinds(self, target):
+        """M-01, M-15, M-34"""
         target = target(self)
         for mode in ("background", "write-blocking"):
             self.image = self.path(f"disk.{self.fmt}")
@@ -224,7 +225,7 @@ class Targets(MirrorCase):
         self.same(target.content(), "after the pivot")
 
     def test_refused(self):
-        """another size, read-only, nobody there: a message that says so, and nothing is left"""
+        """M-21, M-31, M-34, M-38: another size, read-only, nobody there: a message that says so, and nothing is left"""
         self.begin()
         before = set(os.listdir(self.dir))
 
@@ -424,7 +425,7 @@ class Lost(MirrorCase):
         self.source_is_good()
 
     def test_lost_for_good(self):
-        """report: the job fails, and nobody else notices"""
+        """M-01: report: the job fails, and nobody else notices"""
         self.begin()
         target, _ = self.durable()
         self.mirror(target.uri)
@@ -437,7 +438,7 @@ class Lost(MirrorCase):
         self.source_is_good()
 
     def test_no_space(self):
-        """enospc stops, whatever else fails; cured and resumed it goes on"""
+        """M-07: enospc stops, whatever else fails; cured and resumed it goes on"""
         for policy in ("enospc", "stop"):
             with self.part(policy=policy):
                 self.make("qcow2")
@@ -481,7 +482,7 @@ class Lost(MirrorCase):
         self.source_is_good()
 
     def test_error_that_isnt_space(self):
-        """enospc reports it"""
+        """M-07: enospc reports it"""
         self.begin()
         target = self.memory("--filter=error", "error-pwrite=EIO", "error-pwrite-rate=100%")
         self.mirror(target.uri, on_target_error="enospc")
@@ -524,7 +525,7 @@ class Lost(MirrorCase):
         self.source_is_good()
 
     def test_source_errors(self):
-        """an entry of the image that can't be right"""
+        """M-07, M-34: an entry of the image that can't be right"""
         l1 = harness.header(self.image, 40, 8, "big")
         l2 = harness.header(self.image, l1, 8, "big") & 0x00fffffffffffe00
         entry = harness.header(self.image, l2, 8, "big")
@@ -562,7 +563,7 @@ class Lost(MirrorCase):
         return target
 
     def test_hung(self):
-        """clients go on; a forced cancel ends the job at once"""
+        """M-01: clients go on; a forced cancel ends the job at once"""
         for ready in (False, True):
             with self.part(ready=ready):
                 self.make("qcow2")
@@ -573,7 +574,7 @@ class Lost(MirrorCase):
                 self.source_is_good()
 
     def test_hung_when_it_is_to_end(self):
-        """clients aren't held back for a target that doesn't answer"""
+        """M-09: clients aren't held back for a target that doesn't answer"""
         for verb in ("block-job-cancel", "block-job-complete"):
             with self.part(verb=verb):
                 self.make("qcow2")
@@ -867,7 +868,7 @@ class Ends(MirrorCase):
         self.source_is_good()
 
     def test_two_jobs_that_end_at_once(self):
-        """each target is the disk of a moment"""
+        """M-04: each target is the disk of a moment"""
         for number in range(max(2, ROUNDS // 2)):
             with self.part(round=number):
                 self.make("raw")
@@ -911,7 +912,7 @@ class Ends(MirrorCase):
                 self.server.stop()
 
     def test_progress(self):
-        """offset never falls, and never passes len"""
+        """M-03: offset never falls, and never passes len"""
         self.begin()
         writers = Writers(self.server, self.content, SEED)
         seen = []
@@ -929,7 +930,7 @@ class Ends(MirrorCase):
         self.softly()
 
     def test_users_are_served_right_after_a_pivot_to_another_cache_of_ours(self):
-        """a read behind the switch finds what was written before it"""
+        """M-06: a read behind the switch finds what was written before it"""
         self.begin()
         self.mirror("t.qcow2", format="qcow2")
         self.ready()

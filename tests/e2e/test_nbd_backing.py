@@ -56,6 +56,7 @@ class NbdBacking(Case):
         model.compare(handle)
 
     def test_given_or_named(self):
+        """M-20"""
         for fmt in "qcow2", "qed":
             for named in False, True:
                 with self.part(fmt=fmt, named=named):

@@ -1,4 +1,4 @@
-"""What the export offers, and what each NBD request does (requirements, section 2)."""
+"""What the export offers, and what each NBD request does."""
 
 import errno
 import pathlib
@@ -37,7 +37,7 @@ def extents(handle, off=0, length=None, flags=0):
 
 class Offers(Case):
     def test_flags(self):
-        """A writable export offers everything, multi-conn too."""
+        """V-03: a writable export offers everything, multi-conn too."""
         for fmt in FORMATS:
             with self.part(fmt=fmt):
                 handle = self.serve(create(self.path("disk"), fmt, SIZE), fmt=fmt).connect()
@@ -87,7 +87,7 @@ class Offers(Case):
                              words=[key], name=False)
 
     def test_every_documented_value_serves(self):
-        """Each key of the manual with each of its values: write, flush, read, clean end."""
+        """V-01: each key of the manual with each of its values: write, flush, read, clean end."""
         keys = {"format": ["auto", "qcow2"],
                 "cache": ["writeback", "writethrough", "none", "directsync", "volatile", "unsafe"],
                 "need-check-delay": ["5", "0", "0.25"], "lazy-refcounts": ["on", "off"],
@@ -433,7 +433,7 @@ class Extents(Case):
                 self.assertEqual(extents(handle), [(0, 600 * MIB, HOLE | ZERO)])
 
     def test_adjacent_runs_are_merged(self):
-        """4 MiB written is one extent of data, across L2 tables, too."""
+        """Q-06: 4 MiB written is one extent of data, across L2 tables, too."""
         for fmt in FORMATS:
             with self.part(fmt=fmt):
                 options = "cluster_size=4k" + (",table_size=2" if fmt == "qed" else "")
@@ -595,7 +595,7 @@ class ReadOnly(Case):
                 check(image, fmt)
 
     def test_repair_off_refuses_to_write(self):
-        """repair=off: an image that needs a check is refused for writing, served for reading."""
+        """Q-15, L-06: repair=off: an image that needs a check is refused for writing, served for reading."""
         self.need_repair()
         for fmt in FORMATS:
             with self.part(fmt=fmt):

@@ -70,7 +70,7 @@ class WithClients(Case):
             model.write(handle, self.rng.randrange(SIZE - 50000), self.rng.randbytes(self.rng.randrange(1, 50000)))
 
     def test_idle(self):
-        """Any number of clients that do nothing; each of the signals."""
+        """Q-14: any number of clients that do nothing; each of the signals."""
         for fmt in FORMATS:
             for sig, clients in ((signal.SIGTERM, 1), (signal.SIGINT, 5), (signal.SIGQUIT, 40)):
                 with self.part(fmt=fmt, sig=sig.name, clients=clients):
@@ -272,7 +272,7 @@ class WithControl(Case):
         return server, client
 
     def test_quit(self):
-        """`quit` is answered, closes NBD connections, and the image is clean."""
+        """Q-14: `quit` is answered, closes NBD connections, and the image is clean."""
         for fmt in ("qcow2", "qed"):
             with self.part(fmt=fmt):
                 image, model = create(self.path("disk"), fmt, SIZE), Model(bytes(SIZE))

@@ -200,7 +200,7 @@ class Tools(Case):
         self.assertEqual(ours, theirs)
 
     def test_create_leaves_nothing_behind_when_it_fails(self):
-        """Q-03: also a bad option, a size that can't be."""
+        """Q-03, L-01: also a bad option, a size that can't be."""
         for fmt, options, size in (("qed", "cluster_size=1000", "1M"), ("qed", "table_size=3", "1M"),
                                    ("qed", "cluster_size=4k,table_size=1", "1T"),
                                    ("qcow2", "cluster_size=100", "1M"), ("qcow2", "refcount_bits=3", "1M"),

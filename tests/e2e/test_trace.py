@@ -63,7 +63,7 @@ class Holes(Traced):
 
 class Volatile(Traced):
     def test_no_sync_before_the_end(self):
-        """V-02: a flush storm makes no sync call, nor a write or an open that syncs."""
+        """V-02, V-03: a flush storm makes no sync call, nor a write or an open that syncs."""
         for fmt in ("qed", "qcow2"):
             for cache in ("volatile", "unsafe"):
                 with self.part(fmt=fmt, cache=cache):

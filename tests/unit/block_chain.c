@@ -170,6 +170,7 @@ Test(chain, what_lies_below_is_read_only)
     cr_expect_not(node->can_write);
 }
 
+/* V-07 */
 Test(chain, the_cache_mode_is_shared)
 {
     make("top", "TOY\nbase\n");

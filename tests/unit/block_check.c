@@ -78,6 +78,7 @@ Test(block_check, a_long_one_says_how_far_it_is)
     cr_expect(strstr(lines[0], "toy"), "%s", lines[0]);
 }
 
+/* L-06 */
 Test(block_check, what_is_left_is_refused)
 {
     struct diag diag = {0};

@@ -39,6 +39,7 @@ static bool clean_from(const struct dirty_bitmap *bitmap, uint64_t from)
     return !dirty_bitmap_next(bitmap, from, &off, &len);
 }
 
+/* M-14 */
 Test(dirty_bitmap, granularities)
 {
     for (unsigned shift = 0; shift < 64; shift++)

@@ -103,7 +103,8 @@ Test(hbits, nothing_in_it, .timeout = 120)
     hbits_destroy(&h);
 }
 
-/* 64 TiB in granules of 64 KiB.  A search that read each word would take hours for this. */
+/* 64 TiB in granules of 64 KiB.  A search that read each word would take hours for this
+ * (M-11). */
 Test(hbits, sixty_four_tebibytes, .timeout = 120)
 {
     const uint64_t n = 1ull << 30;

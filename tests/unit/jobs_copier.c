@@ -214,6 +214,7 @@ static void *claim_at_random(void *opaque)
     return NULL;
 }
 
+/* M-17 */
 Test(copier, claims_never_overlap, .timeout = 120)
 {
     static struct copy_bench c;

@@ -144,6 +144,7 @@ static const char *told(void)
     return story;
 }
 
+/* M-02 */
 Test(life, to_the_end)
 {
     start(&(struct job_params){.id = "j"});
@@ -159,7 +160,7 @@ Test(life, to_the_end)
     cr_expect_eq(atomic_load(&k.freed), 1);
 }
 
-/* Nobody hears of a job that couldn't begin, but who has started it. */
+/* Nobody hears of a job that couldn't begin, but who has started it (M-24, M-31). */
 Test(life, cannot_be_opened)
 {
     k.open_error = -ENOENT;
@@ -194,6 +195,7 @@ Test(life, is_cancelled_while_it_is_being_opened)
     cr_expect_eq(atomic_load(&k.freed), 1);
 }
 
+/* M-10 */
 Test(life, fails)
 {
     k.result = -ENOSPC;
@@ -230,6 +232,7 @@ Test(life, a_cancel_before_it_is_ready_abandons_it)
     cr_expect_not(atomic_load(&k.success));
 }
 
+/* M-04 */
 Test(life, a_soft_cancel_when_it_is_ready_ends_it_in_order)
 {
     start(&(struct job_params){.id = "j", .manual_finalize = true});
@@ -365,6 +368,7 @@ Test(life, a_cancel_while_pending_undoes)
     cr_expect_not(atomic_load(&k.success));
 }
 
+/* M-10 */
 Test(life, the_end_of_the_server_in_any_state)
 {
     start(&(struct job_params){.id = "running"});

@@ -99,7 +99,7 @@ Test(mirror, every_granularity)
         }
 }
 
-/* ---- refused: nothing is left (M-31, M-34) ---- */
+/* ---- refused: nothing is left ---- */
 
 static void expect_refused(const struct mirror_params *params, int err, const char *said)
 {
@@ -115,6 +115,7 @@ static void expect_refused(const struct mirror_params *params, int err, const ch
     bench_new_target(&b, source->size);
 }
 
+/* M-10, M-14, M-31, M-34 */
 Test(mirror, refused)
 {
     bench_init(&b, MIB);
@@ -138,7 +139,7 @@ Test(mirror, refused)
     bench_fini(&b);
 }
 
-/* The last step is the one that fails: a bitmap that was taken is given back. */
+/* The last step is the one that fails: a bitmap that was taken is given back (M-31). */
 Test(mirror, a_bad_id_gives_the_bitmap_back)
 {
     static const char *const ids[] = {"1", "job"};
@@ -228,6 +229,7 @@ Test(mirror, a_rate_limit_bounds_what_is_in_flight)
     finish_and_compare();
 }
 
+/* M-15 */
 Test(mirror, a_pause_comes_with_nothing_in_flight, .timeout = 120)
 {
     bench_init(&b, 32 * MIB);
@@ -461,6 +463,7 @@ static void under_load(enum mirror_copy_mode mode, uint64_t granularity, uint64_
     bench_fini(&b);
 }
 
+/* M-02, M-03, M-06 */
 Test(mirror, under_load, .timeout = 300)
 {
     uint64_t seed = env_number("QIMG_SEED", 1);
@@ -472,6 +475,7 @@ Test(mirror, under_load, .timeout = 300)
     }
 }
 
+/* M-10 */
 Test(mirror, cancelled_under_load, .timeout = 300)
 {
     static struct crowd crowd;

@@ -235,7 +235,7 @@ static void complete_with(uint64_t sent_again, unsigned n_errors)
     bench_same(&b);
 }
 
-/* The write-back's, say: the next flush says nothing of what this one has lost. */
+/* The write-back's, say: the next flush says nothing of what this one has lost (M-05). */
 Test(errors, anothers_flush_fails)
 {
     struct node *target = b.node[TARGET];
@@ -318,7 +318,7 @@ static void *write_slowly(void *opaque)
 }
 
 /* The target has a user's write, and loses it before the user's thread could note that
- * there is something to lose. */
+ * there is something to lose (M-05). */
 Test(errors, a_flush_fails_before_a_write_is_noted)
 {
     struct node *target = b.node[TARGET];

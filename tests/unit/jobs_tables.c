@@ -53,6 +53,7 @@ Test(tables, every_verb)
         expect_row("verb", job_verb_name((enum job_verb)verb), in[verb], allowed_in, verb);
 }
 
+/* M-22 */
 Test(tables, names_are_qmps)
 {
     static const char *const states[] = {"created",   "running", "paused",  "ready",

@@ -37,6 +37,7 @@ static void *load_all(void *opaque)
     return NULL;
 }
 
+/* */
 Test(mcache_map, a_page_is_read_once_however_many_ask)
 {
     struct bench b;
@@ -117,6 +118,7 @@ Test(mcache_map, a_failed_read_is_reported_and_tried_again)
     bench_fini(&b);
 }
 
+/* */
 Test(mcache_map, eviction_keeps_to_the_budget)
 {
     struct bench b;
@@ -156,7 +158,7 @@ Test(mcache_map, dirty_pages_stay)
     bench_fini(&b);
 }
 
-/* ASan sees it when the page is freed too early. */
+/* ASan sees it when the page is freed too early. */
 Test(mcache_map, an_evicted_page_lives_until_its_readers_left)
 {
     struct bench b;

@@ -242,7 +242,7 @@ ParameterizedTest(int *index, qcow2_entries, impossible)
     image_free(&img);
 }
 
-/* A count of a table or a cluster can't be had where the refcount table is wrong. */
+/* A count of a table or a cluster can't be had where the refcount table is wrong (L-10). */
 Test(qcow2_entries, an_impossible_refcount_block)
 {
     struct image img;
@@ -381,8 +381,9 @@ Test(qcow2_entries, an_allocating_flush_has_one_barrier)
     image_free(&img);
 }
 
-/* ---- lazy refcounts: L-03 to L-05, L-08 ---- */
+/* ---- lazy refcounts ---- */
 
+/* L-03 to L-05, L-08 */
 Test(qcow2_entries, lazy_refcounts_are_announced_and_written_when_idle)
 {
     struct image img;
@@ -410,6 +411,7 @@ Test(qcow2_entries, lazy_refcounts_are_announced_and_written_when_idle)
     image_free(&img);
 }
 
+/* L-03 */
 Test(qcow2_entries, lazy_refcounts_are_given_up_when_the_bit_cant_be_written)
 {
     struct image img;
@@ -430,6 +432,7 @@ Test(qcow2_entries, lazy_refcounts_are_given_up_when_the_bit_cant_be_written)
     fault_plan_destroy(&plan);
 }
 
+/* L-01 */
 Test(qcow2_entries, lazy_refcounts_by_choice_of_the_user)
 {
     struct image img;

@@ -44,7 +44,7 @@ static void *first_write(void *place)
     return NULL;
 }
 
-/* Two writers begin; the bit can't be written for one and can be for the other. */
+/* Two writers begin; the bit can't be written for one and can be for the other (L-03). */
 Test(failures, a_clean_end_after_the_bit_was_given_up)
 {
     pthread_t threads[2];

@@ -235,6 +235,7 @@ Test(qcow2_header, an_extension_that_reaches_too_far)
     image_free(&img);
 }
 
+/* L-09 */
 Test(qcow2_header, the_image_names_its_features)
 {
     struct image img;

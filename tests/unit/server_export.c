@@ -124,6 +124,7 @@ static int swing(struct export *export, struct node *node, struct diag *diag)
     return err;
 }
 
+/* M-06 */
 Test(export, another_image_takes_its_place)
 {
     struct fixture f;
@@ -166,6 +167,7 @@ Test(export, a_smaller_one_is_refused)
     end(&f);
 }
 
+/* M-24 */
 Test(export, not_while_another_job_uses_it)
 {
     struct fixture f;
@@ -181,6 +183,7 @@ Test(export, not_while_another_job_uses_it)
     end(&f);
 }
 
+/* M-28 */
 Test(export, a_base_takes_the_place_of_its_overlay)
 {
     struct fixture f;
@@ -205,6 +208,7 @@ Test(export, a_base_takes_the_place_of_its_overlay)
     end(&f);
 }
 
+/* M-24 */
 Test(export, an_overlay_takes_the_place_of_its_base)
 {
     struct fixture f;
@@ -274,6 +278,7 @@ static void await(struct writer *writers, uint64_t more)
         usleep(1000);
 }
 
+/* M-09 */
 Test(export, changes_wait_while_they_are_held)
 {
     struct fixture f;
@@ -306,8 +311,8 @@ static void copy_all(struct export *export, struct node *to)
     cr_assert_eq(block_write(to, buf, SIZE, 0, 0), 0);
 }
 
-/* What a mirror does at its end, again and again, under clients that check all they read.
- */
+/* What a mirror does at its end, again and again, under clients that check all they read
+ * (M-06). */
 Test(export, swings_under_load)
 {
     struct fixture f;

@@ -283,6 +283,7 @@ BOTH(and_durable_zeroes)
     cr_expect_eq(storage_flush(st), -EIO);
 }
 
+/* V-02 */
 Test(buffered_transfer, volatile_syncs_nothing)
 {
     open_watched(&(struct storage_open){.no_flush = true});
