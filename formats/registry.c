@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The table of formats. */
 #include "block/driver.h"
 #include "qcow2/qcow2.h"
 #include "qed/qed.h"

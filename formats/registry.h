@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The table of format drivers; the only code that knows all of them. */
 #ifndef FORMATS_REGISTRY_H
 #define FORMATS_REGISTRY_H

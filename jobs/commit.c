@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The commit job: mirror's engine, from a layer of the chain into one below it.
  *
  * The base is opened a second time, for writing.  The chain goes on reading the first

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The commit job: an overlay folded into a base of its chain.  Shares mirror's engine.
  * Layer: jobs. */
 #ifndef JOBS_COMMIT_H

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The workers that copy, and what each has claimed. */
 #include <pthread.h>
 #include <stdlib.h>
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Copies ranges from one node to another with a few worker threads, and keeps the claims:
  * who works on which range of the disk.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What job.c and manager.c share; private to this folder. */
 #ifndef JOBS_INTERNAL_H
 #define JOBS_INTERNAL_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The job's own thread: pause points, progress, the way to the end. */
 #include <assert.h>
 #include <errno.h>

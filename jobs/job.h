@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The life cycle of a block job: states and verbs as tables, progress, rate limit, events.
  *
  * A job runs on a thread of its own.  Verbs come from the control thread and only change

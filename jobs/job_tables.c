@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The states and verbs of a job, as tables. */
 #include <stddef.h>
 

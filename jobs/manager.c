@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The list of jobs, and the verbs that users give them. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The mirror job: bulk copy, then in sync, then the end.  The work is mirror_copy.c's;
  * here are its start, its turns, and what the end does to users. */
 #include <errno.h>

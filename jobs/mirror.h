@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The mirror job: the disk of a node to a second place while the disk is in use.
  * Layer: jobs. */
 #ifndef JOBS_MIRROR_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What a mirror copies, when it is in sync, and how it reaches its end.
  *
  * Three bitmaps, a bit for each chunk of the disk:

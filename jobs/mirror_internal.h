@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A running mirror or commit; private to this folder. */
 #ifndef JOBS_MIRROR_INTERNAL_H
 #define JOBS_MIRROR_INTERNAL_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* How a mirror sees the writes of its source: it marks what they changed, or,
  * write-blocking, sends them on to the target before they are answered. */
 #include <errno.h>

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* How many bytes a slice of time allows. */
 #include "base/compiler.h"
 #include "jobs/ratelimit.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A rate limit in slices: each slice allows speed * slice bytes; what a transfer takes over
  * that is carried into the next ones.  Used by one thread under its own lock.
  * Layer: jobs. */

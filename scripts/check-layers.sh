@@ -8,6 +8,7 @@
 # A driver X shows X/X.h to registry.c and nothing else to anybody; nbdkit's headers are for
 # server/ only, and not for server/cli/.
 
+# SPDX-License-Identifier: BSD-3-Clause
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 cd "$root"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 # Shared by the scripts here, which source it: where things are, and the Debian packages.
 # shellcheck shell=bash
 

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The control socket: its thread, its clients, and events for them. */
 #include "control.h"
 
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The control socket: QMP for whoever may open it (interfaces in qimg-control.pod).
  *
  * One thread polls the listening socket and all clients, and runs the commands.  Nobody

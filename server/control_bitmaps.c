@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Commands for the disk's dirty bitmaps.  They run on the lane, one after the other: nobody
  * else removes a bitmap, but a job may begin to use one at any time. */
 #include "control_bitmaps.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Dirty bitmaps as the control socket shows them.  Threads: the control thread.  Layer:
  * server. */
 #ifndef SERVER_CONTROL_BITMAPS_H

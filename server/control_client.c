@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* One client of the control socket: what came, and what is to be sent. */
 #include "control_client.h"
 
 #include <errno.h>

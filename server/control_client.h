@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* One client of the control socket: its half-read messages and the queue of what it has yet
  * to read.  Nothing here blocks.  Threads: the control thread.  Layer: server. */
 #ifndef SERVER_CONTROL_CLIENT_H

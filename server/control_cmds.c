@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Taking a request apart, judging its arguments, running its command. */
 #include "control_cmds.h"
 
 #include <stdarg.h>

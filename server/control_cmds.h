@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The commands of the control socket.  Each is a row of a table: its name, what arguments
  * it takes, and the function that does it.  What a request says is checked against the row
  * before the function sees it, and query-commands and error messages read the same rows.

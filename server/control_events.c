@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Events as QMP has them. */
 #include "control_events.h"
 
 #include "control_cmds.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Events as QMP has them.  Threads: any.  Layer: server. */
 #ifndef SERVER_CONTROL_EVENTS_H
 #define SERVER_CONTROL_EVENTS_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Commands that start jobs, ask for them and tell them what to do. */
 #include <errno.h>
 #include <stdlib.h>

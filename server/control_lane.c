@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The thread for commands that may wait. */
 #include "control_lane.h"
 
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The slow lane: commands that may have to wait for requests of the disk's users (a bitmap
  * is added when every write under way has been seen) are carried out one after the other on
  * a thread of their own, so that the control thread, and with it all clients, goes on.

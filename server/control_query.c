@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What the disk consists of: query-block and query-named-block-nodes. */
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What the disk consists of, for who isn't a command.  Threads: the control thread.
  * Layer: server. */
 #ifndef SERVER_CONTROL_QUERY_H

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Making the control socket, for its owner only. */
 #include "control_socket.h"
 
 #include <errno.h>

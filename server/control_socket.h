@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The listening Unix socket of the control thread: made safely, removed at the end.
  * Threads: the main one.  Layer: server. */
 #ifndef SERVER_CONTROL_SOCKET_H

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Opening what a disk is mirrored to. */
 #include "control_target.h"
 
 #include <errno.h>

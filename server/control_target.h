@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Where drive-mirror copies to: opened, and made when that is asked for.
  * Threads: any: it may take long.  Layer: server. */
 #ifndef SERVER_CONTROL_TARGET_H

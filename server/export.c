@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The image that is served, and putting another in its place. */
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>

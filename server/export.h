@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The image that is served, from before the server forks to its end; and which node that
  * is, for a job may put another in its place while clients go on (export_swing).
  *

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Cutting a stream of bytes into JSON texts. */
 #include "json_stream.h"
 
 #include <string.h>

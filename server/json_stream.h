@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Where one JSON value ends in a stream of bytes and the next begins, so that a parser is
  * only given complete ones.
  *

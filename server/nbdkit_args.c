@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What nbdkit's command line says and nbdkit doesn't tell. */
 #include "nbdkit_args.h"
 
 #include <stdio.h>

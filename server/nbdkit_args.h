@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What nbdkit was started with and doesn't tell its plugins before the first client
  * connects.  Threads: any.  Layer: server. */
 #ifndef SERVER_NBDKIT_ARGS_H

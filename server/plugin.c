@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The nbdkit callbacks: each converts types and calls one function. */
 #include <errno.h>
 #include <inttypes.h>

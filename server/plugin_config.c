@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The plugin's parameters, as a table. */
 #include <ctype.h>
 #include <errno.h>
 #include <math.h>

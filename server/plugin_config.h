@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The plugin's key=value parameters.  Threads: the main thread, before the server forks. */
 #ifndef SERVER_PLUGIN_CONFIG_H
 #define SERVER_PLUGIN_CONFIG_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Two things that nbdkit knows and doesn't tell, found from outside.
  *
  * That the end has come: nbdkit's handlers for SIGINT, SIGQUIT and SIGTERM are in place

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The end of the server while clients are connected.
  *
  * nbdkit waits for its clients at the end, for an idle one for ever; a supervisor then

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Big- and little-endian loads and stores at any address.  Layer: base. */
 #ifndef BASE_BYTES_H
 #define BASE_BYTES_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Arithmetic on 64-bit offsets: alignment, and sums that report overflow.
  * Alignments are powers of two.  Layer: base. */
 #ifndef BASE_CHECKED_H

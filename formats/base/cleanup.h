@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Release bound to scope, so that an error path is a plain `return`.  Layer: base. */
 #ifndef BASE_CLEANUP_H
 #define BASE_CLEANUP_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The clock for delays and deadlines: monotonic, whatever the time of day is set to. Layer:
  * base.  Threads: any. */
 #ifndef BASE_CLOCK_H

@@ -1,4 +1,5 @@
-/* Attributes the compilers check for us.  Layer: base.  SPDX: BSD-3-Clause */
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Attributes the compilers check for us.  Layer: base. */
 #ifndef BASE_COMPILER_H
 #define BASE_COMPILER_H
 

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Filling in the error object of control paths. */
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>

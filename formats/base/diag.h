@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The error object of control paths (open, create, check): an errno and one sentence.
  *
  * The sentence is lower case, names the object, the field, the value and the reason

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A full memory barrier, for protocols of the form "I write mine, then look at yours" on
  * both sides, where what is written lies in a file.  Layer: base. */
 #ifndef BASE_FENCE_H

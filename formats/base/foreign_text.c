@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Texts from images, judged before anybody uses them. */
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Text that stands in a file or a message which others wrote.  It has a length and no
  * terminator there; here it ends with a NUL, so one inside would hide what comes after it
  * from everyone who looks at it later.  Layer: base. */

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Epochs and striped counters: who is inside, without a lock. */
 #include "base/clock.h"
 #include "base/gate.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Who is inside: the one primitive behind memory reclaim and cluster reuse.
  *
  * A request enters the gate before it looks at shared metadata and leaves it when its I/O

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The thread that runs the timers, and their list. */
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* One background thread that runs one-shot timers: the need-check timer, write-back of old
  * dirty metadata.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* An intrusive circular doubly linked list; the head is a node of its own.  Layer: base. */
 #ifndef BASE_LIST_H
 #define BASE_LIST_H

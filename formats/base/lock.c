@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Ranked mutexes; debug builds assert the order. */
 #include <assert.h>
 
 #include "base/lock.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Mutexes with a rank, so that the lock order is a list one can read and a debug build
  * asserts.  A thread takes locks in rising rank only.  Layer: base.
  *

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Handing messages to whoever prints them. */
 #include <stdio.h>
 
 #include "base/log.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Messages that belong to no caller: background failures, corruption met while serving.
  *
  * The core prints nothing itself; plugin, command and tests set a sink.  Without one,

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Reading sizes as people write them. */
 #include <ctype.h>
 #include <errno.h>
 #include <stdbool.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Sizes as people write them: "1.5G", "64k".  Layer: base. */
 #ifndef BASE_SIZE_H
 #define BASE_SIZE_H

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Starting threads that take no signals. */
 #include "base/thread.h"
 
 #include <signal.h>

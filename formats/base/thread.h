@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Threads of our own.  Layer: base. */
 #ifndef BASE_THREAD_H
 #define BASE_THREAD_H

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Telling a socket that nobody listens on any more. */
 #include <errno.h>
 #include <sys/socket.h>
 #include <sys/stat.h>

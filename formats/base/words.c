@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Finding the word that somebody meant to type. */
 #include <stdio.h>
 #include <string.h>
 

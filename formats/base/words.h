@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A word that isn't one of those there are: what to say.  Layer: base. */
 #ifndef BASE_WORDS_H
 #define BASE_WORDS_H

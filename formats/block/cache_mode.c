@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The table of cache modes. */
 #include <stddef.h>
 #include <string.h>
 

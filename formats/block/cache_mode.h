@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Cache modes as three booleans; nothing else in the code asks for a mode by name.
  * Layer: block. */
 #ifndef BLOCK_CACHE_MODE_H

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Opening an image and what lies below it, layer by layer. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>

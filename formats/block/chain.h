@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Opening an image and the chain of backing files below it.  Layer: block. */
 #ifndef BLOCK_CHAIN_H
 #define BLOCK_CHAIN_H

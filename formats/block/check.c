@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The repair before the first write to an image that was not closed. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdarg.h>

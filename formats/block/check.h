@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Checking an image and repairing it: a pass over the file that uses nothing of an opened
  * node, so that it can judge an image no node would open.  Drivers do the work (driver.h,
  * `check`); here is what they are asked and what they answer.

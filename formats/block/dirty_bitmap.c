@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Dirty bitmaps: bits for chunks, and the names that a node knows them by. */
 #include <assert.h>
 #include <errno.h>
 #include <stdatomic.h>

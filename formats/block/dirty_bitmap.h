@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Which parts of a disk were written since somebody last looked.
  *
  * A bitmap has one bit for each granule.  It belongs to whoever made it; one that is added

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The states of the mark, and the timer that clears it. */
 #include <errno.h>
 
 #include "base/log.h"

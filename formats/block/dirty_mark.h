@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The mark in the header that says "bookkeeping on disk may be behind": NEED_CHECK of QED,
  * the dirty bit of qcow2 with lazy refcounts.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What a format driver does: it maps guest ranges to host ranges and keeps the mapping.  It
  * moves no guest data; the engine (read.c, write.c, zero.c) does, once for all formats.
  *

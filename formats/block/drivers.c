@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The table of formats, once the registry has set it; finding one by name or magic. */
 #include <stdio.h>
 #include <string.h>
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What the parts of the request engine share: requests on ranges that were checked, inside
  * the gate.  Private to this folder. */
 #ifndef BLOCK_ENGINE_H

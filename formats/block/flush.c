@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Flush, and the end that all changing requests share. */
 #include "block/engine.h"
 

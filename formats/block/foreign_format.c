@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Other programs' formats, known by their magic. */
 #include <string.h>
 
 #include "base/checked.h"

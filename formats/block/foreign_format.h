@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Image formats of others, which are told by name instead of being taken for raw disks.
  * Layer: block. */
 #ifndef BLOCK_FOREIGN_FORMAT_H

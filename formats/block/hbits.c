@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Three levels of words, set without a lock. */
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>

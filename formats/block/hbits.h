@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A large set of bits that many threads set and one thread searches and clears.
  *
  * Three levels: a bit of an upper level says that the word below it isn't empty, so that a

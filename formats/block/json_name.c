@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Backing names in JSON, taken apart. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Backing names that are a description in JSON, as QEMU writes them for chains that were
  * put together on its command line:
  *

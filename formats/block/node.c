@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The life of a node: open, activate, close. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* One opened image of a chain, and the requests one can make of it.
  *
  * Threads: block_* requests from any thread at once; open, activate, close from one thread

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What jobs and servers ask of a node besides requests: each is one call to the driver, the
  * cache or the storage, of which they know nothing. */
 #include <errno.h>

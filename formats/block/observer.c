@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The list of observers, replaced as a whole. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Who wants to know of changes to a node: dirty bitmaps, and jobs that copy it.
  *
  * A changing request takes the node's list once, inside the gate of changes and before

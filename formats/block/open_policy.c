@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Resolving names found in images, as far as the user lets them be followed. */
 #include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What an image may cause to be opened.  Names found inside images are hostile: they are
  * resolved against the image's folder, only local files and NBD exports are meant by them,
  * and the user's `references` says which.  Layer: block. */

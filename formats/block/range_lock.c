@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* A list of locked guest ranges, and who waits for them. */
 #include "base/checked.h"
 #include "block/range_lock.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Locked guest ranges: requests that change the same clusters' mapping go one after the
  * other. A request holds at most one range of a lock at a time, so nobody can deadlock.
  * First come, first served among overlapping ranges.  The locked range may span I/O. Layer:

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The read engine: a loop over extents, down the chain where a layer has nothing. */
 #include <assert.h>
 #include <string.h>

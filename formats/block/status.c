@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Block status over the whole chain. */
 #include <assert.h>
 

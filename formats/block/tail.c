@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Taking from the end of the file, and growing it. */
 #include <errno.h>
 
 #include "base/checked.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The end of an image file, where fresh clusters come from.
  *
  *        next           durable        end

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The write engine: in place where the mapping allows it, else reserve, copy, link. */
 #include <assert.h>
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Write zeroes and trim: whole clusters by metadata, parts of a cluster by punching or
  * writing. */
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Group commit: one leader writes for everyone who waits. */
 #include <errno.h>
 #include <stdlib.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Dirty pages by class, and freezing them into a group: copying, in disk byte order, under
  * the meta lock.  New changes go to the next group and wait for nothing. */
 #include <assert.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What the files of this folder share; nobody else includes it. */
 #ifndef MCACHE_INTERNAL_H
 #define MCACHE_INTERNAL_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Maps: from a page index to a page, lock-free on a hit, loaded once on a miss. */
 #include <assert.h>
 #include <endian.h>

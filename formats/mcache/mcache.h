@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The write-ordered metadata cache: pages of image metadata in memory, and the groups in
  * which their changes reach the disk.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The memory of a chain's pages: a clock over all of them, and the pages that were evicted
  * while a request could still be reading them. */
 #include <stdlib.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Taking clusters: from the free list, from a scan for free ones, from the tail. */
 #include <errno.h>
 #include <inttypes.h>

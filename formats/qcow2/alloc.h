@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The cluster allocator of qcow2: where new clusters come from and what becomes of old
  * ones.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Areas: a table at the end of the file, with the refcount blocks that count it and
  * themselves right behind it.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Letting go of clusters, and the clean end. */
 #include <errno.h>
 #include <inttypes.h>

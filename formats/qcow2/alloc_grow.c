@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Growth: a longer file, and refcount blocks for it. */
 #include <assert.h>
 #include <errno.h>

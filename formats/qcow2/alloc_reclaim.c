@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The last step of letting go: references are dropped, holes punched, clusters become free.
  *
  * A scattered trim lets go of a hundred thousand runs, and a hole can take the filesystem

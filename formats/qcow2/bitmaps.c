@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The dirty bitmaps that are stored in the image: what there is, for those who ask; they
  * aren't kept up. */
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The check as a whole: passes, repairs between them, and the marks at the end. */
 #include <errno.h>
 #include <inttypes.h>

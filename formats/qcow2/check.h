@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The check of a qcow2 image and its repair, in parts; private to this folder.
  *
  * A *pass* (check_pass.c) counts anew what refers to each host cluster, from the header,

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The bitmaps extension: directory, tables and the clusters of their data.  Bitmaps that
  * contradict the format are one finding; what else of them there is, is then not counted,
  * as they are dropped as a whole by a repair. */

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Reference counts as a check counts them, in little memory. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

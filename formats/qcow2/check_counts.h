@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The references to each host cluster, counted anew by a check.
  *
  * One byte for each cluster of the file, which takes memory only where something is

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What the entries of L1 and L2 tables say, and what can't be right about them. */
 #include "base/checked.h"
 #include "qcow2/check.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* L1 tables: reading them piece by piece, and counting what they refer to. */
 #include <errno.h>
 #include <inttypes.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* L2 tables: each is read once, and its runs of clusters are counted. */
 #include <errno.h>
 #include <inttypes.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* One pass over the file: counting, and comparing. */
 #include <errno.h>
 #include <inttypes.h>

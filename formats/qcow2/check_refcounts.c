@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The refcounts in the file: reading them, judging where they lie, and comparing. */
 #include <errno.h>
 #include <inttypes.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The snapshot table, and the L1 tables that are to be walked. */
 #include <errno.h>
 #include <inttypes.h>

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The L2 tables that a check has met, and how many entries lead to each. */
 #include <errno.h>
 #include <stdlib.h>
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The L2 tables that the L1 tables lead to, in a list; private to this folder.
  *
  * It takes memory for each table once, however many entries lead there, and in the order

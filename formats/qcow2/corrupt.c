@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What becomes of an image in which serving met an entry that can't be right: no more
  * writes, and the corrupt bit, so that it is checked before anybody writes to it again. */
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Writing an empty image: header | refcount table | refcount blocks | L1 table; then, when
  * it is asked for, clusters for the whole disk. */
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The qcow2 header and its extensions, checked: every offset, size and count in here may be
  * used as it is.  Threads: reading alone; writing under the header lock of the caller. */
 #ifndef QCOW2_HEADER_H

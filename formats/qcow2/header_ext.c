@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Header extensions: found, kept and written. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>

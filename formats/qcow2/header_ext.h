@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Header extensions: what we understand is taken over, the rest stays where it is. */
 #ifndef QCOW2_HEADER_EXT_H
 #define QCOW2_HEADER_EXT_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* An image's own words of itself, under the names that qemu-img has for them. */
 #include "qcow2/internal.h"
 

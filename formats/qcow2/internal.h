@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* An opened qcow2 image, in parts; private to this folder. */
 #ifndef QCOW2_INTERNAL_H
 #define QCOW2_INTERNAL_H

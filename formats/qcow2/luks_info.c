@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What the LUKS header inside an encrypted image says of itself (LUKS On-Disk Format,
  * version 1). No key is looked at; all numbers are big-endian. */
 #include <errno.h>

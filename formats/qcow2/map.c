@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* From guest to host: decoding of L1 and L2 entries, and the lock-free lookup. */
 #include <errno.h>
 #include <inttypes.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Filling the set of metadata clusters when an image is to be written to. */
 #include <errno.h>
 #include <inttypes.h>

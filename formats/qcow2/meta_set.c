@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The set itself: a hash table, and ranges. */
 #include <assert.h>
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The host clusters that hold metadata of the image: guest data can't lie there, whatever
  * an L2 entry says (the overlap check).  A hash set of cluster numbers, and sorted ranges
  * for what an image may claim much of in a file that holds little (L1 tables of snapshots

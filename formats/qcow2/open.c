@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Opening, activating and closing a qcow2 image, and its driver table. */
 #include <errno.h>
 #include <inttypes.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* qcow2 on disk: the header, masks and limits, as docs/interop/qcow2.rst specifies them.
  * All fields are big-endian.  Limits that the specification leaves open are QEMU's, so that
  * what we write can be read there. */

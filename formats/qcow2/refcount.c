@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Counts of clusters, in pages of the refcount blocks. */
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Reference counts: the refcount table (resident) and its blocks (pages), entries of 1 to
  * 64 bits.  Private to this folder.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Copied flags of the active tables, set to what the references say.  The refcounts are
  * right by now. */
 #include <errno.h>

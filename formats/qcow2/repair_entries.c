@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Entries that can't be right: what can be saved of them is, the others are cleared.  See
  * check.h for who is believed when two claim a cluster. */
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* New refcount structures, at the end of the file: blocks, then the table.  They say of
  * themselves that they are used and of the old ones that they are free, and are durable
  * before the header points to them; until then the old ones are as they were. */

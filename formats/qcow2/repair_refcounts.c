@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Refcounts that are wrong, set right where they are. */
 #include <errno.h>
 #include <inttypes.h>

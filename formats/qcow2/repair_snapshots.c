@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A new snapshot table, at the end of the file, where entries have too little or too much
  * extra data, or names with a NUL inside, which becomes a '?'.  The old one stays as it is
  * until the header points to the new one. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Growing the virtual size: a larger L1 table first when it is needed, then the size. */
 #include <errno.h>
 #include <inttypes.h>

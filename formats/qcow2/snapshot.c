@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The snapshot table: read and checked at open. */
 #include <errno.h>
 #include <inttypes.h>

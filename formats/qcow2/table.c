@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* L2 tables: a new one, or a copy of one that a snapshot shares. */
 #include <errno.h>
 #include <inttypes.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Reservations: clusters that take data before anything points to them. */
 #include <assert.h>
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Zeroing and discarding whole clusters in the tables. */
 #include <errno.h>
 

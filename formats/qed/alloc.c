@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* New data clusters: taken by reserve, published by link, given back by release.
  *
  * Only the stores of words are serial; between reserve and link a request holds nothing but

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The check of a QED image and its repair: from the header and the L1 table to each L2
  * table, reading in pieces and noting the clusters in use in a bitmap.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Writing an empty image: header, backing file name, L1 table of zeroes. */
 #include <errno.h>
 #include <inttypes.h>

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Reading, judging and writing the header. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>

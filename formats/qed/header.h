@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The header of a QED image: reading it with every limit checked, and changing single
  * fields.
  *

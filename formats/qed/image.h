@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The state of one opened QED image, and what the files of this folder offer each other.
  *
  * What is looked up: guest offset -> L1 word -> L2 word -> host cluster.  The L1 words that

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The lookup: no locks, two acquire loads per run when the page is in memory. */
 #include <errno.h>
 #include <inttypes.h>

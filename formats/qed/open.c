@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Opening and closing, and the driver table. */
 #include <errno.h>
 #include <inttypes.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The QED format driver.  Layer: qed. */
 #ifndef QED_QED_H
 #define QED_QED_H

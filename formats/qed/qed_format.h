@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A QED image as it lies in the file (docs/interop/qed_spec.rst of QEMU).  All fields are
  * little-endian; a table is an array of little-endian 64-bit offsets.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Naming another backing file in the header. */
 #include <errno.h>
 #include <string.h>

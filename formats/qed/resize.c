@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Growing the virtual size.  QED images are never shrunk: what lies past the end would have
  * to be given back, and nothing in the format can take it. */
 #include <errno.h>

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* New clusters from the end of the file, or given back by failed writes. */
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Where clusters come from: the end of the file, and what failed writes gave back.
  *
  * QED has no reference counts; a cluster that no table names and that isn't at the end of

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The L1 table in memory, the maps of both levels, and new L2 tables. */
 #include <errno.h>
 #include <inttypes.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Zeroing whole clusters.
  *
  * A cluster that has a host cluster keeps it and is zeroed in the file: QED can't tell free

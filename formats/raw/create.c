@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Creating raw images. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>

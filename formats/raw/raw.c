@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The format without metadata: guest offsets are host offsets. */
 #include <errno.h>
 #include <inttypes.h>
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The raw format: the guest's bytes are the file's.  Layer: raw. */
 #ifndef RAW_RAW_H
 #define RAW_RAW_H

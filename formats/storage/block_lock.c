@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Holds on ranges of whole blocks, for accesses that are not atomic. */
 #include "storage/block_lock.h"
 
 void block_lock_init(struct block_lock *bl)

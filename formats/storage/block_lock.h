@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Holds on ranges of a file, for accesses that the kernel can't make atomic: a writer that
  * reads a block, changes a part and writes it back holds it exclusively; a writer of whole
  * blocks shares it with its like, but not with the former.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The buffered store over a local file or block device, and the system calls that it shares
  * with the O_DIRECT one. */
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What the two stores over a local file share: buffered (file.c) and O_DIRECT
  * (file_direct.c).  Private to this folder. */
 #ifndef STORAGE_FILE_H

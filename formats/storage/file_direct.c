@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The O_DIRECT store, for callers of any alignment.
  *
  * What is aligned goes straight to the kernel.  Everything else is carried by bounce

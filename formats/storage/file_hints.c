@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What is wished of the filesystem for a new file. */
 #include <errno.h>
 #include <linux/fs.h>

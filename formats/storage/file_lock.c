@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Image locks that QEMU understands: open-file-description locks, always shared ones, on
  * single bytes of the file.
  *

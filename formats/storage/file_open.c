@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Opening local files: what is refused, and how it is made sure that an open neither waits
  * nor has effects on what isn't ours. */
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Opening and closing an NBD store, and waiting for its requests. */
 #include <assert.h>
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A store that is another server's NBD export.
  *
  * Synchronous use is that of storage.h.  Beside it there are asynchronous requests, many in

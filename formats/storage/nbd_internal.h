@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What the parts of the NBD store share.
  *
  *   nbd.c            open, close, and the public functions

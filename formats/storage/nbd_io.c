@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The storage interface of an NBD export: any alignment, any number of buffers.
  *
  * A write of less than a block reads the block and writes it back whole, with the block

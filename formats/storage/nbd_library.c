@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Loading libnbd when the first export is opened. */
 #include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* libnbd, loaded when the first NBD export is opened.
  *
  * It brings twenty libraries along (TLS, XML, Unicode), whose loading takes as long as all

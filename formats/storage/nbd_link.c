@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* One connection: what is said to libnbd, and what it answers. */
 #include <errno.h>
 #include <inttypes.h>

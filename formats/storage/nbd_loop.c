@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The driver: who waits for the sockets, and what happens when they, or a clock, say so. */
 #include <errno.h>
 #include <limits.h>

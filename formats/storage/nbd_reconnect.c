@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Connections that come and go: attempts, losses, and whether what came back is the same.
  */
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Is the server at the other end of a connection this very process?  Then what is asked of
  * it may wait for who asks. */
 #include <arpa/inet.h>

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Certificates and keys for connections to NBD servers. */
 #include "storage/nbd_tls.h"
 
 static struct nbd_tls_choice defaults;

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The keys that this process has for NBD connections with TLS whose URI doesn't name its
  * own: backing files' (whose URI may be an image's) and those of mirrors.
  *

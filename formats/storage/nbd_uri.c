@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Taking NBD URIs apart and judging them. */
 #include <arpa/inet.h>
 #include <ctype.h>
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* NBD URIs: what they may say, and their parts.
  *
  *     nbd://HOST[:PORT][/EXPORT]            TCP; no HOST means localhost, no PORT 10809

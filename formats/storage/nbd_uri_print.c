@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The canonical text of an NBD URI. */
 #include <ctype.h>
 #include <stdio.h>

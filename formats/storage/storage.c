@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What is common to all stores: checks of arguments, splitting, and what stands in for an
  * optional operation that a store doesn't have. */
 #include <assert.h>

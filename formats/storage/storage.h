@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A byte store: what an image's bytes lie in.
  *
  * Contract of every implementation and of the functions below:

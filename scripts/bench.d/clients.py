@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What is measured, on one server and one image each: functions that take a Measurement and return
 the figure.  The makers at the end take what differs between the workloads."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The images that are measured.  For the server of raw files, a raw image stands for each."""
 
 import contextlib

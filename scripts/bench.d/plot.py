@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The ratios as a bar chart in SVG."""
 
 from xml.sax.saxutils import escape

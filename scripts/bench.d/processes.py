@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Child processes that never outlive the bench, and the folder for its files, which doesn't either.
 
 Every child belongs to the process group of a guardian, a shell that waits for the end of its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A QMP client, as plain as can be."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Medians and ratios of what was measured, as tables and as JSON."""
 
 import dataclasses

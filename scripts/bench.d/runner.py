@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Runs the workloads: round by round, the servers in turn."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The servers and tools that compete, and one running server."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The workloads, one row each, and what they must reach."""
 
 import dataclasses

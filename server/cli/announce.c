@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What `qimg serve` prints when clients can come. */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The URI of `qimg serve`, which is printed when clients are really served, by a process
  * that outlives this one's becoming nbdkit.  Layer: server. */
 #ifndef CLI_ANNOUNCE_H

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Messages and exit codes that all commands share. */
 #include <errno.h>
 #include <getopt.h>
 #include <stdarg.h>

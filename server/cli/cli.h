@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What the commands of qimg share: option tables, messages, exit codes.
  * Threads: none but the main one.  Layer: server. */
 #ifndef CLI_CLI_H

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* `qimg check`. */
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>

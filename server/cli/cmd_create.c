@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* `qimg create`. */
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>

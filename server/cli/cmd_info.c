@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* `qimg info`. */
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* `qimg job`: verbs for the control socket. */
 #include <errno.h>
 #include <getopt.h>
 #include <stdio.h>

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* `qimg serve`: nbdkit with the plugin and sensible defaults. */
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>

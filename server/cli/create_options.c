@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The options of create, as qemu-img's -o has them. */
 #include <ctype.h>
 #include <inttypes.h>
 #include <stdio.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What `qimg create -o` takes, format by format.  Layer: server. */
 #ifndef CLI_CREATE_OPTIONS_H
 #define CLI_CREATE_OPTIONS_H

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Opening an image as the commands that read one do. */
 #include <errno.h>
 #include <string.h>
 

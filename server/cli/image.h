@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* An image opened for an offline command.  Layer: server. */
 #ifndef CLI_IMAGE_H
 #define CLI_IMAGE_H

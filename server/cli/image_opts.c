@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* --image-opts: a name and a format in one text. */
 #include <jansson.h>
 
 #include "base/cleanup.h"

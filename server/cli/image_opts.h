@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* An image by options instead of by name: --image-opts.  Layer: server. */
 #ifndef CLI_IMAGE_OPTS_H
 #define CLI_IMAGE_OPTS_H

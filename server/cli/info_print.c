@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What `qimg info` prints for people. */
 #include <inttypes.h>
 #include <stdbool.h>
 #include <string.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What `qimg info` prints for people.  Layer: server. */
 #ifndef CLI_INFO_PRINT_H
 #define CLI_INFO_PRINT_H

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* `qimg job watch`: a progress bar until the job's end. */
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>

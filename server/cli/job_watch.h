@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Watching a job to its end.  Layer: server. */
 #ifndef CLI_JOB_WATCH_H
 #define CLI_JOB_WATCH_H

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The sockets that `qimg serve` was started with. */
 #include <ctype.h>
 #include <errno.h>
 #include <netdb.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The socket of `qimg serve`, which is there before nbdkit runs, so that whoever reads its
  * URI can connect at once.  Layer: server. */
 #ifndef CLI_LISTEN_H

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The table of commands. */
 #include <stdio.h>
 #include <string.h>
 

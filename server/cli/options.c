@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Options and operands, taken in one place. */
 #include <stdlib.h>
 #include <string.h>
 

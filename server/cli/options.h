@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The lists of "-o key=value,key=value".  Layer: server. */
 #ifndef CLI_OPTIONS_H
 #define CLI_OPTIONS_H

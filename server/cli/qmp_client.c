@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The client side of the control socket. */
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>

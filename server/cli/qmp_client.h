@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A connection to a server's control socket.  Threads: the main one.  Layer: server. */
 #ifndef CLI_QMP_CLIENT_H
 #define CLI_QMP_CLIENT_H

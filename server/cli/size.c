@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Sizes on the command line. */
 #include <errno.h>
 #include <stdio.h>
 

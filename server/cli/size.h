@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Sizes as people write and read them: "1.5G", "64k", "452 KiB".  Layer: server. */
 #ifndef CLI_SIZE_H
 #define CLI_SIZE_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Single sequences of steps: those that once went wrong, or that chance seldom meets. */
 #include <errno.h>
 #include <stdlib.h>

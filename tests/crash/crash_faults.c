@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The oracle must be able to fail: with a barrier of the product taken out, what it
  * promises is broken, and the surveys that find nothing otherwise must find that.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Random runs over the matrix of formats and features; at every kind of moment the power is
  * cut, and what is left must be a good image with all that was promised.
  *

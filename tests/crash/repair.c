@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A repair that is cut short by a power failure or a kill, or ended by an error of the
  * store: running it again ends with a clean image, and disk and snapshot read as after a
  * repair that nothing disturbed.  Until then the image stays marked, so that nobody writes

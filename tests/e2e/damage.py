@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Damaged images, by the hundred: small base images made by QEMU's tools, and a list of ways to
 damage every kind of entry in them.
 

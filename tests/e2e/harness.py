@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What the end-to-end tests share: a server to start and stop, a flat model of a disk, and the
 qemu tools as judges.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Another NBD server for a disk to be mirrored to: nbdkit with any plugin and filters, or qemu-nbd."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A client of the control socket, as plain as can be: JSON over a Unix socket."""
 
 import json

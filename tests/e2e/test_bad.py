@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What can't be served is refused before nbdkit listens, with exit status 1 and one message that
 names the file, the field and the reason; what is broken deeper fails the request with EIO while
 the server lives on.  Nothing is ever waited for.

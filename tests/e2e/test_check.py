@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """qimg check, and the repair of images when they are made writable.  Ids: Q-11, Q-12, Q-15, L-06,
 L-10.
 

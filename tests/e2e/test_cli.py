@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """qimg create, info and map beside qemu-img's, word for word; qimg serve as a program."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Committing the active image into one below it, while clients write."""
 
 import os

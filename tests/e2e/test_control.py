@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The control socket: QMP as clients of QEMU speak it, and clients that don't behave."""
 
 import contextlib

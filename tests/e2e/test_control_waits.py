@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What hangs holds up nobody but who asked for it: targets, backing files and requests that don't
 answer, and the control socket's other clients meanwhile."""
 

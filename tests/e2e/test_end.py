@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Clean ends leave clean images; the bits in the header tell the truth meanwhile.
 
 Requirements: Q-13 to Q-16, Q-19, Q-20, L-02 to L-06, L-08, V-04, V-06.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A full filesystem: ENOSPC reaches the client, nothing that was acknowledged is lost, and all goes on
 when there is space again (Q-10)."""
 

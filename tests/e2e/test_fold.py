@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Intermediate commit: layers of a chain folded together below the one that is in use."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """qimg info describes every qcow2 image, whatever of it can be served, as qemu-img does; images of other
 formats are called by their name."""
 

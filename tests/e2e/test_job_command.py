@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """qimg job: the command that drives jobs over the control socket."""
 
 import contextlib

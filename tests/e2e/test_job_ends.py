@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """How jobs end when their target doesn't play along, and what is told of it: a job that says it is
 completed has done what it was asked for."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What a mirror can be made to, and what of a job is left."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """kill -9 while eight requests are in flight; then every sector is looked at.
 
 Each sector that is written says where it belongs and which request wrote it.  After the crash a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """lock=on: image locks as QEMU's, so that its tools and ours refuse each other as QEMU's refuse
 themselves.
 

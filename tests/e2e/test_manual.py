@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The manual pages and the programs tell of the same options and parameters."""
 
 import pathlib

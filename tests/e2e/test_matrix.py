@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Random requests on images of every geometry, judged by a flat model and by qemu-img.
 
 Requirements: Q-01 to Q-08, Q-14, Q-18 (QED), L-01, L-05, L-07 and the qcow2 specification.  By default

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The mirror job on real servers: under load, to targets of all kinds, and to targets that fail."""
 
 import itertools

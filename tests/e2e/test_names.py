@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The names and other texts that stand inside images: hostile, each of them.
 
 What an image says is what is looked at: a text that goes on after a NUL is refused, by the field's

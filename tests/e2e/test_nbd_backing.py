@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Backing files that are NBD exports: given with backing=, or named by the image itself."""
 
 import errno

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The ways of packagers: a build without a preset, prefixes, and where the plugin goes."""
 
 import os

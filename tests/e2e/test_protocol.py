@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What the export offers, and what each NBD request does."""
 
 import errno

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The examples of README.md run as they are printed, in order, in an empty folder."""
 
 import os

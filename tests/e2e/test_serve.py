@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """qimg serve from its start to its end: what it prints, when, and what is left."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The server's end while clients are connected, idle or busy, in every state that it can be in: it comes
 by itself, what was under way is answered, and everything that was acknowledged is in the image."""
 

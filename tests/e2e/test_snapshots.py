@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Images with internal snapshots: the active disk is written, and no snapshot changes."""
 
 import unittest

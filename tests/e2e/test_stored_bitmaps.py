@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Dirty bitmaps that are stored in an image: whoever serves it without keeping them up says so, and
 takes them away no sooner than the disk changes."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """NBD exports with TLS, as backing files and as mirrors' targets: certificates and pre-shared keys, by the
 plugin's parameters and in URIs; nbdkit is the other side."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The tools that people use with an NBD server work with this one, unchanged."""
 
 import pathlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What the server asks of the kernel, seen by strace.
 
 Requirements: V-02 (volatile syncs nothing), shared commits, L-07, and invariant 7 from outside:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Clients that write all the time, each to a part of the disk of its own, and know what it must hold."""
 
 import random

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Names of backing files, as an image says them: what becomes of them under each policy,
  * and what is really opened when only the image's folder is allowed.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Checking images with any bytes, and repairing them: what a repair says it left must be
  * what the next check finds. */
 #include <errno.h>

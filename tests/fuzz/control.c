@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What a client of the control socket may send: from bytes on a socket through commands and
  * their arguments to jobs and bitmaps.  Every answer has to be a line of JSON.
  *

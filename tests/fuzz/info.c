@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What is found and printed of an image before anything else is done with it: its format by
  * magic, header, extensions, feature names, snapshots. */
 #include <stdio.h>

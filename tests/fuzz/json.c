@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Where messages begin and end in what a client sends: it must not matter in what pieces
  * that comes. */
 #include <stdlib.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* NBD URIs, from users and from images. */
 #include <stdlib.h>
 #include <string.h>

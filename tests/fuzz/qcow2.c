@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* qcow2 images with any bytes: opened, read, changed in every way, closed, opened again. */
 #include "image_input.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What the command does with the answers of a server that isn't one. */
 #include <stdlib.h>
 #include <sys/socket.h>

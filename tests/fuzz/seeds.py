@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
 """Makes what the fuzzers start from: small real images of every kind, made by qemu-img,
 qemu-io and qimg, and texts of every kind.
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Images that lost their end: a copy that was interrupted, a host that crashed.  The file
  * is cut at the boundary of each of its clusters, and within each, so that every structure
  * is missing once, or half of it.  Then the image is opened and written to.

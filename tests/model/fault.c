@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Failing storage.  A list of requests is run again and again, and each time another call
  * of the storage fails: the client is told that errno, what was flushed stays, what was
  * written is old or new, the image opens again, and checks find nothing worse than leaks.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A full filesystem.  A list of requests is run again and again, and each time another one
  * is the first that finds no block left; in half of the runs there is space again later.
  * Whatever the format and the cache mode: a request that can't be stored says ENOSPC, a

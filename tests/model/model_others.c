@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* QED and raw against a flat array. */
 #include <criterion/criterion.h>
 #include <criterion/parameterized.h>

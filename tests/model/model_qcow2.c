@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* qcow2 against a flat array: the matrix of versions, geometries, backing files and modes.
  */
 #include <criterion/criterion.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Sixteen threads on one node, each with sectors of its own that lie between those of the
  * others, in the same clusters: whatever they do at once, each finds its own sectors as it
  * left them. Meanwhile others flush, settle the dirty mark, read everything and trim. */

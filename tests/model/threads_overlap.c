@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Sixteen threads on the same ranges of one node.  For each sector there is a log of what
  * was sent and when; at the end each byte must come from a request that no later one
  * replaced: a request that was answered before another of the same sector was sent has

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* A storage that remembers what was not synced. */
 #include "crash_storage.h"
 
 #include <inttypes.h>

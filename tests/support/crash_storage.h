@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A store that remembers every change, so that a test can ask what a power cut at any
  * moment could have left behind.
  *

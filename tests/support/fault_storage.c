@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* A storage that fails when it is told to. */
 #include "fault_storage.h"
 
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A store that passes everything on to another, counts the calls, fails chosen ones, and
  * can hold writes up so that a test sees which of them run at the same time.
  *

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* An image to test with, and a model of what it holds. */
 #include "image.h"
 
 #include <errno.h>

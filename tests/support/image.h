@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Images of any format for the tests that use them from outside: made by the drivers, with
  * or without a backing file and a snapshot, in memory or in a file, and judged by qemu-img.
  *

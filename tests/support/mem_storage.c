@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* A storage in memory, with holes and a limit. */
 #include "mem_storage.h"
 
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A store in memory, sparse, for fast tests.
  *
  * A *memory* is what holds the bytes; a storage is a handle on it.  A test keeps a handle

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Runs tests in builds in which Criterion can't; see criterion/criterion.h. */
 #include <criterion/criterion.h>
 

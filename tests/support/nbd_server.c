@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* An NBD server that misbehaves as it is told. */
 #include "nbd_server.h"
 
 #include <signal.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A real NBD server as a child process, on a Unix socket in a test's folder.
  *
  * Functions abort when the server can't be started; ask nbd_server_missing first, and skip.

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Random requests against a flat array. */
 #include "random_ops.h"
 
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Random requests on a node, done to a flat array too and compared as they go.
  *
  * The same case and seed give the same run.  A difference fails the Criterion test with the

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A small seeded generator (splitmix64): the same seed gives the same run on every machine.
  * One per thread. */
 #ifndef SUPPORT_RNG_H

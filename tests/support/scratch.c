@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* A folder that goes away with its test. */
 #include "scratch.h"
 
 #include <ftw.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A folder of its own for a test's files.
  *
  * It lies where $QIMG_TEST_DIR says, else in /var/tmp, which unlike /tmp is seldom in

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* base/checked.h and base/bytes.h: arithmetic at the limits. */
 #include <criterion/criterion.h>
 

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The error object. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <string.h>

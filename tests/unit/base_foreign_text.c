@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Text of others: what it says is what is looked at. */
 #include <errno.h>
 

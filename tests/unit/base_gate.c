@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The gate. */
 #include <criterion/criterion.h>
 #include <pthread.h>
 #include <stdlib.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Timers, with a clock that stands still until the test moves it. */
 #include <criterion/criterion.h>
 #include <pthread.h>

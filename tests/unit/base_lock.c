@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The lock order and the ban on I/O are asserted in debug builds. */
 #include <criterion/criterion.h>
 #include <signal.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What is said of a word that isn't one of those there are. */
 #include <criterion/criterion.h>
 #include <string.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Cache modes as three booleans (V-01). */
 #include <criterion/criterion.h>
 #include <string.h>

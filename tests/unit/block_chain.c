@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Opening chains, with a toy format: "TOY" and the backing file's name and format, on
  * lines. */
 #include <criterion/criterion.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The repair at the first writable use: what it asks of the driver, what it says, and when
  * it lets one write. */
 #include "block/check.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Dirty bitmaps: rounding, counts, runs; a node's named ones; and observers that come and
  * go under requests. */
 #include <criterion/criterion.h>

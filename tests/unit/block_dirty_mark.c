@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The dirty mark on a fake clock, V-06, L-08. */
 #include <pthread.h>
 #include <time.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What the request engine asks of a driver, and what it makes of the answers. */
 #include "block_testing.h"
 

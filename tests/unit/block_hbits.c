@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The hierarchical bitset: against a flat array, at its largest, and under many threads. */
 #include <criterion/criterion.h>
 #include <pthread.h>

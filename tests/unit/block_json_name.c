@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Backing names in JSON: what is understood, and that nothing else is. */
 #include <criterion/criterion.h>
 #include <errno.h>

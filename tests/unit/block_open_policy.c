@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What a name found in an image may lead to. */
 #include <criterion/criterion.h>
 #include <criterion/parameterized.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Guest range locks: who waits for whom. */
 #include <pthread.h>
 #include <stdatomic.h>

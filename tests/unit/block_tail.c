@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The end of a file that grows: what is handed out, and when a link to it is settled. */
 #include "block/tail.h"
 #include "block_testing.h"

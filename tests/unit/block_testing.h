@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A node with a driver of four kilobyte clusters that is nothing but a table in memory, so
  * that the engine and what is around it can be looked at alone.  Guest cluster n, when it
  * has a place, lies at host cluster PLACE + n; a new place for it at host cluster NEW_PLACE

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Write zeroes and trim: what is asked of the driver, and what is done to parts of
  * clusters. */
 #include "block_testing.h"

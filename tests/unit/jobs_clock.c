@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Jobs while somebody sets the system's time. */
 #include <sys/syscall.h>
 #include <unistd.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Who has which range: claims never overlap, whoever makes them (M-17). */
 #include "jobs_testing.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The life of a job of a made-up kind: verbs, pauses, the rate limit, and its ends. */
 #include "jobs_testing.h"
 

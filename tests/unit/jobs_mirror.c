@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The mirror in one process: sizes, granularities, bounds, progress, and users who write
  * all the time. */
 #include <malloc.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What errors lead to, for each side and each policy (M-07, M-08). */
 #include "base/clock.h"
 #include "jobs_testing.h"

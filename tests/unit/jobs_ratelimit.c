@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The rate limit, with a clock of the test's own: what goes through in ten seconds. */
 #include <criterion/criterion.h>
 

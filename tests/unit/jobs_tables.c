@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* States and verbs: the two tables, pair by pair. */
 #include <criterion/criterion.h>
 #include <string.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A disk in memory, a place to mirror it to, and users who are held back and moved over as
  * a server does it; and what the jobs told. */
 #ifndef JOBS_TESTING_H

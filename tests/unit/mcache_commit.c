@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What a commit writes, in which order, and what becomes of failures. */
 #include <pthread.h>
 #include <time.h>

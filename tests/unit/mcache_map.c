@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Maps and the pool: loading, eviction, what stays. */
 #include <pthread.h>
 

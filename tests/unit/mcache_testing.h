@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A metadata cache over memory that can be told to fail and whose calls are recorded. */
 #ifndef MCACHE_TESTING_H
 #define MCACHE_TESTING_H

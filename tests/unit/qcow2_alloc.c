@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Clusters: when a freed one may be used again, what a shared one keeps, and growth. */
 #include "fault_storage.h"
 #include "qcow2_testing.h"

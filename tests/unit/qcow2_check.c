@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The check of qcow2 images, where it must not depend on what an image claims: time and
  * memory. */
 #include <time.h>

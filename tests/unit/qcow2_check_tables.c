@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The check's list of L2 tables. */
 #include <stdlib.h>
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* L2 entries: zero flags, and what can't be right. */
 #include <criterion/parameterized.h>
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What failures leave behind: of an activation, of the dirty mark, of growing. */
 #include <pthread.h>
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Growth beside what isn't as one would think: a file that was cut short while its tables
  * point past its end, and a device that became larger. */
 #include "qcow2/internal.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The header: each limit with its own message; what isn't understood is kept or refused. */
 #include <criterion/parameterized.h>
 

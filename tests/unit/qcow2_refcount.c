@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Refcounts of all widths, and the growth of their blocks and of the table of them. */
 #include <criterion/parameterized.h>
 

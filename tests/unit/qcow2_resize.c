@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Growing the virtual size, with the L1 table when it must. */
 #include "qcow2_testing.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* qcow2 images in memory, and a look at their bytes. */
 #ifndef QCOW2_TESTING_H
 #define QCOW2_TESTING_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The check of QED images. */
 #include "block/check.h"
 #include "qed_testing.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Power cuts: at every point of a workload, with every kind of loss, the image that is left
  * has no corruption, flushed data is there, and what was not flushed is old or new (Q-13,
  * Q-16). */

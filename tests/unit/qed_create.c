@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Creating images. */
 #include <signal.h>
 #include <sys/resource.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The header: limits of Q-02, layout of Q-01, feature bits of Q-17. */
 #include "qed_testing.h"
 

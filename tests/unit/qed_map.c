@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Looking up, and words from the file that can't be used. */
 #include "qed_testing.h"
 

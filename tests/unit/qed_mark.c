@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* NEED_CHECK, and who gets it, V-06. */
 #include "crash_storage.h"
 #include "qed_testing.h"

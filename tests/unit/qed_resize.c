@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Growing the virtual size. */
 #include "qed_testing.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* QED images in memory, with their nodes: what the tests of the driver start from. */
 #ifndef QED_TESTING_H
 #define QED_TESTING_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Zeroing and trimming, and what counts as fast. */
 #include "qed_testing.h"
 

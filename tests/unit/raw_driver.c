@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The raw format: the identity, at any size, and how files of it are made. */
 #include <criterion/criterion.h>
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What the request engine tells observers: of every change, after it, failed or not, and
  * before its reply; and the order of those that act around a change. */
 #include <criterion/criterion.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The image that is served, and another put in its place while it is in use. */
 #include <criterion/criterion.h>
 #include <errno.h>

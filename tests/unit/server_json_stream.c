@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* JSON texts out of a stream. */
 #include <criterion/criterion.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* -r among nbdkit's arguments: never overlooked, and seldom seen where it isn't. */
 #include <criterion/criterion.h>
 

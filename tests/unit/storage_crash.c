@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The crash storage: what is durable when, and what each policy leaves. */
 #include <criterion/criterion.h>
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Block devices: a loop device, which needs privileges.  Skipped, and not passed, without.
  */
 #include <criterion/criterion.h>

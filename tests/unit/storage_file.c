@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The local file, buffered and with O_DIRECT: each test runs on both. */
 #include <fcntl.h>
 #include <string.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* NBD exports as storages: the data, against real servers of many abilities. */
 #include <criterion/criterion.h>
 #include <errno.h>

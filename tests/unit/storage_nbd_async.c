@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Asynchronous requests to NBD exports: many in flight, split, chained, refused. */
 #include <criterion/criterion.h>
 #include <errno.h>

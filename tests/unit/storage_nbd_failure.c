@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* NBD exports whose server is killed, hangs, or comes back as another: errors, in bounded
  * time, and never a hang.  Upper bounds are generous: they tell slow from never. */
 #include <criterion/criterion.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* NBD URIs: what is understood, what is refused, and that printing is parsing's inverse. */
 #include <criterion/criterion.h>
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What may be opened, and what is refused at once, with a sentence. */
 #include <criterion/criterion.h>
 #include <errno.h>

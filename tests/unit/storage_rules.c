@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* storage.c: what holds for every store, whatever lies below. */
 #include <criterion/criterion.h>
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The stores that other tests stand on: memory and faults. */
 #include <criterion/criterion.h>
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A storage on a fresh file, for the tests of the local file, which run both buffered and
  * with O_DIRECT.  Where the scratch folder's filesystem has no O_DIRECT, the direct ones
  * are skipped, and say so. */

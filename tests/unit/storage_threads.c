@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Many threads on one file: a random-operations model, and the races that O_DIRECT's
  * read-modify-write and its cut-back of the file's end could lose. */
 #include <pthread.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The file stores against a kernel that does as little as it may: short transfers,
  * interruptions, missing features.  The system calls of the store are replaced by ones that
  * misbehave on demand and are counted. */

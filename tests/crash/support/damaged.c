@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Images that are damaged before they are repaired and cut off. */
 #include "damaged.h"
 
 #include <stdlib.h>

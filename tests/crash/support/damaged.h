@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Images that need a repair, for tests that disturb it. */
 #ifndef CRASH_DAMAGED_H
 #define CRASH_DAMAGED_H

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What was written when, and what of it must be there. */
 #include "history.h"
 
 #include <inttypes.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What was asked of an image, when it was asked and when it was answered, and from that
  * what each sector may hold after a crash.
  *

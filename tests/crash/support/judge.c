@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Is the image that a crash left a good one? */
 #include "judge.h"
 
 #include <inttypes.h>

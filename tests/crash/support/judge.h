@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Judges what a crash left: structure, contents, and what QEMU's tools say. */
 #ifndef CRASH_JUDGE_H
 #define CRASH_JUDGE_H

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The configurations that are tried. */
 #include "matrix.h"
 
 #define KIB UINT64_C(1024)

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The configurations that are tested. */
 #ifndef CRASH_MATRIX_H
 #define CRASH_MATRIX_H

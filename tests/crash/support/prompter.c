@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Requests at chosen moments of a commit. */
 #include "prompter.h"
 
 #include <pthread.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Another client that speaks up in the middle of things: while the image reads, writes, or
  * flushes on behalf of one request, a second thread is let run a request of its own, to its
  * end when that is possible.  So the windows between two steps of a request are met on

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* One run whose storage remembers everything. */
 #include "recording.h"
 
 #include <errno.h>

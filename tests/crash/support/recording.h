@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A run of requests on a subject, recorded: from the start to a close or a kill. */
 #ifndef CRASH_RECORDING_H
 #define CRASH_RECORDING_H

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Sectors that say who wrote them. */
 #include "stamp.h"
 
 #include <string.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Sectors that say what they are: each holds its own number and the version of its
  * contents, so that garbage, another sector's data and data nobody wrote are recognised. */
 #ifndef CRASH_STAMP_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* An independent look at the metadata of an image: nothing of the code under test is used,
  * so that it can judge it.  It says what qemu-img check would, and where the guest's
  * sectors of a snapshot lie. */

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What must hold in a qcow2 file, read by the book. */
 #include <endian.h>
 #include <inttypes.h>
 #include <stdarg.h>

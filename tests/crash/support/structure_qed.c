@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What must hold in a QED file, read by the book. */
 #include <endian.h>
 #include <inttypes.h>
 #include <stdio.h>

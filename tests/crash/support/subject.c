@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The image under test, and its random requests. */
 #include "subject.h"
 
 #include <errno.h>

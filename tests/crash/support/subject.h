@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The image under test: how it is made, and nodes over copies of it. */
 #ifndef CRASH_SUBJECT_H
 #define CRASH_SUBJECT_H

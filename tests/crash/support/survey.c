@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Many crashes of one recording. */
 #include "survey.h"
 
 #include <inttypes.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Many crashes of one recording. */
 #ifndef CRASH_SURVEY_H
 #define CRASH_SURVEY_H

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* A storage that tells a listener of each call. */
 #include "tap_storage.h"
 
 #include <stdlib.h>

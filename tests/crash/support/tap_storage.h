@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A storage that calls a test before each access to the one below it.
  *
  * The callbacks run on the thread that reads or writes, under no lock that forbids I/O, and

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* For parts of the command: its complaints are made, and not shown. */
 #include <stdarg.h>
 #include <stdio.h>

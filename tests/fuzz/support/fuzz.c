@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What all fuzzers share. */
 #include "fuzz.h"
 
 #include <stdarg.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What the fuzz targets share.  A target is a file of the folder above that defines
  * LLVMFuzzerTestOneInput: it gives bytes to a parser as a hostile image or peer would, and
  * checks what must be true whatever they are.  It is linked with libFuzzer (scripts/fuzz),

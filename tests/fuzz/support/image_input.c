@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* An image out of fuzzed bytes. */
 #include "image_input.h"
 
 #include <stdio.h>

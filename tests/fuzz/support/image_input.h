@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The input of the targets for images:
  *
  *     program (64 bytes) | the image's bytes

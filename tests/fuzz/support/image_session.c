@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A session with an image of the fuzzer's: opened, used, closed and opened again. */
 #include <errno.h>
 #include <stdlib.h>

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Changes that keep an image an image. */
 #include "mutate.h"
 
 #include <stddef.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Mutations that know what an image is: fields of headers and entries of tables get values
  * that mean something (places inside the file, other entries, flags, limits), which bytes
  * at random hardly ever do.  Only with libFuzzer. */

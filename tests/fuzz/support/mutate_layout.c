@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Where the numbers of qcow2 and QED images are. */
 #include <stddef.h>
 

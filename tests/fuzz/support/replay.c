@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Runs a fuzz target on files instead of libFuzzer: what was found once stays found, in
  * every build.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Criterion, except in builds with the thread sanitizer: Criterion's workers map an arena
  * at an address that belongs to that sanitizer and can't start there.  For such builds
  * these few macros, with mini_criterion.c, run the same tests, each in a process of its

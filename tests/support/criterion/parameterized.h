@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* See criterion.h beside it. */
 #ifndef SUPPORT_PARAMETERIZED_H
 #define SUPPORT_PARAMETERIZED_H
