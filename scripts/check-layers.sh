@@ -6,7 +6,8 @@
 #     base <- {codec, crypto} <- block        registry <- jobs <- server
 #
 # A driver X shows X/X.h to registry.c and nothing else to anybody; nbdkit's headers are for
-# server/ only, and not for server/cli/.
+# server/ only, and not for server/cli/.  A header that says "private to this folder" is for no
+# other.  Each source begins with its licence and its purpose.
 
 # SPDX-License-Identifier: BSD-3-Clause
 # shellcheck source=scripts/lib.sh
@@ -62,6 +63,11 @@ resolve() {
     target=
 }
 
+# is_private HEADER: does it say that it is for its own folder?
+is_private() {
+    [[ $1 == *internal.h ]] || tr '\n' ' ' <"$1" | sed 's/ \*  *//g' | grep -qi 'private to this folder'
+}
+
 mapfile -t sources < <(find formats jobs server -name '*.[ch]' 2>/dev/null | sort)
 if [ ${#sources[@]} -eq 0 ]; then
     die "no sources found"
@@ -84,6 +90,9 @@ while IFS=: read -r file line text; do
             violation "$file:$line: no such header: $name"
         fi
         continue
+    fi
+    if [ "${file%/*}" != "${target%/*}" ] && is_private "$target"; then
+        violation "$file:$line: private to the folder it lies in: $target"
     fi
     layer_of "$target"
     if [ -z "${may_use[$from]:-}" ]; then
@@ -110,6 +119,14 @@ for file in "${sources[@]}"; do
     if [[ $guard != "$wanted" && $guard != "SERVER_$wanted" ]] &&
         [[ $base != "${folder##*/}_"* || $guard != "${base^^}" ]]; then
         violation "$file: the include guard is ${guard:-missing} instead of $wanted"
+    fi
+done
+
+# The licence, and then what the file is for.
+for file in "${sources[@]}"; do
+    if ! sed -n '1p' "$file" | grep -q '^/\* SPDX-License-Identifier: BSD-3-Clause \*/$' ||
+        ! sed -n '2p' "$file" | grep -q '^/\* [^ ]'; then
+        violation "$file: doesn't begin with its licence and its purpose"
     fi
 done
 

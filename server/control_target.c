@@ -8,7 +8,6 @@
 
 #include "base/cleanup.h"
 #include "block/chain.h"
-#include "storage/file.h"
 #include "storage/nbd.h"
 
 /* A mirror has 16 operations in flight at most; more connections bring nothing. */
