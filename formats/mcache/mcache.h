@@ -94,7 +94,6 @@ struct mc_pool;
 
 struct mc_pool *mc_pool_new(size_t limit_bytes, struct gate *gate);
 void mc_pool_free(struct mc_pool *pool); /* after the last mcache_free */
-size_t mc_pool_used(struct mc_pool *pool);
 
 /* ---- the cache of one image ---- */
 

@@ -41,11 +41,6 @@ void mc_pool_free(struct mc_pool *pool)
     free(pool);
 }
 
-size_t mc_pool_used(struct mc_pool *pool)
-{
-    return atomic_load(&pool->used);
-}
-
 static size_t page_cost(const struct mc_page *page)
 {
     return sizeof *page + page->map->page_bytes;

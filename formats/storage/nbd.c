@@ -389,11 +389,6 @@ const struct nbd_info *storage_nbd_info(const struct storage *st)
     return &CONTAINER_OF(st, const struct nbd_storage, st)->info;
 }
 
-bool storage_nbd_is_connected(const struct storage *st)
-{
-    return atomic_load(&CONTAINER_OF(st, struct nbd_storage, st)->connected);
-}
-
 uint64_t storage_nbd_losses(const struct storage *st)
 {
     return atomic_load(&CONTAINER_OF(st, struct nbd_storage, st)->losses);

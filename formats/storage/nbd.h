@@ -93,9 +93,6 @@ const struct nbd_info *storage_nbd_info(const struct storage *st);
  * -errno. */
 int storage_nbd_start(struct storage *st) MUST_USE;
 
-/* As far as known: without the thread nobody looks while nothing is asked. */
-bool storage_nbd_is_connected(const struct storage *st);
-
 /* How often a connection was lost while writes were unflushed. */
 uint64_t storage_nbd_losses(const struct storage *st);
 

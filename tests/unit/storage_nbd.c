@@ -12,7 +12,7 @@
 #include "nbd_server.h"
 #include "rng.h"
 #include "scratch.h"
-#include "storage/nbd.h"
+#include "storage/nbd_internal.h"
 
 #define SIZE (512u << 10)
 
@@ -255,7 +255,7 @@ Test(nbd_export, names_and_messages, .timeout = 120)
     cr_assert_eq(storage_open_nbd(text, &(struct nbd_open){0}, &st, &diag), 0, "%s",
                  diag.text);
     cr_assert_str_eq(st->name, text);
-    cr_assert(storage_is_nbd(st) && storage_nbd_is_connected(st));
+    cr_assert(storage_is_nbd(st) && nbd_of(st)->connected);
     storage_close(st);
     nbd_server_kill(&server);
     diag = refused(&(struct nbd_open){0}, ECONNREFUSED);

@@ -12,7 +12,7 @@
 
 #include "nbd_server.h"
 #include "scratch.h"
-#include "storage/nbd.h"
+#include "storage/nbd_internal.h"
 
 #define SIZE 1000000u
 
@@ -102,7 +102,7 @@ BOTH(killed_server_gives_errors)
         int err = write_it();
         cr_assert(err == -ENOTCONN || err == -EIO, "%d", err);
     }
-    cr_assert_not(storage_nbd_is_connected(st));
+    cr_assert_not(nbd_of(st)->connected);
     cr_assert_neq(storage_flush(st), 0);
     bool data;
     uint64_t run;
@@ -124,7 +124,7 @@ BOTH(restarted_server_is_found_again)
     nbd_server_restart(&server);
     cr_assert_eq(storage_read(st, back, sizeof back, 0), 0);
     cr_assert_eq(memcmp(back, buf, sizeof buf), 0);
-    cr_assert(storage_nbd_is_connected(st));
+    cr_assert(nbd_of(st)->connected);
     cr_assert_eq(write_it(), 0);
     cr_assert_eq(storage_flush(st), 0, "nothing unflushed was lost");
     cr_assert_eq(storage_nbd_losses(st), 0);
@@ -200,7 +200,7 @@ BOTH(what_comes_back_must_be_the_same)
     nbd_server_restart(&server);
     cr_assert_neq(write_it(), 0);
     cr_assert_neq(write_it(), 0);
-    cr_assert_not(storage_nbd_is_connected(st));
+    cr_assert_not(nbd_of(st)->connected);
     nbd_server_kill(&server);
     cr_assert_eq(truncate(disk, SIZE), 0);
     nbd_server_restart(&server);
@@ -214,9 +214,9 @@ Test(nbd_thread, the_thread_notices_by_itself, .timeout = 120)
     open_it(&(struct nbd_open){0});
     cr_assert_eq(storage_nbd_start(st), 0);
     nbd_server_kill(&server);
-    for (int i = 0; i < 1000 && storage_nbd_is_connected(st); i++)
+    for (int i = 0; i < 1000 && nbd_of(st)->connected; i++)
         nap(10);
-    cr_assert_not(storage_nbd_is_connected(st));
+    cr_assert_not(nbd_of(st)->connected);
     end();
 }
 
@@ -232,7 +232,7 @@ BOTH(a_hung_server_times_out)
     uint64_t start = now_ms();
     cr_assert_eq(write_it(), -ETIMEDOUT);
     cr_assert_lt(now_ms() - start, 20000u);
-    cr_assert_not(storage_nbd_is_connected(st));
+    cr_assert_not(nbd_of(st)->connected);
     /* The next attempt gets as far as the kernel's queue of connections. */
     int err = write_it();
     cr_assert(err == -ETIMEDOUT || err == -ENOTCONN, "%d", err);
