@@ -1,5 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The workers that copy, and what each has claimed. */
+/* The workers that copy, and what each has claimed.
+ *
+ * The job's thread hands a range to an idle worker and goes on; workers read and write, and
+ * nothing else.  A range is claimed from before it is read until the target has it: writes
+ * of users that are sent to the target wait for it, and it waits for theirs, so that of two
+ * writes to one place on the target the later one stays. */
 #include <pthread.h>
 #include <stdlib.h>
 

@@ -1,5 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The write engine: in place where the mapping allows it, else reserve, copy, link. */
+/* The write engine.
+ *
+ * In place, a write is one call to the storage: nobody else refers to the cluster, and no
+ * lock is taken.  Otherwise the driver reserves clusters that nothing points to, the whole
+ * of each is filled (what the write doesn't cover with what was there before), and only then
+ * the driver links them (invariant 8 of mcache.h).  A crash in between leaks clusters and
+ * harms nothing.
+ *
+ * Between reserve and link the guest range of these clusters is locked, so that of two
+ * writes into one cluster the second sees what the first has linked; writes elsewhere, even
+ * in the same table, go on. */
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>

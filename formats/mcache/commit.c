@@ -1,5 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Group commit: one leader writes for everyone who waits. */
+/* Group commit: one leader writes for everyone who waits.
+ *
+ * A commit makes durable all that happened before it began.  So a caller can use any commit
+ * that begins after its call, whoever leads it: callers that come while one runs wait for
+ * the next, and of those one leads.  However many flush at the same time, there are two
+ * commits in a row at most for each of them.
+ *
+ * The leader freezes the dirty pages into a group under the meta lock, which takes
+ * microseconds, and writes it without any lock, class by class. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

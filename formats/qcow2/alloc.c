@@ -1,5 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Taking clusters: from the free list, from a scan for free ones, from the tail. */
+/* Taking clusters.
+ *
+ * Where one comes from decides what it costs.  A cluster that was freed needs its count set
+ * to 1, and that count durable before anything durable points to it: one more barrier for
+ * the flush that follows.  A cluster of the tail has had its count since the file grew, and
+ * reads as zeroes.  Freed ones are taken first all the same, or files would only grow.
+ *
+ * What earlier sessions freed isn't known when an image is opened, and reading all counts
+ * could take minutes.  So each allocation looks at one more page of them (scan_page), until
+ * all were seen; a device that is full goes on looking before it says so. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>

@@ -1,5 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Letting go of clusters, and the clean end. */
+/* Letting go of clusters, and the clean end.
+ *
+ * A cluster that lost its last reference is still in use in three ways, one after the other:
+ * the table on disk points to it until the change is durable; requests that looked at the
+ * table before may be reading it; and its count says so.  `unlinked` holds what the open
+ * group let go of, `frozen` what the group that is being written did; alloc_reclaim.c has
+ * the rest of the way. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>

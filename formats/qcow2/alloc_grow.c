@@ -1,5 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Growth: a longer file, and refcount blocks for it. */
+/* Growth: a longer file, and refcount blocks for it.
+ *
+ * A step adds more clusters than are asked for, and sets all their counts to 1 at once: as
+ * soon as that is durable, allocations from the tail need no barrier of their own.  What a
+ * session leaves over it gives back at its end; after a crash it is leaked.
+ *
+ * A step stays within the reach of one refcount block.  When there is none, the first
+ * cluster of the step becomes it, and counts itself.  Clusters that something refers to
+ * already, though they lie past the end of the file, are passed over: tables of a file that
+ * was cut short point there. */
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>

@@ -1,5 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Reservations: clusters that take data before anything points to them. */
+/* Reservations: clusters that take data before anything points to them.
+ *
+ * A run of a request's clusters is of one of two kinds.  Zero clusters that have kept an
+ * allocation of their own take the data right there; everything else gets new clusters, and
+ * the old ones lose a reference when the new are linked.  A link is one word of an L2 table;
+ * whether it may reach the disk before the data is decided word by word (is_settled), for
+ * the tail may have become durable meanwhile. */
 #include <assert.h>
 #include <errno.h>
 
