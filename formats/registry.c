@@ -13,8 +13,3 @@ void registry_init(void)
 {
     drivers_set(drivers);
 }
-
-const char *registry_names(void)
-{
-    return "qcow2, qed, raw";
-}

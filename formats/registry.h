@@ -8,7 +8,4 @@
 /* Tells the block layer which formats there are; once, before the first image is opened. */
 void registry_init(void);
 
-/* The formats' names, for messages: "qcow2, qed, raw". */
-const char *registry_names(void);
-
 #endif

@@ -95,8 +95,10 @@ static int qimg_config_complete(void)
 
 static void qimg_dump_plugin(void)
 {
+    struct driver_names_text formats;
+
     printf("qimg_version=%s\n", QIMG_VERSION);
-    printf("qimg_formats=%s\n", registry_names());
+    printf("qimg_formats=%s\n", driver_names(&formats));
     printf("qimg_cache_modes=%s\n", cache_mode_names());
     printf("qimg_zstd=no\n");
     printf("qimg_luks=no\n");

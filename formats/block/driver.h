@@ -68,6 +68,27 @@ struct create_option {
     bool used;
 };
 
+/* An option of `create` as a format describes it: parsing, help and what is announced come
+ * from these. */
+enum create_option_kind { CREATE_TEXT, CREATE_SWITCH, CREATE_NUMBER, CREATE_SIZE };
+
+struct create_option_info {
+    const char *name; /* NULL: the end of the table */
+    enum create_option_kind kind;
+    const char *initial; /* announced when none is given; NULL: then not announced */
+    const char *help;    /* NULL: there is no choice but the initial value; not listed */
+};
+
+/* Those of the file, which every format has. */
+#define CREATE_NOCOW_OPTION                                                        \
+    {                                                                              \
+        "nocow", CREATE_SWITCH, NULL, "Turn off copy-on-write of the file (btrfs)" \
+    }
+#define CREATE_EXTENT_OPTION                                                         \
+    {                                                                                \
+        "extent_size_hint", CREATE_SIZE, NULL, "Bytes for the file to grow by (XFS)" \
+    }
+
 struct create_request {
     const char *filename;
     uint64_t size;                             /* bytes, of any alignment */
@@ -79,6 +100,7 @@ struct create_request {
 
 struct driver {
     const char *name;
+    const struct create_option_info *create_options; /* in the order of announcing */
 
     /* Does an image start with these bytes?  n may be short.  Absent for raw, which any
      * bytes are. */
@@ -170,6 +192,8 @@ const char *driver_names(struct driver_names_text *out);
 
 /* NULL when there is none of that name, or no magic fits. */
 const struct driver *driver_find(const char *name);
+/* The i-th from 0 on, in the order of probing; NULL behind the last. */
+const struct driver *driver_at(size_t i);
 const struct driver *driver_probe(const uint8_t *head, size_t n);
 
 #endif

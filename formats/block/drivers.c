@@ -30,6 +30,11 @@ const struct driver *driver_probe(const uint8_t *head, size_t n)
     return NULL;
 }
 
+const struct driver *driver_at(size_t i)
+{
+    return drivers[i];
+}
+
 const char *driver_names(struct driver_names_text *out)
 {
     size_t used = 0;

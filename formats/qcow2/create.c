@@ -15,6 +15,24 @@
 #include "qcow2/internal.h"
 #include "qcow2/qcow2.h"
 
+const struct create_option_info qcow2_create_options[] = {
+    {"encryption", CREATE_SWITCH, NULL, NULL},
+    {"cluster_size", CREATE_SIZE, "65536", "Size of a cluster, 512 bytes to 2 MiB"},
+    {"extended_l2", CREATE_SWITCH, "off", NULL},
+    {"preallocation", CREATE_TEXT, NULL,
+     "What to allocate now: off, metadata, falloc or full"},
+    {"compression_type", CREATE_TEXT, "zlib", NULL},
+    {"size", CREATE_SIZE, NULL, "Virtual disk size"},
+    {"compat", CREATE_TEXT, NULL, "Version of the format: 0.10 (v2) or 1.1 (v3)"},
+    {"backing_file", CREATE_TEXT, NULL, "File name of a base image"},
+    {"backing_fmt", CREATE_TEXT, NULL, "Image format of the base image"},
+    {"lazy_refcounts", CREATE_SWITCH, "off", "Postpone the updates of reference counts"},
+    {"refcount_bits", CREATE_NUMBER, "16", "Width of a reference count, 1 to 64 bits"},
+    CREATE_NOCOW_OPTION,
+    CREATE_EXTENT_OPTION,
+    {0},
+};
+
 #define HEADER_LENGTH 112 /* with the compression type */
 
 enum preallocation { PREALLOC_OFF, PREALLOC_METADATA, PREALLOC_FALLOC, PREALLOC_FULL };

@@ -185,6 +185,7 @@ int qcow2_point_header(struct qcow2 *q, const struct qcow2_header *h,
                                     const struct qcow2_header *h)) MUST_USE;
 
 /* ---- create.c, rebase.c, resize.c, open.c ---- */
+extern const struct create_option_info qcow2_create_options[];
 int qcow2_create(struct create_request *req, struct diag *diag);
 int qcow2_set_backing(struct node *node, const char *name, const char *format,
                       struct diag *diag);

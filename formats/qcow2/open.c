@@ -308,6 +308,7 @@ static bool has_unlinked(struct node *node)
 
 const struct driver qcow2_driver = {
     .name = "qcow2",
+    .create_options = qcow2_create_options,
     .probe = probe,
     .open = qcow2_open,
     .activate = qcow2_activate,

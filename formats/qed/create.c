@@ -11,6 +11,17 @@
 #include "base/log.h"
 #include "qed/image.h"
 
+const struct create_option_info qed_create_options[] = {
+    {"size", CREATE_SIZE, NULL, "Virtual disk size"},
+    {"backing_file", CREATE_TEXT, NULL, "File name of a base image"},
+    {"backing_fmt", CREATE_TEXT, NULL, "Image format of the base image"},
+    {"cluster_size", CREATE_SIZE, "65536", "Size of a cluster, 4 KiB to 64 MiB"},
+    {"table_size", CREATE_SIZE, NULL, "Clusters that an L1 or L2 table takes, 1 to 16"},
+    CREATE_NOCOW_OPTION,
+    CREATE_EXTENT_OPTION,
+    {0},
+};
+
 struct settings {
     uint64_t cluster_size, table_size;
     const char *backing_file, *backing_format;

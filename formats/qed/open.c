@@ -268,6 +268,7 @@ static void info(struct node *node, json_t *object)
 
 const struct driver qed_driver = {
     .name = "qed",
+    .create_options = qed_create_options,
     .probe = probe,
     .open = open_image,
     .activate = activate,

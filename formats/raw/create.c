@@ -11,6 +11,14 @@
 #include "raw/raw.h"
 #include "storage/storage.h"
 
+const struct create_option_info raw_create_options[] = {
+    {"size", CREATE_SIZE, NULL, "Virtual disk size"},
+    CREATE_NOCOW_OPTION,
+    {"preallocation", CREATE_TEXT, NULL, "What to allocate now: off, falloc or full"},
+    CREATE_EXTENT_OPTION,
+    {0},
+};
+
 #define SECTOR      512
 #define ZERO_BUFFER (1u << 20)
 

@@ -27,7 +27,7 @@ static const struct cli_option options[] = {
 
 struct create_args {
     const char *filename;
-    const struct create_format *format;
+    const struct driver *format;
     const char *size_text; /* NULL: none given */
     struct option_list list;
     bool unchecked, quiet;
@@ -145,7 +145,7 @@ static int settle_size(struct create_args *args, uint64_t *size)
 
 static int create(struct create_args *args)
 {
-    const char *name = create_format_name(args->format);
+    const char *name = args->format->name;
     CLEANUP_FREE struct create_option *for_driver = NULL;
     struct create_request req = {.filename = args->filename};
     struct diag diag = {0};
@@ -222,7 +222,7 @@ static int run_with(struct create_args *args, const struct cli_command *self, in
 
     if (code != CLI_GO_ON)
         return code;
-    args->format = create_format_find(raw.format);
+    args->format = driver_find(raw.format);
     if (!args->format)
         return create_format_unknown("Unknown file format", raw.format);
     if (args->list.help) {

@@ -6,31 +6,24 @@
 #include "block/driver.h"
 #include "options.h"
 
-struct create_format;
-
-/* NULL: there is no such format. */
-const struct create_format *create_format_find(const char *name);
-
 /* Complains that `what` (a format) is none of those there are; returns CLI_FAILED. */
 int create_format_unknown(const char *what, const char *name);
 
-const char *create_format_name(const struct create_format *format);
-
 /* Are backing files among the format's features? */
-bool create_format_has_backing(const struct create_format *format);
+bool create_format_has_backing(const struct driver *format);
 
 /* Prints the options with what they mean. */
-void create_format_help(const struct create_format *format);
+void create_format_help(const struct driver *format);
 
 /* Refuses keys the format doesn't have and values that aren't of their kind, and brings
  * values into one form: sizes and numbers in decimal, switches as on and off.  Returns an
  * exit code. */
-int create_options_check(const struct create_format *format, struct option_list *list,
+int create_options_check(const struct driver *format, struct option_list *list,
                          const char *filename);
 
 /* Prints "Formatting ..." with the options in effect. */
-void create_options_announce(const struct create_format *format,
-                             const struct option_list *list, const char *filename);
+void create_options_announce(const struct driver *format, const struct option_list *list,
+                             const char *filename);
 
 /* The options that are the driver's business; the caller frees the array, whose texts stay
  * the list's.  Returns an exit code. */

@@ -31,12 +31,14 @@ static int print_version(void)
 
 static int print_help(void)
 {
+    struct driver_names_text formats;
+
     printf("usage: qimg command [options] operands\n"
            "Disk images in the formats %s: offline commands and an NBD server.\n\n"
            "  -h, --help     display this help and exit\n"
            "  -V, --version  output version information and exit\n\n"
            "Commands; 'qimg command --help' tells their options:\n",
-           registry_names());
+           driver_names(&formats));
     for (size_t i = 0; i < ARRAY_LEN(commands); i++)
         printf("  %-8s %s\n", commands[i]->name, commands[i]->summary);
     return cli_finish(CLI_OK);
@@ -61,6 +63,7 @@ static int unknown_command(const char *word)
 
 int main(int argc, char **argv)
 {
+    registry_init();
     if (argc < 2)
         return cli_usage_error("Not enough arguments");
     const char *word = argv[1];
@@ -72,7 +75,6 @@ int main(int argc, char **argv)
         return cli_usage_error("unrecognized option '%s'", word);
 
     log_set_sink(log_as_command);
-    registry_init();
     for (size_t i = 0; i < ARRAY_LEN(commands); i++)
         if (strcmp(commands[i]->name, word) == 0)
             return run_command(commands[i], argc - 1, argv + 1);
