@@ -8,7 +8,7 @@
 #include "block/chain.h"
 #include "block/foreign_format.h"
 #include "block/json_name.h"
-#include "storage/nbd.h"
+#include "storage/protocol.h"
 
 /* What probing looks at. */
 #define HEAD_BYTES 512
@@ -24,10 +24,10 @@ struct visited {
 /* How one layer is to be opened. */
 struct layer {
     const char *path;
-    bool is_nbd;        /* the path is an NBD URI */
+    const struct storage_protocol *protocol;
     const char *format; /* NULL or "auto": by magic */
     const char *image;  /* the image above it; NULL: it is the top */
-    enum nbd_uri_origin origin;
+    bool named_by_image;
     const _Atomic bool *give_up;
     bool read_only, fallback_read_only;
 };
@@ -160,9 +160,6 @@ static int note_visit(struct visited *visited, struct storage *file, struct diag
     return 0;
 }
 
-/* How long a read waits for an NBD server that went away to come back. */
-#define NBD_PATIENCE_MS 10000
-
 static int open_store(const struct layer *layer, const struct node_options *options,
                       struct storage **out, struct diag *diag)
 {
@@ -171,17 +168,11 @@ static int open_store(const struct layer *layer, const struct node_options *opti
         .fallback_read_only = layer->fallback_read_only,
         .direct = options->cache && options->cache->direct,
         .no_flush = options->cache && options->cache->no_flush,
-    };
-    const struct nbd_open nbd = {
-        .read_only = layer->read_only,
-        .connections = NBD_MAX_CONNECTIONS,
-        .reconnect_ms = NBD_PATIENCE_MS,
-        .origin = layer->origin,
+        .named_by_image = layer->named_by_image,
         .give_up = layer->give_up,
     };
 
-    return layer->is_nbd ? storage_open_nbd(layer->path, &nbd, out, diag)
-                         : storage_open_file(layer->path, &how, out, diag);
+    return layer->protocol->open(layer->path, &how, out, diag);
 }
 
 static int open_layer(struct block_context *ctx, const struct layer *layer,
@@ -210,8 +201,9 @@ static int open_layer(struct block_context *ctx, const struct layer *layer,
 static int resolve_chosen(const struct node *top, const char *name, struct reference *out,
                           struct diag *diag)
 {
-    bool known =
-        strncmp(name, "file:", 5) == 0 || nbd_uri_is_one(name) || json_name_is_one(name);
+    bool known = strncmp(name, "file:", 5) == 0 ||
+                 storage_protocol_of(name) != &storage_protocol_file ||
+                 json_name_is_one(name);
     if (!known && name[strcspn(name, ":/")] == ':')
         return diag_set(diag, ENOTSUP,
                         "backing=%s: only local files and NBD exports can be backing files",
@@ -286,10 +278,10 @@ static int open_below(struct block_context *ctx, struct node *top,
 
         const struct layer layer = {
             .path = ref.path,
-            .is_nbd = ref.is_nbd,
+            .protocol = ref.protocol,
             .format = format,
             .image = node->filename,
-            .origin = node == top && options->backing ? NBD_URI_USER : NBD_URI_IMAGE,
+            .named_by_image = node != top || !options->backing,
             .give_up = options->give_up,
             .read_only = true,
         };
@@ -307,7 +299,7 @@ int chain_open(struct block_context *ctx, const char *filename,
     struct visited visited = {.count = 0};
     const struct layer layer = {
         .path = filename,
-        .is_nbd = options->is_nbd,
+        .protocol = options->protocol ? options->protocol : &storage_protocol_file,
         .format = options->format,
         .give_up = options->give_up,
         .read_only = options->read_only,

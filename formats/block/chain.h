@@ -10,9 +10,9 @@
 #define CHAIN_MAX_DEPTH 500
 
 struct chain_options {
-    const char *format;         /* NULL: by magic, raw never guessed */
-    bool is_nbd;                /* the filename is an NBD URI */
-    bool read_only;             /* open all files read-only */
+    const char *format;                      /* NULL: by magic, raw never guessed */
+    const struct storage_protocol *protocol; /* of the filename; NULL: a local file */
+    bool read_only;                          /* open all files read-only */
     bool fallback_read_only;    /* a file that can't be written is opened read-only */
     bool no_backing;            /* backing=none, or only this image is wanted */
     const char *backing;        /* NULL: as the image says */

@@ -139,6 +139,7 @@ static int parse_file(struct members *m, const char *prefix, struct json_name *o
 {
     int err = take(m, prefix, "filename", &out->target);
 
+    out->protocol = &storage_protocol_file;
     if (err || out->target)
         return err;
     return refuse(m, EINVAL, "filename", "is missing");
@@ -183,7 +184,7 @@ static int parse_nbd(struct members *m, const char *prefix, struct json_name *ou
     if (port && strlen(port) >= sizeof uri.port)
         return refuse(m, EINVAL, "server.port", "must be a number from 1 to 65535");
     strcpy(uri.port, port ? port : "10809");
-    out->is_nbd = true;
+    out->protocol = &storage_protocol_nbd;
     out->target = nbd_uri_print(&uri);
     return out->target ? 0 : refuse(m, ENOMEM, "server", "out of memory");
 }

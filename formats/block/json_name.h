@@ -15,9 +15,10 @@
 
 #include "base/compiler.h"
 #include "base/diag.h"
+#include "storage/protocol.h"
 
 struct json_name {
-    bool is_nbd;
+    const struct storage_protocol *protocol;
     char *target; /* owned: a file's name, of any bytes, or an NBD URI that wasn't judged */
     const char *format; /* static; NULL: the name doesn't say */
 };

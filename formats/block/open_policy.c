@@ -82,8 +82,9 @@ static int check_below_folder(const char *image, const char *path, struct diag *
                     image, path);
 }
 
-static int resolve_nbd(const char *image, const char *uri, enum references policy,
-                       struct reference *out, struct diag *diag)
+static int resolve_remote(const char *image, const struct storage_protocol *protocol,
+                          const char *uri, enum references policy, struct reference *out,
+                          struct diag *diag)
 {
     if (policy == REFERENCES_DIR)
         return diag_set(diag, EACCES,
@@ -91,14 +92,14 @@ static int resolve_nbd(const char *image, const char *uri, enum references polic
                         "(references=dir)",
                         image, uri);
     out->path = strdup(uri);
-    out->is_nbd = true;
+    out->protocol = protocol;
     return out->path ? 0 : diag_errno(diag, ENOMEM, "%s", image);
 }
 
 static int resolve_local(const char *image, const char *local, enum references policy,
                          struct reference *out, struct diag *diag)
 {
-    if (nbd_uri_is_one(image) && local[0] != '/')
+    if (storage_protocol_of(image) != &storage_protocol_file && local[0] != '/')
         return diag_set(diag, ENOTSUP,
                         "%s: names %s: an NBD export has no folder that a relative name "
                         "could lie in",
@@ -114,8 +115,10 @@ static int resolve_local(const char *image, const char *local, enum references p
         return diag_errno(diag, ENOMEM, "%s", image);
     }
     int rc = policy == REFERENCES_DIR ? check_below_folder(image, joined, diag) : 0;
-    if (rc == 0)
+    if (rc == 0) {
         out->path = TAKE(&joined);
+        out->protocol = &storage_protocol_file;
+    }
     return rc;
 }
 
@@ -128,8 +131,9 @@ static int resolve_json(const char *image, const char *name, enum references pol
         return rc;
 
     CLEANUP_FREE char *target = parsed.target;
-    rc = parsed.is_nbd ? resolve_nbd(image, target, policy, out, diag)
-                       : resolve_local(image, target, policy, out, diag);
+    rc = parsed.protocol != &storage_protocol_file
+             ? resolve_remote(image, parsed.protocol, target, policy, out, diag)
+             : resolve_local(image, target, policy, out, diag);
     if (rc == 0)
         out->format = parsed.format;
     return rc;
@@ -143,8 +147,9 @@ int reference_resolve(const char *image, const char *name, enum references polic
         return diag_set(diag, EACCES,
                         "%s: names %s, but references=none allows no other file", image,
                         name);
-    if (nbd_uri_is_one(name))
-        return resolve_nbd(image, name, policy, out, diag);
+    const struct storage_protocol *protocol = storage_protocol_of(name);
+    if (protocol != &storage_protocol_file)
+        return resolve_remote(image, protocol, name, policy, out, diag);
     if (json_name_is_one(name))
         return resolve_json(image, name, policy, out, diag);
 

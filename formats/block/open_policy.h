@@ -10,6 +10,7 @@
 
 #include "base/compiler.h"
 #include "base/diag.h"
+#include "storage/protocol.h"
 
 enum references {
     REFERENCES_ANY,  /* any local file, any NBD export */
@@ -22,8 +23,9 @@ int references_parse(const char *word, enum references *out);
 
 /* What a name stands for. */
 struct reference {
-    char *path;         /* of a local file; or an NBD URI */
-    bool is_nbd;        /* the path alone can't tell: a file may be called "nbd:x" */
+    char *path; /* of a local file; or an NBD URI */
+    /* The path alone can't tell: a file may be called "nbd:x". */
+    const struct storage_protocol *protocol;
     const char *format; /* static: the format that the name itself demands; NULL: none */
 };
 

@@ -107,6 +107,11 @@ struct storage_open {
     bool direct; /* O_DIRECT, at any alignment of the caller's; -EINVAL where the filesystem
                     doesn't know it */
     bool no_flush;
+    /* For stores of another server's: the name was found in an image, and is hostile; and,
+     * until storage_start, set by another thread when nobody waits for it any more (NULL:
+     * nobody will). */
+    bool named_by_image;
+    const _Atomic bool *give_up;
 };
 
 /* Opens a local file or block device; anything else (FIFO, socket, directory, character

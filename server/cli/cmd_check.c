@@ -250,7 +250,7 @@ static int check_given(struct check_args *args)
     int code = image_opts_parse(args->image.filename, &ref);
     if (code != CLI_OK)
         return code;
-    if (ref.is_nbd)
+    if (ref.protocol != &storage_protocol_file)
         return cli_error("%s: only files can be checked", ref.path);
     args->image.filename = ref.path;
     args->image.format = ref.format;

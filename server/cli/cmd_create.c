@@ -85,8 +85,10 @@ static int check_backing(const struct create_args *args, const char *name,
                          args->filename, format, ref.format);
 
     /* As for qemu-img: who puts an overlay on a disk in use may do that. */
-    const struct chain_options chain = {
-        .format = format, .is_nbd = ref.is_nbd, .read_only = true, .node.lock_off = true};
+    const struct chain_options chain = {.format = format,
+                                        .protocol = ref.protocol,
+                                        .read_only = true,
+                                        .node.lock_off = true};
     struct image image;
     int code = image_open(&image, ref.path, &chain, IMAGE_NEVER_RAW);
     if (code != CLI_OK)

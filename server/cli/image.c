@@ -41,8 +41,10 @@ int image_open(struct image *image, const char *filename,
     struct chain_options actual = *options;
     bool maybe_raw = guess == IMAGE_MAYBE_RAW;
 
-    filename = options->is_nbd ? filename : cli_local_name(filename);
-    if (maybe_raw && !options->format && !options->is_nbd && looks_raw(filename))
+    bool is_local = !options->protocol || options->protocol == &storage_protocol_file;
+
+    filename = is_local ? cli_local_name(filename) : filename;
+    if (maybe_raw && !options->format && is_local && looks_raw(filename))
         actual.format = "raw";
     return open_chain(image, filename, &actual, maybe_raw);
 }
@@ -60,7 +62,7 @@ int image_open_given(struct image *image, const struct cli_image *given,
     if (code != CLI_OK)
         return code;
     actual.format = ref.format;
-    actual.is_nbd = ref.is_nbd;
+    actual.protocol = ref.protocol;
     return image_open(image, ref.path, &actual, IMAGE_MAYBE_RAW);
 }
 

@@ -90,8 +90,9 @@ static void check_resolving(const char *name)
         if (err)
             continue;
         fuzz_check(policies[i] != REFERENCES_NONE, "'%s' is let pass", name);
-        fuzz_check(!ref.is_nbd || policies[i] == REFERENCES_ANY, "'%s' is let pass", name);
-        if (ref.is_nbd)
+        fuzz_check(ref.protocol == &storage_protocol_file || policies[i] == REFERENCES_ANY,
+                   "'%s' is let pass", name);
+        if (ref.protocol != &storage_protocol_file)
             continue;
         fuzz_check(!is_protocol || json_name_is_one(name), "'%s' is let pass", name);
         fuzz_check(path[0] == '/', "'%s' became '%s'", name, path);

@@ -55,7 +55,7 @@ Test(json_name, understood, .init = init)
                      diag.text);
         CLEANUP_FREE char *target = got.target;
         cr_expect_str_eq(target, cases[i].target);
-        cr_expect_eq(got.is_nbd, cases[i].is_nbd);
+        cr_expect_eq(got.protocol == &storage_protocol_nbd, cases[i].is_nbd);
         cr_expect(cases[i].format ? got.format && strcmp(got.format, cases[i].format) == 0
                                   : !got.format,
                   "%s", cases[i].name);

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The table of protocols. */
+#include "storage/protocol.h"
+
+#include "storage/nbd.h"
+
+/* How long a request waits for a server that went away to come back. */
+#define NBD_PATIENCE_MS 10000
+
+static int open_nbd(const char *name, const struct storage_open *how, struct storage **out,
+                    struct diag *diag)
+{
+    const struct nbd_open nbd = {
+        .read_only = how->read_only,
+        .connections = NBD_MAX_CONNECTIONS,
+        .reconnect_ms = NBD_PATIENCE_MS,
+        .origin = how->named_by_image ? NBD_URI_IMAGE : NBD_URI_USER,
+        .give_up = how->give_up,
+    };
+
+    return storage_open_nbd(name, &nbd, out, diag);
+}
+
+const struct storage_protocol storage_protocol_file = {
+    .name = "file",
+    .open = storage_open_file,
+};
+
+const struct storage_protocol storage_protocol_nbd = {
+    .name = "nbd",
+    .owns = nbd_uri_is_one,
+    .open = open_nbd,
+};
+
+static const struct storage_protocol *const protocols[] = {&storage_protocol_nbd};
+
+const struct storage_protocol *storage_protocol_of(const char *name)
+{
+    for (size_t i = 0; i < ARRAY_LEN(protocols); i++)
+        if (protocols[i]->owns(name))
+            return protocols[i];
+    return &storage_protocol_file;
+}

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Where images lie: the kinds of stores there are, in a table.  Everything above opens a
+ * store by its protocol and then knows it as a storage.  Layer: storage. */
+#ifndef STORAGE_PROTOCOL_H
+#define STORAGE_PROTOCOL_H
+
+#include <stdbool.h>
+
+#include "storage/storage.h"
+
+struct storage_protocol {
+    const char *name; /* "file", "nbd" */
+
+    /* Is this a name of the protocol's, without a look at any file?  NULL: it is none that
+     * a name can show. */
+    bool (*owns)(const char *name);
+
+    /* As storage_open_file; what `how` has for other protocols is ignored. */
+    int (*open)(const char *name, const struct storage_open *how, struct storage **out,
+                struct diag *diag);
+};
+
+extern const struct storage_protocol storage_protocol_file, storage_protocol_nbd;
+
+/* The protocol whose name it is; else that of files. */
+const struct storage_protocol *storage_protocol_of(const char *name);
+
+#endif
