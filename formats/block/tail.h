@@ -2,13 +2,14 @@
 /* The end of an image file, where fresh clusters come from.
  *
  *        next           durable        end
- *   ------|----- fresh ----|-------------|        (fresh_from <= next on a growing file)
+ *   ------|----- fresh ----|-------------|        (fresh_from <= next on a growing file,
+ *                                                  unless growth failed half-way)
  *
- * [next, end) was added by growing the file and reads as zeroes.  Below `durable` the
- * growth, and whatever bookkeeping the driver stored for it before the group was frozen, is
- * durable: links to clusters there need no barrier when they replace zeroes (a *relaxed*
- * group).  Growth takes ever larger steps, so that it is rare; what was not used is given
- * back at close.
+ * [MAX(next, fresh_from), end) was added by growing the file and reads as zeroes.  Below
+ * `durable` the growth, and whatever bookkeeping the driver stored for it before the group
+ * was frozen, is durable: links to clusters there need no barrier when they replace zeroes
+ * (a *relaxed* group).  Growth takes ever larger steps, so that it is rare; what was not
+ * used is given back at close.
  *
  * Threads: functions marked META under mcache_meta(node->mc); tail_grow under the driver's
  * RANK_GROWTH lock and not under META.  Layer: block. */
@@ -25,7 +26,8 @@ struct node;
 struct tail {
     uint64_t next;       /* first byte not handed out; cluster aligned */
     uint64_t end;        /* first byte beyond the file; cluster aligned */
-    uint64_t fresh_from; /* from here on the bytes were added by this session */
+    uint64_t fresh_from; /* from here on the bytes were added by this session, and nobody
+                            wrote to them before they were taken */
     uint64_t durable;    /* growth durable up to here */
     uint64_t frozen_end; /* `end` when the group being written was frozen */
     uint64_t taken;      /* bytes handed out in this session: sets the step of growth */

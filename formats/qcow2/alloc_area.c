@@ -58,12 +58,27 @@ static int plan_refcount_table_at(struct alloc *a, uint64_t start, uint64_t leas
     }
 }
 
-/* At the tail's end, or behind metadata that is known to lie there. */
+/* The tail's end, or what lies behind the reach of the last refcount block: nothing of an
+ * area that begins here has a count yet.  Pages of a block that ordinary growth failed to
+ * make are in memory: another in its place would not be read, so it counts, too. */
+static uint64_t first_uncounted(const struct alloc *a)
+{
+    const struct refcounts *refs = &a->q->refs;
+    const struct refcount_table *table = atomic_load(&refs->table);
+    uint64_t blocks = table->n_entries;
+
+    while (blocks > 0 && atomic_load(&table->words[blocks - 1]) == 0)
+        blocks--;
+    return MAX(a->tail.end >> a->q->cluster_bits, MAX(blocks, refs->tried_blocks)
+                                                      << refs->block_bits);
+}
+
+/* Behind metadata, if some is known to lie there. */
 static int plan_refcount_table(struct alloc *a, uint64_t least, struct area *area,
                                uint64_t *n_entries)
 {
     const struct meta_set *metadata = &a->q->metadata;
-    uint64_t start = a->tail.end >> a->q->cluster_bits;
+    uint64_t start = first_uncounted(a);
 
     int err = plan_refcount_table_at(a, start, least, area, n_entries);
     if (err || !meta_set_has_any(metadata, start, area_end(area) - start))
@@ -92,6 +107,13 @@ static int write_blocks(struct alloc *a, const struct area *area)
             return err;
     }
     return 0;
+}
+
+/* An area that failed may have left its bytes where the tail goes on. */
+static void distrust_tail(struct alloc *a)
+{
+    LOCK_GUARD(mcache_meta(a->q->node->mc));
+    a->tail.fresh_from = MAX(a->tail.fresh_from, atomic_load(&a->file_end));
 }
 
 static int write_table(struct alloc *a, const struct refcount_table *table)
@@ -168,6 +190,7 @@ int alloc_grow_refcount_table(struct alloc *a, uint64_t least)
     }
     if (err) {
         free(table);
+        distrust_tail(a);
         return err;
     }
     LOCK_GUARD(mcache_meta(q->node->mc));
@@ -179,19 +202,11 @@ int alloc_grow_refcount_table(struct alloc *a, uint64_t least)
 
 /* ---- a table that one block can't count ---- */
 
-/* Behind the last refcount block's reach, and behind all metadata if some lies there: then
- * nothing of the area has a count yet. */
+/* Behind all metadata if some lies there. */
 static struct area plan_wide_table(struct alloc *a, uint64_t n)
 {
     struct qcow2 *q = a->q;
-    const struct refcount_table *table = atomic_load(&q->refs.table);
-    uint64_t blocks = table->n_entries;
-
-    while (blocks > 0 && atomic_load(&table->words[blocks - 1]) == 0)
-        blocks--;
-    struct area area = {
-        .start = MAX(a->tail.end >> q->cluster_bits, blocks << q->refs.block_bits),
-        .table_clusters = n};
+    struct area area = {.start = first_uncounted(a), .table_clusters = n};
     add_blocks(&q->refs, &area);
     if (meta_set_has_any(&q->metadata, area.start, area_end(&area) - area.start)) {
         area.start = meta_set_end(&q->metadata);
@@ -247,6 +262,9 @@ int alloc_wide_table(struct alloc *a, uint64_t n, uint64_t *host)
         err = node_barrier(q->node);
     if (!err)
         err = publish_blocks(a, &area);
-    *host = area.start << q->cluster_bits;
+    if (err)
+        distrust_tail(a);
+    else
+        *host = area.start << q->cluster_bits;
     return err;
 }

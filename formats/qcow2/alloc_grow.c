@@ -176,8 +176,9 @@ static int extend(struct alloc *a, uint64_t clusters)
         return -ENOSPC;
     int err = alloc_extend_file(a, end << q->cluster_bits);
     if (!err && block_here) {
-        if (q->node->file->fixed_size)
+        if (at << q->cluster_bits < a->tail.fresh_from)
             err = storage_zero(q->node->file, at << q->cluster_bits, cluster_size(q), 0);
+        refs->tried_blocks = MAX(refs->tried_blocks, block + 1);
         atomic_store(&refs->pending_index, block);
         atomic_store(&refs->pending_offset, at << q->cluster_bits);
     }
@@ -229,7 +230,9 @@ int alloc_table(struct alloc *a, uint64_t n, uint64_t *host)
         {
             LOCK_GUARD(mcache_meta(q->node->mc));
             if (a->tail.end - a->tail.next >= bytes) {
-                tail_take(&a->tail, bytes, host, &fresh);
+                uint64_t taken = tail_take(&a->tail, bytes, host, &fresh), next;
+                while (taken < bytes) /* part of it is fresh */
+                    taken += tail_take(&a->tail, bytes - taken, &next, &fresh);
                 return 0;
             }
             /* A run across a block's reach would have the block's cluster in it. */

@@ -35,6 +35,7 @@ struct refcounts {
     struct mcmap *table_map, *block_map;
     /* A block that has a place but is not in the table yet: its pages can be loaded. */
     _Atomic uint64_t pending_index, pending_offset;
+    uint64_t tried_blocks; /* growth lock: how far blocks have been pending */
 };
 
 int refcounts_open(struct refcounts *refs, struct qcow2 *q, struct diag *diag) MUST_USE;

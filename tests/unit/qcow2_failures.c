@@ -117,3 +117,70 @@ Test(failures, room_is_made_of_what_was_trimmed)
     cr_expect_eq(block_zero(img.node, sizeof data, MIB, 0), 0);
     done();
 }
+
+static void begin_small_clusters(void)
+{
+    make(&img, &(struct image_spec){.options = "cluster_size=512,refcount_bits=64",
+                                    .size = 2 * MIB});
+    fault_plan_init(&plan);
+    img.plan = &plan;
+    image_open(&img);
+    write_fill(&img, 0, 300 * KIB, 1);
+}
+
+/* Writes to parts of clusters, which show what was in the rest of them. */
+static void go_on_and_close(const char *when, unsigned nth)
+{
+    bool poisoned = mcache_health(img.node->mc) != 0;
+    char said[400] = "";
+
+    for (uint64_t off = 300 * KIB; !poisoned && off < 2 * MIB; off += KIB)
+        write_fill(&img, off, 7, 2);
+    cr_expect(poisoned || as_model(&img), "%s %u", when, nth);
+    cr_expect(image_close(&img) == 0 || poisoned);
+    image_save(&img);
+    cr_expect(poisoned || shell(said, sizeof said, "qemu-img check %s 2>&1", img.path) == 0,
+              "%s %u: %s", when, nth, said);
+    done();
+}
+
+/* An L1 table that one refcount block can't count, and for the larger one a refcount table,
+ * too: what the failure left behind is neither let go of nor taken for zeroes. */
+Test(failures, a_wide_table_that_fails_leaves_no_trace, .timeout = 60)
+{
+    static const uint64_t sizes[] = {256 * MIB, 8 * GIB};
+
+    for (unsigned i = 0; i < ARRAY_LEN(sizes); i++)
+        for (unsigned again = 0; again < 2; again++) {
+            int err = -ENOSPC;
+            for (unsigned nth = 1; err; nth++) {
+                begin_small_clusters();
+                fault_plan_fail(&plan, FAULT_WRITE, nth, ENOSPC, FAULT_ONCE);
+                err = qcow2_driver.grow(img.node, sizes[i], NULL);
+                fault_plan_heal(&plan);
+                if (again && !mcache_health(img.node->mc))
+                    cr_expect_eq(qcow2_driver.grow(img.node, sizes[i], NULL), 0);
+                go_on_and_close(again ? "again, write" : "write", nth);
+            }
+        }
+}
+
+/* A refcount block that had no space is in memory, with no count in it; then it is made
+ * elsewhere, and what it counts is let go of. */
+Test(failures, a_block_that_found_no_space_is_made_with_a_wide_table, .timeout = 60)
+{
+    static const uint64_t sizes[] = {256 * MIB, 8 * GIB};
+
+    for (unsigned i = 0; i < ARRAY_LEN(sizes); i++)
+        for (unsigned nth = 1; nth < 8; nth++) {
+            begin_small_clusters();
+            fault_plan_fail(&plan, FAULT_PREALLOCATE, nth, ENOSPC, FAULT_ONCE);
+            for (uint64_t off = 300 * KIB; fault_plan_injected(&plan) == 0; off += 512)
+                (void)!try_write(&img, off, 512, 3, 0);
+            cr_expect_eq(qcow2_driver.grow(img.node, sizes[i], NULL), 0);
+            cr_expect_eq(qcow2_driver.grow(img.node, 2 * sizes[i], NULL), 0);
+            for (uint64_t off = 300 * KIB; off < 2 * MIB; off += 512)
+                write_fill(&img, off, 512, 4);
+            go_on_and_close("preallocation", nth);
+        }
+}

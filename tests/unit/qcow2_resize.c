@@ -77,6 +77,31 @@ Test(qcow2_resize, a_table_larger_than_a_refcount_block_covers, .timeout = 60)
     }
 }
 
+/* The refcount table grows with it, from the middle of what a block counts. */
+Test(qcow2_resize, a_wide_table_keeps_the_counts_before_it, .timeout = 60)
+{
+    struct image img;
+    struct diag diag = {0};
+
+    make(&img,
+         &(struct image_spec){.options = "cluster_size=512,refcount_bits=64", .size = MIB});
+    image_open(&img);
+    write_fill(&img, 0, 250 * KIB, 1);
+    close_and_verify(&img);
+    cr_assert_neq(file_size(&img) / 512 % 64, 0);
+    image_open(&img);
+    for (uint64_t size = 8 * GIB; size <= 16 * GIB; size *= 2)
+        cr_assert_eq(qcow2_driver.grow(img.node, size, &diag), 0, "%s", diag.text);
+    write_fill(&img, 500 * KIB, 300 * KIB, 2);
+    cr_expect(as_model(&img));
+    cr_assert_eq(image_close(&img), 0);
+    image_save(&img);
+    char said[400] = "";
+    cr_expect_eq(shell(said, sizeof said, "qemu-img check %s 2>&1", img.path), 0, "%s",
+                 said);
+    image_free(&img);
+}
+
 Test(qcow2_resize, on_a_device_of_fixed_size)
 {
     struct image img;
