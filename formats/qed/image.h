@@ -57,7 +57,8 @@ int qed_tables_load(struct qed_image *img, uint64_t image_size, struct diag *dia
 void qed_tables_free(struct qed_image *img);
 
 /* Where the last table or cluster ends that a table in the file points to, as far as its
- * words can be places at all.  Reads all tables. */
+ * words can be places at all, which this file had before it was cut short.  Reads all
+ * tables. */
 int qed_last_reference(const struct qed_image *img, uint64_t *end) MUST_USE;
 
 /* The L2 table that maps off exists afterwards.  Takes a table lock; no META. */

@@ -99,19 +99,32 @@ void qed_tables_free(struct qed_image *img)
     img->l1_map = img->l2_map = NULL;
 }
 
-/* Where `bytes` at the place end that a word says; 0 for a word that can't be a place. */
-static uint64_t end_of(const struct qed_image *img, uint64_t word, uint64_t bytes)
+/* How far from its present end the file could ever have reached: twice what all tables and
+ * clusters take, for some may have leaked. */
+static uint64_t farthest_end(const struct qed_image *img, uint64_t tables)
+{
+    uint64_t all =
+        align_up(img->node->size, img->geo.cluster_size) + tables * img->geo.table_bytes;
+
+    return atomic_load(&img->space.file_end) + 2 * all;
+}
+
+/* Where `bytes` at the place end that a word says; 0 for a word that can't be a place.  One
+ * that points behind `farthest` is damaged otherwise: growth doesn't come there, and a file
+ * that was grown that far would hide the damage. */
+static uint64_t end_of(const struct qed_image *img, uint64_t word, uint64_t bytes,
+                       uint64_t farthest)
 {
     uint64_t end;
 
     if (word < img->geo.header_bytes || !is_aligned(word, img->geo.cluster_size) ||
-        add_overflows(word, bytes, &end))
+        add_overflows(word, bytes, &end) || end > farthest)
         return 0;
     return end;
 }
 
 static int last_in_table(const struct qed_image *img, uint64_t table, uint8_t *chunk,
-                         uint64_t *end)
+                         uint64_t farthest, uint64_t *end)
 {
     for (uint64_t done = 0; done < img->geo.table_bytes; done += CHUNK_BYTES) {
         uint64_t bytes = MIN(CHUNK_BYTES, img->geo.table_bytes - done);
@@ -119,7 +132,8 @@ static int last_in_table(const struct qed_image *img, uint64_t table, uint8_t *c
         if (err < 0)
             return err;
         for (uint64_t i = 0; i < bytes; i += 8)
-            *end = MAX(*end, end_of(img, load_le64(chunk + i), img->geo.cluster_size));
+            *end = MAX(*end,
+                       end_of(img, load_le64(chunk + i), img->geo.cluster_size, farthest));
     }
     return 0;
 }
@@ -128,6 +142,7 @@ int qed_last_reference(const struct qed_image *img, uint64_t *end)
 {
     uint64_t clusters = div_round_up(img->node->size, img->geo.cluster_size);
     uint64_t tables = div_round_up(clusters, UINT64_C(1) << img->geo.entry_bits);
+    uint64_t farthest = farthest_end(img, tables);
     CLEANUP_FREE uint8_t *chunk = malloc(CHUNK_BYTES);
 
     *end = 0;
@@ -135,11 +150,11 @@ int qed_last_reference(const struct qed_image *img, uint64_t *end)
         return -ENOMEM;
     for (uint64_t i = 0; i < tables; i++) {
         uint64_t table = atomic_load(&img->l1[i]);
-        uint64_t table_end = end_of(img, table, img->geo.table_bytes);
+        uint64_t table_end = end_of(img, table, img->geo.table_bytes, farthest);
         if (table_end == 0 || table_end > INT64_MAX)
             continue;
         *end = MAX(*end, table_end);
-        int err = last_in_table(img, table, chunk, end);
+        int err = last_in_table(img, table, chunk, farthest, end);
         if (err < 0)
             return err;
     }

@@ -329,3 +329,30 @@ Test(qed_alloc, preallocation_links_clusters_that_read_as_zeroes)
     cr_expect_eq(map_at(b.node, 12 * MIB, GIB - 12 * MIB).kind, EXTENT_ZERO);
     finish(&b);
 }
+
+/* An entry with a flipped bit isn't the trace of a file that was cut short: it neither
+ * makes the file huge, in which it would pass for a cluster of zeroes, nor keeps others
+ * from getting clusters. */
+Test(qed_alloc, entries_far_past_the_end_stay_faults)
+{
+    static const uint64_t words[] = {UINT64_C(1) << 43, UINT64_C(1) << 62,
+                                     UINT64_C(0x7ffffffffffff000)};
+    char buf[CLUSTER];
+
+    for (unsigned i = 0; i < 2 * ARRAY_LEN(words); i++) {
+        struct bench b;
+        start(&b);
+        write_pattern(b.node, 0, CLUSTER, 'o');
+        cr_assert_eq(bench_close(&b), 0);
+        /* In the L2 table, then in the L1 table. */
+        put_word(b.mem, i % 2 ? CLUSTER + 8 * 5 : EMPTY + 8 * 9, words[i / 2]);
+        bench_open_writable(&b);
+        write_pattern(b.node, 2 * CLUSTER, CLUSTER, 'n');
+        cr_expect(reads_as(b.node, 2 * CLUSTER, CLUSTER, 'n'));
+        cr_expect_lt(size_of(b.mem), 16 * MIB);
+        cr_expect_eq(block_read(b.node, buf, CLUSTER, i % 2 ? 5 * SPAN : 9 * CLUSTER),
+                     -EIO);
+        (void)!bench_close(&b);
+        bench_fini(&b);
+    }
+}
