@@ -283,6 +283,19 @@ static void leave_users_alone(void *opaque)
     (void)opaque;
 }
 
+/* Both are opened once more, to be written to, as local files. */
+static int check_local(const struct fold *fold, struct diag *diag)
+{
+    const struct node *layers[] = {fold->base, fold->overlay};
+
+    for (size_t i = 0; i < ARRAY_LEN(layers); i++)
+        if (layers[i] && storage_is_nbd(layers[i]->file))
+            return diag_set(diag, ENOTSUP,
+                            "%s: is an NBD export: a commit writes to local files only",
+                            layers[i]->filename);
+    return 0;
+}
+
 /* What failed is undone by release_layers. */
 static int open_layers(struct mirror *m, struct node *active, struct node **top,
                        struct node **target, struct diag *diag)
@@ -290,6 +303,8 @@ static int open_layers(struct mirror *m, struct node *active, struct node **top,
     struct fold *fold = &m->fold;
 
     int err = find_layers(fold, active, top, diag);
+    if (!err)
+        err = check_local(fold, diag);
     if (err)
         return err;
     err = node_lock(fold->base, STORAGE_WRITER, diag);

@@ -2,11 +2,14 @@
 """Committing the active image into one below it, while clients write."""
 
 import os
+import pathlib
 import random
 import unittest
 
 import harness
 from harness import KIB, LONG, MIB, SEED, Case, create, fill, parametrised, run, wait_until
+from peer import Peer
+from qmp import Qmp
 from test_mirror import MirrorCase
 from writers import Writers
 
@@ -255,6 +258,24 @@ class Refused(CommitCase):
         self.refused("well-formed", job_id="1")
         self.assertIsNone(self.job())
         self.ends_as(self.image, self.fmt)
+
+    def test_an_nbd_export(self):
+        """It can be read, and is called by its name; it isn't said to be missing."""
+        raw = pathlib.Path(self.path("exported"))
+        raw.write_bytes(bytes(MIB))
+        peer = Peer(self, "file", raw)
+        middle = create(self.path("upon"), "qcow2", None, backing=peer.uri, backing_fmt="raw")
+        image = create(self.path("top"), "qcow2", None, backing=middle, backing_fmt="qcow2")
+        server = self.serve(image, f"control={self.path('nbd.qmp')}")
+        with Qmp(self.path("nbd.qmp")) as client:
+            for arguments in ({}, {"base": peer.uri}, {"top": str(middle), "base": peer.uri}):
+                self.fails("GenericError", client, "block-commit", "is an NBD export: .*local files",
+                           device="drive0", **arguments)
+            client.cmd("block-commit", device="drive0", job_id="job", base=str(middle))
+            client.event("BLOCK_JOB_READY")
+            client.cmd("block-job-complete", device="job")
+            client.event("BLOCK_JOB_COMPLETED")
+        server.stop()
 
     def test_another_process(self):
         """the base is locked from the start on"""
