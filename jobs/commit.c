@@ -225,6 +225,7 @@ static int relink(struct mirror *m, struct diag *diag)
     struct node *overlay = fold->overlay, *below;
     const struct chain_options options = {
         .format = fold->base->driver->name,
+        .give_up = &m->give_up,
         .read_only = true,
         .node = overlay->options,
     };

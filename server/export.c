@@ -266,6 +266,13 @@ int export_swing(struct export *export, struct node *new_node, struct diag *diag
     return 0;
 }
 
+/* What was replaced is about to be closed. */
+static void have_left(struct export *export)
+{
+    LOCK_GUARD(&export->lock);
+    export->leaving = NULL;
+}
+
 /* Closes what was replaced; readers may be stuck on a backing file of it. */
 static void retire(struct export *export, struct node *old)
 {
@@ -275,8 +282,10 @@ static void retire(struct export *export, struct node *old)
         log_warning("%s: a request doesn't end: the image stays open", old->filename);
         LOCK_GUARD(&export->lock);
         export->stuck = old;
+        export->leaving = NULL;
         return;
     }
+    have_left(export);
     int err = close_replaced(old, serving);
     if (err)
         log_error("closing the image that was replaced: %s: it must be checked",
@@ -291,6 +300,8 @@ void export_release(struct export *export)
     pthread_cond_broadcast(&export->released);
     struct node *old = export->replaced;
     export->replaced = NULL;
+    if (old)
+        export->leaving = old;
     lock_release(&export->lock);
     if (old)
         retire(export, old);
@@ -307,9 +318,11 @@ int export_relink(struct export *export, struct node *layer, struct node *below,
             return diag_set(diag, EBUSY, "%s: another job uses the disk, too",
                             layer->filename);
         layer->backing = below;
+        export->leaving = old;
     }
     wait_for_users(export, true);
     gate_wait(&export->ctx.gate);
+    have_left(export);
     int err = node_close(old);
     if (err)
         log_error("closing the images that were folded: %s", strerror(-err));
@@ -323,9 +336,16 @@ bool export_is_idle(struct export *export)
 
 void export_abandon_servers(struct export *export)
 {
-    EXPORT_USE(use, export_enter(export));
-
-    chain_abandon_servers(use.node->backing);
+    if (!export->is_open)
+        return;
+    /* None of them is closed meanwhile. */
+    LOCK_GUARD(&export->lock);
+    struct node *node = atomic_load(&export->node);
+    if (node)
+        chain_abandon_servers(node->backing);
+    chain_abandon_servers(export->replaced);
+    chain_abandon_servers(export->leaving);
+    chain_abandon_servers(export->stuck);
 }
 
 void export_seal(struct export *export)

@@ -35,6 +35,7 @@ struct export
     /* under lock */
     pthread_cond_t released;
     struct node *replaced; /* to be closed when users go on */
+    struct node *leaving;  /* replaced, and its users are waited for */
     struct node *stuck;    /* replaced, but not closed: a request would not leave */
     bool is_open, locks;
     _Atomic bool wanted_writable; /* changed under lock */
@@ -61,7 +62,8 @@ int export_check_changes(struct export *export, struct diag *diag) MUST_USE;
 /* Is no request between enter and leave? */
 bool export_is_idle(struct export *export);
 
-/* At the end: requests that read from servers which don't answer fail from here on. */
+/* At the end: who reads from servers which don't answer, for a request or a job, fails from
+ * here on.  Harmless when the export isn't open. */
 void export_abandon_servers(struct export *export);
 
 /* At the end, before export_close: who enters from here on never returns; those who are

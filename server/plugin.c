@@ -145,6 +145,7 @@ static void close_all(void)
 
 static void close_with_clients(void)
 {
+    abandon_servers();
     /* First the jobs, which look at what is served; no request runs any more. */
     control_close(control);
     control = NULL;
@@ -212,6 +213,7 @@ static int qimg_after_fork(void)
 static void qimg_cleanup(void)
 {
     shutdown_stop();
+    abandon_servers(); /* jobs may wait for them: users have got their answers */
     close_all();
 }
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import threading
+import time
 import unittest
 
 import harness
@@ -314,6 +315,76 @@ class WithControl(Case):
                     check(image, "qcow2")
                     model.expect(content(image, "qcow2"), "qemu-img convert")
                     peer.kill()
+
+    def ends_soon(self, server):
+        """Long before a server that doesn't answer is given up."""
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        server.wait()
+        self.assertLess(time.monotonic() - began, 8)
+
+    def over_a_server(self):
+        """A chain of three images, the lowest of which is on a server."""
+        peer = Peer(self, "pattern", str(SIZE))
+        base = create(self.path("base"), "qcow2", None, backing=peer.uri, backing_fmt="raw")
+        middle = create(self.path("middle"), "qcow2", None, backing=base, backing_fmt="qcow2")
+        fill(middle, "qcow2", [(MIB, b"middle" * 1000)])
+        image = create(self.path("disk"), "qcow2", None, backing=middle, backing_fmt="qcow2")
+        server, client = self.start(image)
+        handle = server.connect()
+        handle.pwrite(b"kept" * 16 * KIB, 0)
+        return peer, base, middle, image, server, client
+
+    def hanging_read(self, server):
+        handle = server.connect()
+        handle.aio_pread(nbd.Buffer(4096), 8 * MIB)
+        handle.poll(100)
+
+    def test_a_mirror_that_reads_from_a_server_that_does_not_answer(self):
+        peer, _, _, image, server, client = self.over_a_server()
+        peer.process.send_signal(signal.SIGSTOP)
+        client.cmd("drive-mirror", device="drive0", target=self.path("copy"), format="qcow2", sync="full")
+        self.ends_soon(server)
+        peer.process.send_signal(signal.SIGCONT)
+        check(image, "qcow2")
+        self.assertEqual(content(image, "qcow2")[:64 * KIB], b"kept" * 16 * KIB)
+
+    def test_a_read_of_an_image_that_was_replaced(self):
+        """Nothing that is served any more leads to its server."""
+        peer, _, _, _, server, client = self.over_a_server()
+        copy = self.path("copy")
+        client.cmd("drive-mirror", device="drive0", job_id="job", target=copy, format="qcow2", sync="full")
+        client.event("BLOCK_JOB_READY")
+        peer.process.send_signal(signal.SIGSTOP)
+        self.hanging_read(server)
+        client.cmd("block-job-complete", device="job")
+        wait_until(lambda: client.cmd("query-block")[0]["inserted"]["file"] == copy, 20, "the switch")
+        server.connect().pwrite(b"more" * KIB, 2 * MIB)
+        self.ends_soon(server)
+        peer.process.send_signal(signal.SIGCONT)
+        check(copy, "qcow2")
+        got = content(copy, "qcow2")
+        self.assertEqual((got[:64 * KIB], got[2 * MIB:2 * MIB + 4 * KIB]), (b"kept" * 16 * KIB, b"more" * KIB))
+
+    def test_a_commit_that_puts_images_together(self):
+        """Its end opens the base once more, and waits for reads that are under way."""
+        for reads in (False, True):
+            with self.part(reads=reads):
+                peer, base, middle, image, server, client = self.over_a_server()
+                client.cmd("block-commit", device="drive0", job_id="job", top=str(middle), base=str(base),
+                           auto_finalize=False)
+                client.event("BLOCK_JOB_PENDING")
+                peer.process.send_signal(signal.SIGSTOP)
+                if reads:
+                    self.hanging_read(server)
+                client.cmd("block-job-finalize", id="job")
+                time.sleep(0.3)
+                self.ends_soon(server)
+                peer.process.send_signal(signal.SIGCONT)
+                check(base, "qcow2")
+                check(image, "qcow2")
+                got = content(image, "qcow2")
+                self.assertEqual((got[:64 * KIB], got[MIB:MIB + 6000]), (b"kept" * 16 * KIB, b"middle" * 1000))
 
     def test_in_a_commit(self):
         """The base and the overlay together have what was acknowledged."""
