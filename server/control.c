@@ -473,13 +473,21 @@ void control_begin_close(struct control *control)
     wake(control);
 }
 
-void control_close(struct control *control)
+void control_stop(struct control *control)
 {
     if (!control)
         return;
     control_begin_close(control);
     if (control->started)
         pthread_join(control->thread, NULL);
+    control->started = false;
+}
+
+void control_close(struct control *control)
+{
+    if (!control)
+        return;
+    control_stop(control);
     control_socket_close(&control->socket);
     control_free(control);
 }

@@ -39,8 +39,11 @@ int control_start(struct control *control) MUST_USE;
  * thread, or twice. */
 void control_begin_close(struct control *control);
 
-/* Tells clients of the shutdown, cancels all jobs by force and waits for them, hands out
- * what can be at once, and removes the socket.  Frees everything; NULL is allowed. */
+/* Tells clients of the shutdown, cancels all jobs by force and waits for them, and hands out
+ * what can be at once.  What calls it from requests is still allowed.  NULL is, too. */
+void control_stop(struct control *control);
+
+/* As control_stop, and removes the socket and frees everything: no request may run. */
 void control_close(struct control *control);
 
 /* Sends an event to every client that negotiated; `data` is taken over.  Doesn't block. */

@@ -146,9 +146,7 @@ static void close_all(void)
 static void close_with_clients(void)
 {
     abandon_servers();
-    /* First the jobs, which look at what is served; no request runs any more. */
-    control_close(control);
-    control = NULL;
+    control_stop(control); /* the jobs look at what is served */
     export_seal(&the_export);
     close_all();
 }

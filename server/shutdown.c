@@ -219,7 +219,7 @@ static void wait_to_be_woken(void)
 
 static void end_without_clients(void)
 {
-    log_warning("a client takes no replies: the server ends without it");
+    log_warning("clients are still connected: the server ends without them");
     ending.steps.close();
     _exit(EXIT_SUCCESS);
 }
