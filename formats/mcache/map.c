@@ -341,13 +341,17 @@ static int ensure_place(struct mcmap *map, struct mc_page *page)
     return err;
 }
 
-int mcmap_get_for_store(struct mcmap *map, uint64_t index)
+int mcmap_get_for_store(struct mcmap *map, uint64_t index, struct mc_page **out)
 {
     struct mc_page *page;
 
     int err = mcmap_get(map, index, &page);
-    if (err || LIKELY(atomic_load_explicit(&page->has_place, memory_order_relaxed)))
+    if (err)
         return err;
+    if (out)
+        *out = page;
+    if (LIKELY(atomic_load_explicit(&page->has_place, memory_order_relaxed)))
+        return 0;
     return ensure_place(map, page);
 }
 

@@ -193,8 +193,8 @@ struct mc_page *mcmap_peek(struct mcmap *map, uint64_t index);
 /* As mcmap_get, for who is going to store: afterwards the page has its place on disk
  * (invariant 10).  Where its words are zero a page may lie in a hole of the file; then the
  * storage is asked for the blocks.  May do I/O; inside the gate, outside META.  0 or -errno
- * (-ENOSPC here, so that a commit never meets it). */
-int mcmap_get_for_store(struct mcmap *map, uint64_t index) MUST_USE;
+ * (-ENOSPC here, so that a commit never meets it).  page: NULL when it isn't wanted. */
+int mcmap_get_for_store(struct mcmap *map, uint64_t index, struct mc_page **page) MUST_USE;
 
 /* META: the page when it can be stored to, else NULL: release META, mcmap_get_for_store,
  * and look again. */

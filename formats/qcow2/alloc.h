@@ -52,8 +52,10 @@ struct alloc {
     /* under META */
     struct tail tail;
     struct run_list free, unlinked, frozen;
-    struct list retired;          /* struct retired: oldest first */
-    bool reclaiming;              /* somebody has runs in hand that were retired */
+    struct list retired; /* struct retired: oldest first */
+    bool reclaiming;     /* somebody has runs in hand that were retired */
+    /* Changed under META; read anywhere: may there be something to reclaim? */
+    _Atomic bool reclaimable;
     uint64_t scan_next, scan_end; /* clusters not looked at yet */
 
     struct lock reclaim; /* who drops references */

@@ -42,6 +42,7 @@ void alloc_retire(struct alloc *a)
     batch->stamp = gate_stamp(&node->ctx->gate);
     run_list_move(a, &a->frozen, &batch->runs);
     list_append(&a->retired, &batch->link);
+    atomic_store(&a->reclaimable, true);
     /* Now is a good moment to look, for who commits is not inside: a request that finds
      * nothing free later can't wait for itself. */
     (void)gate_passed(&node->ctx->gate, batch->stamp);
@@ -73,6 +74,18 @@ static void join_runs(struct run_list *list)
     list->n = n + 1;
 }
 
+/* Who retires sets it, so it is right for those who come after. */
+static bool is_idle(struct alloc *a)
+{
+    return !atomic_load(&a->reclaimable);
+}
+
+/* META. */
+static void note_progress(struct alloc *a)
+{
+    atomic_store(&a->reclaimable, a->reclaiming || !list_empty(&a->retired));
+}
+
 /* Reclaim lock, `passed` is used up: fills it with the batches that nobody can see any
  * more. Their clusters stay in use until their count is 0. */
 static void take_passed(struct alloc *a)
@@ -92,6 +105,7 @@ static void take_passed(struct alloc *a)
             free(batch);
         }
         a->reclaiming = a->passed.n > 0;
+        note_progress(a);
     }
     if (a->passed.n > 0)
         join_runs(&a->passed);
@@ -172,12 +186,6 @@ static void drop_run(struct alloc *a, struct run run)
     }
 }
 
-static bool is_idle(struct alloc *a)
-{
-    LOCK_GUARD(mcache_meta(a->q->node->mc));
-    return !a->reclaiming && list_empty(&a->retired);
-}
-
 /* Reclaim lock. */
 static size_t reclaim_slice(struct alloc *a)
 {
@@ -198,6 +206,7 @@ static size_t reclaim_slice(struct alloc *a)
         a->done = 0;
         LOCK_GUARD(mcache_meta(a->q->node->mc));
         a->reclaiming = false;
+        note_progress(a);
     }
     return n;
 }

@@ -170,7 +170,7 @@ int refcount_load_for_store(struct refcounts *refs, uint64_t cluster)
 {
     if (refcount_block_of(refs, cluster) >= MAX_RT_BYTES / 8)
         return -ENOENT;
-    return mcmap_get_for_store(refs->block_map, page_of(refs, cluster));
+    return mcmap_get_for_store(refs->block_map, page_of(refs, cluster), NULL);
 }
 
 static bool is_present(struct refcounts *refs, uint64_t cluster)
@@ -274,7 +274,7 @@ void refcount_set(struct refcounts *refs, uint64_t cluster, uint64_t value,
 int refcount_table_load_for_store(struct refcounts *refs, uint64_t block)
 {
     return mcmap_get_for_store(refs->table_map,
-                               block / mcmap_words_per_page(refs->table_map));
+                               block / mcmap_words_per_page(refs->table_map), NULL);
 }
 
 void refcount_table_store(struct refcounts *refs, uint64_t block, uint64_t offset)

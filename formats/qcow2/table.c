@@ -12,7 +12,7 @@
 /* What store_l1 needs, outside META. */
 static int load_l1_for_store(struct qcow2 *q, uint32_t l1_index)
 {
-    return mcmap_get_for_store(q->l1_map, l1_index / mcmap_words_per_page(q->l1_map));
+    return mcmap_get_for_store(q->l1_map, l1_index / mcmap_words_per_page(q->l1_map), NULL);
 }
 
 /* META: publishes a table.  settled: nothing has to be durable before the L1 entry is. */
@@ -132,7 +132,7 @@ int qcow2_peek_l2(struct qcow2 *q, uint64_t guest, struct mc_page **page)
 
     while (!(*page = mcmap_peek_for_store(q->l2_map, l2_page_index(q, guest)))) {
         lock_release(meta);
-        int err = mcmap_get_for_store(q->l2_map, l2_page_index(q, guest));
+        int err = mcmap_get_for_store(q->l2_map, l2_page_index(q, guest), NULL);
         lock_acquire(meta);
         if (err)
             return err;

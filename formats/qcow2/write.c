@@ -30,9 +30,7 @@ static int count_same(struct qcow2 *q, uint64_t off, uint64_t max, bool *kept,
         struct mc_page *page;
         struct cluster c;
         /* Before the data takes what space there is. */
-        int err = mcmap_get_for_store(q->l2_map, l2_page_index(q, guest));
-        if (!err)
-            err = mcmap_get(q->l2_map, l2_page_index(q, guest), &page);
+        int err = mcmap_get_for_store(q->l2_map, l2_page_index(q, guest), &page);
         if (!err)
             err = qcow2_decode(q, mc_load(page, l2_page_word(q, guest)), guest, &c);
         if (err)

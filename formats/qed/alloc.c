@@ -22,7 +22,7 @@ static int take_clusters(struct qed_image *img, uint64_t off, uint64_t len,
     len = MIN(len, qed_left_in_table(img, off));
     /* The words' places come before the data takes what space there is. */
     for (uint64_t at = 0; err == 0 && at < len; at += qed_left_in_page(img, off + at))
-        err = mcmap_get_for_store(img->l2_map, qed_page_index(img, off + at));
+        err = mcmap_get_for_store(img->l2_map, qed_page_index(img, off + at), NULL);
     if (err < 0)
         return err;
     return qed_space_take(&img->space, img->geo.cluster_size, len, out);
@@ -89,7 +89,7 @@ static int link_page(struct qed_image *img, const struct reservation *res,
         lock_release(mcache_meta(mc));
         if (page)
             return 0;
-        int err = mcmap_get_for_store(img->l2_map, index);
+        int err = mcmap_get_for_store(img->l2_map, index, NULL);
         if (err < 0)
             return err;
     }

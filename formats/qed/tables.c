@@ -182,7 +182,8 @@ static int add_table(struct qed_image *img, uint64_t index)
     struct mcache *mc = img->node->mc;
     struct qed_clusters table;
 
-    int err = mcmap_get_for_store(img->l1_map, index / mcmap_words_per_page(img->l1_map));
+    int err =
+        mcmap_get_for_store(img->l1_map, index / mcmap_words_per_page(img->l1_map), NULL);
     if (err < 0)
         return err;
     err = qed_space_take(&img->space, img->geo.table_bytes, img->geo.table_bytes, &table);

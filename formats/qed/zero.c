@@ -37,7 +37,7 @@ static int mark_page(struct qed_image *img, uint64_t off, uint64_t len)
         lock_release(mcache_meta(mc));
         if (page)
             return 0;
-        err = mcmap_get_for_store(img->l2_map, qed_page_index(img, off));
+        err = mcmap_get_for_store(img->l2_map, qed_page_index(img, off), NULL);
     }
     return err;
 }

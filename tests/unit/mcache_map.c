@@ -208,7 +208,7 @@ Test(mcache_map, a_resident_map_is_written_where_it_lies)
 
     bench_init(&b, BIG_POOL);
     struct mcmap *map = mcmap_new_resident(b.mc, words, 600, MC_LE64, locate_b, &b);
-    cr_assert_eq(mcmap_get_for_store(map, 1), 0);
+    cr_assert_eq(mcmap_get_for_store(map, 1, NULL), 0);
     {
         LOCK_GUARD(mcache_meta(b.mc));
         mcmap_store(mcmap_peek_for_store(map, 1), 599 - 512, 42, MC_LINK);

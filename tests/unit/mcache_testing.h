@@ -120,7 +120,7 @@ static inline void store_word(struct bench *b, unsigned map, uint64_t index, uin
     struct mc_page *page;
 
     for (bool done = false; !done;) {
-        cr_assert_eq(mcmap_get_for_store(b->map[map], index), 0);
+        cr_assert_eq(mcmap_get_for_store(b->map[map], index, NULL), 0);
         LOCK_GUARD(mcache_meta(b->mc));
         page = mcmap_peek_for_store(b->map[map], index);
         done = page != NULL;
