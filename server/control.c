@@ -159,7 +159,7 @@ static void on_job_event(void *opaque, const struct job_event *event)
     json_t *data;
 
     if (is_end(event))
-        export_unclaim(control->context.export);
+        export_unclaim(control->context.exp);
     if (event->kind == JOB_EVENT_OPENED) {
         note_opened(control, event);
         return;
@@ -438,7 +438,7 @@ int control_open(const struct control_setup *setup, struct control **out, struct
     list_init(&control->events);
     control->context = (struct control_context){
         .node_name = setup->node_name,
-        .export = setup->export,
+        .exp = setup->exp,
         .jobs = job_manager_new(on_job_event, control),
         .shutdown = setup->shutdown,
     };

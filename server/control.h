@@ -18,13 +18,13 @@
 #include "base/diag.h"
 
 struct control;
-struct export;
+struct served_export;
 
 struct control_setup {
-    const char *path;       /* absolute */
-    const char *node_name;  /* the image's */
-    struct export *export;  /* borrowed; opened before, closed after */
-    void (*shutdown)(void); /* the command `quit`: begins the server's orderly end */
+    const char *path;          /* absolute */
+    const char *node_name;     /* the image's */
+    struct served_export *exp; /* borrowed; opened before, closed after */
+    void (*shutdown)(void);    /* the command `quit`: begins the server's orderly end */
 };
 
 /* Before the fork: listens on the socket, mode 0600.  What a server that is gone left there

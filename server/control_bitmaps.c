@@ -121,7 +121,7 @@ static int add_bitmap(struct node *node, const json_t *args, struct diag *diag)
 static json_t *bitmap_add(struct control_context *ctx, const json_t *args,
                           struct control_error *error)
 {
-    EXPORT_USE(use, export_enter(ctx->export));
+    EXPORT_USE(use, export_enter(ctx->exp));
 
     if (!is_our_node(ctx, arg_text(args, "node"), error))
         return NULL;
@@ -131,7 +131,7 @@ static json_t *bitmap_add(struct control_context *ctx, const json_t *args,
 static json_t *bitmap_remove(struct control_context *ctx, const json_t *args,
                              struct control_error *error)
 {
-    EXPORT_USE(use, export_enter(ctx->export));
+    EXPORT_USE(use, export_enter(ctx->exp));
     const char *name = arg_text(args, "name");
 
     if (!is_our_node(ctx, arg_text(args, "node"), error) || !find(use.node, name, error))
@@ -144,7 +144,7 @@ enum bitmap_change { CLEAR, ENABLE, DISABLE };
 static json_t *change_bitmap(struct control_context *ctx, const json_t *args,
                              struct control_error *error, enum bitmap_change change)
 {
-    EXPORT_USE(use, export_enter(ctx->export));
+    EXPORT_USE(use, export_enter(ctx->exp));
 
     if (!is_our_node(ctx, arg_text(args, "node"), error))
         return NULL;
@@ -199,7 +199,7 @@ static struct dirty_bitmap *find_source(struct control_context *ctx, struct node
 static json_t *bitmap_merge(struct control_context *ctx, const json_t *args,
                             struct control_error *error)
 {
-    EXPORT_USE(use, export_enter(ctx->export));
+    EXPORT_USE(use, export_enter(ctx->exp));
     const json_t *items = json_object_get(args, "bitmaps");
     size_t n = json_array_size(items);
 

@@ -19,13 +19,13 @@
 #include "base/diag.h"
 
 struct control_lane;
-struct export;
+struct served_export;
 struct job_manager;
 
 /* What commands work on. */
 struct control_context {
     const char *node_name;
-    struct export *export;
+    struct served_export *exp;
     struct job_manager *jobs;
     void (*shutdown)(void);
     bool shut_down; /* by `quit` */

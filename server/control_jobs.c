@@ -52,7 +52,7 @@ static void relock(void *opaque, struct node *layer)
     export_relock(opaque, layer);
 }
 
-static struct mirror_pivot pivot_of(struct export *export)
+static struct mirror_pivot pivot_of(struct served_export *exp)
 {
     return (struct mirror_pivot){.claim = claim_disk,
                                  .hold = hold_users,
@@ -61,7 +61,7 @@ static struct mirror_pivot pivot_of(struct export *export)
                                  .relink = relink_users,
                                  .check_changes = check_changes,
                                  .relock = relock,
-                                 .opaque = export};
+                                 .opaque = exp};
 }
 
 /* ---- who is there ---- */
@@ -206,7 +206,7 @@ static int start_mirror(struct control_context *ctx, const json_t *args, uint64_
         .granularity = arg_size(args, "granularity", 0),
         .buf_size = arg_size(args, "buf-size", 0),
         .unmap = arg_bool(args, "unmap", true),
-        .pivot = pivot_of(ctx->export),
+        .pivot = pivot_of(ctx->exp),
     };
 
     return params.opener.open ? mirror_start(ctx->jobs, &params, diag)
@@ -262,7 +262,7 @@ static json_t *block_commit(struct control_context *ctx, const json_t *args,
         .top = arg_text(args, "top"),
         .base = arg_text(args, "base"),
         .on_error = on_error_of(args, "on-error"),
-        .pivot = pivot_of(ctx->export),
+        .pivot = pivot_of(ctx->exp),
     };
     return commit_start(ctx->jobs, &params, &error->diag) == 0
                ? control_await(ctx, ticket)

@@ -109,9 +109,9 @@ struct chain_use {
     gate_ticket ticket;
 };
 
-static struct chain_use look_at_chain(struct export *export)
+static struct chain_use look_at_chain(struct served_export *exp)
 {
-    struct export_use use = export_enter(export);
+    struct export_use use = export_enter(exp);
 
     return (struct chain_use){use, gate_enter(&use.node->ctx->gate)};
 }
@@ -125,7 +125,7 @@ static void stop_looking(struct chain_use *chain)
 static json_t *query_block(struct control_context *ctx, const json_t *args,
                            struct control_error *error)
 {
-    struct chain_use chain CLEANUP(stop_looking) = look_at_chain(ctx->export);
+    struct chain_use chain CLEANUP(stop_looking) = look_at_chain(ctx->exp);
 
     (void)args;
     (void)error;
@@ -143,7 +143,7 @@ static void name_node(const struct control_context *ctx, unsigned depth, char *n
 static json_t *query_nodes(struct control_context *ctx, const json_t *args,
                            struct control_error *error)
 {
-    struct chain_use chain CLEANUP(stop_looking) = look_at_chain(ctx->export);
+    struct chain_use chain CLEANUP(stop_looking) = look_at_chain(ctx->exp);
     bool nested = !arg_bool(args, "flat", false);
     json_t *nodes = json_array();
     unsigned depth = 0;
@@ -159,7 +159,7 @@ static json_t *query_nodes(struct control_context *ctx, const json_t *args,
 
 json_t *control_find_corruption(struct control_context *ctx, bool fatal)
 {
-    struct chain_use chain CLEANUP(stop_looking) = look_at_chain(ctx->export);
+    struct chain_use chain CLEANUP(stop_looking) = look_at_chain(ctx->exp);
     unsigned depth = 0;
 
     for (struct node *node = chain.use.node; node; node = node->backing, depth++) {

@@ -11,7 +11,7 @@
 #include "export.h"
 #include "nbdkit_args.h"
 
-static int open_chain(struct export *export, const struct plugin_config *config,
+static int open_chain(struct served_export *exp, const struct plugin_config *config,
                       struct node **out, struct diag *diag)
 {
     struct chain_options options = {
@@ -25,63 +25,63 @@ static int open_chain(struct export *export, const struct plugin_config *config,
     };
 
     options.node.cache = config->cache;
-    return chain_open(&export->ctx, config->file, &options, out, diag);
+    return chain_open(&exp->ctx, config->file, &options, out, diag);
 }
 
-int export_open(struct export *export, const struct plugin_config *config,
+int export_open(struct served_export *exp, const struct plugin_config *config,
                 struct diag *diag)
 {
     struct node *node = NULL;
 
-    *export = (struct export){0};
-    int err = block_context_init(&export->ctx, config->metadata_cache, NULL, NULL);
+    *exp = (struct served_export){0};
+    int err = block_context_init(&exp->ctx, config->metadata_cache, NULL, NULL);
     if (err)
         return diag_errno(diag, -err, "%s", config->file);
-    err = open_chain(export, config, &node, diag);
+    err = open_chain(exp, config, &node, diag);
     if (!err && config->writable_now)
         err = node_activate(node, diag);
     if (err) {
         node_close(node);
-        block_context_destroy(&export->ctx);
+        block_context_destroy(&exp->ctx);
         return err;
     }
-    gate_init(&export->gate);
-    gate_init(&export->changes);
-    lock_init(&export->lock, RANK_OPEN);
-    pthread_cond_init(&export->released, NULL);
-    export->wanted_writable = config->writable_now;
-    export->locks = !config->node.lock_off;
-    export->is_open = true;
-    atomic_store(&export->node, node);
+    gate_init(&exp->gate);
+    gate_init(&exp->changes);
+    lock_init(&exp->lock, RANK_OPEN);
+    pthread_cond_init(&exp->released, NULL);
+    exp->wanted_writable = config->writable_now;
+    exp->locks = !config->node.lock_off;
+    exp->is_open = true;
+    atomic_store(&exp->node, node);
     return 0;
 }
 
-int export_start(struct export *export)
+int export_start(struct served_export *exp)
 {
-    int err = housekeeper_start(export->ctx.housekeeper);
+    int err = housekeeper_start(exp->ctx.housekeeper);
 
-    return err ? err : chain_start(atomic_load(&export->node));
+    return err ? err : chain_start(atomic_load(&exp->node));
 }
 
-int export_make_writable(struct export *export, struct diag *diag)
+int export_make_writable(struct served_export *exp, struct diag *diag)
 {
-    LOCK_GUARD(&export->lock);
-    export->wanted_writable = true;
-    return node_activate(atomic_load(&export->node), diag);
+    LOCK_GUARD(&exp->lock);
+    exp->wanted_writable = true;
+    return node_activate(atomic_load(&exp->node), diag);
 }
 
-void export_note_read_only(struct export *export)
+void export_note_read_only(struct served_export *exp)
 {
-    atomic_store(&export->read_only, true);
+    atomic_store(&exp->read_only, true);
 }
 
-int export_check_changes(struct export *export, struct diag *diag)
+int export_check_changes(struct served_export *exp, struct diag *diag)
 {
-    const struct node *node = atomic_load(&export->node);
+    const struct node *node = atomic_load(&exp->node);
 
-    if (atomic_load(&export->wanted_writable))
+    if (atomic_load(&exp->wanted_writable))
         return 0;
-    if (atomic_load(&export->read_only))
+    if (atomic_load(&exp->read_only))
         return diag_set(diag, EROFS, "%s: is served read-only: nbdkit -r changes no image",
                         node->filename);
     if (nbdkit_args_may_be_read_only())
@@ -93,10 +93,10 @@ int export_check_changes(struct export *export, struct diag *diag)
     return 0;
 }
 
-void export_relock(struct export *export, struct node *node)
+void export_relock(struct served_export *exp, struct node *node)
 {
     struct diag ignored;
-    LOCK_GUARD(&export->lock);
+    LOCK_GUARD(&exp->lock);
 
     if (!node->active && !node->options.lock_off)
         (void)!node_lock(node, STORAGE_READER, &ignored);
@@ -106,76 +106,76 @@ void export_relock(struct export *export, struct node *node)
 
 /* The process ends while nbdkit's threads are still about: none may touch what is closed.
  */
-static void wait_for_the_end(struct export *export, gate_ticket ticket)
+static void wait_for_the_end(struct served_export *exp, gate_ticket ticket)
 {
-    gate_leave(&export->gate, ticket);
+    gate_leave(&exp->gate, ticket);
     for (;;)
         pause();
 }
 
-struct export_use export_enter(struct export *export)
+struct export_use export_enter(struct served_export *exp)
 {
-    gate_ticket ticket = gate_enter(&export->gate);
-    struct node *node = atomic_load(&export->node);
+    gate_ticket ticket = gate_enter(&exp->gate);
+    struct node *node = atomic_load(&exp->node);
 
     if (UNLIKELY(!node))
-        wait_for_the_end(export, ticket);
-    return (struct export_use){.export = export, .node = node, .ticket = ticket};
+        wait_for_the_end(exp, ticket);
+    return (struct export_use){.exp = exp, .node = node, .ticket = ticket};
 }
 
-static void wait_for_release(struct export *export)
+static void wait_for_release(struct served_export *exp)
 {
-    LOCK_GUARD(&export->lock);
-    while (atomic_load(&export->held))
-        lock_wait(&export->lock, &export->released);
+    LOCK_GUARD(&exp->lock);
+    while (atomic_load(&exp->held))
+        lock_wait(&exp->lock, &exp->released);
 }
 
-struct export_use export_enter_change(struct export *export)
+struct export_use export_enter_change(struct served_export *exp)
 {
     for (;;) {
-        gate_ticket changes = gate_enter(&export->changes);
-        struct export_use use = export_enter(export);
+        gate_ticket changes = gate_enter(&exp->changes);
+        struct export_use use = export_enter(exp);
         use.changes = true;
         use.changes_ticket = changes;
         /* After entering: who sees the flag off here is waited for by export_hold. */
-        if (LIKELY(!atomic_load(&export->held)))
+        if (LIKELY(!atomic_load(&exp->held)))
             return use;
         export_leave(&use);
-        wait_for_release(export);
+        wait_for_release(exp);
     }
 }
 
 void export_leave(struct export_use *use)
 {
     if (use->changes)
-        gate_leave(&use->export->changes, use->changes_ticket);
-    gate_leave(&use->export->gate, use->ticket);
+        gate_leave(&use->exp->changes, use->changes_ticket);
+    gate_leave(&use->exp->gate, use->ticket);
 }
 
 /* ---- jobs ---- */
 
-struct node *export_claim(struct export *export)
+struct node *export_claim(struct served_export *exp)
 {
-    LOCK_GUARD(&export->lock);
-    atomic_fetch_add(&export->claims, 1);
-    return atomic_load(&export->node);
+    LOCK_GUARD(&exp->lock);
+    atomic_fetch_add(&exp->claims, 1);
+    return atomic_load(&exp->node);
 }
 
-void export_unclaim(struct export *export)
+void export_unclaim(struct served_export *exp)
 {
-    atomic_fetch_sub(&export->claims, 1);
+    atomic_fetch_sub(&exp->claims, 1);
 }
 
 #define POLL_NS         200000u
 #define LONGEST_WAIT_MS 30000u
 
 /* Waits until every request that was inside has left; false: it took too long. */
-static bool wait_for_users(struct export *export, bool patient)
+static bool wait_for_users(struct served_export *exp, bool patient)
 {
-    uint64_t stamp = gate_stamp(&export->gate);
+    uint64_t stamp = gate_stamp(&exp->gate);
     uint64_t end = clock_ms() + LONGEST_WAIT_MS;
 
-    while (!gate_passed(&export->gate, stamp)) {
+    while (!gate_passed(&exp->gate, stamp)) {
         if (!patient && clock_ms() > end)
             return false;
         clock_nap_ns(POLL_NS);
@@ -183,10 +183,10 @@ static bool wait_for_users(struct export *export, bool patient)
     return true;
 }
 
-void export_hold(struct export *export)
+void export_hold(struct served_export *exp)
 {
-    atomic_fetch_add(&export->held, 1);
-    gate_wait(&export->changes);
+    atomic_fetch_add(&exp->held, 1);
+    gate_wait(&exp->changes);
 }
 
 /* Does `part` lie in the chain of `node`, which it may be itself? */
@@ -208,12 +208,12 @@ static int close_replaced(struct node *old, struct node *serving)
     return node_close(old);
 }
 
-static int check_swing(struct export *export, const struct node *old, struct node *new_node,
-                       struct diag *diag)
+static int check_swing(struct served_export *exp, const struct node *old,
+                       struct node *new_node, struct diag *diag)
 {
-    if (atomic_load(&export->claims) > 1)
+    if (atomic_load(&exp->claims) > 1)
         return diag_set(diag, EBUSY, "%s: another job uses the disk, too", old->filename);
-    if (export->stuck || export->replaced)
+    if (exp->stuck || exp->replaced)
         return diag_set(diag, EBUSY,
                         "%s: a request on the image served before hasn't ended",
                         old->filename);
@@ -222,15 +222,15 @@ static int check_swing(struct export *export, const struct node *old, struct nod
                         "%s: its %" PRIu64 " bytes can't replace the %" PRIu64
                         " bytes of %s",
                         new_node->filename, new_node->size, old->size, old->filename);
-    return export->wanted_writable ? node_activate(new_node, diag) : 0;
+    return exp->wanted_writable ? node_activate(new_node, diag) : 0;
 }
 
 /* Images of the old chain that were opened once more couldn't be locked beside it. */
-static void take_locks(struct export *export, struct node *top)
+static void take_locks(struct served_export *exp, struct node *top)
 {
     struct diag diag = {0};
 
-    if (!export->locks)
+    if (!exp->locks)
         return;
     for (struct node *node = top; node; node = node->backing)
         if (node->options.lock_off &&
@@ -248,134 +248,134 @@ static void inherit_options(const struct node *old, struct node *new_node)
     new_node->options.detect_zeroes = old->options.detect_zeroes;
 }
 
-int export_swing(struct export *export, struct node *new_node, struct diag *diag)
+int export_swing(struct served_export *exp, struct node *new_node, struct diag *diag)
 {
-    struct node *old = atomic_load(&export->node);
+    struct node *old = atomic_load(&exp->node);
 
     if (old == new_node)
         return 0;
     {
-        LOCK_GUARD(&export->lock);
-        int err = check_swing(export, old, new_node, diag);
+        LOCK_GUARD(&exp->lock);
+        int err = check_swing(exp, old, new_node, diag);
         if (err)
             return err;
         inherit_options(old, new_node);
-        atomic_store(&export->node, new_node);
-        export->replaced = chain_has(new_node, old) ? NULL : old;
+        atomic_store(&exp->node, new_node);
+        exp->replaced = chain_has(new_node, old) ? NULL : old;
     }
     return 0;
 }
 
 /* What was replaced is about to be closed. */
-static void have_left(struct export *export)
+static void have_left(struct served_export *exp)
 {
-    LOCK_GUARD(&export->lock);
-    export->leaving = NULL;
+    LOCK_GUARD(&exp->lock);
+    exp->leaving = NULL;
 }
 
 /* Closes what was replaced; readers may be stuck on a backing file of it. */
-static void retire(struct export *export, struct node *old)
+static void retire(struct served_export *exp, struct node *old)
 {
-    struct node *serving = atomic_load(&export->node);
+    struct node *serving = atomic_load(&exp->node);
 
-    if (!wait_for_users(export, false)) {
+    if (!wait_for_users(exp, false)) {
         log_warning("%s: a request doesn't end: the image stays open", old->filename);
-        LOCK_GUARD(&export->lock);
-        export->stuck = old;
-        export->leaving = NULL;
+        LOCK_GUARD(&exp->lock);
+        exp->stuck = old;
+        exp->leaving = NULL;
         return;
     }
-    have_left(export);
+    have_left(exp);
     int err = close_replaced(old, serving);
     if (err)
         log_error("closing the image that was replaced: %s: it must be checked",
                   strerror(-err));
-    take_locks(export, serving);
+    take_locks(exp, serving);
 }
 
-void export_release(struct export *export)
+void export_release(struct served_export *exp)
 {
-    lock_acquire(&export->lock);
-    atomic_fetch_sub(&export->held, 1);
-    pthread_cond_broadcast(&export->released);
-    struct node *old = export->replaced;
-    export->replaced = NULL;
+    lock_acquire(&exp->lock);
+    atomic_fetch_sub(&exp->held, 1);
+    pthread_cond_broadcast(&exp->released);
+    struct node *old = exp->replaced;
+    exp->replaced = NULL;
     if (old)
-        export->leaving = old;
-    lock_release(&export->lock);
+        exp->leaving = old;
+    lock_release(&exp->lock);
     if (old)
-        retire(export, old);
+        retire(exp, old);
 }
 
-int export_relink(struct export *export, struct node *layer, struct node *below,
+int export_relink(struct served_export *exp, struct node *layer, struct node *below,
                   struct diag *diag)
 {
     struct node *old = layer->backing;
 
     {
-        LOCK_GUARD(&export->lock);
-        if (atomic_load(&export->claims) > 1)
+        LOCK_GUARD(&exp->lock);
+        if (atomic_load(&exp->claims) > 1)
             return diag_set(diag, EBUSY, "%s: another job uses the disk, too",
                             layer->filename);
         layer->backing = below;
-        export->leaving = old;
+        exp->leaving = old;
     }
-    wait_for_users(export, true);
-    gate_wait(&export->ctx.gate);
-    have_left(export);
+    wait_for_users(exp, true);
+    gate_wait(&exp->ctx.gate);
+    have_left(exp);
     int err = node_close(old);
     if (err)
         log_error("closing the images that were folded: %s", strerror(-err));
     return 0;
 }
 
-bool export_is_idle(struct export *export)
+bool export_is_idle(struct served_export *exp)
 {
-    return gate_empty(&export->gate);
+    return gate_empty(&exp->gate);
 }
 
-void export_abandon_servers(struct export *export)
+void export_abandon_servers(struct served_export *exp)
 {
-    if (!export->is_open)
+    if (!exp->is_open)
         return;
     /* None of them is closed meanwhile. */
-    LOCK_GUARD(&export->lock);
-    struct node *node = atomic_load(&export->node);
+    LOCK_GUARD(&exp->lock);
+    struct node *node = atomic_load(&exp->node);
     if (node)
         chain_abandon_servers(node->backing);
-    chain_abandon_servers(export->replaced);
-    chain_abandon_servers(export->leaving);
-    chain_abandon_servers(export->stuck);
+    chain_abandon_servers(exp->replaced);
+    chain_abandon_servers(exp->leaving);
+    chain_abandon_servers(exp->stuck);
 }
 
-void export_seal(struct export *export)
+void export_seal(struct served_export *exp)
 {
-    export->sealed = atomic_exchange(&export->node, NULL);
-    wait_for_users(export, true);
+    exp->sealed = atomic_exchange(&exp->node, NULL);
+    wait_for_users(exp, true);
 }
 
-char *export_name(struct export *export)
+char *export_name(struct served_export *exp)
 {
-    const struct node *node = export->is_open ? atomic_load(&export->node) : NULL;
+    const struct node *node = exp->is_open ? atomic_load(&exp->node) : NULL;
 
-    if (export->is_open && !node)
-        node = export->sealed;
+    if (exp->is_open && !node)
+        node = exp->sealed;
     return node ? strdup(node->filename) : NULL;
 }
 
-int export_close(struct export *export)
+int export_close(struct served_export *exp)
 {
-    if (!export->is_open)
+    if (!exp->is_open)
         return 0;
-    export->is_open = false;
-    housekeeper_stop(export->ctx.housekeeper);
-    struct node *node = atomic_exchange(&export->node, NULL);
-    if (export->sealed)
-        node = export->sealed;
-    int err = export->stuck ? close_replaced(export->stuck, node) : 0;
+    exp->is_open = false;
+    housekeeper_stop(exp->ctx.housekeeper);
+    struct node *node = atomic_exchange(&exp->node, NULL);
+    if (exp->sealed)
+        node = exp->sealed;
+    int err = exp->stuck ? close_replaced(exp->stuck, node) : 0;
     int last_err = node_close(node);
-    block_context_destroy(&export->ctx);
-    pthread_cond_destroy(&export->released);
-    lock_destroy(&export->lock);
+    block_context_destroy(&exp->ctx);
+    pthread_cond_destroy(&exp->released);
+    lock_destroy(&exp->lock);
     return err ? err : last_err;
 }

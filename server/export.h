@@ -20,8 +20,7 @@
 #include "block/node.h"
 #include "plugin_config.h"
 
-struct export
-{
+struct served_export {
     struct block_context ctx;
     struct gate gate;          /* who uses the node */
     struct gate changes;       /* and of those who changes it */
@@ -43,55 +42,55 @@ struct export
 
 /* Opens and validates the image and its chain without changing a byte; writable_now: and
  * makes it writable.  0 or -errno with diag. */
-int export_open(struct export *export, const struct plugin_config *config,
+int export_open(struct served_export *exp, const struct plugin_config *config,
                 struct diag *diag) MUST_USE;
 
 /* After the fork: background work may start. */
-int export_start(struct export *export) MUST_USE;
+int export_start(struct served_export *exp) MUST_USE;
 
 /* On the first writable connection. */
-int export_make_writable(struct export *export, struct diag *diag) MUST_USE;
+int export_make_writable(struct served_export *exp, struct diag *diag) MUST_USE;
 
 /* On a connection that nbdkit says is read-only. */
-void export_note_read_only(struct export *export);
+void export_note_read_only(struct served_export *exp);
 
 /* May a job change images of the chain?  0, or -EROFS with diag: nbdkit has -r, or may have
  * it for all that is known before the first client. */
-int export_check_changes(struct export *export, struct diag *diag) MUST_USE;
+int export_check_changes(struct served_export *exp, struct diag *diag) MUST_USE;
 
 /* Is no request between enter and leave? */
-bool export_is_idle(struct export *export);
+bool export_is_idle(struct served_export *exp);
 
 /* At the end: who reads from servers which don't answer, for a request or a job, fails from
  * here on.  Harmless when the export isn't open. */
-void export_abandon_servers(struct export *export);
+void export_abandon_servers(struct served_export *exp);
 
 /* At the end, before export_close: who enters from here on never returns; those who are
  * inside are waited for. */
-void export_seal(struct export *export);
+void export_seal(struct served_export *exp);
 
 /* The name of the image that is served now, the caller's to free; NULL: none, or no memory.
  */
-char *export_name(struct export *export);
+char *export_name(struct served_export *exp);
 
 /* Everything flushed, closed and freed; again, or after a failed open: nothing.  No request
  * may run and no job hold a claim. */
-int export_close(struct export *export);
+int export_close(struct served_export *exp);
 
 /* ---- requests ---- */
 
 struct export_use {
-    struct export *export;
+    struct served_export *exp;
     struct node *node; /* valid until export_leave */
     gate_ticket ticket;
     bool changes; /* it is inside the gate of changes, too */
     gate_ticket changes_ticket;
 };
 
-struct export_use export_enter(struct export *export);
+struct export_use export_enter(struct served_export *exp);
 
 /* For a request that changes the disk: waits while a job holds such requests back. */
-struct export_use export_enter_change(struct export *export);
+struct export_use export_enter_change(struct served_export *exp);
 
 void export_leave(struct export_use *use);
 
@@ -103,20 +102,20 @@ void export_leave(struct export_use *use);
 
 /* A claim keeps the node from being replaced by another job; with one it may be used
  * outside of requests. */
-struct node *export_claim(struct export *export) MUST_USE;
+struct node *export_claim(struct served_export *exp) MUST_USE;
 /* Blocks nothing: for any thread, under any lock. */
-void export_unclaim(struct export *export);
+void export_unclaim(struct served_export *exp);
 
 /* Changing requests wait from here on; returns when those in flight are done, and doesn't
  * wait for others, which may be stuck on a backing file.  Several jobs may hold at once:
  * requests go on when the last has released.  What export_swing has replaced is closed
  * then, by the thread that releases. */
-void export_hold(struct export *export);
-void export_release(struct export *export);
+void export_hold(struct served_export *exp);
+void export_release(struct served_export *exp);
 
 /* A job has the lock of a writer on an image of the chain, and needs it no longer: it's a
  * reader's again, unless the image is open for users who write. */
-void export_relock(struct export *export, struct node *node);
+void export_relock(struct served_export *exp, struct node *node);
 
 /* Serves new_node from here on, as the user wanted the old served: its options for caching,
  * discards and zeroes are the new one's.  It can't be smaller (what is behind the old size
@@ -124,11 +123,12 @@ void export_relock(struct export *export, struct node *node);
  * with a claim (-EBUSY), holds changing requests, and touches the old node no more.  What
  * isn't part of the new chain is closed by export_release, when the requests that use it
  * have left. */
-int export_swing(struct export *export, struct node *new_node, struct diag *diag) MUST_USE;
+int export_swing(struct served_export *exp, struct node *new_node,
+                 struct diag *diag) MUST_USE;
 
 /* Puts `below`, which it takes over on success, in the place of what lies below a layer of
  * the chain that is served, as the caller's is the only claim (-EBUSY). */
-int export_relink(struct export *export, struct node *layer, struct node *below,
+int export_relink(struct served_export *exp, struct node *layer, struct node *below,
                   struct diag *diag) MUST_USE;
 
 #endif

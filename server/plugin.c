@@ -34,7 +34,7 @@
 #define HEAP_BUFFER (4 << 20)
 
 static struct plugin_config config;
-static struct export the_export;
+static struct served_export the_export;
 static struct control *control; /* NULL: none */
 
 struct connection {
@@ -169,7 +169,7 @@ static int open_control(struct diag *diag)
     const struct control_setup setup = {
         .path = config.control,
         .node_name = config.node_name,
-        .export = &the_export,
+        .exp = &the_export,
         .shutdown = end_by_command,
     };
 

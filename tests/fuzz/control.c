@@ -79,28 +79,28 @@ int control_open_target(const struct target_request *request, struct node **out,
 /* ---- the server's side ---- */
 
 /* As export_open leaves it, but with nodes in memory. */
-static void open_export(struct export *export)
+static void open_export(struct served_export *exp)
 {
     static uint8_t data[DISK_BYTES / 4];
     struct node *node, *base;
     struct diag diag = {0};
 
-    *export = (struct export){.is_open = true, .wanted_writable = true};
-    if (block_context_init(&export->ctx, 1 << 20, NULL, NULL) ||
-        open_node(&export->ctx, "qcow2", mem_storage_clone(empty), "/nowhere/image", &node,
+    *exp = (struct served_export){.is_open = true, .wanted_writable = true};
+    if (block_context_init(&exp->ctx, 1 << 20, NULL, NULL) ||
+        open_node(&exp->ctx, "qcow2", mem_storage_clone(empty), "/nowhere/image", &node,
                   &diag) ||
-        open_node(&export->ctx, "raw", mem_storage_new(DISK_BYTES), "/nowhere/base", &base,
+        open_node(&exp->ctx, "raw", mem_storage_new(DISK_BYTES), "/nowhere/base", &base,
                   &diag))
         fuzz_fail(__FILE__, __LINE__, "%s", diag.text);
     node->backing = base;
     fuzz_check(node_activate(node, &diag) == 0, "%s", diag.text);
     memset(data, 0xa5, sizeof data);
     fuzz_check(block_write(node, data, sizeof data, 1000, 0) == 0, "write");
-    gate_init(&export->gate);
-    gate_init(&export->changes);
-    lock_init(&export->lock, RANK_OPEN);
-    pthread_cond_init(&export->released, NULL);
-    atomic_store(&export->node, node);
+    gate_init(&exp->gate);
+    gate_init(&exp->changes);
+    lock_init(&exp->lock, RANK_OPEN);
+    pthread_cond_init(&exp->released, NULL);
+    atomic_store(&exp->node, node);
 }
 
 static void on_job_event(void *opaque, const struct job_event *event)
@@ -123,7 +123,7 @@ static void shut_down(void)
 }
 
 struct server {
-    struct export export;
+    struct served_export exp;
     struct control_context context;
 };
 
@@ -199,18 +199,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     if (!empty)
         make_empty();
-    open_export(&server.export);
+    open_export(&server.exp);
     server.context = (struct control_context){
         .node_name = "disk0",
-        .export = &server.export,
-        .jobs = job_manager_new(on_job_event, &server.export),
+        .exp = &server.exp,
+        .jobs = job_manager_new(on_job_event, &server.exp),
         .shutdown = shut_down,
     };
     converse(&server, data, size);
     json_decref(control_find_corruption(&server.context, true));
     json_decref(control_find_corruption(&server.context, false));
     job_manager_free(server.context.jobs);
-    fuzz_check(atomic_load(&server.export.claims) == 0, "a job's claim is left");
-    fuzz_check(export_close(&server.export) == 0, "the disk can't be closed");
+    fuzz_check(atomic_load(&server.exp.claims) == 0, "a job's claim is left");
+    fuzz_check(export_close(&server.exp) == 0, "the disk can't be closed");
     return 0;
 }

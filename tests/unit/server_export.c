@@ -19,7 +19,7 @@
 
 struct fixture {
     struct scratch scratch;
-    struct export export;
+    struct served_export exp;
     char *path;
 };
 
@@ -47,8 +47,8 @@ static void start(struct fixture *f)
     };
     struct diag diag = {0};
 
-    cr_assert_eq(export_open(&f->export, &config, &diag), 0, "%s", diag.text);
-    cr_assert_eq(export_start(&f->export), 0);
+    cr_assert_eq(export_open(&f->exp, &config, &diag), 0, "%s", diag.text);
+    cr_assert_eq(export_start(&f->exp), 0);
 }
 
 static void set_up(struct fixture *f, const char *name)
@@ -67,8 +67,8 @@ static void begin(struct fixture *f)
 
 static void end(struct fixture *f)
 {
-    cr_assert_eq(export_close(&f->export), 0);
-    cr_assert_eq(export_close(&f->export), 0, "again");
+    cr_assert_eq(export_close(&f->exp), 0);
+    cr_assert_eq(export_close(&f->exp), 0, "again");
     scratch_remove(&f->scratch);
     free(f->path);
 }
@@ -82,7 +82,7 @@ static struct node *another(struct fixture *f, const char *name, uint64_t size, 
 
     *path = scratch_path(&f->scratch, name);
     make_image(*path, "qcow2", size, NULL);
-    cr_assert_eq(chain_open(&f->export.ctx, *path, &options, &node, &diag), 0, "%s",
+    cr_assert_eq(chain_open(&f->exp.ctx, *path, &options, &node, &diag), 0, "%s",
                  diag.text);
     return node;
 }
@@ -98,94 +98,94 @@ static bool is_free(const char *path)
            storage_lock(file, STORAGE_WRITER, NULL) == 0;
 }
 
-static int write_byte(struct export *export, unsigned char value, uint64_t off)
+static int write_byte(struct served_export *exp, unsigned char value, uint64_t off)
 {
     unsigned char buf[512];
-    EXPORT_USE(use, export_enter_change(export));
+    EXPORT_USE(use, export_enter_change(exp));
 
     memset(buf, value, sizeof buf);
     return block_write(use.node, buf, sizeof buf, off, 0);
 }
 
-static unsigned char read_byte(struct export *export, uint64_t off)
+static unsigned char read_byte(struct served_export *exp, uint64_t off)
 {
     unsigned char byte;
-    EXPORT_USE(use, export_enter(export));
+    EXPORT_USE(use, export_enter(exp));
 
     cr_assert_eq(block_read(use.node, &byte, 1, off), 0);
     return byte;
 }
 
 /* As a job does it. */
-static int swing(struct export *export, struct node *node, struct diag *diag)
+static int swing(struct served_export *exp, struct node *node, struct diag *diag)
 {
-    export_hold(export);
-    int err = export_swing(export, node, diag);
-    export_release(export);
+    export_hold(exp);
+    int err = export_swing(exp, node, diag);
+    export_release(exp);
     return err;
 }
 
 /* M-06 */
-Test(export, another_image_takes_its_place)
+Test(exp, another_image_takes_its_place)
 {
     struct fixture f;
     CLEANUP_FREE char *second = NULL;
 
     begin(&f);
-    cr_assert_eq(write_byte(&f.export, 1, 0), 0);
+    cr_assert_eq(write_byte(&f.exp, 1, 0), 0);
     cr_assert_not(is_free(f.path));
-    struct node *old = export_claim(&f.export);
+    struct node *old = export_claim(&f.exp);
     struct node *node = another(&f, "second", SIZE, &second);
     cr_assert_neq(node, old);
 
-    export_hold(&f.export);
-    cr_assert_eq(export_swing(&f.export, node, NULL), 0);
-    export_release(&f.export);
-    export_unclaim(&f.export);
+    export_hold(&f.exp);
+    cr_assert_eq(export_swing(&f.exp, node, NULL), 0);
+    export_release(&f.exp);
+    export_unclaim(&f.exp);
 
-    cr_assert_eq(read_byte(&f.export, 0), 0, "the new one is empty");
+    cr_assert_eq(read_byte(&f.exp, 0), 0, "the new one is empty");
     cr_assert(is_free(f.path), "the old one is closed");
-    cr_assert_eq(write_byte(&f.export, 2, 0), 0);
-    cr_assert_eq(read_byte(&f.export, 0), 2);
+    cr_assert_eq(write_byte(&f.exp, 2, 0), 0);
+    cr_assert_eq(read_byte(&f.exp, 0), 2);
     cr_assert_not(is_free(second), "the new one is locked");
     end(&f);
 }
 
-Test(export, a_smaller_one_is_refused)
+Test(exp, a_smaller_one_is_refused)
 {
     struct fixture f;
     CLEANUP_FREE char *path = NULL;
     struct diag diag = {0};
 
     begin(&f);
-    struct node *old = export_claim(&f.export);
+    struct node *old = export_claim(&f.exp);
     struct node *node = another(&f, "smaller", SIZE / 2, &path);
-    cr_assert_eq(swing(&f.export, node, &diag), -EINVAL);
+    cr_assert_eq(swing(&f.exp, node, &diag), -EINVAL);
     cr_assert(strstr(diag.text, "smaller"));
-    cr_assert_eq(atomic_load(&f.export.node), old);
+    cr_assert_eq(atomic_load(&f.exp.node), old);
     cr_assert_eq(node_close(node), 0);
-    export_unclaim(&f.export);
+    export_unclaim(&f.exp);
     end(&f);
 }
 
 /* M-24 */
-Test(export, not_while_another_job_uses_it)
+Test(exp, not_while_another_job_uses_it)
 {
     struct fixture f;
     CLEANUP_FREE char *path = NULL;
 
     begin(&f);
-    cr_assert_eq(export_claim(&f.export), export_claim(&f.export));
+    cr_assert_eq(export_claim(&f.exp), export_claim(&f.exp));
     struct node *node = another(&f, "second", SIZE, &path);
-    cr_assert_eq(swing(&f.export, node, NULL), -EBUSY);
-    export_unclaim(&f.export);
-    cr_assert_eq(swing(&f.export, node, NULL), 0);
-    export_unclaim(&f.export);
+    cr_assert_eq(swing(&f.exp, node, NULL), -EBUSY);
+    export_unclaim(&f.exp);
+    cr_assert_eq(swing(&f.exp, node, NULL), 0);
+    export_unclaim(&f.exp);
     end(&f);
 }
 
 /* M-28 */
-Test(export, a_base_takes_the_place_of_its_overlay)
+Test(exp, a_base_takes_the_place_of_its_overlay)
 {
     struct fixture f;
     CLEANUP_FREE char *base = NULL;
@@ -195,33 +195,33 @@ Test(export, a_base_takes_the_place_of_its_overlay)
     make_image(base, "qcow2", SIZE, NULL);
     make_image(f.path, "qcow2", SIZE, base);
     start(&f);
-    struct node *top = export_claim(&f.export);
+    struct node *top = export_claim(&f.exp);
     struct node *below = top->backing;
     /* As a commit does, which writes to it. */
-    cr_assert_eq(write_byte(&f.export, 1, 0), 0);
+    cr_assert_eq(write_byte(&f.exp, 1, 0), 0);
     cr_assert_not(is_free(f.path));
 
-    f.export.wanted_writable = false; /* it was opened to be read */
-    cr_assert_eq(swing(&f.export, below, NULL), 0);
-    export_unclaim(&f.export);
+    f.exp.wanted_writable = false; /* it was opened to be read */
+    cr_assert_eq(swing(&f.exp, below, NULL), 0);
+    export_unclaim(&f.exp);
     cr_assert(is_free(f.path));
-    cr_assert_eq(read_byte(&f.export, 0), 0);
+    cr_assert_eq(read_byte(&f.exp, 0), 0);
     end(&f);
 }
 
 /* M-24 */
-Test(export, an_overlay_takes_the_place_of_its_base)
+Test(exp, an_overlay_takes_the_place_of_its_base)
 {
     struct fixture f;
     CLEANUP_FREE char *path = NULL;
 
     begin(&f);
-    cr_assert_eq(write_byte(&f.export, 3, 0), 0);
-    struct node *old = export_claim(&f.export);
+    cr_assert_eq(write_byte(&f.exp, 3, 0), 0);
+    struct node *old = export_claim(&f.exp);
     struct node *node = another(&f, "overlay", SIZE, &path);
     node->backing = old;
-    cr_assert_eq(swing(&f.export, node, NULL), 0);
-    export_unclaim(&f.export);
+    cr_assert_eq(swing(&f.exp, node, NULL), 0);
+    export_unclaim(&f.exp);
     cr_assert_not(is_free(f.path), "it is still needed");
     end(&f);
 }
@@ -230,7 +230,7 @@ Test(export, an_overlay_takes_the_place_of_its_base)
 
 struct writer {
     pthread_t thread;
-    struct export *export;
+    struct served_export *exp;
     _Atomic bool *stop;
     uint64_t off;
     _Atomic uint64_t writes;
@@ -242,8 +242,8 @@ static void *write_on(void *opaque)
 
     while (!atomic_load(w->stop)) {
         unsigned char value = (unsigned char)(atomic_load(&w->writes) + 1);
-        cr_assert_eq(write_byte(w->export, value, w->off), 0);
-        cr_assert_eq(read_byte(w->export, w->off), value);
+        cr_assert_eq(write_byte(w->exp, value, w->off), 0);
+        cr_assert_eq(read_byte(w->exp, w->off), value);
         atomic_fetch_add(&w->writes, 1);
     }
     return NULL;
@@ -251,10 +251,11 @@ static void *write_on(void *opaque)
 
 #define WRITERS 4
 
-static void start_writers(struct writer *writers, struct export *export, _Atomic bool *stop)
+static void start_writers(struct writer *writers, struct served_export *exp,
+                          _Atomic bool *stop)
 {
     for (unsigned i = 0; i < WRITERS; i++) {
-        writers[i].export = export;
+        writers[i].exp = exp;
         writers[i].stop = stop;
         writers[i].off = i * STEP;
         atomic_init(&writers[i].writes, 0);
@@ -280,21 +281,21 @@ static void await(struct writer *writers, uint64_t more)
 }
 
 /* M-09 */
-Test(export, changes_wait_while_they_are_held)
+Test(exp, changes_wait_while_they_are_held)
 {
     struct fixture f;
     struct writer writers[WRITERS];
     _Atomic bool stop = false;
 
     begin(&f);
-    start_writers(writers, &f.export, &stop);
+    start_writers(writers, &f.exp, &stop);
     for (unsigned round = 0; round < 20; round++) {
         await(writers, 10);
-        export_hold(&f.export);
-        unsigned char before = read_byte(&f.export, 0);
+        export_hold(&f.exp);
+        unsigned char before = read_byte(&f.exp, 0);
         usleep(2000);
-        cr_assert_eq(read_byte(&f.export, 0), before);
-        export_release(&f.export);
+        cr_assert_eq(read_byte(&f.exp, 0), before);
+        export_release(&f.exp);
     }
     await(writers, 10);
     stop = true;
@@ -303,10 +304,10 @@ Test(export, changes_wait_while_they_are_held)
     end(&f);
 }
 
-static void copy_all(struct export *export, struct node *to)
+static void copy_all(struct served_export *exp, struct node *to)
 {
     static unsigned char buf[SIZE];
-    EXPORT_USE(use, export_enter(export));
+    EXPORT_USE(use, export_enter(exp));
 
     cr_assert_eq(block_read(use.node, buf, SIZE, 0), 0);
     cr_assert_eq(block_write(to, buf, SIZE, 0, 0), 0);
@@ -314,28 +315,28 @@ static void copy_all(struct export *export, struct node *to)
 
 /* What a mirror does at its end, again and again, under clients that check all they read
  * (M-06). */
-Test(export, swings_under_load)
+Test(exp, swings_under_load)
 {
     struct fixture f;
     struct writer writers[WRITERS];
     _Atomic bool stop = false;
 
     begin(&f);
-    start_writers(writers, &f.export, &stop);
+    start_writers(writers, &f.exp, &stop);
     for (unsigned round = 0; round < 20; round++) {
         CLEANUP_FREE char *path = NULL;
         char name[32];
         snprintf(name, sizeof name, "image%u", round);
         await(writers, 10);
-        struct node *old = export_claim(&f.export);
+        struct node *old = export_claim(&f.exp);
         struct node *node = another(&f, name, SIZE, &path);
         cr_assert_eq(node_activate(node, NULL), 0);
         cr_assert_neq(old, node);
-        export_hold(&f.export);
-        copy_all(&f.export, node);
-        cr_assert_eq(export_swing(&f.export, node, NULL), 0);
-        export_release(&f.export);
-        export_unclaim(&f.export);
+        export_hold(&f.exp);
+        copy_all(&f.exp, node);
+        cr_assert_eq(export_swing(&f.exp, node, NULL), 0);
+        export_release(&f.exp);
+        export_unclaim(&f.exp);
     }
     await(writers, 10);
     stop = true;
