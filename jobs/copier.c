@@ -49,15 +49,15 @@ static int copy_run(struct copy_worker *w, const struct block_status *st, uint64
 
     if (st->zero) {
         result->write_side = true;
-        return block_zero(c->target, len, off, c->unmap ? BLOCK_MAY_UNMAP : 0);
+        return block_zero(c->target, off, len, c->unmap ? BLOCK_MAY_UNMAP : 0);
     }
     result->write_side = false;
-    int err = block_read(c->source, w->buffer, len, off);
+    int err = block_read(c->source, w->buffer, off, len);
     if (err)
         return err;
     result->write_side = true;
     result->sent += len;
-    return block_write(c->target, w->buffer, len, off, 0);
+    return block_write(c->target, w->buffer, off, len, 0);
 }
 
 static void copy(struct copy_worker *w, struct copy_result *result)
@@ -68,7 +68,7 @@ static void copy(struct copy_worker *w, struct copy_result *result)
     while (off < end && !result->err) {
         struct block_status st;
         /* What can't be asked is copied as data. */
-        if (block_status(w->copier->config.source, end - off, off, &st))
+        if (block_status(w->copier->config.source, off, end - off, &st))
             st = (struct block_status){.length = end - off, .data = true};
         result->err = copy_run(w, &st, off, st.length, result);
         off += st.length;

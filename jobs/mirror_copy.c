@@ -123,7 +123,7 @@ static bool target_is_zero(struct mirror *m, uint64_t off, uint64_t len)
 {
     while (len > 0) {
         struct block_status st;
-        if (block_status(m->target, len, off, &st) || !st.zero)
+        if (block_status(m->target, off, len, &st) || !st.zero)
             return false;
         off += st.length;
         len -= st.length;
@@ -159,7 +159,7 @@ int mirror_mark_first(struct mirror *m)
         int err = job_checkpoint(m->job, 0);
         if (err)
             return err;
-        if (block_status(m->source, MIN(size - off, 64u << 20), off, &st))
+        if (block_status(m->source, off, MIN(size - off, 64u << 20), &st))
             st = (struct block_status){
                 .length = MIN(size - off, m->granularity), .data = true, .present = true};
         mark_run(m, &st, off);

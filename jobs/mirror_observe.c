@@ -52,11 +52,11 @@ static int send_as_it_is(struct mirror *m, uint64_t off, uint64_t len, unsigned 
 
     while (!err && len > 0) {
         uint64_t n = MIN(len, BOUNCE_BYTES);
-        if (!bounce || block_read(m->source, bounce, n, off)) {
+        if (!bounce || block_read(m->source, bounce, off, n)) {
             mark(m, off, len);
             return 0;
         }
-        err = block_write(m->target, bounce, n, off, flags);
+        err = block_write(m->target, bounce, off, n, flags);
         off += n;
         len -= n;
     }
@@ -70,9 +70,9 @@ static int send_trimmed(struct mirror *m, uint64_t off, uint64_t len, unsigned f
 
     while (!err && len > 0) {
         struct block_status st;
-        if (block_status(m->source, len, off, &st))
+        if (block_status(m->source, off, len, &st))
             st = (struct block_status){.length = len};
-        err = st.zero ? block_zero(m->target, st.length, off, unmap_flag(m) | flags)
+        err = st.zero ? block_zero(m->target, off, st.length, unmap_flag(m) | flags)
                       : send_as_it_is(m, off, st.length, flags);
         off += st.length;
         len -= st.length;
@@ -87,10 +87,10 @@ static int send(struct mirror *m, const struct change *change, uint64_t off, uin
         return 0;
     switch (change->kind) {
     case CHANGE_WRITE:
-        return block_write(m->target, (const char *)change->buf + (off - change->off), len,
-                           off, (change->flags & BLOCK_FUA) | BLOCK_INSIDE);
+        return block_write(m->target, (const char *)change->buf + (off - change->off), off,
+                           len, (change->flags & BLOCK_FUA) | BLOCK_INSIDE);
     case CHANGE_ZERO:
-        return block_zero(m->target, len, off,
+        return block_zero(m->target, off, len,
                           (change->flags & (unmap_flag(m) | BLOCK_FUA)) | BLOCK_INSIDE);
     case CHANGE_DISCARD:
         return send_trimmed(m, off, len, (change->flags & BLOCK_FUA) | BLOCK_INSIDE);

@@ -380,7 +380,7 @@ static int qimg_pread(void *handle, void *buf, uint32_t count, uint64_t offset,
 
     (void)handle;
     (void)flags;
-    return done(block_read(use.node, buf, count, offset), &use, "read", offset, count);
+    return done(block_read(use.node, buf, offset, count), &use, "read", offset, count);
 }
 
 static int qimg_pwrite(void *handle, const void *buf, uint32_t count, uint64_t offset,
@@ -388,7 +388,7 @@ static int qimg_pwrite(void *handle, const void *buf, uint32_t count, uint64_t o
 {
     EXPORT_USE(use, export_enter_change(&the_export));
     unsigned how = flags & NBDKIT_FLAG_FUA ? BLOCK_FUA : 0;
-    int err = block_write(use.node, buf, count, offset, how);
+    int err = block_write(use.node, buf, offset, count, how);
 
     (void)handle;
     return done(err, &use, "write", offset, count);
@@ -409,7 +409,7 @@ static int qimg_trim(void *handle, uint32_t count, uint64_t offset, uint32_t fla
     unsigned how = flags & NBDKIT_FLAG_FUA ? BLOCK_FUA : 0;
 
     (void)handle;
-    return done(block_discard(use.node, count, offset, how), &use, "trim", offset, count);
+    return done(block_discard(use.node, offset, count, how), &use, "trim", offset, count);
 }
 
 static int qimg_zero(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
@@ -419,7 +419,7 @@ static int qimg_zero(void *handle, uint32_t count, uint64_t offset, uint32_t fla
     unsigned how = (flags & NBDKIT_FLAG_FUA ? BLOCK_FUA : 0) |
                    (flags & NBDKIT_FLAG_MAY_TRIM ? BLOCK_MAY_UNMAP : 0) |
                    (fast ? BLOCK_FAST : 0);
-    int err = block_zero(use.node, count, offset, how);
+    int err = block_zero(use.node, offset, count, how);
 
     (void)handle;
     if (err == -ENOTSUP && fast) {
@@ -436,7 +436,7 @@ static int qimg_cache(void *handle, uint32_t count, uint64_t offset, uint32_t fl
 
     (void)handle;
     (void)flags;
-    return done(block_cache(use.node, count, offset), &use, "cache", offset, count);
+    return done(block_cache(use.node, offset, count), &use, "cache", offset, count);
 }
 
 static uint32_t extent_type(const struct block_status *st)
@@ -454,7 +454,7 @@ static int qimg_extents(void *handle, uint32_t count, uint64_t offset, uint32_t 
     (void)handle;
     for (unsigned runs = 0; offset < end && runs < MAX_RUNS; runs++) {
         struct block_status st;
-        int err = block_status(use.node, end - offset, offset, &st);
+        int err = block_status(use.node, offset, end - offset, &st);
         if (err)
             return done(err, &use, "block status", offset, end - offset);
         uint32_t type = extent_type(&st);

@@ -48,7 +48,7 @@ static int probe(struct storage *file, struct findings *out, struct diag *diag)
     if (rc < 0)
         return diag_errno(diag, -rc, "%s: cannot get its size", file->name);
     size_t n = (size_t)MIN(size, sizeof head);
-    rc = storage_read(file, head, n, 0);
+    rc = storage_read(file, head, 0, n);
     if (rc < 0)
         return diag_errno(diag, -rc, "%s: cannot read its header", file->name);
     out->foreign = foreign_format(head, n);

@@ -10,21 +10,21 @@
 #define ENGINE_CHUNK (1u << 20)
 
 /* read.c: the chain's view of a range. */
-int engine_read(struct node *node, void *buf, uint64_t len, uint64_t off) MUST_USE;
+int engine_read(struct node *node, void *buf, uint64_t off, uint64_t len) MUST_USE;
 
 /* status.c: as block_status. */
-int engine_status(struct node *node, uint64_t len, uint64_t off,
+int engine_status(struct node *node, uint64_t off, uint64_t len,
                   struct block_status *out) MUST_USE;
 
 /* write.c */
 
 /* Writes; fua: in-place parts whose mapping is durable are written durably, and
  * *needs_commit says whether a commit must make the rest durable. */
-int engine_write(struct node *node, const void *buf, uint64_t len, uint64_t off, bool fua,
+int engine_write(struct node *node, const void *buf, uint64_t off, uint64_t len, bool fua,
                  bool *needs_commit) MUST_USE;
 
 /* Zero bytes through the write path; locked: the caller holds the guest range. */
-int engine_write_zeroes(struct node *node, uint64_t len, uint64_t off,
+int engine_write_zeroes(struct node *node, uint64_t off, uint64_t len,
                         bool locked) MUST_USE;
 
 /* flush.c: a changing request on its way, inside the gate. */

@@ -189,20 +189,20 @@ int node_prove(struct node *node, bool by_reading, unsigned timeout_ms) MUST_USE
  * write that finds no space waits for clusters that were let go of, and tries again. */
 #define BLOCK_INSIDE 0x8u
 
-int block_read(struct node *node, void *buf, uint64_t len, uint64_t off) MUST_USE;
-int block_write(struct node *node, const void *buf, uint64_t len, uint64_t off,
+int block_read(struct node *node, void *buf, uint64_t off, uint64_t len) MUST_USE;
+int block_write(struct node *node, const void *buf, uint64_t off, uint64_t len,
                 unsigned flags) MUST_USE;
-int block_zero(struct node *node, uint64_t len, uint64_t off, unsigned flags) MUST_USE;
-int block_discard(struct node *node, uint64_t len, uint64_t off, unsigned flags) MUST_USE;
+int block_zero(struct node *node, uint64_t off, uint64_t len, unsigned flags) MUST_USE;
+int block_discard(struct node *node, uint64_t off, uint64_t len, unsigned flags) MUST_USE;
 
 /* Everything replied to before is durable afterwards; see mcache_commit. */
 int block_flush(struct node *node) MUST_USE;
 
 /* Loads the tables for a range and asks the host to read its data ahead. */
-int block_cache(struct node *node, uint64_t len, uint64_t off) MUST_USE;
+int block_cache(struct node *node, uint64_t off, uint64_t len) MUST_USE;
 
 /* Gives every cluster an allocation, contents unchanged (preallocation=metadata). */
-int block_preallocate(struct node *node, uint64_t len, uint64_t off) MUST_USE;
+int block_preallocate(struct node *node, uint64_t off, uint64_t len) MUST_USE;
 
 /* One run of the chain's view. */
 struct block_status {
@@ -218,7 +218,7 @@ struct block_status {
 };
 
 /* The run at off, at most len bytes; not merged with its neighbours. */
-int block_status(struct node *node, uint64_t len, uint64_t off,
+int block_status(struct node *node, uint64_t off, uint64_t len,
                  struct block_status *out) MUST_USE;
 
 #endif

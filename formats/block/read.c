@@ -6,7 +6,7 @@
 #include "block/engine.h"
 
 /* Reads the first run of the range; *done is its length. */
-static int read_run(struct node *node, void *buf, uint64_t len, uint64_t off,
+static int read_run(struct node *node, void *buf, uint64_t off, uint64_t len,
                     uint64_t *done)
 {
     struct node *layer = node;
@@ -30,16 +30,16 @@ static int read_run(struct node *node, void *buf, uint64_t len, uint64_t off,
     }
     *done = len;
     if (ext.kind == EXTENT_DATA)
-        return storage_read(ext.file, buf, len, ext.host_offset);
+        return storage_read(ext.file, buf, ext.host_offset, len);
     memset(buf, 0, len);
     return 0;
 }
 
-int engine_read(struct node *node, void *buf, uint64_t len, uint64_t off)
+int engine_read(struct node *node, void *buf, uint64_t off, uint64_t len)
 {
     while (len > 0) {
         uint64_t done;
-        int err = read_run(node, buf, len, off, &done);
+        int err = read_run(node, buf, off, len, &done);
         if (err)
             return err;
         buf = (char *)buf + done;
@@ -49,23 +49,23 @@ int engine_read(struct node *node, void *buf, uint64_t len, uint64_t off)
     return 0;
 }
 
-int block_read(struct node *node, void *buf, uint64_t len, uint64_t off)
+int block_read(struct node *node, void *buf, uint64_t off, uint64_t len)
 {
     int err = node_check_range(node, off, len);
     if (err)
         return err;
     gate_ticket ticket = gate_enter(&node->ctx->gate);
-    err = engine_read(node, buf, len, off);
+    err = engine_read(node, buf, off, len);
     gate_leave(&node->ctx->gate, ticket);
     return err;
 }
 
 /* Loads the tables for one run of the range and asks the host for its data. */
-static int cache_run(struct node *node, uint64_t len, uint64_t off, uint64_t *done)
+static int cache_run(struct node *node, uint64_t off, uint64_t len, uint64_t *done)
 {
     struct block_status st;
 
-    int err = block_status(node, len, off, &st);
+    int err = block_status(node, off, len, &st);
     if (err)
         return err;
     if (st.file && !st.zero)
@@ -74,13 +74,13 @@ static int cache_run(struct node *node, uint64_t len, uint64_t off, uint64_t *do
     return 0;
 }
 
-int block_cache(struct node *node, uint64_t len, uint64_t off)
+int block_cache(struct node *node, uint64_t off, uint64_t len)
 {
     int err = node_check_range(node, off, len);
 
     while (!err && len > 0) {
         uint64_t done = 0;
-        err = cache_run(node, len, off, &done);
+        err = cache_run(node, off, len, &done);
         off += done;
         len -= done;
     }

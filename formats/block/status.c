@@ -59,7 +59,7 @@ static int describe(struct node *layer, const struct extent *ext, struct block_s
     return err;
 }
 
-int engine_status(struct node *node, uint64_t len, uint64_t off, struct block_status *out)
+int engine_status(struct node *node, uint64_t off, uint64_t len, struct block_status *out)
 {
     struct node *layer = node;
     unsigned depth = 0;
@@ -86,13 +86,13 @@ int engine_status(struct node *node, uint64_t len, uint64_t off, struct block_st
     }
 }
 
-int block_status(struct node *node, uint64_t len, uint64_t off, struct block_status *out)
+int block_status(struct node *node, uint64_t off, uint64_t len, struct block_status *out)
 {
     int err = node_check_range(node, off, len);
     if (err)
         return err;
     gate_ticket ticket = gate_enter(&node->ctx->gate);
-    err = engine_status(node, len, off, out);
+    err = engine_status(node, off, len, out);
     gate_leave(&node->ctx->gate, ticket);
     return err;
 }

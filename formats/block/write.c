@@ -28,10 +28,10 @@ static int alloc_bounce(void **buf, size_t bytes)
 }
 
 /* The bytes of the guest range as they are now, zeroes beyond the virtual size. */
-static int read_old(struct node *node, unsigned char *buf, uint64_t len, uint64_t off)
+static int read_old(struct node *node, unsigned char *buf, uint64_t off, uint64_t len)
 {
     uint64_t inside = off < node->size ? MIN(len, node->size - off) : 0;
-    int err = engine_read(node, buf, inside, off);
+    int err = engine_read(node, buf, off, inside);
 
     for (uint64_t i = inside; i < len; i++)
         buf[i] = 0;
@@ -47,10 +47,10 @@ static int copy_old(struct node *node, const struct reservation *res, uint64_t o
 
     while (!err && len > 0) {
         uint64_t n = MIN(len, ENGINE_CHUNK);
-        err = read_old(node, bounce, n, off);
+        err = read_old(node, bounce, off, n);
         if (!err)
-            err = storage_write(res->file, bounce, n,
-                                res->host_offset + (off - res->guest_offset), 0);
+            err = storage_write(res->file, bounce,
+                                res->host_offset + (off - res->guest_offset), n, 0);
         off += n;
         len -= n;
     }
@@ -60,7 +60,7 @@ static int copy_old(struct node *node, const struct reservation *res, uint64_t o
 /* Fills a reservation: [off, off+len) from buf, the rest of its clusters with what was
  * there. */
 static int fill(struct node *node, const struct reservation *res, bool old_is_zero,
-                const void *buf, uint64_t len, uint64_t off)
+                const void *buf, uint64_t off, uint64_t len)
 {
     uint64_t head = off - res->guest_offset;
     uint64_t end = off + len, tail = res->guest_offset + res->length - end;
@@ -68,23 +68,23 @@ static int fill(struct node *node, const struct reservation *res, bool old_is_ze
 
     bool rest_is_there = old_is_zero && res->fresh && node->host_zeroes_show;
     if (rest_is_there || head + tail == 0)
-        return storage_write(res->file, buf, len, host, 0);
+        return storage_write(res->file, buf, host, len, 0);
 
     if (head + tail > GATHER_MAX) {
         int err = copy_old(node, res, res->guest_offset, head);
         if (!err)
             err = copy_old(node, res, end, tail);
         if (!err)
-            err = storage_write(res->file, buf, len, host, 0);
+            err = storage_write(res->file, buf, host, len, 0);
         return err;
     }
 
     CLEANUP_FREE void *bounce = NULL;
     int err = alloc_bounce(&bounce, head + tail);
     if (!err)
-        err = read_old(node, bounce, head, res->guest_offset);
+        err = read_old(node, bounce, res->guest_offset, head);
     if (!err)
-        err = read_old(node, (unsigned char *)bounce + head, tail, end);
+        err = read_old(node, (unsigned char *)bounce + head, end, tail);
     if (err)
         return err;
     struct iovec iov[] = {
@@ -112,7 +112,7 @@ static int write_new_clusters(struct node *node, const struct extent *ext, const
 
     /* Invariant (8): the data is in the storage before the word that maps it is stored. */
     bool zero = ext->kind == EXTENT_ZERO;
-    err = fill(node, &res, zero, buf, *done, off);
+    err = fill(node, &res, zero, buf, off, *done);
     if (err) {
         node->driver->release(node, &res);
         return err;
@@ -121,7 +121,7 @@ static int write_new_clusters(struct node *node, const struct extent *ext, const
 }
 
 /* As engine_write, with the guest range held. */
-static int write_locked(struct node *node, const void *buf, uint64_t len, uint64_t off)
+static int write_locked(struct node *node, const void *buf, uint64_t off, uint64_t len)
 {
     while (len > 0) {
         struct extent ext;
@@ -131,7 +131,7 @@ static int write_locked(struct node *node, const void *buf, uint64_t len, uint64
             return err;
         if (ext.kind == EXTENT_DATA && ext.writable) {
             done = ext.length;
-            err = storage_write(ext.file, buf, done, ext.host_offset, 0);
+            err = storage_write(ext.file, buf, ext.host_offset, done, 0);
         } else {
             err = write_new_clusters(node, &ext, buf, off, &done);
         }
@@ -144,18 +144,18 @@ static int write_locked(struct node *node, const void *buf, uint64_t len, uint64
     return 0;
 }
 
-static int write_with_lock(struct node *node, const void *buf, uint64_t len, uint64_t off)
+static int write_with_lock(struct node *node, const void *buf, uint64_t off, uint64_t len)
 {
     struct range_hold hold;
 
     range_lock_acquire(&node->ranges, &hold, align_down(off, node->cluster_size),
                        align_up(off + len, node->cluster_size));
-    int err = write_locked(node, buf, len, off);
+    int err = write_locked(node, buf, off, len);
     range_lock_release(&hold);
     return err;
 }
 
-int engine_write(struct node *node, const void *buf, uint64_t len, uint64_t off, bool fua,
+int engine_write(struct node *node, const void *buf, uint64_t off, uint64_t len, bool fua,
                  bool *needs_commit)
 {
     *needs_commit = false;
@@ -168,13 +168,13 @@ int engine_write(struct node *node, const void *buf, uint64_t len, uint64_t off,
             /* Looked at after the map: a mapping we saw is then durable. */
             bool sync = fua && !mcache_has_dirty(node->mc);
             *needs_commit |= !sync;
-            err = storage_write(ext.file, buf, ext.length, ext.host_offset,
+            err = storage_write(ext.file, buf, ext.host_offset, ext.length,
                                 sync ? STORAGE_FUA : 0);
             if (err && sync)
                 mcache_note_failure(node->mc);
         } else {
             *needs_commit = true;
-            err = write_with_lock(node, buf, ext.length, off);
+            err = write_with_lock(node, buf, off, ext.length);
         }
         if (err)
             return err;
@@ -185,7 +185,7 @@ int engine_write(struct node *node, const void *buf, uint64_t len, uint64_t off,
     return 0;
 }
 
-int engine_write_zeroes(struct node *node, uint64_t len, uint64_t off, bool locked)
+int engine_write_zeroes(struct node *node, uint64_t off, uint64_t len, bool locked)
 {
     CLEANUP_FREE void *zeroes = calloc(1, MIN(len, ENGINE_CHUNK) + 1);
     if (!zeroes)
@@ -193,8 +193,8 @@ int engine_write_zeroes(struct node *node, uint64_t len, uint64_t off, bool lock
 
     while (len > 0) {
         uint64_t n = MIN(len, ENGINE_CHUNK);
-        int err = locked ? write_locked(node, zeroes, n, off)
-                         : write_with_lock(node, zeroes, n, off);
+        int err = locked ? write_locked(node, zeroes, off, n)
+                         : write_with_lock(node, zeroes, off, n);
         if (err)
             return err;
         off += n;
@@ -215,7 +215,7 @@ static bool all_zero(const unsigned char *buf, uint64_t len)
     return memcmp(buf, buf + head, len - head) == 0;
 }
 
-static int write_request(struct node *node, const void *buf, uint64_t len, uint64_t off,
+static int write_request(struct node *node, const void *buf, uint64_t off, uint64_t len,
                          unsigned flags)
 {
     bool fua = (flags & BLOCK_FUA) || node->options.cache->write_through, needs_commit;
@@ -223,17 +223,17 @@ static int write_request(struct node *node, const void *buf, uint64_t len, uint6
         .what = {.kind = CHANGE_WRITE, .flags = flags, .off = off, .len = len, .buf = buf}};
 
     engine_start_write(node, &change);
-    int err = engine_write(node, buf, len, off, fua, &needs_commit);
+    int err = engine_write(node, buf, off, len, fua, &needs_commit);
     return engine_finish_write(node, &change, err, fua && needs_commit);
 }
 
-int block_write(struct node *node, const void *buf, uint64_t len, uint64_t off,
+int block_write(struct node *node, const void *buf, uint64_t off, uint64_t len,
                 unsigned flags)
 {
     enum detect_zeroes detect = node->options.detect_zeroes;
 
     if (detect != DETECT_OFF && all_zero(buf, len))
-        return block_zero(node, len, off,
+        return block_zero(node, off, len,
                           (flags & (BLOCK_FUA | BLOCK_INSIDE)) |
                               (detect == DETECT_UNMAP ? BLOCK_MAY_UNMAP : 0));
     int err = node_check_range(node, off, len);
@@ -246,13 +246,13 @@ int block_write(struct node *node, const void *buf, uint64_t len, uint64_t off,
     if (err || len == 0)
         return err;
 
-    err = write_request(node, buf, len, off, flags);
+    err = write_request(node, buf, off, len, flags);
     if (err == -ENOSPC && engine_make_room(node, flags))
-        err = write_request(node, buf, len, off, flags);
+        err = write_request(node, buf, off, len, flags);
     return err;
 }
 
-int block_preallocate(struct node *node, uint64_t len, uint64_t off)
+int block_preallocate(struct node *node, uint64_t off, uint64_t len)
 {
     int err = node_check_range(node, off, len);
 

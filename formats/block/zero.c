@@ -43,7 +43,7 @@ static bool shows_zeroes(struct node *node, uint64_t off, uint64_t end)
 {
     while (off < end) {
         struct block_status st;
-        if (engine_status(node, end - off, off, &st) != 0 || !st.zero)
+        if (engine_status(node, off, end - off, &st) != 0 || !st.zero)
             return false;
         off += st.length;
     }
@@ -71,7 +71,7 @@ static int zero_part_of_hole(struct node *node, uint64_t off, uint64_t end,
         if (node->backing && shows_zeroes(node, off, end))
             return 0;
     }
-    return engine_write_zeroes(node, end - off, off, true);
+    return engine_write_zeroes(node, off, end - off, true);
 }
 
 /* Within one cluster. */
@@ -108,7 +108,7 @@ static int zero_part(struct node *node, uint64_t off, uint64_t end, enum zero_ho
             err = storage_zero(ext.file, ext.host_offset, ext.length,
                                how == ZERO_UNMAP ? STORAGE_MAY_UNMAP : 0);
         } else if (ext.kind == EXTENT_DATA) {
-            err = engine_write_zeroes(node, ext.length, off, false);
+            err = engine_write_zeroes(node, off, ext.length, false);
         } else if (may_show(node, &ext, off)) {
             ext.length = MIN(ext.length, align_up(off + 1, node->cluster_size) - off);
             err = zero_hole(node, off, off + ext.length, how);
@@ -136,7 +136,7 @@ static int zero_by_writing(struct node *node, uint64_t off, uint64_t end, enum z
     if (is_zeroed_in_place(node, &ext))
         return storage_zero(ext.file, ext.host_offset, ext.length,
                             how == ZERO_UNMAP ? STORAGE_MAY_UNMAP : 0);
-    return engine_write_zeroes(node, ext.length, off, true);
+    return engine_write_zeroes(node, off, ext.length, true);
 }
 
 static int zero_clusters_locked(struct node *node, uint64_t off, uint64_t end,
@@ -193,7 +193,7 @@ static bool zero_is_fast(struct node *node, const struct split *s)
             node->driver->zero_is_fast(node, s->first, s->last - s->first));
 }
 
-static int zero_range(struct node *node, uint64_t len, uint64_t off, enum zero_how how,
+static int zero_range(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
                       bool fast)
 {
     struct split s = split_clusters(node, off, len);
@@ -208,7 +208,7 @@ static int zero_range(struct node *node, uint64_t len, uint64_t off, enum zero_h
     return err;
 }
 
-static int zero_once(struct node *node, uint64_t len, uint64_t off, enum zero_how how,
+static int zero_once(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
                      unsigned flags)
 {
     struct engine_change change = {
@@ -218,12 +218,12 @@ static int zero_once(struct node *node, uint64_t len, uint64_t off, enum zero_ho
                  .len = len}};
 
     engine_start_write(node, &change);
-    int err = zero_range(node, len, off, how, flags & BLOCK_FAST);
+    int err = zero_range(node, off, len, how, flags & BLOCK_FAST);
     return engine_finish_write(node, &change, err,
                                (flags & BLOCK_FUA) || node->options.cache->write_through);
 }
 
-static int zero_request(struct node *node, uint64_t len, uint64_t off, enum zero_how how,
+static int zero_request(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
                         unsigned flags)
 {
     int err = node_check_range(node, off, len);
@@ -236,22 +236,22 @@ static int zero_request(struct node *node, uint64_t len, uint64_t off, enum zero
     if (err || len == 0)
         return err;
 
-    err = zero_once(node, len, off, how, flags);
+    err = zero_once(node, off, len, how, flags);
     if (err == -ENOSPC && engine_make_room(node, flags))
-        err = zero_once(node, len, off, how, flags);
+        err = zero_once(node, off, len, how, flags);
     return err;
 }
 
-int block_zero(struct node *node, uint64_t len, uint64_t off, unsigned flags)
+int block_zero(struct node *node, uint64_t off, uint64_t len, unsigned flags)
 {
     bool unmap = (flags & BLOCK_MAY_UNMAP) && !node->options.discard_ignore;
 
-    return zero_request(node, len, off, unmap ? ZERO_UNMAP : ZERO_KEEP, flags);
+    return zero_request(node, off, len, unmap ? ZERO_UNMAP : ZERO_KEEP, flags);
 }
 
-int block_discard(struct node *node, uint64_t len, uint64_t off, unsigned flags)
+int block_discard(struct node *node, uint64_t off, uint64_t len, unsigned flags)
 {
     if (node->options.discard_ignore)
         return node_check_range(node, off, len);
-    return zero_request(node, len, off, ZERO_DISCARD, flags & (BLOCK_FUA | BLOCK_INSIDE));
+    return zero_request(node, off, len, ZERO_DISCARD, flags & (BLOCK_FUA | BLOCK_INSIDE));
 }

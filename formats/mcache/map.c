@@ -199,7 +199,7 @@ static int read_page(struct mcmap *map, uint64_t index, struct mc_page **out)
     list_init(&page->pool_link);
 
     uint64_t *raw = (uint64_t *)(void *)((char *)page + head);
-    int err = storage_read(map->mc->st, raw, map->page_bytes, host);
+    int err = storage_read(map->mc->st, raw, host, map->page_bytes);
     if (err)
         return err;
     for (uint32_t i = 0; i < map->page_bytes / 8; i++)
@@ -291,7 +291,7 @@ static int take_place(struct storage *st, uint64_t host, uint64_t len)
     /* A device gives no blocks ahead, but one that is thin finds some for what is written.
      */
     int err = st->fixed_size ? -ENOTSUP : storage_preallocate(st, host, len);
-    return err == -ENOTSUP ? storage_write(st, zeroes, len, host, 0) : err;
+    return err == -ENOTSUP ? storage_write(st, zeroes, host, len, 0) : err;
 }
 
 /* The page as it was read from the disk: nobody has stored to it yet. */

@@ -101,8 +101,8 @@ static int write_blocks(struct alloc *a, const struct area *area)
              c < MIN(area_end(area), covers + (1ull << refs->block_bits)); c++)
             refcount_pack(refs->order, block, c - covers, 1);
         uint64_t place = area->start + area->table_clusters + i;
-        int err = storage_write(q->node->file, block, cluster_size(q),
-                                place << q->cluster_bits, 0);
+        int err = storage_write(q->node->file, block, place << q->cluster_bits,
+                                cluster_size(q), 0);
         if (err)
             return err;
     }
@@ -123,7 +123,7 @@ static int write_table(struct alloc *a, const struct refcount_table *table)
         return -ENOMEM;
     for (uint64_t i = 0; i < table->n_entries; i++)
         store_be64(raw + i * 8, atomic_load(&table->words[i]));
-    return storage_write(a->q->node->file, raw, table->n_entries * 8, table->offset, 0);
+    return storage_write(a->q->node->file, raw, table->offset, table->n_entries * 8, 0);
 }
 
 static int switch_header(struct qcow2 *q, const struct refcount_table *table)

@@ -84,7 +84,7 @@ static int read_directory(struct qcow2 *q, struct diag *diag)
     q->bitmaps = calloc(ext->count, sizeof *q->bitmaps);
     if (!raw || !q->bitmaps)
         return diag_errno(diag, ENOMEM, "%s: bitmap directory", q->node->filename);
-    err = storage_read(q->node->file, raw, ext->directory_bytes, ext->directory_offset);
+    err = storage_read(q->node->file, raw, ext->directory_offset, ext->directory_bytes);
     if (err)
         return diag_errno(diag, -err, "%s: reading the bitmap directory",
                           q->node->filename);

@@ -51,12 +51,12 @@ int qrepair_begin(struct check *c)
     return qrepair_flush(c);
 }
 
-int qrepair_write(struct check *c, const void *buf, uint64_t bytes, uint64_t offset,
+int qrepair_write(struct check *c, const void *buf, uint64_t offset, uint64_t bytes,
                   const char *what)
 {
     int err = qrepair_begin(c);
 
-    if (!err && (err = storage_write(c->st, buf, bytes, offset, 0)) != 0)
+    if (!err && (err = storage_write(c->st, buf, offset, bytes, 0)) != 0)
         err = diag_errno(c->diag, -err, "%s: writing the repaired %s at offset %" PRIu64,
                          c->st->name, what, offset);
     return err;

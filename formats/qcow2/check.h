@@ -222,7 +222,7 @@ uint64_t qcheck_unpack(uint32_t order, const uint8_t *block, uint64_t index);
  * is marked dirty until the repair has ended, so that nobody writes to it while refcounts
  * are wrong. */
 int qrepair_begin(struct check *c) MUST_USE;
-int qrepair_write(struct check *c, const void *buf, uint64_t bytes, uint64_t offset,
+int qrepair_write(struct check *c, const void *buf, uint64_t offset, uint64_t bytes,
                   const char *what) MUST_USE;
 int qrepair_flush(struct check *c) MUST_USE;
 

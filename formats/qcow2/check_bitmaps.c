@@ -56,7 +56,7 @@ static int count_table(struct check *c, uint64_t offset, uint32_t n)
 
     if (!raw)
         return diag_errno(c->diag, ENOMEM, "%s: bitmap table", c->st->name);
-    int err = storage_read(c->st, raw, n * 8ull, offset);
+    int err = storage_read(c->st, raw, offset, n * 8ull);
     if (err)
         return diag_errno(c->diag, -err, "%s: reading a bitmap table", c->st->name);
     for (uint32_t i = 0; i < n; i++) {
@@ -130,7 +130,7 @@ int qcheck_bitmaps(struct check *c)
     CLEANUP_FREE uint8_t *raw = malloc(ext->directory_bytes);
     if (!raw)
         return diag_errno(c->diag, ENOMEM, "%s: bitmap directory", c->st->name);
-    err = storage_read(c->st, raw, ext->directory_bytes, ext->directory_offset);
+    err = storage_read(c->st, raw, ext->directory_offset, ext->directory_bytes);
     if (err)
         return diag_errno(c->diag, -err, "%s: reading the bitmap directory", c->st->name);
     return count_directory(c, raw, ext->directory_bytes);

@@ -20,7 +20,7 @@ static int write_piece(struct l1_walk *walk)
     for (uint32_t i = 0; i < walk->n; i++)
         store_be64(&walk->entries[i], walk->entries[i]);
     walk->changed = false;
-    return qrepair_write(walk->c, walk->entries, (uint64_t)walk->n * 8, offset, "L1 table");
+    return qrepair_write(walk->c, walk->entries, offset, (uint64_t)walk->n * 8, "L1 table");
 }
 
 static int visit_piece(struct l1_walk *walk, l1_visit *visit, void *opaque)
@@ -45,7 +45,7 @@ int qcheck_walk_l1(struct check *c, const struct check_l1 *l1, l1_visit *visit,
     for (; walk.first < l1->n; walk.first += walk.n) {
         walk.n = MIN(l1->n - walk.first, PIECE_ENTRIES);
         uint64_t offset = l1->offset + (uint64_t)walk.first * 8;
-        int err = storage_read(c->st, entries, walk.n * 8ull, offset);
+        int err = storage_read(c->st, entries, offset, walk.n * 8ull);
         if (err) {
             check_message(c->options, "L1 table at offset %" PRIu64 " can't be read",
                           offset);

@@ -36,7 +36,7 @@ static void to_host_order(uint64_t *words, uint64_t n)
 
 static int read_tables(struct check *c, uint64_t offset, uint64_t bytes, uint64_t *words)
 {
-    int err = storage_read(c->st, words, bytes, offset);
+    int err = storage_read(c->st, words, offset, bytes);
 
     if (err) {
         check_message(c->options, "L2 table at offset %" PRIu64 " can't be read", offset);

@@ -35,7 +35,7 @@ static int load_table(struct check *c)
     c->rt = calloc(bytes / 8 + 1, 8);
     if (!c->rt)
         return diag_errno(c->diag, ENOMEM, "%s: refcount table", c->st->name);
-    int err = storage_read(c->st, c->rt, bytes, offset);
+    int err = storage_read(c->st, c->rt, offset, bytes);
     if (err)
         return diag_errno(c->diag, -err, "%s: reading the refcount table", c->st->name);
     c->n_rt = bytes / 8;
@@ -95,7 +95,7 @@ static void load_block(struct check *c, uint64_t index, uint8_t *buffer)
     if (first > c->n_clusters || offset == 0)
         return;
     uint64_t n = MIN(1ull << bits, c->n_clusters + 1 - first);
-    if (storage_read(c->st, buffer, ((n << c->h.refcount_order) + 7) / 8, offset)) {
+    if (storage_read(c->st, buffer, offset, ((n << c->h.refcount_order) + 7) / 8)) {
         check_message(c->options,
                       "refcount block %" PRIu64 " at offset %" PRIu64 " can't be read",
                       index, offset);
@@ -144,7 +144,7 @@ bool qcheck_disk_count(struct check *c, uint64_t cluster, uint64_t *count)
     uint64_t at = offset + align_down((in_block << order) / 8, LOOKUP_BYTES);
     if (c->block_offset != at) {
         c->block_offset = 0;
-        if (storage_read(c->st, c->block, LOOKUP_BYTES, at))
+        if (storage_read(c->st, c->block, at, LOOKUP_BYTES))
             return false;
         c->block_offset = at;
     }

@@ -19,7 +19,7 @@ static int read_entry(struct check *c, uint64_t offset, struct check_snapshot *s
 {
     uint8_t raw[ENTRY_FIXED];
 
-    int err = storage_read(c->st, raw, sizeof raw, offset);
+    int err = storage_read(c->st, raw, offset, sizeof raw);
     if (err)
         return diag_errno(c->diag, -err, "%s: reading the snapshot table", c->st->name);
     *s = (struct check_snapshot){
@@ -56,7 +56,7 @@ static int check_names(struct check *c, uint32_t index)
 
     if (s->extra_wrong || !range_inside(at, n, c->file_size))
         return 0; /* the latter is found later */
-    int err = storage_read(c->st, names, n, at);
+    int err = storage_read(c->st, names, at, n);
     if (err)
         return diag_errno(c->diag, -err, "%s: reading the snapshot table", c->st->name);
     if (!memchr(names, 0, n))

@@ -252,7 +252,7 @@ static int write_header(const struct settings *s, const struct layout *l,
                    (uint32_t)name_len);
         memcpy(raw + at, s->backing_file, name_len);
     }
-    return storage_write(st, raw, cluster, 0, 0);
+    return storage_write(st, raw, 0, cluster, 0);
 }
 
 static int write_refcounts(const struct settings *s, const struct layout *l,
@@ -267,7 +267,7 @@ static int write_refcounts(const struct settings *s, const struct layout *l,
         memset(raw, 0, cluster);
         for (uint64_t c = b * per_block; c < MIN(l->end, (b + 1) * per_block); c++)
             refcount_pack(s->refcount_order, raw, c - b * per_block, 1);
-        err = storage_write(st, raw, cluster, (l->blocks + b) << s->cluster_bits, 0);
+        err = storage_write(st, raw, (l->blocks + b) << s->cluster_bits, cluster, 0);
     }
     for (uint64_t t = 0; !err && t < l->blocks - l->table; t++) {
         memset(raw, 0, cluster);
@@ -276,7 +276,7 @@ static int write_refcounts(const struct settings *s, const struct layout *l,
             if (b < l->l1 - l->blocks)
                 store_be64(raw + i * 8, (l->blocks + b) << s->cluster_bits);
         }
-        err = storage_write(st, raw, cluster, (l->table + t) << s->cluster_bits, 0);
+        err = storage_write(st, raw, (l->table + t) << s->cluster_bits, cluster, 0);
     }
     return err;
 }
@@ -307,14 +307,14 @@ static int write_all_zeroes(struct node *node)
     int err = zeroes ? 0 : -ENOMEM;
 
     for (uint64_t off = 0; !err && off < node->size; off += step)
-        err = block_write(node, zeroes, MIN(step, node->size - off), off, 0);
+        err = block_write(node, zeroes, off, MIN(step, node->size - off), 0);
     return err;
 }
 
 static int allocate(struct node *node, enum preallocation how)
 {
     uint64_t bytes;
-    int err = block_preallocate(node, node->size, 0);
+    int err = block_preallocate(node, 0, node->size);
 
     if (!err && how != PREALLOC_METADATA)
         err = storage_size(node->file, &bytes);

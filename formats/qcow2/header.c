@@ -212,7 +212,7 @@ static int read_backing_name(struct storage *st, const uint8_t *raw, struct qcow
                         " are not between the header and the end of its cluster",
                         st->name, len, offset);
     char name[MAX_BACKING_NAME];
-    int err = storage_read(st, name, len, offset);
+    int err = storage_read(st, name, offset, len);
     if (err)
         return diag_errno(diag, -err, "%s: reading the backing file's name", st->name);
     return foreign_text_copy(&h->backing_name, name, len, diag,
@@ -230,7 +230,7 @@ static int read_fields(struct storage *st, uint8_t *raw, struct qcow2_header *h,
         return diag_set(diag, EINVAL,
                         "%s: %" PRIu64 " bytes are too few for a qcow2 header", st->name,
                         *file_size);
-    err = storage_read(st, raw, sizeof(struct qcow2_disk_header), 0);
+    err = storage_read(st, raw, 0, sizeof(struct qcow2_disk_header));
     if (err)
         return diag_errno(diag, -err, "%s: reading the header", st->name);
     parse(raw, h);
@@ -365,7 +365,7 @@ int qcow2_header_write_features(struct storage *st, const struct qcow2_header *h
     store_be64(raw, h->incompatible);
     store_be64(raw + 8, h->compatible);
     store_be64(raw + 16, h->autoclear);
-    return storage_write(st, raw, sizeof raw, FIELD(incompatible_features), 0);
+    return storage_write(st, raw, FIELD(incompatible_features), sizeof raw, 0);
 }
 
 int qcow2_header_write_refcount_table(struct storage *st, const struct qcow2_header *h)
@@ -374,7 +374,7 @@ int qcow2_header_write_refcount_table(struct storage *st, const struct qcow2_hea
 
     store_be64(raw, h->refcount_table_offset);
     store_be32(raw + 8, h->refcount_table_clusters);
-    return storage_write(st, raw, sizeof raw, FIELD(refcount_table_offset), 0);
+    return storage_write(st, raw, FIELD(refcount_table_offset), sizeof raw, 0);
 }
 
 int qcow2_header_write_snapshots(struct storage *st, const struct qcow2_header *h)
@@ -383,7 +383,7 @@ int qcow2_header_write_snapshots(struct storage *st, const struct qcow2_header *
 
     store_be32(raw, h->nb_snapshots);
     store_be64(raw + 4, h->snapshots_offset);
-    return storage_write(st, raw, sizeof raw, FIELD(nb_snapshots), 0);
+    return storage_write(st, raw, FIELD(nb_snapshots), sizeof raw, 0);
 }
 
 int qcow2_header_write_l1(struct storage *st, const struct qcow2_header *h)
@@ -392,7 +392,7 @@ int qcow2_header_write_l1(struct storage *st, const struct qcow2_header *h)
 
     store_be32(raw, h->l1_size);
     store_be64(raw + 4, h->l1_table_offset);
-    return storage_write(st, raw, sizeof raw, FIELD(l1_size), 0);
+    return storage_write(st, raw, FIELD(l1_size), sizeof raw, 0);
 }
 
 int qcow2_header_write_size(struct storage *st, const struct qcow2_header *h)
@@ -400,5 +400,5 @@ int qcow2_header_write_size(struct storage *st, const struct qcow2_header *h)
     uint8_t raw[8];
 
     store_be64(raw, h->size);
-    return storage_write(st, raw, sizeof raw, FIELD(size), 0);
+    return storage_write(st, raw, FIELD(size), sizeof raw, 0);
 }

@@ -180,7 +180,7 @@ int qcow2_header_ext_read(struct storage *st, struct qcow2_header *h, uint64_t e
 
     if (!area)
         return diag_errno(diag, ENOMEM, "%s", st->name);
-    int err = storage_read(st, area, n, h->header_length);
+    int err = storage_read(st, area, h->header_length, n);
     if (err)
         return diag_errno(diag, -err, "%s: reading the header extensions", st->name);
     int more;

@@ -118,7 +118,7 @@ void qcow2_describe_luks(struct qcow2 *q, json_t *object)
     json_object_set_new(object, "format", json_string("luks"));
     int err = q->header.luks_bytes < sizeof h
                   ? -EINVAL
-                  : storage_read(node->file, &h, sizeof h, q->header.luks_offset);
+                  : storage_read(node->file, &h, q->header.luks_offset, sizeof h);
     if (err || memcmp(h.magic, magic, sizeof magic) != 0 || load_be16(&h.version) != 1) {
         log_warning(
             "%s: header extension 0x%08x: no LUKS header of version 1 at offset %" PRIu64,

@@ -80,7 +80,7 @@ static int read_l1(struct qcow2 *q, struct diag *diag)
     CLEANUP_FREE uint8_t *raw = malloc(bytes + 1);
     CLEANUP_FREE _Atomic uint64_t *l1 = calloc(q->header.l1_size + 1u, sizeof *l1);
 
-    int err = raw && l1 ? storage_read(q->node->file, raw, bytes, q->header.l1_table_offset)
+    int err = raw && l1 ? storage_read(q->node->file, raw, q->header.l1_table_offset, bytes)
                         : -ENOMEM;
     for (uint32_t i = 0; !err && i < q->header.l1_size; i++)
         atomic_init(&l1[i], load_be64(raw + (size_t)i * 8));

@@ -20,13 +20,13 @@ static int write_header(struct qcow2 *q, uint8_t *raw, size_t used, const char *
     struct storage *st = q->node->file;
     size_t len = strlen(name);
 
-    int err = storage_write(st, name, len, at, 0);
+    int err = storage_write(st, name, at, len, 0);
     if (!err)
         err = node_barrier(q->node);
     store_be64(raw + FIELD(backing_file_offset), at);
     store_be32(raw + FIELD(backing_file_size), (uint32_t)len);
     if (!err)
-        err = storage_write(st, raw, used, 0, 0);
+        err = storage_write(st, raw, 0, used, 0);
     return err ? err : node_barrier(q->node);
 }
 
@@ -43,7 +43,7 @@ int qcow2_set_backing(struct node *node, const char *name, const char *format,
 
     if (!raw)
         return diag_errno(diag, ENOMEM, "%s", node->filename);
-    err = storage_read(node->file, raw, size, 0);
+    err = storage_read(node->file, raw, 0, size);
     if (err)
         return diag_errno(diag, -err, "%s: reading the header", node->filename);
     uint64_t old = load_be64(raw + FIELD(backing_file_offset));

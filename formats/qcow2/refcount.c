@@ -80,7 +80,7 @@ static int read_table(struct refcounts *refs, struct diag *diag)
     if (!t)
         return diag_errno(diag, ENOMEM, "%s: refcount table", q->node->filename);
     CLEANUP_FREE uint64_t *raw = malloc(bytes);
-    int err = raw ? storage_read(q->node->file, raw, bytes, t->offset) : -ENOMEM;
+    int err = raw ? storage_read(q->node->file, raw, t->offset, bytes) : -ENOMEM;
     if (err) {
         free(t);
         return diag_errno(diag, -err, "%s: reading the refcount table", q->node->filename);

@@ -35,7 +35,7 @@ static int mend_table(struct check *c, uint64_t cluster, uint64_t *table)
     if (!changed)
         return 0;
     qcheck_say(c, "L2 table at offset %" PRIu64 ": copied flags are set right", offset);
-    return qrepair_write(c, table, c->cluster_size, offset, "L2 table");
+    return qrepair_write(c, table, offset, c->cluster_size, "L2 table");
 }
 
 struct tables {

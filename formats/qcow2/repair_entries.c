@@ -99,7 +99,7 @@ static int mend_table(struct check *c, uint64_t cluster, uint64_t *table)
         }
         store_be64(&table[i], entry);
     }
-    return changed ? qrepair_write(c, table, c->cluster_size, offset, "L2 table") : 0;
+    return changed ? qrepair_write(c, table, offset, c->cluster_size, "L2 table") : 0;
 }
 
 struct tables {
@@ -217,7 +217,7 @@ static int empty_snapshot(struct check *c, const struct check_snapshot *s)
     qcheck_say(c, "snapshot table entry at offset %" PRIu64 ": its L1 table is lost",
                s->entry_offset);
     c->dropped = true;
-    return qrepair_write(c, none, sizeof none, s->entry_offset, "snapshot table entry");
+    return qrepair_write(c, none, s->entry_offset, sizeof none, "snapshot table entry");
 }
 
 static int mend_snapshots(struct check *c, bool *changed)
@@ -247,12 +247,12 @@ static int drop_bitmaps_extension(struct check *c)
     uint8_t area[EXTENSIONS_LOOKED_AT], end[4];
     size_t n = (size_t)MIN(sizeof area, c->cluster_size - c->h.header_length), place;
 
-    int err = storage_read(c->st, area, n, c->h.header_length);
+    int err = storage_read(c->st, area, c->h.header_length, n);
     if (err || qcow2_header_ext_find_last(area, n, EXT_BITMAPS, &place))
         return err;
     err = qrepair_flush(c); /* the bit has to be gone first */
     store_be32(end, EXT_END);
-    return err ? err : storage_write(c->st, end, sizeof end, c->h.header_length + place, 0);
+    return err ? err : storage_write(c->st, end, c->h.header_length + place, sizeof end, 0);
 }
 
 /* Without the bit nobody believes them. */

@@ -85,7 +85,7 @@ static int write_block(struct check *c, const struct plan *plan, uint64_t index,
         if (count)
             refcount_pack(c->h.refcount_order, block, i - first, count);
     }
-    return qrepair_write(c, block, c->cluster_size, cluster << c->h.cluster_bits,
+    return qrepair_write(c, block, cluster << c->h.cluster_bits, c->cluster_size,
                          "refcount block");
 }
 
@@ -107,9 +107,8 @@ static int write_area(struct check *c, const struct plan *plan)
         err = write_block(c, plan, i, next++, block);
     }
     if (!err)
-        err = qrepair_write(c, table, bytes,
-                            (plan->start + plan->n_blocks) << c->h.cluster_bits,
-                            "refcount table");
+        err = qrepair_write(c, table, (plan->start + plan->n_blocks) << c->h.cluster_bits,
+                            bytes, "refcount table");
     return err;
 }
 

@@ -36,13 +36,13 @@ int qrepair_refcounts(struct check *c, bool raise)
         uint64_t offset = qcheck_block_offset(c, i);
         if (offset == 0)
             continue;
-        int err = storage_read(c->st, block, c->cluster_size, offset);
+        int err = storage_read(c->st, block, offset, c->cluster_size);
         if (err)
             return diag_errno(c->diag, -err,
                               "%s: reading the refcount block at offset %" PRIu64,
                               c->st->name, offset);
         if (mend_block(c, i << qcheck_block_bits(c), block, raise))
-            err = qrepair_write(c, block, c->cluster_size, offset, "refcount block");
+            err = qrepair_write(c, block, offset, c->cluster_size, "refcount block");
         if (err)
             return err;
     }

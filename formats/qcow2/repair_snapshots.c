@@ -45,11 +45,11 @@ static int copy_entry(struct check *c, const struct check_snapshot *s, uint8_t *
 {
     uint32_t have = MIN(s->extra_bytes, MAX_EXTRA_BYTES), extra = new_extra_bytes(s);
 
-    int err = storage_read(c->st, out, ENTRY_FIXED + have, s->entry_offset);
+    int err = storage_read(c->st, out, s->entry_offset, ENTRY_FIXED + have);
     if (!err)
         err = storage_read(c->st, out + ENTRY_FIXED + extra,
-                           (uint64_t)s->id_bytes + s->name_bytes,
-                           s->entry_offset + ENTRY_FIXED + s->extra_bytes);
+                           s->entry_offset + ENTRY_FIXED + s->extra_bytes,
+                           (uint64_t)s->id_bytes + s->name_bytes);
     if (err)
         return diag_errno(c->diag, -err, "%s: reading the snapshot table", c->st->name);
     for (uint8_t *p = out + ENTRY_FIXED + extra; p < out + new_end(s); p++)
@@ -90,7 +90,7 @@ int qrepair_snapshots(struct check *c)
         return err;
     qcheck_say(c, "the snapshot table is written anew, at offset %" PRIu64, offset);
     err =
-        qrepair_write(c, table, align_up(bytes, c->cluster_size), offset, "snapshot table");
+        qrepair_write(c, table, offset, align_up(bytes, c->cluster_size), "snapshot table");
     if (!err)
         err = qrepair_flush(c);
     if (!err)

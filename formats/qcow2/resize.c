@@ -20,7 +20,7 @@ static int write_table(struct qcow2 *q, const _Atomic uint64_t *l1, uint32_t n,
         return -ENOMEM;
     for (uint32_t i = 0; i < n; i++)
         store_be64(raw + (size_t)i * 8, atomic_load(&l1[i]));
-    return storage_write(q->node->file, raw, bytes, host, 0);
+    return storage_write(q->node->file, raw, host, bytes, 0);
 }
 
 int qcow2_point_header(struct qcow2 *q, const struct qcow2_header *h,

@@ -67,7 +67,7 @@ static int read_table(struct qcow2 *q, uint8_t **table, size_t *n, struct diag *
     if (!err && offset <= file_size) {
         *n = (size_t)MIN(file_size - offset, MAX_SNAPSHOT_BYTES);
         *table = malloc(*n + 1);
-        err = *table ? storage_read(q->node->file, *table, *n, offset) : -ENOMEM;
+        err = *table ? storage_read(q->node->file, *table, offset, *n) : -ENOMEM;
     }
     return err ? diag_errno(diag, -err, "%s: reading the snapshot table", q->node->filename)
                : 0;

@@ -51,7 +51,7 @@ static int new_table(struct qcow2 *q, uint32_t l1_index)
  * through the copy would change a snapshot. */
 static int read_shared(struct qcow2 *q, uint64_t offset, uint8_t *table)
 {
-    int err = storage_read(q->node->file, table, cluster_size(q), offset);
+    int err = storage_read(q->node->file, table, offset, cluster_size(q));
 
     for (uint64_t i = 0; !err && i < cluster_size(q) / 8; i++) {
         uint64_t entry = load_be64(table + i * 8);
@@ -81,7 +81,7 @@ static int copy_table(struct qcow2 *q, uint32_t l1_index, uint64_t old)
         err = alloc_clusters(&q->alloc, 1, &host, &n, &fresh);
     if (err)
         return err;
-    err = storage_write(q->node->file, table, cluster_size(q), host, 0);
+    err = storage_write(q->node->file, table, host, cluster_size(q), 0);
     LOCK_GUARD(mcache_meta(q->node->mc));
     if (err) {
         alloc_unlink(&q->alloc, host, 1);

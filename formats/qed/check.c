@@ -116,18 +116,18 @@ static void say_twice(struct check *c, const char *what, uint64_t entry, uint64_
 
 /* ---- tables ---- */
 
-static int write_piece(struct check *c, const uint8_t *raw, uint64_t bytes, uint64_t offset)
+static int write_piece(struct check *c, const uint8_t *raw, uint64_t offset, uint64_t bytes)
 {
     int err = begin_writing(c);
 
-    if (err == 0 && (err = storage_write(c->st, raw, bytes, offset, 0)) < 0)
+    if (err == 0 && (err = storage_write(c->st, raw, offset, bytes, 0)) < 0)
         err = diag_errno(c->diag, -err, "%s: writing the repaired table at offset %" PRIu64,
                          c->st->name, offset);
     return err;
 }
 
 /* Visits the entries of a table that aren't 0, and writes back what changes. */
-static int visit_piece(struct check *c, uint8_t *raw, uint64_t bytes, uint64_t offset,
+static int visit_piece(struct check *c, uint8_t *raw, uint64_t offset, uint64_t bytes,
                        uint64_t first, visit_entry *visit)
 {
     bool changed = false;
@@ -142,7 +142,7 @@ static int visit_piece(struct check *c, uint8_t *raw, uint64_t bytes, uint64_t o
             changed = true;
         }
     }
-    return changed ? write_piece(c, raw, bytes, offset) : 0;
+    return changed ? write_piece(c, raw, offset, bytes) : 0;
 }
 
 static int visit_table(struct check *c, uint64_t offset, visit_entry *visit)
@@ -153,13 +153,13 @@ static int visit_table(struct check *c, uint64_t offset, visit_entry *visit)
         return diag_errno(c->diag, ENOMEM, "%s: table", c->st->name);
 
     for (uint64_t at = 0; at < c->geo.table_bytes; at += piece) {
-        if (storage_read(c->st, raw, piece, offset + at) < 0) {
+        if (storage_read(c->st, raw, offset + at, piece) < 0) {
             check_message(c->options, "the table at offset %" PRIu64 " can't be read",
                           offset + at);
             c->result->check_errors++;
             return 0;
         }
-        int err = visit_piece(c, raw, piece, offset + at, at / 8, visit);
+        int err = visit_piece(c, raw, offset + at, piece, at / 8, visit);
         if (err < 0)
             return err;
     }

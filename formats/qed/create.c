@@ -154,11 +154,11 @@ static int write_image(struct storage *file, const struct qed_header *header,
     if (err == 0)
         err = storage_zero(file, header->l1_table_offset, l1_bytes, 0);
     if (err == 0 && backing)
-        err = storage_write(file, backing, header->backing_filename_size,
-                            header->backing_filename_offset, 0);
+        err = storage_write(file, backing, header->backing_filename_offset,
+                            header->backing_filename_size, 0);
     qed_header_encode(header, raw);
     if (err == 0)
-        err = storage_write(file, raw, sizeof raw, 0, 0);
+        err = storage_write(file, raw, 0, sizeof raw, 0);
     return err < 0 ? err : storage_flush(file);
 }
 

@@ -183,7 +183,7 @@ int qed_header_read(struct storage *file, const char *filename, struct qed_heade
     int err = storage_size(file, &file_size);
     if (err < 0)
         return diag_errno(diag, -err, "%s: size of the file", filename);
-    if ((err = storage_read(file, raw, sizeof raw, 0)) < 0)
+    if ((err = storage_read(file, raw, 0, sizeof raw)) < 0)
         return diag_errno(diag, -err, "%s: reading the header", filename);
     if (FIELD(raw, 32, magic) != QED_MAGIC)
         return diag_set(diag, EINVAL, "%s: magic 0x%08" PRIx32 ": not a QED image",
@@ -203,7 +203,7 @@ int qed_header_read_backing(struct storage *file, const char *filename,
         return 0;
     char text[QED_MAX_BACKING_NAME];
     int err =
-        storage_read(file, text, h->backing_filename_size, h->backing_filename_offset);
+        storage_read(file, text, h->backing_filename_offset, h->backing_filename_size);
     if (err < 0)
         return diag_errno(diag, -err, "%s: reading the backing file name", filename);
     return foreign_text_copy(name, text, h->backing_filename_size, diag,
@@ -216,7 +216,7 @@ static int write_field(struct storage *file, uint64_t value, uint64_t off)
     uint8_t raw[sizeof value];
 
     store_le64(raw, value);
-    return storage_write(file, raw, sizeof raw, off, 0);
+    return storage_write(file, raw, off, sizeof raw, 0);
 }
 
 int qed_header_write_features(struct storage *file, uint64_t features)

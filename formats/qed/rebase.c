@@ -13,12 +13,12 @@ static int write_header(struct node *node, const struct qed_header *h, const cha
     uint8_t raw[sizeof(struct qed_disk_header)];
 
     int err =
-        storage_write(st, name, h->backing_filename_size, h->backing_filename_offset, 0);
+        storage_write(st, name, h->backing_filename_offset, h->backing_filename_size, 0);
     if (!err)
         err = node_barrier(node);
     qed_header_encode(h, raw);
     if (!err)
-        err = storage_write(st, raw, sizeof raw, 0, 0);
+        err = storage_write(st, raw, 0, sizeof raw, 0);
     return err ? err : node_barrier(node);
 }
 

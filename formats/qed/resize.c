@@ -36,7 +36,7 @@ static int hide_backing(struct node *node, uint64_t old_size)
     if (!node->backing || node->backing->size <= old_size)
         return 0;
     uint64_t end = MIN(node->size, node->backing->size);
-    int err = block_zero(node, end - old_size, old_size, 0);
+    int err = block_zero(node, old_size, end - old_size, 0);
     return err < 0 ? err : mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
 }
 

@@ -40,7 +40,7 @@ static int read_l1(struct qed_image *img, _Atomic uint64_t *words, uint64_t n,
         return diag_errno(diag, ENOMEM, "%s: L1 table", img->node->filename);
     for (uint64_t done = 0; done < n * 8; done += CHUNK_BYTES) {
         uint64_t bytes = MIN(CHUNK_BYTES, n * 8 - done);
-        int err = storage_read(img->node->file, chunk, bytes, img->geo.l1_offset + done);
+        int err = storage_read(img->node->file, chunk, img->geo.l1_offset + done, bytes);
         if (err < 0)
             return diag_errno(diag, -err, "%s: reading the L1 table at offset %" PRIu64,
                               img->node->filename, img->geo.l1_offset + done);
@@ -128,7 +128,7 @@ static int last_in_table(const struct qed_image *img, uint64_t table, uint8_t *c
 {
     for (uint64_t done = 0; done < img->geo.table_bytes; done += CHUNK_BYTES) {
         uint64_t bytes = MIN(CHUNK_BYTES, img->geo.table_bytes - done);
-        int err = storage_read(img->node->file, chunk, bytes, table + done);
+        int err = storage_read(img->node->file, chunk, table + done, bytes);
         if (err < 0)
             return err;
         for (uint64_t i = 0; i < bytes; i += 8)

@@ -71,7 +71,7 @@ static int write_zeroes(struct storage *file, uint64_t size)
     if (!zeroes)
         return -ENOMEM;
     for (uint64_t off = 0; off < size; off += ZERO_BUFFER) {
-        int rc = storage_write(file, zeroes, MIN(size - off, ZERO_BUFFER), off, 0);
+        int rc = storage_write(file, zeroes, off, MIN(size - off, ZERO_BUFFER), 0);
         if (rc < 0)
             return rc;
     }

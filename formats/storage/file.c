@@ -15,7 +15,7 @@
 
 /* ---- reading and writing ---- */
 
-int64_t file_pread_some(struct file_storage *file, void *buf, uint64_t len, uint64_t off)
+int64_t file_pread_some(struct file_storage *file, void *buf, uint64_t off, uint64_t len)
 {
     for (;;) {
         ssize_t n = pread(file->fd, buf, len, (off_t)off);
@@ -60,12 +60,12 @@ int64_t file_pwritev_some(struct file_storage *file, struct iovec **iov, int *co
     }
 }
 
-static int buffered_pread(struct storage *st, void *buf, uint64_t len, uint64_t off)
+static int buffered_pread(struct storage *st, void *buf, uint64_t off, uint64_t len)
 {
     char *to = buf;
 
     while (len > 0) {
-        int64_t n = file_pread_some(file_of(st), to, len, off);
+        int64_t n = file_pread_some(file_of(st), to, off, len);
         if (n < 0)
             return (int)n;
         if (n == 0) {

@@ -49,7 +49,7 @@ int file_init(struct file_storage *file, const char *path, int fd, bool device) 
  * advanced past them.  0 on a read is the end of the file. */
 int64_t file_pwritev_some(struct file_storage *file, struct iovec **iov, int *count,
                           uint64_t off, bool dsync);
-int64_t file_pread_some(struct file_storage *file, void *buf, uint64_t len, uint64_t off);
+int64_t file_pread_some(struct file_storage *file, void *buf, uint64_t off, uint64_t len);
 
 /* The operations as storage.h describes them.  Those that change bytes do it without any
  * regard for others who change the same ones. */

@@ -79,10 +79,10 @@ static void *bounce_new(const struct direct *d, uint64_t span, uint64_t *capacit
 /* ---- reading ---- */
 
 /* Everything aligned.  A count that isn't aligned is the end of the file. */
-static int read_straight(struct direct *d, char *to, uint64_t len, uint64_t off)
+static int read_straight(struct direct *d, char *to, uint64_t off, uint64_t len)
 {
     while (len > 0) {
-        int64_t n = file_pread_some(&d->file, to, len, off);
+        int64_t n = file_pread_some(&d->file, to, off, len);
         if (n < 0)
             return (int)n;
         to += n;
@@ -96,7 +96,7 @@ static int read_straight(struct direct *d, char *to, uint64_t len, uint64_t off)
     return 0;
 }
 
-static int read_bounced(struct direct *d, char *to, uint64_t len, uint64_t off)
+static int read_bounced(struct direct *d, char *to, uint64_t off, uint64_t len)
 {
     uint64_t pos = block_floor(d, off), stop = block_ceil(d, off + len);
     uint64_t capacity;
@@ -106,7 +106,7 @@ static int read_bounced(struct direct *d, char *to, uint64_t len, uint64_t off)
         return -ENOMEM;
     for (; pos < stop; pos += capacity) {
         uint64_t n = MIN(stop - pos, capacity);
-        int err = read_straight(d, bounce, n, pos);
+        int err = read_straight(d, bounce, pos, n);
         if (err)
             return err;
         uint64_t from = MAX(off, pos), until = MIN(off + len, pos + n);
@@ -115,7 +115,7 @@ static int read_bounced(struct direct *d, char *to, uint64_t len, uint64_t off)
     return 0;
 }
 
-static int direct_pread(struct storage *st, void *buf, uint64_t len, uint64_t off)
+static int direct_pread(struct storage *st, void *buf, uint64_t off, uint64_t len)
 {
     struct direct *d = direct_of(st);
     uint64_t straight = 0;
@@ -123,13 +123,13 @@ static int direct_pread(struct storage *st, void *buf, uint64_t len, uint64_t of
     if (is_aligned(off, d->block) && memory_fits(d, buf))
         straight = block_floor(d, len);
     if (straight > 0) {
-        int err = read_straight(d, buf, straight, off);
+        int err = read_straight(d, buf, off, straight);
         if (err)
             return err;
     }
     if (straight == len)
         return 0;
-    return read_bounced(d, (char *)buf + straight, len - straight, off + straight);
+    return read_bounced(d, (char *)buf + straight, off + straight, len - straight);
 }
 
 /* ---- who may change what ---- */
@@ -211,13 +211,13 @@ static int read_edges(struct direct *d, char *bounce, uint64_t pos, uint64_t n,
     int err = 0;
 
     if (head || (tail && last == pos))
-        err = read_straight(d, bounce, d->block, pos);
+        err = read_straight(d, bounce, pos, d->block);
     if (!err && tail && last != pos)
-        err = read_straight(d, bounce + (last - pos), d->block, last);
+        err = read_straight(d, bounce + (last - pos), last, d->block);
     return err;
 }
 
-static int write_bounced(struct direct *d, struct iovec *iov, uint64_t len, uint64_t off,
+static int write_bounced(struct direct *d, struct iovec *iov, uint64_t off, uint64_t len,
                          bool dsync)
 {
     uint64_t pos = block_floor(d, off), stop = block_ceil(d, off + len);
@@ -293,7 +293,7 @@ static int direct_pwritev(struct storage *st, const struct iovec *iov, int count
     bool fua = flags & STORAGE_FUA;
     bool dsync = fua && !growing && (straight || len < BOUNCE_BYTES / 2);
     err = straight ? write_straight(d, copy, count, off, dsync)
-                   : write_bounced(d, copy, len, off, dsync);
+                   : write_bounced(d, copy, off, len, dsync);
     if (growing)
         err = settle_end(d, end, err);
     block_lock_release(&d->holds, &hold);

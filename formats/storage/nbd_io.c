@@ -107,7 +107,7 @@ static void release_blocks(struct nbd_storage *nbd, struct block_hold *hold)
 
 /* ---- reading ---- */
 
-static int read_inside(struct nbd_storage *nbd, char *buf, uint64_t len, uint64_t off)
+static int read_inside(struct nbd_storage *nbd, char *buf, uint64_t off, uint64_t len)
 {
     struct parts p = split(nbd, off, len);
 
@@ -119,18 +119,18 @@ static int read_inside(struct nbd_storage *nbd, char *buf, uint64_t len, uint64_
     return err;
 }
 
-static int io_pread(struct storage *st, void *buf, uint64_t len, uint64_t off)
+static int io_pread(struct storage *st, void *buf, uint64_t off, uint64_t len)
 {
     struct nbd_storage *nbd = nbd_of(st);
     uint64_t inside = off < nbd->info.size ? MIN(len, nbd->info.size - off) : 0;
 
     memset((char *)buf + inside, 0, len - inside);
-    return read_inside(nbd, buf, inside, off);
+    return read_inside(nbd, buf, off, inside);
 }
 
 /* ---- writing ---- */
 
-static int write_one(struct nbd_storage *nbd, const char *buf, uint64_t len, uint64_t off,
+static int write_one(struct nbd_storage *nbd, const char *buf, uint64_t off, uint64_t len,
                      unsigned flags)
 {
     struct parts p = split(nbd, off, len);
@@ -180,7 +180,7 @@ static int write_gathered(struct nbd_storage *nbd, const struct iovec *iov, uint
         if (n < len) /* cut where a block ends */
             n = align_down(off + n, nbd->info.min_block) - off;
         gather(&at, bounce, n);
-        err = write_one(nbd, bounce, n, off, flags);
+        err = write_one(nbd, bounce, off, n, flags);
         off += n;
         len -= n;
     }
@@ -204,7 +204,7 @@ static int io_pwritev(struct storage *st, const struct iovec *iov, int count, ui
         len += iov[i].iov_len;
     if (!range_inside(off, len, nbd->info.size))
         return -ENOSPC;
-    int err = count == 1 ? write_one(nbd, iov->iov_base, len, off, each)
+    int err = count == 1 ? write_one(nbd, iov->iov_base, off, len, each)
                          : write_gathered(nbd, iov, len, off, each);
     if (!err && (flags & STORAGE_FUA) && !each)
         err = storage_flush_for_write(st);

@@ -38,16 +38,16 @@ static int check_fixed(struct storage *st, uint64_t end)
     return end > size ? -ENOSPC : 0;
 }
 
-int storage_read(struct storage *st, void *buf, uint64_t len, uint64_t off)
+int storage_read(struct storage *st, void *buf, uint64_t off, uint64_t len)
 {
     lock_assert_io_allowed();
     int err = check_range(off, len);
     if (err || len == 0)
         return err;
-    return st->ops->pread(st, buf, len, off);
+    return st->ops->pread(st, buf, off, len);
 }
 
-int storage_write(struct storage *st, const void *buf, uint64_t len, uint64_t off,
+int storage_write(struct storage *st, const void *buf, uint64_t off, uint64_t len,
                   unsigned flags)
 {
     struct iovec iov = {.iov_base = (void *)buf, .iov_len = len};

@@ -41,7 +41,7 @@ enum storage_lock_level { STORAGE_READER, STORAGE_WRITER };
 
 struct storage_ops {
     /* Mandatory.  iov is not modified; count is at most STORAGE_MAX_IOV. */
-    int (*pread)(struct storage *st, void *buf, uint64_t len, uint64_t off);
+    int (*pread)(struct storage *st, void *buf, uint64_t off, uint64_t len);
     int (*pwritev)(struct storage *st, const struct iovec *iov, int count, uint64_t off,
                    unsigned flags);
     int (*flush)(struct storage *st);
@@ -145,8 +145,8 @@ int storage_identity(struct storage *st, uint64_t *device, uint64_t *inode);
 int storage_lock(struct storage *st, enum storage_lock_level level,
                  struct diag *diag) MUST_USE;
 
-int storage_read(struct storage *st, void *buf, uint64_t len, uint64_t off) MUST_USE;
-int storage_write(struct storage *st, const void *buf, uint64_t len, uint64_t off,
+int storage_read(struct storage *st, void *buf, uint64_t off, uint64_t len) MUST_USE;
+int storage_write(struct storage *st, const void *buf, uint64_t off, uint64_t len,
                   unsigned flags) MUST_USE;
 /* Any count; empty elements are allowed.  More than STORAGE_MAX_IOV elements are written in
  * several steps. */

@@ -86,7 +86,7 @@ static int print_runs(struct printer *p, struct node *node, uint64_t start, uint
 
     for (uint64_t off = start; off < end;) {
         struct block_status next;
-        int rc = block_status(node, end - off, off, &next);
+        int rc = block_status(node, off, end - off, &next);
         if (rc < 0)
             return cli_error("%s: cannot read its metadata: %s", node->filename,
                              strerror(-rc));

@@ -54,7 +54,7 @@ static void read_snapshot(struct storage *st, uint8_t *buf)
 
     memset(buf, 0xff, DISK);
     for (uint64_t off = 0; off < DISK; off += CLUSTER)
-        if (structure_read_snapshot(st, buf + off, CLUSTER, off, &found) || !found)
+        if (structure_read_snapshot(st, buf + off, off, CLUSTER, &found) || !found)
             memset(buf + off, 0xff, CLUSTER);
 }
 
@@ -69,7 +69,7 @@ static void read_disk(const struct scenario *s, struct storage *st, uint8_t *dis
     cr_assert_eq(node_open(&ctx, driver_find(s->format), mem_storage_share(st), "disk",
                            &options, &node, &diag),
                  0, "%s: %s", s->name, diag.text);
-    cr_assert_eq(block_read(node, disk, DISK, 0), 0, "%s: reading", s->name);
+    cr_assert_eq(block_read(node, disk, 0, DISK), 0, "%s: reading", s->name);
     node_close(node);
     block_context_destroy(&ctx);
 }
@@ -93,7 +93,7 @@ static bool is_marked(const struct scenario *s, struct storage *st)
     bool qed = strcmp(s->format, "qed") == 0;
     uint8_t raw[8];
 
-    cr_assert_eq(storage_read(st, raw, 8, qed ? 16 : 72), 0);
+    cr_assert_eq(storage_read(st, raw, qed ? 16 : 72, 8), 0);
     return qed ? raw[0] & 2 : raw[7] & 3;
 }
 

@@ -95,7 +95,7 @@ static void open_export(struct served_export *exp)
     node->backing = base;
     fuzz_check(node_activate(node, &diag) == 0, "%s", diag.text);
     memset(data, 0xa5, sizeof data);
-    fuzz_check(block_write(node, data, sizeof data, 1000, 0) == 0, "write");
+    fuzz_check(block_write(node, data, 1000, sizeof data, 0) == 0, "write");
     gate_init(&exp->gate);
     gate_init(&exp->changes);
     lock_init(&exp->lock, RANK_OPEN);

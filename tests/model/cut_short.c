@@ -70,7 +70,7 @@ static void fill_disk(struct image *img)
 
     for (uint64_t off = 0; off + sizeof bytes <= img->model.size; off += 100 * KIB) {
         memset(bytes, 1 + (int)(off / (100 * KIB)), sizeof bytes);
-        cr_assert_eq(block_write(img->node, bytes, sizeof bytes, off, 0), 0);
+        cr_assert_eq(block_write(img->node, bytes, off, sizeof bytes, 0), 0);
         memcpy(img->model.bytes + off, bytes, sizeof bytes);
     }
 }
@@ -95,7 +95,7 @@ static void look(struct run *r, const char *when)
     uint8_t got[CLUSTER];
 
     for (uint64_t off = 0; off < r->img->model.size; off += CLUSTER) {
-        int err = block_read(r->img->node, got, CLUSTER, off);
+        int err = block_read(r->img->node, got, off, CLUSTER);
         cr_assert(err == 0 || err == -EIO, "%s, %s: errno %d", r->label, when, -err);
         cr_assert(err || may_be(r, off, got), "%s, %s: the cluster at %" PRIu64 " is %02x",
                   r->label, when, off, got[0]);
@@ -111,7 +111,7 @@ static void write_all_over(struct run *r)
     for (uint64_t n = 0, off = 8 * CLUSTER; off + sizeof bytes <= r->img->model.size;
          off += 13 * CLUSTER, n++) {
         memset(bytes, 0xe0 + (int)(n % 16), sizeof bytes);
-        int err = block_write(r->img->node, bytes, sizeof bytes, off, 0);
+        int err = block_write(r->img->node, bytes, off, sizeof bytes, 0);
         cr_assert(err == 0 || err == -EIO, "%s: a write says errno %d", r->label, -err);
         if (err)
             return;

@@ -154,7 +154,7 @@ static void compare(struct run *r, const struct values *allowed, const char *whe
 {
     CLEANUP_FREE uint8_t *all = malloc(r->img->model.size);
 
-    cr_assert_eq(block_read(r->img->node, all, r->img->model.size, 0), 0, "%s", r->label);
+    cr_assert_eq(block_read(r->img->node, all, 0, r->img->model.size), 0, "%s", r->label);
     for (uint64_t s = 0; s < r->n_sectors; s++)
         compare_sector(r, all + s * SECTOR, s, &allowed[s], when);
 }
@@ -171,13 +171,13 @@ static int send(struct run *r, const struct request *q, uint8_t value)
     case WRITE:
     case WRITE_FUA:
         memset(buf, value, len);
-        return block_write(node, buf, len, off, q->what == WRITE_FUA ? BLOCK_FUA : 0);
+        return block_write(node, buf, off, len, q->what == WRITE_FUA ? BLOCK_FUA : 0);
     case ZERO:
-        return block_zero(node, len, off, 0);
+        return block_zero(node, off, len, 0);
     case UNMAP:
-        return block_zero(node, len, off, BLOCK_MAY_UNMAP);
+        return block_zero(node, off, len, BLOCK_MAY_UNMAP);
     case TRIM:
-        return block_discard(node, len, off, 0);
+        return block_discard(node, off, len, 0);
     case FLUSH:
         return block_flush(node);
     case PAUSE:

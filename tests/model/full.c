@@ -116,13 +116,13 @@ static int request(struct run *r, const struct request *q, const void *buf)
 
     switch (q->what) {
     case WRITE:
-        return block_write(node, buf, q->len, q->off, q->flags);
+        return block_write(node, buf, q->off, q->len, q->flags);
     case ZERO:
-        return block_zero(node, q->len, q->off, q->flags);
+        return block_zero(node, q->off, q->len, q->flags);
     case UNMAP:
-        return block_zero(node, q->len, q->off, q->flags | BLOCK_MAY_UNMAP);
+        return block_zero(node, q->off, q->len, q->flags | BLOCK_MAY_UNMAP);
     case TRIM:
-        return block_discard(node, q->len, q->off, q->flags);
+        return block_discard(node, q->off, q->len, q->flags);
     case FLUSH:
         return block_flush(node);
     case PAUSE:
@@ -139,7 +139,7 @@ static void adopt(struct run *r, const struct request *q, const uint8_t *new)
     uint8_t *model = r->img->model.bytes + q->off;
     CLEANUP_FREE uint8_t *now = malloc(q->len);
 
-    cr_assert_eq(block_read(r->img->node, now, q->len, q->off), 0, "%s", r->label);
+    cr_assert_eq(block_read(r->img->node, now, q->off, q->len), 0, "%s", r->label);
     for (uint64_t at = 0; at < q->len; at += SECTOR)
         cr_assert(memcmp(now + at, model + at, SECTOR) == 0 ||
                       memcmp(now + at, new + at, SECTOR) == 0,
@@ -168,7 +168,7 @@ static bool as_model(struct image *img)
 {
     CLEANUP_FREE uint8_t *all = malloc(img->model.size);
 
-    cr_assert_eq(block_read(img->node, all, img->model.size, 0), 0);
+    cr_assert_eq(block_read(img->node, all, 0, img->model.size), 0);
     return memcmp(all, img->model.bytes, img->model.size) == 0;
 }
 

@@ -152,10 +152,10 @@ static int change(struct worker *w, uint64_t off, uint64_t len)
 
     if (rng_one_in(&w->rng, 6)) {
         memset(model, 0, len);
-        return block_zero(node, len, off, ways[rng_below(&w->rng, ARRAY_LEN(ways))]);
+        return block_zero(node, off, len, ways[rng_below(&w->rng, ARRAY_LEN(ways))]);
     }
     rng_fill(&w->rng, model, len);
-    return block_write(node, model, len, off, rng_one_in(&w->rng, 20) ? BLOCK_FUA : 0);
+    return block_write(node, model, off, len, rng_one_in(&w->rng, 20) ? BLOCK_FUA : 0);
 }
 
 /* What is trimmed stays or becomes zero. */
@@ -164,9 +164,9 @@ static int trim(struct worker *w, uint64_t off, uint64_t len)
     struct node *node = w->stage->img.node;
     uint8_t *model = w->stage->img.model.bytes + off, now[8 * SECTOR];
 
-    int err = block_discard(node, len, off, 0);
+    int err = block_discard(node, off, len, 0);
     if (!err)
-        err = block_read(node, now, len, off);
+        err = block_read(node, now, off, len);
     for (uint64_t i = 0; !err && i < len; i++)
         if (now[i] != 0 && now[i] != model[i])
             complain(w->stage, "thread %u: trim changed offset %" PRIu64, w->number,
@@ -179,7 +179,7 @@ static int look(struct worker *w, uint64_t off, uint64_t len)
 {
     uint8_t now[8 * SECTOR];
 
-    int err = block_read(w->stage->img.node, now, len, off);
+    int err = block_read(w->stage->img.node, now, off, len);
     if (!err && memcmp(now, w->stage->img.model.bytes + off, len) != 0)
         complain(w->stage, "thread %u: %" PRIu64 "+%" PRIu64 " is not what it wrote",
                  w->number, off, len);
@@ -227,9 +227,9 @@ static void *storm(void *opaque)
         struct block_status st;
         int err = block_flush(s->img.node);
         if (!err && rng_one_in(&w->rng, 4))
-            err = block_read(s->img.node, buf, len, off);
+            err = block_read(s->img.node, buf, off, len);
         if (!err)
-            err = block_status(s->img.node, len, off, &st);
+            err = block_status(s->img.node, off, len, &st);
         if (!err && rng_one_in(&w->rng, 8) && s->img.node->driver->settle)
             err = s->img.node->driver->settle(s->img.node);
         if (err)
@@ -263,7 +263,7 @@ static void read_everything(struct stage *s)
     struct flat *model = &s->img.model;
     CLEANUP_FREE uint8_t *all = malloc(model->size);
 
-    cr_assert_eq(block_read(s->img.node, all, model->size, 0), 0);
+    cr_assert_eq(block_read(s->img.node, all, 0, model->size), 0);
     for (uint64_t i = 0; i < model->size; i++)
         cr_assert_eq(all[i], model->bytes[i], "%s, QIMG_SEED=%" PRIu64 ": offset %" PRIu64,
                      s->what->name, s->seed, i);

@@ -157,17 +157,17 @@ static int one_request(struct worker *w, uint8_t *buf)
     int err;
 
     if (dice < 4) {
-        err = block_zero(node, len, off, dice & 1 ? BLOCK_MAY_UNMAP : 0);
+        err = block_zero(node, off, len, dice & 1 ? BLOCK_MAY_UNMAP : 0);
     } else if (dice < 8) {
-        err = block_discard(node, len, off, 0);
+        err = block_discard(node, off, len, 0);
     } else if (dice < 9) {
         return block_flush(node);
     } else if (dice < 12) {
-        return block_read(node, buf, len, off);
+        return block_read(node, buf, off, len);
     } else {
         value = (uint8_t)rng_between(&w->rng, 1, VALUES - 1);
         memset(buf, value, len);
-        err = block_write(node, buf, len, off, dice == 12 ? BLOCK_FUA : 0);
+        err = block_write(node, buf, off, len, dice == 12 ? BLOCK_FUA : 0);
     }
     log_request(s, off, len, value, began, dice < 4 || dice >= 8);
     return err;
@@ -227,7 +227,7 @@ static void check_contents(struct stage *s)
     struct flat *model = &s->img.model;
     CLEANUP_FREE uint8_t *all = malloc(model->size);
 
-    cr_assert_eq(block_read(s->img.node, all, model->size, 0), 0);
+    cr_assert_eq(block_read(s->img.node, all, 0, model->size), 0);
     for (uint64_t i = 0; i < model->size; i++)
         check_byte(s, i, all[i]);
     memcpy(model->bytes, all, model->size);

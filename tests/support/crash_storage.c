@@ -95,7 +95,7 @@ static void apply(struct storage *to, const struct crash_op *op)
 {
     switch (op->kind) {
     case CRASH_WRITE:
-        must_be_0(storage_write(to, op->data, op->len, op->off, 0));
+        must_be_0(storage_write(to, op->data, op->off, op->len, 0));
         break;
     case CRASH_ZERO:
         must_be_0(storage_zero(to, op->off, op->len, 0));
@@ -130,9 +130,9 @@ static int record(struct crash_log *log, struct crash_op op)
     return 0;
 }
 
-static int crash_pread(struct storage *st, void *buf, uint64_t len, uint64_t off)
+static int crash_pread(struct storage *st, void *buf, uint64_t off, uint64_t len)
 {
-    return storage_read(log_of(st)->live, buf, len, off);
+    return storage_read(log_of(st)->live, buf, off, len);
 }
 
 static int crash_pwritev(struct storage *st, const struct iovec *iov, int count,

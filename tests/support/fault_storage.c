@@ -228,7 +228,7 @@ static void land(struct fault_plan *plan, bool watched)
 
 /* ---- the operations ---- */
 
-static int fault_pread(struct storage *st, void *buf, uint64_t len, uint64_t off)
+static int fault_pread(struct storage *st, void *buf, uint64_t off, uint64_t len)
 {
     struct fault_storage *f = fault_of(st);
     struct fault_rule hit;
@@ -236,7 +236,7 @@ static int fault_pread(struct storage *st, void *buf, uint64_t len, uint64_t off
     enter(f->plan, FAULT_READ, &hit);
     if (fails_at_once(&hit))
         return -hit.err;
-    return result(&hit, storage_read(f->below, buf, len, off));
+    return result(&hit, storage_read(f->below, buf, off, len));
 }
 
 /* Passes on the first half of the sectors. */
@@ -247,7 +247,7 @@ static void write_torn(struct storage *below, const struct iovec *iov, int count
 
     for (int i = 0; i < count && left > 0; i++) {
         uint64_t n = MIN(iov[i].iov_len, left);
-        if (storage_write(below, iov[i].iov_base, n, off, 0) != 0)
+        if (storage_write(below, iov[i].iov_base, off, n, 0) != 0)
             return;
         off += n;
         left -= n;

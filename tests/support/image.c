@@ -112,7 +112,7 @@ static void scatter(struct node *node, struct flat *flat, struct rng *rng, unsig
         uint64_t len = rng_between(rng, 1, most),
                  off = rng_below(rng, flat->size - len + 1);
         rng_fill(rng, flat->bytes + off, len);
-        must("filling", block_write(node, flat->bytes + off, len, off, 0), NULL);
+        must("filling", block_write(node, flat->bytes + off, off, len, 0), NULL);
     }
 }
 

@@ -174,7 +174,7 @@ static void clear(struct memory *m, uint64_t off, uint64_t end)
 
 /* ---- the operations ---- */
 
-static int mem_pread(struct storage *st, void *buf, uint64_t len, uint64_t off)
+static int mem_pread(struct storage *st, void *buf, uint64_t off, uint64_t len)
 {
     struct memory *m = memory_of(st);
     char *to = buf;
@@ -194,7 +194,7 @@ static int mem_pread(struct storage *st, void *buf, uint64_t len, uint64_t off)
     return 0;
 }
 
-static int write_bytes(struct memory *m, const char *from, uint64_t len, uint64_t off)
+static int write_bytes(struct memory *m, const char *from, uint64_t off, uint64_t len)
 {
     while (len > 0) {
         uint64_t in = off % MEM_PAGE_BYTES, n = MIN(MEM_PAGE_BYTES - in, len);
@@ -223,7 +223,7 @@ static int mem_pwritev(struct storage *st, const struct iovec *iov, int count, u
     if (st->fixed_size && end > m->size)
         return -ENOSPC;
     for (int i = 0; i < count; i++) {
-        int err = write_bytes(m, iov[i].iov_base, iov[i].iov_len, off);
+        int err = write_bytes(m, iov[i].iov_base, off, iov[i].iov_len);
         if (err)
             return err;
         off += iov[i].iov_len;
@@ -411,8 +411,8 @@ bool mem_storage_equal(struct storage *a, struct storage *b, uint64_t *where)
 
     for (uint64_t off = 0; off < MIN(size, other); off += MEM_PAGE_BYTES) {
         uint8_t in_a[MEM_PAGE_BYTES], in_b[MEM_PAGE_BYTES];
-        (void)mem_pread(a, in_a, sizeof in_a, off);
-        (void)mem_pread(b, in_b, sizeof in_b, off);
+        (void)mem_pread(a, in_a, off, sizeof in_a);
+        (void)mem_pread(b, in_b, off, sizeof in_b);
         uint64_t n = MIN(MEM_PAGE_BYTES, MIN(size, other) - off);
         if (memcmp(in_a, in_b, n) == 0)
             continue;
@@ -444,9 +444,9 @@ static int copy_data(struct storage *from, struct storage *to)
         bool data;
         err = storage_extent(from, off, MIN(size - off, step), &data, &run);
         if (err == 0 && data) {
-            err = storage_read(from, buf, run, off);
+            err = storage_read(from, buf, off, run);
             if (err == 0)
-                err = storage_write(to, buf, run, off, 0);
+                err = storage_write(to, buf, off, run, 0);
         }
     }
     return err;

@@ -61,7 +61,7 @@ static void read_back(struct trial *t, uint64_t off, uint64_t len)
 {
     const uint8_t *want = t->img.model.bytes + off;
 
-    int err = block_read(t->img.node, t->buf, len, off);
+    int err = block_read(t->img.node, t->buf, off, len);
     if (err)
         fail(t, "reading %" PRIu64 "+%" PRIu64 ": errno %d", off, len, -err);
     if (memcmp(t->buf, want, len) == 0)
@@ -93,7 +93,7 @@ static void adopt_trim(struct trial *t, uint64_t off, uint64_t len)
 {
     uint8_t *model = t->img.model.bytes + off;
 
-    int err = block_read(t->img.node, t->buf, len, off);
+    int err = block_read(t->img.node, t->buf, off, len);
     if (err)
         fail(t, "reading what was trimmed: errno %d", -err);
     for (uint64_t i = 0; i < len; i++) {
@@ -165,7 +165,7 @@ static void do_write(struct trial *t, uint64_t off, uint64_t len)
         data = memset(t->buf, 0, len);
     note(t, "write%s%s %" PRIu64 "+%" PRIu64, flags ? " FUA" : "",
          zeroes ? " of zeroes" : "", off, len);
-    expect_done(t, block_write(t->img.node, data, len, off, flags));
+    expect_done(t, block_write(t->img.node, data, off, len, flags));
     memcpy(t->img.model.bytes + off, data, len);
 }
 
@@ -181,7 +181,7 @@ static void do_zero(struct trial *t, uint64_t off, uint64_t len)
         flags |= BLOCK_FUA;
     note(t, "zero%s%s %" PRIu64 "+%" PRIu64, flags & BLOCK_MAY_UNMAP ? " UNMAP" : "",
          flags & BLOCK_FAST ? " FAST" : "", off, len);
-    int err = block_zero(t->img.node, len, off, flags);
+    int err = block_zero(t->img.node, off, len, flags);
     if (err == -ENOTSUP && (flags & BLOCK_FAST))
         return; /* read_around sees that nothing changed */
     expect_done(t, err);
@@ -192,7 +192,7 @@ static void do_discard(struct trial *t, uint64_t off, uint64_t len)
 {
     note(t, "discard %" PRIu64 "+%" PRIu64, off, len);
     expect_done(
-        t, block_discard(t->img.node, len, off, rng_one_in(&t->rng, 8) ? BLOCK_FUA : 0));
+        t, block_discard(t->img.node, off, len, rng_one_in(&t->rng, 8) ? BLOCK_FUA : 0));
     adopt_trim(t, off, len);
 }
 
@@ -203,7 +203,7 @@ static void do_status(struct trial *t, uint64_t off, uint64_t len)
 
     note(t, "status %" PRIu64 "+%" PRIu64, off, len);
     for (; len > 0; off += st.length, len -= st.length) {
-        expect_done(t, block_status(t->img.node, len, off, &st));
+        expect_done(t, block_status(t->img.node, off, len, &st));
         if (st.length == 0 || st.length > len)
             fail(t, "at %" PRIu64 ": a run of %" PRIu64 " bytes", off, st.length);
         if (!st.zero && !st.data)
@@ -238,7 +238,7 @@ static void step(struct trial *t)
         do_status(t, off, len);
     } else if (dice < 78) {
         note(t, "cache %" PRIu64 "+%" PRIu64, off, len);
-        expect_done(t, block_cache(t->img.node, len, off));
+        expect_done(t, block_cache(t->img.node, off, len));
     } else if (dice < 82) {
         note(t, "flush");
         expect_done(t, block_flush(t->img.node));

@@ -33,7 +33,7 @@ static int plain_open(struct node *node, struct diag *diag)
 static int toy_open(struct node *node, struct diag *diag)
 {
     char text[TOY_BYTES + 1] = "", name[256] = "", format[32] = "";
-    int rc = storage_read(node->file, text, TOY_BYTES, 0);
+    int rc = storage_read(node->file, text, 0, TOY_BYTES);
     if (rc < 0)
         return rc;
     if (!toy_probe((const uint8_t *)text, TOY_BYTES))

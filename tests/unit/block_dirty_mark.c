@@ -18,7 +18,7 @@ static int write_bit(struct node *node, bool on)
     uint8_t byte = on;
 
     bit_writes++;
-    return fail_bit ? -fail_bit : storage_write(node->file, &byte, 1, BIT, 0);
+    return fail_bit ? -fail_bit : storage_write(node->file, &byte, BIT, 1, 0);
 }
 
 static void on_frozen(void *owner)
@@ -57,7 +57,7 @@ static bool bit_in_file(struct toy_bench *b)
 {
     uint8_t byte;
 
-    cr_assert_eq(storage_read(b->node->file, &byte, 1, BIT), 0);
+    cr_assert_eq(storage_read(b->node->file, &byte, BIT, 1), 0);
     return byte;
 }
 

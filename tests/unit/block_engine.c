@@ -42,11 +42,11 @@ Test(block_engine, requests_outside_are_refused)
     char byte = 0;
 
     toy_init(&b, SIZE - 512, NULL);
-    cr_expect_eq(block_read(b.node, &byte, 1, SIZE - 512), -EINVAL);
-    cr_expect_eq(block_write(b.node, &byte, 1, UINT64_MAX, 0), -EINVAL);
-    cr_expect_eq(block_zero(b.node, SIZE, 0, 0), -EINVAL);
-    cr_expect_eq(block_discard(b.node, UINT64_MAX, 1, 0), -EINVAL);
-    cr_expect_eq(block_read(b.node, &byte, 0, SIZE - 512), 0, "nothing, at the very end");
+    cr_expect_eq(block_read(b.node, &byte, SIZE - 512, 1), -EINVAL);
+    cr_expect_eq(block_write(b.node, &byte, UINT64_MAX, 1, 0), -EINVAL);
+    cr_expect_eq(block_zero(b.node, 0, SIZE, 0), -EINVAL);
+    cr_expect_eq(block_discard(b.node, 1, UINT64_MAX, 0), -EINVAL);
+    cr_expect_eq(block_read(b.node, &byte, SIZE - 512, 0), 0, "nothing, at the very end");
     cr_expect_eq(block_write(b.node, &byte, 0, 0, 0), 0);
     cr_expect_str_eq(toy_calls(&b.toy), "");
     toy_fini(&b);
@@ -59,8 +59,8 @@ Test(block_engine, a_node_that_isnt_active_isnt_written)
     toy_init(&b, SIZE, NULL);
     b.node->active = false;
     cr_expect_eq(toy_write(&b, 0, 512, 1, 0), -EROFS);
-    cr_expect_eq(block_zero(b.node, 512, 0, 0), -EROFS);
-    cr_expect_eq(block_discard(b.node, 512, 0, 0), -EROFS);
+    cr_expect_eq(block_zero(b.node, 0, 512, 0), -EROFS);
+    cr_expect_eq(block_discard(b.node, 0, 512, 0), -EROFS);
     cr_expect_eq(block_flush(b.node), 0);
     toy_fini(&b);
 }
@@ -72,12 +72,12 @@ Test(block_engine, errors_of_a_map_are_passed_on)
 
     toy_init(&b, SIZE, NULL);
     b.toy.fail_map = EIO;
-    cr_expect_eq(block_read(b.node, &byte, 1, 0), -EIO);
+    cr_expect_eq(block_read(b.node, &byte, 0, 1), -EIO);
     cr_expect_eq(toy_write(&b, 0, 512, 1, 0), -EIO);
     b.toy.fail_map = 0;
     b.toy.cell[0] = DATA;
     fault_plan_fail(&b.plan, FAULT_READ, 1, ENXIO, FAULT_ONCE);
-    cr_expect_eq(block_read(b.node, &byte, 1, 0), -ENXIO);
+    cr_expect_eq(block_read(b.node, &byte, 0, 1), -ENXIO);
     toy_fini(&b);
 }
 
@@ -293,8 +293,8 @@ Test(block_engine, after_a_failed_flush_nothing_is_written)
     cr_expect_eq(block_flush(b.node), -EIO);
     uint64_t changes = fault_plan_calls(&b.plan, FAULT_CHANGE);
     cr_expect_eq(toy_write(&b, 0, 512, 5, 0), -EIO);
-    cr_expect_eq(block_zero(b.node, 512, 0, 0), -EIO);
-    cr_expect_eq(block_discard(b.node, 512, 0, 0), -EIO);
+    cr_expect_eq(block_zero(b.node, 0, 512, 0), -EIO);
+    cr_expect_eq(block_discard(b.node, 0, 512, 0), -EIO);
     cr_expect_eq(fault_plan_calls(&b.plan, FAULT_CHANGE), changes);
     cr_expect(toy_reads(&b, 0, 512, 5), "reading goes on");
     toy_fini(&b);

@@ -233,7 +233,7 @@ static inline void toy_add_base(struct toy_bench *b, uint64_t size, int fill)
     unsigned char *bytes = malloc(CLUSTERS * CLUSTER);
 
     memset(bytes, fill, CLUSTERS * CLUSTER);
-    cr_assert_eq(storage_write(st, bytes, CLUSTERS * CLUSTER, 0, 0), 0);
+    cr_assert_eq(storage_write(st, bytes, 0, CLUSTERS * CLUSTER, 0), 0);
     free(bytes);
     for (unsigned c = 0; c < CLUSTERS; c++)
         b->base_toy.cell[c] = DATA;
@@ -266,7 +266,7 @@ static inline void toy_fill_host(struct toy_bench *b, uint64_t off, uint64_t len
     unsigned char *bytes = malloc(len);
 
     memset(bytes, fill, len);
-    cr_assert_eq(storage_write(live, bytes, len, off, 0), 0);
+    cr_assert_eq(storage_write(live, bytes, off, len, 0), 0);
     free(bytes);
     storage_close(live);
 }
@@ -276,7 +276,7 @@ static inline bool toy_reads(struct toy_bench *b, uint64_t off, uint64_t len, in
     unsigned char *bytes = malloc(len);
     bool same = true;
 
-    cr_assert_eq(block_read(b->node, bytes, len, off), 0);
+    cr_assert_eq(block_read(b->node, bytes, off, len), 0);
     for (uint64_t i = 0; i < len; i++)
         same &= bytes[i] == (unsigned char)fill;
     free(bytes);
@@ -289,7 +289,7 @@ static inline int toy_write(struct toy_bench *b, uint64_t off, uint64_t len, int
     unsigned char *bytes = malloc(len + 1);
 
     memset(bytes, fill, len);
-    int err = block_write(b->node, bytes, len, off, flags);
+    int err = block_write(b->node, bytes, off, len, flags);
     free(bytes);
     return err;
 }

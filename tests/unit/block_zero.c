@@ -14,7 +14,7 @@ Test(block_zero, whole_clusters_by_the_driver_parts_in_place)
     for (unsigned c = 0; c < 4; c++)
         b.toy.cell[c] = DATA;
     toy_fill_host(&b, 0, 4 * CLUSTER, 7);
-    cr_expect_eq(block_zero(b.node, 2 * CLUSTER + 200, CLUSTER - 100, 0), 0);
+    cr_expect_eq(block_zero(b.node, CLUSTER - 100, 2 * CLUSTER + 200, 0), 0);
     cr_expect_str_eq(toy_calls(&b.toy), "z");
     cr_expect(toy_reads(&b, 0, CLUSTER - 100, 7));
     cr_expect(toy_reads(&b, CLUSTER - 100, 2 * CLUSTER + 200, 0));
@@ -32,7 +32,7 @@ Test(block_zero, parts_of_what_is_zero_cost_nothing)
     toy_init(&b, SIZE, NULL);
     b.toy.cell[1] = ZERO;
     cr_expect_eq(block_zero(b.node, 100, 100, 0), 0);
-    cr_expect_eq(block_zero(b.node, 100, CLUSTER + 100, 0), 0);
+    cr_expect_eq(block_zero(b.node, CLUSTER + 100, 100, 0), 0);
     cr_expect_str_eq(toy_calls(&b.toy), "");
     cr_expect_eq(fault_plan_calls(&b.plan, FAULT_CHANGE), 0);
     toy_fini(&b);
@@ -49,7 +49,7 @@ Test(block_zero, parts_over_the_base_are_written)
     cr_expect(toy_reads(&b, 0, 100, 9));
     cr_expect(toy_reads(&b, 100, 100, 0));
     cr_expect(toy_reads(&b, 200, 2 * CLUSTER - 200, 9));
-    cr_expect_eq(block_zero(b.node, 100, 2 * CLUSTER + 100, 0), 0);
+    cr_expect_eq(block_zero(b.node, 2 * CLUSTER + 100, 100, 0), 0);
     cr_expect_str_eq(toy_calls(&b.toy), "", "past the base it is zero");
     toy_fini(&b);
 }
@@ -63,15 +63,15 @@ Test(block_zero, parts_of_holes_whose_rest_is_zero)
     toy_add_base(&b, 4 * CLUSTER + 300, 9);
     b.base_toy.cell[1] = ZERO;
     b.base_toy.cell[2] = HOLE;
-    cr_expect_eq(block_zero(b.node, 100, CLUSTER + 100, 0), 0);
+    cr_expect_eq(block_zero(b.node, CLUSTER + 100, 100, 0), 0);
     cr_expect_eq(b.toy.cell[1], ZERO, "zeroes below");
-    cr_expect_eq(block_zero(b.node, 1, 2 * CLUSTER, BLOCK_MAY_UNMAP), 0);
+    cr_expect_eq(block_zero(b.node, 2 * CLUSTER, 1, BLOCK_MAY_UNMAP), 0);
     cr_expect_eq(b.toy.cell[2], ZERO, "nothing below");
-    cr_expect_eq(block_zero(b.node, 300, 4 * CLUSTER, 0), 0);
+    cr_expect_eq(block_zero(b.node, 4 * CLUSTER, 300, 0), 0);
     cr_expect_eq(b.toy.cell[4], ZERO, "the base's end, and zeroes past it");
     cr_expect_str_eq(toy_calls(&b.toy), "zzz");
     cr_expect_eq(fault_plan_calls(&b.plan, FAULT_CHANGE), 0);
-    cr_expect_eq(block_zero(b.node, 299, 3 * CLUSTER, 0), 0);
+    cr_expect_eq(block_zero(b.node, 3 * CLUSTER, 299, 0), 0);
     cr_expect_eq(b.toy.cell[3], MOVED, "bytes of the base are left");
     cr_expect(toy_reads(&b, 0, CLUSTER, 9));
     cr_expect(toy_reads(&b, CLUSTER, 2 * CLUSTER + 299, 0));
@@ -89,9 +89,9 @@ Test(block_zero, parts_of_holes_in_a_format_that_cant_say_zero)
     toy_add_base(&b, 4 * CLUSTER + 300, 9);
     b.base_toy.cell[1] = ZERO;
     b.toy.fail_zero = ENOTSUP;
-    cr_expect_eq(block_zero(b.node, 100, CLUSTER + 100, 0), 0);
+    cr_expect_eq(block_zero(b.node, CLUSTER + 100, 100, 0), 0);
     cr_expect_eq(b.toy.cell[1], HOLE, "it reads as zeroes already");
-    cr_expect_eq(block_zero(b.node, 300, 4 * CLUSTER, 0), 0);
+    cr_expect_eq(block_zero(b.node, 4 * CLUSTER, 300, 0), 0);
     cr_expect_eq(b.toy.cell[4], MOVED);
     cr_expect(toy_reads(&b, 4 * CLUSTER, 4 * CLUSTER, 0));
     toy_fini(&b);
@@ -103,13 +103,13 @@ Test(block_zero, the_end_of_the_disk_counts_as_a_cluster)
 
     toy_init(&b, 5 * CLUSTER + 512, NULL);
     b.toy.cell[5] = DATA;
-    cr_expect_eq(block_zero(b.node, 512, 5 * CLUSTER, BLOCK_MAY_UNMAP), 0);
+    cr_expect_eq(block_zero(b.node, 5 * CLUSTER, 512, BLOCK_MAY_UNMAP), 0);
     cr_expect_eq(b.toy.cell[5], ZERO);
     b.toy.cell[5] = DATA;
-    cr_expect_eq(block_discard(b.node, 512, 5 * CLUSTER, 0), 0);
+    cr_expect_eq(block_discard(b.node, 5 * CLUSTER, 512, 0), 0);
     cr_expect_eq(b.toy.cell[5], ZERO);
     b.toy.cell[5] = DATA;
-    cr_expect_eq(block_discard(b.node, 511, 5 * CLUSTER, 0), 0);
+    cr_expect_eq(block_discard(b.node, 5 * CLUSTER, 511, 0), 0);
     cr_expect_eq(b.toy.cell[5], DATA, "a byte of the guest's is left");
     toy_fini(&b);
 }
@@ -125,8 +125,8 @@ Test(block_zero, host_zeroes_that_dont_show)
     b.toy.cell[1] = DATA;
     b.toy.fresh = true;
     toy_fill_host(&b, 0, 4 * CLUSTER, 7);
-    cr_expect_eq(block_zero(b.node, 100, CLUSTER + 100, BLOCK_MAY_UNMAP), 0);
-    cr_expect_eq(block_discard(b.node, 100, CLUSTER + 300, 0), 0);
+    cr_expect_eq(block_zero(b.node, CLUSTER + 100, 100, BLOCK_MAY_UNMAP), 0);
+    cr_expect_eq(block_discard(b.node, CLUSTER + 300, 100, 0), 0);
     cr_expect_eq(fault_plan_calls(&b.plan, FAULT_ZERO), 0);
     cr_expect_eq(fault_plan_calls(&b.plan, FAULT_DISCARD), 0);
     cr_expect_eq(fault_plan_bytes_written(&b.plan), 100, "zero bytes, as a write has them");
@@ -135,7 +135,7 @@ Test(block_zero, host_zeroes_that_dont_show)
                  "also what is around it");
     cr_assert_eq(storage_truncate(b.node->file, (PLACE + CLUSTERS) * CLUSTER), 0);
     b.toy.cell[9] = DATA;
-    cr_assert_eq(block_status(b.node, CLUSTER, 9 * CLUSTER, &st), 0);
+    cr_assert_eq(block_status(b.node, 9 * CLUSTER, CLUSTER, &st), 0);
     cr_expect(st.data && !st.zero, "a hole in the file");
     toy_fini(&b);
 }
@@ -150,9 +150,9 @@ Test(block_zero, not_supported_by_the_format)
     b.toy.cell[2] = SHARED;
     toy_fill_host(&b, OLD_HOST(1), 2 * CLUSTER, 7);
     b.toy.fail_zero = ENOTSUP;
-    cr_expect_eq(block_discard(b.node, 2 * CLUSTER, CLUSTER, 0), 0);
+    cr_expect_eq(block_discard(b.node, CLUSTER, 2 * CLUSTER, 0), 0);
     cr_expect(toy_reads(&b, CLUSTER, 2 * CLUSTER, 7));
-    cr_expect_eq(block_zero(b.node, 2 * CLUSTER, CLUSTER, 0), 0);
+    cr_expect_eq(block_zero(b.node, CLUSTER, 2 * CLUSTER, 0), 0);
     cr_expect(toy_reads(&b, CLUSTER, 2 * CLUSTER, 0));
     cr_expect_eq(b.toy.cell[1], DATA);
     cr_expect_eq(b.toy.cell[2], MOVED);
@@ -170,7 +170,7 @@ Test(block_zero, other_errors_are_passed_on)
     cr_expect_eq(block_discard(b.node, CLUSTER, CLUSTER, 0), -EIO);
     b.toy.fail_zero = 0;
     fault_plan_fail(&b.plan, FAULT_ZERO, 1, ENOSPC, FAULT_ONCE);
-    cr_expect_eq(block_zero(b.node, 100, CLUSTER, 0), -ENOSPC);
+    cr_expect_eq(block_zero(b.node, CLUSTER, 100, 0), -ENOSPC);
     toy_fini(&b);
 }
 
@@ -181,15 +181,15 @@ Test(block_zero, fast_is_decided_first)
 
     toy_init(&b, SIZE, NULL);
     b.toy.cell[0] = DATA;
-    cr_expect_eq(block_zero(b.node, 2 * CLUSTER, 100, BLOCK_FAST), -ENOTSUP,
+    cr_expect_eq(block_zero(b.node, 100, 2 * CLUSTER, BLOCK_FAST), -ENOTSUP,
                  "a part has data");
     cr_expect_str_eq(toy_calls(&b.toy), "");
     b.toy.fast = false;
-    cr_expect_eq(block_zero(b.node, 2 * CLUSTER, CLUSTER, BLOCK_FAST), -ENOTSUP);
+    cr_expect_eq(block_zero(b.node, CLUSTER, 2 * CLUSTER, BLOCK_FAST), -ENOTSUP);
     cr_expect_str_eq(toy_calls(&b.toy), "f");
     cr_expect_eq(fault_plan_calls(&b.plan, FAULT_CHANGE), 0);
     b.toy.fast = true;
-    cr_expect_eq(block_zero(b.node, 2 * CLUSTER, CLUSTER + 100, BLOCK_FAST), 0,
+    cr_expect_eq(block_zero(b.node, CLUSTER + 100, 2 * CLUSTER, BLOCK_FAST), 0,
                  "the parts are holes");
     cr_expect_str_eq(toy_calls(&b.toy), "fz");
     toy_fini(&b);
@@ -204,7 +204,7 @@ Test(block_zero, trim_can_be_switched_off)
     b.toy.cell[1] = DATA;
     cr_expect_eq(block_discard(b.node, CLUSTER, CLUSTER, 0), 0);
     cr_expect_str_eq(toy_calls(&b.toy), "");
-    cr_expect_eq(block_discard(b.node, SIZE, CLUSTER, 0), -EINVAL, "but not out of range");
+    cr_expect_eq(block_discard(b.node, CLUSTER, SIZE, 0), -EINVAL, "but not out of range");
     toy_fini(&b);
 }
 

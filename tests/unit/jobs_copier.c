@@ -181,7 +181,7 @@ Test(copier, zeroes_are_not_sent_as_data)
     static struct copy_bench c;
 
     copy_init(&c, CHUNK, CHUNK);
-    cr_assert_eq(block_zero(c.b.node[SOURCE], CHUNK, 0, BLOCK_MAY_UNMAP), 0);
+    cr_assert_eq(block_zero(c.b.node[SOURCE], 0, CHUNK, BLOCK_MAY_UNMAP), 0);
     go(&c, 0, CHUNK);
     copier_settle(c.copier);
     cr_expect_eq(last(&c).sent, 0);

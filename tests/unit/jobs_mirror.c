@@ -52,7 +52,7 @@ Test(mirror, a_size_that_is_no_multiple_of_the_granularity)
         struct job_event event = bench_ready(&b);
         cr_expect_eq(event.info.offset, sizes[i]);
         cr_expect_eq(event.info.len, sizes[i]);
-        cr_expect_eq(user_write(&b, "!", 1, sizes[i] - 1), 0);
+        cr_expect_eq(user_write(&b, "!", sizes[i] - 1, 1), 0);
         finish_and_compare();
     }
 }
@@ -95,7 +95,7 @@ Test(mirror, every_granularity)
             bench_must_start(&b, &params);
             bench_ready(&b);
             for (uint64_t off = 300; off < 2 * MIB; off += 700 * KIB)
-                cr_expect_eq(user_write(&b, "over there", 10, off), 0);
+                cr_expect_eq(user_write(&b, "over there", off, 10), 0);
             finish_and_compare();
         }
 }
@@ -249,7 +249,7 @@ Test(mirror, a_pause_comes_with_nothing_in_flight, .timeout = 120)
     cr_expect_eq(in_flight, 0);
     uint64_t writes = fault_plan_calls(&b.plan[TARGET], FAULT_WRITE);
     cr_expect_lt(writes, 32);
-    cr_expect_eq(user_write(&b, "meanwhile", 9, 12345), 0);
+    cr_expect_eq(user_write(&b, "meanwhile", 12345, 9), 0);
     cr_expect_eq(fault_plan_calls(&b.plan[TARGET], FAULT_WRITE), writes);
     fault_plan_delay_writes(&b.plan[TARGET], 0, 0);
     cr_expect_eq(job_resume(b.manager, "job", &b.diag), 0);
@@ -281,13 +281,13 @@ Test(mirror, a_blocking_job_stays_in_sync)
         rng_fill(&rng, data, len);
         switch (rng_below(&rng, 4)) {
         case 0:
-            cr_assert_eq(block_zero(b.serving, len, off, BLOCK_MAY_UNMAP), 0);
+            cr_assert_eq(block_zero(b.serving, off, len, BLOCK_MAY_UNMAP), 0);
             break;
         case 1:
-            cr_assert_eq(block_discard(b.serving, len, off, 0), 0);
+            cr_assert_eq(block_discard(b.serving, off, len, 0), 0);
             break;
         default:
-            cr_assert_eq(block_write(b.serving, data, len, off, 0), 0);
+            cr_assert_eq(block_write(b.serving, data, off, len, 0), 0);
         }
         bench_same(&b);
     }
@@ -313,11 +313,11 @@ Test(mirror, failures_under_a_blocking_job)
     uint64_t writes = fault_plan_calls(&b.plan[TARGET], FAULT_WRITE);
     fault_plan_fail(&b.plan[SOURCE], FAULT_WRITE, 1, EIO, FAULT_ONCE);
     fault_plan_fail(&b.plan[TARGET], FAULT_WRITE, 1, EIO, FAULT_FROM_THEN_ON);
-    cr_expect_eq(user_write(&b, "x", 1, 0), -EIO);
+    cr_expect_eq(user_write(&b, "x", 0, 1), -EIO);
     bench_status(&b, JOB_STANDBY); /* the chunk is unknown, and copied */
     uint64_t tried = fault_plan_calls(&b.plan[TARGET], FAULT_WRITE);
     cr_expect_gt(tried, writes);
-    cr_expect_eq(user_write(&b, "y", 1, 300 * KIB), 0, "only marked: the target failed");
+    cr_expect_eq(user_write(&b, "y", 300 * KIB, 1), 0, "only marked: the target failed");
     cr_expect_eq(fault_plan_calls(&b.plan[TARGET], FAULT_WRITE), tried);
     fault_plan_heal(&b.plan[TARGET]);
     cr_expect_eq(job_resume(b.manager, "job", &b.diag), 0);
@@ -332,11 +332,11 @@ Test(mirror, failures_under_a_blocking_job)
 Test(mirror, a_flush_under_a_blocking_job)
 {
     start_blocking();
-    cr_assert_eq(user_write(&b, "x", 1, 0), 0);
+    cr_assert_eq(user_write(&b, "x", 0, 1), 0);
     uint64_t flushes = fault_plan_calls(&b.plan[TARGET], FAULT_FLUSH);
     cr_assert_eq(block_flush(b.serving), 0);
     cr_expect_eq(fault_plan_calls(&b.plan[TARGET], FAULT_FLUSH), flushes + 1);
-    cr_assert_eq(user_write(&b, "y", 1, 0), 0);
+    cr_assert_eq(user_write(&b, "y", 0, 1), 0);
     fault_plan_fail(&b.plan[TARGET], FAULT_FLUSH, 1, EIO, FAULT_ONCE);
     cr_expect_eq(block_flush(b.serving), 0);
     bench_status(&b, JOB_STANDBY);
@@ -369,7 +369,7 @@ static void *write_all_the_time(void *opaque)
         uint64_t off = rng_below(&rng, u->size - len + 1);
         rng_fill(&rng, data, len);
         memcpy(u->model + off, data, len);
-        cr_assert_eq(user_write(&b, data, len, u->base + off), 0);
+        cr_assert_eq(user_write(&b, data, u->base + off, len), 0);
         atomic_fetch_add(&u->count, 1);
     }
     return NULL;
@@ -392,7 +392,7 @@ static void crowd_come(struct crowd *c, uint64_t seed)
         *u = (struct user){.base = i * each, .size = each, .seed = seed + i};
         u->stop = &c->stop;
         u->model = malloc(each);
-        cr_assert_eq(block_read(b.serving, u->model, each, u->base), 0);
+        cr_assert_eq(block_read(b.serving, u->model, u->base, each), 0);
         cr_assert_eq(pthread_create(&u->thread, NULL, write_all_the_time, u), 0);
     }
 }
@@ -414,7 +414,7 @@ static void crowd_leave(struct crowd *c)
         struct user *u = &c->user[i];
         pthread_join(u->thread, NULL);
         unsigned char *found = malloc(u->size);
-        cr_assert_eq(block_read(b.serving, found, u->size, u->base), 0);
+        cr_assert_eq(block_read(b.serving, found, u->base, u->size), 0);
         cr_assert_arr_eq(found, u->model, u->size);
         free(found);
         free(u->model);

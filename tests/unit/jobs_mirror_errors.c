@@ -60,7 +60,7 @@ static void expect_failed(const char *reason)
     cr_expect(strstr(event.info.error, reason), "%s", event.info.error);
     cr_expect_eq(heard_of(&b.heard, JOB_EVENT_ERROR), 1);
     cr_expect_eq(heard_of(&b.heard, JOB_EVENT_READY), 0);
-    cr_expect_eq(user_write(&b, "on", 2, 0), 0, "users don't notice");
+    cr_expect_eq(user_write(&b, "on", 0, 2), 0, "users don't notice");
 }
 
 static void expect_copy(void)
@@ -128,7 +128,7 @@ Test(errors, ignored_under_writes)
     fault_plan_fail(&b.plan[TARGET], FAULT_WRITE, 1, EIO, FAULT_FROM_THEN_ON);
     uint64_t began = clock_ns();
     for (uint64_t i = 0; heard_of(&b.heard, JOB_EVENT_ERROR) < 5; i++)
-        cr_assert_eq(user_write(&b, "x", 1, i % SIZE), 0);
+        cr_assert_eq(user_write(&b, "x", i % SIZE, 1), 0);
     cr_expect_geq(clock_ns() - began, 4 * JOB_SLICE_NS);
     fault_plan_heal(&b.plan[TARGET]);
     bench_cancel(&b);
@@ -219,7 +219,7 @@ static void write_unflushed(void)
 
     fault_plan_reset_counters(&b.plan[TARGET]);
     memset(data, 0xee, sizeof data);
-    cr_assert_eq(user_write(&b, data, sizeof data, 0), 0);
+    cr_assert_eq(user_write(&b, data, 0, sizeof data), 0);
     while (fault_plan_bytes_written(&b.plan[TARGET]) < CHUNK ||
            bench_look(&b).offset != bench_look(&b).len)
         nap();
@@ -274,11 +274,11 @@ Test(errors, a_users_write_fails_on_the_target)
         else
             fault_plan_fail(&b.plan[TARGET], FAULT_ZERO, 1, EIO, FAULT_ONCE);
         if (kind == 0) /* whole chunks, or parts of some */
-            cr_expect_eq(user_write(&b, data, 2 * CHUNK, CHUNK), 0);
+            cr_expect_eq(user_write(&b, data, CHUNK, 2 * CHUNK), 0);
         else if (kind < 3)
-            cr_expect_eq(user_write(&b, data, 2 * CHUNK, CHUNK + CHUNK / 2), 0);
+            cr_expect_eq(user_write(&b, data, CHUNK + CHUNK / 2, 2 * CHUNK), 0);
         else
-            cr_expect_eq(block_zero(b.serving, 2 * CHUNK, CHUNK, BLOCK_MAY_UNMAP), 0);
+            cr_expect_eq(block_zero(b.serving, CHUNK, 2 * CHUNK, BLOCK_MAY_UNMAP), 0);
         expect_error(TARGET, "ignore");
         bench_cancel(&b);
         bench_same(&b);
@@ -304,7 +304,7 @@ Test(errors, a_users_durable_write_fails_on_the_target)
     start_blocking();
     write_unflushed();
     fault_plan_fail(&b.plan[TARGET], FAULT_WRITE, 1, EIO, FAULT_ONCE);
-    cr_expect_eq(block_write(b.serving, data, sizeof data, 5 * CHUNK, BLOCK_FUA), 0);
+    cr_expect_eq(block_write(b.serving, data, 5 * CHUNK, sizeof data, BLOCK_FUA), 0);
     expect_error(TARGET, "ignore");
     complete_with(2 * CHUNK, 1);
 }
@@ -314,7 +314,7 @@ static void *write_slowly(void *opaque)
     static char data[CHUNK];
 
     memset(data, 0xdd, sizeof data);
-    cr_expect_eq(user_write(&b, data, sizeof data, 8 * CHUNK), 0);
+    cr_expect_eq(user_write(&b, data, 8 * CHUNK, sizeof data), 0);
     return opaque;
 }
 
@@ -330,7 +330,7 @@ Test(errors, a_flush_fails_before_a_write_is_noted)
     fault_plan_delay_reply(&b.plan[TARGET], 1000000000);
     cr_assert_eq(pthread_create(&thread, NULL, write_slowly, NULL), 0);
     for (char byte = 0; byte != (char)0xdd; nap())
-        cr_assert_eq(storage_read(b.mem[TARGET], &byte, 1, 8 * CHUNK), 0);
+        cr_assert_eq(storage_read(b.mem[TARGET], &byte, 8 * CHUNK, 1), 0);
     fault_plan_fail(&b.plan[TARGET], FAULT_FLUSH, 1, EIO, FAULT_ONCE);
     cr_expect_eq(block_flush(target), -EIO);
     /* The job has sent the other chunk again, and flushed. */
@@ -347,12 +347,12 @@ Test(errors, the_last_flush_fails)
     start(TARGET, JOB_REPORT);
     bench_ready(&b);
     fault_plan_fail(&b.plan[TARGET], FAULT_FLUSH, 1, EIO, FAULT_FROM_THEN_ON);
-    cr_expect_eq(user_write(&b, "last", 4, MIB), 0);
+    cr_expect_eq(user_write(&b, "last", MIB, 4), 0);
     cr_expect_eq(job_complete(b.manager, "job", &b.diag), 0);
     struct job_event event = bench_end(&b, JOB_EVENT_COMPLETED);
     cr_expect(strstr(event.info.error, "Input/output error"));
     cr_expect_null(b.replaced, "users stay where they are");
-    cr_expect_eq(user_write(&b, "on", 2, 0), 0, "and aren't held back");
+    cr_expect_eq(user_write(&b, "on", 0, 2), 0, "and aren't held back");
 }
 
 static void hold_and_cancel(void *opaque)
@@ -377,7 +377,7 @@ Test(errors, a_forced_cancel_at_the_last_moment)
     cr_assert_eq(job_finalize(b.manager, "job", &b.diag), 0, "%s", b.diag.text);
     bench_end(&b, JOB_EVENT_CANCELLED);
     cr_expect_null(b.replaced);
-    cr_expect_eq(user_write(&b, "on", 2, 0), 0, "and aren't held back");
+    cr_expect_eq(user_write(&b, "on", 0, 2), 0, "and aren't held back");
 }
 
 /* A write of a user that fails leaves nobody knows what: it is copied all the same. */
@@ -388,7 +388,7 @@ Test(errors, a_users_write_is_torn)
     fault_plan_fail(&b.plan[SOURCE], FAULT_WRITE, 1, EIO, FAULT_ONCE_TORN);
     char data[4096];
     memset(data, 0xee, sizeof data);
-    cr_expect_eq(user_write(&b, data, sizeof data, MIB), -EIO);
+    cr_expect_eq(user_write(&b, data, MIB, sizeof data), -EIO);
     bench_cancel(&b);
     bench_same(&b);
 }
@@ -400,7 +400,7 @@ Test(errors, after_a_soft_cancel)
     start(TARGET, JOB_STOP);
     bench_ready(&b);
     fault_plan_fail(&b.plan[TARGET], FAULT_WRITE, 1, EIO, FAULT_FROM_THEN_ON);
-    cr_expect_eq(user_write(&b, "x", 1, 0), 0);
+    cr_expect_eq(user_write(&b, "x", 0, 1), 0);
     bench_status(&b, JOB_STANDBY);
     cr_expect_eq(job_cancel(b.manager, "job", false, &b.diag), 0);
     bench_status(&b, JOB_STANDBY);

@@ -120,10 +120,10 @@ static inline int swing_users(void *opaque, struct node *target, struct diag *di
     return 0;
 }
 
-static inline int user_write(struct bench *b, const void *buf, uint64_t len, uint64_t off)
+static inline int user_write(struct bench *b, const void *buf, uint64_t off, uint64_t len)
 {
     pthread_rwlock_rdlock(&b->users);
-    int err = block_write(b->serving, buf, len, off, 0);
+    int err = block_write(b->serving, buf, off, len, 0);
     pthread_rwlock_unlock(&b->users);
     return err;
 }
@@ -161,7 +161,7 @@ static inline void bench_fill(struct bench *b)
 
     for (uint64_t i = 0; i < size; i++)
         bytes[i] = (unsigned char)(1 + i % 251);
-    cr_assert_eq(block_write(b->node[SOURCE], bytes, size, 0, 0), 0);
+    cr_assert_eq(block_write(b->node[SOURCE], bytes, 0, size, 0), 0);
     free(bytes);
 }
 

@@ -13,9 +13,9 @@ Test(mcache_map, words_in_the_order_of_the_disk)
     const uint8_t bytes[] = {1, 2, 3, 4, 5, 6, 7, 8};
 
     bench_init(&b, BIG_POOL);
-    cr_assert_eq(storage_write(b.st, bytes, 8, MAP_PLACE(MAP_A) + 3 * PAGE_BYTES + 16, 0),
+    cr_assert_eq(storage_write(b.st, bytes, MAP_PLACE(MAP_A) + 3 * PAGE_BYTES + 16, 8, 0),
                  0);
-    cr_assert_eq(storage_write(b.st, bytes, 8, MAP_PLACE(MAP_B) + 3 * PAGE_BYTES + 16, 0),
+    cr_assert_eq(storage_write(b.st, bytes, MAP_PLACE(MAP_B) + 3 * PAGE_BYTES + 16, 8, 0),
                  0);
     cr_expect_eq(load_word(&b, MAP_A, 3, 2), 0x0102030405060708u);
     cr_expect_eq(load_word(&b, MAP_B, 3, 2), 0x0807060504030201u);
@@ -89,7 +89,7 @@ Test(mcache_map, two_thousand_million_pages)
     cr_assert_not_null(map);
     for (uint64_t n = 0; n < 7; n++) {
         const uint8_t bytes[8] = {[7] = (uint8_t)(n + 1)};
-        cr_assert_eq(storage_write(b.st, bytes, 8, MAP_PLACE(MAP_A) + n * PAGE_BYTES, 0),
+        cr_assert_eq(storage_write(b.st, bytes, MAP_PLACE(MAP_A) + n * PAGE_BYTES, 8, 0),
                      0);
     }
     for (unsigned round = 0; round < 2; round++) {
@@ -169,7 +169,7 @@ Test(mcache_map, an_evicted_page_lives_until_its_readers_left)
 
     bench_init(&b, 4 * 1024);
     store_be64(raw, 77);
-    cr_assert_eq(storage_write(b.st, raw, 8, MAP_PLACE(MAP_A), 0), 0);
+    cr_assert_eq(storage_write(b.st, raw, MAP_PLACE(MAP_A), 8, 0), 0);
     gate_ticket ticket = gate_enter(&b.gate);
     cr_assert_eq(mcmap_get(b.map[MAP_A], 0, &page), 0);
     for (uint64_t i = 1; i < PAGES - 1; i++)

@@ -144,7 +144,7 @@ static inline uint64_t disk_word(struct bench *b, unsigned map, uint64_t index,
     struct storage *live = crash_log_live(b->log);
     uint8_t raw[8];
 
-    cr_assert_eq(storage_read(live, raw, 8, MAP_PLACE(map) + index * PAGE_BYTES + word * 8),
+    cr_assert_eq(storage_read(live, raw, MAP_PLACE(map) + index * PAGE_BYTES + word * 8, 8),
                  0);
     storage_close(live);
     return map == MAP_A ? load_be64(raw) : load_le64(raw);

@@ -42,7 +42,7 @@ static bool host_is(struct image *img, uint64_t host, int fill)
 {
     uint8_t bytes[CL];
 
-    cr_assert_eq(storage_read(img->mem, bytes, CL, host), 0);
+    cr_assert_eq(storage_read(img->mem, bytes, host, CL), 0);
     for (unsigned i = 0; i < CL; i++)
         if (bytes[i] != (uint8_t)fill)
             return false;
@@ -151,7 +151,7 @@ Test(qcow2_alloc, old_bytes_in_free_clusters_dont_show)
     trim(&img, 2 * CL, 3 * CL);
     cr_assert_eq(image_close(&img), 0);
     memset(junk, 0xbb, sizeof junk);
-    cr_assert_eq(storage_write(img.mem, junk, sizeof junk, first, 0), 0);
+    cr_assert_eq(storage_write(img.mem, junk, first, sizeof junk, 0), 0);
     image_open(&img);
     write_fill(&img, 8 * MIB + 512, 512, 2); /* a new L2 table and a part of a cluster */
     cr_expect(as_model(&img));
@@ -196,7 +196,7 @@ Test(qcow2_alloc, discard_ignore_keeps_freed_clusters_unpunched)
     image_open(&img);
     write_fill(&img, 0, 2 * CL, 1);
     uint64_t host = host_of(&img, 0);
-    cr_assert_eq(block_discard(img.node, CL, 0, 0), 0);
+    cr_assert_eq(block_discard(img.node, 0, CL, 0), 0);
     zero(&img, CL, CL, BLOCK_MAY_UNMAP);
     flush(&img);
     cr_expect(host_is(&img, host, 1));
@@ -217,8 +217,8 @@ static void share(struct image *img, uint64_t guest)
 
     put64(img, l1_at, table);
     put64(img, l2_at, data);
-    cr_assert_eq(storage_write(img->mem, two, 2, block + table / CL * 2, 0), 0);
-    cr_assert_eq(storage_write(img->mem, two, 2, block + data / CL * 2, 0), 0);
+    cr_assert_eq(storage_write(img->mem, two, block + table / CL * 2, 2, 0), 0);
+    cr_assert_eq(storage_write(img->mem, two, block + data / CL * 2, 2, 0), 0);
     cr_assert_eq(refcount_at(img, table), 2);
     cr_assert_eq(refcount_at(img, data), 2);
 }
@@ -234,14 +234,14 @@ Test(qcow2_alloc, shared_data_and_tables_are_copied_before_a_write)
     uint64_t l2_at = l2_entry_at(&img, 0), table = align_down(l2_at, CL);
     uint64_t data = get64(&img, l2_at) & L2_OFFSET;
     share(&img, 0);
-    cr_assert_eq(storage_read(img.mem, old_table, CL, table), 0);
+    cr_assert_eq(storage_read(img.mem, old_table, table, CL), 0);
 
     image_open(&img);
     write_fill(&img, 512, 512, 2);
     cr_expect(as_model(&img));
     cr_assert_eq(image_close(&img), 0);
     cr_expect(host_is(&img, data, 1), "the snapshot's data");
-    cr_assert_eq(storage_read(img.mem, still, CL, table), 0);
+    cr_assert_eq(storage_read(img.mem, still, table, CL), 0);
     cr_expect_arr_eq(old_table, still, CL);
     cr_expect_eq(refcount_at(&img, table), 1);
     cr_expect_eq(refcount_at(&img, data), 1);
@@ -310,14 +310,14 @@ Test(qcow2_alloc, l10_metadata_with_a_refcount_of_0)
     uint8_t was[4096] = {1}, is[4096];
 
     image_open(&img);
-    cr_expect_eq(block_write(img.node, was, 4096, 4 * MIB, 0), -EIO);
-    cr_expect_eq(block_write(img.node, was, 4096, 0, 0), -EIO);
+    cr_expect_eq(block_write(img.node, was, 4 * MIB, 4096, 0), -EIO);
+    cr_expect_eq(block_write(img.node, was, 0, 4096, 0), -EIO);
     cr_expect(as_model(&img));
     cr_expect_neq(image_close(&img), 0);
     cr_expect(get64(&img, 72) & 2, "marked corrupt");
     for (uint64_t at = 0; at < 64 * KIB; at += 4096) {
-        cr_assert_eq(storage_read(before, was, 4096, at), 0);
-        cr_assert_eq(storage_read(img.mem, is, 4096, at), 0);
+        cr_assert_eq(storage_read(before, was, at, 4096), 0);
+        cr_assert_eq(storage_read(img.mem, is, at, 4096), 0);
         is[79] = was[79]; /* the marks */
         cr_expect_arr_eq(is, was, 4096, "at %llu", (unsigned long long)at);
     }

@@ -80,7 +80,7 @@ static void header(struct storage *st, uint32_t cluster_bits, uint64_t size,
     store_be32(raw + FIELD(refcount_table_clusters), rt_clusters);
     store_be32(raw + FIELD(refcount_order), 4);
     store_be32(raw + FIELD(header_length), 104);
-    cr_assert_eq(storage_write(st, raw, sizeof raw, 0, 0), 0);
+    cr_assert_eq(storage_write(st, raw, 0, sizeof raw, 0), 0);
 }
 
 /* Fills [off, off+8n) with one word. */
@@ -91,7 +91,7 @@ static void fill_words(struct storage *st, uint64_t off, uint64_t n, uint64_t wo
     cr_assert(words);
     for (uint64_t i = 0; i < n; i++)
         store_be64(&words[i], word);
-    cr_assert_eq(storage_write(st, words, n * 8, off, 0), 0);
+    cr_assert_eq(storage_write(st, words, off, n * 8, 0), 0);
     free(words);
 }
 
@@ -122,12 +122,12 @@ Test(qcow2_check, tens_of_thousands_of_snapshots_of_overlapping_tables, .timeout
     header(st, 9, 32768, 1, 512, 1024, 1);
     store_be32(count, MAX_SNAPSHOTS);
     store_be64(count + 4, table);
-    cr_assert_eq(storage_write(st, count, 12, FIELD(nb_snapshots), 0), 0);
+    cr_assert_eq(storage_write(st, count, FIELD(nb_snapshots), 12, 0), 0);
     store_be32(raw + 36, 16);
     for (uint64_t i = 0; i < MAX_SNAPSHOTS; i++) {
         store_be64(raw, tables + (i % 2000) * 512);
         store_be32(raw + 8, 2000000 - (uint32_t)(i / 2000));
-        cr_assert_eq(storage_write(st, raw, sizeof raw, table + i * sizeof raw, 0), 0);
+        cr_assert_eq(storage_write(st, raw, table + i * sizeof raw, sizeof raw, 0), 0);
     }
     fill_words(st, tables, 2200000, 20 << 20);
     cr_expect_eq(check(st, REPAIR_NONE, &r), 0);
@@ -162,7 +162,7 @@ Test(qcow2_check, random_bytes_behind_a_header, .timeout = 120)
             if (noise[i] < 200)
                 store_be64(noise + i, (load_be64(noise + i) & 0xfe00) |
                                           (noise[i] % 2 ? 0 : 1ull << 63));
-        cr_assert_eq(storage_write(st, noise, sizeof noise, 0, 0), 0);
+        cr_assert_eq(storage_write(st, noise, 0, sizeof noise, 0), 0);
         header(st, 9, 32768, 1 + (uint32_t)rng_below(&rng, 100), 512 * rng_below(&rng, 100),
                512 * rng_below(&rng, 100), (uint32_t)rng_below(&rng, 10));
         check(st, REPAIR_NONE, &r);
@@ -180,7 +180,7 @@ Test(qcow2_check, a_failing_write_ends_the_repair, .timeout = 120)
 
     make(&img, &(struct image_spec){.size = MIB, .options = "cluster_size=4096"});
     image_open(&img);
-    cr_assert_eq(block_write(img.node, "x", 1, 5000, 0), 0);
+    cr_assert_eq(block_write(img.node, "x", 5000, 1, 0), 0);
     cr_assert_eq(image_close(&img), 0);
     put64(&img, get64(&img, FIELD(refcount_table_offset)), 0);
     for (uint64_t nth = 1;; nth++) {

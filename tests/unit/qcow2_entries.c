@@ -88,7 +88,7 @@ Test(qcow2_entries, version_2_over_a_backing_file)
     write_fill(&img, 0, 2 * CL, 1);
     cr_assert_eq(block_flush(img.node), 0);
     before = mem_storage_clone(img.mem);
-    cr_assert_eq(block_discard(img.node, 3 * CL, 0, 0), 0);
+    cr_assert_eq(block_discard(img.node, 0, 3 * CL, 0), 0);
     cr_assert_eq(block_flush(img.node), 0);
     cr_expect(as_model(&img));
     cr_expect(mem_storage_equal(before, img.mem, NULL));
@@ -125,12 +125,12 @@ Test(qcow2_entries, fast_zero)
     write_fill(&img, 0, 4 * CL, 1);
     cr_assert_eq(block_flush(img.node), 0);
     struct storage *before = mem_storage_clone(img.mem);
-    cr_expect_eq(block_zero(img.node, 2 * CL, 512, BLOCK_FAST), -ENOTSUP,
+    cr_expect_eq(block_zero(img.node, 512, 2 * CL, BLOCK_FAST), -ENOTSUP,
                  "a part has data");
     cr_expect_not(mcache_has_dirty(img.node->mc));
     cr_expect(mem_storage_equal(before, img.mem, NULL));
     cr_expect(as_model(&img));
-    cr_expect_eq(block_zero(img.node, 2 * CL, 100 * CL + 512, BLOCK_FAST), 0,
+    cr_expect_eq(block_zero(img.node, 100 * CL + 512, 2 * CL, BLOCK_FAST), 0,
                  "zero already");
     storage_close(before);
     close_and_verify(&img);
@@ -144,7 +144,7 @@ Test(qcow2_entries, fast_zero_in_version_3_is_always_fast_for_clusters)
     make_4k(&img, "cluster_size=4096", true);
     image_open(&img);
     write_fill(&img, 0, 4 * CL, 1);
-    cr_expect_eq(block_zero(img.node, 2 * CL, 512, BLOCK_FAST), -ENOTSUP);
+    cr_expect_eq(block_zero(img.node, 512, 2 * CL, BLOCK_FAST), -ENOTSUP);
     zero(&img, CL, 5 * CL, BLOCK_FAST);
     zero(&img, 4 * CL, 5 * CL, BLOCK_FAST | BLOCK_MAY_UNMAP);
     cr_expect(as_model(&img));
@@ -215,28 +215,28 @@ ParameterizedTest(int *index, qcow2_entries, impossible)
     cr_expect_eq(block_read(img.node, buf, CL, CL), -EIO, "%s", bad->name);
     cr_expect(strstr(logged, bad->where == IN_L1 ? "L1 entry" : "L2 entry"), "'%s'",
               logged);
-    cr_expect_eq(block_read(img.node, buf, CL, 4 * MIB), 0);
+    cr_expect_eq(block_read(img.node, buf, 4 * MIB, CL), 0);
     cr_expect_eq(buf[0], 2);
     if (bad->where == IN_L2) {
-        cr_expect_eq(block_read(img.node, buf, CL, 0), 0, "%s: its neighbour", bad->name);
+        cr_expect_eq(block_read(img.node, buf, 0, CL), 0, "%s: its neighbour", bad->name);
         cr_expect_eq(buf[0], 1);
     }
     struct storage *before = mem_storage_clone(img.mem);
-    cr_expect_eq(block_write(img.node, buf, 512, CL, 0), -EIO, "%s", bad->name);
+    cr_expect_eq(block_write(img.node, buf, CL, 512, 0), -EIO, "%s", bad->name);
     cr_expect_eq(block_zero(img.node, CL, CL, BLOCK_MAY_UNMAP), -EIO, "%s", bad->name);
     cr_expect_eq(block_discard(img.node, CL, CL, 0), -EIO, "%s", bad->name);
     /* L-10: from here on the image can only be read, unless we just don't know the entry.
      */
     bool unknown = bad->entry & L2_COMPRESSED;
-    cr_expect_eq(block_write(img.node, buf, 512, MIB, 0), unknown ? 0 : -EIO, "%s",
+    cr_expect_eq(block_write(img.node, buf, MIB, 512, 0), unknown ? 0 : -EIO, "%s",
                  bad->name);
     cr_expect_eq((get64(&img, FIELD(incompatible_features)) & INCOMPAT_CORRUPT) != 0,
                  !unknown && !bad->options, "%s", bad->name);
     uint64_t compared = unknown ? 0 : 100 * CL, where;
     for (where = 2 * CL; where < compared; where += CL) {
         uint8_t a[CL], b[CL];
-        cr_assert_eq(storage_read(before, a, CL, where), 0);
-        cr_assert_eq(storage_read(img.mem, b, CL, where), 0);
+        cr_assert_eq(storage_read(before, a, where, CL), 0);
+        cr_assert_eq(storage_read(img.mem, b, where, CL), 0);
         cr_expect_arr_eq(a, b, CL, "%s: cluster %u", bad->name, (unsigned)(where / CL));
     }
     storage_close(before);
@@ -317,7 +317,7 @@ static bool survives(struct image *img, uint64_t off, uint64_t len)
     struct node *node;
 
     cr_assert_eq(node_open(&img->ctx, &qcow2_driver, left, "left", &none, &node, NULL), 0);
-    cr_assert_eq(block_read(node, got, len, off), 0);
+    cr_assert_eq(block_read(node, got, off, len), 0);
     bool same = memcmp(got, img->model.bytes + off, len) == 0;
     cr_assert_eq(node_close(node), 0);
     free(got);
@@ -338,7 +338,7 @@ Test(qcow2_entries, fua_of_every_kind_of_change)
         if (others)
             write_fill(&img, 20 * CL, CL, 1);
         memset(img.model.bytes, 0, CL);
-        cr_assert_eq(block_discard(img.node, CL, 0, BLOCK_FUA), 0);
+        cr_assert_eq(block_discard(img.node, 0, CL, BLOCK_FUA), 0);
         cr_expect(survives(&img, 0, CL), "a trim");
         if (others)
             write_fill(&img, 21 * CL, CL, 1);

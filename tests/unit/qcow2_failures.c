@@ -41,7 +41,7 @@ static void *first_write(void *place)
 {
     static const uint8_t data[64 * KIB] = {1};
 
-    cr_expect_eq(block_write(img.node, data, sizeof data, (uintptr_t)place, 0), 0);
+    cr_expect_eq(block_write(img.node, data, (uintptr_t)place, sizeof data, 0), 0);
     return NULL;
 }
 
@@ -106,15 +106,15 @@ Test(failures, room_is_made_of_what_was_trimmed)
     cr_assert_eq(
         node_open(&img.ctx, &qcow2_driver, device, "device", &none, &img.node, NULL), 0);
     cr_assert_eq(node_activate(img.node, NULL), 0);
-    for (uint64_t off = 0; !block_write(img.node, data, sizeof data, off, 0);)
+    for (uint64_t off = 0; !block_write(img.node, data, off, sizeof data, 0);)
         off += sizeof data;
-    cr_expect_eq(block_write(img.node, data, sizeof data, 7 * MIB, 0), -ENOSPC);
-    cr_expect_eq(block_discard(img.node, MIB, 0, 0), 0);
-    cr_expect_eq(block_write(img.node, data, sizeof data, 0, BLOCK_INSIDE), -ENOSPC,
+    cr_expect_eq(block_write(img.node, data, 7 * MIB, sizeof data, 0), -ENOSPC);
+    cr_expect_eq(block_discard(img.node, 0, MIB, 0), 0);
+    cr_expect_eq(block_write(img.node, data, 0, sizeof data, BLOCK_INSIDE), -ENOSPC,
                  "not yet durable, and who is inside waits for nobody");
-    cr_expect_eq(block_write(img.node, data, sizeof data, 0, 0), 0);
-    cr_expect_eq(block_discard(img.node, MIB, MIB / 2, 0), 0);
-    cr_expect_eq(block_zero(img.node, sizeof data, MIB, 0), 0);
+    cr_expect_eq(block_write(img.node, data, 0, sizeof data, 0), 0);
+    cr_expect_eq(block_discard(img.node, MIB / 2, MIB, 0), 0);
+    cr_expect_eq(block_zero(img.node, MIB, sizeof data, 0), 0);
     done();
 }
 

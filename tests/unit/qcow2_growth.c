@@ -12,7 +12,7 @@ static uint64_t cut_short(struct image *img, uint64_t kept)
 {
     make(img, &(struct image_spec){.options = "cluster_size=4096", .size = 16 * MIB});
     image_open(img);
-    cr_assert_eq(block_preallocate(img->node, 512 * CL, 0), 0);
+    cr_assert_eq(block_preallocate(img->node, 0, 512 * CL), 0);
     cr_assert_eq(image_close(img), 0);
     uint64_t host = l2_entry(img, kept * CL) & L2_OFFSET;
     cr_assert_eq(storage_truncate(img->mem, host), 0);
@@ -58,7 +58,7 @@ Test(qcow2_growth, what_is_free_between_clusters_in_use_is_taken)
 
     make(&img, &(struct image_spec){.options = "cluster_size=4096", .size = 16 * MIB});
     image_open(&img);
-    cr_assert_eq(block_preallocate(img.node, 512 * CL, 0), 0);
+    cr_assert_eq(block_preallocate(img.node, 0, 512 * CL), 0);
     for (uint64_t c = 130; c < 512; c += 3)
         trim(&img, c * CL, CL);
     cr_assert_eq(image_close(&img), 0);

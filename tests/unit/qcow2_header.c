@@ -157,12 +157,12 @@ Test(qcow2_header, the_bitmaps_bit_goes_with_the_first_change)
         cr_expect_eq(get64(&img, FIELD(autoclear_features)), AUTOCLEAR_BITMAPS);
         if (how == 0) {
             fault_plan_fail(&plan, FAULT_FLUSH, 1, EIO, FAULT_ONCE);
-            cr_expect_eq(block_write(img.node, data, sizeof data, 0, 0), -EIO);
-            cr_expect_eq(block_write(img.node, data, sizeof data, 0, 0), 0);
+            cr_expect_eq(block_write(img.node, data, 0, sizeof data, 0), -EIO);
+            cr_expect_eq(block_write(img.node, data, 0, sizeof data, 0), 0);
         } else if (how == 1) {
-            cr_expect_eq(block_zero(img.node, 4096, 0, 0), 0);
+            cr_expect_eq(block_zero(img.node, 0, 4096, 0), 0);
         } else if (how == 2) {
-            cr_expect_eq(block_discard(img.node, 4096, 0, 0), 0);
+            cr_expect_eq(block_discard(img.node, 0, 4096, 0), 0);
         } else {
             cr_expect_eq(qcow2_driver.grow(img.node, 8 * MIB, NULL), 0);
         }
@@ -200,11 +200,11 @@ static void insert_extension(struct image *img, uint32_t type, uint32_t len,
     uint8_t area[4096];
     uint32_t padded = (uint32_t)align_up(len, 8);
 
-    cr_assert_eq(storage_read(img->mem, area, sizeof area, EXT_PLACE), 0);
-    cr_assert_eq(storage_write(img->mem, area, sizeof area, EXT_PLACE + 8 + padded, 0), 0);
+    cr_assert_eq(storage_read(img->mem, area, EXT_PLACE, sizeof area), 0);
+    cr_assert_eq(storage_write(img->mem, area, EXT_PLACE + 8 + padded, sizeof area, 0), 0);
     put32(img, EXT_PLACE, type);
     put32(img, EXT_PLACE + 4, len);
-    cr_assert_eq(storage_write(img->mem, data, len, EXT_PLACE + 8, 0), 0);
+    cr_assert_eq(storage_write(img->mem, data, EXT_PLACE + 8, len, 0), 0);
 }
 
 Test(qcow2_header, unknown_extensions_are_kept)
@@ -214,13 +214,13 @@ Test(qcow2_header, unknown_extensions_are_kept)
 
     make_small(&img, NULL);
     insert_extension(&img, 0x12345678, 11, "hello world");
-    cr_assert_eq(storage_read(img.mem, before, sizeof before, EXT_PLACE), 0);
+    cr_assert_eq(storage_read(img.mem, before, EXT_PLACE, sizeof before), 0);
     image_open(&img);
     write_fill(&img, 0, 2 * MIB, 1);
     cr_assert_eq(block_flush(img.node), 0);
     cr_assert_eq(qcow2_driver.grow(img.node, 1 * GIB, NULL), 0);
     cr_assert_eq(image_close(&img), 0);
-    cr_assert_eq(storage_read(img.mem, after, sizeof after, EXT_PLACE), 0);
+    cr_assert_eq(storage_read(img.mem, after, EXT_PLACE, sizeof after), 0);
     cr_expect_arr_eq(before, after, sizeof before);
     image_free(&img);
 }
@@ -250,7 +250,7 @@ Test(qcow2_header, the_image_names_its_features)
         at += 8 + align_up(get32(&img, at + 4), 8);
     put32(&img, at, EXT_FEATURE_NAMES);
     put32(&img, at + 4, sizeof row);
-    cr_assert_eq(storage_write(img.mem, row, sizeof row, at + 8, 0), 0);
+    cr_assert_eq(storage_write(img.mem, row, at + 8, sizeof row, 0), 0);
     put64(&img, at + 8 + sizeof row, 0);
     put64(&img, FIELD(incompatible_features), 1ull << 50 | 1ull << 51);
     refused(&img, ENOTSUP, "time travel");
@@ -294,9 +294,9 @@ Test(qcow2_header, the_backing_name)
     refused(&img, EINVAL, "backing_file_offset");
     put64(&img, FIELD(backing_file_offset), 60000);
     put32(&img, FIELD(backing_file_size), 4);
-    cr_assert_eq(storage_write(img.mem, "a\0bc", 4, 60000, 0), 0);
+    cr_assert_eq(storage_write(img.mem, "a\0bc", 60000, 4, 0), 0);
     refused(&img, EINVAL, "NUL byte at 1, after 'a'");
-    cr_assert_eq(storage_write(img.mem, "base", 4, 60000, 0), 0);
+    cr_assert_eq(storage_write(img.mem, "base", 60000, 4, 0), 0);
     struct diag diag = {0};
     cr_assert_eq(open_for_reading(&img, &diag), 0, "%s", diag.text);
     cr_expect_str_eq(img.node->backing_name, "base");

@@ -51,7 +51,7 @@ ParameterizedTest(int *order, qcow2_refcount, widths)
     mcache_note_write(img.node->mc);
     uint64_t block = refcount_block_offset(refs, 0);
     cr_assert_eq(mcache_commit(img.node->mc, MC_COMMIT_EVERYTHING), 0);
-    cr_assert_eq(storage_read(img.mem, stored, sizeof stored, block), 0);
+    cr_assert_eq(storage_read(img.mem, stored, block, sizeof stored), 0);
     cr_expect_arr_eq(packed, stored, sizeof stored);
     for (uint64_t c = 0; c < n; c++)
         cr_assert_eq(refcount_at(&img, c * 512), want[c], "by the book, cluster %u",
@@ -158,7 +158,7 @@ Test(qcow2_refcount, a_full_device)
     uint64_t off = 0;
     uint8_t data[4096] = {7};
     for (; !err && off < 8 * MIB; off += 4096) {
-        err = block_write(img.node, data, 4096, off, 0);
+        err = block_write(img.node, data, off, 4096, 0);
         if (!err)
             memcpy(img.model.bytes + off, data, 4096);
     }

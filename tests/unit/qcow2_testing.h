@@ -50,7 +50,7 @@ static inline uint32_t get32(struct image *img, uint64_t off)
 {
     uint8_t raw[4];
 
-    cr_assert_eq(storage_read(img->mem, raw, 4, off), 0);
+    cr_assert_eq(storage_read(img->mem, raw, off, 4), 0);
     return load_be32(raw);
 }
 
@@ -58,7 +58,7 @@ static inline uint64_t get64(struct image *img, uint64_t off)
 {
     uint8_t raw[8];
 
-    cr_assert_eq(storage_read(img->mem, raw, 8, off), 0);
+    cr_assert_eq(storage_read(img->mem, raw, off, 8), 0);
     return load_be64(raw);
 }
 
@@ -67,7 +67,7 @@ static inline void put32(struct image *img, uint64_t off, uint32_t value)
     uint8_t raw[4];
 
     store_be32(raw, value);
-    cr_assert_eq(storage_write(img->mem, raw, 4, off, 0), 0);
+    cr_assert_eq(storage_write(img->mem, raw, off, 4, 0), 0);
 }
 
 static inline void put64(struct image *img, uint64_t off, uint64_t value)
@@ -75,7 +75,7 @@ static inline void put64(struct image *img, uint64_t off, uint64_t value)
     uint8_t raw[8];
 
     store_be64(raw, value);
-    cr_assert_eq(storage_write(img->mem, raw, 8, off, 0), 0);
+    cr_assert_eq(storage_write(img->mem, raw, off, 8, 0), 0);
 }
 
 static inline uint64_t cluster_of(struct image *img)
@@ -119,7 +119,7 @@ static inline uint64_t refcount_at(struct image *img, uint64_t host)
     if (block == 0)
         return 0;
     uint32_t bits = 1u << order, bytes = MAX(bits / 8, 1);
-    cr_assert_eq(storage_read(img->mem, raw, bytes, block + bit / 8), 0);
+    cr_assert_eq(storage_read(img->mem, raw, block + bit / 8, bytes), 0);
     if (bits < 8)
         return (uint32_t)raw[0] >> (bit & 7) & ((1u << bits) - 1);
     uint64_t value = 0;
@@ -142,7 +142,7 @@ static inline int try_write(struct image *img, uint64_t off, uint64_t len, int f
                             unsigned flags)
 {
     memset(img->model.bytes + off, fill, len);
-    return block_write(img->node, img->model.bytes + off, len, off, flags);
+    return block_write(img->node, img->model.bytes + off, off, len, flags);
 }
 
 static inline void write_fill(struct image *img, uint64_t off, uint64_t len, int fill)
@@ -153,20 +153,20 @@ static inline void write_fill(struct image *img, uint64_t off, uint64_t len, int
 static inline void zero(struct image *img, uint64_t off, uint64_t len, unsigned flags)
 {
     memset(img->model.bytes + off, 0, len);
-    cr_assert_eq(block_zero(img->node, len, off, flags), 0);
+    cr_assert_eq(block_zero(img->node, off, len, flags), 0);
 }
 
 static inline void trim(struct image *img, uint64_t off, uint64_t len)
 {
     memset(img->model.bytes + off, 0, len);
-    cr_assert_eq(block_discard(img->node, len, off, 0), 0);
+    cr_assert_eq(block_discard(img->node, off, len, 0), 0);
 }
 
 static inline bool as_model(struct image *img)
 {
     uint8_t *all = malloc(img->model.size);
 
-    cr_assert_eq(block_read(img->node, all, img->model.size, 0), 0);
+    cr_assert_eq(block_read(img->node, all, 0, img->model.size), 0);
     bool same = memcmp(all, img->model.bytes, img->model.size) == 0;
     free(all);
     return same;

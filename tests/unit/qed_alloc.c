@@ -84,7 +84,7 @@ Test(qed_alloc, q08_the_last_cluster_may_reach_past_the_virtual_size)
     bench_init(&b, new_image_in_memory(h, NULL));
     bench_open_writable(&b);
     write_pattern(b.node, 5 * CLUSTER, 512, 'e');
-    cr_expect_eq(block_write(b.node, "x", 1, 5 * CLUSTER + 512, 0), -EINVAL);
+    cr_expect_eq(block_write(b.node, "x", 5 * CLUSTER + 512, 1, 0), -EINVAL);
     cr_expect(reads_as(b.node, 5 * CLUSTER, 512, 'e'));
     finish(&b);
 }
@@ -119,7 +119,7 @@ static void *write_once(void *opaque)
     char *buf = malloc(w->len);
 
     memset(buf, 'w', w->len);
-    w->err = block_write(w->node, buf, w->len, w->off, 0);
+    w->err = block_write(w->node, buf, w->off, w->len, 0);
     free(buf);
     return NULL;
 }
@@ -222,7 +222,7 @@ Test(qed_alloc, q10_a_failed_data_write_changes_nothing_and_keeps_its_errno)
     start(&b);
     write_pattern(b.node, 0, CLUSTER, 'o');
     fault_plan_fail(&b.plan, FAULT_WRITE, 1, ENOSPC, FAULT_ONCE_AFTER);
-    cr_expect_eq(block_write(b.node, buf, sizeof buf, CLUSTER, 0), -ENOSPC);
+    cr_expect_eq(block_write(b.node, buf, CLUSTER, sizeof buf, 0), -ENOSPC);
     cr_expect(reads_as(b.node, 0, CLUSTER, 'o'));
     cr_expect(reads_as(b.node, CLUSTER, CLUSTER, 0));
 
@@ -245,7 +245,7 @@ Test(qed_alloc, q10_what_was_never_linked_is_cut_off_at_close)
     memset(buf, 'g', sizeof buf);
     write_pattern(b.node, 0, CLUSTER, 'o');
     fault_plan_fail(&b.plan, FAULT_WRITE, 1, EIO, FAULT_ONCE_AFTER);
-    cr_expect_eq(block_write(b.node, buf, sizeof buf, 8 * CLUSTER, 0), -EIO);
+    cr_expect_eq(block_write(b.node, buf, 8 * CLUSTER, sizeof buf, 0), -EIO);
     cr_assert_eq(bench_close(&b), 0);
     cr_expect_eq(size_of(b.mem), EMPTY + TABLE + CLUSTER);
     bench_open_writable(&b);
@@ -261,11 +261,11 @@ Test(qed_alloc, q10_a_new_table_in_used_clusters_is_zeroed_first)
     memset(buf, 1, sizeof buf);
     fault_plan_fail(&b.plan, FAULT_WRITE, 2, EIO,
                     FAULT_ONCE_AFTER); /* the first: the mark */
-    cr_expect_eq(block_write(b.node, buf, sizeof buf, 0, 0), -EIO);
+    cr_expect_eq(block_write(b.node, buf, 0, sizeof buf, 0), -EIO);
 
     /* A table that can't be zeroed is not installed. */
     fault_plan_fail(&b.plan, FAULT_ZERO, 1, EIO, FAULT_ONCE);
-    cr_expect_eq(block_write(b.node, buf, CLUSTER, 5 * SPAN, 0), -EIO);
+    cr_expect_eq(block_write(b.node, buf, 5 * SPAN, CLUSTER, 0), -EIO);
     cr_expect_eq(map_at(b.node, SPAN, GIB - SPAN).length, GIB - SPAN);
 
     write_pattern(b.node, 5 * SPAN + CLUSTER, CLUSTER, 't');
@@ -285,7 +285,7 @@ Test(qed_alloc, q10_a_file_that_can_not_grow)
 
     start(&b);
     fault_plan_fail(&b.plan, FAULT_TRUNCATE, 1, EIO, FAULT_ONCE);
-    cr_expect_eq(block_write(b.node, "x", 1, 0, 0), -EIO);
+    cr_expect_eq(block_write(b.node, "x", 0, 1, 0), -EIO);
     cr_expect_eq(map_at(b.node, 0, GIB).length, GIB);
     /* The mark isn't held by what failed: it can be cleared, and set again. */
     cr_expect_eq(qed_driver.settle(b.node), 0);
@@ -312,7 +312,7 @@ Test(qed_alloc, q10_a_mark_that_can_not_be_set_fails_the_write)
 
     start(&b);
     fault_plan_fail(&b.plan, FAULT_WRITE, 1, EIO, FAULT_ONCE);
-    cr_expect_eq(block_write(b.node, "x", 1, 0, 0), -EIO);
+    cr_expect_eq(block_write(b.node, "x", 0, 1, 0), -EIO);
     cr_expect_eq(size_of(b.mem), EMPTY, "nothing was allocated");
     write_pattern(b.node, 0, 1, 'x');
     finish(&b);
@@ -323,7 +323,7 @@ Test(qed_alloc, preallocation_links_clusters_that_read_as_zeroes)
     struct bench b;
 
     start(&b);
-    cr_expect_eq(block_preallocate(b.node, 12 * MIB, 0), 0);
+    cr_expect_eq(block_preallocate(b.node, 0, 12 * MIB), 0);
     cr_expect_eq(map_at(b.node, 0, SPAN).kind, EXTENT_DATA);
     cr_expect(reads_as(b.node, 0, 12 * MIB, 0));
     cr_expect_eq(map_at(b.node, 12 * MIB, GIB - 12 * MIB).kind, EXTENT_ZERO);
@@ -350,7 +350,7 @@ Test(qed_alloc, entries_far_past_the_end_stay_faults)
         write_pattern(b.node, 2 * CLUSTER, CLUSTER, 'n');
         cr_expect(reads_as(b.node, 2 * CLUSTER, CLUSTER, 'n'));
         cr_expect_lt(size_of(b.mem), 16 * MIB);
-        cr_expect_eq(block_read(b.node, buf, CLUSTER, i % 2 ? 5 * SPAN : 9 * CLUSTER),
+        cr_expect_eq(block_read(b.node, buf, i % 2 ? 5 * SPAN : 9 * CLUSTER, CLUSTER),
                      -EIO);
         (void)!bench_close(&b);
         bench_fini(&b);

@@ -33,14 +33,14 @@ static void put(struct bench *b, uint64_t off, uint64_t value)
     uint8_t raw[8];
 
     store_le64(raw, value);
-    cr_assert_eq(storage_write(b->mem, raw, 8, off, 0), 0);
+    cr_assert_eq(storage_write(b->mem, raw, off, 8, 0), 0);
 }
 
 static uint64_t get(struct bench *b, uint64_t off)
 {
     uint8_t raw[8];
 
-    cr_assert_eq(storage_read(b->mem, raw, 8, off), 0);
+    cr_assert_eq(storage_read(b->mem, raw, off, 8), 0);
     return load_le64(raw);
 }
 

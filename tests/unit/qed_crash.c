@@ -70,8 +70,8 @@ static void one_step(struct workload *w, struct history *now, unsigned step)
     now->n_later++;
 
     uint64_t off = FIRST + first * SECTOR;
-    int err = zero ? block_zero(w->node, n * SECTOR, off, BLOCK_MAY_UNMAP)
-                   : block_write(w->node, buf, n * SECTOR, off, 0);
+    int err = zero ? block_zero(w->node, off, n * SECTOR, BLOCK_MAY_UNMAP)
+                   : block_write(w->node, buf, off, n * SECTOR, 0);
     cr_assert_eq(err, 0);
     if (rng_one_in(&w->rng, 3)) {
         cr_assert_eq(block_flush(w->node), 0);
@@ -135,7 +135,7 @@ static void expect_contents(struct workload *w, struct storage *st, struct stora
     while (i + 1 < w->n && w->until[i] < point)
         i++;
     struct node *node = open_over(w->b, mem_storage_share(st), below);
-    cr_assert_eq(block_read(node, buf, sizeof buf, FIRST), 0);
+    cr_assert_eq(block_read(node, buf, FIRST, sizeof buf), 0);
     for (unsigned s = 0; s < SECTORS; s++) {
         for (unsigned k = 1; k < SECTOR; k++)
             cr_assert_eq(buf[s * SECTOR + k], buf[s * SECTOR], "torn sector");
@@ -225,7 +225,7 @@ Test(qed_crash, q16_q18_markers_alone, .timeout = 300)
     struct node *node = open_over(&b, crash_storage_open(log), b.mem);
     cr_assert_eq(node_activate(node, NULL), 0);
     for (uint64_t i = 0; i < 6; i++) {
-        cr_assert_eq(block_zero(node, 2 * CLUSTER, 10 * i * SPAN, 0), 0);
+        cr_assert_eq(block_zero(node, 10 * i * SPAN, 2 * CLUSTER, 0), 0);
         if (i % 2 == 0)
             cr_assert_eq(block_flush(node), 0);
     }
@@ -271,7 +271,7 @@ Test(qed_crash, q10_what_a_failed_write_left_is_never_seen, .timeout = 300)
             const struct crash_choice choice = {.policy = CRASH_TORN, .seed = seed};
             struct node *left = open_over(&b, crash_materialise(log, point, &choice), NULL);
             for (unsigned s = 0; s < 3 * CLUSTER / SECTOR; s++) {
-                cr_assert_eq(block_read(left, sector, SECTOR, s * SECTOR), 0);
+                cr_assert_eq(block_read(left, sector, s * SECTOR, SECTOR), 0);
                 cr_assert_neq(sector[0], 0xee);
             }
             cr_assert_eq(node_close(left), 0);

@@ -76,7 +76,7 @@ Test(qed_header, q02_each_limit_is_refused_with_its_own_message)
 
         cr_assert_eq(storage_truncate(mem, FILE_BYTES), 0);
         store_le64(raw, v->value);
-        cr_assert_eq(storage_write(mem, raw, v->bytes, v->field, 0), 0);
+        cr_assert_eq(storage_write(mem, raw, v->field, v->bytes, 0), 0);
         open_fails(mem, v->err, v->message);
     }
 }

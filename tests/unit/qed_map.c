@@ -102,7 +102,7 @@ Test(qed_map, q07_reads_and_backing)
         uint8_t bytes[CLUSTER];
         put_l2(below, 0, i, DATA(i));
         memset(bytes, 0xb0, sizeof bytes);
-        cr_assert_eq(storage_write(below, bytes, sizeof bytes, DATA(i), 0), 0);
+        cr_assert_eq(storage_write(below, bytes, DATA(i), sizeof bytes, 0), 0);
     }
     /* The backing file is shorter than its overlay: one cluster and a bit. */
     put_word(below, offsetof(struct qed_disk_header, image_size), CLUSTER + 512);
@@ -179,11 +179,11 @@ static void expect_corrupt(struct storage *mem, const char *level,
              "disk.qed: %s entry for guest offset 28672: 0x%llx: %s", level,
              (unsigned long long)bad->value, bad->fault);
     cr_expect_str_eq(logged, message);
-    cr_expect_eq(block_read(b.node, &byte, 1, 7 * CLUSTER), -EIO);
-    cr_expect_eq(block_write(b.node, "x", 1, 7 * CLUSTER, 0), -EIO);
-    cr_expect_eq(block_zero(b.node, CLUSTER, 7 * CLUSTER, BLOCK_MAY_UNMAP), -EIO);
+    cr_expect_eq(block_read(b.node, &byte, 7 * CLUSTER, 1), -EIO);
+    cr_expect_eq(block_write(b.node, "x", 7 * CLUSTER, 1, 0), -EIO);
+    cr_expect_eq(block_zero(b.node, 7 * CLUSTER, CLUSTER, BLOCK_MAY_UNMAP), -EIO);
     /* The table is not to be trusted: nothing is written any more. */
-    cr_expect_eq(block_write(b.node, "x", 1, 9 * CLUSTER, 0), -EIO);
+    cr_expect_eq(block_write(b.node, "x", 9 * CLUSTER, 1, 0), -EIO);
     cr_expect_eq(bench_close(&b), -EIO);
     bench_fini(&b);
 }
@@ -310,8 +310,8 @@ Test(qed_map, images_of_qemu_img_read_the_same)
     cr_assert_eq(mem_storage_load(name, &raw), 0);
     cr_assert_eq(b.node->size, 20 * MIB);
     unsigned char *ours = malloc(20 * MIB), *theirs = malloc(20 * MIB);
-    cr_assert_eq(block_read(b.node, ours, 20 * MIB, 0), 0);
-    cr_assert_eq(storage_read(raw, theirs, 20 * MIB, 0), 0);
+    cr_assert_eq(block_read(b.node, ours, 0, 20 * MIB), 0);
+    cr_assert_eq(storage_read(raw, theirs, 0, 20 * MIB), 0);
     cr_expect_eq(memcmp(ours, theirs, 20 * MIB), 0);
     free(ours);
     free(theirs);

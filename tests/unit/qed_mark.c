@@ -89,7 +89,7 @@ Test(qed_mark, q13_durable_before_the_first_table_update)
     cr_assert_eq(qed_driver.settle(node), 0);
     node->backing = open_backing(&b, new_image_in_memory(small_header(MIB), NULL));
     uint64_t from = crash_log_count(log);
-    cr_assert_eq(block_zero(node, CLUSTER, 5 * CLUSTER, 0), 0);
+    cr_assert_eq(block_zero(node, 5 * CLUSTER, CLUSTER, 0), 0);
     cr_assert_eq(block_flush(node), 0);
     expect_mark_first(log, from, 2 * CLUSTER);
     cr_assert_eq(node_close(node), 0);
@@ -106,7 +106,7 @@ Test(qed_mark, q16_never_with_a_backing_file)
     b.node->backing = open_backing(&b, new_image_in_memory(small_header(MIB), NULL));
     write_pattern(b.node, 0, CLUSTER, 1);
     cr_expect_not(marked(&b));
-    cr_expect_eq(block_zero(b.node, CLUSTER, 50 * CLUSTER, 0), 0);
+    cr_expect_eq(block_zero(b.node, 50 * CLUSTER, CLUSTER, 0), 0);
     cr_expect_not(marked(&b));
     cr_expect_eq(bench_close(&b), 0);
     cr_expect_not(marked(&b));

@@ -58,7 +58,7 @@ static inline void put_header(struct storage *st, const struct qed_header *heade
     uint8_t raw[sizeof(struct qed_disk_header)];
 
     qed_header_encode(header, raw);
-    cr_assert_eq(storage_write(st, raw, sizeof raw, 0, 0), 0);
+    cr_assert_eq(storage_write(st, raw, 0, sizeof raw, 0), 0);
 }
 
 /* An empty image; its backing file's name, when there is one, follows the header. */
@@ -73,7 +73,7 @@ static inline struct storage *new_image_in_memory(struct qed_header header,
         header.backing_filename_offset = sizeof(struct qed_disk_header);
         header.backing_filename_size = (uint32_t)strlen(backing);
         cr_assert_eq(
-            storage_write(st, backing, strlen(backing), header.backing_filename_offset, 0),
+            storage_write(st, backing, header.backing_filename_offset, strlen(backing), 0),
             0);
     }
     put_header(st, &header);
@@ -84,7 +84,7 @@ static inline uint64_t get_word(struct storage *st, uint64_t off)
 {
     uint8_t raw[8];
 
-    cr_assert_eq(storage_read(st, raw, sizeof raw, off), 0);
+    cr_assert_eq(storage_read(st, raw, off, sizeof raw), 0);
     return load_le64(raw);
 }
 
@@ -93,7 +93,7 @@ static inline void put_word(struct storage *st, uint64_t off, uint64_t value)
     uint8_t raw[8];
 
     store_le64(raw, value);
-    cr_assert_eq(storage_write(st, raw, sizeof raw, off, 0), 0);
+    cr_assert_eq(storage_write(st, raw, off, sizeof raw, 0), 0);
 }
 
 static inline uint64_t features_of(struct storage *st)
@@ -186,7 +186,7 @@ static inline void write_pattern(struct node *node, uint64_t off, uint64_t len, 
     unsigned char *buf = malloc(len);
 
     memset(buf, pattern, len);
-    cr_assert_eq(block_write(node, buf, len, off, 0), 0);
+    cr_assert_eq(block_write(node, buf, off, len, 0), 0);
     free(buf);
 }
 
@@ -195,7 +195,7 @@ static inline bool reads_as(struct node *node, uint64_t off, uint64_t len, int p
     unsigned char *buf = malloc(len);
     bool same = true;
 
-    cr_assert_eq(block_read(node, buf, len, off), 0);
+    cr_assert_eq(block_read(node, buf, off, len), 0);
     for (uint64_t i = 0; i < len; i++)
         same &= buf[i] == (unsigned char)pattern;
     free(buf);

@@ -49,8 +49,8 @@ Test(qed_zero, q18_holes_over_a_backing_file_get_the_marker)
     struct bench b;
 
     start_with_backing(&b, 20 * CLUSTER);
-    cr_expect_eq(block_zero(b.node, 4 * CLUSTER, 3 * CLUSTER, BLOCK_MAY_UNMAP), 0);
-    cr_expect_eq(block_discard(b.node, CLUSTER, 10 * CLUSTER, 0), 0);
+    cr_expect_eq(block_zero(b.node, 3 * CLUSTER, 4 * CLUSTER, BLOCK_MAY_UNMAP), 0);
+    cr_expect_eq(block_discard(b.node, 10 * CLUSTER, CLUSTER, 0), 0);
     cr_expect(reads_as(b.node, 3 * CLUSTER, 4 * CLUSTER, 0));
     cr_expect(reads_as(b.node, 10 * CLUSTER, CLUSTER, 0));
     cr_expect(reads_as(b.node, 2 * CLUSTER, CLUSTER, 0xb0));
@@ -70,7 +70,7 @@ Test(qed_zero, q18_a_partial_write_to_a_zero_cluster_is_filled_with_zeroes)
     struct bench b;
 
     start_with_backing(&b, 20 * CLUSTER);
-    cr_expect_eq(block_zero(b.node, CLUSTER, 3 * CLUSTER, 0), 0);
+    cr_expect_eq(block_zero(b.node, 3 * CLUSTER, CLUSTER, 0), 0);
     write_pattern(b.node, 3 * CLUSTER + 100, 50, 'x');
     cr_expect(reads_as(b.node, 3 * CLUSTER, 100, 0));
     cr_expect(reads_as(b.node, 3 * CLUSTER + 100, 50, 'x'));
@@ -87,7 +87,7 @@ Test(qed_zero, q18_parts_of_clusters)
     struct bench b;
 
     start_with_backing(&b, 20 * CLUSTER);
-    cr_expect_eq(block_zero(b.node, 3 * CLUSTER, 2 * CLUSTER + 512, 0), 0);
+    cr_expect_eq(block_zero(b.node, 2 * CLUSTER + 512, 3 * CLUSTER, 0), 0);
     cr_expect(reads_as(b.node, 2 * CLUSTER, 512, 0xb0));
     cr_expect(reads_as(b.node, 2 * CLUSTER + 512, 3 * CLUSTER, 0));
     cr_expect(reads_as(b.node, 5 * CLUSTER + 512, CLUSTER - 512, 0xb0));
@@ -102,7 +102,7 @@ Test(qed_zero, q16_markers_are_kept_for_when_the_backing_file_is_not_open)
     h.table_size = 2;
     bench_init(&b, new_image_in_memory(h, "base.qed"));
     bench_open_writable(&b); /* backing=none */
-    cr_expect_eq(block_zero(b.node, CLUSTER, 0, 0), 0);
+    cr_expect_eq(block_zero(b.node, 0, CLUSTER, 0), 0);
     cr_expect_eq(bench_close(&b), 0);
     cr_expect_eq(get_word(b.mem, EMPTY), 1);
     bench_fini(&b);
@@ -114,8 +114,8 @@ Test(qed_zero, holes_over_nothing_stay_holes)
 
     start(&b);
     fault_plan_reset_counters(&b.plan);
-    cr_expect_eq(block_zero(b.node, GIB, 0, BLOCK_FAST), 0);
-    cr_expect_eq(block_discard(b.node, GIB, 0, 0), 0);
+    cr_expect_eq(block_zero(b.node, 0, GIB, BLOCK_FAST), 0);
+    cr_expect_eq(block_discard(b.node, 0, GIB, 0), 0);
     cr_expect_eq(fault_plan_calls(&b.plan, FAULT_CHANGE), 0);
     finish(&b);
 }
@@ -130,7 +130,7 @@ Test(qed_zero, allocated_clusters_keep_their_place)
         write_pattern(b.node, 0, 10 * CLUSTER, 'x');
         struct extent before = map_at(b.node, CLUSTER, 8 * CLUSTER);
         fault_plan_reset_counters(&b.plan);
-        cr_expect_eq(block_zero(b.node, 8 * CLUSTER, CLUSTER, flags[i]), 0);
+        cr_expect_eq(block_zero(b.node, CLUSTER, 8 * CLUSTER, flags[i]), 0);
         cr_expect_eq(fault_plan_calls(&b.plan, FAULT_ZERO), 1, "one call for the run");
         cr_expect(reads_as(b.node, CLUSTER, 8 * CLUSTER, 0));
         cr_expect(reads_as(b.node, 0, CLUSTER, 'x'));
@@ -148,7 +148,7 @@ Test(qed_zero, trimmed_clusters_are_punched)
     start(&b);
     write_pattern(b.node, 0, MIB, 'x');
     cr_assert_eq(storage_allocated(b.mem, &before), 0);
-    cr_expect_eq(block_discard(b.node, MIB, 0, 0), 0);
+    cr_expect_eq(block_discard(b.node, 0, MIB, 0), 0);
     cr_assert_eq(storage_allocated(b.mem, &after), 0);
     cr_expect_eq(before - after, MIB);
     cr_expect(reads_as(b.node, 0, MIB, 0));
@@ -163,10 +163,10 @@ Test(qed_zero, trim_does_not_write_zeroes_where_punching_is_unknown)
     write_pattern(b.node, 0, MIB, 'x');
     fault_plan_fail(&b.plan, FAULT_ZERO, 1, ENOTSUP, FAULT_FROM_THEN_ON);
     fault_plan_reset_counters(&b.plan);
-    cr_expect_eq(block_discard(b.node, MIB, 0, 0), 0);
+    cr_expect_eq(block_discard(b.node, 0, MIB, 0), 0);
     cr_expect_eq(fault_plan_calls(&b.plan, FAULT_WRITE), 0);
     cr_expect(reads_as(b.node, 0, MIB, 'x'), "a trim may do nothing");
-    cr_expect_eq(block_zero(b.node, MIB, 0, 0), 0);
+    cr_expect_eq(block_zero(b.node, 0, MIB, 0), 0);
     cr_expect(reads_as(b.node, 0, MIB, 0), "write zeroes may not");
     fault_plan_heal(&b.plan);
     finish(&b);
@@ -181,11 +181,11 @@ Test(qed_zero, discard_ignore_leaves_the_file_as_it_is)
     b.node->options.discard_ignore = true;
     write_pattern(b.node, 0, MIB, 'x');
     cr_assert_eq(storage_allocated(b.mem, &before), 0);
-    cr_expect_eq(block_discard(b.node, MIB, 0, 0), 0);
+    cr_expect_eq(block_discard(b.node, 0, MIB, 0), 0);
     cr_assert_eq(storage_allocated(b.mem, &after), 0);
     cr_expect_eq(before, after);
     cr_expect(reads_as(b.node, 0, MIB, 'x'));
-    cr_expect_eq(block_zero(b.node, MIB, 0, BLOCK_MAY_UNMAP), 0);
+    cr_expect_eq(block_zero(b.node, 0, MIB, BLOCK_MAY_UNMAP), 0);
     cr_expect(reads_as(b.node, 0, MIB, 0));
     finish(&b);
 }
@@ -197,9 +197,9 @@ Test(qed_zero, errors_of_the_storage_reach_the_client)
     start(&b);
     write_pattern(b.node, 0, MIB, 'x');
     fault_plan_fail(&b.plan, FAULT_ZERO, 1, EIO, FAULT_ONCE);
-    cr_expect_eq(block_zero(b.node, MIB, 0, 0), -EIO);
+    cr_expect_eq(block_zero(b.node, 0, MIB, 0), -EIO);
     fault_plan_fail(&b.plan, FAULT_ZERO, 1, EIO, FAULT_ONCE);
-    cr_expect_eq(block_discard(b.node, MIB, 0, 0), -EIO);
+    cr_expect_eq(block_discard(b.node, 0, MIB, 0), -EIO);
     finish(&b);
 }
 
@@ -211,9 +211,9 @@ Test(qed_zero, fast_by_metadata_and_where_the_file_can_be_punched)
 
     start_with_backing(&b, 20 * CLUSTER);
     write_pattern(b.node, 2 * CLUSTER, 2 * CLUSTER, 'x');
-    cr_expect_eq(block_zero(b.node, 6 * CLUSTER, 0, BLOCK_FAST), 0);
+    cr_expect_eq(block_zero(b.node, 0, 6 * CLUSTER, BLOCK_FAST), 0);
     cr_expect(reads_as(b.node, 0, 6 * CLUSTER, 0));
-    cr_expect_eq(block_zero(b.node, 100, 10 * CLUSTER, BLOCK_FAST), -ENOTSUP);
+    cr_expect_eq(block_zero(b.node, 10 * CLUSTER, 100, BLOCK_FAST), -ENOTSUP);
     cr_expect(reads_as(b.node, 10 * CLUSTER, CLUSTER, 0xb0));
     finish(&b);
 }
@@ -225,7 +225,7 @@ Test(qed_zero, not_fast_where_it_can_not)
     start(&b);
     write_pattern(b.node, 0, MIB, 'x');
     fault_plan_fail(&b.plan, FAULT_ZERO, 1, ENOTSUP, FAULT_FROM_THEN_ON);
-    cr_expect_eq(block_zero(b.node, MIB, 0, BLOCK_FAST), -ENOTSUP);
+    cr_expect_eq(block_zero(b.node, 0, MIB, BLOCK_FAST), -ENOTSUP);
     cr_expect(reads_as(b.node, 0, MIB, 'x'), "decided before anything is touched");
     fault_plan_heal(&b.plan);
     finish(&b);
@@ -241,7 +241,7 @@ Test(qed_zero, asking_once_is_enough_and_leaves_no_trace)
     uint64_t size = size_of(b.mem);
     bench_open_writable(&b);
     for (int i = 0; i < 3; i++)
-        cr_expect_eq(block_zero(b.node, CLUSTER, 0, BLOCK_FAST), 0);
+        cr_expect_eq(block_zero(b.node, 0, CLUSTER, BLOCK_FAST), 0);
     cr_expect_eq(fault_plan_calls(&b.plan, FAULT_ZERO), 2 + 3);
     cr_assert_eq(bench_close(&b), 0);
     cr_expect_eq(size_of(b.mem), size);

@@ -118,10 +118,10 @@ Test(raw, any_size_is_served_as_it_is)
     cr_assert_eq(truncate("disk", 1001), 0);
     open_disk();
     cr_expect_eq(node->size, 1001u);
-    cr_expect_eq(block_write(node, "end", 3, 998, 0), 0);
-    cr_expect_eq(block_read(node, buf, 3, 998), 0);
+    cr_expect_eq(block_write(node, "end", 998, 3, 0), 0);
+    cr_expect_eq(block_read(node, buf, 998, 3), 0);
     cr_expect_arr_eq(buf, "end", 3);
-    cr_expect_eq(block_write(node, "end", 3, 999, 0), -EINVAL);
+    cr_expect_eq(block_write(node, "end", 999, 3, 0), -EINVAL);
     cr_expect_eq(block_flush(node), 0);
     cr_expect_eq(file_size(), 1001u);
 }
@@ -150,7 +150,7 @@ Test(raw, everything_maps_to_itself)
 static void expect_bytes(uint64_t off, uint64_t len, char byte)
 {
     char *buf = malloc(len);
-    cr_assert_eq(block_read(node, buf, len, off), 0);
+    cr_assert_eq(block_read(node, buf, off, len), 0);
     for (uint64_t i = 0; i < len; i++)
         cr_assert_eq(buf[i], byte, "at %llu", (unsigned long long)(off + i));
     free(buf);
@@ -164,15 +164,15 @@ Test(raw, zeroes)
     memset(buf, 'x', SIZE);
     cr_assert_eq(create(SIZE, NULL, NULL), 0);
     open_disk();
-    cr_assert_eq(block_write(node, buf, SIZE, 0, 0), 0);
-    cr_assert_eq(block_zero(node, 5000, 777, 0), 0);
-    cr_assert_eq(block_zero(node, 300000, 400001, BLOCK_MAY_UNMAP), 0);
+    cr_assert_eq(block_write(node, buf, 0, SIZE, 0), 0);
+    cr_assert_eq(block_zero(node, 777, 5000, 0), 0);
+    cr_assert_eq(block_zero(node, 400001, 300000, BLOCK_MAY_UNMAP), 0);
     expect_bytes(0, 777, 'x');
     expect_bytes(777, 5000, 0);
     expect_bytes(5777, 400001 - 5777, 'x');
     expect_bytes(400001, 300000, 0);
     expect_bytes(700001, SIZE - 700001, 'x');
-    cr_assert_eq(block_discard(node, SIZE, 0, 0), 0);
+    cr_assert_eq(block_discard(node, 0, SIZE, 0), 0);
     cr_expect_eq(file_size(), (uint64_t)SIZE);
     free(buf);
 }

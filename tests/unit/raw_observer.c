@@ -43,7 +43,7 @@ static void wrote(struct observer *observer, uint64_t off, uint64_t len)
 
     snprintf(story + n, sizeof story - n, "%c:%lu+%lu ", w->name, (unsigned long)off,
              (unsigned long)len);
-    cr_assert_eq(storage_read(memory, &w->byte_then, 1, off), 0);
+    cr_assert_eq(storage_read(memory, &w->byte_then, off, 1), 0);
     cr_assert_not(gate_empty(&ctx.gate), "inside the gate");
 }
 
@@ -105,19 +105,19 @@ Test(observer, is_told_of_every_change)
 
     memset(buf, 7, sizeof buf);
     add(&w);
-    cr_assert_eq(block_write(node, buf, 100, 5000, 0), 0);
+    cr_assert_eq(block_write(node, buf, 5000, 100, 0), 0);
     cr_assert_eq(w.byte_then, 7, "after the change");
-    cr_assert_eq(block_zero(node, 50, 5000, 0), 0);
+    cr_assert_eq(block_zero(node, 5000, 50, 0), 0);
     cr_assert_eq(w.byte_then, 0, "after the change");
-    cr_assert_eq(block_discard(node, 4096, 8192, 0), 0);
-    cr_assert_eq(block_write(node, buf, 0, 1, 0), 0);
-    cr_assert_eq(block_read(node, buf, 100, 0), 0);
+    cr_assert_eq(block_discard(node, 8192, 4096, 0), 0);
+    cr_assert_eq(block_write(node, buf, 1, 0, 0), 0);
+    cr_assert_eq(block_read(node, buf, 0, 100), 0);
     cr_assert_eq(block_flush(node), 0);
-    cr_assert_eq(block_write(node, buf, 1, SIZE, 0), -EINVAL);
+    cr_assert_eq(block_write(node, buf, SIZE, 1, 0), -EINVAL);
     cr_assert_str_eq(story, "w:5000+100 w:5000+50 w:8192+4096 ");
     observer_remove(&node->observers, &w.observer);
     observer_remove(&node->observers, &w.observer);
-    cr_assert_eq(block_write(node, buf, 100, 0, 0), 0);
+    cr_assert_eq(block_write(node, buf, 0, 100, 0), 0);
     cr_assert_str_eq(story, "w:5000+100 w:5000+50 w:8192+4096 ");
 }
 
@@ -129,7 +129,7 @@ Test(observer, is_told_of_failures)
 
     add(&w);
     fault_plan_fail(&plan, FAULT_WRITE, 1, ENOSPC, FAULT_ONCE);
-    cr_assert_eq(block_write(node, buf, 100, 0, 0), -ENOSPC);
+    cr_assert_eq(block_write(node, buf, 0, 100, 0), -ENOSPC);
     cr_assert_str_eq(story, "write-w w:0+100 failed-w ");
     observer_remove(&node->observers, &w.observer);
 }
@@ -146,11 +146,11 @@ Test(observer, around_comes_first_and_last)
     add(&plain);
     add(&a);
     add(&b);
-    cr_assert_eq(block_write(node, buf, 1, 9, 0), 0);
+    cr_assert_eq(block_write(node, buf, 9, 1, 0), 0);
     cr_assert_str_eq(story, "write-a write-b a:9+1 b:9+1 p:9+1 done-b done-a ");
     story[0] = '\0';
     observer_remove(&node->observers, &a.observer);
-    cr_assert_eq(block_zero(node, 1, 9, 0), 0);
+    cr_assert_eq(block_zero(node, 9, 1, 0), 0);
     cr_assert_str_eq(story, "zero-b b:9+1 p:9+1 done-b ");
     observer_remove(&node->observers, &plain.observer);
     observer_remove(&node->observers, &b.observer);

@@ -104,7 +104,7 @@ static int write_byte(struct served_export *exp, unsigned char value, uint64_t o
     EXPORT_USE(use, export_enter_change(exp));
 
     memset(buf, value, sizeof buf);
-    return block_write(use.node, buf, sizeof buf, off, 0);
+    return block_write(use.node, buf, off, sizeof buf, 0);
 }
 
 static unsigned char read_byte(struct served_export *exp, uint64_t off)
@@ -112,7 +112,7 @@ static unsigned char read_byte(struct served_export *exp, uint64_t off)
     unsigned char byte;
     EXPORT_USE(use, export_enter(exp));
 
-    cr_assert_eq(block_read(use.node, &byte, 1, off), 0);
+    cr_assert_eq(block_read(use.node, &byte, off, 1), 0);
     return byte;
 }
 
@@ -309,8 +309,8 @@ static void copy_all(struct served_export *exp, struct node *to)
     static unsigned char buf[SIZE];
     EXPORT_USE(use, export_enter(exp));
 
-    cr_assert_eq(block_read(use.node, buf, SIZE, 0), 0);
-    cr_assert_eq(block_write(to, buf, SIZE, 0, 0), 0);
+    cr_assert_eq(block_read(use.node, buf, 0, SIZE), 0);
+    cr_assert_eq(block_write(to, buf, 0, SIZE, 0), 0);
 }
 
 /* What a mirror does at its end, again and again, under clients that check all they read

@@ -30,7 +30,7 @@ TestSuite(crash, .init = setup, .fini = teardown, .timeout = 120);
 
 static void put(uint64_t off, const char *text)
 {
-    cr_assert_eq(storage_write(st, text, strlen(text), off, 0), 0);
+    cr_assert_eq(storage_write(st, text, off, strlen(text), 0), 0);
 }
 
 static void flush(void)
@@ -58,7 +58,7 @@ static void expect(struct storage *image, uint64_t size, uint64_t off, const cha
     char got[64];
 
     cr_assert_eq(size_of(image), size, "size %lu", (unsigned long)size_of(image));
-    cr_assert_eq(storage_read(image, got, n, off), 0);
+    cr_assert_eq(storage_read(image, got, off, n), 0);
     cr_assert_eq(memcmp(got, bytes, n), 0, "got %.*s", (int)n, got);
     storage_close(image);
 }
@@ -88,7 +88,7 @@ Test(crash, live_contents_are_what_was_written)
     char got[2];
 
     put(0, "ab");
-    cr_assert_eq(storage_read(st, got, 2, 0), 0);
+    cr_assert_eq(storage_read(st, got, 0, 2), 0);
     cr_assert_eq(memcmp(got, "ab", 2), 0);
     struct storage *live = crash_log_live(log_);
     expect(live, 2, 0, "ab", 2);
@@ -224,7 +224,7 @@ Test(crash, subsets_reach_every_combination)
         struct storage *image =
             after(2, (struct crash_choice){.policy = CRASH_SUBSET, .seed = seed});
         char got[2];
-        cr_assert_eq(storage_read(image, got, 2, 0), 0);
+        cr_assert_eq(storage_read(image, got, 0, 2), 0);
         cr_assert(got[0] == 'a' || got[0] == 0);
         seen |= 1u << ((got[0] == 'a') | (got[1] == 'b') << 1);
         storage_close(image);
@@ -238,14 +238,14 @@ Test(crash, torn_writes_break_at_sectors_only)
     bool torn = false, none = false, all = false;
 
     memset(buf, 'o', sizeof buf);
-    cr_assert_eq(storage_write(st, buf, sizeof buf, 0, 0), 0);
+    cr_assert_eq(storage_write(st, buf, 0, sizeof buf, 0), 0);
     flush();
     memset(buf, 'n', sizeof buf);
-    cr_assert_eq(storage_write(st, buf, 3 * 512, 100, 0), 0);
+    cr_assert_eq(storage_write(st, buf, 100, 3 * 512, 0), 0);
     for (uint64_t seed = 0; seed < 64; seed++) {
         struct storage *image =
             after(3, (struct crash_choice){.policy = CRASH_TORN, .seed = seed});
-        cr_assert_eq(storage_read(image, got, sizeof got, 0), 0);
+        cr_assert_eq(storage_read(image, got, 0, sizeof got), 0);
         unsigned new_sectors = 0;
         for (unsigned s = 0; s < 4; s++) {
             unsigned from = s == 0 ? 100 : s * 512, until = s == 3 ? 1636 : (s + 1) * 512;
@@ -270,7 +270,7 @@ Test(crash, the_same_seed_gives_the_same_image)
     rng_init(&rng, 5);
     for (int i = 0; i < 40; i++) {
         rng_fill(&rng, buf, sizeof buf);
-        cr_assert_eq(storage_write(st, buf, sizeof buf, rng_below(&rng, 100000), 0), 0);
+        cr_assert_eq(storage_write(st, buf, rng_below(&rng, 100000), sizeof buf, 0), 0);
         if (i % 7 == 6)
             flush();
     }
@@ -310,9 +310,9 @@ Test(crash, a_base_is_copied)
 {
     struct storage *base = mem_storage_new(0);
 
-    cr_assert_eq(storage_write(base, "base", 4, 0, 0), 0);
+    cr_assert_eq(storage_write(base, "base", 0, 4, 0), 0);
     struct crash_log *other = crash_log_new(base);
-    cr_assert_eq(storage_write(base, "BASE", 4, 0, 0), 0);
+    cr_assert_eq(storage_write(base, "BASE", 0, 4, 0), 0);
     expect(crash_materialise(other, 0, &NONE), 4, 0, "base", 4);
     crash_log_free(other);
     storage_close(base);
@@ -329,7 +329,7 @@ static void *write_and_flush(void *opaque)
     uint64_t me = (uintptr_t)opaque;
 
     for (uint64_t round = 1; round <= ROUNDS; round++) {
-        cr_assert_eq(storage_write(st, &round, sizeof round, me * 512, 0), 0);
+        cr_assert_eq(storage_write(st, &round, me * 512, sizeof round, 0), 0);
         flush();
         crash_log_mark(log_, me << 32 | round);
     }
@@ -352,7 +352,7 @@ Test(crash, what_was_flushed_is_there_with_many_threads)
         struct storage *image = after(p, NONE);
         for (unsigned i = 0; i < WRITERS; i++) {
             uint64_t value;
-            cr_assert_eq(storage_read(image, &value, sizeof value, i * 512), 0);
+            cr_assert_eq(storage_read(image, &value, i * 512, sizeof value), 0);
             cr_assert_geq(value, flushed[i]);
         }
         storage_close(image);

@@ -94,7 +94,7 @@ static bool all(uint64_t off, uint64_t len, int byte)
 {
     static char buf[SIZE];
 
-    if (storage_read(st, buf, len, off) != 0)
+    if (storage_read(st, buf, off, len) != 0)
         return false;
     for (uint64_t i = 0; i < len; i++)
         if (buf[i] != (char)byte)
@@ -107,7 +107,7 @@ static void fill(void)
     static char buf[SIZE];
 
     memset(buf, 'x', sizeof buf);
-    CHECK(storage_write(st, buf, sizeof buf, 0, 0) == 0);
+    CHECK(storage_write(st, buf, 0, sizeof buf, 0) == 0);
 }
 
 BOTH(has_a_size_and_keeps_it)
@@ -117,14 +117,14 @@ BOTH(has_a_size_and_keeps_it)
 
     CHECK(st->fixed_size);
     CHECK(storage_size(st, &size) == 0 && size == SIZE);
-    CHECK(storage_write(st, buf, sizeof buf, SIZE - 512, 0) == -ENOSPC);
-    CHECK(storage_write(st, buf, 1, SIZE, 0) == -ENOSPC);
+    CHECK(storage_write(st, buf, SIZE - 512, sizeof buf, 0) == -ENOSPC);
+    CHECK(storage_write(st, buf, SIZE, 1, 0) == -ENOSPC);
     CHECK(storage_zero(st, SIZE - 512, 1024, 0) == -ENOSPC);
     CHECK(storage_truncate(st, SIZE + 1) == -ENOSPC);
     CHECK(storage_truncate(st, 0) == 0);
     CHECK(storage_size(st, &size) == 0 && size == SIZE);
     CHECK(storage_preallocate(st, 0, SIZE) == 0);
-    CHECK(storage_write(st, buf, 1, SIZE - 1, STORAGE_FUA) == 0);
+    CHECK(storage_write(st, buf, SIZE - 1, 1, STORAGE_FUA) == 0);
     CHECK(all(SIZE - 1, 1, 0) && all(SIZE, 4096, 0));
     CHECK(storage_allocated(st, &size) == 0 && size == SIZE);
     done();
@@ -163,9 +163,9 @@ BOTH(discards_inside_of_the_range)
 BOTH(unaligned_writes_keep_their_neighbours)
 {
     fill();
-    CHECK(storage_write(st, "123", 3, 510, 0) == 0);
+    CHECK(storage_write(st, "123", 510, 3, 0) == 0);
     char got[7];
-    CHECK(storage_read(st, got, 7, 508) == 0 && memcmp(got, "xx123xx", 7) == 0);
+    CHECK(storage_read(st, got, 508, 7) == 0 && memcmp(got, "xx123xx", 7) == 0);
     CHECK(all(0, 510, 'x') && all(513, 100000, 'x'));
     done();
     cr_assert_null(wrong, "%s", wrong);

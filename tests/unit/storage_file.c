@@ -28,7 +28,7 @@ static void fill(uint64_t off, uint64_t len, int byte)
     char *buf = malloc(len);
 
     memset(buf, byte, len);
-    cr_assert_eq(storage_write(st, buf, len, off, 0), 0);
+    cr_assert_eq(storage_write(st, buf, off, len, 0), 0);
     free(buf);
 }
 
@@ -37,7 +37,7 @@ static void expect(uint64_t off, uint64_t len, int byte)
     char *buf = malloc(len);
 
     memset(buf, ~byte, len);
-    cr_assert_eq(storage_read(st, buf, len, off), 0);
+    cr_assert_eq(storage_read(st, buf, off, len), 0);
     for (uint64_t i = 0; i < len; i++)
         cr_assert_eq(buf[i], (char)byte, "at %lu: %d", (unsigned long)(off + i), buf[i]);
     free(buf);
@@ -98,7 +98,7 @@ BOTH(long_vectors_arrive_whole)
     for (int i = 0; i < PIECES; i++)
         iov[i] = (struct iovec){.iov_base = buf + 1 + i * PIECE, .iov_len = PIECE};
     cr_assert_eq(storage_writev(st, iov, PIECES, 777, STORAGE_FUA), 0);
-    cr_assert_eq(storage_read(st, back + 1, PIECES * PIECE, 777), 0);
+    cr_assert_eq(storage_read(st, back + 1, 777, PIECES * PIECE), 0);
     cr_assert_eq(memcmp(buf + 1, back + 1, PIECES * PIECE), 0);
     cr_assert_eq(size_now(), 777u + PIECES * PIECE);
     free(buf);
@@ -116,8 +116,8 @@ BOTH(any_alignment_reads_what_it_wrote)
             for (unsigned m = 0; m < 3; m++) {
                 size_t shift = m == 0 ? 0 : m == 1 ? 512 : 7;
                 memset(buf + shift, (int)(o * 16 + l + m), edges[l]);
-                cr_assert_eq(storage_write(st, buf + shift, edges[l], edges[o], 0), 0);
-                cr_assert_eq(storage_read(st, back + shift, edges[l], edges[o]), 0);
+                cr_assert_eq(storage_write(st, buf + shift, edges[o], edges[l], 0), 0);
+                cr_assert_eq(storage_read(st, back + shift, edges[o], edges[l]), 0);
                 cr_assert_eq(memcmp(buf + shift, back + shift, edges[l]), 0);
             }
     cr_assert_eq(size_now(), 2u * 12289);

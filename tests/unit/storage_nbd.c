@@ -56,7 +56,7 @@ static uint8_t flat[SIZE], seen[SIZE + 64];
 static void check_reading(uint64_t off, uint64_t len)
 {
     memset(seen, 0xee, sizeof seen);
-    cr_assert_eq(storage_read(st, seen, len, off), 0);
+    cr_assert_eq(storage_read(st, seen, off, len), 0);
     for (uint64_t i = 0; i < len; i++)
         cr_assert_eq(seen[i], off + i < SIZE ? flat[off + i] : 0, "byte %lu of %lu at %lu",
                      (unsigned long)i, (unsigned long)len, (unsigned long)off);
@@ -77,7 +77,7 @@ static void check_extents(void)
 static void trim(uint64_t off, uint64_t len)
 {
     cr_assert_eq(storage_discard(st, off, len), 0);
-    cr_assert_eq(storage_read(st, flat + off, len, off), 0);
+    cr_assert_eq(storage_read(st, flat + off, off, len), 0);
 }
 
 static void write_pieces(struct rng *rng, uint64_t off, uint64_t len, unsigned flags)
@@ -134,7 +134,7 @@ static void run_model(const struct nbd_open *how, unsigned steps)
     open_it(how);
     cr_assert_eq(storage_size(st, &size), 0);
     cr_assert_eq(size, SIZE);
-    cr_assert_eq(storage_read(st, flat, SIZE, 0), 0);
+    cr_assert_eq(storage_read(st, flat, 0, SIZE), 0);
     rng_init(&rng, 7);
     for (unsigned i = 0; i < steps; i++) {
         one_step(&rng);
@@ -227,8 +227,8 @@ Test(nbd_export, read_only, .timeout = 120)
     cr_assert(strstr(diag.text, "read-only"), "%s", diag.text);
     open_it(&(struct nbd_open){.read_only = true});
     cr_assert(st->read_only);
-    cr_assert_eq(storage_read(st, buf, sizeof buf, 0), 0);
-    cr_assert_eq(storage_write(st, buf, sizeof buf, 0, 0), -EROFS);
+    cr_assert_eq(storage_read(st, buf, 0, sizeof buf), 0);
+    cr_assert_eq(storage_write(st, buf, 0, sizeof buf, 0), -EROFS);
     end();
 }
 
@@ -273,7 +273,7 @@ Test(nbd_export, past_the_end, .timeout = 120)
     SERVE("memory", "512K");
     open_it(&(struct nbd_open){0});
     cr_assert(st->fixed_size);
-    cr_assert_eq(storage_write(st, buf, 1024, SIZE - 512, 0), -ENOSPC);
+    cr_assert_eq(storage_write(st, buf, SIZE - 512, 1024, 0), -ENOSPC);
     cr_assert_eq(storage_zero(st, SIZE - 512, 1024, 0), -ENOSPC);
     cr_assert_eq(storage_truncate(st, SIZE + 1), -ENOSPC);
     bool data;
@@ -289,7 +289,7 @@ Test(nbd_export, empty, .timeout = 120)
 
     SERVE("memory", "0");
     open_it(&(struct nbd_open){0});
-    cr_assert_eq(storage_read(st, buf, 4, 0), 0);
+    cr_assert_eq(storage_read(st, buf, 0, 4), 0);
     cr_assert_eq(buf[0], 0);
     cr_assert_eq(storage_flush(st), 0);
     end();
@@ -302,8 +302,8 @@ Test(nbd_export, errors_of_the_server_arrive, .timeout = 120)
     SERVE("--filter=error", "memory", "512K", "error-pwrite=ENOSPC", "error-pread=EIO",
           "error-pwrite-rate=100%", "error-pread-rate=100%");
     open_it(&(struct nbd_open){0});
-    cr_assert_eq(storage_write(st, buf, 512, 0, 0), -ENOSPC);
-    cr_assert_eq(storage_read(st, buf, 512, 0), -EIO);
+    cr_assert_eq(storage_write(st, buf, 0, 512, 0), -ENOSPC);
+    cr_assert_eq(storage_read(st, buf, 0, 512), -EIO);
     cr_assert_eq(storage_flush(st), 0, "the connection lives on");
     end();
 }
@@ -354,13 +354,13 @@ static void *own_stripe(void *opaque)
         uint64_t at = rng_below(&rng, stripe), len = rng_between(&rng, 1, stripe - at);
         uint8_t *mine = flat + start + at;
         rng_fill(&rng, mine, len);
-        cr_assert_eq(storage_write(st, mine, len, start + at, 0), 0);
+        cr_assert_eq(storage_write(st, mine, start + at, len, 0), 0);
         if (i == 20)
             cr_assert_eq(storage_nbd_start(st), 0);
         if (i % 8 == 0)
             cr_assert_eq(storage_flush(st), 0);
     }
-    cr_assert_eq(storage_read(st, back, stripe, start), 0);
+    cr_assert_eq(storage_read(st, back, start, stripe), 0);
     cr_assert_eq(memcmp(back, flat + start, stripe), 0);
     free(back);
     return NULL;
@@ -399,14 +399,14 @@ Test(nbd_fork, opened_before_and_used_after, .timeout = 120)
 
     SERVE("memory", "512K");
     open_it(&(struct nbd_open){0});
-    cr_assert_eq(storage_read(st, buf, sizeof buf, 0), 0, "as probing does");
+    cr_assert_eq(storage_read(st, buf, 0, sizeof buf), 0, "as probing does");
     rng_init(&rng, 3);
     rng_fill(&rng, buf, sizeof buf);
     pid_t child = fork();
     if (child == 0) {
         int err = storage_nbd_start(st);
-        err = err ? err : storage_write(st, buf, sizeof buf, 100, 0);
-        err = err ? err : storage_read(st, back, sizeof back, 100);
+        err = err ? err : storage_write(st, buf, 100, sizeof buf, 0);
+        err = err ? err : storage_read(st, back, 100, sizeof back);
         _exit(err == 0 && memcmp(buf, back, sizeof buf) == 0 ? 0 : 1);
     }
     cr_assert_eq(waitpid(child, &status, 0), child);

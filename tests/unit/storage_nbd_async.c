@@ -207,7 +207,7 @@ Test(nbd_async, status_in_runs, .timeout = 120)
 
     SETUP(&(struct nbd_open){0}, "memory", "8M");
     for (unsigned i = 0; i < 3; i++)
-        cr_assert_eq(storage_write(st, data, 1 << 20, (1 + 2 * i) << 20, 0), 0);
+        cr_assert_eq(storage_write(st, data, (1 + 2 * i) << 20, 1 << 20, 0), 0);
     cr_assert_eq(run(&req), 0);
     cr_assert_geq(req.n_runs, 7u);
     uint64_t total = 0;

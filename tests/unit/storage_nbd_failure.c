@@ -67,7 +67,7 @@ static uint64_t now_ms(void)
 
 static int write_it(void)
 {
-    return storage_write(st, buf, sizeof buf, 0, 0);
+    return storage_write(st, buf, 0, sizeof buf, 0);
 }
 
 /* With and without the thread, which differ in who notices. */
@@ -122,7 +122,7 @@ BOTH(restarted_server_is_found_again)
     nbd_server_kill(&server);
     cr_assert_neq(write_it(), 0);
     nbd_server_restart(&server);
-    cr_assert_eq(storage_read(st, back, sizeof back, 0), 0);
+    cr_assert_eq(storage_read(st, back, 0, sizeof back), 0);
     cr_assert_eq(memcmp(back, buf, sizeof buf), 0);
     cr_assert(nbd_of(st)->connected);
     cr_assert_eq(write_it(), 0);
@@ -139,12 +139,12 @@ BOTH(writes_that_may_be_forgotten_fail_one_flush)
     cr_assert_eq(write_it(), 0);
     nbd_server_kill(&server);
     nbd_server_restart(&server);
-    cr_assert_eq(storage_read(st, buf, 1, 0), 0);
+    cr_assert_eq(storage_read(st, buf, 0, 1), 0);
     cr_assert_eq(storage_nbd_losses(st), 1);
     cr_assert_eq(storage_flush(st), -EIO);
     cr_assert_eq(storage_flush(st), 0);
     /* A durable write can't be forgotten. */
-    cr_assert_eq(storage_write(st, buf, sizeof buf, 0, STORAGE_FUA), 0);
+    cr_assert_eq(storage_write(st, buf, 0, sizeof buf, STORAGE_FUA), 0);
     nbd_server_kill(&server);
     nbd_server_restart(&server);
     cr_assert_eq(storage_flush(st), 0);

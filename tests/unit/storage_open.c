@@ -189,7 +189,7 @@ Test(open, read_only_when_writing_is_not_allowed)
         cr_assert_eq(seteuid(65534), 0);
     cr_assert_eq(storage_open_file(path, &how, &st, NULL), 0);
     cr_assert(st->read_only);
-    cr_assert_eq(storage_write(st, "x", 1, 0, 0), -EROFS);
+    cr_assert_eq(storage_write(st, "x", 0, 1, 0), -EROFS);
     storage_close(st);
     how.fallback_read_only = false;
     struct diag diag = {0};
@@ -205,7 +205,7 @@ Test(open, create_makes_and_cuts)
     uint64_t size;
 
     cr_assert_eq(storage_create_file(path, &st, NULL), 0);
-    cr_assert_eq(storage_write(st, "longer", 6, 0, 0), 0);
+    cr_assert_eq(storage_write(st, "longer", 0, 6, 0), 0);
     storage_close(st);
     cr_assert_eq(storage_create_file(path, &st, NULL), 0);
     cr_assert_eq(storage_size(st, &size), 0);
@@ -234,13 +234,13 @@ Test(open, a_full_filesystem_is_enospc)
         cr_skip_test("mounting a tmpfs needs privileges: ENOSPC was not tested");
     memset(buf, 'x', sizeof buf);
     cr_assert_eq(storage_create_file(file, &st, NULL), 0);
-    cr_assert_eq(storage_write(st, buf, sizeof buf, 0, 0), -ENOSPC);
+    cr_assert_eq(storage_write(st, buf, 0, sizeof buf, 0), -ENOSPC);
     cr_assert_eq(storage_preallocate(st, 0, sizeof buf), -ENOSPC);
     /* What was there before stays usable. */
     cr_assert_eq(storage_truncate(st, 0), 0);
-    cr_assert_eq(storage_write(st, buf, 100 << 10, 0, 0), 0);
-    cr_assert_eq(storage_write(st, buf, sizeof buf, 0, 0), -ENOSPC);
-    cr_assert_eq(storage_read(st, back, 100 << 10, 0), 0);
+    cr_assert_eq(storage_write(st, buf, 0, 100 << 10, 0), 0);
+    cr_assert_eq(storage_write(st, buf, 0, sizeof buf, 0), -ENOSPC);
+    cr_assert_eq(storage_read(st, back, 0, 100 << 10), 0);
     cr_assert_eq(memcmp(buf, back, 100 << 10), 0);
     storage_close(st);
     cr_assert_eq(umount(dir), 0);
@@ -261,16 +261,16 @@ Test(open, a_tmpfs_zeroes_and_punches)
         cr_skip_test("mounting a tmpfs needs privileges: its zeroing was not tested");
     memset(buf, 'x', sizeof buf);
     cr_assert_eq(storage_create_file(file, &st, NULL), 0);
-    cr_assert_eq(storage_write(st, buf, sizeof buf, 0, 0), 0);
+    cr_assert_eq(storage_write(st, buf, 0, sizeof buf, 0), 0);
     /* It punches, but knows no FALLOC_FL_ZERO_RANGE. */
     cr_assert_eq(storage_zero(st, 100, 50000, STORAGE_FAST), -ENOTSUP);
-    cr_assert_eq(storage_read(st, back, sizeof back, 0), 0);
+    cr_assert_eq(storage_read(st, back, 0, sizeof back), 0);
     cr_assert_eq(memcmp(buf, back, sizeof buf), 0, "a refused fast zero touched something");
     cr_assert_eq(storage_zero(st, 100, 50000, 0), 0);
     cr_assert_eq(storage_zero(st, 60000, 40000, STORAGE_FAST | STORAGE_MAY_UNMAP), 0);
     memset(buf + 100, 0, 50000);
     memset(buf + 60000, 0, sizeof buf - 60000);
-    cr_assert_eq(storage_read(st, back, sizeof back, 0), 0);
+    cr_assert_eq(storage_read(st, back, 0, sizeof back), 0);
     cr_assert_eq(memcmp(buf, back, sizeof buf), 0);
     cr_assert_eq(storage_size(st, &size), 0);
     cr_assert_eq(size, 100000u);

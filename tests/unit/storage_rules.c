@@ -42,7 +42,7 @@ static void write_pattern(uint64_t off, uint64_t len, int byte)
     char *buf = malloc(len);
 
     memset(buf, byte, len);
-    cr_assert_eq(storage_write(mine, buf, len, off, 0), 0);
+    cr_assert_eq(storage_write(mine, buf, off, len, 0), 0);
     free(buf);
 }
 
@@ -50,7 +50,7 @@ static void expect_pattern(uint64_t off, uint64_t len, int byte)
 {
     char *buf = malloc(len);
 
-    cr_assert_eq(storage_read(mine, buf, len, off), 0);
+    cr_assert_eq(storage_read(mine, buf, off, len), 0);
     for (uint64_t i = 0; i < len; i++)
         cr_assert_eq(buf[i], (char)byte, "at %lu", (unsigned long)(off + i));
     free(buf);
@@ -62,9 +62,9 @@ Test(rules, ranges_beyond_int64_are_refused_untouched)
     bool data;
     uint64_t run, end = INT64_MAX;
 
-    cr_assert_eq(storage_read(st, &byte, 1, end), -EINVAL);
-    cr_assert_eq(storage_write(st, &byte, 1, end, 0), -EINVAL);
-    cr_assert_eq(storage_write(st, &byte, 1, UINT64_MAX, 0), -EINVAL);
+    cr_assert_eq(storage_read(st, &byte, end, 1), -EINVAL);
+    cr_assert_eq(storage_write(st, &byte, end, 1, 0), -EINVAL);
+    cr_assert_eq(storage_write(st, &byte, UINT64_MAX, 1, 0), -EINVAL);
     cr_assert_eq(storage_zero(st, end, 1, 0), -EINVAL);
     cr_assert_eq(storage_zero(st, 10, UINT64_MAX, 0), -EINVAL);
     cr_assert_eq(storage_discard(st, end, 1), -EINVAL);
@@ -89,7 +89,7 @@ Test(rules, iov_lengths_must_not_wrap)
 Test(rules, a_read_only_store_is_not_changed)
 {
     st->read_only = true;
-    cr_assert_eq(storage_write(st, "x", 1, 0, 0), -EROFS);
+    cr_assert_eq(storage_write(st, "x", 0, 1, 0), -EROFS);
     cr_assert_eq(storage_zero(st, 0, 1, 0), -EROFS);
     cr_assert_eq(storage_discard(st, 0, 1), -EROFS);
     cr_assert_eq(storage_truncate(st, 1), -EROFS);
@@ -102,7 +102,7 @@ Test(rules, a_read_only_store_is_not_changed)
 Test(rules, no_flush_means_no_flush_and_no_fua)
 {
     st->no_flush = true;
-    cr_assert_eq(storage_write(st, "x", 1, 0, STORAGE_FUA), 0);
+    cr_assert_eq(storage_write(st, "x", 0, 1, STORAGE_FUA), 0);
     cr_assert_eq(storage_zero(st, 0, 10, STORAGE_FUA), 0);
     cr_assert_eq(storage_flush(st), 0);
     cr_assert_eq(fault_plan_calls(&plan, FAULT_FLUSH), 0u);
@@ -118,7 +118,7 @@ Test(rules, no_flush_means_no_flush_and_no_fua)
 
 Test(rules, fua_reaches_the_store)
 {
-    cr_assert_eq(storage_write(st, "x", 1, 0, STORAGE_FUA), 0);
+    cr_assert_eq(storage_write(st, "x", 0, 1, STORAGE_FUA), 0);
     cr_assert_eq(fault_plan_fua_writes(&plan), 1u);
     cr_assert_eq(fault_plan_calls(&plan, FAULT_FLUSH), 0u);
     cr_assert_eq(storage_zero(st, 0, 10, STORAGE_FUA), 0);
@@ -139,7 +139,7 @@ Test(rules, long_vectors_are_split_and_synced_once)
     }
     cr_assert_eq(storage_writev(st, iov, count, 100, STORAGE_FUA), 0);
     cr_assert_eq(size_of(mine), 100u + (unsigned)used);
-    cr_assert_eq(storage_read(mine, back, (unsigned)used, 100), 0);
+    cr_assert_eq(storage_read(mine, back, 100, (unsigned)used), 0);
     cr_assert_eq(memcmp(bytes, back, (unsigned)used), 0);
     cr_assert_eq(fault_plan_calls(&plan, FAULT_WRITE),
                  (uint64_t)(used + STORAGE_MAX_IOV - 1) / STORAGE_MAX_IOV);
@@ -150,7 +150,7 @@ Test(rules, empty_requests_do_nothing)
 {
     struct iovec empty[2] = {{0}, {0}};
 
-    cr_assert_eq(storage_write(st, NULL, 0, 4096, STORAGE_FUA), 0);
+    cr_assert_eq(storage_write(st, NULL, 4096, 0, STORAGE_FUA), 0);
     cr_assert_eq(storage_writev(st, empty, 2, 4096, 0), 0);
     cr_assert_eq(storage_zero(st, 4096, 0, 0), 0);
     cr_assert_eq(storage_discard(st, 4096, 0), 0);
@@ -217,7 +217,7 @@ static int drop_and_fail(struct storage *storage, uint64_t off, uint64_t len,
     cr_assert_leq(len, sizeof stale);
     cr_assert_eq(storage_extent(mine, off, len, &data, &run), 0);
     if (data)
-        cr_assert_eq(storage_write(mine, stale, run, off, 0), 0);
+        cr_assert_eq(storage_write(mine, stale, off, run, 0), 0);
     return -ENOSPC;
 }
 

@@ -41,7 +41,7 @@ static void change_both(struct rng *rng, struct storage *st, uint8_t *flat, uint
     switch (rng_below(rng, 4)) {
     case 0:
         rng_fill(rng, flat + off, len);
-        cr_assert_eq(storage_write(st, flat + off, len, off, 0), 0);
+        cr_assert_eq(storage_write(st, flat + off, off, len, 0), 0);
         *size = MAX(*size, off + len);
         break;
     case 1:
@@ -67,7 +67,7 @@ static void expect_flat(struct storage *st, const uint8_t *flat, uint64_t size)
     static uint8_t back[SPACE];
 
     cr_assert_eq(size_of(st), size);
-    cr_assert_eq(storage_read(st, back, SPACE, 0), 0);
+    cr_assert_eq(storage_read(st, back, 0, SPACE), 0);
     cr_assert_eq(memcmp(back, flat, SPACE), 0);
     /* What extents call a hole is zero, and they cover everything. */
     for (uint64_t off = 0, run; off < SPACE; off += run) {
@@ -98,14 +98,14 @@ Test(memory, clones_part_and_shares_do_not)
     struct storage *st = mem_storage_new(0);
     char got[3];
 
-    cr_assert_eq(storage_write(st, "old", 3, 5000, 0), 0);
+    cr_assert_eq(storage_write(st, "old", 5000, 3, 0), 0);
     struct storage *clone = mem_storage_clone(st), *share = mem_storage_share(st);
     cr_assert(mem_storage_equal(st, clone, NULL));
-    cr_assert_eq(storage_write(st, "new", 3, 5000, 0), 0);
-    cr_assert_eq(storage_read(clone, got, 3, 5000), 0);
+    cr_assert_eq(storage_write(st, "new", 5000, 3, 0), 0);
+    cr_assert_eq(storage_read(clone, got, 5000, 3), 0);
     cr_assert_eq(memcmp(got, "old", 3), 0);
     storage_close(st);
-    cr_assert_eq(storage_read(share, got, 3, 5000), 0);
+    cr_assert_eq(storage_read(share, got, 5000, 3), 0);
     cr_assert_eq(memcmp(got, "new", 3), 0);
     uint64_t where = 0;
     cr_assert_not(mem_storage_equal(share, clone, &where));
@@ -118,7 +118,7 @@ Test(memory, far_offsets_cost_nothing)
 {
     struct storage *st = mem_storage_new(0);
 
-    cr_assert_eq(storage_write(st, "x", 1, INT64_MAX - 1, 0), 0);
+    cr_assert_eq(storage_write(st, "x", INT64_MAX - 1, 1, 0), 0);
     cr_assert_eq(size_of(st), (uint64_t)INT64_MAX);
     cr_assert_eq(allocated(st), MEM_PAGE_BYTES);
     cr_assert_eq(storage_truncate(st, 1), 0);
@@ -133,10 +133,10 @@ Test(memory, a_limit_is_enospc)
 
     memset(buf, 'x', sizeof buf);
     mem_storage_limit(st, 3 * MEM_PAGE_BYTES);
-    cr_assert_eq(storage_write(st, buf, sizeof buf, 0, 0), -ENOSPC);
+    cr_assert_eq(storage_write(st, buf, 0, sizeof buf, 0), -ENOSPC);
     cr_assert_eq(allocated(st), 3 * MEM_PAGE_BYTES);
     cr_assert_eq(storage_discard(st, 0, MEM_PAGE_BYTES), 0);
-    cr_assert_eq(storage_write(st, buf, 1, 4 * MEM_PAGE_BYTES, 0), 0);
+    cr_assert_eq(storage_write(st, buf, 4 * MEM_PAGE_BYTES, 1, 0), 0);
     storage_close(st);
 }
 
@@ -145,8 +145,8 @@ Test(memory, fixed_size_does_not_grow)
     struct storage *st = mem_storage_new(100);
 
     st->fixed_size = true;
-    cr_assert_eq(storage_write(st, "xy", 2, 99, 0), -ENOSPC);
-    cr_assert_eq(storage_write(st, "x", 1, 99, 0), 0);
+    cr_assert_eq(storage_write(st, "xy", 99, 2, 0), -ENOSPC);
+    cr_assert_eq(storage_write(st, "x", 99, 1, 0), 0);
     storage_close(st);
 }
 
@@ -157,7 +157,7 @@ Test(memory, files_and_back)
     char *path = scratch_path(&scratch, "image");
     struct storage *st = mem_storage_new(0), *back;
 
-    cr_assert_eq(storage_write(st, "far", 3, 10 << 20, 0), 0);
+    cr_assert_eq(storage_write(st, "far", 10 << 20, 3, 0), 0);
     cr_assert_eq(storage_truncate(st, (10 << 20) + 777), 0);
     cr_assert_eq(mem_storage_save(st, path), 0);
     cr_assert_eq(mem_storage_load(path, &back), 0);
@@ -193,18 +193,18 @@ TestSuite(fault, .init = setup, .fini = teardown, .timeout = 60);
 
 Test(fault, the_nth_call_of_a_kind_fails_once)
 {
-    cr_assert_eq(storage_write(st, "x", 1, 0, 0), 0);
+    cr_assert_eq(storage_write(st, "x", 0, 1, 0), 0);
     fault_plan_fail(&plan, FAULT_WRITE, 2, ENOSPC, FAULT_ONCE);
     cr_assert_eq(storage_write(st, "x", 1, 1, 0), 0);
     cr_assert_eq(storage_flush(st), 0);
-    cr_assert_eq(storage_write(st, "x", 1, 2, 0), -ENOSPC);
-    cr_assert_eq(storage_write(st, "x", 1, 3, 0), 0);
+    cr_assert_eq(storage_write(st, "x", 2, 1, 0), -ENOSPC);
+    cr_assert_eq(storage_write(st, "x", 3, 1, 0), 0);
     cr_assert_eq(fault_plan_calls(&plan, FAULT_WRITE), 4u);
     cr_assert_eq(fault_plan_calls(&plan, FAULT_FLUSH), 1u);
     cr_assert_eq(fault_plan_calls(&plan, FAULT_CHANGE), 5u);
     cr_assert_eq(fault_plan_injected(&plan), 1u);
     char got[4];
-    cr_assert_eq(storage_read(mine, got, 4, 0), 0);
+    cr_assert_eq(storage_read(mine, got, 0, 4), 0);
     cr_assert_eq(memcmp(got, "xx\0x", 4), 0, "a failed write changes nothing");
 }
 
@@ -227,13 +227,13 @@ Test(fault, torn_and_late_failures)
 
     memset(buf, 'n', sizeof buf);
     fault_plan_fail(&plan, FAULT_WRITE, 1, EIO, FAULT_ONCE_TORN);
-    cr_assert_eq(storage_write(st, buf, sizeof buf, 0, 0), -EIO);
-    cr_assert_eq(storage_read(mine, got, sizeof got, 0), 0);
+    cr_assert_eq(storage_write(st, buf, 0, sizeof buf, 0), -EIO);
+    cr_assert_eq(storage_read(mine, got, 0, sizeof got), 0);
     cr_assert_eq(memcmp(got, buf, 1024), 0);
     cr_assert_eq(got[1024], 0);
     fault_plan_fail(&plan, FAULT_WRITE, 1, EIO, FAULT_ONCE_AFTER);
-    cr_assert_eq(storage_write(st, buf, sizeof buf, 0, 0), -EIO);
-    cr_assert_eq(storage_read(mine, got, sizeof got, 0), 0);
+    cr_assert_eq(storage_write(st, buf, 0, sizeof buf, 0), -EIO);
+    cr_assert_eq(storage_read(mine, got, 0, sizeof got), 0);
     cr_assert_eq(memcmp(got, buf, sizeof buf), 0);
 }
 
@@ -242,8 +242,8 @@ Test(fault, reads_can_fail)
     char byte;
 
     fault_plan_fail(&plan, FAULT_READ, 1, EIO, FAULT_ONCE);
-    cr_assert_eq(storage_read(st, &byte, 1, 0), -EIO);
-    cr_assert_eq(storage_read(st, &byte, 1, 0), 0);
+    cr_assert_eq(storage_read(st, &byte, 0, 1), -EIO);
+    cr_assert_eq(storage_read(st, &byte, 0, 1), 0);
     cr_assert_eq(fault_plan_calls(&plan, FAULT_CHANGE), 0u);
 }
 
@@ -251,7 +251,7 @@ static void *write_one(void *opaque)
 {
     static char buf[4096];
 
-    cr_assert_eq(storage_write(st, buf, sizeof buf, (uintptr_t)opaque * sizeof buf, 0), 0);
+    cr_assert_eq(storage_write(st, buf, (uintptr_t)opaque * sizeof buf, sizeof buf, 0), 0);
     return NULL;
 }
 
@@ -262,7 +262,7 @@ Test(fault, gathered_writes_meet)
     fault_plan_gather_writes(&plan, 4, 4096, 30000);
     for (uintptr_t i = 0; i < 4; i++)
         cr_assert_eq(pthread_create(&threads[i], NULL, write_one, (void *)i), 0);
-    cr_assert_eq(storage_write(st, "small", 5, 0, 0), 0, "a small one isn't held up");
+    cr_assert_eq(storage_write(st, "small", 0, 5, 0), 0, "a small one isn't held up");
     for (int i = 0; i < 4; i++)
         pthread_join(threads[i], NULL);
     cr_assert_eq(fault_plan_most_in_flight(&plan), 4u);

@@ -48,7 +48,7 @@ static bool check_read(struct worker *w, uint64_t off, uint64_t len)
     /* Into memory of various alignments, and more than its own. */
     uint64_t extra = rng_below(&w->rng, 64), shift = rng_below(&w->rng, 3);
 
-    if (storage_read(st, back + shift, len + extra, off) != 0)
+    if (storage_read(st, back + shift, off, len + extra) != 0)
         return false;
     return memcmp(back + shift, model + off, len) == 0;
 }
@@ -67,13 +67,13 @@ static int one_op(struct worker *w, uint64_t off, uint64_t len)
     case 1:
         err = storage_discard(st, off, len);
         /* Zero or as before. */
-        return err ? err : storage_read(st, model + off, len, off);
+        return err ? err : storage_read(st, model + off, off, len);
     case 2:
         return check_read(w, off, len) ? 0 : -EILSEQ;
     default:
         rng_fill(&w->rng, model + off, len);
         w->end = MAX(w->end, off + len);
-        return storage_write(st, model + off, len, off, flags & STORAGE_FUA);
+        return storage_write(st, model + off, off, len, flags & STORAGE_FUA);
     }
 }
 
@@ -107,7 +107,7 @@ static void expect_model(uint64_t size)
     static uint8_t back[SPACE];
 
     cr_assert_eq(size_now(), size, "%lu", (unsigned long)size_now());
-    cr_assert_eq(storage_read(st, back, SPACE, 0), 0);
+    cr_assert_eq(storage_read(st, back, 0, SPACE), 0);
     for (uint64_t i = 0; i < SPACE; i++)
         cr_assert_eq(back[i], model[i], "byte %lu of thread %lu", (unsigned long)i,
                      (unsigned long)(i / STRIPE % THREADS));
@@ -151,7 +151,7 @@ static void *change_part(void *opaque)
     (void)opaque;
     memset(part, 'p', sizeof part);
     while (!stop)
-        if (storage_write(st, part, PART, PART_AT, 0) != 0)
+        if (storage_write(st, part, PART_AT, PART, 0) != 0)
             return (void *)"write failed";
     return NULL;
 }
@@ -165,11 +165,11 @@ static void contest(int (*whole)(int value, char *block), int (*expected)(int va
     void *said;
 
     memset(block, 0, sizeof block);
-    cr_assert_eq(storage_write(st, block, sizeof block, 0, 0), 0);
+    cr_assert_eq(storage_write(st, block, 0, sizeof block, 0), 0);
     cr_assert_eq(pthread_create(&thread, NULL, change_part, NULL), 0);
     for (int i = 0; i < CONTEST_ROUNDS; i++) {
         cr_assert_eq(whole(i, block), 0);
-        cr_assert_eq(storage_read(st, back, sizeof back, 0), 0);
+        cr_assert_eq(storage_read(st, back, 0, sizeof back), 0);
         for (unsigned b = 0; b < sizeof back; b++)
             if (b < PART_AT || b >= PART_AT + PART)
                 cr_assert_eq(back[b], (char)expected(i), "round %d: byte %u came back", i,
@@ -183,7 +183,7 @@ static void contest(int (*whole)(int value, char *block), int (*expected)(int va
 static int write_whole(int value, char *block)
 {
     memset(block, value, 4096);
-    return storage_write(st, block, 4096, 0, 0);
+    return storage_write(st, block, 0, 4096, 0);
 }
 
 static int the_value(int value)
@@ -239,7 +239,7 @@ static void *append(void *opaque)
     memset(buf, (int)me + 1, sizeof buf);
     for (uint64_t i = 0; i < 60; i++) {
         uint64_t end = 4096 + 100 + (i * 8 + me) * 512;
-        if (me % 2 ? storage_write(st, buf, 300, end - 300, 0)
+        if (me % 2 ? storage_write(st, buf, end - 300, 300, 0)
                    : storage_zero(st, end - 300, 300, me % 4 ? STORAGE_MAY_UNMAP : 0))
             return (void *)"append failed";
     }
@@ -282,7 +282,7 @@ BOTH(growing_writers_neither_cut_nor_pad)
     cr_assert_eq(size_now(), 4096u + 100 + (59 * 8 + 7) * 512);
     for (uint64_t i = 0; i < 60; i++)
         for (uint64_t me = 0; me < 8; me++) {
-            cr_assert_eq(storage_read(st, back, 300, 4096 + 100 + (i * 8 + me) * 512 - 300),
+            cr_assert_eq(storage_read(st, back, 4096 + 100 + (i * 8 + me) * 512 - 300, 300),
                          0);
             for (int b = 0; b < 300; b++)
                 cr_assert_eq(back[b], me % 2 ? (char)(me + 1) : 0);
@@ -298,7 +298,7 @@ static void *write_at_the_end(void *opaque)
     (void)opaque;
     memset(buf, 'w', sizeof buf);
     for (; !stop; written++)
-        if (storage_write(st, buf, sizeof buf, 100, 0) != 0)
+        if (storage_write(st, buf, 100, sizeof buf, 0) != 0)
             return (void *)"write failed";
     return NULL;
 }

@@ -156,7 +156,7 @@ static void fill(uint64_t len)
     char *buf = malloc(len);
 
     memset(buf, 'x', len);
-    cr_assert_eq(storage_write(st, buf, len, 0, 0), 0);
+    cr_assert_eq(storage_write(st, buf, 0, len, 0), 0);
     free(buf);
 }
 
@@ -165,7 +165,7 @@ static void expect_zeroed(uint64_t size, uint64_t off, uint64_t len)
 {
     char *buf = malloc(size);
 
-    cr_assert_eq(storage_read(st, buf, size, 0), 0);
+    cr_assert_eq(storage_read(st, buf, 0, size), 0);
     for (uint64_t i = 0; i < size; i++)
         cr_assert_eq(buf[i], i >= off && i < off + len ? 0 : 'x', "at %lu",
                      (unsigned long)i);
@@ -182,7 +182,7 @@ BOTH(short_and_interrupted_transfers_are_completed)
     kernel.longest = 9 * 4096;
     kernel.interrupt = 3;
     cr_assert_eq(storage_writev(st, iov, 3, 333, 0), 0);
-    cr_assert_eq(storage_read(st, back, LONG, 333), 0);
+    cr_assert_eq(storage_read(st, back, 333, LONG), 0);
     cr_assert_eq(memcmp(buf, back, LONG), 0);
     cr_assert_gt(kernel.writes, (unsigned)(LONG / kernel.longest));
     free(buf);
@@ -193,8 +193,8 @@ BOTH(bounce_buffers_are_bounded)
 {
     char *buf = pattern();
 
-    cr_assert_eq(storage_write(st, buf, LONG, 1, 0), 0);
-    cr_assert_eq(storage_read(st, buf, LONG, 1), 0);
+    cr_assert_eq(storage_write(st, buf, 1, LONG, 0), 0);
+    cr_assert_eq(storage_read(st, buf, 1, LONG), 0);
     cr_assert_leq(kernel.largest_buffer, 1u << 20);
     free(buf);
 }
@@ -205,10 +205,10 @@ BOTH(errors_in_the_middle_are_returned)
 
     kernel.longest = 64 << 10;
     kernel.fail_after = 1 << 20;
-    cr_assert_eq(storage_write(st, buf, LONG, 0, 0), -ENOSPC);
+    cr_assert_eq(storage_write(st, buf, 0, LONG, 0), -ENOSPC);
     kernel.fail_after = 0;
     kernel.no_progress = true;
-    cr_assert_eq(storage_write(st, buf, 4096, 0, 0), -EIO);
+    cr_assert_eq(storage_write(st, buf, 0, 4096, 0), -EIO);
     free(buf);
 }
 
@@ -216,10 +216,10 @@ BOTH(fua_is_a_flag_of_the_write)
 {
     fill(100000);
     kernel = (struct kernel){0};
-    cr_assert_eq(storage_write(st, "fua", 3, 5000, STORAGE_FUA), 0);
+    cr_assert_eq(storage_write(st, "fua", 5000, 3, STORAGE_FUA), 0);
     cr_assert_eq(kernel.dsync_writes, 1u);
     cr_assert_eq(kernel.syncs, 0u);
-    cr_assert_eq(storage_write(st, "not", 3, 5000, 0), 0);
+    cr_assert_eq(storage_write(st, "not", 5000, 3, 0), 0);
     cr_assert_eq(kernel.dsync_writes, 1u);
 }
 
@@ -227,9 +227,9 @@ BOTH(fua_without_the_flag_is_a_sync)
 {
     fill(100000);
     kernel = (struct kernel){.no_dsync = true};
-    cr_assert_eq(storage_write(st, "fua", 3, 5000, STORAGE_FUA), 0);
+    cr_assert_eq(storage_write(st, "fua", 5000, 3, STORAGE_FUA), 0);
     cr_assert_eq(kernel.syncs, 1u);
-    cr_assert_eq(storage_write(st, "fua", 3, 9000, STORAGE_FUA), 0);
+    cr_assert_eq(storage_write(st, "fua", 9000, 3, STORAGE_FUA), 0);
     cr_assert_eq(kernel.syncs, 2u);
     cr_assert_eq(kernel.writes, 3u, "the flag is tried once");
 }
@@ -238,7 +238,7 @@ BOTH(fua_that_grows_is_durable_too)
 {
     char *buf = pattern();
 
-    cr_assert_eq(storage_write(st, buf, LONG, 5, STORAGE_FUA), 0);
+    cr_assert_eq(storage_write(st, buf, 5, LONG, STORAGE_FUA), 0);
     cr_assert(kernel.syncs + kernel.dsync_writes > 0);
     free(buf);
 }
@@ -246,7 +246,7 @@ BOTH(fua_that_grows_is_durable_too)
 static void volatile_session(void)
 {
     fill(100000);
-    cr_assert_eq(storage_write(st, "fua", 3, 5000, STORAGE_FUA), 0);
+    cr_assert_eq(storage_write(st, "fua", 5000, 3, STORAGE_FUA), 0);
     cr_assert_eq(storage_zero(st, 0, 100, STORAGE_FUA), 0);
     cr_assert_eq(storage_flush(st), 0);
     cr_assert_eq(kernel.syncs + kernel.dsync_writes, 0u);
@@ -260,9 +260,9 @@ static void lose_and_flush(bool no_dsync)
 {
     fill(8192);
     kernel = (struct kernel){.lost = true, .no_dsync = no_dsync};
-    cr_expect_eq(storage_write(st, "x", 1, 4096, STORAGE_FUA), -EIO);
+    cr_expect_eq(storage_write(st, "x", 4096, 1, STORAGE_FUA), -EIO);
     cr_expect_eq(storage_flush(st), -EIO);
-    cr_expect_eq(storage_write(st, "y", 1, 4096, STORAGE_FUA), 0);
+    cr_expect_eq(storage_write(st, "y", 4096, 1, STORAGE_FUA), 0);
     cr_expect_eq(storage_flush(st), 0, "it was told");
 }
 

@@ -21,7 +21,7 @@ static uint64_t get(struct storage *st, uint64_t off)
 {
     uint8_t raw[8];
 
-    cr_assert_eq(storage_read(st, raw, 8, off), 0);
+    cr_assert_eq(storage_read(st, raw, off, 8), 0);
     return load_be64(raw);
 }
 
@@ -30,7 +30,7 @@ static void put(struct storage *st, uint64_t off, uint64_t value)
     uint8_t raw[8];
 
     store_be64(raw, value);
-    cr_assert_eq(storage_write(st, raw, 8, off, 0), 0);
+    cr_assert_eq(storage_write(st, raw, off, 8, 0), 0);
 }
 
 /* The place of the n-th L2 entry in use of a qcow2 image. */
@@ -76,7 +76,7 @@ static void leaks(struct storage *st)
 
     cr_assert_eq(storage_size(st, &size), 0);
     for (uint64_t i = 0; i < size / CLUSTER + 20; i++)
-        cr_assert_eq(storage_write(st, "\0\7", 2, block + i * 2, 0), 0);
+        cr_assert_eq(storage_write(st, "\0\7", block + i * 2, 2, 0), 0);
     cr_assert_eq(storage_truncate(st, size + 20 * CLUSTER), 0);
 }
 
@@ -123,7 +123,7 @@ static void short_snapshot_entry(struct storage *st)
 {
     uint64_t entry = get(st, 64);
 
-    cr_assert_eq(storage_write(st, "\0\0\0\10", 4, entry + 36, 0), 0);
+    cr_assert_eq(storage_write(st, "\0\0\0\10", entry + 36, 4, 0), 0);
 }
 
 static void snapshot_on_data(struct storage *st)
@@ -194,7 +194,7 @@ struct storage *scenario_make(const struct scenario *s)
     for (uint64_t off = CLUSTER / 2; off + sizeof buf < SCENARIO_DISK;
          off += SCENARIO_DISK / 24) {
         rng_fill(&rng, buf, sizeof buf);
-        cr_assert_eq(block_write(img.node, buf, sizeof buf, off, 0), 0);
+        cr_assert_eq(block_write(img.node, buf, off, sizeof buf, 0), 0);
     }
     cr_assert_eq(image_close(&img), 0);
     struct storage *st = mem_storage_clone(img.mem);

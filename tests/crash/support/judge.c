@@ -48,12 +48,12 @@ static void check_sectors(const struct oracle *o, const uint8_t *buf, uint64_t s
 }
 
 /* A disk that had not grown yet has zeroes where nobody could have written. */
-static int read_padded(struct node *node, uint8_t *buf, uint64_t len, uint64_t off)
+static int read_padded(struct node *node, uint8_t *buf, uint64_t off, uint64_t len)
 {
     uint64_t inside = off < node->size ? MIN(len, node->size - off) : 0;
 
     memset(buf + inside, 0, len - inside);
-    return block_read(node, buf, inside, off < node->size ? off : 0);
+    return block_read(node, buf, off < node->size ? off : 0, inside);
 }
 
 static void check_contents(const struct subject *s, const struct oracle *o,
@@ -71,7 +71,7 @@ static void check_contents(const struct subject *s, const struct oracle *o,
     }
     for (uint64_t off = 0; off < s->config->disk_bytes && !v->failed; off += PIECE) {
         uint64_t len = MIN(PIECE, s->config->disk_bytes - off);
-        err = read_padded(se.node, buf, len, off);
+        err = read_padded(se.node, buf, off, len);
         if (err)
             fail(v, "%s: reading %" PRIu64 " failed (errno %d)", reader, off, -err);
         else
@@ -96,7 +96,7 @@ static void check_snapshot(const struct subject *s, struct storage *state,
 
     for (uint64_t sector = 0; sector < s->n_sectors && !v->failed; sector++) {
         bool found;
-        if (structure_read_snapshot(state, buf, SECTOR_BYTES, sector * SECTOR_BYTES,
+        if (structure_read_snapshot(state, buf, sector * SECTOR_BYTES, SECTOR_BYTES,
                                     &found)) {
             fail(v, "the snapshot can't be read at sector %" PRIu64, sector);
             return;
@@ -119,7 +119,7 @@ void judge_read_versions(const struct subject *s, struct storage *state, uint32_
         abort();
     for (uint64_t sector = 0; sector < s->n_sectors; sector += PIECE / SECTOR_BYTES) {
         uint64_t n = MIN(PIECE / SECTOR_BYTES, s->n_sectors - sector);
-        if (read_padded(se.node, buf, n * SECTOR_BYTES, sector * SECTOR_BYTES))
+        if (read_padded(se.node, buf, sector * SECTOR_BYTES, n * SECTOR_BYTES))
             abort();
         for (uint64_t i = 0; i < n; i++)
             versions[sector + i] = stamp_read(buf + i * SECTOR_BYTES).version;
@@ -165,7 +165,7 @@ static void check_reuse(const struct subject *s, struct storage *state, struct v
     for (uint64_t at = 0; at < sectors && !err; at += sectors / 7) {
         uint64_t n = MIN(64, sectors - at);
         stamp_fill(data, at, n, VERSION_BASE);
-        err = block_write(se.node, data, n * SECTOR_BYTES, at * SECTOR_BYTES, 0);
+        err = block_write(se.node, data, at * SECTOR_BYTES, n * SECTOR_BYTES, 0);
     }
     int closed = session_close(&se);
     subject_structure(s, copy, &found);
@@ -247,7 +247,7 @@ static void check_converted(const struct subject *s, const struct oracle *o,
                            "-O",       "raw",     s->image_path, raw,  NULL};
 
     if (run_tool(s, words) != 0 || mem_storage_load(raw, &st) ||
-        storage_read(st, buf, s->config->disk_bytes, 0)) {
+        storage_read(st, buf, 0, s->config->disk_bytes)) {
         fail(v, "qemu-img convert failed");
         return;
     }
@@ -264,7 +264,7 @@ static void check_converted_snapshot(const struct subject *s, struct verdict *v)
                            raw,        NULL};
 
     if (run_tool(s, words) != 0 || mem_storage_load(raw, &st) ||
-        storage_read(st, buf, s->config->disk_bytes, 0)) {
+        storage_read(st, buf, 0, s->config->disk_bytes)) {
         fail(v, "qemu-img convert -l failed");
         return;
     }

@@ -51,7 +51,7 @@ void record_write(struct recording *r, struct session *se, uint64_t sector, uint
     bool fua = (flags & BLOCK_FUA) || writes_through(r);
     uint32_t version = history_begin(&r->history, REQ_WRITE, sector, n, fua);
     stamp_fill(data, sector, n, version);
-    int err = block_write(se->node, data, n * SECTOR_BYTES, sector * SECTOR_BYTES, flags);
+    int err = block_write(se->node, data, sector * SECTOR_BYTES, n * SECTOR_BYTES, flags);
     answered(r, version, err, "a write");
 }
 
@@ -61,7 +61,7 @@ void record_zero(struct recording *r, struct session *se, uint64_t sector, uint6
     bool fua = (flags & BLOCK_FUA) || writes_through(r);
     uint32_t version = history_begin(&r->history, REQ_ZERO, sector, n, fua);
 
-    int err = block_zero(se->node, n * SECTOR_BYTES, sector * SECTOR_BYTES, flags);
+    int err = block_zero(se->node, sector * SECTOR_BYTES, n * SECTOR_BYTES, flags);
     answered(r, version, err, "a zero");
 }
 
@@ -69,7 +69,7 @@ void record_trim(struct recording *r, struct session *se, uint64_t sector, uint6
 {
     uint32_t version = history_begin(&r->history, REQ_TRIM, sector, n, false);
 
-    int err = block_discard(se->node, n * SECTOR_BYTES, sector * SECTOR_BYTES, 0);
+    int err = block_discard(se->node, sector * SECTOR_BYTES, n * SECTOR_BYTES, 0);
     answered(r, version, err, "a trim");
 }
 

@@ -24,7 +24,7 @@ void structure_check_qed(struct storage *st, struct structure *out);
 
 /* Reads a range of the first snapshot's disk, one cluster at most; unallocated: *found is
  * false and buf is untouched.  -1 when there is no snapshot or its tables make no sense. */
-int structure_read_snapshot(struct storage *st, void *buf, uint64_t len, uint64_t off,
+int structure_read_snapshot(struct storage *st, void *buf, uint64_t off, uint64_t len,
                             bool *found);
 
 #endif

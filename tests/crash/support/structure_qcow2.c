@@ -41,7 +41,7 @@ static void *read_bytes(struct walk *w, uint64_t off, uint64_t len)
 {
     void *buf = calloc(1, len + 8);
 
-    if (!buf || storage_read(w->st, buf, len, off))
+    if (!buf || storage_read(w->st, buf, off, len))
         abort();
     return buf;
 }
@@ -223,7 +223,7 @@ void structure_check_qcow2(struct storage *st, struct structure *out)
     struct walk w;
 
     *out = (struct structure){0};
-    if (storage_read(st, header, sizeof header, 0))
+    if (storage_read(st, header, 0, sizeof header))
         abort();
     if (u32(header) != 0x514649fb) {
         out->corruptions++;
@@ -249,26 +249,26 @@ void structure_check_qcow2(struct storage *st, struct structure *out)
     free(w.found);
 }
 
-int structure_read_snapshot(struct storage *st, void *buf, uint64_t len, uint64_t off,
+int structure_read_snapshot(struct storage *st, void *buf, uint64_t off, uint64_t len,
                             bool *found)
 {
     uint8_t header[112], entry[65], word[8];
     uint64_t l1, l1_size, cluster;
 
     *found = false;
-    if (storage_read(st, header, sizeof header, 0) || u32(header + 60) == 0 ||
-        storage_read(st, entry, sizeof entry, u64(header + 64)))
+    if (storage_read(st, header, 0, sizeof header) || u32(header + 60) == 0 ||
+        storage_read(st, entry, u64(header + 64), sizeof entry))
         return -1;
     snapshot_entry(entry, &l1, &l1_size);
     cluster = UINT64_C(1) << u32(header + 20);
     uint64_t index = off / cluster, per_table = cluster / 8;
     if (index / per_table >= l1_size ||
-        storage_read(st, word, 8, l1 + index / per_table * 8))
+        storage_read(st, word, l1 + index / per_table * 8, 8))
         return -1;
     uint64_t l2 = u64(word) & OFFSET_MASK;
     if (l2 == 0)
         return 0;
-    if (storage_read(st, word, 8, l2 + index % per_table * 8))
+    if (storage_read(st, word, l2 + index % per_table * 8, 8))
         return -1;
     uint64_t host = u64(word) & OFFSET_MASK;
     if (u64(word) & 1) {
@@ -279,5 +279,5 @@ int structure_read_snapshot(struct storage *st, void *buf, uint64_t len, uint64_
     if (host == 0)
         return 0;
     *found = true;
-    return storage_read(st, buf, len, host + off % cluster) ? -1 : 0;
+    return storage_read(st, buf, host + off % cluster, len) ? -1 : 0;
 }

@@ -57,7 +57,7 @@ static uint8_t *read_table(struct walk *w, uint64_t off)
 {
     uint8_t *table = malloc(w->table_bytes);
 
-    if (!table || storage_read(w->st, table, w->table_bytes, off))
+    if (!table || storage_read(w->st, table, off, w->table_bytes))
         abort();
     return table;
 }
@@ -93,7 +93,7 @@ void structure_check_qed(struct storage *st, struct structure *out)
     struct walk w = {.st = st, .out = out};
 
     *out = (struct structure){0};
-    if (storage_read(st, header, sizeof header, 0) || storage_size(st, &w.file_size))
+    if (storage_read(st, header, 0, sizeof header) || storage_size(st, &w.file_size))
         abort();
     if (u32(header) != 0x00444551) {
         complain(&w, "isn't a header", 0);

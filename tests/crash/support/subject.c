@@ -132,7 +132,7 @@ static void make_backing(struct subject *s, const char *path)
     for (uint64_t i = 0; i + 24 <= n; i += 200)
         stamp_fill(data + i * SECTOR_BYTES, i, 24, 0);
     s->backing = mem_storage_new(0);
-    must_be_0(storage_write(s->backing, data, n * SECTOR_BYTES, 0, 0), "writing");
+    must_be_0(storage_write(s->backing, data, 0, n * SECTOR_BYTES, 0), "writing");
     must_be_0(mem_storage_save(s->backing, path), "saving the backing file");
     /* What a disk grows by reads as zeroes, whatever lies below. */
     uint64_t shown = s->config->created_bytes ? s->config->created_bytes / SECTOR_BYTES : n;
@@ -181,7 +181,7 @@ static void populate(struct subject *s)
         uint64_t len = rng_between(&rng, 1, step);
         len = MIN(len, s->n_sectors - start); /* not at once: MIN rolls its dice twice */
         stamp_fill(data, start, len, VERSION_BASE);
-        must_be_0(block_write(se.node, data, len * SECTOR_BYTES, start * SECTOR_BYTES, 0),
+        must_be_0(block_write(se.node, data, start * SECTOR_BYTES, len * SECTOR_BYTES, 0),
                   "populating");
         for (uint64_t i = 0; i < len; i++)
             s->initial[start + i] = VERSION_BASE;

@@ -18,7 +18,7 @@ static struct storage *below(struct storage *st)
     return ((struct tap_storage *)st)->below;
 }
 
-static int tap_pread(struct storage *st, void *buf, uint64_t len, uint64_t off)
+static int tap_pread(struct storage *st, void *buf, uint64_t off, uint64_t len)
 {
     const struct tap *tap = ((struct tap_storage *)st)->tap;
 
@@ -27,7 +27,7 @@ static int tap_pread(struct storage *st, void *buf, uint64_t len, uint64_t off)
         tap->before_read(tap->opaque, off, len);
         inside = false;
     }
-    return storage_read(below(st), buf, len, off);
+    return storage_read(below(st), buf, off, len);
 }
 
 /* Returns 0, or the -errno to fail with, *done as in struct tap. */

@@ -37,7 +37,7 @@ struct storage *image_input_storage(const struct image_input *in, uint64_t max_s
     struct storage *st = mem_storage_new(0);
     uint64_t size = MIN(UINT64_C(1) << in->log_size, max_size);
 
-    must(storage_write(st, in->bytes, in->n, 0, 0));
+    must(storage_write(st, in->bytes, 0, in->n, 0));
     if (in->log_size && size > in->n)
         must(storage_truncate(st, size));
     mem_storage_limit(st, MAX_MEMORY);

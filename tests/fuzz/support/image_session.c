@@ -51,7 +51,7 @@ static void attach_base(struct session *s)
         return;
     struct storage *base = mem_storage_new(0);
     memset(data, 0x5a, BASE_BYTES);
-    if (storage_write(base, data, BASE_BYTES, 0, 0))
+    if (storage_write(base, data, 0, BASE_BYTES, 0))
         abort();
     base->read_only = true;
     struct node *node;
@@ -124,7 +124,7 @@ static void check_content(struct session *s, struct range r, const uint8_t *expe
 {
     if (!s->sound)
         return;
-    int err = block_read(s->node, back, r.len, r.off);
+    int err = block_read(s->node, back, r.off, r.len);
     fuzz_check(err == 0, "error %d from what was written at %ju", err, (uintmax_t)r.off);
     fuzz_check(memcmp(back, expected, r.len) == 0, "other bytes at %ju than were written",
                (uintmax_t)r.off);
@@ -134,7 +134,7 @@ static void do_read(struct session *s, struct image_step step)
 {
     struct range r = range_of(s, step, MAX_DATA);
 
-    int err = block_read(s->node, back, r.len, r.off);
+    int err = block_read(s->node, back, r.off, r.len);
     fuzz_check(err <= 0, "a read returns %d", err);
 }
 
@@ -145,7 +145,7 @@ static void do_write(struct session *s, struct image_step step)
     rng_fill(&s->rng, data, r.len);
     if (step.how & 0x40)
         memset(data, 0, r.len);
-    int err = block_write(s->node, data, r.len, r.off, step.how & 0x80 ? BLOCK_FUA : 0);
+    int err = block_write(s->node, data, r.off, r.len, step.how & 0x80 ? BLOCK_FUA : 0);
     note_change(s, err);
     if (!err)
         check_content(s, r, data);
@@ -158,7 +158,7 @@ static void do_zero(struct session *s, struct image_step step)
                      (step.how & 0x40 ? BLOCK_MAY_UNMAP : 0) |
                      (step.how & 0x80 ? BLOCK_FAST : 0);
 
-    int err = block_zero(s->node, r.len, r.off, flags);
+    int err = block_zero(s->node, r.off, r.len, flags);
     note_change(s, err == -ENOTSUP ? 0 : err);
     memset(data, 0, sizeof data);
     if (!err && r.len <= MAX_DATA)
@@ -169,7 +169,7 @@ static void do_discard(struct session *s, struct image_step step)
 {
     struct range r = range_of(s, step, MAX_RANGE);
 
-    note_change(s, block_discard(s->node, r.len, r.off, step.how & 0x80 ? BLOCK_FUA : 0));
+    note_change(s, block_discard(s->node, r.off, r.len, step.how & 0x80 ? BLOCK_FUA : 0));
 }
 
 static void do_flush(struct session *s, struct image_step step)
@@ -187,7 +187,7 @@ static void do_status(struct session *s, struct image_step step)
     if (step.how & 0x80)
         r.len = s->node->size - r.off;
     for (unsigned n = 0; r.len > 0 && n < 1000; n++) {
-        int err = block_status(s->node, r.len, r.off, &status);
+        int err = block_status(s->node, r.off, r.len, &status);
         fuzz_check(err <= 0, "a status returns %d", err);
         if (err)
             return;
@@ -202,7 +202,7 @@ static void do_cache(struct session *s, struct image_step step)
 {
     struct range r = range_of(s, step, MAX_RANGE);
 
-    fuzz_check(block_cache(s->node, r.len, r.off) <= 0, "cache");
+    fuzz_check(block_cache(s->node, r.off, r.len) <= 0, "cache");
 }
 
 static void do_grow(struct session *s, struct image_step step)
@@ -256,7 +256,7 @@ static bool had_hidden_leaks(const struct session *s)
     uint8_t raw[96];
     uint64_t size;
 
-    if (storage_read(s->st, raw, sizeof raw, 0) || storage_size(s->st, &size))
+    if (storage_read(s->st, raw, 0, sizeof raw) || storage_size(s->st, &size))
         abort();
     /* What a feature stood for that a writer has to turn off, such as bitmaps. */
     if (load_be32(raw) == QCOW2_MAGIC && load_be32(raw + 4) >= 3 && load_be64(raw + 88))
@@ -274,7 +274,7 @@ struct contents {
 static void read_contents(struct session *s, struct contents *to)
 {
     to->size = MIN(s->node->size, CHECKED);
-    to->err = block_read(s->node, to->bytes, to->size, 0);
+    to->err = block_read(s->node, to->bytes, 0, to->size);
 }
 
 static void check_contents(const struct contents *before, const struct contents *after)
