@@ -91,10 +91,10 @@ while IFS=: read -r file line text; do
         fi
         continue
     fi
-    if [ "${file%/*}" != "${target%/*}" ] && is_private "$target"; then
+    layer_of "$target"
+    if [ "$from" != "$layer" ] && is_private "$target"; then
         violation "$file:$line: private to the folder it lies in: $target"
     fi
-    layer_of "$target"
     if [ -z "${may_use[$from]:-}" ]; then
         violation "$file:$line: $from is no layer"
     elif [[ " ${may_use[$from]} " != *" $layer "* ]]; then

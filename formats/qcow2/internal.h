@@ -9,10 +9,10 @@
 
 #include "block/dirty_mark.h"
 #include "block/node.h"
-#include "qcow2/alloc.h"
+#include "qcow2/alloc/alloc.h"
 #include "qcow2/header.h"
-#include "qcow2/meta_set.h"
-#include "qcow2/refcount.h"
+#include "qcow2/alloc/meta_set.h"
+#include "qcow2/alloc/refcount.h"
 
 #define TABLE_STRIPES 16
 

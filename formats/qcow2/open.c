@@ -8,7 +8,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/log.h"
-#include "qcow2/check.h"
+#include "qcow2/check/check.h"
 #include "qcow2/internal.h"
 #include "qcow2/qcow2.h"
 

@@ -3,7 +3,7 @@
  * memory. */
 #include <time.h>
 
-#include "qcow2/check_counts.h"
+#include "qcow2/check/check_counts.h"
 #include "qcow2_testing.h"
 
 static int check(struct storage *st, enum check_repair repair, struct check_result *result)

@@ -4,7 +4,7 @@
 
 #include <criterion/criterion.h>
 
-#include "qcow2/check_tables.h"
+#include "qcow2/check/check_tables.h"
 #include "rng.h"
 
 Test(qcow2_check_tables, in_the_order_of_the_file_and_once)

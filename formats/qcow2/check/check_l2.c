@@ -7,7 +7,7 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "qcow2/check.h"
+#include "qcow2/check/check.h"
 
 /* Adjacent tables are read together, up to this; tables are asked for this far ahead. */
 #define READ_BYTES  (2u << 20)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* What the entries of L1 and L2 tables say, and what can't be right about them. */
 #include "base/checked.h"
-#include "qcow2/check.h"
+#include "qcow2/check/check.h"
 
 bool qcheck_past_end(const struct check *c, uint64_t offset, uint64_t bytes)
 {

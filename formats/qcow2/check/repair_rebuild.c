@@ -10,8 +10,8 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "qcow2/check.h"
-#include "qcow2/refcount.h"
+#include "qcow2/check/check.h"
+#include "qcow2/alloc/refcount.h"
 
 struct plan {
     uint64_t start;      /* first cluster of the area */

@@ -4,8 +4,8 @@
  *
  * Threads: functions marked META under mcache_meta(); refcount_load inside the gate,
  * outside META; the table changes only under the allocator's growth lock. */
-#ifndef QCOW2_REFCOUNT_H
-#define QCOW2_REFCOUNT_H
+#ifndef ALLOC_REFCOUNT_H
+#define ALLOC_REFCOUNT_H
 
 #include <stdatomic.h>
 #include <stdbool.h>

@@ -5,8 +5,8 @@
  * counted; what doesn't fit a byte is in a small hash table.  So the memory is bounded by
  * the size of the file and the references in it, whatever headers claim.  Private to this
  * folder. */
-#ifndef QCOW2_CHECK_COUNTS_H
-#define QCOW2_CHECK_COUNTS_H
+#ifndef CHECK_COUNTS_H
+#define CHECK_COUNTS_H
 
 #include <stdbool.h>
 #include <stddef.h>

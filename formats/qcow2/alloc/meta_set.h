@@ -6,8 +6,8 @@
  *
  * Threads: meta_set_has from any thread inside the gate; add and remove under META, or
  * alone with the image.  Private to this folder. */
-#ifndef QCOW2_META_SET_H
-#define QCOW2_META_SET_H
+#ifndef ALLOC_META_SET_H
+#define ALLOC_META_SET_H
 
 #include <stdatomic.h>
 #include <stdbool.h>

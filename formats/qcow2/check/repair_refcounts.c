@@ -5,8 +5,8 @@
 #include <stdlib.h>
 
 #include "base/cleanup.h"
-#include "qcow2/check.h"
-#include "qcow2/refcount.h"
+#include "qcow2/check/check.h"
+#include "qcow2/alloc/refcount.h"
 
 /* Sets the entries of a block that are too high, with `raise` also those too low. */
 static bool mend_block(const struct check *c, uint64_t first, uint8_t *block, bool raise)

@@ -17,8 +17,8 @@
  *
  * Threads: functions marked META under mcache_meta(); the others outside it, inside the
  * gate. Private to this folder. */
-#ifndef QCOW2_ALLOC_H
-#define QCOW2_ALLOC_H
+#ifndef ALLOC_ALLOC_H
+#define ALLOC_ALLOC_H
 
 #include <stdatomic.h>
 #include <stdbool.h>

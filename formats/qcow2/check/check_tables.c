@@ -3,7 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "qcow2/check_tables.h"
+#include "qcow2/check/check_tables.h"
 
 static int by_place(const void *a, const void *b)
 {

@@ -8,7 +8,7 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "qcow2/check.h"
+#include "qcow2/check/check.h"
 #include "qcow2/header_ext.h"
 
 /* More than all extensions that are known take. */

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "qcow2/check_counts.h"
+#include "qcow2/check/check_counts.h"
 
 int counts_init(struct counts *counts, uint64_t n)
 {

@@ -7,7 +7,7 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "qcow2/check.h"
+#include "qcow2/check/check.h"
 
 /* Entries read at once. */
 #define PIECE_ENTRIES (128u << 10)

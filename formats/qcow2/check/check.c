@@ -4,7 +4,7 @@
 #include <inttypes.h>
 
 #include "base/checked.h"
-#include "qcow2/check.h"
+#include "qcow2/check/check.h"
 
 /* More clusters than this are not counted: the memory for it would be no one's wish. */
 #define MAX_CLUSTERS INT32_MAX

@@ -7,7 +7,7 @@
 
 #include "base/bytes.h"
 #include "base/cleanup.h"
-#include "qcow2/check.h"
+#include "qcow2/check/check.h"
 
 _Static_assert(L1_COPIED == L2_COPIED, "one function for both");
 

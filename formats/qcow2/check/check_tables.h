@@ -3,8 +3,8 @@
  *
  * It takes memory for each table once, however many entries lead there, and in the order
  * of the file it lets the tables be read from front to back. */
-#ifndef QCOW2_CHECK_TABLES_H
-#define QCOW2_CHECK_TABLES_H
+#ifndef CHECK_TABLES_H
+#define CHECK_TABLES_H
 
 #include <stdbool.h>
 #include <stddef.h>

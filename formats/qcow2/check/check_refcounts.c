@@ -8,7 +8,7 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "qcow2/check.h"
+#include "qcow2/check/check.h"
 
 /* What qcheck_disk_count keeps of a block. */
 #define LOOKUP_BYTES 512

@@ -21,15 +21,15 @@
  * made anew; the header and the active L1 table first.  Of metadata and guest data it is
  * the metadata, unless it has entries that none would have: then it is taken for the data.
  * Of two other tables neither is touched; the refcounts are made to allow for both. */
-#ifndef QCOW2_CHECK_H
-#define QCOW2_CHECK_H
+#ifndef CHECK_CHECK_H
+#define CHECK_CHECK_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "block/check.h"
-#include "qcow2/check_counts.h"
-#include "qcow2/check_tables.h"
+#include "qcow2/check/check_counts.h"
+#include "qcow2/check/check_tables.h"
 #include "qcow2/header.h"
 #include "storage/storage.h"
 

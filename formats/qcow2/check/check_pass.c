@@ -7,7 +7,7 @@
 #include <stdlib.h>
 
 #include "base/checked.h"
-#include "qcow2/check.h"
+#include "qcow2/check/check.h"
 
 static void say(struct check *c, const char *fmt, va_list ap)
 {

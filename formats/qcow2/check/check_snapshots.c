@@ -8,7 +8,7 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "qcow2/check.h"
+#include "qcow2/check/check.h"
 
 #define ENTRY_FIXED     40   /* then extra data, id and name */
 #define MIN_EXTRA_BYTES 16   /* what version 3 asks for */

@@ -9,7 +9,7 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "qcow2/check.h"
+#include "qcow2/check/check.h"
 
 #define MAX_DATA_BYTES (512ull << 20) /* of one bitmap */
 
