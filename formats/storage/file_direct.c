@@ -24,6 +24,7 @@
  * that is with everything behind it held. */
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -473,6 +474,12 @@ static int direct_init(struct direct *d, const char *path, int fd, bool device,
     if (err)
         return diag_set(diag, EINVAL, "%s: no O_DIRECT access at any usable alignment",
                         path);
+    if (size > align_down(INT64_MAX, d->block))
+        return diag_set(diag, EFBIG,
+                        "%s: the last of its %" PRIu64
+                        " bytes can't be reached with O_DIRECT (cache=none, directsync), "
+                        "which transfers whole blocks of %u; another cache mode can",
+                        path, size, d->block);
     d->file.st.align = d->block;
     return 0;
 }

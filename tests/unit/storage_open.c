@@ -279,3 +279,30 @@ Test(open, a_tmpfs_zeroes_and_punches)
     free(dir);
     free(file);
 }
+
+/* The kernel transfers whole blocks, and there is no block behind the last byte of all. */
+Test(open, the_largest_file_there_can_be, .timeout = 30)
+{
+    const char *large = "/dev/shm/qimg-largest";
+    struct storage *file = NULL;
+    struct diag diag = {0};
+    char byte = 1;
+
+    int fd = open(large, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    bool there = fd >= 0 && ftruncate(fd, INT64_MAX) == 0;
+    if (fd >= 0)
+        close(fd);
+    if (there) {
+        int err =
+            storage_open_file(large, &(struct storage_open){.direct = true}, &file, &diag);
+        cr_expect(err == -EFBIG || err == -EINVAL, "errno %d: %s", -err, diag.text);
+        cr_assert_eq(storage_open_file(large, &(struct storage_open){0}, &file, &diag), 0);
+        cr_expect_eq(storage_write(file, &byte, INT64_MAX - 1, 1, 0), 0);
+        cr_expect_eq(storage_read(file, &byte, INT64_MAX - 1, 1), 0);
+        cr_expect_eq(byte, 1);
+        storage_close(file);
+    }
+    unlink(large);
+    if (!there)
+        cr_skip_test("no filesystem here takes such a file");
+}
