@@ -51,6 +51,14 @@ struct layout {
     uint64_t table, blocks, l1, end;
 };
 
+static uint64_t l1_entries(const struct settings *s)
+{
+    struct qcow2_geometry geo =
+        qcow2_geometry(s->version, s->cluster_bits, s->refcount_order, false);
+
+    return geometry_l1_entries(&geo, s->size);
+}
+
 static int bad_value(const struct settings *s, const struct create_option *o,
                      const char *why, struct diag *diag)
 {
@@ -139,8 +147,7 @@ static int check_settings(const struct settings *s, struct diag *diag)
         return diag_set(diag, EINVAL,
                         "%s: lazy_refcounts=on: needs version 3 (compat=1.1 or later)",
                         s->filename);
-    if (s->size > INT64_MAX ||
-        qcow2_l1_entries(s->size, s->cluster_bits) * 8 > MAX_L1_BYTES)
+    if (s->size > INT64_MAX || l1_entries(s) * 8 > MAX_L1_BYTES)
         return diag_set(diag, EFBIG,
                         "%s: size: %" PRIu64 " bytes are too many for clusters of %u bytes",
                         s->filename, s->size, 1u << s->cluster_bits);
@@ -181,7 +188,7 @@ static struct layout plan(const struct settings *s)
 {
     uint64_t cluster = 1ull << s->cluster_bits;
     uint64_t per_block = cluster * 8 >> s->refcount_order;
-    uint64_t l1 = div_round_up(qcow2_l1_entries(s->size, s->cluster_bits) * 8, cluster);
+    uint64_t l1 = div_round_up(l1_entries(s) * 8, cluster);
     uint64_t table = 1, blocks = 1;
 
     /* Table and blocks cover themselves, so more of them may need more of them. */
@@ -207,7 +214,7 @@ static void fill_header(const struct settings *s, const struct layout *l, uint8_
     PUT(32, version, s->version);
     PUT(32, cluster_bits, s->cluster_bits);
     PUT(64, size, s->size);
-    PUT(32, l1_size, (uint32_t)qcow2_l1_entries(s->size, s->cluster_bits));
+    PUT(32, l1_size, (uint32_t)l1_entries(s));
     PUT(64, l1_table_offset, l->l1 << s->cluster_bits);
     PUT(64, refcount_table_offset, l->table << s->cluster_bits);
     PUT(32, refcount_table_clusters, (uint32_t)(l->blocks - l->table));

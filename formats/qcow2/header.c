@@ -14,14 +14,6 @@
 
 #define FIELD(name) offsetof(struct qcow2_disk_header, name)
 
-uint64_t qcow2_l1_entries(uint64_t size, uint32_t cluster_bits)
-{
-    /* An L2 table is one cluster of 8-byte entries. */
-    uint32_t shift = cluster_bits + cluster_bits - 3;
-
-    return (size >> shift) + ((size & ((1ull << shift) - 1)) != 0);
-}
-
 static void parse(const uint8_t *raw, struct qcow2_header *h)
 {
     h->version = load_be32(raw + FIELD(version));
@@ -121,7 +113,8 @@ static int check_l1_size(const char *name, const struct qcow2_header *h, struct 
     if (h->size > INT64_MAX)
         return diag_set(diag, EFBIG, "%s: size: %" PRIu64 " bytes are over %" PRId64, name,
                         h->size, INT64_MAX);
-    uint64_t needed = qcow2_l1_entries(h->size, h->cluster_bits);
+    struct qcow2_geometry geo = qcow2_header_geometry(h);
+    uint64_t needed = geometry_l1_entries(&geo, h->size);
     if (needed > h->l1_size)
         return diag_set(diag, EINVAL,
                         "%s: l1_size: %" PRIu32 " entries don't cover the size of %" PRIu64

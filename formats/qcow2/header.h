@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "base/diag.h"
+#include "qcow2/geometry.h"
 #include "qcow2/qcow2_format.h"
 #include "storage/storage.h"
 
@@ -65,8 +66,11 @@ int qcow2_header_write_snapshots(struct storage *st, const struct qcow2_header *
 int qcow2_header_write_l1(struct storage *st, const struct qcow2_header *h) MUST_USE;
 int qcow2_header_write_size(struct storage *st, const struct qcow2_header *h) MUST_USE;
 
-/* The L1 entries that a disk of `size` bytes needs. */
-uint64_t qcow2_l1_entries(uint64_t size, uint32_t cluster_bits);
+static inline struct qcow2_geometry qcow2_header_geometry(const struct qcow2_header *h)
+{
+    return qcow2_geometry(h->version, h->cluster_bits, h->refcount_order,
+                          h->incompatible & INCOMPAT_EXTENDED_L2);
+}
 
 /* The feature names we know, for new images. */
 extern const struct qcow2_feature_name qcow2_feature_names[];

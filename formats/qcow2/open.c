@@ -49,65 +49,16 @@ static int write_dirty_bit(struct node *node, bool on)
     return err;
 }
 
-int qcow2_set_l1(struct qcow2 *q, _Atomic uint64_t *l1, uint32_t l1_size, uint64_t offset)
-{
-    struct mcache *mc = q->node->mc;
-    struct mcmap *map = mcmap_new_resident(mc, l1, l1_size, MC_BE64, qcow2_locate_l1, q);
-    uint64_t pages_per_table = 1ull << (q->l2_bits - q->page_bits);
-    struct mcmap *pages =
-        mcmap_new(mc, l1_size * pages_per_table, (uint32_t)(8u << q->page_bits), MC_BE64,
-                  qcow2_locate_l2, q);
-
-    if (!map || !pages) {
-        mcmap_free(map);
-        mcmap_free(pages);
-        return -ENOMEM;
-    }
-    mcmap_free(q->l1_map);
-    mcmap_free(q->l2_map);
-    free((void *)q->l1);
-    q->l1_map = map;
-    q->l2_map = pages;
-    q->l1 = l1;
-    q->l1_size = l1_size;
-    atomic_store(&q->l1_offset, offset);
-    return 0;
-}
-
-static int read_l1(struct qcow2 *q, struct diag *diag)
-{
-    uint64_t bytes = (uint64_t)q->header.l1_size * 8;
-    CLEANUP_FREE uint8_t *raw = malloc(bytes + 1);
-    CLEANUP_FREE _Atomic uint64_t *l1 = calloc(q->header.l1_size + 1u, sizeof *l1);
-
-    int err = raw && l1 ? storage_read(q->node->file, raw, q->header.l1_table_offset, bytes)
-                        : -ENOMEM;
-    for (uint32_t i = 0; !err && i < q->header.l1_size; i++)
-        atomic_init(&l1[i], load_be64(raw + (size_t)i * 8));
-    if (!err)
-        err = qcow2_set_l1(q, l1, q->header.l1_size, q->header.l1_table_offset);
-    if (err)
-        return diag_errno(diag, -err, "%s: reading the L1 table", q->node->filename);
-    l1 = NULL;
-    return 0;
-}
-
 static void free_state(void *state)
 {
     struct qcow2 *q = state;
 
     dirty_mark_destroy(&q->mark);
     alloc_close(&q->alloc);
-    mcmap_free(q->l1_map);
-    mcmap_free(q->l2_map);
-    refcounts_close(&q->refs);
-    free((void *)q->l1);
-    for (unsigned i = 0; i < TABLE_STRIPES; i++)
-        lock_destroy(&q->table_lock[i]);
+    mapping_destroy(&q->live);
     lock_destroy(&q->header_lock);
     qcow2_free_snapshots(q);
     qcow2_free_bitmaps(q);
-    meta_set_free(&q->metadata);
     qcow2_header_free(&q->header);
     free(q);
 }
@@ -130,14 +81,48 @@ static struct qcow2 *new_state(struct node *node, const struct qcow2_header *hea
         return NULL;
     q->node = node;
     q->header = *header;
-    q->cluster_bits = header->cluster_bits;
-    q->l2_bits = header->cluster_bits - 3;
-    q->page_bits = MIN(q->l2_bits, 9);
+    q->geo = qcow2_header_geometry(header);
     lock_init(&q->header_lock, RANK_HEADER);
-    for (unsigned i = 0; i < TABLE_STRIPES; i++)
-        lock_init(&q->table_lock[i], RANK_TABLE);
+    mapping_init(&q->live, q);
     dirty_mark_init(&q->mark, node, write_dirty_bit, false, false);
     return q;
+}
+
+static void met_corruption(struct node *node)
+{
+    qcow2_mark_corrupt(qcow2_of(node));
+}
+
+static int move_refcount_table(struct node *node, uint64_t offset, uint32_t clusters)
+{
+    struct qcow2 *q = qcow2_of(node);
+    LOCK_GUARD(&q->header_lock);
+    struct qcow2_header h = q->header;
+
+    h.refcount_table_offset = offset;
+    h.refcount_table_clusters = clusters;
+    int err = qcow2_point_header(q, &h, qcow2_header_write_refcount_table);
+    if (err)
+        return err;
+    /* The fields that changed: others read the rest meanwhile, without a lock. */
+    q->header.refcount_table_offset = offset;
+    q->header.refcount_table_clusters = clusters;
+    return 0;
+}
+
+static int open_alloc(struct qcow2 *q, struct diag *diag)
+{
+    const struct alloc_image image = {
+        .node = q->node,
+        .cluster_bits = q->geo.cluster_bits,
+        .refcount_order = q->geo.refcount_order,
+        .refcount_table_offset = q->header.refcount_table_offset,
+        .refcount_table_clusters = q->header.refcount_table_clusters,
+        .met_corruption = met_corruption,
+        .move_refcount_table = move_refcount_table,
+    };
+
+    return alloc_open(&q->alloc, &image, diag);
 }
 
 static int open_tables(struct qcow2 *q, struct diag *diag)
@@ -147,8 +132,11 @@ static int open_tables(struct qcow2 *q, struct diag *diag)
     node->mc = mcache_new(node->ctx->pool, node->file, &hooks, q);
     if (!node->mc)
         return diag_errno(diag, ENOMEM, "%s", node->filename);
-    int err = refcounts_open(&q->refs, q, diag);
-    return err ? err : read_l1(q, diag);
+    int err = alloc_open_refcounts(&q->alloc, diag);
+    if (err)
+        return err;
+    err = mapping_read_l1(&q->live, q->header.l1_table_offset, q->header.l1_size);
+    return err ? diag_errno(diag, -err, "%s: reading the L1 table", node->filename) : 0;
 }
 
 static int qcow2_open(struct node *node, struct diag *diag)
@@ -165,17 +153,18 @@ static int qcow2_open(struct node *node, struct diag *diag)
         qcow2_header_free(&header);
         return diag_errno(diag, ENOMEM, "%s", node->filename);
     }
-    err = alloc_open(&q->alloc, q, diag);
+    node->state = q;
+    err = open_alloc(q, diag);
     if (!err && !describe)
         err = open_tables(q, diag);
     if (!err)
         err = qcow2_read_snapshots(q, diag);
     if (err) {
+        node->state = NULL;
         free_state(q);
         return err;
     }
     qcow2_read_bitmaps(q);
-    node->state = q;
     describe_node(q);
     return 0;
 }
@@ -299,6 +288,11 @@ static int qcow2_settle(struct node *node)
     /* When flushes are void the cleared bit could reach the disk before the refcounts. */
     return node->options.cache->no_flush ? 0
                                          : dirty_mark_settle(&qcow2_of(node)->mark, true);
+}
+
+static int qcow2_map(struct node *node, uint64_t off, uint64_t len, struct extent *out)
+{
+    return mapping_map(&qcow2_of(node)->live, off, len, out);
 }
 
 static bool has_unlinked(struct node *node)

@@ -76,6 +76,10 @@ enum qcow2_feature_type { FEATURE_INCOMPATIBLE, FEATURE_COMPATIBLE, FEATURE_AUTO
 #define L1_OFFSET   0x00fffffffffffe00ull
 #define L1_RESERVED 0x7f000000000001ffull
 
+/* Extended L2 entries divide a cluster. */
+#define SUBCLUSTERS_LOG 5
+#define SUBCLUSTERS     (1u << SUBCLUSTERS_LOG)
+
 /* L2 entries (standard cluster descriptors). */
 #define L2_COPIED     (1ull << 63)
 #define L2_COMPRESSED (1ull << 62)

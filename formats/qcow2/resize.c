@@ -51,8 +51,8 @@ static int switch_l1(struct qcow2 *q, uint32_t l1_size, uint64_t host)
 static int grow_l1(struct qcow2 *q, uint32_t l1_size)
 {
     uint64_t clusters = div_round_up((uint64_t)l1_size * 8, cluster_size(q)), host = 0;
-    uint64_t old_offset = atomic_load(&q->l1_offset);
-    uint64_t old_clusters = div_round_up((uint64_t)q->l1_size * 8, cluster_size(q));
+    uint64_t old_offset = atomic_load(&q->live.l1_offset);
+    uint64_t old_clusters = div_round_up((uint64_t)q->live.l1_size * 8, cluster_size(q));
     CLEANUP_FREE _Atomic uint64_t *l1 = calloc(l1_size, sizeof *l1);
     if (!l1)
         return -ENOMEM;
@@ -61,8 +61,8 @@ static int grow_l1(struct qcow2 *q, uint32_t l1_size)
     /* The table's refcounts, and the L2 tables that it will point to, come first. */
     if (!err)
         err = mcache_commit(q->node->mc, MC_COMMIT_EVERYTHING);
-    for (uint32_t i = 0; !err && i < q->l1_size; i++)
-        atomic_init(&l1[i], atomic_load(&q->l1[i]));
+    for (uint32_t i = 0; !err && i < q->live.l1_size; i++)
+        atomic_init(&l1[i], atomic_load(&q->live.l1[i]));
     if (!err)
         err = write_table(q, l1, l1_size, host);
     if (!err)
@@ -70,7 +70,7 @@ static int grow_l1(struct qcow2 *q, uint32_t l1_size)
     if (!err)
         err = switch_l1(q, l1_size, host);
     if (!err) {
-        err = qcow2_set_l1(q, l1, l1_size, host);
+        err = mapping_set_l1(&q->live, l1, l1_size, host);
         if (err) /* the header names a table that we can't use */
             mcache_poison(q->node->mc);
     }
@@ -82,7 +82,7 @@ static int grow_l1(struct qcow2 *q, uint32_t l1_size)
         return err;
     }
     l1 = NULL;
-    qcow2_note_metadata(q, host, clusters);
+    alloc_note_metadata(&q->alloc, host, clusters);
     if (old_clusters)
         alloc_unlink(&q->alloc, old_offset, old_clusters);
     return 0;
@@ -91,7 +91,7 @@ static int grow_l1(struct qcow2 *q, uint32_t l1_size)
 int qcow2_grow(struct node *node, uint64_t size, struct diag *diag)
 {
     struct qcow2 *q = qcow2_of(node);
-    uint64_t entries = qcow2_l1_entries(size, q->cluster_bits);
+    uint64_t entries = geometry_l1_entries(&q->geo, size);
 
     if (size < node->size)
         return diag_set(diag, EINVAL,
@@ -102,7 +102,7 @@ int qcow2_grow(struct node *node, uint64_t size, struct diag *diag)
                         "%s: %" PRIu64 " bytes need an L1 table of over %u bytes",
                         node->filename, size, MAX_L1_BYTES);
     int err = node_begin_change(node);
-    if (!err && entries > q->l1_size)
+    if (!err && entries > q->live.l1_size)
         err = grow_l1(q, (uint32_t)entries);
     if (!err) {
         LOCK_GUARD(&q->header_lock);

@@ -29,7 +29,7 @@ ParameterizedTest(int *order, qcow2_refcount, widths)
     rng_init(&rng, 3);
     make(&img, &(struct image_spec){.options = widths[*order], .size = MIB});
     image_open(&img);
-    struct refcounts *refs = &qcow2_of(img.node)->refs;
+    struct refcounts *refs = &qcow2_of(img.node)->alloc.refs;
     uint64_t n = 1ull << refs->block_bits, want[4096];
     uint8_t packed[512] = {0}, stored[512];
 

@@ -15,23 +15,29 @@
 
 #include "base/checked.h"
 #include "base/log.h"
-#include "qcow2/internal.h"
+#include "qcow2/alloc/alloc.h"
 
-int alloc_open(struct alloc *a, struct qcow2 *q, struct diag *diag)
+int alloc_open(struct alloc *a, const struct alloc_image *image, struct diag *diag)
 {
     uint64_t size;
 
-    *a = (struct alloc){.q = q};
+    *a = (struct alloc){
+        .node = image->node, .cluster_bits = image->cluster_bits, .image = *image};
     lock_init(&a->growth, RANK_GROWTH);
     alloc_reclaim_init(a);
-    int err = storage_size(q->node->file, &size);
+    int err = storage_size(a->node->file, &size);
     if (err)
-        return diag_errno(diag, -err, "%s: size", q->node->filename);
-    if (size > INT64_MAX - cluster_size(q))
-        return diag_set(diag, EFBIG, "%s: a file of %" PRIu64 " bytes", q->node->filename,
+        return diag_errno(diag, -err, "%s: size", a->node->filename);
+    if (size > INT64_MAX - alloc_cluster_size(a))
+        return diag_set(diag, EFBIG, "%s: a file of %" PRIu64 " bytes", a->node->filename,
                         size);
-    atomic_init(&a->file_end, align_up(size, cluster_size(q)));
+    atomic_init(&a->file_end, align_up(size, alloc_cluster_size(a)));
     return 0;
+}
+
+int alloc_open_refcounts(struct alloc *a, struct diag *diag)
+{
+    return refcounts_open(&a->refs, a, diag);
 }
 
 bool alloc_inside_file_now(struct alloc *a, uint64_t offset, uint64_t len)
@@ -40,17 +46,17 @@ bool alloc_inside_file_now(struct alloc *a, uint64_t offset, uint64_t len)
 
     if (alloc_inside_file(a, offset, len))
         return true;
-    if (a->q->node->active || storage_size(a->q->node->file, &size) ||
-        size > INT64_MAX - cluster_size(a->q))
+    if (a->node->active || storage_size(a->node->file, &size) ||
+        size > INT64_MAX - alloc_cluster_size(a))
         return false;
-    atomic_store(&a->file_end, align_up(size, cluster_size(a->q)));
+    atomic_store(&a->file_end, align_up(size, alloc_cluster_size(a)));
     return alloc_inside_file(a, offset, len);
 }
 
 /* On a store of fixed size the tail is what no refcount block covers yet. */
 static uint64_t first_uncovered(struct alloc *a, uint64_t n_clusters)
 {
-    struct refcounts *refs = &a->q->refs;
+    struct refcounts *refs = &a->refs;
     uint64_t block = atomic_load(&refs->table)->n_entries;
 
     while (block > 0 && refcount_block_offset(refs, block - 1) == 0)
@@ -60,32 +66,31 @@ static uint64_t first_uncovered(struct alloc *a, uint64_t n_clusters)
 
 int alloc_activate(struct alloc *a, struct diag *diag)
 {
-    struct qcow2 *q = a->q;
     uint64_t size;
 
-    int err = storage_size(q->node->file, &size);
+    int err = storage_size(a->node->file, &size);
     if (err)
-        return diag_errno(diag, -err, "%s: size", q->node->filename);
-    uint64_t end = align_up(size, cluster_size(q));
-    if (q->node->file->fixed_size) {
-        uint64_t n = size >> q->cluster_bits;
-        uint64_t first = first_uncovered(a, n), start = first << q->cluster_bits;
-        if (meta_set_end(&q->metadata) > first)
+        return diag_errno(diag, -err, "%s: size", a->node->filename);
+    uint64_t end = align_up(size, alloc_cluster_size(a));
+    if (a->node->file->fixed_size) {
+        uint64_t n = size >> a->cluster_bits;
+        uint64_t first = first_uncovered(a, n), start = first << a->cluster_bits;
+        if (meta_set_end(&a->metadata) > first)
             return diag_set(diag, EINVAL,
                             "%s: refcount table: metadata lies behind offset %" PRIu64
                             ", which no refcount block covers",
-                            q->node->filename, start);
-        tail_init(&a->tail, (uint32_t)cluster_size(q), start, start);
+                            a->node->filename, start);
+        tail_init(&a->tail, (uint32_t)alloc_cluster_size(a), start, start);
         a->tail.fresh_from = UINT64_MAX;
-        atomic_store(&a->file_end, n << q->cluster_bits);
+        atomic_store(&a->file_end, n << a->cluster_bits);
     } else {
-        tail_init(&a->tail, (uint32_t)cluster_size(q), end, end);
+        tail_init(&a->tail, (uint32_t)alloc_cluster_size(a), end, end);
         atomic_store(&a->file_end, end);
     }
     a->scan_next = 0;
     /* Past the table's reach there are no counts, however large a sparse file is. */
-    a->scan_end = MIN(a->tail.next >> q->cluster_bits,
-                      atomic_load(&q->refs.table)->n_entries << q->refs.block_bits);
+    a->scan_end = MIN(a->tail.next >> a->cluster_bits,
+                      atomic_load(&a->refs.table)->n_entries << a->refs.block_bits);
     return 0;
 }
 
@@ -95,6 +100,8 @@ void alloc_close(struct alloc *a)
     free(a->free.runs);
     free(a->unlinked.runs);
     free(a->frozen.runs);
+    refcounts_close(&a->refs);
+    meta_set_free(&a->metadata);
     lock_destroy(&a->growth);
 }
 
@@ -110,7 +117,7 @@ void run_list_add(struct alloc *a, struct run_list *list, struct run run)
         size_t capacity = MAX(16, list->capacity * 2);
         struct run *runs = realloc(list->runs, capacity * sizeof *runs);
         if (!runs) {
-            log_error("%s: out of memory: %" PRIu64 " clusters leak", a->q->node->filename,
+            log_error("%s: out of memory: %" PRIu64 " clusters leak", a->node->filename,
                       run.n);
             return;
         }
@@ -141,11 +148,11 @@ bool alloc_settled(const struct alloc *a, uint64_t host_end)
 /* The free clusters of a page of refcounts that can't be read leak: there are others. */
 static void forget_unreadable(struct alloc *a, uint64_t cluster, int err)
 {
-    struct refcounts *refs = &a->q->refs;
+    struct refcounts *refs = &a->refs;
     uint64_t page_end = cluster + refcount_run_in_page(refs, cluster), lost = 0;
 
     {
-        LOCK_GUARD(mcache_meta(a->q->node->mc));
+        LOCK_GUARD(mcache_meta(a->node->mc));
         struct run *run = a->free.n ? &a->free.runs[a->free.n - 1] : NULL;
         if (!run || run->first != cluster) /* another was faster */
             return;
@@ -157,14 +164,14 @@ static void forget_unreadable(struct alloc *a, uint64_t cluster, int err)
     }
     log_error("%s: refcount of the cluster at %" PRIu64
               " can't be read (errno %d): %" PRIu64 " clusters leak",
-              a->q->node->filename, cluster << a->q->cluster_bits, -err, lost);
+              a->node->filename, cluster << a->cluster_bits, -err, lost);
 }
 
 /* Takes from the youngest free run; *n is 0 when there is none. */
 static int take_free(struct alloc *a, uint64_t max, uint64_t *first, uint64_t *n)
 {
-    struct refcounts *refs = &a->q->refs;
-    struct lock *meta = mcache_meta(a->q->node->mc);
+    struct refcounts *refs = &a->refs;
+    struct lock *meta = mcache_meta(a->node->mc);
 
     for (;;) {
         uint64_t candidate;
@@ -197,35 +204,33 @@ static int take_free(struct alloc *a, uint64_t max, uint64_t *first, uint64_t *n
 
 static uint64_t take_tail(struct alloc *a, uint64_t max, uint64_t *host, bool *fresh)
 {
-    LOCK_GUARD(mcache_meta(a->q->node->mc));
-    return tail_take(&a->tail, max << a->q->cluster_bits, host, fresh) >>
-           a->q->cluster_bits;
+    LOCK_GUARD(mcache_meta(a->node->mc));
+    return tail_take(&a->tail, max << a->cluster_bits, host, fresh) >> a->cluster_bits;
 }
 
 /* META, page present: adds the free clusters of [first, first+n) to the free list.  One
  * that holds metadata is free only by mistake: it must not be written over. */
 static void collect_free(struct alloc *a, uint64_t first, uint64_t n)
 {
-    struct qcow2 *q = a->q;
 
     for (uint64_t c = first; c < first + n; c++) {
-        if (refcount_get(&q->refs, c) != 0)
+        if (refcount_get(&a->refs, c) != 0)
             continue;
-        if (!meta_set_has(&q->metadata, c)) {
+        if (!meta_set_has(&a->metadata, c)) {
             run_list_add(a, &a->free, (struct run){.first = c, .n = 1});
             continue;
         }
         log_error("%s: the cluster at %" PRIu64 " holds metadata and has a refcount of 0",
-                  q->node->filename, c << q->cluster_bits);
-        qcow2_mark_corrupt(q);
+                  a->node->filename, c << a->cluster_bits);
+        alloc_met_corruption(a);
     }
 }
 
 /* Looks at one more page of refcounts from earlier sessions; false when all were seen. */
 static bool scan_page(struct alloc *a)
 {
-    struct refcounts *refs = &a->q->refs;
-    struct lock *meta = mcache_meta(a->q->node->mc);
+    struct refcounts *refs = &a->refs;
+    struct lock *meta = mcache_meta(a->node->mc);
     uint64_t at, end;
 
     {
@@ -260,13 +265,13 @@ int alloc_clusters(struct alloc *a, uint64_t max, uint64_t *host, uint64_t *n, b
     scan_page(a);
     for (;;) {
         uint64_t first = 0;
-        int err = mcache_health(a->q->node->mc);
+        int err = mcache_health(a->node->mc);
         if (!err)
             err = take_free(a, max, &first, n);
         if (err)
             return err;
         if (*n) {
-            *host = first << a->q->cluster_bits;
+            *host = first << a->cluster_bits;
             *fresh = false;
             return 0;
         }

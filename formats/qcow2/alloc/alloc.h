@@ -30,9 +30,24 @@
 #include "base/housekeeper.h"
 #include "base/list.h"
 #include "base/lock.h"
+#include "block/node.h"
 #include "block/tail.h"
+#include "qcow2/alloc/meta_set.h"
+#include "qcow2/alloc/refcount.h"
+#include "qcow2/qcow2_format.h"
 
-struct qcow2;
+/* The image that clusters are taken for, and what the allocator asks of it. */
+struct alloc_image {
+    struct node *node;
+    uint32_t cluster_bits, refcount_order;
+    uint64_t refcount_table_offset; /* bytes, in the file */
+    uint32_t refcount_table_clusters;
+    /* An entry was met that can't be right.  Under any lock. */
+    void (*met_corruption)(struct node *node);
+    /* Growth lock: the header names another refcount table, durably on return.  After a
+     * failure it may name either, and the node refuses writes. */
+    int (*move_refcount_table)(struct node *node, uint64_t offset, uint32_t clusters);
+};
 
 /* A run of host clusters, by cluster number. */
 struct run {
@@ -45,7 +60,11 @@ struct run_list {
 };
 
 struct alloc {
-    struct qcow2 *q;
+    struct node *node;
+    uint32_t cluster_bits;
+    struct alloc_image image; /* as it was when it was opened */
+    struct refcounts refs;
+    struct meta_set metadata;  /* filled when the image is activated */
     struct lock growth;        /* who extends the file or the refcount structures */
     _Atomic uint64_t file_end; /* cluster aligned: nothing of the image lies beyond */
     bool grown;                /* under growth: the file is longer than it was */
@@ -67,7 +86,10 @@ struct alloc {
 };
 
 /* Learns the file's end; the rest comes with alloc_activate, on the first writable use. */
-int alloc_open(struct alloc *a, struct qcow2 *q, struct diag *diag) MUST_USE;
+int alloc_open(struct alloc *a, const struct alloc_image *image,
+               struct diag *diag) MUST_USE;
+/* Reads the refcount table; node->mc is there. */
+int alloc_open_refcounts(struct alloc *a, struct diag *diag) MUST_USE;
 int alloc_activate(struct alloc *a, struct diag *diag) MUST_USE;
 
 /* Is anything on its way from unlinked to free? */
@@ -79,6 +101,14 @@ int alloc_settle(struct alloc *a) MUST_USE;
 /* After alloc_settle and a commit: the file ends with the last cluster in use. */
 int alloc_trim_file(struct alloc *a) MUST_USE;
 void alloc_close(struct alloc *a);
+
+static inline uint64_t alloc_cluster_size(const struct alloc *a)
+{
+    return 1ull << a->cluster_bits;
+}
+
+/* META: clusters that become metadata. */
+void alloc_note_metadata(struct alloc *a, uint64_t host, uint64_t n);
 
 /* Is [offset, offset+len) a place that something of the image can have? */
 static inline bool alloc_inside_file(const struct alloc *a, uint64_t offset, uint64_t len)
@@ -110,6 +140,11 @@ void alloc_frozen(struct alloc *a);
 void alloc_durable(struct alloc *a);
 
 /* ---- between the files of the allocator ---- */
+
+static inline void alloc_met_corruption(struct alloc *a)
+{
+    a->image.met_corruption(a->node);
+}
 
 /* Appends, merged with the last run when it continues it; memory short: the clusters leak.
  */

@@ -13,7 +13,7 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "qcow2/internal.h"
+#include "qcow2/alloc/alloc.h"
 
 struct area {
     uint64_t start;                 /* cluster number */
@@ -40,8 +40,8 @@ static void add_blocks(const struct refcounts *refs, struct area *area)
 static int plan_refcount_table_at(struct alloc *a, uint64_t start, uint64_t least,
                                   struct area *area, uint64_t *n_entries)
 {
-    struct refcounts *refs = &a->q->refs;
-    uint64_t per_cluster = cluster_size(a->q) / 8, most = MAX_RT_BYTES / 8;
+    struct refcounts *refs = &a->refs;
+    uint64_t per_cluster = alloc_cluster_size(a) / 8, most = MAX_RT_BYTES / 8;
     uint64_t twice = MIN(atomic_load(&refs->table)->n_entries * 2, most);
     uint64_t wanted = MAX(MAX(twice, least), refcount_block_of(refs, start) + 2);
 
@@ -63,21 +63,21 @@ static int plan_refcount_table_at(struct alloc *a, uint64_t start, uint64_t leas
  * make are in memory: another in its place would not be read, so it counts, too. */
 static uint64_t first_uncounted(const struct alloc *a)
 {
-    const struct refcounts *refs = &a->q->refs;
+    const struct refcounts *refs = &a->refs;
     const struct refcount_table *table = atomic_load(&refs->table);
     uint64_t blocks = table->n_entries;
 
     while (blocks > 0 && atomic_load(&table->words[blocks - 1]) == 0)
         blocks--;
-    return MAX(a->tail.end >> a->q->cluster_bits, MAX(blocks, refs->tried_blocks)
-                                                      << refs->block_bits);
+    return MAX(a->tail.end >> a->cluster_bits, MAX(blocks, refs->tried_blocks)
+                                                   << refs->block_bits);
 }
 
 /* Behind metadata, if some is known to lie there. */
 static int plan_refcount_table(struct alloc *a, uint64_t least, struct area *area,
                                uint64_t *n_entries)
 {
-    const struct meta_set *metadata = &a->q->metadata;
+    const struct meta_set *metadata = &a->metadata;
     uint64_t start = first_uncounted(a);
 
     int err = plan_refcount_table_at(a, start, least, area, n_entries);
@@ -88,21 +88,20 @@ static int plan_refcount_table(struct alloc *a, uint64_t least, struct area *are
 
 static int write_blocks(struct alloc *a, const struct area *area)
 {
-    struct qcow2 *q = a->q;
-    struct refcounts *refs = &q->refs;
-    CLEANUP_FREE uint8_t *block = malloc(cluster_size(q));
+    struct refcounts *refs = &a->refs;
+    CLEANUP_FREE uint8_t *block = malloc(alloc_cluster_size(a));
     if (!block)
         return -ENOMEM;
 
     for (uint64_t i = 0; i < area->n_blocks; i++) {
         uint64_t covers = (area->first_block + i) << refs->block_bits;
-        memset(block, 0, cluster_size(q));
+        memset(block, 0, alloc_cluster_size(a));
         for (uint64_t c = MAX(area->start, covers);
              c < MIN(area_end(area), covers + (1ull << refs->block_bits)); c++)
             refcount_pack(refs->order, block, c - covers, 1);
         uint64_t place = area->start + area->table_clusters + i;
-        int err = storage_write(q->node->file, block, place << q->cluster_bits,
-                                cluster_size(q), 0);
+        int err = storage_write(a->node->file, block, place << a->cluster_bits,
+                                alloc_cluster_size(a), 0);
         if (err)
             return err;
     }
@@ -112,7 +111,7 @@ static int write_blocks(struct alloc *a, const struct area *area)
 /* An area that failed may have left its bytes where the tail goes on. */
 static void distrust_tail(struct alloc *a)
 {
-    LOCK_GUARD(mcache_meta(a->q->node->mc));
+    LOCK_GUARD(mcache_meta(a->node->mc));
     a->tail.fresh_from = MAX(a->tail.fresh_from, atomic_load(&a->file_end));
 }
 
@@ -123,23 +122,7 @@ static int write_table(struct alloc *a, const struct refcount_table *table)
         return -ENOMEM;
     for (uint64_t i = 0; i < table->n_entries; i++)
         store_be64(raw + i * 8, atomic_load(&table->words[i]));
-    return storage_write(a->q->node->file, raw, table->offset, table->n_entries * 8, 0);
-}
-
-static int switch_header(struct qcow2 *q, const struct refcount_table *table)
-{
-    LOCK_GUARD(&q->header_lock);
-    struct qcow2_header h = q->header;
-
-    h.refcount_table_offset = table->offset;
-    h.refcount_table_clusters = (uint32_t)(table->n_entries * 8 >> q->cluster_bits);
-    int err = qcow2_point_header(q, &h, qcow2_header_write_refcount_table);
-    if (err)
-        return err;
-    /* The fields that changed: others read the rest meanwhile, without a lock. */
-    q->header.refcount_table_offset = h.refcount_table_offset;
-    q->header.refcount_table_clusters = h.refcount_table_clusters;
-    return 0;
+    return storage_write(a->node->file, raw, table->offset, table->n_entries * 8, 0);
 }
 
 /* Step by step, each durable before the next: the area, then the header that points to it.
@@ -147,56 +130,56 @@ static int switch_header(struct qcow2 *q, const struct refcount_table *table)
 static int write_refcount_table(struct alloc *a, const struct area *area,
                                 struct refcount_table *table)
 {
-    int err = alloc_extend_file(a, area_end(area) << a->q->cluster_bits);
+    int err = alloc_extend_file(a, area_end(area) << a->cluster_bits);
     if (!err)
         err = write_blocks(a, area);
     if (!err)
         err = write_table(a, table);
     if (!err)
-        err = node_barrier(a->q->node);
+        err = node_barrier(a->node);
     if (!err)
-        err = switch_header(a->q, table);
+        err = a->image.move_refcount_table(
+            a->node, table->offset, (uint32_t)(table->n_entries * 8 >> a->cluster_bits));
     return err;
 }
 
 int alloc_grow_refcount_table(struct alloc *a, uint64_t least)
 {
-    struct qcow2 *q = a->q;
     struct area area;
     uint64_t n_entries;
 
     /* Then no entry of the old table waits to be written, and none can be added. */
-    int err = mcache_commit(q->node->mc, MC_COMMIT_EVERYTHING);
+    int err = mcache_commit(a->node->mc, MC_COMMIT_EVERYTHING);
     if (!err)
         err = plan_refcount_table(a, least, &area, &n_entries);
     if (err)
         return err;
 
-    struct refcount_table *old = atomic_load(&q->refs.table);
+    struct refcount_table *old = atomic_load(&a->refs.table);
     struct refcount_table *table =
-        refcount_table_new(area.start << q->cluster_bits, n_entries);
+        refcount_table_new(area.start << a->cluster_bits, n_entries);
     if (!table)
         return -ENOMEM;
     for (uint64_t i = 0; i < old->n_entries; i++)
         atomic_init(&table->words[i], atomic_load(&old->words[i]));
     for (uint64_t i = 0; i < area.n_blocks; i++)
         atomic_init(&table->words[area.first_block + i],
-                    (area.start + area.table_clusters + i) << q->cluster_bits);
+                    (area.start + area.table_clusters + i) << a->cluster_bits);
     err = write_refcount_table(a, &area, table);
     if (!err) {
-        err = refcounts_replace_table(&q->refs, table);
+        err = refcounts_replace_table(&a->refs, table);
         if (err) /* the header names a table that we can't use */
-            mcache_poison(q->node->mc);
+            mcache_poison(a->node->mc);
     }
     if (err) {
         free(table);
         distrust_tail(a);
         return err;
     }
-    LOCK_GUARD(mcache_meta(q->node->mc));
-    a->tail.next = a->tail.end = area_end(&area) << q->cluster_bits;
-    qcow2_note_metadata(q, table->offset, area.table_clusters + area.n_blocks);
-    alloc_unlink(a, old->offset, old->n_entries * 8 >> q->cluster_bits);
+    LOCK_GUARD(mcache_meta(a->node->mc));
+    a->tail.next = a->tail.end = area_end(&area) << a->cluster_bits;
+    alloc_note_metadata(a, table->offset, area.table_clusters + area.n_blocks);
+    alloc_unlink(a, old->offset, old->n_entries * 8 >> a->cluster_bits);
     return 0;
 }
 
@@ -205,12 +188,11 @@ int alloc_grow_refcount_table(struct alloc *a, uint64_t least)
 /* Behind all metadata if some lies there. */
 static struct area plan_wide_table(struct alloc *a, uint64_t n)
 {
-    struct qcow2 *q = a->q;
     struct area area = {.start = first_uncounted(a), .table_clusters = n};
-    add_blocks(&q->refs, &area);
-    if (meta_set_has_any(&q->metadata, area.start, area_end(&area) - area.start)) {
-        area.start = meta_set_end(&q->metadata);
-        add_blocks(&q->refs, &area);
+    add_blocks(&a->refs, &area);
+    if (meta_set_has_any(&a->metadata, area.start, area_end(&area) - area.start)) {
+        area.start = meta_set_end(&a->metadata);
+        add_blocks(&a->refs, &area);
     }
     return area;
 }
@@ -218,33 +200,31 @@ static struct area plan_wide_table(struct alloc *a, uint64_t n)
 /* The area is in the file, and its blocks are durable: they get into the refcount table. */
 static int publish_blocks(struct alloc *a, const struct area *area)
 {
-    struct qcow2 *q = a->q;
 
     for (uint64_t i = 0; i < area->n_blocks; i++) {
-        int err = refcount_table_load_for_store(&q->refs, area->first_block + i);
+        int err = refcount_table_load_for_store(&a->refs, area->first_block + i);
         if (err)
             return err;
     }
-    uint64_t place = (area->start + area->table_clusters) << q->cluster_bits;
-    LOCK_GUARD(mcache_meta(q->node->mc));
+    uint64_t place = (area->start + area->table_clusters) << a->cluster_bits;
+    LOCK_GUARD(mcache_meta(a->node->mc));
     for (uint64_t i = 0; i < area->n_blocks; i++)
-        refcount_table_store(&q->refs, area->first_block + i,
-                             place + (i << q->cluster_bits));
-    qcow2_note_metadata(q, place, area->n_blocks);
+        refcount_table_store(&a->refs, area->first_block + i,
+                             place + (i << a->cluster_bits));
+    alloc_note_metadata(a, place, area->n_blocks);
     alloc_abandon_tail(a);
-    a->tail.next = a->tail.end = area_end(area) << q->cluster_bits;
+    a->tail.next = a->tail.end = area_end(area) << a->cluster_bits;
     return 0;
 }
 
 int alloc_wide_table(struct alloc *a, uint64_t n, uint64_t *host)
 {
-    struct qcow2 *q = a->q;
     struct area area = plan_wide_table(a, n);
     uint64_t needed = area.first_block + area.n_blocks;
 
-    if (needed > atomic_load(&q->refs.table)->n_entries) {
+    if (needed > atomic_load(&a->refs.table)->n_entries) {
         {
-            LOCK_GUARD(mcache_meta(q->node->mc));
+            LOCK_GUARD(mcache_meta(a->node->mc));
             alloc_abandon_tail(a);
         }
         /* A new refcount table comes with blocks, and moves the place. */
@@ -253,18 +233,18 @@ int alloc_wide_table(struct alloc *a, uint64_t n, uint64_t *host)
             return err;
         area = plan_wide_table(a, n);
     }
-    if (area.first_block + area.n_blocks > atomic_load(&q->refs.table)->n_entries)
+    if (area.first_block + area.n_blocks > atomic_load(&a->refs.table)->n_entries)
         return -EFBIG;
-    int err = alloc_extend_file(a, area_end(&area) << q->cluster_bits);
+    int err = alloc_extend_file(a, area_end(&area) << a->cluster_bits);
     if (!err)
         err = write_blocks(a, &area);
     if (!err)
-        err = node_barrier(q->node);
+        err = node_barrier(a->node);
     if (!err)
         err = publish_blocks(a, &area);
     if (err)
         distrust_tail(a);
     else
-        *host = area.start << q->cluster_bits;
+        *host = area.start << a->cluster_bits;
     return err;
 }

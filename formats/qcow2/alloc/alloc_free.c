@@ -11,13 +11,12 @@
 #include <stdlib.h>
 
 #include "base/log.h"
-#include "qcow2/internal.h"
+#include "qcow2/alloc/alloc.h"
 
 void alloc_unlink(struct alloc *a, uint64_t host, uint64_t n)
 {
-    lock_assert_held(mcache_meta(a->q->node->mc));
-    run_list_add(a, &a->unlinked,
-                 (struct run){.first = host >> a->q->cluster_bits, .n = n});
+    lock_assert_held(mcache_meta(a->node->mc));
+    run_list_add(a, &a->unlinked, (struct run){.first = host >> a->cluster_bits, .n = n});
 }
 
 void alloc_frozen(struct alloc *a)
@@ -30,8 +29,8 @@ void alloc_frozen(struct alloc *a)
 /* Whoever flushed is told after this returns, so it does no more than must be. */
 void alloc_durable(struct alloc *a)
 {
-    tail_durable(&a->tail, a->q->node);
-    LOCK_GUARD(mcache_meta(a->q->node->mc));
+    tail_durable(&a->tail, a->node);
+    LOCK_GUARD(mcache_meta(a->node->mc));
     if (a->frozen.n > 0)
         alloc_retire(a);
 }
@@ -39,17 +38,16 @@ void alloc_durable(struct alloc *a)
 /* Refcounts of the tail that was not used go back to 0. */
 static int give_back_tail(struct alloc *a)
 {
-    struct qcow2 *q = a->q;
-    uint64_t at = a->tail.next >> q->cluster_bits, end = a->tail.end >> q->cluster_bits;
+    uint64_t at = a->tail.next >> a->cluster_bits, end = a->tail.end >> a->cluster_bits;
 
     while (at < end) {
-        uint64_t n = MIN(end - at, refcount_run_in_page(&q->refs, at));
-        int err = refcount_lock_page_for_store(&q->refs, at);
+        uint64_t n = MIN(end - at, refcount_run_in_page(&a->refs, at));
+        int err = refcount_lock_page_for_store(&a->refs, at);
         if (err)
             return err;
         for (uint64_t c = at; c < at + n; c++)
-            refcount_set(&q->refs, c, 0, MC_LEAF);
-        lock_release(mcache_meta(q->node->mc));
+            refcount_set(&a->refs, c, 0, MC_LEAF);
+        lock_release(mcache_meta(a->node->mc));
         at += n;
     }
     return 0;
@@ -57,7 +55,7 @@ static int give_back_tail(struct alloc *a)
 
 bool alloc_has_unlinked(struct alloc *a)
 {
-    LOCK_GUARD(mcache_meta(a->q->node->mc));
+    LOCK_GUARD(mcache_meta(a->node->mc));
     return a->unlinked.n || a->frozen.n || a->reclaiming || !list_empty(&a->retired);
 }
 
@@ -67,7 +65,7 @@ bool alloc_has_unlinked(struct alloc *a)
 
 int alloc_settle(struct alloc *a)
 {
-    struct node *node = a->q->node;
+    struct node *node = a->node;
     int err = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
 
     {
@@ -86,8 +84,7 @@ int alloc_trim_file(struct alloc *a)
 {
     /* The tail may begin behind the file: growth passed over clusters in use, and failed.
      */
-    if (!a->grown || a->q->node->file->fixed_size ||
-        a->tail.next > atomic_load(&a->file_end))
+    if (!a->grown || a->node->file->fixed_size || a->tail.next > atomic_load(&a->file_end))
         return 0;
-    return storage_truncate(a->q->node->file, a->tail.next);
+    return storage_truncate(a->node->file, a->tail.next);
 }

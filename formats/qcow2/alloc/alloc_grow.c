@@ -18,19 +18,19 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/log.h"
-#include "qcow2/internal.h"
+#include "qcow2/alloc/alloc.h"
 
 /* Growth lock: how far the image can reach, at least to `wanted` if at all.  A device may
  * have grown since it was looked at: it is asked before there is said to be no space. */
 static uint64_t reach(struct alloc *a, uint64_t wanted)
 {
-    struct storage *st = a->q->node->file;
+    struct storage *st = a->node->file;
     uint64_t end = atomic_load(&a->file_end), size;
 
     if (!st->fixed_size)
         return UINT64_MAX;
     if (wanted > end && storage_size(st, &size) == 0) {
-        end = MAX(end, align_down(size, cluster_size(a->q)));
+        end = MAX(end, align_down(size, alloc_cluster_size(a)));
         atomic_store_explicit(&a->file_end, end, memory_order_release);
     }
     return end;
@@ -38,7 +38,7 @@ static uint64_t reach(struct alloc *a, uint64_t wanted)
 
 int alloc_extend_file(struct alloc *a, uint64_t new_end)
 {
-    struct storage *st = a->q->node->file;
+    struct storage *st = a->node->file;
 
     if (new_end > reach(a, new_end))
         return -ENOSPC;
@@ -56,7 +56,7 @@ int alloc_extend_file(struct alloc *a, uint64_t new_end)
 
 void alloc_abandon_tail(struct alloc *a)
 {
-    uint64_t left = (a->tail.end - a->tail.next) >> a->q->cluster_bits;
+    uint64_t left = (a->tail.end - a->tail.next) >> a->cluster_bits;
 
     if (left)
         alloc_unlink(a, a->tail.next, left);
@@ -68,39 +68,37 @@ void alloc_abandon_tail(struct alloc *a)
  * that means: tables of a file that was cut short point there. */
 static int count_run(struct alloc *a, uint64_t first, uint64_t n, bool used, uint64_t *run)
 {
-    struct qcow2 *q = a->q;
-    bool counted = refcount_block_offset(&q->refs, refcount_block_of(&q->refs, first)) != 0;
+    bool counted = refcount_block_offset(&a->refs, refcount_block_of(&a->refs, first)) != 0;
 
-    n = MIN(n, refcount_run_in_page(&q->refs, first));
-    int err = counted ? refcount_lock_page(&q->refs, first) : 0;
+    n = MIN(n, refcount_run_in_page(&a->refs, first));
+    int err = counted ? refcount_lock_page(&a->refs, first) : 0;
     if (err)
         return err;
     if (!counted)
-        lock_acquire(mcache_meta(q->node->mc));
+        lock_acquire(mcache_meta(a->node->mc));
     for (*run = 0; *run < n; ++*run) {
         uint64_t c = first + *run;
         bool in_use =
-            (counted && refcount_get(&q->refs, c) != 0) || meta_set_has(&q->metadata, c);
+            (counted && refcount_get(&a->refs, c) != 0) || meta_set_has(&a->metadata, c);
         if (in_use != used)
             break;
     }
-    lock_release(mcache_meta(q->node->mc));
+    lock_release(mcache_meta(a->node->mc));
     return 0;
 }
 
 /* Growth lock: the tail ends where clusters begin that nobody uses. */
 static int pass_over_used(struct alloc *a)
 {
-    struct qcow2 *q = a->q;
 
     for (;;) {
-        uint64_t n, at = a->tail.end >> q->cluster_bits;
+        uint64_t n, at = a->tail.end >> a->cluster_bits;
         int err = count_run(a, at, UINT64_MAX, true, &n);
         if (err || n == 0)
             return err;
-        LOCK_GUARD(mcache_meta(q->node->mc));
+        LOCK_GUARD(mcache_meta(a->node->mc));
         alloc_abandon_tail(a);
-        a->tail.next = a->tail.end = (at + n) << q->cluster_bits;
+        a->tail.next = a->tail.end = (at + n) << a->cluster_bits;
     }
 }
 
@@ -109,8 +107,7 @@ static int pass_over_used(struct alloc *a)
  * refcount block that covers it. */
 static int publish_page(struct alloc *a, uint64_t *at, uint64_t end, bool block_here)
 {
-    struct qcow2 *q = a->q;
-    struct refcounts *refs = &q->refs;
+    struct refcounts *refs = &a->refs;
     uint64_t first = *at, n = 0;
 
     int err = block_here
@@ -126,14 +123,14 @@ static int publish_page(struct alloc *a, uint64_t *at, uint64_t end, bool block_
     for (uint64_t c = first; c < first + n; c++)
         refcount_set(refs, c, 1, block_here ? MC_PRE : MC_LEAF);
     if (block_here) {
-        qcow2_note_metadata(q, first << q->cluster_bits, 1);
+        alloc_note_metadata(a, first << a->cluster_bits, 1);
         refcount_table_store(refs, refcount_block_of(refs, first),
-                             first << q->cluster_bits);
+                             first << a->cluster_bits);
         assert(a->tail.next == a->tail.end);
-        a->tail.next += cluster_size(q);
+        a->tail.next += alloc_cluster_size(a);
     }
-    tail_publish(&a->tail, (first + n) << q->cluster_bits);
-    lock_release(mcache_meta(q->node->mc));
+    tail_publish(&a->tail, (first + n) << a->cluster_bits);
+    lock_release(mcache_meta(a->node->mc));
     *at += n;
     return 0;
 }
@@ -154,9 +151,8 @@ static int publish(struct alloc *a, uint64_t at, uint64_t end, bool block_here)
  * lock; the tail is used up when a block is to be made, and nobody uses what comes next. */
 static int extend(struct alloc *a, uint64_t clusters)
 {
-    struct qcow2 *q = a->q;
-    struct refcounts *refs = &q->refs;
-    uint64_t at = a->tail.end >> q->cluster_bits, block = refcount_block_of(refs, at);
+    struct refcounts *refs = &a->refs;
+    uint64_t at = a->tail.end >> a->cluster_bits, block = refcount_block_of(refs, at);
     bool block_here = refcount_block_offset(refs, block) == 0;
 
     if (block_here && atomic_load(&atomic_load(&refs->table)->words[block]) != 0)
@@ -164,23 +160,24 @@ static int extend(struct alloc *a, uint64_t clusters)
 
     uint64_t end;
     {
-        LOCK_GUARD(mcache_meta(q->node->mc));
-        end = tail_next_end(&a->tail, (clusters + block_here) << q->cluster_bits);
+        LOCK_GUARD(mcache_meta(a->node->mc));
+        end = tail_next_end(&a->tail, (clusters + block_here) << a->cluster_bits);
     }
     end = MIN(end, reach(a, end));
-    end = MIN(end >> q->cluster_bits, (block + 1) << refs->block_bits);
+    end = MIN(end >> a->cluster_bits, (block + 1) << refs->block_bits);
     /* A file that ends one cluster before a block's reach does leaves room for the block
      * only: then the next call goes on behind it. */
     bool at_reach = end == (block + 1) << refs->block_bits;
     if (end <= at || (end <= at + block_here && !at_reach))
         return -ENOSPC;
-    int err = alloc_extend_file(a, end << q->cluster_bits);
+    int err = alloc_extend_file(a, end << a->cluster_bits);
     if (!err && block_here) {
-        if (at << q->cluster_bits < a->tail.fresh_from)
-            err = storage_zero(q->node->file, at << q->cluster_bits, cluster_size(q), 0);
+        if (at << a->cluster_bits < a->tail.fresh_from)
+            err = storage_zero(a->node->file, at << a->cluster_bits, alloc_cluster_size(a),
+                               0);
         refs->tried_blocks = MAX(refs->tried_blocks, block + 1);
         atomic_store(&refs->pending_index, block);
-        atomic_store(&refs->pending_offset, at << q->cluster_bits);
+        atomic_store(&refs->pending_offset, at << a->cluster_bits);
     }
     if (!err)
         err = publish(a, at, end, block_here);
@@ -191,12 +188,12 @@ static int extend(struct alloc *a, uint64_t clusters)
 /* Growth lock. */
 static int grow_locked(struct alloc *a, uint64_t clusters)
 {
-    struct refcounts *refs = &a->q->refs;
+    struct refcounts *refs = &a->refs;
 
     int err = pass_over_used(a);
     if (err)
         return err;
-    if (refcount_block_of(refs, a->tail.end >> a->q->cluster_bits) >=
+    if (refcount_block_of(refs, a->tail.end >> a->cluster_bits) >=
         atomic_load(&refs->table)->n_entries) {
         err = alloc_grow_refcount_table(a, 0);
         if (err)
@@ -209,7 +206,7 @@ int alloc_grow(struct alloc *a, uint64_t clusters)
 {
     LOCK_GUARD(&a->growth);
     {
-        LOCK_GUARD(mcache_meta(a->q->node->mc));
+        LOCK_GUARD(mcache_meta(a->node->mc));
         if (a->tail.next < a->tail.end)
             return 0;
     }
@@ -218,17 +215,16 @@ int alloc_grow(struct alloc *a, uint64_t clusters)
 
 int alloc_table(struct alloc *a, uint64_t n, uint64_t *host)
 {
-    struct qcow2 *q = a->q;
-    uint64_t bytes = n << q->cluster_bits;
+    uint64_t bytes = n << a->cluster_bits;
     bool fresh;
 
     LOCK_GUARD(&a->growth);
     /* Every reach of a refcount block begins with the block itself. */
-    if (n >= 1ull << q->refs.block_bits)
+    if (n >= 1ull << a->refs.block_bits)
         return alloc_wide_table(a, n, host);
     for (;;) {
         {
-            LOCK_GUARD(mcache_meta(q->node->mc));
+            LOCK_GUARD(mcache_meta(a->node->mc));
             if (a->tail.end - a->tail.next >= bytes) {
                 uint64_t taken = tail_take(&a->tail, bytes, host, &fresh), next;
                 while (taken < bytes) /* part of it is fresh */
@@ -236,8 +232,8 @@ int alloc_table(struct alloc *a, uint64_t n, uint64_t *host)
                 return 0;
             }
             /* A run across a block's reach would have the block's cluster in it. */
-            uint64_t end = a->tail.end >> q->cluster_bits;
-            if (refcount_block_offset(&q->refs, refcount_block_of(&q->refs, end)) == 0)
+            uint64_t end = a->tail.end >> a->cluster_bits;
+            if (refcount_block_offset(&a->refs, refcount_block_of(&a->refs, end)) == 0)
                 alloc_abandon_tail(a);
         }
         int err = grow_locked(a, n);

@@ -12,7 +12,7 @@
 #include <stdlib.h>
 
 #include "base/log.h"
-#include "qcow2/internal.h"
+#include "qcow2/alloc/alloc.h"
 
 /* How many holes whoever needs a cluster, or the reclaim lock, waits for at most. */
 #define SLICE_RUNS 16
@@ -30,7 +30,7 @@ struct retired {
 
 void alloc_retire(struct alloc *a)
 {
-    struct node *node = a->q->node;
+    struct node *node = a->node;
     struct retired *batch = calloc(1, sizeof *batch);
 
     lock_assert_held(mcache_meta(node->mc));
@@ -90,11 +90,11 @@ static void note_progress(struct alloc *a)
  * more. Their clusters stay in use until their count is 0. */
 static void take_passed(struct alloc *a)
 {
-    struct gate *gate = &a->q->node->ctx->gate;
+    struct gate *gate = &a->node->ctx->gate;
 
     a->done = a->passed.n = 0;
     {
-        LOCK_GUARD(mcache_meta(a->q->node->mc));
+        LOCK_GUARD(mcache_meta(a->node->mc));
         LIST_FOR_EACH_SAFE (pos, &a->retired) {
             struct retired *batch = CONTAINER_OF(pos, struct retired, link);
             if (!gate_passed(gate, batch->stamp))
@@ -121,7 +121,7 @@ static void add_free(struct alloc *a, uint64_t first, uint64_t n)
 
 static bool may_punch(const struct alloc *a)
 {
-    const struct node *node = a->q->node;
+    const struct node *node = a->node;
 
     return !node->options.discard_ignore &&
            (a->punch_until_ns == 0 ||
@@ -133,34 +133,33 @@ static bool may_punch(const struct alloc *a)
  * under META stays true outside it. */
 static int drop_references(struct alloc *a, uint64_t first, uint64_t n, uint64_t *done)
 {
-    struct qcow2 *q = a->q;
-    struct lock *meta = mcache_meta(q->node->mc);
+    struct lock *meta = mcache_meta(a->node->mc);
 
-    int err = refcount_lock_page_for_store(&q->refs, first);
+    int err = refcount_lock_page_for_store(&a->refs, first);
     if (err)
         return err;
-    bool last = refcount_get(&q->refs, first) == 1;
+    bool last = refcount_get(&a->refs, first) == 1;
     uint64_t same = 1;
-    while (same < n && (refcount_get(&q->refs, first + same) == 1) == last)
+    while (same < n && (refcount_get(&a->refs, first + same) == 1) == last)
         same++;
     lock_release(meta);
 
     /* Punched while its count still says it is in use: nobody can take it before. */
     if (last && may_punch(a))
-        storage_discard(q->node->file, first << q->cluster_bits, same << q->cluster_bits);
+        storage_discard(a->node->file, first << a->cluster_bits, same << a->cluster_bits);
 
-    err = refcount_lock_page_for_store(&q->refs, first);
+    err = refcount_lock_page_for_store(&a->refs, first);
     if (err)
         return err;
     for (uint64_t c = first; c < first + same; c++) {
-        uint64_t now = refcount_get(&q->refs, c);
+        uint64_t now = refcount_get(&a->refs, c);
         if (now == 0)
             log_error("%s: cluster at %" PRIu64 " was in use with a refcount of 0",
-                      q->node->filename, c << q->cluster_bits);
+                      a->node->filename, c << a->cluster_bits);
         else
-            refcount_set(&q->refs, c, now - 1, MC_LEAF);
+            refcount_set(&a->refs, c, now - 1, MC_LEAF);
         if (last)
-            meta_set_remove(&q->metadata, c);
+            meta_set_remove(&a->metadata, c);
     }
     if (last)
         add_free(a, first, same);
@@ -172,15 +171,14 @@ static int drop_references(struct alloc *a, uint64_t first, uint64_t n, uint64_t
 /* One run, page by page; what can't be read leaks. */
 static void drop_run(struct alloc *a, struct run run)
 {
-    struct qcow2 *q = a->q;
 
     while (run.n > 0) {
-        uint64_t n = MIN(run.n, refcount_run_in_page(&q->refs, run.first)), done = n;
+        uint64_t n = MIN(run.n, refcount_run_in_page(&a->refs, run.first)), done = n;
         int err = drop_references(a, run.first, n, &done);
         if (err)
             log_error("%s: refcount of the cluster at %" PRIu64
                       " can't be read (errno %d): %" PRIu64 " clusters leak",
-                      q->node->filename, run.first << q->cluster_bits, -err, n);
+                      a->node->filename, run.first << a->cluster_bits, -err, n);
         run.first += done;
         run.n -= done;
     }
@@ -189,7 +187,7 @@ static void drop_run(struct alloc *a, struct run run)
 /* Reclaim lock. */
 static size_t reclaim_slice(struct alloc *a)
 {
-    struct gate *gate = &a->q->node->ctx->gate;
+    struct gate *gate = &a->node->ctx->gate;
     size_t n = 0;
 
     if (a->done == a->passed.n)
@@ -204,7 +202,7 @@ static size_t reclaim_slice(struct alloc *a)
         free(a->passed.runs);
         a->passed = (struct run_list){0};
         a->done = 0;
-        LOCK_GUARD(mcache_meta(a->q->node->mc));
+        LOCK_GUARD(mcache_meta(a->node->mc));
         a->reclaiming = false;
         note_progress(a);
     }
@@ -231,7 +229,7 @@ size_t alloc_try_reclaim(struct alloc *a)
 static void reclaim_in_background(void *opaque)
 {
     struct alloc *a = opaque;
-    struct housekeeper *hk = a->q->node->ctx->housekeeper;
+    struct housekeeper *hk = a->node->ctx->housekeeper;
     uint64_t until = housekeeper_now(hk) + BACKGROUND_NS;
     size_t n;
 
@@ -251,7 +249,7 @@ void alloc_reclaim_init(struct alloc *a)
 
 void alloc_reclaim_end(struct alloc *a)
 {
-    timer_cancel(a->q->node->ctx->housekeeper, &a->reclaim_timer);
+    timer_cancel(a->node->ctx->housekeeper, &a->reclaim_timer);
     LIST_FOR_EACH_SAFE (pos, &a->retired) {
         struct retired *batch = CONTAINER_OF(pos, struct retired, link);
         free(batch->runs.runs);

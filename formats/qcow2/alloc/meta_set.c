@@ -7,7 +7,7 @@
 
 #include "base/checked.h"
 #include "base/log.h"
-#include "qcow2/internal.h"
+#include "qcow2/alloc/alloc.h"
 
 #define EMPTY    0 /* never used: ends a search */
 #define DELETED  UINT64_MAX
@@ -172,10 +172,10 @@ void meta_set_move(struct meta_set *to, struct meta_set *from)
     atomic_store(&to->table, atomic_exchange(&from->table, NULL));
 }
 
-void qcow2_note_metadata(struct qcow2 *q, uint64_t host, uint64_t n)
+void alloc_note_metadata(struct alloc *a, uint64_t host, uint64_t n)
 {
     for (uint64_t i = 0; i < n; i++)
-        if (meta_set_add(&q->metadata, (host >> q->cluster_bits) + i) == -ENOMEM)
+        if (meta_set_add(&a->metadata, (host >> a->cluster_bits) + i) == -ENOMEM)
             log_error("%s: out of memory: the overlap check misses the cluster at %" PRIu64,
-                      q->node->filename, host + (i << q->cluster_bits));
+                      a->node->filename, host + (i << a->cluster_bits));
 }

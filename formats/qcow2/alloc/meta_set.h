@@ -17,7 +17,6 @@
 #include "base/compiler.h"
 #include "base/diag.h"
 
-struct qcow2;
 struct meta_table;
 
 struct meta_ranges {
@@ -53,13 +52,5 @@ bool meta_set_has_any(const struct meta_set *set, uint64_t first, uint64_t n);
 
 /* First cluster after all of them. */
 uint64_t meta_set_end(const struct meta_set *set);
-
-/* Fills the set from header, L1 table, refcount table and snapshots.  -EINVAL when two of
- * them claim one cluster: such an image can't be written to; then, as on each failure, the
- * set stays as it was. */
-int qcow2_collect_metadata(struct qcow2 *q, struct diag *diag) MUST_USE;
-
-/* META: clusters that become metadata. */
-void qcow2_note_metadata(struct qcow2 *q, uint64_t host, uint64_t n);
 
 #endif

@@ -9,7 +9,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/log.h"
-#include "qcow2/internal.h"
+#include "qcow2/alloc/alloc.h"
 
 struct refcount_table *refcount_table_new(uint64_t offset, uint64_t n_entries)
 {
@@ -36,13 +36,13 @@ uint64_t refcount_block_offset(struct refcounts *refs, uint64_t block)
     uint64_t entry = atomic_load_explicit(&t->words[block], memory_order_acquire);
     if (entry == 0)
         return 0;
-    struct qcow2 *q = refs->q;
-    if ((entry & RT_RESERVED) || !is_aligned(entry, cluster_size(q)) ||
-        !alloc_inside_file(&q->alloc, entry, cluster_size(q))) {
+    struct alloc *a = refs->alloc;
+    if ((entry & RT_RESERVED) || !is_aligned(entry, alloc_cluster_size(a)) ||
+        !alloc_inside_file(a, entry, alloc_cluster_size(a))) {
         log_error("%s: refcount table entry %" PRIu64 " (0x%" PRIx64
                   "): not the place of a refcount block",
-                  q->node->filename, block, entry);
-        qcow2_mark_corrupt(q);
+                  a->node->filename, block, entry);
+        alloc_met_corruption(a);
         return 0;
     }
     return entry;
@@ -72,18 +72,18 @@ static uint64_t locate_page(void *owner, uint64_t page_index)
 
 static int read_table(struct refcounts *refs, struct diag *diag)
 {
-    struct qcow2 *q = refs->q;
-    uint64_t bytes = (uint64_t)q->header.refcount_table_clusters << q->cluster_bits;
+    struct alloc *a = refs->alloc;
+    uint64_t bytes = (uint64_t)a->image.refcount_table_clusters << a->cluster_bits;
     struct refcount_table *t =
-        refcount_table_new(q->header.refcount_table_offset, bytes / 8);
+        refcount_table_new(a->image.refcount_table_offset, bytes / 8);
 
     if (!t)
-        return diag_errno(diag, ENOMEM, "%s: refcount table", q->node->filename);
+        return diag_errno(diag, ENOMEM, "%s: refcount table", a->node->filename);
     CLEANUP_FREE uint64_t *raw = malloc(bytes);
-    int err = raw ? storage_read(q->node->file, raw, t->offset, bytes) : -ENOMEM;
+    int err = raw ? storage_read(a->node->file, raw, t->offset, bytes) : -ENOMEM;
     if (err) {
         free(t);
-        return diag_errno(diag, -err, "%s: reading the refcount table", q->node->filename);
+        return diag_errno(diag, -err, "%s: reading the refcount table", a->node->filename);
     }
     for (uint64_t i = 0; i < bytes / 8; i++)
         atomic_init(&t->words[i], load_be64(&raw[i]));
@@ -91,11 +91,11 @@ static int read_table(struct refcounts *refs, struct diag *diag)
     return 0;
 }
 
-int refcounts_open(struct refcounts *refs, struct qcow2 *q, struct diag *diag)
+int refcounts_open(struct refcounts *refs, struct alloc *a, struct diag *diag)
 {
-    *refs = (struct refcounts){.q = q, .order = q->header.refcount_order};
-    refs->block_bits = q->cluster_bits + 3 - refs->order;
-    uint32_t page_bytes = (uint32_t)MIN(cluster_size(q), 4096);
+    *refs = (struct refcounts){.alloc = a, .order = a->image.refcount_order};
+    refs->block_bits = a->cluster_bits + 3 - refs->order;
+    uint32_t page_bytes = (uint32_t)MIN(alloc_cluster_size(a), 4096);
     uint32_t page_log = (uint32_t)__builtin_ctz(page_bytes);
     refs->page_bits = page_log + 3 - refs->order;
 
@@ -103,15 +103,15 @@ int refcounts_open(struct refcounts *refs, struct qcow2 *q, struct diag *diag)
     if (err)
         return err;
     struct refcount_table *t = current(refs);
-    refs->table_map = mcmap_new_resident(q->node->mc, t->words, t->n_entries, MC_BE64,
+    refs->table_map = mcmap_new_resident(a->node->mc, t->words, t->n_entries, MC_BE64,
                                          locate_table, refs);
     /* The directory covers the largest table there may be, so that growth leaves it alone.
      */
     uint64_t n_pages = (uint64_t)MAX_RT_BYTES / 8 << (refs->block_bits - refs->page_bits);
     refs->block_map =
-        mcmap_new(q->node->mc, n_pages, page_bytes, MC_BE64, locate_page, refs);
+        mcmap_new(a->node->mc, n_pages, page_bytes, MC_BE64, locate_page, refs);
     if (!refs->table_map || !refs->block_map)
-        return diag_errno(diag, ENOMEM, "%s: refcounts", q->node->filename);
+        return diag_errno(diag, ENOMEM, "%s: refcounts", a->node->filename);
     return 0;
 }
 
@@ -129,7 +129,7 @@ void refcounts_close(struct refcounts *refs)
 
 int refcounts_replace_table(struct refcounts *refs, struct refcount_table *table)
 {
-    struct mcache *mc = refs->q->node->mc;
+    struct mcache *mc = refs->alloc->node->mc;
     struct mcmap *map =
         mcmap_new_resident(mc, table->words, table->n_entries, MC_BE64, locate_table, refs);
     if (!map)
@@ -187,7 +187,7 @@ static int lock_page(struct refcounts *refs, uint64_t cluster,
                      int (*load)(struct refcounts *, uint64_t),
                      bool (*ready)(struct refcounts *, uint64_t))
 {
-    struct node *node = refs->q->node;
+    struct node *node = refs->alloc->node;
     struct lock *meta = mcache_meta(node->mc);
 
     for (;;) {

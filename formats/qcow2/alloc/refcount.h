@@ -15,7 +15,7 @@
 #include "base/diag.h"
 #include "mcache/mcache.h"
 
-struct qcow2;
+struct alloc;
 
 /* A refcount table in memory; a replaced one lives until close, for readers that still hold
  * it. */
@@ -27,7 +27,7 @@ struct refcount_table {
 };
 
 struct refcounts {
-    struct qcow2 *q;
+    struct alloc *alloc; /* whose counts they are */
     uint32_t order;      /* log2 of an entry's bits */
     uint32_t block_bits; /* log2 of the entries in a block */
     uint32_t page_bits;  /* log2 of the entries in a page */
@@ -38,7 +38,7 @@ struct refcounts {
     uint64_t tried_blocks; /* growth lock: how far blocks have been pending */
 };
 
-int refcounts_open(struct refcounts *refs, struct qcow2 *q, struct diag *diag) MUST_USE;
+int refcounts_open(struct refcounts *refs, struct alloc *a, struct diag *diag) MUST_USE;
 void refcounts_close(struct refcounts *refs);
 
 static inline uint64_t refcount_block_of(const struct refcounts *refs, uint64_t cluster)

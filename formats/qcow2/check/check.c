@@ -11,19 +11,21 @@
 
 static int open_check(struct check *c)
 {
-    int err = qcow2_header_read_for_check(c->st, &c->h, c->diag);
-    if (!err && (err = storage_size(c->st, &c->file_size)) != 0)
-        err = diag_errno(c->diag, -err, "%s: size", c->st->name);
+    int err = qcow2_header_read_for_check(c->in.st, &c->in.h, c->in.diag);
+    if (!err && (err = storage_size(c->in.st, &c->in.file_size)) != 0)
+        err = diag_errno(c->in.diag, -err, "%s: size", c->in.st->name);
     if (err)
         return err;
-    c->cluster_size = 1ull << c->h.cluster_bits;
-    c->n_clusters = div_round_up(c->file_size, c->cluster_size);
-    c->max_count =
-        c->h.refcount_order == 6 ? UINT64_MAX : (1ull << (1u << c->h.refcount_order)) - 1;
-    if (c->n_clusters > MAX_CLUSTERS)
-        return diag_set(c->diag, EFBIG,
-                        "%s: a file of %" PRIu64 " clusters can't be checked", c->st->name,
-                        c->n_clusters);
+    c->in.geo = qcow2_header_geometry(&c->in.h);
+    c->in.cluster_size = 1ull << c->in.h.cluster_bits;
+    c->in.n_clusters = div_round_up(c->in.file_size, c->in.cluster_size);
+    c->in.max_count = c->in.h.refcount_order == 6
+                          ? UINT64_MAX
+                          : (1ull << (1u << c->in.h.refcount_order)) - 1;
+    if (c->in.n_clusters > MAX_CLUSTERS)
+        return diag_set(c->in.diag, EFBIG,
+                        "%s: a file of %" PRIu64 " clusters can't be checked",
+                        c->in.st->name, c->in.n_clusters);
     return 0;
 }
 
@@ -32,22 +34,22 @@ static int open_check(struct check *c)
 int qrepair_begin(struct check *c)
 {
     const uint64_t known = AUTOCLEAR_BITMAPS | AUTOCLEAR_DATA_RAW;
-    const struct qcow2_header old = c->h;
+    const struct qcow2_header old = c->in.h;
 
-    if (c->wrote)
+    if (c->repair.wrote)
         return 0;
-    c->wrote = true;
-    c->was_dirty = c->h.incompatible & INCOMPAT_DIRTY;
-    if (c->h.version < 3)
+    c->repair.wrote = true;
+    c->repair.was_dirty = c->in.h.incompatible & INCOMPAT_DIRTY;
+    if (c->in.h.version < 3)
         return 0;
-    c->h.autoclear &= known;
-    if (c->options->repair == REPAIR_ALL)
-        c->h.incompatible |= INCOMPAT_DIRTY;
-    if (c->h.autoclear == old.autoclear && c->h.incompatible == old.incompatible)
+    c->in.h.autoclear &= known;
+    if (c->in.options->repair == REPAIR_ALL)
+        c->in.h.incompatible |= INCOMPAT_DIRTY;
+    if (c->in.h.autoclear == old.autoclear && c->in.h.incompatible == old.incompatible)
         return 0;
-    int err = qcow2_header_write_features(c->st, &c->h);
+    int err = qcow2_header_write_features(c->in.st, &c->in.h);
     if (err)
-        return diag_errno(c->diag, -err, "%s: marking it as dirty", c->st->name);
+        return diag_errno(c->in.diag, -err, "%s: marking it as dirty", c->in.st->name);
     return qrepair_flush(c);
 }
 
@@ -56,51 +58,52 @@ int qrepair_write(struct check *c, const void *buf, uint64_t offset, uint64_t by
 {
     int err = qrepair_begin(c);
 
-    if (!err && (err = storage_write(c->st, buf, offset, bytes, 0)) != 0)
-        err = diag_errno(c->diag, -err, "%s: writing the repaired %s at offset %" PRIu64,
-                         c->st->name, what, offset);
+    if (!err && (err = storage_write(c->in.st, buf, offset, bytes, 0)) != 0)
+        err = diag_errno(c->in.diag, -err, "%s: writing the repaired %s at offset %" PRIu64,
+                         c->in.st->name, what, offset);
     return err;
 }
 
 uint64_t qrepair_end(const struct check *c, uint64_t used)
 {
-    return c->st->fixed_size ? used : MAX(used, MAX(c->n_clusters, c->n_compare));
+    return c->in.st->fixed_size ? used
+                                : MAX(used, MAX(c->in.n_clusters, c->pass.n_compare));
 }
 
 int qrepair_room(struct check *c, uint64_t n, uint64_t used, uint64_t *offset)
 {
     uint64_t end = qrepair_end(c, used);
 
-    *offset = end << c->h.cluster_bits;
-    if (c->st->fixed_size && end + n > c->file_size >> c->h.cluster_bits)
-        return diag_set(c->diag, ENOSPC,
+    *offset = end << c->in.h.cluster_bits;
+    if (c->in.st->fixed_size && end + n > c->in.file_size >> c->in.h.cluster_bits)
+        return diag_set(c->in.diag, ENOSPC,
                         "%s: no room for the %" PRIu64 " clusters that the repair needs",
-                        c->st->name, n);
+                        c->in.st->name, n);
     return 0;
 }
 
 int qrepair_resized(struct check *c)
 {
-    int err = storage_size(c->st, &c->file_size);
+    int err = storage_size(c->in.st, &c->in.file_size);
 
     if (err)
-        return diag_errno(c->diag, -err, "%s: size", c->st->name);
-    c->n_clusters = div_round_up(c->file_size, c->cluster_size);
+        return diag_errno(c->in.diag, -err, "%s: size", c->in.st->name);
+    c->in.n_clusters = div_round_up(c->in.file_size, c->in.cluster_size);
     return 0;
 }
 
 int qrepair_flush(struct check *c)
 {
-    int err = storage_flush(c->st);
+    int err = storage_flush(c->in.st);
 
-    return err ? diag_errno(c->diag, -err, "%s: flushing", c->st->name) : 0;
+    return err ? diag_errno(c->in.diag, -err, "%s: flushing", c->in.st->name) : 0;
 }
 
 /* ---- the order of a repair ---- */
 
 static int next_pass(struct check *c, unsigned stage)
 {
-    c->stage = stage;
+    c->progress.stage = stage;
     return qcheck_pass(c, true);
 }
 
@@ -108,7 +111,7 @@ static int mend_entries(struct check *c)
 {
     int err = 0;
 
-    if (c->impossible && !c->hopeless) {
+    if (c->pass.impossible && !c->pass.hopeless) {
         err = qrepair_entries(c);
         if (!err)
             err = qrepair_flush(c);
@@ -121,32 +124,32 @@ static int mend_entries(struct check *c)
 /* All of them anew, counted without the old ones. */
 static int rebuild(struct check *c)
 {
-    uint64_t used = c->found.image_end_offset >> c->h.cluster_bits;
+    uint64_t used = c->pass.found.image_end_offset >> c->in.h.cluster_bits;
 
     qcheck_say(c, "the refcount structures are made anew");
     int err = qcheck_pass(c, false);
     /* What wasn't seen would be taken for free. */
-    if (!err && !c->found.check_errors)
+    if (!err && !c->pass.found.check_errors)
         err = qrepair_rebuild(c, used);
     return err;
 }
 
 static int mend_refcounts(struct check *c)
 {
-    bool all = c->options->repair == REPAIR_ALL;
-    bool flags = all || c->found.corruptions == 0;
+    bool all = c->in.options->repair == REPAIR_ALL;
+    bool flags = all || c->pass.found.corruptions == 0;
     int err = 0;
 
-    if (all && c->rebuild)
+    if (all && c->pass.rebuild)
         err = rebuild(c);
-    else if (c->found.leaks || (all && c->found.corruptions))
+    else if (c->pass.found.leaks || (all && c->pass.found.corruptions))
         err = qrepair_refcounts(c, all);
     if (!err)
         err = qrepair_flush(c);
     /* Flags are compared with refcounts that are known to be right. */
     if (!err)
         err = next_pass(c, 2);
-    if (!err && flags && c->found.corruptions && !c->found.check_errors)
+    if (!err && flags && c->pass.found.corruptions && !c->pass.found.check_errors)
         err = qrepair_copied(c);
     return err;
 }
@@ -155,32 +158,32 @@ static int mend_refcounts(struct check *c)
  * free. */
 static bool may_free(const struct check *c)
 {
-    return c->impossible == 0 && !c->rebuild;
+    return c->pass.impossible == 0 && !c->pass.rebuild;
 }
 
 static int repair(struct check *c)
 {
-    bool all = c->options->repair == REPAIR_ALL;
+    bool all = c->in.options->repair == REPAIR_ALL;
     int err = 0;
 
-    if (c->hopeless) {
-        qcheck_say(c, "%s: nothing is repaired", c->hopeless);
+    if (c->pass.hopeless) {
+        qcheck_say(c, "%s: nothing is repaired", c->pass.hopeless);
         return 0;
     }
     if (all)
         err = mend_entries(c);
-    if (err || c->found.check_errors || c->hopeless)
+    if (err || c->pass.found.check_errors || c->pass.hopeless)
         return err;
-    if (all ? c->options->keep_mappings && c->impossible : !may_free(c)) {
+    if (all ? c->in.options->keep_mappings && c->pass.impossible : !may_free(c)) {
         qcheck_say(c,
                    "entries that make no sense may have stood for data: nothing is freed");
         return 0;
     }
-    if (c->found.leaks || (all && c->found.corruptions))
+    if (c->pass.found.leaks || (all && c->pass.found.corruptions))
         err = mend_refcounts(c);
-    if (!err && c->wrote)
+    if (!err && c->repair.wrote)
         err = qrepair_flush(c);
-    if (!err && c->wrote)
+    if (!err && c->repair.wrote)
         err = next_pass(c, 3);
     return err;
 }
@@ -190,15 +193,15 @@ static int repair(struct check *c)
 /* The file ends with the last cluster in use, where it was longer for nothing. */
 static int cut_tail(struct check *c)
 {
-    uint64_t end = c->found.image_end_offset;
+    uint64_t end = c->pass.found.image_end_offset;
 
-    if (c->dropped || c->found.leaks || !check_is_safe(&c->found) || c->st->fixed_size ||
-        end == 0 || end >= c->file_size)
+    if (c->repair.dropped || c->pass.found.leaks || !check_is_safe(&c->pass.found) ||
+        c->in.st->fixed_size || end == 0 || end >= c->in.file_size)
         return 0;
-    int err = storage_truncate(c->st, end);
+    int err = storage_truncate(c->in.st, end);
     if (err)
-        return diag_errno(c->diag, -err, "%s: cutting the file after %" PRIu64 " bytes",
-                          c->st->name, end);
+        return diag_errno(c->in.diag, -err, "%s: cutting the file after %" PRIu64 " bytes",
+                          c->in.st->name, end);
     return qrepair_flush(c);
 }
 
@@ -208,52 +211,54 @@ static int clear_marks(struct check *c)
 {
     uint64_t marks = 0;
 
-    if (check_is_safe(&c->found))
+    if (check_is_safe(&c->pass.found))
         marks = INCOMPAT_DIRTY | INCOMPAT_CORRUPT;
-    else if (c->wrote && !c->was_dirty && !c->missed && !c->found.check_errors)
+    else if (c->repair.wrote && !c->repair.was_dirty && !c->repair.missed &&
+             !c->pass.found.check_errors)
         marks = INCOMPAT_DIRTY;
-    if (c->h.version < 3 || !(c->h.incompatible & marks))
+    if (c->in.h.version < 3 || !(c->in.h.incompatible & marks))
         return 0;
     int err = qrepair_begin(c);
     if (err)
         return err;
-    c->h.incompatible &= ~marks;
-    err = qcow2_header_write_features(c->st, &c->h);
+    c->in.h.incompatible &= ~marks;
+    err = qcow2_header_write_features(c->in.st, &c->in.h);
     if (err)
-        return diag_errno(c->diag, -err, "%s: clearing incompatible_features", c->st->name);
+        return diag_errno(c->in.diag, -err, "%s: clearing incompatible_features",
+                          c->in.st->name);
     return qrepair_flush(c);
 }
 
 static int check_and_repair(struct check *c, struct check_result *result)
 {
-    c->stages = c->options->repair == REPAIR_NONE ? 1 : 4;
+    c->progress.stages = c->in.options->repair == REPAIR_NONE ? 1 : 4;
     int err = next_pass(c, 0);
-    if (err || c->options->repair == REPAIR_NONE || c->found.check_errors) {
-        *result = c->found;
+    if (err || c->in.options->repair == REPAIR_NONE || c->pass.found.check_errors) {
+        *result = c->pass.found;
         return err;
     }
-    struct check_result before = c->found;
-    bool dirty = c->h.incompatible & INCOMPAT_DIRTY;
+    struct check_result before = c->pass.found;
+    bool dirty = c->in.h.incompatible & INCOMPAT_DIRTY;
     err = repair(c);
     if (!err)
         err = clear_marks(c);
     /* What a dirty image had reserved ahead has no refcounts yet. */
-    if (!err && (dirty || before.leaks > c->found.leaks))
+    if (!err && (dirty || before.leaks > c->pass.found.leaks))
         err = cut_tail(c);
-    *result = c->found;
-    if (!check_is_safe(&c->found))
-        result->check_errors += c->missed;
-    if (before.corruptions > c->found.corruptions)
-        result->corruptions_fixed = before.corruptions - c->found.corruptions;
-    if (before.leaks > c->found.leaks)
-        result->leaks_fixed = before.leaks - c->found.leaks;
+    *result = c->pass.found;
+    if (!check_is_safe(&c->pass.found))
+        result->check_errors += c->repair.missed;
+    if (before.corruptions > c->pass.found.corruptions)
+        result->corruptions_fixed = before.corruptions - c->pass.found.corruptions;
+    if (before.leaks > c->pass.found.leaks)
+        result->leaks_fixed = before.leaks - c->pass.found.leaks;
     return err;
 }
 
 int qcow2_check(struct storage *st, const struct check_options *options,
                 struct check_result *result, struct diag *diag)
 {
-    struct check c = {.st = st, .options = options, .diag = diag};
+    struct check c = {.in = {.st = st, .options = options, .diag = diag}};
 
     if (options->repair != REPAIR_NONE && st->read_only)
         return diag_set(diag, EROFS, "%s: is open read-only and can't be repaired",
@@ -262,8 +267,9 @@ int qcow2_check(struct storage *st, const struct check_options *options,
     if (!err)
         err = check_and_repair(&c, result);
     if (!err && options->progress)
-        options->progress(options->opaque, c.stages * 1000ull, c.stages * 1000ull);
+        options->progress(options->opaque, c.progress.stages * 1000ull,
+                          c.progress.stages * 1000ull);
     qcheck_forget(&c);
-    qcow2_header_free(&c.h);
+    qcow2_header_free(&c.in.h);
     return err;
 }

@@ -31,6 +31,7 @@
 #include "qcow2/check/check_counts.h"
 #include "qcow2/check/check_tables.h"
 #include "qcow2/header.h"
+#include "qcow2/l2_entry.h"
 #include "storage/storage.h"
 
 /* An entry of the snapshot table. */
@@ -56,16 +57,20 @@ struct check_l1 {
     struct check_snapshot *snapshot; /* first of those that refer to it */
 };
 
-struct check {
+/* What is checked; the file may grow between passes (qrepair_resized). */
+struct check_input {
     struct storage *st;
     const struct check_options *options;
     struct diag *diag;
     struct qcow2_header h;
+    struct qcow2_geometry geo;
     uint64_t cluster_size, file_size;
     uint64_t n_clusters; /* of the file, the last one may be partial */
     uint64_t max_count;  /* what a refcount can say */
+};
 
-    /* ---- of the present pass ---- */
+/* What one pass finds, from nothing. */
+struct check_pass {
     struct check_result found;
     uint64_t impossible;  /* findings that only a change of an entry mends */
     bool rebuild;         /* the refcount structures can't be kept */
@@ -96,17 +101,27 @@ struct check {
     uint8_t *contested; /* claimed as metadata and as data */
     uint8_t *bad;       /* metadata with entries that it would not have */
 
-    /* ---- progress ---- */
-    unsigned stage, stages;
-    uint64_t done, total; /* of the pass */
-    uint64_t reported;
+    uint64_t done, total; /* table entries, for the progress */
+};
 
-    /* ---- repair ---- */
+/* Over all passes of a repair. */
+struct check_repair_state {
     bool wrote;
-    bool was_dirty; /* the dirty bit was there before */
-    bool dropped;   /* mappings were lost */
-    /* What could not be read in earlier passes and in the repairs between them. */
-    uint64_t missed;
+    bool was_dirty;  /* the dirty bit was there before */
+    bool dropped;    /* mappings were lost */
+    uint64_t missed; /* what could not be read, in passes and in the repairs between them */
+};
+
+struct check_progress {
+    unsigned stage, stages; /* passes */
+    uint64_t reported;
+};
+
+struct check {
+    struct check_input in;
+    struct check_pass pass;
+    struct check_repair_state repair;
+    struct check_progress progress;
 };
 
 /* ---- check_pass.c ---- */
@@ -140,23 +155,15 @@ bool qcheck_any(const struct check *c, const uint8_t *bits, uint64_t offset,
 void qcheck_progress(struct check *c, uint64_t done);
 
 /* A message about a repair. */
-#define qcheck_say(c, ...) check_message((c)->options, __VA_ARGS__)
+#define qcheck_say(c, ...) check_message((c)->in.options, __VA_ARGS__)
 
 /* ---- check_entry.c ---- */
 
-/* What is wrong with an entry; bits. */
-#define FAULT_RESERVED   0x01u /* reserved bits are set */
-#define FAULT_MISALIGNED 0x02u
-#define FAULT_PAST_END   0x04u
-#define FAULT_ZERO_V2    0x08u /* zero flag in a version 2 image */
-#define FAULT_COPIED     0x10u /* copied flag of a compressed cluster */
-
-/* Host bytes that a compressed cluster's entry stands for. */
-void qcheck_compressed(const struct check *c, uint64_t entry, uint64_t *offset,
-                       uint64_t *bytes);
+/* What is wrong with an entry, FAULT_* bits (l2_entry.h), the end of the file included. */
 unsigned qcheck_l1_faults(const struct check *c, uint64_t entry);
 unsigned qcheck_l2_faults(const struct check *c, uint64_t entry);
-const char *qcheck_fault_text(unsigned faults);
+/* The same of an entry that is decoded into *out. */
+unsigned qcheck_decode(const struct check *c, uint64_t entry, struct cluster *out);
 
 /* Does a range end past the end of the file by a cluster or more?  That is QEMU's measure,
  * and lenient with what isn't aligned. */
@@ -210,7 +217,7 @@ bool qcheck_disk_count(struct check *c, uint64_t cluster, uint64_t *count);
 uint64_t qcheck_block_offset(const struct check *c, uint64_t index);
 static inline uint32_t qcheck_block_bits(const struct check *c)
 {
-    return c->h.cluster_bits + 3 - c->h.refcount_order;
+    return c->in.h.cluster_bits + 3 - c->in.h.refcount_order;
 }
 
 /* Entry `index` of a refcount block. */

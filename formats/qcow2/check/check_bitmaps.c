@@ -23,7 +23,7 @@
 static int broken(struct check *c, const char *what)
 {
     qcheck_impossible(c, 1, "bitmaps: %s", what);
-    c->bitmaps_broken = true;
+    c->pass.bitmaps_broken = true;
     return 0;
 }
 
@@ -32,10 +32,11 @@ static int count_area(struct check *c, uint64_t offset, uint64_t bytes, const ch
 {
     bool inside;
 
-    if (offset == 0 || !is_aligned(offset, c->cluster_size) ||
-        !range_inside(offset, bytes, c->file_size))
+    if (offset == 0 || !is_aligned(offset, c->in.cluster_size) ||
+        !range_inside(offset, bytes, c->in.file_size))
         return broken(c, what);
-    if (qcheck_any(c, c->meta, offset, bytes) || qcheck_any(c, c->is_table, offset, bytes))
+    if (qcheck_any(c, c->pass.meta, offset, bytes) ||
+        qcheck_any(c, c->pass.is_table, offset, bytes))
         return broken(c, what);
     return qcheck_add_meta(c, offset, bytes, 1, what, &inside);
 }
@@ -45,8 +46,8 @@ static bool entry_is_wrong(const struct check *c, uint64_t entry)
     uint64_t offset = entry & BT_OFFSET;
 
     return (entry & BT_RESERVED) || (offset && (entry & BT_ALL_ONES)) ||
-           !is_aligned(offset, c->cluster_size) ||
-           qcheck_past_end(c, offset, c->cluster_size);
+           !is_aligned(offset, c->in.cluster_size) ||
+           qcheck_past_end(c, offset, c->in.cluster_size);
 }
 
 static int count_table(struct check *c, uint64_t offset, uint32_t n)
@@ -55,17 +56,17 @@ static int count_table(struct check *c, uint64_t offset, uint32_t n)
     bool inside;
 
     if (!raw)
-        return diag_errno(c->diag, ENOMEM, "%s: bitmap table", c->st->name);
-    int err = storage_read(c->st, raw, offset, n * 8ull);
+        return diag_errno(c->in.diag, ENOMEM, "%s: bitmap table", c->in.st->name);
+    int err = storage_read(c->in.st, raw, offset, n * 8ull);
     if (err)
-        return diag_errno(c->diag, -err, "%s: reading a bitmap table", c->st->name);
+        return diag_errno(c->in.diag, -err, "%s: reading a bitmap table", c->in.st->name);
     for (uint32_t i = 0; i < n; i++) {
         uint64_t entry = load_be64(raw + i * 8ull);
         if (entry_is_wrong(c, entry))
             return broken(c, "a table has an entry that can't be right");
         if ((entry & BT_OFFSET) == 0)
             continue;
-        err = qcheck_add_range(c, entry & BT_OFFSET, c->cluster_size, 1, "bitmap data",
+        err = qcheck_add_range(c, entry & BT_OFFSET, c->in.cluster_size, 1, "bitmap data",
                                &inside);
         if (err)
             return err;
@@ -80,21 +81,21 @@ static bool directory_entry_ok(const struct check *c, const uint8_t *raw)
     uint32_t n = load_be32(raw + 8), flags = load_be32(raw + 12);
     uint8_t granularity = raw[17];
     uint16_t name_bytes = load_be16(raw + 18);
-    uint64_t data_bytes = n * c->cluster_size;
+    uint64_t data_bytes = n * c->in.cluster_size;
 
     if (n == 0 || data_bytes > MAX_DATA_BYTES || (flags & BITMAP_FLAGS_RESERVED) ||
         raw[16] != BITMAP_TYPE_DIRTY || granularity < MIN_BITMAP_GRANULARITY ||
         granularity > MAX_BITMAP_GRANULARITY || name_bytes == 0 ||
         name_bytes > MAX_BITMAP_NAME || load_be32(raw + 20) != 0)
         return false;
-    return (flags & BITMAP_IN_USE) || c->h.size <= data_bytes * 8 << granularity;
+    return (flags & BITMAP_IN_USE) || c->in.h.size <= data_bytes * 8 << granularity;
 }
 
 static int count_directory(struct check *c, const uint8_t *raw, uint64_t bytes)
 {
     uint64_t at = 0;
 
-    for (uint32_t i = 0; i < c->h.bitmaps.count; i++) {
+    for (uint32_t i = 0; i < c->in.h.bitmaps.count; i++) {
         if (bytes - at < ENTRY_FIXED || !directory_entry_ok(c, raw + at))
             return broken(c, "a directory entry can't be right");
         uint64_t offset = load_be64(raw + at);
@@ -103,9 +104,9 @@ static int count_directory(struct check *c, const uint8_t *raw, uint64_t bytes)
         if (length > bytes - at)
             return broken(c, "a directory entry reaches past the directory's end");
         int err = count_area(c, offset, n * 8ull, "a table is at an impossible place");
-        if (!err && !c->bitmaps_broken)
+        if (!err && !c->pass.bitmaps_broken)
             err = count_table(c, offset, n);
-        if (err || c->bitmaps_broken)
+        if (err || c->pass.bitmaps_broken)
             return err;
         at += length;
     }
@@ -115,23 +116,24 @@ static int count_directory(struct check *c, const uint8_t *raw, uint64_t bytes)
 
 int qcheck_bitmaps(struct check *c)
 {
-    const struct qcow2_bitmaps_ext *ext = &c->h.bitmaps;
+    const struct qcow2_bitmaps_ext *ext = &c->in.h.bitmaps;
 
     /* Without the bit they were left behind by a program that doesn't know them. */
-    if (!ext->present || !(c->h.autoclear & AUTOCLEAR_BITMAPS))
+    if (!ext->present || !(c->in.h.autoclear & AUTOCLEAR_BITMAPS))
         return 0;
     if (ext->length != 24 || ext->reserved || ext->count == 0 || ext->count > MAX_BITMAPS ||
         ext->directory_bytes == 0 || ext->directory_bytes > MAX_BITMAP_DIRECTORY_BYTES)
         return broken(c, "the header extension can't be right");
     int err = count_area(c, ext->directory_offset, ext->directory_bytes,
                          "the directory is at an impossible place");
-    if (err || c->bitmaps_broken)
+    if (err || c->pass.bitmaps_broken)
         return err;
     CLEANUP_FREE uint8_t *raw = malloc(ext->directory_bytes);
     if (!raw)
-        return diag_errno(c->diag, ENOMEM, "%s: bitmap directory", c->st->name);
-    err = storage_read(c->st, raw, ext->directory_offset, ext->directory_bytes);
+        return diag_errno(c->in.diag, ENOMEM, "%s: bitmap directory", c->in.st->name);
+    err = storage_read(c->in.st, raw, ext->directory_offset, ext->directory_bytes);
     if (err)
-        return diag_errno(c->diag, -err, "%s: reading the bitmap directory", c->st->name);
+        return diag_errno(c->in.diag, -err, "%s: reading the bitmap directory",
+                          c->in.st->name);
     return count_directory(c, raw, ext->directory_bytes);
 }

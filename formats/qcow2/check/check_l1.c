@@ -40,16 +40,16 @@ int qcheck_walk_l1(struct check *c, const struct check_l1 *l1, l1_visit *visit,
     CLEANUP_FREE uint64_t *entries = malloc(MIN(l1->n, PIECE_ENTRIES) * 8ull + 8);
 
     if (!entries)
-        return diag_errno(c->diag, ENOMEM, "%s: L1 table", c->st->name);
+        return diag_errno(c->in.diag, ENOMEM, "%s: L1 table", c->in.st->name);
     walk.entries = entries;
     for (; walk.first < l1->n; walk.first += walk.n) {
         walk.n = MIN(l1->n - walk.first, PIECE_ENTRIES);
         uint64_t offset = l1->offset + (uint64_t)walk.first * 8;
-        int err = storage_read(c->st, entries, offset, walk.n * 8ull);
+        int err = storage_read(c->in.st, entries, offset, walk.n * 8ull);
         if (err) {
-            check_message(c->options, "L1 table at offset %" PRIu64 " can't be read",
+            check_message(c->in.options, "L1 table at offset %" PRIu64 " can't be read",
                           offset);
-            c->found.check_errors++;
+            c->pass.found.check_errors++;
             return 0;
         }
         for (uint32_t i = 0; i < walk.n; i++)
@@ -67,7 +67,7 @@ static void check_copied(struct check *c, uint32_t index, uint64_t entry)
     uint64_t count;
 
     if ((entry & L1_OFFSET) == 0 ||
-        !qcheck_disk_count(c, (entry & L1_OFFSET) >> c->h.cluster_bits, &count))
+        !qcheck_disk_count(c, (entry & L1_OFFSET) >> c->in.h.cluster_bits, &count))
         return;
     if ((count == 1) != ((entry & L1_COPIED) != 0))
         qcheck_corrupt(c, 1,
@@ -95,19 +95,21 @@ static int count_entry(struct l1_walk *walk, uint32_t i, void *opaque)
     if (others)
         qcheck_impossible(c, l1->weight * (uint64_t)__builtin_popcount(others),
                           "L1 entry %" PRIu32 " (0x%" PRIx64 "): %s", walk->first + i,
-                          entry, qcheck_fault_text(others));
-    int err = qcheck_add_range(c, offset, c->cluster_size, l1->weight, "L2 table", &inside);
+                          entry, entry_fault_text(others));
+    int err =
+        qcheck_add_range(c, offset, c->in.cluster_size, l1->weight, "L2 table", &inside);
     if (!err && !(faults & (FAULT_MISALIGNED | FAULT_PAST_END))) {
-        uint64_t cluster = offset >> c->h.cluster_bits;
-        bit_set(c->is_table, cluster);
-        err = l2_tables_add(&c->tables, cluster, l1->weight, l1->active);
+        uint64_t cluster = offset >> c->in.h.cluster_bits;
+        bit_set(c->pass.is_table, cluster);
+        err = l2_tables_add(&c->pass.tables, cluster, l1->weight, l1->active);
         if (err)
-            return diag_errno(c->diag, ENOMEM, "%s: counting references", c->st->name);
+            return diag_errno(c->in.diag, ENOMEM, "%s: counting references",
+                              c->in.st->name);
         /* Whatever the refcounts say, this can't be an L2 table. */
-        if (bit_test(c->meta, cluster)) {
-            c->impossible += bit_test(c->fixed, cluster);
-            bit_set(c->contested, cluster);
-            c->n_contested++;
+        if (bit_test(c->pass.meta, cluster)) {
+            c->pass.impossible += bit_test(c->pass.fixed, cluster);
+            bit_set(c->pass.contested, cluster);
+            c->pass.n_contested++;
         }
     }
     if (l1->active)
@@ -117,14 +119,14 @@ static int count_entry(struct l1_walk *walk, uint32_t i, void *opaque)
 
 int qcheck_l1_tables(struct check *c)
 {
-    for (uint32_t i = 0; i < c->n_l1s; i++) {
+    for (uint32_t i = 0; i < c->pass.n_l1s; i++) {
         struct tally tally = {0};
-        int err = qcheck_walk_l1(c, &c->l1s[i], count_entry, &tally);
+        int err = qcheck_walk_l1(c, &c->pass.l1s[i], count_entry, &tally);
         if (err)
             return err;
         if (tally.n_odd > tally.n_used / 2)
-            qcheck_mark(c, c->bad, c->l1s[i].offset, c->l1s[i].n * 8ull);
+            qcheck_mark(c, c->pass.bad, c->pass.l1s[i].offset, c->pass.l1s[i].n * 8ull);
     }
-    l2_tables_sort(&c->tables);
+    l2_tables_sort(&c->pass.tables);
     return 0;
 }

@@ -24,7 +24,7 @@ struct table {
 
 bool qcheck_table_of(const struct check *c, uint64_t l1_entry, uint64_t *cluster)
 {
-    *cluster = (l1_entry & L1_OFFSET) >> c->h.cluster_bits;
+    *cluster = (l1_entry & L1_OFFSET) >> c->in.h.cluster_bits;
     return !(qcheck_l1_faults(c, l1_entry) & (FAULT_MISALIGNED | FAULT_PAST_END));
 }
 
@@ -36,11 +36,12 @@ static void to_host_order(uint64_t *words, uint64_t n)
 
 static int read_tables(struct check *c, uint64_t offset, uint64_t bytes, uint64_t *words)
 {
-    int err = storage_read(c->st, words, offset, bytes);
+    int err = storage_read(c->in.st, words, offset, bytes);
 
     if (err) {
-        check_message(c->options, "L2 table at offset %" PRIu64 " can't be read", offset);
-        c->found.check_errors++;
+        check_message(c->in.options, "L2 table at offset %" PRIu64 " can't be read",
+                      offset);
+        c->pass.found.check_errors++;
         return err;
     }
     to_host_order(words, bytes / 8);
@@ -49,7 +50,7 @@ static int read_tables(struct check *c, uint64_t offset, uint64_t bytes, uint64_
 
 int qcheck_read_table(struct check *c, uint64_t offset, uint64_t *table)
 {
-    return read_tables(c, offset, c->cluster_size, table);
+    return read_tables(c, offset, c->in.cluster_size, table);
 }
 
 /* Data in clusters that hold metadata, too. */
@@ -57,29 +58,29 @@ static void note_contested(struct table *t, uint64_t first, uint64_t n)
 {
     struct check *c = t->c;
 
-    if (!bits_any(c->meta, first, n) && !bits_any(c->is_table, first, n))
+    if (!bits_any(c->pass.meta, first, n) && !bits_any(c->pass.is_table, first, n))
         return;
     for (uint64_t i = first; i < first + n; i++) {
-        if (!bit_test(c->meta, i) && !bit_test(c->is_table, i))
+        if (!bit_test(c->pass.meta, i) && !bit_test(c->pass.is_table, i))
             continue;
-        check_message(c->options,
+        check_message(c->in.options,
                       "L2 table at offset %" PRIu64
                       ": an entry's cluster, at offset %" PRIu64 ", holds metadata",
-                      t->cluster << c->h.cluster_bits, i << c->h.cluster_bits);
-        bit_set(c->contested, i);
-        c->n_contested++;
-        c->impossible++;
+                      t->cluster << c->in.h.cluster_bits, i << c->in.h.cluster_bits);
+        bit_set(c->pass.contested, i);
+        c->pass.n_contested++;
+        c->pass.impossible++;
     }
 }
 
 static void count_fragments(struct table *t, uint64_t offset, uint64_t n)
 {
-    struct check_result *found = &t->c->found;
+    struct check_result *found = &t->c->pass.found;
 
     found->allocated_clusters += t->active * n;
     if (t->next && offset != t->next)
         found->fragmented_clusters += t->active;
-    t->next = offset + n * t->c->cluster_size;
+    t->next = offset + n * t->c->in.cluster_size;
 }
 
 static void report_copied(struct table *t, uint64_t entry, uint64_t count)
@@ -87,7 +88,7 @@ static void report_copied(struct table *t, uint64_t entry, uint64_t count)
     qcheck_corrupt(t->c, t->active,
                    "L2 table at offset %" PRIu64 ": entry 0x%" PRIx64
                    ": copied flag contradicts the refcount %" PRIu64,
-                   t->cluster << t->c->h.cluster_bits, entry, count);
+                   t->cluster << t->c->in.h.cluster_bits, entry, count);
 }
 
 /* Compares the copied flag of entries for n clusters in a row with the refcounts in the
@@ -96,10 +97,10 @@ static void check_copied(struct table *t, uint64_t entry, uint64_t first, uint64
 {
     struct check *c = t->c;
     bool copied = entry & L2_COPIED;
-    const uint8_t *disk = c->disk + first;
+    const uint8_t *disk = c->pass.disk + first;
     uint64_t wrong = 0;
 
-    if (!c->rt_unknown) {
+    if (!c->pass.rt_unknown) {
         for (uint64_t i = 0; i < n; i++)
             wrong += (disk[i] == 1) != copied;
         if (wrong == 0)
@@ -108,17 +109,17 @@ static void check_copied(struct table *t, uint64_t entry, uint64_t first, uint64
     for (uint64_t i = 0; i < n; i++) {
         uint64_t count;
         if (qcheck_disk_count(c, first + i, &count) && (count == 1) != copied)
-            report_copied(t, entry + (i << c->h.cluster_bits), count);
+            report_copied(t, entry + (i << c->in.h.cluster_bits), count);
     }
 }
 
 static int count_run(struct table *t, uint64_t entry, uint64_t n)
 {
     struct check *c = t->c;
-    uint64_t first = (entry & L2_OFFSET) >> c->h.cluster_bits, lost = 0;
+    uint64_t first = (entry & L2_OFFSET) >> c->in.h.cluster_bits, lost = 0;
 
-    if (counts_add(&c->refs, first, n, t->weight, c->max_count, &lost))
-        return diag_errno(c->diag, ENOMEM, "%s: counting references", c->st->name);
+    if (counts_add(&c->pass.refs, first, n, t->weight, c->in.max_count, &lost))
+        return diag_errno(c->in.diag, ENOMEM, "%s: counting references", c->in.st->name);
     if (lost)
         qcheck_corrupt(
             c, lost, "cluster %" PRIu64 " and on: more references than a refcount can say",
@@ -131,32 +132,33 @@ static int count_run(struct table *t, uint64_t entry, uint64_t n)
     return 0;
 }
 
-static int count_compressed(struct table *t, uint64_t entry)
+static int count_compressed(struct table *t, const struct cluster *cluster)
 {
     struct check *c = t->c;
-    uint64_t offset, bytes;
+    uint64_t offset = cluster->host, bytes = cluster->compressed_bytes;
     bool inside;
 
-    qcheck_compressed(c, entry, &offset, &bytes);
     int err = qcheck_add_range(c, offset, bytes, t->weight, "compressed cluster", &inside);
     if (err)
         return err;
     if (inside) {
-        uint64_t first = offset >> c->h.cluster_bits;
-        note_contested(t, first, ((offset + bytes - 1) >> c->h.cluster_bits) - first + 1);
+        uint64_t first = offset >> c->in.h.cluster_bits;
+        note_contested(t, first,
+                       ((offset + bytes - 1) >> c->in.h.cluster_bits) - first + 1);
     }
-    c->found.allocated_clusters += t->active;
-    c->found.compressed_clusters += t->active;
+    c->pass.found.allocated_clusters += t->active;
+    c->pass.found.compressed_clusters += t->active;
     /* Such clusters are fragments by nature. */
-    c->found.fragmented_clusters += t->active;
+    c->pass.found.fragmented_clusters += t->active;
     return 0;
 }
 
 /* An entry that can't be right is counted as far as it can be. */
-static int count_odd(struct table *t, uint64_t entry, unsigned faults)
+static int count_odd(struct table *t, uint64_t entry, const struct cluster *cluster,
+                     unsigned faults)
 {
     struct check *c = t->c;
-    uint64_t offset = entry & L2_OFFSET, count;
+    uint64_t offset = cluster->host, count;
     unsigned others = faults & ~FAULT_PAST_END;
     bool inside;
 
@@ -164,24 +166,24 @@ static int count_odd(struct table *t, uint64_t entry, unsigned faults)
     if (others)
         qcheck_impossible(c, t->weight * (uint64_t)__builtin_popcount(others),
                           "L2 table at offset %" PRIu64 ": entry 0x%" PRIx64 ": %s",
-                          t->cluster << c->h.cluster_bits, entry,
-                          qcheck_fault_text(others));
-    if (entry & L2_COMPRESSED)
-        return count_compressed(t, entry);
+                          t->cluster << c->in.h.cluster_bits, entry,
+                          entry_fault_text(others));
+    if (cluster->kind == CL_COMPRESSED)
+        return count_compressed(t, cluster);
     if (offset == 0)
         return 0;
     int err =
-        qcheck_add_range(c, offset, c->cluster_size, t->weight, "data cluster", &inside);
+        qcheck_add_range(c, offset, c->in.cluster_size, t->weight, "data cluster", &inside);
     if (err)
         return err;
     if (inside)
-        note_contested(t, offset >> c->h.cluster_bits,
-                       is_aligned(offset, c->cluster_size) ? 1 : 2);
+        note_contested(t, offset >> c->in.h.cluster_bits,
+                       is_aligned(offset, c->in.cluster_size) ? 1 : 2);
     if (!t->active)
         return 0;
     count_fragments(t, offset, 1);
-    if (qcheck_disk_count(c, offset >> c->h.cluster_bits, &count) &&
-        (count == 1) != ((entry & L2_COPIED) != 0))
+    if (qcheck_disk_count(c, offset >> c->in.h.cluster_bits, &count) &&
+        (count == 1) != cluster->copied)
         report_copied(t, entry, count);
     return 0;
 }
@@ -189,10 +191,10 @@ static int count_odd(struct table *t, uint64_t entry, unsigned faults)
 /* How many entries from the first on are for clusters in a row, with the same flags. */
 static uint64_t run_length(const struct check *c, const uint64_t *entries, uint64_t max)
 {
-    uint64_t n = 1, next = entries[0] + c->cluster_size;
+    uint64_t n = 1, next = entries[0] + c->in.cluster_size;
 
     while (n < max && entries[n] == next) {
-        next += c->cluster_size;
+        next += c->in.cluster_size;
         n++;
     }
     return n;
@@ -201,7 +203,7 @@ static uint64_t run_length(const struct check *c, const uint64_t *entries, uint6
 static int count_table(struct table *t, const uint64_t *entries)
 {
     struct check *c = t->c;
-    uint64_t n_entries = c->cluster_size / 8, n;
+    uint64_t n_entries = c->in.cluster_size / 8, n;
     int err = 0;
 
     for (uint64_t i = 0; !err && i < n_entries; i += n) {
@@ -210,20 +212,21 @@ static int count_table(struct table *t, const uint64_t *entries)
         if (entry == 0)
             continue;
         t->n_used++;
-        unsigned faults = qcheck_l2_faults(c, entry);
+        struct cluster cluster;
+        unsigned faults = qcheck_decode(c, entry, &cluster);
         if (UNLIKELY(faults)) {
-            err = count_odd(t, entry, faults);
-        } else if (entry & L2_COMPRESSED) {
-            err = count_compressed(t, entry);
-        } else if (entry & L2_OFFSET) {
-            uint64_t inside = c->n_clusters - ((entry & L2_OFFSET) >> c->h.cluster_bits);
+            err = count_odd(t, entry, &cluster, faults);
+        } else if (cluster.kind == CL_COMPRESSED) {
+            err = count_compressed(t, &cluster);
+        } else if (cluster.host) {
+            uint64_t inside = c->in.n_clusters - (cluster.host >> c->in.h.cluster_bits);
             n = run_length(c, entries + i, MIN(n_entries - i, inside));
             t->n_used += n - 1;
             err = count_run(t, entry, n);
         }
     }
     if (t->n_odd > t->n_used / 2)
-        bit_set(c->bad, t->cluster);
+        bit_set(c->pass.bad, t->cluster);
     return err;
 }
 
@@ -241,20 +244,20 @@ static size_t tables_in_row(const struct l2_table *list, size_t max)
 
 static void read_ahead(struct check *c, size_t index)
 {
-    size_t ahead = index + MAX(1, AHEAD_BYTES >> c->h.cluster_bits);
+    size_t ahead = index + MAX(1, AHEAD_BYTES >> c->in.h.cluster_bits);
 
     /* Small tables come in pages that were read for their neighbours. */
-    if (c->cluster_size >= 4096 && ahead < c->tables.n)
-        storage_prefetch(c->st,
-                         (uint64_t)c->tables.list[ahead].cluster << c->h.cluster_bits,
-                         c->cluster_size);
+    if (c->in.cluster_size >= 4096 && ahead < c->pass.tables.n)
+        storage_prefetch(
+            c->in.st, (uint64_t)c->pass.tables.list[ahead].cluster << c->in.h.cluster_bits,
+            c->in.cluster_size);
 }
 
 static int count_row(struct check *c, const struct l2_table *list, size_t n,
                      uint64_t *buffer)
 {
-    int err = read_tables(c, (uint64_t)list[0].cluster << c->h.cluster_bits,
-                          (uint64_t)n << c->h.cluster_bits, buffer);
+    int err = read_tables(c, (uint64_t)list[0].cluster << c->in.h.cluster_bits,
+                          (uint64_t)n << c->in.h.cluster_bits, buffer);
     if (err)
         return 0; /* counted */
     for (size_t i = 0; !err && i < n; i++) {
@@ -264,28 +267,28 @@ static int count_row(struct check *c, const struct l2_table *list, size_t n,
             .weight = list[i].weight,
             .active = list[i].active,
         };
-        err = count_table(&t, buffer + i * (c->cluster_size / 8));
+        err = count_table(&t, buffer + i * (c->in.cluster_size / 8));
     }
     return err;
 }
 
 int qcheck_l2_tables(struct check *c)
 {
-    const struct l2_tables *tables = &c->tables;
-    uint64_t bytes = MAX(READ_BYTES, c->cluster_size), before = c->done;
-    uint64_t left = c->total > before ? c->total - before : 0;
+    const struct l2_tables *tables = &c->pass.tables;
+    uint64_t bytes = MAX(READ_BYTES, c->in.cluster_size), before = c->pass.done;
+    uint64_t left = c->pass.total > before ? c->pass.total - before : 0;
     CLEANUP_FREE uint64_t *buffer = malloc(bytes);
-    size_t n, capacity = bytes >> c->h.cluster_bits;
+    size_t n, capacity = bytes >> c->in.h.cluster_bits;
 
     if (!buffer)
-        return diag_errno(c->diag, ENOMEM, "%s: L2 tables", c->st->name);
+        return diag_errno(c->in.diag, ENOMEM, "%s: L2 tables", c->in.st->name);
     for (size_t i = 0; i < tables->n; i += n) {
         n = tables_in_row(tables->list + i, MIN(tables->n - i, capacity));
         read_ahead(c, i);
         int err = count_row(c, tables->list + i, n, buffer);
         if (err)
             return err;
-        qcheck_progress(c, before + left * (i + n) / tables->n - c->done);
+        qcheck_progress(c, before + left * (i + n) / tables->n - c->pass.done);
     }
     return 0;
 }

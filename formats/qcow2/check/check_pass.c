@@ -13,17 +13,17 @@ static void say(struct check *c, const char *fmt, va_list ap)
 {
     char text[512];
 
-    if (!c->options->message)
+    if (!c->in.options->message)
         return;
     vsnprintf(text, sizeof text, fmt, ap);
-    c->options->message(c->options->opaque, text);
+    c->in.options->message(c->in.options->opaque, text);
 }
 
 void qcheck_corrupt(struct check *c, uint64_t weight, const char *fmt, ...)
 {
     va_list ap;
 
-    c->found.corruptions += weight;
+    c->pass.found.corruptions += weight;
     va_start(ap, fmt);
     say(c, fmt, ap);
     va_end(ap);
@@ -33,8 +33,8 @@ void qcheck_impossible(struct check *c, uint64_t weight, const char *fmt, ...)
 {
     va_list ap;
 
-    c->found.corruptions += weight;
-    c->impossible++;
+    c->pass.found.corruptions += weight;
+    c->pass.impossible++;
     va_start(ap, fmt);
     say(c, fmt, ap);
     va_end(ap);
@@ -42,12 +42,14 @@ void qcheck_impossible(struct check *c, uint64_t weight, const char *fmt, ...)
 
 void qcheck_progress(struct check *c, uint64_t done)
 {
-    c->done += done;
-    if (!c->options->progress || !c->total)
+    c->pass.done += done;
+    if (!c->in.options->progress || !c->pass.total)
         return;
-    uint64_t now = c->stage * 1000ull + MIN(1000, c->done * 1000 / c->total);
-    c->reported = MAX(c->reported, now);
-    c->options->progress(c->options->opaque, c->reported, c->stages * 1000ull);
+    uint64_t now =
+        c->progress.stage * 1000ull + MIN(1000, c->pass.done * 1000 / c->pass.total);
+    c->progress.reported = MAX(c->progress.reported, now);
+    c->in.options->progress(c->in.options->opaque, c->progress.reported,
+                            c->progress.stages * 1000ull);
 }
 
 int qcheck_add_range(struct check *c, uint64_t offset, uint64_t bytes, uint64_t weight,
@@ -66,11 +68,11 @@ int qcheck_add_range(struct check *c, uint64_t offset, uint64_t bytes, uint64_t 
                           what, bytes, offset);
         return 0;
     }
-    uint64_t first = offset >> c->h.cluster_bits;
-    uint64_t last = (offset + bytes - 1) >> c->h.cluster_bits;
-    c->n_compare = MAX(c->n_compare, last + 1);
-    if (counts_add(&c->refs, first, last - first + 1, weight, c->max_count, &lost))
-        return diag_errno(c->diag, ENOMEM, "%s: counting references", c->st->name);
+    uint64_t first = offset >> c->in.h.cluster_bits;
+    uint64_t last = (offset + bytes - 1) >> c->in.h.cluster_bits;
+    c->pass.n_compare = MAX(c->pass.n_compare, last + 1);
+    if (counts_add(&c->pass.refs, first, last - first + 1, weight, c->in.max_count, &lost))
+        return diag_errno(c->in.diag, ENOMEM, "%s: counting references", c->in.st->name);
     if (lost)
         qcheck_corrupt(c, lost,
                        "%s at offset %" PRIu64 ": more references than a refcount can say",
@@ -84,70 +86,61 @@ int qcheck_add_meta(struct check *c, uint64_t offset, uint64_t bytes, uint64_t w
     int err = qcheck_add_range(c, offset, bytes, weight, what, inside);
 
     if (!err && *inside)
-        qcheck_mark(c, c->meta, offset, bytes);
+        qcheck_mark(c, c->pass.meta, offset, bytes);
     return err;
 }
 
 void qcheck_mark(struct check *c, uint8_t *bits, uint64_t offset, uint64_t bytes)
 {
-    uint64_t end = bytes ? ((offset + bytes - 1) >> c->h.cluster_bits) + 1 : 0;
+    uint64_t end = bytes ? ((offset + bytes - 1) >> c->in.h.cluster_bits) + 1 : 0;
 
-    for (uint64_t i = offset >> c->h.cluster_bits; i < MIN(end, c->n_clusters + 1); i++)
+    for (uint64_t i = offset >> c->in.h.cluster_bits; i < MIN(end, c->in.n_clusters + 1);
+         i++)
         bit_set(bits, i);
 }
 
 bool qcheck_any(const struct check *c, const uint8_t *bits, uint64_t offset, uint64_t bytes)
 {
-    uint64_t first = offset >> c->h.cluster_bits;
-    uint64_t end = MIN(c->n_clusters + 1, ((offset + bytes - 1) >> c->h.cluster_bits) + 1);
+    uint64_t first = offset >> c->in.h.cluster_bits;
+    uint64_t end =
+        MIN(c->in.n_clusters + 1, ((offset + bytes - 1) >> c->in.h.cluster_bits) + 1);
 
     return bytes && first < end && bits_any(bits, first, end - first);
 }
 
 void qcheck_forget(struct check *c)
 {
-    free(c->snapshots);
-    free(c->l1s);
-    free(c->rt);
-    free(c->disk);
-    free(c->block);
-    counts_free(&c->refs);
-    l2_tables_free(&c->tables);
-    free(c->fixed);
-    free(c->meta);
-    free(c->is_table);
-    free(c->contested);
-    free(c->bad);
-    c->snapshots = NULL;
-    c->l1s = NULL;
-    c->n_snapshots = c->odd_snapshots = c->n_l1s = 0;
-    c->snapshot_bytes = 0;
-    c->rt = NULL;
-    c->disk = c->block = NULL;
-    c->fixed = c->meta = c->is_table = c->contested = c->bad = NULL;
+    free(c->pass.snapshots);
+    free(c->pass.l1s);
+    free(c->pass.rt);
+    free(c->pass.disk);
+    free(c->pass.block);
+    counts_free(&c->pass.refs);
+    l2_tables_free(&c->pass.tables);
+    free(c->pass.fixed);
+    free(c->pass.meta);
+    free(c->pass.is_table);
+    free(c->pass.contested);
+    free(c->pass.bad);
+    c->pass = (struct check_pass){0};
 }
 
 static int begin(struct check *c)
 {
-    uint64_t n = c->n_clusters + 1; /* a compressed cluster may reach into one more */
-    uint8_t **bitmaps[] = {&c->fixed, &c->meta, &c->is_table, &c->contested, &c->bad};
+    uint64_t n = c->in.n_clusters + 1; /* a compressed cluster may reach into one more */
+    uint8_t **bitmaps[] = {&c->pass.fixed, &c->pass.meta, &c->pass.is_table,
+                           &c->pass.contested, &c->pass.bad};
 
+    c->repair.missed += c->pass.found.check_errors;
     qcheck_forget(c);
-    c->missed += c->found.check_errors;
-    c->found = (struct check_result){0};
-    c->impossible = c->n_contested = 0;
-    c->rebuild = c->bitmaps_broken = false;
-    c->hopeless = NULL;
-    c->n_compare = c->n_clusters;
-    c->block_offset = 0;
-    c->done = 0;
-    bool failed = counts_init(&c->refs, n);
+    c->pass.n_compare = c->in.n_clusters;
+    bool failed = counts_init(&c->pass.refs, n);
     for (size_t i = 0; i < ARRAY_LEN(bitmaps) && !failed; i++)
         failed = !(*bitmaps[i] = calloc(n / 8 + 1, 1));
-    c->disk = failed ? NULL : calloc(n, 1);
-    if (!c->disk)
-        return diag_errno(c->diag, ENOMEM,
-                          "%s: counting references to %" PRIu64 " clusters", c->st->name,
+    c->pass.disk = failed ? NULL : calloc(n, 1);
+    if (!c->pass.disk)
+        return diag_errno(c->in.diag, ENOMEM,
+                          "%s: counting references to %" PRIu64 " clusters", c->in.st->name,
                           n);
     return 0;
 }
@@ -156,35 +149,35 @@ static int count_luks_header(struct check *c)
 {
     bool inside;
 
-    if (c->h.luks_bytes == 0)
+    if (c->in.h.luks_bytes == 0)
         return 0;
-    if (!is_aligned(c->h.luks_offset, c->cluster_size) ||
-        c->h.luks_offset > INT64_MAX / 2 || c->h.luks_bytes > INT64_MAX / 2)
-        return diag_set(c->diag, EINVAL,
+    if (!is_aligned(c->in.h.luks_offset, c->in.cluster_size) ||
+        c->in.h.luks_offset > INT64_MAX / 2 || c->in.h.luks_bytes > INT64_MAX / 2)
+        return diag_set(c->in.diag, EINVAL,
                         "%s: header extension: a LUKS header of %" PRIu64
                         " bytes at %" PRIu64,
-                        c->st->name, c->h.luks_bytes, c->h.luks_offset);
-    return qcheck_add_range(c, c->h.luks_offset, c->h.luks_bytes, 1, "LUKS header",
+                        c->in.st->name, c->in.h.luks_bytes, c->in.h.luks_offset);
+    return qcheck_add_range(c, c->in.h.luks_offset, c->in.h.luks_bytes, 1, "LUKS header",
                             &inside);
 }
 
 static int count_active_l1(struct check *c)
 {
-    uint64_t offset = c->h.l1_table_offset, bytes = c->h.l1_size * 8ull;
+    uint64_t offset = c->in.h.l1_table_offset, bytes = c->in.h.l1_size * 8ull;
     bool inside;
 
     if (bytes && offset == 0)
-        c->hopeless = "the header says that the L1 table overlaps it";
+        c->pass.hopeless = "the header says that the L1 table overlaps it";
     int err = qcheck_add_meta(c, offset, bytes, 1, "active L1 table", &inside);
     /* It isn't read from there, so the measure is that of who opens the image. */
-    if (!err && inside && offset + bytes > align_up(c->file_size, c->cluster_size)) {
+    if (!err && inside && offset + bytes > align_up(c->in.file_size, c->in.cluster_size)) {
         qcheck_impossible(c, 1, "active L1 table: ends past the end of the file");
         inside = false;
     }
     if (!inside)
-        c->hopeless = "the L1 table lies past the end of the file";
-    qcheck_mark(c, c->fixed, 0, c->cluster_size);
-    qcheck_mark(c, c->fixed, offset, bytes);
+        c->pass.hopeless = "the L1 table lies past the end of the file";
+    qcheck_mark(c, c->pass.fixed, 0, c->in.cluster_size);
+    qcheck_mark(c, c->pass.fixed, offset, bytes);
     return err;
 }
 
@@ -192,11 +185,11 @@ static int count_active_l1(struct check *c)
  * else. */
 static void judge_snapshot_table(struct check *c)
 {
-    uint64_t offset = c->h.snapshots_offset;
-    if (c->odd_snapshots > c->n_snapshots / 2 &&
-        (qcheck_any(c, c->contested, offset, c->snapshot_bytes) ||
-         qcheck_any(c, c->is_table, offset, c->snapshot_bytes)))
-        c->hopeless =
+    uint64_t offset = c->in.h.snapshots_offset;
+    if (c->pass.odd_snapshots > c->pass.n_snapshots / 2 &&
+        (qcheck_any(c, c->pass.contested, offset, c->pass.snapshot_bytes) ||
+         qcheck_any(c, c->pass.is_table, offset, c->pass.snapshot_bytes)))
+        c->pass.hopeless =
             "where the header says that the snapshot table is, there is something else";
 }
 
@@ -204,10 +197,10 @@ static void judge_snapshot_table(struct check *c)
  * goes along with it. */
 static void report_contested(struct check *c)
 {
-    for (uint64_t i = 0; c->n_contested && i < c->n_clusters; i++) {
+    for (uint64_t i = 0; c->pass.n_contested && i < c->in.n_clusters; i++) {
         uint64_t count;
-        if (bit_test(c->contested, i) && qcheck_disk_count(c, i, &count) &&
-            count == counts_get(&c->refs, i))
+        if (bit_test(c->pass.contested, i) && qcheck_disk_count(c, i, &count) &&
+            count == counts_get(&c->pass.refs, i))
             qcheck_corrupt(c, 1, "cluster %" PRIu64 ": holds metadata and other things", i);
     }
 }
@@ -220,7 +213,7 @@ int qcheck_pass(struct check *c, bool with_refcounts)
     if (!err)
         err = qcheck_load_refcounts(c);
     if (!err)
-        err = qcheck_add_meta(c, 0, c->cluster_size, 1, "header", &inside);
+        err = qcheck_add_meta(c, 0, c->in.cluster_size, 1, "header", &inside);
     if (!err)
         err = count_active_l1(c);
     if (!err)
@@ -235,7 +228,7 @@ int qcheck_pass(struct check *c, bool with_refcounts)
         err = qcheck_l2_tables(c);
     if (err)
         return err;
-    if (c->n_snapshots)
+    if (c->pass.n_snapshots)
         judge_snapshot_table(c);
     if (!with_refcounts)
         return 0;
@@ -244,6 +237,7 @@ int qcheck_pass(struct check *c, bool with_refcounts)
         return err;
     qcheck_compare(c);
     report_contested(c);
-    c->found.total_clusters = div_round_up(align_down(c->h.size, 512), c->cluster_size);
+    c->pass.found.total_clusters =
+        div_round_up(align_down(c->in.h.size, 512), c->in.cluster_size);
     return 0;
 }

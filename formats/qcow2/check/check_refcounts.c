@@ -17,40 +17,41 @@
 
 static int load_table(struct check *c)
 {
-    uint64_t offset = c->h.refcount_table_offset;
-    uint64_t bytes = (uint64_t)c->h.refcount_table_clusters << c->h.cluster_bits;
+    uint64_t offset = c->in.h.refcount_table_offset;
+    uint64_t bytes = (uint64_t)c->in.h.refcount_table_clusters << c->in.h.cluster_bits;
 
-    c->n_rt = 0;
-    c->rt_unknown = false;
+    c->pass.n_rt = 0;
+    c->pass.rt_unknown = false;
     if (bytes == 0)
-        c->rebuild = true;
-    if (bytes > MAX_RT_BYTES || !is_aligned(offset, c->cluster_size) ||
+        c->pass.rebuild = true;
+    if (bytes > MAX_RT_BYTES || !is_aligned(offset, c->in.cluster_size) ||
         offset > INT64_MAX / 2) {
         qcheck_corrupt(c, 1,
                        "header: a refcount table of %" PRIu64 " bytes at offset %" PRIu64,
                        bytes, offset);
-        c->rebuild = true;
+        c->pass.rebuild = true;
         bytes = 0;
     }
-    c->rt = calloc(bytes / 8 + 1, 8);
-    if (!c->rt)
-        return diag_errno(c->diag, ENOMEM, "%s: refcount table", c->st->name);
-    int err = storage_read(c->st, c->rt, offset, bytes);
+    c->pass.rt = calloc(bytes / 8 + 1, 8);
+    if (!c->pass.rt)
+        return diag_errno(c->in.diag, ENOMEM, "%s: refcount table", c->in.st->name);
+    int err = storage_read(c->in.st, c->pass.rt, offset, bytes);
     if (err)
-        return diag_errno(c->diag, -err, "%s: reading the refcount table", c->st->name);
-    c->n_rt = bytes / 8;
-    for (uint64_t i = 0; i < c->n_rt; i++) {
-        c->rt[i] = load_be64(&c->rt[i]);
-        c->rt_unknown |= !is_aligned(c->rt[i] & RT_OFFSET, c->cluster_size);
+        return diag_errno(c->in.diag, -err, "%s: reading the refcount table",
+                          c->in.st->name);
+    c->pass.n_rt = bytes / 8;
+    for (uint64_t i = 0; i < c->pass.n_rt; i++) {
+        c->pass.rt[i] = load_be64(&c->pass.rt[i]);
+        c->pass.rt_unknown |= !is_aligned(c->pass.rt[i] & RT_OFFSET, c->in.cluster_size);
     }
     return 0;
 }
 
 uint64_t qcheck_block_offset(const struct check *c, uint64_t index)
 {
-    uint64_t offset = index < c->n_rt ? c->rt[index] & RT_OFFSET : 0;
+    uint64_t offset = index < c->pass.n_rt ? c->pass.rt[index] & RT_OFFSET : 0;
 
-    return is_aligned(offset, c->cluster_size) && offset < c->file_size ? offset : 0;
+    return is_aligned(offset, c->in.cluster_size) && offset < c->in.file_size ? offset : 0;
 }
 
 /* ---- blocks ---- */
@@ -92,17 +93,17 @@ static void load_block(struct check *c, uint64_t index, uint8_t *buffer)
     uint32_t bits = qcheck_block_bits(c);
     uint64_t first = index << bits, offset = qcheck_block_offset(c, index);
 
-    if (first > c->n_clusters || offset == 0)
+    if (first > c->in.n_clusters || offset == 0)
         return;
-    uint64_t n = MIN(1ull << bits, c->n_clusters + 1 - first);
-    if (storage_read(c->st, buffer, offset, ((n << c->h.refcount_order) + 7) / 8)) {
-        check_message(c->options,
+    uint64_t n = MIN(1ull << bits, c->in.n_clusters + 1 - first);
+    if (storage_read(c->in.st, buffer, offset, ((n << c->in.h.refcount_order) + 7) / 8)) {
+        check_message(c->in.options,
                       "refcount block %" PRIu64 " at offset %" PRIu64 " can't be read",
                       index, offset);
-        c->found.check_errors++;
+        c->pass.found.check_errors++;
         return;
     }
-    unpack_bytes(c->h.refcount_order, buffer, n, c->disk + first);
+    unpack_bytes(c->in.h.refcount_order, buffer, n, c->pass.disk + first);
 }
 
 int qcheck_load_refcounts(struct check *c)
@@ -110,14 +111,14 @@ int qcheck_load_refcounts(struct check *c)
     int err = load_table(c);
     if (err)
         return err;
-    CLEANUP_FREE uint8_t *buffer = malloc(c->cluster_size);
-    c->block = malloc(LOOKUP_BYTES);
-    if (!buffer || !c->block)
-        return diag_errno(c->diag, ENOMEM, "%s: refcount blocks", c->st->name);
-    for (uint64_t i = 0; i < c->n_rt; i++) {
+    CLEANUP_FREE uint8_t *buffer = malloc(c->in.cluster_size);
+    c->pass.block = malloc(LOOKUP_BYTES);
+    if (!buffer || !c->pass.block)
+        return diag_errno(c->in.diag, ENOMEM, "%s: refcount blocks", c->in.st->name);
+    for (uint64_t i = 0; i < c->pass.n_rt; i++) {
         uint64_t ahead = qcheck_block_offset(c, i + 8);
-        if (ahead && c->cluster_size >= 4096)
-            storage_prefetch(c->st, ahead, c->cluster_size);
+        if (ahead && c->in.cluster_size >= 4096)
+            storage_prefetch(c->in.st, ahead, c->in.cluster_size);
         load_block(c, i, buffer);
     }
     return 0;
@@ -125,16 +126,17 @@ int qcheck_load_refcounts(struct check *c)
 
 bool qcheck_disk_count(struct check *c, uint64_t cluster, uint64_t *count)
 {
-    uint32_t order = c->h.refcount_order;
+    uint32_t order = c->in.h.refcount_order;
     uint64_t index = cluster >> qcheck_block_bits(c);
 
     *count = 0;
-    if (index >= c->n_rt)
+    if (index >= c->pass.n_rt)
         return true;
-    if (c->rt_unknown && !is_aligned(c->rt[index] & RT_OFFSET, c->cluster_size))
+    if (c->pass.rt_unknown &&
+        !is_aligned(c->pass.rt[index] & RT_OFFSET, c->in.cluster_size))
         return false;
-    if (cluster <= c->n_clusters && c->disk[cluster] != COUNT_LARGE) {
-        *count = c->disk[cluster];
+    if (cluster <= c->in.n_clusters && c->pass.disk[cluster] != COUNT_LARGE) {
+        *count = c->pass.disk[cluster];
         return true;
     }
     uint64_t offset = qcheck_block_offset(c, index);
@@ -142,14 +144,14 @@ bool qcheck_disk_count(struct check *c, uint64_t cluster, uint64_t *count)
         return true; /* past the end of the file: zeroes */
     uint64_t in_block = cluster & ((1ull << qcheck_block_bits(c)) - 1);
     uint64_t at = offset + align_down((in_block << order) / 8, LOOKUP_BYTES);
-    if (c->block_offset != at) {
-        c->block_offset = 0;
-        if (storage_read(c->st, c->block, at, LOOKUP_BYTES))
+    if (c->pass.block_offset != at) {
+        c->pass.block_offset = 0;
+        if (storage_read(c->in.st, c->pass.block, at, LOOKUP_BYTES))
             return false;
-        c->block_offset = at;
+        c->pass.block_offset = at;
     }
-    *count =
-        qcheck_unpack(order, c->block, in_block & ((LOOKUP_BYTES * 8ull >> order) - 1));
+    *count = qcheck_unpack(order, c->pass.block,
+                           in_block & ((LOOKUP_BYTES * 8ull >> order) - 1));
     return true;
 }
 
@@ -157,30 +159,30 @@ bool qcheck_disk_count(struct check *c, uint64_t cluster, uint64_t *count)
 
 static int count_block(struct check *c, uint64_t index)
 {
-    uint64_t entry = c->rt[index], offset = entry & RT_OFFSET;
+    uint64_t entry = c->pass.rt[index], offset = entry & RT_OFFSET;
     const char *why = NULL;
     bool inside;
 
     if (entry & RT_RESERVED)
         why = "reserved bits are set";
-    else if (!is_aligned(offset, c->cluster_size))
+    else if (!is_aligned(offset, c->in.cluster_size))
         why = "not cluster aligned";
-    else if (offset >> c->h.cluster_bits >= c->n_compare)
+    else if (offset >> c->in.h.cluster_bits >= c->pass.n_compare)
         why = "past the end of the file";
     if (!why && offset) {
         /* Afterwards a count that is at its limit would not show it. */
-        c->rebuild |= counts_get(&c->refs, offset >> c->h.cluster_bits) != 0;
+        c->pass.rebuild |= counts_get(&c->pass.refs, offset >> c->in.h.cluster_bits) != 0;
         int err =
-            qcheck_add_range(c, offset, c->cluster_size, 1, "refcount block", &inside);
+            qcheck_add_range(c, offset, c->in.cluster_size, 1, "refcount block", &inside);
         if (err)
             return err;
-        if (inside && counts_get(&c->refs, offset >> c->h.cluster_bits) != 1)
+        if (inside && counts_get(&c->pass.refs, offset >> c->in.h.cluster_bits) != 1)
             why = "other things are in the same cluster";
     }
     if (why) {
         qcheck_corrupt(c, 1, "refcount table entry %" PRIu64 " (0x%" PRIx64 "): %s", index,
                        entry, why);
-        c->rebuild = true;
+        c->pass.rebuild = true;
     }
     return 0;
 }
@@ -189,15 +191,15 @@ static int count_block(struct check *c, uint64_t index)
  * stay there, whatever the refcounts say. */
 static void check_table_place(struct check *c, uint64_t expected)
 {
-    uint64_t first = c->h.refcount_table_offset >> c->h.cluster_bits;
+    uint64_t first = c->in.h.refcount_table_offset >> c->in.h.cluster_bits;
 
-    for (uint64_t i = first; i < MIN(first + c->h.refcount_table_clusters, c->n_clusters);
-         i++) {
-        if (counts_get(&c->refs, i) == expected)
+    for (uint64_t i = first;
+         i < MIN(first + c->in.h.refcount_table_clusters, c->in.n_clusters); i++) {
+        if (counts_get(&c->pass.refs, i) == expected)
             continue;
-        c->rebuild = true;
-        bit_set(c->contested, i);
-        c->n_contested++;
+        c->pass.rebuild = true;
+        bit_set(c->pass.contested, i);
+        c->pass.n_contested++;
     }
 }
 
@@ -205,16 +207,16 @@ int qcheck_count_refcounts(struct check *c)
 {
     bool inside = true;
 
-    if (c->n_rt)
+    if (c->pass.n_rt)
         check_table_place(c, 0);
-    int err = qcheck_add_range(c, c->n_rt ? c->h.refcount_table_offset : 0, c->n_rt * 8, 1,
-                               "refcount table", &inside);
-    for (uint64_t i = 0; !err && i < c->n_rt; i++)
-        if (c->rt[i])
+    int err = qcheck_add_range(c, c->pass.n_rt ? c->in.h.refcount_table_offset : 0,
+                               c->pass.n_rt * 8, 1, "refcount table", &inside);
+    for (uint64_t i = 0; !err && i < c->pass.n_rt; i++)
+        if (c->pass.rt[i])
             err = count_block(c, i);
     if (!inside)
-        c->rebuild = true;
-    else if (!err && c->n_rt)
+        c->pass.rebuild = true;
+    else if (!err && c->pass.n_rt)
         check_table_place(c, 1);
     return err;
 }
@@ -223,20 +225,20 @@ int qcheck_count_refcounts(struct check *c)
 
 static void compare_cluster(struct check *c, uint64_t cluster)
 {
-    uint64_t count, refs = counts_get(&c->refs, cluster);
+    uint64_t count, refs = counts_get(&c->pass.refs, cluster);
 
     if (!qcheck_disk_count(c, cluster, &count) || count == refs)
         return;
     if (count > refs) {
-        c->found.leaks++;
-        check_message(c->options,
+        c->pass.found.leaks++;
+        check_message(c->in.options,
                       "cluster %" PRIu64 ": leaked: refcount %" PRIu64
                       ", references %" PRIu64,
                       cluster, count, refs);
         return;
     }
     if (qcheck_block_offset(c, cluster >> qcheck_block_bits(c)) == 0)
-        c->rebuild = true;
+        c->pass.rebuild = true;
     qcheck_corrupt(c, 1, "cluster %" PRIu64 ": refcount %" PRIu64 ", references %" PRIu64,
                    cluster, count, refs);
 }
@@ -255,9 +257,9 @@ static bool same_eight(const uint8_t *a, const uint8_t *b)
 
 static uint64_t end_of_use(struct check *c)
 {
-    uint64_t n = c->n_compare;
+    uint64_t n = c->pass.n_compare;
 
-    while (n > 0 && c->refs.bytes[n - 1] == 0 && c->disk[n - 1] == 0)
+    while (n > 0 && c->pass.refs.bytes[n - 1] == 0 && c->pass.disk[n - 1] == 0)
         n--;
     return n;
 }
@@ -266,13 +268,13 @@ void qcheck_compare(struct check *c)
 {
     uint64_t i = 0;
 
-    for (; i + 8 <= c->n_compare; i += 8) {
-        if (LIKELY(same_eight(c->refs.bytes + i, c->disk + i)))
+    for (; i + 8 <= c->pass.n_compare; i += 8) {
+        if (LIKELY(same_eight(c->pass.refs.bytes + i, c->pass.disk + i)))
             continue;
         for (unsigned j = 0; j < 8; j++)
             compare_cluster(c, i + j);
     }
-    for (; i < c->n_compare; i++)
+    for (; i < c->pass.n_compare; i++)
         compare_cluster(c, i);
-    c->found.image_end_offset = MAX(1, end_of_use(c)) * c->cluster_size;
+    c->pass.found.image_end_offset = MAX(1, end_of_use(c)) * c->in.cluster_size;
 }

@@ -19,9 +19,10 @@ static int read_entry(struct check *c, uint64_t offset, struct check_snapshot *s
 {
     uint8_t raw[ENTRY_FIXED];
 
-    int err = storage_read(c->st, raw, offset, sizeof raw);
+    int err = storage_read(c->in.st, raw, offset, sizeof raw);
     if (err)
-        return diag_errno(c->diag, -err, "%s: reading the snapshot table", c->st->name);
+        return diag_errno(c->in.diag, -err, "%s: reading the snapshot table",
+                          c->in.st->name);
     *s = (struct check_snapshot){
         .entry_offset = offset,
         .l1_offset = load_be64(raw),
@@ -35,30 +36,31 @@ static int read_entry(struct check *c, uint64_t offset, struct check_snapshot *s
 
 static void mark_odd(struct check *c, struct check_snapshot *s)
 {
-    c->odd_snapshots += !s->odd;
+    c->pass.odd_snapshots += !s->odd;
     s->odd = true;
 }
 
 static void odd_snapshot(struct check *c, uint32_t index, const char *what)
 {
     qcheck_impossible(c, 1, "snapshot table entry %" PRIu32 ": %s", index, what);
-    mark_odd(c, &c->snapshots[index]);
+    mark_odd(c, &c->pass.snapshots[index]);
 }
 
 /* A name that goes on after a NUL isn't the one it seems to be.  Where the entry is damaged
  * otherwise the names are elsewhere when that was mended. */
 static int check_names(struct check *c, uint32_t index)
 {
-    struct check_snapshot *s = &c->snapshots[index];
+    struct check_snapshot *s = &c->pass.snapshots[index];
     uint8_t names[2 * UINT16_MAX];
     uint64_t at = s->entry_offset + ENTRY_FIXED + s->extra_bytes;
     size_t n = (size_t)s->id_bytes + s->name_bytes;
 
-    if (s->extra_wrong || !range_inside(at, n, c->file_size))
+    if (s->extra_wrong || !range_inside(at, n, c->in.file_size))
         return 0; /* the latter is found later */
-    int err = storage_read(c->st, names, at, n);
+    int err = storage_read(c->in.st, names, at, n);
     if (err)
-        return diag_errno(c->diag, -err, "%s: reading the snapshot table", c->st->name);
+        return diag_errno(c->in.diag, -err, "%s: reading the snapshot table",
+                          c->in.st->name);
     if (!memchr(names, 0, n))
         return 0;
     odd_snapshot(c, index, "a NUL byte is in the id or the name");
@@ -69,17 +71,17 @@ static int check_names(struct check *c, uint32_t index)
 /* Judges an entry by itself. */
 static void check_snapshot(struct check *c, uint32_t index)
 {
-    struct check_snapshot *s = &c->snapshots[index];
+    struct check_snapshot *s = &c->pass.snapshots[index];
 
     s->extra_wrong = s->extra_bytes > MAX_EXTRA_BYTES ||
-                     (c->h.version >= 3 && s->extra_bytes < MIN_EXTRA_BYTES);
+                     (c->in.h.version >= 3 && s->extra_bytes < MIN_EXTRA_BYTES);
     if (s->extra_wrong)
         odd_snapshot(c, index,
                      s->extra_bytes < MIN_EXTRA_BYTES ? "too little extra data"
                                                       : "too much extra data");
     if (s->l1_size > MAX_L1_BYTES / 8)
         s->fault = "its L1 table is too large";
-    else if (!is_aligned(s->l1_offset, c->cluster_size) || s->l1_offset > INT64_MAX / 2)
+    else if (!is_aligned(s->l1_offset, c->in.cluster_size) || s->l1_offset > INT64_MAX / 2)
         s->fault = "its L1 table is not cluster aligned";
 }
 
@@ -88,33 +90,35 @@ static int read_table(struct check *c)
     uint64_t at = 0;
     bool inside;
 
-    c->n_snapshots = c->h.nb_snapshots;
-    c->snapshots = calloc(c->n_snapshots + 1u, sizeof *c->snapshots);
-    if (!c->snapshots)
-        return diag_errno(c->diag, ENOMEM, "%s: snapshot table", c->st->name);
-    for (uint32_t i = 0; i < c->n_snapshots; i++) {
-        struct check_snapshot *s = &c->snapshots[i];
+    c->pass.n_snapshots = c->in.h.nb_snapshots;
+    c->pass.snapshots = calloc(c->pass.n_snapshots + 1u, sizeof *c->pass.snapshots);
+    if (!c->pass.snapshots)
+        return diag_errno(c->in.diag, ENOMEM, "%s: snapshot table", c->in.st->name);
+    for (uint32_t i = 0; i < c->pass.n_snapshots; i++) {
+        struct check_snapshot *s = &c->pass.snapshots[i];
         at = align_up(at, 8);
-        int err = read_entry(c, c->h.snapshots_offset + at, s);
+        int err = read_entry(c, c->in.h.snapshots_offset + at, s);
         if (err)
             return err;
         at += ENTRY_FIXED + (uint64_t)s->extra_bytes + s->id_bytes + s->name_bytes;
         if (at > MAX_TABLE_BYTES)
-            return diag_set(c->diag, EFBIG,
+            return diag_set(c->in.diag, EFBIG,
                             "%s: snapshot table: its first %" PRIu32
                             " entries take over %u bytes",
-                            c->st->name, i + 1, MAX_TABLE_BYTES);
+                            c->in.st->name, i + 1, MAX_TABLE_BYTES);
         check_snapshot(c, i);
         err = check_names(c, i);
         if (err)
             return err;
     }
-    c->snapshot_bytes = at;
-    if (qcheck_any(c, c->meta, c->h.snapshots_offset, at))
-        c->hopeless = "the header says that the snapshot table overlaps other metadata";
-    int err = qcheck_add_meta(c, c->h.snapshots_offset, at, 1, "snapshot table", &inside);
+    c->pass.snapshot_bytes = at;
+    if (qcheck_any(c, c->pass.meta, c->in.h.snapshots_offset, at))
+        c->pass.hopeless =
+            "the header says that the snapshot table overlaps other metadata";
+    int err =
+        qcheck_add_meta(c, c->in.h.snapshots_offset, at, 1, "snapshot table", &inside);
     if (!inside)
-        c->hopeless = "the snapshot table lies past the end of the file";
+        c->pass.hopeless = "the snapshot table lies past the end of the file";
     return err;
 }
 
@@ -122,14 +126,14 @@ static int read_table(struct check *c)
 
 static uint32_t entries_in_file(const struct check *c, uint64_t offset, uint32_t n)
 {
-    if (offset >= c->file_size)
+    if (offset >= c->in.file_size)
         return 0;
-    return (uint32_t)MIN(n, div_round_up(c->file_size - offset, 8));
+    return (uint32_t)MIN(n, div_round_up(c->in.file_size - offset, 8));
 }
 
 static void list_l1(struct check *c, uint64_t offset, uint32_t n, struct check_snapshot *s)
 {
-    c->l1s[c->n_l1s++] = (struct check_l1){
+    c->pass.l1s[c->pass.n_l1s++] = (struct check_l1){
         .offset = offset,
         .n = entries_in_file(c, offset, n),
         .weight = 1,
@@ -167,7 +171,7 @@ static void find_faults(struct check *c, struct check_snapshot **sorted)
 {
     struct check_snapshot *last = NULL;
 
-    for (uint32_t i = 0; i < c->n_snapshots; i++) {
+    for (uint32_t i = 0; i < c->pass.n_snapshots; i++) {
         struct check_snapshot *s = sorted[i];
         if (s->fault || s->l1_size == 0)
             continue;
@@ -181,31 +185,31 @@ static void find_faults(struct check *c, struct check_snapshot **sorted)
             last = s;
         }
     }
-    for (uint32_t i = 0; i < c->n_snapshots; i++)
+    for (uint32_t i = 0; i < c->pass.n_snapshots; i++)
         if (sorted[i]->fault)
-            odd_snapshot(c, (uint32_t)(sorted[i] - c->snapshots), sorted[i]->fault);
+            odd_snapshot(c, (uint32_t)(sorted[i] - c->pass.snapshots), sorted[i]->fault);
 }
 
 /* Who overlaps what was there before the snapshots' tables is walked all the same: its
  * references count. */
 static void find_overlaps(struct check *c)
 {
-    for (uint32_t i = 0; i < c->n_snapshots; i++) {
-        struct check_snapshot *s = &c->snapshots[i];
-        if (s->fault || !qcheck_any(c, c->meta, s->l1_offset, s->l1_size * 8ull))
+    for (uint32_t i = 0; i < c->pass.n_snapshots; i++) {
+        struct check_snapshot *s = &c->pass.snapshots[i];
+        if (s->fault || !qcheck_any(c, c->pass.meta, s->l1_offset, s->l1_size * 8ull))
             continue;
         check_message(
-            c->options,
+            c->in.options,
             "snapshot table entry %" PRIu32 ": its L1 table overlaps other metadata", i);
         s->overlaps = true;
-        c->impossible++;
+        c->pass.impossible++;
         mark_odd(c, s);
     }
 }
 
 static int take_l1(struct check *c, struct check_snapshot *s)
 {
-    struct check_l1 *last = &c->l1s[c->n_l1s - 1];
+    struct check_l1 *last = &c->pass.l1s[c->pass.n_l1s - 1];
     bool inside;
 
     if (s->fault || s->l1_size == 0)
@@ -222,25 +226,25 @@ int qcheck_snapshots(struct check *c)
 {
     CLEANUP_FREE struct check_snapshot **sorted = NULL;
 
-    int err = c->h.nb_snapshots ? read_table(c) : 0;
+    int err = c->in.h.nb_snapshots ? read_table(c) : 0;
     if (err)
         return err;
-    sorted = calloc(c->n_snapshots + 1u, sizeof(struct check_snapshot *));
-    c->l1s = calloc(c->n_snapshots + 1u, sizeof *c->l1s);
-    if (!c->l1s || !sorted)
-        return diag_errno(c->diag, ENOMEM, "%s: snapshots", c->st->name);
-    list_l1(c, c->h.l1_table_offset, c->h.l1_size, NULL);
-    for (uint32_t i = 0; i < c->n_snapshots; i++)
-        sorted[i] = &c->snapshots[i];
-    qsort(sorted, c->n_snapshots, sizeof *sorted, by_place);
+    sorted = calloc(c->pass.n_snapshots + 1u, sizeof(struct check_snapshot *));
+    c->pass.l1s = calloc(c->pass.n_snapshots + 1u, sizeof *c->pass.l1s);
+    if (!c->pass.l1s || !sorted)
+        return diag_errno(c->in.diag, ENOMEM, "%s: snapshots", c->in.st->name);
+    list_l1(c, c->in.h.l1_table_offset, c->in.h.l1_size, NULL);
+    for (uint32_t i = 0; i < c->pass.n_snapshots; i++)
+        sorted[i] = &c->pass.snapshots[i];
+    qsort(sorted, c->pass.n_snapshots, sizeof *sorted, by_place);
     find_faults(c, sorted);
     find_overlaps(c);
-    for (uint32_t i = 0; !err && i < c->n_snapshots; i++)
+    for (uint32_t i = 0; !err && i < c->pass.n_snapshots; i++)
         err = take_l1(c, sorted[i]);
-    for (uint32_t i = 1; i < c->n_l1s; i++)
-        qcheck_mark(c, c->meta, c->l1s[i].offset, c->l1s[i].n * 8ull);
-    c->total = 0;
-    for (uint32_t i = 0; i < c->n_l1s; i++)
-        c->total += 3ull * c->l1s[i].n;
+    for (uint32_t i = 1; i < c->pass.n_l1s; i++)
+        qcheck_mark(c, c->pass.meta, c->pass.l1s[i].offset, c->pass.l1s[i].n * 8ull);
+    c->pass.total = 0;
+    for (uint32_t i = 0; i < c->pass.n_l1s; i++)
+        c->pass.total += 3ull * c->pass.l1s[i].n;
     return err;
 }

@@ -13,29 +13,30 @@ _Static_assert(L1_COPIED == L2_COPIED, "one function for both");
 
 static uint64_t mend_flag(const struct check *c, uint64_t entry, uint64_t offset)
 {
-    bool alone = counts_get(&c->refs, offset >> c->h.cluster_bits) == 1;
+    bool alone = counts_get(&c->pass.refs, offset >> c->in.h.cluster_bits) == 1;
 
     return alone ? entry | L2_COPIED : entry & ~L2_COPIED;
 }
 
 static int mend_table(struct check *c, uint64_t cluster, uint64_t *table)
 {
-    uint64_t offset = cluster << c->h.cluster_bits;
+    uint64_t offset = cluster << c->in.h.cluster_bits;
     bool changed = false;
 
     if (qcheck_read_table(c, offset, table))
         return 0; /* counted */
-    for (uint64_t i = 0; i < c->cluster_size / 8; i++) {
+    for (uint64_t i = 0; i < c->in.cluster_size / 8; i++) {
         uint64_t entry = table[i];
-        if (!(entry & L2_COMPRESSED) && (entry & L2_OFFSET) && !qcheck_l2_faults(c, entry))
-            entry = mend_flag(c, entry, entry & L2_OFFSET);
+        struct cluster decoded;
+        if (!qcheck_decode(c, entry, &decoded) && cluster_has_place(&decoded))
+            entry = mend_flag(c, entry, decoded.host);
         changed |= entry != table[i];
         store_be64(&table[i], entry);
     }
     if (!changed)
         return 0;
     qcheck_say(c, "L2 table at offset %" PRIu64 ": copied flags are set right", offset);
-    return qrepair_write(c, table, offset, c->cluster_size, "L2 table");
+    return qrepair_write(c, table, offset, c->in.cluster_size, "L2 table");
 }
 
 struct tables {
@@ -59,8 +60,8 @@ static int visit_l1(struct l1_walk *walk, uint32_t i, void *opaque)
         walk->changed = true;
     }
     /* Where other things lie, too, nothing is written. */
-    if (bit_test(tables->done, cluster) || bit_test(c->meta, cluster) ||
-        bit_test(c->contested, cluster))
+    if (bit_test(tables->done, cluster) || bit_test(c->pass.meta, cluster) ||
+        bit_test(c->pass.contested, cluster))
         return 0;
     bit_set(tables->done, cluster);
     return mend_table(c, cluster, tables->buffer);
@@ -68,12 +69,12 @@ static int visit_l1(struct l1_walk *walk, uint32_t i, void *opaque)
 
 int qrepair_copied(struct check *c)
 {
-    CLEANUP_FREE uint64_t *buffer = malloc(c->cluster_size);
-    CLEANUP_FREE uint8_t *done = calloc(c->n_clusters / 8 + 1, 1);
+    CLEANUP_FREE uint64_t *buffer = malloc(c->in.cluster_size);
+    CLEANUP_FREE uint8_t *done = calloc(c->in.n_clusters / 8 + 1, 1);
     struct tables tables = {.buffer = buffer, .done = done};
 
     if (!buffer || !done)
-        return diag_errno(c->diag, ENOMEM, "%s: repairing", c->st->name);
+        return diag_errno(c->in.diag, ENOMEM, "%s: repairing", c->in.st->name);
     /* The active table is the first. */
-    return qcheck_walk_l1(c, &c->l1s[0], visit_l1, &tables);
+    return qcheck_walk_l1(c, &c->pass.l1s[0], visit_l1, &tables);
 }

@@ -17,17 +17,18 @@
 /* Data that was taken for metadata: the claim of the metadata is dropped. */
 static bool is_really_data(const struct check *c, uint64_t cluster)
 {
-    return bit_test(c->contested, cluster) && bit_test(c->bad, cluster);
+    return bit_test(c->pass.contested, cluster) && bit_test(c->pass.bad, cluster);
 }
 
 /* Does metadata that is believed lie in one of the clusters? */
 static bool hits_metadata(const struct check *c, uint64_t offset, uint64_t bytes)
 {
-    uint64_t last = (offset + bytes - 1) >> c->h.cluster_bits;
+    uint64_t last = (offset + bytes - 1) >> c->in.h.cluster_bits;
 
-    for (uint64_t i = offset >> c->h.cluster_bits; i <= last; i++)
-        if (bit_test(c->fixed, i) ||
-            ((bit_test(c->is_table, i) || bit_test(c->meta, i)) && !is_really_data(c, i)))
+    for (uint64_t i = offset >> c->in.h.cluster_bits; i <= last; i++)
+        if (bit_test(c->pass.fixed, i) ||
+            ((bit_test(c->pass.is_table, i) || bit_test(c->pass.meta, i)) &&
+             !is_really_data(c, i)))
             return true;
     return false;
 }
@@ -37,57 +38,56 @@ static bool hits_metadata(const struct check *c, uint64_t offset, uint64_t bytes
 /* Reads as zeroes, whatever lies below. */
 static uint64_t lost_entry(const struct check *c)
 {
-    return c->h.version >= 3 ? L2_ZERO : 0;
+    return c->in.h.version >= 3 ? L2_ZERO : 0;
 }
 
-static uint64_t mend_compressed(const struct check *c, uint64_t entry, unsigned faults)
+static uint64_t mend_compressed(const struct check *c, uint64_t entry,
+                                const struct cluster *cluster, unsigned faults)
 {
-    uint64_t offset, bytes;
-
-    qcheck_compressed(c, entry, &offset, &bytes);
-    if ((faults & FAULT_PAST_END) || hits_metadata(c, offset, bytes))
+    if ((faults & FAULT_PAST_END) ||
+        hits_metadata(c, cluster->host, cluster->compressed_bytes))
         return lost_entry(c);
     return entry & ~L2_COPIED;
 }
 
-static uint64_t mend_standard(const struct check *c, uint64_t entry, unsigned faults)
+static uint64_t mend_standard(const struct check *c, uint64_t entry,
+                              const struct cluster *cluster, unsigned faults)
 {
-    uint64_t offset = entry & L2_OFFSET;
-
     if ((faults & (FAULT_MISALIGNED | FAULT_PAST_END)) ||
-        (offset && hits_metadata(c, offset, c->cluster_size)))
+        (cluster->host && hits_metadata(c, cluster->host, c->in.cluster_size)))
         return lost_entry(c);
     entry &= ~L2_RESERVED;
-    return c->h.version >= 3 ? entry : entry & ~L2_ZERO;
+    return c->in.h.version >= 3 ? entry : entry & ~L2_ZERO;
 }
 
 /* What an entry becomes. */
 static uint64_t mend_l2(struct check *c, uint64_t entry)
 {
-    unsigned faults = qcheck_l2_faults(c, entry);
-    bool compressed = entry & L2_COMPRESSED;
+    struct cluster cluster;
+    unsigned faults = qcheck_decode(c, entry, &cluster);
+    bool compressed = cluster.kind == CL_COMPRESSED;
 
-    if (c->options->keep_mappings) {
+    if (c->in.options->keep_mappings) {
         /* What lies past the end reads as zeroes already. */
         if (!compressed && faults == FAULT_PAST_END)
             return lost_entry(c);
         return faults == FAULT_COPIED ? entry & ~L2_COPIED : entry;
     }
-    uint64_t now =
-        compressed ? mend_compressed(c, entry, faults) : mend_standard(c, entry, faults);
+    uint64_t now = compressed ? mend_compressed(c, entry, &cluster, faults)
+                              : mend_standard(c, entry, &cluster, faults);
     if (now == lost_entry(c) && now != entry)
-        c->dropped = true;
+        c->repair.dropped = true;
     return now;
 }
 
 static int mend_table(struct check *c, uint64_t cluster, uint64_t *table)
 {
-    uint64_t offset = cluster << c->h.cluster_bits;
+    uint64_t offset = cluster << c->in.h.cluster_bits;
     bool changed = false;
 
     if (qcheck_read_table(c, offset, table))
         return 0; /* counted */
-    for (uint64_t i = 0; i < c->cluster_size / 8; i++) {
+    for (uint64_t i = 0; i < c->in.cluster_size / 8; i++) {
         uint64_t entry = table[i] ? mend_l2(c, table[i]) : 0;
         if (entry != table[i]) {
             qcheck_say(c,
@@ -99,7 +99,7 @@ static int mend_table(struct check *c, uint64_t cluster, uint64_t *table)
         }
         store_be64(&table[i], entry);
     }
-    return changed ? qrepair_write(c, table, offset, c->cluster_size, "L2 table") : 0;
+    return changed ? qrepair_write(c, table, offset, c->in.cluster_size, "L2 table") : 0;
 }
 
 struct tables {
@@ -115,7 +115,7 @@ static int visit_l2(struct l1_walk *walk, uint32_t i, void *opaque)
 
     /* Where other metadata lies, too, nothing is written. */
     if (!qcheck_table_of(c, walk->entries[i], &cluster) ||
-        bit_test(tables->done, cluster) || bit_test(c->meta, cluster))
+        bit_test(tables->done, cluster) || bit_test(c->pass.meta, cluster))
         return 0;
     bit_set(tables->done, cluster);
     return mend_table(c, cluster, tables->buffer);
@@ -128,11 +128,11 @@ static uint64_t mend_l1(struct check *c, uint64_t entry)
     unsigned faults = qcheck_l1_faults(c, entry);
     uint64_t cluster;
 
-    if (c->options->keep_mappings)
+    if (c->in.options->keep_mappings)
         return faults == FAULT_PAST_END ? 0 : entry;
-    if (!qcheck_table_of(c, entry, &cluster) || bit_test(c->meta, cluster) ||
+    if (!qcheck_table_of(c, entry, &cluster) || bit_test(c->pass.meta, cluster) ||
         is_really_data(c, cluster)) {
-        c->dropped = true;
+        c->repair.dropped = true;
         return 0;
     }
     return entry & ~L1_RESERVED;
@@ -156,17 +156,17 @@ static int visit_l1(struct l1_walk *walk, uint32_t i, void *opaque)
 
 static int mend_tables(struct check *c)
 {
-    CLEANUP_FREE uint64_t *buffer = malloc(c->cluster_size);
-    CLEANUP_FREE uint8_t *done = calloc(c->n_clusters / 8 + 1, 1);
+    CLEANUP_FREE uint64_t *buffer = malloc(c->in.cluster_size);
+    CLEANUP_FREE uint8_t *done = calloc(c->in.n_clusters / 8 + 1, 1);
     struct tables tables = {.buffer = buffer, .done = done};
     int err = 0;
 
     if (!buffer || !done)
-        return diag_errno(c->diag, ENOMEM, "%s: repairing", c->st->name);
-    for (uint32_t i = 0; !err && i < c->n_l1s; i++)
-        err = qcheck_walk_l1(c, &c->l1s[i], visit_l1, NULL);
-    for (uint32_t i = 0; !err && i < c->n_l1s; i++)
-        err = qcheck_walk_l1(c, &c->l1s[i], visit_l2, &tables);
+        return diag_errno(c->in.diag, ENOMEM, "%s: repairing", c->in.st->name);
+    for (uint32_t i = 0; !err && i < c->pass.n_l1s; i++)
+        err = qcheck_walk_l1(c, &c->pass.l1s[i], visit_l1, NULL);
+    for (uint32_t i = 0; !err && i < c->pass.n_l1s; i++)
+        err = qcheck_walk_l1(c, &c->pass.l1s[i], visit_l2, &tables);
     return err;
 }
 
@@ -198,9 +198,9 @@ static int judge_l1(struct check *c, const struct check_snapshot *s, bool *lost)
     *lost = s->fault || s->overlaps;
     if (*lost)
         return 0;
-    bool table = qcheck_any(c, c->is_table, s->l1_offset, bytes);
-    *lost = qcheck_any(c, c->bad, s->l1_offset, bytes) &&
-            (table || qcheck_any(c, c->contested, s->l1_offset, bytes));
+    bool table = qcheck_any(c, c->pass.is_table, s->l1_offset, bytes);
+    *lost = qcheck_any(c, c->pass.bad, s->l1_offset, bytes) &&
+            (table || qcheck_any(c, c->pass.contested, s->l1_offset, bytes));
     if (!table || *lost)
         return 0;
     const struct check_l1 l1 = {.offset = s->l1_offset, .n = s->l1_size};
@@ -216,7 +216,7 @@ static int empty_snapshot(struct check *c, const struct check_snapshot *s)
 
     qcheck_say(c, "snapshot table entry at offset %" PRIu64 ": its L1 table is lost",
                s->entry_offset);
-    c->dropped = true;
+    c->repair.dropped = true;
     return qrepair_write(c, none, s->entry_offset, sizeof none, "snapshot table entry");
 }
 
@@ -224,15 +224,15 @@ static int mend_snapshots(struct check *c, bool *changed)
 {
     bool rewrite = false;
 
-    for (uint32_t i = 0; i < c->n_snapshots; i++) {
+    for (uint32_t i = 0; i < c->pass.n_snapshots; i++) {
         bool lost;
-        int err = judge_l1(c, &c->snapshots[i], &lost);
+        int err = judge_l1(c, &c->pass.snapshots[i], &lost);
         if (!err && lost)
-            err = empty_snapshot(c, &c->snapshots[i]);
+            err = empty_snapshot(c, &c->pass.snapshots[i]);
         if (err)
             return err;
         *changed |= lost;
-        rewrite |= c->snapshots[i].extra_wrong || c->snapshots[i].name_wrong;
+        rewrite |= c->pass.snapshots[i].extra_wrong || c->pass.snapshots[i].name_wrong;
     }
     *changed |= rewrite;
     return rewrite ? qrepair_snapshots(c) : 0;
@@ -245,14 +245,15 @@ static int mend_snapshots(struct check *c, bool *changed)
 static int drop_bitmaps_extension(struct check *c)
 {
     uint8_t area[EXTENSIONS_LOOKED_AT], end[4];
-    size_t n = (size_t)MIN(sizeof area, c->cluster_size - c->h.header_length), place;
+    size_t n = (size_t)MIN(sizeof area, c->in.cluster_size - c->in.h.header_length), place;
 
-    int err = storage_read(c->st, area, c->h.header_length, n);
+    int err = storage_read(c->in.st, area, c->in.h.header_length, n);
     if (err || qcow2_header_ext_find_last(area, n, EXT_BITMAPS, &place))
         return err;
     err = qrepair_flush(c); /* the bit has to be gone first */
     store_be32(end, EXT_END);
-    return err ? err : storage_write(c->st, end, c->h.header_length + place, sizeof end, 0);
+    return err ? err
+               : storage_write(c->in.st, end, c->in.h.header_length + place, sizeof end, 0);
 }
 
 /* Without the bit nobody believes them. */
@@ -263,24 +264,26 @@ static int drop_bitmaps(struct check *c)
     if (err)
         return err;
     qcheck_say(c, "the bitmaps are dropped");
-    c->h.autoclear &= ~AUTOCLEAR_BITMAPS;
-    err = qcow2_header_write_features(c->st, &c->h);
+    c->in.h.autoclear &= ~AUTOCLEAR_BITMAPS;
+    err = qcow2_header_write_features(c->in.st, &c->in.h);
     if (!err)
         err = drop_bitmaps_extension(c);
-    return err ? diag_errno(c->diag, -err, "%s: clearing the bitmaps bit", c->st->name) : 0;
+    return err ? diag_errno(c->in.diag, -err, "%s: clearing the bitmaps bit",
+                            c->in.st->name)
+               : 0;
 }
 
 int qrepair_entries(struct check *c)
 {
-    bool changed = c->bitmaps_broken;
-    int err = c->bitmaps_broken ? drop_bitmaps(c) : 0;
+    bool changed = c->pass.bitmaps_broken;
+    int err = c->pass.bitmaps_broken ? drop_bitmaps(c) : 0;
 
-    if (!err && !c->options->keep_mappings)
+    if (!err && !c->in.options->keep_mappings)
         err = mend_snapshots(c, &changed);
     /* What they claimed speaks no longer against others. */
     if (!err && changed)
         err = qrepair_flush(c);
     if (!err && changed)
         err = qcheck_pass(c, true);
-    return err || c->hopeless || c->found.check_errors ? err : mend_tables(c);
+    return err || c->pass.hopeless || c->pass.found.check_errors ? err : mend_tables(c);
 }

@@ -29,7 +29,7 @@ static uint64_t new_count(const struct check *c, const struct plan *plan, uint64
 {
     if (cluster >= plan->start && cluster < area_end(plan))
         return 1;
-    return cluster <= c->n_clusters ? counts_get(&c->refs, cluster) : 0;
+    return cluster <= c->in.n_clusters ? counts_get(&c->pass.refs, cluster) : 0;
 }
 
 /* Is there anything to say about the clusters of that block? */
@@ -40,8 +40,8 @@ static bool block_needed(const struct check *c, const struct plan *plan, uint64_
 
     if (ranges_overlap(first, end - first, plan->start, area_end(plan) - plan->start))
         return true;
-    for (uint64_t i = first; i < MIN(end, c->n_clusters + 1); i++)
-        if (c->refs.bytes[i])
+    for (uint64_t i = first; i < MIN(end, c->in.n_clusters + 1); i++)
+        if (c->pass.refs.bytes[i])
             return true;
     return false;
 }
@@ -52,18 +52,18 @@ static int make_plan(struct check *c, struct plan *plan)
     uint32_t bits = qcheck_block_bits(c);
 
     for (;;) {
-        uint64_t n_entries = ((MAX(area_end(plan), c->n_clusters + 1) - 1) >> bits) + 1;
+        uint64_t n_entries = ((MAX(area_end(plan), c->in.n_clusters + 1) - 1) >> bits) + 1;
         uint64_t n_blocks = 0, last = 0;
         if (n_entries * 8 > MAX_RT_BYTES)
-            return diag_set(c->diag, EFBIG,
+            return diag_set(c->in.diag, EFBIG,
                             "%s: a refcount table for it would take over %u bytes",
-                            c->st->name, MAX_RT_BYTES);
+                            c->in.st->name, MAX_RT_BYTES);
         for (uint64_t i = 0; i < n_entries; i++)
             if (block_needed(c, plan, i)) {
                 n_blocks++;
                 last = i;
             }
-        uint64_t n_clusters = div_round_up((last + 1) * 8, c->cluster_size);
+        uint64_t n_clusters = div_round_up((last + 1) * 8, c->in.cluster_size);
         if (n_blocks <= plan->n_blocks && n_clusters <= plan->n_clusters) {
             plan->n_entries = last + 1;
             return 0;
@@ -77,15 +77,15 @@ static int write_block(struct check *c, const struct plan *plan, uint64_t index,
                        uint64_t cluster, uint8_t *block)
 {
     uint32_t bits = qcheck_block_bits(c);
-    uint64_t first = index << bits, end = MAX(area_end(plan), c->n_clusters + 1);
+    uint64_t first = index << bits, end = MAX(area_end(plan), c->in.n_clusters + 1);
 
-    memset(block, 0, c->cluster_size);
+    memset(block, 0, c->in.cluster_size);
     for (uint64_t i = first; i < MIN(end, first + (1ull << bits)); i++) {
         uint64_t count = new_count(c, plan, i);
         if (count)
-            refcount_pack(c->h.refcount_order, block, i - first, count);
+            refcount_pack(c->in.h.refcount_order, block, i - first, count);
     }
-    return qrepair_write(c, block, cluster << c->h.cluster_bits, c->cluster_size,
+    return qrepair_write(c, block, cluster << c->in.h.cluster_bits, c->in.cluster_size,
                          "refcount block");
 }
 
@@ -93,32 +93,35 @@ static int write_block(struct check *c, const struct plan *plan, uint64_t index,
  * ones. */
 static int write_area(struct check *c, const struct plan *plan)
 {
-    uint64_t bytes = plan->n_clusters << c->h.cluster_bits, next = plan->start;
+    uint64_t bytes = plan->n_clusters << c->in.h.cluster_bits, next = plan->start;
     CLEANUP_FREE uint8_t *table = calloc(1, bytes);
-    CLEANUP_FREE uint8_t *block = malloc(c->cluster_size);
+    CLEANUP_FREE uint8_t *block = malloc(c->in.cluster_size);
     int err = 0;
 
     if (!table || !block)
-        return diag_errno(c->diag, ENOMEM, "%s: new refcount structures", c->st->name);
+        return diag_errno(c->in.diag, ENOMEM, "%s: new refcount structures",
+                          c->in.st->name);
     for (uint64_t i = 0; !err && i < plan->n_entries; i++) {
         if (!block_needed(c, plan, i))
             continue;
-        store_be64(table + i * 8, next << c->h.cluster_bits);
+        store_be64(table + i * 8, next << c->in.h.cluster_bits);
         err = write_block(c, plan, i, next++, block);
     }
     if (!err)
-        err = qrepair_write(c, table, (plan->start + plan->n_blocks) << c->h.cluster_bits,
-                            bytes, "refcount table");
+        err =
+            qrepair_write(c, table, (plan->start + plan->n_blocks) << c->in.h.cluster_bits,
+                          bytes, "refcount table");
     return err;
 }
 
 static int switch_header(struct check *c, const struct plan *plan)
 {
-    c->h.refcount_table_offset = (plan->start + plan->n_blocks) << c->h.cluster_bits;
-    c->h.refcount_table_clusters = (uint32_t)plan->n_clusters;
-    int err = qcow2_header_write_refcount_table(c->st, &c->h);
+    c->in.h.refcount_table_offset = (plan->start + plan->n_blocks) << c->in.h.cluster_bits;
+    c->in.h.refcount_table_clusters = (uint32_t)plan->n_clusters;
+    int err = qcow2_header_write_refcount_table(c->in.st, &c->in.h);
     if (err)
-        return diag_errno(c->diag, -err, "%s: writing refcount_table_offset", c->st->name);
+        return diag_errno(c->in.diag, -err, "%s: writing refcount_table_offset",
+                          c->in.st->name);
     return qrepair_flush(c);
 }
 

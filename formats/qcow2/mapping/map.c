@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* From guest to host: decoding of L1 and L2 entries, and the lock-free lookup. */
+/* From guest to host: judging of L1 and L2 entries, and the lock-free lookup. */
 #include <errno.h>
 #include <inttypes.h>
 
@@ -7,40 +7,21 @@
 #include "base/log.h"
 #include "qcow2/internal.h"
 
-uint64_t qcow2_locate_l1(void *owner, uint64_t page_index)
-{
-    struct qcow2 *q = owner;
-
-    (void)page_index;
-    return atomic_load(&q->l1_offset);
-}
-
-uint64_t qcow2_locate_l2(void *owner, uint64_t page_index)
-{
-    struct qcow2 *q = owner;
-    uint64_t index = page_index >> (q->l2_bits - q->page_bits);
-    uint64_t entry = atomic_load_explicit(&q->l1[index], memory_order_acquire);
-    uint64_t in_table = page_index & ((1ull << (q->l2_bits - q->page_bits)) - 1);
-
-    if ((entry & L1_OFFSET) == 0 || qcow2_check_l1_entry(q, (uint32_t)index, entry))
-        return 0;
-    return (entry & L1_OFFSET) + (in_table << q->page_bits) * 8;
-}
-
 /* Do the clusters hold what the header points to? */
 static bool overlaps_tables(struct qcow2 *q, uint64_t host, uint64_t len)
 {
     const struct refcount_table *rt =
-        atomic_load_explicit(&q->refs.table, memory_order_acquire);
+        atomic_load_explicit(&q->alloc.refs.table, memory_order_acquire);
 
     return ranges_overlap(host, len, rt->offset, rt->n_entries * 8) ||
-           ranges_overlap(host, len, atomic_load(&q->l1_offset), (uint64_t)q->l1_size * 8);
+           ranges_overlap(host, len, atomic_load(&q->live.l1_offset),
+                          (uint64_t)q->live.l1_size * 8);
 }
 
 /* Why n host clusters can't be what entries say, or NULL. */
 static const char *bad_host(struct qcow2 *q, uint64_t host, uint64_t n)
 {
-    uint64_t len = n << q->cluster_bits;
+    uint64_t len = n << q->geo.cluster_bits;
 
     if (!is_aligned(host, cluster_size(q)))
         return "not cluster aligned";
@@ -57,7 +38,7 @@ static const char *bad_host_now(struct qcow2 *q, uint64_t host, uint64_t n)
 {
     if (!is_aligned(host, cluster_size(q)))
         return "not cluster aligned";
-    return alloc_inside_file_now(&q->alloc, host, n << q->cluster_bits)
+    return alloc_inside_file_now(&q->alloc, host, n << q->geo.cluster_bits)
                ? NULL
                : "past the end of the file";
 }
@@ -69,13 +50,14 @@ static const char *bad_data_host(struct qcow2 *q, uint64_t host, uint64_t n)
         return bad_host_now(q, host, n);
     const char *why = bad_host(q, host, n);
 
-    if (!why && meta_set_has_any(&q->metadata, host >> q->cluster_bits, n))
+    if (!why && meta_set_has_any(&q->alloc.metadata, host >> q->geo.cluster_bits, n))
         why = "holds metadata of the image";
     return why;
 }
 
-int qcow2_check_l1_entry(struct qcow2 *q, uint32_t l1_index, uint64_t entry)
+int mapping_check_l1(struct qcow2_mapping *m, uint32_t l1_index, uint64_t entry)
 {
+    struct qcow2 *q = m->q;
     const char *why =
         (entry & L1_RESERVED) ? "reserved bits are set" : bad_host(q, entry & L1_OFFSET, 1);
 
@@ -103,34 +85,24 @@ static int impossible_entry(struct qcow2 *q, uint64_t guest, uint64_t entry,
     return err;
 }
 
-int qcow2_decode(struct qcow2 *q, uint64_t entry, uint64_t guest, struct cluster *out)
+int mapping_decode(struct qcow2_mapping *m, uint64_t entry, uint64_t guest,
+                   struct cluster *out)
 {
-    *out = (struct cluster){.copied = entry & L2_COPIED};
-    if (entry == 0)
-        return 0;
-    if (entry & L2_COMPRESSED) {
-        out->kind = CL_COMPRESSED;
+    struct qcow2 *q = m->q;
+    unsigned faults = l2_entry_decode(&m->geo, entry, out);
+
+    if (UNLIKELY(out->kind == CL_COMPRESSED))
         return refuse_entry(q, guest, entry, "compressed clusters are not supported");
-    }
-    if (entry & L2_RESERVED)
-        return impossible_entry(q, guest, entry, "reserved bits are set");
-    bool zero = entry & L2_ZERO;
-    if (zero && q->header.version < 3)
-        return impossible_entry(q, guest, entry, "zero flag in a version 2 image");
-    out->host = entry & L2_OFFSET;
-    if (out->host == 0) {
-        out->kind = zero ? CL_ZERO : CL_NONE;
+    if (UNLIKELY(faults))
+        return impossible_entry(q, guest, entry, entry_fault_text(faults));
+    if (out->host == 0)
         return 0;
-    }
     const char *why = bad_data_host(q, out->host, 1);
-    if (why)
-        return impossible_entry(q, guest, entry, why);
-    out->kind = zero ? CL_ZERO_ALLOCATED : CL_DATA;
-    return 0;
+    return LIKELY(!why) ? 0 : impossible_entry(q, guest, entry, why);
 }
 
-static void describe(const struct qcow2 *q, const struct cluster *c, uint64_t in_cluster,
-                     struct extent *out)
+static void fill_extent(const struct qcow2 *q, const struct cluster *c, uint64_t in_cluster,
+                        struct extent *out)
 {
     *out = (struct extent){
         .allocated = c->kind != CL_NONE,
@@ -156,84 +128,87 @@ static void describe(const struct qcow2 *q, const struct cluster *c, uint64_t in
 }
 
 /* Does `entry` continue a run whose first entry was `first`, `n` clusters earlier? */
-static bool continues(const struct qcow2 *q, uint64_t first, uint64_t entry, uint64_t n)
+static bool continues(const struct qcow2_mapping *m, uint64_t first, uint64_t entry,
+                      uint64_t n)
 {
     if ((first & L2_OFFSET) == 0)
         return entry == first;
-    return entry == first + (n << q->cluster_bits);
+    return entry == first + (n << m->geo.cluster_bits);
 }
 
 /* How many of the entries of one page from `word` on, at most `max`, continue the run that
  * is `so_far` long. */
-static uint32_t run_in_page(const struct qcow2 *q, const struct mc_page *page,
+static uint32_t run_in_page(const struct qcow2_mapping *m, const struct mc_page *page,
                             uint32_t word, uint64_t first, uint64_t so_far, uint64_t max)
 {
-    uint32_t n = 0, room = (uint32_t)MIN(max, (1u << q->page_bits) - word);
+    uint32_t n = 0, room = (uint32_t)MIN(max, (1u << m->geo.page_bits) - word);
 
-    while (n < room && continues(q, first, mc_load(page, word + n), so_far + n))
+    while (n < room && continues(m, first, mc_load(page, word + n), so_far + n))
         n++;
     return n;
 }
 
 /* Nothing in this L1 entry, nor in those after it that are as empty. */
-static uint64_t empty_tables(const struct qcow2 *q, uint64_t off, uint64_t len)
+static uint64_t empty_tables(const struct qcow2_mapping *m, uint64_t off, uint64_t len)
 {
-    uint32_t shift = q->cluster_bits + q->l2_bits;
+    uint32_t shift = geometry_table_bits(&m->geo);
     uint64_t index = off >> shift, end = align_up(off + 1, 1ull << shift);
 
-    while (end < off + len && ++index < q->l1_size &&
-           (atomic_load_explicit(&q->l1[index], memory_order_acquire) & L1_OFFSET) == 0)
+    while (end < off + len && ++index < m->l1_size &&
+           (atomic_load_explicit(&m->l1[index], memory_order_acquire) & L1_OFFSET) == 0)
         end += 1ull << shift;
     return MIN(len, end - off);
 }
 
-int qcow2_map(struct node *node, uint64_t off, uint64_t len, struct extent *out)
+int mapping_map(struct qcow2_mapping *m, uint64_t off, uint64_t len, struct extent *out)
 {
-    struct qcow2 *q = qcow2_of(node);
+    struct qcow2 *q = m->q;
+    const struct qcow2_geometry *geo = &m->geo;
     uint64_t l1_entry =
-        atomic_load_explicit(&q->l1[l1_index_of(q, off)], memory_order_acquire);
-    uint64_t in_cluster = off & (cluster_size(q) - 1);
+        atomic_load_explicit(&m->l1[geometry_l1_index(geo, off)], memory_order_acquire);
+    uint64_t in_cluster = off & (geometry_cluster(geo) - 1);
     struct cluster first = {.kind = CL_NONE};
     struct mc_page *page;
 
     if ((l1_entry & L1_OFFSET) == 0) {
-        describe(q, &first, in_cluster, out);
-        out->length = empty_tables(q, off, len);
+        fill_extent(q, &first, in_cluster, out);
+        out->length = empty_tables(m, off, len);
         return 0;
     }
-    int err = qcow2_check_l1_entry(q, l1_index_of(q, off), l1_entry);
+    int err = mapping_check_l1(m, geometry_l1_index(geo, off), l1_entry);
     if (!err)
-        err = mcmap_get(q->l2_map, l2_page_index(q, off), &page);
+        err = mcmap_get(m->l2_map, geometry_l2_page(geo, off), &page);
     if (err)
         return qcow2_failed(q, err == -ENOENT ? -EIO : err);
-    uint32_t word = l2_page_word(q, off);
+    uint32_t word = geometry_l2_word(geo, off);
     uint64_t entry = mc_load(page, word);
-    err = qcow2_decode(q, entry, off, &first);
+    err = mapping_decode(m, entry, off, &first);
     if (err)
         return qcow2_failed(q, err);
-    describe(q, &first, in_cluster, out);
+    fill_extent(q, &first, in_cluster, out);
 
     /* The run: to the end of the table at most, page by page. */
-    uint64_t table_end = align_up(off + 1, 1ull << (q->cluster_bits + q->l2_bits));
+    uint64_t table_end = geometry_table_end(geo, off);
     uint64_t clusters =
-        (MIN(off + len, table_end) - off + in_cluster + cluster_size(q) - 1) >>
-        q->cluster_bits;
+        (MIN(off + len, table_end) - off + in_cluster + geometry_cluster(geo) - 1) >>
+        geo->cluster_bits;
     uint64_t n = 1;
     for (uint32_t at = word + 1; n < clusters;) {
-        if (at == 1u << q->page_bits) {
+        if (at == 1u << geo->page_bits) {
             at = 0;
-            if (mcmap_get(q->l2_map, l2_page_index(q, off + (n << q->cluster_bits)), &page))
+            if (mcmap_get(m->l2_map, geometry_l2_page(geo, off + (n << geo->cluster_bits)),
+                          &page))
                 break; /* said when the caller comes to it */
         }
-        uint32_t more = run_in_page(q, page, at, entry, n, clusters - n);
+        uint32_t more = run_in_page(m, page, at, entry, n, clusters - n);
         n += more;
         at += more;
-        if (at < 1u << q->page_bits)
+        if (at < 1u << geo->page_bits)
             break;
     }
     /* So far only the first entry's place was checked. */
     if (cluster_has_place(&first) && n > 1 && bad_data_host(q, first.host, n))
         n = 1;
-    out->length = MIN(len, (n << q->cluster_bits) - in_cluster);
+    out->length = MIN(len, (n << geo->cluster_bits) - in_cluster);
     return 0;
 }

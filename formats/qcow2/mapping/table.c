@@ -10,56 +10,57 @@
 #include "qcow2/internal.h"
 
 /* What store_l1 needs, outside META. */
-static int load_l1_for_store(struct qcow2 *q, uint32_t l1_index)
+static int load_l1_for_store(struct qcow2_mapping *m, uint32_t l1_index)
 {
-    return mcmap_get_for_store(q->l1_map, l1_index / mcmap_words_per_page(q->l1_map), NULL);
+    return mcmap_get_for_store(m->l1_map, l1_index / mcmap_words_per_page(m->l1_map), NULL);
 }
 
 /* META: publishes a table.  settled: nothing has to be durable before the L1 entry is. */
-static void store_l1(struct qcow2 *q, uint32_t l1_index, uint64_t entry, bool settled)
+static void store_l1(struct qcow2_mapping *m, uint32_t l1_index, uint64_t entry,
+                     bool settled)
 {
-    uint32_t per_page = mcmap_words_per_page(q->l1_map);
-    struct mc_page *page = mcmap_peek_for_store(q->l1_map, l1_index / per_page);
+    uint32_t per_page = mcmap_words_per_page(m->l1_map);
+    struct mc_page *page = mcmap_peek_for_store(m->l1_map, l1_index / per_page);
 
-    qcow2_note_metadata(q, entry & L1_OFFSET, 1);
+    alloc_note_metadata(&m->q->alloc, entry & L1_OFFSET, 1);
     mcmap_store(page, l1_index % per_page, entry, MC_LINK);
-    if (!settled || dirty_mark_needs_barrier(&q->mark))
-        mcache_strict(q->node->mc);
+    if (!settled || dirty_mark_needs_barrier(&m->q->mark))
+        mcache_strict(m->q->node->mc);
 }
 
-static int new_table(struct qcow2 *q, uint32_t l1_index)
+static int new_table(struct qcow2_mapping *m, uint32_t l1_index)
 {
     uint64_t host, n;
     bool fresh;
 
-    int err = alloc_clusters(&q->alloc, 1, &host, &n, &fresh);
+    int err = alloc_clusters(&m->q->alloc, 1, &host, &n, &fresh);
     if (err)
         return err;
     if (!fresh)
-        err = storage_zero(q->node->file, host, cluster_size(q), 0);
-    LOCK_GUARD(mcache_meta(q->node->mc));
+        err = storage_zero(m->q->node->file, host, geometry_cluster(&m->geo), 0);
+    LOCK_GUARD(mcache_meta(m->q->node->mc));
     if (err) {
-        alloc_unlink(&q->alloc, host, 1);
+        alloc_unlink(&m->q->alloc, host, 1);
         return err;
     }
-    bool settled = fresh && alloc_settled(&q->alloc, host + cluster_size(q));
-    store_l1(q, l1_index, host | L1_COPIED, settled);
+    bool settled = fresh && alloc_settled(&m->q->alloc, host + geometry_cluster(&m->geo));
+    store_l1(m, l1_index, host | L1_COPIED, settled);
     return 0;
 }
 
 /* Reads a shared table.  Its entries can't be the only reference to anything, or a write
  * through the copy would change a snapshot. */
-static int read_shared(struct qcow2 *q, uint64_t offset, uint8_t *table)
+static int read_shared(struct qcow2_mapping *m, uint64_t offset, uint8_t *table)
 {
-    int err = storage_read(q->node->file, table, offset, cluster_size(q));
+    int err = storage_read(m->q->node->file, table, offset, geometry_cluster(&m->geo));
 
-    for (uint64_t i = 0; !err && i < cluster_size(q) / 8; i++) {
+    for (uint64_t i = 0; !err && i < geometry_cluster(&m->geo) / 8; i++) {
         uint64_t entry = load_be64(table + i * 8);
         if (entry & L2_COPIED) {
             log_error("%s: L2 table at %" PRIu64 " is shared, but its entry %" PRIu64
                       " (0x%" PRIx64 ") has the copied flag",
-                      q->node->filename, offset, i, entry);
-            qcow2_mark_corrupt(q);
+                      m->q->node->filename, offset, i, entry);
+            qcow2_mark_corrupt(m->q);
             err = -EIO;
         }
     }
@@ -68,71 +69,71 @@ static int read_shared(struct qcow2 *q, uint64_t offset, uint8_t *table)
 
 /* Writes a copy of the table at `old` to a new cluster.  Cached pages of the table stay
  * right: nobody stores to a shared table, and the copy is the same. */
-static int copy_table(struct qcow2 *q, uint32_t l1_index, uint64_t old)
+static int copy_table(struct qcow2_mapping *m, uint32_t l1_index, uint64_t old)
 {
     CLEANUP_FREE void *table = NULL;
     uint64_t host, n;
     bool fresh;
 
-    if (posix_memalign(&table, 4096, cluster_size(q)) != 0)
+    if (posix_memalign(&table, 4096, geometry_cluster(&m->geo)) != 0)
         return -ENOMEM;
-    int err = read_shared(q, old, table);
+    int err = read_shared(m, old, table);
     if (!err)
-        err = alloc_clusters(&q->alloc, 1, &host, &n, &fresh);
+        err = alloc_clusters(&m->q->alloc, 1, &host, &n, &fresh);
     if (err)
         return err;
-    err = storage_write(q->node->file, table, host, cluster_size(q), 0);
-    LOCK_GUARD(mcache_meta(q->node->mc));
+    err = storage_write(m->q->node->file, table, host, geometry_cluster(&m->geo), 0);
+    LOCK_GUARD(mcache_meta(m->q->node->mc));
     if (err) {
-        alloc_unlink(&q->alloc, host, 1);
+        alloc_unlink(&m->q->alloc, host, 1);
         return err;
     }
-    store_l1(q, l1_index, host | L1_COPIED, false);
-    alloc_unlink(&q->alloc, old, 1);
+    store_l1(m, l1_index, host | L1_COPIED, false);
+    alloc_unlink(&m->q->alloc, old, 1);
     return 0;
 }
 
 /* A table without the copied flag: ours after all when nobody else counts on it. */
-static int own_table(struct qcow2 *q, uint32_t l1_index, uint64_t entry)
+static int own_shared_table(struct qcow2_mapping *m, uint32_t l1_index, uint64_t entry)
 {
     uint64_t offset = entry & L1_OFFSET;
 
-    int err = qcow2_check_l1_entry(q, l1_index, entry);
+    int err = mapping_check_l1(m, l1_index, entry);
     if (!err)
-        err = refcount_lock_page(&q->refs, offset >> q->cluster_bits);
+        err = refcount_lock_page(&m->q->alloc.refs, offset >> m->geo.cluster_bits);
     if (err)
         return err == -ENOENT ? -EIO : err;
-    uint64_t count = refcount_get(&q->refs, offset >> q->cluster_bits);
+    uint64_t count = refcount_get(&m->q->alloc.refs, offset >> m->geo.cluster_bits);
     if (count == 1)
-        store_l1(q, l1_index, offset | L1_COPIED, true);
-    lock_release(mcache_meta(q->node->mc));
-    return count == 1 ? 0 : copy_table(q, l1_index, offset);
+        store_l1(m, l1_index, offset | L1_COPIED, true);
+    lock_release(mcache_meta(m->q->node->mc));
+    return count == 1 ? 0 : copy_table(m, l1_index, offset);
 }
 
-int qcow2_prepare_table(struct qcow2 *q, uint32_t l1_index)
+int mapping_own_table(struct qcow2_mapping *m, uint32_t l1_index)
 {
-    uint64_t entry = atomic_load_explicit(&q->l1[l1_index], memory_order_acquire);
+    uint64_t entry = atomic_load_explicit(&m->l1[l1_index], memory_order_acquire);
 
     if (LIKELY((entry & L1_COPIED) && (entry & L1_OFFSET)))
-        return qcow2_check_l1_entry(q, l1_index, entry);
+        return mapping_check_l1(m, l1_index, entry);
 
-    LOCK_GUARD(&q->table_lock[l1_index % TABLE_STRIPES]);
-    int err = load_l1_for_store(q, l1_index);
+    LOCK_GUARD(&m->table_lock[l1_index % TABLE_STRIPES]);
+    int err = load_l1_for_store(m, l1_index);
     if (err)
         return err;
-    entry = atomic_load_explicit(&q->l1[l1_index], memory_order_acquire);
+    entry = atomic_load_explicit(&m->l1[l1_index], memory_order_acquire);
     if ((entry & L1_OFFSET) == 0)
-        return new_table(q, l1_index);
-    return (entry & L1_COPIED) ? 0 : own_table(q, l1_index, entry);
+        return new_table(m, l1_index);
+    return (entry & L1_COPIED) ? 0 : own_shared_table(m, l1_index, entry);
 }
 
-int qcow2_peek_l2(struct qcow2 *q, uint64_t guest, struct mc_page **page)
+int mapping_lock_l2_page(struct qcow2_mapping *m, uint64_t guest, struct mc_page **page)
 {
-    struct lock *meta = mcache_meta(q->node->mc);
+    struct lock *meta = mcache_meta(m->q->node->mc);
 
-    while (!(*page = mcmap_peek_for_store(q->l2_map, l2_page_index(q, guest)))) {
+    while (!(*page = mcmap_peek_for_store(m->l2_map, geometry_l2_page(&m->geo, guest)))) {
         lock_release(meta);
-        int err = mcmap_get_for_store(q->l2_map, l2_page_index(q, guest), NULL);
+        int err = mcmap_get_for_store(m->l2_map, geometry_l2_page(&m->geo, guest), NULL);
         lock_acquire(meta);
         if (err)
             return err;

@@ -26,20 +26,22 @@ static int count_same(struct qcow2 *q, uint64_t off, uint64_t max, bool *kept,
 {
     *kept = false;
     for (*n = 0; *n < max; ++*n) {
-        uint64_t guest = off + (*n << q->cluster_bits);
+        uint64_t guest = off + (*n << q->geo.cluster_bits);
         struct mc_page *page;
         struct cluster c;
         /* Before the data takes what space there is. */
-        int err = mcmap_get_for_store(q->l2_map, l2_page_index(q, guest), &page);
+        int err =
+            mcmap_get_for_store(q->live.l2_map, geometry_l2_page(&q->geo, guest), &page);
         if (!err)
-            err = qcow2_decode(q, mc_load(page, l2_page_word(q, guest)), guest, &c);
+            err = mapping_decode(&q->live, mc_load(page, geometry_l2_word(&q->geo, guest)),
+                                 guest, &c);
         if (err)
             return *n ? 0 : err;
         if (*n == 0 && keeps_place(&c)) {
             *kept = true;
             *host = c.host;
         }
-        bool same = *kept ? keeps_place(&c) && c.host == *host + (*n << q->cluster_bits)
+        bool same = *kept ? keeps_place(&c) && c.host == *host + (*n << q->geo.cluster_bits)
                           : !keeps_place(&c) && !(c.kind == CL_DATA && c.copied);
         if (!same)
             break;
@@ -50,13 +52,13 @@ static int count_same(struct qcow2 *q, uint64_t off, uint64_t max, bool *kept,
 /* The part of a reservation that can fail while the mark is held. */
 static int reserve(struct qcow2 *q, uint64_t off, uint64_t len, struct reservation *out)
 {
-    uint64_t table_end = align_up(off + 1, 1ull << (q->cluster_bits + q->l2_bits));
+    uint64_t table_end = geometry_table_end(&q->geo, off);
     uint64_t host = 0, n;
     bool kept;
 
-    int err = qcow2_prepare_table(q, l1_index_of(q, off));
+    int err = mapping_own_table(&q->live, geometry_l1_index(&q->geo, off));
     if (!err)
-        err = count_same(q, off, (MIN(off + len, table_end) - off) >> q->cluster_bits,
+        err = count_same(q, off, (MIN(off + len, table_end) - off) >> q->geo.cluster_bits,
                          &kept, &host, &n);
     if (err)
         return err;
@@ -64,7 +66,7 @@ static int reserve(struct qcow2 *q, uint64_t off, uint64_t len, struct reservati
         .guest_offset = off, .file = q->node->file, .host_offset = host, .retained = kept};
     if (!out->retained)
         err = alloc_clusters(&q->alloc, n, &out->host_offset, &n, &out->fresh);
-    out->length = n << q->cluster_bits;
+    out->length = n << q->geo.cluster_bits;
     return err;
 }
 
@@ -112,18 +114,18 @@ static bool is_settled(const struct qcow2 *q, const struct reservation *res)
 int qcow2_link(struct node *node, const struct reservation *res, bool replaces_zero)
 {
     struct qcow2 *q = qcow2_of(node);
-    uint64_t n = res->length >> q->cluster_bits, i = 0;
+    uint64_t n = res->length >> q->geo.cluster_bits, i = 0;
     int err = 0;
 
     LOCK_GUARD(mcache_meta(node->mc));
     for (; i < n; i++) {
-        uint64_t guest = res->guest_offset + (i << q->cluster_bits);
-        uint64_t host = res->host_offset + (i << q->cluster_bits);
+        uint64_t guest = res->guest_offset + (i << q->geo.cluster_bits);
+        uint64_t host = res->host_offset + (i << q->geo.cluster_bits);
         struct mc_page *page;
-        err = qcow2_peek_l2(q, guest, &page);
+        err = mapping_lock_l2_page(&q->live, guest, &page);
         if (err)
             break;
-        uint32_t word = l2_page_word(q, guest);
+        uint32_t word = geometry_l2_word(&q->geo, guest);
         uint64_t old = mc_load(page, word) & L2_OFFSET;
         /* With each word, for META was released if a page had to be loaded: the words so
          * far may be in a group that is being written. */
@@ -134,7 +136,7 @@ int qcow2_link(struct node *node, const struct reservation *res, bool replaces_z
             alloc_unlink(&q->alloc, old, 1);
     }
     if (err && !res->retained)
-        alloc_unlink(&q->alloc, res->host_offset + (i << q->cluster_bits), n - i);
+        alloc_unlink(&q->alloc, res->host_offset + (i << q->geo.cluster_bits), n - i);
     dirty_mark_end(&q->mark);
     return err;
 }
@@ -145,6 +147,6 @@ void qcow2_release(struct node *node, const struct reservation *res)
 
     LOCK_GUARD(mcache_meta(node->mc));
     if (!res->retained)
-        alloc_unlink(&q->alloc, res->host_offset, res->length >> q->cluster_bits);
+        alloc_unlink(&q->alloc, res->host_offset, res->length >> q->geo.cluster_bits);
     dirty_mark_end(&q->mark);
 }

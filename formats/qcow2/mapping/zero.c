@@ -49,7 +49,7 @@ static int skip_kept(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_how 
 {
     for (*at = off; *at < end;) {
         struct extent ext;
-        int err = qcow2_map(q->node, *at, end - *at, &ext);
+        int err = mapping_map(&q->live, *at, end - *at, &ext);
         if (err)
             return err;
         struct cluster c = {
@@ -78,11 +78,11 @@ static int change_entries(struct qcow2 *q, uint64_t *at, uint64_t end, enum zero
         struct cluster c;
         uint64_t entry;
         bool unlink;
-        int err = qcow2_peek_l2(q, *at, &page);
+        int err = mapping_lock_l2_page(&q->live, *at, &page);
         if (err)
             return err;
-        uint32_t word = l2_page_word(q, *at);
-        err = qcow2_decode(q, mc_load(page, word), *at, &c);
+        uint32_t word = geometry_l2_word(&q->geo, *at);
+        err = mapping_decode(&q->live, mc_load(page, word), *at, &c);
         if (err)
             return err;
         err = zeroed_entry(q, &c, how, &entry, &unlink);
@@ -108,7 +108,7 @@ static int zero_in_table(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_
     if (err || *at >= end)
         return err;
     qcow2_begin_change(q);
-    err = qcow2_prepare_table(q, l1_index_of(q, *at));
+    err = mapping_own_table(&q->live, geometry_l1_index(&q->geo, *at));
     LOCK_GUARD(mcache_meta(q->node->mc));
     if (!err)
         err = change_entries(q, at, end, how);
@@ -124,7 +124,7 @@ int qcow2_zero(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
     int err = 0;
 
     while (!err && at < off + len) {
-        uint64_t table_end = align_up(at + 1, 1ull << (q->cluster_bits + q->l2_bits));
+        uint64_t table_end = geometry_table_end(&q->geo, at);
         err = zero_in_table(q, at, MIN(off + len, table_end), how, &at);
     }
     *done = MIN(at - off, len);
@@ -141,7 +141,7 @@ bool qcow2_zero_is_fast(struct node *node, uint64_t off, uint64_t len)
     uint64_t end = MIN(off + len, node->size);
     while (off < end) {
         struct extent ext;
-        if (node_holes_may_show(node) || qcow2_map(node, off, end - off, &ext))
+        if (node_holes_may_show(node) || mapping_map(&q->live, off, end - off, &ext))
             return false;
         off += ext.length;
     }

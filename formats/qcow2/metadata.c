@@ -19,7 +19,7 @@ static int taken(const struct collection *c, const char *what, uint64_t index,
     return diag_set(c->diag, EINVAL,
                     "%s: %s %" PRIu64 ": the cluster at %" PRIu64
                     " also holds other metadata",
-                    c->q->node->filename, what, index, cluster << c->q->cluster_bits);
+                    c->q->node->filename, what, index, cluster << c->q->geo.cluster_bits);
 }
 
 static uint64_t clusters_of(const struct qcow2 *q, uint64_t host, uint64_t bytes)
@@ -30,7 +30,7 @@ static uint64_t clusters_of(const struct qcow2 *q, uint64_t host, uint64_t bytes
 static int claim(struct collection *c, uint64_t host, uint64_t bytes, const char *what,
                  uint64_t index)
 {
-    uint64_t first = host >> c->q->cluster_bits;
+    uint64_t first = host >> c->q->geo.cluster_bits;
 
     for (uint64_t at = first; at < first + clusters_of(c->q, host, bytes); at++) {
         int err = meta_set_add(&c->set, at);
@@ -45,11 +45,11 @@ static int claim(struct collection *c, uint64_t host, uint64_t bytes, const char
 static int claim_refcounts(struct collection *c)
 {
     struct qcow2 *q = c->q;
-    const struct refcount_table *t = atomic_load(&q->refs.table);
+    const struct refcount_table *t = atomic_load(&q->alloc.refs.table);
     int err = claim(c, t->offset, t->n_entries * 8, "refcount table", 0);
 
     for (uint64_t b = 0; !err && b < t->n_entries; b++) {
-        uint64_t offset = refcount_block_offset(&q->refs, b);
+        uint64_t offset = refcount_block_offset(&q->alloc.refs, b);
         if (offset)
             err = claim(c, offset, cluster_size(q), "refcount table entry", b);
     }
@@ -64,7 +64,7 @@ static int claim_table(struct collection *c, struct meta_set *shared, uint32_t l
     uint64_t offset = entry & L1_OFFSET;
 
     if (!(entry & L1_COPIED)) {
-        int err = meta_set_add(shared, offset >> c->q->cluster_bits);
+        int err = meta_set_add(shared, offset >> c->q->geo.cluster_bits);
         if (err == -EEXIST)
             return 0;
         if (err)
@@ -77,12 +77,12 @@ static int claim_tables(struct collection *c)
 {
     struct qcow2 *q = c->q;
     struct meta_set shared = {NULL, NULL};
-    int err = q->l1_size ? claim(c, atomic_load(&q->l1_offset), (uint64_t)q->l1_size * 8,
-                                 "L1 table", 0)
-                         : 0;
+    int err = q->live.l1_size ? claim(c, atomic_load(&q->live.l1_offset),
+                                      (uint64_t)q->live.l1_size * 8, "L1 table", 0)
+                              : 0;
 
-    for (uint32_t i = 0; !err && i < q->l1_size; i++) {
-        uint64_t entry = atomic_load(&q->l1[i]);
+    for (uint32_t i = 0; !err && i < q->live.l1_size; i++) {
+        uint64_t entry = atomic_load(&q->live.l1[i]);
         /* What can't be a table is said when it is met. */
         if ((entry & L1_OFFSET) && is_aligned(entry & L1_OFFSET, cluster_size(q)))
             err = claim_table(c, &shared, i, entry);
@@ -112,7 +112,7 @@ static int claim_snapshots(struct collection *c)
         return diag_errno(c->diag, ENOMEM, "%s", q->node->filename);
     for (uint32_t i = 0; i < q->n_snapshots; i++) {
         uint64_t host = q->snapshots[i].l1_offset, size = q->snapshots[i].l1_size;
-        uint64_t first = host >> q->cluster_bits;
+        uint64_t first = host >> q->geo.cluster_bits;
         if (size)
             ranges->range[ranges->n++] = (struct meta_range){
                 .first = first, .end = first + clusters_of(q, host, size * 8), .index = i};
@@ -130,7 +130,7 @@ int qcow2_collect_metadata(struct qcow2 *q, struct diag *diag)
 {
     struct collection c = {.q = q, .diag = diag};
 
-    if (!meta_set_is_empty(&q->metadata))
+    if (!meta_set_is_empty(&q->alloc.metadata))
         return 0; /* what failed came after it, and changed no metadata */
     int err = claim_snapshots(&c);
     if (!err)
@@ -140,7 +140,7 @@ int qcow2_collect_metadata(struct qcow2 *q, struct diag *diag)
     if (!err)
         err = claim_tables(&c);
     if (!err)
-        meta_set_move(&q->metadata, &c.set);
+        meta_set_move(&q->alloc.metadata, &c.set);
     meta_set_free(&c.set);
     return err;
 }

@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Words for what is wrong with an entry. */
+#include <stddef.h>
+
+#include "qcow2/l2_entry.h"
+
+static const struct {
+    unsigned fault;
+    const char *text;
+} faults_by_weight[] = {
+    {FAULT_MISALIGNED, "not cluster aligned"},
+    {FAULT_PAST_END, "past the end of the file"},
+    {FAULT_RESERVED, "reserved bits are set"},
+    {FAULT_ZERO_V2, "zero flag in a version 2 image"},
+    {FAULT_COPIED, "copied flag of a compressed cluster"},
+};
+
+const char *entry_fault_text(unsigned faults)
+{
+    for (size_t i = 0; i < sizeof faults_by_weight / sizeof faults_by_weight[0]; i++)
+        if (faults & faults_by_weight[i].fault)
+            return faults_by_weight[i].text;
+    return "sound";
+}
