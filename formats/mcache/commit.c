@@ -8,6 +8,7 @@
  *
  * The leader freezes the dirty pages into a group under the meta lock, which takes
  * microseconds, and writes it without any lock, class by class. */
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -118,18 +119,35 @@ void mcache_note_failure(struct mcache *mc)
     atomic_fetch_add(&mc->failures, 1);
 }
 
-/* A barrier that fails leaves nothing to build on. */
-static int barrier(struct mcache *mc)
+void mcache_add_data_store(struct mcache *mc, struct storage *st)
 {
-    int err = storage_flush(mc->st);
+    assert(mc->n_data < MC_DATA_STORES);
+    mc->data[mc->n_data++] = st;
+}
+
+/* A barrier that fails leaves nothing to build on. */
+static int flush_store(struct mcache *mc, struct storage *st)
+{
+    int err = storage_flush(st);
 
     if (err)
         mcache_note_failure(mc);
     if (err && !atomic_load(&mc->forgiving)) {
-        log_error("%s: flushing failed: %s", mc->st->name, strerror(-err));
+        log_error("%s: flushing failed: %s", st->name, strerror(-err));
         mcache_poison(mc);
     }
     return err;
+}
+
+/* Data first: what the metadata says of it must hold. */
+static int barrier(struct mcache *mc)
+{
+    for (unsigned i = 0; i < mc->n_data; i++) {
+        int err = flush_store(mc, mc->data[i]);
+        if (err)
+            return err;
+    }
+    return flush_store(mc, mc->st);
 }
 
 /* Writes writes[from..to), which lie in one class, neighbours in one call. */
@@ -196,6 +214,15 @@ static int commit_group(struct mcache *mc, bool everything)
     return err;
 }
 
+/* Commit lock, which is let go of meanwhile: others may come and wait. */
+static int lead_unlocked(struct mcache *mc, bool everything)
+{
+    lock_release(&mc->commit);
+    int err = commit_group(mc, everything);
+    lock_acquire(&mc->commit);
+    return err;
+}
+
 int mcache_commit(struct mcache *mc, enum mc_extent_of_commit what)
 {
     int err = mcache_health(mc);
@@ -218,9 +245,7 @@ int mcache_commit(struct mcache *mc, enum mc_extent_of_commit what)
     uint64_t running = ++mc->started;
     everything = mc->want_everything;
     mc->want_everything = false;
-    lock_release(&mc->commit);
-    err = commit_group(mc, everything);
-    lock_acquire(&mc->commit);
+    err = lead_unlocked(mc, everything);
     mc->committing = false;
     mc->finished = running;
     if (!err)

@@ -50,6 +50,18 @@ void mcmap_store(struct mc_page *page, uint32_t word, uint64_t value, enum mc_cl
     atomic_store_explicit(&page->words[word], value, memory_order_release);
 }
 
+void mcmap_store_pair(struct mc_page *page, uint32_t word, struct mc_pair pair,
+                      enum mc_class cls)
+{
+    uint32_t stores = atomic_load_explicit(&page->pair_stores, memory_order_relaxed);
+
+    assert(word % 2 == 0);
+    atomic_store_explicit(&page->pair_stores, stores + 1, memory_order_relaxed);
+    mcmap_store(page, word, pair.first, cls);
+    mcmap_store(page, word + 1, pair.second, cls);
+    atomic_store_explicit(&page->pair_stores, stores + 2, memory_order_release);
+}
+
 /* META: copies one page into the group. */
 static void freeze_page(struct mcache *mc, struct mc_page *page, struct mc_group *group,
                         unsigned char **fill)

@@ -17,7 +17,7 @@ struct mc_slot {
 
 struct mcmap {
     struct mcache *mc;
-    struct list link; /* in mcache.maps; fixed after open */
+    struct list link; /* in mcache.maps, under the pool's lock */
     uint64_t n_pages;
     uint64_t n_words; /* resident: of the whole table; else 0 */
     uint32_t page_bytes;
@@ -65,6 +65,8 @@ struct mc_room {
 struct mcache {
     struct mc_pool *pool;
     struct storage *st;
+    struct storage *data[MC_DATA_STORES]; /* in use: the first n_data */
+    unsigned n_data;
     struct mcache_hooks hooks;
     void *owner;
     struct list maps;

@@ -26,6 +26,7 @@ static struct mcmap *map_alloc(struct mcache *mc, enum mc_order order, mcmap_loc
     map->order = order;
     map->locate = locate;
     map->owner = owner;
+    LOCK_GUARD(&mc->pool->lock);
     list_append(&mc->maps, &map->link);
     return map;
 }
@@ -123,8 +124,8 @@ void mcmap_free(struct mcmap *map)
         }
         free(dir);
     }
-    lock_release(&map->mc->pool->lock);
     list_remove(&map->link);
+    lock_release(&map->mc->pool->lock);
     free(map->pages);
     free(map->top);
     free(map);

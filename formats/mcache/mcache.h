@@ -13,7 +13,8 @@
  *   MC_LEAF  what nothing durable points to yet, or what harms nobody by coming early
  *            (refcounts);
  *   MC_LINK  what makes something reachable (L1 and L2 words).
- * There is a barrier (one fdatasync, which covers data too) after PRE when there was any,
+ * There is a barrier (one fdatasync, which covers data too; and one of each other file that
+ * the image's data lies in, before it) after PRE when there was any,
  * before LINK when the group is *strict*, and at the end.  A group is strict unless every
  * link in it points at clusters whose bookkeeping is durable and whose contents, durable or
  * not, are old or new: fresh clusters that read as the zeroes they replace.
@@ -71,9 +72,10 @@ struct mc_page {
     _Atomic uint64_t *words;
     struct mcmap *map;
     uint64_t index;
-    _Atomic bool referenced; /* the clock's second chance */
-    _Atomic bool has_place;  /* writing it back needs no space that isn't there yet */
-    bool resident;           /* never evicted, words not ours */
+    _Atomic bool referenced;      /* the clock's second chance */
+    _Atomic bool has_place;       /* writing it back needs no space that isn't there yet */
+    bool resident;                /* never evicted, words not ours */
+    _Atomic uint32_t pair_stores; /* twice their number; odd: one is under way */
     /* under META; apart from `referenced`, so that no compiler loads both as one word */
     struct list dirty_link;
     enum mc_class dirty;
@@ -86,6 +88,26 @@ struct mc_page {
 static inline uint64_t mc_load(const struct mc_page *page, uint32_t word)
 {
     return atomic_load_explicit(&page->words[word], memory_order_acquire);
+}
+
+/* Two words that belong together, at an even place. */
+struct mc_pair {
+    uint64_t first, second;
+};
+
+/* An old pair or a new one, never a mixture.  While a pair of the page is being stored,
+ * which is done without waiting for anything, this tries again.  For who sees the first or
+ * the second word of a store also sees that one was under way: the words are stored after
+ * the count became odd, and read before it is looked at again. */
+static inline struct mc_pair mc_load_pair(const struct mc_page *page, uint32_t word)
+{
+    for (;;) {
+        uint32_t before = atomic_load_explicit(&page->pair_stores, memory_order_acquire);
+        struct mc_pair pair = {mc_load(page, word), mc_load(page, word + 1)};
+        uint32_t after = atomic_load_explicit(&page->pair_stores, memory_order_relaxed);
+        if (LIKELY(before == after && before % 2 == 0))
+            return pair;
+    }
 }
 
 /* ---- the pool: memory for all pages of a chain ---- */
@@ -108,6 +130,11 @@ struct mcache_hooks {
 /* hooks may be NULL.  The storage is borrowed.  NULL when memory is short. */
 struct mcache *mcache_new(struct mc_pool *pool, struct storage *st,
                           const struct mcache_hooks *hooks, void *owner);
+
+/* Data of the image lies in this store, too (borrowed): each barrier flushes it before the
+ * image's own.  Before anything is written; at most MC_DATA_STORES. */
+#define MC_DATA_STORES 2
+void mcache_add_data_store(struct mcache *mc, struct storage *st);
 
 /* Drops everything, dirty or not; commit first.  Nobody may be inside the gate. */
 void mcache_free(struct mcache *mc);
@@ -177,7 +204,9 @@ struct mcmap *mcmap_new_resident(struct mcache *mc, _Atomic uint64_t *words,
                                  uint64_t n_words, enum mc_order order,
                                  mcmap_locate *locate, void *owner);
 
-/* Forgets the map and its pages, dirty or not.  Nobody may be inside the gate. */
+/* Forgets the map and its pages, dirty or not.  Nobody may use it any more: those who might
+ * hold one of its pages have left the gate, or took them under META only, as those of a
+ * resident map that another has replaced there. */
 void mcmap_free(struct mcmap *map);
 
 uint32_t mcmap_words_per_page(const struct mcmap *map);
@@ -203,5 +232,9 @@ struct mc_page *mcmap_peek_for_store(struct mcmap *map, uint64_t index);
 /* META: changes one word of a page that mcmap_peek_for_store returned under the same hold
  * of META. */
 void mcmap_store(struct mc_page *page, uint32_t word, uint64_t value, enum mc_class cls);
+
+/* META: the same of two words, for mc_load_pair. */
+void mcmap_store_pair(struct mc_page *page, uint32_t word, struct mc_pair pair,
+                      enum mc_class cls);
 
 #endif

@@ -335,3 +335,32 @@ Test(mcache_commit, writers_relieve_a_full_cache)
     cr_expect_not(mcache_has_dirty(b.mc));
     bench_fini(&b);
 }
+
+/* ---- data in another file ---- */
+
+/* The data is flushed before each flush of the metadata, and by every barrier. */
+Test(mcache_commit, barriers_cover_the_data_store_first)
+{
+    struct bench b;
+    struct fault_plan plan;
+
+    bench_init(&b, POOL);
+    fault_plan_init(&plan);
+    struct storage *data = fault_storage_new(mem_storage_new(0), &plan);
+    mcache_add_data_store(b.mc, data);
+    change_each_class(&b);
+    make_strict(&b);
+    cr_expect_eq(mcache_commit(b.mc, MC_COMMIT), 0);
+    cr_expect_eq(fault_plan_calls(&plan, FAULT_FLUSH), 3,
+                 "after PRE, before LINK, at the end");
+    fault_plan_fail(&plan, FAULT_FLUSH, 1, EIO, FAULT_ONCE);
+    uint64_t calls = crash_log_count(b.log);
+    mcache_note_write(b.mc);
+    cr_expect_eq(mcache_commit(b.mc, MC_COMMIT), -EIO);
+    cr_expect_eq(crash_log_count(b.log), calls, "the metadata waits for its data");
+    cr_expect_eq(mcache_health(b.mc), -EIO);
+    b.frozen = b.durable;
+    bench_fini(&b);
+    storage_close(data);
+    fault_plan_destroy(&plan);
+}

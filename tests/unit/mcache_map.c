@@ -221,3 +221,53 @@ Test(mcache_map, a_resident_map_is_written_where_it_lies)
     cr_expect_eq(atomic_load(&words[599]), 42);
     bench_fini(&b);
 }
+
+/* ---- pairs ---- */
+
+struct pair_race {
+    struct bench bench;
+    struct mc_page *page;
+    _Atomic bool end;
+};
+
+#define PAIRS 200000u
+
+static void *store_pairs(void *opaque)
+{
+    struct pair_race *race = opaque;
+
+    for (uint64_t i = 1; i <= PAIRS; i++) {
+        LOCK_GUARD(mcache_meta(race->bench.mc));
+        mcmap_store_pair(race->page, 4, (struct mc_pair){i, ~i}, MC_LINK);
+    }
+    atomic_store(&race->end, true);
+    return NULL;
+}
+
+/* Invariant (3), for entries of two words. */
+Test(mcache_map, a_pair_is_never_seen_half)
+{
+    struct pair_race race = {.end = false};
+    struct bench *b = &race.bench;
+    pthread_t writer;
+    uint64_t seen = 0;
+
+    bench_init(b, BIG_POOL);
+    gate_ticket ticket = gate_enter(&b->gate);
+    cr_assert_eq(mcmap_get_for_store(b->map[MAP_A], 0, &race.page), 0);
+    {
+        LOCK_GUARD(mcache_meta(b->mc));
+        mcmap_store_pair(race.page, 4, (struct mc_pair){0, ~UINT64_C(0)}, MC_LINK);
+    }
+    cr_assert_eq(pthread_create(&writer, NULL, store_pairs, &race), 0);
+    while (!atomic_load(&race.end)) {
+        struct mc_pair pair = mc_load_pair(race.page, 4);
+        cr_assert_eq(pair.second, ~pair.first);
+        cr_assert_geq(pair.first, seen, "older than what was seen before");
+        seen = pair.first;
+    }
+    pthread_join(writer, NULL);
+    cr_expect_eq(mc_load_pair(race.page, 4).first, PAIRS);
+    gate_leave(&b->gate, ticket);
+    bench_fini(b);
+}
