@@ -93,76 +93,76 @@ static struct node *find_base(struct node *top, const char *name, unsigned *dept
     return found;
 }
 
-static int find_layers(struct fold *fold, struct node *active, struct node **top,
+static int find_layers(struct commit_layers *layers, struct node *active, struct node **top,
                        struct diag *diag)
 {
     unsigned depth = 0;
 
-    *top = find_top(active, fold->top_name, &fold->overlay);
+    *top = find_top(active, layers->top_name, &layers->overlay);
     if (!*top)
         return diag_set(diag, EINVAL, "top '%s': is not part of the chain of %s",
-                        fold->top_name, active->filename);
+                        layers->top_name, active->filename);
     if (!(*top)->backing)
         return diag_set(diag, EINVAL,
                         "%s: has no backing file that it could be committed to",
                         (*top)->filename);
-    fold->base = find_base(*top, fold->base_name, &depth);
-    if (!fold->base)
+    layers->base = find_base(*top, layers->base_name, &depth);
+    if (!layers->base)
         return diag_set(diag, EINVAL, "base '%s': is not a backing file of %s",
-                        fold->base_name ? fold->base_name : "", (*top)->filename);
-    fold->depth = depth - 1;
+                        layers->base_name ? layers->base_name : "", (*top)->filename);
+    layers->depth = depth - 1;
     return 0;
 }
 
 /* The name by which the overlay is to call the base: as the layer that named it did, where
  * that means the same file. */
-static char *name_for(const struct fold *fold, const struct node *top)
+static char *name_for(const struct commit_layers *layers, const struct node *top)
 {
     const struct node *last = top;
 
-    while (last->backing != fold->base)
+    while (last->backing != layers->base)
         last = last->backing;
     CLEANUP_FREE char *joined =
-        last->backing_name ? reference_join(fold->overlay->filename, last->backing_name)
+        last->backing_name ? reference_join(layers->overlay->filename, last->backing_name)
                            : NULL;
-    bool same = joined && strcmp(joined, fold->base->filename) == 0;
-    return strdup(same ? last->backing_name : fold->base->filename);
+    bool same = joined && strcmp(joined, layers->base->filename) == 0;
+    return strdup(same ? last->backing_name : layers->base->filename);
 }
 
 /* ---- what the job needs besides mirror's ---- */
 
 /* The overlay as a node that can be written to, for its header. */
-static int open_overlay(struct fold *fold, const struct node *active,
+static int open_overlay(struct commit_layers *layers, const struct node *active,
                         const struct node *top, struct diag *diag)
 {
-    struct node *overlay = fold->overlay;
+    struct node *overlay = layers->overlay;
     struct chain_options options = {
         .format = overlay->driver->name,
         .no_backing = true,
         .node = active->options,
     };
 
-    fold->new_name = name_for(fold, top);
-    if (!fold->new_name)
+    layers->new_name = name_for(layers, top);
+    if (!layers->new_name)
         return diag_errno(diag, ENOMEM, "%s", overlay->filename);
     int err = node_lock(overlay, STORAGE_WRITER, diag);
     if (err)
         return err;
-    fold->overlay_locked = true;
+    layers->overlay_locked = true;
     options.node.lock_off = true;
-    return overlay == active
-               ? 0
-               : chain_open(active->ctx, overlay->filename, &options, &fold->rw, diag);
+    return overlay == active ? 0
+                             : chain_open(active->ctx, overlay->filename, &options,
+                                          &layers->overlay_rw, diag);
 }
 
-static int check_sizes(const struct fold *fold, const struct node *top,
+static int check_sizes(const struct commit_layers *layers, const struct node *top,
                        const struct node *target, struct diag *diag)
 {
-    if (fold->overlay && fold->overlay->size > top->size && target->size > top->size)
+    if (layers->overlay && layers->overlay->size > top->size && target->size > top->size)
         return diag_set(
             diag, EINVAL,
             "%s: what it has behind the %" PRIu64 " bytes of %s would show in %s",
-            target->filename, top->size, top->filename, fold->overlay->filename);
+            target->filename, top->size, top->filename, layers->overlay->filename);
     /* From the moment it is grown on, whether the job comes to its end or not. */
     if (target->size < top->size && target->backing && target->backing->size > target->size)
         return diag_set(diag, EINVAL,
@@ -173,21 +173,22 @@ static int check_sizes(const struct fold *fold, const struct node *top,
 }
 
 /* The base as a node of its own, writable and large enough. */
-static int open_base(const struct fold *fold, struct node *active, const struct node *top,
-                     const _Atomic bool *give_up, struct node **out, struct diag *diag)
+static int open_base(const struct commit_layers *layers, struct node *active,
+                     const struct node *top, const _Atomic bool *give_up, struct node **out,
+                     struct diag *diag)
 {
     struct chain_options options = {
-        .format = fold->base->driver->name,
+        .format = layers->base->driver->name,
         .give_up = give_up,
         .node = active->options,
     };
 
     options.node.lock_off = true;
-    int err = chain_open(active->ctx, fold->base->filename, &options, out, diag);
+    int err = chain_open(active->ctx, layers->base->filename, &options, out, diag);
     if (err)
         return err;
-    atomic_store(&fold->base->written_elsewhere, true);
-    err = check_sizes(fold, top, *out, diag);
+    atomic_store(&layers->base->written_elsewhere, true);
+    err = check_sizes(layers, top, *out, diag);
     if (!err)
         err = node_activate(*out, diag);
     if (!err && (*out)->size < top->size)
@@ -201,48 +202,48 @@ static int open_base(const struct fold *fold, struct node *active, const struct 
  * layers are locked as they were, and an overlay that was opened for writing is closed. */
 static void release_layers(struct mirror *m)
 {
-    struct fold *fold = &m->fold;
+    struct commit_layers *layers = &m->layers;
     const struct mirror_pivot *pivot = &m->params.pivot;
 
-    if (fold->base_locked)
-        pivot->relock(pivot->opaque, fold->base);
-    if (fold->overlay_locked)
-        pivot->relock(pivot->opaque, fold->overlay);
-    fold->base_locked = fold->overlay_locked = false;
-    node_close(fold->rw);
-    fold->rw = NULL;
-    free(fold->new_name);
-    fold->new_name = NULL;
+    if (layers->base_locked)
+        pivot->downgrade_lock(pivot->opaque, layers->base);
+    if (layers->overlay_locked)
+        pivot->downgrade_lock(pivot->opaque, layers->overlay);
+    layers->base_locked = layers->overlay_locked = false;
+    node_close(layers->overlay_rw);
+    layers->overlay_rw = NULL;
+    free(layers->new_name);
+    layers->new_name = NULL;
 }
 
 /* ---- the end ---- */
 
 /* The layers from top to base are one now: the overlay says so in its file, and the chain
  * follows. */
-static int relink(struct mirror *m, struct diag *diag)
+static int replace_committed_layers(struct mirror *m, struct diag *diag)
 {
-    struct fold *fold = &m->fold;
-    struct node *overlay = fold->overlay, *below;
+    struct commit_layers *layers = &m->layers;
+    struct node *overlay = layers->overlay, *below;
     const struct chain_options options = {
-        .format = fold->base->driver->name,
+        .format = layers->base->driver->name,
         .give_up = &m->give_up,
         .read_only = true,
         .node = overlay->options,
     };
 
-    (void)!node_lock(fold->base, STORAGE_READER, diag);
-    fold->base_locked = false;
-    int err = chain_open(overlay->ctx, fold->base->filename, &options, &below, diag);
+    (void)!node_lock(layers->base, STORAGE_READER, diag);
+    layers->base_locked = false;
+    int err = chain_open(overlay->ctx, layers->base->filename, &options, &below, diag);
     if (err)
         return err;
     err = chain_start(below);
     if (err)
         diag_errno(diag, -err, "%s", below->filename);
     else
-        err = node_set_backing(fold->rw ? fold->rw : overlay, fold->new_name,
-                               below->driver->name, diag);
+        err = node_set_backing(layers->overlay_rw ? layers->overlay_rw : overlay,
+                               layers->new_name, below->driver->name, diag);
     if (!err)
-        err = m->pivot.relink(m->pivot.opaque, overlay, below, diag);
+        err = m->pivot.replace_backing(m->pivot.opaque, overlay, below, diag);
     if (err)
         node_close(below);
     return err;
@@ -253,18 +254,18 @@ static int commit_finish(struct job *job, void *state, bool success, struct diag
     struct mirror *m = state;
     int err = mirror_finish(job, state, success, diag);
 
-    if (m->swung) /* the layers are gone */
-        m->fold.base_locked = false;
-    else if (!err && success && m->fold.overlay)
-        err = relink(m, diag);
+    if (m->replaced) /* the layers are gone */
+        m->layers.base_locked = false;
+    else if (!err && success && m->layers.overlay)
+        err = replace_committed_layers(m, diag);
     release_layers(m);
     return err;
 }
 
-static void free_names(struct fold *fold)
+static void free_names(struct commit_layers *layers)
 {
-    free(fold->top_name);
-    free(fold->base_name);
+    free(layers->top_name);
+    free(layers->base_name);
 }
 
 static void commit_free(void *state)
@@ -272,28 +273,28 @@ static void commit_free(void *state)
     struct mirror *m = state;
 
     release_layers(m);
-    free_names(&m->fold);
+    free_names(&m->layers);
     mirror_free(state);
 }
 
 /* ---- the start ---- */
 
-/* Users don't write to layers below the active one. */
-static void leave_users_alone(void *opaque)
+/* Users don't write to layers below the active one: there is nobody to drain. */
+static void drain_nobody(void *opaque)
 {
     (void)opaque;
 }
 
 /* Both are opened once more, to be written to, as local files. */
-static int check_local(const struct fold *fold, struct diag *diag)
+static int check_local(const struct commit_layers *layers, struct diag *diag)
 {
-    const struct node *layers[] = {fold->base, fold->overlay};
+    const struct node *written[] = {layers->base, layers->overlay};
 
-    for (size_t i = 0; i < ARRAY_LEN(layers); i++)
-        if (layers[i] && storage_is_nbd(layers[i]->file))
+    for (size_t i = 0; i < ARRAY_LEN(written); i++)
+        if (written[i] && storage_is_nbd(written[i]->file))
             return diag_set(diag, ENOTSUP,
                             "%s: is an NBD export: a commit writes to local files only",
-                            layers[i]->filename);
+                            written[i]->filename);
     return 0;
 }
 
@@ -301,18 +302,18 @@ static int check_local(const struct fold *fold, struct diag *diag)
 static int open_layers(struct mirror *m, struct node *active, struct node **top,
                        struct node **target, struct diag *diag)
 {
-    struct fold *fold = &m->fold;
+    struct commit_layers *layers = &m->layers;
 
-    int err = find_layers(fold, active, top, diag);
+    int err = find_layers(layers, active, top, diag);
     if (!err)
-        err = check_local(fold, diag);
+        err = check_local(layers, diag);
     if (err)
         return err;
-    err = node_lock(fold->base, STORAGE_WRITER, diag);
-    fold->base_locked = !err;
-    if (!err && fold->overlay)
-        err = open_overlay(fold, active, *top, diag);
-    return err ? err : open_base(fold, active, *top, &m->give_up, target, diag);
+    err = node_lock(layers->base, STORAGE_WRITER, diag);
+    layers->base_locked = !err;
+    if (!err && layers->overlay)
+        err = open_overlay(layers, active, *top, diag);
+    return err ? err : open_base(layers, active, *top, &m->give_up, target, diag);
 }
 
 /* On the job's thread: images of the chain may lie on servers that don't answer. */
@@ -320,7 +321,7 @@ static int commit_open(struct job *job, void *state, struct diag *diag)
 {
     struct mirror *m = state;
     struct mirror_params *p = &m->params;
-    struct node *active = p->pivot.claim(p->pivot.opaque);
+    struct node *active = p->pivot.take_reference(p->pivot.opaque);
 
     (void)job;
     int err = p->pivot.check_changes(p->pivot.opaque, diag);
@@ -328,8 +329,8 @@ static int commit_open(struct job *job, void *state, struct diag *diag)
         err = open_layers(m, active, &p->source, &p->target, diag);
     if (err)
         return err;
-    if (m->fold.overlay)
-        p->pivot.hold = p->pivot.release = leave_users_alone;
+    if (m->layers.overlay)
+        p->pivot.begin_drain = p->pivot.end_drain = drain_nobody;
     err = chain_start(p->target);
     if (err) {
         diag_errno(diag, -err, "%s", p->target->filename);
@@ -343,7 +344,7 @@ static const struct job_ops commit_job_ops = {
     .type = "commit",
     .open = commit_open,
     .run = mirror_run,
-    .settle = mirror_settle,
+    .wait_in_flight = mirror_wait_in_flight,
     .interrupt = mirror_interrupt,
     .finish = commit_finish,
     .free = commit_free,
@@ -364,12 +365,12 @@ int commit_start(struct job_manager *manager, const struct commit_params *params
     bool failed = !m;
 
     if (m) {
-        m->fold.top_name = copy_of(params->top, &failed);
-        m->fold.base_name = copy_of(params->base, &failed);
+        m->layers.top_name = copy_of(params->top, &failed);
+        m->layers.base_name = copy_of(params->base, &failed);
     }
     if (failed) {
         if (m)
-            free_names(&m->fold);
+            free_names(&m->layers);
         free(m);
         return diag_errno(diag, ENOMEM, "job '%s'", params->job.id);
     }

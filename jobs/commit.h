@@ -8,8 +8,8 @@
 
 struct commit_params {
     struct job_params job;
-    const char *top;  /* file name of the topmost layer to fold; NULL: the active layer */
-    const char *base; /* file name of the layer to fold into; NULL: the bottom one */
+    const char *top;  /* file name of the topmost layer to commit; NULL: the active layer */
+    const char *base; /* file name of the layer to commit into; NULL: the bottom one */
     enum job_on_error on_error;
     struct mirror_pivot pivot;
 };

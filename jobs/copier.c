@@ -100,7 +100,8 @@ static void add_claim(struct copier *copier, struct claim *claim, uint64_t off,
     copier->in_flight += len;
 }
 
-void copier_claim(struct copier *copier, struct claim *claim, uint64_t off, uint64_t len)
+void copier_lock_range(struct copier *copier, struct claim *claim, uint64_t off,
+                       uint64_t len)
 {
     LOCK_GUARD(&copier->lock);
     while (overlap(copier, off, len))
@@ -116,7 +117,7 @@ static void drop_claim(struct copier *copier, struct claim *claim)
     pthread_cond_broadcast(&copier->unclaimed);
 }
 
-void copier_unclaim(struct copier *copier, struct claim *claim)
+void copier_unlock_range(struct copier *copier, struct claim *claim)
 {
     LOCK_GUARD(&copier->lock);
     drop_claim(copier, claim);
@@ -134,7 +135,7 @@ uint64_t copier_copying(struct copier *copier)
     return copier->copying;
 }
 
-void copier_settle(struct copier *copier)
+void copier_wait_in_flight(struct copier *copier)
 {
     LOCK_GUARD(&copier->lock);
     while (copier->copying > 0 || copier->flushing)

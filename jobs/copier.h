@@ -50,8 +50,9 @@ struct claim {
 };
 
 /* Waits until nobody has any of the range, and claims it. */
-void copier_claim(struct copier *copier, struct claim *claim, uint64_t off, uint64_t len);
-void copier_unclaim(struct copier *copier, struct claim *claim);
+void copier_lock_range(struct copier *copier, struct claim *claim, uint64_t off,
+                       uint64_t len);
+void copier_unlock_range(struct copier *copier, struct claim *claim);
 
 /* Takes an idle worker and claims for it as much of [off, off+*len) from off on as nobody
  * has, at most max_range; *len is how much: 0 when off itself is taken.  NULL when *len is
@@ -72,6 +73,6 @@ uint64_t copier_in_flight(struct copier *copier);
 uint64_t copier_copying(struct copier *copier);
 
 /* Waits until no worker copies or flushes.  Nobody may let one go meanwhile. */
-void copier_settle(struct copier *copier);
+void copier_wait_in_flight(struct copier *copier);
 
 #endif

@@ -61,9 +61,9 @@ static void stand_still(struct job *job)
 {
     bool ready = job->info.state == JOB_READY;
 
-    if (job->ops->settle) {
+    if (job->ops->wait_in_flight) {
         lock_release(&job->lock);
-        job->ops->settle(job, job->state_of_kind);
+        job->ops->wait_in_flight(job, job->state_of_kind);
         lock_acquire(&job->lock);
         if (!wants_pause(job))
             return;

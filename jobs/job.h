@@ -101,7 +101,7 @@ struct job_ops {
      * -ECANCELED: abandoned on demand; another -errno: failed, said in diag. */
     int (*run)(struct job *job, void *state, struct diag *diag);
     /* RUN, optional: waits until nothing is in flight, for the job is to stand still. */
-    void (*settle)(struct job *job, void *state);
+    void (*wait_in_flight)(struct job *job, void *state);
     /* Any thread, until `free`: a forced cancel or the server's end; must make waits of
      * `open` and `run` end soon.
      */
@@ -146,7 +146,7 @@ void job_kick(struct job *job);
 /* offset = done, len = done + remaining; offset shown never falls. */
 void job_progress(struct job *job, uint64_t done, uint64_t remaining);
 
-/* READY (again: nothing).  in_sync false takes the state's promise back, not the state. */
+/* Enters READY; again: does nothing. */
 void job_ready(struct job *job);
 
 /* Was `complete`, or a soft cancel, asked for since ready? */

@@ -25,24 +25,24 @@
 /* Nobody writes to the source of an intermediate commit: it is never ready, but done. */
 static bool ends_by_itself(const struct mirror *m)
 {
-    return m->fold.overlay != NULL;
+    return m->layers.overlay != NULL;
 }
 
-/* One turn; 1: through. */
-static int turn(struct mirror *m)
+/* 1: the copy is complete, users are drained; 0: not yet; or -errno. */
+static int run_one_turn(struct mirror *m)
 {
     int err = job_checkpoint(m->job, atomic_exchange(&m->sent, 0));
     if (err)
         return err;
     if (mirror_has_failed(m))
         return mirror_handle_error(m);
-    mirror_look_for_losses(m);
+    mirror_check_losses(m);
     mirror_flush_early(m);
-    mirror_tell_progress(m);
+    mirror_report_progress(m);
     bool clean = mirror_is_clean(m);
     if (clean && !ends_by_itself(m))
-        mirror_come_in_sync(m);
-    if ((ends_by_itself(m) ? clean : job_should_finish(m->job)) && mirror_reach_end(m))
+        mirror_try_ready(m);
+    if ((ends_by_itself(m) ? clean : job_should_finish(m->job)) && mirror_try_complete(m))
         return 1;
     mirror_copy_more(m);
     return 0;
@@ -54,7 +54,7 @@ static void wait_for_others(struct mirror *m)
 {
     if (!job_completes(m->job))
         mirror_detach(m);
-    mirror_release(m);
+    mirror_end_drain(m);
 }
 
 int mirror_run(struct job *job, void *state, struct diag *diag)
@@ -64,8 +64,8 @@ int mirror_run(struct job *job, void *state, struct diag *diag)
     m->job = job;
     int err = mirror_mark_first(m);
     while (!err)
-        err = turn(m);
-    copier_settle(m->copier);
+        err = run_one_turn(m);
+    copier_wait_in_flight(m->copier);
     if (err == 1) {
         if (job_waits_for_finalize(job))
             wait_for_others(m);
@@ -77,12 +77,12 @@ int mirror_run(struct job *job, void *state, struct diag *diag)
     return err;
 }
 
-void mirror_settle(struct job *job, void *state)
+void mirror_wait_in_flight(struct job *job, void *state)
 {
     struct mirror *m = state;
 
     (void)job;
-    copier_settle(m->copier);
+    copier_wait_in_flight(m->copier);
 }
 
 void mirror_interrupt(struct job *job, void *state)
@@ -100,7 +100,7 @@ void mirror_interrupt(struct job *job, void *state)
 /* ---- the end ---- */
 
 /* From here on nobody interrupts what the target does.  False: somebody has. */
-static bool keep_target(struct mirror *m)
+static bool disarm_interrupt(struct mirror *m)
 {
     LOCK_GUARD(&m->lock);
     m->interruptible = NULL;
@@ -110,33 +110,33 @@ static bool keep_target(struct mirror *m)
 /* Nobody writes again what the target loses from here on.  A server that was away is gone
  * on with: users are told by a flush that fails, and know what they have written.  A
  * file's data is in nobody knows what state then. */
-static void serve_from(struct node *target)
+static void prepare_to_serve(struct node *target)
 {
     if (!node_persist(target, PATIENCE_MS))
         node_set_forgiving(target, false);
 }
 
 /* The source's users go over to the target. */
-static int swing(struct mirror *m, struct diag *diag)
+static int replace_source(struct mirror *m, struct diag *diag)
 {
     /* A target that was given up serves nobody any more. */
-    if (!keep_target(m))
+    if (!disarm_interrupt(m))
         return -ECANCELED;
     mirror_detach(m);
-    serve_from(m->target);
-    int err = m->pivot.swing(m->pivot.opaque, m->target, diag);
-    m->swung = !err;
+    prepare_to_serve(m->target);
+    int err = m->pivot.replace(m->pivot.opaque, m->target, diag);
+    m->replaced = !err;
     if (!err)
         m->target = NULL;
     return err;
 }
 
-static int complete(struct mirror *m, struct diag *diag)
+static int complete_with_target(struct mirror *m, struct diag *diag)
 {
-    int err = m->held ? 0 : mirror_catch_up(m);
+    int err = m->drained ? 0 : mirror_finish_copy(m);
 
     if (!err)
-        return swing(m, diag);
+        return replace_source(m, diag);
     if (err != -ECANCELED)
         diag_errno(diag, -err, "job '%s': copying from %s to %s", m->id,
                    m->source->filename, m->target->filename);
@@ -149,7 +149,7 @@ static int close_target(struct mirror *m, struct diag *diag)
 {
     int err = 0;
 
-    (void)keep_target(m);
+    (void)disarm_interrupt(m);
     if (m->target)
         err = node_close(m->target);
     m->target = NULL;
@@ -157,7 +157,7 @@ static int close_target(struct mirror *m, struct diag *diag)
 }
 
 /* Threads and memory. */
-static void free_parts(struct mirror *m)
+static void free_copy_state(struct mirror *m)
 {
     copier_free(m->copier);
     dirty_bitmap_free(m->dirty);
@@ -176,12 +176,12 @@ int mirror_finish(struct job *job, void *state, bool success, struct diag *diag)
     if (!success) /* it's no copy of anything, and isn't waited for */
         mirror_interrupt(job, m);
     else if (job_completes(job))
-        err = complete(m, diag);
+        err = complete_with_target(m, diag);
     mirror_detach(m);
-    mirror_release(m);
+    mirror_end_drain(m);
     bool is_copy = success && !err;
     int close_err = close_target(m, is_copy ? diag : &ignored);
-    free_parts(m); /* the job may be shown for long */
+    free_copy_state(m); /* the job may be shown for long */
     return is_copy ? close_err : err;
 }
 
@@ -194,7 +194,7 @@ void mirror_free(void *state)
     free((char *)(uintptr_t)m->params.bitmap);
 
     mirror_detach(m);
-    free_parts(m);
+    free_copy_state(m);
     node_close(m->target);
     lock_destroy(&m->lock);
     free(m->id);
@@ -243,7 +243,7 @@ static int check_params(struct mirror *m, const struct mirror_params *p, struct 
                         p->target->filename);
     /* A base may be larger than what is folded into it: it is never shrunk. */
     if (p->source->size != p->target->size &&
-        !(m->fold.base && p->target->size > p->source->size))
+        !(m->layers.base && p->target->size > p->source->size))
         return diag_set(diag, EINVAL,
                         "target: %s: its size of %" PRIu64
                         " bytes differs from the source's of %" PRIu64,
@@ -251,7 +251,7 @@ static int check_params(struct mirror *m, const struct mirror_params *p, struct 
     return 0;
 }
 
-static int make_parts(struct mirror *m, const struct mirror_params *p)
+static int make_copy_state(struct mirror *m, const struct mirror_params *p)
 {
     uint64_t buf = align_up(p->buf_size ? p->buf_size : DEFAULT_BUF_SIZE, m->granularity);
 
@@ -304,7 +304,7 @@ int mirror_prepare(struct mirror *m, struct diag *diag)
     int err = check_params(m, p, diag);
     if (err)
         return err;
-    err = make_parts(m, p);
+    err = make_copy_state(m, p);
     return err ? diag_errno(diag, -err, "job '%s'", m->id)
                : mirror_attach(m, p->bitmap, diag);
 }
@@ -348,7 +348,7 @@ static int mirror_open(struct job *job, void *state, struct diag *diag)
     if (m->target)
         return 0;
     if (!p->source)
-        p->source = p->pivot.claim(p->pivot.opaque);
+        p->source = p->pivot.take_reference(p->pivot.opaque);
     int err = check_early(p, diag);
     if (!err)
         err = p->opener.open(p->opener.opaque, p->source, &m->give_up, &p->target, diag);
@@ -359,7 +359,7 @@ static const struct job_ops mirror_job_ops = {
     .type = "mirror",
     .open = mirror_open,
     .run = mirror_run,
-    .settle = mirror_settle,
+    .wait_in_flight = mirror_wait_in_flight,
     .interrupt = mirror_interrupt,
     .finish = mirror_finish,
     .free = mirror_free,

@@ -11,28 +11,29 @@
 enum mirror_sync { MIRROR_FULL, MIRROR_TOP, MIRROR_NONE, MIRROR_INCREMENTAL };
 enum mirror_copy_mode { MIRROR_BACKGROUND, MIRROR_WRITE_BLOCKING };
 
-/* Where the users of the source hang, and what `complete` swings over to the target.  All
- * are called on the job's thread, hold and release in pairs, swing between them. */
+/* Who uses the source, and how `complete` has them use the target.  All are called on the
+ * job's thread, begin_drain and end_drain in pairs, replace between them. */
 struct mirror_pivot {
     /* The node that users are served from, which nobody replaces until the job has ended;
      * for jobs that are started without a source. */
-    struct node *(*claim)(void *opaque);
+    struct node *(*take_reference)(void *opaque);
     /* New changing requests of users wait from here on; returns when those in flight are
      * done, and doesn't wait for readers. */
-    void (*hold)(void *opaque);
-    void (*release)(void *opaque);
+    void (*begin_drain)(void *opaque);
+    void (*end_drain)(void *opaque);
     /* Makes `target` what users are served from; takes it over on success.  The old node is
-     * closed by `release`, when the last request that uses it has left, unless it lies in
+     * closed by `end_drain`, when the last request that uses it has left, unless it lies in
      * the target's own chain. */
-    int (*swing)(void *opaque, struct node *target, struct diag *diag);
+    int (*replace)(void *opaque, struct node *target, struct diag *diag);
     /* Puts `below`, which it takes over on success, in the place of what lies below a layer
      * of users' chain; the contents are the same.  What was there is closed when the last
      * request that uses it has left. */
-    int (*relink)(void *opaque, struct node *layer, struct node *below, struct diag *diag);
+    int (*replace_backing)(void *opaque, struct node *layer, struct node *below,
+                           struct diag *diag);
     /* May images of users' chain be changed?  0 or -errno with diag.  And gives back a
      * writer's lock that was taken on a layer, unless users write to it by now. */
     int (*check_changes)(void *opaque, struct diag *diag);
-    void (*relock)(void *opaque, struct node *layer);
+    void (*downgrade_lock)(void *opaque, struct node *layer);
     void *opaque;
 };
 
@@ -47,8 +48,9 @@ struct mirror_opener {
 
 struct mirror_params {
     struct job_params job;
-    struct node *source; /* NULL: pivot.claim says */
-    struct node *target; /* taken over by the job, closed at its end unless swung to */
+    struct node *source; /* NULL: pivot.take_reference says */
+    struct node *
+        target; /* taken over by the job, closed at its end unless users are served from it */
     struct mirror_opener opener; /* when target is NULL; taken over by the job */
     enum mirror_sync sync;
     const char *bitmap; /* MIRROR_INCREMENTAL: a bitmap of the source's */

@@ -20,17 +20,17 @@
 #include "base/clock.h"
 #include "jobs/mirror_internal.h"
 
-/* Users are held back for the last bytes only: when no more than this is left, and for so
+/* Users are drained for the last bytes only: when no more than this is left, and for so
  * long; a time that didn't do is doubled for the next try. */
-#define LAST_BYTES   (16u << 20)
-#define HOLD_NS      250000000ull
-#define HOLD_MOST_NS 8000000000ull
+#define LAST_BYTES    (16u << 20)
+#define DRAIN_NS      250000000ull
+#define DRAIN_MOST_NS 8000000000ull
 
 /* For the answer that shows, before the end, that the target is there. */
 #define PROOF_MS 10000u
 
 /* So much is copied between two early flushes.  The target's disk then works while there is
- * more to copy, and the flush before READY, or with users held back, finds little left to
+ * more to copy, and the flush before READY, or with users drained, finds little left to
  * do; and what must be sent again when the connection is lost stays small. */
 #define FLUSH_BYTES (128u << 20)
 
@@ -41,9 +41,9 @@ void mirror_note_error(struct mirror *m, int err, bool write_side)
     if (write_side)
         atomic_store(&m->forwarding, false);
     LOCK_GUARD(&m->lock);
-    if (m->error)
+    if (m->sticky_error)
         return;
-    m->error = err;
+    m->sticky_error = err;
     m->error_on_write = write_side;
 }
 
@@ -76,17 +76,17 @@ void mirror_worker_freed(void *opaque)
 bool mirror_has_failed(struct mirror *m)
 {
     LOCK_GUARD(&m->lock);
-    return m->error != 0;
+    return m->sticky_error != 0;
 }
 
 /* The first error since the last call, or 0. */
-static int take_error(struct mirror *m, bool *write_side)
+static int take_sticky_error(struct mirror *m, bool *write_side)
 {
     LOCK_GUARD(&m->lock);
-    int err = m->error;
+    int err = m->sticky_error;
 
     *write_side = m->error_on_write;
-    m->error = 0;
+    m->sticky_error = 0;
     return err;
 }
 
@@ -95,8 +95,8 @@ int mirror_handle_error(struct mirror *m)
     bool write_side;
 
     /* What else is in flight may fail of the same cause, which is told once. */
-    copier_settle(m->copier);
-    int err = take_error(m, &write_side);
+    copier_wait_in_flight(m->copier);
+    int err = take_sticky_error(m, &write_side);
     if (job_is_cancelled(m->job))
         return -ECANCELED;
     m->in_sync = false;
@@ -109,7 +109,7 @@ int mirror_handle_error(struct mirror *m)
     return 0;
 }
 
-void mirror_tell_progress(struct mirror *m)
+void mirror_report_progress(struct mirror *m)
 {
     uint64_t remaining = dirty_bitmap_count(m->dirty) + copier_in_flight(m->copier);
 
@@ -136,7 +136,7 @@ static void mark_run(struct mirror *m, const struct block_status *st, uint64_t o
 {
     /* A layer says "zeroes" without an entry past the end of what lies below it; a target
      * that is longer may have something there. */
-    bool own = st->depth <= m->fold.depth && (st->present || st->zero);
+    bool own = st->depth <= m->layers.depth && (st->present || st->zero);
 
     if (m->sync != MIRROR_FULL && !own)
         return;
@@ -172,7 +172,7 @@ int mirror_mark_first(struct mirror *m)
 
 /* How much the next copy may take; 0: enough is in flight for the rate limit, which counts
  * bytes when they have arrived. */
-static uint64_t allowance(struct mirror *m)
+static uint64_t next_copy_limit(struct mirror *m)
 {
     uint64_t slice = job_slice_bytes(m->job), copying = copier_copying(m->copier);
 
@@ -182,9 +182,9 @@ static uint64_t allowance(struct mirror *m)
 }
 
 /* Starts the next copy; false when there is none to start now. */
-static bool start_one(struct mirror *m)
+static bool start_next_copy(struct mirror *m)
 {
-    uint64_t most = allowance(m), size = m->source->size;
+    uint64_t most = next_copy_limit(m), size = m->source->size;
 
     /* Chunks that somebody has are passed over, and come back. */
     for (unsigned tries = 0; most > 0 && tries < 8; tries++) {
@@ -213,7 +213,7 @@ static bool start_one(struct mirror *m)
 
 void mirror_copy_more(struct mirror *m)
 {
-    if (start_one(m))
+    if (start_next_copy(m))
         return;
     atomic_store(&m->idle, true);
     if (copier_in_flight(m->copier) > 0)
@@ -232,20 +232,20 @@ bool mirror_is_clean(struct mirror *m)
 /* ---- flushing ---- */
 
 /* Has the target lost its connection with unflushed writes?  Its next flush will fail. */
-static bool connection_was_lost(struct mirror *m)
+static bool note_connection_loss(struct mirror *m)
 {
     uint64_t losses = node_lost_writes(m->target);
     if (losses == m->losses)
         return false;
     m->losses = losses;
-    m->untold_loss = true;
+    m->unreported_loss = true;
     m->in_sync = false;
     return true;
 }
 
 /* Anybody's: a user's, the write-back's, a durable write.  The next says nothing of what
  * this one lost. */
-static bool flush_has_failed(struct mirror *m)
+static bool note_flush_failure(struct mirror *m)
 {
     uint64_t failures = node_flush_failures(m->target);
     bool news = failures != m->failures;
@@ -255,25 +255,25 @@ static bool flush_has_failed(struct mirror *m)
 }
 
 /* What a flush that failed has lost can be all that was written until its end. */
-static void send_again(struct mirror *m)
+static void mark_unflushed_dirty(struct mirror *m)
 {
-    copier_settle(m->copier); /* so that all of it is marked */
+    copier_wait_in_flight(m->copier); /* so that all of it is marked */
     dirty_bitmap_merge(m->dirty, m->unflushed);
     dirty_bitmap_merge(m->dirty, m->flushing);
     m->in_sync = false;
 }
 
-void mirror_look_for_losses(struct mirror *m)
+void mirror_check_losses(struct mirror *m)
 {
-    connection_was_lost(m);
-    if (flush_has_failed(m))
-        send_again(m);
+    note_connection_loss(m);
+    if (note_flush_failure(m))
+        mark_unflushed_dirty(m);
 }
 
-bool mirror_flush_told_loss(struct mirror *m)
+bool mirror_flush_reported_loss(struct mirror *m)
 {
     return node_lost_writes(m->target) != atomic_load(&m->losses) ||
-           atomic_exchange(&m->untold_loss, false);
+           atomic_exchange(&m->unreported_loss, false);
 }
 
 /* Users go on setting bits in `unflushed`: each is cleared before the flush begins, or was
@@ -291,15 +291,15 @@ static void begin_flush(struct mirror *m)
 /* True: what was written before it is durable. */
 static bool end_flush(struct mirror *m, int err)
 {
-    bool lost = connection_was_lost(m), told = m->untold_loss;
+    bool lost = note_connection_loss(m), reported = m->unreported_loss;
 
     if (!lost)
-        m->untold_loss = false;
-    if (err && !told) /* first: users' writes are no longer sent on */
+        m->unreported_loss = false;
+    if (err && !reported) /* first: users' writes are no longer sent on */
         mirror_note_error(m, err, true);
-    bool failed = flush_has_failed(m) || err;
+    bool failed = note_flush_failure(m) || err;
     if (failed)
-        send_again(m);
+        mark_unflushed_dirty(m);
     dirty_bitmap_clear(m->flushing, 0, m->source->size);
     return !failed && !lost;
 }
@@ -356,7 +356,7 @@ void mirror_flush_early(struct mirror *m)
         m->flush_mark = copied;
 }
 
-/* With users held back, who can't wait as long as the target may take.  What was begun goes
+/* With users drained, who can't wait as long as the target may take.  What was begun goes
  * on when it returns false. */
 static bool flush_until(struct mirror *m, uint64_t until)
 {
@@ -370,7 +370,7 @@ static bool flush_until(struct mirror *m, uint64_t until)
     return end_early_flush(m);
 }
 
-void mirror_come_in_sync(struct mirror *m)
+void mirror_try_ready(struct mirror *m)
 {
     if (m->in_sync || !flush_target(m))
         return;
@@ -382,64 +382,64 @@ void mirror_come_in_sync(struct mirror *m)
 
 /* ---- the end ---- */
 
-static void hold(struct mirror *m)
+static void drain_users(struct mirror *m)
 {
-    m->pivot.hold(m->pivot.opaque);
-    m->held = true;
+    m->pivot.begin_drain(m->pivot.opaque);
+    m->drained = true;
 }
 
-void mirror_release(struct mirror *m)
+void mirror_end_drain(struct mirror *m)
 {
-    if (m->held)
-        m->pivot.release(m->pivot.opaque);
-    m->held = false;
+    if (m->drained)
+        m->pivot.end_drain(m->pivot.opaque);
+    m->drained = false;
 }
 
-/* Copies until nothing is dirty; with users held back that ends.  True: nothing is. */
+/* Copies until nothing is dirty; with users drained that ends.  True: nothing is. */
 static bool copy_rest(struct mirror *m, uint64_t until)
 {
     while (!mirror_is_clean(m)) {
         if (mirror_has_failed(m) || job_is_cancelled(m->job) || clock_ns() > until)
             return false;
-        if (!start_one(m))
+        if (!start_next_copy(m))
             job_sleep(m->job, JOB_SLICE_NS / 10);
     }
     return true;
 }
 
-bool mirror_reach_end(struct mirror *m)
+bool mirror_try_complete(struct mirror *m)
 {
     if (dirty_bitmap_count(m->dirty) > LAST_BYTES)
         return false;
     /* Most of the flushing is done while users go on; so is the waiting for a target that
      * doesn't answer. */
-    copier_settle(m->copier);
+    copier_wait_in_flight(m->copier);
     if (mirror_has_failed(m) || !target_answers(m) || !flush_target(m))
         return false;
-    m->patience = MIN(MAX(2 * m->patience, HOLD_NS), HOLD_MOST_NS);
-    hold(m);
+    m->patience = MIN(MAX(2 * m->patience, DRAIN_NS), DRAIN_MOST_NS);
+    drain_users(m);
     /* An error, too, if it was told to a user while the job flushed. */
     if (copy_rest(m, clock_ns() + m->patience) &&
-        flush_until(m, clock_ns() + HOLD_MOST_NS) && mirror_is_clean(m) &&
+        flush_until(m, clock_ns() + DRAIN_MOST_NS) && mirror_is_clean(m) &&
         !mirror_has_failed(m))
         return true;
-    mirror_release(m);
+    mirror_end_drain(m);
     return false;
 }
 
-int mirror_catch_up(struct mirror *m)
+int mirror_finish_copy(struct mirror *m)
 {
     while (!job_is_cancelled(m->job)) {
         if (mirror_has_failed(m)) {
             bool write_side;
-            copier_settle(m->copier);
-            return take_error(m, &write_side);
+            copier_wait_in_flight(m->copier);
+            return take_sticky_error(m, &write_side);
         }
-        mirror_look_for_losses(m);
-        if (mirror_reach_end(m))
+        mirror_check_losses(m);
+        if (mirror_try_complete(m))
             return 0;
         mirror_copy_more(m);
     }
-    copier_settle(m->copier);
+    copier_wait_in_flight(m->copier);
     return -ECANCELED;
 }

@@ -9,15 +9,16 @@
 #include "jobs/copier.h"
 #include "jobs/mirror.h"
 
-/* What a commit is besides a mirror: layers of the chain of users' node. */
-struct fold {
+/* What a commit is besides a mirror: the layers of users' chain that it is about. */
+struct commit_layers {
     unsigned depth;       /* layers below the source that are copied, too */
     struct node *base;    /* the chain's instance of the target; NULL: no commit */
     bool base_locked;     /* it holds the lock of a writer */
     struct node *overlay; /* of the source; NULL: that is the active layer */
     bool overlay_locked;  /* and isn't the active layer, which is locked anyway */
-    struct node *rw;      /* the overlay once more, to write its header; NULL: it will do */
-    char *new_name;       /* by which the overlay will call the base */
+    struct node
+        *overlay_rw; /* the overlay opened for writing its header; NULL: it will do */
+    char *new_name;  /* by which the overlay will call the base */
     char *top_name, *base_name; /* as the user said; NULL: not */
 };
 
@@ -27,13 +28,13 @@ struct mirror {
     struct mirror_params params;
     char *id;
     struct node *source; /* borrowed */
-    struct node *target; /* owned; NULL once users were swung over to it */
+    struct node *target; /* owned; NULL once users are served from it */
     enum mirror_sync sync;
     uint64_t granularity, max_range;
     enum job_on_error on_source_error, on_target_error;
     bool active; /* write-blocking */
     bool unmap;  /* zeroes may become holes on the target */
-    struct fold fold;
+    struct commit_layers layers;
     struct mirror_pivot pivot;
 
     struct dirty_bitmap *dirty, *unflushed, *flushing;
@@ -48,29 +49,29 @@ struct mirror {
 
     /* the job's thread */
     uint64_t cursor;     /* where the search for work goes on */
-    uint64_t patience;   /* ns for which users were last held back */
+    uint64_t patience;   /* ns for which users were last drained */
     uint64_t flush_mark; /* bytes copied when the last early flush began */
     uint64_t failures;   /* of the target's flushes, as last seen */
     bool flushes;        /* one was begun, and its result not looked at */
-    bool in_sync, held;
-    bool swung; /* users are served from the target */
+    bool in_sync, drained;
+    bool replaced; /* users are served from the target */
 
     /* Of the target's connection; changed by the job's thread. */
-    _Atomic uint64_t losses;  /* as last seen */
-    _Atomic bool untold_loss; /* the target's next flush fails because of one */
+    _Atomic uint64_t losses;      /* as last seen */
+    _Atomic bool unreported_loss; /* the target's next flush fails because of one */
 
     _Atomic uint64_t copied, sent; /* bytes; sent since the last checkpoint */
     struct lock lock;
     /* under lock */
     struct node *interruptible; /* the target, as long as it may be; else NULL */
     bool interrupted;
-    int error; /* the first that nobody has looked at */
-    bool error_on_write;
+    int sticky_error;    /* the first that the job has not dealt with; 0 or -errno */
+    bool error_on_write; /* it came from the target */
 
     _Atomic bool give_up; /* while it is being opened: interrupted */
 };
 
-/* Starts; see mirror_start.  m, which is zeroed but for `fold`, becomes the job's state,
+/* Starts; see mirror_start.  m, which is zeroed but for `layers`, becomes the job's state,
  * which ops->free frees also when this fails.  Without a target it is left to ops->open to
  * call mirror_prepare. */
 int mirror_launch(struct job_manager *manager, struct mirror *m,
@@ -83,7 +84,7 @@ int mirror_prepare(struct mirror *m, struct diag *diag) MUST_USE;
 
 /* Members of its ops. */
 int mirror_run(struct job *job, void *state, struct diag *diag);
-void mirror_settle(struct job *job, void *state);
+void mirror_wait_in_flight(struct job *job, void *state);
 void mirror_interrupt(struct job *job, void *state);
 int mirror_finish(struct job *job, void *state, bool success, struct diag *diag);
 void mirror_free(void *state);
@@ -104,27 +105,29 @@ void mirror_flush_early(struct mirror *m);
 bool mirror_is_clean(struct mirror *m);
 
 /* The job is clean: READY if the target's flush succeeds. */
-void mirror_come_in_sync(struct mirror *m);
+void mirror_try_ready(struct mirror *m);
 
-/* Is there an error that nobody has looked at?  Deals with it by policy; 0: go on. */
+/* Is there a sticky error? */
 bool mirror_has_failed(struct mirror *m);
+
+/* Takes the sticky error and deals with it by policy: 0: go on; or -errno. */
 int mirror_handle_error(struct mirror *m) MUST_USE;
 
 /* Marks what the target may have lost, when a flush of it has failed. */
-void mirror_look_for_losses(struct mirror *m);
+void mirror_check_losses(struct mirror *m);
 
 /* From any thread, about a flush of the target that failed: did it tell of a connection
  * that was lost, which is no error? */
-bool mirror_flush_told_loss(struct mirror *m);
-void mirror_tell_progress(struct mirror *m);
+bool mirror_flush_reported_loss(struct mirror *m);
+void mirror_report_progress(struct mirror *m);
 
-/* The completion point: users are held back, the rest is copied, the target flushed.  True:
- * it is done, and users stay held; else everything goes on. */
-bool mirror_reach_end(struct mirror *m);
-void mirror_release(struct mirror *m);
+/* The completion point: users are drained, the rest is copied, the target flushed.  True:
+ * it is done, and users stay drained; else everything goes on. */
+bool mirror_try_complete(struct mirror *m);
+void mirror_end_drain(struct mirror *m);
 
 /* Copies until the completion point is reached.  0, or the first error. */
-int mirror_catch_up(struct mirror *m) MUST_USE;
+int mirror_finish_copy(struct mirror *m) MUST_USE;
 
 /* From any thread. */
 void mirror_note_error(struct mirror *m, int err, bool write_side);

@@ -35,7 +35,7 @@ static void *on_before(struct observer *observer, const struct change *change)
     struct claim *claim = atomic_load(&m->forwarding) ? malloc(sizeof *claim) : NULL;
 
     if (claim)
-        copier_claim(m->copier, claim, start, end - start);
+        copier_lock_range(m->copier, claim, start, end - start);
     return claim;
 }
 
@@ -144,7 +144,7 @@ static void on_after(struct observer *observer, const struct change *change, voi
     if (target_err && atomic_exchange(&m->forwarding, false))
         mirror_note_error(m, target_err, true);
     if (claim)
-        copier_unclaim(m->copier, claim);
+        copier_unlock_range(m->copier, claim);
     free(claim);
 }
 
@@ -154,7 +154,7 @@ static void on_flushed(struct observer *observer)
     struct mirror *m = CONTAINER_OF(observer, struct mirror, observer);
     int err = atomic_load(&m->forwarding) ? block_flush(m->target) : 0;
 
-    if (err && !mirror_flush_told_loss(m) && atomic_exchange(&m->forwarding, false))
+    if (err && !mirror_flush_reported_loss(m) && atomic_exchange(&m->forwarding, false))
         mirror_note_error(m, err, true);
 }
 

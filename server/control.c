@@ -159,7 +159,7 @@ static void on_job_event(void *opaque, const struct job_event *event)
     json_t *data;
 
     if (is_end(event))
-        export_unclaim(control->context.exp);
+        export_drop_reference(control->context.exp);
     if (event->kind == JOB_EVENT_OPENED) {
         note_opened(control, event);
         return;

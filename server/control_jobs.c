@@ -13,33 +13,33 @@
 #include "jobs/mirror.h"
 #include "storage/nbd_uri.h"
 
-/* ---- where the jobs' users hang: the export ---- */
+/* ---- whom jobs drain and move over: users of the export ---- */
 
 /* Given back by the event of the job's end. */
-static struct node *claim_disk(void *opaque)
+static struct node *take_reference(void *opaque)
 {
-    return export_claim(opaque);
+    return export_take_reference(opaque);
 }
 
-static void hold_users(void *opaque)
+static void begin_drain(void *opaque)
 {
-    export_hold(opaque);
+    export_begin_drain(opaque);
 }
 
-static void release_users(void *opaque)
+static void end_drain(void *opaque)
 {
-    export_release(opaque);
+    export_end_drain(opaque);
 }
 
-static int swing_users(void *opaque, struct node *target, struct diag *diag)
+static int replace_served(void *opaque, struct node *target, struct diag *diag)
 {
-    return export_swing(opaque, target, diag);
+    return export_replace(opaque, target, diag);
 }
 
-static int relink_users(void *opaque, struct node *layer, struct node *below,
-                        struct diag *diag)
+static int replace_backing(void *opaque, struct node *layer, struct node *below,
+                           struct diag *diag)
 {
-    return export_relink(opaque, layer, below, diag);
+    return export_replace_backing(opaque, layer, below, diag);
 }
 
 static int check_changes(void *opaque, struct diag *diag)
@@ -47,20 +47,20 @@ static int check_changes(void *opaque, struct diag *diag)
     return export_check_changes(opaque, diag);
 }
 
-static void relock(void *opaque, struct node *layer)
+static void downgrade_lock(void *opaque, struct node *layer)
 {
-    export_relock(opaque, layer);
+    export_downgrade_lock(opaque, layer);
 }
 
 static struct mirror_pivot pivot_of(struct served_export *exp)
 {
-    return (struct mirror_pivot){.claim = claim_disk,
-                                 .hold = hold_users,
-                                 .release = release_users,
-                                 .swing = swing_users,
-                                 .relink = relink_users,
+    return (struct mirror_pivot){.take_reference = take_reference,
+                                 .begin_drain = begin_drain,
+                                 .end_drain = end_drain,
+                                 .replace = replace_served,
+                                 .replace_backing = replace_backing,
                                  .check_changes = check_changes,
-                                 .relock = relock,
+                                 .downgrade_lock = downgrade_lock,
                                  .opaque = exp};
 }
 

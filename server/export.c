@@ -48,7 +48,7 @@ int export_open(struct served_export *exp, const struct plugin_config *config,
     gate_init(&exp->gate);
     gate_init(&exp->changes);
     lock_init(&exp->lock, RANK_OPEN);
-    pthread_cond_init(&exp->released, NULL);
+    pthread_cond_init(&exp->drain_ended, NULL);
     exp->wanted_writable = config->writable_now;
     exp->locks = !config->node.lock_off;
     exp->is_open = true;
@@ -93,7 +93,7 @@ int export_check_changes(struct served_export *exp, struct diag *diag)
     return 0;
 }
 
-void export_relock(struct served_export *exp, struct node *node)
+void export_downgrade_lock(struct served_export *exp, struct node *node)
 {
     struct diag ignored;
     LOCK_GUARD(&exp->lock);
@@ -123,11 +123,11 @@ struct export_use export_enter(struct served_export *exp)
     return (struct export_use){.exp = exp, .node = node, .ticket = ticket};
 }
 
-static void wait_for_release(struct served_export *exp)
+static void wait_for_drain_end(struct served_export *exp)
 {
     LOCK_GUARD(&exp->lock);
-    while (atomic_load(&exp->held))
-        lock_wait(&exp->lock, &exp->released);
+    while (atomic_load(&exp->drains))
+        lock_wait(&exp->lock, &exp->drain_ended);
 }
 
 struct export_use export_enter_change(struct served_export *exp)
@@ -137,11 +137,11 @@ struct export_use export_enter_change(struct served_export *exp)
         struct export_use use = export_enter(exp);
         use.changes = true;
         use.changes_ticket = changes;
-        /* After entering: who sees the flag off here is waited for by export_hold. */
-        if (LIKELY(!atomic_load(&exp->held)))
+        /* After entering: who sees the flag off here is waited for by export_begin_drain. */
+        if (LIKELY(!atomic_load(&exp->drains)))
             return use;
         export_leave(&use);
-        wait_for_release(exp);
+        wait_for_drain_end(exp);
     }
 }
 
@@ -154,16 +154,16 @@ void export_leave(struct export_use *use)
 
 /* ---- jobs ---- */
 
-struct node *export_claim(struct served_export *exp)
+struct node *export_take_reference(struct served_export *exp)
 {
     LOCK_GUARD(&exp->lock);
-    atomic_fetch_add(&exp->claims, 1);
+    atomic_fetch_add(&exp->references, 1);
     return atomic_load(&exp->node);
 }
 
-void export_unclaim(struct served_export *exp)
+void export_drop_reference(struct served_export *exp)
 {
-    atomic_fetch_sub(&exp->claims, 1);
+    atomic_fetch_sub(&exp->references, 1);
 }
 
 #define POLL_NS         200000u
@@ -183,9 +183,9 @@ static bool wait_for_users(struct served_export *exp, bool patient)
     return true;
 }
 
-void export_hold(struct served_export *exp)
+void export_begin_drain(struct served_export *exp)
 {
-    atomic_fetch_add(&exp->held, 1);
+    atomic_fetch_add(&exp->drains, 1);
     gate_wait(&exp->changes);
 }
 
@@ -208,12 +208,12 @@ static int close_replaced(struct node *old, struct node *serving)
     return node_close(old);
 }
 
-static int check_swing(struct served_export *exp, const struct node *old,
-                       struct node *new_node, struct diag *diag)
+static int check_replacement(struct served_export *exp, const struct node *old,
+                             struct node *new_node, struct diag *diag)
 {
-    if (atomic_load(&exp->claims) > 1)
+    if (atomic_load(&exp->references) > 1)
         return diag_set(diag, EBUSY, "%s: another job uses the disk, too", old->filename);
-    if (exp->stuck || exp->replaced)
+    if (exp->left_open || exp->replaced)
         return diag_set(diag, EBUSY,
                         "%s: a request on the image served before hasn't ended",
                         old->filename);
@@ -226,7 +226,7 @@ static int check_swing(struct served_export *exp, const struct node *old,
 }
 
 /* Images of the old chain that were opened once more couldn't be locked beside it. */
-static void take_locks(struct served_export *exp, struct node *top)
+static void lock_reopened_images(struct served_export *exp, struct node *top)
 {
     struct diag diag = {0};
 
@@ -248,7 +248,7 @@ static void inherit_options(const struct node *old, struct node *new_node)
     new_node->options.detect_zeroes = old->options.detect_zeroes;
 }
 
-int export_swing(struct served_export *exp, struct node *new_node, struct diag *diag)
+int export_replace(struct served_export *exp, struct node *new_node, struct diag *diag)
 {
     struct node *old = atomic_load(&exp->node);
 
@@ -256,7 +256,7 @@ int export_swing(struct served_export *exp, struct node *new_node, struct diag *
         return 0;
     {
         LOCK_GUARD(&exp->lock);
-        int err = check_swing(exp, old, new_node, diag);
+        int err = check_replacement(exp, old, new_node, diag);
         if (err)
             return err;
         inherit_options(old, new_node);
@@ -266,63 +266,63 @@ int export_swing(struct served_export *exp, struct node *new_node, struct diag *
     return 0;
 }
 
-/* What was replaced is about to be closed. */
-static void have_left(struct served_export *exp)
+/* Nobody uses what was replaced: it is about to be closed. */
+static void note_users_left(struct served_export *exp)
 {
     LOCK_GUARD(&exp->lock);
-    exp->leaving = NULL;
+    exp->closing = NULL;
 }
 
-/* Closes what was replaced; readers may be stuck on a backing file of it. */
-static void retire(struct served_export *exp, struct node *old)
+/* Closes what was replaced; readers may hang on a backing file of it. */
+static void close_when_unused(struct served_export *exp, struct node *old)
 {
     struct node *serving = atomic_load(&exp->node);
 
     if (!wait_for_users(exp, false)) {
         log_warning("%s: a request doesn't end: the image stays open", old->filename);
         LOCK_GUARD(&exp->lock);
-        exp->stuck = old;
-        exp->leaving = NULL;
+        exp->left_open = old;
+        exp->closing = NULL;
         return;
     }
-    have_left(exp);
+    note_users_left(exp);
     int err = close_replaced(old, serving);
     if (err)
         log_error("closing the image that was replaced: %s: it must be checked",
                   strerror(-err));
-    take_locks(exp, serving);
+    lock_reopened_images(exp, serving);
 }
 
-void export_release(struct served_export *exp)
+void export_end_drain(struct served_export *exp)
 {
     lock_acquire(&exp->lock);
-    atomic_fetch_sub(&exp->held, 1);
-    pthread_cond_broadcast(&exp->released);
+    atomic_fetch_sub(&exp->drains, 1);
+    pthread_cond_broadcast(&exp->drain_ended);
     struct node *old = exp->replaced;
     exp->replaced = NULL;
     if (old)
-        exp->leaving = old;
+        exp->closing = old;
     lock_release(&exp->lock);
     if (old)
-        retire(exp, old);
+        close_when_unused(exp, old);
 }
 
-int export_relink(struct served_export *exp, struct node *layer, struct node *below,
-                  struct diag *diag)
+int export_replace_backing(struct served_export *exp, struct node *layer,
+                           struct node *below, struct diag *diag)
 {
     struct node *old = layer->backing;
 
     {
         LOCK_GUARD(&exp->lock);
-        if (atomic_load(&exp->claims) > 1)
+        if (atomic_load(&exp->references) > 1)
             return diag_set(diag, EBUSY, "%s: another job uses the disk, too",
                             layer->filename);
         layer->backing = below;
-        exp->leaving = old;
+        exp->closing = old;
     }
     wait_for_users(exp, true);
     gate_wait(&exp->ctx.gate);
-    have_left(exp);
+    note_users_left(exp);
     int err = node_close(old);
     if (err)
         log_error("closing the images that were folded: %s", strerror(-err));
@@ -344,8 +344,8 @@ void export_abandon_servers(struct served_export *exp)
     if (node)
         chain_abandon_servers(node->backing);
     chain_abandon_servers(exp->replaced);
-    chain_abandon_servers(exp->leaving);
-    chain_abandon_servers(exp->stuck);
+    chain_abandon_servers(exp->closing);
+    chain_abandon_servers(exp->left_open);
 }
 
 void export_seal(struct served_export *exp)
@@ -372,10 +372,10 @@ int export_close(struct served_export *exp)
     struct node *node = atomic_exchange(&exp->node, NULL);
     if (exp->sealed)
         node = exp->sealed;
-    int err = exp->stuck ? close_replaced(exp->stuck, node) : 0;
+    int err = exp->left_open ? close_replaced(exp->left_open, node) : 0;
     int last_err = node_close(node);
     block_context_destroy(&exp->ctx);
-    pthread_cond_destroy(&exp->released);
+    pthread_cond_destroy(&exp->drain_ended);
     lock_destroy(&exp->lock);
     return err ? err : last_err;
 }

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The image that is served, from before the server forks to its end; and which node that
- * is, for a job may put another in its place while clients go on (export_swing).
+ * is, for a job may put another in its place while clients go on (export_replace).
  *
  * Who uses the node: a request of a client, between export_enter and export_leave; a job,
- * which holds a claim.  A node that was replaced is closed when all who could have seen it
+ * which has a reference.  A node that was replaced is closed when all who could have seen it
  * have left.
  *
  * Threads: open, start and close on the main thread, the rest from any.  Nothing may be
@@ -22,20 +22,20 @@
 
 struct served_export {
     struct block_context ctx;
-    struct gate gate;          /* who uses the node */
-    struct gate changes;       /* and of those who changes it */
-    struct node *_Atomic node; /* NULL: sealed */
-    struct node *sealed;       /* what it was before */
-    _Atomic unsigned held;     /* by so many jobs: changing requests wait */
-    _Atomic unsigned claims;   /* of jobs; taken under lock */
-    _Atomic bool read_only;    /* a client was told so: nbdkit has -r */
+    struct gate gate;            /* who uses the node */
+    struct gate changes;         /* and of those who changes it */
+    struct node *_Atomic node;   /* NULL: sealed */
+    struct node *sealed;         /* what it was before */
+    _Atomic unsigned drains;     /* by so many jobs: changing requests wait */
+    _Atomic unsigned references; /* of jobs; taken under lock */
+    _Atomic bool read_only;      /* a client was told so: nbdkit has -r */
 
     struct lock lock; /* RANK_OPEN, spans I/O */
     /* under lock */
-    pthread_cond_t released;
-    struct node *replaced; /* to be closed when users go on */
-    struct node *leaving;  /* replaced, and its users are waited for */
-    struct node *stuck;    /* replaced, but not closed: a request would not leave */
+    pthread_cond_t drain_ended;
+    struct node *replaced;  /* to be closed when the drain ends */
+    struct node *closing;   /* replaced, and its users are waited for */
+    struct node *left_open; /* replaced, but not closed: a request would not leave */
     bool is_open, locks;
     _Atomic bool wanted_writable; /* changed under lock */
 };
@@ -74,7 +74,7 @@ void export_seal(struct served_export *exp);
 char *export_name(struct served_export *exp);
 
 /* Everything flushed, closed and freed; again, or after a failed open: nothing.  No request
- * may run and no job hold a claim. */
+ * may run and no job have a reference. */
 int export_close(struct served_export *exp);
 
 /* ---- requests ---- */
@@ -89,7 +89,7 @@ struct export_use {
 
 struct export_use export_enter(struct served_export *exp);
 
-/* For a request that changes the disk: waits while a job holds such requests back. */
+/* For a request that changes the disk: waits while a job drains such requests. */
 struct export_use export_enter_change(struct served_export *exp);
 
 void export_leave(struct export_use *use);
@@ -100,35 +100,35 @@ void export_leave(struct export_use *use);
 
 /* ---- jobs ---- */
 
-/* A claim keeps the node from being replaced by another job; with one it may be used
+/* A reference keeps the node from being replaced by another job; with it the node may be used
  * outside of requests. */
-struct node *export_claim(struct served_export *exp) MUST_USE;
+struct node *export_take_reference(struct served_export *exp) MUST_USE;
 /* Blocks nothing: for any thread, under any lock. */
-void export_unclaim(struct served_export *exp);
+void export_drop_reference(struct served_export *exp);
 
 /* Changing requests wait from here on; returns when those in flight are done, and doesn't
- * wait for others, which may be stuck on a backing file.  Several jobs may hold at once:
- * requests go on when the last has released.  What export_swing has replaced is closed
+ * wait for others, which may hang on a backing file.  Several jobs may drain at once:
+ * requests go on when the last has ended its drain.  What export_replace has replaced is closed
  * then, by the thread that releases. */
-void export_hold(struct served_export *exp);
-void export_release(struct served_export *exp);
+void export_begin_drain(struct served_export *exp);
+void export_end_drain(struct served_export *exp);
 
 /* A job has the lock of a writer on an image of the chain, and needs it no longer: it's a
  * reader's again, unless the image is open for users who write. */
-void export_relock(struct served_export *exp, struct node *node);
+void export_downgrade_lock(struct served_export *exp, struct node *node);
 
 /* Serves new_node from here on, as the user wanted the old served: its options for caching,
  * discards and zeroes are the new one's.  It can't be smaller (what is behind the old size
  * is for new connections); on success it is the export's. The caller must be the only one
- * with a claim (-EBUSY), holds changing requests, and touches the old node no more.  What
- * isn't part of the new chain is closed by export_release, when the requests that use it
+ * with a reference (-EBUSY), drains changing requests, and touches the old node no more.  What
+ * isn't part of the new chain is closed by export_end_drain, when the requests that use it
  * have left. */
-int export_swing(struct served_export *exp, struct node *new_node,
-                 struct diag *diag) MUST_USE;
+int export_replace(struct served_export *exp, struct node *new_node,
+                   struct diag *diag) MUST_USE;
 
 /* Puts `below`, which it takes over on success, in the place of what lies below a layer of
- * the chain that is served, as the caller's is the only claim (-EBUSY). */
-int export_relink(struct served_export *exp, struct node *layer, struct node *below,
-                  struct diag *diag) MUST_USE;
+ * the chain that is served, as the caller's is the only reference (-EBUSY). */
+int export_replace_backing(struct served_export *exp, struct node *layer,
+                           struct node *below, struct diag *diag) MUST_USE;
 
 #endif

@@ -158,7 +158,7 @@ struct driver {
     /* Optional: grows the virtual size (the caller has the node to itself). */
     int (*grow)(struct node *node, uint64_t size, struct diag *diag);
     /* Optional: commits and clears the dirty mark now, as the timer would. */
-    int (*settle)(struct node *node);
+    int (*clear_mark)(struct node *node);
 
     /* Optional: adds "dirty-flag" and "format-specific" to qimg info's object. */
     void (*info)(struct node *node, json_t *object);

@@ -223,7 +223,7 @@ static int lead_unlocked(struct mcache *mc, bool everything)
     return err;
 }
 
-int mcache_commit(struct mcache *mc, enum mc_extent_of_commit what)
+int mcache_commit(struct mcache *mc, enum mc_commit_scope what)
 {
     int err = mcache_health(mc);
     if (err)

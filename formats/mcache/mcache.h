@@ -152,12 +152,13 @@ void mcache_set_postpone(struct mcache *mc, bool on);
  * empty. To be called after the change and before the reply. */
 void mcache_note_write(struct mcache *mc);
 
-enum mc_extent_of_commit { MC_COMMIT, MC_COMMIT_EVERYTHING };
+/* MC_COMMIT leaves what is postponed (mcache_set_postpone) in memory. */
+enum mc_commit_scope { MC_COMMIT, MC_COMMIT_EVERYTHING };
 
 /* Makes everything durable that was noted, stored and written before the call.  Concurrent
  * callers share one commit; with nothing new it returns at once without a system call.  0
  * or -errno; -EIO once poisoned. */
-int mcache_commit(struct mcache *mc, enum mc_extent_of_commit what) MUST_USE;
+int mcache_commit(struct mcache *mc, enum mc_commit_scope what) MUST_USE;
 
 /* Commits when dirty pages take more than their share of the pool; called by writers after
  * their reply is decided, so its error is only logged (the pages stay dirty). */

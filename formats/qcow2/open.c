@@ -283,7 +283,7 @@ static int qcow2_close(struct node *node)
     return err;
 }
 
-static int qcow2_settle(struct node *node)
+static int qcow2_clear_mark(struct node *node)
 {
     /* When flushes are void the cleared bit could reach the disk before the refcounts. */
     return node->options.cache->no_flush ? 0
@@ -317,7 +317,7 @@ const struct driver qcow2_driver = {
     .has_unlinked = has_unlinked,
     .set_backing = qcow2_set_backing,
     .grow = qcow2_grow,
-    .settle = qcow2_settle,
+    .clear_mark = qcow2_clear_mark,
     .info = qcow2_info,
     .check = qcow2_check,
     .create = qcow2_create,

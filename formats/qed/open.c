@@ -247,7 +247,7 @@ static int close_image(struct node *node)
     return err;
 }
 
-static int settle(struct node *node)
+static int qed_clear_mark(struct node *node)
 {
     struct qed_image *img = node->state;
 
@@ -281,7 +281,7 @@ const struct driver qed_driver = {
     .zero_is_fast = qed_zero_is_fast,
     .set_backing = qed_set_backing,
     .grow = qed_grow,
-    .settle = settle,
+    .clear_mark = qed_clear_mark,
     .info = info,
     .check = qed_check,
     .create = qed_create,

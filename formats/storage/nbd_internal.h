@@ -78,7 +78,7 @@ struct nbd_storage {
     struct list waiting, finished; /* struct nbd_request.link; waiting: by deadline */
     struct nbd_link links[NBD_MAX_CONNECTIONS];
     uint64_t changes, flushed; /* changes that ended; how many of them are durable */
-    bool forgot;               /* the next flush must fail */
+    bool unreported_loss;      /* the next flush must fail */
     bool told_of_mismatch;
 };
 

@@ -110,9 +110,9 @@ static bool answer_here(struct nbd_storage *nbd, struct nbd_request *req)
 {
     bool flush = req->op == NBD_FLUSH || req->flushing;
 
-    if (flush && nbd->forgot) {
+    if (flush && nbd->unreported_loss) {
         /* A write's own flush doesn't use up what the next flush must tell. */
-        nbd->forgot = req->flushing;
+        nbd->unreported_loss = req->flushing;
         nbd_finish(nbd, req, -EIO);
         return true;
     }

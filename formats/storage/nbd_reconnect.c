@@ -22,7 +22,7 @@ static void note_loss(struct nbd_storage *nbd)
     if (nbd->changes == nbd->flushed)
         return;
     nbd->flushed = nbd->changes;
-    nbd->forgot = true;
+    nbd->unreported_loss = true;
     atomic_fetch_add(&nbd->losses, 1);
 }
 

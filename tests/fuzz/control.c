@@ -99,7 +99,7 @@ static void open_export(struct served_export *exp)
     gate_init(&exp->gate);
     gate_init(&exp->changes);
     lock_init(&exp->lock, RANK_OPEN);
-    pthread_cond_init(&exp->released, NULL);
+    pthread_cond_init(&exp->drain_ended, NULL);
     atomic_store(&exp->node, node);
 }
 
@@ -109,7 +109,7 @@ static void on_job_event(void *opaque, const struct job_event *event)
 
     if (event->kind == JOB_EVENT_COMPLETED || event->kind == JOB_EVENT_CANCELLED ||
         (event->kind == JOB_EVENT_OPENED && event->err))
-        export_unclaim(opaque);
+        export_drop_reference(opaque);
     if (event->kind == JOB_EVENT_OPENED)
         return;
     const char *name = control_job_event(event, &data);
@@ -210,7 +210,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     json_decref(control_find_corruption(&server.context, true));
     json_decref(control_find_corruption(&server.context, false));
     job_manager_free(server.context.jobs);
-    fuzz_check(atomic_load(&server.exp.claims) == 0, "a job's claim is left");
+    fuzz_check(atomic_load(&server.exp.references) == 0, "a job's reference is left");
     fuzz_check(export_close(&server.exp) == 0, "the disk can't be closed");
     return 0;
 }

@@ -77,7 +77,7 @@ static void copy_init(struct copy_bench *c, uint64_t buf_size, uint64_t max_rang
 
 static void copy_fini(struct copy_bench *c)
 {
-    copier_settle(c->copier);
+    copier_wait_in_flight(c->copier);
     cr_expect_eq(copier_in_flight(c->copier), 0);
     copier_free(c->copier);
     bench_fini(&c->b);
@@ -102,7 +102,7 @@ Test(copier, copies)
     copy_init(&c, 16 * CHUNK, CHUNK);
     for (uint64_t off = 0; off < CHUNKS * CHUNK;)
         off += go(&c, off, CHUNKS * CHUNK - off);
-    copier_settle(c.copier);
+    copier_wait_in_flight(c.copier);
     bench_same(&c.b);
     cr_expect_eq(atomic_load(&c.done), CHUNKS);
     copy_fini(&c);
@@ -116,8 +116,8 @@ Test(copier, a_range_is_cut_at_what_others_have)
     uint64_t len = 100 * CHUNK;
 
     copy_init(&c, 16 * 64 * CHUNK, 64 * CHUNK);
-    copier_claim(c.copier, &two, 40 * CHUNK, CHUNK);
-    copier_claim(c.copier, &one, 20 * CHUNK, 2 * CHUNK);
+    copier_lock_range(c.copier, &two, 40 * CHUNK, CHUNK);
+    copier_lock_range(c.copier, &one, 20 * CHUNK, 2 * CHUNK);
     cr_expect_eq(copier_in_flight(c.copier), 3 * CHUNK);
     cr_expect_null(copier_begin(c.copier, 20 * CHUNK, &len), "somebody is there");
     cr_expect_eq(len, 0);
@@ -127,11 +127,11 @@ Test(copier, a_range_is_cut_at_what_others_have)
     cr_expect_eq(go(&c, 10 * CHUNK, 100 * CHUNK), 10 * CHUNK, "up to the first");
     cr_expect_eq(go(&c, 22 * CHUNK, 100 * CHUNK), 18 * CHUNK, "up to the next");
     cr_expect_eq(go(&c, 41 * CHUNK, 200 * CHUNK), 64 * CHUNK, "no more than is allowed");
-    copier_settle(c.copier);
+    copier_wait_in_flight(c.copier);
     cr_expect_eq(copier_in_flight(c.copier), 3 * CHUNK, "claims aren't settled");
     cr_expect_eq(copier_copying(c.copier), 0);
-    copier_unclaim(c.copier, &one);
-    copier_unclaim(c.copier, &two);
+    copier_unlock_range(c.copier, &one);
+    copier_unlock_range(c.copier, &two);
     copy_fini(&c);
 }
 
@@ -164,12 +164,12 @@ Test(copier, tells_of_failures_and_whose_they_are)
     copy_init(&c, CHUNK, CHUNK);
     fault_plan_fail(&c.b.plan[SOURCE], FAULT_READ, 1, EIO, FAULT_ONCE);
     go(&c, 0, CHUNK);
-    copier_settle(c.copier);
+    copier_wait_in_flight(c.copier);
     cr_expect_eq(last(&c).err, -EIO);
     cr_expect_not(last(&c).write_side);
     fault_plan_fail(&c.b.plan[TARGET], FAULT_WRITE, 1, ENOSPC, FAULT_ONCE);
     go(&c, CHUNK, CHUNK);
-    copier_settle(c.copier);
+    copier_wait_in_flight(c.copier);
     cr_expect_eq(last(&c).err, -ENOSPC);
     cr_expect(last(&c).write_side);
     cr_expect_eq(atomic_load(&c.failed), 2);
@@ -183,7 +183,7 @@ Test(copier, zeroes_are_not_sent_as_data)
     copy_init(&c, CHUNK, CHUNK);
     cr_assert_eq(block_zero(c.b.node[SOURCE], 0, CHUNK, BLOCK_MAY_UNMAP), 0);
     go(&c, 0, CHUNK);
-    copier_settle(c.copier);
+    copier_wait_in_flight(c.copier);
     cr_expect_eq(last(&c).sent, 0);
     cr_expect_eq(fault_plan_calls(&c.b.plan[TARGET], FAULT_WRITE), 0);
     cr_expect_eq(fault_plan_calls(&c.b.plan[TARGET], FAULT_ZERO), 1);
@@ -207,10 +207,10 @@ static void *claim_at_random(void *opaque)
     for (unsigned i = 0; i < 3000; i++) {
         struct claim claim;
         uint64_t len = rng_between(&rng, 1, 8), off = rng_below(&rng, CHUNKS - len);
-        copier_claim(me->c->copier, &claim, off * CHUNK, len * CHUNK);
+        copier_lock_range(me->c->copier, &claim, off * CHUNK, len * CHUNK);
         take(me->c, off * CHUNK, len * CHUNK);
         give_back(me->c, off * CHUNK, len * CHUNK);
-        copier_unclaim(me->c->copier, &claim);
+        copier_unlock_range(me->c->copier, &claim);
     }
     return NULL;
 }

@@ -355,9 +355,9 @@ Test(errors, the_last_flush_fails)
     cr_expect_eq(user_write(&b, "on", 0, 2), 0, "and aren't held back");
 }
 
-static void hold_and_cancel(void *opaque)
+static void drain_and_cancel(void *opaque)
 {
-    hold_users(opaque);
+    begin_drain(opaque);
     if (bench_look(&b).state == JOB_PENDING)
         cr_expect_eq(job_cancel(b.manager, "job", true, &b.diag), 0, "%s", b.diag.text);
 }
@@ -369,7 +369,7 @@ Test(errors, a_forced_cancel_at_the_last_moment)
     struct mirror_params params = bench_params(&b);
 
     params.job.manual_finalize = true;
-    params.pivot.hold = hold_and_cancel;
+    params.pivot.begin_drain = drain_and_cancel;
     bench_must_start(&b, &params);
     bench_ready(&b);
     cr_assert_eq(job_complete(b.manager, "job", &b.diag), 0);

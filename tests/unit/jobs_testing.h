@@ -100,17 +100,17 @@ static inline unsigned heard_of(struct listener *l, enum job_event_kind kind)
 
 /* ---- users ---- */
 
-static inline void hold_users(void *opaque)
+static inline void begin_drain(void *opaque)
 {
     pthread_rwlock_wrlock(&((struct bench *)opaque)->users);
 }
 
-static inline void release_users(void *opaque)
+static inline void end_drain(void *opaque)
 {
     pthread_rwlock_unlock(&((struct bench *)opaque)->users);
 }
 
-static inline int swing_users(void *opaque, struct node *target, struct diag *diag)
+static inline int replace_served(void *opaque, struct node *target, struct diag *diag)
 {
     struct bench *b = opaque;
 
@@ -205,9 +205,9 @@ static inline struct mirror_params bench_params(struct bench *b)
         .job = {.id = "job"},
         .source = b->serving,
         .target = b->node[TARGET],
-        .pivot = {.hold = hold_users,
-                  .release = release_users,
-                  .swing = swing_users,
+        .pivot = {.begin_drain = begin_drain,
+                  .end_drain = end_drain,
+                  .replace = replace_served,
                   .opaque = b},
     };
 }

@@ -16,7 +16,7 @@ static void change_each_class(struct bench *b)
     store_word(b, MAP_A, 3, 0, 3, MC_PRE);
 }
 
-static const char *commit(struct bench *b, enum mc_extent_of_commit what)
+static const char *commit(struct bench *b, enum mc_commit_scope what)
 {
     static char calls[64];
     uint64_t from = crash_log_count(b->log);

@@ -288,7 +288,7 @@ Test(qed_alloc, q10_a_file_that_can_not_grow)
     cr_expect_eq(block_write(b.node, "x", 0, 1, 0), -EIO);
     cr_expect_eq(map_at(b.node, 0, GIB).length, GIB);
     /* The mark isn't held by what failed: it can be cleared, and set again. */
-    cr_expect_eq(qed_driver.settle(b.node), 0);
+    cr_expect_eq(qed_driver.clear_mark(b.node), 0);
     cr_expect_not(features_of(b.mem) & QED_F_NEED_CHECK);
     write_pattern(b.node, 0, 1, 'x');
     cr_expect(features_of(b.mem) & QED_F_NEED_CHECK);

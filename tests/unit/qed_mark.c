@@ -86,7 +86,7 @@ Test(qed_mark, q13_durable_before_the_first_table_update)
 
     /* A marker takes no cluster; only the mark asks for the barrier.  (A backing file that
      * the user chose, for an image that names none.) */
-    cr_assert_eq(qed_driver.settle(node), 0);
+    cr_assert_eq(qed_driver.clear_mark(node), 0);
     node->backing = open_backing(&b, new_image_in_memory(small_header(MIB), NULL));
     uint64_t from = crash_log_count(log);
     cr_assert_eq(block_zero(node, 5 * CLUSTER, CLUSTER, 0), 0);
@@ -170,9 +170,9 @@ Test(qed_mark, q20_settle_clears_at_once)
 
     start(&b, NULL);
     bench_open_writable(&b);
-    cr_expect_eq(qed_driver.settle(b.node), 0, "nothing to do");
+    cr_expect_eq(qed_driver.clear_mark(b.node), 0, "nothing to do");
     write_pattern(b.node, 0, CLUSTER, 1);
-    cr_expect_eq(qed_driver.settle(b.node), 0);
+    cr_expect_eq(qed_driver.clear_mark(b.node), 0);
     cr_expect_not(marked(&b));
     bench_fini(&b);
 }
@@ -274,7 +274,7 @@ Test(qed_mark, v06_stays_through_a_volatile_session)
     start_volatile(&b);
     pass(&b, 100);
     cr_expect(marked(&b), "the timer's flush would be void");
-    cr_expect_eq(qed_driver.settle(b.node), 0);
+    cr_expect_eq(qed_driver.clear_mark(b.node), 0);
     cr_expect(marked(&b));
     cr_expect_eq(fault_plan_calls(&b.plan, FAULT_FLUSH), 0);
     cr_expect_eq(bench_close(&b), 0);

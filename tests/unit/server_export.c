@@ -117,11 +117,11 @@ static unsigned char read_byte(struct served_export *exp, uint64_t off)
 }
 
 /* As a job does it. */
-static int swing(struct served_export *exp, struct node *node, struct diag *diag)
+static int replace(struct served_export *exp, struct node *node, struct diag *diag)
 {
-    export_hold(exp);
-    int err = export_swing(exp, node, diag);
-    export_release(exp);
+    export_begin_drain(exp);
+    int err = export_replace(exp, node, diag);
+    export_end_drain(exp);
     return err;
 }
 
@@ -134,14 +134,14 @@ Test(exp, another_image_takes_its_place)
     begin(&f);
     cr_assert_eq(write_byte(&f.exp, 1, 0), 0);
     cr_assert_not(is_free(f.path));
-    struct node *old = export_claim(&f.exp);
+    struct node *old = export_take_reference(&f.exp);
     struct node *node = another(&f, "second", SIZE, &second);
     cr_assert_neq(node, old);
 
-    export_hold(&f.exp);
-    cr_assert_eq(export_swing(&f.exp, node, NULL), 0);
-    export_release(&f.exp);
-    export_unclaim(&f.exp);
+    export_begin_drain(&f.exp);
+    cr_assert_eq(export_replace(&f.exp, node, NULL), 0);
+    export_end_drain(&f.exp);
+    export_drop_reference(&f.exp);
 
     cr_assert_eq(read_byte(&f.exp, 0), 0, "the new one is empty");
     cr_assert(is_free(f.path), "the old one is closed");
@@ -158,13 +158,13 @@ Test(exp, a_smaller_one_is_refused)
     struct diag diag = {0};
 
     begin(&f);
-    struct node *old = export_claim(&f.exp);
+    struct node *old = export_take_reference(&f.exp);
     struct node *node = another(&f, "smaller", SIZE / 2, &path);
-    cr_assert_eq(swing(&f.exp, node, &diag), -EINVAL);
+    cr_assert_eq(replace(&f.exp, node, &diag), -EINVAL);
     cr_assert(strstr(diag.text, "smaller"));
     cr_assert_eq(atomic_load(&f.exp.node), old);
     cr_assert_eq(node_close(node), 0);
-    export_unclaim(&f.exp);
+    export_drop_reference(&f.exp);
     end(&f);
 }
 
@@ -175,12 +175,12 @@ Test(exp, not_while_another_job_uses_it)
     CLEANUP_FREE char *path = NULL;
 
     begin(&f);
-    cr_assert_eq(export_claim(&f.exp), export_claim(&f.exp));
+    cr_assert_eq(export_take_reference(&f.exp), export_take_reference(&f.exp));
     struct node *node = another(&f, "second", SIZE, &path);
-    cr_assert_eq(swing(&f.exp, node, NULL), -EBUSY);
-    export_unclaim(&f.exp);
-    cr_assert_eq(swing(&f.exp, node, NULL), 0);
-    export_unclaim(&f.exp);
+    cr_assert_eq(replace(&f.exp, node, NULL), -EBUSY);
+    export_drop_reference(&f.exp);
+    cr_assert_eq(replace(&f.exp, node, NULL), 0);
+    export_drop_reference(&f.exp);
     end(&f);
 }
 
@@ -195,15 +195,15 @@ Test(exp, a_base_takes_the_place_of_its_overlay)
     make_image(base, "qcow2", SIZE, NULL);
     make_image(f.path, "qcow2", SIZE, base);
     start(&f);
-    struct node *top = export_claim(&f.exp);
+    struct node *top = export_take_reference(&f.exp);
     struct node *below = top->backing;
     /* As a commit does, which writes to it. */
     cr_assert_eq(write_byte(&f.exp, 1, 0), 0);
     cr_assert_not(is_free(f.path));
 
     f.exp.wanted_writable = false; /* it was opened to be read */
-    cr_assert_eq(swing(&f.exp, below, NULL), 0);
-    export_unclaim(&f.exp);
+    cr_assert_eq(replace(&f.exp, below, NULL), 0);
+    export_drop_reference(&f.exp);
     cr_assert(is_free(f.path));
     cr_assert_eq(read_byte(&f.exp, 0), 0);
     end(&f);
@@ -217,11 +217,11 @@ Test(exp, an_overlay_takes_the_place_of_its_base)
 
     begin(&f);
     cr_assert_eq(write_byte(&f.exp, 3, 0), 0);
-    struct node *old = export_claim(&f.exp);
+    struct node *old = export_take_reference(&f.exp);
     struct node *node = another(&f, "overlay", SIZE, &path);
     node->backing = old;
-    cr_assert_eq(swing(&f.exp, node, NULL), 0);
-    export_unclaim(&f.exp);
+    cr_assert_eq(replace(&f.exp, node, NULL), 0);
+    export_drop_reference(&f.exp);
     cr_assert_not(is_free(f.path), "it is still needed");
     end(&f);
 }
@@ -291,11 +291,11 @@ Test(exp, changes_wait_while_they_are_held)
     start_writers(writers, &f.exp, &stop);
     for (unsigned round = 0; round < 20; round++) {
         await(writers, 10);
-        export_hold(&f.exp);
+        export_begin_drain(&f.exp);
         unsigned char before = read_byte(&f.exp, 0);
         usleep(2000);
         cr_assert_eq(read_byte(&f.exp, 0), before);
-        export_release(&f.exp);
+        export_end_drain(&f.exp);
     }
     await(writers, 10);
     stop = true;
@@ -315,7 +315,7 @@ static void copy_all(struct served_export *exp, struct node *to)
 
 /* What a mirror does at its end, again and again, under clients that check all they read
  * (M-06). */
-Test(exp, swings_under_load)
+Test(exp, replaces_under_load)
 {
     struct fixture f;
     struct writer writers[WRITERS];
@@ -328,15 +328,15 @@ Test(exp, swings_under_load)
         char name[32];
         snprintf(name, sizeof name, "image%u", round);
         await(writers, 10);
-        struct node *old = export_claim(&f.exp);
+        struct node *old = export_take_reference(&f.exp);
         struct node *node = another(&f, name, SIZE, &path);
         cr_assert_eq(node_activate(node, NULL), 0);
         cr_assert_neq(old, node);
-        export_hold(&f.exp);
+        export_begin_drain(&f.exp);
         copy_all(&f.exp, node);
-        cr_assert_eq(export_swing(&f.exp, node, NULL), 0);
-        export_release(&f.exp);
-        export_unclaim(&f.exp);
+        cr_assert_eq(export_replace(&f.exp, node, NULL), 0);
+        export_end_drain(&f.exp);
+        export_drop_reference(&f.exp);
     }
     await(writers, 10);
     stop = true;

@@ -103,8 +103,8 @@ static void record_settle(struct recording *r, struct session *se)
 {
     uint32_t version = history_begin(&r->history, REQ_BACKGROUND, 0, 0, false);
 
-    if (se->node->driver->settle)
-        expect(r, se->node->driver->settle(se->node), "settling");
+    if (se->node->driver->clear_mark)
+        expect(r, se->node->driver->clear_mark(se->node), "settling");
     history_end(&r->history, version);
 }
 
