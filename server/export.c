@@ -46,7 +46,6 @@ int export_open(struct served_export *exp, const struct plugin_config *config,
         return err;
     }
     gate_init(&exp->gate);
-    gate_init(&exp->changes);
     lock_init(&exp->lock, RANK_OPEN);
     pthread_cond_init(&exp->drain_ended, NULL);
     exp->wanted_writable = config->writable_now;
@@ -113,14 +112,18 @@ static void wait_for_the_end(struct served_export *exp, gate_ticket ticket)
         pause();
 }
 
-struct export_use export_enter(struct served_export *exp)
+static inline struct export_use use_node(struct served_export *exp, gate_ticket ticket)
 {
-    gate_ticket ticket = gate_enter(&exp->gate);
     struct node *node = atomic_load(&exp->node);
 
     if (UNLIKELY(!node))
         wait_for_the_end(exp, ticket);
     return (struct export_use){.exp = exp, .node = node, .ticket = ticket};
+}
+
+struct export_use export_enter(struct served_export *exp)
+{
+    return use_node(exp, gate_enter(&exp->gate));
 }
 
 static void wait_for_drain_end(struct served_export *exp)
@@ -133,10 +136,7 @@ static void wait_for_drain_end(struct served_export *exp)
 struct export_use export_enter_change(struct served_export *exp)
 {
     for (;;) {
-        gate_ticket changes = gate_enter(&exp->changes);
-        struct export_use use = export_enter(exp);
-        use.changes = true;
-        use.changes_ticket = changes;
+        struct export_use use = use_node(exp, gate_enter_to_change(&exp->gate));
         /* After entering: who sees the flag off here is waited for by export_begin_drain. */
         if (LIKELY(!atomic_load(&exp->drains)))
             return use;
@@ -147,8 +147,6 @@ struct export_use export_enter_change(struct served_export *exp)
 
 void export_leave(struct export_use *use)
 {
-    if (use->changes)
-        gate_leave(&use->exp->changes, use->changes_ticket);
     gate_leave(&use->exp->gate, use->ticket);
 }
 
@@ -186,7 +184,7 @@ static bool wait_for_users(struct served_export *exp, bool patient)
 void export_begin_drain(struct served_export *exp)
 {
     atomic_fetch_add(&exp->drains, 1);
-    gate_wait(&exp->changes);
+    gate_wait_for_changers(&exp->gate);
 }
 
 /* Does `part` lie in the chain of `node`, which it may be itself? */

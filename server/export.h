@@ -22,8 +22,7 @@
 
 struct served_export {
     struct block_context ctx;
-    struct gate gate;            /* who uses the node */
-    struct gate changes;         /* and of those who changes it */
+    struct gate gate;            /* who uses the node, to change it or not */
     struct node *_Atomic node;   /* NULL: sealed */
     struct node *sealed;         /* what it was before */
     _Atomic unsigned drains;     /* by so many jobs: changing requests wait */
@@ -83,8 +82,6 @@ struct export_use {
     struct served_export *exp;
     struct node *node; /* valid until export_leave */
     gate_ticket ticket;
-    bool changes; /* it is inside the gate of changes, too */
-    gate_ticket changes_ticket;
 };
 
 struct export_use export_enter(struct served_export *exp);

@@ -3,6 +3,9 @@
 #include "base/clock.h"
 #include "base/gate.h"
 
+#define COUNTERS     6u
+#define TICKET_SHIFT 3u
+
 /* Threads are spread over the stripes in the order in which they first enter any gate. */
 static uint32_t my_stripe(void)
 {
@@ -20,9 +23,10 @@ void gate_init(struct gate *gate)
 {
     /* From 2 on, so that a stamp of 0 is always long past. */
     atomic_init(&gate->epoch, 2);
+    atomic_init(&gate->change_epoch, 2);
     for (unsigned i = 0; i < GATE_STRIPES; i++)
-        for (unsigned parity = 0; parity < 2; parity++)
-            atomic_init(&gate->stripe[i].inside[parity], 0);
+        for (unsigned c = 0; c < COUNTERS; c++)
+            atomic_init(&gate->stripe[i].inside[c], 0);
 }
 
 gate_ticket gate_enter(struct gate *gate)
@@ -31,27 +35,62 @@ gate_ticket gate_enter(struct gate *gate)
 
     for (;;) {
         uint64_t epoch = atomic_load(&gate->epoch);
-        uint32_t parity = epoch & 1;
-        atomic_fetch_add(&gate->stripe[s].inside[parity], 1);
+        uint32_t counter = epoch & 1;
+        atomic_fetch_add(&gate->stripe[s].inside[counter], 1);
         /* Had the epoch advanced in between, we could be counted in a parity that the next
          * advance no longer looks at. */
         if (LIKELY(atomic_load(&gate->epoch) == epoch))
-            return s << 1 | parity;
-        atomic_fetch_sub(&gate->stripe[s].inside[parity], 1);
+            return s << TICKET_SHIFT | counter;
+        atomic_fetch_sub(&gate->stripe[s].inside[counter], 1);
+    }
+}
+
+gate_ticket gate_enter_to_change(struct gate *gate)
+{
+    uint32_t s = my_stripe();
+
+    for (;;) {
+        uint64_t epoch = atomic_load(&gate->epoch);
+        uint64_t change_epoch = atomic_load(&gate->change_epoch);
+        uint32_t counter = 2 + 2 * (uint32_t)(change_epoch & 1) + (uint32_t)(epoch & 1);
+        atomic_fetch_add(&gate->stripe[s].inside[counter], 1);
+        /* As above, for both. */
+        if (LIKELY(atomic_load(&gate->epoch) == epoch &&
+                   atomic_load(&gate->change_epoch) == change_epoch))
+            return s << TICKET_SHIFT | counter;
+        atomic_fetch_sub(&gate->stripe[s].inside[counter], 1);
     }
 }
 
 void gate_leave(struct gate *gate, gate_ticket ticket)
 {
-    atomic_fetch_sub_explicit(&gate->stripe[ticket >> 1].inside[ticket & 1], 1,
-                              memory_order_release);
+    uint32_t s = ticket >> TICKET_SHIFT, counter = ticket & ((1 << TICKET_SHIFT) - 1);
+
+    atomic_fetch_sub_explicit(&gate->stripe[s].inside[counter], 1, memory_order_release);
 }
 
-static bool parity_empty(struct gate *gate, uint32_t parity)
+static bool counters_are_zero(struct gate *gate, uint32_t counters)
 {
     for (unsigned i = 0; i < GATE_STRIPES; i++)
-        if (atomic_load(&gate->stripe[i].inside[parity]) != 0)
+        for (unsigned c = 0; c < COUNTERS; c++)
+            if (counters & 1u << c && atomic_load(&gate->stripe[i].inside[c]) != 0)
+                return false;
+    return true;
+}
+
+/* Advances the epoch as far as the stamp needs; counters: bits of those of each parity. */
+static bool epoch_passed(struct gate *gate, _Atomic uint64_t *of,
+                         const uint32_t counters[2], uint64_t stamp)
+{
+    uint64_t epoch = atomic_load(of);
+
+    while (epoch < stamp + 2) {
+        if (!counters_are_zero(gate, counters[(epoch + 1) & 1]))
             return false;
+        /* When another thread advances first, epoch is reloaded and looked at again. */
+        if (atomic_compare_exchange_strong(of, &epoch, epoch + 1))
+            epoch++;
+    }
     return true;
 }
 
@@ -62,34 +101,42 @@ uint64_t gate_stamp(struct gate *gate)
 
 bool gate_passed(struct gate *gate, uint64_t stamp)
 {
-    uint64_t epoch = atomic_load(&gate->epoch);
+    static const uint32_t everybody[2] = {1 << 0 | 1 << 2 | 1 << 4,
+                                          1 << 1 | 1 << 3 | 1 << 5};
 
-    while (epoch < stamp + 2) {
-        if (!parity_empty(gate, (epoch + 1) & 1))
-            return false;
-        /* When another thread advances first, epoch is reloaded and looked at again. */
-        if (atomic_compare_exchange_strong(&gate->epoch, &epoch, epoch + 1))
-            epoch++;
-    }
-    return true;
+    return epoch_passed(gate, &gate->epoch, everybody, stamp);
+}
+
+static bool changers_passed(struct gate *gate, uint64_t stamp)
+{
+    static const uint32_t changers[2] = {1 << 2 | 1 << 3, 1 << 4 | 1 << 5};
+
+    return epoch_passed(gate, &gate->change_epoch, changers, stamp);
 }
 
 bool gate_empty(struct gate *gate)
 {
-    return parity_empty(gate, 0) && parity_empty(gate, 1);
+    return counters_are_zero(gate, (1 << COUNTERS) - 1);
 }
 
-/* There is nothing to wait on: who leaves doesn't tell. */
+/* There is nothing to wait on, for who leaves doesn't tell: a nap, longer each time. */
+static void nap_longer(uint32_t *ns)
+{
+    clock_nap_ns(*ns);
+    *ns = MIN(2 * *ns, 2000000);
+}
+
+#define FIRST_NAP_NS 20000u
+
 bool gate_wait_for(struct gate *gate, uint64_t ms)
 {
     uint64_t stamp = gate_stamp(gate), end = ms == UINT64_MAX ? ms : clock_ms() + ms;
-    uint32_t nap_ns = 20000;
+    uint32_t nap_ns = FIRST_NAP_NS;
 
     while (!gate_passed(gate, stamp)) {
         if (end != UINT64_MAX && clock_ms() >= end)
             return false;
-        clock_nap_ns(nap_ns);
-        nap_ns = MIN(2 * nap_ns, 2000000);
+        nap_longer(&nap_ns);
     }
     return true;
 }
@@ -97,4 +144,13 @@ bool gate_wait_for(struct gate *gate, uint64_t ms)
 void gate_wait(struct gate *gate)
 {
     (void)!gate_wait_for(gate, UINT64_MAX);
+}
+
+void gate_wait_for_changers(struct gate *gate)
+{
+    uint64_t stamp = atomic_load(&gate->change_epoch);
+    uint32_t nap_ns = FIRST_NAP_NS;
+
+    while (!changers_passed(gate, stamp))
+        nap_longer(&nap_ns);
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Who is inside: the one primitive behind memory reclaim and cluster reuse.
+/* Who is inside: the one primitive behind memory reclaim, cluster reuse and draining.
  *
  * A request enters the gate before it looks at shared metadata and leaves it when its I/O
  * is done.  Something that was made unreachable (a cache page, a host cluster) is stamped
@@ -7,16 +7,21 @@
  * still see it has left.  That never waits: reuse is polled.  gate_wait is for the rare one
  * who can't go on before.
  *
+ * Some of those inside change something; who only has to wait for them (a drain, or the
+ * list of observers) doesn't wait for readers.  They are counted once for both.
+ *
  * Why not liburcu: a read-side section here spans I/O, and polling for the end of a grace
  * period came to liburcu only after 0.13, which Debian 12 ships.
  *
  * States: an epoch e and two sets of striped counters, one for each parity of the epoch.
+ * Who changes something has an epoch of his own besides, of which the same is true among
+ * his like: his counter is that of both parities.
  *   (1) a request inside is counted in the parity of the epoch it entered in;
  *   (2) the epoch advances from e to e+1 only when the counters of e-1 are all zero;
  *   (3) so at epoch s+2 nobody is inside who entered at epoch s or before.
  *
- * Threads: every function from any thread, and under any lock but gate_wait.  Layer: base.
- */
+ * Threads: every function from any thread, and under any lock but those that wait.
+ * Layer: base. */
 #ifndef BASE_GATE_H
 #define BASE_GATE_H
 
@@ -29,18 +34,21 @@
 #define GATE_STRIPES 16
 
 struct gate {
-    _Atomic uint64_t epoch;
+    _Atomic uint64_t epoch, change_epoch;
     struct {
-        _Alignas(64) _Atomic uint32_t inside[2];
+        /* Readers by the parity of epoch, then changers by that and that of change_epoch. */
+        _Alignas(64) _Atomic uint32_t inside[6];
     } stripe[GATE_STRIPES];
 };
 
-/* What gate_enter returns and gate_leave needs; may be handed to another thread. */
+/* What entering returns and gate_leave needs; may be handed to another thread. */
 typedef uint32_t gate_ticket;
 
 void gate_init(struct gate *gate);
 
 gate_ticket gate_enter(struct gate *gate);
+/* As one who is going to change something: gate_wait_for_changers waits for him, too. */
+gate_ticket gate_enter_to_change(struct gate *gate);
 void gate_leave(struct gate *gate, gate_ticket ticket);
 
 /* To be called after the thing was made unreachable. */
@@ -55,6 +63,9 @@ void gate_wait(struct gate *gate);
 
 /* As gate_wait, for at most so many milliseconds: true when they have left. */
 bool gate_wait_for(struct gate *gate, uint64_t ms) MUST_USE;
+
+/* Waits until everybody has left who entered to change something; not for others. */
+void gate_wait_for_changers(struct gate *gate);
 
 /* Debug builds of callers: nobody is inside (used by tests and at close). */
 bool gate_empty(struct gate *gate);

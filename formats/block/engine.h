@@ -30,7 +30,7 @@ int engine_write_zeroes(struct node *node, uint64_t off, uint64_t len,
 /* flush.c: a changing request on its way, inside the gate. */
 struct engine_change {
     struct change what;
-    gate_ticket ticket, changes; /* of both gates */
+    gate_ticket ticket;
     struct observed seen;
 };
 
@@ -39,10 +39,10 @@ struct engine_change {
  * inside the gate itself; so there is no use in trying again. */
 bool engine_make_room(struct node *node, unsigned flags) MUST_USE;
 
-/* Enters the gates and tells observers of what is to come. */
+/* Enters the gate and tells observers of what is to come. */
 void engine_start_write(struct node *node, struct engine_change *change);
 
-/* What ends it, err being how it went: tells observers, leaves the gates, notes the write,
+/* What ends it, err being how it went: tells observers, leaves the gate, notes the write,
  * relieves the cache, and commits when the request asked for durability. */
 int engine_finish_write(struct node *node, struct engine_change *change, int err,
                         bool commit) MUST_USE;

@@ -4,8 +4,7 @@
 
 void engine_start_write(struct node *node, struct engine_change *change)
 {
-    change->ticket = gate_enter(&node->ctx->gate);
-    change->changes = gate_enter(&node->ctx->changes);
+    change->ticket = gate_enter_to_change(&node->ctx->gate);
     observers_before(&node->observers, &change->seen, &change->what);
 }
 
@@ -13,7 +12,6 @@ int engine_finish_write(struct node *node, struct engine_change *change, int err
                         bool commit)
 {
     observers_after(&change->seen, &change->what, err);
-    gate_leave(&node->ctx->changes, change->changes);
     gate_leave(&node->ctx->gate, change->ticket);
     /* Also after a failure: some of it may have been written. */
     node_wrote(node);

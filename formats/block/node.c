@@ -11,7 +11,6 @@ int block_context_init(struct block_context *ctx, size_t cache_bytes, clock_fn *
                        void *clock_opaque)
 {
     gate_init(&ctx->gate);
-    gate_init(&ctx->changes);
     ctx->pool = mc_pool_new(cache_bytes, &ctx->gate);
     ctx->housekeeper = housekeeper_new(clock, clock_opaque);
     if (ctx->pool && ctx->housekeeper)
@@ -102,7 +101,7 @@ int node_open(struct block_context *ctx, const struct driver *driver, struct sto
     node->can_write = !file->read_only;
     node->host_zeroes_show = true;
     range_lock_init(&node->ranges);
-    observers_init(&node->observers, &ctx->changes);
+    observers_init(&node->observers, &ctx->gate);
     dirty_bitmaps_init(&node->bitmaps);
     timer_init(&node->write_back, write_back, node);
     int err = driver->open(node, diag);

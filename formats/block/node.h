@@ -25,8 +25,7 @@
 
 /* What the nodes of one chain share.  Lives longer than they do. */
 struct block_context {
-    struct gate gate;    /* requests of all kinds */
-    struct gate changes; /* those that change something: readers aren't waited for */
+    struct gate gate; /* requests; those that change something enter to change */
     struct mc_pool *pool;
     struct housekeeper *housekeeper;
 };

@@ -46,7 +46,7 @@ void observers_call_after(struct observed *seen, const struct change *change, in
 
 static void call_flushed(struct observers *observers)
 {
-    gate_ticket ticket = gate_enter(observers->gate);
+    gate_ticket ticket = gate_enter_to_change(observers->gate);
     const struct observer_list *list = atomic_load(&observers->list);
 
     for (unsigned i = 0; list && i < list->n; i++)
@@ -92,7 +92,7 @@ static void publish(struct observers *observers, struct observer_list *list)
     struct observer_list *old = atomic_exchange(&observers->list, list);
 
     lock_release(&observers->lock);
-    gate_wait(observers->gate); /* who could see what was replaced */
+    gate_wait_for_changers(observers->gate); /* who could see what was replaced */
     free(old);
 }
 

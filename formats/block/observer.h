@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Who wants to know of changes to a node: dirty bitmaps, and jobs that copy it.
  *
- * A changing request takes the node's list once, inside the gate of changes and before
- * it changes anything; what it took it uses to its end.  So
+ * A changing request takes the node's list once, when it has entered the gate to change
+ * something and before it does; what it took it uses to its end.  So
  *   (1) when observer_add has returned, every request that changes anything from then on
  *       calls the observer, and all that don't have ended;
  *   (2) when observer_remove has returned nobody calls the observer, or ever will.
@@ -57,7 +57,7 @@ struct observer {
 struct observer_list; /* private */
 
 struct observers {
-    struct gate *gate;                    /* of changes */
+    struct gate *gate;                    /* of the node's requests */
     _Atomic(struct observer_list *) list; /* NULL: nobody */
     struct lock lock;                     /* who changes the list */
 };

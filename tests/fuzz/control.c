@@ -97,7 +97,6 @@ static void open_export(struct served_export *exp)
     memset(data, 0xa5, sizeof data);
     fuzz_check(block_write(node, data, 1000, sizeof data, 0) == 0, "write");
     gate_init(&exp->gate);
-    gate_init(&exp->changes);
     lock_init(&exp->lock, RANK_OPEN);
     pthread_cond_init(&exp->drain_ended, NULL);
     atomic_store(&exp->node, node);

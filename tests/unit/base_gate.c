@@ -3,6 +3,7 @@
 #include <criterion/criterion.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "base/gate.h"
 
@@ -59,6 +60,62 @@ Test(gate, a_ticket_may_be_handed_over_in_any_order)
     cr_assert(gate_passed(&gate, stamp));
 }
 
+/* ---- those who change something ---- */
+
+static void *wait_for_changers(void *opaque)
+{
+    gate_wait_for_changers(opaque);
+    return NULL;
+}
+
+static bool ends_soon(pthread_t thread)
+{
+    struct timespec until;
+
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += 50000000;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    return pthread_timedjoin_np(thread, NULL, &until) == 0;
+}
+
+Test(gate, changers_are_waited_for_and_readers_are_not)
+{
+    struct gate gate;
+    pthread_t thread;
+
+    gate_init(&gate);
+    gate_ticket reader = gate_enter(&gate), changer = gate_enter_to_change(&gate);
+    cr_assert_eq(pthread_create(&thread, NULL, wait_for_changers, &gate), 0);
+    cr_expect_not(ends_soon(thread), "somebody changes something");
+    gate_leave(&gate, changer);
+    cr_assert_eq(pthread_join(thread, NULL), 0);
+    cr_expect_not(gate_empty(&gate));
+    gate_leave(&gate, reader);
+    cr_expect(gate_empty(&gate));
+}
+
+/* Whatever the parities of both epochs are when somebody enters. */
+Test(gate, everybody_is_waited_for_once_for_both)
+{
+    struct gate gate;
+
+    gate_init(&gate);
+    for (unsigned i = 0; i < 8; i++) {
+        if (i & 1)
+            gate_wait(&gate);
+        if (i & 2)
+            gate_wait_for_changers(&gate);
+        gate_ticket changer = gate_enter_to_change(&gate);
+        uint64_t stamp = gate_stamp(&gate);
+        cr_expect_not(gate_passed(&gate, stamp), "a changer is somebody, too");
+        cr_expect_not(gate_wait_for(&gate, 1));
+        gate_leave(&gate, changer);
+        cr_expect(gate_passed(&gate, stamp));
+        cr_expect(gate_empty(&gate));
+    }
+}
+
 /* Readers use what a pointer shows; the writer replaces it, and poisons and frees the old
  * one once the gate says that nobody can see it any more.  A reader that meets the poison
  * (or, under a sanitizer, freed memory) shows a gate that let go too early. */
@@ -88,7 +145,8 @@ static void *reader(void *opaque)
     struct garden *g = opaque;
 
     while (!g->stop) {
-        gate_ticket ticket = gate_enter(&g->gate);
+        gate_ticket ticket =
+            g->looks & 1 ? gate_enter_to_change(&g->gate) : gate_enter(&g->gate);
         _Atomic uint64_t *p = g->current;
         for (int i = 0; i < 20; i++)
             if (*p != GOOD)
@@ -113,6 +171,8 @@ Test(gate, nothing_is_reused_under_a_reader, .timeout = 120)
     for (int i = 0; i < 3000; i++) {
         _Atomic uint64_t *old = atomic_exchange(&g.current, plant());
         uint64_t stamp = gate_stamp(&g.gate);
+        if (i % 3 == 0)
+            gate_wait_for_changers(&g.gate);
         while (!gate_passed(&g.gate, stamp))
             sched_yield();
         *old = POISON;

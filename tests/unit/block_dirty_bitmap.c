@@ -191,7 +191,7 @@ static void request(uint64_t off, uint64_t len)
     const struct change change = {.kind = CHANGE_WRITE, .off = off, .len = len};
     struct observed seen;
 
-    gate_ticket ticket = gate_enter(&gate);
+    gate_ticket ticket = gate_enter_to_change(&gate);
     observers_before(&node.observers, &seen, &change);
     observers_after(&seen, &change, 0);
     gate_leave(&gate, ticket);
