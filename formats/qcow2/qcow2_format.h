@@ -91,6 +91,28 @@ enum qcow2_feature_type { FEATURE_INCOMPATIBLE, FEATURE_COMPATIBLE, FEATURE_AUTO
 #define RT_OFFSET   0xfffffffffffffe00ull
 #define RT_RESERVED 0x00000000000001ffull
 
+/* An entry of the snapshot table: fixed part, extra data, id, name; padded to 8. */
+struct qcow2_disk_snapshot {
+    uint64_t l1_table_offset;
+    uint32_t l1_size; /* entries */
+    uint16_t id_bytes, name_bytes;
+    uint32_t date_sec, date_nsec;
+    uint64_t vm_clock_ns;
+    uint32_t vm_state_bytes; /* the extra data has room for more */
+    uint32_t extra_bytes;
+};
+_Static_assert(sizeof(struct qcow2_disk_snapshot) == 40, "snapshot table entry");
+
+/* Its extra data, of which there may be less, and more that nobody knows. */
+struct qcow2_disk_snapshot_extra {
+    uint64_t vm_state_bytes, disk_size;
+    uint64_t icount;
+};
+_Static_assert(sizeof(struct qcow2_disk_snapshot_extra) == 24, "snapshot's extra data");
+
+#define MIN_SNAPSHOT_EXTRA 16   /* what version 3 asks for */
+#define MAX_SNAPSHOT_EXTRA 1024 /* what QEMU lets pass */
+
 /* An entry of the bitmap directory: fixed part, extra data, name; padded to 8. */
 struct qcow2_disk_bitmap {
     uint64_t table_offset;

@@ -10,52 +10,63 @@
 #include "base/cleanup.h"
 #include "base/foreign_text.h"
 #include "qcow2/internal.h"
+#include "qcow2/snapshot_entry.h"
 
-/* An entry: fixed part, extra data, id, name; padded to 8 bytes. */
-#define ENTRY_FIXED 40
-
-static int bad_entry(struct qcow2 *q, uint32_t index, const char *why, struct diag *diag)
+static int refuse_entry(struct qcow2 *q, uint32_t index, const char *why, struct diag *diag)
 {
     return diag_set(diag, EINVAL, "%s: snapshot table entry %" PRIu32 ": %s",
                     q->node->filename, index, why);
 }
 
-/* Parses the entry at `e`, of which n bytes are there; *len is its length. */
-static int parse_entry(struct qcow2 *q, uint32_t index, const uint8_t *e, size_t n,
-                       size_t *len, struct diag *diag)
+/* Takes over what the entry says, when that can be. */
+static int take_entry(struct qcow2 *q, uint32_t index, const struct snapshot_entry *e,
+                      struct diag *diag)
 {
     struct qcow2_snapshot *s = &q->snapshots[index];
+    uint64_t l1_bytes = (uint64_t)e->l1_size * 8;
 
-    if (n < ENTRY_FIXED)
-        return bad_entry(q, index, "reaches past the end of the table", diag);
-    uint32_t extra = load_be32(e + 36);
-    uint16_t id_len = load_be16(e + 12), name_len = load_be16(e + 14);
-    uint64_t whole = ENTRY_FIXED + (uint64_t)extra + id_len + name_len;
-    if (whole > n)
-        return bad_entry(q, index, "reaches past the end of the table", diag);
-    *len = (size_t)whole;
-
-    s->l1_offset = load_be64(e);
-    s->l1_size = load_be32(e + 8);
-    if (!is_aligned(s->l1_offset, cluster_size(q)))
-        return bad_entry(q, index, "its L1 table is not cluster aligned", diag);
-    uint64_t l1_bytes = (uint64_t)s->l1_size * 8;
+    if (!is_aligned(e->l1_offset, cluster_size(q)))
+        return refuse_entry(q, index, "its L1 table is not cluster aligned", diag);
     /* Where a table without entries lies means nothing. */
     if (l1_bytes > MAX_L1_BYTES ||
-        (l1_bytes && !alloc_inside_file(&q->alloc, s->l1_offset, l1_bytes)))
-        return bad_entry(q, index, "its L1 table lies outside the file", diag);
-    s->date_sec = load_be32(e + 16);
-    s->date_nsec = load_be32(e + 20);
-    s->vm_clock_ns = load_be64(e + 24);
-    s->vm_state_bytes = extra >= 8 ? load_be64(e + ENTRY_FIXED) : load_be32(e + 32);
-    s->icount = extra >= 24 ? load_be64(e + ENTRY_FIXED + 16) : UINT64_MAX;
-    int err = foreign_text_copy(&s->id, e + ENTRY_FIXED + extra, id_len, diag,
+        (l1_bytes && !alloc_inside_file(&q->alloc, e->l1_offset, l1_bytes)))
+        return refuse_entry(q, index, "its L1 table lies outside the file", diag);
+    *s = (struct qcow2_snapshot){
+        .l1_offset = e->l1_offset,
+        .l1_size = e->l1_size,
+        .date_sec = e->date_sec,
+        .date_nsec = e->date_nsec,
+        .vm_clock_ns = e->vm_clock_ns,
+        .vm_state_bytes = e->vm_state_bytes,
+        .icount = e->icount,
+    };
+    int err = foreign_text_copy(&s->id, e->id, e->id_bytes, diag,
                                 "%s: snapshot table entry %" PRIu32 ": the id",
                                 q->node->filename, index);
-    return err ? err
-               : foreign_text_copy(&s->name, e + ENTRY_FIXED + extra + id_len, name_len,
-                                   diag, "%s: snapshot table entry %" PRIu32 ": the name",
-                                   q->node->filename, index);
+    if (err)
+        return err;
+    return foreign_text_copy(&s->name, e->name, e->name_bytes, diag,
+                             "%s: snapshot table entry %" PRIu32 ": the name",
+                             q->node->filename, index);
+}
+
+/* Parses the table's n bytes. */
+static int parse_table(struct qcow2 *q, const uint8_t *table, size_t n, struct diag *diag)
+{
+    size_t at = 0;
+
+    for (uint32_t i = 0; i < q->header.nb_snapshots; i++) {
+        struct snapshot_entry entry;
+        if (snapshot_entry_parse(table + at, n - at, &entry))
+            return refuse_entry(q, i, "reaches past the end of the table", diag);
+        int err = take_entry(q, i, &entry, diag);
+        q->n_snapshots = i + 1;
+        if (err)
+            return err;
+        q->snapshot_bytes = at + snapshot_entry_end(&entry);
+        at = MIN(n, at + (size_t)snapshot_entry_length(&entry));
+    }
+    return 0;
 }
 
 /* As much of the table as there can be: its length isn't recorded. */
@@ -69,14 +80,15 @@ static int read_table(struct qcow2 *q, uint8_t **table, size_t *n, struct diag *
         *table = malloc(*n + 1);
         err = *table ? storage_read(q->node->file, *table, offset, *n) : -ENOMEM;
     }
-    return err ? diag_errno(diag, -err, "%s: reading the snapshot table", q->node->filename)
-               : 0;
+    if (err)
+        return diag_errno(diag, -err, "%s: reading the snapshot table", q->node->filename);
+    return 0;
 }
 
 int qcow2_read_snapshots(struct qcow2 *q, struct diag *diag)
 {
     CLEANUP_FREE uint8_t *table = NULL;
-    size_t n = 0, at = 0;
+    size_t n = 0;
 
     if (q->header.nb_snapshots == 0)
         return 0;
@@ -85,14 +97,7 @@ int qcow2_read_snapshots(struct qcow2 *q, struct diag *diag)
     if (!q->snapshots)
         return diag_errno(diag, ENOMEM, "%s", q->node->filename);
     int err = read_table(q, &table, &n, diag);
-    for (uint32_t i = 0; !err && i < q->header.nb_snapshots; i++) {
-        size_t len = 0;
-        q->n_snapshots = i + 1;
-        err = parse_entry(q, i, table + at, n - at, &len, diag);
-        q->snapshot_bytes = at + len;
-        at = MIN(n, (size_t)align_up(at + len, 8));
-    }
-    return err;
+    return err ? err : parse_table(q, table, n, diag);
 }
 
 void qcow2_free_snapshots(struct qcow2 *q)

@@ -37,6 +37,7 @@
 /* An entry of the snapshot table. */
 struct check_snapshot {
     uint64_t entry_offset; /* in the file */
+    uint64_t bytes;        /* of the entry, without its padding */
     uint64_t l1_offset;
     uint32_t l1_size;
     uint32_t extra_bytes;

@@ -5,31 +5,31 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/bytes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "qcow2/check/check.h"
+#include "qcow2/snapshot_entry.h"
 
-#define ENTRY_FIXED     40   /* then extra data, id and name */
-#define MIN_EXTRA_BYTES 16   /* what version 3 asks for */
-#define MAX_EXTRA_BYTES 1024 /* what QEMU lets pass */
 #define MAX_TABLE_BYTES (64u << 20)
 
 static int read_entry(struct check *c, uint64_t offset, struct check_snapshot *s)
 {
-    uint8_t raw[ENTRY_FIXED];
+    uint8_t raw[SNAPSHOT_ENTRY_FIXED];
+    struct snapshot_entry entry;
 
     int err = storage_read(c->in.st, raw, offset, sizeof raw);
     if (err)
         return diag_errno(c->in.diag, -err, "%s: reading the snapshot table",
                           c->in.st->name);
+    snapshot_entry_parse_fixed(raw, &entry);
     *s = (struct check_snapshot){
         .entry_offset = offset,
-        .l1_offset = load_be64(raw),
-        .l1_size = load_be32(raw + 8),
-        .id_bytes = load_be16(raw + 12),
-        .name_bytes = load_be16(raw + 14),
-        .extra_bytes = load_be32(raw + 36),
+        .bytes = snapshot_entry_end(&entry),
+        .l1_offset = entry.l1_offset,
+        .l1_size = entry.l1_size,
+        .id_bytes = entry.id_bytes,
+        .name_bytes = entry.name_bytes,
+        .extra_bytes = entry.extra_bytes,
     };
     return 0;
 }
@@ -52,8 +52,8 @@ static int check_names(struct check *c, uint32_t index)
 {
     struct check_snapshot *s = &c->pass.snapshots[index];
     uint8_t names[2 * UINT16_MAX];
-    uint64_t at = s->entry_offset + ENTRY_FIXED + s->extra_bytes;
     size_t n = (size_t)s->id_bytes + s->name_bytes;
+    uint64_t at = s->entry_offset + s->bytes - n;
 
     if (s->extra_wrong || !range_inside(at, n, c->in.file_size))
         return 0; /* the latter is found later */
@@ -73,12 +73,12 @@ static void check_snapshot(struct check *c, uint32_t index)
 {
     struct check_snapshot *s = &c->pass.snapshots[index];
 
-    s->extra_wrong = s->extra_bytes > MAX_EXTRA_BYTES ||
-                     (c->in.h.version >= 3 && s->extra_bytes < MIN_EXTRA_BYTES);
+    s->extra_wrong = s->extra_bytes > MAX_SNAPSHOT_EXTRA ||
+                     (c->in.h.version >= 3 && s->extra_bytes < MIN_SNAPSHOT_EXTRA);
     if (s->extra_wrong)
         odd_snapshot(c, index,
-                     s->extra_bytes < MIN_EXTRA_BYTES ? "too little extra data"
-                                                      : "too much extra data");
+                     s->extra_bytes < MIN_SNAPSHOT_EXTRA ? "too little extra data"
+                                                         : "too much extra data");
     if (s->l1_size > MAX_L1_BYTES / 8)
         s->fault = "its L1 table is too large";
     else if (!is_aligned(s->l1_offset, c->in.cluster_size) || s->l1_offset > INT64_MAX / 2)
@@ -100,7 +100,7 @@ static int read_table(struct check *c)
         int err = read_entry(c, c->in.h.snapshots_offset + at, s);
         if (err)
             return err;
-        at += ENTRY_FIXED + (uint64_t)s->extra_bytes + s->id_bytes + s->name_bytes;
+        at += s->bytes;
         if (at > MAX_TABLE_BYTES)
             return diag_set(c->in.diag, EFBIG,
                             "%s: snapshot table: its first %" PRIu32

@@ -7,57 +7,90 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/bytes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "qcow2/check/check.h"
+#include "qcow2/snapshot_entry.h"
 
-#define ENTRY_FIXED     40
-#define MIN_EXTRA_BYTES 16
-#define MAX_EXTRA_BYTES 1024
+/* An entry with its variable parts, as it is to be written. */
+struct new_entry {
+    struct snapshot_entry entry;
+    uint8_t extra[MAX_SNAPSHOT_EXTRA];
+    uint8_t names[2 * UINT16_MAX]; /* the id, then the name */
+};
 
 static uint32_t new_extra_bytes(const struct check_snapshot *s)
 {
-    return MIN(MAX(s->extra_bytes, MIN_EXTRA_BYTES), MAX_EXTRA_BYTES);
-}
-
-/* Where the name ends. */
-static uint64_t new_end(const struct check_snapshot *s)
-{
-    return ENTRY_FIXED + new_extra_bytes(s) + s->id_bytes + s->name_bytes;
+    return MIN(MAX(s->extra_bytes, MIN_SNAPSHOT_EXTRA), MAX_SNAPSHOT_EXTRA);
 }
 
 static uint64_t new_length(const struct check_snapshot *s)
 {
-    return align_up(new_end(s), 8);
+    const struct snapshot_entry entry = {.extra_bytes = new_extra_bytes(s),
+                                         .id_bytes = s->id_bytes,
+                                         .name_bytes = s->name_bytes};
+
+    return snapshot_entry_length(&entry);
 }
 
-/* The extra data that version 3 asks for: sizes of the VM state and of the disk. */
-static void add_extra(const struct check *c, uint8_t *entry, uint32_t have)
+/* Reads the entry once more, whose L1 table may have been taken from it; the lengths are
+ * those of the check. */
+static int read_parts(struct check *c, const struct check_snapshot *s,
+                      struct new_entry *new)
 {
-    if (have < 8)
-        store_be64(entry + ENTRY_FIXED, load_be32(entry + 32));
-    if (have < MIN_EXTRA_BYTES)
-        store_be64(entry + ENTRY_FIXED + 8, c->in.h.size);
-}
+    uint8_t fixed[SNAPSHOT_ENTRY_FIXED];
+    uint64_t names_bytes = (uint64_t)s->id_bytes + s->name_bytes;
 
-static int copy_entry(struct check *c, const struct check_snapshot *s, uint8_t *out)
-{
-    uint32_t have = MIN(s->extra_bytes, MAX_EXTRA_BYTES), extra = new_extra_bytes(s);
-
-    int err = storage_read(c->in.st, out, s->entry_offset, ENTRY_FIXED + have);
+    memset(new->extra, 0, sizeof new->extra);
+    int err = storage_read(c->in.st, fixed, s->entry_offset, sizeof fixed);
     if (!err)
-        err = storage_read(c->in.st, out + ENTRY_FIXED + extra,
-                           s->entry_offset + ENTRY_FIXED + s->extra_bytes,
-                           (uint64_t)s->id_bytes + s->name_bytes);
+        err = storage_read(c->in.st, new->extra, s->entry_offset + sizeof fixed,
+                           MIN(s->extra_bytes, MAX_SNAPSHOT_EXTRA));
+    if (!err)
+        err = storage_read(c->in.st, new->names, s->entry_offset + s->bytes - names_bytes,
+                           names_bytes);
     if (err)
         return diag_errno(c->in.diag, -err, "%s: reading the snapshot table",
                           c->in.st->name);
-    for (uint8_t *p = out + ENTRY_FIXED + extra; p < out + new_end(s); p++)
+    snapshot_entry_parse_fixed(fixed, &new->entry);
+    return 0;
+}
+
+static int rewrite_entry(struct check *c, const struct check_snapshot *s,
+                         struct new_entry *new, uint8_t *out)
+{
+    struct snapshot_entry *entry = &new->entry;
+
+    int err = read_parts(c, s, new);
+    if (err)
+        return err;
+    for (uint8_t *p = new->names; p < new->names + s->id_bytes + s->name_bytes; p++)
         if (*p == 0)
             *p = '?';
-    add_extra(c, out, have);
-    store_be32(out + 36, extra);
+    entry->disk_size = c->in.h.size; /* where the entry doesn't say it itself */
+    snapshot_entry_parse_extra(new->extra, MIN(s->extra_bytes, MAX_SNAPSHOT_EXTRA), entry);
+    entry->extra_bytes = new_extra_bytes(s);
+    entry->id = new->names;
+    entry->id_bytes = s->id_bytes;
+    entry->name = new->names + s->id_bytes;
+    entry->name_bytes = s->name_bytes;
+    snapshot_entry_serialise(entry, out);
+    return 0;
+}
+
+/* All entries, one after the other. */
+static int fill_table(struct check *c, uint8_t *table)
+{
+    CLEANUP_FREE struct new_entry *new = malloc(sizeof *new);
+
+    if (!new)
+        return diag_errno(c->in.diag, ENOMEM, "%s: a new snapshot table", c->in.st->name);
+    for (uint32_t i = 0; i < c->pass.n_snapshots; i++) {
+        int err = rewrite_entry(c, &c->pass.snapshots[i], new, table);
+        if (err)
+            return err;
+        table += new_length(&c->pass.snapshots[i]);
+    }
     return 0;
 }
 
@@ -70,31 +103,34 @@ static int switch_header(struct check *c, uint64_t offset)
     return qrepair_flush(c);
 }
 
+/* The header comes last: until it is durable the old table counts. */
+static int write_table(struct check *c, const uint8_t *table, uint64_t offset,
+                       uint64_t bytes)
+{
+    int err = qrepair_write(c, table, offset, bytes, "snapshot table");
+    if (err)
+        return err;
+    err = qrepair_flush(c);
+    return err ? err : switch_header(c, offset);
+}
+
 int qrepair_snapshots(struct check *c)
 {
-    uint64_t bytes = 0, at = 0, offset;
-    int err = 0;
+    uint64_t bytes = 0, offset;
 
     for (uint32_t i = 0; i < c->pass.n_snapshots; i++)
         bytes += new_length(&c->pass.snapshots[i]);
     CLEANUP_FREE uint8_t *table = calloc(1, align_up(bytes, c->in.cluster_size));
     if (!table)
         return diag_errno(c->in.diag, ENOMEM, "%s: a new snapshot table", c->in.st->name);
-    for (uint32_t i = 0; !err && i < c->pass.n_snapshots; i++) {
-        err = copy_entry(c, &c->pass.snapshots[i], table + at);
-        at += new_length(&c->pass.snapshots[i]);
-    }
-    if (!err)
-        err = qrepair_room(c, div_round_up(bytes, c->in.cluster_size),
-                           c->pass.found.image_end_offset >> c->in.h.cluster_bits, &offset);
+    int err = fill_table(c, table);
+    if (err)
+        return err;
+    err = qrepair_room(c, div_round_up(bytes, c->in.cluster_size),
+                       c->pass.found.image_end_offset >> c->in.h.cluster_bits, &offset);
     if (err)
         return err;
     qcheck_say(c, "the snapshot table is written anew, at offset %" PRIu64, offset);
-    err = qrepair_write(c, table, offset, align_up(bytes, c->in.cluster_size),
-                        "snapshot table");
-    if (!err)
-        err = qrepair_flush(c);
-    if (!err)
-        err = switch_header(c, offset);
+    err = write_table(c, table, offset, align_up(bytes, c->in.cluster_size));
     return err ? err : qrepair_resized(c);
 }
