@@ -1,15 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The workers that copy, and what each has claimed.
+/* The workers that copy, and the ranges they have locked.
  *
  * The job's thread hands a range to an idle worker and goes on; workers read and write, and
- * nothing else.  A range is claimed from before it is read until the target has it: writes
+ * nothing else.  A range is locked from before it is read until the target has it: writes
  * of users that are sent to the target wait for it, and it waits for theirs, so that of two
  * writes to one place on the target the later one stays. */
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 
-#include "base/checked.h"
-#include "base/list.h"
 #include "base/thread.h"
 #include "jobs/copier.h"
 
@@ -19,19 +18,20 @@ struct copy_worker {
     struct copier *copier;
     pthread_t thread;
     bool started;
-    bool taken, going;  /* under lock */
-    bool flushes;       /* the target, and copies nothing */
-    struct claim claim; /* what to copy, while going */
-    void *buffer;       /* max_range bytes */
+    bool taken, going;         /* under lock */
+    bool flushes;              /* the target, and copies nothing */
+    struct locked_range range; /* what to copy, from being begun to the end of the copy */
+    void *buffer;              /* max_range bytes */
 };
 
 struct copier {
     struct copier_config config;
+    struct range_lock ranges;
+    _Atomic uint64_t in_flight; /* bytes of them that are locked */
     struct lock lock;
     /* under lock */
-    pthread_cond_t work, unclaimed;
-    struct list claims;
-    uint64_t in_flight, copying; /* bytes of claims; of those of workers */
+    pthread_cond_t work, idle; /* there is some; a worker became idle */
+    uint64_t copying;          /* bytes of workers' ranges */
     bool flushing;
     int flush_result; /* the flushing worker's, then under the lock */
     bool stop;
@@ -60,11 +60,11 @@ static int copy_run(struct copy_worker *w, const struct block_status *st, uint64
     return block_write(c->target, w->buffer, off, len, 0);
 }
 
-static void copy(struct copy_worker *w, struct copy_result *result)
+static void copy_range(struct copy_worker *w, struct copy_result *result)
 {
-    uint64_t off = w->claim.off, end = off + w->claim.len;
+    uint64_t off = w->range.start, end = w->range.end;
 
-    *result = (struct copy_result){.off = off, .len = w->claim.len};
+    *result = (struct copy_result){.off = off, .len = end - off};
     while (off < end && !result->err) {
         struct block_status st;
         /* What can't be asked is copied as data. */
@@ -75,58 +75,24 @@ static void copy(struct copy_worker *w, struct copy_result *result)
     }
 }
 
-/* ---- claims ---- */
+/* ---- locked ranges ---- */
 
-/* Under the lock: the first claim that overlaps the range, or NULL. */
-static struct claim *overlap(struct copier *copier, uint64_t off, uint64_t len)
-{
-    struct claim *first = NULL;
-
-    LIST_FOR_EACH (pos, &copier->claims) {
-        struct claim *c = CONTAINER_OF(pos, struct claim, link);
-        if (ranges_overlap(c->off, c->len, off, len) && (!first || c->off < first->off))
-            first = c;
-    }
-    return first;
-}
-
-/* Under the lock. */
-static void add_claim(struct copier *copier, struct claim *claim, uint64_t off,
-                      uint64_t len)
-{
-    claim->off = off;
-    claim->len = len;
-    list_append(&copier->claims, &claim->link);
-    copier->in_flight += len;
-}
-
-void copier_lock_range(struct copier *copier, struct claim *claim, uint64_t off,
+void copier_lock_range(struct copier *copier, struct locked_range *range, uint64_t off,
                        uint64_t len)
 {
-    LOCK_GUARD(&copier->lock);
-    while (overlap(copier, off, len))
-        lock_wait(&copier->lock, &copier->unclaimed);
-    add_claim(copier, claim, off, len);
+    range_lock_acquire(&copier->ranges, range, off, off + len, RANGE_EXCLUSIVE);
+    atomic_fetch_add(&copier->in_flight, len);
 }
 
-/* Under the lock. */
-static void drop_claim(struct copier *copier, struct claim *claim)
+void copier_unlock_range(struct copier *copier, struct locked_range *range)
 {
-    list_remove(&claim->link);
-    copier->in_flight -= claim->len;
-    pthread_cond_broadcast(&copier->unclaimed);
-}
-
-void copier_unlock_range(struct copier *copier, struct claim *claim)
-{
-    LOCK_GUARD(&copier->lock);
-    drop_claim(copier, claim);
+    atomic_fetch_sub(&copier->in_flight, range->end - range->start);
+    range_lock_release(range);
 }
 
 uint64_t copier_in_flight(struct copier *copier)
 {
-    LOCK_GUARD(&copier->lock);
-    return copier->in_flight;
+    return atomic_load(&copier->in_flight);
 }
 
 uint64_t copier_copying(struct copier *copier)
@@ -139,61 +105,61 @@ void copier_wait_in_flight(struct copier *copier)
 {
     LOCK_GUARD(&copier->lock);
     while (copier->copying > 0 || copier->flushing)
-        lock_wait(&copier->lock, &copier->unclaimed);
+        lock_wait(&copier->lock, &copier->idle);
 }
 
 /* ---- workers ---- */
 
-/* Under the lock. */
-static void free_worker(struct copy_worker *w)
+/* False: it is to end. */
+static bool wait_for_work(struct copy_worker *w)
 {
-    struct copier *copier = w->copier;
-
-    if (w->flushes) {
-        copier->flushing = false;
-        pthread_cond_broadcast(&copier->unclaimed);
-    } else {
-        copier->copying -= w->claim.len;
-        drop_claim(copier, &w->claim);
-    }
-    w->going = w->taken = w->flushes = false;
+    LOCK_GUARD(&w->copier->lock);
+    while (!w->going && !w->copier->stop)
+        lock_wait(&w->copier->lock, &w->copier->work);
+    return w->going;
 }
 
-static void work(struct copy_worker *w)
+static void copy_or_flush(struct copy_worker *w)
 {
     struct copier *copier = w->copier;
     struct copy_result result;
 
     if (w->flushes) {
         copier->flush_result = block_flush(copier->config.target);
-    } else {
-        copy(w, &result);
-        copier->config.done(copier->config.opaque, &result);
+        return;
     }
+    copy_range(w, &result);
+    copier->config.done(copier->config.opaque, &result);
+    copier_unlock_range(copier, &w->range);
+}
+
+static void make_idle(struct copy_worker *w)
+{
+    struct copier *copier = w->copier;
+    LOCK_GUARD(&copier->lock);
+
+    if (w->flushes)
+        copier->flushing = false;
+    else
+        copier->copying -= w->range.end - w->range.start;
+    w->going = w->taken = w->flushes = false;
+    pthread_cond_broadcast(&copier->idle);
 }
 
 static void *worker_main(void *opaque)
 {
     struct copy_worker *w = opaque;
-    struct copier *copier = w->copier;
 
-    LOCK_GUARD(&copier->lock);
-    for (;;) {
-        while (!w->going && !copier->stop)
-            lock_wait(&copier->lock, &copier->work);
-        if (!w->going)
-            return NULL;
-        lock_release(&copier->lock);
-        work(w);
-        lock_acquire(&copier->lock);
-        free_worker(w);
-        lock_release(&copier->lock);
-        copier->config.freed(copier->config.opaque);
-        lock_acquire(&copier->lock);
+    while (wait_for_work(w)) {
+        copy_or_flush(w);
+        make_idle(w);
+        w->copier->config.freed(w->copier->config.opaque);
     }
+    return NULL;
 }
 
-static struct copy_worker *idle_worker(struct copier *copier)
+/* Under the lock. */
+static struct copy_worker *find_idle_worker(struct copier *copier)
 {
     for (size_t i = 0; i < copier->n_workers; i++)
         if (!copier->workers[i].taken)
@@ -201,29 +167,49 @@ static struct copy_worker *idle_worker(struct copier *copier)
     return NULL;
 }
 
-struct copy_worker *copier_begin(struct copier *copier, uint64_t off, uint64_t *len)
+static struct copy_worker *take_idle_worker(struct copier *copier)
 {
     LOCK_GUARD(&copier->lock);
-    struct claim *other = overlap(copier, off, *len);
-    struct copy_worker *w = idle_worker(copier);
+    struct copy_worker *w = find_idle_worker(copier);
 
-    if (other && other->off <= off)
-        *len = 0;
-    if (*len == 0 || !w)
+    if (w)
+        w->taken = true;
+    return w;
+}
+
+static void give_worker_back(struct copy_worker *w)
+{
+    LOCK_GUARD(&w->copier->lock);
+    w->taken = false;
+}
+
+static void note_copying(struct copier *copier, uint64_t bytes)
+{
+    LOCK_GUARD(&copier->lock);
+    copier->copying += bytes;
+    atomic_fetch_add(&copier->in_flight, bytes);
+}
+
+struct copy_worker *copier_begin(struct copier *copier, uint64_t off, uint64_t *len)
+{
+    struct copy_worker *w = take_idle_worker(copier);
+
+    if (!w)
         return NULL;
-    if (other)
-        *len = other->off - off;
-    *len = MIN(*len, copier->config.max_range);
-    add_claim(copier, &w->claim, off, *len);
-    copier->copying += *len;
-    w->taken = true;
+    uint64_t end = off + MIN(*len, copier->config.max_range);
+    *len = range_lock_try_acquire(&copier->ranges, &w->range, off, end);
+    if (*len == 0) {
+        give_worker_back(w);
+        return NULL;
+    }
+    note_copying(copier, *len);
     return w;
 }
 
 struct copy_worker *copier_begin_flush(struct copier *copier)
 {
     LOCK_GUARD(&copier->lock);
-    struct copy_worker *w = copier->flushing ? NULL : idle_worker(copier);
+    struct copy_worker *w = copier->flushing ? NULL : find_idle_worker(copier);
 
     if (w)
         copier->flushing = w->taken = w->flushes = true;
@@ -240,7 +226,7 @@ int copier_flush_result(struct copier *copier)
 {
     LOCK_GUARD(&copier->lock);
     while (copier->flushing)
-        lock_wait(&copier->lock, &copier->unclaimed);
+        lock_wait(&copier->lock, &copier->idle);
     return copier->flush_result;
 }
 
@@ -271,8 +257,8 @@ struct copier *copier_new(const struct copier_config *config)
     copier->config = *config;
     lock_init(&copier->lock, RANK_LEAF);
     pthread_cond_init(&copier->work, NULL);
-    pthread_cond_init(&copier->unclaimed, NULL);
-    list_init(&copier->claims);
+    pthread_cond_init(&copier->idle, NULL);
+    range_lock_init(&copier->ranges, RANK_LEAF);
     uint64_t n = MAX(1, MIN(MAX_WORKERS, config->buf_size / config->max_range));
     bool ok = true;
     while (ok && copier->n_workers < n)
@@ -298,7 +284,8 @@ void copier_free(struct copier *copier)
         free(copier->workers[i].buffer);
     }
     pthread_cond_destroy(&copier->work);
-    pthread_cond_destroy(&copier->unclaimed);
+    pthread_cond_destroy(&copier->idle);
+    range_lock_destroy(&copier->ranges);
     lock_destroy(&copier->lock);
     free(copier);
 }

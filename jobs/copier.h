@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Copies ranges from one node to another with a few worker threads, and keeps the claims:
- * who works on which range of the disk.
+/* Copies ranges from one node to another with a few worker threads, and locks what is in
+ * flight: who works on which range of the disk.
  *
- * A claim covers a range from before its read to the end of its write, so that two writers
- * never meet on the target.  Claims are made of whole chunks by their owner and never
- * overlap.
+ * A range is locked from before its read to the end of its write, so that two writers never
+ * meet on the target.  Callers lock whole chunks.
  *
  * Threads: every function from any thread; copier_free when nothing is in flight.  Layer:
  * jobs. */
@@ -16,10 +15,10 @@
 #include <stdint.h>
 
 #include "base/compiler.h"
-#include "base/list.h"
+#include "base/range_lock.h"
 #include "block/node.h"
 
-/* The end of a copy, on a worker's thread, before the claim is released. */
+/* The end of a copy, on a worker's thread, before its range is unlocked. */
 struct copy_result {
     uint64_t off, len;
     int err;         /* 0 or -errno */
@@ -33,7 +32,7 @@ struct copier_config {
     uint64_t max_range; /* bytes of one copy, at most */
     bool unmap;
     void (*done)(void *opaque, const struct copy_result *result);
-    /* After `done`, when the claim is released and the worker can be had again. */
+    /* After `done`, when the range is unlocked and the worker can be had again. */
     void (*freed)(void *opaque);
     void *opaque;
 };
@@ -43,32 +42,27 @@ struct copier;
 struct copier *copier_new(const struct copier_config *config);
 void copier_free(struct copier *copier);
 
-/* The owner's: on a stack, or in a worker. */
-struct claim {
-    struct list link;
-    uint64_t off, len;
-};
-
-/* Waits until nobody has any of the range, and claims it. */
-void copier_lock_range(struct copier *copier, struct claim *claim, uint64_t off,
+/* For who writes to the target himself: waits until nobody who came earlier works on any of
+ * the range, and locks it. */
+void copier_lock_range(struct copier *copier, struct locked_range *range, uint64_t off,
                        uint64_t len);
-void copier_unlock_range(struct copier *copier, struct claim *claim);
+void copier_unlock_range(struct copier *copier, struct locked_range *range);
 
-/* Takes an idle worker and claims for it as much of [off, off+*len) from off on as nobody
- * has, at most max_range; *len is how much: 0 when off itself is taken.  NULL when *len is
- * 0 or no worker is idle (*len unchanged). */
+/* Takes an idle worker and locks for it as much of [off, off+*len) from off on as nobody has
+ * or waits for, at most max_range; *len is how much.  NULL when that is 0, or when no worker
+ * is idle (*len unchanged). */
 struct copy_worker *copier_begin(struct copier *copier, uint64_t off, uint64_t *len);
 /* Takes an idle worker to flush the target, while others go on copying.  NULL: none is
  * idle, or one flushes. */
 struct copy_worker *copier_begin_flush(struct copier *copier);
-/* Lets it copy; the claim ends with the copy.  Or lets it flush. */
+/* Lets it copy; its range is locked to the end of the copy.  Or lets it flush. */
 void copier_go(struct copy_worker *worker);
 
 bool copier_is_flushing(struct copier *copier);
 /* Waits for the flush that was begun last; what came of it. */
 int copier_flush_result(struct copier *copier);
 
-/* Bytes claimed, by whomever; and those of them that workers are copying. */
+/* Bytes that are locked, by whomever; and those of them that workers copy. */
 uint64_t copier_in_flight(struct copier *copier);
 uint64_t copier_copying(struct copier *copier);
 

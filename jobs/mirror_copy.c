@@ -9,8 +9,8 @@
  *   flushing   the flush under way is to cover it.
  *
  * The order that loses nothing: a writer of the source marks after its write and before its
- * reply; the copier clears before it looks; a failed copy marks again before its claim
- * ends.
+ * reply; the copier clears before it looks; a failed copy marks again before its range
+ * is unlocked.
  *
  * All runs on the job's thread, but what the workers report. */
 #include <errno.h>
@@ -193,15 +193,15 @@ static bool start_next_copy(struct mirror *m)
             !dirty_bitmap_next(m->dirty, 0, &off, &len))
             return false;
         len = MIN(len, most);
-        uint64_t claimed = len;
-        struct copy_worker *worker = copier_begin(m->copier, off, &claimed);
-        uint64_t next = off + (claimed ? claimed : len);
+        uint64_t locked = len;
+        struct copy_worker *worker = copier_begin(m->copier, off, &locked);
+        uint64_t next = off + (locked ? locked : len);
         if (worker) {
             /* Cleared before anything is looked at: what is written from here on marks
              * again. */
-            dirty_bitmap_clear(m->dirty, off, claimed);
+            dirty_bitmap_clear(m->dirty, off, locked);
             copier_go(worker);
-        } else if (claimed > 0) { /* all workers are busy */
+        } else if (locked > 0) { /* all workers are busy */
             return false;
         }
         m->cursor = next < size ? next : 0;

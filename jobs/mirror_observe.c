@@ -25,18 +25,18 @@ static void on_wrote(struct observer *observer, uint64_t off, uint64_t len)
         mark(m, off, len);
 }
 
-/* Write-blocking: the chunks of the change are claimed from before it to the end of its
+/* Write-blocking: the chunks of the change are locked from before it to the end of its
  * copy. */
 static void *on_before(struct observer *observer, const struct change *change)
 {
     struct mirror *m = CONTAINER_OF(observer, struct mirror, observer);
     uint64_t start = align_down(change->off, m->granularity);
     uint64_t end = align_up(change->off + change->len, m->granularity);
-    struct claim *claim = atomic_load(&m->forwarding) ? malloc(sizeof *claim) : NULL;
+    struct locked_range *range = atomic_load(&m->forwarding) ? malloc(sizeof *range) : NULL;
 
-    if (claim)
-        copier_lock_range(m->copier, claim, start, end - start);
-    return claim;
+    if (range)
+        copier_lock_range(m->copier, range, start, end - start);
+    return range;
 }
 
 static unsigned unmap_flag(const struct mirror *m)
@@ -129,23 +129,23 @@ static void on_after(struct observer *observer, const struct change *change, voi
                      int err)
 {
     struct mirror *m = CONTAINER_OF(observer, struct mirror, observer);
-    struct claim *claim = token;
+    struct locked_range *range = token;
     uint64_t failures = node_flush_failures(m->target);
-    int target_err = err || !claim ? 0 : send_change(m, change);
+    int target_err = err || !range ? 0 : send_change(m, change);
 
     dirty_bitmap_set(m->unflushed, change->off, change->len);
     /* What failed on either side, or may have been lost by a flush that did (the job may
      * have looked for that before the bit was set), is the copier's; the user's write has
      * succeeded all the same when the source has it. */
-    if (err || target_err || !claim || !atomic_load(&m->forwarding) ||
+    if (err || target_err || !range || !atomic_load(&m->forwarding) ||
         node_flush_failures(m->target) != failures)
         mark(m, change->off, change->len);
     /* Those that were sent at the same time fail of the same cause, which is told once. */
     if (target_err && atomic_exchange(&m->forwarding, false))
         mirror_note_error(m, target_err, true);
-    if (claim)
-        copier_unlock_range(m->copier, claim);
-    free(claim);
+    if (range)
+        copier_unlock_range(m->copier, range);
+    free(range);
 }
 
 /* What the user was told to be durable is so on both sides; a failure is the job's. */

@@ -16,17 +16,16 @@ enum lock_rank {
     RANK_JOB_LIST = 1, /* jobs: the list of jobs */
     RANK_JOB,          /* jobs: a job's state */
     RANK_OPEN,         /* server: first writable open of an export */
-    RANK_RANGE, /* block/range_lock.c: the list of locked guest ranges (the ranges span I/O)
-                 */
-    RANK_TABLE, /* a driver installing or copying an L2 table */
-    RANK_GROWTH,  /* a driver extending the file or adding allocation metadata */
-    RANK_RECLAIM, /* a driver dropping references to clusters */
-    RANK_HEADER,  /* a driver writing its header */
-    RANK_COMMIT,  /* mcache: who leads a commit */
-    RANK_POOL,    /* mcache: the pages of the whole chain, for eviction */
-    RANK_META,    /* mcache: every in-memory change of metadata */
-    RANK_LOAD,    /* mcache: waiting for a page that is being loaded */
-    RANK_LEAF,    /* anything that takes no other lock: timers, bounce buffers */
+    RANK_RANGE,        /* block: the list of locked guest ranges (they span I/O) */
+    RANK_TABLE,        /* a driver installing or copying an L2 table */
+    RANK_GROWTH,       /* a driver extending the file or adding allocation metadata */
+    RANK_RECLAIM,      /* a driver dropping references to clusters */
+    RANK_HEADER,       /* a driver writing its header */
+    RANK_COMMIT,       /* mcache: who leads a commit */
+    RANK_POOL,         /* mcache: the pages of the whole chain, for eviction */
+    RANK_META,         /* mcache: every in-memory change of metadata */
+    RANK_LOAD,         /* mcache: waiting for a page that is being loaded */
+    RANK_LEAF,         /* anything that takes no other lock: timers, bounce buffers */
     RANK_COUNT
 };
 

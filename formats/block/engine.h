@@ -23,7 +23,7 @@ int engine_status(struct node *node, uint64_t off, uint64_t len,
 int engine_write(struct node *node, const void *buf, uint64_t off, uint64_t len, bool fua,
                  bool *needs_commit) MUST_USE;
 
-/* Zero bytes through the write path; locked: the caller holds the guest range. */
+/* Zero bytes through the write path; locked: the caller has locked the guest range. */
 int engine_write_zeroes(struct node *node, uint64_t off, uint64_t len,
                         bool locked) MUST_USE;
 

@@ -100,7 +100,7 @@ int node_open(struct block_context *ctx, const struct driver *driver, struct sto
     node->file = file;
     node->can_write = !file->read_only;
     node->host_zeroes_show = true;
-    range_lock_init(&node->ranges);
+    range_lock_init(&node->ranges, RANK_RANGE);
     observers_init(&node->observers, &ctx->gate);
     dirty_bitmaps_init(&node->bitmaps);
     timer_init(&node->write_back, write_back, node);

@@ -15,11 +15,11 @@
 #include "base/diag.h"
 #include "base/gate.h"
 #include "base/housekeeper.h"
+#include "base/range_lock.h"
 #include "block/cache_mode.h"
 #include "block/dirty_bitmap.h"
 #include "block/driver.h"
 #include "block/observer.h"
-#include "block/range_lock.h"
 #include "mcache/mcache.h"
 #include "storage/storage.h"
 

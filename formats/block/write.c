@@ -95,8 +95,8 @@ static int fill(struct node *node, const struct reservation *res, bool old_is_ze
     return storage_writev(res->file, iov, (int)ARRAY_LEN(iov), res->host_offset, 0);
 }
 
-/* The range, which ext describes, gets clusters of its own.  The caller holds the guest
- * range of all clusters it touches.  *done: bytes written. */
+/* The range, which ext describes, gets clusters of its own.  The caller has locked the
+ * guest range of all clusters it touches.  *done: bytes written. */
 static int write_new_clusters(struct node *node, const struct extent *ext, const void *buf,
                               uint64_t off, uint64_t *done)
 {
@@ -120,7 +120,7 @@ static int write_new_clusters(struct node *node, const struct extent *ext, const
     return node->driver->link(node, &res, zero);
 }
 
-/* As engine_write, with the guest range held. */
+/* As engine_write, with the guest range locked. */
 static int write_locked(struct node *node, const void *buf, uint64_t off, uint64_t len)
 {
     while (len > 0) {
@@ -146,13 +146,10 @@ static int write_locked(struct node *node, const void *buf, uint64_t off, uint64
 
 static int write_with_lock(struct node *node, const void *buf, uint64_t off, uint64_t len)
 {
-    struct range_hold hold;
+    RANGE_LOCK_GUARD(&node->ranges, align_down(off, node->cluster_size),
+                     align_up(off + len, node->cluster_size));
 
-    range_lock_acquire(&node->ranges, &hold, align_down(off, node->cluster_size),
-                       align_up(off + len, node->cluster_size));
-    int err = write_locked(node, buf, off, len);
-    range_lock_release(&hold);
-    return err;
+    return write_locked(node, buf, off, len);
 }
 
 int engine_write(struct node *node, const void *buf, uint64_t off, uint64_t len, bool fua,

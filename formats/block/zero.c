@@ -50,7 +50,7 @@ static bool shows_zeroes(struct node *node, uint64_t off, uint64_t end)
     return true;
 }
 
-/* Part of a hole, of one cluster; the cluster is held.  When all of it will read as zeroes
+/* Part of a hole, of one cluster; the cluster is locked.  When all of it will read as zeroes
  * it becomes a zero cluster, which takes no space, rather than one of zero bytes. */
 static int zero_part_of_hole(struct node *node, uint64_t off, uint64_t end,
                              enum zero_how how)
@@ -78,12 +78,9 @@ static int zero_part_of_hole(struct node *node, uint64_t off, uint64_t end,
 static int zero_hole(struct node *node, uint64_t off, uint64_t end, enum zero_how how)
 {
     uint64_t start = align_down(off, node->cluster_size);
-    struct range_hold hold;
 
-    range_lock_acquire(&node->ranges, &hold, start, start + node->cluster_size);
-    int err = zero_part_of_hole(node, off, end, how);
-    range_lock_release(&hold);
-    return err;
+    RANGE_LOCK_GUARD(&node->ranges, start, start + node->cluster_size);
+    return zero_part_of_hole(node, off, end, how);
 }
 
 /* Can it be zeroed, or punched, where it lies in the file? */
@@ -120,7 +117,7 @@ static int zero_part(struct node *node, uint64_t off, uint64_t end, enum zero_ho
     return 0;
 }
 
-/* What the format can't express: zeroes in the file, at least.  Guest range held. */
+/* What the format can't express: zeroes in the file, at least.  Guest range locked. */
 static int zero_by_writing(struct node *node, uint64_t off, uint64_t end, enum zero_how how,
                            uint64_t *done)
 {
@@ -160,16 +157,12 @@ static int zero_clusters_locked(struct node *node, uint64_t off, uint64_t end,
 
 static int zero_clusters(struct node *node, uint64_t off, uint64_t end, enum zero_how how)
 {
-    struct range_hold hold;
-
     if (off >= end)
         return 0;
     if (!node->driver->reserve) /* no mapping to protect */
         return zero_clusters_locked(node, off, end, how);
-    range_lock_acquire(&node->ranges, &hold, off, end);
-    int err = zero_clusters_locked(node, off, end, how);
-    range_lock_release(&hold);
-    return err;
+    RANGE_LOCK_GUARD(&node->ranges, off, end);
+    return zero_clusters_locked(node, off, end, how);
 }
 
 /* Does all of the range read as zeroes without a look at data? */

@@ -5,23 +5,23 @@
  * buffers of at most BOUNCE_BYTES, whatever the length; a write that doesn't fill its first
  * or last block reads that block before (read-modify-write).
  *
- * The rules of concurrency; `holds` are on ranges of whole blocks:
- *   (1) a read-modify-write holds its blocks exclusively from its read to the end of its
+ * The rules of concurrency; `ranges` are of whole blocks:
+ *   (1) a read-modify-write locks its blocks exclusively from its read to the end of its
  *       write; everything else that changes bytes (a write of whole blocks, a zero, a
- *       discard, a cut) holds its blocks at least shared: none comes between the two;
- *   (2) whoever may move the end of the file holds everything from its first block to
+ *       discard, a cut) locks its blocks at least shared: none comes between the two;
+ *   (2) whoever may move the end of the file locks everything from its first block to
  *       infinity exclusively: there is one at a time, and the end doesn't move under it;
- *   (3) reads hold nothing: what a read-modify-write writes back is what was there.
+ *   (3) reads lock nothing: what a read-modify-write writes back is what was there.
  *
  * The end of a file that isn't block aligned.  Only whole blocks can be written, so a write
  * that ends in the last block, or grows the file to an unaligned end, makes the file longer
- * than asked, with zeroes; it is cut back under the hold of rule (2), which storage_size
+ * than asked, with zeroes; it is cut back under the lock of rule (2), which storage_size
  * waits for.  A process that is killed in between leaves a file longer by less than a block
  * of zeroes.
  *
  * `size` is a lower bound of the file's length: writers within it, which is nearly all,
  * need no system call to know that they don't grow the file.  It falls only in a truncate,
- * that is with everything behind it held. */
+ * that is with everything behind it locked. */
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <inttypes.h>
@@ -33,7 +33,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "storage/block_lock.h"
+#include "base/range_lock.h"
 #include "storage/file.h"
 
 #define BOUNCE_BYTES (1u << 20)
@@ -44,7 +44,7 @@ struct direct {
     struct file_storage file;
     uint32_t block;     /* alignment of offsets and lengths; a power of two */
     uint32_t mem_align; /* alignment of memory; a power of two */
-    struct block_lock holds;
+    struct range_lock ranges;
     _Atomic uint64_t size;
 };
 
@@ -135,29 +135,29 @@ static int direct_pread(struct storage *st, void *buf, uint64_t off, uint64_t le
 
 /* ---- who may change what ---- */
 
-/* Holds [start, stop) for a change: shared or exclusive as asked while it lies inside the
+/* Locks [start, stop) for a change: shared or exclusive as asked while it lies inside the
  * file, and as rule (2) says when it doesn't.  *growing: it was the latter.  On failure
- * nothing is held. */
-static int hold_for_change(struct direct *d, struct block_hold *hold, uint64_t start,
-                           uint64_t stop, enum hold_mode mode, bool *growing)
+ * nothing is locked. */
+static int lock_for_change(struct direct *d, struct locked_range *range, uint64_t start,
+                           uint64_t stop, enum range_mode mode, bool *growing)
 {
     uint64_t size;
 
-    block_lock_acquire(&d->holds, hold, start, stop, mode);
+    range_lock_acquire(&d->ranges, range, start, stop, mode);
     *growing = stop > d->size;
     if (!*growing)
         return 0;
-    block_lock_release(&d->holds, hold);
-    block_lock_acquire(&d->holds, hold, start, UINT64_MAX, HOLD_EXCLUSIVE);
+    range_lock_release(range);
+    range_lock_acquire(&d->ranges, range, start, UINT64_MAX, RANGE_EXCLUSIVE);
     int err = file_size(&d->file.st, &size);
     if (err)
-        block_lock_release(&d->holds, hold);
+        range_lock_release(range);
     else
         d->size = size;
     return err;
 }
 
-/* Under the hold of rule (2), after a change: nothing of the file shall lie past both its
+/* Under the lock of rule (2), after a change: nothing of the file shall lie past both its
  * old end and `end`, and `size` is what it is now.  Passes on `err` of the change. */
 static int settle_end(struct direct *d, uint64_t end, int err)
 {
@@ -278,14 +278,14 @@ static int direct_pwritev(struct storage *st, const struct iovec *iov, int count
     bool whole_blocks = is_aligned(off | len, d->block);
     bool straight = whole_blocks && vector_fits(d, iov, count);
     struct iovec copy[STORAGE_MAX_IOV]; /* to be used up */
-    struct block_hold hold;
+    struct locked_range range;
     bool growing;
 
     int err = check_device_end(d, end);
     if (err)
         return err;
-    err = hold_for_change(d, &hold, block_floor(d, off), block_ceil(d, end),
-                          whole_blocks ? HOLD_SHARED : HOLD_EXCLUSIVE, &growing);
+    err = lock_for_change(d, &range, block_floor(d, off), block_ceil(d, end),
+                          whole_blocks ? RANGE_SHARED : RANGE_EXCLUSIVE, &growing);
     if (err)
         return err;
     memcpy(copy, iov, (size_t)count * sizeof *iov);
@@ -297,7 +297,7 @@ static int direct_pwritev(struct storage *st, const struct iovec *iov, int count
                    : write_bounced(d, copy, off, len, dsync);
     if (growing)
         err = settle_end(d, end, err);
-    block_lock_release(&d->holds, &hold);
+    range_lock_release(&range);
     if (err == 0 && fua && (!dsync || d->file.no_dsync))
         err = file_flush_for_write(st);
     return err;
@@ -311,17 +311,17 @@ typedef int change_fn(struct storage *st, uint64_t off, uint64_t len, unsigned f
 static int change(struct direct *d, change_fn *fn, uint64_t off, uint64_t len,
                   unsigned flags)
 {
-    struct block_hold hold;
+    struct locked_range range;
     bool growing;
 
-    int err = hold_for_change(d, &hold, block_floor(d, off), block_ceil(d, off + len),
-                              HOLD_SHARED, &growing);
+    int err = lock_for_change(d, &range, block_floor(d, off), block_ceil(d, off + len),
+                              RANGE_SHARED, &growing);
     if (err)
         return err;
     err = fn(&d->file.st, off, len, flags);
     if (growing)
         err = settle_end(d, off + len, err);
-    block_lock_release(&d->holds, &hold);
+    range_lock_release(&range);
     return err;
 }
 
@@ -329,7 +329,7 @@ static int direct_zero(struct storage *st, uint64_t off, uint64_t len, unsigned 
 {
     struct direct *d = direct_of(st);
 
-    /* The parts are held one by one. */
+    /* The parts are locked one by one. */
     if (!file_zero_is_aligned(&d->file, off, len))
         return file_zero_unaligned(st, off, len, flags);
     return change(d, file_zero, off, len, flags);
@@ -349,53 +349,53 @@ static int direct_preallocate(struct storage *st, uint64_t off, uint64_t len)
 static int direct_discard(struct storage *st, uint64_t off, uint64_t len)
 {
     struct direct *d = direct_of(st);
-    struct block_hold hold;
+    struct locked_range range;
 
     /* Never grows, wherever it ends. */
-    block_lock_acquire(&d->holds, &hold, block_floor(d, off), block_ceil(d, off + len),
-                       HOLD_SHARED);
+    range_lock_acquire(&d->ranges, &range, block_floor(d, off), block_ceil(d, off + len),
+                       RANGE_SHARED);
     int err = file_discard(st, off, len);
-    block_lock_release(&d->holds, &hold);
+    range_lock_release(&range);
     return err;
 }
 
 static int direct_truncate(struct storage *st, uint64_t bytes)
 {
     struct direct *d = direct_of(st);
-    struct block_hold hold;
+    struct locked_range range;
     uint64_t from;
 
-    /* Everything from the lower of both ends on; the old one may fall before we hold it. */
+    /* Everything from the lower of both ends on; the old one may fall before it is locked. */
     for (;;) {
         from = MIN(bytes, d->size);
-        block_lock_acquire(&d->holds, &hold, block_floor(d, from), UINT64_MAX,
-                           HOLD_EXCLUSIVE);
+        range_lock_acquire(&d->ranges, &range, block_floor(d, from), UINT64_MAX,
+                           RANGE_EXCLUSIVE);
         if (from <= d->size)
             break;
-        block_lock_release(&d->holds, &hold);
+        range_lock_release(&range);
     }
     int err = file_truncate(st, bytes);
     if (err == 0)
         d->size = bytes;
-    block_lock_release(&d->holds, &hold);
+    range_lock_release(&range);
     return err;
 }
 
 static int direct_size(struct storage *st, uint64_t *bytes)
 {
     struct direct *d = direct_of(st);
-    struct block_hold hold;
+    struct locked_range range;
 
     /* Not while a file is longer than its writer asked. */
-    block_lock_acquire(&d->holds, &hold, UINT64_MAX - 1, UINT64_MAX, HOLD_SHARED);
+    range_lock_acquire(&d->ranges, &range, UINT64_MAX - 1, UINT64_MAX, RANGE_SHARED);
     int err = file_size(st, bytes);
-    block_lock_release(&d->holds, &hold);
+    range_lock_release(&range);
     return err;
 }
 
 static void direct_close(struct storage *st)
 {
-    block_lock_destroy(&direct_of(st)->holds);
+    range_lock_destroy(&direct_of(st)->ranges);
     file_close(st);
 }
 
@@ -494,7 +494,7 @@ int file_direct_new(const char *path, int fd, bool device, struct storage **out,
         return diag_errno(diag, ENOMEM, "%s", path);
     }
     d->file.st.ops = &direct_ops;
-    block_lock_init(&d->holds);
+    range_lock_init(&d->ranges, RANK_LEAF);
     int err = direct_init(d, path, fd, device, diag);
     if (err) {
         storage_close(&d->file.st);

@@ -54,7 +54,7 @@ static struct nbd_storage *new_storage(const struct nbd_open *how)
     nbd->how.reconnect_ms = MIN(nbd->how.reconnect_ms, nbd->how.timeout_ms);
     atomic_init(&nbd->reconnect_ms, nbd->how.reconnect_ms);
     lock_init(&nbd->lock, RANK_LEAF);
-    block_lock_init(&nbd->blocks);
+    range_lock_init(&nbd->blocks, RANK_LEAF);
     pthread_cond_init(&nbd->driver_left, NULL);
     list_init(&nbd->incoming);
     list_init(&nbd->callers);
@@ -229,7 +229,7 @@ void nbd_close_storage(struct storage *st)
     if (nbd->wake_fd >= 0)
         close(nbd->wake_fd);
     pthread_cond_destroy(&nbd->driver_left);
-    block_lock_destroy(&nbd->blocks);
+    range_lock_destroy(&nbd->blocks);
     lock_destroy(&nbd->lock);
     nbd_uri_free(&nbd->uri);
     free(nbd);

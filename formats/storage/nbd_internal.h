@@ -23,7 +23,7 @@
 #include <stdatomic.h>
 
 #include "base/lock.h"
-#include "storage/block_lock.h"
+#include "base/range_lock.h"
 #include "storage/nbd.h"
 #include "storage/nbd_library.h"
 
@@ -56,7 +56,7 @@ struct nbd_storage {
     /* Whom the host's name meant at open; peer_len 0: ask libnbd to look it up. */
     struct sockaddr_storage peer;
     socklen_t peer_len;
-    struct block_lock blocks; /* read-modify-write against other synchronous writers */
+    struct range_lock blocks; /* read-modify-write against other synchronous writers */
     int wake_fd;
     _Atomic bool aborted, connected;
     const _Atomic bool *_Atomic give_up;

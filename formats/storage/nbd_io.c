@@ -65,7 +65,7 @@ static int read_part(struct nbd_storage *nbd, void *buf, uint64_t start, uint64_
     return err;
 }
 
-/* Part of one block, which is held exclusively; buf NULL: zeroes. */
+/* Part of one block, which is locked exclusively; buf NULL: zeroes. */
 static int write_part(struct nbd_storage *nbd, const void *buf, uint64_t start,
                       uint64_t end, unsigned flags)
 {
@@ -87,22 +87,22 @@ static int write_part(struct nbd_storage *nbd, const void *buf, uint64_t start,
     return transfer(nbd, NBD_WRITE, bounce, block, base, flags);
 }
 
-/* Holds the blocks of a range against other writers; nothing where blocks are bytes. */
-static void hold_blocks(struct nbd_storage *nbd, struct block_hold *hold, uint64_t off,
+/* Locks the blocks of a range against other writers; nothing where blocks are bytes. */
+static void lock_blocks(struct nbd_storage *nbd, struct locked_range *range, uint64_t off,
                         uint64_t len)
 {
     uint32_t block = nbd->info.min_block;
 
     if (block > 1)
-        block_lock_acquire(&nbd->blocks, hold, align_down(off, block),
+        range_lock_acquire(&nbd->blocks, range, align_down(off, block),
                            align_up(off + len, block),
-                           in_blocks(nbd, off, len) ? HOLD_SHARED : HOLD_EXCLUSIVE);
+                           in_blocks(nbd, off, len) ? RANGE_SHARED : RANGE_EXCLUSIVE);
 }
 
-static void release_blocks(struct nbd_storage *nbd, struct block_hold *hold)
+static void unlock_blocks(struct nbd_storage *nbd, struct locked_range *range)
 {
     if (nbd->info.min_block > 1)
-        block_lock_release(&nbd->blocks, hold);
+        range_lock_release(range);
 }
 
 /* ---- reading ---- */
@@ -134,16 +134,16 @@ static int write_one(struct nbd_storage *nbd, const char *buf, uint64_t off, uin
                      unsigned flags)
 {
     struct parts p = split(nbd, off, len);
-    struct block_hold hold;
+    struct locked_range range;
 
-    hold_blocks(nbd, &hold, off, len);
+    lock_blocks(nbd, &range, off, len);
     int err = write_part(nbd, buf, p.start, p.first, flags);
     if (!err) /* the cast: reads and writes share a request's buf */
         err = transfer(nbd, NBD_WRITE, (char *)(uintptr_t)(buf + (p.first - off)),
                        p.last - p.first, p.first, flags);
     if (!err)
         err = write_part(nbd, buf + (p.last - off), p.last, p.end, flags);
-    release_blocks(nbd, &hold);
+    unlock_blocks(nbd, &range);
     return err;
 }
 
@@ -215,34 +215,34 @@ static int io_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flag
 {
     struct nbd_storage *nbd = nbd_of(st);
     struct parts p = split(nbd, off, len);
-    struct block_hold hold;
+    struct locked_range range;
 
     if (p.first == p.last)
         return -ENOTSUP; /* less than a block: to be written */
-    hold_blocks(nbd, &hold, off, len);
+    lock_blocks(nbd, &range, off, len);
     /* The blocks first: when that can't be, nothing may have changed. */
     int err = transfer(nbd, NBD_ZERO, NULL, p.last - p.first, p.first, flags);
     if (!err)
         err = write_part(nbd, NULL, p.start, p.first, 0);
     if (!err)
         err = write_part(nbd, NULL, p.last, p.end, 0);
-    release_blocks(nbd, &hold);
+    unlock_blocks(nbd, &range);
     return err;
 }
 
 static int io_discard(struct storage *st, uint64_t off, uint64_t len)
 {
     struct nbd_storage *nbd = nbd_of(st);
-    struct block_hold hold;
+    struct locked_range range;
 
     if (off >= nbd->info.size)
         return 0;
     struct parts p = split(nbd, off, MIN(len, nbd->info.size - off));
     if (p.first == p.last)
         return 0;
-    hold_blocks(nbd, &hold, p.first, p.last - p.first);
+    lock_blocks(nbd, &range, p.first, p.last - p.first);
     int err = transfer(nbd, NBD_TRIM, NULL, p.last - p.first, p.first, 0);
-    release_blocks(nbd, &hold);
+    unlock_blocks(nbd, &range);
     return err;
 }
 

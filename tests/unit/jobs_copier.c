@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Who has which range: claims never overlap, whoever makes them (M-17). */
+/* Who has which range: locked ranges never overlap, whoever locks them (M-17). */
 #include "jobs_testing.h"
 
 #include "jobs/copier.h"
@@ -16,7 +16,7 @@ struct copy_bench {
     struct copy_result last; /* under mutex */
 };
 
-/* Whoever has a claim has its chunks alone. */
+/* Whoever has locked a range has its chunks alone. */
 static void take(struct copy_bench *c, uint64_t off, uint64_t len)
 {
     for (uint64_t i = off / CHUNK; i < (off + len) / CHUNK; i++)
@@ -112,7 +112,7 @@ Test(copier, copies)
 Test(copier, a_range_is_cut_at_what_others_have)
 {
     static struct copy_bench c;
-    struct claim one, two;
+    struct locked_range one, two;
     uint64_t len = 100 * CHUNK;
 
     copy_init(&c, 16 * 64 * CHUNK, 64 * CHUNK);
@@ -128,7 +128,7 @@ Test(copier, a_range_is_cut_at_what_others_have)
     cr_expect_eq(go(&c, 22 * CHUNK, 100 * CHUNK), 18 * CHUNK, "up to the next");
     cr_expect_eq(go(&c, 41 * CHUNK, 200 * CHUNK), 64 * CHUNK, "no more than is allowed");
     copier_wait_in_flight(c.copier);
-    cr_expect_eq(copier_in_flight(c.copier), 3 * CHUNK, "claims aren't settled");
+    cr_expect_eq(copier_in_flight(c.copier), 3 * CHUNK, "users' ranges aren't waited for");
     cr_expect_eq(copier_copying(c.copier), 0);
     copier_unlock_range(c.copier, &one);
     copier_unlock_range(c.copier, &two);
@@ -192,41 +192,41 @@ Test(copier, zeroes_are_not_sent_as_data)
 
 /* ---- many at once ---- */
 
-struct claimer {
+struct locker {
     struct copy_bench *c;
     pthread_t thread;
     uint64_t seed;
 };
 
-static void *claim_at_random(void *opaque)
+static void *lock_at_random(void *opaque)
 {
-    struct claimer *me = opaque;
+    struct locker *me = opaque;
     struct rng rng;
 
     rng_init(&rng, me->seed);
     for (unsigned i = 0; i < 3000; i++) {
-        struct claim claim;
+        struct locked_range range;
         uint64_t len = rng_between(&rng, 1, 8), off = rng_below(&rng, CHUNKS - len);
-        copier_lock_range(me->c->copier, &claim, off * CHUNK, len * CHUNK);
+        copier_lock_range(me->c->copier, &range, off * CHUNK, len * CHUNK);
         take(me->c, off * CHUNK, len * CHUNK);
         give_back(me->c, off * CHUNK, len * CHUNK);
-        copier_unlock_range(me->c->copier, &claim);
+        copier_unlock_range(me->c->copier, &range);
     }
     return NULL;
 }
 
 /* M-17 */
-Test(copier, claims_never_overlap, .timeout = 120)
+Test(copier, ranges_in_flight_never_overlap, .timeout = 120)
 {
     static struct copy_bench c;
-    struct claimer claimers[4];
+    struct locker lockers[4];
     struct rng rng;
 
     copy_init(&c, 16 * 8 * CHUNK, 8 * CHUNK);
     for (unsigned i = 0; i < 4; i++) {
-        claimers[i] = (struct claimer){.c = &c, .seed = i};
-        cr_assert_eq(
-            pthread_create(&claimers[i].thread, NULL, claim_at_random, &claimers[i]), 0);
+        lockers[i] = (struct locker){.c = &c, .seed = i};
+        cr_assert_eq(pthread_create(&lockers[i].thread, NULL, lock_at_random, &lockers[i]),
+                     0);
     }
     rng_init(&rng, 99);
     for (unsigned i = 0; i < 5000; i++) {
@@ -234,7 +234,7 @@ Test(copier, claims_never_overlap, .timeout = 120)
         go(&c, off * CHUNK, MIN(len, CHUNKS - off) * CHUNK);
     }
     for (unsigned i = 0; i < 4; i++)
-        pthread_join(claimers[i].thread, NULL);
+        pthread_join(lockers[i].thread, NULL);
     copy_fini(&c);
     for (unsigned i = 0; i < CHUNKS; i++)
         cr_expect_eq(atomic_load(&c.owners[i]), 0);

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Guest range locks: who waits for whom. */
+/* Range locks: who waits for whom. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <time.h>
 
 #include <criterion/criterion.h>
 
-#include "block/range_lock.h"
+#include "base/range_lock.h"
 #include "rng.h"
 
 struct waiter {
@@ -25,22 +25,22 @@ static void nap(void)
     nanosleep(&pause, NULL);
 }
 
-static void *hold(void *opaque)
+static void *hold_range(void *opaque)
 {
     struct waiter *w = opaque;
-    struct range_hold hold;
+    struct locked_range range;
 
-    range_lock_acquire(w->rl, &hold, w->start, w->end);
+    range_lock_acquire(w->rl, &range, w->start, w->end, RANGE_EXCLUSIVE);
     atomic_store(&w->got, atomic_fetch_add(w->order, 1) + 1);
     while (!atomic_load(w->go))
         nap();
-    range_lock_release(&hold);
+    range_lock_release(&range);
     return NULL;
 }
 
 static void start(struct waiter *w)
 {
-    cr_assert_eq(pthread_create(&w->thread, NULL, hold, w), 0);
+    cr_assert_eq(pthread_create(&w->thread, NULL, hold_range, w), 0);
 }
 
 /* Long enough for one that needn't wait. */
@@ -60,33 +60,33 @@ static void wait_until_waiting(struct range_lock *rl, unsigned n)
     }
 }
 
-Test(block_range_lock, neighbours_dont_wait, .timeout = 60)
+Test(range_lock, neighbours_dont_wait, .timeout = 60)
 {
     struct range_lock rl;
-    struct range_hold a, b, c;
+    struct locked_range a, b, c;
 
-    range_lock_init(&rl);
-    range_lock_acquire(&rl, &a, 4096, 8192);
-    range_lock_acquire(&rl, &b, 0, 4096);
-    range_lock_acquire(&rl, &c, 8192, 12288);
+    range_lock_init(&rl, RANK_RANGE);
+    range_lock_acquire(&rl, &a, 4096, 8192, RANGE_EXCLUSIVE);
+    range_lock_acquire(&rl, &b, 0, 4096, RANGE_EXCLUSIVE);
+    range_lock_acquire(&rl, &c, 8192, 12288, RANGE_EXCLUSIVE);
     range_lock_release(&a);
-    range_lock_acquire(&rl, &a, 4096, 8192);
+    range_lock_acquire(&rl, &a, 4096, 8192, RANGE_EXCLUSIVE);
     range_lock_release(&c);
     range_lock_release(&b);
     range_lock_release(&a);
     range_lock_destroy(&rl);
 }
 
-Test(block_range_lock, overlapping_waits_until_the_release, .timeout = 60)
+Test(range_lock, overlapping_waits_until_the_release, .timeout = 60)
 {
     struct range_lock rl;
-    struct range_hold mine;
+    struct locked_range mine;
     _Atomic unsigned order = 0;
     _Atomic bool go = true;
     struct waiter w = {.rl = &rl, .start = 8191, .end = 9000, .go = &go, .order = &order};
 
-    range_lock_init(&rl);
-    range_lock_acquire(&rl, &mine, 4096, 8192);
+    range_lock_init(&rl, RANK_RANGE);
+    range_lock_acquire(&rl, &mine, 4096, 8192, RANGE_EXCLUSIVE);
     start(&w);
     wait_until_waiting(&rl, 1);
     cr_expect_eq(w.got, 0);
@@ -96,19 +96,19 @@ Test(block_range_lock, overlapping_waits_until_the_release, .timeout = 60)
     range_lock_destroy(&rl);
 }
 
-/* A holds [0,10), B waits for [5,20), C comes for [15,30): C overlaps nobody who holds, but
+/* A has [0,10), B waits for [5,20), C comes for [15,30): C overlaps nobody who has a range, but
  * B was first, so a stream of C's can't starve it. */
-Test(block_range_lock, first_come_first_served, .timeout = 60)
+Test(range_lock, first_come_first_served, .timeout = 60)
 {
     struct range_lock rl;
-    struct range_hold mine;
+    struct locked_range mine;
     _Atomic unsigned order = 0;
     _Atomic bool go = true;
     struct waiter b = {.rl = &rl, .start = 5, .end = 20, .go = &go, .order = &order};
     struct waiter c = {.rl = &rl, .start = 15, .end = 30, .go = &go, .order = &order};
 
-    range_lock_init(&rl);
-    range_lock_acquire(&rl, &mine, 0, 10);
+    range_lock_init(&rl, RANK_RANGE);
+    range_lock_acquire(&rl, &mine, 0, 10, RANGE_EXCLUSIVE);
     start(&b);
     wait_until_waiting(&rl, 1);
     start(&c);
@@ -118,6 +118,52 @@ Test(block_range_lock, first_come_first_served, .timeout = 60)
     pthread_join(c.thread, NULL);
     cr_expect_eq(b.got, 1);
     cr_expect_eq(c.got, 2);
+    range_lock_destroy(&rl);
+}
+
+Test(range_lock, sharers_wait_for_the_exclusive_only, .timeout = 60)
+{
+    struct range_lock rl;
+    struct locked_range one, two;
+    _Atomic unsigned order = 0;
+    _Atomic bool go = true;
+    struct waiter w = {.rl = &rl, .start = 0, .end = 1, .go = &go, .order = &order};
+
+    range_lock_init(&rl, RANK_LEAF);
+    range_lock_acquire(&rl, &one, 0, 4096, RANGE_SHARED);
+    range_lock_acquire(&rl, &two, 0, UINT64_MAX, RANGE_SHARED);
+    start(&w);
+    wait_until_waiting(&rl, 1);
+    range_lock_release(&two);
+    cr_expect_eq(w.got, 0);
+    range_lock_release(&one);
+    cr_expect(has_it(&w));
+    pthread_join(w.thread, NULL);
+    range_lock_destroy(&rl);
+}
+
+Test(range_lock, a_try_gets_what_nobody_has_or_waits_for, .timeout = 60)
+{
+    struct range_lock rl;
+    struct locked_range has, try;
+    _Atomic unsigned order = 0;
+    _Atomic bool go = true;
+    struct waiter w = {.rl = &rl, .start = 30, .end = 45, .go = &go, .order = &order};
+
+    range_lock_init(&rl, RANK_LEAF);
+    range_lock_acquire(&rl, &has, 40, 50, RANGE_SHARED);
+    cr_expect_eq(range_lock_try_acquire(&rl, &try, 45, 60), 0);
+    cr_expect_eq(range_lock_try_acquire(&rl, &try, 50, 60), 10, "behind it");
+    range_lock_release(&try);
+    cr_expect_eq(range_lock_try_acquire(&rl, &try, 0, 60), 40, "up to it");
+    range_lock_release(&try);
+    start(&w);
+    wait_until_waiting(&rl, 1);
+    cr_expect_eq(range_lock_try_acquire(&rl, &try, 0, 60), 30, "up to who waits");
+    range_lock_release(&try);
+    range_lock_release(&has);
+    pthread_join(w.thread, NULL);
+    cr_expect(list_empty(&rl.ranges));
     range_lock_destroy(&rl);
 }
 
@@ -137,22 +183,22 @@ static void *churn(void *opaque)
 
     rng_init(&rng, c->seed);
     for (int i = 0; i < 3000; i++) {
-        struct range_hold hold;
+        struct locked_range range;
         uint64_t from = rng_below(&rng, CELLS), to = rng_between(&rng, from + 1, CELLS);
         if (to - from > 8)
             to = from + 8;
-        range_lock_acquire(c->rl, &hold, from, to);
+        range_lock_acquire(c->rl, &range, from, to, RANGE_EXCLUSIVE);
         for (uint64_t k = from; k < to; k++)
             if (atomic_fetch_add(&c->cells[k], 1) != 0)
                 atomic_store(c->wrong, true);
         for (uint64_t k = from; k < to; k++)
             atomic_fetch_sub(&c->cells[k], 1);
-        range_lock_release(&hold);
+        range_lock_release(&range);
     }
     return NULL;
 }
 
-Test(block_range_lock, nobody_is_alone_in_vain, .timeout = 60)
+Test(range_lock, nobody_is_alone_in_vain, .timeout = 60)
 {
     struct range_lock rl;
     _Atomic unsigned cells[CELLS] = {0};
@@ -160,7 +206,7 @@ Test(block_range_lock, nobody_is_alone_in_vain, .timeout = 60)
     pthread_t threads[8];
     struct churn c[8];
 
-    range_lock_init(&rl);
+    range_lock_init(&rl, RANK_RANGE);
     for (unsigned i = 0; i < 8; i++) {
         c[i] = (struct churn){.rl = &rl, .cells = cells, .wrong = &wrong, .seed = i};
         cr_assert_eq(pthread_create(&threads[i], NULL, churn, &c[i]), 0);
@@ -168,6 +214,6 @@ Test(block_range_lock, nobody_is_alone_in_vain, .timeout = 60)
     for (unsigned i = 0; i < 8; i++)
         pthread_join(threads[i], NULL);
     cr_expect_not(wrong, "two held one range");
-    cr_expect(list_empty(&rl.held));
+    cr_expect(list_empty(&rl.ranges));
     range_lock_destroy(&rl);
 }
