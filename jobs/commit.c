@@ -27,29 +27,6 @@
 #include "jobs/commit.h"
 #include "jobs/manager.h"
 #include "jobs/mirror_internal.h"
-#include "storage/nbd.h"
-
-/* Do both names lead to the same file? */
-static bool same_file(const char *name, const char *other)
-{
-    if (strcmp(name, other) == 0)
-        return true;
-    CLEANUP_FREE char *real = realpath(name, NULL);
-    CLEANUP_FREE char *other_real = realpath(other, NULL);
-    return real && other_real && strcmp(real, other_real) == 0;
-}
-
-static bool same_export(const char *name, const struct node *layer)
-{
-    CLEANUP_NBD_URI struct nbd_uri uri = {0};
-    struct diag ignored;
-
-    if (!nbd_uri_is_one(name) || !storage_is_nbd(layer->file) ||
-        nbd_uri_parse(name, NBD_URI_USER, &uri, &ignored))
-        return false;
-    CLEANUP_FREE char *canonical = nbd_uri_print(&uri);
-    return canonical && strcmp(canonical, layer->file->name) == 0;
-}
 
 /* Does the name mean that layer?  It may be what the image above calls it, if there is one,
  * and a relative name lies in the folder of that image, as it does there; not in the
@@ -59,11 +36,11 @@ static bool means_layer(const char *name, const struct node *above,
 {
     const char *image = above ? above->filename : layer->filename;
 
-    if (strcmp(name, layer->filename) == 0 || same_export(name, layer) ||
+    if (strcmp(name, layer->filename) == 0 ||
         (above && above->backing_name && strcmp(name, above->backing_name) == 0))
         return true;
     CLEANUP_FREE char *joined = reference_join(image, name);
-    return joined && same_file(joined, layer->filename);
+    return joined && node_is_called(layer, joined);
 }
 
 /* The layer that top names, NULL: the active one; and the one above it, if any. */
@@ -137,7 +114,7 @@ static int open_overlay(struct commit_layers *layers, const struct node *active,
 {
     struct node *overlay = layers->overlay;
     struct chain_options options = {
-        .format = overlay->driver->name,
+        .format = node_format(overlay),
         .no_backing = true,
         .node = active->options,
     };
@@ -145,7 +122,7 @@ static int open_overlay(struct commit_layers *layers, const struct node *active,
     layers->new_name = name_for(layers, top);
     if (!layers->new_name)
         return diag_errno(diag, ENOMEM, "%s", overlay->filename);
-    int err = node_lock(overlay, STORAGE_WRITER, diag);
+    int err = node_lock_for_writing(overlay, diag);
     if (err)
         return err;
     layers->overlay_locked = true;
@@ -178,7 +155,7 @@ static int open_base(const struct commit_layers *layers, struct node *active,
                      struct diag *diag)
 {
     struct chain_options options = {
-        .format = layers->base->driver->name,
+        .format = node_format(layers->base),
         .give_up = give_up,
         .node = active->options,
     };
@@ -225,13 +202,13 @@ static int replace_committed_layers(struct mirror *m, struct diag *diag)
     struct commit_layers *layers = &m->layers;
     struct node *overlay = layers->overlay, *below;
     const struct chain_options options = {
-        .format = layers->base->driver->name,
+        .format = node_format(layers->base),
         .give_up = &m->give_up,
         .read_only = true,
         .node = overlay->options,
     };
 
-    (void)!node_lock(layers->base, STORAGE_READER, diag);
+    (void)!node_lock_for_reading(layers->base, diag);
     layers->base_locked = false;
     int err = chain_open(overlay->ctx, layers->base->filename, &options, &below, diag);
     if (err)
@@ -241,7 +218,7 @@ static int replace_committed_layers(struct mirror *m, struct diag *diag)
         diag_errno(diag, -err, "%s", below->filename);
     else
         err = node_set_backing(layers->overlay_rw ? layers->overlay_rw : overlay,
-                               layers->new_name, below->driver->name, diag);
+                               layers->new_name, node_format(below), diag);
     if (!err)
         err = m->pivot.replace_backing(m->pivot.opaque, overlay, below, diag);
     if (err)
@@ -291,7 +268,7 @@ static int check_local(const struct commit_layers *layers, struct diag *diag)
     const struct node *written[] = {layers->base, layers->overlay};
 
     for (size_t i = 0; i < ARRAY_LEN(written); i++)
-        if (written[i] && storage_is_nbd(written[i]->file))
+        if (written[i] && node_is_remote(written[i]))
             return diag_set(diag, ENOTSUP,
                             "%s: is an NBD export: a commit writes to local files only",
                             written[i]->filename);
@@ -309,7 +286,7 @@ static int open_layers(struct mirror *m, struct node *active, struct node **top,
         err = check_local(layers, diag);
     if (err)
         return err;
-    err = node_lock(layers->base, STORAGE_WRITER, diag);
+    err = node_lock_for_writing(layers->base, diag);
     layers->base_locked = !err;
     if (!err && layers->overlay)
         err = open_overlay(layers, active, *top, diag);

@@ -9,7 +9,6 @@
 #include "base/checked.h"
 #include "jobs/manager.h"
 #include "jobs/mirror_internal.h"
-#include "storage/nbd.h"
 
 #define DEFAULT_BUF_SIZE    (16u << 20)
 #define DEFAULT_GRANULARITY (64u << 10)
@@ -299,7 +298,7 @@ int mirror_prepare(struct mirror *m, struct diag *diag)
     note_target(m);
     m->failures = node_flush_failures(m->target);
     /* What a target without metadata forgets is sent again; it needn't be reopened. */
-    if (!node_has_clusters(m->target))
+    if (!node_can(m->target, DRIVER_CLUSTERS))
         node_set_forgiving(m->target, true);
     int err = check_params(m, p, diag);
     if (err)

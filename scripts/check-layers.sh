@@ -5,6 +5,8 @@
 #     base <- storage <- mcache <- block <- {raw, qed, qcow2} <- registry <- server
 #     base <- {codec, crypto} <- block        registry <- jobs <- server
 #
+# Jobs go through the node: they use base, block and the registry only.
+#
 # A driver X shows X/X.h to registry.c and nothing else to anybody; nbdkit's headers are for
 # server/ only, and not for server/cli/.  A header that says "private to this folder" is for no
 # other.  Each source begins with its licence and its purpose.
@@ -23,7 +25,7 @@ declare -A may_use=(
     [crypto]="base crypto"
     [block]="base storage mcache codec crypto block"
     [registry]="base storage mcache codec crypto block registry $drivers"
-    [jobs]="base storage mcache codec crypto block registry jobs"
+    [jobs]="base block registry jobs"
     [server]="base storage mcache codec crypto block registry jobs server"
     [cli]="base storage mcache codec crypto block registry jobs cli"
 )

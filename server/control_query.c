@@ -43,8 +43,7 @@ static json_t *describe_image(struct node *node, bool nested)
     if (node->cluster_size > 1)
         add_number(image, "cluster-size", node->cluster_size);
     json_object_set_new(image, "dirty-flag", json_false());
-    if (node->driver->info)
-        node->driver->info(node, image);
+    node_add_info(node, image);
     add_backing_name(node, image);
     if (nested && node->backing)
         json_object_set_new(image, "backing-image", describe_image(node->backing, true));

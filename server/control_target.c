@@ -68,7 +68,7 @@ static int check_not_in_chain(const struct target_request *request, struct diag 
 static int check_size(const struct target_request *request, const struct driver *driver,
                       struct diag *diag)
 {
-    if (!driver->reserve || request->source->size % SECTOR == 0)
+    if (!driver_can(driver, DRIVER_CLUSTERS) || request->source->size % SECTOR == 0)
         return 0;
     return diag_set(diag, EINVAL,
                     "%s: the disk's %" PRIu64 " bytes are no multiple of %u, as %s images "
@@ -103,7 +103,7 @@ static int make_file(const struct target_request *request, struct diag *diag)
     if (!driver)
         return diag_set(diag, ENOTSUP, "%s: unknown format '%s'", request->target,
                         request->format);
-    if (below && !driver->reserve)
+    if (below && !driver_can(driver, DRIVER_BACKING))
         return diag_set(diag, EINVAL, "%s: %s images have no backing file", request->target,
                         driver->name);
     int err = check_size(request, driver, diag);

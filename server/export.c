@@ -98,7 +98,7 @@ void export_downgrade_lock(struct served_export *exp, struct node *node)
     LOCK_GUARD(&exp->lock);
 
     if (!node->active && !node->options.lock_off)
-        (void)!node_lock(node, STORAGE_READER, &ignored);
+        (void)!node_lock_for_reading(node, &ignored);
 }
 
 /* ---- requests ---- */

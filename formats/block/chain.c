@@ -208,8 +208,7 @@ static int resolve_chosen(const struct node *top, const char *name, struct refer
         return diag_set(diag, ENOTSUP,
                         "backing=%s: only local files and NBD exports can be backing files",
                         name);
-    /* Every format that allocates can have one; raw, which doesn't, can't. */
-    if (!node_has_clusters(top))
+    if (!node_can(top, DRIVER_BACKING))
         return diag_set(diag, EINVAL, "%s: %s images have no backing file", top->filename,
                         top->driver->name);
     return reference_resolve("backing=", name, REFERENCES_ANY, out, diag);

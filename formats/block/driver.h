@@ -98,8 +98,20 @@ struct create_request {
     size_t n_options;
 };
 
+/* What a format can do, besides what every driver does.  In brackets, which operations are
+ * there with it, and only with it. */
+enum driver_feature {
+    DRIVER_CLUSTERS =
+        1 << 0, /* it allocates: data lies elsewhere (reserve, link, release) */
+    DRIVER_BACKING = 1 << 1, /* an image can have a backing file (set_backing) */
+    DRIVER_GROWS = 1 << 2,   /* the virtual size can be raised (grow) */
+    DRIVER_CHECKS = 1 << 3,  /* there are tables that can be wrong (check) */
+    DRIVER_MARKS = 1 << 4,   /* a mark says that an image isn't closed (clear_mark) */
+};
+
 struct driver {
     const char *name;
+    unsigned features;                               /* enum driver_feature */
     const struct create_option_info *create_options; /* in the order of announcing */
 
     /* Does an image start with these bytes?  n may be short.  Absent for raw, which any
@@ -126,9 +138,7 @@ struct driver {
     /* The run that starts at off, as long as possible within len. */
     int (*map)(struct node *node, uint64_t off, uint64_t len, struct extent *out);
 
-    /* Absent for raw, where everything is writable in place: */
-
-    /* Makes the first clusters of [off, off+len) (cluster aligned, none of them writable in
+    /* DRIVER_CLUSTERS; without, everything is writable in place.  Makes the first clusters of [off, off+len) (cluster aligned, none of them writable in
      * place) ready to take data. */
     int (*reserve)(struct node *node, uint64_t off, uint64_t len, struct reservation *out);
     /* Publishes a reservation whose data is in the storage; replaces_zero: what the guest
@@ -149,21 +159,21 @@ struct driver {
      * durable and the requests under way have ended? */
     bool (*has_unlinked)(struct node *node);
 
-    /* Optional: from here on the image names this file as its backing file, of a format
+    /* DRIVER_BACKING: from here on the image names this file as its backing file, of a format
      * that is never NULL.  Durable on return; after a crash the old name or the new one
      * holds.  What node->backing is is the caller's. */
     int (*set_backing)(struct node *node, const char *name, const char *format,
                        struct diag *diag);
 
-    /* Optional: grows the virtual size (the caller has the node to itself). */
+    /* DRIVER_GROWS: grows the virtual size (the caller has the node to itself). */
     int (*grow)(struct node *node, uint64_t size, struct diag *diag);
-    /* Optional: commits and clears the dirty mark now, as the timer would. */
+    /* DRIVER_MARKS: commits and clears the dirty mark now, as the timer would. */
     int (*clear_mark)(struct node *node);
 
     /* Optional: adds "dirty-flag" and "format-specific" to qimg info's object. */
     void (*info)(struct node *node, json_t *object);
 
-    /* Optional; absent: the format has nothing to check.  Looks at the image in st, opened
+    /* DRIVER_CHECKS: looks at the image in st, opened
      * or not, and repairs what it is asked to.  0: the pass ran to its end, *result says
      * what it found. -errno with a sentence: it could not be checked, or not be repaired.
      */
@@ -174,6 +184,11 @@ struct driver {
     int (*create)(struct create_request *req, struct diag *diag);
 };
 
+static inline bool driver_can(const struct driver *driver, enum driver_feature feature)
+{
+    return driver->features & feature;
+}
+
 /* Where in an image's header, of `limit` bytes, there is room for a new backing name beside
  * the old one ([old, old+old_len)) and behind what is used otherwise ([0, used)); over the
  * old one only when it must be.  0: there is none. */
@@ -181,7 +196,8 @@ uint64_t driver_place_name(uint64_t used, uint64_t old, uint64_t old_len, uint64
                            uint64_t limit);
 
 /* The drivers there are, NULL at the end; set once by the registry, before anything is
- * opened. Probing asks them in this order. */
+ * opened. Probing asks them in this order.  Debug builds assert that each has the
+ * operations of its features. */
 void drivers_set(const struct driver *const *table);
 
 /* Their names, for messages: "qcow2, qed, raw". */

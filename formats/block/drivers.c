@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The table of formats, once the registry has set it; finding one by name or magic. */
+#include <assert.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -9,8 +10,22 @@
 static const struct driver *const none[] = {NULL};
 static const struct driver *const *drivers = none;
 
+static void assert_has_its_operations(const struct driver *driver)
+{
+    (void)driver; /* in builds that assert nothing */
+    assert(driver_can(driver, DRIVER_CLUSTERS) == (driver->reserve != NULL));
+    assert(driver_can(driver, DRIVER_CLUSTERS) == (driver->link != NULL));
+    assert(driver_can(driver, DRIVER_CLUSTERS) == (driver->release != NULL));
+    assert(driver_can(driver, DRIVER_BACKING) == (driver->set_backing != NULL));
+    assert(driver_can(driver, DRIVER_GROWS) == (driver->grow != NULL));
+    assert(driver_can(driver, DRIVER_CHECKS) == (driver->check != NULL));
+    assert(driver_can(driver, DRIVER_MARKS) == (driver->clear_mark != NULL));
+}
+
 void drivers_set(const struct driver *const *table)
 {
+    for (size_t i = 0; table[i]; i++)
+        assert_has_its_operations(table[i]);
     drivers = table;
 }
 

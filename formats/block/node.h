@@ -147,22 +147,39 @@ int node_check_range(const struct node *node, uint64_t off, uint64_t len);
 /* ---- what jobs and servers ask of a node; they go through no other door ---- */
 
 /* Grows the virtual size, and the bitmaps with it; the caller has the node to itself.
- * -ENOTSUP with a sentence when the format can't. */
+ * -ENOTSUP with a sentence without DRIVER_GROWS. */
 int node_grow(struct node *node, uint64_t size, struct diag *diag) MUST_USE;
 
-/* See driver.h: the image names another backing file from here on. */
+/* See driver.h: the image names another backing file from here on.  -ENOTSUP with a
+ * sentence without DRIVER_BACKING. */
 int node_set_backing(struct node *node, const char *name, const char *format,
                      struct diag *diag) MUST_USE;
 
-/* Locks the file as storage_lock does, unless the user wants no locks. */
-int node_lock(struct node *node, enum storage_lock_level level, struct diag *diag) MUST_USE;
+/* Locks the file against other processes as storage_lock does, for one who reads or who
+ * writes, in place of the lock it has; does nothing where the user wants no locks. */
+int node_lock_for_reading(struct node *node, struct diag *diag) MUST_USE;
+int node_lock_for_writing(struct node *node, struct diag *diag) MUST_USE;
 
-/* Does the format allocate clusters?  (Then it has metadata, which a flush that failed
- * leaves in nobody knows what state; and it can have a backing file.) */
-static inline bool node_has_clusters(const struct node *node)
+static inline bool node_can(const struct node *node, enum driver_feature feature)
 {
-    return node->driver->reserve;
+    return driver_can(node->driver, feature);
 }
+
+/* The name of its format. */
+static inline const char *node_format(const struct node *node)
+{
+    return node->driver->name;
+}
+
+/* Adds what the format tells of the image to qimg info's object. */
+void node_add_info(struct node *node, json_t *object);
+
+/* Does a name (a path, or an NBD URI as users write it) lead to the node's file or export?
+ * A relative path is taken as the process' folder has it. */
+bool node_is_called(const struct node *node, const char *name);
+
+/* Is its file another server's, that is no local file? */
+bool node_is_remote(const struct node *node);
 
 /* How often a flush of the file failed, whoever asked for it: what was written before may
  * be lost, and the next flush that succeeds says nothing of that. */

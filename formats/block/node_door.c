@@ -2,12 +2,16 @@
 /* What jobs and servers ask of a node besides requests: each is one call to the driver, the
  * cache or the storage, of which they know nothing. */
 #include <errno.h>
+#include <stdlib.h>
+#include <string.h>
 
+#include "base/cleanup.h"
 #include "block/node.h"
+#include "storage/nbd.h"
 
 int node_grow(struct node *node, uint64_t size, struct diag *diag)
 {
-    if (!node->driver->grow)
+    if (!node_can(node, DRIVER_GROWS))
         return diag_set(diag, ENOTSUP, "%s: %s images can't grow", node->filename,
                         node->driver->name);
     int err = node->driver->grow(node, size, diag);
@@ -17,15 +21,60 @@ int node_grow(struct node *node, uint64_t size, struct diag *diag)
 int node_set_backing(struct node *node, const char *name, const char *format,
                      struct diag *diag)
 {
-    if (!node->driver->set_backing)
+    if (!node_can(node, DRIVER_BACKING))
         return diag_set(diag, ENOTSUP, "%s: %s images have no backing file", node->filename,
                         node->driver->name);
     return node->driver->set_backing(node, name, format, diag);
 }
 
-int node_lock(struct node *node, enum storage_lock_level level, struct diag *diag)
+int node_lock_for_reading(struct node *node, struct diag *diag)
 {
-    return node->options.lock_off ? 0 : storage_lock(node->file, level, diag);
+    return node->options.lock_off ? 0 : storage_lock(node->file, STORAGE_READER, diag);
+}
+
+int node_lock_for_writing(struct node *node, struct diag *diag)
+{
+    return node->options.lock_off ? 0 : storage_lock(node->file, STORAGE_WRITER, diag);
+}
+
+void node_add_info(struct node *node, json_t *object)
+{
+    if (node->driver->info)
+        node->driver->info(node, object);
+}
+
+/* Do both paths lead to the same file? */
+static bool is_same_file(const char *path, const char *other)
+{
+    CLEANUP_FREE char *real = realpath(path, NULL);
+    CLEANUP_FREE char *other_real = realpath(other, NULL);
+
+    return real && other_real && strcmp(real, other_real) == 0;
+}
+
+static bool is_same_export(const struct node *node, const char *uri_text)
+{
+    CLEANUP_NBD_URI struct nbd_uri uri = {0};
+    struct diag ignored;
+
+    if (!storage_is_nbd(node->file) ||
+        nbd_uri_parse(uri_text, NBD_URI_USER, &uri, &ignored))
+        return false;
+    CLEANUP_FREE char *canonical = nbd_uri_print(&uri);
+    return canonical && strcmp(canonical, node->file->name) == 0;
+}
+
+bool node_is_called(const struct node *node, const char *name)
+{
+    if (strcmp(name, node->filename) == 0)
+        return true;
+    return nbd_uri_is_one(name) ? is_same_export(node, name)
+                                : is_same_file(name, node->filename);
+}
+
+bool node_is_remote(const struct node *node)
+{
+    return storage_is_nbd(node->file);
 }
 
 uint64_t node_flush_failures(struct node *node)

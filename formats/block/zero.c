@@ -159,7 +159,7 @@ static int zero_clusters(struct node *node, uint64_t off, uint64_t end, enum zer
 {
     if (off >= end)
         return 0;
-    if (!node->driver->reserve) /* no mapping to protect */
+    if (!node_can(node, DRIVER_CLUSTERS)) /* no mapping to protect */
         return zero_clusters_locked(node, off, end, how);
     RANGE_LOCK_GUARD(&node->ranges, off, end);
     return zero_clusters_locked(node, off, end, how);

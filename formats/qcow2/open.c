@@ -302,6 +302,8 @@ static bool has_unlinked(struct node *node)
 
 const struct driver qcow2_driver = {
     .name = "qcow2",
+    .features =
+        DRIVER_CLUSTERS | DRIVER_BACKING | DRIVER_GROWS | DRIVER_CHECKS | DRIVER_MARKS,
     .create_options = qcow2_create_options,
     .probe = probe,
     .open = qcow2_open,

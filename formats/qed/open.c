@@ -268,6 +268,8 @@ static void info(struct node *node, json_t *object)
 
 const struct driver qed_driver = {
     .name = "qed",
+    .features =
+        DRIVER_CLUSTERS | DRIVER_BACKING | DRIVER_GROWS | DRIVER_CHECKS | DRIVER_MARKS,
     .create_options = qed_create_options,
     .probe = probe,
     .open = open_image,

@@ -83,6 +83,7 @@ static int raw_grow(struct node *node, uint64_t size, struct diag *diag)
 /* Any bytes are a valid raw image, so their looks say nothing: it is never guessed. */
 const struct driver raw_driver = {
     .name = "raw",
+    .features = DRIVER_GROWS,
     .create_options = raw_create_options,
     .open = raw_open,
     .activate = raw_activate,

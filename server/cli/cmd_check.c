@@ -180,7 +180,7 @@ static int check(struct checked *image)
     const struct check_args *args = image->args;
     struct check_result result;
 
-    if (!image->driver->check) {
+    if (!driver_can(image->driver, DRIVER_CHECKS)) {
         cli_error("%s: the format %s has nothing to check", args->image.filename,
                   image->driver->name);
         return CHECK_UNSUPPORTED;

@@ -70,8 +70,7 @@ static json_t *describe(struct node *node)
         json_object_set_new(object, "cluster-size", json_integer(node->cluster_size));
     add_backing(node, object);
     json_object_set_new(object, "dirty-flag", json_false());
-    if (node->driver->info)
-        node->driver->info(node, object);
+    node_add_info(node, object);
     return object;
 }
 

@@ -14,7 +14,7 @@ static const struct driver *driver_of(const struct image_input *in)
 {
     const struct driver *driver = driver_probe(in->bytes, in->n);
 
-    return driver && driver->check ? driver : NULL;
+    return driver && driver_can(driver, DRIVER_CHECKS) ? driver : NULL;
 }
 
 static bool is_clean(const struct check_result *result)

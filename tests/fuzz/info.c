@@ -16,8 +16,7 @@ static json_t *describe(struct node *node)
                   node->driver->name, "virtual-size", (json_int_t)node->size,
                   "cluster-size", (json_int_t)node->cluster_size, "dirty-flag", 0);
 
-    if (node->driver->info)
-        node->driver->info(node, object);
+    node_add_info(node, object);
     return object;
 }
 

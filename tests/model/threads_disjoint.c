@@ -230,7 +230,7 @@ static void *storm(void *opaque)
             err = block_read(s->img.node, buf, off, len);
         if (!err)
             err = block_status(s->img.node, off, len, &st);
-        if (!err && rng_one_in(&w->rng, 8) && s->img.node->driver->clear_mark)
+        if (!err && rng_one_in(&w->rng, 8) && node_can(s->img.node, DRIVER_MARKS))
             err = s->img.node->driver->clear_mark(s->img.node);
         if (err)
             complain(s, "the flushing thread: errno %d", -err);

@@ -53,22 +53,23 @@ static int toy_close(struct node *node)
     return 0;
 }
 
-static int toy_reserve(struct node *node, uint64_t off, uint64_t len,
-                       struct reservation *out)
+static int toy_set_backing(struct node *n, const char *name, const char *format,
+                           struct diag *why)
 {
-    (void)node;
-    (void)off;
-    (void)len;
-    (void)out;
+    (void)n;
+    (void)name;
+    (void)format;
+    (void)why;
     return -ENOTSUP;
 }
 
 static const struct driver toy = {
     .name = "toy",
+    .features = DRIVER_BACKING,
     .probe = toy_probe,
     .open = toy_open,
     .close = toy_close,
-    .reserve = toy_reserve,
+    .set_backing = toy_set_backing,
 };
 static const struct driver plain = {
     .name = "plain",

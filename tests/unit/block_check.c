@@ -43,6 +43,7 @@ static int check(struct diag *diag)
     struct driver driver = toy_driver;
 
     toy_init(&b, 64 * CLUSTER, NULL);
+    driver.features |= DRIVER_CHECKS;
     driver.check = toy_check;
     next.bench = &b;
     n_lines = 0;

@@ -173,6 +173,7 @@ static inline int toy_close(struct node *node)
 
 static const struct driver toy_driver = {
     .name = "toy",
+    .features = DRIVER_CLUSTERS,
     .open = toy_open,
     .activate = toy_activate,
     .close = toy_close,

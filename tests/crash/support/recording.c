@@ -103,7 +103,7 @@ static void record_settle(struct recording *r, struct session *se)
 {
     uint32_t version = history_begin(&r->history, REQ_BACKGROUND, 0, 0, false);
 
-    if (se->node->driver->clear_mark)
+    if (node_can(se->node, DRIVER_MARKS))
         expect(r, se->node->driver->clear_mark(se->node), "settling");
     history_end(&r->history, version);
 }

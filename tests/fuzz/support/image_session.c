@@ -210,7 +210,8 @@ static void do_grow(struct session *s, struct image_step step)
     uint64_t more = (uint64_t)step.where << (step.how & 31);
     struct diag diag = {0};
 
-    if (!s->node->driver->grow || !s->node->active || more > INT64_MAX - s->node->size)
+    if (!node_can(s->node, DRIVER_GROWS) || !s->node->active ||
+        more > INT64_MAX - s->node->size)
         return;
     int err = s->node->driver->grow(s->node, s->node->size + more, &diag);
     fuzz_check_diag(err, &diag);
