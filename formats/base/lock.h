@@ -22,7 +22,7 @@ enum lock_rank {
     RANK_RECLAIM,      /* a driver dropping references to clusters */
     RANK_HEADER,       /* a driver writing its header */
     RANK_COMMIT,       /* mcache: who leads a commit */
-    RANK_POOL,         /* mcache: the pages of the whole chain, for eviction */
+    RANK_POOL,         /* mcache: the pages of all images, for eviction */
     RANK_META,         /* mcache: every in-memory change of metadata */
     RANK_LOAD,         /* mcache: waiting for a page that is being loaded */
     RANK_LEAF,         /* anything that takes no other lock: timers, bounce buffers */

@@ -7,22 +7,48 @@
 #include "base/log.h"
 #include "block/node.h"
 
+int block_shared_init(struct block_shared *shared, size_t cache_bytes, clock_fn *clock,
+                      void *clock_opaque)
+{
+    shared->pool = mc_pool_new(cache_bytes);
+    shared->housekeeper = housekeeper_new(clock, clock_opaque);
+    if (shared->pool && shared->housekeeper)
+        return 0;
+    block_shared_destroy(shared);
+    return -ENOMEM;
+}
+
+void block_shared_destroy(struct block_shared *shared)
+{
+    housekeeper_free(shared->housekeeper);
+    mc_pool_free(shared->pool);
+    *shared = (struct block_shared){0};
+}
+
+void block_context_init_shared(struct block_context *ctx, const struct block_shared *shared)
+{
+    gate_init(&ctx->gate);
+    ctx->pool = shared->pool;
+    ctx->housekeeper = shared->housekeeper;
+    ctx->own = (struct block_shared){0};
+}
+
 int block_context_init(struct block_context *ctx, size_t cache_bytes, clock_fn *clock,
                        void *clock_opaque)
 {
-    gate_init(&ctx->gate);
-    ctx->pool = mc_pool_new(cache_bytes, &ctx->gate);
-    ctx->housekeeper = housekeeper_new(clock, clock_opaque);
-    if (ctx->pool && ctx->housekeeper)
-        return 0;
-    block_context_destroy(ctx);
-    return -ENOMEM;
+    struct block_shared own;
+
+    int err = block_shared_init(&own, cache_bytes, clock, clock_opaque);
+    if (err)
+        return err;
+    block_context_init_shared(ctx, &own);
+    ctx->own = own;
+    return 0;
 }
 
 void block_context_destroy(struct block_context *ctx)
 {
-    housekeeper_free(ctx->housekeeper);
-    mc_pool_free(ctx->pool);
+    block_shared_destroy(&ctx->own);
     ctx->housekeeper = NULL;
     ctx->pool = NULL;
 }

@@ -23,15 +23,33 @@
 #include "mcache/mcache.h"
 #include "storage/storage.h"
 
+/* What all chains of a process can share: one budget for cached tables, one thread for
+ * timers (one whose disk is slow keeps those of others waiting, never their requests). */
+struct block_shared {
+    struct mc_pool *pool;
+    struct housekeeper *housekeeper;
+};
+
+/* clock NULL: CLOCK_MONOTONIC.  0 or -ENOMEM. */
+int block_shared_init(struct block_shared *shared, size_t cache_bytes, clock_fn *clock,
+                      void *clock_opaque) MUST_USE;
+/* After the last context that uses it; again: does nothing. */
+void block_shared_destroy(struct block_shared *shared);
+
 /* What the nodes of one chain share.  Lives longer than they do. */
 struct block_context {
     struct gate gate; /* requests; those that change something enter to change */
     struct mc_pool *pool;
     struct housekeeper *housekeeper;
+    struct block_shared own; /* what is destroyed with it; NULLs: all is others' */
 };
 
+/* With memory and timers of its own; see block_shared_init. */
 int block_context_init(struct block_context *ctx, size_t cache_bytes, clock_fn *clock,
                        void *clock_opaque) MUST_USE;
+/* With those of others, which live longer. */
+void block_context_init_shared(struct block_context *ctx,
+                               const struct block_shared *shared);
 void block_context_destroy(struct block_context *ctx);
 
 enum detect_zeroes { DETECT_OFF, DETECT_ON, DETECT_UNMAP };

@@ -16,7 +16,7 @@
 #include "base/log.h"
 #include "mcache/internal.h"
 
-struct mcache *mcache_new(struct mc_pool *pool, struct storage *st,
+struct mcache *mcache_new(struct mc_pool *pool, struct gate *gate, struct storage *st,
                           const struct mcache_hooks *hooks, void *owner)
 {
     struct mcache *mc = calloc(1, sizeof *mc);
@@ -24,11 +24,14 @@ struct mcache *mcache_new(struct mc_pool *pool, struct storage *st,
     if (!mc)
         return NULL;
     mc->pool = pool;
+    mc->gate = gate;
     mc->st = st;
     if (hooks)
         mc->hooks = *hooks;
     mc->owner = owner;
     list_init(&mc->maps);
+    list_init(&mc->retired);
+    list_init(&mc->retiring);
     lock_init(&mc->meta, RANK_META);
     for (int cls = 0; cls < MC_CLASSES; cls++)
         list_init(&mc->dirty[cls]);
@@ -48,6 +51,7 @@ void mcache_free(struct mcache *mc)
         return;
     LIST_FOR_EACH_SAFE (pos, &mc->maps)
         mcmap_free(CONTAINER_OF(pos, struct mcmap, link));
+    mc_pool_leave(mc);
     for (unsigned i = 0; i < LOAD_STRIPES; i++) {
         lock_destroy(&mc->load[i].lock);
         pthread_cond_destroy(&mc->load[i].done);
@@ -257,8 +261,7 @@ int mcache_commit(struct mcache *mc, enum mc_commit_scope what)
 
 void mcache_relieve(struct mcache *mc)
 {
-    if (LIKELY(atomic_load_explicit(&mc->dirty_bytes, memory_order_relaxed) <
-               mc->pool->limit / 4))
+    if (LIKELY(!mc_pool_wants_clean(mc)))
         return;
     int err = mcache_commit(mc, MC_COMMIT_EVERYTHING);
     if (err)

@@ -13,7 +13,7 @@ static void mark_dirty(struct mcache *mc, struct mc_page *page, enum mc_class cl
 {
     if (page->dirty == MC_CLEAN) {
         mc->n_dirty++;
-        atomic_fetch_add(&mc->dirty_bytes, page->map->page_bytes);
+        mc_pool_count_dirty(mc, page->map->page_bytes);
         if (cls == MC_LINK)
             atomic_fetch_add(&mc->n_links, 1);
     } else if (cls < page->dirty) {
@@ -33,7 +33,7 @@ static void mark_clean(struct mcache *mc, struct mc_page *page)
 {
     list_remove(&page->dirty_link);
     mc->n_dirty--;
-    atomic_fetch_sub(&mc->dirty_bytes, page->map->page_bytes);
+    mc_pool_count_clean(mc, page->map->page_bytes);
     page->dirty = MC_CLEAN;
 }
 

@@ -64,6 +64,7 @@ struct mc_room {
 
 struct mcache {
     struct mc_pool *pool;
+    struct gate *gate; /* of who reads the pages */
     struct storage *st;
     struct storage *data[MC_DATA_STORES]; /* in use: the first n_data */
     unsigned n_data;
@@ -95,16 +96,21 @@ struct mcache {
     int last_result;
 
     struct mc_room room; /* the leader's */
+
+    /* under the pool's lock */
+    struct list retired;  /* struct mc_page.pool_link: evicted, waiting for the gate */
+    struct list retiring; /* in the pool's, while there are any */
 };
 
 struct mc_pool {
-    struct gate *gate;
     size_t limit;
     _Atomic size_t used;
+    _Atomic size_t dirty_bytes;    /* of all images */
+    _Atomic size_t n_dirty_images; /* which have dirty pages */
     struct lock lock;
     /* under lock */
-    struct list clock;   /* struct mc_page.pool_link: oldest first */
-    struct list retired; /* out of the directory, waiting for the gate */
+    struct list clock;    /* struct mc_page.pool_link: oldest first */
+    struct list retiring; /* struct mcache.retiring: who has retired pages */
     size_t n_pages;
 };
 
@@ -116,6 +122,13 @@ void mcmap_detach(struct mc_page *page); /* META: takes the page out of the dire
 void mc_pool_insert(struct mc_pool *pool, struct mc_page *page);
 /* At mcmap_free, under the pool's lock. */
 void mc_pool_forget(struct mc_pool *pool, struct mc_page *page);
+/* At mcache_free: frees what was retired of the image's pages. */
+void mc_pool_leave(struct mcache *mc);
+/* A page of that many bytes became dirty, or clean. */
+void mc_pool_count_dirty(struct mcache *mc, size_t bytes);
+void mc_pool_count_clean(struct mcache *mc, size_t bytes);
+/* Do the image's dirty pages take more than their share? */
+bool mc_pool_wants_clean(const struct mcache *mc);
 
 /* dirty.c */
 

@@ -94,7 +94,7 @@ static void drop_page(struct mcmap *map, struct mc_page *page)
         mc->n_dirty--;
         if (page->dirty == MC_LINK)
             atomic_fetch_sub(&mc->n_links, 1);
-        atomic_fetch_sub(&mc->dirty_bytes, map->page_bytes);
+        mc_pool_count_clean(mc, map->page_bytes);
     }
     if (!page->resident) {
         mc_pool_forget(mc->pool, page);

@@ -6,7 +6,8 @@
  * page index to a page of 64-bit words in host order, one map for the L2 tables, one for
  * the refcount blocks, resident ones for tables that always stay in memory (L1, refcount
  * table).  Where a page lies on disk is asked from the map's owner, so that a table can
- * move.  All mcaches of a backing chain share one *pool*, which bounds their memory.
+ * move.  All mcaches of a process share one *pool*, which bounds their memory; each has the
+ * gate that its own readers enter.
  *
  * Order as data.  Each dirty page has a class, and a commit writes class by class:
  *   MC_PRE   what LEAF pages point to (a new refcount block);
@@ -110,12 +111,17 @@ static inline struct mc_pair mc_load_pair(const struct mc_page *page, uint32_t w
     }
 }
 
-/* ---- the pool: memory for all pages of a chain ---- */
+/* ---- the pool: memory for all pages, of whichever chain ---- */
 
 struct mc_pool;
 
-struct mc_pool *mc_pool_new(size_t limit_bytes, struct gate *gate);
+/* NULL when memory is short. */
+struct mc_pool *mc_pool_new(size_t limit_bytes) MUST_USE;
 void mc_pool_free(struct mc_pool *pool); /* after the last mcache_free */
+
+/* What clean and dirty pages take now, of all images; evicted ones that somebody may still
+ * read aren't counted.  Bytes, never much over the limit while what is dirty gets written. */
+size_t mc_pool_used(const struct mc_pool *pool);
 
 /* ---- the cache of one image ---- */
 
@@ -127,9 +133,10 @@ struct mcache_hooks {
     void (*durable)(void *owner);
 };
 
-/* hooks may be NULL.  The storage is borrowed.  NULL when memory is short. */
-struct mcache *mcache_new(struct mc_pool *pool, struct storage *st,
-                          const struct mcache_hooks *hooks, void *owner);
+/* Whoever reads its pages is inside `gate`.  hooks may be NULL.  The pool, the gate and the
+ * storage are borrowed.  NULL when memory is short. */
+struct mcache *mcache_new(struct mc_pool *pool, struct gate *gate, struct storage *st,
+                          const struct mcache_hooks *hooks, void *owner) MUST_USE;
 
 /* Data of the image lies in this store, too (borrowed): each barrier flushes it before the
  * image's own.  Before anything is written; at most MC_DATA_STORES. */
@@ -160,8 +167,9 @@ enum mc_commit_scope { MC_COMMIT, MC_COMMIT_EVERYTHING };
  * or -errno; -EIO once poisoned. */
 int mcache_commit(struct mcache *mc, enum mc_commit_scope what) MUST_USE;
 
-/* Commits when dirty pages take more than their share of the pool; called by writers after
- * their reply is decided, so its error is only logged (the pages stay dirty). */
+/* Commits when the image's dirty pages take more than their share of the pool, which is less
+ * when those of many images fill it; called by writers after their reply is decided, so its
+ * error is only logged (the pages stay dirty). */
 void mcache_relieve(struct mcache *mc);
 
 /* Is any page dirty or being written?  When not, a single durable write is enough for FUA.

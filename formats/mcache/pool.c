@@ -1,42 +1,62 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The memory of a chain's pages: a clock over all of them, and the pages that were evicted
- * while a request could still be reading them. */
+/* The memory of all pages: a clock over them, whichever image they belong to, and for each
+ * image the pages that were evicted while a request could still be reading them.  Images of
+ * different chains have different gates: a request that is stuck on one keeps no page of
+ * another. */
 #include <stdlib.h>
 
 #include "mcache/internal.h"
 
-struct mc_pool *mc_pool_new(size_t limit_bytes, struct gate *gate)
+struct mc_pool *mc_pool_new(size_t limit_bytes)
 {
     struct mc_pool *pool = calloc(1, sizeof *pool);
 
     if (!pool)
         return NULL;
-    pool->gate = gate;
     pool->limit = limit_bytes;
     lock_init(&pool->lock, RANK_POOL);
     list_init(&pool->clock);
-    list_init(&pool->retired);
+    list_init(&pool->retiring);
     return pool;
 }
 
-/* Under the pool lock: frees evicted pages that nobody can see any more. */
-static void free_retired(struct mc_pool *pool)
+/* Under the pool lock. */
+static void retire_page(struct mc_pool *pool, struct mc_page *page)
 {
-    LIST_FOR_EACH_SAFE (pos, &pool->retired) {
+    struct mcache *mc = page->map->mc;
+
+    page->retired = gate_stamp(mc->gate);
+    if (list_empty(&mc->retired))
+        list_append(&pool->retiring, &mc->retiring);
+    list_append(&mc->retired, &page->pool_link);
+    pool->n_pages--;
+}
+
+/* Under the pool lock: frees evicted pages of an image that nobody can see any more. */
+static void free_retired(struct mcache *mc)
+{
+    LIST_FOR_EACH_SAFE (pos, &mc->retired) {
         struct mc_page *page = CONTAINER_OF(pos, struct mc_page, pool_link);
-        if (!gate_passed(pool->gate, page->retired))
+        if (!gate_passed(mc->gate, page->retired))
             return; /* the rest is younger */
         list_remove(pos);
         free(page);
     }
+    list_remove(&mc->retiring);
+}
+
+void mc_pool_leave(struct mcache *mc)
+{
+    LOCK_GUARD(&mc->pool->lock);
+    LIST_FOR_EACH_SAFE (pos, &mc->retired)
+        free(CONTAINER_OF(pos, struct mc_page, pool_link));
+    list_remove(&mc->retiring);
 }
 
 void mc_pool_free(struct mc_pool *pool)
 {
     if (!pool)
         return;
-    LIST_FOR_EACH_SAFE (pos, &pool->retired)
-        free(CONTAINER_OF(pos, struct mc_page, pool_link));
     lock_destroy(&pool->lock);
     free(pool);
 }
@@ -72,14 +92,13 @@ void mc_pool_insert(struct mc_pool *pool, struct mc_page *page)
         struct mc_page *victim = CONTAINER_OF(pool->clock.next, struct mc_page, pool_link);
         list_remove(&victim->pool_link);
         if (victim != page && try_evict(pool, victim)) {
-            victim->retired = gate_stamp(pool->gate);
-            list_append(&pool->retired, &victim->pool_link);
-            pool->n_pages--;
+            retire_page(pool, victim);
         } else {
             list_append(&pool->clock, &victim->pool_link);
         }
     }
-    free_retired(pool);
+    LIST_FOR_EACH_SAFE (pos, &pool->retiring)
+        free_retired(CONTAINER_OF(pos, struct mcache, retiring));
 }
 
 void mc_pool_forget(struct mc_pool *pool, struct mc_page *page)
@@ -88,4 +107,42 @@ void mc_pool_forget(struct mc_pool *pool, struct mc_page *page)
     list_remove(&page->pool_link);
     pool->n_pages--;
     atomic_fetch_sub(&pool->used, page_cost(page));
+}
+
+size_t mc_pool_used(const struct mc_pool *pool)
+{
+    return atomic_load(&pool->used);
+}
+
+/* ---- dirty pages ---- */
+
+void mc_pool_count_dirty(struct mcache *mc, size_t bytes)
+{
+    if (atomic_fetch_add(&mc->dirty_bytes, bytes) == 0)
+        atomic_fetch_add(&mc->pool->n_dirty_images, 1);
+    atomic_fetch_add(&mc->pool->dirty_bytes, bytes);
+}
+
+void mc_pool_count_clean(struct mcache *mc, size_t bytes)
+{
+    if (atomic_fetch_sub(&mc->dirty_bytes, bytes) == bytes)
+        atomic_fetch_sub(&mc->pool->n_dirty_images, 1);
+    atomic_fetch_sub(&mc->pool->dirty_bytes, bytes);
+}
+
+/* A quarter of the pool for each image, as long as all together leave half of it to clean
+ * pages; then an equal part of the quarter.  So idle images' dirty pages keep nobody else
+ * from having some. */
+bool mc_pool_wants_clean(const struct mcache *mc)
+{
+    const struct mc_pool *pool = mc->pool;
+    size_t own = atomic_load_explicit(&mc->dirty_bytes, memory_order_relaxed);
+
+    if (own >= pool->limit / 4)
+        return true;
+    if (LIKELY(atomic_load_explicit(&pool->dirty_bytes, memory_order_relaxed) <
+               pool->limit / 2))
+        return false;
+    size_t n = atomic_load_explicit(&pool->n_dirty_images, memory_order_relaxed);
+    return own > pool->limit / 4 / MAX(n, 1);
 }

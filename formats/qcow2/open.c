@@ -129,7 +129,7 @@ static int open_tables(struct qcow2 *q, struct diag *diag)
 {
     struct node *node = q->node;
 
-    node->mc = mcache_new(node->ctx->pool, node->file, &hooks, q);
+    node->mc = mcache_new(node->ctx->pool, &node->ctx->gate, node->file, &hooks, q);
     if (!node->mc)
         return diag_errno(diag, ENOMEM, "%s", node->filename);
     int err = alloc_open_refcounts(&q->alloc, diag);

@@ -77,7 +77,7 @@ static int open_tables(struct qed_image *img, struct diag *diag)
 {
     struct node *node = img->node;
 
-    node->mc = mcache_new(node->ctx->pool, node->file, &hooks, img);
+    node->mc = mcache_new(node->ctx->pool, &node->ctx->gate, node->file, &hooks, img);
     if (!node->mc)
         return diag_errno(diag, ENOMEM, "%s: metadata cache", node->filename);
     int err = qed_tables_load(img, img->header.image_size, diag);

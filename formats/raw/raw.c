@@ -13,7 +13,7 @@ static int raw_open(struct node *node, struct diag *diag)
         return diag_errno(diag, -rc, "%s: cannot get its size", node->filename);
     node->cluster_size = 1;
     /* There is no metadata; the cache makes flushes of several clients share one sync. */
-    node->mc = mcache_new(node->ctx->pool, node->file, NULL, NULL);
+    node->mc = mcache_new(node->ctx->pool, &node->ctx->gate, node->file, NULL, NULL);
     if (!node->mc)
         return diag_errno(diag, ENOMEM, "%s", node->filename);
     return 0;

@@ -25,7 +25,7 @@ static bool toy_probe(const uint8_t *head, size_t n)
 static int plain_open(struct node *node, struct diag *diag)
 {
     node->cluster_size = 1;
-    node->mc = mcache_new(node->ctx->pool, node->file, NULL, NULL);
+    node->mc = mcache_new(node->ctx->pool, &node->ctx->gate, node->file, NULL, NULL);
     open_nodes++;
     return node->mc ? 0 : diag_errno(diag, ENOMEM, "%s", node->filename);
 }

@@ -41,7 +41,7 @@ static void mark_init(struct toy_bench *b, struct dirty_mark *mark,
 
     toy_init(b, CLUSTERS * CLUSTER, options ? options : &defaults);
     mcache_free(b->node->mc);
-    b->node->mc = mcache_new(b->ctx.pool, b->node->file, &hooks, b);
+    b->node->mc = mcache_new(b->ctx.pool, &b->ctx.gate, b->node->file, &hooks, b);
     the_mark = mark;
     bit_writes = fail_bit = 0;
     dirty_mark_init(mark, b->node, write_bit, enabled, false);

@@ -154,7 +154,7 @@ static inline int toy_open(struct node *node, struct diag *diag)
 {
     (void)diag;
     node->cluster_size = CLUSTER;
-    node->mc = mcache_new(node->ctx->pool, node->file, NULL, NULL);
+    node->mc = mcache_new(node->ctx->pool, &node->ctx->gate, node->file, NULL, NULL);
     return 0;
 }
 

@@ -67,7 +67,8 @@ static inline void no_messages(enum log_level level, const char *fmt, va_list ap
     (void)ap;
 }
 
-static inline void bench_init(struct bench *b, size_t limit)
+/* One more image whose pages are the pool's. */
+static inline void bench_join(struct bench *b, struct mc_pool *pool)
 {
     static const struct mcache_hooks hooks = {.frozen = count_frozen,
                                               .durable = count_durable};
@@ -75,27 +76,37 @@ static inline void bench_init(struct bench *b, size_t limit)
     *b = (struct bench){0};
     log_set_sink(no_messages);
     gate_init(&b->gate);
-    b->pool = mc_pool_new(limit, &b->gate);
+    b->pool = pool;
     b->log = crash_log_new(NULL);
     fault_plan_init(&b->plan);
     b->st = fault_storage_new(crash_storage_open(b->log), &b->plan);
     /* A file that is long enough, so that only writes are seen. */
     cr_assert_eq(storage_truncate(b->st, MAP_PLACE(MAPS)), 0);
     crash_log_rebase(b->log);
-    b->mc = mcache_new(b->pool, b->st, &hooks, b);
+    b->mc = mcache_new(b->pool, &b->gate, b->st, &hooks, b);
     b->map[MAP_A] = mcmap_new(b->mc, PAGES, PAGE_BYTES, MC_BE64, locate_a, b);
     b->map[MAP_B] = mcmap_new(b->mc, PAGES, PAGE_BYTES, MC_LE64, locate_b, b);
     cr_assert_not_null(b->map[MAP_A]);
     cr_assert_not_null(b->map[MAP_B]);
 }
 
-static inline void bench_fini(struct bench *b)
+static inline void bench_init(struct bench *b, size_t limit)
+{
+    bench_join(b, mc_pool_new(limit));
+}
+
+static inline void bench_leave(struct bench *b)
 {
     cr_assert(gate_empty(&b->gate));
     mcache_free(b->mc);
     storage_close(b->st);
     crash_log_free(b->log);
     fault_plan_destroy(&b->plan);
+}
+
+static inline void bench_fini(struct bench *b)
+{
+    bench_leave(b);
     mc_pool_free(b->pool);
 }
 

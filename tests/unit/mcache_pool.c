@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Images with gates of their own that share one pool. */
+#include "mcache_testing.h"
+
+#include "mcache/internal.h"
+
+static bool has_retired(struct bench *b)
+{
+    LOCK_GUARD(&b->pool->lock);
+    return !list_empty(&b->mc->retired);
+}
+
+static void load_many(struct bench *b)
+{
+    for (uint64_t i = 0; i < PAGES - 1; i++)
+        load_word(b, MAP_A, i, 0);
+}
+
+/* */
+Test(mcache_pool, images_share_one_budget)
+{
+    struct bench first, second;
+    const size_t limit = 16 * 1024;
+
+    bench_init(&first, limit);
+    bench_join(&second, first.pool);
+    for (uint64_t i = 0; i < PAGES - 1; i++) {
+        load_word(&first, MAP_A, i, 0);
+        load_word(&second, MAP_A, i, 0);
+        cr_assert_leq(mc_pool_used(first.pool), limit);
+    }
+    bench_leave(&second);
+    load_many(&first);
+    cr_expect_leq(mc_pool_used(first.pool), limit);
+    cr_expect_gt(mc_pool_used(first.pool), limit / 2, "the room of who left is used");
+    bench_fini(&first);
+}
+
+/* ASan sees it when the page is freed too early. */
+Test(mcache_pool, a_reader_keeps_the_pages_of_its_own_image)
+{
+    struct bench read, other;
+    struct mc_page *page;
+
+    bench_init(&read, 4 * 1024);
+    bench_join(&other, read.pool);
+    gate_ticket ticket = gate_enter(&read.gate);
+    cr_assert_eq(mcmap_get(read.map[MAP_A], 0, &page), 0);
+    load_many(&other);
+    load_many(&other);
+    {
+        LOCK_GUARD(mcache_meta(read.mc));
+        cr_expect_null(mcmap_peek(read.map[MAP_A], 0), "it is evicted");
+    }
+    cr_expect_eq(mc_load(page, 0), 0);
+    cr_expect(has_retired(&read));
+    gate_leave(&read.gate, ticket);
+    load_many(&other);
+    cr_expect_not(has_retired(&read));
+    bench_leave(&other);
+    bench_fini(&read);
+}
+
+Test(mcache_pool, an_image_leaves_with_pages_that_wait_for_its_gate)
+{
+    struct bench first, second;
+
+    bench_init(&first, 4 * 1024);
+    bench_join(&second, first.pool);
+    gate_ticket ticket = gate_enter(&second.gate);
+    load_many(&second);
+    cr_expect(has_retired(&second));
+    gate_leave(&second.gate, ticket);
+    bench_leave(&second);
+    load_many(&first);
+    bench_fini(&first);
+}
+
+/* Each keeps under a quarter, but all together would fill the pool. */
+Test(mcache_pool, many_images_have_less_dirty_pages_each)
+{
+    struct bench first, more[3];
+
+    bench_init(&first, 32 * 1024);
+    for (unsigned i = 0; i < 3; i++)
+        bench_join(&more[i], first.pool);
+    for (uint64_t page = 0; page < 12; page++)
+        store_word(&first, MAP_A, page, 0, 1, MC_LINK);
+    mcache_relieve(first.mc);
+    cr_expect(mcache_has_dirty(first.mc), "alone it may have them");
+    for (unsigned i = 0; i < 3; i++)
+        for (uint64_t page = 0; page < 12; page++)
+            store_word(&more[i], MAP_A, page, 0, 1, MC_LINK);
+    mcache_relieve(first.mc);
+    cr_expect_not(mcache_has_dirty(first.mc));
+    /* One that has little goes on, whatever the others have. */
+    store_word(&first, MAP_A, 0, 0, 2, MC_LINK);
+    mcache_relieve(first.mc);
+    cr_expect(mcache_has_dirty(first.mc));
+    for (unsigned i = 0; i < 3; i++)
+        bench_leave(&more[i]);
+    bench_fini(&first);
+}
