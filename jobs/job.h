@@ -66,6 +66,7 @@ enum job_event_kind {
 struct job_info {
     char id[256];
     uint64_t ticket;  /* as it was started with */
+    void *owner;      /* so, too */
     const char *type; /* "mirror" or "commit" */
     enum job_state state;
     uint64_t len,
@@ -116,6 +117,7 @@ struct job_params {
     const char *id;
     uint64_t speed;
     uint64_t ticket;                      /* comes back in events */
+    void *owner;                          /* whose disk it is about; comes back, too */
     bool manual_finalize, manual_dismiss; /* QMP's auto-* turned off */
 };
 

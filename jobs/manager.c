@@ -87,6 +87,7 @@ static struct job *job_new(struct job_manager *manager, const struct job_ops *op
     pthread_condattr_destroy(&attr);
     job->info = (struct job_info){
         .ticket = params->ticket,
+        .owner = params->owner,
         .type = ops->type,
         .state = JOB_CREATED,
         .speed = params->speed,

@@ -24,7 +24,7 @@
 #include "control_lane.h"
 #include "control_query.h"
 #include "control_socket.h"
-#include "export.h"
+#include "export_table.h"
 #include "jobs/manager.h"
 
 #define MAX_CLIENTS 256
@@ -60,12 +60,11 @@ struct control {
     struct client *clients[MAX_CLIENTS];
     unsigned n_clients;
     bool out_of_files; /* accept failed: wait before the next */
-    bool corruption_told, fatal_corruption_told;
 };
 
 /* ---- events: any thread ---- */
 
-static void wake(struct control *control)
+static void wake_thread(struct control *control)
 {
     uint64_t one = 1;
 
@@ -102,13 +101,13 @@ void control_event(struct control *control, const char *name, json_t *data)
     if (!text)
         return;
     note_event(control, text);
-    wake(control);
+    wake_thread(control);
 }
 
 void control_request_failed(struct control *control)
 {
     if (!atomic_exchange(&control->request_failed, true))
-        wake(control);
+        wake_thread(control);
 }
 
 /* Takes over the answer.  It isn't counted with the events: none is dropped. */
@@ -128,7 +127,7 @@ static void note_answer(void *opaque, struct control_answer *answer)
         list_append(&control->events, &event->link);
         control->n_events++;
     }
-    wake(control);
+    wake_thread(control);
 }
 
 /* The command that started the job is answered. */
@@ -146,11 +145,20 @@ static void note_opened(struct control *control, const struct job_event *event)
     note_answer(control, &answer);
 }
 
-/* What the job had of the disk, it has given back. */
-static bool is_end(const struct job_event *event)
+/* What the job had of the disk, it has given back.  One such event for each job that was
+ * started. */
+static bool is_end_of_job(const struct job_event *event)
 {
     return event->kind == JOB_EVENT_COMPLETED || event->kind == JOB_EVENT_CANCELLED ||
            (event->kind == JOB_EVENT_OPENED && event->err);
+}
+
+static void give_back_export(const struct job_event *event)
+{
+    struct served_export *exp = event->info.owner;
+
+    export_drop_reference(exp);
+    export_end_job(exp);
 }
 
 static void on_job_event(void *opaque, const struct job_event *event)
@@ -158,8 +166,8 @@ static void on_job_event(void *opaque, const struct job_event *event)
     struct control *control = opaque;
     json_t *data;
 
-    if (is_end(event))
-        export_drop_reference(control->context.exp);
+    if (is_end_of_job(event))
+        give_back_export(event);
     if (event->kind == JOB_EVENT_OPENED) {
         note_opened(control, event);
         return;
@@ -172,7 +180,7 @@ static void on_job_event(void *opaque, const struct job_event *event)
 
 /* ---- the thread ---- */
 
-static json_t *handle(void *opaque, struct client *client, json_t *request)
+static json_t *handle_request(void *opaque, struct client *client, json_t *request)
 {
     struct control *control = opaque;
 
@@ -225,7 +233,7 @@ static void send_answer(struct control *control, struct control_answer *answer)
         if (client->awaits != answer->ticket)
             continue;
         client_answer(client, control_reply(answer->value, &answer->error, client->id),
-                      handle, control);
+                      handle_request, control);
         return;
     }
     json_decref(answer->value);
@@ -302,7 +310,7 @@ static void serve_client(struct control *control, struct client *client, short r
         return;
     }
     if (revents & (POLLIN | POLLHUP | POLLERR) && !client->ending && !client->dead)
-        client_receive(client, handle, control);
+        client_receive(client, handle_request, control);
 }
 
 static bool is_stopping(struct control *control)
@@ -326,23 +334,31 @@ static void free_jobs(struct control *control)
         job_query(control->context.jobs, NULL, 0);
 }
 
-static bool tell_corruption(struct control *control, bool fatal)
+static bool tell_corruption(struct control *control, struct served_export *exp, bool fatal)
 {
-    json_t *data = control_find_corruption(&control->context, fatal);
+    json_t *data = control_find_corruption(exp, fatal);
 
     if (data)
         control_event(control, "BLOCK_IMAGE_CORRUPTED", data);
     return data;
 }
 
-/* Once in the life of the server is enough, and once more when writes fail from then on. */
+/* Once in the life of an export is enough, and once more when writes fail from then on. */
+static void look_for_corruption_of(struct control *control, struct served_export *exp)
+{
+    if (exp->fatal_corruption_told)
+        return;
+    exp->fatal_corruption_told = tell_corruption(control, exp, true);
+    if (!exp->fatal_corruption_told && !exp->corruption_told)
+        exp->corruption_told = tell_corruption(control, exp, false);
+}
+
 static void look_for_corruption(struct control *control)
 {
-    if (control->fatal_corruption_told || !atomic_exchange(&control->request_failed, false))
+    if (!atomic_exchange(&control->request_failed, false))
         return;
-    control->fatal_corruption_told = tell_corruption(control, true);
-    if (!control->fatal_corruption_told && !control->corruption_told)
-        control->corruption_told = tell_corruption(control, false);
+    EXPORT_TABLE_EACH (exp, control->context.exports)
+        look_for_corruption_of(control, exp);
 }
 
 static void serve_once(struct control *control)
@@ -402,7 +418,7 @@ static void *control_main(void *opaque)
         serve_once(control);
     control_event(control, "SHUTDOWN",
                   json_pack("{s:b,s:s}", "guest", 0, "reason",
-                            control->context.shut_down ? "host-qmp-quit" : "host-signal"));
+                            control->context.quit_came ? "host-qmp-quit" : "host-signal"));
     hand_out_events(control);
     end_jobs(control);
     hand_out_events(control);
@@ -428,26 +444,33 @@ static void control_free(struct control *control)
     free(control);
 }
 
+/* All but the socket; what is missing is freed by control_free. */
+static int fill_control(struct control *control, const struct control_setup *setup)
+{
+    lock_init(&control->lock, RANK_LEAF);
+    list_init(&control->events);
+    control->context = (struct control_context){
+        .exports = setup->exports,
+        .jobs = job_manager_new(on_job_event, control),
+        .shut_down = setup->shut_down,
+        .opaque = setup->opaque,
+    };
+    control->context.lane = control_lane_new(&control->context, note_answer, control);
+    control->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    bool full = control->wake_fd >= 0 && control->context.jobs && control->context.lane;
+    return full ? 0 : -ENOMEM;
+}
+
 int control_open(const struct control_setup *setup, struct control **out, struct diag *diag)
 {
     struct control *control = calloc(1, sizeof *control);
 
     if (!control)
         return diag_errno(diag, ENOMEM, "control=%s", setup->path);
-    lock_init(&control->lock, RANK_LEAF);
-    list_init(&control->events);
-    control->context = (struct control_context){
-        .node_name = setup->node_name,
-        .exp = setup->exp,
-        .jobs = job_manager_new(on_job_event, control),
-        .shutdown = setup->shutdown,
-    };
-    control->context.lane = control_lane_new(&control->context, note_answer, control);
-    control->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    int err = 0;
-    if (control->wake_fd < 0 || !control->context.jobs || !control->context.lane)
-        err = diag_errno(diag, ENOMEM, "control=%s", setup->path);
-    if (!err)
+    int err = fill_control(control, setup);
+    if (err)
+        diag_errno(diag, -err, "control=%s", setup->path);
+    else
         err = control_socket_open(&control->socket, setup->path, diag);
     if (err) {
         control_free(control);
@@ -470,7 +493,7 @@ void control_begin_close(struct control *control)
     lock_acquire(&control->lock);
     control->stopping = true;
     lock_release(&control->lock);
-    wake(control);
+    wake_thread(control);
 }
 
 void control_stop(struct control *control)

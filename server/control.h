@@ -5,7 +5,8 @@
  * waits for a client: what it doesn't read is queued, and when the queue is full it is
  * closed.  Events come from any thread; they are noted, and handed out by the thread.
  *
- * The jobs of the server belong to it: they are started by commands and end with it.
+ * Commands name an export by its node name.  The jobs of the server belong to the socket:
+ * they are started by commands and end with it; each keeps its export from being removed.
  *
  * Threads: open, start and close on the main thread; control_event from any.  Layer:
  * server. */
@@ -18,13 +19,15 @@
 #include "base/diag.h"
 
 struct control;
-struct served_export;
+struct export_table;
 
+/* Borrowed until control_close. */
 struct control_setup {
-    const char *path;          /* absolute */
-    const char *node_name;     /* the image's */
-    struct served_export *exp; /* borrowed; opened before, closed after */
-    void (*shutdown)(void);    /* the command `quit`: begins the server's orderly end */
+    const char *path;             /* absolute */
+    struct export_table *exports; /* what commands are about; outlives the jobs */
+    void (*shut_down)(
+        void *opaque); /* the command `quit`: begins the server's orderly end */
+    void *opaque;
 };
 
 /* Before the fork: listens on the socket, mode 0600.  What a server that is gone left there

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Commands for the disk's dirty bitmaps.  They run on the lane, one after the other: nobody
+/* Commands for the disks' dirty bitmaps.  They run on the lane, one after the other: nobody
  * else removes a bitmap, but a job may begin to use one at any time. */
 #include "control_bitmaps.h"
 
@@ -10,11 +10,11 @@
 #include "base/cleanup.h"
 #include "block/dirty_bitmap.h"
 #include "control_cmds.h"
-#include "export.h"
+#include "export_table.h"
 
 /* ---- looking ---- */
 
-static void describe(struct dirty_bitmap *bitmap, void *opaque)
+static void describe_bitmap(struct dirty_bitmap *bitmap, void *opaque)
 {
     json_t *list = opaque, *object = json_object();
 
@@ -33,24 +33,15 @@ json_t *control_describe_bitmaps(struct node *node)
 {
     json_t *list = json_array();
 
-    node_bitmap_each(node, describe, list);
+    node_bitmap_each(node, describe_bitmap, list);
     return list;
 }
 
 /* ---- what all commands do ---- */
 
-static bool is_our_node(const struct control_context *ctx, const char *name,
-                        struct control_error *error)
-{
-    if (strcmp(name, ctx->node_name) == 0)
-        return true;
-    control_fail(error, CLASS_GENERIC, "Node '%.200s' not found", name);
-    return false;
-}
-
 /* A bitmap that nobody uses; NULL with the error said. */
-static struct dirty_bitmap *find(struct node *node, const char *name,
-                                 struct control_error *error)
+static struct dirty_bitmap *find_idle_bitmap(struct node *node, const char *name,
+                                             struct control_error *error)
 {
     struct dirty_bitmap *bitmap = node_bitmap_find(node, name);
 
@@ -64,10 +55,10 @@ static struct dirty_bitmap *find(struct node *node, const char *name,
 }
 
 /* The same, which no job can begin to use before it is released. */
-static struct dirty_bitmap *take(struct node *node, const char *name,
-                                 struct control_error *error)
+static struct dirty_bitmap *acquire_bitmap(struct node *node, const char *name,
+                                           struct control_error *error)
 {
-    struct dirty_bitmap *bitmap = find(node, name, error);
+    struct dirty_bitmap *bitmap = find_idle_bitmap(node, name, error);
     struct diag ignored;
 
     if (bitmap && dirty_bitmap_acquire(bitmap, &ignored)) {
@@ -77,7 +68,7 @@ static struct dirty_bitmap *take(struct node *node, const char *name,
     return bitmap;
 }
 
-static json_t *done(int err, struct control_error *error)
+static json_t *reply_to_change(int err, struct control_error *error)
 {
     return err ? control_fail_diag(error, CLASS_GENERIC) : json_object();
 }
@@ -121,22 +112,28 @@ static int add_bitmap(struct node *node, const json_t *args, struct diag *diag)
 static json_t *bitmap_add(struct control_context *ctx, const json_t *args,
                           struct control_error *error)
 {
-    EXPORT_USE(use, export_enter(ctx->exp));
-
-    if (!is_our_node(ctx, arg_text(args, "node"), error))
+    CLEANUP_EXPORT struct served_export *exp =
+        control_find_node(ctx, arg_text(args, "node"), error);
+    if (!exp)
         return NULL;
-    return done(add_bitmap(use.node, args, &error->diag), error);
+    EXPORT_USE(use, export_enter(exp));
+
+    return reply_to_change(add_bitmap(use.node, args, &error->diag), error);
 }
 
 static json_t *bitmap_remove(struct control_context *ctx, const json_t *args,
                              struct control_error *error)
 {
-    EXPORT_USE(use, export_enter(ctx->exp));
     const char *name = arg_text(args, "name");
-
-    if (!is_our_node(ctx, arg_text(args, "node"), error) || !find(use.node, name, error))
+    CLEANUP_EXPORT struct served_export *exp =
+        control_find_node(ctx, arg_text(args, "node"), error);
+    if (!exp)
         return NULL;
-    return done(node_bitmap_remove(use.node, name, &error->diag), error);
+    EXPORT_USE(use, export_enter(exp));
+
+    if (!find_idle_bitmap(use.node, name, error))
+        return NULL;
+    return reply_to_change(node_bitmap_remove(use.node, name, &error->diag), error);
 }
 
 enum bitmap_change { CLEAR, ENABLE, DISABLE };
@@ -144,11 +141,13 @@ enum bitmap_change { CLEAR, ENABLE, DISABLE };
 static json_t *change_bitmap(struct control_context *ctx, const json_t *args,
                              struct control_error *error, enum bitmap_change change)
 {
-    EXPORT_USE(use, export_enter(ctx->exp));
-
-    if (!is_our_node(ctx, arg_text(args, "node"), error))
+    CLEANUP_EXPORT struct served_export *exp =
+        control_find_node(ctx, arg_text(args, "node"), error);
+    if (!exp)
         return NULL;
-    struct dirty_bitmap *bitmap = take(use.node, arg_text(args, "name"), error);
+    EXPORT_USE(use, export_enter(exp));
+
+    struct dirty_bitmap *bitmap = acquire_bitmap(use.node, arg_text(args, "name"), error);
     if (!bitmap)
         return NULL;
     if (change == CLEAR)
@@ -177,11 +176,26 @@ static json_t *bitmap_disable(struct control_context *ctx, const json_t *args,
     return change_bitmap(ctx, args, error, DISABLE);
 }
 
-/* One of `bitmaps`: a name, or an object with node and name. */
-static struct dirty_bitmap *find_source(struct control_context *ctx, struct node *node,
-                                        const json_t *item, struct control_error *error)
+/* Bitmaps are merged within one node. */
+static bool is_node_of(struct control_context *ctx, const struct served_export *exp,
+                       const char *node_name, struct control_error *error)
 {
-    const char *name = json_string_value(item), *node_name = ctx->node_name;
+    if (strcmp(node_name, exp->node_name) == 0)
+        return true;
+    CLEANUP_EXPORT struct served_export *other = control_find_node(ctx, node_name, error);
+    if (other)
+        control_fail(error, CLASS_GENERIC,
+                     "Node '%.200s': its bitmaps can't be merged into one of '%.200s'",
+                     node_name, exp->node_name);
+    return false;
+}
+
+/* One of `bitmaps`: a name, or an object with node and name. */
+static struct dirty_bitmap *find_source(struct control_context *ctx,
+                                        const struct export_use *use, const json_t *item,
+                                        struct control_error *error)
+{
+    const char *name = json_string_value(item), *node_name = use->exp->node_name;
 
     if (json_object_size(item) == 2) {
         name = arg_text(item, "name");
@@ -193,33 +207,49 @@ static struct dirty_bitmap *find_source(struct control_context *ctx, struct node
                      "and 'name'");
         return NULL;
     }
-    return is_our_node(ctx, node_name, error) ? find(node, name, error) : NULL;
+    return is_node_of(ctx, use->exp, node_name, error)
+               ? find_idle_bitmap(use->node, name, error)
+               : NULL;
+}
+
+/* All of `items`, before any is merged: an array to be freed; NULL with the error said. */
+static struct dirty_bitmap **find_sources(struct control_context *ctx,
+                                          const struct export_use *use, const json_t *items,
+                                          struct control_error *error)
+{
+    size_t n = json_array_size(items);
+    CLEANUP_FREE struct dirty_bitmap **sources = calloc(n + 1, sizeof(void *));
+
+    if (!sources) {
+        control_fail(error, CLASS_GENERIC, "out of memory");
+        return NULL;
+    }
+    for (size_t i = 0; i < n; i++) {
+        sources[i] = find_source(ctx, use, json_array_get(items, i), error);
+        if (!sources[i])
+            return NULL;
+    }
+    return TAKE(&sources);
 }
 
 static json_t *bitmap_merge(struct control_context *ctx, const json_t *args,
                             struct control_error *error)
 {
-    EXPORT_USE(use, export_enter(ctx->exp));
-    const json_t *items = json_object_get(args, "bitmaps");
-    size_t n = json_array_size(items);
-
-    if (!is_our_node(ctx, arg_text(args, "node"), error))
+    const char *name = arg_text(args, "target");
+    CLEANUP_EXPORT struct served_export *exp =
+        control_find_node(ctx, arg_text(args, "node"), error);
+    if (!exp)
         return NULL;
-    struct dirty_bitmap *target = find(use.node, arg_text(args, "target"), error);
-    CLEANUP_FREE struct dirty_bitmap **sources = calloc(n + 1, sizeof(void *));
+    EXPORT_USE(use, export_enter(exp));
+
+    struct dirty_bitmap *target = find_idle_bitmap(use.node, name, error);
     if (!target)
         return NULL;
-    if (!sources)
-        return control_fail(error, CLASS_GENERIC, "out of memory");
-    /* All are looked at before any is merged. */
-    for (size_t i = 0; i < n; i++) {
-        sources[i] = find_source(ctx, use.node, json_array_get(items, i), error);
-        if (!sources[i])
-            return NULL;
-    }
-    if (!take(use.node, arg_text(args, "target"), error))
+    CLEANUP_FREE struct dirty_bitmap **sources =
+        find_sources(ctx, &use, json_object_get(args, "bitmaps"), error);
+    if (!sources || !acquire_bitmap(use.node, name, error))
         return NULL;
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; sources[i]; i++)
         if (sources[i] != target)
             dirty_bitmap_merge(target, sources[i]);
     dirty_bitmap_release(target);

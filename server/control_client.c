@@ -49,7 +49,7 @@ void client_flush(struct client *client)
 }
 
 /* Makes room behind what is queued. */
-static bool make_room(struct client *client, size_t length)
+static bool make_queue_room(struct client *client, size_t length)
 {
     if (client->sent > 0) {
         memmove(client->queue, client->queue + client->sent, client->queued - client->sent);
@@ -76,7 +76,7 @@ void client_send_text(struct client *client, const char *text, size_t length)
         client->dead = true;
         return;
     }
-    if (client->capacity - client->queued < length && !make_room(client, length)) {
+    if (client->capacity - client->queued < length && !make_queue_room(client, length)) {
         client->dead = true;
         return;
     }
@@ -98,8 +98,8 @@ void client_send(struct client *client, json_t *message)
     client_send_text(client, "\r\n", 2);
 }
 
-static void answer(struct client *client, json_t *request, client_handler *handler,
-                   void *opaque)
+static void answer_request(struct client *client, json_t *request, client_handler *handler,
+                           void *opaque)
 {
     json_t *reply = handler(opaque, client, request);
 
@@ -123,8 +123,8 @@ static void keep_rest(struct client *client, const char *p, size_t n)
 }
 
 /* Answers what is complete of n more bytes. */
-static void take(struct client *client, const char *p, size_t n, client_handler *handler,
-                 void *opaque)
+static void answer_bytes(struct client *client, const char *p, size_t n,
+                         client_handler *handler, void *opaque)
 {
     while (!client->dead) {
         if (client->awaits) {
@@ -135,17 +135,17 @@ static void take(struct client *client, const char *p, size_t n, client_handler 
         case JSON_STREAM_MORE:
             return;
         case JSON_STREAM_VALUE:
-            answer(
+            answer_request(
                 client,
                 json_loadb(client->in.text, client->in.used, JSON_REJECT_DUPLICATES, NULL),
                 handler, opaque);
             break;
         case JSON_STREAM_BAD:
-            answer(client, NULL, handler, opaque);
+            answer_request(client, NULL, handler, opaque);
             break;
         case JSON_STREAM_TOO_LONG:
             client->ending = true;
-            answer(client, NULL, handler, opaque);
+            answer_request(client, NULL, handler, opaque);
             return;
         }
     }
@@ -162,7 +162,7 @@ void client_answer(struct client *client, json_t *reply, client_handler *handler
     json_decref(client->id);
     client->id = NULL;
     client_send(client, reply);
-    take(client, rest, n, handler, opaque);
+    answer_bytes(client, rest, n, handler, opaque);
 }
 
 void client_receive(struct client *client, client_handler *handler, void *opaque)
@@ -179,5 +179,5 @@ void client_receive(struct client *client, client_handler *handler, void *opaque
         client_flush(client);
         return;
     }
-    take(client, buf, (size_t)got, handler, opaque);
+    answer_bytes(client, buf, (size_t)got, handler, opaque);
 }

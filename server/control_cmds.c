@@ -9,6 +9,7 @@
 
 #include "base/cleanup.h"
 #include "control_lane.h"
+#include "export_table.h"
 
 /* Slow ones go to the lane, on whose thread they run: all those for bitmaps, so that none
  * has a bitmap in its hands that another removes. */
@@ -54,6 +55,26 @@ json_t *control_fail_diag(struct control_error *error, const char *class)
 {
     error->class = class;
     return NULL;
+}
+
+struct served_export *control_find_device(struct control_context *ctx, const char *name,
+                                          struct control_error *error)
+{
+    struct served_export *exp = export_table_find_node(ctx->exports, name);
+
+    if (!exp)
+        control_fail(error, CLASS_DEVICE, "Cannot find device '%.200s'", name);
+    return exp;
+}
+
+struct served_export *control_find_node(struct control_context *ctx, const char *name,
+                                        struct control_error *error)
+{
+    struct served_export *exp = export_table_find_node(ctx->exports, name);
+
+    if (!exp)
+        control_fail(error, CLASS_GENERIC, "Node '%.200s' not found", name);
+    return exp;
 }
 
 static json_t *error_reply(const struct control_error *error)
@@ -142,7 +163,7 @@ static bool has_type(const struct control_arg *arg, const json_t *value)
 }
 
 /* "a, b, c" */
-static void join(char *text, size_t size, const char *item)
+static void append_word(char *text, size_t size, const char *item)
 {
     size_t used = strlen(text);
 
@@ -160,18 +181,18 @@ static void say_type(const struct control_arg *arg, char *text, size_t size)
 
     *text = '\0';
     if (arg->type != ARG_WORD)
-        join(text, size, names[arg->type]);
+        append_word(text, size, names[arg->type]);
     for (size_t i = 0; arg->type == ARG_WORD && arg->words[i]; i++)
-        join(text, size, arg->words[i]);
+        append_word(text, size, arg->words[i]);
 }
 
 static void say_args(const struct control_command *command, char *text, size_t size)
 {
     *text = '\0';
     for (const struct control_arg *arg = command->args; arg && arg->name; arg++)
-        join(text, size, arg->name);
+        append_word(text, size, arg->name);
     if (!*text)
-        join(text, size, "no parameters");
+        append_word(text, size, "no parameters");
 }
 
 /* Whether every argument is known and of its type, and none is missing. */
@@ -251,7 +272,8 @@ json_t *control_greeting(void)
 }
 
 /* The first command of a session; there are no capabilities that it could enable. */
-static json_t *negotiate(const json_t *args, bool *negotiated, struct control_error *error)
+static json_t *negotiate_session(const json_t *args, bool *negotiated,
+                                 struct control_error *error)
 {
     static const struct control_arg takes[] = {{"enable", ARG_LIST, false, NULL}, {0}};
     static const struct control_command self = {NEGOTIATE, takes, NULL};
@@ -300,14 +322,14 @@ static json_t *run_command(struct control_context *ctx, bool *negotiated, const 
         return control_fail(error, CLASS_COMMAND,
                             "Expecting capabilities negotiation with '" NEGOTIATE "'");
     if (!*negotiated)
-        return negotiate(args, negotiated, error);
+        return negotiate_session(args, negotiated, error);
     if (negotiates)
         return control_fail(error, CLASS_COMMAND,
                             "Capabilities negotiation is already complete");
     if (!command)
         return control_fail(error, CLASS_COMMAND, "The command %.200s has not been found",
                             name);
-    if (ctx->shut_down)
+    if (ctx->quit_came)
         return control_fail(error, CLASS_GENERIC, "The server is shutting down");
     if (!args_fit(command, args, error))
         return NULL;

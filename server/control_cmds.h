@@ -19,16 +19,17 @@
 #include "base/diag.h"
 
 struct control_lane;
-struct served_export;
+struct export_table;
 struct job_manager;
+struct served_export;
 
 /* What commands work on. */
 struct control_context {
-    const char *node_name;
-    struct served_export *exp;
-    struct job_manager *jobs;
-    void (*shutdown)(void);
-    bool shut_down; /* by `quit` */
+    struct export_table *exports;
+    struct job_manager *jobs; /* of all exports */
+    void (*shut_down)(void *opaque);
+    void *opaque;   /* shut_down's */
+    bool quit_came; /* the command */
     /* Who carries out what may take long; NULL: it is waited for, and a job that is being
      * opened counts as started. */
     struct control_lane *lane;
@@ -53,6 +54,13 @@ json_t *control_fail(struct control_error *error, const char *class, const char 
     PRINTF_LIKE(3, 4);
 /* error->diag was set by a function that failed. */
 json_t *control_fail_diag(struct control_error *error, const char *class);
+
+/* The export that a command names as its device, or by a node: the caller becomes one of its
+ * users (export_put).  NULL with the error said.  From any thread. */
+struct served_export *control_find_device(struct control_context *ctx, const char *name,
+                                          struct control_error *error) MUST_USE;
+struct served_export *control_find_node(struct control_context *ctx, const char *name,
+                                        struct control_error *error) MUST_USE;
 
 /* What comes of a command whose answer isn't there at once. */
 struct control_answer {

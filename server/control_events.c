@@ -16,16 +16,16 @@ json_t *control_event_message(const char *name, json_t *data)
                      (json_int_t)(now.tv_nsec / 1000));
 }
 
-static json_t *progress(const struct job_info *info)
+static json_t *progress_data(const struct job_info *info)
 {
     return json_pack("{s:s,s:s,s:I,s:I,s:I}", "device", info->id, "type", info->type, "len",
                      (json_int_t)info->len, "offset", (json_int_t)info->offset, "speed",
                      (json_int_t)info->speed);
 }
 
-static json_t *completion(const struct job_info *info)
+static json_t *completion_data(const struct job_info *info)
 {
-    json_t *data = progress(info);
+    json_t *data = progress_data(info);
 
     if (info->error[0])
         json_object_set_new(data, "error", control_text(info->error));
@@ -38,13 +38,13 @@ const char *control_job_event(const struct job_event *event, json_t **data)
 
     switch (event->kind) {
     case JOB_EVENT_READY:
-        *data = progress(info);
+        *data = progress_data(info);
         return "BLOCK_JOB_READY";
     case JOB_EVENT_COMPLETED:
-        *data = completion(info);
+        *data = completion_data(info);
         return "BLOCK_JOB_COMPLETED";
     case JOB_EVENT_CANCELLED:
-        *data = progress(info);
+        *data = progress_data(info);
         return "BLOCK_JOB_CANCELLED";
     case JOB_EVENT_PENDING:
         *data = json_pack("{s:s,s:s}", "type", info->type, "id", info->id);

@@ -7,7 +7,7 @@
 #include "base/cleanup.h"
 #include "control_cmds.h"
 #include "control_target.h"
-#include "export.h"
+#include "export_table.h"
 #include "jobs/commit.h"
 #include "jobs/manager.h"
 #include "jobs/mirror.h"
@@ -83,23 +83,49 @@ static struct job_info *look_at_jobs(struct control_context *ctx, size_t *n)
     return infos;
 }
 
-/* Who replaces the disk's node or its layers must be alone with it: no other job may run,
- * nor be started from the moment that it was told to.  type: in the way are only jobs of
- * this kind, and who replaces the disk. */
-static bool is_alone(struct control_context *ctx, const char *id, const char *type,
-                     struct control_error *error)
+/* Among jobs on the export (but for the one of the id) the first that is in the way.  type:
+ * only jobs of this kind are, and who replaces the disk. */
+static const struct job_info *find_rival(const struct job_info *infos, size_t n,
+                                         const void *exp, const char *id, const char *type)
+{
+    for (size_t i = 0; infos && i < n; i++)
+        if (infos[i].owner == exp && strcmp(infos[i].id, id) != 0 &&
+            infos[i].state != JOB_CONCLUDED &&
+            (!type || infos[i].completing || strcmp(infos[i].type, type) == 0))
+            return &infos[i];
+    return NULL;
+}
+
+static bool refuse_rival(const struct job_info *rival, struct control_error *error)
+{
+    if (rival)
+        control_fail(error, CLASS_GENERIC,
+                     "job '%s' uses the disk, too: it has to end before", rival->id);
+    return rival;
+}
+
+/* Who replaces a disk's node or its layers must be alone with it: no other job may run on
+ * the export, nor be started from the moment that it was told to.  type: see find_rival. */
+static bool may_start(struct control_context *ctx, const struct served_export *exp,
+                      const char *type, struct control_error *error)
+{
+    size_t n;
+    CLEANUP_FREE struct job_info *infos = look_at_jobs(ctx, &n);
+
+    return !refuse_rival(find_rival(infos, n, exp, "", type), error);
+}
+
+/* The same for a job that runs already. */
+static bool may_complete(struct control_context *ctx, const char *id,
+                         struct control_error *error)
 {
     size_t n;
     CLEANUP_FREE struct job_info *infos = look_at_jobs(ctx, &n);
 
     for (size_t i = 0; infos && i < n; i++)
-        if (strcmp(infos[i].id, id) != 0 && infos[i].state != JOB_CONCLUDED &&
-            (!type || infos[i].completing || strcmp(infos[i].type, type) == 0)) {
-            control_fail(error, CLASS_GENERIC,
-                         "job '%s' uses the disk, too: it has to end before", infos[i].id);
-            return false;
-        }
-    return true;
+        if (strcmp(infos[i].id, id) == 0)
+            return !refuse_rival(find_rival(infos, n, infos[i].owner, id, NULL), error);
+    return true; /* there is no such job, as the verb will say */
 }
 
 /* ---- starting ---- */
@@ -122,24 +148,15 @@ static const char *const on_errors[] = {[JOB_REPORT] = "report",
 enum { MODE_EXISTING, MODE_ABSOLUTE_PATHS };
 enum { FORMAT_RAW = 2 };
 
-static bool is_our_device(const struct control_context *ctx, const json_t *args,
-                          const char *key, struct control_error *error)
-{
-    const char *device = arg_text(args, key);
-
-    if (!device || strcmp(device, ctx->node_name) == 0)
-        return true;
-    control_fail(error, CLASS_DEVICE, "Cannot find device '%.200s'", device);
-    return false;
-}
-
-static struct job_params job_params_of(const json_t *args, uint64_t ticket)
+static struct job_params job_params_of(const json_t *args, struct served_export *exp,
+                                       uint64_t ticket)
 {
     const char *id = arg_text(args, "job-id");
 
     return (struct job_params){
         .id = id ? id : arg_text(args, "device"),
         .speed = arg_size(args, "speed", 0),
+        .owner = exp,
         .ticket = ticket,
         .manual_finalize = !arg_bool(args, "auto-finalize", true),
         .manual_dismiss = !arg_bool(args, "auto-dismiss", true),
@@ -191,11 +208,11 @@ static struct mirror_opener opener_of(const json_t *args)
         .open = open_target, .free = free_request, .opaque = request};
 }
 
-static int start_mirror(struct control_context *ctx, const json_t *args, uint64_t ticket,
-                        struct diag *diag)
+static int start_mirror(struct control_context *ctx, struct served_export *exp,
+                        const json_t *args, uint64_t ticket, struct diag *diag)
 {
     struct mirror_params params = {
-        .job = job_params_of(args, ticket),
+        .job = job_params_of(args, exp, ticket),
         .opener = opener_of(args),
         .sync = (enum mirror_sync)arg_word(args, "sync", syncs, MIRROR_FULL),
         .bitmap = arg_text(args, "bitmap"),
@@ -206,7 +223,7 @@ static int start_mirror(struct control_context *ctx, const json_t *args, uint64_
         .granularity = arg_size(args, "granularity", 0),
         .buf_size = arg_size(args, "buf-size", 0),
         .unmap = arg_bool(args, "unmap", true),
-        .pivot = pivot_of(ctx->exp),
+        .pivot = pivot_of(exp),
     };
 
     return params.opener.open ? mirror_start(ctx->jobs, &params, diag)
@@ -214,15 +231,13 @@ static int start_mirror(struct control_context *ctx, const json_t *args, uint64_
 }
 
 /* What can be said before a target is opened, or even made. */
-static bool mirror_makes_sense(struct control_context *ctx, const json_t *args,
+static bool mirror_makes_sense(const struct served_export *exp, const json_t *args,
                                struct control_error *error)
 {
     unsigned sync = arg_word(args, "sync", syncs, MIRROR_FULL);
     const char *replaces = arg_text(args, "replaces");
 
-    if (!is_our_device(ctx, args, "device", error))
-        return false;
-    if (replaces && strcmp(replaces, ctx->node_name) != 0)
+    if (replaces && strcmp(replaces, exp->node_name) != 0)
         control_fail(error, CLASS_GENERIC, "Failed to find node with node-name='%.200s'",
                      replaces);
     else if ((sync == MIRROR_INCREMENTAL) != arg_is_given(args, "bitmap"))
@@ -238,35 +253,60 @@ static bool mirror_makes_sense(struct control_context *ctx, const json_t *args,
     return false;
 }
 
-static json_t *drive_mirror(struct control_context *ctx, const json_t *args,
-                            struct control_error *error)
+static int start_commit(struct control_context *ctx, struct served_export *exp,
+                        const json_t *args, uint64_t ticket, struct diag *diag)
+{
+    const struct commit_params params = {
+        .job = job_params_of(args, exp, ticket),
+        .top = arg_text(args, "top"),
+        .base = arg_text(args, "base"),
+        .on_error = on_error_of(args, "on-error"),
+        .pivot = pivot_of(exp),
+    };
+
+    return commit_start(ctx->jobs, &params, diag);
+}
+
+/* Starts a job on the export, which stays while the job runs: the event of its end gives it
+ * back. */
+static json_t *start_job(struct control_context *ctx, struct served_export *exp,
+                         const json_t *args, struct control_error *error,
+                         int (*start)(struct control_context *ctx,
+                                      struct served_export *exp, const json_t *args,
+                                      uint64_t ticket, struct diag *diag))
 {
     uint64_t ticket = control_ticket(ctx);
 
-    if (!mirror_makes_sense(ctx, args, error) || !is_alone(ctx, "", "commit", error))
+    if (!export_begin_job(exp))
+        return control_fail(error, CLASS_DEVICE, "Cannot find device '%.200s'",
+                            arg_text(args, "device"));
+    if (start(ctx, exp, args, ticket, &error->diag) == 0)
+        return control_await(ctx, ticket);
+    export_end_job(exp);
+    return control_fail_diag(error, CLASS_GENERIC);
+}
+
+static json_t *drive_mirror(struct control_context *ctx, const json_t *args,
+                            struct control_error *error)
+{
+    CLEANUP_EXPORT struct served_export *exp =
+        control_find_device(ctx, arg_text(args, "device"), error);
+
+    if (!exp || !mirror_makes_sense(exp, args, error) ||
+        !may_start(ctx, exp, "commit", error))
         return NULL;
-    return start_mirror(ctx, args, ticket, &error->diag) == 0
-               ? control_await(ctx, ticket)
-               : control_fail_diag(error, CLASS_GENERIC);
+    return start_job(ctx, exp, args, error, start_mirror);
 }
 
 static json_t *block_commit(struct control_context *ctx, const json_t *args,
                             struct control_error *error)
 {
-    uint64_t ticket = control_ticket(ctx);
+    CLEANUP_EXPORT struct served_export *exp =
+        control_find_device(ctx, arg_text(args, "device"), error);
 
-    if (!is_our_device(ctx, args, "device", error) || !is_alone(ctx, "", NULL, error))
+    if (!exp || !may_start(ctx, exp, NULL, error))
         return NULL;
-    const struct commit_params params = {
-        .job = job_params_of(args, ticket),
-        .top = arg_text(args, "top"),
-        .base = arg_text(args, "base"),
-        .on_error = on_error_of(args, "on-error"),
-        .pivot = pivot_of(ctx->exp),
-    };
-    return commit_start(ctx->jobs, &params, &error->diag) == 0
-               ? control_await(ctx, ticket)
-               : control_fail_diag(error, CLASS_GENERIC);
+    return start_job(ctx, exp, args, error, start_commit);
 }
 
 /* ---- looking ---- */
@@ -302,7 +342,7 @@ static json_t *job_info(const struct job_info *info)
 }
 
 static json_t *list_jobs(struct control_context *ctx, struct control_error *error,
-                         json_t *(*describe)(const struct job_info *))
+                         json_t *(*describe_job)(const struct job_info *))
 {
     size_t n;
     CLEANUP_FREE struct job_info *infos = look_at_jobs(ctx, &n);
@@ -313,7 +353,7 @@ static json_t *list_jobs(struct control_context *ctx, struct control_error *erro
         return control_fail(error, CLASS_GENERIC, "out of memory");
     }
     for (size_t i = 0; i < n; i++)
-        json_array_append_new(list, describe(&infos[i]));
+        json_array_append_new(list, describe_job(&infos[i]));
     return list;
 }
 
@@ -333,7 +373,7 @@ static json_t *query_jobs(struct control_context *ctx, const json_t *args,
 
 /* ---- verbs ---- */
 
-static json_t *verb_done(int err, struct control_error *error)
+static json_t *reply_to_verb(int err, struct control_error *error)
 {
     if (err == 0)
         return json_object();
@@ -343,29 +383,31 @@ static json_t *verb_done(int err, struct control_error *error)
 static json_t *job_cancel_command(struct control_context *ctx, const json_t *args,
                                   struct control_error *error)
 {
-    return verb_done(job_cancel(ctx->jobs, arg_text(args, "device"),
-                                arg_bool(args, "force", false), &error->diag),
-                     error);
+    return reply_to_verb(job_cancel(ctx->jobs, arg_text(args, "device"),
+                                    arg_bool(args, "force", false), &error->diag),
+                         error);
 }
 
 static json_t *job_pause_command(struct control_context *ctx, const json_t *args,
                                  struct control_error *error)
 {
-    return verb_done(job_pause(ctx->jobs, arg_text(args, "device"), &error->diag), error);
+    return reply_to_verb(job_pause(ctx->jobs, arg_text(args, "device"), &error->diag),
+                         error);
 }
 
 static json_t *job_resume_command(struct control_context *ctx, const json_t *args,
                                   struct control_error *error)
 {
-    return verb_done(job_resume(ctx->jobs, arg_text(args, "device"), &error->diag), error);
+    return reply_to_verb(job_resume(ctx->jobs, arg_text(args, "device"), &error->diag),
+                         error);
 }
 
 static json_t *job_set_speed_command(struct control_context *ctx, const json_t *args,
                                      struct control_error *error)
 {
-    return verb_done(job_set_speed(ctx->jobs, arg_text(args, "device"),
-                                   arg_size(args, "speed", 0), &error->diag),
-                     error);
+    return reply_to_verb(job_set_speed(ctx->jobs, arg_text(args, "device"),
+                                       arg_size(args, "speed", 0), &error->diag),
+                         error);
 }
 
 static json_t *job_complete_command(struct control_context *ctx, const json_t *args,
@@ -373,8 +415,8 @@ static json_t *job_complete_command(struct control_context *ctx, const json_t *a
 {
     const char *id = arg_text(args, "device");
 
-    return is_alone(ctx, id, NULL, error)
-               ? verb_done(job_complete(ctx->jobs, id, &error->diag), error)
+    return may_complete(ctx, id, error)
+               ? reply_to_verb(job_complete(ctx->jobs, id, &error->diag), error)
                : NULL;
 }
 
@@ -396,7 +438,7 @@ static json_t *job_finalize_command(struct control_context *ctx, const json_t *a
 {
     const char *id = id_of(args, error);
 
-    return id ? verb_done(job_finalize(ctx->jobs, id, &error->diag), error) : NULL;
+    return id ? reply_to_verb(job_finalize(ctx->jobs, id, &error->diag), error) : NULL;
 }
 
 static json_t *job_dismiss_command(struct control_context *ctx, const json_t *args,
@@ -404,7 +446,7 @@ static json_t *job_dismiss_command(struct control_context *ctx, const json_t *ar
 {
     const char *id = id_of(args, error);
 
-    return id ? verb_done(job_dismiss(ctx->jobs, id, &error->diag), error) : NULL;
+    return id ? reply_to_verb(job_dismiss(ctx->jobs, id, &error->diag), error) : NULL;
 }
 
 /* ---- the table ---- */

@@ -69,7 +69,7 @@ static bool is_stopping(struct control_lane *lane)
     return lane->stop;
 }
 
-static void carry_out(struct control_lane *lane, struct task *task)
+static void run_task(struct control_lane *lane, struct task *task)
 {
     struct control_answer answer = {.ticket = task->ticket,
                                     .error = {.class = CLASS_GENERIC}};
@@ -88,13 +88,13 @@ static void *lane_main(void *opaque)
     struct control_lane *lane = opaque;
 
     for (struct task *task; (task = next_task(lane));)
-        carry_out(lane, task);
+        run_task(lane, task);
     return NULL;
 }
 
 /* ---- the control thread ---- */
 
-static int start(struct control_lane *lane)
+static int start_thread(struct control_lane *lane)
 {
     if (lane->started)
         return 0;
@@ -106,7 +106,7 @@ static int start(struct control_lane *lane)
 int control_lane_submit(struct control_lane *lane, const struct control_command *command,
                         const json_t *args, uint64_t ticket)
 {
-    int err = start(lane);
+    int err = start_thread(lane);
     if (err)
         return err;
     struct task *task = calloc(1, sizeof *task);

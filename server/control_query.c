@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What the disk consists of: query-block and query-named-block-nodes. */
+/* What the disks consist of: query-block and query-named-block-nodes. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,7 +7,7 @@
 #include "base/cleanup.h"
 #include "control_bitmaps.h"
 #include "control_query.h"
-#include "export.h"
+#include "export_table.h"
 
 static void add_number(json_t *object, const char *key, uint64_t value)
 {
@@ -26,7 +26,7 @@ static void add_backing_name(const struct node *node, json_t *image)
     bool as_recorded = joined && strcmp(joined, full) == 0;
     json_object_set_new(image, "backing-filename", control_text(as_recorded ? name : full));
     json_object_set_new(image, "full-backing-filename", control_text(full));
-    json_object_set_new(image, "backing-filename-format", json_string(below->driver->name));
+    json_object_set_new(image, "backing-filename-format", json_string(node_format(below)));
 }
 
 /* ImageInfo of the node, and nested in it of those below. */
@@ -36,9 +36,9 @@ static json_t *describe_image(struct node *node, bool nested)
     uint64_t allocated;
 
     json_object_set_new(image, "filename", control_text(node->filename));
-    json_object_set_new(image, "format", json_string(node->driver->name));
+    json_object_set_new(image, "format", json_string(node_format(node)));
     add_number(image, "virtual-size", node->size);
-    if (storage_allocated(node->file, &allocated) == 0)
+    if (node_allocated(node, &allocated) == 0)
         add_number(image, "actual-size", allocated);
     if (node->cluster_size > 1)
         add_number(image, "cluster-size", node->cluster_size);
@@ -85,7 +85,7 @@ static json_t *describe_node(struct node *node, const char *name, bool nested)
 
     json_object_set_new(device, "node-name", control_text(name));
     json_object_set_new(device, "file", control_text(node->filename));
-    json_object_set_new(device, "drv", json_string(node->driver->name));
+    json_object_set_new(device, "drv", json_string(node_format(node)));
     json_object_set_new(device, "ro", json_boolean(!node->can_write));
     if (node->backing)
         json_object_set_new(device, "backing_file", control_text(node->backing->filename));
@@ -121,53 +121,73 @@ static void stop_looking(struct chain_use *chain)
     export_leave(&chain->use);
 }
 
+/* BlockInfo. */
+static json_t *describe_export(struct served_export *exp)
+{
+    struct chain_use chain CLEANUP(stop_looking) = look_at_chain(exp);
+
+    return json_pack("{s:s,s:s,s:b,s:b,s:o}", "device", exp->node_name, "type", "unknown",
+                     "removable", 0, "locked", 0, "inserted",
+                     describe_node(chain.use.node, exp->node_name, true));
+}
+
 static json_t *query_block(struct control_context *ctx, const json_t *args,
                            struct control_error *error)
 {
-    struct chain_use chain CLEANUP(stop_looking) = look_at_chain(ctx->exp);
+    json_t *list = json_array();
 
     (void)args;
     (void)error;
-    return json_pack("[{s:s,s:s,s:b,s:b,s:o}]", "device", ctx->node_name, "type", "unknown",
-                     "removable", 0, "locked", 0, "inserted",
-                     describe_node(chain.use.node, ctx->node_name, true));
+    EXPORT_TABLE_EACH (exp, ctx->exports)
+        json_array_append_new(list, describe_export(exp));
+    return list;
 }
 
-static void name_node(const struct control_context *ctx, unsigned depth, char *name,
-                      size_t size)
+/* The name of a node of the export's chain: the export's own for that on top. */
+struct node_name {
+    char text[64];
+};
+
+static struct node_name name_node(const struct served_export *exp, unsigned depth)
 {
-    snprintf(name, size, depth ? "%s#%u" : "%s", ctx->node_name, depth);
+    struct node_name name;
+
+    snprintf(name.text, sizeof name.text, depth ? "%s#%u" : "%s", exp->node_name, depth);
+    return name;
+}
+
+static void add_nodes_of(struct served_export *exp, bool nested, json_t *nodes)
+{
+    struct chain_use chain CLEANUP(stop_looking) = look_at_chain(exp);
+    unsigned depth = 0;
+
+    for (struct node *node = chain.use.node; node; node = node->backing, depth++)
+        json_array_append_new(nodes,
+                              describe_node(node, name_node(exp, depth).text, nested));
 }
 
 static json_t *query_nodes(struct control_context *ctx, const json_t *args,
                            struct control_error *error)
 {
-    struct chain_use chain CLEANUP(stop_looking) = look_at_chain(ctx->exp);
     bool nested = !arg_bool(args, "flat", false);
     json_t *nodes = json_array();
-    unsigned depth = 0;
 
     (void)error;
-    for (struct node *node = chain.use.node; node; node = node->backing, depth++) {
-        char name[64];
-        name_node(ctx, depth, name, sizeof name);
-        json_array_append_new(nodes, describe_node(node, name, nested));
-    }
+    EXPORT_TABLE_EACH (exp, ctx->exports)
+        add_nodes_of(exp, nested, nodes);
     return nodes;
 }
 
-json_t *control_find_corruption(struct control_context *ctx, bool fatal)
+json_t *control_find_corruption(struct served_export *exp, bool fatal)
 {
-    struct chain_use chain CLEANUP(stop_looking) = look_at_chain(ctx->exp);
+    struct chain_use chain CLEANUP(stop_looking) = look_at_chain(exp);
     unsigned depth = 0;
 
     for (struct node *node = chain.use.node; node; node = node->backing, depth++) {
         if (!atomic_load(fatal ? &node->corrupt_fatal : &node->corrupt))
             continue;
-        char name[64];
-        name_node(ctx, depth, name, sizeof name);
-        json_t *data = json_pack("{s:s,s:s,s:b}", "device", ctx->node_name, "node-name",
-                                 name, "fatal", fatal);
+        json_t *data = json_pack("{s:s,s:s,s:b}", "device", exp->node_name, "node-name",
+                                 name_node(exp, depth).text, "fatal", fatal);
         CLEANUP_FREE char *msg = NULL;
         if (asprintf(&msg, "%s: an entry of its tables can't be right; it must be checked",
                      node->filename) < 0)

@@ -35,13 +35,13 @@ static json_t *query_status(struct control_context *ctx, const json_t *args,
     return json_pack("{s:s,s:b,s:b}", "status", "running", "running", 1, "singlestep", 0);
 }
 
-static json_t *quit(struct control_context *ctx, const json_t *args,
-                    struct control_error *error)
+static json_t *quit_server(struct control_context *ctx, const json_t *args,
+                           struct control_error *error)
 {
     (void)args;
     (void)error;
-    ctx->shut_down = true;
-    ctx->shutdown();
+    ctx->quit_came = true;
+    ctx->shut_down(ctx->opaque);
     return json_object();
 }
 
@@ -49,6 +49,6 @@ const struct control_command control_server_commands[] = {
     {"query-version", NULL, query_version},
     {"query-commands", NULL, query_commands},
     {"query-status", NULL, query_status},
-    {"quit", NULL, quit},
+    {"quit", NULL, quit_server},
     {0},
 };

@@ -1,19 +1,22 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The image that is served, and putting another in its place. */
+/* An image that is served, and putting another in its place. */
+#include "export.h"
+
 #include <errno.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "block/chain.h"
-#include "export.h"
 #include "nbdkit_args.h"
 
-static int open_chain(struct served_export *exp, const struct plugin_config *config,
+static int open_chain(struct served_export *exp, const struct export_request *request,
                       struct node **out, struct diag *diag)
 {
+    const struct plugin_config *config = request->config;
     struct chain_options options = {
         .format = config->format,
         .fallback_read_only = true,
@@ -25,31 +28,54 @@ static int open_chain(struct served_export *exp, const struct plugin_config *con
     };
 
     options.node.cache = config->cache;
-    return chain_open(&exp->ctx, config->file, &options, out, diag);
+    return chain_open(&exp->ctx, request->file, &options, out, diag);
 }
 
-int export_open(struct served_export *exp, const struct plugin_config *config,
-                struct diag *diag)
+static int open_node(struct served_export *exp, const struct export_request *request,
+                     struct node **out, struct diag *diag)
 {
     struct node *node = NULL;
 
-    *exp = (struct served_export){0};
-    int err = block_context_init(&exp->ctx, config->metadata_cache, NULL, NULL);
-    if (err)
-        return diag_errno(diag, -err, "%s", config->file);
-    err = open_chain(exp, config, &node, diag);
-    if (!err && config->writable_now)
+    int err = open_chain(exp, request, &node, diag);
+    if (!err && request->config->writable_now)
         err = node_activate(node, diag);
     if (err) {
         node_close(node);
+        return err;
+    }
+    *out = node;
+    return 0;
+}
+
+static void free_names(struct served_export *exp)
+{
+    free(exp->name);
+    free(exp->node_name);
+    exp->name = exp->node_name = NULL;
+}
+
+int export_open(struct served_export *exp, const struct export_request *request,
+                const struct block_shared *shared, struct diag *diag)
+{
+    struct node *node;
+
+    *exp = (struct served_export){
+        .name = strdup(request->name),
+        .node_name = strdup(request->node_name),
+    };
+    block_context_init_shared(&exp->ctx, shared);
+    int err = exp->name && exp->node_name ? open_node(exp, request, &node, diag)
+                                          : diag_errno(diag, ENOMEM, "%s", request->file);
+    if (err) {
+        free_names(exp);
         block_context_destroy(&exp->ctx);
         return err;
     }
     gate_init(&exp->gate);
     lock_init(&exp->lock, RANK_OPEN);
     pthread_cond_init(&exp->drain_ended, NULL);
-    exp->wanted_writable = config->writable_now;
-    exp->locks = !config->node.lock_off;
+    exp->wanted_writable = request->config->writable_now;
+    exp->locks = !request->config->node.lock_off;
     exp->is_open = true;
     atomic_store(&exp->node, node);
     return 0;
@@ -57,9 +83,7 @@ int export_open(struct served_export *exp, const struct plugin_config *config,
 
 int export_start(struct served_export *exp)
 {
-    int err = housekeeper_start(exp->ctx.housekeeper);
-
-    return err ? err : chain_start(atomic_load(&exp->node));
+    return chain_start(atomic_load(&exp->node));
 }
 
 int export_make_writable(struct served_export *exp, struct diag *diag)
@@ -231,8 +255,7 @@ static void lock_reopened_images(struct served_export *exp, struct node *top)
     if (!exp->locks)
         return;
     for (struct node *node = top; node; node = node->backing)
-        if (node->options.lock_off &&
-            storage_lock(node->file, node->active ? STORAGE_WRITER : STORAGE_READER, &diag))
+        if (node->options.lock_off && node_lock_now(node, &diag))
             log_warning("%s: is served without a lock", diag.text);
 }
 
@@ -352,7 +375,7 @@ void export_seal(struct served_export *exp)
     wait_for_users(exp, true);
 }
 
-char *export_name(struct served_export *exp)
+char *export_filename(struct served_export *exp)
 {
     const struct node *node = exp->is_open ? atomic_load(&exp->node) : NULL;
 
@@ -366,7 +389,6 @@ int export_close(struct served_export *exp)
     if (!exp->is_open)
         return 0;
     exp->is_open = false;
-    housekeeper_stop(exp->ctx.housekeeper);
     struct node *node = atomic_exchange(&exp->node, NULL);
     if (exp->sealed)
         node = exp->sealed;
@@ -375,5 +397,6 @@ int export_close(struct served_export *exp)
     block_context_destroy(&exp->ctx);
     pthread_cond_destroy(&exp->drain_ended);
     lock_destroy(&exp->lock);
+    free_names(exp);
     return err ? err : last_err;
 }

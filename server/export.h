@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The image that is served, from before the server forks to its end; and which node that
- * is, for a job may put another in its place while clients go on (export_replace).
+/* An image that is served, from its opening to its end; and which node that is, for a job may
+ * put another in its place while clients go on (export_replace).  The exports of a server
+ * share its memory and its timers, and nothing else; export_table.h knows them all.
  *
  * Who uses the node: a request of a client, between export_enter and export_leave; a job,
  * which has a reference.  A node that was replaced is closed when all who could have seen it
  * have left.
  *
- * Threads: open, start and close on the main thread, the rest from any.  Nothing may be
- * called between export_enter and export_leave of the same thread, but enter and leave. */
+ * Threads: open and start before others know of it, close when nobody uses it any more, the
+ * rest from any.  Nothing of an export may be called between its export_enter and
+ * export_leave on the same thread, but enter and leave.  Layer: server. */
 #ifndef SERVER_EXPORT_H
 #define SERVER_EXPORT_H
 
@@ -16,12 +18,17 @@
 #include <stdbool.h>
 
 #include "base/gate.h"
+#include "base/list.h"
 #include "base/lock.h"
 #include "block/node.h"
 #include "plugin_config.h"
 
+struct export_table;
+
 struct served_export {
     struct block_context ctx;
+    char *name;                  /* for clients: "" is the default */
+    char *node_name;             /* on the control socket */
     struct gate gate;            /* who uses the node, to change it or not */
     struct node *_Atomic node;   /* NULL: sealed */
     struct node *sealed;         /* what it was before */
@@ -37,14 +44,33 @@ struct served_export {
     struct node *left_open; /* replaced, but not closed: a request would not leave */
     bool is_open, locks;
     _Atomic bool wanted_writable; /* changed under lock */
+
+    _Atomic bool read_only_told; /* that it can't be written to, in the log */
+    /* the control thread's: what clients were told of */
+    bool corruption_told, fatal_corruption_told;
+
+    /* export_table.c's, under the lock of the table, which doesn't change */
+    struct export_table *table; /* NULL: in none */
+    struct list link;
+    int life;
+    uint64_t serial; /* rises in the order of the list */
+    unsigned users;  /* who has a pointer to it, the table included */
+    unsigned jobs;   /* while there are any it isn't removed */
+};
+
+/* What is opened, and as what.  Borrowed until export_open returns. */
+struct export_request {
+    const char *name, *node_name, *file;
+    const struct plugin_config *config; /* how; its `file` isn't looked at */
 };
 
 /* Opens and validates the image and its chain without changing a byte; writable_now: and
- * makes it writable.  0 or -errno with diag. */
-int export_open(struct served_export *exp, const struct plugin_config *config,
-                struct diag *diag) MUST_USE;
+ * makes it writable.  `shared` lives longer than the export.  0 or -errno with diag; then
+ * there is nothing to close. */
+int export_open(struct served_export *exp, const struct export_request *request,
+                const struct block_shared *shared, struct diag *diag) MUST_USE;
 
-/* After the fork: background work may start. */
+/* After the fork: what is read from servers gets its threads.  0 or -errno. */
 int export_start(struct served_export *exp) MUST_USE;
 
 /* On the first writable connection. */
@@ -68,9 +94,9 @@ void export_abandon_servers(struct served_export *exp);
  * inside are waited for. */
 void export_seal(struct served_export *exp);
 
-/* The name of the image that is served now, the caller's to free; NULL: none, or no memory.
- */
-char *export_name(struct served_export *exp);
+/* The file name of the image that is served now, which isn't what was opened after a job's
+ * end; the caller's to free; NULL: none, or no memory. */
+char *export_filename(struct served_export *exp);
 
 /* Everything flushed, closed and freed; again, or after a failed open: nothing.  No request
  * may run and no job have a reference. */

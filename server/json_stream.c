@@ -99,7 +99,7 @@ static enum outcome begin_scalar(struct json_stream *s, char c)
     return MISTAKE;
 }
 
-static enum outcome punctuation(struct json_stream *s, char c)
+static enum outcome take_punctuation(struct json_stream *s, char c)
 {
     switch (c) {
     case '{':
@@ -126,7 +126,7 @@ static enum outcome punctuation(struct json_stream *s, char c)
     }
 }
 
-static enum outcome inside(struct json_stream *s, char c)
+static enum outcome take_inner_byte(struct json_stream *s, char c)
 {
     switch ((enum lexeme)s->lexeme) {
     case LEXEME_STRING:
@@ -152,7 +152,7 @@ static enum outcome inside(struct json_stream *s, char c)
         break;
     }
     s->lexeme = LEXEME_NONE;
-    return punctuation(s, c);
+    return take_punctuation(s, c);
 }
 
 static void begin_value(struct json_stream *s)
@@ -173,7 +173,7 @@ static void begin_skipping(struct json_stream *s)
 }
 
 /* One byte outside of values; whether it was used. */
-static bool skip(struct json_stream *s, char c)
+static bool skip_bad_byte(struct json_stream *s, char c)
 {
     if (c == '{') {
         begin_value(s);
@@ -185,26 +185,26 @@ static bool skip(struct json_stream *s, char c)
     return true;
 }
 
-static void put(struct json_stream *s, char c)
+static void append_byte(struct json_stream *s, char c)
 {
     s->text[s->used++] = c;
 }
 
 /* Notes a byte that was looked at in this state, as JSON writes it. */
-static void note(struct json_stream *s, enum lexeme before, char c)
+static void note_lexeme(struct json_stream *s, enum lexeme before, char c)
 {
     bool quotes = before != LEXEME_ESCAPE &&
                   (before == LEXEME_STRING ? c == s->quote : s->lexeme == LEXEME_STRING);
 
     if (quotes) {
-        put(s, '"');
+        append_byte(s, '"');
         return;
     }
     if (before == LEXEME_STRING && c == '"') /* between single ones */
-        put(s, '\\');
+        append_byte(s, '\\');
     if (before == LEXEME_ESCAPE && c == '\'') /* which needs none */
         s->used--;
-    put(s, c);
+    append_byte(s, c);
 }
 
 static enum json_stream_event take_value_byte(struct json_stream *s, char c, bool *used)
@@ -213,14 +213,14 @@ static enum json_stream_event take_value_byte(struct json_stream *s, char c, boo
     if (s->used >= JSON_STREAM_MAX_BYTES)
         return JSON_STREAM_TOO_LONG;
     enum lexeme before = (enum lexeme)s->lexeme;
-    enum outcome outcome = inside(s, c);
-    note(s, before, c);
+    enum outcome outcome = take_inner_byte(s, c);
+    note_lexeme(s, before, c);
     switch (outcome) {
     case COMPLETE:
         s->place = STREAM_BETWEEN;
         return JSON_STREAM_VALUE;
     case MISTAKE:
-        /* Looked at once more by skip(), which may begin a value with it. */
+        /* Looked at once more by skip_bad_byte(), which may begin a value with it. */
         *used = false;
         begin_skipping(s);
         return JSON_STREAM_BAD;
@@ -236,7 +236,7 @@ static enum json_stream_event take_byte(struct json_stream *s, char c, bool *use
     case STREAM_INSIDE:
         return take_value_byte(s, c, used);
     case STREAM_SKIPPING:
-        *used = skip(s, c);
+        *used = skip_bad_byte(s, c);
         return s->skipped > JSON_STREAM_MAX_BYTES ? JSON_STREAM_TOO_LONG : JSON_STREAM_MORE;
     default:
         if (is_space(c))

@@ -13,11 +13,11 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include "base/cleanup.h"
 #include "base/log.h"
 #include "control.h"
-#include "export.h"
-#include "plugin_config.h"
 #include "registry.h"
+#include "server.h"
 #include "shutdown.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
@@ -33,11 +33,12 @@
 /* Buffers of requests up to this size come from the heap. */
 #define HEAP_BUFFER (4 << 20)
 
-static struct plugin_config config;
-static struct served_export the_export;
-static struct control *control; /* NULL: none */
+/* nbdkit hands its callbacks nothing of ours but a connection's handle, and calls most before
+ * there is any: so what belongs to the process lies here, and goes on as an argument. */
+static struct server server;
 
 struct connection {
+    struct served_export *exp; /* it is one of its users */
     bool readonly;
 };
 
@@ -49,7 +50,7 @@ static void to_nbdkit(enum log_level level, const char *fmt, va_list ap)
         nbdkit_verror(fmt, ap);
 }
 
-static int fail(const struct diag *diag)
+static int report_failure(const struct diag *diag)
 {
     nbdkit_error("%s", diag->text);
     nbdkit_set_error(diag->err);
@@ -73,24 +74,22 @@ static void qimg_load(void)
     place_buffers();
     log_set_sink(to_nbdkit);
     registry_init();
-    plugin_config_init(&config);
+    server_init(&server);
 }
 
 static void qimg_unload(void)
 {
-    control_close(control);
-    export_close(&the_export);
-    plugin_config_free(&config);
+    server_free(&server);
 }
 
 static int qimg_config(const char *key, const char *value)
 {
-    return plugin_config_set(&config, key, value);
+    return plugin_config_set(&server.config, key, value);
 }
 
 static int qimg_config_complete(void)
 {
-    return plugin_config_complete(&config);
+    return plugin_config_complete(&server.config);
 }
 
 static void qimg_dump_plugin(void)
@@ -106,103 +105,28 @@ static void qimg_dump_plugin(void)
     printf("qimg_jobs=mirror, commit\n");
 }
 
-/* ---- the end ---- */
-
-static void end_by_command(void)
-{
-    nbdkit_shutdown();
-    shutdown_begin();
-}
-
-static void begin_end(void)
-{
-    if (control)
-        control_begin_close(control);
-}
-
-static bool is_idle(void)
-{
-    return export_is_idle(&the_export);
-}
-
-static void abandon_servers(void)
-{
-    export_abandon_servers(&the_export);
-}
-
-static void close_all(void)
-{
-    control_close(control);
-    control = NULL;
-    char *name = export_name(&the_export); /* which isn't config.file after a pivot */
-    int err = export_close(&the_export);
-
-    if (err)
-        nbdkit_error("%s: closing: %s: the image must be checked",
-                     name ? name : config.file, strerror(-err));
-    free(name);
-}
-
-static void close_with_clients(void)
-{
-    abandon_servers();
-    control_stop(control); /* the jobs look at what is served */
-    export_seal(&the_export);
-    close_all();
-}
-
-static int start_shutdown(void)
-{
-    const struct shutdown_steps steps = {
-        .begin = begin_end,
-        .is_idle = is_idle,
-        .hurry = abandon_servers,
-        .close = close_with_clients,
-        .own_socket = config.control,
-    };
-
-    return shutdown_start(&steps);
-}
-
-static int open_control(struct diag *diag)
-{
-    const struct control_setup setup = {
-        .path = config.control,
-        .node_name = config.node_name,
-        .exp = &the_export,
-        .shutdown = end_by_command,
-    };
-
-    return config.control ? control_open(&setup, &control, diag) : 0;
-}
+/* ---- the life of the server ---- */
 
 static int qimg_get_ready(void)
 {
+    const struct plugin_config *config = &server.config;
     struct diag diag = {0};
 
-    if (export_open(&the_export, &config, &diag))
-        return fail(&diag);
-    if (open_control(&diag)) {
-        export_close(&the_export);
-        return fail(&diag);
-    }
-    if (config.cache->no_flush)
+    if (server_open(&server, &diag))
+        return report_failure(&diag);
+    if (config->cache->no_flush)
         fprintf(
             stderr,
             "nbdkit: qimg: %s: warning: cache=%s ignores flushes: after a failure of the "
             "host the image may be unusable\n",
-            config.file, config.cache->name);
+            config->file, config->cache->name);
     return 0;
 }
 
 static int qimg_after_fork(void)
 {
-    int err = export_start(&the_export);
+    int err = server_start(&server);
 
-    if (!err && control)
-        err = control_start(control);
-    if (!err)
-        err = start_shutdown();
     if (err)
         nbdkit_error("starting the background threads: %s", strerror(-err));
     return err ? -1 : 0;
@@ -211,100 +135,121 @@ static int qimg_after_fork(void)
 static void qimg_cleanup(void)
 {
     shutdown_stop();
-    abandon_servers(); /* jobs may wait for them: users have got their answers */
-    close_all();
+    /* Jobs may wait for them: users have got their answers. */
+    export_table_abandon_servers(&server.exports);
+    server_close(&server);
 }
+
+/* ---- connections ---- */
 
 static int qimg_list_exports(int readonly, int is_tls, struct nbdkit_exports *exports)
 {
     (void)readonly;
     (void)is_tls;
-    return nbdkit_add_export(exports, "", NULL);
+    EXPORT_TABLE_EACH (exp, &server.exports) {
+        if (nbdkit_add_export(exports, exp->name, NULL)) {
+            export_put(exp);
+            return -1;
+        }
+    }
+    return 0;
 }
 
 static const char *qimg_default_export(int readonly, int is_tls)
 {
     (void)readonly;
     (void)is_tls;
-    return "";
+    return export_table_default(&server.exports);
 }
 
-static bool can_write_now(void)
+static bool can_write_now(struct served_export *exp)
 {
-    EXPORT_USE(use, export_enter(&the_export));
+    EXPORT_USE(use, export_enter(exp));
 
     return use.node->can_write;
 }
 
 /* Once: the client's own view of it would be that of a disk with a fault. */
-static void say_read_only(void)
+static void say_read_only(struct served_export *exp)
 {
-    static atomic_flag said = ATOMIC_FLAG_INIT;
-    EXPORT_USE(use, export_enter(&the_export));
+    EXPORT_USE(use, export_enter(exp));
 
-    if (!atomic_flag_test_and_set(&said))
+    if (!atomic_exchange(&exp->read_only_told, true))
         nbdkit_error("%s: warning: is served read-only: %s", use.node->filename,
                      node_why_read_only(use.node));
+}
+
+/* Sets *writable to whether the client may write. */
+static int prepare_export(struct served_export *exp, bool readonly, bool *writable,
+                          struct diag *diag)
+{
+    if (readonly)
+        export_note_read_only(exp);
+    *writable = !readonly && can_write_now(exp);
+    if (!readonly && !*writable)
+        say_read_only(exp);
+    return *writable ? export_make_writable(exp, diag) : 0;
 }
 
 static void *qimg_open(int readonly)
 {
     const char *name = nbdkit_export_name();
     struct diag diag = {0};
+    bool writable = false;
 
-    if (!name || *name) {
-        nbdkit_error("%s: there is no export of the name asked for: the image is \"\"",
-                     config.file);
-        nbdkit_set_error(ENOENT);
+    if (!name)
+        return NULL; /* nbdkit has said why */
+    CLEANUP_EXPORT struct served_export *exp =
+        export_table_find(&server.exports, name, &diag);
+    if (!exp || prepare_export(exp, readonly, &writable, &diag)) {
+        report_failure(&diag);
         return NULL;
     }
-    if (readonly)
-        export_note_read_only(&the_export);
-    bool writable = !readonly && can_write_now();
-    if (!readonly && !writable)
-        say_read_only();
-    if (writable && export_make_writable(&the_export, &diag)) {
-        fail(&diag);
-        return NULL;
-    }
-    struct connection *connection = calloc(1, sizeof *connection);
+    struct connection *connection = malloc(sizeof *connection);
     if (!connection) {
         nbdkit_error("out of memory");
         return NULL;
     }
-    connection->readonly = !writable;
+    *connection = (struct connection){.exp = TAKE(&exp), .readonly = !writable};
     return connection;
 }
 
 static void qimg_close(void *handle)
 {
-    free(handle);
+    struct connection *connection = handle;
+
+    export_put(connection->exp);
+    free(connection);
+}
+
+/* ---- what an export is ---- */
+
+static struct served_export *exp_of(void *handle)
+{
+    return ((struct connection *)handle)->exp;
 }
 
 static const char *qimg_export_description(void *handle)
 {
-    EXPORT_USE(use, export_enter(&the_export));
+    EXPORT_USE(use, export_enter(exp_of(handle)));
 
-    (void)handle;
-    return nbdkit_printf_intern("%s image, %" PRIu64 " bytes", use.node->driver->name,
+    return nbdkit_printf_intern("%s image, %" PRIu64 " bytes", node_format(use.node),
                                 use.node->size);
 }
 
 static int64_t qimg_get_size(void *handle)
 {
-    EXPORT_USE(use, export_enter(&the_export));
+    EXPORT_USE(use, export_enter(exp_of(handle)));
 
-    (void)handle;
     return (int64_t)use.node->size;
 }
 
 static int qimg_block_size(void *handle, uint32_t *minimum, uint32_t *preferred,
                            uint32_t *maximum)
 {
-    EXPORT_USE(use, export_enter(&the_export));
+    EXPORT_USE(use, export_enter(exp_of(handle)));
     const struct node *node = use.node;
 
-    (void)handle;
     /* Requests of any alignment are served; these are what costs least. */
     *minimum = 1;
     *preferred =
@@ -360,13 +305,13 @@ static int errno_for_client(int err)
 }
 
 /* The end of every request: -errno becomes nbdkit's. */
-static int done(int err, const struct export_use *use, const char *what, uint64_t offset,
-                uint64_t count)
+static int end_request(int err, const struct export_use *use, const char *what,
+                       uint64_t offset, uint64_t count)
 {
     if (LIKELY(err == 0))
         return 0;
-    if (err == -EIO && control)
-        control_request_failed(control);
+    if (err == -EIO && server.control)
+        control_request_failed(server.control);
     nbdkit_error("%s: %s of %" PRIu64 " bytes at %" PRIu64 ": %s", use->node->filename,
                  what, count, offset, strerror(-err));
     nbdkit_set_error(errno_for_client(-err));
@@ -376,67 +321,63 @@ static int done(int err, const struct export_use *use, const char *what, uint64_
 static int qimg_pread(void *handle, void *buf, uint32_t count, uint64_t offset,
                       uint32_t flags)
 {
-    EXPORT_USE(use, export_enter(&the_export));
+    EXPORT_USE(use, export_enter(exp_of(handle)));
 
-    (void)handle;
     (void)flags;
-    return done(block_read(use.node, buf, offset, count), &use, "read", offset, count);
+    return end_request(block_read(use.node, buf, offset, count), &use, "read", offset,
+                       count);
 }
 
 static int qimg_pwrite(void *handle, const void *buf, uint32_t count, uint64_t offset,
                        uint32_t flags)
 {
-    EXPORT_USE(use, export_enter_change(&the_export));
+    EXPORT_USE(use, export_enter_change(exp_of(handle)));
     unsigned how = flags & NBDKIT_FLAG_FUA ? BLOCK_FUA : 0;
     int err = block_write(use.node, buf, offset, count, how);
 
-    (void)handle;
-    return done(err, &use, "write", offset, count);
+    return end_request(err, &use, "write", offset, count);
 }
 
 static int qimg_flush(void *handle, uint32_t flags)
 {
-    EXPORT_USE(use, export_enter(&the_export));
+    EXPORT_USE(use, export_enter(exp_of(handle)));
 
-    (void)handle;
     (void)flags;
-    return done(block_flush(use.node), &use, "flush", 0, use.node->size);
+    return end_request(block_flush(use.node), &use, "flush", 0, use.node->size);
 }
 
 static int qimg_trim(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    EXPORT_USE(use, export_enter_change(&the_export));
+    EXPORT_USE(use, export_enter_change(exp_of(handle)));
     unsigned how = flags & NBDKIT_FLAG_FUA ? BLOCK_FUA : 0;
 
-    (void)handle;
-    return done(block_discard(use.node, offset, count, how), &use, "trim", offset, count);
+    return end_request(block_discard(use.node, offset, count, how), &use, "trim", offset,
+                       count);
 }
 
 static int qimg_zero(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    EXPORT_USE(use, export_enter_change(&the_export));
+    EXPORT_USE(use, export_enter_change(exp_of(handle)));
     bool fast = flags & NBDKIT_FLAG_FAST_ZERO;
     unsigned how = (flags & NBDKIT_FLAG_FUA ? BLOCK_FUA : 0) |
                    (flags & NBDKIT_FLAG_MAY_TRIM ? BLOCK_MAY_UNMAP : 0) |
                    (fast ? BLOCK_FAST : 0);
     int err = block_zero(use.node, offset, count, how);
 
-    (void)handle;
     if (err == -ENOTSUP && fast) {
         nbdkit_set_error(EOPNOTSUPP); /* an answer, not a failure */
         return -1;
     }
     /* The server's fallback for ENOTSUP can't be trusted with more than 64 MiB. */
-    return done(err == -ENOTSUP ? -EIO : err, &use, "zero", offset, count);
+    return end_request(err == -ENOTSUP ? -EIO : err, &use, "zero", offset, count);
 }
 
 static int qimg_cache(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    EXPORT_USE(use, export_enter(&the_export));
+    EXPORT_USE(use, export_enter(exp_of(handle)));
 
-    (void)handle;
     (void)flags;
-    return done(block_cache(use.node, offset, count), &use, "cache", offset, count);
+    return end_request(block_cache(use.node, offset, count), &use, "cache", offset, count);
 }
 
 static uint32_t extent_type(const struct block_status *st)
@@ -447,16 +388,15 @@ static uint32_t extent_type(const struct block_status *st)
 static int qimg_extents(void *handle, uint32_t count, uint64_t offset, uint32_t flags,
                         struct nbdkit_extents *extents)
 {
-    EXPORT_USE(use, export_enter(&the_export));
+    EXPORT_USE(use, export_enter(exp_of(handle)));
     uint64_t end = offset + count;
     uint32_t first_type = 0;
 
-    (void)handle;
     for (unsigned runs = 0; offset < end && runs < MAX_RUNS; runs++) {
         struct block_status st;
         int err = block_status(use.node, offset, end - offset, &st);
         if (err)
-            return done(err, &use, "block status", offset, end - offset);
+            return end_request(err, &use, "block status", offset, end - offset);
         uint32_t type = extent_type(&st);
         if (runs == 0)
             first_type = type;

@@ -77,7 +77,7 @@ void plugin_config_free(struct plugin_config *config)
 
 /* ---- kinds of values ---- */
 
-static int refuse(const char *key, const char *value, const char *allowed)
+static int refuse_value(const char *key, const char *value, const char *allowed)
 {
     nbdkit_error("%s=%s: must be %s", key, value, allowed);
     return -1;
@@ -105,7 +105,7 @@ static int set_path(char **out, const char *key, const char *value)
     if (*out || value[first] == ':')
         return set_text(out, key, value);
     if (!value[0])
-        return refuse(key, value, "the name of a file");
+        return refuse_value(key, value, "the name of a file");
     *out = nbdkit_absolute_path(value);
     return *out ? 0 : -1;
 }
@@ -129,15 +129,15 @@ static int set_uri(char **out, const char *key, const char *value)
 }
 
 /* Sets *index to the place of value among the words. */
-static int choose(unsigned *index, const char *key, const char *value,
-                  const char *const *words, const char *allowed)
+static int choose_word(unsigned *index, const char *key, const char *value,
+                       const char *const *words, const char *allowed)
 {
     for (unsigned i = 0; words[i]; i++)
         if (strcmp(words[i], value) == 0) {
             *index = i;
             return 0;
         }
-    return refuse(key, value, allowed);
+    return refuse_value(key, value, allowed);
 }
 
 static int parse_delay(uint64_t *ns, const char *key, const char *value)
@@ -146,7 +146,7 @@ static int parse_delay(uint64_t *ns, const char *key, const char *value)
     double seconds = strtod(value, &end);
 
     if (end == value || *end || !isfinite(seconds) || seconds < 0 || seconds > 1e6)
-        return refuse(key, value, "a number of seconds from 0 to 1000000");
+        return refuse_value(key, value, "a number of seconds from 0 to 1000000");
     *ns = (uint64_t)(seconds * 1e9);
     return 0;
 }
@@ -163,7 +163,7 @@ static int set_format(struct plugin_config *c, const char *key, const char *valu
     static const char *const words[] = {"auto", "qcow2", "qed", "raw", NULL};
     unsigned i;
 
-    return choose(&i, key, value, words, "auto, qcow2, qed or raw")
+    return choose_word(&i, key, value, words, "auto, qcow2, qed or raw")
                ? -1
                : set_text(&c->format, key, value);
 }
@@ -171,7 +171,7 @@ static int set_format(struct plugin_config *c, const char *key, const char *valu
 static int set_cache(struct plugin_config *c, const char *key, const char *value)
 {
     c->cache = cache_mode_find(value);
-    return c->cache ? 0 : refuse(key, value, cache_mode_names());
+    return c->cache ? 0 : refuse_value(key, value, cache_mode_names());
 }
 
 static int set_delay(struct plugin_config *c, const char *key, const char *value)
@@ -184,7 +184,7 @@ static int set_lazy(struct plugin_config *c, const char *key, const char *value)
     static const char *const words[] = {"on", "off", NULL};
     unsigned i;
 
-    if (choose(&i, key, value, words, "on or off"))
+    if (choose_word(&i, key, value, words, "on or off"))
         return -1;
     c->node.lazy_refcounts = i == 0 ? 1 : -1;
     return 0;
@@ -205,15 +205,16 @@ static int set_backing_format(struct plugin_config *c, const char *key, const ch
     static const char *const words[] = {"qcow2", "qed", "raw", NULL};
     unsigned i;
 
-    return choose(&i, key, value, words, "qcow2, qed or raw")
+    return choose_word(&i, key, value, words, "qcow2, qed or raw")
                ? -1
                : set_text(&c->backing_format, key, value);
 }
 
 static int set_references(struct plugin_config *c, const char *key, const char *value)
 {
-    return references_parse(value, &c->references) ? refuse(key, value, "any, dir or none")
-                                                   : 0;
+    return references_parse(value, &c->references)
+               ? refuse_value(key, value, "any, dir or none")
+               : 0;
 }
 
 /* What can't be read is told now, and not when a server is connected to. */
@@ -222,7 +223,8 @@ static int set_key_path(char **out, const char *key, const char *value, bool fol
     struct stat sb;
 
     if (!value[0])
-        return refuse(key, value, folder ? "the name of a folder" : "the name of a file");
+        return refuse_value(key, value,
+                            folder ? "the name of a folder" : "the name of a file");
     CLEANUP_FREE char *path = nbdkit_absolute_path(value);
     if (!path)
         return -1;
@@ -250,7 +252,7 @@ static int set_tls_psk(struct plugin_config *c, const char *key, const char *val
 static int set_tls_username(struct plugin_config *c, const char *key, const char *value)
 {
     return value[0] ? set_text(&c->tls.username, key, value)
-                    : refuse(key, value, "the name of a user");
+                    : refuse_value(key, value, "the name of a user");
 }
 
 static int set_tls_verify(struct plugin_config *c, const char *key, const char *value)
@@ -258,7 +260,7 @@ static int set_tls_verify(struct plugin_config *c, const char *key, const char *
     static const char *const words[] = {"on", "off", NULL};
     unsigned i;
 
-    if (choose(&i, key, value, words, "on or off"))
+    if (choose_word(&i, key, value, words, "on or off"))
         return -1;
     c->tls.verify = i == 0 ? 1 : -1;
     return 0;
@@ -269,7 +271,7 @@ static int set_discard(struct plugin_config *c, const char *key, const char *val
     static const char *const words[] = {"unmap", "ignore", NULL};
     unsigned i;
 
-    if (choose(&i, key, value, words, "unmap or ignore"))
+    if (choose_word(&i, key, value, words, "unmap or ignore"))
         return -1;
     c->node.discard_ignore = i == 1;
     return 0;
@@ -281,7 +283,7 @@ static int set_detect_zeroes(struct plugin_config *c, const char *key, const cha
         [DETECT_OFF] = "off", [DETECT_ON] = "on", [DETECT_UNMAP] = "unmap", NULL};
     unsigned i;
 
-    if (choose(&i, key, value, words, "off, on or unmap"))
+    if (choose_word(&i, key, value, words, "off, on or unmap"))
         return -1;
     c->node.detect_zeroes = (enum detect_zeroes)i;
     return 0;
@@ -292,7 +294,7 @@ static int set_metadata_cache(struct plugin_config *c, const char *key, const ch
     uint64_t bytes;
 
     if (size_parse(value, &bytes) || bytes < MIN_METADATA_CACHE || bytes > SIZE_MAX / 2)
-        return refuse(key, value, "a size such as 64M, at least 1M");
+        return refuse_value(key, value, "a size such as 64M, at least 1M");
     c->metadata_cache = (size_t)bytes;
     return 0;
 }
@@ -302,7 +304,7 @@ static int set_repair(struct plugin_config *c, const char *key, const char *valu
     static const char *const words[] = {"auto", "off", NULL};
     unsigned i;
 
-    if (choose(&i, key, value, words, "auto or off"))
+    if (choose_word(&i, key, value, words, "auto or off"))
         return -1;
     c->node.repair_off = i == 1;
     return 0;
@@ -313,7 +315,7 @@ static int set_writable(struct plugin_config *c, const char *key, const char *va
     static const char *const words[] = {"on-connect", "now", NULL};
     unsigned i;
 
-    if (choose(&i, key, value, words, "on-connect or now"))
+    if (choose_word(&i, key, value, words, "on-connect or now"))
         return -1;
     c->writable_now = i == 1;
     return 0;
@@ -326,7 +328,7 @@ static int set_final_sync(struct plugin_config *c, const char *key, const char *
                                         "false", "1",  "0",  NULL};
     unsigned i;
 
-    if (choose(&i, key, value, words, "yes or no"))
+    if (choose_word(&i, key, value, words, "yes or no"))
         return -1;
     c->node.keep_marks = i % 2 == 1;
     return 0;
@@ -337,7 +339,7 @@ static int set_lock(struct plugin_config *c, const char *key, const char *value)
     static const char *const words[] = {"on", "off", NULL};
     unsigned i;
 
-    if (choose(&i, key, value, words, "on or off"))
+    if (choose_word(&i, key, value, words, "on or off"))
         return -1;
     c->node.lock_off = i == 1;
     return 0;
@@ -352,7 +354,7 @@ static int set_control(struct plugin_config *c, const char *key, const char *val
     if (strcmp(value, "none") == 0)
         return 0;
     if (!value[0])
-        return refuse(key, value, "none or the name of a socket");
+        return refuse_value(key, value, "none or the name of a socket");
     c->control = nbdkit_absolute_path(value);
     return c->control ? 0 : -1;
 }
@@ -366,7 +368,7 @@ static int set_node_name(struct plugin_config *c, const char *key, const char *v
     for (size_t i = 0; i < length; i++)
         well_formed &= isalnum((unsigned char)value[i]) || strchr("-._", value[i]);
     if (!well_formed)
-        return refuse(
+        return refuse_value(
             key, value,
             "a letter, then letters, digits, '-', '.' and '_', 31 in all at most");
     return set_text(&c->node_name, key, value);

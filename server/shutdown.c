@@ -29,6 +29,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/thread.h"
+#include "export_table.h"
 
 #ifdef __linux__
 #include <linux/vm_sockets.h>
@@ -41,6 +42,7 @@
 
 static const int signals[] = {SIGINT, SIGQUIT, SIGTERM};
 
+/* One for the process: signal handlers are given nothing else to go by. */
 static struct {
     struct shutdown_steps steps;
     struct sigaction nbdkits[ARRAY_LEN(signals)];
@@ -202,9 +204,14 @@ static void end_connections(void)
 
 /* ---- the thread ---- */
 
+static bool is_idle(void)
+{
+    return export_table_is_idle(ending.steps.exports);
+}
+
 static void wait_until_idle(uint64_t until)
 {
-    while (!ending.steps.is_idle() && clock_ms() < until)
+    while (!is_idle() && clock_ms() < until)
         clock_nap_ns(1000000);
     clock_nap_ns(REPLY_MS * 1000000);
 }
@@ -220,7 +227,7 @@ static void wait_to_be_woken(void)
 static void end_without_clients(void)
 {
     log_warning("clients are still connected: the server ends without them");
-    ending.steps.close();
+    ending.steps.close(ending.steps.opaque);
     _exit(EXIT_SUCCESS);
 }
 
@@ -231,14 +238,14 @@ static void *shutdown_main(void *unused)
     uint64_t began = clock_ms();
     if (!atomic_load(&ending.begun))
         return NULL;
-    ending.steps.begin();
+    ending.steps.begin(ending.steps.opaque);
     wait_until_idle(began + SHUTDOWN_GRACE_MS);
-    if (!ending.steps.is_idle())
-        ending.steps.hurry();
+    if (!is_idle())
+        export_table_abandon_servers(ending.steps.exports);
     uint64_t busy = clock_ms();
     for (; !atomic_load(&ending.stopping); clock_nap_ns(AGAIN_MS * 1000000)) {
         end_connections();
-        if (!ending.steps.is_idle())
+        if (!is_idle())
             busy = clock_ms();
         if (clock_ms() > busy + SHUTDOWN_PATIENCE_MS)
             end_without_clients();

@@ -15,7 +15,8 @@
  * nbdkit (up to 1.32 at least) tells a plugin neither of the signal nor which sockets are
  * its clients'; see shutdown.c for how both are found.
  *
- * Threads: start and stop on the main thread, begin from any and from signal handlers. */
+ * Threads: start and stop on the main thread, begin from any and from signal handlers.
+ * Layer: server. */
 #ifndef SERVER_SHUTDOWN_H
 #define SERVER_SHUTDOWN_H
 
@@ -23,21 +24,23 @@
 
 #include "base/compiler.h"
 
+struct export_table;
+
 #define SHUTDOWN_GRACE_MS    500
 #define SHUTDOWN_PATIENCE_MS 2000
 
-/* What the server does at each step; called on the thread of this file, once each but for
- * is_idle. */
+/* What the server does at the steps; called on the thread of this file, once each. */
 struct shutdown_steps {
-    void (*begin)(void);   /* 1: must not wait */
-    bool (*is_idle)(void); /* 2: is no request under way? */
-    void (*hurry)(void);   /* 3 */
-    void (*close)(void); /* 4: ends cleanly; whoever comes later must not return from it */
+    struct export_table *exports; /* whose requests and servers 2 and 3 are about */
+    void (*begin)(void *opaque);  /* 1: must not wait */
+    void (*close)(
+        void *opaque); /* 4: ends cleanly; requests that come later never return */
+    void *opaque;
     const char
         *own_socket; /* path of a Unix socket whose clients aren't nbdkit's; or NULL */
 };
 
-/* After the fork.  0 or -errno. */
+/* After the fork; once in a process, for its signal handlers are one.  0 or -errno. */
 int shutdown_start(const struct shutdown_steps *steps) MUST_USE;
 
 /* The end has come otherwise than by a signal. */

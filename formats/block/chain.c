@@ -8,6 +8,7 @@
 #include "block/chain.h"
 #include "block/foreign_format.h"
 #include "block/json_name.h"
+#include "storage/nbd.h"
 #include "storage/protocol.h"
 
 /* What probing looks at. */
@@ -319,6 +320,39 @@ int chain_open(struct block_context *ctx, const char *filename,
     }
     *out = top;
     return 0;
+}
+
+int chain_open_nbd(struct block_context *ctx, const char *uri, const struct nbd_open *how,
+                   const struct chain_options *options, struct node **out,
+                   struct diag *diag)
+{
+    CLEANUP_STORAGE struct storage *st = NULL;
+    const struct driver *driver;
+
+    int err = storage_open_nbd(uri, how, &st, diag);
+    if (err)
+        return err;
+    if (storage_nbd_info(st)->is_self)
+        return diag_set(diag, ELOOP, "%s: is an export of this server", uri);
+    err = chain_find_driver(st, options->format, &driver, diag);
+    return err ? err : node_open(ctx, driver, TAKE(&st), uri, &options->node, out, diag);
+}
+
+bool chain_has_file(struct node *top, const char *path)
+{
+    const struct storage_open how = {.read_only = true};
+    CLEANUP_STORAGE struct storage *file = NULL;
+    uint64_t device, inode, other_device, other_inode;
+    struct diag ignored;
+
+    if (storage_open_file(path, &how, &file, &ignored) ||
+        storage_identity(file, &device, &inode))
+        return false;
+    for (struct node *node = top; node; node = node->backing)
+        if (storage_identity(node->file, &other_device, &other_inode) == 0 &&
+            device == other_device && inode == other_inode)
+            return true;
+    return false;
 }
 
 int chain_start(struct node *top)

@@ -30,6 +30,17 @@ int chain_open(struct block_context *ctx, const char *filename,
                const struct chain_options *options, struct node **out,
                struct diag *diag) MUST_USE;
 
+struct nbd_open;
+
+/* Opens what an NBD server exports, alone: what an image in there names isn't looked at.
+ * -ELOOP: it is an export of this process. */
+int chain_open_nbd(struct block_context *ctx, const char *uri, const struct nbd_open *how,
+                   const struct chain_options *options, struct node **out,
+                   struct diag *diag) MUST_USE;
+
+/* Is the local file of that name one of the chain's?  False also when it can't be opened. */
+bool chain_has_file(struct node *top, const char *path);
+
 /* Lets what the chain reads over NBD have its own threads.  0 or -errno. */
 int chain_start(struct node *top) MUST_USE;
 

@@ -189,6 +189,12 @@ static inline bool driver_can(const struct driver *driver, enum driver_feature f
     return driver->features & feature;
 }
 
+/* Makes an image file, as `create` does, of exactly the size that was asked for: one without
+ * a header may be rounded up to whole sectors by that.  -EINVAL for a size that images of the
+ * format can't have.  0 or -errno. */
+int driver_create_exact(const struct driver *driver, struct create_request *request,
+                        struct diag *diag) MUST_USE;
+
 /* Where in an image's header, of `limit` bytes, there is room for a new backing name beside
  * the old one ([old, old+old_len)) and behind what is used otherwise ([0, used)); over the
  * old one only when it must be.  0: there is none. */

@@ -178,6 +178,12 @@ int node_set_backing(struct node *node, const char *name, const char *format,
 int node_lock_for_reading(struct node *node, struct diag *diag) MUST_USE;
 int node_lock_for_writing(struct node *node, struct diag *diag) MUST_USE;
 
+/* The same for a file that was opened with lock_off, as the node uses it. */
+int node_lock_now(struct node *node, struct diag *diag) MUST_USE;
+
+/* Bytes that the file takes on its disk.  0 or -errno. */
+int node_allocated(struct node *node, uint64_t *bytes) MUST_USE;
+
 static inline bool node_can(const struct node *node, enum driver_feature feature)
 {
     return driver_can(node->driver, feature);

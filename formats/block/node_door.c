@@ -77,6 +77,16 @@ bool node_is_remote(const struct node *node)
     return storage_is_nbd(node->file);
 }
 
+int node_lock_now(struct node *node, struct diag *diag)
+{
+    return storage_lock(node->file, node->active ? STORAGE_WRITER : STORAGE_READER, diag);
+}
+
+int node_allocated(struct node *node, uint64_t *bytes)
+{
+    return storage_allocated(node->file, bytes);
+}
+
 uint64_t node_flush_failures(struct node *node)
 {
     return mcache_failures(node->mc);

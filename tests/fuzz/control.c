@@ -17,7 +17,7 @@
 #include "control_events.h"
 #include "control_query.h"
 #include "control_target.h"
-#include "export.h"
+#include "export_table.h"
 #include "fuzz.h"
 #include "jobs/manager.h"
 #include "mem_storage.h"
@@ -78,14 +78,22 @@ int control_open_target(const struct target_request *request, struct node **out,
 
 /* ---- the server's side ---- */
 
-/* As export_open leaves it, but with nodes in memory. */
-static void open_export(struct served_export *exp)
+/* As export_table_open leaves it, but with nodes in memory. */
+static struct served_export *add_export(struct export_table *table, const char *name)
 {
     static uint8_t data[DISK_BYTES / 4];
     struct node *node, *base;
     struct diag diag = {0};
+    void *memory;
 
-    *exp = (struct served_export){.is_open = true, .wanted_writable = true};
+    if (posix_memalign(&memory, _Alignof(struct served_export),
+                       sizeof(struct served_export)))
+        abort();
+    struct served_export *exp = memory;
+    *exp = (struct served_export){.name = strdup(name),
+                                  .node_name = strdup(name),
+                                  .is_open = true,
+                                  .wanted_writable = true};
     if (block_context_init(&exp->ctx, 1 << 20, NULL, NULL) ||
         open_node(&exp->ctx, "qcow2", mem_storage_clone(empty), "/nowhere/image", &node,
                   &diag) ||
@@ -100,15 +108,20 @@ static void open_export(struct served_export *exp)
     lock_init(&exp->lock, RANK_OPEN);
     pthread_cond_init(&exp->drain_ended, NULL);
     atomic_store(&exp->node, node);
+    fuzz_check(export_table_add(table, exp, &diag) == 0, "%s", diag.text);
+    return exp;
 }
 
 static void on_job_event(void *opaque, const struct job_event *event)
 {
     json_t *data;
 
+    (void)opaque;
     if (event->kind == JOB_EVENT_COMPLETED || event->kind == JOB_EVENT_CANCELLED ||
-        (event->kind == JOB_EVENT_OPENED && event->err))
-        export_drop_reference(opaque);
+        (event->kind == JOB_EVENT_OPENED && event->err)) {
+        export_drop_reference(event->info.owner);
+        export_end_job(event->info.owner);
+    }
     if (event->kind == JOB_EVENT_OPENED)
         return;
     const char *name = control_job_event(event, &data);
@@ -117,12 +130,13 @@ static void on_job_event(void *opaque, const struct job_event *event)
     json_decref(message);
 }
 
-static void shut_down(void)
+static void shut_down(void *opaque)
 {
+    (void)opaque;
 }
 
 struct server {
-    struct served_export exp;
+    struct export_table exports;
     struct control_context context;
 };
 
@@ -198,18 +212,27 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     if (!empty)
         make_empty();
-    open_export(&server.exp);
+    export_table_init(&server.exports);
+    struct served_export *disks[] = {add_export(&server.exports, "disk0"),
+                                     add_export(&server.exports, "disk1")};
     server.context = (struct control_context){
-        .node_name = "disk0",
-        .exp = &server.exp,
-        .jobs = job_manager_new(on_job_event, &server.exp),
-        .shutdown = shut_down,
+        .exports = &server.exports,
+        .jobs = job_manager_new(on_job_event, NULL),
+        .shut_down = shut_down,
     };
     converse(&server, data, size);
-    json_decref(control_find_corruption(&server.context, true));
-    json_decref(control_find_corruption(&server.context, false));
+    for (size_t i = 0; i < ARRAY_LEN(disks); i++) {
+        json_decref(control_find_corruption(disks[i], true));
+        json_decref(control_find_corruption(disks[i], false));
+    }
     job_manager_free(server.context.jobs);
-    fuzz_check(atomic_load(&server.exp.references) == 0, "a job's reference is left");
-    fuzz_check(export_close(&server.exp) == 0, "the disk can't be closed");
+    for (size_t i = 0; i < ARRAY_LEN(disks); i++) {
+        fuzz_check(atomic_load(&disks[i]->references) == 0, "a job's reference is left");
+        fuzz_check(disks[i]->jobs == 0, "a job is counted still");
+        fuzz_check(disks[i]->users == 1, "a command is still a user");
+        fuzz_check(export_close(disks[i]) == 0, "the disk can't be closed");
+    }
+    export_table_close(&server.exports);
+    export_table_destroy(&server.exports);
     return 0;
 }

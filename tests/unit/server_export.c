@@ -19,6 +19,7 @@
 
 struct fixture {
     struct scratch scratch;
+    struct block_shared shared;
     struct served_export exp;
     char *path;
 };
@@ -39,15 +40,17 @@ static void make_image(const char *path, const char *format, uint64_t size,
 
 static void start(struct fixture *f)
 {
-    struct plugin_config config = {
-        .file = f->path,
+    const struct plugin_config config = {
         .cache = cache_mode_find("writeback"),
-        .metadata_cache = (size_t)16 << 20,
         .writable_now = true,
     };
+    const struct export_request request = {
+        .name = "", .node_name = "disk", .file = f->path, .config = &config};
     struct diag diag = {0};
 
-    cr_assert_eq(export_open(&f->exp, &config, &diag), 0, "%s", diag.text);
+    cr_assert_eq(block_shared_init(&f->shared, (size_t)16 << 20, NULL, NULL), 0);
+    cr_assert_eq(housekeeper_start(f->shared.housekeeper), 0);
+    cr_assert_eq(export_open(&f->exp, &request, &f->shared, &diag), 0, "%s", diag.text);
     cr_assert_eq(export_start(&f->exp), 0);
 }
 
@@ -69,6 +72,7 @@ static void end(struct fixture *f)
 {
     cr_assert_eq(export_close(&f->exp), 0);
     cr_assert_eq(export_close(&f->exp), 0, "again");
+    block_shared_destroy(&f->shared);
     scratch_remove(&f->scratch);
     free(f->path);
 }
