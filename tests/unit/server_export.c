@@ -1,21 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The image that is served, and another put in its place while it is in use. */
-#include <criterion/criterion.h>
+#include "server_testing.h"
+
 #include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
-
-#include "base/cleanup.h"
-#include "export.h"
-#include "registry.h"
-#include "scratch.h"
-
-#define KIB  1024u
-#define SIZE (1024u * KIB)
-#define STEP (64u * KIB)
 
 struct fixture {
     struct scratch scratch;
@@ -23,20 +14,6 @@ struct fixture {
     struct served_export exp;
     char *path;
 };
-
-static void make_image(const char *path, const char *format, uint64_t size,
-                       const char *backing)
-{
-    struct create_request request = {
-        .filename = path,
-        .size = size,
-        .backing_file = backing,
-        .backing_format = backing ? "qcow2" : NULL,
-    };
-    struct diag diag = {0};
-
-    cr_assert_eq(driver_find(format)->create(&request, &diag), 0, "%s", diag.text);
-}
 
 static void start(struct fixture *f)
 {
@@ -89,35 +66,6 @@ static struct node *another(struct fixture *f, const char *name, uint64_t size, 
     cr_assert_eq(chain_open(&f->exp.ctx, *path, &options, &node, &diag), 0, "%s",
                  diag.text);
     return node;
-}
-
-/* Can somebody else have it for writing? */
-static bool is_free(const char *path)
-{
-    const struct storage_open how = {.read_only = false};
-    CLEANUP_STORAGE struct storage *file = NULL;
-
-    return storage_open_file(path, &how, &file, NULL) == 0 &&
-           storage_lock(file, STORAGE_READER, NULL) == 0 &&
-           storage_lock(file, STORAGE_WRITER, NULL) == 0;
-}
-
-static int write_byte(struct served_export *exp, unsigned char value, uint64_t off)
-{
-    unsigned char buf[512];
-    EXPORT_USE(use, export_enter_change(exp));
-
-    memset(buf, value, sizeof buf);
-    return block_write(use.node, buf, off, sizeof buf, 0);
-}
-
-static unsigned char read_byte(struct served_export *exp, uint64_t off)
-{
-    unsigned char byte;
-    EXPORT_USE(use, export_enter(exp));
-
-    cr_assert_eq(block_read(use.node, &byte, off, 1), 0);
-    return byte;
 }
 
 /* As a job does it. */
