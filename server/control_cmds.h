@@ -55,8 +55,8 @@ json_t *control_fail(struct control_error *error, const char *class, const char 
 /* error->diag was set by a function that failed. */
 json_t *control_fail_diag(struct control_error *error, const char *class);
 
-/* The export that a command names as its device, or by a node: the caller becomes one of its
- * users (export_put).  NULL with the error said.  From any thread. */
+/* The export that a command names as its device, or by a node: the caller becomes one of
+ * its users (export_put).  NULL with the error said.  From any thread. */
 struct served_export *control_find_device(struct control_context *ctx, const char *name,
                                           struct control_error *error) MUST_USE;
 struct served_export *control_find_node(struct control_context *ctx, const char *name,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* An image that is served, from its opening to its end; and which node that is, for a job may
- * put another in its place while clients go on (export_replace).  The exports of a server
- * share its memory and its timers, and nothing else; export_table.h knows them all.
+/* An image that is served, from its opening to its end; and which node that is, for a job
+ * may put another in its place while clients go on (export_replace).  The exports of a
+ * server share its memory and its timers, and nothing else; export_table.h knows them all.
  *
  * Who uses the node: a request of a client, between export_enter and export_leave; a job,
  * which has a reference.  A node that was replaced is closed when all who could have seen it

@@ -2,9 +2,9 @@
 /* The exports of a server, by name.  Some may be added and removed while others run.
  *
  * Whoever has a pointer to an export is one of its users: a client's connection, a command
- * that looks at it, the table itself.  It is closed by the last, when it was removed from the
- * table; closing it writes, and may take long.  A job isn't a user by itself, but keeps its
- * export from being removed.
+ * that looks at it, the table itself.  It is closed by the last, when it was removed from
+ * the table; closing it writes, and may take long.  A job isn't a user by itself, but keeps
+ * its export from being removed.
  *
  * Names come from clients: any bytes but NUL.
  *

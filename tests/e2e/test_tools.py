@@ -131,6 +131,18 @@ class Tools(Case):
         server.stop()
 
     @unittest.skipIf(STANDIN, "needs the plugin")
+    def test_unknown_export(self):
+        """Another name is refused with what there is; the server goes on."""
+        server = self.serve(create(self.path("disk"), "qcow2", SIZE), fmt="qcow2")
+        for name in ("nope", "snapshot/none", "x" * 4096, "new\nline"):
+            with self.assertRaises(nbd.Error):
+                server.connect(name)
+        self.assertIn("there is no export 'nope': there is \"\"", server.errors)
+        self.assertIn("there is no export 'new?line'", server.errors)
+        self.assertEqual(server.connect().pread(512, 0), bytes(512))
+        server.stop()
+
+    @unittest.skipIf(STANDIN, "needs the plugin")
     def test_dump_plugin(self):
         """--dump-plugin prints formats, cache modes (V-08) and the kinds of jobs (M-22), without an image."""
         out = run("nbdkit", PLUGIN, "--dump-plugin", env=plugin_env()).stdout
