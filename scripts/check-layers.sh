@@ -4,11 +4,13 @@
 #
 #     base <- storage <- mcache <- block <- {raw, qed, qcow2} <- registry <- server
 #     base <- {codec, crypto} <- block        registry <- jobs <- server
+#     registry <- common <- {server, cli}
 #
 # Jobs go through the node: they use base, block and the registry only.
 #
 # A driver X shows X/X.h to registry.c and nothing else to anybody; nbdkit's headers are for
-# server/ only, and not for server/cli/.  A header that says "private to this folder" is for no
+# server/ only, and not for its subfolders.  JSON is made in server/: below it only what parses
+# names knows it.  A header that says "private to this folder" is for no
 # other.  Each source begins with its licence and its purpose.
 
 # SPDX-License-Identifier: BSD-3-Clause
@@ -26,8 +28,9 @@ declare -A may_use=(
     [block]="base storage mcache codec crypto block"
     [registry]="base storage mcache codec crypto block registry $drivers"
     [jobs]="base block registry jobs"
-    [server]="base storage mcache codec crypto block registry jobs server"
-    [cli]="base storage mcache codec crypto block registry jobs cli"
+    [common]="base storage mcache codec crypto block registry common"
+    [server]="base storage mcache codec crypto block registry jobs common server"
+    [cli]="base storage mcache codec crypto block registry jobs common cli"
 )
 for driver in $drivers; do
     may_use[$driver]="base storage mcache codec crypto block $driver"
@@ -45,6 +48,7 @@ layer_of() {
     formats/*/*) layer=${1#formats/} layer=${layer%%/*} ;;
     formats/*) layer=registry ;;
     server/cli/*) layer=cli ;;
+    server/common/*) layer=common ;;
     *) layer=${1%%/*} ;;
     esac
 }
@@ -52,7 +56,7 @@ layer_of() {
 # resolve FILE NAME: sets $target to the path that the include means, empty when it isn't ours.
 resolve() {
     local place
-    for place in "${1%/*}" formats server/cli .; do
+    for place in "${1%/*}" formats server/cli server .; do
         target=$place/$2
         target=${target#./}
         if [ -e "$target" ]; then
@@ -82,6 +86,9 @@ while IFS=: read -r file line text; do
     from=$layer
     if [[ $name == nbdkit* || $name == */nbdkit* ]] && [ "$from" != server ]; then
         violation "$file:$line: nbdkit's headers are for server/ only: $name"
+    fi
+    if [[ $name == jansson.h && $file == formats/* && $file != formats/block/json_name.c ]]; then
+        violation "$file:$line: JSON is for server/: formats fill structs"
     fi
     if [[ $text == *\<* ]]; then
         continue

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "common/image_info_json.h"
 #include "control_bitmaps.h"
 #include "control_query.h"
 #include "export_table.h"
@@ -14,37 +15,19 @@ static void add_number(json_t *object, const char *key, uint64_t value)
     json_object_set_new(object, key, json_integer((json_int_t)value));
 }
 
-/* What lies below now, in the image's own words as long as they say so. */
-static void add_backing_name(const struct node *node, json_t *image)
+static json_t *describe_layer(struct node *node)
 {
-    const struct node *below = node->backing;
+    CLEANUP_IMAGE_INFO struct image_info info = {0};
 
-    if (!below)
-        return;
-    const char *full = below->filename, *name = node->backing_name;
-    CLEANUP_FREE char *joined = name ? reference_join(node->filename, name) : NULL;
-    bool as_recorded = joined && strcmp(joined, full) == 0;
-    json_object_set_new(image, "backing-filename", control_text(as_recorded ? name : full));
-    json_object_set_new(image, "full-backing-filename", control_text(full));
-    json_object_set_new(image, "backing-filename-format", json_string(node_format(below)));
+    return image_info_read(node, IMAGE_INFO_OPENED, &info) == 0 ? image_info_json(&info)
+                                                                : json_object();
 }
 
 /* ImageInfo of the node, and nested in it of those below. */
 static json_t *describe_image(struct node *node, bool nested)
 {
-    json_t *image = json_object();
-    uint64_t allocated;
+    json_t *image = describe_layer(node);
 
-    json_object_set_new(image, "filename", control_text(node->filename));
-    json_object_set_new(image, "format", json_string(node_format(node)));
-    add_number(image, "virtual-size", node->size);
-    if (node_allocated(node, &allocated) == 0)
-        add_number(image, "actual-size", allocated);
-    if (node->cluster_size > 1)
-        add_number(image, "cluster-size", node->cluster_size);
-    json_object_set_new(image, "dirty-flag", json_false());
-    node_add_info(node, image);
-    add_backing_name(node, image);
     if (nested && node->backing)
         json_object_set_new(image, "backing-image", describe_image(node->backing, true));
     return image;

@@ -13,13 +13,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include <jansson.h>
-
 #include "base/compiler.h"
 #include "base/diag.h"
 #include "block/check.h"
 #include "storage/storage.h"
 
+struct image_info;
 struct node;
 
 enum extent_kind {
@@ -170,8 +169,9 @@ struct driver {
     /* DRIVER_MARKS: commits and clears the dirty mark now, as the timer would. */
     int (*clear_mark)(struct node *node);
 
-    /* Optional: adds "dirty-flag" and "format-specific" to qimg info's object. */
-    void (*info)(struct node *node, json_t *object);
+    /* Optional: fills what image_info.h says is the driver's.  0 or -ENOMEM, with what was
+     * filled until then the caller's to free. */
+    int (*info)(struct node *node, struct image_info *info);
 
     /* DRIVER_CHECKS: looks at the image in st, opened
      * or not, and repairs what it is asked to.  0: the pass ran to its end, *result says

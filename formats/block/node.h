@@ -195,9 +195,6 @@ static inline const char *node_format(const struct node *node)
     return node->driver->name;
 }
 
-/* Adds what the format tells of the image to qimg info's object. */
-void node_add_info(struct node *node, json_t *object);
-
 /* Does a name (a path, or an NBD URI as users write it) lead to the node's file or export?
  * A relative path is taken as the process' folder has it. */
 bool node_is_called(const struct node *node, const char *name);

@@ -37,12 +37,6 @@ int node_lock_for_writing(struct node *node, struct diag *diag)
     return node->options.lock_off ? 0 : storage_lock(node->file, STORAGE_WRITER, diag);
 }
 
-void node_add_info(struct node *node, json_t *object)
-{
-    if (node->driver->info)
-        node->driver->info(node, object);
-}
-
 /* Do both paths lead to the same file? */
 static bool is_same_file(const char *path, const char *other)
 {

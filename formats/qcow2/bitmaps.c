@@ -145,28 +145,21 @@ void qcow2_warn_of_bitmaps(struct qcow2 *q)
             q->node->filename, names);
 }
 
-/* As QEMU names the flags. */
-static json_t *describe(const struct qcow2_bitmap *bitmap)
-{
-    json_t *object = json_object(), *flags = json_array();
-    json_t *name = json_string(bitmap->name);
-
-    if (bitmap->flags & BITMAP_IN_USE)
-        json_array_append_new(flags, json_string("in-use"));
-    if (bitmap->flags & BITMAP_AUTO)
-        json_array_append_new(flags, json_string("auto"));
-    json_object_set_new(object, "flags", flags);
-    json_object_set_new(object, "name", name ? name : json_string("?")); /* not UTF-8 */
-    json_object_set_new(object, "granularity", json_integer(bitmap->granularity));
-    return object;
-}
-
-void qcow2_list_bitmaps(const struct qcow2 *q, json_t *object)
+int qcow2_copy_bitmaps(const struct qcow2 *q, struct qcow2_info *part)
 {
     if (!are_valid(q) || q->n_bitmaps == 0)
-        return;
-    json_t *list = json_array();
-    for (uint32_t i = 0; i < q->n_bitmaps; i++)
-        json_array_append_new(list, describe(&q->bitmaps[i]));
-    json_object_set_new(object, "bitmaps", list);
+        return 0;
+    part->bitmaps = calloc(q->n_bitmaps, sizeof *part->bitmaps);
+    if (!part->bitmaps)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < q->n_bitmaps; i++) {
+        const struct qcow2_bitmap *from = &q->bitmaps[i];
+        struct stored_bitmap_info *to = &part->bitmaps[part->n_bitmaps++];
+        to->granularity = from->granularity;
+        to->in_use = from->flags & BITMAP_IN_USE;
+        to->enabled = from->flags & BITMAP_AUTO;
+        if (image_info_copy(&to->name, from->name))
+            return -ENOMEM;
+    }
+    return 0;
 }

@@ -1,72 +1,69 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* An image's own words of itself, under the names that qemu-img has for them. */
+/* An image's own words of itself. */
+#include <errno.h>
+#include <stdlib.h>
+
 #include "qcow2/internal.h"
 
-static void add(json_t *object, const char *key, json_t *value)
+static int copy_snapshots(const struct qcow2 *q, struct image_info *info)
 {
-    json_object_set_new(object, key, value);
-}
-
-static void add_flag(json_t *object, const char *key, uint64_t bits)
-{
-    add(object, key, json_boolean(bits != 0));
-}
-
-static void add_data_file(const struct qcow2_header *h, json_t *data)
-{
-    if (!(h->incompatible & INCOMPAT_DATA_FILE))
-        return;
-    if (h->data_file) {
-        json_t *name = json_string(h->data_file);
-        add(data, "data-file", name ? name : json_string("?")); /* not UTF-8 */
+    if (q->n_snapshots == 0)
+        return 0;
+    info->snapshots = calloc(q->n_snapshots, sizeof *info->snapshots);
+    if (!info->snapshots)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < q->n_snapshots; i++) {
+        const struct qcow2_snapshot *from = &q->snapshots[i];
+        struct snapshot_info *to = &info->snapshots[info->n_snapshots++];
+        to->vm_state_bytes = from->vm_state_bytes;
+        to->date_sec = from->date_sec;
+        to->date_nsec = from->date_nsec;
+        to->vm_clock_ns = from->vm_clock_ns;
+        to->has_icount = from->icount != SNAPSHOT_NO_ICOUNT;
+        to->icount = to->has_icount ? from->icount : 0;
+        if (image_info_copy(&to->id, from->id) || image_info_copy(&to->name, from->name))
+            return -ENOMEM;
     }
-    add_flag(data, "data-file-raw", h->autoclear & AUTOCLEAR_DATA_RAW);
+    return 0;
 }
 
-static void add_encryption(struct qcow2 *q, json_t *object, json_t *data)
+static int copy_data_file(const struct qcow2_header *h, struct qcow2_info *part)
 {
-    if (q->header.crypt_method == 0)
-        return;
-    add(object, "encrypted", json_true());
-    json_t *encrypt = json_object();
-    if (q->header.crypt_method == 2)
-        qcow2_describe_luks(q, encrypt);
-    else
-        add(encrypt, "format", json_string("aes"));
-    add(data, "encrypt", encrypt);
+    part->has_data_file = h->incompatible & INCOMPAT_DATA_FILE;
+    if (!part->has_data_file)
+        return 0;
+    part->data_file_raw = h->autoclear & AUTOCLEAR_DATA_RAW;
+    return image_info_copy(&part->data_file, h->data_file);
 }
 
-/* In the order in which qemu-img's text has them. */
-static json_t *describe(struct qcow2 *q, json_t *object)
+static enum encryption encryption_of(const struct qcow2_header *h)
 {
-    const struct qcow2_header *h = &q->header;
-    json_t *data = json_object();
-
-    add(data, "compat", json_string(h->version < 3 ? "0.10" : "1.1"));
-    add(data, "compression-type", json_string(h->compression_type ? "zstd" : "zlib"));
-    if (h->version >= 3)
-        add_flag(data, "lazy-refcounts", h->compatible & COMPAT_LAZY_REFCOUNTS);
-    qcow2_list_bitmaps(q, data);
-    add(data, "refcount-bits", json_integer(1 << h->refcount_order));
-    add_data_file(h, data);
-    add_encryption(q, object, data);
-    if (h->version >= 3) {
-        add_flag(data, "corrupt", h->incompatible & INCOMPAT_CORRUPT);
-        add_flag(data, "extended-l2", h->incompatible & INCOMPAT_EXTENDED_L2);
-    }
-    return data;
+    if (h->crypt_method == 0)
+        return ENCRYPTION_NONE;
+    return h->crypt_method == 2 ? ENCRYPTION_LUKS : ENCRYPTION_AES;
 }
 
-void qcow2_info(struct node *node, json_t *object)
+int qcow2_info(struct node *node, struct image_info *info)
 {
     struct qcow2 *q = qcow2_of(node);
+    const struct qcow2_header *h = &q->header;
     LOCK_GUARD(&q->header_lock);
 
-    if (q->n_snapshots)
-        qcow2_list_snapshots(q, object);
-    add_flag(object, "dirty-flag", q->header.incompatible & INCOMPAT_DIRTY);
-    json_t *specific = json_object();
-    add(specific, "type", json_string("qcow2"));
-    add(specific, "data", describe(q, object));
-    add(object, "format-specific", specific);
+    info->dirty = h->incompatible & INCOMPAT_DIRTY;
+    info->encrypted = h->crypt_method != 0;
+    info->kind = IMAGE_INFO_QCOW2;
+    info->qcow2 = (struct qcow2_info){
+        .version = h->version,
+        .refcount_bits = 1u << h->refcount_order,
+        .compression_type = h->compression_type ? "zstd" : "zlib",
+        .lazy_refcounts = h->compatible & COMPAT_LAZY_REFCOUNTS,
+        .corrupt = h->incompatible & INCOMPAT_CORRUPT,
+        .extended_l2 = h->incompatible & INCOMPAT_EXTENDED_L2,
+        .encryption = encryption_of(h),
+    };
+    if (info->qcow2.encryption == ENCRYPTION_LUKS)
+        qcow2_read_luks(q, &info->qcow2.luks);
+    if (copy_snapshots(q, info) || copy_data_file(h, &info->qcow2))
+        return -ENOMEM;
+    return qcow2_copy_bitmaps(q, &info->qcow2);
 }

@@ -8,11 +8,13 @@
 #include <stdint.h>
 
 #include "block/dirty_mark.h"
+#include "block/image_info.h"
 #include "block/node.h"
 #include "qcow2/alloc/alloc.h"
 #include "qcow2/geometry.h"
 #include "qcow2/header.h"
 #include "qcow2/mapping/mapping.h"
+#include "qcow2/snapshot_entry.h"
 
 /* An internal snapshot, as its table says; the L1 table lies inside the file. */
 struct qcow2_snapshot {
@@ -20,7 +22,7 @@ struct qcow2_snapshot {
     uint32_t l1_size;
     uint32_t date_sec, date_nsec;
     uint64_t vm_clock_ns, vm_state_bytes;
-    uint64_t icount; /* UINT64_MAX: none */
+    uint64_t icount; /* SNAPSHOT_NO_ICOUNT: none */
     char *id, *name;
 };
 
@@ -97,9 +99,6 @@ int qcow2_collect_metadata(struct qcow2 *q, struct diag *diag) MUST_USE;
 int qcow2_read_snapshots(struct qcow2 *q, struct diag *diag) MUST_USE;
 void qcow2_free_snapshots(struct qcow2 *q);
 
-/* Adds "snapshots" to qimg info's object. */
-void qcow2_list_snapshots(struct qcow2 *q, json_t *object);
-
 /* ---- bitmaps.c ---- */
 
 /* Reads the directory of the stored bitmaps; one that can't be right is as none, and said.
@@ -110,14 +109,15 @@ void qcow2_free_bitmaps(struct qcow2 *q);
 /* Says, of an image that is to be written, which bitmaps that will cost. */
 void qcow2_warn_of_bitmaps(struct qcow2 *q);
 
-/* Adds "bitmaps" to qimg info's object of qcow2's own; under header_lock. */
-void qcow2_list_bitmaps(const struct qcow2 *q, json_t *object);
+/* Describes the valid ones; under header_lock.  0 or -ENOMEM. */
+int qcow2_copy_bitmaps(const struct qcow2 *q, struct qcow2_info *part) MUST_USE;
 
 /* ---- info.c, luks_info.c ---- */
-void qcow2_info(struct node *node, json_t *object);
+int qcow2_info(struct node *node, struct image_info *info);
 
-/* Adds what the LUKS header says to the object "encrypt". */
-void qcow2_describe_luks(struct qcow2 *q, json_t *object);
+/* Fills what the LUKS header says; warns of one that makes no sense, which leaves `known`
+ * false. */
+void qcow2_read_luks(struct qcow2 *q, struct luks_info *out);
 
 /* ---- resize.c ---- */
 

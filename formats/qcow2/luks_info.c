@@ -3,7 +3,6 @@
  * version 1). No key is looked at; all numbers are big-endian. */
 #include <errno.h>
 #include <inttypes.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "base/bytes.h"
@@ -11,7 +10,6 @@
 #include "qcow2/internal.h"
 
 #define SECTOR      512
-#define KEY_SLOTS   8
 #define SLOT_IN_USE 0x00ac71f3u
 
 struct luks_slot {
@@ -29,93 +27,91 @@ struct luks_header {
     uint8_t digest[20], digest_salt[32];
     uint32_t digest_iterations;
     char uuid[40];
-    struct luks_slot slots[KEY_SLOTS];
+    struct luks_slot slots[LUKS_KEY_SLOTS];
 };
 _Static_assert(sizeof(struct luks_header) == 592, "LUKS header");
 
 static const uint8_t magic[6] = {'L', 'U', 'K', 'S', 0xba, 0xbe};
-
-/* The n bytes up to the first NUL. */
-static json_t *json_text(const char *text, size_t n)
-{
-    json_t *value = json_stringn(text, strnlen(text, n));
-
-    return value ? value : json_string("?"); /* not UTF-8 */
-}
-
-static void add_number(json_t *object, const char *key, uint64_t value)
-{
-    json_object_set_new(object, key, json_integer((json_int_t)value));
-}
 
 static uint32_t number(const uint32_t *field)
 {
     return load_be32((const uint8_t *)field);
 }
 
-/* The bytes of the text up to the first `end`, or to its own end, which `*text` is moved
- * behind. */
-static json_t *next_word(const char **text, size_t *n, char end)
+static uint64_t sectors(const uint32_t *field)
 {
-    const char *start = *text, *stop = memchr(start, end, *n);
-    size_t length = stop ? (size_t)(stop - start) : *n;
+    return (uint64_t)number(field) * SECTOR;
+}
 
-    *text += length + (stop != NULL);
-    *n -= length + (stop != NULL);
-    return json_text(start, length);
+/* A field's text has up to n bytes, and ends with a NUL where it is shorter; out has room
+ * for a NUL more. */
+static void copy_text(char *out, const char *text, size_t n)
+{
+    n = strnlen(text, n);
+    memcpy(out, text, n);
+    out[n] = '\0';
+}
+
+/* Copies the text up to the first `end`, which it is moved behind, or up to its own end. */
+static void take_word(char *out, const char **text, char end)
+{
+    const char *stop = strchrnul(*text, end);
+
+    copy_text(out, *text, (size_t)(stop - *text));
+    *text = *stop ? stop + 1 : stop;
 }
 
 /* A mode is "xts-plain64" or "cbc-essiv:sha256": how blocks are chained, where their
  * initial vectors come from, and by which hash. */
-struct mode {
-    json_t *chaining, *vectors, *hash; /* hash: NULL, when there is none */
-};
-
-static struct mode parse_mode(const struct luks_header *h)
+static void parse_mode(const struct luks_header *h, struct luks_info *out)
 {
-    const char *rest = h->cipher_mode;
-    size_t n = strnlen(rest, sizeof h->cipher_mode);
-    struct mode mode = {0};
+    char mode[sizeof h->cipher_mode + 1];
+    const char *rest = mode;
 
-    mode.chaining = next_word(&rest, &n, '-');
-    mode.vectors = next_word(&rest, &n, ':');
-    mode.hash = n > 0 ? json_text(rest, n) : NULL;
-    return mode;
+    copy_text(mode, h->cipher_mode, sizeof h->cipher_mode);
+    take_word(out->chaining, &rest, '-');
+    take_word(out->ivgen, &rest, ':');
+    copy_text(out->ivgen_hash, rest, sizeof h->cipher_mode);
 }
 
-/* The cipher with the bits of its key, of which xts has two. */
-static void add_cipher(const struct luks_header *h, json_t *object)
+/* The bits of the cipher's key, of which xts has two. */
+static uint32_t key_bits(const struct luks_header *h)
 {
     uint32_t bits = number(&h->key_bytes) * 8;
-    char text[64];
 
-    if (strncmp(h->cipher_mode, "xts", 3) == 0)
-        bits /= 2;
-    int n = (int)strnlen(h->cipher_name, sizeof h->cipher_name);
-    snprintf(text, sizeof text, "%.*s-%" PRIu32, n, h->cipher_name, bits);
-    json_object_set_new(object, "cipher-alg", json_text(text, sizeof text));
+    return strncmp(h->cipher_mode, "xts", 3) == 0 ? bits / 2 : bits;
 }
 
-static json_t *describe_slot(const struct luks_slot *slot)
+static struct luks_slot_info parse_slot(const struct luks_slot *slot)
 {
-    json_t *object = json_object();
-    bool active = number(&slot->active) == SLOT_IN_USE;
-
-    json_object_set_new(object, "active", json_boolean(active));
-    if (active)
-        add_number(object, "iters", number(&slot->iterations));
-    add_number(object, "key-offset", (uint64_t)number(&slot->key_material_offset) * SECTOR);
-    if (active)
-        add_number(object, "stripes", number(&slot->stripes));
-    return object;
+    return (struct luks_slot_info){
+        .active = number(&slot->active) == SLOT_IN_USE,
+        .iterations = number(&slot->iterations),
+        .stripes = number(&slot->stripes),
+        .key_offset = sectors(&slot->key_material_offset),
+    };
 }
 
-void qcow2_describe_luks(struct qcow2 *q, json_t *object)
+static void parse_header(const struct luks_header *h, struct luks_info *out)
+{
+    out->known = true;
+    out->key_bits = key_bits(h);
+    out->payload_offset = sectors(&h->payload_offset);
+    out->master_key_iterations = number(&h->digest_iterations);
+    copy_text(out->cipher, h->cipher_name, sizeof h->cipher_name);
+    copy_text(out->hash, h->hash_spec, sizeof h->hash_spec);
+    copy_text(out->uuid, h->uuid, sizeof h->uuid);
+    parse_mode(h, out);
+    for (unsigned i = 0; i < LUKS_KEY_SLOTS; i++)
+        out->slots[i] = parse_slot(&h->slots[i]);
+}
+
+void qcow2_read_luks(struct qcow2 *q, struct luks_info *out)
 {
     const struct node *node = q->node;
     struct luks_header h;
 
-    json_object_set_new(object, "format", json_string("luks"));
+    *out = (struct luks_info){0};
     int err = q->header.luks_bytes < sizeof h
                   ? -EINVAL
                   : storage_read(node->file, &h, q->header.luks_offset, sizeof h);
@@ -125,20 +121,5 @@ void qcow2_describe_luks(struct qcow2 *q, json_t *object)
             node->filename, EXT_LUKS, q->header.luks_offset);
         return;
     }
-    json_object_clear(object);
-    struct mode mode = parse_mode(&h);
-    json_object_set_new(object, "ivgen-alg", mode.vectors);
-    json_object_set_new(object, "hash-alg", json_text(h.hash_spec, sizeof h.hash_spec));
-    add_cipher(&h, object);
-    json_object_set_new(object, "uuid", json_text(h.uuid, sizeof h.uuid));
-    if (mode.hash)
-        json_object_set_new(object, "ivgen-hash-alg", mode.hash);
-    json_object_set_new(object, "format", json_string("luks"));
-    json_object_set_new(object, "cipher-mode", mode.chaining);
-    json_t *slots = json_array();
-    for (unsigned i = 0; i < KEY_SLOTS; i++)
-        json_array_append_new(slots, describe_slot(&h.slots[i]));
-    json_object_set_new(object, "slots", slots);
-    add_number(object, "payload-offset", (uint64_t)number(&h.payload_offset) * SECTOR);
-    add_number(object, "master-key-iters", number(&h.digest_iterations));
+    parse_header(&h, out);
 }

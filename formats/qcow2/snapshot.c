@@ -10,7 +10,6 @@
 #include "base/cleanup.h"
 #include "base/foreign_text.h"
 #include "qcow2/internal.h"
-#include "qcow2/snapshot_entry.h"
 
 static int refuse_entry(struct qcow2 *q, uint32_t index, const char *why, struct diag *diag)
 {
@@ -107,39 +106,4 @@ void qcow2_free_snapshots(struct qcow2 *q)
         free(q->snapshots[i].name);
     }
     free(q->snapshots);
-}
-
-static json_t *json_text(const char *text)
-{
-    json_t *value = json_string(text);
-
-    return value ? value : json_string("?"); /* not UTF-8 */
-}
-
-static json_t *describe(const struct qcow2_snapshot *s)
-{
-    json_t *object = json_object();
-
-    json_object_set_new(object, "id", json_text(s->id));
-    json_object_set_new(object, "name", json_text(s->name));
-    json_object_set_new(object, "vm-state-size",
-                        json_integer((json_int_t)s->vm_state_bytes));
-    json_object_set_new(object, "date-sec", json_integer(s->date_sec));
-    json_object_set_new(object, "date-nsec", json_integer(s->date_nsec));
-    json_object_set_new(object, "vm-clock-sec",
-                        json_integer((json_int_t)(s->vm_clock_ns / 1000000000u)));
-    json_object_set_new(object, "vm-clock-nsec",
-                        json_integer((json_int_t)(s->vm_clock_ns % 1000000000u)));
-    if (s->icount != UINT64_MAX)
-        json_object_set_new(object, "icount", json_integer((json_int_t)s->icount));
-    return object;
-}
-
-void qcow2_list_snapshots(struct qcow2 *q, json_t *object)
-{
-    json_t *list = json_array();
-
-    for (uint32_t i = 0; i < q->n_snapshots; i++)
-        json_array_append_new(list, describe(&q->snapshots[i]));
-    json_object_set_new(object, "snapshots", list);
 }

@@ -8,6 +8,7 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "block/image_info.h"
 #include "qed/image.h"
 #include "qed/qed.h"
 
@@ -257,13 +258,13 @@ static int qed_clear_mark(struct node *node)
     return dirty_mark_settle(&img->mark, true);
 }
 
-static void info(struct node *node, json_t *object)
+static int fill_info(struct node *node, struct image_info *info)
 {
     struct qed_image *img = node->state;
     LOCK_GUARD(&img->header_lock);
 
-    json_object_set_new(object, "dirty-flag",
-                        json_boolean(img->header.features & QED_F_NEED_CHECK));
+    info->dirty = img->header.features & QED_F_NEED_CHECK;
+    return 0;
 }
 
 const struct driver qed_driver = {
@@ -284,7 +285,7 @@ const struct driver qed_driver = {
     .set_backing = qed_set_backing,
     .grow = qed_grow,
     .clear_mark = qed_clear_mark,
-    .info = info,
+    .info = fill_info,
     .check = qed_check,
     .create = qed_create,
 };

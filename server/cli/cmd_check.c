@@ -12,6 +12,7 @@
 #include "block/cache_mode.h"
 #include "block/chain.h"
 #include "cli.h"
+#include "common/json_text.h"
 #include "image_opts.h"
 
 /* Exit codes of this command, as qemu-img's. */
@@ -118,7 +119,6 @@ static void add_count(json_t *object, const char *key, uint64_t value)
 static int print_json(const struct checked *image, const struct check_result *r)
 {
     json_t *object = json_object();
-    json_t *name = json_string(image->args->image.filename);
 
     add_count(object, "image-end-offset", r->image_end_offset);
     add_count(object, "total-clusters", r->total_clusters);
@@ -130,8 +130,7 @@ static int print_json(const struct checked *image, const struct check_result *r)
     add_count(object, "fragmented-clusters", r->fragmented_clusters);
     add_count(object, "compressed-clusters", r->compressed_clusters);
     add_count(object, "allocated-clusters", r->allocated_clusters);
-    /* JSON is UTF-8, and file names are bytes. */
-    json_object_set_new(object, "filename", name ? name : json_string("?"));
+    json_object_set_new(object, "filename", json_from_text(image->args->image.filename));
     json_object_set_new(object, "format", json_string(image->driver->name));
     char *text = json_dumps(object, JSON_INDENT(4));
     json_decref(object);

@@ -10,6 +10,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "cli.h"
+#include "common/image_info_json.h"
 #include "image.h"
 #include "info_print.h"
 
@@ -29,61 +30,25 @@ struct info_args {
     bool backing_chain;
 };
 
-/* JSON is UTF-8 and file names are bytes: what isn't the one is shown as '?'. */
-static json_t *json_text(const char *text)
+/* Appends the descriptions of an image and those below it. */
+static int describe_chain(struct node *node, json_t *images)
 {
-    json_t *value = json_string(text);
-    if (value)
-        return value;
-    CLEANUP_FREE char *copy = strdup(text);
-    for (char *p = copy; p && *p; p++)
-        if ((unsigned char)*p >= 0x80)
-            *p = '?';
-    return copy ? json_string(copy) : NULL;
+    for (; node; node = node->backing) {
+        CLEANUP_IMAGE_INFO struct image_info info = {0};
+        if (image_info_read(node, IMAGE_INFO_RECORDED, &info))
+            return cli_error("%s: out of memory", node->filename);
+        info.virtual_size = align_up(info.virtual_size, SECTOR);
+        json_array_append_new(images, image_info_json(&info));
+    }
+    return CLI_OK;
 }
 
-static void add_backing(const struct node *node, json_t *object)
-{
-    if (!node->backing_name)
-        return;
-    CLEANUP_FREE char *full = reference_join(node->filename, node->backing_name);
-    json_object_set_new(object, "backing-filename", json_text(node->backing_name));
-    if (full)
-        json_object_set_new(object, "full-backing-filename", json_text(full));
-    if (node->backing_format)
-        json_object_set_new(object, "backing-filename-format",
-                            json_text(node->backing_format));
-}
-
-static json_t *describe(struct node *node)
-{
-    json_t *object = json_object();
-    uint64_t allocated;
-
-    json_object_set_new(object, "filename", json_text(node->filename));
-    json_object_set_new(object, "format", json_string(node->driver->name));
-    json_object_set_new(object, "virtual-size",
-                        json_integer((json_int_t)align_up(node->size, SECTOR)));
-    if (storage_allocated(node->file, &allocated) == 0)
-        json_object_set_new(object, "actual-size", json_integer((json_int_t)allocated));
-    if (node->cluster_size > 1)
-        json_object_set_new(object, "cluster-size", json_integer(node->cluster_size));
-    add_backing(node, object);
-    json_object_set_new(object, "dirty-flag", json_false());
-    node_add_info(node, object);
-    return object;
-}
-
-static void print_json(json_t *value)
-{
-    json_dumpf(value, stdout, JSON_INDENT(4));
-    putchar('\n');
-}
-
-static void print(json_t *images, const struct info_args *args)
+static void print_images(json_t *images, const struct info_args *args)
 {
     if (args->image.output == OUTPUT_JSON) {
-        print_json(args->backing_chain ? images : json_array_get(images, 0));
+        json_dumpf(args->backing_chain ? images : json_array_get(images, 0), stdout,
+                   JSON_INDENT(4));
+        putchar('\n');
         return;
     }
     size_t i;
@@ -95,7 +60,7 @@ static void print(json_t *images, const struct info_args *args)
     }
 }
 
-static int info(const struct info_args *args)
+static int describe_given(const struct info_args *args)
 {
     const struct chain_options chain = {
         .read_only = true,
@@ -108,14 +73,15 @@ static int info(const struct info_args *args)
         return code;
 
     json_t *images = json_array();
-    for (struct node *node = image.node; node; node = node->backing)
-        json_array_append_new(images, describe(node));
-    print(images, args);
+    code = describe_chain(image.node, images);
+    if (code == CLI_OK)
+        print_images(images, args);
     json_decref(images);
-    return image_close(&image);
+    int close_code = image_close(&image);
+    return code != CLI_OK ? code : close_code;
 }
 
-static int take_option(void *opaque, int option)
+static int take_info_option(void *opaque, int option)
 {
     struct info_args *args = opaque;
 
@@ -129,12 +95,12 @@ static int take_option(void *opaque, int option)
     return CLI_OK;
 }
 
-static int run(const struct cli_command *self, int argc, char **argv)
+static int run_info(const struct cli_command *self, int argc, char **argv)
 {
     struct info_args args = {.image.output = OUTPUT_HUMAN};
-    int code = cli_take_image(self, argc, argv, take_option, &args, &args.image);
+    int code = cli_take_image(self, argc, argv, take_info_option, &args, &args.image);
 
-    return code == CLI_GO_ON ? info(&args) : code;
+    return code == CLI_GO_ON ? describe_given(&args) : code;
 }
 
 const struct cli_command info_command = {
@@ -142,5 +108,5 @@ const struct cli_command info_command = {
     .operands = "filename",
     .summary = "Describe an image.",
     .options = options,
-    .run = run,
+    .run = run_info,
 };

@@ -6,23 +6,16 @@
 
 #include "base/cleanup.h"
 #include "block/chain.h"
+#include "common/image_info_json.h"
 #include "image_input.h"
 #include "info_print.h"
 
-static json_t *describe(struct node *node)
+static void print_image(struct node *node)
 {
-    json_t *object =
-        json_pack("{s:s,s:s,s:I,s:I,s:b}", "filename", node->filename, "format",
-                  node->driver->name, "virtual-size", (json_int_t)node->size,
-                  "cluster-size", (json_int_t)node->cluster_size, "dirty-flag", 0);
+    CLEANUP_IMAGE_INFO struct image_info info = {0};
 
-    node_add_info(node, object);
-    return object;
-}
-
-static void print(struct node *node)
-{
-    json_t *object = describe(node);
+    fuzz_check(image_info_read(node, IMAGE_INFO_RECORDED, &info) == 0, "no description");
+    json_t *object = image_info_json(&info);
     CLEANUP_FREE char *json = json_dumps(object, JSON_INDENT(4)), *human = NULL;
     size_t n;
     FILE *out = open_memstream(&human, &n);
@@ -62,7 +55,7 @@ static void open_and_print(struct storage *st, const struct driver *driver)
     int err = node_open(&ctx, driver, st, "folder/image", &options, &node, &diag);
     fuzz_check_diag(err, &diag);
     if (!err) {
-        print(node);
+        print_image(node);
         resolve(node);
         fuzz_check(node_close(node) == 0, "close");
     }

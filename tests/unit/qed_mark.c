@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* NEED_CHECK, and who gets it, V-06. */
+#include "block/image_info.h"
 #include "crash_storage.h"
 #include "qed_testing.h"
 
@@ -21,11 +22,11 @@ static bool marked(struct bench *b)
 
 static bool marked_in_info(struct node *node)
 {
-    json_t *object = json_object();
-    node->driver->info(node, object);
-    bool dirty = json_is_true(json_object_get(object, "dirty-flag"));
+    struct image_info info;
 
-    json_decref(object);
+    cr_assert_eq(image_info_read(node, IMAGE_INFO_RECORDED, &info), 0);
+    bool dirty = info.dirty;
+    image_info_free(&info);
     return dirty;
 }
 

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What is known of one image, as plain data: the node's part, and what the format adds.
+ * Texts are as the image has them: any bytes but NUL.  Whoever asked owns the struct, and it
+ * stays as it is whatever becomes of the node.  Layer: block. */
+#ifndef BLOCK_IMAGE_INFO_H
+#define BLOCK_IMAGE_INFO_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/compiler.h"
+
+struct node;
+
+/* An internal snapshot. */
+struct snapshot_info {
+    char *id, *name; /* owned */
+    uint64_t vm_state_bytes;
+    uint32_t date_sec, date_nsec; /* since 1970 */
+    uint64_t vm_clock_ns;         /* run time of the guest */
+    bool has_icount;
+    uint64_t icount;
+};
+
+/* A dirty bitmap stored in the image. */
+struct stored_bitmap_info {
+    char *name;           /* owned */
+    uint32_t granularity; /* bytes */
+    bool in_use;          /* wasn't saved */
+    bool enabled;         /* to be kept up as soon as the image is opened */
+};
+
+#define LUKS_KEY_SLOTS 8
+
+struct luks_slot_info {
+    bool active;
+    uint32_t iterations, stripes;
+    uint64_t key_offset; /* bytes, from the start of the LUKS header */
+};
+
+struct luks_info {
+    bool known; /* false: there is no header that makes sense, and nothing of the rest */
+    char cipher[33], chaining[33];
+    char ivgen[33], ivgen_hash[33]; /* "": none */
+    char hash[33], uuid[41];
+    uint32_t key_bits; /* of the cipher */
+    uint64_t payload_offset;
+    uint32_t master_key_iterations;
+    struct luks_slot_info slots[LUKS_KEY_SLOTS];
+};
+
+enum encryption { ENCRYPTION_NONE, ENCRYPTION_AES, ENCRYPTION_LUKS };
+
+struct qcow2_info {
+    uint32_t version; /* 2 or 3 */
+    uint32_t refcount_bits;
+    const char *compression_type;              /* static: "zlib", "zstd" */
+    bool lazy_refcounts, corrupt, extended_l2; /* version 3 */
+    bool has_data_file, data_file_raw;
+    char *data_file; /* owned; NULL: the image doesn't name it */
+    enum encryption encryption;
+    struct luks_info luks; /* ENCRYPTION_LUKS */
+    struct stored_bitmap_info *bitmaps;
+    size_t n_bitmaps;
+};
+
+/* Which format has a part of its own. */
+enum image_info_kind { IMAGE_INFO_PLAIN, IMAGE_INFO_QCOW2 };
+
+struct image_info {
+    char *filename;
+    const char *format; /* static */
+    uint64_t virtual_size;
+    bool has_actual_size;  /* does the store know what it takes? */
+    uint64_t actual_size;  /* bytes */
+    uint32_t cluster_size; /* bytes; 1: there are no clusters */
+
+    char *backing_name;      /* NULL: there is none */
+    char *full_backing_name; /* from the image's folder */
+    char *backing_format;    /* NULL: not recorded */
+
+    /* What the driver fills. */
+    bool dirty; /* not closed in order: to be checked before it is written to */
+    bool encrypted;
+    struct snapshot_info *snapshots;
+    size_t n_snapshots;
+    enum image_info_kind kind;
+    union {
+        struct qcow2_info qcow2;
+    };
+};
+
+enum image_info_backing {
+    IMAGE_INFO_RECORDED, /* as the image has it; nothing of it needs to be there */
+    /* What lies below now (a user or a job may have chosen another), under the name that
+     * the image has for it as long as it says so. */
+    IMAGE_INFO_OPENED,
+};
+
+/* Describes the node, from any thread that may use it; may read from its file.  On success
+ * *out is to be released with image_info_free; -ENOMEM leaves nothing. */
+int image_info_read(struct node *node, enum image_info_backing backing,
+                    struct image_info *out) MUST_USE;
+
+/* Leaves it empty; again, or of an empty one: nothing. */
+void image_info_free(struct image_info *info);
+
+/* For drivers: *out becomes a copy of text, NULL of NULL.  0 or -ENOMEM. */
+int image_info_copy(char **out, const char *text) MUST_USE;
+
+#define CLEANUP_IMAGE_INFO CLEANUP(image_info_free)
+
+#endif

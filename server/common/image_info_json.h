@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* An image's description as JSON.  Layer: common. */
+#ifndef COMMON_IMAGE_INFO_JSON_H
+#define COMMON_IMAGE_INFO_JSON_H
+
+#include <jansson.h>
+
+#include "block/image_info.h"
+
+/* QMP's ImageInfo, which is also `qimg info --output=json`'s object: members and their order
+ * are as there. */
+json_t *image_info_json(const struct image_info *info);
+
+#endif

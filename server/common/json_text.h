@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Text from outside as JSON.  Layer: common. */
+#ifndef COMMON_JSON_TEXT_H
+#define COMMON_JSON_TEXT_H
+
+#include <jansson.h>
+
+/* JSON is UTF-8, and file names and what stands in images are bytes: where they aren't
+ * UTF-8, each byte that isn't ASCII is shown as '?'.  NULL: no memory. */
+json_t *json_from_text(const char *text);
+
+#endif
