@@ -9,6 +9,7 @@
 
 #include "base/cleanup.h"
 #include "block/dirty_bitmap.h"
+#include "common/json_text.h"
 #include "control_cmds.h"
 #include "export_table.h"
 
@@ -18,7 +19,7 @@ static void describe_bitmap(struct dirty_bitmap *bitmap, void *opaque)
 {
     json_t *list = opaque, *object = json_object();
 
-    json_object_set_new(object, "name", control_text(dirty_bitmap_name(bitmap)));
+    json_object_set_new(object, "name", json_from_text(dirty_bitmap_name(bitmap)));
     json_object_set_new(object, "count",
                         json_integer((json_int_t)dirty_bitmap_count(bitmap)));
     json_object_set_new(object, "granularity",

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "common/json_text.h"
 #include "control_lane.h"
 #include "export_table.h"
 
@@ -24,18 +25,6 @@ static const struct {
 };
 
 #define NEGOTIATE "qmp_capabilities"
-
-json_t *control_text(const char *text)
-{
-    json_t *value = json_string(text);
-    if (value)
-        return value;
-    CLEANUP_FREE char *copy = strdup(text);
-    for (char *p = copy; p && *p; p++)
-        if ((unsigned char)*p >= 0x80)
-            *p = '?';
-    return copy ? json_string(copy) : NULL;
-}
 
 /* ---- errors ---- */
 
@@ -82,7 +71,7 @@ static json_t *error_reply(const struct control_error *error)
     json_t *object = json_object();
 
     json_object_set_new(object, "class", json_string(error->class));
-    json_object_set_new(object, "desc", control_text(error->diag.text));
+    json_object_set_new(object, "desc", json_from_text(error->diag.text));
     if (error->diag.err)
         json_object_set_new(object, "errno", json_integer(error->diag.err));
     json_t *reply = json_object();

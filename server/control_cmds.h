@@ -134,7 +134,4 @@ json_t *control_reply(json_t *result, const struct control_error *error, json_t 
 /* The reply to what can't be a request. */
 json_t *control_refusal(const char *desc);
 
-/* JSON is UTF-8 and file names are bytes: what isn't the one is shown as '?'. */
-json_t *control_text(const char *text);
-
 #endif

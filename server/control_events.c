@@ -2,6 +2,7 @@
 /* Events as QMP has them. */
 #include "control_events.h"
 
+#include "common/json_text.h"
 #include "control_cmds.h"
 
 #include <time.h>
@@ -28,7 +29,7 @@ static json_t *completion_data(const struct job_info *info)
     json_t *data = progress_data(info);
 
     if (info->error[0])
-        json_object_set_new(data, "error", control_text(info->error));
+        json_object_set_new(data, "error", json_from_text(info->error));
     return data;
 }
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "common/json_text.h"
 #include "control_cmds.h"
 #include "control_target.h"
 #include "export_table.h"
@@ -314,7 +315,7 @@ static json_t *block_commit(struct control_context *ctx, const json_t *args,
 static void add_error(json_t *object, const struct job_info *info)
 {
     if (info->error[0])
-        json_object_set_new(object, "error", control_text(info->error));
+        json_object_set_new(object, "error", json_from_text(info->error));
 }
 
 static json_t *block_job_info(const struct job_info *info)

@@ -6,6 +6,7 @@
 
 #include "base/cleanup.h"
 #include "common/image_info_json.h"
+#include "common/json_text.h"
 #include "control_bitmaps.h"
 #include "control_query.h"
 #include "export_table.h"
@@ -66,12 +67,13 @@ static json_t *describe_node(struct node *node, const char *name, bool nested)
         [DETECT_OFF] = "off", [DETECT_ON] = "on", [DETECT_UNMAP] = "unmap"};
     json_t *device = json_object();
 
-    json_object_set_new(device, "node-name", control_text(name));
-    json_object_set_new(device, "file", control_text(node->filename));
+    json_object_set_new(device, "node-name", json_from_text(name));
+    json_object_set_new(device, "file", json_from_text(node->filename));
     json_object_set_new(device, "drv", json_string(node_format(node)));
     json_object_set_new(device, "ro", json_boolean(!node->can_write));
     if (node->backing)
-        json_object_set_new(device, "backing_file", control_text(node->backing->filename));
+        json_object_set_new(device, "backing_file",
+                            json_from_text(node->backing->filename));
     add_number(device, "backing_file_depth", depth_below(node));
     json_object_set_new(device, "detect_zeroes",
                         json_string(detect[node->options.detect_zeroes]));
@@ -175,7 +177,8 @@ json_t *control_find_corruption(struct served_export *exp, bool fatal)
         if (asprintf(&msg, "%s: an entry of its tables can't be right; it must be checked",
                      node->filename) < 0)
             msg = NULL;
-        json_object_set_new(data, "msg", control_text(msg ? msg : "the image is corrupt"));
+        json_object_set_new(data, "msg",
+                            json_from_text(msg ? msg : "the image is corrupt"));
         return data;
     }
     return NULL;
