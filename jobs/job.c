@@ -48,7 +48,7 @@ static bool wants_pause(const struct job *job)
 }
 
 /* Under the lock. */
-static void wait_until(struct job *job, uint64_t deadline_ns)
+static void wait_until_locked(struct job *job, uint64_t deadline_ns)
 {
     struct timespec ts = {.tv_sec = (time_t)(deadline_ns / 1000000000u),
                           .tv_nsec = (long)(deadline_ns % 1000000000u)};
@@ -57,7 +57,7 @@ static void wait_until(struct job *job, uint64_t deadline_ns)
 }
 
 /* Under the lock, which is released meanwhile. */
-static void stand_still(struct job *job)
+static void pause_until_resumed(struct job *job)
 {
     bool ready = job->info.state == JOB_READY;
 
@@ -85,9 +85,9 @@ int job_checkpoint(struct job *job, uint64_t bytes)
         if (must_abandon(job))
             return -ECANCELED;
         if (wants_pause(job))
-            stand_still(job);
+            pause_until_resumed(job);
         else if (wait)
-            wait_until(job, clock_ns() + wait);
+            wait_until_locked(job, clock_ns() + wait);
         else
             break;
         /* Whatever woke it: only a new speed has changed how long is left. */
@@ -104,7 +104,7 @@ static void sleep_as(struct job *job, uint64_t ns, bool busy)
 
     job->info.busy = busy;
     while (!job->kicked && !job->verb_came && !must_abandon(job) && clock_ns() < until)
-        wait_until(job, until);
+        wait_until_locked(job, until);
     job->info.busy = true;
     job->kicked = false;
     job->verb_came = false;
@@ -121,7 +121,7 @@ void job_rest(struct job *job, uint64_t ns)
     uint64_t until = clock_ns() + ns;
 
     while (!must_abandon(job) && !wants_pause(job) && clock_ns() < until)
-        wait_until(job, until);
+        wait_until_locked(job, until);
 }
 
 void job_idle(struct job *job, uint64_t ns)
@@ -235,7 +235,7 @@ static int wait_for_finalize(struct job *job)
 }
 
 /* From the end of `run` to its effect: WAITING, PENDING or ABORTING. */
-static int settle(struct job *job, int err, struct diag *diag)
+static int finish_job(struct job *job, int err, struct diag *diag)
 {
     if (!err && job->forced)
         err = -ECANCELED;
@@ -267,7 +267,7 @@ static void tell_opened(struct job *job, int err)
 }
 
 /* Whoever has started the job waits for this.  False: there is no job. */
-static bool begin(struct job *job, struct diag *diag)
+static bool open_job(struct job *job, struct diag *diag)
 {
     struct diag ignored;
     int err = job->ops->open ? job->ops->open(job, job->state_of_kind, diag) : 0;
@@ -297,7 +297,7 @@ void *job_main(void *opaque)
     struct job *job = opaque;
     struct diag diag = {0};
 
-    if (!begin(job, &diag))
+    if (!open_job(job, &diag))
         return NULL;
     int err = job->ops->run(job, job->state_of_kind, &diag);
 
@@ -305,7 +305,7 @@ void *job_main(void *opaque)
     job->info.busy = false;
     if (err == 0)
         job->info.offset = job->info.len; /* equal at success */
-    err = settle(job, err, &diag);
+    err = finish_job(job, err, &diag);
     if (err)
         fail(job, err, &diag);
     job_tell(job, err == -ECANCELED ? JOB_EVENT_CANCELLED : JOB_EVENT_COMPLETED);

@@ -33,7 +33,7 @@ static void job_free(struct job *job)
 }
 
 /* Under the manager's lock: jobs that are through are freed by the next call that looks. */
-static void reap(struct job_manager *manager)
+static void free_ended_jobs_locked(struct job_manager *manager)
 {
     LIST_FOR_EACH_SAFE (pos, &manager->jobs) {
         struct job *job = CONTAINER_OF(pos, struct job, link);
@@ -47,9 +47,9 @@ static void reap(struct job_manager *manager)
     }
 }
 
-static struct job *find(struct job_manager *manager, const char *id)
+static struct job *find_job_locked(struct job_manager *manager, const char *id)
 {
-    reap(manager);
+    free_ended_jobs_locked(manager);
     LIST_FOR_EACH (pos, &manager->jobs) {
         struct job *job = CONTAINER_OF(pos, struct job, link);
         if (strcmp(job->info.id, id) == 0)
@@ -105,7 +105,7 @@ static int check_id(struct job_manager *manager, const char *id, struct diag *di
 {
     if (!id_is_well_formed(id))
         return diag_set(diag, EINVAL, "job-id '%s': not a well-formed id", id);
-    if (find(manager, id))
+    if (find_job_locked(manager, id))
         return diag_set(diag, EEXIST, "job-id '%s': is in use", id);
     return 0;
 }
@@ -143,11 +143,11 @@ int job_start(struct job_manager *manager, const struct job_ops *ops, void *stat
 }
 
 /* Finds the job and checks the verb; on success the manager and the job are locked. */
-static int lock_for_verb(struct job_manager *manager, const char *id, enum job_verb verb,
-                         struct job **out, struct diag *diag)
+static int find_and_lock_for_verb(struct job_manager *manager, const char *id,
+                                  enum job_verb verb, struct job **out, struct diag *diag)
 {
     lock_acquire(&manager->lock);
-    struct job *job = find(manager, id);
+    struct job *job = find_job_locked(manager, id);
     if (!job) {
         lock_release(&manager->lock);
         return diag_set(diag, ENOENT, "block job '%s' not found", id);
@@ -177,7 +177,7 @@ static int unlock_after_verb(struct job_manager *manager, struct job *job, int e
 int job_cancel(struct job_manager *manager, const char *id, bool force, struct diag *diag)
 {
     struct job *job;
-    int err = lock_for_verb(manager, id, JOB_VERB_CANCEL, &job, diag);
+    int err = find_and_lock_for_verb(manager, id, JOB_VERB_CANCEL, &job, diag);
     if (err)
         return err;
     /* Before it is ready, and once it waits for its end, any cancel abandons the job. */
@@ -193,7 +193,7 @@ int job_cancel(struct job_manager *manager, const char *id, bool force, struct d
 int job_pause(struct job_manager *manager, const char *id, struct diag *diag)
 {
     struct job *job;
-    int err = lock_for_verb(manager, id, JOB_VERB_PAUSE, &job, diag);
+    int err = find_and_lock_for_verb(manager, id, JOB_VERB_PAUSE, &job, diag);
     if (err)
         return err;
     if (job->user_paused)
@@ -205,7 +205,7 @@ int job_pause(struct job_manager *manager, const char *id, struct diag *diag)
 int job_resume(struct job_manager *manager, const char *id, struct diag *diag)
 {
     struct job *job;
-    int err = lock_for_verb(manager, id, JOB_VERB_RESUME, &job, diag);
+    int err = find_and_lock_for_verb(manager, id, JOB_VERB_RESUME, &job, diag);
     if (err)
         return err;
     if (!job->user_paused && !job->error_paused) {
@@ -220,7 +220,7 @@ int job_resume(struct job_manager *manager, const char *id, struct diag *diag)
 int job_complete(struct job_manager *manager, const char *id, struct diag *diag)
 {
     struct job *job;
-    int err = lock_for_verb(manager, id, JOB_VERB_COMPLETE, &job, diag);
+    int err = find_and_lock_for_verb(manager, id, JOB_VERB_COMPLETE, &job, diag);
     if (err)
         return err;
     if (job->cancelled)
@@ -234,7 +234,7 @@ int job_set_speed(struct job_manager *manager, const char *id, uint64_t bytes_pe
                   struct diag *diag)
 {
     struct job *job;
-    int err = lock_for_verb(manager, id, JOB_VERB_SET_SPEED, &job, diag);
+    int err = find_and_lock_for_verb(manager, id, JOB_VERB_SET_SPEED, &job, diag);
     if (err)
         return err;
     job->info.speed = bytes_per_second;
@@ -245,7 +245,7 @@ int job_set_speed(struct job_manager *manager, const char *id, uint64_t bytes_pe
 int job_finalize(struct job_manager *manager, const char *id, struct diag *diag)
 {
     struct job *job;
-    int err = lock_for_verb(manager, id, JOB_VERB_FINALIZE, &job, diag);
+    int err = find_and_lock_for_verb(manager, id, JOB_VERB_FINALIZE, &job, diag);
     if (err)
         return err;
     job->finalized = true;
@@ -255,7 +255,7 @@ int job_finalize(struct job_manager *manager, const char *id, struct diag *diag)
 int job_dismiss(struct job_manager *manager, const char *id, struct diag *diag)
 {
     struct job *job;
-    int err = lock_for_verb(manager, id, JOB_VERB_DISMISS, &job, diag);
+    int err = find_and_lock_for_verb(manager, id, JOB_VERB_DISMISS, &job, diag);
     if (err)
         return err;
     job->dismissed = true;
@@ -271,7 +271,7 @@ size_t job_query(struct job_manager *manager, struct job_info *infos, size_t max
     LOCK_GUARD(&manager->lock);
     size_t n = 0;
 
-    reap(manager);
+    free_ended_jobs_locked(manager);
     LIST_FOR_EACH (pos, &manager->jobs) {
         struct job *job = CONTAINER_OF(pos, struct job, link);
         lock_acquire(&job->lock);

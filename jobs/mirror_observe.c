@@ -10,7 +10,7 @@
 
 #define BOUNCE_BYTES (64u << 10)
 
-static void mark(struct mirror *m, uint64_t off, uint64_t len)
+static void mark_dirty(struct mirror *m, uint64_t off, uint64_t len)
 {
     dirty_bitmap_set(m->dirty, off, len);
     if (atomic_load(&m->idle))
@@ -22,7 +22,7 @@ static void on_wrote(struct observer *observer, uint64_t off, uint64_t len)
     struct mirror *m = CONTAINER_OF(observer, struct mirror, observer);
 
     if (!m->active)
-        mark(m, off, len);
+        mark_dirty(m, off, len);
 }
 
 /* Write-blocking: the chunks of the change are locked from before it to the end of its
@@ -53,7 +53,7 @@ static int send_as_it_is(struct mirror *m, uint64_t off, uint64_t len, unsigned 
     while (!err && len > 0) {
         uint64_t n = MIN(len, BOUNCE_BYTES);
         if (!bounce || block_read(m->source, bounce, off, n)) {
-            mark(m, off, len);
+            mark_dirty(m, off, len);
             return 0;
         }
         err = block_write(m->target, bounce, off, n, flags);
@@ -81,7 +81,8 @@ static int send_trimmed(struct mirror *m, uint64_t off, uint64_t len, unsigned f
 }
 
 /* Sends [off, off+len) of the change on. */
-static int send(struct mirror *m, const struct change *change, uint64_t off, uint64_t len)
+static int send_range(struct mirror *m, const struct change *change, uint64_t off,
+                      uint64_t len)
 {
     if (len == 0)
         return 0;
@@ -104,7 +105,7 @@ static int send_part(struct mirror *m, const struct change *change, uint64_t off
 {
     if (off >= end || dirty_bitmap_get(m->dirty, off))
         return 0;
-    return send(m, change, off, end - off);
+    return send_range(m, change, off, end - off);
 }
 
 static int send_change(struct mirror *m, const struct change *change)
@@ -119,7 +120,7 @@ static int send_change(struct mirror *m, const struct change *change)
         dirty_bitmap_clear(m->dirty, first, last - first); /* before it is sent */
     int err = send_part(m, change, change->off, first);
     if (!err)
-        err = send(m, change, first, last - first);
+        err = send_range(m, change, first, last - first);
     if (!err)
         err = send_part(m, change, last, end);
     return err;
@@ -139,7 +140,7 @@ static void on_after(struct observer *observer, const struct change *change, voi
      * succeeded all the same when the source has it. */
     if (err || target_err || !range || !atomic_load(&m->forwarding) ||
         node_flush_failures(m->target) != failures)
-        mark(m, change->off, change->len);
+        mark_dirty(m, change->off, change->len);
     /* Those that were sent at the same time fail of the same cause, which is told once. */
     if (target_err && atomic_exchange(&m->forwarding, false))
         mirror_note_error(m, target_err, true);

@@ -52,7 +52,7 @@ struct housekeeper *housekeeper_new(clock_fn *clock, void *clock_opaque)
 
 /* Under the lock: the armed timer with the earliest deadline, or NULL.  One whose callback
  * runs is looked at again when that ends. */
-static struct timer *earliest(struct housekeeper *hk)
+static struct timer *find_earliest_timer(struct housekeeper *hk)
 {
     struct timer *best = NULL;
 
@@ -65,7 +65,7 @@ static struct timer *earliest(struct housekeeper *hk)
 }
 
 /* Under the lock, which is released while the callback runs. */
-static void fire(struct housekeeper *hk, struct timer *t)
+static void fire_timer(struct housekeeper *hk, struct timer *t)
 {
     list_remove(&t->link);
     t->armed = false;
@@ -83,8 +83,8 @@ void housekeeper_run_due(struct housekeeper *hk)
     LOCK_GUARD(&hk->lock);
     uint64_t now = hk->clock(hk->clock_opaque);
 
-    for (struct timer *t; (t = earliest(hk)) && t->deadline_ns <= now;)
-        fire(hk, t);
+    for (struct timer *t; (t = find_earliest_timer(hk)) && t->deadline_ns <= now;)
+        fire_timer(hk, t);
 }
 
 static void *housekeeper_main(void *opaque)
@@ -93,14 +93,14 @@ static void *housekeeper_main(void *opaque)
     LOCK_GUARD(&hk->lock);
 
     while (!hk->stop) {
-        struct timer *t = earliest(hk);
+        struct timer *t = find_earliest_timer(hk);
         if (!t) {
             lock_wait(&hk->lock, &hk->changed);
             continue;
         }
         uint64_t now = hk->clock(hk->clock_opaque);
         if (t->deadline_ns <= now) {
-            fire(hk, t);
+            fire_timer(hk, t);
             continue;
         }
         uint64_t wake = monotonic_now(NULL) + (t->deadline_ns - now);
@@ -155,7 +155,7 @@ void timer_init(struct timer *timer, void (*fire_fn)(void *), void *opaque)
 }
 
 /* Under the lock. */
-static void arm(struct housekeeper *hk, struct timer *timer, uint64_t delay_ns)
+static void arm_timer_locked(struct housekeeper *hk, struct timer *timer, uint64_t delay_ns)
 {
     timer->deadline_ns = hk->clock(hk->clock_opaque) + delay_ns;
     if (!timer->armed)
@@ -167,14 +167,14 @@ static void arm(struct housekeeper *hk, struct timer *timer, uint64_t delay_ns)
 void timer_arm(struct housekeeper *hk, struct timer *timer, uint64_t delay_ns)
 {
     LOCK_GUARD(&hk->lock);
-    arm(hk, timer, delay_ns);
+    arm_timer_locked(hk, timer, delay_ns);
 }
 
 void timer_arm_if_idle(struct housekeeper *hk, struct timer *timer, uint64_t delay_ns)
 {
     LOCK_GUARD(&hk->lock);
     if (!timer->armed)
-        arm(hk, timer, delay_ns);
+        arm_timer_locked(hk, timer, delay_ns);
 }
 
 void timer_cancel(struct housekeeper *hk, struct timer *timer)

@@ -11,7 +11,7 @@
 
 /* How many letters must be put in, left out, exchanged or swapped with their neighbour to
  * make one of the other: the table of the lengths of all beginnings. */
-static unsigned distance(const char *a, const char *b)
+static unsigned edit_distance(const char *a, const char *b)
 {
     size_t n = strnlen(a, LONGEST), m = strnlen(b, LONGEST);
     unsigned d[LONGEST + 1][LONGEST + 1];
@@ -40,7 +40,7 @@ const char *words_nearest(const char *word, const char *const *words, size_t n)
     const char *nearest = NULL;
 
     for (size_t i = 0; i < n; i++) {
-        unsigned now = distance(word, words[i]);
+        unsigned now = edit_distance(word, words[i]);
         if (now >= least || now >= strlen(words[i]))
             continue;
         least = now;

@@ -39,7 +39,7 @@ struct findings {
     const char *foreign;         /* else what it is instead, when that is known */
 };
 
-static int probe(struct storage *file, struct findings *out, struct diag *diag)
+static int probe_file(struct storage *file, struct findings *out, struct diag *diag)
 {
     uint8_t head[HEAD_BYTES];
     uint64_t size;
@@ -76,7 +76,7 @@ static int find_by_name(struct storage *file, const char *format, const struct d
                         file->name, format, driver_names(&names));
     if (!(*out)->probe)
         return 0;
-    int rc = probe(file, &found, diag);
+    int rc = probe_file(file, &found, diag);
     if (rc < 0)
         return rc;
     if (found.foreign)
@@ -95,7 +95,7 @@ static int find_by_magic(struct storage *file, const char *remedy,
     struct driver_names_text names;
     struct findings found;
 
-    int rc = probe(file, &found, diag);
+    int rc = probe_file(file, &found, diag);
     if (rc < 0)
         return rc;
     if (found.foreign)
@@ -216,7 +216,7 @@ static int resolve_chosen(const struct node *top, const char *name, struct refer
 }
 
 /* The format of what the node names: recorded, or said by the name, or both. */
-static int settle_format(const struct node *node, const struct reference *ref,
+static int choose_format(const struct node *node, const struct reference *ref,
                          const char **format, struct diag *diag)
 {
     const char *recorded = node->backing_format;
@@ -249,7 +249,7 @@ static int next_layer(const struct node *node, bool is_top,
         *format = options->backing_format;
         return 0;
     }
-    return settle_format(node, ref, format, diag);
+    return choose_format(node, ref, format, diag);
 }
 
 /* Says whose backing file the trouble is with, unless the message does already. */

@@ -31,12 +31,12 @@ bool dirty_bitmap_granularity_ok(uint64_t granularity)
            granularity <= BITMAP_MAX_GRANULARITY;
 }
 
-static uint64_t granules(uint64_t size, unsigned shift)
+static uint64_t count_granules(uint64_t size, unsigned shift)
 {
     return (size >> shift) + ((size & ((1ull << shift) - 1)) != 0);
 }
 
-static void wrote(struct observer *observer, uint64_t off, uint64_t len)
+static void mark_change(struct observer *observer, uint64_t off, uint64_t len)
 {
     struct dirty_bitmap *bitmap = CONTAINER_OF(observer, struct dirty_bitmap, observer);
 
@@ -53,13 +53,13 @@ struct dirty_bitmap *dirty_bitmap_new(const char *name, uint64_t size, uint64_t 
     assert(dirty_bitmap_granularity_ok(granularity));
     if (!bitmap)
         return NULL;
-    bitmap->observer.wrote = wrote;
+    bitmap->observer.wrote = mark_change;
     bitmap->size = size;
     bitmap->shift = (unsigned)__builtin_ctzll(granularity);
     atomic_init(&bitmap->enabled, true);
     list_init(&bitmap->link);
     bool named = !name || (bitmap->name = strdup(name));
-    if (hbits_init(&bitmap->bits, granules(size, bitmap->shift)) == 0 && named)
+    if (hbits_init(&bitmap->bits, count_granules(size, bitmap->shift)) == 0 && named)
         return bitmap;
     dirty_bitmap_free(bitmap);
     return NULL;
@@ -104,7 +104,7 @@ void dirty_bitmap_set(struct dirty_bitmap *bitmap, uint64_t off, uint64_t len)
     uint64_t first = off >> bitmap->shift;
 
     if (off < end)
-        hbits_set(&bitmap->bits, first, granules(end, bitmap->shift) - first);
+        hbits_set(&bitmap->bits, first, count_granules(end, bitmap->shift) - first);
 }
 
 void dirty_bitmap_clear(struct dirty_bitmap *bitmap, uint64_t off, uint64_t len)
@@ -113,7 +113,7 @@ void dirty_bitmap_clear(struct dirty_bitmap *bitmap, uint64_t off, uint64_t len)
 
     if (off >= end)
         return;
-    uint64_t first = granules(off, bitmap->shift), stop = end >> bitmap->shift;
+    uint64_t first = count_granules(off, bitmap->shift), stop = end >> bitmap->shift;
     if (end == bitmap->size) /* the last granule may be a short one */
         stop = bitmap->bits.n_bits;
     if (first < stop)
@@ -164,7 +164,7 @@ void dirty_bitmap_merge(struct dirty_bitmap *to, const struct dirty_bitmap *from
 
 int dirty_bitmap_resize(struct dirty_bitmap *bitmap, uint64_t size)
 {
-    int err = hbits_resize(&bitmap->bits, granules(size, bitmap->shift));
+    int err = hbits_resize(&bitmap->bits, count_granules(size, bitmap->shift));
 
     if (!err)
         bitmap->size = size;
@@ -226,7 +226,7 @@ void dirty_bitmaps_destroy(struct dirty_bitmaps *bitmaps)
 }
 
 /* Under the lock. */
-static struct dirty_bitmap *find(struct dirty_bitmaps *bitmaps, const char *name)
+static struct dirty_bitmap *find_bitmap(struct dirty_bitmaps *bitmaps, const char *name)
 {
     LIST_FOR_EACH (pos, &bitmaps->list)
         if (strcmp(bitmap_at(pos)->name, name) == 0)
@@ -238,14 +238,14 @@ struct dirty_bitmap *node_bitmap_find(struct node *node, const char *name)
 {
     LOCK_GUARD(&node->bitmaps.lock);
 
-    return find(&node->bitmaps, name);
+    return find_bitmap(&node->bitmaps, name);
 }
 
 struct dirty_bitmap *node_bitmap_acquire(struct node *node, const char *name,
                                          struct diag *diag)
 {
     LOCK_GUARD(&node->bitmaps.lock);
-    struct dirty_bitmap *bitmap = find(&node->bitmaps, name);
+    struct dirty_bitmap *bitmap = find_bitmap(&node->bitmaps, name);
 
     if (!bitmap)
         diag_set(diag, ENOENT, "bitmap '%s': not found", name);
@@ -273,7 +273,7 @@ static int take_name(struct node *node, struct dirty_bitmap *bitmap, struct diag
 {
     LOCK_GUARD(&node->bitmaps.lock);
 
-    if (find(&node->bitmaps, bitmap->name))
+    if (find_bitmap(&node->bitmaps, bitmap->name))
         return diag_set(diag, EEXIST, "%s: there is a bitmap '%s' already", node->filename,
                         bitmap->name);
     list_append(&node->bitmaps.list, &bitmap->link);
@@ -307,7 +307,7 @@ static int take_off(struct node *node, const char *name, struct dirty_bitmap **o
                     struct diag *diag)
 {
     LOCK_GUARD(&node->bitmaps.lock);
-    struct dirty_bitmap *bitmap = find(&node->bitmaps, name);
+    struct dirty_bitmap *bitmap = find_bitmap(&node->bitmaps, name);
 
     if (!bitmap)
         return diag_set(diag, ENOENT, "%s: there is no bitmap '%s'", node->filename, name);

@@ -28,7 +28,7 @@ void dirty_mark_destroy(struct dirty_mark *mark)
 }
 
 /* META. */
-static void enter(struct dirty_mark *mark, enum mark_state state)
+static void enter_state(struct dirty_mark *mark, enum mark_state state)
 {
     mark->state = state;
     pthread_cond_broadcast(&mark->changed);
@@ -45,11 +45,11 @@ int dirty_mark_begin(struct dirty_mark *mark)
         lock_wait(meta, &mark->changed);
     if (!mark->given_up && (mark->state == MARK_CLEAR || mark->state == MARK_UNKNOWN)) {
         enum mark_state before = mark->state;
-        enter(mark, MARK_WRITING);
+        enter_state(mark, MARK_WRITING);
         lock_release(meta);
         int err = mark->write_bit(mark->node, true);
         lock_acquire(meta);
-        enter(mark, err ? before : MARK_SET);
+        enter_state(mark, err ? before : MARK_SET);
         if (err)
             return err;
     }
@@ -82,7 +82,7 @@ void dirty_mark_durable(struct dirty_mark *mark)
 {
     LOCK_GUARD(mcache_meta(mark->node->mc));
     if (mark->frozen_set && mark->state == MARK_SET)
-        enter(mark, MARK_DURABLE);
+        enter_state(mark, MARK_DURABLE);
 }
 
 bool dirty_mark_needs_barrier(const struct dirty_mark *mark)
@@ -130,7 +130,7 @@ int dirty_mark_settle(struct dirty_mark *mark, bool wait)
     if (mark->in_flight > 0)
         return -EBUSY;
     enum mark_state after = mark->state;
-    enter(mark, MARK_CLEARING);
+    enter_state(mark, MARK_CLEARING);
     lock_release(meta);
     int err = commit_all(mark->node);
     if (!err) {
@@ -138,7 +138,7 @@ int dirty_mark_settle(struct dirty_mark *mark, bool wait)
         after = err ? MARK_UNKNOWN : MARK_CLEAR;
     }
     lock_acquire(meta);
-    enter(mark, after);
+    enter_state(mark, after);
     return err;
 }
 

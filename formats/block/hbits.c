@@ -23,7 +23,7 @@ static uint64_t mask_in_word(uint64_t word, uint64_t start, uint64_t end)
     return mask;
 }
 
-static unsigned ones(uint64_t v)
+static unsigned count_ones(uint64_t v)
 {
     return (unsigned)__builtin_popcountll(v);
 }
@@ -67,7 +67,7 @@ static uint64_t set_level(struct hbits *h, unsigned level, uint64_t start, uint6
          * others. */
         if ((atomic_load(word) & mask) == mask)
             continue;
-        added += ones(mask & ~atomic_fetch_or(word, mask));
+        added += count_ones(mask & ~atomic_fetch_or(word, mask));
     }
     if (level < TOP)
         set_level(h, level + 1, first, last + 1);
@@ -157,7 +157,7 @@ uint64_t hbits_count(const struct hbits *h)
 /* ---- clearing ---- */
 
 /* A word was emptied: rule (2). */
-static void emptied(struct hbits *h, unsigned level, uint64_t w)
+static void clear_parent_bit(struct hbits *h, unsigned level, uint64_t w)
 {
     if (level == TOP)
         return;
@@ -167,7 +167,7 @@ static void emptied(struct hbits *h, unsigned level, uint64_t w)
     if (atomic_load(&h->words[level][w]) != 0)
         set_level(h, level + 1, w, w + 1);
     else if (others == 0)
-        emptied(h, level + 1, w / WORD_BITS);
+        clear_parent_bit(h, level + 1, w / WORD_BITS);
 }
 
 uint64_t hbits_clear(struct hbits *h, uint64_t start, uint64_t n)
@@ -181,9 +181,9 @@ uint64_t hbits_clear(struct hbits *h, uint64_t start, uint64_t n)
          w++) {
         uint64_t mask = mask_in_word(w, start, end);
         uint64_t old = atomic_fetch_and(&h->words[0][w], ~mask);
-        cleared += ones(old & mask);
+        cleared += count_ones(old & mask);
         if ((old & mask) && !(old & ~mask))
-            emptied(h, 0, w);
+            clear_parent_bit(h, 0, w);
     }
     if (cleared)
         atomic_fetch_sub(&h->count, (int64_t)cleared);

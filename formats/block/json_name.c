@@ -30,7 +30,8 @@ static void free_members(struct members *m)
     json_decref(m->flat);
 }
 
-static int refuse(const struct members *m, int err, const char *key, const char *reason)
+static int refuse_member(const struct members *m, int err, const char *key,
+                         const char *reason)
 {
     return diag_set(m->diag, err, "%s: backing name '%.*s%s': %.*s: %s", m->image, SHOWN,
                     m->name, strlen(m->name) > SHOWN ? "..." : "", KEY_BYTES, key, reason);
@@ -52,39 +53,40 @@ static json_t *value_as_text(const json_t *value)
     return json_string(number);
 }
 
-static int flatten(struct members *m, json_t *object, const char *prefix, unsigned depth)
+static int flatten_object(struct members *m, json_t *object, const char *prefix,
+                          unsigned depth)
 {
     const char *key;
     json_t *value;
 
     if (depth > MAX_DEPTH)
-        return refuse(m, EINVAL, prefix, "is nested too deeply");
+        return refuse_member(m, EINVAL, prefix, "is nested too deeply");
     json_object_foreach (object, key, value) {
         char path[KEY_BYTES];
         int n = snprintf(path, sizeof path, "%s%s%s", prefix, prefix[0] ? "." : "", key);
         if (n >= (int)sizeof path)
-            return refuse(m, EINVAL, key, "the key is too long");
+            return refuse_member(m, EINVAL, key, "the key is too long");
         if (json_is_object(value)) {
-            int err = flatten(m, value, path, depth + 1);
+            int err = flatten_object(m, value, path, depth + 1);
             if (err)
                 return err;
             continue;
         }
         if (json_object_get(m->flat, path))
-            return refuse(m, EINVAL, path, "is there twice");
+            return refuse_member(m, EINVAL, path, "is there twice");
         json_t *text = value_as_text(value);
         if (!text)
-            return refuse(m, EINVAL, path,
-                          "must be a string, a whole number or a truth value");
+            return refuse_member(m, EINVAL, path,
+                                 "must be a string, a whole number or a truth value");
         if (json_object_set_new(m->flat, path, text))
-            return refuse(m, ENOMEM, path, "out of memory");
+            return refuse_member(m, ENOMEM, path, "out of memory");
     }
     return 0;
 }
 
 /* ---- taking out what is understood ---- */
 
-static const char *peek(const struct members *m, const char *prefix, const char *key)
+static const char *peek_text(const struct members *m, const char *prefix, const char *key)
 {
     char path[KEY_BYTES];
 
@@ -93,16 +95,16 @@ static const char *peek(const struct members *m, const char *prefix, const char 
 }
 
 /* A copy, the caller's to free; *out stays NULL when there is none. */
-static int take(struct members *m, const char *prefix, const char *key, char **out)
+static int take_text(struct members *m, const char *prefix, const char *key, char **out)
 {
-    const char *value = peek(m, prefix, key);
+    const char *value = peek_text(m, prefix, key);
     char path[KEY_BYTES];
 
     if (!value)
         return 0;
     *out = strdup(value);
     if (!*out)
-        return refuse(m, ENOMEM, key, "out of memory");
+        return refuse_member(m, ENOMEM, key, "out of memory");
     snprintf(path, sizeof path, "%s%s", prefix, key);
     json_object_del(m->flat, path);
     return 0;
@@ -128,7 +130,7 @@ static int refuse_rest(struct members *m)
     json_t *value;
 
     json_object_foreach (m->flat, key, value) {
-        return refuse(m, ENOTSUP, key, "is not supported");
+        return refuse_member(m, ENOTSUP, key, "is not supported");
     }
     return 0;
 }
@@ -137,12 +139,12 @@ static int refuse_rest(struct members *m)
 
 static int parse_file(struct members *m, const char *prefix, struct json_name *out)
 {
-    int err = take(m, prefix, "filename", &out->target);
+    int err = take_text(m, prefix, "filename", &out->target);
 
     out->protocol = &storage_protocol_file;
     if (err || out->target)
         return err;
-    return refuse(m, EINVAL, "filename", "is missing");
+    return refuse_member(m, EINVAL, "filename", "is missing");
 }
 
 /* The address, which QEMU knew under two sets of names. */
@@ -152,21 +154,22 @@ static int parse_server(struct members *m, const char *prefix, struct nbd_uri *u
     CLEANUP_FREE char *type = NULL;
     char server[KEY_BYTES];
 
-    int err = take(m, prefix, "server.type", &type);
+    int err = take_text(m, prefix, "server.type", &type);
     if (err)
         return err;
     if (type && strcmp(type, "inet") != 0 && strcmp(type, "unix") != 0)
-        return refuse(m, ENOTSUP, "server.type", "is neither inet nor unix");
+        return refuse_member(m, ENOTSUP, "server.type", "is neither inet nor unix");
     snprintf(server, sizeof server, "%s%s", prefix, type ? "server." : "");
-    bool inet = type ? strcmp(type, "inet") == 0 : !peek(m, prefix, "path");
+    bool inet = type ? strcmp(type, "inet") == 0 : !peek_text(m, prefix, "path");
     if (!inet) {
-        err = take(m, server, "path", &uri->socket);
-        return err || uri->socket ? err : refuse(m, EINVAL, "server.path", "is missing");
+        err = take_text(m, server, "path", &uri->socket);
+        return err || uri->socket ? err
+                                  : refuse_member(m, EINVAL, "server.path", "is missing");
     }
-    err = take(m, server, "host", &uri->host);
+    err = take_text(m, server, "host", &uri->host);
     if (!err)
-        err = take(m, server, "port", port);
-    return err || uri->host ? err : refuse(m, EINVAL, "server.host", "is missing");
+        err = take_text(m, server, "port", port);
+    return err || uri->host ? err : refuse_member(m, EINVAL, "server.host", "is missing");
 }
 
 static int parse_nbd(struct members *m, const char *prefix, struct json_name *out)
@@ -176,24 +179,24 @@ static int parse_nbd(struct members *m, const char *prefix, struct json_name *ou
 
     int err = parse_server(m, prefix, &uri, &port);
     if (!err)
-        err = take(m, prefix, "export", &uri.export_name);
+        err = take_text(m, prefix, "export", &uri.export_name);
     if (!err && !uri.export_name && !(uri.export_name = strdup("")))
-        err = refuse(m, ENOMEM, "export", "out of memory");
+        err = refuse_member(m, ENOMEM, "export", "out of memory");
     if (err)
         return err;
     if (port && strlen(port) >= sizeof uri.port)
-        return refuse(m, EINVAL, "server.port", "must be a number from 1 to 65535");
+        return refuse_member(m, EINVAL, "server.port", "must be a number from 1 to 65535");
     strcpy(uri.port, port ? port : "10809");
     out->protocol = &storage_protocol_nbd;
     out->target = nbd_uri_print(&uri);
-    return out->target ? 0 : refuse(m, ENOMEM, "server", "out of memory");
+    return out->target ? 0 : refuse_member(m, ENOMEM, "server", "out of memory");
 }
 
 static int parse_protocol(struct members *m, const char *prefix, struct json_name *out)
 {
     CLEANUP_FREE char *protocol = NULL;
 
-    int err = take(m, prefix, "driver", &protocol);
+    int err = take_text(m, prefix, "driver", &protocol);
     if (err)
         return err;
     drop_harmless(m, prefix);
@@ -202,9 +205,9 @@ static int parse_protocol(struct members *m, const char *prefix, struct json_nam
     if (protocol && strcmp(protocol, "file") == 0)
         return parse_file(m, prefix, out);
     if (protocol)
-        return refuse(m, ENOTSUP, "driver",
-                      "is neither file nor nbd, nor a format over these");
-    return refuse(m, EINVAL, prefix[0] ? "file.driver" : "driver", "is missing");
+        return refuse_member(m, ENOTSUP, "driver",
+                             "is neither file nor nbd, nor a format over these");
+    return refuse_member(m, EINVAL, prefix[0] ? "file.driver" : "driver", "is missing");
 }
 
 static bool has_file(const struct members *m)
@@ -221,9 +224,9 @@ static bool has_file(const struct members *m)
 
 /* ---- the whole ---- */
 
-static int interpret(struct members *m, struct json_name *out)
+static int interpret_members(struct members *m, struct json_name *out)
 {
-    const char *top = peek(m, "", "driver");
+    const char *top = peek_text(m, "", "driver");
     const struct driver *format = top ? driver_find(top) : NULL;
     bool over_file = format || (!top && has_file(m));
 
@@ -254,12 +257,12 @@ int json_name_parse(const char *image, const char *name, struct json_name *out,
     json_t *object = json_loads(name + strlen(PREFIX), JSON_REJECT_DUPLICATES, &error);
     if (!json_is_object(object)) {
         json_decref(object);
-        return refuse(&m, EINVAL, "JSON", object ? "must be an object" : error.text);
+        return refuse_member(&m, EINVAL, "JSON", object ? "must be an object" : error.text);
     }
-    int err = flatten(&m, object, "", 0);
+    int err = flatten_object(&m, object, "", 0);
     json_decref(object);
     if (!err)
-        err = interpret(&m, out);
+        err = interpret_members(&m, out);
     if (err) {
         free(out->target);
         *out = (struct json_name){0};

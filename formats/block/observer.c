@@ -75,7 +75,7 @@ static struct observer_list *new_list(unsigned n)
     return list;
 }
 
-static void append(struct observer_list *list, struct observer *observer)
+static void append_observer(struct observer_list *list, struct observer *observer)
 {
     unsigned at = list->n;
 
@@ -113,14 +113,14 @@ int observer_add(struct observers *observers, struct observer *observer)
         return err;
     }
     for (unsigned i = 0; i < n; i++)
-        append(list, old->item[i]);
-    append(list, observer);
+        append_observer(list, old->item[i]);
+    append_observer(list, observer);
     publish(observers, list);
     return 0;
 }
 
 /* The place of an observer, or n. */
-static unsigned find(const struct observer_list *list, const struct observer *observer)
+static unsigned index_of(const struct observer_list *list, const struct observer *observer)
 {
     unsigned i = 0;
 
@@ -133,7 +133,7 @@ void observer_remove(struct observers *observers, struct observer *observer)
 {
     lock_acquire(&observers->lock);
     struct observer_list *old = atomic_load(&observers->list);
-    if (!old || find(old, observer) == old->n) {
+    if (!old || index_of(old, observer) == old->n) {
         lock_release(&observers->lock);
         return;
     }
@@ -144,6 +144,6 @@ void observer_remove(struct observers *observers, struct observer *observer)
         nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
     for (unsigned i = 0; list && i < old->n; i++)
         if (old->item[i] != observer)
-            append(list, old->item[i]);
+            append_observer(list, old->item[i]);
     publish(observers, list);
 }

@@ -38,7 +38,8 @@ static int look_into_file(struct node *layer, const struct extent *ext, uint64_t
 }
 
 /* The layer's entry for the range, of any kind but BACKING. */
-static int describe(struct node *layer, const struct extent *ext, struct block_status *out)
+static int describe_extent(struct node *layer, const struct extent *ext,
+                           struct block_status *out)
 {
     out->length = ext->length;
     out->layer = layer;
@@ -82,7 +83,7 @@ int engine_status(struct node *node, uint64_t off, uint64_t len, struct block_st
             continue;
         }
         *out = (struct block_status){.depth = depth};
-        return describe(layer, &ext, out);
+        return describe_extent(layer, &ext, out);
     }
 }
 

@@ -59,8 +59,8 @@ static int copy_old(struct node *node, const struct reservation *res, uint64_t o
 
 /* Fills a reservation: [off, off+len) from buf, the rest of its clusters with what was
  * there. */
-static int fill(struct node *node, const struct reservation *res, bool old_is_zero,
-                const void *buf, uint64_t off, uint64_t len)
+static int fill_reservation(struct node *node, const struct reservation *res,
+                            bool old_is_zero, const void *buf, uint64_t off, uint64_t len)
 {
     uint64_t head = off - res->guest_offset;
     uint64_t end = off + len, tail = res->guest_offset + res->length - end;
@@ -112,7 +112,7 @@ static int write_new_clusters(struct node *node, const struct extent *ext, const
 
     /* Invariant (8): the data is in the storage before the word that maps it is stored. */
     bool zero = ext->kind == EXTENT_ZERO;
-    err = fill(node, &res, zero, buf, off, *done);
+    err = fill_reservation(node, &res, zero, buf, off, *done);
     if (err) {
         node->driver->release(node, &res);
         return err;

@@ -26,7 +26,7 @@ int64_t file_pread_some(struct file_storage *file, void *buf, uint64_t off, uint
     }
 }
 
-static void advance(struct iovec **iov, int *count, size_t done)
+static void advance_iov(struct iovec **iov, int *count, size_t done)
 {
     while (*count > 0 && done >= (*iov)->iov_len) {
         done -= (*iov)->iov_len;
@@ -48,7 +48,7 @@ int64_t file_pwritev_some(struct file_storage *file, struct iovec **iov, int *co
                         ? pwritev2(file->dsync_fd, *iov, *count, (off_t)off, RWF_DSYNC)
                         : pwritev2(file->fd, *iov, *count, (off_t)off, 0);
         if (n > 0) {
-            advance(iov, count, (size_t)n);
+            advance_iov(iov, count, (size_t)n);
             return n;
         }
         if (n == 0)
@@ -215,7 +215,7 @@ int file_extent(struct storage *st, uint64_t off, uint64_t len, bool *data, uint
 
 /* ---- fallocate ---- */
 
-static int allocate(struct file_storage *file, int mode, uint64_t off, uint64_t len)
+static int fallocate_range(struct file_storage *file, int mode, uint64_t off, uint64_t len)
 {
     int rc;
 
@@ -236,13 +236,13 @@ static int allocate_if_known(struct file_storage *file, atomic_bool *unsupported
 {
     if (*unsupported)
         return -ENOTSUP;
-    int err = allocate(file, mode, off, len);
+    int err = fallocate_range(file, mode, off, len);
     if (err == -ENOTSUP)
         *unsupported = true;
     return err == -EINVAL ? -ENOTSUP : err;
 }
 
-static int punch(struct file_storage *file, uint64_t off, uint64_t len)
+static int punch_range(struct file_storage *file, uint64_t off, uint64_t len)
 {
     return allocate_if_known(file, &file->no_punch,
                              FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off, len);
@@ -266,9 +266,9 @@ static int punch_and_grow(struct file_storage *file, uint64_t off, uint64_t len)
     if (err)
         return err;
     if (off < size)
-        err = punch(file, off, MIN(len, size - off));
+        err = punch_range(file, off, MIN(len, size - off));
     if (err == 0 && off + len > size)
-        err = allocate(file, 0, off + len - 1, 1);
+        err = fallocate_range(file, 0, off + len - 1, 1);
     return err;
 }
 
@@ -280,7 +280,7 @@ int file_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flags)
     if (!file_zero_is_aligned(file, off, len))
         return file_zero_unaligned(st, off, len, flags);
     if (flags & STORAGE_MAY_UNMAP)
-        err = file->device ? punch(file, off, len) : punch_and_grow(file, off, len);
+        err = file->device ? punch_range(file, off, len) : punch_and_grow(file, off, len);
     /* A device that can't zero is written by the kernel, which isn't fast. */
     if (err == -ENOTSUP && !(file->device && (flags & STORAGE_FAST)))
         err = zero_keeping(file, off, len);
@@ -314,14 +314,14 @@ int file_discard(struct storage *st, uint64_t off, uint64_t len)
     uint64_t start = align_up(off, file->zero_align);
     uint64_t stop = align_down(off + len, file->zero_align);
 
-    return start < stop ? punch(file, start, stop - start) : 0;
+    return start < stop ? punch_range(file, start, stop - start) : 0;
 }
 
 int file_preallocate(struct storage *st, uint64_t off, uint64_t len)
 {
     struct file_storage *file = file_of(st);
 
-    return file->device ? 0 : allocate(file, 0, off, len);
+    return file->device ? 0 : fallocate_range(file, 0, off, len);
 }
 
 /* ---- the rest ---- */

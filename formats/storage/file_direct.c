@@ -159,7 +159,7 @@ static int lock_for_change(struct direct *d, struct locked_range *range, uint64_
 
 /* Under the lock of rule (2), after a change: nothing of the file shall lie past both its
  * old end and `end`, and `size` is what it is now.  Passes on `err` of the change. */
-static int settle_end(struct direct *d, uint64_t end, int err)
+static int cut_back_end(struct direct *d, uint64_t end, int err)
 {
     uint64_t limit = MAX(d->size, end), size;
 
@@ -296,7 +296,7 @@ static int direct_pwritev(struct storage *st, const struct iovec *iov, int count
     err = straight ? write_straight(d, copy, count, off, dsync)
                    : write_bounced(d, copy, off, len, dsync);
     if (growing)
-        err = settle_end(d, end, err);
+        err = cut_back_end(d, end, err);
     range_lock_release(&range);
     if (err == 0 && fua && (!dsync || d->file.no_dsync))
         err = file_flush_for_write(st);
@@ -308,8 +308,8 @@ static int direct_pwritev(struct storage *st, const struct iovec *iov, int count
 typedef int change_fn(struct storage *st, uint64_t off, uint64_t len, unsigned flags);
 
 /* Runs a change of [off, off+len) that the kernel does at any alignment. */
-static int change(struct direct *d, change_fn *fn, uint64_t off, uint64_t len,
-                  unsigned flags)
+static int change_range(struct direct *d, change_fn *fn, uint64_t off, uint64_t len,
+                        unsigned flags)
 {
     struct locked_range range;
     bool growing;
@@ -320,7 +320,7 @@ static int change(struct direct *d, change_fn *fn, uint64_t off, uint64_t len,
         return err;
     err = fn(&d->file.st, off, len, flags);
     if (growing)
-        err = settle_end(d, off + len, err);
+        err = cut_back_end(d, off + len, err);
     range_lock_release(&range);
     return err;
 }
@@ -332,7 +332,7 @@ static int direct_zero(struct storage *st, uint64_t off, uint64_t len, unsigned 
     /* The parts are locked one by one. */
     if (!file_zero_is_aligned(&d->file, off, len))
         return file_zero_unaligned(st, off, len, flags);
-    return change(d, file_zero, off, len, flags);
+    return change_range(d, file_zero, off, len, flags);
 }
 
 static int preallocate_fn(struct storage *st, uint64_t off, uint64_t len, unsigned flags)
@@ -343,7 +343,7 @@ static int preallocate_fn(struct storage *st, uint64_t off, uint64_t len, unsign
 
 static int direct_preallocate(struct storage *st, uint64_t off, uint64_t len)
 {
-    return change(direct_of(st), preallocate_fn, off, len, 0);
+    return change_range(direct_of(st), preallocate_fn, off, len, 0);
 }
 
 static int direct_discard(struct storage *st, uint64_t off, uint64_t len)

@@ -64,8 +64,8 @@ static int set_bytes(int fd, unsigned base, const unsigned *perms, unsigned n, s
 }
 
 /* -EAGAIN, with a message, when somebody holds one of the bytes. */
-static int look(const struct storage *st, int fd, unsigned base, const unsigned *perms,
-                unsigned n, struct diag *diag)
+static int check_bytes_are_free(const struct storage *st, int fd, unsigned base,
+                                const unsigned *perms, unsigned n, struct diag *diag)
 {
     for (unsigned i = 0; i < n; i++) {
         bool held = false;
@@ -83,8 +83,8 @@ static int look(const struct storage *st, int fd, unsigned base, const unsigned 
 }
 
 /* What the locks can't be had for. */
-static int complain(const struct storage *st, int err, enum storage_lock_level level,
-                    struct diag *diag)
+static int report_lock_failure(const struct storage *st, int err,
+                               enum storage_lock_level level, struct diag *diag)
 {
     const char *what = level == STORAGE_WRITER ? "write" : "read";
     char reason[128];
@@ -97,17 +97,19 @@ static int complain(const struct storage *st, int err, enum storage_lock_level l
                     st->name, what, strerror_r(-err, reason, sizeof reason));
 }
 
-static int apply(struct storage *st, int fd, enum storage_lock_level level,
-                 struct diag *diag)
+static int set_lock_level(struct storage *st, int fd, enum storage_lock_level level,
+                          struct diag *diag)
 {
     int err = set_bytes(fd, USES, levels[level].uses, levels[level].n_uses, F_RDLCK);
     if (!err)
         err = set_bytes(fd, DENIES, levels[level].denies, levels[level].n_denies, F_RDLCK);
     if (err)
-        return complain(st, err, level, diag);
-    err = look(st, fd, DENIES, levels[level].uses, levels[level].n_uses, diag);
+        return report_lock_failure(st, err, level, diag);
+    err = check_bytes_are_free(st, fd, DENIES, levels[level].uses, levels[level].n_uses,
+                               diag);
     if (!err)
-        err = look(st, fd, USES, levels[level].denies, levels[level].n_denies, diag);
+        err = check_bytes_are_free(st, fd, USES, levels[level].denies,
+                                   levels[level].n_denies, diag);
     return err;
 }
 
@@ -124,7 +126,7 @@ int file_lock(struct storage *st, enum storage_lock_level level, struct diag *di
 
     if (level == STORAGE_READER)
         fall_back_to_reader(fd);
-    int err = apply(st, fd, level, diag);
+    int err = set_lock_level(st, fd, level, diag);
 
     if (err && level == STORAGE_WRITER)
         fall_back_to_reader(fd);

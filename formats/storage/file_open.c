@@ -81,8 +81,8 @@ static int set_transfer_flags(int fd, const char *path, bool direct, struct diag
 }
 
 /* Owns fd. */
-static int wrap(const char *path, int fd, mode_t mode, const struct storage_open *how,
-                struct storage **out, struct diag *diag)
+static int wrap_fd(const char *path, int fd, mode_t mode, const struct storage_open *how,
+                   struct storage **out, struct diag *diag)
 {
     int err = set_transfer_flags(fd, path, how->direct, diag);
     if (err) {
@@ -117,7 +117,7 @@ int storage_open_file(const char *path, const struct storage_open *how,
     }
     if (fd < 0)
         return fd;
-    int err = wrap(path, fd, mode, &as, out, diag);
+    int err = wrap_fd(path, fd, mode, &as, out, diag);
     if (!err)
         (*out)->refused_err = refusal;
     return err;
@@ -131,7 +131,7 @@ int storage_create_file(const char *path, struct storage **out, struct diag *dia
     int fd = open_checked(path, O_RDWR | O_CREAT, &mode, diag);
     if (fd < 0)
         return fd;
-    int err = wrap(path, fd, mode, &how, out, diag);
+    int err = wrap_fd(path, fd, mode, &how, out, diag);
     if (err)
         return err;
     err = storage_lock(*out, STORAGE_WRITER, diag);

@@ -69,7 +69,7 @@ static struct nbd_storage *new_storage(const struct nbd_open *how)
     return nbd;
 }
 
-static int prepare(struct nbd_storage *nbd, const char *text, struct diag *diag)
+static int prepare_storage(struct nbd_storage *nbd, const char *text, struct diag *diag)
 {
     if (nbd->wake_fd < 0)
         return diag_errno(diag, errno, "eventfd");
@@ -81,7 +81,7 @@ static int prepare(struct nbd_storage *nbd, const char *text, struct diag *diag)
 }
 
 /* The first connection, on this thread. */
-static int negotiate(struct nbd_link *link, struct diag *diag)
+static int negotiate_link(struct nbd_link *link, struct diag *diag)
 {
     int err = nbd_link_begin(link, diag);
 
@@ -153,9 +153,9 @@ int storage_open_nbd(const char *uri, const struct nbd_open *how, struct storage
     struct nbd_storage *nbd = new_storage(how);
     if (!nbd)
         return diag_errno(diag, ENOMEM, "an NBD export");
-    err = prepare(nbd, uri, diag);
+    err = prepare_storage(nbd, uri, diag);
     if (!err)
-        err = negotiate(&nbd->links[0], diag);
+        err = negotiate_link(&nbd->links[0], diag);
     if (!err)
         err = accept_export(nbd, diag);
     if (err) {

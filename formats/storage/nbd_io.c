@@ -17,8 +17,8 @@
 /* One status request at most: an answer is seldom longer. */
 #define STATUS_MAX (1u << 30)
 
-static int transfer(struct nbd_storage *nbd, enum nbd_op op, void *buf, uint64_t len,
-                    uint64_t off, unsigned flags)
+static int transfer_range(struct nbd_storage *nbd, enum nbd_op op, void *buf, uint64_t len,
+                          uint64_t off, unsigned flags)
 {
     struct nbd_request req = {.op = op, .flags = flags, .off = off, .len = len, .buf = buf};
 
@@ -59,7 +59,7 @@ static int read_part(struct nbd_storage *nbd, void *buf, uint64_t start, uint64_
     CLEANUP_FREE char *bounce = malloc(block);
     if (!bounce)
         return -ENOMEM;
-    int err = transfer(nbd, NBD_READ, bounce, block, base, 0);
+    int err = transfer_range(nbd, NBD_READ, bounce, block, base, 0);
     if (!err)
         memcpy(buf, bounce + (start - base), end - start);
     return err;
@@ -77,14 +77,14 @@ static int write_part(struct nbd_storage *nbd, const void *buf, uint64_t start,
     CLEANUP_FREE char *bounce = malloc(block);
     if (!bounce)
         return -ENOMEM;
-    int err = transfer(nbd, NBD_READ, bounce, block, base, 0);
+    int err = transfer_range(nbd, NBD_READ, bounce, block, base, 0);
     if (err)
         return err;
     if (buf)
         memcpy(bounce + (start - base), buf, end - start);
     else
         memset(bounce + (start - base), 0, end - start);
-    return transfer(nbd, NBD_WRITE, bounce, block, base, flags);
+    return transfer_range(nbd, NBD_WRITE, bounce, block, base, flags);
 }
 
 /* Locks the blocks of a range against other writers; nothing where blocks are bytes. */
@@ -113,7 +113,8 @@ static int read_inside(struct nbd_storage *nbd, char *buf, uint64_t off, uint64_
 
     int err = read_part(nbd, buf, p.start, p.first);
     if (!err)
-        err = transfer(nbd, NBD_READ, buf + (p.first - off), p.last - p.first, p.first, 0);
+        err = transfer_range(nbd, NBD_READ, buf + (p.first - off), p.last - p.first,
+                             p.first, 0);
     if (!err)
         err = read_part(nbd, buf + (p.last - off), p.last, p.end);
     return err;
@@ -139,8 +140,8 @@ static int write_one(struct nbd_storage *nbd, const char *buf, uint64_t off, uin
     lock_blocks(nbd, &range, off, len);
     int err = write_part(nbd, buf, p.start, p.first, flags);
     if (!err) /* the cast: reads and writes share a request's buf */
-        err = transfer(nbd, NBD_WRITE, (char *)(uintptr_t)(buf + (p.first - off)),
-                       p.last - p.first, p.first, flags);
+        err = transfer_range(nbd, NBD_WRITE, (char *)(uintptr_t)(buf + (p.first - off)),
+                             p.last - p.first, p.first, flags);
     if (!err)
         err = write_part(nbd, buf + (p.last - off), p.last, p.end, flags);
     unlock_blocks(nbd, &range);
@@ -189,7 +190,7 @@ static int write_gathered(struct nbd_storage *nbd, const struct iovec *iov, uint
 
 static int io_flush(struct storage *st)
 {
-    return transfer(nbd_of(st), NBD_FLUSH, NULL, 0, 0, 0);
+    return transfer_range(nbd_of(st), NBD_FLUSH, NULL, 0, 0, 0);
 }
 
 static int io_pwritev(struct storage *st, const struct iovec *iov, int count, uint64_t off,
@@ -221,7 +222,7 @@ static int io_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flag
         return -ENOTSUP; /* less than a block: to be written */
     lock_blocks(nbd, &range, off, len);
     /* The blocks first: when that can't be, nothing may have changed. */
-    int err = transfer(nbd, NBD_ZERO, NULL, p.last - p.first, p.first, flags);
+    int err = transfer_range(nbd, NBD_ZERO, NULL, p.last - p.first, p.first, flags);
     if (!err)
         err = write_part(nbd, NULL, p.start, p.first, 0);
     if (!err)
@@ -241,7 +242,7 @@ static int io_discard(struct storage *st, uint64_t off, uint64_t len)
     if (p.first == p.last)
         return 0;
     lock_blocks(nbd, &range, p.first, p.last - p.first);
-    int err = transfer(nbd, NBD_TRIM, NULL, p.last - p.first, p.first, 0);
+    int err = transfer_range(nbd, NBD_TRIM, NULL, p.last - p.first, p.first, 0);
     unlock_blocks(nbd, &range);
     return err;
 }
@@ -291,7 +292,7 @@ static int io_extent(struct storage *st, uint64_t off, uint64_t len, bool *data,
     return 0;
 }
 
-static void prefetched(struct nbd_request *req, int err)
+static void on_prefetched(struct nbd_request *req, int err)
 {
     (void)err;
     free(req);
@@ -316,7 +317,7 @@ static void io_prefetch(struct storage *st, uint64_t off, uint64_t len)
     req->op = NBD_CACHE;
     req->off = align_down(off, nbd->info.min_block);
     req->len = end - req->off;
-    req->done = prefetched;
+    req->done = on_prefetched;
     if (storage_nbd_submit(st, req) != 0)
         free(req);
 }

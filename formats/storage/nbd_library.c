@@ -31,7 +31,7 @@ static void note_failure(void)
     snprintf(why, sizeof why, "%s", text ? text : "unknown");
 }
 
-static void load(void)
+static void load_library(void)
 {
     void *library = dlopen(FILE_NAME, RTLD_NOW | RTLD_LOCAL);
 
@@ -53,6 +53,6 @@ int libnbd_load(struct diag *diag)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-    pthread_once(&once, load);
+    pthread_once(&once, load_library);
     return why[0] ? diag_set(diag, ENOPKG, "NBD needs libnbd: %s", why) : 0;
 }

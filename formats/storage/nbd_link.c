@@ -25,7 +25,8 @@
 
 /* libnbd's words for what it failed at; returns -errno.  Its sentences often, but not
  * always, end with the text of errno. */
-static int tell(struct nbd_link *link, struct diag *diag, int otherwise, const char *what)
+static int report_libnbd_error(struct nbd_link *link, struct diag *diag, int otherwise,
+                               const char *what)
 {
     const char *text = libnbd.get_error();
     int err = libnbd.get_errno() ? libnbd.get_errno() : otherwise;
@@ -55,7 +56,7 @@ static int configure_tls(struct nbd_handle *h, const struct nbd_uri *uri)
     return libnbd.set_tls(h, LIBNBD_TLS_REQUIRE);
 }
 
-static int configure(struct nbd_handle *h, const struct nbd_uri *uri)
+static int configure_handle(struct nbd_handle *h, const struct nbd_uri *uri)
 {
     if (libnbd.set_export_name(h, uri->export_name) != 0 || configure_tls(h, uri) != 0)
         return -1;
@@ -66,7 +67,7 @@ static int start_connecting(struct nbd_storage *nbd, struct nbd_handle *h)
 {
     const struct nbd_uri *uri = &nbd->uri;
 
-    if (configure(h, uri) != 0)
+    if (configure_handle(h, uri) != 0)
         return -1;
     if (uri->socket)
         return libnbd.aio_connect_unix(h, uri->socket);
@@ -76,7 +77,7 @@ static int start_connecting(struct nbd_storage *nbd, struct nbd_handle *h)
 }
 
 /* Is the handle as it was promised?  Brings link->state up to date. */
-static int look(struct nbd_link *link, struct diag *diag)
+static int check_connection(struct nbd_link *link, struct diag *diag)
 {
     if (libnbd.aio_is_dead(link->handle) || libnbd.aio_is_closed(link->handle))
         return diag_errno(diag, ENOTCONN, "%s: the server closed the connection",
@@ -95,11 +96,11 @@ int nbd_link_begin(struct nbd_link *link, struct diag *diag)
     link->backoff_ms = MIN(2 * link->backoff_ms, NBD_BACKOFF_MAX);
     link->handle = libnbd.create();
     if (!link->handle)
-        return tell(link, diag, ENOMEM, "out of memory");
+        return report_libnbd_error(link, diag, ENOMEM, "out of memory");
     link->state = LINK_CONNECTING;
     link->deadline_ms = now + nbd->how.connect_ms;
     if (start_connecting(nbd, link->handle) != 0)
-        return tell(link, diag, EIO, "cannot connect");
+        return report_libnbd_error(link, diag, EIO, "cannot connect");
     return 0;
 }
 
@@ -137,16 +138,16 @@ int nbd_link_event(struct nbd_link *link, short revents, struct diag *diag)
         rc = libnbd.aio_notify_write(link->handle);
     }
     if (rc != 0)
-        return tell(link, diag, EIO, "the connection failed");
+        return report_libnbd_error(link, diag, EIO, "the connection failed");
     if (!acted && (revents & trouble))
         return diag_errno(diag, ENOTCONN, "%s: the connection broke", link->owner->st.name);
-    return look(link, diag);
+    return check_connection(link, diag);
 }
 
 /* ---- what the server offers ---- */
 
 /* libnbd says -1 for "the server doesn't know", too: then it's no. */
-static bool yes(int answer)
+static bool is_yes(int answer)
 {
     return answer > 0;
 }
@@ -186,17 +187,18 @@ int nbd_link_describe(struct nbd_link *link, struct nbd_info *info, struct diag 
     *info = (struct nbd_info){0};
     int64_t size = libnbd.get_size(h);
     if (size < 0)
-        return tell(link, diag, EIO, "the server didn't tell the export's size");
+        return report_libnbd_error(link, diag, EIO,
+                                   "the server didn't tell the export's size");
     info->size = (uint64_t)size;
-    info->read_only = yes(libnbd.is_read_only(h));
-    info->can_flush = yes(libnbd.can_flush(h));
-    info->can_fua = yes(libnbd.can_fua(h));
-    info->can_zero = yes(libnbd.can_zero(h));
-    info->can_fast_zero = info->can_zero && yes(libnbd.can_fast_zero(h));
-    info->can_trim = yes(libnbd.can_trim(h));
-    info->can_cache = yes(libnbd.can_cache(h));
-    info->multi_conn = yes(libnbd.can_multi_conn(h));
-    info->has_status = yes(libnbd.can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION));
+    info->read_only = is_yes(libnbd.is_read_only(h));
+    info->can_flush = is_yes(libnbd.can_flush(h));
+    info->can_fua = is_yes(libnbd.can_fua(h));
+    info->can_zero = is_yes(libnbd.can_zero(h));
+    info->can_fast_zero = info->can_zero && is_yes(libnbd.can_fast_zero(h));
+    info->can_trim = is_yes(libnbd.can_trim(h));
+    info->can_cache = is_yes(libnbd.can_cache(h));
+    info->multi_conn = is_yes(libnbd.can_multi_conn(h));
+    info->has_status = is_yes(libnbd.can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION));
     return describe_blocks(link, info, diag);
 }
 
@@ -223,7 +225,7 @@ static void move_to_finished(struct nbd_link *link, struct nbd_request *req, int
 }
 
 /* Called by libnbd with its handle locked: nothing may be asked of it here. */
-static int completed(void *opaque, int *error)
+static int on_completed(void *opaque, int *error)
 {
     struct nbd_request *req = opaque;
 
@@ -294,7 +296,7 @@ static uint32_t protocol_flags(const struct nbd_storage *nbd, const struct nbd_r
 /* The cookie, or -1. */
 static int64_t send_part(struct nbd_link *link, struct nbd_request *req)
 {
-    const nbd_completion_callback done = {.callback = completed, .user_data = req};
+    const nbd_completion_callback done = {.callback = on_completed, .user_data = req};
     const nbd_extent_callback status = {.callback = got_status, .user_data = req};
     uint32_t flags = protocol_flags(link->owner, req);
     struct nbd_handle *h = link->handle;

@@ -7,7 +7,7 @@
 #include "base/clock.h"
 #include "storage/nbd_internal.h"
 
-static struct nbd_request *first(struct list *head)
+static struct nbd_request *first_request(struct list *head)
 {
     return list_empty(head) ? NULL : CONTAINER_OF(head->next, struct nbd_request, link);
 }
@@ -22,7 +22,7 @@ void nbd_finish(struct nbd_storage *nbd, struct nbd_request *req, int err)
 
 void nbd_fail_waiting(struct nbd_storage *nbd, int err)
 {
-    for (struct nbd_request *req; (req = first(&nbd->waiting));)
+    for (struct nbd_request *req; (req = first_request(&nbd->waiting));)
         nbd_finish(nbd, req, err);
 }
 
@@ -93,7 +93,7 @@ static void take_incoming(struct nbd_storage *nbd)
 
 /* ---- requests ---- */
 
-static struct nbd_link *idlest(struct nbd_storage *nbd)
+static struct nbd_link *find_idlest_link(struct nbd_storage *nbd)
 {
     struct nbd_link *best = NULL;
 
@@ -129,12 +129,12 @@ static bool answer_here(struct nbd_storage *nbd, struct nbd_request *req)
     return false;
 }
 
-static void dispatch(struct nbd_storage *nbd)
+static void dispatch_waiting(struct nbd_storage *nbd)
 {
-    struct nbd_link *link = idlest(nbd);
+    struct nbd_link *link = find_idlest_link(nbd);
     bool busy = false;
 
-    for (struct nbd_request *req; (req = first(&nbd->waiting));) {
+    for (struct nbd_request *req; (req = first_request(&nbd->waiting));) {
         if (answer_here(nbd, req))
             continue;
         if (!link)
@@ -143,7 +143,7 @@ static void dispatch(struct nbd_storage *nbd)
         list_remove(&req->link);
         nbd_link_issue(link, req);
         nbd_link_act(link, 0); /* it may have died of it */
-        link = idlest(nbd);
+        link = find_idlest_link(nbd);
     }
     if (busy || !list_empty(&nbd->waiting))
         nbd_connect_one(nbd);
@@ -164,7 +164,7 @@ static void note_success(struct nbd_storage *nbd, struct nbd_request *req)
 }
 
 /* Is there another part?  Then it's in `next` and `flushing`. */
-static bool advance(struct nbd_storage *nbd, struct nbd_request *req)
+static bool advance_request(struct nbd_storage *nbd, struct nbd_request *req)
 {
     if (req->op == NBD_FLUSH || req->op == NBD_STATUS || req->flushing)
         return false;
@@ -176,7 +176,7 @@ static bool advance(struct nbd_storage *nbd, struct nbd_request *req)
 }
 
 /* Its connection is gone, and it can be asked again on another? */
-static bool survives(struct nbd_storage *nbd, struct nbd_request *req)
+static bool requeue_if_lost(struct nbd_storage *nbd, struct nbd_request *req)
 {
     uint64_t now = clock_ms();
 
@@ -192,14 +192,14 @@ static bool survives(struct nbd_storage *nbd, struct nbd_request *req)
 }
 
 /* Takes it out of `finished`: back to `waiting`, or to its owner. */
-static void settle(struct nbd_storage *nbd, struct nbd_request *req)
+static void end_or_requeue(struct nbd_storage *nbd, struct nbd_request *req)
 {
     list_remove(&req->link);
-    if (survives(nbd, req))
+    if (requeue_if_lost(nbd, req))
         return;
     if (!req->err) {
         note_success(nbd, req);
-        if (advance(nbd, req)) {
+        if (advance_request(nbd, req)) {
             req->deadline_ms = clock_ms() + nbd_patience_ms(nbd, req);
             add_waiting(nbd, &req->link);
             return;
@@ -214,21 +214,21 @@ static bool settle_all(struct nbd_storage *nbd)
 {
     bool any = false;
 
-    for (struct nbd_request *req; (req = first(&nbd->finished)); any = true)
-        settle(nbd, req);
+    for (struct nbd_request *req; (req = first_request(&nbd->finished)); any = true)
+        end_or_requeue(nbd, req);
     return any;
 }
 
 /* ---- time ---- */
 
-static bool overdue(struct list *head, uint64_t now)
+static bool is_overdue(struct list *head, uint64_t now)
 {
-    struct nbd_request *req = first(head);
+    struct nbd_request *req = first_request(head);
 
     return req && req->deadline_ms <= now;
 }
 
-static void expire(struct nbd_storage *nbd)
+static void expire_overdue(struct nbd_storage *nbd)
 {
     uint64_t now = clock_ms();
     struct diag diag = {0};
@@ -236,20 +236,20 @@ static void expire(struct nbd_storage *nbd)
     for (unsigned i = 0; i < nbd->n_links; i++) {
         struct nbd_link *link = &nbd->links[i];
         bool connecting = link->state == LINK_CONNECTING;
-        if ((connecting && link->deadline_ms <= now) || overdue(&link->in_flight, now)) {
+        if ((connecting && link->deadline_ms <= now) || is_overdue(&link->in_flight, now)) {
             diag_errno(&diag, ETIMEDOUT, "%s: no answer for %u ms", nbd->st.name,
                        connecting ? nbd->how.connect_ms
-                                  : nbd_patience_ms(nbd, first(&link->in_flight)));
+                                  : nbd_patience_ms(nbd, first_request(&link->in_flight)));
             nbd_link_lost(link, -ETIMEDOUT, &diag);
         }
     }
-    while (overdue(&nbd->waiting, now))
-        nbd_finish(nbd, first(&nbd->waiting), -ETIMEDOUT);
+    while (is_overdue(&nbd->waiting, now))
+        nbd_finish(nbd, first_request(&nbd->waiting), -ETIMEDOUT);
 }
 
-static uint64_t earlier(struct list *head, uint64_t than)
+static uint64_t earlier_deadline(struct list *head, uint64_t than)
 {
-    struct nbd_request *req = first(head);
+    struct nbd_request *req = first_request(head);
 
     return req ? MIN(req->deadline_ms, than) : than;
 }
@@ -257,13 +257,13 @@ static uint64_t earlier(struct list *head, uint64_t than)
 /* For poll: how long nothing can happen by itself. */
 static int quiet_ms(struct nbd_storage *nbd)
 {
-    uint64_t nearest = earlier(&nbd->waiting, UINT64_MAX), now = clock_ms();
-    bool attempts = !list_empty(&nbd->waiting) && idlest(nbd) == NULL &&
+    uint64_t nearest = earlier_deadline(&nbd->waiting, UINT64_MAX), now = clock_ms();
+    bool attempts = !list_empty(&nbd->waiting) && find_idlest_link(nbd) == NULL &&
                     nbd_count_links(nbd, LINK_CONNECTING) == 0;
 
     for (unsigned i = 0; i < nbd->n_links; i++) {
         struct nbd_link *link = &nbd->links[i];
-        nearest = earlier(&link->in_flight, nearest);
+        nearest = earlier_deadline(&link->in_flight, nearest);
         if (link->state == LINK_CONNECTING)
             nearest = MIN(nearest, link->deadline_ms);
         if (attempts && nbd_link_may_start(link))
@@ -320,10 +320,10 @@ void nbd_loop_turn(struct nbd_storage *nbd)
     if (atomic_load(&nbd->aborted))
         end_all(nbd);
     else
-        expire(nbd);
+        expire_overdue(nbd);
     do {
         if (!atomic_load(&nbd->aborted))
-            dispatch(nbd);
+            dispatch_waiting(nbd);
         /* Who is told of a failure may ask. */
         atomic_store(&nbd->connected, nbd_count_links(nbd, LINK_READY) > 0);
     } while (settle_all(nbd));

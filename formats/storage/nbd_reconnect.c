@@ -58,7 +58,8 @@ void nbd_link_lost(struct nbd_link *link, int err, const struct diag *diag)
 }
 
 /* Is what came back what went away?  NULL, or what isn't. */
-static const char *difference(const struct nbd_storage *nbd, const struct nbd_info *now)
+static const char *find_difference(const struct nbd_storage *nbd,
+                                   const struct nbd_info *now)
 {
     const struct nbd_info *was = &nbd->info;
 
@@ -78,13 +79,13 @@ static const char *difference(const struct nbd_storage *nbd, const struct nbd_in
 }
 
 /* A connection has just been made. */
-static int welcome(struct nbd_link *link, struct diag *diag)
+static int accept_new_link(struct nbd_link *link, struct diag *diag)
 {
     struct nbd_storage *nbd = link->owner;
     struct nbd_info info;
 
     int err = nbd_link_describe(link, &info, diag);
-    const char *what = err ? NULL : difference(nbd, &info);
+    const char *what = err ? NULL : find_difference(nbd, &info);
     if (what)
         err = diag_set(diag, ESTALE, "%s: the export came back and lost %s", nbd->st.name,
                        what);
@@ -105,7 +106,7 @@ void nbd_link_act(struct nbd_link *link, short revents)
 
     int err = nbd_link_event(link, revents, &diag);
     if (!err && was_connecting && link->state == LINK_READY)
-        err = welcome(link, &diag);
+        err = accept_new_link(link, &diag);
     if (err)
         nbd_link_lost(link, -EIO, &diag);
 }

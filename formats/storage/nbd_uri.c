@@ -77,7 +77,7 @@ static int hex_value(char c)
 }
 
 /* Resolves %XX.  Control characters, the NUL first of all, are nobody's name. */
-static int decode(struct parse *p, const char *what, struct span in, char **out)
+static int decode_percents(struct parse *p, const char *what, struct span in, char **out)
 {
     CLEANUP_FREE char *plain = malloc(in.len + 1);
     size_t n = 0;
@@ -274,7 +274,7 @@ static int parse_query(struct parse *p, struct span query)
         size_t key_len = strlen(parameter->key) + 1;
         struct span value = {.at = query.at + key_len, .len = len - key_len};
         char *plain = NULL;
-        err = decode(p, parameter->key, value, &plain);
+        err = decode_percents(p, parameter->key, value, &plain);
         if (!err)
             err = parameter->set(p, plain);
         if (err)
@@ -301,7 +301,7 @@ static int parse_user(struct parse *p, struct span *authority)
         return diag_set(p->diag, EINVAL,
                         "%s: before the @ must be a user's name, without a password",
                         p->shown);
-    return decode(p, "user", user, &p->uri->keys.username);
+    return decode_percents(p, "user", user, &p->uri->keys.username);
 }
 
 static int parse_scheme(struct parse *p, const char *text, bool *unix_socket,
@@ -379,7 +379,7 @@ static int parse_parts(struct parse *p, const char *text)
         path.at++;
         path.len--;
     }
-    err = decode(p, "export name", path, &p->uri->export_name);
+    err = decode_percents(p, "export name", path, &p->uri->export_name);
     if (!err)
         err = parse_query(p, query);
     if (!err && !unix_socket)

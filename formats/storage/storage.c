@@ -56,7 +56,7 @@ int storage_write(struct storage *st, const void *buf, uint64_t off, uint64_t le
 }
 
 /* Sums the lengths; also says how many elements aren't empty. */
-static int measure(const struct iovec *iov, int count, uint64_t *len, int *used)
+static int measure_iov(const struct iovec *iov, int count, uint64_t *len, int *used)
 {
     *len = 0;
     *used = 0;
@@ -98,7 +98,7 @@ int storage_writev(struct storage *st, const struct iovec *iov, int count, uint6
     uint64_t len;
     int used;
 
-    if (count < 0 || measure(iov, count, &len, &used) != 0)
+    if (count < 0 || measure_iov(iov, count, &len, &used) != 0)
         return -EINVAL;
     int err = check_change(st, off, len);
     if (err || len == 0)
