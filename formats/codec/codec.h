@@ -45,8 +45,9 @@ int codec_decompress(const struct codec *codec, void *dst, size_t dst_len, const
 int codec_max_level(const struct codec *codec);
 
 /* The length of what was written to `dst`, at most dst_cap and less than len.  0 when it
- * would be more than that, or when there is no memory: then `dst` has anything in it, and
- * the data is to be stored as it is.  `dst` and `src` don't overlap. */
+ * would be more than that, or so nearly as much that the library ends without it, or when
+ * there is no memory: then `dst` has anything in it, and the data is to be stored as it is.
+ * `dst` and `src` don't overlap. */
 size_t codec_compress(const struct codec *codec, int level, void *dst, size_t dst_cap,
                       const void *src, size_t len) MUST_USE;
 

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* zstd frames.
+ *
+ * QEMU reads them through the library's stream interface, until the cluster is full and the
+ * last frame has ended.  That interface would allocate what a frame's header asks for, 128
+ * MiB and more.  Here each frame's end is found first, and it is then read at once, right
+ * into the cluster, which accepts the same. */
+#include <errno.h>
+#include <stdint.h>
+
+#include <zstd.h>
+
+#include "base/spares.h"
+#include "codec/codec.h"
+#include "codec/internal.h"
+
+static struct spares readers, writers;
+
+static int read_frames(ZSTD_DCtx *reader, uint8_t *dst, size_t dst_len, const uint8_t *src,
+                       size_t src_len)
+{
+    while (dst_len > 0) {
+        size_t frame = ZSTD_findFrameCompressedSize(src, src_len);
+        if (ZSTD_isError(frame))
+            return -EIO;
+        size_t n = ZSTD_decompressDCtx(reader, dst, dst_len, src, frame);
+        if (ZSTD_isError(n))
+            return -EIO;
+        dst += n;
+        dst_len -= n;
+        src += frame;
+        src_len -= frame;
+    }
+    return 0;
+}
+
+static int decompress(void *dst, size_t dst_len, const void *src, size_t src_len)
+{
+    ZSTD_DCtx *reader = spares_take(&readers);
+
+    if (!reader)
+        reader = ZSTD_createDCtx();
+    if (!reader)
+        return -ENOMEM;
+    int err = read_frames(reader, dst, dst_len, src, src_len);
+    if (!spares_leave(&readers, reader))
+        ZSTD_freeDCtx(reader);
+    return err;
+}
+
+static size_t compress_cluster(int level, void *dst, size_t dst_cap, const void *src,
+                               size_t len)
+{
+    ZSTD_CCtx *writer = spares_take(&writers);
+
+    if (!writer)
+        writer = ZSTD_createCCtx();
+    if (!writer)
+        return 0;
+    size_t n =
+        ZSTD_CCtx_setParameter(writer, ZSTD_c_compressionLevel,
+                               level == CODEC_DEFAULT_LEVEL ? ZSTD_CLEVEL_DEFAULT : level);
+    if (!ZSTD_isError(n))
+        n = ZSTD_compress2(writer, dst, dst_cap, src, len);
+    /* One that failed may be in the middle of a frame. */
+    if (ZSTD_isError(ZSTD_CCtx_reset(writer, ZSTD_reset_session_only)) ||
+        !spares_leave(&writers, writer))
+        ZSTD_freeCCtx(writer);
+    return ZSTD_isError(n) ? 0 : n;
+}
+
+const struct codec codec_zstd = {
+    .name = "zstd",
+    .max_level = 19, /* what the library has beyond takes far more memory */
+    .decompress = decompress,
+    .compress = compress_cluster,
+};
+
+/* The plugin may be unloaded before its process ends. */
+__attribute__((destructor)) static void free_spares(void)
+{
+    void *object;
+
+    while ((object = spares_take(&readers)))
+        ZSTD_freeDCtx(object);
+    while ((object = spares_take(&writers)))
+        ZSTD_freeCCtx(object);
+}

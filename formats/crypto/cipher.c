@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Ciphers: keys, the key schedules that calls use, and the vectors of sectors. */
+#include "crypto/cipher.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "base/spares.h"
+#include "crypto/internal.h"
+#include "crypto/secret.h"
+
+struct keys {
+    uint8_t data[32], tweak[32], essiv[32];
+};
+
+struct cipher {
+    struct spares encryptors, decryptors; /* of struct schedule */
+    struct cipher_spec spec;
+    EVP_CIPHER *aes, *essiv_aes;
+    struct keys *keys; /* a secret */
+};
+
+/* What one call uses; NULL where spec needs none. */
+struct schedule {
+    EVP_CIPHER_CTX *data, *tweak, *essiv;
+};
+
+enum direction { DECRYPT = 0, ENCRYPT = 1 }; /* the library's numbers */
+
+/* ---- key schedules ---- */
+
+static void free_schedule(struct schedule *s)
+{
+    EVP_CIPHER_CTX_free(s->data); /* wipes it */
+    EVP_CIPHER_CTX_free(s->tweak);
+    EVP_CIPHER_CTX_free(s->essiv);
+    free(s);
+}
+
+static EVP_CIPHER_CTX *expand_key(EVP_CIPHER *aes, const uint8_t *key,
+                                  enum direction direction)
+{
+    EVP_CIPHER_CTX *ctx = EVP_CIPHER_CTX_new();
+
+    if (ctx && EVP_CipherInit_ex2(ctx, aes, key, NULL, direction, NULL) == 1) {
+        EVP_CIPHER_CTX_set_padding(ctx, 0);
+        return ctx;
+    }
+    EVP_CIPHER_CTX_free(ctx);
+    return NULL;
+}
+
+static struct schedule *new_schedule(const struct cipher *c, enum direction direction)
+{
+    struct schedule *s = calloc(1, sizeof *s);
+    bool xts = c->spec.mode == CIPHER_XTS;
+
+    if (!s)
+        return NULL;
+    s->data = expand_key(c->aes, c->keys->data, direction);
+    s->tweak = xts ? expand_key(c->aes, c->keys->tweak, ENCRYPT) : NULL;
+    s->essiv = c->essiv_aes ? expand_key(c->essiv_aes, c->keys->essiv, ENCRYPT) : NULL;
+    if (!s->data || !s->tweak != !xts || !s->essiv != !c->essiv_aes) {
+        free_schedule(s);
+        return NULL;
+    }
+    return s;
+}
+
+/* ---- making one ---- */
+
+static EVP_CIPHER *fetch_aes(size_t key_bytes)
+{
+    const char *name = key_bytes == 16   ? "AES-128-ECB"
+                       : key_bytes == 24 ? "AES-192-ECB"
+                                         : "AES-256-ECB";
+
+    return EVP_CIPHER_fetch(NULL, name, NULL);
+}
+
+/* As dm-crypt has it: the whole key is hashed, and AES gets the key size of the digest. */
+static int make_essiv(struct cipher *c, const void *key, struct diag *diag)
+{
+    CLEANUP_HASH struct hash *hash = NULL;
+    const char *name = hash_name(c->spec.iv_hash);
+    size_t n = hash_bytes(c->spec.iv_hash);
+
+    if (n != 16 && n != 24 && n != 32)
+        return diag_set(diag, ENOTSUP, "essiv:%s: a digest of %zu bytes is no key of AES",
+                        name, n);
+    int err = hash_new(&hash, c->spec.iv_hash);
+    if (err)
+        return diag_errno(diag, -err, "essiv:%s", name);
+    err = hash_digest(hash, c->keys->essiv, key, cipher_key_bytes(&c->spec), NULL, 0);
+    if (err)
+        return diag_errno(diag, -err, "essiv:%s", name);
+    c->essiv_aes = fetch_aes(n);
+    if (!c->essiv_aes)
+        return diag_set(diag, ENOTSUP, "essiv:%s: no AES in the crypto library", name);
+    return 0;
+}
+
+static int set_up(struct cipher *c, const void *key, struct diag *diag)
+{
+    size_t n = cipher_key_bytes(&c->spec);
+
+    c->keys = secret_alloc(sizeof *c->keys);
+    if (!c->keys)
+        return diag_errno(diag, ENOMEM, "a cipher's keys");
+    if (c->spec.mode == CIPHER_XTS) {
+        n /= 2;
+        memcpy(c->keys->tweak, (const uint8_t *)key + n, n);
+    }
+    memcpy(c->keys->data, key, n);
+    c->aes = fetch_aes(n);
+    if (!c->aes)
+        return diag_set(diag, ENOTSUP, "%s: not in the crypto library",
+                        cipher_alg_name(c->spec.alg));
+    return c->spec.ivgen == CIPHER_ESSIV ? make_essiv(c, key, diag) : 0;
+}
+
+int cipher_new(struct cipher **out, const struct cipher_spec *spec, const void *key,
+               struct diag *diag)
+{
+    CLEANUP_CIPHER struct cipher *c = aligned_alloc(_Alignof(struct cipher), sizeof *c);
+
+    if (!c)
+        return diag_errno(diag, ENOMEM, "a cipher");
+    memset(c, 0, sizeof *c);
+    c->spec = *spec;
+    int err = set_up(c, key, diag);
+    if (err)
+        return err;
+    *out = TAKE(&c);
+    return 0;
+}
+
+void cipher_free(struct cipher *c)
+{
+    struct schedule *s;
+
+    if (!c)
+        return;
+    while ((s = spares_take(&c->encryptors)))
+        free_schedule(s);
+    while ((s = spares_take(&c->decryptors)))
+        free_schedule(s);
+    EVP_CIPHER_free(c->aes);
+    EVP_CIPHER_free(c->essiv_aes);
+    secret_free(c->keys);
+    free(c);
+}
+
+/* ---- sectors ---- */
+
+static int make_vectors(const struct cipher *c, const struct schedule *s, struct vectors *v,
+                        uint64_t sector, size_t n)
+{
+    for (size_t i = 0; i < n; i++, sector++) {
+        uint64_t number = c->spec.ivgen == CIPHER_PLAIN ? (uint32_t)sector : sector;
+        store_le64(v->iv[i], number);
+        store_le64(v->iv[i] + 8, 0);
+    }
+    return s->essiv ? aes_blocks(s->essiv, v->iv[0], v->iv[0], n * AES_BLOCK) : 0;
+}
+
+static int run_batch(const struct cipher *c, const struct schedule *s,
+                     enum direction direction, uint8_t *dst, const uint8_t *src, size_t n,
+                     uint64_t sector)
+{
+    struct vectors v;
+    int err = make_vectors(c, s, &v, sector, n);
+
+    if (err)
+        return err;
+    if (c->spec.mode == CIPHER_XTS)
+        return xts_batch(s->data, s->tweak, &v, dst, src, n);
+    return direction == ENCRYPT ? cbc_encrypt_batch(s->data, &v, dst, src, n)
+                                : cbc_decrypt_batch(s->data, &v, dst, src, n);
+}
+
+static int run(struct cipher *c, enum direction direction, uint8_t *dst, const uint8_t *src,
+               size_t len, uint64_t sector)
+{
+    struct spares *spares = direction == ENCRYPT ? &c->encryptors : &c->decryptors;
+    struct schedule *s = spares_take(spares);
+    int err = 0;
+
+    assert(len % CIPHER_SECTOR == 0);
+    if (!s)
+        s = new_schedule(c, direction);
+    if (!s)
+        return -ENOMEM;
+    for (size_t left = len / CIPHER_SECTOR, n; left > 0 && !err; left -= n, sector += n) {
+        n = MIN(left, BATCH_SECTORS);
+        err = run_batch(c, s, direction, dst, src, n, sector);
+        dst += n * CIPHER_SECTOR;
+        src += n * CIPHER_SECTOR;
+    }
+    /* One that failed may be in a state of its own. */
+    if (err || !spares_leave(spares, s))
+        free_schedule(s);
+    return err;
+}
+
+int cipher_encrypt(struct cipher *c, void *dst, const void *src, size_t len,
+                   uint64_t sector)
+{
+    return run(c, ENCRYPT, dst, src, len, sector);
+}
+
+int cipher_decrypt(struct cipher *c, void *dst, const void *src, size_t len,
+                   uint64_t sector)
+{
+    return run(c, DECRYPT, dst, src, len, sector);
+}

@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Changing who may open a container. */
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "crypto/internal.h"
+#include "crypto/secret.h"
+
+/* ---- adding ---- */
+
+/* Which slot to fill: *slot, or the first that is free. */
+static int choose_slot(const struct luks_io *io, const struct luks_header *h, int wanted,
+                       bool force, unsigned *slot, struct diag *diag)
+{
+    if (wanted != LUKS_ANY_SLOT) {
+        if (wanted < 0 || wanted >= (int)LUKS_SLOTS)
+            return diag_set(diag, EINVAL, "%s: key slot %d: there are 0 to %u", io->name,
+                            wanted, LUKS_SLOTS - 1);
+        *slot = (unsigned)wanted;
+        if (h->slot[*slot].active && !force)
+            return diag_set(diag, EEXIST, "%s: key slot %u is in use", io->name, *slot);
+        return 0;
+    }
+    for (*slot = 0; *slot < LUKS_SLOTS; ++*slot)
+        if (!h->slot[*slot].active)
+            return 0;
+    return diag_set(diag, ENOSPC, "%s: all %u key slots are in use", io->name, LUKS_SLOTS);
+}
+
+int luks_add_key(const struct luks_io *io, const void *old_passphrase, size_t old_len,
+                 const void *new_passphrase, size_t new_len, int wanted,
+                 uint32_t iter_time_ms, bool force, struct diag *diag)
+{
+    CLEANUP_SECRET uint8_t *key = secret_alloc(CIPHER_MAX_KEY_BYTES);
+    struct luks_header h;
+    unsigned slot = 0, opened = 0;
+
+    if (!key)
+        return diag_errno(diag, ENOMEM, "%s: a key", io->name);
+    int err = luks_read_header(io, &h, diag);
+    if (!err)
+        err = choose_slot(io, &h, wanted, force, &slot, diag);
+    if (!err)
+        err = luks_unlock(io, &h, old_passphrase, old_len, key, &opened, diag);
+    if (!err)
+        err =
+            luks_fill_slot(io, &h, slot, iter_time_ms, key, new_passphrase, new_len, diag);
+    return err ? err : luks_write_header(io, &h, diag);
+}
+
+/* ---- erasing ---- */
+
+static int refuse_to_lose_all(const struct luks_io *io, struct diag *diag)
+{
+    return diag_set(diag, EPERM,
+                    "%s: no other key slot is in use: without this one the data is lost",
+                    io->name);
+}
+
+/* The header first: a slot that is in use but has no material would look as if it opened
+ * the container. */
+static int erase(const struct luks_io *io, struct luks_header *h, const bool *chosen,
+                 struct diag *diag)
+{
+    for (unsigned i = 0; i < LUKS_SLOTS; i++) {
+        if (!chosen[i])
+            continue;
+        h->slot[i].active = false;
+        h->slot[i].iterations = 0;
+        memset(h->slot[i].salt, 0, sizeof h->slot[i].salt);
+    }
+    int err = luks_write_header(io, h, diag);
+    for (unsigned i = 0; i < LUKS_SLOTS && !err; i++)
+        if (chosen[i])
+            err = luks_wipe_material(io, h, i, diag);
+    return err;
+}
+
+int luks_erase_slot(const struct luks_io *io, unsigned slot, bool force, struct diag *diag)
+{
+    bool chosen[LUKS_SLOTS] = {false};
+    struct luks_header h;
+    int err = luks_read_header(io, &h, diag);
+
+    if (err)
+        return err;
+    if (slot >= LUKS_SLOTS)
+        return diag_set(diag, EINVAL, "%s: key slot %u: there are 0 to %u", io->name, slot,
+                        LUKS_SLOTS - 1);
+    if (!h.slot[slot].active && !force)
+        return diag_set(diag, ENOENT, "%s: key slot %u is not in use", io->name, slot);
+    if (h.slot[slot].active && luks_active_slots(&h) == 1 && !force)
+        return refuse_to_lose_all(io, diag);
+    chosen[slot] = true;
+    return erase(io, &h, chosen, diag);
+}
+
+/* Which slots the passphrase opens. */
+static int find_slots(const struct luks_io *io, const struct luks_header *h,
+                      const void *passphrase, size_t len, bool *opened, unsigned *n,
+                      struct diag *diag)
+{
+    CLEANUP_SECRET uint8_t *key = secret_alloc(CIPHER_MAX_KEY_BYTES);
+
+    if (!key)
+        return diag_errno(diag, ENOMEM, "%s: a key", io->name);
+    *n = 0;
+    for (unsigned i = 0; i < LUKS_SLOTS; i++) {
+        if (!h->slot[i].active)
+            continue;
+        int err = luks_try_slot(io, h, i, passphrase, len, key, diag);
+        if (err && err != -EKEYREJECTED)
+            return err;
+        opened[i] = err == 0;
+        *n += err == 0;
+    }
+    return 0;
+}
+
+int luks_erase_passphrase(const struct luks_io *io, const void *passphrase, size_t len,
+                          bool force, struct diag *diag)
+{
+    bool opened[LUKS_SLOTS] = {false};
+    struct luks_header h;
+    unsigned n = 0;
+    int err = luks_read_header(io, &h, diag);
+
+    if (!err)
+        err = find_slots(io, &h, passphrase, len, opened, &n, diag);
+    if (err)
+        return err;
+    if (n == 0)
+        return diag_set(diag, EKEYREJECTED,
+                        "%s: the passphrase opens none of the %u key slots", io->name,
+                        luks_active_slots(&h));
+    if (n == luks_active_slots(&h) && !force)
+        return refuse_to_lose_all(io, diag);
+    return erase(io, &h, opened, diag);
+}
