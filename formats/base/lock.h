@@ -18,6 +18,7 @@ enum lock_rank {
     RANK_OPEN,         /* server: first writable open of an export */
     RANK_RANGE,        /* block: the list of locked guest ranges (they span I/O) */
     RANK_TABLE,        /* a driver installing or copying an L2 table */
+    RANK_PACK,         /* a driver finding a place beside other compressed clusters */
     RANK_GROWTH,       /* a driver extending the file or adding allocation metadata */
     RANK_RECLAIM,      /* a driver dropping references to clusters */
     RANK_HEADER,       /* a driver writing its header */

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Opening an image and what lies below it, layer by layer. */
+#include <assert.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/cleanup.h"
-#include "block/chain.h"
+#include "block/chain_internal.h"
 #include "block/foreign_format.h"
 #include "block/json_name.h"
 #include "storage/nbd.h"
@@ -14,20 +15,13 @@
 /* What probing looks at. */
 #define HEAD_BYTES 512
 
-/* The files opened so far, for loops are found by identity and not by name. */
-struct visited {
-    unsigned count;
-    struct {
-        uint64_t device, inode;
-    } file[CHAIN_MAX_DEPTH];
-};
-
 /* How one layer is to be opened. */
 struct layer {
     const char *path;
     const struct storage_protocol *protocol;
     const char *format; /* NULL or "auto": by magic */
     const char *image;  /* the image above it; NULL: it is the top */
+    unsigned depth;
     bool named_by_image;
     const _Atomic bool *give_up;
     bool read_only, fallback_read_only;
@@ -142,7 +136,8 @@ static int find_layer_driver(struct storage *file, const struct layer *layer,
     return find_by_magic(file, remedy, out, diag);
 }
 
-static int note_visit(struct visited *visited, struct storage *file, struct diag *diag)
+int chain_note_visit(struct visited *visited, struct storage *file, const char *what,
+                     struct diag *diag)
 {
     uint64_t device, inode;
     int rc = storage_identity(file, &device, &inode);
@@ -153,8 +148,8 @@ static int note_visit(struct visited *visited, struct storage *file, struct diag
 
     for (unsigned i = 0; i < visited->count; i++)
         if (visited->file[i].device == device && visited->file[i].inode == inode)
-            return diag_set(diag, ELOOP, "%s: the backing chain comes back to this file",
-                            file->name);
+            return diag_set(diag, ELOOP, "%s: %s", file->name, what);
+    assert(visited->count < ARRAY_LEN(visited->file));
     visited->file[visited->count].device = device;
     visited->file[visited->count].inode = inode;
     visited->count++;
@@ -177,15 +172,18 @@ static int open_store(const struct layer *layer, const struct node_options *opti
 }
 
 static int open_layer(struct block_context *ctx, const struct layer *layer,
-                      const struct node_options *options, struct visited *visited,
+                      const struct chain_options *options, struct visited *visited,
                       struct node **out, struct diag *diag)
 {
+    const struct layer_files files = {.depth = layer->depth,
+                                      .read_only = layer->read_only,
+                                      .fallback_read_only = layer->fallback_read_only};
     CLEANUP_STORAGE struct storage *file = NULL;
-    int rc = open_store(layer, options, &file, diag);
+    int rc = open_store(layer, &options->node, &file, diag);
     if (rc < 0)
         return rc;
-    rc = note_visit(visited, file, diag);
-    if (rc == 0 && !options->lock_off)
+    rc = chain_note_visit(visited, file, "the backing chain comes back to this file", diag);
+    if (rc == 0 && !options->node.lock_off)
         rc = storage_lock(file, STORAGE_READER, diag);
     if (rc < 0)
         return rc;
@@ -194,7 +192,13 @@ static int open_layer(struct block_context *ctx, const struct layer *layer,
     rc = find_layer_driver(file, layer, &driver, diag);
     if (rc < 0)
         return rc;
-    return node_open(ctx, driver, TAKE(&file), layer->path, options, out, diag);
+    rc = node_open(ctx, driver, TAKE(&file), layer->path, &options->node, out, diag);
+    if (rc < 0)
+        return rc;
+    rc = chain_complete_layer(*out, &files, options, visited, diag);
+    if (rc < 0)
+        node_close(*out);
+    return rc;
 }
 
 /* The user's own choice of a backing file is trusted; it has to be a local file or an NBD
@@ -281,12 +285,13 @@ static int open_below(struct block_context *ctx, struct node *top,
             .protocol = ref.protocol,
             .format = format,
             .image = node->filename,
+            .depth = depth,
             .named_by_image = node != top || !options->backing,
             .give_up = options->give_up,
             .read_only = true,
         };
         struct node *below;
-        rc = open_layer(ctx, &layer, &options->node, visited, &below, diag);
+        rc = open_layer(ctx, &layer, options, visited, &below, diag);
         if (rc < 0)
             return blame_image(node->filename, rc, diag);
         node->backing = below;
@@ -308,7 +313,7 @@ int chain_open(struct block_context *ctx, const char *filename,
     struct node *top = NULL;
 
     *out = NULL;
-    int rc = open_layer(ctx, &layer, &options->node, &visited, &top, diag);
+    int rc = open_layer(ctx, &layer, options, &visited, &top, diag);
     if (rc < 0)
         return rc;
     if (!options->no_backing) {
@@ -327,6 +332,7 @@ int chain_open_nbd(struct block_context *ctx, const char *uri, const struct nbd_
                    struct diag *diag)
 {
     CLEANUP_STORAGE struct storage *st = NULL;
+    struct visited visited = {.count = 0};
     const struct driver *driver;
 
     int err = storage_open_nbd(uri, how, &st, diag);
@@ -335,7 +341,15 @@ int chain_open_nbd(struct block_context *ctx, const char *uri, const struct nbd_
     if (storage_nbd_info(st)->is_self)
         return diag_set(diag, ELOOP, "%s: is an export of this server", uri);
     err = chain_find_driver(st, options->format, &driver, diag);
-    return err ? err : node_open(ctx, driver, TAKE(&st), uri, &options->node, out, diag);
+    if (err)
+        return err;
+    err = node_open(ctx, driver, TAKE(&st), uri, &options->node, out, diag);
+    if (err)
+        return err;
+    err = chain_complete_layer(*out, &(struct layer_files){0}, options, &visited, diag);
+    if (err)
+        node_close(*out);
+    return err;
 }
 
 bool chain_has_file(struct node *top, const char *path)
@@ -359,13 +373,19 @@ int chain_start(struct node *top)
 {
     int err = 0;
 
-    for (struct node *node = top; node && !err; node = node->backing)
+    for (struct node *node = top; node && !err; node = node->backing) {
         err = storage_start(node->file);
+        if (!err && node->data_file)
+            err = storage_start(node->data_file);
+    }
     return err;
 }
 
 void chain_abandon_servers(struct node *node)
 {
-    for (; node; node = node->backing)
+    for (; node; node = node->backing) {
         storage_abort(node->file);
+        if (node->data_file)
+            storage_abort(node->data_file);
+    }
 }

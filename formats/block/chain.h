@@ -9,6 +9,13 @@
 /* A chain is at most this deep, the active layer included. */
 #define CHAIN_MAX_DEPTH 500
 
+/* For the layer at that depth, 0 being the top. */
+struct chain_passphrase {
+    unsigned depth;
+    const void *bytes;
+    size_t len;
+};
+
 struct chain_options {
     const char *format;                      /* NULL: by magic, raw never guessed */
     const struct storage_protocol *protocol; /* of the filename; NULL: a local file */
@@ -17,7 +24,10 @@ struct chain_options {
     bool no_backing;            /* backing=none, or only this image is wanted */
     const char *backing;        /* NULL: as the image says */
     const char *backing_format; /* NULL: as the image says */
-    enum references references;
+    enum references references; /* of backing files and data files that images name */
+    const char *data_file;      /* NULL: as the image says */
+    const struct chain_passphrase *passphrases;
+    size_t n_passphrases;
     const _Atomic bool *give_up; /* as nbd_open's, until chain_start; NULL: none */
     struct node_options node;
 };

@@ -22,19 +22,30 @@ struct image_info;
 struct node;
 
 enum extent_kind {
-    EXTENT_DATA,    /* host bytes of this layer */
-    EXTENT_ZERO,    /* reads as zeroes, whatever lies below */
-    EXTENT_BACKING, /* nothing here: ask the backing node (only when there is one) */
+    EXTENT_DATA,       /* host bytes of this layer */
+    EXTENT_ZERO,       /* reads as zeroes, whatever lies below */
+    EXTENT_BACKING,    /* nothing here: ask the backing node (only when there is one) */
+    EXTENT_ENCRYPTED,  /* as DATA, in the node's cipher */
+    EXTENT_COMPRESSED, /* part of a cluster that is stored compressed */
 };
+
+/* Are there bytes of this layer, in whatever shape? */
+static inline bool extent_is_data(enum extent_kind kind)
+{
+    return kind == EXTENT_DATA || kind >= EXTENT_ENCRYPTED;
+}
 
 struct extent {
     enum extent_kind kind;
-    bool writable;   /* DATA: may be overwritten where it is */
+    bool writable;   /* DATA, ENCRYPTED: may be overwritten where it is */
     bool allocated;  /* this layer has an entry for it (ZERO: an explicit zero cluster) */
     uint64_t length; /* from the asked offset on: 1..asked length */
     /* Its place: DATA, and ZERO with an allocation that is kept.  NULL: it has none. */
     struct storage *file;
-    uint64_t host_offset; /* in `file`; any, 0 too */
+    uint64_t host_offset; /* in `file`; any, 0 too.  COMPRESSED: where the cluster begins */
+    /* COMPRESSED: bytes to read there at most, and where the range begins in what they
+     * give. */
+    uint32_t stored_bytes, skip;
 };
 
 /* A run of clusters made ready to take data; nothing of it is reachable yet. */
@@ -46,6 +57,9 @@ struct reservation {
     bool fresh;    /* the host range reads as zeroes, and still would after a crash or,
                              before its growth is durable, the group is made strict */
     bool retained; /* host clusters of zero entries that are kept: release frees nothing */
+    /* Not 0: the place of one cluster, `length` long, that is stored compressed in so many
+     * bytes. */
+    uint32_t stored_bytes;
 };
 
 /* What `zero` may do with clusters. */
@@ -122,6 +136,14 @@ struct driver {
      * nothing behind. */
     int (*open)(struct node *node, struct diag *diag);
 
+    /* Optional, after `open` of an image with node->encryption, before anything is read: sets
+     * node->cipher.  -EKEYREJECTED with a sentence when it is another passphrase. */
+    int (*unlock)(struct node *node, const void *passphrase, size_t len, struct diag *diag);
+
+    /* Optional: whether guest data lies in another file; then *name is what the image calls
+     * it, or NULL when it doesn't say.  The caller opens it (node_set_data_file). */
+    bool (*data_file)(const struct node *node, const char **name);
+
     /* First writable use: clears unknown autoclear bits, prepares allocation. */
     int (*activate)(struct node *node, struct diag *diag);
 
@@ -137,9 +159,14 @@ struct driver {
     /* The run that starts at off, as long as possible within len. */
     int (*map)(struct node *node, uint64_t off, uint64_t len, struct extent *out);
 
-    /* DRIVER_CLUSTERS; without, everything is writable in place.  Makes the first clusters of [off, off+len) (cluster aligned, none of them writable in
-     * place) ready to take data. */
+    /* DRIVER_CLUSTERS; without, everything is writable in place.  Makes the beginning of
+     * [off, off+len) (whole subclusters, none of them writable in place) ready to take data.
+     * The reservation may reach over more on both sides, in the clusters of the range. */
     int (*reserve)(struct node *node, uint64_t off, uint64_t len, struct reservation *out);
+    /* Optional: the same of the cluster at off, which is to be stored in so many bytes, fewer
+     * than a cluster's.  -ENOTSUP: not in this image. */
+    int (*reserve_compressed)(struct node *node, uint64_t off, uint32_t bytes,
+                              struct reservation *out);
     /* Publishes a reservation whose data is in the storage; replaces_zero: what the guest
      * saw there until now were zeroes.  On failure the reservation is released. */
     int (*link)(struct node *node, const struct reservation *res, bool replaces_zero);

@@ -5,14 +5,20 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "block/cluster_cache.h"
 #include "block/node.h"
+#include "crypto/cipher.h"
+
+/* Kept of compressed clusters, decompressed; taken only as it is needed. */
+#define DECOMPRESSED_BYTES (32u << 20)
 
 int block_shared_init(struct block_shared *shared, size_t cache_bytes, clock_fn *clock,
                       void *clock_opaque)
 {
     shared->pool = mc_pool_new(cache_bytes);
+    shared->clusters = cluster_cache_new(DECOMPRESSED_BYTES);
     shared->housekeeper = housekeeper_new(clock, clock_opaque);
-    if (shared->pool && shared->housekeeper)
+    if (shared->pool && shared->clusters && shared->housekeeper)
         return 0;
     block_shared_destroy(shared);
     return -ENOMEM;
@@ -22,6 +28,7 @@ void block_shared_destroy(struct block_shared *shared)
 {
     housekeeper_free(shared->housekeeper);
     mc_pool_free(shared->pool);
+    cluster_cache_free(shared->clusters);
     *shared = (struct block_shared){0};
 }
 
@@ -29,6 +36,7 @@ void block_context_init_shared(struct block_context *ctx, const struct block_sha
 {
     gate_init(&ctx->gate);
     ctx->pool = shared->pool;
+    ctx->clusters = shared->clusters;
     ctx->housekeeper = shared->housekeeper;
     ctx->own = (struct block_shared){0};
 }
@@ -51,6 +59,7 @@ void block_context_destroy(struct block_context *ctx)
     block_shared_destroy(&ctx->own);
     ctx->housekeeper = NULL;
     ctx->pool = NULL;
+    ctx->clusters = NULL;
 }
 
 /* Dirty metadata gets no older than this without a client's flush, as the kernel does with
@@ -93,7 +102,10 @@ int node_barrier(struct node *node)
 
 static void node_free(struct node *node)
 {
+    cluster_cache_forget_owner(node->ctx->clusters, node);
     mcache_free(node->mc);
+    cipher_free(node->cipher);
+    storage_close(node->data_file);
     storage_close(node->file);
     range_lock_destroy(&node->ranges);
     dirty_bitmaps_destroy(&node->bitmaps);
@@ -123,7 +135,7 @@ int node_open(struct block_context *ctx, const struct driver *driver, struct sto
     if (!node->options.cache)
         node->options.cache = cache_mode_find("writeback");
     node->filename = name;
-    node->file = file;
+    node->file = node->data = file;
     node->can_write = !file->read_only;
     node->host_zeroes_show = true;
     range_lock_init(&node->ranges, RANK_RANGE);
@@ -135,6 +147,8 @@ int node_open(struct block_context *ctx, const struct driver *driver, struct sto
         node_free(node);
         return err;
     }
+    if (!node->subcluster_size)
+        node->subcluster_size = node->cluster_size;
     *out = node;
     return 0;
 }
@@ -155,12 +169,22 @@ int node_reopen(struct node *node, void (*free_state)(void *state), struct diag 
         node->backing_format = format;
         return err;
     }
+    if (node->data_file)
+        mcache_add_data_store(node->mc, node->data_file);
     gate_wait(&node->ctx->gate);
     free_state(state);
     mcache_free(mc);
     free(name);
     free(format);
     return 0;
+}
+
+void node_set_data_file(struct node *node, struct storage *file)
+{
+    node->data_file = node->data = file;
+    if (file->read_only)
+        node->can_write = false;
+    mcache_add_data_store(node->mc, file);
 }
 
 const char *node_why_read_only(const struct node *node)

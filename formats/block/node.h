@@ -27,6 +27,7 @@
  * timers (one whose disk is slow keeps those of others waiting, never their requests). */
 struct block_shared {
     struct mc_pool *pool;
+    struct cluster_cache *clusters; /* decompressed ones */
     struct housekeeper *housekeeper;
 };
 
@@ -40,6 +41,7 @@ void block_shared_destroy(struct block_shared *shared);
 struct block_context {
     struct gate gate; /* requests; those that change something enter to change */
     struct mc_pool *pool;
+    struct cluster_cache *clusters;
     struct housekeeper *housekeeper;
     struct block_shared own; /* what is destroyed with it; NULLs: all is others' */
 };
@@ -76,14 +78,25 @@ struct node {
     struct node_options options;
 
     char *filename;
-    struct storage *file; /* owned */
-    struct mcache *mc;    /* owned; every node has one, for its commits */
+    struct storage *file;      /* owned */
+    struct storage *data_file; /* owned; NULL: guest data lies in `file` */
+    struct storage *data;      /* where it lies: one of the two */
+    struct mcache *mc;         /* owned; every node has one, for its commits */
     /* Owned; NULL: none.  Replaced as a whole while requests run (a job that folds layers
      * together), by one who waits for them before the old is closed. */
     struct node *_Atomic backing;
 
     uint64_t size;         /* virtual size, bytes */
     uint32_t cluster_size; /* bytes; 1 for raw */
+    /* What is allocated, zeroed and copied on write at once; less than a cluster where
+     * clusters have parts of their own. */
+    uint32_t subcluster_size;
+    const struct codec *codec; /* of compressed clusters; NULL: there are none */
+    /* Owned; NULL: guest data isn't encrypted.  by_place: sectors are numbered by where they
+     * lie in the file, else by where the guest sees them. */
+    struct cipher *cipher;
+    bool cipher_by_place;
+    const char *encryption; /* static: the method; without a cipher nothing can be read */
     bool can_write; /* the file is open read/write, and the format can be written on it */
     const char *cannot; /* static: why the format can't; NULL: it can */
     bool active;        /* activated for writing */
@@ -119,6 +132,9 @@ static inline bool node_holes_may_show(const struct node *node)
 int node_open(struct block_context *ctx, const struct driver *driver, struct storage *file,
               const char *filename, const struct node_options *options, struct node **out,
               struct diag *diag) MUST_USE;
+
+/* Guest data lies in this store, which the node takes over.  Before anything is read. */
+void node_set_data_file(struct node *node, struct storage *file);
 
 /* Why the node can't be written, for messages: "Permission denied". */
 const char *node_why_read_only(const struct node *node);

@@ -27,14 +27,21 @@ int node_set_backing(struct node *node, const char *name, const char *format,
     return node->driver->set_backing(node, name, format, diag);
 }
 
+static int lock_files(struct node *node, enum storage_lock_level level, struct diag *diag)
+{
+    int err = storage_lock(node->file, level, diag);
+
+    return err || !node->data_file ? err : storage_lock(node->data_file, level, diag);
+}
+
 int node_lock_for_reading(struct node *node, struct diag *diag)
 {
-    return node->options.lock_off ? 0 : storage_lock(node->file, STORAGE_READER, diag);
+    return node->options.lock_off ? 0 : lock_files(node, STORAGE_READER, diag);
 }
 
 int node_lock_for_writing(struct node *node, struct diag *diag)
 {
-    return node->options.lock_off ? 0 : storage_lock(node->file, STORAGE_WRITER, diag);
+    return node->options.lock_off ? 0 : lock_files(node, STORAGE_WRITER, diag);
 }
 
 /* Do both paths lead to the same file? */
@@ -73,7 +80,7 @@ bool node_is_remote(const struct node *node)
 
 int node_lock_now(struct node *node, struct diag *diag)
 {
-    return storage_lock(node->file, node->active ? STORAGE_WRITER : STORAGE_READER, diag);
+    return lock_files(node, node->active ? STORAGE_WRITER : STORAGE_READER, diag);
 }
 
 int node_allocated(struct node *node, uint64_t *bytes)

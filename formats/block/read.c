@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <string.h>
 
+#include "block/coded.h"
 #include "block/engine.h"
 
 /* Reads the first run of the range; *done is its length. */
@@ -29,8 +30,10 @@ static int read_run(struct node *node, void *buf, uint64_t off, uint64_t len,
         layer = layer->backing;
     }
     *done = len;
-    if (ext.kind == EXTENT_DATA)
+    if (LIKELY(ext.kind == EXTENT_DATA))
         return storage_read(ext.file, buf, ext.host_offset, len);
+    if (ext.kind != EXTENT_ZERO)
+        return coded_read(layer, &ext, buf, off, len);
     memset(buf, 0, len);
     return 0;
 }

@@ -54,7 +54,7 @@ struct layout {
 static uint64_t l1_entries(const struct settings *s)
 {
     struct qcow2_geometry geo =
-        qcow2_geometry(s->version, s->cluster_bits, s->refcount_order, false);
+        qcow2_geometry(s->version, s->cluster_bits, s->refcount_order, false, false);
 
     return geometry_l1_entries(&geo, s->size);
 }

@@ -22,11 +22,13 @@ struct qcow2_geometry {
     uint32_t l2_bits;         /* log2 of the entries in an L2 table */
     uint32_t page_bits;       /* log2 of the entries in a page of it */
     uint32_t subcluster_bits; /* log2 of bytes; as cluster_bits when there are none */
+    bool external;            /* guest data lies in another file */
 };
 
 /* The arguments are a valid header's. */
 static inline struct qcow2_geometry qcow2_geometry(uint32_t version, uint32_t cluster_bits,
-                                                   uint32_t refcount_order, bool extended)
+                                                   uint32_t refcount_order, bool extended,
+                                                   bool external)
 {
     uint32_t entry_log = extended ? 4 : 3;
 
@@ -38,6 +40,7 @@ static inline struct qcow2_geometry qcow2_geometry(uint32_t version, uint32_t cl
         .l2_bits = cluster_bits - entry_log,
         .page_bits = MIN(cluster_bits, L2_PAGE_LOG) - entry_log,
         .subcluster_bits = cluster_bits - (extended ? SUBCLUSTERS_LOG : 0),
+        .external = external,
     };
 }
 

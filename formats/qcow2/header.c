@@ -12,6 +12,13 @@
 #include "qcow2/header.h"
 #include "qcow2/header_ext.h"
 
+#define KNOWN_INCOMPAT                                                               \
+    (INCOMPAT_DIRTY | INCOMPAT_CORRUPT | INCOMPAT_DATA_FILE | INCOMPAT_COMPRESSION | \
+     INCOMPAT_EXTENDED_L2)
+
+/* Eight slots of key material, of the largest key, take less. */
+#define MAX_LUKS_BYTES (8u << 20)
+
 #define FIELD(name) offsetof(struct qcow2_disk_header, name)
 
 static void parse(const uint8_t *raw, struct qcow2_header *h)
@@ -67,18 +74,27 @@ static int check_basics(const char *name, const uint8_t *raw, const struct qcow2
     return 0;
 }
 
-static int check_encryption(const char *name, const struct qcow2_header *h,
-                            struct diag *diag)
+/* What the tables need beside the bits of incompatible_features. */
+static int check_features(const char *name, const struct qcow2_header *h, struct diag *diag)
 {
-    uint32_t crypt = h->crypt_method;
+    uint8_t type = h->compression_type;
 
-    if (crypt != 0)
-        return diag_set(diag, ENOTSUP, "%s: crypt_method: %" PRIu32 ": encryption (%s) %s",
-                        name, crypt,
-                        crypt == 1   ? "AES"
-                        : crypt == 2 ? "LUKS"
-                                     : "unknown method",
-                        "is not supported");
+    if (h->crypt_method > CRYPT_LUKS)
+        return diag_set(diag, ENOTSUP,
+                        "%s: crypt_method: %" PRIu32 ": an unknown method of encryption",
+                        name, h->crypt_method);
+    if (type > COMPRESSION_ZSTD ||
+        (type != COMPRESSION_ZLIB) != ((h->incompatible & INCOMPAT_COMPRESSION) != 0))
+        return diag_set(
+            diag, ENOTSUP,
+            "%s: compression_type: %u doesn't go with incompatible_features 0x%" PRIx64,
+            name, type, h->incompatible);
+    if ((h->incompatible & INCOMPAT_EXTENDED_L2) &&
+        h->cluster_bits < MIN_EXTENDED_CLUSTER_BITS)
+        return diag_set(diag, EINVAL,
+                        "%s: cluster_bits: %" PRIu32
+                        " are too few for extended L2 entries, which need %d",
+                        name, h->cluster_bits, MIN_EXTENDED_CLUSTER_BITS);
     return 0;
 }
 
@@ -173,6 +189,26 @@ static int check_snapshots(const char *name, const struct qcow2_header *h,
                        file_size, diag);
 }
 
+/* The pointer is an extension's, and so isn't there before extensions were read. */
+static int check_luks(const char *name, const struct qcow2_header *h, uint64_t file_size,
+                      struct diag *diag)
+{
+    if (h->crypt_method != CRYPT_LUKS)
+        return 0;
+    if (h->luks_bytes == 0)
+        return diag_set(
+            diag, EINVAL,
+            "%s: crypt_method: LUKS, but no header extension says where the LUKS "
+            "header is",
+            name);
+    if (h->luks_bytes > MAX_LUKS_BYTES)
+        return diag_set(diag, EINVAL,
+                        "%s: header extension: a LUKS header of %" PRIu64 " bytes, over %u",
+                        name, h->luks_bytes, MAX_LUKS_BYTES);
+    return check_table(name, "LUKS header", h->luks_offset, h->luks_bytes,
+                       1ull << h->cluster_bits, h, file_size, diag);
+}
+
 /* The overlaps of tables named in the header; those of single clusters are met at use. */
 static int check_overlaps(const char *name, const struct qcow2_header *h, struct diag *diag)
 {
@@ -250,9 +286,11 @@ int qcow2_header_read(struct storage *st, struct qcow2_header *h, struct diag *d
     *h = (struct qcow2_header){0};
     int err = read_fields(st, raw, h, &file_size, diag);
     if (!err)
-        err = check_encryption(st->name, h, diag);
+        err = read_rest(st, raw, h, KNOWN_INCOMPAT, diag);
     if (!err)
-        err = read_rest(st, raw, h, INCOMPAT_DIRTY | INCOMPAT_CORRUPT, diag);
+        err = check_features(st->name, h, diag);
+    if (!err)
+        err = check_luks(st->name, h, file_size, diag);
     if (!err)
         err = check_l1(st->name, h, file_size, diag);
     if (!err)
@@ -278,21 +316,6 @@ static int check_alignment(const char *name, const char *field, uint64_t offset,
     return 0;
 }
 
-/* Methods that are known to leave the tables as they are. */
-static int check_codecs(const char *name, const struct qcow2_header *h, struct diag *diag)
-{
-    uint8_t type = h->compression_type;
-
-    if (h->crypt_method > 2)
-        return check_encryption(name, h, diag);
-    if (type > 1 || (type == 1) != ((h->incompatible & INCOMPAT_COMPRESSION) != 0))
-        return diag_set(
-            diag, ENOTSUP,
-            "%s: compression_type: %u doesn't go with incompatible_features 0x%" PRIx64,
-            name, type, h->incompatible);
-    return 0;
-}
-
 int qcow2_header_read_for_check(struct storage *st, struct qcow2_header *h,
                                 struct diag *diag)
 {
@@ -302,10 +325,9 @@ int qcow2_header_read_for_check(struct storage *st, struct qcow2_header *h,
     *h = (struct qcow2_header){0};
     int err = read_fields(st, raw, h, &file_size, diag);
     if (!err)
-        err = read_rest(st, raw, h,
-                        INCOMPAT_DIRTY | INCOMPAT_CORRUPT | INCOMPAT_COMPRESSION, diag);
+        err = read_rest(st, raw, h, KNOWN_INCOMPAT, diag);
     if (!err)
-        err = check_codecs(st->name, h, diag);
+        err = check_features(st->name, h, diag);
     if (!err)
         err = check_l1_size(st->name, h, diag);
     if (!err && h->l1_size)
@@ -322,17 +344,15 @@ int qcow2_header_read_for_check(struct storage *st, struct qcow2_header *h,
 int qcow2_header_read_for_info(struct storage *st, struct qcow2_header *h,
                                struct diag *diag)
 {
-    const uint64_t known = INCOMPAT_DIRTY | INCOMPAT_CORRUPT | INCOMPAT_DATA_FILE |
-                           INCOMPAT_COMPRESSION | INCOMPAT_EXTENDED_L2;
     uint8_t raw[sizeof(struct qcow2_disk_header)];
     uint64_t file_size;
 
     *h = (struct qcow2_header){0};
     int err = read_fields(st, raw, h, &file_size, diag);
     if (!err)
-        err = read_rest(st, raw, h, known, diag);
+        err = read_rest(st, raw, h, KNOWN_INCOMPAT, diag);
     if (!err)
-        err = check_codecs(st->name, h, diag);
+        err = check_features(st->name, h, diag);
     if (!err && h->size > INT64_MAX)
         err = diag_set(diag, EFBIG, "%s: size: %" PRIu64 " bytes are over %" PRId64,
                        st->name, h->size, INT64_MAX);

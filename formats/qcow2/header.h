@@ -69,7 +69,8 @@ int qcow2_header_write_size(struct storage *st, const struct qcow2_header *h) MU
 static inline struct qcow2_geometry qcow2_header_geometry(const struct qcow2_header *h)
 {
     return qcow2_geometry(h->version, h->cluster_bits, h->refcount_order,
-                          h->incompatible & INCOMPAT_EXTENDED_L2);
+                          h->incompatible & INCOMPAT_EXTENDED_L2,
+                          h->incompatible & INCOMPAT_DATA_FILE);
 }
 
 /* The feature names we know, for new images. */

@@ -37,7 +37,8 @@ struct qcow2 {
     struct lock header_lock; /* serialises header writes and `header`'s feature fields */
     struct qcow2_header header;
     struct qcow2_geometry geo;
-    struct qcow2_mapping live; /* what the guest sees */
+    struct qcow2_mapping live;  /* what the guest sees */
+    enum extent_kind data_kind; /* of guest data: plain or encrypted */
 
     struct qcow2_snapshot *snapshots;
     uint32_t n_snapshots;
@@ -79,7 +80,12 @@ int qcow2_failed(struct qcow2 *q, int err);
 void qcow2_begin_change(struct qcow2 *q);
 int qcow2_reserve(struct node *node, uint64_t off, uint64_t len, struct reservation *out);
 int qcow2_link(struct node *node, const struct reservation *res, bool replaces_zero);
+int qcow2_reserve_compressed(struct node *node, uint64_t off, uint32_t bytes,
+                             struct reservation *out);
 void qcow2_release(struct node *node, const struct reservation *res);
+
+/* META: what an entry stood for loses a reference. */
+void qcow2_let_go(struct qcow2 *q, const struct cluster *c);
 
 /* ---- zero.c ---- */
 int qcow2_zero(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
@@ -111,6 +117,9 @@ void qcow2_warn_of_bitmaps(struct qcow2 *q);
 
 /* Describes the valid ones; under header_lock.  0 or -ENOMEM. */
 int qcow2_copy_bitmaps(const struct qcow2 *q, struct qcow2_info *part) MUST_USE;
+
+/* ---- unlock.c ---- */
+int qcow2_unlock(struct node *node, const void *passphrase, size_t len, struct diag *diag);
 
 /* ---- info.c, luks_info.c ---- */
 int qcow2_info(struct node *node, struct image_info *info);

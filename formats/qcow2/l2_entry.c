@@ -12,6 +12,8 @@ static const struct {
     {FAULT_PAST_END, "past the end of the file"},
     {FAULT_RESERVED, "reserved bits are set"},
     {FAULT_ZERO_V2, "zero flag in a version 2 image"},
+    {FAULT_SUBCLUSTERS, "subclusters that can't be as they are said to be"},
+    {FAULT_COMPRESSED_EXTERNAL, "a compressed cluster in an external data file"},
     {FAULT_COPIED, "copied flag of a compressed cluster"},
 };
 

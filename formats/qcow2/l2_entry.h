@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What an L2 entry says (qcow2.rst, "L2 table entry"): decoding alone, without a look at
- * the file.  Serving, check and repair all decode here.  Private to this folder. */
+/* What L1 and L2 entries say (qcow2.rst, "Cluster mapping" and "Extended L2 Entries"):
+ * decoding alone, without a look at the file.  Serving, check and repair all decode here.
+ * Private to this folder. */
 #ifndef QCOW2_L2_ENTRY_H
 #define QCOW2_L2_ENTRY_H
 
@@ -18,14 +19,24 @@ enum cluster_kind { CL_NONE, CL_ZERO, CL_ZERO_ALLOCATED, CL_DATA, CL_COMPRESSED 
 #define FAULT_ZERO_V2    0x04u /* zero flag in a version 2 image */
 #define FAULT_COPIED     0x08u /* copied flag of a compressed cluster */
 #define FAULT_PAST_END   0x10u /* told by who knows the file's end */
+/* Of an extended entry: a subcluster is both allocated and zero, is allocated in a cluster
+ * that has no place, or belongs to a compressed cluster. */
+#define FAULT_SUBCLUSTERS 0x20u
+/* Told by who knows that the data lies in another file. */
+#define FAULT_COMPRESSED_EXTERNAL 0x40u
 
 struct cluster {
     enum cluster_kind kind;
-    bool copied;   /* this entry is the only reference */
+    bool copied; /* this entry is the only reference */
+    /* COMPRESSED: from `host` to the end of its last sector. */
+    uint32_t compressed_bytes;
     uint64_t host; /* DATA, ZERO_ALLOCATED: where it lies; COMPRESSED: its first byte */
-    uint64_t
-        compressed_bytes; /* COMPRESSED: what there is for it, to the end of a sector */
+    /* Of an extended entry: bitmaps of subclusters.  `kind` is DATA when the cluster has a
+     * place, else NONE (or COMPRESSED); what each subcluster is says cluster_kind_of. */
+    uint32_t allocated, zero;
 };
+
+#define ALL_SUBCLUSTERS UINT32_MAX
 
 /* Does it lie at c->host?  (Compressed ones share their place with others.) */
 static inline bool cluster_has_place(const struct cluster *c)
@@ -35,15 +46,42 @@ static inline bool cluster_has_place(const struct cluster *c)
 
 /* The place of a compressed cluster: an offset and a number of further sectors, whose
  * widths the cluster size decides. */
+static inline uint32_t l2_compressed_shift(const struct qcow2_geometry *geo)
+{
+    return 62 - (geo->cluster_bits - 8);
+}
+
 static inline void l2_entry_decode_compressed(const struct qcow2_geometry *geo,
                                               uint64_t entry, struct cluster *out)
 {
-    uint32_t shift = 62 - (geo->cluster_bits - 8);
-    uint64_t more_sectors = entry >> shift & ((1u << (geo->cluster_bits - 8)) - 1);
+    uint32_t shift = l2_compressed_shift(geo);
+    uint32_t more_sectors =
+        (uint32_t)(entry >> shift) & ((1u << (geo->cluster_bits - 8)) - 1);
 
     out->kind = CL_COMPRESSED;
     out->host = entry & ((1ull << shift) - 1);
-    out->compressed_bytes = (more_sectors + 1) * 512 - (out->host & 511);
+    out->compressed_bytes = (more_sectors + 1) * 512 - (uint32_t)(out->host & 511);
+}
+
+/* The entry of a compressed cluster of `bytes` at `host`, which is below
+ * l2_compressed_end. */
+static inline uint64_t l2_entry_compressed(const struct qcow2_geometry *geo, uint64_t host,
+                                           uint32_t bytes)
+{
+    uint64_t more_sectors = (host + bytes - 1) / 512 - host / 512;
+
+    return L2_COMPRESSED | more_sectors << l2_compressed_shift(geo) | host;
+}
+
+static inline uint64_t l2_compressed_end(const struct qcow2_geometry *geo)
+{
+    return 1ull << MIN(l2_compressed_shift(geo), 56);
+}
+
+/* In an external data file offset 0 is a place, too: then the copied flag tells. */
+static inline bool l2_entry_has_place(const struct qcow2_geometry *geo, uint64_t entry)
+{
+    return entry & (L2_OFFSET | (geo->external ? L2_COPIED : 0));
 }
 
 /* Returns what is wrong with it, FAULT_* bits; *out is filled all the same. */
@@ -55,18 +93,66 @@ static inline unsigned l2_entry_decode(const struct qcow2_geometry *geo, uint64_
         return 0;
     if (entry & L2_COMPRESSED) {
         l2_entry_decode_compressed(geo, entry, out);
-        return out->copied ? FAULT_COPIED : 0;
+        return (out->copied ? FAULT_COPIED : 0) |
+               (geo->external ? FAULT_COMPRESSED_EXTERNAL : 0);
     }
     bool zero = entry & L2_ZERO;
     out->host = entry & L2_OFFSET;
-    out->kind =
-        out->host ? (zero ? CL_ZERO_ALLOCATED : CL_DATA) : (zero ? CL_ZERO : CL_NONE);
+    out->kind = l2_entry_has_place(geo, entry) ? (zero ? CL_ZERO_ALLOCATED : CL_DATA)
+                                               : (zero ? CL_ZERO : CL_NONE);
     return (entry & L2_RESERVED ? FAULT_RESERVED : 0) |
            (zero && geo->version < 3 ? FAULT_ZERO_V2 : 0) |
            (is_aligned(out->host, geometry_cluster(geo)) ? 0 : FAULT_MISALIGNED);
 }
 
-/* The same of an L1 entry. */
+/* The same of an extended entry: bit x of the second word says that subcluster x is
+ * allocated, bit 32 + x that it reads as zeroes. */
+static inline unsigned l2_extended_decode(const struct qcow2_geometry *geo, uint64_t entry,
+                                          uint64_t bitmap, struct cluster *out)
+{
+    *out = (struct cluster){.copied = entry & L2_COPIED,
+                            .allocated = (uint32_t)bitmap,
+                            .zero = (uint32_t)(bitmap >> SUBCLUSTERS)};
+    if (entry & L2_COMPRESSED) {
+        l2_entry_decode_compressed(geo, entry, out);
+        return (out->copied ? FAULT_COPIED : 0) | (bitmap ? FAULT_SUBCLUSTERS : 0) |
+               (geo->external ? FAULT_COMPRESSED_EXTERNAL : 0);
+    }
+    out->host = entry & L2_OFFSET;
+    out->kind = l2_entry_has_place(geo, entry) ? CL_DATA : CL_NONE;
+    bool odd = (out->allocated & out->zero) || (out->allocated && out->kind == CL_NONE);
+    return (entry & (L2_RESERVED | L2_ZERO) ? FAULT_RESERVED : 0) |
+           (odd ? FAULT_SUBCLUSTERS : 0) |
+           (is_aligned(out->host, geometry_cluster(geo)) ? 0 : FAULT_MISALIGNED);
+}
+
+/* Of either width; bitmap: the second word of an extended entry. */
+static inline unsigned l2_any_decode(const struct qcow2_geometry *geo, uint64_t entry,
+                                     uint64_t bitmap, struct cluster *out)
+{
+    return geo->word_bits ? l2_extended_decode(geo, entry, bitmap, out)
+                          : l2_entry_decode(geo, entry, out);
+}
+
+/* What a subcluster of an extended entry is. */
+static inline enum cluster_kind cluster_kind_of(const struct cluster *c,
+                                                uint32_t subcluster)
+{
+    uint32_t bit = 1u << subcluster;
+
+    if (c->kind == CL_COMPRESSED)
+        return CL_COMPRESSED;
+    if (c->zero & bit)
+        return c->kind == CL_DATA ? CL_ZERO_ALLOCATED : CL_ZERO;
+    return c->allocated & bit ? CL_DATA : CL_NONE;
+}
+
+static inline uint64_t l2_extended_bitmap(uint32_t allocated, uint32_t zero)
+{
+    return allocated | (uint64_t)zero << SUBCLUSTERS;
+}
+
+/* What is wrong with an L1 entry. */
 static inline unsigned l1_entry_faults(const struct qcow2_geometry *geo, uint64_t entry)
 {
     return (entry & L1_RESERVED ? FAULT_RESERVED : 0) |

@@ -135,6 +135,8 @@ int qcow2_collect_metadata(struct qcow2 *q, struct diag *diag)
     int err = claim_snapshots(&c);
     if (!err)
         err = claim(&c, 0, 1, "header", 0);
+    if (!err && q->header.crypt_method == CRYPT_LUKS)
+        err = claim(&c, q->header.luks_offset, q->header.luks_bytes, "LUKS header", 0);
     if (!err)
         err = claim_refcounts(&c);
     if (!err)

@@ -8,6 +8,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "codec/codec.h"
 #include "qcow2/check/check.h"
 #include "qcow2/internal.h"
 #include "qcow2/qcow2.h"
@@ -69,6 +70,14 @@ static void describe_node(struct qcow2 *q)
 
     node->size = q->header.size;
     node->cluster_size = (uint32_t)cluster_size(q);
+    node->subcluster_size = 1u << q->geo.subcluster_bits;
+    node->codec = codec_find(
+        q->header.compression_type == COMPRESSION_ZSTD ? CODEC_ZSTD : CODEC_DEFLATE);
+    node->encryption = q->header.crypt_method == CRYPT_LUKS  ? "LUKS"
+                       : q->header.crypt_method == CRYPT_AES ? "AES"
+                                                             : NULL;
+    if (node->encryption)
+        node->host_zeroes_show = false;
     node->backing_name = TAKE(&q->header.backing_name);
     node->backing_format = TAKE(&q->header.backing_format);
 }
@@ -82,20 +91,21 @@ static struct qcow2 *new_state(struct node *node, const struct qcow2_header *hea
     q->node = node;
     q->header = *header;
     q->geo = qcow2_header_geometry(header);
+    q->data_kind = header->crypt_method ? EXTENT_ENCRYPTED : EXTENT_DATA;
     lock_init(&q->header_lock, RANK_HEADER);
     mapping_init(&q->live, q);
     dirty_mark_init(&q->mark, node, write_dirty_bit, false, false);
     return q;
 }
 
-static void met_corruption(struct node *node)
+static void met_corruption(void *owner)
 {
-    qcow2_mark_corrupt(qcow2_of(node));
+    qcow2_mark_corrupt(owner);
 }
 
-static int move_refcount_table(struct node *node, uint64_t offset, uint32_t clusters)
+static int move_refcount_table(void *owner, uint64_t offset, uint32_t clusters)
 {
-    struct qcow2 *q = qcow2_of(node);
+    struct qcow2 *q = owner;
     LOCK_GUARD(&q->header_lock);
     struct qcow2_header h = q->header;
 
@@ -118,6 +128,7 @@ static int open_alloc(struct qcow2 *q, struct diag *diag)
         .refcount_order = q->geo.refcount_order,
         .refcount_table_offset = q->header.refcount_table_offset,
         .refcount_table_clusters = q->header.refcount_table_clusters,
+        .owner = q,
         .met_corruption = met_corruption,
         .move_refcount_table = move_refcount_table,
     };
@@ -153,17 +164,16 @@ static int qcow2_open(struct node *node, struct diag *diag)
         qcow2_header_free(&header);
         return diag_errno(diag, ENOMEM, "%s", node->filename);
     }
-    node->state = q;
     err = open_alloc(q, diag);
     if (!err && !describe)
         err = open_tables(q, diag);
     if (!err)
         err = qcow2_read_snapshots(q, diag);
     if (err) {
-        node->state = NULL;
         free_state(q);
         return err;
     }
+    node->state = q;
     qcow2_read_bitmaps(q);
     describe_node(q);
     return 0;
@@ -194,6 +204,12 @@ static int require_clean(struct node *node, struct diag *diag)
     return err ? err : node_reopen(node, free_state, diag);
 }
 
+/* What this writer maintains: a raw data file, when there is one. */
+static uint64_t kept_up(const struct qcow2 *q)
+{
+    return q->geo.external ? AUTOCLEAR_DATA_RAW : 0;
+}
+
 /* What a writer that doesn't maintain a feature must clear: all bits but those of `keep`.
  */
 static int clear_autoclear(struct qcow2 *q, uint64_t keep)
@@ -216,7 +232,7 @@ static int clear_autoclear(struct qcow2 *q, uint64_t keep)
  * sooner. */
 int qcow2_first_change(struct node *node)
 {
-    int err = clear_autoclear(qcow2_of(node), 0);
+    int err = clear_autoclear(qcow2_of(node), kept_up(qcow2_of(node)));
 
     if (err)
         log_error("%s: clearing autoclear_features failed (errno %d)", node->filename,
@@ -252,7 +268,7 @@ static int qcow2_activate(struct node *node, struct diag *diag)
         err = alloc_activate(&q->alloc, diag);
     if (err)
         return err;
-    err = clear_autoclear(q, AUTOCLEAR_BITMAPS);
+    err = clear_autoclear(q, AUTOCLEAR_BITMAPS | kept_up(q));
     if (err)
         return diag_errno(diag, -err, "%s: clearing autoclear_features", node->filename);
     qcow2_warn_of_bitmaps(q);
@@ -295,6 +311,14 @@ static int qcow2_map(struct node *node, uint64_t off, uint64_t len, struct exten
     return mapping_map(&qcow2_of(node)->live, off, len, out);
 }
 
+static bool qcow2_data_file(const struct node *node, const char **name)
+{
+    const struct qcow2 *q = qcow2_of(node);
+
+    *name = q->header.data_file;
+    return q->geo.external;
+}
+
 static bool has_unlinked(struct node *node)
 {
     return alloc_has_unlinked(&qcow2_of(node)->alloc);
@@ -312,6 +336,9 @@ const struct driver qcow2_driver = {
     .close = qcow2_close,
     .map = qcow2_map,
     .reserve = qcow2_reserve,
+    .reserve_compressed = qcow2_reserve_compressed,
+    .unlock = qcow2_unlock,
+    .data_file = qcow2_data_file,
     .link = qcow2_link,
     .release = qcow2_release,
     .zero = qcow2_zero,

@@ -54,6 +54,15 @@ _Static_assert(sizeof(struct qcow2_disk_header) == 112, "header with compression
 #define AUTOCLEAR_BITMAPS     (1ull << 0)
 #define AUTOCLEAR_DATA_RAW    (1ull << 1)
 
+/* crypt_method and compression_type. */
+#define CRYPT_AES        1
+#define CRYPT_LUKS       2
+#define COMPRESSION_ZLIB 0
+#define COMPRESSION_ZSTD 1
+
+/* Extended L2 entries need clusters of 16 KiB: a subcluster is a sector at least. */
+#define MIN_EXTENDED_CLUSTER_BITS 14
+
 /* Header extensions: u32 type, u32 length, data padded to 8. */
 #define EXT_END            0x00000000u
 #define EXT_BACKING_FORMAT 0xe2792acau

@@ -26,8 +26,8 @@ static const struct limit limits[] = {
     {FIELD(version), 4, 4, ENOTSUP, "version"},
     {FIELD(cluster_bits), 4, 8, EINVAL, "cluster_bits"},
     {FIELD(cluster_bits), 4, 22, EINVAL, "cluster_bits"},
-    {FIELD(crypt_method), 4, 1, ENOTSUP, "AES"},
-    {FIELD(crypt_method), 4, 2, ENOTSUP, "LUKS"},
+    {FIELD(crypt_method), 4, 3, ENOTSUP, "crypt_method"},
+    {FIELD(crypt_method), 4, 2, EINVAL, "LUKS"}, /* without a header for it */
     {FIELD(crypt_method), 4, 3, ENOTSUP, "crypt_method"},
     {FIELD(refcount_order), 4, 7, EINVAL, "refcount_order"},
     {FIELD(header_length), 4, 96, EINVAL, "header_length"},
@@ -49,8 +49,6 @@ static const struct limit limits[] = {
     {FIELD(refcount_table_offset), 8, 1ull << 40, EINVAL, "refcount_table_offset"},
     {FIELD(nb_snapshots), 4, 65537, EFBIG, "nb_snapshots"},
     {FIELD(nb_snapshots), 4, 1, EINVAL, "snapshots_offset"},
-    {FIELD(incompatible_features), 8, 1ull << 4, ENOTSUP, "extended L2 entries"},
-    {FIELD(incompatible_features), 8, 1ull << 2, ENOTSUP, "external data file"},
     {FIELD(incompatible_features), 8, 1ull << 63, ENOTSUP, "unknown feature bit 63"},
     {FIELD(incompatible_features), 8, 1ull << 1, EROFS, "corrupt"},
 };

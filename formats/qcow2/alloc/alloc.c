@@ -23,6 +23,7 @@ int alloc_open(struct alloc *a, const struct alloc_image *image, struct diag *di
 
     *a = (struct alloc){
         .node = image->node, .cluster_bits = image->cluster_bits, .image = *image};
+    lock_init(&a->pack, RANK_PACK);
     lock_init(&a->growth, RANK_GROWTH);
     alloc_reclaim_init(a);
     int err = storage_size(a->node->file, &size);
@@ -103,6 +104,7 @@ void alloc_close(struct alloc *a)
     refcounts_close(&a->refs);
     meta_set_free(&a->metadata);
     lock_destroy(&a->growth);
+    lock_destroy(&a->pack);
 }
 
 void run_list_add(struct alloc *a, struct run_list *list, struct run run)

@@ -42,11 +42,12 @@ struct alloc_image {
     uint32_t cluster_bits, refcount_order;
     uint64_t refcount_table_offset; /* bytes, in the file */
     uint32_t refcount_table_clusters;
+    void *owner; /* for the functions below */
     /* An entry was met that can't be right.  Under any lock. */
-    void (*met_corruption)(struct node *node);
+    void (*met_corruption)(void *owner);
     /* Growth lock: the header names another refcount table, durably on return.  After a
      * failure it may name either, and the node refuses writes. */
-    int (*move_refcount_table)(struct node *node, uint64_t offset, uint32_t clusters);
+    int (*move_refcount_table)(void *owner, uint64_t offset, uint32_t clusters);
 };
 
 /* A run of host clusters, by cluster number. */
@@ -65,6 +66,7 @@ struct alloc {
     struct alloc_image image; /* as it was when it was opened */
     struct refcounts refs;
     struct meta_set metadata;  /* filled when the image is activated */
+    struct lock pack;          /* who finds places for compressed clusters */
     struct lock growth;        /* who extends the file or the refcount structures */
     _Atomic uint64_t file_end; /* cluster aligned: nothing of the image lies beyond */
     bool grown;                /* under growth: the file is longer than it was */
@@ -76,6 +78,9 @@ struct alloc {
     /* Changed under META; read anywhere: may there be something to reclaim? */
     _Atomic bool reclaimable;
     uint64_t scan_next, scan_end; /* clusters not looked at yet */
+    /* Bytes: the next compressed cluster goes here, in a cluster that has others; equal: there
+     * is none.  Changed under `pack` too, but for alloc_end_packing. */
+    uint64_t pack_next, pack_end;
 
     struct lock reclaim; /* who drops references */
     /* under reclaim */
@@ -129,8 +134,14 @@ int alloc_clusters(struct alloc *a, uint64_t max, uint64_t *host, uint64_t *n,
  * table could count them. */
 int alloc_table(struct alloc *a, uint64_t n, uint64_t *host) MUST_USE;
 
+/* Takes a place for a compressed cluster of 1 to a cluster of bytes; it may begin and end
+ * anywhere, and shares its clusters with others.  A link to it makes its group strict. */
+int alloc_packed(struct alloc *a, uint32_t bytes, uint64_t *host) MUST_USE;
+
 /* META: the open group removes one reference to each of n clusters at byte offset host. */
 void alloc_unlink(struct alloc *a, uint64_t host, uint64_t n);
+/* META: the same of all clusters that a compressed cluster touches. */
+void alloc_unlink_bytes(struct alloc *a, uint64_t host, uint64_t bytes);
 
 /* META: need a link to a fresh cluster that ends at host_end no barrier before it? */
 bool alloc_settled(const struct alloc *a, uint64_t host_end);
@@ -143,7 +154,7 @@ void alloc_durable(struct alloc *a);
 
 static inline void alloc_met_corruption(struct alloc *a)
 {
-    a->image.met_corruption(a->node);
+    a->image.met_corruption(a->image.owner);
 }
 
 /* Appends, merged with the last run when it continues it; memory short: the clusters leak.
@@ -174,6 +185,9 @@ int alloc_wide_table(struct alloc *a, uint64_t n, uint64_t *host) MUST_USE;
 void alloc_reclaim_init(struct alloc *a);
 /* Stops the housekeeper's part, and forgets what it had left to do. */
 void alloc_reclaim_end(struct alloc *a);
+
+/* META: nothing more is packed behind what was. */
+void alloc_end_packing(struct alloc *a);
 
 /* META: the removal of what is in `frozen` is durable. */
 void alloc_retire(struct alloc *a);

@@ -139,7 +139,8 @@ static int write_refcount_table(struct alloc *a, const struct area *area,
         err = node_barrier(a->node);
     if (!err)
         err = a->image.move_refcount_table(
-            a->node, table->offset, (uint32_t)(table->n_entries * 8 >> a->cluster_bits));
+            a->image.owner, table->offset,
+            (uint32_t)(table->n_entries * 8 >> a->cluster_bits));
     return err;
 }
 

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 
 #include "base/log.h"
+#include "block/cluster_cache.h"
 #include "qcow2/alloc/alloc.h"
 
 /* How many holes whoever needs a cluster, or the reclaim lock, waits for at most. */
@@ -128,6 +129,24 @@ static bool may_punch(const struct alloc *a)
             housekeeper_now(node->ctx->housekeeper) < a->punch_until_ns);
 }
 
+/* META: is one of the clusters the one that compressed clusters are being packed into? */
+static bool is_packed(const struct alloc *a, uint64_t first, uint64_t n)
+{
+    return a->pack_end && (a->pack_end - 1) >> a->cluster_bits >= first &&
+           (a->pack_end - 1) >> a->cluster_bits < first + n;
+}
+
+/* What was decoded from there would be taken for what comes there next. */
+static void forget_decoded(struct alloc *a, uint64_t first, uint64_t n)
+{
+    struct cluster_key key = {.owner = a->node, .bytes = (uint32_t)alloc_cluster_size(a)};
+
+    for (uint64_t c = first; c < first + n; c++) {
+        key.place = c << a->cluster_bits;
+        cluster_cache_forget(a->node->ctx->clusters, &key);
+    }
+}
+
 /* Clusters from `first` on, at most n and in one refcount page, lose one reference each;
  * *done: how many.  References are taken away under the reclaim lock only, so what was seen
  * under META stays true outside it. */
@@ -142,7 +161,11 @@ static int drop_references(struct alloc *a, uint64_t first, uint64_t n, uint64_t
     uint64_t same = 1;
     while (same < n && (refcount_get(&a->refs, first + same) == 1) == last)
         same++;
+    if (last && is_packed(a, first, same))
+        alloc_end_packing(a);
     lock_release(meta);
+    if (last)
+        forget_decoded(a, first, same);
 
     /* Punched while its count still says it is in use: nobody can take it before. */
     if (last && may_punch(a))

@@ -54,6 +54,31 @@ int mapping_map(struct qcow2_mapping *m, uint64_t off, uint64_t len,
 int mapping_decode(struct qcow2_mapping *m, uint64_t entry, uint64_t guest,
                    struct cluster *out) MUST_USE;
 
+/* The same of an extended entry. */
+int mapping_decode_extended(struct qcow2_mapping *m, struct mc_pair pair, uint64_t guest,
+                            struct cluster *out) MUST_USE;
+
+/* ---- between the files of the mapping ---- */
+
+/* mapping_map where entries are extended; page: of `off`. */
+int mapping_map_extended(struct qcow2_mapping *m, struct mc_page *page, uint64_t off,
+                         uint64_t len, struct extent *out) MUST_USE;
+
+/* All of an extent but its length; in_cluster: bytes from the cluster's start. */
+void mapping_fill_extent(const struct qcow2_mapping *m, const struct cluster *c,
+                         uint64_t in_cluster, struct extent *out);
+
+/* Why n clusters at `host` can't be guest data, or NULL. */
+const char *mapping_bad_data(struct qcow2 *q, uint64_t host, uint64_t n);
+
+/* What was decoded from `entry`, with its faults: -EIO, with a message, when it can't be. */
+int mapping_judge(struct qcow2_mapping *m, uint64_t entry, uint64_t guest, unsigned faults,
+                  const struct cluster *c) MUST_USE;
+
+/* The entry of a guest offset, of either width, in its page; judged as mapping_decode does. */
+int mapping_decode_at(struct qcow2_mapping *m, const struct mc_page *page, uint64_t guest,
+                      struct cluster *out) MUST_USE;
+
 /* ---- table.c: for changes of the live mapping ---- */
 
 /* Makes the L2 table of an L1 entry exist and be ours alone: new, or copied from a shared
@@ -65,6 +90,11 @@ int mapping_own_table(struct qcow2_mapping *m, uint32_t l1_index) MUST_USE;
  * changed. */
 int mapping_lock_l2_page(struct qcow2_mapping *m, uint64_t guest,
                          struct mc_page **page) MUST_USE;
+
+/* META, the page from mapping_lock_l2_page: stores an entry; bitmap: its second word, where
+ * entries are extended. */
+void mapping_store(struct qcow2_mapping *m, struct mc_page *page, uint64_t guest,
+                   uint64_t entry, uint64_t bitmap);
 
 /* L1 entry that isn't zero: -EIO, with a message, when it is impossible. */
 int mapping_check_l1(struct qcow2_mapping *m, uint32_t l1_index, uint64_t entry) MUST_USE;

@@ -54,7 +54,8 @@ static int read_shared(struct qcow2_mapping *m, uint64_t offset, uint8_t *table)
 {
     int err = storage_read(m->q->node->file, table, offset, geometry_cluster(&m->geo));
 
-    for (uint64_t i = 0; !err && i < geometry_cluster(&m->geo) / 8; i++) {
+    for (uint64_t i = 0; !err && i < geometry_cluster(&m->geo) / 8;
+         i += 1u << m->geo.word_bits) {
         uint64_t entry = load_be64(table + i * 8);
         if (entry & L2_COPIED) {
             log_error("%s: L2 table at %" PRIu64 " is shared, but its entry %" PRIu64
@@ -139,4 +140,15 @@ int mapping_lock_l2_page(struct qcow2_mapping *m, uint64_t guest, struct mc_page
             return err;
     }
     return 0;
+}
+
+void mapping_store(struct qcow2_mapping *m, struct mc_page *page, uint64_t guest,
+                   uint64_t entry, uint64_t bitmap)
+{
+    uint32_t word = geometry_l2_word(&m->geo, guest);
+
+    if (m->geo.word_bits)
+        mcmap_store_pair(page, word, (struct mc_pair){entry, bitmap}, MC_LINK);
+    else
+        mcmap_store(page, word, entry, MC_LINK);
 }

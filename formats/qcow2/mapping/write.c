@@ -1,11 +1,18 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Reservations: clusters that take data before anything points to them.
+/* Reservations: places that take data before anything points to them.
  *
  * A run of a request's clusters is of one of two kinds.  Zero clusters that have kept an
- * allocation of their own take the data right there; everything else gets new clusters, and
- * the old ones lose a reference when the new are linked.  A link is one word of an L2 table;
- * whether it may reach the disk before the data is decided word by word (is_settled), for
- * the tail may have become durable meanwhile. */
+ * allocation of their own take the data right there, and so do subclusters of a cluster that
+ * has a place of its own; everything else gets new clusters, and the old ones lose a
+ * reference when the new are linked.  In an external data file every cluster has its place
+ * already: the same as in the guest, as QEMU has it.
+ *
+ * A subcluster can't be elsewhere than its cluster.  So when a cluster gets a new place, what
+ * the old one holds moves with it: the reservation then reaches over the allocated
+ * subclusters beside the request, which the engine fills with what was there.
+ *
+ * A link is one entry of an L2 table; whether it may reach the disk before the data is
+ * decided entry by entry (is_settled), for the tail may have become durable meanwhile. */
 #include <assert.h>
 #include <errno.h>
 
@@ -13,61 +20,131 @@
 #include "base/log.h"
 #include "qcow2/internal.h"
 
+/* What is to be reserved at the beginning of a range. */
+struct plan {
+    uint64_t start, end; /* guest; whole subclusters */
+    bool kept;           /* the place is there, at `host` for `start` */
+    uint64_t host;
+};
+
 static bool keeps_place(const struct cluster *c)
 {
     return c->kind == CL_ZERO_ALLOCATED && c->copied;
 }
 
-/* How many clusters from `off` on, at most max and all in one L2 table, are of one kind:
- * zero clusters whose allocation can be used (*kept, from *host on), or such that need a new
- * place. */
-static int count_same(struct qcow2 *q, uint64_t off, uint64_t max, bool *kept,
-                      uint64_t *host, uint64_t *n)
+/* Judged; the page has its blocks, before the data takes what space there is. */
+static int load_entry(struct qcow2 *q, uint64_t guest, struct cluster *c)
 {
-    *kept = false;
-    for (*n = 0; *n < max; ++*n) {
-        uint64_t guest = off + (*n << q->geo.cluster_bits);
-        struct mc_page *page;
+    struct mc_page *page;
+
+    int err = mcmap_get_for_store(q->live.l2_map, geometry_l2_page(&q->geo, guest), &page);
+    return err ? err : mapping_decode_at(&q->live, page, guest, c);
+}
+
+/* Clusters from `off` to `end`, all in one L2 table, that are of one kind: zero clusters whose
+ * allocation can be used, or such that need a new place. */
+static int plan_clusters(struct qcow2 *q, uint64_t off, uint64_t end, struct plan *plan)
+{
+    *plan = (struct plan){.start = off, .end = off};
+    for (; plan->end < end; plan->end += cluster_size(q)) {
         struct cluster c;
-        /* Before the data takes what space there is. */
-        int err =
-            mcmap_get_for_store(q->live.l2_map, geometry_l2_page(&q->geo, guest), &page);
-        if (!err)
-            err = mapping_decode(&q->live, mc_load(page, geometry_l2_word(&q->geo, guest)),
-                                 guest, &c);
+        int err = load_entry(q, plan->end, &c);
         if (err)
-            return *n ? 0 : err;
-        if (*n == 0 && keeps_place(&c)) {
-            *kept = true;
-            *host = c.host;
+            return plan->end > off ? 0 : err;
+        if (plan->end == off && keeps_place(&c)) {
+            plan->kept = true;
+            plan->host = c.host;
         }
-        bool same = *kept ? keeps_place(&c) && c.host == *host + (*n << q->geo.cluster_bits)
-                          : !keeps_place(&c) && !(c.kind == CL_DATA && c.copied);
+        bool same = plan->kept ? keeps_place(&c) && c.host == plan->host + (plan->end - off)
+                               : !keeps_place(&c) && !(c.kind == CL_DATA && c.copied);
         if (!same)
             break;
     }
-    return *n ? 0 : -EINVAL;
+    return plan->end > off ? 0 : -EINVAL;
+}
+
+static uint64_t subclusters(const struct qcow2 *q, uint32_t n)
+{
+    return (uint64_t)n << q->geo.subcluster_bits;
+}
+
+/* What of the cluster at `start`, which has its data elsewhere, has to move with the range. */
+static void include_allocated(const struct qcow2 *q, const struct cluster *c,
+                              uint64_t start, struct plan *plan)
+{
+    uint32_t moved = c->kind == CL_COMPRESSED ? ALL_SUBCLUSTERS : c->allocated;
+
+    if (!moved)
+        return;
+    uint32_t first = (uint32_t)__builtin_ctz(moved);
+    uint32_t last = 31 - (uint32_t)__builtin_clz(moved);
+    plan->start = MIN(plan->start, start + subclusters(q, first));
+    plan->end = MAX(plan->end, start + subclusters(q, last + 1));
+}
+
+static bool has_nothing_to_move(const struct cluster *c)
+{
+    return c->kind != CL_COMPRESSED && !c->allocated && !(c->kind == CL_DATA && c->copied);
+}
+
+/* The same where clusters have subclusters. */
+static int plan_extended(struct qcow2 *q, uint64_t off, uint64_t end, struct plan *plan)
+{
+    uint64_t start = align_down(off, cluster_size(q));
+    uint64_t cluster_end = start + cluster_size(q);
+    struct cluster c;
+
+    int err = load_entry(q, off, &c);
+    if (err)
+        return err;
+    *plan = (struct plan){.start = off, .end = MIN(end, cluster_end)};
+    if (c.kind == CL_DATA && c.copied) {
+        plan->kept = true;
+        plan->host = c.host + (off - start);
+        return 0;
+    }
+    include_allocated(q, &c, start, plan);
+    if (!has_nothing_to_move(&c))
+        return 0;
+    while (plan->end < end && !load_entry(q, plan->end, &c) && has_nothing_to_move(&c))
+        plan->end = MIN(end, plan->end + cluster_size(q));
+    return 0;
+}
+
+/* Finds the place of what was planned; the plan may become shorter. */
+static int take_place(struct qcow2 *q, const struct plan *plan, struct reservation *out)
+{
+    uint64_t first = align_down(plan->start, cluster_size(q)), host = 0;
+    uint64_t n = (align_up(plan->end, cluster_size(q)) - first) >> q->geo.cluster_bits;
+
+    *out = (struct reservation){.guest_offset = plan->start,
+                                .length = plan->end - plan->start,
+                                .file = q->node->data,
+                                .host_offset = plan->host,
+                                .retained = plan->kept || q->geo.external};
+    if (q->geo.external)
+        out->host_offset = plan->start;
+    if (out->retained)
+        return 0;
+    int err = alloc_clusters(&q->alloc, n, &host, &n, &out->fresh);
+    if (err)
+        return err;
+    out->host_offset = host + (plan->start - first);
+    out->length = MIN(plan->end, first + (n << q->geo.cluster_bits)) - plan->start;
+    return 0;
 }
 
 /* The part of a reservation that can fail while the mark is held. */
-static int reserve(struct qcow2 *q, uint64_t off, uint64_t len, struct reservation *out)
+static int find_place(struct qcow2 *q, uint64_t off, uint64_t len, struct reservation *out)
 {
-    uint64_t table_end = geometry_table_end(&q->geo, off);
-    uint64_t host = 0, n;
-    bool kept;
+    uint64_t end = MIN(off + len, geometry_table_end(&q->geo, off));
+    struct plan plan = {0};
 
     int err = mapping_own_table(&q->live, geometry_l1_index(&q->geo, off));
     if (!err)
-        err = count_same(q, off, (MIN(off + len, table_end) - off) >> q->geo.cluster_bits,
-                         &kept, &host, &n);
-    if (err)
-        return err;
-    *out = (struct reservation){
-        .guest_offset = off, .file = q->node->file, .host_offset = host, .retained = kept};
-    if (!out->retained)
-        err = alloc_clusters(&q->alloc, n, &out->host_offset, &n, &out->fresh);
-    out->length = n << q->geo.cluster_bits;
-    return err;
+        err = q->geo.word_bits ? plan_extended(q, off, end, &plan)
+                               : plan_clusters(q, off, end, &plan);
+    return err ? err : take_place(q, &plan, out);
 }
 
 /* The mark could not be written: the write isn't failed for that; refcounts are written in
@@ -89,18 +166,62 @@ void qcow2_begin_change(struct qcow2 *q)
         give_up_lazy(q);
 }
 
+/* The mark is no longer held for a change that came to nothing. */
+static void give_up_change(struct qcow2 *q)
+{
+    LOCK_GUARD(mcache_meta(q->node->mc));
+    dirty_mark_end(&q->mark);
+}
+
 int qcow2_reserve(struct node *node, uint64_t off, uint64_t len, struct reservation *out)
 {
     struct qcow2 *q = qcow2_of(node);
 
-    assert(is_aligned(off, cluster_size(q)) && is_aligned(len, cluster_size(q)));
+    assert(is_aligned(off, 1ull << q->geo.subcluster_bits) &&
+           is_aligned(len, 1ull << q->geo.subcluster_bits));
     qcow2_begin_change(q);
-    int err = reserve(q, off, len, out);
-    if (err) {
-        LOCK_GUARD(mcache_meta(node->mc));
-        dirty_mark_end(&q->mark);
-    }
+    int err = find_place(q, off, len, out);
+    if (err)
+        give_up_change(q);
     return qcow2_failed(q, err);
+}
+
+/* As find_place, of one cluster in packed bytes. */
+static int find_packed_place(struct qcow2 *q, uint64_t off, uint32_t bytes,
+                             struct reservation *out)
+{
+    struct cluster old;
+
+    int err = mapping_own_table(&q->live, geometry_l1_index(&q->geo, off));
+    if (!err)
+        err = load_entry(q, off, &old);
+    if (err)
+        return err;
+    *out = (struct reservation){.guest_offset = off,
+                                .length = cluster_size(q),
+                                .file = q->node->file,
+                                .stored_bytes = bytes};
+    return alloc_packed(&q->alloc, bytes, &out->host_offset);
+}
+
+int qcow2_reserve_compressed(struct node *node, uint64_t off, uint32_t bytes,
+                             struct reservation *out)
+{
+    struct qcow2 *q = qcow2_of(node);
+
+    assert(is_aligned(off, cluster_size(q)) && bytes > 0 && bytes < cluster_size(q));
+    if (q->geo.external || q->node->cipher)
+        return -ENOTSUP;
+    qcow2_begin_change(q);
+    int err = find_packed_place(q, off, bytes, out);
+    if (err) {
+        give_up_change(q);
+        return qcow2_failed(q, err);
+    }
+    if (out->host_offset + bytes <= l2_compressed_end(&q->geo))
+        return 0;
+    qcow2_release(node, out); /* no entry can say it */
+    return -ENOTSUP;
 }
 
 /* META: is everything durable that has to be so before a link to these clusters is, except
@@ -111,32 +232,91 @@ static bool is_settled(const struct qcow2 *q, const struct reservation *res)
            !dirty_mark_needs_barrier(&q->mark);
 }
 
+void qcow2_let_go(struct qcow2 *q, const struct cluster *c)
+{
+    if (c->kind == CL_COMPRESSED)
+        alloc_unlink_bytes(&q->alloc, c->host, c->compressed_bytes);
+    else if (cluster_has_place(c) && !q->geo.external)
+        alloc_unlink(&q->alloc, c->host, 1);
+}
+
+/* The subclusters of the cluster at `start` that lie in a reservation. */
+static uint32_t covered(const struct qcow2 *q, const struct reservation *res,
+                        uint64_t start)
+{
+    uint64_t from = MAX(res->guest_offset, start);
+    uint64_t to = MIN(res->guest_offset + res->length, start + cluster_size(q));
+    uint32_t first = (uint32_t)((from - start) >> q->geo.subcluster_bits);
+    uint32_t n = (uint32_t)((to - from) >> q->geo.subcluster_bits);
+
+    return n == SUBCLUSTERS ? ALL_SUBCLUSTERS : ((1u << n) - 1) << first;
+}
+
+/* What the second word of an extended entry becomes, when the cluster lies at `host`. */
+static uint64_t new_bitmap(const struct qcow2 *q, const struct reservation *res,
+                           uint64_t start, uint64_t host, const struct cluster *old)
+{
+    uint32_t now = covered(q, res, start);
+    bool same_place = cluster_has_place(old) && old->host == host;
+
+    assert(same_place || !(old->allocated & ~now));
+    return l2_extended_bitmap((same_place ? old->allocated : 0) | now, old->zero & ~now);
+}
+
+/* META: the entry of the cluster at `start`, of whose place the reservation is a part. */
+static void link_cluster(struct qcow2 *q, const struct reservation *res, uint64_t start,
+                         struct mc_page *page)
+{
+    uint64_t host = res->host_offset + start - res->guest_offset;
+    uint32_t word = geometry_l2_word(&q->geo, start);
+    struct cluster old;
+
+    /* Judged when its place was looked for, and nobody has changed it since. */
+    (void)l2_any_decode(&q->geo, mc_load(page, word),
+                        q->geo.word_bits ? mc_load(page, word + 1) : 0, &old);
+    if (res->stored_bytes)
+        mapping_store(&q->live, page, start,
+                      l2_entry_compressed(&q->geo, host, res->stored_bytes), 0);
+    else
+        mapping_store(&q->live, page, start, host | L2_COPIED,
+                      q->geo.word_bits ? new_bitmap(q, res, start, host, &old) : 0);
+    if (old.kind == CL_COMPRESSED || old.host != host)
+        qcow2_let_go(q, &old);
+}
+
+/* META: what is reserved for the clusters from `start` on isn't needed. */
+static void release_from(struct qcow2 *q, const struct reservation *res, uint64_t start)
+{
+    uint64_t end = align_up(res->guest_offset + res->length, cluster_size(q));
+    uint64_t host = res->host_offset + start - res->guest_offset;
+
+    if (res->stored_bytes)
+        alloc_unlink_bytes(&q->alloc, res->host_offset, res->stored_bytes);
+    else if (!res->retained)
+        alloc_unlink(&q->alloc, host, (end - start) >> q->geo.cluster_bits);
+}
+
 int qcow2_link(struct node *node, const struct reservation *res, bool replaces_zero)
 {
     struct qcow2 *q = qcow2_of(node);
-    uint64_t n = res->length >> q->geo.cluster_bits, i = 0;
+    uint64_t start = align_down(res->guest_offset, cluster_size(q));
+    uint64_t end = res->guest_offset + res->length;
     int err = 0;
 
     LOCK_GUARD(mcache_meta(node->mc));
-    for (; i < n; i++) {
-        uint64_t guest = res->guest_offset + (i << q->geo.cluster_bits);
-        uint64_t host = res->host_offset + (i << q->geo.cluster_bits);
+    for (; start < end; start += cluster_size(q)) {
         struct mc_page *page;
-        err = mapping_lock_l2_page(&q->live, guest, &page);
+        err = mapping_lock_l2_page(&q->live, start, &page);
         if (err)
             break;
-        uint32_t word = geometry_l2_word(&q->geo, guest);
-        uint64_t old = mc_load(page, word) & L2_OFFSET;
         /* With each word, for META was released if a page had to be loaded: the words so
          * far may be in a group that is being written. */
         if (!replaces_zero || !is_settled(q, res))
             mcache_strict(node->mc);
-        mcmap_store(page, word, host | L2_COPIED, MC_LINK);
-        if (old && old != host)
-            alloc_unlink(&q->alloc, old, 1);
+        link_cluster(q, res, start, page);
     }
-    if (err && !res->retained)
-        alloc_unlink(&q->alloc, res->host_offset + (i << q->geo.cluster_bits), n - i);
+    if (err)
+        release_from(q, res, start);
     dirty_mark_end(&q->mark);
     return err;
 }
@@ -146,7 +326,6 @@ void qcow2_release(struct node *node, const struct reservation *res)
     struct qcow2 *q = qcow2_of(node);
 
     LOCK_GUARD(mcache_meta(node->mc));
-    if (!res->retained)
-        alloc_unlink(&q->alloc, res->host_offset, res->length >> q->geo.cluster_bits);
+    release_from(q, res, align_down(res->guest_offset, cluster_size(q)));
     dirty_mark_end(&q->mark);
 }

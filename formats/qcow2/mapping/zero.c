@@ -1,49 +1,103 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Zeroing and discarding whole clusters in the tables. */
+/* Zeroing and discarding in the tables: whole clusters, or whole subclusters where there are
+ * such.
+ *
+ * What stays in its place and reads as zeroes from now on may have its bytes punched at once:
+ * until the entry says so durably they read as zeroes, too.  That isn't so where the guest's
+ * zeroes are not the file's (encryption): there nothing is punched. */
 #include <errno.h>
 
 #include "base/checked.h"
 #include "qcow2/internal.h"
 
-enum { KEEP_ENTRY, NEW_ENTRY };
+/* What becomes of an entry. */
+struct new_entry {
+    bool keep; /* it stays as it is */
+    bool let_go;
+    uint64_t entry, bitmap;
+};
 
-/* What becomes of one entry: KEEP_ENTRY, NEW_ENTRY with *entry and *unlink set, or -ENOTSUP
- * when the format can't say it. */
-static int zeroed_entry(const struct qcow2 *q, const struct cluster *c, enum zero_how how,
-                        uint64_t *entry, bool *unlink)
+/* Does what is such already read as zeroes, with no more space than `how` asks for? */
+static bool stays(const struct qcow2 *q, enum cluster_kind kind, enum zero_how how)
 {
-    bool v3 = q->header.version >= 3, backing = node_holes_may_show(q->node);
-
-    *unlink = false;
-    switch (c->kind) {
+    switch (kind) {
     case CL_NONE:
-        if (!backing)
-            return KEEP_ENTRY;
-        *entry = L2_ZERO;
-        return v3 ? NEW_ENTRY : -ENOTSUP;
+        return !node_holes_may_show(q->node);
     case CL_ZERO:
-        return KEEP_ENTRY;
+        return true;
     case CL_ZERO_ALLOCATED:
-        if (how == ZERO_KEEP)
-            return KEEP_ENTRY;
-        break;
-    case CL_DATA:
-        if (how == ZERO_KEEP && c->copied) {
-            *entry = c->host | L2_COPIED | L2_ZERO;
-            return v3 ? NEW_ENTRY : -ENOTSUP;
-        }
-        break;
-    case CL_COMPRESSED:
-        return -EIO;
+        return how == ZERO_KEEP;
+    default:
+        return false;
     }
-    /* The cluster is let go of; what lies below must not shine through. */
-    *unlink = true;
-    *entry = backing ? L2_ZERO : 0;
-    return backing && !v3 ? -ENOTSUP : NEW_ENTRY;
 }
 
-/* Handles clusters from `off` on as long as their entries stay as they are; stops at the
- * first that has to change, or can't.  Without a lock: the guest range is held. */
+/* 0, or -ENOTSUP when the format can't say it. */
+static int zeroed_cluster(const struct qcow2 *q, const struct cluster *c, enum zero_how how,
+                          struct new_entry *change)
+{
+    bool v3 = q->header.version >= 3, holes_show = node_holes_may_show(q->node);
+
+    *change = (struct new_entry){.keep = stays(q, c->kind, how)};
+    if (change->keep)
+        return 0;
+    if (how == ZERO_KEEP && c->kind == CL_DATA && c->copied) {
+        change->entry = c->host | L2_COPIED | L2_ZERO;
+        return v3 ? 0 : -ENOTSUP;
+    }
+    /* The cluster is let go of; what lies below must not shine through. */
+    change->let_go = c->kind != CL_NONE;
+    change->entry = holes_show ? L2_ZERO : 0;
+    return holes_show && !v3 ? -ENOTSUP : 0;
+}
+
+/* The same of the subclusters of `mask`. */
+static int zeroed_subclusters(const struct qcow2 *q, const struct cluster *c, uint32_t mask,
+                              enum zero_how how, struct new_entry *change)
+{
+    bool all = mask == ALL_SUBCLUSTERS, keeps_place = cluster_has_place(c);
+
+    /* Part of a compressed cluster can't be said to be zero. */
+    if (c->kind == CL_COMPRESSED && !all) {
+        *change = (struct new_entry){.keep = how == ZERO_DISCARD};
+        return change->keep ? 0 : -ENOTSUP;
+    }
+    uint32_t allocated = c->allocated & ~mask;
+    uint32_t zero =
+        node_holes_may_show(q->node) || how == ZERO_KEEP ? c->zero | mask : c->zero & ~mask;
+    /* Zeroes that keep a place need one of their own. */
+    if (how == ZERO_KEEP ? !c->copied && !allocated : !allocated)
+        keeps_place = false;
+    *change = (struct new_entry){
+        .let_go = c->kind == CL_COMPRESSED || (cluster_has_place(c) && !keeps_place),
+        .entry = keeps_place ? c->host | (c->copied ? L2_COPIED : 0) : 0,
+        .bitmap = l2_extended_bitmap(allocated, zero),
+    };
+    change->keep = !change->let_go && allocated == c->allocated && zero == c->zero;
+    return 0;
+}
+
+/* The subclusters of the cluster at `start` that lie in [off, end). */
+static uint32_t mask_of(const struct qcow2 *q, uint64_t start, uint64_t off, uint64_t end)
+{
+    uint64_t from = MAX(off, start) - start, to = MIN(end, start + cluster_size(q)) - start;
+    uint32_t first = (uint32_t)(from >> q->geo.subcluster_bits);
+    uint32_t n = (uint32_t)((to - from) >> q->geo.subcluster_bits);
+
+    return n == SUBCLUSTERS ? ALL_SUBCLUSTERS : ((1u << n) - 1) << first;
+}
+
+static int zeroed_entry(const struct qcow2 *q, const struct cluster *c, uint64_t start,
+                        uint64_t off, uint64_t end, enum zero_how how,
+                        struct new_entry *change)
+{
+    return q->geo.word_bits
+               ? zeroed_subclusters(q, c, mask_of(q, start, off, end), how, change)
+               : zeroed_cluster(q, c, how, change);
+}
+
+/* Handles what comes from `off` on as long as its entries stay as they are; stops at the
+ * first that has to change.  Without a lock: the guest range is. */
 static int skip_kept(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_how how,
                      uint64_t *at)
 {
@@ -52,60 +106,104 @@ static int skip_kept(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_how 
         int err = mapping_map(&q->live, *at, end - *at, &ext);
         if (err)
             return err;
-        struct cluster c = {
-            .kind = ext.kind == EXTENT_DATA ? CL_DATA
-                    : !ext.allocated        ? CL_NONE
-                    : ext.file              ? CL_ZERO_ALLOCATED
-                                            : CL_ZERO,
-            .copied = ext.writable,
-        };
-        uint64_t entry;
-        bool unlink;
-        err = zeroed_entry(q, &c, how, &entry, &unlink);
-        if (err != KEEP_ENTRY)
-            return err == NEW_ENTRY ? 0 : err;
+        enum cluster_kind kind = extent_is_data(ext.kind) ? CL_DATA
+                                 : !ext.allocated         ? CL_NONE
+                                 : ext.file               ? CL_ZERO_ALLOCATED
+                                                          : CL_ZERO;
+        if (!stays(q, kind, how))
+            return 0;
         *at += ext.length;
     }
     return 0;
 }
 
-/* META, released while pages are loaded: changes entries until one can't be; *at moves on.
- */
+/* META, released while pages are loaded: changes entries until one can't be; *at moves on. */
 static int change_entries(struct qcow2 *q, uint64_t *at, uint64_t end, enum zero_how how)
 {
-    for (; *at < end; *at += cluster_size(q)) {
+    while (*at < end) {
+        uint64_t start = align_down(*at, cluster_size(q));
+        uint64_t next = MIN(end, start + cluster_size(q));
         struct mc_page *page;
         struct cluster c;
-        uint64_t entry;
-        bool unlink;
+        struct new_entry change;
         int err = mapping_lock_l2_page(&q->live, *at, &page);
         if (err)
             return err;
-        uint32_t word = geometry_l2_word(&q->geo, *at);
-        err = mapping_decode(&q->live, mc_load(page, word), *at, &c);
+        err = mapping_decode_at(&q->live, page, *at, &c);
         if (err)
             return err;
-        err = zeroed_entry(q, &c, how, &entry, &unlink);
-        if (err < 0)
+        err = zeroed_entry(q, &c, start, *at, next, how, &change);
+        if (err)
             return err;
-        if (err == KEEP_ENTRY)
-            continue;
-        /* With each entry, for META was released if a page had to be loaded. */
-        if (dirty_mark_needs_barrier(&q->mark))
-            mcache_strict(q->node->mc);
-        mcmap_store(page, word, entry, MC_LINK);
-        if (unlink)
-            alloc_unlink(&q->alloc, c.host, 1);
+        if (!change.keep) {
+            /* With each entry, for META was released if a page had to be loaded. */
+            if (dirty_mark_needs_barrier(&q->mark))
+                mcache_strict(q->node->mc);
+            mapping_store(&q->live, page, start, change.entry, change.bitmap);
+            if (change.let_go)
+                qcow2_let_go(q, &c);
+        }
+        *at = next;
     }
     return 0;
+}
+
+/* Bytes that stay in their place, which the tables can't tell the filesystem: those of
+ * subclusters, and of an external data file. */
+static int punch_extent(const struct extent *ext, enum zero_how how)
+{
+    if (ext->kind != EXTENT_DATA || !ext->writable)
+        return 0;
+    if (how == ZERO_DISCARD)
+        return storage_discard(ext->file, ext->host_offset, ext->length);
+    return storage_zero(ext->file, ext->host_offset, ext->length,
+                        STORAGE_MAY_UNMAP | STORAGE_FAST);
+}
+
+static int punch_data(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_how how)
+{
+    struct extent ext;
+
+    if ((!q->geo.external && !q->geo.word_bits) || how == ZERO_KEEP ||
+        q->node->options.discard_ignore)
+        return 0;
+    for (; off < end; off += ext.length) {
+        int err = mapping_map(&q->live, off, end - off, &ext);
+        if (err)
+            return err;
+        /* A whole cluster of the image is punched when it becomes free. */
+        if (!q->geo.external && is_aligned(off, cluster_size(q)) &&
+            ext.length >= cluster_size(q))
+            ext.length = align_down(ext.length, cluster_size(q));
+        else
+            (void)!punch_extent(&ext, how);
+    }
+    return 0;
+}
+
+/* A raw data file reads as zeroes by itself, whatever the tables say. */
+static int zero_raw(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_how how)
+{
+    uint64_t len = MIN(end, q->node->size) - off;
+
+    if (!(q->header.autoclear & AUTOCLEAR_DATA_RAW))
+        return 0;
+    if (how == ZERO_DISCARD)
+        return storage_discard(q->node->data, off, len);
+    return storage_zero(q->node->data, off, len, how == ZERO_KEEP ? 0 : STORAGE_MAY_UNMAP);
 }
 
 /* One L2 table's part of the range. */
 static int zero_in_table(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_how how,
                          uint64_t *at)
 {
-    int err = skip_kept(q, off, end, how, at);
+    int err = zero_raw(q, off, end, how);
+    if (!err)
+        err = skip_kept(q, off, end, how, at);
     if (err || *at >= end)
+        return err;
+    err = punch_data(q, *at, end, how);
+    if (err)
         return err;
     qcow2_begin_change(q);
     err = mapping_own_table(&q->live, geometry_l1_index(&q->geo, *at));

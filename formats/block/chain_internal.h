@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Between the files that open a chain; private to this folder. */
+#ifndef BLOCK_CHAIN_INTERNAL_H
+#define BLOCK_CHAIN_INTERNAL_H
+
+#include "block/chain.h"
+
+/* The files opened so far, for loops are found by identity and not by name: each layer's and
+ * its data file. */
+struct visited {
+    unsigned count;
+    struct {
+        uint64_t device, inode;
+    } file[2 * CHAIN_MAX_DEPTH];
+};
+
+/* -ELOOP, with a sentence that ends with `what`, when the file was opened before. */
+int chain_note_visit(struct visited *visited, struct storage *file, const char *what,
+                     struct diag *diag) MUST_USE;
+
+/* How the files of a layer are opened. */
+struct layer_files {
+    unsigned depth; /* 0: the top */
+    bool read_only, fallback_read_only;
+};
+
+/* What a layer needs besides its own file: its data file is opened, its key is found. */
+int chain_complete_layer(struct node *node, const struct layer_files *how,
+                         const struct chain_options *options, struct visited *visited,
+                         struct diag *diag) MUST_USE;
+
+#endif

@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Decoding and encoding between the file and the request's buffer, on the caller's thread.
+ *
+ * A compressed cluster is decoded as a whole.  A request for all of it decodes straight into
+ * its buffer, so that sequential readers copy nothing and keep each a processor busy; one
+ * for a part goes through the cache of decoded clusters.
+ *
+ * Ciphertext never lies in the caller's buffer, which others may see: it passes through one
+ * of ours, in pieces that fit the processor's caches. */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "block/coded.h"
+#include "block/cluster_cache.h"
+#include "codec/codec.h"
+#include "crypto/cipher.h"
+
+_Static_assert(CRYPT_SECTOR == CIPHER_SECTOR, "one size");
+
+/* Ciphertext in flight between the file and a cipher. */
+#define CRYPT_PIECE (128u << 10)
+
+/* ---- compressed ---- */
+
+struct decoding {
+    struct node *node;
+    const struct extent *ext;
+};
+
+/* Reads and decodes the whole cluster. */
+static int decode(void *opaque, void *out)
+{
+    const struct decoding *d = opaque;
+    const struct extent *ext = d->ext;
+    /* No more than a cluster and what a sector is left of it: the entry's bits say so. */
+    CLEANUP_FREE void *stored = malloc(ext->stored_bytes);
+
+    if (!stored)
+        return -ENOMEM;
+    int err = storage_read(ext->file, stored, ext->host_offset, ext->stored_bytes);
+    if (err)
+        return err;
+    err = codec_decompress(d->node->codec, out, d->node->cluster_size, stored,
+                           ext->stored_bytes);
+    if (err)
+        log_error("%s: the compressed cluster at %llu, of %u bytes, can't be decoded: %s",
+                  d->node->filename, (unsigned long long)ext->host_offset,
+                  ext->stored_bytes, strerror(-err));
+    return err;
+}
+
+/* Where another node writes to the file, a place may have got another meaning. */
+static int read_uncached(struct decoding *d, void *buf, uint64_t len)
+{
+    CLEANUP_FREE unsigned char *all = malloc(d->node->cluster_size);
+
+    int err = all ? decode(d, all) : -ENOMEM;
+    if (!err)
+        memcpy(buf, all + d->ext->skip, len);
+    return err;
+}
+
+static int read_compressed(struct node *node, const struct extent *ext, void *buf,
+                           uint64_t len)
+{
+    struct decoding d = {.node = node, .ext = ext};
+    const struct cluster_key key = {
+        .owner = node, .place = ext->host_offset, .bytes = node->cluster_size};
+    struct cluster_cache *cache = node->ctx->clusters;
+    struct cached_cluster *c = NULL;
+    bool whole = len == node->cluster_size;
+
+    assert(ext->skip + len <= node->cluster_size);
+    if (atomic_load(&node->written_elsewhere))
+        return read_uncached(&d, buf, len);
+    if (whole) {
+        c = cluster_cache_peek(cache, &key);
+        if (!c)
+            return decode(&d, buf);
+    } else {
+        int err = cluster_cache_get(cache, &key, decode, &d, &c);
+        if (err)
+            return err;
+    }
+    memcpy(buf, (const char *)cached_cluster_bytes(c) + ext->skip, len);
+    cluster_cache_put(cache, c);
+    return 0;
+}
+
+/* ---- encrypted ---- */
+
+/* The number that a sector's encryption is made with. */
+static uint64_t sector_number(const struct node *node, uint64_t host, uint64_t off)
+{
+    return (node->cipher_by_place ? host : off) / CRYPT_SECTOR;
+}
+
+/* Whole sectors. */
+static int read_sectors(struct node *node, struct storage *file, unsigned char *piece,
+                        void *buf, uint64_t host, uint64_t off, uint64_t len)
+{
+    int err = storage_read(file, piece, host, len);
+
+    return err ? err
+               : cipher_decrypt(node->cipher, buf, piece, len,
+                                sector_number(node, host, off));
+}
+
+/* Part of one sector. */
+static int read_part(struct node *node, struct storage *file, unsigned char *piece,
+                     void *buf, uint64_t host, uint64_t off, uint64_t len)
+{
+    unsigned char sector[CRYPT_SECTOR];
+    uint64_t skip = off % CRYPT_SECTOR;
+
+    int err =
+        read_sectors(node, file, piece, sector, host - skip, off - skip, CRYPT_SECTOR);
+    if (!err)
+        memcpy(buf, sector + skip, len);
+    return err;
+}
+
+static int read_encrypted(struct node *node, const struct extent *ext, void *buf,
+                          uint64_t off, uint64_t len)
+{
+    CLEANUP_FREE unsigned char *piece = malloc(MAX(CRYPT_SECTOR, MIN(len, CRYPT_PIECE)));
+    uint64_t host = ext->host_offset;
+
+    if (!piece)
+        return -ENOMEM;
+    while (len > 0) {
+        uint64_t in_sector = off % CRYPT_SECTOR, n;
+        int err;
+        if (in_sector || len < CRYPT_SECTOR) {
+            n = MIN(len, CRYPT_SECTOR - in_sector);
+            err = read_part(node, ext->file, piece, buf, host, off, n);
+        } else {
+            n = MIN(align_down(len, CRYPT_SECTOR), CRYPT_PIECE);
+            err = read_sectors(node, ext->file, piece, buf, host, off, n);
+        }
+        if (err)
+            return err;
+        buf = (char *)buf + n;
+        host += n;
+        off += n;
+        len -= n;
+    }
+    return 0;
+}
+
+int encrypted_write(struct node *node, struct storage *file, const void *buf, uint64_t host,
+                    uint64_t off, uint64_t len, unsigned flags)
+{
+    CLEANUP_FREE unsigned char *piece = malloc(MIN(len, CRYPT_PIECE));
+
+    assert(is_aligned(off, CRYPT_SECTOR) && is_aligned(len, CRYPT_SECTOR));
+    if (!piece)
+        return -ENOMEM;
+    while (len > 0) {
+        uint64_t n = MIN(len, CRYPT_PIECE);
+        int err =
+            cipher_encrypt(node->cipher, piece, buf, n, sector_number(node, host, off));
+        if (!err)
+            err = storage_write(file, piece, host, n, flags);
+        if (err)
+            return err;
+        buf = (const char *)buf + n;
+        host += n;
+        off += n;
+        len -= n;
+    }
+    return 0;
+}
+
+int coded_read(struct node *node, const struct extent *ext, void *buf, uint64_t off,
+               uint64_t len)
+{
+    return ext->kind == EXTENT_COMPRESSED ? read_compressed(node, ext, buf, len)
+                                          : read_encrypted(node, ext, buf, off, len);
+}
