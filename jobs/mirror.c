@@ -10,11 +10,8 @@
 #include "jobs/manager.h"
 #include "jobs/mirror_internal.h"
 
-#define DEFAULT_BUF_SIZE    (16u << 20)
-#define DEFAULT_GRANULARITY (64u << 10)
-#define MIN_GRANULARITY     512u
-#define MAX_GRANULARITY     (64u << 20)
-#define REQUEST_BYTES       (1u << 20)
+#define DEFAULT_BUF_SIZE (16u << 20)
+#define REQUEST_BYTES    (1u << 20)
 
 /* How long users wait for the target, once they are served from it, to come back. */
 #define PATIENCE_MS 10000u
@@ -202,19 +199,9 @@ void mirror_free(void *state)
 
 /* ---- the start ---- */
 
-static uint64_t default_granularity(const struct node *target)
-{
-    uint64_t cluster = node_preferred(target);
-
-    if (cluster <= 1)
-        cluster = DEFAULT_GRANULARITY;
-    return MIN(MAX(cluster, 4096), DEFAULT_GRANULARITY);
-}
-
 static int check_granularity(uint64_t granularity, struct diag *diag)
 {
-    if (is_power_of_two(granularity) && granularity >= MIN_GRANULARITY &&
-        granularity <= MAX_GRANULARITY)
+    if (dirty_bitmap_granularity_ok(granularity))
         return 0;
     return diag_set(diag, EINVAL,
                     "granularity: %" PRIu64 " is not a power of two from 512 to 64M",
@@ -233,7 +220,9 @@ static int check_early(const struct mirror_params *p, struct diag *diag)
 
 static int check_params(struct mirror *m, const struct mirror_params *p, struct diag *diag)
 {
-    m->granularity = p->granularity ? p->granularity : default_granularity(p->target);
+    m->granularity = p->granularity
+                         ? p->granularity
+                         : dirty_bitmap_default_granularity(node_preferred(p->target));
     int err = check_granularity(m->granularity, diag);
     if (err)
         return err;

@@ -110,20 +110,19 @@ static int send_part(struct mirror *m, const struct change *change, uint64_t off
 
 static int send_change(struct mirror *m, const struct change *change)
 {
-    uint64_t end = change->off + change->len;
-    uint64_t first = MIN(end, align_up(change->off, m->granularity));
-    uint64_t last = end == m->source->size ? end : align_down(end, m->granularity);
+    struct split s = split_range(change->off, change->len, m->granularity);
 
-    if (last <= first) /* within two chunks */
-        last = first;
-    else
-        dirty_bitmap_clear(m->dirty, first, last - first); /* before it is sent */
-    int err = send_part(m, change, change->off, first);
-    if (!err)
-        err = send_range(m, change, first, last - first);
-    if (!err)
-        err = send_part(m, change, last, end);
-    return err;
+    if (s.end == m->source->size) /* the last chunk is whole, however short */
+        s.last = s.end;
+    if (s.last > s.first)
+        dirty_bitmap_clear(m->dirty, s.first, s.last - s.first); /* before it is sent */
+    int err = send_part(m, change, s.start, s.first);
+    if (err)
+        return err;
+    err = send_range(m, change, s.first, s.last - s.first);
+    if (err)
+        return err;
+    return send_part(m, change, s.last, s.end);
 }
 
 static void on_after(struct observer *observer, const struct change *change, void *token,

@@ -76,18 +76,11 @@ static json_t *reply_to_change(int err, struct control_error *error)
 
 /* ---- the commands ---- */
 
-/* As QEMU's: the image's clusters, within reason. */
-static uint64_t default_granularity(const struct node *node)
-{
-    if (node->cluster_size <= 1)
-        return BITMAP_DEFAULT_GRANULARITY;
-    return MIN(MAX(node->cluster_size, 4096), BITMAP_DEFAULT_GRANULARITY);
-}
-
 static int add_bitmap(struct node *node, const json_t *args, struct diag *diag)
 {
     const char *name = arg_text(args, "name");
-    uint64_t granularity = arg_size(args, "granularity", default_granularity(node));
+    uint64_t granularity =
+        arg_size(args, "granularity", dirty_bitmap_default_granularity(node->cluster_size));
 
     if (!*name)
         return diag_set(diag, EINVAL, "Bitmap name cannot be empty");

@@ -35,6 +35,25 @@ static inline uint64_t div_round_up(uint64_t v, uint64_t by)
     return v / by + (v % by != 0);
 }
 
+/* A range cut at units: what lies in whole ones, and what covers one at an end in part only.
+ * Within one unit all is head. */
+struct split {
+    uint64_t start, first, last, end; /* head [start,first), body [first,last), tail
+                                         [last,end) */
+};
+
+/* The caller knows that off + len + unit doesn't overflow. */
+static inline struct split split_range(uint64_t off, uint64_t len, uint64_t unit)
+{
+    struct split s = {.start = off, .end = off + len};
+
+    s.first = align_up(off, unit);
+    s.last = align_down(s.end, unit);
+    if (s.last < s.first)
+        s.first = s.last = s.end;
+    return s;
+}
+
 /* True when the result doesn't fit; *sum is then meaningless. */
 static inline MUST_USE bool add_overflows(uint64_t a, uint64_t b, uint64_t *sum)
 {

@@ -31,6 +31,13 @@ bool dirty_bitmap_granularity_ok(uint64_t granularity)
            granularity <= BITMAP_MAX_GRANULARITY;
 }
 
+uint64_t dirty_bitmap_default_granularity(uint64_t cluster_size)
+{
+    if (cluster_size <= 1)
+        return BITMAP_DEFAULT_GRANULARITY;
+    return MIN(MAX(cluster_size, 4096), BITMAP_DEFAULT_GRANULARITY);
+}
+
 static uint64_t count_granules(uint64_t size, unsigned shift)
 {
     return (size >> shift) + ((size & ((1ull << shift) - 1)) != 0);

@@ -35,6 +35,9 @@ struct dirty_bitmap;
 /* A power of two in the limits? */
 bool dirty_bitmap_granularity_ok(uint64_t granularity);
 
+/* What QEMU chooses for a disk of such clusters (0 and 1: of none), within its limits. */
+uint64_t dirty_bitmap_default_granularity(uint64_t cluster_size);
+
 /* A clean, enabled bitmap for a disk of `size` bytes; name NULL: anonymous.  NULL when
  * memory is short.  The granularity must be ok. */
 struct dirty_bitmap *dirty_bitmap_new(const char *name, uint64_t size,

@@ -117,7 +117,7 @@ static int clear_bit(struct dirty_mark *mark)
     return err;
 }
 
-int dirty_mark_settle(struct dirty_mark *mark, bool wait)
+int dirty_mark_clear(struct dirty_mark *mark, bool wait)
 {
     struct lock *meta = mcache_meta(mark->node->mc);
     LOCK_GUARD(meta);
@@ -150,7 +150,7 @@ int dirty_mark_finish(struct dirty_mark *mark)
     if (err || node->options.keep_marks)
         return err;
     if (mark->enabled)
-        return dirty_mark_settle(mark, true);
+        return dirty_mark_clear(mark, true);
     return storage_sync_if_void(node->file);
 }
 
@@ -175,7 +175,7 @@ static void on_timer(void *opaque)
         timer_arm(hk, &mark->timer, last + delay - now);
         return;
     }
-    int err = dirty_mark_settle(mark, false);
+    int err = dirty_mark_clear(mark, false);
     if (err && err != -EBUSY)
         log_error("%s: clearing the dirty mark failed (errno %d); it stays set",
                   node->filename, -err);

@@ -2,16 +2,16 @@
 /* The mark in the header that says "bookkeeping on disk may be behind": NEED_CHECK of QED,
  * the dirty bit of qcow2 with lazy refcounts.
  *
- *   CLEAR --begin--> WRITING --> SET --durable--> DURABLE --settle--> CLEARING --> CLEAR
+ *   CLEAR --begin--> WRITING --> SET --durable--> DURABLE --clear--> CLEARING --> CLEAR
  *
  * The bit is written before the first allocation changes a word; groups frozen before the
  * bit was durable are strict, so its barrier stands before every table update that it
- * announces. The idle timer settles `delay` after the last allocation ended: new
+ * announces. The idle timer clears it `delay` after the last allocation ended: new
  * allocations are held back, everything is committed, the bit is cleared and flushed.  A
  * failure keeps it set, to be tried again after the next quiet period; when it was the
  * writing of the bit that failed, the next allocation writes it anew.
  *
- * Threads: begin, settle outside META; end, frozen under META; any thread.  Layer: block.
+ * Threads: begin, clear outside META; end, frozen under META; any thread.  Layer: block.
  */
 #ifndef BLOCK_DIRTY_MARK_H
 #define BLOCK_DIRTY_MARK_H
@@ -73,7 +73,7 @@ bool dirty_mark_needs_barrier(const struct dirty_mark *mark);
 
 /* Commits everything, clears the bit and flushes; waits for allocations in flight when
  * `wait`, else returns -EBUSY while there are any.  0 when it is clear. */
-int dirty_mark_settle(struct dirty_mark *mark, bool wait) MUST_USE;
+int dirty_mark_clear(struct dirty_mark *mark, bool wait) MUST_USE;
 
 /* META: the bit could not be written, and changes go on without; who began before ends as
  * ever, and who failed to begin begins again. */

@@ -6,25 +6,15 @@
 #include "base/checked.h"
 #include "block/engine.h"
 
-/* A range in three: parts of clusters at both ends and whole clusters between. */
-struct split {
-    uint64_t start, first, last, end; /* [start,first) [first,last) [last,end) */
-};
-
 static struct split split_clusters(const struct node *node, uint64_t off, uint64_t len)
 {
-    struct split s = {.start = off, .end = off + len};
-
-    s.first = align_up(off, node->cluster_size);
-    s.last = align_down(s.end, node->cluster_size);
+    uint64_t end = off + len;
     /* What lies beyond the virtual size is nobody's. */
-    if (s.end == node->size)
-        s.last = align_up(s.end, node->cluster_size);
-    if (s.last <= s.first) {
-        s.first = s.last = s.end;
-    } else if (s.last > s.end) {
-        s.end = s.last;
-    }
+    uint64_t whole = end == node->size ? align_up(end, node->cluster_size) : end;
+    struct split s = split_range(off, whole - off, node->cluster_size);
+
+    if (s.first >= s.last) /* no whole cluster: one part, even if of two */
+        s.first = s.last = s.end = end;
     return s;
 }
 

@@ -303,7 +303,7 @@ static int qcow2_clear_mark(struct node *node)
 {
     /* When flushes are void the cleared bit could reach the disk before the refcounts. */
     return node->options.cache->no_flush ? 0
-                                         : dirty_mark_settle(&qcow2_of(node)->mark, true);
+                                         : dirty_mark_clear(&qcow2_of(node)->mark, true);
 }
 
 static int qcow2_map(struct node *node, uint64_t off, uint64_t len, struct extent *out)

@@ -255,7 +255,7 @@ static int qed_clear_mark(struct node *node)
     /* When flushes are void the cleared bit could reach the disk before the tables. */
     if (!img->active || node->options.cache->no_flush)
         return 0;
-    return dirty_mark_settle(&img->mark, true);
+    return dirty_mark_clear(&img->mark, true);
 }
 
 static int fill_info(struct node *node, struct image_info *info)

@@ -35,6 +35,7 @@
 #include "base/cleanup.h"
 #include "base/range_lock.h"
 #include "storage/file.h"
+#include "storage/iov.h"
 
 #define BOUNCE_BYTES (1u << 20)
 #define MIN_ALIGN    512u
@@ -190,19 +191,6 @@ static int write_straight(struct direct *d, struct iovec *iov, int count, uint64
     return 0;
 }
 
-/* Copies the next n bytes out of the vector, and advances it. */
-static void gather(struct iovec *iov, char *to, uint64_t n)
-{
-    for (; n > 0; iov++) {
-        size_t piece = MIN(iov->iov_len, n);
-        memcpy(to, iov->iov_base, piece);
-        iov->iov_base = (char *)iov->iov_base + piece;
-        iov->iov_len -= piece;
-        to += piece;
-        n -= piece;
-    }
-}
-
 /* Reads those blocks at the edges of [pos, pos+n) which [from, until) fills only partly. */
 static int read_edges(struct direct *d, char *bounce, uint64_t pos, uint64_t n,
                       uint64_t from, uint64_t until)
@@ -218,10 +206,11 @@ static int read_edges(struct direct *d, char *bounce, uint64_t pos, uint64_t n,
     return err;
 }
 
-static int write_bounced(struct direct *d, struct iovec *iov, uint64_t off, uint64_t len,
-                         bool dsync)
+static int write_bounced(struct direct *d, const struct iovec *iov, uint64_t off,
+                         uint64_t len, bool dsync)
 {
     uint64_t pos = block_floor(d, off), stop = block_ceil(d, off + len);
+    struct iov_cursor at = {.iov = iov};
     uint64_t capacity;
     CLEANUP_FREE char *bounce = bounce_new(d, stop - pos, &capacity);
 
@@ -233,7 +222,7 @@ static int write_bounced(struct direct *d, struct iovec *iov, uint64_t off, uint
         int err = read_edges(d, bounce, pos, n, from, until);
         if (err)
             return err;
-        gather(iov, bounce + (from - pos), until - from);
+        iov_gather(&at, bounce + (from - pos), until - from);
         struct iovec piece = {.iov_base = bounce, .iov_len = n};
         err = write_straight(d, &piece, 1, pos, dsync);
         if (err)
@@ -248,15 +237,6 @@ static bool vector_fits(const struct direct *d, const struct iovec *iov, int cou
         if (!memory_fits(d, iov[i].iov_base) || !is_aligned(iov[i].iov_len, d->block))
             return false;
     return true;
-}
-
-static uint64_t vector_length(const struct iovec *iov, int count)
-{
-    uint64_t len = 0;
-
-    for (int i = 0; i < count; i++)
-        len += iov[i].iov_len;
-    return len;
 }
 
 /* Refuses what passes the end of a device before any of it is written. */
@@ -274,7 +254,7 @@ static int direct_pwritev(struct storage *st, const struct iovec *iov, int count
                           uint64_t off, unsigned flags)
 {
     struct direct *d = direct_of(st);
-    uint64_t len = vector_length(iov, count), end = off + len;
+    uint64_t len = iov_length(iov, count), end = off + len;
     bool whole_blocks = is_aligned(off | len, d->block);
     bool straight = whole_blocks && vector_fits(d, iov, count);
     struct iovec copy[STORAGE_MAX_IOV]; /* to be used up */
@@ -294,7 +274,7 @@ static int direct_pwritev(struct storage *st, const struct iovec *iov, int count
     bool fua = flags & STORAGE_FUA;
     bool dsync = fua && !growing && (straight || len < BOUNCE_BYTES / 2);
     err = straight ? write_straight(d, copy, count, off, dsync)
-                   : write_bounced(d, copy, off, len, dsync);
+                   : write_bounced(d, iov, off, len, dsync);
     if (growing)
         err = cut_back_end(d, end, err);
     range_lock_release(&range);

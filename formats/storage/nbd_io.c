@@ -10,6 +10,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "storage/iov.h"
 #include "storage/nbd_internal.h"
 
 /* Several buffers are gathered in pieces of at most this. */
@@ -31,22 +32,6 @@ static bool in_blocks(const struct nbd_storage *nbd, uint64_t off, uint64_t len)
 }
 
 /* ---- parts of blocks ---- */
-
-/* A range in three: part of a block, whole blocks, part of a block. */
-struct parts {
-    uint64_t start, first, last, end; /* [start,first) [first,last) [last,end) */
-};
-
-static struct parts split(const struct nbd_storage *nbd, uint64_t off, uint64_t len)
-{
-    struct parts p = {.start = off, .end = off + len};
-
-    p.first = align_up(off, nbd->info.min_block);
-    p.last = align_down(p.end, nbd->info.min_block);
-    if (p.last < p.first) /* inside one block */
-        p.first = p.last = p.end;
-    return p;
-}
 
 /* Part of one block. */
 static int read_part(struct nbd_storage *nbd, void *buf, uint64_t start, uint64_t end)
@@ -109,15 +94,16 @@ static void unlock_blocks(struct nbd_storage *nbd, struct locked_range *range)
 
 static int read_inside(struct nbd_storage *nbd, char *buf, uint64_t off, uint64_t len)
 {
-    struct parts p = split(nbd, off, len);
+    struct split p = split_range(off, len, nbd->info.min_block);
 
     int err = read_part(nbd, buf, p.start, p.first);
-    if (!err)
-        err = transfer_range(nbd, NBD_READ, buf + (p.first - off), p.last - p.first,
-                             p.first, 0);
-    if (!err)
-        err = read_part(nbd, buf + (p.last - off), p.last, p.end);
-    return err;
+    if (err)
+        return err;
+    err =
+        transfer_range(nbd, NBD_READ, buf + (p.first - off), p.last - p.first, p.first, 0);
+    if (err)
+        return err;
+    return read_part(nbd, buf + (p.last - off), p.last, p.end);
 }
 
 static int io_pread(struct storage *st, void *buf, uint64_t off, uint64_t len)
@@ -134,7 +120,7 @@ static int io_pread(struct storage *st, void *buf, uint64_t off, uint64_t len)
 static int write_one(struct nbd_storage *nbd, const char *buf, uint64_t off, uint64_t len,
                      unsigned flags)
 {
-    struct parts p = split(nbd, off, len);
+    struct split p = split_range(off, len, nbd->info.min_block);
     struct locked_range range;
 
     lock_blocks(nbd, &range, off, len);
@@ -148,39 +134,18 @@ static int write_one(struct nbd_storage *nbd, const char *buf, uint64_t off, uin
     return err;
 }
 
-/* Where in an iovec a copy is. */
-struct cursor {
-    const struct iovec *iov;
-    uint64_t skip;
-};
-
-static void gather(struct cursor *at, char *to, uint64_t len)
-{
-    while (len > 0) {
-        uint64_t n = MIN(len, at->iov->iov_len - at->skip);
-        memcpy(to, (const char *)at->iov->iov_base + at->skip, n);
-        to += n;
-        len -= n;
-        at->skip += n;
-        if (at->skip == at->iov->iov_len) {
-            at->iov++;
-            at->skip = 0;
-        }
-    }
-}
-
 static int write_gathered(struct nbd_storage *nbd, const struct iovec *iov, uint64_t len,
                           uint64_t off, unsigned flags)
 {
     CLEANUP_FREE char *bounce = malloc(MIN(len, GATHER_MAX));
-    struct cursor at = {.iov = iov};
+    struct iov_cursor at = {.iov = iov};
     int err = bounce ? 0 : -ENOMEM;
 
     while (!err && len > 0) {
         uint64_t n = MIN(len, GATHER_MAX);
         if (n < len) /* cut where a block ends */
             n = align_down(off + n, nbd->info.min_block) - off;
-        gather(&at, bounce, n);
+        iov_gather(&at, bounce, n);
         err = write_one(nbd, bounce, off, n, flags);
         off += n;
         len -= n;
@@ -199,10 +164,8 @@ static int io_pwritev(struct storage *st, const struct iovec *iov, int count, ui
     struct nbd_storage *nbd = nbd_of(st);
     /* One flush for all parts, where a flush is what there is. */
     unsigned each = nbd->info.can_fua ? flags & STORAGE_FUA : 0;
-    uint64_t len = 0;
+    uint64_t len = iov_length(iov, count);
 
-    for (int i = 0; i < count; i++)
-        len += iov[i].iov_len;
     if (!range_inside(off, len, nbd->info.size))
         return -ENOSPC;
     int err = count == 1 ? write_one(nbd, iov->iov_base, off, len, each)
@@ -215,7 +178,7 @@ static int io_pwritev(struct storage *st, const struct iovec *iov, int count, ui
 static int io_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flags)
 {
     struct nbd_storage *nbd = nbd_of(st);
-    struct parts p = split(nbd, off, len);
+    struct split p = split_range(off, len, nbd->info.min_block);
     struct locked_range range;
 
     if (p.first == p.last)
@@ -238,7 +201,7 @@ static int io_discard(struct storage *st, uint64_t off, uint64_t len)
 
     if (off >= nbd->info.size)
         return 0;
-    struct parts p = split(nbd, off, MIN(len, nbd->info.size - off));
+    struct split p = split_range(off, MIN(len, nbd->info.size - off), nbd->info.min_block);
     if (p.first == p.last)
         return 0;
     lock_blocks(nbd, &range, p.first, p.last - p.first);

@@ -63,6 +63,22 @@ Test(checked, overlap_needs_a_shared_byte)
     cr_assert(ranges_overlap(5, 1, 0, 10));
 }
 
+/* Head, body and tail are the range, in order; the body is whole units, as many as fit. */
+Test(checked, a_split_is_the_range_cut_at_units)
+{
+    for (uint64_t off = 0; off < 24; off++)
+        for (uint64_t len = 0; len < 24; len++) {
+            struct split s = split_range(off, len, 8);
+            cr_assert(s.start == off && s.end == off + len);
+            cr_assert(s.start <= s.first && s.first <= s.last && s.last <= s.end);
+            cr_assert_lt(s.first - s.start, 8);
+            cr_assert_lt(s.end - s.last, 8);
+            cr_assert(s.first == s.last || (s.first % 8 == 0 && s.last % 8 == 0));
+            cr_assert(off / 8 != (off + len) / 8 || off % 8 == 0 || s.first == s.end,
+                      "within one unit all is head");
+        }
+}
+
 Test(bytes, orders_at_odd_addresses)
 {
     uint8_t buf[9] = {0};

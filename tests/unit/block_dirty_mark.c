@@ -184,7 +184,7 @@ Test(block_dirty_mark, q20_the_timer_does_nothing_during_an_allocation)
     begin(&mark);
     pass(&b, 100 * SEC);
     cr_expect(bit_in_file(&b));
-    cr_expect_eq(dirty_mark_settle(&mark, false), -EBUSY);
+    cr_expect_eq(dirty_mark_clear(&mark, false), -EBUSY);
     end(&b, &mark);
     pass(&b, DELAY);
     cr_expect_not(bit_in_file(&b), "armed again by its end");
@@ -373,7 +373,7 @@ Test(block_dirty_mark, q19_allocations_wait_while_it_is_cleared, .timeout = 60)
     mark_init(&b, &mark, NULL, true);
     allocate(&b, &mark);
     crash_log_set_hook(b.log, start_racer_in_the_barrier, &r);
-    cr_expect_eq(dirty_mark_settle(&mark, true), 0);
+    cr_expect_eq(dirty_mark_clear(&mark, true), 0);
     pthread_join(r.thread, NULL);
     crash_log_set_hook(b.log, NULL, NULL);
     cr_expect(bit_in_file(&b), "set again for the one that waited");
