@@ -356,15 +356,12 @@ bool chain_has_file(struct node *top, const char *path)
 {
     const struct storage_open how = {.read_only = true};
     CLEANUP_STORAGE struct storage *file = NULL;
-    uint64_t device, inode, other_device, other_inode;
     struct diag ignored;
 
-    if (storage_open_file(path, &how, &file, &ignored) ||
-        storage_identity(file, &device, &inode))
+    if (storage_open_file(path, &how, &file, &ignored))
         return false;
     for (struct node *node = top; node; node = node->backing)
-        if (storage_identity(node->file, &other_device, &other_inode) == 0 &&
-            device == other_device && inode == other_inode)
+        if (storage_is_same(file, node->file))
             return true;
     return false;
 }

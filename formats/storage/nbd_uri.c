@@ -11,6 +11,8 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/path.h"
+#include "base/percent.h"
 #include "storage/nbd_uri.h"
 
 #define HOST_MAX   253
@@ -68,14 +70,6 @@ static int check_text(const char *text, bool legacy, struct diag *diag)
     return 0;
 }
 
-static int hex_value(char c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    c |= 0x20;
-    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
 /* Resolves %XX.  Control characters, the NUL first of all, are nobody's name. */
 static int decode_percents(struct parse *p, const char *what, struct span in, char **out)
 {
@@ -87,13 +81,12 @@ static int decode_percents(struct parse *p, const char *what, struct span in, ch
     for (size_t i = 0; i < in.len; i++) {
         char c = in.at[i];
         if (c == '%') {
-            int high = i + 2 < in.len ? hex_value(in.at[i + 1]) : -1;
-            int low = high >= 0 ? hex_value(in.at[i + 2]) : -1;
-            if (low < 0)
+            int byte = percent_byte(in.at + i, in.len - i);
+            if (byte < 0)
                 return diag_set(p->diag, EINVAL,
                                 "%s: %s: %% without two hexadecimal digits", p->shown,
                                 what);
-            c = (char)(high << 4 | low);
+            c = (char)byte;
             i += 2;
         }
         if ((unsigned char)c < ' ' || c == 0x7f)
@@ -172,7 +165,6 @@ static int parse_host_and_port(struct parse *p, struct span authority)
 static int set_path(struct parse *p, const char *key, char *path, char **out)
 {
     CLEANUP_FREE char *given = path;
-    CLEANUP_FREE char *folder = NULL;
 
     if (given[0] == '\0')
         return diag_set(p->diag, EINVAL, "%s: %s= names no path", p->shown, key);
@@ -184,12 +176,8 @@ static int set_path(struct parse *p, const char *key, char *path, char **out)
         return diag_set(p->diag, EACCES,
                         "%s: an image may name a socket by its absolute path only",
                         p->shown);
-    folder = getcwd(NULL, 0);
-    if (!folder || asprintf(out, "%s/%s", folder, given) < 0) {
-        *out = NULL;
-        return diag_errno(p->diag, errno, "%s", p->shown);
-    }
-    return 0;
+    *out = path_absolute(given);
+    return *out ? 0 : diag_errno(p->diag, errno, "%s", p->shown);
 }
 
 static int set_socket(struct parse *p, char *path)

@@ -1,22 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The canonical text of an NBD URI. */
-#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/percent.h"
 #include "storage/nbd_uri.h"
 
-static void print_encoded(FILE *f, const char *name)
-{
-    for (; *name; name++) {
-        unsigned char c = (unsigned char)*name;
-        if (c < 0x80 && (isalnum(c) || strchr("-._~/:@,=+", c)))
-            fputc(c, f);
-        else
-            fprintf(f, "%%%02X", c);
-    }
-}
+/* What needn't be encoded in paths and values. */
+#define PLAIN "-._~/:@,=+"
 
 /* A host that was parsed has nothing to encode, and of others a %% is refused. */
 static void print_host(FILE *f, const char *host)
@@ -24,11 +16,7 @@ static void print_host(FILE *f, const char *host)
     bool v6 = strchr(host, ':') != NULL;
 
     fputs(v6 ? "[" : "", f);
-    for (; *host; host++)
-        if (isalnum((unsigned char)*host) || strchr(".-_:", *host))
-            fputc(*host, f);
-        else
-            fprintf(f, "%%%02X", (unsigned char)*host);
+    percent_print(f, host, ".-_:");
     fputs(v6 ? "]" : "", f);
 }
 
@@ -36,11 +24,7 @@ static void print_user(FILE *f, const char *name)
 {
     if (!name)
         return;
-    for (; *name; name++)
-        if (isalnum((unsigned char)*name) || strchr("-._~", *name))
-            fputc(*name, f);
-        else
-            fprintf(f, "%%%02X", (unsigned char)*name);
+    percent_print(f, name, "-._~");
     fputc('@', f);
 }
 
@@ -50,7 +34,7 @@ static void print_parameter(FILE *f, char *separator, const char *key, const cha
     if (!value)
         return;
     fprintf(f, "%c%s=", *separator, key);
-    print_encoded(f, value);
+    percent_print(f, value, PLAIN);
     *separator = '&';
 }
 
@@ -83,7 +67,7 @@ char *nbd_uri_print(const struct nbd_uri *uri)
             fprintf(f, ":%s", uri->port);
     }
     fputc('/', f);
-    print_encoded(f, uri->export_name);
+    percent_print(f, uri->export_name, PLAIN);
     print_query(f, uri);
     if (fclose(f) == 0)
         return text;

@@ -315,6 +315,15 @@ int storage_identity(struct storage *st, uint64_t *device, uint64_t *inode)
     return st->ops->identity ? st->ops->identity(st, device, inode) : -ENOTSUP;
 }
 
+bool storage_is_same(struct storage *a, struct storage *b)
+{
+    uint64_t device[2], inode[2];
+
+    return storage_identity(a, &device[0], &inode[0]) == 0 &&
+           storage_identity(b, &device[1], &inode[1]) == 0 && device[0] == device[1] &&
+           inode[0] == inode[1];
+}
+
 int storage_start(struct storage *st)
 {
     return st->ops->start ? st->ops->start(st) : 0;

@@ -138,6 +138,9 @@ void storage_set_hints(struct storage *st, const struct storage_hints *hints);
  * not a local file. */
 int storage_identity(struct storage *st, uint64_t *device, uint64_t *inode);
 
+/* Are both the same local file?  False when one isn't local. */
+bool storage_is_same(struct storage *a, struct storage *b);
+
 /* Locks the image against other processes (QEMU's tools take the same locks); a reader can
  * become a writer, and a writer a reader.  -EAGAIN, with a message, when another process is
  * in the way; nothing is waited for. Lasts until the storage is closed.  0 on a store that

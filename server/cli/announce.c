@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "announce.h"
+#include "base/path.h"
 #include "cli.h"
 
 /* Waits until something can be read or all writers are gone.  True: the former. */
@@ -24,11 +25,6 @@ static bool wait_for_bytes(int fd)
         n = read(fd, bytes, sizeof bytes);
     } while (n < 0 && errno == EINTR);
     return n > 0;
-}
-
-static bool same_socket(const struct stat *a, const struct stat *b)
-{
-    return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }
 
 /* What is sent to all of the terminal's processes is for nbdkit, which this one outlives.
@@ -61,7 +57,7 @@ static void watch(const struct announcement *a, int fd)
     close(STDOUT_FILENO);
     while (ready && wait_for_bytes(fd)) {
     }
-    if (known && stat(a->socket_path, &now) == 0 && same_socket(&before, &now))
+    if (known && stat(a->socket_path, &now) == 0 && stat_is_same_file(&before, &now))
         unlink(a->socket_path);
 }
 

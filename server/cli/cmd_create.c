@@ -46,15 +46,6 @@ static int parse_size(struct create_args *args, uint64_t *size, bool *given)
                                size);
 }
 
-static bool same_file(struct storage *a, struct storage *b)
-{
-    uint64_t device[2], inode[2];
-
-    return storage_identity(a, &device[0], &inode[0]) == 0 &&
-           storage_identity(b, &device[1], &inode[1]) == 0 && device[0] == device[1] &&
-           inode[0] == inode[1];
-}
-
 /* A file that is written over must not be among those below the new image. */
 static int check_not_below(const char *filename, const struct node *node)
 {
@@ -65,7 +56,7 @@ static int check_not_below(const char *filename, const struct node *node)
         return CLI_OK; /* most often it isn't there yet; creating it tells what else is
                           wrong */
     for (; node; node = node->backing)
-        if (same_file(target, node->file))
+        if (storage_is_same(target, node->file))
             return cli_error(
                 "%s: the image would be created over %s, which it is to lie on", filename,
                 node->filename);

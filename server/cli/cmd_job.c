@@ -9,6 +9,7 @@
 #include <jansson.h>
 
 #include "base/cleanup.h"
+#include "base/path.h"
 #include "cli.h"
 #include "job_watch.h"
 #include "qmp_client.h"
@@ -97,21 +98,9 @@ static int set_size(json_t *args, const char *key, const char *text)
 }
 
 /* The server may run in another folder: a name that isn't absolute is made so. */
-static char *absolute_path(const char *path)
-{
-    CLEANUP_FREE char *cwd = path[0] == '/' ? NULL : getcwd(NULL, 0);
-    char *full = NULL;
-
-    if (path[0] == '/')
-        return strdup(path);
-    if (!cwd || asprintf(&full, "%s/%s", cwd, path) < 0)
-        return NULL;
-    return full;
-}
-
 static int set_path(json_t *args, const char *key, const char *path)
 {
-    CLEANUP_FREE char *full = absolute_path(path);
+    CLEANUP_FREE char *full = path_absolute(path);
 
     return full ? set_text(args, key, full) : cli_error("%s: %s", path, strerror(errno));
 }

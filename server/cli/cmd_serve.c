@@ -11,6 +11,7 @@
 
 #include "announce.h"
 #include "base/cleanup.h"
+#include "base/path.h"
 #include "cli.h"
 #include "listen.h"
 
@@ -144,18 +145,6 @@ static int pass_on(int fd)
     return CLI_OK;
 }
 
-/* The path that clients in other folders can use; to be freed. */
-static char *absolute_path(const char *path)
-{
-    char cwd[PATH_MAX], *absolute;
-
-    if (path[0] == '/')
-        return strdup(path);
-    if (!getcwd(cwd, sizeof cwd) || asprintf(&absolute, "%s/%s", cwd, path) < 0)
-        return NULL;
-    return absolute;
-}
-
 /* What nbdkit will listen on, when it isn't a private socket. */
 struct place {
     char *uri, *path; /* owned; path NULL: no socket of ours */
@@ -179,7 +168,7 @@ static int offer_unix_socket(const struct serve_args *args, struct place *place)
         }
         path = beside_image;
     }
-    place->path = absolute_path(path);
+    place->path = path_absolute(path);
     if (!place->path)
         return cli_error("%s: %s", path, strerror(errno));
 

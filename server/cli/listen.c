@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The sockets that `qimg serve` was started with. */
-#include <ctype.h>
 #include <errno.h>
 #include <netdb.h>
 #include <stdbool.h>
@@ -13,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/percent.h"
 #include "base/unix_socket.h"
 #include "cli.h"
 #include "listen.h"
@@ -54,27 +54,20 @@ int listen_unix(const char *path, int *fd)
     return CLI_OK;
 }
 
-static bool is_plain(unsigned char c)
-{
-    return isalnum(c) || strchr("-._~/", c);
-}
-
 char *uri_of_unix_socket(const char *path)
 {
-    static const char prefix[] = "nbd+unix:///?socket=";
-    char *uri = malloc(sizeof prefix + 3 * strlen(path));
-    if (!uri)
-        return NULL;
+    char *uri = NULL;
+    size_t n;
+    FILE *f = open_memstream(&uri, &n);
 
-    char *out = stpcpy(uri, prefix);
-    for (; *path; path++) {
-        if (is_plain((unsigned char)*path))
-            *out++ = *path;
-        else
-            out += sprintf(out, "%%%02X", (unsigned char)*path);
-    }
-    *out = '\0';
-    return uri;
+    if (!f)
+        return NULL;
+    fputs("nbd+unix:///?socket=", f);
+    percent_print(f, path, "-._~/");
+    if (fclose(f) == 0)
+        return uri;
+    free(uri);
+    return NULL;
 }
 
 char *uri_of_tcp(const char *address, const char *port)
