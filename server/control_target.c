@@ -36,9 +36,10 @@ static int make_file(const struct target_request *request, struct diag *diag)
 {
     const struct driver *driver = driver_find(request->format);
     const struct node *below = request->with_backing ? request->source->backing : NULL;
-    struct create_request create = {
+    const struct create_request create = {
         .filename = request->target,
         .size = request->source->size,
+        .exact_size = true,
         .backing_file = below ? below->filename : NULL,
         .backing_format = below ? node_format(below) : NULL,
     };
@@ -49,7 +50,7 @@ static int make_file(const struct target_request *request, struct diag *diag)
     if (below && !driver_can(driver, DRIVER_BACKING))
         return diag_set(diag, EINVAL, "%s: %s images have no backing file", request->target,
                         driver->name);
-    return driver_create_exact(driver, &create, diag);
+    return create_image(driver, &create, diag);
 }
 
 /* "json:..." and the like are no names of files to be made. */

@@ -16,6 +16,7 @@
 #include "base/compiler.h"
 #include "base/diag.h"
 #include "block/check.h"
+#include "block/create.h"
 #include "storage/storage.h"
 
 struct image_info;
@@ -72,43 +73,6 @@ enum zero_how {
 struct node_open {
     const char *filename;
     bool read_only;
-};
-
-/* Options of `create`, as text "key=value" pairs already split; unknown keys are refused by
- * the driver with a message. */
-struct create_option {
-    const char *key, *value;
-    bool used;
-};
-
-/* An option of `create` as a format describes it: parsing, help and what is announced come
- * from these. */
-enum create_option_kind { CREATE_TEXT, CREATE_SWITCH, CREATE_NUMBER, CREATE_SIZE };
-
-struct create_option_info {
-    const char *name; /* NULL: the end of the table */
-    enum create_option_kind kind;
-    const char *initial; /* announced when none is given; NULL: then not announced */
-    const char *help;    /* NULL: there is no choice but the initial value; not listed */
-};
-
-/* Those of the file, which every format has. */
-#define CREATE_NOCOW_OPTION                                                        \
-    {                                                                              \
-        "nocow", CREATE_SWITCH, NULL, "Turn off copy-on-write of the file (btrfs)" \
-    }
-#define CREATE_EXTENT_OPTION                                                         \
-    {                                                                                \
-        "extent_size_hint", CREATE_SIZE, NULL, "Bytes for the file to grow by (XFS)" \
-    }
-
-struct create_request {
-    const char *filename;
-    uint64_t size;                             /* bytes, of any alignment */
-    const char *backing_file, *backing_format; /* NULL: none */
-    struct storage_hints hints;
-    struct create_option *options;
-    size_t n_options;
 };
 
 /* What a format can do, besides what every driver does.  In brackets, which operations are
@@ -207,20 +171,19 @@ struct driver {
     int (*check)(struct storage *st, const struct check_options *options,
                  struct check_result *result, struct diag *diag);
 
-    /* Writes an empty image; leaves nothing behind when it fails. */
-    int (*create)(struct create_request *req, struct diag *diag);
+    /* Judges what is asked for, and touches nothing: options that it doesn't have, values
+     * and sizes that can't be.  0, or -errno with a sentence. */
+    int (*check_create)(const struct create_request *req, struct diag *diag);
+    /* Writes an empty image into st, for a request that check_create let pass.  st is an
+     * empty store or, when its size is fixed, one with anything in it; it is taken over,
+     * and closed on return.  After a failure what is in it means nothing. */
+    int (*create)(struct storage *st, const struct create_request *req, struct diag *diag);
 };
 
 static inline bool driver_can(const struct driver *driver, enum driver_feature feature)
 {
     return driver->features & feature;
 }
-
-/* Makes an image file, as `create` does, of exactly the size that was asked for: one without
- * a header may be rounded up to whole sectors by that.  -EINVAL for a size that images of the
- * format can't have.  0 or -errno. */
-int driver_create_exact(const struct driver *driver, struct create_request *request,
-                        struct diag *diag) MUST_USE;
 
 /* Where in an image's header, of `limit` bytes, there is room for a new backing name beside
  * the old one ([old, old+old_len)) and behind what is used otherwise ([0, used)); over the

@@ -1,13 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The table of formats, once the registry has set it; finding one by name or magic. */
 #include <assert.h>
-#include <errno.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/checked.h"
-#include "base/cleanup.h"
 #include "block/driver.h"
 
 static const struct driver *const none[] = {NULL};
@@ -62,34 +59,6 @@ const char *driver_names(struct driver_names_text *out)
         used += (size_t)snprintf(out->text + used, sizeof out->text - used, "%s%s",
                                  i ? ", " : "", drivers[i]->name);
     return out->text;
-}
-
-#define SECTOR 512u
-
-static int cut_to_size(const struct create_request *request, struct diag *diag)
-{
-    const struct storage_open how = {0};
-    CLEANUP_STORAGE struct storage *file = NULL;
-
-    int err = storage_open_file(request->filename, &how, &file, diag);
-    if (err)
-        return err;
-    err = storage_truncate(file, request->size);
-    return err ? diag_errno(diag, -err, "%s", request->filename) : 0;
-}
-
-int driver_create_exact(const struct driver *driver, struct create_request *request,
-                        struct diag *diag)
-{
-    bool odd = request->size % SECTOR != 0;
-
-    if (odd && driver_can(driver, DRIVER_CLUSTERS))
-        return diag_set(diag, EINVAL,
-                        "%s: the disk's %" PRIu64 " bytes are no multiple of %u, as %s "
-                        "images have them: say format=raw",
-                        request->filename, request->size, SECTOR, driver->name);
-    int err = driver->create(request, diag);
-    return err || !odd ? err : cut_to_size(request, diag);
 }
 
 uint64_t driver_place_name(uint64_t used, uint64_t old, uint64_t old_len, uint64_t len,

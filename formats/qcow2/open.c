@@ -349,5 +349,6 @@ const struct driver qcow2_driver = {
     .clear_mark = qcow2_clear_mark,
     .info = qcow2_info,
     .check = qcow2_check,
+    .check_create = qcow2_check_create,
     .create = qcow2_create,
 };

@@ -1,24 +1,24 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Writing an empty image: header, backing file name, L1 table of zeroes. */
+/* Writing empty images: header, backing file name, L1 table of zeroes. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/checked.h"
-#include "base/size.h"
 #include "base/log.h"
+#include "base/size.h"
 #include "qed/image.h"
 
 const struct create_option_info qed_create_options[] = {
-    {"size", CREATE_SIZE, NULL, "Virtual disk size"},
-    {"backing_file", CREATE_TEXT, NULL, "File name of a base image"},
-    {"backing_fmt", CREATE_TEXT, NULL, "Image format of the base image"},
-    {"cluster_size", CREATE_SIZE, "65536", "Size of a cluster, 4 KiB to 64 MiB"},
-    {"table_size", CREATE_SIZE, NULL, "Clusters that an L1 or L2 table takes, 1 to 16"},
-    CREATE_NOCOW_OPTION,
-    CREATE_EXTENT_OPTION,
+    CREATE_OPTION_SIZE,
+    CREATE_OPTION_BACKING_FILE,
+    CREATE_OPTION_BACKING_FORMAT,
+    {"cluster_size", CREATE_SIZE, .initial = "65536",
+     .help = "Size of a cluster, 4 KiB to 64 MiB"},
+    {"table_size", CREATE_SIZE, .help = "Clusters that an L1 or L2 table takes, 1 to 16"},
+    CREATE_OPTION_NOCOW,
+    CREATE_OPTION_EXTENT,
     {0},
 };
 
@@ -46,10 +46,9 @@ static int take_text(const struct create_request *req, const struct create_optio
     return 0;
 }
 
-static int take_option(const struct create_request *req, struct create_option *option,
+static int take_option(const struct create_request *req, const struct create_option *option,
                        struct settings *set, struct diag *diag)
 {
-    option->used = true;
     if (strcmp(option->key, "cluster_size") == 0)
         return take_size(req, option, &set->cluster_size, diag);
     if (strcmp(option->key, "table_size") == 0)
@@ -58,7 +57,6 @@ static int take_option(const struct create_request *req, struct create_option *o
         return take_text(req, option, &set->backing_file, diag);
     if (strcmp(option->key, "backing_fmt") == 0)
         return take_text(req, option, &set->backing_format, diag);
-    option->used = false;
     return diag_set(
         diag, EINVAL,
         "%s: unknown option '%s': QED has cluster_size, table_size, backing_file "
@@ -91,7 +89,7 @@ static int check_settings(const struct create_request *req, const struct setting
     return 0;
 }
 
-static int read_settings(struct create_request *req, struct settings *set,
+static int read_settings(const struct create_request *req, struct settings *set,
                          struct diag *diag)
 {
     *set = (struct settings){
@@ -151,15 +149,19 @@ static int write_image(struct storage *file, const struct qed_header *header,
 
     /* The file's length says what is allocated, for QED has no reference counts. */
     int err = storage_truncate(file, header->l1_table_offset + l1_bytes);
-    if (err == 0)
-        err = storage_zero(file, header->l1_table_offset, l1_bytes, 0);
-    if (err == 0 && backing)
+    if (err)
+        return err;
+    err = storage_zero(file, header->l1_table_offset, l1_bytes, 0);
+    if (err)
+        return err;
+    if (backing)
         err = storage_write(file, backing, header->backing_filename_offset,
                             header->backing_filename_size, 0);
+    if (err)
+        return err;
     qed_header_encode(header, raw);
-    if (err == 0)
-        err = storage_write(file, raw, 0, sizeof raw, 0);
-    return err < 0 ? err : storage_flush(file);
+    err = storage_write(file, raw, 0, sizeof raw, 0);
+    return err ? err : storage_flush(file);
 }
 
 /* Allowed by the specification, and written by qemu-img as well. */
@@ -171,28 +173,40 @@ static void warn_of_small_tables(const struct create_request *req,
                     req->filename);
 }
 
-int qed_create(struct create_request *req, struct diag *diag)
+static int plan_image(const struct create_request *req, struct settings *set,
+                      struct qed_header *header, struct diag *diag)
+{
+    int err = read_settings(req, set, diag);
+
+    return err ? err : make_header(req, set, header, diag);
+}
+
+int qed_check_create(const struct create_request *req, struct diag *diag)
 {
     struct settings set;
     struct qed_header header;
-    CLEANUP_STORAGE struct storage *file = NULL;
-    int err;
 
-    if ((err = read_settings(req, &set, diag)) < 0 ||
-        (err = make_header(req, &set, &header, diag)) < 0 ||
-        (err = storage_create_file(req->filename, &file, diag)) < 0)
+    return plan_image(req, &set, &header, diag);
+}
+
+int qed_create(struct storage *st, const struct create_request *req, struct diag *diag)
+{
+    CLEANUP_STORAGE struct storage *file = st;
+    struct settings set;
+    struct qed_header header;
+
+    int err = plan_image(req, &set, &header, diag);
+    if (err)
         return err;
-    storage_set_hints(file, &req->hints);
     if (file->fixed_size)
         return diag_set(
             diag, ENOTSUP,
             "%s: a QED image can't be created on a block device: the format grows "
             "by extending its file",
             req->filename);
-    if ((err = write_image(file, &header, set.backing_file)) < 0) {
-        unlink(req->filename);
+    err = write_image(file, &header, set.backing_file);
+    if (err)
         return diag_errno(diag, -err, "%s: writing the image", req->filename);
-    }
     warn_of_small_tables(req, &set);
     return 0;
 }

@@ -287,5 +287,6 @@ const struct driver qed_driver = {
     .clear_mark = qed_clear_mark,
     .info = fill_info,
     .check = qed_check,
+    .check_create = qed_check_create,
     .create = qed_create,
 };

@@ -1,21 +1,19 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Creating raw images. */
+/* Writing empty raw images. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "raw/raw.h"
-#include "storage/storage.h"
 
 const struct create_option_info raw_create_options[] = {
-    {"size", CREATE_SIZE, NULL, "Virtual disk size"},
-    CREATE_NOCOW_OPTION,
-    {"preallocation", CREATE_TEXT, NULL, "What to allocate now: off, falloc or full"},
-    CREATE_EXTENT_OPTION,
+    CREATE_OPTION_SIZE,
+    CREATE_OPTION_NOCOW,
+    {"preallocation", CREATE_TEXT, .help = "What to allocate now: off, falloc or full"},
+    CREATE_OPTION_EXTENT,
     {0},
 };
 
@@ -24,7 +22,8 @@ const struct create_option_info raw_create_options[] = {
 
 enum preallocation { PREALLOC_OFF, PREALLOC_FALLOC, PREALLOC_FULL };
 
-struct raw_options {
+struct raw_params {
+    uint64_t size; /* whole sectors, unless it is to be exact */
     enum preallocation preallocation;
 };
 
@@ -42,26 +41,34 @@ static int parse_preallocation(const char *word, enum preallocation *out)
     return -EINVAL;
 }
 
-static int parse_options(struct create_request *req, struct raw_options *out,
+static int parse_options(const struct create_request *req, struct raw_params *out,
                          struct diag *diag)
 {
-    *out = (struct raw_options){.preallocation = PREALLOC_OFF};
     for (size_t i = 0; i < req->n_options; i++) {
-        struct create_option *o = &req->options[i];
-        int rc;
-        if (strcmp(o->key, "preallocation") == 0)
-            rc = parse_preallocation(o->value, &out->preallocation);
-        else
+        const struct create_option *o = &req->options[i];
+        if (strcmp(o->key, "preallocation") != 0)
             return diag_set(diag, EINVAL, "%s: raw images have no option '%s'",
                             req->filename, o->key);
-        if (rc < 0)
+        if (parse_preallocation(o->value, &out->preallocation))
             return diag_set(diag, EINVAL, "%s: %s doesn't take the value '%s'",
                             req->filename, o->key, o->value);
-        o->used = true;
     }
+    return 0;
+}
+
+static int parse_params(const struct create_request *req, struct raw_params *out,
+                        struct diag *diag)
+{
+    *out = (struct raw_params){.preallocation = PREALLOC_OFF};
+    int err = parse_options(req, out, diag);
+    if (err)
+        return err;
     if (req->backing_file)
         return diag_set(diag, ENOTSUP, "%s: raw images have no backing file",
                         req->filename);
+    if (add_overflows(req->size, SECTOR - 1, &out->size))
+        return diag_set(diag, EFBIG, "%s: the size is too large", req->filename);
+    out->size = req->exact_size ? req->size : align_down(out->size, SECTOR);
     return 0;
 }
 
@@ -71,50 +78,48 @@ static int write_zeroes(struct storage *file, uint64_t size)
     if (!zeroes)
         return -ENOMEM;
     for (uint64_t off = 0; off < size; off += ZERO_BUFFER) {
-        int rc = storage_write(file, zeroes, off, MIN(size - off, ZERO_BUFFER), 0);
-        if (rc < 0)
-            return rc;
+        int err = storage_write(file, zeroes, off, MIN(size - off, ZERO_BUFFER), 0);
+        if (err)
+            return err;
     }
     return 0;
 }
 
-static int fill(struct storage *file, uint64_t size, enum preallocation how,
-                struct diag *diag)
+/* A device has its size and its blocks. */
+static int set_size(struct storage *file, const struct raw_params *params)
 {
-    /* A device has its size and its blocks. */
-    bool reserve = how == PREALLOC_FALLOC && !file->fixed_size;
-    int rc = reserve ? storage_preallocate(file, 0, size) : storage_truncate(file, size);
-    if (rc < 0)
-        return diag_errno(diag, -rc, "%s: cannot be given %" PRIu64 " bytes", file->name,
-                          size);
+    bool reserve = params->preallocation == PREALLOC_FALLOC && !file->fixed_size;
 
-    if (how == PREALLOC_FULL)
-        rc = write_zeroes(file, size);
-    if (rc == 0)
-        rc = storage_flush(file);
-    return rc < 0 ? diag_errno(diag, -rc, "%s: cannot be written", file->name) : 0;
+    return reserve ? storage_preallocate(file, 0, params->size)
+                   : storage_truncate(file, params->size);
 }
 
-int raw_create(struct create_request *req, struct diag *diag)
+static int write_contents(struct storage *file, const struct raw_params *params)
 {
-    struct raw_options options;
-    int rc = parse_options(req, &options, diag);
-    if (rc < 0)
-        return rc;
-    uint64_t size;
-    if (add_overflows(req->size, SECTOR - 1, &size))
-        return diag_set(diag, EFBIG, "%s: the size is too large", req->filename);
-    size = align_down(size, SECTOR);
+    int err = params->preallocation == PREALLOC_FULL ? write_zeroes(file, params->size) : 0;
 
-    struct storage *file;
-    rc = storage_create_file(req->filename, &file, diag);
-    if (rc < 0)
-        return rc;
-    bool is_device = file->fixed_size;
-    storage_set_hints(file, &req->hints);
-    rc = fill(file, size, options.preallocation, diag);
-    storage_close(file);
-    if (rc < 0 && !is_device)
-        unlink(req->filename);
-    return rc;
+    return err ? err : storage_flush(file);
+}
+
+int raw_check_create(const struct create_request *req, struct diag *diag)
+{
+    struct raw_params params;
+
+    return parse_params(req, &params, diag);
+}
+
+int raw_create(struct storage *st, const struct create_request *req, struct diag *diag)
+{
+    CLEANUP_STORAGE struct storage *file = st;
+    struct raw_params params;
+
+    int err = parse_params(req, &params, diag);
+    if (err)
+        return err;
+    err = set_size(file, &params);
+    if (err)
+        return diag_errno(diag, -err, "%s: cannot be given %" PRIu64 " bytes", file->name,
+                          params.size);
+    err = write_contents(file, &params);
+    return err ? diag_errno(diag, -err, "%s: cannot be written", file->name) : 0;
 }

@@ -92,5 +92,6 @@ const struct driver raw_driver = {
     .zero = raw_zero,
     .zero_is_fast = raw_zero_is_fast,
     .grow = raw_grow,
+    .check_create = raw_check_create,
     .create = raw_create,
 };

@@ -2,6 +2,8 @@
 /* The table of protocols. */
 #include "storage/protocol.h"
 
+#include <unistd.h>
+
 #include "storage/nbd.h"
 
 /* How long a request waits for a server that went away to come back. */
@@ -21,9 +23,26 @@ static int open_nbd(const char *name, const struct storage_open *how, struct sto
     return storage_open_nbd(name, &nbd, out, diag);
 }
 
+static int create_file(const char *name, const struct storage_hints *hints,
+                       struct storage **out, struct diag *diag)
+{
+    int err = storage_create_file(name, out, diag);
+    if (err)
+        return err;
+    storage_set_hints(*out, hints);
+    return 0;
+}
+
+static void remove_file(const char *name)
+{
+    unlink(name);
+}
+
 const struct storage_protocol storage_protocol_file = {
     .name = "file",
     .open = storage_open_file,
+    .create = create_file,
+    .remove = remove_file,
 };
 
 const struct storage_protocol storage_protocol_nbd = {

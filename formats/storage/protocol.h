@@ -18,6 +18,14 @@ struct storage_protocol {
     /* As storage_open_file; what `how` has for other protocols is ignored. */
     int (*open)(const char *name, const struct storage_open *how, struct storage **out,
                 struct diag *diag);
+
+    /* As storage_create_file, with wishes for what is made.  NULL: somebody else makes its
+     * stores. */
+    int (*create)(const char *name, const struct storage_hints *hints, struct storage **out,
+                  struct diag *diag);
+    /* There with `create`: removes a store that was made and closed; what can't be removed
+     * stays. */
+    void (*remove)(const char *name);
 };
 
 extern const struct storage_protocol storage_protocol_file, storage_protocol_nbd;

@@ -136,21 +136,21 @@ static int settle_size(struct create_args *args, uint64_t *size)
     return options_set(&args->list, "size", text);
 }
 
-static int create(struct create_args *args)
+static int create_as_asked(struct create_args *args)
 {
-    const char *name = args->format->name;
     CLEANUP_FREE struct create_option *for_driver = NULL;
     struct create_request req = {.filename = args->filename};
     struct diag diag = {0};
 
-    if (!create_format_has_backing(args->format) &&
+    if (!driver_can(args->format, DRIVER_BACKING) &&
         options_get(&args->list, "backing_file"))
         return cli_error("%s: Backing file not supported for file format '%s'",
-                         args->filename, name);
+                         args->filename, args->format->name);
     if (create_options_check(args->format, &args->list, args->filename) != CLI_OK ||
         settle_size(args, &req.size) != CLI_OK ||
         create_options_hints(&args->list, args->filename, &req.hints) != CLI_OK ||
-        create_options_for_driver(&args->list, &for_driver, &req.n_options) != CLI_OK)
+        create_options_for_driver(args->format, &args->list, &for_driver, &req.n_options) !=
+            CLI_OK)
         return CLI_FAILED;
     if (!args->quiet)
         create_options_announce(args->format, &args->list, args->filename);
@@ -158,7 +158,7 @@ static int create(struct create_args *args)
     req.options = for_driver;
     req.backing_file = options_get(&args->list, "backing_file");
     req.backing_format = options_get(&args->list, "backing_fmt");
-    if (driver_find(name)->create(&req, &diag) < 0)
+    if (create_image(args->format, &req, &diag) < 0)
         return cli_diag(&diag);
     return CLI_OK;
 }
@@ -169,7 +169,7 @@ struct raw_args {
     const char *format, *backing_file, *backing_format;
 };
 
-static int take_option(void *opaque, int option)
+static int take_create_option(void *opaque, int option)
 {
     struct raw_args *raw = opaque;
     struct create_args *args = raw->args;
@@ -207,11 +207,11 @@ static int take_operands(struct create_args *args, int argc, char **argv)
     return CLI_OK;
 }
 
-static int run_with(struct create_args *args, const struct cli_command *self, int argc,
-                    char **argv)
+static int parse_and_create(struct create_args *args, const struct cli_command *self,
+                            int argc, char **argv)
 {
     struct raw_args raw = {.args = args, .format = "raw"};
-    int code = cli_take_options(self, argc, argv, take_option, &raw);
+    int code = cli_take_options(self, argc, argv, take_create_option, &raw);
 
     if (code != CLI_GO_ON)
         return code;
@@ -230,13 +230,13 @@ static int run_with(struct create_args *args, const struct cli_command *self, in
         return CLI_FAILED;
     if (take_operands(args, argc - optind, argv + optind) != CLI_OK)
         return CLI_FAILED;
-    return create(args);
+    return create_as_asked(args);
 }
 
-static int run(const struct cli_command *self, int argc, char **argv)
+static int run_create(const struct cli_command *self, int argc, char **argv)
 {
     struct create_args args = {0};
-    int code = run_with(&args, self, argc, argv);
+    int code = parse_and_create(&args, self, argc, argv);
 
     options_free(&args.list);
     return code;
@@ -247,5 +247,5 @@ const struct cli_command create_command = {
     .operands = "filename [size]",
     .summary = "Make a new, empty image.",
     .options = options,
-    .run = run,
+    .run = run_create,
 };

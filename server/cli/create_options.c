@@ -36,11 +36,6 @@ static const struct create_option_info *find_option(const struct driver *format,
     return NULL;
 }
 
-bool create_format_has_backing(const struct driver *format)
-{
-    return find_option(format, "backing_file") != NULL;
-}
-
 static const char *kind_name(enum create_option_kind kind)
 {
     static const char *const names[] = {
@@ -138,6 +133,18 @@ static int refuse_key(const struct driver *format, const char *filename, const c
                      words_hint(&hint, key, names, n));
 }
 
+/* Of a key that is given again, the last value counts. */
+static int refuse_switched_on(const struct driver *format, const struct option_list *list,
+                              const char *filename)
+{
+    for (const struct create_option_info *o = format->create_options; o->name; o++) {
+        const char *value = options_get(list, o->name);
+        if (o->not_on && value && strcmp(value, "on") == 0)
+            return cli_error("%s: %s=on: %s", filename, o->name, o->not_on);
+    }
+    return CLI_OK;
+}
+
 int create_options_check(const struct driver *format, struct option_list *list,
                          const char *filename)
 {
@@ -152,10 +159,7 @@ int create_options_check(const struct driver *format, struct option_list *list,
         free(pair->value);
         pair->value = value;
     }
-    const char *encryption = options_get(list, "encryption");
-    if (encryption && strcmp(encryption, "on") == 0)
-        return cli_error("%s: encryption=on: encrypted images are not supported", filename);
-    return CLI_OK;
+    return refuse_switched_on(format, list, filename);
 }
 
 /* A comma in a value is shown as it has to be written. */
@@ -185,15 +189,7 @@ void create_options_announce(const struct driver *format, const struct option_li
     fflush(stdout);
 }
 
-/* These reach the driver in struct create_request's own fields. */
-static bool is_common(const char *key)
-{
-    return strcmp(key, "size") == 0 || strcmp(key, "backing_file") == 0 ||
-           strcmp(key, "backing_fmt") == 0 || strcmp(key, "encryption") == 0 ||
-           strcmp(key, "nocow") == 0 || strcmp(key, "extent_size_hint") == 0;
-}
-
-int create_options_for_driver(const struct option_list *list,
+int create_options_for_driver(const struct driver *format, const struct option_list *list,
                               struct create_option **options, size_t *count)
 {
     struct create_option *out = calloc(list->count + 1, sizeof *out);
@@ -204,7 +200,8 @@ int create_options_for_driver(const struct option_list *list,
     for (size_t i = 0; i < list->count; i++) {
         const struct option_pair *pair = &list->pairs[i];
         /* Of a key that is given again, the last value counts. */
-        if (!is_common(pair->key) && options_get(list, pair->key) == pair->value)
+        if (!find_option(format, pair->key)->in_request &&
+            options_get(list, pair->key) == pair->value)
             out[n++] = (struct create_option){.key = pair->key, .value = pair->value};
     }
     *options = out;

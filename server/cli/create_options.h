@@ -9,9 +9,6 @@
 /* Complains that `what` (a format) is none of those there are; returns CLI_FAILED. */
 int create_format_unknown(const char *what, const char *name);
 
-/* Are backing files among the format's features? */
-bool create_format_has_backing(const struct driver *format);
-
 /* Prints the options with what they mean. */
 void create_format_help(const struct driver *format);
 
@@ -25,9 +22,9 @@ int create_options_check(const struct driver *format, struct option_list *list,
 void create_options_announce(const struct driver *format, const struct option_list *list,
                              const char *filename);
 
-/* The options that are the driver's business; the caller frees the array, whose texts stay
- * the list's.  Returns an exit code. */
-int create_options_for_driver(const struct option_list *list,
+/* Of a list that was checked, the options that are the driver's business; the caller frees
+ * the array, whose texts stay the list's.  Returns an exit code. */
+int create_options_for_driver(const struct driver *format, const struct option_list *list,
                               struct create_option **options, size_t *count);
 
 /* The wishes for the file.  Returns an exit code. */

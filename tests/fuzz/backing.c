@@ -38,7 +38,7 @@ static void make_image(const char *path, const char *format, const char *backing
     };
     struct diag diag = {0};
 
-    if (driver_find(format)->create(&request, &diag))
+    if (create_image(driver_find(format), &request, &diag))
         fuzz_fail(__FILE__, __LINE__, "%s", diag.text);
 }
 
@@ -118,7 +118,7 @@ static void check_opening(const char *format, const char *name)
     struct diag diag = {0};
 
     unlink(image);
-    int err = driver_find("qcow2")->create(&request, &diag);
+    int err = create_image(driver_find("qcow2"), &request, &diag);
     fuzz_check_diag(err, &diag);
     if (err)
         return;

@@ -38,7 +38,8 @@ static void make_empty(void)
     struct create_request request = {
         .filename = path, .size = DISK_BYTES, .options = options, .n_options = 1};
     struct diag diag = {0};
-    if (driver_find("qcow2")->create(&request, &diag) || mem_storage_load(path, &empty))
+    if (create_image(driver_find("qcow2"), &request, &diag) ||
+        mem_storage_load(path, &empty))
         abort();
     scratch_remove(&scratch);
 }

@@ -95,7 +95,7 @@ void image_create(const char *path, const char *format, const char *options, uin
         .n_options = split_options(text, list),
     };
 
-    must(path, driver_find(format)->create(&req, &diag), &diag);
+    must(path, create_image(driver_find(format), &req, &diag), &diag);
 }
 
 static uint64_t on_clock(void *opaque)

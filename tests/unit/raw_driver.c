@@ -42,7 +42,7 @@ static int create(uint64_t size, const char *key, const char *value)
         .filename = "disk", .size = size, .options = &option, .n_options = key ? 1 : 0};
 
     diag = (struct diag){0};
-    return raw_driver.create(&req, &diag);
+    return create_image(&raw_driver, &req, &diag);
 }
 
 static uint64_t file_size(void)
@@ -107,7 +107,7 @@ Test(raw, not_created)
     cr_expect_eq(access("disk", F_OK), -1);
 
     struct create_request req = {.filename = "disk", .size = 512, .backing_file = "base"};
-    expect_refused(raw_driver.create(&req, &diag), ENOTSUP, "backing");
+    expect_refused(create_image(&raw_driver, &req, &diag), ENOTSUP, "backing");
 }
 
 Test(raw, any_size_is_served_as_it_is)

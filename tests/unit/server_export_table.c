@@ -364,7 +364,8 @@ Test(export_table, all_share_one_memory_limit)
         struct diag diag = {0};
         paths[i] = scratch_path(&f.scratch, names[i]);
         request.filename = paths[i];
-        cr_assert_eq(driver_find("qcow2")->create(&request, &diag), 0, "%s", diag.text);
+        cr_assert_eq(create_image(driver_find("qcow2"), &request, &diag), 0, "%s",
+                     diag.text);
         cr_assert_eq(open_export(&f, names[i], paths[i], &diag), 0, "%s", diag.text);
         exp[i] = find(&f, names[i]);
     }

@@ -26,7 +26,7 @@ static inline void make_image(const char *path, const char *format, uint64_t siz
     };
     struct diag diag = {0};
 
-    cr_assert_eq(driver_find(format)->create(&request, &diag), 0, "%s", diag.text);
+    cr_assert_eq(create_image(driver_find(format), &request, &diag), 0, "%s", diag.text);
 }
 
 /* Can somebody else have it for writing? */

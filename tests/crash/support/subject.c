@@ -140,7 +140,7 @@ static void make_backing(struct subject *s, const char *path)
         s->initial[i] = stamp_read(data + i * SECTOR_BYTES).version;
 }
 
-static void create_image(struct subject *s, const char *backing)
+static void create_subject_image(struct subject *s, const char *backing)
 {
     const struct subject_config *c = s->config;
     char size[24];
@@ -224,7 +224,7 @@ void subject_make(struct subject *s, const struct subject_config *config)
     must_be(s->initial != NULL, "memory");
     if (config->backing_bytes)
         make_backing(s, backing);
-    create_image(s, backing);
+    create_subject_image(s, backing);
     if (config->populated)
         populate(s);
     if (config->snapshot)
