@@ -261,7 +261,9 @@ int mcache_commit(struct mcache *mc, enum mc_commit_scope what)
 
 void mcache_relieve(struct mcache *mc)
 {
-    if (LIKELY(!mc_pool_wants_clean(mc)))
+    size_t dirty = atomic_load_explicit(&mc->dirty_bytes, memory_order_relaxed);
+
+    if (LIKELY(dirty == 0) || !mc_pool_is_too_dirty(mc->pool, dirty))
         return;
     int err = mcache_commit(mc, MC_COMMIT_EVERYTHING);
     if (err)

@@ -127,8 +127,8 @@ void mc_pool_leave(struct mcache *mc);
 /* A page of that many bytes became dirty, or clean. */
 void mc_pool_count_dirty(struct mcache *mc, size_t bytes);
 void mc_pool_count_clean(struct mcache *mc, size_t bytes);
-/* Do the image's dirty pages take more than their share? */
-bool mc_pool_wants_clean(const struct mcache *mc);
+/* Do so many bytes of dirty pages of one image take more than its share? */
+bool mc_pool_is_too_dirty(const struct mc_pool *pool, size_t own);
 
 /* dirty.c */
 

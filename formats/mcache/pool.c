@@ -133,11 +133,8 @@ void mc_pool_count_clean(struct mcache *mc, size_t bytes)
 /* A quarter of the pool for each image, as long as all together leave half of it to clean
  * pages; then an equal part of the quarter.  So idle images' dirty pages keep nobody else
  * from having some. */
-bool mc_pool_wants_clean(const struct mcache *mc)
+bool mc_pool_is_too_dirty(const struct mc_pool *pool, size_t own)
 {
-    const struct mc_pool *pool = mc->pool;
-    size_t own = atomic_load_explicit(&mc->dirty_bytes, memory_order_relaxed);
-
     if (own >= pool->limit / 4)
         return true;
     if (LIKELY(atomic_load_explicit(&pool->dirty_bytes, memory_order_relaxed) <
