@@ -14,8 +14,6 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
-#include "base/list.h"
-#include "base/lock.h"
 #include "base/log.h"
 #include "base/thread.h"
 #include "control_client.h"
@@ -23,22 +21,14 @@
 #include "control_events.h"
 #include "control_lane.h"
 #include "control_query.h"
+#include "control_queue.h"
 #include "control_socket.h"
 #include "export_table.h"
 #include "jobs/manager.h"
 
 #define MAX_CLIENTS 256
-/* Events that wait for the thread, which may be busy with a command; more are dropped. */
-#define MAX_EVENTS 4096
 /* How long the end of the server waits for clients to take what is queued for them. */
 #define LAST_WORDS_MS 500
-
-/* For everybody, or an answer that one client awaits. */
-struct event {
-    struct list link;
-    char *text; /* NULL: an answer */
-    struct control_answer answer;
-};
 
 struct control {
     struct control_context context;
@@ -49,12 +39,8 @@ struct control {
 
     _Atomic bool job_is_over;    /* one waits to be freed */
     _Atomic bool request_failed; /* is the image corrupt? */
-
-    struct lock lock; /* RANK_LEAF */
-    /* under lock */
-    struct list events;
-    unsigned n_events, dropped;
-    bool stopping;
+    _Atomic bool stopping;
+    struct control_queue queue; /* for the control thread */
 
     /* the control thread's */
     struct client *clients[MAX_CLIENTS];
@@ -73,25 +59,6 @@ static void wake_thread(struct control *control)
         log_error("control socket: cannot wake its thread: %s", strerror(errno));
 }
 
-/* Takes over the text. */
-static void note_event(struct control *control, char *text)
-{
-    struct event *event = malloc(sizeof *event);
-
-    if (event) {
-        LOCK_GUARD(&control->lock);
-        if (control->n_events < MAX_EVENTS) {
-            *event = (struct event){.text = text};
-            list_append(&control->events, &event->link);
-            control->n_events++;
-            return;
-        }
-        control->dropped++;
-    }
-    free(event);
-    free(text);
-}
-
 void control_event(struct control *control, const char *name, json_t *data)
 {
     json_t *message = control_event_message(name, data);
@@ -100,7 +67,7 @@ void control_event(struct control *control, const char *name, json_t *data)
     json_decref(message);
     if (!text)
         return;
-    note_event(control, text);
+    control_queue_add_event(&control->queue, text);
     wake_thread(control);
 }
 
@@ -110,23 +77,12 @@ void control_request_failed(struct control *control)
         wake_thread(control);
 }
 
-/* Takes over the answer.  It isn't counted with the events: none is dropped. */
+/* Takes over the answer. */
 static void note_answer(void *opaque, struct control_answer *answer)
 {
     struct control *control = opaque;
-    struct event *event = malloc(sizeof *event);
 
-    if (!event) {
-        log_error("control socket: out of memory: a command isn't answered");
-        json_decref(answer->value);
-        return;
-    }
-    *event = (struct event){.answer = *answer};
-    {
-        LOCK_GUARD(&control->lock);
-        list_append(&control->events, &event->link);
-        control->n_events++;
-    }
+    control_queue_add_answer(&control->queue, answer);
     wake_thread(control);
 }
 
@@ -194,23 +150,10 @@ static json_t *handle_request(void *opaque, struct client *client, json_t *reque
     return reply;
 }
 
-static struct event *next_event(struct control *control)
-{
-    LOCK_GUARD(&control->lock);
-    if (list_empty(&control->events))
-        return NULL;
-    struct list *first = control->events.next;
-    list_remove(first);
-    control->n_events--;
-    return CONTAINER_OF(first, struct event, link);
-}
-
 static void report_dropped(struct control *control)
 {
-    lock_acquire(&control->lock);
-    unsigned dropped = control->dropped;
-    control->dropped = 0;
-    lock_release(&control->lock);
+    unsigned dropped = control_queue_take_dropped(&control->queue);
+
     if (dropped)
         log_warning("control socket: %u events were dropped", dropped);
 }
@@ -241,15 +184,14 @@ static void send_answer(struct control *control, struct control_answer *answer)
 
 static void hand_out_events(struct control *control)
 {
-    struct event *event;
+    struct control_note note;
 
-    while ((event = next_event(control))) {
-        if (event->text)
-            send_to_all(control, event->text);
+    while (control_queue_take(&control->queue, &note)) {
+        if (note.event)
+            send_to_all(control, note.event);
         else
-            send_answer(control, &event->answer);
-        free(event->text);
-        free(event);
+            send_answer(control, &note.answer);
+        free(note.event);
     }
     report_dropped(control);
 }
@@ -311,12 +253,6 @@ static void serve_client(struct control *control, struct client *client, short r
     }
     if (revents & (POLLIN | POLLHUP | POLLERR) && !client->ending && !client->dead)
         client_receive(client, handle_request, control);
-}
-
-static bool is_stopping(struct control *control)
-{
-    LOCK_GUARD(&control->lock);
-    return control->stopping;
 }
 
 static void drain_wake_fd(const struct control *control)
@@ -414,7 +350,7 @@ static void *control_main(void *opaque)
 {
     struct control *control = opaque;
 
-    while (!is_stopping(control))
+    while (!atomic_load(&control->stopping))
         serve_once(control);
     control_event(control, "SHUTDOWN",
                   json_pack("{s:b,s:s}", "guest", 0, "reason",
@@ -433,22 +369,16 @@ static void control_free(struct control *control)
     for (unsigned i = 0; i < control->n_clients; i++)
         client_free(control->clients[i]);
     end_jobs(control);
-    for (struct event *event; (event = next_event(control));) {
-        json_decref(event->answer.value);
-        free(event->text);
-        free(event);
-    }
+    control_queue_destroy(&control->queue);
     if (control->wake_fd >= 0)
         close(control->wake_fd);
-    lock_destroy(&control->lock);
     free(control);
 }
 
 /* All but the socket; what is missing is freed by control_free. */
 static int fill_control(struct control *control, const struct control_setup *setup)
 {
-    lock_init(&control->lock, RANK_LEAF);
-    list_init(&control->events);
+    control_queue_init(&control->queue);
     control->context = (struct control_context){
         .exports = setup->exports,
         .jobs = job_manager_new(on_job_event, control),
@@ -490,9 +420,7 @@ int control_start(struct control *control)
 
 void control_begin_close(struct control *control)
 {
-    lock_acquire(&control->lock);
-    control->stopping = true;
-    lock_release(&control->lock);
+    atomic_store(&control->stopping, true);
     wake_thread(control);
 }
 

@@ -18,9 +18,8 @@ static const struct {
     const struct control_command *commands;
     bool slow;
 } tables[] = {
-    {control_server_commands, false},
-    {control_query_commands, false},
-    {control_job_commands, false},
+    {control_server_commands, false}, {control_query_commands, false},
+    {control_start_commands, false},  {control_job_commands, false},
     {control_bitmap_commands, true},
 };
 

@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Which jobs there are, for who starts one.  Threads: the control thread.
+ * Layer: server. */
+#ifndef SERVER_CONTROL_JOBS_H
+#define SERVER_CONTROL_JOBS_H
+
+#include "control_cmds.h"
+
+/* Who replaces a disk's node or its layers must be alone with it: no other job may run on
+ * the export, nor be started from the moment that it was told to.  May one be started that
+ * bears no other there (type NULL), or none of this kind and none that replaces the disk?
+ * False with the error said. */
+bool control_may_start_job(struct control_context *ctx, const struct served_export *exp,
+                           const char *type, struct control_error *error);
+
+#endif
