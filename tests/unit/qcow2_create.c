@@ -10,7 +10,7 @@
 static struct qcow2_layout plan(uint64_t size, uint32_t cluster_bits, uint32_t order)
 {
     const struct qcow2_params params = {
-        .size = size, .geo = qcow2_geometry(3, cluster_bits, order, false)};
+        .size = size, .geo = qcow2_geometry(3, cluster_bits, order, false, false)};
 
     return qcow2_plan_layout(&params);
 }
