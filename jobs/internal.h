@@ -40,7 +40,7 @@ struct job {
 
 /* Under the job's lock. */
 void job_enter_state(struct job *job, enum job_state state);
-void job_tell(struct job *job, enum job_event_kind kind);
+void job_send_event(struct job *job, enum job_event_kind kind);
 void job_note_verb(struct job *job);
 
 /* The thread's main function. */

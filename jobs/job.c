@@ -10,12 +10,16 @@
 #include "base/clock.h"
 #include "jobs/internal.h"
 
-void job_tell(struct job *job, enum job_event_kind kind)
+/* Under the lock. */
+static void send_event(struct job *job, const struct job_event *event)
 {
-    struct job_event event = {.kind = kind, .info = job->info};
-
     if (job->manager->sink)
-        job->manager->sink(job->manager->sink_opaque, &event);
+        job->manager->sink(job->manager->sink_opaque, event);
+}
+
+void job_send_event(struct job *job, enum job_event_kind kind)
+{
+    send_event(job, &(const struct job_event){.kind = kind, .info = job->info});
 }
 
 void job_enter_state(struct job *job, enum job_state state)
@@ -24,7 +28,7 @@ void job_enter_state(struct job *job, enum job_state state)
     job->info.state = state;
     job->info.paused = state == JOB_PAUSED || state == JOB_STANDBY;
     job->info.ready = state == JOB_READY || state == JOB_STANDBY;
-    job_tell(job, JOB_EVENT_STATUS);
+    job_send_event(job, JOB_EVENT_STATUS);
 }
 
 void job_note_verb(struct job *job)
@@ -56,18 +60,17 @@ static void wait_until_locked(struct job *job, uint64_t deadline_ns)
     pthread_cond_timedwait(&job->changed, &job->lock.mutex, &ts);
 }
 
-/* Under the lock, which is released meanwhile. */
-static void pause_until_resumed(struct job *job)
+/* Under the lock, which is given back while it waits. */
+static void pause_until_resumed_locked(struct job *job)
 {
     bool ready = job->info.state == JOB_READY;
 
     if (job->ops->wait_in_flight) {
-        lock_release(&job->lock);
+        LOCK_GAP(&job->lock);
         job->ops->wait_in_flight(job, job->state_of_kind);
-        lock_acquire(&job->lock);
-        if (!wants_pause(job))
-            return;
     }
+    if (!wants_pause(job))
+        return;
     job_enter_state(job, ready ? JOB_STANDBY : JOB_PAUSED);
     job->info.busy = false;
     while (wants_pause(job))
@@ -85,7 +88,7 @@ int job_checkpoint(struct job *job, uint64_t bytes)
         if (must_abandon(job))
             return -ECANCELED;
         if (wants_pause(job))
-            pause_until_resumed(job);
+            pause_until_resumed_locked(job);
         else if (wait)
             wait_until_locked(job, clock_ns() + wait);
         else
@@ -151,7 +154,7 @@ void job_ready(struct job *job)
         return;
     job->was_ready = true;
     job_enter_state(job, JOB_READY);
-    job_tell(job, JOB_EVENT_READY);
+    job_send_event(job, JOB_EVENT_READY);
 }
 
 bool job_should_finish(struct job *job)
@@ -203,8 +206,7 @@ bool job_handle_error(struct job *job, enum job_on_error policy, bool write_side
                   : policy == JOB_STOP ? "stop"
                                        : "report",
     };
-    if (job->manager->sink)
-        job->manager->sink(job->manager->sink_opaque, &event);
+    send_event(job, &event);
     return policy != JOB_REPORT;
 }
 
@@ -218,52 +220,46 @@ static void set_error(struct job *job, int err, const struct diag *diag)
              diag->text[0] ? diag->text : strerror_r(-err, reason, sizeof reason));
 }
 
-static void fail(struct job *job, int err, const struct diag *diag)
+/* Waits for `finalize`; a cancel ends the wait. */
+static int wait_for_finalize_locked(struct job *job)
 {
-    static const struct diag none;
-
-    set_error(job, err, err == -ECANCELED ? &none : diag);
-}
-
-/* Waits for `finalize` when the user wants to say it; a cancel ends the wait. */
-static int wait_for_finalize(struct job *job)
-{
-    job_tell(job, JOB_EVENT_PENDING);
+    job_send_event(job, JOB_EVENT_PENDING);
     while (!job->finalized && !job->forced)
         lock_wait(&job->lock, &job->changed);
     return job->forced ? -ECANCELED : 0;
 }
 
-/* From the end of `run` to its effect: WAITING, PENDING or ABORTING. */
-static int finish_job(struct job *job, int err, struct diag *diag)
+/* May the job take effect?  0, or why not. */
+static int prepare_finish_locked(struct job *job)
 {
-    if (!err && job->forced)
-        err = -ECANCELED;
-    if (!err) {
-        job_enter_state(job, JOB_WAITING);
-        job_enter_state(job, JOB_PENDING);
-        if (!job->info.auto_finalize)
-            err = wait_for_finalize(job);
-    }
-    if (err)
-        job_enter_state(job, JOB_ABORTING);
-    bool success = err == 0;
-    lock_release(&job->lock);
-    int finish_err = job->ops->finish(job, job->state_of_kind, success, diag);
-    lock_acquire(&job->lock);
-    if (success && finish_err) {
-        job_enter_state(job, JOB_ABORTING);
-        err = finish_err;
-    }
-    return err;
+    if (job->forced)
+        return -ECANCELED;
+    job_enter_state(job, JOB_WAITING);
+    job_enter_state(job, JOB_PENDING);
+    return job->info.auto_finalize ? 0 : wait_for_finalize_locked(job);
 }
 
-static void tell_opened(struct job *job, int err)
+/* Under the lock, which is given back meanwhile. */
+static int call_finish_locked(struct job *job, bool success, struct diag *diag)
 {
-    struct job_event event = {.kind = JOB_EVENT_OPENED, .info = job->info, .err = err};
+    LOCK_GAP(&job->lock);
+    return job->ops->finish(job, job->state_of_kind, success, diag);
+}
 
-    if (job->manager->sink)
-        job->manager->sink(job->manager->sink_opaque, &event);
+/* From the end of `run`, which returned err, to its effect: WAITING, PENDING, ABORTING. */
+static int finish_job_locked(struct job *job, int err, struct diag *diag)
+{
+    if (!err)
+        err = prepare_finish_locked(job);
+    if (err) {
+        job_enter_state(job, JOB_ABORTING);
+        (void)call_finish_locked(job, false, diag);
+        return err;
+    }
+    err = call_finish_locked(job, true, diag);
+    if (err)
+        job_enter_state(job, JOB_ABORTING);
+    return err;
 }
 
 /* Whoever has started the job waits for this.  False: there is no job. */
@@ -284,11 +280,12 @@ static bool open_job(struct job *job, struct diag *diag)
         job->info.state = JOB_NULL; /* nobody has heard of it */
         job->over = true;
     } else {
-        job_tell(job, JOB_EVENT_STATUS); /* created */
+        job_send_event(job, JOB_EVENT_STATUS); /* created */
         job_enter_state(job, JOB_RUNNING);
         job->info.busy = true;
     }
-    tell_opened(job, err);
+    send_event(job, &(const struct job_event){
+                        .kind = JOB_EVENT_OPENED, .info = job->info, .err = err});
     return !err;
 }
 
@@ -305,10 +302,10 @@ void *job_main(void *opaque)
     job->info.busy = false;
     if (err == 0)
         job->info.offset = job->info.len; /* equal at success */
-    err = finish_job(job, err, &diag);
+    err = finish_job_locked(job, err, &diag);
     if (err)
-        fail(job, err, &diag);
-    job_tell(job, err == -ECANCELED ? JOB_EVENT_CANCELLED : JOB_EVENT_COMPLETED);
+        set_error(job, err, err == -ECANCELED ? &(struct diag){0} : &diag);
+    job_send_event(job, err == -ECANCELED ? JOB_EVENT_CANCELLED : JOB_EVENT_COMPLETED);
     job_enter_state(job, JOB_CONCLUDED);
     while (!job->info.auto_dismiss && !job->dismissed)
         lock_wait(&job->lock, &job->changed);

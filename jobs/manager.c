@@ -23,13 +23,19 @@ struct job_manager *job_manager_new(job_event_sink *sink, void *opaque)
     return manager;
 }
 
+static void free_job_memory(struct job *job)
+{
+    pthread_cond_destroy(&job->changed);
+    lock_destroy(&job->lock);
+    free(job);
+}
+
+/* Waits for its thread. */
 static void job_free(struct job *job)
 {
     pthread_join(job->thread, NULL);
     job->ops->free(job->state_of_kind);
-    pthread_cond_destroy(&job->changed);
-    lock_destroy(&job->lock);
-    free(job);
+    free_job_memory(job);
 }
 
 /* Under the manager's lock: jobs that are through are freed by the next call that looks. */
@@ -101,7 +107,7 @@ static struct job *job_new(struct job_manager *manager, const struct job_ops *op
 }
 
 /* Under the manager's lock. */
-static int check_id(struct job_manager *manager, const char *id, struct diag *diag)
+static int check_id_locked(struct job_manager *manager, const char *id, struct diag *diag)
 {
     if (!id_is_well_formed(id))
         return diag_set(diag, EINVAL, "job-id '%s': not a well-formed id", id);
@@ -113,7 +119,26 @@ static int check_id(struct job_manager *manager, const char *id, struct diag *di
 int job_check_id(struct job_manager *manager, const char *id, struct diag *diag)
 {
     LOCK_GUARD(&manager->lock);
-    return check_id(manager, id, diag);
+    return check_id_locked(manager, id, diag);
+}
+
+/* On failure the state is still the caller's. */
+static int add_job_locked(struct job_manager *manager, const struct job_ops *ops,
+                          void *state, const struct job_params *params, struct diag *diag)
+{
+    int err = check_id_locked(manager, params->id, diag);
+    if (err)
+        return err;
+    struct job *job = job_new(manager, ops, state, params);
+    if (!job)
+        return diag_errno(diag, ENOMEM, "job '%s'", params->id);
+    err = thread_start(&job->thread, job_main, job);
+    if (err) {
+        free_job_memory(job);
+        return diag_errno(diag, -err, "job '%s': starting its thread", params->id);
+    }
+    list_append(&manager->jobs, &job->link);
+    return 0;
 }
 
 int job_start(struct job_manager *manager, const struct job_ops *ops, void *state,
@@ -121,25 +146,10 @@ int job_start(struct job_manager *manager, const struct job_ops *ops, void *stat
 {
     LOCK_GUARD(&manager->lock);
 
-    int err = check_id(manager, params->id, diag);
-    struct job *job = err ? NULL : job_new(manager, ops, state, params);
-    if (!err && !job)
-        err = diag_errno(diag, ENOMEM, "job '%s'", params->id);
-    if (!err) {
-        err = thread_start(&job->thread, job_main, job);
-        if (err) {
-            diag_errno(diag, -err, "job '%s': starting its thread", params->id);
-            pthread_cond_destroy(&job->changed);
-            lock_destroy(&job->lock);
-            free(job);
-        }
-    }
-    if (err) {
+    int err = add_job_locked(manager, ops, state, params, diag);
+    if (err)
         ops->free(state);
-        return err;
-    }
-    list_append(&manager->jobs, &job->link);
-    return 0;
+    return err;
 }
 
 /* Finds the job and checks the verb; on success the manager and the job are locked. */

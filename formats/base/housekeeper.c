@@ -70,9 +70,10 @@ static void fire_timer(struct housekeeper *hk, struct timer *t)
     list_remove(&t->link);
     t->armed = false;
     t->running = true;
-    lock_release(&hk->lock);
-    t->fire(t->opaque);
-    lock_acquire(&hk->lock);
+    {
+        LOCK_GAP(&hk->lock);
+        t->fire(t->opaque);
+    }
     t->running = false;
     pthread_cond_broadcast(&hk->idle);
     pthread_cond_signal(&hk->changed);

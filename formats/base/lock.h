@@ -71,4 +71,20 @@ static inline void lock_guard_leave(struct lock **lock)
     struct lock *LOCK_PASTE(guard_, __LINE__) CLEANUP(lock_guard_leave) \
         __attribute__((unused)) = lock_guard_enter(l)
 
+static inline struct lock *lock_gap_enter(struct lock *lock)
+{
+    lock_release(lock);
+    return lock;
+}
+
+static inline void lock_gap_leave(struct lock **lock)
+{
+    lock_acquire(*lock);
+}
+
+/* Within a LOCK_GUARD: gives the lock back until the end of the enclosing scope. */
+#define LOCK_GAP(l)                                                 \
+    struct lock *LOCK_PASTE(gap_, __LINE__) CLEANUP(lock_gap_leave) \
+        __attribute__((unused)) = lock_gap_enter(l)
+
 #endif

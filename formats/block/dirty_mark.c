@@ -34,6 +34,21 @@ static void enter_state(struct dirty_mark *mark, enum mark_state state)
     pthread_cond_broadcast(&mark->changed);
 }
 
+/* META, which is given back while the bit is written. */
+static int set_bit_locked(struct dirty_mark *mark)
+{
+    enum mark_state before = mark->state;
+    int err;
+
+    enter_state(mark, MARK_WRITING);
+    {
+        LOCK_GAP(mcache_meta(mark->node->mc));
+        err = mark->write_bit(mark->node, true);
+    }
+    enter_state(mark, err ? before : MARK_SET);
+    return err;
+}
+
 int dirty_mark_begin(struct dirty_mark *mark)
 {
     if (!mark->enabled)
@@ -44,12 +59,7 @@ int dirty_mark_begin(struct dirty_mark *mark)
     while (mark->state == MARK_WRITING || mark->state == MARK_CLEARING)
         lock_wait(meta, &mark->changed);
     if (!mark->given_up && (mark->state == MARK_CLEAR || mark->state == MARK_UNKNOWN)) {
-        enum mark_state before = mark->state;
-        enter_state(mark, MARK_WRITING);
-        lock_release(meta);
-        int err = mark->write_bit(mark->node, true);
-        lock_acquire(meta);
-        enter_state(mark, err ? before : MARK_SET);
+        int err = set_bit_locked(mark);
         if (err)
             return err;
     }
@@ -103,17 +113,29 @@ static int commit_all(struct node *node)
     return err ? err : storage_sync_if_void(node->file);
 }
 
-/* As commit_all, which came before. */
+/* State CLEARING, after commit_all. */
 static int clear_bit(struct dirty_mark *mark)
 {
     struct node *node = mark->node;
     int err = mark->write_bit(node, false);
 
-    if (!err) {
-        err = storage_sync(node->file);
-        if (err)
-            mcache_poison(node->mc);
-    }
+    if (err)
+        return err;
+    err = storage_sync(node->file);
+    if (err)
+        mcache_poison(node->mc);
+    return err;
+}
+
+/* *after: the state that follows. */
+static int commit_and_clear_bit(struct dirty_mark *mark, enum mark_state *after)
+{
+    int err = commit_all(mark->node);
+
+    if (err)
+        return err;
+    err = clear_bit(mark);
+    *after = err ? MARK_UNKNOWN : MARK_CLEAR;
     return err;
 }
 
@@ -131,13 +153,11 @@ int dirty_mark_clear(struct dirty_mark *mark, bool wait)
         return -EBUSY;
     enum mark_state after = mark->state;
     enter_state(mark, MARK_CLEARING);
-    lock_release(meta);
-    int err = commit_all(mark->node);
-    if (!err) {
-        err = clear_bit(mark);
-        after = err ? MARK_UNKNOWN : MARK_CLEAR;
+    int err;
+    {
+        LOCK_GAP(meta);
+        err = commit_and_clear_bit(mark, &after);
     }
-    lock_acquire(meta);
     enter_state(mark, after);
     return err;
 }

@@ -4,6 +4,8 @@
 #ifndef BLOCK_ENGINE_H
 #define BLOCK_ENGINE_H
 
+#include <errno.h>
+
 #include "block/node.h"
 
 /* Copies of head and tail, and zeroes, move in pieces of at most this. */
@@ -26,6 +28,18 @@ int engine_write(struct node *node, const void *buf, uint64_t off, uint64_t len,
 /* Zero bytes through the write path; locked: the caller has locked the guest range. */
 int engine_write_zeroes(struct node *node, uint64_t off, uint64_t len,
                         bool locked) MUST_USE;
+
+/* What every change begins with.  0, or why it may not be made. */
+static inline int engine_admit_change(struct node *node, uint64_t off, uint64_t len)
+{
+    int err = node_check_range(node, off, len);
+    if (err)
+        return err;
+    if (!node->active)
+        return -EROFS;
+    err = mcache_health(node->mc);
+    return err || len == 0 ? err : node_begin_change(node);
+}
 
 /* flush.c: a changing request on its way, inside the gate. */
 struct engine_change {

@@ -87,35 +87,40 @@ static void append_observer(struct observer_list *list, struct observer *observe
     list->n++;
 }
 
-static void publish(struct observers *observers, struct observer_list *list)
+/* Frees a list that was replaced; NULL is allowed. */
+static void free_when_unseen(struct observers *observers, struct observer_list *list)
 {
-    struct observer_list *old = atomic_exchange(&observers->list, list);
+    gate_wait_for_changers(observers->gate);
+    free(list);
+}
 
-    lock_release(&observers->lock);
-    gate_wait_for_changers(observers->gate); /* who could see what was replaced */
-    free(old);
+static int add_to_list(struct observers *observers, struct observer *observer,
+                       struct observer_list **old)
+{
+    LOCK_GUARD(&observers->lock);
+    const struct observer_list *now = atomic_load(&observers->list);
+    unsigned n = now ? now->n : 0;
+
+    if (observer->before && now && now->n_around == OBSERVERS_AROUND)
+        return -EBUSY;
+    struct observer_list *list = new_list(n + 1);
+    if (!list)
+        return -ENOMEM;
+    for (unsigned i = 0; i < n; i++)
+        append_observer(list, now->item[i]);
+    append_observer(list, observer);
+    *old = atomic_exchange(&observers->list, list);
+    return 0;
 }
 
 int observer_add(struct observers *observers, struct observer *observer)
 {
-    lock_acquire(&observers->lock);
-    struct observer_list *old = atomic_load(&observers->list);
-    unsigned n = old ? old->n : 0;
-    struct observer_list *list = NULL;
-    int err = 0;
+    struct observer_list *old;
 
-    if (observer->before && old && old->n_around == OBSERVERS_AROUND)
-        err = -EBUSY;
-    else if (!(list = new_list(n + 1)))
-        err = -ENOMEM;
-    if (err) {
-        lock_release(&observers->lock);
+    int err = add_to_list(observers, observer, &old);
+    if (err)
         return err;
-    }
-    for (unsigned i = 0; i < n; i++)
-        append_observer(list, old->item[i]);
-    append_observer(list, observer);
-    publish(observers, list);
+    free_when_unseen(observers, old);
     return 0;
 }
 
@@ -129,21 +134,31 @@ static unsigned index_of(const struct observer_list *list, const struct observer
     return i;
 }
 
-void observer_remove(struct observers *observers, struct observer *observer)
+/* False: it isn't there. */
+static bool remove_from_list(struct observers *observers, const struct observer *observer,
+                             struct observer_list **old)
 {
-    lock_acquire(&observers->lock);
-    struct observer_list *old = atomic_load(&observers->list);
-    if (!old || index_of(old, observer) == old->n) {
-        lock_release(&observers->lock);
-        return;
-    }
+    LOCK_GUARD(&observers->lock);
+    const struct observer_list *now = atomic_load(&observers->list);
+
+    if (!now || index_of(now, observer) == now->n)
+        return false;
     /* Nobody could deal with a failure here: the memory for a few pointers is waited for.
      */
     struct observer_list *list = NULL;
-    while (old->n > 1 && !(list = new_list(old->n - 1)))
+    while (now->n > 1 && !(list = new_list(now->n - 1)))
         nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
-    for (unsigned i = 0; list && i < old->n; i++)
-        if (old->item[i] != observer)
-            append_observer(list, old->item[i]);
-    publish(observers, list);
+    for (unsigned i = 0; list && i < now->n; i++)
+        if (now->item[i] != observer)
+            append_observer(list, now->item[i]);
+    *old = atomic_exchange(&observers->list, list);
+    return true;
+}
+
+void observer_remove(struct observers *observers, struct observer *observer)
+{
+    struct observer_list *old;
+
+    if (remove_from_list(observers, observer, &old))
+        free_when_unseen(observers, old);
 }

@@ -57,34 +57,36 @@ static int copy_old(struct node *node, const struct reservation *res, uint64_t o
     return err;
 }
 
-/* Fills a reservation: [off, off+len) from buf, the rest of its clusters with what was
- * there. */
-static int fill_reservation(struct node *node, const struct reservation *res,
-                            bool old_is_zero, const void *buf, uint64_t off, uint64_t len)
+/* The data between what was there before and behind it, which is copied by itself. */
+static int write_with_copies(struct node *node, const struct reservation *res,
+                             const void *buf, uint64_t off, uint64_t len)
 {
-    uint64_t head = off - res->guest_offset;
-    uint64_t end = off + len, tail = res->guest_offset + res->length - end;
-    uint64_t host = res->host_offset + head;
+    uint64_t end = off + len, head = off - res->guest_offset;
 
-    bool rest_is_there = old_is_zero && res->fresh && node->host_zeroes_show;
-    if (rest_is_there || head + tail == 0)
-        return storage_write(res->file, buf, host, len, 0);
-
-    if (head + tail > GATHER_MAX) {
-        int err = copy_old(node, res, res->guest_offset, head);
-        if (!err)
-            err = copy_old(node, res, end, tail);
-        if (!err)
-            err = storage_write(res->file, buf, host, len, 0);
+    int err = copy_old(node, res, res->guest_offset, head);
+    if (err)
         return err;
-    }
+    err = copy_old(node, res, end, res->guest_offset + res->length - end);
+    if (err)
+        return err;
+    return storage_write(res->file, buf, res->host_offset + head, len, 0);
+}
+
+/* The same in one write. */
+static int write_gathered(struct node *node, const struct reservation *res, const void *buf,
+                          uint64_t off, uint64_t len)
+{
+    uint64_t end = off + len, head = off - res->guest_offset;
+    uint64_t tail = res->guest_offset + res->length - end;
 
     CLEANUP_FREE void *bounce = NULL;
     int err = alloc_bounce(&bounce, head + tail);
-    if (!err)
-        err = read_old(node, bounce, res->guest_offset, head);
-    if (!err)
-        err = read_old(node, (unsigned char *)bounce + head, end, tail);
+    if (err)
+        return err;
+    err = read_old(node, bounce, res->guest_offset, head);
+    if (err)
+        return err;
+    err = read_old(node, (unsigned char *)bounce + head, end, tail);
     if (err)
         return err;
     struct iovec iov[] = {
@@ -93,6 +95,20 @@ static int fill_reservation(struct node *node, const struct reservation *res,
         {.iov_base = (char *)bounce + head, .iov_len = tail},
     };
     return storage_writev(res->file, iov, (int)ARRAY_LEN(iov), res->host_offset, 0);
+}
+
+/* Fills a reservation: [off, off+len) from buf, the rest of its clusters with what was
+ * there. */
+static int fill_reservation(struct node *node, const struct reservation *res,
+                            bool old_is_zero, const void *buf, uint64_t off, uint64_t len)
+{
+    uint64_t head = off - res->guest_offset, rest = res->length - len;
+    bool rest_is_there = old_is_zero && res->fresh && node->host_zeroes_show;
+
+    if (rest_is_there || rest == 0)
+        return storage_write(res->file, buf, res->host_offset + head, len, 0);
+    return rest > GATHER_MAX ? write_with_copies(node, res, buf, off, len)
+                             : write_gathered(node, res, buf, off, len);
 }
 
 /* The range, which ext describes, gets clusters of its own.  The caller has locked the
@@ -233,13 +249,7 @@ int block_write(struct node *node, const void *buf, uint64_t off, uint64_t len,
         return block_zero(node, off, len,
                           (flags & (BLOCK_FUA | BLOCK_INSIDE)) |
                               (detect == DETECT_UNMAP ? BLOCK_MAY_UNMAP : 0));
-    int err = node_check_range(node, off, len);
-    if (!err && !node->active)
-        err = -EROFS;
-    if (!err)
-        err = mcache_health(node->mc);
-    if (!err && len > 0)
-        err = node_begin_change(node);
+    int err = engine_admit_change(node, off, len);
     if (err || len == 0)
         return err;
 

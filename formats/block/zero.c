@@ -184,11 +184,10 @@ static int zero_range(struct node *node, uint64_t off, uint64_t len, enum zero_h
     if (fast && !zero_is_fast(node, &s))
         return -ENOTSUP;
     int err = zero_part(node, s.start, s.first, how);
-    if (!err)
-        err = zero_clusters(node, s.first, s.last, how);
-    if (!err)
-        err = zero_part(node, s.last, s.end, how);
-    return err;
+    if (err)
+        return err;
+    err = zero_clusters(node, s.first, s.last, how);
+    return err ? err : zero_part(node, s.last, s.end, how);
 }
 
 static int zero_once(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
@@ -209,13 +208,7 @@ static int zero_once(struct node *node, uint64_t off, uint64_t len, enum zero_ho
 static int zero_request(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
                         unsigned flags)
 {
-    int err = node_check_range(node, off, len);
-    if (!err && !node->active)
-        err = -EROFS;
-    if (!err)
-        err = mcache_health(node->mc);
-    if (!err && len > 0)
-        err = node_begin_change(node);
+    int err = engine_admit_change(node, off, len);
     if (err || len == 0)
         return err;
 

@@ -142,28 +142,33 @@ static int accept_export(struct nbd_storage *nbd, struct diag *diag)
     return 0;
 }
 
+static int connect_storage(struct nbd_storage *nbd, const char *uri, struct diag *diag)
+{
+    int err = prepare_storage(nbd, uri, diag);
+    if (err)
+        return err;
+    err = negotiate_link(&nbd->links[0], diag);
+    return err ? err : accept_export(nbd, diag);
+}
+
 int storage_open_nbd(const char *uri, const struct nbd_open *how, struct storage **out,
                      struct diag *diag)
 {
     int err = check_how(uri, how, diag);
-    if (!err)
-        err = libnbd_load(diag);
+    if (err)
+        return err;
+    err = libnbd_load(diag);
     if (err)
         return err;
     struct nbd_storage *nbd = new_storage(how);
     if (!nbd)
         return diag_errno(diag, ENOMEM, "an NBD export");
-    err = prepare_storage(nbd, uri, diag);
-    if (!err)
-        err = negotiate_link(&nbd->links[0], diag);
-    if (!err)
-        err = accept_export(nbd, diag);
-    if (err) {
+    err = connect_storage(nbd, uri, diag);
+    if (err)
         storage_close(&nbd->st);
-        return err;
-    }
-    *out = &nbd->st;
-    return 0;
+    else
+        *out = &nbd->st;
+    return err;
 }
 
 /* ---- the thread ---- */
@@ -180,9 +185,10 @@ static void *driver_main(void *opaque)
             continue;
         }
         nbd->driven = true;
-        lock_release(&nbd->lock);
-        nbd_loop_turn(nbd);
-        lock_acquire(&nbd->lock);
+        {
+            LOCK_GAP(&nbd->lock);
+            nbd_loop_turn(nbd);
+        }
         nbd->driven = false;
     }
     return NULL;
@@ -305,15 +311,16 @@ static void call_done(struct nbd_request *req, int err)
     pthread_cond_signal(&call->wake);
 }
 
-/* Under the lock, which is released meanwhile. */
-static void drive(struct nbd_storage *nbd)
+/* Under the lock, which is given back meanwhile. */
+static void drive_one_turn_locked(struct nbd_storage *nbd)
 {
     nbd->driven = true;
-    lock_release(&nbd->lock);
-    driving = true;
-    nbd_loop_turn(nbd);
-    driving = false;
-    lock_acquire(&nbd->lock);
+    {
+        LOCK_GAP(&nbd->lock);
+        driving = true;
+        nbd_loop_turn(nbd);
+        driving = false;
+    }
     nbd->driven = false;
     if (nbd->has_thread) /* it came meanwhile */
         pthread_cond_signal(&nbd->driver_left);
@@ -346,7 +353,7 @@ int nbd_call(struct nbd_storage *nbd, struct nbd_request *req)
         if (nbd->has_thread || nbd->driven)
             lock_wait(&nbd->lock, &call.wake);
         else
-            drive(nbd);
+            drive_one_turn_locked(nbd);
     }
     list_remove(&call.link);
     hand_over(nbd);
