@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The commit job: an overlay folded into a base of its chain.  Shares mirror's engine.
+/* The commit job: layers of a chain into one below them.  Shares mirror's engine.
  * Layer: jobs. */
 #ifndef JOBS_COMMIT_H
 #define JOBS_COMMIT_H

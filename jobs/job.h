@@ -103,13 +103,13 @@ struct job_ops {
     int (*run)(struct job *job, void *state, struct diag *diag);
     /* RUN, optional: waits until nothing is in flight, for the job is to stand still. */
     void (*wait_in_flight)(struct job *job, void *state);
-    /* Any thread, until `free`: a forced cancel or the server's end; must make waits of
-     * `open` and `run` end soon.
-     */
+    /* Any thread, until `free`, maybe under the job's lock: a forced cancel or the server's
+     * end.  Makes waits of `open` and `run` end soon; waits for nothing itself. */
     void (*interrupt)(struct job *job, void *state);
-    /* After `run`, on the thread that ends the job: makes a success take effect (pivot), or
+    /* RUN: after `run`, or an `open` that failed: makes a success take effect (pivot), or
      * undoes (success false).  Called once.  A failure of it fails the job. */
     int (*finish)(struct job *job, void *state, bool success, struct diag *diag);
+    /* Any thread, when the job's has ended, or never began. */
     void (*free)(void *state);
 };
 
@@ -155,6 +155,7 @@ void job_ready(struct job *job);
 bool job_should_finish(struct job *job);
 /* Of the two: complete, so `finish` shall switch over. */
 bool job_completes(struct job *job);
+/* Is it to end at once, as job_checkpoint would say? */
 bool job_is_cancelled(struct job *job);
 
 /* Decides by policy what an I/O error leads to, sends BLOCK_JOB_ERROR, and with JOB_STOP

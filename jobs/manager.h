@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The jobs of a server, and who hears of them.  Threads: every function from any thread;
- * the event sink is called on job threads and must not block or call back.  Layer: jobs. */
+ * the event sink is called on job threads, under the job's lock, and must not block or
+ * call back.  Layer: jobs. */
 #ifndef JOBS_MANAGER_H
 #define JOBS_MANAGER_H
 

@@ -229,7 +229,7 @@ static int check_params(struct mirror *m, const struct mirror_params *p, struct 
     if (p->source == p->target)
         return diag_set(diag, EINVAL, "target: %s: can't mirror a disk to itself",
                         p->target->filename);
-    /* A base may be larger than what is folded into it: it is never shrunk. */
+    /* A base may be larger than what is committed to it: it is never shrunk. */
     if (p->source->size != p->target->size &&
         !(m->layers.base && p->target->size > p->source->size))
         return diag_set(diag, EINVAL,

@@ -67,7 +67,7 @@ bool gate_wait_for(struct gate *gate, uint64_t ms) MUST_USE;
 /* Waits until everybody has left who entered to change something; not for others. */
 void gate_wait_for_changers(struct gate *gate);
 
-/* Debug builds of callers: nobody is inside (used by tests and at close). */
+/* Is nobody inside?  The answer is of some moment, unless nobody can enter. */
 bool gate_empty(struct gate *gate);
 
 #endif

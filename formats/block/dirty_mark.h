@@ -7,11 +7,11 @@
  * The bit is written before the first allocation changes a word; groups frozen before the
  * bit was durable are strict, so its barrier stands before every table update that it
  * announces. The idle timer clears it `delay` after the last allocation ended: new
- * allocations are held back, everything is committed, the bit is cleared and flushed.  A
+ * allocations wait, everything is committed, the bit is cleared and flushed.  A
  * failure keeps it set, to be tried again after the next quiet period; when it was the
  * writing of the bit that failed, the next allocation writes it anew.
  *
- * Threads: begin, clear outside META; end, frozen under META; any thread.  Layer: block.
+ * Threads: any; functions marked META under it, all others, which may do I/O, outside.  Layer: block.
  */
 #ifndef BLOCK_DIRTY_MARK_H
 #define BLOCK_DIRTY_MARK_H
@@ -57,14 +57,13 @@ void dirty_mark_init(struct dirty_mark *mark, struct node *node,
 void dirty_mark_destroy(struct dirty_mark *mark);
 
 /* Before an allocation: the bit is in the file when it returns 0, and the clearing of the
- * mark is held off until dirty_mark_end.  -errno: the header could not be written, nothing
- * is held. */
+ * mark waits for dirty_mark_end.  -errno: the header could not be written, and nothing waits. */
 int dirty_mark_begin(struct dirty_mark *mark) MUST_USE;
 
 /* META: the allocation that began is linked or released. */
 void dirty_mark_end(struct dirty_mark *mark);
 
-/* From the driver's mcache hooks. */
+/* From the driver's mcache hooks (frozen: META). */
 void dirty_mark_frozen(struct dirty_mark *mark);
 void dirty_mark_durable(struct dirty_mark *mark);
 

@@ -4,7 +4,7 @@
  *
  * Threads: `map` and `zero_is_fast` from any thread inside the gate, without locks, may
  * load a page; `reserve`, `link`, `release`, `zero` with the guest range locked by the
- * caller and inside the gate; `open`, `activate`, `resize`, `close` alone. Offsets and
+ * caller (without DRIVER_CLUSTERS nothing is locked) and inside the gate; `open`, `activate`, `resize`, `close` alone. Offsets and
  * lengths are bytes; functions return 0 or -errno.  Layer: block. */
 #ifndef BLOCK_DRIVER_H
 #define BLOCK_DRIVER_H
@@ -68,11 +68,6 @@ enum zero_how {
     ZERO_KEEP,    /* write zeroes without a hole: allocation stays */
     ZERO_UNMAP,   /* write zeroes, may unmap */
     ZERO_DISCARD, /* trim: may unmap, and may leave what it can't unmap as it is */
-};
-
-struct node_open {
-    const char *filename;
-    bool read_only;
 };
 
 /* What a format can do, besides what every driver does.  In brackets, which operations are

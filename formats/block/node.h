@@ -82,8 +82,7 @@ struct node {
     struct storage *data_file; /* owned; NULL: guest data lies in `file` */
     struct storage *data;      /* where it lies: one of the two */
     struct mcache *mc;         /* owned; every node has one, for its commits */
-    /* Owned; NULL: none.  Replaced as a whole while requests run (a job that folds layers
-     * together), by one who waits for them before the old is closed. */
+    /* Owned; NULL: none.  Replaced as a whole while requests run (an intermediate commit), by one who waits for them before the old is closed. */
     struct node *_Atomic backing;
 
     uint64_t size;         /* virtual size, bytes */

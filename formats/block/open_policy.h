@@ -44,7 +44,8 @@ static inline void reference_free(struct reference *ref)
 int reference_resolve(const char *image, const char *name, enum references policy,
                       struct reference *out, struct diag *diag) MUST_USE;
 
-/* Only the joining of names: no policy and nothing refused (for qimg info and create). */
+/* Only the joining of names: no policy and nothing refused, for what is shown or compared.
+ * The caller's to free; NULL when memory is short. */
 char *reference_join(const char *image, const char *name);
 
 #endif

@@ -7,6 +7,8 @@
  *   nbd_link.c       one connection: one libnbd handle
  *   nbd_reconnect.c  connections that are made, lost, and made again
  *   nbd_self.c       whether this process is the server
+ *   nbd_uri.c        names of exports taken apart; nbd_uri_print.c: put together
+ *   nbd_tls.c        which keys a connection takes
  *   nbd_library.c    libnbd, loaded when it is needed first
  *
  * Way of a request: `incoming` (under lock) -> `waiting` for a connection ->
@@ -79,7 +81,7 @@ struct nbd_storage {
     struct nbd_link links[NBD_MAX_CONNECTIONS];
     uint64_t changes, flushed; /* changes that ended; how many of them are durable */
     bool unreported_loss;      /* the next flush must fail */
-    bool told_of_mismatch;
+    bool mismatch_reported;
 };
 
 static inline struct nbd_storage *nbd_of(struct storage *st)

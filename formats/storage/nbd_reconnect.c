@@ -89,9 +89,9 @@ static int accept_new_link(struct nbd_link *link, struct diag *diag)
     if (what)
         err = diag_set(diag, ESTALE, "%s: the export came back and lost %s", nbd->st.name,
                        what);
-    if (err && !nbd->told_of_mismatch)
+    if (err && !nbd->mismatch_reported)
         log_error("%s", diag->text);
-    nbd->told_of_mismatch = err != 0;
+    nbd->mismatch_reported = err != 0;
     if (err)
         link->state = LINK_CONNECTING; /* it never was ready */
     else

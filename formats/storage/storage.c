@@ -214,7 +214,7 @@ int storage_flush_for_write(struct storage *st)
     int err = st->ops->flush(st);
 
     if (err)
-        atomic_store(&st->untold, true);
+        atomic_store(&st->unreported_failure, true);
     return err;
 }
 
@@ -229,7 +229,7 @@ int storage_sync(struct storage *st)
     if (st->read_only)
         return 0;
     int err = st->ops->flush(st);
-    return atomic_exchange(&st->untold, false) && !err ? -EIO : err;
+    return atomic_exchange(&st->unreported_failure, false) && !err ? -EIO : err;
 }
 
 int storage_sync_if_void(struct storage *st)

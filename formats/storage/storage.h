@@ -81,7 +81,7 @@ struct storage_ops {
 };
 
 /* The common head of every implementation; set before the storage is handed out and, but
- * for `untold`, not changed afterwards. */
+ * for `unreported_failure`, not changed afterwards. */
 struct storage {
     const struct storage_ops *ops;
     char *name;      /* for messages; owned */
@@ -92,7 +92,7 @@ struct storage {
     bool no_flush;   /* cache=volatile: storage_flush and STORAGE_FUA do nothing */
     /* A flush for one write failed, and with that used up what the store had to tell of
      * others: the next storage_flush fails for it. */
-    atomic_bool untold;
+    atomic_bool unreported_failure;
 };
 
 /* For implementations: the flush that makes one write durable. */
