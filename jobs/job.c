@@ -291,6 +291,7 @@ static bool open_job(struct job *job, struct diag *diag)
 
 void *job_main(void *opaque)
 {
+    static const struct diag none;
     struct job *job = opaque;
     struct diag diag = {0};
 
@@ -304,7 +305,7 @@ void *job_main(void *opaque)
         job->info.offset = job->info.len; /* equal at success */
     err = finish_job_locked(job, err, &diag);
     if (err)
-        set_error(job, err, err == -ECANCELED ? &(struct diag){0} : &diag);
+        set_error(job, err, err == -ECANCELED ? &none : &diag);
     job_send_event(job, err == -ECANCELED ? JOB_EVENT_CANCELLED : JOB_EVENT_COMPLETED);
     job_enter_state(job, JOB_CONCLUDED);
     while (!job->info.auto_dismiss && !job->dismissed)
