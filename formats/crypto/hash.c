@@ -121,7 +121,8 @@ int hash_pbkdf2(enum hash_alg alg, void *key, size_t len, const void *passphrase
 
 /* ---- how many iterations take a time ---- */
 
-#define MEASURE_NS 100000000u
+/* Enough for a count that is right to a few per cent; less for a time that is shorter. */
+#define MEASURE_MAX_MS 50u
 
 /* Of this thread alone: others who are busy don't make the count smaller. */
 static uint64_t processor_ns(void)
@@ -136,7 +137,7 @@ int hash_pbkdf2_iterations(enum hash_alg alg, size_t len, uint32_t ms, uint32_t 
 {
     static const uint8_t salt[32];
     uint8_t key[HASH_MAX_BYTES * 2] = {0};
-    uint64_t took = 0;
+    uint64_t took = 0, enough = 1000000u * (uint64_t)MAX(MIN(ms, MEASURE_MAX_MS), 1);
     uint32_t n = 1 << 10;
 
     len = MIN(len, sizeof key);
@@ -146,7 +147,7 @@ int hash_pbkdf2_iterations(enum hash_alg alg, size_t len, uint32_t ms, uint32_t 
         if (err)
             return err;
         took = processor_ns() - began;
-        if (took >= MEASURE_NS / 2 || n >= 1u << 30)
+        if (took >= enough || n >= 1u << 30)
             break;
     }
     double wanted = (double)n * ms * 1e6 / (double)MAX(took, 1);

@@ -56,7 +56,7 @@ int hash_pbkdf2(enum hash_alg alg, void *key, size_t len, const void *passphrase
                 uint32_t iterations) MUST_USE;
 
 /* How many iterations make `len` bytes in `ms` milliseconds of this processor, measured
- * (which takes a tenth of a second); at least 1, at most UINT32_MAX.  0, -ENOTSUP, -EIO. */
+ * (which takes a tenth of a second at most); at least 1, at most UINT32_MAX.  0, -ENOTSUP, -EIO. */
 int hash_pbkdf2_iterations(enum hash_alg alg, size_t len, uint32_t ms,
                            uint32_t *iterations) MUST_USE;
 

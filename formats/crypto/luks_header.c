@@ -231,7 +231,7 @@ static int judge_place(const struct judged *j, const struct luks_header *h, unsi
     const char *wrong = NULL;
     char other[64];
 
-    for (unsigned k = 0; k < i; k++) {
+    for (unsigned k = 0; k < i && !wrong; k++) {
         uint64_t there = (uint64_t)h->slot[k].material_sector * CIPHER_SECTOR;
         if (!ranges_overlap(at, len, there, len))
             continue;

@@ -7,9 +7,11 @@ qemu-io and qimg, and texts of every kind.
 """
 
 import os
+import struct
 import subprocess
 import sys
 import tempfile
+import zlib
 
 PROGRAM_BYTES = 64
 
@@ -203,11 +205,72 @@ def text_seeds(which):
     return list(conversations())
 
 
+# ---- compressed clusters and LUKS headers ----
+
+def zstd_frames():
+    """Small ones by hand, and one that the library made, from an image."""
+    magic = b"\x28\xb5\x2f\xfd"
+
+    def frame(size, kind, body):
+        header = magic + b"\xa0" + struct.pack("<I", size)
+        return header + (1 | kind << 1 | size << 3).to_bytes(3, "little") + body
+
+    yield frame(512, 0, bytes(range(256)) * 2)
+    yield frame(512, 1, b"x")
+    yield frame(200, 1, b"x") + b"\x50\x2a\x4d\x18\x02\0\0\0ab" + frame(312, 1, b"y")
+    with tempfile.TemporaryDirectory() as folder:
+        raw, packed = f"{folder}/raw", f"{folder}/packed"
+        with open(raw, "wb") as file:
+            file.write((b"some words, and %d numbers\n" % 7 * 3000)[:65536])
+        run("qemu-img", "convert", "-c", "-O", "qcow2", "-o", "compression_type=zstd,cluster_size=4k",
+            raw, packed)
+        with open(packed, "rb") as file:
+            data = file.read()
+        start = data.find(magic)
+        yield data[start:start + 700]
+
+
+def deflate_streams():
+    words = b"".join(b"word %d, " % (i * 7919 % 1000) for i in range(3000))
+    for level, strategy in ((0, zlib.Z_DEFAULT_STRATEGY), (6, zlib.Z_DEFAULT_STRATEGY), (6, zlib.Z_FIXED)):
+        for size in (512, 4096):
+            for end in (zlib.Z_FINISH, zlib.Z_SYNC_FLUSH):
+                c = zlib.compressobj(level, zlib.DEFLATED, -12, 9, strategy)
+                yield c.compress(words[:size]) + c.flush(end)
+
+
+def codec_seeds():
+    for codec, streams in enumerate((deflate_streams(), zstd_frames())):
+        for stream in streams:
+            for size in (0, 3):
+                yield bytes([codec, size]) + stream
+
+
+def luks_header(mode=b"xts-plain64", digest=b"sha256", key_bytes=64, iterations=1000, slots=1):
+    each = -(-key_bytes * 4000 // 4096) * 8
+    out = b"LUKS\xba\xbe\0\1" + b"aes".ljust(32, b"\0") + mode.ljust(32, b"\0") + digest.ljust(32, b"\0")
+    out += struct.pack(">II", 8 + 8 * each, key_bytes) + bytes(52) + struct.pack(">I", iterations)
+    out += b"7a0c2ae9-c31a-44cc-8f84-f0bb7033bc5d".ljust(40, b"\0")
+    for i in range(8):
+        out += struct.pack(">II32xII", 0x00ac71f3 if i < slots else 0x0000dead, iterations, 8 + i * each, 4000)
+    return out
+
+
+def luks_seeds():
+    for header in (luks_header(), luks_header(b"cbc-essiv:sha256", b"sha1", 16),
+                   luks_header(b"xts-plain", b"sha512", 48), luks_header(b"cbc-essiv:sha1", b"md5", 24),
+                   luks_header(slots=8), luks_header(iterations=2**32 - 1)):
+        yield b"\0" + header
+        yield b"\1" + header + bytes(5000)
+
+
 def main():
     qimg, folder, which = sys.argv[1:]
     os.makedirs(folder, exist_ok=True)
     if which in ("qcow2", "qed", "check", "info"):
         seeds = image_seeds(which, qimg)
+    elif which in ("codec", "luks"):
+        seeds = ((f"{i:03}", data) for i, data in enumerate(codec_seeds() if which == "codec" else luks_seeds()))
     else:
         seeds = ((f"{i:03}", text.encode()) for i, text in enumerate(text_seeds(which)))
     for name, data in seeds:
