@@ -46,7 +46,7 @@ static EVP_CIPHER_CTX *expand_key(EVP_CIPHER *aes, const uint8_t *key,
 {
     EVP_CIPHER_CTX *ctx = EVP_CIPHER_CTX_new();
 
-    if (ctx && EVP_CipherInit_ex2(ctx, aes, key, NULL, direction, NULL) == 1) {
+    if (ctx && EVP_CipherInit_ex2(ctx, aes, key, NULL, (int)direction, NULL) == 1) {
         EVP_CIPHER_CTX_set_padding(ctx, 0);
         return ctx;
     }
@@ -89,7 +89,7 @@ static int make_essiv(struct cipher *c, const void *key, struct diag *diag)
     const char *name = hash_name(c->spec.iv_hash);
     size_t n = hash_bytes(c->spec.iv_hash);
 
-    if (n != 16 && n != 24 && n != 32)
+    if (!cipher_essiv_hash_fits(c->spec.iv_hash))
         return diag_set(diag, ENOTSUP, "essiv:%s: a digest of %zu bytes is no key of AES",
                         name, n);
     int err = hash_new(&hash, c->spec.iv_hash);

@@ -8,7 +8,8 @@
  *
  * Threads: cipher_encrypt and cipher_decrypt from any number at once, never waiting for each
  * other: each call has a key schedule of its own while it runs, which is kept for the next
- * (base/spares.h).  Layer: crypto. */
+ * (base/spares.h).  Keys lie in memory of secret.h; schedules in the library's, which wipes
+ * them.  Layer: crypto. */
 #ifndef CRYPTO_CIPHER_H
 #define CRYPTO_CIPHER_H
 
@@ -47,6 +48,9 @@ bool cipher_ivgen_by_name(const char *name, enum cipher_ivgen *ivgen) MUST_USE;
 
 /* The bytes of the key: 16, 24 or 32, and for XTS twice as many. */
 size_t cipher_key_bytes(const struct cipher_spec *spec);
+
+/* Can AES have its digest as a key? */
+bool cipher_essiv_hash_fits(enum hash_alg hash);
 
 struct cipher;
 

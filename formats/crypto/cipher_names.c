@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The words for ciphers, modes and generators of initial vectors. */
+/* The words for ciphers, modes and generators of initial vectors, and what goes together. */
 #include <string.h>
 
 #include "crypto/cipher.h"
@@ -56,4 +56,11 @@ size_t cipher_key_bytes(const struct cipher_spec *spec)
     size_t n = 16 + 8 * (size_t)spec->alg;
 
     return spec->mode == CIPHER_XTS ? 2 * n : n;
+}
+
+bool cipher_essiv_hash_fits(enum hash_alg hash)
+{
+    size_t n = hash_bytes(hash);
+
+    return n == 16 || n == 24 || n == 32;
 }

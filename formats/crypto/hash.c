@@ -141,9 +141,12 @@ int hash_pbkdf2_iterations(enum hash_alg alg, size_t len, uint32_t ms, uint32_t 
     uint32_t n = 1 << 10;
 
     len = MIN(len, sizeof key);
+    int err = hash_pbkdf2(alg, key, len, "", 0, salt, sizeof salt, 1); /* warms up */
+    if (err)
+        return err;
     for (;; n *= 2) {
         uint64_t began = processor_ns();
-        int err = hash_pbkdf2(alg, key, len, "passphrase", 10, salt, sizeof salt, n);
+        err = hash_pbkdf2(alg, key, len, "passphrase", 10, salt, sizeof salt, n);
         if (err)
             return err;
         took = processor_ns() - began;

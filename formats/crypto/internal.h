@@ -74,6 +74,10 @@ int luks_fill_slot(const struct luks_io *io, struct luks_header *h, unsigned slo
 int luks_wipe_material(const struct luks_io *io, const struct luks_header *h, unsigned slot,
                        struct diag *diag) MUST_USE;
 
+/* The container's cipher with that key; the sentence begins with io->name. */
+int luks_new_cipher(const struct luks_io *io, const struct luks_header *h,
+                    const uint8_t *key, struct cipher **cipher, struct diag *diag) MUST_USE;
+
 /* The digest by which a master key is known. */
 int luks_key_digest(const struct luks_header *h, const uint8_t *key,
                     uint8_t digest[LUKS_DIGEST_BYTES]) MUST_USE;

@@ -49,7 +49,7 @@ static int make_open(struct luks **out, const struct luks_io *io,
     luks->header = *h;
     luks->payload_offset = (uint64_t)h->payload_sector * CIPHER_SECTOR;
     luks->slot = slot;
-    int err = cipher_new(&luks->cipher, &h->spec, key, diag);
+    int err = luks_new_cipher(io, h, key, &luks->cipher, diag);
     if (err)
         return err;
     *out = TAKE(&luks);

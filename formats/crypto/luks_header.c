@@ -106,6 +106,12 @@ static int parse_ivgen(const struct judged *j, struct cipher_spec *spec, const c
         return diag_set(j->diag, ENOTSUP,
                         "%s: LUKS header: cipher mode '%s': hash '%s' is not supported",
                         j->name, mode, hash);
+    if (!cipher_essiv_hash_fits(spec->iv_hash))
+        return diag_set(
+            j->diag, ENOTSUP,
+            "%s: LUKS header: cipher mode '%s': a digest of %zu bytes is no key "
+            "of AES",
+            j->name, mode, hash_bytes(spec->iv_hash));
     return 0;
 }
 

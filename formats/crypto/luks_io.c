@@ -75,21 +75,32 @@ int luks_key_digest(const struct luks_header *h, const uint8_t *key,
                        h->digest_salt, sizeof h->digest_salt, h->digest_iterations);
 }
 
+int luks_new_cipher(const struct luks_io *io, const struct luks_header *h,
+                    const uint8_t *key, struct cipher **cipher, struct diag *diag)
+{
+    struct diag reason = {0};
+    int err = cipher_new(cipher, &h->spec, key, &reason);
+
+    return err ? diag_set(diag, -err, "%s: %s", io->name, reason.text) : 0;
+}
+
 /* The cipher of a slot's material: the container's, with the key that the passphrase gives.
  */
-static int slot_cipher(struct cipher **cipher, const struct luks_header *h,
-                       const struct luks_slot *slot, const void *passphrase, size_t len,
+static int slot_cipher(const struct luks_io *io, const struct luks_header *h, unsigned slot,
+                       const void *passphrase, size_t len, struct cipher **cipher,
                        struct diag *diag)
 {
     CLEANUP_SECRET uint8_t *key = secret_alloc(h->key_bytes);
+    const struct luks_slot *s = &h->slot[slot];
 
     if (!key)
-        return diag_errno(diag, ENOMEM, "a key");
-    int err = hash_pbkdf2(h->hash, key, h->key_bytes, passphrase, len, slot->salt,
-                          sizeof slot->salt, slot->iterations);
+        return diag_errno(diag, ENOMEM, "%s: a key", io->name);
+    int err = hash_pbkdf2(h->hash, key, h->key_bytes, passphrase, len, s->salt,
+                          sizeof s->salt, s->iterations);
     if (err)
-        return diag_errno(diag, -err, "a key by PBKDF2 with %s", hash_name(h->hash));
-    return cipher_new(cipher, &h->spec, key, diag);
+        return diag_errno(diag, -err, "%s: a key by PBKDF2 with %s", io->name,
+                          hash_name(h->hash));
+    return luks_new_cipher(io, h, key, cipher, diag);
 }
 
 static uint64_t material_offset(const struct luks_header *h, unsigned slot)
@@ -110,7 +121,7 @@ static int read_material(const struct luks_io *io, const struct luks_header *h,
     if (err)
         return diag_errno(diag, -err, "%s: reading the material of key slot %u", io->name,
                           slot);
-    err = slot_cipher(&cipher, h, &h->slot[slot], passphrase, len, diag);
+    err = slot_cipher(io, h, slot, passphrase, len, &cipher, diag);
     if (err)
         return err;
     err = cipher_decrypt(cipher, material, material, n, 0);
@@ -166,21 +177,21 @@ int luks_unlock(const struct luks_io *io, const struct luks_header *h,
 /* ---- changing ---- */
 
 /* Splits and encrypts the key in `material`. */
-static int make_material(const struct luks_header *h, unsigned slot, const uint8_t *key,
-                         const void *passphrase, size_t len, uint8_t *material,
-                         struct diag *diag)
+static int make_material(const struct luks_io *io, const struct luks_header *h,
+                         unsigned slot, const uint8_t *key, const void *passphrase,
+                         size_t len, uint8_t *material, struct diag *diag)
 {
     CLEANUP_CIPHER struct cipher *cipher = NULL;
     size_t n = luks_material_bytes(h->key_bytes);
     int err = af_split(h->hash, material, key, h->key_bytes, LUKS_STRIPES);
 
     if (err)
-        return diag_errno(diag, -err, "splitting a key");
-    err = slot_cipher(&cipher, h, &h->slot[slot], passphrase, len, diag);
+        return diag_errno(diag, -err, "%s: splitting a key", io->name);
+    err = slot_cipher(io, h, slot, passphrase, len, &cipher, diag);
     if (err)
         return err;
     err = cipher_encrypt(cipher, material, material, n, 0);
-    return err ? diag_errno(diag, -err, "encrypting key material") : 0;
+    return err ? diag_errno(diag, -err, "%s: encrypting key material", io->name) : 0;
 }
 
 static int write_material(const struct luks_io *io, const struct luks_header *h,
@@ -211,7 +222,7 @@ int luks_fill_slot(const struct luks_io *io, struct luks_header *h, unsigned slo
         return diag_errno(diag, -err, "%s: a salt and its iterations", io->name);
     err = luks_judge_header(io, h, diag); /* before it is too late */
     if (!err)
-        err = make_material(h, slot, key, passphrase, len, material, diag);
+        err = make_material(io, h, slot, key, passphrase, len, material, diag);
     return err ? err : write_material(io, h, slot, material, diag);
 }
 

@@ -171,6 +171,10 @@ Test(crypto_luks_header, words)
     refused(ENOTSUP,
             "disk.luks: LUKS header: cipher mode 'xts-essiv:sha255': hash 'sha255' is "
             "not supported");
+    set_word(40, "cbc-essiv:sha1");
+    store_be32(bytes + 108, 32);
+    refused(ENOTSUP, "disk.luks: LUKS header: cipher mode 'cbc-essiv:sha1': a digest of 20 "
+                     "bytes is no key of AES");
     set_word(72, "whirlpool");
     refused(ENOTSUP, "disk.luks: LUKS header: hash 'whirlpool' is not supported");
     set_word(40, "xts-plain64:nonsense"); /* as dm-crypt and QEMU take it */
