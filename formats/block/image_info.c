@@ -49,7 +49,8 @@ static int copy_opened_backing(struct image_info *info, const struct node *node)
     return copy_backing(info, as_recorded ? name : full, full, below->driver->name);
 }
 
-static int fill(struct image_info *info, struct node *node, enum image_info_backing backing)
+static int fill_from_node(struct image_info *info, struct node *node,
+                          enum image_info_backing backing)
 {
     *info = (struct image_info){
         .format = node->driver->name,
@@ -70,7 +71,7 @@ static int fill(struct image_info *info, struct node *node, enum image_info_back
 int image_info_read(struct node *node, enum image_info_backing backing,
                     struct image_info *out)
 {
-    int err = fill(out, node, backing);
+    int err = fill_from_node(out, node, backing);
     if (err)
         image_info_free(out);
     return err;

@@ -19,8 +19,8 @@
 #define ENTRY_FIXED  sizeof(struct qcow2_disk_bitmap)
 #define ENTRY(field) (raw + offsetof(struct qcow2_disk_bitmap, field))
 
-static int bad_entry(const struct qcow2 *q, uint32_t index, const char *why,
-                     struct diag *diag)
+static int refuse_entry(const struct qcow2 *q, uint32_t index, const char *why,
+                        struct diag *diag)
 {
     return diag_set(diag, EINVAL, "%s: bitmap directory entry %" PRIu32 ": %s",
                     q->node->filename, index, why);
@@ -33,17 +33,17 @@ static int parse_entry(struct qcow2 *q, uint32_t index, const uint8_t *raw, uint
     struct qcow2_bitmap *bitmap = &q->bitmaps[index];
 
     if (n < ENTRY_FIXED)
-        return bad_entry(q, index, "reaches past the end of the directory", diag);
+        return refuse_entry(q, index, "reaches past the end of the directory", diag);
     uint16_t name_bytes = load_be16(ENTRY(name_bytes));
     uint64_t name_at = ENTRY_FIXED + (uint64_t)load_be32(ENTRY(extra_bytes));
     *length = align_up(name_at + name_bytes, 8);
     if (*length > n)
-        return bad_entry(q, index, "reaches past the end of the directory", diag);
+        return refuse_entry(q, index, "reaches past the end of the directory", diag);
     uint8_t granularity = *ENTRY(granularity_bits);
     if (granularity < MIN_BITMAP_GRANULARITY || granularity > MAX_BITMAP_GRANULARITY)
-        return bad_entry(q, index, "its granularity is none that can be", diag);
+        return refuse_entry(q, index, "its granularity is none that can be", diag);
     if (name_bytes == 0 || name_bytes > MAX_BITMAP_NAME)
-        return bad_entry(q, index, "its name is of no length that can be", diag);
+        return refuse_entry(q, index, "its name is of no length that can be", diag);
     bitmap->flags = load_be32(ENTRY(flags));
     bitmap->granularity = 1u << granularity;
     return foreign_text_copy(&bitmap->name, raw + name_at, name_bytes, diag,

@@ -270,7 +270,8 @@ static int open_and_allocate(const struct qcow2_params *p, struct block_context 
 }
 
 /* Takes the storage over. */
-static int preallocate(const struct qcow2_params *p, struct storage *st, struct diag *diag)
+static int preallocate_image(const struct qcow2_params *p, struct storage *st,
+                             struct diag *diag)
 {
     struct block_context ctx;
 
@@ -298,5 +299,5 @@ int qcow2_create(struct storage *st, const struct create_request *req, struct di
     if (params.preallocation == PREALLOC_OFF)
         return 0;
     file = NULL;
-    return preallocate(&params, st, diag);
+    return preallocate_image(&params, st, diag);
 }

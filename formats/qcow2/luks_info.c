@@ -33,14 +33,14 @@ _Static_assert(sizeof(struct luks_header) == 592, "LUKS header");
 
 static const uint8_t magic[6] = {'L', 'U', 'K', 'S', 0xba, 0xbe};
 
-static uint32_t number(const uint32_t *field)
+static uint32_t load_number(const uint32_t *field)
 {
     return load_be32((const uint8_t *)field);
 }
 
-static uint64_t sectors(const uint32_t *field)
+static uint64_t load_sectors(const uint32_t *field)
 {
-    return (uint64_t)number(field) * SECTOR;
+    return (uint64_t)load_number(field) * SECTOR;
 }
 
 /* A field's text has up to n bytes, and ends with a NUL where it is shorter; out has room
@@ -77,7 +77,7 @@ static void parse_mode(const struct luks_header *h, struct luks_info *out)
 /* The bits of the cipher's key, of which xts has two. */
 static uint32_t key_bits(const struct luks_header *h)
 {
-    uint32_t bits = number(&h->key_bytes) * 8;
+    uint32_t bits = load_number(&h->key_bytes) * 8;
 
     return strncmp(h->cipher_mode, "xts", 3) == 0 ? bits / 2 : bits;
 }
@@ -85,10 +85,10 @@ static uint32_t key_bits(const struct luks_header *h)
 static struct luks_slot_info parse_slot(const struct luks_slot *slot)
 {
     return (struct luks_slot_info){
-        .active = number(&slot->active) == SLOT_IN_USE,
-        .iterations = number(&slot->iterations),
-        .stripes = number(&slot->stripes),
-        .key_offset = sectors(&slot->key_material_offset),
+        .active = load_number(&slot->active) == SLOT_IN_USE,
+        .iterations = load_number(&slot->iterations),
+        .stripes = load_number(&slot->stripes),
+        .key_offset = load_sectors(&slot->key_material_offset),
     };
 }
 
@@ -96,8 +96,8 @@ static void parse_header(const struct luks_header *h, struct luks_info *out)
 {
     out->known = true;
     out->key_bits = key_bits(h);
-    out->payload_offset = sectors(&h->payload_offset);
-    out->master_key_iterations = number(&h->digest_iterations);
+    out->payload_offset = load_sectors(&h->payload_offset);
+    out->master_key_iterations = load_number(&h->digest_iterations);
     copy_text(out->cipher, h->cipher_name, sizeof h->cipher_name);
     copy_text(out->hash, h->hash_spec, sizeof h->hash_spec);
     copy_text(out->uuid, h->uuid, sizeof h->uuid);

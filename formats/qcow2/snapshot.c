@@ -68,20 +68,25 @@ static int parse_table(struct qcow2 *q, const uint8_t *table, size_t n, struct d
     return 0;
 }
 
+static int refuse_table(struct qcow2 *q, int err, struct diag *diag)
+{
+    return diag_errno(diag, -err, "%s: reading the snapshot table", q->node->filename);
+}
+
 /* As much of the table as there can be: its length isn't recorded. */
 static int read_table(struct qcow2 *q, uint8_t **table, size_t *n, struct diag *diag)
 {
     uint64_t file_size, offset = q->header.snapshots_offset;
 
     int err = storage_size(q->node->file, &file_size);
-    if (!err && offset <= file_size) {
-        *n = (size_t)MIN(file_size - offset, MAX_SNAPSHOT_BYTES);
-        *table = malloc(*n + 1);
-        err = *table ? storage_read(q->node->file, *table, offset, *n) : -ENOMEM;
-    }
     if (err)
-        return diag_errno(diag, -err, "%s: reading the snapshot table", q->node->filename);
-    return 0;
+        return refuse_table(q, err, diag);
+    *n = offset <= file_size ? (size_t)MIN(file_size - offset, MAX_SNAPSHOT_BYTES) : 0;
+    *table = malloc(*n + 1);
+    if (!*table)
+        return refuse_table(q, -ENOMEM, diag);
+    err = storage_read(q->node->file, *table, offset, *n);
+    return err ? refuse_table(q, err, diag) : 0;
 }
 
 int qcow2_read_snapshots(struct qcow2 *q, struct diag *diag)

@@ -40,7 +40,7 @@ static void ignore_signals(void)
 
 /* The pipe's writers are nbdkit's descriptor, until it ends, and what it opens for its
  * process id. */
-static void watch(const struct announcement *a, int fd)
+static void wait_and_announce(const struct announcement *a, int fd)
 {
     struct stat before, now;
     bool known = a->socket_path && stat(a->socket_path, &before) == 0;
@@ -77,7 +77,7 @@ static int fork_watcher(const struct announcement *a, const int pipe_fds[2])
     pid_t watcher = fork();
     if (watcher == 0) {
         close(pipe_fds[1]);
-        watch(a, pipe_fds[0]);
+        wait_and_announce(a, pipe_fds[0]);
     }
     _exit(watcher < 0);
 }

@@ -133,7 +133,7 @@ static int unknown_long_option(const struct getopt_tables *t, const char *word)
 }
 
 /* Of a letter among others argv[optind - 1] isn't the argument that has it. */
-static int unrecognized(const struct getopt_tables *t, char **argv)
+static int refuse_option(const struct getopt_tables *t, char **argv)
 {
     if (optopt && optopt < CLI_LONG_ONLY && !strchr(t->letters, optopt))
         return cli_usage_error("unrecognized option '-%c'", optopt);
@@ -156,7 +156,7 @@ int cli_take_options(const struct cli_command *cmd, int argc, char **argv, cli_t
         if (option == ':')
             return cli_usage_error("missing argument for option '%s'", argv[optind - 1]);
         if (option == '?')
-            return unrecognized(&tables, argv);
+            return refuse_option(&tables, argv);
         if (take(args, option) != CLI_OK)
             return CLI_FAILED;
     }

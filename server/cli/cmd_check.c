@@ -174,7 +174,7 @@ static int run_check(struct checked *image, enum check_repair repair,
     return rc < 0 ? cli_diag(&diag) : CLI_OK;
 }
 
-static int check(struct checked *image)
+static int check_and_report(struct checked *image)
 {
     const struct check_args *args = image->args;
     struct check_result result;
@@ -232,7 +232,7 @@ static int open_and_check(const struct check_args *args)
     if (rc == 0)
         rc = find_driver(&image, &diag);
     if (rc == 0)
-        return check(&image);
+        return check_and_report(&image);
     if (rc == -EAGAIN && how.read_only)
         return cli_locked(&diag);
     cli_diag(&diag);
@@ -294,7 +294,7 @@ static int take_option(void *opaque, int option)
     return CLI_OK;
 }
 
-static int run(const struct cli_command *self, int argc, char **argv)
+static int run_check_command(const struct cli_command *self, int argc, char **argv)
 {
     struct check_args args = {.image.output = OUTPUT_HUMAN};
     int code = cli_take_image(self, argc, argv, take_option, &args, &args.image);
@@ -311,5 +311,5 @@ const struct cli_command check_command = {
     .operands = "filename",
     .summary = "Look for errors in an image, and repair them.",
     .options = options,
-    .run = run,
+    .run = run_check_command,
 };

@@ -233,7 +233,7 @@ static int parse_and_create(struct create_args *args, const struct cli_command *
     return create_as_asked(args);
 }
 
-static int run_create(const struct cli_command *self, int argc, char **argv)
+static int run_create_command(const struct cli_command *self, int argc, char **argv)
 {
     struct create_args args = {0};
     int code = parse_and_create(&args, self, argc, argv);
@@ -247,5 +247,5 @@ const struct cli_command create_command = {
     .operands = "filename [size]",
     .summary = "Make a new, empty image.",
     .options = options,
-    .run = run_create,
+    .run = run_create_command,
 };

@@ -95,7 +95,7 @@ static int take_info_option(void *opaque, int option)
     return CLI_OK;
 }
 
-static int run_info(const struct cli_command *self, int argc, char **argv)
+static int run_info_command(const struct cli_command *self, int argc, char **argv)
 {
     struct info_args args = {.image.output = OUTPUT_HUMAN};
     int code = cli_take_image(self, argc, argv, take_info_option, &args, &args.image);
@@ -108,5 +108,5 @@ const struct cli_command info_command = {
     .operands = "filename",
     .summary = "Describe an image.",
     .options = options,
-    .run = run_info,
+    .run = run_info_command,
 };

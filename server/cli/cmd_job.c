@@ -179,7 +179,7 @@ static int send_args(struct qmp *qmp, const char *command, struct job_args *job)
     return code;
 }
 
-static int list(struct qmp *qmp, struct job_args *job, const char *command)
+static int list_jobs(struct qmp *qmp, struct job_args *job, const char *command)
 {
     json_t *jobs, *one;
     size_t i;
@@ -231,17 +231,27 @@ static int set_device(struct qmp *qmp, json_t *args)
     return code;
 }
 
+/* Where mirror copies to; commit has none. */
+static int add_target(struct job_args *job)
+{
+    const char *target = job->operands[0];
+    int code = check_format(job->args, target);
+
+    if (code != CLI_OK)
+        return code;
+    code = set_target(job->args, target);
+    if (code != CLI_OK || json_object_get(job->args, "sync"))
+        return code;
+    return set_text(job->args, "sync", "full");
+}
+
 /* mirror and commit: a job begins, and may be watched. */
-static int start(struct qmp *qmp, struct job_args *job, const char *command)
+static int start_job(struct qmp *qmp, struct job_args *job, const char *command)
 {
     int code = set_device(qmp, job->args);
 
     if (code == CLI_OK && job->n_operands > 0)
-        code = check_format(job->args, job->operands[0]);
-    if (code == CLI_OK && job->n_operands > 0)
-        code = set_target(job->args, job->operands[0]);
-    if (code == CLI_OK && job->n_operands > 0 && !json_object_get(job->args, "sync"))
-        code = set_text(job->args, "sync", "full");
+        code = add_target(job);
     if (code != CLI_OK)
         return code;
 
@@ -255,7 +265,7 @@ static int start(struct qmp *qmp, struct job_args *job, const char *command)
     return code == CLI_OK && job->watch ? job_watch(qmp, id, job->output) : code;
 }
 
-static int tell(struct qmp *qmp, struct job_args *job, const char *command)
+static int tell_job(struct qmp *qmp, struct job_args *job, const char *command)
 {
     int code = set_text(job->args, "device", job->operands[0]);
 
@@ -266,10 +276,10 @@ static int set_speed(struct qmp *qmp, struct job_args *job, const char *command)
 {
     int code = set_size(job->args, "speed", job->operands[1]);
 
-    return code == CLI_OK ? tell(qmp, job, command) : code;
+    return code == CLI_OK ? tell_job(qmp, job, command) : code;
 }
 
-static int watch(struct qmp *qmp, struct job_args *job, const char *command)
+static int watch_job(struct qmp *qmp, struct job_args *job, const char *command)
 {
     (void)command;
     return job_watch(qmp, job->operands[0], job->output);
@@ -281,17 +291,17 @@ static const struct verb {
     const char *command; /* of QMP, which takes the options as arguments; NULL: none does */
     int (*run)(struct qmp *qmp, struct job_args *job, const char *command);
 } verbs[] = {
-    {"list", "", 0, NULL, list},
-    {"mirror", " TARGET", 1, "drive-mirror", start},
-    {"commit", "", 0, "block-commit", start},
-    {"pause", " ID", 1, "block-job-pause", tell},
-    {"resume", " ID", 1, "block-job-resume", tell},
+    {"list", "", 0, NULL, list_jobs},
+    {"mirror", " TARGET", 1, "drive-mirror", start_job},
+    {"commit", "", 0, "block-commit", start_job},
+    {"pause", " ID", 1, "block-job-pause", tell_job},
+    {"resume", " ID", 1, "block-job-resume", tell_job},
     {"speed", " ID SIZE", 2, "block-job-set-speed", set_speed},
-    {"complete", " ID", 1, "block-job-complete", tell},
-    {"cancel", " ID", 1, "block-job-cancel", tell},
-    {"finalize", " ID", 1, "block-job-finalize", tell},
-    {"dismiss", " ID", 1, "block-job-dismiss", tell},
-    {"watch", " ID", 1, NULL, watch},
+    {"complete", " ID", 1, "block-job-complete", tell_job},
+    {"cancel", " ID", 1, "block-job-cancel", tell_job},
+    {"finalize", " ID", 1, "block-job-finalize", tell_job},
+    {"dismiss", " ID", 1, "block-job-dismiss", tell_job},
+    {"watch", " ID", 1, NULL, watch_job},
 };
 
 static int run_verb(struct job_args *job)
@@ -305,7 +315,7 @@ static int run_verb(struct job_args *job)
         verb++;
     if (verb == verbs + ARRAY_LEN(verbs))
         return cli_usage_error("'%s' is nothing that can be done with a job", job->verb);
-    bool starts = verb->run == start;
+    bool starts = verb->run == start_job;
     if ((job->watch && !starts) || (json_object_size(job->args) > 0 && !verb->command))
         return cli_usage_error("'%s' doesn't take these options", verb->name);
     if (job->n_operands != verb->n_operands)
@@ -321,7 +331,7 @@ static int run_verb(struct job_args *job)
     return code;
 }
 
-static int run(const struct cli_command *self, int argc, char **argv)
+static int run_job_command(const struct cli_command *self, int argc, char **argv)
 {
     struct job_args job = {.args = json_object()};
     int code = cli_take_options(self, argc, argv, take_option, &job);
@@ -343,5 +353,5 @@ const struct cli_command job_command = {
                 "speed ID SIZE | complete ID | cancel ID | finalize ID | dismiss ID",
     .summary = "Drive the jobs of a running server.",
     .options = options,
-    .run = run,
+    .run = run_job_command,
 };

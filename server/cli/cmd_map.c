@@ -33,7 +33,7 @@ struct printer {
     bool begun;
 };
 
-static const char *truth(bool value)
+static const char *json_word(bool value)
 {
     return value ? "true" : "false";
 }
@@ -44,8 +44,8 @@ static int print_json(struct printer *p, const struct run *run)
 
     printf("%s{ \"start\": %" PRIu64 ", \"length\": %" PRIu64
            ", \"depth\": %u, \"present\": %s, \"zero\": %s, \"data\": %s",
-           p->begun ? ",\n" : "[", run->start, st->length, st->depth, truth(st->present),
-           truth(st->zero), truth(st->data));
+           p->begun ? ",\n" : "[", run->start, st->length, st->depth,
+           json_word(st->present), json_word(st->zero), json_word(st->data));
     if (st->file)
         printf(", \"offset\": %" PRIu64, st->host_offset);
     putchar('}');
@@ -72,7 +72,7 @@ static int print_run(struct printer *p, const struct run *run)
     return p->output == OUTPUT_JSON ? print_json(p, run) : print_human(run);
 }
 
-static bool continues(const struct block_status *a, const struct block_status *b)
+static bool continues_run(const struct block_status *a, const struct block_status *b)
 {
     return a->data == b->data && a->zero == b->zero && a->present == b->present &&
            a->depth == b->depth && a->file == b->file &&
@@ -90,7 +90,7 @@ static int print_runs(struct printer *p, struct node *node, uint64_t start, uint
         if (rc < 0)
             return cli_error("%s: cannot read its metadata: %s", node->filename,
                              strerror(-rc));
-        if (off > start && continues(&run.status, &next)) {
+        if (off > start && continues_run(&run.status, &next)) {
             run.status.length += next.length;
         } else {
             if (off > start && print_run(p, &run) != CLI_OK)
@@ -103,7 +103,7 @@ static int print_runs(struct printer *p, struct node *node, uint64_t start, uint
     return print_run(p, &run);
 }
 
-static int map(const struct map_args *args)
+static int map_image(const struct map_args *args)
 {
     const struct chain_options chain = {.read_only = true,
                                         .node = {.lock_off = args->image.share}};
@@ -140,12 +140,12 @@ static int take_option(void *opaque, int option)
     return CLI_OK;
 }
 
-static int run(const struct cli_command *self, int argc, char **argv)
+static int run_map_command(const struct cli_command *self, int argc, char **argv)
 {
     struct map_args args = {.image.output = OUTPUT_HUMAN, .length = UINT64_MAX};
     int code = cli_take_image(self, argc, argv, take_option, &args, &args.image);
 
-    return code == CLI_GO_ON ? map(&args) : code;
+    return code == CLI_GO_ON ? map_image(&args) : code;
 }
 
 const struct cli_command map_command = {
@@ -153,5 +153,5 @@ const struct cli_command map_command = {
     .operands = "filename",
     .summary = "Print where the guest's bytes lie.",
     .options = options,
-    .run = run,
+    .run = run_map_command,
 };

@@ -53,7 +53,7 @@ struct command_line {
     int argc;
 };
 
-static void add(struct command_line *line, const char *word)
+static void add_word(struct command_line *line, const char *word)
 {
     line->argv[line->argc++] = word;
 }
@@ -61,8 +61,8 @@ static void add(struct command_line *line, const char *word)
 static void add_option(struct command_line *line, const char *option, const char *value)
 {
     if (value) {
-        add(line, option);
-        add(line, value);
+        add_word(line, option);
+        add_word(line, value);
     }
 }
 
@@ -109,10 +109,10 @@ static void build_line(const struct serve_args *args, const char *plugin, const 
 {
     int n_settings = count_settings(args);
 
-    add(line, "nbdkit");
-    add(line, "-f");
+    add_word(line, "nbdkit");
+    add_word(line, "-f");
     if (args->read_only)
-        add(line, "-r");
+        add_word(line, "-r");
     add_option(line, "-t", args->threads);
     add_option(line, "-P", pidfile);
     if (args->run)
@@ -122,14 +122,14 @@ static void build_line(const struct serve_args *args, const char *plugin, const 
     if (args->port)
         add_option(line, "-i", args->address);
     for (int i = n_settings; i < args->n_words; i++)
-        add(line, args->words[i]);
-    add(line, plugin);
-    add(line, file);
+        add_word(line, args->words[i]);
+    add_word(line, plugin);
+    add_word(line, file);
     /* What would refuse a client at its first write refuses to start instead. */
     if (!args->read_only && !has_setting(args, "writable="))
-        add(line, "writable=now");
+        add_word(line, "writable=now");
     for (int i = 0; i < n_settings; i++)
-        add(line, args->words[i]);
+        add_word(line, args->words[i]);
     line->argv[line->argc] = NULL;
 }
 
@@ -206,7 +206,7 @@ static bool wants_own_pidfile(const struct serve_args *args)
     return false;
 }
 
-static int announce(const struct serve_args *args, char **pidfile)
+static int start_announcing(const struct serve_args *args, char **pidfile)
 {
     CLEANUP(free_place) struct place place = {.fd = -1};
 
@@ -226,7 +226,7 @@ static int announce(const struct serve_args *args, char **pidfile)
     return code;
 }
 
-static int serve(const struct serve_args *args)
+static int serve_image(const struct serve_args *args)
 {
     char path[PATH_MAX];
     CLEANUP_FREE char *file = NULL;
@@ -237,7 +237,7 @@ static int serve(const struct serve_args *args)
         file = NULL;
         return cli_error("out of memory");
     }
-    int code = args->run ? CLI_OK : announce(args, &pidfile);
+    int code = args->run ? CLI_OK : start_announcing(args, &pidfile);
     if (code != CLI_OK)
         return code;
 
@@ -296,7 +296,7 @@ static int check_number(const char *option, const char *text, long max)
     return CLI_OK;
 }
 
-static int check(const struct serve_args *args)
+static int check_usage(const struct serve_args *args)
 {
     if ((args->socket != NULL) + (args->port != NULL) + (args->run != NULL) > 1)
         return cli_usage_error("-s, -p and --run exclude each other");
@@ -313,7 +313,7 @@ static int check(const struct serve_args *args)
     return CLI_OK;
 }
 
-static int run(const struct cli_command *self, int argc, char **argv)
+static int run_serve_command(const struct cli_command *self, int argc, char **argv)
 {
     struct serve_args args = {.address = "localhost"};
     int code = cli_take_options(self, argc, argv, take_option, &args);
@@ -326,7 +326,7 @@ static int run(const struct cli_command *self, int argc, char **argv)
     args.image = cli_local_name(argv[optind]);
     args.words = argv + optind + 1;
     args.n_words = argc - optind - 1;
-    return check(&args) == CLI_OK ? serve(&args) : CLI_FAILED;
+    return check_usage(&args) == CLI_OK ? serve_image(&args) : CLI_FAILED;
 }
 
 const struct cli_command serve_command = {
@@ -334,5 +334,5 @@ const struct cli_command serve_command = {
     .operands = "image [key=value ...] [-- nbdkit options]",
     .summary = "Serve an image with nbdkit.",
     .options = options,
-    .run = run,
+    .run = run_serve_command,
 };

@@ -89,7 +89,7 @@ static bool parse_number(const char *word, uint64_t *out)
 }
 
 /* The value's plain form, to be freed; NULL when it isn't of the kind. */
-static char *normalise(enum create_option_kind kind, const char *value)
+static char *normalise_value(enum create_option_kind kind, const char *value)
 {
     uint64_t number;
     char text[32];
@@ -153,7 +153,7 @@ int create_options_check(const struct driver *format, struct option_list *list,
         const struct create_option_info *o = find_option(format, pair->key);
         if (!o)
             return refuse_key(format, filename, pair->key);
-        char *value = normalise(o->kind, pair->value);
+        char *value = normalise_value(o->kind, pair->value);
         if (!value)
             return refuse_value(filename, o, pair->value);
         free(pair->value);

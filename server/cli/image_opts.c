@@ -28,7 +28,7 @@ static char *as_json_name(const struct option_list *list)
     return name;
 }
 
-static int resolve(const struct option_list *list, struct reference *out)
+static int resolve_options(const struct option_list *list, struct reference *out)
 {
     CLEANUP_FREE char *name = as_json_name(list);
     struct diag diag = {0};
@@ -49,7 +49,7 @@ int image_opts_parse(const char *text, struct reference *out)
     set_default(&list, "file.driver", "file.filename", "file", &code);
     set_default(&list, "driver", "filename", "file", &code);
     if (code == CLI_OK)
-        code = resolve(&list, out);
+        code = resolve_options(&list, out);
     options_free(&list);
     return code;
 }

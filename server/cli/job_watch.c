@@ -171,7 +171,7 @@ static void give_hint(struct watch *w, const json_t *job)
         strcmp(text_of(job, "type"), "commit") == 0 ? "" : ", and a copy");
 }
 
-static void show(struct watch *w, const json_t *job)
+static void show_job(struct watch *w, const json_t *job)
 {
     update_rate(w, job);
     if (w->output != OUTPUT_JSON) {
@@ -191,7 +191,7 @@ static void end_bar(const struct watch *w)
 }
 
 /* What the end of the job means for the exit code. */
-static int conclude(const struct watch *w, const json_t *end, bool cancelled)
+static int tell_end(const struct watch *w, const json_t *end, bool cancelled)
 {
     end_bar(w);
     if (cancelled || was_cancelled(end))
@@ -204,7 +204,7 @@ static int conclude(const struct watch *w, const json_t *end, bool cancelled)
 }
 
 /* Asks for the job and shows it. */
-static int look(struct watch *w)
+static int look_at_job(struct watch *w)
 {
     json_t *jobs, *job, *found = NULL;
     size_t i;
@@ -218,7 +218,7 @@ static int look(struct watch *w)
     }
     if (found) {
         w->seen = true;
-        show(w, found);
+        show_job(w, found);
         if (strcmp(text_of(found, "status"), "concluded") == 0)
             w->concluded = json_incref(found);
     } else {
@@ -258,8 +258,8 @@ static int listen_awhile(struct watch *w, bool *ended, int *result)
         if (*ended) {
             const json_t *data = json_object_get(event, "data");
             if (w->output == OUTPUT_JSON)
-                show(w, data);
-            *result = conclude(w, data, cancelled);
+                show_job(w, data);
+            *result = tell_end(w, data, cancelled);
         }
         json_decref(event);
     }
@@ -273,7 +273,7 @@ static int conclude_from_state(const struct watch *w)
 
     if (!job)
         return cli_error(w->seen ? "%s: is gone" : "there is no job '%s'", w->id);
-    return conclude(w, job, false);
+    return tell_end(w, job, false);
 }
 
 /* As a signal that nobody caught, once it was said what it doesn't do. */
@@ -296,7 +296,7 @@ int job_watch(struct qmp *qmp, const char *id, enum cli_output output)
     w.bar = output == OUTPUT_HUMAN && isatty(STDOUT_FILENO);
     sigaction(SIGINT, &on_interrupt, NULL);
     do {
-        code = look(&w);
+        code = look_at_job(&w);
         if (code == CLI_OK)
             code = listen_awhile(&w, &ended, &result);
         if (interrupted && !ended)

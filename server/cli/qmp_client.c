@@ -33,7 +33,7 @@ static int connect_to(struct qmp *qmp, const char *path)
 
 /* Waits for bytes and adds them to the buffer; *got is false after timeout_ms (-1: never).
  */
-static int receive(struct qmp *qmp, int timeout_ms, bool *got)
+static int receive_bytes(struct qmp *qmp, int timeout_ms, bool *got)
 {
     struct pollfd poll_fd = {qmp->fd, POLLIN, 0};
 
@@ -79,7 +79,7 @@ static int next_message(struct qmp *qmp, int timeout_ms, json_t **message)
         const char *end = qmp->used ? memchr(qmp->buffer, '\n', qmp->used) : NULL;
         if (end)
             return take_line(qmp, end, message);
-        int code = receive(qmp, timeout_ms, &got);
+        int code = receive_bytes(qmp, timeout_ms, &got);
         if (code != CLI_OK)
             return code;
     }
@@ -159,7 +159,7 @@ int qmp_event(struct qmp *qmp, int timeout_ms, json_t **event)
     return next_message(qmp, timeout_ms, event);
 }
 
-static int negotiate(struct qmp *qmp, const char *path)
+static int negotiate_capabilities(struct qmp *qmp, const char *path)
 {
     json_t *greeting, *nothing;
     int code = next_message(qmp, -1, &greeting);
@@ -182,7 +182,7 @@ int qmp_open(struct qmp *qmp, const char *path)
     if (code != CLI_OK)
         return code;
     qmp->events = json_array();
-    code = negotiate(qmp, path);
+    code = negotiate_capabilities(qmp, path);
     if (code != CLI_OK)
         qmp_close(qmp);
     return code;

@@ -33,6 +33,15 @@ static uint64_t new_length(const struct check_snapshot *s)
     return snapshot_entry_length(&entry);
 }
 
+static int read_bytes(struct check *c, void *out, uint64_t off, uint64_t n)
+{
+    int err = storage_read(c->in.st, out, off, n);
+
+    return err ? diag_errno(c->in.diag, -err, "%s: reading the snapshot table",
+                            c->in.st->name)
+               : 0;
+}
+
 /* Reads the entry once more, whose L1 table may have been taken from it; the lengths are
  * those of the check. */
 static int read_parts(struct check *c, const struct check_snapshot *s,
@@ -42,18 +51,15 @@ static int read_parts(struct check *c, const struct check_snapshot *s,
     uint64_t names_bytes = (uint64_t)s->id_bytes + s->name_bytes;
 
     memset(new->extra, 0, sizeof new->extra);
-    int err = storage_read(c->in.st, fixed, s->entry_offset, sizeof fixed);
-    if (!err)
-        err = storage_read(c->in.st, new->extra, s->entry_offset + sizeof fixed,
-                           MIN(s->extra_bytes, MAX_SNAPSHOT_EXTRA));
-    if (!err)
-        err = storage_read(c->in.st, new->names, s->entry_offset + s->bytes - names_bytes,
-                           names_bytes);
+    int err = read_bytes(c, fixed, s->entry_offset, sizeof fixed);
     if (err)
-        return diag_errno(c->in.diag, -err, "%s: reading the snapshot table",
-                          c->in.st->name);
+        return err;
     snapshot_entry_parse_fixed(fixed, &new->entry);
-    return 0;
+    err = read_bytes(c, new->extra, s->entry_offset + sizeof fixed,
+                     MIN(s->extra_bytes, MAX_SNAPSHOT_EXTRA));
+    if (err)
+        return err;
+    return read_bytes(c, new->names, s->entry_offset + s->bytes - names_bytes, names_bytes);
 }
 
 static int rewrite_entry(struct check *c, const struct check_snapshot *s,
