@@ -252,8 +252,9 @@ static int qimg_block_size(void *handle, uint32_t *minimum, uint32_t *preferred,
 
     /* Requests of any alignment are served; these are what costs least. */
     *minimum = 1;
-    *preferred =
-        node->cluster_size == 1 ? 4096 : MIN(MAX(node->cluster_size, 512), MAX_PREFERRED);
+    *preferred = node->cluster_size == 1
+                     ? 4096
+                     : MIN(MAX(node->subcluster_size, 512), MAX_PREFERRED);
     *maximum = MAX_REQUEST;
     return 0;
 }

@@ -177,6 +177,44 @@ int encrypted_write(struct node *node, struct storage *file, const void *buf, ui
     return 0;
 }
 
+/* Part of one sector. */
+static int update_part(struct node *node, struct storage *file, const void *buf,
+                       uint64_t host, uint64_t off, uint64_t len, unsigned flags)
+{
+    unsigned char stored[CRYPT_SECTOR], sector[CRYPT_SECTOR];
+    uint64_t skip = off % CRYPT_SECTOR;
+
+    int err =
+        read_sectors(node, file, stored, sector, host - skip, off - skip, CRYPT_SECTOR);
+    if (err)
+        return err;
+    memcpy(sector + skip, buf, len);
+    return encrypted_write(node, file, sector, host - skip, off - skip, CRYPT_SECTOR,
+                           flags);
+}
+
+int encrypted_update(struct node *node, const struct extent *ext, const void *buf,
+                     uint64_t off, unsigned flags)
+{
+    uint64_t end = off + ext->length;
+
+    for (uint64_t at = off, n; at < end; at += n) {
+        const char *from = (const char *)buf + (at - off);
+        uint64_t host = ext->host_offset + (at - off), in_sector = at % CRYPT_SECTOR;
+        int err;
+        if (in_sector || end - at < CRYPT_SECTOR) {
+            n = MIN(end - at, CRYPT_SECTOR - in_sector);
+            err = update_part(node, ext->file, from, host, at, n, flags);
+        } else {
+            n = align_down(end - at, CRYPT_SECTOR);
+            err = encrypted_write(node, ext->file, from, host, at, n, flags);
+        }
+        if (err)
+            return err;
+    }
+    return 0;
+}
+
 int coded_read(struct node *node, const struct extent *ext, void *buf, uint64_t off,
                uint64_t len)
 {

@@ -17,4 +17,9 @@ int coded_read(struct node *node, const struct extent *ext, void *buf, uint64_t 
 int encrypted_write(struct node *node, struct storage *file, const void *buf, uint64_t host,
                     uint64_t off, uint64_t len, unsigned flags) MUST_USE;
 
+/* The same over an extent that can be written in place, and that begins at `off`: of the
+ * sectors at its ends the rest is kept.  The caller has locked the sectors. */
+int encrypted_update(struct node *node, const struct extent *ext, const void *buf,
+                     uint64_t off, unsigned flags) MUST_USE;
+
 #endif

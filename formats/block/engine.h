@@ -25,6 +25,13 @@ int engine_status(struct node *node, uint64_t off, uint64_t len,
 int engine_write(struct node *node, const void *buf, uint64_t off, uint64_t len, bool fua,
                  bool *needs_commit) MUST_USE;
 
+/* write_compressed.c: the same, but whole clusters are stored compressed when that makes
+ * them smaller. */
+int engine_write_compressed(struct node *node, const void *buf, uint64_t off, uint64_t len,
+                            bool fua, bool *needs_commit) MUST_USE;
+typedef int engine_writer(struct node *node, const void *buf, uint64_t off, uint64_t len,
+                          bool fua, bool *needs_commit);
+
 /* Zero bytes through the write path; locked: the caller has locked the guest range. */
 int engine_write_zeroes(struct node *node, uint64_t off, uint64_t len,
                         bool locked) MUST_USE;

@@ -59,6 +59,7 @@ enum detect_zeroes { DETECT_OFF, DETECT_ON, DETECT_UNMAP };
 /* A user's choices for a node; zero-initialised is the default of each. */
 struct node_options {
     const struct cache_mode *cache;   /* NULL: writeback */
+    bool compress;                    /* whole clusters are stored compressed, if smaller */
     bool discard_ignore;              /* TRIM does nothing, freed clusters aren't punched */
     enum detect_zeroes detect_zeroes; /* what becomes of writes of zero bytes */
     uint64_t need_check_delay_ns;     /* 0: the mark is cleared only at close */
@@ -262,6 +263,7 @@ struct block_status {
     bool data;          /* bytes in a file somewhere in the chain */
     bool zero;          /* reads as zeroes */
     bool present;       /* some layer has an entry for it */
+    bool compressed;    /* data, stored so */
     unsigned depth;     /* layer it comes from: 0 is the node itself */
     struct node *layer; /* that layer */
     /* Its place, as in struct extent. */

@@ -13,7 +13,7 @@
 static int look_into_file(struct node *layer, const struct extent *ext, uint64_t *len,
                           bool *hole)
 {
-    uint64_t at = 0, cluster = layer->cluster_size, host = ext->host_offset;
+    uint64_t at = 0, cluster = layer->subcluster_size, host = ext->host_offset;
 
     for (unsigned looks = 0; at < *len && looks < MAX_LOOKS; looks++) {
         bool data;
@@ -45,9 +45,13 @@ static int describe_extent(struct node *layer, const struct extent *ext,
     out->layer = layer;
     out->present = ext->allocated;
     out->zero = ext->kind == EXTENT_ZERO;
-    out->data = ext->kind == EXTENT_DATA;
-    out->file = ext->file;
-    out->host_offset = ext->host_offset;
+    out->data = extent_is_data(ext->kind);
+    out->compressed = ext->kind == EXTENT_COMPRESSED;
+    /* Where nobody can read it as it is, it has no place to tell. */
+    if (ext->kind == EXTENT_DATA || ext->kind == EXTENT_ZERO) {
+        out->file = ext->file;
+        out->host_offset = ext->host_offset;
+    }
     if (ext->kind != EXTENT_DATA || !layer->host_zeroes_show)
         return 0;
 

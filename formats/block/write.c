@@ -17,6 +17,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "block/coded.h"
 #include "block/engine.h"
 
 /* Head and tail up to this are gathered with the data into one write. */
@@ -97,6 +98,47 @@ static int write_gathered(struct node *node, const struct reservation *res, cons
     return storage_writev(res->file, iov, (int)ARRAY_LEN(iov), res->host_offset, 0);
 }
 
+/* The plaintext of part of a reservation, which lies in it at `at`, is what was there before,
+ * but for what [off, off+len) of buf brings. */
+static int encrypt_mixed(struct node *node, const struct reservation *res, uint64_t at,
+                         uint64_t end, const void *buf, uint64_t off, uint64_t len)
+{
+    CLEANUP_FREE void *plain = NULL;
+    int err = at < end ? alloc_bounce(&plain, MIN(end - at, ENGINE_CHUNK)) : 0;
+
+    for (uint64_t n; !err && at < end; at += n) {
+        n = MIN(end - at, ENGINE_CHUNK);
+        uint64_t from = MAX(at, off), to = MIN(at + n, off + len);
+        err = read_old(node, plain, at, n);
+        if (err)
+            return err;
+        if (from < to)
+            memcpy((char *)plain + (from - at), (const char *)buf + (from - off),
+                   to - from);
+        err = encrypted_write(node, res->file, plain,
+                              res->host_offset + (at - res->guest_offset), at, n, 0);
+    }
+    return err;
+}
+
+/* As fill_reservation where data is encrypted: whole sectors come from the caller's buffer,
+ * the rest is mixed before. */
+static int fill_encrypted(struct node *node, const struct reservation *res, const void *buf,
+                          uint64_t off, uint64_t len)
+{
+    struct split s = split_range(off, len, CRYPT_SECTOR);
+    uint64_t end = res->guest_offset + res->length;
+
+    int err = encrypt_mixed(node, res, res->guest_offset, s.first, buf, off, len);
+    if (!err)
+        err = encrypt_mixed(node, res, s.last, end, buf, off, len);
+    if (err || s.first == s.last)
+        return err;
+    return encrypted_write(node, res->file, (const char *)buf + (s.first - off),
+                           res->host_offset + (s.first - res->guest_offset), s.first,
+                           s.last - s.first, 0);
+}
+
 /* Fills a reservation: [off, off+len) from buf, the rest of its clusters with what was
  * there. */
 static int fill_reservation(struct node *node, const struct reservation *res,
@@ -105,6 +147,8 @@ static int fill_reservation(struct node *node, const struct reservation *res,
     uint64_t head = off - res->guest_offset, rest = res->length - len;
     bool rest_is_there = old_is_zero && res->fresh && node->host_zeroes_show;
 
+    if (UNLIKELY(node->cipher))
+        return fill_encrypted(node, res, buf, off, len);
     if (rest_is_there || rest == 0)
         return storage_write(res->file, buf, res->host_offset + head, len, 0);
     return rest > GATHER_MAX ? write_with_copies(node, res, buf, off, len)
@@ -116,24 +160,35 @@ static int fill_reservation(struct node *node, const struct reservation *res,
 static int write_new_clusters(struct node *node, const struct extent *ext, const void *buf,
                               uint64_t off, uint64_t *done)
 {
-    uint64_t start = align_down(off, node->cluster_size);
-    uint64_t end = align_up(off + ext->length, node->cluster_size);
+    uint64_t start = align_down(off, node->subcluster_size);
+    uint64_t end = align_up(off + ext->length, node->subcluster_size);
     struct reservation res;
 
     int err = node->driver->reserve(node, start, end - start, &res);
     if (err)
         return err;
-    assert(res.guest_offset == start && res.length > 0);
-    *done = MIN(ext->length, res.guest_offset + res.length - off);
+    uint64_t res_end = res.guest_offset + res.length;
+    assert(res.guest_offset <= start && res_end > off);
+    *done = MIN(ext->length, res_end - off);
 
-    /* Invariant (8): the data is in the storage before the word that maps it is stored. */
-    bool zero = ext->kind == EXTENT_ZERO;
+    /* Invariant (8): the data is in the storage before the word that maps it is stored.
+     * What else the reservation reaches over needn't be as the range is. */
+    bool zero = ext->kind == EXTENT_ZERO && res.guest_offset == start && res_end <= end;
     err = fill_reservation(node, &res, zero, buf, off, *done);
     if (err) {
         node->driver->release(node, &res);
         return err;
     }
     return node->driver->link(node, &res, zero);
+}
+
+/* A run that can be written where it lies; its sectors are locked if it is encrypted. */
+static int write_in_place(struct node *node, const struct extent *ext, const void *buf,
+                          uint64_t off)
+{
+    return ext->kind == EXTENT_DATA
+               ? storage_write(ext->file, buf, ext->host_offset, ext->length, 0)
+               : encrypted_update(node, ext, buf, off, 0);
 }
 
 /* As engine_write, with the guest range locked. */
@@ -145,9 +200,9 @@ static int write_locked(struct node *node, const void *buf, uint64_t off, uint64
         int err = node->driver->map(node, off, len, &ext);
         if (err)
             return err;
-        if (ext.kind == EXTENT_DATA && ext.writable) {
+        if (ext.writable) {
             done = ext.length;
-            err = storage_write(ext.file, buf, ext.host_offset, done, 0);
+            err = write_in_place(node, &ext, buf, off);
         } else {
             err = write_new_clusters(node, &ext, buf, off, &done);
         }
@@ -158,6 +213,22 @@ static int write_locked(struct node *node, const void *buf, uint64_t off, uint64
         len -= done;
     }
     return 0;
+}
+
+/* Encrypted sectors are written as a whole: who writes a part of one reads it before, and
+ * nobody may write to it meanwhile. */
+static int write_sectors(struct node *node, const void *buf, uint64_t off, uint64_t len,
+                         unsigned flags, bool *done)
+{
+    struct extent ext;
+
+    RANGE_LOCK_GUARD(&node->ranges, align_down(off, CRYPT_SECTOR),
+                     align_up(off + len, CRYPT_SECTOR));
+    int err = node->driver->map(node, off, len, &ext);
+    if (err)
+        return err;
+    *done = ext.kind == EXTENT_ENCRYPTED && ext.writable && ext.length == len;
+    return *done ? encrypted_update(node, &ext, buf, off, flags) : 0;
 }
 
 static int write_with_lock(struct node *node, const void *buf, uint64_t off, uint64_t len)
@@ -177,15 +248,19 @@ int engine_write(struct node *node, const void *buf, uint64_t off, uint64_t len,
         int err = node->driver->map(node, off, len, &ext);
         if (err)
             return err;
-        if (ext.kind == EXTENT_DATA && ext.writable) {
+        bool done = false;
+        if (ext.writable) {
             /* Looked at after the map: a mapping we saw is then durable. */
             bool sync = fua && !mcache_has_dirty(node->mc);
+            unsigned flags = sync ? STORAGE_FUA : 0;
             *needs_commit |= !sync;
-            err = storage_write(ext.file, buf, ext.host_offset, ext.length,
-                                sync ? STORAGE_FUA : 0);
+            done = LIKELY(ext.kind == EXTENT_DATA);
+            err = done ? storage_write(ext.file, buf, ext.host_offset, ext.length, flags)
+                       : write_sectors(node, buf, off, ext.length, flags, &done);
             if (err && sync)
                 mcache_note_failure(node->mc);
-        } else {
+        }
+        if (!err && !done) {
             *needs_commit = true;
             err = write_with_lock(node, buf, off, ext.length);
         }
@@ -231,12 +306,14 @@ static bool all_zero(const unsigned char *buf, uint64_t len)
 static int write_request(struct node *node, const void *buf, uint64_t off, uint64_t len,
                          unsigned flags)
 {
+    engine_writer *write =
+        UNLIKELY(node->options.compress) ? engine_write_compressed : engine_write;
     bool fua = (flags & BLOCK_FUA) || node->options.cache->write_through, needs_commit;
     struct engine_change change = {
         .what = {.kind = CHANGE_WRITE, .flags = flags, .off = off, .len = len, .buf = buf}};
 
     engine_start_write(node, &change);
-    int err = engine_write(node, buf, off, len, fua, &needs_commit);
+    int err = write(node, buf, off, len, fua, &needs_commit);
     return engine_finish_write(node, &change, err, fua && needs_commit);
 }
 
@@ -259,31 +336,43 @@ int block_write(struct node *node, const void *buf, uint64_t off, uint64_t len,
     return err;
 }
 
+/* Clusters for the beginning of a range of zeroes.  Where zero bytes in the file aren't the
+ * guest's zeroes, the clusters go on being zero ones, with a place. */
+static int preallocate_run(struct node *node, uint64_t off, uint64_t len, uint64_t *done)
+{
+    struct reservation res;
+
+    int err = node->driver->reserve(node, off, align_up(len, node->subcluster_size), &res);
+    if (err)
+        return err;
+    *done = MIN(len, res.guest_offset + res.length - off);
+    if (!res.fresh && node->host_zeroes_show)
+        err = storage_zero(res.file, res.host_offset, res.length, 0);
+    if (err) {
+        node->driver->release(node, &res);
+        return err;
+    }
+    err = node->driver->link(node, &res, true);
+    if (err || node->host_zeroes_show)
+        return err;
+    uint64_t zeroed;
+    return node->driver->zero(node, res.guest_offset, res.length, ZERO_KEEP, &zeroed);
+}
+
 int block_preallocate(struct node *node, uint64_t off, uint64_t len)
 {
     int err = node_check_range(node, off, len);
 
     while (!err && len > 0) {
         struct extent ext;
-        struct reservation res;
         err = node->driver->map(node, off, len, &ext);
         if (err)
             return err;
         if (ext.kind == EXTENT_BACKING)
             return -ENOTSUP;
         uint64_t done = ext.length;
-        if (ext.kind == EXTENT_ZERO) {
-            err =
-                node->driver->reserve(node, off, align_up(done, node->cluster_size), &res);
-            if (err)
-                return err;
-            done = MIN(done, res.length);
-            if (!res.fresh)
-                err = storage_zero(res.file, res.host_offset, res.length, 0);
-            if (err)
-                node->driver->release(node, &res);
-            else
-                err = node->driver->link(node, &res, true);
+        if (ext.kind == EXTENT_ZERO && !ext.file) {
+            err = preallocate_run(node, off, ext.length, &done);
             mcache_relieve(node->mc);
         }
         off += done;

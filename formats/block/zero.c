@@ -6,12 +6,13 @@
 #include "base/checked.h"
 #include "block/engine.h"
 
+/* Whole clusters, or whole parts of them where they have parts, and what is beside. */
 static struct split split_clusters(const struct node *node, uint64_t off, uint64_t len)
 {
     uint64_t end = off + len;
     /* What lies beyond the virtual size is nobody's. */
-    uint64_t whole = end == node->size ? align_up(end, node->cluster_size) : end;
-    struct split s = split_range(off, whole - off, node->cluster_size);
+    uint64_t whole = end == node->size ? align_up(end, node->subcluster_size) : end;
+    struct split s = split_range(off, whole - off, node->subcluster_size);
 
     if (s.first >= s.last) /* no whole cluster: one part, even if of two */
         s.first = s.last = s.end = end;
@@ -40,21 +41,22 @@ static bool shows_zeroes(struct node *node, uint64_t off, uint64_t end)
     return true;
 }
 
-/* Part of a hole, of one cluster; the cluster is locked.  When all of it will read as zeroes
- * it becomes a zero cluster, which takes no space, rather than one of zero bytes. */
+/* Part of a hole, of one subcluster; its cluster is locked.  When all of it will read as zeroes
+ * it becomes a zero (sub)cluster, which takes no space, rather than one of zero bytes. */
 static int zero_part_of_hole(struct node *node, uint64_t off, uint64_t end,
                              enum zero_how how)
 {
-    uint64_t start = align_down(off, node->cluster_size), done = 0;
-    uint64_t stop = MIN(start + node->cluster_size, node->size);
+    uint64_t start = align_down(off, node->subcluster_size), done = 0;
+    uint64_t stop = MIN(start + node->subcluster_size, node->size);
     struct extent ext;
 
     int err = node->driver->map(node, start, stop - start, &ext);
     if (err)
         return err;
-    bool is_hole = ext.kind != EXTENT_DATA && !ext.allocated && ext.length == stop - start;
+    bool is_hole =
+        !extent_is_data(ext.kind) && !ext.allocated && ext.length == stop - start;
     if (is_hole && shows_zeroes(node, start, off) && shows_zeroes(node, end, stop)) {
-        err = node->driver->zero(node, start, node->cluster_size, how, &done);
+        err = node->driver->zero(node, start, node->subcluster_size, how, &done);
         if (err != -ENOTSUP)
             return err;
         /* With the backing file set aside, what the hole will show isn't known. */
@@ -94,10 +96,10 @@ static int zero_part(struct node *node, uint64_t off, uint64_t end, enum zero_ho
         } else if (in_place) {
             err = storage_zero(ext.file, ext.host_offset, ext.length,
                                how == ZERO_UNMAP ? STORAGE_MAY_UNMAP : 0);
-        } else if (ext.kind == EXTENT_DATA) {
+        } else if (extent_is_data(ext.kind)) {
             err = engine_write_zeroes(node, off, ext.length, false);
         } else if (may_show(node, &ext, off)) {
-            ext.length = MIN(ext.length, align_up(off + 1, node->cluster_size) - off);
+            ext.length = MIN(ext.length, align_up(off + 1, node->subcluster_size) - off);
             err = zero_hole(node, off, off + ext.length, how);
         }
         if (err)
@@ -117,8 +119,8 @@ static int zero_by_writing(struct node *node, uint64_t off, uint64_t end, enum z
     int err = node->driver->map(node, off, len, &ext);
     if (err)
         return err;
-    *done = align_up(ext.length, node->cluster_size);
-    if (ext.kind != EXTENT_DATA && !may_show(node, &ext, off))
+    *done = align_up(ext.length, node->subcluster_size);
+    if (!extent_is_data(ext.kind) && !may_show(node, &ext, off))
         return 0;
     if (is_zeroed_in_place(node, &ext))
         return storage_zero(ext.file, ext.host_offset, ext.length,
@@ -151,7 +153,8 @@ static int zero_clusters(struct node *node, uint64_t off, uint64_t end, enum zer
         return 0;
     if (!node_can(node, DRIVER_CLUSTERS)) /* no mapping to protect */
         return zero_clusters_locked(node, off, end, how);
-    RANGE_LOCK_GUARD(&node->ranges, off, end);
+    RANGE_LOCK_GUARD(&node->ranges, align_down(off, node->cluster_size),
+                     align_up(end, node->cluster_size));
     return zero_clusters_locked(node, off, end, how);
 }
 
@@ -162,7 +165,7 @@ static bool reads_zero(struct node *node, uint64_t off, uint64_t end)
         struct extent ext;
         if (node->driver->map(node, off, end - off, &ext))
             return false;
-        if (ext.kind == EXTENT_DATA || may_show(node, &ext, off))
+        if (extent_is_data(ext.kind) || may_show(node, &ext, off))
             return false;
         off += ext.length;
     }
