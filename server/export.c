@@ -160,11 +160,12 @@ static void wait_for_drain_end(struct served_export *exp)
 struct export_use export_enter_change(struct served_export *exp)
 {
     for (;;) {
-        struct export_use use = use_node(exp, gate_enter_to_change(&exp->gate));
-        /* After entering: who sees the flag off here is waited for by export_begin_drain. */
+        gate_ticket ticket = gate_enter_to_change(&exp->gate);
+        /* After entering: who sees no drain here is waited for by export_begin_drain.  And
+         * the node only then: one that was seen in a drain may be replaced at its end. */
         if (LIKELY(!atomic_load(&exp->drains)))
-            return use;
-        export_leave(&use);
+            return use_node(exp, ticket);
+        gate_leave(&exp->gate, ticket);
         wait_for_drain_end(exp);
     }
 }
