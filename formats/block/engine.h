@@ -29,8 +29,6 @@ int engine_write(struct node *node, const void *buf, uint64_t off, uint64_t len,
  * them smaller. */
 int engine_write_compressed(struct node *node, const void *buf, uint64_t off, uint64_t len,
                             bool fua, bool *needs_commit) MUST_USE;
-typedef int engine_writer(struct node *node, const void *buf, uint64_t off, uint64_t len,
-                          bool fua, bool *needs_commit);
 
 /* Zero bytes through the write path; locked: the caller has locked the guest range. */
 int engine_write_zeroes(struct node *node, uint64_t off, uint64_t len,

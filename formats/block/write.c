@@ -306,14 +306,14 @@ static bool all_zero(const unsigned char *buf, uint64_t len)
 static int write_request(struct node *node, const void *buf, uint64_t off, uint64_t len,
                          unsigned flags)
 {
-    engine_writer *write =
-        UNLIKELY(node->options.compress) ? engine_write_compressed : engine_write;
     bool fua = (flags & BLOCK_FUA) || node->options.cache->write_through, needs_commit;
     struct engine_change change = {
         .what = {.kind = CHANGE_WRITE, .flags = flags, .off = off, .len = len, .buf = buf}};
 
     engine_start_write(node, &change);
-    int err = write(node, buf, off, len, fua, &needs_commit);
+    int err = UNLIKELY(node->options.compress)
+                  ? engine_write_compressed(node, buf, off, len, fua, &needs_commit)
+                  : engine_write(node, buf, off, len, fua, &needs_commit);
     return engine_finish_write(node, &change, err, fua && needs_commit);
 }
 

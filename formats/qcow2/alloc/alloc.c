@@ -89,6 +89,7 @@ int alloc_activate(struct alloc *a, struct diag *diag)
         atomic_store(&a->file_end, end);
     }
     a->scan_next = 0;
+    atomic_store(&a->scanned, false);
     /* Past the table's reach there are no counts, however large a sparse file is. */
     a->scan_end = MIN(a->tail.next >> a->cluster_bits,
                       atomic_load(&a->refs.table)->n_entries << a->refs.block_bits);
@@ -169,45 +170,64 @@ static void forget_unreadable(struct alloc *a, uint64_t cluster, int err)
               a->node->filename, cluster << a->cluster_bits, -err, lost);
 }
 
-/* Takes from the youngest free run; *n is 0 when there is none. */
-static int take_free(struct alloc *a, uint64_t max, uint64_t *first, uint64_t *n)
+/* META: takes from the youngest free run, whose page of counts can be stored to. */
+static uint64_t take_from_run(struct alloc *a, struct run *run, uint64_t max,
+                              uint64_t *host)
 {
     struct refcounts *refs = &a->refs;
-    struct lock *meta = mcache_meta(a->node->mc);
+    uint64_t n = MIN(MIN(max, run->n), refcount_run_in_page(refs, run->first));
 
+    *host = run->first << a->cluster_bits;
+    for (uint64_t i = 0; i < n; i++)
+        refcount_set(refs, run->first + i, 1, MC_LEAF);
+    run->first += n;
+    run->n -= n;
+    if (run->n == 0)
+        a->free.n--;
+    return n;
+}
+
+/* META: takes what is there: from the youngest free run, or else, unless there may be free
+ * ones soon, from the tail.  *n is 0 when there is nothing; `page_of` is then a cluster whose
+ * count has to be loaded first, or UINT64_MAX. */
+static void take_present(struct alloc *a, uint64_t max, bool from_tail, uint64_t *host,
+                         uint64_t *n, bool *fresh, uint64_t *page_of)
+{
+    *n = 0;
+    *page_of = UINT64_MAX;
+    if (a->free.n == 0) {
+        if (from_tail)
+            *n =
+                tail_take(&a->tail, max << a->cluster_bits, host, fresh) >> a->cluster_bits;
+        return;
+    }
+    struct run *run = &a->free.runs[a->free.n - 1];
+    if (!refcount_storable(&a->refs, run->first)) {
+        *page_of = run->first;
+        return;
+    }
+    *fresh = false;
+    *n = take_from_run(a, run, max, host);
+}
+
+/* As take_present, with what has to be loaded for it. */
+static int take_clusters(struct alloc *a, uint64_t max, bool from_tail, uint64_t *host,
+                         uint64_t *n, bool *fresh)
+{
     for (;;) {
-        uint64_t candidate;
+        uint64_t page_of;
         {
-            LOCK_GUARD(meta);
-            *n = 0;
-            if (a->free.n == 0)
-                return 0;
-            struct run *run = &a->free.runs[a->free.n - 1];
-            candidate = run->first;
-            if (refcount_storable(refs, candidate)) {
-                *first = candidate;
-                *n = MIN(MIN(max, run->n), refcount_run_in_page(refs, candidate));
-                for (uint64_t i = 0; i < *n; i++)
-                    refcount_set(refs, candidate + i, 1, MC_LEAF);
-                run->first += *n;
-                run->n -= *n;
-                if (run->n == 0)
-                    a->free.n--;
-                return 0;
-            }
+            LOCK_GUARD(mcache_meta(a->node->mc));
+            take_present(a, max, from_tail, host, n, fresh, &page_of);
         }
-        int err = refcount_load_for_store(refs, candidate);
+        if (page_of == UINT64_MAX)
+            return 0;
+        int err = refcount_load_for_store(&a->refs, page_of);
         if (err == -ENOSPC)
             return err;
         if (err)
-            forget_unreadable(a, candidate, err);
+            forget_unreadable(a, page_of, err);
     }
-}
-
-static uint64_t take_tail(struct alloc *a, uint64_t max, uint64_t *host, bool *fresh)
-{
-    LOCK_GUARD(mcache_meta(a->node->mc));
-    return tail_take(&a->tail, max << a->cluster_bits, host, fresh) >> a->cluster_bits;
 }
 
 /* META, page present: adds the free clusters of [first, first+n) to the free list.  One
@@ -235,10 +255,13 @@ static bool scan_page(struct alloc *a)
     struct lock *meta = mcache_meta(a->node->mc);
     uint64_t at, end;
 
+    if (LIKELY(atomic_load_explicit(&a->scanned, memory_order_relaxed)))
+        return false;
     {
         LOCK_GUARD(meta);
         at = a->scan_next;
         end = a->scan_end;
+        atomic_store(&a->scanned, at >= end);
     }
     if (at >= end)
         return false;
@@ -261,30 +284,18 @@ static bool scan_page(struct alloc *a)
 
 int alloc_clusters(struct alloc *a, uint64_t max, uint64_t *host, uint64_t *n, bool *fresh)
 {
-    bool reclaimed = false;
-
     /* One page for each allocation: the cost is spread, and it ends. */
     scan_page(a);
-    for (;;) {
-        uint64_t first = 0;
+    for (bool from_tail = alloc_is_idle(a);; from_tail = true) {
         int err = mcache_health(a->node->mc);
         if (!err)
-            err = take_free(a, max, &first, n);
-        if (err)
+            err = take_clusters(a, max, from_tail, host, n, fresh);
+        if (err || *n)
             return err;
-        if (*n) {
-            *host = first << a->cluster_bits;
-            *fresh = false;
-            return 0;
+        if (!from_tail) {
+            (void)!alloc_try_reclaim(a);
+            continue;
         }
-        if (!reclaimed) {
-            reclaimed = true;
-            if (alloc_try_reclaim(a) > 0)
-                continue;
-        }
-        *n = take_tail(a, max, host, fresh);
-        if (*n)
-            return 0;
         err = alloc_grow(a, max);
         /* On a full device, what an earlier session freed or this one let go of is all
          * there is. */

@@ -78,6 +78,7 @@ struct alloc {
     /* Changed under META; read anywhere: may there be something to reclaim? */
     _Atomic bool reclaimable;
     uint64_t scan_next, scan_end; /* clusters not looked at yet */
+    _Atomic bool scanned;         /* there are none, as seen under META */
     /* Bytes: the next compressed cluster goes here, in a cluster that has others; equal: there
      * is none.  Changed under `pack` too, but for alloc_end_packing. */
     uint64_t pack_next, pack_end;
@@ -196,6 +197,13 @@ void alloc_retire(struct alloc *a);
  * them, which takes a few milliseconds.  How many runs were dealt with; 0: there is none
  * for now.  Inside or outside the gate. */
 size_t alloc_reclaim(struct alloc *a);
+/* Is there nothing on its way to become free?  Right for those who come after whoever
+ * retires. */
+static inline bool alloc_is_idle(struct alloc *a)
+{
+    return !atomic_load(&a->reclaimable);
+}
+
 /* The same, but 0 when somebody else is at it: who asks goes on without. */
 size_t alloc_try_reclaim(struct alloc *a);
 

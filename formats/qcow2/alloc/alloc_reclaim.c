@@ -75,12 +75,6 @@ static void join_runs(struct run_list *list)
     list->n = n + 1;
 }
 
-/* Who retires sets it, so it is right for those who come after. */
-static bool is_idle(struct alloc *a)
-{
-    return !atomic_load(&a->reclaimable);
-}
-
 /* META. */
 static void note_progress(struct alloc *a)
 {
@@ -234,7 +228,7 @@ static size_t reclaim_slice(struct alloc *a)
 
 size_t alloc_reclaim(struct alloc *a)
 {
-    if (is_idle(a))
+    if (alloc_is_idle(a))
         return 0;
     LOCK_GUARD(&a->reclaim);
     return reclaim_slice(a);
@@ -242,7 +236,7 @@ size_t alloc_reclaim(struct alloc *a)
 
 size_t alloc_try_reclaim(struct alloc *a)
 {
-    if (is_idle(a) || !lock_try_acquire(&a->reclaim))
+    if (alloc_is_idle(a) || !lock_try_acquire(&a->reclaim))
         return 0;
     size_t n = reclaim_slice(a);
     lock_release(&a->reclaim);
@@ -259,7 +253,7 @@ static void reclaim_in_background(void *opaque)
     do
         n = alloc_reclaim(a);
     while (n > 0 && housekeeper_now(hk) < until);
-    if (!is_idle(a))
+    if (!alloc_is_idle(a))
         timer_arm_if_idle(hk, &a->reclaim_timer, n > 0 ? 0 : RETRY_NS);
 }
 

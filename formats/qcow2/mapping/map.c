@@ -7,14 +7,6 @@
 #include "base/log.h"
 #include "qcow2/internal.h"
 
-int mapping_decode(struct qcow2_mapping *m, uint64_t entry, uint64_t guest,
-                   struct cluster *out)
-{
-    unsigned faults = l2_entry_decode(&m->geo, entry, out);
-
-    return mapping_judge(m, entry, guest, faults, out);
-}
-
 /* The first byte's place; `in_cluster` bytes into it. */
 void mapping_fill_extent(const struct qcow2_mapping *m, const struct cluster *c,
                          uint64_t in_cluster, struct extent *out)
@@ -84,7 +76,7 @@ static uint64_t run_length(struct qcow2_mapping *m, struct mc_page *page, uint64
     const struct qcow2_geometry *geo = &m->geo;
     uint64_t start = align_down(off, geometry_cluster(geo));
     uint64_t end = MIN(off + len, geometry_table_end(geo, off));
-    uint64_t max = div_round_up(end - start, geometry_cluster(geo)), n = 1;
+    uint64_t max = (end - start + geometry_cluster(geo) - 1) >> geo->cluster_bits, n = 1;
     uint64_t step = cluster_has_place(first) ? geometry_cluster(geo) : 0;
 
     for (uint32_t at = geometry_l2_word(geo, off) + 1; n < max;) {
@@ -109,7 +101,7 @@ int mapping_map(struct qcow2_mapping *m, uint64_t off, uint64_t len, struct exte
     const struct qcow2_geometry *geo = &m->geo;
     uint64_t l1_entry =
         atomic_load_explicit(&m->l1[geometry_l1_index(geo, off)], memory_order_acquire);
-    uint64_t in_cluster = off & (geometry_cluster(geo) - 1), n = 1;
+    uint64_t in_cluster = off & (geometry_cluster(geo) - 1);
     struct cluster first = {.kind = CL_NONE};
     struct mc_page *page;
 
@@ -130,11 +122,12 @@ int mapping_map(struct qcow2_mapping *m, uint64_t off, uint64_t len, struct exte
     if (err)
         return qcow2_failed(q, err);
     mapping_fill_extent(m, &first, in_cluster, out);
-    if (LIKELY(first.kind != CL_COMPRESSED))
-        n = run_length(m, page, entry, &first, off, len);
+    out->length = MIN(len, geometry_cluster(geo) - in_cluster);
+    if (out->length == len || first.kind == CL_COMPRESSED)
+        return 0;
+    uint64_t n = run_length(m, page, entry, &first, off, len);
     /* So far only the first entry's place was checked. */
-    if (cluster_has_place(&first) && n > 1 && mapping_bad_data(q, first.host, n))
-        n = 1;
-    out->length = MIN(len, (n << geo->cluster_bits) - in_cluster);
+    if (n > 1 && !(cluster_has_place(&first) && mapping_bad_data(q, first.host, n)))
+        out->length = MIN(len, (n << geo->cluster_bits) - in_cluster);
     return 0;
 }

@@ -49,10 +49,19 @@ int mapping_set_l1(struct qcow2_mapping *m, _Atomic uint64_t *l1, uint32_t n,
 int mapping_map(struct qcow2_mapping *m, uint64_t off, uint64_t len,
                 struct extent *out) MUST_USE;
 
+/* What was decoded from `entry`, with its faults: -EIO, with a message, when it can't be. */
+int mapping_judge(struct qcow2_mapping *m, uint64_t entry, uint64_t guest, unsigned faults,
+                  const struct cluster *c) MUST_USE;
+
 /* Decodes an entry of the L2 table for `guest` and judges where it points; -EIO, with a
  * message, when it is impossible. */
-int mapping_decode(struct qcow2_mapping *m, uint64_t entry, uint64_t guest,
-                   struct cluster *out) MUST_USE;
+static inline MUST_USE int mapping_decode(struct qcow2_mapping *m, uint64_t entry,
+                                          uint64_t guest, struct cluster *out)
+{
+    unsigned faults = l2_entry_decode(&m->geo, entry, out);
+
+    return entry == 0 ? 0 : mapping_judge(m, entry, guest, faults, out);
+}
 
 /* The same of an extended entry. */
 int mapping_decode_extended(struct qcow2_mapping *m, struct mc_pair pair, uint64_t guest,
@@ -70,10 +79,6 @@ void mapping_fill_extent(const struct qcow2_mapping *m, const struct cluster *c,
 
 /* Why n clusters at `host` can't be guest data, or NULL. */
 const char *mapping_bad_data(struct qcow2 *q, uint64_t host, uint64_t n);
-
-/* What was decoded from `entry`, with its faults: -EIO, with a message, when it can't be. */
-int mapping_judge(struct qcow2_mapping *m, uint64_t entry, uint64_t guest, unsigned faults,
-                  const struct cluster *c) MUST_USE;
 
 /* The entry of a guest offset, of either width, in its page; judged as mapping_decode does. */
 int mapping_decode_at(struct qcow2_mapping *m, const struct mc_page *page, uint64_t guest,
