@@ -13,8 +13,8 @@ struct collection {
     struct diag *diag;
 };
 
-static int taken(const struct collection *c, const char *what, uint64_t index,
-                 uint64_t cluster)
+static int refuse_shared_cluster(const struct collection *c, const char *what,
+                                 uint64_t index, uint64_t cluster)
 {
     return diag_set(c->diag, EINVAL,
                     "%s: %s %" PRIu64 ": the cluster at %" PRIu64
@@ -27,15 +27,15 @@ static uint64_t clusters_of(const struct qcow2 *q, uint64_t host, uint64_t bytes
     return div_round_up((host & (cluster_size(q) - 1)) + bytes, cluster_size(q));
 }
 
-static int claim(struct collection *c, uint64_t host, uint64_t bytes, const char *what,
-                 uint64_t index)
+static int claim_range(struct collection *c, uint64_t host, uint64_t bytes,
+                       const char *what, uint64_t index)
 {
     uint64_t first = host >> c->q->geo.cluster_bits;
 
     for (uint64_t at = first; at < first + clusters_of(c->q, host, bytes); at++) {
         int err = meta_set_add(&c->set, at);
         if (err == -EEXIST)
-            return taken(c, what, index, at);
+            return refuse_shared_cluster(c, what, index, at);
         if (err)
             return diag_errno(c->diag, -err, "%s", c->q->node->filename);
     }
@@ -46,12 +46,12 @@ static int claim_refcounts(struct collection *c)
 {
     struct qcow2 *q = c->q;
     const struct refcount_table *t = atomic_load(&q->alloc.refs.table);
-    int err = claim(c, t->offset, t->n_entries * 8, "refcount table", 0);
+    int err = claim_range(c, t->offset, t->n_entries * 8, "refcount table", 0);
 
     for (uint64_t b = 0; !err && b < t->n_entries; b++) {
         uint64_t offset = refcount_block_offset(&q->alloc.refs, b);
         if (offset)
-            err = claim(c, offset, cluster_size(q), "refcount table entry", b);
+            err = claim_range(c, offset, cluster_size(q), "refcount table entry", b);
     }
     return err;
 }
@@ -70,15 +70,15 @@ static int claim_table(struct collection *c, struct meta_set *shared, uint32_t l
         if (err)
             return diag_errno(c->diag, -err, "%s", c->q->node->filename);
     }
-    return claim(c, offset, cluster_size(c->q), "L1 entry", l1_index);
+    return claim_range(c, offset, cluster_size(c->q), "L1 entry", l1_index);
 }
 
 static int claim_tables(struct collection *c)
 {
     struct qcow2 *q = c->q;
     struct meta_set shared = {NULL, NULL};
-    int err = q->live.l1_size ? claim(c, atomic_load(&q->live.l1_offset),
-                                      (uint64_t)q->live.l1_size * 8, "L1 table", 0)
+    int err = q->live.l1_size ? claim_range(c, atomic_load(&q->live.l1_offset),
+                                            (uint64_t)q->live.l1_size * 8, "L1 table", 0)
                               : 0;
 
     for (uint32_t i = 0; !err && i < q->live.l1_size; i++) {
@@ -121,9 +121,10 @@ static int claim_snapshots(struct collection *c)
     atomic_store(&c->set.ranges, ranges);
     for (size_t i = 1; i < ranges->n; i++)
         if (ranges->range[i].first < ranges->range[i - 1].end)
-            return taken(c, "L1 table of snapshot", ranges->range[i].index,
-                         ranges->range[i].first);
-    return claim(c, q->header.snapshots_offset, q->snapshot_bytes, "snapshot table", 0);
+            return refuse_shared_cluster(c, "L1 table of snapshot", ranges->range[i].index,
+                                         ranges->range[i].first);
+    return claim_range(c, q->header.snapshots_offset, q->snapshot_bytes, "snapshot table",
+                       0);
 }
 
 int qcow2_collect_metadata(struct qcow2 *q, struct diag *diag)
@@ -134,9 +135,10 @@ int qcow2_collect_metadata(struct qcow2 *q, struct diag *diag)
         return 0; /* what failed came after it, and changed no metadata */
     int err = claim_snapshots(&c);
     if (!err)
-        err = claim(&c, 0, 1, "header", 0);
+        err = claim_range(&c, 0, 1, "header", 0);
     if (!err && q->header.crypt_method == CRYPT_LUKS)
-        err = claim(&c, q->header.luks_offset, q->header.luks_bytes, "LUKS header", 0);
+        err =
+            claim_range(&c, q->header.luks_offset, q->header.luks_bytes, "LUKS header", 0);
     if (!err)
         err = claim_refcounts(&c);
     if (!err)

@@ -9,7 +9,7 @@
 /* More clusters than this are not counted: the memory for it would be no one's wish. */
 #define MAX_CLUSTERS INT32_MAX
 
-static int open_check(struct check *c)
+static int read_header(struct check *c)
 {
     int err = qcow2_header_read_for_check(c->in.st, &c->in.h, c->in.diag);
     if (!err && (err = storage_size(c->in.st, &c->in.file_size)) != 0)
@@ -109,20 +109,17 @@ static int next_pass(struct check *c, unsigned stage)
 
 static int mend_entries(struct check *c)
 {
-    int err = 0;
-
-    if (c->pass.impossible && !c->pass.hopeless) {
-        err = qrepair_entries(c);
-        if (!err)
-            err = qrepair_flush(c);
-        if (!err)
-            err = next_pass(c, 1);
-    }
-    return err;
+    if (!c->pass.impossible || c->pass.hopeless)
+        return 0;
+    int err = qrepair_entries(c);
+    if (err)
+        return err;
+    err = qrepair_flush(c);
+    return err ? err : next_pass(c, 1);
 }
 
 /* All of them anew, counted without the old ones. */
-static int rebuild(struct check *c)
+static int rebuild_refcounts(struct check *c)
 {
     uint64_t used = c->pass.found.image_end_offset >> c->in.h.cluster_bits;
 
@@ -134,21 +131,31 @@ static int rebuild(struct check *c)
     return err;
 }
 
+static int mend_counts(struct check *c)
+{
+    bool all = c->in.options->repair == REPAIR_ALL;
+
+    if (all && c->pass.rebuild)
+        return rebuild_refcounts(c);
+    if (c->pass.found.leaks || (all && c->pass.found.corruptions))
+        return qrepair_refcounts(c, all);
+    return 0;
+}
+
+/* The refcounts, and the flags that go with them. */
 static int mend_refcounts(struct check *c)
 {
     bool all = c->in.options->repair == REPAIR_ALL;
     bool flags = all || c->pass.found.corruptions == 0;
-    int err = 0;
 
-    if (all && c->pass.rebuild)
-        err = rebuild(c);
-    else if (c->pass.found.leaks || (all && c->pass.found.corruptions))
-        err = qrepair_refcounts(c, all);
-    if (!err)
-        err = qrepair_flush(c);
+    int err = mend_counts(c);
+    if (err)
+        return err;
+    err = qrepair_flush(c);
+    if (err)
+        return err;
     /* Flags are compared with refcounts that are known to be right. */
-    if (!err)
-        err = next_pass(c, 2);
+    err = next_pass(c, 2);
     if (!err && flags && c->pass.found.corruptions && !c->pass.found.check_errors)
         err = qrepair_copied(c);
     return err;
@@ -161,7 +168,7 @@ static bool may_free(const struct check *c)
     return c->pass.impossible == 0 && !c->pass.rebuild;
 }
 
-static int repair(struct check *c)
+static int repair_image(struct check *c)
 {
     bool all = c->in.options->repair == REPAIR_ALL;
     int err = 0;
@@ -239,7 +246,7 @@ static int check_and_repair(struct check *c, struct check_result *result)
     }
     struct check_result before = c->pass.found;
     bool dirty = c->in.h.incompatible & INCOMPAT_DIRTY;
-    err = repair(c);
+    err = repair_image(c);
     if (!err)
         err = clear_marks(c);
     /* What a dirty image had reserved ahead has no refcounts yet. */
@@ -263,7 +270,7 @@ int qcow2_check(struct storage *st, const struct check_options *options,
     if (options->repair != REPAIR_NONE && st->read_only)
         return diag_set(diag, EROFS, "%s: is open read-only and can't be repaired",
                         st->name);
-    int err = open_check(&c);
+    int err = read_header(&c);
     if (!err)
         err = check_and_repair(&c, result);
     if (!err && options->progress)

@@ -96,7 +96,7 @@ struct check_pass {
     struct counts refs;      /* references found */
     struct l2_tables tables; /* in the order of the file once all L1 tables are counted */
     /* Bitmaps of clusters. */
-    uint8_t *fixed; /* the header and the active L1 table */
+    uint8_t *fixed; /* the header, the LUKS header and the active L1 table */
     uint8_t *meta;  /* these, the snapshot table, L1 tables of snapshots, bitmap tables */
     uint8_t *is_table;  /* L2 tables */
     uint8_t *contested; /* claimed as metadata and as data */
@@ -160,11 +160,30 @@ void qcheck_progress(struct check *c, uint64_t done);
 
 /* ---- check_entry.c ---- */
 
-/* What is wrong with an entry, FAULT_* bits (l2_entry.h), the end of the file included. */
+/* An L2 entry as it stands in a table; the bitmap is that of an extended one, else 0. */
+struct l2_words {
+    uint64_t entry, bitmap;
+};
+
+/* How many words of a table are one entry, and the entry whose first word that is. */
+static inline uint32_t qcheck_step(const struct check *c)
+{
+    return 1u << c->in.geo.word_bits;
+}
+
+static inline struct l2_words qcheck_words(const struct check *c, const uint64_t *at)
+{
+    return (struct l2_words){at[0], c->in.geo.word_bits ? at[1] : 0};
+}
+
+/* What is wrong with an entry, FAULT_* bits (l2_entry.h), the end of the file included,
+ * unless the data lies in another one.  The latter decodes into *out. */
 unsigned qcheck_l1_faults(const struct check *c, uint64_t entry);
-unsigned qcheck_l2_faults(const struct check *c, uint64_t entry);
-/* The same of an entry that is decoded into *out. */
-unsigned qcheck_decode(const struct check *c, uint64_t entry, struct cluster *out);
+unsigned qcheck_decode(const struct check *c, struct l2_words words, struct cluster *out);
+
+/* For messages: the words, in text of that many bytes, which it returns. */
+#define WORDS_TEXT 64
+const char *qcheck_words_text(const struct check *c, struct l2_words words, char *text);
 
 /* Does a range end past the end of the file by a cluster or more?  That is QEMU's measure,
  * and lenient with what isn't aligned. */

@@ -20,7 +20,7 @@
 #define BT_RESERVED 0xff000000000001feull
 #define BT_ALL_ONES 1ull
 
-static int broken(struct check *c, const char *what)
+static int report_broken_bitmaps(struct check *c, const char *what)
 {
     qcheck_impossible(c, 1, "bitmaps: %s", what);
     c->pass.bitmaps_broken = true;
@@ -34,10 +34,10 @@ static int count_area(struct check *c, uint64_t offset, uint64_t bytes, const ch
 
     if (offset == 0 || !is_aligned(offset, c->in.cluster_size) ||
         !range_inside(offset, bytes, c->in.file_size))
-        return broken(c, what);
+        return report_broken_bitmaps(c, what);
     if (qcheck_any(c, c->pass.meta, offset, bytes) ||
         qcheck_any(c, c->pass.is_table, offset, bytes))
-        return broken(c, what);
+        return report_broken_bitmaps(c, what);
     return qcheck_add_meta(c, offset, bytes, 1, what, &inside);
 }
 
@@ -63,7 +63,7 @@ static int count_table(struct check *c, uint64_t offset, uint32_t n)
     for (uint32_t i = 0; i < n; i++) {
         uint64_t entry = load_be64(raw + i * 8ull);
         if (entry_is_wrong(c, entry))
-            return broken(c, "a table has an entry that can't be right");
+            return report_broken_bitmaps(c, "a table has an entry that can't be right");
         if ((entry & BT_OFFSET) == 0)
             continue;
         err = qcheck_add_range(c, entry & BT_OFFSET, c->in.cluster_size, 1, "bitmap data",
@@ -97,12 +97,13 @@ static int count_directory(struct check *c, const uint8_t *raw, uint64_t bytes)
 
     for (uint32_t i = 0; i < c->in.h.bitmaps.count; i++) {
         if (bytes - at < ENTRY_FIXED || !directory_entry_ok(c, raw + at))
-            return broken(c, "a directory entry can't be right");
+            return report_broken_bitmaps(c, "a directory entry can't be right");
         uint64_t offset = load_be64(raw + at);
         uint32_t n = load_be32(raw + at + 8);
         uint64_t length = align_up(ENTRY_FIXED + load_be16(raw + at + 18), 8);
         if (length > bytes - at)
-            return broken(c, "a directory entry reaches past the directory's end");
+            return report_broken_bitmaps(
+                c, "a directory entry reaches past the directory's end");
         int err = count_area(c, offset, n * 8ull, "a table is at an impossible place");
         if (!err && !c->pass.bitmaps_broken)
             err = count_table(c, offset, n);
@@ -111,7 +112,8 @@ static int count_directory(struct check *c, const uint8_t *raw, uint64_t bytes)
         at += length;
     }
     return at == bytes ? 0
-                       : broken(c, "the directory has more entries than there are bitmaps");
+                       : report_broken_bitmaps(
+                             c, "the directory has more entries than there are bitmaps");
 }
 
 int qcheck_bitmaps(struct check *c)
@@ -123,7 +125,7 @@ int qcheck_bitmaps(struct check *c)
         return 0;
     if (ext->length != 24 || ext->reserved || ext->count == 0 || ext->count > MAX_BITMAPS ||
         ext->directory_bytes == 0 || ext->directory_bytes > MAX_BITMAP_DIRECTORY_BYTES)
-        return broken(c, "the header extension can't be right");
+        return report_broken_bitmaps(c, "the header extension can't be right");
     int err = count_area(c, ext->directory_offset, ext->directory_bytes,
                          "the directory is at an impossible place");
     if (err || c->pass.bitmaps_broken)

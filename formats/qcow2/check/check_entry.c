@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* What the entries of L1 and L2 tables say, with an eye on the end of the file. */
+#include <inttypes.h>
+#include <stdio.h>
+
 #include "base/checked.h"
 #include "qcow2/check/check.h"
 
@@ -21,18 +24,26 @@ unsigned qcheck_l1_faults(const struct check *c, uint64_t entry)
            past_end_fault(c, entry & L1_OFFSET, c->in.cluster_size);
 }
 
-unsigned qcheck_decode(const struct check *c, uint64_t entry, struct cluster *out)
+unsigned qcheck_decode(const struct check *c, struct l2_words words, struct cluster *out)
 {
-    unsigned faults = l2_entry_decode(&c->in.geo, entry, out);
+    unsigned faults = l2_any_decode(&c->in.geo, words.entry, words.bitmap, out);
 
+    /* Where a compressed cluster can't be, it has no subclusters to be wrong, either. */
+    if (faults & FAULT_COMPRESSED_EXTERNAL)
+        return faults & ~FAULT_SUBCLUSTERS;
+    if (c->in.geo.external)
+        return faults;
     if (out->kind == CL_COMPRESSED)
         return faults | past_end_fault(c, out->host, out->compressed_bytes);
     return faults | (out->host ? past_end_fault(c, out->host, c->in.cluster_size) : 0);
 }
 
-unsigned qcheck_l2_faults(const struct check *c, uint64_t entry)
+const char *qcheck_words_text(const struct check *c, struct l2_words words, char *text)
 {
-    struct cluster unused;
-
-    return qcheck_decode(c, entry, &unused);
+    if (c->in.geo.word_bits)
+        snprintf(text, WORDS_TEXT, "0x%" PRIx64 " with subclusters 0x%" PRIx64, words.entry,
+                 words.bitmap);
+    else
+        snprintf(text, WORDS_TEXT, "0x%" PRIx64, words.entry);
+    return text;
 }

@@ -153,25 +153,25 @@ static int count_compressed(struct table *t, const struct cluster *cluster)
     return 0;
 }
 
-/* An entry that can't be right is counted as far as it can be. */
-static int count_odd(struct table *t, uint64_t entry, const struct cluster *cluster,
-                     unsigned faults)
+/* The cluster lies in the external data file, which has no refcounts, and no second entry
+ * for anything. */
+static void count_external(struct table *t, uint64_t entry, const struct cluster *cluster)
+{
+    /* QEMU takes a zero cluster at offset 0 for one without a place. */
+    if (!t->active || (cluster->kind == CL_ZERO_ALLOCATED && cluster->host == 0))
+        return;
+    count_fragments(t, cluster->host, 1);
+    if (!cluster->copied)
+        report_copied(t, entry, 1);
+}
+
+/* The place that an odd entry names, of a cluster that isn't compressed. */
+static int count_odd_place(struct table *t, uint64_t entry, const struct cluster *cluster)
 {
     struct check *c = t->c;
     uint64_t offset = cluster->host, count;
-    unsigned others = faults & ~FAULT_PAST_END;
     bool inside;
 
-    t->n_odd++;
-    if (others)
-        qcheck_impossible(c, t->weight * (uint64_t)__builtin_popcount(others),
-                          "L2 table at offset %" PRIu64 ": entry 0x%" PRIx64 ": %s",
-                          t->cluster << c->in.h.cluster_bits, entry,
-                          entry_fault_text(others));
-    if (cluster->kind == CL_COMPRESSED)
-        return count_compressed(t, cluster);
-    if (offset == 0)
-        return 0;
     int err =
         qcheck_add_range(c, offset, c->in.cluster_size, t->weight, "data cluster", &inside);
     if (err)
@@ -188,6 +188,32 @@ static int count_odd(struct table *t, uint64_t entry, const struct cluster *clus
     return 0;
 }
 
+/* An entry that can't be right is counted as far as it can be. */
+static int count_odd(struct table *t, struct l2_words words, const struct cluster *cluster,
+                     unsigned faults)
+{
+    struct check *c = t->c;
+    unsigned others = faults & ~FAULT_PAST_END;
+    char text[WORDS_TEXT];
+
+    t->n_odd++;
+    if (others)
+        qcheck_impossible(c, t->weight * (uint64_t)__builtin_popcount(others),
+                          "L2 table at offset %" PRIu64 ": entry %s: %s",
+                          t->cluster << c->in.h.cluster_bits,
+                          qcheck_words_text(c, words, text), entry_fault_text(others));
+    if (cluster->kind == CL_COMPRESSED) /* or is it?  QEMU believes no place of these. */
+        return faults & (FAULT_SUBCLUSTERS | FAULT_COMPRESSED_EXTERNAL)
+                   ? 0
+                   : count_compressed(t, cluster);
+    if (!cluster_has_place(cluster))
+        return 0;
+    if (!c->in.geo.external)
+        return count_odd_place(t, words.entry, cluster);
+    count_external(t, words.entry, cluster);
+    return 0;
+}
+
 /* How many entries from the first on are for clusters in a row, with the same flags. */
 static uint64_t run_length(const struct check *c, const uint64_t *entries, uint64_t max)
 {
@@ -200,34 +226,50 @@ static uint64_t run_length(const struct check *c, const uint64_t *entries, uint6
     return n;
 }
 
-static int count_table(struct table *t, const uint64_t *entries)
+/* Counts the entry that begins at `at`, which isn't empty, and as many after it, of at most
+ * `max`, as continue it: *n in all, 1 unless it says otherwise. */
+static int count_entries(struct table *t, const uint64_t *at, uint64_t max, uint64_t *n)
 {
     struct check *c = t->c;
-    uint64_t n_entries = c->in.cluster_size / 8, n;
-    int err = 0;
+    struct l2_words words = qcheck_words(c, at);
+    struct cluster cluster;
+    unsigned faults = qcheck_decode(c, words, &cluster);
 
-    for (uint64_t i = 0; !err && i < n_entries; i += n) {
-        uint64_t entry = entries[i];
+    if (UNLIKELY(faults))
+        return count_odd(t, words, &cluster, faults);
+    if (cluster.kind == CL_COMPRESSED)
+        return count_compressed(t, &cluster);
+    if (!cluster_has_place(&cluster))
+        return 0;
+    if (UNLIKELY(c->in.geo.external)) {
+        count_external(t, words.entry, &cluster);
+        return 0;
+    }
+    /* An extended entry's bitmap has to be looked at, too, so these come one by one. */
+    if (c->in.geo.word_bits == 0) {
+        uint64_t inside = c->in.n_clusters - (cluster.host >> c->in.h.cluster_bits);
+        *n = run_length(c, at, MIN(max, inside));
+    }
+    return count_run(t, words.entry, *n);
+}
+
+static int count_table(struct table *t, const uint64_t *words)
+{
+    struct check *c = t->c;
+    uint64_t step = qcheck_step(c), n_words = c->in.cluster_size / 8, n;
+
+    for (uint64_t i = 0; i < n_words; i += n * step) {
         n = 1;
-        if (entry == 0)
+        if (words[i] == 0 && (step == 1 || words[i + 1] == 0))
             continue;
-        t->n_used++;
-        struct cluster cluster;
-        unsigned faults = qcheck_decode(c, entry, &cluster);
-        if (UNLIKELY(faults)) {
-            err = count_odd(t, entry, &cluster, faults);
-        } else if (cluster.kind == CL_COMPRESSED) {
-            err = count_compressed(t, &cluster);
-        } else if (cluster.host) {
-            uint64_t inside = c->in.n_clusters - (cluster.host >> c->in.h.cluster_bits);
-            n = run_length(c, entries + i, MIN(n_entries - i, inside));
-            t->n_used += n - 1;
-            err = count_run(t, entry, n);
-        }
+        int err = count_entries(t, words + i, (n_words - i) / step, &n);
+        if (err)
+            return err;
+        t->n_used += n;
     }
     if (t->n_odd > t->n_used / 2)
         bit_set(c->pass.bad, t->cluster);
-    return err;
+    return 0;
 }
 
 /* ---- all of them, in the order of the file ---- */

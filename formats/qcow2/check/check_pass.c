@@ -9,7 +9,7 @@
 #include "base/checked.h"
 #include "qcow2/check/check.h"
 
-static void say(struct check *c, const char *fmt, va_list ap)
+static void give_message(struct check *c, const char *fmt, va_list ap)
 {
     char text[512];
 
@@ -25,7 +25,7 @@ void qcheck_corrupt(struct check *c, uint64_t weight, const char *fmt, ...)
 
     c->pass.found.corruptions += weight;
     va_start(ap, fmt);
-    say(c, fmt, ap);
+    give_message(c, fmt, ap);
     va_end(ap);
 }
 
@@ -36,7 +36,7 @@ void qcheck_impossible(struct check *c, uint64_t weight, const char *fmt, ...)
     c->pass.found.corruptions += weight;
     c->pass.impossible++;
     va_start(ap, fmt);
-    say(c, fmt, ap);
+    give_message(c, fmt, ap);
     va_end(ap);
 }
 
@@ -125,7 +125,7 @@ void qcheck_forget(struct check *c)
     c->pass = (struct check_pass){0};
 }
 
-static int begin(struct check *c)
+static int start_pass(struct check *c)
 {
     uint64_t n = c->in.n_clusters + 1; /* a compressed cluster may reach into one more */
     uint8_t **bitmaps[] = {&c->pass.fixed, &c->pass.meta, &c->pass.is_table,
@@ -145,20 +145,30 @@ static int begin(struct check *c)
     return 0;
 }
 
+/* Without it no cluster can be decrypted, so it yields to nothing that is found later. */
 static int count_luks_header(struct check *c)
 {
+    uint64_t offset = c->in.h.luks_offset, bytes = c->in.h.luks_bytes;
     bool inside;
 
-    if (c->in.h.luks_bytes == 0)
-        return 0;
-    if (!is_aligned(c->in.h.luks_offset, c->in.cluster_size) ||
-        c->in.h.luks_offset > INT64_MAX / 2 || c->in.h.luks_bytes > INT64_MAX / 2)
+    if (bytes == 0 && c->in.h.crypt_method == CRYPT_LUKS)
+        return diag_set(c->in.diag, EINVAL,
+                        "%s: crypt_method: LUKS, but no header extension says where the "
+                        "LUKS header is",
+                        c->in.st->name);
+    if (!is_aligned(offset, c->in.cluster_size) || offset > INT64_MAX / 2 ||
+        bytes > INT64_MAX / 2)
         return diag_set(c->in.diag, EINVAL,
                         "%s: header extension: a LUKS header of %" PRIu64
                         " bytes at %" PRIu64,
-                        c->in.st->name, c->in.h.luks_bytes, c->in.h.luks_offset);
-    return qcheck_add_range(c, c->in.h.luks_offset, c->in.h.luks_bytes, 1, "LUKS header",
-                            &inside);
+                        c->in.st->name, bytes, offset);
+    if (qcheck_any(c, c->pass.meta, offset, bytes))
+        c->pass.hopeless = "the header says that the LUKS header overlaps other metadata";
+    int err = qcheck_add_meta(c, offset, bytes, 1, "LUKS header", &inside);
+    if (!inside)
+        c->pass.hopeless = "the LUKS header lies past the end of the file";
+    qcheck_mark(c, c->pass.fixed, offset, bytes);
+    return err;
 }
 
 static int count_active_l1(struct check *c)
@@ -205,27 +215,43 @@ static void report_contested(struct check *c)
     }
 }
 
-int qcheck_pass(struct check *c, bool with_refcounts)
+/* What the header says itself, and points to. */
+static int count_headers(struct check *c)
 {
     bool inside;
-    int err = begin(c);
 
-    if (!err)
-        err = qcheck_load_refcounts(c);
-    if (!err)
-        err = qcheck_add_meta(c, 0, c->in.cluster_size, 1, "header", &inside);
-    if (!err)
-        err = count_active_l1(c);
-    if (!err)
-        err = qcheck_snapshots(c);
-    if (!err)
-        err = qcheck_l1_tables(c);
-    if (!err)
-        err = count_luks_header(c);
-    if (!err)
-        err = qcheck_bitmaps(c);
-    if (!err)
-        err = qcheck_l2_tables(c);
+    int err = qcheck_add_meta(c, 0, c->in.cluster_size, 1, "header", &inside);
+    if (err)
+        return err;
+    err = count_active_l1(c);
+    return err ? err : count_luks_header(c);
+}
+
+/* Everything but the refcount structures; in that order, since who is found first is
+ * believed. */
+static int count_references(struct check *c)
+{
+    int (*const parts[])(struct check *) = {count_headers, qcheck_snapshots,
+                                            qcheck_l1_tables, qcheck_bitmaps,
+                                            qcheck_l2_tables};
+
+    for (size_t i = 0; i < ARRAY_LEN(parts); i++) {
+        int err = parts[i](c);
+        if (err)
+            return err;
+    }
+    return 0;
+}
+
+int qcheck_pass(struct check *c, bool with_refcounts)
+{
+    int err = start_pass(c);
+    if (err)
+        return err;
+    err = qcheck_load_refcounts(c);
+    if (err)
+        return err;
+    err = count_references(c);
     if (err)
         return err;
     if (c->pass.n_snapshots)

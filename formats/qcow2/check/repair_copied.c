@@ -18,6 +18,18 @@ static uint64_t mend_flag(const struct check *c, uint64_t entry, uint64_t offset
     return alone ? entry | L2_COPIED : entry & ~L2_COPIED;
 }
 
+/* The first word of an L2 entry, with the flag as it should be.  Of a place in another file
+ * there is no second reference. */
+static uint64_t mend_flag_of_data(const struct check *c, struct l2_words words)
+{
+    struct cluster decoded;
+
+    if (qcheck_decode(c, words, &decoded) || !cluster_has_place(&decoded))
+        return words.entry;
+    return c->in.geo.external ? words.entry | L2_COPIED
+                              : mend_flag(c, words.entry, decoded.host);
+}
+
 static int mend_table(struct check *c, uint64_t cluster, uint64_t *table)
 {
     uint64_t offset = cluster << c->in.h.cluster_bits;
@@ -25,16 +37,15 @@ static int mend_table(struct check *c, uint64_t cluster, uint64_t *table)
 
     if (qcheck_read_table(c, offset, table))
         return 0; /* counted */
-    for (uint64_t i = 0; i < c->in.cluster_size / 8; i++) {
-        uint64_t entry = table[i];
-        struct cluster decoded;
-        if (!qcheck_decode(c, entry, &decoded) && cluster_has_place(&decoded))
-            entry = mend_flag(c, entry, decoded.host);
+    for (uint64_t i = 0; i < c->in.cluster_size / 8; i += qcheck_step(c)) {
+        uint64_t entry = mend_flag_of_data(c, qcheck_words(c, table + i));
         changed |= entry != table[i];
-        store_be64(&table[i], entry);
+        table[i] = entry;
     }
     if (!changed)
         return 0;
+    for (uint64_t i = 0; i < c->in.cluster_size / 8; i++)
+        store_be64(&table[i], table[i]);
     qcheck_say(c, "L2 table at offset %" PRIu64 ": copied flags are set right", offset);
     return qrepair_write(c, table, offset, c->in.cluster_size, "L2 table");
 }

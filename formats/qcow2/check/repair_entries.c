@@ -35,49 +35,103 @@ static bool hits_metadata(const struct check *c, uint64_t offset, uint64_t bytes
 
 /* ---- L2 entries ---- */
 
-/* Reads as zeroes, whatever lies below. */
-static uint64_t lost_entry(const struct check *c)
+/* Reads as zeroes, whatever lies below; of subclusters those that had a place do. */
+static struct l2_words lost_words(const struct check *c, const struct cluster *cluster)
 {
-    return c->in.h.version >= 3 ? L2_ZERO : 0;
+    uint32_t had_place = cluster->allocated | cluster->zero;
+
+    if (c->in.geo.word_bits == 0)
+        return (struct l2_words){c->in.h.version >= 3 ? L2_ZERO : 0, 0};
+    if (cluster->kind == CL_COMPRESSED)
+        had_place = ALL_SUBCLUSTERS;
+    return (struct l2_words){0, l2_extended_bitmap(0, had_place)};
 }
 
-static uint64_t mend_compressed(const struct check *c, uint64_t entry,
-                                const struct cluster *cluster, unsigned faults)
+static struct l2_words mend_compressed(const struct check *c, struct l2_words words,
+                                       const struct cluster *cluster, unsigned faults)
 {
-    if ((faults & FAULT_PAST_END) ||
+    if ((faults & (FAULT_PAST_END | FAULT_COMPRESSED_EXTERNAL)) ||
         hits_metadata(c, cluster->host, cluster->compressed_bytes))
-        return lost_entry(c);
-    return entry & ~L2_COPIED;
+        return lost_words(c, cluster);
+    return (struct l2_words){words.entry & ~L2_COPIED, 0};
 }
 
-static uint64_t mend_standard(const struct check *c, uint64_t entry,
-                              const struct cluster *cluster, unsigned faults)
+/* Of a subcluster that is said to be two things, and of one that has no place, nobody knows
+ * what it held: it reads as zeroes. */
+static uint64_t mend_bitmap(const struct cluster *cluster)
+{
+    if (!cluster_has_place(cluster))
+        return l2_extended_bitmap(0, cluster->zero | cluster->allocated);
+    return l2_extended_bitmap(cluster->allocated & ~cluster->zero, cluster->zero);
+}
+
+static struct l2_words mend_standard(const struct check *c, struct l2_words words,
+                                     const struct cluster *cluster, unsigned faults)
 {
     if ((faults & (FAULT_MISALIGNED | FAULT_PAST_END)) ||
-        (cluster->host && hits_metadata(c, cluster->host, c->in.cluster_size)))
-        return lost_entry(c);
-    entry &= ~L2_RESERVED;
-    return c->in.h.version >= 3 ? entry : entry & ~L2_ZERO;
+        (!c->in.geo.external && cluster_has_place(cluster) &&
+         hits_metadata(c, cluster->host, c->in.cluster_size)))
+        return lost_words(c, cluster);
+    words.entry &= ~L2_RESERVED;
+    if (c->in.geo.word_bits)
+        return (struct l2_words){words.entry & ~L2_ZERO, mend_bitmap(cluster)};
+    if (c->in.h.version < 3)
+        words.entry &= ~L2_ZERO;
+    return words;
+}
+
+static bool same_words(struct l2_words a, struct l2_words b)
+{
+    return a.entry == b.entry && a.bitmap == b.bitmap;
+}
+
+/* Did what the entry stood for, or a part of it, get lost? */
+static bool is_less(const struct check *c, struct l2_words now, struct l2_words old,
+                    const struct cluster *cluster)
+{
+    return !same_words(now, old) && (same_words(now, lost_words(c, cluster)) ||
+                                     (uint32_t)now.bitmap != cluster->allocated);
 }
 
 /* What an entry becomes. */
-static uint64_t mend_l2(struct check *c, uint64_t entry)
+static struct l2_words mend_l2(struct check *c, struct l2_words words)
 {
     struct cluster cluster;
-    unsigned faults = qcheck_decode(c, entry, &cluster);
+    unsigned faults = qcheck_decode(c, words, &cluster);
     bool compressed = cluster.kind == CL_COMPRESSED;
 
     if (c->in.options->keep_mappings) {
         /* What lies past the end reads as zeroes already. */
         if (!compressed && faults == FAULT_PAST_END)
-            return lost_entry(c);
-        return faults == FAULT_COPIED ? entry & ~L2_COPIED : entry;
+            return lost_words(c, &cluster);
+        if (faults == FAULT_COPIED)
+            words.entry &= ~L2_COPIED;
+        return words;
     }
-    uint64_t now = compressed ? mend_compressed(c, entry, &cluster, faults)
-                              : mend_standard(c, entry, &cluster, faults);
-    if (now == lost_entry(c) && now != entry)
+    struct l2_words now = compressed ? mend_compressed(c, words, &cluster, faults)
+                                     : mend_standard(c, words, &cluster, faults);
+    if (is_less(c, now, words, &cluster))
         c->repair.dropped = true;
     return now;
+}
+
+/* Mends the entry that begins at `at`, the table's `index`th; is it another one now? */
+static bool mend_entry(struct check *c, uint64_t table, uint64_t index, uint64_t *at)
+{
+    struct l2_words old = qcheck_words(c, at), now;
+    char before[WORDS_TEXT], after[WORDS_TEXT];
+
+    if (old.entry == 0 && old.bitmap == 0)
+        return false;
+    now = mend_l2(c, old);
+    if (same_words(now, old))
+        return false;
+    qcheck_say(c, "L2 table at offset %" PRIu64 ": entry %" PRIu64 ": %s becomes %s", table,
+               index, qcheck_words_text(c, old, before), qcheck_words_text(c, now, after));
+    at[0] = now.entry;
+    if (c->in.geo.word_bits)
+        at[1] = now.bitmap;
+    return true;
 }
 
 static int mend_table(struct check *c, uint64_t cluster, uint64_t *table)
@@ -87,19 +141,13 @@ static int mend_table(struct check *c, uint64_t cluster, uint64_t *table)
 
     if (qcheck_read_table(c, offset, table))
         return 0; /* counted */
-    for (uint64_t i = 0; i < c->in.cluster_size / 8; i++) {
-        uint64_t entry = table[i] ? mend_l2(c, table[i]) : 0;
-        if (entry != table[i]) {
-            qcheck_say(c,
-                       "L2 table at offset %" PRIu64 ": entry %" PRIu64 ": 0x%" PRIx64
-                       " becomes 0x%" PRIx64,
-                       offset, i, table[i], entry);
-            table[i] = entry;
-            changed = true;
-        }
-        store_be64(&table[i], entry);
-    }
-    return changed ? qrepair_write(c, table, offset, c->in.cluster_size, "L2 table") : 0;
+    for (uint64_t i = 0; i < c->in.cluster_size / 8; i += qcheck_step(c))
+        changed |= mend_entry(c, offset, i >> c->in.geo.word_bits, table + i);
+    if (!changed)
+        return 0;
+    for (uint64_t i = 0; i < c->in.cluster_size / 8; i++)
+        store_be64(&table[i], table[i]);
+    return qrepair_write(c, table, offset, c->in.cluster_size, "L2 table");
 }
 
 struct tables {
