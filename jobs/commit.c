@@ -116,6 +116,7 @@ static int open_overlay(struct commit_layers *layers, const struct node *active,
     struct chain_options options = {
         .format = node_format(overlay),
         .no_backing = true,
+        .keys_of = active,
         .node = active->options,
     };
 
@@ -157,6 +158,7 @@ static int open_base(const struct commit_layers *layers, struct node *active,
     struct chain_options options = {
         .format = node_format(layers->base),
         .give_up = give_up,
+        .keys_of = active,
         .node = active->options,
     };
 
@@ -205,6 +207,7 @@ static int replace_committed_layers(struct mirror *m, struct diag *diag)
         .format = node_format(layers->base),
         .give_up = &m->give_up,
         .read_only = true,
+        .keys_of = overlay,
         .node = overlay->options,
     };
 

@@ -24,11 +24,24 @@ static int open_chain(struct served_export *exp, const struct export_request *re
         .backing = config->backing,
         .backing_format = config->backing_format,
         .references = config->references,
+        .data_file = config->data_file,
+        .passphrases = config->passphrases.list,
+        .n_passphrases = config->passphrases.count,
         .node = config->node,
     };
 
     options.node.cache = config->cache;
     return chain_open(&exp->ctx, request->file, &options, out, diag);
+}
+
+static int check_compress(const struct node *node, const struct plugin_config *config,
+                          struct diag *diag)
+{
+    const char *why_not = config->node.compress ? node_why_not_compress(node) : NULL;
+
+    return why_not ? diag_set(diag, ENOTSUP, "%s: compress=on: %s: %s", node->filename,
+                              node_format(node), why_not)
+                   : 0;
 }
 
 static int open_node(struct served_export *exp, const struct export_request *request,
@@ -37,6 +50,8 @@ static int open_node(struct served_export *exp, const struct export_request *req
     struct node *node = NULL;
 
     int err = open_chain(exp, request, &node, diag);
+    if (!err)
+        err = check_compress(node, request->config, diag);
     if (!err && request->config->writable_now)
         err = node_activate(node, diag);
     if (err) {
@@ -268,6 +283,7 @@ static void inherit_options(const struct node *old, struct node *new_node)
         new_node->options.cache = old->options.cache;
     new_node->options.discard_ignore = old->options.discard_ignore;
     new_node->options.detect_zeroes = old->options.detect_zeroes;
+    new_node->options.compress = old->options.compress && !node_why_not_compress(new_node);
 }
 
 int export_replace(struct served_export *exp, struct node *new_node, struct diag *diag)

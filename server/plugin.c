@@ -99,8 +99,8 @@ static void qimg_dump_plugin(void)
     printf("qimg_version=%s\n", QIMG_VERSION);
     printf("qimg_formats=%s\n", driver_names(&formats));
     printf("qimg_cache_modes=%s\n", cache_mode_names());
-    printf("qimg_zstd=no\n");
-    printf("qimg_luks=no\n");
+    printf("qimg_zstd=yes\n");
+    printf("qimg_luks=yes\n");
     printf("qimg_io_uring=no\n");
     printf("qimg_jobs=mirror, commit\n");
 }

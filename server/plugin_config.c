@@ -17,6 +17,7 @@
 #include "base/size.h"
 #include "base/words.h"
 #include "plugin_config.h"
+#include "plugin_passphrase.h"
 #include "registry.h"
 #include "storage/nbd_uri.h"
 
@@ -39,6 +40,12 @@ const char plugin_config_help[] =
     "backing=<PATH>|none             Use this backing file instead of the image's.\n"
     "backing-format=qcow2|qed|raw    Its format.\n"
     "references=any|dir|none         Which files an image may name.\n"
+    "data-file=<PATH>                Use this data file instead of the image's.\n"
+    "passphrase=<TEXT>|+<FILE>|-<FD>|-\n"
+    "                                Opens an encrypted image; TEXT can be seen by "
+    "others.\n"
+    "passphrase.<N>=...              The same for the N-th backing file below it.\n"
+    "compress=off|on                 Store whole clusters compressed (qcow2).\n"
     "tls-certificates=<FOLDER>       Certificates for NBD exports with TLS (nbds://).\n"
     "tls-psk=<FILE>                  Pre-shared keys for these, instead.\n"
     "tls-username=<NAME>             Whose of these keys is used.\n"
@@ -68,6 +75,8 @@ void plugin_config_free(struct plugin_config *config)
     free(config->format);
     free(config->backing);
     free(config->backing_format);
+    free(config->data_file);
+    passphrases_free(&config->passphrases);
     free(config->control);
     free(config->node_name);
     free(config->tls.certificates);
@@ -208,6 +217,22 @@ static int set_backing_format(struct plugin_config *c, const char *key, const ch
     return choose_word(&i, key, value, words, "qcow2, qed or raw")
                ? -1
                : set_text(&c->backing_format, key, value);
+}
+
+static int set_data_file(struct plugin_config *c, const char *key, const char *value)
+{
+    return set_path(&c->data_file, key, value);
+}
+
+static int set_compress(struct plugin_config *c, const char *key, const char *value)
+{
+    static const char *const words[] = {"off", "on", NULL};
+    unsigned i;
+
+    if (choose_word(&i, key, value, words, "off or on"))
+        return -1;
+    c->node.compress = i == 1;
+    return 0;
 }
 
 static int set_references(struct plugin_config *c, const char *key, const char *value)
@@ -385,6 +410,8 @@ static const struct {
     {"lazy-refcounts", set_lazy},
     {"backing", set_backing},
     {"backing-format", set_backing_format},
+    {"data-file", set_data_file},
+    {"compress", set_compress},
     {"references", set_references},
     {"tls-certificates", set_tls_certificates},
     {"tls-psk", set_tls_psk},
@@ -406,6 +433,8 @@ int plugin_config_set(struct plugin_config *config, const char *key, const char 
     for (size_t i = 0; i < ARRAY_LEN(keys); i++)
         if (strcmp(keys[i].key, key) == 0)
             return keys[i].set(config, key, value);
+    if (plugin_passphrase_is_key(key))
+        return plugin_passphrase_set(&config->passphrases, key, value);
     const char *names[ARRAY_LEN(keys)];
     struct words_hint hint;
     for (size_t i = 0; i < ARRAY_LEN(keys); i++)

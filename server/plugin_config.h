@@ -7,11 +7,13 @@
 #include <stddef.h>
 
 #include "block/chain.h"
+#include "common/passphrases.h"
 #include "storage/nbd_tls.h"
 
 struct plugin_config {
     char *file; /* absolute; NULL until it was given */
-    char *format, *backing, *backing_format;
+    char *format, *backing, *backing_format, *data_file;
+    struct passphrases passphrases;
     char *control;   /* absolute path of the control socket; NULL: none */
     char *node_name; /* of the image there; NULL until complete */
     const struct cache_mode *cache;

@@ -298,6 +298,22 @@ static int open_below(struct block_context *ctx, struct node *top,
     }
 }
 
+/* Those for layers that there are were judged there. */
+static int check_passphrases(const struct node *top, const struct chain_options *options,
+                             struct diag *diag)
+{
+    unsigned depth = 0;
+
+    for (const struct node *node = top; node->backing; node = node->backing)
+        depth++;
+    for (size_t i = 0; i < options->n_passphrases; i++)
+        if (options->passphrases[i].depth > depth)
+            return diag_set(diag, EINVAL,
+                            "%s: passphrase.%u: the image has %u files below it",
+                            top->filename, options->passphrases[i].depth, depth);
+    return 0;
+}
+
 int chain_open(struct block_context *ctx, const char *filename,
                const struct chain_options *options, struct node **out, struct diag *diag)
 {
@@ -316,12 +332,13 @@ int chain_open(struct block_context *ctx, const char *filename,
     int rc = open_layer(ctx, &layer, options, &visited, &top, diag);
     if (rc < 0)
         return rc;
-    if (!options->no_backing) {
+    if (!options->no_backing)
         rc = open_below(ctx, top, options, &visited, diag);
-        if (rc < 0) {
-            node_close(top);
-            return rc;
-        }
+    if (rc == 0)
+        rc = check_passphrases(top, options, diag);
+    if (rc < 0) {
+        node_close(top);
+        return rc;
     }
     *out = top;
     return 0;

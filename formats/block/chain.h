@@ -26,8 +26,12 @@ struct chain_options {
     const char *backing_format; /* NULL: as the image says */
     enum references references; /* of backing files and data files that images name */
     const char *data_file;      /* NULL: as the image says */
+    /* Each is for an encrypted layer, or it is refused. */
     const struct chain_passphrase *passphrases;
     size_t n_passphrases;
+    const struct node *keys_of; /* a chain: its files need no passphrase; NULL: none */
+    /* Layers without a passphrase may be asked for their status, and not be read. */
+    bool keep_locked;
     const _Atomic bool *give_up; /* as nbd_open's, until chain_start; NULL: none */
     struct node_options node;
 };

@@ -5,6 +5,7 @@
 
 #include "base/cleanup.h"
 #include "block/chain_internal.h"
+#include "crypto/cipher.h"
 #include "storage/protocol.h"
 
 /* What the data file is called, by the user or by the image. */
@@ -64,14 +65,47 @@ static int blame_data_file(const struct node *node, int err, struct diag *diag)
     return diag_set(diag, cause.err, "%s: data file: %s", node->filename, cause.text);
 }
 
+static const struct chain_passphrase *find_passphrase(const struct chain_options *options,
+                                                      unsigned depth)
+{
+    for (size_t i = 0; i < options->n_passphrases; i++)
+        if (options->passphrases[i].depth == depth)
+            return &options->passphrases[i];
+    return NULL;
+}
+
+/* Takes the key of a node over the same file. */
+static bool share_key(struct node *node, const struct node *other)
+{
+    for (; other; other = other->backing)
+        if (other->cipher && storage_is_same(other->file, node->file)) {
+            node->cipher = cipher_share(other->cipher);
+            node->cipher_by_place = other->cipher_by_place;
+            return true;
+        }
+    return false;
+}
+
+static int refuse_passphrase(const struct node *node, unsigned depth, struct diag *diag)
+{
+    if (depth == 0)
+        return diag_set(diag, EINVAL, "%s: passphrase: the image isn't encrypted",
+                        node->filename);
+    return diag_set(diag, EINVAL, "%s: passphrase.%u: the image isn't encrypted",
+                    node->filename, depth);
+}
+
 static int unlock(struct node *node, unsigned depth, const struct chain_options *options,
                   struct diag *diag)
 {
-    for (size_t i = 0; i < options->n_passphrases; i++) {
-        const struct chain_passphrase *p = &options->passphrases[i];
-        if (p->depth == depth)
-            return node->driver->unlock(node, p->bytes, p->len, diag);
-    }
+    const struct chain_passphrase *p = find_passphrase(options, depth);
+
+    if (!node->encryption)
+        return p ? refuse_passphrase(node, depth, diag) : 0;
+    if (p)
+        return node->driver->unlock(node, p->bytes, p->len, diag);
+    if (options->keep_locked || share_key(node, options->keys_of))
+        return 0;
     if (depth == 0)
         return diag_set(diag, EKEYREJECTED, "%s: is encrypted (%s): a passphrase is needed",
                         node->filename, node->encryption);
@@ -97,5 +131,5 @@ int chain_complete_layer(struct node *node, const struct layer_files *how,
         if (err)
             return blame_data_file(node, err, diag);
     }
-    return node->encryption ? unlock(node, how->depth, options, diag) : 0;
+    return unlock(node, how->depth, options, diag);
 }

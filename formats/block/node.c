@@ -134,6 +134,7 @@ int node_open(struct block_context *ctx, const struct driver *driver, struct sto
     node->options = *options;
     if (!node->options.cache)
         node->options.cache = cache_mode_find("writeback");
+    node->options.compress &= driver->reserve_compressed != NULL;
     node->filename = name;
     node->file = node->data = file;
     node->can_write = !file->read_only;

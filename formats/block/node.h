@@ -58,8 +58,9 @@ enum detect_zeroes { DETECT_OFF, DETECT_ON, DETECT_UNMAP };
 
 /* A user's choices for a node; zero-initialised is the default of each. */
 struct node_options {
-    const struct cache_mode *cache;   /* NULL: writeback */
-    bool compress;                    /* whole clusters are stored compressed, if smaller */
+    const struct cache_mode *cache; /* NULL: writeback */
+    /* Whole clusters are stored compressed, if smaller; off where the driver can't. */
+    bool compress;
     bool discard_ignore;              /* TRIM does nothing, freed clusters aren't punched */
     enum detect_zeroes detect_zeroes; /* what becomes of writes of zero bytes */
     uint64_t need_check_delay_ns;     /* 0: the mark is cleared only at close */
@@ -126,6 +127,10 @@ static inline bool node_holes_may_show(const struct node *node)
 {
     return node->backing || node->backing_name;
 }
+
+/* Why nothing can be stored compressed in it, for messages: "raw images have ..."; static.
+ * NULL: it can. */
+const char *node_why_not_compress(const struct node *node);
 
 /* Opens one image over `file`, which it takes over whatever happens; the backing file is
  * opened by chain_open.  Changes no byte. */

@@ -65,6 +65,17 @@ static bool is_same_export(const struct node *node, const char *uri_text)
     return canonical && strcmp(canonical, node->file->name) == 0;
 }
 
+const char *node_why_not_compress(const struct node *node)
+{
+    if (!node->driver->reserve_compressed)
+        return "images of this format have no compressed clusters";
+    if (node->encryption)
+        return "the image is encrypted, and encrypted clusters can't be compressed";
+    if (node->data_file)
+        return "its data lies in another file, which has no compressed clusters";
+    return NULL;
+}
+
 bool node_is_called(const struct node *node, const char *name)
 {
     if (strcmp(name, node->filename) == 0)

@@ -4,6 +4,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,6 +23,7 @@ struct cipher {
     struct cipher_spec spec;
     EVP_CIPHER *aes, *essiv_aes;
     struct keys *keys; /* a secret */
+    _Atomic unsigned owners;
 };
 
 /* What one call uses; NULL where spec needs none. */
@@ -132,6 +134,7 @@ int cipher_new(struct cipher **out, const struct cipher_spec *spec, const void *
         return diag_errno(diag, ENOMEM, "a cipher");
     memset(c, 0, sizeof *c);
     c->spec = *spec;
+    atomic_init(&c->owners, 1);
     int err = set_up(c, key, diag);
     if (err)
         return err;
@@ -139,11 +142,17 @@ int cipher_new(struct cipher **out, const struct cipher_spec *spec, const void *
     return 0;
 }
 
+struct cipher *cipher_share(struct cipher *c)
+{
+    atomic_fetch_add(&c->owners, 1);
+    return c;
+}
+
 void cipher_free(struct cipher *c)
 {
     struct schedule *s;
 
-    if (!c)
+    if (!c || atomic_fetch_sub(&c->owners, 1) > 1)
         return;
     while ((s = spares_take(&c->encryptors)))
         free_schedule(s);

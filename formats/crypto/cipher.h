@@ -59,7 +59,10 @@ struct cipher;
 int cipher_new(struct cipher **out, const struct cipher_spec *spec, const void *key,
                struct diag *diag) MUST_USE;
 
-/* NULL is allowed.  No call is under way. */
+/* Another owner of the same cipher, who has to free it, too. */
+struct cipher *cipher_share(struct cipher *cipher) MUST_USE;
+
+/* NULL is allowed.  Of the last owner: no call is under way. */
 void cipher_free(struct cipher *cipher);
 
 /* `len` bytes, whole sectors, of which the first has the number `sector`.  `dst` may be

@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The passphrases of a chain's layers, in memory of secrets.
+ * Threads: one at a time.  Layer: server. */
+#ifndef COMMON_PASSPHRASES_H
+#define COMMON_PASSPHRASES_H
+
+#include "base/compiler.h"
+#include "block/chain.h"
+
+/* A zero-initialised one is empty. */
+struct passphrases {
+    struct chain_passphrase *list; /* owned, the bytes too */
+    size_t count;
+};
+
+/* Adds a copy of the bytes, for the layer at that depth.  -EEXIST: it has one; -ENOMEM. */
+int passphrases_add(struct passphrases *all, unsigned depth, const void *bytes,
+                    size_t len) MUST_USE;
+
+/* Wipes and releases them, and leaves it empty. */
+void passphrases_free(struct passphrases *all);
+
+#endif
