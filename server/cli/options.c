@@ -60,7 +60,7 @@ static int add_element(struct option_list *list, const char *element)
     return options_set(list, element, "on");
 }
 
-int options_add(struct option_list *list, const char *text)
+int options_add_shown(struct option_list *list, const char *text, const char *shown)
 {
     const char *p = text;
 
@@ -69,12 +69,17 @@ int options_add(struct option_list *list, const char *text)
         if (!element)
             return cli_error("out of memory");
         if (element[0] == '\0')
-            return cli_error("Invalid option list: %s", text);
+            return cli_error("Invalid option list: %s", shown);
         int code = add_element(list, element);
         if (code != CLI_OK || *p == '\0')
             return code;
         p++;
     }
+}
+
+int options_add(struct option_list *list, const char *text)
+{
+    return options_add_shown(list, text, text);
 }
 
 const char *options_get(const struct option_list *list, const char *key)

@@ -21,6 +21,9 @@ struct option_list {
  * stands for key=on, and nokey for key=off.  Complains and returns an exit code. */
 int options_add(struct option_list *list, const char *text);
 
+/* The same of a text that may be secret: complaints show the other one. */
+int options_add_shown(struct option_list *list, const char *text, const char *shown);
+
 /* Sets a key as if given after all others.  Returns an exit code. */
 int options_set(struct option_list *list, const char *key, const char *value);
 

@@ -1,0 +1,303 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* --object secret,...: taken apart, read, decoded. */
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "cli.h"
+#include "crypto/secret.h"
+#include "options.h"
+#include "secrets.h"
+
+/* A passphrase of more bytes is none. */
+#define MAX_SECRET_BYTES (64u << 10)
+
+/* ---- the words ---- */
+
+/* The texts of the options may be secret ones. */
+static void wipe_options(struct option_list *list)
+{
+    for (size_t i = 0; i < list->count; i++)
+        secret_wipe(list->pairs[i].value, strlen(list->pairs[i].value));
+    options_free(list);
+}
+
+static bool is_identifier(const char *id)
+{
+    if (!isalpha((unsigned char)*id))
+        return false;
+    for (; *id; id++)
+        if (!isalnum((unsigned char)*id) && !strchr("-._", *id))
+            return false;
+    return true;
+}
+
+static const struct secret_item *find(const struct secrets *secrets, const char *id)
+{
+    for (size_t i = 0; i < secrets->count; i++)
+        if (strcmp(secrets->items[i].id, id) == 0)
+            return &secrets->items[i];
+    return NULL;
+}
+
+static int check_id(const struct secrets *secrets, const char *id)
+{
+    if (!id)
+        return cli_error("--object: Parameter 'id' is missing");
+    if (!is_identifier(id))
+        return cli_error("--object: Parameter 'id' expects an identifier: letters, digits, "
+                         "'-', '.', '_', starting with a letter, not '%s'",
+                         id);
+    if (find(secrets, id))
+        return cli_error("--object: there is an object with the id '%s' already", id);
+    return CLI_OK;
+}
+
+static int check_keys(const struct option_list *list, const char *id)
+{
+    static const char *const known[] = {"qom-type", "id", "data", "file", "format", NULL};
+
+    if (options_get(list, "keyid") || options_get(list, "iv"))
+        return cli_error("--object: secret '%s': secrets that are encrypted themselves "
+                         "(keyid, iv) are not supported",
+                         id);
+    for (size_t i = 0; i < list->count; i++) {
+        size_t k = 0;
+        while (known[k] && strcmp(known[k], list->pairs[i].key) != 0)
+            k++;
+        if (!known[k])
+            return cli_error("--object: secret '%s': Parameter '%s' is unexpected", id,
+                             list->pairs[i].key);
+    }
+    return CLI_OK;
+}
+
+static int check_source(const struct option_list *list, const char *id)
+{
+    bool data = options_get(list, "data"), file = options_get(list, "file");
+    const char *format = options_get(list, "format");
+
+    if (data && file)
+        return cli_error("--object: secret '%s': 'file' and 'data' are mutually exclusive",
+                         id);
+    if (!data && !file)
+        return cli_error("--object: secret '%s': Either 'file' or 'data' must be provided",
+                         id);
+    if (format && strcmp(format, "raw") != 0 && strcmp(format, "base64") != 0)
+        return cli_error("--object: secret '%s': Parameter 'format' does not accept value "
+                         "'%s': raw or base64",
+                         id, format);
+    return CLI_OK;
+}
+
+/* ---- the bytes ---- */
+
+/* Reads to the end, at most `max` bytes; returns what was read or -errno. */
+static ssize_t read_to_end(int fd, char *buf, size_t max)
+{
+    size_t used = 0;
+
+    while (used < max) {
+        ssize_t n = read(fd, buf + used, max - used);
+        if (n < 0 && errno != EINTR)
+            return -errno;
+        if (n == 0)
+            break;
+        used += n > 0 ? (size_t)n : 0;
+    }
+    return (ssize_t)used;
+}
+
+static int read_file(struct secret_item *item, const char *path)
+{
+    CLEANUP_SECRET char *buf = secret_alloc(MAX_SECRET_BYTES + 1);
+    CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+    if (!buf)
+        return cli_error("out of memory");
+    ssize_t n = fd < 0 ? -errno : read_to_end(fd, buf, MAX_SECRET_BYTES + 1);
+    if (n < 0)
+        return cli_error("--object: secret '%s': Unable to read %s: %s", item->id, path,
+                         strerror((int)-n));
+    if (n > MAX_SECRET_BYTES)
+        return cli_error("--object: secret '%s': %s has more than %u bytes", item->id, path,
+                         MAX_SECRET_BYTES);
+    item->bytes = TAKE(&buf);
+    item->len = (size_t)n;
+    return CLI_OK;
+}
+
+static int take_data(struct secret_item *item, const char *data)
+{
+    item->len = strlen(data);
+    item->bytes = secret_copy(data, item->len);
+    return item->bytes ? CLI_OK : cli_error("out of memory");
+}
+
+static int base64_digit(unsigned char c)
+{
+    static const char digits[] =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    const char *found = c ? strchr(digits, c) : NULL;
+
+    return found ? (int)(found - digits) : -1;
+}
+
+/* Decodes in place; false: it isn't base64. */
+static bool decode_base64(unsigned char *bytes, size_t *len)
+{
+    size_t out = 0, digits = 0, padding = 0;
+    uint32_t bits = 0;
+
+    for (size_t i = 0; i < *len; i++) {
+        int digit = base64_digit(bytes[i]);
+        if (bytes[i] == '\n' || bytes[i] == '\r')
+            continue;
+        if (bytes[i] == '=')
+            padding++;
+        else if (digit < 0 || padding)
+            return false;
+        bits = bits << 6 | (uint32_t)(digit < 0 ? 0 : digit);
+        if (++digits % 4 == 0) {
+            bytes[out++] = (unsigned char)(bits >> 16);
+            bytes[out++] = (unsigned char)(bits >> 8);
+            bytes[out++] = (unsigned char)bits;
+        }
+    }
+    if (digits % 4 || padding > 2)
+        return false;
+    *len = out - padding;
+    return true;
+}
+
+static int load(struct secret_item *item, const struct option_list *list)
+{
+    const char *file = options_get(list, "file"), *format = options_get(list, "format");
+
+    int code = file ? read_file(item, file) : take_data(item, options_get(list, "data"));
+    if (code != CLI_OK || !format || strcmp(format, "base64") != 0)
+        return code;
+    if (!decode_base64(item->bytes, &item->len))
+        return cli_error("--object: secret '%s': its data is not base64", item->id);
+    return CLI_OK;
+}
+
+/* ---- the list ---- */
+
+static void free_item(struct secret_item *item)
+{
+    free(item->id);
+    secret_free(item->bytes);
+}
+
+static int append(struct secrets *secrets, const struct option_list *list, const char *id)
+{
+    struct secret_item *items =
+        reallocarray(secrets->items, secrets->count + 1, sizeof *items);
+    struct secret_item item = {.id = strdup(id)};
+
+    if (items)
+        secrets->items = items;
+    int code = items && item.id ? load(&item, list) : cli_error("out of memory");
+    if (code == CLI_OK)
+        secrets->items[secrets->count++] = item;
+    else
+        free_item(&item);
+    return code;
+}
+
+static int add_options(struct secrets *secrets, const struct option_list *list)
+{
+    const char *type = options_get(list, "qom-type"), *id = options_get(list, "id");
+
+    if (!type)
+        return cli_error("--object: Parameter 'qom-type' is missing");
+    if (strcmp(type, "secret") != 0)
+        return cli_error("--object: Parameter 'qom-type' does not accept value '%s': there "
+                         "are only secrets",
+                         type);
+    if (check_id(secrets, id) != CLI_OK || check_keys(list, id) != CLI_OK ||
+        check_source(list, id) != CLI_OK)
+        return CLI_FAILED;
+    return append(secrets, list, id);
+}
+
+/* The first word may go without its key. */
+static int parse(struct option_list *list, const char *text)
+{
+    size_t word = strcspn(text, ",=");
+    CLEANUP_FREE char *type = strndup(text, word);
+
+    if (text[word] == '=' || word == 0)
+        return text[0] ? options_add_shown(list, text, "--object") : CLI_OK;
+    int code = type ? options_set(list, "qom-type", type) : cli_error("out of memory");
+    return code == CLI_OK && text[word] == ','
+               ? options_add_shown(list, text + word + 1, "--object")
+               : code;
+}
+
+int secrets_add(struct secrets *secrets, const char *text)
+{
+    struct option_list list = {0};
+
+    int code = parse(&list, text);
+    if (code == CLI_OK)
+        code = add_options(secrets, &list);
+    wipe_options(&list);
+    return code;
+}
+
+/* The bytes of the first character; 0: it isn't UTF-8, or NUL. */
+static size_t utf8_length(const unsigned char *s, size_t n)
+{
+    size_t len = s[0] < 0x80 ? 1 : s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : 4;
+    static const uint32_t least[] = {0, 1, 0x80, 0x800, 0x10000};
+
+    if (s[0] == 0 || s[0] > 0xf4 || (s[0] >= 0x80 && s[0] < 0xc2) || len > n)
+        return 0;
+    uint32_t code = len == 1 ? s[0] : s[0] & (0x7fu >> len);
+    for (size_t i = 1; i < len; i++) {
+        if ((s[i] & 0xc0) != 0x80)
+            return 0;
+        code = code << 6 | (s[i] & 0x3f);
+    }
+    bool surrogate = code >= 0xd800 && code < 0xe000;
+    return code < least[len] || code > 0x10ffff || surrogate ? 0 : len;
+}
+
+static bool is_text(const unsigned char *s, size_t n)
+{
+    for (size_t len; n > 0; s += len, n -= len) {
+        len = utf8_length(s, n);
+        if (len == 0)
+            return false;
+    }
+    return true;
+}
+
+const struct secret_item *secrets_find_passphrase(const struct secrets *secrets,
+                                                  const char *id)
+{
+    const struct secret_item *item = find(secrets, id);
+
+    if (!item)
+        cli_error("No secret with id '%s'", id);
+    else if (!is_text(item->bytes, item->len))
+        cli_error("Data from secret %s is not valid UTF-8", id);
+    else
+        return item;
+    return NULL;
+}
+
+void secrets_free(struct secrets *secrets)
+{
+    for (size_t i = 0; i < secrets->count; i++)
+        free_item(&secrets->items[i]);
+    free(secrets->items);
+    *secrets = (struct secrets){0};
+}
