@@ -307,7 +307,7 @@ static int check_passphrases(const struct node *top, const struct chain_options 
     for (const struct node *node = top; node->backing; node = node->backing)
         depth++;
     for (size_t i = 0; i < options->n_passphrases; i++)
-        if (options->passphrases[i].depth > depth)
+        if (options->passphrases[i].depth > depth && !options->passphrases[i].optional)
             return diag_set(diag, EINVAL,
                             "%s: passphrase.%u: the image has %u files below it",
                             top->filename, options->passphrases[i].depth, depth);

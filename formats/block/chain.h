@@ -14,6 +14,7 @@ struct chain_passphrase {
     unsigned depth;
     const void *bytes;
     size_t len;
+    bool optional; /* else that layer has to be encrypted, and has to be there */
 };
 
 struct chain_options {
@@ -26,7 +27,6 @@ struct chain_options {
     const char *backing_format; /* NULL: as the image says */
     enum references references; /* of backing files and data files that images name */
     const char *data_file;      /* NULL: as the image says */
-    /* Each is for an encrypted layer, or it is refused. */
     const struct chain_passphrase *passphrases;
     size_t n_passphrases;
     const struct node *keys_of; /* a chain: its files need no passphrase; NULL: none */

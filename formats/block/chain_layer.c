@@ -101,7 +101,7 @@ static int unlock(struct node *node, unsigned depth, const struct chain_options 
     const struct chain_passphrase *p = find_passphrase(options, depth);
 
     if (!node->encryption)
-        return p ? refuse_passphrase(node, depth, diag) : 0;
+        return p && !p->optional ? refuse_passphrase(node, depth, diag) : 0;
     if (p)
         return node->driver->unlock(node, p->bytes, p->len, diag);
     if (options->keep_locked || share_key(node, options->keys_of))

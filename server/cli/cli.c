@@ -185,11 +185,18 @@ int cli_take_image_option(struct cli_image *image, int option)
     case 'U':
         image->share = true;
         break;
+    case CLI_OBJECT:
+        return secrets_add(&image->secrets, optarg);
     case CLI_IMAGE_OPTS:
         image->image_opts = true;
         break;
     }
     return CLI_OK;
+}
+
+void cli_free_image(struct cli_image *image)
+{
+    secrets_free(&image->secrets);
 }
 
 int cli_take_image(const struct cli_command *cmd, int argc, char **argv, cli_take *take,

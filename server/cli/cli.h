@@ -10,6 +10,7 @@
 
 #include "base/compiler.h"
 #include "base/diag.h"
+#include "secrets.h"
 
 /* Exit codes, as qemu-img's. */
 #define CLI_OK     0
@@ -36,7 +37,13 @@ extern const struct cli_command check_command, create_command, info_command, job
     map_command, serve_command;
 
 /* The values of options that have no letter start here; a command's own come after. */
-enum { CLI_LONG_ONLY = 256, CLI_OUTPUT = CLI_LONG_ONLY, CLI_IMAGE_OPTS, CLI_OWN_OPTIONS };
+enum {
+    CLI_LONG_ONLY = 256,
+    CLI_OUTPUT = CLI_LONG_ONLY,
+    CLI_IMAGE_OPTS,
+    CLI_OBJECT,
+    CLI_OWN_OPTIONS
+};
 
 /* Notes one option of a command's table, whose argument is in optarg, in the command's
  * arguments.  CLI_OK, or another value after a complaint. */
@@ -77,7 +84,15 @@ struct cli_image {
     enum cli_output output;
     bool share;      /* with a writer */
     bool image_opts; /* the filename is a list of options, which image_open takes apart */
+    struct secrets secrets; /* that these can name */
 };
+
+/* Keys for options that name them; secrets_add takes it. */
+#define CLI_OBJECT_OPTION                                            \
+    {                                                                \
+        CLI_OBJECT, "object", "OBJDEF",                              \
+            "a key for options: secret,id=ID,data=TEXT or file=PATH" \
+    }
 
 /* Their rows in a command's table; `take` leaves these options to cli_take_image_option. */
 #define CLI_IMAGE_OPTIONS                                                           \
@@ -85,9 +100,13 @@ struct cli_image {
         {CLI_OUTPUT, "output", "human|json", "how to print"},                       \
         {CLI_IMAGE_OPTS, "image-opts", NULL,                                        \
          "the filename is driver=...,file.filename=..."},                           \
+        CLI_OBJECT_OPTION,                                                          \
     {                                                                               \
         'U', "force-share", NULL, "allow others to have the image open for writing" \
     }
+
+/* Releases what cli_take_image_option has taken. */
+void cli_free_image(struct cli_image *image);
 
 int cli_take_image_option(struct cli_image *image, int option);
 

@@ -242,17 +242,17 @@ static int open_and_check(const struct check_args *args)
 /* With --image-opts the name and the format are in what was given as the name. */
 static int check_given(struct check_args *args)
 {
-    CLEANUP_REFERENCE struct reference ref = {0};
+    CLEANUP_IMAGE_OPTS struct image_opts opts = {0};
 
     if (!args->image.image_opts)
         return open_and_check(args);
-    int code = image_opts_parse(args->image.filename, &ref);
+    int code = image_opts_parse(args->image.filename, &opts);
     if (code != CLI_OK)
         return code;
-    if (ref.protocol != &storage_protocol_file)
-        return cli_error("%s: only files can be checked", ref.path);
-    args->image.filename = ref.path;
-    args->image.format = ref.format;
+    if (opts.image.protocol != &storage_protocol_file)
+        return cli_error("%s: only files can be checked", opts.image.path);
+    args->image.filename = opts.image.path;
+    args->image.format = opts.image.format;
     return open_and_check(args);
 }
 
@@ -299,11 +299,12 @@ static int run_check_command(const struct cli_command *self, int argc, char **ar
     struct check_args args = {.image.output = OUTPUT_HUMAN};
     int code = cli_take_image(self, argc, argv, take_option, &args, &args.image);
 
-    if (code != CLI_GO_ON)
-        return code;
-    if (args.image.share && args.repair != REPAIR_NONE)
-        return cli_usage_error("--force-share/-U can't be used together with a repair");
-    return check_given(&args);
+    if (code == CLI_GO_ON && args.image.share && args.repair != REPAIR_NONE)
+        code = cli_usage_error("--force-share/-U can't be used together with a repair");
+    if (code == CLI_GO_ON)
+        code = check_given(&args);
+    cli_free_image(&args.image);
+    return code;
 }
 
 const struct cli_command check_command = {

@@ -21,6 +21,7 @@ static const struct cli_option options[] = {
     {'F', NULL, "FMT", "the backing file's format"},
     {'u', NULL, NULL, "don't open the backing file"},
     {'o', NULL, "OPTIONS", "options of the format, key=value,...; 'help' lists them"},
+    CLI_OBJECT_OPTION,
     {'q', NULL, NULL, "print nothing but errors"},
     {0},
 };
@@ -30,6 +31,7 @@ struct create_args {
     const struct driver *format;
     const char *size_text; /* NULL: none given */
     struct option_list list;
+    struct secrets secrets; /* that options can name */
     bool unchecked, quiet;
 };
 
@@ -79,6 +81,7 @@ static int check_backing(const struct create_args *args, const char *name,
     const struct chain_options chain = {.format = format,
                                         .protocol = ref.protocol,
                                         .read_only = true,
+                                        .keep_locked = true,
                                         .node.lock_off = true};
     struct image image;
     int code = image_open(&image, ref.path, &chain, IMAGE_NEVER_RAW);
@@ -189,6 +192,8 @@ static int take_create_option(void *opaque, int option)
         break;
     case 'o':
         return options_add(&args->list, optarg);
+    case CLI_OBJECT:
+        return secrets_add(&args->secrets, optarg);
     case 'q':
         args->quiet = true;
         break;
@@ -239,6 +244,7 @@ static int run_create_command(const struct cli_command *self, int argc, char **a
     int code = parse_and_create(&args, self, argc, argv);
 
     options_free(&args.list);
+    secrets_free(&args.secrets);
     return code;
 }
 

@@ -100,7 +100,10 @@ static int run_info_command(const struct cli_command *self, int argc, char **arg
     struct info_args args = {.image.output = OUTPUT_HUMAN};
     int code = cli_take_image(self, argc, argv, take_info_option, &args, &args.image);
 
-    return code == CLI_GO_ON ? describe_given(&args) : code;
+    if (code == CLI_GO_ON)
+        code = describe_given(&args);
+    cli_free_image(&args.image);
+    return code;
 }
 
 const struct cli_command info_command = {

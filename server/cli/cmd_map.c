@@ -46,11 +46,19 @@ static int print_json(struct printer *p, const struct run *run)
            ", \"depth\": %u, \"present\": %s, \"zero\": %s, \"data\": %s",
            p->begun ? ",\n" : "[", run->start, st->length, st->depth,
            json_word(st->present), json_word(st->zero), json_word(st->data));
+    if (st->compressed)
+        printf(", \"compressed\": true");
     if (st->file)
         printf(", \"offset\": %" PRIu64, st->host_offset);
     putchar('}');
     p->begun = true;
     return CLI_OK;
+}
+
+/* The layer's own file is called as the layer is, which may be an export. */
+static const char *file_name(const struct block_status *st)
+{
+    return st->file == st->layer->data_file ? st->file->name : st->layer->filename;
 }
 
 /* The table shows only what can be read from the files directly. */
@@ -63,7 +71,7 @@ static int print_human(const struct run *run)
     if (!st->file)
         return cli_error("File contains external, encrypted or compressed clusters.");
     printf("%#-16" PRIx64 "%#-16" PRIx64 "%#-16" PRIx64 "%s\n", run->start, st->length,
-           st->host_offset, st->layer->filename);
+           st->host_offset, file_name(st));
     return CLI_OK;
 }
 
@@ -74,8 +82,8 @@ static int print_run(struct printer *p, const struct run *run)
 
 static bool continues_run(const struct block_status *a, const struct block_status *b)
 {
-    return a->data == b->data && a->zero == b->zero && a->present == b->present &&
-           a->depth == b->depth && a->file == b->file &&
+    return a->data == b->data && a->compressed == b->compressed && a->zero == b->zero &&
+           a->present == b->present && a->depth == b->depth && a->file == b->file &&
            (!a->file || a->host_offset + a->length == b->host_offset);
 }
 
@@ -105,8 +113,9 @@ static int print_runs(struct printer *p, struct node *node, uint64_t start, uint
 
 static int map_image(const struct map_args *args)
 {
-    const struct chain_options chain = {.read_only = true,
-                                        .node = {.lock_off = args->image.share}};
+    /* Where bytes lie can be told without reading them. */
+    const struct chain_options chain = {
+        .read_only = true, .keep_locked = true, .node = {.lock_off = args->image.share}};
     struct image image;
     int code = image_open_given(&image, &args->image, &chain);
     if (code != CLI_OK)
@@ -145,7 +154,10 @@ static int run_map_command(const struct cli_command *self, int argc, char **argv
     struct map_args args = {.image.output = OUTPUT_HUMAN, .length = UINT64_MAX};
     int code = cli_take_image(self, argc, argv, take_option, &args, &args.image);
 
-    return code == CLI_GO_ON ? map_image(&args) : code;
+    if (code == CLI_GO_ON)
+        code = map_image(&args);
+    cli_free_image(&args.image);
+    return code;
 }
 
 const struct cli_command map_command = {

@@ -296,6 +296,20 @@ static int check_number(const char *option, const char *text, long max)
     return CLI_OK;
 }
 
+/* "passphrase.1=-3" and the like would be read from the socket. */
+static int check_passphrases(const struct serve_args *args)
+{
+    for (int i = 0; i < count_settings(args); i++) {
+        const char *word = args->words[i], *value = strchr(word, '=') + 1;
+        if (strncmp(word, "passphrase", strlen("passphrase")) == 0 && value[0] == '-' &&
+            atol(value + 1) == PASSED_FD && !args->port && !args->run)
+            return cli_usage_error(
+                "%s: descriptor %d is the socket's: use another for the passphrase", word,
+                PASSED_FD);
+    }
+    return CLI_OK;
+}
+
 static int check_usage(const struct serve_args *args)
 {
     if ((args->socket != NULL) + (args->port != NULL) + (args->run != NULL) > 1)
@@ -310,7 +324,7 @@ static int check_usage(const struct serve_args *args)
     if (n < args->n_words && args->words[n][0] != '-')
         return cli_usage_error("Unexpected argument: %s (settings are key=value)",
                                args->words[n]);
-    return CLI_OK;
+    return check_passphrases(args);
 }
 
 static int run_serve_command(const struct cli_command *self, int argc, char **argv)

@@ -49,21 +49,42 @@ int image_open(struct image *image, const char *filename,
     return open_chain(image, filename, &actual, maybe_raw);
 }
 
+/* As --image-opts has it. */
+static int open_by_options(struct image *image, const struct cli_image *given,
+                           const struct chain_options *options)
+{
+    CLEANUP_IMAGE_OPTS struct image_opts opts = {0};
+    CLEANUP(passphrases_free) struct passphrases keys = {0};
+    struct chain_options actual = *options;
+
+    int code = image_opts_parse(given->filename, &opts);
+    /* Who only describes an image needs no key, and looks for none. */
+    if (code == CLI_OK && !options->node.describe)
+        code = image_opts_find_keys(&opts, &given->secrets, &keys);
+    if (code != CLI_OK)
+        return code;
+    actual.format = opts.image.format;
+    actual.protocol = opts.image.protocol;
+    actual.passphrases = keys.list;
+    actual.n_passphrases = keys.count;
+    code = image_open(image, opts.image.path, &actual, IMAGE_MAYBE_RAW);
+    if (code != CLI_OK)
+        return code;
+    code = image_opts_check_encryption(&opts, image->node);
+    if (code != CLI_OK)
+        (void)image_close(image);
+    return code;
+}
+
 int image_open_given(struct image *image, const struct cli_image *given,
                      const struct chain_options *options)
 {
-    CLEANUP_REFERENCE struct reference ref = {0};
     struct chain_options actual = *options;
 
+    if (given->image_opts)
+        return open_by_options(image, given, options);
     actual.format = given->format;
-    if (!given->image_opts)
-        return image_open(image, given->filename, &actual, IMAGE_MAYBE_RAW);
-    int code = image_opts_parse(given->filename, &ref);
-    if (code != CLI_OK)
-        return code;
-    actual.format = ref.format;
-    actual.protocol = ref.protocol;
-    return image_open(image, ref.path, &actual, IMAGE_MAYBE_RAW);
+    return image_open(image, given->filename, &actual, IMAGE_MAYBE_RAW);
 }
 
 int image_close(struct image *image)

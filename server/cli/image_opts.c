@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* --image-opts: a name and a format in one text. */
+#include <string.h>
+#include <strings.h>
+
 #include <jansson.h>
 
 #include "base/cleanup.h"
@@ -40,16 +43,128 @@ static int resolve_options(const struct option_list *list, struct reference *out
     return CLI_OK;
 }
 
-int image_opts_parse(const char *text, struct reference *out)
+/* ---- encryption ---- */
+
+#define BACKING    "backing."
+#define FORMAT     "encrypt.format"
+#define KEY_SECRET "encrypt.key-secret"
+
+/* The key without what says of which layer it is, which is counted in *depth. */
+static const char *key_of_layer(const char *key, unsigned *depth)
+{
+    for (*depth = 0; strncmp(key, BACKING, strlen(BACKING)) == 0; key += strlen(BACKING))
+        ++*depth;
+    return key;
+}
+
+static bool is_encryption(const char *key)
+{
+    unsigned depth;
+    const char *name = key_of_layer(key, &depth);
+
+    return strcmp(name, FORMAT) == 0 || strcmp(name, KEY_SECRET) == 0;
+}
+
+/* Moves the options of encryption from the one list to the other. */
+static void take_encryption(struct option_list *list, struct option_list *out, int *code)
+{
+    size_t kept = 0;
+
+    for (size_t i = 0; i < list->count; i++) {
+        struct option_pair *pair = &list->pairs[i];
+        if (!is_encryption(pair->key)) {
+            list->pairs[kept++] = *pair;
+            continue;
+        }
+        if (*code == CLI_OK)
+            *code = options_set(out, pair->key, pair->value);
+        options_free_pair(pair);
+    }
+    list->count = kept;
+}
+
+/* An option of encryption for a format that has none would mean something else. */
+static int check_driver(const struct image_opts *opts)
+{
+    const struct driver *driver =
+        opts->image.format ? driver_find(opts->image.format) : NULL;
+    unsigned depth;
+
+    for (size_t i = 0; driver && !driver->unlock && i < opts->encryption.count; i++) {
+        const char *key = opts->encryption.pairs[i].key;
+        key_of_layer(key, &depth);
+        if (depth == 0)
+            return cli_error("--image-opts: %s: %s images are not encrypted", key,
+                             driver->name);
+    }
+    return CLI_OK;
+}
+
+int image_opts_find_keys(const struct image_opts *opts, const struct secrets *secrets,
+                         struct passphrases *out)
+{
+    for (size_t i = 0; i < opts->encryption.count; i++) {
+        const struct option_pair *pair = &opts->encryption.pairs[i];
+        unsigned depth;
+        if (strcmp(key_of_layer(pair->key, &depth), KEY_SECRET) != 0)
+            continue;
+        const struct secret_item *secret = secrets_find_passphrase(secrets, pair->value);
+        if (!secret)
+            return CLI_FAILED;
+        int err = passphrases_add(out, depth, secret->bytes, secret->len);
+        if (err)
+            return cli_error("--image-opts: %s: %s", pair->key, strerror(-err));
+        /* As for qemu-img, a key for what isn't encrypted does no harm. */
+        out->list[out->count - 1].optional = true;
+    }
+    return CLI_OK;
+}
+
+int image_opts_check_encryption(const struct image_opts *opts, const struct node *top)
+{
+    for (size_t i = 0; i < opts->encryption.count; i++) {
+        const struct option_pair *pair = &opts->encryption.pairs[i];
+        const struct node *node = top;
+        unsigned depth;
+        if (strcmp(key_of_layer(pair->key, &depth), FORMAT) != 0)
+            continue;
+        for (; node && depth > 0; depth--)
+            node = node->backing;
+        if (!node)
+            continue;
+        if (!node->encryption)
+            return cli_error("%s: No encryption in image header, but options specified "
+                             "format '%s'",
+                             node->filename, pair->value);
+        if (strcasecmp(node->encryption, pair->value) != 0)
+            return cli_error("%s: is encrypted by %s, but options specified format '%s'",
+                             node->filename, node->encryption, pair->value);
+    }
+    return CLI_OK;
+}
+
+/* ---- the whole ---- */
+
+void image_opts_free(struct image_opts *opts)
+{
+    reference_free(&opts->image);
+    options_free(&opts->encryption);
+    *opts = (struct image_opts){0};
+}
+
+int image_opts_parse(const char *text, struct image_opts *out)
 {
     struct option_list list = {0};
 
-    *out = (struct reference){0};
+    *out = (struct image_opts){0};
     int code = options_add(&list, text);
+    take_encryption(&list, &out->encryption, &code);
     set_default(&list, "file.driver", "file.filename", "file", &code);
     set_default(&list, "driver", "filename", "file", &code);
     if (code == CLI_OK)
-        code = resolve_options(&list, out);
+        code = resolve_options(&list, &out->image);
+    if (code == CLI_OK)
+        code = check_driver(out);
     options_free(&list);
     return code;
 }

@@ -4,10 +4,30 @@
 #define CLI_IMAGE_OPTS_H
 
 #include "block/open_policy.h"
+#include "common/passphrases.h"
+#include "options.h"
+#include "secrets.h"
+
+/* What was said; a zero-initialised one says nothing. */
+struct image_opts {
+    struct reference image;
+    struct option_list encryption; /* "encrypt.format", "backing.encrypt.key-secret", ... */
+};
 
 /* Takes "driver=qcow2,file.filename=disk" apart: the keys are those of backing names in
- * JSON (block/json_name.h), of which file.driver and driver may be left out for a file.
+ * JSON (block/json_name.h), of which file.driver and driver may be left out for a file; and
+ * encrypt.format, encrypt.key-secret, of a backing file with "backing." before them.
  * Complains and returns an exit code; *out is the caller's to free. */
-int image_opts_parse(const char *text, struct reference *out);
+int image_opts_parse(const char *text, struct image_opts *out);
+
+/* The keys that it names, found among the secrets.  Complains and returns an exit code. */
+int image_opts_find_keys(const struct image_opts *opts, const struct secrets *secrets,
+                         struct passphrases *out);
+
+/* Are the images encrypted as encrypt.format says?  Complains and returns an exit code. */
+int image_opts_check_encryption(const struct image_opts *opts, const struct node *top);
+
+void image_opts_free(struct image_opts *opts);
+#define CLEANUP_IMAGE_OPTS CLEANUP(image_opts_free)
 
 #endif

@@ -90,11 +90,15 @@ const char *options_get(const struct option_list *list, const char *key)
     return NULL;
 }
 
+void options_free_pair(struct option_pair *pair)
+{
+    free(pair->key);
+    free(pair->value);
+}
+
 void options_free(struct option_list *list)
 {
-    for (size_t i = 0; i < list->count; i++) {
-        free(list->pairs[i].key);
-        free(list->pairs[i].value);
-    }
+    for (size_t i = 0; i < list->count; i++)
+        options_free_pair(&list->pairs[i]);
     free(list->pairs);
 }

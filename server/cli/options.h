@@ -30,6 +30,9 @@ int options_set(struct option_list *list, const char *key, const char *value);
 /* The last value given for a key, NULL: none. */
 const char *options_get(const struct option_list *list, const char *key);
 
+/* The parts of one pair, which is in no list any more. */
+void options_free_pair(struct option_pair *pair);
+
 void options_free(struct option_list *list);
 
 #endif
