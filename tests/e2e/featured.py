@@ -75,9 +75,10 @@ def texture(rng, length):
 
 
 class Featured:
-    """One image, and what it must read as.  `extra`: further options of creation."""
+    """One image, and what it must read as.  `extra`: further options of creation; fill=False: nothing
+    is written to it."""
 
-    def __init__(self, folder, row, rng, extra="", size=None):
+    def __init__(self, folder, row, rng, extra="", size=None, fill=True):
         self.folder, self.row, self.rng = folder, row, rng
         self.cluster = row.get("cluster", 64 * KIB)
         self.size = size or self._size()
@@ -87,7 +88,8 @@ class Featured:
         self.below, self.snapshots = None, {}
         self.data = bytearray(self.size)
         self._create(extra)
-        self._fill()
+        if fill:
+            self._fill()
 
     def _path(self, name):
         return os.path.join(self.folder, name)

@@ -178,17 +178,31 @@ class Client:
 class Rounds(Case):
     TIMEOUT = 600
 
+    def base(self):
+        """A raw file that says of each sector that it is the backing file's."""
+        base = self.path("base.raw")
+        pathlib.Path(base).write_bytes(b"".join(stamped(sector, BACKING) for sector in range(SECTORS)))
+        return base
+
     def rounds(self, fmt, options="", keys=(), backing=False, leaks=True, consistent=False):
-        """ROUNDS times: serve, write, kill, repair, judge.  leaks: may be left by a repair;
-        consistent: an image that needs no repair at any time."""
-        base = None
-        if backing:
-            base = self.path("base.raw")
-            pathlib.Path(base).write_bytes(b"".join(stamped(sector, BACKING) for sector in range(SECTORS)))
-        image = create(self.path("disk"), fmt, SIZE, options, base, "raw")
-        history = History(BACKING if backing else NOTHING)
+        """An image that is empty, or shows its backing file."""
+        image = create(self.path("disk"), fmt, SIZE, options, self.base() if backing else None, "raw")
+        self.rounds_on(image, fmt, BACKING if backing else NOTHING, keys, leaks, consistent)
+
+    def judged(self, image, fmt, leaks):
+        check(image, fmt, allow_leaks=leaks)
+
+    def repaired(self, image, fmt):
+        """The disk, once QEMU has repaired the image."""
+        repair(image, fmt)
+        return content(image, fmt)
+
+    def rounds_on(self, image, fmt, stamp, keys=(), leaks=True, consistent=False, rounds=ROUNDS):
+        """So many times: serve, write, kill, repair, judge.  stamp: what the sectors say at first;
+        leaks: may be left by a repair; consistent: an image that needs no repair at any time."""
+        history = History(stamp)
         request, answered, flushes, repairs = 1, 0, 0, self.accepts("repair=auto")
-        for number in range(ROUNDS):
+        for number in range(rounds):
             where = f"QIMG_SEED={SEED}, round {number}"
             server = self.serve(image, *keys, fmt=fmt)
             client = Client(server, history, self.rng, request)
@@ -201,21 +215,20 @@ class Rounds(Case):
             request, answered = client.request + 1, answered + client.counts["answered"]
             flushes += client.counts["flushes"]
             if consistent:
-                check(image, fmt, allow_leaks=True)
+                self.judged(image, fmt, True)
             if number % 2 == 0 and repairs:
                 server = self.serve(image, *keys, "writable=now", fmt=fmt)
                 handle = server.connect()
                 data = b"".join(bytes(handle.pread(4 * MIB, off)) for off in range(0, SIZE, 4 * MIB))
                 server.stop()
             else:
-                repair(image, fmt)
-                data = content(image, fmt)
-            check(image, fmt, allow_leaks=leaks)
+                data = self.repaired(image, fmt)
+            self.judged(image, fmt, leaks)
             complaints = history.judge(data)
             self.assertFalse(complaints, f"{where}: {len(complaints)} sectors; {complaints[:8]}")
-        print(f"{ROUNDS} rounds, {answered} requests answered, {flushes} flushes, QIMG_SEED={SEED}")
-        self.assertGreater(answered, ROUNDS * 5)
-        self.assertGreater(flushes, ROUNDS // 2)
+        print(f"{rounds} rounds, {answered} requests answered, {flushes} flushes, QIMG_SEED={SEED}")
+        self.assertGreater(answered, rounds * 5)
+        self.assertGreater(flushes, rounds // 2)
 
 
 class KillQed(Rounds):
