@@ -16,9 +16,6 @@
     (INCOMPAT_DIRTY | INCOMPAT_CORRUPT | INCOMPAT_DATA_FILE | INCOMPAT_COMPRESSION | \
      INCOMPAT_EXTENDED_L2)
 
-/* Eight slots of key material, of the largest key, take less. */
-#define MAX_LUKS_BYTES (8u << 20)
-
 #define FIELD(name) offsetof(struct qcow2_disk_header, name)
 
 static void parse(const uint8_t *raw, struct qcow2_header *h)

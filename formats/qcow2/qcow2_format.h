@@ -153,5 +153,7 @@ _Static_assert(sizeof(struct qcow2_disk_bitmap) == 24, "bitmap directory entry")
 #define MAX_BACKING_NAME   1023
 #define MAX_SNAPSHOTS      65536
 #define MAX_SNAPSHOT_BYTES (16u << 20) /* of the snapshot table */
+/* Eight slots of key material, of the largest key, take less. */
+#define MAX_LUKS_BYTES (8u << 20)
 
 #endif

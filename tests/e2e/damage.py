@@ -21,6 +21,8 @@ import harness as h
 OFFSET = 0x00fffffffffffe00
 COPIED, COMPRESSED, ZERO = 1 << 63, 1 << 62, 1
 EVERYTHING = ((0, 1 << 62),)
+DATA_FILE, EXTENDED_L2 = 1 << 2, 1 << 4
+DATA_FILE_NAME, LUKS_HEADER = 0x44415441, 0x0537be77
 
 
 @dataclasses.dataclass
@@ -34,22 +36,38 @@ class Damage:
 
     def make(self, path):
         shutil.copyfile(self.base.path, path)
+        if self.base.data:  # its copies share it
+            pathlib.Path(self.base.data).write_bytes(self.base.data_content)
         for off, payload in self.patches:
             h.patch(path, off, payload)
         if self.truncate:
             os.truncate(path, self.truncate)
 
 
+def is_encrypted(path, fmt):
+    return fmt == "qcow2" and h.header(path, 32, 4, "big") != 0
+
+
+def opened(path, fmt):
+    """The words by which QEMU's tools open an image, which may be an encrypted one."""
+    if is_encrypted(path, fmt):
+        return ("--object", "secret,id=s,data=sesame",
+                "--image-opts", f"driver={fmt},encrypt.key-secret=s,file.filename={path}")
+    return "-f", fmt, path
+
+
 def content(path, fmt):
     """The whole disk; what can't be read is zeroes."""
     with tempfile.TemporaryDirectory(dir=h.tmp_root()) as folder:
         flat = os.path.join(folder, "flat")
-        h.run("qemu-img", "convert", "--salvage", "-f", fmt, "-O", "raw", path, flat)
+        h.run("qemu-img", "convert", "--salvage", "-O", "raw", *opened(path, fmt), flat)
         return pathlib.Path(flat).read_bytes()
 
 
 class Base:
     """A file of which copies are damaged."""
+
+    data = None  # the path of its external data file
 
     def __init__(self, path, fmt):
         self.path, self.fmt, self.name = path, fmt, pathlib.Path(path).stem
@@ -73,6 +91,7 @@ class Qcow2(Base):
 
     def __init__(self, path):
         super().__init__(path, "qcow2")
+        self.encrypted = is_encrypted(path, "qcow2")
         self.version = self.u(4, 4)
         self.cluster_bits = self.u(20, 4)
         self.cluster = 1 << self.cluster_bits
@@ -85,6 +104,13 @@ class Qcow2(Base):
         self.blocks = [self.u(self.rt + 8 * i) for i in range(self.rt_clusters * self.cluster // 8)]
         self.end = -(-len(self.raw) // self.cluster) * self.cluster
         self.extensions = dict(self._extensions()) if self.version > 2 else {}
+        features = self.u(72) if self.version > 2 else 0
+        self.external, self.extended = bool(features & DATA_FILE), bool(features & EXTENDED_L2)
+        self.per_table = self.cluster // (16 if self.extended else 8)
+        if self.external:
+            name, length = self.extensions[DATA_FILE_NAME]
+            self.data = self.raw[name:name + length].decode()
+            self.data_content = pathlib.Path(self.data).read_bytes()
 
     def u(self, off, length=8):
         return self.number(off, length, "big")
@@ -107,14 +133,14 @@ class Qcow2(Base):
 
     def l2_entries(self, l1=None, l1_size=None):
         """(guest offset, place, entry) of what isn't 0."""
-        per = self.cluster // 8
+        per, step = self.per_table, self.cluster // self.per_table
         for i, _, table in self.l2_tables(l1, l1_size):
-            for j, (place, entry) in enumerate(self.entries(table, per)):
-                if entry:
+            for j, place in enumerate(range(table, table + self.cluster, step)):
+                if entry := self.u(place):
                     yield (i * per + j) * self.cluster, place, entry
 
     def table_range(self, index):
-        span = self.cluster * self.cluster // 8
+        span = self.cluster * self.per_table
         return ((index * span, (index + 1) * span),)
 
     def cluster_range(self, guest):
@@ -154,22 +180,23 @@ def payload(seed, length):
     return random.Random(seed).randbytes(length)
 
 
-def make_qcow2(folder, name, size, options, script, seed=1, snapshots=()):
+def make_qcow2(folder, name, size, options, script, seed=1):
     path = os.path.join(folder, f"{name}.qcow2")
-    h.create(path, "qcow2", size, options)
+    h.create_encrypted(path, size, options)
     for step, (verb, off, length) in enumerate(script):
         source = os.path.join(folder, "payload")
         words = {"compressed": "write -q -c", "zero": "write -q -z", "unmap": "write -q -z -u",
                  "write": "write -q"}
         if verb == "snapshot":
-            h.run("qemu-img", "snapshot", "-c", f"snap{step}", path)
+            image = opened(path, "qcow2") if is_encrypted(path, "qcow2") else (path,)
+            h.run("qemu-img", "snapshot", "-c", f"snap{step}", *image)
             continue
         command = f"{words[verb]} {off} {length}"
         if verb in ("write", "compressed"):
             data = payload(seed * 1000 + step, length // 4) * 4
             pathlib.Path(source).write_bytes(data[:length])
             command = f"{words[verb]} -s {source} {off} {length}"
-        h.run("qemu-io", "-f", "qcow2", "-c", command, path)
+        h.run("qemu-io", "-c", command, *opened(path, "qcow2"))
     return Qcow2(path)
 
 
@@ -233,7 +260,7 @@ def header_damages(q):
     yield field("refcount table on the header", 48, 8, 0)
     yield field("refcount table on a block", 48, 8, q.blocks[0])
     yield field("refcount table on data", 48, 8, next(q.l2_entries())[2] & OFFSET,
-                "unlooked" if q.name == "large" else "")
+                "unlooked" if q.name in ("large", "extended snapshots") else "")
     yield field("no refcount table", 56, 4, 0)
     yield field("refcount table too large", 56, 4, 0x7fffffff, "unlooked")
     yield field("refcount table larger", 56, 4, q.rt_clusters + 1)
@@ -248,10 +275,11 @@ def header_damages(q):
         yield field("snapshots on the L1 table", 64, 8, q.l1, "hopeless overlap")
     if q.version < 3:
         return
-    yield field("unknown incompatible bit", 72, 8, 1 << 40, "refused")
-    yield field("dirty", 72, 8, 1)
-    yield field("corrupt", 72, 8, 2)
-    yield field("dirty and corrupt", 72, 8, 3)
+    features = q.u(72)
+    yield field("unknown incompatible bit", 72, 8, features | 1 << 40, "refused")
+    yield field("dirty", 72, 8, features | 1)
+    yield field("corrupt", 72, 8, features | 2)
+    yield field("dirty and corrupt", 72, 8, features | 3)
     yield field("unknown compatible bit", 80, 8, 1 << 40)
     yield field("unknown autoclear bit", 88, 8, 1 << 40)
     yield field("refcount_order 7", 96, 4, 7, "refused")
@@ -298,6 +326,10 @@ def refcount_damages(q):
         "data": standard[0] & OFFSET,
         "last data": max(e & OFFSET for e in standard),
     }
+    if q.external:
+        del places["data"], places["last data"]
+    if LUKS_HEADER in q.extensions:
+        places["LUKS header"] = q.u(q.extensions[LUKS_HEADER][0])
     if q.nb_snapshots:
         places["snapshot table"] = q.snapshots
         places["snapshot's L1 table"] = next(q.snapshot_entries())[1]
@@ -380,15 +412,21 @@ def l2_damages(q, guest, place, entry, kind):
     yield case("just past the end", q.end | flag)
     yield case("far past the end", 1 << 55 | flag)
     yield case("zero flag flipped", entry ^ ZERO,
-               "v2-zero" if q.version < 3 else "")
-    yield case("copied flag flipped", entry ^ COPIED, lost=())
+               "v2-zero" if q.version < 3 else "extended-zero" if q.extended else "",
+               () if q.extended else lost)
+    # In a data file the flag tells whether offset 0 is a place.
+    yield case("copied flag flipped", entry ^ COPIED, lost=() if data else lost)
     yield case("only the copied flag", COPIED)
     yield case("compressed flag", entry | COMPRESSED)
     yield case("compressed flag, not copied", (entry | COMPRESSED) & ~COPIED)
+    yield case("other data", others[-1] | flag)
+    if q.external:  # there is no metadata where the data is
+        return
     for name, value in (("the L1 table", q.l1), ("the refcount table", q.rt),
-                        ("a refcount block", q.blocks[0]), ("its own table", place // c * c),
-                        ("other data", others[-1])):
+                        ("a refcount block", q.blocks[0]), ("its own table", place // c * c)):
         yield case(name, value | flag)
+    if LUKS_HEADER in q.extensions:
+        yield case("the LUKS header", q.u(q.extensions[LUKS_HEADER][0]) | flag)
     if q.nb_snapshots:
         yield case("the snapshot table", q.snapshots | flag)
         yield case("a snapshot's L1 table", next(q.snapshot_entries())[1] | flag)

@@ -17,6 +17,7 @@ damage has one of these tags:
   v2-zero   The zero flag in a version 2 image: both refuse to read such a cluster, QEMU's check
             doesn't mention it.
   v2-name   Less extra data moves what is taken for a snapshot's name, onto zero bytes; QEMU lets it pass.
+  extended-zero  The same flag in an extended L2 entry, where the specification has none.
   header    A header_length that isn't a multiple of 8, as the specification asks for, is refused.
 """
 
@@ -31,6 +32,7 @@ import unittest
 import nbd
 
 import damage
+import damage_features
 import harness as h
 from harness import KIB, MIB, QIMG, Case, run
 
@@ -41,7 +43,8 @@ DIRTY, CORRUPT, NEED_CHECK = 1, 2, 2
 
 class Verdict:
     def __init__(self, tool, path, fmt, *options):
-        done = run(tool, "check", "--output=json", "-f", fmt, *options, path, check=False)
+        image = damage.opened(path, fmt) if tool == "qemu-img" else ("-f", fmt, path)
+        done = run(tool, "check", "--output=json", *options, *image, check=False)
         self.code, self.errors = done.returncode, done.stderr
         self.fields = json.loads(done.stdout) if done.stdout.startswith("{") else {}
         self.corruptions = self.fields.get("corruptions", 0)
@@ -70,8 +73,8 @@ class Damaged(Case):
     def damages(self):
         folder = self.path("bases")
         os.mkdir(folder)
-        found = list(damage.damages(folder))
-        self.assertGreater(len(found), 300)
+        found = [*damage.damages(folder), *damage_features.damages(folder)]
+        self.assertGreater(len(found), 600)
         self.assertEqual(len(found), len({d.name for d in found}), "two of one name")
         return found
 
@@ -99,7 +102,7 @@ class Agrees(Damaged):
         elif "overlap" in item.tags:
             self.assertEqual((we.code, we.leaks), (they.code, they.leaks), what)
             self.assertGreaterEqual(we.corruptions, they.corruptions, what)
-        elif item.tags & {"v2-zero", "v2-name"}:
+        elif item.tags & {"v2-zero", "v2-name", "extended-zero"}:
             self.assertEqual((we.code, they.code), (2, 0), what)
         elif "header" in item.tags:
             self.assertEqual(we.code, 1, what)
@@ -190,7 +193,9 @@ class Served(Damaged):
     used: no entry tells that by itself, and only a check that looks at all of them finds it."""
 
     ALIASED = re.compile("refcount of (last )?data: . becomes 0|: other data|: another table|"
-                         "L2 entry of a data cluster: past the end")
+                         "L2 entry of a data cluster: past the end|"
+                         "(extended|zstd).*: L2 entry of a data cluster: just past the end|"
+                         "external.*: (just |far )?past the end|external.*: (only the copied flag|at 0$)|random")
     WRITES = (0, 4 * KIB + 100, MIB, 2 * MIB + 4 * KIB, 4 * MIB + 12 * KIB, 7 * MIB)
     LENGTH = 5000
 
@@ -230,6 +235,8 @@ class Served(Damaged):
     def test_served(self):
         for item in self.share():
             if self.ALIASED.search(item.name) or "unopened" in item.tags:
+                continue
+            if item.base.fmt == "qcow2" and item.base.encrypted:
                 continue
             with self.subTest(damage=item.name):
                 self.serve_and_judge(item)
@@ -324,15 +331,13 @@ class Words(Case):
                 self.assertEqual((we.returncode, they.returncode), (code, code))
                 self.assertRegex(we.stderr, "^qimg: ")
 
-    def test_unsupported_features(self):
-        """are named, and nothing of such an image is misread"""
-        for options, word in (("extended_l2=on", "extended L2"),
-                              (f"data_file={self.path('data')}", "external data file")):
-            with self.subTest(options=options):
-                path = h.create(self.path("x.qcow2"), "qcow2", "8M", options)
-                done = run(QIMG, "check", path, check=False)
-                self.assertEqual(done.returncode, 1)
-                self.assertIn(word, done.stderr)
+    def test_without_the_data_file(self):
+        """an image can be checked: it has no refcounts of what lies there"""
+        path = h.create(self.path("x.qcow2"), "qcow2", "8M", f"data_file={self.path('data')}")
+        h.fill(path, "qcow2", [(0, b"x" * 200 * KIB)])
+        they = theirs(path, "qcow2")
+        os.unlink(self.path("data"))
+        self.assertEqual(ours(path, "qcow2").fields, they.fields)
 
     def test_features_that_change_no_table(self):
         for options in ("compression_type=zstd", "compression_type=zlib"):
@@ -342,7 +347,8 @@ class Words(Case):
                 self.assertEqual(ours(path, "qcow2").fields, theirs(path, "qcow2").fields)
         path = self.path("luks.qcow2")
         h.create_encrypted(path, "4M", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10")
-        self.assertEqual(ours(path, "qcow2").counts, (0, 0, 0))
+        self.assertEqual(ours(path, "qcow2").fields | {"filename": None},
+                         theirs(path, "qcow2").fields | {"filename": None})
 
     def test_progress(self):
         done = run(QIMG, "check", "-p", self.image())
@@ -407,6 +413,8 @@ class OnOpen(Case):
     def cases(self):
         yield "qcow2", "lazy_refcounts=on"
         yield "qcow2", "lazy_refcounts=on,cluster_size=4k,refcount_bits=8"
+        yield "qcow2", "lazy_refcounts=on,extended_l2=on"
+        yield "qcow2", f"lazy_refcounts=on,data_file={self.path('data')}"
         yield "qed", ""
         yield "qed", "cluster_size=4k,table_size=2"
 

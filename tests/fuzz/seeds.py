@@ -47,6 +47,8 @@ QCOW2 = [
     ("large", "cluster_size=512", "64M", [], []),
     ("snapshots", "cluster_size=512", "64K", ["write 0 2k", "write 33k 512"],
      [["snapshot", "-c", "first"], ["snapshot", "-c", "second"]]),
+    ("extended", "cluster_size=16k,extended_l2=on", "1M",
+     ["write 0 1k", "write -z 16k 2k", "write -c 32k 16k", "write 48k 16k"], []),
     ("bitmap", "cluster_size=512", "64K", ["write 0 2k"],
      [["bitmap", "--add", "-g", "512"]]),
 ]

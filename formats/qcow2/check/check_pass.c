@@ -145,50 +145,60 @@ static int start_pass(struct check *c)
     return 0;
 }
 
-/* Without it no cluster can be decrypted, so it yields to nothing that is found later. */
-static int count_luks_header(struct check *c)
+/* What nothing can be made of the image without.  It isn't read from there, so the measure
+ * of what lies inside the file is that of who opens the image. */
+static int count_vital(struct check *c, uint64_t offset, uint64_t bytes, const char *what,
+                       const char *lost)
 {
-    uint64_t offset = c->in.h.luks_offset, bytes = c->in.h.luks_bytes;
     bool inside;
 
-    if (bytes == 0 && c->in.h.crypt_method == CRYPT_LUKS)
-        return diag_set(c->in.diag, EINVAL,
-                        "%s: crypt_method: LUKS, but no header extension says where the "
-                        "LUKS header is",
-                        c->in.st->name);
-    if (!is_aligned(offset, c->in.cluster_size) || offset > INT64_MAX / 2 ||
-        bytes > INT64_MAX / 2)
-        return diag_set(c->in.diag, EINVAL,
-                        "%s: header extension: a LUKS header of %" PRIu64
-                        " bytes at %" PRIu64,
-                        c->in.st->name, bytes, offset);
-    if (qcheck_any(c, c->pass.meta, offset, bytes))
-        c->pass.hopeless = "the header says that the LUKS header overlaps other metadata";
-    int err = qcheck_add_meta(c, offset, bytes, 1, "LUKS header", &inside);
+    int err = qcheck_add_meta(c, offset, bytes, 1, what, &inside);
+    if (err)
+        return err;
+    if (inside && offset + bytes > align_up(c->in.file_size, c->in.cluster_size)) {
+        qcheck_impossible(c, 1, "%s: ends past the end of the file", what);
+        inside = false;
+    }
     if (!inside)
-        c->pass.hopeless = "the LUKS header lies past the end of the file";
+        c->pass.hopeless = lost;
     qcheck_mark(c, c->pass.fixed, offset, bytes);
-    return err;
+    return 0;
 }
 
 static int count_active_l1(struct check *c)
 {
     uint64_t offset = c->in.h.l1_table_offset, bytes = c->in.h.l1_size * 8ull;
-    bool inside;
 
     if (bytes && offset == 0)
         c->pass.hopeless = "the header says that the L1 table overlaps it";
-    int err = qcheck_add_meta(c, offset, bytes, 1, "active L1 table", &inside);
-    /* It isn't read from there, so the measure is that of who opens the image. */
-    if (!err && inside && offset + bytes > align_up(c->in.file_size, c->in.cluster_size)) {
-        qcheck_impossible(c, 1, "active L1 table: ends past the end of the file");
-        inside = false;
-    }
-    if (!inside)
-        c->pass.hopeless = "the L1 table lies past the end of the file";
     qcheck_mark(c, c->pass.fixed, 0, c->in.cluster_size);
-    qcheck_mark(c, c->pass.fixed, offset, bytes);
-    return err;
+    return count_vital(c, offset, bytes, "active L1 table",
+                       "the L1 table lies past the end of the file");
+}
+
+static int count_luks_header(struct check *c)
+{
+    uint64_t offset = c->in.h.luks_offset, bytes = c->in.h.luks_bytes;
+
+    if (bytes == 0 && c->in.h.crypt_method != CRYPT_LUKS)
+        return 0;
+    if (bytes == 0)
+        return diag_set(c->in.diag, EINVAL,
+                        "%s: crypt_method: LUKS, but no header extension says where the "
+                        "LUKS header is",
+                        c->in.st->name);
+    if (!is_aligned(offset, c->in.cluster_size) || offset > INT64_MAX / 2 ||
+        bytes > MAX_LUKS_BYTES)
+        return diag_set(c->in.diag, EINVAL,
+                        "%s: header extension: a LUKS header of %" PRIu64
+                        " bytes at %" PRIu64,
+                        c->in.st->name, bytes, offset);
+    if (qcheck_any(c, c->pass.meta, offset, bytes)) {
+        qcheck_impossible(c, 1, "LUKS header: overlaps the header or the L1 table");
+        c->pass.hopeless = "the header says that the LUKS header overlaps other metadata";
+    }
+    return count_vital(c, offset, bytes, "LUKS header",
+                       "the LUKS header lies past the end of the file");
 }
 
 /* The snapshot table's place is from the header, but what is found there may be something

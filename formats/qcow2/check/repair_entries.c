@@ -233,6 +233,8 @@ static int visit_suspect(struct l1_walk *walk, uint32_t i, void *opaque)
     tally->n_used++;
     if (qcheck_table_of(walk->c, walk->entries[i], &cluster))
         tally->n_data += is_really_data(walk->c, cluster);
+    else if (walk->c->in.geo.word_bits) /* the bitmap of an L2 entry, rather */
+        tally->n_data++;
     return 0;
 }
 
