@@ -15,6 +15,9 @@ from processes import Failed, Unavailable
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 CLUSTER = 64 * KIB
 LAYERS = 5
+PASSPHRASE = "sesame"
+SECRET = ["--object", f"secret,id=s,data={PASSPHRASE}"]
+LUKS = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Image:
     files: tuple
     shared: bool        # kept for further measurements
     stride: int = 0     # distance of the places that hold data; 0: no such places
+    secret: bool = False    # encrypted, with PASSPHRASE
 
     def settle(self):
         """Nothing is left to be written back, and the content is in the page cache."""
@@ -48,7 +52,8 @@ class Image:
     def discard(self):
         """Ends a measurement on it."""
         if not self.shared:
-            os.unlink(self.path)
+            for path in self.files:
+                os.unlink(path)
 
 
 def _extents(file):
@@ -125,6 +130,57 @@ class Store:
         path = self.nursery.path(f"copy{next(self._numbers)}.{form}")
         self.nursery.run(["cp", "--reflink=never", source.path, path])
         return dataclasses.replace(source, path=path, files=(path,), shared=False)
+
+    def textured(self, form):
+        """As full, but of content that takes half as much space when it is compressed."""
+        def make(path):
+            _write_noise(path, self.size, _texture)
+            return Image(path, form, self.size, (path,), shared=True)
+        assert form == "raw"
+        return self._keep(f"textured-{self.size}", form, make)
+
+    def compressed(self, kind):
+        """A maker of images whose clusters are all compressed so."""
+        def image(form):
+            if form == "raw":
+                return self.textured(form)
+            return self._converted(f"compressed-{kind}", form, self.textured("raw"), "-c", "-o",
+                                   f"compression_type={kind}")
+        return image
+
+    def luks(self, form):
+        """As full, and encrypted."""
+        if form == "raw":
+            return self.full(form)
+        image = self._converted("luks", form, self.full("raw"), *SECRET, "-o", LUKS)
+        return dataclasses.replace(image, secret=True)
+
+    def _converted(self, kind, form, source, *how):
+        def make(path):
+            self.nursery.run(["qemu-img", "convert", *how, "-f", "raw", "-O", form, source.path,
+                              path])
+            return Image(path, form, self.size, (path,), shared=True)
+        return self._keep(f"{kind}-{self.size}", form, make)
+
+    def fresh_luks(self, form):
+        """An empty image of the common size, encrypted."""
+        return self._fresh_with(form, LUKS, secret=True)
+
+    def fresh_extended(self, form):
+        """The same with subclusters."""
+        return self._fresh_with(form, "extended_l2=on")
+
+    def fresh_with_data_file(self, form):
+        """The same with its data in another file."""
+        data = self.nursery.path(f"fresh{next(self._numbers)}.data")
+        return self._fresh_with(form, f"data_file={data}", data)
+
+    def _fresh_with(self, form, options, *more_files, secret=False):
+        if form == "raw":
+            return self.fresh(form)
+        path = self.nursery.path(f"fresh{next(self._numbers)}.{form}")
+        self._create(path, form, self.size, *(SECRET if secret else ()), "-o", options)
+        return Image(path, form, self.size, (path, *more_files), shared=False, secret=secret)
 
     def chain(self, form):
         """A full image below overlays; each layer shows every fifth cluster."""
@@ -233,8 +289,13 @@ def _filling(nursery, image):
         running.kill()
 
 
-def _write_noise(path, size):
-    noise = os.urandom(MIB)
+def _texture(length):
+    """Noise and zeroes, in turn: half of it."""
+    return b"".join(os.urandom(256) + bytes(256) for _ in range(length // 512))
+
+
+def _write_noise(path, size, noise_of=os.urandom):
+    noise = noise_of(MIB)
     if shutil.disk_usage(os.path.dirname(path)).free < 6 * size:
         raise Failed("failed", "not enough space for the images; set QIMG_TMPDIR or --size")
     with open(path, "wb") as file:

@@ -10,6 +10,7 @@ import subprocess
 import time
 from typing import Callable, Optional
 
+from images import PASSPHRASE, SECRET
 from processes import Failed, Unavailable, describe_end, wait_for_end
 
 START_TIMEOUT = 30
@@ -129,6 +130,7 @@ def _ours(build):
 
     def serve(image, place, control):
         more = [f"control={place.control}"] if control else []
+        more += [f"passphrase={PASSPHRASE}"] if image.secret else []
         return nbdkit(place, plugin, f"file={image.path}", *more)
 
     def mirror(qmp, target):
@@ -145,9 +147,12 @@ def _file_serve(image, place, _control):
 
 def _qemu_nbd(aio):
     def serve(image, place, _control):
+        what = ["-f", image.format, image.path] if not image.secret else [
+            *SECRET, "--image-opts",
+            f"driver={image.format},encrypt.key-secret=s,file.driver=file,file.filename={image.path}"]
         return ["qemu-nbd", "-t", "-e", str(CONNECTIONS), "-k", place.socket,
-                "--pid-file", place.pidfile, "-f", image.format, "--cache=writeback",
-                f"--aio={aio}", "--discard=unmap", image.path]
+                "--pid-file", place.pidfile, "--cache=writeback", f"--aio={aio}",
+                "--discard=unmap", *what]
 
     return Server(f"qemu-nbd {aio}", "peer", serve)
 
@@ -155,9 +160,11 @@ def _qemu_nbd(aio):
 def _qsd_serve(image, place, control):
     more = [] if not control else [
         "--chardev", f"socket,id=c,path={place.control},server=on,wait=off", "--monitor", "c"]
-    return ["qemu-storage-daemon", "--pidfile", place.pidfile,
+    keys = SECRET if image.secret else []
+    key = ",encrypt.format=luks,encrypt.key-secret=s" if image.secret else ""
+    return ["qemu-storage-daemon", "--pidfile", place.pidfile, *keys,
             "--blockdev", f"file,node-name=file,filename={image.path},discard=unmap",
-            "--blockdev", f"{image.format},node-name=drive0,file=file,discard=unmap",
+            "--blockdev", f"{image.format},node-name=drive0,file=file,discard=unmap{key}",
             "--nbd-server",
             f"addr.type=unix,addr.path={place.socket},max-connections={CONNECTIONS}",
             "--export", "nbd,id=export,node-name=drive0,name=,writable=on", *more]

@@ -45,6 +45,7 @@ class Growth:
 
 
 FULL, FRESH, COPY, CHAIN = Store.full, Store.fresh, Store.full_copy, Store.chain
+LUKS = Store.luks
 
 
 def places(size, count):
@@ -55,6 +56,11 @@ def places(size, count):
 def preallocated(size):
     """Only metadata, but all of it."""
     return lambda store, form: store.preallocated(size)(form)
+
+
+def compressed(kind):
+    """Every cluster is compressed."""
+    return lambda store, form: store.compressed(kind)(form)
 
 
 READ, WRITE = "randread", "randwrite"
@@ -107,6 +113,30 @@ WORKLOADS = [
     Workload("copy", "nbdcopy of a full image", FULL, clients.copy_all, MBS, peer=1.3, file=0.95),
     Workload("chain-4k-d32", "random read 4 KiB through a chain of 5", CHAIN, random_io(READ, 32),
              peer=1.3, file=0.9),
+
+    Workload("deflate-copy", "deflate: nbdcopy of a compressed image",
+             compressed("zlib"), clients.copy_all, MBS),
+    Workload("deflate-4k-d32", "deflate: random read 4 KiB, depth 32",
+             compressed("zlib"), random_io(READ, 32)),
+    Workload("deflate-hot-4k-d32", "deflate: random read 4 KiB in 16 MiB, depth 32",
+             compressed("zlib"), random_io(READ, 32, size="16M")),
+    Workload("zstd-copy", "zstd: nbdcopy of a compressed image",
+             compressed("zstd"), clients.copy_all, MBS),
+    Workload("zstd-4k-d32", "zstd: random read 4 KiB, depth 32",
+             compressed("zstd"), random_io(READ, 32)),
+    Workload("luks-read-4k-d32", "LUKS: random read 4 KiB, depth 32", LUKS, random_io(READ, 32)),
+    Workload("luks-write-4k-d32", "LUKS: random overwrite 4 KiB, depth 32",
+             LUKS, random_io(WRITE, 32)),
+    Workload("luks-read-1m-d8", "LUKS: sequential read 1 MiB, depth 8",
+             LUKS, sequential_io("read"), MBS),
+    Workload("luks-write-1m-d8", "LUKS: sequential overwrite 1 MiB, depth 8",
+             LUKS, sequential_io("write"), MBS),
+    Workload("luks-alloc-4k-d32", "LUKS: allocating random 4 KiB, depth 32",
+             Store.fresh_luks, allocate, grows=True),
+    Workload("ext-alloc-4k-d32", "extended L2: allocating random 4 KiB, depth 32",
+             Store.fresh_extended, allocate, grows=True),
+    Workload("data-alloc-4k-d32", "data file: allocating random 4 KiB, depth 32",
+             Store.fresh_with_data_file, allocate, grows=True),
 
     Workload("start", "start, first reply and stop", FULL, clients.start_and_stop, "ms",
              peer=1.0, better="lower"),

@@ -355,7 +355,8 @@ class Extended(Hostile):
         for what, entry, bitmap in (
                 ("allocated and zero", None, 1 << 32 | 1), ("allocated nowhere", 0, 1),
                 ("zero flag", "zero", 0), ("not aligned", "odd", 1), ("behind the file", 1 << 50 | 1 << 63, 1),
-                ("the L2 table", table | 1 << 63, 0xffffffff), ("a compressed one with a bitmap", COMPRESSED | 4 * CLUSTER, 1)):
+                ("the L2 table", table | 1 << 63, 0xffffffff),
+                ("a compressed one with a bitmap", COMPRESSED | 4 * CLUSTER, 1)):
             with self.subTest(what=what):
                 pathlib.Path(disk.path).write_bytes(raw)
                 place = table + 16 * used[0]

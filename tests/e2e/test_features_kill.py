@@ -37,7 +37,8 @@ class KillCompressed(FeaturedRounds):
 
     def kill_compressed(self, kind, options, keys=(), **how):
         image = self.path("disk")
-        run("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", f"compression_type={kind},{options}", self.base(), image)
+        run("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", f"compression_type={kind},{options}",
+            self.base(), image)
         self.rounds_on(image, "qcow2", BACKING, keys, rounds=SHORT, **how)
 
     judged, repaired = Rounds.judged, Rounds.repaired
