@@ -1,13 +1,24 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Making images: the store around what a driver writes. */
+/* Making images: the stores around what a driver writes. */
 #include <errno.h>
 #include <inttypes.h>
+#include <string.h>
 
 #include "block/create.h"
 #include "block/driver.h"
+#include "block/open_policy.h"
 #include "storage/protocol.h"
 
 #define SECTOR 512u
+
+/* A store, and what becomes of it when the image can't be made. */
+struct made {
+    const struct storage_protocol *protocol;
+    const char *name;
+    struct storage *st; /* owned, until the driver has it */
+    bool was_there;
+    bool is_ours; /* it is removed */
+};
 
 static int check_exact_size(const struct driver *driver, const struct create_request *req,
                             struct diag *diag)
@@ -20,28 +31,131 @@ static int check_exact_size(const struct driver *driver, const struct create_req
                     req->filename, req->size, SECTOR, driver->name);
 }
 
+/* ---- the store of a data file ---- */
+
+/* Whether there is one already; opened to be looked at, if it can be. */
+static bool look_at(const struct made *made, struct storage **out)
+{
+    const struct storage_open how = {.read_only = true};
+
+    *out = NULL;
+    return made->protocol->open
+               ? made->protocol->open(made->name, &how, out, NULL) != -ENOENT
+               : false;
+}
+
+static int refuse_same(const struct made *data, struct diag *diag)
+{
+    return diag_set(diag, EINVAL, "%s: data_file: is the image itself", data->name);
+}
+
+/* By names, and by what is there, before either is made. */
+static int check_not_the_image(const struct made *image, struct made *data,
+                               struct diag *diag)
+{
+    CLEANUP_STORAGE struct storage *a = NULL, *b = NULL;
+
+    data->was_there = look_at(data, &b);
+    if (strcmp(image->name, data->name) == 0 ||
+        (look_at(image, &a) && a && b && storage_is_same(a, b)))
+        return refuse_same(data, diag);
+    return 0;
+}
+
+/* Names can differ and mean the same: now it shows. */
+static int check_not_just_made(const struct made *image, const struct made *data,
+                               struct diag *diag)
+{
+    CLEANUP_STORAGE struct storage *st = NULL;
+
+    look_at(data, &st);
+    return st && storage_is_same(st, image->st) ? refuse_same(data, diag) : 0;
+}
+
+/* A name without a protocol of its own means the image's. */
+static int plan_data_file(const struct driver *driver, const struct create_request *req,
+                          const struct made *image, struct reference *ref,
+                          struct made *data, struct diag *diag)
+{
+    if (!driver->data_file)
+        return diag_set(diag, ENOTSUP, "%s: data_file: %s images have none", req->filename,
+                        driver->name);
+    int err = reference_resolve(req->filename, req->data_file, REFERENCES_ANY, ref, diag);
+    if (err)
+        return err;
+    data->name = ref->path;
+    data->protocol =
+        ref->protocol == &storage_protocol_file ? image->protocol : ref->protocol;
+    if (!data->protocol->create)
+        return diag_set(diag, ENOTSUP,
+                        "%s: data_file: %s: can't be made by the protocol %s",
+                        req->filename, data->name, data->protocol->name);
+    return check_not_the_image(image, data, diag);
+}
+
+/* ---- all stores ---- */
+
+static int make_store(struct made *made, const struct storage_hints *hints,
+                      struct diag *diag)
+{
+    int err = made->protocol->create(made->name, hints, &made->st, diag);
+
+    if (!err)
+        made->is_ours = !made->st->fixed_size && !made->was_there;
+    return err;
+}
+
+static int make_both(const struct create_request *req, struct made *image,
+                     struct made *data, struct diag *diag)
+{
+    int err = make_store(image, &req->hints, diag);
+
+    if (!err && data->name)
+        err = check_not_just_made(image, data, diag);
+    if (!err && data->name)
+        err = make_store(data, &req->hints, diag);
+    return err;
+}
+
+static void give_up(struct made *made)
+{
+    storage_close(made->st);
+    if (made->is_ours)
+        made->protocol->remove(made->name);
+}
+
+static int make_image(const struct driver *driver, const struct create_request *req,
+                      struct made *image, struct made *data, struct diag *diag)
+{
+    int err = make_both(req, image, data, diag);
+
+    if (!err) {
+        err = driver->create(image->st, data->st, req, diag);
+        image->st = data->st = NULL;
+    }
+    if (err) {
+        give_up(image);
+        give_up(data);
+    }
+    return err;
+}
+
 int create_image(const struct driver *driver, const struct create_request *req,
                  struct diag *diag)
 {
-    const struct storage_protocol *protocol =
-        req->protocol ? req->protocol : &storage_protocol_file;
-    struct storage *st;
+    struct made image = {.protocol = req->protocol ? req->protocol : &storage_protocol_file,
+                         .name = req->filename};
+    CLEANUP_REFERENCE struct reference ref = {0};
+    struct made data = {0};
 
-    if (!protocol->create)
+    if (!image.protocol->create)
         return diag_set(diag, ENOTSUP, "%s: images can't be made by the protocol %s",
-                        req->filename, protocol->name);
+                        req->filename, image.protocol->name);
     int err = check_exact_size(driver, req, diag);
     if (err)
         return err;
     err = driver->check_create(req, diag);
-    if (err)
-        return err;
-    err = protocol->create(req->filename, &req->hints, &st, diag);
-    if (err)
-        return err;
-    bool is_ours = !st->fixed_size;
-    err = driver->create(st, req, diag);
-    if (err && is_ours)
-        protocol->remove(req->filename);
-    return err;
+    if (!err && req->data_file)
+        err = plan_data_file(driver, req, &image, &ref, &data, diag);
+    return err ? err : make_image(driver, req, &image, &data, diag);
 }

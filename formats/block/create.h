@@ -28,8 +28,7 @@ struct create_option_info {
     enum create_option_kind kind;
     const char *initial; /* announced when none is given; NULL: then not announced */
     const char *help;    /* NULL: there is no choice but the initial value; not listed */
-    bool in_request;    /* has a field in struct create_request, and is none of `options` */
-    const char *not_on; /* CREATE_SWITCH: why it can't be switched on; NULL: it can */
+    bool in_request; /* has a field in struct create_request, and is none of `options` */
 };
 
 /* Those that mean the same in every format that has them. */
@@ -64,6 +63,12 @@ struct create_request {
     uint64_t size;                           /* bytes, of any alignment */
     bool exact_size; /* not rounded up to whole sectors: -EINVAL where they have to be */
     const char *backing_file, *backing_format; /* NULL: none */
+    /* Where guest data is to lie, as the image will name it (a relative name lies in the
+     * image's folder); NULL: in the image. */
+    const char *data_file;
+    /* Of an image that is to be encrypted; any bytes, any number; NULL: none is given. */
+    const void *passphrase;
+    size_t passphrase_len;
     struct storage_hints hints;
     const struct create_option *options; /* each key once */
     size_t n_options;
@@ -72,7 +77,9 @@ struct create_request {
 /* Makes the image that is asked for.  What the format refuses is refused before anything is
  * touched; a regular file of that name is overwritten, a block device written to as it is
  * (see storage_create_file).  Where that fails on the way the file is removed; a device
- * stays, whatever is on it.  -ENOTSUP: the protocol can't make stores. */
+ * stays, whatever is on it.  The same of a data file, but that one which was there before is
+ * emptied, and not removed.  -ENOTSUP: the protocol can't make stores, or the format has no
+ * data files. */
 int create_image(const struct driver *driver, const struct create_request *req,
                  struct diag *diag) MUST_USE;
 

@@ -58,6 +58,9 @@ struct reservation {
     bool fresh;    /* the host range reads as zeroes, and still would after a crash or,
                              before its growth is durable, the group is made strict */
     bool retained; /* host clusters of zero entries that are kept: release frees nothing */
+    /* Set by the caller, where subclusters are smaller than clusters: `link` gives the
+     * clusters their place and nothing else, so that what lies below goes on showing. */
+    bool place_only;
     /* Not 0: the place of one cluster, `length` long, that is stored compressed in so many
      * bytes. */
     uint32_t stored_bytes;
@@ -171,8 +174,10 @@ struct driver {
     int (*check_create)(const struct create_request *req, struct diag *diag);
     /* Writes an empty image into st, for a request that check_create let pass.  st is an
      * empty store or, when its size is fixed, one with anything in it; it is taken over,
-     * and closed on return.  After a failure what is in it means nothing. */
-    int (*create)(struct storage *st, const struct create_request *req, struct diag *diag);
+     * and closed on return.  `data` is the same for the request's data file, NULL when it
+     * has none.  After a failure what is in them means nothing. */
+    int (*create)(struct storage *st, struct storage *data,
+                  const struct create_request *req, struct diag *diag);
 };
 
 static inline bool driver_can(const struct driver *driver, enum driver_feature feature)

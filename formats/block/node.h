@@ -259,7 +259,8 @@ int block_flush(struct node *node) MUST_USE;
 /* Loads the tables for a range and asks the host to read its data ahead. */
 int block_cache(struct node *node, uint64_t off, uint64_t len) MUST_USE;
 
-/* Gives every cluster an allocation, contents unchanged (preallocation=metadata). */
+/* Gives every cluster an allocation, contents unchanged (preallocation=metadata): also where
+ * a backing file shows, if clusters have parts of their own, else -ENOTSUP. */
 int block_preallocate(struct node *node, uint64_t off, uint64_t len) MUST_USE;
 
 /* One run of the chain's view. */

@@ -346,8 +346,11 @@ static int preallocate_run(struct node *node, uint64_t off, uint64_t len, uint64
     if (err)
         return err;
     *done = MIN(len, res.guest_offset + res.length - off);
+    /* A data file is as long as the disk, and as sparse as it was made. */
     if (!res.fresh && node->host_zeroes_show)
-        err = storage_zero(res.file, res.host_offset, res.length, 0);
+        err = node->data_file
+                  ? storage_zero(res.file, res.host_offset, *done, STORAGE_MAY_UNMAP)
+                  : storage_zero(res.file, res.host_offset, res.length, 0);
     if (err) {
         node->driver->release(node, &res);
         return err;
@@ -359,6 +362,28 @@ static int preallocate_run(struct node *node, uint64_t off, uint64_t len, uint64
     return node->driver->zero(node, res.guest_offset, res.length, ZERO_KEEP, &zeroed);
 }
 
+/* The same of a range where what lies below shows, and goes on showing. */
+static int preallocate_places(struct node *node, uint64_t off, uint64_t len, uint64_t *done)
+{
+    struct reservation res;
+
+    if (node->subcluster_size == node->cluster_size)
+        return -ENOTSUP;
+    int err = node->driver->reserve(node, off, align_up(len, node->subcluster_size), &res);
+    if (err)
+        return err;
+    *done = MIN(len, res.guest_offset + res.length - off);
+    res.place_only = true;
+    return node->driver->link(node, &res, false);
+}
+
+/* Also where the backing file isn't opened yet. */
+static bool shows_below(const struct node *node, const struct extent *ext)
+{
+    return ext->kind == EXTENT_BACKING ||
+           (ext->kind == EXTENT_ZERO && !ext->allocated && node_holes_may_show(node));
+}
+
 int block_preallocate(struct node *node, uint64_t off, uint64_t len)
 {
     int err = node_check_range(node, off, len);
@@ -368,13 +393,12 @@ int block_preallocate(struct node *node, uint64_t off, uint64_t len)
         err = node->driver->map(node, off, len, &ext);
         if (err)
             return err;
-        if (ext.kind == EXTENT_BACKING)
-            return -ENOTSUP;
         uint64_t done = ext.length;
-        if (ext.kind == EXTENT_ZERO && !ext.file) {
+        if (shows_below(node, &ext))
+            err = preallocate_places(node, off, ext.length, &done);
+        else if (ext.kind == EXTENT_ZERO && !ext.file)
             err = preallocate_run(node, off, ext.length, &done);
-            mcache_relieve(node->mc);
-        }
+        mcache_relieve(node->mc);
         off += done;
         len -= done;
     }

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Writing an empty image: header | refcount table | refcount blocks | L1 table; then, when
- * it is asked for, clusters for the whole disk. */
+/* Writing an empty image: header | refcount table | refcount blocks | L1 table | LUKS header. */
 #include "qcow2/create.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -26,11 +26,12 @@ struct qcow2_layout qcow2_plan_layout(const struct qcow2_params *p)
     uint64_t per_block = cluster * 8 >> p->geo.refcount_order;
     uint64_t l1_entries = geometry_l1_entries(&p->geo, p->size);
     uint64_t l1 = div_round_up(l1_entries * 8, cluster);
+    uint64_t luks = div_round_up(qcow2_luks_bytes(p), cluster);
     uint64_t table = 1, blocks = 1;
 
     /* Table and blocks cover themselves, so more of them may need more of them. */
     for (;;) {
-        uint64_t need = div_round_up(1 + table + blocks + l1, per_block);
+        uint64_t need = div_round_up(1 + table + blocks + l1 + luks, per_block);
         uint64_t need_table = MAX(1, div_round_up(need * 8, cluster));
         if (need <= blocks && need_table <= table)
             break;
@@ -40,11 +41,19 @@ struct qcow2_layout qcow2_plan_layout(const struct qcow2_params *p)
     return (struct qcow2_layout){.table = 1,
                                  .blocks = 1 + table,
                                  .l1 = 1 + table + blocks,
-                                 .end = 1 + table + blocks + l1,
+                                 .luks = 1 + table + blocks + l1,
+                                 .end = 1 + table + blocks + l1 + luks,
                                  .l1_entries = (uint32_t)l1_entries};
 }
 
 /* ---- the first cluster ---- */
+
+static uint64_t incompatible_features(const struct qcow2_params *p)
+{
+    return (p->data_file ? INCOMPAT_DATA_FILE : 0) |
+           (p->compression_type != COMPRESSION_ZLIB ? INCOMPAT_COMPRESSION : 0) |
+           (p->geo.word_bits ? INCOMPAT_EXTENDED_L2 : 0);
+}
 
 static void fill_header(const struct qcow2_params *p, const struct qcow2_layout *l,
                         uint8_t *raw)
@@ -55,14 +64,18 @@ static void fill_header(const struct qcow2_params *p, const struct qcow2_layout 
     PUT(32, version, p->geo.version);
     PUT(32, cluster_bits, p->geo.cluster_bits);
     PUT(64, size, p->size);
+    PUT(32, crypt_method, p->encryption.method);
     PUT(32, l1_size, l->l1_entries);
     PUT(64, l1_table_offset, offset_of(p, l->l1));
     PUT(64, refcount_table_offset, offset_of(p, l->table));
     PUT(32, refcount_table_clusters, (uint32_t)(l->blocks - l->table));
     if (p->geo.version >= 3) {
+        PUT(64, incompatible_features, incompatible_features(p));
         PUT(64, compatible_features, p->lazy_refcounts ? COMPAT_LAZY_REFCOUNTS : 0);
+        PUT(64, autoclear_features, p->data_file_raw ? AUTOCLEAR_DATA_RAW : 0);
         PUT(32, refcount_order, p->geo.refcount_order);
         PUT(32, header_length, HEADER_LENGTH);
+        raw[offsetof(struct qcow2_disk_header, compression_type)] = p->compression_type;
     }
 #undef PUT
 }
@@ -72,23 +85,44 @@ static size_t backing_name_bytes(const struct qcow2_params *p)
     return p->backing_file ? strlen(p->backing_file) : 0;
 }
 
-/* The extensions from *at on, which becomes their end. */
-static int append_extensions(const struct qcow2_params *p, uint8_t *raw, size_t cluster,
-                             size_t *at)
+static int append_text(uint8_t *raw, size_t cluster, size_t *at, uint32_t type,
+                       const char *text)
+{
+    return text ? qcow2_header_ext_append(raw, cluster, at, type, text, strlen(text)) : 0;
+}
+
+static int append_luks(const struct qcow2_params *p, const struct qcow2_layout *l,
+                       uint8_t *raw, size_t cluster, size_t *at)
+{
+    uint8_t place[16];
+
+    if (p->encryption.method != CRYPT_LUKS)
+        return 0;
+    store_be64(place, offset_of(p, l->luks));
+    store_be64(place + 8, qcow2_luks_bytes(p));
+    return qcow2_header_ext_append(raw, cluster, at, EXT_LUKS, place, sizeof place);
+}
+
+/* The extensions from *at on, which becomes their end.  -ENAMETOOLONG: there is no room. */
+static int append_extensions(const struct qcow2_params *p, const struct qcow2_layout *l,
+                             uint8_t *raw, size_t cluster, size_t *at)
 {
     size_t names = qcow2_n_feature_names * sizeof *qcow2_feature_names;
-    int err = 0;
 
-    if (p->backing_format)
-        err = qcow2_header_ext_append(raw, cluster, at, EXT_BACKING_FORMAT,
-                                      p->backing_format, strlen(p->backing_format));
+    int err = append_text(raw, cluster, at, EXT_BACKING_FORMAT, p->backing_format);
+    if (!err)
+        err = append_text(raw, cluster, at, EXT_DATA_FILE, p->data_file);
+    if (!err)
+        err = append_luks(p, l, raw, cluster, at);
     if (err)
-        return err;
+        return -ENAMETOOLONG;
     /* The names are a courtesy: in a small cluster the backing name goes first. */
     if (p->geo.version >= 3 && *at + 8 + names + 8 + backing_name_bytes(p) <= cluster)
         err = qcow2_header_ext_append(raw, cluster, at, EXT_FEATURE_NAMES,
                                       qcow2_feature_names, names);
-    return err ? err : qcow2_header_ext_append(raw, cluster, at, EXT_END, NULL, 0);
+    if (!err)
+        err = qcow2_header_ext_append(raw, cluster, at, EXT_END, NULL, 0);
+    return err ? -ENAMETOOLONG : 0;
 }
 
 static int put_backing_name(const struct qcow2_params *p, uint8_t *raw, size_t cluster,
@@ -117,7 +151,7 @@ static int write_first_cluster(const struct qcow2_params *p, const struct qcow2_
         return -ENOMEM;
 
     fill_header(p, l, raw);
-    int err = append_extensions(p, raw, cluster, &at);
+    int err = append_extensions(p, l, raw, cluster, &at);
     if (err)
         return err;
     err = put_backing_name(p, raw, cluster, at);
@@ -178,126 +212,78 @@ static int write_refcounts(const struct qcow2_params *p, const struct qcow2_layo
 static int write_l1(const struct qcow2_params *p, const struct qcow2_layout *l,
                     struct storage *st)
 {
-    uint64_t start = offset_of(p, l->l1), end = offset_of(p, l->end);
+    uint64_t start = offset_of(p, l->l1), end = offset_of(p, l->luks);
 
     return st->fixed_size ? storage_zero(st, start, end - start, 0)
-                          : storage_truncate(st, end);
+                          : storage_truncate(st, offset_of(p, l->end));
 }
 
-/* The header comes last: until then the file is no image. */
-static int write_image(const struct qcow2_params *p, struct storage *st)
+/* The data file is as long as the disk; a device at least. */
+static int size_data_file(const struct qcow2_params *p, struct storage *data,
+                          struct diag *diag)
 {
-    struct qcow2_layout l = qcow2_plan_layout(p);
+    uint64_t bytes = 0;
 
-    int err = write_l1(p, &l, st);
-    if (err)
-        return err;
-    err = write_refcounts(p, &l, st);
-    if (err)
-        return err;
-    err = storage_flush(st);
-    if (err)
-        return err;
-    err = write_first_cluster(p, &l, st);
+    if (!data)
+        return 0;
+    int err =
+        data->fixed_size ? storage_size(data, &bytes) : storage_truncate(data, p->size);
+    if (!err && data->fixed_size && bytes < p->size)
+        err = -ENOSPC;
+    if (!err)
+        err = storage_flush(data);
+    return err ? diag_errno(diag, -err, "%s: a data file of %" PRIu64 " bytes", data->name,
+                            p->size)
+               : 0;
+}
+
+static int write_tables(const struct qcow2_params *p, const struct qcow2_layout *l,
+                        struct storage *st)
+{
+    int err = write_l1(p, l, st);
+
+    if (!err)
+        err = write_refcounts(p, l, st);
     return err ? err : storage_flush(st);
 }
 
-/* ---- preallocation ---- */
-
-static int write_all_zeroes(struct node *node)
+static int write_header(const struct qcow2_params *p, const struct qcow2_layout *l,
+                        struct storage *st)
 {
-    uint64_t step = 1u << 20;
-    CLEANUP_FREE uint8_t *zeroes = calloc(1, step);
-    if (!zeroes)
-        return -ENOMEM;
+    int err = write_first_cluster(p, l, st);
 
-    for (uint64_t off = 0; off < node->size; off += step) {
-        int err = block_write(node, zeroes, off, MIN(step, node->size - off), 0);
-        if (err)
-            return err;
-    }
-    return 0;
+    return err ? err : storage_flush(st);
 }
 
-/* The blocks of the whole file; a device has its own. */
-static int reserve_blocks(struct storage *file)
+/* The header comes last: until then the file is no image. */
+static int write_image(const struct qcow2_params *p, struct storage *st,
+                       struct cipher **cipher, struct diag *diag)
 {
-    uint64_t bytes;
+    struct qcow2_layout l = qcow2_plan_layout(p);
 
-    if (file->fixed_size)
-        return 0;
-    int err = storage_size(file, &bytes);
-    return err ? err : storage_preallocate(file, 0, bytes);
-}
-
-static int allocate_disk(struct node *node, enum qcow2_preallocation how)
-{
-    int err = block_preallocate(node, 0, node->size);
-
-    if (!err && how != PREALLOC_METADATA)
-        err = reserve_blocks(node->file);
-    /* A filesystem that can't reserve blocks gets them by being written to. */
-    if ((how == PREALLOC_FULL && !err) || err == -ENOTSUP)
-        err = write_all_zeroes(node);
-    return err;
-}
-
-static int activate_and_allocate(const struct qcow2_params *p, struct node *node,
-                                 struct diag *diag)
-{
-    int err = node_activate(node, diag);
+    int err = write_tables(p, &l, st);
+    if (err)
+        return diag_errno(diag, -err, "%s: writing the image", p->filename);
+    err = qcow2_make_key(p, st, offset_of(p, l.luks), cipher, diag);
     if (err)
         return err;
-    err = allocate_disk(node, p->preallocation);
-    return err ? diag_errno(diag, -err, "%s: preallocating", p->filename) : 0;
+    err = write_header(p, &l, st);
+    return err ? diag_errno(diag, -err, "%s: writing the image", p->filename) : 0;
 }
 
-/* Takes the storage over. */
-static int open_and_allocate(const struct qcow2_params *p, struct block_context *ctx,
-                             struct storage *st, struct diag *diag)
+int qcow2_create(struct storage *st, struct storage *data, const struct create_request *req,
+                 struct diag *diag)
 {
-    static const struct node_options options;
-    struct node *node;
-
-    int err = node_open(ctx, &qcow2_driver, st, p->filename, &options, &node, diag);
-    if (err)
-        return err;
-    err = activate_and_allocate(p, node, diag);
-    int close_err = node_close(node);
-    if (!err && close_err)
-        err = diag_errno(diag, -close_err, "%s: closing", p->filename);
-    return err;
-}
-
-/* Takes the storage over. */
-static int preallocate_image(const struct qcow2_params *p, struct storage *st,
-                             struct diag *diag)
-{
-    struct block_context ctx;
-
-    int err = block_context_init(&ctx, 16u << 20, NULL, NULL);
-    if (err) {
-        storage_close(st);
-        return diag_errno(diag, -err, "%s", p->filename);
-    }
-    err = open_and_allocate(p, &ctx, st, diag);
-    block_context_destroy(&ctx);
-    return err;
-}
-
-int qcow2_create(struct storage *st, const struct create_request *req, struct diag *diag)
-{
-    CLEANUP_STORAGE struct storage *file = st;
+    CLEANUP_STORAGE struct storage *file = st, *data_file = data;
+    CLEANUP_CIPHER struct cipher *cipher = NULL;
     struct qcow2_params params;
 
     int err = qcow2_parse_params(req, &params, diag);
-    if (err)
+    if (!err)
+        err = size_data_file(&params, data_file, diag);
+    if (!err)
+        err = write_image(&params, file, &cipher, diag);
+    if (err || params.preallocation == PREALLOC_OFF)
         return err;
-    err = write_image(&params, file);
-    if (err)
-        return diag_errno(diag, -err, "%s: writing the image", req->filename);
-    if (params.preallocation == PREALLOC_OFF)
-        return 0;
-    file = NULL;
-    return preallocate_image(&params, st, diag);
+    return qcow2_allocate_all(&params, TAKE(&file), TAKE(&data_file), TAKE(&cipher), diag);
 }

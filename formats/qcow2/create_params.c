@@ -9,17 +9,33 @@
 #include "qcow2/internal.h"
 
 const struct create_option_info qcow2_create_options[] = {
-    {"encryption", CREATE_SWITCH, .not_on = "encrypted images are not supported"},
+    {"encryption", CREATE_SWITCH, .help = "Old word for encrypt.format=aes"},
+    {"encrypt.format", CREATE_TEXT,
+     .help = "Encrypt the guest's data: luks, or aes (unsafe)"},
+    {"encrypt.key-secret", CREATE_TEXT, .help = "Id of the secret with the passphrase",
+     .in_request = true},
+    {"encrypt.cipher-alg", CREATE_TEXT, .help = "Cipher: aes-128, aes-192 or aes-256"},
+    {"encrypt.cipher-mode", CREATE_TEXT, .help = "Mode of the cipher: xts or cbc"},
+    {"encrypt.ivgen-alg", CREATE_TEXT, .help = "Initial vectors: plain, plain64 or essiv"},
+    {"encrypt.ivgen-hash-alg", CREATE_TEXT, .help = "Hash for essiv"},
+    {"encrypt.hash-alg", CREATE_TEXT, .help = "Hash that makes keys from passphrases"},
+    {"encrypt.iter-time", CREATE_NUMBER,
+     .help = "Milliseconds that trying a passphrase shall take"},
     {"cluster_size", CREATE_SIZE, .initial = "65536",
      .help = "Size of a cluster, 512 bytes to 2 MiB"},
-    {"extended_l2", CREATE_SWITCH, .initial = "off"},
+    {"extended_l2", CREATE_SWITCH, .initial = "off",
+     .help = "Divide clusters into 32 subclusters"},
     {"preallocation", CREATE_TEXT,
      .help = "What to allocate now: off, metadata, falloc or full"},
-    {"compression_type", CREATE_TEXT, .initial = "zlib"},
+    {"compression_type", CREATE_TEXT, .initial = "zlib",
+     .help = "How clusters are compressed: zlib or zstd"},
     CREATE_OPTION_SIZE,
     {"compat", CREATE_TEXT, .help = "Version of the format: 0.10 (v2) or 1.1 (v3)"},
     CREATE_OPTION_BACKING_FILE,
     CREATE_OPTION_BACKING_FORMAT,
+    {"data_file", CREATE_TEXT, .help = "File name of an external data file",
+     .in_request = true},
+    {"data_file_raw", CREATE_SWITCH, .help = "The data file is a raw image by itself"},
     {"lazy_refcounts", CREATE_SWITCH, .initial = "off",
      .help = "Postpone the updates of reference counts"},
     {"refcount_bits", CREATE_NUMBER, .initial = "16",
@@ -121,10 +137,13 @@ static int take_preallocation(struct qcow2_params *p, const struct create_option
 static int take_compression_type(struct qcow2_params *p, const struct create_option *o,
                                  struct diag *diag)
 {
-    static const char *const words[] = {"zlib", NULL};
-    unsigned index;
+    static const char *const words[] = {
+        [COMPRESSION_ZLIB] = "zlib", [COMPRESSION_ZSTD] = "zstd", NULL};
+    unsigned index = 0;
 
-    return take_word(p, o, words, "only zlib is supported", &index, diag);
+    int err = take_word(p, o, words, "must be zlib or zstd", &index, diag);
+    p->compression_type = (uint8_t)index;
+    return err;
 }
 
 static int take_extended_l2(struct qcow2_params *p, const struct create_option *o,
@@ -133,22 +152,14 @@ static int take_extended_l2(struct qcow2_params *p, const struct create_option *
     bool on;
 
     int err = take_switch(p, o, &on, diag);
-    if (err || !on)
-        return err;
-    return diag_set(diag, ENOTSUP, "%s: extended_l2: extended L2 entries are not supported",
-                    p->filename);
+    p->geo.word_bits = on;
+    return err;
 }
 
-static int take_encryption(struct qcow2_params *p, const struct create_option *o,
-                           struct diag *diag)
+static int take_data_file_raw(struct qcow2_params *p, const struct create_option *o,
+                              struct diag *diag)
 {
-    bool on;
-
-    int err = take_switch(p, o, &on, diag);
-    if (err || !on)
-        return err;
-    return diag_set(diag, ENOTSUP, "%s: encryption=on: encrypted images are not supported",
-                    p->filename);
+    return take_switch(p, o, &p->data_file_raw, diag);
 }
 
 static const struct {
@@ -156,7 +167,7 @@ static const struct {
     int (*take)(struct qcow2_params *p, const struct create_option *o, struct diag *diag);
 } takers[] = {
     {"cluster_size", take_cluster_size},         {"compat", take_compat},
-    {"compression_type", take_compression_type}, {"encryption", take_encryption},
+    {"compression_type", take_compression_type}, {"data_file_raw", take_data_file_raw},
     {"extended_l2", take_extended_l2},           {"lazy_refcounts", take_lazy_refcounts},
     {"preallocation", take_preallocation},       {"refcount_bits", take_refcount_bits},
 };
@@ -169,6 +180,9 @@ static int take_option(struct qcow2_params *p, const struct create_option *o,
     for (size_t i = 0; i < ARRAY_LEN(takers); i++)
         if (strcmp(takers[i].key, o->key) == 0)
             return takers[i].take(p, o, diag);
+    int err = qcow2_take_encryption(p, o, diag);
+    if (err != -ENOENT)
+        return err;
     return diag_set(diag, EINVAL, "%s: unknown option '%s' for qcow2", p->filename, o->key);
 }
 
@@ -182,10 +196,43 @@ static int check_version(const struct qcow2_params *p, struct diag *diag)
             diag, EINVAL,
             "%s: refcount_bits: %u need version 3 (compat=1.1); version 2 has 16",
             p->filename, 1u << p->geo.refcount_order);
-    if (p->lazy_refcounts)
-        return diag_set(diag, EINVAL,
-                        "%s: lazy_refcounts=on: needs version 3 (compat=1.1 or later)",
+    const char *newer = p->lazy_refcounts     ? "lazy_refcounts=on"
+                        : p->geo.word_bits    ? "extended_l2=on"
+                        : p->compression_type ? "compression_type=zstd"
+                        : p->data_file        ? "data_file"
+                                              : NULL;
+    if (newer)
+        return diag_set(diag, EINVAL, "%s: %s: needs version 3 (compat=1.1 or later)",
+                        p->filename, newer);
+    return 0;
+}
+
+static int check_extended(const struct qcow2_params *p, struct diag *diag)
+{
+    if (!p->geo.word_bits || p->geo.cluster_bits >= MIN_EXTENDED_CLUSTER_BITS)
+        return 0;
+    return diag_set(
+        diag, EINVAL, "%s: extended_l2=on: needs clusters of %u bytes at least, not %u",
+        p->filename, 1u << MIN_EXTENDED_CLUSTER_BITS, 1u << p->geo.cluster_bits);
+}
+
+/* A raw data file has to be read as the image is: every cluster has its place there. */
+static int check_data_file(struct qcow2_params *p, struct diag *diag)
+{
+    if (p->data_file_raw && !p->data_file)
+        return diag_set(diag, EINVAL, "%s: data_file_raw=on: needs a data_file",
                         p->filename);
+    if (p->data_file_raw && p->backing_file)
+        return diag_set(diag, EINVAL,
+                        "%s: data_file_raw=on: can't be used together with a backing file",
+                        p->filename);
+    if (p->data_file && !p->data_file[0])
+        return diag_set(diag, EINVAL, "%s: data_file: its name is empty", p->filename);
+    if (p->data_file && strlen(p->data_file) > MAX_BACKING_NAME)
+        return diag_set(diag, EINVAL, "%s: data_file: its name is longer than %d bytes",
+                        p->filename, MAX_BACKING_NAME);
+    if (p->data_file_raw && p->preallocation == PREALLOC_OFF)
+        p->preallocation = PREALLOC_METADATA;
     return 0;
 }
 
@@ -200,9 +247,10 @@ static int check_size(const struct qcow2_params *p, struct diag *diag)
 
 static int check_backing(const struct qcow2_params *p, struct diag *diag)
 {
-    if (p->backing_file && p->preallocation != PREALLOC_OFF)
+    if (p->backing_file && p->preallocation != PREALLOC_OFF && !p->geo.word_bits)
         return diag_set(diag, EINVAL,
-                        "%s: preallocation: can't be used together with a backing file",
+                        "%s: preallocation: can't be used together with a backing file, "
+                        "unless with extended_l2=on",
                         p->filename);
     if (p->backing_file && strlen(p->backing_file) > MAX_BACKING_NAME)
         return diag_set(diag, EINVAL, "%s: backing_file: its name is longer than %d bytes",
@@ -211,6 +259,35 @@ static int check_backing(const struct qcow2_params *p, struct diag *diag)
         return diag_set(diag, EINVAL, "%s: backing_fmt '%s': longer than 15 bytes",
                         p->filename, p->backing_format);
     return 0;
+}
+
+static int take_options(struct qcow2_params *p, const struct create_request *req,
+                        struct diag *diag)
+{
+    for (size_t i = 0; i < req->n_options; i++) {
+        int err = take_option(p, &req->options[i], diag);
+        if (err)
+            return err;
+    }
+    return 0;
+}
+
+static int judge(struct qcow2_params *p, const struct create_request *req,
+                 struct diag *diag)
+{
+    int err = check_version(p, diag);
+    if (!err)
+        err = check_extended(p, diag);
+    if (err)
+        return err;
+    p->geo = qcow2_geometry(p->geo.version, p->geo.cluster_bits, p->geo.refcount_order,
+                            p->geo.word_bits, p->data_file);
+    err = check_size(p, diag);
+    if (!err)
+        err = check_data_file(p, diag);
+    if (!err)
+        err = check_backing(p, diag);
+    return err ? err : qcow2_judge_encryption(p, req, diag);
 }
 
 int qcow2_parse_params(const struct create_request *req, struct qcow2_params *out,
@@ -222,19 +299,11 @@ int qcow2_parse_params(const struct create_request *req, struct qcow2_params *ou
         .geo = {.version = 3, .cluster_bits = 16, .refcount_order = 4},
         .backing_file = req->backing_file,
         .backing_format = req->backing_format,
+        .data_file = req->data_file,
+        .encryption = {.luks = luks_default_params},
     };
-    for (size_t i = 0; i < req->n_options; i++) {
-        int err = take_option(out, &req->options[i], diag);
-        if (err)
-            return err;
-    }
-    out->geo = qcow2_geometry(out->geo.version, out->geo.cluster_bits,
-                              out->geo.refcount_order, false, false);
-    int err = check_version(out, diag);
-    if (err)
-        return err;
-    err = check_size(out, diag);
-    return err ? err : check_backing(out, diag);
+    int err = take_options(out, req, diag);
+    return err ? err : judge(out, req, diag);
 }
 
 int qcow2_check_create(const struct create_request *req, struct diag *diag)

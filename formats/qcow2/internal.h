@@ -140,7 +140,8 @@ int qcow2_point_header(struct qcow2 *q, const struct qcow2_header *h,
 /* ---- create.c, rebase.c, resize.c, open.c ---- */
 extern const struct create_option_info qcow2_create_options[];
 int qcow2_check_create(const struct create_request *req, struct diag *diag);
-int qcow2_create(struct storage *st, const struct create_request *req, struct diag *diag);
+int qcow2_create(struct storage *st, struct storage *data, const struct create_request *req,
+                 struct diag *diag);
 int qcow2_set_backing(struct node *node, const char *name, const char *format,
                       struct diag *diag);
 int qcow2_grow(struct node *node, uint64_t size, struct diag *diag);

@@ -189,10 +189,12 @@ int qed_check_create(const struct create_request *req, struct diag *diag)
     return plan_image(req, &set, &header, diag);
 }
 
-int qed_create(struct storage *st, const struct create_request *req, struct diag *diag)
+int qed_create(struct storage *st, struct storage *data, const struct create_request *req,
+               struct diag *diag)
 {
     CLEANUP_STORAGE struct storage *file = st;
     struct settings set;
+    (void)data; /* there is none */
     struct qed_header header;
 
     int err = plan_image(req, &set, &header, diag);

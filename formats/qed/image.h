@@ -132,7 +132,8 @@ int qed_set_backing(struct node *node, const char *name, const char *format,
 int qed_grow(struct node *node, uint64_t size, struct diag *diag);
 extern const struct create_option_info qed_create_options[];
 int qed_check_create(const struct create_request *req, struct diag *diag);
-int qed_create(struct storage *st, const struct create_request *req, struct diag *diag);
+int qed_create(struct storage *st, struct storage *data, const struct create_request *req,
+               struct diag *diag);
 int qed_check(struct storage *st, const struct check_options *options,
               struct check_result *result, struct diag *diag);
 

@@ -108,10 +108,12 @@ int raw_check_create(const struct create_request *req, struct diag *diag)
     return parse_params(req, &params, diag);
 }
 
-int raw_create(struct storage *st, const struct create_request *req, struct diag *diag)
+int raw_create(struct storage *st, struct storage *data, const struct create_request *req,
+               struct diag *diag)
 {
     CLEANUP_STORAGE struct storage *file = st;
     struct raw_params params;
+    (void)data; /* there is none */
 
     int err = parse_params(req, &params, diag);
     if (err)

@@ -11,6 +11,7 @@
 #include "cli.h"
 #include "create_options.h"
 #include "image.h"
+#include "secrets.h"
 #include "size.h"
 
 #define SECTOR 512
@@ -31,7 +32,7 @@ struct create_args {
     const struct driver *format;
     const char *size_text; /* NULL: none given */
     struct option_list list;
-    struct secrets secrets; /* that options can name */
+    struct secrets secrets;
     bool unchecked, quiet;
 };
 
@@ -48,7 +49,8 @@ static int parse_size(struct create_args *args, uint64_t *size, bool *given)
                                size);
 }
 
-/* A file that is written over must not be among those below the new image. */
+/* A file that is written over, as the image or its data file, must not be among those below
+ * the new image. */
 static int check_not_below(const char *filename, const struct node *node)
 {
     const struct storage_open how = {.read_only = true};
@@ -58,11 +60,24 @@ static int check_not_below(const char *filename, const struct node *node)
         return CLI_OK; /* most often it isn't there yet; creating it tells what else is
                           wrong */
     for (; node; node = node->backing)
-        if (storage_is_same(target, node->file))
+        if (storage_is_same(target, node->file) ||
+            (node->data_file && storage_is_same(target, node->data_file)))
             return cli_error(
                 "%s: the image would be created over %s, which it is to lie on", filename,
                 node->filename);
     return CLI_OK;
+}
+
+static int check_data_file_not_below(const struct create_args *args,
+                                     const struct node *node)
+{
+    const char *name = options_get(&args->list, "data_file");
+    CLEANUP_REFERENCE struct reference ref = {0};
+
+    /* What is wrong with the name is said when the file is made. */
+    if (!name || reference_resolve(args->filename, name, REFERENCES_ANY, &ref, NULL) < 0)
+        return CLI_OK;
+    return check_not_below(ref.path, node);
 }
 
 /* Opens the backing chain: it has to be usable, and may have to tell the size. */
@@ -88,6 +103,8 @@ static int check_backing(const struct create_args *args, const char *name,
     if (code != CLI_OK)
         return code;
     code = check_not_below(args->filename, image.node);
+    if (code == CLI_OK)
+        code = check_data_file_not_below(args, image.node);
     *size = image.node->size;
     int close_code = image_close(&image);
     return code != CLI_OK ? code : close_code;
@@ -139,6 +156,20 @@ static int settle_size(struct create_args *args, uint64_t *size)
     return options_set(&args->list, "size", text);
 }
 
+/* The driver judges whether there has to be a secret; here it is only found. */
+static int take_secret(const struct create_args *args, struct create_request *req)
+{
+    const char *id = options_get(&args->list, "encrypt.key-secret");
+    if (!id)
+        return CLI_OK;
+    const struct secret_item *secret = secrets_find_passphrase(&args->secrets, id);
+    if (!secret)
+        return CLI_FAILED;
+    req->passphrase = secret->bytes;
+    req->passphrase_len = secret->len;
+    return CLI_OK;
+}
+
 static int create_as_asked(struct create_args *args)
 {
     CLEANUP_FREE struct create_option *for_driver = NULL;
@@ -161,6 +192,11 @@ static int create_as_asked(struct create_args *args)
     req.options = for_driver;
     req.backing_file = options_get(&args->list, "backing_file");
     req.backing_format = options_get(&args->list, "backing_fmt");
+    req.data_file = options_get(&args->list, "data_file");
+    if (req.data_file)
+        req.data_file = cli_local_name(req.data_file);
+    if (take_secret(args, &req) != CLI_OK)
+        return CLI_FAILED;
     if (create_image(args->format, &req, &diag) < 0)
         return cli_diag(&diag);
     return CLI_OK;

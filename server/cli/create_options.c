@@ -13,7 +13,7 @@
 #include "size.h"
 
 /* More than any format has, and than there are. */
-#define MAX_FORMAT_OPTIONS 16
+#define MAX_FORMAT_OPTIONS 32
 #define MAX_FORMATS        16
 
 int create_format_unknown(const char *what, const char *name)
@@ -133,18 +133,6 @@ static int refuse_key(const struct driver *format, const char *filename, const c
                      words_hint(&hint, key, names, n));
 }
 
-/* Of a key that is given again, the last value counts. */
-static int refuse_switched_on(const struct driver *format, const struct option_list *list,
-                              const char *filename)
-{
-    for (const struct create_option_info *o = format->create_options; o->name; o++) {
-        const char *value = options_get(list, o->name);
-        if (o->not_on && value && strcmp(value, "on") == 0)
-            return cli_error("%s: %s=on: %s", filename, o->name, o->not_on);
-    }
-    return CLI_OK;
-}
-
 int create_options_check(const struct driver *format, struct option_list *list,
                          const char *filename)
 {
@@ -159,7 +147,7 @@ int create_options_check(const struct driver *format, struct option_list *list,
         free(pair->value);
         pair->value = value;
     }
-    return refuse_switched_on(format, list, filename);
+    return CLI_OK;
 }
 
 /* A comma in a value is shown as it has to be written. */

@@ -256,7 +256,7 @@ static uint32_t covered(const struct qcow2 *q, const struct reservation *res,
 static uint64_t new_bitmap(const struct qcow2 *q, const struct reservation *res,
                            uint64_t start, uint64_t host, const struct cluster *old)
 {
-    uint32_t now = covered(q, res, start);
+    uint32_t now = res->place_only ? 0 : covered(q, res, start);
     bool same_place = cluster_has_place(old) && old->host == host;
 
     assert(same_place || !(old->allocated & ~now));
