@@ -152,7 +152,7 @@ static int choose_method(struct qcow2_params *p, bool has_passphrase, struct dia
     return 0;
 }
 
-/* Whether the cipher is one; which key it has doesn't matter. */
+/* Whether the cipher is one that all can read; which key it has doesn't matter. */
 static int check_cipher(const struct qcow2_params *p, struct diag *diag)
 {
     static const uint8_t key[CIPHER_MAX_KEY_BYTES] = {1};
@@ -165,6 +165,12 @@ static int check_cipher(const struct qcow2_params *p, struct diag *diag)
                         "%s: encrypt.ivgen-hash-alg '%s': essiv needs a hash with the "
                         "size of a key (sha256, md5)",
                         p->filename, hash_name(spec->iv_hash));
+    if (cipher_key_bytes(spec) * LUKS_STRIPES % CIPHER_SECTOR)
+        return diag_set(
+            diag, EINVAL,
+            "%s: encrypt.cipher-alg '%s': with cbc a key's material is no whole "
+            "number of sectors, which QEMU can't read",
+            p->filename, cipher_alg_name(spec->alg));
     int err = cipher_new(&cipher, spec, key, &why);
     return err ? diag_set(diag, -err, "%s: encrypt.cipher-alg: %s", p->filename, why.text)
                : 0;
