@@ -14,6 +14,7 @@
 #include "base/path.h"
 #include "cli.h"
 #include "listen.h"
+#include "serve_passphrase.h"
 
 #define PLUGIN_FILE "nbdkit-qimg-plugin.so"
 
@@ -237,7 +238,11 @@ static int serve_image(const struct serve_args *args)
         file = NULL;
         return cli_error("out of memory");
     }
-    int code = args->run ? CLI_OK : start_announcing(args, &pidfile);
+    int code = CLI_OK;
+    for (int i = 0; i < count_settings(args) && code == CLI_OK; i++)
+        code = serve_passphrase_hide(&args->words[i]);
+    if (code == CLI_OK && !args->run)
+        code = start_announcing(args, &pidfile);
     if (code != CLI_OK)
         return code;
 
@@ -300,12 +305,12 @@ static int check_number(const char *option, const char *text, long max)
 static int check_passphrases(const struct serve_args *args)
 {
     for (int i = 0; i < count_settings(args); i++) {
-        const char *word = args->words[i], *value = strchr(word, '=') + 1;
-        if (strncmp(word, "passphrase", strlen("passphrase")) == 0 && value[0] == '-' &&
-            atol(value + 1) == PASSED_FD && !args->port && !args->run)
+        const char *value = serve_passphrase(args->words[i]);
+        if (value && value[0] == '-' && atol(value + 1) == PASSED_FD && !args->port &&
+            !args->run)
             return cli_usage_error(
-                "%s: descriptor %d is the socket's: use another for the passphrase", word,
-                PASSED_FD);
+                "%s: descriptor %d is the socket's: use another for the passphrase",
+                args->words[i], PASSED_FD);
     }
     return CLI_OK;
 }

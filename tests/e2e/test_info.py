@@ -2,6 +2,7 @@
 """qimg info describes every qcow2 image, whatever of it can be served, as qemu-img does; images of other
 formats are called by their name."""
 
+import json
 import os
 import re
 import struct
@@ -9,7 +10,7 @@ import subprocess
 import unittest
 
 from harness import *
-from test_cli import QIMG, CliCase
+from test_cli import QIMG, CliCase, both
 
 UNDER_STRACE = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}  # both need ptrace
 LUKS = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
@@ -108,6 +109,120 @@ class Described(CliCase):
         before = sha256(self.path("image"))
         self.qimg("info", "image")
         self.assertEqual(sha256(self.path("image")), before)
+
+
+class Coded(CliCase):
+    """qimg map, beside qemu-img's, of data that isn't in the image as the guest sees it."""
+
+    SECRET = ("--object", "secret,id=s,data=sesame")
+
+    def same_map(self, *words, json_only=False):
+        """Newer versions of qemu-img tell compressed clusters, older ones don't; qimg does."""
+        theirs, ours = both(self.dir, "map", "--output=json", *words)
+        self.assertEqual(ours.returncode, 0, ours.stderr)
+        if qemu_version() < (8, 2):
+            self.assertEqual(ours.stdout.replace(', "compressed": true', ""), theirs.stdout)
+        else:
+            self.assertEqual(json.loads(ours.stdout), qemu_json(theirs.stdout))
+        if not json_only:
+            self.same_output("map", *words)
+        return json.loads(ours.stdout)
+
+    def unlocked(self, name, *more):
+        return *self.SECRET, "--image-opts", ",".join(["driver=qcow2,encrypt.key-secret=s", f"file.filename={name}", *more])
+
+    def test_compressed(self):
+        self.qemu("create", "-q", "-f", "raw", "raw", "4M")
+        self.io("raw", "raw", "write -P 5 0 256k", "write -P 7 512k 64k")
+        self.qemu("convert", "-c", "-O", "qcow2", "raw", "image")
+        self.io("qcow2", "image", "write 128k 64k", "write -z 192k 64k")
+        told = self.same_map("image")
+        self.assertEqual([(run["start"], run["length"]) for run in told if run.get("compressed")],
+                         [(0, 128 << 10), (512 << 10, 64 << 10)])
+        self.assertFalse([run for run in told if run.get("compressed") and "offset" in run])
+
+    def test_data_file(self):
+        self.qemu("create", "-q", "-f", "qcow2", "-o", "data_file=data", "image", "4M")
+        self.io("qcow2", "image", "write 64k 128k", "write -z 1M 64k", "write -z -u 2M 64k", "write 3M 1000")
+        self.same_map("image")
+
+    def test_extended_l2(self):
+        """Without the places that qemu-img tells of subclusters that hold nothing."""
+        self.qemu("create", "-q", "-f", "qcow2", "-o", "extended_l2=on", "image", "4M")
+        self.io("qcow2", "image", "write 64k 6k", "write -z 1M 2k", "write -z -u 2M 4k", "write 130k 64k")
+        mapped = []
+        for done in both(self.dir, "map", "--output=json", "image"):
+            mapped.append([])
+            for one in qemu_json(done.stdout):
+                if not one["present"]:
+                    one.pop("offset", None)
+                last = mapped[-1][-1] if mapped[-1] else {}
+                if not one["present"] and not last.get("present", True):
+                    last["length"] += one["length"]
+                else:
+                    mapped[-1].append(one)
+        self.assertEqual(*mapped)
+        self.same_output("map", "image")
+
+    def test_encrypted(self):
+        """With a key as qemu-img, which asks for one; and without, for nothing is read."""
+        for options in (LUKS, "encrypt.format=aes,encrypt.key-secret=s"):
+            with self.subTest(options=options):
+                create_encrypted("image", "4M", options, cwd=self.dir)
+                run("qemu-io", "-c", "write 0 128k", "-c", "write -z 256k 64k", *self.unlocked("image"), cwd=self.dir)
+                told = self.same_map(*self.unlocked("image"))
+                self.assertEqual(json.loads(self.qimg("map", "--output=json", "image").stdout), told)
+                for command in ("info", "check"):
+                    self.qimg(command, *self.unlocked("image"))
+                    self.qimg(command, "--image-opts", "driver=qcow2,encrypt.key-secret=none,file.filename=image")
+
+    def test_encrypted_layers(self):
+        create_encrypted("base", "4M", LUKS, cwd=self.dir)
+        run("qemu-io", "-c", "write 0 128k", *self.unlocked("base"), cwd=self.dir)
+        self.qimg("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base", "image")
+        self.same_map(*self.unlocked("image", "backing.encrypt.key-secret=s"))
+        self.qimg("map", "image")
+        self.refuses("map", *self.SECRET, "--object", "secret,id=t,data=x", "--image-opts",
+                     "driver=qcow2,file.filename=image,backing.encrypt.key-secret=t", says=["base", "passphrase opens none"])
+
+    def test_keys(self):
+        """All forms; a wrong one, or one that isn't there, is told as such."""
+        create_encrypted("image", "4M", LUKS, cwd=self.dir)
+        for name, text in (("plain", "sesame"), ("newline", "sesame\n"), ("base64", "c2Vz\nYW1l\n"), ("large", "x" * 65537)):
+            with open(self.path(name), "w", encoding="utf-8") as file:
+                file.write(text)
+        opts = ("--image-opts", "driver=qcow2,encrypt.format=luks,encrypt.key-secret=s,file.filename=image")
+        for good in ("data=sesame", "data=sesame,format=raw", "data=c2VzYW1l,format=base64", "file=plain",
+                     "file=base64,format=base64"):
+            self.same_output("map", "--object", f"secret,id=s,{good}", *opts)
+        for bad in ("data=Sesame", "file=newline", "data=", "data=c2VzYW1l"):
+            self.refuses("map", "--object", f"secret,id=s,{bad}", *opts, says=["image: the passphrase opens none"])
+        self.refuses("map", *opts, says=["No secret with id 's'"])
+        aes = opts[1].replace("=luks", "=aes")
+        self.refuses("map", *self.SECRET, "--image-opts", aes, says=["image: is encrypted by LUKS", "'aes'"])
+        self.qemu("create", "-q", "-f", "qcow2", "bare", "4M")
+        self.refuses("map", *self.SECRET, "--image-opts", opts[1].replace("=image", "=bare"), says=["No encryption"])
+        self.same_output("map", *self.unlocked("bare"))
+
+    def test_bad_objects(self):
+        """The data is in no message."""
+        self.qemu("create", "-q", "-f", "qcow2", "image", "4M")
+        for text, says in {
+                "": "Invalid option list", "secret": "'id' is missing", "secret,data=hidden": "'id' is missing",
+                "secret,id=1s,data=hidden": "id=1s", "secret,id=s": "either 'data' or 'file'",
+                "secret,id=s,data=hidden,file=x": "either 'data' or 'file'", "secret,id=s,data=hidden,": "Invalid option list",
+                "secret,id=s,data=hidden!,format=base64": "base64", "secret,id=s,data=hidde,format=base64": "base64",
+                "secret,id=s,data=A===,format=base64": "base64", "secret,id=s,data=AA=A,format=base64": "base64",
+                "secret,id=s,data=hidden,format=hex": "format=hex", "secret,id=s,data=hidden,keyid=k,iv=aa": "keyid",
+                "secret,id=s,file=nothing": "nothing: No such file", "secret,id=s,file=.": "directory",
+                "secret,id=s,data=hidden,loaded=on": "'loaded' is unexpected", "tls-creds-x509,id=s": "'tls-creds-x509'",
+                "secret,id=s,file=/dev/zero": "larger than"}.items():
+            for command in ("info", "map", "check"):
+                with self.subTest(text=text, command=command):
+                    self.assertNotIn("hidden", self.refuses(command, "--object", text, "image", says=[says]))
+            self.refuses("create", "--object", text, "-f", "raw", "new", "1M", says=[says])
+        self.refuses("info", *self.SECRET, *self.SECRET, "image", says=["is there twice"])
+        self.same_output("info", *self.SECRET, "--object", "secret,id=t,data=,,x", "image")
 
 
 class Options(CliCase):
