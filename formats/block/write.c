@@ -129,10 +129,13 @@ static int fill_encrypted(struct node *node, const struct reservation *res, cons
     struct split s = split_range(off, len, CRYPT_SECTOR);
     uint64_t end = res->guest_offset + res->length;
 
+    if (s.first >= s.last)
+        return encrypt_mixed(node, res, res->guest_offset, end, buf, off, len);
     int err = encrypt_mixed(node, res, res->guest_offset, s.first, buf, off, len);
-    if (!err)
-        err = encrypt_mixed(node, res, s.last, end, buf, off, len);
-    if (err || s.first == s.last)
+    if (err)
+        return err;
+    err = encrypt_mixed(node, res, s.last, end, buf, off, len);
+    if (err)
         return err;
     return encrypted_write(node, res->file, (const char *)buf + (s.first - off),
                            res->host_offset + (s.first - res->guest_offset), s.first,
