@@ -5,17 +5,17 @@
 #include "qcow2/l2_entry.h"
 #include "qcow2_testing.h"
 
-#define CL      UINT64_C(16384)
-#define RT      (1 * CL)
-#define BLOCK   (2 * CL)
-#define L1      (3 * CL)
-#define L2      (4 * CL)
-#define DATA    (5 * CL) /* as many as refcounts are set for */
-#define N_DATA  4
-#define N_USED  (5 + N_DATA)
-#define COPIED  L2_COPIED
-#define ALL     ((uint64_t)ALL_SUBCLUSTERS)
-#define ZEROES  (ALL << 32)
+#define CL     UINT64_C(16384)
+#define RT     (1 * CL)
+#define BLOCK  (2 * CL)
+#define L1     (3 * CL)
+#define L2     (4 * CL)
+#define DATA   (5 * CL) /* as many as refcounts are set for */
+#define N_DATA 4
+#define N_USED (5 + N_DATA)
+#define COPIED L2_COPIED
+#define ALL    ((uint64_t)ALL_SUBCLUSTERS)
+#define ZEROES (ALL << 32)
 
 struct words {
     uint64_t entry, bitmap;
