@@ -60,11 +60,11 @@ class Manual(Case):
                                  options_in_help(command))
 
     def test_every_create_option(self):
-        told = set(re.findall(r"^=item B<([a-z0-9_]+)>=", section(POD_OF_QIMG, "CREATE OPTIONS"), re.M))
+        told = set(re.findall(r"^=item B<([a-z0-9_.-]+)>=", section(POD_OF_QIMG, "CREATE OPTIONS"), re.M))
         known = set()
         for fmt in ("raw", "qed", "qcow2"):
             lines = run(QIMG, "create", "-f", fmt, "-o", "help").stdout
-            known |= set(re.findall(r"^  ([a-z0-9_]+)=", lines, re.M))
+            known |= set(re.findall(r"^  ([a-z0-9_.-]+)=", lines, re.M))
         self.assertEqual(told, known)
 
     def test_every_parameter(self):
