@@ -52,6 +52,24 @@ Test(qcow2_create, the_usual_layout)
     cr_expect_eq(l.l1_entries, 2u);
 }
 
+/* The LUKS header has clusters of its own, which are counted; subclusters take more tables. */
+Test(qcow2_create, layout_with_everything)
+{
+    for (uint32_t bits = MIN_EXTENDED_CLUSTER_BITS; bits <= MAX_CLUSTER_BITS; bits++)
+        for (uint32_t order = 0; order <= MAX_REFCOUNT_ORDER; order++) {
+            const struct qcow2_params params = {
+                .size = TIB,
+                .geo = qcow2_geometry(3, bits, order, true, true),
+                .encryption = {.method = CRYPT_LUKS, .luks = luks_default_params}};
+            struct qcow2_layout l = qcow2_plan_layout(&params);
+            uint64_t per_block = (UINT64_C(8) << bits) >> order;
+            cr_expect(((l.end - l.luks) << bits) >= qcow2_luks_bytes(&params));
+            cr_expect(((l.luks - l.l1) << bits) >= l.l1_entries * UINT64_C(8));
+            cr_expect((l.l1 - l.blocks) * per_block >= l.end);
+            cr_expect(bits > 16 || l.l1_entries == TIB >> (2 * bits - 4));
+        }
+}
+
 Test(qcow2_create, parameters)
 {
     static const struct create_option options[] = {{"cluster_size", "4096"},
@@ -72,4 +90,40 @@ Test(qcow2_create, parameters)
     cr_expect_eq(p.geo.refcount_order, 0u);
     cr_expect(p.lazy_refcounts);
     cr_expect_eq(p.preallocation, PREALLOC_FALLOC);
+}
+
+Test(qcow2_create, parameters_of_what_is_coded)
+{
+    static const struct create_option options[] = {{"extended_l2", "on"},
+                                                   {"compression_type", "zstd"},
+                                                   {"data_file_raw", "on"},
+                                                   {"encrypt.format", "luks"},
+                                                   {"encrypt.cipher-alg", "aes-128"},
+                                                   {"encrypt.cipher-mode", "cbc"},
+                                                   {"encrypt.ivgen-alg", "essiv"},
+                                                   {"encrypt.hash-alg", "sha1"},
+                                                   {"encrypt.iter-time", "0"}};
+    const struct create_request req = {.filename = "new",
+                                       .size = 1 << 20,
+                                       .data_file = "data",
+                                       .passphrase = "",
+                                       .options = options,
+                                       .n_options = ARRAY_LEN(options)};
+    struct qcow2_params p;
+    struct diag diag;
+
+    cr_assert_eq(qcow2_parse_params(&req, &p, &diag), 0, "%s", diag.text);
+    cr_expect_eq(p.geo.word_bits, 1u);
+    cr_expect(p.geo.external);
+    cr_expect_eq(p.compression_type, COMPRESSION_ZSTD);
+    cr_expect(p.data_file_raw);
+    cr_expect_eq(p.preallocation, PREALLOC_METADATA, "as every cluster has its place");
+    cr_expect_eq(p.encryption.method, (uint32_t)CRYPT_LUKS);
+    cr_expect_eq(p.encryption.luks.spec.alg, CIPHER_AES_128);
+    cr_expect_eq(p.encryption.luks.spec.mode, CIPHER_CBC);
+    cr_expect_eq(p.encryption.luks.spec.ivgen, CIPHER_ESSIV);
+    cr_expect_eq(p.encryption.luks.spec.iv_hash, HASH_SHA256);
+    cr_expect_eq(p.encryption.luks.hash, HASH_SHA1);
+    cr_expect_eq(p.encryption.luks.iter_time_ms, 1u);
+    cr_expect_eq(p.encryption.passphrase_len, 0u);
 }
