@@ -181,7 +181,7 @@ class Coded(CliCase):
         run("qemu-io", "-c", "write 0 128k", *self.unlocked("base"), cwd=self.dir)
         self.qimg("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base", "image")
         self.same_map(*self.unlocked("image", "backing.encrypt.key-secret=s"))
-        self.qimg("map", "image")
+        self.qimg("map", "--output=json", "image")
         self.refuses("map", *self.SECRET, "--object", "secret,id=t,data=x", "--image-opts",
                      "driver=qcow2,file.filename=image,backing.encrypt.key-secret=t", says=["base", "passphrase opens none"])
 

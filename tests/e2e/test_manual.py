@@ -41,7 +41,7 @@ def options_in_pod(text):
 
 def parameters_in_pod():
     items = re.findall(r"^=item (.*)$", section(POD_OF_PLUGIN, "PARAMETERS"), re.M)
-    return {re.search(r"B<([a-z-]+)=", item)[1] for item in items if "B<" in item}
+    return {re.search(r"B<([a-z-]+)(?:\.N)?=", item)[1] for item in items if "B<" in item}
 
 
 class Manual(Case):
