@@ -153,7 +153,7 @@ class BadQcow2(Case):
         "backing_file_size huge": (dict(backing_file_offset=0x400, backing_file_size=0xffffffff), "backing"),
         "data file without one": (dict(incompatible_features=4), "data.file"),
         "compression type bit alone": (dict(incompatible_features=8), "compression"),
-        "extended L2": (dict(incompatible_features=16), "extended.L2|subcluster"),
+        "extended L2": (dict(incompatible_features=16, cluster_bits=9), "extended.L2|subcluster"),
         "unknown feature": (dict(incompatible_features=1 << 40), "feature.*(0x10000000000|40)"),
         "unknown features": (dict(incompatible_features=3 << 40), "feature.*(0x30000000000|40.*41)"),
     }

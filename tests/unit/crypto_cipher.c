@@ -285,6 +285,22 @@ Test(crypto_cipher, legacy_key_is_the_passphrase)
     }
 }
 
+/* ---- owners ---- */
+
+Test(crypto_cipher, lasts_as_long_as_its_last_owner)
+{
+    uint8_t data[512] = {1}, want[512] = {1};
+    struct cipher *first;
+
+    cr_assert_eq(qcow_aes_new(&first, "word", 4, NULL), 0);
+    struct cipher *second = cipher_share(first);
+    cr_assert_eq(cipher_encrypt(first, want, want, sizeof want, 7), 0);
+    cipher_free(first);
+    cr_assert_eq(cipher_encrypt(second, data, data, sizeof data, 7), 0);
+    cr_expect_arr_eq(data, want, sizeof want);
+    cipher_free(second);
+}
+
 /* ---- many threads ---- */
 
 #define THREADS 8
