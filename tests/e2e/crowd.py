@@ -96,5 +96,6 @@ def work(server, model, rng, requests, cluster, threads=8):
     for member in members:
         if member.error:
             raise AssertionError(f"{type(member.error).__name__}: {member.error}\nits last requests: "
-                                 + "; ".join(member.log)) from member.error
+                                 + "; ".join(member.log) + "\nthe server's last words: "
+                                 + server.errors[-600:]) from member.error
     return handles
