@@ -187,7 +187,8 @@ class Featured:
                 break
         if made.returncode:
             raise AssertionError(f"{words}: {made.stderr}")
-        if self.encrypted and self.row.get("preallocation", "off") != "off":
+        # A raw data file is preallocated, too.
+        if self.encrypted and (self.row.get("preallocation", "off") != "off" or self.row.get("data_file") == "raw"):
             self.data[:] = self.content()  # what no key was applied to reads as noise
 
     def _make_backing(self):
