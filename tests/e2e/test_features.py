@@ -78,5 +78,85 @@ class Pairs(Featured8):
                 self.one_image(row, 150 if LONG else 25)
 
 
+class Small(Featured8):
+    """What is smaller than the unit that is written: a sector that is encrypted, a subcluster, a cluster
+    that is compressed."""
+
+    ROWS = [{"encryption": "luks-xts"}, {"encryption": "luks-cbc", "cluster": 512},
+            {"encryption": "aes", "cluster": 4 * KIB}, {"encryption": "aes", "data_file": "plain"},
+            {"encryption": "luks-xts", "extended": "on", "cluster": 16 * KIB},
+            {"extended": "on", "cluster": 16 * KIB}, {"compression": "zstd"},
+            {"encryption": "luks-xts", "backing": "compressed"}, {"extended": "on", "backing": "qcow2"}]
+    PLACES = ((100, 1), (511, 2), (100, 50), (0, 511), (1, 511), (300, 512), (1, 1023), (700, 5000), (0, 512))
+
+    def test_parts_of_units(self):
+        """Into what has no place yet, and again into what has got one."""
+        for row in self.ROWS:
+            with self.part(**row):
+                disk = Featured(self.dir, row, self.rng, size=MIB + 512)
+                model = Model(disk.data)
+                server = self.serve(disk.path, *disk.keys)
+                handle = server.connect()
+                for again in range(2):
+                    for number, (off, length) in enumerate(self.PLACES):
+                        at = (40 + 97 * number) * KIB + off
+                        model.write(handle, at, self.rng.randbytes(length), nbd.CMD_FLAG_FUA if again else 0)
+                        model.compare(handle, at // (64 * KIB) * 64 * KIB, 64 * KIB)
+                        model.zero(handle, at + 7, max(1, length // 2), 0 if number % 2 else nbd.CMD_FLAG_NO_HOLE)
+                    model.trim(handle, 200 * KIB + 77, 3000)
+                    model.write(handle, len(model) - 3, b"end")
+                model.compare(handle)
+                self.check_status(handle, model)
+                server.stop()
+                self.judge(disk, model)
+
+    def test_compressed_clusters_of_an_encrypted_image(self):
+        """QEMU makes them when it is asked to: they lie there as they are, not encrypted."""
+        for encryption in ("luks-xts", "aes"):
+            with self.part(encryption=encryption):
+                disk = Featured(self.dir, {"encryption": encryption}, self.rng, fill=False)
+                disk.tool("qemu-io", "-c", "write -q -c -P 7 64k 64k", "-c", "write -q -P 8 128k 64k")
+                model = Model(disk.data)
+                model.data[64 * KIB:192 * KIB] = b"\7" * 64 * KIB + b"\x08" * 64 * KIB
+                server = self.serve(disk.path, *disk.keys)
+                handle = server.connect()
+                model.compare(handle)
+                model.write(handle, 100 * KIB + 1, b"over")
+                model.compare(handle)
+                server.stop()
+                self.judge(disk, model)
+
+
+class Together(Featured8):
+    """Writers that meet in the same clusters, for longer."""
+
+    def busy(self, row, *keys, requests=400 if LONG else 60):
+        disk = Featured(self.dir, row, self.rng, size=MIB + 3 * SECTOR)
+        model = Model(disk.data)
+        server = self.serve(disk.path, *disk.keys, *keys)
+        work(server, model, self.rng, requests, disk.cluster)
+        model.compare(server.connect())
+        server.stop()
+        self.judge(disk, model)
+
+    def test_packed(self):
+        self.busy({"cluster": 4 * KIB, "compression": "zlib"}, "compress=on")
+
+    def test_packed_with_one_reference(self):
+        self.busy({"cluster": 4 * KIB, "refcount_bits": 1}, "compress=on")
+
+    def test_packed_after_a_snapshot(self):
+        self.busy({"cluster": 16 * KIB, "compression": "zstd", "snapshot": True, "extended": "on"}, "compress=on")
+
+    def test_encrypted(self):
+        self.busy({"encryption": "luks-xts", "snapshot": True})
+
+    def test_subclusters(self):
+        self.busy({"extended": "on", "backing": "compressed", "snapshot": True})
+
+    def test_data_file(self):
+        self.busy({"data_file": "raw", "extended": "on"})
+
+
 if __name__ == "__main__":
     unittest.main()
