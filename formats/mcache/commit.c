@@ -144,7 +144,7 @@ static int flush_store(struct mcache *mc, struct storage *st)
 }
 
 /* Data first: what the metadata says of it must hold. */
-static int barrier(struct mcache *mc)
+static int flush_stores(struct mcache *mc)
 {
     for (unsigned i = 0; i < mc->n_data; i++) {
         int err = flush_store(mc, mc->data[i]);
@@ -184,7 +184,7 @@ static int write_group(struct mcache *mc, const struct mc_group *group)
         while (end < group->n_writes && group->writes[end].cls == cls)
             end++;
         if (cls == MC_LINK && end > at && group->strict) {
-            int err = barrier(mc);
+            int err = flush_stores(mc);
             if (err)
                 return err;
         }
@@ -192,13 +192,13 @@ static int write_group(struct mcache *mc, const struct mc_group *group)
         if (err)
             return err;
         if (cls == MC_PRE && end > at) {
-            err = barrier(mc);
+            err = flush_stores(mc);
             if (err)
                 return err;
         }
         at = end;
     }
-    return barrier(mc);
+    return flush_stores(mc);
 }
 
 static int commit_group(struct mcache *mc, bool everything)

@@ -126,7 +126,7 @@ static int make_room(struct mc_room *room, size_t n_pages, size_t bytes)
 }
 
 /* META: copies the classes from `first` on; there is room. */
-static void freeze(struct mcache *mc, enum mc_class first, struct mc_group *group)
+static void freeze_classes(struct mcache *mc, enum mc_class first, struct mc_group *group)
 {
     unsigned char *fill = mc->room.buffer;
 
@@ -156,7 +156,7 @@ int mc_group_freeze(struct mcache *mc, bool everything, struct mc_group *group)
             return err;
         lock_acquire(&mc->meta);
     }
-    freeze(mc, mc->postpone && !everything ? MC_LINK : MC_PRE, group);
+    freeze_classes(mc, mc->postpone && !everything ? MC_LINK : MC_PRE, group);
     lock_release(&mc->meta);
     qsort(group->writes, group->n_writes, sizeof *group->writes, compare_writes);
     return 0;

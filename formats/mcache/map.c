@@ -169,7 +169,7 @@ static _Atomic(struct mc_page *) *make_slot(struct mcmap *map, uint64_t index)
     return find_slot(map, index);
 }
 
-static struct mc_page *lookup(struct mcmap *map, uint64_t index)
+static struct mc_page *find_page(struct mcmap *map, uint64_t index)
 {
     if (map->resident)
         return index < map->n_pages ? &map->pages[index] : NULL;
@@ -221,7 +221,7 @@ static bool is_loading(struct mc_load_stripe *stripe, struct mcmap *map, uint64_
 }
 
 /* The miss: whoever comes first loads, the others wait for it and look again. */
-static int load(struct mcmap *map, uint64_t index, struct mc_page **out)
+static int load_page_once(struct mcmap *map, uint64_t index, struct mc_page **out)
 {
     _Atomic(struct mc_page *) *slot = make_slot(map, index);
     if (!slot)
@@ -257,12 +257,12 @@ static int load(struct mcmap *map, uint64_t index, struct mc_page **out)
 
 int mcmap_get(struct mcmap *map, uint64_t index, struct mc_page **out)
 {
-    struct mc_page *page = lookup(map, index);
+    struct mc_page *page = find_page(map, index);
 
     if (UNLIKELY(!page)) {
         if (map->resident)
             return -ENOENT;
-        return load(map, index, out);
+        return load_page_once(map, index, out);
     }
     if (!atomic_load_explicit(&page->referenced, memory_order_relaxed))
         atomic_store_explicit(&page->referenced, true, memory_order_relaxed);
@@ -367,5 +367,5 @@ struct mc_page *mcmap_peek_for_store(struct mcmap *map, uint64_t index)
 struct mc_page *mcmap_peek(struct mcmap *map, uint64_t index)
 {
     lock_assert_held(&map->mc->meta);
-    return lookup(map, index);
+    return find_page(map, index);
 }

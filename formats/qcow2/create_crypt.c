@@ -17,8 +17,8 @@
 
 /* ---- one option each ---- */
 
-static int refuse(const struct qcow2_params *p, const struct create_option *o,
-                  const char *why, struct diag *diag)
+static int refuse_option(const struct qcow2_params *p, const struct create_option *o,
+                         const char *why, struct diag *diag)
 {
     return diag_set(diag, EINVAL, "%s: %s '%s': %s", p->filename, o->key, o->value, why);
 }
@@ -28,7 +28,7 @@ static int take_switch(struct qcow2_params *p, const struct create_option *o,
 {
     p->encryption.alias_on = strcmp(o->value, "on") == 0;
     if (!p->encryption.alias_on && strcmp(o->value, "off") != 0)
-        return refuse(p, o, "must be on or off", diag);
+        return refuse_option(p, o, "must be on or off", diag);
     return 0;
 }
 
@@ -37,7 +37,7 @@ static int take_format(struct qcow2_params *p, const struct create_option *o,
 {
     p->encryption.format = o->value;
     if (strcmp(o->value, "aes") != 0 && strcmp(o->value, "luks") != 0)
-        return refuse(p, o, "must be aes or luks", diag);
+        return refuse_option(p, o, "must be aes or luks", diag);
     return 0;
 }
 
@@ -46,7 +46,7 @@ static int take_cipher_alg(struct qcow2_params *p, const struct create_option *o
 {
     return cipher_alg_by_name(o->value, &p->encryption.luks.spec.alg)
                ? 0
-               : refuse(p, o, "must be aes-128, aes-192 or aes-256", diag);
+               : refuse_option(p, o, "must be aes-128, aes-192 or aes-256", diag);
 }
 
 static int take_cipher_mode(struct qcow2_params *p, const struct create_option *o,
@@ -54,7 +54,7 @@ static int take_cipher_mode(struct qcow2_params *p, const struct create_option *
 {
     return cipher_mode_by_name(o->value, &p->encryption.luks.spec.mode)
                ? 0
-               : refuse(p, o, "must be xts or cbc", diag);
+               : refuse_option(p, o, "must be xts or cbc", diag);
 }
 
 static int take_ivgen(struct qcow2_params *p, const struct create_option *o,
@@ -62,18 +62,19 @@ static int take_ivgen(struct qcow2_params *p, const struct create_option *o,
 {
     return cipher_ivgen_by_name(o->value, &p->encryption.luks.spec.ivgen)
                ? 0
-               : refuse(p, o, "must be plain, plain64 or essiv", diag);
+               : refuse_option(p, o, "must be plain, plain64 or essiv", diag);
 }
 
 static int take_hash(struct qcow2_params *p, const struct create_option *o,
                      enum hash_alg *hash, struct diag *diag)
 {
     if (!hash_by_name(o->value, hash))
-        return refuse(
+        return refuse_option(
             p, o, "must be sha256, sha512, sha1, sha224, sha384, ripemd160 or md5", diag);
     return hash_available(*hash)
                ? 0
-               : refuse(p, o, "the crypto library of this machine doesn't have it", diag);
+               : refuse_option(p, o, "the crypto library of this machine doesn't have it",
+                               diag);
 }
 
 static int take_iv_hash(struct qcow2_params *p, const struct create_option *o,
@@ -95,7 +96,7 @@ static int take_iter_time(struct qcow2_params *p, const struct create_option *o,
     uint64_t ms = strtoull(o->value, &end, 10);
 
     if (*end || end == o->value || ms > MAX_ITER_TIME_MS)
-        return refuse(p, o, "must be a number of milliseconds, at most 30000", diag);
+        return refuse_option(p, o, "must be a number of milliseconds, at most 30000", diag);
     p->encryption.luks.iter_time_ms = (uint32_t)MAX(ms, 1);
     return 0;
 }

@@ -272,8 +272,8 @@ static int take_options(struct qcow2_params *p, const struct create_request *req
     return 0;
 }
 
-static int judge(struct qcow2_params *p, const struct create_request *req,
-                 struct diag *diag)
+static int judge_params(struct qcow2_params *p, const struct create_request *req,
+                        struct diag *diag)
 {
     int err = check_version(p, diag);
     if (!err)
@@ -303,7 +303,7 @@ int qcow2_parse_params(const struct create_request *req, struct qcow2_params *ou
         .encryption = {.luks = luks_default_params},
     };
     int err = take_options(out, req, diag);
-    return err ? err : judge(out, req, diag);
+    return err ? err : judge_params(out, req, diag);
 }
 
 int qcow2_check_create(const struct create_request *req, struct diag *diag)

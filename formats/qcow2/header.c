@@ -18,7 +18,7 @@
 
 #define FIELD(name) offsetof(struct qcow2_disk_header, name)
 
-static void parse(const uint8_t *raw, struct qcow2_header *h)
+static void parse_fields(const uint8_t *raw, struct qcow2_header *h)
 {
     h->version = load_be32(raw + FIELD(version));
     h->cluster_bits = load_be32(raw + FIELD(cluster_bits));
@@ -259,7 +259,7 @@ static int read_fields(struct storage *st, uint8_t *raw, struct qcow2_header *h,
     err = storage_read(st, raw, 0, sizeof(struct qcow2_disk_header));
     if (err)
         return diag_errno(diag, -err, "%s: reading the header", st->name);
-    parse(raw, h);
+    parse_fields(raw, h);
     return check_basics(st->name, raw, h, diag);
 }
 

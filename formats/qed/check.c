@@ -39,12 +39,12 @@ struct check {
 
 typedef int visit_entry(struct check *c, uint64_t index, uint64_t *entry);
 
-static bool mending(const struct check *c)
+static bool is_mending(const struct check *c)
 {
     return c->options->repair == REPAIR_ALL;
 }
 
-static int flush(struct check *c)
+static int flush_repairs(struct check *c)
 {
     int err = storage_flush(c->st);
 
@@ -64,7 +64,7 @@ static int begin_writing(struct check *c)
     int err = qed_header_write_autoclear(c->st, 0);
     if (err < 0)
         return diag_errno(c->diag, -err, "%s: clearing autoclear_features", c->st->name);
-    return flush(c);
+    return flush_repairs(c);
 }
 
 /* ---- clusters in use ---- */
@@ -100,8 +100,8 @@ static const char *place_fault(const struct check *c, uint64_t offset, uint64_t 
 static void say_fault(struct check *c, const char *what, uint64_t entry, const char *why)
 {
     check_message(c->options, "%s 0x%" PRIx64 ": %s%s", what, entry, why,
-                  mending(c) ? ": becomes unallocated" : "");
-    if (mending(c))
+                  is_mending(c) ? ": becomes unallocated" : "");
+    if (is_mending(c))
         c->result->corruptions_fixed++;
     else
         c->result->corruptions++;
@@ -180,7 +180,7 @@ static int visit_l2(struct check *c, uint64_t index, uint64_t *entry)
     const char *why = place_fault(c, *entry, c->geo.cluster_size);
     if (why) {
         say_fault(c, "L2 entry", *entry, why);
-        *entry = mending(c) ? QED_ENTRY_UNALLOCATED : *entry;
+        *entry = is_mending(c) ? QED_ENTRY_UNALLOCATED : *entry;
     } else if (take(c, *entry, 1)) {
         say_twice(c, "L2 entry", *entry, 1);
     }
@@ -195,7 +195,7 @@ static int visit_l1(struct check *c, uint64_t index, uint64_t *entry)
         c->options->progress(c->options->opaque, index, c->total);
     if (why) {
         say_fault(c, "L1 entry", *entry, why);
-        *entry = mending(c) ? QED_ENTRY_UNALLOCATED : *entry;
+        *entry = is_mending(c) ? QED_ENTRY_UNALLOCATED : *entry;
         return 0;
     }
     uint64_t twice = take(c, *entry, c->header.table_size);
@@ -236,7 +236,7 @@ static int cut_tail(struct check *c)
     /* What was mended is durable before anything of the file goes. */
     int err = begin_writing(c);
     if (err == 0)
-        err = flush(c);
+        err = flush_repairs(c);
     if (err < 0)
         return err;
     err = storage_truncate(c->st, end << c->geo.cluster_bits);
@@ -253,14 +253,14 @@ static int clear_need_check(struct check *c)
         return 0;
     int err = begin_writing(c);
     if (err == 0)
-        err = flush(c);
+        err = flush_repairs(c);
     if (err < 0)
         return err;
     err =
         qed_header_write_features(c->st, c->header.features & ~(uint64_t)QED_F_NEED_CHECK);
     if (err < 0)
         return diag_errno(c->diag, -err, "%s: clearing NEED_CHECK", c->st->name);
-    return flush(c);
+    return flush_repairs(c);
 }
 
 /* ---- all of it ---- */
@@ -270,13 +270,13 @@ static int complete_last_cluster(struct check *c)
 {
     uint64_t size = align_up(c->file_size, c->geo.cluster_size);
 
-    if (!mending(c) || size == c->file_size || c->st->fixed_size)
+    if (!is_mending(c) || size == c->file_size || c->st->fixed_size)
         return 0;
     int err = begin_writing(c);
     if (err == 0 && (err = storage_truncate(c->st, size)) < 0)
         err = diag_errno(c->diag, -err, "%s: extending the file", c->st->name);
     if (err == 0)
-        err = flush(c);
+        err = flush_repairs(c);
     c->file_size = err == 0 ? size : c->file_size;
     return err;
 }
@@ -301,7 +301,7 @@ static int open_check(struct check *c)
     return c->used ? 0 : diag_errno(c->diag, ENOMEM, "%s: check", c->st->name);
 }
 
-static int check(struct check *c)
+static int check_tables(struct check *c)
 {
     struct check_result *result = c->result;
 
@@ -312,12 +312,12 @@ static int check(struct check *c)
         return err;
     count_leaks(c);
     if (c->options->repair == REPAIR_NONE || result->corruptions)
-        return c->wrote ? flush(c) : 0;
+        return c->wrote ? flush_repairs(c) : 0;
     err = cut_tail(c);
     if (err == 0)
         err = clear_need_check(c);
     if (err == 0 && c->wrote)
-        err = flush(c);
+        err = flush_repairs(c);
     return err;
 }
 
@@ -331,7 +331,7 @@ int qed_check(struct storage *st, const struct check_options *options,
                         st->name);
     int err = open_check(&c);
     if (err == 0)
-        err = check(&c);
+        err = check_tables(&c);
     if (err == 0 && options->progress)
         options->progress(options->opaque, c.total, c.total);
     free(c.used);

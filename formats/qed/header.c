@@ -14,7 +14,7 @@
 #define PUT_FIELD(raw, bits, name, value) \
     store_le##bits((raw) + offsetof(struct qed_disk_header, name), (value))
 
-static void decode(const uint8_t *raw, struct qed_header *h)
+static void decode_fields(const uint8_t *raw, struct qed_header *h)
 {
     *h = (struct qed_header){
         .cluster_size = FIELD(raw, 32, cluster_size),
@@ -191,7 +191,7 @@ int qed_header_read(struct storage *file, const char *filename, struct qed_heade
     if (file_size < sizeof raw)
         return diag_set(diag, EINVAL, "%s: header: the file ends after %" PRIu64 " bytes",
                         filename, file_size);
-    decode(raw, header);
+    decode_fields(raw, header);
     return qed_header_validate(header, file_size, filename, diag);
 }
 

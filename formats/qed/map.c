@@ -55,14 +55,15 @@ struct lookup {
 };
 
 /* Corruption ends a run; only a lookup that starts at it reports it. */
-static int corrupt(const struct lookup *l, const char *level, uint64_t off, uint64_t word,
-                   const char *fault)
+static int report_corruption(const struct lookup *l, const char *level, uint64_t off,
+                             uint64_t word, const char *fault)
 {
     return l->run.length ? -EIO : qed_corrupt(l->img, level, off, word, fault);
 }
 
 /* What the word of an L2 table says about guest offset off. */
-static int decode(const struct lookup *l, uint64_t off, uint64_t word, struct qed_run *out)
+static int decode_entry(const struct lookup *l, uint64_t off, uint64_t word,
+                        struct qed_run *out)
 {
     *out = (struct qed_run){.kind = QED_DATA};
     if (word == QED_ENTRY_UNALLOCATED) {
@@ -76,14 +77,14 @@ static int decode(const struct lookup *l, uint64_t off, uint64_t word, struct qe
             fault = qed_cluster_fault(l->img, word);
         }
         if (fault)
-            return corrupt(l, "L2", off, word, fault);
+            return report_corruption(l, "L2", off, word, fault);
         out->host_offset = word + (off & (l->img->geo.cluster_size - 1));
     }
     return 0;
 }
 
 /* Adds `piece` to the run; false when it doesn't continue it. */
-static bool extend(struct lookup *l, const struct qed_run *piece, uint64_t length)
+static bool extend_run(struct lookup *l, const struct qed_run *piece, uint64_t length)
 {
     struct qed_run *run = &l->run;
 
@@ -109,10 +110,10 @@ static int walk_page(struct lookup *l, struct mc_page *page, bool *more)
     while (l->run.length < l->len && l->off + l->run.length < end) {
         uint64_t off = l->off + l->run.length;
         struct qed_run piece;
-        int err = decode(l, off, mc_load(page, qed_page_word(img, off)), &piece);
+        int err = decode_entry(l, off, mc_load(page, qed_page_word(img, off)), &piece);
         if (err < 0)
             return err;
-        if (!extend(l, &piece, cluster - (off & (cluster - 1))))
+        if (!extend_run(l, &piece, cluster - (off & (cluster - 1))))
             return 0;
     }
     *more = l->run.length < l->len;
@@ -120,7 +121,7 @@ static int walk_page(struct lookup *l, struct mc_page *page, bool *more)
 }
 
 /* One step: an absent table as a whole, or one page of a table. */
-static int step(struct lookup *l, bool *more)
+static int map_table(struct lookup *l, bool *more)
 {
     struct qed_image *img = l->img;
     uint64_t off = l->off + l->run.length;
@@ -129,7 +130,7 @@ static int step(struct lookup *l, bool *more)
 
     if (table == QED_ENTRY_UNALLOCATED) {
         struct qed_run hole = {.kind = QED_UNALLOCATED};
-        *more = extend(l, &hole, qed_left_in_table(img, off)) && l->run.length < l->len;
+        *more = extend_run(l, &hole, qed_left_in_table(img, off)) && l->run.length < l->len;
         return 0;
     }
     *more = false;
@@ -137,7 +138,7 @@ static int step(struct lookup *l, bool *more)
         return 0;
     const char *fault = qed_table_fault(img, table);
     if (fault)
-        return corrupt(l, "L1", off, table, fault);
+        return report_corruption(l, "L1", off, table, fault);
     struct mc_page *page;
     int err = mcmap_get(img->l2_map, qed_page_index(img, off), &page);
     if (err < 0)
@@ -152,7 +153,7 @@ int qed_lookup(struct qed_image *img, uint64_t off, uint64_t len, struct qed_run
     bool more = true;
 
     while (more) {
-        int err = step(&l, &more);
+        int err = map_table(&l, &more);
         /* What was found before an unreadable place is good; whoever asks there is told. */
         if (err < 0 && l.run.length == 0)
             return err;

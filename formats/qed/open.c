@@ -208,7 +208,7 @@ static int round_file_up(struct qed_image *img, struct diag *diag)
     return 0;
 }
 
-static int activate(struct node *node, struct diag *diag)
+static int activate_image(struct node *node, struct diag *diag)
 {
     int err;
 
@@ -274,7 +274,7 @@ const struct driver qed_driver = {
     .create_options = qed_create_options,
     .probe = probe,
     .open = open_image,
-    .activate = activate,
+    .activate = activate_image,
     .close = close_image,
     .map = qed_map,
     .reserve = qed_reserve,

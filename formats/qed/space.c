@@ -85,7 +85,7 @@ static int move_behind_references(struct qed_space *space)
 
 /* Extends the file so that its tail has at least `least` bytes, unless another did
  * meanwhile. */
-static int grow(struct qed_space *space, uint64_t least, uint64_t most)
+static int grow_file(struct qed_space *space, uint64_t least, uint64_t most)
 {
     struct lock *meta = mcache_meta(space->node->mc);
     LOCK_GUARD(&space->growth);
@@ -133,7 +133,7 @@ int qed_space_take(struct qed_space *space, uint64_t least, uint64_t most,
         lock_release(meta);
         if (got)
             return 0;
-        int err = grow(space, least, most);
+        int err = grow_file(space, least, most);
         if (err < 0)
             return err;
     }

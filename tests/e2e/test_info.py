@@ -208,8 +208,8 @@ class Coded(CliCase):
         """The data is in no message."""
         self.qemu("create", "-q", "-f", "qcow2", "image", "4M")
         for text, says in {
-                "": "Invalid option list", "secret": "'id' is missing", "secret,data=hidden": "'id' is missing",
-                "secret,id=1s,data=hidden": "id=1s", "secret,id=s": "either 'data' or 'file'",
+                "": "'qom-type' is missing", "secret": "'id' is missing", "secret,data=hidden": "'id' is missing",
+                "secret,id=1s,data=hidden": "'1s'", "secret,id=s": "must be provided",
                 "secret,id=s,data=hidden,file=x": "either 'data' or 'file'", "secret,id=s,data=hidden,": "Invalid option list",
                 "secret,id=s,data=hidden!,format=base64": "base64", "secret,id=s,data=hidde,format=base64": "base64",
                 "secret,id=s,data=A===,format=base64": "base64", "secret,id=s,data=AA=A,format=base64": "base64",

@@ -22,7 +22,7 @@
 
 /* Growth lock: how far the image can reach, at least to `wanted` if at all.  A device may
  * have grown since it was looked at: it is asked before there is said to be no space. */
-static uint64_t reach(struct alloc *a, uint64_t wanted)
+static uint64_t reachable_end(struct alloc *a, uint64_t wanted)
 {
     struct storage *st = a->node->file;
     uint64_t end = atomic_load(&a->file_end), size;
@@ -40,7 +40,7 @@ int alloc_extend_file(struct alloc *a, uint64_t new_end)
 {
     struct storage *st = a->node->file;
 
-    if (new_end > reach(a, new_end))
+    if (new_end > reachable_end(a, new_end))
         return -ENOSPC;
     if (new_end <= atomic_load(&a->file_end))
         return 0;
@@ -136,7 +136,7 @@ static int publish_page(struct alloc *a, uint64_t *at, uint64_t end, bool block_
 }
 
 /* [*at, end) as far as it isn't in use; the new block, if any, is at *at. */
-static int publish(struct alloc *a, uint64_t at, uint64_t end, bool block_here)
+static int publish_clusters(struct alloc *a, uint64_t at, uint64_t end, bool block_here)
 {
     for (uint64_t before = UINT64_MAX; at < end && at != before; block_here = false) {
         before = at;
@@ -149,7 +149,7 @@ static int publish(struct alloc *a, uint64_t at, uint64_t end, bool block_here)
 
 /* Extends within the reach of one refcount block, which is made when it isn't there. Growth
  * lock; the tail is used up when a block is to be made, and nobody uses what comes next. */
-static int extend(struct alloc *a, uint64_t clusters)
+static int extend_tail(struct alloc *a, uint64_t clusters)
 {
     struct refcounts *refs = &a->refs;
     uint64_t at = a->tail.end >> a->cluster_bits, block = refcount_block_of(refs, at);
@@ -163,7 +163,7 @@ static int extend(struct alloc *a, uint64_t clusters)
         LOCK_GUARD(mcache_meta(a->node->mc));
         end = tail_next_end(&a->tail, (clusters + block_here) << a->cluster_bits);
     }
-    end = MIN(end, reach(a, end));
+    end = MIN(end, reachable_end(a, end));
     end = MIN(end >> a->cluster_bits, (block + 1) << refs->block_bits);
     /* A file that ends one cluster before a block's reach does leaves room for the block
      * only: then the next call goes on behind it. */
@@ -180,7 +180,7 @@ static int extend(struct alloc *a, uint64_t clusters)
         atomic_store(&refs->pending_offset, at << a->cluster_bits);
     }
     if (!err)
-        err = publish(a, at, end, block_here);
+        err = publish_clusters(a, at, end, block_here);
     atomic_store(&refs->pending_offset, 0);
     return err;
 }
@@ -199,7 +199,7 @@ static int grow_locked(struct alloc *a, uint64_t clusters)
         if (err)
             return err;
     }
-    return extend(a, clusters);
+    return extend_tail(a, clusters);
 }
 
 int alloc_grow(struct alloc *a, uint64_t clusters)

@@ -99,7 +99,7 @@ uint64_t meta_set_end(const struct meta_set *set)
     return end;
 }
 
-static void insert(struct meta_table *t, uint64_t cluster)
+static void insert_cluster(struct meta_table *t, uint64_t cluster)
 {
     size_t s = slot_of(t, cluster);
 
@@ -122,7 +122,7 @@ static struct meta_table *make_room(struct meta_set *set)
     for (size_t s = 0; t && s < (size_t)1 << t->bits; s++) {
         uint64_t v = atomic_load_explicit(&t->slots[s], memory_order_relaxed);
         if (v != EMPTY && v != DELETED)
-            insert(larger, v - 1);
+            insert_cluster(larger, v - 1);
     }
     larger->previous = t;
     atomic_store_explicit(&set->table, larger, memory_order_release);
@@ -136,7 +136,7 @@ int meta_set_add(struct meta_set *set, uint64_t cluster)
     struct meta_table *t = make_room(set);
     if (!t)
         return -ENOMEM;
-    insert(t, cluster);
+    insert_cluster(t, cluster);
     return 0;
 }
 

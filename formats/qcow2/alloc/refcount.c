@@ -22,14 +22,14 @@ struct refcount_table *refcount_table_new(uint64_t offset, uint64_t n_entries)
     return t;
 }
 
-static struct refcount_table *current(struct refcounts *refs)
+static struct refcount_table *current_table(struct refcounts *refs)
 {
     return atomic_load_explicit(&refs->table, memory_order_acquire);
 }
 
 uint64_t refcount_block_offset(struct refcounts *refs, uint64_t block)
 {
-    struct refcount_table *t = current(refs);
+    struct refcount_table *t = current_table(refs);
 
     if (block >= t->n_entries)
         return 0;
@@ -51,7 +51,7 @@ uint64_t refcount_block_offset(struct refcounts *refs, uint64_t block)
 static uint64_t locate_table(void *owner, uint64_t page_index)
 {
     (void)page_index;
-    return current(owner)->offset;
+    return current_table(owner)->offset;
 }
 
 static uint64_t locate_page(void *owner, uint64_t page_index)
@@ -102,7 +102,7 @@ int refcounts_open(struct refcounts *refs, struct alloc *a, struct diag *diag)
     int err = read_table(refs, diag);
     if (err)
         return err;
-    struct refcount_table *t = current(refs);
+    struct refcount_table *t = current_table(refs);
     refs->table_map = mcmap_new_resident(a->node->mc, t->words, t->n_entries, MC_BE64,
                                          locate_table, refs);
     /* The directory covers the largest table there may be, so that growth leaves it alone.
@@ -135,7 +135,7 @@ int refcounts_replace_table(struct refcounts *refs, struct refcount_table *table
     if (!map)
         return -ENOMEM;
     struct mcmap *old = refs->table_map;
-    table->previous = current(refs);
+    table->previous = current_table(refs);
     {
         LOCK_GUARD(mcache_meta(mc));
         refs->table_map = map;

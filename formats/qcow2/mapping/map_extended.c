@@ -35,8 +35,8 @@ static uint32_t run_in_cluster(const struct cluster *c, uint32_t first)
 }
 
 /* Does the cluster after `c` go on as its last subcluster is? */
-static bool continues(const struct qcow2_mapping *m, const struct cluster *c,
-                      const struct cluster *next)
+static bool continues_run(const struct qcow2_mapping *m, const struct cluster *c,
+                          const struct cluster *next)
 {
     enum cluster_kind kind = cluster_kind_of(c, SUBCLUSTERS - 1);
 
@@ -81,7 +81,7 @@ int mapping_map_extended(struct qcow2_mapping *m, struct mc_page *page, uint64_t
     while (run_end < end && first + n == SUBCLUSTERS) {
         struct cluster next;
         /* What is wrong with it is said when the caller comes to it. */
-        if (load_entry(m, run_end, &page, &next) || !continues(m, &c, &next))
+        if (load_entry(m, run_end, &page, &next) || !continues_run(m, &c, &next))
             break;
         c = next;
         first = 0;

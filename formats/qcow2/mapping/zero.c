@@ -18,7 +18,7 @@ struct new_entry {
 };
 
 /* Does what is such already read as zeroes, with no more space than `how` asks for? */
-static bool stays(const struct qcow2 *q, enum cluster_kind kind, enum zero_how how)
+static bool stays_as_it_is(const struct qcow2 *q, enum cluster_kind kind, enum zero_how how)
 {
     switch (kind) {
     case CL_NONE:
@@ -38,7 +38,7 @@ static int zeroed_cluster(const struct qcow2 *q, const struct cluster *c, enum z
 {
     bool v3 = q->header.version >= 3, holes_show = node_holes_may_show(q->node);
 
-    *change = (struct new_entry){.keep = stays(q, c->kind, how)};
+    *change = (struct new_entry){.keep = stays_as_it_is(q, c->kind, how)};
     if (change->keep)
         return 0;
     if (how == ZERO_KEEP && c->kind == CL_DATA && c->copied) {
@@ -110,7 +110,7 @@ static int skip_kept(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_how 
                                  : !ext.allocated         ? CL_NONE
                                  : ext.file               ? CL_ZERO_ALLOCATED
                                                           : CL_ZERO;
-        if (!stays(q, kind, how))
+        if (!stays_as_it_is(q, kind, how))
             return 0;
         *at += ext.length;
     }
