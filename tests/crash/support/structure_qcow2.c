@@ -13,14 +13,17 @@
 #define OFFSET_MASK UINT64_C(0x00fffffffffffe00)
 #define COPIED      (UINT64_C(1) << 63)
 #define COMPRESSED  (UINT64_C(1) << 62)
+#define EXTENDED_L2 (UINT64_C(1) << 4)
 
 struct walk {
     struct storage *st;
     struct structure *out;
     uint64_t file_size, cluster, n_clusters;
-    unsigned order;
+    unsigned order, cluster_bits;
+    bool extended;     /* L2 entries have two words */
     uint64_t *counted; /* by the refcount blocks; clusters past the end aren't looked at */
     uint64_t *found;   /* references */
+    uint64_t *packed;  /* those of compressed clusters, which may share theirs */
 };
 
 static void complain(struct walk *w, unsigned *counter, const char *fmt, ...)
@@ -121,14 +124,50 @@ static void check_copied(struct walk *w, const char *what, uint64_t entry)
                  w->counted[c]);
 }
 
+/* The last sectors of a compressed cluster may lie behind the file's end. */
+static void walk_compressed(struct walk *w, uint64_t entry)
+{
+    unsigned shift = 62 - (w->cluster_bits - 8);
+    uint64_t host = entry & ((UINT64_C(1) << shift) - 1);
+    uint64_t sectors = (entry >> shift) & ((UINT64_C(1) << (w->cluster_bits - 8)) - 1);
+    uint64_t end = (host / 512 + sectors + 1) * 512;
+
+    if (entry & COPIED)
+        complain(w, &w->out->corruptions, "a compressed cluster with the copied flag");
+    if (host < w->cluster || host >= w->file_size) {
+        complain(w, &w->out->corruptions, "a compressed cluster at 0x%" PRIx64, host);
+        return;
+    }
+    for (uint64_t c = host / w->cluster; c * w->cluster < end && c < w->n_clusters; c++) {
+        w->found[c]++;
+        w->packed[c]++;
+    }
+}
+
+static void check_subclusters(struct walk *w, uint64_t entry, uint64_t bitmap)
+{
+    uint32_t allocated = (uint32_t)bitmap, zero = (uint32_t)(bitmap >> 32);
+
+    bool odd = entry & COMPRESSED ? bitmap != 0
+                                  : (entry & 1) || (allocated & zero) ||
+                                        (allocated && !(entry & OFFSET_MASK));
+
+    if (odd)
+        complain(w, &w->out->corruptions,
+                 "subclusters 0x%" PRIx64 " of the entry 0x%" PRIx64, bitmap, entry);
+}
+
 static void walk_l2(struct walk *w, uint64_t off, bool active)
 {
     uint8_t *table = read_bytes(w, off, w->cluster);
+    uint64_t bytes = w->extended ? 16 : 8;
 
-    for (uint64_t i = 0; i < w->cluster / 8; i++) {
-        uint64_t entry = u64(table + i * 8), host = entry & OFFSET_MASK;
+    for (uint64_t i = 0; i < w->cluster / bytes; i++) {
+        uint64_t entry = u64(table + i * bytes), host = entry & OFFSET_MASK;
+        if (w->extended)
+            check_subclusters(w, entry, u64(table + i * bytes + 8));
         if (entry & COMPRESSED) {
-            complain(w, &w->out->corruptions, "a compressed cluster: 0x%" PRIx64, entry);
+            walk_compressed(w, entry);
             continue;
         }
         if (entry & UINT64_C(0x3f000000000001fe))
@@ -195,11 +234,12 @@ static void compare_counts(struct walk *w)
     }
 }
 
-/* Without snapshots two references are never right, whatever is counted. */
+/* Without snapshots two references are never right, whatever is counted, but for those of
+ * compressed clusters. */
 static void find_shared(struct walk *w)
 {
     for (uint64_t c = 0; c < w->n_clusters; c++)
-        if (w->found[c] > 1)
+        if (w->found[c] > 1 && w->found[c] != w->packed[c])
             complain(w, &w->out->corruptions,
                      "cluster 0x%" PRIx64 " has %" PRIu64 " references", c * w->cluster,
                      w->found[c]);
@@ -211,9 +251,12 @@ static void walk_open(struct walk *w, struct storage *st, struct structure *out,
     *w = (struct walk){.st = st, .out = out, .order = 4};
     if (storage_size(st, &w->file_size))
         abort();
-    w->cluster = UINT64_C(1) << u32(header + 20);
-    if (u32(header + 4) >= 3)
+    w->cluster_bits = u32(header + 20);
+    w->cluster = UINT64_C(1) << w->cluster_bits;
+    if (u32(header + 4) >= 3) {
         w->order = u32(header + 96);
+        w->extended = u64(header + 72) & EXTENDED_L2;
+    }
     w->n_clusters = (w->file_size + w->cluster - 1) / w->cluster;
 }
 
@@ -235,7 +278,8 @@ void structure_check_qcow2(struct storage *st, struct structure *out)
     out->marked = u32(header + 4) >= 3 && (u64(header + 72) & 1);
     w.counted = calloc(w.n_clusters + 1, sizeof *w.counted);
     w.found = calloc(w.n_clusters + 1, sizeof *w.found);
-    if (!w.counted || !w.found)
+    w.packed = calloc(w.n_clusters + 1, sizeof *w.packed);
+    if (!w.counted || !w.found || !w.packed)
         abort();
     refer(&w, "header", 0, 0, w.cluster);
     read_refcounts(&w, u64(header + 48), u32(header + 56));
@@ -247,6 +291,7 @@ void structure_check_qcow2(struct storage *st, struct structure *out)
     compare_counts(&w);
     free(w.counted);
     free(w.found);
+    free(w.packed);
 }
 
 int structure_read_snapshot(struct storage *st, void *buf, uint64_t off, uint64_t len,

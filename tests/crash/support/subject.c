@@ -92,6 +92,7 @@ int session_open(struct session *se, const struct subject *s, struct storage *fi
         .cache = cache_mode_find(c->cache ? c->cache : "writeback"),
         .need_check_delay_ns = 5 * SECOND,
         .lazy_refcounts = c->lazy_refcounts,
+        .compress = c->compress,
     };
 
     atomic_init(&se->now, SECOND);

@@ -36,6 +36,7 @@ struct subject_config {
     bool fixed_size;        /* the store can't grow; it has room for twice the disk */
     bool killed_only;   /* crashes of the server, not of the host: all that was written is
                            there */
+    bool compress;      /* whole clusters are stored compressed; not with a snapshot */
     const char *cache;  /* NULL: writeback */
     int lazy_refcounts; /* as in node_options */
     size_t pool_bytes;  /* 0: plenty */
