@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* A storage that remembers what was not synced. */
-#include "crash_storage.h"
+#include "crash_log.h"
 
 #include <inttypes.h>
 #include <pthread.h>
@@ -9,33 +9,13 @@
 
 #include "base/checked.h"
 #include "mem_storage.h"
-#include "rng.h"
 
-#define SECTOR  512u
 #define RUNNING UINT64_MAX
-
-struct crash_log {
-    /* Not a ranked lock: it is held over calls of the mem storages, which take locks of
-     * their own, while our callers may already hold any lock that can span I/O. */
-    pthread_mutex_t mutex;
-    /* under mutex */
-    struct storage *start, *live;
-    struct crash_op *ops;
-    uint64_t count, capacity;
-    uint64_t clock;
-    uint64_t flushes;
-    /* The durable prefix that is already applied: ops[0..folded) at points from fold_point
-     * on. */
-    struct storage *folded_image;
-    uint64_t folded, fold_point;
-
-    crash_hook *hook;
-    void *hook_opaque;
-};
 
 struct crash_storage {
     struct storage st;
     struct crash_log *log;
+    unsigned file;
 };
 
 static struct crash_log *log_of(struct storage *st)
@@ -43,18 +23,21 @@ static struct crash_log *log_of(struct storage *st)
     return ((struct crash_storage *)st)->log;
 }
 
+static unsigned file_of(struct storage *st)
+{
+    return ((struct crash_storage *)st)->file;
+}
+
+static struct storage *live_of(struct storage *st)
+{
+    return log_of(st)->file[file_of(st)].live;
+}
+
 static void *must(void *p)
 {
     if (!p)
         abort();
     return p;
-}
-
-/* Of calls that can't fail on a mem storage. */
-static void must_be_0(int err)
-{
-    if (err)
-        abort();
 }
 
 /* ---- recording ---- */
@@ -91,34 +74,16 @@ static void run_hook(struct crash_log *log, enum crash_kind kind, uint64_t off,
     inside = false;
 }
 
-static void apply(struct storage *to, const struct crash_op *op)
-{
-    switch (op->kind) {
-    case CRASH_WRITE:
-        must_be_0(storage_write(to, op->data, op->off, op->len, 0));
-        break;
-    case CRASH_ZERO:
-        must_be_0(storage_zero(to, op->off, op->len, 0));
-        break;
-    case CRASH_DISCARD:
-        must_be_0(storage_discard(to, op->off, op->len));
-        break;
-    case CRASH_TRUNCATE:
-        must_be_0(storage_truncate(to, op->len));
-        break;
-    case CRASH_FLUSH:
-    case CRASH_MARK:
-        break;
-    }
-}
-
 /* A change from its call to its end. */
-static int record(struct crash_log *log, struct crash_op op)
+static int record(struct storage *st, struct crash_op op)
 {
+    struct crash_log *log = log_of(st);
+
+    op.file = file_of(st);
     op.called = tick(log);
     op.ended = RUNNING;
     pthread_mutex_lock(&log->mutex);
-    apply(log->live, &op);
+    crash_apply(log->file[op.file].live, &op);
     uint64_t index = append(log, &op);
     pthread_mutex_unlock(&log->mutex);
 
@@ -132,7 +97,7 @@ static int record(struct crash_log *log, struct crash_op op)
 
 static int crash_pread(struct storage *st, void *buf, uint64_t off, uint64_t len)
 {
-    return storage_read(log_of(st)->live, buf, off, len);
+    return storage_read(live_of(st), buf, off, len);
 }
 
 static int crash_pwritev(struct storage *st, const struct iovec *iov, int count,
@@ -148,30 +113,28 @@ static int crash_pwritev(struct storage *st, const struct iovec *iov, int count,
         memcpy(op.data + done, iov[i].iov_base, iov[i].iov_len);
         done += iov[i].iov_len;
     }
-    return record(log_of(st), op);
+    return record(st, op);
 }
 
 static int crash_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flags)
 {
     (void)flags;
-    return record(log_of(st),
-                  (struct crash_op){.kind = CRASH_ZERO, .off = off, .len = len});
+    return record(st, (struct crash_op){.kind = CRASH_ZERO, .off = off, .len = len});
 }
 
 static int crash_discard(struct storage *st, uint64_t off, uint64_t len)
 {
-    return record(log_of(st),
-                  (struct crash_op){.kind = CRASH_DISCARD, .off = off, .len = len});
+    return record(st, (struct crash_op){.kind = CRASH_DISCARD, .off = off, .len = len});
 }
 
 static int crash_truncate(struct storage *st, uint64_t bytes)
 {
-    return record(log_of(st), (struct crash_op){.kind = CRASH_TRUNCATE, .len = bytes});
+    return record(st, (struct crash_op){.kind = CRASH_TRUNCATE, .len = bytes});
 }
 
 static int crash_size(struct storage *st, uint64_t *bytes)
 {
-    return storage_size(log_of(st)->live, bytes);
+    return storage_size(live_of(st), bytes);
 }
 
 /* Reserving blocks shows in nothing but the size. */
@@ -186,7 +149,7 @@ static int crash_preallocate(struct storage *st, uint64_t off, uint64_t len)
 static int crash_flush(struct storage *st)
 {
     struct crash_log *log = log_of(st);
-    struct crash_op op = {.kind = CRASH_FLUSH, .called = tick(log)};
+    struct crash_op op = {.kind = CRASH_FLUSH, .file = file_of(st), .called = tick(log)};
 
     run_hook(log, CRASH_FLUSH, 0, 0);
 
@@ -201,12 +164,12 @@ static int crash_flush(struct storage *st)
 static int crash_extent(struct storage *st, uint64_t off, uint64_t len, bool *data,
                         uint64_t *run)
 {
-    return storage_extent(log_of(st)->live, off, len, data, run);
+    return storage_extent(live_of(st), off, len, data, run);
 }
 
 static int crash_allocated(struct storage *st, uint64_t *bytes)
 {
-    return storage_allocated(log_of(st)->live, bytes);
+    return storage_allocated(live_of(st), bytes);
 }
 
 static void crash_close(struct storage *st)
@@ -230,14 +193,28 @@ static const struct storage_ops crash_ops = {
 
 /* ---- the log ---- */
 
+static void add_file(struct crash_log *log, struct storage *base)
+{
+    struct crash_file *file = &log->file[log->n_files++];
+
+    file->start = base ? mem_storage_clone(base) : mem_storage_new(0);
+    file->live = mem_storage_clone(file->start);
+}
+
 struct crash_log *crash_log_new(struct storage *base)
 {
     struct crash_log *log = must(calloc(1, sizeof *log));
 
     pthread_mutex_init(&log->mutex, NULL);
-    log->start = base ? mem_storage_clone(base) : mem_storage_new(0);
-    log->live = mem_storage_clone(log->start);
+    add_file(log, base);
     return log;
+}
+
+void crash_log_add_file(struct crash_log *log, struct storage *base)
+{
+    if (log->n_files == CRASH_FILES)
+        abort();
+    add_file(log, base);
 }
 
 static void forget_ops(struct crash_log *log)
@@ -247,8 +224,7 @@ static void forget_ops(struct crash_log *log)
     free(log->ops);
     log->ops = NULL;
     log->count = log->capacity = log->flushes = 0;
-    storage_close(log->folded_image);
-    log->folded_image = NULL;
+    crash_forget_prefix(log);
 }
 
 void crash_log_free(struct crash_log *log)
@@ -256,8 +232,10 @@ void crash_log_free(struct crash_log *log)
     if (!log)
         return;
     forget_ops(log);
-    storage_close(log->start);
-    storage_close(log->live);
+    for (unsigned i = 0; i < log->n_files; i++) {
+        storage_close(log->file[i].start);
+        storage_close(log->file[i].live);
+    }
     pthread_mutex_destroy(&log->mutex);
     free(log);
 }
@@ -266,25 +244,35 @@ void crash_log_rebase(struct crash_log *log)
 {
     pthread_mutex_lock(&log->mutex);
     forget_ops(log);
-    storage_close(log->start);
-    log->start = mem_storage_clone(log->live);
+    for (unsigned i = 0; i < log->n_files; i++) {
+        storage_close(log->file[i].start);
+        log->file[i].start = mem_storage_clone(log->file[i].live);
+    }
     pthread_mutex_unlock(&log->mutex);
 }
 
-struct storage *crash_storage_open(struct crash_log *log)
+struct storage *crash_storage_open_file(struct crash_log *log, unsigned file)
 {
     struct crash_storage *crash = must(calloc(1, sizeof *crash));
 
+    if (file >= log->n_files)
+        abort();
     crash->log = log;
+    crash->file = file;
     crash->st.ops = &crash_ops;
-    crash->st.name = must(strdup("crash"));
+    crash->st.name = must(strdup(file == 0 ? "crash" : "crash data"));
     crash->st.align = 1;
     return &crash->st;
 }
 
+struct storage *crash_storage_open(struct crash_log *log)
+{
+    return crash_storage_open_file(log, 0);
+}
+
 struct storage *crash_log_live(struct crash_log *log)
 {
-    return mem_storage_share(log->live);
+    return mem_storage_share(log->file[0].live);
 }
 
 void crash_log_mark(struct crash_log *log, uint64_t what)
@@ -330,167 +318,7 @@ void crash_log_print(struct crash_log *log, FILE *to, uint64_t from, uint64_t un
 
     for (uint64_t i = from; i < MIN(until, crash_log_count(log)); i++) {
         struct crash_op op = crash_log_op(log, i);
-        fprintf(to, "%6" PRIu64 " %-8s off %#" PRIx64 " len %#" PRIx64 "%s\n", i,
-                names[op.kind], op.off, op.len, op.fua ? " fua" : "");
+        fprintf(to, "%6" PRIu64 " %u %-8s off %#" PRIx64 " len %#" PRIx64 "%s\n", i,
+                op.file, names[op.kind], op.off, op.len, op.fua ? " fua" : "");
     }
-}
-
-/* ---- what a crash leaves ---- */
-
-/* One point of view on the log; everything here under the mutex. */
-struct view {
-    const struct crash_choice *choice;
-    uint64_t point;
-    uint64_t covered; /* what had ended before this time is durable */
-    uint64_t now;     /* the time of the crash */
-};
-
-static struct view look(const struct crash_log *log, uint64_t point,
-                        const struct crash_choice *choice)
-{
-    struct view v = {
-        .choice = choice, .point = MIN(point, log->count), .now = log->clock + 1};
-
-    if (v.point < log->count)
-        v.now = log->ops[v.point].recorded;
-    for (uint64_t i = 0; i < v.point; i++) {
-        const struct crash_op *op = &log->ops[i];
-        if (op->kind != CRASH_FLUSH)
-            continue;
-        if (choice->ignore_flush && choice->ignore_flush(choice->opaque, op->off))
-            continue;
-        v.covered = MAX(v.covered, op->called);
-    }
-    return v;
-}
-
-static bool is_change(const struct crash_op *op)
-{
-    return op->kind != CRASH_FLUSH && op->kind != CRASH_MARK;
-}
-
-static bool is_durable(const struct view *v, const struct crash_op *op)
-{
-    if (op->ended < v->covered)
-        return true;
-    return op->fua && !v->choice->ignore_fua && op->ended < v->now;
-}
-
-uint64_t crash_pending(struct crash_log *log, uint64_t point,
-                       const struct crash_choice *choice)
-{
-    uint64_t pending = 0;
-
-    pthread_mutex_lock(&log->mutex);
-    struct view v = look(log, point, choice);
-    for (uint64_t i = 0; i < v.point; i++)
-        pending += is_change(&log->ops[i]) && !is_durable(&v, &log->ops[i]);
-    pthread_mutex_unlock(&log->mutex);
-    return pending;
-}
-
-/* Applies what lies in some of the op's sectors. */
-static void apply_torn(struct storage *to, const struct crash_op *op, struct rng *rng)
-{
-    uint64_t end = op->off + op->len, next;
-
-    for (uint64_t off = op->off; off < end; off = next) {
-        next = MIN(end, align_down(off, SECTOR) + SECTOR);
-        if (rng_one_in(rng, 2))
-            continue;
-        struct crash_op part = *op;
-        part.off = off;
-        part.len = next - off;
-        if (op->data)
-            part.data = op->data + (off - op->off);
-        apply(to, &part);
-    }
-}
-
-/* Decides about the nth pending change. */
-static void apply_pending(struct storage *to, const struct crash_op *op, uint64_t nth,
-                          const struct crash_choice *choice, struct rng *rng)
-{
-    bool arrives = false;
-
-    switch (choice->policy) {
-    case CRASH_NONE:
-        break;
-    case CRASH_ALL:
-        arrives = true;
-        break;
-    case CRASH_SUBSET:
-        arrives = rng_one_in(rng, 2);
-        break;
-    case CRASH_ALL_BUT_ONE:
-        arrives = nth != choice->one;
-        break;
-    case CRASH_ONLY_ONE:
-        arrives = nth == choice->one;
-        break;
-    case CRASH_TORN:
-        if (op->kind != CRASH_TRUNCATE && rng_one_in(rng, 2))
-            apply_torn(to, op, rng);
-        else
-            arrives = rng_one_in(rng, 2);
-        break;
-    }
-    if (arrives)
-        apply(to, op);
-}
-
-/* The durable prefix, kept from call to call: what is durable at a point stays so at later
- * ones. Returns how many ops are in *image, which is the caller's own. */
-static uint64_t take_prefix(struct crash_log *log, const struct view *v,
-                            struct storage **image)
-{
-    if (v->choice->ignore_flush || v->choice->ignore_fua) {
-        *image = mem_storage_clone(log->start);
-        return 0;
-    }
-    if (!log->folded_image || v->point < log->fold_point) {
-        storage_close(log->folded_image);
-        log->folded_image = mem_storage_clone(log->start);
-        log->folded = 0;
-    }
-    log->fold_point = v->point;
-    for (; log->folded < v->point; log->folded++) {
-        const struct crash_op *op = &log->ops[log->folded];
-        if (is_change(op) && !is_durable(v, op))
-            break;
-        apply(log->folded_image, op);
-    }
-    *image = mem_storage_clone(log->folded_image);
-    return log->folded;
-}
-
-struct storage *crash_materialise(struct crash_log *log, uint64_t point,
-                                  const struct crash_choice *choice)
-{
-    struct storage *image;
-    struct rng rng;
-    uint64_t pending = 0;
-
-    rng_init(&rng, choice->seed);
-    pthread_mutex_lock(&log->mutex);
-    struct view v = look(log, point, choice);
-    for (uint64_t i = take_prefix(log, &v, &image); i < v.point; i++) {
-        const struct crash_op *op = &log->ops[i];
-        if (!is_change(op))
-            continue;
-        if (is_durable(&v, op))
-            apply(image, op);
-        else
-            apply_pending(image, op, pending++, choice, &rng);
-    }
-    pthread_mutex_unlock(&log->mutex);
-    return image;
-}
-
-int crash_materialise_to(struct crash_log *log, uint64_t point,
-                         const struct crash_choice *choice, const char *path)
-{
-    CLEANUP_STORAGE struct storage *image = crash_materialise(log, point, choice);
-
-    return mem_storage_save(image, path);
 }

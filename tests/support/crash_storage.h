@@ -16,8 +16,11 @@
  *         ... open it, check it, close it ...
  *     }
  *
+ * A log may have several *files*, of one image or of several: the power is cut for all of
+ * them at one moment, but a flush covers what went to its own file alone.
+ *
  * A *crash point* p lies after the first p entries of the log.  What is durable there:
- *   - a change that had ended when a flush was called which completed before p; a change
+ *   - a change that had ended when a flush of its file was called which completed before p; a change
  *     that was still running when the flush was called is not covered by it;
  *   - a write with STORAGE_FUA that had ended before p.
  * All other changes recorded before p are *pending*: the policy says which of them arrived.
@@ -47,10 +50,13 @@ enum crash_kind {
     CRASH_MARK,     /* off: what the test said */
 };
 
+#define CRASH_FILES 2
+
 /* One entry.  Times are those of a clock that ticks with every event of the log. */
 struct crash_op {
     enum crash_kind kind;
     bool fua;
+    unsigned file; /* of changes and flushes */
     uint64_t off, len;
     uint8_t *data;     /* CRASH_WRITE: len bytes */
     uint64_t called;   /* when the call began */
@@ -84,10 +90,14 @@ struct crash_log;
 struct crash_log *crash_log_new(struct storage *base);
 void crash_log_free(struct crash_log *log);
 
-/* A handle that records. */
-struct storage *crash_storage_open(struct crash_log *log);
+/* One file more, before anything is recorded: the first that is added is number 1. */
+void crash_log_add_file(struct crash_log *log, struct storage *base);
 
-/* A handle on the live contents that doesn't record: for looking. */
+/* A handle that records: on file 0, or on another. */
+struct storage *crash_storage_open(struct crash_log *log);
+struct storage *crash_storage_open_file(struct crash_log *log, unsigned file);
+
+/* A handle on the live contents of file 0 that doesn't record: for looking. */
 struct storage *crash_log_live(struct crash_log *log);
 
 /* Makes the live contents those of the start, and forgets the list.  While nothing runs. */
@@ -113,12 +123,15 @@ void crash_log_print(struct crash_log *log, FILE *to, uint64_t from, uint64_t un
 uint64_t crash_pending(struct crash_log *log, uint64_t point,
                        const struct crash_choice *choice);
 
-/* What the choice leaves of a crash at that point, as a new mem storage.  Fastest with
- * points in rising order. */
+/* What the choice leaves of a crash at that point, as a new mem storage: of file 0, or of
+ * all of them (NULL where there is none).  Fastest with points in rising order. */
 struct storage *crash_materialise(struct crash_log *log, uint64_t point,
                                   const struct crash_choice *choice);
+void crash_materialise_files(struct crash_log *log, uint64_t point,
+                             const struct crash_choice *choice,
+                             struct storage *out[CRASH_FILES]);
 
-/* The same, written to a file.  0 or -errno. */
+/* File 0, written to a file.  0 or -errno. */
 int crash_materialise_to(struct crash_log *log, uint64_t point,
                          const struct crash_choice *choice, const char *path) MUST_USE;
 

@@ -358,3 +358,48 @@ Test(crash, what_was_flushed_is_there_with_many_threads)
         storage_close(image);
     }
 }
+
+/* ---- two files ---- */
+
+static void put_to(struct storage *to, uint64_t off, const char *text)
+{
+    cr_assert_eq(storage_write(to, text, off, strlen(text), 0), 0);
+}
+
+static void expect_files(uint64_t point, struct crash_choice choice, const char *first,
+                         const char *second)
+{
+    struct storage *files[CRASH_FILES];
+
+    crash_materialise_files(log_, point, &choice, files);
+    expect(files[0], strlen(first), 0, first, strlen(first));
+    expect(files[1], strlen(second), 0, second, strlen(second));
+}
+
+Test(crash, a_flush_covers_its_own_file)
+{
+    crash_log_add_file(log_, NULL);
+    struct storage *other = crash_storage_open_file(log_, 1);
+
+    put(0, "a");                           /* entry 0 */
+    put_to(other, 0, "x");                 /* 1 */
+    flush();                               /* 2 */
+    put(1, "b");                           /* 3 */
+    cr_assert_eq(storage_flush(other), 0); /* 4 */
+    put_to(other, 1, "y");                 /* 5 */
+    cr_expect_eq(crash_log_op(log_, 5).file, 1u);
+    expect_files(2, NONE, "", "");
+    expect_files(3, NONE, "a", "");
+    expect_files(3, ALL, "a", "x");
+    expect_files(5, NONE, "a", "x");
+    expect_files(6, NONE, "a", "x");
+    expect_files(6, ALL, "ab", "xy");
+    expect_files(3, NONE, "a", ""); /* behind the part that was kept */
+    cr_expect_eq(crash_pending(log_, 6, &NONE), 2u);
+    for (unsigned one = 0; one < 2; one++)
+        expect_files(6, (struct crash_choice){.policy = CRASH_ONLY_ONE, .one = one},
+                     one == 0 ? "ab" : "a", one == 0 ? "x" : "xy");
+    crash_log_rebase(log_);
+    expect_files(0, NONE, "ab", "xy");
+    storage_close(other);
+}
