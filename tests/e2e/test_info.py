@@ -210,7 +210,7 @@ class Coded(CliCase):
         for text, says in {
                 "": "'qom-type' is missing", "secret": "'id' is missing", "secret,data=hidden": "'id' is missing",
                 "secret,id=1s,data=hidden": "'1s'", "secret,id=s": "must be provided",
-                "secret,id=s,data=hidden,file=x": "either 'data' or 'file'", "secret,id=s,data=hidden,": "Invalid option list",
+                "secret,id=s,data=hidden,file=x": "mutually exclusive", "secret,id=s,data=hidden,": "Invalid option list",
                 "secret,id=s,data=hidden!,format=base64": "base64", "secret,id=s,data=hidde,format=base64": "base64",
                 "secret,id=s,data=A===,format=base64": "base64", "secret,id=s,data=AA=A,format=base64": "base64",
                 "secret,id=s,data=hidden,format=hex": "format=hex", "secret,id=s,data=hidden,keyid=k,iv=aa": "keyid",

@@ -11,9 +11,12 @@
 
 #include "base/cleanup.h"
 #include "block/chain.h"
+#include "block/check.h"
 #include "mem_storage.h"
 
 #define MAX_OPTIONS 8
+#define PASSPHRASE  "sesame"
+#define SECRET      "--object secret,id=s,data=" PASSPHRASE
 
 static void give_up(const char *what, int err, const struct diag *diag)
 {
@@ -98,6 +101,49 @@ void image_create(const char *path, const char *format, const char *options, uin
     must(path, create_image(driver_find(format), &req, &diag), &diag);
 }
 
+/* What our drivers don't make. */
+static void create_by_qemu(const struct image *img)
+{
+    const struct image_spec *spec = &img->spec;
+    CLEANUP_FREE char *options = NULL;
+
+    if (asprintf(
+            &options, "%s%s%s%s%s%s%s", spec->options,
+            spec->encrypt ? ",encrypt.key-secret=s,encrypt.format=" : "",
+            spec->encrypt ? spec->encrypt : "",
+            spec->encrypt && strcmp(spec->encrypt, "luks") == 0 ? ",encrypt.iter-time=10"
+                                                                : "",
+            spec->data_file ? ",data_file=" : "", spec->data_file ? img->data_path : "",
+            spec->data_file && strcmp(spec->data_file, "raw") == 0 ? ",data_file_raw=on"
+                                                                   : "") < 0)
+        abort();
+    /* It times its key derivation, and fails now and then to do so on a busy machine. */
+    for (unsigned tries = 0; tries < 20; tries++)
+        if (shell(NULL, 0, "qemu-img create -q %s -f qcow2 %s %s -o %s %s %llu 2>&1",
+                  spec->encrypt ? SECRET : "", spec->base_format ? "-b base -F" : "",
+                  spec->base_format ? spec->base_format : "", options, img->path,
+                  (unsigned long long)spec->size) == 0)
+            return;
+    give_up(options, -EINVAL, NULL);
+}
+
+static bool needs_qemu(const struct image_spec *spec)
+{
+    return spec->encrypt || spec->data_file ||
+           (spec->options && strstr(spec->options, "extended_l2=on"));
+}
+
+static void create(const struct image *img)
+{
+    const struct image_spec *spec = &img->spec;
+
+    if (needs_qemu(spec))
+        create_by_qemu(img);
+    else
+        image_create(img->path, spec->format, spec->options, spec->size,
+                     spec->base_format ? "base" : NULL, spec->base_format);
+}
+
 static uint64_t on_clock(void *opaque)
 {
     return ((struct image *)opaque)->now;
@@ -134,12 +180,40 @@ static void make_base(struct image *img, struct rng *rng)
     free(base.bytes);
 }
 
+void image_fill(const struct image *img, struct rng *rng, void *buf, size_t len)
+{
+    if (img->spec.node.compress)
+        rng_texture(rng, buf, len);
+    else
+        rng_fill(rng, buf, len);
+}
+
+static void pack(struct image *img, struct rng *rng)
+{
+    bool compress = img->spec.node.compress;
+
+    img->spec.node.compress = true;
+    image_open(img);
+    uint64_t cluster = img->node->cluster_size, n;
+    for (uint64_t off = 0; off < img->model.size; off += n) {
+        n = MIN(cluster, img->model.size - off);
+        if (rng_one_in(rng, 3))
+            continue;
+        image_fill(img, rng, img->model.bytes + off, n);
+        must("packing", block_write(img->node, img->model.bytes + off, off, n, 0), NULL);
+    }
+    must("packing", image_close(img), NULL);
+    img->spec.node.compress = compress;
+}
+
 static void take_snapshot(struct image *img, struct rng *rng)
 {
     image_open(img);
     scatter(img->node, &img->model, rng, 12);
     must("snapshot", image_close(img), NULL);
-    if (shell(NULL, 0, "qemu-img snapshot -c first %s", img->path) != 0)
+    if (shell(NULL, 0, "qemu-img snapshot %s -c first %s",
+              img->tools ? SECRET " --image-opts" : "",
+              img->tools ? img->tools : img->path) != 0)
         abort();
     img->snapshot =
         (struct flat){.bytes = malloc(img->model.size), .size = img->model.size};
@@ -161,8 +235,15 @@ void image_make(struct image *img, const struct image_spec *spec, uint64_t seed)
     if (spec->base_format)
         make_base(img, &rng);
     img->path = scratch_path(&img->scratch, "disk");
-    image_create(img->path, spec->format, spec->options, spec->size,
-                 spec->base_format ? "base" : NULL, spec->base_format);
+    if (spec->data_file)
+        img->data_path = scratch_path(&img->scratch, "data");
+    if (spec->encrypt &&
+        asprintf(&img->tools, "driver=qcow2,encrypt.key-secret=s,file.filename=%s",
+                 img->path) < 0)
+        abort();
+    create(img);
+    if (spec->packed)
+        pack(img, &rng);
     if (spec->snapshot)
         take_snapshot(img, &rng);
     if (spec->on_file)
@@ -170,6 +251,8 @@ void image_make(struct image *img, const struct image_spec *spec, uint64_t seed)
     must(img->path, mem_storage_load(img->path, &img->mem), NULL);
     if (img->base_path)
         must(img->base_path, mem_storage_load(img->base_path, &img->base_mem), NULL);
+    if (img->data_path)
+        must(img->data_path, mem_storage_load(img->data_path, &img->data_mem), NULL);
 }
 
 void image_free(struct image *img)
@@ -178,10 +261,13 @@ void image_free(struct image *img)
     block_context_destroy(&img->ctx);
     storage_close(img->mem);
     storage_close(img->base_mem);
+    storage_close(img->data_mem);
     free(img->model.bytes);
     free(img->snapshot.bytes);
     free(img->path);
     free(img->base_path);
+    free(img->data_path);
+    free(img->tools);
     scratch_remove(&img->scratch);
 }
 
@@ -243,6 +329,41 @@ static int open_base(struct image *img, struct diag *diag)
     return err;
 }
 
+static int open_data(struct image *img, struct diag *diag)
+{
+    const struct cache_mode *cache = img->spec.node.cache;
+    const struct storage_open how = {.direct = cache && cache->direct,
+                                     .no_flush = cache && cache->no_flush};
+    struct storage *st = NULL;
+
+    if (img->data_mem) {
+        st = mem_storage_share(img->data_mem);
+        st->no_flush = how.no_flush;
+        if (img->spec.plain)
+            make_plain(st);
+    } else {
+        int err = storage_open_file(img->data_path, &how, &st, diag);
+        if (err)
+            return err;
+    }
+    if (img->plan)
+        st = fault_storage_new(st, img->plan);
+    node_set_data_file(img->node, st);
+    return 0;
+}
+
+/* What comes between opening the image and using it. */
+static int complete(struct image *img, struct diag *diag)
+{
+    int err = img->data_path ? open_data(img, diag) : 0;
+
+    if (!err && img->spec.encrypt)
+        err = img->node->driver->unlock(img->node, PASSPHRASE, strlen(PASSPHRASE), diag);
+    if (!err && img->base_path)
+        err = open_base(img, diag);
+    return err;
+}
+
 int image_try_open(struct image *img, struct diag *diag)
 {
     struct storage *st;
@@ -253,8 +374,7 @@ int image_try_open(struct image *img, struct diag *diag)
                         &img->spec.node, &img->node, diag);
     if (err)
         return err;
-    if (img->base_path)
-        err = open_base(img, diag);
+    err = complete(img, diag);
     if (!err)
         err = node_activate(img->node, diag);
     if (err) {
@@ -290,6 +410,8 @@ const char *image_save(struct image *img)
 {
     if (img->mem)
         must(img->path, mem_storage_save(img->mem, img->path), NULL);
+    if (img->data_mem)
+        must(img->data_path, mem_storage_save(img->data_mem, img->data_path), NULL);
     return img->path;
 }
 
@@ -302,15 +424,29 @@ static void save_flat(const struct flat *flat, const char *path)
         give_up(path, -errno, NULL);
 }
 
+/* A command of qemu-img on the image: the words before it, and after it. */
+static int qemu(const struct image *img, const char *command, const char *words,
+                const char *more, char *said, size_t n)
+{
+    const char *format = img->spec.format;
+
+    if (img->tools)
+        return shell(said, n, "qemu-img %s " SECRET " --image-opts %s %s %s 2>&1", command,
+                     words, img->tools, more);
+    return shell(said, n, "qemu-img %s -f %s %s %s %s 2>&1", command, format, words,
+                 img->path, more);
+}
+
 /* Does qemu-img read what should be there? */
 static bool same_in_qemu(const struct image *img, char *why, size_t n)
 {
     CLEANUP_FREE char *raw = scratch_path(&img->scratch, "model");
-    char said[512];
+    char said[512], other[512];
 
     save_flat(&img->model, raw);
-    int status = shell(said, sizeof said, "qemu-img compare -f %s -F raw %s %s 2>&1",
-                       img->spec.format, img->path, raw);
+    snprintf(other, sizeof other, "%s%s", img->tools ? "driver=raw,file.filename=" : "",
+             raw);
+    int status = qemu(img, "compare", img->tools ? "" : "-F raw", other, said, sizeof said);
     if (status != 0)
         snprintf(why, n, "qemu-img compare: %s", said);
     return status == 0;
@@ -323,31 +459,68 @@ static bool same_snapshot(const struct image *img, char *why, size_t n)
     char said[512];
 
     save_flat(&img->snapshot, raw);
-    int status =
-        shell(said, sizeof said,
-              "(qemu-img convert -f qcow2 -l first -O raw %s %s && cmp %s %s) 2>&1",
-              img->path, out, out, raw);
+    int status = qemu(img, "convert", "-l first -O raw", out, said, sizeof said);
+    if (!status)
+        status = shell(said, sizeof said, "cmp %s %s 2>&1", out, raw);
     if (status != 0)
         snprintf(why, n, "the snapshot changed: %s", said);
     return status == 0;
 }
 
+/* A raw data file is the disk without the image, too. */
+static bool same_raw(const struct image *img, char *why, size_t n)
+{
+    CLEANUP_FREE char *raw = scratch_path(&img->scratch, "model");
+    char said[512];
+
+    if (!img->data_path || strcmp(img->spec.data_file, "raw") != 0 || img->spec.encrypt)
+        return true;
+    save_flat(&img->model, raw);
+    /* It may end with a whole cluster. */
+    int status = shell(said, sizeof said, "cmp -n %llu %s %s 2>&1",
+                       (unsigned long long)img->model.size, raw, img->data_path);
+    if (status != 0)
+        snprintf(why, n, "the data file isn't the disk: %s", said);
+    return status == 0;
+}
+
+static bool is_clean(const struct image *img, char *why, size_t n)
+{
+    const struct driver *driver = driver_find(img->spec.format);
+    const struct check_options options = {.repair = REPAIR_NONE};
+    const struct storage_open how = {.read_only = true};
+    CLEANUP_STORAGE struct storage *st = NULL;
+    struct check_result found = {0};
+    struct diag diag = {0};
+
+    if (!driver_can(driver, DRIVER_CHECKS))
+        return true;
+    must(img->path, storage_open_file(img->path, &how, &st, &diag), &diag);
+    int err = driver->check(st, &options, &found, &diag);
+    if (!err && !found.corruptions && !found.leaks && !found.check_errors)
+        return true;
+    snprintf(why, n, "our check: %s %llu corruptions, %llu leaks, %llu errors", diag.text,
+             (unsigned long long)found.corruptions, (unsigned long long)found.leaks,
+             (unsigned long long)found.check_errors);
+    return false;
+}
+
 bool image_verify(struct image *img, char *why, size_t n)
 {
     char said[512];
-    int status;
 
+    image_save(img);
+    if (!is_clean(img, why, n))
+        return false;
     if (!have_qemu())
         return true;
-    image_save(img);
     if (strcmp(img->spec.format, "raw") != 0) {
-        status = shell(said, sizeof said, "qemu-img check -f %s %s 2>&1", img->spec.format,
-                       img->path);
+        int status = qemu(img, "check", "", "", said, sizeof said);
         if (status != 0) {
             snprintf(why, n, "qemu-img check says %d: %s", status, said);
             return false;
         }
     }
-    return same_in_qemu(img, why, n) &&
+    return same_in_qemu(img, why, n) && same_raw(img, why, n) &&
            (!img->snapshot.bytes || same_snapshot(img, why, n));
 }

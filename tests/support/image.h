@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Images of any format for the tests that use them from outside: made by the drivers, with
- * or without a backing file and a snapshot, in memory or in a file, and judged by qemu-img.
+/* Images of any format for the tests that use them from outside: made by the drivers (with
+ * some features of qcow2 by qemu-img), with or without a backing file and a snapshot, in memory
+ * or in a file, and judged by our check and qemu-img.
  *
  *     struct image img;
  *     image_make(&img, &(struct image_spec){.format = "qcow2", .size = 64 * MIB}, 1);
@@ -34,6 +35,11 @@ struct image_spec {
     uint64_t size;
     const char *base_format; /* NULL: no backing file */
     uint64_t base_size;
+    const char *encrypt; /* qcow2: its encrypt.format, "luks" or "aes"; NULL: none */
+    /* qcow2: data lies in a file of its own: "plain", or "raw", which reads as the disk by
+     * itself.  NULL: in the image. */
+    const char *data_file;
+    bool packed;        /* two thirds of its clusters are filled, compressed */
     bool snapshot;      /* qemu-img takes one of it, half full */
     bool on_file;       /* else it lies in memory */
     bool plain;         /* in memory: it can't zero, punch, or tell where its holes are */
@@ -51,8 +57,9 @@ struct flat {
 struct image {
     struct image_spec spec;
     struct scratch scratch;
-    char *path, *base_path;
-    struct storage *mem, *base_mem; /* ours to look at; NULL: on a file */
+    char *path, *base_path, *data_path; /* NULL: there is none */
+    char *tools;                        /* encrypted: the image in words of QEMU's tools */
+    struct storage *mem, *base_mem, *data_mem; /* ours to look at; NULL: on a file */
     struct crash_log *log;       /* set by the test: the storage is one of its, not `mem` */
     struct fault_plan *plan;     /* set by the test: the storage follows it */
     struct flat model, snapshot; /* snapshot.bytes NULL: none */
@@ -73,8 +80,8 @@ int image_try_open(struct image *img, struct diag *diag) MUST_USE;
 void image_open(struct image *img);
 int image_close(struct image *img);
 
-/* Closed image: qemu-img finds no fault and no leak, and reads what the model holds.  If
- * not, `why` says it. */
+/* Closed image: our check and qemu-img find no fault and no leak, and qemu-img reads what the
+ * model holds.  If not, `why` says it. */
 bool image_verify(struct image *img, char *why, size_t n);
 
 /* The closed image as a file, whose path it returns. */
@@ -87,6 +94,9 @@ bool have_qemu(void);
 /* Makes an image file with a driver. */
 void image_create(const char *path, const char *format, const char *options, uint64_t size,
                   const char *base_name, const char *base_format);
+
+/* Bytes for a write to the image; compressible where that is wanted. */
+void image_fill(const struct image *img, struct rng *rng, void *buf, size_t len);
 
 /* Numbers from the environment, for long or repeated runs. */
 uint64_t env_number(const char *name, uint64_t otherwise);

@@ -279,11 +279,8 @@ void trial_run(const struct trial_case *what)
     rng_init(&t.rng, t.seed);
     t.pool = malloc(2 * t.max_len);
     t.buf = malloc(t.max_len + AROUND);
-    rng_fill(&t.rng, t.pool, 2 * t.max_len);
-    if (what->image.node.compress) /* half of it becomes smaller */
-        for (uint64_t at = 0; at + 128 < t.max_len; at += 128)
-            memset(t.pool + at, 0x5a, 96);
     image_make(&t.img, &what->image, t.seed);
+    image_fill(&t.img, &t.rng, t.pool, 2 * t.max_len);
     image_open(&t.img);
     for (t.op = 0; t.op < ops; t.op++)
         step(&t);

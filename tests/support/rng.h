@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 struct rng {
     uint64_t state;
@@ -51,6 +52,22 @@ static inline void rng_fill(struct rng *rng, void *buf, size_t len)
         if (word == 0)
             word = rng_next(rng);
         *p++ = (uint8_t)word;
+    }
+}
+
+/* Bytes most of which can be compressed. */
+static inline void rng_texture(struct rng *rng, void *buf, size_t len)
+{
+    uint8_t *p = buf;
+
+    for (size_t n; len > 0; len -= n, p += n) {
+        n = (size_t)rng_between(rng, 1, 600);
+        if (n > len)
+            n = len;
+        if (rng_one_in(rng, 6))
+            rng_fill(rng, p, n);
+        else
+            memset(p, (int)rng_below(rng, 256), n);
     }
 }
 
