@@ -83,6 +83,9 @@ struct node {
     struct storage *file;      /* owned */
     struct storage *data_file; /* owned; NULL: guest data lies in `file` */
     struct storage *data;      /* where it lies: one of the two */
+    /* The data file reads as the disk by itself, guest offset for offset, too.  Set by the
+     * driver's open. */
+    bool data_alone;
     struct mcache *mc;         /* owned; every node has one, for its commits */
     /* Owned; NULL: none.  Replaced as a whole while requests run (an intermediate commit), by one who waits for them before the old is closed. */
     struct node *_Atomic backing;

@@ -81,6 +81,17 @@ static bool is_zeroed_in_place(const struct node *node, const struct extent *ext
     return ext->kind == EXTENT_DATA && ext->writable && node->host_zeroes_show;
 }
 
+/* What reads as zeroes already, but may be something else in a data file that is also read
+ * without the image: after a crash it may have what was never linked. */
+static int zero_alone(struct node *node, uint64_t off, uint64_t len, enum zero_how how)
+{
+    if (!node->data_alone || !node->host_zeroes_show)
+        return 0;
+    RANGE_LOCK_GUARD(&node->ranges, align_down(off, node->cluster_size),
+                     align_up(off + len, node->cluster_size));
+    return storage_zero(node->data, off, len, how == ZERO_UNMAP ? STORAGE_MAY_UNMAP : 0);
+}
+
 /* Part of a cluster (or of two). */
 static int zero_part(struct node *node, uint64_t off, uint64_t end, enum zero_how how)
 {
@@ -101,6 +112,8 @@ static int zero_part(struct node *node, uint64_t off, uint64_t end, enum zero_ho
         } else if (may_show(node, &ext, off)) {
             ext.length = MIN(ext.length, align_up(off + 1, node->subcluster_size) - off);
             err = zero_hole(node, off, off + ext.length, how);
+        } else {
+            err = zero_alone(node, off, ext.length, how);
         }
         if (err)
             return err;

@@ -78,6 +78,7 @@ static void describe_node(struct qcow2 *q)
                                                              : NULL;
     if (node->encryption)
         node->host_zeroes_show = false;
+    node->data_alone = q->geo.external && (q->header.autoclear & AUTOCLEAR_DATA_RAW);
     node->backing_name = TAKE(&q->header.backing_name);
     node->backing_format = TAKE(&q->header.backing_format);
 }

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Images whose data lies in a file of its own, or is encrypted. */
+#include "qcow2_testing.h"
+
+#define KIB4 4096u
+
+static bool holds(struct image *img, uint64_t off, uint64_t len, int fill)
+{
+    uint8_t now[4 * KIB4];
+
+    cr_assert_eq(storage_read(img->data_mem, now, off, len), 0);
+    for (uint64_t i = 0; i < len; i++)
+        if (now[i] != fill)
+            return false;
+    return true;
+}
+
+/* After a crash the data file may hold what was written and never linked: zeroes that are
+ * written over it are zeroes there, too. */
+Test(qcow2_features, zeroes_reach_a_raw_file_that_has_more_than_the_tables)
+{
+    struct image img;
+    uint8_t lost[4 * KIB4];
+
+    if (!have_qemu())
+        return;
+    make(&img, &(struct image_spec){
+                   .options = "cluster_size=4096", .size = 64 * KIB, .data_file = "raw"});
+    memset(lost, 7, sizeof lost);
+    cr_assert_eq(storage_write(img.data_mem, lost, 0, sizeof lost, 0), 0);
+    image_open(&img);
+    cr_expect_eq(block_zero(img.node, 512, 1024, 0), 0, "part of a cluster");
+    cr_expect(holds(&img, 0, 512, 7));
+    cr_expect(holds(&img, 512, 1024, 0));
+    cr_expect(holds(&img, 1536, KIB4 - 1536, 7));
+    cr_expect_eq(block_zero(img.node, KIB4 + 1, 2 * KIB4, BLOCK_MAY_UNMAP), 0);
+    cr_expect(holds(&img, KIB4, 1, 7));
+    cr_expect(holds(&img, KIB4 + 1, 2 * KIB4, 0), "a part, a cluster, a part");
+    cr_expect(holds(&img, 3 * KIB4 + 1, KIB4 - 1, 7));
+    image_free(&img);
+}
