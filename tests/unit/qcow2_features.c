@@ -39,3 +39,33 @@ Test(qcow2_features, zeroes_reach_a_raw_file_that_has_more_than_the_tables)
     cr_expect(holds(&img, 3 * KIB4 + 1, KIB4 - 1, 7));
     image_free(&img);
 }
+
+static void expect_model(struct image *img)
+{
+    uint8_t now[64 * KIB];
+
+    cr_assert_eq(block_read(img->node, now, 0, sizeof now), 0);
+    cr_expect_eq(memcmp(now, img->model.bytes, sizeof now), 0);
+}
+
+/* A cluster that gets its place by a write of less than a sector, or of two parts. */
+Test(qcow2_features, parts_of_sectors_allocate_encrypted_clusters)
+{
+    struct image img;
+
+    if (!have_qemu())
+        return;
+    make(&img, &(struct image_spec){
+                   .options = "cluster_size=4096", .size = 64 * KIB, .encrypt = "aes"});
+    image_open(&img);
+    write_fill(&img, 100, 10, 1);
+    write_fill(&img, KIB4 + 300, 400, 2);
+    write_fill(&img, 3 * KIB4 - 7, 7, 3);
+    write_fill(&img, 4 * KIB4 + 1, 2 * KIB4, 4);
+    write_fill(&img, 8 * KIB4, 1, 5);
+    expect_model(&img);
+    image_close(&img);
+    image_open(&img);
+    expect_model(&img);
+    image_free(&img);
+}
