@@ -213,13 +213,13 @@ Test(crash_directed, file_ends_at_any_place_of_a_refcount_blocks_reach)
     uint64_t size;
 
     subject_make(&s, &config);
-    cr_assert_eq(storage_size(s.base, &size), 0);
+    cr_assert_eq(storage_size(s.base.image, &size), 0);
     for (uint64_t clusters = 60; clusters < 200; clusters++) {
-        struct storage *base = s.base;
+        struct storage *base = s.base.image;
         if (clusters * 512 < size)
             continue;
-        s.base = mem_storage_clone(base);
-        cr_assert_eq(storage_truncate(s.base, clusters * 512), 0);
+        s.base.image = mem_storage_clone(base);
+        cr_assert_eq(storage_truncate(s.base.image, clusters * 512), 0);
         struct recording r;
         struct session se;
         recording_start(&r, &s, &se, NULL);
@@ -234,8 +234,8 @@ Test(crash_directed, file_ends_at_any_place_of_a_refcount_blocks_reach)
         cr_expect_eq(sv.failures, 0, "%llu clusters: %s", (unsigned long long)clusters,
                      sv.first_failure.why);
         recording_free(&r);
-        storage_close(s.base);
-        s.base = base;
+        storage_close(s.base.image);
+        s.base.image = base;
     }
     subject_remove(&s);
 }
@@ -314,4 +314,32 @@ Test(crash_directed, a_qed_disk_with_a_longer_backing_file_grows)
                                                  .disk_bytes = 4 * MIB,
                                                  .backing_bytes = 1 * MIB};
     grows(&config);
+}
+
+/* ---- encryption ---- */
+
+/* A cluster of the tail that was zeroes in the file isn't zeroes for the guest: its entry has
+ * to wait for the data. */
+Test(crash_directed, encrypted_data_is_durable_before_its_link)
+{
+    static const struct subject_config config = {
+        .name = "encrypted tail",
+        .format = "qcow2",
+        .create = "cluster_size=4096",
+        .encrypt = "encrypt.format=aes,encrypt.key-secret=s",
+        .disk_bytes = 1 * MIB};
+    struct recording r;
+    struct subject s;
+    struct session se;
+
+    subject_make(&s, &config);
+    recording_start(&r, &s, &se, NULL);
+    for (uint64_t at = 0; at < 64; at += 16) { /* the first makes the file grow */
+        record_write(&r, &se, at, 16, 0);
+        record_flush(&r, &se);
+    }
+    recording_end(&r, &se, false);
+    expect_no_failure(&r, 0);
+    recording_free(&r);
+    subject_remove(&s);
 }

@@ -178,6 +178,19 @@ static bool unlink_barrier(const struct recording *r, uint64_t index)
     return false;
 }
 
+static bool data_flush(const struct recording *r, uint64_t index)
+{
+    return crash_log_op(r->log, index).file == 1;
+}
+
+/* The one of the data file before the links of a group. */
+static bool data_leaf_barrier(const struct recording *r, uint64_t index)
+{
+    uint64_t next = next_flush(r, index); /* the image's, of the same barrier */
+
+    return data_flush(r, index) && next != 0 && next_flush(r, next) != 0;
+}
+
 /* ---- the tests ---- */
 
 Test(crash_faults, flushes_without_effect_lose_data)
@@ -285,4 +298,48 @@ Test(crash_faults, reuse_before_the_unlinking_is_durable)
         .load = {.requests = 300, .write = 50, .trim = 30, .flush = 2, .tick = 25},
     };
     expect_found(&config, unlink_barrier, "another sector's data", false);
+}
+
+Test(crash_faults, flushes_of_the_data_file_without_effect_lose_data)
+{
+    static const struct subject_config config = {.name = "every flush of the data file",
+                                                 .format = "qcow2",
+                                                 .create = "cluster_size=4096",
+                                                 .data = DATA_FILE,
+                                                 .disk_bytes = 1 * MIB,
+                                                 .populated = 20};
+    expect_found(&config, data_flush, NULL, false);
+}
+
+Test(crash_faults, leaf_barrier_of_the_data_file)
+{
+    static const struct subject_config config = {.name = "leaf barrier of the data file",
+                                                 .format = "qcow2",
+                                                 .create = "cluster_size=4096",
+                                                 .data = DATA_FILE,
+                                                 .disk_bytes = 1 * MIB,
+                                                 .backing_bytes = 1 * MIB};
+    expect_found(&config, data_leaf_barrier, NULL, false);
+}
+
+/* Of compressed clusters: they lie where others lie that are durable. */
+Test(crash_faults, leaf_barrier_of_compressed_clusters)
+{
+    static const struct subject_config config = {.name = "leaf barrier, compressed",
+                                                 .format = "qcow2",
+                                                 .create = "cluster_size=4096",
+                                                 .compress = true,
+                                                 .disk_bytes = 1 * MIB};
+    expect_found(&config, leaf_barrier, NULL, false);
+}
+
+Test(crash_faults, leaf_barrier_of_an_encrypted_image)
+{
+    static const struct subject_config config = {
+        .name = "leaf barrier, encrypted",
+        .format = "qcow2",
+        .create = "cluster_size=4096",
+        .encrypt = "encrypt.format=aes,encrypt.key-secret=s",
+        .disk_bytes = 1 * MIB};
+    expect_found(&config, leaf_barrier, "garbage", false);
 }

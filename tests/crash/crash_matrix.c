@@ -3,8 +3,9 @@
  * cut, and what is left must be a good image with all that was promised.
  *
  * QIMG_CRASH_STATES: how many states for each configuration (about); QIMG_CRASH_SEED: the
- * first seed; QIMG_CRASH_REPORT: a file that gets one line of figures for each
- * configuration. */
+ * first seed; QIMG_CRASH_ONLY: a pattern of names, with ksh's @(a|b); QIMG_CRASH_REPORT: a file that gets one
+ * line of figures for each configuration. */
+#include <fnmatch.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -47,12 +48,13 @@ static void report(const char *name, const struct survey *sv, unsigned recording
 }
 
 /* Every third recording starts from a crash of the one before. */
-static void run_configuration(const struct subject_config *config)
+static void run_configuration(const struct subject_config *config, unsigned long usual)
 {
     unsigned long states =
-        from_environment("QIMG_CRASH_STATES", getenv("QIMG_LONG") ? 1000 : 84);
+        from_environment("QIMG_CRASH_STATES", getenv("QIMG_LONG") ? 1000 : usual);
     uint64_t seed = from_environment("QIMG_CRASH_SEED", 1);
-    struct survey sv = {.states = STATES_PER_RECORDING, .tools_every = 12};
+    struct survey sv = {.states = (unsigned)MIN(states, STATES_PER_RECORDING),
+                        .tools_every = 12};
     unsigned recordings = 0;
 
     while (sv.judged < states && sv.failures == 0) {
@@ -73,22 +75,41 @@ static void run_configuration(const struct subject_config *config)
     cr_assert_eq(sv.failures, 0, "%s: %s", config->name, sv.first_failure.why);
 }
 
-ParameterizedTestParameters(crash, matrix)
+static void run_if_wanted(const struct subject_config *config, unsigned long usual)
+{
+    const char *only = getenv("QIMG_CRASH_ONLY");
+
+    if (!only || fnmatch(only, config->name, FNM_EXTMATCH) == 0)
+        run_configuration(config, usual);
+}
+
+static size_t *count_up_to(size_t n)
 {
     static size_t indexes[128];
 
-    cr_assert(crash_matrix_count <= 128);
-
-    for (size_t i = 0; i < crash_matrix_count; i++)
+    cr_assert(n <= 128);
+    for (size_t i = 0; i < n; i++)
         indexes[i] = i;
-    return cr_make_param_array(size_t, indexes, crash_matrix_count);
+    return indexes;
+}
+
+ParameterizedTestParameters(crash, matrix)
+{
+    return cr_make_param_array(size_t, count_up_to(crash_matrix_count), crash_matrix_count);
 }
 
 ParameterizedTest(size_t *index, crash, matrix)
 {
-    const struct subject_config *config = &crash_matrix[*index];
-    const char *only = getenv("QIMG_CRASH_ONLY");
+    run_if_wanted(&crash_matrix[*index], 84);
+}
 
-    if (!only || strcmp(only, config->name) == 0)
-        run_configuration(config);
+ParameterizedTestParameters(crash, features)
+{
+    return cr_make_param_array(size_t, count_up_to(crash_features_count),
+                               crash_features_count);
+}
+
+ParameterizedTest(size_t *index, crash, features)
+{
+    run_if_wanted(&crash_features[*index], 30);
 }

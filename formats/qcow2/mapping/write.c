@@ -225,10 +225,12 @@ int qcow2_reserve_compressed(struct node *node, uint64_t off, uint32_t bytes,
 }
 
 /* META: is everything durable that has to be so before a link to these clusters is, except
- * for contents that replace something? */
+ * for contents that replace something?  Not where what a fresh cluster has before the data
+ * comes isn't zeroes for the guest. */
 static bool is_settled(const struct qcow2 *q, const struct reservation *res)
 {
-    return res->fresh && alloc_settled(&q->alloc, res->host_offset + res->length) &&
+    return res->fresh && q->node->host_zeroes_show &&
+           alloc_settled(&q->alloc, res->host_offset + res->length) &&
            !dirty_mark_needs_barrier(&q->mark);
 }
 

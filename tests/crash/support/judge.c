@@ -31,6 +31,8 @@ static void fail(struct verdict *v, const char *fmt, ...)
     va_end(ap);
 }
 
+#define CLEANUP_FILES __attribute__((cleanup(files_close)))
+
 /* ---- contents ---- */
 
 static void check_sectors(const struct oracle *o, const uint8_t *buf, uint64_t sector,
@@ -57,14 +59,14 @@ static int read_padded(struct node *node, uint8_t *buf, uint64_t off, uint64_t l
 }
 
 static void check_contents(const struct subject *s, const struct oracle *o,
-                           struct storage *state, const char *reader, struct verdict *v)
+                           struct files state, const char *reader, struct verdict *v)
 {
     CLEANUP_FREE uint8_t *buf = malloc(PIECE);
     struct session se;
 
     if (!buf)
         abort();
-    int err = session_open(&se, s, mem_storage_share(state), false);
+    int err = session_open(&se, s, files_share(state), false);
     if (err) {
         fail(v, "%s: opening failed (errno %d)", reader, -err);
         return;
@@ -88,15 +90,37 @@ static bool is_version(const struct stamp *stamp, uint64_t sector, uint32_t vers
            stamp->version == version;
 }
 
-static void check_snapshot(const struct subject *s, struct storage *state,
-                           struct verdict *v)
+/* A raw data file is the disk, whatever the tables say; after an earlier crash it may start
+ * with something else than they do. */
+static void check_raw(const struct subject *s, const struct oracle *oracle,
+                      struct files state, struct verdict *v)
+{
+    CLEANUP_FREE uint8_t *buf = malloc(PIECE);
+    struct history history = *oracle->h;
+    struct oracle o = *oracle;
+
+    o.h = &history;
+    if (s->raw)
+        history.initial = s->raw;
+
+    for (uint64_t off = 0; off < s->config->disk_bytes && !v->failed; off += PIECE) {
+        uint64_t len = MIN(PIECE, s->config->disk_bytes - off);
+        if (!buf || storage_read(state.data, buf, off, len))
+            abort();
+        check_sectors(&o, buf, off / SECTOR_BYTES, len / SECTOR_BYTES, "the data file", v);
+    }
+}
+
+static void check_snapshot(const struct subject *s, struct files state, struct verdict *v)
 {
     CLEANUP_FREE uint8_t *buf = malloc(4096);
     struct stamp backing = {.kind = STAMP_ZEROES};
 
+    if (s->config->encrypt) /* what only a key reads is left to qemu-img */
+        return;
     for (uint64_t sector = 0; sector < s->n_sectors && !v->failed; sector++) {
         bool found;
-        if (structure_read_snapshot(state, buf, sector * SECTOR_BYTES, SECTOR_BYTES,
+        if (structure_read_snapshot(state.image, buf, sector * SECTOR_BYTES, SECTOR_BYTES,
                                     &found)) {
             fail(v, "the snapshot can't be read at sector %" PRIu64, sector);
             return;
@@ -110,12 +134,12 @@ static void check_snapshot(const struct subject *s, struct storage *state,
     }
 }
 
-void judge_read_versions(const struct subject *s, struct storage *state, uint32_t *versions)
+void judge_read_versions(const struct subject *s, struct files state, uint32_t *versions)
 {
     CLEANUP_FREE uint8_t *buf = malloc(PIECE);
     struct session se;
 
-    if (!buf || session_open(&se, s, mem_storage_share(state), false))
+    if (!buf || session_open(&se, s, files_share(state), false))
         abort();
     for (uint64_t sector = 0; sector < s->n_sectors; sector += PIECE / SECTOR_BYTES) {
         uint64_t n = MIN(PIECE / SECTOR_BYTES, s->n_sectors - sector);
@@ -127,14 +151,25 @@ void judge_read_versions(const struct subject *s, struct storage *state, uint32_
     session_close(&se);
 }
 
+void judge_read_raw(const struct subject *s, struct files state, uint32_t *versions)
+{
+    uint8_t sector[SECTOR_BYTES];
+
+    for (uint64_t i = 0; i < s->n_sectors; i++) {
+        if (storage_read(state.data, sector, i * SECTOR_BYTES, SECTOR_BYTES))
+            abort();
+        versions[i] = stamp_read(sector).version;
+    }
+}
+
 /* ---- structure ---- */
 
-static void check_structure(const struct subject *s, struct storage *state, bool repaired,
+static void check_structure(const struct subject *s, struct files state, bool repaired,
                             struct verdict *v)
 {
     struct structure found;
 
-    subject_structure(s, state, &found);
+    subject_structure(s, state.image, &found);
     if (!repaired) {
         v->marked = found.marked;
         v->leaks = found.leaks;
@@ -146,17 +181,23 @@ static void check_structure(const struct subject *s, struct storage *state, bool
         fail(v, "still marked after repair");
 }
 
-/* Such an image must be good for more than reading. */
-static void check_reuse(const struct subject *s, struct storage *state, struct verdict *v)
+static int open_to_write(const struct subject *s, struct files state, struct session *se)
 {
-    CLEANUP_STORAGE struct storage *copy = mem_storage_clone(state);
+    struct files files = files_share(state);
+
+    files.image->fixed_size = s->config->fixed_size;
+    return session_open(se, s, files, true);
+}
+
+/* Such an image must be good for more than reading. */
+static void check_reuse(const struct subject *s, struct files state, struct verdict *v)
+{
+    CLEANUP_FILES struct files copy = files_clone(state);
     CLEANUP_FREE uint8_t *data = calloc(1, 64 * SECTOR_BYTES);
-    struct storage *file = mem_storage_share(copy);
     struct structure found;
     struct session se;
 
-    file->fixed_size = s->config->fixed_size;
-    int err = session_open(&se, s, file, true);
+    int err = open_to_write(s, copy, &se);
     if (err) {
         fail(v, "opening for writing failed (errno %d)", -err);
         return;
@@ -168,7 +209,7 @@ static void check_reuse(const struct subject *s, struct storage *state, struct v
         err = block_write(se.node, data, at * SECTOR_BYTES, n * SECTOR_BYTES, 0);
     }
     int closed = session_close(&se);
-    subject_structure(s, copy, &found);
+    subject_structure(s, copy.image, &found);
     if (err || closed)
         fail(v, "writing to it failed (errno %d, close %d)", -err, -closed);
     if (found.corruptions || found.refcount_errors || found.marked)
@@ -179,31 +220,29 @@ static void check_reuse(const struct subject *s, struct storage *state, struct v
 
 /* ---- our own repair ---- */
 
-/* What opening for writing makes of a state, repairing it when it is marked; a new mem
- * storage, or NULL when that was refused. */
-static struct storage *reopened(const struct subject *s, struct storage *state,
-                                struct verdict *v)
+/* What opening for writing makes of a state, repairing it when it is marked; a copy,
+ * or nothing when that was refused. */
+static struct files reopened(const struct subject *s, struct files state, struct verdict *v)
 {
-    struct storage *copy = mem_storage_clone(state), *file = mem_storage_share(copy);
+    struct files copy = files_clone(state);
     struct session se;
 
-    file->fixed_size = s->config->fixed_size;
-    int err = session_open(&se, s, file, true);
+    int err = open_to_write(s, copy, &se);
     if (!err)
         err = session_close(&se);
     if (!err)
         return copy;
     fail(v, "opening for writing failed (errno %d)", -err);
-    storage_close(copy);
-    return NULL;
+    files_close(&copy);
+    return copy;
 }
 
 static void check_reopening(const struct subject *s, const struct oracle *o,
-                            struct storage *state, struct verdict *v)
+                            struct files state, struct verdict *v)
 {
-    CLEANUP_STORAGE struct storage *copy = reopened(s, state, v);
+    CLEANUP_FILES struct files copy = reopened(s, state, v);
 
-    if (!copy)
+    if (!copy.image)
         return;
     check_structure(s, copy, true, v);
     check_contents(s, o, copy, "our reader after our repair", v);
@@ -229,42 +268,43 @@ static int own_check(const struct subject *s, struct storage *st, enum check_rep
 
 static int qemu_check(const struct subject *s, bool repair)
 {
-    const char *check[] = {"qemu-img",        "check",       "-q", "-f",
-                           s->config->format, s->image_path, NULL};
-    const char *fix[] = {"qemu-img", "check",           "-q",          "-r", "all",
-                         "-f",       s->config->format, s->image_path, NULL};
+    static const char *const check[] = {"-q", NULL}, *const fix[] = {"-q", "-r", "all",
+                                                                     NULL};
 
-    return run_tool(s, repair ? fix : check);
+    return run_tool(s, "check", repair ? fix : check, NULL);
+}
+
+/* The disk, or with "-l", NAME a snapshot, as qemu-img reads it; the caller frees it.
+ * NULL: it can't. */
+static uint8_t *convert(const struct subject *s, const char *option, const char *name)
+{
+    CLEANUP_FREE char *raw = scratch_path(&s->scratch, "converted");
+    CLEANUP_FREE uint8_t *buf = malloc(s->config->disk_bytes);
+    CLEANUP_STORAGE struct storage *st = NULL;
+    const char *words[] = {"-q", "-O", "raw", option, name, NULL}, *more[] = {raw, NULL};
+
+    if (run_tool(s, "convert", words, more) != 0 || mem_storage_load(raw, &st) ||
+        storage_read(st, buf, 0, s->config->disk_bytes))
+        return NULL;
+    return TAKE(&buf);
 }
 
 static void check_converted(const struct subject *s, const struct oracle *o,
                             struct verdict *v)
 {
-    CLEANUP_FREE char *raw = scratch_path(&s->scratch, "converted");
-    CLEANUP_FREE uint8_t *buf = malloc(s->config->disk_bytes);
-    CLEANUP_STORAGE struct storage *st = NULL;
-    const char *words[] = {"qemu-img", "convert", "-q",          "-f", s->config->format,
-                           "-O",       "raw",     s->image_path, raw,  NULL};
+    CLEANUP_FREE uint8_t *buf = convert(s, NULL, NULL);
 
-    if (run_tool(s, words) != 0 || mem_storage_load(raw, &st) ||
-        storage_read(st, buf, 0, s->config->disk_bytes)) {
+    if (buf)
+        check_sectors(o, buf, 0, s->n_sectors, "qemu-img convert", v);
+    else
         fail(v, "qemu-img convert failed");
-        return;
-    }
-    check_sectors(o, buf, 0, s->n_sectors, "qemu-img convert", v);
 }
 
 static void check_converted_snapshot(const struct subject *s, struct verdict *v)
 {
-    CLEANUP_FREE char *raw = scratch_path(&s->scratch, "converted");
-    CLEANUP_FREE uint8_t *buf = malloc(s->config->disk_bytes);
-    CLEANUP_STORAGE struct storage *st = NULL;
-    const char *words[] = {"qemu-img", "convert", "-q", "-f",  s->config->format,
-                           "-l",       "first",   "-O", "raw", s->image_path,
-                           raw,        NULL};
+    CLEANUP_FREE uint8_t *buf = convert(s, "-l", "first");
 
-    if (run_tool(s, words) != 0 || mem_storage_load(raw, &st) ||
-        storage_read(st, buf, 0, s->config->disk_bytes)) {
+    if (!buf) {
         fail(v, "qemu-img convert -l failed");
         return;
     }
@@ -277,21 +317,20 @@ static void check_converted_snapshot(const struct subject *s, struct verdict *v)
 
 /* Our check and QEMU's say the same of the state, and after our repair nothing is left to
  * say. */
-static void compare_verdicts(const struct subject *s, struct storage *state,
-                             struct verdict *v)
+static void compare_verdicts(const struct subject *s, struct files state, struct verdict *v)
 {
-    CLEANUP_STORAGE struct storage *copy = mem_storage_clone(state);
-    int ours = own_check(s, copy, REPAIR_NONE), theirs = qemu_check(s, false);
+    CLEANUP_FILES struct files copy = files_clone(state);
+    int ours = own_check(s, copy.image, REPAIR_NONE), theirs = qemu_check(s, false);
 
     if (ours != theirs)
         fail(v, "our check says %d, qemu-img check %d", ours, theirs);
-    int repaired = own_check(s, copy, REPAIR_ALL);
+    int repaired = own_check(s, copy.image, REPAIR_ALL);
     /* What a QED image leaks before its end can't be given back. */
     bool may_leak = strcmp(s->config->format, "qed") == 0;
     if (repaired != 0 && !(repaired == 3 && may_leak))
         fail(v, "our check -r all: status %d", repaired);
     check_structure(s, copy, true, v);
-    if (mem_storage_save(copy, s->image_path))
+    if (files_save(copy, s))
         fail(v, "the repaired state can't be saved");
     theirs = qemu_check(s, false);
     if (theirs != repaired)
@@ -299,14 +338,14 @@ static void compare_verdicts(const struct subject *s, struct storage *state,
 }
 
 static void check_with_tools(const struct subject *s, const struct oracle *o,
-                             struct storage *state, struct verdict *v)
+                             struct files state, struct verdict *v)
 {
-    if (mem_storage_save(state, s->image_path)) {
+    if (files_save(state, s)) {
         fail(v, "the state can't be saved");
         return;
     }
     compare_verdicts(s, state, v);
-    if (mem_storage_save(state, s->image_path)) {
+    if (files_save(state, s)) {
         fail(v, "the state can't be saved");
         return;
     }
@@ -323,8 +362,8 @@ static void check_with_tools(const struct subject *s, const struct oracle *o,
         check_converted_snapshot(s, v);
     if (!v->marked || v->failed)
         return;
-    CLEANUP_STORAGE struct storage *repaired = NULL;
-    if (mem_storage_load(s->image_path, &repaired)) {
+    CLEANUP_FILES struct files repaired = {0};
+    if (files_load(&repaired, s)) {
         fail(v, "the repaired state can't be loaded");
         return;
     }
@@ -334,13 +373,15 @@ static void check_with_tools(const struct subject *s, const struct oracle *o,
         check_reuse(s, repaired, v);
 }
 
-void judge_state(const struct subject *s, const struct oracle *oracle,
-                 struct storage *state, enum judge_depth depth, struct verdict *out)
+void judge_state(const struct subject *s, const struct oracle *oracle, struct files state,
+                 enum judge_depth depth, struct verdict *out)
 {
     *out = (struct verdict){.sector = -1};
     check_structure(s, state, false, out);
     if (!out->failed)
         check_contents(s, oracle, state, "our reader", out);
+    if (!out->failed && s->config->data == DATA_RAW && !s->config->encrypt)
+        check_raw(s, oracle, state, out);
     if (!out->failed && s->snapshot)
         check_snapshot(s, state, out);
     if (!out->failed && depth >= JUDGE_REUSE)

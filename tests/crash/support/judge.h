@@ -23,12 +23,13 @@ enum judge_depth {
 };
 
 /* The state isn't changed. */
-void judge_state(const struct subject *s, const struct oracle *oracle,
-                 struct storage *state, enum judge_depth depth, struct verdict *out);
+void judge_state(const struct subject *s, const struct oracle *oracle, struct files state,
+                 enum judge_depth depth, struct verdict *out);
 
 /* What each sector of the state reads as, for a recording that starts there; versions as in
  * struct subject. */
-void judge_read_versions(const struct subject *s, struct storage *state,
-                         uint32_t *versions);
+void judge_read_versions(const struct subject *s, struct files state, uint32_t *versions);
+/* The same of what a raw data file holds. */
+void judge_read_raw(const struct subject *s, struct files state, uint32_t *versions);
 
 #endif

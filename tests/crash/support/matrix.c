@@ -2,42 +2,6 @@
 /* The configurations that are tried. */
 #include "matrix.h"
 
-#define KIB UINT64_C(1024)
-#define MIB (1024 * KIB)
-
-/* Much is freed and used again. */
-#define CHURN                                                                  \
-    {                                                                          \
-        .requests = 300, .write = 40, .zero = 5, .zero_unmap = 18, .trim = 18, \
-        .flush = 10, .fua = 3, .tick = 5, .settle = 1                          \
-    }
-
-/* Freed, and reused, with another client's flushes in between. */
-#define PROMPTED                                                                           \
-    {                                                                                      \
-        .requests = 200, .write = 40, .zero = 5, .zero_unmap = 12, .trim = 14, .flush = 4, \
-        .fua = 6, .tick = 5, .prompted = 8                                                 \
-    }
-
-/* A store that runs full now and then. */
-#define FULL                                                                   \
-    {                                                                          \
-        .requests = 300, .write = 40, .zero = 5, .zero_unmap = 12, .trim = 14, \
-        .flush = 14, .fua = 6, .tick = 6, .settle = 1, .failing = 12           \
-    }
-
-/* One that breaks. */
-#define BROKEN                                                                 \
-    {                                                                          \
-        .requests = 200, .write = 40, .zero = 5, .zero_unmap = 12, .trim = 14, \
-        .flush = 10, .fua = 6, .tick = 5, .failing = 60, .failing_flush = 40   \
-    }
-
-#define THREADS                       \
-    {                                 \
-        .requests = 320, .threads = 4 \
-    }
-
 const struct subject_config crash_matrix[] = {
     {.name = "qcow2", .format = "qcow2", .disk_bytes = 8 * MIB, .populated = 20},
     {.name = "qcow2-fresh", .format = "qcow2", .disk_bytes = 8 * MIB},
@@ -374,85 +338,6 @@ const struct subject_config crash_matrix[] = {
      .disk_bytes = 4 * MIB,
      .cache = "volatile",
      .killed_only = true},
-    {.name = "qcow2-compress",
-     .format = "qcow2",
-     .create = "cluster_size=4096",
-     .disk_bytes = 2 * MIB,
-     .populated = 30,
-     .compress = true},
-    {.name = "qcow2-compress-churn",
-     .format = "qcow2",
-     .create = "cluster_size=4096,compression_type=zstd,refcount_bits=2",
-     .disk_bytes = 1 * MIB,
-     .compress = true,
-     .load = CHURN},
-    {.name = "qcow2-compress-lazy-backing",
-     .format = "qcow2",
-     .create = "cluster_size=4096,lazy_refcounts=on",
-     .disk_bytes = 1 * MIB,
-     .backing_bytes = 1 * MIB,
-     .compress = true,
-     .load = CHURN},
-    {.name = "qcow2-compress-prompted",
-     .format = "qcow2",
-     .create = "cluster_size=4096",
-     .disk_bytes = 1 * MIB,
-     .compress = true,
-     .load = PROMPTED},
-    {.name = "qcow2-compress-threads",
-     .format = "qcow2",
-     .create = "cluster_size=4096",
-     .disk_bytes = 1 * MIB,
-     .compress = true,
-     .load = THREADS},
-    {.name = "qcow2-compress-full",
-     .format = "qcow2",
-     .create = "cluster_size=4096",
-     .disk_bytes = 1 * MIB,
-     .compress = true,
-     .load = FULL},
-    {.name = "qcow2-compress-broken",
-     .format = "qcow2",
-     .create = "cluster_size=4096",
-     .disk_bytes = 1 * MIB,
-     .populated = 20,
-     .compress = true,
-     .load = BROKEN},
-    {.name = "qcow2-extended",
-     .format = "qcow2",
-     .create = "cluster_size=16384,extended_l2=on",
-     .disk_bytes = 2 * MIB,
-     .populated = 30},
-    {.name = "qcow2-extended-backing-churn",
-     .format = "qcow2",
-     .create = "cluster_size=16384,extended_l2=on",
-     .disk_bytes = 2 * MIB,
-     .backing_bytes = 2 * MIB,
-     .load = CHURN},
-    {.name = "qcow2-extended-lazy-churn",
-     .format = "qcow2",
-     .create = "cluster_size=65536,extended_l2=on,lazy_refcounts=on",
-     .disk_bytes = 4 * MIB,
-     .load = CHURN},
-    {.name = "qcow2-extended-prompted",
-     .format = "qcow2",
-     .create = "cluster_size=16384,extended_l2=on",
-     .disk_bytes = 2 * MIB,
-     .backing_bytes = 1 * MIB,
-     .load = PROMPTED},
-    {.name = "qcow2-extended-compress-threads",
-     .format = "qcow2",
-     .create = "cluster_size=16384,extended_l2=on",
-     .disk_bytes = 2 * MIB,
-     .populated = 20,
-     .compress = true,
-     .load = THREADS},
-    {.name = "qcow2-extended-full",
-     .format = "qcow2",
-     .create = "cluster_size=16384,extended_l2=on",
-     .disk_bytes = 2 * MIB,
-     .backing_bytes = 2 * MIB,
-     .load = FULL},
     {.name = "qcow2-full",
      .format = "qcow2",
      .create = "cluster_size=4096",

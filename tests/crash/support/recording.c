@@ -220,18 +220,28 @@ static void run(struct recording *r, struct session *se, const struct workload *
         pthread_join(workers[i].thread, NULL);
 }
 
+static struct storage *open_file(struct recording *r, unsigned number,
+                                 const struct tap *tap)
+{
+    const struct subject_config *c = r->subject->config;
+    struct storage *file = crash_storage_open_file(r->log, number);
+
+    file->fixed_size = number == 0 && c->fixed_size;
+    file->no_flush = c->cache && cache_mode_find(c->cache)->no_flush;
+    return tap ? tap_storage_open(file, tap) : file;
+}
+
 void recording_start(struct recording *r, const struct subject *s, struct session *se,
                      const struct tap *tap)
 {
     *r = (struct recording){.subject = s};
-    r->log = crash_log_new(s->base);
+    r->log = crash_log_new(s->base.image);
+    if (s->base.data)
+        crash_log_add_file(r->log, s->base.data);
     history_init(&r->history, r->log, s->initial, s->n_sectors, s->next_version);
-    struct storage *file = crash_storage_open(r->log);
-    file->fixed_size = s->config->fixed_size;
-    file->no_flush = s->config->cache && cache_mode_find(s->config->cache)->no_flush;
-    if (tap)
-        file = tap_storage_open(file, tap);
-    expect(r, session_open(se, s, file, true), "opening");
+    struct files files = {.image = open_file(r, 0, tap),
+                          .data = s->base.data ? open_file(r, 1, tap) : NULL};
+    expect(r, session_open(se, s, files, true), "opening");
     if (r->failed)
         abort();
     r->n_repair = crash_log_count(r->log);

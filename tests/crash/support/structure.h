@@ -22,8 +22,9 @@ struct structure {
 void structure_check_qcow2(struct storage *st, struct structure *out);
 void structure_check_qed(struct storage *st, struct structure *out);
 
-/* Reads a range of the first snapshot's disk, one cluster at most; unallocated: *found is
- * false and buf is untouched.  -1 when there is no snapshot or its tables make no sense. */
+/* Reads a range of the first snapshot's disk, within one cluster and, where there are such,
+ * one subcluster; unallocated: *found is false and buf is untouched.  -1 when there is no
+ * snapshot or its tables make no sense. */
 int structure_read_snapshot(struct storage *st, void *buf, uint64_t off, uint64_t len,
                             bool *found);
 

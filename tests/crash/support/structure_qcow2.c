@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* What must hold in a qcow2 file, read by the book. */
-#include <endian.h>
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -9,21 +8,20 @@
 
 #include "base/compiler.h"
 #include "structure.h"
+#include "structure_book.h"
 
-#define OFFSET_MASK UINT64_C(0x00fffffffffffe00)
-#define COPIED      (UINT64_C(1) << 63)
-#define COMPRESSED  (UINT64_C(1) << 62)
-#define EXTENDED_L2 (UINT64_C(1) << 4)
+#define LUKS_EXTENSION 0x0537be77u
 
 struct walk {
     struct storage *st;
     struct structure *out;
     uint64_t file_size, cluster, n_clusters;
-    unsigned order, cluster_bits;
-    bool extended;     /* L2 entries have two words */
+    unsigned order;
+    bool external;     /* guest data lies in another file */
+    unsigned words;    /* of an L2 entry */
     uint64_t *counted; /* by the refcount blocks; clusters past the end aren't looked at */
     uint64_t *found;   /* references */
-    uint64_t *packed;  /* those of compressed clusters, which may share theirs */
+    uint64_t *packed;  /* of those, by compressed clusters */
 };
 
 static void complain(struct walk *w, unsigned *counter, const char *fmt, ...)
@@ -47,20 +45,6 @@ static void *read_bytes(struct walk *w, uint64_t off, uint64_t len)
     if (!buf || storage_read(w->st, buf, off, len))
         abort();
     return buf;
-}
-
-static uint64_t u64(const void *p)
-{
-    uint64_t v;
-    memcpy(&v, p, sizeof v);
-    return be64toh(v);
-}
-
-static uint32_t u32(const void *p)
-{
-    uint32_t v;
-    memcpy(&v, p, sizeof v);
-    return be32toh(v);
 }
 
 /* Counts a reference to [off, off+len); false when it can't be one. */
@@ -124,18 +108,15 @@ static void check_copied(struct walk *w, const char *what, uint64_t entry)
                  w->counted[c]);
 }
 
-/* The last sectors of a compressed cluster may lie behind the file's end. */
-static void walk_compressed(struct walk *w, uint64_t entry)
+static void walk_packed(struct walk *w, uint64_t entry)
 {
-    unsigned shift = 62 - (w->cluster_bits - 8);
-    uint64_t host = entry & ((UINT64_C(1) << shift) - 1);
-    uint64_t sectors = (entry >> shift) & ((UINT64_C(1) << (w->cluster_bits - 8)) - 1);
-    uint64_t end = (host / 512 + sectors + 1) * 512;
+    uint64_t end, host = packed_place(w->cluster, entry, &end);
 
     if (entry & COPIED)
-        complain(w, &w->out->corruptions, "a compressed cluster with the copied flag");
-    if (host < w->cluster || host >= w->file_size) {
-        complain(w, &w->out->corruptions, "a compressed cluster at 0x%" PRIx64, host);
+        complain(w, &w->out->corruptions, "compressed and copied: 0x%" PRIx64, entry);
+    if (w->external || host == 0 || host >= w->file_size) {
+        complain(w, &w->out->corruptions, "compressed entry 0x%" PRIx64 ": no such place",
+                 entry);
         return;
     }
     for (uint64_t c = host / w->cluster; c * w->cluster < end && c < w->n_clusters; c++) {
@@ -144,39 +125,56 @@ static void walk_compressed(struct walk *w, uint64_t entry)
     }
 }
 
-static void check_subclusters(struct walk *w, uint64_t entry, uint64_t bitmap)
+/* The second word of an extended entry: for each subcluster, is it allocated, is it zero? */
+static void check_subclusters(struct walk *w, uint64_t entry, uint64_t bitmap, bool placed)
 {
     uint32_t allocated = (uint32_t)bitmap, zero = (uint32_t)(bitmap >> 32);
 
-    bool odd = entry & COMPRESSED ? bitmap != 0
-                                  : (entry & 1) || (allocated & zero) ||
-                                        (allocated && !(entry & OFFSET_MASK));
-
-    if (odd)
-        complain(w, &w->out->corruptions,
-                 "subclusters 0x%" PRIx64 " of the entry 0x%" PRIx64, bitmap, entry);
+    if ((allocated & zero) || ((entry & COMPRESSED) && bitmap) || (allocated && !placed))
+        complain(w, &w->out->corruptions, "entry 0x%" PRIx64 ": subclusters 0x%" PRIx64,
+                 entry, bitmap);
+    if (!(entry & COMPRESSED) && (entry & 1))
+        complain(w, &w->out->corruptions, "the zero bit of an extended entry: 0x%" PRIx64,
+                 entry);
 }
 
-static void walk_l2(struct walk *w, uint64_t off, bool active)
+/* The cluster lies in the data file where the guest sees it, and is nobody else's. */
+static void check_external(struct walk *w, uint64_t guest, uint64_t entry)
+{
+    if ((entry & OFFSET_MASK) != guest || !(entry & COPIED))
+        complain(w, &w->out->corruptions, "data of 0x%" PRIx64 " by entry 0x%" PRIx64,
+                 guest, entry);
+}
+
+static void walk_entry(struct walk *w, uint64_t i, uint64_t guest, const uint8_t *at,
+                       bool active)
+{
+    uint64_t entry = u64(at), host = entry & OFFSET_MASK;
+    bool placed = host != 0 || (w->external && (entry & COPIED));
+
+    if (w->words > 1)
+        check_subclusters(w, entry, u64(at + 8), placed);
+    if (entry & COMPRESSED) {
+        walk_packed(w, entry);
+        return;
+    }
+    if (entry & UINT64_C(0x3f000000000001fe))
+        complain(w, &w->out->corruptions, "reserved bits: 0x%" PRIx64, entry);
+    if (!placed)
+        return;
+    if (w->external)
+        check_external(w, guest, entry);
+    else if (refer(w, "L2 entry", i, host, w->cluster) && active)
+        check_copied(w, "L2", entry);
+}
+
+static void walk_l2(struct walk *w, uint64_t off, uint64_t l1_index, bool active)
 {
     uint8_t *table = read_bytes(w, off, w->cluster);
-    uint64_t bytes = w->extended ? 16 : 8;
+    uint64_t n = w->cluster / 8 / w->words;
 
-    for (uint64_t i = 0; i < w->cluster / bytes; i++) {
-        uint64_t entry = u64(table + i * bytes), host = entry & OFFSET_MASK;
-        if (w->extended)
-            check_subclusters(w, entry, u64(table + i * bytes + 8));
-        if (entry & COMPRESSED) {
-            walk_compressed(w, entry);
-            continue;
-        }
-        if (entry & UINT64_C(0x3f000000000001fe))
-            complain(w, &w->out->corruptions, "reserved bits: 0x%" PRIx64, entry);
-        if (host == 0)
-            continue;
-        if (refer(w, "L2 entry", i, host, w->cluster) && active)
-            check_copied(w, "L2", entry);
-    }
+    for (uint64_t i = 0; i < n; i++)
+        walk_entry(w, i, (l1_index * n + i) * w->cluster, table + i * w->words * 8, active);
     free(table);
 }
 
@@ -194,19 +192,9 @@ static void walk_l1(struct walk *w, uint64_t off, uint64_t n, bool active)
             continue;
         if (active)
             check_copied(w, "L1", entry);
-        walk_l2(w, entry & OFFSET_MASK, active);
+        walk_l2(w, entry & OFFSET_MASK, i, active);
     }
     free(table);
-}
-
-/* The first snapshot's L1 table and the length of its entry in the snapshot table. */
-static uint64_t snapshot_entry(const uint8_t *e, uint64_t *l1, uint64_t *l1_size)
-{
-    uint64_t id = (uint64_t)e[12] << 8 | e[13], name = (uint64_t)e[14] << 8 | e[15];
-
-    *l1 = u64(e);
-    *l1_size = u32(e + 8);
-    return (40 + u32(e + 36) + id + name + 7) / 8 * 8;
 }
 
 static void walk_snapshots(struct walk *w, uint64_t off, uint32_t n)
@@ -234,8 +222,8 @@ static void compare_counts(struct walk *w)
     }
 }
 
-/* Without snapshots two references are never right, whatever is counted, but for those of
- * compressed clusters. */
+/* Without snapshots two references are never right, whatever is counted, but for compressed
+ * clusters, which share one with each other. */
 static void find_shared(struct walk *w)
 {
     for (uint64_t c = 0; c < w->n_clusters; c++)
@@ -248,16 +236,36 @@ static void find_shared(struct walk *w)
 static void walk_open(struct walk *w, struct storage *st, struct structure *out,
                       const uint8_t *header)
 {
-    *w = (struct walk){.st = st, .out = out, .order = 4};
+    *w = (struct walk){.st = st, .out = out, .order = 4, .words = 1};
     if (storage_size(st, &w->file_size))
         abort();
-    w->cluster_bits = u32(header + 20);
-    w->cluster = UINT64_C(1) << w->cluster_bits;
+    w->cluster = UINT64_C(1) << u32(header + 20);
     if (u32(header + 4) >= 3) {
         w->order = u32(header + 96);
-        w->extended = u64(header + 72) & EXTENDED_L2;
+        w->external = u64(header + 72) & DATA_FILE;
+        w->words = u64(header + 72) & EXTENDED ? 2 : 1;
     }
     w->n_clusters = (w->file_size + w->cluster - 1) / w->cluster;
+}
+
+/* The area that an extension of the header names, which has the keys. */
+static void walk_luks(struct walk *w, const uint8_t *header)
+{
+    uint64_t at = u32(header + 4) >= 3 ? u32(header + 100) : 72;
+    uint8_t *all = read_bytes(w, 0, w->cluster);
+
+    for (; at + 24 <= w->cluster && u32(all + at) != 0;
+         at += 8 + (u32(all + at + 4) + 7) / 8 * 8)
+        if (u32(all + at) == LUKS_EXTENSION)
+            refer(w, "LUKS header", 0, u64(all + at + 8), u64(all + at + 16));
+    free(all);
+}
+
+static void walk_close(struct walk *w)
+{
+    free(w->counted);
+    free(w->found);
+    free(w->packed);
 }
 
 void structure_check_qcow2(struct storage *st, struct structure *out)
@@ -282,6 +290,7 @@ void structure_check_qcow2(struct storage *st, struct structure *out)
     if (!w.counted || !w.found || !w.packed)
         abort();
     refer(&w, "header", 0, 0, w.cluster);
+    walk_luks(&w, header);
     read_refcounts(&w, u64(header + 48), u32(header + 56));
     walk_l1(&w, u64(header + 40), u32(header + 36), true);
     if (n_snapshots)
@@ -289,40 +298,5 @@ void structure_check_qcow2(struct storage *st, struct structure *out)
     else
         find_shared(&w);
     compare_counts(&w);
-    free(w.counted);
-    free(w.found);
-    free(w.packed);
-}
-
-int structure_read_snapshot(struct storage *st, void *buf, uint64_t off, uint64_t len,
-                            bool *found)
-{
-    uint8_t header[112], entry[65], word[8];
-    uint64_t l1, l1_size, cluster;
-
-    *found = false;
-    if (storage_read(st, header, 0, sizeof header) || u32(header + 60) == 0 ||
-        storage_read(st, entry, u64(header + 64), sizeof entry))
-        return -1;
-    snapshot_entry(entry, &l1, &l1_size);
-    cluster = UINT64_C(1) << u32(header + 20);
-    uint64_t index = off / cluster, per_table = cluster / 8;
-    if (index / per_table >= l1_size ||
-        storage_read(st, word, l1 + index / per_table * 8, 8))
-        return -1;
-    uint64_t l2 = u64(word) & OFFSET_MASK;
-    if (l2 == 0)
-        return 0;
-    if (storage_read(st, word, l2 + index % per_table * 8, 8))
-        return -1;
-    uint64_t host = u64(word) & OFFSET_MASK;
-    if (u64(word) & 1) {
-        memset(buf, 0, len);
-        *found = true;
-        return 0;
-    }
-    if (host == 0)
-        return 0;
-    *found = true;
-    return storage_read(st, buf, host + off % cluster, len) ? -1 : 0;
+    walk_close(&w);
 }

@@ -34,7 +34,50 @@ static void must_be_0(int err, const char *what)
     must_be(err == 0, what);
 }
 
-int run_tool(const struct subject *s, const char *const *words)
+/* ---- files ---- */
+
+struct files files_clone(struct files f)
+{
+    return (struct files){.image = mem_storage_clone(f.image),
+                          .data = f.data ? mem_storage_clone(f.data) : NULL};
+}
+
+struct files files_share(struct files f)
+{
+    return (struct files){.image = mem_storage_share(f.image),
+                          .data = f.data ? mem_storage_share(f.data) : NULL};
+}
+
+void files_close(struct files *f)
+{
+    storage_close(f->image);
+    storage_close(f->data);
+    *f = (struct files){0};
+}
+
+int files_save(struct files f, const struct subject *s)
+{
+    int err = mem_storage_save(f.image, s->image_path);
+
+    return err || !f.data ? err : mem_storage_save(f.data, s->data_path);
+}
+
+int files_load(struct files *f, const struct subject *s)
+{
+    *f = (struct files){0};
+    int err = mem_storage_load(s->image_path, &f->image);
+    if (!err && s->config->data != DATA_INSIDE)
+        err = mem_storage_load(s->data_path, &f->data);
+    if (err)
+        files_close(f);
+    return err;
+}
+
+/* ---- tools ---- */
+
+#define PASSPHRASE "sesame"
+
+static int run_words(const struct subject *s, const char *const *words)
 {
     CLEANUP_FREE char *out = scratch_path(&s->scratch, "tool.out");
     posix_spawn_file_actions_t actions;
@@ -62,6 +105,35 @@ int run_tool(const struct subject *s, const char *const *words)
     return WEXITSTATUS(status);
 }
 
+static unsigned add_words(const char **to, unsigned n, const char *const *words)
+{
+    for (; words && *words; words++) {
+        must_be(n + 1 < TOOL_WORDS, "a command that short");
+        to[n++] = *words;
+    }
+    return n;
+}
+
+int run_tool(const struct subject *s, const char *command, const char *const *words,
+             const char *const *more)
+{
+    static const char *const secret[] = {"--object", "secret,id=s,data=" PASSPHRASE,
+                                         "--image-opts", NULL};
+    const char *format[] = {"-f", s->config->format, NULL};
+    const char *all[TOOL_WORDS] = {"qemu-img", command};
+    bool encrypted = s->image_options, snapshot = strcmp(command, "snapshot") == 0;
+    unsigned n = 2;
+
+    if (encrypted)
+        n = add_words(all, n, secret);
+    else if (!snapshot) /* which has no such option */
+        n = add_words(all, n, format);
+    n = add_words(all, n, words);
+    all[n++] = encrypted ? s->image_options : s->image_path;
+    add_words(all, n, more);
+    return run_words(s, all);
+}
+
 /* ---- sessions ---- */
 
 static uint64_t session_clock(void *opaque)
@@ -84,15 +156,33 @@ static int open_backing(struct session *se, const struct subject *s,
     return err;
 }
 
-int session_open(struct session *se, const struct subject *s, struct storage *file,
+/* What comes between opening the image and reading from it. */
+static int complete(struct session *se, struct storage *data)
+{
+    struct node *node = se->node;
+
+    if (data)
+        node_set_data_file(node, data);
+    return node->encryption
+               ? node->driver->unlock(node, PASSPHRASE, strlen(PASSPHRASE), NULL)
+               : 0;
+}
+
+int session_open(struct session *se, const struct subject *s, struct files files,
                  bool writable)
+{
+    return session_open_as(se, s, files, writable, s->config->compress);
+}
+
+int session_open_as(struct session *se, const struct subject *s, struct files files,
+                    bool writable, bool compress)
 {
     const struct subject_config *c = s->config;
     struct node_options options = {
         .cache = cache_mode_find(c->cache ? c->cache : "writeback"),
         .need_check_delay_ns = 5 * SECOND,
         .lazy_refcounts = c->lazy_refcounts,
-        .compress = c->compress,
+        .compress = compress,
     };
 
     atomic_init(&se->now, SECOND);
@@ -100,8 +190,12 @@ int session_open(struct session *se, const struct subject *s, struct storage *fi
     must_be_0(block_context_init(&se->ctx, c->pool_bytes ? c->pool_bytes : 64u << 20,
                                  session_clock, se),
               "making a context");
-    int err = node_open(&se->ctx, driver_find(c->format), file, "image", &options,
+    int err = node_open(&se->ctx, driver_find(c->format), files.image, "image", &options,
                         &se->node, NULL);
+    if (err)
+        storage_close(files.data);
+    else
+        err = complete(se, files.data);
     if (!err && s->backing)
         err = open_backing(se, s, &options);
     if (!err && writable)
@@ -141,18 +235,39 @@ static void make_backing(struct subject *s, const char *path)
         s->initial[i] = stamp_read(data + i * SECTOR_BYTES).version;
 }
 
+/* The options of create, as one word; the caller frees it. */
+static char *create_options(const struct subject *s)
+{
+    const struct subject_config *c = s->config;
+    bool external = c->data != DATA_INSIDE;
+    char *text = NULL;
+
+    must_be(asprintf(&text, "%s%s%s%s%s%s%s", c->create ? c->create : "",
+                     c->create && (c->encrypt || external) ? "," : "",
+                     c->encrypt ? c->encrypt : "", c->encrypt && external ? "," : "",
+                     external ? "data_file=" : "", external ? s->data_path : "",
+                     c->data == DATA_RAW ? ",data_file_raw=on" : "") >= 0,
+            "memory");
+    return text;
+}
+
 static void create_subject_image(struct subject *s, const char *backing)
 {
     const struct subject_config *c = s->config;
+    CLEANUP_FREE char *options = create_options(s);
     char size[24];
-    const char *words[16] = {"qemu-img", "create", "-f", c->format};
-    unsigned n = 4;
+    const char *words[TOOL_WORDS] = {"qemu-img", "create", "-f", c->format};
+    unsigned n = 4, tries = 20;
 
     snprintf(size, sizeof size, "%llu",
              (unsigned long long)(c->created_bytes ? c->created_bytes : c->disk_bytes));
-    if (c->create) {
+    if (c->encrypt) {
+        words[n++] = "--object";
+        words[n++] = "secret,id=s,data=" PASSPHRASE;
+    }
+    if (*options) {
         words[n++] = "-o";
-        words[n++] = c->create;
+        words[n++] = options;
     }
     if (c->backing_bytes) {
         words[n++] = "-b";
@@ -162,21 +277,24 @@ static void create_subject_image(struct subject *s, const char *backing)
     }
     words[n++] = s->image_path;
     words[n++] = size;
-    must_be(run_tool(s, words) == 0, "qemu-img create");
-    must_be_0(mem_storage_load(s->image_path, &s->base), "loading the image");
+    /* It times its key derivation, and fails now and then to do so on a busy machine. */
+    while (run_words(s, words) != 0)
+        must_be(c->encrypt && --tries, "qemu-img create");
+    must_be_0(files_load(&s->base, s), "loading the image");
 }
 
 /* Writes a part of the disk through a node that is closed cleanly. */
 static void populate(struct subject *s)
 {
-    uint64_t n = s->n_sectors * s->config->populated / 100, step = 160;
+    bool compress = s->config->packed || s->config->compress;
+    uint64_t n = s->n_sectors * s->config->populated / 100, step = compress ? 400 : 160;
     CLEANUP_FREE uint8_t *data = malloc(step * SECTOR_BYTES);
     struct session se;
     struct rng rng;
 
     rng_init(&rng, n);
     must_be(data != NULL, "memory");
-    must_be_0(session_open(&se, s, mem_storage_share(s->base), true), "opening");
+    must_be_0(session_open_as(&se, s, files_share(s->base), true, compress), "opening");
     for (uint64_t done = 0; done < n;) {
         uint64_t start = rng_below(&rng, s->n_sectors);
         uint64_t len = rng_between(&rng, 1, step);
@@ -193,12 +311,12 @@ static void populate(struct subject *s)
 
 static void take_snapshot(struct subject *s)
 {
-    const char *words[] = {"qemu-img", "snapshot", "-c", "first", s->image_path, NULL};
+    const char *words[] = {"-c", "first", NULL};
 
-    must_be_0(mem_storage_save(s->base, s->image_path), "saving");
-    must_be(run_tool(s, words) == 0, "qemu-img snapshot");
-    storage_close(s->base);
-    must_be_0(mem_storage_load(s->image_path, &s->base), "loading");
+    must_be_0(files_save(s->base, s), "saving");
+    must_be(run_tool(s, "snapshot", words, NULL) == 0, "qemu-img snapshot");
+    files_close(&s->base);
+    must_be_0(files_load(&s->base, s), "loading");
     s->snapshot = calloc(s->n_sectors, sizeof *s->snapshot);
     must_be(s->snapshot != NULL, "memory");
     memcpy(s->snapshot, s->initial, s->n_sectors * sizeof *s->initial);
@@ -219,6 +337,12 @@ void subject_make(struct subject *s, const struct subject_config *config)
     *s = (struct subject){.config = config, .next_version = VERSION_FIRST};
     scratch_make(&s->scratch);
     s->image_path = scratch_path(&s->scratch, "image");
+    s->data_path = scratch_path(&s->scratch, "data");
+    if (config->encrypt)
+        must_be(asprintf(&s->image_options,
+                         "driver=%s,encrypt.key-secret=s,file.filename=%s", config->format,
+                         s->image_path) >= 0,
+                "memory");
     CLEANUP_FREE char *backing = scratch_path(&s->scratch, "backing");
     s->n_sectors = config->disk_bytes / SECTOR_BYTES;
     s->initial = calloc(s->n_sectors, sizeof *s->initial);
@@ -231,15 +355,18 @@ void subject_make(struct subject *s, const struct subject_config *config)
     if (config->snapshot)
         take_snapshot(s);
     if (config->fixed_size)
-        must_be_0(storage_truncate(s->base, config->disk_bytes * 2), "making room");
+        must_be_0(storage_truncate(s->base.image, config->disk_bytes * 2), "making room");
 }
 
 void subject_remove(struct subject *s)
 {
-    storage_close(s->base);
+    files_close(&s->base);
     storage_close(s->backing);
     free(s->image_path);
+    free(s->data_path);
+    free(s->image_options);
     free(s->initial);
+    free(s->raw);
     free(s->snapshot);
     scratch_remove(&s->scratch);
 }

@@ -35,10 +35,19 @@ static void report(const struct survey *sv, const struct recording *r, uint64_t 
         crash_log_print(r->log, stderr, point > 80 ? point - 80 : 0, point + 5);
 }
 
+static struct files materialise(const struct recording *r, uint64_t point,
+                                const struct crash_choice *choice)
+{
+    struct storage *files[CRASH_FILES];
+
+    crash_materialise_files(r->log, point, choice, files);
+    return (struct files){.image = files[0], .data = files[1]};
+}
+
 static void judge_choice(struct survey *sv, const struct recording *r, uint64_t point,
                          const struct crash_choice *choice, const struct oracle *oracle)
 {
-    struct storage *state = crash_materialise(r->log, point, choice);
+    struct files state = materialise(r, point, choice);
     enum judge_depth depth = JUDGE_QUICK;
     struct verdict v;
 
@@ -58,7 +67,7 @@ static void judge_choice(struct survey *sv, const struct recording *r, uint64_t 
             sv->first_failure = v;
         report(sv, r, point, choice, &v);
     }
-    storage_close(state);
+    files_close(&state);
 }
 
 /* Every policy at one point; those that can't differ are left out. */
@@ -190,14 +199,19 @@ void survey_continue(struct survey *sv, struct recording *r, struct subject *s,
     rng_init(&rng, seed);
     uint64_t point = rng_below(&rng, r->n_points + 1);
     struct oracle oracle = oracle_at(&r->history, point);
-    struct storage *state = crash_materialise(r->log, point, &choice);
+    struct files state = materialise(r, point, &choice);
     judge_state(s, &oracle, state, JUDGE_TOOLS, &v);
     if (v.failed) {
         sv->failures++;
         report(sv, r, point, &choice, &v);
     }
     judge_read_versions(s, state, s->initial);
-    storage_close(s->base);
+    if (s->config->data == DATA_RAW && !s->config->encrypt) {
+        if (!s->raw && !(s->raw = calloc(s->n_sectors, sizeof *s->raw)))
+            abort();
+        judge_read_raw(s, state, s->raw);
+    }
+    files_close(&s->base);
     s->base = state;
     s->next_version += (uint32_t)r->history.n_requests;
 }
