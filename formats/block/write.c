@@ -187,11 +187,26 @@ static int write_new_clusters(struct node *node, const struct extent *ext, const
 
 /* A run that can be written where it lies; its sectors are locked if it is encrypted. */
 static int write_in_place(struct node *node, const struct extent *ext, const void *buf,
-                          uint64_t off)
+                          uint64_t off, unsigned flags)
 {
-    return ext->kind == EXTENT_DATA
-               ? storage_write(ext->file, buf, ext->host_offset, ext->length, 0)
-               : encrypted_update(node, ext, buf, off, 0);
+    return LIKELY(ext->kind == EXTENT_DATA)
+               ? storage_write(ext->file, buf, ext->host_offset, ext->length, flags)
+               : encrypted_update(node, ext, buf, off, flags);
+}
+
+/* The same, durably if that is asked for and the mapping is durable, too; else *needs_commit
+ * is set. */
+static int write_durably(struct node *node, const struct extent *ext, const void *buf,
+                         uint64_t off, bool fua, bool *needs_commit)
+{
+    /* Looked at after the map: a mapping we saw is then durable. */
+    bool sync = fua && !mcache_has_dirty(node->mc);
+    int err = write_in_place(node, ext, buf, off, sync ? STORAGE_FUA : 0);
+
+    *needs_commit |= !sync;
+    if (err && sync)
+        mcache_note_failure(node->mc);
+    return err;
 }
 
 /* As engine_write, with the guest range locked. */
@@ -205,7 +220,7 @@ static int write_locked(struct node *node, const void *buf, uint64_t off, uint64
             return err;
         if (ext.writable) {
             done = ext.length;
-            err = write_in_place(node, &ext, buf, off);
+            err = write_in_place(node, &ext, buf, off, 0);
         } else {
             err = write_new_clusters(node, &ext, buf, off, &done);
         }
@@ -221,7 +236,7 @@ static int write_locked(struct node *node, const void *buf, uint64_t off, uint64
 /* Encrypted sectors are written as a whole: who writes a part of one reads it before, and
  * nobody may write to it meanwhile. */
 static int write_sectors(struct node *node, const void *buf, uint64_t off, uint64_t len,
-                         unsigned flags, bool *done)
+                         bool fua, bool *needs_commit, bool *done)
 {
     struct extent ext;
 
@@ -231,7 +246,7 @@ static int write_sectors(struct node *node, const void *buf, uint64_t off, uint6
     if (err)
         return err;
     *done = ext.kind == EXTENT_ENCRYPTED && ext.writable && ext.length == len;
-    return *done ? encrypted_update(node, &ext, buf, off, flags) : 0;
+    return *done ? write_durably(node, &ext, buf, off, fua, needs_commit) : 0;
 }
 
 static int write_with_lock(struct node *node, const void *buf, uint64_t off, uint64_t len)
@@ -253,15 +268,10 @@ int engine_write(struct node *node, const void *buf, uint64_t off, uint64_t len,
             return err;
         bool done = false;
         if (ext.writable) {
-            /* Looked at after the map: a mapping we saw is then durable. */
-            bool sync = fua && !mcache_has_dirty(node->mc);
-            unsigned flags = sync ? STORAGE_FUA : 0;
-            *needs_commit |= !sync;
             done = LIKELY(ext.kind == EXTENT_DATA);
-            err = done ? storage_write(ext.file, buf, ext.host_offset, ext.length, flags)
-                       : write_sectors(node, buf, off, ext.length, flags, &done);
-            if (err && sync)
-                mcache_note_failure(node->mc);
+            err = done
+                      ? write_durably(node, &ext, buf, off, fua, needs_commit)
+                      : write_sectors(node, buf, off, ext.length, fua, needs_commit, &done);
         }
         if (!err && !done) {
             *needs_commit = true;

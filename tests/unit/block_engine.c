@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* What the request engine asks of a driver, and what it makes of the answers. */
+#include <pthread.h>
+
+#include "base/clock.h"
 #include "block_testing.h"
+#include "crypto/cipher.h"
 
 #define SIZE (CLUSTERS * CLUSTER)
 
@@ -234,6 +238,66 @@ Test(block_engine, fua_on_a_new_cluster_commits)
     toy_init(&b, SIZE, NULL);
     cr_expect_eq(toy_write(&b, CLUSTER, 512, 5, BLOCK_FUA), 0);
     cr_expect_eq(fault_plan_fua_writes(&b.plan), 0);
+    cr_expect_eq(fault_plan_calls(&b.plan, FAULT_FLUSH), 1);
+    toy_fini(&b);
+}
+
+/* ---- a mapping that changes while an encrypted write waits for its sectors ---- */
+
+static _Atomic uint64_t link_words[8];
+
+static uint64_t place_of_links(void *owner, uint64_t page)
+{
+    (void)owner;
+    (void)page;
+    return 1 << 20;
+}
+
+/* A link of somebody else's that isn't durable yet. */
+static void store_link(struct node *node)
+{
+    struct mcmap *map = mcmap_new_resident(node->mc, link_words, ARRAY_LEN(link_words),
+                                           MC_BE64, place_of_links, NULL);
+    struct mc_page *page;
+
+    cr_assert_eq(mcmap_get_for_store(map, 0, &page), 0);
+    LOCK_GUARD(mcache_meta(node->mc));
+    mcmap_store(page, 0, 1, MC_LINK);
+}
+
+static void *write_durable_sector(void *opaque)
+{
+    cr_expect_eq(toy_write(opaque, CLUSTER, 512, 5, BLOCK_FUA), 0);
+    return NULL;
+}
+
+static void wait_for_waiter(struct range_lock *ranges)
+{
+    for (bool waits = false; !waits; clock_nap_ns(100000)) {
+        LOCK_GUARD(&ranges->lock);
+        waits = ranges->waiting > 0;
+    }
+}
+
+Test(block_engine, fua_looks_for_dirty_links_once_sectors_are_locked, .timeout = 60)
+{
+    static const struct cipher_spec spec = {CIPHER_AES_128, CIPHER_CBC, CIPHER_PLAIN64, 0};
+    static const uint8_t key[CIPHER_MAX_KEY_BYTES] = {1};
+    struct toy_bench b;
+    pthread_t thread;
+
+    toy_init(&b, SIZE, NULL);
+    b.toy.cell[1] = DATA;
+    cr_assert_eq(cipher_new(&b.node->cipher, &spec, key, NULL), 0);
+    {
+        RANGE_LOCK_GUARD(&b.node->ranges, CLUSTER, 2 * CLUSTER);
+        cr_assert_eq(pthread_create(&thread, NULL, write_durable_sector, &b), 0);
+        wait_for_waiter(&b.node->ranges);
+        b.toy.cell[1] = MOVED;
+        store_link(b.node);
+    }
+    cr_assert_eq(pthread_join(thread, NULL), 0);
+    cr_expect(!mcache_has_dirty(b.node->mc), "what maps the sector is durable");
     cr_expect_eq(fault_plan_calls(&b.plan, FAULT_FLUSH), 1);
     toy_fini(&b);
 }

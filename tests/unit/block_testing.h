@@ -82,7 +82,7 @@ static inline int toy_map(struct node *node, uint64_t off, uint64_t len, struct 
     out->allocated = cell != HOLE;
     out->file = cell >= DATA ? node->file : NULL;
     out->writable = cell == DATA || cell == MOVED;
-    out->kind = cell >= DATA                    ? EXTENT_DATA
+    out->kind = cell >= DATA ? (node->cipher ? EXTENT_ENCRYPTED : EXTENT_DATA)
                 : cell == HOLE && node->backing ? EXTENT_BACKING
                                                 : EXTENT_ZERO;
     if (out->file)
