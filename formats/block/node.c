@@ -206,10 +206,9 @@ int node_activate(struct node *node, struct diag *diag)
         return diag_set(diag, EROFS, "%s: can't be opened for writing: %s", node->filename,
                         node_why_read_only(node));
     int err = node_lock_for_writing(node, diag);
-    if (err)
-        return err;
-    err = node->driver->activate(node, diag);
-    if (err) /* it goes on being read, beside others who do */
+    if (!err)
+        err = node->driver->activate(node, diag);
+    if (err) /* it goes on being read, beside others who do; of two files one may be locked */
         (void)!node_lock_for_reading(node, &ignored);
     node->active = !err;
     return err;

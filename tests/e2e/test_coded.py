@@ -269,6 +269,18 @@ class DataFile(CodedCase):
         self.assertIn("lock", other.stderr)
         server.stop()
 
+    def test_lock_of_one_file(self):
+        """When the data file's can't be had, the image's is given back: others go on reading it."""
+        disk = self.image(f"data_file={self.path('data')}")
+        reader = self.serve(self.path("data"), "format=raw", nbdkit=["-r"])
+        server = self.serve(disk)
+        with self.assertRaises(nbd.Error):
+            server.connect()
+        run("qemu-img", "info", disk)
+        reader.stop()
+        server.connect().pwrite(b"c" * 512, 0)
+        server.stop()
+
 
 @unittest.skipIf(STANDIN, "needs the plugin")
 class Compress(CodedCase):
