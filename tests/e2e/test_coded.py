@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import struct
 import subprocess
 import threading
 import unittest
@@ -280,6 +281,30 @@ class DataFile(CodedCase):
         reader.stop()
         server.connect().pwrite(b"c" * 512, 0)
         server.stop()
+
+    def test_place_of_another(self):
+        """A cluster that isn't at its guest offset would be overwritten by the one that is."""
+        for extended, other in (("off", 64 * KIB), ("on", 2 * KIB)):
+            with self.part(extended=extended):
+                disk = self.image(f"data_file={self.path('data')},extended_l2={extended}")
+                run("qemu-io", "-c", "write 0 64k", disk)
+                with open(disk, "r+b") as file:
+                    file.seek(40)
+                    file.seek(int.from_bytes(file.read(8), "big"))
+                    file.seek(int.from_bytes(file.read(8), "big") & 0x00fffffffffffe00)
+                    file.write(struct.pack(">QQ", 1 << 63 | 64 * KIB, extended == "on"))
+                with open(self.path("data"), "r+b") as file:
+                    file.seek(64 * KIB)
+                    file.write(b"a" * 64 * KIB)
+                before = sha256(self.path("data"))
+                server = self.serve(disk)
+                handle = server.connect()
+                with self.assertRaises(nbd.Error):
+                    handle.pread(512, 0)
+                with self.assertRaises(nbd.Error):
+                    handle.pwrite(b"b" * 512, other)
+                server.stop()
+                self.assertEqual(sha256(self.path("data")), before)
 
 
 @unittest.skipIf(STANDIN, "needs the plugin")

@@ -91,6 +91,17 @@ static int impossible_entry(struct qcow2 *q, uint64_t guest, uint64_t entry,
     return -EIO;
 }
 
+/* Of one cluster.  In another file it can lie nowhere but at its guest offset, where new ones
+ * are placed without a look at who else may be there. */
+static const char *bad_place(struct qcow2 *q, uint64_t host, uint64_t guest)
+{
+    const char *why = mapping_bad_data(q, host, 1);
+
+    return !why && q->geo.external && host != guest
+               ? "not at its guest offset in the data file"
+               : why;
+}
+
 /* The last sectors may be in the file in part, or not at all: they end with the stream. */
 static const char *bad_compressed(struct qcow2 *q, const struct cluster *c)
 {
@@ -108,7 +119,7 @@ int mapping_judge(struct qcow2_mapping *m, uint64_t entry, uint64_t guest, unsig
     if (UNLIKELY(faults))
         why = entry_fault_text(faults);
     else if (cluster_has_place(c))
-        why = mapping_bad_data(m->q, c->host, 1);
+        why = bad_place(m->q, c->host, align_down(guest, cluster_size(m->q)));
     else if (c->kind == CL_COMPRESSED)
         why = bad_compressed(m->q, c);
     return LIKELY(!why) ? 0 : impossible_entry(m->q, guest, entry, why);
