@@ -13,7 +13,7 @@ from featured import SPACE, Featured, legal
 from harness import *
 from pairwise import covering
 
-SHARES = 5
+SHARES = 8
 
 
 def statuses(handle, size, off=0):
