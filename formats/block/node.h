@@ -86,7 +86,7 @@ struct node {
     /* The data file reads as the disk by itself, guest offset for offset, too.  Set by the
      * driver's open. */
     bool data_alone;
-    struct mcache *mc;         /* owned; every node has one, for its commits */
+    struct mcache *mc; /* owned; every node has one, for its commits */
     /* Owned; NULL: none.  Replaced as a whole while requests run (an intermediate commit), by one who waits for them before the old is closed. */
     struct node *_Atomic backing;
 

@@ -172,12 +172,15 @@ int luks_format(struct luks **out, const struct luks_io *io,
                           hash_name(params->hash));
     err = make_open(&luks, io, &h, key, 0,
                     diag); /* says what can't be, before it is written */
-    if (!err)
-        err = clear_everything(io, end, diag);
-    if (!err)
-        err = luks_fill_slot(io, &h, 0, params->iter_time_ms, key, passphrase, len, diag);
-    if (!err)
-        err = luks_write_header(io, &h, diag);
+    if (err)
+        return err;
+    err = clear_everything(io, end, diag);
+    if (err)
+        return err;
+    err = luks_fill_slot(io, &h, 0, params->iter_time_ms, key, passphrase, len, diag);
+    if (err)
+        return err;
+    err = luks_write_header(io, &h, diag);
     if (err)
         return err;
     luks->header = h;

@@ -110,10 +110,12 @@ static int append_extensions(const struct qcow2_params *p, const struct qcow2_la
     size_t names = qcow2_n_feature_names * sizeof *qcow2_feature_names;
 
     int err = append_text(raw, cluster, at, EXT_BACKING_FORMAT, p->backing_format);
-    if (!err)
-        err = append_text(raw, cluster, at, EXT_DATA_FILE, p->data_file);
-    if (!err)
-        err = append_luks(p, l, raw, cluster, at);
+    if (err)
+        return -ENAMETOOLONG;
+    err = append_text(raw, cluster, at, EXT_DATA_FILE, p->data_file);
+    if (err)
+        return -ENAMETOOLONG;
+    err = append_luks(p, l, raw, cluster, at);
     if (err)
         return -ENAMETOOLONG;
     /* The names are a courtesy: in a small cluster the backing name goes first. */

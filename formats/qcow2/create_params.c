@@ -276,17 +276,20 @@ static int judge_params(struct qcow2_params *p, const struct create_request *req
                         struct diag *diag)
 {
     int err = check_version(p, diag);
-    if (!err)
-        err = check_extended(p, diag);
+    if (err)
+        return err;
+    err = check_extended(p, diag);
     if (err)
         return err;
     p->geo = qcow2_geometry(p->geo.version, p->geo.cluster_bits, p->geo.refcount_order,
                             p->geo.word_bits, p->data_file);
     err = check_size(p, diag);
-    if (!err)
-        err = check_data_file(p, diag);
-    if (!err)
-        err = check_backing(p, diag);
+    if (err)
+        return err;
+    err = check_data_file(p, diag);
+    if (err)
+        return err;
+    err = check_backing(p, diag);
     return err ? err : qcow2_judge_encryption(p, req, diag);
 }
 

@@ -275,30 +275,55 @@ static int read_rest(struct storage *st, const uint8_t *raw, struct qcow2_header
     return qcow2_header_ext_read(st, h, end, supported, diag);
 }
 
-int qcow2_header_read(struct storage *st, struct qcow2_header *h, struct diag *diag)
+/* What every reader needs: the fields, the extensions, and that the features go together. */
+static int read_known(struct storage *st, struct qcow2_header *h, uint64_t *file_size,
+                      struct diag *diag)
 {
     uint8_t raw[sizeof(struct qcow2_disk_header)];
+
+    int err = read_fields(st, raw, h, file_size, diag);
+    if (err)
+        return err;
+    err = read_rest(st, raw, h, KNOWN_INCOMPAT, diag);
+    return err ? err : check_features(st->name, h, diag);
+}
+
+typedef int header_judge(const char *name, const struct qcow2_header *h, uint64_t file_size,
+                         struct diag *diag);
+
+static int read_and_judge(struct storage *st, struct qcow2_header *h, header_judge *judge,
+                          struct diag *diag)
+{
     uint64_t file_size;
 
     *h = (struct qcow2_header){0};
-    int err = read_fields(st, raw, h, &file_size, diag);
+    int err = read_known(st, h, &file_size, diag);
     if (!err)
-        err = read_rest(st, raw, h, KNOWN_INCOMPAT, diag);
-    if (!err)
-        err = check_features(st->name, h, diag);
-    if (!err)
-        err = check_luks(st->name, h, file_size, diag);
-    if (!err)
-        err = check_l1(st->name, h, file_size, diag);
-    if (!err)
-        err = check_refcount_table(st->name, h, file_size, diag);
-    if (!err)
-        err = check_snapshots(st->name, h, file_size, diag);
-    if (!err)
-        err = check_overlaps(st->name, h, diag);
+        err = judge(st->name, h, file_size, diag);
     if (err)
         qcow2_header_free(h);
     return err;
+}
+
+static int judge_to_serve(const char *name, const struct qcow2_header *h,
+                          uint64_t file_size, struct diag *diag)
+{
+    int err = check_luks(name, h, file_size, diag);
+    if (err)
+        return err;
+    err = check_l1(name, h, file_size, diag);
+    if (err)
+        return err;
+    err = check_refcount_table(name, h, file_size, diag);
+    if (err)
+        return err;
+    err = check_snapshots(name, h, file_size, diag);
+    return err ? err : check_overlaps(name, h, diag);
+}
+
+int qcow2_header_read(struct storage *st, struct qcow2_header *h, struct diag *diag)
+{
+    return read_and_judge(st, h, judge_to_serve, diag);
 }
 
 static int check_alignment(const char *name, const char *field, uint64_t offset,
@@ -313,51 +338,40 @@ static int check_alignment(const char *name, const char *field, uint64_t offset,
     return 0;
 }
 
+static int judge_to_check(const char *name, const struct qcow2_header *h,
+                          uint64_t file_size, struct diag *diag)
+{
+    (void)file_size;
+    int err = check_l1_size(name, h, diag);
+    if (!err && h->l1_size)
+        err = check_alignment(name, "l1_table_offset", h->l1_table_offset, h, diag);
+    if (err)
+        return err;
+    err = check_snapshot_count(name, h, diag);
+    if (err || h->nb_snapshots == 0)
+        return err;
+    return check_alignment(name, "snapshots_offset", h->snapshots_offset, h, diag);
+}
+
 int qcow2_header_read_for_check(struct storage *st, struct qcow2_header *h,
                                 struct diag *diag)
 {
-    uint8_t raw[sizeof(struct qcow2_disk_header)];
-    uint64_t file_size;
+    return read_and_judge(st, h, judge_to_check, diag);
+}
 
-    *h = (struct qcow2_header){0};
-    int err = read_fields(st, raw, h, &file_size, diag);
-    if (!err)
-        err = read_rest(st, raw, h, KNOWN_INCOMPAT, diag);
-    if (!err)
-        err = check_features(st->name, h, diag);
-    if (!err)
-        err = check_l1_size(st->name, h, diag);
-    if (!err && h->l1_size)
-        err = check_alignment(st->name, "l1_table_offset", h->l1_table_offset, h, diag);
-    if (!err)
-        err = check_snapshot_count(st->name, h, diag);
-    if (!err && h->nb_snapshots)
-        err = check_alignment(st->name, "snapshots_offset", h->snapshots_offset, h, diag);
-    if (err)
-        qcow2_header_free(h);
-    return err;
+static int judge_to_describe(const char *name, const struct qcow2_header *h,
+                             uint64_t file_size, struct diag *diag)
+{
+    if (h->size > INT64_MAX)
+        return diag_set(diag, EFBIG, "%s: size: %" PRIu64 " bytes are over %" PRId64, name,
+                        h->size, INT64_MAX);
+    return check_snapshots(name, h, file_size, diag);
 }
 
 int qcow2_header_read_for_info(struct storage *st, struct qcow2_header *h,
                                struct diag *diag)
 {
-    uint8_t raw[sizeof(struct qcow2_disk_header)];
-    uint64_t file_size;
-
-    *h = (struct qcow2_header){0};
-    int err = read_fields(st, raw, h, &file_size, diag);
-    if (!err)
-        err = read_rest(st, raw, h, KNOWN_INCOMPAT, diag);
-    if (!err)
-        err = check_features(st->name, h, diag);
-    if (!err && h->size > INT64_MAX)
-        err = diag_set(diag, EFBIG, "%s: size: %" PRIu64 " bytes are over %" PRId64,
-                       st->name, h->size, INT64_MAX);
-    if (!err)
-        err = check_snapshots(st->name, h, file_size, diag);
-    if (err)
-        qcow2_header_free(h);
-    return err;
+    return read_and_judge(st, h, judge_to_describe, diag);
 }
 
 void qcow2_header_free(struct qcow2_header *h)

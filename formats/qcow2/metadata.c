@@ -127,22 +127,29 @@ static int claim_snapshots(struct collection *c)
                        0);
 }
 
+static int claim_everything(struct collection *c)
+{
+    const struct qcow2_header *h = &c->q->header;
+
+    int err = claim_snapshots(c);
+    if (err)
+        return err;
+    err = claim_range(c, 0, 1, "header", 0);
+    if (!err && h->crypt_method == CRYPT_LUKS)
+        err = claim_range(c, h->luks_offset, h->luks_bytes, "LUKS header", 0);
+    if (err)
+        return err;
+    err = claim_refcounts(c);
+    return err ? err : claim_tables(c);
+}
+
 int qcow2_collect_metadata(struct qcow2 *q, struct diag *diag)
 {
     struct collection c = {.q = q, .diag = diag};
 
     if (!meta_set_is_empty(&q->alloc.metadata))
         return 0; /* what failed came after it, and changed no metadata */
-    int err = claim_snapshots(&c);
-    if (!err)
-        err = claim_range(&c, 0, 1, "header", 0);
-    if (!err && q->header.crypt_method == CRYPT_LUKS)
-        err =
-            claim_range(&c, q->header.luks_offset, q->header.luks_bytes, "LUKS header", 0);
-    if (!err)
-        err = claim_refcounts(&c);
-    if (!err)
-        err = claim_tables(&c);
+    int err = claim_everything(&c);
     if (!err)
         meta_set_move(&q->alloc.metadata, &c.set);
     meta_set_free(&c.set);

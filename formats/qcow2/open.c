@@ -261,12 +261,15 @@ static int qcow2_activate(struct node *node, struct diag *diag)
     int err = require_clean(node, diag);
     struct qcow2 *q = qcow2_of(node); /* which the repair replaces */
 
-    if (!err)
-        err = choose_refcounts(q, diag);
-    if (!err)
-        err = qcow2_collect_metadata(q, diag);
-    if (!err)
-        err = alloc_activate(&q->alloc, diag);
+    if (err)
+        return err;
+    err = choose_refcounts(q, diag);
+    if (err)
+        return err;
+    err = qcow2_collect_metadata(q, diag);
+    if (err)
+        return err;
+    err = alloc_activate(&q->alloc, diag);
     if (err)
         return err;
     err = clear_autoclear(q, AUTOCLEAR_BITMAPS | kept_up(q));

@@ -48,6 +48,22 @@ static int switch_l1(struct qcow2 *q, uint32_t l1_size, uint64_t host)
     return 0;
 }
 
+/* Step by step, each durable before the next: what the table points to and its refcounts,
+ * the table at `host`, with the present entries in `l1`, too, the header. */
+static int move_l1(struct qcow2 *q, _Atomic uint64_t *l1, uint32_t l1_size, uint64_t host)
+{
+    int err = mcache_commit(q->node->mc, MC_COMMIT_EVERYTHING);
+    if (err)
+        return err;
+    for (uint32_t i = 0; i < q->live.l1_size; i++)
+        atomic_init(&l1[i], atomic_load(&q->live.l1[i]));
+    err = write_table(q, l1, l1_size, host);
+    if (err)
+        return err;
+    err = node_barrier(q->node);
+    return err ? err : switch_l1(q, l1_size, host);
+}
+
 static int grow_l1(struct qcow2 *q, uint32_t l1_size)
 {
     uint64_t clusters = div_round_up((uint64_t)l1_size * 8, cluster_size(q)), host = 0;
@@ -58,17 +74,8 @@ static int grow_l1(struct qcow2 *q, uint32_t l1_size)
         return -ENOMEM;
 
     int err = alloc_table(&q->alloc, clusters, &host);
-    /* The table's refcounts, and the L2 tables that it will point to, come first. */
     if (!err)
-        err = mcache_commit(q->node->mc, MC_COMMIT_EVERYTHING);
-    for (uint32_t i = 0; !err && i < q->live.l1_size; i++)
-        atomic_init(&l1[i], atomic_load(&q->live.l1[i]));
-    if (!err)
-        err = write_table(q, l1, l1_size, host);
-    if (!err)
-        err = node_barrier(q->node);
-    if (!err)
-        err = switch_l1(q, l1_size, host);
+        err = move_l1(q, l1, l1_size, host);
     if (!err) {
         err = mapping_set_l1(&q->live, l1, l1_size, host);
         if (err) /* the header names a table that we can't use */

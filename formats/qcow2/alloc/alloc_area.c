@@ -108,6 +108,14 @@ static int write_blocks(struct alloc *a, const struct area *area)
     return 0;
 }
 
+/* The file reaches over the area, whose blocks are in it. */
+static int write_area(struct alloc *a, const struct area *area)
+{
+    int err = alloc_extend_file(a, area_end(area) << a->cluster_bits);
+
+    return err ? err : write_blocks(a, area);
+}
+
 /* An area that failed may have left its bytes where the tail goes on. */
 static void distrust_tail(struct alloc *a)
 {
@@ -130,18 +138,17 @@ static int write_table(struct alloc *a, const struct refcount_table *table)
 static int write_refcount_table(struct alloc *a, const struct area *area,
                                 struct refcount_table *table)
 {
-    int err = alloc_extend_file(a, area_end(area) << a->cluster_bits);
-    if (!err)
-        err = write_blocks(a, area);
-    if (!err)
-        err = write_table(a, table);
-    if (!err)
-        err = node_barrier(a->node);
-    if (!err)
-        err = a->image.move_refcount_table(
-            a->image.owner, table->offset,
-            (uint32_t)(table->n_entries * 8 >> a->cluster_bits));
-    return err;
+    uint32_t clusters = (uint32_t)(table->n_entries * 8 >> a->cluster_bits);
+
+    int err = write_area(a, area);
+    if (err)
+        return err;
+    err = write_table(a, table);
+    if (err)
+        return err;
+    err = node_barrier(a->node);
+    return err ? err
+               : a->image.move_refcount_table(a->image.owner, table->offset, clusters);
 }
 
 int alloc_grow_refcount_table(struct alloc *a, uint64_t least)
@@ -218,6 +225,16 @@ static int publish_blocks(struct alloc *a, const struct area *area)
     return 0;
 }
 
+/* The blocks are durable before anything leads to them. */
+static int make_wide_table(struct alloc *a, const struct area *area)
+{
+    int err = write_area(a, area);
+    if (err)
+        return err;
+    err = node_barrier(a->node);
+    return err ? err : publish_blocks(a, area);
+}
+
 int alloc_wide_table(struct alloc *a, uint64_t n, uint64_t *host)
 {
     struct area area = plan_wide_table(a, n);
@@ -236,16 +253,11 @@ int alloc_wide_table(struct alloc *a, uint64_t n, uint64_t *host)
     }
     if (area.first_block + area.n_blocks > atomic_load(&a->refs.table)->n_entries)
         return -EFBIG;
-    int err = alloc_extend_file(a, area_end(&area) << a->cluster_bits);
-    if (!err)
-        err = write_blocks(a, &area);
-    if (!err)
-        err = node_barrier(a->node);
-    if (!err)
-        err = publish_blocks(a, &area);
-    if (err)
+    int err = make_wide_table(a, &area);
+    if (err) {
         distrust_tail(a);
-    else
-        *host = area.start << a->cluster_bits;
-    return err;
+        return err;
+    }
+    *host = area.start << a->cluster_bits;
+    return 0;
 }

@@ -331,9 +331,10 @@ int qrepair_entries(struct check *c)
 
     if (!err && !c->in.options->keep_mappings)
         err = mend_snapshots(c, &changed);
+    if (err)
+        return err;
     /* What they claimed speaks no longer against others. */
-    if (!err && changed)
-        err = qrepair_flush(c);
+    err = changed ? qrepair_flush(c) : 0;
     if (!err && changed)
         err = qcheck_pass(c, true);
     return err || c->pass.hopeless || c->pass.found.check_errors ? err : mend_tables(c);

@@ -132,13 +132,17 @@ int qrepair_rebuild(struct check *c, uint64_t used)
 
     plan.start = qrepair_end(c, used);
     int err = make_plan(c, &plan);
-    if (!err)
-        err = qrepair_room(c, plan.n_blocks + plan.n_clusters, used, &offset);
-    if (!err)
-        err = write_area(c, &plan);
-    if (!err)
-        err = qrepair_flush(c);
-    if (!err)
-        err = switch_header(c, &plan);
+    if (err)
+        return err;
+    err = qrepair_room(c, plan.n_blocks + plan.n_clusters, used, &offset);
+    if (err)
+        return err;
+    err = write_area(c, &plan);
+    if (err)
+        return err;
+    err = qrepair_flush(c);
+    if (err)
+        return err;
+    err = switch_header(c, &plan);
     return err ? err : qrepair_resized(c);
 }
