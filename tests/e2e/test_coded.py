@@ -282,6 +282,24 @@ class DataFile(CodedCase):
         server.connect().pwrite(b"c" * 512, 0)
         server.stop()
 
+    def test_raw_trimmed(self):
+        """A trim that doesn't reach the raw file leaves the disk as it is, too: both read the same."""
+        disk = self.image(f"data_file={self.path('data')},data_file_raw=on")
+        socket = self.path("data.sock")
+        with subprocess.Popen(["qemu-nbd", "--discard=ignore", "-f", "raw", "-t", "-k", socket,
+                               f"--pid-file={self.path('data.pid')}", self.path("data")]) as store:
+            self.addCleanup(store.kill)
+            wait_until(lambda: os.path.exists(self.path("data.pid")), 30, "qemu-nbd")
+            server = self.serve(disk, f"data-file=nbd+unix:///?socket={socket}")
+            handle = server.connect()
+            handle.pwrite(b"a" * 128 * KIB, 0)
+            handle.trim(64 * KIB, 0)
+            handle.flush()
+            seen = bytes(handle.pread(256 * KIB, 0))
+            server.stop()
+            store.terminate()
+        self.assertEqual(seen, pathlib.Path(self.path("data")).read_bytes()[:256 * KIB])
+
     def test_place_of_another(self):
         """A cluster that isn't at its guest offset would be overwritten by the one that is."""
         for extended, other in (("off", 64 * KIB), ("on", 2 * KIB)):

@@ -181,16 +181,18 @@ static int punch_data(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_how
     return 0;
 }
 
-/* A raw data file reads as zeroes by itself, whatever the tables say. */
+/* A raw data file reads as zeroes by itself, whatever the tables say.  A trim that would have
+ * to write them is -ENOTSUP: file and tables stay as they are, and go on saying the same. */
 static int zero_raw(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_how how)
 {
     uint64_t len = MIN(end, q->node->size) - off;
 
     if (!(q->header.autoclear & AUTOCLEAR_DATA_RAW))
         return 0;
-    if (how == ZERO_DISCARD)
-        return storage_discard(q->node->data, off, len);
-    return storage_zero(q->node->data, off, len, how == ZERO_KEEP ? 0 : STORAGE_MAY_UNMAP);
+    return storage_zero(q->node->data, off, len,
+                        how == ZERO_KEEP      ? 0
+                        : how == ZERO_DISCARD ? STORAGE_MAY_UNMAP | STORAGE_FAST
+                                              : STORAGE_MAY_UNMAP);
 }
 
 /* One L2 table's part of the range. */
