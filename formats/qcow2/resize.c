@@ -95,6 +95,27 @@ static int grow_l1(struct qcow2 *q, uint32_t l1_size)
     return 0;
 }
 
+/* A raw data file is as long as the disk, and what lay behind the disk's end is none of it. */
+static int grow_raw(struct qcow2 *q, uint64_t size)
+{
+    struct storage *data = q->node->data;
+    uint64_t old = q->node->size, bytes;
+
+    if (!(q->header.autoclear & AUTOCLEAR_DATA_RAW))
+        return 0;
+    int err = storage_size(data, &bytes);
+    if (!err && bytes > old)
+        err = storage_zero(data, old, MIN(bytes, size) - old, STORAGE_MAY_UNMAP);
+    if (!err && bytes < size)
+        err = storage_truncate(data, size);
+    if (err)
+        return err;
+    err = storage_flush(data);
+    if (err)
+        mcache_poison(q->node->mc);
+    return err;
+}
+
 int qcow2_grow(struct node *node, uint64_t size, struct diag *diag)
 {
     struct qcow2 *q = qcow2_of(node);
@@ -111,6 +132,8 @@ int qcow2_grow(struct node *node, uint64_t size, struct diag *diag)
     int err = node_begin_change(node);
     if (!err && entries > q->live.l1_size)
         err = grow_l1(q, (uint32_t)entries);
+    if (!err)
+        err = grow_raw(q, size);
     if (!err) {
         LOCK_GUARD(&q->header_lock);
         struct qcow2_header h = q->header;

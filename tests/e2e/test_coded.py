@@ -300,6 +300,22 @@ class DataFile(CodedCase):
             store.terminate()
         self.assertEqual(seen, pathlib.Path(self.path("data")).read_bytes()[:256 * KIB])
 
+    def test_raw_grows(self):
+        """Grown by a commit, the raw file is as long as the disk, and reads as it."""
+        for behind in (b"", b"Z" * 64 * KIB):
+            with self.part(behind=len(behind)):
+                base = self.image(f"data_file={self.path('data')},data_file_raw=on", name="base")
+                with open(self.path("data"), "ab") as file:
+                    file.write(behind)
+                top = self.path("top")
+                run("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", top, str(2 * SIZE))
+                server = self.serve(top, f"control={self.path('qmp')}")
+                server.connect().pwrite(b"a" * 512, 0)
+                self.commit()
+                server.stop()
+                self.assertEqual(os.path.getsize(self.path("data")), 2 * SIZE)
+                run("qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", base, self.path("data"))
+
     def test_place_of_another(self):
         """A cluster that isn't at its guest offset would be overwritten by the one that is."""
         for extended, other in (("off", 64 * KIB), ("on", 2 * KIB)):
