@@ -213,10 +213,10 @@ class Coded(CliCase):
                 "secret,id=s,data=hidden,file=x": "mutually exclusive", "secret,id=s,data=hidden,": "Invalid option list",
                 "secret,id=s,data=hidden!,format=base64": "base64", "secret,id=s,data=hidde,format=base64": "base64",
                 "secret,id=s,data=A===,format=base64": "base64", "secret,id=s,data=AA=A,format=base64": "base64",
-                "secret,id=s,data=hidden,format=hex": "format=hex", "secret,id=s,data=hidden,keyid=k,iv=aa": "keyid",
+                "secret,id=s,data=hidden,format=hex": "'hex'", "secret,id=s,data=hidden,keyid=k,iv=aa": "keyid",
                 "secret,id=s,file=nothing": "nothing: No such file", "secret,id=s,file=.": "directory",
                 "secret,id=s,data=hidden,loaded=on": "'loaded' is unexpected", "tls-creds-x509,id=s": "'tls-creds-x509'",
-                "secret,id=s,file=/dev/zero": "larger than"}.items():
+                "secret,id=s,file=/dev/zero": "has more than"}.items():
             for command in ("info", "map", "check"):
                 with self.subTest(text=text, command=command):
                     self.assertNotIn("hidden", self.refuses(command, "--object", text, "image", says=[says]))
@@ -278,7 +278,7 @@ class Options(CliCase):
             for fmt in ("qcow2", "qed", "raw"):
                 self.same_output("create", "-f", fmt, "-o", options, "image", "1M")
         self.same_output("create", "-f", "qcow2", "-o", "encryption=off", "image", "1M")
-        self.refuses("create", "-q", "-f", "qcow2", "-o", "encryption=on", "new", "1M", says=["encryption=on"])
+        self.refuses("create", "-q", "-f", "qcow2", "-o", "encryption=on", "new", "1M", says=["encrypt.key-secret"])
         self.refuses("create", "-q", "-f", "qed", "-o", "extent_size_hint=5G", "new", "1M", says=["extent_size_hint"])
         self.assertFalse(os.path.exists(self.path("new")))
 
