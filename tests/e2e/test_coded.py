@@ -393,6 +393,37 @@ class Compress(CodedCase):
         self.refused(self.path("ext"), "compress=on", words=["compress=on", "data lies in another file"])
         self.refused(self.path("raw"), "format=raw", "compress=yes", name=False, words=["compress=yes: must be off or on"])
 
+    def test_base_is_written_and_read(self):
+        """A commit writes to parts of the base's compressed clusters; of the rest users read on."""
+        before = b"".join(bytes([1 + i % 255]) * 64 * KIB for i in range(SIZE // (64 * KIB)))
+        for extended in ("off", "on"):
+            with self.part(extended=extended):
+                pathlib.Path(self.path("content")).write_bytes(before)
+                base, top = self.path("base"), self.path("top")
+                run("qemu-img", "convert", "-c", "-O", "qcow2", "-o", f"extended_l2={extended}", self.path("content"), base)
+                run("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", "-o", "cluster_size=4k", top)
+                model = Model(before)
+                server = self.serve(top, f"control={self.path('qmp')}")
+                handle = server.connect()
+                self.assertEqual(bytes(handle.pread(SIZE, 0)), bytes(model.data))
+                with Qmp(self.path("qmp")) as qmp:
+                    for at in (0, 8 * KIB):
+                        for off in range(at, SIZE, 64 * KIB):
+                            model.write(handle, off, b"\xa5" * 4 * KIB)
+                        handle.flush()
+                        if at == 0:
+                            qmp.cmd("block-commit", device="drive0", job_id="j")
+                            qmp.event("BLOCK_JOB_READY")
+                        self.assertEqual(bytes(handle.pread(SIZE, 0)), bytes(model.data))
+                    qmp.cmd("block-job-cancel", device="j", force=True)
+                    qmp.event("BLOCK_JOB_CANCELLED")
+                self.assertEqual(bytes(handle.pread(SIZE, 0)), bytes(model.data))
+                self.commit()
+                self.assertEqual(bytes(handle.pread(SIZE, 0)), bytes(model.data))
+                server.stop()
+                check(base, "qcow2")
+                model.expect(content(base, "qcow2"), "qemu-img convert")
+
     def test_base_that_can_not_compress(self):
         """A job that writes to a layer of another format does so as that can."""
         base = create(self.path("base"), "raw", SIZE)

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <inttypes.h>
 
+#include "base/bytes.h"
 #include "base/checked.h"
 #include "base/log.h"
 #include "qcow2/internal.h"
@@ -95,6 +96,35 @@ static uint64_t run_length(struct qcow2_mapping *m, struct mc_page *page, uint64
     return n;
 }
 
+/* One (sub)cluster, by its entry in the file.  Where another node writes to the file, the
+ * cached entry may be old: of a compressed cluster that was written to in part, the place is
+ * free by then, though the rest is still read here.  The new entry is in the file before the
+ * old place is let go of, and that waits for all who are inside the gate. */
+static int map_by_file(struct qcow2_mapping *m, uint64_t table, uint64_t off, uint64_t len,
+                       struct extent *out)
+{
+    const struct qcow2_geometry *geo = &m->geo;
+    uint64_t index = off >> geo->cluster_bits & ((1ull << geo->l2_bits) - 1);
+    uint64_t bytes = 8u << geo->word_bits, in_cluster = off & (geometry_cluster(geo) - 1);
+    uint8_t raw[16] = {0};
+    struct cluster c;
+
+    int err = storage_read(m->q->node->file, raw, table + index * bytes, bytes);
+    struct mc_pair entry = {load_be64(raw), load_be64(raw + 8)};
+    if (!err)
+        err = geo->word_bits ? mapping_decode_extended(m, entry, off, &c)
+                             : mapping_decode(m, entry.first, off, &c);
+    if (err)
+        return qcow2_failed(m->q, err);
+    if (geo->word_bits)
+        c.kind = cluster_kind_of(&c, (uint32_t)(in_cluster >> geo->subcluster_bits));
+    uint64_t unit =
+        1ull << (c.kind == CL_COMPRESSED ? geo->cluster_bits : geo->subcluster_bits);
+    mapping_fill_extent(m, &c, in_cluster, out);
+    out->length = MIN(len, align_up(off + 1, unit) - off);
+    return 0;
+}
+
 int mapping_map(struct qcow2_mapping *m, uint64_t off, uint64_t len, struct extent *out)
 {
     struct qcow2 *q = m->q;
@@ -111,6 +141,9 @@ int mapping_map(struct qcow2_mapping *m, uint64_t off, uint64_t len, struct exte
         return 0;
     }
     int err = mapping_check_l1(m, geometry_l1_index(geo, off), l1_entry);
+    if (!err &&
+        UNLIKELY(atomic_load_explicit(&q->node->written_elsewhere, memory_order_acquire)))
+        return map_by_file(m, l1_entry & L1_OFFSET, off, len, out);
     if (!err)
         err = mcmap_get(m->l2_map, geometry_l2_page(geo, off), &page);
     if (err)
