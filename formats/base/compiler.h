@@ -7,6 +7,9 @@
 #define PRINTF_LIKE(fmt, arg) __attribute__((format(printf, fmt, arg)))
 #define CLEANUP(fn)           __attribute__((cleanup(fn)))
 
+/* Of a function beside the usual way: inlined there, it would cost that way registers. */
+#define ASIDE __attribute__((noinline))
+
 #define LIKELY(x)   __builtin_expect(!!(x), 1)
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 

@@ -193,8 +193,8 @@ static int update_part(struct node *node, struct storage *file, const void *buf,
                            flags);
 }
 
-int encrypted_update(struct node *node, const struct extent *ext, const void *buf,
-                     uint64_t off, unsigned flags)
+ASIDE int encrypted_update(struct node *node, const struct extent *ext, const void *buf,
+                           uint64_t off, unsigned flags)
 {
     uint64_t end = off + ext->length;
 
@@ -215,8 +215,8 @@ int encrypted_update(struct node *node, const struct extent *ext, const void *bu
     return 0;
 }
 
-int coded_read(struct node *node, const struct extent *ext, void *buf, uint64_t off,
-               uint64_t len)
+ASIDE int coded_read(struct node *node, const struct extent *ext, void *buf, uint64_t off,
+                     uint64_t len)
 {
     return ext->kind == EXTENT_COMPRESSED ? read_compressed(node, ext, buf, len)
                                           : read_encrypted(node, ext, buf, off, len);

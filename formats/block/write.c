@@ -235,8 +235,8 @@ static int write_locked(struct node *node, const void *buf, uint64_t off, uint64
 
 /* Encrypted sectors are written as a whole: who writes a part of one reads it before, and
  * nobody may write to it meanwhile. */
-static int write_sectors(struct node *node, const void *buf, uint64_t off, uint64_t len,
-                         bool fua, bool *needs_commit, bool *done)
+ASIDE static int write_sectors(struct node *node, const void *buf, uint64_t off,
+                               uint64_t len, bool fua, bool *needs_commit, bool *done)
 {
     struct extent ext;
 

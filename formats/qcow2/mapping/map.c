@@ -100,8 +100,8 @@ static uint64_t run_length(struct qcow2_mapping *m, struct mc_page *page, uint64
  * cached entry may be old: of a compressed cluster that was written to in part, the place is
  * free by then, though the rest is still read here.  The new entry is in the file before the
  * old place is let go of, and that waits for all who are inside the gate. */
-static int map_by_file(struct qcow2_mapping *m, uint64_t table, uint64_t off, uint64_t len,
-                       struct extent *out)
+ASIDE static int map_by_file(struct qcow2_mapping *m, uint64_t table, uint64_t off,
+                             uint64_t len, struct extent *out)
 {
     const struct qcow2_geometry *geo = &m->geo;
     uint64_t index = off >> geo->cluster_bits & ((1ull << geo->l2_bits) - 1);

@@ -60,8 +60,8 @@ static int load_entry(struct qcow2_mapping *m, uint64_t guest, struct mc_page **
                                    guest, out);
 }
 
-int mapping_map_extended(struct qcow2_mapping *m, struct mc_page *page, uint64_t off,
-                         uint64_t len, struct extent *out)
+ASIDE int mapping_map_extended(struct qcow2_mapping *m, struct mc_page *page, uint64_t off,
+                               uint64_t len, struct extent *out)
 {
     const struct qcow2_geometry *geo = &m->geo;
     uint64_t at = align_down(off, geometry_cluster(geo));
