@@ -152,6 +152,26 @@ Test(qcow2_entries, fast_zero_in_version_3_is_always_fast_for_clusters)
     image_free(&img);
 }
 
+Test(qcow2_entries, fast_zero_of_a_part_of_a_compressed_cluster)
+{
+    const uint64_t cluster = 16384;
+    struct image img;
+
+    make(&img, &(struct image_spec){.options = "extended_l2=on,cluster_size=16384",
+                                    .size = MIB,
+                                    .node = {.compress = true}});
+    image_open(&img);
+    write_fill(&img, 0, 4 * cluster, 1);
+    cr_assert(flushed_entry(&img, 0) & L2_COMPRESSED);
+    cr_expect_eq(block_zero(img.node, 512, cluster - 512, BLOCK_FAST), -ENOTSUP);
+    cr_expect_eq(block_zero(img.node, cluster, cluster + 512, BLOCK_FAST), -ENOTSUP);
+    zero(&img, 2 * cluster, cluster, BLOCK_FAST);
+    zero(&img, 8 * cluster + 512, 512, BLOCK_FAST);
+    cr_expect(as_model(&img));
+    close_and_verify(&img);
+    image_free(&img);
+}
+
 /* ---- what can't be right ---- */
 
 enum where { IN_L1, IN_L2 };

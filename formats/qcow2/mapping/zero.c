@@ -231,12 +231,21 @@ int qcow2_zero(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
     return qcow2_failed(q, err);
 }
 
+/* Does `at`, where a range of subclusters begins or ends, cut a compressed cluster in two? */
+static bool cuts_compressed(struct qcow2 *q, uint64_t at)
+{
+    struct extent ext;
+
+    return !is_aligned(at, cluster_size(q)) && at < q->node->size &&
+           (mapping_map(&q->live, at, 1, &ext) || ext.kind == EXTENT_COMPRESSED);
+}
+
 bool qcow2_zero_is_fast(struct node *node, uint64_t off, uint64_t len)
 {
     struct qcow2 *q = qcow2_of(node);
 
     if (q->header.version >= 3)
-        return true;
+        return !cuts_compressed(q, off) && !cuts_compressed(q, off + len);
     /* Version 2 can only let go of clusters, and only where nothing lies below. */
     uint64_t end = MIN(off + len, node->size);
     while (off < end) {
