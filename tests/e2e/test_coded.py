@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import struct
 import subprocess
 import threading
@@ -282,22 +283,23 @@ class DataFile(CodedCase):
         server.connect().pwrite(b"c" * 512, 0)
         server.stop()
 
+    def share_data(self):
+        """The data file as an export of QEMU's, which doesn't trim; its address."""
+        socket, pidfile = self.path("data.sock"), self.path("data.pid")
+        run("qemu-nbd", "--discard=ignore", "-f", "raw", "-t", "--fork", "-k", socket, f"--pid-file={pidfile}", self.path("data"))
+        self.addCleanup(os.kill, int(pathlib.Path(pidfile).read_text(encoding="ascii")), signal.SIGKILL)
+        return f"nbd+unix:///?socket={socket}"
+
     def test_raw_trimmed(self):
         """A trim that doesn't reach the raw file leaves the disk as it is, too: both read the same."""
         disk = self.image(f"data_file={self.path('data')},data_file_raw=on")
-        socket = self.path("data.sock")
-        with subprocess.Popen(["qemu-nbd", "--discard=ignore", "-f", "raw", "-t", "-k", socket,
-                               f"--pid-file={self.path('data.pid')}", self.path("data")]) as store:
-            self.addCleanup(store.kill)
-            wait_until(lambda: os.path.exists(self.path("data.pid")), 30, "qemu-nbd")
-            server = self.serve(disk, f"data-file=nbd+unix:///?socket={socket}")
-            handle = server.connect()
-            handle.pwrite(b"a" * 128 * KIB, 0)
-            handle.trim(64 * KIB, 0)
-            handle.flush()
-            seen = bytes(handle.pread(256 * KIB, 0))
-            server.stop()
-            store.terminate()
+        server = self.serve(disk, f"data-file={self.share_data()}")
+        handle = server.connect()
+        handle.pwrite(b"a" * 128 * KIB, 0)
+        handle.trim(64 * KIB, 0)
+        handle.flush()
+        seen = bytes(handle.pread(256 * KIB, 0))
+        server.stop()
         self.assertEqual(seen, pathlib.Path(self.path("data")).read_bytes()[:256 * KIB])
 
     def test_raw_grows(self):
