@@ -86,7 +86,8 @@ bool node_is_called(const struct node *node, const char *name)
 
 bool node_is_remote(const struct node *node)
 {
-    return storage_is_nbd(node->file);
+    return storage_is_nbd(node->file) ||
+           (node->data_file && storage_is_nbd(node->data_file));
 }
 
 int node_lock_now(struct node *node, struct diag *diag)
@@ -111,7 +112,9 @@ void node_set_forgiving(struct node *node, bool on)
 
 uint64_t node_lost_writes(const struct node *node)
 {
-    return storage_lost_writes(node->file);
+    uint64_t lost = storage_lost_writes(node->file);
+
+    return node->data_file ? lost + storage_lost_writes(node->data_file) : lost;
 }
 
 bool node_persist(struct node *node, unsigned patience_ms)
@@ -122,6 +125,8 @@ bool node_persist(struct node *node, unsigned patience_ms)
 void node_abort(struct node *node)
 {
     storage_abort(node->file);
+    if (node->data_file)
+        storage_abort(node->data_file);
 }
 
 uint32_t node_preferred(const struct node *node)

@@ -308,6 +308,12 @@ static int read_and_judge(struct storage *st, struct qcow2_header *h, header_jud
 static int judge_to_serve(const char *name, const struct qcow2_header *h,
                           uint64_t file_size, struct diag *diag)
 {
+    /* In the other file a cluster has one place, which a snapshot and the disk would share. */
+    if ((h->incompatible & INCOMPAT_DATA_FILE) && h->nb_snapshots)
+        return diag_set(diag, EINVAL,
+                        "%s: nb_snapshots: %" PRIu32
+                        " snapshots of an image whose data lies in another file",
+                        name, h->nb_snapshots);
     int err = check_luks(name, h, file_size, diag);
     if (err)
         return err;

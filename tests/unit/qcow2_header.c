@@ -90,6 +90,19 @@ Test(qcow2_header, a_file_that_is_too_short)
     image_free(&img);
 }
 
+/* A snapshot's cluster and the disk's would have one place. */
+Test(qcow2_header, snapshots_of_data_in_another_file)
+{
+    struct image img;
+
+    make_small(&img, NULL);
+    put64(&img, FIELD(incompatible_features), INCOMPAT_DATA_FILE);
+    put32(&img, FIELD(nb_snapshots), 1);
+    put64(&img, FIELD(snapshots_offset), 65536);
+    refused(&img, EINVAL, "nb_snapshots");
+    image_free(&img);
+}
+
 /* Q-17's twin: bits that say "you may ignore me" stay, from open to close. */
 Test(qcow2_header, unknown_compatible_bits_are_kept)
 {
