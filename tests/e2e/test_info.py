@@ -221,7 +221,7 @@ class Coded(CliCase):
                 with self.subTest(text=text, command=command):
                     self.assertNotIn("hidden", self.refuses(command, "--object", text, "image", says=[says]))
             self.refuses("create", "--object", text, "-f", "raw", "new", "1M", says=[says])
-        self.refuses("info", *self.SECRET, *self.SECRET, "image", says=["is there twice"])
+        self.refuses("info", *self.SECRET, *self.SECRET, "image", says=["already"])
         self.same_output("info", *self.SECRET, "--object", "secret,id=t,data=,,x", "image")
 
 
