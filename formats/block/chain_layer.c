@@ -95,8 +95,8 @@ static int refuse_passphrase(const struct node *node, unsigned depth, struct dia
                     node->filename, depth);
 }
 
-static int unlock(struct node *node, unsigned depth, const struct chain_options *options,
-                  struct diag *diag)
+static int unlock_layer(struct node *node, unsigned depth,
+                        const struct chain_options *options, struct diag *diag)
 {
     const struct chain_passphrase *p = find_passphrase(options, depth);
 
@@ -131,5 +131,5 @@ int chain_complete_layer(struct node *node, const struct layer_files *how,
         if (err)
             return blame_data_file(node, err, diag);
     }
-    return unlock(node, how->depth, options, diag);
+    return unlock_layer(node, how->depth, options, diag);
 }

@@ -106,7 +106,7 @@ static struct cached_cluster *pin_present(struct cluster_cache *cache,
 }
 
 /* Lock: room for one that was added, at the cost of the oldest that nobody looks at. */
-static void evict(struct cluster_cache *cache)
+static void evict_oldest(struct cluster_cache *cache)
 {
     LIST_FOR_EACH_SAFE (pos, &cache->used) {
         struct cached_cluster *c = CONTAINER_OF(pos, struct cached_cluster, used);
@@ -143,7 +143,7 @@ static struct cached_cluster *pin_or_add(struct cluster_cache *cache,
     list_append(bucket_of(cache, key), &c->bucket);
     list_append(&cache->used, &c->used);
     atomic_fetch_add(&cache->n_bytes, cost_of(c));
-    evict(cache);
+    evict_oldest(cache);
     *added = true;
     return c;
 }

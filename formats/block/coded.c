@@ -9,6 +9,7 @@
  * of ours, in pieces that fit the processor's caches. */
 #include <assert.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -33,7 +34,7 @@ struct decoding {
 };
 
 /* Reads and decodes the whole cluster. */
-static int decode(void *opaque, void *out)
+static int decode_cluster(void *opaque, void *out)
 {
     const struct decoding *d = opaque;
     const struct extent *ext = d->ext;
@@ -48,9 +49,9 @@ static int decode(void *opaque, void *out)
     err = codec_decompress(d->node->codec, out, d->node->cluster_size, stored,
                            ext->stored_bytes);
     if (err)
-        log_error("%s: the compressed cluster at %llu, of %u bytes, can't be decoded: %s",
-                  d->node->filename, (unsigned long long)ext->host_offset,
-                  ext->stored_bytes, strerror(-err));
+        log_error("%s: the compressed cluster at %" PRIu64
+                  ", of %u bytes, can't be decoded: %s",
+                  d->node->filename, ext->host_offset, ext->stored_bytes, strerror(-err));
     return err;
 }
 
@@ -59,7 +60,7 @@ static int read_uncached(struct decoding *d, void *buf, uint64_t len)
 {
     CLEANUP_FREE unsigned char *all = malloc(d->node->cluster_size);
 
-    int err = all ? decode(d, all) : -ENOMEM;
+    int err = all ? decode_cluster(d, all) : -ENOMEM;
     if (!err)
         memcpy(buf, all + d->ext->skip, len);
     return err;
@@ -81,9 +82,9 @@ static int read_compressed(struct node *node, const struct extent *ext, void *bu
     if (whole) {
         c = cluster_cache_peek(cache, &key);
         if (!c)
-            return decode(&d, buf);
+            return decode_cluster(&d, buf);
     } else {
-        int err = cluster_cache_get(cache, &key, decode, &d, &c);
+        int err = cluster_cache_get(cache, &key, decode_cluster, &d, &c);
         if (err)
             return err;
     }

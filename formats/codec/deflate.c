@@ -70,7 +70,7 @@ static int fill_with_zlib(void *dst, size_t dst_len, const void *src, size_t src
     return (end == Z_STREAM_END || end == Z_BUF_ERROR) && full ? 0 : -EIO;
 }
 
-static int decompress(void *dst, size_t dst_len, const void *src, size_t src_len)
+static int decompress_deflate(void *dst, size_t dst_len, const void *src, size_t src_len)
 {
     struct libdeflate_decompressor *reader = spares_take(&readers);
 
@@ -144,7 +144,7 @@ static size_t compress_cluster(int level, void *dst, size_t dst_cap, const void 
 const struct codec codec_deflate = {
     .name = "deflate",
     .max_level = 9,
-    .decompress = decompress,
+    .decompress = decompress_deflate,
     .compress = compress_cluster,
 };
 

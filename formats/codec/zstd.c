@@ -34,7 +34,7 @@ static int read_frames(ZSTD_DCtx *reader, uint8_t *dst, size_t dst_len, const ui
     return 0;
 }
 
-static int decompress(void *dst, size_t dst_len, const void *src, size_t src_len)
+static int decompress_zstd(void *dst, size_t dst_len, const void *src, size_t src_len)
 {
     ZSTD_DCtx *reader = spares_take(&readers);
 
@@ -72,7 +72,7 @@ static size_t compress_cluster(int level, void *dst, size_t dst_cap, const void 
 const struct codec codec_zstd = {
     .name = "zstd",
     .max_level = 19, /* what the library has beyond takes far more memory */
-    .decompress = decompress,
+    .decompress = decompress_zstd,
     .compress = compress_cluster,
 };
 

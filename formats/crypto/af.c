@@ -19,7 +19,7 @@ static void xor_into(uint8_t *block, const uint8_t *other, size_t n)
 
 /* Each digest-sized piece of the block becomes its digest, with its number in front; the
  * last piece may be shorter, and takes as much of its digest. */
-static int diffuse(struct hash *hash, size_t digest_bytes, uint8_t *block, size_t n)
+static int diffuse_block(struct hash *hash, size_t digest_bytes, uint8_t *block, size_t n)
 {
     uint8_t digest[HASH_MAX_BYTES], number[4];
     int err = 0;
@@ -45,7 +45,7 @@ static int mix_stripes(enum hash_alg alg, uint8_t *block, const uint8_t *split,
     memset(block, 0, key_bytes);
     for (uint32_t i = 0; i + 1 < stripes && !err; i++) {
         xor_into(block, split + (size_t)i * key_bytes, key_bytes);
-        err = diffuse(hash, hash_bytes(alg), block, key_bytes);
+        err = diffuse_block(hash, hash_bytes(alg), block, key_bytes);
     }
     return err;
 }

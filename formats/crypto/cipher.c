@@ -192,8 +192,8 @@ static int run_batch(const struct cipher *c, const struct schedule *s,
                                 : cbc_decrypt_batch(s->data, &v, dst, src, n);
 }
 
-static int run(struct cipher *c, enum direction direction, uint8_t *dst, const uint8_t *src,
-               size_t len, uint64_t sector)
+static int transform_sectors(struct cipher *c, enum direction direction, uint8_t *dst,
+                             const uint8_t *src, size_t len, uint64_t sector)
 {
     struct spares *spares = direction == ENCRYPT ? &c->encryptors : &c->decryptors;
     struct schedule *s = spares_take(spares);
@@ -219,11 +219,11 @@ static int run(struct cipher *c, enum direction direction, uint8_t *dst, const u
 int cipher_encrypt(struct cipher *c, void *dst, const void *src, size_t len,
                    uint64_t sector)
 {
-    return run(c, ENCRYPT, dst, src, len, sector);
+    return transform_sectors(c, ENCRYPT, dst, src, len, sector);
 }
 
 int cipher_decrypt(struct cipher *c, void *dst, const void *src, size_t len,
                    uint64_t sector)
 {
-    return run(c, DECRYPT, dst, src, len, sector);
+    return transform_sectors(c, DECRYPT, dst, src, len, sector);
 }

@@ -9,7 +9,7 @@ static const char *const modes[] = {"xts", "cbc"};
 static const char *const ivgens[] = {"plain", "plain64", "essiv"};
 
 /* The index of the word, or n. */
-static unsigned find(const char *word, const char *const *words, unsigned n)
+static unsigned index_of_word(const char *word, const char *const *words, unsigned n)
 {
     unsigned i = 0;
 
@@ -35,19 +35,19 @@ const char *cipher_ivgen_name(enum cipher_ivgen ivgen)
 
 bool cipher_alg_by_name(const char *name, enum cipher_alg *alg)
 {
-    *alg = find(name, algs, ARRAY_LEN(algs));
+    *alg = index_of_word(name, algs, ARRAY_LEN(algs));
     return *alg < ARRAY_LEN(algs);
 }
 
 bool cipher_mode_by_name(const char *name, enum cipher_mode *mode)
 {
-    *mode = find(name, modes, ARRAY_LEN(modes));
+    *mode = index_of_word(name, modes, ARRAY_LEN(modes));
     return *mode < ARRAY_LEN(modes);
 }
 
 bool cipher_ivgen_by_name(const char *name, enum cipher_ivgen *ivgen)
 {
-    *ivgen = find(name, ivgens, ARRAY_LEN(ivgens));
+    *ivgen = index_of_word(name, ivgens, ARRAY_LEN(ivgens));
     return *ivgen < ARRAY_LEN(ivgens);
 }
 

@@ -60,8 +60,8 @@ static int refuse_to_lose_all(const struct luks_io *io, struct diag *diag)
 
 /* The header first: a slot that is in use but has no material would look as if it opened
  * the container. */
-static int erase(const struct luks_io *io, struct luks_header *h, const bool *chosen,
-                 struct diag *diag)
+static int erase_slots(const struct luks_io *io, struct luks_header *h, const bool *chosen,
+                       struct diag *diag)
 {
     for (unsigned i = 0; i < LUKS_SLOTS; i++) {
         if (!chosen[i])
@@ -93,7 +93,7 @@ int luks_erase_slot(const struct luks_io *io, unsigned slot, bool force, struct 
     if (h.slot[slot].active && luks_active_slots(&h) == 1 && !force)
         return refuse_to_lose_all(io, diag);
     chosen[slot] = true;
-    return erase(io, &h, chosen, diag);
+    return erase_slots(io, &h, chosen, diag);
 }
 
 /* Which slots the passphrase opens. */
@@ -136,5 +136,5 @@ int luks_erase_passphrase(const struct luks_io *io, const void *passphrase, size
                         luks_active_slots(&h));
     if (n == luks_active_slots(&h) && !force)
         return refuse_to_lose_all(io, diag);
-    return erase(io, &h, opened, diag);
+    return erase_slots(io, &h, opened, diag);
 }

@@ -37,7 +37,7 @@ static bool is_identifier(const char *id)
     return true;
 }
 
-static const struct secret_item *find(const struct secrets *secrets, const char *id)
+static const struct secret_item *find_secret(const struct secrets *secrets, const char *id)
 {
     for (size_t i = 0; i < secrets->count; i++)
         if (strcmp(secrets->items[i].id, id) == 0)
@@ -53,7 +53,7 @@ static int check_id(const struct secrets *secrets, const char *id)
         return cli_error("--object: Parameter 'id' expects an identifier: letters, digits, "
                          "'-', '.', '_', starting with a letter, not '%s'",
                          id);
-    if (find(secrets, id))
+    if (find_secret(secrets, id))
         return cli_error("--object: there is an object with the id '%s' already", id);
     return CLI_OK;
 }
@@ -175,7 +175,7 @@ static bool decode_base64(unsigned char *bytes, size_t *len)
     return true;
 }
 
-static int load(struct secret_item *item, const struct option_list *list)
+static int load_bytes(struct secret_item *item, const struct option_list *list)
 {
     const char *file = options_get(list, "file"), *format = options_get(list, "format");
 
@@ -195,7 +195,8 @@ static void free_item(struct secret_item *item)
     secret_free(item->bytes);
 }
 
-static int append(struct secrets *secrets, const struct option_list *list, const char *id)
+static int append_secret(struct secrets *secrets, const struct option_list *list,
+                         const char *id)
 {
     struct secret_item *items =
         reallocarray(secrets->items, secrets->count + 1, sizeof *items);
@@ -203,7 +204,7 @@ static int append(struct secrets *secrets, const struct option_list *list, const
 
     if (items)
         secrets->items = items;
-    int code = items && item.id ? load(&item, list) : cli_error("out of memory");
+    int code = items && item.id ? load_bytes(&item, list) : cli_error("out of memory");
     if (code == CLI_OK)
         secrets->items[secrets->count++] = item;
     else
@@ -224,11 +225,11 @@ static int add_options(struct secrets *secrets, const struct option_list *list)
     if (check_id(secrets, id) != CLI_OK || check_keys(list, id) != CLI_OK ||
         check_source(list, id) != CLI_OK)
         return CLI_FAILED;
-    return append(secrets, list, id);
+    return append_secret(secrets, list, id);
 }
 
 /* The first word may go without its key. */
-static int parse(struct option_list *list, const char *text)
+static int parse_object(struct option_list *list, const char *text)
 {
     size_t word = strcspn(text, ",=");
     CLEANUP_FREE char *type = strndup(text, word);
@@ -245,7 +246,7 @@ int secrets_add(struct secrets *secrets, const char *text)
 {
     struct option_list list = {0};
 
-    int code = parse(&list, text);
+    int code = parse_object(&list, text);
     if (code == CLI_OK)
         code = add_options(secrets, &list);
     wipe_options(&list);
@@ -283,7 +284,7 @@ static bool is_text(const unsigned char *s, size_t n)
 const struct secret_item *secrets_find_passphrase(const struct secrets *secrets,
                                                   const char *id)
 {
-    const struct secret_item *item = find(secrets, id);
+    const struct secret_item *item = find_secret(secrets, id);
 
     if (!item)
         cli_error("No secret with id '%s'", id);
