@@ -9,35 +9,11 @@
 
 #include "base/bytes.h"
 #include "base/checked.h"
+#include "crypto/luks_layout.h"
 
-#define SLOT_IN_USE 0x00ac71f3u
-#define SLOT_FREE   0x0000deadu
-#define SLOT_BYTES  48u
-#define VERSION     1u
+#define VERSION 1u
 
 #define AREA_SECTORS (LUKS_AREA_BYTES / CIPHER_SECTOR)
-
-/* Where the fields lie. */
-enum {
-    AT_VERSION = 6,
-    AT_CIPHER_NAME = 8,
-    AT_CIPHER_MODE = 40,
-    AT_HASH = 72,
-    AT_PAYLOAD = 104,
-    AT_KEY_BYTES = 108,
-    AT_DIGEST = 112,
-    AT_DIGEST_SALT = 132,
-    AT_DIGEST_ITERATIONS = 164,
-    AT_UUID = 168,
-    AT_SLOTS = 208,
-
-    AT_SLOT_ITERATIONS = 4,
-    AT_SLOT_SALT = 8,
-    AT_SLOT_MATERIAL = 40,
-    AT_SLOT_STRIPES = 44,
-};
-
-static const uint8_t magic[6] = {'L', 'U', 'K', 'S', 0xba, 0xbe};
 
 /* A header being judged, and whose it is. */
 struct judged {
@@ -51,8 +27,8 @@ bool luks_header_probe(const void *bytes, size_t n)
 {
     const uint8_t *b = bytes;
 
-    return n >= AT_CIPHER_NAME && memcmp(b, magic, sizeof magic) == 0 &&
-           load_be16(b + AT_VERSION) == VERSION;
+    return n >= LUKS_AT_CIPHER_NAME && memcmp(b, LUKS_MAGIC, LUKS_MAGIC_BYTES) == 0 &&
+           load_be16(b + LUKS_AT_VERSION) == VERSION;
 }
 
 uint64_t luks_material_bytes(uint32_t key_bytes)
@@ -119,7 +95,7 @@ static int parse_ivgen(const struct judged *j, struct cipher_spec *spec, const c
 static int parse_mode(const struct judged *j, struct cipher_spec *spec)
 {
     char mode[LUKS_WORD_BYTES + 1], words[LUKS_WORD_BYTES + 1];
-    int err = read_word(j, mode, AT_CIPHER_MODE, "cipher mode");
+    int err = read_word(j, mode, LUKS_AT_CIPHER_MODE, "cipher mode");
 
     if (err)
         return err;
@@ -141,7 +117,7 @@ static int parse_mode(const struct judged *j, struct cipher_spec *spec)
 static int parse_cipher(const struct judged *j, struct luks_header *h)
 {
     char name[LUKS_WORD_BYTES + 1];
-    int err = read_word(j, name, AT_CIPHER_NAME, "cipher name");
+    int err = read_word(j, name, LUKS_AT_CIPHER_NAME, "cipher name");
 
     if (err)
         return err;
@@ -163,7 +139,7 @@ static int parse_cipher(const struct judged *j, struct luks_header *h)
 static int parse_hash(const struct judged *j, struct luks_header *h)
 {
     char name[LUKS_WORD_BYTES + 1];
-    int err = read_word(j, name, AT_HASH, "hash");
+    int err = read_word(j, name, LUKS_AT_HASH, "hash");
 
     if (err)
         return err;
@@ -206,21 +182,21 @@ static int judge_payload(const struct judged *j, const struct luks_header *h)
 
 static int parse_slot(const struct judged *j, struct luks_header *h, unsigned i)
 {
-    const uint8_t *b = j->bytes + AT_SLOTS + (size_t)i * SLOT_BYTES;
+    const uint8_t *b = j->bytes + LUKS_AT_SLOTS + (size_t)i * LUKS_SLOT_BYTES;
     struct luks_slot *slot = &h->slot[i];
     uint32_t state = load_be32(b);
     char whose[32];
 
-    slot->active = state == SLOT_IN_USE;
-    slot->iterations = load_be32(b + AT_SLOT_ITERATIONS);
-    memcpy(slot->salt, b + AT_SLOT_SALT, sizeof slot->salt);
-    slot->material_sector = load_be32(b + AT_SLOT_MATERIAL);
-    slot->stripes = load_be32(b + AT_SLOT_STRIPES);
-    if (state != SLOT_IN_USE && state != SLOT_FREE)
+    slot->active = state == LUKS_SLOT_IN_USE;
+    slot->iterations = load_be32(b + LUKS_AT_SLOT_ITERATIONS);
+    memcpy(slot->salt, b + LUKS_AT_SLOT_SALT, sizeof slot->salt);
+    slot->material_sector = load_be32(b + LUKS_AT_SLOT_MATERIAL);
+    slot->stripes = load_be32(b + LUKS_AT_SLOT_STRIPES);
+    if (state != LUKS_SLOT_IN_USE && state != LUKS_SLOT_FREE)
         return diag_set(j->diag, EINVAL,
                         "%s: LUKS header: key slot %u: state 0x%08" PRIx32
                         ": neither in use (0x%08x) nor free (0x%08x)",
-                        j->name, i, state, SLOT_IN_USE, SLOT_FREE);
+                        j->name, i, state, LUKS_SLOT_IN_USE, LUKS_SLOT_FREE);
     if (slot->stripes != LUKS_STRIPES)
         return diag_set(j->diag, EINVAL,
                         "%s: LUKS header: key slot %u: stripes %" PRIu32 ": not %u",
@@ -282,25 +258,25 @@ static int judge_beginning(const struct judged *j, size_t n)
     if (n < LUKS_HEADER_BYTES || j->limit < LUKS_HEADER_BYTES)
         return diag_set(j->diag, EINVAL, "%s: LUKS header: %" PRIu64 " bytes, less than %u",
                         j->name, MIN(n, j->limit), LUKS_HEADER_BYTES);
-    if (memcmp(j->bytes, magic, sizeof magic) != 0)
+    if (memcmp(j->bytes, LUKS_MAGIC, LUKS_MAGIC_BYTES) != 0)
         return diag_set(j->diag, EINVAL, "%s: LUKS header: magic: not LUKS", j->name);
-    if (load_be16(j->bytes + AT_VERSION) != VERSION)
+    if (load_be16(j->bytes + LUKS_AT_VERSION) != VERSION)
         return diag_set(j->diag, ENOTSUP,
                         "%s: LUKS header: version %u: only %u is supported", j->name,
-                        load_be16(j->bytes + AT_VERSION), VERSION);
+                        load_be16(j->bytes + LUKS_AT_VERSION), VERSION);
     return 0;
 }
 
-static int parse(const struct judged *j, struct luks_header *h)
+static int parse_fields(const struct judged *j, struct luks_header *h)
 {
     const uint8_t *b = j->bytes;
 
-    h->payload_sector = load_be32(b + AT_PAYLOAD);
-    h->key_bytes = load_be32(b + AT_KEY_BYTES);
-    memcpy(h->digest, b + AT_DIGEST, sizeof h->digest);
-    memcpy(h->digest_salt, b + AT_DIGEST_SALT, sizeof h->digest_salt);
-    h->digest_iterations = load_be32(b + AT_DIGEST_ITERATIONS);
-    memcpy(h->uuid, b + AT_UUID, LUKS_UUID_BYTES);
+    h->payload_sector = load_be32(b + LUKS_AT_PAYLOAD);
+    h->key_bytes = load_be32(b + LUKS_AT_KEY_BYTES);
+    memcpy(h->digest, b + LUKS_AT_DIGEST, sizeof h->digest);
+    memcpy(h->digest_salt, b + LUKS_AT_DIGEST_SALT, sizeof h->digest_salt);
+    h->digest_iterations = load_be32(b + LUKS_AT_DIGEST_ITERATIONS);
+    memcpy(h->uuid, b + LUKS_AT_UUID, LUKS_UUID_BYTES);
     int err = parse_cipher(j, h);
     if (!err)
         err = parse_hash(j, h);
@@ -320,7 +296,7 @@ int luks_header_parse(struct luks_header *h, const void *bytes, size_t n, uint64
     int err = judge_beginning(&j, n);
 
     memset(h, 0, sizeof *h);
-    return err ? err : parse(&j, h);
+    return err ? err : parse_fields(&j, h);
 }
 
 /* The words are shorter than their fields. */
@@ -332,9 +308,9 @@ static void write_words(const struct luks_header *h, uint8_t *b)
     snprintf(mode, sizeof mode, "%s-%s%s%s", cipher_mode_name(h->spec.mode),
              cipher_ivgen_name(h->spec.ivgen), essiv ? ":" : "",
              essiv ? hash_name(h->spec.iv_hash) : "");
-    memcpy(b + AT_CIPHER_NAME, "aes", 3);
-    memcpy(b + AT_CIPHER_MODE, mode, strlen(mode));
-    memcpy(b + AT_HASH, hash_name(h->hash), strlen(hash_name(h->hash)));
+    memcpy(b + LUKS_AT_CIPHER_NAME, "aes", 3);
+    memcpy(b + LUKS_AT_CIPHER_MODE, mode, strlen(mode));
+    memcpy(b + LUKS_AT_HASH, hash_name(h->hash), strlen(hash_name(h->hash)));
 }
 
 void luks_header_serialise(const struct luks_header *h, void *bytes)
@@ -342,22 +318,22 @@ void luks_header_serialise(const struct luks_header *h, void *bytes)
     uint8_t *b = bytes;
 
     memset(b, 0, LUKS_HEADER_BYTES);
-    memcpy(b, magic, sizeof magic);
-    store_be16(b + AT_VERSION, VERSION);
+    memcpy(b, LUKS_MAGIC, LUKS_MAGIC_BYTES);
+    store_be16(b + LUKS_AT_VERSION, VERSION);
     write_words(h, b);
-    store_be32(b + AT_PAYLOAD, h->payload_sector);
-    store_be32(b + AT_KEY_BYTES, h->key_bytes);
-    memcpy(b + AT_DIGEST, h->digest, sizeof h->digest);
-    memcpy(b + AT_DIGEST_SALT, h->digest_salt, sizeof h->digest_salt);
-    store_be32(b + AT_DIGEST_ITERATIONS, h->digest_iterations);
-    memcpy(b + AT_UUID, h->uuid, LUKS_UUID_BYTES);
+    store_be32(b + LUKS_AT_PAYLOAD, h->payload_sector);
+    store_be32(b + LUKS_AT_KEY_BYTES, h->key_bytes);
+    memcpy(b + LUKS_AT_DIGEST, h->digest, sizeof h->digest);
+    memcpy(b + LUKS_AT_DIGEST_SALT, h->digest_salt, sizeof h->digest_salt);
+    store_be32(b + LUKS_AT_DIGEST_ITERATIONS, h->digest_iterations);
+    memcpy(b + LUKS_AT_UUID, h->uuid, LUKS_UUID_BYTES);
     for (unsigned i = 0; i < LUKS_SLOTS; i++) {
         const struct luks_slot *slot = &h->slot[i];
-        uint8_t *s = b + AT_SLOTS + (size_t)i * SLOT_BYTES;
-        store_be32(s, slot->active ? SLOT_IN_USE : SLOT_FREE);
-        store_be32(s + AT_SLOT_ITERATIONS, slot->iterations);
-        memcpy(s + AT_SLOT_SALT, slot->salt, sizeof slot->salt);
-        store_be32(s + AT_SLOT_MATERIAL, slot->material_sector);
-        store_be32(s + AT_SLOT_STRIPES, slot->stripes);
+        uint8_t *s = b + LUKS_AT_SLOTS + (size_t)i * LUKS_SLOT_BYTES;
+        store_be32(s, slot->active ? LUKS_SLOT_IN_USE : LUKS_SLOT_FREE);
+        store_be32(s + LUKS_AT_SLOT_ITERATIONS, slot->iterations);
+        memcpy(s + LUKS_AT_SLOT_SALT, slot->salt, sizeof slot->salt);
+        store_be32(s + LUKS_AT_SLOT_MATERIAL, slot->material_sector);
+        store_be32(s + LUKS_AT_SLOT_STRIPES, slot->stripes);
     }
 }
