@@ -147,6 +147,19 @@ static inline enum cluster_kind cluster_kind_of(const struct cluster *c,
     return c->allocated & bit ? CL_DATA : CL_NONE;
 }
 
+/* Which subclusters of the cluster at `start` lie in [off, end), whose ends in that cluster
+ * are ends of subclusters. */
+static inline uint32_t l2_subclusters_of(const struct qcow2_geometry *geo, uint64_t start,
+                                         uint64_t off, uint64_t end)
+{
+    uint64_t from = MAX(off, start) - start;
+    uint64_t to = MIN(end, start + geometry_cluster(geo)) - start;
+    uint32_t first = (uint32_t)(from >> geo->subcluster_bits);
+    uint32_t n = (uint32_t)((to - from) >> geo->subcluster_bits);
+
+    return n == SUBCLUSTERS ? ALL_SUBCLUSTERS : ((1u << n) - 1) << first;
+}
+
 static inline uint64_t l2_extended_bitmap(uint32_t allocated, uint32_t zero)
 {
     return allocated | (uint64_t)zero << SUBCLUSTERS;

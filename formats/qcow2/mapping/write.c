@@ -242,23 +242,13 @@ void qcow2_let_go(struct qcow2 *q, const struct cluster *c)
         alloc_unlink(&q->alloc, c->host, 1);
 }
 
-/* The subclusters of the cluster at `start` that lie in a reservation. */
-static uint32_t covered(const struct qcow2 *q, const struct reservation *res,
-                        uint64_t start)
-{
-    uint64_t from = MAX(res->guest_offset, start);
-    uint64_t to = MIN(res->guest_offset + res->length, start + cluster_size(q));
-    uint32_t first = (uint32_t)((from - start) >> q->geo.subcluster_bits);
-    uint32_t n = (uint32_t)((to - from) >> q->geo.subcluster_bits);
-
-    return n == SUBCLUSTERS ? ALL_SUBCLUSTERS : ((1u << n) - 1) << first;
-}
-
 /* What the second word of an extended entry becomes, when the cluster lies at `host`. */
 static uint64_t new_bitmap(const struct qcow2 *q, const struct reservation *res,
                            uint64_t start, uint64_t host, const struct cluster *old)
 {
-    uint32_t now = res->place_only ? 0 : covered(q, res, start);
+    uint32_t now = res->place_only ? 0
+                                   : l2_subclusters_of(&q->geo, start, res->guest_offset,
+                                                       res->guest_offset + res->length);
     bool same_place = cluster_has_place(old) && old->host == host;
 
     assert(same_place || !(old->allocated & ~now));

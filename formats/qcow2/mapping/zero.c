@@ -77,22 +77,13 @@ static int zeroed_subclusters(const struct qcow2 *q, const struct cluster *c, ui
     return 0;
 }
 
-/* The subclusters of the cluster at `start` that lie in [off, end). */
-static uint32_t mask_of(const struct qcow2 *q, uint64_t start, uint64_t off, uint64_t end)
-{
-    uint64_t from = MAX(off, start) - start, to = MIN(end, start + cluster_size(q)) - start;
-    uint32_t first = (uint32_t)(from >> q->geo.subcluster_bits);
-    uint32_t n = (uint32_t)((to - from) >> q->geo.subcluster_bits);
-
-    return n == SUBCLUSTERS ? ALL_SUBCLUSTERS : ((1u << n) - 1) << first;
-}
-
 static int zeroed_entry(const struct qcow2 *q, const struct cluster *c, uint64_t start,
                         uint64_t off, uint64_t end, enum zero_how how,
                         struct new_entry *change)
 {
     return q->geo.word_bits
-               ? zeroed_subclusters(q, c, mask_of(q, start, off, end), how, change)
+               ? zeroed_subclusters(q, c, l2_subclusters_of(&q->geo, start, off, end), how,
+                                    change)
                : zeroed_cluster(q, c, how, change);
 }
 
