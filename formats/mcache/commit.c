@@ -221,10 +221,8 @@ static int commit_group(struct mcache *mc, bool everything)
 /* Commit lock, which is let go of meanwhile: others may come and wait. */
 static int lead_unlocked(struct mcache *mc, bool everything)
 {
-    lock_release(&mc->commit);
-    int err = commit_group(mc, everything);
-    lock_acquire(&mc->commit);
-    return err;
+    LOCK_GAP(&mc->commit);
+    return commit_group(mc, everything);
 }
 
 int mcache_commit(struct mcache *mc, enum mc_commit_scope what)

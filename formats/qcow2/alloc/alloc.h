@@ -144,7 +144,8 @@ void alloc_unlink(struct alloc *a, uint64_t host, uint64_t n);
 /* META: the same of all clusters that a compressed cluster touches. */
 void alloc_unlink_bytes(struct alloc *a, uint64_t host, uint64_t bytes);
 
-/* META: need a link to a fresh cluster that ends at host_end no barrier before it? */
+/* META: is the growth durable that made the tail up to host_end?  Then a link to a fresh
+ * cluster in there may reach the disk before anything else of its group. */
 bool alloc_settled(const struct alloc *a, uint64_t host_end);
 
 /* From the mcache hooks (frozen: META). */

@@ -133,9 +133,8 @@ int mapping_lock_l2_page(struct qcow2_mapping *m, uint64_t guest, struct mc_page
     struct lock *meta = mcache_meta(m->q->node->mc);
 
     while (!(*page = mcmap_peek_for_store(m->l2_map, geometry_l2_page(&m->geo, guest)))) {
-        lock_release(meta);
+        LOCK_GAP(meta);
         int err = mcmap_get_for_store(m->l2_map, geometry_l2_page(&m->geo, guest), NULL);
-        lock_acquire(meta);
         if (err)
             return err;
     }
