@@ -57,12 +57,18 @@ static size_t cost_of(const struct cached_cluster *c)
     return sizeof *c + c->key.bytes;
 }
 
-/* Lock: out of the table; freed at once, or by the last who has it pinned. */
-static void take_out(struct cluster_cache *cache, struct cached_cluster *c)
+/* Lock: not found any more. */
+static void unlist(struct cluster_cache *cache, struct cached_cluster *c)
 {
     list_remove(&c->bucket);
     list_remove(&c->used);
     atomic_fetch_sub(&cache->n_bytes, cost_of(c));
+}
+
+/* Lock: out of the table; freed at once, or by the last who has it pinned. */
+static void take_out(struct cluster_cache *cache, struct cached_cluster *c)
+{
+    unlist(cache, c);
     if (c->pins == 0)
         free(c);
 }
@@ -105,6 +111,27 @@ static struct cached_cluster *pin_present(struct cluster_cache *cache,
     return NULL;
 }
 
+/* Lock: the memory of the oldest that nobody looks at, when there is no room for another one
+ * and it has the size; else NULL.  Threads have heaps of their own: were one's memory freed
+ * and another's taken for each cluster, all heaps together would become a multiple of the
+ * limit. */
+static void *recycle_oldest(struct cluster_cache *cache, const struct cluster_key *key)
+{
+    if (atomic_load(&cache->n_bytes) + sizeof(struct cached_cluster) + key->bytes <=
+        cache->limit)
+        return NULL;
+    LIST_FOR_EACH (pos, &cache->used) {
+        struct cached_cluster *c = CONTAINER_OF(pos, struct cached_cluster, used);
+        if (c->pins > 0)
+            continue;
+        if (c->key.bytes != key->bytes)
+            return NULL;
+        unlist(cache, c);
+        return c;
+    }
+    return NULL;
+}
+
 /* Lock: room for one that was added, at the cost of the oldest that nobody looks at. */
 static void evict_oldest(struct cluster_cache *cache)
 {
@@ -130,8 +157,10 @@ static struct cached_cluster *pin_or_add(struct cluster_cache *cache,
         struct cached_cluster *c = pin_present(cache, key);
         if (c)
             return c;
+        memory = recycle_oldest(cache, key);
     }
-    if (posix_memalign(&memory, 64, sizeof(struct cached_cluster) + key->bytes) != 0)
+    if (!memory &&
+        posix_memalign(&memory, 64, sizeof(struct cached_cluster) + key->bytes) != 0)
         return NULL;
     CLEANUP_FREE struct cached_cluster *mine = memory;
     LOCK_GUARD(&cache->lock);
