@@ -131,20 +131,20 @@ class Store:
         self.nursery.run(["cp", "--reflink=never", source.path, path])
         return dataclasses.replace(source, path=path, files=(path,), shared=False)
 
-    def textured(self, form):
-        """As full, but of content that takes half as much space when it is compressed."""
+    def programs(self, form):
+        """As full, but of what a system's disk holds: this machine's own files."""
         def make(path):
-            _write_noise(path, self.size, _texture)
+            _write_programs(path, self.size)
             return Image(path, form, self.size, (path,), shared=True)
         assert form == "raw"
-        return self._keep(f"textured-{self.size}", form, make)
+        return self._keep(f"programs-{self.size}", form, make)
 
     def compressed(self, kind):
         """A maker of images whose clusters are all compressed so."""
         def image(form):
             if form == "raw":
-                return self.textured(form)
-            return self._converted(f"compressed-{kind}", form, self.textured("raw"), "-c", "-o",
+                return self.programs(form)
+            return self._converted(f"compressed-{kind}", form, self.programs("raw"), "-c", "-o",
                                    f"compression_type={kind}")
         return image
 
@@ -289,15 +289,30 @@ def _filling(nursery, image):
         running.kill()
 
 
-def _texture(length):
-    """Noise and zeroes, in turn: half of it."""
-    return b"".join(os.urandom(256) + bytes(256) for _ in range(length // 512))
-
-
-def _write_noise(path, size, noise_of=os.urandom):
-    noise = noise_of(MIB)
+def _check_space(path, size):
     if shutil.disk_usage(os.path.dirname(path)).free < 6 * size:
         raise Failed("failed", "not enough space for the images; set QIMG_TMPDIR or --size")
+
+
+def _write_noise(path, size):
+    noise = os.urandom(MIB)
+    _check_space(path, size)
     with open(path, "wb") as file:
         for begin in range(0, size, MIB):
             file.write(noise[:size - begin])
+
+
+def _write_programs(path, size):
+    """The files below /usr one after the other, from the first again where they end."""
+    _check_space(path, size)
+    names = sorted(os.path.join(folder, name) for folder, _, names in os.walk("/usr")
+                   for name in names)
+    names = [name for name in names if os.path.isfile(name) and not os.path.islink(name)]
+    with open(path, "wb") as file:
+        while file.tell() < size:
+            for name in names:
+                if file.tell() >= size:
+                    break
+                with open(name, "rb") as source:
+                    shutil.copyfileobj(source, file)
+        file.truncate(size)
