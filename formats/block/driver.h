@@ -57,7 +57,7 @@ struct reservation {
     uint64_t host_offset; /* in `file` */
     bool fresh;    /* the host range reads as zeroes, and still would after a crash or,
                              before its growth is durable, the group is made strict */
-    bool retained; /* host clusters of zero entries that are kept: release frees nothing */
+    bool retained; /* its place was its own before: release frees nothing */
     /* Set by the caller, where subclusters are smaller than clusters: `link` gives the
      * clusters their place and nothing else, so that what lies below goes on showing. */
     bool place_only;

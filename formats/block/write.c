@@ -142,17 +142,30 @@ static int fill_encrypted(struct node *node, const struct reservation *res, cons
                            s.last - s.first, 0);
 }
 
+/* Is the place that was kept a hole of its file?  Then it reads as zeroes, though not after
+ * any crash: the hole may be as new as what is to be written there. */
+static bool is_hole(const struct reservation *res)
+{
+    bool data;
+    uint64_t run;
+
+    return res->retained &&
+           storage_extent(res->file, res->host_offset, res->length, &data, &run) == 0 &&
+           !data && run == res->length;
+}
+
 /* Fills a reservation: [off, off+len) from buf, the rest of its clusters with what was
  * there. */
 static int fill_reservation(struct node *node, const struct reservation *res,
                             bool old_is_zero, const void *buf, uint64_t off, uint64_t len)
 {
     uint64_t head = off - res->guest_offset, rest = res->length - len;
-    bool rest_is_there = old_is_zero && res->fresh && node->host_zeroes_show;
 
     if (UNLIKELY(node->cipher))
         return fill_encrypted(node, res, buf, off, len);
-    if (rest_is_there || rest == 0)
+    bool rest_is_there = rest == 0 || (old_is_zero && node->host_zeroes_show &&
+                                       (res->fresh || is_hole(res)));
+    if (rest_is_there)
         return storage_write(res->file, buf, res->host_offset + head, len, 0);
     return rest > GATHER_MAX ? write_with_copies(node, res, buf, off, len)
                              : write_gathered(node, res, buf, off, len);
