@@ -266,13 +266,25 @@ def luks_seeds():
         yield b"\1" + header + bytes(5000)
 
 
+def entry_seeds():
+    copied, packed = 1 << 63, 1 << 62
+    for kind in range(8):
+        for bits in (0, 5, 7, 12):
+            for entry, bitmap in ((0, 0), (1, 0), (copied | 5 << 21, 1), (5 << 21 | 1, 0), (packed | 3 << 48 | 5000, 0),
+                                  (copied | 7 << 21, 0xff00000000), (0, 3 << 32), (copied | 7 << 21, 1 << 32 | 1)):
+                yield struct.pack(">BBQQ", kind, bits, entry, bitmap)
+
+
+MADE = {"codec": codec_seeds, "luks": luks_seeds, "entry": entry_seeds}
+
+
 def main():
     qimg, folder, which = sys.argv[1:]
     os.makedirs(folder, exist_ok=True)
     if which in ("qcow2", "qed", "check", "info"):
         seeds = image_seeds(which, qimg)
-    elif which in ("codec", "luks"):
-        seeds = ((f"{i:03}", data) for i, data in enumerate(codec_seeds() if which == "codec" else luks_seeds()))
+    elif which in MADE:
+        seeds = ((f"{i:03}", data) for i, data in enumerate(MADE[which]()))
     else:
         seeds = ((f"{i:03}", text.encode()) for i, text in enumerate(text_seeds(which)))
     for name, data in seeds:
