@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Commands for the disks' dirty bitmaps.  They run on the lane, one after the other: nobody
- * else removes a bitmap, but a job may begin to use one at any time. */
+/* Actions on the disks' dirty bitmaps, and a command for each.  They run on the lane, one after
+ * the other: nobody else removes a bitmap, but a job may begin to use one at any time. */
 #include "control_bitmaps.h"
 
 #include <errno.h>
@@ -10,7 +10,7 @@
 #include "base/cleanup.h"
 #include "block/dirty_bitmap.h"
 #include "common/json_text.h"
-#include "control_cmds.h"
+#include "control_transaction.h"
 #include "export_table.h"
 
 /* ---- looking ---- */
@@ -38,45 +38,48 @@ json_t *control_describe_bitmaps(struct node *node)
     return list;
 }
 
-/* ---- what all commands do ---- */
+/* ---- what all actions do ---- */
 
-/* A bitmap that nobody uses; NULL with the error said. */
-static struct dirty_bitmap *find_idle_bitmap(struct node *node, const char *name,
-                                             struct control_error *error)
+static void release_bitmap(void *bitmap)
 {
-    struct dirty_bitmap *bitmap = node_bitmap_find(node, name);
-
-    if (!bitmap)
-        control_fail(error, CLASS_GENERIC, "Dirty bitmap '%.200s' not found", name);
-    else if (!dirty_bitmap_busy(bitmap))
-        return bitmap;
-    else
-        control_fail(error, CLASS_GENERIC, "Bitmap '%.200s' is in use by a job", name);
-    return NULL;
+    dirty_bitmap_release(bitmap);
 }
 
-/* The same, which no job can begin to use before it is released. */
-static struct dirty_bitmap *acquire_bitmap(struct node *node, const char *name,
-                                           struct control_error *error)
+/* The bitmap, which nobody but this transaction uses until its end; NULL with the error said.
+ */
+static struct dirty_bitmap *hold_bitmap(struct transaction_action *action, const char *name,
+                                        struct control_error *error)
 {
-    struct dirty_bitmap *bitmap = find_idle_bitmap(node, name, error);
+    struct dirty_bitmap *bitmap = node_bitmap_find(action->node, name);
     struct diag ignored;
 
-    if (bitmap && dirty_bitmap_acquire(bitmap, &ignored)) {
+    if (!bitmap) {
+        control_fail(error, CLASS_GENERIC, "Dirty bitmap '%.200s' not found", name);
+        return NULL;
+    }
+    if (transaction_holds(action->transaction, bitmap))
+        return bitmap;
+    if (dirty_bitmap_acquire(bitmap, &ignored)) {
         control_fail(error, CLASS_GENERIC, "Bitmap '%.200s' is in use by a job", name);
         return NULL;
     }
-    return bitmap;
+    if (transaction_hold(action->transaction, bitmap, release_bitmap, error))
+        return bitmap;
+    dirty_bitmap_release(bitmap);
+    return NULL;
 }
 
-static json_t *reply_to_change(int err, struct control_error *error)
+/* action->state: the bitmap that `name` names. */
+static bool prepare_named(struct transaction_action *action, struct control_error *error)
 {
-    return err ? control_fail_diag(error, CLASS_GENERIC) : json_object();
+    action->state = hold_bitmap(action, arg_text(action->args, "name"), error);
+    return action->state;
 }
 
-/* ---- the commands ---- */
+/* ---- add ---- */
 
-static int add_bitmap(struct node *node, const json_t *args, struct diag *diag)
+static int add_bitmap(struct node *node, const json_t *args, struct dirty_bitmap **added,
+                      struct diag *diag)
 {
     const char *name = arg_text(args, "name");
     uint64_t granularity =
@@ -100,96 +103,76 @@ static int add_bitmap(struct node *node, const json_t *args, struct diag *diag)
     int err = node_bitmap_add(node, bitmap, diag);
     if (err)
         dirty_bitmap_free(bitmap);
+    else
+        *added = bitmap;
     return err;
 }
 
-static json_t *bitmap_add(struct control_context *ctx, const json_t *args,
-                          struct control_error *error)
+/* It is there at once, for later actions of the transaction. */
+static bool prepare_add(struct transaction_action *action, struct control_error *error)
 {
-    CLEANUP_EXPORT struct served_export *exp =
-        control_find_node(ctx, arg_text(args, "node"), error);
-    if (!exp)
-        return NULL;
-    EXPORT_USE(use, export_enter(exp));
+    struct dirty_bitmap *bitmap = NULL;
 
-    return reply_to_change(add_bitmap(use.node, args, &error->diag), error);
+    if (add_bitmap(action->node, action->args, &bitmap, &error->diag)) {
+        control_fail_diag(error, CLASS_GENERIC);
+        return false;
+    }
+    /* No job knows of it. */
+    action->state = hold_bitmap(action, dirty_bitmap_name(bitmap), error);
+    return action->state;
 }
 
-static json_t *bitmap_remove(struct control_context *ctx, const json_t *args,
-                             struct control_error *error)
+static void drop_held(struct transaction_action *action)
 {
-    const char *name = arg_text(args, "name");
-    CLEANUP_EXPORT struct served_export *exp =
-        control_find_node(ctx, arg_text(args, "node"), error);
-    if (!exp)
-        return NULL;
-    EXPORT_USE(use, export_enter(exp));
-
-    if (!find_idle_bitmap(use.node, name, error))
-        return NULL;
-    return reply_to_change(node_bitmap_remove(use.node, name, &error->diag), error);
+    transaction_forget(action->transaction, action->state);
+    node_bitmap_drop(action->node, action->state);
 }
 
-enum bitmap_change { CLEAR, ENABLE, DISABLE };
+/* ---- clear, enable, disable ---- */
 
-static json_t *change_bitmap(struct control_context *ctx, const json_t *args,
-                             struct control_error *error, enum bitmap_change change)
+static void commit_clear(struct transaction_action *action)
 {
-    CLEANUP_EXPORT struct served_export *exp =
-        control_find_node(ctx, arg_text(args, "node"), error);
-    if (!exp)
-        return NULL;
-    EXPORT_USE(use, export_enter(exp));
-
-    struct dirty_bitmap *bitmap = acquire_bitmap(use.node, arg_text(args, "name"), error);
-    if (!bitmap)
-        return NULL;
-    if (change == CLEAR)
-        dirty_bitmap_clear(bitmap, 0, dirty_bitmap_size(bitmap));
-    else
-        dirty_bitmap_enable(bitmap, change == ENABLE);
-    dirty_bitmap_release(bitmap);
-    return json_object();
+    dirty_bitmap_clear(action->state, 0, dirty_bitmap_size(action->state));
 }
 
-static json_t *bitmap_clear(struct control_context *ctx, const json_t *args,
-                            struct control_error *error)
+static void commit_enable(struct transaction_action *action)
 {
-    return change_bitmap(ctx, args, error, CLEAR);
+    dirty_bitmap_enable(action->state, true);
 }
 
-static json_t *bitmap_enable(struct control_context *ctx, const json_t *args,
-                             struct control_error *error)
+static void commit_disable(struct transaction_action *action)
 {
-    return change_bitmap(ctx, args, error, ENABLE);
+    dirty_bitmap_enable(action->state, false);
 }
 
-static json_t *bitmap_disable(struct control_context *ctx, const json_t *args,
-                              struct control_error *error)
-{
-    return change_bitmap(ctx, args, error, DISABLE);
-}
+/* ---- merge ---- */
+
+struct merge {
+    struct dirty_bitmap *target;
+    size_t n_sources;
+    struct dirty_bitmap *source[];
+};
 
 /* Bitmaps are merged within one node. */
-static bool is_node_of(struct control_context *ctx, const struct served_export *exp,
-                       const char *node_name, struct control_error *error)
+static bool is_node_of(struct transaction_action *action, const char *node_name,
+                       struct control_error *error)
 {
-    if (strcmp(node_name, exp->node_name) == 0)
+    if (strcmp(node_name, action->exp->node_name) == 0)
         return true;
-    CLEANUP_EXPORT struct served_export *other = control_find_node(ctx, node_name, error);
+    CLEANUP_EXPORT struct served_export *other =
+        control_find_node(action->ctx, node_name, error);
     if (other)
         control_fail(error, CLASS_GENERIC,
                      "Node '%.200s': its bitmaps can't be merged into one of '%.200s'",
-                     node_name, exp->node_name);
+                     node_name, action->exp->node_name);
     return false;
 }
 
 /* One of `bitmaps`: a name, or an object with node and name. */
-static struct dirty_bitmap *find_source(struct control_context *ctx,
-                                        const struct export_use *use, const json_t *item,
-                                        struct control_error *error)
+static struct dirty_bitmap *hold_source(struct transaction_action *action,
+                                        const json_t *item, struct control_error *error)
 {
-    const char *name = json_string_value(item), *node_name = use->exp->node_name;
+    const char *name = json_string_value(item), *node_name = action->exp->node_name;
 
     if (json_object_size(item) == 2) {
         name = arg_text(item, "name");
@@ -201,53 +184,50 @@ static struct dirty_bitmap *find_source(struct control_context *ctx,
                      "and 'name'");
         return NULL;
     }
-    return is_node_of(ctx, use->exp, node_name, error)
-               ? find_idle_bitmap(use->node, name, error)
-               : NULL;
+    return is_node_of(action, node_name, error) ? hold_bitmap(action, name, error) : NULL;
 }
 
-/* All of `items`, before any is merged: an array to be freed; NULL with the error said. */
-static struct dirty_bitmap **find_sources(struct control_context *ctx,
-                                          const struct export_use *use, const json_t *items,
-                                          struct control_error *error)
+static bool open_merge(struct transaction_action *action, struct control_error *error)
 {
-    size_t n = json_array_size(items);
-    CLEANUP_FREE struct dirty_bitmap **sources = calloc(n + 1, sizeof(void *));
+    size_t n = json_array_size(json_object_get(action->args, "bitmaps"));
 
-    if (!sources) {
+    action->state = calloc(1, sizeof(struct merge) + n * sizeof(struct dirty_bitmap *));
+    if (!action->state)
         control_fail(error, CLASS_GENERIC, "out of memory");
-        return NULL;
-    }
-    for (size_t i = 0; i < n; i++) {
-        sources[i] = find_source(ctx, use, json_array_get(items, i), error);
-        if (!sources[i])
-            return NULL;
-    }
-    return TAKE(&sources);
+    return action->state;
 }
 
-static json_t *bitmap_merge(struct control_context *ctx, const json_t *args,
-                            struct control_error *error)
+/* All are found before any is merged. */
+static bool prepare_merge(struct transaction_action *action, struct control_error *error)
 {
-    const char *name = arg_text(args, "target");
-    CLEANUP_EXPORT struct served_export *exp =
-        control_find_node(ctx, arg_text(args, "node"), error);
-    if (!exp)
-        return NULL;
-    EXPORT_USE(use, export_enter(exp));
+    const json_t *items = json_object_get(action->args, "bitmaps");
+    struct merge *merge = action->state;
 
-    struct dirty_bitmap *target = find_idle_bitmap(use.node, name, error);
-    if (!target)
-        return NULL;
-    CLEANUP_FREE struct dirty_bitmap **sources =
-        find_sources(ctx, &use, json_object_get(args, "bitmaps"), error);
-    if (!sources || !acquire_bitmap(use.node, name, error))
-        return NULL;
-    for (size_t i = 0; sources[i]; i++)
-        if (sources[i] != target)
-            dirty_bitmap_merge(target, sources[i]);
-    dirty_bitmap_release(target);
-    return json_object();
+    merge->target = hold_bitmap(action, arg_text(action->args, "target"), error);
+    if (!merge->target)
+        return false;
+    for (size_t i = 0; i < json_array_size(items); i++) {
+        merge->source[i] = hold_source(action, json_array_get(items, i), error);
+        if (!merge->source[i])
+            return false;
+        merge->n_sources++;
+    }
+    return true;
+}
+
+static void commit_merge(struct transaction_action *action)
+{
+    struct merge *merge = action->state;
+
+    for (size_t i = 0; i < merge->n_sources; i++)
+        if (merge->source[i] != merge->target)
+            dirty_bitmap_merge(merge->target, merge->source[i]);
+}
+
+static void finish_merge(struct transaction_action *action, bool committed)
+{
+    (void)committed;
+    free(action->state);
 }
 
 /* ---- the table ---- */
@@ -271,12 +251,76 @@ static const struct control_arg merge_args[] = {
     {0},
 };
 
+const struct transaction_kind bitmap_add_kind = {
+    .name = "block-dirty-bitmap-add",
+    .args = add_args,
+    .export_arg = "node",
+    .prepare = prepare_add,
+    .abort = drop_held,
+};
+
+const struct transaction_kind bitmap_remove_kind = {
+    .name = "block-dirty-bitmap-remove",
+    .args = name_args,
+    .export_arg = "node",
+    .prepare = prepare_named,
+    .commit = drop_held,
+};
+
+const struct transaction_kind bitmap_clear_kind = {
+    .name = "block-dirty-bitmap-clear",
+    .args = name_args,
+    .export_arg = "node",
+    .prepare = prepare_named,
+    .commit = commit_clear,
+};
+
+const struct transaction_kind bitmap_enable_kind = {
+    .name = "block-dirty-bitmap-enable",
+    .args = name_args,
+    .export_arg = "node",
+    .prepare = prepare_named,
+    .commit = commit_enable,
+};
+
+const struct transaction_kind bitmap_disable_kind = {
+    .name = "block-dirty-bitmap-disable",
+    .args = name_args,
+    .export_arg = "node",
+    .prepare = prepare_named,
+    .commit = commit_disable,
+};
+
+const struct transaction_kind bitmap_merge_kind = {
+    .name = "block-dirty-bitmap-merge",
+    .args = merge_args,
+    .export_arg = "node",
+    .open = open_merge,
+    .prepare = prepare_merge,
+    .commit = commit_merge,
+    .finish = finish_merge,
+};
+
+#define RUN_AS_COMMAND(verb)                                                   \
+    static json_t *run_##verb(struct control_context *ctx, const json_t *args, \
+                              struct control_error *error)                     \
+    {                                                                          \
+        return control_run_action(ctx, &bitmap_##verb##_kind, args, error);    \
+    }
+
+RUN_AS_COMMAND(add)
+RUN_AS_COMMAND(remove)
+RUN_AS_COMMAND(clear)
+RUN_AS_COMMAND(enable)
+RUN_AS_COMMAND(disable)
+RUN_AS_COMMAND(merge)
+
 const struct control_command control_bitmap_commands[] = {
-    {"block-dirty-bitmap-add", add_args, bitmap_add},
-    {"block-dirty-bitmap-remove", name_args, bitmap_remove},
-    {"block-dirty-bitmap-clear", name_args, bitmap_clear},
-    {"block-dirty-bitmap-enable", name_args, bitmap_enable},
-    {"block-dirty-bitmap-disable", name_args, bitmap_disable},
-    {"block-dirty-bitmap-merge", merge_args, bitmap_merge},
+    {"block-dirty-bitmap-add", add_args, run_add},
+    {"block-dirty-bitmap-remove", name_args, run_remove},
+    {"block-dirty-bitmap-clear", name_args, run_clear},
+    {"block-dirty-bitmap-enable", name_args, run_enable},
+    {"block-dirty-bitmap-disable", name_args, run_disable},
+    {"block-dirty-bitmap-merge", merge_args, run_merge},
     {0},
 };

@@ -13,14 +13,14 @@
 #include "export_table.h"
 
 /* Slow ones go to the lane, on whose thread they run: all those for bitmaps, so that none
- * has a bitmap in its hands that another removes. */
+ * has a bitmap in its hands that another removes, and whatever drains. */
 static const struct {
     const struct control_command *commands;
     bool slow;
 } tables[] = {
     {control_server_commands, false}, {control_query_commands, false},
     {control_start_commands, false},  {control_job_commands, false},
-    {control_bitmap_commands, true},
+    {control_bitmap_commands, true},  {control_transaction_commands, true},
 };
 
 #define NEGOTIATE "qmp_capabilities"
@@ -117,10 +117,9 @@ json_t *control_list_commands(void)
 
 /* ---- arguments ---- */
 
-static const struct control_arg *find_arg(const struct control_command *command,
-                                          const char *name)
+static const struct control_arg *find_arg(const struct control_arg *table, const char *name)
 {
-    for (const struct control_arg *arg = command->args; arg && arg->name; arg++)
+    for (const struct control_arg *arg = table; arg && arg->name; arg++)
         if (strcmp(arg->name, name) == 0)
             return arg;
     return NULL;
@@ -143,6 +142,8 @@ static bool has_type(const struct control_arg *arg, const json_t *value)
         return json_is_integer(value) && json_integer_value(value) >= 0;
     case ARG_LIST:
         return json_is_array(value);
+    case ARG_OBJECT:
+        return json_is_object(value);
     case ARG_WORD:
         return json_is_string(value) && is_one_of(json_string_value(value), arg->words);
     default:
@@ -161,10 +162,9 @@ static void append_word(char *text, size_t size, const char *item)
 static void say_type(const struct control_arg *arg, char *text, size_t size)
 {
     static const char *const names[] = {
-        [ARG_STRING] = "a string",
-        [ARG_BOOL] = "a boolean",
-        [ARG_SIZE] = "an integer from 0 on",
-        [ARG_LIST] = "an array",
+        [ARG_STRING] = "a string",           [ARG_BOOL] = "a boolean",
+        [ARG_SIZE] = "an integer from 0 on", [ARG_LIST] = "an array",
+        [ARG_OBJECT] = "an object",
     };
 
     *text = '\0';
@@ -174,29 +174,28 @@ static void say_type(const struct control_arg *arg, char *text, size_t size)
         append_word(text, size, arg->words[i]);
 }
 
-static void say_args(const struct control_command *command, char *text, size_t size)
+static void say_args(const struct control_arg *table, char *text, size_t size)
 {
     *text = '\0';
-    for (const struct control_arg *arg = command->args; arg && arg->name; arg++)
+    for (const struct control_arg *arg = table; arg && arg->name; arg++)
         append_word(text, size, arg->name);
     if (!*text)
         append_word(text, size, "no parameters");
 }
 
-/* Whether every argument is known and of its type, and none is missing. */
-static bool args_fit(const struct control_command *command, const json_t *args,
-                     struct control_error *error)
+bool control_args_fit(const char *what, const struct control_arg *table, const json_t *args,
+                      struct control_error *error)
 {
     char text[512];
     const char *name;
     json_t *value;
 
     json_object_foreach ((json_t *)(uintptr_t)args, name, value) {
-        const struct control_arg *arg = find_arg(command, name);
+        const struct control_arg *arg = find_arg(table, name);
         if (!arg) {
-            say_args(command, text, sizeof text);
+            say_args(table, text, sizeof text);
             control_fail(error, CLASS_GENERIC, "Parameter '%s' is unexpected; %s takes %s",
-                         name, command->name, text);
+                         name, what, text);
             return false;
         }
         if (!has_type(arg, value)) {
@@ -206,7 +205,7 @@ static bool args_fit(const struct control_command *command, const json_t *args,
             return false;
         }
     }
-    for (const struct control_arg *arg = command->args; arg && arg->name; arg++)
+    for (const struct control_arg *arg = table; arg && arg->name; arg++)
         if (arg->mandatory && !arg_is_given(args, arg->name)) {
             control_fail(error, CLASS_GENERIC, "Parameter '%s' is missing", arg->name);
             return false;
@@ -264,9 +263,8 @@ static json_t *negotiate_session(const json_t *args, bool *negotiated,
                                  struct control_error *error)
 {
     static const struct control_arg takes[] = {{"enable", ARG_LIST, false, NULL}, {0}};
-    static const struct control_command self = {NEGOTIATE, takes, NULL};
 
-    if (!args_fit(&self, args, error))
+    if (!control_args_fit(NEGOTIATE, takes, args, error))
         return NULL;
     if (json_array_size(json_object_get(args, "enable")) > 0)
         return control_fail(error, CLASS_GENERIC, "There is no capability to enable");
@@ -319,7 +317,7 @@ static json_t *run_command(struct control_context *ctx, bool *negotiated, const 
                             name);
     if (ctx->quit_came)
         return control_fail(error, CLASS_GENERIC, "The server is shutting down");
-    if (!args_fit(command, args, error))
+    if (!control_args_fit(command->name, command->args, args, error))
         return NULL;
     return slow && ctx->lane ? run_slowly(ctx, command, args, error)
                              : command->run(ctx, args, error);

@@ -80,9 +80,10 @@ json_t *control_await(struct control_context *ctx, uint64_t ticket);
 enum control_arg_type {
     ARG_STRING = 1,
     ARG_BOOL,
-    ARG_SIZE, /* an integer, not negative */
-    ARG_WORD, /* one of `words` */
-    ARG_LIST, /* an array: the command looks at its members */
+    ARG_SIZE,   /* an integer, not negative */
+    ARG_WORD,   /* one of `words` */
+    ARG_LIST,   /* an array: the command looks at its members */
+    ARG_OBJECT, /* likewise */
 };
 
 struct control_arg {
@@ -103,10 +104,16 @@ struct control_command {
 
 /* Tables that end with a NULL name. */
 extern const struct control_command control_server_commands[], control_query_commands[],
-    control_start_commands[], control_job_commands[], control_bitmap_commands[];
+    control_start_commands[], control_job_commands[], control_bitmap_commands[],
+    control_transaction_commands[];
 
 /* Every command's name, as query-commands returns them. */
 json_t *control_list_commands(void);
+
+/* Whether every argument is known and of its type, and none is missing; false with the error
+ * said.  what: whose arguments they are, for messages. */
+bool control_args_fit(const char *what, const struct control_arg *table, const json_t *args,
+                      struct control_error *error);
 
 /* ---- arguments that were checked ---- */
 

@@ -309,32 +309,21 @@ int node_bitmap_add(struct node *node, struct dirty_bitmap *bitmap, struct diag 
     return 0;
 }
 
-/* Found, made busy and off the list, so that nobody else can remove it. */
-static int take_off(struct node *node, const char *name, struct dirty_bitmap **out,
-                    struct diag *diag)
+void node_bitmap_drop(struct node *node, struct dirty_bitmap *bitmap)
 {
-    LOCK_GUARD(&node->bitmaps.lock);
-    struct dirty_bitmap *bitmap = find_bitmap(&node->bitmaps, name);
-
-    if (!bitmap)
-        return diag_set(diag, ENOENT, "%s: there is no bitmap '%s'", node->filename, name);
-    int err = dirty_bitmap_acquire(bitmap, diag);
-    if (err)
-        return err;
-    list_remove(&bitmap->link);
-    *out = bitmap;
-    return 0;
+    assert(dirty_bitmap_busy(bitmap));
+    observer_remove(&node->observers, &bitmap->observer);
+    give_name_back(node, bitmap);
+    dirty_bitmap_free(bitmap);
 }
 
 int node_bitmap_remove(struct node *node, const char *name, struct diag *diag)
 {
-    struct dirty_bitmap *bitmap = NULL;
+    struct dirty_bitmap *bitmap = node_bitmap_acquire(node, name, diag);
 
-    int err = take_off(node, name, &bitmap, diag);
-    if (err)
-        return err;
-    observer_remove(&node->observers, &bitmap->observer);
-    dirty_bitmap_free(bitmap);
+    if (!bitmap)
+        return -diag->err;
+    node_bitmap_drop(node, bitmap);
     return 0;
 }
 

@@ -112,6 +112,9 @@ struct dirty_bitmap *node_bitmap_acquire(struct node *node, const char *name,
 /* Waits for requests in flight, and frees it.  -ENOENT, or -EBUSY with diag. */
 int node_bitmap_remove(struct node *node, const char *name, struct diag *diag) MUST_USE;
 
+/* The same of one that the caller has acquired. */
+void node_bitmap_drop(struct node *node, struct dirty_bitmap *bitmap);
+
 /* Calls `each` for every one, in the order in which they were added; it must not add or
  * remove. */
 void node_bitmap_each(struct node *node,

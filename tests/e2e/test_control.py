@@ -25,6 +25,7 @@ COMMANDS = {
     "block-job-set-speed", "block-job-finalize", "block-job-dismiss", "block-dirty-bitmap-add",
     "block-dirty-bitmap-remove", "block-dirty-bitmap-clear", "block-dirty-bitmap-enable",
     "block-dirty-bitmap-disable", "block-dirty-bitmap-merge",
+    "transaction",
 }
 
 

@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Transactions: judging the actions, and taking them through their states. */
+#include "control_transaction.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "base/list.h"
+#include "control_bitmaps.h"
+#include "export_table.h"
+
+/* An export that actions name. */
+struct drained_export {
+    struct served_export *exp;
+    struct export_use use;
+};
+
+struct held {
+    struct list link;
+    void *what;
+    void (*release)(void *what);
+};
+
+struct transaction {
+    bool grouped;
+    size_t n_actions, n_opened, n_prepared;
+    struct transaction_action *actions;
+    size_t n_exports;
+    struct drained_export *exports; /* room for one per action */
+    struct list held;               /* struct held: the last first */
+};
+
+static bool fail_abort(struct transaction_action *action, struct control_error *error)
+{
+    (void)action;
+    control_fail(error, CLASS_GENERIC, "Transaction aborted using Abort action");
+    return false;
+}
+
+static const struct transaction_kind abort_kind = {"abort", .prepare = fail_abort};
+
+/* What a transaction can have; a line for each. */
+static const struct transaction_kind *const kinds[] = {
+    &bitmap_add_kind,     &bitmap_remove_kind, &bitmap_clear_kind, &bitmap_enable_kind,
+    &bitmap_disable_kind, &bitmap_merge_kind,  &abort_kind,
+};
+
+/* ---- for actions ---- */
+
+bool transaction_is_grouped(const struct transaction *transaction)
+{
+    return transaction->grouped;
+}
+
+bool transaction_hold(struct transaction *transaction, void *what,
+                      void (*release)(void *what), struct control_error *error)
+{
+    struct held *held = malloc(sizeof *held);
+
+    if (!held) {
+        control_fail(error, CLASS_GENERIC, "out of memory");
+        return false;
+    }
+    *held = (struct held){.what = what, .release = release};
+    list_append(&transaction->held, &held->link);
+    return true;
+}
+
+static struct held *find_held(const struct transaction *transaction, const void *what)
+{
+    LIST_FOR_EACH (pos, &transaction->held)
+        if (CONTAINER_OF(pos, struct held, link)->what == what)
+            return CONTAINER_OF(pos, struct held, link);
+    return NULL;
+}
+
+bool transaction_holds(const struct transaction *transaction, const void *what)
+{
+    return find_held(transaction, what);
+}
+
+void transaction_forget(struct transaction *transaction, const void *what)
+{
+    struct held *held = find_held(transaction, what);
+
+    if (held)
+        list_remove(&held->link);
+    free(held);
+}
+
+static void release_all(struct transaction *transaction)
+{
+    LIST_FOR_EACH_SAFE (pos, &transaction->held) {
+        struct held *held = CONTAINER_OF(pos, struct held, link);
+        list_remove(pos);
+        held->release(held->what);
+        free(held);
+    }
+}
+
+/* ---- exports ---- */
+
+static bool find_export(struct transaction_action *action, struct control_error *error)
+{
+    const char *arg = action->kind->export_arg;
+
+    if (!arg)
+        return true;
+    const char *name = arg_text(action->args, arg);
+    action->exp = strcmp(arg, "device") == 0 ? control_find_device(action->ctx, name, error)
+                                             : control_find_node(action->ctx, name, error);
+    return action->exp;
+}
+
+static struct drained_export *find_drained(struct transaction *transaction,
+                                           const struct served_export *exp)
+{
+    for (size_t i = 0; i < transaction->n_exports; i++)
+        if (transaction->exports[i].exp == exp)
+            return &transaction->exports[i];
+    return NULL;
+}
+
+static void gather_exports(struct transaction *transaction)
+{
+    for (size_t i = 0; i < transaction->n_actions; i++) {
+        struct served_export *exp = transaction->actions[i].exp;
+        if (exp && !find_drained(transaction, exp))
+            transaction->exports[transaction->n_exports++].exp = exp;
+    }
+}
+
+/* All are drained before any is entered: it is one point of all their writes. */
+static void enter_exports(struct transaction *transaction, bool drain)
+{
+    for (size_t i = 0; drain && i < transaction->n_exports; i++)
+        export_begin_drain(transaction->exports[i].exp);
+    for (size_t i = 0; i < transaction->n_exports; i++)
+        transaction->exports[i].use = export_enter(transaction->exports[i].exp);
+    for (size_t i = 0; i < transaction->n_actions; i++)
+        if (transaction->actions[i].exp)
+            transaction->actions[i].node =
+                find_drained(transaction, transaction->actions[i].exp)->use.node;
+}
+
+static void leave_exports(struct transaction *transaction, bool drained)
+{
+    for (size_t i = 0; i < transaction->n_exports; i++)
+        export_leave(&transaction->exports[i].use);
+    for (size_t i = 0; drained && i < transaction->n_exports; i++)
+        export_end_drain(transaction->exports[i].exp);
+}
+
+/* ---- the states ---- */
+
+static bool open_all(struct transaction *transaction, struct control_error *error)
+{
+    for (size_t i = 0; i < transaction->n_actions; i++) {
+        struct transaction_action *action = &transaction->actions[i];
+        if (!find_export(action, error))
+            return false;
+        transaction->n_opened++;
+        if (action->kind->open && !action->kind->open(action, error))
+            return false;
+    }
+    return true;
+}
+
+static bool prepare_all(struct transaction *transaction, struct control_error *error)
+{
+    for (size_t i = 0; i < transaction->n_actions; i++) {
+        struct transaction_action *action = &transaction->actions[i];
+        if (action->kind->prepare && !action->kind->prepare(action, error))
+            return false;
+        transaction->n_prepared++;
+    }
+    return true;
+}
+
+static void commit_all(struct transaction *transaction)
+{
+    for (size_t i = 0; i < transaction->n_actions; i++)
+        if (transaction->actions[i].kind->commit)
+            transaction->actions[i].kind->commit(&transaction->actions[i]);
+}
+
+static void abort_prepared(struct transaction *transaction)
+{
+    for (size_t i = transaction->n_prepared; i-- > 0;)
+        if (transaction->actions[i].kind->abort)
+            transaction->actions[i].kind->abort(&transaction->actions[i]);
+}
+
+static void finish_opened(struct transaction *transaction, bool committed)
+{
+    for (size_t i = 0; i < transaction->n_opened; i++)
+        if (transaction->actions[i].kind->finish)
+            transaction->actions[i].kind->finish(&transaction->actions[i], committed);
+}
+
+/* At one point of the writes, when they are drained. */
+static bool decide(struct transaction *transaction, struct control_error *error)
+{
+    bool prepared = prepare_all(transaction, error);
+
+    if (prepared)
+        commit_all(transaction);
+    else
+        abort_prepared(transaction);
+    return prepared;
+}
+
+static bool run_all(struct transaction *transaction, bool drain,
+                    struct control_error *error)
+{
+    bool committed = false;
+
+    list_init(&transaction->held);
+    if (open_all(transaction, error)) {
+        gather_exports(transaction);
+        enter_exports(transaction, drain);
+        committed = decide(transaction, error);
+        release_all(transaction);
+        leave_exports(transaction, drain);
+    }
+    finish_opened(transaction, committed);
+    for (size_t i = 0; i < transaction->n_actions; i++)
+        if (transaction->actions[i].exp)
+            export_put(transaction->actions[i].exp);
+    return committed;
+}
+
+json_t *control_run_action(struct control_context *ctx, const struct transaction_kind *kind,
+                           const json_t *args, struct control_error *error)
+{
+    struct transaction_action action = {.kind = kind, .ctx = ctx, .args = args};
+    struct drained_export export = {0};
+    struct transaction transaction = {
+        .n_actions = 1, .actions = &action, .exports = &export};
+
+    action.transaction = &transaction;
+    return run_all(&transaction, false, error) ? json_object() : NULL;
+}
+
+/* ---- the command ---- */
+
+static const char *const completion_modes[] = {"individual", "grouped", NULL};
+
+static const struct control_arg properties_args[] = {
+    {"completion-mode", ARG_WORD, false, completion_modes},
+    {0},
+};
+
+static const struct control_arg action_args[] = {
+    {"type", ARG_STRING, true, NULL},
+    {"data", ARG_OBJECT, true, NULL},
+    {0},
+};
+
+static const struct transaction_kind *find_kind(const char *name,
+                                                struct control_error *error)
+{
+    for (size_t i = 0; i < ARRAY_LEN(kinds); i++)
+        if (strcmp(kinds[i]->name, name) == 0)
+            return kinds[i];
+    control_fail(error, CLASS_GENERIC, "Parameter 'type' does not accept value '%.200s'",
+                 name);
+    return NULL;
+}
+
+/* The members of one action, which isn't opened. */
+static bool judge_action(struct transaction_action *action, const json_t *item,
+                         struct control_error *error)
+{
+    if (!json_is_object(item)) {
+        control_fail(
+            error, CLASS_GENERIC,
+            "Invalid parameter 'actions', expected: objects with 'type' and 'data'");
+        return false;
+    }
+    if (!control_args_fit("an action", action_args, item, error))
+        return false;
+    action->kind = find_kind(arg_text(item, "type"), error);
+    if (!action->kind)
+        return false;
+    action->args = json_object_get(item, "data");
+    if (!control_args_fit(action->kind->name, action->kind->args, action->args, error))
+        return false;
+    if (action->transaction->grouped && !action->kind->groups) {
+        control_fail(error, CLASS_GENERIC,
+                     "Action '%s' does not support transaction property completion-mode = "
+                     "grouped",
+                     action->kind->name);
+        return false;
+    }
+    return true;
+}
+
+static bool judge_all(struct transaction *transaction, struct control_context *ctx,
+                      const json_t *list, struct control_error *error)
+{
+    for (size_t i = 0; i < transaction->n_actions; i++) {
+        transaction->actions[i] =
+            (struct transaction_action){.transaction = transaction, .ctx = ctx};
+        if (!judge_action(&transaction->actions[i], json_array_get(list, i), error))
+            return false;
+    }
+    return true;
+}
+
+static json_t *run_transaction(struct control_context *ctx, const json_t *args,
+                               struct control_error *error)
+{
+    const json_t *list = json_object_get(args, "actions");
+    const json_t *properties = json_object_get(args, "properties");
+    size_t n = json_array_size(list);
+    CLEANUP_FREE struct transaction_action *actions = calloc(n + 1, sizeof *actions);
+    CLEANUP_FREE struct drained_export *exports = calloc(n + 1, sizeof *exports);
+
+    if (!actions || !exports)
+        return control_fail(error, CLASS_GENERIC, "out of memory");
+    if (properties && !control_args_fit("properties", properties_args, properties, error))
+        return NULL;
+    struct transaction transaction = {
+        .grouped = arg_word(properties, "completion-mode", completion_modes, 0) == 1,
+        .n_actions = n,
+        .actions = actions,
+        .exports = exports};
+    if (!judge_all(&transaction, ctx, list, error))
+        return NULL;
+    return run_all(&transaction, true, error) ? json_object() : NULL;
+}
+
+static const struct control_arg transaction_args[] = {
+    {"actions", ARG_LIST, true, NULL},
+    {"properties", ARG_OBJECT, false, NULL},
+    {0},
+};
+
+const struct control_command control_transaction_commands[] = {
+    {"transaction", transaction_args, run_transaction},
+    {0},
+};
