@@ -66,7 +66,8 @@ static void free_names(struct served_export *exp)
 {
     free(exp->name);
     free(exp->node_name);
-    exp->name = exp->node_name = NULL;
+    free(exp->default_view);
+    exp->name = exp->node_name = exp->default_view = NULL;
 }
 
 int export_open(struct served_export *exp, const struct export_request *request,
@@ -246,6 +247,20 @@ static int close_replaced(struct node *old, struct node *serving)
     return node_close(old);
 }
 
+/* Of what is to be closed, which is `old` with what lies below it, but for the part that is
+ * still served then. */
+static int check_unviewed(const struct node *old, const struct node *serving,
+                          struct diag *diag)
+{
+    for (const struct node *node = old; node && !chain_has(serving, node);
+         node = node->backing)
+        if (atomic_load(&node->viewers))
+            return diag_set(diag, EBUSY,
+                            "%s: a client reads a snapshot or another view of it",
+                            node->filename);
+    return 0;
+}
+
 static int check_replacement(struct served_export *exp, const struct node *old,
                              struct node *new_node, struct diag *diag)
 {
@@ -260,6 +275,9 @@ static int check_replacement(struct served_export *exp, const struct node *old,
                         "%s: its %" PRIu64 " bytes can't replace the %" PRIu64
                         " bytes of %s",
                         new_node->filename, new_node->size, old->size, old->filename);
+    int err = check_unviewed(old, new_node, diag);
+    if (err)
+        return err;
     return exp->wanted_writable ? node_activate(new_node, diag) : 0;
 }
 
@@ -349,19 +367,23 @@ int export_replace_backing(struct served_export *exp, struct node *layer,
                            struct node *below, struct diag *diag)
 {
     struct node *old = layer->backing;
+    int err;
 
     {
         LOCK_GUARD(&exp->lock);
         if (atomic_load(&exp->references) > 1)
             return diag_set(diag, EBUSY, "%s: another job uses the disk, too",
                             layer->filename);
-        layer->backing = below;
+        err = check_unviewed(old, NULL, diag);
+        if (err)
+            return err;
+        node_set_below(layer, below);
         exp->closing = old;
     }
     wait_for_users(exp, true);
     gate_wait(&exp->ctx.gate);
     note_users_left(exp);
-    int err = node_close(old);
+    err = node_close(old);
     if (err)
         log_error("closing the images that were folded: %s", strerror(-err));
     return 0;

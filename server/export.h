@@ -29,6 +29,7 @@ struct served_export {
     struct block_context ctx;
     char *name;                  /* for clients: "" is the default */
     char *node_name;             /* on the control socket */
+    char *default_view;          /* what its name means: NULL: the live disk; view.h */
     struct gate gate;            /* who uses the node, to change it or not */
     struct node *_Atomic node;   /* NULL: sealed */
     struct node *sealed;         /* what it was before */
@@ -143,14 +144,15 @@ void export_downgrade_lock(struct served_export *exp, struct node *node);
 /* Serves new_node from here on, as the user wanted the old served: its options for caching,
  * discards and zeroes are the new one's.  It can't be smaller (what is behind the old size
  * is for new connections); on success it is the export's. The caller must be the only one
- * with a reference (-EBUSY), drains changing requests, and touches the old node no more.  What
+ * with a reference, and nobody have a view of what is to be closed (-EBUSY); it drains changing requests, and touches the old node no more.  What
  * isn't part of the new chain is closed by export_end_drain, when the requests that use it
  * have left. */
 int export_replace(struct served_export *exp, struct node *new_node,
                    struct diag *diag) MUST_USE;
 
 /* Puts `below`, which it takes over on success, in the place of what lies below a layer of
- * the chain that is served, as the caller's is the only reference (-EBUSY). */
+ * the chain that is served, as the caller's is the only reference and nobody has a view of what
+ * is to be closed (-EBUSY). */
 int export_replace_backing(struct served_export *exp, struct node *layer,
                            struct node *below, struct diag *diag) MUST_USE;
 

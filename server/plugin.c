@@ -19,6 +19,7 @@
 #include "registry.h"
 #include "server.h"
 #include "shutdown.h"
+#include "view.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
@@ -39,6 +40,7 @@ static struct server server;
 
 struct connection {
     struct served_export *exp; /* it is one of its users */
+    struct view *view;         /* what it sees of it; NULL: the live disk */
     bool readonly;
 };
 
@@ -142,12 +144,49 @@ static void qimg_cleanup(void)
 
 /* ---- connections ---- */
 
+/* nbdkit takes so many exports, and names of so many bytes. */
+#define MAX_LISTED 10000
+#define MAX_NAME   4096
+
+struct export_listing {
+    struct nbdkit_exports *exports;
+    const struct served_export *exp;
+    unsigned n;
+};
+
+static int list_name(struct export_listing *l, const char *name, const char *description)
+{
+    if (strlen(name) > MAX_NAME || l->n == MAX_LISTED) {
+        nbdkit_debug("not listed: %s", name);
+        return 0;
+    }
+    l->n++;
+    return nbdkit_add_export(l->exports, name, description);
+}
+
+static int list_view(void *opaque, const char *name, const char *description)
+{
+    struct export_listing *l = opaque;
+    char *full;
+
+    if (l->exp->name[0] == '\0')
+        return list_name(l, name, description);
+    if (asprintf(&full, "%s/%s", l->exp->name, name) < 0)
+        return -1;
+    int rc = list_name(l, full, description);
+    free(full);
+    return rc;
+}
+
 static int qimg_list_exports(int readonly, int is_tls, struct nbdkit_exports *exports)
 {
+    struct export_listing l = {.exports = exports};
+
     (void)readonly;
     (void)is_tls;
     EXPORT_TABLE_EACH (exp, &server.exports) {
-        if (nbdkit_add_export(exports, exp->name, NULL)) {
+        l.exp = exp;
+        if (list_name(&l, exp->name, NULL) || view_list(exp, list_view, &l)) {
             export_put(exp);
             return -1;
         }
@@ -179,47 +218,62 @@ static void say_read_only(struct served_export *exp)
                      node_why_read_only(use.node));
 }
 
-/* Sets *writable to whether the client may write. */
-static int prepare_export(struct served_export *exp, bool readonly, bool *writable,
-                          struct diag *diag)
+/* Sets *writable to whether the client may write: never to a view. */
+static int prepare_export(struct served_export *exp, bool readonly, const struct view *view,
+                          bool *writable, struct diag *diag)
 {
     if (readonly)
         export_note_read_only(exp);
+    if (view)
+        return 0;
     *writable = !readonly && can_write_now(exp);
     if (!readonly && !*writable)
         say_read_only(exp);
     return *writable ? export_make_writable(exp, diag) : 0;
 }
 
+static int open_connection(struct connection *c, const char *name, bool readonly,
+                           struct diag *diag)
+{
+    bool writable = false;
+
+    int err = view_find(&server.exports, name, &c->exp, &c->view, diag);
+    if (!err)
+        err = prepare_export(c->exp, readonly, c->view, &writable, diag);
+    c->readonly = !writable;
+    return err;
+}
+
+static void close_connection(struct connection *c)
+{
+    view_close(c->view);
+    export_put(c->exp);
+    free(c);
+}
+
 static void *qimg_open(int readonly)
 {
     const char *name = nbdkit_export_name();
     struct diag diag = {0};
-    bool writable = false;
 
     if (!name)
         return NULL; /* nbdkit has said why */
-    CLEANUP_EXPORT struct served_export *exp =
-        export_table_find(&server.exports, name, &diag);
-    if (!exp || prepare_export(exp, readonly, &writable, &diag)) {
-        report_failure(&diag);
-        return NULL;
-    }
-    struct connection *connection = malloc(sizeof *connection);
+    struct connection *connection = calloc(1, sizeof *connection);
     if (!connection) {
         nbdkit_error("out of memory");
         return NULL;
     }
-    *connection = (struct connection){.exp = TAKE(&exp), .readonly = !writable};
+    if (open_connection(connection, name, readonly, &diag)) {
+        close_connection(connection);
+        report_failure(&diag);
+        return NULL;
+    }
     return connection;
 }
 
 static void qimg_close(void *handle)
 {
-    struct connection *connection = handle;
-
-    export_put(connection->exp);
-    free(connection);
+    close_connection(handle);
 }
 
 /* ---- what an export is ---- */
@@ -229,8 +283,17 @@ static struct served_export *exp_of(void *handle)
     return ((struct connection *)handle)->exp;
 }
 
+static struct view *view_of(void *handle)
+{
+    return ((struct connection *)handle)->view;
+}
+
 static const char *qimg_export_description(void *handle)
 {
+    const struct view *view = view_of(handle);
+
+    if (view)
+        return view->description ? nbdkit_strdup_intern(view->description) : NULL;
     EXPORT_USE(use, export_enter(exp_of(handle)));
 
     return nbdkit_printf_intern("%s image, %" PRIu64 " bytes", node_format(use.node),
@@ -239,6 +302,10 @@ static const char *qimg_export_description(void *handle)
 
 static int64_t qimg_get_size(void *handle)
 {
+    const struct view *view = view_of(handle);
+
+    if (view)
+        return (int64_t)view->size;
     EXPORT_USE(use, export_enter(exp_of(handle)));
 
     return (int64_t)use.node->size;
@@ -323,10 +390,12 @@ static int qimg_pread(void *handle, void *buf, uint32_t count, uint64_t offset,
                       uint32_t flags)
 {
     EXPORT_USE(use, export_enter(exp_of(handle)));
+    struct view *view = view_of(handle);
+    int err = LIKELY(!view) ? block_read(use.node, buf, offset, count)
+                            : view_read(view, buf, offset, count);
 
     (void)flags;
-    return end_request(block_read(use.node, buf, offset, count), &use, "read", offset,
-                       count);
+    return end_request(err, &use, "read", offset, count);
 }
 
 static int qimg_pwrite(void *handle, const void *buf, uint32_t count, uint64_t offset,
@@ -341,9 +410,10 @@ static int qimg_pwrite(void *handle, const void *buf, uint32_t count, uint64_t o
 
 static int qimg_flush(void *handle, uint32_t flags)
 {
-    EXPORT_USE(use, export_enter(exp_of(handle)));
-
     (void)flags;
+    if (view_of(handle))
+        return 0; /* it can't have written anything */
+    EXPORT_USE(use, export_enter(exp_of(handle)));
     return end_request(block_flush(use.node), &use, "flush", 0, use.node->size);
 }
 
@@ -377,11 +447,28 @@ static int qimg_cache(void *handle, uint32_t count, uint64_t offset, uint32_t fl
 {
     EXPORT_USE(use, export_enter(exp_of(handle)));
 
+    struct view *view = view_of(handle);
+    int err = view ? view_cache(view, offset, count) : block_cache(use.node, offset, count);
+
     (void)flags;
-    return end_request(block_cache(use.node, offset, count), &use, "cache", offset, count);
+    return end_request(err, &use, "cache", offset, count);
 }
 
-static uint32_t extent_type(const struct block_status *st)
+/* One run of what the connection sees. */
+static int next_run(struct view *view, struct node *node, uint64_t offset, uint64_t len,
+                    struct view_status *out)
+{
+    struct block_status st;
+
+    if (view)
+        return view_status(view, offset, len, out);
+    int err = block_status(node, offset, len, &st);
+    if (!err)
+        *out = (struct view_status){.length = st.length, .data = st.data, .zero = st.zero};
+    return err;
+}
+
+static uint32_t extent_type(const struct view_status *st)
 {
     return (st->data ? 0 : NBDKIT_EXTENT_HOLE) | (st->zero ? NBDKIT_EXTENT_ZERO : 0);
 }
@@ -394,8 +481,8 @@ static int qimg_extents(void *handle, uint32_t count, uint64_t offset, uint32_t 
     uint32_t first_type = 0;
 
     for (unsigned runs = 0; offset < end && runs < MAX_RUNS; runs++) {
-        struct block_status st;
-        int err = block_status(use.node, offset, end - offset, &st);
+        struct view_status st;
+        int err = next_run(view_of(handle), use.node, offset, end - offset, &st);
         if (err)
             return end_request(err, &use, "block status", offset, end - offset);
         uint32_t type = extent_type(&st);

@@ -41,6 +41,7 @@ const char plugin_config_help[] =
     "backing-format=qcow2|qed|raw    Its format.\n"
     "references=any|dir|none         Which files an image may name.\n"
     "data-file=<PATH>                Use this data file instead of the image's.\n"
+    "snapshot=none|<NAME>            Serve this internal snapshot, read-only.\n"
     "passphrase=<TEXT>|+<FILE>|-<FD>|-\n"
     "                                Opens an encrypted image; TEXT can be seen by "
     "others.\n"
@@ -79,6 +80,7 @@ void plugin_config_free(struct plugin_config *config)
     passphrases_free(&config->passphrases);
     free(config->control);
     free(config->node_name);
+    free(config->snapshot);
     free(config->tls.certificates);
     free(config->tls.psk_file);
     free(config->tls.username);
@@ -222,6 +224,14 @@ static int set_backing_format(struct plugin_config *c, const char *key, const ch
 static int set_data_file(struct plugin_config *c, const char *key, const char *value)
 {
     return set_path(&c->data_file, key, value);
+}
+
+static int set_snapshot(struct plugin_config *c, const char *key, const char *value)
+{
+    if (strcmp(value, "none") == 0)
+        return 0;
+    return value[0] ? set_text(&c->snapshot, key, value)
+                    : refuse_value(key, value, "none, or a snapshot's name or id");
 }
 
 static int set_compress(struct plugin_config *c, const char *key, const char *value)
@@ -411,6 +421,7 @@ static const struct {
     {"backing", set_backing},
     {"backing-format", set_backing_format},
     {"data-file", set_data_file},
+    {"snapshot", set_snapshot},
     {"compress", set_compress},
     {"references", set_references},
     {"tls-certificates", set_tls_certificates},
@@ -469,5 +480,7 @@ int plugin_config_complete(struct plugin_config *config)
         nbdkit_error("volatile-final-sync=no: needs cache=volatile");
         return -1;
     }
+    if (config->snapshot)
+        config->writable_now = false; /* no client will write */
     return config->node_name ? 0 : set_text(&config->node_name, "node-name", "drive0");
 }

@@ -16,6 +16,7 @@ struct plugin_config {
     struct passphrases passphrases;
     char *control;   /* absolute path of the control socket; NULL: none */
     char *node_name; /* of the image there; NULL until complete */
+    char *snapshot;  /* name or id of the one that is the default export; NULL: none */
     const struct cache_mode *cache;
     enum references references;
     size_t metadata_cache; /* bytes */

@@ -2,11 +2,16 @@
 /* How the parts of the server begin and end. */
 #include "server.h"
 
+#include <errno.h>
+#include <stdio.h>
+
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include "base/cleanup.h"
 #include "control.h"
 #include "shutdown.h"
+#include "view.h"
 
 void server_init(struct server *server)
 {
@@ -17,10 +22,19 @@ void server_init(struct server *server)
 
 /* ---- the end ---- */
 
+static void close_snapshot(struct server *server)
+{
+    struct served_export *exp = server->snapshot ? server->snapshot->exp : NULL;
+
+    view_close(TAKE(&server->snapshot));
+    export_put(exp);
+}
+
 void server_close(struct server *server)
 {
     control_close(server->control);
     server->control = NULL;
+    close_snapshot(server);
     if (server->shared.housekeeper)
         housekeeper_stop(server->shared.housekeeper);
     export_table_close(&server->exports);
@@ -48,6 +62,7 @@ static void close_with_clients(void *opaque)
 
     export_table_abandon_servers(&server->exports);
     control_stop(server->control); /* the jobs look at what is served */
+    close_snapshot(server);
     export_table_seal(&server->exports);
     server_close(server);
 }
@@ -73,6 +88,31 @@ static int open_exports(struct server *server, struct diag *diag)
     return export_table_open(&server->exports, &request, &server->shared, diag);
 }
 
+/* snapshot=: what the default export is from here on.  It is kept open, so that nobody removes
+ * it while no client is there. */
+static int open_snapshot(struct server *server, struct diag *diag)
+{
+    const char *name = server->config.snapshot;
+    CLEANUP_FREE char *view_name = NULL;
+
+    if (!name)
+        return 0;
+    if (asprintf(&view_name, "%s/%s", view_of_snapshot.name, name) < 0) {
+        view_name = NULL;
+        return diag_errno(diag, ENOMEM, "snapshot=%s", name);
+    }
+    CLEANUP_EXPORT struct served_export *exp =
+        export_table_find(&server->exports, "", diag);
+    if (!exp)
+        return -diag->err;
+    int err = view_open(exp, view_name, &server->snapshot, diag);
+    if (err)
+        return err;
+    exp->default_view = TAKE(&view_name);
+    exp = NULL; /* the view's */
+    return 0;
+}
+
 static int open_control(struct server *server, struct diag *diag)
 {
     const struct control_setup setup = {
@@ -91,6 +131,8 @@ int server_open(struct server *server, struct diag *diag)
     if (err)
         return diag_errno(diag, -err, "%s", server->config.file);
     err = open_exports(server, diag);
+    if (!err)
+        err = open_snapshot(server, diag);
     if (!err)
         err = open_control(server, diag);
     if (err)

@@ -18,6 +18,7 @@ struct server {
     struct plugin_config config;
     struct block_shared shared; /* of all exports: memory and timers */
     struct export_table exports;
+    struct view *snapshot;   /* what snapshot= names is kept open; NULL: nothing */
     struct control *control; /* NULL: none */
 };
 

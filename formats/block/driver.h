@@ -21,6 +21,7 @@
 
 struct image_info;
 struct node;
+struct snapshot_list;
 
 enum extent_kind {
     EXTENT_DATA,       /* host bytes of this layer */
@@ -82,6 +83,9 @@ enum driver_feature {
     DRIVER_GROWS = 1 << 2,   /* the virtual size can be raised (grow) */
     DRIVER_CHECKS = 1 << 3,  /* there are tables that can be wrong (check) */
     DRIVER_MARKS = 1 << 4,   /* a mark says that an image isn't closed (clear_mark) */
+    /* States of the disk can be kept in the image (snapshots, open_snapshot,
+     * close_snapshot); see snapshot.h. */
+    DRIVER_SNAPSHOTS = 1 << 5,
 };
 
 struct driver {
@@ -157,6 +161,13 @@ struct driver {
     int (*grow)(struct node *node, uint64_t size, struct diag *diag);
     /* DRIVER_MARKS: commits and clears the dirty mark now, as the timer would. */
     int (*clear_mark)(struct node *node);
+
+    /* DRIVER_SNAPSHOTS: see node_snapshots, from any thread.  Opening one: `snapshot` has its
+     * key, and what it borrows from its image; sets its size, state, and a driver that maps.
+     * Nobody uses one that is closed. */
+    int (*snapshots)(struct node *node, struct snapshot_list *out);
+    int (*open_snapshot)(struct node *snapshot, struct diag *diag);
+    void (*close_snapshot)(struct node *snapshot);
 
     /* Optional: fills what image_info.h says is the driver's.  0 or -ENOMEM, with what was
      * filled until then the caller's to free. */

@@ -20,6 +20,9 @@ static void assert_has_its_operations(const struct driver *driver)
     assert(driver_can(driver, DRIVER_GROWS) == (driver->grow != NULL));
     assert(driver_can(driver, DRIVER_CHECKS) == (driver->check != NULL));
     assert(driver_can(driver, DRIVER_MARKS) == (driver->clear_mark != NULL));
+    assert(driver_can(driver, DRIVER_SNAPSHOTS) == (driver->snapshots != NULL));
+    assert(driver_can(driver, DRIVER_SNAPSHOTS) == (driver->open_snapshot != NULL));
+    assert(driver_can(driver, DRIVER_SNAPSHOTS) == (driver->close_snapshot != NULL));
 }
 
 void drivers_set(const struct driver *const *table)

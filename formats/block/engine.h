@@ -11,6 +11,12 @@
 /* Copies of head and tail, and zeroes, move in pieces of at most this. */
 #define ENGINE_CHUNK (1u << 20)
 
+/* node.c: a node that has nothing yet but its name and the user's choices; NULL: no memory.
+ * node_free frees what it has. */
+struct node *node_new(struct block_context *ctx, const struct driver *driver,
+                      const char *filename, const struct node_options *options);
+void node_free(struct node *node);
+
 /* read.c: the chain's view of a range. */
 int engine_read(struct node *node, void *buf, uint64_t off, uint64_t len) MUST_USE;
 

@@ -89,11 +89,7 @@ void image_info_free(struct image_info *info)
 {
     if (info->kind == IMAGE_INFO_QCOW2)
         free_qcow2_part(&info->qcow2);
-    for (size_t i = 0; i < info->n_snapshots; i++) {
-        free(info->snapshots[i].id);
-        free(info->snapshots[i].name);
-    }
-    free(info->snapshots);
+    snapshot_list_free(&info->snapshots);
     free(info->filename);
     free(info->backing_name);
     free(info->full_backing_name);

@@ -10,18 +10,9 @@
 #include <stdint.h>
 
 #include "base/compiler.h"
+#include "block/snapshot.h"
 
 struct node;
-
-/* An internal snapshot. */
-struct snapshot_info {
-    char *id, *name; /* owned */
-    uint64_t vm_state_bytes;
-    uint32_t date_sec, date_nsec; /* since 1970 */
-    uint64_t vm_clock_ns;         /* run time of the guest */
-    bool has_icount;
-    uint64_t icount;
-};
 
 /* A dirty bitmap stored in the image. */
 struct stored_bitmap_info {
@@ -83,8 +74,7 @@ struct image_info {
     /* What the driver fills. */
     bool dirty; /* not closed in order: to be checked before it is written to */
     bool encrypted;
-    struct snapshot_info *snapshots;
-    size_t n_snapshots;
+    struct snapshot_list snapshots;
     enum image_info_kind kind;
     union {
         struct qcow2_info qcow2;

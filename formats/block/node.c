@@ -6,7 +6,7 @@
 
 #include "base/log.h"
 #include "block/cluster_cache.h"
-#include "block/node.h"
+#include "block/engine.h"
 #include "crypto/cipher.h"
 
 /* Kept of compressed clusters, decompressed; taken only as it is needed. */
@@ -100,7 +100,7 @@ int node_barrier(struct node *node)
     return err;
 }
 
-static void node_free(struct node *node)
+void node_free(struct node *node)
 {
     cluster_cache_forget_owner(node->ctx->clusters, node);
     mcache_free(node->mc);
@@ -110,24 +110,21 @@ static void node_free(struct node *node)
     range_lock_destroy(&node->ranges);
     dirty_bitmaps_destroy(&node->bitmaps);
     observers_destroy(&node->observers);
+    lock_destroy(&node->snapshots.lock);
     free(node->filename);
     free(node->backing_name);
     free(node->backing_format);
     free(node);
 }
 
-int node_open(struct block_context *ctx, const struct driver *driver, struct storage *file,
-              const char *filename, const struct node_options *options, struct node **out,
-              struct diag *diag)
+struct node *node_new(struct block_context *ctx, const struct driver *driver,
+                      const char *filename, const struct node_options *options)
 {
     struct node *node = calloc(1, sizeof *node);
-    char *name = strdup(filename);
 
-    if (!node || !name) {
+    if (!node || !(node->filename = strdup(filename))) {
         free(node);
-        free(name);
-        storage_close(file);
-        return diag_errno(diag, ENOMEM, "%s", filename);
+        return NULL;
     }
     node->driver = driver;
     node->ctx = ctx;
@@ -135,14 +132,28 @@ int node_open(struct block_context *ctx, const struct driver *driver, struct sto
     if (!node->options.cache)
         node->options.cache = cache_mode_find("writeback");
     node->options.compress &= driver->reserve_compressed != NULL;
-    node->filename = name;
-    node->file = node->data = file;
-    node->can_write = !file->read_only;
     node->host_zeroes_show = true;
     range_lock_init(&node->ranges, RANK_RANGE);
     observers_init(&node->observers, &ctx->gate);
     dirty_bitmaps_init(&node->bitmaps);
     timer_init(&node->write_back, write_back, node);
+    lock_init(&node->snapshots.lock, RANK_LEAF);
+    list_init(&node->snapshots.list);
+    return node;
+}
+
+int node_open(struct block_context *ctx, const struct driver *driver, struct storage *file,
+              const char *filename, const struct node_options *options, struct node **out,
+              struct diag *diag)
+{
+    struct node *node = node_new(ctx, driver, filename, options);
+
+    if (!node) {
+        storage_close(file);
+        return diag_errno(diag, ENOMEM, "%s", filename);
+    }
+    node->file = node->data = file;
+    node->can_write = !file->read_only;
     int err = driver->open(node, diag);
     if (err) {
         node_free(node);

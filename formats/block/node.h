@@ -20,6 +20,7 @@
 #include "block/dirty_bitmap.h"
 #include "block/driver.h"
 #include "block/observer.h"
+#include "block/snapshot.h"
 #include "mcache/mcache.h"
 #include "storage/storage.h"
 
@@ -87,7 +88,8 @@ struct node {
      * driver's open. */
     bool data_alone;
     struct mcache *mc; /* owned; every node has one, for its commits */
-    /* Owned; NULL: none.  Replaced as a whole while requests run (an intermediate commit), by one who waits for them before the old is closed. */
+    /* Owned; NULL: none.  Replaced as a whole while requests run (an intermediate commit),
+     * with node_set_below, by one who waits for them before the old is closed. */
     struct node *_Atomic backing;
 
     uint64_t size;         /* virtual size, bytes */
@@ -122,6 +124,15 @@ struct node {
     struct dirty_bitmaps bitmaps; /* named ones */
     struct timer write_back;      /* commits what got old without a flush */
     _Atomic bool write_back_armed;
+
+    struct snapshot_nodes snapshots; /* that were opened of it: snapshot.h */
+    struct node *snapshot_of;        /* it is one of these; NULL: it is an image */
+    uint64_t snapshot_key;           /* which one */
+    /* Under the lock of snapshot_of's `snapshots`. */
+    struct list snapshot_link;
+    unsigned openers; /* who have to close it */
+    /* So many show what it has (server/view.h): it isn't closed, nor repaired, meanwhile. */
+    _Atomic unsigned viewers;
 };
 
 /* Do holes show something else than zeroes, now or once the image is opened with the
@@ -157,6 +168,9 @@ int node_close(struct node *node);
 /* For the engine and drivers: the image changed; to be called after the change and before
  * the reply.  Not under META. */
 void node_wrote(struct node *node);
+
+/* `below` lies below the layer from here on, and below its snapshots. */
+void node_set_below(struct node *layer, struct node *below);
 
 /* For drivers, outside of a commit: a flush of the node's file.  When it fails nobody knows
  * what is durable, and the node refuses writes from then on.  0 or -errno. */

@@ -5,28 +5,6 @@
 
 #include "qcow2/internal.h"
 
-static int copy_snapshots(const struct qcow2 *q, struct image_info *info)
-{
-    if (q->n_snapshots == 0)
-        return 0;
-    info->snapshots = calloc(q->n_snapshots, sizeof *info->snapshots);
-    if (!info->snapshots)
-        return -ENOMEM;
-    for (uint32_t i = 0; i < q->n_snapshots; i++) {
-        const struct qcow2_snapshot *from = &q->snapshots[i];
-        struct snapshot_info *to = &info->snapshots[info->n_snapshots++];
-        to->vm_state_bytes = from->vm_state_bytes;
-        to->date_sec = from->date_sec;
-        to->date_nsec = from->date_nsec;
-        to->vm_clock_ns = from->vm_clock_ns;
-        to->has_icount = from->icount != SNAPSHOT_NO_ICOUNT;
-        to->icount = to->has_icount ? from->icount : 0;
-        if (image_info_copy(&to->id, from->id) || image_info_copy(&to->name, from->name))
-            return -ENOMEM;
-    }
-    return 0;
-}
-
 static int copy_data_file(const struct qcow2_header *h, struct qcow2_info *part)
 {
     part->has_data_file = h->incompatible & INCOMPAT_DATA_FILE;
@@ -63,7 +41,7 @@ int qcow2_info(struct node *node, struct image_info *info)
     };
     if (info->qcow2.encryption == ENCRYPTION_LUKS)
         qcow2_read_luks(q, &info->qcow2.luks);
-    if (copy_snapshots(q, info) || copy_data_file(h, &info->qcow2))
+    if (qcow2_copy_snapshots(q, &info->snapshots) || copy_data_file(h, &info->qcow2))
         return -ENOMEM;
     return qcow2_copy_bitmaps(q, &info->qcow2);
 }

@@ -18,12 +18,15 @@
 
 /* An internal snapshot, as its table says; the L1 table lies inside the file. */
 struct qcow2_snapshot {
+    uint64_t key; /* see snapshot.h */
     uint64_t l1_offset;
     uint32_t l1_size;
+    uint64_t disk_size; /* bytes */
     uint32_t date_sec, date_nsec;
     uint64_t vm_clock_ns, vm_state_bytes;
     uint64_t icount; /* SNAPSHOT_NO_ICOUNT: none */
     char *id, *name;
+    unsigned users; /* who reads it, so that it isn't removed */
 };
 
 /* A dirty bitmap that is stored in the image. */
@@ -40,9 +43,11 @@ struct qcow2 {
     struct qcow2_mapping live;  /* what the guest sees */
     enum extent_kind data_kind; /* of guest data: plain or encrypted */
 
+    /* Under header_lock. */
     struct qcow2_snapshot *snapshots;
     uint32_t n_snapshots;
     uint64_t snapshot_bytes; /* of the table in the file */
+    uint64_t last_snapshot_key;
 
     struct qcow2_bitmap *bitmaps;
     uint32_t n_bitmaps;
@@ -104,6 +109,17 @@ int qcow2_collect_metadata(struct qcow2 *q, struct diag *diag) MUST_USE;
 /* Reads the snapshot table; refuses one that can't be right. */
 int qcow2_read_snapshots(struct qcow2 *q, struct diag *diag) MUST_USE;
 void qcow2_free_snapshots(struct qcow2 *q);
+
+/* Under header_lock: the one with that key; NULL: none. */
+struct qcow2_snapshot *qcow2_snapshot_of(struct qcow2 *q, uint64_t key);
+
+/* Describes them; under header_lock.  0 or -ENOMEM, with what is there the caller's. */
+int qcow2_copy_snapshots(const struct qcow2 *q, struct snapshot_list *out) MUST_USE;
+
+/* ---- snapshot_view.c: see driver.h ---- */
+int qcow2_snapshots(struct node *node, struct snapshot_list *out);
+int qcow2_open_snapshot(struct node *snapshot, struct diag *diag);
+void qcow2_close_snapshot(struct node *snapshot);
 
 /* ---- bitmaps.c ---- */
 

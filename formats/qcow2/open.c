@@ -94,7 +94,7 @@ static struct qcow2 *new_state(struct node *node, const struct qcow2_header *hea
     q->geo = qcow2_header_geometry(header);
     q->data_kind = header->crypt_method ? EXTENT_ENCRYPTED : EXTENT_DATA;
     lock_init(&q->header_lock, RANK_HEADER);
-    mapping_init(&q->live, q);
+    mapping_init(&q->live, q, node->filename);
     dirty_mark_init(&q->mark, node, write_dirty_bit, false, false);
     return q;
 }
@@ -194,6 +194,11 @@ static int require_clean(struct node *node, struct diag *diag)
             node->filename);
     if (!(h->incompatible & INCOMPAT_DIRTY))
         return 0;
+    if (atomic_load(&node->viewers))
+        return diag_set(diag, EBUSY,
+                        "%s: a client reads a snapshot of it: it can't be repaired, and so "
+                        "not be written to, before that ends",
+                        node->filename);
     if (node->options.repair_off)
         return diag_set(
             diag, EROFS,
@@ -330,8 +335,8 @@ static bool has_unlinked(struct node *node)
 
 const struct driver qcow2_driver = {
     .name = "qcow2",
-    .features =
-        DRIVER_CLUSTERS | DRIVER_BACKING | DRIVER_GROWS | DRIVER_CHECKS | DRIVER_MARKS,
+    .features = DRIVER_CLUSTERS | DRIVER_BACKING | DRIVER_GROWS | DRIVER_CHECKS |
+                DRIVER_MARKS | DRIVER_SNAPSHOTS,
     .create_options = qcow2_create_options,
     .probe = probe,
     .open = qcow2_open,
@@ -351,6 +356,9 @@ const struct driver qcow2_driver = {
     .set_backing = qcow2_set_backing,
     .grow = qcow2_grow,
     .clear_mark = qcow2_clear_mark,
+    .snapshots = qcow2_snapshots,
+    .open_snapshot = qcow2_open_snapshot,
+    .close_snapshot = qcow2_close_snapshot,
     .info = qcow2_info,
     .check = qcow2_check,
     .check_create = qcow2_check_create,

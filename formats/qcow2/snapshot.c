@@ -31,8 +31,10 @@ static int take_entry(struct qcow2 *q, uint32_t index, const struct snapshot_ent
         (l1_bytes && !alloc_inside_file(&q->alloc, e->l1_offset, l1_bytes)))
         return refuse_entry(q, index, "its L1 table lies outside the file", diag);
     *s = (struct qcow2_snapshot){
+        .key = ++q->last_snapshot_key,
         .l1_offset = e->l1_offset,
         .l1_size = e->l1_size,
+        .disk_size = e->extra_bytes >= MIN_SNAPSHOT_EXTRA ? e->disk_size : q->header.size,
         .date_sec = e->date_sec,
         .date_nsec = e->date_nsec,
         .vm_clock_ns = e->vm_clock_ns,
@@ -111,4 +113,47 @@ void qcow2_free_snapshots(struct qcow2 *q)
         free(q->snapshots[i].name);
     }
     free(q->snapshots);
+}
+
+struct qcow2_snapshot *qcow2_snapshot_of(struct qcow2 *q, uint64_t key)
+{
+    for (uint32_t i = 0; i < q->n_snapshots; i++)
+        if (q->snapshots[i].key == key)
+            return &q->snapshots[i];
+    return NULL;
+}
+
+static int copy_snapshot(const struct qcow2_snapshot *from, struct snapshot_info *to)
+{
+    *to = (struct snapshot_info){
+        .key = from->key,
+        .vm_state_bytes = from->vm_state_bytes,
+        .disk_size = from->disk_size,
+        .date_sec = from->date_sec,
+        .date_nsec = from->date_nsec,
+        .vm_clock_ns = from->vm_clock_ns,
+        .has_icount = from->icount != SNAPSHOT_NO_ICOUNT,
+    };
+    if (to->has_icount)
+        to->icount = from->icount;
+    return image_info_copy(&to->id, from->id) || image_info_copy(&to->name, from->name)
+               ? -ENOMEM
+               : 0;
+}
+
+int qcow2_copy_snapshots(const struct qcow2 *q, struct snapshot_list *out)
+{
+    int err = 0;
+
+    *out = (struct snapshot_list){0};
+    if (q->n_snapshots == 0)
+        return 0;
+    out->list = calloc(q->n_snapshots, sizeof *out->list);
+    if (!out->list)
+        return -ENOMEM;
+    for (uint32_t i = 0; !err && i < q->n_snapshots; i++) {
+        err = copy_snapshot(&q->snapshots[i], &out->list[i]);
+        out->n = i + 1;
+    }
+    return err;
 }

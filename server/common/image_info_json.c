@@ -54,11 +54,11 @@ static json_t *snapshot_json(const struct snapshot_info *s)
 
 static void add_snapshots(json_t *object, const struct image_info *info)
 {
-    if (info->n_snapshots == 0)
+    if (info->snapshots.n == 0)
         return;
     json_t *list = json_array();
-    for (size_t i = 0; i < info->n_snapshots; i++)
-        json_array_append_new(list, snapshot_json(&info->snapshots[i]));
+    for (size_t i = 0; i < info->snapshots.n; i++)
+        json_array_append_new(list, snapshot_json(&info->snapshots.list[i]));
     json_object_set_new(object, "snapshots", list);
 }
 

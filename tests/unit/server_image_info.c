@@ -73,8 +73,7 @@ Test(image_info_json, what_every_format_may_have)
         .backing_format = "raw",
         .dirty = true,
         .encrypted = true,
-        .snapshots = &snapshot,
-        .n_snapshots = 1,
+        .snapshots = {.list = &snapshot, .n = 1},
     };
 
     expect_json(&info,

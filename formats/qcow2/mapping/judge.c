@@ -68,6 +68,13 @@ const char *mapping_bad_data(struct qcow2 *q, uint64_t host, uint64_t n)
     return why;
 }
 
+/* What only a snapshot's tables say does the disk no harm, whose writes go on. */
+static void note_corruption(struct qcow2_mapping *m)
+{
+    if (m == &m->q->live)
+        qcow2_mark_corrupt(m->q);
+}
+
 int mapping_check_l1(struct qcow2_mapping *m, uint32_t l1_index, uint64_t entry)
 {
     struct qcow2 *q = m->q;
@@ -76,18 +83,18 @@ int mapping_check_l1(struct qcow2_mapping *m, uint32_t l1_index, uint64_t entry)
 
     if (LIKELY(!why))
         return 0;
-    log_error("%s: L1 entry %" PRIu32 " (0x%" PRIx64 "): %s", q->node->filename, l1_index,
-              entry, why);
-    qcow2_mark_corrupt(q);
+    log_error("%s: L1 entry %" PRIu32 " (0x%" PRIx64 "): %s", m->name, l1_index, entry,
+              why);
+    note_corruption(m);
     return -EIO;
 }
 
-static int impossible_entry(struct qcow2 *q, uint64_t guest, uint64_t entry,
+static int impossible_entry(struct qcow2_mapping *m, uint64_t guest, uint64_t entry,
                             const char *why)
 {
-    log_error("%s: L2 entry of guest offset %" PRIu64 " (0x%" PRIx64 "): %s",
-              q->node->filename, align_down(guest, cluster_size(q)), entry, why);
-    qcow2_mark_corrupt(q);
+    log_error("%s: L2 entry of guest offset %" PRIu64 " (0x%" PRIx64 "): %s", m->name,
+              align_down(guest, cluster_size(m->q)), entry, why);
+    note_corruption(m);
     return -EIO;
 }
 
@@ -122,5 +129,5 @@ int mapping_judge(struct qcow2_mapping *m, uint64_t entry, uint64_t guest, unsig
         why = bad_place(m->q, c->host, align_down(guest, cluster_size(m->q)));
     else if (c->kind == CL_COMPRESSED)
         why = bad_compressed(m->q, c);
-    return LIKELY(!why) ? 0 : impossible_entry(m->q, guest, entry, why);
+    return LIKELY(!why) ? 0 : impossible_entry(m, guest, entry, why);
 }

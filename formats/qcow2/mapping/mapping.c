@@ -7,9 +7,10 @@
 #include "base/cleanup.h"
 #include "qcow2/internal.h"
 
-void mapping_init(struct qcow2_mapping *m, struct qcow2 *q)
+void mapping_init(struct qcow2_mapping *m, struct qcow2 *q, const char *name)
 {
     m->q = q;
+    m->name = name;
     m->geo = q->geo;
     for (unsigned i = 0; i < TABLE_STRIPES; i++)
         lock_init(&m->table_lock[i], RANK_TABLE);

@@ -25,6 +25,7 @@ struct qcow2;
 
 struct qcow2_mapping {
     struct qcow2 *q;
+    const char *name; /* in messages; borrowed */
     struct qcow2_geometry geo;
     /* Replaced only while the caller has the node to itself. */
     _Atomic uint64_t *l1;
@@ -35,7 +36,7 @@ struct qcow2_mapping {
     struct lock table_lock[TABLE_STRIPES];
 };
 
-void mapping_init(struct qcow2_mapping *m, struct qcow2 *q);
+void mapping_init(struct qcow2_mapping *m, struct qcow2 *q, const char *name);
 void mapping_destroy(struct qcow2_mapping *m);
 
 /* Reads the L1 table of n entries at `offset`, which was checked to lie inside the file. */

@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Internal snapshots: naming them, and opening one as a node. */
+#include "block/snapshot.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "block/engine.h"
+
+int node_snapshots(struct node *node, struct snapshot_list *out)
+{
+    *out = (struct snapshot_list){0};
+    if (!node_can(node, DRIVER_SNAPSHOTS))
+        return 0;
+    int err = node->driver->snapshots(node, out);
+    if (err)
+        snapshot_list_free(out);
+    return err;
+}
+
+void snapshot_list_free(struct snapshot_list *list)
+{
+    for (size_t i = 0; i < list->n; i++) {
+        free(list->list[i].id);
+        free(list->list[i].name);
+    }
+    free(list->list);
+    *list = (struct snapshot_list){0};
+}
+
+/* ---- names ---- */
+
+const struct snapshot_info *snapshot_find(const struct snapshot_list *list,
+                                          const char *name)
+{
+    const struct snapshot_info *named = NULL, *with_id = NULL;
+
+    for (size_t i = 0; i < list->n; i++) {
+        const struct snapshot_info *s = &list->list[i];
+        if (strcmp(s->name, name) == 0) {
+            if (named)
+                return NULL; /* which of them is meant? */
+            named = s;
+        }
+        if (!with_id && strcmp(s->id, name) == 0)
+            with_id = s;
+    }
+    return named ? named : with_id;
+}
+
+const char *snapshot_export_name(const struct snapshot_list *list, size_t i)
+{
+    const struct snapshot_info *s = &list->list[i];
+
+    if (s->name[0] && snapshot_find(list, s->name) == s)
+        return s->name;
+    return snapshot_find(list, s->id) == s ? s->id : NULL;
+}
+
+/* ---- as a node ---- */
+
+/* A name for messages: "disk.qcow2: snapshot 'first'". */
+static char *full_name(const struct node *of, const char *name)
+{
+    char *text;
+
+    return asprintf(&text, "%s: snapshot '%.200s'", of->filename, name) < 0 ? NULL : text;
+}
+
+/* What a snapshot borrows of its image. */
+static void borrow(struct node *snapshot, struct node *of)
+{
+    snapshot->snapshot_of = of;
+    snapshot->file = of->file;
+    snapshot->data = of->data;
+    snapshot->cluster_size = of->cluster_size;
+    snapshot->subcluster_size = of->subcluster_size;
+    snapshot->codec = of->codec;
+    snapshot->cipher = of->cipher;
+    snapshot->cipher_by_place = of->cipher_by_place;
+    snapshot->encryption = of->encryption;
+    snapshot->host_zeroes_show = of->host_zeroes_show;
+    snapshot->cannot = "it is a snapshot";
+}
+
+static void give_back(struct node *snapshot)
+{
+    snapshot->file = snapshot->data = NULL;
+    snapshot->cipher = NULL;
+    snapshot->backing = NULL;
+}
+
+/* From here on node_set_below knows it. */
+static void join(struct node *snapshot, struct node *of)
+{
+    LOCK_GUARD(&of->snapshots.lock);
+    snapshot->openers = 1;
+    snapshot->backing = of->backing;
+    list_append(&of->snapshots.list, &snapshot->snapshot_link);
+}
+
+/* Is the caller the last one who had it open? */
+static bool leave(struct node *snapshot)
+{
+    LOCK_GUARD(&snapshot->snapshot_of->snapshots.lock);
+    if (--snapshot->openers > 0)
+        return false;
+    list_remove(&snapshot->snapshot_link);
+    return true;
+}
+
+/* The node that is open already, if there is one, once more. */
+static struct node *open_again(struct node *of, uint64_t key)
+{
+    LOCK_GUARD(&of->snapshots.lock);
+    LIST_FOR_EACH (pos, &of->snapshots.list) {
+        struct node *snapshot = CONTAINER_OF(pos, struct node, snapshot_link);
+        if (snapshot->snapshot_key == key) {
+            snapshot->openers++;
+            return snapshot;
+        }
+    }
+    return NULL;
+}
+
+void node_set_below(struct node *layer, struct node *below)
+{
+    LOCK_GUARD(&layer->snapshots.lock);
+    layer->backing = below;
+    LIST_FOR_EACH (pos, &layer->snapshots.list)
+        CONTAINER_OF(pos, struct node, snapshot_link)->backing = below;
+}
+
+static int open_anew(struct node *of, const struct snapshot_info *info, const char *name,
+                     struct node **out, struct diag *diag)
+{
+    CLEANUP_FREE char *filename = full_name(of, name);
+    struct node *snapshot =
+        filename ? node_new(of->ctx, of->driver, filename, &of->options) : NULL;
+
+    if (!snapshot)
+        return diag_errno(diag, ENOMEM, "%s", of->filename);
+    borrow(snapshot, of);
+    snapshot->snapshot_key = info->key;
+    int err = of->driver->open_snapshot(snapshot, diag);
+    if (err) {
+        give_back(snapshot);
+        node_free(snapshot);
+        return err;
+    }
+    join(snapshot, of);
+    *out = snapshot;
+    return 0;
+}
+
+int node_open_snapshot(struct node *of, const char *name, struct node **out,
+                       struct diag *diag)
+{
+    CLEANUP_SNAPSHOT_LIST struct snapshot_list list;
+
+    if (node_snapshots(of, &list))
+        return diag_errno(diag, ENOMEM, "%s", of->filename);
+    const struct snapshot_info *info = snapshot_find(&list, name);
+    if (!info)
+        return diag_set(diag, ENOENT, "%s: there is no snapshot '%.200s'%s", of->filename,
+                        name, list.n ? ", or more than one" : "");
+    *out = open_again(of, info->key);
+    return *out ? 0 : open_anew(of, info, name, out, diag);
+}
+
+void node_close_snapshot(struct node *snapshot)
+{
+    if (!leave(snapshot))
+        return;
+    snapshot->snapshot_of->driver->close_snapshot(snapshot);
+    give_back(snapshot);
+    node_free(snapshot);
+}

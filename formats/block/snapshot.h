@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Internal snapshots of an image: states of the disk that lie in the image beside the one
+ * that is written.  Each can be opened as a node of its own, of which block_read, block_status
+ * and block_cache may be asked like of any other; block_write and its like are -EROFS.  It uses
+ * files, keys and backing file of the node that it is a snapshot of, which lives longer.
+ *
+ * Threads: any; the requests without locks, beside those of the image and of its other
+ * snapshots.  Layer: block. */
+#ifndef BLOCK_SNAPSHOT_H
+#define BLOCK_SNAPSHOT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/compiler.h"
+#include "base/diag.h"
+#include "base/list.h"
+#include "base/lock.h"
+
+struct node;
+
+/* An internal snapshot. */
+struct snapshot_info {
+    uint64_t key;    /* of this one alone, as long as the image is open */
+    char *id, *name; /* owned */
+    uint64_t vm_state_bytes;
+    uint64_t disk_size;           /* bytes, of the guest's disk */
+    uint32_t date_sec, date_nsec; /* since 1970 */
+    uint64_t vm_clock_ns;         /* run time of the guest */
+    bool has_icount;
+    uint64_t icount;
+};
+
+struct snapshot_list {
+    struct snapshot_info *list; /* in the order of the image's table */
+    size_t n;
+};
+
+/* The snapshots that there are now; none where the format has no such thing.  The list is the
+ * caller's to free.  0 or -ENOMEM. */
+int node_snapshots(struct node *node, struct snapshot_list *out) MUST_USE;
+/* Leaves it empty; again, or of an empty one: nothing. */
+void snapshot_list_free(struct snapshot_list *list);
+
+#define CLEANUP_SNAPSHOT_LIST CLEANUP(snapshot_list_free)
+
+/* Which one is called so: the only one of that name, else the first of that id.  NULL: none. */
+const struct snapshot_info *snapshot_find(const struct snapshot_list *list,
+                                          const char *name);
+
+/* What leads snapshot_find to the i-th: its name, or its id when that isn't its alone.  NULL:
+ * nothing does. */
+const char *snapshot_export_name(const struct snapshot_list *list, size_t i);
+
+/* Opens the one that snapshot_find finds, or the node of it that is open already.  Until it is
+ * closed, as often as it was opened, it isn't removed from the image.  0, or -errno with diag:
+ * -ENOENT. */
+int node_open_snapshot(struct node *of, const char *name, struct node **out,
+                       struct diag *diag) MUST_USE;
+
+/* Whoever opened it has no request under way. */
+void node_close_snapshot(struct node *snapshot);
+
+/* ---- for block/ ---- */
+
+struct snapshot_nodes {
+    struct lock lock; /* RANK_LEAF */
+    struct list list; /* struct node.snapshot_link */
+};
+
+#endif

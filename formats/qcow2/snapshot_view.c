@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* A snapshot as a node that is read: a mapping of its own over the same file and the same
+ * refcounts.  Its tables never change while it is open: nobody stores to a table that is
+ * shared, and who removes the snapshot waits until it is closed.  So its pages are cached, and
+ * read without locks, like those of the live disk, and share their memory. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/log.h"
+#include "qcow2/internal.h"
+
+struct snapshot_view {
+    struct qcow2_mapping mapping;
+};
+
+static struct snapshot_view *view_of(const struct node *snapshot)
+{
+    return snapshot->state;
+}
+
+static int map_snapshot(struct node *snapshot, uint64_t off, uint64_t len,
+                        struct extent *out)
+{
+    int err = mapping_map(&view_of(snapshot)->mapping, off, len, out);
+
+    out->writable = false;
+    return err;
+}
+
+/* Of nodes that show snapshots; nothing but a look-up is ever asked of them. */
+static const struct driver snapshot_driver = {.name = "qcow2", .map = map_snapshot};
+
+int qcow2_snapshots(struct node *node, struct snapshot_list *out)
+{
+    struct qcow2 *q = qcow2_of(node);
+    LOCK_GUARD(&q->header_lock);
+
+    return qcow2_copy_snapshots(q, out);
+}
+
+/* Finds the one that is meant, and keeps it from being removed. */
+static int hold_snapshot(struct qcow2 *q, uint64_t key, struct qcow2_snapshot *out)
+{
+    LOCK_GUARD(&q->header_lock);
+    struct qcow2_snapshot *s = qcow2_snapshot_of(q, key);
+
+    if (!s)
+        return -ENOENT;
+    s->users++;
+    *out = *s;
+    return 0;
+}
+
+static void let_go(struct qcow2 *q, uint64_t key)
+{
+    LOCK_GUARD(&q->header_lock);
+    struct qcow2_snapshot *s = qcow2_snapshot_of(q, key);
+
+    if (s)
+        s->users--;
+}
+
+/* The table's part that maps the disk; VM state, which lies behind it, isn't shown. */
+static int read_tables(struct snapshot_view *view, struct node *snapshot,
+                       const struct qcow2_snapshot *s, struct diag *diag)
+{
+    uint64_t entries = geometry_l1_entries(&view->mapping.geo, s->disk_size);
+
+    if (s->disk_size > INT64_MAX || entries > s->l1_size)
+        return diag_set(diag, EINVAL,
+                        "%s: its L1 table has %" PRIu32 " entries, its %" PRIu64
+                        " bytes need %" PRIu64,
+                        snapshot->filename, s->l1_size, s->disk_size, entries);
+    int err = mapping_read_l1(&view->mapping, s->l1_offset, (uint32_t)entries);
+    return err ? diag_errno(diag, -err, "%s: reading its L1 table", snapshot->filename) : 0;
+}
+
+static void free_view(struct snapshot_view *view)
+{
+    mapping_destroy(&view->mapping);
+    free(view);
+}
+
+int qcow2_open_snapshot(struct node *snapshot, struct diag *diag)
+{
+    struct qcow2 *q = qcow2_of(snapshot->snapshot_of);
+    struct snapshot_view *view = calloc(1, sizeof *view);
+    struct qcow2_snapshot s;
+
+    if (!view)
+        return diag_errno(diag, ENOMEM, "%s", snapshot->filename);
+    mapping_init(&view->mapping, q, snapshot->filename);
+    int err = hold_snapshot(q, snapshot->snapshot_key, &s);
+    if (err) {
+        free_view(view);
+        return diag_set(diag, -err, "%s: was just removed", snapshot->filename);
+    }
+    err = read_tables(view, snapshot, &s, diag);
+    if (err) {
+        let_go(q, s.key);
+        free_view(view);
+        return err;
+    }
+    snapshot->state = view;
+    snapshot->size = s.disk_size;
+    snapshot->driver = &snapshot_driver;
+    return 0;
+}
+
+void qcow2_close_snapshot(struct node *snapshot)
+{
+    free_view(view_of(snapshot));
+    let_go(qcow2_of(snapshot->snapshot_of), snapshot->snapshot_key);
+}
