@@ -157,6 +157,12 @@ void job_ready(struct job *job)
     job_send_event(job, JOB_EVENT_READY);
 }
 
+void job_set_actively_synced(struct job *job, bool synced)
+{
+    LOCK_GUARD(&job->lock);
+    job->info.actively_synced = synced;
+}
+
 bool job_should_finish(struct job *job)
 {
     LOCK_GUARD(&job->lock);

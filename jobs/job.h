@@ -36,6 +36,7 @@ enum job_verb {
     JOB_VERB_RESUME,
     JOB_VERB_SET_SPEED,
     JOB_VERB_COMPLETE,
+    JOB_VERB_CHANGE,
     JOB_VERB_FINALIZE,
     JOB_VERB_DISMISS,
     JOB_VERBS
@@ -75,7 +76,8 @@ struct job_info {
     bool busy, paused;
     bool ready; /* now: not any more when it ends */
     bool auto_finalize, auto_dismiss;
-    bool completing;       /* was told to complete */
+    bool completing;      /* was told to complete */
+    bool actively_synced; /* mirrors: what users write is on the target before its answer */
     const char *io_status; /* "ok", "failed" or "nospace" */
     char error[1024];      /* "" while there is none; also when it was cancelled */
 };
@@ -111,6 +113,8 @@ struct job_ops {
     int (*finish)(struct job *job, void *state, bool success, struct diag *diag);
     /* Any thread, when the job's has ended, or never began. */
     void (*free)(void *state);
+    /* Any thread, under the job's lock; optional: see job_change.  Waits for nothing. */
+    int (*set_write_blocking)(void *state, bool on, struct diag *diag);
 };
 
 struct job_params {
@@ -150,6 +154,9 @@ void job_progress(struct job *job, uint64_t done, uint64_t remaining);
 
 /* Enters READY; again: does nothing. */
 void job_ready(struct job *job);
+
+/* What info.actively_synced is from here on. */
+void job_set_actively_synced(struct job *job, bool synced);
 
 /* Was `complete`, or a soft cancel, asked for since ready? */
 bool job_should_finish(struct job *job);

@@ -14,8 +14,8 @@ static const char *const state_names[JOB_STATES] = {
 static const char *const verb_names[JOB_VERBS] = {
     [JOB_VERB_CANCEL] = "cancel",     [JOB_VERB_PAUSE] = "pause",
     [JOB_VERB_RESUME] = "resume",     [JOB_VERB_SET_SPEED] = "set-speed",
-    [JOB_VERB_COMPLETE] = "complete", [JOB_VERB_FINALIZE] = "finalize",
-    [JOB_VERB_DISMISS] = "dismiss",
+    [JOB_VERB_COMPLETE] = "complete", [JOB_VERB_CHANGE] = "change",
+    [JOB_VERB_FINALIZE] = "finalize", [JOB_VERB_DISMISS] = "dismiss",
 };
 
 #define S(state) (1u << JOB_##state)
@@ -41,6 +41,7 @@ static const unsigned verbs[JOB_VERBS] = {
     [JOB_VERB_RESUME] = S(CREATED) | S(RUNNING) | S(PAUSED) | S(READY) | S(STANDBY),
     [JOB_VERB_SET_SPEED] = S(CREATED) | S(RUNNING) | S(PAUSED) | S(READY) | S(STANDBY),
     [JOB_VERB_COMPLETE] = S(READY) | S(STANDBY),
+    [JOB_VERB_CHANGE] = S(RUNNING) | S(PAUSED) | S(READY) | S(STANDBY),
     [JOB_VERB_FINALIZE] = S(PENDING),
     [JOB_VERB_DISMISS] = S(CONCLUDED),
 };

@@ -160,14 +160,14 @@ static int find_and_lock_for_verb(struct job_manager *manager, const char *id,
     struct job *job = find_job_locked(manager, id);
     if (!job) {
         lock_release(&manager->lock);
-        return diag_set(diag, ENOENT, "block job '%s' not found", id);
+        return diag_set(diag, ENOENT, "Block job '%s' not found", id);
     }
     lock_acquire(&job->lock);
     if (job_verb_is_legal(job->info.state, verb)) {
         *out = job;
         return 0;
     }
-    diag_set(diag, EBUSY, "job '%s' in state '%s' can't take the verb '%s'", id,
+    diag_set(diag, EBUSY, "Job '%s' in state '%s' cannot accept command verb '%s'", id,
              job_state_name(job->info.state), job_verb_name(verb));
     lock_release(&job->lock);
     lock_release(&manager->lock);
@@ -207,7 +207,7 @@ int job_pause(struct job_manager *manager, const char *id, struct diag *diag)
     if (err)
         return err;
     if (job->user_paused)
-        err = diag_set(diag, EBUSY, "job '%s' is already paused", id);
+        err = diag_set(diag, EBUSY, "Job is already paused");
     job->user_paused = true;
     return unlock_after_verb(manager, job, err);
 }
@@ -219,7 +219,7 @@ int job_resume(struct job_manager *manager, const char *id, struct diag *diag)
     if (err)
         return err;
     if (!job->user_paused && !job->error_paused) {
-        err = diag_set(diag, EBUSY, "job '%s' is not paused", id);
+        err = diag_set(diag, EBUSY, "Can't resume a job that was not paused");
     } else {
         job->user_paused = job->error_paused = false;
         job->info.io_status = "ok";
@@ -234,7 +234,9 @@ int job_complete(struct job_manager *manager, const char *id, struct diag *diag)
     if (err)
         return err;
     if (job->cancelled)
-        err = diag_set(diag, EBUSY, "job '%s' is being cancelled", id);
+        err = diag_set(
+            diag, EBUSY,
+            "The active block job '%s' cannot be completed: it is being cancelled", id);
     else
         job->info.completing = true;
     return unlock_after_verb(manager, job, err);
@@ -250,6 +252,28 @@ int job_set_speed(struct job_manager *manager, const char *id, uint64_t bytes_pe
     job->info.speed = bytes_per_second;
     ratelimit_set_speed(&job->limit, bytes_per_second, clock_ns());
     return unlock_after_verb(manager, job, 0);
+}
+
+/* What a job that changes is to become; under its lock. */
+static int change_copying(struct job *job, const char *type, bool write_blocking,
+                          struct diag *diag)
+{
+    if (strcmp(type, job->ops->type) != 0)
+        return diag_set(diag, EINVAL, "Job '%s' is a %s job, not a %s job", job->info.id,
+                        job->ops->type, type);
+    if (!job->ops->set_write_blocking)
+        return diag_set(diag, ENOTSUP, "Job type does not support change");
+    return job->ops->set_write_blocking(job->state_of_kind, write_blocking, diag);
+}
+
+int job_change(struct job_manager *manager, const char *id, const char *type,
+               bool write_blocking, struct diag *diag)
+{
+    struct job *job;
+    int err = find_and_lock_for_verb(manager, id, JOB_VERB_CHANGE, &job, diag);
+    if (err)
+        return err;
+    return unlock_after_verb(manager, job, change_copying(job, type, write_blocking, diag));
 }
 
 int job_finalize(struct job_manager *manager, const char *id, struct diag *diag)

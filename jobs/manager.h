@@ -27,6 +27,10 @@ int job_resume(struct job_manager *manager, const char *id, struct diag *diag) M
 int job_complete(struct job_manager *manager, const char *id, struct diag *diag) MUST_USE;
 int job_set_speed(struct job_manager *manager, const char *id, uint64_t bytes_per_second,
                   struct diag *diag) MUST_USE;
+/* How a job of that type copies what users write: before they are answered, or behind them.
+ * -EINVAL, -ENOTSUP, -EBUSY with diag: all is as before. */
+int job_change(struct job_manager *manager, const char *id, const char *type,
+               bool write_blocking, struct diag *diag) MUST_USE;
 int job_finalize(struct job_manager *manager, const char *id, struct diag *diag) MUST_USE;
 int job_dismiss(struct job_manager *manager, const char *id, struct diag *diag) MUST_USE;
 

@@ -38,6 +38,8 @@ static int run_one_turn(struct mirror *m)
     bool clean = mirror_is_clean(m);
     if (clean && !ends_by_itself(m))
         mirror_try_ready(m);
+    job_set_actively_synced(m->job, clean && m->in_sync && atomic_load(&m->active) &&
+                                        atomic_load(&m->forwarding));
     if ((ends_by_itself(m) ? clean : job_should_finish(m->job)) && mirror_try_complete(m))
         return 1;
     mirror_copy_more(m);
@@ -91,6 +93,11 @@ void mirror_interrupt(struct job *job, void *state)
     m->interrupted = true;
     if (m->interruptible)
         node_abort(m->interruptible);
+}
+
+int mirror_set_write_blocking(void *state, bool on, struct diag *diag)
+{
+    return mirror_observe_as(state, on, diag);
 }
 
 /* ---- the end ---- */
@@ -349,6 +356,7 @@ static const struct job_ops mirror_job_ops = {
     .run = mirror_run,
     .wait_in_flight = mirror_wait_in_flight,
     .interrupt = mirror_interrupt,
+    .set_write_blocking = mirror_set_write_blocking,
     .finish = mirror_finish,
     .free = mirror_free,
 };

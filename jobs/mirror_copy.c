@@ -60,7 +60,7 @@ void mirror_copied(void *opaque, const struct copy_result *result)
     atomic_fetch_add(&m->copied, result->len);
     atomic_fetch_add(&m->sent, result->sent);
     /* The target takes writes (again). */
-    if (m->active)
+    if (atomic_load(&m->active))
         atomic_store(&m->forwarding, true);
 }
 

@@ -32,8 +32,8 @@ struct mirror {
     enum mirror_sync sync;
     uint64_t granularity, max_range;
     enum job_on_error on_source_error, on_target_error;
-    bool active; /* write-blocking */
-    bool unmap;  /* zeroes may become holes on the target */
+    _Atomic bool active; /* write-blocking */
+    bool unmap;          /* zeroes may become holes on the target */
     struct commit_layers layers;
     struct mirror_pivot pivot;
 
@@ -86,6 +86,7 @@ int mirror_prepare(struct mirror *m, struct diag *diag) MUST_USE;
 int mirror_run(struct job *job, void *state, struct diag *diag);
 void mirror_wait_in_flight(struct job *job, void *state);
 void mirror_interrupt(struct job *job, void *state);
+int mirror_set_write_blocking(void *state, bool on, struct diag *diag);
 int mirror_finish(struct job *job, void *state, bool success, struct diag *diag);
 void mirror_free(void *state);
 
@@ -135,6 +136,11 @@ void mirror_copied(void *opaque, const struct copy_result *result);
 void mirror_worker_freed(void *opaque);
 
 /* mirror_observe.c: from attach to detach the source's writes are seen. */
+
+/* Write-blocking from here on, or not any more.  -EBUSY: attached without a place among those
+ * that can be.  From any thread. */
+int mirror_observe_as(struct mirror *m, bool write_blocking, struct diag *diag) MUST_USE;
+
 int mirror_attach(struct mirror *m, const char *bitmap, struct diag *diag) MUST_USE;
 void mirror_detach(struct mirror *m);
 

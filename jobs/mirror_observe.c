@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* How a mirror sees the writes of its source: it marks what they changed, or,
- * write-blocking, sends them on to the target before they are answered. */
+ * write-blocking, sends them on to the target before they are answered.
+ *
+ * Which of the two can change while it runs: a mirror takes a place among the observers that
+ * do something around a change, and as long as it isn't write-blocking does nothing there but
+ * to mark.  When all places are taken one that needn't be write-blocking does without. */
 #include <errno.h>
 #include <stdlib.h>
 
@@ -21,8 +25,20 @@ static void on_wrote(struct observer *observer, uint64_t off, uint64_t len)
 {
     struct mirror *m = CONTAINER_OF(observer, struct mirror, observer);
 
-    if (!m->active)
-        mark_dirty(m, off, len);
+    mark_dirty(m, off, len);
+}
+
+/* on_after marks, or sends. */
+static void on_wrote_around(struct observer *observer, uint64_t off, uint64_t len)
+{
+    (void)observer;
+    (void)off;
+    (void)len;
+}
+
+static bool sends_on(struct mirror *m)
+{
+    return atomic_load(&m->active) && atomic_load(&m->forwarding);
 }
 
 /* Write-blocking: the chunks of the change are locked from before it to the end of its
@@ -32,7 +48,7 @@ static void *on_before(struct observer *observer, const struct change *change)
     struct mirror *m = CONTAINER_OF(observer, struct mirror, observer);
     uint64_t start = align_down(change->off, m->granularity);
     uint64_t end = align_up(change->off + change->len, m->granularity);
-    struct locked_range *range = atomic_load(&m->forwarding) ? malloc(sizeof *range) : NULL;
+    struct locked_range *range = sends_on(m) ? malloc(sizeof *range) : NULL;
 
     if (range)
         copier_lock_range(m->copier, range, start, end - start);
@@ -133,7 +149,8 @@ static void on_after(struct observer *observer, const struct change *change, voi
     uint64_t failures = node_flush_failures(m->target);
     int target_err = err || !range ? 0 : send_change(m, change);
 
-    dirty_bitmap_set(m->unflushed, change->off, change->len);
+    if (range)
+        dirty_bitmap_set(m->unflushed, change->off, change->len);
     /* What failed on either side, or may have been lost by a flush that did (the job may
      * have looked for that before the bit was set), is the copier's; the user's write has
      * succeeded all the same when the source has it. */
@@ -152,7 +169,7 @@ static void on_after(struct observer *observer, const struct change *change, voi
 static void on_flushed(struct observer *observer)
 {
     struct mirror *m = CONTAINER_OF(observer, struct mirror, observer);
-    int err = atomic_load(&m->forwarding) ? block_flush(m->target) : 0;
+    int err = sends_on(m) ? block_flush(m->target) : 0;
 
     if (err && !mirror_flush_reported_loss(m) && atomic_exchange(&m->forwarding, false))
         mirror_note_error(m, err, true);
@@ -168,6 +185,37 @@ struct dirty_bitmap *mirror_find_bitmap(struct node *source, const char *name,
     return found;
 }
 
+static int refuse_write_blocking(const struct mirror *m, struct diag *diag)
+{
+    return diag_set(diag, EBUSY,
+                    "job '%s': copy-mode: only %u jobs at a time can be write-blocking; "
+                    "'background' does without",
+                    m->id, OBSERVERS_AROUND);
+}
+
+int mirror_observe_as(struct mirror *m, bool write_blocking, struct diag *diag)
+{
+    if (write_blocking && !m->observer.before)
+        return refuse_write_blocking(m, diag);
+    atomic_store(&m->active, write_blocking);
+    atomic_store(&m->forwarding, write_blocking);
+    return 0;
+}
+
+/* -EBUSY: it has to be write-blocking, and there is no place. */
+static int add_observer(struct mirror *m)
+{
+    m->observer = (struct observer){.wrote = on_wrote_around,
+                                    .before = on_before,
+                                    .after = on_after,
+                                    .flushed = on_flushed};
+    int err = observer_add(&m->source->observers, &m->observer);
+    if (err != -EBUSY || atomic_load(&m->active))
+        return err;
+    m->observer = (struct observer){.wrote = on_wrote};
+    return observer_add(&m->source->observers, &m->observer);
+}
+
 int mirror_attach(struct mirror *m, const char *bitmap, struct diag *diag)
 {
     if (m->sync == MIRROR_INCREMENTAL) {
@@ -175,19 +223,9 @@ int mirror_attach(struct mirror *m, const char *bitmap, struct diag *diag)
         if (!m->named)
             return -diag->err;
     }
-    m->observer.wrote = on_wrote;
-    if (m->active) {
-        m->observer.before = on_before;
-        m->observer.after = on_after;
-        m->observer.flushed = on_flushed;
-    }
-    int err = observer_add(&m->source->observers, &m->observer);
+    int err = add_observer(m);
     if (err == -EBUSY)
-        return diag_set(
-            diag, EBUSY,
-            "job '%s': copy-mode: only %u jobs at a time can be write-blocking; "
-            "'background' does without",
-            m->id, OBSERVERS_AROUND);
+        return refuse_write_blocking(m, diag);
     if (err)
         return diag_errno(diag, -err, "job '%s'", m->id);
     m->attached = true;

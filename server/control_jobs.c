@@ -9,6 +9,7 @@
 #include "base/cleanup.h"
 #include "common/json_text.h"
 #include "jobs/manager.h"
+#include "jobs/mirror.h"
 
 /* ---- who is there ---- */
 
@@ -42,12 +43,13 @@ static const struct job_info *find_rival(const struct job_info *infos, size_t n,
     return NULL;
 }
 
-static bool refuse_rival(const struct job_info *rival, struct control_error *error)
+static const struct job_info *find_job(const struct job_info *infos, size_t n,
+                                       const char *id)
 {
-    if (rival)
-        control_fail(error, CLASS_GENERIC,
-                     "job '%s' uses the disk, too: it has to end before", rival->id);
-    return rival;
+    for (size_t i = 0; infos && i < n; i++)
+        if (strcmp(infos[i].id, id) == 0)
+            return &infos[i];
+    return NULL;
 }
 
 bool control_may_start_job(struct control_context *ctx, const struct served_export *exp,
@@ -56,20 +58,30 @@ bool control_may_start_job(struct control_context *ctx, const struct served_expo
     size_t n;
     CLEANUP_FREE struct job_info *infos = look_at_jobs(ctx, &n);
 
-    return !refuse_rival(find_rival(infos, n, exp, "", type), error);
+    const struct job_info *rival = find_rival(infos, n, exp, "", type);
+    if (rival)
+        control_fail(error, CLASS_GENERIC,
+                     "job '%s' uses the disk, too: it has to end before", rival->id);
+    return !rival;
 }
 
-/* control_may_start_job for one that runs already. */
+/* control_may_start_job for one that runs already; tools know these words. */
 static bool may_complete(struct control_context *ctx, const char *id,
                          struct control_error *error)
 {
     size_t n;
     CLEANUP_FREE struct job_info *infos = look_at_jobs(ctx, &n);
 
-    for (size_t i = 0; infos && i < n; i++)
-        if (strcmp(infos[i].id, id) == 0)
-            return !refuse_rival(find_rival(infos, n, infos[i].owner, id, NULL), error);
-    return true; /* there is no such job, as the verb will say */
+    const struct job_info *self = find_job(infos, n, id);
+    const struct job_info *rival = self ? find_rival(infos, n, self->owner, id, NULL)
+                                        : NULL; /* the verb will say it */
+    if (rival)
+        control_fail(
+            error, CLASS_GENERIC,
+            "The active block job '%s' cannot be completed: job '%s' uses the disk, "
+            "too: it has to end before",
+            id, rival->id);
+    return !rival;
 }
 
 /* ---- looking ---- */
@@ -89,6 +101,8 @@ static json_t *block_job_info(const struct job_info *info)
         info->io_status, "ready", info->ready, "status", job_state_name(info->state),
         "auto-finalize", info->auto_finalize, "auto-dismiss", info->auto_dismiss);
 
+    if (strcmp(info->type, "mirror") == 0)
+        json_object_set_new(object, "actively-synced", json_boolean(info->actively_synced));
     add_error(object, info);
     return object;
 }
@@ -134,56 +148,24 @@ static json_t *query_jobs(struct control_context *ctx, const json_t *args,
     return list_jobs(ctx, error, job_info);
 }
 
-/* ---- verbs ---- */
+/* ---- verbs ----
+ *
+ * Most come in two forms, as in QEMU: block-job-VERB, mostly of a `device`, and job-VERB of an
+ * `id`, which has no class of its own for a job that isn't there. */
 
-static json_t *reply_to_verb(int err, struct control_error *error)
+enum verb_form { BLOCK_JOB, JOB };
+
+static json_t *reply_to_verb(enum verb_form form, int err, struct control_error *error)
 {
     if (err == 0)
         return json_object();
-    return control_fail_diag(error, err == -ENOENT ? CLASS_NOT_ACTIVE : CLASS_GENERIC);
+    if (err != -ENOENT)
+        return control_fail_diag(error, CLASS_GENERIC);
+    return form == BLOCK_JOB ? control_fail_diag(error, CLASS_NOT_ACTIVE)
+                             : control_fail(error, CLASS_GENERIC, "Job not found");
 }
 
-static json_t *job_cancel_command(struct control_context *ctx, const json_t *args,
-                                  struct control_error *error)
-{
-    return reply_to_verb(job_cancel(ctx->jobs, arg_text(args, "device"),
-                                    arg_bool(args, "force", false), &error->diag),
-                         error);
-}
-
-static json_t *job_pause_command(struct control_context *ctx, const json_t *args,
-                                 struct control_error *error)
-{
-    return reply_to_verb(job_pause(ctx->jobs, arg_text(args, "device"), &error->diag),
-                         error);
-}
-
-static json_t *job_resume_command(struct control_context *ctx, const json_t *args,
-                                  struct control_error *error)
-{
-    return reply_to_verb(job_resume(ctx->jobs, arg_text(args, "device"), &error->diag),
-                         error);
-}
-
-static json_t *job_set_speed_command(struct control_context *ctx, const json_t *args,
-                                     struct control_error *error)
-{
-    return reply_to_verb(job_set_speed(ctx->jobs, arg_text(args, "device"),
-                                       arg_size(args, "speed", 0), &error->diag),
-                         error);
-}
-
-static json_t *job_complete_command(struct control_context *ctx, const json_t *args,
-                                    struct control_error *error)
-{
-    const char *id = arg_text(args, "device");
-
-    return may_complete(ctx, id, error)
-               ? reply_to_verb(job_complete(ctx->jobs, id, &error->diag), error)
-               : NULL;
-}
-
-/* QMP calls the job `id` here, and `device` elsewhere: both are taken. */
+/* NULL with the error said.  Where QEMU has `id` and older clients `device`, both are taken. */
 static const char *id_of(const json_t *args, struct control_error *error)
 {
     const char *id = arg_text(args, "id"), *device = arg_text(args, "device");
@@ -196,20 +178,122 @@ static const char *id_of(const json_t *args, struct control_error *error)
     return NULL;
 }
 
-static json_t *job_finalize_command(struct control_context *ctx, const json_t *args,
-                                    struct control_error *error)
+static json_t *run_verb(struct control_context *ctx, enum verb_form form,
+                        const json_t *args, struct control_error *error,
+                        int (*verb)(struct job_manager *manager, const char *id,
+                                    struct diag *diag))
 {
     const char *id = id_of(args, error);
 
-    return id ? reply_to_verb(job_finalize(ctx->jobs, id, &error->diag), error) : NULL;
+    return id ? reply_to_verb(form, verb(ctx->jobs, id, &error->diag), error) : NULL;
 }
 
-static json_t *job_dismiss_command(struct control_context *ctx, const json_t *args,
+static json_t *block_job_pause(struct control_context *ctx, const json_t *args,
+                               struct control_error *error)
+{
+    return run_verb(ctx, BLOCK_JOB, args, error, job_pause);
+}
+
+static json_t *pause_job(struct control_context *ctx, const json_t *args,
+                         struct control_error *error)
+{
+    return run_verb(ctx, JOB, args, error, job_pause);
+}
+
+static json_t *block_job_resume(struct control_context *ctx, const json_t *args,
+                                struct control_error *error)
+{
+    return run_verb(ctx, BLOCK_JOB, args, error, job_resume);
+}
+
+static json_t *resume_job(struct control_context *ctx, const json_t *args,
+                          struct control_error *error)
+{
+    return run_verb(ctx, JOB, args, error, job_resume);
+}
+
+static json_t *block_job_finalize(struct control_context *ctx, const json_t *args,
+                                  struct control_error *error)
+{
+    return run_verb(ctx, BLOCK_JOB, args, error, job_finalize);
+}
+
+static json_t *finalize_job(struct control_context *ctx, const json_t *args,
+                            struct control_error *error)
+{
+    return run_verb(ctx, JOB, args, error, job_finalize);
+}
+
+static json_t *block_job_dismiss(struct control_context *ctx, const json_t *args,
+                                 struct control_error *error)
+{
+    return run_verb(ctx, BLOCK_JOB, args, error, job_dismiss);
+}
+
+static json_t *dismiss_job(struct control_context *ctx, const json_t *args,
+                           struct control_error *error)
+{
+    return run_verb(ctx, JOB, args, error, job_dismiss);
+}
+
+static json_t *block_job_cancel(struct control_context *ctx, const json_t *args,
+                                struct control_error *error)
+{
+    return reply_to_verb(BLOCK_JOB,
+                         job_cancel(ctx->jobs, arg_text(args, "device"),
+                                    arg_bool(args, "force", false), &error->diag),
+                         error);
+}
+
+/* Always by force: what ends a mirror in order, and leaves a copy, is the other form. */
+static json_t *cancel_job(struct control_context *ctx, const json_t *args,
+                          struct control_error *error)
+{
+    return reply_to_verb(
+        JOB, job_cancel(ctx->jobs, arg_text(args, "id"), true, &error->diag), error);
+}
+
+static json_t *block_job_set_speed(struct control_context *ctx, const json_t *args,
                                    struct control_error *error)
 {
-    const char *id = id_of(args, error);
+    return reply_to_verb(BLOCK_JOB,
+                         job_set_speed(ctx->jobs, arg_text(args, "device"),
+                                       arg_size(args, "speed", 0), &error->diag),
+                         error);
+}
 
-    return id ? reply_to_verb(job_dismiss(ctx->jobs, id, &error->diag), error) : NULL;
+static json_t *complete_if_alone(struct control_context *ctx, enum verb_form form,
+                                 const char *id, struct control_error *error)
+{
+    return may_complete(ctx, id, error)
+               ? reply_to_verb(form, job_complete(ctx->jobs, id, &error->diag), error)
+               : NULL;
+}
+
+static json_t *block_job_complete(struct control_context *ctx, const json_t *args,
+                                  struct control_error *error)
+{
+    return complete_if_alone(ctx, BLOCK_JOB, arg_text(args, "device"), error);
+}
+
+static json_t *complete_job(struct control_context *ctx, const json_t *args,
+                            struct control_error *error)
+{
+    return complete_if_alone(ctx, JOB, arg_text(args, "id"), error);
+}
+
+static const char *const changing_types[] = {"mirror", NULL};
+
+static json_t *block_job_change(struct control_context *ctx, const json_t *args,
+                                struct control_error *error)
+{
+    bool write_blocking = arg_word(args, "copy-mode", control_copy_modes,
+                                   MIRROR_BACKGROUND) == MIRROR_WRITE_BLOCKING;
+
+    return reply_to_verb(BLOCK_JOB,
+                         job_change(ctx->jobs, arg_text(args, "id"), arg_text(args, "type"),
+                                    write_blocking, &error->diag),
+                         error);
 }
 
 /* ---- the table ---- */
@@ -228,21 +312,37 @@ static const struct control_arg speed_args[] = {
 
 static const struct control_arg device_args[] = {{"device", ARG_STRING, true, NULL}, {0}};
 
-static const struct control_arg id_args[] = {
+static const struct control_arg id_args[] = {{"id", ARG_STRING, true, NULL}, {0}};
+
+static const struct control_arg either_args[] = {
     {"id", ARG_STRING, false, NULL},
     {"device", ARG_STRING, false, NULL},
+    {0},
+};
+
+static const struct control_arg change_args[] = {
+    {"id", ARG_STRING, true, NULL},
+    {"type", ARG_WORD, true, changing_types},
+    {"copy-mode", ARG_WORD, true, control_copy_modes},
     {0},
 };
 
 const struct control_command control_job_commands[] = {
     {"query-block-jobs", NULL, query_block_jobs},
     {"query-jobs", NULL, query_jobs},
-    {"block-job-cancel", cancel_args, job_cancel_command},
-    {"block-job-complete", device_args, job_complete_command},
-    {"block-job-pause", device_args, job_pause_command},
-    {"block-job-resume", device_args, job_resume_command},
-    {"block-job-set-speed", speed_args, job_set_speed_command},
-    {"block-job-finalize", id_args, job_finalize_command},
-    {"block-job-dismiss", id_args, job_dismiss_command},
+    {"block-job-cancel", cancel_args, block_job_cancel},
+    {"block-job-complete", device_args, block_job_complete},
+    {"block-job-pause", device_args, block_job_pause},
+    {"block-job-resume", device_args, block_job_resume},
+    {"block-job-set-speed", speed_args, block_job_set_speed},
+    {"block-job-finalize", either_args, block_job_finalize},
+    {"block-job-dismiss", either_args, block_job_dismiss},
+    {"block-job-change", change_args, block_job_change},
+    {"job-cancel", id_args, cancel_job},
+    {"job-complete", id_args, complete_job},
+    {"job-pause", id_args, pause_job},
+    {"job-resume", id_args, resume_job},
+    {"job-finalize", id_args, finalize_job},
+    {"job-dismiss", id_args, dismiss_job},
     {0},
 };

@@ -13,4 +13,7 @@
 bool control_may_start_job(struct control_context *ctx, const struct served_export *exp,
                            const char *type, struct control_error *error);
 
+/* By enum mirror_copy_mode; NULL at the end. */
+extern const char *const control_copy_modes[];
+
 #endif

@@ -72,7 +72,7 @@ static const char *const syncs[] = {[MIRROR_FULL] = "full",
                                     [MIRROR_NONE] = "none",
                                     [MIRROR_INCREMENTAL] = "incremental",
                                     NULL};
-static const char *const copy_modes[] = {
+const char *const control_copy_modes[] = {
     [MIRROR_BACKGROUND] = "background", [MIRROR_WRITE_BLOCKING] = "write-blocking", NULL};
 static const char *const on_errors[] = {[JOB_REPORT] = "report",
                                         [JOB_IGNORE] = "ignore",
@@ -151,7 +151,7 @@ static int start_mirror(struct control_context *ctx, struct served_export *exp,
         .opener = opener_of(args),
         .sync = (enum mirror_sync)arg_word(args, "sync", syncs, MIRROR_FULL),
         .bitmap = arg_text(args, "bitmap"),
-        .copy_mode = (enum mirror_copy_mode)arg_word(args, "copy-mode", copy_modes,
+        .copy_mode = (enum mirror_copy_mode)arg_word(args, "copy-mode", control_copy_modes,
                                                      MIRROR_BACKGROUND),
         .on_source_error = on_error_of(args, "on-source-error"),
         .on_target_error = on_error_of(args, "on-target-error"),
@@ -260,7 +260,7 @@ static const struct control_arg mirror_args[] = {
     {"on-source-error", ARG_WORD, false, on_errors},
     {"on-target-error", ARG_WORD, false, on_errors},
     {"unmap", ARG_BOOL, false, NULL},
-    {"copy-mode", ARG_WORD, false, copy_modes},
+    {"copy-mode", ARG_WORD, false, control_copy_modes},
     {"replaces", ARG_STRING, false, NULL},
     {"auto-finalize", ARG_BOOL, false, NULL},
     {"auto-dismiss", ARG_BOOL, false, NULL},

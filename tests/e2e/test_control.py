@@ -22,7 +22,8 @@ COMMANDS = {
     "qmp_capabilities", "query-version", "query-commands", "query-status", "quit", "query-block",
     "query-named-block-nodes", "drive-mirror", "block-commit", "query-block-jobs", "query-jobs",
     "block-job-cancel", "block-job-complete", "block-job-pause", "block-job-resume",
-    "block-job-set-speed", "block-job-finalize", "block-job-dismiss", "block-dirty-bitmap-add",
+    "block-job-set-speed", "block-job-finalize", "block-job-dismiss", "block-job-change", "job-cancel", "job-complete",
+    "job-pause", "job-resume", "job-finalize", "job-dismiss", "block-dirty-bitmap-add",
     "block-dirty-bitmap-remove", "block-dirty-bitmap-clear", "block-dirty-bitmap-enable",
     "block-dirty-bitmap-disable", "block-dirty-bitmap-merge",
     "transaction",
@@ -779,7 +780,7 @@ class Jobs(JobCase):
         self.assertEqual(job, {
             "type": "mirror", "device": "a.job-1_x", "len": job["len"], "offset": job["len"],
             "busy": job["busy"], "paused": False, "speed": 2**40, "io-status": "ok", "ready": True,
-            "status": "ready", "auto-finalize": True, "auto-dismiss": True})
+            "status": "ready", "auto-finalize": True, "auto-dismiss": True, "actively-synced": False})
         self.assertEqual(self.client.cmd("query-jobs"), [
             {"id": "a.job-1_x", "type": "mirror", "status": "ready", "current-progress": job["len"],
              "total-progress": job["len"]}])

@@ -91,8 +91,8 @@ static void free_kind(void *state)
     atomic_fetch_add(&((struct kind *)state)->freed, 1);
 }
 
-static const struct job_ops ops = {"mirror",  open_kind, run,      settle,
-                                   interrupt, finish,    free_kind};
+static const struct job_ops ops = {"mirror",  open_kind, run,       settle,
+                                   interrupt, finish,    free_kind, NULL};
 
 static struct kind k;
 static struct listener heard;

@@ -46,8 +46,8 @@ Test(tables, every_verb)
     static const char *const in[JOB_VERBS] = {
         [JOB_VERB_CANCEL] = "cRPyswp", [JOB_VERB_PAUSE] = "cRPys",
         [JOB_VERB_RESUME] = "cRPys",   [JOB_VERB_SET_SPEED] = "cRPys",
-        [JOB_VERB_COMPLETE] = "ys",    [JOB_VERB_FINALIZE] = "p",
-        [JOB_VERB_DISMISS] = "X",
+        [JOB_VERB_COMPLETE] = "ys",    [JOB_VERB_CHANGE] = "RPys",
+        [JOB_VERB_FINALIZE] = "p",     [JOB_VERB_DISMISS] = "X",
     };
 
     for (int verb = 0; verb < JOB_VERBS; verb++)
@@ -60,8 +60,8 @@ Test(tables, names_are_qmps)
     static const char *const states[] = {"created",   "running", "paused",  "ready",
                                          "standby",   "waiting", "pending", "aborting",
                                          "concluded", "null"};
-    static const char *const verbs[] = {"cancel",   "pause",    "resume", "set-speed",
-                                        "complete", "finalize", "dismiss"};
+    static const char *const verbs[] = {"cancel",   "pause",  "resume",   "set-speed",
+                                        "complete", "change", "finalize", "dismiss"};
 
     for (int i = 0; i < JOB_STATES; i++)
         cr_expect_str_eq(job_state_name((enum job_state)i), states[i]);
