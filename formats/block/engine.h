@@ -64,8 +64,13 @@ struct engine_change {
  * inside the gate itself; so there is no use in trying again. */
 bool engine_make_room(struct node *node, unsigned flags) MUST_USE;
 
-/* Enters the gate and tells observers of what is to come. */
-void engine_start_write(struct node *node, struct engine_change *change);
+/* Enters the gate and tells observers of what is to come.  0, or -errno when one refuses it;
+ * it is to be ended in both cases.  Inline: without observers nothing is left to be tested. */
+static inline int engine_start_write(struct node *node, struct engine_change *change)
+{
+    change->ticket = gate_enter_to_change(&node->ctx->gate);
+    return observers_before(&node->observers, &change->seen, &change->what);
+}
 
 /* What ends it, err being how it went: tells observers, leaves the gate, notes the write,
  * relieves the cache, and commits when the request asked for durability. */

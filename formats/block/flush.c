@@ -2,12 +2,6 @@
 /* Flush, and the end that all changing requests share. */
 #include "block/engine.h"
 
-void engine_start_write(struct node *node, struct engine_change *change)
-{
-    change->ticket = gate_enter_to_change(&node->ctx->gate);
-    observers_before(&node->observers, &change->seen, &change->what);
-}
-
 int engine_finish_write(struct node *node, struct engine_change *change, int err,
                         bool commit)
 {

@@ -28,10 +28,27 @@ void observers_destroy(struct observers *observers)
 
 /* ---- requests ---- */
 
-void observers_call_before(struct observed *seen, const struct change *change)
+static int call_guards(const struct observer_list *list, const struct change *change)
 {
+    int err = 0;
+
+    for (unsigned i = 0; i < list->n && !err; i++)
+        if (list->item[i]->guard)
+            err = list->item[i]->guard(list->item[i], change);
+    return err;
+}
+
+int observers_call_before(struct observed *seen, const struct change *change)
+{
+    int err = call_guards(seen->list, change);
+
+    if (err) {
+        seen->list = NULL; /* there will be no `after` */
+        return err;
+    }
     for (unsigned i = 0; i < seen->list->n_around; i++)
         seen->token[i] = seen->list->item[i]->before(seen->list->item[i], change);
+    return 0;
 }
 
 void observers_call_after(struct observed *seen, const struct change *change, int err)

@@ -38,6 +38,11 @@ struct observer {
      * failed.  Doesn't wait. */
     void (*wrote)(struct observer *observer, uint64_t off, uint64_t len);
 
+    /* Optional: when nothing has changed yet, of any request.  May wait, and may do I/O, and
+     * may refuse: the change is not made then, and its request fails with what is returned.
+     * All guards of a node come before any `before`. */
+    int (*guard)(struct observer *observer, const struct change *change);
+
     /* Optional, both or none, for who has to do something around a change (the
      * write-blocking mirror).  `before` runs when nothing has changed yet and may wait;
      * what it returns is handed to `after`, which runs after every `wrote`, once for each
@@ -81,19 +86,19 @@ struct observed {
     void *token[OBSERVERS_AROUND];
 };
 
-void observers_call_before(struct observed *seen, const struct change *change);
+int observers_call_before(struct observed *seen, const struct change *change) MUST_USE;
 void observers_call_after(struct observed *seen, const struct change *change, int err);
 
 /* Outside the gate, after a flush. */
 void observers_flushed(struct observers *observers);
 
-/* Inside the gate, before anything has changed. */
-static inline void observers_before(struct observers *observers, struct observed *seen,
-                                    const struct change *change)
+/* Inside the gate, before anything has changed.  0, or -errno of who refuses it: nobody else
+ * hears of it, and nothing may be changed. */
+static inline int observers_before(struct observers *observers, struct observed *seen,
+                                   const struct change *change)
 {
     seen->list = atomic_load_explicit(&observers->list, memory_order_acquire);
-    if (UNLIKELY(seen->list))
-        observers_call_before(seen, change);
+    return UNLIKELY(seen->list) ? observers_call_before(seen, change) : 0;
 }
 
 /* Inside the gate still, once the change has ended. */

@@ -336,10 +336,12 @@ static int write_request(struct node *node, const void *buf, uint64_t off, uint6
     struct engine_change change = {
         .what = {.kind = CHANGE_WRITE, .flags = flags, .off = off, .len = len, .buf = buf}};
 
-    engine_start_write(node, &change);
-    int err = UNLIKELY(node->options.compress)
-                  ? engine_write_compressed(node, buf, off, len, fua, &needs_commit)
-                  : engine_write(node, buf, off, len, fua, &needs_commit);
+    int err = engine_start_write(node, &change);
+    if (UNLIKELY(err))
+        return engine_finish_write(node, &change, err, false);
+    err = UNLIKELY(node->options.compress)
+              ? engine_write_compressed(node, buf, off, len, fua, &needs_commit)
+              : engine_write(node, buf, off, len, fua, &needs_commit);
     return engine_finish_write(node, &change, err, fua && needs_commit);
 }
 

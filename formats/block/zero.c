@@ -215,8 +215,9 @@ static int zero_once(struct node *node, uint64_t off, uint64_t len, enum zero_ho
                  .off = off,
                  .len = len}};
 
-    engine_start_write(node, &change);
-    int err = zero_range(node, off, len, how, flags & BLOCK_FAST);
+    int err = engine_start_write(node, &change);
+    if (!err)
+        err = zero_range(node, off, len, how, flags & BLOCK_FAST);
     return engine_finish_write(node, &change, err,
                                (flags & BLOCK_FUA) || node->options.cache->write_through);
 }

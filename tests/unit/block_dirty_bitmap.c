@@ -192,7 +192,7 @@ static void request(uint64_t off, uint64_t len)
     struct observed seen;
 
     gate_ticket ticket = gate_enter_to_change(&gate);
-    observers_before(&node.observers, &seen, &change);
+    cr_assert_eq(observers_before(&node.observers, &seen, &change), 0);
     observers_after(&seen, &change, 0);
     gate_leave(&gate, ticket);
 }

@@ -98,6 +98,39 @@ static void add(struct witness *w)
     cr_assert_eq(observer_add(&node->observers, &w->observer), 0);
 }
 
+static int refuse(struct observer *observer, const struct change *change)
+{
+    struct witness *w = CONTAINER_OF(observer, struct witness, observer);
+
+    tell("guard-", w->name);
+    return change->off == 0 ? -EDQUOT : 0;
+}
+
+/* The change is not made, and nobody but guards hears of it. */
+Test(observer, a_guard_refuses)
+{
+    struct witness around = {.observer = {.wrote = wrote, .before = before, .after = after},
+                             .name = 'a'};
+    struct witness guard = {.observer = {.wrote = wrote, .guard = refuse}, .name = 'g'};
+    uint8_t byte = 7;
+
+    add(&around);
+    add(&guard);
+    cr_expect_eq(block_write(node, &byte, 0, 1, 0), -EDQUOT);
+    cr_expect_eq(block_zero(node, 0, 4096, 0), -EDQUOT);
+    cr_expect_eq(block_discard(node, 0, 4096, BLOCK_FUA), -EDQUOT);
+    cr_expect_str_eq(story, "guard-g guard-g guard-g ");
+    cr_expect_eq(block_read(node, &byte, 0, 1), 0);
+    cr_expect_eq(byte, 0);
+    cr_expect(gate_empty(&ctx.gate));
+    story[0] = '\0';
+    cr_expect_eq(block_write(node, &byte, 1, 1, 0), 0);
+    cr_expect_str_eq(story, "guard-g write-a a:1+1 g:1+1 done-a ");
+    observer_remove(&node->observers, &guard.observer);
+    cr_expect_eq(block_write(node, &byte, 0, 1, 0), 0);
+    observer_remove(&node->observers, &around.observer);
+}
+
 Test(observer, is_told_of_every_change)
 {
     struct witness w = {.observer.wrote = wrote, .name = 'w'};
