@@ -219,6 +219,13 @@ ASIDE int encrypted_update(struct node *node, const struct extent *ext, const vo
 ASIDE int coded_read(struct node *node, const struct extent *ext, void *buf, uint64_t off,
                      uint64_t len)
 {
-    return ext->kind == EXTENT_COMPRESSED ? read_compressed(node, ext, buf, len)
-                                          : read_encrypted(node, ext, buf, off, len);
+    switch (ext->kind) {
+    case EXTENT_COMPRESSED:
+        return read_compressed(node, ext, buf, len);
+    case EXTENT_ENCRYPTED:
+        return read_encrypted(node, ext, buf, off, len);
+    default:
+        assert(ext->kind == EXTENT_ELSEWHERE);
+        return node->driver->read(node, buf, off, len);
+    }
 }

@@ -8,7 +8,7 @@
 
 #define CRYPT_SECTOR 512u
 
-/* Reads what an extent of kind COMPRESSED or ENCRYPTED stands for: `len` bytes from the
+/* Reads what an extent of kind COMPRESSED, ENCRYPTED or ELSEWHERE stands for: `len` bytes from the
  * guest offset `off` on, which the extent begins with. */
 int coded_read(struct node *node, const struct extent *ext, void *buf, uint64_t off,
                uint64_t len) MUST_USE;

@@ -29,6 +29,7 @@ enum extent_kind {
     EXTENT_BACKING,    /* nothing here: ask the backing node (only when there is one) */
     EXTENT_ENCRYPTED,  /* as DATA, in the node's cipher */
     EXTENT_COMPRESSED, /* part of a cluster that is stored compressed */
+    EXTENT_ELSEWHERE,  /* data that only the driver's `read` can get */
 };
 
 /* Are there bytes of this layer, in whatever shape? */
@@ -124,6 +125,9 @@ struct driver {
 
     /* The run that starts at off, as long as possible within len. */
     int (*map)(struct node *node, uint64_t off, uint64_t len, struct extent *out);
+
+    /* There where `map` gives EXTENT_ELSEWHERE: reads all of a range that it gave so. */
+    int (*read)(struct node *node, void *buf, uint64_t off, uint64_t len);
 
     /* DRIVER_CLUSTERS; without, everything is writable in place.  Makes the beginning of
      * [off, off+len) (whole subclusters, none of them writable in place) ready to take data.

@@ -2,6 +2,7 @@
 /* Opening local files: what is refused, and how it is made sure that an open neither waits
  * nor has effects on what isn't ours. */
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -151,4 +152,40 @@ int storage_create_file(const char *path, struct storage **out, struct diag *dia
         return diag_errno(diag, -err, "%s: cannot be truncated", path);
     }
     return 0;
+}
+
+/* Where the filesystem can't make a file without a name, it has one for a moment. */
+static int open_nameless(const char *folder)
+{
+    CLEANUP_FREE char *path = NULL;
+
+    int fd = open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (fd >= 0 || (!errno_unsupported(errno) && errno != EISDIR && errno != EINVAL))
+        return fd >= 0 ? fd : -errno;
+    if (asprintf(&path, "%s/.qimg-XXXXXX", folder) < 0) {
+        path = NULL;
+        return -ENOMEM;
+    }
+    fd = mkostemp(path, O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    unlink(path);
+    return fd;
+}
+
+int storage_open_temporary(const char *folder, uint64_t size, struct storage **out,
+                           struct diag *diag)
+{
+    int fd = open_nameless(folder);
+    if (fd < 0)
+        return diag_errno(diag, -fd, "%s: no temporary file can be made there", folder);
+    int err = file_buffered_new("a temporary file", fd, false, out, diag);
+    if (err)
+        return err;
+    err = storage_truncate(*out, size);
+    if (!err)
+        return 0;
+    storage_close(*out);
+    *out = NULL;
+    return diag_errno(diag, -err, "%s: a temporary file as large as the disk", folder);
 }

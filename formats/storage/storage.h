@@ -124,6 +124,11 @@ int storage_open_file(const char *path, const struct storage_open *how,
  * block device is opened as it is.  As for storage_open_file otherwise. */
 int storage_create_file(const char *path, struct storage **out, struct diag *diag) MUST_USE;
 
+/* A file without a name, of `size` bytes that read as zeroes and take no space, on the
+ * filesystem of `folder`.  It is gone with its last user, whatever becomes of the process. */
+int storage_open_temporary(const char *folder, uint64_t size, struct storage **out,
+                           struct diag *diag) MUST_USE;
+
 /* Wishes for a new file, which filesystems may know or not. */
 struct storage_hints {
     bool nocow;                /* no copy-on-write of its data (btrfs) */

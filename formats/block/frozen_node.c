@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* A frozen point as a node: what is read comes from the disk or from the store, piece by
+ * piece.  There is no file behind it. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/fence.h"
+#include "block/frozen_internal.h"
+
+/* One look at the disk or the store is about at most so much. */
+#define LONGEST_RUN (16u << 20)
+
+/* ---- the store of a node that needs none ---- */
+
+static int empty_pread(struct storage *st, void *buf, uint64_t off, uint64_t len)
+{
+    (void)st;
+    (void)off;
+    memset(buf, 0, len);
+    return 0;
+}
+
+static int empty_pwritev(struct storage *st, const struct iovec *iov, int count,
+                         uint64_t off, unsigned flags)
+{
+    (void)st;
+    (void)iov;
+    (void)count;
+    (void)off;
+    (void)flags;
+    return -EROFS;
+}
+
+static int empty_flush(struct storage *st)
+{
+    (void)st;
+    return 0;
+}
+
+static int empty_size(struct storage *st, uint64_t *bytes)
+{
+    (void)st;
+    *bytes = 0;
+    return 0;
+}
+
+static int empty_truncate(struct storage *st, uint64_t bytes)
+{
+    (void)st;
+    (void)bytes;
+    return -EROFS;
+}
+
+static void empty_close(struct storage *st)
+{
+    free(st);
+}
+
+static const struct storage_ops empty_ops = {
+    .pread = empty_pread,
+    .pwritev = empty_pwritev,
+    .flush = empty_flush,
+    .size = empty_size,
+    .truncate = empty_truncate,
+    .close = empty_close,
+};
+
+static struct storage *empty_storage_new(const char *name)
+{
+    struct storage *st = calloc(1, sizeof *st);
+    char *copy = strdup(name);
+
+    if (!st || !copy) {
+        free(st);
+        free(copy);
+        return NULL;
+    }
+    st->ops = &empty_ops;
+    st->name = copy;
+    st->align = 1;
+    st->fixed_size = st->read_only = true;
+    return st;
+}
+
+/* ---- reading ---- */
+
+/* How much of the range, from its start on, is as `saved` says: in whole granules, or 0. */
+static uint64_t run_of(const struct frozen_point *point, uint64_t off, uint64_t len,
+                       bool saved)
+{
+    uint64_t end = off + len, g = off / FROZEN_GRANULE;
+
+    while (g * FROZEN_GRANULE < end && frozen_is_saved(point, g) == saved)
+        g++;
+    return MIN(MAX(g * FROZEN_GRANULE, off), end) - off;
+}
+
+/* What was taken from the disk just now is as it was at the point: so much of it. */
+static uint64_t still_unchanged(const struct frozen_point *point, uint64_t off,
+                                uint64_t len)
+{
+    full_fence();
+    return run_of(point, off, len, false);
+}
+
+/* What the point was given up for may be anything in what was read until now. */
+static int check_point(const struct frozen_point *point)
+{
+    return atomic_load(&point->error) ? -EIO : 0;
+}
+
+static int frozen_read(struct node *node, void *buf, uint64_t off, uint64_t len)
+{
+    const struct frozen_point *point = node->state;
+    int err = check_point(point);
+
+    while (len > 0 && !err) {
+        bool saved = frozen_is_saved(point, off / FROZEN_GRANULE);
+        uint64_t n = run_of(point, off, MIN(len, LONGEST_RUN), saved);
+        err = block_read(saved ? point->setup.store : point->setup.source, buf, off, n);
+        if (!saved && !err)
+            n = still_unchanged(point, off, n);
+        buf = (char *)buf + n;
+        off += n;
+        len -= n;
+    }
+    return err ? err : check_point(point);
+}
+
+/* The status of the first run.  Of what is still the disk's, whether its top layer has it. */
+static int look_at_run(const struct frozen_point *point, uint64_t off, uint64_t len,
+                       struct block_status *st)
+{
+    for (;;) {
+        bool saved = frozen_is_saved(point, off / FROZEN_GRANULE);
+        uint64_t n = run_of(point, off, len, saved);
+        if (n == 0) /* saved just now */
+            continue;
+        int err =
+            block_status(saved ? point->setup.store : point->setup.source, off, n, st);
+        if (err)
+            return err;
+        if (saved) {
+            st->present = true;
+            return 0;
+        }
+        st->present &= st->depth == 0;
+        st->length = still_unchanged(point, off, st->length);
+        if (st->length > 0)
+            return 0;
+    }
+}
+
+static int frozen_map(struct node *node, uint64_t off, uint64_t len, struct extent *out)
+{
+    const struct frozen_point *point = node->state;
+    struct block_status st;
+
+    int err = check_point(point);
+    if (!err)
+        err = look_at_run(point, off, MIN(len, LONGEST_RUN), &st);
+    if (!err)
+        err = check_point(point);
+    if (err)
+        return err;
+    *out = (struct extent){
+        .kind = st.zero ? EXTENT_ZERO : EXTENT_ELSEWHERE,
+        .allocated = st.present,
+        .length = st.length,
+    };
+    return 0;
+}
+
+/* ---- the node ---- */
+
+static int frozen_open(struct node *node, struct diag *diag)
+{
+    node->cluster_size = 1;
+    node->mc = mcache_new(node->ctx->pool, &node->ctx->gate, node->file, NULL, NULL);
+    return node->mc ? 0 : diag_errno(diag, ENOMEM, "%s", node->filename);
+}
+
+static int frozen_close(struct node *node)
+{
+    (void)node;
+    return 0;
+}
+
+/* In no table of drivers: nothing is opened as this. */
+static const struct driver frozen_driver = {
+    .name = "frozen",
+    .open = frozen_open,
+    .close = frozen_close,
+    .map = frozen_map,
+    .read = frozen_read,
+};
+
+int frozen_node_open(struct frozen_point *point, struct diag *diag)
+{
+    const struct node_options options = {.lock_off = true};
+    const struct node *source = point->setup.source;
+    struct storage *st = empty_storage_new(source->filename);
+
+    if (!st)
+        return diag_errno(diag, ENOMEM, "%s", source->filename);
+    int err = node_open(&point->ctx, &frozen_driver, st, source->filename, &options,
+                        &point->node, diag);
+    if (err)
+        return err;
+    point->node->state = point;
+    point->node->size = source->size;
+    return 0;
+}

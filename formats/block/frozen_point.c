@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Saving what a disk was before it is changed. */
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "block/frozen_internal.h"
+
+/* ---- saving ---- */
+
+static int save_zeroes(struct frozen_point *point, uint64_t off, uint64_t len)
+{
+    if (point->setup.store_is_blank)
+        return 0;
+    return block_zero(point->setup.store, off, len, BLOCK_MAY_UNMAP | BLOCK_INSIDE);
+}
+
+static int save_bytes(struct frozen_point *point, void *buf, uint64_t off, uint64_t len)
+{
+    int err = block_read(point->setup.source, buf, off, len);
+
+    return err ? err : block_write(point->setup.store, buf, off, len, BLOCK_INSIDE);
+}
+
+/* Nobody changes the range meanwhile. */
+static int save_range(struct frozen_point *point, uint64_t off, uint64_t end)
+{
+    CLEANUP_FREE void *buf = NULL;
+
+    while (off < end) {
+        struct block_status st;
+        int err = 0;
+        /* What can't be asked is saved as data. */
+        if (block_status(point->setup.source, off, end - off, &st))
+            st = (struct block_status){.length = end - off};
+        if (!st.zero && !buf && posix_memalign(&buf, 4096, FROZEN_GRANULE) != 0)
+            return -ENOMEM;
+        err = st.zero ? save_zeroes(point, off, st.length)
+                      : save_bytes(point, buf, off, st.length);
+        if (err)
+            return err;
+        off += st.length;
+    }
+    return 0;
+}
+
+int frozen_save(struct frozen_point *point, uint64_t granule)
+{
+    uint64_t off = granule * FROZEN_GRANULE;
+    uint64_t end = MIN(off + FROZEN_GRANULE, point->setup.source->size);
+
+    RANGE_LOCK_GUARD(&point->saving, off, end);
+    if (frozen_is_saved(point, granule) || atomic_load(&point->error))
+        return 0;
+    int err = save_range(point, off, end);
+    if (!err)
+        hbits_set(&point->saved, granule, 1);
+    return err;
+}
+
+/* The granule can't be saved: 0: the change may be made all the same. */
+static int deal_with_failure(struct frozen_point *point, int err)
+{
+    int none = 0;
+
+    if (point->setup.give_up)
+        atomic_compare_exchange_strong(&point->error, &none, err);
+    if (point->setup.failed)
+        point->setup.failed(point->setup.opaque, err);
+    return point->setup.give_up ? 0 : err;
+}
+
+static int preserve(struct frozen_point *point, uint64_t granule)
+{
+    int err = point->savers ? frozen_savers_save(point->savers, granule)
+                            : frozen_save(point, granule);
+
+    return err ? deal_with_failure(point, err) : 0;
+}
+
+static int guard_change(struct observer *observer, const struct change *change)
+{
+    struct frozen_point *point = CONTAINER_OF(observer, struct frozen_point, observer);
+    uint64_t first = change->off / FROZEN_GRANULE;
+    uint64_t last = (change->off + change->len - 1) / FROZEN_GRANULE;
+    int err = 0;
+
+    for (uint64_t g = first; g <= last && !err && !atomic_load(&point->error); g++)
+        if (!frozen_is_saved(point, g))
+            err = preserve(point, g);
+    return err;
+}
+
+/* All that matters has happened before. */
+static void note_nothing(struct observer *observer, uint64_t off, uint64_t len)
+{
+    (void)observer;
+    (void)off;
+    (void)len;
+}
+
+void frozen_release(struct frozen_point *point, uint64_t off, uint64_t len)
+{
+    uint64_t end = off + len;
+    uint64_t first = div_round_up(off, FROZEN_GRANULE);
+    uint64_t stop =
+        end == point->setup.source->size ? point->saved.n_bits : end / FROZEN_GRANULE;
+
+    if (first < stop)
+        hbits_set(&point->saved, first, stop - first);
+}
+
+int frozen_error(const struct frozen_point *point)
+{
+    return atomic_load(&point->error);
+}
+
+/* ---- life ---- */
+
+static void free_point(struct frozen_point *point)
+{
+    assert(!point->attached);
+    frozen_savers_free(point->savers);
+    node_close(point->node);
+    block_context_destroy(&point->ctx);
+    hbits_destroy(&point->saved);
+    range_lock_destroy(&point->saving);
+    free(point);
+}
+
+static int check_store(const struct frozen_setup *setup, struct diag *diag)
+{
+    if (setup->store == setup->source)
+        return diag_set(diag, EINVAL, "%s: is the disk itself", setup->store->filename);
+    if (setup->store->size < setup->source->size)
+        return diag_set(diag, EINVAL,
+                        "%s: its %" PRIu64 " bytes are less than the disk's %" PRIu64,
+                        setup->store->filename, setup->store->size, setup->source->size);
+    return 0;
+}
+
+static int fill_point(struct frozen_point *point, struct diag *diag)
+{
+    const struct block_context *ctx = point->setup.source->ctx;
+    const struct block_shared shared = {
+        .pool = ctx->pool, .clusters = ctx->clusters, .housekeeper = ctx->housekeeper};
+
+    block_context_init_shared(&point->ctx, &shared);
+    range_lock_init(&point->saving, RANK_LEAF);
+    point->observer.wrote = note_nothing;
+    point->observer.guard = guard_change;
+    atomic_init(&point->users, 1);
+    int err =
+        hbits_init(&point->saved, div_round_up(point->setup.source->size, FROZEN_GRANULE));
+    if (!err && point->setup.timeout_ms && !(point->savers = frozen_savers_new(point)))
+        err = -ENOMEM;
+    return err ? diag_errno(diag, -err, "%s", point->setup.source->filename)
+               : frozen_node_open(point, diag);
+}
+
+int frozen_new(const struct frozen_setup *setup, struct frozen_point **out,
+               struct diag *diag)
+{
+    int err = check_store(setup, diag);
+    if (err)
+        return err;
+    struct frozen_point *point = calloc(1, sizeof *point);
+    if (!point)
+        return diag_errno(diag, ENOMEM, "%s", setup->source->filename);
+    point->setup = *setup;
+    err = fill_point(point, diag);
+    if (err)
+        free_point(point);
+    else
+        *out = point;
+    return err;
+}
+
+int frozen_begin(struct frozen_point *point, struct diag *diag)
+{
+    int err = observer_add(&point->setup.source->observers, &point->observer);
+
+    point->attached = !err;
+    return err ? diag_errno(diag, -err, "%s", point->setup.source->filename) : 0;
+}
+
+void frozen_end(struct frozen_point *point)
+{
+    int none = 0;
+
+    atomic_compare_exchange_strong(&point->error, &none, -ESHUTDOWN);
+    if (point->attached)
+        observer_remove(&point->setup.source->observers, &point->observer);
+    point->attached = false;
+    /* Those who save for requests that have given up waiting, too. */
+    frozen_savers_free(point->savers);
+    point->savers = NULL;
+    gate_wait(&point->ctx.gate);
+}
+
+struct frozen_point *frozen_hold(struct frozen_point *point)
+{
+    atomic_fetch_add(&point->users, 1);
+    return point;
+}
+
+void frozen_put(struct frozen_point *point)
+{
+    if (point && atomic_fetch_sub(&point->users, 1) == 1)
+        free_point(point);
+}
+
+struct node *frozen_node(struct frozen_point *point)
+{
+    return point->node;
+}

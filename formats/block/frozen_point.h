@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* A disk as it was at one point, while it goes on being changed: copy before write.
+ *
+ * The disk is cut into granules.  Before the first change of one its content is saved in a
+ * store; every later change passes by a bit.  Who reads the point takes saved granules from
+ * the store, the others from the disk, and locks nothing:
+ *   (1) a granule's bit is set when its content is in the store, and before it is changed;
+ *   (2) a bit stays set;
+ *   (3) so a reader who looks at the bit after he has read from the disk, and finds it clear,
+ *       has read what was there at the point; else it is in the store.
+ * A change waits until the granules that it touches are saved, by itself or by another, and
+ * for nobody else: neither for readers nor for where they take what they read.
+ *
+ * Threads: new, begin, end, put on one thread (begin with changes of the disk drained); the
+ * rest from any.  Not inside the gate of the disk: new, begin, end, put.  Layer: block. */
+#ifndef BLOCK_FROZEN_POINT_H
+#define BLOCK_FROZEN_POINT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/compiler.h"
+#include "base/diag.h"
+
+struct node;
+struct frozen_point;
+
+#define FROZEN_GRANULE (64u << 10)
+
+struct frozen_setup {
+    struct node *source; /* the disk; borrowed until frozen_end */
+    /* Where old content is saved, at its own offsets: at least as long as the disk, active,
+     * and nobody else's; borrowed until frozen_end. */
+    struct node *store;
+    bool store_is_blank; /* it reads as zeroes */
+    /* When a granule can't be saved: the point is given up, and the change is made; else the
+     * change fails, and the point stays. */
+    bool give_up;
+    unsigned
+        timeout_ms; /* so long a change waits for one granule; 0: as long as it takes */
+    /* Optional: a granule couldn't be saved.  Called on a request's thread; must not wait. */
+    void (*failed)(void *opaque, int err);
+    void *opaque;
+};
+
+/* 0, -EINVAL or -ENOMEM with diag.  Nothing is preserved yet. */
+int frozen_new(const struct frozen_setup *setup, struct frozen_point **out,
+               struct diag *diag) MUST_USE;
+
+/* The point is now.  0 or -errno with diag. */
+int frozen_begin(struct frozen_point *point, struct diag *diag) MUST_USE;
+
+/* Nothing is preserved any more, and reads fail with -EIO from here on; waits for those
+ * under way.  Again: does nothing. */
+void frozen_end(struct frozen_point *point);
+
+/* One more who may use it; each puts it once, and frozen_new's caller, too.  The last frees
+ * it, after frozen_end. */
+struct frozen_point *frozen_hold(struct frozen_point *point);
+void frozen_put(struct frozen_point *point); /* NULL is allowed */
+
+/* The point as a disk that is only read: block_read and block_status, until it is put. */
+struct node *frozen_node(struct frozen_point *point);
+
+/* Nobody will read the range any more: its granules needn't be saved.  Rounds inwards. */
+void frozen_release(struct frozen_point *point, uint64_t off, uint64_t len);
+
+/* 0, or why the point was given up. */
+int frozen_error(const struct frozen_point *point);
+
+/* A store for a point of the disk that costs nothing until it is used: a file without a name
+ * beside the disk's, or, if that is no local file, in $TMPDIR or /var/tmp.  The caller's. */
+int frozen_store_open(struct node *source, struct node **out, struct diag *diag) MUST_USE;
+
+#endif

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* A temporary place for what a frozen point saves. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "block/frozen_point.h"
+#include "block/node.h"
+#include "storage/nbd.h"
+
+/* The disk's own filesystem: as fast as the disk is, and there when it is.  A device's folder
+ * isn't one for files. */
+static char *folder_of(const struct node *source)
+{
+    const char *other = getenv("TMPDIR"), *slash = strrchr(source->filename, '/');
+
+    if (storage_is_nbd(source->file) || source->file->fixed_size)
+        return strdup(other && *other ? other : "/var/tmp");
+    if (!slash)
+        return strdup(".");
+    return strndup(source->filename,
+                   slash == source->filename ? 1 : (size_t)(slash - source->filename));
+}
+
+int frozen_store_open(struct node *source, struct node **out, struct diag *diag)
+{
+    /* Nobody reads it when this process is gone: it is never synced. */
+    const struct node_options options = {
+        .cache = cache_mode_find("volatile"), .lock_off = true, .keep_marks = true};
+    CLEANUP_FREE char *folder = folder_of(source);
+    struct storage *st;
+
+    if (!folder)
+        return diag_errno(diag, ENOMEM, "%s", source->filename);
+    int err = storage_open_temporary(folder, source->size, &st, diag);
+    if (err)
+        return err;
+    st->no_flush = true;
+    err = node_open(source->ctx, driver_find("raw"), st, st->name, &options, out, diag);
+    if (err)
+        return err;
+    err = node_activate(*out, diag);
+    if (err)
+        node_close(*out);
+    return err;
+}
