@@ -21,7 +21,12 @@
 /* Nobody writes to the source of an intermediate commit: it is never ready, but done. */
 static bool ends_by_itself(const struct mirror *m)
 {
-    return m->layers.overlay != NULL;
+    return m->layers.overlay != NULL || m->finite;
+}
+
+static bool wants_to_end(struct mirror *m, bool clean)
+{
+    return ends_by_itself(m) ? clean : job_should_finish(m->job);
 }
 
 /* 1: the copy is complete, users are drained; 0: not yet; or -errno. */
@@ -30,17 +35,19 @@ static int run_one_turn(struct mirror *m)
     int err = job_checkpoint(m->job, atomic_exchange(&m->sent, 0));
     if (err)
         return err;
-    if (mirror_has_failed(m))
-        return mirror_handle_error(m);
+    if (m->check)
+        err = m->check(m);
+    if (err || mirror_has_failed(m))
+        return err ? err : mirror_handle_error(m);
     mirror_check_losses(m);
     mirror_flush_early(m);
     mirror_report_progress(m);
     bool clean = mirror_is_clean(m);
-    if (clean && !ends_by_itself(m))
+    if (clean && !ends_by_itself(m) && !m->endless)
         mirror_try_ready(m);
     job_set_actively_synced(m->job, clean && m->in_sync && atomic_load(&m->active) &&
                                         atomic_load(&m->forwarding));
-    if ((ends_by_itself(m) ? clean : job_should_finish(m->job)) && mirror_try_complete(m))
+    if (wants_to_end(m, clean) && mirror_try_complete(m))
         return 1;
     mirror_copy_more(m);
     return 0;

@@ -131,19 +131,23 @@ static bool target_is_zero(struct mirror *m, uint64_t off, uint64_t len)
     return true;
 }
 
-/* Marks one run of the source, when it has to be copied. */
-static void mark_run(struct mirror *m, const struct block_status *st, uint64_t off)
+/* Has one run of the source to be copied? */
+static bool is_wanted(struct mirror *m, const struct block_status *st, uint64_t off)
 {
     /* A layer says "zeroes" without an entry past the end of what lies below it; a target
      * that is longer may have something there. */
     bool own = st->depth <= m->layers.depth && (st->present || st->zero);
 
     if (m->sync != MIRROR_FULL && !own)
-        return;
-    if (st->zero && (m->sync == MIRROR_FULL || !st->present) &&
-        target_is_zero(m, off, st->length))
-        return;
-    dirty_bitmap_set(m->dirty, off, st->length);
+        return false;
+    return !st->zero || (m->sync != MIRROR_FULL && st->present) ||
+           !target_is_zero(m, off, st->length);
+}
+
+static void forget_range(struct mirror *m, uint64_t off, uint64_t len)
+{
+    if (m->forget)
+        m->forget(m, off, len);
 }
 
 int mirror_mark_first(struct mirror *m)
@@ -162,7 +166,10 @@ int mirror_mark_first(struct mirror *m)
         if (block_status(m->source, off, MIN(size - off, 64u << 20), &st))
             st = (struct block_status){
                 .length = MIN(size - off, m->granularity), .data = true, .present = true};
-        mark_run(m, &st, off);
+        if (is_wanted(m, &st, off))
+            dirty_bitmap_set(m->dirty, off, st.length);
+        else
+            forget_range(m, off, st.length);
         off += st.length;
     }
     return 0;
@@ -288,6 +295,15 @@ static void begin_flush(struct mirror *m)
     }
 }
 
+/* Nothing of it will be copied once more. */
+static void forget_flushed(struct mirror *m)
+{
+    uint64_t off, len;
+
+    for (uint64_t at = 0; dirty_bitmap_next(m->flushing, at, &off, &len); at = off + len)
+        m->forget(m, off, len);
+}
+
 /* True: what was written before it is durable. */
 static bool end_flush(struct mirror *m, int err)
 {
@@ -300,6 +316,8 @@ static bool end_flush(struct mirror *m, int err)
     bool failed = note_flush_failure(m) || err;
     if (failed)
         mark_unflushed_dirty(m);
+    else if (m->forget && !lost)
+        forget_flushed(m);
     dirty_bitmap_clear(m->flushing, 0, m->source->size);
     return !failed && !lost;
 }

@@ -37,6 +37,14 @@ struct mirror {
     struct commit_layers layers;
     struct mirror_pivot pivot;
 
+    /* Of a backup, whose source nobody writes to.  It is never ready: */
+    bool finite;  /* it is done when all is copied, or */
+    bool endless; /* goes on until it is cancelled */
+    /* Optional, on the job's thread: a range of the source isn't read again; what to fail
+     * with, or 0. */
+    void (*forget)(struct mirror *m, uint64_t off, uint64_t len);
+    int (*check)(struct mirror *m);
+
     struct dirty_bitmap *dirty, *unflushed, *flushing;
     struct copier *copier;
     struct observer observer;

@@ -22,7 +22,8 @@ struct frozen_point {
     _Atomic int error;            /* given up: -errno */
     struct frozen_savers *savers; /* NULL: requests save by themselves */
 
-    struct block_context ctx; /* of readers alone, so that only they are waited for */
+    struct dirty_bitmap *changed; /* owned; NULL: isn't known */
+    struct block_context ctx;     /* of readers alone, so that only they are waited for */
     struct node *node;
 };
 

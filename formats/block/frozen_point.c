@@ -57,9 +57,12 @@ int frozen_save(struct frozen_point *point, uint64_t granule)
     if (frozen_is_saved(point, granule) || atomic_load(&point->error))
         return 0;
     int err = save_range(point, off, end);
-    if (!err)
-        hbits_set(&point->saved, granule, 1);
-    return err;
+    if (err)
+        return err;
+    hbits_set(&point->saved, granule, 1);
+    if (point->setup.saved)
+        point->setup.saved(point->setup.opaque, off, end - off);
+    return 0;
 }
 
 /* The granule can't be saved: 0: the change may be made all the same. */
@@ -114,6 +117,16 @@ void frozen_release(struct frozen_point *point, uint64_t off, uint64_t len)
         hbits_set(&point->saved, first, stop - first);
 }
 
+void frozen_set_changed(struct frozen_point *point, struct dirty_bitmap *changed)
+{
+    point->changed = changed;
+}
+
+const struct dirty_bitmap *frozen_changed(const struct frozen_point *point)
+{
+    return point->changed;
+}
+
 int frozen_error(const struct frozen_point *point)
 {
     return atomic_load(&point->error);
@@ -125,6 +138,7 @@ static void free_point(struct frozen_point *point)
 {
     assert(!point->attached);
     frozen_savers_free(point->savers);
+    dirty_bitmap_free(point->changed);
     node_close(point->node);
     block_context_destroy(&point->ctx);
     hbits_destroy(&point->saved);

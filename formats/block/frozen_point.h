@@ -22,6 +22,7 @@
 #include "base/compiler.h"
 #include "base/diag.h"
 
+struct dirty_bitmap;
 struct node;
 struct frozen_point;
 
@@ -40,6 +41,8 @@ struct frozen_setup {
         timeout_ms; /* so long a change waits for one granule; 0: as long as it takes */
     /* Optional: a granule couldn't be saved.  Called on a request's thread; must not wait. */
     void (*failed)(void *opaque, int err);
+    /* Optional: a granule was saved, and is about to be changed.  As `failed`. */
+    void (*saved)(void *opaque, uint64_t off, uint64_t len);
     void *opaque;
 };
 
@@ -64,6 +67,11 @@ struct node *frozen_node(struct frozen_point *point);
 
 /* Nobody will read the range any more: its granules needn't be saved.  Rounds inwards. */
 void frozen_release(struct frozen_point *point, uint64_t off, uint64_t len);
+
+/* Which parts were dirty at the point, for who reads it; the bitmap, which isn't added to a
+ * node, is taken over.  Before others have a hold of the point.  NULL: nobody knows. */
+void frozen_set_changed(struct frozen_point *point, struct dirty_bitmap *changed);
+const struct dirty_bitmap *frozen_changed(const struct frozen_point *point);
 
 /* 0, or why the point was given up. */
 int frozen_error(const struct frozen_point *point);

@@ -1,0 +1,395 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The backup job.
+ *
+ * Its source is not the disk, but a frozen point of it: a node that never changes.  So all the
+ * copying is mirror's, which ends when nothing is left to copy.  What users are about to
+ * change is saved beside the disk, not on the target: they never wait for that.
+ *
+ * As soon as the target has something for good, the point needn't keep it any more.
+ *
+ * A bitmap goes on recording all the time.  What was changed since the point is recorded by
+ * `since`, too: by it the bitmap is replaced at the end, and until then it says all that it
+ * said, whatever may happen. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "jobs/backup_internal.h"
+#include "jobs/manager.h"
+
+#define DEFAULT_WORKERS 16u
+#define DEFAULT_CHUNK   (1u << 20)
+
+static struct backup *backup_of(struct mirror *m)
+{
+    return CONTAINER_OF(m, struct backup, mirror);
+}
+
+/* ---- the point ---- */
+
+/* On users' threads. */
+static void note_unsaved(void *opaque, int err)
+{
+    struct backup *b = opaque;
+    int none = 0;
+
+    if (b->params.give_up && atomic_compare_exchange_strong(&b->unsaved, &none, err))
+        job_kick(b->job);
+}
+
+/* sync=none, to a target that isn't the store. */
+static void note_saved(void *opaque, uint64_t off, uint64_t len)
+{
+    struct backup *b = opaque;
+
+    dirty_bitmap_set(b->mirror.dirty, off, len);
+}
+
+/* The copier won't come back to what lies in whole chunks of the range. */
+static void forget_range(struct mirror *m, uint64_t off, uint64_t len)
+{
+    struct backup *b = backup_of(m);
+    uint64_t start = align_up(off, m->granularity), end = off + len;
+
+    if (end < m->source->size)
+        end = align_down(end, m->granularity);
+    if (b->params.sync == BACKUP_NONE || start >= end)
+        return;
+    frozen_release(b->point, start, end - start);
+    (void)!block_discard(b->store, start, end - start, 0); /* it only gives back space */
+}
+
+/* Chunks that are clean won't be copied. */
+static void release_clean_chunks(struct backup *b)
+{
+    uint64_t off, len, size = b->source->size, at = 0;
+
+    for (; dirty_bitmap_next(b->mirror.dirty, at, &off, &len); at = off + len)
+        frozen_release(b->point, at, off - at);
+    frozen_release(b->point, at, size - at);
+}
+
+static bool is_shown(const struct backup *b)
+{
+    return b->params.sync == BACKUP_NONE && b->params.stage.show;
+}
+
+/* What users change from here on is only theirs. */
+static void end_point(struct backup *b)
+{
+    if (b->shown)
+        b->params.stage.hide(b->params.stage.opaque, b->params.job.id);
+    b->shown = false;
+    if (b->point)
+        frozen_end(b->point);
+}
+
+/* ---- the start, on the job's thread ---- */
+
+static int compress_target(struct node *target, struct diag *diag)
+{
+    const char *why_not = node_why_not_compress(target);
+
+    if (why_not)
+        return diag_set(diag, ENOTSUP, "%s: compress: %s", target->filename, why_not);
+    target->options.compress = true;
+    return 0;
+}
+
+static int open_target(struct backup *b, struct diag *diag)
+{
+    const struct mirror_opener *opener = &b->mirror.params.opener;
+    struct node *target = TAKE(&b->params.target);
+
+    if (!target) {
+        int err =
+            opener->open(opener->opaque, b->source, &b->mirror.give_up, &target, diag);
+        if (err)
+            return err;
+    }
+    /* From here on mirror_finish or mirror_free closes it. */
+    b->mirror.params.target = b->mirror.target = target;
+    return b->params.compress ? compress_target(target, diag) : 0;
+}
+
+static int open_point(struct backup *b, struct diag *diag)
+{
+    struct node *target = b->mirror.target;
+    bool on_target = b->params.sync == BACKUP_NONE && !node_is_remote(target);
+
+    if (!on_target) {
+        int err = frozen_store_open(b->source, &b->own_store, diag);
+        if (err)
+            return err;
+    }
+    b->store = on_target ? target : b->own_store;
+    const struct frozen_setup setup = {
+        .source = b->source,
+        .store = b->store,
+        .store_is_blank = !on_target,
+        .give_up = b->params.give_up,
+        .timeout_ms = b->params.save_timeout_ms,
+        .failed = note_unsaved,
+        .saved = b->params.sync == BACKUP_NONE && !on_target ? note_saved : NULL,
+        .opaque = b,
+    };
+    return frozen_new(&setup, &b->point, diag);
+}
+
+/* All but the point itself. */
+static int prepare_backup(struct backup *b, struct diag *diag)
+{
+    struct mirror_params *p = &b->mirror.params;
+
+    int err = backup_check_bitmap(b, diag);
+    if (!err)
+        err = open_target(b, diag);
+    if (!err)
+        err = open_point(b, diag);
+    if (err)
+        return err;
+    p->source = frozen_node(b->point);
+    p->granularity = MAX(FROZEN_GRANULE, node_preferred(p->target));
+    p->granularity = MIN(p->granularity, BITMAP_MAX_GRANULARITY);
+    return mirror_prepare(&b->mirror, diag);
+}
+
+int backup_freeze(struct backup *b, struct dirty_bitmap *bitmap, struct diag *diag)
+{
+    int err = backup_take_bitmap(b, bitmap, diag);
+    if (err)
+        return err;
+    err = frozen_begin(b->point, diag);
+    if (err) {
+        backup_drop_bitmap(b);
+        return err;
+    }
+    if (b->params.sync == BACKUP_BITMAP)
+        release_clean_chunks(b);
+    return 0;
+}
+
+static int freeze_drained(struct backup *b, struct diag *diag)
+{
+    const struct mirror_pivot *users = &b->params.pivot;
+
+    users->begin_drain(users->opaque);
+    int err = backup_freeze(b, NULL, diag);
+    users->end_drain(users->opaque);
+    return err;
+}
+
+/* Tells who started it what came of `prepare_backup`, and waits for the decision, which comes
+ * also after a failure: until then he may look at the job. */
+static int wait_for_decision(struct backup *b, int err, struct diag *diag)
+{
+    LOCK_GUARD(&b->lock);
+    b->open_err = err;
+    b->open_diag = *diag;
+    b->opened = true;
+    pthread_cond_broadcast(&b->changed);
+    while (!b->decided)
+        lock_wait(&b->lock, &b->changed);
+    if (err || b->goes)
+        return err;
+    return diag_set(diag, ECANCELED, "job '%s': isn't wanted", b->params.job.id);
+}
+
+static int backup_open(struct job *job, void *state, struct diag *diag)
+{
+    struct backup *b = state;
+
+    b->job = job;
+    b->source = b->params.source;
+    if (!b->source)
+        b->source = b->params.pivot.take_reference(b->params.pivot.opaque);
+    int err = prepare_backup(b, diag);
+    if (b->held)
+        err = wait_for_decision(b, err, diag);
+    else if (!err)
+        err = freeze_drained(b, diag);
+    if (err || !is_shown(b))
+        return err;
+    b->shown = b->params.stage.show(b->params.stage.opaque, b->params.job.id, b->point);
+    return b->shown ? 0 : diag_errno(diag, ENOMEM, "job '%s'", b->params.job.id);
+}
+
+/* ---- the work ---- */
+
+static int check_point(struct mirror *m)
+{
+    return atomic_load(&backup_of(m)->unsaved);
+}
+
+static int backup_run(struct job *job, void *state, struct diag *diag)
+{
+    struct backup *b = state;
+
+    int err = mirror_run(job, &b->mirror, diag);
+    int unsaved = atomic_load(&b->unsaved);
+    if (err && err != -ECANCELED && unsaved)
+        err = diag_errno(diag, -unsaved,
+                         "job '%s': the point was given up: what a change was to destroy "
+                         "couldn't be saved",
+                         b->params.job.id);
+    if (!err)
+        end_point(b); /* nobody has to wait for the user's decision */
+    return err;
+}
+
+static int backup_finish(struct job *job, void *state, bool success, struct diag *diag)
+{
+    struct backup *b = state;
+
+    if (!success) {
+        mirror_interrupt(job, &b->mirror);
+        if (b->mirror.copier)
+            copier_wait_in_flight(b->mirror.copier);
+        backup_note_remainder(b);
+    }
+    end_point(b);
+    int err = mirror_finish(job, &b->mirror, success, diag);
+    backup_settle_bitmap(b, success && !err);
+    node_close(b->own_store);
+    b->own_store = NULL;
+    return err;
+}
+
+static void backup_free(void *state)
+{
+    struct backup *b = state;
+    struct frozen_point *point = b->point;
+
+    end_point(b);
+    backup_drop_bitmap(b);
+    node_close(b->own_store);
+    node_close(b->params.target);
+    pthread_cond_destroy(&b->changed);
+    lock_destroy(&b->lock);
+    free((char *)(uintptr_t)b->params.bitmap);
+    free((char *)(uintptr_t)b->params.job.id);
+    mirror_free(&b->mirror); /* and with it all of the backup */
+    frozen_put(point);
+}
+
+/* ---- the start, for who wants it ---- */
+
+/* Nobody writes to a frozen point. */
+static void drain_nobody(void *opaque)
+{
+    (void)opaque;
+}
+
+static const struct job_ops backup_job_ops = {
+    .type = "backup",
+    .open = backup_open,
+    .run = backup_run,
+    .wait_in_flight = mirror_wait_in_flight,
+    .interrupt = mirror_interrupt,
+    .finish = backup_finish,
+    .free = backup_free,
+};
+
+/* What the engine copies is a disk that nobody changes; how much of it, `sync` says. */
+static struct mirror_params engine_params(const struct backup_params *p)
+{
+    uint64_t chunk = p->max_chunk ? MIN(p->max_chunk, DEFAULT_CHUNK) : DEFAULT_CHUNK;
+    uint64_t workers =
+        p->max_workers ? MIN(p->max_workers, DEFAULT_WORKERS) : DEFAULT_WORKERS;
+
+    return (struct mirror_params){
+        .job = p->job,
+        .opener = p->opener,
+        .sync = p->sync == BACKUP_FULL  ? MIRROR_FULL
+                : p->sync == BACKUP_TOP ? MIRROR_TOP
+                                        : MIRROR_NONE,
+        .on_source_error = p->on_source_error,
+        .on_target_error = p->on_target_error,
+        .buf_size = MAX(chunk, FROZEN_GRANULE) * workers,
+        .unmap = true,
+        .pivot = {.begin_drain = drain_nobody, .end_drain = drain_nobody},
+    };
+}
+
+static struct backup *new_backup(const struct backup_params *params)
+{
+    struct backup *b = calloc(1, sizeof *b);
+    char *id = strdup(params->job.id);
+    char *bitmap = params->bitmap ? strdup(params->bitmap) : NULL;
+
+    if (!b || !id || !bitmap != !params->bitmap) {
+        free(b);
+        free(id);
+        free(bitmap);
+        return NULL;
+    }
+    b->params = *params;
+    b->params.job.id = id;
+    b->params.bitmap = bitmap;
+    lock_init(&b->lock, RANK_LEAF);
+    pthread_cond_init(&b->changed, NULL);
+    b->mirror.finite = params->sync != BACKUP_NONE;
+    b->mirror.endless = params->sync == BACKUP_NONE;
+    b->mirror.forget = forget_range;
+    b->mirror.check = check_point;
+    return b;
+}
+
+/* *out, unless it is NULL: the job is held. */
+static int launch_backup(struct job_manager *manager, const struct backup_params *params,
+                         struct backup **out, struct diag *diag)
+{
+    struct mirror_params engine = engine_params(params);
+    struct backup *b = new_backup(params);
+
+    if (!b) {
+        node_close(params->target);
+        if (params->opener.free)
+            params->opener.free(params->opener.opaque);
+        return diag_errno(diag, ENOMEM, "job '%s'", params->job.id);
+    }
+    b->held = out != NULL;
+    if (out)
+        *out = b;
+    return mirror_launch(manager, &b->mirror, &engine, &backup_job_ops, diag);
+}
+
+int backup_start(struct job_manager *manager, const struct backup_params *params,
+                 struct diag *diag)
+{
+    return launch_backup(manager, params, NULL, diag);
+}
+
+/* ---- several jobs at one point ---- */
+
+static int wait_until_opened(struct backup *b, struct diag *diag)
+{
+    LOCK_GUARD(&b->lock);
+    while (!b->opened)
+        lock_wait(&b->lock, &b->changed);
+    if (b->open_err)
+        *diag = b->open_diag;
+    return b->open_err;
+}
+
+int backup_start_held(struct job_manager *manager, const struct backup_params *params,
+                      struct backup **out, struct diag *diag)
+{
+    int err = launch_backup(manager, params, out, diag);
+    if (err)
+        return err;
+    err = wait_until_opened(*out, diag);
+    if (err)
+        backup_decide(*out, false);
+    return err;
+}
+
+void backup_decide(struct backup *b, bool go)
+{
+    LOCK_GUARD(&b->lock);
+    b->goes = go;
+    b->decided = true;
+    pthread_cond_broadcast(&b->changed);
+}

@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The bitmap of a backup: what is copied, and what it says afterwards. */
+#include <errno.h>
+
+#include "jobs/backup_internal.h"
+
+static void mark_since(struct observer *observer, uint64_t off, uint64_t len)
+{
+    dirty_bitmap_set(CONTAINER_OF(observer, struct backup, since_observer)->since, off,
+                     len);
+}
+
+/* Will it say something else at the end? */
+static bool is_replaced_at_end(const struct backup *b)
+{
+    return b->params.bitmap_mode != BACKUP_NEVER && b->params.sync != BACKUP_NONE;
+}
+
+int backup_check_bitmap(struct backup *b, struct diag *diag)
+{
+    /* Where several things happen at one point, it may come into being there. */
+    if (!b->params.bitmap || b->held)
+        return 0;
+    const struct dirty_bitmap *bitmap =
+        mirror_find_bitmap(b->source, b->params.bitmap, diag);
+    if (!bitmap)
+        return -ENOENT;
+    return dirty_bitmap_busy(bitmap)
+               ? diag_set(diag, EBUSY, "bitmap '%s' is in use by a job", b->params.bitmap)
+               : 0;
+}
+
+static struct dirty_bitmap *new_like(const struct dirty_bitmap *bitmap)
+{
+    return dirty_bitmap_new(NULL, dirty_bitmap_size(bitmap),
+                            dirty_bitmap_granularity(bitmap));
+}
+
+/* What it records from here on is recorded by itself, too; one that is disabled records
+ * nothing. */
+static int begin_since(struct backup *b)
+{
+    if (!is_replaced_at_end(b) || !dirty_bitmap_enabled(b->named))
+        return 0;
+    b->since = new_like(b->named);
+    if (!b->since)
+        return -ENOMEM;
+    b->since_observer.wrote = mark_since;
+    return observer_add(&b->source->observers, &b->since_observer);
+}
+
+/* What readers of the point are told. */
+static int copy_for_readers(struct backup *b)
+{
+    struct dirty_bitmap *copy = new_like(b->named);
+
+    if (!copy)
+        return -ENOMEM;
+    dirty_bitmap_merge(copy, b->named);
+    frozen_set_changed(b->point, copy);
+    return 0;
+}
+
+int backup_take_bitmap(struct backup *b, struct dirty_bitmap *acquired, struct diag *diag)
+{
+    if (!b->params.bitmap)
+        return 0;
+    b->named = acquired ? acquired : node_bitmap_acquire(b->source, b->params.bitmap, diag);
+    if (!b->named)
+        return -diag->err;
+    int err = begin_since(b);
+    if (!err && b->params.sync == BACKUP_NONE)
+        err = copy_for_readers(b);
+    if (err) {
+        backup_drop_bitmap(b);
+        return diag_errno(diag, -err, "bitmap '%s'", b->params.bitmap);
+    }
+    if (b->params.sync == BACKUP_BITMAP)
+        dirty_bitmap_merge(b->mirror.dirty, b->named);
+    return 0;
+}
+
+void backup_note_remainder(struct backup *b)
+{
+    const struct mirror *m = &b->mirror;
+
+    if (!b->named || b->params.bitmap_mode != BACKUP_ALWAYS ||
+        b->params.sync != BACKUP_BITMAP || !(b->remainder = new_like(b->named)))
+        return;
+    dirty_bitmap_merge(b->remainder, m->dirty);
+    /* It may have arrived, and may be lost. */
+    dirty_bitmap_merge(b->remainder, m->unflushed);
+    dirty_bitmap_merge(b->remainder, m->flushing);
+}
+
+static void end_since(struct backup *b)
+{
+    if (b->since)
+        observer_remove(&b->source->observers, &b->since_observer);
+}
+
+void backup_drop_bitmap(struct backup *b)
+{
+    end_since(b);
+    dirty_bitmap_free(b->since);
+    dirty_bitmap_free(b->remainder);
+    if (b->named)
+        dirty_bitmap_release(b->named);
+    b->since = b->remainder = b->named = NULL;
+}
+
+void backup_settle_bitmap(struct backup *b, bool success)
+{
+    bool replaced = b->named && is_replaced_at_end(b) && (success || b->remainder);
+
+    if (replaced) {
+        dirty_bitmap_clear(b->named, 0, dirty_bitmap_size(b->named));
+        if (!success)
+            dirty_bitmap_merge(b->named, b->remainder);
+        if (b->since)
+            dirty_bitmap_merge(b->named, b->since);
+    }
+    end_since(b);
+    /* Once more: one who was marking both may have been in the bitmap before it was cleared,
+     * and in `since` after that was looked at.  Nobody is any more. */
+    if (replaced && b->since)
+        dirty_bitmap_merge(b->named, b->since);
+    backup_drop_bitmap(b);
+}
