@@ -39,42 +39,6 @@ struct copier {
     struct copy_worker workers[MAX_WORKERS];
 };
 
-/* ---- copying one range ---- */
-
-/* One run of the source's status, or as much of it as was asked for. */
-static int copy_run(struct copy_worker *w, const struct block_status *st, uint64_t off,
-                    uint64_t len, struct copy_result *result)
-{
-    const struct copier_config *c = &w->copier->config;
-
-    if (st->zero) {
-        result->write_side = true;
-        return block_zero(c->target, off, len, c->unmap ? BLOCK_MAY_UNMAP : 0);
-    }
-    result->write_side = false;
-    int err = block_read(c->source, w->buffer, off, len);
-    if (err)
-        return err;
-    result->write_side = true;
-    result->sent += len;
-    return block_write(c->target, w->buffer, off, len, 0);
-}
-
-static void copy_range(struct copy_worker *w, struct copy_result *result)
-{
-    uint64_t off = w->range.start, end = w->range.end;
-
-    *result = (struct copy_result){.off = off, .len = end - off};
-    while (off < end && !result->err) {
-        struct block_status st;
-        /* What can't be asked is copied as data. */
-        if (block_status(w->copier->config.source, off, end - off, &st))
-            st = (struct block_status){.length = end - off, .data = true};
-        result->err = copy_run(w, &st, off, st.length, result);
-        off += st.length;
-    }
-}
-
 /* ---- locked ranges ---- */
 
 void copier_lock_range(struct copier *copier, struct locked_range *range, uint64_t off,
@@ -128,7 +92,11 @@ static void copy_or_flush(struct copy_worker *w)
         copier->flush_result = block_flush(copier->config.target);
         return;
     }
-    copy_range(w, &result);
+    const struct copy_how how = {.source = copier->config.source,
+                                 .target = copier->config.target,
+                                 .unmap = copier->config.unmap};
+    copy_range(&how, w->buffer, copier->config.max_range, w->range.start,
+               w->range.end - w->range.start, &result);
     copier->config.done(copier->config.opaque, &result);
     copier_unlock_range(copier, &w->range);
 }

@@ -17,20 +17,14 @@
 #include "base/compiler.h"
 #include "base/range_lock.h"
 #include "block/node.h"
-
-/* The end of a copy, on a worker's thread, before its range is unlocked. */
-struct copy_result {
-    uint64_t off, len;
-    int err;         /* 0 or -errno */
-    bool write_side; /* err came from the target */
-    uint64_t sent;   /* bytes of data that went over (not zeroes) */
-};
+#include "jobs/copy_range.h"
 
 struct copier_config {
     struct node *source, *target;
     uint64_t buf_size;  /* bytes of buffers, at most */
     uint64_t max_range; /* bytes of one copy, at most */
     bool unmap;
+    /* The end of a copy, on a worker's thread, before its range is unlocked. */
     void (*done)(void *opaque, const struct copy_result *result);
     /* After `done`, when the range is unlocked and the worker can be had again. */
     void (*freed)(void *opaque);

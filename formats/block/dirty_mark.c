@@ -105,12 +105,18 @@ void dirty_mark_give_up(struct dirty_mark *mark)
     mark->given_up = true;
 }
 
+/* The sync of a session without flushes. */
+static int sync_if_void(struct node *node)
+{
+    return node->options.no_final_sync ? 0 : storage_sync_if_void(node->file);
+}
+
 /* State CLEARING, so no allocation runs or starts. */
 static int commit_all(struct node *node)
 {
     int err = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
 
-    return err ? err : storage_sync_if_void(node->file);
+    return err ? err : sync_if_void(node);
 }
 
 /* State CLEARING, after commit_all. */
@@ -121,7 +127,8 @@ static int clear_bit(struct dirty_mark *mark)
 
     if (err)
         return err;
-    err = storage_sync(node->file);
+    err =
+        node->options.no_final_sync ? storage_flush(node->file) : storage_sync(node->file);
     if (err)
         mcache_poison(node->mc);
     return err;
@@ -171,7 +178,7 @@ int dirty_mark_finish(struct dirty_mark *mark)
         return err;
     if (mark->enabled)
         return dirty_mark_clear(mark, true);
-    return storage_sync_if_void(node->file);
+    return sync_if_void(node);
 }
 
 /* One-shot, `delay` after the last allocation; one since it was armed moves it. */

@@ -72,6 +72,9 @@ struct node_options {
      * nothing but driver->info, the fields of the node and node_close may be used. */
     bool describe;
     bool keep_marks; /* volatile-final-sync=no: no sync, marks stay at close */
+    /* With a cache mode without flushes: none at the end either.  For images that whoever
+     * makes them can make again. */
+    bool no_final_sync;
 };
 
 struct node {

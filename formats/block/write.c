@@ -17,6 +17,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/zero_bytes.h"
 #include "block/coded.h"
 #include "block/engine.h"
 
@@ -317,18 +318,6 @@ int engine_write_zeroes(struct node *node, uint64_t off, uint64_t len, bool lock
     return 0;
 }
 
-static bool all_zero(const unsigned char *buf, uint64_t len)
-{
-    /* Once the first bytes are known to be zero, the buffer equals itself shifted by them.
-     */
-    uint64_t head = MIN(len, 16);
-
-    for (uint64_t i = 0; i < head; i++)
-        if (buf[i])
-            return false;
-    return memcmp(buf, buf + head, len - head) == 0;
-}
-
 static int write_request(struct node *node, const void *buf, uint64_t off, uint64_t len,
                          unsigned flags)
 {
@@ -350,7 +339,7 @@ int block_write(struct node *node, const void *buf, uint64_t off, uint64_t len,
 {
     enum detect_zeroes detect = node->options.detect_zeroes;
 
-    if (detect != DETECT_OFF && all_zero(buf, len))
+    if (detect != DETECT_OFF && bytes_are_zero(buf, len))
         return block_zero(node, off, len,
                           (flags & (BLOCK_FUA | BLOCK_INSIDE)) |
                               (detect == DETECT_UNMAP ? BLOCK_MAY_UNMAP : 0));

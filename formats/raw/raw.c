@@ -31,7 +31,8 @@ static int raw_close(struct node *node)
     if (!node->active)
         return 0;
     int rc = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
-    if (rc == 0 && node->file->no_flush && !node->options.keep_marks)
+    if (rc == 0 && node->file->no_flush && !node->options.keep_marks &&
+        !node->options.no_final_sync)
         rc = storage_sync(node->file);
     return rc;
 }

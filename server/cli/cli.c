@@ -7,7 +7,9 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/size.h"
 #include "base/words.h"
+#include "block/cache_mode.h"
 #include "cli.h"
 
 /* Enough for every command's table, asserted by its use below. */
@@ -213,6 +215,23 @@ int cli_take_image(const struct cli_command *cmd, int argc, char **argv, cli_tak
         return cli_usage_error("--image-opts and -f exclude each other: driver=%s says it",
                                image->format);
     return CLI_GO_ON;
+}
+
+int cli_parse_cache(const char *what, const char *word, const struct cache_mode **out)
+{
+    *out = cache_mode_find(word);
+    return *out ? CLI_OK
+                : cli_error("Invalid %s option: %s: must be %s", what, word,
+                            cache_mode_names());
+}
+
+int cli_parse_rate(const char *text, uint64_t *speed)
+{
+    if (size_parse(text, speed) == 0 && *speed > 0 && *speed <= INT64_MAX)
+        return CLI_OK;
+    return cli_error("Invalid rate limit specified: '%s': it is a number of bytes per "
+                     "second, or one followed by k, M, G, T, P or E",
+                     text);
 }
 
 const char *cli_local_name(const char *filename)

@@ -33,8 +33,8 @@ struct cli_command {
                char **argv); /* returns the exit code */
 };
 
-extern const struct cli_command check_command, create_command, info_command, job_command,
-    map_command, serve_command;
+extern const struct cli_command check_command, convert_command, create_command,
+    info_command, job_command, map_command, serve_command;
 
 /* The values of options that have no letter start here; a command's own come after. */
 enum {
@@ -76,6 +76,14 @@ enum cli_output { OUTPUT_HUMAN, OUTPUT_JSON };
 
 /* The word of --output; complains when it is another one. */
 int cli_parse_output(const char *word, enum cli_output *out);
+
+struct cache_mode;
+
+/* The word of -t ("cache") or -T ("source cache"); complains when it is another one. */
+int cli_parse_cache(const char *what, const char *word, const struct cache_mode **out);
+
+/* Bytes per second, of -r. */
+int cli_parse_rate(const char *text, uint64_t *speed);
 
 /* ---- commands that look at one image ---- */
 

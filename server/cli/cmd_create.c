@@ -156,24 +156,10 @@ static int settle_size(struct create_args *args, uint64_t *size)
     return options_set(&args->list, "size", text);
 }
 
-/* The driver judges whether there has to be a secret; here it is only found. */
-static int take_secret(const struct create_args *args, struct create_request *req)
-{
-    const char *id = options_get(&args->list, "encrypt.key-secret");
-    if (!id)
-        return CLI_OK;
-    const struct secret_item *secret = secrets_find_passphrase(&args->secrets, id);
-    if (!secret)
-        return CLI_FAILED;
-    req->passphrase = secret->bytes;
-    req->passphrase_len = secret->len;
-    return CLI_OK;
-}
-
 static int create_as_asked(struct create_args *args)
 {
     CLEANUP_FREE struct create_option *for_driver = NULL;
-    struct create_request req = {.filename = args->filename};
+    struct create_request req = {0};
     struct diag diag = {0};
 
     if (!driver_can(args->format, DRIVER_BACKING) &&
@@ -182,21 +168,11 @@ static int create_as_asked(struct create_args *args)
                          args->filename, args->format->name);
     if (create_options_check(args->format, &args->list, args->filename) != CLI_OK ||
         settle_size(args, &req.size) != CLI_OK ||
-        create_options_hints(&args->list, args->filename, &req.hints) != CLI_OK ||
-        create_options_for_driver(args->format, &args->list, &for_driver, &req.n_options) !=
-            CLI_OK)
+        create_options_request(args->format, &args->list, args->filename, &args->secrets,
+                               &req, &for_driver) != CLI_OK)
         return CLI_FAILED;
     if (!args->quiet)
         create_options_announce(args->format, &args->list, args->filename);
-
-    req.options = for_driver;
-    req.backing_file = options_get(&args->list, "backing_file");
-    req.backing_format = options_get(&args->list, "backing_fmt");
-    req.data_file = options_get(&args->list, "data_file");
-    if (req.data_file)
-        req.data_file = cli_local_name(req.data_file);
-    if (take_secret(args, &req) != CLI_OK)
-        return CLI_FAILED;
     if (create_image(args->format, &req, &diag) < 0)
         return cli_diag(&diag);
     return CLI_OK;

@@ -177,8 +177,9 @@ void create_options_announce(const struct driver *format, const struct option_li
     fflush(stdout);
 }
 
-int create_options_for_driver(const struct driver *format, const struct option_list *list,
-                              struct create_option **options, size_t *count)
+/* Those that are the driver's business. */
+static int take_for_driver(const struct driver *format, const struct option_list *list,
+                           struct create_option **options, size_t *count)
 {
     struct create_option *out = calloc(list->count + 1, sizeof *out);
     size_t n = 0;
@@ -197,8 +198,9 @@ int create_options_for_driver(const struct driver *format, const struct option_l
     return CLI_OK;
 }
 
-int create_options_hints(const struct option_list *list, const char *filename,
-                         struct storage_hints *hints)
+/* The wishes for the file. */
+static int take_hints(const struct option_list *list, const char *filename,
+                      struct storage_hints *hints)
 {
     const char *nocow = options_get(list, "nocow");
     const char *extent = options_get(list, "extent_size_hint");
@@ -209,4 +211,36 @@ int create_options_hints(const struct option_list *list, const char *filename,
     hints->nocow = nocow && strcmp(nocow, "on") == 0;
     hints->extent_size_hint = (uint32_t)bytes;
     return CLI_OK;
+}
+
+/* The driver judges whether there has to be a secret; here it is only found. */
+static int take_secret(const struct option_list *list, const struct secrets *secrets,
+                       struct create_request *req)
+{
+    const char *id = options_get(list, "encrypt.key-secret");
+    if (!id)
+        return CLI_OK;
+    const struct secret_item *secret = secrets_find_passphrase(secrets, id);
+    if (!secret)
+        return CLI_FAILED;
+    req->passphrase = secret->bytes;
+    req->passphrase_len = secret->len;
+    return CLI_OK;
+}
+
+int create_options_request(const struct driver *format, const struct option_list *list,
+                           const char *filename, const struct secrets *secrets,
+                           struct create_request *req, struct create_option **options)
+{
+    if (take_hints(list, filename, &req->hints) != CLI_OK ||
+        take_for_driver(format, list, options, &req->n_options) != CLI_OK)
+        return CLI_FAILED;
+    req->filename = filename;
+    req->options = *options;
+    req->backing_file = options_get(list, "backing_file");
+    req->backing_format = options_get(list, "backing_fmt");
+    req->data_file = options_get(list, "data_file");
+    if (req->data_file)
+        req->data_file = cli_local_name(req->data_file);
+    return take_secret(list, secrets, req);
 }

@@ -5,6 +5,7 @@
 
 #include "block/driver.h"
 #include "options.h"
+#include "secrets.h"
 
 /* Complains that `what` (a format) is none of those there are; returns CLI_FAILED. */
 int create_format_unknown(const char *what, const char *name);
@@ -22,13 +23,11 @@ int create_options_check(const struct driver *format, struct option_list *list,
 void create_options_announce(const struct driver *format, const struct option_list *list,
                              const char *filename);
 
-/* Of a list that was checked, the options that are the driver's business; the caller frees
- * the array, whose texts stay the list's.  Returns an exit code. */
-int create_options_for_driver(const struct driver *format, const struct option_list *list,
-                              struct create_option **options, size_t *count);
-
-/* The wishes for the file.  Returns an exit code. */
-int create_options_hints(const struct option_list *list, const char *filename,
-                         struct storage_hints *hints);
+/* What a list that was checked asks for, of a size that is settled; what it names is found
+ * among the secrets.  Texts stay the list's; *options is for the caller to free, whatever
+ * is returned: an exit code. */
+int create_options_request(const struct driver *format, const struct option_list *list,
+                           const char *filename, const struct secrets *secrets,
+                           struct create_request *req, struct create_option **options);
 
 #endif

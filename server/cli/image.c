@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Opening an image as the commands that read one do. */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "cli.h"
@@ -11,15 +12,28 @@
  */
 #define CACHE_BYTES (16u << 20)
 
-/* Is it a file we can open, but of no known magic? */
-static bool looks_raw(const char *filename)
+/* Is it something that we can open, but of no known magic? */
+static bool looks_raw(const char *filename, const struct storage_protocol *protocol)
 {
     const struct storage_open how = {.read_only = true};
     CLEANUP_STORAGE struct storage *file = NULL;
     const struct driver *driver;
 
-    return storage_open_file(filename, &how, &file, NULL) == 0 &&
+    return protocol->open(filename, &how, &file, NULL) == 0 &&
            chain_find_driver(file, NULL, &driver, NULL) == -EINVAL;
+}
+
+static int open_and_start(struct image *image, const char *filename,
+                          const struct chain_options *options, struct diag *diag)
+{
+    int err = chain_open(&image->ctx, filename, options, &image->node, diag);
+    if (err)
+        return err;
+    err = chain_start(image->node);
+    if (!err)
+        return 0;
+    node_close(image->node);
+    return diag_errno(diag, -err, "%s: starting its threads", filename);
 }
 
 static int open_chain(struct image *image, const char *filename,
@@ -29,10 +43,21 @@ static int open_chain(struct image *image, const char *filename,
 
     if (block_context_init(&image->ctx, CACHE_BYTES, NULL, NULL) < 0)
         return cli_error("out of memory");
-    if (chain_open(&image->ctx, filename, options, &image->node, &diag) == 0)
+    if (open_and_start(image, filename, options, &diag) == 0)
         return CLI_OK;
     block_context_destroy(&image->ctx);
     return diag.err == EAGAIN && share_helps ? cli_locked(&diag) : cli_diag(&diag);
+}
+
+/* As qemu-img, of an image that is going to be written to. */
+static void warn_of_guess(const char *filename)
+{
+    fprintf(stderr,
+            "WARNING: Image format was not specified for '%s' and probing guessed raw.\n"
+            "         Automatically detecting the format is dangerous for raw images, "
+            "write operations on block 0 will be restricted.\n"
+            "         Specify the 'raw' format explicitly to remove the restrictions.\n",
+            filename);
 }
 
 int image_open(struct image *image, const char *filename,
@@ -41,12 +66,16 @@ int image_open(struct image *image, const char *filename,
     struct chain_options actual = *options;
     bool maybe_raw = guess == IMAGE_MAYBE_RAW;
 
-    bool is_local = !options->protocol || options->protocol == &storage_protocol_file;
-
-    filename = is_local ? cli_local_name(filename) : filename;
-    if (maybe_raw && !options->format && is_local && looks_raw(filename))
+    if (!actual.protocol)
+        actual.protocol = &storage_protocol_file;
+    if (actual.protocol == &storage_protocol_file)
+        filename = cli_local_name(filename);
+    if (maybe_raw && !options->format && looks_raw(filename, actual.protocol)) {
         actual.format = "raw";
-    return open_chain(image, filename, &actual, maybe_raw);
+        if (!options->read_only)
+            warn_of_guess(filename);
+    }
+    return open_chain(image, filename, &actual, maybe_raw && options->read_only);
 }
 
 /* As --image-opts has it. */
@@ -76,6 +105,32 @@ static int open_by_options(struct image *image, const struct cli_image *given,
     return code;
 }
 
+/* A name on the command line that is no path: a URI, or JSON. */
+static bool is_special_name(const char *name)
+{
+    return strncmp(name, "json:", 5) == 0 ||
+           storage_protocol_of(name) != &storage_protocol_file;
+}
+
+static int open_by_name(struct image *image, const struct cli_image *given,
+                        struct chain_options *options)
+{
+    CLEANUP_REFERENCE struct reference ref = {0};
+    struct diag diag = {0};
+
+    if (!is_special_name(given->filename))
+        return image_open(image, given->filename, options, IMAGE_MAYBE_RAW);
+    if (reference_resolve("", given->filename, REFERENCES_ANY, &ref, &diag) < 0)
+        return cli_diag(&diag);
+    if (ref.format && options->format && strcmp(ref.format, options->format) != 0)
+        return cli_error("%s: its format is said twice: '%s' and '%s'", given->filename,
+                         ref.format, options->format);
+    if (ref.format)
+        options->format = ref.format;
+    options->protocol = ref.protocol;
+    return image_open(image, ref.path, options, IMAGE_MAYBE_RAW);
+}
+
 int image_open_given(struct image *image, const struct cli_image *given,
                      const struct chain_options *options)
 {
@@ -84,7 +139,7 @@ int image_open_given(struct image *image, const struct cli_image *given,
     if (given->image_opts)
         return open_by_options(image, given, options);
     actual.format = given->format;
-    return image_open(image, given->filename, &actual, IMAGE_MAYBE_RAW);
+    return open_by_name(image, given, &actual);
 }
 
 int image_close(struct image *image)

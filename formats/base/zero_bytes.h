@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Are bytes all zero?  Layer: base. */
+#ifndef BASE_ZERO_BYTES_H
+#define BASE_ZERO_BYTES_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <string.h>
+
+static inline bool bytes_are_zero(const void *buf, size_t len)
+{
+    /* Once the first bytes are known to be zero, the buffer equals itself shifted by them.
+     */
+    const unsigned char *bytes = buf;
+    size_t head = len < 16 ? len : 16;
+
+    for (size_t i = 0; i < head; i++)
+        if (bytes[i])
+            return false;
+    return memcmp(bytes, bytes + head, len - head) == 0;
+}
+
+#endif

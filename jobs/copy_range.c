@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* One range is taken run by run of the source's status; data goes through the caller's
+ * buffer, piece by piece. */
+#include "jobs/copy_range.h"
+
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/zero_bytes.h"
+
+#define SECTOR 512u
+
+/* A range on its way. */
+struct copying {
+    const struct copy_how *how;
+    void *buffer;
+    size_t buffer_bytes;
+    struct copy_result *result;
+};
+
+static uint64_t to_target(const struct copy_how *how, uint64_t off)
+{
+    return how->target_start + (off - how->source_start);
+}
+
+static int failed(struct copying *c, bool write_side, uint64_t at, int err)
+{
+    if (err) {
+        c->result->write_side = write_side;
+        c->result->failed_at = at;
+    }
+    return err;
+}
+
+static int write_data(struct copying *c, const void *data, uint64_t off, uint64_t len)
+{
+    uint64_t to = to_target(c->how, off);
+
+    c->result->sent += len;
+    return failed(c, true, to, block_write(c->how->target, data, to, len, 0));
+}
+
+/* Zeroes, as data. */
+static int write_zero_bytes(struct copying *c, uint64_t off, uint64_t len)
+{
+    int err = 0;
+
+    memset(c->buffer, 0, MIN(len, c->buffer_bytes));
+    for (uint64_t n; !err && len > 0; off += n, len -= n) {
+        n = MIN(len, c->buffer_bytes);
+        err = write_data(c, c->buffer, off, n);
+    }
+    return err;
+}
+
+static int zero_target(struct copying *c, uint64_t off, uint64_t len)
+{
+    const struct copy_how *how = c->how;
+    uint64_t to = to_target(how, off);
+
+    if (how->write_zeroes)
+        return write_zero_bytes(c, off, len);
+    if (how->target_is_zero) {
+        if (to >= how->target_zero_from)
+            return 0;
+        len = MIN(len, how->target_zero_from - to);
+    }
+    return failed(c, true, to,
+                  block_zero(how->target, to, len, how->unmap ? BLOCK_MAY_UNMAP : 0));
+}
+
+/* ---- data ---- */
+
+/* How many bytes from the beginning on are zero, or aren't, in whole units. */
+static uint64_t measure_alike(const char *data, uint64_t len, uint64_t unit, bool *zero)
+{
+    uint64_t n = MIN(len, unit);
+
+    *zero = bytes_are_zero(data, n);
+    while (n < len && bytes_are_zero(data + n, MIN(unit, len - n)) == *zero)
+        n += MIN(unit, len - n);
+    return n;
+}
+
+static int write_but_zeroes(struct copying *c, uint64_t off, uint64_t len)
+{
+    const char *data = c->buffer;
+    int err = 0;
+
+    for (uint64_t n; !err && len > 0; off += n, len -= n, data += n) {
+        bool zero;
+        n = measure_alike(data, len, c->how->zero_unit, &zero);
+        err = zero ? zero_target(c, off, n) : write_data(c, data, off, n);
+    }
+    return err;
+}
+
+/* Sector by sector, so that no more is given up than can't be read. */
+static int read_what_can_be(struct copying *c, uint64_t off, uint64_t len)
+{
+    char *to = c->buffer;
+
+    for (uint64_t n; len > 0; off += n, len -= n, to += n) {
+        n = MIN(len, SECTOR - off % SECTOR);
+        int err = block_read(c->how->source, to, off, n);
+        if (!err)
+            continue;
+        memset(to, 0, n);
+        err = c->how->read_failed(c->how->opaque, off, n, err);
+        if (err)
+            return failed(c, false, off, err);
+    }
+    return 0;
+}
+
+static int copy_piece(struct copying *c, uint64_t off, uint64_t len)
+{
+    int err = block_read(c->how->source, c->buffer, off, len);
+
+    if (err && c->how->read_failed)
+        err = read_what_can_be(c, off, len);
+    else
+        failed(c, false, off, err);
+    if (err)
+        return err;
+    return c->how->zero_unit ? write_but_zeroes(c, off, len)
+                             : write_data(c, c->buffer, off, len);
+}
+
+static int copy_data(struct copying *c, uint64_t off, uint64_t len)
+{
+    int err = 0;
+
+    for (uint64_t n; !err && len > 0; off += n, len -= n) {
+        n = MIN(len, c->buffer_bytes);
+        err = copy_piece(c, off, n);
+    }
+    return err;
+}
+
+/* ---- runs ---- */
+
+enum run_kind { RUN_DATA, RUN_ZERO, RUN_LEFT_OUT };
+
+static enum run_kind kind_of(const struct copy_how *how, const struct block_status *st)
+{
+    if (how->depth && st->depth >= how->depth)
+        return RUN_LEFT_OUT;
+    return st->zero ? RUN_ZERO : RUN_DATA;
+}
+
+/* Makes a run end where the target's pieces do: data goes on to the next end, the rest ends
+ * at the last one, or is data as well. */
+static void align_run(const struct copy_how *how, uint64_t off, uint64_t rest,
+                      uint64_t *len, enum run_kind *kind)
+{
+    uint64_t to = to_target(how, off), end = to + *len;
+
+    if (how->align <= 1 || *len == rest)
+        return;
+    if (*kind != RUN_DATA && align_down(end, how->align) > to) {
+        *len = align_down(end, how->align) - to;
+        return;
+    }
+    *kind = RUN_DATA;
+    *len = MIN(rest, align_up(end, how->align) - to);
+}
+
+/* The run at off: *len is how long it may be, and then is. */
+static enum run_kind find_run(const struct copy_how *how, uint64_t off, uint64_t *len)
+{
+    struct block_status st;
+    uint64_t rest = *len;
+
+    /* What can't be asked is copied as data. */
+    if (block_status(how->source, off, rest, &st))
+        st = (struct block_status){.length = rest, .data = true};
+    enum run_kind kind = kind_of(how, &st);
+    *len = st.length;
+    align_run(how, off, rest, len, &kind);
+    return kind;
+}
+
+void copy_range(const struct copy_how *how, void *buffer, size_t buffer_bytes, uint64_t off,
+                uint64_t len, struct copy_result *result)
+{
+    struct copying c = {
+        .how = how, .buffer = buffer, .buffer_bytes = buffer_bytes, .result = result};
+    uint64_t end = off + len;
+
+    *result = (struct copy_result){.off = off, .len = len};
+    for (uint64_t n; off < end && !result->err; off += n) {
+        n = end - off;
+        enum run_kind kind = find_run(how, off, &n);
+        if (kind == RUN_DATA)
+            result->err = copy_data(&c, off, n);
+        else if (kind == RUN_ZERO)
+            result->err = zero_target(&c, off, n);
+    }
+}

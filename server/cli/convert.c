@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Converting: the sources, one behind the other, are copied into the target. */
+#include "convert.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "block/cache_mode.h"
+#include "copy_disk.h"
+#include "image.h"
+#include "interrupt.h"
+#include "progress.h"
+#include "target.h"
+
+#define SECTOR 512
+
+struct conversion {
+    struct convert_args *args;
+    struct image *images; /* n_open of them are open */
+    size_t n_open;
+    struct node **nodes; /* theirs; NULL at the end */
+    uint64_t size;       /* of all, each in whole sectors */
+    struct target target;
+};
+
+/* ---- the sources ---- */
+
+static int open_source(struct conversion *c, const char *filename)
+{
+    const struct convert_args *args = c->args;
+    const struct chain_options chain = {
+        .read_only = true,
+        .node = {.lock_off = args->source.share, .cache = args->source_cache},
+    };
+    struct cli_image given = args->source;
+
+    given.filename = filename;
+    int code = image_open_given(&c->images[c->n_open], &given, &chain);
+    if (code != CLI_OK)
+        return code;
+    c->nodes[c->n_open] = c->images[c->n_open].node;
+    if (add_overflows(c->size, align_up(c->nodes[c->n_open]->size, SECTOR), &c->size) ||
+        c->size > INT64_MAX)
+        code = cli_error("%s: together the sources are too large", filename);
+    c->n_open++;
+    return code;
+}
+
+static int open_sources(struct conversion *c)
+{
+    struct convert_args *args = c->args;
+    int code = CLI_OK;
+
+    c->images = calloc(args->n_sources, sizeof *c->images);
+    c->nodes = calloc(args->n_sources + 1, sizeof(struct node *));
+    if (!c->images || !c->nodes)
+        return cli_error("out of memory");
+    for (size_t i = 0; i < args->n_sources && code == CLI_OK; i++)
+        code = open_source(c, args->sources[i]);
+    return code;
+}
+
+static int close_sources(struct conversion *c, int code)
+{
+    while (c->n_open > 0)
+        if (image_close(&c->images[--c->n_open]) != CLI_OK)
+            code = CLI_FAILED;
+    free(c->images);
+    free(c->nodes);
+    return code;
+}
+
+/* ---- the target ---- */
+
+static int check_backing(const struct convert_args *args)
+{
+    const char *name = options_get(&args->list, "backing_file");
+    const char *format = options_get(&args->list, "backing_fmt");
+
+    if (!name)
+        return CLI_OK;
+    if (!driver_can(args->driver, DRIVER_BACKING))
+        return cli_error("%s: Backing file not supported for file format '%s'",
+                         args->target, args->driver->name);
+    if (args->n_sources > 1)
+        return cli_error("Having a backing file for the target makes no sense when "
+                         "concatenating multiple input images");
+    if (!format)
+        return cli_error("Use of backing file requires explicit backing format");
+    if (!driver_find(format))
+        return create_format_unknown("Unknown backing format", format);
+    return CLI_OK;
+}
+
+/* A new target is as large as the sources; as for qemu-img, whatever -o says. */
+static int settle_size(struct conversion *c, uint64_t *size)
+{
+    char text[32];
+
+    *size = c->size;
+    snprintf(text, sizeof text, "%" PRIu64, c->size);
+    return options_set(&c->args->list, "size", text);
+}
+
+static int make_target(struct conversion *c, struct target_request *request)
+{
+    struct convert_args *args = c->args;
+    CLEANUP_FREE struct create_option *options = NULL;
+    struct create_request create = {0};
+
+    if (args->existing)
+        return target_open(&c->target, request);
+    if (check_backing(args) != CLI_OK ||
+        create_options_check(args->driver, &args->list, args->target) != CLI_OK ||
+        settle_size(c, &create.size) != CLI_OK ||
+        create_options_request(args->driver, &args->list, args->target,
+                               &args->source.secrets, &create, &options) != CLI_OK)
+        return CLI_FAILED;
+    request->create = &create;
+    return target_open(&c->target, request);
+}
+
+static int open_target(struct conversion *c)
+{
+    struct convert_args *args = c->args;
+    struct target_request request = {.filename = args->target,
+                                     .format = args->driver,
+                                     .cache = args->cache,
+                                     .compress = args->compress,
+                                     .sources = c->nodes};
+    struct cli_image given = {
+        .filename = args->target, .image_opts = true, .secrets = args->source.secrets};
+
+    if (args->compress && args->driver && !args->driver->reserve_compressed)
+        return cli_error("Compression not supported for this file format");
+    int code = args->target_image_opts ? target_open_given(&c->target, &given, &request)
+                                       : make_target(c, &request);
+    if (code != CLI_OK || c->target.image.node->size >= c->size)
+        return code;
+    cli_error("output file is smaller than input file");
+    return target_finish(&c->target, false, CLI_FAILED);
+}
+
+/* ---- copying ---- */
+
+/* From which layer of the source on the target has it all from its backing file: where that
+ * is one of them; else, as the user says that they are alike, the first. */
+static unsigned depth_of_backing(const struct node *source, const struct node *target)
+{
+    unsigned depth = 1;
+
+    if (!target->backing)
+        return 0;
+    for (const struct node *node = source->backing; node; node = node->backing, depth++)
+        if (storage_is_same(node->file, target->backing->file))
+            return depth;
+    return 1;
+}
+
+static struct copy_how how_to_copy(const struct conversion *c, struct node *source,
+                                   uint64_t start)
+{
+    const struct convert_args *args = c->args;
+    struct node *target = c->target.image.node;
+    bool is_zero = c->target.is_zero || args->target_is_zero;
+    uint32_t unit = is_zero ? args->sparse : MAX(args->sparse, target->subcluster_size);
+
+    if (args->compress)
+        unit = target->cluster_size;
+    return (struct copy_how){
+        .source = source,
+        .target = target,
+        .target_start = start,
+        .unmap = true,
+        .zero_unit = args->sparse ? unit : 0,
+        .write_zeroes = args->sparse == 0,
+        .align = args->compress ? target->cluster_size : 1,
+        .target_is_zero = is_zero,
+        .target_zero_from = target->backing ? target->backing->size : 0,
+        .depth = args->existing ? 0 : depth_of_backing(source, target),
+    };
+}
+
+/* What a raw file lacks of its last sector. */
+static int zero_tail(struct conversion *c, uint64_t end, uint64_t rounded)
+{
+    if (end == rounded || c->target.is_zero || c->args->target_is_zero)
+        return CLI_OK;
+    int err = block_zero(c->target.image.node, end, rounded - end, BLOCK_MAY_UNMAP);
+    return err ? cli_error("error while writing at byte %" PRIu64 ": %s", end,
+                           strerror(-err))
+               : CLI_OK;
+}
+
+static int copy_sources(struct conversion *c)
+{
+    const struct convert_args *args = c->args;
+    uint64_t start = 0;
+    int code = CLI_OK;
+
+    for (size_t i = 0; i < args->n_sources && code == CLI_OK; i++) {
+        struct node *source = c->nodes[i];
+        uint64_t rounded = align_up(source->size, SECTOR);
+        const struct copy_disk copy = {
+            .how = how_to_copy(c, source, start),
+            .length = source->size,
+            .threads = args->threads,
+            .speed = args->speed,
+            .salvage = args->salvage,
+            .quiet = args->quiet,
+            .done_before = start,
+            .total = c->size,
+        };
+        code = copy_disk(&copy);
+        if (code == CLI_OK)
+            code = zero_tail(c, start + source->size, start + rounded);
+        start += rounded;
+    }
+    return code;
+}
+
+/* With a cache mode that syncs, all is on the disk when the command ends. */
+static int flush_target(struct conversion *c)
+{
+    int err = block_flush(c->target.image.node);
+
+    return err ? cli_error("%s: cannot be flushed: %s", c->args->target, strerror(-err))
+               : CLI_OK;
+}
+
+static int copy_to_target(struct conversion *c)
+{
+    progress_begin(c->args->progress && !c->args->quiet);
+    int code = copy_sources(c);
+    if (code == CLI_OK)
+        code = flush_target(c);
+    progress_end(code == CLI_OK);
+    return target_finish(&c->target, code == CLI_OK, code);
+}
+
+/* Of what the sources don't have. */
+static int check_sources(const struct conversion *c)
+{
+    if (c->args->snapshot)
+        return cli_error("Failed to load snapshot: %s has no snapshots to convert",
+                         c->args->sources[0]);
+    if (c->args->bitmaps)
+        return cli_error("Source lacks bitmap support");
+    return CLI_OK;
+}
+
+int convert(struct convert_args *args)
+{
+    struct conversion c = {.args = args};
+
+    int code = open_sources(&c);
+    if (code == CLI_OK)
+        code = check_sources(&c);
+    interrupt_catch();
+    if (code == CLI_OK)
+        code = open_target(&c);
+    if (code == CLI_OK)
+        code = copy_to_target(&c);
+    code = close_sources(&c, code);
+    interrupt_die();
+    return code;
+}

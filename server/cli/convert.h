@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What `qimg convert` was asked for, and doing it.  Layer: server. */
+#ifndef CLI_CONVERT_H
+#define CLI_CONVERT_H
+
+#include "cli.h"
+#include "create_options.h"
+
+#define CONVERT_MAX_SPARSE (16u << 20)
+
+struct convert_args {
+    struct cli_image source; /* how all sources are opened */
+    char **sources;
+    size_t n_sources;
+
+    const char *target, *format;
+    const struct driver *driver; /* NULL: target_image_opts says it */
+    struct option_list list;     /* of the new image */
+    bool options_given;
+    const char *backing_file, *backing_format;
+
+    const char *snapshot; /* NULL: none */
+    uint32_t sparse;      /* bytes; 0: no holes */
+    bool sparse_given;
+    unsigned threads; /* 0: not given */
+    uint64_t speed;
+    const struct cache_mode *cache, *source_cache;
+    bool compress, existing, target_is_zero, target_image_opts, offload, salvage, bitmaps;
+    bool progress, quiet;
+};
+
+/* Complains and returns an exit code. */
+int convert(struct convert_args *args);
+
+#endif

@@ -1,0 +1,269 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Making, opening and naming what a command writes to. */
+#include "target.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "storage/protocol.h"
+
+/* ---- what is there ---- */
+
+/* Is one of the chains' files the target, or the target's data file? */
+static int check_not_read(struct node *const *sources, struct storage *file)
+{
+    for (; *sources; sources++)
+        for (const struct node *node = *sources; node; node = node->backing)
+            if (storage_is_same(file, node->file) ||
+                (node->data_file && storage_is_same(file, node->data_file)))
+                return cli_error("%s: the target is a file of the source", file->name);
+    return CLI_OK;
+}
+
+static int check_name_not_read(struct node *const *sources, const char *path)
+{
+    const struct storage_open how = {.read_only = true};
+    CLEANUP_STORAGE struct storage *file = NULL;
+
+    return storage_open_file(path, &how, &file, NULL) == 0 ? check_not_read(sources, file)
+                                                           : CLI_OK;
+}
+
+/* The file that is going to lose its name: nobody else may have it. */
+static int lock_replaced(struct target *target, struct node *const *sources)
+{
+    static const struct storage_open how = {0};
+    struct diag diag = {0};
+
+    if (storage_open_file(target->path, &how, &target->replaced, &diag) < 0)
+        return cli_diag(&diag);
+    int code = check_not_read(sources, target->replaced);
+    if (code == CLI_OK && storage_lock(target->replaced, STORAGE_WRITER, &diag) < 0)
+        code = cli_diag(&diag);
+    return code;
+}
+
+/* ---- the other name ---- */
+
+/* The new file is for whom the old one was for. */
+static int set_owner(int fd, const struct stat *old)
+{
+    mode_t mask = umask(0);
+
+    umask(mask);
+    if (!old)
+        return fchmod(fd, 0666 & ~mask);
+    if (fchown(fd, old->st_uid, old->st_gid) < 0 && old->st_uid != geteuid())
+        return -1;
+    return fchmod(fd, old->st_mode & 07777);
+}
+
+static int make_temporary(struct target *target, const struct stat *old)
+{
+    CLEANUP_FREE char *folder = strdup(target->path), *base = strdup(target->path);
+    CLEANUP_CLOSE int fd = -1;
+
+    if (!folder || !base ||
+        asprintf(&target->temporary, "%s/.%.200s.XXXXXX", dirname(folder), basename(base)) <
+            0) {
+        target->temporary = NULL;
+        return cli_error("out of memory");
+    }
+    fd = mkostemp(target->temporary, O_CLOEXEC);
+    if (fd < 0) {
+        int err = errno;
+        free(TAKE(&target->temporary));
+        return cli_error("%s: cannot be created: %s", target->filename, strerror(err));
+    }
+    if (set_owner(fd, old) < 0)
+        return cli_error("%s: cannot get the owner and mode of the old file: %s",
+                         target->filename, strerror(errno));
+    return CLI_OK;
+}
+
+/* Decides how it is written: under another name, or in place. */
+static int plan_file(struct target *target, struct node *const *sources)
+{
+    struct stat st;
+
+    target->path = realpath(target->filename, NULL);
+    if (!target->path && lstat(target->filename, &st) == 0)
+        return CLI_OK; /* a link to what isn't there */
+    if (!target->path) {
+        target->path = strdup(target->filename);
+        return target->path ? make_temporary(target, NULL) : cli_error("out of memory");
+    }
+    if (stat(target->path, &st) < 0)
+        return cli_error("%s: %s", target->filename, strerror(errno));
+    if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+        return cli_error("%s: is neither a file nor a block device", target->filename);
+    int code = lock_replaced(target, sources);
+    if (code != CLI_OK)
+        return code;
+    if (S_ISREG(st.st_mode) && st.st_nlink == 1)
+        return make_temporary(target, &st);
+    storage_close(TAKE(&target->replaced));
+    return CLI_OK;
+}
+
+/* ---- the data file of a new image ---- */
+
+static int plan_data_file(struct target *target, const struct target_request *request)
+{
+    const char *name = request->create->data_file;
+    CLEANUP_REFERENCE struct reference ref = {0};
+    struct stat st;
+
+    /* What is wrong with the name is said when the file is made. */
+    if (!name || reference_resolve(target->filename, name, REFERENCES_ANY, &ref, NULL) < 0)
+        return CLI_OK;
+    if (strcmp(ref.path, target->filename) == 0 ||
+        (target->path && strcmp(ref.path, target->path) == 0))
+        return cli_error("%s: data_file: is the image itself", name);
+    if (stat(ref.path, &st) == 0)
+        return check_name_not_read(request->sources, ref.path);
+    target->data_file = TAKE(&ref.path);
+    return CLI_OK;
+}
+
+/* ---- opening ---- */
+
+static void remove_files(struct target *target)
+{
+    if (target->temporary)
+        unlink(target->temporary);
+    if (target->data_file)
+        unlink(target->data_file);
+}
+
+static void release_target(struct target *target)
+{
+    storage_close(target->replaced);
+    free(target->path);
+    free(target->temporary);
+    free(target->data_file);
+}
+
+static struct chain_options chain_options_for(const struct target_request *request)
+{
+    return (struct chain_options){
+        .format = request->format ? request->format->name : NULL,
+        .keep_locked = true,
+        .node = {.cache = request->cache,
+                 .compress = request->compress,
+                 .no_final_sync = request->cache && request->cache->no_flush},
+    };
+}
+
+static int activate(struct target *target, const struct target_request *request)
+{
+    struct node *node = target->image.node;
+    struct diag diag = {0};
+
+    int code = check_not_read(request->sources, node->file);
+    if (code == CLI_OK && request->compress && node_why_not_compress(node))
+        code = cli_error("%s: Compression not supported for this file format: %s",
+                         node->filename, node_why_not_compress(node));
+    if (code == CLI_OK && node_activate(node, &diag) < 0)
+        code = cli_diag(&diag);
+    if (code != CLI_OK)
+        (void)image_close(&target->image);
+    return code;
+}
+
+static int make_and_open(struct target *target, const struct target_request *request)
+{
+    struct create_request *create = request->create;
+    struct chain_options options = chain_options_for(request);
+    const struct chain_passphrase key = {.bytes = create->passphrase,
+                                         .len = create->passphrase_len};
+    struct diag diag = {0};
+
+    create->filename = target->temporary ? target->temporary : target->filename;
+    if (create_image(request->format, create, &diag) < 0)
+        return cli_diag(&diag);
+    if (create->passphrase) {
+        options.passphrases = &key;
+        options.n_passphrases = 1;
+    }
+    int code = image_open(&target->image, create->filename, &options, IMAGE_NEVER_RAW);
+    if (code != CLI_OK)
+        return code;
+    target->is_zero = driver_can(request->format, DRIVER_CLUSTERS) ||
+                      !target->image.node->file->fixed_size;
+    return activate(target, request);
+}
+
+static int make_target(struct target *target, const struct target_request *request)
+{
+    int code = plan_file(target, request->sources);
+
+    if (code == CLI_OK)
+        code = plan_data_file(target, request);
+    if (code == CLI_OK)
+        code = make_and_open(target, request);
+    if (code != CLI_OK) {
+        remove_files(target);
+        release_target(target);
+    }
+    return code;
+}
+
+int target_open_given(struct target *target, const struct cli_image *given,
+                      const struct target_request *request)
+{
+    const struct chain_options options = chain_options_for(request);
+
+    *target = (struct target){.filename = given->filename};
+    int code = image_open_given(&target->image, given, &options);
+    return code == CLI_OK ? activate(target, request) : code;
+}
+
+int target_open(struct target *target, const struct target_request *request)
+{
+    struct cli_image given = {.filename = request->filename,
+                              .format = request->format->name};
+
+    *target = (struct target){.filename = cli_local_name(request->filename)};
+    /* Exports are somebody else's to make: one that is there is written to. */
+    if (!request->create ||
+        storage_protocol_of(request->filename) != &storage_protocol_file)
+        return target_open_given(target, &given, request);
+    return make_target(target, request);
+}
+
+/* ---- the end ---- */
+
+static void say_what_is_left(const struct target *target)
+{
+    if (target->temporary)
+        cli_error(target->replaced ? "%s: is as it was before" : "%s: was not made",
+                  target->filename);
+    else
+        cli_error("%s: is incomplete", target->filename);
+}
+
+int target_finish(struct target *target, bool complete, int code)
+{
+    if (image_close(&target->image) != CLI_OK) {
+        complete = false;
+        code = CLI_FAILED;
+    }
+    if (complete && target->temporary && rename(target->temporary, target->path) < 0) {
+        code = cli_error("%s: cannot be given its name: %s", target->filename,
+                         strerror(errno));
+        complete = false;
+    }
+    if (!complete) {
+        remove_files(target);
+        say_what_is_left(target);
+    }
+    release_target(target);
+    return code;
+}

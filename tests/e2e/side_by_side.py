@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""qimg beside qemu-img: each row of a table is run by both, in folders that began alike, and what comes
+of it has to be the same: the exit status, what is printed, and what the images read as."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+
+from harness import KIB, MIB, QIMG, Case, create, fill, qemu_json, qemu_text, run
+
+SIZE = 4 * MIB
+VOLATILE = {"actual-size", "date-sec", "date-nsec", "uuid"}
+
+
+def pattern(seed, length):
+    """Bytes that can be compressed, but aren't zero."""
+    return bytes((seed + i // 7 + i * (i // 1000)) % 251 + 1 for i in range(length))
+
+
+def make_fixture(folder):
+    """Small images of each kind, as rows name them."""
+    def path(name):
+        return os.path.join(folder, name)
+
+    head, middle = pattern(1, 200 * KIB), pattern(2, 100 * KIB)
+    with open(path("a.raw"), "wb") as file:
+        file.truncate(SIZE)
+        file.write(head)
+        file.seek(2 * MIB + 4 * KIB)
+        file.write(middle)
+    with open(path("odd.raw"), "wb") as file:
+        file.write(pattern(3, 70001))
+    for name, fmt, options in (("a.qcow2", "qcow2", ""), ("a.qed", "qed", ""), ("v2.qcow2", "qcow2", "compat=0.10"),
+                               ("lazy.qcow2", "qcow2", "lazy_refcounts=on"), ("ext.qcow2", "qcow2", "extended_l2=on"),
+                               ("small.qcow2", "qcow2", "cluster_size=4k,refcount_bits=1")):
+        create(path(name), fmt, SIZE, options)
+        fill(path(name), fmt, [(0, head), (2 * MIB + 4 * KIB, middle)])
+    run("qemu-img", "convert", "-c", "-O", "qcow2", path("a.raw"), path("comp.qcow2"))
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=data.raw,data_file_raw=on", "data.qcow2", SIZE, cwd=folder)
+    run("qemu-io", "-f", "qcow2", "-c", "write -q -P 9 64k 128k", "data.qcow2", cwd=folder)
+    for name, fmt in (("over.qcow2", "qcow2"), ("over.qed", "qed")):
+        run("qemu-img", "create", "-q", "-f", fmt, "-b", "a.raw", "-F", "raw", name, cwd=folder)
+        run("qemu-io", "-f", fmt, "-c", "write -q -P 5 64k 192k", "-c", "write -q -P 6 3M 10k", "-c", "write -q -z 2M 128k",
+            name, cwd=folder)
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "over.qcow2", "-F", "qcow2", "top.qcow2", cwd=folder)
+    run("qemu-io", "-f", "qcow2", "-c", "write -q -P 7 1M 64k", "top.qcow2", cwd=folder)
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "a.raw", "-F", "raw", "long.qcow2", "5M", cwd=folder)
+    run("qemu-io", "-f", "qcow2", "-c", "write -q -P 8 4500k 64k", "long.qcow2", cwd=folder)
+    shutil.copy(path("a.raw"), path("b.raw"))
+    with open(path("b.raw"), "r+b") as file:
+        file.seek(3 * MIB + 1000)
+        file.write(b"x")
+
+
+def strip(value):
+    """JSON without what differs from run to run."""
+    if isinstance(value, dict):
+        return {k: strip(v) for k, v in value.items() if k not in VOLATILE}
+    return [strip(v) for v in value] if isinstance(value, list) else value
+
+
+def printed(text):
+    """What was printed, comparable."""
+    try:
+        return strip(qemu_json(json.loads(text)))
+    except (ValueError, TypeError, AttributeError):
+        text = qemu_text(text).replace("qemu-img", "qimg")
+        return re.sub(r"(?m)^disk size: .*$", "disk size: -", text)
+
+
+def flat(path):
+    """What an image reads as that names its data file as its own folder has it."""
+    run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", os.path.basename(path), "flat", cwd=os.path.dirname(path))
+    with open(os.path.join(os.path.dirname(path), "flat"), "rb") as file:
+        return file.read()
+
+
+class SideBySide(Case):
+    """Rows are (words, images): the command, and the results that are compared, as "name:format"."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        import tempfile
+        from harness import tmp_root
+        cls.fixture = tempfile.mkdtemp(prefix="qimg-side-", dir=tmp_root())
+        cls.addClassCleanup(shutil.rmtree, cls.fixture, ignore_errors=True)
+        make_fixture(cls.fixture)
+
+    def both(self, words, before=()):
+        """Runs a command by both, after others by qemu's tools; their results."""
+        done = []
+        for tool, folder in (("qemu-img", "theirs"), (QIMG, "ours")):
+            there = self.path(folder)
+            shutil.rmtree(there, ignore_errors=True)
+            subprocess.run(["cp", "-r", "--sparse=always", self.fixture, there], check=True)
+            for argv in before:
+                run(*argv.split(), cwd=there)
+            done.append(run(tool, *words, cwd=there, check=False))
+        return done
+
+    def same(self, row, text=True):
+        words, images, *before = row
+        theirs, ours = self.both(words.split(), before)
+        said = f"\n--- qemu-img\n{theirs.stdout}{theirs.stderr}\n--- qimg\n{ours.stdout}{ours.stderr}"
+        self.assertEqual(theirs.returncode, ours.returncode, said)
+        if text:
+            self.assertEqual(printed(theirs.stdout), printed(ours.stdout), said)
+        self.assertEqual(bool(theirs.stderr), bool(ours.stderr), said)
+        for image in images.split():
+            name, fmt = image.split(":")
+            self.same_image(name, fmt)
+
+    def same_image(self, name, fmt):
+        theirs, ours = os.path.join(self.path("theirs"), name), os.path.join(self.path("ours"), name)
+        self.assertEqual(os.path.exists(theirs), os.path.exists(ours), f"{name}: made by one only")
+        if not os.path.exists(theirs):
+            return
+        infos = [strip(qemu_json(run("qemu-img", "info", "--output=json", "-f", fmt, name, cwd=os.path.dirname(path)).stdout))
+                 for path in (theirs, ours)]
+        self.assertEqual(*infos)
+        if "data-file" in infos[0].get("format-specific", {}).get("data", {}):
+            self.assertEqual(*[flat(path) for path in (theirs, ours)])
+        else:
+            run("qemu-img", "compare", "-q", "-f", fmt, "-F", fmt, theirs, ours)
+        if fmt != "raw":
+            run("qemu-img", "check", "-q", "-f", fmt, name, cwd=self.path("ours"))
+
+    def rows(self, table, **kwargs):
+        for row in table:
+            with self.subTest(row=row[0]):
+                self.same(row, **kwargs)

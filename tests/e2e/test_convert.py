@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`qimg convert`: as qemu-img's, beside it; what it does where that does less; and how it ends."""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import time
+
+from harness import KIB, MIB, QIMG, Case, create, fill, plugin_env, run, wait_until
+from side_by_side import SideBySide, pattern
+
+FORMATS = ("raw", "qcow2", "qed")
+
+
+class Beside(SideBySide):
+    """The same words to both."""
+
+    def test_each_format_to_each(self):
+        self.rows([(f"convert -f {source} -O {target} a.{source} out", f"out:{target}")
+                   for source in FORMATS for target in FORMATS])
+
+    def test_kinds_of_sources(self):
+        self.rows([(f"convert -O {target} {source} out", f"out:{target}")
+                   for source in ("odd.raw", "v2.qcow2", "ext.qcow2", "small.qcow2", "comp.qcow2", "data.qcow2", "over.qed",
+                                  "top.qcow2", "long.qcow2")
+                   for target in ("raw", "qcow2")])
+
+    def test_options_of_the_target(self):
+        self.rows([(f"convert -O qcow2 -o {options} a.raw out", "out:qcow2") for options in (
+            "cluster_size=4k", "cluster_size=2M", "compat=0.10", "compat=1.1", "lazy_refcounts=on", "refcount_bits=1",
+            "refcount_bits=64", "extended_l2=on,cluster_size=128k", "preallocation=metadata", "preallocation=falloc",
+            "preallocation=full", "size=5M", "compression_type=zstd", "data_file=out.data", "data_file=out.data,data_file_raw=on")])
+        self.rows([("convert -O qed -o cluster_size=4k,table_size=2 a.raw out", "out:qed"),
+                   ("convert -O raw -o preallocation=falloc a.qcow2 out", "out:raw"),
+                   ("convert -O raw -o preallocation=full a.qcow2 out", "out:raw"),
+                   ("convert -O raw -o size=5M a.qcow2 out", "out:raw")])
+
+    def test_compressed(self):
+        self.rows([(f"convert -c -O qcow2 {options} {source} out", "out:qcow2")
+                   for options in ("", "-o compression_type=zstd", "-o cluster_size=4k", "-o compat=0.10", "-W -m 3")
+                   for source in ("a.raw", "over.qcow2")])
+
+    def test_holes(self):
+        self.rows([(f"convert -S {size} -O {target} a.raw out", f"out:{target}")
+                   for size in ("0", "512", "4k", "1M") for target in FORMATS])
+
+    def test_backing_files(self):
+        self.rows([("convert -O qcow2 -B a.raw -F raw over.qcow2 out", "out:qcow2"),
+                   ("convert -O qcow2 -o backing_file=a.raw,backing_fmt=raw over.qcow2 out", "out:qcow2"),
+                   ("convert -O qcow2 -B over.qcow2 -F qcow2 top.qcow2 out", "out:qcow2"),
+                   ("convert -O qed -B a.raw -F raw over.qed out", "out:qed"),
+                   ("convert -c -O qcow2 -B a.raw -F raw over.qcow2 out", "out:qcow2"),
+                   ("convert -O qcow2 -B a.raw -F raw long.qcow2 out", "out:qcow2")])
+
+    def test_into_what_is_there(self):
+        self.rows([("convert -n -O qcow2 a.raw b.qcow2", "b.qcow2:qcow2", "qemu-img create -q -f qcow2 b.qcow2 4M"),
+                   ("convert -n -O qcow2 a.raw b.qcow2", "b.qcow2:qcow2", "qemu-img create -q -f qcow2 b.qcow2 6M"),
+                   ("convert -n --target-is-zero -O qcow2 a.raw b.qcow2", "b.qcow2:qcow2",
+                    "qemu-img create -q -f qcow2 b.qcow2 4M"),
+                   ("convert -n -O raw over.qcow2 b.raw", "b.raw:raw"),
+                   ("convert -n -O qcow2 b.raw ext.qcow2", "ext.qcow2:qcow2"),
+                   ("convert -n -c -O qcow2 b.raw b.qcow2", "b.qcow2:qcow2", "qemu-img create -q -f qcow2 b.qcow2 4M"),
+                   ("convert -n -O qcow2 b.raw small.qcow2", "small.qcow2:qcow2"),
+                   ("convert -n -O qcow2 b.raw over.qcow2", "over.qcow2:qcow2"),
+                   ("convert -O qcow2 a.raw b.raw", "b.raw:qcow2"),
+                   ("convert -n --target-image-opts a.raw driver=qcow2,file.filename=lazy.qcow2", "lazy.qcow2:qcow2")])
+
+    def test_several_sources(self):
+        self.rows([("convert -O qcow2 a.raw odd.raw out", "out:qcow2"), ("convert -O raw odd.raw odd.raw out", "out:raw"),
+                   ("convert -f qcow2 -O qed a.qcow2 top.qcow2 ext.qcow2 out", "out:qed"),
+                   ("convert -n -O raw odd.raw odd.raw b.raw", "b.raw:raw"),
+                   ("convert -c -O qcow2 odd.raw a.raw out", "out:qcow2")])
+
+    def test_ways_of_working(self):
+        self.rows([(f"convert {words} -O qcow2 a.raw out", "out:qcow2") for words in (
+            "-m 1", "-m 16", "-W", "-q", "-U", "-t none", "-t writeback", "-t unsafe", "-T none", "-r 100M", "--salvage", "-C")])
+        self.rows([("convert -p -q -O qcow2 a.raw out", "out:qcow2"),
+                   ("convert --image-opts -O raw driver=qcow2,file.filename=a.qcow2 out", "out:raw")])
+
+    def test_refused(self):
+        self.rows([(f"convert {words}", "") for words in (
+            "a.raw", "", "-n --target-is-zero a.raw out", "--target-is-zero a.raw out", "-C -c -O qcow2 a.raw out",
+            "-C -S 0 a.raw out", "-m 77 a.raw out", "-m 0 a.raw out", "-c a.raw out", "-c -O qed a.raw out",
+            "-B a.raw -O qcow2 over.qcow2 out", "-O foo a.raw out", "-f foo a.raw out", "-S 77 a.raw out", "-r foo a.raw out",
+            "-t foo a.raw out", "-T foo a.raw out", "-n -o cluster_size=4k -O qcow2 a.raw a.qcow2",
+            "--target-image-opts a.raw driver=raw,file.filename=out", "-O qcow2 -o cluster_size=3 a.raw out",
+            "a.raw a.raw", "a.raw nodir/out", "--salvage -C a.raw out", "-O qcow2 -B none -F raw a.raw out", "none out",
+            "-O qcow2 -B a.raw -F raw a.raw b.raw out", "-O raw -B a.raw -F raw over.qcow2 out", "-n -O qcow2 a.raw none",
+            "-n -O raw long.qcow2 a.raw", "-f qcow2 a.raw out", "-f qed a.qcow2 out",
+            "--bogus a.raw out")])
+
+
+class Alone(Case):
+    """What isn't qemu-img's."""
+
+    def source(self):
+        path = self.path("a.raw")
+        with open(path, "wb") as file:
+            file.truncate(64 * MIB)
+            for at in range(0, 64, 4):
+                file.seek(at * MIB)
+                file.write(pattern(at, MIB))
+        return path
+
+    def test_from_and_to_exports(self):
+        source, image = self.source(), create(self.path("b.qcow2"), "qcow2", 64 * MIB)
+        served, target = self.serve(source, "format=raw"), self.serve(image)
+        run(QIMG, "convert", "-n", "-O", "raw", served.uri, target.uri)
+        run("qemu-img", "compare", "-f", "raw", "-F", "raw", served.uri, target.uri)
+        run(QIMG, "convert", "-O", "qed", served.uri, self.path("c.qed"))
+        run("qemu-img", "compare", "-U", "-f", "raw", "-F", "qed", source, self.path("c.qed"))
+        run(QIMG, "convert", self.path("c.qed"), target.uri)  # an export is there already
+        run("qemu-img", "compare", "-f", "raw", "-F", "raw", served.uri, target.uri)
+        names = run(QIMG, "info", served.uri).stdout
+        self.assertIn("file format: raw", names)
+        self.assertIn('"start": 0', run(QIMG, "map", "--output=json", served.uri).stdout)
+
+    def test_a_middle_layer_as_backing_file(self):
+        """What lies between the target's backing file and the source is copied; qemu-img leaves it out."""
+        run("qemu-img", "create", "-q", "-f", "raw", "base", "4M", cwd=self.dir)
+        for name, below, fmt, at in (("mid", "base", "raw", "0"), ("top", "mid", "qcow2", "1M")):
+            run("qemu-img", "create", "-q", "-f", "qcow2", "-b", below, "-F", fmt, name, cwd=self.dir)
+            run("qemu-io", "-f", "qcow2", "-c", f"write -q -P 3 {at} 64k", name, cwd=self.dir)
+        run(QIMG, "convert", "-O", "qcow2", "-B", "base", "-F", "raw", "top", "out", cwd=self.dir)
+        run("qemu-img", "compare", "top", "out", cwd=self.dir)
+
+    def start(self, *words, stderr=subprocess.PIPE):
+        return subprocess.Popen([str(QIMG), "convert", *words], cwd=self.dir, stdout=subprocess.PIPE, stderr=stderr, text=True,
+                                env=plugin_env())
+
+    def test_interrupted(self):
+        """A new file isn't there, an old one is as it was, one in place is said to be incomplete."""
+        self.source()
+        for number, old in ((signal.SIGINT, False), (signal.SIGTERM, True)):
+            if old:
+                pathlib.Path(self.path("out")).write_bytes(b"old")
+            process = self.start("-r", "2M", "-O", "qcow2", "a.raw", "out")
+            wait_until(lambda: any(name.startswith(".out.") for name in os.listdir(self.dir)), 10, "the temporary file")
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=20)
+            self.assertEqual(process.returncode, -number)
+            self.assertRegex(errors, "out: is as it was before" if old else "out: was not made")
+            self.assertEqual(sorted(os.listdir(self.dir)), ["a.raw", "out"] if old else ["a.raw"])
+        self.assertEqual(pathlib.Path(self.path("out")).read_bytes(), b"old")
+        create(self.path("there"), "qcow2", 64 * MIB)
+        process = self.start("-r", "2M", "-n", "-O", "qcow2", "a.raw", "there")
+        wait_until(lambda: os.path.getsize(self.path("there")) > 400 * KIB, 10, "the copy")
+        process.send_signal(signal.SIGINT)
+        self.assertRegex(process.communicate(timeout=20)[1], "there: is incomplete")
+        run("qemu-img", "check", "-q", "there", cwd=self.dir)
+
+    def test_progress(self):
+        self.source()
+        shown = subprocess.run([QIMG, "convert", "-p", "a.raw", "out"], cwd=self.dir, capture_output=True, check=True).stdout.decode()
+        self.assertRegex(shown, r"^    \(0\.00/100%\)\r(    \(\d+\.\d\d/100%\)\r)+\n$")
+        self.assertTrue(shown.endswith("    (100.00/100%)\r\n"))
+        process = self.start("-r", "8M", "a.raw", "out")
+        wait_until(lambda: any(name.startswith(".out.") for name in os.listdir(self.dir)), 10, "the temporary file")
+        time.sleep(0.2)  # its handler comes right behind the file
+        for _ in range(20):
+            process.send_signal(signal.SIGUSR1)
+            time.sleep(0.02)
+        time.sleep(0.5)
+        process.kill()
+        self.assertRegex(process.communicate()[1], r"^(    \(\d+\.\d\d/100%\)\n)+$")
+
+    def test_full_disk(self):
+        """Nothing is left of a file that couldn't be written, and the message says why."""
+        self.source()
+        done = run("bash", "-c", f"ulimit -f 4096; trap '' XFSZ; {QIMG} convert -O qcow2 a.raw out", cwd=self.dir, check=False)
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, "error while writing at byte [0-9]+: File too large")
+        self.assertEqual(os.listdir(self.dir), ["a.raw"])
+
+    def test_salvage(self):
+        """What can't be read, here for want of a compressed cluster's bytes, is left zero, and said."""
+        create(self.path("a.qcow2"), "qcow2", MIB)
+        fill(self.path("a.qcow2"), "qcow2", [(0, pattern(1, MIB))])
+        run("qemu-img", "convert", "-c", "-O", "qcow2", "a.qcow2", "c.qcow2", cwd=self.dir)
+        where = run("qemu-img", "map", "--output=json", "c.qcow2", cwd=self.dir).stdout
+        self.assertIn('"data": true', where)
+        with open(self.path("c.qcow2"), "r+b") as file:
+            file.seek(5 * 64 * KIB + 100)
+            file.write(b"\xff" * 200)
+        self.assertEqual(run(QIMG, "convert", "c.qcow2", "out", cwd=self.dir, check=False).returncode, 1)
+        done = run(QIMG, "convert", "--salvage", "c.qcow2", "out", cwd=self.dir)
+        self.assertRegex(done.stderr, "warning: error while reading offset [0-9]+: ")
+        whole, left = pattern(1, MIB), pathlib.Path(self.path("out")).read_bytes()
+        lost = [i for i in range(0, MIB, 64 * KIB) if left[i:i + 64 * KIB] != whole[i:i + 64 * KIB]]
+        self.assertTrue(0 < len(lost) < 16 and all(not any(left[i:i + 64 * KIB]) for i in lost), lost)
+
+    def test_a_target_in_use(self):
+        self.source()
+        run(QIMG, "convert", "-O", "qcow2", "a.raw", "out", cwd=self.dir)
+        before = os.stat(self.path("out"))
+        self.serve(self.path("out"), "writable=now")
+        done = run(QIMG, "convert", "-O", "qcow2", "a.raw", "out", cwd=self.dir, check=False)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("lock", done.stderr)
+        self.assertEqual(before.st_ino, os.stat(self.path("out")).st_ino)
+
+    def test_owner_and_links(self):
+        """An old file's mode goes over to the new one; through a link, and one of several names, as they are."""
+        self.source()
+        pathlib.Path(self.path("real")).write_bytes(b"old")
+        os.chmod(self.path("real"), 0o640)
+        os.symlink("real", self.path("link"))
+        run(QIMG, "convert", "-O", "qcow2", "a.raw", "link", cwd=self.dir)
+        self.assertTrue(os.path.islink(self.path("link")))
+        self.assertEqual(os.stat(self.path("real")).st_mode & 0o777, 0o640)
+        os.link(self.path("real"), self.path("other"))
+        run(QIMG, "convert", "-O", "raw", "a.raw", "real", cwd=self.dir)
+        self.assertEqual(os.stat(self.path("real")).st_nlink, 2)
+        run("qemu-img", "compare", "-f", "raw", "-F", "raw", "a.raw", "other", cwd=self.dir)
+
+    def test_encrypted(self):
+        self.source()
+        secret = ("--object", "secret,id=s,data=sesame")
+        opts = "driver=qcow2,file.filename=e.qcow2,encrypt.key-secret=s"
+        run(QIMG, "convert", *secret, "-O", "qcow2", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
+            "a.raw", "e.qcow2", cwd=self.dir)
+        run("qemu-img", "compare", *secret, "--image-opts", "driver=raw,file.filename=a.raw", opts, cwd=self.dir)
+        run(QIMG, "convert", *secret, "--image-opts", "-O", "raw", opts, "out", cwd=self.dir)
+        run("qemu-img", "compare", "-f", "raw", "-F", "raw", "a.raw", "out", cwd=self.dir)
+        self.assertIn("passphrase", run(QIMG, "convert", "e.qcow2", "o", cwd=self.dir, check=False).stderr)
