@@ -2,7 +2,7 @@
 # Prints each include that goes against the direction of the layers, and each include guard that
 # isn't named after its file; exit status 1 if there is any.
 #
-#     base <- storage <- mcache <- block <- {raw, qed, qcow2} <- registry <- server
+#     base <- storage <- mcache <- block <- {raw, qed, qcow2, luks} <- registry <- server
 #     base <- {codec, crypto} <- block        registry <- jobs <- server
 #     registry <- common <- {server, cli}
 #
@@ -18,7 +18,7 @@
 . "$(dirname "$0")/lib.sh"
 cd "$root"
 
-drivers="raw qed qcow2"
+drivers="raw qed qcow2 luks"
 declare -A may_use=(
     [base]="base"
     [storage]="base storage"

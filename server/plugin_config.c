@@ -27,7 +27,7 @@
 
 const char plugin_config_help[] =
     "[file=]<IMAGE>                  (required) The image to serve.\n"
-    "format=auto|qcow2|qed|raw       Its format; raw is never guessed.\n"
+    "format=auto|qcow2|qed|luks|raw  Its format; raw is never guessed.\n"
     "cache=writeback|writethrough|none|directsync|volatile\n"
     "                                How writes are cached.  volatile ignores flushes: "
     "after a\n"
@@ -38,7 +38,8 @@ const char plugin_config_help[] =
     "lazy-refcounts=on|off           Postpone refcounts (qcow2 v3; default as the image "
     "says).\n"
     "backing=<PATH>|none             Use this backing file instead of the image's.\n"
-    "backing-format=qcow2|qed|raw    Its format.\n"
+    "backing-format=qcow2|qed|luks|raw\n"
+    "                                Its format.\n"
     "references=any|dir|none         Which files an image may name.\n"
     "data-file=<PATH>                Use this data file instead of the image's.\n"
     "snapshot=none|<NAME>            Serve this internal snapshot, read-only.\n"
@@ -171,10 +172,10 @@ static int set_file(struct plugin_config *c, const char *key, const char *value)
 
 static int set_format(struct plugin_config *c, const char *key, const char *value)
 {
-    static const char *const words[] = {"auto", "qcow2", "qed", "raw", NULL};
+    static const char *const words[] = {"auto", "qcow2", "qed", "luks", "raw", NULL};
     unsigned i;
 
-    return choose_word(&i, key, value, words, "auto, qcow2, qed or raw")
+    return choose_word(&i, key, value, words, "auto, qcow2, qed, luks or raw")
                ? -1
                : set_text(&c->format, key, value);
 }
@@ -213,10 +214,10 @@ static int set_backing(struct plugin_config *c, const char *key, const char *val
 
 static int set_backing_format(struct plugin_config *c, const char *key, const char *value)
 {
-    static const char *const words[] = {"qcow2", "qed", "raw", NULL};
+    static const char *const words[] = {"qcow2", "qed", "luks", "raw", NULL};
     unsigned i;
 
-    return choose_word(&i, key, value, words, "qcow2, qed or raw")
+    return choose_word(&i, key, value, words, "qcow2, qed, luks or raw")
                ? -1
                : set_text(&c->backing_format, key, value);
 }

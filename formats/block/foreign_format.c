@@ -23,7 +23,7 @@ static const struct {
     MAGIC(0, "conectix", "a VPC (VHD) image"),
     MAGIC(0, "WithoutFreeSpace", "a Parallels image"),
     MAGIC(0, "WithouFreSpacExt", "a Parallels image"),
-    MAGIC(0, "LUKS\xba\xbe", "a LUKS volume"),
+    MAGIC(0, "LUKS\xba\xbe\0\2", "a LUKS volume of version 2"),
     MAGIC(0, "Bochs Virtual HD Image", "a Bochs image"),
     MAGIC(0, "#!/bin/sh\n#V2.0 Format\n", "a cloop image"),
     MAGIC(0, "QFI\xfb\0\0\0\1", "a qcow image of version 1"),

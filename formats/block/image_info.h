@@ -57,7 +57,7 @@ struct qcow2_info {
 };
 
 /* Which format has a part of its own. */
-enum image_info_kind { IMAGE_INFO_PLAIN, IMAGE_INFO_QCOW2 };
+enum image_info_kind { IMAGE_INFO_PLAIN, IMAGE_INFO_QCOW2, IMAGE_INFO_LUKS };
 
 struct image_info {
     char *filename;
@@ -78,6 +78,7 @@ struct image_info {
     enum image_info_kind kind;
     union {
         struct qcow2_info qcow2;
+        struct luks_info luks;
     };
 };
 

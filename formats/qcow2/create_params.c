@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "block/luks_options.h"
 #include "qcow2/create.h"
 #include "qcow2/internal.h"
 
@@ -12,15 +13,7 @@ const struct create_option_info qcow2_create_options[] = {
     {"encryption", CREATE_SWITCH, .help = "Old word for encrypt.format=aes"},
     {"encrypt.format", CREATE_TEXT,
      .help = "Encrypt the guest's data: luks, or aes (unsafe)"},
-    {"encrypt.key-secret", CREATE_TEXT, .help = "Id of the secret with the passphrase",
-     .in_request = true},
-    {"encrypt.cipher-alg", CREATE_TEXT, .help = "Cipher: aes-128, aes-192 or aes-256"},
-    {"encrypt.cipher-mode", CREATE_TEXT, .help = "Mode of the cipher: xts or cbc"},
-    {"encrypt.ivgen-alg", CREATE_TEXT, .help = "Initial vectors: plain, plain64 or essiv"},
-    {"encrypt.ivgen-hash-alg", CREATE_TEXT, .help = "Hash for essiv"},
-    {"encrypt.hash-alg", CREATE_TEXT, .help = "Hash that makes keys from passphrases"},
-    {"encrypt.iter-time", CREATE_NUMBER,
-     .help = "Milliseconds that trying a passphrase shall take"},
+    LUKS_CREATE_OPTIONS("encrypt."),
     {"cluster_size", CREATE_SIZE, .initial = "65536",
      .help = "Size of a cluster, 512 bytes to 2 MiB"},
     {"extended_l2", CREATE_SWITCH, .initial = "off",

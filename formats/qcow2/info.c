@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* An image's own words of itself. */
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 
+#include "base/log.h"
 #include "qcow2/internal.h"
 
 static int copy_data_file(const struct qcow2_header *h, struct qcow2_info *part)
@@ -19,6 +21,16 @@ static enum encryption encryption_of(const struct qcow2_header *h)
     if (h->crypt_method == 0)
         return ENCRYPTION_NONE;
     return h->crypt_method == 2 ? ENCRYPTION_LUKS : ENCRYPTION_AES;
+}
+
+static void describe_luks(struct qcow2 *q, struct luks_info *out)
+{
+    const struct luks_place place = qcow2_luks_place(q);
+
+    if (luks_info_read(&place, out))
+        log_warning(
+            "%s: header extension 0x%08x: no LUKS header of version 1 at offset %" PRIu64,
+            place.name, EXT_LUKS, place.offset);
 }
 
 int qcow2_info(struct node *node, struct image_info *info)
@@ -40,7 +52,7 @@ int qcow2_info(struct node *node, struct image_info *info)
         .encryption = encryption_of(h),
     };
     if (info->qcow2.encryption == ENCRYPTION_LUKS)
-        qcow2_read_luks(q, &info->qcow2.luks);
+        describe_luks(q, &info->qcow2.luks);
     if (qcow2_copy_snapshots(q, &info->snapshots) || copy_data_file(h, &info->qcow2))
         return -ENOMEM;
     return qcow2_copy_bitmaps(q, &info->qcow2);

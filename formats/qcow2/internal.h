@@ -9,6 +9,7 @@
 
 #include "block/dirty_mark.h"
 #include "block/image_info.h"
+#include "block/luks_store.h"
 #include "block/node.h"
 #include "qcow2/alloc/alloc.h"
 #include "qcow2/geometry.h"
@@ -135,14 +136,13 @@ void qcow2_warn_of_bitmaps(struct qcow2 *q);
 int qcow2_copy_bitmaps(const struct qcow2 *q, struct qcow2_info *part) MUST_USE;
 
 /* ---- unlock.c ---- */
+
+/* Where the LUKS header lies, of an image that has one. */
+struct luks_place qcow2_luks_place(const struct qcow2 *q);
 int qcow2_unlock(struct node *node, const void *passphrase, size_t len, struct diag *diag);
 
-/* ---- info.c, luks_info.c ---- */
+/* ---- info.c ---- */
 int qcow2_info(struct node *node, struct image_info *info);
-
-/* Fills what the LUKS header says; warns of one that makes no sense, which leaves `known`
- * false. */
-void qcow2_read_luks(struct qcow2 *q, struct luks_info *out);
 
 /* ---- resize.c ---- */
 

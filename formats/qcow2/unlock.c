@@ -3,35 +3,25 @@
  * of the legacy method from the passphrase itself. */
 #include <errno.h>
 
-#include "crypto/luks.h"
 #include "crypto/qcow_aes.h"
 #include "qcow2/internal.h"
 
-static int read_header(void *opaque, void *buf, uint64_t off, size_t len)
+struct luks_place qcow2_luks_place(const struct qcow2 *q)
 {
-    struct qcow2 *q = opaque;
-
-    return storage_read(q->node->file, buf, q->header.luks_offset + off, len);
+    return (struct luks_place){.file = q->node->file,
+                               .offset = q->header.luks_offset,
+                               .limit = q->header.luks_bytes,
+                               .name = q->node->filename};
 }
 
 static int unlock_luks(struct qcow2 *q, const void *passphrase, size_t len,
                        struct diag *diag)
 {
-    const struct luks_io io = {.read = read_header,
-                               .opaque = q,
-                               .limit = q->header.luks_bytes,
-                               .name = q->node->filename};
-    struct luks *luks;
+    struct luks_place place = qcow2_luks_place(q);
 
-    int err = luks_open(&luks, &io, passphrase, len, diag);
-    if (err)
-        return err;
-    q->node->cipher = luks->cipher;
-    luks->cipher = NULL;
-    luks_close(luks);
     /* Sectors are numbered by their place in the file, from its start and not the payload's. */
     q->node->cipher_by_place = true;
-    return 0;
+    return luks_take_cipher(&place, passphrase, len, &q->node->cipher, diag);
 }
 
 int qcow2_unlock(struct node *node, const void *passphrase, size_t len, struct diag *diag)

@@ -219,6 +219,8 @@ static int take_secret(const struct option_list *list, const struct secrets *sec
 {
     const char *id = options_get(list, "encrypt.key-secret");
     if (!id)
+        id = options_get(list, "key-secret");
+    if (!id)
         return CLI_OK;
     const struct secret_item *secret = secrets_find_passphrase(secrets, id);
     if (!secret)

@@ -47,7 +47,8 @@ static int resolve_options(const struct option_list *list, struct reference *out
 
 #define BACKING    "backing."
 #define FORMAT     "encrypt.format"
-#define KEY_SECRET "encrypt.key-secret"
+#define KEY_SECRET "encrypt.key-secret" /* of a qcow2 image */
+#define LUKS_KEY   "key-secret"         /* of a LUKS container */
 
 /* The key without what says of which layer it is, which is counted in *depth. */
 static const char *key_of_layer(const char *key, unsigned *depth)
@@ -57,12 +58,19 @@ static const char *key_of_layer(const char *key, unsigned *depth)
     return key;
 }
 
-static bool is_encryption(const char *key)
+static bool is_key_secret(const char *key)
 {
     unsigned depth;
     const char *name = key_of_layer(key, &depth);
 
-    return strcmp(name, FORMAT) == 0 || strcmp(name, KEY_SECRET) == 0;
+    return strcmp(name, KEY_SECRET) == 0 || strcmp(name, LUKS_KEY) == 0;
+}
+
+static bool is_encryption(const char *key)
+{
+    unsigned depth;
+
+    return strcmp(key_of_layer(key, &depth), FORMAT) == 0 || is_key_secret(key);
 }
 
 /* Moves the options of encryption from the one list to the other. */
@@ -106,8 +114,9 @@ int image_opts_find_keys(const struct image_opts *opts, const struct secrets *se
     for (size_t i = 0; i < opts->encryption.count; i++) {
         const struct option_pair *pair = &opts->encryption.pairs[i];
         unsigned depth;
-        if (strcmp(key_of_layer(pair->key, &depth), KEY_SECRET) != 0)
+        if (!is_key_secret(pair->key))
             continue;
+        key_of_layer(pair->key, &depth);
         const struct secret_item *secret = secrets_find_passphrase(secrets, pair->value);
         if (!secret)
             return CLI_FAILED;

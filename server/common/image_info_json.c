@@ -77,7 +77,8 @@ static json_t *luks_slot_json(const struct luks_slot_info *slot)
     return object;
 }
 
-static void add_luks(json_t *object, const struct luks_info *luks)
+/* `inside`: of another format, which then says that it is LUKS. */
+static void add_luks(json_t *object, const struct luks_info *luks, bool inside)
 {
     char cipher[64];
 
@@ -88,7 +89,8 @@ static void add_luks(json_t *object, const struct luks_info *luks)
     add_text(object, "uuid", luks->uuid);
     if (luks->ivgen_hash[0])
         add_text(object, "ivgen-hash-alg", luks->ivgen_hash);
-    add_text(object, "format", "luks");
+    if (inside)
+        add_text(object, "format", "luks");
     add_text(object, "cipher-mode", luks->chaining);
     json_t *slots = json_array();
     for (unsigned i = 0; i < LUKS_KEY_SLOTS; i++)
@@ -108,7 +110,7 @@ static void add_encryption(json_t *data, const struct qcow2_info *part)
         return;
     object = json_object();
     if (part->encryption == ENCRYPTION_LUKS && part->luks.known)
-        add_luks(object, &part->luks);
+        add_luks(object, &part->luks, true);
     else
         add_text(object, "format", part->encryption == ENCRYPTION_LUKS ? "luks" : "aes");
     json_object_set_new(data, "encrypt", object);
@@ -161,13 +163,24 @@ static json_t *qcow2_json(const struct qcow2_info *part)
     return data;
 }
 
+static json_t *luks_json(const struct luks_info *luks)
+{
+    json_t *data = json_object();
+
+    if (luks->known)
+        add_luks(data, luks, false);
+    return data;
+}
+
 static void add_format_specific(json_t *object, const struct image_info *info)
 {
-    if (info->kind != IMAGE_INFO_QCOW2)
+    if (info->kind == IMAGE_INFO_PLAIN)
         return;
     json_t *specific = json_object();
     add_text(specific, "type", info->format);
-    json_object_set_new(specific, "data", qcow2_json(&info->qcow2));
+    json_object_set_new(specific, "data",
+                        info->kind == IMAGE_INFO_LUKS ? luks_json(&info->luks)
+                                                      : qcow2_json(&info->qcow2));
     json_object_set_new(object, "format-specific", specific);
 }
 

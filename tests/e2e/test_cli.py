@@ -460,7 +460,7 @@ class Program(CliCase):
         self.refuses("frobnicate", says=["frobnicate", "check, convert, create"])
         self.refuses("inof", says=["did you mean 'info'?"])
         self.refuses("info", "--outptu=json", "image", says=["'--outptu=json': did you mean --output?"])
-        self.refuses("create", "-f", "qcow", "image", "1M", says=["did you mean 'qcow2'? There are: qcow2, qed, raw"])
+        self.refuses("create", "-f", "qcow", "image", "1M", says=["did you mean 'qcow2'? There are: qcow2, qed, luks, raw"])
         self.refuses("create", "-f", "qcow2", "-o", "clustersize=4k", "image", "1M",
                      says=["'clustersize' of qcow2: did you mean 'cluster_size'?", "lazy_refcounts"])
         self.assertIn("Try 'qimg map --help'", self.qimg("map", check=False).stderr)

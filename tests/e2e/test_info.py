@@ -4,6 +4,7 @@ formats are called by their name."""
 
 import json
 import os
+import pathlib
 import re
 import struct
 import subprocess
@@ -317,13 +318,13 @@ class Foreign(CliCase):
             yield name
         self.qemu("create", "-q", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse", "image", "10M")
         yield "the descriptor of a VMDK image"
-        create_encrypted("image", "10M", "key-secret=s,iter-time=10", cwd=self.dir, fmt="luks")
-        yield "a LUKS volume"
+        pathlib.Path(self.path("image")).write_bytes(b"LUKS\xba\xbe\0\2" + bytes(MIB))
+        yield "a LUKS volume of version 2"
 
     def test_they_are_named(self):
         for name in self.images():
             with self.subTest(format=name):
-                says = ["image", name, "not a format of qimg, which has qcow2, qed, raw", "qemu-img convert"]
+                says = ["image", name, "not a format of qimg, which has qcow2, qed, luks, raw", "qemu-img convert"]
                 self.refuses("info", "image", says=says)
                 self.refuses("map", "image", says=says)
                 done = self.qimg("check", "image", check=False)

@@ -150,7 +150,7 @@ class Tools(Case):
         self.assertEqual(fields["name"], "qimg")
         self.assertEqual(fields["magic_config_key"], "file")
         self.assertEqual(fields["max_thread_model"], "parallel")
-        self.assertEqual(set(fields["qimg_formats"].replace(",", " ").split()), {"qcow2", "qed", "raw"})
+        self.assertEqual(set(fields["qimg_formats"].replace(",", " ").split()), {"qcow2", "qed", "luks", "raw"})
         self.assertEqual(fields["qimg_cache_modes"].split(", "),
                          ["writeback", "writethrough", "none", "directsync", "volatile"])
         self.assertEqual(fields["qimg_jobs"], "mirror, commit")

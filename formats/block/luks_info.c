@@ -1,15 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What the LUKS header inside an encrypted image says of itself, whether or not it could be
- * opened. No key is looked at. */
+/* A LUKS header described. */
 #include <errno.h>
-#include <inttypes.h>
 #include <string.h>
 
 #include "base/bytes.h"
-#include "base/log.h"
+#include "base/checked.h"
+#include "block/luks_store.h"
 #include "crypto/luks_header.h"
 #include "crypto/luks_layout.h"
-#include "qcow2/internal.h"
 
 _Static_assert(LUKS_KEY_SLOTS == LUKS_SLOTS, "what is described and what there is");
 
@@ -86,20 +84,17 @@ static void parse_header(const uint8_t *header, struct luks_info *out)
         out->slots[i] = parse_slot(header + LUKS_AT_SLOTS + i * LUKS_SLOT_BYTES);
 }
 
-void qcow2_read_luks(struct qcow2 *q, struct luks_info *out)
+int luks_info_read(const struct luks_place *place, struct luks_info *out)
 {
-    const struct node *node = q->node;
     uint8_t header[LUKS_HEADER_BYTES];
 
     *out = (struct luks_info){0};
-    int err = q->header.luks_bytes < sizeof header
+    int err = place->limit < sizeof header
                   ? -EINVAL
-                  : storage_read(node->file, header, q->header.luks_offset, sizeof header);
-    if (err || !luks_header_probe(header, sizeof header)) {
-        log_warning(
-            "%s: header extension 0x%08x: no LUKS header of version 1 at offset %" PRIu64,
-            node->filename, EXT_LUKS, q->header.luks_offset);
-        return;
-    }
-    parse_header(header, out);
+                  : storage_read(place->file, header, place->offset, sizeof header);
+    if (!err && !luks_header_probe(header, sizeof header))
+        err = -EINVAL;
+    if (!err)
+        parse_header(header, out);
+    return err;
 }
