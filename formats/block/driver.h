@@ -21,7 +21,9 @@
 
 struct image_info;
 struct node;
+struct snapshot_change;
 struct snapshot_list;
+struct snapshot_request;
 
 enum extent_kind {
     EXTENT_DATA,       /* host bytes of this layer */
@@ -85,7 +87,7 @@ enum driver_feature {
     DRIVER_CHECKS = 1 << 3,  /* there are tables that can be wrong (check) */
     DRIVER_MARKS = 1 << 4,   /* a mark says that an image isn't closed (clear_mark) */
     /* States of the disk can be kept in the image (snapshots, open_snapshot,
-     * close_snapshot); see snapshot.h. */
+     * close_snapshot, prepare_snapshot, commit_snapshot, abort_snapshot). */
     DRIVER_SNAPSHOTS = 1 << 5,
 };
 
@@ -172,6 +174,12 @@ struct driver {
     int (*snapshots)(struct node *node, struct snapshot_list *out);
     int (*open_snapshot)(struct node *snapshot, struct diag *diag);
     void (*close_snapshot)(struct node *snapshot);
+    /* See snapshot.h.  Prepare fills the change's info and state; after a failure of it nothing
+     * has changed, and nothing is there to abort. */
+    int (*prepare_snapshot)(struct snapshot_change *change,
+                            const struct snapshot_request *request, struct diag *diag);
+    int (*commit_snapshot)(struct snapshot_change *change, struct diag *diag);
+    void (*abort_snapshot)(struct snapshot_change *change);
 
     /* Optional: fills what image_info.h says is the driver's.  0 or -ENOMEM, with what was
      * filled until then the caller's to free. */

@@ -23,6 +23,9 @@ static void assert_has_its_operations(const struct driver *driver)
     assert(driver_can(driver, DRIVER_SNAPSHOTS) == (driver->snapshots != NULL));
     assert(driver_can(driver, DRIVER_SNAPSHOTS) == (driver->open_snapshot != NULL));
     assert(driver_can(driver, DRIVER_SNAPSHOTS) == (driver->close_snapshot != NULL));
+    assert(driver_can(driver, DRIVER_SNAPSHOTS) == (driver->prepare_snapshot != NULL));
+    assert(driver_can(driver, DRIVER_SNAPSHOTS) == (driver->commit_snapshot != NULL));
+    assert(driver_can(driver, DRIVER_SNAPSHOTS) == (driver->abort_snapshot != NULL));
 }
 
 void drivers_set(const struct driver *const *table)

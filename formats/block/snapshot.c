@@ -24,12 +24,17 @@ int node_snapshots(struct node *node, struct snapshot_list *out)
 
 void snapshot_list_free(struct snapshot_list *list)
 {
-    for (size_t i = 0; i < list->n; i++) {
-        free(list->list[i].id);
-        free(list->list[i].name);
-    }
+    for (size_t i = 0; i < list->n; i++)
+        snapshot_info_free(&list->list[i]);
     free(list->list);
     *list = (struct snapshot_list){0};
+}
+
+void snapshot_info_free(struct snapshot_info *info)
+{
+    free(info->id);
+    free(info->name);
+    info->id = info->name = NULL;
 }
 
 /* ---- names ---- */
@@ -179,4 +184,78 @@ void node_close_snapshot(struct node *snapshot)
     snapshot->snapshot_of->driver->close_snapshot(snapshot);
     give_back(snapshot);
     node_free(snapshot);
+}
+
+/* ---- changing them ---- */
+
+static int check_request(const struct node *node, const struct snapshot_request *request,
+                         struct diag *diag)
+{
+    if (!node_can(node, DRIVER_SNAPSHOTS))
+        return diag_set(diag, ENOTSUP, "%s: %s images have no snapshots", node->filename,
+                        node_format(node));
+    if (!node->active)
+        return diag_set(diag, EROFS, "%s: is open for reading only", node->filename);
+    if (mcache_health(node->mc))
+        return diag_set(diag, EIO, "%s: writes to it have failed", node->filename);
+    if (request->kind == SNAPSHOT_CREATE && strlen(request->name) > SNAPSHOT_NAME_MAX)
+        return diag_set(diag, EINVAL, "%s: snapshot '%.60s...': a name of over %d bytes",
+                        node->filename, request->name, SNAPSHOT_NAME_MAX);
+    return 0;
+}
+
+static void free_change(struct snapshot_change *change)
+{
+    snapshot_info_free(&change->info);
+    free(change);
+}
+
+int node_prepare_snapshot(struct node *node, const struct snapshot_request *request,
+                          struct snapshot_change **out, struct diag *diag)
+{
+    int err = check_request(node, request, diag);
+    if (err)
+        return err;
+    struct snapshot_change *change = calloc(1, sizeof *change);
+    if (!change)
+        return diag_errno(diag, ENOMEM, "%s", node->filename);
+    *change = (struct snapshot_change){.node = node, .kind = request->kind};
+    err = node->driver->prepare_snapshot(change, request, diag);
+    if (err)
+        free_change(change);
+    else
+        *out = change;
+    return err;
+}
+
+int node_commit_snapshot(struct snapshot_change *change, struct diag *diag)
+{
+    int err = change->node->driver->commit_snapshot(change, diag);
+
+    free_change(change);
+    return err;
+}
+
+void node_abort_snapshot(struct snapshot_change *change)
+{
+    change->node->driver->abort_snapshot(change);
+    free_change(change);
+}
+
+int node_change_snapshot(struct node *node, const struct snapshot_request *request,
+                         struct snapshot_info *info, struct diag *diag)
+{
+    struct snapshot_change *change;
+
+    int err = node_prepare_snapshot(node, request, &change, diag);
+    if (err)
+        return err;
+    struct snapshot_info told = change->info;
+    change->info = (struct snapshot_info){0};
+    err = node_commit_snapshot(change, diag);
+    if (err || !info)
+        snapshot_info_free(&told);
+    else
+        *info = told;
+    return err;
 }

@@ -62,6 +62,49 @@ int node_open_snapshot(struct node *of, const char *name, struct node **out,
 /* Whoever opened it has no request under way. */
 void node_close_snapshot(struct node *snapshot);
 
+/* ---- changing them ---- */
+
+enum snapshot_kind { SNAPSHOT_CREATE, SNAPSHOT_DELETE, SNAPSHOT_APPLY };
+
+#define SNAPSHOT_NAME_MAX 255 /* bytes, as QEMU has them */
+
+/* DELETE, APPLY: the first with that id and that name, as far as they are given. */
+struct snapshot_request {
+    enum snapshot_kind kind;
+    const char *id, *name; /* CREATE: a name, and the image chooses the id */
+    uint32_t date_sec, date_nsec;
+};
+
+/* A change that is prepared. */
+struct snapshot_change {
+    struct node *node;
+    enum snapshot_kind kind;
+    struct snapshot_info info; /* of the snapshot that is made, removed or applied */
+    void *state;               /* the driver's */
+};
+
+/* Makes a snapshot of the disk as it is now, removes one, or gives the disk the contents and
+ * the size that one has; the node is active, and nobody changes the disk from before prepare
+ * until commit or abort has returned, nor is there another change of its snapshots.  Readers
+ * go on, but APPLY is for one who has the node to himself.  Where the disk has changed since
+ * it was opened, its bitmaps' owner has to be told of APPLY.
+ *
+ * Prepare does what can fail, and writes what the image has for it beside what is there: the
+ * image is as it was, also after a crash.  Commit puts it in place, by one write: after a
+ * crash of it all is as before or as after.  When it fails, which of them isn't known, and the
+ * node refuses changes.  Each but a failed prepare must be ended by commit or abort.
+ * 0, or -errno with diag: -ENOENT; -EBUSY when somebody reads what is to be removed; -ERANGE
+ * when refcounts can't count it; -ENOTSUP. */
+int node_prepare_snapshot(struct node *node, const struct snapshot_request *request,
+                          struct snapshot_change **out, struct diag *diag) MUST_USE;
+int node_commit_snapshot(struct snapshot_change *change, struct diag *diag) MUST_USE;
+void node_abort_snapshot(struct snapshot_change *change);
+
+/* Both.  info: when it isn't NULL, what the change has; to be freed with snapshot_info_free. */
+int node_change_snapshot(struct node *node, const struct snapshot_request *request,
+                         struct snapshot_info *info, struct diag *diag) MUST_USE;
+void snapshot_info_free(struct snapshot_info *info);
+
 /* ---- for block/ ---- */
 
 struct snapshot_nodes {

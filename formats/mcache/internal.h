@@ -36,12 +36,14 @@ struct mc_loading {
     struct list link;
     struct mcmap *map;
     uint64_t index;
+    uint64_t round; /* of its stripe, when it began */
 };
 
 struct mc_load_stripe {
     struct lock lock;
     pthread_cond_t done;
     struct list loading;
+    uint64_t round; /* rises with each mcmap_forget */
 };
 
 /* A page of a frozen group. */
@@ -120,6 +122,8 @@ void mcmap_detach(struct mc_page *page); /* META: takes the page out of the dire
 
 /* pool.c */
 void mc_pool_insert(struct mc_pool *pool, struct mc_page *page);
+/* As if it were evicted; under the pool's lock, with the page clean. */
+void mc_pool_drop(struct mc_pool *pool, struct mc_page *page);
 /* At mcmap_free, under the pool's lock. */
 void mc_pool_forget(struct mc_pool *pool, struct mc_page *page);
 /* At mcache_free: frees what was retired of the image's pages. */

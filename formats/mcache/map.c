@@ -220,7 +220,22 @@ static bool is_loading(struct mc_load_stripe *stripe, struct mcmap *map, uint64_
     return false;
 }
 
-/* The miss: whoever comes first loads, the others wait for it and look again. */
+/* Under the stripe's lock. */
+static void begin_loading(struct mc_load_stripe *stripe, struct mc_loading *mine)
+{
+    mine->round = stripe->round;
+    list_append(&stripe->loading, &mine->link);
+}
+
+static void end_loading(struct mc_load_stripe *stripe, struct mc_loading *mine)
+{
+    LOCK_GUARD(&stripe->lock);
+    list_remove(&mine->link);
+    pthread_cond_broadcast(&stripe->done);
+}
+
+/* The miss: whoever comes first loads, the others wait for it and look again.  A load lasts
+ * until the pool has the page. */
 static int load_page_once(struct mcmap *map, uint64_t index, struct mc_page **out)
 {
     _Atomic(struct mc_page *) *slot = make_slot(map, index);
@@ -231,28 +246,68 @@ static int load_page_once(struct mcmap *map, uint64_t index, struct mc_page **ou
     struct mc_loading mine = {.map = map, .index = index};
     {
         LOCK_GUARD(&stripe->lock);
-        while (is_loading(stripe, map, index))
+        while (!(*out = atomic_load_explicit(slot, memory_order_acquire)) &&
+               is_loading(stripe, map, index))
             lock_wait(&stripe->lock, &stripe->done);
-        *out = atomic_load_explicit(slot, memory_order_acquire);
         if (*out)
             return 0;
-        list_append(&stripe->loading, &mine.link);
+        begin_loading(stripe, &mine);
     }
 
     struct mc_page *page = NULL;
     int err = read_page(map, index, &page);
-    {
-        LOCK_GUARD(&stripe->lock);
-        if (!err)
+    if (!err) {
+        {
+            LOCK_GUARD(&stripe->lock);
             atomic_store_explicit(slot, page, memory_order_release);
-        list_remove(&mine.link);
-        pthread_cond_broadcast(&stripe->done);
+            pthread_cond_broadcast(&stripe->done);
+        }
+        mc_pool_insert(map->mc->pool, page);
+        *out = page;
     }
-    if (err)
-        return err;
-    mc_pool_insert(map->mc->pool, page);
-    *out = page;
-    return 0;
+    end_loading(stripe, &mine);
+    return err;
+}
+
+/* ---- forgetting ---- */
+
+/* Under the stripe's lock: does somebody still load what was there in an older round? */
+static bool is_loading_older(const struct mc_load_stripe *stripe, const struct mcmap *map,
+                             uint64_t round)
+{
+    LIST_FOR_EACH (pos, &stripe->loading) {
+        const struct mc_loading *l = CONTAINER_OF(pos, struct mc_loading, link);
+        if (l->map == map && l->round < round)
+            return true;
+    }
+    return false;
+}
+
+/* Who has asked where a page lies, and is reading there. */
+static void wait_for_loads(struct mcmap *map)
+{
+    for (unsigned i = 0; i < LOAD_STRIPES; i++) {
+        struct mc_load_stripe *stripe = &map->mc->load[i];
+        LOCK_GUARD(&stripe->lock);
+        uint64_t round = ++stripe->round;
+        while (is_loading_older(stripe, map, round))
+            lock_wait(&stripe->lock, &stripe->done);
+    }
+}
+
+void mcmap_forget(struct mcmap *map)
+{
+    assert(!map->resident);
+    wait_for_loads(map);
+    LOCK_GUARD(&map->mc->pool->lock);
+    for (uint64_t i = 0; i < map->n_dirs; i++) {
+        struct mc_slot *dir = atomic_load(&map->top[i]);
+        for (uint64_t s = 0; dir && s < dir_slots(map); s++) {
+            struct mc_page *page = atomic_load(&dir[s].page);
+            if (page && !list_empty(&page->pool_link))
+                mc_pool_drop(map->mc->pool, page);
+        }
+    }
 }
 
 int mcmap_get(struct mcmap *map, uint64_t index, struct mc_page **out)
@@ -330,7 +385,7 @@ static int ensure_place(struct mcmap *map, struct mc_page *page)
             lock_wait(&stripe->lock, &stripe->done);
         if (atomic_load(&page->has_place))
             return 0;
-        list_append(&stripe->loading, &mine.link);
+        begin_loading(stripe, &mine);
     }
     int err = take_places(map, page);
 

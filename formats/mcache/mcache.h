@@ -36,7 +36,9 @@
  *   (9) values from disk are checked before they are used as offsets, in release builds
  *       too;
  *  (10) a word is stored only in a page that has its place on disk: a filesystem that is
- *       full by then can't keep a commit from writing it.
+ *       full by then can't keep a commit from writing it;
+ *  (11) tables that change as a whole are not stored to: others are written beside them, made
+ *       durable, and put in their place by one write of the header, between two commits.
  *
  * Failure.  A metadata write that fails (ENOSPC) fails the commit; its pages stay dirty and
  * the next commit tries again.  A barrier that fails *poisons* the cache: nobody knows what
@@ -217,6 +219,12 @@ struct mcmap *mcmap_new_resident(struct mcache *mc, _Atomic uint64_t *words,
  * hold one of its pages have left the gate, or took them under META only, as those of a
  * resident map that another has replaced there. */
 void mcmap_free(struct mcmap *map);
+
+/* The tables were replaced by others, in the file and where `locate` says they are: pages that
+ * are in memory, or being read, are forgotten, and read anew when they are wanted.  For one who
+ * keeps all from storing to them from before he wrote the new tables until this returns, with
+ * nothing dirty; waits for reads of the disk, never for who is inside the gate. */
+void mcmap_forget(struct mcmap *map);
 
 uint32_t mcmap_words_per_page(const struct mcmap *map);
 

@@ -3,6 +3,7 @@
  * image the pages that were evicted while a request could still be reading them.  Images of
  * different chains have different gates: a request that is stuck on one keeps no page of
  * another. */
+#include <assert.h>
 #include <stdlib.h>
 
 #include "mcache/internal.h"
@@ -77,6 +78,19 @@ static bool try_evict(struct mc_pool *pool, struct mc_page *page)
     mcmap_detach(page);
     atomic_fetch_sub(&pool->used, page_cost(page));
     return true;
+}
+
+void mc_pool_drop(struct mc_pool *pool, struct mc_page *page)
+{
+    lock_assert_held(&pool->lock);
+    {
+        LOCK_GUARD(&page->map->mc->meta);
+        assert(page->dirty == MC_CLEAN && !page->frozen);
+        mcmap_detach(page);
+    }
+    atomic_fetch_sub(&pool->used, page_cost(page));
+    list_remove(&page->pool_link);
+    retire_page(pool, page);
 }
 
 void mc_pool_insert(struct mc_pool *pool, struct mc_page *page)

@@ -65,6 +65,9 @@ int qcow2_header_write_refcount_table(struct storage *st,
 int qcow2_header_write_snapshots(struct storage *st, const struct qcow2_header *h) MUST_USE;
 int qcow2_header_write_l1(struct storage *st, const struct qcow2_header *h) MUST_USE;
 int qcow2_header_write_size(struct storage *st, const struct qcow2_header *h) MUST_USE;
+/* All that the four above write, by one write within one sector: after a crash all is old or
+ * all is new. */
+int qcow2_header_write_tables(struct storage *st, const struct qcow2_header *h) MUST_USE;
 
 static inline struct qcow2_geometry qcow2_header_geometry(const struct qcow2_header *h)
 {

@@ -28,6 +28,7 @@ struct qcow2_snapshot {
     uint64_t icount; /* SNAPSHOT_NO_ICOUNT: none */
     char *id, *name;
     unsigned users; /* who reads it, so that it isn't removed */
+    bool going;     /* it is being removed */
 };
 
 /* A dirty bitmap that is stored in the image. */
@@ -114,8 +115,16 @@ void qcow2_free_snapshots(struct qcow2 *q);
 /* Under header_lock: the one with that key; NULL: none. */
 struct qcow2_snapshot *qcow2_snapshot_of(struct qcow2 *q, uint64_t key);
 
-/* Describes them; under header_lock.  0 or -ENOMEM, with what is there the caller's. */
+/* Describes one, or all; under header_lock.  0 or -ENOMEM, with what is there the caller's. */
+int qcow2_copy_snapshot(const struct qcow2_snapshot *from,
+                        struct snapshot_info *to) MUST_USE;
 int qcow2_copy_snapshots(const struct qcow2 *q, struct snapshot_list *out) MUST_USE;
+
+/* ---- snapshot/change.c: see driver.h ---- */
+int qcow2_prepare_snapshot(struct snapshot_change *change,
+                           const struct snapshot_request *request, struct diag *diag);
+int qcow2_commit_snapshot(struct snapshot_change *change, struct diag *diag);
+void qcow2_abort_snapshot(struct snapshot_change *change);
 
 /* ---- snapshot_view.c: see driver.h ---- */
 int qcow2_snapshots(struct node *node, struct snapshot_list *out);

@@ -123,7 +123,7 @@ struct qcow2_snapshot *qcow2_snapshot_of(struct qcow2 *q, uint64_t key)
     return NULL;
 }
 
-static int copy_snapshot(const struct qcow2_snapshot *from, struct snapshot_info *to)
+int qcow2_copy_snapshot(const struct qcow2_snapshot *from, struct snapshot_info *to)
 {
     *to = (struct snapshot_info){
         .key = from->key,
@@ -152,7 +152,7 @@ int qcow2_copy_snapshots(const struct qcow2 *q, struct snapshot_list *out)
     if (!out->list)
         return -ENOMEM;
     for (uint32_t i = 0; !err && i < q->n_snapshots; i++) {
-        err = copy_snapshot(&q->snapshots[i], &out->list[i]);
+        err = qcow2_copy_snapshot(&q->snapshots[i], &out->list[i]);
         out->n = i + 1;
     }
     return err;

@@ -45,7 +45,7 @@ static int hold_snapshot(struct qcow2 *q, uint64_t key, struct qcow2_snapshot *o
     LOCK_GUARD(&q->header_lock);
     struct qcow2_snapshot *s = qcow2_snapshot_of(q, key);
 
-    if (!s)
+    if (!s || s->going)
         return -ENOENT;
     s->users++;
     *out = *s;

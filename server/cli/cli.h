@@ -33,8 +33,8 @@ struct cli_command {
                char **argv); /* returns the exit code */
 };
 
-extern const struct cli_command check_command, convert_command, create_command,
-    info_command, job_command, map_command, serve_command;
+extern const struct cli_command check_command, cli_command, convert_command, create_command,
+    info_command, job_command, map_command, serve_command, snapshot_command;
 
 /* The values of options that have no letter start here; a command's own come after. */
 enum {
@@ -103,15 +103,16 @@ struct cli_image {
     }
 
 /* Their rows in a command's table; `take` leaves these options to cli_take_image_option. */
-#define CLI_IMAGE_OPTIONS                                                           \
+#define CLI_FORMAT_OPTIONS                                                          \
     {'f', "format", "FMT", "the image's format; by default told from its content"}, \
-        {CLI_OUTPUT, "output", "human|json", "how to print"},                       \
         {CLI_IMAGE_OPTS, "image-opts", NULL,                                        \
          "the filename is driver=...,file.filename=..."},                           \
         CLI_OBJECT_OPTION,                                                          \
     {                                                                               \
         'U', "force-share", NULL, "allow others to have the image open for writing" \
     }
+#define CLI_IMAGE_OPTIONS \
+    {CLI_OUTPUT, "output", "human|json", "how to print"}, CLI_FORMAT_OPTIONS
 
 /* Releases what cli_take_image_option has taken. */
 void cli_free_image(struct cli_image *image);

@@ -71,17 +71,17 @@ static void print_snapshot(const json_t *snapshot, FILE *out)
     if (json_object_get(snapshot, "icount"))
         snprintf(icount, sizeof icount, "%" JSON_INTEGER_FORMAT,
                  number_of(snapshot, "icount"));
-    fprintf(out, "%-10s%-17s%8s%20s%13s%11s\n", text_of(snapshot, "id"),
+    fprintf(out, "%-9s %-16s %8s%20s%13s%11s\n", text_of(snapshot, "id"),
             text_of(snapshot, "name"), size, date, clock, icount);
 }
 
-static void print_snapshots(const json_t *object, FILE *out)
+void info_print_snapshots(const json_t *object, FILE *out)
 {
     const json_t *snapshots = json_object_get(object, "snapshots");
 
     if (json_array_size(snapshots) == 0)
         return;
-    fprintf(out, "Snapshot list:\n%-10s%-17s%8s%20s%13s%11s\n", "ID", "TAG", "VM SIZE",
+    fprintf(out, "Snapshot list:\n%-9s %-16s %8s%20s%13s%11s\n", "ID", "TAG", "VM SIZE",
             "DATE", "VM CLOCK", "ICOUNT");
     for (size_t i = 0; i < json_array_size(snapshots); i++)
         print_snapshot(json_array_get(snapshots, i), out);
@@ -145,7 +145,7 @@ void info_print_human(const json_t *object, FILE *out)
     if (is_on(object, "dirty-flag"))
         fputs("cleanly shut down: no\n", out);
     print_backing(object, out);
-    print_snapshots(object, out);
+    info_print_snapshots(object, out);
 
     const json_t *data =
         json_object_get(json_object_get(object, "format-specific"), "data");

@@ -10,4 +10,7 @@
 /* Prints one image's description, an object of `qimg info --output=json`. */
 void info_print_human(const json_t *object, FILE *out);
 
+/* The list of its snapshots, if it has any. */
+void info_print_snapshots(const json_t *object, FILE *out);
+
 #endif

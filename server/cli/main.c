@@ -10,7 +10,7 @@
 
 static const struct cli_command *const commands[] = {
     &check_command, &convert_command, &create_command, &info_command,
-    &job_command,   &map_command,     &serve_command,
+    &job_command,   &map_command,     &serve_command,  &snapshot_command,
 };
 
 /* What the core has to say beside the results of its calls. */

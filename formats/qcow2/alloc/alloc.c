@@ -288,6 +288,8 @@ int alloc_clusters(struct alloc *a, uint64_t max, uint64_t *host, uint64_t *n, b
     scan_page(a);
     for (bool from_tail = alloc_is_idle(a);; from_tail = true) {
         int err = mcache_health(a->node->mc);
+        if (!err && atomic_load(&a->held))
+            err = -EBUSY;
         if (!err)
             err = take_clusters(a, max, from_tail, host, n, fresh);
         if (err || *n)
@@ -304,4 +306,19 @@ int alloc_clusters(struct alloc *a, uint64_t max, uint64_t *host, uint64_t *n, b
         if (err)
             return err;
     }
+}
+
+void alloc_hold(struct alloc *a, bool on)
+{
+    LOCK_GUARD(&a->growth); /* who grows the file is done, or not yet at it */
+    atomic_store(&a->held, on);
+}
+
+int alloc_replace_counts(struct alloc *a, struct refcount_table *table)
+{
+    LOCK_GUARD(&a->growth);
+    int err = refcounts_replace_table(&a->refs, table);
+    if (!err)
+        mcmap_forget(a->refs.block_map);
+    return err;
 }

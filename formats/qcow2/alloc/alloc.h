@@ -68,6 +68,7 @@ struct alloc {
     struct meta_set metadata;  /* filled when the image is activated */
     struct lock pack;          /* who finds places for compressed clusters */
     struct lock growth;        /* who extends the file or the refcount structures */
+    _Atomic bool held;         /* nothing may be taken: see alloc_hold */
     _Atomic uint64_t file_end; /* cluster aligned: nothing of the image lies beyond */
     bool grown;                /* under growth: the file is longer than it was */
     /* under META */
@@ -85,6 +86,7 @@ struct alloc {
 
     struct lock reclaim; /* who drops references */
     /* under reclaim */
+    bool paused;
     struct run_list passed; /* what nobody can see any more; dealt with up to `done` */
     size_t done;
     uint64_t punch_until_ns; /* the housekeeper's clock; 0: no limit */
@@ -127,6 +129,11 @@ static inline bool alloc_inside_file(const struct alloc *a, uint64_t offset, uin
  * where it matters.  Not under META. */
 bool alloc_inside_file_now(struct alloc *a, uint64_t offset, uint64_t len);
 
+/* Counts that replace the present ones: in the file and durable, with the refcount table at
+ * `table`'s place.  For one who holds the allocator and has its reclaim paused; 0 or -ENOMEM,
+ * with nothing changed. */
+int alloc_replace_counts(struct alloc *a, struct refcount_table *table) MUST_USE;
+
 /* Takes a run of 1..max clusters, refcount 1 each; *n of them at byte offset *host. */
 int alloc_clusters(struct alloc *a, uint64_t max, uint64_t *host, uint64_t *n,
                    bool *fresh) MUST_USE;
@@ -147,6 +154,14 @@ void alloc_unlink_bytes(struct alloc *a, uint64_t host, uint64_t bytes);
 /* META: is the growth durable that made the tail up to host_end?  Then a link to a fresh
  * cluster in there may reach the disk before anything else of its group. */
 bool alloc_settled(const struct alloc *a, uint64_t host_end);
+
+/* While paused no reference is dropped: what was let go of stays in use, and counted.  The
+ * first returns when nobody is at it. */
+void alloc_pause_reclaim(struct alloc *a);
+void alloc_resume_reclaim(struct alloc *a);
+
+/* While on, whoever wants clusters gets -EBUSY: the counts are being replaced as a whole. */
+void alloc_hold(struct alloc *a, bool on);
 
 /* From the mcache hooks (frozen: META). */
 void alloc_frozen(struct alloc *a);

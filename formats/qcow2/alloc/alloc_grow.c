@@ -219,6 +219,8 @@ int alloc_table(struct alloc *a, uint64_t n, uint64_t *host)
     bool fresh;
 
     LOCK_GUARD(&a->growth);
+    if (atomic_load(&a->held))
+        return -EBUSY;
     /* Every reach of a refcount block begins with the block itself. */
     if (n >= 1ull << a->refs.block_bits)
         return alloc_wide_table(a, n, host);

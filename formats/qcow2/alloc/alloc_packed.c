@@ -13,13 +13,6 @@
 
 #include "qcow2/alloc/alloc.h"
 
-static uint64_t max_count(const struct alloc *a)
-{
-    uint32_t bits = 1u << a->refs.order;
-
-    return bits == 64 ? UINT64_MAX : (1ull << bits) - 1;
-}
-
 void alloc_end_packing(struct alloc *a)
 {
     lock_assert_held(mcache_meta(a->node->mc));
@@ -36,7 +29,7 @@ static int raise_count(struct alloc *a, uint64_t at, bool *raised)
     if (err)
         return err;
     uint64_t count = refcount_get(&a->refs, cluster);
-    *raised = a->pack_next == at && count > 0 && count < max_count(a);
+    *raised = a->pack_next == at && count > 0 && count < refcount_max(a->refs.order);
     if (*raised)
         refcount_set(&a->refs, cluster, count + 1, MC_LEAF);
     else

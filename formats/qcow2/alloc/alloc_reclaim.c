@@ -207,6 +207,8 @@ static size_t reclaim_slice(struct alloc *a)
     struct gate *gate = &a->node->ctx->gate;
     size_t n = 0;
 
+    if (a->paused)
+        return 0;
     if (a->done == a->passed.n)
         take_passed(a);
     gate_ticket ticket = gate_enter(gate);
@@ -255,6 +257,22 @@ static void reclaim_in_background(void *opaque)
     while (n > 0 && housekeeper_now(hk) < until);
     if (!alloc_is_idle(a))
         timer_arm_if_idle(hk, &a->reclaim_timer, n > 0 ? 0 : RETRY_NS);
+}
+
+void alloc_pause_reclaim(struct alloc *a)
+{
+    LOCK_GUARD(&a->reclaim);
+    a->paused = true;
+}
+
+void alloc_resume_reclaim(struct alloc *a)
+{
+    {
+        LOCK_GUARD(&a->reclaim);
+        a->paused = false;
+    }
+    if (!alloc_is_idle(a))
+        timer_arm_if_idle(a->node->ctx->housekeeper, &a->reclaim_timer, 0);
 }
 
 void alloc_reclaim_init(struct alloc *a)

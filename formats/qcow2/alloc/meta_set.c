@@ -54,7 +54,10 @@ static bool in_ranges(const struct meta_ranges *ranges, uint64_t first, uint64_t
         else
             high = middle;
     }
-    return ranges && low < ranges->n && ranges->range[low].first < first + n;
+    for (; ranges && low < ranges->n && ranges->range[low].first < first + n; low++)
+        if (ranges->range[low].end > MAX(first, ranges->range[low].first))
+            return true;
+    return false;
 }
 
 static bool in_table(const struct meta_set *set, uint64_t cluster)
@@ -150,6 +153,15 @@ void meta_set_remove(struct meta_set *set, uint64_t cluster)
     while (atomic_load(&t->slots[s]) != cluster + 1)
         s = next_slot(t, s);
     atomic_store_explicit(&t->slots[s], DELETED, memory_order_relaxed);
+}
+
+void meta_set_remove_range(struct meta_set *set, uint64_t first)
+{
+    struct meta_ranges *ranges = atomic_load(&set->ranges);
+
+    for (size_t i = 0; ranges && i < ranges->n; i++)
+        if (ranges->range[i].first == first)
+            atomic_store(&ranges->range[i].end, first);
 }
 
 void meta_set_free(struct meta_set *set)

@@ -22,9 +22,10 @@ struct meta_table;
 struct meta_ranges {
     size_t n;
     struct meta_range {
-        uint64_t first, end; /* clusters, [first, end) */
-        uint32_t index;      /* of what lies there, for messages */
-    } range[];               /* ascending, without overlap */
+        uint64_t first;
+        _Atomic uint64_t end; /* clusters, [first, end); [first, first): was removed */
+        uint32_t index;       /* of what lies there, for messages */
+    } range[];                /* ascending, without overlap */
 };
 
 struct meta_set {
@@ -37,6 +38,8 @@ bool meta_set_has(const struct meta_set *set, uint64_t cluster);
 /* -EEXIST when it is there already, -ENOMEM. */
 int meta_set_add(struct meta_set *set, uint64_t cluster);
 void meta_set_remove(struct meta_set *set, uint64_t cluster);
+/* Of the ranges, the one that begins there, if there is one.  META. */
+void meta_set_remove_range(struct meta_set *set, uint64_t first);
 void meta_set_free(struct meta_set *set);
 
 static inline bool meta_set_is_empty(const struct meta_set *set)

@@ -250,6 +250,23 @@ void refcount_pack(uint32_t order, uint8_t *block, uint64_t index, uint64_t valu
     }
 }
 
+uint64_t refcount_unpack(uint32_t order, const uint8_t *block, uint64_t index)
+{
+    uint64_t bit = index << order, value = 0;
+    uint32_t bits = 1u << order;
+
+    if (bits < 8)
+        return block[bit / 8] >> (bit & 7) & ((1u << bits) - 1);
+    for (uint32_t i = 0; i < bits / 8; i++)
+        value = value << 8 | block[bit / 8 + i];
+    return value;
+}
+
+uint64_t refcount_max(uint32_t order)
+{
+    return order == MAX_REFCOUNT_ORDER ? UINT64_MAX : (1ull << (1u << order)) - 1;
+}
+
 uint64_t refcount_get(struct refcounts *refs, uint64_t cluster)
 {
     struct mc_page *page = mcmap_peek(refs->block_map, page_of(refs, cluster));

@@ -70,8 +70,12 @@ int refcount_lock_page(struct refcounts *refs, uint64_t cluster) MUST_USE;
 /* The same, and refcount_set works, too. */
 int refcount_lock_page_for_store(struct refcounts *refs, uint64_t cluster) MUST_USE;
 
-/* Sets the index-th entry of a block in disk order, in a buffer. */
+/* Sets or gets the index-th entry of a block in disk order, in a buffer; the largest that an
+ * entry can be. */
 void refcount_pack(uint32_t order, uint8_t *block, uint64_t index, uint64_t value);
+
+uint64_t refcount_unpack(uint32_t order, const uint8_t *block, uint64_t index);
+uint64_t refcount_max(uint32_t order);
 
 /* How many clusters from `cluster` on share its page. */
 uint64_t refcount_run_in_page(const struct refcounts *refs, uint64_t cluster);

@@ -1,0 +1,739 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The steps of a change, and what becomes of memory when it is in the file. */
+#include "qcow2/snapshot/change.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+
+static uint64_t clusters_of(const struct qcow2 *q, uint64_t bytes)
+{
+    return div_round_up(bytes, cluster_size(q));
+}
+
+/* ---- new clusters ---- */
+
+static void note_taken(struct snapshot_change_state *state, uint64_t host, uint64_t n)
+{
+    struct alloc *a = &state->q->alloc;
+
+    run_list_add(a, &state->taken, (struct run){.first = host >> a->cluster_bits, .n = n});
+}
+
+/* [host, host + n clusters) isn't used any more when the change is in the file. */
+static void note_left(struct snapshot_change_state *state, uint64_t host, uint64_t n)
+{
+    struct alloc *a = &state->q->alloc;
+
+    if (n)
+        run_list_add(a, &state->left,
+                     (struct run){.first = host >> a->cluster_bits, .n = n});
+}
+
+int change_take_cluster(struct snapshot_change_state *state, uint64_t *host)
+{
+    uint64_t n;
+    bool fresh;
+
+    int err = alloc_clusters(&state->q->alloc, 1, host, &n, &fresh);
+    if (!err)
+        note_taken(state, *host, 1);
+    return err;
+}
+
+int change_take_table(struct snapshot_change_state *state, uint64_t n, uint64_t *host)
+{
+    *host = 0;
+    int err = n ? alloc_table(&state->q->alloc, n, host) : 0;
+    if (!err && n)
+        note_taken(state, *host, n);
+    return err ? diag_errno(state->diag, -err, "%s: finding space for tables",
+                            state->q->node->filename)
+               : 0;
+}
+
+/* A table of 64-bit words at `host`, with zeroes to the end of its last cluster. */
+static int write_words(struct snapshot_change_state *state, const uint64_t *words,
+                       uint64_t n, uint64_t host)
+{
+    struct qcow2 *q = state->q;
+    uint64_t bytes = align_up(n * 8, cluster_size(q));
+    CLEANUP_FREE uint8_t *raw = calloc(1, bytes + 1);
+
+    if (!raw)
+        return diag_errno(state->diag, ENOMEM, "%s", q->node->filename);
+    for (uint64_t i = 0; i < n; i++)
+        store_be64(raw + i * 8, words[i]);
+    int err = storage_write(q->node->file, raw, host, bytes, 0);
+    return err ? diag_errno(state->diag, -err, "%s: writing a table", q->node->filename)
+               : 0;
+}
+
+/* ---- L1 tables ---- */
+
+static uint64_t *new_words(struct snapshot_change_state *state, uint64_t n)
+{
+    uint64_t *words = calloc(n + 1, sizeof *words);
+
+    if (!words)
+        diag_errno(state->diag, ENOMEM, "%s", state->q->node->filename);
+    return words;
+}
+
+/* The live table as it is. */
+static uint64_t *copy_live_l1(struct snapshot_change_state *state)
+{
+    const struct qcow2_mapping *m = &state->q->live;
+    uint64_t *l1 = new_words(state, m->l1_size);
+
+    for (uint32_t i = 0; l1 && i < m->l1_size; i++)
+        l1[i] = atomic_load(&m->l1[i]);
+    return l1;
+}
+
+static uint64_t *read_l1(struct snapshot_change_state *state,
+                         const struct qcow2_snapshot *s)
+{
+    const struct node *node = state->q->node;
+    CLEANUP_FREE uint64_t *l1 = new_words(state, s->l1_size);
+
+    if (!l1)
+        return NULL;
+    int err = storage_read(node->file, l1, s->l1_offset, (uint64_t)s->l1_size * 8);
+    if (err) {
+        diag_errno(state->diag, -err, "%s: reading the L1 table of snapshot '%s'",
+                   node->filename, s->name);
+        return NULL;
+    }
+    for (uint32_t i = 0; i < s->l1_size; i++)
+        l1[i] = load_be64(&l1[i]);
+    return TAKE(&l1);
+}
+
+/* ---- what each kind does to the counts ---- */
+
+static int plan_create(struct snapshot_change_state *state)
+{
+    state->l1 = copy_live_l1(state);
+    state->l1_size = state->q->live.l1_size;
+    return state->l1 ? shift_tables(&state->shift, state->l1, state->l1_size, true)
+                     : -ENOMEM;
+}
+
+static int plan_delete(struct snapshot_change_state *state, const struct qcow2_snapshot *s)
+{
+    CLEANUP_FREE uint64_t *theirs = read_l1(state, s);
+
+    state->l1 = copy_live_l1(state);
+    state->l1_size = state->q->live.l1_size;
+    state->removed_l1 = s->l1_size ? s->l1_offset : 0;
+    if (!theirs || !state->l1)
+        return -state->diag->err;
+    int err = shift_tables(&state->shift, theirs, s->l1_size, false);
+    return err ? err
+               : shift_clusters(&state->shift, s->l1_offset,
+                                clusters_of(state->q, (uint64_t)s->l1_size * 8), false);
+}
+
+static int plan_apply(struct snapshot_change_state *state, const struct qcow2_snapshot *s)
+{
+    struct qcow2 *q = state->q;
+    CLEANUP_FREE uint64_t *mine = copy_live_l1(state);
+
+    if (s->disk_size > INT64_MAX || geometry_l1_entries(&q->geo, s->disk_size) > s->l1_size)
+        return diag_set(state->diag, EINVAL,
+                        "%s: snapshot '%s': its L1 table is too small for its %" PRIu64
+                        " bytes",
+                        q->node->filename, s->name, s->disk_size);
+    state->l1 = read_l1(state, s);
+    state->l1_size = s->l1_size;
+    state->header.size = s->disk_size;
+    if (!mine || !state->l1)
+        return -state->diag->err;
+    int err = shift_tables(&state->shift, mine, q->live.l1_size, false);
+    return err ? err : shift_tables(&state->shift, state->l1, state->l1_size, true);
+}
+
+static int plan_counts(struct snapshot_change_state *state, const struct qcow2_snapshot *s)
+{
+    switch (state->change->kind) {
+    case SNAPSHOT_CREATE:
+        return plan_create(state);
+    case SNAPSHOT_DELETE:
+        return plan_delete(state, s);
+    case SNAPSHOT_APPLY:
+        return plan_apply(state, s);
+    }
+    return -EINVAL;
+}
+
+/* The new snapshot's L1 table leads where the disk's does, before that is changed. */
+static int write_made_l1(struct snapshot_change_state *state)
+{
+    uint32_t n = state->made.l1_size;
+    CLEANUP_FREE uint64_t *l1 = new_words(state, n);
+
+    if (!l1)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < n; i++)
+        l1[i] = state->l1[i] & L1_OFFSET;
+    int err = change_take_table(state, clusters_of(state->q, (uint64_t)n * 8),
+                                &state->made.l1_offset);
+    return err ? err : write_words(state, l1, n, state->made.l1_offset);
+}
+
+/* The disk's tables are written, where they change. */
+static int write_disk_tables(struct snapshot_change_state *state)
+{
+    struct qcow2 *q = state->q;
+    bool changed = state->change->kind == SNAPSHOT_APPLY;
+
+    int err = change_disk_tables(state, &changed);
+    if (err || !changed)
+        return err;
+    note_left(state, atomic_load(&q->live.l1_offset),
+              clusters_of(q, (uint64_t)q->live.l1_size * 8));
+    err = change_take_table(state, clusters_of(q, (uint64_t)state->l1_size * 8),
+                            &state->l1_host);
+    if (err)
+        return err;
+    if (state->l1_size == 0) /* where it lies means nothing */
+        state->l1_host = atomic_load(&q->live.l1_offset);
+    state->header.l1_table_offset = state->l1_host;
+    state->header.l1_size = state->l1_size;
+    return state->l1_size ? write_words(state, state->l1, state->l1_size, state->l1_host)
+                          : 0;
+}
+
+/* ---- the snapshot table ---- */
+
+static uint64_t next_id(const struct qcow2 *q)
+{
+    uint64_t most = 0;
+
+    for (uint32_t i = 0; i < q->n_snapshots; i++)
+        most = MAX(most, (uint64_t)strtoul(q->snapshots[i].id, NULL, 10));
+    return most + 1;
+}
+
+/* The entry that is to be made, but for where its L1 table lies. */
+static int describe_made(struct snapshot_change_state *state,
+                         const struct snapshot_request *request)
+{
+    struct qcow2 *q = state->q;
+    struct qcow2_snapshot *made = &state->made;
+
+    if (q->n_snapshots >= MAX_SNAPSHOTS)
+        return diag_set(state->diag, EFBIG, "%s: has %d snapshots, and can't have more",
+                        q->node->filename, MAX_SNAPSHOTS);
+    *made = (struct qcow2_snapshot){
+        .key = ++q->last_snapshot_key,
+        .l1_size = q->live.l1_size,
+        .disk_size = q->header.size,
+        .date_sec = request->date_sec,
+        .date_nsec = request->date_nsec,
+        .icount = SNAPSHOT_NO_ICOUNT,
+        .name = strdup(request->name),
+    };
+    if (asprintf(&made->id, "%" PRIu64, next_id(q)) < 0)
+        made->id = NULL;
+    return made->name && made->id
+               ? 0
+               : diag_errno(state->diag, ENOMEM, "%s", q->node->filename);
+}
+
+static int add_made(struct snapshot_change_state *state)
+{
+    const struct qcow2_snapshot *made = &state->made;
+    const struct snapshot_entry entry = {
+        .l1_offset = made->l1_offset,
+        .l1_size = made->l1_size,
+        .id_bytes = (uint16_t)strlen(made->id),
+        .name_bytes = (uint16_t)strlen(made->name),
+        .date_sec = made->date_sec,
+        .date_nsec = made->date_nsec,
+        .extra_bytes = sizeof(struct qcow2_disk_snapshot_extra),
+        .disk_size = made->disk_size,
+        .icount = made->icount,
+        .id = (const uint8_t *)made->id,
+        .name = (const uint8_t *)made->name,
+    };
+
+    state->header.nb_snapshots++;
+    return change_add_entry(state, &entry);
+}
+
+static int write_snapshot_table(struct snapshot_change_state *state)
+{
+    struct qcow2 *q = state->q;
+    int err = 0;
+
+    if (state->change->kind == SNAPSHOT_APPLY)
+        return 0;
+    if (state->change->kind == SNAPSHOT_CREATE) {
+        err = add_made(state);
+    } else {
+        state->header.nb_snapshots--;
+        err = change_remove_entry(
+            state, (uint32_t)(qcow2_snapshot_of(q, state->key) - q->snapshots));
+    }
+    if (!err)
+        err = change_take_table(state, clusters_of(q, state->table_bytes),
+                                &state->header.snapshots_offset);
+    if (err)
+        return err;
+    note_left(state, q->header.snapshots_offset, clusters_of(q, q->snapshot_bytes));
+    err = storage_write(q->node->file, state->table, state->header.snapshots_offset,
+                        state->table_bytes, 0);
+    return err ? diag_errno(state->diag, -err, "%s: writing the snapshot table",
+                            q->node->filename)
+               : 0;
+}
+
+/* ---- the counts ---- */
+
+/* Places for the blocks and for the refcount table, in whose entries they are put.  Taking
+ * one may make the present table longer. */
+static int take_counts(struct snapshot_change_state *state)
+{
+    struct alloc *a = &state->q->alloc;
+    const struct shift *s = &state->shift;
+    CLEANUP_FREE uint64_t *places = new_words(state, s->n_blocks);
+    const struct refcount_table *present;
+    uint64_t host = 0;
+    int err = places ? 0 : -ENOMEM;
+
+    for (uint64_t b = 0; !err && b < s->n_blocks; b++)
+        if (bit_test(s->blocks, b))
+            err = change_take_cluster(state, &places[b]);
+    if (err)
+        return diag_errno(state->diag, -err, "%s: finding space for refcounts",
+                          a->node->filename);
+    do {
+        present = atomic_load(&a->refs.table);
+        uint64_t n = present->n_entries * 8 >> a->cluster_bits;
+        note_left(state, host, host ? n : 0); /* it was too short */
+        err = change_take_table(state, n, &host);
+        if (err)
+            return err;
+    } while (present != atomic_load(&a->refs.table));
+    state->counts = refcount_table_new(host, present->n_entries);
+    if (!state->counts)
+        return diag_errno(state->diag, ENOMEM, "%s", a->node->filename);
+    for (uint64_t b = 0; b < s->n_blocks && b < present->n_entries; b++)
+        atomic_init(&state->counts->words[b], places[b]);
+    state->header.refcount_table_offset = host;
+    state->header.refcount_table_clusters =
+        (uint32_t)(present->n_entries * 8 >> a->cluster_bits);
+    return 0;
+}
+
+static int write_block(struct snapshot_change_state *state, uint64_t b, uint8_t *raw)
+{
+    struct qcow2 *q = state->q;
+
+    int err = shift_block(&state->shift, b, raw, &state->left);
+    if (err)
+        return err;
+    note_left(state, refcount_block_offset(&q->alloc.refs, b), 1);
+    err = storage_write(q->node->file, raw, atomic_load(&state->counts->words[b]),
+                        cluster_size(q), 0);
+    return err ? diag_errno(state->diag, -err, "%s: writing refcounts", q->node->filename)
+               : 0;
+}
+
+/* Nothing is taken any more, and what was is in the blocks of the file. */
+static int write_counts(struct snapshot_change_state *state)
+{
+    struct qcow2 *q = state->q;
+    const struct refcount_table *present = atomic_load(&q->alloc.refs.table);
+    struct refcount_table *counts = state->counts;
+    CLEANUP_FREE uint8_t *raw = malloc(cluster_size(q));
+    CLEANUP_FREE uint64_t *words = new_words(state, counts->n_entries);
+    int err = raw && words ? 0 : diag_errno(state->diag, ENOMEM, "%s", q->node->filename);
+
+    for (uint64_t b = 0; !err && b < counts->n_entries; b++) {
+        if (atomic_load(&counts->words[b]))
+            err = write_block(state, b, raw);
+        else
+            atomic_init(&counts->words[b], atomic_load(&present->words[b]));
+        words[b] = atomic_load(&counts->words[b]);
+    }
+    if (err)
+        return err;
+    note_left(state, present->offset, present->n_entries * 8 >> q->geo.cluster_bits);
+    return write_words(state, words, counts->n_entries, counts->offset);
+}
+
+/* Everything that was taken is counted in the file, and nothing else is taken. */
+static int hold(struct snapshot_change_state *state)
+{
+    struct qcow2 *q = state->q;
+
+    state->held = true;
+    alloc_hold(&q->alloc, true);
+    if (state->counts &&
+        atomic_load(&q->alloc.refs.table)->n_entries != state->counts->n_entries)
+        return diag_set(state->diag, EBUSY, "%s: grows meanwhile", q->node->filename);
+    int err = mcache_commit(q->node->mc, MC_COMMIT_EVERYTHING);
+    return err ? diag_errno(state->diag, -err, "%s: writing metadata", q->node->filename)
+               : 0;
+}
+
+static bool any_block(const struct shift *s)
+{
+    return bits_any(s->blocks, 0, s->n_blocks);
+}
+
+/* ---- what must not become free ---- */
+
+/* Tables that the image needs afterwards, which no snapshot's table may have led to as to its
+ * own.  Only in a damaged image: its counts are less than what refers to them. */
+static bool frees_metadata(struct snapshot_change_state *state)
+{
+    struct qcow2 *q = state->q;
+    const struct shift *s = &state->shift;
+    const struct refcount_table *t = atomic_load(&q->alloc.refs.table);
+
+    if (shift_frees(s, 0, cluster_size(q)) ||
+        shift_frees(s, q->header.luks_offset, q->header.luks_bytes) ||
+        shift_frees(s, t->offset, t->n_entries * 8) ||
+        shift_frees(s, atomic_load(&q->live.l1_offset), (uint64_t)q->live.l1_size * 8) ||
+        shift_frees(s, q->header.snapshots_offset, q->snapshot_bytes) ||
+        shift_frees(s, q->header.bitmaps.directory_offset,
+                    q->header.bitmaps.directory_bytes))
+        return true;
+    for (uint64_t b = 0; b < t->n_entries; b++) {
+        uint64_t block = atomic_load(&t->words[b]) & RT_OFFSET;
+        if (block && shift_frees(s, block, cluster_size(q)))
+            return true;
+    }
+    for (uint32_t i = 0; i < q->n_snapshots; i++) {
+        const struct qcow2_snapshot *other = &q->snapshots[i];
+        bool stays = other->key != state->key || state->change->kind != SNAPSHOT_DELETE;
+        if (stays && shift_frees(s, other->l1_offset, (uint64_t)other->l1_size * 8))
+            return true;
+    }
+    return false;
+}
+
+static int check_metadata(struct snapshot_change_state *state)
+{
+    return frees_metadata(state)
+               ? diag_set(state->diag, EIO,
+                          "%s: a table of the image is referred to as data: it must be "
+                          "checked (qimg check)",
+                          state->q->node->filename)
+               : 0;
+}
+
+/* ---- prepare, commit, abort ---- */
+
+static int write_everything(struct snapshot_change_state *state,
+                            const struct qcow2_snapshot *s)
+{
+    struct qcow2 *q = state->q;
+
+    /* What is in the file is then what is in memory: the tables are read there. */
+    mcache_note_write(q->node->mc);
+    int err = mcache_commit(q->node->mc, MC_COMMIT_EVERYTHING);
+    if (err)
+        return diag_errno(state->diag, -err, "%s: writing metadata", q->node->filename);
+    err = shift_init(&state->shift, q, state->diag);
+    if (!err)
+        err = plan_counts(state, s);
+    if (!err)
+        err = shift_judge(&state->shift);
+    if (!err)
+        err = check_metadata(state);
+    if (!err && state->change->kind == SNAPSHOT_CREATE)
+        err = write_made_l1(state);
+    if (!err)
+        err = write_disk_tables(state);
+    if (!err)
+        err = write_snapshot_table(state);
+    if (!err && any_block(&state->shift))
+        err = take_counts(state);
+    if (!err)
+        err = hold(state);
+    if (!err && state->counts)
+        err = write_counts(state);
+    if (err)
+        return err;
+    err = node_barrier(q->node);
+    return err ? diag_errno(state->diag, -err, "%s: flushing", q->node->filename) : 0;
+}
+
+/* Under header_lock: which one is meant; NULL: none. */
+static struct qcow2_snapshot *find_requested(struct qcow2 *q,
+                                             const struct snapshot_request *r)
+{
+    for (uint32_t i = 0; i < q->n_snapshots; i++) {
+        struct qcow2_snapshot *s = &q->snapshots[i];
+        if ((!r->id || strcmp(s->id, r->id) == 0) &&
+            (!r->name || strcmp(s->name, r->name) == 0))
+            return s;
+    }
+    return NULL;
+}
+
+static int choose(struct snapshot_change_state *state,
+                  const struct snapshot_request *request)
+{
+    struct qcow2 *q = state->q;
+    LOCK_GUARD(&q->header_lock);
+    struct qcow2_snapshot *s = find_requested(q, request);
+
+    if (!s)
+        return diag_set(state->diag, ENOENT, "%s: there is no snapshot '%.200s'",
+                        q->node->filename, request->name ? request->name : request->id);
+    if (request->kind == SNAPSHOT_DELETE && s->users)
+        return diag_set(state->diag, EBUSY,
+                        "%s: snapshot '%.200s': a client reads it, so it can't be removed",
+                        q->node->filename, s->name);
+    state->key = s->key;
+    s->going = request->kind == SNAPSHOT_DELETE;
+    return qcow2_copy_snapshot(s, &state->change->info)
+               ? diag_errno(state->diag, ENOMEM, "%s", q->node->filename)
+               : 0;
+}
+
+/* Room in the list for one more, so that nothing can fail when the file has it. */
+static int make_room(struct snapshot_change_state *state)
+{
+    struct qcow2 *q = state->q;
+    LOCK_GUARD(&q->header_lock);
+    struct qcow2_snapshot *list =
+        realloc(q->snapshots, (q->n_snapshots + 1u) * sizeof *list);
+
+    if (!list)
+        return diag_errno(state->diag, ENOMEM, "%s", q->node->filename);
+    q->snapshots = list;
+    return qcow2_copy_snapshot(&state->made, &state->change->info)
+               ? diag_errno(state->diag, ENOMEM, "%s", q->node->filename)
+               : 0;
+}
+
+static void free_state(struct snapshot_change_state *state)
+{
+    if (state->held)
+        alloc_hold(&state->q->alloc, false);
+    alloc_resume_reclaim(&state->q->alloc);
+    shift_free(&state->shift);
+    free(state->l1);
+    free(state->counts);
+    free(state->table);
+    free(state->made.id);
+    free(state->made.name);
+    free(state->taken.runs);
+    free(state->left.runs);
+    free(state);
+}
+
+static void unlink_runs(struct qcow2 *q, const struct run_list *list)
+{
+    LOCK_GUARD(mcache_meta(q->node->mc));
+    for (size_t i = 0; i < list->n; i++)
+        alloc_unlink(&q->alloc, list->runs[i].first << q->geo.cluster_bits,
+                     list->runs[i].n);
+}
+
+void qcow2_abort_snapshot(struct snapshot_change *change)
+{
+    struct snapshot_change_state *state = change->state;
+    struct qcow2 *q = state->q;
+
+    {
+        LOCK_GUARD(&q->header_lock);
+        struct qcow2_snapshot *s = qcow2_snapshot_of(q, state->key);
+        if (s)
+            s->going = false;
+    }
+    unlink_runs(q, &state->taken);
+    node_wrote(q->node);
+    free_state(state);
+}
+
+int qcow2_prepare_snapshot(struct snapshot_change *change,
+                           const struct snapshot_request *request, struct diag *diag)
+{
+    struct qcow2 *q = qcow2_of(change->node);
+    struct snapshot_change_state *state = calloc(1, sizeof *state);
+    struct qcow2_snapshot s = {0};
+
+    if (!state)
+        return diag_errno(diag, ENOMEM, "%s", q->node->filename);
+    *state = (struct snapshot_change_state){
+        .q = q, .diag = diag, .change = change, .header = q->header};
+    change->state = state;
+    alloc_pause_reclaim(&q->alloc);
+    int err = q->geo.external
+                  ? diag_set(diag, ENOTSUP,
+                             "%s: its data lies in another file: it can't have snapshots",
+                             q->node->filename)
+                  : 0;
+    if (!err && request->kind == SNAPSHOT_CREATE) {
+        err = describe_made(state, request);
+        if (!err)
+            err = make_room(state);
+    } else if (!err) {
+        err = choose(state, request);
+    }
+    if (!err && request->kind != SNAPSHOT_CREATE)
+        s = *qcow2_snapshot_of(q, state->key); /* nobody else changes the list */
+    if (!err && request->kind == SNAPSHOT_APPLY)
+        err = node_begin_change(q->node);
+    if (!err)
+        err = write_everything(state, &s);
+    if (err)
+        qcow2_abort_snapshot(change);
+    return err;
+}
+
+static int point_header(struct snapshot_change_state *state)
+{
+    struct qcow2 *q = state->q;
+    const struct qcow2_header *new = &state->header;
+    LOCK_GUARD(&q->header_lock);
+    struct qcow2_header h = q->header;
+
+    h.size = new->size;
+    h.l1_size = new->l1_size;
+    h.l1_table_offset = new->l1_table_offset;
+    h.refcount_table_offset = new->refcount_table_offset;
+    h.refcount_table_clusters = new->refcount_table_clusters;
+    h.nb_snapshots = new->nb_snapshots;
+    h.snapshots_offset = new->nb_snapshots ? new->snapshots_offset : 0;
+    int err = qcow2_point_header(q, &h, qcow2_header_write_tables);
+    if (err)
+        return err;
+    /* The fields that changed: others read the rest meanwhile, without a lock. */
+    q->header.size = h.size;
+    q->header.l1_size = h.l1_size;
+    q->header.l1_table_offset = h.l1_table_offset;
+    q->header.refcount_table_offset = h.refcount_table_offset;
+    q->header.refcount_table_clusters = h.refcount_table_clusters;
+    q->header.nb_snapshots = h.nb_snapshots;
+    q->header.snapshots_offset = h.snapshots_offset;
+    return 0;
+}
+
+/* ---- memory ---- */
+
+static void update_list(struct snapshot_change_state *state)
+{
+    struct qcow2 *q = state->q;
+    LOCK_GUARD(&q->header_lock);
+
+    if (state->change->kind == SNAPSHOT_APPLY)
+        return;
+    q->snapshot_bytes = state->table_bytes;
+    if (state->change->kind == SNAPSHOT_CREATE) {
+        q->snapshots[q->n_snapshots++] = state->made;
+        state->made.id = state->made.name = NULL;
+        return;
+    }
+    struct qcow2_snapshot *s = qcow2_snapshot_of(q, state->key);
+    free(s->id);
+    free(s->name);
+    q->n_snapshots--;
+    memmove(s, s + 1, (size_t)(&q->snapshots[q->n_snapshots] - s) * sizeof *s);
+}
+
+/* META: guest data can't lie in what was taken for tables, and may in what was left. */
+static void update_metadata(struct snapshot_change_state *state)
+{
+    struct qcow2 *q = state->q;
+    struct alloc *a = &q->alloc;
+
+    for (size_t i = 0; i < state->taken.n; i++)
+        alloc_note_metadata(a, state->taken.runs[i].first << a->cluster_bits,
+                            state->taken.runs[i].n);
+    if (state->removed_l1)
+        meta_set_remove_range(&a->metadata, state->removed_l1 >> a->cluster_bits);
+}
+
+/* The disk's table, word by word: readers see an old entry or a new one, which lead to the
+ * same data. */
+static void update_words(struct snapshot_change_state *state)
+{
+    struct qcow2_mapping *m = &state->q->live;
+    LOCK_GUARD(mcache_meta(state->q->node->mc));
+
+    for (uint32_t i = 0; i < m->l1_size; i++)
+        atomic_store_explicit(&m->l1[i], state->l1[i], memory_order_release);
+    atomic_store(&m->l1_offset, state->l1_host);
+}
+
+static int replace_l1(struct snapshot_change_state *state)
+{
+    struct qcow2 *q = state->q;
+    CLEANUP_FREE _Atomic uint64_t *l1 = calloc(state->l1_size + 1u, sizeof *l1);
+
+    if (!l1)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < state->l1_size; i++)
+        atomic_init(&l1[i], state->l1[i]);
+    int err = mapping_set_l1(&q->live, l1, state->l1_size, state->l1_host);
+    if (!err)
+        l1 = NULL;
+    return err;
+}
+
+static int update_disk(struct snapshot_change_state *state)
+{
+    struct qcow2 *q = state->q;
+
+    if (!state->l1_host)
+        return 0;
+    if (state->change->kind == SNAPSHOT_APPLY) {
+        q->node->size = state->header.size;
+        return replace_l1(state);
+    }
+    update_words(state);
+    mcmap_forget(q->live.l2_map);
+    return 0;
+}
+
+static int update_memory(struct snapshot_change_state *state)
+{
+    struct qcow2 *q = state->q;
+
+    int err = state->counts ? alloc_replace_counts(&q->alloc, state->counts) : 0;
+    if (!err) {
+        state->counts = NULL;
+        err = update_disk(state);
+    }
+    if (err)
+        return err;
+    {
+        LOCK_GUARD(mcache_meta(q->node->mc));
+        update_metadata(state);
+    }
+    update_list(state);
+    unlink_runs(q, &state->left);
+    node_wrote(q->node);
+    return 0;
+}
+
+int qcow2_commit_snapshot(struct snapshot_change *change, struct diag *diag)
+{
+    struct snapshot_change_state *state = change->state;
+    struct qcow2 *q = state->q;
+
+    int err = point_header(state);
+    if (!err) {
+        err = update_memory(state);
+        if (err) /* the header names tables that we can't use */
+            mcache_poison(q->node->mc);
+    }
+    free_state(state);
+    return err ? diag_errno(diag, -err, "%s: writing the header", q->node->filename) : 0;
+}

@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Counts as they are to be, block by block. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "qcow2/snapshot/change.h"
+
+/* How the count of a cluster changes: its new value, 0 when nothing refers to it. */
+static int new_count(struct shift *s, uint64_t cluster, uint64_t old, uint64_t *out)
+{
+    const struct qcow2 *q = s->q;
+    uint64_t up = counts_get(&s->up, cluster), down = counts_get(&s->down, cluster);
+    uint64_t max = refcount_max(q->geo.refcount_order),
+             host = cluster << q->geo.cluster_bits;
+
+    if (old == 0 || down > old)
+        return diag_set(s->diag, EIO,
+                        "%s: refcount of the cluster at %" PRIu64 ": %" PRIu64
+                        " is less than what refers to it: the image must be checked "
+                        "(qimg check)",
+                        q->node->filename, host, old);
+    if (up > max - (old - down))
+        return diag_set(s->diag, ERANGE,
+                        "%s: refcount of the cluster at %" PRIu64 ": %" PRIu64
+                        " is over %" PRIu64 ", the most that refcount_bits=%u can count",
+                        q->node->filename, host, old - down + up, max,
+                        1u << q->geo.refcount_order);
+    *out = old - down + up;
+    return 0;
+}
+
+static bool changes(const struct shift *s, uint64_t cluster)
+{
+    return s->up.bytes[cluster] | s->down.bytes[cluster];
+}
+
+/* All clusters of a block that change; `write`: the new counts are put into the block. */
+static int walk_block(struct shift *s, uint64_t b, uint8_t *raw, bool write,
+                      struct run_list *gone)
+{
+    struct alloc *a = &s->q->alloc;
+    uint32_t order = a->refs.order;
+    uint64_t first = b << a->refs.block_bits;
+    uint64_t end = MIN(s->n_clusters, first + (1ull << a->refs.block_bits));
+
+    for (uint64_t c = first; c < end; c++) {
+        uint64_t count = 0;
+        if (!changes(s, c))
+            continue;
+        int err = new_count(s, c, refcount_unpack(order, raw, c - first), &count);
+        if (err)
+            return err;
+        if (!write && count <= 1)
+            bit_set(count ? s->single : s->none, c);
+        if (write)
+            refcount_pack(order, raw, c - first, MAX(count, 1));
+        if (write && count == 0)
+            run_list_add(a, gone, (struct run){.first = c, .n = 1});
+    }
+    return 0;
+}
+
+static int read_block(struct shift *s, uint64_t b, uint8_t *raw)
+{
+    struct qcow2 *q = s->q;
+    uint64_t offset = refcount_block_offset(&q->alloc.refs, b);
+
+    if (!offset)
+        return diag_set(s->diag, EIO,
+                        "%s: refcount table entry %" PRIu64
+                        ": no refcount block, though it counts clusters in use: the image "
+                        "must be checked (qimg check)",
+                        q->node->filename, b);
+    int err = storage_read(q->node->file, raw, offset, cluster_size(q));
+    return err ? diag_errno(s->diag, -err, "%s: reading the refcount block at %" PRIu64,
+                            q->node->filename, offset)
+               : 0;
+}
+
+int shift_judge(struct shift *s)
+{
+    CLEANUP_FREE uint8_t *raw = malloc(cluster_size(s->q));
+
+    if (!raw)
+        return diag_errno(s->diag, ENOMEM, "%s", s->q->node->filename);
+    for (uint64_t b = 0; b < s->n_blocks; b++) {
+        if (!bit_test(s->blocks, b))
+            continue;
+        int err = read_block(s, b, raw);
+        if (!err)
+            err = walk_block(s, b, raw, false, NULL);
+        if (err)
+            return err;
+    }
+    return 0;
+}
+
+int shift_block(struct shift *s, uint64_t b, uint8_t *raw, struct run_list *gone)
+{
+    int err = read_block(s, b, raw);
+
+    return err ? err : walk_block(s, b, raw, true, gone);
+}
+
+bool shift_flag(const struct shift *s, uint64_t host, bool present)
+{
+    uint64_t c = host >> s->q->geo.cluster_bits;
+
+    return c < s->n_clusters && changes(s, c) ? bit_test(s->single, c) : present;
+}
+
+bool shift_frees(const struct shift *s, uint64_t host, uint64_t bytes)
+{
+    uint32_t bits = s->q->geo.cluster_bits;
+    uint64_t first = host >> bits;
+    uint64_t end = MIN(s->n_clusters, div_round_up(host + bytes, 1ull << bits));
+
+    return bytes && first < end && bits_any(s->none, first, end - first);
+}

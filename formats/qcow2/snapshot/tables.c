@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The disk's tables, with copied flags as the new counts have them.
+ *
+ * A table of which a flag changes is copied, for the disk alone.  The old one is a snapshot's
+ * from then on, or nobody's; what flags say in there means nothing (qcow2.rst: they are
+ * accurate in tables that the active L1 table leads to). */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "qcow2/snapshot/change.h"
+
+/* What the disk needs would become free: its count is less than what refers to it. */
+static int refuse_count(const struct shift *s, uint64_t host)
+{
+    return diag_set(s->diag, EIO,
+                    "%s: refcount of the cluster at %" PRIu64
+                    ": less than what refers to it: the image must be checked (qimg check)",
+                    s->q->node->filename, host);
+}
+
+/* Sets the flags in a table; *changed: there were any to be. */
+static int set_flags(const struct shift *s, uint8_t *table, bool *changed)
+{
+    const struct qcow2 *q = s->q;
+    uint32_t step = 1u << q->geo.word_bits;
+
+    *changed = false;
+
+    for (uint64_t i = 0; i < cluster_size(q) / 8; i += step) {
+        uint64_t entry = load_be64(table + i * 8), host = entry & L2_OFFSET;
+        struct cluster c;
+        (void)l2_any_decode(&q->geo, entry, 0, &c);
+        if (c.kind == CL_COMPRESSED && shift_frees(s, c.host, c.compressed_bytes))
+            return refuse_count(s, c.host);
+        if (c.kind == CL_COMPRESSED || host == 0)
+            continue;
+        if (shift_frees(s, host, 1))
+            return refuse_count(s, host);
+        bool old = entry & L2_COPIED, now = shift_flag(s, host, old);
+        if (now == old)
+            continue;
+        store_be64(table + i * 8, entry ^ L2_COPIED);
+        *changed = true;
+    }
+    return 0;
+}
+
+static int copy_table(struct snapshot_change_state *state, const uint8_t *table,
+                      uint64_t *entry)
+{
+    struct qcow2 *q = state->q;
+    uint64_t host;
+
+    int err = change_take_cluster(state, &host);
+    if (!err)
+        err = storage_write(q->node->file, table, host, cluster_size(q), 0);
+    if (err)
+        return diag_errno(state->diag, -err, "%s: writing an L2 table", q->node->filename);
+    run_list_add(
+        &q->alloc, &state->left,
+        (struct run){.first = (*entry & L1_OFFSET) >> q->geo.cluster_bits, .n = 1});
+    *entry = host | L1_COPIED;
+    return 0;
+}
+
+int change_disk_tables(struct snapshot_change_state *state, bool *changed)
+{
+    struct shift *s = &state->shift;
+    CLEANUP_FREE uint8_t *table = malloc(cluster_size(s->q));
+
+    if (!table)
+        return diag_errno(state->diag, ENOMEM, "%s", s->q->node->filename);
+    for (uint32_t i = 0; i < state->l1_size; i++) {
+        uint64_t *entry = &state->l1[i], old = *entry, offset = old & L1_OFFSET;
+        if (offset == 0)
+            continue;
+        bool differs = false;
+        int err = shift_read_table(s, i, old, table);
+        if (!err)
+            err = shift_frees(s, offset, 1) ? refuse_count(s, offset)
+                                            : set_flags(s, table, &differs);
+        if (!err && differs)
+            err = copy_table(state, table, entry);
+        else if (!err)
+            *entry = offset | (shift_flag(s, offset, old & L1_COPIED) ? L1_COPIED : 0);
+        if (err)
+            return err;
+        *changed |= *entry != old;
+    }
+    return 0;
+}
