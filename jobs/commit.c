@@ -79,6 +79,9 @@ static int find_layers(struct commit_layers *layers, struct node *active, struct
     if (!*top)
         return diag_set(diag, EINVAL, "top '%s': is not part of the chain of %s",
                         layers->top_name, active->filename);
+    if (layers->backing_file && !layers->overlay)
+        return diag_set(diag, EINVAL,
+                        "'backing-file' specified, but 'top' is the active layer");
     if (!(*top)->backing)
         return diag_set(diag, EINVAL,
                         "%s: has no backing file that it could be committed to",
@@ -120,7 +123,8 @@ static int open_overlay(struct commit_layers *layers, const struct node *active,
         .node = active->options,
     };
 
-    layers->new_name = name_for(layers, top);
+    layers->new_name =
+        layers->backing_file ? strdup(layers->backing_file) : name_for(layers, top);
     if (!layers->new_name)
         return diag_errno(diag, ENOMEM, "%s", overlay->filename);
     int err = node_lock_for_writing(overlay, diag);
@@ -166,6 +170,7 @@ static int open_base(const struct commit_layers *layers, struct node *active,
     int err = chain_open(active->ctx, layers->base->filename, &options, out, diag);
     if (err)
         return err;
+    (*out)->name = node_name_get(layers->base->name);
     atomic_store(&layers->base->written_elsewhere, true);
     err = check_sizes(layers, top, *out, diag);
     if (!err)
@@ -216,6 +221,7 @@ static int replace_committed_layers(struct mirror *m, struct diag *diag)
     int err = chain_open(overlay->ctx, layers->base->filename, &options, &below, diag);
     if (err)
         return err;
+    below->name = node_name_get(layers->base->name);
     err = chain_start(below);
     if (err)
         diag_errno(diag, -err, "%s", below->filename);
@@ -246,6 +252,7 @@ static void free_names(struct commit_layers *layers)
 {
     free(layers->top_name);
     free(layers->base_name);
+    free(layers->backing_file);
 }
 
 static void commit_free(void *state)
@@ -347,6 +354,7 @@ int commit_start(struct job_manager *manager, const struct commit_params *params
     if (m) {
         m->layers.top_name = copy_of(params->top, &failed);
         m->layers.base_name = copy_of(params->base, &failed);
+        m->layers.backing_file = copy_of(params->backing_file, &failed);
     }
     if (failed) {
         if (m)

@@ -10,6 +10,9 @@ struct commit_params {
     struct job_params job;
     const char *top;  /* file name of the topmost layer to commit; NULL: the active layer */
     const char *base; /* file name of the layer to commit into; NULL: the bottom one */
+    /* By which the layer above top is to call the base; NULL: by the base's name.  Only where
+     * there is such a layer. */
+    const char *backing_file;
     enum job_on_error on_error;
     struct mirror_pivot pivot;
 };

@@ -59,6 +59,7 @@ struct mirror_params {
     uint64_t granularity; /* bytes; 0: chosen from the target */
     uint64_t buf_size;    /* bytes in flight at most; 0: 16 MiB */
     bool unmap;           /* zeroes may become holes on the target */
+    bool target_is_zero;  /* the user says that the target reads as zeroes */
     struct mirror_pivot pivot;
 };
 

@@ -141,7 +141,7 @@ static bool is_wanted(struct mirror *m, const struct block_status *st, uint64_t 
     if (m->sync != MIRROR_FULL && !own)
         return false;
     return !st->zero || (m->sync != MIRROR_FULL && st->present) ||
-           !target_is_zero(m, off, st->length);
+           !(m->params.target_is_zero || target_is_zero(m, off, st->length));
 }
 
 static void forget_range(struct mirror *m, uint64_t off, uint64_t len)

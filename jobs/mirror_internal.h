@@ -19,7 +19,7 @@ struct commit_layers {
     struct node
         *overlay_rw; /* the overlay opened for writing its header; NULL: it will do */
     char *new_name;  /* by which the overlay will call the base */
-    char *top_name, *base_name; /* as the user said; NULL: not */
+    char *top_name, *base_name, *backing_file; /* as the user said; NULL: not */
 };
 
 struct mirror {

@@ -369,6 +369,8 @@ static void control_free(struct control *control)
     for (unsigned i = 0; i < control->n_clients; i++)
         client_free(control->clients[i]);
     end_jobs(control);
+    node_table_destroy(&control->context.nodes);
+    block_context_destroy(&control->context.trial);
     control_queue_destroy(&control->queue);
     if (control->wake_fd >= 0)
         close(control->wake_fd);
@@ -382,9 +384,13 @@ static int fill_control(struct control *control, const struct control_setup *set
     control->context = (struct control_context){
         .exports = setup->exports,
         .jobs = job_manager_new(on_job_event, control),
+        .config = setup->config,
+        .give_up = &control->stopping,
         .shut_down = setup->shut_down,
         .opaque = setup->opaque,
     };
+    node_table_init(&control->context.nodes);
+    block_context_init_shared(&control->context.trial, setup->shared);
     control->context.lane = control_lane_new(&control->context, note_answer, control);
     control->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     bool full = control->wake_fd >= 0 && control->context.jobs && control->context.lane;

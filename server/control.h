@@ -19,12 +19,16 @@
 #include "base/diag.h"
 
 struct control;
+struct block_shared;
 struct export_table;
+struct plugin_config;
 
 /* Borrowed until control_close. */
 struct control_setup {
     const char *path;             /* absolute */
     struct export_table *exports; /* what commands are about; outlives the jobs */
+    const struct block_shared *shared;
+    const struct plugin_config *config;
     void (*shut_down)(
         void *opaque); /* the command `quit`: begins the server's orderly end */
     void *opaque;

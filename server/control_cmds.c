@@ -18,9 +18,10 @@ static const struct {
     const struct control_command *commands;
     bool slow;
 } tables[] = {
-    {control_server_commands, false}, {control_query_commands, false},
-    {control_start_commands, false},  {control_job_commands, false},
-    {control_bitmap_commands, true},  {control_transaction_commands, true},
+    {control_server_commands, false},     {control_query_commands, false},
+    {control_node_commands, true},        {control_start_commands, false},
+    {control_job_commands, false},        {control_bitmap_commands, true},
+    {control_transaction_commands, true},
 };
 
 #define NEGOTIATE "qmp_capabilities"
@@ -45,10 +46,23 @@ json_t *control_fail_diag(struct control_error *error, const char *class)
     return NULL;
 }
 
+/* By its name, or by that of the node on top; the caller becomes a user. */
+static struct served_export *find_export(struct control_context *ctx, const char *name)
+{
+    struct served_export *found = export_table_find_node(ctx->exports, name);
+
+    if (found)
+        return found;
+    EXPORT_TABLE_EACH (exp, ctx->exports)
+        if (export_is_called(exp, name))
+            return exp;
+    return NULL;
+}
+
 struct served_export *control_find_device(struct control_context *ctx, const char *name,
                                           struct control_error *error)
 {
-    struct served_export *exp = export_table_find_node(ctx->exports, name);
+    struct served_export *exp = find_export(ctx, name);
 
     if (!exp)
         control_fail(error, CLASS_DEVICE, "Cannot find device '%.200s'", name);
@@ -58,7 +72,7 @@ struct served_export *control_find_device(struct control_context *ctx, const cha
 struct served_export *control_find_node(struct control_context *ctx, const char *name,
                                         struct control_error *error)
 {
-    struct served_export *exp = export_table_find_node(ctx->exports, name);
+    struct served_export *exp = find_export(ctx, name);
 
     if (!exp)
         control_fail(error, CLASS_GENERIC, "Node '%.200s' not found", name);
@@ -144,6 +158,8 @@ static bool has_type(const struct control_arg *arg, const json_t *value)
         return json_is_array(value);
     case ARG_OBJECT:
         return json_is_object(value);
+    case ARG_ANY:
+        return true;
     case ARG_WORD:
         return json_is_string(value) && is_one_of(json_string_value(value), arg->words);
     default:

@@ -17,16 +17,22 @@
 
 #include "base/compiler.h"
 #include "base/diag.h"
+#include "node_table.h"
 
 struct control_lane;
 struct export_table;
 struct job_manager;
+struct plugin_config;
 struct served_export;
 
 /* What commands work on. */
 struct control_context {
     struct export_table *exports;
-    struct job_manager *jobs; /* of all exports */
+    struct job_manager *jobs;           /* of all exports */
+    const struct plugin_config *config; /* what is opened is opened as it says */
+    struct node_table nodes;            /* that were added */
+    struct block_context trial;  /* of nodes that are opened to see whether they can be */
+    const _Atomic bool *give_up; /* becomes true at the server's end */
     void (*shut_down)(void *opaque);
     void *opaque;   /* shut_down's */
     bool quit_came; /* the command */
@@ -84,6 +90,7 @@ enum control_arg_type {
     ARG_WORD,   /* one of `words` */
     ARG_LIST,   /* an array: the command looks at its members */
     ARG_OBJECT, /* likewise */
+    ARG_ANY,    /* any value at all, null too: likewise */
 };
 
 struct control_arg {
@@ -105,7 +112,7 @@ struct control_command {
 /* Tables that end with a NULL name. */
 extern const struct control_command control_server_commands[], control_query_commands[],
     control_start_commands[], control_job_commands[], control_bitmap_commands[],
-    control_transaction_commands[];
+    control_transaction_commands[], control_node_commands[];
 
 /* Every command's name, as query-commands returns them. */
 json_t *control_list_commands(void);

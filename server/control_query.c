@@ -8,6 +8,8 @@
 #include "common/image_info_json.h"
 #include "common/json_text.h"
 #include "control_bitmaps.h"
+#include "control_chain.h"
+#include "control_nodes.h"
 #include "control_query.h"
 #include "export_table.h"
 
@@ -63,8 +65,6 @@ static void add_absent_features(json_t *device)
 /* BlockDeviceInfo. */
 static json_t *describe_node(struct node *node, const char *name, bool nested)
 {
-    static const char *const detect[] = {
-        [DETECT_OFF] = "off", [DETECT_ON] = "on", [DETECT_UNMAP] = "unmap"};
     json_t *device = json_object();
 
     json_object_set_new(device, "node-name", json_from_text(name));
@@ -76,7 +76,7 @@ static json_t *describe_node(struct node *node, const char *name, bool nested)
                             json_from_text(node->backing->filename));
     add_number(device, "backing_file_depth", depth_below(node));
     json_object_set_new(device, "detect_zeroes",
-                        json_string(detect[node->options.detect_zeroes]));
+                        json_string(control_detects[node->options.detect_zeroes]));
     add_absent_features(device);
     json_object_set_new(device, "image", describe_image(node, nested));
     json_object_set_new(device, "cache", describe_cache(node->options.cache));
@@ -87,33 +87,16 @@ static json_t *describe_node(struct node *node, const char *name, bool nested)
     return device;
 }
 
-/* Whoever takes a node out of the chain waits for both gates. */
-struct chain_use {
-    struct export_use use;
-    gate_ticket ticket;
-};
-
-static struct chain_use look_at_chain(struct served_export *exp)
-{
-    struct export_use use = export_enter(exp);
-
-    return (struct chain_use){use, gate_enter(&use.node->ctx->gate)};
-}
-
-static void stop_looking(struct chain_use *chain)
-{
-    gate_leave(&chain->use.node->ctx->gate, chain->ticket);
-    export_leave(&chain->use);
-}
-
 /* BlockInfo. */
 static json_t *describe_export(struct served_export *exp)
 {
-    struct chain_use chain CLEANUP(stop_looking) = look_at_chain(exp);
+    CHAIN_USE(chain, exp);
 
-    return json_pack("{s:s,s:s,s:b,s:b,s:o}", "device", exp->node_name, "type", "unknown",
-                     "removable", 0, "locked", 0, "inserted",
-                     describe_node(chain.use.node, exp->node_name, true));
+    return json_pack(
+        "{s:s,s:s,s:b,s:b,s:o}", "device", exp->node_name, "type", "unknown", "removable",
+        0, "locked", 0, "inserted",
+        describe_node(chain.use.node,
+                      control_name_node(exp, chain.use.node, chain.use.node).text, true));
 }
 
 static json_t *query_block(struct control_context *ctx, const json_t *args,
@@ -128,27 +111,41 @@ static json_t *query_block(struct control_context *ctx, const json_t *args,
     return list;
 }
 
-/* The name of a node of the export's chain: the export's own for that on top. */
-struct node_name {
-    char text[64];
-};
-
-static struct node_name name_node(const struct served_export *exp, unsigned depth)
-{
-    struct node_name name;
-
-    snprintf(name.text, sizeof name.text, depth ? "%s#%u" : "%s", exp->node_name, depth);
-    return name;
-}
-
 static void add_nodes_of(struct served_export *exp, bool nested, json_t *nodes)
 {
-    struct chain_use chain CLEANUP(stop_looking) = look_at_chain(exp);
-    unsigned depth = 0;
+    CHAIN_USE(chain, exp);
+    struct node *top = chain.use.node;
 
-    for (struct node *node = chain.use.node; node; node = node->backing, depth++)
-        json_array_append_new(nodes,
-                              describe_node(node, name_node(exp, depth).text, nested));
+    for (struct node *node = top; node; node = node->backing)
+        json_array_append_new(
+            nodes, describe_node(node, control_name_node(exp, top, node).text, nested));
+}
+
+/* One that nobody uses: what it was when it was added. */
+static json_t *describe_unused(const struct added_node *node)
+{
+    json_t *device = json_object();
+
+    json_object_set_new(device, "node-name", json_from_text(node->name->text));
+    json_object_set_new(device, "file", json_from_text(added_node_target(node)));
+    json_object_set_new(device, "drv", json_string(node->driver));
+    json_object_set_new(device, "ro", json_boolean(node->read_only));
+    add_number(device, "backing_file_depth", 0);
+    json_object_set_new(device, "detect_zeroes",
+                        json_string(control_detects[node->options.detect_zeroes]));
+    add_absent_features(device);
+    json_object_set(device, "image", node->image);
+    json_object_set_new(device, "cache", describe_cache(node->options.cache));
+    return device;
+}
+
+/* Those that are open are in their chains, or a job's. */
+static void add_unused_nodes(struct control_context *ctx, json_t *nodes)
+{
+    for (struct added_node *node = node_table_next(&ctx->nodes, NULL); node;
+         node = node_table_next(&ctx->nodes, node))
+        if (!added_node_is_used(node))
+            json_array_append_new(nodes, describe_unused(node));
 }
 
 static json_t *query_nodes(struct control_context *ctx, const json_t *args,
@@ -160,19 +157,20 @@ static json_t *query_nodes(struct control_context *ctx, const json_t *args,
     (void)error;
     EXPORT_TABLE_EACH (exp, ctx->exports)
         add_nodes_of(exp, nested, nodes);
+    add_unused_nodes(ctx, nodes);
     return nodes;
 }
 
 json_t *control_find_corruption(struct served_export *exp, bool fatal)
 {
-    struct chain_use chain CLEANUP(stop_looking) = look_at_chain(exp);
-    unsigned depth = 0;
+    CHAIN_USE(chain, exp);
+    struct node *top = chain.use.node;
 
-    for (struct node *node = chain.use.node; node; node = node->backing, depth++) {
+    for (struct node *node = top; node; node = node->backing) {
         if (!atomic_load(fatal ? &node->corrupt_fatal : &node->corrupt))
             continue;
         json_t *data = json_pack("{s:s,s:s,s:b}", "device", exp->node_name, "node-name",
-                                 name_node(exp, depth).text, "fatal", fatal);
+                                 control_name_node(exp, top, node).text, "fatal", fatal);
         CLEANUP_FREE char *msg = NULL;
         if (asprintf(&msg, "%s: an entry of its tables can't be right; it must be checked",
                      node->filename) < 0)

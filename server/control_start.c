@@ -4,12 +4,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cleanup.h"
+#include "control_chain.h"
 #include "control_cmds.h"
 #include "control_jobs.h"
 #include "control_target.h"
 #include "export_table.h"
 #include "jobs/commit.h"
 #include "jobs/mirror.h"
+#include "node_table.h"
+#include "plugin_config.h"
 #include "storage/nbd_uri.h"
 
 /* ---- whom jobs drain and move over: users of the export ---- */
@@ -118,11 +122,19 @@ static void free_request(void *opaque)
 {
     struct target_request *request = opaque;
 
+    added_node_put(request->added);
     free(request->target);
     free(request);
 }
 
-static struct mirror_opener opener_of(const json_t *args)
+static struct mirror_opener opener_of(struct target_request *request)
+{
+    return (struct mirror_opener){
+        .open = open_target, .free = free_request, .opaque = request};
+}
+
+/* The target as drive-mirror names it: a file or an NBD export. */
+static struct mirror_opener opener_by_name(const json_t *args)
 {
     struct target_request *request = calloc(1, sizeof *request);
     const char *name = arg_text(args, "target");
@@ -139,16 +151,31 @@ static struct mirror_opener opener_of(const json_t *args)
         .existing = arg_word(args, "mode", modes, MODE_ABSOLUTE_PATHS) == MODE_EXISTING,
         .with_backing = arg_word(args, "sync", syncs, MIRROR_FULL) == MIRROR_TOP,
     };
-    return (struct mirror_opener){
-        .open = open_target, .free = free_request, .opaque = request};
+    return opener_of(request);
 }
 
-static int start_mirror(struct control_context *ctx, struct served_export *exp,
-                        const json_t *args, uint64_t ticket, struct diag *diag)
+/* As blockdev-mirror does: a node, which is taken over. */
+static struct mirror_opener opener_of_node(struct control_context *ctx,
+                                           struct added_node *target)
 {
-    struct mirror_params params = {
+    struct target_request *request = calloc(1, sizeof *request);
+
+    if (!request) {
+        added_node_put(target);
+        return (struct mirror_opener){0};
+    }
+    *request =
+        (struct target_request){.added = target, .references = ctx->config->references};
+    return opener_of(request);
+}
+
+static int start_mirror_to(struct control_context *ctx, struct served_export *exp,
+                           const json_t *args, uint64_t ticket, struct mirror_opener opener,
+                           struct diag *diag)
+{
+    const struct mirror_params params = {
         .job = job_params_of(args, exp, ticket),
-        .opener = opener_of(args),
+        .opener = opener,
         .sync = (enum mirror_sync)arg_word(args, "sync", syncs, MIRROR_FULL),
         .bitmap = arg_text(args, "bitmap"),
         .copy_mode = (enum mirror_copy_mode)arg_word(args, "copy-mode", control_copy_modes,
@@ -158,6 +185,7 @@ static int start_mirror(struct control_context *ctx, struct served_export *exp,
         .granularity = arg_size(args, "granularity", 0),
         .buf_size = arg_size(args, "buf-size", 0),
         .unmap = arg_bool(args, "unmap", true),
+        .target_is_zero = arg_bool(args, "target-is-zero", false),
         .pivot = pivot_of(exp),
     };
 
@@ -165,36 +193,91 @@ static int start_mirror(struct control_context *ctx, struct served_export *exp,
                               : diag_errno(diag, ENOMEM, "job '%s'", params.job.id);
 }
 
+static int start_mirror(struct control_context *ctx, struct served_export *exp,
+                        const json_t *args, uint64_t ticket, struct diag *diag)
+{
+    return start_mirror_to(ctx, exp, args, ticket, opener_by_name(args), diag);
+}
+
+static int start_mirror_to_node(struct control_context *ctx, struct served_export *exp,
+                                const json_t *args, uint64_t ticket, struct diag *diag)
+{
+    const char *name = arg_text(args, "target");
+    struct added_node *target = node_table_find(&ctx->nodes, name);
+
+    if (!target)
+        return diag_set(diag, ENOENT, "Cannot find device='%.200s' nor node-name='%.200s'",
+                        name, name);
+    return start_mirror_to(ctx, exp, args, ticket, opener_of_node(ctx, target), diag);
+}
+
 /* What can be said before a target is opened, or even made. */
-static bool mirror_makes_sense(const struct served_export *exp, const json_t *args,
+static bool mirror_makes_sense(struct served_export *exp, const json_t *args,
                                struct control_error *error)
 {
     unsigned sync = arg_word(args, "sync", syncs, MIRROR_FULL);
     const char *replaces = arg_text(args, "replaces");
 
-    if (replaces && strcmp(replaces, exp->node_name) != 0)
+    if (replaces && strcmp(replaces, exp->node_name) != 0 &&
+        !export_is_called(exp, replaces))
         control_fail(error, CLASS_GENERIC, "Failed to find node with node-name='%.200s'",
                      replaces);
     else if ((sync == MIRROR_INCREMENTAL) != arg_is_given(args, "bitmap"))
         control_fail(error, CLASS_GENERIC,
                      "'bitmap' goes with sync=incremental, and that with 'bitmap'");
-    else if (sync == MIRROR_NONE && !nbd_uri_is_one(arg_text(args, "target")) &&
-             arg_word(args, "mode", modes, MODE_ABSOLUTE_PATHS) == MODE_ABSOLUTE_PATHS)
-        control_fail(error, CLASS_GENERIC,
-                     "sync=none to a file needs mode=existing: a file on top of the disk "
-                     "that is in use can't be made");
+    else if (arg_bool(args, "target-is-zero", false) && sync != MIRROR_FULL)
+        control_fail(error, CLASS_GENERIC, "'target-is-zero' goes with sync=full");
     else
         return true;
     return false;
 }
 
+/* A file on top of the disk that is in use can't be made. */
+static bool target_can_be_made(const json_t *args, struct control_error *error)
+{
+    if (arg_word(args, "sync", syncs, MIRROR_FULL) != MIRROR_NONE ||
+        nbd_uri_is_one(arg_text(args, "target")) ||
+        arg_word(args, "mode", modes, MODE_ABSOLUTE_PATHS) != MODE_ABSOLUTE_PATHS)
+        return true;
+    control_fail(error, CLASS_GENERIC,
+                 "sync=none to a file needs mode=existing: a file on top of the disk "
+                 "that is in use can't be made");
+    return false;
+}
+
+/* A layer is named by its file's name or by its node's: *file is the first, in either case, or
+ * NULL, and the caller's to free. */
+static int find_layer(struct served_export *exp, const json_t *args, const char *by_file,
+                      const char *by_node, char **file, struct diag *diag)
+{
+    struct control_error error = {.diag = {.err = 0}};
+
+    if (arg_is_given(args, by_file) && arg_is_given(args, by_node))
+        return diag_set(diag, EINVAL, "'%s' and '%s' are mutually exclusive", by_node,
+                        by_file);
+    if (arg_is_given(args, by_node))
+        *file = control_layer_file(exp, arg_text(args, by_node), &error);
+    else if (arg_is_given(args, by_file))
+        *file = strdup(arg_text(args, by_file));
+    else
+        return 0;
+    return *file ? 0 : diag_set(diag, ENOENT, "%s", error.diag.text);
+}
+
 static int start_commit(struct control_context *ctx, struct served_export *exp,
                         const json_t *args, uint64_t ticket, struct diag *diag)
 {
+    CLEANUP_FREE char *top = NULL, *base = NULL;
+    int err = find_layer(exp, args, "top", "top-node", &top, diag);
+    if (!err)
+        err = find_layer(exp, args, "base", "base-node", &base, diag);
+    if (err)
+        return err;
     const struct commit_params params = {
         .job = job_params_of(args, exp, ticket),
-        .top = arg_text(args, "top"),
-        .base = arg_text(args, "base"),
+        .top = top,
+        .base = base,
+        .backing_file = arg_text(args, "backing-file"),
         .on_error = on_error_of(args, "on-error"),
         .pivot = pivot_of(exp),
     };
@@ -227,10 +310,22 @@ static json_t *drive_mirror(struct control_context *ctx, const json_t *args,
     CLEANUP_EXPORT struct served_export *exp =
         control_find_device(ctx, arg_text(args, "device"), error);
 
-    if (!exp || !mirror_makes_sense(exp, args, error) ||
+    if (!exp || !mirror_makes_sense(exp, args, error) || !target_can_be_made(args, error) ||
         !control_may_start_job(ctx, exp, "commit", error))
         return NULL;
     return start_job(ctx, exp, args, error, start_mirror);
+}
+
+static json_t *blockdev_mirror(struct control_context *ctx, const json_t *args,
+                               struct control_error *error)
+{
+    CLEANUP_EXPORT struct served_export *exp =
+        control_find_device(ctx, arg_text(args, "device"), error);
+
+    if (!exp || !mirror_makes_sense(exp, args, error) ||
+        !control_may_start_job(ctx, exp, "commit", error))
+        return NULL;
+    return start_job(ctx, exp, args, error, start_mirror_to_node);
 }
 
 static json_t *block_commit(struct control_context *ctx, const json_t *args,
@@ -264,6 +359,28 @@ static const struct control_arg mirror_args[] = {
     {"replaces", ARG_STRING, false, NULL},
     {"auto-finalize", ARG_BOOL, false, NULL},
     {"auto-dismiss", ARG_BOOL, false, NULL},
+    {"target-is-zero", ARG_BOOL, false, NULL},
+    {0},
+};
+
+static const struct control_arg node_mirror_args[] = {
+    {"job-id", ARG_STRING, false, NULL},
+    {"device", ARG_STRING, true, NULL},
+    {"target", ARG_STRING, true, NULL},
+    {"sync", ARG_WORD, true, syncs},
+    {"bitmap", ARG_STRING, false, NULL},
+    {"speed", ARG_SIZE, false, NULL},
+    {"granularity", ARG_SIZE, false, NULL},
+    {"buf-size", ARG_SIZE, false, NULL},
+    {"on-source-error", ARG_WORD, false, on_errors},
+    {"on-target-error", ARG_WORD, false, on_errors},
+    {"filter-node-name", ARG_STRING, false, NULL},
+    {"unmap", ARG_BOOL, false, NULL},
+    {"copy-mode", ARG_WORD, false, control_copy_modes},
+    {"replaces", ARG_STRING, false, NULL},
+    {"auto-finalize", ARG_BOOL, false, NULL},
+    {"auto-dismiss", ARG_BOOL, false, NULL},
+    {"target-is-zero", ARG_BOOL, false, NULL},
     {0},
 };
 
@@ -271,7 +388,11 @@ static const struct control_arg commit_args[] = {
     {"job-id", ARG_STRING, false, NULL},
     {"device", ARG_STRING, true, NULL},
     {"base", ARG_STRING, false, NULL},
+    {"base-node", ARG_STRING, false, NULL},
     {"top", ARG_STRING, false, NULL},
+    {"top-node", ARG_STRING, false, NULL},
+    {"backing-file", ARG_STRING, false, NULL},
+    {"filter-node-name", ARG_STRING, false, NULL},
     {"speed", ARG_SIZE, false, NULL},
     {"on-error", ARG_WORD, false, on_errors},
     {"auto-finalize", ARG_BOOL, false, NULL},
@@ -281,6 +402,7 @@ static const struct control_arg commit_args[] = {
 
 const struct control_command control_start_commands[] = {
     {"drive-mirror", mirror_args, drive_mirror},
+    {"blockdev-mirror", node_mirror_args, blockdev_mirror},
     {"block-commit", commit_args, block_commit},
     {0},
 };

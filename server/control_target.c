@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "block/chain.h"
+#include "node_table.h"
 #include "storage/nbd.h"
 
 /* A mirror has 16 operations in flight at most; more connections bring nothing. */
@@ -92,14 +93,35 @@ static int open_file(const struct target_request *request, struct node **out,
                : chain_open(request->source->ctx, request->target, &options, out, diag);
 }
 
-static int prepare_target(const struct target_request *request, struct node *node,
-                          struct diag *diag)
+static int open_added(const struct target_request *request, struct node **out,
+                      struct diag *diag)
+{
+    const char *file = added_node_target(request->added);
+    const struct node_opening how = {.ctx = request->source->ctx,
+                                     .references = request->references,
+                                     .give_up = request->give_up,
+                                     .as_target = true};
+
+    if (!nbd_uri_is_one(file) && chain_has_file(request->source, file))
+        return diag_set(diag, EBUSY, "%s: is part of the disk that is to be mirrored",
+                        file);
+    return added_node_open(request->added, &how, out, diag);
+}
+
+static int open_by_name(const struct target_request *request, struct node **out,
+                        struct diag *diag)
+{
+    return nbd_uri_is_one(request->target) ? open_nbd(request, out, diag)
+                                           : open_file(request, out, diag);
+}
+
+static int prepare_target(struct node *node, struct diag *diag)
 {
     int err = node_activate(node, diag);
     if (err)
         return err;
     err = chain_start(node);
-    return err ? diag_errno(diag, -err, "%s: starting its threads", request->target) : 0;
+    return err ? diag_errno(diag, -err, "%s: starting its threads", node->filename) : 0;
 }
 
 int control_open_target(const struct target_request *request, struct node **out,
@@ -107,11 +129,11 @@ int control_open_target(const struct target_request *request, struct node **out,
 {
     struct node *node;
 
-    int err = nbd_uri_is_one(request->target) ? open_nbd(request, &node, diag)
-                                              : open_file(request, &node, diag);
+    int err = request->added ? open_added(request, &node, diag)
+                             : open_by_name(request, &node, diag);
     if (err)
         return err;
-    err = prepare_target(request, node, diag);
+    err = prepare_target(node, diag);
     if (err)
         node_close(node);
     else

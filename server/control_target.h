@@ -9,8 +9,13 @@
 
 #include "base/diag.h"
 #include "block/node.h"
+#include "block/open_policy.h"
+
+struct added_node;
 
 struct target_request {
+    struct added_node *added; /* held; NULL: the rest says what it is */
+    enum references references;
     char *target; /* an NBD URI or a path */
     const char *format;
     struct node *source;

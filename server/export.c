@@ -87,6 +87,8 @@ int export_open(struct served_export *exp, const struct export_request *request,
         block_context_destroy(&exp->ctx);
         return err;
     }
+    if (node_name_is_well_formed(exp->node_name))
+        node->name = node_name_new(exp->node_name);
     gate_init(&exp->gate);
     lock_init(&exp->lock, RANK_OPEN);
     pthread_cond_init(&exp->drain_ended, NULL);
@@ -130,6 +132,13 @@ int export_check_changes(struct served_export *exp, struct diag *diag)
             "has connected yet that could write",
             node->filename);
     return 0;
+}
+
+bool export_is_called(struct served_export *exp, const char *node_name)
+{
+    EXPORT_USE(use, export_enter(exp));
+
+    return use.node->name && strcmp(use.node->name->text, node_name) == 0;
 }
 
 void export_downgrade_lock(struct served_export *exp, struct node *node)

@@ -80,6 +80,9 @@ int export_make_writable(struct served_export *exp, struct diag *diag) MUST_USE;
 /* On a connection that nbdkit says is read-only. */
 void export_note_read_only(struct served_export *exp);
 
+/* Is that the name of the node that is served now? */
+bool export_is_called(struct served_export *exp, const char *node_name);
+
 /* May a job change images of the chain?  0, or -EROFS with diag: nbdkit has -r, or may have
  * it for all that is known before the first client. */
 int export_check_changes(struct served_export *exp, struct diag *diag) MUST_USE;

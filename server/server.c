@@ -118,6 +118,8 @@ static int open_control(struct server *server, struct diag *diag)
     const struct control_setup setup = {
         .path = server->config.control,
         .exports = &server->exports,
+        .shared = &server->shared,
+        .config = &server->config,
         .shut_down = end_by_command,
         .opaque = server,
     };

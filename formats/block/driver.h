@@ -125,6 +125,10 @@ struct driver {
      * frees the state.  Frees it on failure too, with the image left marked. */
     int (*close)(struct node *node);
 
+    /* What `close` does before it frees the state, while others read: nobody changes anything
+     * any more.  After a failure it can be called again, as can `close`. */
+    int (*settle)(struct node *node);
+
     /* The run that starts at off, as long as possible within len. */
     int (*map)(struct node *node, uint64_t off, uint64_t len, struct extent *out);
 

@@ -111,6 +111,7 @@ void node_free(struct node *node)
     dirty_bitmaps_destroy(&node->bitmaps);
     observers_destroy(&node->observers);
     lock_destroy(&node->snapshots.lock);
+    node_name_put(node->name);
     free(node->filename);
     free(node->backing_name);
     free(node->backing_format);
@@ -232,6 +233,28 @@ int node_first_change(struct node *node)
     if (!err)
         atomic_store_explicit(&node->changed, true, memory_order_release);
     return err;
+}
+
+int node_freeze(struct node *node)
+{
+    struct diag diag;
+
+    if (!node->active)
+        return 0;
+    timer_cancel(node->ctx->housekeeper, &node->write_back);
+    int err = mcache_commit(node->mc, MC_COMMIT);
+    if (err)
+        return err;
+    /* What is unlinked is let go of without a wait for readers, then. */
+    gate_wait(&node->ctx->gate);
+    err = node->driver->settle(node);
+    if (err)
+        return err;
+    node->active = node->can_write = false;
+    node->cannot = "it is a frozen layer of the disk that is served";
+    if (node_lock_for_reading(node, &diag))
+        log_error("%s", diag.text);
+    return 0;
 }
 
 int node_close(struct node *node)

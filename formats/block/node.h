@@ -19,6 +19,7 @@
 #include "block/cache_mode.h"
 #include "block/dirty_bitmap.h"
 #include "block/driver.h"
+#include "block/node_name.h"
 #include "block/observer.h"
 #include "block/snapshot.h"
 #include "mcache/mcache.h"
@@ -84,7 +85,8 @@ struct node {
     struct node_options options;
 
     char *filename;
-    struct storage *file;      /* owned */
+    struct node_name *name; /* that a user gave it; NULL: none; not changed while in use */
+    struct storage *file;   /* owned */
     struct storage *data_file; /* owned; NULL: guest data lies in `file` */
     struct storage *data;      /* where it lies: one of the two */
     /* The data file reads as the disk by itself, guest offset for offset, too.  Set by the
@@ -163,6 +165,11 @@ const char *node_why_read_only(const struct node *node);
 
 /* Makes the node writable (its backing chain stays read-only).  Again: does nothing. */
 int node_activate(struct node *node, struct diag *diag) MUST_USE;
+
+/* Nobody changes the node any more, who reads it goes on: flushed, its marks cleared, what was
+ * reserved ahead given back, its lock a reader's.  It can't be activated again.  Waits for
+ * requests that are inside the gate.  0; or -errno: then node_close tries all that again. */
+int node_freeze(struct node *node) MUST_USE;
 
 /* Flushes, ends cleanly and frees the node and its backing chain; NULL is allowed.  0 or
  * -errno of what could not be made durable. */

@@ -296,6 +296,14 @@ static int end_cleanly(struct qcow2 *q)
     return err;
 }
 
+static int qcow2_settle(struct node *node)
+{
+    struct qcow2 *q = qcow2_of(node);
+
+    timer_cancel(node->ctx->housekeeper, &q->mark.timer);
+    return qcow2_failed(q, end_cleanly(q));
+}
+
 static int qcow2_close(struct node *node)
 {
     struct qcow2 *q = qcow2_of(node);
@@ -303,7 +311,7 @@ static int qcow2_close(struct node *node)
 
     timer_cancel(node->ctx->housekeeper, &q->mark.timer);
     if (node->active)
-        err = qcow2_failed(q, end_cleanly(q));
+        err = qcow2_settle(node);
     free_state(q);
     return err;
 }
@@ -343,6 +351,7 @@ const struct driver qcow2_driver = {
     .activate = qcow2_activate,
     .first_change = qcow2_first_change,
     .close = qcow2_close,
+    .settle = qcow2_settle,
     .map = qcow2_map,
     .reserve = qcow2_reserve,
     .reserve_compressed = qcow2_reserve_compressed,

@@ -234,15 +234,24 @@ static int close_cleanly(struct qed_image *img)
     return err < 0 ? err : trimmed;
 }
 
+static int settle_image(struct node *node)
+{
+    struct qed_image *img = node->state;
+    int err = img->active ? close_cleanly(img) : 0;
+
+    if (!err && img->active)
+        dirty_mark_destroy(&img->mark);
+    img->active &= err != 0;
+    return err;
+}
+
 static int close_image(struct node *node)
 {
     struct qed_image *img = node->state;
-    int err = 0;
+    int err = settle_image(node);
 
-    if (img->active) {
-        err = close_cleanly(img);
+    if (img->active)
         dirty_mark_destroy(&img->mark);
-    }
     node->state = NULL;
     free_image(img);
     return err;
@@ -276,6 +285,7 @@ const struct driver qed_driver = {
     .open = open_image,
     .activate = activate_image,
     .close = close_image,
+    .settle = settle_image,
     .map = qed_map,
     .reserve = qed_reserve,
     .link = qed_link,

@@ -26,15 +26,18 @@ static int raw_activate(struct node *node, struct diag *diag)
     return 0;
 }
 
-static int raw_close(struct node *node)
+static int raw_settle(struct node *node)
 {
-    if (!node->active)
-        return 0;
     int rc = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
     if (rc == 0 && node->file->no_flush && !node->options.keep_marks &&
         !node->options.no_final_sync)
         rc = storage_sync(node->file);
     return rc;
+}
+
+static int raw_close(struct node *node)
+{
+    return node->active ? raw_settle(node) : 0;
 }
 
 /* Holes are told apart by block_status, which asks the storage: a read doesn't care. */
@@ -89,6 +92,7 @@ const struct driver raw_driver = {
     .open = raw_open,
     .activate = raw_activate,
     .close = raw_close,
+    .settle = raw_settle,
     .map = raw_map,
     .zero = raw_zero,
     .zero_is_fast = raw_zero_is_fast,

@@ -23,7 +23,7 @@ COMMANDS = {
     "query-named-block-nodes", "drive-mirror", "block-commit", "query-block-jobs", "query-jobs",
     "block-job-cancel", "block-job-complete", "block-job-pause", "block-job-resume",
     "block-job-set-speed", "block-job-finalize", "block-job-dismiss", "block-job-change", "job-cancel", "job-complete",
-    "job-pause", "job-resume", "job-finalize", "job-dismiss", "block-dirty-bitmap-add",
+    "job-pause", "job-resume", "job-finalize", "job-dismiss", "blockdev-add", "blockdev-del", "blockdev-mirror", "block-dirty-bitmap-add",
     "block-dirty-bitmap-remove", "block-dirty-bitmap-clear", "block-dirty-bitmap-enable",
     "block-dirty-bitmap-disable", "block-dirty-bitmap-merge",
     "transaction",

@@ -21,6 +21,8 @@
 #include "fuzz.h"
 #include "jobs/manager.h"
 #include "mem_storage.h"
+#include "node_table.h"
+#include "plugin_config.h"
 #include "scratch.h"
 
 #define DISK_BYTES (256u << 10)
@@ -65,13 +67,42 @@ static struct storage *target_storage(const struct target_request *request)
     return st;
 }
 
+int added_node_open(struct added_node *node, const struct node_opening *how,
+                    struct node **out, struct diag *diag)
+{
+    const char *format = node->file ? node->driver : "raw";
+    bool qcow2 = strcmp(format, "qcow2") == 0;
+
+    if (!qcow2 && strcmp(format, "raw") != 0)
+        return diag_set(diag, ENOENT, "%s: there is none", added_node_target(node));
+    if (how->as_target && added_node_is_used(node))
+        return diag_set(diag, EBUSY, "%s: is in use", added_node_target(node));
+    int err = open_node(how->ctx, format,
+                        qcow2 ? mem_storage_clone(empty) : mem_storage_new(DISK_BYTES),
+                        added_node_target(node), out, diag);
+    if (!err)
+        (*out)->name = node_name_get(node->name);
+    return err;
+}
+
+/* Of what was added by name, or of drive-mirror's own. */
+static int open_by_request(const struct target_request *request, struct node **out,
+                           struct diag *diag)
+{
+    const struct node_opening how = {.ctx = request->source->ctx, .as_target = true};
+
+    if (request->added)
+        return added_node_open(request->added, &how, out, diag);
+    return open_node(request->source->ctx, request->format, target_storage(request),
+                     request->target, out, diag);
+}
+
 int control_open_target(const struct target_request *request, struct node **out,
                         struct diag *diag)
 {
-    if (strcmp(request->format, "qed") == 0)
+    if (!request->added && strcmp(request->format, "qed") == 0)
         return diag_set(diag, ENOENT, "%s: there is none", request->target);
-    int err = open_node(request->source->ctx, request->format, target_storage(request),
-                        request->target, out, diag);
+    int err = open_by_request(request, out, diag);
     if (!err && (err = node_activate(*out, diag)) != 0)
         node_close(*out);
     return err;
@@ -102,6 +133,7 @@ static struct served_export *add_export(struct export_table *table, const char *
                   &diag))
         fuzz_fail(__FILE__, __LINE__, "%s", diag.text);
     node->backing = base;
+    node->name = node_name_new(name);
     fuzz_check(node_activate(node, &diag) == 0, "%s", diag.text);
     memset(data, 0xa5, sizeof data);
     fuzz_check(block_write(node, data, 1000, sizeof data, 0) == 0, "write");
@@ -209,6 +241,7 @@ static void converse(struct server *server, const uint8_t *data, size_t size)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
+    static const struct plugin_config config;
     struct server server;
 
     if (!empty)
@@ -218,9 +251,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                                      add_export(&server.exports, "disk1")};
     server.context = (struct control_context){
         .exports = &server.exports,
+        .config = &config,
         .jobs = job_manager_new(on_job_event, NULL),
         .shut_down = shut_down,
     };
+    node_table_init(&server.context.nodes);
+    if (block_context_init(&server.context.trial, 1 << 20, NULL, NULL))
+        abort();
     converse(&server, data, size);
     for (size_t i = 0; i < ARRAY_LEN(disks); i++) {
         json_decref(control_find_corruption(disks[i], true));
@@ -234,6 +271,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         fuzz_check(export_close(disks[i]) == 0, "the disk can't be closed");
     }
     export_table_close(&server.exports);
+    node_table_destroy(&server.context.nodes);
+    block_context_destroy(&server.context.trial);
     export_table_destroy(&server.exports);
     return 0;
 }

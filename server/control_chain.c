@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Layers and their names. */
+#include "control_chain.h"
+
+#include <stdio.h>
+#include <string.h>
+
+struct chain_use control_look_at_chain(struct served_export *exp)
+{
+    struct export_use use = export_enter(exp);
+
+    return (struct chain_use){use, gate_enter(&use.node->ctx->gate)};
+}
+
+void control_stop_looking(struct chain_use *chain)
+{
+    gate_leave(&chain->use.node->ctx->gate, chain->ticket);
+    export_leave(&chain->use);
+}
+
+static bool bears_name(const struct node *node, const char *text)
+{
+    return node->name && strcmp(node->name->text, text) == 0;
+}
+
+static bool chain_bears_name(const struct node *top, const char *text)
+{
+    for (const struct node *node = top; node; node = node->backing)
+        if (bears_name(node, text))
+            return true;
+    return false;
+}
+
+struct node_name_text control_name_node(const struct served_export *exp,
+                                        const struct node *top, const struct node *node)
+{
+    struct node_name_text name;
+    unsigned depth = 0;
+
+    for (const struct node *above = top; above && above != node; above = above->backing)
+        depth++;
+    if (node->name)
+        snprintf(name.text, sizeof name.text, "%s", node->name->text);
+    else if (depth == 0 && !chain_bears_name(top, exp->node_name))
+        snprintf(name.text, sizeof name.text, "%s", exp->node_name);
+    else
+        snprintf(name.text, sizeof name.text, "%.255s#%u", exp->node_name, depth);
+    return name;
+}
+
+char *control_layer_file(struct served_export *exp, const char *node_name,
+                         struct control_error *error)
+{
+    CHAIN_USE(chain, exp);
+
+    for (struct node *node = chain.use.node; node; node = node->backing)
+        if (strcmp(control_name_node(exp, chain.use.node, node).text, node_name) == 0) {
+            char *file = strdup(node->filename);
+            if (!file)
+                control_fail(error, CLASS_GENERIC, "out of memory");
+            return file;
+        }
+    control_fail(error, CLASS_GENERIC, "Cannot find device='' nor node-name='%.200s'",
+                 node_name);
+    return NULL;
+}

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The images of an export's chain, as commands look at them and name them.  Layer: server. */
+#ifndef SERVER_CONTROL_CHAIN_H
+#define SERVER_CONTROL_CHAIN_H
+
+#include "control_cmds.h"
+#include "export.h"
+
+/* While it lasts no node of the chain is closed: whoever takes one out waits for both gates. */
+struct chain_use {
+    struct export_use use;
+    gate_ticket ticket;
+};
+
+struct chain_use control_look_at_chain(struct served_export *exp);
+void control_stop_looking(struct chain_use *chain);
+
+/* Declares `chain`, and leaves it at the end of the scope. */
+#define CHAIN_USE(chain, exp) \
+    struct chain_use chain CLEANUP(control_stop_looking) = control_look_at_chain(exp)
+
+/* The name of a node: its own; or one made from the export's and how deep it lies. */
+struct node_name_text {
+    char text[280];
+};
+struct node_name_text control_name_node(const struct served_export *exp,
+                                        const struct node *top, const struct node *node);
+
+/* The file name of the layer that a node-name means, the caller's to free.  NULL with the error
+ * said: it isn't in the chain. */
+char *control_layer_file(struct served_export *exp, const char *node_name,
+                         struct control_error *error) MUST_USE;
+
+#endif

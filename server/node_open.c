@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Opening what was added by blockdev-add. */
+#include "node_table.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "storage/nbd.h"
+
+/* As mirrors open their targets. */
+#define NBD_CONNECTIONS 4
+#define CONNECT_MS      5000
+
+/* An NBD export that is written to: a job sees to it when its server goes away. */
+static int open_remote_target(const struct added_node *node, const struct node_opening *how,
+                              const struct chain_options *options, struct node **out,
+                              struct diag *diag)
+{
+    const char *uri = added_node_target(node);
+    const struct nbd_open nbd = {
+        .connections = NBD_CONNECTIONS, .connect_ms = CONNECT_MS, .give_up = how->give_up};
+
+    int err = chain_open_nbd(how->ctx, uri, &nbd, options, out, diag);
+    if (err != -ELOOP)
+        return err;
+    return diag_set(diag, EINVAL,
+                    "target: %s: is an export of this server: a disk can't be mirrored to "
+                    "itself",
+                    uri);
+}
+
+static int open_layer(const struct added_node *node, const struct node_opening *how,
+                      struct node **out, struct diag *diag)
+{
+    const struct added_node *file = node->file ? node->file : node;
+    bool remote = strcmp(file->driver, "nbd") == 0;
+    struct chain_options options = {
+        .format = node->file ? node->driver : "raw",
+        .protocol = remote ? &storage_protocol_nbd : &storage_protocol_file,
+        .read_only = node->read_only || file->read_only || !how->as_target,
+        .fallback_read_only = node->auto_read_only || file->auto_read_only,
+        .no_backing = !node->as_image_says || how->alone,
+        .references = how->references,
+        .give_up = how->give_up,
+        .node = node->options,
+    };
+
+    if (!remote || !how->as_target)
+        return chain_open(how->ctx, file->target, &options, out, diag);
+    options.node.lock_off = true;
+    return open_remote_target(node, how, &options, out, diag);
+}
+
+/* What lies below is only read, and may be below others as well. */
+static int open_below(const struct added_node *node, const struct node_opening *how,
+                      struct node *top, struct diag *diag)
+{
+    struct node_opening below = *how;
+    struct node *opened;
+
+    if (!node->below || how->alone)
+        return 0;
+    below.as_target = false;
+    if (!node_can(top, DRIVER_BACKING))
+        return diag_set(diag, EINVAL, "%s: %s images have no backing file", top->filename,
+                        node_format(top));
+    int err = added_node_open(node->below, &below, &opened, diag);
+    if (!err)
+        top->backing = opened;
+    return err;
+}
+
+int added_node_open(struct added_node *node, const struct node_opening *how,
+                    struct node **out, struct diag *diag)
+{
+    struct node *top;
+
+    if (how->as_target && added_node_is_used(node))
+        return diag_set(diag, EBUSY, "Node '%s' is in use", node->name->text);
+    int err = open_layer(node, how, &top, diag);
+    if (err)
+        return err;
+    err = open_below(node, how, top, diag);
+    if (err) {
+        node_close(top);
+        return err;
+    }
+    top->name = node_name_get(node->name);
+    *out = top;
+    return 0;
+}

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Nodes: added, used by jobs under their names, taken away.  M-51"""
+
+import os
+
+import harness
+from harness import KIB, MIB, check, create, run
+from test_mirror import MirrorCase
+
+
+class NodeCase(MirrorCase):
+    def add(self, name, driver, **options):
+        self.assertEqual(self.client.cmd("blockdev-add", driver=driver, node_name=name, **options), {})
+
+    def delete(self, name):
+        self.assertEqual(self.client.cmd("blockdev-del", node_name=name), {})
+
+    def refused(self, words, **arguments):
+        return self.fails("GenericError", self.client, "blockdev-add", words, **arguments)
+
+    def image_of(self, name, fmt="qcow2", size=None):
+        return create(self.path(name), fmt, size or self.SIZE)
+
+    def names(self):
+        return [node["node-name"] for node in self.client.cmd("query-named-block-nodes", flat=True)]
+
+    def complete(self, job="job"):
+        self.client.cmd("job-complete", id=job)
+        self.ended()
+
+
+class Adding(NodeCase):
+    def test_every_driver(self):
+        """and as a node in a node, by name and in place"""
+        self.begin()
+        target = self.memory()
+        for fmt in ("qcow2", "qed"):
+            path = self.image_of(f"one.{fmt}", fmt)
+            self.add(f"{fmt}-file", "file", filename=path, aio="native", cache={"direct": True, "no-flush": False})
+            self.add(fmt, fmt, file=f"{fmt}-file", discard="unmap", backing=None)
+            self.add(f"{fmt}-2", fmt, file={"driver": "file", "filename": path}, read_only=True)
+        path = self.image_of("raw", "raw")
+        self.add("raw", "raw", file={"driver": "file", "filename": path, "node-name": "raw-file", "locking": "off"})
+        self.add("remote", "nbd", server={"type": "unix", "path": target.socket}, export="")
+        self.add("raw-remote", "raw", file="remote")
+        self.assertEqual(set(self.names()), {"drive0", "qcow2-file", "qcow2", "qcow2-2", "qed-file", "qed", "qed-2",
+                                             "raw", "remote", "raw-remote"})
+        for name in ("qcow2", "qcow2-file", "qcow2-2", "qed-2", "qed", "qed-file", "raw", "raw-remote", "remote"):
+            self.delete(name)
+        self.assertEqual(self.names(), ["drive0"])
+
+    def test_what_is_told_of_one(self):
+        self.begin()
+        path = self.image_of("x.qcow2")
+        self.add("x", "qcow2", file={"driver": "file", "filename": path})
+        node = self.client.cmd("query-named-block-nodes")[1]
+        self.assertEqual((node["node-name"], node["drv"], node["file"], node["ro"]), ("x", "qcow2", path, False))
+        self.assertEqual((node["image"]["virtual-size"], node["image"]["format"]), (self.SIZE, "qcow2"))
+
+    def test_refused(self):
+        self.begin()
+        path = self.image_of("x.qcow2")
+        file = {"driver": "file", "filename": path}
+        self.refused("'node-name' must be specified", driver="qcow2", file=file)
+        self.refused("Invalid node-name: '9x'", driver="qcow2", node_name="9x", file=file)
+        self.refused("Invalid node-name", driver="qcow2", node_name="x" * 32, file=file)
+        self.refused("Duplicate nodes with node-name='drive0'", driver="qcow2", node_name="drive0", file=file)
+        self.refused("'driver' does not accept value 'vmdk'", driver="vmdk", node_name="x", file=file)
+        self.refused("'filename' is unexpected; qcow2 takes", driver="qcow2", node_name="x", filename=path)
+        self.refused("'file' is missing", driver="qcow2", node_name="x")
+        self.refused("node-name='nosuch'", driver="qcow2", node_name="x", file="nosuch")
+        self.refused("Invalid parameter 'file'", driver="qcow2", node_name="x", file=1)
+        self.refused("absolute path", driver="file", node_name="x", filename="x.qcow2")
+        self.refused("No such file", driver="file", node_name="x", filename=self.path("none"))
+        self.refused("not a qed image", driver="qed", node_name="x", file=file)
+        self.refused("type 'unix' takes path", driver="nbd", node_name="x", server={"type": "unix", "host": "h"})
+        self.refused("type", driver="nbd", node_name="x", server={"type": "vsock"})
+        self.refused("", driver="nbd", node_name="x", server={"type": "inet", "host": "localhost", "port": "99999"})
+        self.refused("format over a format", driver="raw", node_name="x", file={"driver": "qcow2", "file": file})
+        nested = file
+        for _ in range(30):
+            nested = {"driver": "qcow2", "file": file, "backing": nested}
+        self.refused("nested too deeply", driver="qcow2", node_name="x", file=file, backing=nested)
+        # What failed has left no name taken.
+        self.add("x", "qcow2", file=file)
+        self.refused("Duplicate", driver="qcow2", node_name="x", file=file)
+        self.fails("GenericError", self.client, "blockdev-del", "Failed to find node with node-name='y'", node_name="y")
+        self.fails("GenericError", self.client, "blockdev-del", "Node drive0 is in use", node_name="drive0")
+
+    def test_what_is_in_use_stays(self):
+        self.begin()
+        path = self.image_of("x.qcow2")
+        self.add("x-file", "file", filename=path)
+        self.add("x", "qcow2", file="x-file")
+        self.fails("GenericError", self.client, "blockdev-del", "Node x-file is in use", node_name="x-file")
+        self.client.cmd("blockdev-mirror", job_id="job", device="drive0", target="x", sync="full")
+        self.ready()
+        self.fails("GenericError", self.client, "blockdev-del", "Node x is in use", node_name="x")
+        self.fails("GenericError", self.client, "blockdev-mirror", "in use", job_id="two", device="drive0", target="x",
+                   sync="full")
+        self.client.cmd("block-job-cancel", device="job")
+        self.ended()
+        self.delete("x")
+        self.delete("x-file")
+
+    def test_references(self):
+        """an image names another: the server's own rule holds"""
+        folder = self.path("elsewhere")
+        os.mkdir(folder)
+        base = self.image_of("base.qcow2")
+        overlay = os.path.join(folder, "over.qcow2")
+        run("qemu-img", "create", "-f", "qcow2", "-b", base, "-F", "qcow2", overlay)
+        self.begin("references=dir")
+        self.refused("references=dir", driver="qcow2", node_name="x", file={"driver": "file", "filename": overlay})
+        self.add("x", "qcow2", file={"driver": "file", "filename": overlay}, backing=None)
+
+
+class Mirrors(NodeCase):
+    def test_a_mirror_to_a_node(self):
+        """it's the disk afterwards, under its own name, which is then no other's"""
+        self.begin()
+        path = self.image_of("x.qcow2")
+        self.add("x-file", "file", filename=path)
+        self.add("x", "qcow2", file="x-file", backing=None)
+        self.client.cmd("blockdev-mirror", job_id="job", device="drive0", target="x", sync="full", replaces="drive0",
+                        filter_node_name="filter", copy_mode="write-blocking", auto_finalize=True)
+        self.ready()
+        self.complete()
+        inserted = self.client.cmd("query-block")[0]["inserted"]
+        self.assertEqual((inserted["node-name"], inserted["file"]), ("x", path))
+        self.write(0, b"on the target")
+        self.fails("GenericError", self.client, "blockdev-del", "Node x is in use", node_name="x")
+        # And back, called by the node's name.
+        self.add("back", "raw", file={"driver": "file", "filename": self.image_of("back.raw", "raw")})
+        self.client.cmd("blockdev-mirror", job_id="job", device="x", target="back", sync="full", target_is_zero=True)
+        self.ready()
+        self.complete()
+        self.delete("x")
+        self.delete("x-file")
+        self.server.stop()
+        check(path, "qcow2")
+        self.expect_content(path, "qcow2")
+        self.expect_content(self.path("back.raw"), "raw")
+
+    def test_over_nbd(self):
+        self.begin()
+        target = self.memory()
+        self.add("x", "nbd", server={"type": "unix", "path": target.socket})
+        self.client.cmd("blockdev-mirror", job_id="job", device="drive0", target="x", sync="full")
+        self.ready()
+        self.client.cmd("block-job-cancel", device="job")
+        self.ended()
+        self.same(target.content(), "the target")
+
+    def test_target_is_zero(self):
+        """what is zero isn't written; and where that isn't true, nothing else is"""
+        self.begin()
+        path = self.image_of("x.raw", "raw")
+        with open(path, "r+b") as file:
+            file.write(b"\xff" * self.SIZE)
+        self.add("x", "raw", file={"driver": "file", "filename": path})
+        self.fails("GenericError", self.client, "blockdev-mirror", "goes with sync=full", job_id="job", device="drive0",
+                   target="x", sync="top", target_is_zero=True)
+        self.client.cmd("blockdev-mirror", job_id="job", device="drive0", target="x", sync="full", target_is_zero=True)
+        self.ready()
+        self.client.cmd("block-job-cancel", device="job")
+        self.ended()
+        self.assertIn(b"\xff" * 64 * KIB, harness.content(path, "raw"))
+
+
+class Commits(NodeCase):
+    def chain(self):
+        """base, middle and the disk, which is on top"""
+        self.base = self.image
+        self.middle = self.path("middle.qcow2")
+        run("qemu-img", "create", "-f", "qcow2", "-b", self.base, "-F", "qcow2", self.middle)
+        self.image = self.path("top.qcow2")
+        run("qemu-img", "create", "-f", "qcow2", "-b", self.middle, "-F", "qcow2", self.image)
+        self.begin()
+        self.write(MIB, b"in the top" * 1000)
+
+    def test_by_nodes(self):
+        """an intermediate commit, with the name that the overlay is to give the base"""
+        self.chain()
+        self.assertEqual(self.names(), ["drive0", "drive0#1", "drive0#2"])
+        self.client.cmd("block-commit", job_id="job", device="drive0", top_node="drive0#1", base_node="drive0#2",
+                        backing_file="disk.qcow2", filter_node_name="f")
+        self.ended()
+        self.assertEqual(self.names(), ["drive0", "drive0#1"])
+        self.server.stop()
+        info = harness.info(self.image, "qcow2")
+        self.assertEqual(info["backing-filename"], "disk.qcow2")
+        self.expect_content(self.image, "qcow2")
+
+    def test_active(self):
+        self.chain()
+        self.fails("GenericError", self.client, "block-commit", "'backing-file' specified, but 'top' is the active layer",
+                   job_id="job", device="drive0", base_node="drive0#2", backing_file="x")
+        self.fails("GenericError", self.client, "block-commit", "mutually exclusive", job_id="job", device="drive0",
+                   base_node="drive0#2", base=self.base)
+        self.fails("GenericError", self.client, "block-commit", "node-name='nosuch'", job_id="job", device="drive0",
+                   base_node="nosuch")
+        self.client.cmd("block-commit", job_id="job", device="drive0", top_node="drive0", base_node="drive0#2")
+        self.ready()
+        self.complete()
+        self.server.stop()
+        check(self.base, "qcow2")
+        self.expect_content(self.base, "qcow2")
