@@ -71,17 +71,9 @@ static void release_clean_chunks(struct backup *b)
     frozen_release(b->point, at, size - at);
 }
 
-static bool is_shown(const struct backup *b)
-{
-    return b->params.sync == BACKUP_NONE && b->params.stage.show;
-}
-
 /* What users change from here on is only theirs. */
 static void end_point(struct backup *b)
 {
-    if (b->shown)
-        b->params.stage.hide(b->params.stage.opaque, b->params.job.id);
-    b->shown = false;
     if (b->point)
         frozen_end(b->point);
 }
@@ -210,10 +202,10 @@ static int backup_open(struct job *job, void *state, struct diag *diag)
         err = wait_for_decision(b, err, diag);
     else if (!err)
         err = freeze_drained(b, diag);
-    if (err || !is_shown(b))
+    if (err || b->params.sync != BACKUP_NONE)
         return err;
-    b->shown = b->params.stage.show(b->params.stage.opaque, b->params.job.id, b->point);
-    return b->shown ? 0 : diag_errno(diag, ENOMEM, "job '%s'", b->params.job.id);
+    err = frozen_show(b->point, b->params.job.id);
+    return err ? diag_errno(diag, -err, "job '%s'", b->params.job.id) : 0;
 }
 
 /* ---- the work ---- */

@@ -11,7 +11,9 @@
 enum backup_sync {
     BACKUP_FULL,
     BACKUP_TOP, /* what the active layer has */
-    BACKUP_NONE, /* what is changed from the point on; the job goes on until it is cancelled */
+    /* What is changed from the point on; the job goes on until it is cancelled, and shows its
+     * point under its id (frozen_find). */
+    BACKUP_NONE,
     BACKUP_BITMAP, /* what a bitmap says */
 };
 
@@ -20,15 +22,6 @@ enum backup_bitmap_mode {
     BACKUP_ON_SUCCESS,
     BACKUP_NEVER,
     BACKUP_ALWAYS, /* and what wasn't copied, when the job fails */
-};
-
-/* Who shows the points of sync=none to others.  Both on the job's thread, in pairs. */
-struct backup_stage {
-    /* The point can be read, and held.  False: no memory. */
-    bool (*show)(void *opaque, const char *id, struct frozen_point *point);
-    /* It is about to end. */
-    void (*hide)(void *opaque, const char *id);
-    void *opaque;
 };
 
 struct backup_params {
@@ -46,12 +39,10 @@ struct backup_params {
     /* When old content can't be saved: the job fails, else the change that would destroy
      * it. */
     bool give_up;
-    unsigned
-        save_timeout_ms; /* so long a change waits for it at most; 0: as long as it takes */
+    unsigned save_timeout_ms;  /* so long a change waits for it; 0: as long as it takes */
     unsigned max_workers;      /* 0: 16 */
     uint64_t max_chunk;        /* bytes of one copy; 0: 1 MiB */
     struct mirror_pivot pivot; /* take_reference, begin_drain, end_drain */
-    struct backup_stage stage; /* zeroes: nobody */
 };
 
 /* Starts; the point is the moment at which JOB_EVENT_OPENED says that it goes on, or shortly

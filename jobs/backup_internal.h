@@ -14,7 +14,6 @@ struct backup {
     struct frozen_point *point;
     struct node *store;     /* of the point: own_store, or the target */
     struct node *own_store; /* NULL: none */
-    bool shown;             /* the point is */
     _Atomic int unsaved;    /* why the point was given up: -errno; 0: it wasn't */
 
     /* backup_bitmap.c */

@@ -15,7 +15,9 @@ struct frozen_savers;
 struct frozen_point {
     struct frozen_setup setup;
     struct observer observer;
-    bool attached, ended;
+    bool attached;
+    char *name;       /* under which it is shown; NULL: isn't */
+    struct list link; /* struct frozen_points.list */
     _Atomic unsigned users;
     struct hbits saved;           /* or released: a granule each */
     struct range_lock saving;     /* granules on their way to the store */

@@ -138,6 +138,7 @@ static void free_point(struct frozen_point *point)
 {
     assert(!point->attached);
     frozen_savers_free(point->savers);
+    free(point->name);
     dirty_bitmap_free(point->changed);
     node_close(point->node);
     block_context_destroy(&point->ctx);
@@ -167,6 +168,7 @@ static int fill_point(struct frozen_point *point, struct diag *diag)
     range_lock_init(&point->saving, RANK_LEAF);
     point->observer.wrote = note_nothing;
     point->observer.guard = guard_change;
+    list_init(&point->link);
     atomic_init(&point->users, 1);
     int err =
         hbits_init(&point->saved, div_round_up(point->setup.source->size, FROZEN_GRANULE));
@@ -202,9 +204,62 @@ int frozen_begin(struct frozen_point *point, struct diag *diag)
     return err ? diag_errno(diag, -err, "%s", point->setup.source->filename) : 0;
 }
 
+/* ---- who finds it ---- */
+
+int frozen_show(struct frozen_point *point, const char *name)
+{
+    struct frozen_points *points = &point->setup.source->frozen_points;
+    char *copy = strdup(name);
+
+    if (!copy)
+        return -ENOMEM;
+    LOCK_GUARD(&points->lock);
+    point->name = copy;
+    list_append(&points->list, &point->link);
+    return 0;
+}
+
+static void hide_point(struct frozen_point *point)
+{
+    struct frozen_points *points = &point->setup.source->frozen_points;
+    LOCK_GUARD(&points->lock);
+
+    list_remove(&point->link);
+}
+
+struct frozen_point *frozen_find(struct node *node, const char *name)
+{
+    LOCK_GUARD(&node->frozen_points.lock);
+    LIST_FOR_EACH (pos, &node->frozen_points.list) {
+        struct frozen_point *point = CONTAINER_OF(pos, struct frozen_point, link);
+        if (strcmp(point->name, name) == 0)
+            return frozen_hold(point);
+    }
+    return NULL;
+}
+
+int frozen_each(struct node *node, int (*each)(void *opaque, const char *name),
+                void *opaque)
+{
+    LOCK_GUARD(&node->frozen_points.lock);
+    int err = 0;
+
+    LIST_FOR_EACH (pos, &node->frozen_points.list) {
+        err = each(opaque, CONTAINER_OF(pos, struct frozen_point, link)->name);
+        if (err)
+            break;
+    }
+    return err;
+}
+
+/* ---- the end ---- */
+
 void frozen_end(struct frozen_point *point)
 {
     int none = 0;
+
+    if (!list_empty(&point->link))
+        hide_point(point);
 
     atomic_compare_exchange_strong(&point->error, &none, -ESHUTDOWN);
     if (point->attached)

@@ -21,10 +21,18 @@
 
 #include "base/compiler.h"
 #include "base/diag.h"
+#include "base/list.h"
+#include "base/lock.h"
 
 struct dirty_bitmap;
 struct node;
 struct frozen_point;
+
+/* Of a node: those that are shown. */
+struct frozen_points {
+    struct lock lock; /* RANK_LEAF */
+    struct list list; /* under lock */
+};
 
 #define FROZEN_GRANULE (64u << 10)
 
@@ -53,6 +61,9 @@ int frozen_new(const struct frozen_setup *setup, struct frozen_point **out,
 /* The point is now.  0 or -errno with diag. */
 int frozen_begin(struct frozen_point *point, struct diag *diag) MUST_USE;
 
+/* Others find it by this name at the disk's node, until it ends.  0 or -ENOMEM. */
+int frozen_show(struct frozen_point *point, const char *name) MUST_USE;
+
 /* Nothing is preserved any more, and reads fail with -EIO from here on; waits for those
  * under way.  Again: does nothing. */
 void frozen_end(struct frozen_point *point);
@@ -61,6 +72,12 @@ void frozen_end(struct frozen_point *point);
  * it, after frozen_end. */
 struct frozen_point *frozen_hold(struct frozen_point *point);
 void frozen_put(struct frozen_point *point); /* NULL is allowed */
+
+/* Points that are shown, from any thread.  frozen_find: the caller holds it; NULL: there is
+ * none of that name. `each` must not call back; not 0: no more are wanted, and it is returned. */
+struct frozen_point *frozen_find(struct node *node, const char *name) MUST_USE;
+int frozen_each(struct node *node, int (*each)(void *opaque, const char *name),
+                void *opaque);
 
 /* The point as a disk that is only read: block_read and block_status, until it is put. */
 struct node *frozen_node(struct frozen_point *point);

@@ -110,6 +110,7 @@ void node_free(struct node *node)
     range_lock_destroy(&node->ranges);
     dirty_bitmaps_destroy(&node->bitmaps);
     observers_destroy(&node->observers);
+    lock_destroy(&node->frozen_points.lock);
     lock_destroy(&node->snapshots.lock);
     node_name_put(node->name);
     free(node->filename);
@@ -137,6 +138,8 @@ struct node *node_new(struct block_context *ctx, const struct driver *driver,
     range_lock_init(&node->ranges, RANK_RANGE);
     observers_init(&node->observers, &ctx->gate);
     dirty_bitmaps_init(&node->bitmaps);
+    lock_init(&node->frozen_points.lock, RANK_LEAF);
+    list_init(&node->frozen_points.list);
     timer_init(&node->write_back, write_back, node);
     lock_init(&node->snapshots.lock, RANK_LEAF);
     list_init(&node->snapshots.list);

@@ -20,6 +20,7 @@
 #include "block/dirty_bitmap.h"
 #include "block/driver.h"
 #include "block/node_name.h"
+#include "block/frozen_point.h"
 #include "block/observer.h"
 #include "block/snapshot.h"
 #include "mcache/mcache.h"
@@ -127,7 +128,8 @@ struct node {
     struct range_lock ranges;     /* guest ranges of allocating writes and of zeroing */
     struct observers observers;   /* who is told of changes */
     struct dirty_bitmaps bitmaps; /* named ones */
-    struct timer write_back;      /* commits what got old without a flush */
+    struct frozen_points frozen_points;
+    struct timer write_back; /* commits what got old without a flush */
     _Atomic bool write_back_armed;
 
     struct snapshot_nodes snapshots; /* that were opened of it: snapshot.h */

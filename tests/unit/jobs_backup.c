@@ -343,35 +343,23 @@ Test(backup, old_content_cant_be_saved)
 
 /* ---- sync=none ---- */
 
-static struct frozen_point *shown;
-
-static bool show_point(void *opaque, const char *id, struct frozen_point *point)
-{
-    (void)opaque;
-    cr_expect_str_eq(id, "job");
-    shown = frozen_hold(point);
-    return true;
-}
-
-static void hide_point(void *opaque, const char *id)
-{
-    (void)opaque;
-    cr_expect_str_eq(id, "job");
-}
-
 /* The point is read while the job goes on; the target gets what is about to be changed. */
 Test(backup, shows_its_point)
 {
     unsigned char buf[20], old[20];
+    struct frozen_point *shown;
 
     open_bench(MIB);
     add_bitmap();
     struct backup_params params = params_of(BACKUP_NONE);
+    cr_expect_null(frozen_find(b.node[SOURCE], "job"));
     params.bitmap = "map";
-    params.stage = (struct backup_stage){.show = show_point, .hide = hide_point};
     cr_expect_eq(user_write(&b, "before", 3 * 64 * KIB, 6), 0);
     cr_expect_eq(block_read(b.node[SOURCE], old, 70000, sizeof old), 0);
     start(&params);
+    shown = frozen_find(b.node[SOURCE], "job");
+    cr_assert_not_null(shown);
+    cr_expect_null(frozen_find(b.node[SOURCE], "other"));
     cr_expect_eq(user_write(&b, "new content here....", 70000, 20), 0);
     cr_expect_eq(block_read(frozen_node(shown), buf, 70000, sizeof buf), 0);
     cr_expect_eq(memcmp(buf, old, sizeof buf), 0);
@@ -381,6 +369,7 @@ Test(backup, shows_its_point)
     cr_expect_eq(job_cancel(b.manager, "job", false, &b.diag), 0);
     bench_end(&b, JOB_EVENT_CANCELLED);
     cr_expect_eq(block_read(frozen_node(shown), buf, 0, 1), -EIO);
+    cr_expect_null(frozen_find(b.node[SOURCE], "job"));
     frozen_put(shown);
     drop_bitmap();
     close_bench();
