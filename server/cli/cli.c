@@ -159,8 +159,9 @@ int cli_take_options(const struct cli_command *cmd, int argc, char **argv, cli_t
             return cli_usage_error("missing argument for option '%s'", argv[optind - 1]);
         if (option == '?')
             return refuse_option(&tables, argv);
-        if (take(args, option) != CLI_OK)
-            return CLI_FAILED;
+        int code = take(args, option);
+        if (code != CLI_OK)
+            return code;
     }
     return CLI_GO_ON;
 }

@@ -33,8 +33,9 @@ struct cli_command {
                char **argv); /* returns the exit code */
 };
 
-extern const struct cli_command check_command, cli_command, convert_command, create_command,
-    info_command, job_command, map_command, serve_command, snapshot_command;
+extern const struct cli_command check_command, cli_command, compare_command,
+    convert_command, create_command, info_command, job_command, map_command, serve_command,
+    snapshot_command;
 
 /* The values of options that have no letter start here; a command's own come after. */
 enum {
@@ -46,7 +47,7 @@ enum {
 };
 
 /* Notes one option of a command's table, whose argument is in optarg, in the command's
- * arguments.  CLI_OK, or another value after a complaint. */
+ * arguments.  CLI_OK, or the exit code after a complaint. */
 typedef int cli_take(void *args, int option);
 
 /* Not an exit code: the command goes on. */

@@ -66,7 +66,7 @@ def printed(text):
     try:
         return strip(qemu_json(json.loads(text)))
     except (ValueError, TypeError, AttributeError):
-        text = qemu_text(text).replace("qemu-img", "qimg")
+        text = re.sub(r"    \([\d.]+/100%\)[\r\n]", "", qemu_text(text))
         return re.sub(r"(?m)^disk size: .*$", "disk size: -", text)
 
 
