@@ -21,7 +21,7 @@ static const struct {
     {control_server_commands, false},     {control_query_commands, false},
     {control_node_commands, true},        {control_start_commands, false},
     {control_job_commands, false},        {control_bitmap_commands, true},
-    {control_transaction_commands, true},
+    {control_transaction_commands, true}, {control_snapshot_commands, true},
 };
 
 #define NEGOTIATE "qmp_capabilities"

@@ -205,6 +205,8 @@ void export_leave(struct export_use *use)
 struct node *export_take_reference(struct served_export *exp)
 {
     LOCK_GUARD(&exp->lock);
+    while (exp->claimed)
+        lock_wait(&exp->lock, &exp->drain_ended);
     atomic_fetch_add(&exp->references, 1);
     return atomic_load(&exp->node);
 }
@@ -212,6 +214,27 @@ struct node *export_take_reference(struct served_export *exp)
 void export_drop_reference(struct served_export *exp)
 {
     atomic_fetch_sub(&exp->references, 1);
+}
+
+int export_claim(struct served_export *exp, struct node **node, struct diag *diag)
+{
+    LOCK_GUARD(&exp->lock);
+    *node = atomic_load(&exp->node);
+    if (!*node)
+        return diag_set(diag, ESHUTDOWN, "the server ends");
+    if (exp->claimed || atomic_load(&exp->references) > 0)
+        return diag_set(diag, EBUSY, "Node '%s' is busy: a job uses it", exp->node_name);
+    exp->claimed = true;
+    atomic_fetch_add(&exp->references, 1);
+    return 0;
+}
+
+void export_end_claim(struct served_export *exp)
+{
+    LOCK_GUARD(&exp->lock);
+    exp->claimed = false;
+    atomic_fetch_sub(&exp->references, 1);
+    pthread_cond_broadcast(&exp->drain_ended);
 }
 
 #define POLL_NS         200000u

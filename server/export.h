@@ -44,6 +44,7 @@ struct served_export {
     struct node *closing;   /* replaced, and its users are waited for */
     struct node *left_open; /* replaced, but not closed: a request would not leave */
     bool is_open, locks;
+    bool claimed;                 /* by who changes more than the disk: no job begins */
     _Atomic bool wanted_writable; /* changed under lock */
 
     _Atomic bool read_only_told; /* that it can't be written to, in the log */
@@ -132,6 +133,11 @@ void export_leave(struct export_use *use);
 struct node *export_take_reference(struct served_export *exp) MUST_USE;
 /* Blocks nothing: for any thread, under any lock. */
 void export_drop_reference(struct served_export *exp);
+
+/* As a reference, for who changes what jobs rely on: -EBUSY when there is a job, and who wants
+ * a reference waits until the claim has ended.  Not for long. */
+int export_claim(struct served_export *exp, struct node **node, struct diag *diag) MUST_USE;
+void export_end_claim(struct served_export *exp);
 
 /* Changing requests wait from here on; returns when those in flight are done, and doesn't
  * wait for others, which may hang on a backing file.  Several jobs may drain at once:

@@ -30,7 +30,7 @@ static char *describe(const struct snapshot_info *s)
 
 static int list_snapshots(struct node *node, view_tell *tell, void *opaque)
 {
-    CLEANUP_SNAPSHOT_LIST struct snapshot_list list;
+    CLEANUP_SNAPSHOT_LIST struct snapshot_list list = {0};
     int err = node_snapshots(node, &list);
 
     for (size_t i = 0; !err && i < list.n; i++) {
@@ -45,7 +45,7 @@ static int list_snapshots(struct node *node, view_tell *tell, void *opaque)
 /* NULL when it isn't known. */
 static char *describe_by_key(struct node *node, uint64_t key)
 {
-    CLEANUP_SNAPSHOT_LIST struct snapshot_list list;
+    CLEANUP_SNAPSHOT_LIST struct snapshot_list list = {0};
     int err = node_snapshots(node, &list);
 
     for (size_t i = 0; !err && i < list.n; i++)

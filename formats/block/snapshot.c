@@ -165,7 +165,7 @@ static int open_anew(struct node *of, const struct snapshot_info *info, const ch
 int node_open_snapshot(struct node *of, const char *name, struct node **out,
                        struct diag *diag)
 {
-    CLEANUP_SNAPSHOT_LIST struct snapshot_list list;
+    CLEANUP_SNAPSHOT_LIST struct snapshot_list list = {0};
 
     if (node_snapshots(of, &list))
         return diag_errno(diag, ENOMEM, "%s", of->filename);

@@ -36,7 +36,7 @@ static void add_backing(json_t *object, const struct image_info *info)
         add_text(object, "backing-filename-format", info->backing_format);
 }
 
-static json_t *snapshot_json(const struct snapshot_info *s)
+json_t *snapshot_info_json(const struct snapshot_info *s)
 {
     json_t *object = json_object();
 
@@ -58,7 +58,7 @@ static void add_snapshots(json_t *object, const struct image_info *info)
         return;
     json_t *list = json_array();
     for (size_t i = 0; i < info->snapshots.n; i++)
-        json_array_append_new(list, snapshot_json(&info->snapshots.list[i]));
+        json_array_append_new(list, snapshot_info_json(&info->snapshots.list[i]));
     json_object_set_new(object, "snapshots", list);
 }
 

@@ -11,4 +11,7 @@
  * are as there. */
 json_t *image_info_json(const struct image_info *info);
 
+/* QMP's SnapshotInfo. */
+json_t *snapshot_info_json(const struct snapshot_info *s);
+
 #endif

@@ -27,6 +27,7 @@ COMMANDS = {
     "block-dirty-bitmap-remove", "block-dirty-bitmap-clear", "block-dirty-bitmap-enable",
     "block-dirty-bitmap-disable", "block-dirty-bitmap-merge",
     "transaction",
+    "blockdev-snapshot-internal-sync", "blockdev-snapshot-delete-internal-sync",
 }
 
 

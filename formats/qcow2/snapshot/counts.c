@@ -37,9 +37,9 @@ static bool changes(const struct shift *s, uint64_t cluster)
     return s->up.bytes[cluster] | s->down.bytes[cluster];
 }
 
-/* All clusters of a block that change; `write`: the new counts are put into the block. */
-static int walk_block(struct shift *s, uint64_t b, uint8_t *raw, bool write,
-                      struct run_list *gone)
+/* All clusters of a block that change.  gone NULL: it is only looked what becomes of them;
+ * else the new counts are put into the block. */
+static int walk_block(struct shift *s, uint64_t b, uint8_t *raw, struct run_list *gone)
 {
     struct alloc *a = &s->q->alloc;
     uint32_t order = a->refs.order;
@@ -53,11 +53,11 @@ static int walk_block(struct shift *s, uint64_t b, uint8_t *raw, bool write,
         int err = new_count(s, c, refcount_unpack(order, raw, c - first), &count);
         if (err)
             return err;
-        if (!write && count <= 1)
-            bit_set(count ? s->single : s->none, c);
-        if (write)
+        if (gone)
             refcount_pack(order, raw, c - first, MAX(count, 1));
-        if (write && count == 0)
+        else if (count <= 1)
+            bit_set(count ? s->single : s->none, c);
+        if (gone && count == 0)
             run_list_add(a, gone, (struct run){.first = c, .n = 1});
     }
     return 0;
@@ -91,7 +91,7 @@ int shift_judge(struct shift *s)
             continue;
         int err = read_block(s, b, raw);
         if (!err)
-            err = walk_block(s, b, raw, false, NULL);
+            err = walk_block(s, b, raw, NULL);
         if (err)
             return err;
     }
@@ -102,7 +102,7 @@ int shift_block(struct shift *s, uint64_t b, uint8_t *raw, struct run_list *gone
 {
     int err = read_block(s, b, raw);
 
-    return err ? err : walk_block(s, b, raw, true, gone);
+    return err ? err : walk_block(s, b, raw, gone);
 }
 
 bool shift_flag(const struct shift *s, uint64_t host, bool present)

@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Commands for internal snapshots.  They run on the lane, one after the other. */
+#include "control_snapshots.h"
+
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/cleanup.h"
+#include "common/image_info_json.h"
+#include "export_table.h"
+
+/* As QEMU: by the name of the device or of the node, which are one here. */
+static struct served_export *find_device(struct control_context *ctx, const json_t *args,
+                                         struct control_error *error)
+{
+    const char *name = arg_text(args, "device");
+    struct served_export *exp = export_table_find_node(ctx->exports, name);
+
+    if (!exp)
+        control_fail(error, CLASS_GENERIC,
+                     "Cannot find device='%.200s' nor node-name='%.200s'", name, name);
+    return exp;
+}
+
+/* ---- making one ---- */
+
+/* 0, or -EEXIST with the error said; a client's name is looked for among names. */
+static int check_name(struct served_export *exp, const char *name, struct diag *diag)
+{
+    CLEANUP_SNAPSHOT_LIST struct snapshot_list list = {0};
+    EXPORT_USE(use, export_enter(exp));
+
+    if (!*name)
+        return diag_set(diag, EINVAL, "Name is empty");
+    if (node_snapshots(use.node, &list))
+        return diag_errno(diag, ENOMEM, "%s", use.node->filename);
+    for (size_t i = 0; i < list.n; i++)
+        if (strcmp(list.list[i].name, name) == 0)
+            return diag_set(diag, EEXIST,
+                            "Snapshot with name '%.200s' already exists on device '%s'",
+                            name, exp->node_name);
+    return 0;
+}
+
+struct served_export *control_snapshot_request(struct control_context *ctx,
+                                               const json_t *args,
+                                               struct snapshot_request *request,
+                                               struct control_error *error)
+{
+    CLEANUP_EXPORT struct served_export *exp = find_device(ctx, args, error);
+    struct timespec now;
+
+    if (!exp)
+        return NULL;
+    clock_gettime(CLOCK_REALTIME, &now);
+    *request = (struct snapshot_request){
+        .kind = SNAPSHOT_CREATE,
+        .name = arg_text(args, "name"),
+        .date_sec = (uint32_t)now.tv_sec,
+        .date_nsec = (uint32_t)now.tv_nsec,
+    };
+    if (export_check_snapshots(exp, &error->diag) ||
+        check_name(exp, request->name, &error->diag)) {
+        control_fail_diag(error, CLASS_GENERIC);
+        return NULL;
+    }
+    return TAKE(&exp);
+}
+
+static json_t *snapshot_internal(struct control_context *ctx, const json_t *args,
+                                 struct control_error *error)
+{
+    struct snapshot_request request;
+    CLEANUP_EXPORT struct served_export *exp =
+        control_snapshot_request(ctx, args, &request, error);
+
+    if (!exp)
+        return NULL;
+    return export_change_snapshot(exp, &request, NULL, &error->diag)
+               ? control_fail_diag(error, CLASS_GENERIC)
+               : json_object();
+}
+
+/* ---- removing one ---- */
+
+static json_t *not_found(struct served_export *exp, const struct snapshot_request *request,
+                         struct control_error *error)
+{
+    return control_fail(
+        error, CLASS_GENERIC,
+        "Snapshot with id '%.200s' and name '%.200s' does not exist on device '%s'",
+        request->id ? request->id : "null", request->name ? request->name : "null",
+        exp->node_name);
+}
+
+static json_t *delete_internal(struct control_context *ctx, const json_t *args,
+                               struct control_error *error)
+{
+    const struct snapshot_request request = {
+        .kind = SNAPSHOT_DELETE,
+        .id = arg_text(args, "id"),
+        .name = arg_text(args, "name"),
+    };
+    struct snapshot_info info;
+    CLEANUP_EXPORT struct served_export *exp = find_device(ctx, args, error);
+
+    if (!exp)
+        return NULL;
+    if (!request.id && !request.name)
+        return control_fail(error, CLASS_GENERIC, "Name or id must be provided");
+    int err = export_change_snapshot(exp, &request, &info, &error->diag);
+    if (err == -ENOENT)
+        return not_found(exp, &request, error);
+    if (err)
+        return control_fail_diag(error, CLASS_GENERIC);
+    json_t *result = snapshot_info_json(&info);
+    snapshot_info_free(&info);
+    return result;
+}
+
+/* ---- the table ---- */
+
+const struct control_arg control_snapshot_args[] = {
+    {"device", ARG_STRING, true, NULL},
+    {"name", ARG_STRING, true, NULL},
+    {0},
+};
+
+static const struct control_arg delete_args[] = {
+    {"device", ARG_STRING, true, NULL},
+    {"id", ARG_STRING, false, NULL},
+    {"name", ARG_STRING, false, NULL},
+    {0},
+};
+
+const struct control_command control_snapshot_commands[] = {
+    {"blockdev-snapshot-internal-sync", control_snapshot_args, snapshot_internal},
+    {"blockdev-snapshot-delete-internal-sync", delete_args, delete_internal},
+    {0},
+};

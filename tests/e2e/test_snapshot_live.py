@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Internal snapshots that are made and deleted while clients use the disk."""
+
+import os
+import threading
+import time
+import unittest
+
+import nbd
+
+from crowd import work
+from featured import Featured
+from harness import KIB, LONG, MIB, SECTOR, Case, Model, check, content, create, fill, run, sha256, wait_until
+from qmp import Qmp, QmpError
+
+SIZE = 8 * MIB
+ROUNDS = int(os.environ.get("QIMG_ROUNDS", "0")) or 1
+
+
+class Live(Case):
+    def start(self, image, *keys, **how):
+        control = self.path("control")
+        server = self.serve(image, f"control={control}", *keys, **how)
+        self.qmp = Qmp(control)
+        self.addCleanup(self.qmp.close)
+        return server
+
+    def make(self, name):
+        return self.qmp.cmd("blockdev-snapshot-internal-sync", device="drive0", name=name)
+
+    def delete(self, name):
+        return self.qmp.cmd("blockdev-snapshot-delete-internal-sync", device="drive0", name=name)
+
+    def refuse(self, words, command, **arguments):
+        with self.assertRaises(QmpError) as caught:
+            self.qmp.cmd(command, **arguments)
+        self.assertRegex(caught.exception.desc, words)
+        self.assertEqual(caught.exception.kind, "GenericError")
+
+
+class Commands(Live):
+    def test_results_as_qmp_has_them(self):
+        image = create(self.path("disk"), "qcow2", SIZE)
+        server = self.start(image)
+        before = time.time()
+        self.assertEqual(self.make("first"), {})
+        node, = self.qmp.cmd("query-named-block-nodes")
+        made, = node["image"]["snapshots"]
+        self.assertAlmostEqual(made.pop("date-sec"), before, delta=10)
+        self.assertLess(made.pop("date-nsec"), 10**9)
+        self.assertEqual(made, {"id": "1", "name": "first", "vm-state-size": 0, "vm-clock-sec": 0, "vm-clock-nsec": 0})
+        device, = self.qmp.cmd("query-block")
+        self.assertEqual(device["inserted"]["image"]["snapshots"][0]["name"], "first")
+        self.assertEqual(self.delete("first")["id"], "1")
+        node, = self.qmp.cmd("query-named-block-nodes")
+        self.assertNotIn("snapshots", node["image"])
+        self.make("second")
+        self.assertEqual(self.qmp.cmd("blockdev-snapshot-delete-internal-sync", device="drive0", id="1", name="second")["name"],
+                         "second")
+        server.stop()
+        check(image, "qcow2")
+
+    def test_refusals(self):
+        image = create(self.path("disk"), "qcow2", SIZE)
+        server = self.start(image)
+        make, delete = "blockdev-snapshot-internal-sync", "blockdev-snapshot-delete-internal-sync"
+        self.make("first")
+        self.refuse("Cannot find device='other'", make, device="other", name="x")
+        self.refuse("Name is empty", make, device="drive0", name="")
+        self.refuse("'first' already exists on device 'drive0'", make, device="drive0", name="first")
+        self.refuse("over 255 bytes", make, device="drive0", name="x" * 256)
+        self.refuse("Name or id must be provided", delete, device="drive0")
+        self.refuse("id 'null' and name 'x' does not exist on device 'drive0'", delete, device="drive0", name="x")
+        self.refuse("id '2' and name 'first' does not exist", delete, device="drive0", name="first", id="2")
+        reader = server.connect("snapshot/first")
+        self.refuse("a client reads it", delete, device="drive0", name="first")
+        reader.shutdown()
+        server.handles.remove(reader)
+        wait_until(lambda: self.delete_quietly("first"), 10, "the snapshot is let go of")
+        self.qmp.cmd("drive-mirror", device="drive0", target=self.path("copy"), sync="full", **{"job-id": "j"})
+        self.qmp.event("BLOCK_JOB_READY")
+        self.refuse("busy", make, device="drive0", name="x")
+        self.qmp.cmd("block-job-cancel", device="j", force=True)
+        self.qmp.event("BLOCK_JOB_CANCELLED")
+        self.make("x")
+
+    def delete_quietly(self, name):
+        try:
+            return self.delete(name)
+        except QmpError:
+            return None
+
+    def test_formats_without_snapshots_and_r(self):
+        self.start(create(self.path("disk.qed"), "qed", SIZE))
+        self.refuse("Block format 'qed' used by device 'drive0' does not support internal snapshots",
+                    "blockdev-snapshot-internal-sync", device="drive0", name="x")
+
+    def test_r_changes_nothing(self):
+        image = create(self.path("disk"), "qcow2", SIZE)
+        before = sha256(image)
+        self.start(image, nbdkit=("-r",)).connect()
+        self.refuse("read-only|-r", "blockdev-snapshot-internal-sync", device="drive0", name="x")
+        self.assertEqual(sha256(image), before)
+
+    def test_refcounts_that_cant_count_it(self):
+        image = create(self.path("disk"), "qcow2", SIZE, "refcount_bits=2")
+        server = self.start(image)
+        handle = server.connect()
+        handle.pwrite(b"a" * MIB, 0)
+        for name in ("one", "two"):
+            self.make(name)
+        self.refuse("refcount_bits=2 can count", "blockdev-snapshot-internal-sync", device="drive0", name="three")
+        handle.pwrite(b"b" * MIB, 0)
+        self.make("three")  # what it has is its own and new
+        self.assertEqual(handle.pread(MIB, 0), b"b" * MIB)
+        server.stop()
+        check(image, "qcow2")
+
+    def test_with_the_default_snapshot(self):
+        image = create(self.path("disk"), "qcow2", SIZE)
+        run("qemu-img", "snapshot", "-c", "first", image)
+        self.start(image, "snapshot=first")
+        self.refuse("a client reads it", "blockdev-snapshot-delete-internal-sync", device="drive0", name="first")
+
+
+class Load(Live):
+    """Writers on the live disk, and readers who compare what snapshots have."""
+
+    def read_until(self, stop, server, moments, failed):
+        try:
+            while not stop.is_set():
+                for name, data in list(moments.items()):
+                    handle = server.connect(f"snapshot/{name}")
+                    Model(data).compare(handle, what=f"snapshot {name}")
+                    handle.shutdown()
+        except (AssertionError, nbd.Error) as error:
+            failed.append(error)
+
+    def check_load(self, row, snapshots, requests):
+        """Snapshots taken between bursts of writers, read while others write, and deleted."""
+        disk = Featured(self.dir, row, self.rng, size=SIZE)
+        server = self.start(disk.path, *disk.keys, "detect-zeroes=unmap")
+        model, moments, failed, stop = Model(disk.data), {}, [], threading.Event()
+        readers = [threading.Thread(target=self.read_until, args=(stop, server, moments, failed)) for _ in range(4)]
+        for reader in readers:
+            reader.start()
+        for number in range(snapshots):
+            work(server, model, self.rng, requests, disk.cluster, threads=8)
+            self.make(f"s{number}")
+            moments[f"s{number}"] = bytes(model.data)
+        work(server, model, self.rng, requests, disk.cluster, threads=8)
+        stop.set()
+        for reader in readers:
+            reader.join()
+        self.assertEqual(failed, [])
+        model.compare(server.connect())
+        server.stop()
+        self.qmp.close()
+        disk.check()
+        disk.data[:] = model.data
+        disk.snapshots.update({name: (SIZE, data) for name, data in moments.items()})
+        disk.check_rest()
+        self.assertEqual(disk.content(), model.data)
+        server = self.start(disk.path, *disk.keys)
+        for name in self.rng.sample(list(moments), len(moments)):
+            work(server, model, self.rng, 4, disk.cluster, threads=8)
+            self.delete(name)
+        model.compare(server.connect())
+        server.stop()
+        self.qmp.close()
+        disk.check()
+        if "snapshot" not in row:
+            self.assertEqual(run("qemu-img", "snapshot", "-l", disk.path).stdout if not disk.encrypted else "", "")
+
+    def test_plain(self):
+        self.check_load({}, 6, 20)
+
+    def test_features(self):
+        for row in ({"compression": "zlib", "cluster": 16 * KIB, "compress": "on"},
+                    {"encryption": "luks-xts", "backing": "qcow2"},
+                    {"extended": "on", "refcount_bits": 64, "lazy": "on"},
+                    {"compat": "0.10", "cluster": 4 * KIB},
+                    {"refcount_bits": 8, "cluster": 512}):
+            with self.part(**row):
+                self.check_load(row, 3, 8)
+
+    def test_many_under_load(self):
+        """Made and deleted while eight threads write, without a moment that is known."""
+        image = create(self.path("disk"), "qcow2", SIZE)
+        fill(image, "qcow2", [(0, self.rng.randbytes(SIZE))])
+        server = self.start(image)
+        model, stop = Model(content(image, "qcow2", served=True)), threading.Event()
+        rounds = 200 if LONG or ROUNDS > 1 else 24
+
+        def churn():
+            while not stop.is_set():
+                work(server, model, self.rng, 5, 64 * KIB, threads=8)
+
+        writer = threading.Thread(target=churn)
+        writer.start()
+        there = []
+        for number in range(rounds):
+            self.make(f"s{number}")
+            there.append(f"s{number}")
+            if len(there) > 5:
+                self.delete(there.pop(self.rng.randrange(len(there))))
+        for name in there:
+            self.delete(name)
+        stop.set()
+        writer.join()
+        model.compare(server.connect())
+        server.stop()
+        check(image, "qcow2")
+        self.assertEqual(content(image, "qcow2"), model.data)
+
+    def test_a_write_may_not_change_a_snapshot_of_a_moment_in_between(self):
+        """Each write puts one number over all of the disk: no snapshot has two that are out of order."""
+        image = create(self.path("disk"), "qcow2", 32 * 64 * KIB)
+        server = self.start(image)
+        stop = threading.Event()
+
+        def write_numbers(handle):
+            number = 0
+            while not stop.is_set():
+                number += 1
+                for cluster in range(32):
+                    handle.pwrite(number.to_bytes(8, "big") * 64, cluster * 64 * KIB)
+
+        writer = threading.Thread(target=write_numbers, args=(server.connect(),))
+        writer.start()
+        for number in range(12 * ROUNDS):
+            self.make(f"s{number}")
+            first = self.numbers(server, f"s{number}")
+            self.assertEqual(first, sorted(first, reverse=True))
+            self.assertLessEqual(first[0] - first[-1], 1)
+            self.assertEqual(self.numbers(server, f"s{number}"), first)
+        stop.set()
+        writer.join()
+
+    def numbers(self, server, name):
+        handle = server.connect(f"snapshot/{name}")
+        found = [int.from_bytes(handle.pread(8, cluster * 64 * KIB), "big") for cluster in range(32)]
+        handle.shutdown()
+        server.handles.remove(handle)
+        return found
+
+
+class Kill(Live):
+    def test_kill_at_any_moment(self):
+        """The list is the old or the new one, what was flushed is there, and nothing but leaks."""
+        for number in range(12 * ROUNDS):
+            image = create(self.path(f"disk{number}"), "qcow2", SIZE, self.rng.choice(("", "cluster_size=4k", "extended_l2=on")))
+            server = self.start(image)
+            handle, model = server.connect(), Model(bytes(SIZE))
+            moments = {}
+            for name in ("a", "b"):
+                model.write(handle, self.rng.randrange(64) * 64 * KIB, self.rng.randbytes(MIB))
+                self.make(name)
+                moments[name] = bytes(model.data)
+            model.write(handle, 0, self.rng.randbytes(MIB))
+            handle.flush()
+            made = self.rng.random() < 0.5
+            self.qmp.send({"execute": "blockdev-snapshot-internal-sync", "arguments": {"device": "drive0", "name": "c"}}
+                          if made else {"execute": "blockdev-snapshot-delete-internal-sync",
+                                        "arguments": {"device": "drive0", "name": "a"}})
+            time.sleep(self.rng.random() ** 2 * 0.03)
+            server.kill()
+            check(image, "qcow2", allow_leaks=True)
+            names = run("qemu-img", "snapshot", "-l", image).stdout.split()
+            self.assertIn("b", names)
+            if made:
+                self.assertIn("a", names)
+            moments["c"] = bytes(model.data)
+            self.assertEqual(content(image, "qcow2"), model.data)
+            for name in set(names) & {"a", "b", "c"}:
+                run("qemu-img", "convert", "-l", name, "-O", "raw", image, self.path("flat"))
+                with open(self.path("flat"), "rb") as file:
+                    self.assertEqual(file.read(), moments[name], name)
+            run("qemu-img", "check", "-r", "leaks", image, check=False)
+            check(image, "qcow2")
+
+
+if __name__ == "__main__":
+    unittest.main()
