@@ -213,9 +213,11 @@ void mirror_free(void *state)
 
 /* ---- the start ---- */
 
+#define MAX_GRANULARITY (64u << 20)
+
 static int check_granularity(uint64_t granularity, struct diag *diag)
 {
-    if (dirty_bitmap_granularity_ok(granularity))
+    if (dirty_bitmap_granularity_ok(granularity) && granularity <= MAX_GRANULARITY)
         return 0;
     return diag_set(diag, EINVAL,
                     "granularity: %" PRIu64 " is not a power of two from 512 to 64M",

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "block/dirty_bitmap.h"
 #include "common/json_text.h"
 #include "control_transaction.h"
@@ -26,7 +27,10 @@ static void describe_bitmap(struct dirty_bitmap *bitmap, void *opaque)
                         json_integer((json_int_t)dirty_bitmap_granularity(bitmap)));
     json_object_set_new(object, "recording", json_boolean(dirty_bitmap_enabled(bitmap)));
     json_object_set_new(object, "busy", json_boolean(dirty_bitmap_busy(bitmap)));
-    json_object_set_new(object, "persistent", json_false());
+    json_object_set_new(object, "persistent",
+                        json_boolean(dirty_bitmap_persistent(bitmap)));
+    if (dirty_bitmap_inconsistent(bitmap))
+        json_object_set_new(object, "inconsistent", json_true());
     json_array_append_new(list, object);
 }
 
@@ -47,11 +51,13 @@ static void release_bitmap(void *bitmap)
 
 /* The bitmap, which nobody but this transaction uses until its end; NULL with the error said.
  */
-static struct dirty_bitmap *hold_bitmap(struct transaction_action *action, const char *name,
-                                        struct control_error *error)
+static struct dirty_bitmap *hold_bitmap_as(struct transaction_action *action,
+                                           const char *name,
+                                           int (*acquire)(struct dirty_bitmap *bitmap,
+                                                          struct diag *diag),
+                                           struct control_error *error)
 {
     struct dirty_bitmap *bitmap = node_bitmap_find(action->node, name);
-    struct diag ignored;
 
     if (!bitmap) {
         control_fail(error, CLASS_GENERIC, "Dirty bitmap '%.200s' not found", name);
@@ -59,8 +65,8 @@ static struct dirty_bitmap *hold_bitmap(struct transaction_action *action, const
     }
     if (transaction_holds(action->transaction, bitmap))
         return bitmap;
-    if (dirty_bitmap_acquire(bitmap, &ignored)) {
-        control_fail(error, CLASS_GENERIC, "Bitmap '%.200s' is in use by a job", name);
+    if (acquire(bitmap, &error->diag)) {
+        control_fail_diag(error, CLASS_GENERIC);
         return NULL;
     }
     if (transaction_hold(action->transaction, bitmap, release_bitmap, error))
@@ -69,38 +75,106 @@ static struct dirty_bitmap *hold_bitmap(struct transaction_action *action, const
     return NULL;
 }
 
-/* action->state: the bitmap that `name` names. */
+static struct dirty_bitmap *hold_bitmap(struct transaction_action *action, const char *name,
+                                        struct control_error *error)
+{
+    return hold_bitmap_as(action, name, dirty_bitmap_acquire, error);
+}
+
+static bool say_failure(struct control_error *error)
+{
+    control_fail_diag(error, CLASS_GENERIC);
+    return false;
+}
+
+/* A stored one is marked as in use before it changes; undone by end_change. */
+static bool begin_change(struct transaction_action *action, struct dirty_bitmap *bitmap,
+                         struct control_error *error)
+{
+    return !node_bitmap_begin_change(action->node, bitmap, &error->diag) ||
+           say_failure(error);
+}
+
+/* action->state: the bitmap that `name` names, whose change has begun. */
 static bool prepare_named(struct transaction_action *action, struct control_error *error)
 {
-    action->state = hold_bitmap(action, arg_text(action->args, "name"), error);
-    return action->state;
+    struct dirty_bitmap *bitmap =
+        hold_bitmap(action, arg_text(action->args, "name"), error);
+
+    action->state = bitmap;
+    return bitmap && begin_change(action, bitmap, error);
+}
+
+static void end_change(struct transaction_action *action)
+{
+    node_bitmap_end_change(action->node, action->state);
+}
+
+/* ---- the image that keeps them ---- */
+
+static void look_for_kept(struct dirty_bitmap *bitmap, void *opaque)
+{
+    *(bool *)opaque |= dirty_bitmap_persistent(bitmap);
+}
+
+/* Is the image still to be made writable, for what it keeps, or is to keep, changes? */
+static bool is_waiting_for_writer(struct served_export *exp, bool persistent)
+{
+    EXPORT_USE(use, export_enter(exp));
+
+    node_bitmap_each(use.node, look_for_kept, &persistent);
+    return persistent && !use.node->active && node_can(use.node, DRIVER_BITMAPS);
+}
+
+static int make_writable(struct served_export *exp, bool persistent, struct diag *diag)
+{
+    if (!is_waiting_for_writer(exp, persistent))
+        return 0;
+    int err = export_check_changes(exp, diag);
+    return err ? err : export_make_writable(exp, diag);
+}
+
+/* Where it can't be, what is kept can't be changed, which is said then. */
+static bool open_change(struct transaction_action *action, struct control_error *error)
+{
+    (void)error;
+    struct diag ignored;
+
+    (void)!make_writable(action->exp, false, &ignored);
+    return true;
 }
 
 /* ---- add ---- */
 
-static int add_bitmap(struct node *node, const json_t *args, struct dirty_bitmap **added,
-                      struct diag *diag)
+static int check_new(struct node *node, const char *name, uint64_t granularity,
+                     bool persistent, struct diag *diag)
 {
-    const char *name = arg_text(args, "name");
-    uint64_t granularity =
-        arg_size(args, "granularity", dirty_bitmap_default_granularity(node->cluster_size));
-
     if (!*name)
         return diag_set(diag, EINVAL, "Bitmap name cannot be empty");
     if (!dirty_bitmap_granularity_ok(granularity))
         return diag_set(diag, EINVAL, "Granularity must be a power of two from %u to %u",
                         BITMAP_MIN_GRANULARITY, BITMAP_MAX_GRANULARITY);
-    if (arg_bool(args, "persistent", false))
-        return diag_set(
-            diag, ENOTSUP,
-            "persistent: %s: bitmaps are not kept in images yet; without it the "
-            "bitmap lives as long as the server",
-            node->filename);
+    return persistent ? node_bitmap_check_keep(node, name, granularity, diag) : 0;
+}
+
+static int add_bitmap(struct node *node, const json_t *args, struct dirty_bitmap **added,
+                      struct diag *diag)
+{
+    const char *name = arg_text(args, "name");
+    bool persistent = arg_bool(args, "persistent", false);
+    uint64_t granularity =
+        arg_size(args, "granularity", dirty_bitmap_default_granularity(node->cluster_size));
+
+    int err = check_new(node, name, granularity, persistent, diag);
+    if (err)
+        return err;
     struct dirty_bitmap *bitmap = dirty_bitmap_new(name, node->size, granularity);
     if (!bitmap)
         return diag_errno(diag, ENOMEM, "Bitmap '%.200s'", name);
     dirty_bitmap_enable(bitmap, !arg_bool(args, "disabled", false));
-    int err = node_bitmap_add(node, bitmap, diag);
+    if (persistent)
+        dirty_bitmap_set_persistent(bitmap);
+    err = node_bitmap_add(node, bitmap, diag);
     if (err)
         dirty_bitmap_free(bitmap);
     else
@@ -108,18 +182,11 @@ static int add_bitmap(struct node *node, const json_t *args, struct dirty_bitmap
     return err;
 }
 
-/* It is there at once, for later actions of the transaction. */
-static bool prepare_add(struct transaction_action *action, struct control_error *error)
+static bool open_add(struct transaction_action *action, struct control_error *error)
 {
-    struct dirty_bitmap *bitmap = NULL;
-
-    if (add_bitmap(action->node, action->args, &bitmap, &error->diag)) {
-        control_fail_diag(error, CLASS_GENERIC);
-        return false;
-    }
-    /* No job knows of it. */
-    action->state = hold_bitmap(action, dirty_bitmap_name(bitmap), error);
-    return action->state;
+    if (!arg_bool(action->args, "persistent", false))
+        return true;
+    return !make_writable(action->exp, true, &error->diag) || say_failure(error);
 }
 
 static void drop_held(struct transaction_action *action)
@@ -128,21 +195,90 @@ static void drop_held(struct transaction_action *action)
     node_bitmap_drop(action->node, action->state);
 }
 
+/* It is there at once, for later actions of the transaction. */
+static bool prepare_add(struct transaction_action *action, struct control_error *error)
+{
+    struct dirty_bitmap *bitmap = NULL;
+
+    if (add_bitmap(action->node, action->args, &bitmap, &error->diag))
+        return say_failure(error);
+    /* No job knows of it. */
+    action->state = hold_bitmap(action, dirty_bitmap_name(bitmap), error);
+    if (!action->state)
+        return false;
+    if (!dirty_bitmap_persistent(bitmap) || !node_bitmaps_keep(action->node, &error->diag))
+        return true;
+    drop_held(action);
+    return say_failure(error);
+}
+
+/* After a crash before the image says so, what it has of a bitmap that is gone is in use. */
+static void forget_in_image(struct node *node)
+{
+    struct diag diag = {0};
+
+    if (node_bitmaps_keep(node, &diag))
+        log_error("%s: a bitmap that was removed is still there, as inconsistent",
+                  diag.text);
+}
+
+static void abort_add(struct transaction_action *action)
+{
+    bool persistent = dirty_bitmap_persistent(action->state);
+
+    drop_held(action);
+    if (persistent)
+        forget_in_image(action->node);
+}
+
+/* ---- remove ---- */
+
+static bool prepare_remove(struct transaction_action *action, struct control_error *error)
+{
+    struct dirty_bitmap *bitmap = hold_bitmap_as(action, arg_text(action->args, "name"),
+                                                 dirty_bitmap_acquire_to_remove, error);
+
+    action->state = bitmap;
+    return bitmap && begin_change(action, bitmap, error);
+}
+
+/* action->state from then on: was it kept? */
+static void commit_remove(struct transaction_action *action)
+{
+    bool persistent = dirty_bitmap_persistent(action->state);
+
+    end_change(action);
+    drop_held(action);
+    action->state = persistent ? action : NULL;
+}
+
+static void finish_remove(struct transaction_action *action, bool committed)
+{
+    if (!committed || !action->state)
+        return;
+    EXPORT_USE(use, export_enter(action->exp));
+    if (node_can(use.node, DRIVER_BITMAPS) && use.node->active)
+        forget_in_image(use.node);
+}
+
 /* ---- clear, enable, disable ---- */
 
 static void commit_clear(struct transaction_action *action)
 {
     dirty_bitmap_clear(action->state, 0, dirty_bitmap_size(action->state));
+    end_change(action);
 }
 
 static void commit_enable(struct transaction_action *action)
 {
     dirty_bitmap_enable(action->state, true);
+    end_change(action);
 }
 
 static void commit_disable(struct transaction_action *action)
 {
     dirty_bitmap_enable(action->state, false);
+    end_change(action);
 }
 
 /* ---- merge ---- */
@@ -191,6 +327,7 @@ static bool open_merge(struct transaction_action *action, struct control_error *
 {
     size_t n = json_array_size(json_object_get(action->args, "bitmaps"));
 
+    (void)open_change(action, error);
     action->state = calloc(1, sizeof(struct merge) + n * sizeof(struct dirty_bitmap *));
     if (!action->state)
         control_fail(error, CLASS_GENERIC, "out of memory");
@@ -212,7 +349,7 @@ static bool prepare_merge(struct transaction_action *action, struct control_erro
             return false;
         merge->n_sources++;
     }
-    return true;
+    return begin_change(action, merge->target, error);
 }
 
 static void commit_merge(struct transaction_action *action)
@@ -222,6 +359,14 @@ static void commit_merge(struct transaction_action *action)
     for (size_t i = 0; i < merge->n_sources; i++)
         if (merge->source[i] != merge->target)
             dirty_bitmap_merge(merge->target, merge->source[i]);
+    node_bitmap_end_change(action->node, merge->target);
+}
+
+static void abort_merge(struct transaction_action *action)
+{
+    struct merge *merge = action->state;
+
+    node_bitmap_end_change(action->node, merge->target);
 }
 
 static void finish_merge(struct transaction_action *action, bool committed)
@@ -255,40 +400,50 @@ const struct transaction_kind bitmap_add_kind = {
     .name = "block-dirty-bitmap-add",
     .args = add_args,
     .export_arg = "node",
+    .open = open_add,
     .prepare = prepare_add,
-    .abort = drop_held,
+    .abort = abort_add,
 };
 
 const struct transaction_kind bitmap_remove_kind = {
     .name = "block-dirty-bitmap-remove",
     .args = name_args,
     .export_arg = "node",
-    .prepare = prepare_named,
-    .commit = drop_held,
+    .open = open_change,
+    .prepare = prepare_remove,
+    .commit = commit_remove,
+    .abort = end_change,
+    .finish = finish_remove,
 };
 
 const struct transaction_kind bitmap_clear_kind = {
     .name = "block-dirty-bitmap-clear",
     .args = name_args,
     .export_arg = "node",
+    .open = open_change,
     .prepare = prepare_named,
     .commit = commit_clear,
+    .abort = end_change,
 };
 
 const struct transaction_kind bitmap_enable_kind = {
     .name = "block-dirty-bitmap-enable",
     .args = name_args,
     .export_arg = "node",
+    .open = open_change,
     .prepare = prepare_named,
     .commit = commit_enable,
+    .abort = end_change,
 };
 
 const struct transaction_kind bitmap_disable_kind = {
     .name = "block-dirty-bitmap-disable",
     .args = name_args,
     .export_arg = "node",
+    .open = open_change,
     .prepare = prepare_named,
     .commit = commit_disable,
+    .abort = end_change,
 };
 
 const struct transaction_kind bitmap_merge_kind = {
@@ -298,6 +453,7 @@ const struct transaction_kind bitmap_merge_kind = {
     .open = open_merge,
     .prepare = prepare_merge,
     .commit = commit_merge,
+    .abort = abort_merge,
     .finish = finish_merge,
 };
 

@@ -26,7 +26,7 @@
  *     for itself.
  * A command that does one action by itself is control_run_action: nothing is drained then.
  *
- * An action's node stays open from prepare to finish.  Another may take its place meanwhile,
+ * An action's node stays open from prepare to commit or abort.  Another may take its place meanwhile,
  * at a job's end, unless the action takes a reference to the export.  Commit may put
  * another in its place itself (export_replace): the old one is closed after the drain.
  *
@@ -65,7 +65,7 @@ struct transaction_action {
     struct control_context *ctx;
     const json_t *args;        /* fit kind->args */
     struct served_export *exp; /* that export_arg names; a user of it; NULL: none */
-    struct node *node;         /* of exp; from prepare on */
+    struct node *node;         /* of exp; from prepare to commit or abort */
     void *state;               /* the kind's own; NULL at first */
 };
 

@@ -54,6 +54,8 @@ static int open_node(struct served_export *exp, const struct export_request *req
         err = check_compress(node, request->config, diag);
     if (!err && request->config->writable_now)
         err = node_activate(node, diag);
+    if (!err)
+        node_bitmaps_load(node);
     if (err) {
         node_close(node);
         return err;

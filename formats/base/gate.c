@@ -107,7 +107,12 @@ bool gate_passed(struct gate *gate, uint64_t stamp)
     return epoch_passed(gate, &gate->epoch, everybody, stamp);
 }
 
-static bool changers_passed(struct gate *gate, uint64_t stamp)
+uint64_t gate_stamp_changers(struct gate *gate)
+{
+    return atomic_load(&gate->change_epoch);
+}
+
+bool gate_changers_passed(struct gate *gate, uint64_t stamp)
 {
     static const uint32_t changers[2] = {1 << 2 | 1 << 3, 1 << 4 | 1 << 5};
 
@@ -148,9 +153,9 @@ void gate_wait(struct gate *gate)
 
 void gate_wait_for_changers(struct gate *gate)
 {
-    uint64_t stamp = atomic_load(&gate->change_epoch);
+    uint64_t stamp = gate_stamp_changers(gate);
     uint32_t nap_ns = FIRST_NAP_NS;
 
-    while (!changers_passed(gate, stamp))
+    while (!gate_changers_passed(gate, stamp))
         nap_longer(&nap_ns);
 }

@@ -64,6 +64,10 @@ void gate_wait(struct gate *gate);
 /* As gate_wait, for at most so many milliseconds: true when they have left. */
 bool gate_wait_for(struct gate *gate, uint64_t ms) MUST_USE;
 
+/* The same of those who entered to change something, alone. */
+uint64_t gate_stamp_changers(struct gate *gate);
+bool gate_changers_passed(struct gate *gate, uint64_t stamp);
+
 /* Waits until everybody has left who entered to change something; not for others. */
 void gate_wait_for_changers(struct gate *gate);
 

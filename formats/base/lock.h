@@ -16,6 +16,8 @@ enum lock_rank {
     RANK_JOB_LIST = 1, /* jobs: the list of jobs */
     RANK_JOB,          /* jobs: a job's state */
     RANK_OPEN,         /* server: first writable open of an export */
+    RANK_KEEP,         /* block: storing, removing or resizing bitmaps that are kept */
+    RANK_IN_USE,       /* a driver marking stored bitmaps as in use, or stored */
     RANK_RANGE,        /* block: the list of locked guest ranges (they span I/O) */
     RANK_TABLE,        /* a driver installing or copying an L2 table */
     RANK_PACK,         /* a driver finding a place beside other compressed clusters */

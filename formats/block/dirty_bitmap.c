@@ -1,29 +1,18 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Dirty bitmaps: bits for chunks, and the names that a node knows them by. */
+/* Dirty bitmaps: bits for granules of a disk. */
 #include <assert.h>
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "base/checked.h"
 #include "base/fence.h"
-#include "block/dirty_bitmap.h"
-#include "block/hbits.h"
-#include "block/node.h"
+#include "block/dirty_bitmap_internal.h"
 
 /* dirty_bitmap_next looks no further: a full bitmap isn't read to its end for one run. */
 #define LONGEST_RUN 65536u /* granules */
-
-struct dirty_bitmap {
-    struct observer observer;
-    char *name;
-    uint64_t size;
-    unsigned shift; /* log2 of the granularity */
-    _Atomic bool enabled, busy;
-    struct hbits bits;
-    struct list link; /* struct dirty_bitmaps.list */
-};
 
 bool dirty_bitmap_granularity_ok(uint64_t granularity)
 {
@@ -53,7 +42,8 @@ static void mark_change(struct observer *observer, uint64_t off, uint64_t len)
         dirty_bitmap_set(bitmap, off, len);
 }
 
-struct dirty_bitmap *dirty_bitmap_new(const char *name, uint64_t size, uint64_t granularity)
+static struct dirty_bitmap *new_bitmap(const char *name, uint64_t size,
+                                       uint64_t granularity, bool has_bits)
 {
     struct dirty_bitmap *bitmap = calloc(1, sizeof *bitmap);
 
@@ -63,13 +53,31 @@ struct dirty_bitmap *dirty_bitmap_new(const char *name, uint64_t size, uint64_t 
     bitmap->observer.wrote = mark_change;
     bitmap->size = size;
     bitmap->shift = (unsigned)__builtin_ctzll(granularity);
-    atomic_init(&bitmap->enabled, true);
+    atomic_init(&bitmap->enabled, has_bits);
+    bitmap->inconsistent = !has_bits;
+    bitmap->slot = BITMAP_NO_SLOT;
     list_init(&bitmap->link);
     bool named = !name || (bitmap->name = strdup(name));
-    if (hbits_init(&bitmap->bits, count_granules(size, bitmap->shift)) == 0 && named)
+    uint64_t bits = has_bits ? count_granules(size, bitmap->shift) : 0;
+    if (hbits_init(&bitmap->bits, bits) == 0 && named)
         return bitmap;
     dirty_bitmap_free(bitmap);
     return NULL;
+}
+
+struct dirty_bitmap *dirty_bitmap_new(const char *name, uint64_t size, uint64_t granularity)
+{
+    return new_bitmap(name, size, granularity, true);
+}
+
+struct dirty_bitmap *dirty_bitmap_new_inconsistent(const char *name, uint64_t size,
+                                                   uint64_t granularity)
+{
+    struct dirty_bitmap *bitmap = new_bitmap(name, size, granularity, false);
+
+    if (bitmap)
+        bitmap->persistent = true;
+    return bitmap;
 }
 
 void dirty_bitmap_free(struct dirty_bitmap *bitmap)
@@ -99,9 +107,18 @@ uint64_t dirty_bitmap_granularity(const struct dirty_bitmap *bitmap)
 
 /* ---- bits ---- */
 
-/* The end of a range, cut to the disk. */
+/* The bits have changed already: who clears the mark and then looks at them misses none. */
+static void note_unsaved(struct dirty_bitmap *bitmap)
+{
+    if (!atomic_load(&bitmap->unsaved))
+        atomic_store(&bitmap->unsaved, true);
+}
+
+/* The end of a range, cut to the disk; one that is inconsistent has none. */
 static uint64_t end_of(const struct dirty_bitmap *bitmap, uint64_t off, uint64_t len)
 {
+    if (bitmap->inconsistent)
+        return off;
     return off < bitmap->size ? off + MIN(len, bitmap->size - off) : off;
 }
 
@@ -110,8 +127,10 @@ void dirty_bitmap_set(struct dirty_bitmap *bitmap, uint64_t off, uint64_t len)
     uint64_t end = end_of(bitmap, off, len);
     uint64_t first = off >> bitmap->shift;
 
-    if (off < end)
-        hbits_set(&bitmap->bits, first, count_granules(end, bitmap->shift) - first);
+    if (off >= end)
+        return;
+    hbits_set(&bitmap->bits, first, count_granules(end, bitmap->shift) - first);
+    note_unsaved(bitmap);
 }
 
 void dirty_bitmap_clear(struct dirty_bitmap *bitmap, uint64_t off, uint64_t len)
@@ -125,15 +144,19 @@ void dirty_bitmap_clear(struct dirty_bitmap *bitmap, uint64_t off, uint64_t len)
         stop = bitmap->bits.n_bits;
     if (first < stop)
         hbits_clear(&bitmap->bits, first, stop - first);
+    note_unsaved(bitmap);
 }
 
 bool dirty_bitmap_get(const struct dirty_bitmap *bitmap, uint64_t off)
 {
-    return off < bitmap->size && hbits_test(&bitmap->bits, off >> bitmap->shift);
+    return off < bitmap->size && !bitmap->inconsistent &&
+           hbits_test(&bitmap->bits, off >> bitmap->shift);
 }
 
 uint64_t dirty_bitmap_count(const struct dirty_bitmap *bitmap)
 {
+    if (bitmap->inconsistent)
+        return 0;
     uint64_t n = bitmap->bits.n_bits, bytes = hbits_count(&bitmap->bits) << bitmap->shift;
 
     /* How far the last granule reaches past the end. */
@@ -147,7 +170,7 @@ bool dirty_bitmap_next(const struct dirty_bitmap *bitmap, uint64_t from, uint64_
 {
     uint64_t n = bitmap->bits.n_bits;
 
-    if (from >= bitmap->size)
+    if (from >= bitmap->size || bitmap->inconsistent)
         return false;
     uint64_t first = hbits_next_set(&bitmap->bits, from >> bitmap->shift, n);
     if (first == n)
@@ -171,11 +194,15 @@ void dirty_bitmap_merge(struct dirty_bitmap *to, const struct dirty_bitmap *from
 
 int dirty_bitmap_resize(struct dirty_bitmap *bitmap, uint64_t size)
 {
-    int err = hbits_resize(&bitmap->bits, count_granules(size, bitmap->shift));
+    int err = bitmap->inconsistent
+                  ? 0
+                  : hbits_resize(&bitmap->bits, count_granules(size, bitmap->shift));
 
-    if (!err)
-        bitmap->size = size;
-    return err;
+    if (err)
+        return err;
+    bitmap->size = size;
+    note_unsaved(bitmap);
+    return 0;
 }
 
 void dirty_bitmap_enable(struct dirty_bitmap *bitmap, bool on)
@@ -191,12 +218,27 @@ bool dirty_bitmap_enabled(const struct dirty_bitmap *bitmap)
 
 int dirty_bitmap_acquire(struct dirty_bitmap *bitmap, struct diag *diag)
 {
+    if (bitmap->inconsistent)
+        return diag_set(
+            diag, EINVAL,
+            "Bitmap '%.200s' is inconsistent and cannot be used; it can only be "
+            "removed",
+            bitmap->name);
+    return dirty_bitmap_acquire_to_remove(bitmap, diag);
+}
+
+int dirty_bitmap_acquire_to_remove(struct dirty_bitmap *bitmap, struct diag *diag)
+{
+    const char *name = bitmap->name ? bitmap->name : "";
     bool idle = false;
 
     if (atomic_compare_exchange_strong(&bitmap->busy, &idle, true))
         return 0;
-    return diag_set(diag, EBUSY, "bitmap '%s' is in use by a job",
-                    bitmap->name ? bitmap->name : "");
+    return diag_set(
+        diag, EBUSY,
+        "Bitmap '%.200s' is currently in use by another operation and cannot be "
+        "used",
+        name);
 }
 
 void dirty_bitmap_release(struct dirty_bitmap *bitmap)
@@ -210,145 +252,107 @@ bool dirty_bitmap_busy(const struct dirty_bitmap *bitmap)
     return atomic_load(&bitmap->busy);
 }
 
-/* ---- a node's bitmaps ---- */
+/* ---- keeping them ---- */
 
-void dirty_bitmaps_init(struct dirty_bitmaps *bitmaps)
+bool dirty_bitmap_persistent(const struct dirty_bitmap *bitmap)
 {
-    lock_init(&bitmaps->lock, RANK_LEAF);
-    list_init(&bitmaps->list);
+    return bitmap->persistent;
 }
 
-static struct dirty_bitmap *bitmap_at(struct list *pos)
+void dirty_bitmap_set_persistent(struct dirty_bitmap *bitmap)
 {
-    return CONTAINER_OF(pos, struct dirty_bitmap, link);
+    bitmap->persistent = true;
 }
 
-void dirty_bitmaps_destroy(struct dirty_bitmaps *bitmaps)
+bool dirty_bitmap_inconsistent(const struct dirty_bitmap *bitmap)
 {
-    LIST_FOR_EACH_SAFE (pos, &bitmaps->list) {
-        list_remove(pos);
-        dirty_bitmap_free(bitmap_at(pos));
+    return bitmap->inconsistent;
+}
+
+void dirty_bitmap_spoil(struct dirty_bitmap *bitmap)
+{
+    bitmap->inconsistent = true;
+    dirty_bitmap_enable(bitmap, false);
+}
+
+uint32_t dirty_bitmap_slot(const struct dirty_bitmap *bitmap)
+{
+    return bitmap->slot;
+}
+
+void dirty_bitmap_set_slot(struct dirty_bitmap *bitmap, uint32_t slot)
+{
+    bitmap->slot = slot;
+}
+
+bool dirty_bitmap_unsaved(const struct dirty_bitmap *bitmap)
+{
+    return atomic_load(&bitmap->unsaved);
+}
+
+void dirty_bitmap_set_unsaved(struct dirty_bitmap *bitmap, bool unsaved)
+{
+    atomic_store(&bitmap->unsaved, unsaved);
+    full_fence();
+}
+
+uint64_t dirty_bitmap_bytes(uint64_t size, uint64_t granularity)
+{
+    return div_round_up(count_granules(size, (unsigned)__builtin_ctzll(granularity)), 8);
+}
+
+#define WORD_BYTES 8u
+
+bool dirty_bitmap_export(const struct dirty_bitmap *bitmap, uint64_t at, uint8_t *out,
+                         size_t n)
+{
+    const struct hbits *bits = &bitmap->bits;
+    bool any = false;
+
+    assert(at % WORD_BYTES == 0 && n % WORD_BYTES == 0);
+    for (size_t i = 0; i < n; i += WORD_BYTES) {
+        uint64_t w = (at + i) / WORD_BYTES;
+        uint64_t word = w < bits->n_words[0] ? atomic_load(&bits->words[0][w]) : 0;
+        store_le64(out + i, word);
+        any |= word != 0;
     }
-    lock_destroy(&bitmaps->lock);
+    return any;
 }
 
-/* Under the lock. */
-static struct dirty_bitmap *find_bitmap(struct dirty_bitmaps *bitmaps, const char *name)
+bool dirty_bitmap_any(const struct dirty_bitmap *bitmap, uint64_t at, uint64_t n)
 {
-    LIST_FOR_EACH (pos, &bitmaps->list)
-        if (strcmp(bitmap_at(pos)->name, name) == 0)
-            return bitmap_at(pos);
-    return NULL;
+    uint64_t first = MIN(at * 8, bitmap->bits.n_bits);
+    uint64_t end = first + MIN(n * 8, bitmap->bits.n_bits - first);
+
+    return hbits_next_set(&bitmap->bits, first, end) < end;
 }
 
-struct dirty_bitmap *node_bitmap_find(struct node *node, const char *name)
+void dirty_bitmap_import(struct dirty_bitmap *bitmap, uint64_t at, const uint8_t *in,
+                         size_t n)
 {
-    LOCK_GUARD(&node->bitmaps.lock);
+    struct hbits *bits = &bitmap->bits;
 
-    return find_bitmap(&node->bitmaps, name);
-}
-
-struct dirty_bitmap *node_bitmap_acquire(struct node *node, const char *name,
-                                         struct diag *diag)
-{
-    LOCK_GUARD(&node->bitmaps.lock);
-    struct dirty_bitmap *bitmap = find_bitmap(&node->bitmaps, name);
-
-    if (!bitmap)
-        diag_set(diag, ENOENT, "bitmap '%s': not found", name);
-    else if (dirty_bitmap_acquire(bitmap, diag) == 0)
-        return bitmap;
-    return NULL;
-}
-
-static int check_new(const struct node *node, const struct dirty_bitmap *bitmap,
-                     struct diag *diag)
-{
-    if (!bitmap->name || bitmap->name[0] == '\0')
-        return diag_set(diag, EINVAL, "%s: a bitmap needs a name", node->filename);
-    if (strlen(bitmap->name) > BITMAP_NAME_MAX)
-        return diag_set(diag, EINVAL, "%s: the bitmap's name is longer than %u bytes",
-                        node->filename, BITMAP_NAME_MAX);
-    if (bitmap->size != node->size)
-        return diag_set(diag, EINVAL, "%s: bitmap '%s' is for a disk of another size",
-                        node->filename, bitmap->name);
-    return 0;
-}
-
-/* A name is taken before its bitmap follows any write, so that it's taken once. */
-static int take_name(struct node *node, struct dirty_bitmap *bitmap, struct diag *diag)
-{
-    LOCK_GUARD(&node->bitmaps.lock);
-
-    if (find_bitmap(&node->bitmaps, bitmap->name))
-        return diag_set(diag, EEXIST, "%s: there is a bitmap '%s' already", node->filename,
-                        bitmap->name);
-    list_append(&node->bitmaps.list, &bitmap->link);
-    return 0;
-}
-
-static void give_name_back(struct node *node, struct dirty_bitmap *bitmap)
-{
-    LOCK_GUARD(&node->bitmaps.lock);
-
-    list_remove(&bitmap->link);
-}
-
-int node_bitmap_add(struct node *node, struct dirty_bitmap *bitmap, struct diag *diag)
-{
-    int err = check_new(node, bitmap, diag);
-    if (!err)
-        err = take_name(node, bitmap, diag);
-    if (err)
-        return err;
-    err = observer_add(&node->observers, &bitmap->observer);
-    if (err) {
-        give_name_back(node, bitmap);
-        return diag_errno(diag, -err, "%s: bitmap '%s'", node->filename, bitmap->name);
+    assert(at % WORD_BYTES == 0 && n % WORD_BYTES == 0);
+    for (size_t i = 0; i < n; i += WORD_BYTES) {
+        uint64_t word = load_le64(in + i), first = (at + i) * 8;
+        if (first >= bits->n_bits)
+            return;
+        if (bits->n_bits - first < 64)
+            word &= UINT64_MAX >> (64 - (bits->n_bits - first));
+        while (word) {
+            unsigned from = (unsigned)__builtin_ctzll(word);
+            uint64_t rest = ~(word >> from);
+            unsigned run = rest ? (unsigned)__builtin_ctzll(rest) : 64;
+            run = MIN(run, 64 - from);
+            hbits_set(bits, first + from, run);
+            word &= run == 64 ? 0 : ~(((1ull << run) - 1) << from);
+        }
     }
-    return 0;
 }
 
-void node_bitmap_drop(struct node *node, struct dirty_bitmap *bitmap)
+void dirty_bitmap_import_ones(struct dirty_bitmap *bitmap, uint64_t at, uint64_t n)
 {
-    assert(dirty_bitmap_busy(bitmap));
-    observer_remove(&node->observers, &bitmap->observer);
-    give_name_back(node, bitmap);
-    dirty_bitmap_free(bitmap);
-}
+    uint64_t first = MIN(at * 8, bitmap->bits.n_bits);
 
-int node_bitmap_remove(struct node *node, const char *name, struct diag *diag)
-{
-    struct dirty_bitmap *bitmap = node_bitmap_acquire(node, name, diag);
-
-    if (!bitmap)
-        return -diag->err;
-    node_bitmap_drop(node, bitmap);
-    return 0;
-}
-
-void node_bitmap_each(struct node *node,
-                      void (*each)(struct dirty_bitmap *bitmap, void *opaque), void *opaque)
-{
-    LOCK_GUARD(&node->bitmaps.lock);
-
-    LIST_FOR_EACH (pos, &node->bitmaps.list)
-        each(bitmap_at(pos), opaque);
-}
-
-int node_bitmaps_resize(struct node *node, uint64_t size, struct diag *diag)
-{
-    LOCK_GUARD(&node->bitmaps.lock);
-
-    LIST_FOR_EACH (pos, &node->bitmaps.list)
-        if (dirty_bitmap_busy(bitmap_at(pos)))
-            return diag_set(diag, EBUSY, "%s: bitmap '%s' is in use by a job",
-                            node->filename, bitmap_at(pos)->name);
-    LIST_FOR_EACH (pos, &node->bitmaps.list) {
-        int err = dirty_bitmap_resize(bitmap_at(pos), size);
-        if (err)
-            return diag_errno(diag, -err, "%s: bitmap '%s'", node->filename,
-                              bitmap_at(pos)->name);
-    }
-    return 0;
+    hbits_set(&bitmap->bits, first, MIN(n * 8, bitmap->bits.n_bits - first));
 }

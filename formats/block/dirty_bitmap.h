@@ -28,7 +28,7 @@ struct node;
 struct dirty_bitmap;
 
 #define BITMAP_MIN_GRANULARITY     512u
-#define BITMAP_MAX_GRANULARITY     (64u << 20)
+#define BITMAP_MAX_GRANULARITY     (1u << 31)
 #define BITMAP_DEFAULT_GRANULARITY (64u << 10)
 #define BITMAP_NAME_MAX            1023u /* bytes, as in qcow2 */
 
@@ -42,6 +42,11 @@ uint64_t dirty_bitmap_default_granularity(uint64_t cluster_size);
  * memory is short.  The granularity must be ok. */
 struct dirty_bitmap *dirty_bitmap_new(const char *name, uint64_t size,
                                       uint64_t granularity) MUST_USE;
+
+/* One that can't be used, for what it says isn't so any more; it has no bits, follows no
+ * write, and can be added to a node, and removed. */
+struct dirty_bitmap *dirty_bitmap_new_inconsistent(const char *name, uint64_t size,
+                                                   uint64_t granularity) MUST_USE;
 
 /* One that isn't added to a node; NULL is allowed. */
 void dirty_bitmap_free(struct dirty_bitmap *bitmap);
@@ -77,15 +82,50 @@ int dirty_bitmap_resize(struct dirty_bitmap *bitmap, uint64_t size) MUST_USE;
 void dirty_bitmap_enable(struct dirty_bitmap *bitmap, bool on);
 bool dirty_bitmap_enabled(const struct dirty_bitmap *bitmap);
 
-/* A job that uses a bitmap keeps others from using, changing or removing it.  0, or -EBUSY
- * with diag. */
+/* Who uses a bitmap (a job, a client that it is exported to) keeps others from using, changing
+ * or removing it.  0, -EBUSY, or -EINVAL when it is inconsistent, with diag. */
 int dirty_bitmap_acquire(struct dirty_bitmap *bitmap, struct diag *diag) MUST_USE;
 void dirty_bitmap_release(struct dirty_bitmap *bitmap);
 bool dirty_bitmap_busy(const struct dirty_bitmap *bitmap);
 
+/* ---- keeping them ---- */
+
+/* Is it kept in the image?  Set before it is added to a node. */
+bool dirty_bitmap_persistent(const struct dirty_bitmap *bitmap);
+void dirty_bitmap_set_persistent(struct dirty_bitmap *bitmap);
+bool dirty_bitmap_inconsistent(const struct dirty_bitmap *bitmap);
+
+/* It becomes inconsistent, whoever uses it: from here on it says nothing. */
+void dirty_bitmap_spoil(struct dirty_bitmap *bitmap);
+
+/* Where the driver has it stored: a number of its own. */
+#define BITMAP_NO_SLOT UINT32_MAX
+uint32_t dirty_bitmap_slot(const struct dirty_bitmap *bitmap);
+void dirty_bitmap_set_slot(struct dirty_bitmap *bitmap, uint32_t slot);
+
+/* Have bits changed since it was last set to false?  Who stores them does that before, and
+ * true again after a failure. */
+bool dirty_bitmap_unsaved(const struct dirty_bitmap *bitmap);
+void dirty_bitmap_set_unsaved(struct dirty_bitmap *bitmap, bool unsaved);
+
+/* The bits as bytes, the first granule in the lowest bit: how many for such a disk, n of them
+ * from `at` on (multiples of 8; what is behind the last is zero; true: one isn't), and whether
+ * any isn't zero.  While bits change it tells of some moment of each. */
+uint64_t dirty_bitmap_bytes(uint64_t size, uint64_t granularity);
+bool dirty_bitmap_export(const struct dirty_bitmap *bitmap, uint64_t at, uint8_t *out,
+                         size_t n);
+bool dirty_bitmap_any(const struct dirty_bitmap *bitmap, uint64_t at, uint64_t n);
+
+/* Sets what is set there; before it is added to a node.  What is behind the last granule isn't
+ * looked at. */
+void dirty_bitmap_import(struct dirty_bitmap *bitmap, uint64_t at, const uint8_t *in,
+                         size_t n);
+void dirty_bitmap_import_ones(struct dirty_bitmap *bitmap, uint64_t at, uint64_t n);
+
 /* ---- a node's bitmaps ---- */
 
 struct dirty_bitmaps {
+    struct lock keep; /* who stores, removes or resizes those that are kept */
     struct lock lock;
     struct list list; /* under lock */
 };
@@ -109,10 +149,13 @@ struct dirty_bitmap *node_bitmap_find(struct node *node, const char *name);
 struct dirty_bitmap *node_bitmap_acquire(struct node *node, const char *name,
                                          struct diag *diag) MUST_USE;
 
+/* The same of one that is to be removed, which may be inconsistent. */
+int dirty_bitmap_acquire_to_remove(struct dirty_bitmap *bitmap, struct diag *diag) MUST_USE;
+
 /* Waits for requests in flight, and frees it.  -ENOENT, or -EBUSY with diag. */
 int node_bitmap_remove(struct node *node, const char *name, struct diag *diag) MUST_USE;
 
-/* The same of one that the caller has acquired. */
+/* The same of one that the caller has acquired to remove. */
 void node_bitmap_drop(struct node *node, struct dirty_bitmap *bitmap);
 
 /* Calls `each` for every one, in the order in which they were added; it must not add or
@@ -121,8 +164,32 @@ void node_bitmap_each(struct node *node,
                       void (*each)(struct dirty_bitmap *bitmap, void *opaque),
                       void *opaque);
 
-/* The node, drained, has a new size.  -EBUSY with nothing changed when a job uses one;
+/* -EBUSY with diag when somebody uses one: the node can't have another size then. */
+int node_bitmaps_check_resize(struct node *node, struct diag *diag) MUST_USE;
+
+/* The node, drained, has a new size.  As node_bitmaps_check_resize, with nothing changed;
  * -ENOMEM. */
 int node_bitmaps_resize(struct node *node, uint64_t size, struct diag *diag) MUST_USE;
+
+/* ---- those that are kept in the image (DRIVER_BITMAPS; see driver.h) ---- */
+
+/* Those of the image become the node's; again: does nothing.  What can't be used of them is
+ * said in the log.  By one who opens or activates the node. */
+void node_bitmaps_load(struct node *node);
+
+/* May one more be kept, of that name?  0, or -errno with the reason. */
+int node_bitmap_check_keep(struct node *node, const char *name, uint64_t granularity,
+                           struct diag *diag) MUST_USE;
+
+/* Around a change of a bitmap that isn't a write's: after a crash in between it is not
+ * believed.  Does nothing for one that isn't kept.  0, or -errno with diag: it must not be
+ * changed.  Who only clears bits may do without. */
+int node_bitmap_begin_change(struct node *node, const struct dirty_bitmap *bitmap,
+                             struct diag *diag) MUST_USE;
+void node_bitmap_end_change(struct node *node, const struct dirty_bitmap *bitmap);
+
+/* After some were added or removed: the image says so too, durably.  What they hold is stored
+ * later. */
+int node_bitmaps_keep(struct node *node, struct diag *diag) MUST_USE;
 
 #endif

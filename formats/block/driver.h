@@ -19,6 +19,7 @@
 #include "block/create.h"
 #include "storage/storage.h"
 
+struct dirty_bitmap;
 struct image_info;
 struct node;
 struct snapshot_change;
@@ -89,6 +90,7 @@ enum driver_feature {
     /* States of the disk can be kept in the image (snapshots, open_snapshot,
      * close_snapshot, prepare_snapshot, commit_snapshot, abort_snapshot). */
     DRIVER_SNAPSHOTS = 1 << 5,
+    DRIVER_BITMAPS = 1 << 6, /* dirty bitmaps are kept in an image (*_bitmap, *_bitmaps) */
 };
 
 struct driver {
@@ -117,8 +119,10 @@ struct driver {
     int (*activate)(struct node *node, struct diag *diag);
 
     /* Optional: before the first change of an active image, by whoever comes first (several
-     * may at once): clears the bits of what is known, but not kept up.  Durable on return;
-     * a failure, which it logs, fails the request, and the next change calls it again. */
+     * may at once), inside the gate: has the file say that what is kept of the disk's changes
+     * is behind, and clears the bits of what is known, but not kept up.  Durable on return;
+     * a failure, which it logs, fails the request, and the next change calls it again.  A driver
+     * that sets node->changed to false has the next change call it anew. */
     int (*first_change)(struct node *node);
 
     /* Clean end: commits, clears the dirty marks, gives back what was reserved ahead, then
@@ -184,6 +188,17 @@ struct driver {
                             const struct snapshot_request *request, struct diag *diag);
     int (*commit_snapshot)(struct snapshot_change *change, struct diag *diag);
     void (*abort_snapshot)(struct snapshot_change *change);
+
+    /* DRIVER_BITMAPS.  The driver keeps the node's persistent bitmaps true by itself: marked as in
+     * use before the first change of the disk, and stored at the end and when nothing changed
+     * for a while.  See dirty_bitmap.h for what these are asked for. */
+    void (*load_bitmaps)(struct node *node);
+    int (*check_bitmap)(struct node *node, const char *name, uint64_t granularity,
+                        struct diag *diag);
+    int (*begin_bitmap_change)(struct node *node, const struct dirty_bitmap *bitmap,
+                               struct diag *diag);
+    void (*end_bitmap_change)(struct node *node);
+    int (*keep_bitmaps)(struct node *node, struct diag *diag);
 
     /* Optional: fills what image_info.h says is the driver's.  0 or -ENOMEM, with what was
      * filled until then the caller's to free. */

@@ -26,6 +26,7 @@ static void assert_has_its_operations(const struct driver *driver)
     assert(driver_can(driver, DRIVER_SNAPSHOTS) == (driver->prepare_snapshot != NULL));
     assert(driver_can(driver, DRIVER_SNAPSHOTS) == (driver->commit_snapshot != NULL));
     assert(driver_can(driver, DRIVER_SNAPSHOTS) == (driver->abort_snapshot != NULL));
+    assert(driver_can(driver, DRIVER_BITMAPS) == (driver->keep_bitmaps != NULL));
 }
 
 void drivers_set(const struct driver *const *table)

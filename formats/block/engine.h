@@ -40,7 +40,7 @@ int engine_write_compressed(struct node *node, const void *buf, uint64_t off, ui
 int engine_write_zeroes(struct node *node, uint64_t off, uint64_t len,
                         bool locked) MUST_USE;
 
-/* What every change begins with.  0, or why it may not be made. */
+/* What every change begins with, outside the gate.  0, or why it may not be made. */
 static inline int engine_admit_change(struct node *node, uint64_t off, uint64_t len)
 {
     int err = node_check_range(node, off, len);
@@ -48,8 +48,7 @@ static inline int engine_admit_change(struct node *node, uint64_t off, uint64_t 
         return err;
     if (!node->active)
         return -EROFS;
-    err = mcache_health(node->mc);
-    return err || len == 0 ? err : node_begin_change(node);
+    return mcache_health(node->mc);
 }
 
 /* flush.c: a changing request on its way, inside the gate. */
@@ -64,11 +63,18 @@ struct engine_change {
  * inside the gate itself; so there is no use in trying again. */
 bool engine_make_room(struct node *node, unsigned flags) MUST_USE;
 
-/* Enters the gate and tells observers of what is to come.  0, or -errno when one refuses it;
- * it is to be ended in both cases.  Inline: without observers nothing is left to be tested. */
+/* Enters the gate, has the image say that it changes (node_begin_change), and tells observers
+ * of what is to come.  0, or -errno when one of them refuses it; it is to be ended in both
+ * cases.  Inline: without observers nothing is left to be tested. */
 static inline int engine_start_write(struct node *node, struct engine_change *change)
 {
     change->ticket = gate_enter_to_change(&node->ctx->gate);
+    /* Inside: who has the image say something else waits for those who are there. */
+    int err = node_begin_change(node);
+    if (UNLIKELY(err)) {
+        change->seen.list = NULL;
+        return err;
+    }
     return observers_before(&node->observers, &change->seen, &change->what);
 }
 

@@ -14,7 +14,9 @@ int node_grow(struct node *node, uint64_t size, struct diag *diag)
     if (!node_can(node, DRIVER_GROWS))
         return diag_set(diag, ENOTSUP, "%s: %s images can't grow", node->filename,
                         node->driver->name);
-    int err = node->driver->grow(node, size, diag);
+    int err = node_bitmaps_check_resize(node, diag);
+    if (!err)
+        err = node->driver->grow(node, size, diag);
     return err ? err : node_bitmaps_resize(node, size, diag);
 }
 

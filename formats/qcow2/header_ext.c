@@ -261,3 +261,23 @@ int qcow2_header_ext_find_last(const uint8_t *area, size_t n, uint32_t type, siz
     }
     return more < 0 || found != 1 || last != type ? -ENOENT : 0;
 }
+
+int qcow2_header_ext_find(const uint8_t *area, size_t n, uint32_t type, uint32_t len,
+                          size_t *place, size_t *end)
+{
+    size_t at = 0, start = 0;
+    struct extension ext;
+    bool fits = true;
+    int more;
+
+    *place = 0;
+    while ((more = next_extension(area, n, &at, &ext)) > 0) {
+        if (ext.type == type) { /* the last one counts */
+            *place = start + 8;
+            fits = ext.len == len;
+        }
+        start = at;
+    }
+    *end = start;
+    return more < 0 || !fits ? -EINVAL : 0;
+}

@@ -21,6 +21,11 @@ int qcow2_header_ext_append(uint8_t *buf, size_t capacity, size_t *at, uint32_t 
 int qcow2_header_ext_replace(uint8_t *area, size_t n, uint32_t type, const void *data,
                              size_t len, size_t *used) MUST_USE;
 
+/* Where the data of the last extension of the type stands (0: there is none), and where the
+ * extensions end.  -EINVAL: they aren't well-formed, or it isn't `len` bytes. */
+int qcow2_header_ext_find(const uint8_t *area, size_t n, uint32_t type, uint32_t len,
+                          size_t *place, size_t *end) MUST_USE;
+
 /* Where the extension of the type stands in the n bytes of the extensions, when it is the
  * last of them and there is no other of it; -ENOENT.  It is gone when EXT_END is written
  * there. */

@@ -12,6 +12,7 @@
 #include "block/luks_store.h"
 #include "block/node.h"
 #include "qcow2/alloc/alloc.h"
+#include "qcow2/bitmaps.h"
 #include "qcow2/geometry.h"
 #include "qcow2/header.h"
 #include "qcow2/mapping/mapping.h"
@@ -31,12 +32,6 @@ struct qcow2_snapshot {
     bool going;     /* it is being removed */
 };
 
-/* A dirty bitmap that is stored in the image. */
-struct qcow2_bitmap {
-    char *name;
-    uint32_t granularity, flags; /* bytes; BITMAP_* */
-};
-
 struct qcow2 {
     struct node *node;
     struct lock header_lock; /* serialises header writes and `header`'s feature fields */
@@ -51,8 +46,7 @@ struct qcow2 {
     uint64_t snapshot_bytes; /* of the table in the file */
     uint64_t last_snapshot_key;
 
-    struct qcow2_bitmap *bitmaps;
-    uint32_t n_bitmaps;
+    struct qcow2_bitmaps bitmaps;
 
     struct alloc alloc;
     struct dirty_mark mark;
@@ -130,19 +124,6 @@ void qcow2_abort_snapshot(struct snapshot_change *change);
 int qcow2_snapshots(struct node *node, struct snapshot_list *out);
 int qcow2_open_snapshot(struct node *snapshot, struct diag *diag);
 void qcow2_close_snapshot(struct node *snapshot);
-
-/* ---- bitmaps.c ---- */
-
-/* Reads the directory of the stored bitmaps; one that can't be right is as none, and said.
- */
-void qcow2_read_bitmaps(struct qcow2 *q);
-void qcow2_free_bitmaps(struct qcow2 *q);
-
-/* Says, of an image that is to be written, which bitmaps that will cost. */
-void qcow2_warn_of_bitmaps(struct qcow2 *q);
-
-/* Describes the valid ones; under header_lock.  0 or -ENOMEM. */
-int qcow2_copy_bitmaps(const struct qcow2 *q, struct qcow2_info *part) MUST_USE;
 
 /* ---- unlock.c ---- */
 

@@ -59,7 +59,7 @@ static void free_state(void *state)
     mapping_destroy(&q->live);
     lock_destroy(&q->header_lock);
     qcow2_free_snapshots(q);
-    qcow2_free_bitmaps(q);
+    qcow2_bitmaps_destroy(q);
     qcow2_header_free(&q->header);
     free(q);
 }
@@ -94,6 +94,7 @@ static struct qcow2 *new_state(struct node *node, const struct qcow2_header *hea
     q->geo = qcow2_header_geometry(header);
     q->data_kind = header->crypt_method ? EXTENT_ENCRYPTED : EXTENT_DATA;
     lock_init(&q->header_lock, RANK_HEADER);
+    qcow2_bitmaps_init(q);
     mapping_init(&q->live, q, node->filename);
     dirty_mark_init(&q->mark, node, write_dirty_bit, false, false);
     return q;
@@ -210,10 +211,12 @@ static int require_clean(struct node *node, struct diag *diag)
     return err ? err : node_reopen(node, free_state, diag);
 }
 
-/* What this writer maintains: a raw data file, when there is one. */
+/* What this writer maintains: a raw data file, when there is one, and bitmaps that can be
+ * used. */
 static uint64_t kept_up(const struct qcow2 *q)
 {
-    return q->geo.external ? AUTOCLEAR_DATA_RAW : 0;
+    return (q->geo.external ? AUTOCLEAR_DATA_RAW : 0) |
+           (qcow2_has_bitmaps(q) ? AUTOCLEAR_BITMAPS : 0);
 }
 
 /* What a writer that doesn't maintain a feature must clear: all bits but those of `keep`.
@@ -234,14 +237,22 @@ static int clear_autoclear(struct qcow2 *q, uint64_t keep)
     return err;
 }
 
-/* Bitmaps of a disk that wasn't changed go on being right, so that their bit isn't cleared
- * sooner. */
+/* Bitmaps of a disk that wasn't changed go on being right, so that neither their bit is
+ * cleared nor they are marked sooner. */
 int qcow2_first_change(struct node *node)
 {
-    int err = clear_autoclear(qcow2_of(node), kept_up(qcow2_of(node)));
+    struct qcow2 *q = qcow2_of(node);
+    LOCK_GUARD(&q->bitmaps.in_use);
 
+    int err = clear_autoclear(q, kept_up(q));
     if (err)
         log_error("%s: clearing autoclear_features failed (errno %d)", node->filename,
+                  -err);
+    if (err || q->bitmaps.n == 0)
+        return err;
+    err = qcow2_mark_bitmaps_in_use(q);
+    if (err)
+        log_error("%s: marking its bitmaps as in use failed (errno %d)", node->filename,
                   -err);
     return err;
 }
@@ -280,15 +291,16 @@ static int qcow2_activate(struct node *node, struct diag *diag)
     err = clear_autoclear(q, AUTOCLEAR_BITMAPS | kept_up(q));
     if (err)
         return diag_errno(diag, -err, "%s: clearing autoclear_features", node->filename);
-    qcow2_warn_of_bitmaps(q);
+    qcow2_load_bitmaps(node);
+    qcow2_claim_bitmaps(q);
     return 0;
 }
 
 /* Everything durable, the mark cleared, the file no longer than it must be. */
 static int end_cleanly(struct qcow2 *q)
 {
+    qcow2_store_bitmaps_at_end(q);
     int err = alloc_settle(&q->alloc);
-
     if (!err)
         err = dirty_mark_finish(&q->mark);
     if (!err)
@@ -310,6 +322,7 @@ static int qcow2_close(struct node *node)
     int err = 0;
 
     timer_cancel(node->ctx->housekeeper, &q->mark.timer);
+    timer_cancel(node->ctx->housekeeper, &q->bitmaps.timer);
     if (node->active)
         err = qcow2_settle(node);
     free_state(q);
@@ -344,7 +357,7 @@ static bool has_unlinked(struct node *node)
 const struct driver qcow2_driver = {
     .name = "qcow2",
     .features = DRIVER_CLUSTERS | DRIVER_BACKING | DRIVER_GROWS | DRIVER_CHECKS |
-                DRIVER_MARKS | DRIVER_SNAPSHOTS,
+                DRIVER_MARKS | DRIVER_SNAPSHOTS | DRIVER_BITMAPS,
     .create_options = qcow2_create_options,
     .probe = probe,
     .open = qcow2_open,
@@ -371,6 +384,11 @@ const struct driver qcow2_driver = {
     .prepare_snapshot = qcow2_prepare_snapshot,
     .commit_snapshot = qcow2_commit_snapshot,
     .abort_snapshot = qcow2_abort_snapshot,
+    .load_bitmaps = qcow2_load_bitmaps,
+    .check_bitmap = qcow2_check_bitmap,
+    .begin_bitmap_change = qcow2_begin_bitmap_change,
+    .end_bitmap_change = qcow2_end_bitmap_change,
+    .keep_bitmaps = qcow2_keep_bitmaps,
     .info = qcow2_info,
     .check = qcow2_check,
     .check_create = qcow2_check_create,

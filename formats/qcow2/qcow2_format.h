@@ -136,8 +136,14 @@ _Static_assert(sizeof(struct qcow2_disk_bitmap) == 24, "bitmap directory entry")
 
 #define BITMAP_IN_USE         (1u << 0) /* wasn't saved: what it says is not to be relied on */
 #define BITMAP_AUTO           (1u << 1) /* to be enabled as soon as the image is opened */
-#define BITMAP_FLAGS_RESERVED 0xfffffffcu
+#define BITMAP_EXTRA_OK       (1u << 2) /* may be used by who doesn't know its extra data */
+#define BITMAP_FLAGS_RESERVED 0xfffffff8u
 #define BITMAP_TYPE_DIRTY     1
+
+/* Bitmap table entries. */
+#define BT_OFFSET   0x00fffffffffffe00ull
+#define BT_RESERVED 0xff000000000001feull
+#define BT_ALL_ONES 1ull
 
 #define MAX_BITMAPS                65535u
 #define MAX_BITMAP_DIRECTORY_BYTES (65535u * 1024u)

@@ -130,6 +130,8 @@ int qcow2_grow(struct node *node, uint64_t size, struct diag *diag)
                         "%s: %" PRIu64 " bytes need an L1 table of over %u bytes",
                         node->filename, size, MAX_L1_BYTES);
     int err = node_begin_change(node);
+    if (!err) /* their tables are for the old size */
+        err = qcow2_mark_all_bitmaps_in_use(q);
     if (!err && entries > q->live.l1_size)
         err = grow_l1(q, (uint32_t)entries);
     if (!err)

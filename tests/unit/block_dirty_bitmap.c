@@ -44,7 +44,7 @@ static bool clean_from(const struct dirty_bitmap *bitmap, uint64_t from)
 Test(dirty_bitmap, granularities)
 {
     for (unsigned shift = 0; shift < 64; shift++)
-        cr_expect_eq(dirty_bitmap_granularity_ok(1ull << shift), shift >= 9 && shift <= 26);
+        cr_expect_eq(dirty_bitmap_granularity_ok(1ull << shift), shift >= 9 && shift <= 31);
     cr_expect_not(dirty_bitmap_granularity_ok(0));
     cr_expect_not(dirty_bitmap_granularity_ok(65535));
     cr_expect_not(dirty_bitmap_granularity_ok(1536));

@@ -15,11 +15,6 @@
 
 #define ENTRY_FIXED sizeof(struct qcow2_disk_bitmap)
 
-/* Bitmap table entries. */
-#define BT_OFFSET   0x00fffffffffffe00ull
-#define BT_RESERVED 0xff000000000001feull
-#define BT_ALL_ONES 1ull
-
 static int report_broken_bitmaps(struct check *c, const char *what)
 {
     qcheck_impossible(c, 1, "bitmaps: %s", what);
@@ -74,8 +69,7 @@ static int count_table(struct check *c, uint64_t offset, uint32_t n)
     return 0;
 }
 
-/* Is a directory entry of whose fixed part `raw` is, without extra data, one that can be?
- */
+/* Is a directory entry of whose fixed part `raw` is one that can be? */
 static bool directory_entry_ok(const struct check *c, const uint8_t *raw)
 {
     uint32_t n = load_be32(raw + 8), flags = load_be32(raw + 12);
@@ -86,7 +80,7 @@ static bool directory_entry_ok(const struct check *c, const uint8_t *raw)
     if (n == 0 || data_bytes > MAX_DATA_BYTES || (flags & BITMAP_FLAGS_RESERVED) ||
         raw[16] != BITMAP_TYPE_DIRTY || granularity < MIN_BITMAP_GRANULARITY ||
         granularity > MAX_BITMAP_GRANULARITY || name_bytes == 0 ||
-        name_bytes > MAX_BITMAP_NAME || load_be32(raw + 20) != 0)
+        name_bytes > MAX_BITMAP_NAME)
         return false;
     return (flags & BITMAP_IN_USE) || c->in.h.size <= data_bytes * 8 << granularity;
 }
@@ -100,7 +94,8 @@ static int count_directory(struct check *c, const uint8_t *raw, uint64_t bytes)
             return report_broken_bitmaps(c, "a directory entry can't be right");
         uint64_t offset = load_be64(raw + at);
         uint32_t n = load_be32(raw + at + 8);
-        uint64_t length = align_up(ENTRY_FIXED + load_be16(raw + at + 18), 8);
+        uint64_t length = align_up(
+            ENTRY_FIXED + (uint64_t)load_be32(raw + at + 20) + load_be16(raw + at + 18), 8);
         if (length > bytes - at)
             return report_broken_bitmaps(
                 c, "a directory entry reaches past the directory's end");

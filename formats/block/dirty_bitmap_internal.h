@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What a dirty bitmap consists of; private to this folder. */
+#ifndef BLOCK_DIRTY_BITMAP_INTERNAL_H
+#define BLOCK_DIRTY_BITMAP_INTERNAL_H
+
+#include <stdatomic.h>
+
+#include "block/dirty_bitmap.h"
+#include "block/hbits.h"
+#include "block/observer.h"
+
+struct dirty_bitmap {
+    struct observer observer;
+    char *name;
+    uint64_t size;
+    unsigned shift; /* log2 of the granularity */
+    _Atomic bool enabled, busy;
+    /* Set after bits have changed; the storer clears it before it looks at them. */
+    _Atomic bool unsaved;
+    bool persistent;
+    _Atomic bool inconsistent; /* there are no bits, or they aren't to be looked at */
+    uint32_t slot;             /* the driver's */
+    struct hbits bits;
+    struct list link; /* struct dirty_bitmaps.list */
+};
+
+#endif

@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The bitmaps of a node: the names it knows them by, and keeping them in its image. */
+#include <assert.h>
+#include <errno.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "block/dirty_bitmap_internal.h"
+#include "block/node.h"
+
+void dirty_bitmaps_init(struct dirty_bitmaps *bitmaps)
+{
+    lock_init(&bitmaps->keep, RANK_KEEP);
+    lock_init(&bitmaps->lock, RANK_LEAF);
+    list_init(&bitmaps->list);
+}
+
+static struct dirty_bitmap *bitmap_at(struct list *pos)
+{
+    return CONTAINER_OF(pos, struct dirty_bitmap, link);
+}
+
+void dirty_bitmaps_destroy(struct dirty_bitmaps *bitmaps)
+{
+    LIST_FOR_EACH_SAFE (pos, &bitmaps->list) {
+        list_remove(pos);
+        dirty_bitmap_free(bitmap_at(pos));
+    }
+    lock_destroy(&bitmaps->lock);
+    lock_destroy(&bitmaps->keep);
+}
+
+/* Under the lock. */
+static struct dirty_bitmap *find_bitmap(struct dirty_bitmaps *bitmaps, const char *name)
+{
+    LIST_FOR_EACH (pos, &bitmaps->list)
+        if (strcmp(bitmap_at(pos)->name, name) == 0)
+            return bitmap_at(pos);
+    return NULL;
+}
+
+struct dirty_bitmap *node_bitmap_find(struct node *node, const char *name)
+{
+    LOCK_GUARD(&node->bitmaps.lock);
+
+    return find_bitmap(&node->bitmaps, name);
+}
+
+struct dirty_bitmap *node_bitmap_acquire(struct node *node, const char *name,
+                                         struct diag *diag)
+{
+    LOCK_GUARD(&node->bitmaps.lock);
+    struct dirty_bitmap *bitmap = find_bitmap(&node->bitmaps, name);
+
+    if (!bitmap)
+        diag_set(diag, ENOENT, "bitmap '%s': not found", name);
+    else if (dirty_bitmap_acquire(bitmap, diag) == 0)
+        return bitmap;
+    return NULL;
+}
+
+static int check_new(const struct node *node, const struct dirty_bitmap *bitmap,
+                     struct diag *diag)
+{
+    if (!bitmap->name || bitmap->name[0] == '\0')
+        return diag_set(diag, EINVAL, "%s: a bitmap needs a name", node->filename);
+    if (strlen(bitmap->name) > BITMAP_NAME_MAX)
+        return diag_set(diag, EINVAL, "%s: the bitmap's name is longer than %u bytes",
+                        node->filename, BITMAP_NAME_MAX);
+    if (bitmap->size != node->size)
+        return diag_set(diag, EINVAL, "%s: bitmap '%s' is for a disk of another size",
+                        node->filename, bitmap->name);
+    return 0;
+}
+
+/* A name is taken before its bitmap follows any write, so that it's taken once. */
+static int take_name(struct node *node, struct dirty_bitmap *bitmap, struct diag *diag)
+{
+    LOCK_GUARD(&node->bitmaps.lock);
+
+    if (find_bitmap(&node->bitmaps, bitmap->name))
+        return diag_set(diag, EEXIST, "%s: there is a bitmap '%s' already", node->filename,
+                        bitmap->name);
+    list_append(&node->bitmaps.list, &bitmap->link);
+    return 0;
+}
+
+static void give_name_back(struct node *node, struct dirty_bitmap *bitmap)
+{
+    LOCK_GUARD(&node->bitmaps.lock);
+
+    list_remove(&bitmap->link);
+}
+
+int node_bitmap_add(struct node *node, struct dirty_bitmap *bitmap, struct diag *diag)
+{
+    int err = check_new(node, bitmap, diag);
+    if (!err)
+        err = take_name(node, bitmap, diag);
+    if (err)
+        return err;
+    err = bitmap->inconsistent ? 0 : observer_add(&node->observers, &bitmap->observer);
+    if (err) {
+        give_name_back(node, bitmap);
+        return diag_errno(diag, -err, "%s: bitmap '%s'", node->filename, bitmap->name);
+    }
+    return 0;
+}
+
+static struct dirty_bitmap *acquire_to_remove(struct node *node, const char *name,
+                                              struct diag *diag)
+{
+    LOCK_GUARD(&node->bitmaps.lock);
+    struct dirty_bitmap *bitmap = find_bitmap(&node->bitmaps, name);
+
+    if (!bitmap)
+        diag_set(diag, ENOENT, "bitmap '%s': not found", name);
+    else if (dirty_bitmap_acquire_to_remove(bitmap, diag) == 0)
+        return bitmap;
+    return NULL;
+}
+
+void node_bitmap_drop(struct node *node, struct dirty_bitmap *bitmap)
+{
+    assert(dirty_bitmap_busy(bitmap));
+    observer_remove(&node->observers, &bitmap->observer);
+    LOCK_GUARD(&node->bitmaps.keep);
+    give_name_back(node, bitmap);
+    dirty_bitmap_free(bitmap);
+}
+
+int node_bitmap_remove(struct node *node, const char *name, struct diag *diag)
+{
+    struct dirty_bitmap *bitmap = acquire_to_remove(node, name, diag);
+
+    if (!bitmap)
+        return -diag->err;
+    node_bitmap_drop(node, bitmap);
+    return 0;
+}
+
+void node_bitmap_each(struct node *node,
+                      void (*each)(struct dirty_bitmap *bitmap, void *opaque), void *opaque)
+{
+    LOCK_GUARD(&node->bitmaps.lock);
+
+    LIST_FOR_EACH (pos, &node->bitmaps.list)
+        each(bitmap_at(pos), opaque);
+}
+
+/* Under the lock. */
+static int check_idle(struct node *node, struct diag *diag)
+{
+    LIST_FOR_EACH (pos, &node->bitmaps.list)
+        if (dirty_bitmap_busy(bitmap_at(pos)))
+            return diag_set(diag, EBUSY, "%s: bitmap '%s' is in use", node->filename,
+                            bitmap_at(pos)->name);
+    return 0;
+}
+
+int node_bitmaps_check_resize(struct node *node, struct diag *diag)
+{
+    LOCK_GUARD(&node->bitmaps.lock);
+
+    return check_idle(node, diag);
+}
+
+int node_bitmaps_resize(struct node *node, uint64_t size, struct diag *diag)
+{
+    LOCK_GUARD(&node->bitmaps.keep);
+    LOCK_GUARD(&node->bitmaps.lock);
+    int err = check_idle(node, diag);
+
+    if (err)
+        return err;
+    LIST_FOR_EACH (pos, &node->bitmaps.list) {
+        err = dirty_bitmap_resize(bitmap_at(pos), size);
+        if (err)
+            return diag_errno(diag, -err, "%s: bitmap '%s'", node->filename,
+                              bitmap_at(pos)->name);
+    }
+    return 0;
+}
+
+/* ---- those that are kept in the image ---- */
+
+void node_bitmaps_load(struct node *node)
+{
+    if (node_can(node, DRIVER_BITMAPS))
+        node->driver->load_bitmaps(node);
+}
+
+static int check_can_keep(const struct node *node, struct diag *diag)
+{
+    if (!node_can(node, DRIVER_BITMAPS))
+        return diag_set(diag, ENOTSUP,
+                        "Driver '%s' does not support persistent bitmaps in node '%s'",
+                        node->driver->name, node->filename);
+    if (!node->active)
+        return diag_set(diag, EROFS, "%s: is read-only: no bitmap can be kept in it",
+                        node->filename);
+    return 0;
+}
+
+int node_bitmap_check_keep(struct node *node, const char *name, uint64_t granularity,
+                           struct diag *diag)
+{
+    int err = check_can_keep(node, diag);
+
+    return err ? err : node->driver->check_bitmap(node, name, granularity, diag);
+}
+
+int node_bitmap_begin_change(struct node *node, const struct dirty_bitmap *bitmap,
+                             struct diag *diag)
+{
+    if (!bitmap->persistent)
+        return 0;
+    if (!node->active)
+        return diag_set(diag, EROFS, "Bitmap '%.200s' is readonly and cannot be modified",
+                        bitmap->name);
+    return node->driver->begin_bitmap_change(node, bitmap, diag);
+}
+
+void node_bitmap_end_change(struct node *node, const struct dirty_bitmap *bitmap)
+{
+    if (bitmap->persistent)
+        node->driver->end_bitmap_change(node);
+}
+
+int node_bitmaps_keep(struct node *node, struct diag *diag)
+{
+    int err = check_can_keep(node, diag);
+
+    return err ? err : node->driver->keep_bitmaps(node, diag);
+}
