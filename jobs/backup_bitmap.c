@@ -112,7 +112,11 @@ void backup_drop_bitmap(struct backup *b)
 void backup_settle_bitmap(struct backup *b, bool success)
 {
     bool replaced = b->named && is_replaced_at_end(b) && (success || b->remainder);
+    struct diag ignored;
 
+    /* One that is kept in the image: what it has more of harms nobody. */
+    if (replaced && node_bitmap_begin_change(b->source, b->named, &ignored))
+        replaced = false;
     if (replaced) {
         dirty_bitmap_clear(b->named, 0, dirty_bitmap_size(b->named));
         if (!success)
@@ -125,5 +129,7 @@ void backup_settle_bitmap(struct backup *b, bool success)
      * and in `since` after that was looked at.  Nobody is any more. */
     if (replaced && b->since)
         dirty_bitmap_merge(b->named, b->since);
+    if (replaced)
+        node_bitmap_end_change(b->source, b->named);
     backup_drop_bitmap(b);
 }

@@ -216,7 +216,7 @@ bool dirty_bitmap_enabled(const struct dirty_bitmap *bitmap)
     return atomic_load(&bitmap->enabled);
 }
 
-int dirty_bitmap_acquire(struct dirty_bitmap *bitmap, struct diag *diag)
+static int refuse_inconsistent(const struct dirty_bitmap *bitmap, struct diag *diag)
 {
     if (bitmap->inconsistent)
         return diag_set(
@@ -224,32 +224,62 @@ int dirty_bitmap_acquire(struct dirty_bitmap *bitmap, struct diag *diag)
             "Bitmap '%.200s' is inconsistent and cannot be used; it can only be "
             "removed",
             bitmap->name);
-    return dirty_bitmap_acquire_to_remove(bitmap, diag);
+    return 0;
 }
 
-int dirty_bitmap_acquire_to_remove(struct dirty_bitmap *bitmap, struct diag *diag)
+static int refuse_busy(const struct dirty_bitmap *bitmap, struct diag *diag)
 {
-    const char *name = bitmap->name ? bitmap->name : "";
-    bool idle = false;
-
-    if (atomic_compare_exchange_strong(&bitmap->busy, &idle, true))
-        return 0;
     return diag_set(
         diag, EBUSY,
         "Bitmap '%.200s' is currently in use by another operation and cannot be "
         "used",
-        name);
+        bitmap->name ? bitmap->name : "");
+}
+
+int dirty_bitmap_acquire(struct dirty_bitmap *bitmap, struct diag *diag)
+{
+    int err = refuse_inconsistent(bitmap, diag);
+
+    return err ? err : dirty_bitmap_acquire_to_remove(bitmap, diag);
+}
+
+int dirty_bitmap_acquire_to_remove(struct dirty_bitmap *bitmap, struct diag *diag)
+{
+    int nobody = 0;
+
+    return atomic_compare_exchange_strong(&bitmap->users, &nobody, BITMAP_ALONE)
+               ? 0
+               : refuse_busy(bitmap, diag);
 }
 
 void dirty_bitmap_release(struct dirty_bitmap *bitmap)
 {
-    assert(atomic_load(&bitmap->busy));
-    atomic_store(&bitmap->busy, false);
+    assert(atomic_load(&bitmap->users) == BITMAP_ALONE);
+    atomic_store(&bitmap->users, 0);
 }
 
 bool dirty_bitmap_busy(const struct dirty_bitmap *bitmap)
 {
-    return atomic_load(&bitmap->busy);
+    return atomic_load(&bitmap->users) != 0;
+}
+
+int dirty_bitmap_share(struct dirty_bitmap *bitmap, struct diag *diag)
+{
+    int users = atomic_load(&bitmap->users);
+
+    int err = refuse_inconsistent(bitmap, diag);
+    if (err)
+        return err;
+    while (users != BITMAP_ALONE)
+        if (atomic_compare_exchange_weak(&bitmap->users, &users, users + 1))
+            return 0;
+    return refuse_busy(bitmap, diag);
+}
+
+void dirty_bitmap_unshare(struct dirty_bitmap *bitmap)
+{
+    assert(atomic_load(&bitmap->users) > 0);
+    atomic_fetch_sub(&bitmap->users, 1);
 }
 
 /* ---- keeping them ---- */

@@ -8,8 +8,9 @@
  * Setting rounds outwards to granules, clearing inwards: a granule of which a part is to be
  * cleared stays dirty.  Ranges may reach past the end, and are cut there.
  *
- * Threads: set, get, count, and enable from any thread, without waiting; next, clear and
- * merge (from) from one at a time, the bitmap's owner, beside them; resize and free while
+ * Threads: set, get, count, and enable from any thread, without waiting; clear from one at a
+ * time, the bitmap's owner, beside them; next and merge (from) from those who share it, or the
+ * owner; resize and free while
  * nobody sets. The functions for a node's bitmaps from any thread, outside the gate; what
  * is found stays valid until it is removed.  Offsets and lengths are bytes.  Layer: block.
  */
@@ -88,6 +89,11 @@ int dirty_bitmap_acquire(struct dirty_bitmap *bitmap, struct diag *diag) MUST_US
 void dirty_bitmap_release(struct dirty_bitmap *bitmap);
 bool dirty_bitmap_busy(const struct dirty_bitmap *bitmap);
 
+/* Who only looks at one shares it with others who do, by dirty_bitmap_get, _next and _count; it
+ * isn't changed but by writes, nor removed.  As dirty_bitmap_acquire. */
+int dirty_bitmap_share(struct dirty_bitmap *bitmap, struct diag *diag) MUST_USE;
+void dirty_bitmap_unshare(struct dirty_bitmap *bitmap);
+
 /* ---- keeping them ---- */
 
 /* Is it kept in the image?  Set before it is added to a node. */
@@ -149,6 +155,10 @@ struct dirty_bitmap *node_bitmap_find(struct node *node, const char *name);
 struct dirty_bitmap *node_bitmap_acquire(struct node *node, const char *name,
                                          struct diag *diag) MUST_USE;
 
+/* Found and shared, likewise. */
+struct dirty_bitmap *node_bitmap_share(struct node *node, const char *name,
+                                       struct diag *diag) MUST_USE;
+
 /* The same of one that is to be removed, which may be inconsistent. */
 int dirty_bitmap_acquire_to_remove(struct dirty_bitmap *bitmap, struct diag *diag) MUST_USE;
 
@@ -163,6 +173,10 @@ void node_bitmap_drop(struct node *node, struct dirty_bitmap *bitmap);
 void node_bitmap_each(struct node *node,
                       void (*each)(struct dirty_bitmap *bitmap, void *opaque),
                       void *opaque);
+
+/* The disk shows something else everywhere, which no write brought about (a snapshot was
+ * applied): all that record it are dirty.  After node_begin_change. */
+void node_bitmaps_set_all(struct node *node);
 
 /* -EBUSY with diag when somebody uses one: the node can't have another size then. */
 int node_bitmaps_check_resize(struct node *node, struct diag *diag) MUST_USE;

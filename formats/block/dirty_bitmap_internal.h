@@ -9,12 +9,15 @@
 #include "block/hbits.h"
 #include "block/observer.h"
 
+#define BITMAP_ALONE (-1)
+
 struct dirty_bitmap {
     struct observer observer;
     char *name;
     uint64_t size;
     unsigned shift; /* log2 of the granularity */
-    _Atomic bool enabled, busy;
+    _Atomic bool enabled;
+    _Atomic int users; /* BITMAP_ALONE, or how many share it */
     /* Set after bits have changed; the storer clears it before it looks at them. */
     _Atomic bool unsaved;
     bool persistent;

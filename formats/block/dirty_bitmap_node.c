@@ -46,17 +46,31 @@ struct dirty_bitmap *node_bitmap_find(struct node *node, const char *name)
     return find_bitmap(&node->bitmaps, name);
 }
 
-struct dirty_bitmap *node_bitmap_acquire(struct node *node, const char *name,
-                                         struct diag *diag)
+typedef int acquire_bitmap(struct dirty_bitmap *bitmap, struct diag *diag);
+
+static struct dirty_bitmap *find_and_acquire(struct node *node, const char *name,
+                                             acquire_bitmap *acquire, struct diag *diag)
 {
     LOCK_GUARD(&node->bitmaps.lock);
     struct dirty_bitmap *bitmap = find_bitmap(&node->bitmaps, name);
 
     if (!bitmap)
         diag_set(diag, ENOENT, "bitmap '%s': not found", name);
-    else if (dirty_bitmap_acquire(bitmap, diag) == 0)
+    else if (acquire(bitmap, diag) == 0)
         return bitmap;
     return NULL;
+}
+
+struct dirty_bitmap *node_bitmap_acquire(struct node *node, const char *name,
+                                         struct diag *diag)
+{
+    return find_and_acquire(node, name, dirty_bitmap_acquire, diag);
+}
+
+struct dirty_bitmap *node_bitmap_share(struct node *node, const char *name,
+                                       struct diag *diag)
+{
+    return find_and_acquire(node, name, dirty_bitmap_share, diag);
 }
 
 static int check_new(const struct node *node, const struct dirty_bitmap *bitmap,
@@ -107,19 +121,6 @@ int node_bitmap_add(struct node *node, struct dirty_bitmap *bitmap, struct diag 
     return 0;
 }
 
-static struct dirty_bitmap *acquire_to_remove(struct node *node, const char *name,
-                                              struct diag *diag)
-{
-    LOCK_GUARD(&node->bitmaps.lock);
-    struct dirty_bitmap *bitmap = find_bitmap(&node->bitmaps, name);
-
-    if (!bitmap)
-        diag_set(diag, ENOENT, "bitmap '%s': not found", name);
-    else if (dirty_bitmap_acquire_to_remove(bitmap, diag) == 0)
-        return bitmap;
-    return NULL;
-}
-
 void node_bitmap_drop(struct node *node, struct dirty_bitmap *bitmap)
 {
     assert(dirty_bitmap_busy(bitmap));
@@ -131,7 +132,8 @@ void node_bitmap_drop(struct node *node, struct dirty_bitmap *bitmap)
 
 int node_bitmap_remove(struct node *node, const char *name, struct diag *diag)
 {
-    struct dirty_bitmap *bitmap = acquire_to_remove(node, name, diag);
+    struct dirty_bitmap *bitmap =
+        find_and_acquire(node, name, dirty_bitmap_acquire_to_remove, diag);
 
     if (!bitmap)
         return -diag->err;
@@ -146,6 +148,18 @@ void node_bitmap_each(struct node *node,
 
     LIST_FOR_EACH (pos, &node->bitmaps.list)
         each(bitmap_at(pos), opaque);
+}
+
+static void set_if_enabled(struct dirty_bitmap *bitmap, void *opaque)
+{
+    (void)opaque;
+    if (dirty_bitmap_enabled(bitmap))
+        dirty_bitmap_set(bitmap, 0, bitmap->size);
+}
+
+void node_bitmaps_set_all(struct node *node)
+{
+    node_bitmap_each(node, set_if_enabled, NULL);
 }
 
 /* Under the lock. */
