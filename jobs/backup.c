@@ -148,19 +148,43 @@ static int prepare_backup(struct backup *b, struct diag *diag)
     return mirror_prepare(&b->mirror, diag);
 }
 
+void backup_thaw(struct backup *b, struct dirty_bitmap *bitmap)
+{
+    if (bitmap)
+        b->named = NULL;
+    backup_drop_bitmap(b);
+    end_point(b);
+}
+
+static int begin_point(struct backup *b, struct diag *diag)
+{
+    int err = frozen_begin(b->point, diag);
+
+    if (err || b->params.sync != BACKUP_NONE)
+        return err;
+    err = frozen_show(b->point, b->params.job.id);
+    return err ? diag_errno(diag, -err, "job '%s'", b->params.job.id) : 0;
+}
+
 int backup_freeze(struct backup *b, struct dirty_bitmap *bitmap, struct diag *diag)
 {
     int err = backup_take_bitmap(b, bitmap, diag);
     if (err)
         return err;
-    err = frozen_begin(b->point, diag);
-    if (err) {
-        backup_drop_bitmap(b);
-        return err;
-    }
-    if (b->params.sync == BACKUP_BITMAP)
+    err = begin_point(b, diag);
+    if (err)
+        backup_thaw(b, bitmap);
+    return err;
+}
+
+void backup_read_bitmap(struct backup *b)
+{
+    if (b->params.sync == BACKUP_BITMAP) {
+        dirty_bitmap_merge(b->mirror.dirty, b->named);
         release_clean_chunks(b);
-    return 0;
+    }
+    if (b->for_readers)
+        dirty_bitmap_merge(b->for_readers, b->named);
 }
 
 static int freeze_drained(struct backup *b, struct diag *diag)
@@ -169,6 +193,8 @@ static int freeze_drained(struct backup *b, struct diag *diag)
 
     users->begin_drain(users->opaque);
     int err = backup_freeze(b, NULL, diag);
+    if (!err)
+        backup_read_bitmap(b);
     users->end_drain(users->opaque);
     return err;
 }
@@ -202,10 +228,7 @@ static int backup_open(struct job *job, void *state, struct diag *diag)
         err = wait_for_decision(b, err, diag);
     else if (!err)
         err = freeze_drained(b, diag);
-    if (err || b->params.sync != BACKUP_NONE)
-        return err;
-    err = frozen_show(b->point, b->params.job.id);
-    return err ? diag_errno(diag, -err, "job '%s'", b->params.job.id) : 0;
+    return err;
 }
 
 /* ---- the work ---- */
@@ -356,7 +379,13 @@ int backup_start(struct job_manager *manager, const struct backup_params *params
 
 /* ---- several jobs at one point ---- */
 
-static int wait_until_opened(struct backup *b, struct diag *diag)
+int backup_start_held(struct job_manager *manager, const struct backup_params *params,
+                      struct backup **out, struct diag *diag)
+{
+    return launch_backup(manager, params, out, diag);
+}
+
+int backup_wait_until_open(struct backup *b, struct diag *diag)
 {
     LOCK_GUARD(&b->lock);
     while (!b->opened)
@@ -364,18 +393,6 @@ static int wait_until_opened(struct backup *b, struct diag *diag)
     if (b->open_err)
         *diag = b->open_diag;
     return b->open_err;
-}
-
-int backup_start_held(struct job_manager *manager, const struct backup_params *params,
-                      struct backup **out, struct diag *diag)
-{
-    int err = launch_backup(manager, params, out, diag);
-    if (err)
-        return err;
-    err = wait_until_opened(*out, diag);
-    if (err)
-        backup_decide(*out, false);
-    return err;
 }
 
 void backup_decide(struct backup *b, bool go)

@@ -54,17 +54,25 @@ int backup_start(struct job_manager *manager, const struct backup_params *params
 
 struct backup;
 
-/* As backup_start, but waits until the target is open, and then the job waits to be told of its
- * point: the caller freezes it, or doesn't, and decides.  No job may be waited for meanwhile.
- * 0: *out is valid until backup_decide; else there is no job. */
+/* As backup_start, but when it is open the job waits for its point: the caller freezes it, or
+ * doesn't, and decides.  0: *out is valid until backup_decide, which has to be called. */
 int backup_start_held(struct job_manager *manager, const struct backup_params *params,
                       struct backup **out, struct diag *diag) MUST_USE;
+
+/* Waits until its target is open.  Else the decision can only be that it doesn't go on. */
+int backup_wait_until_open(struct backup *backup, struct diag *diag) MUST_USE;
 
 /* The point is now: users are drained.  `bitmap`: the one that params names, when the caller
  * has acquired it, which is the job's from then on; NULL: the job does.  -EBUSY and the like:
  * nothing has changed. */
 int backup_freeze(struct backup *backup, struct dirty_bitmap *bitmap,
                   struct diag *diag) MUST_USE;
+
+/* Still drained, when what its bitmap says is final: notes that. */
+void backup_read_bitmap(struct backup *backup);
+
+/* Undoes backup_freeze.  The bitmap that came with it is the caller's again. */
+void backup_thaw(struct backup *backup, struct dirty_bitmap *bitmap);
 
 /* Lets it go on from a point that was frozen, or end as if it had never been. */
 void backup_decide(struct backup *backup, bool go);

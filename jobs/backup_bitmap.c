@@ -49,15 +49,13 @@ static int begin_since(struct backup *b)
     return observer_add(&b->source->observers, &b->since_observer);
 }
 
-/* What readers of the point are told. */
-static int copy_for_readers(struct backup *b)
+/* What readers of the point will be told. */
+static int add_for_readers(struct backup *b)
 {
-    struct dirty_bitmap *copy = new_like(b->named);
-
-    if (!copy)
+    b->for_readers = new_like(b->named);
+    if (!b->for_readers)
         return -ENOMEM;
-    dirty_bitmap_merge(copy, b->named);
-    frozen_set_changed(b->point, copy);
+    frozen_set_changed(b->point, b->for_readers);
     return 0;
 }
 
@@ -70,13 +68,11 @@ int backup_take_bitmap(struct backup *b, struct dirty_bitmap *acquired, struct d
         return -diag->err;
     int err = begin_since(b);
     if (!err && b->params.sync == BACKUP_NONE)
-        err = copy_for_readers(b);
+        err = add_for_readers(b);
     if (err) {
-        backup_drop_bitmap(b);
+        backup_thaw(b, acquired);
         return diag_errno(diag, -err, "bitmap '%s'", b->params.bitmap);
     }
-    if (b->params.sync == BACKUP_BITMAP)
-        dirty_bitmap_merge(b->mirror.dirty, b->named);
     return 0;
 }
 

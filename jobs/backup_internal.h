@@ -21,6 +21,7 @@ struct backup {
     struct dirty_bitmap *since; /* what was changed since the point; NULL: isn't wanted */
     struct dirty_bitmap *remainder; /* what a job that failed hasn't copied; NULL: all */
     struct observer since_observer;
+    struct dirty_bitmap *for_readers; /* of sync=none; the point's */
 
     bool held; /* it waits for backup_decide */
     struct lock lock;
@@ -34,8 +35,8 @@ struct backup {
 /* The bitmap in the parameters, if any: is there one of that name?  0 or -errno with diag. */
 int backup_check_bitmap(struct backup *b, struct diag *diag) MUST_USE;
 
-/* Users are drained: acquires it, unless `acquired` is it, and has what it says copied.  On
- * failure it is nobody's. */
+/* Users are drained: acquires it, unless `acquired` is it, and begins to record.  On
+ * failure nothing has changed. */
 int backup_take_bitmap(struct backup *b, struct dirty_bitmap *acquired,
                        struct diag *diag) MUST_USE;
 

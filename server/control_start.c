@@ -8,6 +8,7 @@
 #include "control_chain.h"
 #include "control_cmds.h"
 #include "control_jobs.h"
+#include "control_start.h"
 #include "control_target.h"
 #include "export_table.h"
 #include "jobs/commit.h"
@@ -55,7 +56,7 @@ static void downgrade_lock(void *opaque, struct node *layer)
     export_downgrade_lock(opaque, layer);
 }
 
-static struct mirror_pivot pivot_of(struct served_export *exp)
+struct mirror_pivot pivot_of(struct served_export *exp)
 {
     return (struct mirror_pivot){.take_reference = take_reference,
                                  .begin_drain = begin_drain,
@@ -78,17 +79,17 @@ static const char *const syncs[] = {[MIRROR_FULL] = "full",
                                     NULL};
 const char *const control_copy_modes[] = {
     [MIRROR_BACKGROUND] = "background", [MIRROR_WRITE_BLOCKING] = "write-blocking", NULL};
-static const char *const on_errors[] = {[JOB_REPORT] = "report",
-                                        [JOB_IGNORE] = "ignore",
-                                        [JOB_ENOSPC] = "enospc",
-                                        [JOB_STOP] = "stop",
-                                        NULL};
+const char *const on_errors[] = {[JOB_REPORT] = "report",
+                                 [JOB_IGNORE] = "ignore",
+                                 [JOB_ENOSPC] = "enospc",
+                                 [JOB_STOP] = "stop",
+                                 NULL};
 
 enum { MODE_EXISTING, MODE_ABSOLUTE_PATHS };
 enum { FORMAT_RAW = 2 };
 
-static struct job_params job_params_of(const json_t *args, struct served_export *exp,
-                                       uint64_t ticket)
+struct job_params job_params_of(const json_t *args, struct served_export *exp,
+                                uint64_t ticket)
 {
     const char *id = arg_text(args, "job-id");
 
@@ -102,7 +103,7 @@ static struct job_params job_params_of(const json_t *args, struct served_export 
     };
 }
 
-static enum job_on_error on_error_of(const json_t *args, const char *key)
+enum job_on_error on_error_of(const json_t *args, const char *key)
 {
     return (enum job_on_error)arg_word(args, key, on_errors, JOB_REPORT);
 }
@@ -287,11 +288,10 @@ static int start_commit(struct control_context *ctx, struct served_export *exp,
 
 /* Starts a job on the export, which stays while the job runs: the event of its end gives it
  * back. */
-static json_t *start_job(struct control_context *ctx, struct served_export *exp,
-                         const json_t *args, struct control_error *error,
-                         int (*start)(struct control_context *ctx,
-                                      struct served_export *exp, const json_t *args,
-                                      uint64_t ticket, struct diag *diag))
+json_t *start_job(struct control_context *ctx, struct served_export *exp,
+                  const json_t *args, struct control_error *error,
+                  int (*start)(struct control_context *ctx, struct served_export *exp,
+                               const json_t *args, uint64_t ticket, struct diag *diag))
 {
     uint64_t ticket = control_ticket(ctx);
 

@@ -7,6 +7,7 @@
 
 #include "base/cleanup.h"
 #include "base/list.h"
+#include "control_backup.h"
 #include "control_bitmaps.h"
 #include "export_table.h"
 
@@ -42,8 +43,9 @@ static const struct transaction_kind abort_kind = {"abort", .prepare = fail_abor
 
 /* What a transaction can have; a line for each. */
 static const struct transaction_kind *const kinds[] = {
-    &bitmap_add_kind,     &bitmap_remove_kind, &bitmap_clear_kind, &bitmap_enable_kind,
-    &bitmap_disable_kind, &bitmap_merge_kind,  &abort_kind,
+    &bitmap_add_kind,    &bitmap_remove_kind,   &bitmap_clear_kind,
+    &bitmap_enable_kind, &bitmap_disable_kind,  &bitmap_merge_kind,
+    &abort_kind,         &blockdev_backup_kind, &drive_backup_kind,
 };
 
 /* ---- for actions ---- */

@@ -12,6 +12,7 @@
 static const struct view_kind *const kinds[] = {
     &view_of_snapshot,
     &view_of_bitmap,
+    &view_of_backup,
 };
 
 /* The kind that "KIND/NAME" begins with, and NAME; NULL: none. */

@@ -59,8 +59,8 @@ struct view_kind {
     int (*cache)(struct view *view, uint64_t off, uint64_t len); /* optional */
 };
 
-/* view_snapshot.c, view_bitmap.c */
-extern const struct view_kind view_of_snapshot, view_of_bitmap;
+/* view_snapshot.c, view_bitmap.c, view_backup.c */
+extern const struct view_kind view_of_snapshot, view_of_bitmap, view_of_backup;
 
 /* Finds what a client's name means: an export, of which the caller becomes a user, and a view
  * of it, or NULL in *view: its live disk.  -ENOENT with what there is in diag, or what keeps the

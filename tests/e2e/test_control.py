@@ -26,7 +26,7 @@ COMMANDS = {
     "job-pause", "job-resume", "job-finalize", "job-dismiss", "blockdev-add", "blockdev-del", "blockdev-mirror", "block-dirty-bitmap-add",
     "block-dirty-bitmap-remove", "block-dirty-bitmap-clear", "block-dirty-bitmap-enable",
     "block-dirty-bitmap-disable", "block-dirty-bitmap-merge",
-    "transaction",
+    "transaction", "blockdev-backup", "drive-backup",
     "blockdev-snapshot-internal-sync", "blockdev-snapshot-delete-internal-sync",
 }
 

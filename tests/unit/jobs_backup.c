@@ -382,21 +382,33 @@ static void check_held(bool go)
     struct backup *held;
 
     open_bench(MIB);
+    struct dirty_bitmap *bitmap = add_bitmap();
     struct backup_params params = params_of(BACKUP_FULL);
+    params.bitmap = "map";
     cr_assert_eq(backup_start_held(b.manager, &params, &held, &b.diag), 0, "%s",
                  b.diag.text);
+    cr_assert_eq(backup_wait_until_open(held, &b.diag), 0, "%s", b.diag.text);
     cr_expect_eq(user_write(&b, "before the point", 0, 16), 0);
     remember_disk();
     begin_drain(&b);
-    cr_expect_eq(backup_freeze(held, NULL, &b.diag), 0, "%s", b.diag.text);
+    cr_expect_eq(dirty_bitmap_acquire(bitmap, &b.diag), 0);
+    cr_expect_eq(backup_freeze(held, bitmap, &b.diag), 0, "%s", b.diag.text);
+    if (!go) {
+        backup_thaw(held, bitmap);
+        cr_expect(dirty_bitmap_busy(bitmap));
+        dirty_bitmap_release(bitmap);
+        drop_bitmap();
+    }
     end_drain(&b);
-    cr_expect_eq(user_write(&b, "behind", 0, 6), 0);
+    cr_expect_eq(user_write(&b, "behind", 64 * KIB, 6), 0);
     backup_decide(held, go);
     struct job_event event = listen_for(&b.heard, JOB_EVENT_OPENED, 0);
     cr_expect_eq(event.err, go ? 0 : -ECANCELED);
     if (go) {
         expect_success();
         expect_copy();
+        expect_dirty(bitmap, 1 << 1);
+        drop_bitmap();
     }
     while (job_query(b.manager, NULL, 0) > 0)
         nap();
@@ -416,8 +428,10 @@ Test(backup, held_in_vain)
     open_bench(MIB);
     struct backup_params params = params_of(BACKUP_FULL);
     params.compress = true; /* a raw target can't */
-    cr_expect_eq(backup_start_held(b.manager, &params, &held, &b.diag), -ENOTSUP);
+    cr_expect_eq(backup_start_held(b.manager, &params, &held, &b.diag), 0);
+    cr_expect_eq(backup_wait_until_open(held, &b.diag), -ENOTSUP);
     cr_expect(strstr(b.diag.text, "compress"), "%s", b.diag.text);
+    backup_decide(held, false);
     while (job_query(b.manager, NULL, 0) > 0)
         nap();
     close_bench();
