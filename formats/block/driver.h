@@ -85,6 +85,7 @@ enum driver_feature {
         1 << 0, /* it allocates: data lies elsewhere (reserve, link, release) */
     DRIVER_BACKING = 1 << 1, /* an image can have a backing file (set_backing) */
     DRIVER_GROWS = 1 << 2,   /* the virtual size can be raised (grow) */
+    DRIVER_SHRINKS = 1 << 6, /* and lowered (shrink) */
     DRIVER_CHECKS = 1 << 3,  /* there are tables that can be wrong (check) */
     DRIVER_MARKS = 1 << 4,   /* a mark says that an image isn't closed (clear_mark) */
     /* States of the disk can be kept in the image (snapshots, open_snapshot,
@@ -173,6 +174,9 @@ struct driver {
 
     /* DRIVER_GROWS: grows the virtual size (the caller has the node to itself). */
     int (*grow)(struct node *node, uint64_t size, struct diag *diag);
+    /* DRIVER_SHRINKS: lowers it; what lies behind is lost.  A crash leaves the old size or the
+     * new one, and what lies before it as it was. */
+    int (*shrink)(struct node *node, uint64_t size, struct diag *diag);
     /* DRIVER_MARKS: commits and clears the dirty mark now, as the timer would. */
     int (*clear_mark)(struct node *node);
 

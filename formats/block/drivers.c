@@ -18,6 +18,7 @@ static void assert_has_its_operations(const struct driver *driver)
     assert(driver_can(driver, DRIVER_CLUSTERS) == (driver->release != NULL));
     assert(driver_can(driver, DRIVER_BACKING) == (driver->set_backing != NULL));
     assert(driver_can(driver, DRIVER_GROWS) == (driver->grow != NULL));
+    assert(driver_can(driver, DRIVER_SHRINKS) == (driver->shrink != NULL));
     assert(driver_can(driver, DRIVER_CHECKS) == (driver->check != NULL));
     assert(driver_can(driver, DRIVER_MARKS) == (driver->clear_mark != NULL));
     assert(driver_can(driver, DRIVER_SNAPSHOTS) == (driver->snapshots != NULL));

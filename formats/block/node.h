@@ -218,6 +218,10 @@ int node_check_range(const struct node *node, uint64_t off, uint64_t len);
  * -ENOTSUP with a sentence without DRIVER_GROWS. */
 int node_grow(struct node *node, uint64_t size, struct diag *diag) MUST_USE;
 
+/* Lowers it; the same of the caller, and of the bitmaps.  -ENOTSUP with a sentence without
+ * DRIVER_SHRINKS. */
+int node_shrink(struct node *node, uint64_t size, struct diag *diag) MUST_USE;
+
 /* See driver.h: the image names another backing file from here on.  -ENOTSUP with a
  * sentence without DRIVER_BACKING. */
 int node_set_backing(struct node *node, const char *name, const char *format,

@@ -20,6 +20,17 @@ int node_grow(struct node *node, uint64_t size, struct diag *diag)
     return err ? err : node_bitmaps_resize(node, size, diag);
 }
 
+int node_shrink(struct node *node, uint64_t size, struct diag *diag)
+{
+    if (!node_can(node, DRIVER_SHRINKS))
+        return diag_set(diag, ENOTSUP, "%s: Shrinking %s images is not supported",
+                        node->filename, node->driver->name);
+    int err = node_bitmaps_check_resize(node, diag);
+    if (!err)
+        err = node->driver->shrink(node, size, diag);
+    return err ? err : node_bitmaps_resize(node, size, diag);
+}
+
 int node_set_backing(struct node *node, const char *name, const char *format,
                      struct diag *diag)
 {

@@ -143,7 +143,12 @@ int qcow2_point_header(struct qcow2 *q, const struct qcow2_header *h,
                        int (*write)(struct storage *st,
                                     const struct qcow2_header *h)) MUST_USE;
 
-/* ---- create.c, rebase.c, resize.c, open.c ---- */
+/* Can the size be changed?  Else -ENOTSUP with a sentence. */
+int qcow2_check_resize(const struct qcow2 *q, struct diag *diag) MUST_USE;
+/* The header and the node have another size, durably. */
+int qcow2_write_size(struct qcow2 *q, uint64_t size) MUST_USE;
+
+/* ---- create.c, rebase.c, resize.c, shrink.c, open.c ---- */
 extern const struct create_option_info qcow2_create_options[];
 int qcow2_check_create(const struct create_request *req, struct diag *diag);
 int qcow2_create(struct storage *st, struct storage *data, const struct create_request *req,
@@ -151,6 +156,7 @@ int qcow2_create(struct storage *st, struct storage *data, const struct create_r
 int qcow2_set_backing(struct node *node, const char *name, const char *format,
                       struct diag *diag);
 int qcow2_grow(struct node *node, uint64_t size, struct diag *diag);
+int qcow2_shrink(struct node *node, uint64_t size, struct diag *diag);
 
 /* Before the first change of an active image: clears the bits of what isn't kept up.
  * Durable on return.  Not under header_lock. */

@@ -356,8 +356,8 @@ static bool has_unlinked(struct node *node)
 
 const struct driver qcow2_driver = {
     .name = "qcow2",
-    .features = DRIVER_CLUSTERS | DRIVER_BACKING | DRIVER_GROWS | DRIVER_CHECKS |
-                DRIVER_MARKS | DRIVER_SNAPSHOTS | DRIVER_BITMAPS,
+    .features = DRIVER_CLUSTERS | DRIVER_BACKING | DRIVER_GROWS | DRIVER_SHRINKS |
+                DRIVER_CHECKS | DRIVER_MARKS | DRIVER_SNAPSHOTS | DRIVER_BITMAPS,
     .create_options = qcow2_create_options,
     .probe = probe,
     .open = qcow2_open,
@@ -377,6 +377,7 @@ const struct driver qcow2_driver = {
     .has_unlinked = has_unlinked,
     .set_backing = qcow2_set_backing,
     .grow = qcow2_grow,
+    .shrink = qcow2_shrink,
     .clear_mark = qcow2_clear_mark,
     .snapshots = qcow2_snapshots,
     .open_snapshot = qcow2_open_snapshot,

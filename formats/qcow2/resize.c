@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Growing the virtual size: a larger L1 table first when it is needed, then the size. */
+/* Growing the virtual size: a larger L1 table first when it is needed, then what would show
+ * where the disk ended is zeroed, then the size. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -116,6 +117,57 @@ static int grow_raw(struct qcow2 *q, uint64_t size)
     return err;
 }
 
+int qcow2_check_resize(const struct qcow2 *q, struct diag *diag)
+{
+    /* Their disks' sizes aren't in the image. */
+    if (q->header.version < 3 && q->n_snapshots > 0)
+        return diag_set(diag, ENOTSUP, "%s: Can't resize a v2 image which has snapshots",
+                        q->node->filename);
+    return 0;
+}
+
+int qcow2_write_size(struct qcow2 *q, uint64_t size)
+{
+    LOCK_GUARD(&q->header_lock);
+    struct qcow2_header h = q->header;
+
+    h.size = size;
+    int err = qcow2_header_write_size(q->node->file, &h);
+    if (!err)
+        err = node_barrier(q->node);
+    if (!err)
+        q->header.size = q->node->size = size;
+    return err;
+}
+
+/* What reads as something else than zeroes in [old, size), which is no part of the disk yet:
+ * the rest of the last cluster, and where there is a backing file, what it has there. */
+static int zero_growth(struct node *node, uint64_t old, uint64_t size)
+{
+    uint64_t end = align_up(old, node->cluster_size);
+
+    if (node->backing)
+        end = MAX(end, node->backing->size);
+    else if (node->backing_name) /* not opened: it may be of any size */
+        end = size;
+    end = MIN(end, size);
+    if (end == old)
+        return 0;
+    int err = block_zero(node, old, end - old, BLOCK_MAY_UNMAP);
+    return err ? err : mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
+}
+
+static int zero_and_write_size(struct qcow2 *q, uint64_t size)
+{
+    struct node *node = q->node;
+    uint64_t old = node->size;
+
+    node->size = size;
+    int err = zero_growth(node, old, size);
+    node->size = old;
+    return err ? err : qcow2_write_size(q, size);
+}
+
 int qcow2_grow(struct node *node, uint64_t size, struct diag *diag)
 {
     struct qcow2 *q = qcow2_of(node);
@@ -129,23 +181,18 @@ int qcow2_grow(struct node *node, uint64_t size, struct diag *diag)
         return diag_set(diag, EFBIG,
                         "%s: %" PRIu64 " bytes need an L1 table of over %u bytes",
                         node->filename, size, MAX_L1_BYTES);
-    int err = node_begin_change(node);
+    int err = qcow2_check_resize(q, diag);
+    if (err)
+        return err;
+    err = node_begin_change(node);
     if (!err) /* their tables are for the old size */
         err = qcow2_mark_all_bitmaps_in_use(q);
     if (!err && entries > q->live.l1_size)
         err = grow_l1(q, (uint32_t)entries);
     if (!err)
         err = grow_raw(q, size);
-    if (!err) {
-        LOCK_GUARD(&q->header_lock);
-        struct qcow2_header h = q->header;
-        h.size = size;
-        err = qcow2_header_write_size(node->file, &h);
-        if (!err)
-            err = node_barrier(q->node);
-        if (!err)
-            q->header.size = node->size = size;
-    }
+    if (!err)
+        err = zero_and_write_size(q, size);
     return err ? diag_errno(diag, -err, "%s: growing to %" PRIu64 " bytes", node->filename,
                             size)
                : 0;

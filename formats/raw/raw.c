@@ -84,10 +84,23 @@ static int raw_grow(struct node *node, uint64_t size, struct diag *diag)
     return 0;
 }
 
+static int raw_shrink(struct node *node, uint64_t size, struct diag *diag)
+{
+    int rc = node->file->fixed_size ? -EINVAL : storage_truncate(node->file, size);
+
+    if (rc == 0)
+        rc = node_barrier(node);
+    if (rc < 0)
+        return diag_errno(diag, -rc, "%s: shrinking to %" PRIu64 " bytes", node->filename,
+                          size);
+    node->size = size;
+    return 0;
+}
+
 /* Any bytes are a valid raw image, so their looks say nothing: it is never guessed. */
 const struct driver raw_driver = {
     .name = "raw",
-    .features = DRIVER_GROWS,
+    .features = DRIVER_GROWS | DRIVER_SHRINKS,
     .create_options = raw_create_options,
     .open = raw_open,
     .activate = raw_activate,
@@ -97,6 +110,7 @@ const struct driver raw_driver = {
     .zero = raw_zero,
     .zero_is_fast = raw_zero_is_fast,
     .grow = raw_grow,
+    .shrink = raw_shrink,
     .check_create = raw_check_create,
     .create = raw_create,
 };

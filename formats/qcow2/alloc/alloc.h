@@ -71,6 +71,7 @@ struct alloc {
     _Atomic bool held;         /* nothing may be taken: see alloc_hold */
     _Atomic uint64_t file_end; /* cluster aligned: nothing of the image lies beyond */
     bool grown;                /* under growth: the file is longer than it was */
+    bool shrunk;               /* the disk is smaller than it was; alone with the image */
     /* under META */
     struct tail tail;
     struct run_list free, unlinked, frozen;

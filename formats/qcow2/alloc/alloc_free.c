@@ -80,8 +80,38 @@ int alloc_settle(struct alloc *a)
     return err ? err : give_back_tail(a);
 }
 
+/* The end of the clusters in use that lie below `end`; both are cluster numbers. */
+static int find_end(struct alloc *a, uint64_t *end)
+{
+    while (*end > 1) {
+        int err = refcount_lock_page(&a->refs, *end - 1);
+        bool used = false;
+        if (err && err != -ENOENT)
+            return err;
+        if (!err) {
+            used = refcount_get(&a->refs, *end - 1) || meta_set_has(&a->metadata, *end - 1);
+            lock_release(mcache_meta(a->node->mc));
+        }
+        if (used)
+            return 0;
+        --*end;
+    }
+    return 0;
+}
+
+/* Much of the image was let go of: the file ends where something is still in use. */
+static int cut_file(struct alloc *a)
+{
+    uint64_t end = MIN(a->tail.next, atomic_load(&a->file_end)) >> a->cluster_bits;
+
+    int err = find_end(a, &end);
+    return err ? err : storage_truncate(a->node->file, end << a->cluster_bits);
+}
+
 int alloc_trim_file(struct alloc *a)
 {
+    if (a->shrunk && !a->node->file->fixed_size)
+        return cut_file(a);
     /* The tail may begin behind the file: growth passed over clusters in use, and failed.
      */
     if (!a->grown || a->node->file->fixed_size || a->tail.next > atomic_load(&a->file_end))

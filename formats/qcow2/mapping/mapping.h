@@ -91,6 +91,9 @@ int mapping_decode_at(struct qcow2_mapping *m, const struct mc_page *page, uint6
  * one. */
 int mapping_own_table(struct qcow2_mapping *m, uint32_t l1_index) MUST_USE;
 
+/* The L2 table of an entry, which is empty and ours alone, is let go of. */
+int mapping_drop_table(struct qcow2_mapping *m, uint32_t l1_index) MUST_USE;
+
 /* META: the L2 page of a guest offset when it can be stored to, loaded when needed.  META is
  * given back and taken again while that takes place: what was looked at before may have
  * changed. */

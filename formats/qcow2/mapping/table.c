@@ -128,6 +128,23 @@ int mapping_own_table(struct qcow2_mapping *m, uint32_t l1_index)
     return (entry & L1_COPIED) ? 0 : own_shared_table(m, l1_index, entry);
 }
 
+int mapping_drop_table(struct qcow2_mapping *m, uint32_t l1_index)
+{
+    uint32_t per_page = mcmap_words_per_page(m->l1_map);
+
+    int err = load_l1_for_store(m, l1_index);
+    if (err)
+        return err;
+    LOCK_GUARD(mcache_meta(m->q->node->mc));
+    struct mc_page *page = mcmap_peek_for_store(m->l1_map, l1_index / per_page);
+    uint64_t entry = atomic_load(&m->l1[l1_index]);
+    if (dirty_mark_needs_barrier(&m->q->mark))
+        mcache_strict(m->q->node->mc);
+    mcmap_store(page, l1_index % per_page, 0, MC_LINK);
+    alloc_unlink(&m->q->alloc, entry & L1_OFFSET, 1);
+    return 0;
+}
+
 int mapping_lock_l2_page(struct qcow2_mapping *m, uint64_t guest, struct mc_page **page)
 {
     struct lock *meta = mcache_meta(m->q->node->mc);

@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Lowering the virtual size.
+ *
+ * Step by step, each durable before the next, so that a crash leaves a disk of the old size
+ * or of the new one, whose bytes up to the new size are as they were:
+ *   1. the clusters behind the new end are let go of: until 2 they read as zeroes, or as the
+ *      backing file has it;
+ *   2. the header says the new size;
+ *   3. the L2 tables that lie behind the end by then, which are empty, are let go of.  The L1
+ *      table keeps its place and its length, which may be more than is needed.
+ * The last cluster may reach over the end; what it has there is zeroed when the disk grows. */
+#include <errno.h>
+#include <inttypes.h>
+
+#include "base/checked.h"
+#include "qcow2/internal.h"
+
+/* META: empties one entry. */
+static void cut_entry(struct qcow2 *q, struct mc_page *page, uint64_t guest,
+                      const struct cluster *c)
+{
+    if (dirty_mark_needs_barrier(&q->mark))
+        mcache_strict(q->node->mc);
+    mapping_store(&q->live, page, guest, 0, 0);
+    if (c->kind == CL_COMPRESSED || cluster_has_place(c))
+        qcow2_let_go(q, c);
+}
+
+/* META, released while pages are loaded: the entries of [at, end), in one table. */
+static int cut_entries(struct qcow2 *q, uint64_t at, uint64_t end)
+{
+    for (; at < end; at += cluster_size(q)) {
+        struct mc_page *page;
+        struct cluster c;
+        int err = mapping_lock_l2_page(&q->live, at, &page);
+        if (!err)
+            err = mapping_decode_at(&q->live, page, at, &c);
+        if (err)
+            return err;
+        /* Of an extended entry zeroes have no place, but a bit. */
+        if (c.kind != CL_NONE || c.zero)
+            cut_entry(q, page, at, &c);
+    }
+    return 0;
+}
+
+static int cut_in_table(struct qcow2 *q, uint64_t at, uint64_t end)
+{
+    uint32_t index = geometry_l1_index(&q->geo, at);
+
+    if ((atomic_load(&q->live.l1[index]) & L1_OFFSET) == 0)
+        return 0;
+    qcow2_begin_change(q);
+    int err = mapping_own_table(&q->live, index);
+    LOCK_GUARD(mcache_meta(q->node->mc));
+    if (!err)
+        err = cut_entries(q, at, end);
+    dirty_mark_end(&q->mark);
+    return err;
+}
+
+static int cut_clusters(struct qcow2 *q, uint64_t start, uint64_t end)
+{
+    int err = 0;
+
+    for (uint64_t at = start, next; !err && at < end; at = next) {
+        next = MIN(end, geometry_table_end(&q->geo, at));
+        gate_ticket ticket = gate_enter(&q->node->ctx->gate);
+        err = cut_in_table(q, at, next);
+        gate_leave(&q->node->ctx->gate, ticket);
+        mcache_relieve(q->node->mc);
+    }
+    return qcow2_failed(q, err);
+}
+
+static int drop_table(struct qcow2 *q, uint32_t index)
+{
+    uint64_t entry = atomic_load(&q->live.l1[index]);
+
+    if ((entry & L1_OFFSET) == 0)
+        return 0;
+    qcow2_begin_change(q);
+    int err = mapping_drop_table(&q->live, index);
+    {
+        LOCK_GUARD(mcache_meta(q->node->mc));
+        dirty_mark_end(&q->mark);
+    }
+    return err;
+}
+
+static int drop_tables(struct qcow2 *q, uint32_t needed)
+{
+    gate_ticket ticket = gate_enter(&q->node->ctx->gate);
+    int err = 0;
+
+    for (uint32_t i = needed; !err && i < q->live.l1_size; i++)
+        err = drop_table(q, i);
+    gate_leave(&q->node->ctx->gate, ticket);
+    return err ? err : mcache_commit(q->node->mc, MC_COMMIT_EVERYTHING);
+}
+
+/* A data file is as long as the disk. */
+static int cut_data_file(struct qcow2 *q, uint64_t size)
+{
+    if (!q->geo.external || q->node->data->fixed_size)
+        return 0;
+    int err = storage_truncate(q->node->data, size);
+    return err ? err : storage_flush(q->node->data);
+}
+
+int qcow2_shrink(struct node *node, uint64_t size, struct diag *diag)
+{
+    struct qcow2 *q = qcow2_of(node);
+    uint64_t cluster = cluster_size(q), old = node->size;
+
+    int err = qcow2_check_resize(q, diag);
+    if (err)
+        return err;
+    err = node_begin_change(node);
+    if (!err) /* their tables are for the old size */
+        err = qcow2_mark_all_bitmaps_in_use(q);
+    if (!err)
+        err = cut_clusters(q, align_up(size, cluster), align_up(old, cluster));
+    if (!err)
+        err = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
+    if (!err)
+        err = qcow2_write_size(q, size);
+    if (!err)
+        err = drop_tables(q, (uint32_t)geometry_l1_entries(&q->geo, size));
+    if (!err)
+        err = cut_data_file(q, size);
+    q->alloc.shrunk = true;
+    return err ? diag_errno(diag, -err, "%s: shrinking to %" PRIu64 " bytes",
+                            node->filename, size)
+               : 0;
+}
