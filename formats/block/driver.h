@@ -85,13 +85,13 @@ enum driver_feature {
         1 << 0, /* it allocates: data lies elsewhere (reserve, link, release) */
     DRIVER_BACKING = 1 << 1, /* an image can have a backing file (set_backing) */
     DRIVER_GROWS = 1 << 2,   /* the virtual size can be raised (grow) */
-    DRIVER_SHRINKS = 1 << 6, /* and lowered (shrink) */
-    DRIVER_CHECKS = 1 << 3,  /* there are tables that can be wrong (check) */
-    DRIVER_MARKS = 1 << 4,   /* a mark says that an image isn't closed (clear_mark) */
+    DRIVER_SHRINKS = 1 << 3, /* and lowered (shrink) */
+    DRIVER_CHECKS = 1 << 4,  /* there are tables that can be wrong (check) */
+    DRIVER_MARKS = 1 << 5,   /* a mark says that an image isn't closed (clear_mark) */
     /* States of the disk can be kept in the image (snapshots, open_snapshot,
      * close_snapshot, prepare_snapshot, commit_snapshot, abort_snapshot). */
-    DRIVER_SNAPSHOTS = 1 << 5,
-    DRIVER_BITMAPS = 1 << 6, /* dirty bitmaps are kept in an image (*_bitmap, *_bitmaps) */
+    DRIVER_SNAPSHOTS = 1 << 6,
+    DRIVER_BITMAPS = 1 << 7, /* dirty bitmaps are kept in an image (*_bitmap, *_bitmaps) */
 };
 
 struct driver {
