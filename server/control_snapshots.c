@@ -59,6 +59,7 @@ struct served_export *control_snapshot_request(struct control_context *ctx,
         .name = arg_text(args, "name"),
         .date_sec = (uint32_t)now.tv_sec,
         .date_nsec = (uint32_t)now.tv_nsec,
+        .ahead = true,
     };
     if (export_check_snapshots(exp, &error->diag) ||
         check_name(exp, request->name, &error->diag)) {

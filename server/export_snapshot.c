@@ -3,9 +3,6 @@
 #include "export_snapshot.h"
 
 #include <errno.h>
-#include <string.h>
-
-#include "base/log.h"
 
 /* It is writable already, or can be made so. */
 static int make_writable(struct served_export *exp, struct diag *diag)
@@ -36,9 +33,17 @@ int export_check_snapshots(struct served_export *exp, struct diag *diag)
     return err ? err : make_writable(exp, diag);
 }
 
-int export_prepare_snapshot(struct served_export *exp,
-                            const struct snapshot_request *request,
-                            struct export_snapshot *out, struct diag *diag)
+/* Most of what is dirty is written before anybody waits for it. */
+static int flush_now(struct served_export *exp, struct diag *diag)
+{
+    EXPORT_USE(use, export_enter(exp));
+    int err = block_flush(use.node);
+
+    return err ? diag_errno(diag, -err, "%s: flushing", use.node->filename) : 0;
+}
+
+int export_begin_snapshot(struct served_export *exp, const struct snapshot_request *request,
+                          struct export_snapshot *out, struct diag *diag)
 {
     struct node *node;
 
@@ -46,67 +51,71 @@ int export_prepare_snapshot(struct served_export *exp,
     int err = export_claim(exp, &node, diag);
     if (err)
         return err;
-    err = node_prepare_snapshot(node, request, &out->change, diag);
-    if (err)
+    err = node_begin_snapshot(node, request, &out->change, diag);
+    if (!err)
+        err = flush_now(exp, diag);
+    if (err && out->change) {
+        struct diag ignored;
+        (void)!export_finish_snapshot(out, false, &ignored);
+    } else if (err) {
         export_end_claim(exp);
+    }
     return err;
 }
 
-int export_commit_snapshot(struct export_snapshot *snapshot, struct diag *diag)
+int export_prepare_snapshot(struct export_snapshot *snapshot, struct diag *diag)
 {
-    int err = node_commit_snapshot(snapshot->change, diag);
+    return node_prepare_snapshot(snapshot->change, diag);
+}
 
+void export_commit_snapshot(struct export_snapshot *snapshot)
+{
+    node_commit_snapshot(snapshot->change);
+}
+
+int export_finish_snapshot(struct export_snapshot *snapshot, bool committed,
+                           struct diag *diag)
+{
+    if (!snapshot->change)
+        return 0;
+    int err = node_finish_snapshot(snapshot->change, committed, diag);
+
+    snapshot->change = NULL;
     export_end_claim(snapshot->exp);
     return err;
 }
 
-void export_abort_snapshot(struct export_snapshot *snapshot)
+static int change_drained(struct export_snapshot *snapshot, struct diag *diag)
 {
-    node_abort_snapshot(snapshot->change);
-    export_end_claim(snapshot->exp);
-}
-
-static int change_drained(struct served_export *exp, const struct snapshot_request *request,
-                          struct snapshot_info *info, struct diag *diag)
-{
-    struct export_snapshot snapshot;
-
-    int err = export_prepare_snapshot(exp, request, &snapshot, diag);
-    if (err)
-        return err;
-    struct snapshot_info told = snapshot.change->info;
-    snapshot.change->info = (struct snapshot_info){0};
-    err = export_commit_snapshot(&snapshot, diag);
-    if (err || !info)
-        snapshot_info_free(&told);
-    else
-        *info = told;
+    export_begin_drain(snapshot->exp);
+    int err = export_prepare_snapshot(snapshot, diag);
+    if (!err)
+        export_commit_snapshot(snapshot);
+    export_end_drain(snapshot->exp);
     return err;
-}
-
-/* Most of what is dirty is written before anybody waits for it; afterwards what the change
- * has left becomes free. */
-static void commit_now(struct served_export *exp)
-{
-    EXPORT_USE(use, export_enter(exp));
-    int err = block_flush(use.node);
-
-    if (err)
-        log_error("%s: flushing: %s", use.node->filename, strerror(-err));
 }
 
 int export_change_snapshot(struct served_export *exp,
                            const struct snapshot_request *request,
                            struct snapshot_info *info, struct diag *diag)
 {
+    struct export_snapshot snapshot;
+    struct diag ignored;
+
     int err = export_check_snapshots(exp, diag);
+    if (!err)
+        err = export_begin_snapshot(exp, request, &snapshot, diag);
     if (err)
         return err;
-    commit_now(exp);
-    export_begin_drain(exp);
-    err = change_drained(exp, request, info, diag);
-    export_end_drain(exp);
-    if (!err)
-        commit_now(exp);
+    struct snapshot_info told = snapshot_change_take_info(snapshot.change);
+    err = change_drained(&snapshot, diag);
+    if (err)
+        (void)!export_finish_snapshot(&snapshot, false, &ignored);
+    else
+        err = export_finish_snapshot(&snapshot, true, diag);
+    if (err || !info)
+        snapshot_info_free(&told);
+    else
+        *info = told;
     return err;
 }

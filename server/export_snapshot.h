@@ -10,23 +10,25 @@
 #include "block/snapshot.h"
 #include "export.h"
 
-/* A change that is prepared. */
+/* A change on its way; zero-initialised: there is none. */
 struct export_snapshot {
     struct served_export *exp;
     struct snapshot_change *change;
 };
 
-/* Before the drain: 0 when the image can be written to and have snapshots, which may have
- * meant to repair it; -errno with QMP's words in diag. */
+/* 0 when the image can be written to and have snapshots, which may have meant to repair it;
+ * -errno with QMP's words in diag. */
 int export_check_snapshots(struct served_export *exp, struct diag *diag) MUST_USE;
 
-/* See node_prepare_snapshot; CREATE or DELETE.  The caller drains the export from before
- * until commit or abort, of which one must follow; in between no job begins. */
-int export_prepare_snapshot(struct served_export *exp,
-                            const struct snapshot_request *request,
-                            struct export_snapshot *out, struct diag *diag) MUST_USE;
-int export_commit_snapshot(struct export_snapshot *snapshot, struct diag *diag) MUST_USE;
-void export_abort_snapshot(struct export_snapshot *snapshot);
+/* The states of node_begin_snapshot's; CREATE or DELETE.  The caller drains the export from
+ * before prepare until commit has returned.  From begin to finish no job begins.  Finish,
+ * which comes after the drain: also of one that isn't begun. */
+int export_begin_snapshot(struct served_export *exp, const struct snapshot_request *request,
+                          struct export_snapshot *out, struct diag *diag) MUST_USE;
+int export_prepare_snapshot(struct export_snapshot *snapshot, struct diag *diag) MUST_USE;
+void export_commit_snapshot(struct export_snapshot *snapshot);
+int export_finish_snapshot(struct export_snapshot *snapshot, bool committed,
+                           struct diag *diag) MUST_USE;
 
 /* All of it, with a drain of its own.  info: as node_change_snapshot's. */
 int export_change_snapshot(struct served_export *exp,

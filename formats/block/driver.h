@@ -89,7 +89,8 @@ enum driver_feature {
     DRIVER_CHECKS = 1 << 4,  /* there are tables that can be wrong (check) */
     DRIVER_MARKS = 1 << 5,   /* a mark says that an image isn't closed (clear_mark) */
     /* States of the disk can be kept in the image (snapshots, open_snapshot,
-     * close_snapshot, prepare_snapshot, commit_snapshot, abort_snapshot). */
+     * close_snapshot, begin_snapshot, prepare_snapshot, commit_snapshot,
+     * finish_snapshot). */
     DRIVER_SNAPSHOTS = 1 << 6,
     DRIVER_BITMAPS = 1 << 7, /* dirty bitmaps are kept in an image (*_bitmap, *_bitmaps) */
 };
@@ -186,12 +187,14 @@ struct driver {
     int (*snapshots)(struct node *node, struct snapshot_list *out);
     int (*open_snapshot)(struct node *snapshot, struct diag *diag);
     void (*close_snapshot)(struct node *snapshot);
-    /* See snapshot.h.  Prepare fills the change's info and state; after a failure of it nothing
-     * has changed, and nothing is there to abort. */
-    int (*prepare_snapshot)(struct snapshot_change *change,
-                            const struct snapshot_request *request, struct diag *diag);
-    int (*commit_snapshot)(struct snapshot_change *change, struct diag *diag);
-    void (*abort_snapshot)(struct snapshot_change *change);
+    /* The states of a change: see snapshot.h.  begin fills its info and state, and leaves
+     * nothing behind when it fails. */
+    int (*begin_snapshot)(struct snapshot_change *change,
+                          const struct snapshot_request *request, struct diag *diag);
+    int (*prepare_snapshot)(struct snapshot_change *change, struct diag *diag);
+    void (*commit_snapshot)(struct snapshot_change *change);
+    int (*finish_snapshot)(struct snapshot_change *change, bool committed,
+                           struct diag *diag);
 
     /* DRIVER_BITMAPS.  The driver keeps the node's persistent bitmaps true by itself: marked as in
      * use before the first change of the disk, and stored at the end and when nothing changed

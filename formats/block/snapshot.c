@@ -210,8 +210,8 @@ static void free_change(struct snapshot_change *change)
     free(change);
 }
 
-int node_prepare_snapshot(struct node *node, const struct snapshot_request *request,
-                          struct snapshot_change **out, struct diag *diag)
+int node_begin_snapshot(struct node *node, const struct snapshot_request *request,
+                        struct snapshot_change **out, struct diag *diag)
 {
     int err = check_request(node, request, diag);
     if (err)
@@ -220,7 +220,7 @@ int node_prepare_snapshot(struct node *node, const struct snapshot_request *requ
     if (!change)
         return diag_errno(diag, ENOMEM, "%s", node->filename);
     *change = (struct snapshot_change){.node = node, .kind = request->kind};
-    err = node->driver->prepare_snapshot(change, request, diag);
+    err = node->driver->begin_snapshot(change, request, diag);
     if (err)
         free_change(change);
     else
@@ -228,31 +228,49 @@ int node_prepare_snapshot(struct node *node, const struct snapshot_request *requ
     return err;
 }
 
-int node_commit_snapshot(struct snapshot_change *change, struct diag *diag)
+int node_prepare_snapshot(struct snapshot_change *change, struct diag *diag)
 {
-    int err = change->node->driver->commit_snapshot(change, diag);
+    return change->node->driver->prepare_snapshot(change, diag);
+}
+
+void node_commit_snapshot(struct snapshot_change *change)
+{
+    change->node->driver->commit_snapshot(change);
+}
+
+int node_finish_snapshot(struct snapshot_change *change, bool committed, struct diag *diag)
+{
+    int err = change->node->driver->finish_snapshot(change, committed, diag);
 
     free_change(change);
     return err;
 }
 
-void node_abort_snapshot(struct snapshot_change *change)
+struct snapshot_info snapshot_change_take_info(struct snapshot_change *change)
 {
-    change->node->driver->abort_snapshot(change);
-    free_change(change);
+    struct snapshot_info info = change->info;
+
+    change->info = (struct snapshot_info){0};
+    return info;
 }
 
 int node_change_snapshot(struct node *node, const struct snapshot_request *request,
                          struct snapshot_info *info, struct diag *diag)
 {
     struct snapshot_change *change;
+    struct diag ignored;
 
-    int err = node_prepare_snapshot(node, request, &change, diag);
+    int err = node_begin_snapshot(node, request, &change, diag);
     if (err)
         return err;
-    struct snapshot_info told = change->info;
-    change->info = (struct snapshot_info){0};
-    err = node_commit_snapshot(change, diag);
+    err = node_prepare_snapshot(change, diag);
+    if (err) {
+        (void)node_finish_snapshot(change, false, &ignored);
+        return err;
+    }
+    struct snapshot_info told = snapshot_change_take_info(change);
+    node_commit_snapshot(change);
+    err = node_finish_snapshot(change, true, diag);
     if (err || !info)
         snapshot_info_free(&told);
     else

@@ -73,6 +73,9 @@ struct snapshot_request {
     enum snapshot_kind kind;
     const char *id, *name; /* CREATE: a name, and the image chooses the id */
     uint32_t date_sec, date_nsec;
+    /* CREATE: space is found in begin, as far as can be told, so that prepare takes less time;
+     * what isn't needed is let go of. */
+    bool ahead;
 };
 
 /* A change that is prepared. */
@@ -83,27 +86,43 @@ struct snapshot_change {
     void *state;               /* the driver's */
 };
 
-/* Makes a snapshot of the disk as it is now, removes one, or gives the disk the contents and
- * the size that one has; the node is active, and nobody changes the disk from before prepare
- * until commit or abort has returned, nor is there another change of its snapshots.  Readers
- * go on, but APPLY is for one who has the node to himself.  Where the disk has changed since
- * it was opened, its bitmaps' owner has to be told of APPLY.
+/* Makes a snapshot of the disk, removes one, or gives the disk the contents and the size that
+ * one has.  The node is active; one change at a time for each node, by a thread that goes
  *
- * Prepare does what can fail, and writes what the image has for it beside what is there: the
- * image is as it was, also after a crash.  Commit puts it in place, by one write: after a
- * crash of it all is as before or as after.  When it fails, which of them isn't known, and the
- * node refuses changes.  Each but a failed prepare must be ended by commit or abort.
- * 0, or -errno with diag: -ENOENT; -EBUSY when somebody reads what is to be removed; -ERANGE
- * when refcounts can't count it; -ENOTSUP. */
-int node_prepare_snapshot(struct node *node, const struct snapshot_request *request,
-                          struct snapshot_change **out, struct diag *diag) MUST_USE;
-int node_commit_snapshot(struct snapshot_change *change, struct diag *diag) MUST_USE;
-void node_abort_snapshot(struct snapshot_change *change);
+ *     begin -> prepare -> commit -> finish
+ *         \--------\-----------------/
+ *
+ * begin     finds the space that is needed, while the disk is changed; what is dirty
+ *           had better be flushed before.
+ * prepare   from here to the end of commit nobody changes the disk, which is what CREATE takes;
+ *           readers go on, but APPLY is for one who has the node to himself.  Does what can
+ *           fail, and writes what the image has to get beside what is there: the image is as
+ *           it was.
+ * commit    puts it in place in memory.  DELETE and APPLY put it into the image, too, durably;
+ *           of CREATE that is done by the next flush, whoever's, before anything else
+ *           of it: so changes go on sooner.
+ * finish    flushes, if there was a commit; else forgets what was prepared.  Frees the change.
+ *           0, or -errno with diag: the image may be as before or as after, and the node
+ *           refuses changes.
+ *
+ * In the image it is one write: after a crash all is as before or all is as after, and space
+ * is leaked at most.  begin and prepare: 0, or -errno with diag (which isn't NULL): -ENOENT;
+ * -EBUSY when somebody reads what is to be removed; -ERANGE when refcounts can't count it;
+ * -ENOTSUP; after begin's there is nothing to finish.  The bitmaps of a disk that is given
+ * other contents are the caller's. */
+int node_begin_snapshot(struct node *node, const struct snapshot_request *request,
+                        struct snapshot_change **out, struct diag *diag) MUST_USE;
+int node_prepare_snapshot(struct snapshot_change *change, struct diag *diag) MUST_USE;
+void node_commit_snapshot(struct snapshot_change *change);
+int node_finish_snapshot(struct snapshot_change *change, bool committed, struct diag *diag);
 
-/* Both.  info: when it isn't NULL, what the change has; to be freed with snapshot_info_free. */
+/* All of it, of a node whose disk nobody changes.  info: when it isn't NULL, what the change
+ * has; to be freed with snapshot_info_free. */
 int node_change_snapshot(struct node *node, const struct snapshot_request *request,
                          struct snapshot_info *info, struct diag *diag) MUST_USE;
 void snapshot_info_free(struct snapshot_info *info);
+/* Takes the change's info away from it. */
+struct snapshot_info snapshot_change_take_info(struct snapshot_change *change);
 
 /* ---- for block/ ---- */
 

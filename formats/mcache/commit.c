@@ -206,6 +206,8 @@ static int commit_group(struct mcache *mc, bool everything)
     struct mc_group group;
 
     int err = mcache_health(mc);
+    if (!err && mc->hooks.settle)
+        err = mc->hooks.settle(mc->owner);
     if (err)
         return err;
     err = mc_group_freeze(mc, everything, &group);

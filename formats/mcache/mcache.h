@@ -128,6 +128,10 @@ size_t mc_pool_used(const struct mc_pool *pool);
 /* ---- the cache of one image ---- */
 
 struct mcache_hooks {
+    /* No lock; optional: before a group is frozen, on the committing thread.  What has to be
+     * durable before anything that is stored from now on is made so here (invariant 11).  0, or
+     * -errno, which fails the commit. */
+    int (*settle)(void *owner);
     /* META: a group is being frozen; what the owner stamps now is covered by `durable`. */
     void (*frozen)(void *owner);
     /* No lock: the group of the last `frozen` is durable.  One call at a time; runs on the

@@ -32,6 +32,8 @@ struct qcow2_snapshot {
     bool going;     /* it is being removed */
 };
 
+struct snapshot_change_state; /* snapshot/change.h */
+
 struct qcow2 {
     struct node *node;
     struct lock header_lock; /* serialises header writes and `header`'s feature fields */
@@ -45,6 +47,8 @@ struct qcow2 {
     uint32_t n_snapshots;
     uint64_t snapshot_bytes; /* of the table in the file */
     uint64_t last_snapshot_key;
+    /* A change that is in memory, and not in the image; see qcow2_settle_snapshot. */
+    struct snapshot_change_state *_Atomic unsettled;
 
     struct qcow2_bitmaps bitmaps;
 
@@ -115,10 +119,16 @@ int qcow2_copy_snapshot(const struct qcow2_snapshot *from,
 int qcow2_copy_snapshots(const struct qcow2 *q, struct snapshot_list *out) MUST_USE;
 
 /* ---- snapshot/change.c: see driver.h ---- */
-int qcow2_prepare_snapshot(struct snapshot_change *change,
-                           const struct snapshot_request *request, struct diag *diag);
-int qcow2_commit_snapshot(struct snapshot_change *change, struct diag *diag);
-void qcow2_abort_snapshot(struct snapshot_change *change);
+int qcow2_begin_snapshot(struct snapshot_change *change,
+                         const struct snapshot_request *request, struct diag *diag);
+int qcow2_prepare_snapshot(struct snapshot_change *change, struct diag *diag);
+void qcow2_commit_snapshot(struct snapshot_change *change);
+int qcow2_finish_snapshot(struct snapshot_change *change, bool committed,
+                          struct diag *diag);
+
+/* For a commit, before its group is frozen: what a snapshot's commit left to be put into the
+ * image. */
+int qcow2_settle_snapshot(void *owner);
 
 /* ---- snapshot_view.c: see driver.h ---- */
 int qcow2_snapshots(struct node *node, struct snapshot_list *out);

@@ -34,7 +34,8 @@ static void on_durable(void *owner)
     alloc_durable(&q->alloc);
 }
 
-static const struct mcache_hooks hooks = {.frozen = on_frozen, .durable = on_durable};
+static const struct mcache_hooks hooks = {
+    .settle = qcow2_settle_snapshot, .frozen = on_frozen, .durable = on_durable};
 
 static int write_dirty_bit(struct node *node, bool on)
 {
@@ -382,9 +383,10 @@ const struct driver qcow2_driver = {
     .snapshots = qcow2_snapshots,
     .open_snapshot = qcow2_open_snapshot,
     .close_snapshot = qcow2_close_snapshot,
+    .begin_snapshot = qcow2_begin_snapshot,
     .prepare_snapshot = qcow2_prepare_snapshot,
     .commit_snapshot = qcow2_commit_snapshot,
-    .abort_snapshot = qcow2_abort_snapshot,
+    .finish_snapshot = qcow2_finish_snapshot,
     .load_bitmaps = qcow2_load_bitmaps,
     .check_bitmap = qcow2_check_bitmap,
     .begin_bitmap_change = qcow2_begin_bitmap_change,

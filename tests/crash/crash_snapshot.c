@@ -101,12 +101,11 @@ static void end(struct run *r)
 }
 
 /* Writes that don't overlap, so that each sector is old or new. */
-static void write_somewhere(struct run *r)
+static void scatter(struct run *r)
 {
     uint64_t part = r->config->spec.size / 6;
     uint8_t *disk = copy(r, r->now.disk);
 
-    begin(r, true);
     for (unsigned i = 0; i < 6; i++) {
         uint64_t len = rng_between(&r->rng, 1, 40) * SECTOR;
         uint64_t off = (i * part + rng_below(&r->rng, part - len)) / SECTOR * SECTOR;
@@ -116,33 +115,59 @@ static void write_somewhere(struct run *r)
         cr_assert_eq(block_write(r->img.node, disk + off, off, len, 0), 0);
     }
     r->now.disk = disk;
+}
+
+static void write_somewhere(struct run *r)
+{
+    begin(r, true);
+    scatter(r);
     end(r);
     cr_assert_eq(block_flush(r->img.node), 0);
 }
 
-static void change(struct run *r, enum snapshot_kind kind, unsigned i)
+/* Writes go on before the image has the snapshot. */
+static void create(struct run *r)
 {
-    char name[8];
-    struct snapshot_request request = {.kind = kind, .name = name, .date_sec = 1};
+    char *name = r->now.snapshot[r->now.n].name;
+    struct snapshot_request request = {
+        .kind = SNAPSHOT_CREATE, .name = name, .ahead = rng_one_in(&r->rng, 2)};
+    struct snapshot_change *change;
     struct diag diag = {0};
 
-    begin(r, false);
-    if (kind == SNAPSHOT_CREATE)
-        snprintf(name, sizeof name, "s%u", r->names++);
-    else
-        memcpy(name, r->now.snapshot[i].name, sizeof name);
+    snprintf(name, sizeof r->now.snapshot[0].name, "s%u", r->names++ % 1000);
+    cr_assert_eq(node_begin_snapshot(r->img.node, &request, &change, &diag), 0, "%s",
+                 diag.text);
+    cr_assert_eq(node_prepare_snapshot(change, &diag), 0, "%s", diag.text);
+    node_commit_snapshot(change);
+    r->now.snapshot[r->now.n++].bytes = r->now.disk;
+    if (rng_one_in(&r->rng, 2))
+        scatter(r);
+    cr_assert_eq(node_finish_snapshot(change, true, &diag), 0, "%s", diag.text);
+}
+
+static void apply_or_delete(struct run *r, enum snapshot_kind kind, unsigned i)
+{
+    struct snapshot_request request = {.kind = kind, .name = r->now.snapshot[i].name};
+    struct diag diag = {0};
+
     cr_assert_eq(node_change_snapshot(r->img.node, &request, NULL, &diag), 0, "%s",
                  diag.text);
-    if (kind == SNAPSHOT_CREATE) {
-        memcpy(r->now.snapshot[r->now.n].name, name, sizeof name);
-        r->now.snapshot[r->now.n++].bytes = r->now.disk;
-    } else if (kind == SNAPSHOT_APPLY) {
+    if (kind == SNAPSHOT_APPLY) {
         r->now.disk = r->now.snapshot[i].bytes;
-    } else {
-        r->now.n--;
-        memmove(&r->now.snapshot[i], &r->now.snapshot[i + 1],
-                (r->now.n - i) * sizeof r->now.snapshot[0]);
+        return;
     }
+    r->now.n--;
+    memmove(&r->now.snapshot[i], &r->now.snapshot[i + 1],
+            (r->now.n - i) * sizeof r->now.snapshot[0]);
+}
+
+static void change(struct run *r, enum snapshot_kind kind, unsigned i)
+{
+    begin(r, kind == SNAPSHOT_CREATE);
+    if (kind == SNAPSHOT_CREATE)
+        create(r);
+    else
+        apply_or_delete(r, kind, i);
     /* What it has left becomes free. */
     for (unsigned pass = 0; pass < 2; pass++) {
         cr_assert_eq(block_flush(r->img.node), 0);

@@ -13,52 +13,6 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 
-static uint64_t clusters_of(const struct qcow2 *q, uint64_t bytes)
-{
-    return div_round_up(bytes, cluster_size(q));
-}
-
-/* ---- new clusters ---- */
-
-static void note_taken(struct snapshot_change_state *state, uint64_t host, uint64_t n)
-{
-    struct alloc *a = &state->q->alloc;
-
-    run_list_add(a, &state->taken, (struct run){.first = host >> a->cluster_bits, .n = n});
-}
-
-/* [host, host + n clusters) isn't used any more when the change is in the file. */
-static void note_left(struct snapshot_change_state *state, uint64_t host, uint64_t n)
-{
-    struct alloc *a = &state->q->alloc;
-
-    if (n)
-        run_list_add(a, &state->left,
-                     (struct run){.first = host >> a->cluster_bits, .n = n});
-}
-
-int change_take_cluster(struct snapshot_change_state *state, uint64_t *host)
-{
-    uint64_t n;
-    bool fresh;
-
-    int err = alloc_clusters(&state->q->alloc, 1, host, &n, &fresh);
-    if (!err)
-        note_taken(state, *host, 1);
-    return err;
-}
-
-int change_take_table(struct snapshot_change_state *state, uint64_t n, uint64_t *host)
-{
-    *host = 0;
-    int err = n ? alloc_table(&state->q->alloc, n, host) : 0;
-    if (!err && n)
-        note_taken(state, *host, n);
-    return err ? diag_errno(state->diag, -err, "%s: finding space for tables",
-                            state->q->node->filename)
-               : 0;
-}
-
 /* A table of 64-bit words at `host`, with zeroes to the end of its last cluster. */
 static int write_words(struct snapshot_change_state *state, const uint64_t *words,
                        uint64_t n, uint64_t host)
@@ -139,7 +93,8 @@ static int plan_delete(struct snapshot_change_state *state, const struct qcow2_s
     int err = shift_tables(&state->shift, theirs, s->l1_size, false);
     return err ? err
                : shift_clusters(&state->shift, s->l1_offset,
-                                clusters_of(state->q, (uint64_t)s->l1_size * 8), false);
+                                change_clusters_of(state->q, (uint64_t)s->l1_size * 8),
+                                false);
 }
 
 static int plan_apply(struct snapshot_change_state *state, const struct qcow2_snapshot *s)
@@ -184,7 +139,7 @@ static int write_made_l1(struct snapshot_change_state *state)
         return -ENOMEM;
     for (uint32_t i = 0; i < n; i++)
         l1[i] = state->l1[i] & L1_OFFSET;
-    int err = change_take_table(state, clusters_of(state->q, (uint64_t)n * 8),
+    int err = change_take_table(state, change_clusters_of(state->q, (uint64_t)n * 8),
                                 &state->made.l1_offset);
     return err ? err : write_words(state, l1, n, state->made.l1_offset);
 }
@@ -198,9 +153,9 @@ static int write_disk_tables(struct snapshot_change_state *state)
     int err = change_disk_tables(state, &changed);
     if (err || !changed)
         return err;
-    note_left(state, atomic_load(&q->live.l1_offset),
-              clusters_of(q, (uint64_t)q->live.l1_size * 8));
-    err = change_take_table(state, clusters_of(q, (uint64_t)state->l1_size * 8),
+    change_leave(state, atomic_load(&q->live.l1_offset),
+                 change_clusters_of(q, (uint64_t)q->live.l1_size * 8));
+    err = change_take_table(state, change_clusters_of(q, (uint64_t)state->l1_size * 8),
                             &state->l1_host);
     if (err)
         return err;
@@ -285,11 +240,12 @@ static int write_snapshot_table(struct snapshot_change_state *state)
             state, (uint32_t)(qcow2_snapshot_of(q, state->key) - q->snapshots));
     }
     if (!err)
-        err = change_take_table(state, clusters_of(q, state->table_bytes),
+        err = change_take_table(state, change_clusters_of(q, state->table_bytes),
                                 &state->header.snapshots_offset);
     if (err)
         return err;
-    note_left(state, q->header.snapshots_offset, clusters_of(q, q->snapshot_bytes));
+    change_leave(state, q->header.snapshots_offset,
+                 change_clusters_of(q, q->snapshot_bytes));
     err = storage_write(q->node->file, state->table, state->header.snapshots_offset,
                         state->table_bytes, 0);
     return err ? diag_errno(state->diag, -err, "%s: writing the snapshot table",
@@ -319,7 +275,7 @@ static int take_counts(struct snapshot_change_state *state)
     do {
         present = atomic_load(&a->refs.table);
         uint64_t n = present->n_entries * 8 >> a->cluster_bits;
-        note_left(state, host, host ? n : 0); /* it was too short */
+        change_leave(state, host, host ? n : 0); /* it was too short */
         err = change_take_table(state, n, &host);
         if (err)
             return err;
@@ -342,7 +298,7 @@ static int write_block(struct snapshot_change_state *state, uint64_t b, uint8_t 
     int err = shift_block(&state->shift, b, raw, &state->left);
     if (err)
         return err;
-    note_left(state, refcount_block_offset(&q->alloc.refs, b), 1);
+    change_leave(state, refcount_block_offset(&q->alloc.refs, b), 1);
     err = storage_write(q->node->file, raw, atomic_load(&state->counts->words[b]),
                         cluster_size(q), 0);
     return err ? diag_errno(state->diag, -err, "%s: writing refcounts", q->node->filename)
@@ -368,23 +324,8 @@ static int write_counts(struct snapshot_change_state *state)
     }
     if (err)
         return err;
-    note_left(state, present->offset, present->n_entries * 8 >> q->geo.cluster_bits);
+    change_leave(state, present->offset, present->n_entries * 8 >> q->geo.cluster_bits);
     return write_words(state, words, counts->n_entries, counts->offset);
-}
-
-/* Everything that was taken is counted in the file, and nothing else is taken. */
-static int hold(struct snapshot_change_state *state)
-{
-    struct qcow2 *q = state->q;
-
-    state->held = true;
-    alloc_hold(&q->alloc, true);
-    if (state->counts &&
-        atomic_load(&q->alloc.refs.table)->n_entries != state->counts->n_entries)
-        return diag_set(state->diag, EBUSY, "%s: grows meanwhile", q->node->filename);
-    int err = mcache_commit(q->node->mc, MC_COMMIT_EVERYTHING);
-    return err ? diag_errno(state->diag, -err, "%s: writing metadata", q->node->filename)
-               : 0;
 }
 
 static bool any_block(const struct shift *s)
@@ -434,42 +375,7 @@ static int check_metadata(struct snapshot_change_state *state)
                : 0;
 }
 
-/* ---- prepare, commit, abort ---- */
-
-static int write_everything(struct snapshot_change_state *state,
-                            const struct qcow2_snapshot *s)
-{
-    struct qcow2 *q = state->q;
-
-    /* What is in the file is then what is in memory: the tables are read there. */
-    mcache_note_write(q->node->mc);
-    int err = mcache_commit(q->node->mc, MC_COMMIT_EVERYTHING);
-    if (err)
-        return diag_errno(state->diag, -err, "%s: writing metadata", q->node->filename);
-    err = shift_init(&state->shift, q, state->diag);
-    if (!err)
-        err = plan_counts(state, s);
-    if (!err)
-        err = shift_judge(&state->shift);
-    if (!err)
-        err = check_metadata(state);
-    if (!err && state->change->kind == SNAPSHOT_CREATE)
-        err = write_made_l1(state);
-    if (!err)
-        err = write_disk_tables(state);
-    if (!err)
-        err = write_snapshot_table(state);
-    if (!err && any_block(&state->shift))
-        err = take_counts(state);
-    if (!err)
-        err = hold(state);
-    if (!err && state->counts)
-        err = write_counts(state);
-    if (err)
-        return err;
-    err = node_barrier(q->node);
-    return err ? diag_errno(state->diag, -err, "%s: flushing", q->node->filename) : 0;
-}
+/* ---- begin ---- */
 
 /* Under header_lock: which one is meant; NULL: none. */
 static struct qcow2_snapshot *find_requested(struct qcow2 *q,
@@ -523,9 +429,6 @@ static int make_room(struct snapshot_change_state *state)
 
 static void free_state(struct snapshot_change_state *state)
 {
-    if (state->held)
-        alloc_hold(&state->q->alloc, false);
-    alloc_resume_reclaim(&state->q->alloc);
     shift_free(&state->shift);
     free(state->l1);
     free(state->counts);
@@ -533,21 +436,14 @@ static void free_state(struct snapshot_change_state *state)
     free(state->made.id);
     free(state->made.name);
     free(state->taken.runs);
+    free(state->spare.runs);
     free(state->left.runs);
     free(state);
 }
 
-static void unlink_runs(struct qcow2 *q, const struct run_list *list)
+/* Nothing of it is in the image, nor will be. */
+static void forget_change(struct snapshot_change_state *state)
 {
-    LOCK_GUARD(mcache_meta(q->node->mc));
-    for (size_t i = 0; i < list->n; i++)
-        alloc_unlink(&q->alloc, list->runs[i].first << q->geo.cluster_bits,
-                     list->runs[i].n);
-}
-
-void qcow2_abort_snapshot(struct snapshot_change *change)
-{
-    struct snapshot_change_state *state = change->state;
     struct qcow2 *q = state->q;
 
     {
@@ -556,46 +452,95 @@ void qcow2_abort_snapshot(struct snapshot_change *change)
         if (s)
             s->going = false;
     }
-    unlink_runs(q, &state->taken);
+    change_unlink(q, &state->taken);
     node_wrote(q->node);
-    free_state(state);
 }
 
-int qcow2_prepare_snapshot(struct snapshot_change *change,
-                           const struct snapshot_request *request, struct diag *diag)
+static int begin(struct snapshot_change_state *state,
+                 const struct snapshot_request *request)
+{
+    struct qcow2 *q = state->q;
+
+    if (q->geo.external)
+        return diag_set(state->diag, ENOTSUP,
+                        "%s: its data lies in another file: it can't have snapshots",
+                        q->node->filename);
+    if (request->kind != SNAPSHOT_CREATE)
+        return choose(state, request);
+    int err = describe_made(state, request);
+    if (!err)
+        err = make_room(state);
+    return err || !request->ahead ? err : change_reserve(state);
+}
+
+int qcow2_begin_snapshot(struct snapshot_change *change,
+                         const struct snapshot_request *request, struct diag *diag)
 {
     struct qcow2 *q = qcow2_of(change->node);
     struct snapshot_change_state *state = calloc(1, sizeof *state);
-    struct qcow2_snapshot s = {0};
 
     if (!state)
         return diag_errno(diag, ENOMEM, "%s", q->node->filename);
-    *state = (struct snapshot_change_state){
-        .q = q, .diag = diag, .change = change, .header = q->header};
+    *state = (struct snapshot_change_state){.q = q, .diag = diag, .change = change};
     change->state = state;
     alloc_pause_reclaim(&q->alloc);
-    int err = q->geo.external
-                  ? diag_set(diag, ENOTSUP,
-                             "%s: its data lies in another file: it can't have snapshots",
-                             q->node->filename)
-                  : 0;
-    if (!err && request->kind == SNAPSHOT_CREATE) {
-        err = describe_made(state, request);
-        if (!err)
-            err = make_room(state);
-    } else if (!err) {
-        err = choose(state, request);
+    int err = begin(state, request);
+    if (err) {
+        forget_change(state);
+        alloc_resume_reclaim(&q->alloc);
+        free_state(state);
     }
-    if (!err && request->kind != SNAPSHOT_CREATE)
-        s = *qcow2_snapshot_of(q, state->key); /* nobody else changes the list */
-    if (!err && request->kind == SNAPSHOT_APPLY)
-        err = node_begin_change(q->node);
-    if (!err)
-        err = write_everything(state, &s);
-    if (err)
-        qcow2_abort_snapshot(change);
     return err;
 }
+
+/* ---- prepare ---- */
+
+static int write_everything(struct snapshot_change_state *state,
+                            const struct qcow2_snapshot *s)
+{
+    /* What is in the file is then what is in memory: the tables are read there. */
+    int err = change_hold(state);
+    if (!err)
+        err = shift_init(&state->shift, state->q, state->diag);
+    if (!err)
+        err = plan_counts(state, s);
+    if (!err)
+        err = shift_judge(&state->shift);
+    if (!err)
+        err = check_metadata(state);
+    if (!err && state->change->kind == SNAPSHOT_CREATE)
+        err = write_made_l1(state);
+    if (!err)
+        err = write_disk_tables(state);
+    if (!err)
+        err = write_snapshot_table(state);
+    if (!err && any_block(&state->shift))
+        err = take_counts(state);
+    if (!err && state->late)
+        err = change_hold(state);
+    return err || !state->counts ? err : write_counts(state);
+}
+
+int qcow2_prepare_snapshot(struct snapshot_change *change, struct diag *diag)
+{
+    struct snapshot_change_state *state = change->state;
+    struct qcow2 *q = state->q;
+    struct qcow2_snapshot s = {0};
+    int err = 0;
+
+    state->diag = state->shift.diag = diag;
+    state->header = q->header;
+    state->made.l1_size = q->live.l1_size;
+    state->made.disk_size = q->header.size;
+    if (change->kind != SNAPSHOT_CREATE)
+        s = *qcow2_snapshot_of(q, state->key); /* nobody else changes the list */
+    if (change->kind == SNAPSHOT_APPLY)
+        err = node_begin_change(q->node);
+    return err ? diag_errno(diag, -err, "%s", q->node->filename)
+               : write_everything(state, &s);
+}
+
+/* ---- commit ---- */
 
 static int point_header(struct snapshot_change_state *state)
 {
@@ -625,115 +570,84 @@ static int point_header(struct snapshot_change_state *state)
     return 0;
 }
 
-/* ---- memory ---- */
-
-static void update_list(struct snapshot_change_state *state)
+/* What was prepared is durable; then the header says so. */
+static int put_into_image(struct snapshot_change_state *state)
 {
-    struct qcow2 *q = state->q;
-    LOCK_GUARD(&q->header_lock);
+    int err = node_barrier(state->q->node);
 
-    if (state->change->kind == SNAPSHOT_APPLY)
-        return;
-    q->snapshot_bytes = state->table_bytes;
-    if (state->change->kind == SNAPSHOT_CREATE) {
-        q->snapshots[q->n_snapshots++] = state->made;
-        state->made.id = state->made.name = NULL;
-        return;
-    }
-    struct qcow2_snapshot *s = qcow2_snapshot_of(q, state->key);
-    free(s->id);
-    free(s->name);
-    q->n_snapshots--;
-    memmove(s, s + 1, (size_t)(&q->snapshots[q->n_snapshots] - s) * sizeof *s);
+    return err ? err : point_header(state);
 }
 
-/* META: guest data can't lie in what was taken for tables, and may in what was left. */
-static void update_metadata(struct snapshot_change_state *state)
+static void settle(struct snapshot_change_state *state)
 {
-    struct qcow2 *q = state->q;
-    struct alloc *a = &q->alloc;
-
-    for (size_t i = 0; i < state->taken.n; i++)
-        alloc_note_metadata(a, state->taken.runs[i].first << a->cluster_bits,
-                            state->taken.runs[i].n);
-    if (state->removed_l1)
-        meta_set_remove_range(&a->metadata, state->removed_l1 >> a->cluster_bits);
+    state->result = put_into_image(state);
+    if (state->result)
+        mcache_poison(state->q->node->mc);
+    else
+        change_use_list(state);
+    state->settled = true;
 }
 
-/* The disk's table, word by word: readers see an old entry or a new one, which lead to the
- * same data. */
-static void update_words(struct snapshot_change_state *state)
+int qcow2_settle_snapshot(void *owner)
 {
-    struct qcow2_mapping *m = &state->q->live;
-    LOCK_GUARD(mcache_meta(state->q->node->mc));
+    struct qcow2 *q = owner;
+    struct snapshot_change_state *state = atomic_exchange(&q->unsettled, NULL);
 
-    for (uint32_t i = 0; i < m->l1_size; i++)
-        atomic_store_explicit(&m->l1[i], state->l1[i], memory_order_release);
-    atomic_store(&m->l1_offset, state->l1_host);
-}
-
-static int replace_l1(struct snapshot_change_state *state)
-{
-    struct qcow2 *q = state->q;
-    CLEANUP_FREE _Atomic uint64_t *l1 = calloc(state->l1_size + 1u, sizeof *l1);
-
-    if (!l1)
-        return -ENOMEM;
-    for (uint32_t i = 0; i < state->l1_size; i++)
-        atomic_init(&l1[i], state->l1[i]);
-    int err = mapping_set_l1(&q->live, l1, state->l1_size, state->l1_host);
-    if (!err)
-        l1 = NULL;
-    return err;
-}
-
-static int update_disk(struct snapshot_change_state *state)
-{
-    struct qcow2 *q = state->q;
-
-    if (!state->l1_host)
+    if (LIKELY(!state))
         return 0;
-    if (state->change->kind == SNAPSHOT_APPLY) {
-        q->node->size = state->header.size;
-        return replace_l1(state);
-    }
-    update_words(state);
-    mcmap_forget(q->live.l2_map);
-    return 0;
+    settle(state);
+    return state->result;
 }
 
-static int update_memory(struct snapshot_change_state *state)
+static void use_tables(struct snapshot_change_state *state)
 {
-    struct qcow2 *q = state->q;
+    int err = change_use_tables(state);
 
-    int err = state->counts ? alloc_replace_counts(&q->alloc, state->counts) : 0;
-    if (!err) {
-        state->counts = NULL;
-        err = update_disk(state);
+    if (err) { /* of what memory has, nothing may be written */
+        mcache_poison(state->q->node->mc);
+        state->result = err;
+        state->settled = true;
     }
-    if (err)
-        return err;
-    {
-        LOCK_GUARD(mcache_meta(q->node->mc));
-        update_metadata(state);
-    }
-    update_list(state);
-    unlink_runs(q, &state->left);
-    node_wrote(q->node);
-    return 0;
 }
 
-int qcow2_commit_snapshot(struct snapshot_change *change, struct diag *diag)
+void qcow2_commit_snapshot(struct snapshot_change *change)
 {
     struct snapshot_change_state *state = change->state;
     struct qcow2 *q = state->q;
 
-    int err = point_header(state);
-    if (!err) {
-        err = update_memory(state);
-        if (err) /* the header names tables that we can't use */
-            mcache_poison(q->node->mc);
+    change_leave_spare(state);
+    if (change->kind == SNAPSHOT_CREATE) {
+        use_tables(state);
+        if (!state->settled)
+            atomic_store(&q->unsettled, state);
+    } else {
+        settle(state);
+        if (!state->result)
+            use_tables(state);
     }
+    change_end_hold(state);
+    mcache_note_write(q->node->mc);
+}
+
+/* ---- finish ---- */
+
+int qcow2_finish_snapshot(struct snapshot_change *change, bool committed, struct diag *diag)
+{
+    struct snapshot_change_state *state = change->state;
+    struct qcow2 *q = state->q;
+    int err = 0;
+
+    if (committed) {
+        err = mcache_commit(q->node->mc, MC_COMMIT);
+        /* Of a cache that refuses commits nobody settles it any more. */
+        if (atomic_exchange(&q->unsettled, NULL))
+            state->result = err;
+        err = state->result ? state->result : err;
+    } else {
+        forget_change(state);
+    }
+    change_end_hold(state);
+    alloc_resume_reclaim(&q->alloc);
     free_state(state);
-    return err ? diag_errno(diag, -err, "%s: writing the header", q->node->filename) : 0;
+    return err ? diag_errno(diag, -err, "%s: writing the image", q->node->filename) : 0;
 }

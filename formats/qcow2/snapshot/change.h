@@ -13,12 +13,17 @@
  * after it what is old, which goes the usual way of what lost a reference: so a cluster
  * whose last reference was a removed snapshot's keeps a count of 1 in the new blocks.
  *
- * The steps, in prepare: count.c walks the tables that gain or lose references; counts.c
- * makes the new counts; tables.c copies the disk's tables; then the blocks are written.
- * change.c has the order, and what becomes of memory in commit.
+ * count.c walks the tables that gain or lose references; counts.c makes the new counts;
+ * tables.c copies the disk's tables; table.c the snapshot table; space.c finds places;
+ * change.c has the order, and memory.c what becomes of memory.
  *
- * Threads: one change at a time for each image, from prepare to commit or abort, while
- * nobody changes the disk; readers go on.  Private to this folder. */
+ * Whoever takes a snapshot holds up the disk's writers from prepare to commit.  So the space
+ * is found in begin, and what has to be flushed waits for the next commit of the cache,
+ * which does it first (qcow2_settle_snapshot): until then memory has what the image doesn't yet.
+ * Where something is removed its clusters may be written to in place from then on, and so
+ * commit waits for the image.
+ *
+ * Threads: one change at a time for each image.  Private to this folder. */
 #ifndef SNAPSHOT_CHANGE_H
 #define SNAPSHOT_CHANGE_H
 
@@ -70,6 +75,8 @@ struct snapshot_change_state {
     struct diag *diag;
     struct snapshot_change *change;
     struct qcow2_header header; /* as it is to be; texts are the present one's */
+    bool settled;               /* it is in the image, or failed to be */
+    int result;
     struct shift shift;
 
     /* The disk's L1 table, in host order; l1_host 0: the present one stays. */
@@ -85,8 +92,10 @@ struct snapshot_change_state {
     uint64_t removed_l1;        /* DELETE: where its L1 table lies; 0: it has none */
 
     struct run_list taken; /* new clusters: released when it comes to nothing */
+    struct run_list spare; /* of these, what isn't used yet */
     struct run_list left;  /* what is not used any more afterwards */
-    bool held;
+    bool held;             /* the allocator is */
+    bool late; /* something was taken whose count isn't in the file's blocks yet */
 };
 
 /* tables.c: the disk's tables as they are to be: state->l1, whose entries have the old flags,
@@ -94,10 +103,38 @@ struct snapshot_change_state {
  * The copies are written. */
 int change_disk_tables(struct snapshot_change_state *state, bool *changed) MUST_USE;
 
-/* Takes n clusters in a row, or one by one, and notes them. */
+/* ---- space.c ---- */
+
+/* What a new snapshot will need, as far as can be told. */
+int change_reserve(struct snapshot_change_state *state) MUST_USE;
+
+/* n clusters in a row, or one: of what was reserved, or new ones.  n 0: none, at 0. */
 int change_take_table(struct snapshot_change_state *state, uint64_t n,
                       uint64_t *host) MUST_USE;
 int change_take_cluster(struct snapshot_change_state *state, uint64_t *host) MUST_USE;
+
+/* [host, host + n clusters) isn't used any more when the change is in the image. */
+void change_leave(struct snapshot_change_state *state, uint64_t host, uint64_t n);
+void change_leave_spare(struct snapshot_change_state *state);
+
+/* Nothing more is taken by others, and what was taken is in the file's blocks. */
+int change_hold(struct snapshot_change_state *state) MUST_USE;
+void change_end_hold(struct snapshot_change_state *state);
+
+/* META not held: the runs lose a reference, the usual way. */
+void change_unlink(struct qcow2 *q, const struct run_list *runs);
+
+static inline uint64_t change_clusters_of(const struct qcow2 *q, uint64_t bytes)
+{
+    return div_round_up(bytes, 1ull << q->geo.cluster_bits);
+}
+
+/* ---- memory.c ---- */
+
+/* Tables and counts are those of the change from here on.  -ENOMEM: they may be neither. */
+int change_use_tables(struct snapshot_change_state *state) MUST_USE;
+/* And so is the list, when the header is; what was left is let go of. */
+void change_use_list(struct snapshot_change_state *state);
 
 /* table.c: state->table becomes the present table with an entry more, or without that of the
  * index-th snapshot. */
