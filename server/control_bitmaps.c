@@ -146,42 +146,6 @@ static bool open_change(struct transaction_action *action, struct control_error 
 
 /* ---- add ---- */
 
-static int check_new(struct node *node, const char *name, uint64_t granularity,
-                     bool persistent, struct diag *diag)
-{
-    if (!*name)
-        return diag_set(diag, EINVAL, "Bitmap name cannot be empty");
-    if (!dirty_bitmap_granularity_ok(granularity))
-        return diag_set(diag, EINVAL, "Granularity must be a power of two from %u to %u",
-                        BITMAP_MIN_GRANULARITY, BITMAP_MAX_GRANULARITY);
-    return persistent ? node_bitmap_check_keep(node, name, granularity, diag) : 0;
-}
-
-static int add_bitmap(struct node *node, const json_t *args, struct dirty_bitmap **added,
-                      struct diag *diag)
-{
-    const char *name = arg_text(args, "name");
-    bool persistent = arg_bool(args, "persistent", false);
-    uint64_t granularity =
-        arg_size(args, "granularity", dirty_bitmap_default_granularity(node->cluster_size));
-
-    int err = check_new(node, name, granularity, persistent, diag);
-    if (err)
-        return err;
-    struct dirty_bitmap *bitmap = dirty_bitmap_new(name, node->size, granularity);
-    if (!bitmap)
-        return diag_errno(diag, ENOMEM, "Bitmap '%.200s'", name);
-    dirty_bitmap_enable(bitmap, !arg_bool(args, "disabled", false));
-    if (persistent)
-        dirty_bitmap_set_persistent(bitmap);
-    err = node_bitmap_add(node, bitmap, diag);
-    if (err)
-        dirty_bitmap_free(bitmap);
-    else
-        *added = bitmap;
-    return err;
-}
-
 static bool open_add(struct transaction_action *action, struct control_error *error)
 {
     if (!arg_bool(action->args, "persistent", false))
@@ -198,9 +162,16 @@ static void drop_held(struct transaction_action *action)
 /* It is there at once, for later actions of the transaction. */
 static bool prepare_add(struct transaction_action *action, struct control_error *error)
 {
+    const json_t *args = action->args;
+    const struct bitmap_params params = {
+        .name = arg_text(args, "name"),
+        .granularity = arg_size(args, "granularity", 0),
+        .persistent = arg_bool(args, "persistent", false),
+        .disabled = arg_bool(args, "disabled", false),
+    };
     struct dirty_bitmap *bitmap = NULL;
 
-    if (add_bitmap(action->node, action->args, &bitmap, &error->diag))
+    if (node_bitmap_create(action->node, &params, &bitmap, &error->diag))
         return say_failure(error);
     /* No job knows of it. */
     action->state = hold_bitmap(action, dirty_bitmap_name(bitmap), error);

@@ -147,6 +147,18 @@ void dirty_bitmaps_destroy(struct dirty_bitmaps *bitmaps);
 int node_bitmap_add(struct node *node, struct dirty_bitmap *bitmap,
                     struct diag *diag) MUST_USE;
 
+struct bitmap_params {
+    const char *name;
+    uint64_t granularity; /* 0: what suits the node */
+    bool persistent, disabled;
+};
+
+/* Makes one and adds it; *out is the node's.  What is persistent is in the image when that is
+ * closed, or after node_bitmaps_keep.  As node_bitmap_add, or -errno of what can't be, with
+ * diag. */
+int node_bitmap_create(struct node *node, const struct bitmap_params *params,
+                       struct dirty_bitmap **out, struct diag *diag) MUST_USE;
+
 /* NULL when there is none. */
 struct dirty_bitmap *node_bitmap_find(struct node *node, const char *name);
 

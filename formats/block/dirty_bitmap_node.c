@@ -55,7 +55,7 @@ static struct dirty_bitmap *find_and_acquire(struct node *node, const char *name
     struct dirty_bitmap *bitmap = find_bitmap(&node->bitmaps, name);
 
     if (!bitmap)
-        diag_set(diag, ENOENT, "bitmap '%s': not found", name);
+        diag_set(diag, ENOENT, "Dirty bitmap '%.200s' not found", name);
     else if (acquire(bitmap, diag) == 0)
         return bitmap;
     return NULL;
@@ -93,8 +93,7 @@ static int take_name(struct node *node, struct dirty_bitmap *bitmap, struct diag
     LOCK_GUARD(&node->bitmaps.lock);
 
     if (find_bitmap(&node->bitmaps, bitmap->name))
-        return diag_set(diag, EEXIST, "%s: there is a bitmap '%s' already", node->filename,
-                        bitmap->name);
+        return diag_set(diag, EEXIST, "Bitmap already exists: %s", bitmap->name);
     list_append(&node->bitmaps.list, &bitmap->link);
     return 0;
 }
@@ -119,6 +118,43 @@ int node_bitmap_add(struct node *node, struct dirty_bitmap *bitmap, struct diag 
         return diag_errno(diag, -err, "%s: bitmap '%s'", node->filename, bitmap->name);
     }
     return 0;
+}
+
+static int check_params(struct node *node, const struct bitmap_params *params,
+                        uint64_t granularity, struct diag *diag)
+{
+    if (params->name[0] == '\0')
+        return diag_set(diag, EINVAL, "Bitmap name cannot be empty");
+    if (!dirty_bitmap_granularity_ok(granularity))
+        return diag_set(diag, EINVAL, "Granularity must be a power of two from %u to %u",
+                        BITMAP_MIN_GRANULARITY, BITMAP_MAX_GRANULARITY);
+    return params->persistent
+               ? node_bitmap_check_keep(node, params->name, granularity, diag)
+               : 0;
+}
+
+int node_bitmap_create(struct node *node, const struct bitmap_params *params,
+                       struct dirty_bitmap **out, struct diag *diag)
+{
+    uint64_t granularity = params->granularity
+                               ? params->granularity
+                               : dirty_bitmap_default_granularity(node->cluster_size);
+
+    int err = check_params(node, params, granularity, diag);
+    if (err)
+        return err;
+    struct dirty_bitmap *bitmap = dirty_bitmap_new(params->name, node->size, granularity);
+    if (!bitmap)
+        return diag_errno(diag, ENOMEM, "Bitmap '%.200s'", params->name);
+    dirty_bitmap_enable(bitmap, !params->disabled);
+    if (params->persistent)
+        dirty_bitmap_set_persistent(bitmap);
+    err = node_bitmap_add(node, bitmap, diag);
+    if (err)
+        dirty_bitmap_free(bitmap);
+    else
+        *out = bitmap;
+    return err;
 }
 
 void node_bitmap_drop(struct node *node, struct dirty_bitmap *bitmap)

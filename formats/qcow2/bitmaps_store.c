@@ -385,6 +385,7 @@ static int end_plan(struct plan *plan, int err)
 
 struct search {
     const struct qcow2 *q;
+    uint32_t stored; /* of those in the directory */
     bool found;
 };
 
@@ -392,9 +393,12 @@ static void look_for_unstored(struct dirty_bitmap *bitmap, void *opaque)
 {
     struct search *search = opaque;
 
-    if (!dirty_bitmap_persistent(bitmap) || dirty_bitmap_inconsistent(bitmap))
-        return;
     const struct qcow2_bitmap *entry = stored_entry(search->q, bitmap);
+    if (!dirty_bitmap_persistent(bitmap))
+        return;
+    search->stored += entry != NULL;
+    if (dirty_bitmap_inconsistent(bitmap))
+        return;
     bool enabled = entry && (entry->flags & BITMAP_AUTO);
     search->found |= !entry || (entry->flags & BITMAP_IN_USE) ||
                      dirty_bitmap_unsaved(bitmap) ||
@@ -407,7 +411,7 @@ static bool is_anything_unstored(const struct qcow2 *q)
     struct search search = {.q = q};
 
     node_bitmap_each(q->node, look_for_unstored, &search);
-    return search.found;
+    return search.found || search.stored != q->bitmaps.n; /* or were they removed? */
 }
 
 static int write_plan(struct plan *plan, bool quiet)
