@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Random runs over the matrix of formats and features; at every kind of moment the power is
- * cut, and what is left must be a good image with all that was promised.
+ * cut, and what is left must be a good image with all that was promised (B-11: of bitmaps, too).
  *
  * QIMG_CRASH_STATES: how many states for each configuration (about); QIMG_CRASH_SEED: the
  * first seed; QIMG_CRASH_ONLY: a pattern of names, with ksh's @(a|b); QIMG_CRASH_REPORT: a file that gets one

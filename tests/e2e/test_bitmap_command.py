@@ -128,11 +128,9 @@ class BitmapCommand(KeptBitmaps):
     def test_encrypted(self):
         """The bits aren't; but who opens the image has to know the key."""
         image = self.path("luks")
-        options = f"driver=qcow2,file.filename={image},encrypt.key-secret=k"
-        secret = ["--object", "secret,id=k,data=secret"]
-        run("qemu-img", "create", "-q", "-f", "qcow2", *secret, "-o",
-            "encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10", image, "1M")
-        run(QIMG, "bitmap", "--add", *secret, "--image-opts", options, "b")
+        options = f"driver=qcow2,file.filename={image},encrypt.key-secret=s"
+        create_encrypted(image, MIB, "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10")
+        run(QIMG, "bitmap", "--add", "--object", "secret,id=s,data=sesame", "--image-opts", options, "b")
         self.assertEqual(self.stored(image), {"b": ["auto"]})
 
 

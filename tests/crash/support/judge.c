@@ -10,6 +10,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "bitmaps.h"
 #include "block/check.h"
 #include "mem_storage.h"
 #include "stamp.h"
@@ -79,6 +80,29 @@ static void check_contents(const struct subject *s, const struct oracle *o,
         else
             check_sectors(o, buf, off / SECTOR_BYTES, len / SECTOR_BYTES, reader, v);
     }
+    session_close(&se);
+}
+
+/* What a bitmap that is believed says is clean is as it was when the recording began. */
+static void check_bitmaps(const struct subject *s, const struct oracle *o,
+                          struct files state, const char *reader, struct verdict *v)
+{
+    CLEANUP_FREE uint32_t *versions = malloc(s->n_sectors * sizeof *versions);
+    struct session se;
+    char why[240];
+
+    if (!versions)
+        abort();
+    judge_read_versions(s, state, versions);
+    int err = session_open(&se, s, files_share(state), false);
+    if (err) {
+        fail(v, "%s: opening failed (errno %d)", reader, -err);
+        return;
+    }
+    node_bitmaps_load(se.node);
+    if (!kept_bitmaps_judge(se.node, o->h->initial, versions, s->n_sectors, why,
+                            sizeof why))
+        fail(v, "%s: %s", reader, why);
     session_close(&se);
 }
 
@@ -246,6 +270,8 @@ static void check_reopening(const struct subject *s, const struct oracle *o,
         return;
     check_structure(s, copy, true, v);
     check_contents(s, o, copy, "our reader after our repair", v);
+    if (!v->failed && s->config->bitmaps)
+        check_bitmaps(s, o, copy, "after our repair", v);
     if (!v->failed && s->snapshot)
         check_snapshot(s, copy, v);
     if (!v->failed)
@@ -384,6 +410,8 @@ void judge_state(const struct subject *s, const struct oracle *oracle, struct fi
         check_raw(s, oracle, state, out);
     if (!out->failed && s->snapshot)
         check_snapshot(s, state, out);
+    if (!out->failed && s->config->bitmaps)
+        check_bitmaps(s, oracle, state, "our reader", out);
     if (!out->failed && depth >= JUDGE_REUSE)
         check_reopening(s, oracle, state, out);
     if (!out->failed && depth >= JUDGE_TOOLS)

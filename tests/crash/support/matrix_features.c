@@ -5,7 +5,55 @@
 #define LUKS "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
 #define AES  "encrypt.format=aes,encrypt.key-secret=s"
 
+#define STORED                                                                            \
+    {                                                                                     \
+        .requests = 120, .write = 40, .zero = 7, .zero_unmap = 9, .trim = 10, .flush = 8, \
+        .fua = 6, .tick = 12                                                              \
+    }
+
 const struct subject_config crash_features[] = {
+    {.name = "qcow2-bitmaps",
+     .format = "qcow2",
+     .create = "cluster_size=4096",
+     .disk_bytes = 1 * MIB,
+     .populated = 30,
+     .bitmaps = true,
+     .load = STORED},
+    {.name = "qcow2-bitmaps-512",
+     .format = "qcow2",
+     .create = "cluster_size=512",
+     .disk_bytes = 512 * KIB,
+     .populated = 30,
+     .bitmaps = true,
+     .load = STORED},
+    {.name = "qcow2-bitmaps-lazy",
+     .format = "qcow2",
+     .create = "cluster_size=4096,lazy_refcounts=on",
+     .disk_bytes = 1 * MIB,
+     .populated = 30,
+     .bitmaps = true,
+     .load = STORED},
+    {.name = "qcow2-bitmaps-extended-snapshot",
+     .format = "qcow2",
+     .create = "extended_l2=on,cluster_size=16384",
+     .disk_bytes = 1 * MIB,
+     .backing_bytes = 512 * KIB,
+     .populated = 30,
+     .snapshot = true,
+     .bitmaps = true,
+     .load = STORED},
+    {.name = "qcow2-bitmaps-prompted",
+     .format = "qcow2",
+     .create = "cluster_size=4096",
+     .disk_bytes = 1 * MIB,
+     .bitmaps = true,
+     .load = {.requests = 60, .write = 20, .flush = 4, .tick = 20, .prompted = 6}},
+    {.name = "qcow2-bitmaps-writethrough",
+     .format = "qcow2",
+     .disk_bytes = 2 * MIB,
+     .cache = "writethrough",
+     .bitmaps = true,
+     .load = STORED},
     {.name = "qcow2-extended",
      .format = "qcow2",
      .create = "extended_l2=on,cluster_size=16384",

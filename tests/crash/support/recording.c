@@ -9,6 +9,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "bitmaps.h"
 #include "mem_storage.h"
 #include "prompter.h"
 #include "rng.h"
@@ -143,6 +144,20 @@ static void choose_range(struct worker *w, uint64_t *sector, uint64_t *n)
     *n = MIN(*n, disk - *sector);
 }
 
+/* Bitmaps are stored when there was nothing between two. */
+static void record_ticks(struct worker *w)
+{
+    bool bitmaps = w->r->subject->config->bitmaps;
+
+    for (unsigned i = 0; i < (bitmaps ? 3 : 1); i++)
+        record_tick(w->r, w->se, rng_between(&w->rng, 1, 12) * SECOND);
+    if (bitmaps && rng_one_in(&w->rng, 2)) {
+        uint32_t version = history_begin(&w->r->history, REQ_BACKGROUND, 0, 0, false);
+        expect(w->r, kept_bitmaps_shuffle(w->se->node), "changing bitmaps");
+        history_end(&w->r->history, version);
+    }
+}
+
 static void one_request(struct worker *w)
 {
     const struct workload *l = &w->load;
@@ -165,7 +180,7 @@ static void one_request(struct worker *w)
     else if ((dice -= l->flush) < l->fua)
         record_write(w->r, w->se, sector, n, BLOCK_FUA);
     else if ((dice -= l->fua) < l->tick)
-        record_tick(w->r, w->se, rng_between(&w->rng, 1, 12) * SECOND);
+        record_ticks(w);
     else if (w->load.threads <= 1)
         record_settle(w->r, w->se);
 }
@@ -245,6 +260,8 @@ void recording_start(struct recording *r, const struct subject *s, struct sessio
     if (r->failed)
         abort();
     r->n_repair = crash_log_count(r->log);
+    if (s->config->bitmaps)
+        expect(r, kept_bitmaps_begin(se->node), "making bitmaps");
 }
 
 void recording_end(struct recording *r, struct session *se, bool kill)

@@ -10,7 +10,8 @@
 #include "structure.h"
 #include "structure_book.h"
 
-#define LUKS_EXTENSION 0x0537be77u
+#define BITMAPS_EXTENSION 0x23852875u
+#define LUKS_EXTENSION    0x0537be77u
 
 struct walk {
     struct storage *st;
@@ -248,9 +249,43 @@ static void walk_open(struct walk *w, struct storage *st, struct structure *out,
     w->n_clusters = (w->file_size + w->cluster - 1) / w->cluster;
 }
 
-/* The area that an extension of the header names, which has the keys. */
-static void walk_luks(struct walk *w, const uint8_t *header)
+static void walk_bitmap_table(struct walk *w, uint64_t off, uint32_t n)
 {
+    uint8_t *table = read_bytes(w, off, n * UINT64_C(8));
+
+    refer(w, "bitmap table", 0, off, n * UINT64_C(8));
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t entry = u64(table + i * 8);
+        if (entry & UINT64_C(0xff000000000001fe))
+            complain(w, &w->out->corruptions, "reserved bits: 0x%" PRIx64, entry);
+        if (entry & OFFSET_MASK)
+            refer(w, "bitmap table entry", i, entry & OFFSET_MASK, w->cluster);
+    }
+    free(table);
+}
+
+static void walk_bitmaps(struct walk *w, const uint8_t *extension)
+{
+    uint32_t n = u32(extension);
+    uint64_t bytes = u64(extension + 8), at = 0;
+    uint8_t *directory = read_bytes(w, u64(extension + 16), bytes);
+
+    refer(w, "bitmap directory", 0, u64(extension + 16), bytes);
+    for (uint32_t i = 0; i < n && at + 24 <= bytes; i++) {
+        const uint8_t *entry = directory + at;
+        walk_bitmap_table(w, u64(entry), u32(entry + 8));
+        at += (24 + u32(entry + 20) + (u32(entry + 16) & 0xffff) + 7) / 8 * 8;
+    }
+    if (n == 0 || at != bytes)
+        complain(w, &w->out->corruptions, "%" PRIu32 " bitmaps take 0x%" PRIx64 " bytes", n,
+                 at);
+    free(directory);
+}
+
+/* The areas that extensions of the header name: keys, and bitmaps if their bit is set. */
+static void walk_extensions(struct walk *w, const uint8_t *header)
+{
+    bool bitmaps = u32(header + 4) >= 3 && (u64(header + 88) & 1);
     uint64_t at = u32(header + 4) >= 3 ? u32(header + 100) : 72;
     uint8_t *all = read_bytes(w, 0, w->cluster);
 
@@ -258,6 +293,8 @@ static void walk_luks(struct walk *w, const uint8_t *header)
          at += 8 + (u32(all + at + 4) + 7) / 8 * 8)
         if (u32(all + at) == LUKS_EXTENSION)
             refer(w, "LUKS header", 0, u64(all + at + 8), u64(all + at + 16));
+        else if (u32(all + at) == BITMAPS_EXTENSION && bitmaps)
+            walk_bitmaps(w, all + at + 8);
     free(all);
 }
 
@@ -290,7 +327,7 @@ void structure_check_qcow2(struct storage *st, struct structure *out)
     if (!w.counted || !w.found || !w.packed)
         abort();
     refer(&w, "header", 0, 0, w.cluster);
-    walk_luks(&w, header);
+    walk_extensions(&w, header);
     read_refcounts(&w, u64(header + 48), u32(header + 56));
     walk_l1(&w, u64(header + 40), u32(header + 36), true);
     if (n_snapshots)

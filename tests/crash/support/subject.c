@@ -2,6 +2,8 @@
 /* The image under test, and its random requests. */
 #include "subject.h"
 
+#include "bitmaps.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <spawn.h>
@@ -322,6 +324,19 @@ static void take_snapshot(struct subject *s)
     memcpy(s->snapshot, s->initial, s->n_sectors * sizeof *s->initial);
 }
 
+static void make_bitmaps(struct subject *s)
+{
+    must_be_0(files_save(s->base, s), "saving");
+    for (unsigned i = 0; i < kept_bitmaps_count; i++) {
+        const char *words[] = {"--add", "-g", kept_bitmaps[i].granularity,
+                               kept_bitmaps[i].frozen ? "--disable" : NULL, NULL};
+        const char *more[] = {kept_bitmaps[i].name, NULL};
+        must_be(run_tool(s, "bitmap", words, more) == 0, "qemu-img bitmap");
+    }
+    files_close(&s->base);
+    must_be_0(files_load(&s->base, s), "loading");
+}
+
 /* Failures are wanted in places; what matters is what the tests make of them. */
 static void drop_message(enum log_level level, const char *fmt, va_list ap)
 {
@@ -354,6 +369,8 @@ void subject_make(struct subject *s, const struct subject_config *config)
         populate(s);
     if (config->snapshot)
         take_snapshot(s);
+    if (config->bitmaps)
+        make_bitmaps(s);
     if (config->fixed_size)
         must_be_0(storage_truncate(s->base.image, config->disk_bytes * 2), "making room");
 }

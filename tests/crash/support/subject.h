@@ -43,6 +43,7 @@ struct subject_config {
     uint64_t backing_bytes; /* 0: no backing file */
     unsigned populated;     /* percent of the disk written before the recording */
     bool snapshot;          /* taken after that */
+    bool bitmaps;           /* kept in the image, made after that; see bitmaps.h */
     bool fixed_size;        /* the store can't grow; it has room for twice the disk */
     bool killed_only;   /* crashes of the server, not of the host: all that was written is
                            there */
