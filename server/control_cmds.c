@@ -22,7 +22,7 @@ static const struct {
     {control_node_commands, true},        {control_start_commands, false},
     {control_job_commands, false},        {control_bitmap_commands, true},
     {control_transaction_commands, true}, {control_snapshot_commands, true},
-    {control_backup_commands, false},
+    {control_backup_commands, false},     {control_overlay_commands, true},
 };
 
 #define NEGOTIATE "qmp_capabilities"

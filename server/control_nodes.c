@@ -258,7 +258,7 @@ static bool read_format(struct control_context *ctx, const json_t *args, unsigne
                      "file: a format over a format: it has to be a file or an NBD export");
         return false;
     }
-    node->as_image_says = !backing;
+    node->as_image_says = !backing && strcmp(node->driver, "raw") != 0;
     if (!backing || json_is_null(backing))
         return true;
     node->below = read_child(ctx, "backing", backing, depth, error);

@@ -9,6 +9,7 @@
 #include "base/list.h"
 #include "control_backup.h"
 #include "control_bitmaps.h"
+#include "control_overlays.h"
 #include "export_table.h"
 
 /* An export that actions name. */
@@ -43,9 +44,9 @@ static const struct transaction_kind abort_kind = {"abort", .prepare = fail_abor
 
 /* What a transaction can have; a line for each. */
 static const struct transaction_kind *const kinds[] = {
-    &bitmap_add_kind,    &bitmap_remove_kind,   &bitmap_clear_kind,
-    &bitmap_enable_kind, &bitmap_disable_kind,  &bitmap_merge_kind,
-    &abort_kind,         &blockdev_backup_kind, &drive_backup_kind,
+    &bitmap_add_kind,     &bitmap_remove_kind, &bitmap_clear_kind, &bitmap_enable_kind,
+    &bitmap_disable_kind, &bitmap_merge_kind,  &abort_kind,        &blockdev_backup_kind,
+    &drive_backup_kind,   &overlay_file_kind,  &overlay_node_kind,
 };
 
 /* ---- for actions ---- */
@@ -109,9 +110,18 @@ static bool find_export(struct transaction_action *action, struct control_error 
 
     if (!arg)
         return true;
+    bool device = strcmp(arg, "device") == 0;
+    if (device && !arg_is_given(action->args, arg) &&
+        arg_is_given(action->args, "node-name")) {
+        arg = "node-name";
+        device = false;
+    }
     const char *name = arg_text(action->args, arg);
-    action->exp = strcmp(arg, "device") == 0 ? control_find_device(action->ctx, name, error)
-                                             : control_find_node(action->ctx, name, error);
+    if (!name)
+        control_fail(error, CLASS_GENERIC, "Parameter '%s' is missing", arg);
+    else
+        action->exp = device ? control_find_device(action->ctx, name, error)
+                             : control_find_node(action->ctx, name, error);
     return action->exp;
 }
 
@@ -242,7 +252,7 @@ json_t *control_run_action(struct control_context *ctx, const struct transaction
         .n_actions = 1, .actions = &action, .exports = &export};
 
     action.transaction = &transaction;
-    return run_all(&transaction, false, error) ? json_object() : NULL;
+    return run_all(&transaction, kind->drains_alone, error) ? json_object() : NULL;
 }
 
 /* ---- the command ---- */

@@ -24,7 +24,8 @@
  *   - whatever must be nobody else's from prepare on (a bitmap) is held:
  *     transaction_hold.  An action finds what an earlier one of its transaction holds free
  *     for itself.
- * A command that does one action by itself is control_run_action: nothing is drained then.
+ * A command that does one action by itself is control_run_action: nothing is drained then,
+ * unless the kind says so.
  *
  * An action's node stays open from prepare to commit or abort.  Another may take its place meanwhile,
  * at a job's end, unless the action takes a reference to the export.  Commit may put
@@ -46,10 +47,11 @@ struct transaction_action;
 struct transaction_kind {
     const char *name;
     const struct control_arg *args; /* of `data` */
-    /* Which argument names the export whose changes are drained: "node" or "device"; NULL:
-     * none is. */
+    /* Which argument names the export whose changes are drained: "node" or "device" (for
+     * which "node-name" can stand); NULL: none is. */
     const char *export_arg;
-    bool groups; /* it starts a job, which completion-mode=grouped is about */
+    bool drains_alone; /* and also where it is a command by itself */
+    bool groups;       /* it starts a job, which completion-mode=grouped is about */
 
     /* Each is optional. */
     bool (*open)(struct transaction_action *action, struct control_error *error);

@@ -322,9 +322,14 @@ static void lock_reopened_images(struct served_export *exp, struct node *top)
 
     if (!exp->locks)
         return;
-    for (struct node *node = top; node; node = node->backing)
-        if (node->options.lock_off && node_lock_now(node, &diag))
+    for (struct node *node = top; node; node = node->backing) {
+        if (!node->options.lock_off)
+            continue;
+        if (node_lock_now(node, &diag))
             log_warning("%s: is served without a lock", diag.text);
+        else
+            node->options.lock_off = false;
+    }
 }
 
 /* The user's choices are for the disk, whichever image that is.  But "volatile" is one for
@@ -354,6 +359,16 @@ int export_replace(struct served_export *exp, struct node *new_node, struct diag
         exp->replaced = chain_has(new_node, old) ? NULL : old;
     }
     return 0;
+}
+
+void export_put_on_top(struct served_export *exp, struct node *overlay)
+{
+    LOCK_GUARD(&exp->lock);
+    struct node *old = atomic_load(&exp->node);
+
+    inherit_options(old, overlay);
+    node_set_below(overlay, old);
+    atomic_store(&exp->node, overlay);
 }
 
 /* Nobody uses what was replaced: it is about to be closed. */

@@ -139,6 +139,11 @@ void export_drop_reference(struct served_export *exp);
 int export_claim(struct served_export *exp, struct node **node, struct diag *diag) MUST_USE;
 void export_end_claim(struct served_export *exp);
 
+/* By the holder of the claim, with changing requests drained: serves `overlay`, which it takes
+ * over, from here on, with what was served until now below it.  It is no smaller, and active
+ * if that is. */
+void export_put_on_top(struct served_export *exp, struct node *overlay);
+
 /* Changing requests wait from here on; returns when those in flight are done, and doesn't
  * wait for others, which may hang on a backing file.  Several jobs may drain at once:
  * requests go on when the last has ended its drain.  What export_replace has replaced is closed

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Paths from the root. */
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -16,4 +18,16 @@ char *path_absolute(const char *path)
     if (!folder || asprintf(&absolute, "%s/%s", folder, path) < 0)
         return NULL;
     return absolute;
+}
+
+int path_sync_folder(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    CLEANUP_FREE char *folder =
+        slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
+
+    if (!folder)
+        return -ENOMEM;
+    CLEANUP_CLOSE int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return fd >= 0 && fsync(fd) == 0 ? 0 : -errno;
 }

@@ -12,6 +12,9 @@
  * it is looked at, or resolved.  The caller's to free; NULL with errno. */
 char *path_absolute(const char *path) MUST_USE;
 
+/* Makes the name of a file that was made durable.  0 or -errno. */
+int path_sync_folder(const char *path) MUST_USE;
+
 /* Are both of the same file? */
 static inline bool stat_is_same_file(const struct stat *a, const struct stat *b)
 {

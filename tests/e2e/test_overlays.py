@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Snapshots into new files while clients write: the frozen point, what becomes of the old image, and
+commits back.  M-52"""
+
+import os
+import random
+import time
+
+import harness
+from harness import KIB, MIB, SEED, check, create, parametrised, run
+from test_nodes import NodeCase
+from writers import Writers
+
+ROUNDS = int(os.environ.get("QIMG_ROUNDS", 40 if harness.LONG else 6))
+
+
+class OverlayCase(NodeCase):
+    SIZE = 4 * MIB
+
+    def snapshot(self, name="over", fmt="qcow2", **more):
+        path = self.path(f"{name}.{fmt}")
+        self.client.cmd("blockdev-snapshot-sync", device="drive0", snapshot_file=path, format=fmt,
+                        snapshot_node_name=name, **more)
+        return path
+
+    def top(self):
+        return self.client.cmd("query-block")[0]["inserted"]
+
+    def commit(self):
+        """The overlay into the image below it."""
+        self.client.cmd("block-commit", job_id="fold", device="drive0", base=self.top()["backing_file"])
+        self.ready()
+        self.client.cmd("job-complete", id="fold")
+        self.ended()
+
+
+@parametrised
+class Sync(OverlayCase):
+    cases_formats = {f"{old} under {new}": (old, new) for old in ("qcow2", "qed", "raw") for new in ("qcow2", "qed")}
+
+    def check_formats(self, old, new):
+        """the old image is closed as it would be at the server's end, for others to read; nothing writes to it"""
+        self.make(old)
+        self.begin()
+        self.write(MIB, b"before" * 5000)
+        frozen = bytes(self.content)
+        over = self.snapshot(fmt=new)
+        self.assertEqual((self.top()["node-name"], self.top()["file"], self.top()["backing_file"]),
+                         ("over", over, self.image))
+        self.assertEqual(self.names()[1], "drive0")
+        if old != "raw":
+            check(self.image, old)  # with its lock, no -U
+            self.assertFalse(harness.info(self.image, old).get("dirty-flag"))
+        digest = harness.sha256(self.image)
+        self.write(MIB + 5, b"behind" * 5000)
+        self.disk.zero(100 * KIB, 2 * MIB)
+        self.content[2 * MIB:2 * MIB + 100 * KIB] = bytes(100 * KIB)
+        self.disk.flush()
+        self.same(bytes(self.disk.pread(self.SIZE, 0)), "the disk")
+        self.assertEqual(harness.content(self.image, old), frozen)
+        self.server.stop()
+        self.assertEqual(harness.sha256(self.image), digest)
+        check(over, new)
+        self.expect_content(over, new)
+
+    def test_a_chain_of_them(self):
+        """each over the last; then folded, one after the other, into the first"""
+        self.begin()
+        points = []
+        for number in range(4):
+            self.write(number * 64 * KIB, bytes([number + 1]) * 100 * KIB)
+            points.append((self.top()["file"], self.top()["drv"], bytes(self.content)))
+            self.snapshot(f"over{number}", "qed" if number % 2 else "qcow2")
+        self.write(0, b"the end")
+        for path, fmt, content in points:
+            self.assertEqual(harness.content(path, fmt), content, path)
+        for _ in range(4):
+            self.client.cmd("block-commit", job_id="fold", device="drive0", top_node=self.names()[0],
+                            base_node=self.names()[1])
+            self.ready()
+            self.complete("fold")
+        self.assertEqual(self.names(), ["drive0"])
+        self.server.stop()
+        check(self.image, "qcow2")
+        self.expect_content(self.image, "qcow2")
+
+    def test_existing(self):
+        """mode=existing: it names the disk's image, or nothing, which is then written into it"""
+        self.begin()
+        for number, backing in enumerate((True, False)):
+            path = self.path(f"made{number}.qcow2")
+            old = self.top()["file"]
+            if backing:
+                run("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", old, "-F", "qcow2", path, str(self.SIZE))
+            else:
+                create(path, "qcow2", self.SIZE)
+            self.client.cmd("blockdev-snapshot-sync", device="drive0", snapshot_file=path, mode="existing")
+            self.assertEqual(harness.info(path, "qcow2")["full-backing-filename"], old)
+            self.write(number * MIB, b"on it" * 999)
+        self.server.stop()
+        self.expect_content(path, "qcow2")
+
+    def test_a_node(self):
+        """blockdev-snapshot, as libvirt has it; and back by block-commit, after which the node is free"""
+        self.begin()
+        path = self.path("over.qcow2")
+        run("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", self.image, "-F", "qcow2", path, str(self.SIZE))
+        self.add("over-file", "file", filename=path)
+        self.add("over", "qcow2", file="over-file", backing=None)
+        self.client.cmd("blockdev-snapshot", node="drive0", overlay="over")
+        self.assertEqual(self.names(), ["over", "drive0", "over-file"])
+        self.fails("GenericError", self.client, "blockdev-del", "Node over is in use", node_name="over")
+        self.write(0, b"in the overlay" * 1000)
+        self.client.cmd("block-commit", job_id="job", device="over", top_node="over", base_node="drive0")
+        self.ready()
+        self.complete()
+        self.delete("over")
+        self.delete("over-file")
+        self.assertEqual(self.names(), ["drive0"])
+        self.server.stop()
+        self.expect_content(self.image, "qcow2")
+
+    def test_refused(self):
+        self.begin()
+
+        def refused(words, **arguments):
+            arguments = {"device": "drive0", "snapshot_file": self.path("o.qcow2"), **arguments}
+            self.fails("GenericError", self.client, "blockdev-snapshot-sync", words, **arguments)
+            self.assertFalse(os.path.exists(self.path("o.qcow2")))
+            self.assertEqual(self.names(), ["drive0"])
+
+        refused("is part of the disk", snapshot_file=self.image)
+        refused("absolute path", snapshot_file="o.qcow2")
+        refused("No such file", snapshot_file=self.path("no/folder/o"))
+        refused("No such file", mode="existing")
+        refused("Duplicate", snapshot_node_name="drive0")
+        refused("Invalid node-name", snapshot_node_name="1")
+        refused("raw images", format="raw")
+        create(self.path("small.qcow2"), "qcow2", MIB)
+        refused("smaller", snapshot_file=self.path("small.qcow2"), mode="existing")
+        other = self.image_of("other.qcow2")
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-b", other, "-F", "qcow2", self.path("else.qcow2"))
+        refused("names another backing file", snapshot_file=self.path("else.qcow2"), mode="existing")
+        self.fails("DeviceNotFound", self.client, "blockdev-snapshot-sync", "nosuch", device="nosuch", snapshot_file="/x")
+        self.fails("GenericError", self.client, "blockdev-snapshot-sync", "'device' is missing", snapshot_file="/x")
+        self.add("plain", "raw", file={"driver": "file", "filename": self.image_of("p.raw", "raw")})
+        self.fails("GenericError", self.client, "blockdev-snapshot", "does not support backing images", node="drive0",
+                   overlay="plain")
+        self.delete("plain")
+        self.mirror(speed=64 * KIB)
+        refused("a job uses it")
+        self.client.cmd("job-cancel", id="job")
+        self.ended("BLOCK_JOB_CANCELLED")
+        self.write(0, b"goes on")
+
+    def test_references(self):
+        """what the server wouldn't open at its next start isn't made"""
+        folder = self.path("inner")
+        os.mkdir(folder)
+        self.begin("references=dir")
+        self.fails("GenericError", self.client, "blockdev-snapshot-sync", "references=dir", device="drive0",
+                   snapshot_file=os.path.join(folder, "o.qcow2"))
+        self.assertEqual(os.listdir(folder), [])
+        self.snapshot()
+
+    def test_read_only(self):
+        self.begin()
+        self.server.stop()
+        self.start(image=self.image, nbdkit=["-r"])
+        self.server.connect()
+        self.client = self.qmp()
+        self.fails("GenericError", self.client, "blockdev-snapshot-sync", "read-only", device="drive0",
+                   snapshot_file=self.path("o.qcow2"))
+
+    def test_all_or_none(self):
+        """in a transaction; what comes to nothing leaves no file"""
+        self.begin()
+        path = self.path("o.qcow2")
+        actions = [{"type": "blockdev-snapshot-sync", "data": {"device": "drive0", "snapshot-file": path,
+                                                               "snapshot-node-name": "o"}},
+                   {"type": "block-dirty-bitmap-add", "data": {"node": "drive0", "name": "b"}}]
+        self.fails("GenericError", self.client, "transaction", "Abort", actions=[*actions, {"type": "abort", "data": {}}])
+        self.assertFalse(os.path.exists(path))
+        self.assertEqual(self.names(), ["drive0"])
+        self.assertNotIn("dirty-bitmaps", self.top())
+        self.write(0, b"goes on")
+        self.assertEqual(self.client.cmd("transaction", actions=actions[:1]), {})
+        self.assertEqual(self.names(), ["o", "drive0"])
+
+    def test_bitmaps_stay_with_the_old_image(self):
+        self.begin()
+        self.client.cmd("block-dirty-bitmap-add", node="drive0", name="b", granularity=64 * KIB)
+        self.write(0, b"x")
+        self.snapshot()
+        self.write(MIB, b"y" * 64 * KIB)
+        over, old = self.client.cmd("query-named-block-nodes", flat=True)
+        self.assertNotIn("dirty-bitmaps", over)
+        self.assertEqual((old["node-name"], old["dirty-bitmaps"][0]["count"]), ("drive0", 64 * KIB))
+
+
+class UnderWriters(OverlayCase):
+    TIMEOUT = 1000
+
+    def test_rounds(self):
+        """overlays are made and committed again, under writers: each frozen point is one moment of the disk"""
+        for number in range(0, ROUNDS, 3):
+            with self.subTest(round=number):
+                self.some_rounds(number)
+
+    def some_rounds(self, first):
+        rng = random.Random(f"{SEED} {first}")
+        self.make(rng.choice(["qcow2", "qed", "raw"]))
+        self.begin()
+        writers = Writers(self.server, self.content, f"{SEED} {first}")
+        points = []
+        try:
+            for number in range(3):
+                writers.some(40)
+                old = self.top()
+                writers.mark()
+                over = self.snapshot(f"o{first}x{number}", rng.choice(["qcow2", "qed"]))
+                writers.some(40)
+                frozen = harness.content(old["file"], old["drv"])
+                self.assertTrue(writers.is_a_moment(frozen), f"{SEED}: not a moment of the disk")
+                points.append((over, old["file"]))
+                if rng.random() < 0.7:
+                    self.commit()
+                    self.assertEqual(self.top()["file"], old["file"])
+                    os.unlink(over)
+        finally:
+            self.content = writers.stop()
+        self.same(bytes(self.disk.pread(self.SIZE, 0)), "the disk")
+        top = self.top()
+        self.server.stop()
+        self.expect_content(top["file"], top["drv"])
+        if top["drv"] != "raw":
+            check(top["file"], top["drv"])
+
+
+class Killed(OverlayCase):
+    def test_at_any_moment(self):
+        """kill -9 around a snapshot: what was flushed is there, in the overlay if there is one"""
+        for number in range(ROUNDS):
+            with self.subTest(round=number):
+                self.one(random.Random(f"{SEED} {number}"), number)
+
+    def one(self, rng, number):
+        self.make(rng.choice(["qcow2", "qed"]))
+        self.begin()
+        writers = Writers(self.server, self.content, f"{SEED} k{number}")
+        writers.some(30)
+        path = self.path(f"k{number}.qcow2")
+        self.client.send({"execute": "blockdev-snapshot-sync",
+                          "arguments": {"device": "drive0", "snapshot-file": path}})
+        time.sleep(rng.random() * 0.05)
+        self.server.kill()
+        for writer in writers.all:
+            writer.over = True
+            writer.join(60)
+        image, fmt = self.image, self.fmt
+        if os.path.exists(path) and run("qemu-img", "info", "-f", "qcow2", path, check=False).returncode == 0:
+            image, fmt = path, "qcow2"
+        check_ok = run(harness.QIMG, "check", "-q", "-r", "all", "-f", fmt, image, check=False).returncode
+        self.assertIn(check_ok, (0, 3))
+        self.assertTrue(writers.crashed(harness.content(image, fmt)), f"{SEED} {number}: {image}")
