@@ -168,7 +168,7 @@ struct driver {
     bool (*has_unlinked)(struct node *node);
 
     /* DRIVER_BACKING: from here on the image names this file as its backing file, of a format
-     * that is never NULL.  Durable on return; after a crash the old name or the new one
+     * that is never NULL; name and format NULL: it names none.  Durable on return; after a crash the old name or the new one
      * holds.  What node->backing is is the caller's. */
     int (*set_backing)(struct node *node, const char *name, const char *format,
                        struct diag *diag);
@@ -178,6 +178,9 @@ struct driver {
     /* DRIVER_SHRINKS: lowers it; what lies behind is lost.  A crash leaves the old size or the
      * new one, and what lies before it as it was. */
     int (*shrink)(struct node *node, uint64_t size, struct diag *diag);
+    /* Optional: lets go of all that the image has, so that what lies below shows; the caller has
+     * the node to itself.  Durable on return; a crash leaves any part of it. */
+    int (*make_empty)(struct node *node, struct diag *diag);
     /* DRIVER_MARKS: commits and clears the dirty mark now, as the timer would. */
     int (*clear_mark)(struct node *node);
 

@@ -222,6 +222,9 @@ int node_grow(struct node *node, uint64_t size, struct diag *diag) MUST_USE;
  * DRIVER_SHRINKS. */
 int node_shrink(struct node *node, uint64_t size, struct diag *diag) MUST_USE;
 
+/* See driver.h.  -ENOTSUP without a sentence: the format can't, and nothing happened. */
+int node_make_empty(struct node *node, struct diag *diag) MUST_USE;
+
 /* See driver.h: the image names another backing file from here on.  -ENOTSUP with a
  * sentence without DRIVER_BACKING. */
 int node_set_backing(struct node *node, const char *name, const char *format,

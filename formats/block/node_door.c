@@ -31,6 +31,11 @@ int node_shrink(struct node *node, uint64_t size, struct diag *diag)
     return err ? err : node_bitmaps_resize(node, size, diag);
 }
 
+int node_make_empty(struct node *node, struct diag *diag)
+{
+    return node->driver->make_empty ? node->driver->make_empty(node, diag) : -ENOTSUP;
+}
+
 int node_set_backing(struct node *node, const char *name, const char *format,
                      struct diag *diag)
 {

@@ -225,12 +225,12 @@ int qcow2_header_ext_replace(uint8_t *area, size_t n, uint32_t type, const void 
     int more;
 
     while ((more = next_extension(area, n, &at, &ext)) > 0) {
-        if (ext.type == type && at - start - 8 == padded) {
+        if (ext.type == type && data && at - start - 8 == padded) {
             found = true;
             store_be32(area + start + 4, (uint32_t)len);
             memset(area + start + 8, 0, padded);
             memcpy(area + start + 8, data, len);
-        } else if (ext.type == type) { /* it goes, and comes back at the end */
+        } else if (ext.type == type) { /* it goes, and may come back at the end */
             memmove(area + start, area + at, n - at);
             memset(area + n - (at - start), 0, at - start);
             at = start;
@@ -239,7 +239,7 @@ int qcow2_header_ext_replace(uint8_t *area, size_t n, uint32_t type, const void 
     }
     if (more < 0)
         return -EINVAL;
-    if (!found && qcow2_header_ext_append(area, n, &start, type, data, len))
+    if (data && !found && qcow2_header_ext_append(area, n, &start, type, data, len))
         return -ENOSPC;
     *used = MIN(n, start + 8);
     memset(area + start, 0, *used - start);

@@ -167,6 +167,7 @@ int qcow2_set_backing(struct node *node, const char *name, const char *format,
                       struct diag *diag);
 int qcow2_grow(struct node *node, uint64_t size, struct diag *diag);
 int qcow2_shrink(struct node *node, uint64_t size, struct diag *diag);
+int qcow2_make_empty(struct node *node, struct diag *diag);
 
 /* Before the first change of an active image: clears the bits of what isn't kept up.
  * Durable on return.  Not under header_lock. */

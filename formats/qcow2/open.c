@@ -379,6 +379,7 @@ const struct driver qcow2_driver = {
     .set_backing = qcow2_set_backing,
     .grow = qcow2_grow,
     .shrink = qcow2_shrink,
+    .make_empty = qcow2_make_empty,
     .clear_mark = qcow2_clear_mark,
     .snapshots = qcow2_snapshots,
     .open_snapshot = qcow2_open_snapshot,

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Naming another backing file in the header cluster. */
+/* Naming another backing file in the header cluster, or none. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,10 +18,10 @@ static int write_header(struct qcow2 *q, uint8_t *raw, size_t used, const char *
                         uint64_t at)
 {
     struct storage *st = q->node->file;
-    size_t len = strlen(name);
+    size_t len = name ? strlen(name) : 0;
 
-    int err = storage_write(st, name, at, len, 0);
-    if (!err)
+    int err = len ? storage_write(st, name, at, len, 0) : 0;
+    if (!err && len)
         err = node_barrier(q->node);
     store_be64(raw + FIELD(backing_file_offset), at);
     store_be32(raw + FIELD(backing_file_size), (uint32_t)len);
@@ -51,15 +51,20 @@ int qcow2_set_backing(struct node *node, const char *name, const char *format,
     if (old == 0 || old_len == 0 || old < fixed || old > size)
         old = old_len = 0;
     err = qcow2_header_ext_replace(raw + fixed, (old ? old : size) - fixed,
-                                   EXT_BACKING_FORMAT, format, strlen(format), &used);
+                                   EXT_BACKING_FORMAT, format, format ? strlen(format) : 0,
+                                   &used);
     used += fixed;
-    uint64_t at =
-        err ? 0 : driver_place_name(used, old, old_len, strlen(name), MIN(size, 1u << 16));
-    if (at == 0 || strlen(name) > MAX_BACKING_NAME)
+    uint64_t at = err || !name ? 0
+                               : driver_place_name(used, old, old_len, strlen(name),
+                                                   MIN(size, 1u << 16));
+    if (!err && !name)
+        err = write_header(q, raw, used, NULL, 0);
+    else if (at == 0 || strlen(name) > MAX_BACKING_NAME)
         return diag_set(diag, ENOSPC, "%s: no room in its header for the name %s",
-                        node->filename, name);
-    err = write_header(q, raw, used, name, at);
+                        node->filename, name ? name : "");
+    else
+        err = write_header(q, raw, used, name, at);
     return err ? diag_errno(diag, -err, "%s: naming %s as its backing file", node->filename,
-                            name)
+                            name ? name : "nothing")
                : 0;
 }

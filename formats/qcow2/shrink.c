@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Lowering the virtual size.
+/* Lowering the virtual size, and emptying an image.
  *
  * Step by step, each durable before the next, so that a crash leaves a disk of the old size
  * or of the new one, whose bytes up to the new size are as they were:
@@ -106,6 +106,21 @@ static int cut_data_file(struct qcow2 *q, uint64_t size)
         return 0;
     int err = storage_truncate(q->node->data, size);
     return err ? err : storage_flush(q->node->data);
+}
+
+int qcow2_make_empty(struct node *node, struct diag *diag)
+{
+    struct qcow2 *q = qcow2_of(node);
+
+    int err = node_begin_change(node);
+    if (!err)
+        err = cut_clusters(q, 0, align_up(node->size, cluster_size(q)));
+    if (!err)
+        err = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
+    if (!err)
+        err = drop_tables(q, 0);
+    q->alloc.shrunk = true;
+    return err ? diag_errno(diag, -err, "%s: emptying it", node->filename) : 0;
 }
 
 int qcow2_shrink(struct node *node, uint64_t size, struct diag *diag)

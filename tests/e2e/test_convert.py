@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`qimg convert`: as qemu-img's, beside it; what it does where that does less; and how it ends."""
 
+import json
 import os
 import pathlib
 import re
@@ -173,6 +174,15 @@ class Alone(Case):
         self.assertEqual(done.returncode, 1)
         self.assertRegex(done.stderr, "error while writing at byte [0-9]+: File too large")
         self.assertEqual(os.listdir(self.dir), ["a.raw"])
+
+    def test_compressed_by_all_threads(self):
+        self.source()
+        for kind in ("zlib", "zstd"):
+            run(QIMG, "convert", "-c", "-O", "qcow2", "-o", f"compression_type={kind}", "a.raw", "out", cwd=self.dir)
+            run("qemu-img", "compare", "-F", "qcow2", "-f", "raw", "a.raw", "out", cwd=self.dir)
+            found = json.loads(run("qemu-img", "check", "--output=json", "out", cwd=self.dir).stdout)
+            self.assertEqual(found["compressed-clusters"], 256)
+            self.assertLess(os.path.getsize(self.path("out")), 4 * MIB)
 
     def test_salvage(self):
         """What can't be read, here for want of a compressed cluster's bytes, is left zero, and said."""

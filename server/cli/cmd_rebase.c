@@ -1,0 +1,385 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* `qimg rebase`.
+ *
+ * In safe mode the disk reads the same afterwards: where the image has nothing of its own and
+ * the old and the new backing file differ, it gets what the old one has.  That is durable
+ * before the image names the new one, so that it reads as before at each moment. */
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/lock.h"
+#include "base/zero_bytes.h"
+#include "block/cache_mode.h"
+#include "cli.h"
+#include "create_options.h"
+#include "image.h"
+#include "interrupt.h"
+#include "jobs/sweep.h"
+#include "progress.h"
+
+#define BUFFER_BYTES (1u << 20) /* for each of both */
+#define LEAST_PIECE  (2u << 20)
+
+static const struct cli_option options[] = {
+    {'f', NULL, "FMT", "the image's format; by default told from its content"},
+    {'b', NULL, "FILE", "the new backing file; an empty name: none"},
+    {'F', NULL, "FMT", "the new backing file's format"},
+    {'u', NULL, NULL, "unsafe: change the name only, and open no backing file"},
+    {'c', NULL, NULL, "store what is copied compressed"},
+    {'t', NULL, "CACHE", "how the image is written: writeback, none, ..."},
+    {'T', NULL, "CACHE", "how the backing files are read"},
+    {CLI_IMAGE_OPTS, "image-opts", NULL, "the filename is driver=...,file.filename=..."},
+    CLI_OBJECT_OPTION,
+    {'p', NULL, NULL, "show progress"},
+    {'q', NULL, NULL, "print nothing but errors"},
+    {'U', "force-share", NULL, "allow others to have the backing files open for writing"},
+    {0},
+};
+
+struct rebase_args {
+    struct cli_image image;
+    const char *backing, *format; /* backing NULL: not given; "": none */
+    const struct cache_mode *cache, *source_cache;
+    bool unsafe, compress, progress, quiet;
+};
+
+struct rebasing {
+    const struct rebase_args *args;
+    struct node *image, *new_backing; /* NULL: there is none */
+    uint64_t unit;                    /* what is copied at once */
+    struct lock lock;
+    /* under lock: of the lowest place that failed */
+    uint64_t failed_at;
+    int err;
+    bool write_side;
+};
+
+static int note_failure(struct rebasing *r, uint64_t at, int err, bool write_side)
+{
+    LOCK_GUARD(&r->lock);
+
+    if (err && (!r->err || at < r->failed_at)) {
+        r->err = err;
+        r->failed_at = at;
+        r->write_side = write_side;
+    }
+    return err;
+}
+
+/* ---- what differs is copied ---- */
+
+static int read_old(struct rebasing *r, char *to, uint64_t off, uint64_t len)
+{
+    return note_failure(r, off, block_read(r->image, to, off, len), false);
+}
+
+/* Zeroes behind the end of the new backing file, or without one. */
+static int read_new(struct rebasing *r, char *to, uint64_t off, uint64_t len)
+{
+    uint64_t size = r->new_backing ? r->new_backing->size : 0;
+    uint64_t inside = off < size ? MIN(len, size - off) : 0;
+
+    memset(to + inside, 0, len - inside);
+    return inside ? note_failure(r, off, block_read(r->new_backing, to, off, inside), false)
+                  : 0;
+}
+
+/* Without a backing file a hole is zeroes, and stays one; under the new one it wouldn't be. */
+static int write_unit(struct rebasing *r, const char *data, uint64_t off, uint64_t len)
+{
+    bool zero = node_holes_may_show(r->image) && bytes_are_zero(data, len);
+    int err = zero ? block_zero(r->image, off, len, BLOCK_MAY_UNMAP)
+                   : block_write(r->image, data, off, len, 0);
+
+    return note_failure(r, off, err, true);
+}
+
+/* At most a buffer; from one end of a unit to the next what differs is written at once. */
+static int copy_differences(struct rebasing *r, char *buffer, uint64_t off, uint64_t len,
+                            uint64_t *moved)
+{
+    char *other = buffer + BUFFER_BYTES;
+    int err = read_old(r, buffer, off, len);
+
+    if (!err)
+        err = read_new(r, other, off, len);
+    for (uint64_t at = 0, n; !err && at < len; at += n) {
+        n = MIN(len - at, align_down(off + at, r->unit) + r->unit - (off + at));
+        if (memcmp(buffer + at, other + at, n) == 0)
+            continue;
+        err = write_unit(r, buffer + at, off + at, n);
+        *moved += n;
+    }
+    return err;
+}
+
+/* ---- where the image has nothing ---- */
+
+static int new_status(struct rebasing *r, uint64_t off, uint64_t len,
+                      struct block_status *st)
+{
+    uint64_t size = r->new_backing ? r->new_backing->size : 0;
+
+    *st = (struct block_status){.length = len, .zero = true};
+    return off < size
+               ? note_failure(r, off,
+                              block_status(r->new_backing, off, MIN(len, size - off), st),
+                              false)
+               : 0;
+}
+
+/* Do both read the same, as far as can be told without reading? */
+static bool is_alike(const struct block_status *a, const struct block_status *b)
+{
+    return (a->zero && b->zero) ||
+           (a->data && b->data && a->file && b->file && a->host_offset == b->host_offset &&
+            storage_is_same(a->file, b->file));
+}
+
+static int rebase_run(struct rebasing *r, char *buffer, uint64_t off, uint64_t *len,
+                      uint64_t *moved)
+{
+    struct block_status old, new;
+
+    int err = note_failure(r, off, block_status(r->image, off, *len, &old), false);
+    if (err)
+        return err;
+    *len = old.length;
+    if (old.depth == 0 && old.present)
+        return 0;
+    err = new_status(r, off, *len, &new);
+    if (err)
+        return err;
+    *len = MIN(*len, new.length);
+    if (is_alike(&old, &new))
+        return 0;
+    /* Whole units, where the runs have more than one. */
+    uint64_t end = align_down(off + MIN(*len, BUFFER_BYTES), r->unit);
+    *len = end > off ? end - off : MIN(*len, BUFFER_BYTES);
+    return copy_differences(r, buffer, off, *len, moved);
+}
+
+static int rebase_piece(void *opaque, void *buffer, uint64_t off, uint64_t len,
+                        uint64_t *moved)
+{
+    struct rebasing *r = opaque;
+    uint64_t end = off + len;
+    int err = 0;
+
+    for (uint64_t n; !err && off < end; off += n) {
+        n = end - off;
+        err = rebase_run(r, buffer, off, &n, moved);
+    }
+    return err;
+}
+
+static void show_progress(void *opaque, uint64_t done)
+{
+    const struct rebasing *r = opaque;
+
+    progress_report(done, r->image->size);
+}
+
+static int copy_all(struct rebasing *r)
+{
+    const struct sweep sweep = {
+        .end = r->image->size,
+        .piece = sweep_piece(r->image->size, LEAST_PIECE),
+        .threads = sweep_threads(),
+        .buffer_bytes = 2 * BUFFER_BYTES,
+        .work = rebase_piece,
+        .progress = show_progress,
+        .opaque = r,
+        .stop = &interrupt_came,
+    };
+
+    lock_init(&r->lock, RANK_LEAF);
+    int err = sweep_run(&sweep);
+    lock_destroy(&r->lock);
+    if (!err)
+        err = block_flush(r->image);
+    if (!err)
+        return CLI_OK;
+    if (r->err)
+        cli_error("error while %s at byte %" PRIu64 ": %s",
+                  r->write_side ? "writing" : "reading", r->failed_at, strerror(-r->err));
+    else if (interrupt_came)
+        cli_error("interrupted");
+    else
+        cli_error("cannot rebase: %s", strerror(-err));
+    return cli_error("%s: still has its old backing file, and reads as before",
+                     r->image->filename);
+}
+
+/* ---- the new backing file ---- */
+
+static int open_new_backing(const struct rebase_args *args, const struct node *image,
+                            struct image *out)
+{
+    CLEANUP_REFERENCE struct reference ref = {0};
+    struct diag diag = {0};
+
+    if (reference_resolve(image->filename, args->backing, REFERENCES_ANY, &ref, &diag) < 0)
+        return cli_diag(&diag);
+    const struct chain_options chain = {
+        .format = args->format,
+        .protocol = ref.protocol,
+        .read_only = true,
+        .keys_of = image,
+        .node = {.cache = args->source_cache, .lock_off = args->image.share},
+    };
+    return image_open(out, ref.path, &chain, IMAGE_NEVER_RAW);
+}
+
+static int check_not_below(const struct node *image, const struct node *below)
+{
+    for (; below; below = below->backing)
+        if (storage_is_same(image->file, below->file))
+            return cli_error("%s: would lie on itself, by way of %s", image->filename,
+                             below->filename);
+    return CLI_OK;
+}
+
+static int name_backing(const struct rebase_args *args, struct node *image)
+{
+    bool none = args->backing[0] == '\0';
+    struct diag diag = {0};
+
+    return node_set_backing(image, none ? NULL : args->backing, none ? NULL : args->format,
+                            &diag) < 0
+               ? cli_diag(&diag)
+               : CLI_OK;
+}
+
+static int rebase_safely(const struct rebase_args *args, struct node *image)
+{
+    bool none = args->backing[0] == '\0';
+    struct image new_backing = {0};
+    struct rebasing r = {
+        .args = args,
+        .image = image,
+        .unit = args->compress ? image->cluster_size : image->subcluster_size,
+    };
+
+    int code = none ? CLI_OK : open_new_backing(args, image, &new_backing);
+    if (code != CLI_OK)
+        return code;
+    r.new_backing = new_backing.node;
+    code = check_not_below(image, r.new_backing);
+    if (code == CLI_OK)
+        code = copy_all(&r);
+    if (!none && image_close(&new_backing) != CLI_OK)
+        code = CLI_FAILED;
+    return code;
+}
+
+static int check_words(const struct rebase_args *args, const struct node *image)
+{
+    if (!node_can(image, DRIVER_BACKING))
+        return cli_error("%s: %s images have no backing file", image->filename,
+                         node_format(image));
+    if (args->backing[0] && !args->format)
+        return cli_error("Could not change the backing file to '%s': backing format must "
+                         "be specified",
+                         args->backing);
+    if (args->compress && node_why_not_compress(image))
+        return cli_error("%s: Compression not supported for this file format: %s",
+                         image->filename, node_why_not_compress(image));
+    return CLI_OK;
+}
+
+static int rebase_node(const struct rebase_args *args, struct node *image)
+{
+    struct diag diag = {0};
+
+    int code = check_words(args, image);
+    if (code == CLI_OK && node_activate(image, &diag) < 0)
+        code = cli_diag(&diag);
+    if (code == CLI_OK && !args->unsafe)
+        code = rebase_safely(args, image);
+    return code == CLI_OK ? name_backing(args, image) : code;
+}
+
+static int rebase_given(const struct rebase_args *args)
+{
+    const struct chain_options chain = {
+        .no_backing = args->unsafe,
+        .keep_locked = args->unsafe,
+        .node = {.cache = args->cache, .compress = args->compress},
+    };
+    struct image image;
+
+    if (args->format && !driver_find(args->format))
+        return create_format_unknown("Invalid format name:", args->format);
+    int code = image_open_given(&image, &args->image, &chain);
+    if (code != CLI_OK)
+        return code;
+    interrupt_catch();
+    progress_begin(args->progress && !args->quiet);
+    code = rebase_node(args, image.node);
+    if (image_close(&image) != CLI_OK)
+        code = CLI_FAILED;
+    progress_end(code == CLI_OK);
+    interrupt_die();
+    return code;
+}
+
+static int take_option(void *opaque, int option)
+{
+    struct rebase_args *args = opaque;
+
+    switch (option) {
+    case 'b':
+        args->backing = optarg;
+        break;
+    case 'F':
+        args->format = optarg;
+        break;
+    case 'u':
+        args->unsafe = true;
+        break;
+    case 'c':
+        args->compress = true;
+        break;
+    case 't':
+        return cli_parse_cache("cache", optarg, &args->cache);
+    case 'T':
+        return cli_parse_cache("source cache", optarg, &args->source_cache);
+    case 'p':
+        args->progress = true;
+        break;
+    case 'q':
+        args->quiet = true;
+        break;
+    default:
+        return cli_take_image_option(&args->image, option);
+    }
+    return CLI_OK;
+}
+
+static int run_rebase_command(const struct cli_command *self, int argc, char **argv)
+{
+    struct rebase_args args = {.cache = cache_mode_find("writeback")};
+    int code = cli_take_image(self, argc, argv, take_option, &args, &args.image);
+
+    if (code == CLI_GO_ON && !args.backing)
+        code = args.unsafe ? cli_error("-u needs -b: the new backing file's name, or \"\"")
+                           : cli_error("Must specify backing file (-b) or use unsafe mode "
+                                       "(-u)");
+    if (code == CLI_GO_ON)
+        code = rebase_given(&args);
+    cli_free_image(&args.image);
+    return code;
+}
+
+const struct cli_command rebase_command = {
+    .name = "rebase",
+    .operands = "filename",
+    .summary = "Put an image on another backing file.",
+    .options = options,
+    .run = run_rebase_command,
+};

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`qimg rebase` and `qimg commit`: as qemu-img's, beside it; and cut short by kill -9."""
+
+import os
+import pathlib
+import random
+import subprocess
+import time
+
+from harness import KIB, MIB, QIMG, Case, content, create, fill, plugin_env, run
+from side_by_side import SideBySide, pattern
+
+ROUNDS = int(os.environ.get("QIMG_ROUNDS", "3"))
+
+
+class Beside(SideBySide):
+    def test_rebase(self):
+        self.rows([(f"rebase {words} {name}.{fmt}", f"{name}.{fmt}:{fmt}")
+                   for words in ("-b b.raw -F raw", "-u -b b.raw -F raw", "-b a.qcow2 -F qcow2", "-b a.qed -F qed", "-b odd.raw -F raw",
+                                 "-p -b small.qcow2 -F qcow2", "-q -b comp.qcow2 -F qcow2")
+                   for name, fmt in (("over", "qcow2"), ("over", "qed"))])
+        self.rows([(f"rebase {words}", f"{words.split()[-1]}:qcow2") for words in (
+            "-b b.raw -F raw long.qcow2", "-b a.raw -F raw top.qcow2", "-b over.qed -F qed top.qcow2", "-b b.raw -F raw top.qcow2",
+            "-t none -T none -b b.raw -F raw over.qcow2", "-U -b b.raw -F raw over.qcow2", "-b a.raw -F raw a.qcow2", "-b b.raw -F raw ext.qcow2",
+            "-b b.raw -F raw small.qcow2")], text=False)
+
+    def test_to_no_backing_file(self):
+        for name, fmt in (("over.qcow2", "qcow2"), ("over.qed", "qed"), ("top.qcow2", "qcow2"), ("long.qcow2", "qcow2"), ("a.qcow2", "qcow2")):
+            for words in ([], ["-u"]):
+                with self.subTest(name=name, words=words):
+                    theirs, ours = self.both(["rebase", *words, "-b", "", name])
+                    self.assertEqual((theirs.returncode, ours.returncode), (0, 0), ours.stderr)
+                    self.same_image(name, fmt)
+
+    def test_commit(self):
+        self.rows([(f"commit {words}", images) for words, images in (
+            ("over.qcow2", "over.qcow2:qcow2 a.raw:raw"), ("over.qed", "over.qed:qed a.raw:raw"), ("-d over.qcow2", "over.qcow2:qcow2 a.raw:raw"),
+            ("-p top.qcow2", "top.qcow2:qcow2 over.qcow2:qcow2"), ("-q -b a.raw top.qcow2", "top.qcow2:qcow2 a.raw:raw"),
+            ("-b over.qcow2 top.qcow2", "top.qcow2:qcow2 over.qcow2:qcow2"), ("long.qcow2", "long.qcow2:qcow2 a.raw:raw"),
+            ("-r 100M over.qcow2", "over.qcow2:qcow2 a.raw:raw"), ("-t none over.qcow2", "over.qcow2:qcow2 a.raw:raw"),
+            ("-f qcow2 over.qcow2", "over.qcow2:qcow2 a.raw:raw"), ("--image-opts driver=qcow2,file.filename=top.qcow2", "over.qcow2:qcow2"))])
+
+    def test_refused(self):
+        self.rows([(words, "over.qcow2:qcow2 a.raw:raw") for words in (
+            "rebase over.qcow2", "rebase", "rebase -b none -F raw over.qcow2", "rebase -b b.raw over.qcow2", "rebase -u -b b.raw over.qcow2",
+            "rebase -b b.raw -F foo over.qcow2", "rebase -f raw -b b.raw a.raw", "rebase -b b.raw -F qcow2 over.qcow2", "rebase -t foo -b b.raw -F raw over.qcow2",
+            "rebase -b b.raw -F raw none", "rebase --bogus over.qcow2", "commit", "commit none", "commit -b none over.qcow2", "commit a.qcow2",
+            "commit a.raw", "commit -t foo over.qcow2", "commit -r foo over.qcow2", "commit --bogus over.qcow2", "commit over.qcow2 top.qcow2")])
+
+
+class Alone(Case):
+    def chain(self, fmt="qcow2"):
+        """base <- top, and another base; what top reads as."""
+        base, other, top = (bytearray(pattern(i, 4 * MIB)) for i in (1, 2, 3))
+        other[MIB:2 * MIB] = base[MIB:2 * MIB]
+        base[2 * MIB:3 * MIB] = bytes(MIB)
+        for name, data in (("base", base), ("other", other)):
+            pathlib.Path(self.path(name)).write_bytes(data)
+        create(self.path("top"), fmt, 4 * MIB, backing="base", backing_fmt="raw")
+        expected = base[:]
+        for at in range(0, 4 * MIB, 512 * KIB):
+            expected[at:at + 100 * KIB] = top[at:at + 100 * KIB]
+        fill(self.path("top"), fmt, [(at, bytes(top[at:at + 100 * KIB])) for at in range(0, 4 * MIB, 512 * KIB)])
+        return bytes(expected)
+
+    def test_compressed(self):
+        expected = self.chain()
+        run(QIMG, "rebase", "-c", "-b", "other", "-F", "raw", "top", cwd=self.dir)
+        self.assertEqual(content(self.path("top"), "qcow2"), expected)
+        self.assertIn('"compressed-clusters"', run("qemu-img", "check", "--output=json", "top", cwd=self.dir).stdout)
+
+    def test_of_an_image_without_one(self):
+        """Its holes are zeroes, and stay so; qemu-img lets the new file show through in version 2."""
+        data = bytes(MIB) + pattern(1, 100 * KIB) + bytes(3 * MIB - 100 * KIB)
+        pathlib.Path(self.path("base")).write_bytes(pattern(2, 4 * MIB))
+        for fmt, options in (("qcow2", "compat=0.10"), ("qcow2", "compat=1.1"), ("qcow2", "extended_l2=on"), ("qed", "")):
+            create(self.path("i"), fmt, 4 * MIB, options)
+            fill(self.path("i"), fmt, [(MIB, data[MIB:MIB + 100 * KIB])])
+            run(QIMG, "rebase", "-f", fmt, "-b", "base", "-F", "raw", "i", cwd=self.dir)
+            self.assertEqual(content(self.path("i"), fmt), data, (fmt, options))
+
+    def test_what_both_have_is_not_copied(self):
+        expected = self.chain()
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", "mid", cwd=self.dir)
+        before = os.path.getsize(self.path("top"))
+        run(QIMG, "rebase", "-b", "mid", "-F", "qcow2", "top", cwd=self.dir)
+        self.assertEqual(content(self.path("top"), "qcow2"), expected)
+        self.assertEqual(os.path.getsize(self.path("top")), before)
+
+    def test_on_itself(self):
+        self.chain()
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "top", "-F", "qcow2", "over", cwd=self.dir)
+        done = run(QIMG, "rebase", "-b", "over", "-F", "qcow2", "top", cwd=self.dir, check=False)
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, "itself|lock")
+
+    def killed(self, argv, most):
+        process = subprocess.Popen([str(QIMG), *argv], env=plugin_env(), cwd=self.dir, stdout=subprocess.DEVNULL)
+        time.sleep(self.rng.random() * most)
+        process.kill()
+        process.wait()
+
+    def test_killed(self):
+        """kill -9 at any moment: the image reads as before, and the command can be given again."""
+        for _ in range(ROUNDS):
+            for fmt in ("qcow2", "qed"):
+                for argv in (["rebase", "-b", "other", "-F", "raw", "top"], ["rebase", "-b", "", "top"], ["commit", "top"]):
+                    with self.part(fmt=fmt, argv=argv):
+                        expected = self.chain(fmt)
+                        self.killed(argv, 0.06)
+                        done = run("qemu-img", "check", "-r", "leaks", "-f", fmt, "top", cwd=self.dir, check=False)
+                        self.assertIn(done.returncode, (0, 3), done.stdout + done.stderr)
+                        self.assertEqual(content(self.path("top"), fmt), expected)
+                        run(QIMG, *argv, cwd=self.dir, check=argv[0] != "rebase")
+                        self.assertEqual(content(self.path("top"), fmt), expected)
+                        if argv[0] == "commit":
+                            self.assertEqual(pathlib.Path(self.path("base")).read_bytes(), expected)
