@@ -13,6 +13,8 @@
 #include "control_transaction.h"
 #include "export_table.h"
 #include "jobs/backup.h"
+#include "node_table.h"
+#include "plugin_config.h"
 
 enum { SYNC_FULL, SYNC_TOP, SYNC_NONE, SYNC_BITMAP, SYNC_INCREMENTAL };
 static const char *const syncs[] = {"full", "top", "none", "bitmap", "incremental", NULL};
@@ -44,47 +46,50 @@ static const struct control_arg perf_args[] = {
 
 /* ---- the target, opened by the job ---- */
 
-static int open_target(void *opaque, struct node *source, const _Atomic bool *give_up,
-                       struct node **target, struct diag *diag)
+static struct target_request *new_request(const json_t *args)
 {
-    struct target_request *request = opaque;
-
-    request->source = source;
-    request->give_up = give_up;
-    return control_open_target(request, target, diag);
-}
-
-static void free_request(void *opaque)
-{
-    struct target_request *request = opaque;
-
-    free(request->target);
-    free(request);
-}
-
-/* drive-backup makes a file, unless it is to be there; what blockdev-backup is given is an image
- * already, of the format that its magic says. */
-static struct mirror_opener opener_of(const json_t *args, bool by_node)
-{
-    struct target_request *request = calloc(1, sizeof *request);
     const char *name = arg_text(args, "target");
+    struct target_request *request = calloc(1, sizeof *request);
     char *target = strdup(strncmp(name, "file:", 5) == 0 ? name + 5 : name);
-    bool existing =
-        by_node || arg_word(args, "mode", modes, MODE_ABSOLUTE_PATHS) == MODE_EXISTING;
 
     if (!request || !target) {
         free(request);
         free(target);
-        return (struct mirror_opener){0};
+        return NULL;
     }
-    *request = (struct target_request){
-        .target = target,
-        .format = by_node ? NULL : formats[arg_word(args, "format", formats, FORMAT_RAW)],
-        .existing = existing,
-        .with_backing = arg_word(args, "sync", syncs, SYNC_FULL) == SYNC_TOP,
-    };
-    return (struct mirror_opener){
-        .open = open_target, .free = free_request, .opaque = request};
+    request->target = target;
+    return request;
+}
+
+/* A node that was added, or an image that is there, of the format that its magic says. */
+static void fill_for_node(struct target_request *request, struct control_context *ctx,
+                          const json_t *args)
+{
+    request->added = node_table_find(&ctx->nodes, arg_text(args, "target"));
+    request->references = ctx->config->references;
+    request->existing = true;
+}
+
+/* A file that is made, unless it is to be there. */
+static void fill_for_file(struct target_request *request, const json_t *args)
+{
+    request->format = formats[arg_word(args, "format", formats, FORMAT_RAW)];
+    request->existing = arg_word(args, "mode", modes, MODE_ABSOLUTE_PATHS) == MODE_EXISTING;
+    request->with_backing = arg_word(args, "sync", syncs, SYNC_FULL) == SYNC_TOP;
+}
+
+static struct mirror_opener opener_of(struct control_context *ctx, const json_t *args,
+                                      bool by_node)
+{
+    struct target_request *request = new_request(args);
+
+    if (!request)
+        return (struct mirror_opener){0};
+    if (by_node)
+        fill_for_node(request, ctx, args);
+    else
+        fill_for_file(request, args);
+    return control_opener(request);
 }
 
 /* ---- judging ---- */
@@ -155,7 +160,8 @@ static enum backup_sync sync_of(const json_t *args)
     }
 }
 
-static struct backup_params backup_params_of(struct served_export *exp, const json_t *args,
+static struct backup_params backup_params_of(struct control_context *ctx,
+                                             struct served_export *exp, const json_t *args,
                                              bool by_node, uint64_t ticket)
 {
     const json_t *perf = json_object_get(args, "x-perf");
@@ -165,7 +171,7 @@ static struct backup_params backup_params_of(struct served_export *exp, const js
 
     return (struct backup_params){
         .job = job_params_of(args, exp, ticket),
-        .opener = opener_of(args, by_node),
+        .opener = opener_of(ctx, args, by_node),
         .sync = sync_of(args),
         .bitmap = arg_text(args, "bitmap"),
         .bitmap_mode = (enum backup_bitmap_mode)arg_word(args, "bitmap-mode", bitmap_modes,
@@ -193,7 +199,7 @@ static int start_params(struct control_context *ctx, struct backup_params *param
 static int start_blockdev(struct control_context *ctx, struct served_export *exp,
                           const json_t *args, uint64_t ticket, struct diag *diag)
 {
-    struct backup_params params = backup_params_of(exp, args, true, ticket);
+    struct backup_params params = backup_params_of(ctx, exp, args, true, ticket);
 
     return start_params(ctx, &params, NULL, diag);
 }
@@ -201,7 +207,7 @@ static int start_blockdev(struct control_context *ctx, struct served_export *exp
 static int start_drive(struct control_context *ctx, struct served_export *exp,
                        const json_t *args, uint64_t ticket, struct diag *diag)
 {
-    struct backup_params params = backup_params_of(exp, args, false, ticket);
+    struct backup_params params = backup_params_of(ctx, exp, args, false, ticket);
 
     return start_params(ctx, &params, NULL, diag);
 }
@@ -256,7 +262,7 @@ static bool start_held(struct transaction_action *action, struct backup_action *
         return false;
     }
     struct backup_params params =
-        backup_params_of(action->exp, action->args, by_node, NO_TICKET);
+        backup_params_of(action->ctx, action->exp, action->args, by_node, NO_TICKET);
     if (start_params(action->ctx, &params, &state->backup, &error->diag) == 0)
         return true;
     export_end_job(action->exp);

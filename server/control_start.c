@@ -108,9 +108,10 @@ enum job_on_error on_error_of(const json_t *args, const char *key)
     return (enum job_on_error)arg_word(args, key, on_errors, JOB_REPORT);
 }
 
-/* The opener's: its own copy of what the command said. */
-static int open_target(void *opaque, struct node *source, const _Atomic bool *give_up,
-                       struct node **target, struct diag *diag)
+/* ---- targets ---- */
+
+static int open_for_job(void *opaque, struct node *source, const _Atomic bool *give_up,
+                        struct node **target, struct diag *diag)
 {
     struct target_request *request = opaque;
 
@@ -128,10 +129,10 @@ static void free_request(void *opaque)
     free(request);
 }
 
-static struct mirror_opener opener_of(struct target_request *request)
+struct mirror_opener control_opener(struct target_request *request)
 {
     return (struct mirror_opener){
-        .open = open_target, .free = free_request, .opaque = request};
+        .open = open_for_job, .free = free_request, .opaque = request};
 }
 
 /* The target as drive-mirror names it: a file or an NBD export. */
@@ -152,7 +153,7 @@ static struct mirror_opener opener_by_name(const json_t *args)
         .existing = arg_word(args, "mode", modes, MODE_ABSOLUTE_PATHS) == MODE_EXISTING,
         .with_backing = arg_word(args, "sync", syncs, MIRROR_FULL) == MIRROR_TOP,
     };
-    return opener_of(request);
+    return control_opener(request);
 }
 
 /* As blockdev-mirror does: a node, which is taken over. */
@@ -167,7 +168,7 @@ static struct mirror_opener opener_of_node(struct control_context *ctx,
     }
     *request =
         (struct target_request){.added = target, .references = ctx->config->references};
-    return opener_of(request);
+    return control_opener(request);
 }
 
 static int start_mirror_to(struct control_context *ctx, struct served_export *exp,

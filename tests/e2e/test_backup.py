@@ -253,6 +253,15 @@ class Syncs(BackupCase):
         self.ended()
         self.expect_content(target, "qed")
 
+    def test_blockdev_backup_to_a_node(self):
+        self.begin()
+        target = create(self.path("target.qcow2"), "qcow2", self.SIZE)
+        self.client.cmd("blockdev-add", driver="qcow2", node_name="target", file={"driver": "file", "filename": target})
+        self.client.cmd("blockdev-backup", job_id="job", device="drive0", target="target", sync="full")
+        self.ended()
+        self.client.cmd("blockdev-del", node_name="target")
+        self.expect_content(target, "qcow2")
+
 
 class Transactions(BackupCase):
     """a backup as an action: at one point with others, or not at all"""
