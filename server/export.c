@@ -19,6 +19,8 @@ static int open_chain(struct served_export *exp, const struct export_request *re
     const struct plugin_config *config = request->config;
     struct chain_options options = {
         .format = config->format,
+        .folder = request->folder,
+        .give_up = request->give_up,
         .fallback_read_only = true,
         .no_backing = config->no_backing,
         .backing = config->backing,
@@ -64,12 +66,29 @@ static int open_node(struct served_export *exp, const struct export_request *req
     return 0;
 }
 
-static void free_names(struct served_export *exp)
+void export_free(struct served_export *exp)
 {
     free(exp->name);
     free(exp->node_name);
     free(exp->default_view);
-    exp->name = exp->node_name = exp->default_view = NULL;
+    free(exp->failure);
+    free(exp);
+}
+
+struct served_export *export_new(const char *name, const char *node_name)
+{
+    void *memory;
+
+    /* The gates in it want their own cache lines, of which malloc knows nothing. */
+    if (posix_memalign(&memory, _Alignof(struct served_export),
+                       sizeof(struct served_export)) != 0)
+        return NULL;
+    struct served_export *exp = memory;
+    *exp = (struct served_export){.name = strdup(name), .node_name = strdup(node_name)};
+    if (exp->name && exp->node_name)
+        return exp;
+    export_free(exp);
+    return NULL;
 }
 
 int export_open(struct served_export *exp, const struct export_request *request,
@@ -77,15 +96,9 @@ int export_open(struct served_export *exp, const struct export_request *request,
 {
     struct node *node;
 
-    *exp = (struct served_export){
-        .name = strdup(request->name),
-        .node_name = strdup(request->node_name),
-    };
     block_context_init_shared(&exp->ctx, shared);
-    int err = exp->name && exp->node_name ? open_node(exp, request, &node, diag)
-                                          : diag_errno(diag, ENOMEM, "%s", request->file);
+    int err = open_node(exp, request, &node, diag);
     if (err) {
-        free_names(exp);
         block_context_destroy(&exp->ctx);
         return err;
     }
@@ -485,6 +498,5 @@ int export_close(struct served_export *exp)
     block_context_destroy(&exp->ctx);
     pthread_cond_destroy(&exp->drain_ended);
     lock_destroy(&exp->lock);
-    free_names(exp);
     return err ? err : last_err;
 }

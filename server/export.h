@@ -55,15 +55,25 @@ struct served_export {
     struct export_table *table; /* NULL: in none */
     struct list link;
     int life;
-    uint64_t serial; /* rises in the order of the list */
-    unsigned users;  /* who has a pointer to it, the table included */
-    unsigned jobs;   /* while there are any it isn't removed */
+    unsigned users;       /* who has a pointer to it, the table included */
+    unsigned jobs;        /* while there are any it isn't removed */
+    bool of_folder;       /* closed when nobody has used it for a while */
+    uint64_t idle_since;  /* clock_ms; 0: it is used */
+    struct diag *failure; /* why it could not be opened, for who waited for that */
 };
 
-/* What is opened, and as what.  Borrowed until export_open returns. */
+/* One of that name (default_view may be set until it is started), which isn't open; NULL when
+ * memory is short. */
+struct served_export *export_new(const char *name, const char *node_name) MUST_USE;
+/* It is closed, or was never open. */
+void export_free(struct served_export *exp);
+
+/* What is opened.  Borrowed until export_open returns. */
 struct export_request {
-    const char *name, *node_name, *file;
-    const struct plugin_config *config; /* how; its `file` isn't looked at */
+    const char *file;
+    const struct storage_folder *folder; /* the file lies in there; NULL: anywhere */
+    const _Atomic bool *give_up;         /* as chain_options'; NULL: none */
+    const struct plugin_config *config;  /* how; its `file` isn't looked at */
 };
 
 /* Opens and validates the image and its chain without changing a byte; writable_now: and

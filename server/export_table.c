@@ -8,54 +8,54 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/log.h"
+#include "export_table_internal.h"
+#include "image_folder.h"
 
 /* A message names so many exports. */
 #define NAMES_SHOWN 8
 
-enum life {
-    LISTED,  /* found by name; the table is a user */
-    REMOVED, /* its users may go on */
-    CLOSING, /* by one thread, without the lock */
-    CLOSED,  /* somebody still has a pointer to it */
-};
-
 void export_table_init(struct export_table *table)
 {
+    *table = (struct export_table){0};
     lock_init(&table->lock, RANK_LEAF);
-    pthread_cond_init(&table->closed, NULL);
+    pthread_cond_init(&table->changed, NULL);
+    cond_init_timed(&table->idle);
     list_init(&table->exports);
-    table->last_serial = 0;
+}
+
+void export_table_set_folder(struct export_table *table, struct image_folder *folder,
+                             uint64_t linger_ms)
+{
+    table->folder = folder;
+    table->linger_ms = linger_ms;
 }
 
 void export_table_destroy(struct export_table *table)
 {
-    pthread_cond_destroy(&table->closed);
+    pthread_cond_destroy(&table->changed);
+    pthread_cond_destroy(&table->idle);
     lock_destroy(&table->lock);
 }
 
-static struct served_export *export_at(struct list *pos)
-{
-    return CONTAINER_OF(pos, struct served_export, link);
-}
-
-/* Under the lock; an export that is LISTED, or NULL. */
-static struct served_export *look_up_name(struct export_table *table, const char *name)
+struct served_export *export_table_look_up(struct export_table *table, const char *name)
 {
     LIST_FOR_EACH (pos, &table->exports) {
         struct served_export *exp = export_at(pos);
-        if (exp->life == LISTED && strcmp(exp->name, name) == 0)
+        if (exp->life == EXPORT_LISTED && strcmp(exp->name, name) == 0)
             return exp;
     }
     return NULL;
 }
 
-/* Under the lock; an export that is LISTED, or NULL. */
+/* Under the lock; one that is listed, or being opened, which has its name already; or NULL. */
 static struct served_export *look_up_node(struct export_table *table, const char *node_name)
 {
     LIST_FOR_EACH (pos, &table->exports) {
         struct served_export *exp = export_at(pos);
-        if (exp->life == LISTED && strcmp(exp->node_name, node_name) == 0)
+        if ((exp->life == EXPORT_LISTED || exp->life == EXPORT_OPENING) &&
+            strcmp(exp->node_name, node_name) == 0)
             return exp;
     }
     return NULL;
@@ -74,10 +74,10 @@ static struct served_export *become_user(struct served_export *exp)
 /* Under the lock. */
 static void free_unused(struct served_export *exp)
 {
-    if (exp->life != CLOSED || exp->users > 0)
+    if ((exp->life != EXPORT_CLOSED && exp->life != EXPORT_FAILED) || exp->users > 0)
         return;
     list_remove(&exp->link);
-    free(exp);
+    export_free(exp);
 }
 
 static void close_image(struct served_export *exp)
@@ -90,24 +90,37 @@ static void close_image(struct served_export *exp)
                   filename ? filename : "an image", strerror(-err));
 }
 
-/* Under the lock, which is let go meanwhile. */
-static void close_export(struct export_table *table, struct served_export *exp)
+void export_close_unlocked(struct export_table *table, struct served_export *exp)
 {
-    exp->life = CLOSING;
-    lock_release(&table->lock);
-    close_image(exp);
-    lock_acquire(&table->lock);
-    exp->life = CLOSED;
-    pthread_cond_broadcast(&table->closed);
+    if (exp->life == EXPORT_LISTED)
+        exp->users--; /* the table's own */
+    exp->life = EXPORT_CLOSING;
+    {
+        LOCK_GAP(&table->lock);
+        close_image(exp);
+    }
+    exp->life = EXPORT_CLOSED;
+    pthread_cond_broadcast(&table->changed);
     free_unused(exp);
 }
 
-/* Under the lock, which may be let go meanwhile. */
-static void leave_export(struct export_table *table, struct served_export *exp)
+/* Under the lock: an image of the folder that nobody uses any more is closed some time later.
+ * Who only looks at it then doesn't change when. */
+static void note_idle(struct export_table *table, struct served_export *exp)
+{
+    if (!export_is_unused(exp))
+        return;
+    if (!exp->idle_since)
+        exp->idle_since = clock_ms();
+    pthread_cond_signal(&table->idle);
+}
+
+void export_leave_unlocked(struct export_table *table, struct served_export *exp)
 {
     exp->users--;
-    if (exp->users == 0 && exp->life == REMOVED)
-        close_export(table, exp);
+    note_idle(table, exp);
+    if (exp->users == 0 && exp->life == EXPORT_REMOVED)
+        export_close_unlocked(table, exp);
     else
         free_unused(exp);
 }
@@ -118,27 +131,15 @@ void export_put(struct served_export *exp)
         return;
     struct export_table *table = exp->table;
     LOCK_GUARD(&table->lock);
-    leave_export(table, exp);
+    export_leave_unlocked(table, exp);
 }
 
 /* ---- adding and removing ---- */
 
-/* The gates in it want their own cache lines, of which malloc knows nothing. */
-static struct served_export *new_export(void)
+int export_table_check_names(struct export_table *table, const struct served_export *exp,
+                             struct diag *diag)
 {
-    void *memory;
-
-    return posix_memalign(&memory, _Alignof(struct served_export),
-                          sizeof(struct served_export)) == 0
-               ? memory
-               : NULL;
-}
-
-/* Under the lock. */
-static int check_names_free(struct export_table *table, const struct served_export *exp,
-                            struct diag *diag)
-{
-    if (look_up_name(table, exp->name))
+    if (export_table_look_up(table, exp->name))
         return diag_set(diag, EEXIST, "export '%.200s': there is one of that name already",
                         exp->name);
     if (look_up_node(table, exp->node_name))
@@ -152,46 +153,44 @@ int export_table_add(struct export_table *table, struct served_export *exp,
                      struct diag *diag)
 {
     LOCK_GUARD(&table->lock);
-    int err = check_names_free(table, exp, diag);
+    int err = export_table_check_names(table, exp, diag);
     if (err)
         return err;
     exp->table = table;
-    exp->life = LISTED;
+    exp->life = EXPORT_LISTED;
     exp->users = 1;
-    exp->serial = ++table->last_serial;
     list_append(&table->exports, &exp->link);
     return 0;
 }
 
-int export_table_open(struct export_table *table, const struct export_request *request,
+int export_table_open(struct export_table *table, const char *name, const char *node_name,
+                      const struct export_request *request,
                       const struct block_shared *shared, struct diag *diag)
 {
-    CLEANUP_FREE struct served_export *exp = new_export();
+    struct served_export *exp = export_new(name, node_name);
 
     if (!exp)
         return diag_errno(diag, ENOMEM, "%s", request->file);
     int err = export_open(exp, request, shared, diag);
-    if (err)
-        return err;
-    err = export_table_add(table, exp, diag);
+    if (!err)
+        err = export_table_add(table, exp, diag);
     if (err) {
         close_image(exp);
-        return err;
+        export_free(exp);
     }
-    exp = NULL; /* the table's */
-    return 0;
+    return err;
 }
 
 int export_table_remove(struct export_table *table, const char *name, struct diag *diag)
 {
     LOCK_GUARD(&table->lock);
-    struct served_export *exp = look_up_name(table, name);
+    struct served_export *exp = export_table_look_up(table, name);
     if (!exp)
         return diag_set(diag, ENOENT, "export '%.200s': there is none of that name", name);
     if (exp->jobs > 0)
         return diag_set(diag, EBUSY, "export '%.200s': a job uses it", name);
-    exp->life = REMOVED;
-    leave_export(table, exp);
+    exp->life = EXPORT_REMOVED;
+    export_leave_unlocked(table, exp);
     return 0;
 }
 
@@ -206,7 +205,7 @@ static void list_names(struct export_table *table, char *text, size_t size)
     text[0] = '\0';
     LIST_FOR_EACH (pos, &table->exports) {
         const struct served_export *exp = export_at(pos);
-        if (exp->life != LISTED || n++ >= NAMES_SHOWN)
+        if (exp->life != EXPORT_LISTED || n++ >= NAMES_SHOWN)
             continue;
         used += (size_t)snprintf(text + used, size - used, "%s\"%.60s\"", n > 1 ? ", " : "",
                                  exp->name);
@@ -215,76 +214,120 @@ static void list_names(struct export_table *table, char *text, size_t size)
         snprintf(text + used, size - used, " and %u more", n - NAMES_SHOWN);
 }
 
-struct served_export *export_table_find(struct export_table *table, const char *name,
-                                        struct diag *diag)
+/* The caller becomes a user; NULL: none is listed. */
+static struct served_export *find_listed(struct export_table *table, const char *name)
+{
+    LOCK_GUARD(&table->lock);
+    struct served_export *exp = export_table_look_up(table, name);
+    if (exp)
+        exp->idle_since = 0;
+    return become_user(exp);
+}
+
+static void say_what_there_is(struct export_table *table, const char *name,
+                              struct diag *diag)
 {
     char names[NAMES_SHOWN * 64 + 32];
 
+    if (table->folder) {
+        diag_set(diag, ENOENT,
+                 "there is no export '%.200s': no image of that name is in %s", name,
+                 image_folder_path(table->folder));
+        return;
+    }
     LOCK_GUARD(&table->lock);
-    struct served_export *exp = look_up_name(table, name);
-    if (exp)
-        return become_user(exp);
     list_names(table, names, sizeof names);
     diag_set(diag, ENOENT, "there is no export '%.200s': there is %s", name,
              names[0] ? names : "none at all");
+}
+
+/* The folder is looked at without the lock: it may lie on a disk that doesn't answer. */
+static bool is_in_folder(struct export_table *table, const char *name)
+{
+    return table->folder && image_folder_has(table->folder, name);
+}
+
+struct served_export *export_table_find(struct export_table *table, const char *name,
+                                        struct diag *diag)
+{
+    struct served_export *exp = find_listed(table, name);
+
+    if (exp)
+        return exp;
+    if (is_in_folder(table, name))
+        return export_find_in_folder(table, name, diag);
+    say_what_there_is(table, name, diag);
     return NULL;
+}
+
+static bool is_listed(struct export_table *table, const char *name)
+{
+    LOCK_GUARD(&table->lock);
+    return export_table_look_up(table, name);
+}
+
+bool export_table_has(struct export_table *table, const char *name)
+{
+    return is_listed(table, name) || is_in_folder(table, name);
 }
 
 struct served_export *export_table_find_node(struct export_table *table,
                                              const char *node_name)
 {
     LOCK_GUARD(&table->lock);
-    return become_user(look_up_node(table, node_name));
+    struct served_export *exp = look_up_node(table, node_name);
+    return exp && exp->life == EXPORT_LISTED ? become_user(exp) : NULL;
 }
 
 const char *export_table_default(struct export_table *table)
 {
     LOCK_GUARD(&table->lock);
-    return look_up_name(table, "") ? "" : NULL;
+    return export_table_look_up(table, "") ? "" : NULL;
 }
 
-/* Under the lock: the first behind the serial that lives no longer than `last` says. */
-static struct served_export *look_up_next(struct export_table *table, uint64_t serial,
-                                          enum life last)
+/* Under the lock: the first behind `exp` (NULL: of all) that lives no longer than `last` says.
+ * One with a user isn't taken out of the list. */
+static struct served_export *look_up_next(struct export_table *table,
+                                          struct served_export *exp, enum export_life last)
 {
-    LIST_FOR_EACH (pos, &table->exports) {
-        struct served_export *exp = export_at(pos);
-        if (exp->serial > serial && exp->life <= (int)last)
-            return exp;
-    }
+    struct list *pos = exp ? exp->link.next : table->exports.next;
+
+    for (; pos != &table->exports; pos = pos->next)
+        if (export_at(pos)->life <= (int)last)
+            return export_at(pos);
     return NULL;
 }
 
 static struct served_export *step_to_next(struct export_table *table,
-                                          struct served_export *exp, enum life last)
+                                          struct served_export *exp, enum export_life last)
 {
     LOCK_GUARD(&table->lock);
-    struct served_export *next =
-        become_user(look_up_next(table, exp ? exp->serial : 0, last));
+    struct served_export *next = become_user(look_up_next(table, exp, last));
     if (exp)
-        leave_export(table, exp);
+        export_leave_unlocked(table, exp);
     return next;
 }
 
 struct served_export *export_table_next(struct export_table *table,
                                         struct served_export *exp)
 {
-    return step_to_next(table, exp, LISTED);
+    return step_to_next(table, exp, EXPORT_LISTED);
 }
 
 /* As EXPORT_TABLE_EACH, with those that were removed and are still in use. */
-#define EACH_OPEN_EXPORT(exp, table)                                                  \
-    for (struct served_export *exp = step_to_next(table, NULL, REMOVED); exp != NULL; \
-         (exp) = step_to_next(table, exp, REMOVED))
+#define EACH_OPEN_EXPORT(exp, table)                                            \
+    for (struct served_export *exp = step_to_next(table, NULL, EXPORT_REMOVED); \
+         exp != NULL; (exp) = step_to_next(table, exp, EXPORT_REMOVED))
 
 /* ---- jobs ---- */
 
 bool export_begin_job(struct served_export *exp)
 {
     LOCK_GUARD(&exp->table->lock);
-    if (exp->life != LISTED)
+    if (exp->life != EXPORT_LISTED)
         return false;
     exp->jobs++;
+    exp->idle_since = 0;
     return true;
 }
 
@@ -292,6 +335,7 @@ void export_end_job(struct served_export *exp)
 {
     LOCK_GUARD(&exp->table->lock);
     exp->jobs--;
+    note_idle(exp->table, exp);
 }
 
 /* ---- the life of the server ---- */
@@ -305,7 +349,7 @@ int export_table_start(struct export_table *table)
             return err;
         }
     }
-    return 0;
+    return table->folder ? export_closers_start(table) : 0;
 }
 
 bool export_table_is_idle(struct export_table *table)
@@ -318,14 +362,23 @@ bool export_table_is_idle(struct export_table *table)
     return true;
 }
 
+static void refuse_to_open(struct export_table *table)
+{
+    LOCK_GUARD(&table->lock);
+    atomic_store(&table->ending, true);
+    pthread_cond_broadcast(&table->changed);
+}
+
 void export_table_abandon_servers(struct export_table *table)
 {
+    refuse_to_open(table);
     EACH_OPEN_EXPORT (exp, table)
         export_abandon_servers(exp);
 }
 
 void export_table_seal(struct export_table *table)
 {
+    refuse_to_open(table);
     EACH_OPEN_EXPORT (exp, table)
         export_seal(exp);
 }
@@ -334,7 +387,7 @@ void export_table_seal(struct export_table *table)
 static bool is_any_closing(struct export_table *table)
 {
     LIST_FOR_EACH (pos, &table->exports)
-        if (export_at(pos)->life == CLOSING)
+        if (export_at(pos)->life == EXPORT_CLOSING)
             return true;
     return false;
 }
@@ -343,12 +396,11 @@ void export_table_close(struct export_table *table)
 {
     struct served_export *exp;
 
+    refuse_to_open(table);
+    export_closers_stop(table);
     LOCK_GUARD(&table->lock);
-    while ((exp = look_up_next(table, 0, REMOVED))) {
-        if (exp->life == LISTED)
-            exp->users--; /* the table's own */
-        close_export(table, exp);
-    }
+    while ((exp = look_up_next(table, NULL, EXPORT_REMOVED)))
+        export_close_unlocked(table, exp);
     while (is_any_closing(table))
-        lock_wait(&table->lock, &table->closed);
+        lock_wait(&table->lock, &table->changed);
 }

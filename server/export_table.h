@@ -22,12 +22,18 @@
 #include "base/lock.h"
 #include "export.h"
 
+struct image_folder;
+
 struct export_table {
-    struct lock lock; /* RANK_LEAF */
+    struct lock lock;            /* RANK_LEAF */
+    struct image_folder *folder; /* whose images are exports, too; NULL: none */
+    uint64_t linger_ms;          /* how long these stay open when nobody uses them */
+    _Atomic bool ending;         /* set under lock; whoever opens one gives up */
     /* under lock */
-    pthread_cond_t closed; /* one was */
-    struct list exports;   /* struct served_export.link: in the order in which they came */
-    uint64_t last_serial;
+    pthread_cond_t changed; /* one isn't being opened, or closed, any more */
+    pthread_cond_t idle;    /* one has lost its last user; or the end */
+    struct list exports;    /* struct served_export.link: in the order in which they came */
+    struct export_closers *closers; /* export_linger.c's; NULL: not started */
 };
 
 void export_table_init(struct export_table *table);
@@ -35,28 +41,40 @@ void export_table_init(struct export_table *table);
 /* Main thread, after export_table_close. */
 void export_table_destroy(struct export_table *table);
 
-/* Opens an image as export_open does, and adds it.  -EEXIST when there is one of the name or
- * node name.  0 or -errno with diag. */
-int export_table_open(struct export_table *table, const struct export_request *request,
+/* Opens an image as export_open does, and adds it under that name and node name.  -EEXIST when
+ * there is one of either.  0 or -errno with diag. */
+int export_table_open(struct export_table *table, const char *name, const char *node_name,
+                      const struct export_request *request,
                       const struct block_shared *shared, struct diag *diag) MUST_USE;
 
-/* Adds one that is open already, in memory from malloc, which is the table's from then on: it
- * frees it.  -EEXIST with diag: it is the caller's still. */
+/* Adds one that is open already, which is the table's from then on: it closes and frees it.
+ * -EEXIST with diag: it is the caller's still. */
 int export_table_add(struct export_table *table, struct served_export *exp,
                      struct diag *diag) MUST_USE;
+
+/* Before it is used by others: the images of a folder are exports by their names there, each opened by
+ * the first who asks for it, and closed when nobody has used it for linger_ms.  Borrowed until
+ * export_table_close. */
+void export_table_set_folder(struct export_table *table, struct image_folder *folder,
+                             uint64_t linger_ms);
 
 /* It isn't found any more from here on, and is closed when its last user leaves, which may
  * be here.  -ENOENT; -EBUSY while a job uses it. */
 int export_table_remove(struct export_table *table, const char *name,
                         struct diag *diag) MUST_USE;
 
-/* The caller becomes a user.  NULL, with ENOENT and what there is in diag, when there is
- * none of the name. */
+/* The caller becomes a user.  An image of the folder is opened for it, by one of those who ask
+ * for it at the same time: the others wait, and are told the same when that fails; who asks for another
+ * waits for nobody.  NULL, with ENOENT and what there is in diag, when there is none of the
+ * name, or with what keeps it from being opened. */
 struct served_export *export_table_find(struct export_table *table, const char *name,
                                         struct diag *diag) MUST_USE;
 /* The same by node name; NULL: there is none. */
 struct served_export *export_table_find_node(struct export_table *table,
                                              const char *node_name) MUST_USE;
+
+/* Is there one of the name, open or not? */
+bool export_table_has(struct export_table *table, const char *name);
 
 /* Of whoever names none: "" when there is such an export, else NULL. */
 const char *export_table_default(struct export_table *table);
@@ -91,13 +109,15 @@ void export_end_job(struct served_export *exp);
 
 /* ---- the life of the server ---- */
 
-/* After the fork: export_start for each.  0 or -errno. */
+/* After the fork: export_start for each, and the threads that close what nobody uses.  0 or
+ * -errno. */
 int export_table_start(struct export_table *table) MUST_USE;
 
 /* Is no request under way, on any? */
 bool export_table_is_idle(struct export_table *table);
 
-/* export_abandon_servers and export_seal, for each, also those that were removed. */
+/* export_abandon_servers and export_seal, for each, also those that were removed.  From then
+ * on none is opened, and who does so just now fails. */
 void export_table_abandon_servers(struct export_table *table);
 void export_table_seal(struct export_table *table);
 

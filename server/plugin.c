@@ -16,6 +16,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "control.h"
+#include "image_folder.h"
 #include "registry.h"
 #include "server.h"
 #include "shutdown.h"
@@ -121,7 +122,7 @@ static int qimg_get_ready(void)
             stderr,
             "nbdkit: qimg: %s: warning: cache=%s ignores flushes: after a failure of the "
             "host the image may be unusable\n",
-            config->file, config->cache->name);
+            plugin_config_subject(config), config->cache->name);
     return 0;
 }
 
@@ -178,20 +179,36 @@ static int list_view(void *opaque, const char *name, const char *description)
     return rc;
 }
 
+/* Those of the folder are told by what lies there, open or not. */
+static int list_open_exports(struct export_listing *l)
+{
+    EXPORT_TABLE_EACH (exp, &server.exports) {
+        l->exp = exp;
+        if ((!exp->of_folder && list_name(l, exp->name, NULL)) ||
+            view_list(exp, list_view, l)) {
+            export_put(exp);
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static int list_file(void *opaque, const char *name)
+{
+    return list_name(opaque, name, NULL);
+}
+
 static int qimg_list_exports(int readonly, int is_tls, struct nbdkit_exports *exports)
 {
     struct export_listing l = {.exports = exports};
 
     (void)readonly;
     (void)is_tls;
-    EXPORT_TABLE_EACH (exp, &server.exports) {
-        l.exp = exp;
-        if (list_name(&l, exp->name, NULL) || view_list(exp, list_view, &l)) {
-            export_put(exp);
-            return -1;
-        }
-    }
-    return 0;
+    if (server.config.hide_exports)
+        return 0;
+    if (list_open_exports(&l))
+        return -1;
+    return server.folder && image_folder_list(server.folder, list_file, &l) ? -1 : 0;
 }
 
 static const char *qimg_default_export(int readonly, int is_tls)

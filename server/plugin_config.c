@@ -24,9 +24,15 @@
 #define DEFAULT_METADATA_CACHE ((size_t)64 << 20)
 #define MIN_METADATA_CACHE     ((size_t)1 << 20)
 #define DEFAULT_DELAY_NS       5000000000ull
+#define DEFAULT_LINGER_MS      5000u
 
 const char plugin_config_help[] =
-    "[file=]<IMAGE>                  (required) The image to serve.\n"
+    "[file=]<IMAGE>                  The image to serve; or, instead of it:\n"
+    "dir=<FOLDER>                    Every image below FOLDER, by its name there.\n"
+    "export=<NAME>:<IMAGE>           This image by this name; may be given again.\n"
+    "exports=list|hide               Are names told to clients that ask?\n"
+    "linger=<SECONDS>                How long an image of dir= stays open unused (default "
+    "5).\n"
     "format=auto|qcow2|qed|luks|raw  Its format; raw is never guessed.\n"
     "cache=writeback|writethrough|none|directsync|volatile\n"
     "                                How writes are cached.  volatile ignores flushes: "
@@ -67,6 +73,7 @@ void plugin_config_init(struct plugin_config *config)
     *config = (struct plugin_config){
         .cache = cache_mode_find("writeback"),
         .metadata_cache = DEFAULT_METADATA_CACHE,
+        .linger_ms = DEFAULT_LINGER_MS,
         .node = {.need_check_delay_ns = DEFAULT_DELAY_NS},
     };
 }
@@ -74,6 +81,12 @@ void plugin_config_init(struct plugin_config *config)
 void plugin_config_free(struct plugin_config *config)
 {
     free(config->file);
+    free(config->dir);
+    for (size_t i = 0; i < config->n_exports; i++) {
+        free(config->exports[i].name);
+        free(config->exports[i].file);
+    }
+    free(config->exports);
     free(config->format);
     free(config->backing);
     free(config->backing_format);
@@ -140,6 +153,28 @@ static int set_uri(char **out, const char *key, const char *value)
     return set_text(out, key, text);
 }
 
+/* What can't be read is told now, and not when a server is connected to. */
+static int set_key_path(char **out, const char *key, const char *value, bool folder)
+{
+    struct stat sb;
+
+    if (!value[0])
+        return refuse_value(key, value,
+                            folder ? "the name of a folder" : "the name of a file");
+    CLEANUP_FREE char *path = nbdkit_absolute_path(value);
+    if (!path)
+        return -1;
+    int err = stat(path, &sb) != 0 || access(path, R_OK) != 0 ? errno
+              : folder && !S_ISDIR(sb.st_mode)                ? ENOTDIR
+              : !folder && S_ISDIR(sb.st_mode)                ? EISDIR
+                                                              : 0;
+    if (err) {
+        nbdkit_error("%s=%s: %s", key, value, strerror(err));
+        return -1;
+    }
+    return set_text(out, key, path);
+}
+
 /* Sets *index to the place of value among the words. */
 static int choose_word(unsigned *index, const char *key, const char *value,
                        const char *const *words, const char *allowed)
@@ -168,6 +203,53 @@ static int parse_delay(uint64_t *ns, const char *key, const char *value)
 static int set_file(struct plugin_config *c, const char *key, const char *value)
 {
     return set_path(&c->file, key, value);
+}
+
+static int set_dir(struct plugin_config *c, const char *key, const char *value)
+{
+    return set_key_path(&c->dir, key, value, true);
+}
+
+static int add_export(struct plugin_config *c, const char *key, const char *value)
+{
+    const char *colon = strchr(value, ':');
+
+    if (!colon || !colon[1])
+        return refuse_value(key, value, "NAME:IMAGE");
+    struct named_image *more = realloc(c->exports, (c->n_exports + 1) * sizeof *more);
+    if (!more) {
+        nbdkit_error("%s: out of memory", key);
+        return -1;
+    }
+    c->exports = more;
+    more[c->n_exports] =
+        (struct named_image){.name = strndup(value, (size_t)(colon - value))};
+    struct named_image *new = &more[c->n_exports++];
+    if (new->name)
+        return set_path(&new->file, key, colon + 1);
+    nbdkit_error("%s: out of memory", key);
+    return -1;
+}
+
+static int set_exports(struct plugin_config *c, const char *key, const char *value)
+{
+    static const char *const words[] = {"list", "hide", NULL};
+    unsigned i;
+
+    if (choose_word(&i, key, value, words, "list or hide"))
+        return -1;
+    c->hide_exports = i == 1;
+    return 0;
+}
+
+static int set_linger(struct plugin_config *c, const char *key, const char *value)
+{
+    uint64_t ns;
+
+    if (parse_delay(&ns, key, value))
+        return -1;
+    c->linger_ms = ns / 1000000;
+    return 0;
 }
 
 static int set_format(struct plugin_config *c, const char *key, const char *value)
@@ -251,28 +333,6 @@ static int set_references(struct plugin_config *c, const char *key, const char *
     return references_parse(value, &c->references)
                ? refuse_value(key, value, "any, dir or none")
                : 0;
-}
-
-/* What can't be read is told now, and not when a server is connected to. */
-static int set_key_path(char **out, const char *key, const char *value, bool folder)
-{
-    struct stat sb;
-
-    if (!value[0])
-        return refuse_value(key, value,
-                            folder ? "the name of a folder" : "the name of a file");
-    CLEANUP_FREE char *path = nbdkit_absolute_path(value);
-    if (!path)
-        return -1;
-    int err = stat(path, &sb) != 0 || access(path, R_OK) != 0 ? errno
-              : folder && !S_ISDIR(sb.st_mode)                ? ENOTDIR
-              : !folder && S_ISDIR(sb.st_mode)                ? EISDIR
-                                                              : 0;
-    if (err) {
-        nbdkit_error("%s=%s: %s", key, value, strerror(err));
-        return -1;
-    }
-    return set_text(out, key, path);
 }
 
 static int set_tls_certificates(struct plugin_config *c, const char *key, const char *value)
@@ -415,6 +475,10 @@ static const struct {
     int (*set)(struct plugin_config *, const char *key, const char *value);
 } keys[] = {
     {"file", set_file},
+    {"dir", set_dir},
+    {"export", add_export},
+    {"exports", set_exports},
+    {"linger", set_linger},
     {"format", set_format},
     {"cache", set_cache},
     {"need-check-delay", set_delay},
@@ -456,12 +520,65 @@ int plugin_config_set(struct plugin_config *config, const char *key, const char 
     return -1;
 }
 
-int plugin_config_complete(struct plugin_config *config)
+const char *plugin_config_subject(const struct plugin_config *config)
 {
-    if (!config->file) {
+    if (config->dir)
+        return config->dir;
+    return config->n_exports ? config->exports[0].file : config->file;
+}
+
+/* Keys that are about one image, which there isn't. */
+static int refuse_keys_of_one(const struct plugin_config *config)
+{
+    const char *instead = config->dir ? "dir" : "export";
+    const struct {
+        const char *key;
+        bool given;
+    } of_one[] = {
+        {"backing", config->backing},
+        {"data-file", config->data_file},
+        {"snapshot", config->snapshot},
+        {"node-name", config->node_name},
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(of_one); i++)
+        if (of_one[i].given) {
+            nbdkit_error("%s: is about one image: can't be used together with %s=",
+                         of_one[i].key, instead);
+            return -1;
+        }
+    return 0;
+}
+
+/* An image that isn't encrypted is one of several. */
+static void make_passphrases_optional(struct plugin_config *config)
+{
+    for (size_t i = 0; i < config->passphrases.count; i++)
+        config->passphrases.list[i].optional = true;
+}
+
+static int check_what_is_served(struct plugin_config *config)
+{
+    int ways = (config->file != NULL) + (config->dir != NULL) + (config->n_exports > 0);
+
+    if (ways == 0) {
         nbdkit_error("file: no image was given: nbdkit qimg [file=]IMAGE");
         return -1;
     }
+    if (ways > 1) {
+        nbdkit_error("file, dir and export: only one of them can be used");
+        return -1;
+    }
+    if (config->file)
+        return 0;
+    make_passphrases_optional(config);
+    return refuse_keys_of_one(config);
+}
+
+int plugin_config_complete(struct plugin_config *config)
+{
+    if (check_what_is_served(config))
+        return -1;
     if (config->no_backing && (config->backing || config->backing_format)) {
         nbdkit_error("backing=none: can't be used together with another backing or "
                      "backing-format");

@@ -5,13 +5,25 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "block/chain.h"
 #include "common/passphrases.h"
 #include "storage/nbd_tls.h"
 
+/* export=NAME:IMAGE */
+struct named_image {
+    char *name, *file;
+};
+
 struct plugin_config {
-    char *file; /* absolute; NULL until it was given */
+    /* What is served: one image, or those of a folder, or named ones. */
+    char *file; /* absolute; NULL: it wasn't given */
+    char *dir;  /* absolute; NULL: it wasn't given */
+    struct named_image *exports;
+    size_t n_exports;
+    bool hide_exports;  /* clients that ask aren't told names */
+    uint64_t linger_ms; /* how long an image of `dir` stays open when nobody uses it */
     char *format, *backing, *backing_format, *data_file;
     struct passphrases passphrases;
     char *control;   /* absolute path of the control socket; NULL: none */
@@ -35,6 +47,9 @@ int plugin_config_set(struct plugin_config *config, const char *key, const char 
 
 /* After the last one: is what must be there? */
 int plugin_config_complete(struct plugin_config *config);
+
+/* What is served, for messages: "disk.qcow2", or the folder, or the first of the images. */
+const char *plugin_config_subject(const struct plugin_config *config);
 
 extern const char plugin_config_help[];
 

@@ -4,12 +4,14 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <sys/resource.h>
 
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
 #include "base/cleanup.h"
 #include "control.h"
+#include "image_folder.h"
 #include "shutdown.h"
 #include "view.h"
 
@@ -38,6 +40,7 @@ void server_close(struct server *server)
     if (server->shared.housekeeper)
         housekeeper_stop(server->shared.housekeeper);
     export_table_close(&server->exports);
+    image_folder_close(TAKE(&server->folder));
     block_shared_destroy(&server->shared);
 }
 
@@ -76,16 +79,46 @@ static void end_by_command(void *opaque)
 
 /* ---- the beginning ---- */
 
+static int open_export(struct server *server, const char *name, const char *node_name,
+                       const char *file, struct diag *diag)
+{
+    const struct export_request request = {.file = file, .config = &server->config};
+
+    return export_table_open(&server->exports, name, node_name, &request, &server->shared,
+                             diag);
+}
+
+/* A name is its node name as well; the default export has none that commands could say. */
+static int open_named(struct server *server, struct diag *diag)
+{
+    const struct plugin_config *config = &server->config;
+
+    for (size_t i = 0; i < config->n_exports; i++) {
+        const struct named_image *image = &config->exports[i];
+        const char *node_name = image->name[0] ? image->name : config->node_name;
+        int err = open_export(server, image->name, node_name, image->file, diag);
+        if (err)
+            return err;
+    }
+    return 0;
+}
+
+static int open_folder(struct server *server, struct diag *diag)
+{
+    int err = image_folder_open(&server->config, &server->shared, &server->folder, diag);
+    if (!err)
+        export_table_set_folder(&server->exports, server->folder, server->config.linger_ms);
+    return err;
+}
+
 static int open_exports(struct server *server, struct diag *diag)
 {
-    const struct export_request request = {
-        .name = "",
-        .node_name = server->config.node_name,
-        .file = server->config.file,
-        .config = &server->config,
-    };
+    const struct plugin_config *config = &server->config;
 
-    return export_table_open(&server->exports, &request, &server->shared, diag);
+    if (config->dir)
+        return open_folder(server, diag);
+    return config->file ? open_export(server, "", config->node_name, config->file, diag)
+                        : open_named(server, diag);
 }
 
 /* snapshot=: what the default export is from here on.  It is kept open, so that nobody removes
@@ -127,11 +160,25 @@ static int open_control(struct server *server, struct diag *diag)
     return setup.path ? control_open(&setup, &server->control, diag) : 0;
 }
 
+/* Each image and each connection has some files open, and the usual limit is made for programs
+ * that can't handle many. */
+static void raise_file_limit(void)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
+        return;
+    limit.rlim_cur = limit.rlim_max;
+    (void)setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 int server_open(struct server *server, struct diag *diag)
 {
+    if (!server->config.file)
+        raise_file_limit();
     int err = block_shared_init(&server->shared, server->config.metadata_cache, NULL, NULL);
     if (err)
-        return diag_errno(diag, -err, "%s", server->config.file);
+        return diag_errno(diag, -err, "%s", plugin_config_subject(&server->config));
     err = open_exports(server, diag);
     if (!err)
         err = open_snapshot(server, diag);

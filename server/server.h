@@ -18,8 +18,9 @@ struct server {
     struct plugin_config config;
     struct block_shared shared; /* of all exports: memory and timers */
     struct export_table exports;
-    struct view *snapshot;   /* what snapshot= names is kept open; NULL: nothing */
-    struct control *control; /* NULL: none */
+    struct image_folder *folder; /* dir=; NULL: none */
+    struct view *snapshot;       /* what snapshot= names is kept open; NULL: nothing */
+    struct control *control;     /* NULL: none */
 };
 
 void server_init(struct server *server);

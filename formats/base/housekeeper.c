@@ -40,11 +40,7 @@ struct housekeeper *housekeeper_new(clock_fn *clock, void *clock_opaque)
     hk->clock = clock ? clock : monotonic_now;
     hk->clock_opaque = clock_opaque;
     lock_init(&hk->lock, RANK_LEAF);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&hk->changed, &attr);
-    pthread_condattr_destroy(&attr);
+    cond_init_timed(&hk->changed);
     pthread_cond_init(&hk->idle, NULL);
     list_init(&hk->armed);
     return hk;
@@ -104,10 +100,8 @@ static void *housekeeper_main(void *opaque)
             fire_timer(hk, t);
             continue;
         }
-        uint64_t wake = monotonic_now(NULL) + (t->deadline_ns - now);
-        struct timespec ts = {.tv_sec = (time_t)(wake / 1000000000u),
-                              .tv_nsec = (long)(wake % 1000000000u)};
-        pthread_cond_timedwait(&hk->changed, &hk->lock.mutex, &ts);
+        lock_wait_until(&hk->lock, &hk->changed,
+                        monotonic_now(NULL) + (t->deadline_ns - now));
     }
     return NULL;
 }

@@ -92,3 +92,25 @@ void lock_wait(struct lock *lock, pthread_cond_t *cond)
     pthread_cond_wait(cond, &lock->mutex);
     note_acquired(lock);
 }
+
+void cond_init_timed(pthread_cond_t *cond)
+{
+    pthread_condattr_t attr;
+
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(cond, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
+void lock_wait_until(struct lock *lock, pthread_cond_t *cond, uint64_t deadline)
+{
+    const struct timespec until = {
+        .tv_sec = (time_t)(deadline / 1000000000u),
+        .tv_nsec = (long)(deadline % 1000000000u),
+    };
+
+    note_released(lock);
+    pthread_cond_timedwait(cond, &lock->mutex, &until);
+    note_acquired(lock);
+}

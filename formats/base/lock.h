@@ -9,6 +9,7 @@
 
 #include <pthread.h>
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "base/compiler.h"
 
@@ -47,6 +48,10 @@ bool lock_try_acquire(struct lock *lock) MUST_USE;
 
 /* Waits on cond; the lock is released meanwhile. */
 void lock_wait(struct lock *lock, pthread_cond_t *cond);
+
+/* The same, no longer than until clock_ns() is `deadline`; of a condition that cond_init_timed made. */
+void lock_wait_until(struct lock *lock, pthread_cond_t *cond, uint64_t deadline);
+void cond_init_timed(pthread_cond_t *cond);
 
 /* Debug builds: aborts unless this thread holds a lock of that rank. */
 void lock_assert_held(const struct lock *lock);

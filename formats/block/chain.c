@@ -19,8 +19,9 @@
 struct layer {
     const char *path;
     const struct storage_protocol *protocol;
-    const char *format; /* NULL or "auto": by magic */
-    const char *image;  /* the image above it; NULL: it is the top */
+    const struct storage_folder *folder; /* NULL: anywhere */
+    const char *format;                  /* NULL or "auto": by magic */
+    const char *image;                   /* the image above it; NULL: it is the top */
     unsigned depth;
     bool named_by_image;
     const _Atomic bool *give_up;
@@ -164,6 +165,7 @@ static int open_store(const struct layer *layer, const struct node_options *opti
         .fallback_read_only = layer->fallback_read_only,
         .direct = options->cache && options->cache->direct,
         .no_flush = options->cache && options->cache->no_flush,
+        .folder = layer->folder,
         .named_by_image = layer->named_by_image,
         .give_up = layer->give_up,
     };
@@ -321,6 +323,7 @@ int chain_open(struct block_context *ctx, const char *filename,
     const struct layer layer = {
         .path = filename,
         .protocol = options->protocol ? options->protocol : &storage_protocol_file,
+        .folder = options->folder,
         .format = options->format,
         .give_up = options->give_up,
         .read_only = options->read_only,

@@ -20,6 +20,7 @@ struct chain_passphrase {
 struct chain_options {
     const char *format;                      /* NULL: by magic, raw never guessed */
     const struct storage_protocol *protocol; /* of the filename; NULL: a local file */
+    const struct storage_folder *folder;     /* it lies in there; NULL: anywhere */
     bool read_only;                          /* open all files read-only */
     bool fallback_read_only;    /* a file that can't be written is opened read-only */
     bool no_backing;            /* backing=none, or only this image is wanted */

@@ -85,12 +85,10 @@ static void hand_over(struct frozen_savers *savers, struct task *task)
 static int wait_for_task(struct frozen_savers *savers, struct task *task)
 {
     uint64_t until = clock_ns() + savers->point->setup.timeout_ms * 1000000ull;
-    struct timespec ts = {.tv_sec = (time_t)(until / 1000000000u),
-                          .tv_nsec = (long)(until % 1000000000u)};
     LOCK_GUARD(&savers->lock);
 
     while (!task->done && clock_ns() < until)
-        pthread_cond_timedwait(&savers->done, &savers->lock.mutex, &ts);
+        lock_wait_until(&savers->lock, &savers->done, until);
     if (!task->done) {
         task->abandoned = true;
         return -ETIMEDOUT;
@@ -116,16 +114,12 @@ int frozen_savers_save(struct frozen_savers *savers, uint64_t granule)
 struct frozen_savers *frozen_savers_new(struct frozen_point *point)
 {
     struct frozen_savers *savers = calloc(1, sizeof *savers);
-    pthread_condattr_t attr;
 
     if (!savers)
         return NULL;
     savers->point = point;
     lock_init(&savers->lock, RANK_LEAF);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&savers->done, &attr);
-    pthread_condattr_destroy(&attr);
+    cond_init_timed(&savers->done);
     pthread_cond_init(&savers->more, NULL);
     list_init(&savers->tasks);
     for (; savers->n_threads < SAVERS; savers->n_threads++)

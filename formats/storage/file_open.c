@@ -9,6 +9,7 @@
 
 #include "base/cleanup.h"
 #include "storage/file.h"
+#include "storage/folder.h"
 
 static const char *kind_of(mode_t mode)
 {
@@ -21,6 +22,8 @@ static const char *kind_of(mode_t mode)
         return "a socket";
     case S_IFCHR:
         return "a character device";
+    case S_IFLNK: /* where links aren't followed */
+        return "a symbolic link";
     default:
         return "of an unknown kind";
     }
@@ -34,29 +37,69 @@ static int refuse_other_kinds(const char *path, mode_t mode, struct diag *diag)
                     kind_of(mode));
 }
 
+/* What can be opened, and where: anywhere, or in a folder. */
+struct place {
+    const char *path;
+    const struct storage_folder *folder; /* NULL: anywhere */
+};
+
+/* stat(2) of it.  0 or -errno. */
+static int look_at(const struct place *place, struct stat *sb)
+{
+    if (!place->folder)
+        return stat(place->path, sb) == 0 ? 0 : -errno;
+    CLEANUP_CLOSE int fd = storage_folder_openat(
+        place->folder, storage_folder_name(place->folder, place->path), O_PATH);
+    if (fd < 0)
+        return fd;
+    return fstat(fd, sb) == 0 ? 0 : -errno;
+}
+
+/* open(2) of it. */
+static int open_at(const struct place *place, int flags)
+{
+    if (place->folder)
+        return storage_folder_openat(
+            place->folder, storage_folder_name(place->folder, place->path), flags);
+    int fd = open(place->path, flags | O_CLOEXEC, 0666);
+    return fd < 0 ? -errno : fd;
+}
+
+static int refuse_to_open(const struct place *place, int err, const char *how,
+                          struct diag *diag)
+{
+    if (place->folder && err == -EXDEV)
+        return diag_set(diag, EACCES, "%s: leads out of the folder %s", place->path,
+                        place->folder->path);
+    return diag_errno(diag, -err, "%s: cannot be opened%s", place->path, how);
+}
+
 /* Opens without O_DIRECT; *mode is what was opened.  Looks before it opens, since opening
  * alone can do harm (a tape rewinds, a FIFO's writer wakes up), and again afterwards, since
  * the name may have changed hands: O_NONBLOCK makes sure that even then nothing waits. */
-static int open_checked(const char *path, int flags, mode_t *mode, struct diag *diag)
+static int open_checked(const struct place *place, int flags, mode_t *mode,
+                        struct diag *diag)
 {
+    const char *writing = (flags & O_ACCMODE) == O_RDONLY ? "" : " for writing";
     struct stat sb;
     CLEANUP_CLOSE int fd = -1;
 
     *mode = 0;
-    if (stat(path, &sb) == 0) {
-        int err = refuse_other_kinds(path, sb.st_mode, diag);
-        if (err)
-            return err;
-    } else if (errno != ENOENT || !(flags & O_CREAT)) {
-        return diag_errno(diag, errno, "%s: cannot be opened", path);
-    }
-    fd = open(path, flags | O_NONBLOCK | O_CLOEXEC | O_NOCTTY, 0666);
+    int err = look_at(place, &sb);
+    if (err == 0)
+        err = refuse_other_kinds(place->path, sb.st_mode, diag);
+    else if (err == -ENOENT && (flags & O_CREAT))
+        err = 0;
+    else
+        refuse_to_open(place, err, "", diag);
+    if (err)
+        return err;
+    fd = open_at(place, flags | O_NONBLOCK | O_NOCTTY);
     if (fd < 0)
-        return diag_errno(diag, errno, "%s: cannot be opened%s", path,
-                          (flags & O_ACCMODE) == O_RDONLY ? "" : " for writing");
+        return refuse_to_open(place, fd, writing, diag);
     if (fstat(fd, &sb) != 0)
-        return diag_errno(diag, errno, "%s: cannot be opened", path);
-    int err = refuse_other_kinds(path, sb.st_mode, diag);
+        return refuse_to_open(place, -errno, "", diag);
+    err = refuse_other_kinds(place->path, sb.st_mode, diag);
     if (err)
         return err;
     *mode = sb.st_mode;
@@ -107,14 +150,16 @@ static bool is_refusal_to_write(int err)
 int storage_open_file(const char *path, const struct storage_open *how,
                       struct storage **out, struct diag *diag)
 {
+    const struct place place = {path, how->folder};
     struct storage_open as = *how;
     mode_t mode;
 
-    int fd = open_checked(path, as.read_only ? O_RDONLY : O_RDWR, &mode, diag), refusal = 0;
+    int fd = open_checked(&place, as.read_only ? O_RDONLY : O_RDWR, &mode, diag),
+        refusal = 0;
     if (!as.read_only && as.fallback_read_only && is_refusal_to_write(fd)) {
         as.read_only = true;
         refusal = -fd;
-        fd = open_checked(path, O_RDONLY, &mode, diag);
+        fd = open_checked(&place, O_RDONLY, &mode, diag);
     }
     if (fd < 0)
         return fd;
@@ -126,10 +171,11 @@ int storage_open_file(const char *path, const struct storage_open *how,
 
 int storage_create_file(const char *path, struct storage **out, struct diag *diag)
 {
+    const struct place place = {path, NULL};
     const struct storage_open how = {0};
     mode_t mode;
 
-    int fd = open_checked(path, O_RDWR | O_CREAT, &mode, diag);
+    int fd = open_checked(&place, O_RDWR | O_CREAT, &mode, diag);
     if (fd < 0)
         return fd;
     int err = wrap_fd(path, fd, mode, &how, out, diag);

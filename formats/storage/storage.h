@@ -27,6 +27,7 @@
 #include "base/diag.h"
 
 struct storage;
+struct storage_folder;
 
 /* storage_write and storage_zero: durable when the call returns. */
 #define STORAGE_FUA 0x1u
@@ -107,6 +108,9 @@ struct storage_open {
     bool direct; /* O_DIRECT, at any alignment of the caller's; -EINVAL where the filesystem
                     doesn't know it */
     bool no_flush;
+    /* Of files: the path is one of this folder's (storage_folder_path), and what lies outside
+     * isn't reached; NULL: it is a path like any other. */
+    const struct storage_folder *folder;
     /* For stores of another server's: the name was found in an image, and is hostile; and,
      * until storage_start, set by another thread when nobody waits for it any more (NULL:
      * nobody will). */

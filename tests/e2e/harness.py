@@ -168,7 +168,7 @@ class Server:
                     *(["-r"] if "-r" in nbdkit else []), str(image)]
         else:
             argv = ["nbdkit", "-f", "-U", self.socket, "-P", self.pidfile, *nbdkit, PLUGIN,
-                    f"file={image}", *keys]
+                    *([f"file={image}"] if image else []), *keys]
         with open(self.errors_path, "wb") as errors:
             self.process = subprocess.Popen(
                 [*map(str, prefix), *map(str, argv)], stdin=subprocess.DEVNULL,

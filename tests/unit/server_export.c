@@ -21,12 +21,12 @@ static void start(struct fixture *f)
         .cache = cache_mode_find("writeback"),
         .writable_now = true,
     };
-    const struct export_request request = {
-        .name = "", .node_name = "disk", .file = f->path, .config = &config};
+    const struct export_request request = {.file = f->path, .config = &config};
     struct diag diag = {0};
 
     cr_assert_eq(block_shared_init(&f->shared, (size_t)16 << 20, NULL, NULL), 0);
     cr_assert_eq(housekeeper_start(f->shared.housekeeper), 0);
+    f->exp = (struct served_export){0};
     cr_assert_eq(export_open(&f->exp, &request, &f->shared, &diag), 0, "%s", diag.text);
     cr_assert_eq(export_start(&f->exp), 0);
 }

@@ -46,11 +46,10 @@ static int open_export(struct fixture *f, const char *name, const char *path,
         .writable_now = true,
     };
     char node_name[32];
-    const struct export_request request = {
-        .name = name, .node_name = node_name, .file = path, .config = &config};
+    const struct export_request request = {.file = path, .config = &config};
 
     snprintf(node_name, sizeof node_name, "n%.20s", name);
-    int err = export_table_open(&f->table, &request, &f->shared, diag);
+    int err = export_table_open(&f->table, name, node_name, &request, &f->shared, diag);
     if (err)
         return err;
     CLEANUP_EXPORT struct served_export *exp = export_table_find(&f->table, name, diag);
@@ -175,9 +174,9 @@ Test(export_table, a_name_is_given_once)
     cr_expect(is_free(other), "what was refused is closed");
 
     const struct plugin_config config = {.cache = cache_mode_find("writeback")};
-    const struct export_request request = {
-        .name = "b", .node_name = "na", .file = other, .config = &config};
-    cr_expect_eq(export_table_open(&f.table, &request, &f.shared, &diag), -EEXIST);
+    const struct export_request request = {.file = other, .config = &config};
+    cr_expect_eq(export_table_open(&f.table, "b", "na", &request, &f.shared, &diag),
+                 -EEXIST);
     cr_expect(strstr(diag.text, "node name 'na'"));
     cr_expect_eq(count(&f), 1);
     end(&f);

@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Images of a folder become exports: opened by the first who asks for one, on its thread and
+ * without the lock of the table, while others who ask for the same wait. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "export_table_internal.h"
+#include "image_folder.h"
+
+/* Under the lock: one that is, was a moment ago, or will be open. */
+static struct served_export *look_up_known(struct export_table *table, const char *name)
+{
+    LIST_FOR_EACH (pos, &table->exports) {
+        struct served_export *exp = export_at(pos);
+        bool known = exp->life == EXPORT_LISTED || exp->life == EXPORT_OPENING ||
+                     exp->life == EXPORT_CLOSING;
+        if (known && strcmp(exp->name, name) == 0)
+            return exp;
+    }
+    return NULL;
+}
+
+static bool is_shortage(int err)
+{
+    return err == -EMFILE || err == -ENFILE || err == -ENOMEM;
+}
+
+/* Without the lock. */
+static int open_image(struct export_table *table, struct served_export *exp,
+                      struct diag *diag)
+{
+    int err = image_folder_open_image(table->folder, exp, &table->ending, diag);
+
+    if (!is_shortage(err))
+        return err;
+    export_close_idle(table);
+    return image_folder_open_image(table->folder, exp, &table->ending, diag);
+}
+
+/* Those who wait for it are told, too. */
+static void note_failure(struct export_table *table, struct served_export *exp,
+                         const struct diag *diag)
+{
+    exp->failure = malloc(sizeof *exp->failure);
+    if (exp->failure)
+        *exp->failure = *diag;
+    exp->life = EXPORT_FAILED;
+    exp->users--; /* the table's own */
+    pthread_cond_broadcast(&table->changed);
+    export_leave_unlocked(table, exp);
+}
+
+/* Under the lock, which is let go meanwhile. */
+static struct served_export *open_export(struct export_table *table,
+                                         struct served_export *exp, struct diag *diag)
+{
+    int err;
+
+    exp->table = table;
+    exp->of_folder = true;
+    exp->life = EXPORT_OPENING;
+    exp->users = 2; /* the table, and the caller */
+    list_append(&table->exports, &exp->link);
+    {
+        LOCK_GAP(&table->lock);
+        err = open_image(table, exp, diag);
+    }
+    if (err) {
+        note_failure(table, exp, diag);
+        return NULL;
+    }
+    exp->life = EXPORT_LISTED;
+    pthread_cond_broadcast(&table->changed);
+    return exp;
+}
+
+/* Under the lock. */
+static struct served_export *open_new(struct export_table *table, const char *name,
+                                      struct diag *diag)
+{
+    /* Its name is its node name as well: that is how commands find it. */
+    struct served_export *exp = export_new(name, name);
+
+    if (!exp) {
+        diag_errno(diag, ENOMEM, "export '%.200s'", name);
+        return NULL;
+    }
+    if (export_table_check_names(table, exp, diag)) {
+        export_free(exp);
+        return NULL;
+    }
+    return open_export(table, exp, diag);
+}
+
+/* Under the lock, which is let go meanwhile: what has come of one that is being opened or closed. */
+static struct served_export *wait_for_export(struct export_table *table,
+                                             struct served_export *exp, bool *failed,
+                                             struct diag *diag)
+{
+    exp->users++;
+    exp->idle_since = 0;
+    while ((exp->life == EXPORT_OPENING || exp->life == EXPORT_CLOSING) &&
+           !atomic_load(&table->ending))
+        lock_wait(&table->lock, &table->changed);
+    if (exp->life == EXPORT_LISTED)
+        return exp;
+    *failed = exp->life == EXPORT_FAILED;
+    if (*failed && exp->failure)
+        *diag = *exp->failure;
+    else if (*failed)
+        diag_errno(diag, ENOMEM, "export '%.200s'", exp->name);
+    export_leave_unlocked(table, exp);
+    return NULL;
+}
+
+struct served_export *export_find_in_folder(struct export_table *table, const char *name,
+                                            struct diag *diag)
+{
+    bool failed = false;
+
+    LOCK_GUARD(&table->lock);
+    while (!atomic_load(&table->ending)) {
+        struct served_export *exp = look_up_known(table, name);
+        if (!exp)
+            return open_new(table, name, diag);
+        exp = wait_for_export(table, exp, &failed, diag);
+        if (exp || failed)
+            return exp;
+    }
+    diag_set(diag, ESHUTDOWN, "the server ends");
+    return NULL;
+}

@@ -1,0 +1,437 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Many images from one server: the images of a folder, and named ones."""
+
+import contextlib
+import ctypes
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+import nbd
+
+from damage import damages
+from harness import KIB, LONG, MIB, SECTOR, SEED, Case, StartFailed, check, content, create, fill, run
+
+SIZE = 4 * MIB
+ROUNDS = int(os.environ.get("QIMG_ROUNDS", "1"))
+SECRET = b"outside" * 1000
+
+
+def names(server):
+    """What the server lists."""
+    found, handle = [], nbd.NBD()
+    handle.set_opt_mode(True)
+    handle.connect_unix(server.socket)
+    handle.opt_list(lambda name, description: found.append(name) or 0)
+    handle.opt_abort()
+    return sorted(found)
+
+
+def is_free(path, fmt="qcow2"):
+    """Has nobody opened it for writing?"""
+    return run("qemu-io", "-f", fmt, "-c", "read -q 0 512", path, check=False).returncode == 0
+
+
+def open_files(server):
+    return len(os.listdir(f"/proc/{server.process.pid}/fd"))
+
+
+def resident(server):
+    """Bytes of memory that it takes by itself."""
+    with open(f"/proc/{server.process.pid}/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon:")) * KIB
+
+
+class Folder(Case):
+    def setUp(self):
+        super().setUp()
+        self.folder = self.path("images")
+        os.mkdir(self.folder)
+
+    def image(self, name, fmt="qcow2", byte=None, **kwargs):
+        path = os.path.join(self.folder, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        create(path, fmt, SIZE, **kwargs)
+        if byte is not None:
+            fill(path, fmt, [(0, bytes([byte]) * SECTOR)])
+        return path
+
+    def serve_folder(self, *keys, **kwargs):
+        return self.serve(None, f"dir={self.folder}", *keys, **kwargs)
+
+    def refused(self, server, name):
+        with self.assertRaises(nbd.Error, msg=name):
+            server.connect(name)
+
+    def await_true(self, test, what):
+        limit = time.monotonic() + 60
+        while not test():
+            self.assertLess(time.monotonic(), limit, what)
+            time.sleep(0.01)
+
+
+class Names(Folder):
+    def test_relative_names(self):
+        """E-01"""
+        self.image("disk.qcow2", byte=1)
+        self.image("vm7/root.qed", "qed", byte=2)
+        self.image("vm7/deep/er/a b.qcow2", byte=3)
+        pathlib.Path(self.folder, "README").write_text("no image")
+        server = self.serve_folder()
+        self.assertEqual(names(server), ["disk.qcow2", "vm7/deep/er/a b.qcow2", "vm7/root.qed"])
+        for name, byte in ("disk.qcow2", 1), ("vm7/root.qed", 2), ("vm7/deep/er/a b.qcow2", 3):
+            self.assertEqual(server.connect(name).pread(1, 0)[0], byte, name)
+        for name in "", "disk", "vm7", "vm7/", "README", "vm7/none.qcow2", "disk.qcow2/none", "x" * 4000:
+            self.refused(server, name)
+        self.assertIn("raw is never guessed", server.errors)
+        server.stop()
+
+    def test_snapshots_of_an_image(self):
+        """E-01"""
+        path = self.image("vm/disk.qcow2", byte=1)
+        run("qemu-img", "snapshot", "-c", "first", path)
+        fill(path, "qcow2", [(0, b"\2" * SECTOR)])
+        server = self.serve_folder()
+        self.assertEqual(server.connect("vm/disk.qcow2/snapshot/first").pread(1, 0)[0], 1)
+        self.assertEqual(server.connect("vm/disk.qcow2").pread(1, 0)[0], 2)
+        self.assertEqual(names(server), ["vm/disk.qcow2", "vm/disk.qcow2/snapshot/first"])
+        self.refused(server, "vm/disk.qcow2/snapshot/second")
+        server.stop()
+
+    def test_hidden(self):
+        self.image("disk.qcow2", byte=1)
+        server = self.serve_folder("exports=hide")
+        self.assertEqual(names(server), [])
+        self.assertEqual(server.connect("disk.qcow2").pread(1, 0)[0], 1)
+
+    def test_raw_images_when_told_so(self):
+        path = os.path.join(self.folder, "disk.img")
+        pathlib.Path(path).write_bytes(b"\5" * SIZE)
+        server = self.serve_folder("format=raw")
+        self.assertEqual(names(server), ["disk.img"])
+        self.assertEqual(server.connect("disk.img").pread(1, 0)[0], 5)
+
+    def test_names_that_lead_out(self):
+        """E-02"""
+        self.image("disk.qcow2", byte=1)
+        outside = create(self.path("outside.qcow2"), "qcow2", SIZE)
+        os.mkdir(self.path("other"))
+        create(self.path("other/disk.qcow2"), "qcow2", SIZE)
+        for name, target in (("link", "../outside.qcow2"), ("absolute", outside), ("folder", "../other"),
+                             ("absolute-folder", self.path("other")), ("twice", "link"),
+                             ("self", self.folder + "/disk.qcow2"), ("loop", "loop"), ("inside", "disk.qcow2"),
+                             ("proc", f"/proc/self/root{outside}")):
+            os.symlink(target, os.path.join(self.folder, name))
+        for references in "any", "dir", "none":
+            with self.subTest(references=references):
+                server = self.serve_folder(f"references={references}")
+                for name in ("../outside.qcow2", outside, "link", "absolute", "folder/disk.qcow2", "absolute-folder/disk.qcow2",
+                             "twice", "self", "loop", "proc", "./disk.qcow2", "/disk.qcow2", "disk.qcow2/", "x/../disk.qcow2",
+                             "vm//disk.qcow2", "..", ".", "/", "folder/../disk.qcow2", "../images/disk.qcow2"):
+                    self.refused(server, name)
+                if references == "none":
+                    self.refused(server, "inside")
+                else:
+                    self.assertEqual(server.connect("inside").pread(1, 0)[0], 1)
+                    self.assertIn("leads out of the folder", server.errors)
+                self.assertEqual([name for name in names(server) if name not in ("disk.qcow2", "inside")], [])
+                server.stop()
+
+    def test_what_is_no_file(self):
+        """E-02"""
+        os.mkfifo(os.path.join(self.folder, "fifo"))
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(os.path.join(self.folder, "socket"))
+            os.mkdir(os.path.join(self.folder, "folder"))
+            server = self.serve_folder("format=raw")
+            self.assertEqual(names(server), [])
+            for name in "fifo", "socket", "folder":
+                self.refused(server, name)
+        self.assertIn("fifo: is a FIFO, not a regular file or block device", server.errors)
+        server.stop()
+
+    def test_folders_that_change_places(self):
+        """E-02: whatever is renamed and linked meanwhile."""
+        vm = os.path.join(self.folder, "vm")
+        os.mkdir(vm)
+        pathlib.Path(vm, "disk").write_bytes(b"i" * 7000)
+        os.mkdir(self.path("outside"))
+        pathlib.Path(self.path("outside/disk")).write_bytes(SECRET)
+        os.symlink("../outside", os.path.join(self.folder, "swap"))
+        stop, libc = threading.Event(), ctypes.CDLL(None, use_errno=True)
+
+        def exchange():
+            while not stop.is_set():
+                libc.renameat2(-100, vm.encode(), -100, os.path.join(self.folder, "swap").encode(), 2)
+
+        server = self.serve_folder("format=raw", "linger=0", nbdkit=["-r"])
+        thread = threading.Thread(target=exchange)
+        thread.start()
+        seen = {True: 0, False: 0}
+        try:
+            for _ in range(200 * ROUNDS):
+                try:
+                    handle = server.connect("vm/disk")
+                except nbd.Error:
+                    seen[False] += 1
+                    continue
+                self.assertEqual(handle.pread(7, 0), b"iiiiiii")
+                handle.shutdown()
+                seen[True] += 1
+        finally:
+            stop.set()
+            thread.join()
+        self.assertTrue(all(seen.values()), seen)
+
+
+class Life(Folder):
+    def test_opened_by_the_first_and_closed_after_the_last(self):
+        """E-03"""
+        path = self.image("disk.qed", "qed")
+        server = self.serve_folder("linger=0.2")
+        self.refused(server, "none")  # it has started altogether
+        before = open_files(server)
+        self.assertTrue(is_free(path, "qed"))
+        for round_ in range(3):
+            first, second = server.connect("disk.qed"), server.connect("disk.qed")
+            first.pwrite(bytes([round_ + 1]) * SECTOR, round_ * 64 * KIB)
+            first.shutdown()
+            self.assertEqual(second.pread(1, round_ * 64 * KIB)[0], round_ + 1)
+            self.assertFalse(is_free(path, "qed"))
+            second.shutdown()
+            self.await_true(lambda: is_free(path, "qed"), "it is closed")
+            check(path, "qed")  # and its mark is cleared
+        self.await_true(lambda: open_files(server) <= before, "its files are closed")
+        server.stop()
+
+    def test_stays_open_while_it_lingers(self):
+        """E-03"""
+        path = self.image("disk.qcow2")
+        server = self.serve_folder("linger=1000")
+        server.connect("disk.qcow2").pwrite(b"a" * SECTOR, 0)
+        server.disconnect()
+        self.assertFalse(is_free(path))
+        self.assertEqual(server.connect("disk.qcow2").pread(1, 0), b"a")
+        server.stop()
+        check(path, "qcow2")
+
+    def test_many_at_once(self):
+        """E-04: who asks for one that is being opened waits for that."""
+        self.image("base.qcow2", byte=7)
+        log = self.path("log")
+        base = self.serve_nbd("--filter=log", "--filter=delay", "file", os.path.join(self.folder, "base.qcow2"),
+                              f"logfile={log}", "rdelay=200ms")
+        for name in "one.qcow2", "crowd.qcow2":
+            self.image(name)
+            run("qemu-img", "rebase", "-u", "-F", "qcow2", "-b", f"nbd+unix:///?socket={base}",
+                os.path.join(self.folder, name))
+        server = self.serve_folder()
+
+        def connections():
+            return pathlib.Path(log).read_text().count(" Connect ")
+
+        self.assertEqual(server.connect("one.qcow2").pread(1, 0)[0], 7)
+        of_one = connections()
+        seen = []
+        threads = [threading.Thread(target=lambda: seen.append(server.connect("crowd.qcow2").pread(1, 0)[0]))
+                   for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(seen, [7] * 8)
+        self.assertLess(connections(), of_one + len(threads))
+
+    def serve_nbd(self, *argv):
+        """Another server, of what is read over NBD; its socket."""
+        path = self.path(f"nbd{random.getrandbits(40):x}")
+        process = subprocess.Popen(["nbdkit", "-f", "-U", path, *argv], stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        self.await_true(lambda: os.path.exists(path), "it listens")
+        self.nbd_process = process
+        return path
+
+    def test_a_server_below_that_hangs(self):
+        """E-05"""
+        self.image("good.qcow2", byte=1)
+        base = self.serve_nbd("memory", "16M")
+        for name in "slow.qcow2", "late.qcow2":
+            self.image(name)
+            run("qemu-img", "rebase", "-u", "-F", "raw", "-b", f"nbd+unix:///?socket={base}",
+                os.path.join(self.folder, name))
+        server = self.serve_folder()
+        slow = server.connect("slow.qcow2")
+        self.nbd_process.send_signal(signal.SIGSTOP)
+        cookie = slow.aio_pread(nbd.Buffer(SECTOR), 0)  # hangs in a read
+        threading.Thread(target=lambda: contextlib.suppress(nbd.Error) and self.try_connect(server, "late.qcow2"),
+                         daemon=True).start()  # and one in an opening
+        for _ in range(20):
+            handle = server.connect("good.qcow2")
+            handle.pwrite(b"x" * SECTOR, 64 * KIB)
+            handle.flush()
+            self.assertEqual(handle.pread(1, 0)[0], 1)
+            handle.shutdown()
+        self.assertFalse(slow.aio_command_completed(cookie))
+        server.stop(disconnect=False)
+        self.assertEqual(content(os.path.join(self.folder, "good.qcow2"), "qcow2")[64 * KIB:64 * KIB + 1], b"x")
+
+    @staticmethod
+    def try_connect(server, name):
+        with contextlib.suppress(nbd.Error):
+            server.connect(name)
+
+    def test_a_locked_one(self):
+        """E-05"""
+        path = self.image("locked.qcow2")
+        self.image("good.qcow2", byte=1)
+        server = self.serve_folder()
+        other = self.serve(path, "writable=now")
+        self.refused(server, "locked.qcow2")
+        self.assertIn("locked.qcow2", server.errors)
+        self.assertEqual(server.connect("good.qcow2").pread(1, 0)[0], 1)
+        other.stop()
+        server.connect("locked.qcow2").pwrite(b"a" * SECTOR, 0)
+        server.stop()
+
+    def test_short_of_files(self):
+        """E-03: those that linger make room."""
+        for number in range(40):
+            self.image(f"{number}.qcow2", byte=number)
+        server = self.serve_folder("linger=1000", nbdkit=["-t", "1"], prefix=["prlimit", "--nofile=60:60"])
+        for number in range(40):
+            handle = server.connect(f"{number}.qcow2")
+            self.assertEqual(handle.pread(1, 0)[0], number)
+            handle.shutdown()
+        server.stop()
+
+
+class Crowd(Folder):
+    TIMEOUT = 900
+    IMAGES = 100 if ROUNDS == 1 and not LONG else 1000
+
+    def test_damaged_ones_among_them(self):
+        """E-05"""
+        good = self.image("good.qcow2", byte=9)
+        made = []
+        for number, damage in enumerate(damages(self.path("."))):
+            if "data-file" in damage.name or number % (1 if ROUNDS > 1 else 9):
+                continue
+            made.append(f"{number}")
+            damage.make(os.path.join(self.folder, made[-1]))
+        server = self.serve_folder("linger=0", "passphrase=sesame")
+        opened = 0
+        for name in made:
+            with contextlib.suppress(nbd.Error):
+                handle = server.connect(name)
+                opened += 1
+                with contextlib.suppress(nbd.Error):
+                    handle.pread(64 * KIB, 0)
+                    handle.pwrite(b"x" * SECTOR, 0)
+                    handle.flush()
+                handle.shutdown()
+            fine = server.connect("good.qcow2")
+            self.assertEqual(fine.pread(1, 0)[0], 9)
+            fine.pwrite(b"\x09", 0)
+            fine.shutdown()
+        self.assertTrue(0 < opened < len(made), (opened, len(made)))
+        server.stop()
+        check(good, "qcow2")
+
+    def make_crowd(self, n):
+        first = self.image("0.qcow2")
+        for number in range(1, n):
+            run("cp", "--sparse=always", first, os.path.join(self.folder, f"{number}.qcow2"))
+
+    def connect(self, server, name):
+        handle = nbd.NBD()
+        handle.set_export_name(name)
+        handle.connect_unix(server.socket)
+        return handle
+
+    def test_a_thousand(self):
+        """E-06: images and connections; bounded memory, and nothing of it stays."""
+        n, rng = self.IMAGES, random.Random(SEED)
+        self.make_crowd(n)
+        server = self.serve_folder("linger=0", nbdkit=["-t", "1"])
+        self.refused(server, "none")  # it has started altogether
+        files, closed = open_files(server), resident(server)
+        handles = [self.connect(server, f"{number}.qcow2") for number in range(n)]
+        opened = resident(server)
+        written = {}
+        for _ in range(4):
+            for number in rng.sample(range(n), min(n, 50)):
+                off, data = rng.randrange(SIZE // SECTOR) * SECTOR, rng.randbytes(SECTOR)
+                handles[number].pwrite(data, off)
+                written.setdefault(number, {})[off] = data
+                handles[number].flush()
+        for number, sectors in written.items():
+            for off, data in sectors.items():
+                self.assertEqual(handles[number].pread(SECTOR, off), data)
+        for handle in handles:
+            handle.shutdown()
+        self.await_true(lambda: open_files(server) <= files, "all files are closed")
+        self.assertLess((opened - closed) / n, 2 * MIB)
+
+        def given_back():  # which is looked at when the last has been closed
+            self.connect(server, "0.qcow2").shutdown()
+            return (resident(server) - closed) / n < 16 * KIB + 2 * MIB / n
+
+        self.await_true(given_back, "their memory is given back")
+        print(f"{n} images: {(opened - closed) / n / KIB:.1f} KiB for each that is open, with its connection, "
+              f"{(resident(server) - closed) / n / KIB:.1f} KiB for each that isn't any more")
+        server.stop()
+        for number in rng.sample(sorted(written), 10):
+            check(os.path.join(self.folder, f"{number}.qcow2"), "qcow2")
+
+    def test_killed(self):
+        """E-06: what was flushed is there, of each."""
+        n, rng = 20, random.Random(SEED)
+        self.make_crowd(n)
+        server = self.serve_folder(nbdkit=["-t", "1"])
+        handles = [self.connect(server, f"{number}.qcow2") for number in range(n)]
+        for number, handle in enumerate(handles):
+            handle.pwrite(bytes([number + 1]) * SECTOR, 0)
+            handle.flush()
+            handle.pwrite(b"?" * SECTOR, rng.randrange(1, 16) * 64 * KIB)
+        server.kill()
+        for number in range(n):
+            path = os.path.join(self.folder, f"{number}.qcow2")
+            check(path, "qcow2", allow_leaks=True)
+            self.assertEqual(content(path, "qcow2")[:SECTOR], bytes([number + 1]) * SECTOR)
+
+
+class Named(Folder):
+    def test_by_name(self):
+        """E-07"""
+        first, second = self.image("first.qcow2", byte=1), self.image("second.qed", "qed", byte=2)
+        server = self.serve(None, f"export=:{first}", f"export=data/b:{second}")
+        self.assertEqual(names(server), ["", "data/b"])
+        self.assertEqual(server.connect().pread(1, 0)[0], 1)
+        self.assertEqual(server.connect("data/b").pread(1, 0)[0], 2)
+        self.refused(server, "second.qed")
+        server.stop()
+
+    def test_words_that_are_refused(self):
+        """E-07"""
+        first = self.image("first.qcow2")
+        for keys, message in (((f"export=a:{first}", f"export=a:{self.image('x.qcow2')}"), "there is one of that name already"),
+                              (("export=first.qcow2",), "must be NAME:IMAGE"), (("export=a:",), "must be NAME:IMAGE"),
+                              (("export=a:/nowhere",), "/nowhere: cannot be opened"),
+                              ((f"file={first}", f"dir={self.folder}"), "only one of them"),
+                              ((f"export=a:{first}", f"dir={self.folder}"), "only one of them"),
+                              ((f"dir={first}",), "Not a directory"), (("dir=/nowhere/at/all",), "No such file"),
+                              (("dir=",), "the name of a folder"),
+                              ((f"dir={self.folder}", "node-name=x"), "node-name: is about one image"),
+                              ((f"dir={self.folder}", "snapshot=x"), "snapshot: is about one image"),
+                              ((f"dir={self.folder}", "linger=-1"), "linger=-1: must be a number of seconds"),
+                              ((f"dir={self.folder}", "exports=no"), "must be list or hide")):
+            with self.subTest(keys=keys), self.assertRaises(StartFailed) as failed:
+                self.serve(None, *keys)
+            self.assertIn(message, failed.exception.errors)
