@@ -12,6 +12,7 @@
 #include "base/cleanup.h"
 #include "control.h"
 #include "image_folder.h"
+#include "service_manager.h"
 #include "shutdown.h"
 #include "view.h"
 
@@ -55,6 +56,7 @@ static void begin_end(void *opaque)
 {
     struct server *server = opaque;
 
+    service_manager_tell(SERVICE_STOPPING);
     if (server->control)
         control_begin_close(server->control);
 }
@@ -206,5 +208,9 @@ int server_start(struct server *server)
     if (err)
         return err;
     err = server->control ? control_start(server->control) : 0;
-    return err ? err : shutdown_start(&steps);
+    if (!err)
+        err = shutdown_start(&steps);
+    if (!err)
+        service_manager_tell(SERVICE_READY);
+    return err;
 }

@@ -5,21 +5,11 @@ import os
 import pathlib
 import re
 import signal
-import stat
 import subprocess
 import unittest
 
-from harness import BUILD, PLUGIN, ROOT, STANDIN, Case, plugin_env
-
-# Who installs the plugin has it found by its name; here a script in front of nbdkit does that.
-NBDKIT = f"""#!/bin/bash
-words=()
-for word; do
-    if [ "$word" = qimg ]; then word={PLUGIN}; fi
-    words+=("$word")
-done
-exec nbdkit_real "${{words[@]}}"
-"""
+from harness import BUILD, ROOT, STANDIN, Case, plugin_env
+from nbdkit_by_name import nbdkit_by_name
 
 
 @unittest.skipIf(STANDIN, "needs the plugin")
@@ -33,15 +23,6 @@ class Readme(Case):
                 if line and not line.startswith(("qemu-system", "sudo")):
                     yield line
 
-    def wrapper(self):
-        folder = pathlib.Path(self.path("bin"))
-        folder.mkdir()
-        real = subprocess.run(["which", "nbdkit"], capture_output=True, text=True, check=True).stdout.strip()
-        script = folder / "nbdkit"
-        script.write_text(NBDKIT.replace("nbdkit_real", real), encoding="ascii")
-        script.chmod(stat.S_IRWXU)
-        return folder
-
     def end_all(self):
         """What a failure left running, by the files that name it."""
         for pid in pathlib.Path(self.path("work")).glob("*.pid"):
@@ -51,7 +32,7 @@ class Readme(Case):
                 pass
 
     def test_examples(self):
-        path = f"{self.wrapper()}:{BUILD}:{os.environ['PATH']}"
+        path = f"{nbdkit_by_name(self.path('bin'))}:{BUILD}:{os.environ['PATH']}"
         os.mkdir(self.path("work"))
         self.addCleanup(self.end_all)
         script = "set -e\n" + "\n".join(self.examples())
