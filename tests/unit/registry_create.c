@@ -60,6 +60,18 @@ static void tear_down(void)
 
 TestSuite(registry_create, .init = set_up, .fini = tear_down);
 
+/* The i-th whose new images are all zeroes, and need no key: not LUKS (e2e/test_luks.py). */
+static const struct driver *plain_at(size_t i)
+{
+    size_t n = 0;
+
+    for (size_t at = 0; driver_at(at); at++)
+        if (!driver_at(at)->unlock || driver_can(driver_at(at), DRIVER_CLUSTERS))
+            if (n++ == i)
+                return driver_at(at);
+    return NULL;
+}
+
 static int make(const struct driver *driver, const char *key, const char *value,
                 struct diag *diag)
 {
@@ -104,9 +116,9 @@ Test(registry_create, on_any_store)
 {
     struct diag diag;
 
-    for (size_t i = 0; driver_at(i); i++) {
-        cr_assert_eq(make(driver_at(i), NULL, NULL, &diag), 0, "%s", diag.text);
-        expect_empty_image(driver_at(i));
+    for (size_t i = 0; plain_at(i); i++) {
+        cr_assert_eq(make(plain_at(i), NULL, NULL, &diag), 0, "%s", diag.text);
+        expect_empty_image(plain_at(i));
     }
     cr_expect_eq(wishes.extent_size_hint, 4096u);
     cr_expect_eq(n_removed, 0u);
@@ -145,9 +157,9 @@ Test(registry_create, removed_after_a_failure)
     static const char *const preallocations[] = {NULL, "full"};
     struct diag diag;
 
-    for (size_t i = 0; driver_at(i); i++)
+    for (size_t i = 0; plain_at(i); i++)
         for (size_t p = 0; p < 2; p++) {
-            const struct driver *driver = driver_at(i);
+            const struct driver *driver = plain_at(i);
             const char *value = preallocations[p];
             if (value && strcmp(driver->name, "qed") == 0)
                 continue;
@@ -169,8 +181,8 @@ Test(registry_create, devices_stay)
     struct diag diag;
 
     is_device = true;
-    for (size_t i = 0; driver_at(i); i++) {
-        const struct driver *driver = driver_at(i);
+    for (size_t i = 0; plain_at(i); i++) {
+        const struct driver *driver = plain_at(i);
         bool can = strcmp(driver->name, "qed") != 0;
         cr_expect_eq(make(driver, NULL, NULL, &diag), can ? 0 : -ENOTSUP, "%s", diag.text);
         if (can)
@@ -201,9 +213,9 @@ Test(registry_create, of_exactly_that_size)
     struct diag diag;
     uint64_t bytes;
 
-    for (size_t i = 0; driver_at(i); i++) {
-        bool can = !driver_can(driver_at(i), DRIVER_CLUSTERS);
-        cr_expect_eq(create_image(driver_at(i), &req, &diag), can ? 0 : -EINVAL);
+    for (size_t i = 0; plain_at(i); i++) {
+        bool can = !driver_can(plain_at(i), DRIVER_CLUSTERS);
+        cr_expect_eq(create_image(plain_at(i), &req, &diag), can ? 0 : -EINVAL);
         cr_expect(can ||
                   strstr(diag.text, "new: the disk's 1000 bytes are no multiple of 512"));
     }

@@ -26,7 +26,7 @@ static void start(struct fixture *f)
 
     cr_assert_eq(block_shared_init(&f->shared, (size_t)16 << 20, NULL, NULL), 0);
     cr_assert_eq(housekeeper_start(f->shared.housekeeper), 0);
-    f->exp = (struct served_export){0};
+    f->exp = (struct served_export){.node_name = (char[]){"drive0"}};
     cr_assert_eq(export_open(&f->exp, &request, &f->shared, &diag), 0, "%s", diag.text);
     cr_assert_eq(export_start(&f->exp), 0);
 }
