@@ -3,11 +3,14 @@
 #include "control_snapshots.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "common/image_info_json.h"
+#include "export_snapshot.h"
 #include "export_table.h"
 
 /* As QEMU: by the name of the device or of the node, which are one here. */
@@ -24,6 +27,12 @@ static struct served_export *find_device(struct control_context *ctx, const json
 }
 
 /* ---- making one ---- */
+
+static const struct control_arg snapshot_args[] = {
+    {"device", ARG_STRING, true, NULL},
+    {"name", ARG_STRING, true, NULL},
+    {0},
+};
 
 /* 0, or -EEXIST with the error said; a client's name is looked for among names. */
 static int check_name(struct served_export *exp, const char *name, struct diag *diag)
@@ -43,45 +52,103 @@ static int check_name(struct served_export *exp, const char *name, struct diag *
     return 0;
 }
 
-struct served_export *control_snapshot_request(struct control_context *ctx,
-                                               const json_t *args,
-                                               struct snapshot_request *request,
-                                               struct control_error *error)
+static struct snapshot_request make_request(const json_t *args)
 {
-    CLEANUP_EXPORT struct served_export *exp = find_device(ctx, args, error);
     struct timespec now;
 
-    if (!exp)
-        return NULL;
     clock_gettime(CLOCK_REALTIME, &now);
-    *request = (struct snapshot_request){
+    return (struct snapshot_request){
         .kind = SNAPSHOT_CREATE,
         .name = arg_text(args, "name"),
         .date_sec = (uint32_t)now.tv_sec,
         .date_nsec = (uint32_t)now.tv_nsec,
         .ahead = true,
     };
-    if (export_check_snapshots(exp, &error->diag) ||
-        check_name(exp, request->name, &error->diag)) {
-        control_fail_diag(error, CLASS_GENERIC);
-        return NULL;
-    }
-    return TAKE(&exp);
+}
+
+/* Can the image have it?  Else the error is said. */
+static bool judge_request(struct served_export *exp, const struct snapshot_request *request,
+                          struct control_error *error)
+{
+    if (export_check_snapshots(exp, &error->diag) == 0 &&
+        check_name(exp, request->name, &error->diag) == 0)
+        return true;
+    control_fail_diag(error, CLASS_GENERIC);
+    return false;
 }
 
 static json_t *snapshot_internal(struct control_context *ctx, const json_t *args,
                                  struct control_error *error)
 {
-    struct snapshot_request request;
-    CLEANUP_EXPORT struct served_export *exp =
-        control_snapshot_request(ctx, args, &request, error);
+    const struct snapshot_request request = make_request(args);
+    CLEANUP_EXPORT struct served_export *exp = find_device(ctx, args, error);
 
-    if (!exp)
+    if (!exp || !judge_request(exp, &request, error))
         return NULL;
     return export_change_snapshot(exp, &request, NULL, &error->diag)
                ? control_fail_diag(error, CLASS_GENERIC)
                : json_object();
 }
+
+/* ---- making one in a transaction ---- */
+
+static bool open_snapshot_action(struct transaction_action *action,
+                                 struct control_error *error)
+{
+    const struct snapshot_request request = make_request(action->args);
+    struct export_snapshot *snapshot = calloc(1, sizeof *snapshot);
+
+    action->state = snapshot;
+    if (!snapshot) {
+        control_fail(error, CLASS_GENERIC, "out of memory");
+        return false;
+    }
+    if (!judge_request(action->exp, &request, error))
+        return false;
+    if (export_begin_snapshot(action->exp, &request, snapshot, &error->diag) == 0)
+        return true;
+    control_fail_diag(error, CLASS_GENERIC);
+    return false;
+}
+
+static bool prepare_snapshot_action(struct transaction_action *action,
+                                    struct control_error *error)
+{
+    if (export_prepare_snapshot(action->state, &error->diag) == 0)
+        return true;
+    control_fail_diag(error, CLASS_GENERIC);
+    return false;
+}
+
+static void commit_snapshot_action(struct transaction_action *action)
+{
+    export_commit_snapshot(action->state);
+}
+
+static void abort_snapshot_action(struct transaction_action *action)
+{
+    export_abort_snapshot(action->state);
+}
+
+static void finish_snapshot_action(struct transaction_action *action, bool committed)
+{
+    struct diag diag = {0};
+
+    if (action->state && export_finish_snapshot(action->state, committed, &diag))
+        log_error("%s", diag.text);
+    free(action->state);
+}
+
+const struct transaction_kind snapshot_internal_kind = {
+    .name = "blockdev-snapshot-internal-sync",
+    .args = snapshot_args,
+    .export_arg = "device",
+    .open = open_snapshot_action,
+    .prepare = prepare_snapshot_action,
+    .commit = commit_snapshot_action,
+    .abort = abort_snapshot_action,
+    .finish = finish_snapshot_action,
+};
 
 /* ---- removing one ---- */
 
@@ -122,12 +189,6 @@ static json_t *delete_internal(struct control_context *ctx, const json_t *args,
 
 /* ---- the table ---- */
 
-const struct control_arg control_snapshot_args[] = {
-    {"device", ARG_STRING, true, NULL},
-    {"name", ARG_STRING, true, NULL},
-    {0},
-};
-
 static const struct control_arg delete_args[] = {
     {"device", ARG_STRING, true, NULL},
     {"id", ARG_STRING, false, NULL},
@@ -136,7 +197,7 @@ static const struct control_arg delete_args[] = {
 };
 
 const struct control_command control_snapshot_commands[] = {
-    {"blockdev-snapshot-internal-sync", control_snapshot_args, snapshot_internal},
+    {"blockdev-snapshot-internal-sync", snapshot_args, snapshot_internal},
     {"blockdev-snapshot-delete-internal-sync", delete_args, delete_internal},
     {0},
 };

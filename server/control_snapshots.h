@@ -3,17 +3,9 @@
 #ifndef SERVER_CONTROL_SNAPSHOTS_H
 #define SERVER_CONTROL_SNAPSHOTS_H
 
-#include "control_cmds.h"
-#include "export_snapshot.h"
+#include "control_transaction.h"
 
-/* The arguments of blockdev-snapshot-internal-sync, for who prepares it by itself: the export,
- * of which the caller becomes a user, and the request, whose texts are the arguments'.
- * export_check_snapshots has said yes.  NULL with the error said. */
-struct served_export *control_snapshot_request(struct control_context *ctx,
-                                               const json_t *args,
-                                               struct snapshot_request *request,
-                                               struct control_error *error) MUST_USE;
-
-extern const struct control_arg control_snapshot_args[];
+/* blockdev-snapshot-internal-sync, as an action. */
+extern const struct transaction_kind snapshot_internal_kind;
 
 #endif

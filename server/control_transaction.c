@@ -10,6 +10,7 @@
 #include "control_backup.h"
 #include "control_bitmaps.h"
 #include "control_overlays.h"
+#include "control_snapshots.h"
 #include "export_table.h"
 
 /* An export that actions name. */
@@ -46,7 +47,7 @@ static const struct transaction_kind abort_kind = {"abort", .prepare = fail_abor
 static const struct transaction_kind *const kinds[] = {
     &bitmap_add_kind,     &bitmap_remove_kind, &bitmap_clear_kind, &bitmap_enable_kind,
     &bitmap_disable_kind, &bitmap_merge_kind,  &abort_kind,        &blockdev_backup_kind,
-    &drive_backup_kind,   &overlay_file_kind,  &overlay_node_kind,
+    &drive_backup_kind,   &overlay_file_kind,  &overlay_node_kind, &snapshot_internal_kind,
 };
 
 /* ---- for actions ---- */

@@ -73,6 +73,11 @@ void export_commit_snapshot(struct export_snapshot *snapshot)
     node_commit_snapshot(snapshot->change);
 }
 
+void export_abort_snapshot(struct export_snapshot *snapshot)
+{
+    node_abort_snapshot(snapshot->change);
+}
+
 int export_finish_snapshot(struct export_snapshot *snapshot, bool committed,
                            struct diag *diag)
 {

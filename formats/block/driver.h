@@ -90,7 +90,7 @@ enum driver_feature {
     DRIVER_MARKS = 1 << 5,   /* a mark says that an image isn't closed (clear_mark) */
     /* States of the disk can be kept in the image (snapshots, open_snapshot,
      * close_snapshot, begin_snapshot, prepare_snapshot, commit_snapshot,
-     * finish_snapshot). */
+     * abort_snapshot, finish_snapshot). */
     DRIVER_SNAPSHOTS = 1 << 6,
     DRIVER_BITMAPS = 1 << 7, /* dirty bitmaps are kept in an image (*_bitmap, *_bitmaps) */
 };
@@ -196,6 +196,7 @@ struct driver {
                           const struct snapshot_request *request, struct diag *diag);
     int (*prepare_snapshot)(struct snapshot_change *change, struct diag *diag);
     void (*commit_snapshot)(struct snapshot_change *change);
+    void (*abort_snapshot)(struct snapshot_change *change);
     int (*finish_snapshot)(struct snapshot_change *change, bool committed,
                            struct diag *diag);
 

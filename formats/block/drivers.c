@@ -25,6 +25,7 @@ static void assert_has_its_operations(const struct driver *driver)
     assert(driver_can(driver, DRIVER_SNAPSHOTS) == (driver->open_snapshot != NULL));
     assert(driver_can(driver, DRIVER_SNAPSHOTS) == (driver->close_snapshot != NULL));
     assert(driver_can(driver, DRIVER_SNAPSHOTS) == (driver->begin_snapshot != NULL));
+    assert(driver_can(driver, DRIVER_SNAPSHOTS) == (driver->abort_snapshot != NULL));
     assert(driver_can(driver, DRIVER_SNAPSHOTS) == (driver->prepare_snapshot != NULL));
     assert(driver_can(driver, DRIVER_SNAPSHOTS) == (driver->commit_snapshot != NULL));
     assert(driver_can(driver, DRIVER_SNAPSHOTS) == (driver->finish_snapshot != NULL));

@@ -238,6 +238,11 @@ void node_commit_snapshot(struct snapshot_change *change)
     change->node->driver->commit_snapshot(change);
 }
 
+void node_abort_snapshot(struct snapshot_change *change)
+{
+    change->node->driver->abort_snapshot(change);
+}
+
 int node_finish_snapshot(struct snapshot_change *change, bool committed, struct diag *diag)
 {
     int err = change->node->driver->finish_snapshot(change, committed, diag);

@@ -90,7 +90,8 @@ struct snapshot_change {
  * one has.  The node is active; one change at a time for each node, by a thread that goes
  *
  *     begin -> prepare -> commit -> finish
- *         \--------\-----------------/
+ *         |        \---> abort ---/
+ *         \----------------------/
  *
  * begin     finds the space that is needed, while the disk is changed; what is dirty
  *           had better be flushed before.
@@ -101,6 +102,7 @@ struct snapshot_change {
  * commit    puts it in place in memory.  DELETE and APPLY put it into the image, too, durably;
  *           of CREATE that is done by the next flush, whoever's, before anything else
  *           of it: so changes go on sooner.
+ * abort     instead of commit, after a prepare that didn't fail: the disk may be changed again.
  * finish    flushes, if there was a commit; else forgets what was prepared.  Frees the change.
  *           0, or -errno with diag: the image may be as before or as after, and the node
  *           refuses changes.
@@ -114,6 +116,7 @@ int node_begin_snapshot(struct node *node, const struct snapshot_request *reques
                         struct snapshot_change **out, struct diag *diag) MUST_USE;
 int node_prepare_snapshot(struct snapshot_change *change, struct diag *diag) MUST_USE;
 void node_commit_snapshot(struct snapshot_change *change);
+void node_abort_snapshot(struct snapshot_change *change);
 int node_finish_snapshot(struct snapshot_change *change, bool committed, struct diag *diag);
 
 /* All of it, of a node whose disk nobody changes.  info: when it isn't NULL, what the change

@@ -123,6 +123,7 @@ int qcow2_begin_snapshot(struct snapshot_change *change,
                          const struct snapshot_request *request, struct diag *diag);
 int qcow2_prepare_snapshot(struct snapshot_change *change, struct diag *diag);
 void qcow2_commit_snapshot(struct snapshot_change *change);
+void qcow2_abort_snapshot(struct snapshot_change *change);
 int qcow2_finish_snapshot(struct snapshot_change *change, bool committed,
                           struct diag *diag);
 

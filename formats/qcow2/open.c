@@ -387,6 +387,7 @@ const struct driver qcow2_driver = {
     .begin_snapshot = qcow2_begin_snapshot,
     .prepare_snapshot = qcow2_prepare_snapshot,
     .commit_snapshot = qcow2_commit_snapshot,
+    .abort_snapshot = qcow2_abort_snapshot,
     .finish_snapshot = qcow2_finish_snapshot,
     .load_bitmaps = qcow2_load_bitmaps,
     .check_bitmap = qcow2_check_bitmap,

@@ -123,6 +123,58 @@ class Commands(Live):
         self.refuse("a client reads it", "blockdev-snapshot-delete-internal-sync", device="drive0", name="first")
 
 
+class Transactions(Live):
+    def run_actions(self, *actions):
+        return self.qmp.cmd("transaction", actions=[{"type": kind, "data": data} for kind, data in actions])
+
+    SNAPSHOT = "blockdev-snapshot-internal-sync"
+
+    def test_with_bitmaps_at_one_point(self):
+        """What a bitmap records from then on is what differs from the snapshot."""
+        image = create(self.path("disk"), "qcow2", SIZE)
+        server = self.start(image)
+        model, stop = Model(bytes(SIZE)), threading.Event()
+
+        def churn():
+            while not stop.is_set():
+                work(server, model, self.rng, 5, 64 * KIB, threads=8)
+
+        writer = threading.Thread(target=churn)
+        writer.start()
+        for number in range(4):
+            self.run_actions((self.SNAPSHOT, {"device": "drive0", "name": f"s{number}"}),
+                             ("block-dirty-bitmap-add", {"node": "drive0", "name": f"b{number}", "granularity": 512}))
+            time.sleep(0.05)
+        stop.set()
+        writer.join()
+        node, = self.qmp.cmd("query-named-block-nodes")
+        counts = {bitmap["name"]: bitmap["count"] for bitmap in node["dirty-bitmaps"]}
+        live = server.connect().pread(SIZE, 0)
+        for number in range(4):
+            then = server.connect(f"snapshot/s{number}").pread(SIZE, 0)
+            differing = sum(SECTOR for at in range(0, SIZE, SECTOR) if then[at:at + SECTOR] != live[at:at + SECTOR])
+            self.assertLessEqual(differing, counts[f"b{number}"])
+        server.stop()
+        check(image, "qcow2")
+
+    def test_all_or_nothing(self):
+        image = create(self.path("disk"), "qcow2", SIZE)
+        server = self.start(image)
+        handle = server.connect()
+        handle.pwrite(b"a" * MIB, 0)
+        before = self.qmp.cmd("query-named-block-nodes")[0]["image"].get("snapshots")
+        for rest in ((("abort", {}),), (("block-dirty-bitmap-clear", {"node": "drive0", "name": "none"}),)):
+            with self.assertRaises(QmpError):
+                self.run_actions((self.SNAPSHOT, {"device": "drive0", "name": "x"}), *rest)
+            handle.pwrite(b"b" * MIB, 2 * MIB)
+            self.assertEqual(self.qmp.cmd("query-named-block-nodes")[0]["image"].get("snapshots"), before)
+        self.run_actions((self.SNAPSHOT, {"device": "drive0", "name": "x"}))
+        handle.pwrite(b"c" * MIB, 0)
+        self.assertEqual(server.connect("snapshot/x").pread(MIB, 0), b"a" * MIB)
+        server.stop()
+        check(image, "qcow2")
+
+
 class Load(Live):
     """Writers on the live disk, and readers who compare what snapshots have."""
 

@@ -536,8 +536,16 @@ int qcow2_prepare_snapshot(struct snapshot_change *change, struct diag *diag)
         s = *qcow2_snapshot_of(q, state->key); /* nobody else changes the list */
     if (change->kind == SNAPSHOT_APPLY)
         err = node_begin_change(q->node);
-    return err ? diag_errno(diag, -err, "%s", q->node->filename)
-               : write_everything(state, &s);
+    err =
+        err ? diag_errno(diag, -err, "%s", q->node->filename) : write_everything(state, &s);
+    if (err)
+        change_end_hold(state);
+    return err;
+}
+
+void qcow2_abort_snapshot(struct snapshot_change *change)
+{
+    change_end_hold(change->state);
 }
 
 /* ---- commit ---- */
@@ -646,7 +654,6 @@ int qcow2_finish_snapshot(struct snapshot_change *change, bool committed, struct
     } else {
         forget_change(state);
     }
-    change_end_hold(state);
     alloc_resume_reclaim(&q->alloc);
     free_state(state);
     return err ? diag_errno(diag, -err, "%s: writing the image", q->node->filename) : 0;
