@@ -52,7 +52,8 @@ int export_begin_snapshot(struct served_export *exp, const struct snapshot_reque
     if (err)
         return err;
     err = node_begin_snapshot(node, request, &out->change, diag);
-    if (!err)
+    /* Twice: while much was written, some more became dirty. */
+    for (unsigned i = 0; !err && i < 2; i++)
         err = flush_now(exp, diag);
     if (err && out->change) {
         struct diag ignored;

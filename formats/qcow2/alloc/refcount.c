@@ -240,7 +240,9 @@ void refcount_pack(uint32_t order, uint8_t *block, uint64_t index, uint64_t valu
     uint64_t bit = index << order;
     uint32_t bits = 1u << order;
 
-    if (bits >= 8) {
+    if (LIKELY(bits == 16)) {
+        store_be16(block + index * 2, (uint16_t)value);
+    } else if (bits >= 8) {
         for (uint32_t i = 0; i < bits / 8; i++)
             block[bit / 8 + i] = (uint8_t)(value >> (bits - 8 - 8 * i));
     } else {
@@ -255,6 +257,8 @@ uint64_t refcount_unpack(uint32_t order, const uint8_t *block, uint64_t index)
     uint64_t bit = index << order, value = 0;
     uint32_t bits = 1u << order;
 
+    if (LIKELY(bits == 16))
+        return load_be16(block + index * 2);
     if (bits < 8)
         return block[bit / 8] >> (bit & 7) & ((1u << bits) - 1);
     for (uint32_t i = 0; i < bits / 8; i++)

@@ -85,6 +85,17 @@ static int end_run(struct shift *s, struct counted_run *run, bool up)
     return err;
 }
 
+/* Does a plain entry go on with the run, with the flags of one that was judged?  Most do. */
+static bool continues_run(const struct qcow2 *q, const struct counted_run *run,
+                          uint64_t entry, uint64_t before)
+{
+    uint64_t next = run->host + (run->n << q->geo.cluster_bits);
+
+    return run->n && !q->geo.word_bits && (entry & L2_OFFSET) == next &&
+           !((entry ^ before) & ~L2_OFFSET) && !(entry & L2_COMPRESSED) &&
+           alloc_inside_file(&q->alloc, next, cluster_size(q));
+}
+
 static int count_cluster(struct shift *s, const struct cluster *c, struct counted_run *run,
                          bool up)
 {
@@ -124,10 +135,17 @@ static int count_table(struct shift *s, uint32_t l1_index, const uint8_t *table,
     const struct qcow2 *q = s->q;
     uint32_t step = 1u << q->geo.word_bits;
     struct counted_run run = {0};
+    uint64_t before = 0;
     int err = 0;
 
     for (uint64_t i = 0; !err && i < cluster_size(q) / 8; i += step) {
         uint64_t entry = load_be64(table + i * 8);
+        bool continues = continues_run(q, &run, entry, before);
+        before = entry;
+        if (continues) {
+            run.n++;
+            continue;
+        }
         uint64_t bitmap = step == 2 ? load_be64(table + i * 8 + 8) : 0;
         struct cluster c;
         if (entry == 0 && bitmap == 0)

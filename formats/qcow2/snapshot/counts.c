@@ -16,20 +16,21 @@ static int new_count(struct shift *s, uint64_t cluster, uint64_t old, uint64_t *
     uint64_t max = refcount_max(q->geo.refcount_order),
              host = cluster << q->geo.cluster_bits;
 
+    if (LIKELY(old > 0 && down <= old && up <= max - (old - down))) {
+        *out = old - down + up;
+        return 0;
+    }
     if (old == 0 || down > old)
         return diag_set(s->diag, EIO,
                         "%s: refcount of the cluster at %" PRIu64 ": %" PRIu64
                         " is less than what refers to it: the image must be checked "
                         "(qimg check)",
                         q->node->filename, host, old);
-    if (up > max - (old - down))
-        return diag_set(s->diag, ERANGE,
-                        "%s: refcount of the cluster at %" PRIu64 ": %" PRIu64
-                        " is over %" PRIu64 ", the most that refcount_bits=%u can count",
-                        q->node->filename, host, old - down + up, max,
-                        1u << q->geo.refcount_order);
-    *out = old - down + up;
-    return 0;
+    return diag_set(s->diag, ERANGE,
+                    "%s: refcount of the cluster at %" PRIu64 ": %" PRIu64
+                    " is over %" PRIu64 ", the most that refcount_bits=%u can count",
+                    q->node->filename, host, old - down + up, max,
+                    1u << q->geo.refcount_order);
 }
 
 static bool changes(const struct shift *s, uint64_t cluster)

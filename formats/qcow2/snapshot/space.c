@@ -99,16 +99,26 @@ int change_take_cluster(struct snapshot_change_state *state, uint64_t *host)
 
 /* ---- ahead ---- */
 
-/* Tables that may have to be copied, and blocks that may change. */
+/* How many tables may have to be copied, and how many blocks may change; all of them are going
+ * to be read. */
 static uint64_t single_clusters(const struct qcow2 *q)
 {
     const struct refcount_table *t = atomic_load(&q->alloc.refs.table);
+    struct storage *file = q->node->file;
     uint64_t n = 0;
 
-    for (uint32_t i = 0; i < q->live.l1_size; i++)
-        n += (atomic_load(&q->live.l1[i]) & L1_COPIED) != 0;
-    for (uint64_t b = 0; b < t->n_entries; b++)
-        n += atomic_load(&t->words[b]) != 0;
+    for (uint32_t i = 0; i < q->live.l1_size; i++) {
+        uint64_t entry = atomic_load(&q->live.l1[i]);
+        n += (entry & L1_COPIED) != 0;
+        if (entry & L1_OFFSET)
+            storage_prefetch(file, entry & L1_OFFSET, 1ull << q->geo.cluster_bits);
+    }
+    for (uint64_t b = 0; b < t->n_entries; b++) {
+        uint64_t entry = atomic_load(&t->words[b]);
+        n += entry != 0;
+        if (entry)
+            storage_prefetch(file, entry & RT_OFFSET, 1ull << q->geo.cluster_bits);
+    }
     return n;
 }
 

@@ -21,6 +21,19 @@ static int refuse_count(const struct shift *s, uint64_t host)
                     s->q->node->filename, host);
 }
 
+/* A new snapshot has all that the disk has: nothing is the disk's alone, and nothing freed. */
+static bool clear_flags(const struct qcow2 *q, uint8_t *table)
+{
+    uint32_t step = 1u << q->geo.word_bits;
+    bool changed = false;
+
+    for (uint64_t i = 0; i < cluster_size(q) / 8; i += step) {
+        changed |= table[i * 8] & L2_COPIED >> 56;
+        table[i * 8] &= (uint8_t) ~(L2_COPIED >> 56);
+    }
+    return changed;
+}
+
 /* Sets the flags in a table; *changed: there were any to be. */
 static int set_flags(const struct shift *s, uint8_t *table, bool *changed)
 {
@@ -79,7 +92,9 @@ int change_disk_tables(struct snapshot_change_state *state, bool *changed)
             continue;
         bool differs = false;
         int err = shift_read_table(s, i, old, table);
-        if (!err)
+        if (!err && state->change->kind == SNAPSHOT_CREATE)
+            differs = clear_flags(s->q, table);
+        else if (!err)
             err = shift_frees(s, offset, 1) ? refuse_count(s, offset)
                                             : set_flags(s, table, &differs);
         if (!err && differs)
