@@ -3,7 +3,7 @@
  * moment: what is left has the list of before or that of after, each with the disk that goes
  * with it and every snapshot as it was, and leaks at most.
  *
- * The environment is that of crash_matrix.c. */
+ * I-04.  The environment is that of crash_matrix.c. */
 #include <fnmatch.h>
 #include <inttypes.h>
 #include <stdio.h>

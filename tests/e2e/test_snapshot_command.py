@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""qimg snapshot: its words are qemu-img's, and each reads, applies and deletes what the other made."""
+"""qimg snapshot: its words are qemu-img's, and each reads, applies and deletes what the other made.
+
+I-03, I-05, I-06, I-10.
+"""
 
 import json
 import os

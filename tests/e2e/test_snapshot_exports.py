@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Internal snapshots that are served beside the disk."""
+"""Internal snapshots that are served beside the disk.
+
+I-01, I-02, I-10.
+"""
 
 import threading
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Internal snapshots that are made and deleted while clients use the disk."""
+"""Internal snapshots that are made and deleted while clients use the disk.
+
+I-02, I-04, I-05, I-07, I-08, I-09, I-11.
+"""
 
 import os
 import threading
