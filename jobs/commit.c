@@ -25,32 +25,18 @@
 #include "base/cleanup.h"
 #include "block/chain.h"
 #include "jobs/commit.h"
+#include "jobs/layers.h"
 #include "jobs/manager.h"
 #include "jobs/mirror_internal.h"
-
-/* Does the name mean that layer?  It may be what the image above calls it, if there is one,
- * and a relative name lies in the folder of that image, as it does there; not in the
- * server's. */
-static bool means_layer(const char *name, const struct node *above,
-                        const struct node *layer)
-{
-    const char *image = above ? above->filename : layer->filename;
-
-    if (strcmp(name, layer->filename) == 0 ||
-        (above && above->backing_name && strcmp(name, above->backing_name) == 0))
-        return true;
-    CLEANUP_FREE char *joined = reference_join(image, name);
-    return joined && node_is_called(layer, joined);
-}
 
 /* The layer that top names, NULL: the active one; and the one above it, if any. */
 static struct node *find_top(struct node *active, const char *name, struct node **overlay)
 {
     *overlay = NULL;
-    if (!name || means_layer(name, NULL, active))
+    if (!name || layer_is_called(name, NULL, active))
         return active;
     for (struct node *above = active; above->backing; above = above->backing)
-        if (means_layer(name, above, above->backing)) {
+        if (layer_is_called(name, above, above->backing)) {
             *overlay = above;
             return above->backing;
         }
@@ -63,7 +49,7 @@ static struct node *find_base(struct node *top, const char *name, unsigned *dept
     struct node *found = NULL, *above = top;
 
     for (unsigned d = 1; above->backing; above = above->backing, d++)
-        if (!name || means_layer(name, above, above->backing)) {
+        if (!name || layer_is_called(name, above, above->backing)) {
             found = above->backing;
             *depth = d;
         }
@@ -94,21 +80,6 @@ static int find_layers(struct commit_layers *layers, struct node *active, struct
     return 0;
 }
 
-/* The name by which the overlay is to call the base: as the layer that named it did, where
- * that means the same file. */
-static char *name_for(const struct commit_layers *layers, const struct node *top)
-{
-    const struct node *last = top;
-
-    while (last->backing != layers->base)
-        last = last->backing;
-    CLEANUP_FREE char *joined =
-        last->backing_name ? reference_join(layers->overlay->filename, last->backing_name)
-                           : NULL;
-    bool same = joined && strcmp(joined, layers->base->filename) == 0;
-    return strdup(same ? last->backing_name : layers->base->filename);
-}
-
 /* ---- what the job needs besides mirror's ---- */
 
 /* The overlay as a node that can be written to, for its header. */
@@ -123,8 +94,9 @@ static int open_overlay(struct commit_layers *layers, const struct node *active,
         .node = active->options,
     };
 
-    layers->new_name =
-        layers->backing_file ? strdup(layers->backing_file) : name_for(layers, top);
+    layers->new_name = layers->backing_file
+                           ? strdup(layers->backing_file)
+                           : layer_name_for(layers->overlay, top, layers->base);
     if (!layers->new_name)
         return diag_errno(diag, ENOMEM, "%s", overlay->filename);
     int err = node_lock_for_writing(overlay, diag);

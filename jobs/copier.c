@@ -83,6 +83,20 @@ static bool wait_for_work(struct copy_worker *w)
     return w->going;
 }
 
+static void copy_as_configured(struct copy_worker *w, struct copy_result *result)
+{
+    const struct copier_config *config = &w->copier->config;
+    const struct copy_how how = {
+        .source = config->source, .target = config->target, .unmap = config->unmap};
+    uint64_t off = w->range.start, len = w->range.end - off;
+
+    *result = (struct copy_result){.off = off, .len = len};
+    if (config->copy)
+        config->copy(config->opaque, result);
+    else
+        copy_range(&how, w->buffer, config->max_range, off, len, result);
+}
+
 static void copy_or_flush(struct copy_worker *w)
 {
     struct copier *copier = w->copier;
@@ -92,11 +106,7 @@ static void copy_or_flush(struct copy_worker *w)
         copier->flush_result = block_flush(copier->config.target);
         return;
     }
-    const struct copy_how how = {.source = copier->config.source,
-                                 .target = copier->config.target,
-                                 .unmap = copier->config.unmap};
-    copy_range(&how, w->buffer, copier->config.max_range, w->range.start,
-               w->range.end - w->range.start, &result);
+    copy_as_configured(w, &result);
     copier->config.done(copier->config.opaque, &result);
     copier_unlock_range(copier, &w->range);
 }

@@ -24,6 +24,9 @@ struct copier_config {
     uint64_t buf_size;  /* bytes of buffers, at most */
     uint64_t max_range; /* bytes of one copy, at most */
     bool unmap;
+    /* Optional: what is done with a range, instead of copying it from source to target; on a
+     * worker's thread.  *result is filled but for what came of it. */
+    void (*copy)(void *opaque, struct copy_result *result);
     /* The end of a copy, on a worker's thread, before its range is unlocked. */
     void (*done)(void *opaque, const struct copy_result *result);
     /* After `done`, when the range is unlocked and the worker can be had again. */

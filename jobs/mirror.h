@@ -27,13 +27,16 @@ struct mirror_pivot {
     int (*replace)(void *opaque, struct node *target, struct diag *diag);
     /* Puts `below`, which it takes over on success, in the place of what lies below a layer
      * of users' chain; the contents are the same.  What was there is closed when the last
-     * request that uses it has left. */
+     * request that uses it has left, but for what is part of `below`'s own chain.  NULL:
+     * nothing lies there then. */
     int (*replace_backing)(void *opaque, struct node *layer, struct node *below,
                            struct diag *diag);
     /* May images of users' chain be changed?  0 or -errno with diag.  And gives back a
      * writer's lock that was taken on a layer, unless users write to it by now. */
     int (*check_changes)(void *opaque, struct diag *diag);
     void (*downgrade_lock)(void *opaque, struct node *layer);
+    /* Makes the node that users are served from writable, as for the first who writes. */
+    int (*make_writable)(void *opaque, struct diag *diag);
     void *opaque;
 };
 

@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "export_table.h"
+
 struct chain_use control_look_at_chain(struct served_export *exp)
 {
     struct export_use use = export_enter(exp);
@@ -48,19 +50,42 @@ struct node_name_text control_name_node(const struct served_export *exp,
     return name;
 }
 
+static struct node *find_in_chain(const struct served_export *exp, struct node *top,
+                                  const char *node_name)
+{
+    for (struct node *node = top; node; node = node->backing)
+        if (strcmp(control_name_node(exp, top, node).text, node_name) == 0)
+            return node;
+    return strcmp(exp->node_name, node_name) == 0 ? top : NULL;
+}
+
+static bool has_layer(struct served_export *exp, const char *node_name)
+{
+    CHAIN_USE(chain, exp);
+
+    return find_in_chain(exp, chain.use.node, node_name);
+}
+
+struct served_export *control_find_layer(struct control_context *ctx, const char *name,
+                                         struct control_error *error)
+{
+    EXPORT_TABLE_EACH (exp, ctx->exports)
+        if (has_layer(exp, name))
+            return exp;
+    return control_find_device(ctx, name, error);
+}
+
 char *control_layer_file(struct served_export *exp, const char *node_name,
                          struct control_error *error)
 {
     CHAIN_USE(chain, exp);
 
-    for (struct node *node = chain.use.node; node; node = node->backing)
-        if (strcmp(control_name_node(exp, chain.use.node, node).text, node_name) == 0) {
-            char *file = strdup(node->filename);
-            if (!file)
-                control_fail(error, CLASS_GENERIC, "out of memory");
-            return file;
-        }
-    control_fail(error, CLASS_GENERIC, "Cannot find device='' nor node-name='%.200s'",
-                 node_name);
-    return NULL;
+    const struct node *node = find_in_chain(exp, chain.use.node, node_name);
+    char *file = node ? strdup(node->filename) : NULL;
+    if (!node)
+        control_fail(error, CLASS_GENERIC, "Cannot find device='' nor node-name='%.200s'",
+                     node_name);
+    else if (!file)
+        control_fail(error, CLASS_GENERIC, "out of memory");
+    return file;
 }

@@ -26,7 +26,12 @@ struct node_name_text {
 struct node_name_text control_name_node(const struct served_export *exp,
                                         const struct node *top, const struct node *node);
 
-/* The file name of the layer that a node-name means, the caller's to free.  NULL with the error
+/* The export by whose name, or by that of one of its layers, a command means a disk or a layer:
+ * the caller becomes a user.  NULL with the error said. */
+struct served_export *control_find_layer(struct control_context *ctx, const char *name,
+                                         struct control_error *error) MUST_USE;
+
+/* The file name of the layer that a node-name means (the export's own: the active one), the caller's to free.  NULL with the error
  * said: it isn't in the chain. */
 char *control_layer_file(struct served_export *exp, const char *node_name,
                          struct control_error *error) MUST_USE;

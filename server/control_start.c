@@ -13,6 +13,7 @@
 #include "export_table.h"
 #include "jobs/commit.h"
 #include "jobs/mirror.h"
+#include "jobs/stream.h"
 #include "node_table.h"
 #include "plugin_config.h"
 #include "storage/nbd_uri.h"
@@ -56,6 +57,11 @@ static void downgrade_lock(void *opaque, struct node *layer)
     export_downgrade_lock(opaque, layer);
 }
 
+static int make_writable(void *opaque, struct diag *diag)
+{
+    return export_make_writable(opaque, diag);
+}
+
 struct mirror_pivot pivot_of(struct served_export *exp)
 {
     return (struct mirror_pivot){.take_reference = take_reference,
@@ -65,6 +71,7 @@ struct mirror_pivot pivot_of(struct served_export *exp)
                                  .replace_backing = replace_backing,
                                  .check_changes = check_changes,
                                  .downgrade_lock = downgrade_lock,
+                                 .make_writable = make_writable,
                                  .opaque = exp};
 }
 
@@ -287,6 +294,36 @@ static int start_commit(struct control_context *ctx, struct served_export *exp,
     return commit_start(ctx->jobs, &params, diag);
 }
 
+static int start_stream(struct control_context *ctx, struct served_export *exp,
+                        const json_t *args, uint64_t ticket, struct diag *diag)
+{
+    CLEANUP_FREE char *top = NULL, *base = NULL, *bottom = NULL;
+    /* The disk's own name means the active layer, whichever node bears it, too. */
+    int err = strcmp(arg_text(args, "device"), exp->node_name) == 0
+                  ? 0
+                  : find_layer(exp, args, "", "device", &top, diag);
+    if (!err)
+        err = find_layer(exp, args, "base", "base-node", &base, diag);
+    if (!err)
+        err = find_layer(exp, args, "", "bottom", &bottom, diag);
+    if (err)
+        return err;
+    if (base && bottom)
+        return diag_set(diag, EINVAL,
+                        "'base' and 'bottom' cannot be specified at the same time");
+    const struct stream_params params = {
+        .job = job_params_of(args, exp, ticket),
+        .top = top,
+        .base = base,
+        .bottom = bottom,
+        .backing_file = arg_text(args, "backing-file"),
+        .on_error = on_error_of(args, "on-error"),
+        .pivot = pivot_of(exp),
+    };
+
+    return stream_start(ctx->jobs, &params, diag);
+}
+
 /* Starts a job on the export, which stays while the job runs: the event of its end gives it
  * back. */
 json_t *start_job(struct control_context *ctx, struct served_export *exp,
@@ -338,6 +375,17 @@ static json_t *block_commit(struct control_context *ctx, const json_t *args,
     if (!exp || !control_may_start_job(ctx, exp, NULL, error))
         return NULL;
     return start_job(ctx, exp, args, error, start_commit);
+}
+
+static json_t *block_stream(struct control_context *ctx, const json_t *args,
+                            struct control_error *error)
+{
+    CLEANUP_EXPORT struct served_export *exp =
+        control_find_layer(ctx, arg_text(args, "device"), error);
+
+    if (!exp || !control_may_start_job(ctx, exp, NULL, error))
+        return NULL;
+    return start_job(ctx, exp, args, error, start_stream);
 }
 
 /* ---- the table ---- */
@@ -401,9 +449,25 @@ static const struct control_arg commit_args[] = {
     {0},
 };
 
+static const struct control_arg stream_args[] = {
+    {"job-id", ARG_STRING, false, NULL},
+    {"device", ARG_STRING, true, NULL},
+    {"base", ARG_STRING, false, NULL},
+    {"base-node", ARG_STRING, false, NULL},
+    {"bottom", ARG_STRING, false, NULL},
+    {"backing-file", ARG_STRING, false, NULL},
+    {"filter-node-name", ARG_STRING, false, NULL},
+    {"speed", ARG_SIZE, false, NULL},
+    {"on-error", ARG_WORD, false, on_errors},
+    {"auto-finalize", ARG_BOOL, false, NULL},
+    {"auto-dismiss", ARG_BOOL, false, NULL},
+    {0},
+};
+
 const struct control_command control_start_commands[] = {
     {"drive-mirror", mirror_args, drive_mirror},
     {"blockdev-mirror", node_mirror_args, blockdev_mirror},
     {"block-commit", commit_args, block_commit},
+    {"block-stream", stream_args, block_stream},
     {0},
 };

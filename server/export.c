@@ -436,7 +436,7 @@ int export_replace_backing(struct served_export *exp, struct node *layer,
         if (atomic_load(&exp->references) > 1)
             return diag_set(diag, EBUSY, "%s: another job uses the disk, too",
                             layer->filename);
-        err = check_unviewed(old, NULL, diag);
+        err = check_unviewed(old, below, diag);
         if (err)
             return err;
         node_set_below(layer, below);
@@ -445,7 +445,7 @@ int export_replace_backing(struct served_export *exp, struct node *layer,
     wait_for_users(exp, true);
     gate_wait(&exp->ctx.gate);
     note_users_left(exp);
-    err = node_close(old);
+    err = close_replaced(old, below);
     if (err)
         log_error("closing the images that were folded: %s", strerror(-err));
     return 0;

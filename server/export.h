@@ -174,7 +174,7 @@ void export_downgrade_lock(struct served_export *exp, struct node *node);
 int export_replace(struct served_export *exp, struct node *new_node,
                    struct diag *diag) MUST_USE;
 
-/* Puts `below`, which it takes over on success, in the place of what lies below a layer of
+/* Puts `below` (NULL: nothing), which it takes over on success and which may be part of what is there, in the place of what lies below a layer of
  * the chain that is served, as the caller's is the only reference and nobody has a view of what
  * is to be closed (-EBUSY). */
 int export_replace_backing(struct served_export *exp, struct node *layer,

@@ -36,6 +36,14 @@ int engine_write(struct node *node, const void *buf, uint64_t off, uint64_t len,
 int engine_write_compressed(struct node *node, const void *buf, uint64_t off, uint64_t len,
                             bool fua, bool *needs_commit) MUST_USE;
 
+/* As block_write, of a range whose clusters the caller has locked. */
+int engine_write_locked(struct node *node, const void *buf, uint64_t off,
+                        uint64_t len) MUST_USE;
+
+/* Zeroes of a range whose clusters the caller has locked, and of which the node has nothing:
+ * by metadata where it can. */
+int engine_zero_locked(struct node *node, uint64_t off, uint64_t len) MUST_USE;
+
 /* Zero bytes through the write path; locked: the caller has locked the guest range. */
 int engine_write_zeroes(struct node *node, uint64_t off, uint64_t len,
                         bool locked) MUST_USE;

@@ -122,8 +122,9 @@ struct node {
      * read through this one): where its metadata lies and its file ends may be news. */
     _Atomic bool written_elsewhere;
 
-    /* As the image said when it was opened; owned; NULL: none. */
-    char *backing_name, *backing_format;
+    /* As the image says; owned; NULL: none.  Read inside the gate, where node_set_backing may be
+     * called. */
+    char *_Atomic backing_name, *_Atomic backing_format;
 
     struct range_lock ranges;     /* guest ranges of allocating writes and of zeroing */
     struct observers observers;   /* who is told of changes */
@@ -287,6 +288,11 @@ int block_read(struct node *node, void *buf, uint64_t off, uint64_t len) MUST_US
 int block_write(struct node *node, const void *buf, uint64_t off, uint64_t len,
                 unsigned flags) MUST_USE;
 int block_zero(struct node *node, uint64_t off, uint64_t len, unsigned flags) MUST_USE;
+/* What a part of the disk has of the layers between the node and `base` (NULL: of all below)
+ * becomes the node's own; it reads as before, and nobody is told.  Users may write to it
+ * meanwhile. *copied: bytes of data that were written.  The node is active. */
+int block_populate(struct node *node, uint64_t off, uint64_t len, const struct node *base,
+                   uint64_t *copied) MUST_USE;
 int block_discard(struct node *node, uint64_t off, uint64_t len, unsigned flags) MUST_USE;
 
 /* Everything replied to before is durable afterwards; see mcache_commit. */

@@ -42,7 +42,18 @@ int node_set_backing(struct node *node, const char *name, const char *format,
     if (!node_can(node, DRIVER_BACKING))
         return diag_set(diag, ENOTSUP, "%s: %s images have no backing file", node->filename,
                         node->driver->name);
-    return node->driver->set_backing(node, name, format, diag);
+    CLEANUP_FREE char *new_name = name ? strdup(name) : NULL;
+    CLEANUP_FREE char *new_format = format ? strdup(format) : NULL;
+    if (!new_name != !name || !new_format != !format)
+        return diag_errno(diag, ENOMEM, "%s", node->filename);
+    int err = node->driver->set_backing(node, name, format, diag);
+    if (err)
+        return err;
+    /* The old ones are freed when who reads them has left. */
+    new_name = atomic_exchange(&node->backing_name, new_name);
+    new_format = atomic_exchange(&node->backing_format, new_format);
+    gate_wait(&node->ctx->gate);
+    return 0;
 }
 
 static int lock_files(struct node *node, enum storage_lock_level level, struct diag *diag)

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Block status over the whole chain. */
-#include <assert.h>
-
 #include "base/checked.h"
 #include "block/engine.h"
 
@@ -77,13 +75,16 @@ int engine_status(struct node *node, uint64_t off, uint64_t len, struct block_st
             return err;
         len = ext.length;
         if (ext.kind == EXTENT_BACKING) {
-            assert(layer->backing);
-            if (off >= layer->backing->size) { /* past its end: this layer says zeroes */
+            struct node *below = layer->backing;
+            if (!below ||
+                off >=
+                    below
+                        ->size) { /* gone since the map, or past its end: this layer says zeroes */
                 *out = (struct block_status){
                     .length = len, .zero = true, .depth = depth, .layer = layer};
                 return 0;
             }
-            layer = layer->backing;
+            layer = below;
             continue;
         }
         *out = (struct block_status){.depth = depth};

@@ -223,8 +223,7 @@ static int write_durably(struct node *node, const struct extent *ext, const void
     return err;
 }
 
-/* As engine_write, with the guest range locked. */
-static int write_locked(struct node *node, const void *buf, uint64_t off, uint64_t len)
+int engine_write_locked(struct node *node, const void *buf, uint64_t off, uint64_t len)
 {
     while (len > 0) {
         struct extent ext;
@@ -268,7 +267,7 @@ static int write_with_lock(struct node *node, const void *buf, uint64_t off, uin
     RANGE_LOCK_GUARD(&node->ranges, align_down(off, node->cluster_size),
                      align_up(off + len, node->cluster_size));
 
-    return write_locked(node, buf, off, len);
+    return engine_write_locked(node, buf, off, len);
 }
 
 int engine_write(struct node *node, const void *buf, uint64_t off, uint64_t len, bool fua,
@@ -308,7 +307,7 @@ int engine_write_zeroes(struct node *node, uint64_t off, uint64_t len, bool lock
 
     while (len > 0) {
         uint64_t n = MIN(len, ENGINE_CHUNK);
-        int err = locked ? write_locked(node, zeroes, off, n)
+        int err = locked ? engine_write_locked(node, zeroes, off, n)
                          : write_with_lock(node, zeroes, off, n);
         if (err)
             return err;

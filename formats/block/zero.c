@@ -23,8 +23,10 @@ static struct split split_clusters(const struct node *node, uint64_t off, uint64
  * its backing file again? */
 static bool may_show(const struct node *node, const struct extent *ext, uint64_t off)
 {
-    if (ext->kind == EXTENT_BACKING)
-        return off < node->backing->size;
+    if (ext->kind == EXTENT_BACKING) {
+        const struct node *below = node->backing;
+        return below && off < below->size;
+    }
     return ext->kind == EXTENT_ZERO && !ext->allocated && !node->backing &&
            node_holes_may_show(node);
 }
@@ -158,6 +160,20 @@ static int zero_clusters_locked(struct node *node, uint64_t off, uint64_t end,
             return err;
     }
     return 0;
+}
+
+int engine_zero_locked(struct node *node, uint64_t off, uint64_t len)
+{
+    struct split s = split_clusters(node, off, len);
+    int err = 0;
+
+    if (s.start < s.first)
+        err = engine_write_zeroes(node, s.start, s.first - s.start, true);
+    if (!err && s.first < s.last)
+        err = zero_clusters_locked(node, s.first, s.last, ZERO_UNMAP);
+    if (!err && s.last < s.end)
+        err = engine_write_zeroes(node, s.last, s.end - s.last, true);
+    return err;
 }
 
 static int zero_clusters(struct node *node, uint64_t off, uint64_t end, enum zero_how how)

@@ -44,10 +44,10 @@ enum {
 static const struct cli_option options[] = {
     {OPT_CONTROL, "control", "PATH", "the server's control socket; must be given"},
     {OPT_OUTPUT, "output", "human|json", "how list and watch print"},
-    {OPT_WATCH, "watch", NULL, "mirror, commit: watch the job to its end"},
+    {OPT_WATCH, "watch", NULL, "mirror, commit, stream: watch the job to its end"},
     {OPT_FORCE, "force", NULL, "cancel: abandon a job that is ready, too"},
-    {OPT_JOB_ID, "job-id", "ID", "mirror, commit: the job's name"},
-    {OPT_DEVICE, "device", "NAME", "mirror, commit: the disk's name at the server"},
+    {OPT_JOB_ID, "job-id", "ID", "mirror, commit, stream: the job's name"},
+    {OPT_DEVICE, "device", "NAME", "mirror, commit, stream: the disk's name at the server"},
     {OPT_FORMAT, "format", "FMT", "mirror: the target's format (default raw)"},
     {OPT_MODE, "mode", "MODE", "mirror: existing or absolute-paths (make it)"},
     {OPT_SYNC, "sync", "WHAT", "mirror: full (default), top, none, incremental"},
@@ -59,11 +59,14 @@ static const struct cli_option options[] = {
     {OPT_ON_SOURCE_ERROR, "on-source-error", "DO", "mirror: report, ignore, enospc, stop"},
     {OPT_ON_TARGET_ERROR, "on-target-error", "DO", "mirror: report, ignore, enospc, stop"},
     {OPT_TOP, "top", "FILE", "commit: the topmost image to fold (default the active)"},
-    {OPT_BASE, "base", "FILE", "commit: the image to fold into (default the lowest)"},
-    {OPT_ON_ERROR, "on-error", "DO", "commit: report, ignore, enospc, stop"},
-    {OPT_SPEED, "speed", "SIZE", "mirror, commit: bytes a second at most"},
-    {OPT_MANUAL_FINALIZE, "manual-finalize", NULL, "mirror, commit: wait for finalize"},
-    {OPT_MANUAL_DISMISS, "manual-dismiss", NULL, "mirror, commit: stay until dismiss"},
+    {OPT_BASE, "base", "FILE",
+     "commit: the image to fold into (default the lowest); stream: what stays below"},
+    {OPT_ON_ERROR, "on-error", "DO", "commit, stream: report, ignore, enospc, stop"},
+    {OPT_SPEED, "speed", "SIZE", "mirror, commit, stream: bytes a second at most"},
+    {OPT_MANUAL_FINALIZE, "manual-finalize", NULL,
+     "mirror, commit, stream: wait for finalize"},
+    {OPT_MANUAL_DISMISS, "manual-dismiss", NULL,
+     "mirror, commit, stream: stay until dismiss"},
     {0},
 };
 
@@ -231,7 +234,7 @@ static int set_device(struct qmp *qmp, json_t *args)
     return code;
 }
 
-/* Where mirror copies to; commit has none. */
+/* Where mirror copies to; the others have none. */
 static int add_target(struct job_args *job)
 {
     const char *target = job->operands[0];
@@ -245,7 +248,7 @@ static int add_target(struct job_args *job)
     return set_text(job->args, "sync", "full");
 }
 
-/* mirror and commit: a job begins, and may be watched. */
+/* mirror, commit, stream: a job begins, and may be watched. */
 static int start_job(struct qmp *qmp, struct job_args *job, const char *command)
 {
     int code = set_device(qmp, job->args);
@@ -294,6 +297,7 @@ static const struct verb {
     {"list", "", 0, NULL, list_jobs},
     {"mirror", " TARGET", 1, "drive-mirror", start_job},
     {"commit", "", 0, "block-commit", start_job},
+    {"stream", "", 0, "block-stream", start_job},
     {"pause", " ID", 1, "block-job-pause", tell_job},
     {"resume", " ID", 1, "block-job-resume", tell_job},
     {"speed", " ID SIZE", 2, "block-job-set-speed", set_speed},
@@ -310,7 +314,8 @@ static int run_verb(struct job_args *job)
     struct qmp qmp;
 
     if (!job->verb)
-        return cli_usage_error("Expecting what to do: list, mirror, commit, watch, ...");
+        return cli_usage_error(
+            "Expecting what to do: list, mirror, commit, stream, watch, ...");
     while (verb < verbs + ARRAY_LEN(verbs) && strcmp(verb->name, job->verb) != 0)
         verb++;
     if (verb == verbs + ARRAY_LEN(verbs))
@@ -349,8 +354,9 @@ static int run_job_command(const struct cli_command *self, int argc, char **argv
 
 const struct cli_command job_command = {
     .name = "job",
-    .operands = "list | mirror TARGET | commit | watch ID | pause ID | resume ID | "
-                "speed ID SIZE | complete ID | cancel ID | finalize ID | dismiss ID",
+    .operands =
+        "list | mirror TARGET | commit | stream | watch ID | pause ID | resume ID | "
+        "speed ID SIZE | complete ID | cancel ID | finalize ID | dismiss ID",
     .summary = "Drive the jobs of a running server.",
     .options = options,
     .run = run_job_command,

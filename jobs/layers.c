@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What layers are called. */
+#include "jobs/layers.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "block/open_policy.h"
+
+bool layer_is_called(const char *name, const struct node *above, const struct node *layer)
+{
+    const char *image = above ? above->filename : layer->filename;
+
+    if (strcmp(name, layer->filename) == 0 ||
+        (above && above->backing_name && strcmp(name, above->backing_name) == 0))
+        return true;
+    CLEANUP_FREE char *joined = reference_join(image, name);
+    return joined && node_is_called(layer, joined);
+}
+
+char *layer_name_for(const struct node *image, const struct node *top,
+                     const struct node *base)
+{
+    const struct node *last = top;
+
+    while (last->backing != base)
+        last = last->backing;
+    CLEANUP_FREE char *joined =
+        last->backing_name ? reference_join(image->filename, last->backing_name) : NULL;
+    bool same = joined && strcmp(joined, base->filename) == 0;
+    return strdup(same ? last->backing_name : base->filename);
+}
