@@ -7,12 +7,14 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "control_jobs.h"
 #include "control_start.h"
 #include "control_target.h"
 #include "control_transaction.h"
 #include "export_table.h"
 #include "jobs/backup.h"
+#include "jobs/manager.h"
 #include "node_table.h"
 #include "plugin_config.h"
 
@@ -35,6 +37,8 @@ enum { MODE_EXISTING, MODE_ABSOLUTE_PATHS };
 /* Seconds: users whose writes mustn't fail mustn't wait for ever, either. */
 #define GIVE_UP_AFTER 10u
 #define LONGEST_WAIT  (24u * 3600)
+/* For a target that is slow to close. */
+#define END_WAIT_MS 5000u
 
 static const struct control_arg perf_args[] = {
     {"use-copy-range", ARG_BOOL, false, NULL},
@@ -336,12 +340,28 @@ static void thaw_backup(struct transaction_action *action)
         dirty_bitmap_release(state->bitmap);
 }
 
+/* One that wasn't to be is gone with the answer: its id and its target are free then. */
+static void wait_for_end(const struct transaction_action *action)
+{
+    const struct job_params job = job_params_of(action->args, action->exp, NO_TICKET);
+    struct diag ignored;
+
+    for (unsigned i = 0; i < END_WAIT_MS; i++) {
+        if (job_check_id(action->ctx->jobs, job.id, &ignored) != -EEXIST)
+            return;
+        clock_nap_ns(1000000);
+    }
+}
+
 static void decide_backup(struct transaction_action *action, bool committed)
 {
     struct backup_action *state = action->state;
 
-    if (state)
-        backup_decide(state->backup, committed);
+    if (!state)
+        return;
+    backup_decide(state->backup, committed);
+    if (!committed)
+        wait_for_end(action);
     free(state);
 }
 

@@ -33,9 +33,10 @@ struct cli_command {
                char **argv); /* returns the exit code */
 };
 
-extern const struct cli_command bitmap_command, check_command, commit_command,
-    compare_command, convert_command, create_command, info_command, job_command,
-    map_command, rebase_command, resize_command, serve_command, snapshot_command;
+extern const struct cli_command backup_command, bitmap_command, check_command,
+    commit_command, compare_command, convert_command, create_command, info_command,
+    job_command, map_command, rebase_command, resize_command, restore_command,
+    serve_command, snapshot_command;
 
 /* The values of options that have no letter start here; a command's own come after. */
 enum {

@@ -9,9 +9,9 @@
 #include "registry.h"
 
 static const struct cli_command *const commands[] = {
-    &bitmap_command, &check_command, &commit_command,   &compare_command, &convert_command,
-    &create_command, &info_command,  &job_command,      &map_command,     &rebase_command,
-    &resize_command, &serve_command, &snapshot_command,
+    &backup_command,  &bitmap_command, &check_command,   &commit_command, &compare_command,
+    &convert_command, &create_command, &info_command,    &job_command,    &map_command,
+    &rebase_command,  &resize_command, &restore_command, &serve_command,  &snapshot_command,
 };
 
 /* What the core has to say beside the results of its calls. */

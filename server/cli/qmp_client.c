@@ -122,31 +122,39 @@ static int next_reply(struct qmp *qmp, json_t **reply)
     }
 }
 
-static int take_reply(const char *command, json_t *reply, json_t **value)
+static int take_reply(const char *command, json_t *reply, json_t **value, json_t **refusal)
 {
-    const json_t *error = json_object_get(reply, "error");
-    int code = CLI_OK;
-
     *value = json_incref(json_object_get(reply, "return"));
-    if (error)
-        code = cli_error("%s", json_string_value(json_object_get(error, "desc")));
-    else if (!*value)
-        code = cli_error("%s: the server's answer makes no sense", command);
+    *refusal = json_incref(json_object_get(reply, "error"));
     json_decref(reply);
-    return code;
+    return *value || *refusal
+               ? CLI_OK
+               : cli_error("%s: the server's answer makes no sense", command);
 }
 
-int qmp_command(struct qmp *qmp, const char *command, json_t *args, json_t **value)
+int qmp_try(struct qmp *qmp, const char *command, json_t *args, json_t **value,
+            json_t **refusal)
 {
     json_t *reply, *message = json_pack("{s:s}", "execute", command);
 
-    *value = NULL;
+    *value = *refusal = NULL;
     if (args)
         json_object_set_new(message, "arguments", args);
     int code = send_message(qmp, message);
     if (code == CLI_OK)
         code = next_reply(qmp, &reply);
-    return code == CLI_OK ? take_reply(command, reply, value) : code;
+    return code == CLI_OK ? take_reply(command, reply, value, refusal) : code;
+}
+
+int qmp_command(struct qmp *qmp, const char *command, json_t *args, json_t **value)
+{
+    json_t *refusal;
+    int code = qmp_try(qmp, command, args, value, &refusal);
+
+    if (code == CLI_OK && refusal)
+        code = cli_error("%s", json_string_value(json_object_get(refusal, "desc")));
+    json_decref(refusal);
+    return code;
 }
 
 int qmp_event(struct qmp *qmp, int timeout_ms, json_t **event)

@@ -23,6 +23,11 @@ void qmp_close(struct qmp *qmp);
  * caller's.  What the server has against it is printed; returns an exit code. */
 int qmp_command(struct qmp *qmp, const char *command, json_t *args, json_t **value);
 
+/* The same, but what the server has against it is the caller's, in *refusal; then *value is
+ * NULL. */
+int qmp_try(struct qmp *qmp, const char *command, json_t *args, json_t **value,
+            json_t **refusal);
+
 /* The next event, in *event, or NULL there when none came in time.  Returns an exit code.
  */
 int qmp_event(struct qmp *qmp, int timeout_ms, json_t **event);

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""qimg backup and qimg restore: a folder of points of a disk that is in use, each of which restores exactly."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import time
+import unittest
+
+import harness
+from harness import KIB, LONG, MIB, QIMG, SEED, parametrised, run, wait_until
+from test_mirror import MirrorCase
+from writers import Writers
+
+INCREMENTS, KEPT = (700, 30) if LONG else (12, 3)
+CHUNK = 64 * KIB
+
+
+class CommandCase(MirrorCase):
+    SIZE = 4 * MIB
+
+    def setUp(self):
+        super().setUp()
+        self.folder = self.path("backups")
+
+    def backup(self, *options, ok=True, **kwargs):
+        done = run(QIMG, "backup", f"--control={self.control}", *options, self.folder, check=False, **kwargs)
+        self.assertEqual(done.returncode, 0 if ok else 1, done.stderr)
+        return done
+
+    def points(self):
+        return json.loads(run(QIMG, "backup", "--list", "--output=json", self.folder).stdout)
+
+    def restored(self, *point):
+        path = self.path("restored.raw")
+        run(QIMG, "restore", self.folder, *point, path)
+        content = pathlib.Path(path).read_bytes()
+        os.unlink(path)
+        return content
+
+    def verify(self, code=0):
+        done = run(QIMG, "backup", "--verify", self.folder, check=False)
+        self.assertEqual(done.returncode, code, done.stdout + done.stderr)
+        return done
+
+    def bitmaps(self):
+        return [b["name"] for b in self.client.cmd("query-block")[0]["inserted"].get("dirty-bitmaps", [])]
+
+    def change(self, times=4):
+        for _ in range(times):
+            self.write(self.rng.randrange(self.SIZE - 5000), self.rng.randbytes(self.rng.randint(1, 5000)))
+
+
+@parametrised
+class Points(CommandCase):
+    cases_of = {fmt: (fmt,) for fmt in ("qcow2", "qed", "raw")}
+
+    def check_of(self, fmt):
+        """all of it, and then what has changed; each restores to what it was"""
+        self.make(fmt)
+        self.begin()
+        expected = []
+        for number in range(4):
+            self.change()
+            self.backup(*(["-c"] if number == 2 else []))
+            expected.append(bytes(self.content))
+        points = self.points()
+        self.assertEqual([p["type"] for p in points], ["full"] + ["incremental"] * 3)
+        self.assertEqual([p["number"] for p in points], [1, 2, 3, 4])
+        self.assertEqual([p["virtual-size"] for p in points], [self.SIZE] * 4)
+        self.assertTrue(all(p["actual-size"] < MIB for p in points[1:]), points)
+        for point, content in zip(points, expected):
+            self.assertTrue(self.restored(point["name"]) == content, point)
+            self.assertTrue(self.restored(str(point["number"])) == content, point)
+        self.assertTrue(self.restored() == expected[-1])
+        self.assertEqual(len(self.bitmaps()), 1)
+        self.verify()
+        self.source_is_good()
+
+    def test_pruned(self):
+        """the oldest are folded; those that are kept are what they were, and so is what comes after"""
+        self.begin()
+        expected = {}
+        for number in range(1, 7):
+            self.change()
+            if number == 4:
+                self.disk.zero(MIB, MIB)
+                self.content[MIB:2 * MIB] = bytes(MIB)
+            self.backup("--keep", "3")
+            expected[number] = bytes(self.content)
+        points = self.points()
+        self.assertEqual([p["number"] for p in points], [4, 5, 6])
+        self.assertEqual([p["type"] for p in points], ["full", "incremental", "incremental"])
+        for number in (4, 5, 6):
+            self.assertTrue(self.restored(str(number)) == expected[number], number)
+        self.assertEqual(run(QIMG, "restore", self.folder, "3", self.path("x"), check=False).returncode, 1)
+        self.verify()
+        self.assertEqual(sorted(os.listdir(self.folder)), [".qimg-backup"] + [f"{p['name']}.qcow2" for p in points])
+
+    def test_a_whole_one_when_it_has_to_be(self):
+        """the server has forgotten its bitmap; the user wants it; the whole ones before it are then removed"""
+        self.begin()
+        self.backup()
+        self.server.stop()
+        self.begin()
+        self.change()
+        self.backup("--full")
+        self.backup("--full")
+        self.backup()
+        self.assertEqual([p["type"] for p in self.points()][-3:], ["full", "full", "incremental"])
+        self.backup("--keep=2")
+        self.assertEqual([p["type"] for p in self.points()], ["full", "incremental"])
+        self.assertTrue(self.restored() == self.content)
+        self.verify()
+
+    def test_two_folders(self):
+        """each has its own bitmap"""
+        self.begin()
+        first, second = self.path("a"), self.path("b")
+        for self.folder in (first, second, first, second):
+            self.change()
+            self.backup()
+        self.assertEqual(len(self.bitmaps()), 2)
+        for self.folder in (first, second):
+            self.assertEqual([p["type"] for p in self.points()], ["full", "incremental"])
+        self.assertTrue(self.restored() == self.content)
+
+    def test_under_writers(self):
+        """a month of hours, pruned as it goes; each kept point is the disk of a moment, the same that it was when it
+        was made"""
+        self.begin()
+        writers, expected = Writers(self.server, self.content, f"{SEED} month"), {}
+        try:
+            for number in range(1, INCREMENTS + 1):
+                writers.mark()
+                self.backup("-q", "--keep", str(KEPT))
+                content = self.restored()
+                self.assertTrue(writers.is_a_moment(content), f"point {number} isn't the disk of any moment")
+                expected[number] = harness.hashlib.sha256(content).digest()
+        finally:
+            writers.stop()
+        points = self.points()
+        self.assertEqual([p["number"] for p in points], list(range(INCREMENTS - KEPT + 1, INCREMENTS + 1)))
+        for point in points:
+            self.assertEqual(harness.hashlib.sha256(self.restored(point["name"])).digest(), expected[point["number"]],
+                             point)
+        self.verify()
+
+
+class Interrupted(CommandCase):
+    """whatever ends a backup in the middle: the points are what they were, and the next one goes on from them"""
+
+    def setUp(self):
+        super().setUp()
+        self.begin()
+        self.change()
+        self.backup()
+        self.expected = bytes(self.content)
+
+    def begun(self, *options):
+        """A backup that is so slow that it doesn't end by itself."""
+        self.change(20)
+        process = subprocess.Popen([QIMG, "backup", f"--control={self.control}", "--speed=64k", *options, self.folder],
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        self.addCleanup(process.stderr.close)
+        wait_until(lambda: any(name.endswith(".part") for name in os.listdir(self.folder)) and self.job(), 20, "a job")
+        return process
+
+    def goes_on(self, kind="incremental"):
+        self.assertTrue(self.restored("1") == self.expected)
+        self.assertEqual(len(self.points()), 1)
+        self.backup()
+        self.assertEqual([p["type"] for p in self.points()], ["full", kind])
+        self.assertTrue(self.restored() == self.content)
+        self.assertFalse([name for name in os.listdir(self.folder) if "part" in name])
+        self.assertEqual(len(self.bitmaps()), 1)
+        self.verify()
+
+    def test_command_killed(self):
+        process = self.begun()
+        process.kill()
+        process.wait()
+        self.change()
+        self.goes_on()
+
+    def test_job_cancelled(self):
+        process = self.begun()
+        self.client.cmd("block-job-cancel", device=self.job()["device"])
+        self.assertEqual(process.wait(20), 1)
+        self.goes_on()
+
+    def test_server_killed(self):
+        process = self.begun()
+        self.server.kill()
+        self.assertEqual(process.wait(20), 1)
+        harness.repair(self.image, self.fmt)
+        self.content = bytearray(harness.content(self.image, self.fmt))
+        self.begin()
+        self.goes_on("full")
+
+    def test_nobody_else_meanwhile(self):
+        process = self.begun()
+        self.assertIn("another backup", self.backup(ok=False).stderr)
+        process.kill()
+        process.wait()
+
+    def test_folding_killed(self):
+        """at any time: points that are kept restore, and the folding is gone on with"""
+        expected = {1: self.expected}
+        for number in range(2, 6):
+            self.change(10)
+            self.backup("-q")
+            expected[number] = bytes(self.content)
+        for turn in range(8):
+            before = len(self.points())
+            self.change(2)
+            process = subprocess.Popen([QIMG, "backup", "-q", f"--control={self.control}", "--keep=2", self.folder],
+                                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(turn * 0.02)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            points = self.points()
+            for point in points:
+                content = self.restored(point["name"])
+                if point["number"] in expected:
+                    self.assertTrue(content == expected[point["number"]], (turn, point))
+                else:
+                    expected[point["number"]] = content
+            self.assertGreaterEqual(len(points), min(2, before))
+        self.backup("--keep=2")
+        self.assertTrue(self.restored() == self.content)
+        self.assertEqual(len(self.points()), 2)
+        self.verify()
+
+
+class Refused(CommandCase):
+    def test_words(self):
+        self.begin()
+        for words, argv in (
+                ("Expecting one folder", ["backup", "--control=x"]),
+                ("--control=PATH", ["backup", self.folder]),
+                ("from 1 on", ["backup", "--control=x", "--keep=0", self.folder]),
+                ("from 1 on", ["backup", "--control=x", "--keep=many", self.folder]),
+                ("two things", ["backup", "--list", "--verify", self.folder]),
+                ("folder alone", ["backup", "--list", "--keep=2", self.folder]),
+                ("No such file", ["backup", "--list", self.path("nowhere")]),
+                ("no disk 'x'", ["backup", f"--control={self.control}", "--device=x", self.folder]),
+                ("DIR \\[POINT\\] TARGET", ["restore", self.folder]),
+                ("no point 'latest'", ["restore", self.folder, self.path("x.raw")])):
+            with self.subTest(words=words):
+                done = run(QIMG, *argv, check=False)
+                self.assertEqual(done.returncode, 1)
+                self.assertRegex(done.stderr, words)
+        self.backup()
+        self.assertRegex(run(QIMG, "restore", self.folder, "7", self.path("x.raw"), check=False).stderr, "no point '7'")
+        there = self.path("there.raw")
+        pathlib.Path(there).write_bytes(b"somebody's")
+        self.assertRegex(run(QIMG, "restore", self.folder, there, check=False).stderr, "is there already")
+        self.assertEqual(pathlib.Path(there).read_bytes(), b"somebody's")
+        run(QIMG, "restore", "--force", self.folder, there)
+        self.assertTrue(pathlib.Path(there).read_bytes() == self.content)
+        for fmt in ("qcow2", "qed"):
+            target = self.path(f"r.{fmt}")
+            run(QIMG, "restore", self.folder, "1", target)
+            self.expect_content(target, fmt)
+
+    def test_damage_is_found(self):
+        self.begin()
+        self.backup()
+        self.change()
+        self.backup()
+        first, second = (os.path.join(self.folder, p["name"] + ".qcow2") for p in self.points())
+        self.verify()
+        good = pathlib.Path(second).read_bytes()
+        with open(second, "r+b") as file:
+            file.seek(64 * KIB)
+            file.write(b"\xff" * 64)
+        self.assertIn("BAD", self.verify(1).stdout)
+        pathlib.Path(second).write_bytes(good)
+        self.verify()
+        os.unlink(first)
+        self.assertIn("isn't the point before it", self.verify(1).stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
