@@ -259,6 +259,21 @@ int mcache_commit(struct mcache *mc, enum mc_commit_scope what)
     return err;
 }
 
+void mcache_hold(struct mcache *mc)
+{
+    LOCK_GUARD(&mc->commit);
+    while (mc->committing)
+        lock_wait(&mc->commit, &mc->commit_done);
+    mc->committing = true;
+}
+
+void mcache_release(struct mcache *mc)
+{
+    LOCK_GUARD(&mc->commit);
+    mc->committing = false;
+    pthread_cond_broadcast(&mc->commit_done);
+}
+
 void mcache_relieve(struct mcache *mc)
 {
     size_t dirty = atomic_load_explicit(&mc->dirty_bytes, memory_order_relaxed);

@@ -62,18 +62,26 @@ void mcmap_store_pair(struct mc_page *page, uint32_t word, struct mc_pair pair,
     atomic_store_explicit(&page->pair_stores, stores + 2, memory_order_release);
 }
 
+void mc_page_copy(const struct mc_page *page, void *bytes)
+{
+    uint64_t *out = bytes;
+    size_t n = mc_page_words(page);
+
+    for (size_t i = 0; i < n; i++) {
+        uint64_t v = atomic_load_explicit(&page->words[i], memory_order_relaxed);
+        out[i] = page->map->order == MC_BE64 ? htobe64(v) : htole64(v);
+    }
+}
+
 /* META: copies one page into the group. */
 static void freeze_page(struct mcache *mc, struct mc_page *page, struct mc_group *group,
                         unsigned char **fill)
 {
     struct mcmap *map = page->map;
     size_t n = mc_page_words(page);
-    uint64_t *out = (uint64_t *)(void *)*fill;
+    void *out = *fill;
 
-    for (size_t i = 0; i < n; i++) {
-        uint64_t v = atomic_load_explicit(&page->words[i], memory_order_relaxed);
-        out[i] = map->order == MC_BE64 ? htobe64(v) : htole64(v);
-    }
+    mc_page_copy(page, out);
     uint64_t first = map->locate(map->owner, map->resident ? 0 : page->index);
     assert(first != 0);
     assert(!page->frozen);

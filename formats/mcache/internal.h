@@ -119,10 +119,11 @@ struct mc_pool {
 /* map.c */
 size_t mc_page_words(const struct mc_page *page);
 void mcmap_detach(struct mc_page *page); /* META: takes the page out of the directory */
+void mcmap_clean(struct mc_page *page);  /* META: forgets what is dirty of it */
 
 /* pool.c */
 void mc_pool_insert(struct mc_pool *pool, struct mc_page *page);
-/* As if it were evicted; under the pool's lock, with the page clean. */
+/* As if it were evicted, dirty or not; under the pool's lock, with the page in no group. */
 void mc_pool_drop(struct mc_pool *pool, struct mc_page *page);
 /* At mcmap_free, under the pool's lock. */
 void mc_pool_forget(struct mc_pool *pool, struct mc_page *page);
@@ -135,6 +136,9 @@ void mc_pool_count_clean(struct mcache *mc, size_t bytes);
 bool mc_pool_is_too_dirty(const struct mc_pool *pool, size_t own);
 
 /* dirty.c */
+
+/* META: its words as they stand on disk. */
+void mc_page_copy(const struct mc_page *page, void *bytes);
 
 struct mc_group {
     struct mc_write *writes; /* in the room; sorted by class, then host offset */

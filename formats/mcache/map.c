@@ -84,20 +84,26 @@ struct mcmap *mcmap_new_resident(struct mcache *mc, _Atomic uint64_t *words,
     return map;
 }
 
+void mcmap_clean(struct mc_page *page)
+{
+    struct mcache *mc = page->map->mc;
+
+    if (page->dirty == MC_CLEAN)
+        return;
+    list_remove(&page->dirty_link);
+    mc->n_dirty--;
+    if (page->dirty == MC_LINK)
+        atomic_fetch_sub(&mc->n_links, 1);
+    mc_pool_count_clean(mc, page->map->page_bytes);
+    page->dirty = MC_CLEAN;
+}
+
 /* An end of a page's life that isn't eviction. */
 static void drop_page(struct mcmap *map, struct mc_page *page)
 {
-    struct mcache *mc = map->mc;
-
-    if (page->dirty != MC_CLEAN) {
-        list_remove(&page->dirty_link);
-        mc->n_dirty--;
-        if (page->dirty == MC_LINK)
-            atomic_fetch_sub(&mc->n_links, 1);
-        mc_pool_count_clean(mc, map->page_bytes);
-    }
+    mcmap_clean(page);
     if (!page->resident) {
-        mc_pool_forget(mc->pool, page);
+        mc_pool_forget(map->mc->pool, page);
         free(page);
     }
 }
@@ -423,4 +429,20 @@ struct mc_page *mcmap_peek(struct mcmap *map, uint64_t index)
 {
     lock_assert_held(&map->mc->meta);
     return find_page(map, index);
+}
+
+bool mcmap_overlay(struct mcmap *map, uint64_t first, uint64_t n_pages, void *bytes)
+{
+    bool any = false;
+
+    lock_assert_held(&map->mc->meta);
+    for (uint64_t i = 0; i < n_pages; i++) {
+        const struct mc_page *page = find_page(map, first + i);
+        if (!page || (page->dirty == MC_CLEAN && !page->frozen))
+            continue;
+        any = true;
+        if (bytes)
+            mc_page_copy(page, (char *)bytes + i * map->page_bytes);
+    }
+    return any;
 }

@@ -224,10 +224,19 @@ struct mcmap *mcmap_new_resident(struct mcache *mc, _Atomic uint64_t *words,
  * resident map that another has replaced there. */
 void mcmap_free(struct mcmap *map);
 
+/* META: puts what of n_pages pages from `first` on isn't in the file yet where it belongs in
+ * `bytes`, which has what the file has; NULL: nowhere.  Is there any? */
+bool mcmap_overlay(struct mcmap *map, uint64_t first, uint64_t n_pages, void *bytes);
+
+/* Waits for the commit that is under way, and keeps others from beginning until the release,
+ * by the same thread.  Locks as for mcache_commit. */
+void mcache_hold(struct mcache *mc);
+void mcache_release(struct mcache *mc);
+
 /* The tables were replaced by others, in the file and where `locate` says they are: pages that
- * are in memory, or being read, are forgotten, and read anew when they are wanted.  For one who
- * keeps all from storing to them from before he wrote the new tables until this returns, with
- * nothing dirty; waits for reads of the disk, never for who is inside the gate. */
+ * are in memory, or being read, are forgotten, dirty or not, and read anew when they are
+ * wanted.  For one who holds commits, and who has kept all from storing to them since he wrote
+ * the new tables.  Waits for reads of the disk, never for who is inside the gate. */
 void mcmap_forget(struct mcmap *map);
 
 uint32_t mcmap_words_per_page(const struct mcmap *map);

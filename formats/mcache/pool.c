@@ -85,7 +85,8 @@ void mc_pool_drop(struct mc_pool *pool, struct mc_page *page)
     lock_assert_held(&pool->lock);
     {
         LOCK_GUARD(&page->map->mc->meta);
-        assert(page->dirty == MC_CLEAN && !page->frozen);
+        assert(!page->frozen);
+        mcmap_clean(page);
         mcmap_detach(page);
     }
     atomic_fetch_sub(&pool->used, page_cost(page));

@@ -271,6 +271,13 @@ uint64_t refcount_max(uint32_t order)
     return order == MAX_REFCOUNT_ORDER ? UINT64_MAX : (1ull << (1u << order)) - 1;
 }
 
+bool refcount_overlay(struct refcounts *refs, uint64_t block, uint8_t *bytes)
+{
+    uint32_t bits = refs->block_bits - refs->page_bits;
+
+    return mcmap_overlay(refs->block_map, block << bits, 1ull << bits, bytes);
+}
+
 uint64_t refcount_get(struct refcounts *refs, uint64_t cluster)
 {
     struct mc_page *page = mcmap_peek(refs->block_map, page_of(refs, cluster));

@@ -77,6 +77,9 @@ void refcount_pack(uint32_t order, uint8_t *block, uint64_t index, uint64_t valu
 uint64_t refcount_unpack(uint32_t order, const uint8_t *block, uint64_t index);
 uint64_t refcount_max(uint32_t order);
 
+/* META: as mcmap_overlay, of a whole block. */
+bool refcount_overlay(struct refcounts *refs, uint64_t block, uint8_t *bytes);
+
 /* How many clusters from `cluster` on share its page. */
 uint64_t refcount_run_in_page(const struct refcounts *refs, uint64_t cluster);
 

@@ -76,9 +76,11 @@ static uint64_t *read_l1(struct snapshot_change_state *state,
 static int plan_create(struct snapshot_change_state *state)
 {
     state->l1 = copy_live_l1(state);
+    state->made_l1 = copy_live_l1(state);
     state->l1_size = state->q->live.l1_size;
-    return state->l1 ? shift_tables(&state->shift, state->l1, state->l1_size, true)
-                     : -ENOMEM;
+    return state->l1 && state->made_l1
+               ? shift_tables(&state->shift, state->l1, state->l1_size, true, true)
+               : -ENOMEM;
 }
 
 static int plan_delete(struct snapshot_change_state *state, const struct qcow2_snapshot *s)
@@ -90,7 +92,7 @@ static int plan_delete(struct snapshot_change_state *state, const struct qcow2_s
     state->removed_l1 = s->l1_size ? s->l1_offset : 0;
     if (!theirs || !state->l1)
         return -state->diag->err;
-    int err = shift_tables(&state->shift, theirs, s->l1_size, false);
+    int err = shift_tables(&state->shift, theirs, s->l1_size, false, false);
     return err ? err
                : shift_clusters(&state->shift, s->l1_offset,
                                 change_clusters_of(state->q, (uint64_t)s->l1_size * 8),
@@ -112,8 +114,8 @@ static int plan_apply(struct snapshot_change_state *state, const struct qcow2_sn
     state->header.size = s->disk_size;
     if (!mine || !state->l1)
         return -state->diag->err;
-    int err = shift_tables(&state->shift, mine, q->live.l1_size, false);
-    return err ? err : shift_tables(&state->shift, state->l1, state->l1_size, true);
+    int err = shift_tables(&state->shift, mine, q->live.l1_size, true, false);
+    return err ? err : shift_tables(&state->shift, state->l1, state->l1_size, false, true);
 }
 
 static int plan_counts(struct snapshot_change_state *state, const struct qcow2_snapshot *s)
@@ -129,26 +131,30 @@ static int plan_counts(struct snapshot_change_state *state, const struct qcow2_s
     return -EINVAL;
 }
 
-/* The new snapshot's L1 table leads where the disk's does, before that is changed. */
 static int write_made_l1(struct snapshot_change_state *state)
 {
     uint32_t n = state->made.l1_size;
-    CLEANUP_FREE uint64_t *l1 = new_words(state, n);
 
-    if (!l1)
-        return -ENOMEM;
     for (uint32_t i = 0; i < n; i++)
-        l1[i] = state->l1[i] & L1_OFFSET;
+        state->made_l1[i] &= L1_OFFSET;
     int err = change_take_table(state, change_clusters_of(state->q, (uint64_t)n * 8),
                                 &state->made.l1_offset);
-    return err ? err : write_words(state, l1, n, state->made.l1_offset);
+    return err ? err : write_words(state, state->made_l1, n, state->made.l1_offset);
+}
+
+static bool is_l1_unwritten(struct qcow2 *q)
+{
+    uint32_t per_page = mcmap_words_per_page(q->live.l1_map);
+    LOCK_GUARD(mcache_meta(q->node->mc));
+
+    return mcmap_overlay(q->live.l1_map, 0, div_round_up(q->live.l1_size, per_page), NULL);
 }
 
 /* The disk's tables are written, where they change. */
 static int write_disk_tables(struct snapshot_change_state *state)
 {
     struct qcow2 *q = state->q;
-    bool changed = state->change->kind == SNAPSHOT_APPLY;
+    bool changed = state->change->kind == SNAPSHOT_APPLY || is_l1_unwritten(q);
 
     int err = change_disk_tables(state, &changed);
     if (err || !changed)
@@ -255,39 +261,60 @@ static int write_snapshot_table(struct snapshot_change_state *state)
 
 /* ---- the counts ---- */
 
-/* Places for the blocks and for the refcount table, in whose entries they are put.  Taking
- * one may make the present table longer. */
+/* A block of which something isn't in the file yet is written, too. */
+static void include_unwritten(struct snapshot_change_state *state,
+                              const struct refcount_table *present)
+{
+    struct refcounts *refs = &state->q->alloc.refs;
+    LOCK_GUARD(mcache_meta(state->q->node->mc));
+
+    for (uint64_t b = 0; b < present->n_entries; b++)
+        if (atomic_load(&present->words[b]) && refcount_overlay(refs, b, NULL))
+            bit_set(state->shift.blocks, b);
+}
+
+static int take_blocks(struct snapshot_change_state *state,
+                       const struct refcount_table *present, uint64_t *places)
+{
+    int err = 0;
+
+    for (uint64_t b = 0; !err && b < present->n_entries; b++)
+        if (bit_test(state->shift.blocks, b) && !places[b])
+            err = change_take_cluster(state, &places[b]);
+    return err;
+}
+
+/* Places for the blocks and for the refcount table, in whose entries they are put.  Finding one
+ * that wasn't reserved may change another block, and make the present table longer. */
 static int take_counts(struct snapshot_change_state *state)
 {
     struct alloc *a = &state->q->alloc;
-    const struct shift *s = &state->shift;
-    CLEANUP_FREE uint64_t *places = new_words(state, s->n_blocks);
+    CLEANUP_FREE uint64_t *places = new_words(state, MAX_RT_BYTES / 8);
     const struct refcount_table *present;
-    uint64_t host = 0;
+    uint64_t host = 0, n = 0;
     int err = places ? 0 : -ENOMEM;
 
-    for (uint64_t b = 0; !err && b < s->n_blocks; b++)
-        if (bit_test(s->blocks, b))
-            err = change_take_cluster(state, &places[b]);
-    if (err)
-        return diag_errno(state->diag, -err, "%s: finding space for refcounts",
-                          a->node->filename);
     do {
+        state->late = false;
         present = atomic_load(&a->refs.table);
-        uint64_t n = present->n_entries * 8 >> a->cluster_bits;
-        change_leave(state, host, host ? n : 0); /* it was too short */
-        err = change_take_table(state, n, &host);
-        if (err)
-            return err;
-    } while (present != atomic_load(&a->refs.table));
+        include_unwritten(state, present);
+        if (!err)
+            err = take_blocks(state, present, places);
+        if (!err && n != present->n_entries * 8 >> a->cluster_bits) {
+            change_leave(state, host, n); /* it was too short */
+            n = present->n_entries * 8 >> a->cluster_bits;
+            err = change_take_table(state, n, &host);
+        }
+    } while (!err && (state->late || present != atomic_load(&a->refs.table)));
+    if (err)
+        return err;
     state->counts = refcount_table_new(host, present->n_entries);
     if (!state->counts)
         return diag_errno(state->diag, ENOMEM, "%s", a->node->filename);
-    for (uint64_t b = 0; b < s->n_blocks && b < present->n_entries; b++)
+    for (uint64_t b = 0; b < present->n_entries; b++)
         atomic_init(&state->counts->words[b], places[b]);
     state->header.refcount_table_offset = host;
-    state->header.refcount_table_clusters =
-        (uint32_t)(present->n_entries * 8 >> a->cluster_bits);
+    state->header.refcount_table_clusters = (uint32_t)n;
     return 0;
 }
 
@@ -305,7 +332,7 @@ static int write_block(struct snapshot_change_state *state, uint64_t b, uint8_t 
                : 0;
 }
 
-/* Nothing is taken any more, and what was is in the blocks of the file. */
+/* Nothing is taken any more. */
 static int write_counts(struct snapshot_change_state *state)
 {
     struct qcow2 *q = state->q;
@@ -326,11 +353,6 @@ static int write_counts(struct snapshot_change_state *state)
         return err;
     change_leave(state, present->offset, present->n_entries * 8 >> q->geo.cluster_bits);
     return write_words(state, words, counts->n_entries, counts->offset);
-}
-
-static bool any_block(const struct shift *s)
-{
-    return bits_any(s->blocks, 0, s->n_blocks);
 }
 
 /* ---- what must not become free ---- */
@@ -431,6 +453,7 @@ static void free_state(struct snapshot_change_state *state)
 {
     shift_free(&state->shift);
     free(state->l1);
+    free(state->made_l1);
     free(state->counts);
     free(state->table);
     free(state->made.id);
@@ -498,27 +521,22 @@ int qcow2_begin_snapshot(struct snapshot_change *change,
 static int write_everything(struct snapshot_change_state *state,
                             const struct qcow2_snapshot *s)
 {
-    /* What is in the file is then what is in memory: the tables are read there. */
-    int err = change_hold(state);
-    if (!err)
-        err = shift_init(&state->shift, state->q, state->diag);
+    int err = shift_init(&state->shift, state->q, state->diag);
     if (!err)
         err = plan_counts(state, s);
     if (!err)
         err = shift_judge(&state->shift);
     if (!err)
         err = check_metadata(state);
+    if (!err)
+        err = write_disk_tables(state);
     if (!err && state->change->kind == SNAPSHOT_CREATE)
         err = write_made_l1(state);
     if (!err)
-        err = write_disk_tables(state);
-    if (!err)
         err = write_snapshot_table(state);
-    if (!err && any_block(&state->shift))
+    if (!err)
         err = take_counts(state);
-    if (!err && state->late)
-        err = change_hold(state);
-    return err || !state->counts ? err : write_counts(state);
+    return err ? err : write_counts(state);
 }
 
 int qcow2_prepare_snapshot(struct snapshot_change *change, struct diag *diag)
@@ -529,6 +547,7 @@ int qcow2_prepare_snapshot(struct snapshot_change *change, struct diag *diag)
     int err = 0;
 
     state->diag = state->shift.diag = diag;
+    change_hold(state);
     state->header = q->header;
     state->made.l1_size = q->live.l1_size;
     state->made.disk_size = q->header.size;
@@ -624,6 +643,7 @@ void qcow2_commit_snapshot(struct snapshot_change *change)
     struct qcow2 *q = state->q;
 
     change_leave_spare(state);
+    mcache_hold(q->node->mc);
     if (change->kind == SNAPSHOT_CREATE) {
         use_tables(state);
         if (!state->settled)
@@ -633,8 +653,9 @@ void qcow2_commit_snapshot(struct snapshot_change *change)
         if (!state->result)
             use_tables(state);
     }
-    change_end_hold(state);
     mcache_note_write(q->node->mc);
+    mcache_release(q->node->mc);
+    change_end_hold(state);
 }
 
 /* ---- finish ---- */

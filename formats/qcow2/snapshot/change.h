@@ -17,9 +17,11 @@
  * tables.c copies the disk's tables; table.c the snapshot table; space.c finds places;
  * change.c has the order, and memory.c what becomes of memory.
  *
- * Whoever takes a snapshot holds up the disk's writers from prepare to commit.  So the space
- * is found in begin, and what has to be flushed waits for the next commit of the cache,
- * which does it first (qcow2_settle_snapshot): until then memory has what the image doesn't yet.
+ * Whoever takes a snapshot holds up the disk's writers from prepare to commit.  So nothing is
+ * flushed there: space is found in begin; what isn't in the file yet of tables and blocks
+ * (dirty pages) is taken from memory, and becomes part of those that are written, as every
+ * table and block is that has any; and the next commit of the cache flushes and writes the
+ * header before all else (qcow2_settle_snapshot).  Until then memory has what the image doesn't.
  * Where something is removed its clusters may be written to in place from then on, and so
  * commit waits for the image.
  *
@@ -37,7 +39,7 @@ struct shift {
     struct qcow2 *q;
     struct diag *diag;
     struct counts up, down;
-    uint64_t n_clusters, n_blocks;
+    uint64_t n_clusters;
     uint8_t *blocks; /* bit: the refcount block counts one of them */
     uint8_t *single; /* bit: of those, who has one reference afterwards */
     uint8_t *none;   /* bit: who has none */
@@ -48,19 +50,21 @@ void shift_free(struct shift *s);
 
 /* count.c: an L1 table of n entries in host order, with all that it leads to, gains a
  * reference each, or loses one.  -EIO with a sentence when an entry can't be right. */
-int shift_tables(struct shift *s, const uint64_t *l1, uint32_t n, bool up) MUST_USE;
+int shift_tables(struct shift *s, const uint64_t *l1, uint32_t n, bool live,
+                 bool up) MUST_USE;
 /* Clusters at `host` by themselves. */
 int shift_clusters(struct shift *s, uint64_t host, uint64_t n, bool up) MUST_USE;
 
-/* Reads an L2 table, in disk order. */
-int shift_read_table(struct shift *s, uint32_t l1_index, uint64_t entry,
-                     uint8_t *table) MUST_USE;
+/* Reads an L2 table, in disk order.  live: an entry of the disk's own; then what isn't in the
+ * file yet comes from memory, and *unwritten, which may be NULL, says whether there was any. */
+int shift_read_table(struct shift *s, uint32_t l1_index, uint64_t entry, bool live,
+                     uint8_t *table, bool *unwritten) MUST_USE;
 
 /* counts.c: reads the counts that change, and judges what becomes of them; sets `single` and
  * `none`.  -ERANGE with a sentence: a count would not fit. */
 int shift_judge(struct shift *s) MUST_USE;
 
-/* Block b as it is in the file becomes what it is to be; what has no reference left keeps a
+/* Block b as it is becomes what it is to be; what has no reference left keeps a
  * count of 1, and is added to `gone`. */
 int shift_block(struct shift *s, uint64_t b, uint8_t *raw, struct run_list *gone) MUST_USE;
 
@@ -87,6 +91,7 @@ struct snapshot_change_state {
     struct refcount_table *counts; /* NULL: none changes */
     uint8_t *table;                /* the snapshot table, to be written */
     size_t table_bytes;
+    uint64_t *made_l1;          /* CREATE: the new snapshot's L1 table */
     struct qcow2_snapshot made; /* CREATE: what is to be added to the list */
     uint64_t key;               /* DELETE, APPLY: which one */
     uint64_t removed_l1;        /* DELETE: where its L1 table lies; 0: it has none */
@@ -95,7 +100,7 @@ struct snapshot_change_state {
     struct run_list spare; /* of these, what isn't used yet */
     struct run_list left;  /* what is not used any more afterwards */
     bool held;             /* the allocator is */
-    bool late; /* something was taken whose count isn't in the file's blocks yet */
+    bool late;             /* something was taken that wasn't reserved */
 };
 
 /* tables.c: the disk's tables as they are to be: state->l1, whose entries have the old flags,
@@ -117,8 +122,8 @@ int change_take_cluster(struct snapshot_change_state *state, uint64_t *host) MUS
 void change_leave(struct snapshot_change_state *state, uint64_t host, uint64_t n);
 void change_leave_spare(struct snapshot_change_state *state);
 
-/* Nothing more is taken by others, and what was taken is in the file's blocks. */
-int change_hold(struct snapshot_change_state *state) MUST_USE;
+/* Nothing more is taken by others. */
+void change_hold(struct snapshot_change_state *state);
 void change_end_hold(struct snapshot_change_state *state);
 
 /* META not held: the runs lose a reference, the usual way. */

@@ -13,8 +13,7 @@ int shift_init(struct shift *s, struct qcow2 *q, struct diag *diag)
 {
     *s = (struct shift){.q = q, .diag = diag};
     s->n_clusters = atomic_load(&q->alloc.file_end) >> q->geo.cluster_bits;
-    s->n_blocks = (s->n_clusters >> q->alloc.refs.block_bits) + 1;
-    s->blocks = calloc(s->n_blocks / 8 + 1, 1);
+    s->blocks = calloc(MAX_RT_BYTES / 8 / 8, 1);
     s->single = calloc(s->n_clusters / 8 + 1, 1);
     s->none = calloc(s->n_clusters / 8 + 1, 1);
     if (s->blocks && s->single && s->none && counts_init(&s->up, s->n_clusters) == 0 &&
@@ -41,7 +40,8 @@ int shift_clusters(struct shift *s, uint64_t host, uint64_t n, bool up)
     if (n == 0)
         return 0;
     for (uint64_t b = first >> block_bits; b <= (first + n - 1) >> block_bits; b++)
-        bit_set(s->blocks, b);
+        if (b < MAX_RT_BYTES / 8)
+            bit_set(s->blocks, b);
     return counts_add(up ? &s->up : &s->down, first, n, 1, UINT64_MAX, &lost)
                ? diag_errno(s->diag, ENOMEM, "%s", s->q->node->filename)
                : 0;
@@ -56,7 +56,16 @@ static int refuse_entry(struct shift *s, const char *what, uint64_t index, uint6
                     s->q->node->filename, what, index, entry, why);
 }
 
-int shift_read_table(struct shift *s, uint32_t l1_index, uint64_t entry, uint8_t *table)
+static bool overlay_table(struct qcow2 *q, uint32_t l1_index, uint8_t *table)
+{
+    uint32_t bits = q->geo.l2_bits - q->geo.page_bits;
+    LOCK_GUARD(mcache_meta(q->node->mc));
+
+    return mcmap_overlay(q->live.l2_map, (uint64_t)l1_index << bits, 1ull << bits, table);
+}
+
+int shift_read_table(struct shift *s, uint32_t l1_index, uint64_t entry, bool live,
+                     uint8_t *table, bool *unwritten)
 {
     struct qcow2 *q = s->q;
     uint64_t offset = entry & L1_OFFSET;
@@ -67,9 +76,13 @@ int shift_read_table(struct shift *s, uint32_t l1_index, uint64_t entry, uint8_t
     if (faults)
         return refuse_entry(s, "L1 entry", l1_index, entry, entry_fault_text(faults));
     int err = storage_read(q->node->file, table, offset, cluster_size(q));
-    return err ? diag_errno(s->diag, -err, "%s: reading the L2 table at %" PRIu64,
-                            q->node->filename, offset)
-               : 0;
+    if (err)
+        return diag_errno(s->diag, -err, "%s: reading the L2 table at %" PRIu64,
+                          q->node->filename, offset);
+    bool any = live && overlay_table(q, l1_index, table);
+    if (unwritten)
+        *unwritten = any;
+    return 0;
 }
 
 /* A run of data clusters that is being counted. */
@@ -161,7 +174,7 @@ static int count_table(struct shift *s, uint32_t l1_index, const uint8_t *table,
     return err ? err : end_run(s, &run, up);
 }
 
-int shift_tables(struct shift *s, const uint64_t *l1, uint32_t n, bool up)
+int shift_tables(struct shift *s, const uint64_t *l1, uint32_t n, bool live, bool up)
 {
     CLEANUP_FREE uint8_t *table = malloc(cluster_size(s->q));
 
@@ -170,7 +183,7 @@ int shift_tables(struct shift *s, const uint64_t *l1, uint32_t n, bool up)
     for (uint32_t i = 0; i < n; i++) {
         if ((l1[i] & L1_OFFSET) == 0)
             continue;
-        int err = shift_read_table(s, i, l1[i], table);
+        int err = shift_read_table(s, i, l1[i], live, table, NULL);
         if (!err)
             err = count_table(s, i, table, up);
         if (!err)

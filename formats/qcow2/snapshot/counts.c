@@ -76,6 +76,10 @@ static int read_block(struct shift *s, uint64_t b, uint8_t *raw)
                         "must be checked (qimg check)",
                         q->node->filename, b);
     int err = storage_read(q->node->file, raw, offset, cluster_size(q));
+    if (!err) {
+        LOCK_GUARD(mcache_meta(q->node->mc));
+        (void)refcount_overlay(&q->alloc.refs, b, raw);
+    }
     return err ? diag_errno(s->diag, -err, "%s: reading the refcount block at %" PRIu64,
                             q->node->filename, offset)
                : 0;
@@ -87,7 +91,7 @@ int shift_judge(struct shift *s)
 
     if (!raw)
         return diag_errno(s->diag, ENOMEM, "%s", s->q->node->filename);
-    for (uint64_t b = 0; b < s->n_blocks; b++) {
+    for (uint64_t b = 0; b < MAX_RT_BYTES / 8; b++) {
         if (!bit_test(s->blocks, b))
             continue;
         int err = read_block(s, b, raw);

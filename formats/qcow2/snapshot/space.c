@@ -167,18 +167,10 @@ void change_unlink(struct qcow2 *q, const struct run_list *runs)
 
 /* ---- the allocator ---- */
 
-int change_hold(struct snapshot_change_state *state)
+void change_hold(struct snapshot_change_state *state)
 {
-    struct qcow2 *q = state->q;
-
-    if (!state->held)
-        alloc_hold(&q->alloc, true);
+    alloc_hold(&state->q->alloc, true);
     state->held = true;
-    state->late = false;
-    mcache_note_write(q->node->mc);
-    int err = mcache_commit(q->node->mc, MC_COMMIT_EVERYTHING);
-    return err ? diag_errno(state->diag, -err, "%s: writing metadata", q->node->filename)
-               : 0;
 }
 
 void change_end_hold(struct snapshot_change_state *state)

@@ -3,7 +3,8 @@
  *
  * A table of which a flag changes is copied, for the disk alone.  The old one is a snapshot's
  * from then on, or nobody's; what flags say in there means nothing (qcow2.rst: they are
- * accurate in tables that the active L1 table leads to). */
+ * accurate in tables that the active L1 table leads to).  A table of which something isn't in the
+ * file yet is copied, too, and once more for a snapshot that is being made. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -61,6 +62,7 @@ static int set_flags(const struct shift *s, uint8_t *table, bool *changed)
     return 0;
 }
 
+/* The entry, whose reference to the old table ends, leads to a new one. */
 static int copy_table(struct snapshot_change_state *state, const uint8_t *table,
                       uint64_t *entry)
 {
@@ -68,8 +70,9 @@ static int copy_table(struct snapshot_change_state *state, const uint8_t *table,
     uint64_t host;
 
     int err = change_take_cluster(state, &host);
-    if (!err)
-        err = storage_write(q->node->file, table, host, cluster_size(q), 0);
+    if (err)
+        return err;
+    err = storage_write(q->node->file, table, host, cluster_size(q), 0);
     if (err)
         return diag_errno(state->diag, -err, "%s: writing an L2 table", q->node->filename);
     run_list_add(
@@ -90,14 +93,18 @@ int change_disk_tables(struct snapshot_change_state *state, bool *changed)
         uint64_t *entry = &state->l1[i], old = *entry, offset = old & L1_OFFSET;
         if (offset == 0)
             continue;
-        bool differs = false;
-        int err = shift_read_table(s, i, old, table);
+        bool differs = false, unwritten = false;
+        bool live = state->change->kind != SNAPSHOT_APPLY;
+        int err = shift_read_table(s, i, old, live, table, &unwritten);
         if (!err && state->change->kind == SNAPSHOT_CREATE)
             differs = clear_flags(s->q, table);
         else if (!err)
             err = shift_frees(s, offset, 1) ? refuse_count(s, offset)
                                             : set_flags(s, table, &differs);
-        if (!err && differs)
+        /* The old one hasn't in the file what the snapshot is to have. */
+        if (!err && unwritten && state->made_l1)
+            err = copy_table(state, table, &state->made_l1[i]);
+        if (!err && (differs || unwritten))
             err = copy_table(state, table, entry);
         else if (!err)
             *entry = offset | (shift_flag(s, offset, old & L1_COPIED) ? L1_COPIED : 0);
