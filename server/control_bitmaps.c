@@ -146,43 +146,6 @@ static bool open_change(struct transaction_action *action, struct control_error 
 
 /* ---- add ---- */
 
-static bool open_add(struct transaction_action *action, struct control_error *error)
-{
-    if (!arg_bool(action->args, "persistent", false))
-        return true;
-    return !make_writable(action->exp, true, &error->diag) || say_failure(error);
-}
-
-static void drop_held(struct transaction_action *action)
-{
-    transaction_forget(action->transaction, action->state);
-    node_bitmap_drop(action->node, action->state);
-}
-
-/* It is there at once, for later actions of the transaction. */
-static bool prepare_add(struct transaction_action *action, struct control_error *error)
-{
-    const json_t *args = action->args;
-    const struct bitmap_params params = {
-        .name = arg_text(args, "name"),
-        .granularity = arg_size(args, "granularity", 0),
-        .persistent = arg_bool(args, "persistent", false),
-        .disabled = arg_bool(args, "disabled", false),
-    };
-    struct dirty_bitmap *bitmap = NULL;
-
-    if (node_bitmap_create(action->node, &params, &bitmap, &error->diag))
-        return say_failure(error);
-    /* No job knows of it. */
-    action->state = hold_bitmap(action, dirty_bitmap_name(bitmap), error);
-    if (!action->state)
-        return false;
-    if (!dirty_bitmap_persistent(bitmap) || !node_bitmaps_keep(action->node, &error->diag))
-        return true;
-    drop_held(action);
-    return say_failure(error);
-}
-
 /* After a crash before the image says so, what it has of a bitmap that is gone is in use. */
 static void forget_in_image(struct node *node)
 {
@@ -193,13 +156,83 @@ static void forget_in_image(struct node *node)
                   diag.text);
 }
 
-static void abort_add(struct transaction_action *action)
-{
-    bool persistent = dirty_bitmap_persistent(action->state);
+struct addition {
+    bool made, persistent;
+    struct dirty_bitmap *bitmap; /* from prepare on */
+};
 
-    drop_held(action);
-    if (persistent)
-        forget_in_image(action->node);
+static int make_bitmap(struct node *node, const json_t *args, struct diag *diag)
+{
+    const struct bitmap_params params = {
+        .name = arg_text(args, "name"),
+        .granularity = arg_size(args, "granularity", 0),
+        .persistent = arg_bool(args, "persistent", false),
+        .disabled = true,
+    };
+    struct dirty_bitmap *bitmap;
+    struct diag ignored;
+
+    int err = node_bitmap_create(node, &params, &bitmap, diag);
+    if (err || !params.persistent)
+        return err;
+    err = node_bitmaps_keep(node, diag);
+    if (err)
+        (void)!node_bitmap_remove(node, params.name, &ignored);
+    return err;
+}
+
+/* It is there before anybody is held up, and records from commit on; what it takes in the image
+ * is taken here, where nobody counts on the image's space. */
+static bool open_add(struct transaction_action *action, struct control_error *error)
+{
+    struct addition *addition = calloc(1, sizeof *addition);
+
+    action->state = addition;
+    if (!addition) {
+        control_fail(error, CLASS_GENERIC, "out of memory");
+        return false;
+    }
+    addition->persistent = arg_bool(action->args, "persistent", false);
+    if (addition->persistent && make_writable(action->exp, true, &error->diag))
+        return say_failure(error);
+    EXPORT_USE(use, export_enter(action->exp));
+    addition->made = !make_bitmap(use.node, action->args, &error->diag);
+    return addition->made || say_failure(error);
+}
+
+static bool prepare_add(struct transaction_action *action, struct control_error *error)
+{
+    struct addition *addition = action->state;
+
+    addition->bitmap = hold_bitmap(action, arg_text(action->args, "name"), error);
+    return addition->bitmap;
+}
+
+static void commit_add(struct transaction_action *action)
+{
+    struct addition *addition = action->state;
+
+    dirty_bitmap_enable(addition->bitmap, !arg_bool(action->args, "disabled", false));
+}
+
+static void finish_add(struct transaction_action *action, bool committed)
+{
+    struct addition *addition = action->state;
+    struct diag ignored;
+
+    if (!committed && addition && addition->made) {
+        EXPORT_USE(use, export_enter(action->exp));
+        (void)!node_bitmap_remove(use.node, arg_text(action->args, "name"), &ignored);
+        if (addition->persistent)
+            forget_in_image(use.node);
+    }
+    free(addition);
+}
+
+static void drop_held(struct transaction_action *action)
+{
+    transaction_forget(action->transaction, action->state);
+    node_bitmap_drop(action->node, action->state);
 }
 
 /* ---- remove ---- */
@@ -373,7 +406,8 @@ const struct transaction_kind bitmap_add_kind = {
     .export_arg = "node",
     .open = open_add,
     .prepare = prepare_add,
-    .abort = abort_add,
+    .commit = commit_add,
+    .finish = finish_add,
 };
 
 const struct transaction_kind bitmap_remove_kind = {

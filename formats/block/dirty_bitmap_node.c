@@ -217,7 +217,6 @@ int node_bitmaps_check_resize(struct node *node, struct diag *diag)
 
 int node_bitmaps_resize(struct node *node, uint64_t size, struct diag *diag)
 {
-    LOCK_GUARD(&node->bitmaps.keep);
     LOCK_GUARD(&node->bitmaps.lock);
     int err = check_idle(node, diag);
 

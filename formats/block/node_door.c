@@ -14,6 +14,8 @@ int node_grow(struct node *node, uint64_t size, struct diag *diag)
     if (!node_can(node, DRIVER_GROWS))
         return diag_set(diag, ENOTSUP, "%s: %s images can't grow", node->filename,
                         node->driver->name);
+    /* They aren't stored with the size of one and the bits of the other. */
+    LOCK_GUARD(&node->bitmaps.keep);
     int err = node_bitmaps_check_resize(node, diag);
     if (!err)
         err = node->driver->grow(node, size, diag);
@@ -25,6 +27,8 @@ int node_shrink(struct node *node, uint64_t size, struct diag *diag)
     if (!node_can(node, DRIVER_SHRINKS))
         return diag_set(diag, ENOTSUP, "%s: Shrinking %s images is not supported",
                         node->filename, node->driver->name);
+    /* They aren't stored with the size of one and the bits of the other. */
+    LOCK_GUARD(&node->bitmaps.keep);
     int err = node_bitmaps_check_resize(node, diag);
     if (!err)
         err = node->driver->shrink(node, size, diag);

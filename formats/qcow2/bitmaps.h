@@ -52,8 +52,9 @@ struct qcow2_bitmaps {
      * the slot of its dirty bitmap. */
     struct qcow2_bitmap *entry;
     uint32_t n;
-    bool loaded; /* or found to be damaged; by who opens or activates */
-    bool lost;   /* what the directory says can't be used; under the header lock, too */
+    unsigned paused; /* under node->bitmaps.keep: nothing is stored */
+    bool loaded;     /* or found to be damaged; by who opens or activates */
+    bool lost;       /* what the directory says can't be used; under the header lock, too */
     bool claimed;
 
     /* under in_use */
@@ -123,6 +124,11 @@ int qcow2_keep_bitmaps(struct node *node, struct diag *diag) MUST_USE;
 /* Stores all, as nothing has changed since `epoch`.  0 when all is stored, -EAGAIN when
  * something changed, -errno.  What it fails with is the caller's to say. */
 int qcow2_store_bitmaps(struct qcow2 *q, uint64_t epoch) MUST_USE;
+
+/* While paused, nothing is stored, and the directory isn't written: nobody takes clusters or
+ * lets go of any. */
+void qcow2_pause_bitmaps(struct qcow2 *q);
+void qcow2_resume_bitmaps(struct qcow2 *q);
 
 /* The same at the end, with nobody left; a failure is logged. */
 void qcow2_store_bitmaps_at_end(struct qcow2 *q);

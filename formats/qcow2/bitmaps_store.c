@@ -430,6 +430,8 @@ int qcow2_store_bitmaps(struct qcow2 *q, uint64_t epoch)
     LOCK_GUARD(&q->node->bitmaps.keep);
 
     int err = mcache_health(q->node->mc);
+    if (!err && q->bitmaps.paused)
+        err = -EAGAIN;
     if (err || !is_anything_unstored(q))
         return err;
     err = write_plan(&plan, true);
@@ -447,6 +449,10 @@ int qcow2_keep_bitmaps(struct node *node, struct diag *diag)
     LOCK_GUARD(&node->bitmaps.keep);
     LOCK_GUARD(&q->bitmaps.in_use);
 
+    if (q->bitmaps.paused) { /* only who undoes a transaction comes here then */
+        qcow2_watch_bitmaps(q);
+        return 0;
+    }
     int err = mcache_health(node->mc);
     if (!err)
         err = write_plan(&plan, false);
@@ -459,6 +465,18 @@ int qcow2_keep_bitmaps(struct node *node, struct diag *diag)
     err = end_plan(&plan, err);
     return err ? diag_errno(diag, -err, "%s: writing the bitmap directory", node->filename)
                : 0;
+}
+
+void qcow2_pause_bitmaps(struct qcow2 *q)
+{
+    LOCK_GUARD(&q->node->bitmaps.keep);
+    q->bitmaps.paused++;
+}
+
+void qcow2_resume_bitmaps(struct qcow2 *q)
+{
+    LOCK_GUARD(&q->node->bitmaps.keep);
+    q->bitmaps.paused--;
 }
 
 void qcow2_store_bitmaps_at_end(struct qcow2 *q)

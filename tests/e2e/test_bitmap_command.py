@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`qimg bitmap` beside `qemu-img bitmap`: the same options, results and exit codes (B-10)."""
+"""`qimg bitmap` beside `qemu-img bitmap`: the same options, results and exit codes (B-10); and what
+other commands make of bitmaps (B-13)."""
 
 import json
 import random
@@ -123,6 +124,25 @@ class BitmapCommand(KeptBitmaps):
         run(QIMG, "bitmap", "--remove", image, "b")
         self.assertEqual(self.stored(image), {})
         run(QIMG, "check", "-r", "leaks", image)
+        check(image, "qcow2")
+
+    def test_an_applied_snapshot(self):
+        """The disk may be another everywhere: what records says so; and of another size, too."""
+        image = self.image("b")
+        run("qemu-img", "bitmap", "--add", "--disable", image, "frozen")
+        run(QIMG, "snapshot", "-c", "s", image)
+        run(QIMG, "snapshot", "-a", "s", image)
+        self.assertEqual(len(self.dirty_for_qemu(image, "b")), SIZE // 65536)
+        self.assertEqual(self.dirty_for_qemu(image, "frozen"), set())
+        run(QIMG, "bitmap", "--clear", image, "b")
+        run(QIMG, "resize", image, str(2 * SIZE))
+        self.assertEqual(self.dirty_for_qemu(image, "b"), set())
+        run(QIMG, "snapshot", "-c", "large", image)
+        run(QIMG, "snapshot", "-a", "s", image)
+        self.assertEqual(len(self.dirty_for_qemu(image, "b")), SIZE // 65536)
+        run(QIMG, "snapshot", "-a", "large", image)
+        self.assertEqual(len(self.dirty_for_qemu(image, "b")), 2 * SIZE // 65536)
+        self.assertEqual(self.stored(image), {"b": ["auto"], "frozen": []})
         check(image, "qcow2")
 
     def test_encrypted(self):

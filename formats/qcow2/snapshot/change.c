@@ -555,6 +555,8 @@ int qcow2_prepare_snapshot(struct snapshot_change *change, struct diag *diag)
         s = *qcow2_snapshot_of(q, state->key); /* nobody else changes the list */
     if (change->kind == SNAPSHOT_APPLY)
         err = node_begin_change(q->node);
+    if (!err && change->kind == SNAPSHOT_APPLY && s.disk_size != q->header.size)
+        err = qcow2_mark_all_bitmaps_in_use(q); /* their tables are for the old size */
     err =
         err ? diag_errno(diag, -err, "%s", q->node->filename) : write_everything(state, &s);
     if (err)

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "qcow2/snapshot/change.h"
 
 /* META: guest data can't lie in what was taken for tables, and may in what was left. */
@@ -47,6 +48,17 @@ static int replace_l1(struct snapshot_change_state *state)
     return err;
 }
 
+/* Everything may be another than before. */
+static void change_bitmaps(struct node *node)
+{
+    struct diag diag;
+    LOCK_GUARD(&node->bitmaps.keep);
+
+    if (node_bitmaps_resize(node, node->size, &diag))
+        log_error("%s: it stays in use", diag.text);
+    node_bitmaps_set_all(node);
+}
+
 static int update_disk(struct snapshot_change_state *state)
 {
     struct qcow2 *q = state->q;
@@ -55,6 +67,7 @@ static int update_disk(struct snapshot_change_state *state)
         return 0;
     if (state->change->kind == SNAPSHOT_APPLY) {
         q->node->size = state->header.size;
+        change_bitmaps(q->node);
         return replace_l1(state);
     }
     update_words(state);

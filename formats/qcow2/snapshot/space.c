@@ -169,13 +169,20 @@ void change_unlink(struct qcow2 *q, const struct run_list *runs)
 
 void change_hold(struct snapshot_change_state *state)
 {
-    alloc_hold(&state->q->alloc, true);
+    struct qcow2 *q = state->q;
+
+    if (!state->held) {
+        qcow2_pause_bitmaps(q);
+        alloc_hold(&q->alloc, true);
+    }
     state->held = true;
 }
 
 void change_end_hold(struct snapshot_change_state *state)
 {
-    if (state->held)
+    if (state->held) {
         alloc_hold(&state->q->alloc, false);
+        qcow2_resume_bitmaps(state->q);
+    }
     state->held = false;
 }
