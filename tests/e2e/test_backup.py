@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Backups on real servers: every frozen point is the disk of one moment, whatever clients, targets and
-kill -9 do meanwhile."""
+kill -9 do meanwhile (F-01, F-03 to F-07)."""
 
 import os
 import threading

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""qimg backup and qimg restore: a folder of points of a disk that is in use, each of which restores exactly."""
+"""qimg backup and qimg restore: a folder of points of a disk that is in use, each of which restores exactly (F-08 to F-10)."""
 
 import json
 import os

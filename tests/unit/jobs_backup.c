@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The backup in one process: what arrives is the disk as it was at the start, whatever users
- * do meanwhile; what becomes of bitmaps, of targets that fail, and of several at one point. */
+ * do meanwhile (F-03); what becomes of bitmaps (F-04), of targets that fail (F-02), of several at
+ * one point (F-05), and of points that are shown (F-06). */
 #include "base/cleanup.h"
 #include "jobs/backup.h"
 #include "jobs_testing.h"

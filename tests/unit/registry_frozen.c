@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A frozen point shows the disk as it was, whatever is done to the disk; and what becomes of
- * it, and of changes, when old content can't be saved. */
+/* A frozen point shows the disk as it was, whatever is done to the disk (F-01); and what becomes
+ * of it, and of changes, when old content can't be saved (F-02). */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <pthread.h>
