@@ -21,6 +21,7 @@
 
 struct dirty_bitmap;
 struct image_info;
+struct image_measure;
 struct node;
 struct snapshot_change;
 struct snapshot_list;
@@ -221,6 +222,10 @@ struct driver {
      */
     int (*check)(struct storage *st, const struct check_options *options,
                  struct check_result *result, struct diag *diag);
+
+    /* Optional: see measure_image. */
+    int (*measure)(const struct create_request *req, struct node *source,
+                   struct image_measure *out, struct diag *diag);
 
     /* Judges what is asked for, and touches nothing: options that it doesn't have, values
      * and sizes that can't be.  0, or -errno with a sentence. */

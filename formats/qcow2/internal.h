@@ -170,6 +170,10 @@ int qcow2_grow(struct node *node, uint64_t size, struct diag *diag);
 int qcow2_shrink(struct node *node, uint64_t size, struct diag *diag);
 int qcow2_make_empty(struct node *node, struct diag *diag);
 
+struct image_measure;
+int qcow2_measure(const struct create_request *req, struct node *source,
+                  struct image_measure *out, struct diag *diag);
+
 /* Before the first change of an active image: clears the bits of what isn't kept up.
  * Durable on return.  Not under header_lock. */
 int qcow2_first_change(struct node *node) MUST_USE;

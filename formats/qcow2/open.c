@@ -380,6 +380,7 @@ const struct driver qcow2_driver = {
     .grow = qcow2_grow,
     .shrink = qcow2_shrink,
     .make_empty = qcow2_make_empty,
+    .measure = qcow2_measure,
     .clear_mark = qcow2_clear_mark,
     .snapshots = qcow2_snapshots,
     .open_snapshot = qcow2_open_snapshot,

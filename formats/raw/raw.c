@@ -3,8 +3,12 @@
 #include <errno.h>
 #include <inttypes.h>
 
+#include "base/checked.h"
+#include "block/measure.h"
 #include "block/node.h"
 #include "raw/raw.h"
+
+#define SECTOR 512
 
 static int raw_open(struct node *node, struct diag *diag)
 {
@@ -97,6 +101,16 @@ static int raw_shrink(struct node *node, uint64_t size, struct diag *diag)
     return 0;
 }
 
+/* The file is as long as the disk, whatever it has. */
+static int raw_measure(const struct create_request *req, struct node *source,
+                       struct image_measure *out, struct diag *diag)
+{
+    (void)source;
+    (void)diag;
+    out->required = out->allocated = align_up(req->size, SECTOR);
+    return 0;
+}
+
 /* Any bytes are a valid raw image, so their looks say nothing: it is never guessed. */
 const struct driver raw_driver = {
     .name = "raw",
@@ -111,6 +125,7 @@ const struct driver raw_driver = {
     .zero_is_fast = raw_zero_is_fast,
     .grow = raw_grow,
     .shrink = raw_shrink,
+    .measure = raw_measure,
     .check_create = raw_check_create,
     .create = raw_create,
 };

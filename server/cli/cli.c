@@ -76,7 +76,7 @@ static void print_option(const struct cli_option *o)
     printf("  %-28s %s\n", left, o->help);
 }
 
-static void print_help(const struct cli_command *cmd)
+void cli_print_help(const struct cli_command *cmd)
 {
     static const struct cli_option help = {'h', "help", NULL, "display this help and exit"};
 
@@ -152,7 +152,7 @@ int cli_take_options(const struct cli_command *cmd, int argc, char **argv, cli_t
     opterr = 0;
     while ((option = getopt_long(argc, argv, tables.letters, tables.names, NULL)) != -1) {
         if (option == 'h') {
-            print_help(cmd);
+            cli_print_help(cmd);
             return CLI_OK;
         }
         if (option == ':')

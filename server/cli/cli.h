@@ -33,10 +33,10 @@ struct cli_command {
                char **argv); /* returns the exit code */
 };
 
-extern const struct cli_command backup_command, bitmap_command, check_command,
-    commit_command, compare_command, convert_command, create_command, info_command,
-    job_command, map_command, rebase_command, resize_command, restore_command,
-    serve_command, snapshot_command;
+extern const struct cli_command backup_command, bench_command, bitmap_command,
+    check_command, commit_command, compare_command, convert_command, create_command,
+    dd_command, info_command, job_command, map_command, measure_command, rebase_command,
+    resize_command, restore_command, serve_command, snapshot_command;
 
 /* The values of options that have no letter start here; a command's own come after. */
 enum {
@@ -53,6 +53,9 @@ typedef int cli_take(void *args, int option);
 
 /* Not an exit code: the command goes on. */
 #define CLI_GO_ON (-1)
+
+/* Its usage, and its options one to a line. */
+void cli_print_help(const struct cli_command *cmd);
 
 /* Has `take` note all options.  CLI_GO_ON, and operands start at argv[optind]; or the exit
  * code to leave with: the help or a complaint was printed. */

@@ -14,6 +14,7 @@
 #include "image.h"
 #include "interrupt.h"
 #include "progress.h"
+#include "snapshot_arg.h"
 #include "target.h"
 
 #define SECTOR 512
@@ -66,6 +67,8 @@ static int open_sources(struct conversion *c)
 
 static int close_sources(struct conversion *c, int code)
 {
+    if (c->n_open > 0 && c->nodes[0])
+        snapshot_arg_close(c->images[0].node, c->nodes[0]);
     while (c->n_open > 0)
         if (image_close(&c->images[--c->n_open]) != CLI_OK)
             code = CLI_FAILED;
@@ -242,15 +245,19 @@ static int copy_to_target(struct conversion *c)
     return target_finish(&c->target, code == CLI_OK, code);
 }
 
-/* Of what the sources don't have. */
-static int check_sources(const struct conversion *c)
+/* Of one source, its snapshot takes its place. */
+static int open_snapshot(struct conversion *c)
 {
-    if (c->args->snapshot)
-        return cli_error("Failed to load snapshot: %s has no snapshots to convert",
-                         c->args->sources[0]);
-    if (c->args->bitmaps)
+    const struct convert_args *args = c->args;
+
+    if (args->bitmaps)
         return cli_error("Source lacks bitmap support");
-    return CLI_OK;
+    if (args->snapshot && args->n_sources > 1)
+        return cli_error("No support for concatenating multiple snapshot");
+    int code = snapshot_arg_open(c->images[0].node, args->snapshot, &c->nodes[0]);
+    if (code == CLI_OK && args->snapshot)
+        c->size = align_up(c->nodes[0]->size, SECTOR);
+    return code;
 }
 
 int convert(struct convert_args *args)
@@ -259,7 +266,7 @@ int convert(struct convert_args *args)
 
     int code = open_sources(&c);
     if (code == CLI_OK)
-        code = check_sources(&c);
+        code = open_snapshot(&c);
     interrupt_catch();
     if (code == CLI_OK)
         code = open_target(&c);

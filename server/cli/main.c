@@ -9,9 +9,10 @@
 #include "registry.h"
 
 static const struct cli_command *const commands[] = {
-    &backup_command,  &bitmap_command, &check_command,   &commit_command, &compare_command,
-    &convert_command, &create_command, &info_command,    &job_command,    &map_command,
-    &rebase_command,  &resize_command, &restore_command, &serve_command,  &snapshot_command,
+    &backup_command,  &bench_command,   &bitmap_command,   &check_command,  &commit_command,
+    &compare_command, &convert_command, &create_command,   &dd_command,     &info_command,
+    &job_command,     &map_command,     &measure_command,  &rebase_command, &resize_command,
+    &restore_command, &serve_command,   &snapshot_command,
 };
 
 /* What the core has to say beside the results of its calls. */
@@ -36,13 +37,21 @@ static int print_help(void)
 
     printf("usage: qimg command [options] operands\n"
            "Disk images in the formats %s: offline commands and an NBD server.\n\n"
-           "  -h, --help     display this help and exit\n"
+           "  -h, --help     display this help and exit; as does 'qimg help [command]'\n"
            "  -V, --version  output version information and exit\n\n"
            "Commands; 'qimg command --help' tells their options:\n",
            driver_names(&formats));
     for (size_t i = 0; i < ARRAY_LEN(commands); i++)
         printf("  %-8s %s\n", commands[i]->name, commands[i]->summary);
     return cli_finish(CLI_OK);
+}
+
+static const struct cli_command *find_command(const char *word)
+{
+    for (size_t i = 0; i < ARRAY_LEN(commands); i++)
+        if (strcmp(commands[i]->name, word) == 0)
+            return commands[i];
+    return NULL;
 }
 
 static int run_command(const struct cli_command *command, int argc, char **argv)
@@ -62,6 +71,18 @@ static int unknown_command(const char *word)
                            words_hint(&hint, word, names, ARRAY_LEN(names)));
 }
 
+/* `qimg help [COMMAND]`. */
+static int help_with(int argc, char **argv)
+{
+    if (argc < 3)
+        return print_help();
+    const struct cli_command *command = find_command(argv[2]);
+    if (!command)
+        return unknown_command(argv[2]);
+    cli_print_help(command);
+    return cli_finish(CLI_OK);
+}
+
 int main(int argc, char **argv)
 {
     registry_init();
@@ -76,8 +97,10 @@ int main(int argc, char **argv)
         return cli_usage_error("unrecognized option '%s'", word);
 
     log_set_sink(log_as_command);
-    for (size_t i = 0; i < ARRAY_LEN(commands); i++)
-        if (strcmp(commands[i]->name, word) == 0)
-            return run_command(commands[i], argc - 1, argv + 1);
+    if (strcmp(word, "help") == 0)
+        return help_with(argc, argv);
+    const struct cli_command *command = find_command(word);
+    if (command)
+        return run_command(command, argc - 1, argv + 1);
     return unknown_command(word);
 }

@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import pathlib
 import signal
 import socket
@@ -457,7 +458,7 @@ class Map(Look):
 class Program(CliCase):
     def test_words(self):
         self.refuses(says=["Not enough arguments"])
-        self.refuses("frobnicate", says=["frobnicate", "check, compare, convert"])
+        self.refuses("frobnicate", says=["frobnicate", "bench, check, commit"])
         self.refuses("inof", says=["did you mean 'info'?"])
         self.refuses("info", "--outptu=json", "image", says=["'--outptu=json': did you mean --output?"])
         self.refuses("create", "-f", "qcow", "image", "1M", says=["did you mean 'qcow2'? There are: qcow2, qed, luks, raw"])
@@ -468,7 +469,12 @@ class Program(CliCase):
         self.assertRegex(self.qimg("--version").stdout, r"^qimg version \d")
         self.assertEqual(self.qimg("-V").stdout, self.qimg("--version").stdout)
         self.assertEqual(self.qimg("-h").stdout, self.qimg("--help").stdout)
-        for command in ("create", "info", "map", "serve"):
+        self.assertEqual(self.qimg("help").stdout, self.qimg("--help").stdout)
+        self.refuses("help", "convrt", says=["did you mean 'convert'?"])
+        commands = re.findall(r"^  ([a-z]+) ", self.qimg("--help").stdout.split("Commands;")[1], re.M)
+        self.assertIn("convert", commands)
+        for command in commands:
+            self.assertEqual(self.qimg("help", command).stdout, self.qimg(command, "--help").stdout)
             self.assertIn(command, self.qimg("--help").stdout)
             self.assertTrue(self.qimg(command, "--help").stdout.startswith(f"usage: qimg {command}"))
 
