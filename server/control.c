@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/thread.h"
+#include "common/json_text.h"
 #include "control_client.h"
 #include "control_cmds.h"
 #include "control_events.h"
@@ -364,6 +365,14 @@ static void *control_main(void *opaque)
 
 /* ---- the main thread ---- */
 
+static void tell_export_deleted(void *opaque, const char *id)
+{
+    json_t *data = json_object();
+
+    json_object_set_new(data, "id", json_from_text(id));
+    control_event(opaque, "BLOCK_EXPORT_DELETED", data);
+}
+
 static void control_free(struct control *control)
 {
     for (unsigned i = 0; i < control->n_clients; i++)
@@ -390,6 +399,7 @@ static int fill_control(struct control *control, const struct control_setup *set
         .opaque = setup->opaque,
     };
     node_table_init(&control->context.nodes);
+    control->context.shared = setup->shared;
     block_context_init_shared(&control->context.trial, setup->shared);
     control->context.lane = control_lane_new(&control->context, note_answer, control);
     control->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -418,6 +428,7 @@ int control_open(const struct control_setup *setup, struct control **out, struct
 
 int control_start(struct control *control)
 {
+    export_table_tell_closed(control->context.exports, tell_export_deleted, control);
     int err = thread_start(&control->thread, control_main, control);
 
     control->started = err == 0;
@@ -445,6 +456,7 @@ void control_close(struct control *control)
     if (!control)
         return;
     control_stop(control);
+    export_table_tell_closed(control->context.exports, NULL, NULL);
     control_socket_close(&control->socket);
     control_free(control);
 }

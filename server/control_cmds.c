@@ -9,6 +9,7 @@
 
 #include "base/cleanup.h"
 #include "common/json_text.h"
+#include "control_exports.h"
 #include "control_lane.h"
 #include "export_table.h"
 
@@ -23,6 +24,7 @@ static const struct {
     {control_backup_commands, false},  {control_job_commands, false},
     {control_bitmap_commands, true},   {control_transaction_commands, true},
     {control_snapshot_commands, true}, {control_overlay_commands, true},
+    {control_export_commands, true},   {control_export_queries, false},
 };
 
 #define NEGOTIATE "qmp_capabilities"

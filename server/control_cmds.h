@@ -31,6 +31,7 @@ struct control_context {
     struct job_manager *jobs;           /* of all exports */
     const struct plugin_config *config; /* what is opened is opened as it says */
     struct node_table nodes;            /* that were added */
+    const struct block_shared *shared;  /* of what is opened */
     struct block_context trial;  /* of nodes that are opened to see whether they can be */
     const _Atomic bool *give_up; /* becomes true at the server's end */
     void (*shut_down)(void *opaque);

@@ -51,10 +51,11 @@ static int open_node(struct served_export *exp, const struct export_request *req
 {
     struct node *node = NULL;
 
-    int err = open_chain(exp, request, &node, diag);
+    int err = request->file ? open_chain(exp, request, &node, diag)
+                            : request->open(request->opaque, &exp->ctx, &node, diag);
     if (!err)
         err = check_compress(node, request->config, diag);
-    if (!err && request->config->writable_now)
+    if (!err && request->config->writable_now && !exp->never_writable)
         err = node_activate(node, diag);
     if (!err)
         node_bitmaps_load(node);
@@ -71,6 +72,8 @@ void export_free(struct served_export *exp)
     free(exp->name);
     free(exp->node_name);
     free(exp->default_view);
+    free(exp->id);
+    free(exp->description);
     free(exp->failure);
     free(exp);
 }
@@ -102,12 +105,12 @@ int export_open(struct served_export *exp, const struct export_request *request,
         block_context_destroy(&exp->ctx);
         return err;
     }
-    if (node_name_is_well_formed(exp->node_name))
+    if (!node->name && node_name_is_well_formed(exp->node_name))
         node->name = node_name_new(exp->node_name);
     gate_init(&exp->gate);
     lock_init(&exp->lock, RANK_OPEN);
     pthread_cond_init(&exp->drain_ended, NULL);
-    exp->wanted_writable = request->config->writable_now;
+    exp->wanted_writable = request->config->writable_now && !exp->never_writable;
     exp->locks = !request->config->node.lock_off;
     exp->is_open = true;
     atomic_store(&exp->node, node);

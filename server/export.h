@@ -27,10 +27,13 @@ struct export_table;
 
 struct served_export {
     struct block_context ctx;
-    char *name;                  /* for clients: "" is the default */
-    char *node_name;             /* on the control socket */
-    char *default_view;          /* what its name means: NULL: the live disk; view.h */
-    struct gate gate;            /* who uses the node, to change it or not */
+    char *name;          /* for clients: "" is the default */
+    char *node_name;     /* on the control socket */
+    char *default_view;  /* what its name means: NULL: the live disk; view.h */
+    char *id;            /* of one that a command added; NULL: its node name is its id */
+    char *description;   /* for clients; NULL: that of the image */
+    bool never_writable; /* clients only read it, whatever the image allows */
+    struct gate gate;    /* who uses the node, to change it or not */
     struct node *_Atomic node;   /* NULL: sealed */
     struct node *sealed;         /* what it was before */
     _Atomic unsigned drains;     /* by so many jobs: changing requests wait */
@@ -65,12 +68,20 @@ struct served_export {
 /* One of that name (default_view may be set until it is started), which isn't open; NULL when
  * memory is short. */
 struct served_export *export_new(const char *name, const char *node_name) MUST_USE;
+static inline const char *export_id(const struct served_export *exp)
+{
+    return exp->id ? exp->id : exp->node_name;
+}
+
 /* It is closed, or was never open. */
 void export_free(struct served_export *exp);
 
 /* What is opened.  Borrowed until export_open returns. */
 struct export_request {
-    const char *file;
+    const char *file; /* or NULL, and this opens it, in the context: */
+    int (*open)(void *opaque, struct block_context *ctx, struct node **out,
+                struct diag *diag);
+    void *opaque;
     const struct storage_folder *folder; /* the file lies in there; NULL: anywhere */
     const _Atomic bool *give_up;         /* as chain_options'; NULL: none */
     const struct plugin_config *config;  /* how; its `file` isn't looked at */

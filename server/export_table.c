@@ -90,14 +90,27 @@ static void close_image(struct served_export *exp)
                   filename ? filename : "an image", strerror(-err));
 }
 
+void export_table_tell_closed(struct export_table *table,
+                              void (*closed)(void *opaque, const char *id), void *opaque)
+{
+    LOCK_GUARD(&table->lock);
+    table->closed = closed;
+    table->closed_opaque = opaque;
+}
+
 void export_close_unlocked(struct export_table *table, struct served_export *exp)
 {
     if (exp->life == EXPORT_LISTED)
         exp->users--; /* the table's own */
+    void (*closed)(void *, const char *) =
+        exp->life == EXPORT_REMOVED ? table->closed : NULL;
+    void *opaque = table->closed_opaque;
     exp->life = EXPORT_CLOSING;
     {
         LOCK_GAP(&table->lock);
         close_image(exp);
+        if (closed)
+            closed(opaque, export_id(exp));
     }
     exp->life = EXPORT_CLOSED;
     pthread_cond_broadcast(&table->changed);
@@ -181,17 +194,35 @@ int export_table_open(struct export_table *table, const char *name, const char *
     return err;
 }
 
+/* Under the lock. */
+static int remove_listed(struct export_table *table, struct served_export *exp,
+                         struct diag *diag)
+{
+    if (exp->jobs > 0)
+        return diag_set(diag, EBUSY, "export '%.200s': a job uses it", exp->name);
+    exp->life = EXPORT_REMOVED;
+    export_leave_unlocked(table, exp);
+    return 0;
+}
+
+int export_table_withdraw(struct served_export *exp, bool used_too, struct diag *diag)
+{
+    LOCK_GUARD(&exp->table->lock);
+    if (exp->life != EXPORT_LISTED)
+        return diag_set(diag, ENOENT, "export '%.200s' is on its way out", export_id(exp));
+    /* The table and the caller. */
+    if (!used_too && exp->users > 2)
+        return diag_set(diag, EBUSY, "export '%.200s' still in use", export_id(exp));
+    return remove_listed(exp->table, exp, diag);
+}
+
 int export_table_remove(struct export_table *table, const char *name, struct diag *diag)
 {
     LOCK_GUARD(&table->lock);
     struct served_export *exp = export_table_look_up(table, name);
-    if (!exp)
-        return diag_set(diag, ENOENT, "export '%.200s': there is none of that name", name);
-    if (exp->jobs > 0)
-        return diag_set(diag, EBUSY, "export '%.200s': a job uses it", name);
-    exp->life = EXPORT_REMOVED;
-    export_leave_unlocked(table, exp);
-    return 0;
+    return exp ? remove_listed(table, exp, diag)
+               : diag_set(diag, ENOENT, "export '%.200s': there is none of that name",
+                          name);
 }
 
 /* ---- looking ---- */

@@ -33,6 +33,9 @@ struct export_table {
     pthread_cond_t changed; /* one isn't being opened, or closed, any more */
     pthread_cond_t idle;    /* one has lost its last user; or the end */
     struct list exports;    /* struct served_export.link: in the order in which they came */
+    /* One that was removed is closed; on the thread that did it.  NULL: nobody wants to know. */
+    void (*closed)(void *opaque, const char *id);
+    void *closed_opaque;
     struct export_closers *closers; /* export_linger.c's; NULL: not started */
 };
 
@@ -57,6 +60,15 @@ int export_table_add(struct export_table *table, struct served_export *exp,
  * export_table_close. */
 void export_table_set_folder(struct export_table *table, struct image_folder *folder,
                              uint64_t linger_ms);
+
+/* Of exports that are removed from here on. */
+void export_table_tell_closed(struct export_table *table,
+                              void (*closed)(void *opaque, const char *id), void *opaque);
+
+/* The caller, one of its users, takes it from the table: it isn't found any more, and is closed when its last user
+ * leaves.  -EBUSY while a job uses it and, unless it may be, anybody else. */
+int export_table_withdraw(struct served_export *exp, bool used_too,
+                          struct diag *diag) MUST_USE;
 
 /* It isn't found any more from here on, and is closed when its last user leaves, which may
  * be here.  -ENOENT; -EBUSY while a job uses it. */

@@ -184,7 +184,7 @@ static int list_open_exports(struct export_listing *l)
 {
     EXPORT_TABLE_EACH (exp, &server.exports) {
         l->exp = exp;
-        if ((!exp->of_folder && list_name(l, exp->name, NULL)) ||
+        if ((!exp->of_folder && list_name(l, exp->name, exp->description)) ||
             view_list(exp, list_view, l)) {
             export_put(exp);
             return -1;
@@ -243,7 +243,7 @@ static int prepare_export(struct served_export *exp, bool readonly, const struct
         export_note_read_only(exp);
     if (view)
         return 0;
-    *writable = !readonly && can_write_now(exp);
+    *writable = !readonly && !exp->never_writable && can_write_now(exp);
     if (!readonly && !*writable)
         say_read_only(exp);
     return *writable ? export_make_writable(exp, diag) : 0;
@@ -311,6 +311,8 @@ static const char *qimg_export_description(void *handle)
 
     if (view)
         return view->description ? nbdkit_strdup_intern(view->description) : NULL;
+    if (exp_of(handle)->description)
+        return nbdkit_strdup_intern(exp_of(handle)->description);
     EXPORT_USE(use, export_enter(exp_of(handle)));
 
     return nbdkit_printf_intern("%s image, %" PRIu64 " bytes", node_format(use.node),

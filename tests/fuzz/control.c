@@ -280,6 +280,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     node_table_init(&server.context.nodes);
     if (block_context_init(&server.context.trial, 1 << 20, NULL, NULL))
         abort();
+    server.context.shared = &server.context.trial.own;
     converse(&server, data, size);
     for (size_t i = 0; i < ARRAY_LEN(disks); i++) {
         json_decref(control_find_corruption(disks[i], true));

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Exports that come and go by commands of the control socket."""
+
+import nbd
+
+from harness import MIB, SECTOR, check
+from qmp import Qmp, QmpError
+from test_folder import Folder, is_free, names
+
+
+class Commands(Folder):
+    def start(self, *keys):
+        self.image("first.qcow2", byte=1)
+        server = self.serve(None, f"export=first:{self.folder}/first.qcow2", f"control={self.path('control')}", *keys)
+        client = Qmp(self.path("control"))
+        self.addCleanup(client.close)
+        return server, client
+
+    def add_node(self, client, name, byte):
+        path = self.image(f"{name}.qcow2", byte=byte)
+        client.cmd("blockdev-add", **{"driver": "qcow2", "node-name": name, "file": {"driver": "file", "filename": path}})
+        return path
+
+    def ids(self, client):
+        return sorted(export["id"] for export in client.cmd("query-block-exports"))
+
+    def refused(self, client, text, command, **arguments):
+        with self.assertRaises(QmpError) as failed:
+            client.cmd(command, **arguments)
+        self.assertIn(text, str(failed.exception))
+
+    def test_added_and_removed(self):
+        """E-08"""
+        server, client = self.start()
+        path = self.add_node(client, "second", 2)
+        self.assertEqual(self.ids(client), ["first"])
+        client.cmd("block-export-add", **{"type": "nbd", "id": "e2", "node-name": "second", "name": "some/where",
+                                          "writable": True, "description": "words"})
+        self.assertEqual(client.cmd("query-block-exports")[1], {"id": "e2", "type": "nbd", "node-name": "second",
+                                                                "shutting-down": False, "name": "some/where"})
+        self.assertEqual(names(server), ["first", "some/where"])
+        handle = server.connect("some/where")
+        self.assertEqual(handle.pread(1, 0)[0], 2)
+        handle.pwrite(b"x" * SECTOR, MIB)
+        self.assertFalse(is_free(path))
+        self.refused(client, "export 'e2' still in use", "block-export-del", id="e2")
+        self.refused(client, "Node second is in use", "blockdev-del", **{"node-name": "second"})
+        handle.shutdown()
+        self.remove_when_free(client, "e2")
+        self.assertEqual(client.event("BLOCK_EXPORT_DELETED")["data"], {"id": "e2"})
+        self.assertTrue(is_free(path))
+        with self.assertRaises(nbd.Error):
+            server.connect("some/where")
+        client.cmd("block-export-add", **{"type": "nbd", "id": "e2", "node-name": "second"})
+        handle = server.connect("second")
+        self.assertTrue(handle.is_read_only())
+        self.assertEqual(handle.pread(1, MIB), b"x")
+        server.stop()
+        check(path, "qcow2")
+
+    def remove_when_free(self, client, name):
+        """The server learns a moment later that a client has left."""
+        def tried():
+            try:
+                client.cmd("block-export-del", id=name)
+                return True
+            except QmpError as error:
+                self.assertIn("still in use", str(error))
+                return False
+        self.await_true(tried, "it is free")
+
+    def test_removed_under_a_client(self):
+        """E-08"""
+        server, client = self.start()
+        handle = server.connect("first")
+        client.cmd("block-export-del", id="first", mode="hard")
+        self.assertEqual(self.ids(client), [])
+        self.assertEqual(names(server), [])
+        handle.pwrite(b"y" * SECTOR, 0)
+        self.assertEqual(handle.pread(1, 0), b"y")
+        handle.shutdown()
+        client.event("BLOCK_EXPORT_DELETED", id="first")
+        self.assertTrue(is_free(f"{self.folder}/first.qcow2"))
+        server.stop()
+
+    def test_a_job_of_an_added_one(self):
+        """E-08: and it isn't removed meanwhile"""
+        server, client = self.start()
+        self.add_node(client, "second", 2)
+        client.cmd("block-export-add", **{"type": "nbd", "id": "e2", "node-name": "second", "writable": True})
+        server.connect("second").pwrite(b"z" * SECTOR, MIB)
+        client.cmd("drive-mirror", **{"job-id": "j", "device": "second", "target": self.path("copy"), "sync": "full",
+                                      "format": "raw", "mode": "absolute-paths"})
+        client.event("BLOCK_JOB_READY", device="j")
+        self.refused(client, "a job uses it", "block-export-del", id="e2", mode="hard")
+        client.cmd("block-job-cancel", device="j")
+        client.event("BLOCK_JOB_COMPLETED", device="j")
+        with open(self.path("copy"), "rb") as copy:
+            copy.seek(MIB)
+            self.assertEqual(copy.read(1), b"z")
+        server.stop()
+
+    def test_what_is_refused(self):
+        """E-08"""
+        server, client = self.start()
+        self.add_node(client, "second", 2)
+        export = {"type": "nbd", "id": "e2", "node-name": "second"}
+        for change, text in (({"id": "-"}, "Invalid block export id"), ({"id": "first"}, "is already in use"),
+                             ({"node-name": "none"}, "Cannot find device='' nor node-name='none'"),
+                             ({"node-name": "first"}, "is exported already, as 'first'"),
+                             ({"name": "first"}, "there is one of that name already"), ({"name": "n" * 4097}, "too long"),
+                             ({"type": "fuse"}, "expected: nbd")):
+            with self.subTest(change=change):
+                self.refused(client, text, "block-export-add", **{**export, **change})
+        self.refused(client, "Export 'e2' is not found", "block-export-del", id="e2")
+        self.assertEqual(self.ids(client), ["first"])
+        client.cmd("block-export-add", **export)
+        self.refused(client, "in use", "block-export-add", **{**export, "id": "e3", "name": "other"})
+        server.stop()
+
+    def test_images_of_a_folder(self):
+        """E-08: are there while they are open, and are closed at once"""
+        path = self.image("vm/disk.qcow2", byte=1)
+        server = self.serve_folder("linger=1000", f"control={self.path('control')}")
+        client = Qmp(self.path("control"))
+        self.addCleanup(client.close)
+        self.assertEqual(self.ids(client), [])
+        server.connect("vm/disk.qcow2").pwrite(b"a" * SECTOR, 0)
+        self.assertEqual(self.ids(client), ["vm/disk.qcow2"])
+        self.assertEqual(client.cmd("query-block")[0]["device"], "vm/disk.qcow2")
+        server.disconnect()
+        self.remove_when_free(client, "vm/disk.qcow2")
+        self.assertTrue(is_free(path))
+        self.assertEqual(server.connect("vm/disk.qcow2").pread(1, 0), b"a")
+        server.stop()
