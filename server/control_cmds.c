@@ -11,6 +11,7 @@
 #include "common/json_text.h"
 #include "control_exports.h"
 #include "control_lane.h"
+#include "control_stats.h"
 #include "export_table.h"
 
 /* Slow ones go to the lane, on whose thread they run: all those for bitmaps, so that none
@@ -25,6 +26,7 @@ static const struct {
     {control_bitmap_commands, true},   {control_transaction_commands, true},
     {control_snapshot_commands, true}, {control_overlay_commands, true},
     {control_export_commands, true},   {control_export_queries, false},
+    {control_stats_commands, false},
 };
 
 #define NEGOTIATE "qmp_capabilities"

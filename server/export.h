@@ -21,6 +21,7 @@
 #include "base/list.h"
 #include "base/lock.h"
 #include "block/node.h"
+#include "export_stats.h"
 #include "plugin_config.h"
 
 struct export_table;
@@ -34,6 +35,7 @@ struct served_export {
     char *description;   /* for clients; NULL: that of the image */
     bool never_writable; /* clients only read it, whatever the image allows */
     struct gate gate;    /* who uses the node, to change it or not */
+    struct export_stats stats;
     struct node *_Atomic node;   /* NULL: sealed */
     struct node *sealed;         /* what it was before */
     _Atomic unsigned drains;     /* by so many jobs: changing requests wait */

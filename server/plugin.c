@@ -405,15 +405,23 @@ static int end_request(int err, const struct export_use *use, const char *what,
     return -1;
 }
 
+static inline struct export_op_timer begin_op(const struct export_use *use,
+                                              enum export_op op)
+{
+    return export_op_begin(&use->exp->stats, use->ticket, op);
+}
+
 static int qimg_pread(void *handle, void *buf, uint32_t count, uint64_t offset,
                       uint32_t flags)
 {
     EXPORT_USE(use, export_enter(exp_of(handle)));
+    struct export_op_timer timer = begin_op(&use, EXPORT_READ);
     struct view *view = view_of(handle);
     int err = LIKELY(!view) ? block_read(use.node, buf, offset, count)
                             : view_read(view, buf, offset, count);
 
     (void)flags;
+    export_op_end(&timer, count, err);
     return end_request(err, &use, "read", offset, count);
 }
 
@@ -421,9 +429,12 @@ static int qimg_pwrite(void *handle, const void *buf, uint32_t count, uint64_t o
                        uint32_t flags)
 {
     EXPORT_USE(use, export_enter_change(exp_of(handle)));
+    struct export_op_timer timer = begin_op(&use, EXPORT_WRITE);
     unsigned how = flags & NBDKIT_FLAG_FUA ? BLOCK_FUA : 0;
     int err = block_write(use.node, buf, offset, count, how);
 
+    export_op_end(&timer, count, err);
+    export_note_write_end(&use.exp->stats, use.ticket, offset + count);
     return end_request(err, &use, "write", offset, count);
 }
 
@@ -433,27 +444,34 @@ static int qimg_flush(void *handle, uint32_t flags)
     if (view_of(handle))
         return 0; /* it can't have written anything */
     EXPORT_USE(use, export_enter(exp_of(handle)));
-    return end_request(block_flush(use.node), &use, "flush", 0, use.node->size);
+    struct export_op_timer timer = begin_op(&use, EXPORT_FLUSH);
+    int err = block_flush(use.node);
+    export_op_end(&timer, 0, err);
+    return end_request(err, &use, "flush", 0, use.node->size);
 }
 
 static int qimg_trim(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
     EXPORT_USE(use, export_enter_change(exp_of(handle)));
+    struct export_op_timer timer = begin_op(&use, EXPORT_TRIM);
     unsigned how = flags & NBDKIT_FLAG_FUA ? BLOCK_FUA : 0;
+    int err = block_discard(use.node, offset, count, how);
 
-    return end_request(block_discard(use.node, offset, count, how), &use, "trim", offset,
-                       count);
+    export_op_end(&timer, count, err);
+    return end_request(err, &use, "trim", offset, count);
 }
 
 static int qimg_zero(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
     EXPORT_USE(use, export_enter_change(exp_of(handle)));
+    struct export_op_timer timer = begin_op(&use, EXPORT_ZERO);
     bool fast = flags & NBDKIT_FLAG_FAST_ZERO;
     unsigned how = (flags & NBDKIT_FLAG_FUA ? BLOCK_FUA : 0) |
                    (flags & NBDKIT_FLAG_MAY_TRIM ? BLOCK_MAY_UNMAP : 0) |
                    (fast ? BLOCK_FAST : 0);
     int err = block_zero(use.node, offset, count, how);
 
+    export_op_end(&timer, count, err);
     if (err == -ENOTSUP && fast) {
         nbdkit_set_error(EOPNOTSUPP); /* an answer, not a failure */
         return -1;

@@ -3,8 +3,7 @@
 #include "base/clock.h"
 #include "base/gate.h"
 
-#define COUNTERS     6u
-#define TICKET_SHIFT 3u
+#define COUNTERS 6u
 
 /* Threads are spread over the stripes in the order in which they first enter any gate. */
 static uint32_t my_stripe(void)
@@ -40,7 +39,7 @@ gate_ticket gate_enter(struct gate *gate)
         /* Had the epoch advanced in between, we could be counted in a parity that the next
          * advance no longer looks at. */
         if (LIKELY(atomic_load(&gate->epoch) == epoch))
-            return s << TICKET_SHIFT | counter;
+            return s << GATE_TICKET_SHIFT | counter;
         atomic_fetch_sub(&gate->stripe[s].inside[counter], 1);
     }
 }
@@ -57,14 +56,15 @@ gate_ticket gate_enter_to_change(struct gate *gate)
         /* As above, for both. */
         if (LIKELY(atomic_load(&gate->epoch) == epoch &&
                    atomic_load(&gate->change_epoch) == change_epoch))
-            return s << TICKET_SHIFT | counter;
+            return s << GATE_TICKET_SHIFT | counter;
         atomic_fetch_sub(&gate->stripe[s].inside[counter], 1);
     }
 }
 
 void gate_leave(struct gate *gate, gate_ticket ticket)
 {
-    uint32_t s = ticket >> TICKET_SHIFT, counter = ticket & ((1 << TICKET_SHIFT) - 1);
+    uint32_t s = ticket >> GATE_TICKET_SHIFT,
+             counter = ticket & ((1 << GATE_TICKET_SHIFT) - 1);
 
     atomic_fetch_sub_explicit(&gate->stripe[s].inside[counter], 1, memory_order_release);
 }
@@ -117,6 +117,16 @@ bool gate_changers_passed(struct gate *gate, uint64_t stamp)
     static const uint32_t changers[2] = {1 << 2 | 1 << 3, 1 << 4 | 1 << 5};
 
     return epoch_passed(gate, &gate->change_epoch, changers, stamp);
+}
+
+uint32_t gate_count(struct gate *gate)
+{
+    uint32_t count = 0;
+
+    for (unsigned i = 0; i < GATE_STRIPES; i++)
+        for (unsigned c = 0; c < COUNTERS; c++)
+            count += atomic_load_explicit(&gate->stripe[i].inside[c], memory_order_relaxed);
+    return count;
 }
 
 bool gate_empty(struct gate *gate)

@@ -43,6 +43,13 @@ struct gate {
 
 /* What entering returns and gate_leave needs; may be handed to another thread. */
 typedef uint32_t gate_ticket;
+#define GATE_TICKET_SHIFT 3u
+
+/* Of the thread that entered: what is counted by it meets few others. */
+static inline uint32_t gate_ticket_stripe(gate_ticket ticket)
+{
+    return ticket >> GATE_TICKET_SHIFT;
+}
 
 void gate_init(struct gate *gate);
 
@@ -70,6 +77,9 @@ bool gate_changers_passed(struct gate *gate, uint64_t stamp);
 
 /* Waits until everybody has left who entered to change something; not for others. */
 void gate_wait_for_changers(struct gate *gate);
+
+/* How many are inside, about: they come and go meanwhile. */
+uint32_t gate_count(struct gate *gate);
 
 /* Is nobody inside?  The answer is of some moment, unless nobody can enter. */
 bool gate_empty(struct gate *gate);

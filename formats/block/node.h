@@ -242,6 +242,9 @@ int node_lock_now(struct node *node, struct diag *diag) MUST_USE;
 /* Bytes that the file takes on its disk.  0 or -errno. */
 int node_allocated(struct node *node, uint64_t *bytes) MUST_USE;
 
+/* Of its tables. */
+void node_count(struct node *node, struct mcache_counters *out);
+
 static inline bool node_can(const struct node *node, enum driver_feature feature)
 {
     return driver_can(node->driver, feature);

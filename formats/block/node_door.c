@@ -176,3 +176,8 @@ int node_prove(struct node *node, bool by_reading, unsigned timeout_ms)
     mcache_note_write(node->mc); /* or the next flush would have nothing to do */
     return err;
 }
+
+void node_count(struct node *node, struct mcache_counters *out)
+{
+    mcache_count(node->mc, out);
+}

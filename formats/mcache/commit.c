@@ -242,9 +242,12 @@ int mcache_commit(struct mcache *mc, enum mc_commit_scope what)
     mc->want_everything |= everything;
     while (mc->finished < mine && mc->committing)
         lock_wait(&mc->commit, &mc->commit_done);
-    if (mc->finished >= mine)
+    if (mc->finished >= mine) {
+        atomic_fetch_add_explicit(&mc->shared_commits, 1, memory_order_relaxed);
         return mc->finished_ok >= mine ? 0 : mc->last_result;
+    }
 
+    atomic_fetch_add_explicit(&mc->commits, 1, memory_order_relaxed);
     mc->committing = true;
     uint64_t running = ++mc->started;
     everything = mc->want_everything;
@@ -272,6 +275,16 @@ void mcache_release(struct mcache *mc)
     LOCK_GUARD(&mc->commit);
     mc->committing = false;
     pthread_cond_broadcast(&mc->commit_done);
+}
+
+void mcache_count(struct mcache *mc, struct mcache_counters *out)
+{
+    *out = (struct mcache_counters){
+        .loads = atomic_load(&mc->loads),
+        .commits = atomic_load(&mc->commits),
+        .shared_commits = atomic_load(&mc->shared_commits),
+        .dirty_bytes = atomic_load(&mc->dirty_bytes),
+    };
 }
 
 void mcache_relieve(struct mcache *mc)

@@ -88,6 +88,7 @@ struct mcache {
     _Atomic uint64_t durable;
     _Atomic bool poisoned, forgiving;
     _Atomic uint64_t failures;
+    _Atomic uint64_t loads, commits, shared_commits; /* mcache_counters */
 
     struct lock commit;
     /* under commit */

@@ -269,6 +269,7 @@ static int load_page_once(struct mcmap *map, uint64_t index, struct mc_page **ou
             pthread_cond_broadcast(&stripe->done);
         }
         mc_pool_insert(map->mc->pool, page);
+        atomic_fetch_add_explicit(&map->mc->loads, 1, memory_order_relaxed);
         *out = page;
     }
     end_loading(stripe, &mine);

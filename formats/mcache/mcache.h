@@ -152,6 +152,16 @@ void mcache_add_data_store(struct mcache *mc, struct storage *st);
 /* Drops everything, dirty or not; commit first.  Nobody may be inside the gate. */
 void mcache_free(struct mcache *mc);
 
+/* What it has done so far. */
+struct mcache_counters {
+    uint64_t loads;          /* pages that were read from the file: they weren't there */
+    uint64_t commits;        /* that wrote something */
+    uint64_t shared_commits; /* calls that another's commit was good for */
+    uint64_t dirty_bytes;    /* of pages, now */
+};
+
+void mcache_count(struct mcache *mc, struct mcache_counters *out);
+
 struct lock *mcache_meta(struct mcache *mc);
 
 /* META: the open group must have its data and LEAF pages durable before its LINK pages. */

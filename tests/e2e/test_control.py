@@ -27,7 +27,7 @@ COMMANDS = {
     "blockdev-snapshot-sync", "block-dirty-bitmap-add",
     "block-dirty-bitmap-remove", "block-dirty-bitmap-clear", "block-dirty-bitmap-enable",
     "block-dirty-bitmap-disable", "block-dirty-bitmap-merge",
-    "transaction", "blockdev-backup", "drive-backup", "block-export-add", "block-export-del", "query-block-exports",
+    "transaction", "blockdev-backup", "drive-backup", "block-export-add", "block-export-del", "query-block-exports", "query-blockstats",
     "blockdev-snapshot-internal-sync", "blockdev-snapshot-delete-internal-sync",
 }
 
