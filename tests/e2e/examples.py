@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The examples of documents, run as they are printed."""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+
+from harness import BUILD, Case, plugin_env
+from nbdkit_by_name import nbdkit_by_name
+
+# A virtual machine, and what needs a kernel module or a running systemd.
+NOT_RUN = ("qemu-system", "sudo ")
+
+
+def pod_blocks(text):
+    """The verbatim paragraphs of a pod, but for those behind "=for test none"."""
+    blocks, wanted = [], True
+    for paragraph in re.split(r"\n\s*\n", text):
+        if paragraph.startswith("=for test none"):
+            wanted = False
+        elif paragraph[:1] in (" ", "\t"):
+            if wanted:
+                blocks.append(re.sub(r"^ ", "", paragraph, flags=re.M))
+        else:
+            wanted = True
+    return blocks
+
+
+def pod_section(text, title):
+    tail = text.split(f"=head1 {title}\n", 1)[1]
+    return re.split(r"^=head1 ", tail, maxsplit=1, flags=re.M)[0]
+
+
+def without_unrun(script):
+    """The script without the commands that can't be run in a test; a line that ends with a backslash goes on."""
+    lines = re.findall(r"(?:.*\\\n)*.*\n?", script)
+    return "".join(line for line in lines if not line.startswith(NOT_RUN))
+
+
+class Examples(Case):
+    """Runs scripts in the folder "work", where commands and the plugin are found as if installed."""
+
+    def end_all(self):
+        """What a failure left running, by the files that name it."""
+        for pid in pathlib.Path(self.path("work")).glob("*.pid"):
+            try:
+                os.kill(int(pid.read_text()), signal.SIGKILL)
+            except (ProcessLookupError, ValueError):
+                pass
+
+    def run_script(self, script, before=""):
+        path = f"{nbdkit_by_name(self.path('bin'))}:{BUILD}:{os.environ['PATH']}"
+        os.mkdir(self.path("work"))
+        self.addCleanup(self.end_all)
+        with open(self.path("log"), "w+", encoding="utf-8") as log:
+            done = subprocess.run(["bash", "-x", "-c", f"set -e\n{before}\n{without_unrun(script)}"],
+                                  cwd=self.path("work"), timeout=240, check=False, stdin=subprocess.DEVNULL,
+                                  stdout=log, stderr=subprocess.STDOUT, env=plugin_env(PATH=path))
+            log.seek(0)
+            self.assertEqual(done.returncode, 0, log.read())
+            log.seek(0)
+            return log.read()
