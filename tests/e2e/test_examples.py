@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The examples of the manual pages run as they are printed, in order."""
+
+import json
+import re
+import unittest
+
+from examples import Examples, pod_blocks, pod_section
+from harness import MIB, ROOT, STANDIN, create
+from qmp import Qmp
+
+# What the examples find: images, keys, and names.
+PLUGIN_FINDS = """
+qimg create -q -f qcow2 disk.qcow2 64M
+qimg create -q -f qcow2 untrusted.qcow2 64M
+qimg create -q -f raw disk.img 64M
+mkdir images keys
+qimg create -q -f raw images/base.raw 64M
+qimg create -q -f qed -b images/base.raw -F raw overlay.qed
+mv images/base.raw images/moved.raw; qimg create -q -f raw images/base.raw 64M
+for key in base secret; do printf "of $key" > keys/$key; done
+luks=encrypt.format=luks,encrypt.iter-time=10,encrypt.key-secret=k
+qimg create -q -f qcow2 --object secret,id=k,file=keys/base -o $luks base.qcow2 64M
+qimg create -q -f qcow2 --object secret,id=k,file=keys/secret -o $luks,backing_file=base.qcow2,backing_fmt=qcow2 secret.qcow2 64M
+"""
+
+
+def pod(name):
+    return (ROOT / "server" / name).read_text(encoding="utf-8")
+
+
+def examples_of(name):
+    return "\n".join(pod_blocks(pod_section(pod(name), "EXAMPLES"))) + "\n"
+
+
+def in_other_terminals(script):
+    """Servers in the foreground get a terminal of their own: what follows waits for their URI, as a reader does."""
+    number = 0
+
+    def elsewhere(match):
+        nonlocal number
+        number += 1
+        return (f"{match[0]} > {number}.uri &\necho $! > {number}.pid\n"
+                f"until [ -s {number}.uri ]; do kill -0 $!; sleep 0.05; done")
+    return re.sub(r"^qimg serve (?!.*--run).*$", elsewhere, script, flags=re.M)
+
+
+@unittest.skipIf(STANDIN, "needs the plugin")
+class ManualPages(Examples):
+    def test_qimg(self):
+        """`complete` is tried until the job is ready, as the text says."""
+        script = in_other_terminals(examples_of("cli/qimg.pod"))
+        script = re.sub(r"^(qimg job .* complete .*)$", r"until \1; do sleep 0.1; done", script, flags=re.M)
+        self.assertGreater(script.count("qimg "), 8)
+        self.run_script(script)
+
+    def test_plugin(self):
+        """Those that go to the background write down who they are."""
+        script = examples_of("nbdkit-qimg-plugin.pod")
+        script = re.sub(r"^nbdkit (?!.*--run)", lambda match: f"nbdkit -P $((++n)).pid ", script, flags=re.M)
+        self.assertGreater(script.count("nbdkit "), 6)
+        self.run_script(script, before=PLUGIN_FINDS)
+
+    def test_control(self):
+        """What the client sends is sent, to servers that are here; what it is answered with comes."""
+        text = pod_section(pod("qimg-control.pod"), "EXAMPLES")
+        steps = re.findall(r"^ (->|<-) (.*(?:\n   .*)*)", text, re.M)
+        self.assertGreater(len(steps), 6)
+        source, target = (create(self.path(name), "raw", MIB) for name in ("source", "target"))
+        other = self.serve(target, "format=raw")
+        self.serve(source, "format=raw", f"control={self.path('qmp')}")
+        with Qmp(self.path("qmp"), negotiate=False) as client:
+            for side, message in steps:
+                if side == "->":
+                    command = json.loads(message.replace("nbd://other/disk", other.uri))
+                    answer = client.cmd(command["execute"], **command.get("arguments", {}))
+                    self.assertEqual(answer, {})
+                elif event := re.search(r'"event": "(\w+)"', message):
+                    client.event(event[1])
+
+
+if __name__ == "__main__":
+    unittest.main()
