@@ -3,6 +3,8 @@
 
 import os
 import pathlib
+import re
+import shutil
 import unittest
 
 from harness import ROOT, STANDIN, Case, run
@@ -49,6 +51,42 @@ class Packaging(Case):
     def runs(self, command, plugin):
         self.assertTrue(run(command, "--version").stdout.startswith("qimg version"))
         self.assertIn("qimg_formats=", run("nbdkit", plugin, "--dump-plugin").stdout)
+
+
+class Versions(Case):
+    """What says a version says the same, and what packages list is there."""
+
+    def text(self, name):
+        return (ROOT / name).read_text(encoding="utf-8")
+
+    def test_one_version(self):
+        version = re.search(r"project\(qimg VERSION (\S+)", self.text("CMakeLists.txt"))[1]
+        for name, pattern in {
+            "packaging/debian/changelog": r"\Aqimg \((.*?)\)",
+            "packaging/rpm/qimg.spec": r"^Version: *(\S+)$",
+            "CHANGELOG.md": r"^## \[(\d.*?)\]",
+        }.items():
+            with self.subTest(file=name):
+                self.assertEqual(re.search(pattern, self.text(name), re.M)[1], version)
+
+    def test_every_page_is_packaged(self):
+        """Debian's tools refuse to build without; the spec is tried where there is RPM."""
+        pages = re.findall(r"^qimg_manual\(\S*?([\w-]+)\.pod (\d)\)", self.text("CMakeLists.txt"), re.M)
+        self.assertGreater(len(pages), 3)
+        for name, section in pages:
+            self.assertIn(f"/man{section}/{name}.{section}*\n", self.text("packaging/rpm/qimg.spec"))
+
+    def test_build_needs_the_same(self):
+        """packages that the scripts install, and those that the package's build asks for"""
+        listed = re.search(r"build_packages=\((.*?)\)", self.text("scripts/lib.sh"), re.S)[1].split()
+        control = re.search(r"^Build-Depends:\n(.*?)^\S", self.text("packaging/debian/control"), re.M | re.S)[1]
+        asked = set(re.findall(r"^ ([a-z0-9.-]+)", control, re.M))
+        essential = {"gcc", "libc6-dev", "pkg-config", "nbdkit"}  # build-essential, another name, no need to build
+        self.assertEqual(set(listed) - essential, asked - {"debhelper-compat", "pkgconf"})
+
+    @unittest.skipUnless(shutil.which("rpmspec"), "no rpmspec")
+    def test_rpm_spec(self):
+        self.assertIn("Name:           qimg", run("rpmspec", "-P", ROOT / "packaging/rpm/qimg.spec").stdout)
 
 
 if __name__ == "__main__":

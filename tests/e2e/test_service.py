@@ -122,6 +122,15 @@ class Service(Case):
         self.stop(process)
         check(self.path("images/disk.qcow2"), "qcow2")
 
+    def test_folder_of_that_name(self):
+        os.mkdir(self.path("images/vms"))
+        create(self.path("images/vms/a.qcow2"), "qcow2", 64 * MIB)
+        process = self.start("vms")
+        self.assertEqual(self.told(process), "READY=1")
+        self.use(self.connect("vms", "a.qcow2"))
+        self.stop(process)
+        check(self.path("images/vms/a.qcow2"), "qcow2")
+
     def test_the_filter_is_one(self):
         done = run(sys.executable, ROOT / "tests/e2e/confined.py", UNIT, self.path("run/sock"), "nice", "true",
                    check=False)
