@@ -20,13 +20,13 @@ static const struct {
     const struct control_command *commands;
     bool slow;
 } tables[] = {
-    {control_server_commands, false},  {control_query_commands, false},
-    {control_node_commands, true},     {control_start_commands, false},
-    {control_backup_commands, false},  {control_job_commands, false},
-    {control_bitmap_commands, true},   {control_transaction_commands, true},
-    {control_snapshot_commands, true}, {control_overlay_commands, true},
-    {control_export_commands, true},   {control_export_queries, false},
-    {control_stats_commands, false},
+    {control_server_commands, false},     {control_query_commands, false},
+    {control_node_commands, true},        {control_export_commands, true},
+    {control_export_queries, false},      {control_stats_commands, false},
+    {control_start_commands, false},      {control_backup_commands, false},
+    {control_job_commands, false},        {control_bitmap_commands, true},
+    {control_transaction_commands, true}, {control_snapshot_commands, true},
+    {control_overlay_commands, true},
 };
 
 #define NEGOTIATE "qmp_capabilities"
