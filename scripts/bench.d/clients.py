@@ -217,6 +217,23 @@ def _mirror_to(measurement, running, uri):
         return passed
 
 
+def write_beside_backup(measurement):
+    """Random overwrites, in thousands per second, while a backup goes to a target of 1 MB/s."""
+    size = str(measurement.image.size)
+    to = servers.Server("target", "file", lambda image, place, _: servers.nbdkit(
+        place, "--filter=rate", "memory", size, "rate=8M"))
+    with Measurement(measurement.nursery, to, measurement.image, 0).serving() as sink:
+        with measurement.serving(control=True) as running:
+            with Qmp(running.place.control, MIRROR_TIMEOUT) as qmp:
+                qmp.command("drive-backup", {"job-id": "backup", "device": "drive0", "target": sink.uri,
+                                             "format": "raw", "mode": "existing", "sync": "full"})
+                try:
+                    return _fio(measurement, running, "randwrite", "4k", 32)["iops"] / 1000
+                finally:
+                    qmp.command("block-job-cancel", {"device": "backup", "force": True})
+                    qmp.wait_for("BLOCK_JOB_CANCELLED", "backup")
+
+
 # ---- makers ----
 
 def random_io(rw, depth, bs="4k", **more):

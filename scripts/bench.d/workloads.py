@@ -149,6 +149,9 @@ WORKLOADS = [
     Workload("qed-mirror", "QED: mirror until ready", FULL, clients.mirror, peer=1.5,
              format="qed", uses="mirror", grows=True, **TIME),
 
+    Workload("backup-4k-d32", "random overwrite 4 KiB, depth 32, beside a backup to 1 MB/s", FULL,
+             clients.write_beside_backup, uses="mirror", grows=True, roles=("ours",)),
+
     Workload("futex", "futex calls in 1000 random reads", FULL, clients.futexes, "calls",
              file=1.0, better="lower", roles=("ours", "file")),
     Workload("scale-1g", "random read of 512 places in 1 GiB", places(GIB, 512),
@@ -162,6 +165,8 @@ WORKLOADS = [
 ]
 
 GROWTHS = [
+    Growth("overwrites beside a backup to 1 MB/s, to those alone", "write-4k-d32", "backup-4k-d32",
+           0.5),
     Growth("random reads, 64 GiB to 1 GiB", "scale-1g", "scale-64g", 0.9),
     Growth("random reads, 1 TiB to 1 GiB", "scale-1g", "scale-1t", 0.9),
     Growth("start, 1 TiB to the common size", "start", "start-1t", 0.9),
