@@ -6,13 +6,13 @@ import threading
 
 import nbd
 
-from harness import KIB, MIB, SECTOR, Case, create
+from harness import KIB, MIB, QIMG, SECTOR, Case, create, run
 from qmp import Qmp
 
 SIZE = 8 * MIB
 
 
-class Stats(Case):
+class Counting(Case):
     def start(self, *keys, backing=None):
         image = create(self.path("disk"), "qcow2", SIZE, backing=backing, backing_fmt=backing and "qcow2")
         server = self.serve(image, f"control={self.path('control')}", *keys)
@@ -27,6 +27,8 @@ class Stats(Case):
         stats = self.stats()
         return [stats[name] for name in names]
 
+
+class Stats(Counting):
     def test_as_the_client_counted(self):
         """E-09"""
         server = self.start()
@@ -114,3 +116,54 @@ class Stats(Case):
                      "account_invalid", "account_failed", "timed_stats"):
             self.assertIn(name, stats)
         server.stop()
+
+
+class Commands(Counting):
+    def test_table(self):
+        """E-10"""
+        server = self.start()
+        handle = server.connect()
+        for _ in range(3):
+            handle.pread(64 * KIB, 0)
+        handle.pwrite(bytes(MIB), 0)
+        handle.flush()
+        lines = run(QIMG, "stats", f"--control={self.path('control')}").stdout.splitlines()
+        self.assertEqual(lines[0].split(), ["DISK", "READS", "BYTES", "WRITES", "BYTES", "TRIMS", "FLUSHES", "ACTIVE", "FAILED"])
+        self.assertEqual(lines[1].split(), ["drive0", "3", "192", "KiB", "1", "1", "MiB", "0", "1", "0", "0"])
+        self.assertEqual(len(lines), 2)
+        self.assertEqual(run(QIMG, "stats", f"--control={self.path('control')}", "--once").stdout.splitlines(), lines)
+        server.stop()
+
+    def test_metrics(self):
+        """E-10"""
+        image = create(self.path("disk"), "qcow2", SIZE)
+        name = 'a "b"\\c'
+        server = self.serve(None, f"export={name}:{image}", f"control={self.path('control')}")
+        handle = server.connect(name)
+        handle.pwrite(bytes(MIB), 0)
+        text = run(QIMG, "metrics", f"--control={self.path('control')}").stdout
+        self.assertTrue(text.endswith("\n# EOF\n"))
+        label = 'export="a \\"b\\"\\\\c"'
+        self.assertIn(f'qimg_operations_total{{{label},op="write"}} 1\n', text)
+        self.assertIn(f'qimg_bytes_total{{{label},op="write"}} {MIB}\n', text)
+        self.assertIn(f'qimg_operation_seconds_bucket{{{label},op="write",le="+Inf"}} 1\n', text)
+        families = set()
+        for line in text.splitlines()[:-1]:
+            if line.startswith("# TYPE "):
+                family = line.split()[2]
+                self.assertNotIn(family, families)  # each is in one piece
+                families.add(family)
+            else:
+                self.assertTrue(line.removeprefix("# HELP ").startswith(family), line)
+        buckets = [int(line.rsplit(" ", 1)[1]) for line in text.splitlines()
+                   if line.startswith("qimg_operation_seconds_bucket") and 'op="write"' in line]
+        self.assertEqual(buckets, sorted(buckets))
+        server.stop()
+
+    def test_without_a_server(self):
+        """E-10"""
+        for command in "stats", "metrics":
+            for argv in ((f"--control={self.path('none')}",), (), ("--control=x", "more")):
+                done = run(QIMG, command, *argv, check=False)
+                self.assertEqual(done.returncode, 1)
+                self.assertTrue(done.stderr.startswith("qimg: "), done.stderr)
