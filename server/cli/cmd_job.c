@@ -10,6 +10,7 @@
 
 #include "base/cleanup.h"
 #include "base/path.h"
+#include "base/words.h"
 #include "cli.h"
 #include "job_watch.h"
 #include "qmp_client.h"
@@ -308,18 +309,32 @@ static const struct verb {
     {"watch", " ID", 1, NULL, watch_job},
 };
 
+/* The verb of the command line; NULL after a complaint that says which there are. */
+static const struct verb *find_verb(const char *word)
+{
+    const char *names[ARRAY_LEN(verbs)];
+    struct words_hint hint;
+
+    for (size_t i = 0; i < ARRAY_LEN(verbs); i++) {
+        names[i] = verbs[i].name;
+        if (word && strcmp(names[i], word) == 0)
+            return &verbs[i];
+    }
+    const char *known = words_hint(&hint, word ? word : "", names, ARRAY_LEN(names));
+    if (word)
+        cli_usage_error("'%s' is nothing that can be done with a job: %s", word, known);
+    else
+        cli_usage_error("Expecting what to do with jobs: %s", known);
+    return NULL;
+}
+
 static int run_verb(struct job_args *job)
 {
-    const struct verb *verb = verbs;
     struct qmp qmp;
 
-    if (!job->verb)
-        return cli_usage_error(
-            "Expecting what to do: list, mirror, commit, stream, watch, ...");
-    while (verb < verbs + ARRAY_LEN(verbs) && strcmp(verb->name, job->verb) != 0)
-        verb++;
-    if (verb == verbs + ARRAY_LEN(verbs))
-        return cli_usage_error("'%s' is nothing that can be done with a job", job->verb);
+    const struct verb *verb = find_verb(job->verb);
+    if (!verb)
+        return CLI_FAILED;
     bool starts = verb->run == start_job;
     if ((job->watch && !starts) || (json_object_size(job->args) > 0 && !verb->command))
         return cli_usage_error("'%s' doesn't take these options", verb->name);

@@ -197,7 +197,8 @@ class Command(JobCase):
         self.begin()
         for words, said in ((["pause", "j"], "'j' not found"), (["watch", "j"], "no job 'j'"),
                             (["mirror"], "mirror TARGET"), (["pause"], "pause ID"), (["speed", "j"], "SIZE"),
-                            (["speed", "j", "fast"], "speed 'fast'"), (["fly"], "'fly'"), ([], "Expecting"),
+                            (["speed", "j", "fast"], "speed 'fast'"), (["fly"], "'fly' is nothing"),
+                            (["fly"], "there are: list, mirror,"), ([], "there are: list, mirror,"),
                             (["list", "--watch"], "options"), (["list", "--speed=1"], "options"),
                             (["pause", "j", "--speed=1"], "'speed' is unexpected"),
                             (["mirror", "nbd://[x", "--watch"], "nbd"), (["list", "--output=xml"], "json"),
