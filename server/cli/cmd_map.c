@@ -8,18 +8,23 @@
 
 #include "cli.h"
 #include "image.h"
+#include "map_picture.h"
 #include "size.h"
+
+enum { OPT_SVG = CLI_OWN_OPTIONS };
 
 static const struct cli_option options[] = {
     CLI_IMAGE_OPTIONS,
     {'s', "start-offset", "OFFSET", "begin there instead of at 0"},
     {'l', "max-length", "LEN", "end after so many bytes"},
+    {OPT_SVG, "svg", NULL, "draw it: layers and snapshots, as an SVG picture"},
     {0},
 };
 
 struct map_args {
     struct cli_image image;
     uint64_t start, length;
+    bool svg;
 };
 
 /* A run of the map, with where it starts. */
@@ -111,6 +116,19 @@ static int print_runs(struct printer *p, struct node *node, uint64_t start, uint
     return print_run(p, &run);
 }
 
+static int print_map(enum cli_output output, struct node *node, uint64_t start,
+                     uint64_t end)
+{
+    struct printer printer = {.output = output};
+
+    if (output == OUTPUT_HUMAN)
+        printf("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to", "File");
+    int code = print_runs(&printer, node, start, end);
+    if (output == OUTPUT_JSON)
+        puts(printer.begun ? "]" : "[]");
+    return code;
+}
+
 static int map_image(const struct map_args *args)
 {
     /* Where bytes lie can be told without reading them. */
@@ -124,12 +142,10 @@ static int map_image(const struct map_args *args)
     uint64_t size = image.node->size, end = size;
     if (args->start < size)
         end = args->start + MIN(args->length, size - args->start);
-    struct printer printer = {.output = args->image.output};
-    if (args->image.output == OUTPUT_HUMAN)
-        printf("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to", "File");
-    code = print_runs(&printer, image.node, args->start, end);
-    if (args->image.output == OUTPUT_JSON)
-        puts(printer.begun ? "]" : "[]");
+    if (args->svg)
+        code = map_picture_print(image.node, MIN(args->start, end), end);
+    else
+        code = print_map(args->image.output, image.node, args->start, end);
     int close_code = image_close(&image);
     return code != CLI_OK ? code : close_code;
 }
@@ -143,6 +159,9 @@ static int take_option(void *opaque, int option)
         return size_parse_argument("start offset", optarg, &args->start);
     case 'l':
         return size_parse_argument("max length", optarg, &args->length);
+    case OPT_SVG:
+        args->svg = true;
+        break;
     default:
         return cli_take_image_option(&args->image, option);
     }
