@@ -198,6 +198,23 @@ class StoredBitmaps(KeptBitmaps):
         server.stop()
         check(image, "qcow2")
 
+    def test_a_snapshot_is_applied(self):
+        """The disk is another one everywhere: what records is dirty as a whole, what doesn't stays as it is, and both
+        go with another size."""
+        for size in (SIZE, 2 * SIZE, SIZE // 2):
+            with self.part(size=size):
+                image = self.image("records", "rests")
+                run("qemu-img", "bitmap", "--disable", image, "rests")
+                run(QIMG, "snapshot", "-c", "first", image)
+                run(QIMG, "resize", "--shrink", image, size)
+                run("qemu-io", "-c", "write -P 9 0 64k", image)
+                run(QIMG, "bitmap", "--clear", image, "records")
+                run(QIMG, "snapshot", "-a", "first", image)
+                check(image, "qcow2")
+                self.assertEqual(self.stored(image), {"records": ["auto"], "rests": []})
+                self.assertEqual(self.dirty_for_qemu(image, "records"), granules([(0, SIZE)]))
+                self.assertEqual(self.dirty_for_qemu(image, "rests"), set())
+
     def test_stored_when_idle(self):
         """After a while without changes they are stored: a kill from then on costs nothing."""
         image = self.image("b")

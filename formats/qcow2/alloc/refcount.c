@@ -260,7 +260,7 @@ uint64_t refcount_unpack(uint32_t order, const uint8_t *block, uint64_t index)
     if (LIKELY(bits == 16))
         return load_be16(block + index * 2);
     if (bits < 8)
-        return block[bit / 8] >> (bit & 7) & ((1u << bits) - 1);
+        return (unsigned)(block[bit / 8] >> (bit & 7)) & ((1u << bits) - 1);
     for (uint32_t i = 0; i < bits / 8; i++)
         value = value << 8 | block[bit / 8 + i];
     return value;
