@@ -3,6 +3,7 @@
  * and what a commit has to settle first. */
 #include <pthread.h>
 
+#include "base/clock.h"
 #include "mcache_testing.h"
 
 #define BIG_POOL (1u << 20)
@@ -129,6 +130,58 @@ Test(mcache_replace, no_old_page_comes_back)
     for (int i = 0; i < 4; i++)
         pthread_join(threads[i], NULL);
     cr_expect_not(atomic_load(&r.wrong));
+    bench_fini(&b);
+}
+
+/* ---- a reader who asked for the old place ---- */
+
+struct moving {
+    struct bench *b;
+    _Atomic uint64_t place;
+    _Atomic bool slow, asked;
+};
+
+static uint64_t locate_moving(void *owner, uint64_t index)
+{
+    struct moving *m = owner;
+    uint64_t place = atomic_load(&m->place);
+
+    (void)index;
+    atomic_store(&m->asked, true);
+    if (atomic_exchange(&m->slow, false))
+        clock_nap_ns(50000000);
+    return place;
+}
+
+static void *load_moving(void *opaque)
+{
+    struct moving *m = opaque;
+
+    load_word(m->b, MAP_A, 0, 0);
+    return NULL;
+}
+
+/* He reads it when it was replaced already: what he got is forgotten, too. */
+Test(mcache_replace, a_load_of_the_old_place_is_waited_for)
+{
+    struct bench b;
+    struct moving m = {.b = &b, .place = MAP_PLACE(MAP_A), .slow = true};
+    pthread_t thread;
+
+    bench_init(&b, BIG_POOL);
+    put_word(&b, 0, 0, 1);
+    put_word(&b, 1, 0, 2);
+    struct mcmap *old = b.map[MAP_A];
+    b.map[MAP_A] = mcmap_new(b.mc, 1, PAGE_BYTES, MC_BE64, locate_moving, &m);
+    cr_assert_eq(pthread_create(&thread, NULL, load_moving, &m), 0);
+    while (!atomic_load(&m.asked))
+        clock_nap_ns(100000);
+    atomic_store(&m.place, MAP_PLACE(MAP_A) + PAGE_BYTES);
+    forget(&b);
+    cr_expect_eq(load_word(&b, MAP_A, 0, 0), 2);
+    pthread_join(thread, NULL);
+    cr_expect_eq(load_word(&b, MAP_A, 0, 0), 2);
+    mcmap_free(old);
     bench_fini(&b);
 }
 
