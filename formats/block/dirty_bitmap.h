@@ -147,6 +147,10 @@ void dirty_bitmaps_destroy(struct dirty_bitmaps *bitmaps);
 int node_bitmap_add(struct node *node, struct dirty_bitmap *bitmap,
                     struct diag *diag) MUST_USE;
 
+/* The same of n at once, whose names are known to be good and others than the node's. */
+int node_bitmaps_adopt(struct node *node, struct dirty_bitmap *const *bitmaps,
+                       uint32_t n) MUST_USE;
+
 struct bitmap_params {
     const char *name;
     uint64_t granularity; /* 0: what suits the node */
@@ -158,6 +162,8 @@ struct bitmap_params {
  * diag. */
 int node_bitmap_create(struct node *node, const struct bitmap_params *params,
                        struct dirty_bitmap **out, struct diag *diag) MUST_USE;
+
+bool node_has_bitmaps(struct node *node);
 
 /* NULL when there is none. */
 struct dirty_bitmap *node_bitmap_find(struct node *node, const char *name);

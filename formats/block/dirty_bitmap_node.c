@@ -3,8 +3,10 @@
 #include <assert.h>
 #include <errno.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "block/dirty_bitmap_internal.h"
 #include "block/node.h"
 
@@ -118,6 +120,32 @@ int node_bitmap_add(struct node *node, struct dirty_bitmap *bitmap, struct diag 
         return diag_errno(diag, -err, "%s: bitmap '%s'", node->filename, bitmap->name);
     }
     return 0;
+}
+
+int node_bitmaps_adopt(struct node *node, struct dirty_bitmap *const *bitmaps, uint32_t n)
+{
+    CLEANUP_FREE struct observer **observers = calloc(n + 1, sizeof *observers);
+    unsigned n_observers = 0;
+
+    if (!observers)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < n; i++)
+        if (!bitmaps[i]->inconsistent)
+            observers[n_observers++] = &bitmaps[i]->observer;
+    int err = observer_add_all(&node->observers, observers, n_observers);
+    if (err)
+        return err;
+    LOCK_GUARD(&node->bitmaps.lock);
+    for (uint32_t i = 0; i < n; i++)
+        list_append(&node->bitmaps.list, &bitmaps[i]->link);
+    return 0;
+}
+
+bool node_has_bitmaps(struct node *node)
+{
+    LOCK_GUARD(&node->bitmaps.lock);
+
+    return !list_empty(&node->bitmaps.list);
 }
 
 static int check_params(struct node *node, const struct bitmap_params *params,

@@ -111,30 +111,38 @@ static void free_when_unseen(struct observers *observers, struct observer_list *
     free(list);
 }
 
-static int add_to_list(struct observers *observers, struct observer *observer,
-                       struct observer_list **old)
+static int add_to_list(struct observers *observers, struct observer *const *added,
+                       unsigned n_added, struct observer_list **old)
 {
     LOCK_GUARD(&observers->lock);
     const struct observer_list *now = atomic_load(&observers->list);
     unsigned n = now ? now->n : 0;
 
-    if (observer->before && now && now->n_around == OBSERVERS_AROUND)
+    if (added[0]->before && now && now->n_around == OBSERVERS_AROUND)
         return -EBUSY;
-    struct observer_list *list = new_list(n + 1);
+    struct observer_list *list = new_list(n + n_added);
     if (!list)
         return -ENOMEM;
     for (unsigned i = 0; i < n; i++)
         append_observer(list, now->item[i]);
-    append_observer(list, observer);
+    for (unsigned i = 0; i < n_added; i++)
+        append_observer(list, added[i]);
     *old = atomic_exchange(&observers->list, list);
     return 0;
 }
 
 int observer_add(struct observers *observers, struct observer *observer)
 {
+    return observer_add_all(observers, &observer, 1);
+}
+
+int observer_add_all(struct observers *observers, struct observer *const *added, unsigned n)
+{
     struct observer_list *old;
 
-    int err = add_to_list(observers, observer, &old);
+    int err = n ? add_to_list(observers, added, n, &old) : 0;
+    if (!err && n == 0)
+        return 0;
     if (err)
         return err;
     free_when_unseen(observers, old);

@@ -75,6 +75,10 @@ void observers_destroy(struct observers *observers);
 /* 0, -ENOMEM, or -EBUSY: too many that have `before`. */
 int observer_add(struct observers *observers, struct observer *observer) MUST_USE;
 
+/* The same of n that have no `before`, all at once. */
+int observer_add_all(struct observers *observers, struct observer *const *added,
+                     unsigned n) MUST_USE;
+
 /* Harmless when it wasn't added. */
 void observer_remove(struct observers *observers, struct observer *observer);
 

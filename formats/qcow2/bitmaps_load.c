@@ -112,31 +112,42 @@ static struct dirty_bitmap *new_usable(struct qcow2 *q, const struct qcow2_bitma
     return NULL;
 }
 
-/* What can't be added is marked as in use when the disk changes. */
-static void load_one(struct qcow2 *q, uint32_t slot)
+/* NULL: the node has it, as the image was opened anew, or there is no memory. */
+static struct dirty_bitmap *load_one(struct qcow2 *q, uint32_t slot, bool anew)
 {
     const struct qcow2_bitmap *from = &q->bitmaps.entry[slot];
-    struct dirty_bitmap *bitmap = node_bitmap_find(q->node, from->name);
-    struct diag diag = {0};
+    struct dirty_bitmap *bitmap = anew ? node_bitmap_find(q->node, from->name) : NULL;
 
-    if (bitmap) { /* the image was opened anew */
+    if (bitmap) {
         dirty_bitmap_set_slot(bitmap, slot);
-        return;
+        return NULL;
     }
     if (is_usable(from))
         bitmap = new_usable(q, from);
     if (!bitmap)
         bitmap =
             dirty_bitmap_new_inconsistent(from->name, q->node->size, from->granularity);
-    if (!bitmap) {
-        log_error("%s: bitmap '%.200s': out of memory", q->node->filename, from->name);
-        return;
-    }
-    dirty_bitmap_set_slot(bitmap, slot);
-    if (node_bitmap_add(q->node, bitmap, &diag) == 0)
-        return;
-    log_error("%s", diag.text);
-    dirty_bitmap_free(bitmap);
+    if (bitmap)
+        dirty_bitmap_set_slot(bitmap, slot);
+    return bitmap;
+}
+
+/* What can't be loaded is marked as in use when the disk changes. */
+static int load_all(struct qcow2 *q)
+{
+    CLEANUP_FREE struct dirty_bitmap **loaded = calloc(q->bitmaps.n + 1, sizeof(void *));
+    bool anew = node_has_bitmaps(q->node);
+    uint32_t n = 0;
+
+    if (!loaded)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < q->bitmaps.n; i++)
+        if ((loaded[n] = load_one(q, i, anew)))
+            n++;
+    int err = node_bitmaps_adopt(q->node, loaded, n);
+    for (uint32_t i = 0; err && i < n; i++)
+        dirty_bitmap_free(loaded[i]);
+    return err;
 }
 
 void qcow2_load_bitmaps(struct node *node)
@@ -153,8 +164,9 @@ void qcow2_load_bitmaps(struct node *node)
         qcow2_lose_bitmaps(q, diag.text);
         return;
     }
-    for (uint32_t i = 0; i < q->bitmaps.n; i++)
-        load_one(q, i);
+    int err = load_all(q);
+    if (err)
+        log_error("%s: its bitmaps can't be loaded (errno %d)", node->filename, -err);
 }
 
 /* ---- their clusters, when the image is to be written ---- */

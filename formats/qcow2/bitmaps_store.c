@@ -17,7 +17,8 @@
 struct planned {
     struct qcow2_bitmap entry; /* name, extra: the plan's own */
     struct dirty_bitmap *bitmap;
-    bool new_table; /* its table, and the clusters in it, are the plan's */
+    bool new_table;    /* its table, and the clusters in it, are the plan's */
+    uint32_t old_slot; /* !new_table: whose table it is in the old directory */
 };
 
 struct plan {
@@ -112,6 +113,7 @@ static int keep_table(struct planned *item, const struct qcow2_bitmap *old)
 {
     struct qcow2_bitmap *entry = &item->entry;
 
+    item->old_slot = dirty_bitmap_slot(item->bitmap);
     entry->table_offset = old->table_offset;
     entry->table_size = old->table_size;
     entry->table = malloc(old->table_size * 8ull);
@@ -314,20 +316,15 @@ static int make_durable(struct qcow2 *q)
 
 /* ---- the switch ---- */
 
-static bool is_kept(const struct plan *plan, uint64_t table_offset)
+/* What the old directory had alone; what is kept isn't its own any more. */
+static void let_go_of_old(const struct plan *plan, struct qcow2_bitmap *entry, uint32_t n,
+                          uint64_t offset, uint64_t bytes)
 {
     for (uint32_t i = 0; i < plan->n; i++)
-        if (!plan->item[i].new_table && plan->item[i].entry.table_offset == table_offset)
-            return true;
-    return false;
-}
-
-/* What the old directory had alone. */
-static void let_go_of_old(const struct plan *plan, const struct qcow2_bitmap *entry,
-                          uint32_t n, uint64_t offset, uint64_t bytes)
-{
+        if (!plan->item[i].new_table)
+            entry[plan->item[i].old_slot].table_offset = 0;
     for (uint32_t i = 0; i < n; i++)
-        if (!is_kept(plan, entry[i].table_offset))
+        if (entry[i].table_offset)
             let_go_of_table(plan->q, &entry[i]);
     if (n)
         let_go(plan->q, offset, bytes);
