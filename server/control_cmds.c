@@ -26,7 +26,7 @@ static const struct {
     {control_start_commands, false},      {control_backup_commands, false},
     {control_job_commands, false},        {control_bitmap_commands, true},
     {control_transaction_commands, true}, {control_snapshot_commands, true},
-    {control_overlay_commands, true},
+    {control_overlay_commands, true},     {control_disk_commands, true},
 };
 
 #define NEGOTIATE "qmp_capabilities"

@@ -114,7 +114,7 @@ struct control_command {
 extern const struct control_command control_server_commands[], control_query_commands[],
     control_start_commands[], control_job_commands[], control_bitmap_commands[],
     control_transaction_commands[], control_node_commands[], control_snapshot_commands[],
-    control_backup_commands[], control_overlay_commands[];
+    control_backup_commands[], control_overlay_commands[], control_disk_commands[];
 
 /* Every command's name, as query-commands returns them. */
 json_t *control_list_commands(void);

@@ -123,6 +123,20 @@ static const struct node_driver *find_node_driver(const char *name,
     return NULL;
 }
 
+bool control_node_args_fit(const json_t *args, struct control_error *error)
+{
+    const char *name = arg_text(args, "driver");
+
+    if (!json_is_object(args) || !name) {
+        control_fail(error, CLASS_GENERIC, "Parameter 'driver' is missing");
+        return false;
+    }
+    const struct node_driver *driver = find_node_driver(name, error);
+    const json_t *cache = json_object_get(args, "cache");
+    return driver && control_args_fit(driver->name, driver->args, args, error) &&
+           (!cache || control_args_fit("cache", cache_args, cache, error));
+}
+
 /* ---- options of every driver ---- */
 
 static const struct cache_mode *cache_of(const json_t *cache)

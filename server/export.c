@@ -105,7 +105,7 @@ int export_open(struct served_export *exp, const struct export_request *request,
         block_context_destroy(&exp->ctx);
         return err;
     }
-    if (!node->name && node_name_is_well_formed(exp->node_name))
+    if (!node->name && exp->node_name && node_name_is_well_formed(exp->node_name))
         node->name = node_name_new(exp->node_name);
     gate_init(&exp->gate);
     lock_init(&exp->lock, RANK_OPEN);
@@ -170,27 +170,38 @@ void export_downgrade_lock(struct served_export *exp, struct node *node)
 
 /* ---- requests ---- */
 
-/* The process ends while nbdkit's threads are still about: none may touch what is closed.
- */
-static void wait_for_the_end(struct served_export *exp, gate_ticket ticket)
+/* There is no node for a while (export_resize, which has the lock), or ever again: the process
+ * ends while nbdkit's threads are still about, and none may touch what is closed. */
+static void wait_for_node(struct served_export *exp, gate_ticket ticket)
 {
+    bool is_the_end;
+
     gate_leave(&exp->gate, ticket);
-    for (;;)
+    {
+        LOCK_GUARD(&exp->lock);
+        is_the_end = !atomic_load(&exp->node);
+    }
+    while (is_the_end)
         pause();
 }
 
+/* The use's node is NULL when it isn't one: the ticket was given back. */
 static inline struct export_use use_node(struct served_export *exp, gate_ticket ticket)
 {
     struct node *node = atomic_load(&exp->node);
 
     if (UNLIKELY(!node))
-        wait_for_the_end(exp, ticket);
+        wait_for_node(exp, ticket);
     return (struct export_use){.exp = exp, .node = node, .ticket = ticket};
 }
 
 struct export_use export_enter(struct served_export *exp)
 {
-    return use_node(exp, gate_enter(&exp->gate));
+    for (;;) {
+        struct export_use use = use_node(exp, gate_enter(&exp->gate));
+        if (LIKELY(use.node))
+            return use;
+    }
 }
 
 static void wait_for_drain_end(struct served_export *exp)
@@ -206,8 +217,12 @@ struct export_use export_enter_change(struct served_export *exp)
         gate_ticket ticket = gate_enter_to_change(&exp->gate);
         /* After entering: who sees no drain here is waited for by export_begin_drain.  And
          * the node only then: one that was seen in a drain may be replaced at its end. */
-        if (LIKELY(!atomic_load(&exp->drains)))
-            return use_node(exp, ticket);
+        if (LIKELY(!atomic_load(&exp->drains))) {
+            struct export_use use = use_node(exp, ticket);
+            if (LIKELY(use.node))
+                return use;
+            continue;
+        }
         gate_leave(&exp->gate, ticket);
         wait_for_drain_end(exp);
     }
@@ -372,6 +387,7 @@ int export_replace(struct served_export *exp, struct node *new_node, struct diag
             return err;
         inherit_options(old, new_node);
         atomic_store(&exp->node, new_node);
+        atomic_store(&exp->moved, true);
         exp->replaced = chain_has(new_node, old) ? NULL : old;
     }
     return 0;
@@ -385,6 +401,7 @@ void export_put_on_top(struct served_export *exp, struct node *overlay)
     inherit_options(old, overlay);
     node_set_below(overlay, old);
     atomic_store(&exp->node, overlay);
+    atomic_store(&exp->moved, true);
 }
 
 /* Nobody uses what was replaced: it is about to be closed. */
@@ -452,6 +469,60 @@ int export_replace_backing(struct served_export *exp, struct node *layer,
     if (err)
         log_error("closing the images that were folded: %s", strerror(-err));
     return 0;
+}
+
+/* Under the lock, by which those who come meanwhile wait. */
+static int grow_alone(struct served_export *exp, struct node *node, uint64_t size,
+                      struct diag *diag)
+{
+    atomic_store(&exp->node, NULL);
+    bool alone = wait_for_users(exp, false);
+    int err = alone ? node_grow(node, size, diag)
+                    : diag_set(diag, EBUSY, "%s: a request doesn't end", node->filename);
+    atomic_store(&exp->node, node);
+    return err;
+}
+
+int export_resize(struct served_export *exp, uint64_t size, struct diag *diag)
+{
+    struct node *node;
+
+    int err = export_check_changes(exp, diag);
+    if (!err)
+        err = export_make_writable(exp, diag);
+    if (!err)
+        err = export_claim(exp, &node, diag);
+    if (err)
+        return err;
+    if (size < node->size)
+        err = diag_set(diag, ENOTSUP,
+                       "%s: its %" PRIu64 " bytes can't shrink while they are served",
+                       node->filename, node->size);
+    if (!err) {
+        LOCK_GUARD(&exp->lock);
+        err = grow_alone(exp, node, size, diag);
+    }
+    export_end_claim(exp);
+    return err;
+}
+
+int export_set_choices(struct served_export *exp, const struct export_choices *choices,
+                       struct diag *diag)
+{
+    struct node *node;
+
+    int err = export_claim(exp, &node, diag);
+    if (err)
+        return err;
+    export_begin_drain(exp);
+    err = node_set_cache(node, choices->cache, diag);
+    if (!err) {
+        node->options.discard_ignore = choices->discard_ignore;
+        node->options.detect_zeroes = choices->detect_zeroes;
+    }
+    export_end_drain(exp);
+    export_end_claim(exp);
+    return err;
 }
 
 bool export_is_idle(struct served_export *exp)

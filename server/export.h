@@ -36,7 +36,10 @@ struct served_export {
     bool never_writable; /* clients only read it, whatever the image allows */
     struct gate gate;    /* who uses the node, to change it or not */
     struct export_stats stats;
-    struct node *_Atomic node;   /* NULL: sealed */
+    struct node *_Atomic node; /* NULL: sealed, or being resized */
+    /* Another file is served than the one that its name means: who closed it for being unused
+     * would serve that one next. */
+    _Atomic bool moved;
     struct node *sealed;         /* what it was before */
     _Atomic unsigned drains;     /* by so many jobs: changing requests wait */
     _Atomic unsigned references; /* of jobs; taken under lock */
@@ -166,6 +169,20 @@ void export_end_claim(struct served_export *exp);
  * over, from here on, with what was served until now below it.  It is no smaller, and active
  * if that is. */
 void export_put_on_top(struct served_export *exp, struct node *overlay);
+
+/* What may change of the image that is served while clients use it; changing requests wait.
+ * -EBUSY while a job uses it. */
+struct export_choices {
+    const struct cache_mode *cache;
+    bool discard_ignore;
+    enum detect_zeroes detect_zeroes;
+};
+int export_set_choices(struct served_export *exp, const struct export_choices *choices,
+                       struct diag *diag) MUST_USE;
+
+/* Grows the disk: all requests wait for the moment.  Connections that are there go on with the
+ * size that they know.  -EBUSY while a job uses it, or a request doesn't end. */
+int export_resize(struct served_export *exp, uint64_t size, struct diag *diag) MUST_USE;
 
 /* Changing requests wait from here on; returns when those in flight are done, and doesn't
  * wait for others, which may hang on a backing file.  Several jobs may drain at once:

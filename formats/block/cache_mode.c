@@ -23,6 +23,15 @@ const struct cache_mode *cache_mode_find(const char *name)
     return NULL;
 }
 
+const struct cache_mode *cache_mode_of(bool direct, bool no_flush, bool write_through)
+{
+    for (size_t i = 0; i < sizeof modes / sizeof modes[0]; i++)
+        if (modes[i].direct == direct && modes[i].no_flush == no_flush &&
+            modes[i].write_through == write_through)
+            return &modes[i];
+    return NULL;
+}
+
 const char *cache_mode_names(void)
 {
     return "writeback, writethrough, none, directsync, volatile";

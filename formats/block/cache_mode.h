@@ -19,6 +19,9 @@ struct cache_mode {
  * (alias of volatile); NULL for any other word. */
 const struct cache_mode *cache_mode_find(const char *name);
 
+/* The mode of these three; NULL: there is none. */
+const struct cache_mode *cache_mode_of(bool direct, bool no_flush, bool write_through);
+
 /* The legal words, for messages: "writeback, writethrough, ...". */
 const char *cache_mode_names(void);
 

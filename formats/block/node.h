@@ -226,6 +226,12 @@ int node_shrink(struct node *node, uint64_t size, struct diag *diag) MUST_USE;
 /* See driver.h.  -ENOTSUP without a sentence: the format can't, and nothing happened. */
 int node_make_empty(struct node *node, struct diag *diag) MUST_USE;
 
+/* Goes over to another cache mode, while nobody changes the node; `direct` can't be changed.
+ * From volatile to another everything is durable on return; when that fails it stays volatile.
+ * 0 or -errno with diag. */
+int node_set_cache(struct node *node, const struct cache_mode *mode,
+                   struct diag *diag) MUST_USE;
+
 /* See driver.h: the image names another backing file from here on.  -ENOTSUP with a
  * sentence without DRIVER_BACKING. */
 int node_set_backing(struct node *node, const char *name, const char *format,

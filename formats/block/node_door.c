@@ -40,6 +40,43 @@ int node_make_empty(struct node *node, struct diag *diag)
     return node->driver->make_empty ? node->driver->make_empty(node, diag) : -ENOTSUP;
 }
 
+static void set_void_flushes(struct node *node, bool on)
+{
+    atomic_store(&node->file->no_flush, on);
+    if (node->data_file)
+        atomic_store(&node->data_file->no_flush, on);
+}
+
+/* What was written while flushes did nothing. */
+static int sync_everything(struct node *node)
+{
+    int err = node->active ? mcache_commit(node->mc, MC_COMMIT_EVERYTHING) : 0;
+
+    if (!err && node->data_file)
+        err = storage_sync(node->data_file);
+    return err ? err : storage_sync(node->file);
+}
+
+int node_set_cache(struct node *node, const struct cache_mode *mode, struct diag *diag)
+{
+    const struct cache_mode *old = node->options.cache;
+
+    if (mode->direct != old->direct)
+        return diag_set(
+            diag, EINVAL,
+            "%s: cache: whether it is read directly (O_DIRECT) can't be changed "
+            "while it is open",
+            node->filename);
+    set_void_flushes(node, mode->no_flush);
+    int err = old->no_flush && !mode->no_flush ? sync_everything(node) : 0;
+    if (err) {
+        set_void_flushes(node, true);
+        return diag_errno(diag, -err, "%s: cache: syncing it", node->filename);
+    }
+    node->options.cache = mode;
+    return 0;
+}
+
 int node_set_backing(struct node *node, const char *name, const char *format,
                      struct diag *diag)
 {

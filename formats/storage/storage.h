@@ -90,7 +90,7 @@ struct storage {
     bool fixed_size; /* block device: can't grow */
     bool read_only;  /* writes return -EROFS */
     int refused_err; /* with fallback_read_only: why it wasn't opened for writing, else 0 */
-    bool no_flush;   /* cache=volatile: storage_flush and STORAGE_FUA do nothing */
+    _Atomic bool no_flush; /* cache=volatile: storage_flush and STORAGE_FUA do nothing */
     /* A flush for one write failed, and with that used up what the store had to tell of
      * others: the next storage_flush fails for it. */
     atomic_bool unreported_failure;

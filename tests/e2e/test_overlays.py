@@ -4,6 +4,7 @@ commits back.  M-52"""
 
 import os
 import random
+import threading
 import time
 
 import harness
@@ -263,3 +264,65 @@ class Killed(OverlayCase):
         check_ok = run(harness.QIMG, "check", "-q", "-r", "all", "-f", fmt, image, check=False).returncode
         self.assertIn(check_ok, (0, 3))
         self.assertTrue(writers.crashed(harness.content(image, fmt)), f"{SEED} {number}: {image}")
+
+
+class ManyDisks(NodeCase):
+    """a server of several disks"""
+
+    def serve_two(self, *keys):
+        self.folder = self.path("images")
+        os.mkdir(self.folder)
+        for name in ("a", "b"):
+            create(os.path.join(self.folder, name), "qcow2", MIB)
+        self.control = self.path("control")
+        self.server = self.serve(None, f"dir={self.folder}", f"control={self.control}", *keys)
+        self.client = self.qmp()
+
+    def over(self, name):
+        return {"type": "blockdev-snapshot-sync",
+                "data": {"device": name, "snapshot-file": self.path(f"over-{name}"), "snapshot-node-name": f"over-{name}"}}
+
+    def test_one_point_of_two_disks(self):
+        """each number is written to one disk and then to the other: no point has it on the second alone"""
+        self.serve_two()
+        first, second = (self.server.connect(name) for name in ("a", "b"))
+        over, errors = threading.Event(), []
+
+        def write():
+            try:
+                for number in range(1, 100000):
+                    for handle in (first, second):
+                        handle.pwrite(number.to_bytes(8, "big"), 0)
+                    if over.is_set():
+                        return
+            except Exception as error:  # pylint: disable=broad-except
+                errors.append(error)
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        time.sleep(0.05)
+        self.client.cmd("transaction", actions=[self.over("b"), self.over("a")])
+        over.set()
+        thread.join()
+        self.assertEqual(errors, [])
+        a, b = (int.from_bytes(harness.content(os.path.join(self.folder, name), "qcow2")[:8], "big") for name in "ab")
+        self.assertIn(a - b, (0, 1), (a, b))
+        # One that can't be: none is.
+        actions = [self.over("a"), {"type": "blockdev-snapshot-sync", "data": {"device": "b", "snapshot-file": "/no/where"}}]
+        actions[0]["data"].update({"snapshot-file": self.path("third"), "snapshot-node-name": "third"})
+        self.fails("GenericError", self.client, "transaction", "No such file", actions=actions)
+        self.assertFalse(os.path.exists(self.path("third")))
+
+    def test_it_stays_open(self):
+        """when all clients have left the disk isn't what its name says, but what it has become"""
+        self.serve_two("linger=0")
+        disk = self.server.connect("a")
+        disk.pwrite(b"below", 0)
+        self.client.cmd("transaction", actions=[self.over("a")])
+        disk.pwrite(b"above", 512)
+        self.server.disconnect()
+        time.sleep(0.3)
+        disk = self.server.connect("a")
+        self.assertEqual(bytes(disk.pread(517, 0))[::512][:1] + bytes(disk.pread(5, 512)), b"babove")
+        self.server.stop()
+        self.assertEqual(harness.content(self.path("over-a"), "qcow2")[512:517], b"above")

@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Changing a disk that is served: its size, and the choices that were made when it was
+ * opened.  On the lane. */
+#include <inttypes.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "control_chain.h"
+#include "control_cmds.h"
+#include "control_nodes.h"
+#include "export_table.h"
+
+/* ---- its size ---- */
+
+#define SECTOR 512u
+
+static json_t *block_resize(struct control_context *ctx, const json_t *args,
+                            struct control_error *error)
+{
+    const char *device = arg_text(args, "device"), *node = arg_text(args, "node-name");
+    uint64_t size = arg_size(args, "size", 0);
+
+    if (!device == !node)
+        return control_fail(error, CLASS_GENERIC,
+                            device ? "'device' and 'node-name' are the same: give one"
+                                   : "Parameter 'device' is missing");
+    CLEANUP_EXPORT struct served_export *exp = device
+                                                   ? control_find_device(ctx, device, error)
+                                                   : control_find_node(ctx, node, error);
+    if (!exp)
+        return NULL;
+    if (size % SECTOR != 0)
+        return control_fail(error, CLASS_GENERIC,
+                            "size: %" PRIu64 " is no multiple of %u bytes", size, SECTOR);
+    return export_resize(exp, size, &error->diag) == 0
+               ? json_object()
+               : control_fail_diag(error, CLASS_GENERIC);
+}
+
+/* ---- its choices ---- */
+
+/* The node that is served and is to change; else NULL with the error said. */
+static struct served_export *find_served(struct control_context *ctx, const json_t *options,
+                                         struct control_error *error)
+{
+    const char *name = arg_text(options, "node-name");
+    struct served_export *exp;
+
+    if (!name) {
+        control_fail(error, CLASS_GENERIC, "node-name not specified");
+        return NULL;
+    }
+    exp = control_find_node(ctx, name, error);
+    if (!exp)
+        control_fail(error, CLASS_GENERIC,
+                     "Failed to find node with node-name='%.200s' that is served", name);
+    return exp;
+}
+
+/* What can't change has to be as it is. */
+static bool is_same_image(struct served_export *exp, const json_t *options,
+                          struct control_error *error)
+{
+    const json_t *file = json_object_get(options, "file");
+    const char *filename = arg_text(file, "filename"),
+               *driver = arg_text(options, "driver");
+    CHAIN_USE(chain, exp);
+    const struct node *node = chain.use.node;
+
+    if (strcmp(driver, node_format(node)) != 0)
+        control_fail(error, CLASS_GENERIC, "Cannot change the option 'driver'");
+    else if (filename && !node_is_called(node, filename))
+        control_fail(error, CLASS_GENERIC, "Cannot change the option 'file'");
+    else if (arg_bool(options, "read-only", false) && node->can_write)
+        control_fail(error, CLASS_GENERIC, "Cannot change the option 'read-only'");
+    else
+        return true;
+    return false;
+}
+
+static const struct cache_mode *cache_now(struct served_export *exp)
+{
+    CHAIN_USE(chain, exp);
+
+    return chain.use.node->options.cache;
+}
+
+/* As QEMU has it, what isn't given is as at the beginning, and not as it is. */
+static bool read_choices(struct served_export *exp, const json_t *options,
+                         struct export_choices *out, struct control_error *error)
+{
+    const json_t *cache = json_object_get(options, "cache");
+    const struct cache_mode *now = cache_now(exp);
+    bool no_flush = arg_bool(cache, "no-flush", false);
+
+    *out = (struct export_choices){
+        .cache = cache_mode_of(arg_bool(cache, "direct", false), no_flush,
+                               now->write_through && !no_flush),
+        .discard_ignore = arg_word(options, "discard", control_discards, 0) == 0,
+        .detect_zeroes = (enum detect_zeroes)arg_word(options, "detect-zeroes",
+                                                      control_detects, DETECT_OFF),
+    };
+    if (!out->cache)
+        control_fail(error, CLASS_GENERIC,
+                     "cache: no-flush doesn't go with direct: there is no such mode");
+    return out->cache;
+}
+
+static bool reopen_one(struct control_context *ctx, const json_t *options,
+                       struct control_error *error)
+{
+    struct export_choices choices;
+
+    if (!control_node_args_fit(options, error))
+        return false;
+    CLEANUP_EXPORT struct served_export *exp = find_served(ctx, options, error);
+    if (!exp || !is_same_image(exp, options, error) ||
+        !read_choices(exp, options, &choices, error))
+        return false;
+    if (export_set_choices(exp, &choices, &error->diag) == 0)
+        return true;
+    control_fail_diag(error, CLASS_GENERIC);
+    return false;
+}
+
+static json_t *blockdev_reopen(struct control_context *ctx, const json_t *args,
+                               struct control_error *error)
+{
+    const json_t *list = json_object_get(args, "options");
+
+    for (size_t i = 0; i < json_array_size(list); i++)
+        if (!reopen_one(ctx, json_array_get(list, i), error))
+            return NULL;
+    return json_object();
+}
+
+/* ---- the table ---- */
+
+static const struct control_arg resize_args[] = {
+    {"device", ARG_STRING, false, NULL},
+    {"node-name", ARG_STRING, false, NULL},
+    {"size", ARG_SIZE, true, NULL},
+    {0},
+};
+
+static const struct control_arg reopen_args[] = {{"options", ARG_LIST, true, NULL}, {0}};
+
+const struct control_command control_disk_commands[] = {
+    {"block_resize", resize_args, block_resize},
+    {"blockdev-reopen", reopen_args, blockdev_reopen},
+    {0},
+};
