@@ -77,7 +77,7 @@ struct mirror_pivot pivot_of(struct served_export *exp)
 
 /* ---- starting ---- */
 
-static const char *const formats[] = {"qcow2", "qed", "raw", NULL};
+static const char *const formats[] = {"qcow2", "qed", "raw", "nbd", NULL};
 static const char *const modes[] = {"existing", "absolute-paths", NULL};
 static const char *const syncs[] = {[MIRROR_FULL] = "full",
                                     [MIRROR_TOP] = "top",
@@ -93,7 +93,7 @@ const char *const on_errors[] = {[JOB_REPORT] = "report",
                                  NULL};
 
 enum { MODE_EXISTING, MODE_ABSOLUTE_PATHS };
-enum { FORMAT_RAW = 2 };
+enum { FORMAT_RAW = 2, FORMAT_NBD };
 
 struct job_params job_params_of(const json_t *args, struct served_export *exp,
                                 uint64_t ticket)
@@ -142,11 +142,32 @@ struct mirror_opener control_opener(struct target_request *request)
         .open = open_for_job, .free = free_request, .opaque = request};
 }
 
+/* "zeroinit:" is how Proxmox says that the target reads as zeroes. */
+#define ZEROINIT "zeroinit:"
+
+static bool is_zeroinit(const json_t *args)
+{
+    return strncmp(arg_text(args, "target"), ZEROINIT, strlen(ZEROINIT)) == 0;
+}
+
+static const char *target_name(const json_t *args)
+{
+    return arg_text(args, "target") + (is_zeroinit(args) ? strlen(ZEROINIT) : 0);
+}
+
+/* "nbd" is none: what lies in an NBD export is taken as it is. */
+static const char *format_of(const json_t *args)
+{
+    unsigned format = arg_word(args, "format", formats, FORMAT_RAW);
+
+    return formats[format == FORMAT_NBD ? FORMAT_RAW : format];
+}
+
 /* The target as drive-mirror names it: a file or an NBD export. */
 static struct mirror_opener opener_by_name(const json_t *args)
 {
     struct target_request *request = calloc(1, sizeof *request);
-    const char *name = arg_text(args, "target");
+    const char *name = target_name(args);
     char *target = strdup(strncmp(name, "file:", 5) == 0 ? name + 5 : name);
 
     if (!request || !target) {
@@ -156,7 +177,7 @@ static struct mirror_opener opener_by_name(const json_t *args)
     }
     *request = (struct target_request){
         .target = target,
-        .format = formats[arg_word(args, "format", formats, FORMAT_RAW)],
+        .format = format_of(args),
         .existing = arg_word(args, "mode", modes, MODE_ABSOLUTE_PATHS) == MODE_EXISTING,
         .with_backing = arg_word(args, "sync", syncs, MIRROR_FULL) == MIRROR_TOP,
     };
@@ -194,7 +215,9 @@ static int start_mirror_to(struct control_context *ctx, struct served_export *ex
         .granularity = arg_size(args, "granularity", 0),
         .buf_size = arg_size(args, "buf-size", 0),
         .unmap = arg_bool(args, "unmap", true),
-        .target_is_zero = arg_bool(args, "target-is-zero", false),
+        .target_is_zero = arg_bool(args, "target-is-zero", false) ||
+                          (is_zeroinit(args) &&
+                           arg_word(args, "sync", syncs, MIRROR_FULL) == MIRROR_FULL),
         .pivot = pivot_of(exp),
     };
 
@@ -245,7 +268,7 @@ static bool mirror_makes_sense(struct served_export *exp, const json_t *args,
 static bool target_can_be_made(const json_t *args, struct control_error *error)
 {
     if (arg_word(args, "sync", syncs, MIRROR_FULL) != MIRROR_NONE ||
-        nbd_uri_is_one(arg_text(args, "target")) ||
+        nbd_uri_is_one(target_name(args)) ||
         arg_word(args, "mode", modes, MODE_ABSOLUTE_PATHS) != MODE_ABSOLUTE_PATHS)
         return true;
     control_fail(error, CLASS_GENERIC,

@@ -91,3 +91,31 @@ class Verbs(MirrorCase):
             self.client.cmd("block-job-cancel", device=f"j{number}")
             self.ended()
             self.expect_content(self.path(f"t{number}.raw"), "raw")
+
+
+class Proxmox(MirrorCase):
+    def test_a_move_to_another_host(self):
+        """as its older versions send it: nbd:unix:..., format nbd, zeroinit: for what is new"""
+        self.begin()
+        target = self.memory()
+        self.client.cmd("drive-mirror", job_id="job", device="drive0", sync="full", mode="existing", format="nbd",
+                        target=f"nbd:unix:{target.socket}:exportname=")
+        self.ready()
+        self.client.cmd("block-job-complete", device="job")
+        self.ended()
+        self.write(0, b"over there")
+        self.disk.flush()
+        self.same(target.content(), "the target")
+
+    def test_a_move_to_another_storage(self):
+        self.begin()
+        path = self.path("new.raw")
+        with open(path, "wb") as file:
+            file.truncate(self.SIZE)
+        self.client.cmd("drive-mirror", job_id="drive-scsi0", device="drive0", sync="full", mode="existing",
+                        format="raw", target=f"zeroinit:{path}")
+        self.ready()
+        self.client.cmd("block-job-complete", device="drive-scsi0")
+        self.ended()
+        self.server.stop()
+        self.expect_content(path, "raw")
