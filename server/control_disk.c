@@ -134,6 +134,41 @@ static json_t *blockdev_reopen(struct control_context *ctx, const json_t *args,
     return json_object();
 }
 
+/* ---- the NBD server, which is this process ---- */
+
+static json_t *nbd_server_start(struct control_context *ctx, const json_t *args,
+                                struct control_error *error)
+{
+    (void)ctx;
+    (void)args;
+    return control_fail(error, CLASS_GENERIC, "NBD server already running");
+}
+
+/* Every disk is exported from the beginning, by the name that it has. */
+static json_t *nbd_server_add(struct control_context *ctx, const json_t *args,
+                              struct control_error *error)
+{
+    const char *device = arg_text(args, "device"), *name = arg_text(args, "name");
+    CLEANUP_EXPORT struct served_export *exp = control_find_layer(ctx, device, error);
+
+    if (!exp)
+        return NULL;
+    if (strcmp(exp->name, name ? name : device) == 0)
+        return json_object();
+    return control_fail(error, CLASS_GENERIC,
+                        "device '%.200s' is exported as '%.200s', by no other name", device,
+                        exp->name);
+}
+
+static json_t *nbd_server_stop(struct control_context *ctx, const json_t *args,
+                               struct control_error *error)
+{
+    (void)ctx;
+    (void)args;
+    return control_fail(error, CLASS_GENERIC,
+                        "The NBD server is this process: 'quit' ends it");
+}
+
 /* ---- the table ---- */
 
 static const struct control_arg resize_args[] = {
@@ -145,8 +180,27 @@ static const struct control_arg resize_args[] = {
 
 static const struct control_arg reopen_args[] = {{"options", ARG_LIST, true, NULL}, {0}};
 
+static const struct control_arg nbd_start_args[] = {
+    {"addr", ARG_OBJECT, true, NULL},
+    {"tls-creds", ARG_STRING, false, NULL},
+    {"tls-authz", ARG_STRING, false, NULL},
+    {"max-connections", ARG_SIZE, false, NULL},
+    {0},
+};
+
+static const struct control_arg nbd_add_args[] = {
+    {"device", ARG_STRING, true, NULL},
+    {"name", ARG_STRING, false, NULL},
+    {"description", ARG_STRING, false, NULL},
+    {"writable", ARG_BOOL, false, NULL},
+    {0},
+};
+
 const struct control_command control_disk_commands[] = {
     {"block_resize", resize_args, block_resize},
     {"blockdev-reopen", reopen_args, blockdev_reopen},
+    {"nbd-server-start", nbd_start_args, nbd_server_start},
+    {"nbd-server-add", nbd_add_args, nbd_server_add},
+    {"nbd-server-stop", NULL, nbd_server_stop},
     {0},
 };

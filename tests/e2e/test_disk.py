@@ -178,6 +178,18 @@ class Reopen(NodeCase):
         self.assertEqual(self.client.cmd("blockdev-reopen", options=[]), {})
 
 
+class NbdServer(NodeCase):
+    def test_what_it_is(self):
+        """it runs, and exports what it has; nothing is made of what it isn't"""
+        self.begin()
+        address = {"type": "unix", "data": {"path": "/nowhere"}}
+        self.fails("GenericError", self.client, "nbd-server-start", "NBD server already running", addr=address)
+        self.assertEqual(self.client.cmd("nbd-server-add", device="drive0", name="", writable=True), {})
+        self.fails("GenericError", self.client, "nbd-server-add", "is exported as ''", device="drive0", name="other")
+        self.fails("DeviceNotFound", self.client, "nbd-server-add", "nosuch", device="nosuch")
+        self.fails("GenericError", self.client, "nbd-server-stop", "'quit' ends it")
+
+
 @unittest.skipUnless(shutil.which("strace"), "strace isn't installed")
 class Synced(Traced):
     def test_volatile_to_writeback(self):
