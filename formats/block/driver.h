@@ -19,6 +19,7 @@
 #include "block/create.h"
 #include "storage/storage.h"
 
+struct amend_request;
 struct dirty_bitmap;
 struct image_info;
 struct image_measure;
@@ -222,6 +223,15 @@ struct driver {
      */
     int (*check)(struct storage *st, const struct check_options *options,
                  struct check_result *result, struct diag *diag);
+
+    /* Optional: the options that an image can be given another value of (NULL: none), and
+     * giving them in two steps: what needs the disk, of an active image, and then the rest, of
+     * one that is closed; `amend` takes the store over.  Both judge all of it before anything
+     * is touched, and a crash leaves an image that reads as before. */
+    const struct create_option_info *amend_options;
+    int (*amend_disk)(struct node *node, const struct amend_request *req,
+                      struct diag *diag);
+    int (*amend)(struct storage *st, const struct amend_request *req, struct diag *diag);
 
     /* Optional: see measure_image. */
     int (*measure)(const struct create_request *req, struct node *source,

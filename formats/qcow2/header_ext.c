@@ -246,6 +246,20 @@ int qcow2_header_ext_replace(uint8_t *area, size_t n, uint32_t type, const void 
     return 0;
 }
 
+int qcow2_header_ext_copy(const uint8_t *area, size_t n, bool (*keep)(uint32_t type),
+                          uint8_t *to, size_t capacity, size_t *at)
+{
+    struct extension ext;
+    size_t from = 0;
+    int more;
+
+    while ((more = next_extension(area, n, &from, &ext)) > 0)
+        if (keep(ext.type) &&
+            qcow2_header_ext_append(to, capacity, at, ext.type, ext.data, ext.len))
+            return -ENOSPC;
+    return more;
+}
+
 int qcow2_header_ext_find_last(const uint8_t *area, size_t n, uint32_t type, size_t *place)
 {
     size_t at = 0, start = 0, found = 0;

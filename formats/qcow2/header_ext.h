@@ -26,6 +26,11 @@ int qcow2_header_ext_replace(uint8_t *area, size_t n, uint32_t type, const void 
 int qcow2_header_ext_find(const uint8_t *area, size_t n, uint32_t type, uint32_t len,
                           size_t *place, size_t *end) MUST_USE;
 
+/* Copies the extensions that `keep` wants, and no end marker, to `to` at *at, which moves on.
+ * -EINVAL and -ENOSPC as above. */
+int qcow2_header_ext_copy(const uint8_t *area, size_t n, bool (*keep)(uint32_t type),
+                          uint8_t *to, size_t capacity, size_t *at) MUST_USE;
+
 /* Where the extension of the type stands in the n bytes of the extensions, when it is the
  * last of them and there is no other of it; -ENOENT.  It is gone when EXT_END is written
  * there. */

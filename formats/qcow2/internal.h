@@ -154,6 +154,8 @@ int qcow2_point_header(struct qcow2 *q, const struct qcow2_header *h,
                        int (*write)(struct storage *st,
                                     const struct qcow2_header *h)) MUST_USE;
 
+/* Lets go of the clusters of [start, end), whole ones; an active image. */
+int qcow2_cut_clusters(struct qcow2 *q, uint64_t start, uint64_t end) MUST_USE;
 /* Can the size be changed?  Else -ENOTSUP with a sentence. */
 int qcow2_check_resize(const struct qcow2 *q, struct diag *diag) MUST_USE;
 /* The header and the node have another size, durably. */
@@ -169,6 +171,20 @@ int qcow2_set_backing(struct node *node, const char *name, const char *format,
 int qcow2_grow(struct node *node, uint64_t size, struct diag *diag);
 int qcow2_shrink(struct node *node, uint64_t size, struct diag *diag);
 int qcow2_make_empty(struct node *node, struct diag *diag);
+
+/* ---- amend.c, amend_refcounts.c, amend_keys.c ---- */
+struct amend_request;
+extern const struct create_option_info qcow2_amend_options[];
+int qcow2_amend_disk(struct node *node, const struct amend_request *req, struct diag *diag);
+int qcow2_amend(struct storage *st, const struct amend_request *req, struct diag *diag);
+
+/* Counts of that width, from a closed image's: durable before the header names them.  h
+ * becomes what the header is then. */
+int qcow2_amend_refcounts(struct storage *st, struct qcow2_header *h, uint32_t order,
+                          struct diag *diag) MUST_USE;
+/* Key slots of a closed LUKS image. */
+int qcow2_amend_keys(struct storage *st, const struct qcow2_header *h,
+                     const struct amend_request *req, struct diag *diag) MUST_USE;
 
 struct image_measure;
 int qcow2_measure(const struct create_request *req, struct node *source,

@@ -59,7 +59,7 @@ static int cut_in_table(struct qcow2 *q, uint64_t at, uint64_t end)
     return err;
 }
 
-static int cut_clusters(struct qcow2 *q, uint64_t start, uint64_t end)
+int qcow2_cut_clusters(struct qcow2 *q, uint64_t start, uint64_t end)
 {
     int err = 0;
 
@@ -114,7 +114,7 @@ int qcow2_make_empty(struct node *node, struct diag *diag)
 
     int err = node_begin_change(node);
     if (!err)
-        err = cut_clusters(q, 0, align_up(node->size, cluster_size(q)));
+        err = qcow2_cut_clusters(q, 0, align_up(node->size, cluster_size(q)));
     if (!err)
         err = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
     if (!err)
@@ -135,7 +135,7 @@ int qcow2_shrink(struct node *node, uint64_t size, struct diag *diag)
     if (!err) /* their tables are for the old size */
         err = qcow2_mark_all_bitmaps_in_use(q);
     if (!err)
-        err = cut_clusters(q, align_up(size, cluster), align_up(old, cluster));
+        err = qcow2_cut_clusters(q, align_up(size, cluster), align_up(old, cluster));
     if (!err)
         err = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
     if (!err)

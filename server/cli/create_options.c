@@ -27,10 +27,10 @@ int create_format_unknown(const char *what, const char *name)
     return cli_error("%s '%s': %s", what, name, words_hint(&hint, name, names, n));
 }
 
-static const struct create_option_info *find_option(const struct driver *format,
+static const struct create_option_info *find_option(const struct create_option_info *table,
                                                     const char *name)
 {
-    for (const struct create_option_info *o = format->create_options; o->name; o++)
+    for (const struct create_option_info *o = table; o->name; o++)
         if (strcmp(o->name, name) == 0)
             return o;
     return NULL;
@@ -53,21 +53,26 @@ static int compare_names(const void *a, const void *b)
     return strcmp((*x)->name, (*y)->name);
 }
 
-void create_format_help(const struct driver *format)
+void create_options_print(const struct create_option_info *table)
 {
     const struct create_option_info *sorted[MAX_FORMAT_OPTIONS];
     size_t n = 0;
 
-    for (const struct create_option_info *o = format->create_options; o->name; o++)
+    for (const struct create_option_info *o = table; o->name; o++)
         if (o->help)
             sorted[n++] = o;
     qsort(sorted, n, sizeof sorted[0], compare_names);
-    printf("Supported %s options:\n", format->name);
     for (size_t i = 0; i < n; i++) {
         char left[64];
         snprintf(left, sizeof left, "%s=<%s>", sorted[i]->name, kind_name(sorted[i]->kind));
         printf("  %-22s - %s\n", left, sorted[i]->help);
     }
+}
+
+void create_format_help(const struct driver *format)
+{
+    printf("Supported %s options:\n", format->name);
+    create_options_print(format->create_options);
 }
 
 /* The word's switch as "on" or "off", NULL for other words. */
@@ -133,14 +138,12 @@ static int refuse_key(const struct driver *format, const char *filename, const c
                      words_hint(&hint, key, names, n));
 }
 
-int create_options_check(const struct driver *format, struct option_list *list,
-                         const char *filename)
+int create_options_normalise(const struct create_option_info *table,
+                             struct option_list *list, const char *filename)
 {
     for (size_t i = 0; i < list->count; i++) {
         struct option_pair *pair = &list->pairs[i];
-        const struct create_option_info *o = find_option(format, pair->key);
-        if (!o)
-            return refuse_key(format, filename, pair->key);
+        const struct create_option_info *o = find_option(table, pair->key);
         char *value = normalise_value(o->kind, pair->value);
         if (!value)
             return refuse_value(filename, o, pair->value);
@@ -148,6 +151,15 @@ int create_options_check(const struct driver *format, struct option_list *list,
         pair->value = value;
     }
     return CLI_OK;
+}
+
+int create_options_check(const struct driver *format, struct option_list *list,
+                         const char *filename)
+{
+    for (size_t i = 0; i < list->count; i++)
+        if (!find_option(format->create_options, list->pairs[i].key))
+            return refuse_key(format, filename, list->pairs[i].key);
+    return create_options_normalise(format->create_options, list, filename);
 }
 
 /* A comma in a value is shown as it has to be written. */
@@ -177,6 +189,23 @@ void create_options_announce(const struct driver *format, const struct option_li
     fflush(stdout);
 }
 
+int create_options_list(const struct option_list *list, struct create_option **options,
+                        size_t *count)
+{
+    struct create_option *out = calloc(list->count + 1, sizeof *out);
+    size_t n = 0;
+
+    if (!out)
+        return cli_error("out of memory");
+    for (size_t i = 0; i < list->count; i++)
+        if (options_get(list, list->pairs[i].key) == list->pairs[i].value)
+            out[n++] = (struct create_option){.key = list->pairs[i].key,
+                                              .value = list->pairs[i].value};
+    *options = out;
+    *count = n;
+    return CLI_OK;
+}
+
 /* Those that are the driver's business. */
 static int take_for_driver(const struct driver *format, const struct option_list *list,
                            struct create_option **options, size_t *count)
@@ -189,7 +218,7 @@ static int take_for_driver(const struct driver *format, const struct option_list
     for (size_t i = 0; i < list->count; i++) {
         const struct option_pair *pair = &list->pairs[i];
         /* Of a key that is given again, the last value counts. */
-        if (!find_option(format, pair->key)->in_request &&
+        if (!find_option(format->create_options, pair->key)->in_request &&
             options_get(list, pair->key) == pair->value)
             out[n++] = (struct create_option){.key = pair->key, .value = pair->value};
     }

@@ -13,6 +13,18 @@ int create_format_unknown(const char *what, const char *name);
 /* Prints the options with what they mean. */
 void create_format_help(const struct driver *format);
 
+/* The same of a table, without a headline. */
+void create_options_print(const struct create_option_info *table);
+
+/* Brings values into one form, of keys that all are in the table.  Returns an exit code. */
+int create_options_normalise(const struct create_option_info *table,
+                             struct option_list *list, const char *filename);
+
+/* All pairs, of each key the last; the caller frees the array, whose texts stay the list's.
+ * Returns an exit code. */
+int create_options_list(const struct option_list *list, struct create_option **options,
+                        size_t *count);
+
 /* Refuses keys the format doesn't have and values that aren't of their kind, and brings
  * values into one form: sizes and numbers in decimal, switches as on and off.  Returns an
  * exit code. */

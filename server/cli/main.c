@@ -9,11 +9,12 @@
 #include "registry.h"
 
 static const struct cli_command *const commands[] = {
-    &backup_command,  &bench_command,   &bitmap_command,   &check_command,
-    &commit_command,  &compare_command, &convert_command,  &create_command,
-    &dd_command,      &info_command,    &job_command,      &map_command,
-    &measure_command, &metrics_command, &rebase_command,   &resize_command,
-    &restore_command, &serve_command,   &snapshot_command, &stats_command,
+    &amend_command,  &backup_command,  &bench_command,   &bitmap_command,
+    &check_command,  &commit_command,  &compare_command, &convert_command,
+    &create_command, &dd_command,      &info_command,    &job_command,
+    &map_command,    &measure_command, &metrics_command, &rebase_command,
+    &resize_command, &restore_command, &serve_command,   &snapshot_command,
+    &stats_command,
 };
 
 /* What the core has to say beside the results of its calls. */

@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* `qimg amend`. */
+#include <getopt.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "block/amend.h"
+#include "block/cache_mode.h"
+#include "create_options.h"
+#include "image.h"
+#include "progress.h"
+
+enum { OPT_FORCE = CLI_OWN_OPTIONS };
+
+static const struct cli_option options[] = {
+    {'f', NULL, "FMT", "the image's format; by default told from its content"},
+    {'o', NULL, "OPTIONS", "what to change, key=value,...; 'help' lists what can be"},
+    {'t', NULL, "CACHE", "how the image is written: writeback, none, ..."},
+    {OPT_FORCE, "force", NULL, "key slots: overwrite one in use, erase the last one"},
+    {CLI_IMAGE_OPTS, "image-opts", NULL, "the filename is driver=...,file.filename=..."},
+    CLI_OBJECT_OPTION,
+    {'p', NULL, NULL, "show progress"},
+    {'q', NULL, NULL, "print nothing but errors"},
+    {0},
+};
+
+struct amend_args {
+    struct cli_image image;
+    struct option_list list;
+    const struct cache_mode *cache;
+    bool given, force, progress, quiet;
+};
+
+static int find_secret(const struct amend_args *args, const char *key,
+                       struct amend_secret *out)
+{
+    const char *id = options_get(&args->list, key);
+
+    if (!id)
+        return CLI_OK;
+    const struct secret_item *secret = secrets_find_passphrase(&args->image.secrets, id);
+    if (!secret)
+        return CLI_FAILED;
+    *out = (struct amend_secret){.bytes = secret->bytes, .len = secret->len};
+    return CLI_OK;
+}
+
+static int refuse_key(const struct driver *driver, const char *key)
+{
+    for (const struct create_option_info *o = driver->create_options; o->name; o++)
+        if (strcmp(o->name, key) == 0)
+            return cli_error("Invalid parameter '%s': This option is only supported for "
+                             "image creation",
+                             key);
+    return cli_error("Invalid parameter '%s'", key);
+}
+
+static int check_keys(const struct driver *driver, struct option_list *list,
+                      const char *filename)
+{
+    for (size_t i = 0; i < list->count; i++) {
+        const struct create_option_info *o = driver->amend_options;
+        while (o->name && strcmp(o->name, list->pairs[i].key) != 0)
+            o++;
+        if (!o->name)
+            return refuse_key(driver, list->pairs[i].key);
+    }
+    return create_options_normalise(driver->amend_options, list, filename);
+}
+
+/* The step that needs the disk. */
+static int amend_disk(const struct driver *driver, struct node *node,
+                      const struct amend_request *req)
+{
+    struct diag diag = {0};
+
+    if (node_activate(node, &diag) < 0 || driver->amend_disk(node, req, &diag) < 0)
+        return cli_diag(&diag);
+    return CLI_OK;
+}
+
+static int amend_closed(const char *path, const struct driver *driver,
+                        const struct amend_request *req)
+{
+    static const struct storage_open how = {0};
+    struct storage *st;
+    struct diag diag = {0};
+
+    if (storage_open_file(path, &how, &st, &diag) < 0)
+        return cli_diag(&diag);
+    if (storage_lock(st, STORAGE_WRITER, &diag) < 0) {
+        storage_close(st);
+        return cli_diag(&diag);
+    }
+    return driver->amend(st, req, &diag) < 0 ? cli_diag(&diag) : CLI_OK;
+}
+
+static int amend_open(struct amend_args *args, struct image *image, char **path)
+{
+    const struct driver *driver = image->node->driver;
+    CLEANUP_FREE struct create_option *list = NULL;
+    struct amend_request req = {.force = args->force};
+
+    if (!driver->amend)
+        return cli_error("Format driver '%s' does not support option amendment",
+                         driver->name);
+    if (node_is_remote(image->node))
+        return cli_error("%s: only local files can be amended", image->node->filename);
+    if (check_keys(driver, &args->list, image->node->filename) != CLI_OK ||
+        find_secret(args, "encrypt.old-secret", &req.old_secret) != CLI_OK ||
+        find_secret(args, "encrypt.new-secret", &req.new_secret) != CLI_OK ||
+        create_options_list(&args->list, &list, &req.n_options) != CLI_OK)
+        return CLI_FAILED;
+    req.options = list;
+    *path = strdup(image->node->filename);
+    int code = *path ? amend_disk(driver, image->node, &req) : cli_error("out of memory");
+    if (image_close(image) != CLI_OK)
+        code = CLI_FAILED;
+    image->node = NULL;
+    return code == CLI_OK ? amend_closed(*path, driver, &req) : code;
+}
+
+static int amend_given(struct amend_args *args)
+{
+    const struct chain_options chain = {.keep_locked = true,
+                                        .node = {.cache = args->cache}};
+    CLEANUP_FREE char *path = NULL;
+    struct image image;
+
+    int code = image_open_given(&image, &args->image, &chain);
+    if (code != CLI_OK)
+        return code;
+    progress_begin(args->progress && !args->quiet);
+    code = amend_open(args, &image, &path);
+    if (image.node && image_close(&image) != CLI_OK)
+        code = CLI_FAILED;
+    progress_end(code == CLI_OK);
+    return code;
+}
+
+static int take_option(void *opaque, int option)
+{
+    struct amend_args *args = opaque;
+
+    switch (option) {
+    case 'o':
+        args->given = true;
+        return options_add(&args->list, optarg);
+    case 't':
+        return cli_parse_cache("cache", optarg, &args->cache);
+    case OPT_FORCE:
+        args->force = true;
+        break;
+    case 'p':
+        args->progress = true;
+        break;
+    case 'q':
+        args->quiet = true;
+        break;
+    default:
+        return cli_take_image_option(&args->image, option);
+    }
+    return CLI_OK;
+}
+
+/* What can be changed: needs a format, and no image. */
+static int print_options(const struct amend_args *args)
+{
+    const struct driver *driver = driver_find(args->image.format);
+
+    if (!driver)
+        return create_format_unknown("Unknown file format", args->image.format);
+    if (!driver->amend_options)
+        return cli_error("Format driver '%s' does not support option amendment",
+                         driver->name);
+    printf("Amend options for '%s':\n", driver->name);
+    create_options_print(driver->amend_options);
+    return CLI_OK;
+}
+
+static int parse_and_amend(struct amend_args *args, int argc, char **argv)
+{
+    if (!args->given)
+        return cli_error("Must specify options (-o)");
+    if (args->list.help && args->image.format)
+        return print_options(args);
+    if (argc != 1)
+        return cli_usage_error("Expecting one image file name");
+    args->image.filename = argv[0];
+    if (args->list.help)
+        return cli_error("-o help needs the format, with -f");
+    return amend_given(args);
+}
+
+static int run_amend_command(const struct cli_command *self, int argc, char **argv)
+{
+    struct amend_args args = {.cache = cache_mode_find("writeback")};
+    int code = cli_take_options(self, argc, argv, take_option, &args);
+
+    if (code == CLI_GO_ON)
+        code = parse_and_amend(&args, argc - optind, argv + optind);
+    options_free(&args.list);
+    cli_free_image(&args.image);
+    return code;
+}
+
+const struct cli_command amend_command = {
+    .name = "amend",
+    .operands = "filename",
+    .summary = "Change options of an image that is there.",
+    .options = options,
+    .run = run_amend_command,
+};

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`qimg amend`: as qemu-img's, beside it; key slots; and cut short by kill -9."""
+
+import os
+import subprocess
+import time
+
+from harness import MIB, QIMG, Case, content, create, fill, plugin_env, run
+from side_by_side import SideBySide, pattern
+
+ROUNDS = int(os.environ.get("QIMG_ROUNDS", "3"))
+
+
+class Amend(SideBySide):
+    def test_options(self):
+        self.rows([(f"amend -o {options} {name}.qcow2", f"{name}.qcow2:qcow2") for options, names in (
+            ("compat=0.10", "a v2 lazy over comp long top"), ("compat=1.1", "v2 a"), ("compat=v3", "v2"), ("lazy_refcounts=on", "a comp ext"),
+            ("lazy_refcounts=off", "lazy a"), ("refcount_bits=64", "a small comp ext over"), ("refcount_bits=1", "a small"),
+            ("refcount_bits=8", "comp"), ("refcount_bits=16", "small"), ("size=6M", "a small ext"), ("size=1M", "a"),
+            ("compat=1.1,refcount_bits=32,lazy_refcounts=on", "v2"), ("compat=0.10,size=2M", "lazy"), ("data_file_raw=off", "data"))
+            for name in names.split()])
+        self.rows([("amend -p -o refcount_bits=32 a.qcow2", "a.qcow2:qcow2"), ("amend -q -o compat=0.10 a.qcow2", "a.qcow2:qcow2"),
+                   ("amend -f qcow2 -t none -o compat=0.10 a.qcow2", "a.qcow2:qcow2"),
+                   ("amend -o refcount_bits=64 a.qcow2", "a.qcow2:qcow2", "qemu-img snapshot -c one a.qcow2"),
+                   ("amend -o refcount_bits=1 a.qcow2", "a.qcow2:qcow2", "qemu-img snapshot -c one a.qcow2"),
+                   ("amend -o compat=0.10 a.qcow2", "a.qcow2:qcow2", "qemu-img snapshot -c one a.qcow2"),
+                   ("amend --image-opts -o size=6M driver=qcow2,file.filename=a.qcow2", "a.qcow2:qcow2")])
+
+    def test_refused(self):
+        self.rows([(f"amend {words}", "a.qcow2:qcow2 ext.qcow2:qcow2 small.qcow2:qcow2") for words in (
+            "", "a.qcow2", "-o foo=1 a.qcow2", "-o cluster_size=4k a.qcow2", "-f raw -o size=2M a.raw", "-f qed -o size=2M a.qed",
+            "-o compat=0.10,lazy_refcounts=on a.qcow2", "-o refcount_bits=8,compat=0.10 a.qcow2", "-o backing_file=a.raw,backing_fmt=raw a.qcow2",
+            "-o backing_fmt=qcow2 over.qcow2", "-o help", "-o data_file=x a.qcow2", "-o encryption=on a.qcow2", "-o preallocation=full a.qcow2",
+            "-o extended_l2=on a.qcow2", "-o compression_type=zstd a.qcow2", "-o compat=0.10 ext.qcow2", "-o compat=0.10 small.qcow2",
+            "-o compat=0.10 data.qcow2", "-o compat=9 a.qcow2", "-t foo -o size=8M a.qcow2", "-o refcount_bits=7 a.qcow2", "-o refcount_bits=128 a.qcow2",
+            "-o encrypt.keyslot=1 a.qcow2", "-o compat=0.10 none", "--bogus a.qcow2", "-o size=8M a.qcow2 b.qcow2", "-f foo -o help")])
+
+
+class Alone(Case):
+    def test_zero_clusters_of_version_3(self):
+        for backing in (None, "base"):
+            with self.part(backing=backing):
+                if backing:
+                    create(self.path("base"), "qcow2", 4 * MIB)
+                    fill(self.path("base"), "qcow2", [(0, pattern(1, 4 * MIB))])
+                create(self.path("i"), "qcow2", 4 * MIB, backing=backing, backing_fmt="qcow2" if backing else None)
+                run("qemu-io", "-f", "qcow2", "-c", "write -q -P 3 0 1M", "-c", "write -q -z 512k 1M", "-c", "write -q -z -u 2M 70k", self.path("i"))
+                before = content(self.path("i"), "qcow2")
+                run(QIMG, "amend", "-o", "compat=0.10", self.path("i"))
+                self.assertEqual(content(self.path("i"), "qcow2"), before)
+                run("qemu-img", "check", "-q", self.path("i"))
+                run(QIMG, "amend", "-o", "compat=1.1", self.path("i"))
+                self.assertEqual(content(self.path("i"), "qcow2"), before)
+                self.assertEqual(run("qemu-img", "info", self.path("i")).stdout.count("compat: 1.1"), 1)
+
+    def test_a_long_backing_name(self):
+        """Is moved where the header's extensions need its place."""
+        name = "x" * 200 + "/../" * 1
+        os.mkdir(self.path("x" * 200))
+        create(self.path("base"), "qcow2", MIB)
+        for size in ("512", "64k"):
+            create(self.path("i"), "qcow2", MIB, f"compat=0.10,cluster_size={size}", backing=f"{name}base", backing_fmt="qcow2")
+            done = run(QIMG, "amend", "-o", "compat=1.1", self.path("i"), check=size != "512")
+            self.assertIn(f"{name}base", run("qemu-img", "info", self.path("i")).stdout)
+            self.assertIn(done.returncode, (0, 1))
+
+    def secrets(self, **texts):
+        return [word for name, text in texts.items() for word in ("--object", f"secret,id={name},data={text}")]
+
+    def opens(self, text):
+        done = run("qemu-img", "convert", *self.secrets(s=text), "--image-opts", "-O", "raw",
+                   f"driver=qcow2,file.filename={self.path('i')},encrypt.key-secret=s", self.path("flat"), check=False)
+        return done.returncode == 0
+
+    def amend(self, options, *words, check=True):
+        return run(QIMG, "amend", *self.secrets(one="first", two="second", three="third"), *words, "-o", options, self.path("i"), check=check)
+
+    def test_key_slots(self):
+        run(QIMG, "create", "-q", *self.secrets(one="first"), "-f", "qcow2", "-o",
+            "encrypt.format=luks,encrypt.key-secret=one,encrypt.iter-time=10", self.path("i"), "1M")
+        time_ = "encrypt.iter-time=10"
+        self.amend(f"encrypt.state=active,encrypt.old-secret=one,encrypt.new-secret=two,{time_}")
+        self.assertTrue(self.opens("first") and self.opens("second"))
+        self.assertIn("in use", self.amend(f"encrypt.state=active,encrypt.old-secret=one,encrypt.new-secret=three,encrypt.keyslot=1,{time_}",
+                                           check=False).stderr)
+        self.amend(f"encrypt.state=active,encrypt.old-secret=one,encrypt.new-secret=three,encrypt.keyslot=5,{time_}")
+        self.amend("encrypt.state=inactive,encrypt.old-secret=one")
+        self.assertEqual([self.opens(text) for text in ("first", "second", "third")], [False, True, True])
+        self.amend("encrypt.state=inactive,encrypt.keyslot=1")
+        self.assertEqual(self.amend("encrypt.state=inactive,encrypt.keyslot=5", check=False).returncode, 1)
+        self.assertTrue(self.opens("third"))
+        for bad in ("encrypt.state=gone", "encrypt.state=active", "encrypt.state=active,encrypt.new-secret=two", "encrypt.keyslot=1",
+                    "encrypt.state=inactive", "encrypt.state=inactive,encrypt.keyslot=9", "encrypt.state=inactive,encrypt.keyslot=2",
+                    "encrypt.state=active,encrypt.old-secret=one,encrypt.new-secret=two", "encrypt.state=active,encrypt.new-secret=nobody"):
+            self.assertEqual(self.amend(bad, check=False).returncode, 1, bad)
+        self.assertTrue(self.opens("third"))
+        self.amend("encrypt.state=inactive,encrypt.keyslot=5", "--force")
+        self.assertFalse(self.opens("third"))
+
+    def test_killed(self):
+        """kill -9 at any moment: the image opens and reads as before."""
+        for _ in range(ROUNDS):
+            for options in ("compat=0.10", "refcount_bits=64", "lazy_refcounts=on", "size=1T"):
+                with self.part(options=options):
+                    image = create(self.path("i"), "qcow2", 8 * MIB, "cluster_size=4k")
+                    fill(image, "qcow2", [(0, pattern(1, 4 * MIB))])
+                    run("qemu-io", "-f", "qcow2", "-c", "write -q -z 1M 512k", image)
+                    before = content(image, "qcow2")
+                    process = subprocess.Popen([QIMG, "amend", "-o", options, image], env=plugin_env())
+                    time.sleep(self.rng.random() * 0.05)
+                    process.kill()
+                    process.wait()
+                    done = run("qemu-img", "check", "-r", "leaks", image, check=False)
+                    self.assertIn(done.returncode, (0,), done.stdout + done.stderr)
+                    run("qemu-img", "dd", "-f", "qcow2", "-O", "raw", "bs=1M", "count=8", f"if={image}", f"of={self.path('now')}")
+                    with open(self.path("now"), "rb") as file:
+                        self.assertEqual(file.read(), before)
