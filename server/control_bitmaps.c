@@ -243,7 +243,20 @@ static bool prepare_remove(struct transaction_action *action, struct control_err
                                                  dirty_bitmap_acquire_to_remove, error);
 
     action->state = bitmap;
-    return bitmap && begin_change(action, bitmap, error);
+    if (!bitmap || !begin_change(action, bitmap, error))
+        return false;
+    /* It is the removal's from here on, and no later action's. */
+    transaction_forget(action->transaction, bitmap);
+    return true;
+}
+
+static void abort_remove(struct transaction_action *action)
+{
+    struct control_error ignored;
+
+    end_change(action);
+    if (!transaction_hold(action->transaction, action->state, release_bitmap, &ignored))
+        dirty_bitmap_release(action->state);
 }
 
 /* action->state from then on: was it kept? */
@@ -417,7 +430,7 @@ const struct transaction_kind bitmap_remove_kind = {
     .open = open_change,
     .prepare = prepare_remove,
     .commit = commit_remove,
-    .abort = end_change,
+    .abort = abort_remove,
     .finish = finish_remove,
 };
 

@@ -74,6 +74,18 @@ class Transactions(ControlCase):
             self.client.cmd("block-dirty-bitmap-remove", node="drive0", name=name)
         self.assertEqual(self.bitmaps(), {})
 
+    def test_what_is_removed_is_no_later_action_s(self):
+        self.transact(add("a"), add("b"))
+        before = self.bitmaps()
+        for later in (act("remove", "a"), act("clear", "a"), act("enable", "a"), merge("b", "a"), merge("a", "b")):
+            with self.subTest(later=later):
+                self.refused("'a' is currently in use", act("remove", "a"), later)
+                self.assertEqual(self.bitmaps(), before)
+        self.refused("Abort action", add("c"), act("remove", "c"), ABORT)
+        self.assertEqual(self.bitmaps(), before)
+        self.transact(act("clear", "a"), merge("b", "a"), act("remove", "a"))
+        self.assertEqual(set(self.bitmaps()), {"b"})
+
     def test_bad_input(self):
         self.transact(add("a"))
         for words, actions in (
