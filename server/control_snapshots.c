@@ -143,6 +143,7 @@ const struct transaction_kind snapshot_internal_kind = {
     .name = "blockdev-snapshot-internal-sync",
     .args = snapshot_args,
     .export_arg = "device",
+    .prepares_last = true,
     .open = open_snapshot_action,
     .prepare = prepare_snapshot_action,
     .commit = commit_snapshot_action,

@@ -27,7 +27,7 @@ struct held {
 
 struct transaction {
     bool grouped;
-    size_t n_actions, n_opened, n_prepared;
+    size_t n_actions, n_opened;
     struct transaction_action *actions;
     size_t n_exports;
     struct drained_export *exports; /* room for one per action */
@@ -180,15 +180,25 @@ static bool open_all(struct transaction *transaction, struct control_error *erro
     return true;
 }
 
-static bool prepare_all(struct transaction *transaction, struct control_error *error)
+/* Those of which the kind prepares last, or the others. */
+static bool prepare_some(struct transaction *transaction, bool last,
+                         struct control_error *error)
 {
     for (size_t i = 0; i < transaction->n_actions; i++) {
         struct transaction_action *action = &transaction->actions[i];
+        if (action->kind->prepares_last != last)
+            continue;
         if (action->kind->prepare && !action->kind->prepare(action, error))
             return false;
-        transaction->n_prepared++;
+        action->prepared = true;
     }
     return true;
+}
+
+static bool prepare_all(struct transaction *transaction, struct control_error *error)
+{
+    return prepare_some(transaction, false, error) &&
+           prepare_some(transaction, true, error);
 }
 
 static void commit_all(struct transaction *transaction)
@@ -198,11 +208,19 @@ static void commit_all(struct transaction *transaction)
             transaction->actions[i].kind->commit(&transaction->actions[i]);
 }
 
+static void abort_some(struct transaction *transaction, bool last)
+{
+    for (size_t i = transaction->n_actions; i-- > 0;) {
+        struct transaction_action *action = &transaction->actions[i];
+        if (action->prepared && action->kind->prepares_last == last && action->kind->abort)
+            action->kind->abort(action);
+    }
+}
+
 static void abort_prepared(struct transaction *transaction)
 {
-    for (size_t i = transaction->n_prepared; i-- > 0;)
-        if (transaction->actions[i].kind->abort)
-            transaction->actions[i].kind->abort(&transaction->actions[i]);
+    abort_some(transaction, true);
+    abort_some(transaction, false);
 }
 
 static void finish_opened(struct transaction *transaction, bool committed)

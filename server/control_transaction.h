@@ -7,7 +7,8 @@
  *                 \----> abort --/
  *
  * All are opened first, while clients write.  Then the changing requests of every export
- * that an action names are drained, and all are prepared in their order.  When each could
+ * that an action names are drained, and all are prepared in their order (those of a kind that
+ * prepares last behind the others).  When each could
  * be, each is committed, in the same order; else those that were prepared are aborted,
  * the last first.  The drains end, and every action that was opened is finished.
  *
@@ -52,6 +53,9 @@ struct transaction_kind {
     const char *export_arg;
     bool drains_alone; /* and also where it is a command by itself */
     bool groups;       /* it starts a job, which completion-mode=grouped is about */
+    /* Prepared after all others, and aborted before them: from then on to commit or abort
+     * nobody gets space in its image. */
+    bool prepares_last;
 
     /* Each is optional. */
     bool (*open)(struct transaction_action *action, struct control_error *error);
@@ -68,6 +72,7 @@ struct transaction_action {
     const json_t *args;        /* fit kind->args */
     struct served_export *exp; /* that export_arg names; a user of it; NULL: none */
     struct node *node;         /* of exp; from prepare to commit or abort */
+    bool prepared;
     void *state;               /* the kind's own; NULL at first */
 };
 

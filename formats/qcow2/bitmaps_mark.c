@@ -221,7 +221,7 @@ static void on_timer(void *opaque)
         node_wrote(q->node); /* what was let go of */
         return;
     }
-    if (err != -EAGAIN)
+    if (err != -EAGAIN && err != -EBUSY) /* the latter: a snapshot is being taken */
         log_error("%s: its bitmaps can't be stored (errno %d): they stay in use",
                   q->node->filename, -err);
     if (mcache_health(q->node->mc))

@@ -4,6 +4,7 @@
 I-02, I-04, I-05, I-07, I-08, I-09, I-11.
 """
 
+import json
 import os
 import threading
 import time
@@ -159,6 +160,27 @@ class Transactions(Live):
             self.assertLessEqual(differing, counts[f"b{number}"])
         server.stop()
         check(image, "qcow2")
+
+    def test_with_a_bitmap_that_is_kept(self):
+        """In any order: what the bitmap's entry takes in the image is there before the snapshot lets nobody take any."""
+        image = create(self.path("disk"), "qcow2", SIZE)
+        server = self.start(image)
+        handle = server.connect()
+        handle.pwrite(b"a" * MIB, 0)
+        for number in range(4):
+            actions = [(self.SNAPSHOT, {"device": "drive0", "name": f"s{number}"}),
+                       ("block-dirty-bitmap-add", {"node": "drive0", "name": f"b{number}", "persistent": True})]
+            wanted = actions if number % 2 else actions[::-1]
+            with self.assertRaises(QmpError):
+                self.run_actions(*wanted, ("abort", {}))
+            self.run_actions(*wanted)
+            handle.pwrite(b"b" * 512, number * MIB)
+        server.stop()
+        check(image, "qcow2")
+        info = json.loads(run("qemu-img", "info", "--output=json", image).stdout)
+        self.assertEqual([s["name"] for s in info["snapshots"]], ["s0", "s1", "s2", "s3"])
+        bitmaps = info["format-specific"]["data"]["bitmaps"]
+        self.assertEqual([(b["name"], b["flags"]) for b in bitmaps], [(f"b{n}", ["auto"]) for n in range(4)])
 
     def test_all_or_nothing(self):
         image = create(self.path("disk"), "qcow2", SIZE)
