@@ -73,7 +73,7 @@ struct transaction_action {
     struct served_export *exp; /* that export_arg names; a user of it; NULL: none */
     struct node *node;         /* of exp; from prepare to commit or abort */
     bool prepared;
-    void *state;               /* the kind's own; NULL at first */
+    void *state; /* the kind's own; NULL at first */
 };
 
 /* Is the completion mode grouped: does the failure of one job cancel the others? */
