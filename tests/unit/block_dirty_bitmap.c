@@ -322,3 +322,95 @@ Test(node_bitmaps, come_and_go_under_requests, .timeout = 120)
     cr_assert_gt(dirty_bitmap_count(stays), 0u);
     end();
 }
+
+/* ---- keeping them ---- */
+
+/* The first granule in the lowest bit; what is behind the last is neither given nor taken. */
+Test(dirty_bitmap, as_bytes_and_back)
+{
+    struct dirty_bitmap *from = new_bitmap(1000 * KIB, 4 * KIB); /* 250 granules */
+    struct dirty_bitmap *to = new_bitmap(1000 * KIB, 4 * KIB);
+    uint8_t bytes[40];
+
+    cr_assert_eq(dirty_bitmap_bytes(1000 * KIB, 4 * KIB), 32);
+    cr_assert_not(dirty_bitmap_export(from, 0, bytes, 40));
+    dirty_bitmap_set(from, 0, 1);
+    dirty_bitmap_set(from, 36 * KIB, 300 * KIB);
+    dirty_bitmap_set(from, 999 * KIB, 1);
+    cr_assert(dirty_bitmap_export(from, 0, bytes, 40));
+    cr_expect_eq(bytes[0], 1);
+    cr_expect_eq(bytes[1], 0xfe);
+    cr_expect_eq(bytes[31], 2);
+    cr_expect_eq(bytes[32], 0);
+    cr_expect(dirty_bitmap_any(from, 24, 8));
+    cr_expect_not(dirty_bitmap_any(from, 16, 8));
+    cr_expect_not(dirty_bitmap_any(from, 32, 8));
+    bytes[31] |= 0xf0; /* of granules that there aren't */
+    memset(bytes + 32, 0xff, 8);
+    dirty_bitmap_import(to, 0, bytes, 40);
+    cr_assert_eq(dirty_bitmap_count(to), dirty_bitmap_count(from));
+    for (uint64_t off = 0; off < 1000 * KIB; off += 4 * KIB)
+        cr_expect_eq(dirty_bitmap_get(to, off), dirty_bitmap_get(from, off));
+    dirty_bitmap_import_ones(to, 0, 4096);
+    cr_assert_eq(dirty_bitmap_count(to), 1000 * KIB);
+    dirty_bitmap_free(from);
+    dirty_bitmap_free(to);
+}
+
+Test(dirty_bitmap, knows_what_is_unsaved)
+{
+    struct dirty_bitmap *b = new_bitmap(1000 * KIB, 4 * KIB);
+
+    cr_assert_not(dirty_bitmap_unsaved(b));
+    dirty_bitmap_set(b, 0, 1);
+    cr_assert(dirty_bitmap_unsaved(b));
+    dirty_bitmap_set_unsaved(b, false);
+    dirty_bitmap_clear(b, 0, 4 * KIB);
+    cr_assert(dirty_bitmap_unsaved(b));
+    dirty_bitmap_set_unsaved(b, false);
+    cr_assert_eq(dirty_bitmap_resize(b, 2000 * KIB), 0);
+    cr_assert(dirty_bitmap_unsaved(b));
+    dirty_bitmap_free(b);
+}
+
+/* B-09: who looks shares it with others who look, and with nobody else. */
+Test(dirty_bitmap, shared_or_one_s_own)
+{
+    struct dirty_bitmap *b = new_bitmap(1000 * KIB, 4 * KIB);
+
+    cr_assert_eq(dirty_bitmap_share(b, &diag), 0);
+    cr_assert_eq(dirty_bitmap_share(b, &diag), 0);
+    cr_assert(dirty_bitmap_busy(b));
+    cr_assert_eq(dirty_bitmap_acquire(b, &diag), -EBUSY);
+    dirty_bitmap_unshare(b);
+    cr_assert_eq(dirty_bitmap_acquire_to_remove(b, &diag), -EBUSY);
+    dirty_bitmap_unshare(b);
+    cr_assert_eq(dirty_bitmap_acquire(b, &diag), 0);
+    cr_assert_eq(dirty_bitmap_share(b, &diag), -EBUSY);
+    dirty_bitmap_release(b);
+    cr_assert_not(dirty_bitmap_busy(b));
+    dirty_bitmap_free(b);
+}
+
+/* B-03: it says nothing, and can only be removed. */
+Test(dirty_bitmap, inconsistent)
+{
+    struct dirty_bitmap *b = dirty_bitmap_new_inconsistent("b", 1000 * KIB, 4 * KIB);
+    struct dirty_bitmap *spoilt = new_bitmap(1000 * KIB, 4 * KIB);
+
+    dirty_bitmap_set(spoilt, 0, 1000 * KIB);
+    dirty_bitmap_spoil(spoilt);
+    struct dirty_bitmap *both[] = {b, spoilt};
+    for (int i = 0; i < 2; i++) {
+        uint64_t off, len;
+        dirty_bitmap_set(both[i], 0, 1000 * KIB);
+        cr_expect_not(dirty_bitmap_enabled(both[i]));
+        cr_expect_not(dirty_bitmap_get(both[i], 0));
+        cr_expect_not(dirty_bitmap_next(both[i], 0, &off, &len));
+        cr_expect_eq(dirty_bitmap_count(both[i]), 0);
+        cr_expect_eq(dirty_bitmap_resize(both[i], 2000 * KIB), 0);
+        cr_expect_eq(dirty_bitmap_share(both[i], &diag), -EINVAL);
+        cr_expect_eq(dirty_bitmap_acquire_to_remove(both[i], &diag), 0);
+        dirty_bitmap_free(both[i]);
+    }
+}
