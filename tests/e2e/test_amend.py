@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`qimg amend`: as qemu-img's, beside it; key slots; and cut short by kill -9."""
+"""O-05: `qimg amend`: as qemu-img's, beside it; key slots; and cut short by kill -9."""
 
 import os
 import subprocess

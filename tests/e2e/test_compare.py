@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`qimg compare`: as qemu-img's, beside it."""
+"""O-02: `qimg compare`: as qemu-img's, beside it."""
 
 from harness import MIB, QIMG, run
 from side_by_side import SideBySide, pattern

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`qimg convert`: as qemu-img's, beside it; what it does where that does less; and how it ends."""
+"""O-01: `qimg convert`: as qemu-img's, beside it; what it does where that does less; and how it ends."""
 
 import json
 import os

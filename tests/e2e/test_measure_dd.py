@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`qimg measure`, `dd` and `bench`: as qemu-img's, beside it."""
+"""O-06: `qimg measure`, `dd` and `bench`: as qemu-img's, beside it."""
 
 import os
 import re

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`qimg rebase` and `qimg commit`: as qemu-img's, beside it; and cut short by kill -9."""
+"""O-04: `qimg rebase` and `qimg commit`: as qemu-img's, beside it; and cut short by kill -9."""
 
 import os
 import pathlib

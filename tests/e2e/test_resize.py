@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`qimg resize`: as qemu-img's, beside it; and cut short by kill -9."""
+"""O-03: `qimg resize`: as qemu-img's, beside it; and cut short by kill -9."""
 
 import os
 import random

@@ -78,7 +78,7 @@ static void judge(struct storage *left, const uint8_t *data, uint64_t common,
     free(all);
 }
 
-Test(qcow2_shrink, any_crash_leaves_what_both_sizes_have, .timeout = 120)
+Test(qcow2_shrink, o03_any_crash_leaves_what_both_sizes_have, .timeout = 120)
 {
     const uint64_t common = 100 * KIB;
     static const enum crash_policy policies[] = {CRASH_NONE, CRASH_ALL, CRASH_SUBSET,
