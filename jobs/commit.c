@@ -257,6 +257,17 @@ static int check_local(const struct commit_layers *layers, struct diag *diag)
     return 0;
 }
 
+/* What their snapshots have of the base becomes something else. */
+static int check_snapshots(const struct commit_layers *layers, struct node *top,
+                           struct diag *diag)
+{
+    int err = 0;
+
+    for (struct node *layer = top; !err && layer != layers->base; layer = layer->backing)
+        err = node_check_no_snapshots(layer, diag);
+    return err;
+}
+
 /* What failed is undone by release_layers. */
 static int open_layers(struct mirror *m, struct node *active, struct node **top,
                        struct node **target, struct diag *diag)
@@ -266,6 +277,8 @@ static int open_layers(struct mirror *m, struct node *active, struct node **top,
     int err = find_layers(layers, active, top, diag);
     if (!err)
         err = check_local(layers, diag);
+    if (!err)
+        err = check_snapshots(layers, *top, diag);
     if (err)
         return err;
     err = node_lock_for_writing(layers->base, diag);

@@ -107,21 +107,6 @@ static int find_layers(struct stream *s, struct node *active, struct diag *diag)
     return 0;
 }
 
-/* They rely on what lies below the layer, and get nothing of it. */
-static int check_snapshots(struct node *layer, struct diag *diag)
-{
-    CLEANUP_SNAPSHOT_LIST struct snapshot_list list = {0};
-
-    int err = node_snapshots(layer, &list);
-    if (err)
-        return diag_errno(diag, -err, "%s", layer->filename);
-    if (list.n == 0 || !layer->backing)
-        return 0;
-    return diag_set(diag, EBUSY,
-                    "%s: has internal snapshots, which need the backing file that it has",
-                    layer->filename);
-}
-
 static int check_layer(const struct stream *s, struct diag *diag)
 {
     struct node *layer = s->layer;
@@ -133,7 +118,7 @@ static int check_layer(const struct stream *s, struct diag *diag)
         return diag_set(diag, ENOTSUP,
                         "%s: is an NBD export: only local files are opened for writing",
                         layer->filename);
-    return check_snapshots(layer, diag);
+    return layer->backing ? node_check_no_snapshots(layer, diag) : 0;
 }
 
 /* ---- the start ---- */

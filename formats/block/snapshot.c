@@ -37,6 +37,21 @@ void snapshot_info_free(struct snapshot_info *info)
     info->id = info->name = NULL;
 }
 
+int node_check_no_snapshots(struct node *layer, struct diag *diag)
+{
+    CLEANUP_SNAPSHOT_LIST struct snapshot_list list = {0};
+
+    int err = node_snapshots(layer, &list);
+    if (err)
+        return diag_errno(diag, -err, "%s", layer->filename);
+    return list.n == 0
+               ? 0
+               : diag_set(diag, EBUSY,
+                          "%s: has internal snapshots, which need what lies below it as it "
+                          "is",
+                          layer->filename);
+}
+
 /* ---- names ---- */
 
 const struct snapshot_info *snapshot_find(const struct snapshot_list *list,

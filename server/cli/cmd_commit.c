@@ -50,6 +50,17 @@ static bool means_layer(const char *name, const struct node *above)
            (joined && node_is_called(above->backing, joined));
 }
 
+/* What their snapshots have of the base becomes something else. */
+static int check_snapshots(struct node *top, const struct node *base)
+{
+    struct diag diag = {0};
+
+    for (struct node *layer = top; layer != base; layer = layer->backing)
+        if (node_check_no_snapshots(layer, &diag))
+            return cli_diag(&diag);
+    return CLI_OK;
+}
+
 /* The layer that is committed to, and how deep it lies. */
 static int find_base(const struct commit_args *args, struct node *top, struct node **base,
                      unsigned *depth)
@@ -158,6 +169,8 @@ static int commit_given(const struct commit_args *args)
     interrupt_catch();
     progress_begin(args->progress && !args->quiet);
     code = find_base(args, image.node, &base, &depth);
+    if (code == CLI_OK)
+        code = check_snapshots(image.node, base);
     if (code == CLI_OK && node_activate(image.node, &diag) < 0)
         code = cli_diag(&diag);
     if (code == CLI_OK)

@@ -297,6 +297,10 @@ static int rebase_node(const struct rebase_args *args, struct node *image)
     struct diag diag = {0};
 
     int code = check_words(args, image);
+    bool is_above = image->backing || args->backing[0];
+    if (code == CLI_OK && !args->unsafe && is_above &&
+        node_check_no_snapshots(image, &diag))
+        code = cli_diag(&diag);
     if (code == CLI_OK && node_activate(image, &diag) < 0)
         code = cli_diag(&diag);
     if (code == CLI_OK && !args->unsafe)

@@ -277,6 +277,19 @@ class Refused(CommitCase):
             client.event("BLOCK_JOB_COMPLETED")
         server.stop()
 
+    def test_internal_snapshots(self):
+        """of a layer that is committed rely on the base as it is"""
+        self.client.cmd("blockdev-snapshot-internal-sync", device="drive0", name="s")
+        before = harness.sha256(self.paths[0])
+        for base in self.paths[:2]:
+            self.refused("top.qcow2: has internal snapshots", base=base)
+        self.assertEqual(harness.sha256(self.paths[0]), before)
+        self.client.cmd("blockdev-snapshot-delete-internal-sync", device="drive0", name="s")
+        self.commit()
+        self.ready()
+        self.pivot()
+        self.ends_as(self.paths[0], self.formats[0])
+
     def test_another_process(self):
         """the base is locked from the start on"""
         self.commit()

@@ -204,6 +204,27 @@ class Words(Case):
         self.assertEqual(done.returncode, 1)
         self.assertIn("lies in another file", done.stderr)
 
+    def test_what_lies_below_stays(self):
+        """A snapshot shows the backing file where it has nothing: what puts something else there is refused."""
+        base = create(self.path("base"), "qcow2", SIZE)
+        fill(base, "qcow2", [(0, b"b" * MIB)])
+        image = create(self.path("disk"), "qcow2", SIZE, backing=base, backing_fmt="qcow2")
+        fill(image, "qcow2", [(0, b"s" * KIB)])
+        run(QIMG, "snapshot", "-c", "first", image)
+        fill(image, "qcow2", [(MIB // 2, b"d" * KIB)])
+        before = sha256(image), sha256(base)
+        other = create(self.path("other"), "qcow2", SIZE)
+        for command in (["commit"], ["commit", "-d"], ["rebase", "-b", ""], ["rebase", "-b", other, "-F", "qcow2"]):
+            with self.subTest(command=command):
+                done = run(QIMG, *command, image, check=False)
+                self.assertEqual(done.returncode, 1)
+                self.assertIn("has internal snapshots", done.stderr)
+                self.assertEqual((sha256(image), sha256(base)), before)
+        run(QIMG, "rebase", "-u", "-b", base, "-F", "qcow2", image)
+        run(QIMG, "snapshot", "-d", "first", image)
+        run(QIMG, "commit", image)
+        check(base, "qcow2")
+
     def test_names(self):
         image = create(self.path("disk"), "qcow2", SIZE)
         run(QIMG, "snapshot", "-c", "ä" * 100 + " ’", image)
