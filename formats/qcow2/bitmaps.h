@@ -118,6 +118,9 @@ void qcow2_end_bitmap_change(struct node *node);
 int qcow2_check_bitmap(struct node *node, const char *name, uint64_t granularity,
                        struct diag *diag) MUST_USE;
 
+/* Could those that are kept be kept of a disk of that size?  0, or -EFBIG with diag. */
+int qcow2_check_bitmaps_size(struct qcow2 *q, uint64_t size, struct diag *diag) MUST_USE;
+
 /* The directory lists the bitmaps there are, as they were stored: a new one is in use. */
 int qcow2_keep_bitmaps(struct node *node, struct diag *diag) MUST_USE;
 

@@ -494,6 +494,7 @@ void qcow2_store_bitmaps_at_end(struct qcow2 *q)
 
 struct total {
     const struct qcow2 *q;
+    uint64_t size;               /* of the disk */
     uint64_t n, bits, directory; /* the last two in bytes */
 };
 
@@ -504,9 +505,9 @@ static void add_to_total(struct dirty_bitmap *bitmap, void *opaque)
     if (!dirty_bitmap_persistent(bitmap))
         return;
     total->n++;
-    total->bits += qcow2_bitmap_table_size(total->q, dirty_bitmap_size(bitmap),
-                                           dirty_bitmap_granularity(bitmap))
-                   << total->q->geo.cluster_bits;
+    total->bits +=
+        qcow2_bitmap_table_size(total->q, total->size, dirty_bitmap_granularity(bitmap))
+        << total->q->geo.cluster_bits;
     total->directory +=
         align_up(sizeof(struct qcow2_disk_bitmap) + strlen(dirty_bitmap_name(bitmap)), 8);
 }
@@ -533,7 +534,7 @@ int qcow2_check_bitmap(struct node *node, const char *name, uint64_t granularity
                        struct diag *diag)
 {
     struct qcow2 *q = qcow2_of(node);
-    struct total total = {.q = q};
+    struct total total = {.q = q, .size = q->header.size};
 
     node_bitmap_each(node, add_to_total, &total);
     const char *why = why_not_keep(&total, name, granularity);
@@ -547,4 +548,19 @@ int qcow2_check_bitmap(struct node *node, const char *name, uint64_t granularity
                             "header",
                             name, node->filename)
                : 0;
+}
+
+int qcow2_check_bitmaps_size(struct qcow2 *q, uint64_t size, struct diag *diag)
+{
+    struct total total = {.q = q, .size = size};
+
+    node_bitmap_each(q->node, add_to_total, &total);
+    return total.bits <= MAX_BITMAPS_BYTES
+               ? 0
+               : diag_set(diag, EFBIG,
+                          "%s: for a disk of %" PRIu64
+                          " bytes its dirty bitmaps would take %" PRIu64
+                          " bytes, and can't be over %llu: remove those of a small "
+                          "granularity",
+                          q->node->filename, size, total.bits, MAX_BITMAPS_BYTES);
 }

@@ -182,6 +182,8 @@ int qcow2_grow(struct node *node, uint64_t size, struct diag *diag)
                         "%s: %" PRIu64 " bytes need an L1 table of over %u bytes",
                         node->filename, size, MAX_L1_BYTES);
     int err = qcow2_check_resize(q, diag);
+    if (!err)
+        err = qcow2_check_bitmaps_size(q, size, diag);
     if (err)
         return err;
     err = node_begin_change(node);

@@ -553,6 +553,8 @@ int qcow2_prepare_snapshot(struct snapshot_change *change, struct diag *diag)
     state->made.disk_size = q->header.size;
     if (change->kind != SNAPSHOT_CREATE)
         s = *qcow2_snapshot_of(q, state->key); /* nobody else changes the list */
+    if (change->kind == SNAPSHOT_APPLY && qcow2_check_bitmaps_size(q, s.disk_size, diag))
+        return -diag->err;
     if (change->kind == SNAPSHOT_APPLY)
         err = node_begin_change(q->node);
     if (!err && change->kind == SNAPSHOT_APPLY && s.disk_size != q->header.size)
