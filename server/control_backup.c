@@ -260,6 +260,13 @@ static bool start_held(struct transaction_action *action, struct backup_action *
 {
     bool by_node = action->kind == &blockdev_backup_kind;
 
+    /* By an action before, which ends after this one: waiting for the job would not end. */
+    if (export_is_claimed(action->exp)) {
+        control_fail(error, CLASS_GENERIC,
+                     "Node '%s' is busy: an action before changes its snapshots or images",
+                     action->exp->node_name);
+        return false;
+    }
     if (!export_begin_job(action->exp)) {
         control_fail(error, CLASS_DEVICE, "Cannot find device '%.200s'",
                      arg_text(action->args, "device"));

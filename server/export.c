@@ -262,6 +262,12 @@ int export_claim(struct served_export *exp, struct node **node, struct diag *dia
     return 0;
 }
 
+bool export_is_claimed(struct served_export *exp)
+{
+    LOCK_GUARD(&exp->lock);
+    return exp->claimed;
+}
+
 void export_end_claim(struct served_export *exp)
 {
     LOCK_GUARD(&exp->lock);

@@ -164,6 +164,8 @@ void export_drop_reference(struct served_export *exp);
  * a reference waits until the claim has ended.  Not for long. */
 int export_claim(struct served_export *exp, struct node **node, struct diag *diag) MUST_USE;
 void export_end_claim(struct served_export *exp);
+/* A job that begins waits for the claim's end: who claims, and waits for a job, has to ask. */
+bool export_is_claimed(struct served_export *exp);
 
 /* By the holder of the claim, with changing requests drained: serves `overlay`, which it takes
  * over, from here on, with what was served until now below it.  It is no smaller, and active
