@@ -37,17 +37,6 @@ static uint64_t old_block_offset(const struct old_counts *o, uint64_t block)
     return block < o->n_blocks ? load_be64(o->table + block * 8) & RT_OFFSET : 0;
 }
 
-static uint64_t unpack(uint32_t order, const uint8_t *block, uint64_t index)
-{
-    uint64_t bit = index << order, value = 0;
-
-    if (order < 3)
-        return (block[bit / 8] >> (bit & 7)) & ((1u << (1u << order)) - 1);
-    for (uint64_t i = 0; i < 1ull << (order - 3); i++)
-        value = value << 8 | block[bit / 8 + i];
-    return value;
-}
-
 static int old_count(struct old_counts *o, uint64_t cluster, uint64_t *count)
 {
     uint64_t block = cluster / o->per_block, offset = old_block_offset(o, block);
@@ -61,7 +50,7 @@ static int old_count(struct old_counts *o, uint64_t cluster, uint64_t *count)
             return err;
         o->loaded = block;
     }
-    *count = unpack(o->h->refcount_order, o->block, cluster % o->per_block);
+    *count = refcount_unpack(o->h->refcount_order, o->block, cluster % o->per_block);
     return 0;
 }
 
