@@ -5,15 +5,37 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "cli.h"
 #include "qmp_client.h"
 
 #define READ_BYTES ((size_t)64 << 10)
 /* More than any answer takes. */
 #define MAX_MESSAGE ((size_t)256 << 20)
+
+/* Until replies are due, as poll takes it. */
+static int time_left_ms(const struct qmp *qmp)
+{
+    uint64_t now = clock_ms();
+
+    if (!qmp->until)
+        return -1;
+    return now < qmp->until ? (int)(qmp->until - now) : 0;
+}
+
+/* Nor does connecting or sending wait for longer. */
+static void limit_sending(const struct qmp *qmp, int fd)
+{
+    int ms = time_left_ms(qmp);
+    struct timeval limit = {ms / 1000, ms % 1000 * 1000};
+
+    if (ms > 0)
+        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+}
 
 static int connect_to(struct qmp *qmp, const char *path)
 {
@@ -24,6 +46,8 @@ static int connect_to(struct qmp *qmp, const char *path)
                          sizeof addr.sun_path - 1);
     strcpy(addr.sun_path, path);
     CLEANUP_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd >= 0)
+        limit_sending(qmp, fd);
     if (fd < 0 || connect(fd, (const struct sockaddr *)&addr, sizeof addr) < 0)
         return cli_error("%s: cannot connect: %s", path, strerror(errno));
     qmp->fd = fd;
@@ -108,11 +132,21 @@ static int send_message(struct qmp *qmp, json_t *message)
     return text ? send_all(qmp, text) : cli_error("out of memory");
 }
 
+/* The next message, for which it is waited as long as replies are. */
+static int await_message(struct qmp *qmp, json_t **message)
+{
+    int code = next_message(qmp, time_left_ms(qmp), message);
+
+    if (code == CLI_OK && !*message && qmp->until)
+        return cli_error("the server doesn't answer");
+    return code;
+}
+
 /* The reply, past the events that come before it. */
 static int next_reply(struct qmp *qmp, json_t **reply)
 {
     for (;;) {
-        int code = next_message(qmp, -1, reply);
+        int code = await_message(qmp, reply);
         if (code != CLI_OK)
             return code;
         if (*reply && !json_object_get(*reply, "event"))
@@ -170,7 +204,7 @@ int qmp_event(struct qmp *qmp, int timeout_ms, json_t **event)
 static int negotiate_capabilities(struct qmp *qmp, const char *path)
 {
     json_t *greeting, *nothing;
-    int code = next_message(qmp, -1, &greeting);
+    int code = await_message(qmp, &greeting);
 
     if (code != CLI_OK)
         return code;
@@ -183,9 +217,9 @@ static int negotiate_capabilities(struct qmp *qmp, const char *path)
     return code;
 }
 
-int qmp_open(struct qmp *qmp, const char *path)
+static int open_until(struct qmp *qmp, const char *path, uint64_t until)
 {
-    *qmp = (struct qmp){.fd = -1};
+    *qmp = (struct qmp){.fd = -1, .until = until};
     int code = connect_to(qmp, path);
     if (code != CLI_OK)
         return code;
@@ -194,6 +228,16 @@ int qmp_open(struct qmp *qmp, const char *path)
     if (code != CLI_OK)
         qmp_close(qmp);
     return code;
+}
+
+int qmp_open(struct qmp *qmp, const char *path)
+{
+    return open_until(qmp, path, 0);
+}
+
+int qmp_open_within(struct qmp *qmp, const char *path, uint32_t timeout_ms)
+{
+    return open_until(qmp, path, clock_ms() + timeout_ms);
 }
 
 void qmp_close(struct qmp *qmp)

@@ -12,11 +12,16 @@ struct qmp {
     char *buffer; /* what was received and not yet taken */
     size_t used, capacity;
     json_t *events; /* that came while a reply was waited for */
+    uint64_t until; /* of clock_ms(): when replies are waited for no longer; 0: never */
 };
 
 /* Connects and negotiates.  Complains and returns an exit code; on failure there is nothing
  * to close. */
 int qmp_open(struct qmp *qmp, const char *path);
+
+/* The same, but a server that takes longer than this for all it is asked has failed; a
+ * signal fails it, too. */
+int qmp_open_within(struct qmp *qmp, const char *path, uint32_t timeout_ms);
 void qmp_close(struct qmp *qmp);
 
 /* Runs a command; args is taken over, NULL: none.  *value (which may be NULL) is then the
