@@ -10,7 +10,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck disable=SC2034
 {
     build_packages=(gcc libc6-dev cmake ninja-build pkg-config nbdkit nbdkit-plugin-dev libnbd-dev
-        libjansson-dev libdeflate-dev libzstd-dev zlib1g-dev libssl-dev perl)
+        libjansson-dev libmicrohttpd-dev libdeflate-dev libzstd-dev zlib1g-dev libssl-dev perl)
     package_packages=(build-essential debhelper dpkg-dev lintian pkgconf)
     serve_packages=(libnbd-bin python3-libnbd file)
     test_packages=(libcriterion-dev clang clang-format cppcheck shellcheck python3 python3-libnbd

@@ -44,9 +44,8 @@ int listen_unix(const char *path, int *fd)
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
 
     if (strlen(path) >= sizeof addr.sun_path)
-        return cli_error(
-            "%s: a socket's path has at most %zu bytes; choose another with -s", path,
-            sizeof addr.sun_path - 1);
+        return cli_error("%s: a socket's path has at most %zu bytes; choose another", path,
+                         sizeof addr.sun_path - 1);
     strcpy(addr.sun_path, path);
     *fd = new_socket();
     if (*fd < 0 || bind_to(*fd, &addr) < 0 || listen(*fd, BACKLOG) < 0)

@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the server says of the requests it has served: query-blockstats."""
 
+import contextlib
+import http.client
+import os
 import random
+import signal
+import socket
+import subprocess
 import threading
+import urllib.parse
 
 import nbd
 
-from harness import KIB, MIB, QIMG, SECTOR, Case, create, run
+from harness import KIB, MIB, QIMG, SECTOR, Case, create, plugin_env, run
 from qmp import Qmp
 
 SIZE = 8 * MIB
@@ -167,3 +174,174 @@ class Commands(Counting):
                 done = run(QIMG, command, *argv, check=False)
                 self.assertEqual(done.returncode, 1)
                 self.assertTrue(done.stderr.startswith("qimg: "), done.stderr)
+
+
+class Scrapes(Counting):
+    """`qimg metrics --listen`: HTTP"""
+
+    OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+    def listen(self, address="127.0.0.1:0"):
+        """(the running command, what it says of where it listens)"""
+        command = subprocess.Popen([QIMG, "metrics", f"--control={self.path('control')}", f"--listen={address}"],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=plugin_env())
+        self.addCleanup(command.communicate)
+        self.addCleanup(command.kill)
+        return command, command.stdout.readline().rstrip("\n")
+
+    def end(self, command, number=signal.SIGTERM):
+        command.send_signal(number)
+        errors = command.communicate(timeout=60)[1]
+        self.assertEqual(command.returncode, 0, errors)
+        return errors
+
+    def connect(self, url):
+        """A connection's socket, to the host and port of a URL or to a Unix socket's path."""
+        if url.startswith("/"):
+            sock = socket.socket(socket.AF_UNIX)
+            sock.connect(url)
+            return sock
+        parts = urllib.parse.urlsplit(url)
+        return socket.create_connection((parts.hostname, parts.port), timeout=60)
+
+    def ask(self, url, method="GET", page="/metrics", body=None):
+        """(status, headers, text)"""
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = self.connect(url)
+        with contextlib.closing(connection):
+            connection.request(method, page, body)
+            answer = connection.getresponse()
+            return answer.status, answer.headers, answer.read().decode()
+
+    def test_scrape(self):
+        """E-11: each asks the server anew"""
+        server = self.start()
+        command, url = self.listen()
+        self.assertRegex(url, r"^http://127\.0\.0\.1:[1-9][0-9]*/metrics$")
+        handle = server.connect()
+        for n in range(1, 4):
+            handle.pwrite(bytes(SECTOR), 0)
+            status, headers, text = self.ask(url)
+            self.assertEqual((status, headers["Content-Type"]), (200, self.OPENMETRICS))
+            self.assertIn(f'qimg_operations_total{{export="drive0",op="write"}} {n}\n', text)
+            self.assertEqual(text, run(QIMG, "metrics", f"--control={self.path('control')}").stdout)
+        self.assertEqual(self.ask(url, page="/metrics?a=b")[0], 200)
+        self.assertEqual(self.end(command, signal.SIGINT), "")
+        server.stop()
+
+    def test_what_else_is_asked_for(self):
+        """E-11"""
+        server = self.start()
+        command, url = self.listen()
+        for page in "/", "/metrics/", "/metric", "/%2e%2e/etc/passwd", "//metrics":
+            self.assertEqual(self.ask(url, page=page)[0], 404, page)
+        for method, body in ("POST", b"x" * MIB), ("PUT", b"x"), ("HEAD", None), ("DELETE", None), ("STRANGE", None):
+            with contextlib.suppress(ConnectionError):  # the body may be cut off
+                status, headers, _ = self.ask(url, method, body=body)
+                self.assertEqual((status, headers["Allow"]), (405, "GET"), method)
+        self.assertEqual(self.ask(url)[0], 200)
+        self.assertEqual(self.end(command), "")
+        server.stop()
+
+    def test_server_goes_and_comes(self):
+        """E-11: 503 while there is none"""
+        command, url = self.listen()
+        for _ in range(2):
+            status, headers, text = self.ask(url)
+            self.assertEqual((status, headers["Content-Type"]), (503, "text/plain; charset=utf-8"))
+            self.assertIn("does not answer on its control socket", text)
+            server = self.start()
+            self.assertEqual(self.ask(url)[0], 200)
+            self.client.close()
+            server.kill()
+        self.assertEqual(self.ask(url)[0], 503)
+        self.assertIn(f"qimg: {self.path('control')}: cannot connect: ", self.end(command))
+
+    def test_server_that_hangs(self):
+        """E-11: a scrape doesn't wait for ever, nor does the end"""
+        with socket.socket(socket.AF_UNIX) as control:
+            control.bind(self.path("control"))
+            control.listen()
+            command, url = self.listen()
+            self.assertEqual(self.ask(url)[0], 503)
+            with self.connect(url) as client:
+                client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+                control.accept()[0].close()  # of the first scrape
+                connection = control.accept()[0]
+                errors = self.end(command)
+                connection.close()
+            self.assertIn("qimg: the server doesn't answer\n", errors)
+
+    def test_addresses(self):
+        """E-11"""
+        server = self.start()
+        path = self.path("http")
+        places = [("localhost:0", "http://"), (":0", "http://"), (path, path)]
+        if socket.has_ipv6 and os.path.exists("/proc/net/if_inet6"):
+            places.append(("[::1]:0", "http://[::1]:"))
+        for address, start in places:
+            for _ in range(2):
+                command, url = self.listen(address)
+                self.assertTrue(url.startswith(start), url)
+                self.assertEqual(self.ask(url)[0], 200)
+                if address == ":0":
+                    self.assertEqual(self.ask(f"http://127.0.0.1:{urllib.parse.urlsplit(url).port}")[0], 200)
+                self.end(command)
+                self.assertFalse(os.path.exists(path))
+        command, _ = self.listen(path)
+        command.kill()
+        command.wait()
+        command, url = self.listen(path)  # what is left is replaced
+        self.assertEqual(self.ask(url)[0], 200)
+        other, _ = self.listen(path)
+        self.assertIn(f"{path}: cannot listen: ", other.communicate(timeout=60)[1])
+        self.assertEqual(other.returncode, 1)
+        self.assertEqual(self.ask(url)[0], 200)
+        self.end(command)
+        server.stop()
+
+    def test_bad_addresses(self):
+        """E-11"""
+        for address in ("", "9100", "x:", ":", "x:y", "x:65536", "x:-1", "x: 1", "::1:80", "[]:80", "[:80", "[::1]", "[::1]80",
+                        "[x]:1", "no-such-host.invalid:80", "x" * 300 + ":80", "/" + "x" * 200, "/no/such/folder"):
+            done = run(QIMG, "metrics", f"--control={self.path('none')}", f"--listen={address}", check=False, timeout=60)
+            self.assertEqual((done.returncode, done.stdout), (1, ""), address)
+            self.assertTrue(done.stderr.startswith("qimg: "), done.stderr)
+            self.assertIn(address, done.stderr)
+
+    def test_hostile_clients(self):
+        """E-11: those that hold connections, babble or dribble give way"""
+        server = self.start()
+        command, url = self.listen()
+        held = [self.connect(url) for _ in range(60)]  # more than it takes
+        for junk in (b"\r\n" * 1000, b"\x00\xff" * 50000, b"GET /metrics", b"GET " + b"/" * 100000 + b" HTTP/1.1\r\n\r\n",
+                     b"GET /metrics HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n",
+                     b"GET /metrics HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n",
+                     b"GET /metrics HTTP/1.1\r\n" + b"A: b\r\n" * 20000):
+            with contextlib.suppress(OSError), held.pop() as sock:
+                sock.settimeout(10)
+                sock.sendall(junk)
+        stop = threading.Event()
+
+        def dribble():
+            while not stop.wait(0.2):
+                for sock in held:
+                    with contextlib.suppress(OSError):
+                        sock.send(b"x")
+
+        thread = threading.Thread(target=dribble)
+        thread.start()
+        try:
+            while True:  # until one gets in
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    if self.ask(url)[0] == 200:
+                        break
+            self.assertLess(len(os.listdir(f"/proc/{command.pid}/fd")), 50)
+        finally:
+            stop.set()
+            thread.join()
+        for sock in held:
+            sock.close()
+        self.assertEqual(self.ask(url)[0], 200)
+        self.assertEqual(self.end(command), "")
+        server.stop()
