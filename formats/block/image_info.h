@@ -54,6 +54,7 @@ struct qcow2_info {
     struct luks_info luks; /* ENCRYPTION_LUKS */
     struct stored_bitmap_info *bitmaps;
     size_t n_bitmaps;
+    bool bitmaps_lost; /* it has others, which contradict the format */
 };
 
 /* Which format has a part of its own. */

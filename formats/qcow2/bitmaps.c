@@ -218,6 +218,7 @@ int qcow2_copy_bitmaps(const struct qcow2 *q, struct qcow2_info *part)
 {
     uint32_t n = qcow2_has_bitmaps(q) ? q->bitmaps.n : 0;
 
+    part->bitmaps_lost = q->bitmaps.lost;
     if (n == 0)
         return 0;
     part->bitmaps = calloc(n, sizeof *part->bitmaps);

@@ -17,7 +17,8 @@ enum {
     OPT_SALVAGE = CLI_OWN_OPTIONS,
     OPT_TARGET_IMAGE_OPTS,
     OPT_TARGET_IS_ZERO,
-    OPT_BITMAPS
+    OPT_BITMAPS,
+    OPT_SKIP_BROKEN_BITMAPS,
 };
 
 static const struct cli_option options[] = {
@@ -32,10 +33,11 @@ static const struct cli_option options[] = {
     {'S', NULL, "BYTES", "so many zero bytes become a hole (default 4k); 0: none do"},
     {'l', NULL, "SNAPSHOT", "convert an internal snapshot: its id or name"},
     {OPT_BITMAPS, "bitmaps", NULL, "copy persistent bitmaps, too"},
+    {OPT_SKIP_BROKEN_BITMAPS, "skip-broken-bitmaps", NULL, "but inconsistent ones"},
     {OPT_SALVAGE, "salvage", NULL, "what can't be read is left zero, and said"},
     {'m', NULL, "N", "work with so many threads, 1 to 16"},
     {'W', NULL, NULL, "write out of order; that is always done unless -m 1"},
-    {'C', NULL, NULL, "let the filesystem copy, where it can"},
+    {'C', NULL, NULL, "accepted, and changes nothing"},
     {'r', NULL, "RATE", "move so many bytes per second at most"},
     {'t', NULL, "CACHE", "how the target is written (default unsafe: nothing is synced)"},
     {'T', NULL, "CACHE", "how the sources are read"},
@@ -108,6 +110,9 @@ static int take_switch(struct convert_args *args, int option)
     case OPT_BITMAPS:
         args->bitmaps = true;
         break;
+    case OPT_SKIP_BROKEN_BITMAPS:
+        args->skip_broken_bitmaps = true;
+        break;
     default:
         return cli_take_image_option(&args->source, option);
     }
@@ -167,6 +172,8 @@ static int check_words(const struct convert_args *args)
         return cli_error("Cannot enable copy offloading when -S is used");
     if (args->offload && args->salvage)
         return cli_error("Cannot use copy offloading in salvaging mode");
+    if (args->skip_broken_bitmaps && !args->bitmaps)
+        return cli_error("Use of --skip-broken-bitmaps requires --bitmaps");
     return CLI_OK;
 }
 

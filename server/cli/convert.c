@@ -10,6 +10,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "block/cache_mode.h"
+#include "convert_bitmaps.h"
 #include "copy_disk.h"
 #include "image.h"
 #include "interrupt.h"
@@ -127,6 +128,15 @@ static int make_target(struct conversion *c, struct target_request *request)
     return target_open(&c->target, request);
 }
 
+static int check_target(const struct conversion *c)
+{
+    if (c->target.image.node->size < c->size)
+        return cli_error("output file is smaller than input file");
+    return c->args->bitmaps
+               ? convert_bitmaps_check_target(c->images[0].node, c->target.image.node)
+               : CLI_OK;
+}
+
 static int open_target(struct conversion *c)
 {
     struct convert_args *args = c->args;
@@ -142,10 +152,10 @@ static int open_target(struct conversion *c)
         return cli_error("Compression not supported for this file format");
     int code = args->target_image_opts ? target_open_given(&c->target, &given, &request)
                                        : make_target(c, &request);
-    if (code != CLI_OK || c->target.image.node->size >= c->size)
+    if (code != CLI_OK)
         return code;
-    cli_error("output file is smaller than input file");
-    return target_finish(&c->target, false, CLI_FAILED);
+    code = check_target(c);
+    return code == CLI_OK ? code : target_finish(&c->target, false, code);
 }
 
 /* ---- copying ---- */
@@ -242,6 +252,8 @@ static int copy_to_target(struct conversion *c)
     if (code == CLI_OK)
         code = flush_target(c);
     progress_end(code == CLI_OK);
+    if (code == CLI_OK && c->args->bitmaps)
+        code = convert_bitmaps(c->images[0].node, c->target.image.node);
     return target_finish(&c->target, code == CLI_OK, code);
 }
 
@@ -250,14 +262,24 @@ static int open_snapshot(struct conversion *c)
 {
     const struct convert_args *args = c->args;
 
-    if (args->bitmaps)
-        return cli_error("Source lacks bitmap support");
     if (args->snapshot && args->n_sources > 1)
         return cli_error("No support for concatenating multiple snapshot");
     int code = snapshot_arg_open(c->images[0].node, args->snapshot, &c->nodes[0]);
     if (code == CLI_OK && args->snapshot)
         c->size = align_up(c->nodes[0]->size, SECTOR);
     return code;
+}
+
+/* They are the image's, also when its disk is a snapshot's. */
+static int load_bitmaps(struct conversion *c)
+{
+    const struct convert_args *args = c->args;
+
+    if (!args->bitmaps)
+        return CLI_OK;
+    if (args->n_sources > 1)
+        return cli_error("Copying bitmaps only possible with single source");
+    return convert_bitmaps_load(c->images[0].node, args->skip_broken_bitmaps);
 }
 
 int convert(struct convert_args *args)
@@ -267,6 +289,8 @@ int convert(struct convert_args *args)
     int code = open_sources(&c);
     if (code == CLI_OK)
         code = open_snapshot(&c);
+    if (code == CLI_OK)
+        code = load_bitmaps(&c);
     interrupt_catch();
     if (code == CLI_OK)
         code = open_target(&c);

@@ -25,8 +25,8 @@ struct convert_args {
     unsigned threads; /* 0: not given */
     uint64_t speed;
     const struct cache_mode *cache, *source_cache;
-    bool compress, existing, target_is_zero, target_image_opts, offload, salvage, bitmaps;
-    bool progress, quiet;
+    bool compress, existing, target_is_zero, target_image_opts, offload, salvage;
+    bool bitmaps, skip_broken_bitmaps, progress, quiet;
 };
 
 /* Complains and returns an exit code. */

@@ -11,8 +11,18 @@ import time
 
 from harness import KIB, MIB, QIMG, Case, create, fill, plugin_env, run, wait_until
 from side_by_side import SideBySide, pattern
+from test_stored_bitmaps import KeptBitmaps
 
 FORMATS = ("raw", "qcow2", "qed")
+
+
+def in_use(image, name):
+    """A qcow2 image of which that bitmap was being changed when its writer was killed."""
+    image, at = bytearray(image), image.find(name)
+    while at >= 0:
+        image[at - 9] |= 1  # the lowest byte of its flags
+        at = image.find(name, at + 1)
+    return bytes(image)
 
 
 class Beside(SideBySide):
@@ -91,6 +101,106 @@ class Beside(SideBySide):
             "-O qcow2 -B a.raw -F raw a.raw b.raw out", "-O raw -B a.raw -F raw over.qcow2 out", "-n -O qcow2 a.raw none",
             "-n -O raw long.qcow2 a.raw", "-f qcow2 a.raw out", "-f qed a.qcow2 out",
             "--bogus a.raw out")])
+
+
+class BitmapsBeside(SideBySide, KeptBitmaps):
+    """`--bitmaps`: the same names, granularities, flags and dirty ranges."""
+
+    NAMES = {"wednesday": 4 * KIB, "tuesday": 128 * KIB, "monday": 512}  # the first doesn't record
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+
+        def qemu(*words):
+            run(*words, cwd=cls.fixture)
+
+        qemu("qemu-img", "create", "-q", "-f", "qcow2", "bits.qcow2", "4M")
+        for at, (name, granularity) in enumerate(cls.NAMES.items()):
+            qemu("qemu-img", "bitmap", "--add", "-g", str(granularity), "bits.qcow2", name)
+            qemu("qemu-io", "-f", "qcow2", "-c", f"write -q {at}M 5k", "-c", f"write -q {3500 + at}k 200k", "bits.qcow2")
+        qemu("qemu-img", "bitmap", "--disable", "bits.qcow2", "wednesday")
+        qemu("qemu-img", "snapshot", "-c", "snap", "bits.qcow2")
+        qemu("qemu-io", "-f", "qcow2", "-c", "write -q 2500k 1k", "bits.qcow2")
+        whole = pathlib.Path(cls.fixture, "bits.qcow2").read_bytes()
+        pathlib.Path(cls.fixture, "broken.qcow2").write_bytes(in_use(whole, b"tuesday"))
+        pathlib.Path(cls.fixture, "lost.qcow2").write_bytes(whole.replace(b"tuesday", b"\0\0\0\0\0\0\0"))
+
+    def same_bits(self, row, *names, image="out"):
+        self.same(row)
+        for name in names:
+            found = [self.dirty_for_qemu(os.path.join(self.path(folder), image), name, 512) for folder in ("theirs", "ours")]
+            self.assertEqual(*found, (row, name))
+            self.assertTrue(found[0])
+
+    def test_they_are_copied(self):
+        for words in ("", "-c", "-o cluster_size=4k,refcount_bits=8", "-l snap", "-t writeback -m 1",
+                      "-o preallocation=full", "-o extended_l2=on"):
+            with self.subTest(words=words):
+                self.same_bits((f"convert --bitmaps {words} -O qcow2 bits.qcow2 out", "out:qcow2"), *self.NAMES)
+        # One that has others, which record what is written.
+        self.same_bits(("convert --bitmaps -n -O qcow2 bits.qcow2 there", "there:qcow2", "qemu-img create -q -f qcow2 there 4M",
+                        "qemu-img bitmap --add there own"), "own", *self.NAMES, image="there")
+
+    def test_of_the_image_itself(self):
+        """Not of what lies below it; a layer has its own."""
+        self.rows([("convert --bitmaps -O qcow2 a.qcow2 out", "out:qcow2"),
+                   ("convert --bitmaps -O qcow2 -o data_file=out.data,data_file_raw=on bits.qcow2 out", "out:qcow2"),
+                   ("convert --bitmaps -O qcow2 layer out", "out:qcow2",
+                    "qemu-img create -q -f qcow2 -b bits.qcow2 -F qcow2 layer"),
+                   ("convert --bitmaps -n -O qcow2 a.qcow2 there", "there:qcow2", "qemu-img create -q -f qcow2 there 5M")])
+
+    def test_broken_ones_are_left_out(self):
+        self.same_bits(("convert --bitmaps --skip-broken-bitmaps -O qcow2 broken.qcow2 out", "out:qcow2"), "wednesday", "monday")
+        # The target's own are no matter.
+        self.same_bits(("convert --bitmaps -n -O qcow2 layer broken.qcow2", "broken.qcow2:qcow2",
+                        "qemu-img create -q -f qcow2 -b bits.qcow2 -F qcow2 layer", "qemu-img bitmap --add layer x",
+                        "qemu-img bitmap --merge monday -b bits.qcow2 -F qcow2 layer x"), "x", image="broken.qcow2")
+
+    def test_refused(self):
+        """In qemu-img's words, before a target that is there is touched."""
+        for words, *before in (
+                ("--bitmaps -O qcow2 a.raw out",), ("--bitmaps -O qcow2 v2.qcow2 out",), ("--bitmaps -O qcow2 a.qed out",),
+                ("--bitmaps -O qcow2 bits.qcow2 bits.qcow2 out",), ("--bitmaps -O qcow2 broken.qcow2 out",),
+                ("--skip-broken-bitmaps -O qcow2 bits.qcow2 out",), ("--bitmaps -O raw bits.qcow2 out",),
+                ("--bitmaps -O qed bits.qcow2 out",), ("--bitmaps -O qcow2 -o compat=0.10 bits.qcow2 out",),
+                ("--bitmaps -n -O qcow2 bits.qcow2 v2.qcow2",),
+                ("--bitmaps -n -O qcow2 bits.qcow2 there", "qemu-img create -q -f qcow2 there 5M",
+                 "qemu-img bitmap --add there other"),
+                ("--bitmaps -n -O qcow2 bits.qcow2 there", "qemu-img create -q -f qcow2 there 4M",
+                 "qemu-img bitmap --add there monday")):
+            with self.subTest(words=words):
+                theirs, ours = self.both(["convert", *words.split()], before)
+                self.assertEqual((theirs.returncode, ours.returncode), (1, 1))
+                self.assertEqual(*[re.sub("wednesday|tuesday|monday", "-", text) for text in (  # they begin with the last
+                    theirs.stderr.replace("qemu-img", "qimg"),
+                    re.sub(r"(?m)^qimg: [\w.]+: (was not made|is incomplete)\n", "", ours.stderr))])
+                self.assertFalse(os.path.exists(os.path.join(self.path("ours"), "out")))
+                if before:
+                    there = os.path.join(self.path("ours"), "there")
+                    self.assertEqual(len(self.stored(there)), 1)
+                    self.assertNotIn('"data": true', run("qemu-img", "map", "--output=json", there).stdout)
+
+    def test_lost_ones_are_no_empty_list(self):
+        """What contradicts the format can't be copied; qemu-img doesn't open such an image."""
+        words = ("convert", "--bitmaps", "-O", "qcow2", os.path.join(self.fixture, "lost.qcow2"), self.path("out"))
+        done = run(QIMG, *words, check=False)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("lost.qcow2: its bitmaps can't be loaded", done.stderr)
+        self.assertFalse(os.path.exists(self.path("out")))
+        run(QIMG, *words, "--skip-broken-bitmaps")
+        self.assertEqual(self.stored(self.path("out")), {})
+
+    def test_no_room_for_them(self):
+        """A target whose bitmaps can't be stored isn't complete."""
+        image = create(self.path("large"), "qcow2", "1G")
+        run("qemu-img", "bitmap", "--add", "-g", "512", image, "b")
+        run("qemu-io", "-f", "qcow2", *[w for at in range(4) for w in ("-c", f"write -q -z {at * 256}M 256M")], image)
+        done = run("bash", "-c", f"ulimit -f 400; trap '' XFSZ; {QIMG} convert --bitmaps -O qcow2 large out", cwd=self.dir,
+                   check=False)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertRegex(done.stderr, "qimg: Failed to store bitmap b\n")
+        self.assertEqual(os.listdir(self.dir), ["large"])
 
 
 class Alone(Case):
