@@ -155,7 +155,10 @@ static int open_target(struct conversion *c)
     if (code != CLI_OK)
         return code;
     code = check_target(c);
-    return code == CLI_OK ? code : target_finish(&c->target, false, code);
+    if (code == CLI_OK)
+        return CLI_OK;
+    c->target.untouched = args->existing;
+    return target_finish(&c->target, false, code);
 }
 
 /* ---- copying ---- */

@@ -245,7 +245,7 @@ static void say_what_is_left(const struct target *target)
     if (target->temporary)
         cli_error(target->replaced ? "%s: is as it was before" : "%s: was not made",
                   target->filename);
-    else
+    else if (!target->untouched)
         cli_error("%s: is incomplete", target->filename);
 }
 

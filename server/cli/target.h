@@ -18,6 +18,7 @@ struct target {
     char *data_file;          /* made with it; NULL: none, or it was there */
     struct storage *replaced; /* what has the name until then, locked; NULL: nothing */
     bool is_zero;             /* new, and reads as zeroes where no backing file shows */
+    bool untouched; /* set before target_finish: it was there, nothing was written */
 };
 
 struct target_request {

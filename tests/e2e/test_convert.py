@@ -174,7 +174,7 @@ class BitmapsBeside(SideBySide, KeptBitmaps):
                 self.assertEqual((theirs.returncode, ours.returncode), (1, 1))
                 self.assertEqual(*[re.sub("wednesday|tuesday|monday", "-", text) for text in (  # they begin with the last
                     theirs.stderr.replace("qemu-img", "qimg"),
-                    re.sub(r"(?m)^qimg: [\w.]+: (was not made|is incomplete)\n", "", ours.stderr))])
+                    re.sub("(?m)^qimg: out: was not made\n", "", ours.stderr))])
                 self.assertFalse(os.path.exists(os.path.join(self.path("ours"), "out")))
                 if before:
                     there = os.path.join(self.path("ours"), "there")
