@@ -6,6 +6,7 @@
 
 #include "base/cleanup.h"
 #include "common/json_text.h"
+#include "control_chain.h"
 #include "control_cmds.h"
 #include "control_exports.h"
 #include "export_table.h"
@@ -164,8 +165,11 @@ static json_t *del_export(struct control_context *ctx, const json_t *args,
 static json_t *describe_export(struct served_export *exp)
 {
     json_t *object = json_object();
+    CHAIN_USE(chain, exp);
+    struct node *top = chain.use.node;
 
-    json_object_set_new(object, "node-name", json_from_text(exp->node_name));
+    json_object_set_new(object, "node-name",
+                        json_from_text(control_name_node(exp, top, top).text));
     json_object_set_new(object, "shutting-down", json_false());
     json_object_set_new(object, "type", json_string("nbd"));
     json_object_set_new(object, "id", json_from_text(export_id(exp)));

@@ -182,30 +182,10 @@ json_t *control_find_corruption(struct served_export *exp, bool fatal)
     return NULL;
 }
 
-/* BlockExportInfo: what clients of the server can ask for now. */
-static json_t *query_exports(struct control_context *ctx, const json_t *args,
-                             struct control_error *error)
-{
-    json_t *list = json_array();
-
-    (void)args;
-    (void)error;
-    EXPORT_TABLE_EACH (exp, ctx->exports) {
-        CHAIN_USE(chain, exp);
-        struct node *top = chain.use.node;
-        json_array_append_new(
-            list, json_pack("{s:s,s:o,s:s,s:b}", "id", exp->node_name, "node-name",
-                            json_from_text(control_name_node(exp, top, top).text), "type",
-                            "nbd", "shutting-down", 0));
-    }
-    return list;
-}
-
 static const struct control_arg nodes_args[] = {{"flat", ARG_BOOL, false, NULL}, {0}};
 
 const struct control_command control_query_commands[] = {
     {"query-block", NULL, query_block},
     {"query-named-block-nodes", nodes_args, query_nodes},
-    {"query-block-exports", NULL, query_exports},
     {0},
 };

@@ -458,7 +458,7 @@ class Map(Look):
 class Program(CliCase):
     def test_words(self):
         self.refuses(says=["Not enough arguments"])
-        self.refuses("frobnicate", says=["frobnicate", "amend, bench, check"])
+        self.refuses("frobnicate", says=["frobnicate", "amend, backup, bench"])
         self.refuses("inof", says=["did you mean 'info'?"])
         self.refuses("info", "--outptu=json", "image", says=["'--outptu=json': did you mean --output?"])
         self.refuses("create", "-f", "qcow", "image", "1M", says=["did you mean 'qcow2'? There are: qcow2, qed, luks, raw"])

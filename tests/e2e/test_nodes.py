@@ -129,7 +129,7 @@ class Mirrors(NodeCase):
         inserted = self.client.cmd("query-block")[0]["inserted"]
         self.assertEqual((inserted["node-name"], inserted["file"]), ("x", path))
         self.assertEqual(self.client.cmd("query-block-exports"),
-                         [{"id": "drive0", "node-name": "x", "type": "nbd", "shutting-down": False}])
+                         [{"id": "drive0", "node-name": "x", "type": "nbd", "shutting-down": False, "name": ""}])
         self.write(0, b"on the target")
         self.fails("GenericError", self.client, "blockdev-del", "Node x is in use", node_name="x")
         # And back, called by the node's name.
