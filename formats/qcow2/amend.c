@@ -384,20 +384,20 @@ static int amend_store(struct storage *st, struct qcow2_header *h,
 
 int qcow2_amend(struct storage *st, const struct amend_request *req, struct diag *diag)
 {
-    CLEANUP_STORAGE struct storage *owned = st;
+    CLEANUP_STORAGE struct storage *file = st;
     struct qcow2_header h;
     struct amendment a;
 
-    int err = qcow2_header_read(st, &h, diag);
+    int err = qcow2_header_read(file, &h, diag);
     if (err)
         return err;
-    err = judge(st->name, &h, req, &a, diag);
+    err = judge(file->name, &h, req, &a, diag);
     if (!err && (h.incompatible & (INCOMPAT_DIRTY | INCOMPAT_CORRUPT)))
-        err = refuse(st->name, diag, "it has to be repaired before (qimg check -r all)");
+        err = refuse(file->name, diag, "it has to be repaired before (qimg check -r all)");
     if (!err && a.keys)
-        err = qcow2_amend_keys(st, &h, req, diag);
+        err = qcow2_amend_keys(file, &h, req, diag);
     if (!err)
-        err = amend_store(st, &h, &a, diag);
+        err = amend_store(file, &h, &a, diag);
     qcow2_header_free(&h);
     return err;
 }

@@ -145,7 +145,7 @@ Test(folder, none_is_opened_at_the_end)
     struct diag diag = {0};
 
     begin(&f, 0);
-    CLEANUP_FREE char *path = add_image(&f, "disk");
+    free(add_image(&f, "disk"));
     cr_expect(export_table_has(&f.table, "disk"));
     cr_expect_not(export_table_has(&f.table, "other"));
     export_table_seal(&f.table);
