@@ -217,6 +217,25 @@ static int run_actions(const struct bitmap_args *args, struct node *node)
     return close_source(&other, code);
 }
 
+/* To close an image whose bitmaps can't be stored is no failure, as it says so itself.  Here
+ * it is one, so they are stored before that. */
+static int store(const struct bitmap_args *args, struct node *node)
+{
+    struct diag diag = {0};
+    int err = node_freeze(node);
+    struct dirty_bitmap *bitmap =
+        err ? NULL : node_bitmap_share(node, args->bitmap, &diag); /* NULL: was removed */
+
+    if (bitmap &&
+        (dirty_bitmap_unsaved(bitmap) || dirty_bitmap_slot(bitmap) == BITMAP_NO_SLOT))
+        err = -EIO;
+    if (bitmap)
+        dirty_bitmap_unshare(bitmap);
+    return err ? cli_error("%s: bitmap %s could not be stored", node->filename,
+                           args->bitmap)
+               : CLI_OK;
+}
+
 static int open_and_run(const struct bitmap_args *args)
 {
     struct image image;
@@ -225,6 +244,8 @@ static int open_and_run(const struct bitmap_args *args)
     if (code != CLI_OK)
         return code;
     code = run_actions(args, image.node);
+    if (code == CLI_OK)
+        code = store(args, image.node);
     int closed = image_close(&image);
     return code == CLI_OK ? closed : code;
 }

@@ -118,6 +118,20 @@ class Full(Case):
                 model.expect(content(image, fmt), "qemu-img convert")
             self.empty_room()
 
+    def test_a_bitmap_has_no_place(self):
+        """The command says so, and the image is sound."""
+        image = os.path.join(self.room, "disk")
+        create(image, "qcow2", SIZE, "cluster_size=4k")
+        for name in ("full", "empty"):
+            run(QIMG, "bitmap", "--add", "-g", "512", image, name)
+        run(QIMG, "bitmap", "--disable", image, "empty")
+        run("qemu-io", "-c", f"write -q -z 0 {SIZE}", image)
+        self.take_space(leave=0)
+        done = run(QIMG, "bitmap", "--merge", "full", image, "empty", check=False)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertIn("bitmap empty could not be stored", done.stderr)
+        check(image, "qcow2", allow_leaks=True)
+
     def test_overlay(self):
         """A copy-on-write that finds no space leaves the backing file's content readable."""
         backing = self.path("base.raw")
