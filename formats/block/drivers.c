@@ -13,6 +13,7 @@ static const struct driver *const *drivers = none;
 static void assert_has_its_operations(const struct driver *driver)
 {
     (void)driver; /* in builds that assert nothing */
+    assert((driver->open != NULL) == (driver->settle != NULL));
     assert(driver_can(driver, DRIVER_CLUSTERS) == (driver->reserve != NULL));
     assert(driver_can(driver, DRIVER_CLUSTERS) == (driver->link != NULL));
     assert(driver_can(driver, DRIVER_CLUSTERS) == (driver->release != NULL));

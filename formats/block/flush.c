@@ -17,6 +17,16 @@ int engine_finish_write(struct node *node, struct engine_change *change, int err
     return 0;
 }
 
+int engine_settle(struct node *node)
+{
+    const struct node_options *options = &node->options;
+
+    int err = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
+    if (!err && !options->keep_marks && !options->no_final_sync)
+        err = storage_sync_if_void(node->file);
+    return err;
+}
+
 int block_flush(struct node *node)
 {
     int err = node->active ? mcache_commit(node->mc, MC_COMMIT) : 0;

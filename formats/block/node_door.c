@@ -9,6 +9,24 @@
 #include "block/node.h"
 #include "storage/nbd.h"
 
+/* By the driver, with the bitmaps, which go with the size also when it could not do all. */
+static int resize(struct node *node, uint64_t size,
+                  int (*change)(struct node *node, uint64_t size, struct diag *diag),
+                  struct diag *diag)
+{
+    struct diag ignored;
+    uint64_t before = node->size;
+
+    int err = node_bitmaps_check_resize(node, diag);
+    if (err)
+        return err;
+    err = change(node, size, diag);
+    if (err && node->size == before)
+        return err;
+    int bitmaps = node_bitmaps_resize(node, node->size, err ? &ignored : diag);
+    return err ? err : bitmaps;
+}
+
 int node_grow(struct node *node, uint64_t size, struct diag *diag)
 {
     if (!node_can(node, DRIVER_GROWS))
@@ -16,10 +34,7 @@ int node_grow(struct node *node, uint64_t size, struct diag *diag)
                         node->driver->name);
     /* They aren't stored with the size of one and the bits of the other. */
     LOCK_GUARD(&node->bitmaps.keep);
-    int err = node_bitmaps_check_resize(node, diag);
-    if (!err)
-        err = node->driver->grow(node, size, diag);
-    return err ? err : node_bitmaps_resize(node, size, diag);
+    return resize(node, size, node->driver->grow, diag);
 }
 
 int node_shrink(struct node *node, uint64_t size, struct diag *diag)
@@ -29,10 +44,7 @@ int node_shrink(struct node *node, uint64_t size, struct diag *diag)
                         node->filename, node->driver->name);
     /* They aren't stored with the size of one and the bits of the other. */
     LOCK_GUARD(&node->bitmaps.keep);
-    int err = node_bitmaps_check_resize(node, diag);
-    if (!err)
-        err = node->driver->shrink(node, size, diag);
-    return err ? err : node_bitmaps_resize(node, size, diag);
+    return resize(node, size, node->driver->shrink, diag);
 }
 
 int node_make_empty(struct node *node, struct diag *diag)

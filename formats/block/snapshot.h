@@ -40,11 +40,12 @@ struct snapshot_list {
 /* The snapshots that there are now; none where the format has no such thing.  The list is the
  * caller's to free.  0 or -ENOMEM. */
 int node_snapshots(struct node *node, struct snapshot_list *out) MUST_USE;
-/* Leaves it empty; again, or of an empty one: nothing. */
+
 /* Where what lies below a layer is to be something else: its snapshots show that where they
  * have nothing of their own, and get no copy of it.  0, or -EBUSY with diag: it has some. */
 int node_check_no_snapshots(struct node *layer, struct diag *diag) MUST_USE;
 
+/* Leaves it empty; again, or of an empty one: nothing. */
 void snapshot_list_free(struct snapshot_list *list);
 
 #define CLEANUP_SNAPSHOT_LIST CLEANUP(snapshot_list_free)

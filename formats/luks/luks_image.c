@@ -11,6 +11,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "block/luks_store.h"
+#include "block/engine.h"
 #include "block/node.h"
 #include "luks/luks.h"
 
@@ -103,13 +104,8 @@ static int luks_activate(struct node *node, struct diag *diag)
 
 static int luks_close_image(struct node *node)
 {
-    int err = 0;
+    int err = node->active ? engine_settle(node) : 0;
 
-    if (node->active) {
-        err = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
-        if (!err && node->file->no_flush && !node->options.keep_marks)
-            err = storage_sync(node->file);
-    }
     free(node->state);
     node->state = NULL;
     return err;
@@ -160,6 +156,8 @@ static int luks_grow(struct node *node, uint64_t size, struct diag *diag)
         return diag_set(diag, EFBIG, "%s: %" PRIu64 " bytes are too many", node->filename,
                         size);
     int err = storage_truncate(node->file, bytes);
+    if (!err)
+        err = node_barrier(node);
     if (err)
         return diag_errno(diag, -err, "%s: growing to %" PRIu64 " bytes", node->filename,
                           size);
@@ -187,6 +185,7 @@ const struct driver luks_driver = {
     .unlock = luks_unlock_image,
     .activate = luks_activate,
     .close = luks_close_image,
+    .settle = engine_settle,
     .map = luks_map,
     .zero = luks_zero,
     .zero_is_fast = luks_zero_is_fast,

@@ -7,30 +7,9 @@
 #include <string.h>
 
 #include "block/amend.h"
+#include "block/luks_store.h"
 #include "crypto/luks.h"
 #include "qcow2/internal.h"
-
-struct place {
-    struct storage *st;
-    uint64_t offset;
-};
-
-static int read_place(void *opaque, void *buf, uint64_t off, size_t len)
-{
-    const struct place *p = opaque;
-    return storage_read(p->st, buf, p->offset + off, len);
-}
-
-static int write_place(void *opaque, const void *buf, uint64_t off, size_t len)
-{
-    const struct place *p = opaque;
-    return storage_write(p->st, buf, p->offset + off, len, 0);
-}
-
-static int flush_place(void *opaque)
-{
-    return storage_flush(((const struct place *)opaque)->st);
-}
 
 static int parse_slot(const char *text, int *slot)
 {
@@ -91,13 +70,9 @@ int qcow2_amend_keys(struct storage *st, const struct qcow2_header *h,
                      const struct amend_request *req, struct diag *diag)
 {
     const char *state = amend_value(req, "encrypt.state");
-    struct place place = {.st = st, .offset = h->luks_offset};
-    const struct luks_io io = {.read = read_place,
-                               .write = write_place,
-                               .flush = flush_place,
-                               .opaque = &place,
-                               .limit = h->luks_bytes,
-                               .name = st->name};
+    struct luks_place place = {
+        .file = st, .offset = h->luks_offset, .limit = h->luks_bytes, .name = st->name};
+    const struct luks_io io = luks_io_of(&place);
     int slot;
 
     if (h->crypt_method != CRYPT_LUKS)

@@ -79,7 +79,7 @@ static int refuse_count(const struct old_counts *o, const struct new_counts *n,
 static int new_count(struct old_counts *o, const struct new_counts *n, uint64_t cluster,
                      uint64_t *count, struct diag *diag)
 {
-    uint64_t max = n->order == 6 ? UINT64_MAX : (1ull << (1u << n->order)) - 1;
+    uint64_t max = refcount_max(n->order);
 
     *count = cluster >= n->start && cluster < n->end;
     if (cluster >= n->start)

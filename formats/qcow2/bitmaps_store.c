@@ -508,8 +508,11 @@ static void add_to_total(struct dirty_bitmap *bitmap, void *opaque)
     total->bits +=
         qcow2_bitmap_table_size(total->q, total->size, dirty_bitmap_granularity(bitmap))
         << total->q->geo.cluster_bits;
+    const struct qcow2_bitmap *stored = stored_entry(total->q, bitmap);
     total->directory +=
-        align_up(sizeof(struct qcow2_disk_bitmap) + strlen(dirty_bitmap_name(bitmap)), 8);
+        align_up(sizeof(struct qcow2_disk_bitmap) + (stored ? stored->extra_bytes : 0) +
+                     strlen(dirty_bitmap_name(bitmap)),
+                 8);
 }
 
 static const char *why_not_keep(struct total *total, const char *name, uint64_t granularity)

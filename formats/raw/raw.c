@@ -5,6 +5,7 @@
 
 #include "base/checked.h"
 #include "block/measure.h"
+#include "block/engine.h"
 #include "block/node.h"
 #include "raw/raw.h"
 
@@ -30,18 +31,9 @@ static int raw_activate(struct node *node, struct diag *diag)
     return 0;
 }
 
-static int raw_settle(struct node *node)
-{
-    int rc = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
-    if (rc == 0 && node->file->no_flush && !node->options.keep_marks &&
-        !node->options.no_final_sync)
-        rc = storage_sync(node->file);
-    return rc;
-}
-
 static int raw_close(struct node *node)
 {
-    return node->active ? raw_settle(node) : 0;
+    return node->active ? engine_settle(node) : 0;
 }
 
 /* Holes are told apart by block_status, which asks the storage: a read doesn't care. */
@@ -81,6 +73,8 @@ static int raw_grow(struct node *node, uint64_t size, struct diag *diag)
         return diag_set(diag, EINVAL, "%s: %" PRIu64 " bytes are less than its %" PRIu64,
                         node->filename, size, node->size);
     int rc = storage_truncate(node->file, size);
+    if (rc == 0)
+        rc = node_barrier(node);
     if (rc < 0)
         return diag_errno(diag, -rc, "%s: growing to %" PRIu64 " bytes", node->filename,
                           size);
@@ -119,7 +113,7 @@ const struct driver raw_driver = {
     .open = raw_open,
     .activate = raw_activate,
     .close = raw_close,
-    .settle = raw_settle,
+    .settle = engine_settle,
     .map = raw_map,
     .zero = raw_zero,
     .zero_is_fast = raw_zero_is_fast,

@@ -11,6 +11,7 @@ import unittest
 
 from featured import PASSPHRASE, SECRET
 from harness import *
+from qmp import Qmp
 from writers import Writers
 
 SIZE = 8 * MIB
@@ -80,6 +81,20 @@ class Luks(Case):
         self.assertEqual(handle.pread(300000, 100000), b"\7" * 300000)
         handle.pwrite(b"\1" * 10, 100005)
         self.assertEqual(handle.pread(20, 100000), b"\7" * 5 + b"\1" * 10 + b"\7" * 5)
+
+    def test_an_image_goes_on_top(self):
+        """And the container is frozen as it was."""
+        path, top = self.make(), self.path("top.qcow2")
+        before = self.content(path)
+        server = self.open(path, f"control={self.path('control')}")
+        handle = server.connect()
+        with Qmp(self.path("control")) as client:
+            client.cmd("blockdev-snapshot-sync", device="drive0", snapshot_file=top, format="qcow2")
+        handle.pwrite(b"\5" * 5000, 123)
+        server.stop()
+        self.assertEqual(self.content(path), before)
+        handle = self.serve(top, f"passphrase.1={PASSPHRASE}").connect()
+        self.assertEqual(handle.pread(6000, 0), before[:123] + b"\5" * 5000 + before[5123:6000])
 
     def test_described(self):
         path = self.make()

@@ -80,21 +80,29 @@ int alloc_settle(struct alloc *a)
     return err ? err : give_back_tail(a);
 }
 
+/* Has it a count, or is it known to hold metadata, whatever its count says? */
+static int is_in_use(struct alloc *a, uint64_t cluster, bool *used)
+{
+    int err = refcount_lock_page(&a->refs, cluster);
+
+    if (err && err != -ENOENT)
+        return err;
+    if (err)
+        lock_acquire(mcache_meta(a->node->mc));
+    *used =
+        meta_set_has(&a->metadata, cluster) || (!err && refcount_get(&a->refs, cluster));
+    lock_release(mcache_meta(a->node->mc));
+    return 0;
+}
+
 /* The end of the clusters in use that lie below `end`; both are cluster numbers. */
 static int find_end(struct alloc *a, uint64_t *end)
 {
-    while (*end > 1) {
-        int err = refcount_lock_page(&a->refs, *end - 1);
-        bool used = false;
-        if (err && err != -ENOENT)
+    for (; *end > 1; --*end) {
+        bool used;
+        int err = is_in_use(a, *end - 1, &used);
+        if (err || used)
             return err;
-        if (!err) {
-            used = refcount_get(&a->refs, *end - 1) || meta_set_has(&a->metadata, *end - 1);
-            lock_release(mcache_meta(a->node->mc));
-        }
-        if (used)
-            return 0;
-        --*end;
     }
     return 0;
 }

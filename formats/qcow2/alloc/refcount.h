@@ -20,8 +20,8 @@ struct alloc;
 /* A refcount table in memory; a replaced one lives until close, for readers that still hold
  * it. */
 struct refcount_table {
-    uint64_t offset;    /* in the file */
-    uint64_t n_entries; /* of n_clusters clusters */
+    uint64_t offset; /* in the file */
+    uint64_t n_entries;
     struct refcount_table *previous;
     _Atomic uint64_t words[];
 };

@@ -179,8 +179,11 @@ static uint64_t next_id(const struct qcow2 *q)
 {
     uint64_t most = 0;
 
-    for (uint32_t i = 0; i < q->n_snapshots; i++)
-        most = MAX(most, (uint64_t)strtoul(q->snapshots[i].id, NULL, 10));
+    for (uint32_t i = 0; i < q->n_snapshots; i++) {
+        uint64_t id = strtoul(q->snapshots[i].id, NULL, 10);
+        if (id < UINT64_MAX) /* what others have for an id may be any text */
+            most = MAX(most, id);
+    }
     return most + 1;
 }
 
@@ -359,6 +362,18 @@ static int write_counts(struct snapshot_change_state *state)
 
 /* Tables that the image needs afterwards, which no snapshot's table may have led to as to its
  * own.  Only in a damaged image: its counts are less than what refers to them. */
+static bool frees_bitmap(const struct shift *s, const struct qcow2_bitmap *bitmap)
+{
+    if (shift_frees(s, bitmap->table_offset, bitmap->table_size * 8ull))
+        return true;
+    for (uint32_t i = 0; bitmap->table && i < bitmap->table_size; i++) {
+        uint64_t bits = bitmap->table[i] & BT_OFFSET;
+        if (bits && shift_frees(s, bits, cluster_size(s->q)))
+            return true;
+    }
+    return false;
+}
+
 static bool frees_metadata(struct snapshot_change_state *state)
 {
     struct qcow2 *q = state->q;
@@ -378,6 +393,9 @@ static bool frees_metadata(struct snapshot_change_state *state)
         if (block && shift_frees(s, block, cluster_size(q)))
             return true;
     }
+    for (uint32_t i = 0; i < q->bitmaps.n; i++)
+        if (frees_bitmap(s, &q->bitmaps.entry[i]))
+            return true;
     for (uint32_t i = 0; i < q->n_snapshots; i++) {
         const struct qcow2_snapshot *other = &q->snapshots[i];
         bool stays = other->key != state->key || state->change->kind != SNAPSHOT_DELETE;
@@ -539,6 +557,21 @@ static int write_everything(struct snapshot_change_state *state,
     return err ? err : write_counts(state);
 }
 
+/* Applying changes the disk below its bitmaps, and maybe its size. */
+static int prepare_bitmaps(struct snapshot_change_state *state,
+                           const struct qcow2_snapshot *s)
+{
+    struct qcow2 *q = state->q;
+
+    int err = qcow2_check_bitmaps_size(q, s->disk_size, state->diag);
+    if (err)
+        return err;
+    err = node_begin_change(q->node);
+    if (!err && s->disk_size != q->header.size)
+        err = qcow2_mark_all_bitmaps_in_use(q); /* their tables are for the old size */
+    return err ? diag_errno(state->diag, -err, "%s", q->node->filename) : 0;
+}
+
 int qcow2_prepare_snapshot(struct snapshot_change *change, struct diag *diag)
 {
     struct snapshot_change_state *state = change->state;
@@ -553,14 +586,10 @@ int qcow2_prepare_snapshot(struct snapshot_change *change, struct diag *diag)
     state->made.disk_size = q->header.size;
     if (change->kind != SNAPSHOT_CREATE)
         s = *qcow2_snapshot_of(q, state->key); /* nobody else changes the list */
-    if (change->kind == SNAPSHOT_APPLY && qcow2_check_bitmaps_size(q, s.disk_size, diag))
-        return -diag->err;
     if (change->kind == SNAPSHOT_APPLY)
-        err = node_begin_change(q->node);
-    if (!err && change->kind == SNAPSHOT_APPLY && s.disk_size != q->header.size)
-        err = qcow2_mark_all_bitmaps_in_use(q); /* their tables are for the old size */
-    err =
-        err ? diag_errno(diag, -err, "%s", q->node->filename) : write_everything(state, &s);
+        err = prepare_bitmaps(state, &s);
+    if (!err)
+        err = write_everything(state, &s);
     if (err)
         change_end_hold(state);
     return err;
