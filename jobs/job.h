@@ -68,7 +68,7 @@ struct job_info {
     char id[256];
     uint64_t ticket;  /* as it was started with */
     void *owner;      /* so, too */
-    const char *type; /* "mirror", "commit" or "backup" */
+    const char *type; /* "mirror", "commit", "backup" or "stream" */
     enum job_state state;
     uint64_t len,
         offset;     /* bytes; offset never falls, and equals len at READY and at success */

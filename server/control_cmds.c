@@ -52,7 +52,7 @@ json_t *control_fail_diag(struct control_error *error, const char *class)
 }
 
 /* By its name, or by that of the node on top; the caller becomes a user. */
-static struct served_export *find_export(struct control_context *ctx, const char *name)
+struct served_export *control_look_for_disk(struct control_context *ctx, const char *name)
 {
     struct served_export *found = export_table_find_node(ctx->exports, name);
 
@@ -67,7 +67,7 @@ static struct served_export *find_export(struct control_context *ctx, const char
 struct served_export *control_find_device(struct control_context *ctx, const char *name,
                                           struct control_error *error)
 {
-    struct served_export *exp = find_export(ctx, name);
+    struct served_export *exp = control_look_for_disk(ctx, name);
 
     if (!exp)
         control_fail(error, CLASS_DEVICE, "Cannot find device '%.200s'", name);
@@ -77,7 +77,7 @@ struct served_export *control_find_device(struct control_context *ctx, const cha
 struct served_export *control_find_node(struct control_context *ctx, const char *name,
                                         struct control_error *error)
 {
-    struct served_export *exp = find_export(ctx, name);
+    struct served_export *exp = control_look_for_disk(ctx, name);
 
     if (!exp)
         control_fail(error, CLASS_GENERIC, "Node '%.200s' not found", name);

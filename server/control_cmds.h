@@ -63,7 +63,9 @@ json_t *control_fail(struct control_error *error, const char *class, const char 
 json_t *control_fail_diag(struct control_error *error, const char *class);
 
 /* The export that a command names as its device, or by a node: the caller becomes one of
- * its users (export_put).  NULL with the error said.  From any thread. */
+ * its users (export_put).  NULL: there is none.  From any thread. */
+struct served_export *control_look_for_disk(struct control_context *ctx, const char *name);
+/* The same; NULL with the error said. */
 struct served_export *control_find_device(struct control_context *ctx, const char *name,
                                           struct control_error *error) MUST_USE;
 struct served_export *control_find_node(struct control_context *ctx, const char *name,

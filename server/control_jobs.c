@@ -19,7 +19,7 @@ static struct job_info *look_at_jobs(struct control_context *ctx, size_t *n)
     struct job_info *infos = NULL;
     size_t room = 0;
 
-    /* Only this thread starts jobs: there can't be more the second time. */
+    /* Jobs may come meanwhile: asked again until they fit. */
     while ((*n = job_query(ctx->jobs, infos, room)) > room || !infos) {
         free(infos);
         room = *n + 1;

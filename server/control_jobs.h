@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Which jobs there are, for who starts one.  Threads: the control thread.
+/* Which jobs there are, for who starts one.  Threads: the control thread's and the lane's.
  * Layer: server. */
 #ifndef SERVER_CONTROL_JOBS_H
 #define SERVER_CONTROL_JOBS_H

@@ -201,9 +201,15 @@ static bool read_server(const json_t *server, struct nbd_uri *uri,
                      is_unix ? "unix" : "inet", is_unix ? "path" : "host and port");
         return false;
     }
+    if (port && (!*port || strlen(port) >= sizeof uri->port ||
+                 port[strspn(port, "0123456789")] != '\0')) {
+        control_fail(error, CLASS_GENERIC,
+                     "server: port '%.20s' must be a number from 1 to 65535", port);
+        return false;
+    }
     uri->socket = is_unix ? strdup(path) : NULL;
     uri->host = is_unix ? NULL : strdup(host);
-    snprintf(uri->port, sizeof uri->port, "%s", port && strlen(port) < 6 ? port : "");
+    snprintf(uri->port, sizeof uri->port, "%s", port ? port : "");
     return true;
 }
 

@@ -20,10 +20,12 @@
 #include "base/log.h"
 #include "block/chain.h"
 #include "control_cmds.h"
+#include "control_nodes.h"
 #include "control_transaction.h"
 #include "export_table.h"
 #include "overlay_file.h"
 #include "plugin_config.h"
+#include "storage/nbd_uri.h"
 
 /* A flush that took no longer is short enough with clients waiting; so often it is tried. */
 #define SHORT_FLUSH_MS 5
@@ -148,11 +150,17 @@ static struct overlay *claim_disk(struct transaction_action *action, struct diag
     return o;
 }
 
+/* One of its own layers would become a loop. */
+static int check_is_other(const struct overlay *o, const char *file, struct diag *diag)
+{
+    return chain_has_file(o->old, file)
+               ? diag_set(diag, EBUSY, "%s: is part of the disk", file)
+               : 0;
+}
+
 static int make_overlay(struct overlay *o, const char *file, const char *format,
                         struct diag *diag)
 {
-    if (chain_has_file(o->old, file))
-        return diag_set(diag, EBUSY, "%s: is part of the disk", file);
     o->made = strdup(file);
     if (!o->made)
         return diag_errno(diag, ENOMEM, "%s", file);
@@ -173,7 +181,8 @@ static int make_or_open(struct overlay *o, const json_t *args, enum references p
 
     if (file[0] != '/')
         return diag_set(diag, EINVAL, "snapshot-file: '%s' must be an absolute path", file);
-    if (arg_word(args, "mode", modes, MODE_ABSOLUTE_PATHS) == MODE_ABSOLUTE_PATHS) {
+    err = check_is_other(o, file, diag);
+    if (!err && arg_word(args, "mode", modes, MODE_ABSOLUTE_PATHS) == MODE_ABSOLUTE_PATHS) {
         err = check_reference(o, file, policy, diag);
         if (!err)
             err = make_overlay(o, file, format, diag);
@@ -193,9 +202,7 @@ static int give_name(struct overlay *o, struct control_context *ctx, const char 
 {
     if (!name)
         return 0;
-    struct served_export *exp = export_table_find_node(ctx->exports, name);
-    export_put(exp);
-    if (exp)
+    if (control_name_is_taken(ctx, name))
         return diag_set(diag, EEXIST, "Duplicate nodes with node-name='%s'", name);
     o->name = node_table_give_name(&ctx->nodes, name, diag);
     return o->name ? 0 : -diag->err;
@@ -237,7 +244,9 @@ static int open_added_overlay(struct overlay *o, struct control_context *ctx,
                         "The overlay '%s' already has a backing image: say "
                         "\"backing\": null when it is added",
                         name);
-    return added_node_open(o->added, &how, &o->top, diag);
+    const char *file = added_node_target(o->added);
+    int err = nbd_uri_is_one(file) ? 0 : check_is_other(o, file, diag);
+    return err ? err : added_node_open(o->added, &how, &o->top, diag);
 }
 
 static bool open_node(struct transaction_action *action, struct control_error *error)

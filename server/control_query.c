@@ -93,8 +93,8 @@ static json_t *describe_export(struct served_export *exp)
     CHAIN_USE(chain, exp);
 
     return json_pack(
-        "{s:s,s:s,s:b,s:b,s:o}", "device", exp->node_name, "type", "unknown", "removable",
-        0, "locked", 0, "inserted",
+        "{s:o,s:s,s:b,s:b,s:o}", "device", json_from_text(exp->node_name), "type",
+        "unknown", "removable", 0, "locked", 0, "inserted",
         describe_node(chain.use.node,
                       control_name_node(exp, chain.use.node, chain.use.node).text, true));
 }
@@ -169,8 +169,9 @@ json_t *control_find_corruption(struct served_export *exp, bool fatal)
     for (struct node *node = top; node; node = node->backing) {
         if (!atomic_load(fatal ? &node->corrupt_fatal : &node->corrupt))
             continue;
-        json_t *data = json_pack("{s:s,s:s,s:b}", "device", exp->node_name, "node-name",
-                                 control_name_node(exp, top, node).text, "fatal", fatal);
+        json_t *data = json_pack(
+            "{s:o,s:o,s:b}", "device", json_from_text(exp->node_name), "node-name",
+            json_from_text(control_name_node(exp, top, node).text), "fatal", fatal);
         CLEANUP_FREE char *msg = NULL;
         if (asprintf(&msg, "%s: an entry of its tables can't be right; it must be checked",
                      node->filename) < 0)

@@ -13,12 +13,12 @@
 #include "export_snapshot.h"
 #include "export_table.h"
 
-/* As QEMU: by the name of the device or of the node, which are one here. */
+/* As QEMU: by the name of the device or of the node. */
 static struct served_export *find_device(struct control_context *ctx, const json_t *args,
                                          struct control_error *error)
 {
     const char *name = arg_text(args, "device");
-    struct served_export *exp = export_table_find_node(ctx->exports, name);
+    struct served_export *exp = control_look_for_disk(ctx, name);
 
     if (!exp)
         control_fail(error, CLASS_GENERIC,

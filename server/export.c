@@ -125,8 +125,12 @@ int export_start(struct served_export *exp)
 int export_make_writable(struct served_export *exp, struct diag *diag)
 {
     LOCK_GUARD(&exp->lock);
+    struct node *node = atomic_load(&exp->node);
+
+    if (!node)
+        return diag_set(diag, ESHUTDOWN, "the server ends");
     exp->wanted_writable = true;
-    return node_activate(atomic_load(&exp->node), diag);
+    return node_activate(node, diag);
 }
 
 void export_note_read_only(struct served_export *exp)

@@ -415,12 +415,19 @@ void export_table_seal(struct export_table *table)
 }
 
 /* Under the lock. */
-static bool is_any_closing(struct export_table *table)
+static bool is_any(const struct export_table *table, enum export_life life)
 {
     LIST_FOR_EACH (pos, &table->exports)
-        if (export_at(pos)->life == EXPORT_CLOSING)
+        if (export_at(pos)->life == (int)life)
             return true;
     return false;
+}
+
+/* Under the lock: until none is any more. */
+static void wait_while_any(struct export_table *table, enum export_life life)
+{
+    while (is_any(table, life))
+        lock_wait(&table->lock, &table->changed);
 }
 
 void export_table_close(struct export_table *table)
@@ -430,8 +437,8 @@ void export_table_close(struct export_table *table)
     refuse_to_open(table);
     export_closers_stop(table);
     LOCK_GUARD(&table->lock);
+    wait_while_any(table, EXPORT_OPENING); /* what was begun before nobody could any more */
     while ((exp = look_up_next(table, NULL, EXPORT_REMOVED)))
         export_close_unlocked(table, exp);
-    while (is_any_closing(table))
-        lock_wait(&table->lock, &table->changed);
+    wait_while_any(table, EXPORT_CLOSING);
 }

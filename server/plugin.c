@@ -105,7 +105,7 @@ static void qimg_dump_plugin(void)
     printf("qimg_zstd=yes\n");
     printf("qimg_luks=yes\n");
     printf("qimg_io_uring=no\n");
-    printf("qimg_jobs=mirror, commit, backup\n");
+    printf("qimg_jobs=mirror, commit, backup, stream\n");
 }
 
 /* ---- the life of the server ---- */

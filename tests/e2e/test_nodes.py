@@ -76,6 +76,8 @@ class Adding(NodeCase):
         self.refused("type 'unix' takes path", driver="nbd", node_name="x", server={"type": "unix", "host": "h"})
         self.refused("type", driver="nbd", node_name="x", server={"type": "vsock"})
         self.refused("", driver="nbd", node_name="x", server={"type": "inet", "host": "localhost", "port": "99999"})
+        for port in ("", "108091", "1/ab"):  # none of them means another port
+            self.refused("port", driver="nbd", node_name="x", server={"type": "inet", "host": "localhost", "port": port})
         self.refused("format over a format", driver="raw", node_name="x", file={"driver": "qcow2", "file": file})
         nested = file
         for _ in range(30):

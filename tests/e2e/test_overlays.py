@@ -131,6 +131,7 @@ class Sync(OverlayCase):
             self.assertEqual(self.names(), ["drive0"])
 
         refused("is part of the disk", snapshot_file=self.image)
+        refused("is part of the disk", snapshot_file=self.image, mode="existing")
         refused("absolute path", snapshot_file="o.qcow2")
         refused("No such file", snapshot_file=self.path("no/folder/o"))
         refused("No such file", mode="existing")

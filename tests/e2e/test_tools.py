@@ -153,7 +153,7 @@ class Tools(Case):
         self.assertEqual(set(fields["qimg_formats"].replace(",", " ").split()), {"qcow2", "qed", "luks", "raw"})
         self.assertEqual(fields["qimg_cache_modes"].split(", "),
                          ["writeback", "writethrough", "none", "directsync", "volatile"])
-        self.assertEqual(fields["qimg_jobs"], "mirror, commit, backup")
+        self.assertEqual(fields["qimg_jobs"], "mirror, commit, backup, stream")
 
     @unittest.skipIf(STANDIN, "needs the plugin")
     def test_help_names_every_key(self):
