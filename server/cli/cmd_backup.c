@@ -212,29 +212,14 @@ static int look_at_bitmaps(struct backup_run *run, const json_t *bitmaps)
     return CLI_OK;
 }
 
-static const json_t *find_device(const json_t *devices, const char *name)
-{
-    json_t *device;
-    size_t i;
-
-    json_array_foreach (devices, i, device) {
-        const char *its = json_string_value(json_object_get(device, "device"));
-        if (its && (!name || strcmp(its, name) == 0))
-            return device;
-    }
-    return NULL;
-}
-
 static int read_device(struct backup_run *run, const json_t *device)
 {
     const json_t *inserted = json_object_get(device, "inserted");
     const json_t *image = json_object_get(inserted, "image");
     const json_t *size = json_object_get(image, "virtual-size");
 
-    if (!device || !json_is_integer(size))
-        return cli_error(run->args->device ? "the server has no disk '%s'"
-                                           : "the server has no disk",
-                         run->args->device);
+    if (!json_is_integer(size))
+        return cli_error("the server doesn't tell the disk's size");
     snprintf(run->device, sizeof run->device, "%s",
              json_string_value(json_object_get(device, "device")));
     run->size = (uint64_t)json_integer_value(size);
@@ -243,12 +228,12 @@ static int read_device(struct backup_run *run, const json_t *device)
 
 static int look_at_disk(struct backup_run *run)
 {
-    json_t *devices;
-    int code = qmp_command(&run->qmp, "query-block", NULL, &devices);
+    json_t *disk;
+    int code = qmp_find_disk(&run->qmp, run->args->device, &disk);
 
     if (code == CLI_OK)
-        code = read_device(run, find_device(devices, run->args->device));
-    json_decref(devices);
+        code = read_device(run, disk);
+    json_decref(disk);
     return code;
 }
 

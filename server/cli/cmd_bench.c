@@ -191,6 +191,9 @@ static int check_words(struct bench_args *args)
         args->step = args->bytes;
     if (!args->write && args->flush_interval)
         return cli_error("--flush-interval is only available in write tests");
+    if (args->write && args->image.share)
+        return cli_error(
+            "-U is only available in read tests: nobody else writes beside this");
     if (args->flush_interval && args->flush_interval < args->depth)
         return cli_error("Flush interval can't be smaller than depth");
     return CLI_OK;

@@ -220,18 +220,17 @@ static int check_format(const json_t *args, const char *target)
     return CLI_OK;
 }
 
-/* A server has one disk; its name is asked for when it wasn't given. */
+/* The name of a server's only disk is asked for when it wasn't given. */
 static int set_device(struct qmp *qmp, json_t *args)
 {
-    json_t *devices;
+    json_t *disk;
 
     if (json_object_get(args, "device"))
         return CLI_OK;
-    int code = qmp_command(qmp, "query-block", NULL, &devices);
+    int code = qmp_find_disk(qmp, NULL, &disk);
     if (code == CLI_OK)
-        json_object_set(args, "device",
-                        json_object_get(json_array_get(devices, 0), "device"));
-    json_decref(devices);
+        json_object_set(args, "device", json_object_get(disk, "device"));
+    json_decref(disk);
     return code;
 }
 

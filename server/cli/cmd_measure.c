@@ -117,11 +117,13 @@ static int measure(struct measure_args *args, struct node *of, struct node *sour
 
     if (create_options_check(args->driver, &args->list, "measure") != CLI_OK ||
         create_options_request(args->driver, &args->list, "measure", &args->image.secrets,
-                               &req, &for_driver) != CLI_OK ||
-        measure_bitmaps(args, of, &bitmaps) != CLI_OK)
+                               &req, &for_driver) != CLI_OK)
         return CLI_FAILED;
     if (measure_image(args->driver, &req, source, &result, &diag) < 0)
         return cli_diag(&diag);
+    /* With options that were judged by then. */
+    if (measure_bitmaps(args, of, &bitmaps) != CLI_OK)
+        return CLI_FAILED;
     print_measure(args, &result, &bitmaps);
     return CLI_OK;
 }

@@ -66,7 +66,8 @@ static int check_target(const struct restore_args *args, const char *target)
 {
     struct stat sb;
 
-    if (args->force || stat(target, &sb) != 0 || !S_ISREG(sb.st_mode) || sb.st_size == 0)
+    if (args->force || stat(cli_local_name(target), &sb) != 0 || !S_ISREG(sb.st_mode) ||
+        sb.st_size == 0)
         return CLI_OK;
     return cli_error("%s: is there already; --force writes over it", target);
 }

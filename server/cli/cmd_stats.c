@@ -108,6 +108,7 @@ static int show_for_ever(struct qmp *qmp, json_t *before)
         code = qmp_command(qmp, "query-blockstats", NULL, &disks);
         if (code != CLI_OK)
             break;
+        json_array_clear(qmp->events); /* nobody looks at them here */
         fputs("\033[H\033[2J", stdout);
         print_table(disks, before);
         code = cli_finish(CLI_OK);

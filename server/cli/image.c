@@ -33,6 +33,7 @@ static int open_and_start(struct image *image, const char *filename,
     if (!err)
         return 0;
     node_close(image->node);
+    image->node = NULL;
     return diag_errno(diag, -err, "%s: starting its threads", filename);
 }
 

@@ -191,6 +191,37 @@ int qmp_command(struct qmp *qmp, const char *command, json_t *args, json_t **val
     return code;
 }
 
+static json_t *disk_called(const json_t *disks, const char *name)
+{
+    json_t *disk;
+    size_t i;
+
+    json_array_foreach (disks, i, disk) {
+        const char *its = json_string_value(json_object_get(disk, "device"));
+        if (its && (!name || strcmp(its, name) == 0))
+            return json_incref(disk);
+    }
+    return NULL;
+}
+
+int qmp_find_disk(struct qmp *qmp, const char *name, json_t **disk)
+{
+    json_t *disks;
+    int code = qmp_command(qmp, "query-block", NULL, &disks);
+
+    *disk = NULL;
+    if (code == CLI_OK && !name && json_array_size(disks) > 1)
+        code = cli_error("the server has %zu disks: --device=NAME has to say which",
+                         json_array_size(disks));
+    if (code == CLI_OK)
+        *disk = disk_called(disks, name);
+    if (code == CLI_OK && !*disk)
+        code = name ? cli_error("the server has no disk '%s'", name)
+                    : cli_error("the server has no disk");
+    json_decref(disks);
+    return code;
+}
+
 int qmp_event(struct qmp *qmp, int timeout_ms, json_t **event)
 {
     if (json_array_size(qmp->events) > 0) {

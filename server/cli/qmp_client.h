@@ -33,6 +33,10 @@ int qmp_command(struct qmp *qmp, const char *command, json_t *args, json_t **val
 int qmp_try(struct qmp *qmp, const char *command, json_t *args, json_t **value,
             json_t **refusal);
 
+/* The disk of that name, as query-block describes it, in *disk, the caller's.  NULL: the only
+ * one that the server has; when there are more, the user has to say which. */
+int qmp_find_disk(struct qmp *qmp, const char *name, json_t **disk);
+
 /* The next event, in *event, or NULL there when none came in time.  Returns an exit code.
  */
 int qmp_event(struct qmp *qmp, int timeout_ms, json_t **event);

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/path.h"
 #include "storage/protocol.h"
 
 /* ---- what is there ---- */
@@ -230,7 +231,8 @@ int target_open(struct target *target, const struct target_request *request)
     struct cli_image given = {.filename = request->filename,
                               .format = request->format->name};
 
-    *target = (struct target){.filename = cli_local_name(request->filename)};
+    *target = (struct target){.filename = cli_local_name(request->filename),
+                              .durable = !request->cache || !request->cache->no_flush};
     /* Exports are somebody else's to make: one that is there is written to. */
     if (!request->create ||
         storage_protocol_of(request->filename) != &storage_protocol_file)
@@ -249,16 +251,26 @@ static void say_what_is_left(const struct target *target)
         cli_error("%s: is incomplete", target->filename);
 }
 
+static int give_its_name(const struct target *target)
+{
+    if (rename(target->temporary, target->path) < 0)
+        return cli_error("%s: cannot be given its name: %s", target->filename,
+                         strerror(errno));
+    int err = target->durable ? path_sync_folder(target->path) : 0;
+    if (err) /* it is there all the same */
+        cli_error("%s: making its name durable: %s", target->filename, strerror(-err));
+    return CLI_OK;
+}
+
 int target_finish(struct target *target, bool complete, int code)
 {
     if (image_close(&target->image) != CLI_OK) {
         complete = false;
         code = CLI_FAILED;
     }
-    if (complete && target->temporary && rename(target->temporary, target->path) < 0) {
-        code = cli_error("%s: cannot be given its name: %s", target->filename,
-                         strerror(errno));
+    if (complete && target->temporary && give_its_name(target) != CLI_OK) {
         complete = false;
+        code = CLI_FAILED;
     }
     if (!complete) {
         remove_files(target);

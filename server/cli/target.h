@@ -17,6 +17,7 @@ struct target {
     char *path, *temporary;   /* NULL: it is written in place */
     char *data_file;          /* made with it; NULL: none, or it was there */
     struct storage *replaced; /* what has the name until then, locked; NULL: nothing */
+    bool durable;             /* its name is to be, too, when it is finished */
     bool is_zero;             /* new, and reads as zeroes where no backing file shows */
     bool untouched; /* set before target_finish: it was there, nothing was written */
 };

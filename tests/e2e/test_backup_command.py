@@ -258,6 +258,7 @@ class Refused(CommandCase):
         there = self.path("there.raw")
         pathlib.Path(there).write_bytes(b"somebody's")
         self.assertRegex(run(QIMG, "restore", self.folder, there, check=False).stderr, "is there already")
+        self.assertRegex(run(QIMG, "restore", self.folder, f"file:{there}", check=False).stderr, "is there already")
         self.assertEqual(pathlib.Path(there).read_bytes(), b"somebody's")
         run(QIMG, "restore", "--force", self.folder, there)
         self.assertTrue(pathlib.Path(there).read_bytes() == self.content)

@@ -3,7 +3,7 @@
 
 import nbd
 
-from harness import MIB, SECTOR, check
+from harness import MIB, QIMG, SECTOR, check, run
 from qmp import Qmp, QmpError
 from test_folder import Folder, is_free, names
 
@@ -39,6 +39,9 @@ class Commands(Folder):
         self.assertEqual(client.cmd("query-block-exports")[1], {"id": "e2", "type": "nbd", "node-name": "second",
                                                                 "shutting-down": False, "name": "some/where"})
         self.assertEqual(names(server), ["first", "some/where"])
+        done = run(QIMG, "job", "--control", self.path("control"), "commit", check=False)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("2 disks: --device=NAME has to say which", done.stderr)
         handle = server.connect("some/where")
         self.assertEqual(handle.pread(1, 0)[0], 2)
         handle.pwrite(b"x" * SECTOR, MIB)

@@ -75,7 +75,7 @@ class Bench(SideBySide):
     def test_words(self):
         for words in ("-c 100 -f raw b.raw", "-c 100 -d 4 -s 64k -S 4k -o 1M a.qcow2", "-c 100 -w a.qcow2", "-c 20 -w --pattern=3 -s 8k a.qed",
                       "-c 20 -w --flush-interval=4 -d 2 a.qcow2", "-c 20 -w --flush-interval=4 -d 4 --no-drain a.qcow2", "-c 10 -q -t none a.qcow2",
-                      "-c 10 -U a.qcow2", "-c x a.qcow2", "--flush-interval=2 -c 3 a.qcow2", "-w --flush-interval=2 -d 4 -c 3 a.qcow2",
+                      "-c 10 -U a.qcow2", "-c 3 -w -U a.qcow2", "-c x a.qcow2", "--flush-interval=2 -c 3 a.qcow2", "-w --flush-interval=2 -d 4 -c 3 a.qcow2",
                       "-c 3 -f raw -o 10M b.raw", "-t foo a.qcow2", "none", "", "--image-opts -c 3 driver=qcow2,file.filename=a.qcow2"):
             with self.subTest(words=words):
                 self.bench(words)

@@ -185,7 +185,7 @@ class Words(Case):
         theirs, ours = self.both("-c", "a", "-d", "b", image)
         self.assertEqual(theirs, ours)
         for words in (("-a", "nothing", image), ("-c", "x"), ("-d",), ("-c", "x", image, image), ("-z", image),
-                      ("-l", self.path("absent")), ("-U", "-c", "x", image)):
+                      ("-l", self.path("absent")), (self.path("absent"),), ("-U", "-c", "x", image)):
             self.both(*words)
         run(QIMG, "snapshot", "-d", "first", image)  # the first of that name
         self.assertEqual([number for number, _ in listed(image, "qemu-img")], ["2", "3"])
