@@ -144,27 +144,6 @@ static bool luks_zero_is_fast(struct node *node, uint64_t off, uint64_t len)
     return false;
 }
 
-static int luks_grow(struct node *node, uint64_t size, struct diag *diag)
-{
-    struct luks_image *image = luks_of(node);
-    uint64_t bytes;
-
-    if (size < node->size)
-        return diag_set(diag, EINVAL, "%s: %" PRIu64 " bytes are less than its %" PRIu64,
-                        node->filename, size, node->size);
-    if (add_overflows(image->payload, size, &bytes) || bytes > INT64_MAX)
-        return diag_set(diag, EFBIG, "%s: %" PRIu64 " bytes are too many", node->filename,
-                        size);
-    int err = storage_truncate(node->file, bytes);
-    if (!err)
-        err = node_barrier(node);
-    if (err)
-        return diag_errno(diag, -err, "%s: growing to %" PRIu64 " bytes", node->filename,
-                          size);
-    node->size = size;
-    return 0;
-}
-
 static int luks_info(struct node *node, struct image_info *info)
 {
     const struct luks_place place = whole_file(node, luks_of(node)->file_bytes);
@@ -178,7 +157,8 @@ static int luks_info(struct node *node, struct image_info *info)
 
 const struct driver luks_driver = {
     .name = "luks",
-    .features = DRIVER_GROWS,
+    /* It doesn't grow: what is new would read as noise, where all expect zeroes. */
+    .features = 0,
     .create_options = luks_create_options,
     .probe = luks_probe,
     .open = luks_open_image,
@@ -189,7 +169,6 @@ const struct driver luks_driver = {
     .map = luks_map,
     .zero = luks_zero,
     .zero_is_fast = luks_zero_is_fast,
-    .grow = luks_grow,
     .info = luks_info,
     .check_create = luks_check_create,
     .create = luks_create,

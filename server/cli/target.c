@@ -196,8 +196,9 @@ static int make_and_open(struct target *target, const struct target_request *req
     int code = image_open(&target->image, create->filename, &options, IMAGE_NEVER_RAW);
     if (code != CLI_OK)
         return code;
+    const struct node *node = target->image.node;
     target->is_zero = driver_can(request->format, DRIVER_CLUSTERS) ||
-                      !target->image.node->file->fixed_size;
+                      (node->host_zeroes_show && !node->file->fixed_size);
     return activate(target, request);
 }
 

@@ -96,6 +96,16 @@ class Luks(Case):
         handle = self.serve(top, f"passphrase.1={PASSPHRASE}").connect()
         self.assertEqual(handle.pread(6000, 0), before[:123] + b"\5" * 5000 + before[5123:6000])
 
+    def test_converted(self):
+        """Also what is zero has to be written: a new container reads as noise."""
+        source, target = create(self.path("source.qcow2"), "qcow2", SIZE), self.path("target.luks")
+        run("qemu-io", "-c", f"write -q -P 3 {MIB} 100000", source)
+        run(QIMG, "convert", *SECRET, "-O", "luks", "-o", "key-secret=s,iter-time=10", source, target)
+        found = self.content(target)
+        self.assertEqual(found, bytes(MIB) + b"\3" * 100000 + bytes(SIZE - MIB - 100000))
+        run(QIMG, "convert", *SECRET, "--image-opts", "-O", "raw", self.opts(target), self.path("back"))
+        self.assertEqual(pathlib.Path(self.path("back")).read_bytes(), found)
+
     def test_described(self):
         path = self.make()
         ours, theirs = (json.loads(run(tool, "info", "--output=json", path).stdout) for tool in (QIMG, "qemu-img"))
