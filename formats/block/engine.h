@@ -48,10 +48,6 @@ int engine_zero_locked(struct node *node, uint64_t off, uint64_t len) MUST_USE;
 int engine_write_zeroes(struct node *node, uint64_t off, uint64_t len,
                         bool locked) MUST_USE;
 
-/* flush.c: the driver's `settle` where there are no tables: all is in the file, also in a
- * session whose flushes did nothing. */
-int engine_settle(struct node *node) MUST_USE;
-
 /* What every change begins with, outside the gate.  0, or why it may not be made. */
 static inline int engine_admit_change(struct node *node, uint64_t off, uint64_t len)
 {

@@ -17,7 +17,7 @@ int engine_finish_write(struct node *node, struct engine_change *change, int err
     return 0;
 }
 
-int engine_settle(struct node *node)
+int block_settle(struct node *node)
 {
     const struct node_options *options = &node->options;
 

@@ -307,6 +307,10 @@ int block_discard(struct node *node, uint64_t off, uint64_t len, unsigned flags)
 /* Everything replied to before is durable afterwards; see mcache_commit. */
 int block_flush(struct node *node) MUST_USE;
 
+/* A driver's `settle` where there are no tables: all is in the file, also in a session whose
+ * flushes did nothing. */
+int block_settle(struct node *node) MUST_USE;
+
 /* Loads the tables for a range and asks the host to read its data ahead. */
 int block_cache(struct node *node, uint64_t off, uint64_t len) MUST_USE;
 

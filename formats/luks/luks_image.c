@@ -11,7 +11,6 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "block/luks_store.h"
-#include "block/engine.h"
 #include "block/node.h"
 #include "luks/luks.h"
 
@@ -104,7 +103,7 @@ static int luks_activate(struct node *node, struct diag *diag)
 
 static int luks_close_image(struct node *node)
 {
-    int err = node->active ? engine_settle(node) : 0;
+    int err = node->active ? block_settle(node) : 0;
 
     free(node->state);
     node->state = NULL;
@@ -165,7 +164,7 @@ const struct driver luks_driver = {
     .unlock = luks_unlock_image,
     .activate = luks_activate,
     .close = luks_close_image,
-    .settle = engine_settle,
+    .settle = block_settle,
     .map = luks_map,
     .zero = luks_zero,
     .zero_is_fast = luks_zero_is_fast,

@@ -5,7 +5,6 @@
 
 #include "base/checked.h"
 #include "block/measure.h"
-#include "block/engine.h"
 #include "block/node.h"
 #include "raw/raw.h"
 
@@ -33,7 +32,7 @@ static int raw_activate(struct node *node, struct diag *diag)
 
 static int raw_close(struct node *node)
 {
-    return node->active ? engine_settle(node) : 0;
+    return node->active ? block_settle(node) : 0;
 }
 
 /* Holes are told apart by block_status, which asks the storage: a read doesn't care. */
@@ -113,7 +112,7 @@ const struct driver raw_driver = {
     .open = raw_open,
     .activate = raw_activate,
     .close = raw_close,
-    .settle = engine_settle,
+    .settle = block_settle,
     .map = raw_map,
     .zero = raw_zero,
     .zero_is_fast = raw_zero_is_fast,

@@ -68,12 +68,14 @@ static const struct driver toy = {
     .features = DRIVER_BACKING,
     .probe = toy_probe,
     .open = toy_open,
+    .settle = block_settle,
     .close = toy_close,
     .set_backing = toy_set_backing,
 };
 static const struct driver plain = {
     .name = "plain",
     .open = plain_open,
+    .settle = block_settle,
     .close = toy_close,
 };
 static const struct driver *const drivers[] = {&toy, &plain, NULL};
