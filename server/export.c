@@ -382,6 +382,7 @@ static void inherit_options(const struct node *old, struct node *new_node)
     new_node->options.discard_ignore = old->options.discard_ignore;
     new_node->options.detect_zeroes = old->options.detect_zeroes;
     new_node->options.compress = old->options.compress && !node_why_not_compress(new_node);
+    new_node->options.copy_on_read = old->options.copy_on_read;
 }
 
 int export_replace(struct served_export *exp, struct node *new_node, struct diag *diag)

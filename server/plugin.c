@@ -417,7 +417,7 @@ static int qimg_pread(void *handle, void *buf, uint32_t count, uint64_t offset,
     EXPORT_USE(use, export_enter(exp_of(handle)));
     struct export_op_timer timer = begin_op(&use, EXPORT_READ);
     struct view *view = view_of(handle);
-    int err = LIKELY(!view) ? block_read(use.node, buf, offset, count)
+    int err = LIKELY(!view) ? block_read_for_user(use.node, buf, offset, count)
                             : view_read(view, buf, offset, count);
 
     (void)flags;
@@ -485,7 +485,8 @@ static int qimg_cache(void *handle, uint32_t count, uint64_t offset, uint32_t fl
     EXPORT_USE(use, export_enter(exp_of(handle)));
 
     struct view *view = view_of(handle);
-    int err = view ? view_cache(view, offset, count) : block_cache(use.node, offset, count);
+    int err = view ? view_cache(view, offset, count)
+                   : block_cache_for_user(use.node, offset, count);
 
     (void)flags;
     return end_request(err, &use, "cache", offset, count);

@@ -54,6 +54,7 @@ const char plugin_config_help[] =
     "others.\n"
     "passphrase.<N>=...              The same for the N-th backing file below it.\n"
     "compress=off|on                 Store whole clusters compressed (qcow2).\n"
+    "copy-on-read=off|on             Keep what is read from backing files in the image.\n"
     "tls-certificates=<FOLDER>       Certificates for NBD exports with TLS (nbds://).\n"
     "tls-psk=<FILE>                  Pre-shared keys for these, instead.\n"
     "tls-username=<NAME>             Whose of these keys is used.\n"
@@ -317,15 +318,25 @@ static int set_snapshot(struct plugin_config *c, const char *key, const char *va
                     : refuse_value(key, value, "none, or a snapshot's name or id");
 }
 
-static int set_compress(struct plugin_config *c, const char *key, const char *value)
+static int set_switch(bool *on, const char *key, const char *value)
 {
     static const char *const words[] = {"off", "on", NULL};
     unsigned i;
 
     if (choose_word(&i, key, value, words, "off or on"))
         return -1;
-    c->node.compress = i == 1;
+    *on = i == 1;
     return 0;
+}
+
+static int set_compress(struct plugin_config *c, const char *key, const char *value)
+{
+    return set_switch(&c->node.compress, key, value);
+}
+
+static int set_copy_on_read(struct plugin_config *c, const char *key, const char *value)
+{
+    return set_switch(&c->node.copy_on_read, key, value);
 }
 
 static int set_references(struct plugin_config *c, const char *key, const char *value)
@@ -488,6 +499,7 @@ static const struct {
     {"data-file", set_data_file},
     {"snapshot", set_snapshot},
     {"compress", set_compress},
+    {"copy-on-read", set_copy_on_read},
     {"references", set_references},
     {"tls-certificates", set_tls_certificates},
     {"tls-psk", set_tls_psk},

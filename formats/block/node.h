@@ -64,6 +64,7 @@ struct node_options {
     const struct cache_mode *cache; /* NULL: writeback */
     /* Whole clusters are stored compressed, if smaller; off where the driver can't. */
     bool compress;
+    bool copy_on_read;                /* what users read from below is kept */
     bool discard_ignore;              /* TRIM does nothing, freed clusters aren't punched */
     enum detect_zeroes detect_zeroes; /* what becomes of writes of zero bytes */
     uint64_t need_check_delay_ns;     /* 0: the mark is cleared only at close */
@@ -130,7 +131,8 @@ struct node {
     struct observers observers;   /* who is told of changes */
     struct dirty_bitmaps bitmaps; /* named ones */
     struct frozen_points frozen_points;
-    struct timer write_back; /* commits what got old without a flush */
+    _Atomic bool told_not_kept; /* what is read can't be kept: said once */
+    struct timer write_back;    /* commits what got old without a flush */
     _Atomic bool write_back_armed;
 
     struct snapshot_nodes snapshots; /* that were opened of it: snapshot.h */
@@ -313,6 +315,26 @@ int block_settle(struct node *node) MUST_USE;
 
 /* Loads the tables for a range and asks the host to read its data ahead. */
 int block_cache(struct node *node, uint64_t off, uint64_t len) MUST_USE;
+
+/* The same as block_read and block_cache, and what comes from below becomes the node's own, in
+ * whole subclusters, if it is active; several readers of one fetch it once.  When that fails they
+ * read it as always.  Outside the gate. */
+int block_read_and_keep(struct node *node, void *buf, uint64_t off, uint64_t len) MUST_USE;
+int block_cache_and_keep(struct node *node, uint64_t off, uint64_t len) MUST_USE;
+
+/* What a user's read is, by options.copy_on_read. */
+static inline int block_read_for_user(struct node *node, void *buf, uint64_t off,
+                                      uint64_t len)
+{
+    return UNLIKELY(node->options.copy_on_read) ? block_read_and_keep(node, buf, off, len)
+                                                : block_read(node, buf, off, len);
+}
+
+static inline int block_cache_for_user(struct node *node, uint64_t off, uint64_t len)
+{
+    return node->options.copy_on_read ? block_cache_and_keep(node, off, len)
+                                      : block_cache(node, off, len);
+}
 
 /* Gives every cluster an allocation, contents unchanged (preallocation=metadata): also where
  * a backing file shows, if clusters have parts of their own, else -ENOTSUP. */

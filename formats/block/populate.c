@@ -1,15 +1,26 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Taking over what lies below: a layer gets clusters of its own for what shows through it,
- * while users write to it.
+ * while users write to it: for a job, a range of it, or for a reader, what he reads.
  *
  * With the guest range of the clusters locked, only what the layer has nothing of is written:
  * what a user has written since is there, and one who comes now waits.  The contents don't
  * change, so no observer is told. */
+#include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/log.h"
+#include "base/zero_bytes.h"
 #include "block/engine.h"
+
+/* Who wants it. */
+struct taker {
+    bool reader;
+    const struct node *base; /* a job: what goes on showing; NULL: nothing */
+    uint64_t copied;         /* bytes of data that were written */
+};
 
 enum need { NOTHING, ZEROES, DATA };
 
@@ -38,38 +49,64 @@ static enum need need_of_run(const struct node *node, const struct node *base, u
     return ZEROES;
 }
 
-static int copy_up(struct node *node, void *buffer, uint64_t off, uint64_t len)
+/* The first run of the range, and what it needs.  For a reader, who is going to have the bytes,
+ * the layers below aren't asked for their status: that may be a server's round trip. */
+static int next_run(struct node *node, const struct taker *taker, uint64_t off,
+                    uint64_t len, uint64_t *run, enum need *need)
+{
+    if (taker->reader) {
+        struct extent ext;
+        int err = node->driver->map(node, off, len, &ext);
+        *run = ext.length;
+        *need = ext.kind == EXTENT_BACKING ? DATA : NOTHING;
+        return err;
+    }
+    struct block_status st;
+    int err = engine_status(node, off, len, &st);
+    if (err)
+        return err;
+    *need = need_of_run(node, taker->base, off, &st);
+    *run = st.length;
+    return 0;
+}
+
+static int copy_up(struct node *node, struct taker *taker, void *buffer, uint64_t off,
+                   uint64_t len)
 {
     int err = engine_read(node, buffer, off, len);
 
-    return err ? err : engine_write_locked(node, buffer, off, len);
+    if (err)
+        return err;
+    if (taker->reader && bytes_are_zero(buffer, len) &&
+        node->driver->zero_is_fast(node, off, len))
+        return engine_zero_locked(node, off, len);
+    taker->copied += len;
+    return engine_write_locked(node, buffer, off, len);
 }
 
 /* At most ENGINE_CHUNK bytes, whose clusters are locked. */
-static int populate_locked(struct node *node, void *buffer, uint64_t off, uint64_t end,
-                           const struct node *base, uint64_t *copied)
+static int populate_locked(struct node *node, struct taker *taker, void *buffer,
+                           uint64_t off, uint64_t end)
 {
     int err = 0;
 
     while (!err && off < end) {
-        struct block_status st;
-        err = engine_status(node, off, end - off, &st);
+        enum need need;
+        uint64_t run;
+        err = next_run(node, taker, off, end - off, &run, &need);
         if (err)
             return err;
-        enum need need = need_of_run(node, base, off, &st);
-        if (need == DATA) {
-            err = copy_up(node, buffer, off, st.length);
-            *copied += st.length;
-        } else if (need == ZEROES) {
-            err = engine_zero_locked(node, off, st.length);
-        }
-        off += st.length;
+        if (need == DATA)
+            err = copy_up(node, taker, buffer, off, run);
+        else if (need == ZEROES)
+            err = engine_zero_locked(node, off, run);
+        off += run;
     }
     return err;
 }
 
-static int populate_piece(struct node *node, void *buffer, uint64_t off, uint64_t end,
-                          const struct node *base, uint64_t *copied)
+static int populate_piece(struct node *node, struct taker *taker, void *buffer,
+                          uint64_t off, uint64_t end)
 {
     gate_ticket ticket = gate_enter_to_change(&node->ctx->gate);
     int err;
@@ -77,7 +114,7 @@ static int populate_piece(struct node *node, void *buffer, uint64_t off, uint64_
     {
         RANGE_LOCK_GUARD(&node->ranges, align_down(off, node->cluster_size),
                          align_up(end, node->cluster_size));
-        err = populate_locked(node, buffer, off, end, base, copied);
+        err = populate_locked(node, taker, buffer, off, end);
     }
     gate_leave(&node->ctx->gate, ticket);
     node_wrote(node);
@@ -85,24 +122,75 @@ static int populate_piece(struct node *node, void *buffer, uint64_t off, uint64_
     return err;
 }
 
+static int populate(struct node *node, struct taker *taker, uint64_t off, uint64_t end)
+{
+    CLEANUP_FREE void *buffer = NULL;
+    int err = 0;
+
+    if (posix_memalign(&buffer, 4096, ENGINE_CHUNK))
+        return -ENOMEM;
+    while (!err && off < end) {
+        uint64_t stop = MIN(end, align_down(off, ENGINE_CHUNK) + ENGINE_CHUNK);
+        err = populate_piece(node, taker, buffer, off, stop);
+        if (err == -ENOSPC && engine_make_room(node, 0))
+            err = populate_piece(node, taker, buffer, off, stop);
+        off = stop;
+    }
+    return err;
+}
+
 int block_populate(struct node *node, uint64_t off, uint64_t len, const struct node *base,
                    uint64_t *copied)
 {
-    CLEANUP_FREE void *buffer = NULL;
-    uint64_t end = off + len;
+    struct taker taker = {.base = base};
 
     *copied = 0;
     int err = engine_admit_change(node, off, len);
     if (err || len == 0)
         return err;
-    if (posix_memalign(&buffer, 4096, ENGINE_CHUNK))
-        return -ENOMEM;
-    while (!err && off < end) {
-        uint64_t stop = MIN(end, align_down(off, ENGINE_CHUNK) + ENGINE_CHUNK);
-        err = populate_piece(node, buffer, off, stop, base, copied);
-        if (err == -ENOSPC && engine_make_room(node, 0))
-            err = populate_piece(node, buffer, off, stop, base, copied);
-        off = stop;
-    }
+    err = populate(node, &taker, off, off + len);
+    *copied = taker.copied;
     return err;
+}
+
+/* Does something of the range show through the layer?  Also true when nobody knows. */
+static bool shows_below(struct node *node, uint64_t off, uint64_t len)
+{
+    gate_ticket ticket = gate_enter(&node->ctx->gate);
+    struct extent ext = {.kind = EXTENT_ZERO};
+    int err = 0;
+
+    for (uint64_t end = off + len; !err && off < end && ext.kind != EXTENT_BACKING;
+         off += ext.length)
+        err = node->driver->map(node, off, end - off, &ext);
+    gate_leave(&node->ctx->gate, ticket);
+    return err || ext.kind == EXTENT_BACKING;
+}
+
+/* A reader gets what he reads whether it can be kept or not; so the reason is only told, and
+ * once. */
+static void keep(struct node *node, uint64_t off, uint64_t len)
+{
+    struct taker taker = {.reader = true};
+    uint64_t end = MIN(align_up(off + len, node->subcluster_size), node->size);
+
+    if (!atomic_load_explicit(&node->backing, memory_order_relaxed) ||
+        engine_admit_change(node, off, len) || len == 0 || !shows_below(node, off, len))
+        return;
+    int err = populate(node, &taker, align_down(off, node->subcluster_size), end);
+    if (err && !atomic_exchange(&node->told_not_kept, true))
+        log_warning("%s: copy-on-read: %" PRIu64 " bytes at %" PRIu64 " aren't kept: %s",
+                    node->filename, len, off, strerror(-err));
+}
+
+int block_read_and_keep(struct node *node, void *buf, uint64_t off, uint64_t len)
+{
+    keep(node, off, len);
+    return block_read(node, buf, off, len);
+}
+
+int block_cache_and_keep(struct node *node, uint64_t off, uint64_t len)
+{
+    keep(node, off, len);
+    return block_cache(node, off, len);
 }

@@ -62,6 +62,13 @@ static const struct disjoint_case cases[] = {
      BASE("qcow2", 5 * MIB + 512),
      .piece = 3 * SECTOR,
      .ops = 6000},
+    {.name = "qcow2-extended-reads-kept",
+     IMAGE("qcow2", "cluster_size=16384,extended_l2=on", 8 * MIB + 512),
+     BASE("qcow2", 7 * MIB + 512),
+     .image.node.copy_on_read = true,
+     .slow_writes = 20000,
+     .piece = 3 * SECTOR,
+     .ops = 1000},
     {.name = "qcow2-512-small-cache",
      IMAGE("qcow2", "cluster_size=512,refcount_bits=64", 4 * MIB),
      .image.cache_bytes = 48 * KIB,
@@ -246,7 +253,7 @@ static int look(struct worker *w, uint64_t off, uint64_t len)
 {
     uint8_t now[8 * SECTOR];
 
-    int err = block_read(w->stage->img.node, now, off, len);
+    int err = block_read_for_user(w->stage->img.node, now, off, len);
     if (!err && memcmp(now, w->stage->img.model.bytes + off, len) != 0)
         complain(w->stage, "thread %u: %" PRIu64 "+%" PRIu64 " is not what it wrote",
                  w->number, off, len);
@@ -294,7 +301,7 @@ static void *storm(void *opaque)
         struct block_status st;
         int err = block_flush(s->img.node);
         if (!err && rng_one_in(&w->rng, 4))
-            err = block_read(s->img.node, buf, off, len);
+            err = block_read_for_user(s->img.node, buf, off, len);
         if (!err)
             err = block_status(s->img.node, off, len, &st);
         if (!err && rng_one_in(&w->rng, 8) && node_can(s->img.node, DRIVER_MARKS))

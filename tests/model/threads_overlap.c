@@ -79,6 +79,14 @@ static const struct overlap_case cases[] = {
      .image.base_size = 512 * KIB + 512,
      .window = MIB,
      .ops = 3000},
+    {.name = "qcow2-64k-reads-kept",
+     IMAGE("qcow2", "cluster_size=65536", MIB + 512),
+     .image.base_format = "raw",
+     .image.base_size = 768 * KIB + 512,
+     .image.node.copy_on_read = true,
+     .window = MIB,
+     .slow_writes = 20000,
+     .ops = 1000},
     {.name = "qcow2-4k-packed",
      IMAGE("qcow2", "cluster_size=4096", MIB),
      .image.node.compress = true,
@@ -263,7 +271,7 @@ static int one_request(struct worker *w, uint8_t *buf)
     } else if (dice < 9) {
         return block_flush(node);
     } else if (dice < 12) {
-        return block_read(node, buf, off, len);
+        return block_read_for_user(node, buf, off, len);
     } else {
         value = (uint8_t)rng_between(&w->rng, 1, VALUES - 1);
         memset(buf, value, len);

@@ -61,7 +61,7 @@ static void read_back(struct trial *t, uint64_t off, uint64_t len)
 {
     const uint8_t *want = t->img.model.bytes + off;
 
-    int err = block_read(t->img.node, t->buf, off, len);
+    int err = block_read_for_user(t->img.node, t->buf, off, len);
     if (err)
         fail(t, "reading %" PRIu64 "+%" PRIu64 ": errno %d", off, len, -err);
     if (memcmp(t->buf, want, len) == 0)
