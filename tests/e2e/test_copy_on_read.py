@@ -8,13 +8,14 @@ import subprocess
 import threading
 import unittest
 
-from harness import KIB, MIB, Case, Model, check, create, run, wait_until
+from harness import KIB, MIB, Model, check, create, run, wait_until
 from qmp import Qmp
+from remote_base import RemoteBase
 
 SIZE = 4 * MIB
 
 
-class CopyOnRead(Case):
+class CopyOnRead(RemoteBase):
     """The base is a raw file behind nbdkit's log filter, which tells how often it was read."""
 
     def setUp(self):
@@ -23,26 +24,9 @@ class CopyOnRead(Case):
         self.content = bytearray(rng.randbytes(SIZE))
         self.content[MIB:2 * MIB] = bytes(MIB)
 
-    def write_base(self):
-        with open(self.path("base.raw"), "wb") as file:
-            file.write(self.content)
-
-    def serve_base(self, *words):
-        self.write_base()
-        socket, pidfile = self.path("base.sock"), self.path("base.pid")
-        for path in socket, pidfile:
-            if os.path.exists(path):
-                os.unlink(path)
-        self.base = subprocess.Popen(
-            ["nbdkit", "-f", "-r", "-U", socket, "-P", pidfile, "--filter=log", *words[:1], "file",
-             self.path("base.raw"), f"logfile={self.path('log')}", *words[1:]])
-        self.addCleanup(self.end_base)
-        wait_until(lambda: os.path.exists(pidfile), 20, "the base's server")
-        self.uri = f"nbd+unix:///?socket={socket}"
-
-    def end_base(self):
-        self.base.kill()
-        self.base.wait()
+    def serve_base(self, *filters, keys=()):
+        self.write_base(self.content)
+        self.start_base("--filter=log", *filters, keys=(f"logfile={self.path('log')}", *keys))
 
     def bytes_read(self):
         """How much was asked of the base since the last call."""
@@ -63,6 +47,15 @@ class CopyOnRead(Case):
 
     def keep(self, path, *keys, **kwargs):
         return self.serve(path, "copy-on-read=on", *keys, **kwargs)
+
+    @staticmethod
+    def use(handle, model, rng, requests):
+        for _ in range(requests):
+            off = rng.randrange(SIZE - 70000)
+            if rng.random() < 0.3:
+                model.write(handle, off, rng.randbytes(rng.randrange(1, 70000)))
+            else:
+                model.compare(handle, off, rng.randrange(1, 70000))
 
     def test_what_was_read_is_there_without_the_base(self):
         for fmt, options in (("qcow2", ""), ("qcow2", "extended_l2=on"), ("qcow2", "compat=0.10"), ("qed", "")):
@@ -104,7 +97,7 @@ class CopyOnRead(Case):
         self.assertEqual(self.bytes_read(), 0)
 
     def test_readers_of_one_cluster_fetch_it_once(self):
-        self.serve_base("--filter=delay", "rdelay=200ms")
+        self.serve_base("--filter=delay", keys=["rdelay=200ms"])
         server = self.keep(self.overlay())
         handles = [server.connect() for _ in range(6)]
         found = [None] * len(handles)
@@ -167,13 +160,7 @@ class CopyOnRead(Case):
         client = Qmp(self.path("qmp"))
         self.addCleanup(client.close)
         client.cmd("block-stream", job_id="job", device="drive0", speed=8 * MIB)
-        rng = random.Random(3)
-        for _ in range(150):
-            off = rng.randrange(SIZE - 70000)
-            if rng.random() < 0.3:
-                model.write(handle, off, rng.randbytes(rng.randrange(1, 70000)))
-            else:
-                model.compare(handle, off, rng.randrange(1, 70000))
+        self.use(handle, model, random.Random(3), 150)
         wait_until(lambda: not client.cmd("query-block-jobs"), 60, "the stream's end")
         self.end_base()
         model.compare(handle)
@@ -188,14 +175,9 @@ class CopyOnRead(Case):
         for _ in range(5):
             server = self.keep(path)
             handle = server.connect()
-            for _ in range(20):
-                off = rng.randrange(SIZE - 70000)
-                if rng.random() < 0.3:
-                    model.write(handle, off, rng.randbytes(rng.randrange(1, 70000)))
-                else:
-                    model.compare(handle, off, rng.randrange(1, 70000))
+            self.use(handle, model, rng, 20)
             handle.flush()
-            model.compare(handle, off, 64 * KIB)
+            model.compare(handle, rng.randrange(SIZE - 64 * KIB), 64 * KIB)
             server.kill()
             check(path, "qcow2", allow_leaks=True)
         server = self.keep(path)

@@ -3,15 +3,15 @@
 
 import errno
 import os
-import subprocess
 import unittest
 
 import nbd
 
-from harness import KIB, MIB, Case, Model, run, wait_until
+from harness import KIB, MIB, Model, run
+from remote_base import RemoteBase
 
 
-class NbdBacking(Case):
+class NbdBacking(RemoteBase):
     """The base is nbdkit's own file plugin on a raw file."""
 
     def serve_base(self):
@@ -19,25 +19,9 @@ class NbdBacking(Case):
         content[:256 * KIB] = b"\x11" * (256 * KIB)
         content[MIB:2 * MIB] = b"\x22" * MIB
         content[-512:] = b"\x33" * 512
-        with open(self.path("base.raw"), "wb") as file:
-            file.write(content)
+        self.write_base(content)
         self.start_base()
         return content
-
-    def start_base(self):
-        socket, pidfile = self.path("base.sock"), self.path("base.pid")
-        for path in socket, pidfile:
-            if os.path.exists(path):
-                os.unlink(path)
-        self.base = subprocess.Popen(
-            ["nbdkit", "-f", "-r", "-U", socket, "-P", pidfile, "file", self.path("base.raw")])
-        self.addCleanup(self.end_base)
-        wait_until(lambda: os.path.exists(pidfile), 20, "the base's server")
-        self.uri = f"nbd+unix:///?socket={socket}"
-
-    def end_base(self):
-        self.base.kill()
-        self.base.wait()
 
     def overlay(self, fmt, backing=None):
         path = self.path(f"overlay.{fmt}")
