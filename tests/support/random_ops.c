@@ -29,7 +29,7 @@ struct trial {
 /* Requests reach this much further than asked when they are read back. */
 #define AROUND (64 * KIB)
 
-static void PRINTF_LIKE(2, 3) note(struct trial *t, const char *fmt, ...)
+void trial_note(struct trial *t, const char *fmt, ...)
 {
     va_list ap;
 
@@ -38,7 +38,7 @@ static void PRINTF_LIKE(2, 3) note(struct trial *t, const char *fmt, ...)
     va_end(ap);
 }
 
-static void PRINTF_LIKE(2, 3) fail(struct trial *t, const char *fmt, ...)
+void trial_fail(struct trial *t, const char *fmt, ...)
 {
     char text[1024], list[HISTORY * 84] = "";
     va_list ap;
@@ -63,13 +63,14 @@ static void read_back(struct trial *t, uint64_t off, uint64_t len)
 
     int err = block_read_for_user(t->img.node, t->buf, off, len);
     if (err)
-        fail(t, "reading %" PRIu64 "+%" PRIu64 ": errno %d", off, len, -err);
+        trial_fail(t, "reading %" PRIu64 "+%" PRIu64 ": errno %d", off, len, -err);
     if (memcmp(t->buf, want, len) == 0)
         return;
     uint64_t i = 0;
     while (t->buf[i] == want[i])
         i++;
-    fail(t, "offset %" PRIu64 ": 0x%02x, should be 0x%02x", off + i, t->buf[i], want[i]);
+    trial_fail(t, "offset %" PRIu64 ": 0x%02x, should be 0x%02x", off + i, t->buf[i],
+               want[i]);
 }
 
 static void read_around(struct trial *t, uint64_t off, uint64_t len)
@@ -95,13 +96,13 @@ static void adopt_trim(struct trial *t, uint64_t off, uint64_t len)
 
     int err = block_read(t->img.node, t->buf, off, len);
     if (err)
-        fail(t, "reading what was trimmed: errno %d", -err);
+        trial_fail(t, "reading what was trimmed: errno %d", -err);
     for (uint64_t i = 0; i < len; i++) {
         if (t->buf[i] != 0 && t->buf[i] != model[i])
-            fail(t, "trim changed offset %" PRIu64 " from 0x%02x to 0x%02x", off + i,
-                 model[i], t->buf[i]);
+            trial_fail(t, "trim changed offset %" PRIu64 " from 0x%02x to 0x%02x", off + i,
+                       model[i], t->buf[i]);
         if (t->img.spec.node.discard_ignore && t->buf[i] != model[i])
-            fail(t, "an ignored trim changed offset %" PRIu64, off + i);
+            trial_fail(t, "an ignored trim changed offset %" PRIu64, off + i);
     }
     memcpy(model, t->buf, len);
 }
@@ -152,7 +153,13 @@ static void pick_range(struct trial *t, uint64_t *off, uint64_t *len)
 static void expect_done(struct trial *t, int err)
 {
     if (err)
-        fail(t, "errno %d", -err);
+        trial_fail(t, "errno %d", -err);
+}
+
+static void tell_changed(struct trial *t, uint64_t off, uint64_t len)
+{
+    if (t->what->more && t->what->more->changed)
+        t->what->more->changed(t->what->opaque, off, len);
 }
 
 static void do_write(struct trial *t, uint64_t off, uint64_t len)
@@ -163,10 +170,11 @@ static void do_write(struct trial *t, uint64_t off, uint64_t len)
 
     if (zeroes)
         data = memset(t->buf, 0, len);
-    note(t, "write%s%s %" PRIu64 "+%" PRIu64, flags ? " FUA" : "",
-         zeroes ? " of zeroes" : "", off, len);
+    trial_note(t, "write%s%s %" PRIu64 "+%" PRIu64, flags ? " FUA" : "",
+               zeroes ? " of zeroes" : "", off, len);
     expect_done(t, block_write(t->img.node, data, off, len, flags));
     memcpy(t->img.model.bytes + off, data, len);
+    tell_changed(t, off, len);
 }
 
 static void do_zero(struct trial *t, uint64_t off, uint64_t len)
@@ -179,9 +187,10 @@ static void do_zero(struct trial *t, uint64_t off, uint64_t len)
         flags |= BLOCK_FAST;
     if (rng_one_in(&t->rng, 8))
         flags |= BLOCK_FUA;
-    note(t, "zero%s%s %" PRIu64 "+%" PRIu64, flags & BLOCK_MAY_UNMAP ? " UNMAP" : "",
-         flags & BLOCK_FAST ? " FAST" : "", off, len);
+    trial_note(t, "zero%s%s %" PRIu64 "+%" PRIu64, flags & BLOCK_MAY_UNMAP ? " UNMAP" : "",
+               flags & BLOCK_FAST ? " FAST" : "", off, len);
     int err = block_zero(t->img.node, off, len, flags);
+    tell_changed(t, off, len);
     if (err == -ENOTSUP && (flags & BLOCK_FAST))
         return; /* read_around sees that nothing changed */
     expect_done(t, err);
@@ -190,10 +199,12 @@ static void do_zero(struct trial *t, uint64_t off, uint64_t len)
 
 static void do_discard(struct trial *t, uint64_t off, uint64_t len)
 {
-    note(t, "discard %" PRIu64 "+%" PRIu64, off, len);
+    trial_note(t, "discard %" PRIu64 "+%" PRIu64, off, len);
     expect_done(
         t, block_discard(t->img.node, off, len, rng_one_in(&t->rng, 8) ? BLOCK_FUA : 0));
     adopt_trim(t, off, len);
+    if (!t->img.spec.node.discard_ignore)
+        tell_changed(t, off, len);
 }
 
 /* What block status calls zero reads as zeroes; everything is data or zero. */
@@ -201,26 +212,33 @@ static void do_status(struct trial *t, uint64_t off, uint64_t len)
 {
     struct block_status st;
 
-    note(t, "status %" PRIu64 "+%" PRIu64, off, len);
+    trial_note(t, "status %" PRIu64 "+%" PRIu64, off, len);
     for (; len > 0; off += st.length, len -= st.length) {
         expect_done(t, block_status(t->img.node, off, len, &st));
         if (st.length == 0 || st.length > len)
-            fail(t, "at %" PRIu64 ": a run of %" PRIu64 " bytes", off, st.length);
+            trial_fail(t, "at %" PRIu64 ": a run of %" PRIu64 " bytes", off, st.length);
         if (!st.zero && !st.data)
-            fail(t, "at %" PRIu64 ": neither data nor zero", off);
+            trial_fail(t, "at %" PRIu64 ": neither data nor zero", off);
         if (st.zero && !zero_bytes(t->img.model.bytes + off, st.length))
-            fail(t, "at %" PRIu64 ": not zero for %" PRIu64 " bytes", off, st.length);
+            trial_fail(t, "at %" PRIu64 ": not zero for %" PRIu64 " bytes", off, st.length);
     }
 }
 
-static void reopen(struct trial *t)
+static void close_it(struct trial *t)
+{
+    if (t->what->more && t->what->more->closing)
+        t->what->more->closing(t->what->opaque);
+    expect_done(t, image_close(&t->img));
+}
+
+static void open_it(struct trial *t)
 {
     struct diag diag = {0};
 
-    note(t, "reopen");
-    expect_done(t, image_close(&t->img));
     if (image_try_open(&t->img, &diag))
-        fail(t, "%s", diag.text);
+        trial_fail(t, "%s", diag.text);
+    if (t->what->more && t->what->more->reopened)
+        t->what->more->reopened(t->what->opaque, t, &t->img);
 }
 
 static void step(struct trial *t)
@@ -237,24 +255,29 @@ static void step(struct trial *t)
     } else if (dice < 74) {
         do_status(t, off, len);
     } else if (dice < 78) {
-        note(t, "cache %" PRIu64 "+%" PRIu64, off, len);
+        trial_note(t, "cache %" PRIu64 "+%" PRIu64, off, len);
         expect_done(t, block_cache(t->img.node, off, len));
     } else if (dice < 82) {
-        note(t, "flush");
+        trial_note(t, "flush");
         expect_done(t, block_flush(t->img.node));
     } else {
-        note(t, "read %" PRIu64 "+%" PRIu64, off, len);
+        trial_note(t, "read %" PRIu64 "+%" PRIu64, off, len);
         read_back(t, off, len);
         return;
     }
     if (rng_one_in(&t->rng, 2))
         read_around(t, off, len);
-    if (rng_one_in(&t->rng, 1500))
-        reopen(t);
+    if (rng_one_in(&t->rng, t->what->more ? 150 : 1500)) {
+        trial_note(t, "reopen");
+        close_it(t);
+        open_it(t);
+    }
     if (rng_one_in(&t->rng, 50)) { /* the idle timer */
         t->img.now += 6 * SEC;
         housekeeper_run_due(t->img.ctx.housekeeper);
     }
+    if (t->what->more && t->what->more->step)
+        t->what->more->step(t->what->opaque, t, &t->img, &t->rng);
 }
 
 static uint64_t hash_of(const char *name)
@@ -266,6 +289,24 @@ static uint64_t hash_of(const char *name)
     return h % 1000000;
 }
 
+static void look_at_all(struct trial *t)
+{
+    read_all(t);
+    if (t->what->more && t->what->more->end)
+        t->what->more->end(t->what->opaque, t, &t->img);
+}
+
+/* The closed image; opened again. */
+static void judge(struct trial *t)
+{
+    char why[1024];
+
+    close_it(t);
+    if (!image_verify(&t->img, why, sizeof why))
+        trial_fail(t, "%s", why);
+    open_it(t);
+}
+
 void trial_run(const struct trial_case *what)
 {
     struct trial t = {
@@ -274,7 +315,6 @@ void trial_run(const struct trial_case *what)
         .max_len = what->max_len ? what->max_len : 128 * KIB,
     };
     uint64_t ops = env_number("QIMG_OPS", what->ops / build_slowness());
-    char why[1024];
 
     rng_init(&t.rng, t.seed);
     t.pool = malloc(2 * t.max_len);
@@ -284,13 +324,14 @@ void trial_run(const struct trial_case *what)
     image_open(&t.img);
     for (t.op = 0; t.op < ops; t.op++)
         step(&t);
-    note(&t, "the end");
-    read_all(&t);
-    expect_done(&t, image_close(&t.img));
-    if (!image_verify(&t.img, why, sizeof why))
-        fail(&t, "%s", why);
-    reopen(&t);
-    read_all(&t);
+    trial_note(&t, "the end");
+    look_at_all(&t);
+    judge(&t);
+    look_at_all(&t);
+    if (what->more && what->more->undo) {
+        what->more->undo(what->opaque, &t, &t.img);
+        judge(&t);
+    }
     image_free(&t.img);
     free(t.pool);
     free(t.buf);

@@ -514,6 +514,18 @@ static int begin(struct snapshot_change_state *state,
     return err || !request->ahead ? err : change_reserve(state);
 }
 
+/* What was let go of is still counted until it is free, and counts of few bits could have no
+ * room because of it.  A failure is met again by who needs the room. */
+static void drop_references(struct qcow2 *q)
+{
+    struct alloc *a = &q->alloc;
+
+    if (!alloc_has_unlinked(a) || mcache_commit(q->node->mc, MC_COMMIT) != 0)
+        return;
+    while (alloc_reclaim(a) > 0)
+        ;
+}
+
 int qcow2_begin_snapshot(struct snapshot_change *change,
                          const struct snapshot_request *request, struct diag *diag)
 {
@@ -524,6 +536,8 @@ int qcow2_begin_snapshot(struct snapshot_change *change,
         return diag_errno(diag, ENOMEM, "%s", q->node->filename);
     *state = (struct snapshot_change_state){.q = q, .diag = diag, .change = change};
     change->state = state;
+    if (q->geo.refcount_order < 4)
+        drop_references(q);
     alloc_pause_reclaim(&q->alloc);
     int err = begin(state, request);
     if (err) {
