@@ -392,6 +392,7 @@ static int fill_control(struct control *control, const struct control_setup *set
     control_queue_init(&control->queue);
     control->context = (struct control_context){
         .exports = setup->exports,
+        .throttles = setup->throttles,
         .jobs = job_manager_new(on_job_event, control),
         .config = setup->config,
         .give_up = &control->stopping,

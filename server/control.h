@@ -22,11 +22,13 @@ struct control;
 struct block_shared;
 struct export_table;
 struct plugin_config;
+struct throttle_groups;
 
 /* Borrowed until control_close. */
 struct control_setup {
     const char *path;             /* absolute */
     struct export_table *exports; /* what commands are about; outlives the jobs */
+    struct throttle_groups *throttles;
     const struct block_shared *shared;
     const struct plugin_config *config;
     void (*shut_down)(

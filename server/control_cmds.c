@@ -12,6 +12,7 @@
 #include "control_exports.h"
 #include "control_lane.h"
 #include "control_stats.h"
+#include "control_throttle.h"
 #include "export_table.h"
 
 /* Slow ones go to the lane, on whose thread they run: all those for bitmaps, so that none
@@ -26,7 +27,8 @@ static const struct {
     {control_start_commands, false},      {control_backup_commands, false},
     {control_job_commands, false},        {control_bitmap_commands, true},
     {control_transaction_commands, true}, {control_snapshot_commands, true},
-    {control_overlay_commands, true},     {control_disk_commands, true},
+    {control_overlay_commands, true},     {control_throttle_commands, false},
+    {control_disk_commands, true},
 };
 
 #define NEGOTIATE "qmp_capabilities"

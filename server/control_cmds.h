@@ -24,10 +24,12 @@ struct export_table;
 struct job_manager;
 struct plugin_config;
 struct served_export;
+struct throttle_groups;
 
 /* What commands work on. */
 struct control_context {
     struct export_table *exports;
+    struct throttle_groups *throttles;
     struct job_manager *jobs;           /* of all exports */
     const struct plugin_config *config; /* what is opened is opened as it says */
     struct node_table nodes;            /* that were added */

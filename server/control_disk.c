@@ -8,6 +8,7 @@
 #include "control_chain.h"
 #include "control_cmds.h"
 #include "control_nodes.h"
+#include "control_throttle.h"
 #include "export_table.h"
 
 /* ---- its size ---- */
@@ -106,8 +107,8 @@ static bool read_choices(struct served_export *exp, const json_t *options,
     return out->cache;
 }
 
-static bool reopen_one(struct control_context *ctx, const json_t *options,
-                       struct control_error *error)
+static bool reopen_node(struct control_context *ctx, const json_t *options,
+                        const struct throttle_choice *limits, struct control_error *error)
 {
     struct export_choices choices;
 
@@ -118,9 +119,27 @@ static bool reopen_one(struct control_context *ctx, const json_t *options,
         !read_choices(exp, options, &choices, error))
         return false;
     if (export_set_choices(exp, &choices, &error->diag) == 0)
-        return true;
+        return !limits || control_set_limits(ctx, exp, limits, exp->node_name, error);
     control_fail_diag(error, CLASS_GENERIC);
     return false;
+}
+
+/* Limits aren't the node's but the disk's: without them these stay as they are. */
+static bool reopen_one(struct control_context *ctx, const json_t *options,
+                       struct control_error *error)
+{
+    json_t *throttling = json_object_get(options, "throttling");
+    struct throttle_choice limits;
+
+    if (!throttling)
+        return reopen_node(ctx, options, NULL, error);
+    if (!control_read_throttling(throttling, &limits, error))
+        return false;
+    json_t *others = json_copy((json_t *)(uintptr_t)options);
+    json_object_del(others, "throttling");
+    bool done = reopen_node(ctx, others, &limits, error);
+    json_decref(others);
+    return done;
 }
 
 static json_t *blockdev_reopen(struct control_context *ctx, const json_t *args,

@@ -11,6 +11,7 @@
 #include "control_chain.h"
 #include "control_nodes.h"
 #include "control_query.h"
+#include "control_throttle.h"
 #include "export_table.h"
 
 static void add_number(json_t *object, const char *key, uint64_t value)
@@ -51,7 +52,7 @@ static unsigned depth_below(const struct node *node)
     return depth;
 }
 
-/* Nothing is throttled or watched; QMP wants it said. */
+/* A layer by itself isn't throttled, and none is watched; QMP wants it said. */
 static void add_absent_features(json_t *device)
 {
     static const char *const zero[] = {"bps",     "bps_rd",  "bps_wr",         "iops",
@@ -91,12 +92,12 @@ static json_t *describe_node(struct node *node, const char *name, bool nested)
 static json_t *describe_export(struct served_export *exp)
 {
     CHAIN_USE(chain, exp);
+    struct node *top = chain.use.node;
+    json_t *inserted = describe_node(top, control_name_node(exp, top, top).text, true);
 
-    return json_pack(
-        "{s:o,s:s,s:b,s:b,s:o}", "device", json_from_text(exp->node_name), "type",
-        "unknown", "removable", 0, "locked", 0, "inserted",
-        describe_node(chain.use.node,
-                      control_name_node(exp, chain.use.node, chain.use.node).text, true));
+    control_add_limits(exp, inserted);
+    return json_pack("{s:o,s:s,s:b,s:b,s:o}", "device", json_from_text(exp->node_name),
+                     "type", "unknown", "removable", 0, "locked", 0, "inserted", inserted);
 }
 
 static json_t *query_block(struct control_context *ctx, const json_t *args,

@@ -69,6 +69,7 @@ static int open_node(struct served_export *exp, const struct export_request *req
 
 void export_free(struct served_export *exp)
 {
+    throttle_leave(&exp->throttle);
     free(exp->name);
     free(exp->node_name);
     free(exp->default_view);
@@ -88,6 +89,7 @@ struct served_export *export_new(const char *name, const char *node_name)
         return NULL;
     struct served_export *exp = memory;
     *exp = (struct served_export){.name = strdup(name), .node_name = strdup(node_name)};
+    throttle_member_init(&exp->throttle);
     if (exp->name && exp->node_name)
         return exp;
     export_free(exp);

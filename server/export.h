@@ -23,6 +23,7 @@
 #include "block/node.h"
 #include "export_stats.h"
 #include "plugin_config.h"
+#include "throttle_group.h"
 
 struct export_table;
 
@@ -36,7 +37,8 @@ struct served_export {
     bool never_writable; /* clients only read it, whatever the image allows */
     struct gate gate;    /* who uses the node, to change it or not */
     struct export_stats stats;
-    struct node *_Atomic node; /* NULL: sealed, or being resized */
+    struct throttle_member throttle; /* limits of what clients do */
+    struct node *_Atomic node;       /* NULL: sealed, or being resized */
     /* Another file is served than the one that its name means: who closed it for being unused
      * would serve that one next. */
     _Atomic bool moved;

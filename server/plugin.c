@@ -42,6 +42,7 @@ static struct server server;
 struct connection {
     struct served_export *exp; /* it is one of its users */
     struct view *view;         /* what it sees of it; NULL: the live disk */
+    struct throttle_flow flow; /* its turns, where the disk has limits */
     bool readonly;
 };
 
@@ -257,6 +258,8 @@ static int open_connection(struct connection *c, const char *name, bool readonly
     int err = view_find(&server.exports, name, &c->exp, &c->view, diag);
     if (!err)
         err = prepare_export(c->exp, readonly, c->view, &writable, diag);
+    if (!err)
+        throttle_flow_init(&c->flow, &c->exp->throttle);
     c->readonly = !writable;
     return err;
 }
@@ -405,6 +408,22 @@ static int end_request(int err, const struct export_use *use, const char *what,
     return -1;
 }
 
+enum { READS, WRITES };
+
+static ASIDE void wait_for_limits(struct connection *c, int direction, uint32_t count)
+{
+    throttle_wait(&c->exp->throttle, &c->flow, direction == WRITES, count);
+}
+
+/* A view has no limits: who backs a disk up isn't its user. */
+static inline void limit(void *handle, int direction, uint32_t count)
+{
+    struct connection *c = handle;
+
+    if (throttle_is_limited(&c->exp->throttle) && !c->view)
+        wait_for_limits(c, direction, count);
+}
+
 static inline struct export_op_timer begin_op(const struct export_use *use,
                                               enum export_op op)
 {
@@ -414,6 +433,7 @@ static inline struct export_op_timer begin_op(const struct export_use *use,
 static int qimg_pread(void *handle, void *buf, uint32_t count, uint64_t offset,
                       uint32_t flags)
 {
+    limit(handle, READS, count);
     EXPORT_USE(use, export_enter(exp_of(handle)));
     struct export_op_timer timer = begin_op(&use, EXPORT_READ);
     struct view *view = view_of(handle);
@@ -428,6 +448,7 @@ static int qimg_pread(void *handle, void *buf, uint32_t count, uint64_t offset,
 static int qimg_pwrite(void *handle, const void *buf, uint32_t count, uint64_t offset,
                        uint32_t flags)
 {
+    limit(handle, WRITES, count);
     EXPORT_USE(use, export_enter_change(exp_of(handle)));
     struct export_op_timer timer = begin_op(&use, EXPORT_WRITE);
     unsigned how = flags & NBDKIT_FLAG_FUA ? BLOCK_FUA : 0;
@@ -452,6 +473,7 @@ static int qimg_flush(void *handle, uint32_t flags)
 
 static int qimg_trim(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
+    limit(handle, WRITES, count);
     EXPORT_USE(use, export_enter_change(exp_of(handle)));
     struct export_op_timer timer = begin_op(&use, EXPORT_TRIM);
     unsigned how = flags & NBDKIT_FLAG_FUA ? BLOCK_FUA : 0;
@@ -463,6 +485,7 @@ static int qimg_trim(void *handle, uint32_t count, uint64_t offset, uint32_t fla
 
 static int qimg_zero(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
+    limit(handle, WRITES, count);
     EXPORT_USE(use, export_enter_change(exp_of(handle)));
     struct export_op_timer timer = begin_op(&use, EXPORT_ZERO);
     bool fast = flags & NBDKIT_FLAG_FAST_ZERO;
@@ -482,6 +505,7 @@ static int qimg_zero(void *handle, uint32_t count, uint64_t offset, uint32_t fla
 
 static int qimg_cache(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
+    limit(handle, READS, count);
     EXPORT_USE(use, export_enter(exp_of(handle)));
 
     struct view *view = view_of(handle);

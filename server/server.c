@@ -21,6 +21,7 @@ void server_init(struct server *server)
     *server = (struct server){0};
     plugin_config_init(&server->config);
     export_table_init(&server->exports);
+    throttle_groups_init(&server->throttles);
 }
 
 /* ---- the end ---- */
@@ -49,6 +50,7 @@ void server_free(struct server *server)
 {
     server_close(server);
     export_table_destroy(&server->exports);
+    throttle_groups_destroy(&server->throttles);
     plugin_config_free(&server->config);
 }
 
@@ -57,6 +59,7 @@ static void begin_end(void *opaque)
     struct server *server = opaque;
 
     service_manager_tell(SERVICE_STOPPING);
+    throttle_groups_lift(&server->throttles, true);
     if (server->control)
         control_begin_close(server->control);
 }
@@ -153,6 +156,7 @@ static int open_control(struct server *server, struct diag *diag)
     const struct control_setup setup = {
         .path = server->config.control,
         .exports = &server->exports,
+        .throttles = &server->throttles,
         .shared = &server->shared,
         .config = &server->config,
         .shut_down = end_by_command,

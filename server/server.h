@@ -18,9 +18,10 @@ struct server {
     struct plugin_config config;
     struct block_shared shared; /* of all exports: memory and timers */
     struct export_table exports;
-    struct image_folder *folder; /* dir=; NULL: none */
-    struct view *snapshot;       /* what snapshot= names is kept open; NULL: nothing */
-    struct control *control;     /* NULL: none */
+    struct throttle_groups throttles; /* limits that exports have, or share */
+    struct image_folder *folder;      /* dir=; NULL: none */
+    struct view *snapshot;            /* what snapshot= names is kept open; NULL: nothing */
+    struct control *control;          /* NULL: none */
 };
 
 void server_init(struct server *server);

@@ -115,7 +115,7 @@ class Manual(Case):
         if command == "query-block":
             return set()
         items = re.findall(r"^=item (.*)$", text, re.M)
-        return {name for item in items for name in re.findall(r"[a-z][a-z0-9-]*", item)} - {"or"}
+        return {name for item in items for name in re.findall(r"[a-z][a-z0-9_-]*", item)} - {"or"}
 
     def test_pod_is_valid(self):
         for pod in (ROOT / "server").rglob("*.pod"):

@@ -138,16 +138,11 @@ static struct served_export *add_export(struct export_table *table, const char *
     static uint8_t data[DISK_BYTES / 4];
     struct node *node, *base;
     struct diag diag = {0};
-    void *memory;
+    struct served_export *exp = export_new(name, name);
 
-    if (posix_memalign(&memory, _Alignof(struct served_export),
-                       sizeof(struct served_export)))
-        abort();
-    struct served_export *exp = memory;
-    *exp = (struct served_export){.name = strdup(name),
-                                  .node_name = strdup(name),
-                                  .is_open = true,
-                                  .wanted_writable = true};
+    fuzz_check(exp, "out of memory");
+    exp->is_open = true;
+    exp->wanted_writable = true;
     if (block_context_init(&exp->ctx, 1 << 20, NULL, NULL) ||
         open_node(&exp->ctx, "qcow2", mem_storage_clone(empty), "/nowhere/image", &node,
                   &diag) ||
@@ -192,6 +187,7 @@ static void shut_down(void *opaque)
 
 struct server {
     struct export_table exports;
+    struct throttle_groups throttles;
     struct control_context context;
 };
 
@@ -269,10 +265,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (!empty)
         make_empty();
     export_table_init(&server.exports);
+    throttle_groups_init(&server.throttles);
     struct served_export *disks[] = {add_export(&server.exports, "disk0"),
                                      add_export(&server.exports, "disk1")};
     server.context = (struct control_context){
         .exports = &server.exports,
+        .throttles = &server.throttles,
         .config = &config,
         .jobs = job_manager_new(on_job_event, NULL),
         .shut_down = shut_down,
@@ -297,5 +295,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     node_table_destroy(&server.context.nodes);
     block_context_destroy(&server.context.trial);
     export_table_destroy(&server.exports);
+    throttle_groups_destroy(&server.throttles);
     return 0;
 }

@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Waiting for limits: of those who wait in one direction only the one whose turn it is looks at
+ * the clock, and wakes the next when it has gone on. */
+#include "throttle_group.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+
+enum { READS, WRITES, DIRECTIONS };
+
+struct throttle_group {
+    char *name;
+    struct list link;    /* in the list of groups */
+    struct list members; /* struct throttle_member.link */
+    struct throttle throttle;
+    struct turns turns[DIRECTIONS]; /* roots: who waits */
+};
+
+/* A request that waits; on its thread's stack. */
+struct waiter {
+    struct turns turns;
+    pthread_cond_t woken;
+};
+
+static struct waiter *waiter_of(struct turns *turns)
+{
+    return CONTAINER_OF(turns, struct waiter, turns);
+}
+
+void throttle_groups_init(struct throttle_groups *groups)
+{
+    *groups = (struct throttle_groups){0};
+    lock_init(&groups->lock, RANK_LEAF);
+    list_init(&groups->list);
+}
+
+void throttle_groups_destroy(struct throttle_groups *groups)
+{
+    lock_destroy(&groups->lock);
+}
+
+void throttle_member_init(struct throttle_member *member)
+{
+    atomic_store(&member->groups, NULL);
+    member->group = NULL;
+    list_init(&member->link);
+    for (unsigned i = 0; i < DIRECTIONS; i++)
+        turns_init(&member->turns[i], NULL);
+}
+
+void throttle_flow_init(struct throttle_flow *flow, struct throttle_member *member)
+{
+    for (unsigned i = 0; i < DIRECTIONS; i++)
+        turns_init(&flow->turns[i], &member->turns[i]);
+}
+
+/* ---- waiting: under the lock ---- */
+
+static void wake_next(struct throttle_group *group, unsigned direction)
+{
+    struct turns *next = turns_next(&group->turns[direction]);
+
+    if (next)
+        pthread_cond_signal(&waiter_of(next)->woken);
+}
+
+static void wake_both(struct throttle_group *group)
+{
+    wake_next(group, READS);
+    wake_next(group, WRITES);
+}
+
+/* All of the disk: they look at what is so now. */
+static void send_away(struct throttle_member *member)
+{
+    for (unsigned i = 0; i < DIRECTIONS; i++)
+        for (struct turns *t; (t = turns_next(&member->turns[i]));) {
+            turns_remove(t);
+            pthread_cond_signal(&waiter_of(t)->woken);
+        }
+}
+
+/* Until it was sent away, or (true) it has had its turn. */
+static bool wait_for_turn(struct throttle_groups *groups, struct throttle_group *group,
+                          struct waiter *waiter, unsigned direction)
+{
+    while (turns_waits(&waiter->turns)) {
+        if (turns_next(&group->turns[direction]) != &waiter->turns) {
+            lock_wait(&groups->lock, &waiter->woken);
+            continue;
+        }
+        uint64_t now = clock_ns();
+        uint64_t wait = throttle_wait_ns(&group->throttle, direction == WRITES, now);
+        if (wait == 0) {
+            turns_take(&waiter->turns);
+            return true;
+        }
+        lock_wait_until(&groups->lock, &waiter->woken, now + wait);
+    }
+    return false;
+}
+
+void throttle_wait(struct throttle_member *member, struct throttle_flow *flow,
+                   bool is_write, uint64_t bytes)
+{
+    unsigned direction = is_write ? WRITES : READS;
+    struct throttle_groups *groups = atomic_load(&member->groups);
+    struct waiter waiter;
+
+    if (!groups)
+        return;
+    cond_init_timed(&waiter.woken);
+    turns_init(&waiter.turns, &flow->turns[direction]);
+    {
+        LOCK_GUARD(&groups->lock);
+        while (member->group && !groups->lifted) {
+            struct throttle_group *group = member->group;
+            turns_add(&waiter.turns);
+            if (!wait_for_turn(groups, group, &waiter, direction))
+                continue;
+            throttle_account(&group->throttle, is_write, bytes);
+            wake_next(group, direction);
+            break;
+        }
+    }
+    pthread_cond_destroy(&waiter.woken);
+}
+
+void throttle_groups_lift(struct throttle_groups *groups, bool lifted)
+{
+    LOCK_GUARD(&groups->lock);
+    groups->lifted = lifted;
+    LIST_FOR_EACH (pos, &groups->list) {
+        struct throttle_group *group = CONTAINER_OF(pos, struct throttle_group, link);
+        LIST_FOR_EACH (at, &group->members)
+            send_away(CONTAINER_OF(at, struct throttle_member, link));
+    }
+}
+
+/* ---- groups: under the lock ---- */
+
+static struct throttle_group *find_group(struct throttle_groups *groups, const char *name)
+{
+    LIST_FOR_EACH (pos, &groups->list) {
+        struct throttle_group *group = CONTAINER_OF(pos, struct throttle_group, link);
+        if (strcmp(group->name, name) == 0)
+            return group;
+    }
+    return NULL;
+}
+
+static struct throttle_group *new_group(struct throttle_groups *groups, const char *name)
+{
+    struct throttle_group *group = calloc(1, sizeof *group);
+
+    if (!group)
+        return NULL;
+    group->name = strdup(name);
+    if (!group->name) {
+        free(group);
+        return NULL;
+    }
+    list_init(&group->members);
+    for (unsigned i = 0; i < DIRECTIONS; i++)
+        turns_init(&group->turns[i], NULL);
+    list_append(&groups->list, &group->link);
+    return group;
+}
+
+static void leave_group(struct throttle_member *member)
+{
+    struct throttle_group *group = member->group;
+
+    if (!group)
+        return;
+    send_away(member);
+    member->group = NULL;
+    list_remove(&member->link);
+    if (list_empty(&group->members)) {
+        list_remove(&group->link);
+        free(group->name);
+        free(group);
+        return;
+    }
+    wake_both(group); /* it may have been one of those who left */
+}
+
+static void join_group(struct throttle_member *member, struct throttle_group *group)
+{
+    if (member->group == group)
+        return;
+    leave_group(member);
+    member->group = group;
+    list_append(&group->members, &member->link);
+    for (unsigned i = 0; i < DIRECTIONS; i++)
+        member->turns[i].above = &group->turns[i];
+}
+
+int throttle_join(struct throttle_groups *groups, struct throttle_member *member,
+                  const char *name, const char *otherwise,
+                  const struct throttle_config *config)
+{
+    LOCK_GUARD(&groups->lock);
+    struct throttle_group *group = member->group;
+
+    if (name || !group) {
+        const char *wanted = name ? name : otherwise;
+        group = find_group(groups, wanted);
+        if (!group)
+            group = new_group(groups, wanted);
+        if (!group)
+            return -ENOMEM;
+    }
+    join_group(member, group);
+    throttle_set(&group->throttle, config, clock_ns());
+    atomic_store(&member->groups, groups);
+    wake_both(group);
+    return 0;
+}
+
+void throttle_leave(struct throttle_member *member)
+{
+    struct throttle_groups *groups = atomic_load(&member->groups);
+
+    if (!groups)
+        return;
+    LOCK_GUARD(&groups->lock);
+    leave_group(member);
+    atomic_store(&member->groups, NULL);
+}
+
+bool throttle_look(struct throttle_member *member, struct throttle_config *config,
+                   char **name)
+{
+    struct throttle_groups *groups = atomic_load(&member->groups);
+
+    if (!groups)
+        return false;
+    LOCK_GUARD(&groups->lock);
+    if (!member->group)
+        return false;
+    *config = member->group->throttle.config;
+    *name = strdup(member->group->name);
+    return true;
+}
