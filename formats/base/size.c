@@ -52,13 +52,12 @@ int size_parse(const char *text, uint64_t *bytes)
     p = end;
 
     long double fraction = 0;
-    bool has_point = !hex && *p == '.';
-    if (has_point) {
+    if (!hex && *p == '.') {
         p++;
         fraction = parse_fraction(&p);
     }
     unsigned shift;
-    if (parse_unit(p, &shift) < 0 || (has_point && shift == 0))
+    if (parse_unit(p, &shift) < 0 || (fraction > 0 && shift == 0))
         return -EINVAL;
 
     uint64_t scale = UINT64_C(1) << shift,

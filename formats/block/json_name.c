@@ -114,8 +114,11 @@ static int take_text(struct members *m, const char *prefix, const char *key, cha
 static void drop_harmless(struct members *m, const char *prefix)
 {
     static const char *const keys[] = {
-        "node-name",     "read-only",    "auto-read-only", "force-share", "discard",
-        "detect-zeroes", "cache.direct", "cache.no-flush", "aio",         "locking"};
+        "node-name", "read-only", "auto-read-only", "force-share", "discard",
+        "detect-zeroes", "cache.direct", "cache.no-flush", "aio", "locking",
+        /* Of qcow2: how much memory is for what, and what is watched over. */
+        "cache-size", "l2-cache-size", "l2-cache-entry-size", "refcount-cache-size",
+        "cache-clean-interval", "overlap-check", "overlap-check.template"};
     char path[KEY_BYTES];
 
     for (size_t i = 0; i < ARRAY_LEN(keys); i++) {
@@ -137,11 +140,13 @@ static int refuse_rest(struct members *m)
 
 /* ---- protocols ---- */
 
-static int parse_file(struct members *m, const char *prefix, struct json_name *out)
+static int parse_file(struct members *m, const char *prefix, bool is_file,
+                      struct json_name *out)
 {
     int err = take_text(m, prefix, "filename", &out->target);
 
-    out->protocol = &storage_protocol_file;
+    out->protocol =
+        is_file || !out->target ? &storage_protocol_file : storage_protocol_of(out->target);
     if (err || out->target)
         return err;
     return refuse_member(m, EINVAL, "filename", "is missing");
@@ -202,8 +207,8 @@ static int parse_protocol(struct members *m, const char *prefix, struct json_nam
     drop_harmless(m, prefix);
     if (protocol && strcmp(protocol, "nbd") == 0)
         return parse_nbd(m, prefix, out);
-    if (protocol && strcmp(protocol, "file") == 0)
-        return parse_file(m, prefix, out);
+    if (protocol ? strcmp(protocol, "file") == 0 : !!peek_text(m, prefix, "filename"))
+        return parse_file(m, prefix, protocol, out);
     if (protocol)
         return refuse_member(m, ENOTSUP, "driver",
                              "is neither file nor nbd, nor a format over these");
@@ -239,6 +244,34 @@ static int interpret_members(struct members *m, struct json_name *out)
     return err ? err : refuse_rest(m);
 }
 
+/* In QEMU's JSON strings may stand between single quotes, too: as jansson wants them; the
+ * caller's to free, NULL: no memory. */
+static char *with_double_quotes(const char *json)
+{
+    char *out = malloc(2 * strlen(json) + 1), *to = out, quote = 0;
+
+    if (!out)
+        return NULL;
+    for (; *json; json++) {
+        if (*json == '\\' && json[1] == '\'') {
+            *to++ = *++json;
+        } else if (quote && *json == '\\' && json[1]) {
+            *to++ = *json++;
+            *to++ = *json;
+        } else if (quote == '\'' && *json == '"') {
+            *to++ = '\\';
+            *to++ = '"';
+        } else if (*json == quote || (!quote && (*json == '"' || *json == '\''))) {
+            quote = quote ? 0 : *json;
+            *to++ = '"';
+        } else {
+            *to++ = *json;
+        }
+    }
+    *to = '\0';
+    return out;
+}
+
 bool json_name_is_one(const char *name)
 {
     return strncmp(name, PREFIX, strlen(PREFIX)) == 0;
@@ -252,9 +285,10 @@ int json_name_parse(const char *image, const char *name, struct json_name *out,
     json_error_t error;
 
     *out = (struct json_name){0};
-    if (!m.flat)
+    CLEANUP_FREE char *json = with_double_quotes(name + strlen(PREFIX));
+    if (!m.flat || !json)
         return diag_errno(diag, ENOMEM, "%s", image);
-    json_t *object = json_loads(name + strlen(PREFIX), JSON_REJECT_DUPLICATES, &error);
+    json_t *object = json_loads(json, JSON_REJECT_DUPLICATES, &error);
     if (!json_is_object(object)) {
         json_decref(object);
         return refuse_member(&m, EINVAL, "JSON", object ? "must be an object" : error.text);

@@ -4,6 +4,7 @@
  *
  *     json:{"driver": "qcow2", "file": {"driver": "file", "filename": "/images/base"}}
  *     json:{"file.driver": "nbd", "file.server.type": "unix", "file.server.path": "/run/s"}
+ *     json:{'driver': 'qcow2', 'file.filename': '/images/base'}
  *
  * Understood are the formats there are over "file" and "nbd", nested or with dots between;
  * every other driver and key is refused by its name, for it would mean something.

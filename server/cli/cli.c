@@ -15,10 +15,15 @@
 /* Enough for every command's table, asserted by its use below. */
 #define MAX_OPTIONS 32
 
+void cli_print_name(void)
+{
+    fprintf(stderr, "%s: ", program_invocation_short_name);
+}
+
 static void print_message(const char *fmt, va_list ap)
 {
     fflush(stdout);
-    fputs("qimg: ", stderr);
+    cli_print_name();
     vfprintf(stderr, fmt, ap);
     fputc('\n', stderr);
 }
@@ -45,8 +50,8 @@ int cli_usage_error(const char *fmt, ...)
     va_start(ap, fmt);
     print_message(fmt, ap);
     va_end(ap);
-    fprintf(stderr, "Try 'qimg %s%s--help' for more information\n", command_name,
-            command_name[0] ? " " : "");
+    fprintf(stderr, "Try '%s %s%s--help' for more information\n",
+            program_invocation_short_name, command_name, command_name[0] ? " " : "");
     return CLI_FAILED;
 }
 
@@ -212,9 +217,6 @@ int cli_take_image(const struct cli_command *cmd, int argc, char **argv, cli_tak
     if (argc - optind != 1)
         return cli_usage_error("Expecting one image file name");
     image->filename = argv[optind];
-    if (image->image_opts && image->format)
-        return cli_usage_error("--image-opts and -f exclude each other: driver=%s says it",
-                               image->format);
     return CLI_GO_ON;
 }
 
@@ -240,10 +242,11 @@ const char *cli_local_name(const char *filename)
     return strncmp(filename, "file:", 5) == 0 ? filename + 5 : filename;
 }
 
-int cli_finish(int code)
+int cli_finish(int code, int unwritten)
 {
     errno = 0;
     if (fflush(stdout) == 0 && !ferror(stdout))
         return code;
-    return cli_error("cannot write to standard output: %s", strerror(errno ? errno : EIO));
+    cli_error("cannot write to standard output: %s", strerror(errno ? errno : EIO));
+    return unwritten;
 }

@@ -31,6 +31,7 @@ struct cli_command {
     const struct cli_option *options;
     int (*run)(const struct cli_command *self, int argc,
                char **argv); /* returns the exit code */
+    int unwritten;           /* the exit code when stdout takes no more; 0: CLI_FAILED */
 };
 
 extern const struct cli_command amend_command, backup_command, bench_command,
@@ -62,6 +63,10 @@ void cli_print_help(const struct cli_command *cmd);
  * code to leave with: the help or a complaint was printed. */
 int cli_take_options(const struct cli_command *cmd, int argc, char **argv, cli_take *take,
                      void *args);
+
+/* Begins a message on stderr: "qimg: ", or the name of a link to it by which it was called
+ * (qemu-img, in whose place it stands). */
+void cli_print_name(void);
 
 /* Prints "qimg: sentence" and returns CLI_FAILED. */
 int cli_error(const char *fmt, ...) PRINTF_LIKE(1, 2);
@@ -132,7 +137,7 @@ int cli_take_image(const struct cli_command *cmd, int argc, char **argv, cli_tak
 /* The name without a leading "file:", which means the same as without it. */
 const char *cli_local_name(const char *filename);
 
-/* Flushes stdout; when that fails, says so and returns CLI_FAILED instead of `code`. */
-int cli_finish(int code);
+/* Flushes stdout; when that fails, says so and returns `unwritten` instead of `code`. */
+int cli_finish(int code, int unwritten);
 
 #endif

@@ -110,7 +110,7 @@ static int amend_open(struct amend_args *args, struct image *image, char **path)
     if (check_keys(driver, &args->list, image->node->filename) != CLI_OK ||
         find_secret(args, "encrypt.old-secret", &req.old_secret) != CLI_OK ||
         find_secret(args, "encrypt.new-secret", &req.new_secret) != CLI_OK ||
-        create_options_list(&args->list, &list, &req.n_options) != CLI_OK)
+        create_options_list(NULL, &args->list, &list, &req.n_options) != CLI_OK)
         return CLI_FAILED;
     req.options = list;
     *path = strdup(image->node->filename);

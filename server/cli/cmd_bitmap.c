@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/size.h"
+#include "bitmaps_store.h"
 #include "cli.h"
 #include "image.h"
 
@@ -217,25 +218,6 @@ static int run_actions(const struct bitmap_args *args, struct node *node)
     return close_source(&other, code);
 }
 
-/* To close an image whose bitmaps can't be stored is no failure, as it says so itself.  Here
- * it is one, so they are stored before that. */
-static int store(const struct bitmap_args *args, struct node *node)
-{
-    struct diag diag = {0};
-    int err = node_freeze(node);
-    struct dirty_bitmap *bitmap =
-        err ? NULL : node_bitmap_share(node, args->bitmap, &diag); /* NULL: was removed */
-
-    if (bitmap &&
-        (dirty_bitmap_unsaved(bitmap) || dirty_bitmap_slot(bitmap) == BITMAP_NO_SLOT))
-        err = -EIO;
-    if (bitmap)
-        dirty_bitmap_unshare(bitmap);
-    return err ? cli_error("%s: bitmap %s could not be stored", node->filename,
-                           args->bitmap)
-               : CLI_OK;
-}
-
 static int open_and_run(const struct bitmap_args *args)
 {
     struct image image;
@@ -245,7 +227,7 @@ static int open_and_run(const struct bitmap_args *args)
         return code;
     code = run_actions(args, image.node);
     if (code == CLI_OK)
-        code = store(args, image.node);
+        code = bitmaps_store(image.node, image.node->filename);
     int closed = image_close(&image);
     return code == CLI_OK ? closed : code;
 }
@@ -310,8 +292,6 @@ static int check_args(struct bitmap_args *args, int argc, char **argv)
         return cli_usage_error("-F only supported with -b");
     if (args->source.filename && !args->merge)
         return cli_usage_error("Merge bitmap source file only supported with --merge");
-    if (args->image.image_opts && args->image.format)
-        return cli_usage_error("--image-opts and -f exclude each other");
     if (argc - optind != 2)
         return cli_usage_error("Expecting filename and bitmap name");
     args->image.filename = argv[optind];

@@ -14,6 +14,7 @@
 #include "cli.h"
 #include "common/json_text.h"
 #include "image_opts.h"
+#include "progress.h"
 
 /* Exit codes of this command, as qemu-img's. */
 #define CHECK_CORRUPT     2
@@ -21,7 +22,7 @@
 #define CHECK_UNSUPPORTED 63
 
 /* Findings of a pass that are printed; the others are only counted. */
-#define MAX_MESSAGES 1000
+#define MAX_MESSAGES 100000
 
 static const struct cli_option options[] = {
     CLI_IMAGE_OPTIONS,
@@ -45,28 +46,14 @@ struct checked {
     struct storage *file;
     const struct driver *driver;
     uint64_t messages;
-    int percent; /* that is shown, in hundredths; -1: none */
 };
 
 /* ---- while it runs ---- */
 
 static void show_progress(void *opaque, uint64_t done, uint64_t total)
 {
-    struct checked *image = opaque;
-    int percent = total ? (int)(10000.0 * (double)done / (double)total) : 10000;
-
-    if (!image->args->progress || image->args->quiet || percent == image->percent)
-        return;
-    image->percent = percent;
-    printf("    (%d.%02d/100%%)\r", percent / 100, percent % 100);
-    fflush(stdout);
-}
-
-static void end_progress(struct checked *image)
-{
-    if (image->percent >= 0)
-        putchar('\n');
-    image->percent = -1;
+    (void)opaque;
+    progress_report(done, total);
 }
 
 static void show_message(void *opaque, const char *text)
@@ -169,8 +156,9 @@ static int run_check(struct checked *image, enum check_repair repair,
 
     image->messages = 0;
     *result = (struct check_result){0};
+    progress_begin(image->args->progress && !image->args->quiet);
     int rc = image->driver->check(image->file, &how, result, &diag);
-    end_progress(image);
+    progress_end(rc == 0);
     return rc < 0 ? cli_diag(&diag) : CLI_OK;
 }
 
@@ -180,8 +168,7 @@ static int check_and_report(struct checked *image)
     struct check_result result;
 
     if (!driver_can(image->driver, DRIVER_CHECKS)) {
-        cli_error("%s: the format %s has nothing to check", args->image.filename,
-                  image->driver->name);
+        cli_error("This image format does not support checks");
         return CHECK_UNSUPPORTED;
     }
     int code = run_check(image, args->repair, &result);
@@ -222,7 +209,7 @@ static int open_and_check(const struct check_args *args)
     const struct storage_open how = {.read_only = args->repair == REPAIR_NONE,
                                      .direct = args->cache && args->cache->direct};
     CLEANUP_STORAGE struct storage *file = NULL;
-    struct checked image = {.args = args, .percent = -1};
+    struct checked image = {.args = args};
     struct diag diag = {0};
 
     int rc = storage_open_file(cli_local_name(args->image.filename), &how, &file, &diag);
@@ -246,7 +233,7 @@ static int check_given(struct check_args *args)
 
     if (!args->image.image_opts)
         return open_and_check(args);
-    int code = image_opts_parse(args->image.filename, &opts);
+    int code = image_opts_parse(&args->image, &opts);
     if (code != CLI_OK)
         return code;
     if (opts.image.protocol != &storage_protocol_file)

@@ -388,4 +388,5 @@ const struct cli_command compare_command = {
     .summary = "Tell whether two images hold the same disk.",
     .options = options,
     .run = run_compare_command,
+    .unwritten = COMPARE_NOT_OPENED, /* 1 would say that they differ */
 };

@@ -65,7 +65,7 @@ static int print_metrics(const char *control)
         return code;
     code = write_metrics(&qmp, stdout);
     qmp_close(&qmp);
-    return cli_finish(code);
+    return cli_finish(code, CLI_FAILED);
 }
 
 /* ---- for whoever asks ---- */
@@ -98,7 +98,7 @@ static int answer_scrapes(const struct metrics_args *args)
         return code;
     interrupt_catch();
     listening_print(&listening, METRICS_PAGE);
-    code = cli_finish(CLI_OK);
+    code = cli_finish(CLI_OK, CLI_FAILED);
     if (code == CLI_OK)
         code =
             metrics_http_serve(listening.fd, ask_server, (void *)(uintptr_t)args->control);

@@ -217,7 +217,7 @@ static int start_announcing(const struct serve_args *args, char **pidfile)
         return code;
     if (wants_own_pidfile(args)) {
         puts(place.uri);
-        return cli_finish(CLI_OK);
+        return cli_finish(CLI_OK, CLI_FAILED);
     }
     const struct announcement announcement = {
         .uri = place.uri, .socket_path = place.path, .socket_fd = place.fd};

@@ -111,7 +111,7 @@ static int show_for_ever(struct qmp *qmp, json_t *before)
         json_array_clear(qmp->events); /* nobody looks at them here */
         fputs("\033[H\033[2J", stdout);
         print_table(disks, before);
-        code = cli_finish(CLI_OK);
+        code = cli_finish(CLI_OK, CLI_FAILED);
         json_decref(before);
         before = disks;
     }
@@ -127,7 +127,7 @@ static int show_stats(struct qmp *qmp, bool once)
     if (code != CLI_OK)
         return code;
     print_table(disks, NULL);
-    code = cli_finish(CLI_OK);
+    code = cli_finish(CLI_OK, CLI_FAILED);
     if (!once && code == CLI_OK)
         return show_for_ever(qmp, disks);
     json_decref(disks);

@@ -256,7 +256,7 @@ static int copy_to_target(struct conversion *c)
         code = flush_target(c);
     progress_end(code == CLI_OK);
     if (code == CLI_OK && c->args->bitmaps)
-        code = convert_bitmaps(c->images[0].node, c->target.image.node);
+        code = convert_bitmaps(c->images[0].node, c->target.image.node, c->args->target);
     return target_finish(&c->target, code == CLI_OK, code);
 }
 

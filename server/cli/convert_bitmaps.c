@@ -10,6 +10,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "bitmaps_store.h"
 #include "block/dirty_bitmap.h"
 #include "block/image_info.h"
 #include "cli.h"
@@ -146,8 +147,7 @@ static int fill_bitmap(struct node *target, struct dirty_bitmap *to,
     return err;
 }
 
-static int copy_one(struct dirty_bitmap *from, struct node *target,
-                    struct dirty_bitmap **copy)
+static int copy_one(struct dirty_bitmap *from, struct node *target)
 {
     const struct bitmap_params params = {
         .name = dirty_bitmap_name(from),
@@ -155,41 +155,24 @@ static int copy_one(struct dirty_bitmap *from, struct node *target,
         .persistent = true,
         .disabled = !dirty_bitmap_enabled(from),
     };
+    struct dirty_bitmap *copy;
     struct diag diag = {0}, ignored = {0};
 
-    if (node_bitmap_create(target, &params, copy, &diag))
+    if (node_bitmap_create(target, &params, &copy, &diag))
         return cli_error("Failed to create bitmap %s: %s", params.name, diag.text);
-    if (fill_bitmap(target, *copy, from, &diag) == 0)
+    if (fill_bitmap(target, copy, from, &diag) == 0)
         return CLI_OK;
     (void)!node_bitmap_remove(target, params.name, &ignored);
     return cli_error("Failed to populate bitmap %s: %s", params.name, diag.text);
 }
 
-/* To close an image whose bitmaps can't be stored is no failure, as it says so itself.  Here
- * it is one, so they are stored before that. */
-static int store(const struct bitmap_array *copied, struct node *target)
+int convert_bitmaps(struct node *source, struct node *target, const char *filename)
 {
-    int err = node_freeze(target);
-
-    if (err)
-        return cli_error("error while completing the target: %s", strerror(-err));
-    for (size_t i = 0; i < copied->n; i++)
-        if (dirty_bitmap_unsaved(copied->at[i]) ||
-            dirty_bitmap_slot(copied->at[i]) == BITMAP_NO_SLOT)
-            return cli_error("Failed to store bitmap %s", dirty_bitmap_name(copied->at[i]));
-    return CLI_OK;
-}
-
-int convert_bitmaps(struct node *source, struct node *target)
-{
-    struct bitmap_array bitmaps CLEANUP_ARRAY = {0}, copied = {0};
+    struct bitmap_array bitmaps CLEANUP_ARRAY = {0};
     int code = list_bitmaps(source, &bitmaps);
 
-    copied.at = bitmaps.at; /* each takes the place of one that was gone through */
-    for (size_t i = 0; i < bitmaps.n && code == CLI_OK; i++) {
-        if (dirty_bitmap_inconsistent(bitmaps.at[i]))
-            continue;
-        code = copy_one(bitmaps.at[i], target, &copied.at[copied.n++]);
-    }
-    return code == CLI_OK ? store(&copied, target) : code;
+    for (size_t i = 0; i < bitmaps.n && code == CLI_OK; i++)
+        if (!dirty_bitmap_inconsistent(bitmaps.at[i]))
+            code = copy_one(bitmaps.at[i], target);
+    return code == CLI_OK ? bitmaps_store(target, filename) : code;
 }

@@ -16,7 +16,7 @@ int convert_bitmaps_load(struct node *source, bool skip);
 int convert_bitmaps_check_target(struct node *source, struct node *target);
 
 /* After the disk was copied and flushed: copies and stores them.  Nothing is written to the
- * target any more then. */
-int convert_bitmaps(struct node *source, struct node *target);
+ * target, which is called `filename`, any more then. */
+int convert_bitmaps(struct node *source, struct node *target, const char *filename);
 
 #endif

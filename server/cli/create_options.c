@@ -189,26 +189,15 @@ void create_options_announce(const struct driver *format, const struct option_li
     fflush(stdout);
 }
 
-int create_options_list(const struct option_list *list, struct create_option **options,
-                        size_t *count)
+/* Is it the driver's business? */
+static bool is_for_driver(const struct create_option_info *table, const char *key)
 {
-    struct create_option *out = calloc(list->count + 1, sizeof *out);
-    size_t n = 0;
-
-    if (!out)
-        return cli_error("out of memory");
-    for (size_t i = 0; i < list->count; i++)
-        if (options_get(list, list->pairs[i].key) == list->pairs[i].value)
-            out[n++] = (struct create_option){.key = list->pairs[i].key,
-                                              .value = list->pairs[i].value};
-    *options = out;
-    *count = n;
-    return CLI_OK;
+    return !table || !find_option(table, key)->in_request;
 }
 
-/* Those that are the driver's business. */
-static int take_for_driver(const struct driver *format, const struct option_list *list,
-                           struct create_option **options, size_t *count)
+int create_options_list(const struct create_option_info *table,
+                        const struct option_list *list, struct create_option **options,
+                        size_t *count)
 {
     struct create_option *out = calloc(list->count + 1, sizeof *out);
     size_t n = 0;
@@ -218,8 +207,7 @@ static int take_for_driver(const struct driver *format, const struct option_list
     for (size_t i = 0; i < list->count; i++) {
         const struct option_pair *pair = &list->pairs[i];
         /* Of a key that is given again, the last value counts. */
-        if (!find_option(format->create_options, pair->key)->in_request &&
-            options_get(list, pair->key) == pair->value)
+        if (is_for_driver(table, pair->key) && options_get(list, pair->key) == pair->value)
             out[n++] = (struct create_option){.key = pair->key, .value = pair->value};
     }
     *options = out;
@@ -264,7 +252,8 @@ int create_options_request(const struct driver *format, const struct option_list
                            struct create_request *req, struct create_option **options)
 {
     if (take_hints(list, filename, &req->hints) != CLI_OK ||
-        take_for_driver(format, list, options, &req->n_options) != CLI_OK)
+        create_options_list(format->create_options, list, options, &req->n_options) !=
+            CLI_OK)
         return CLI_FAILED;
     req->filename = filename;
     req->options = *options;

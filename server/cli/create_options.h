@@ -20,9 +20,11 @@ void create_options_print(const struct create_option_info *table);
 int create_options_normalise(const struct create_option_info *table,
                              struct option_list *list, const char *filename);
 
-/* All pairs, of each key the last; the caller frees the array, whose texts stay the list's.
- * Returns an exit code. */
-int create_options_list(const struct option_list *list, struct create_option **options,
+/* The pairs, of each key the last; with a table, whose keys they are, but those that have a
+ * field of their own in the request.  The caller frees the array, whose texts stay the
+ * list's.  Returns an exit code. */
+int create_options_list(const struct create_option_info *table,
+                        const struct option_list *list, struct create_option **options,
                         size_t *count);
 
 /* Refuses keys the format doesn't have and values that aren't of their kind, and brings

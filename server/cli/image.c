@@ -55,9 +55,9 @@ static void warn_of_guess(const char *filename)
 {
     fprintf(stderr,
             "WARNING: Image format was not specified for '%s' and probing guessed raw.\n"
-            "         Automatically detecting the format is dangerous for raw images, "
-            "write operations on block 0 will be restricted.\n"
-            "         Specify the 'raw' format explicitly to remove the restrictions.\n",
+            "         Automatically detecting the format is dangerous for raw images: "
+            "what a guest writes to the first blocks can look like another format.\n"
+            "         Specify the 'raw' format explicitly.\n",
             filename);
 }
 
@@ -87,7 +87,7 @@ static int open_by_options(struct image *image, const struct cli_image *given,
     CLEANUP(passphrases_free) struct passphrases keys = {0};
     struct chain_options actual = *options;
 
-    int code = image_opts_parse(given->filename, &opts);
+    int code = image_opts_parse(given, &opts);
     /* Who only describes an image needs no key, and looks for none. */
     if (code == CLI_OK && !options->node.describe)
         code = image_opts_find_keys(&opts, &given->secrets, &keys);

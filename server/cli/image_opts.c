@@ -161,12 +161,14 @@ void image_opts_free(struct image_opts *opts)
     *opts = (struct image_opts){0};
 }
 
-int image_opts_parse(const char *text, struct image_opts *out)
+int image_opts_parse(const struct cli_image *given, struct image_opts *out)
 {
     struct option_list list = {0};
 
     *out = (struct image_opts){0};
-    int code = options_add(&list, text);
+    if (given->format)
+        return cli_error("--image-opts and --format are mutually exclusive");
+    int code = options_add(&list, given->filename);
     take_encryption(&list, &out->encryption, &code);
     set_default(&list, "file.driver", "file.filename", "file", &code);
     set_default(&list, "driver", "filename", "file", &code);

@@ -5,6 +5,7 @@
 
 #include "block/open_policy.h"
 #include "common/passphrases.h"
+#include "cli.h"
 #include "options.h"
 #include "secrets.h"
 
@@ -14,11 +15,12 @@ struct image_opts {
     struct option_list encryption; /* "encrypt.format", "backing.encrypt.key-secret", ... */
 };
 
-/* Takes "driver=qcow2,file.filename=disk" apart: the keys are those of backing names in
+/* Takes the name that was given apart, "driver=qcow2,file.filename=disk": the keys are those of backing names in
  * JSON (block/json_name.h), of which file.driver and driver may be left out for a file; and
- * encrypt.format, encrypt.key-secret, of a backing file with "backing." before them.
+ * encrypt.format, encrypt.key-secret, of a backing file with "backing." before them.  A
+ * format beside it is refused.
  * Complains and returns an exit code; *out is the caller's to free. */
-int image_opts_parse(const char *text, struct image_opts *out);
+int image_opts_parse(const struct cli_image *given, struct image_opts *out);
 
 /* The keys that it names, found among the secrets.  Complains and returns an exit code. */
 int image_opts_find_keys(const struct image_opts *opts, const struct secrets *secrets,

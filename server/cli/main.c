@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The table of commands. */
+/* The table of commands, in groups. */
 #include <stdio.h>
 #include <string.h>
 
@@ -8,21 +8,33 @@
 #include "cli.h"
 #include "registry.h"
 
-static const struct cli_command *const commands[] = {
-    &amend_command,  &backup_command,  &bench_command,   &bitmap_command,
-    &check_command,  &commit_command,  &compare_command, &convert_command,
-    &create_command, &dd_command,      &info_command,    &job_command,
-    &map_command,    &measure_command, &metrics_command, &rebase_command,
-    &resize_command, &restore_command, &serve_command,   &snapshot_command,
-    &stats_command,
+/* In the order of the help. */
+#define GROUP_MAX 8
+static const struct command_group {
+    const char *title;
+    const struct cli_command *commands[GROUP_MAX]; /* NULL behind the last */
+} groups[] = {
+    {"Images",
+     {&create_command, &info_command, &check_command, &map_command, &measure_command}},
+    {"Changing",
+     {&resize_command, &commit_command, &rebase_command, &amend_command, &snapshot_command,
+      &bitmap_command}},
+    {"Copying", {&convert_command, &compare_command, &dd_command, &bench_command}},
+    {"Live",
+     {&serve_command, &job_command, &backup_command, &restore_command, &stats_command,
+      &metrics_command}},
 };
+
+#define COMMANDS_MAX (GROUP_MAX * ARRAY_LEN(groups))
 
 /* What the core has to say beside the results of its calls. */
 static void log_as_command(enum log_level level, const char *fmt, va_list ap)
 {
     if (level == LOG_DEBUG)
         return;
-    fputs(level == LOG_WARNING ? "qimg: warning: " : "qimg: ", stderr);
+    cli_print_name();
+    if (level == LOG_WARNING)
+        fputs("warning: ", stderr);
     vfprintf(stderr, fmt, ap);
     fputc('\n', stderr);
 }
@@ -30,7 +42,14 @@ static void log_as_command(enum log_level level, const char *fmt, va_list ap)
 static int print_version(void)
 {
     printf("qimg version %s\n", QIMG_VERSION);
-    return cli_finish(CLI_OK);
+    return cli_finish(CLI_OK, CLI_FAILED);
+}
+
+static void print_group(const struct command_group *group)
+{
+    printf("\n%s:\n", group->title);
+    for (size_t i = 0; i < GROUP_MAX && group->commands[i]; i++)
+        printf("  %-8s %s\n", group->commands[i]->name, group->commands[i]->summary);
 }
 
 static int print_help(void)
@@ -43,14 +62,28 @@ static int print_help(void)
            "  -V, --version  output version information and exit\n\n"
            "Commands; 'qimg command --help' tells their options:\n",
            driver_names(&formats));
-    for (size_t i = 0; i < ARRAY_LEN(commands); i++)
-        printf("  %-8s %s\n", commands[i]->name, commands[i]->summary);
-    return cli_finish(CLI_OK);
+    for (size_t g = 0; g < ARRAY_LEN(groups); g++)
+        print_group(&groups[g]);
+    return cli_finish(CLI_OK, CLI_FAILED);
+}
+
+/* All of them, of all groups; their number. */
+static size_t list_commands(const struct cli_command **out)
+{
+    size_t n = 0;
+
+    for (size_t g = 0; g < ARRAY_LEN(groups); g++)
+        for (size_t i = 0; i < GROUP_MAX && groups[g].commands[i]; i++)
+            out[n++] = groups[g].commands[i];
+    return n;
 }
 
 static const struct cli_command *find_command(const char *word)
 {
-    for (size_t i = 0; i < ARRAY_LEN(commands); i++)
+    const struct cli_command *commands[COMMANDS_MAX];
+    size_t n = list_commands(commands);
+
+    for (size_t i = 0; i < n; i++)
         if (strcmp(commands[i]->name, word) == 0)
             return commands[i];
     return NULL;
@@ -59,18 +92,21 @@ static const struct cli_command *find_command(const char *word)
 static int run_command(const struct cli_command *command, int argc, char **argv)
 {
     cli_set_command(command->name);
-    return cli_finish(command->run(command, argc, argv));
+    int code = command->run(command, argc, argv);
+    return cli_finish(code, MAX(command->unwritten, CLI_FAILED));
 }
 
 static int unknown_command(const char *word)
 {
-    const char *names[ARRAY_LEN(commands)];
+    const struct cli_command *commands[COMMANDS_MAX];
+    const char *names[COMMANDS_MAX];
+    size_t n = list_commands(commands);
     struct words_hint hint;
 
-    for (size_t i = 0; i < ARRAY_LEN(commands); i++)
+    for (size_t i = 0; i < n; i++)
         names[i] = commands[i]->name;
     return cli_usage_error("Command not found: %s: %s", word,
-                           words_hint(&hint, word, names, ARRAY_LEN(names)));
+                           words_hint(&hint, word, names, n));
 }
 
 /* `qimg help [COMMAND]`. */
@@ -82,7 +118,7 @@ static int help_with(int argc, char **argv)
     if (!command)
         return unknown_command(argv[2]);
     cli_print_help(command);
-    return cli_finish(CLI_OK);
+    return cli_finish(CLI_OK, CLI_FAILED);
 }
 
 int main(int argc, char **argv)

@@ -78,7 +78,8 @@ void progress_end(bool complete)
     if (complete)
         progress_report(1, 1);
     progress.active = false;
-    if (progress.shown)
-        putchar('\n');
+    if (!progress.shown)
+        return;
+    putchar('\n');
     fflush(stdout);
 }

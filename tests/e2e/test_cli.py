@@ -388,11 +388,11 @@ class Info(Look):
     def test_full_output(self):
         """Output that can't be written is an error"""
         self.make("qed", "", "1M")
-        with open("/dev/full", "w", encoding="ascii") as full:
-            done = subprocess.run([QIMG, "info", "image"], cwd=self.dir, stdout=full,
-                                  stderr=subprocess.PIPE, text=True, check=False)
-        self.assertEqual(done.returncode, 1)
-        self.assertIn("No space left", done.stderr)
+        for words, code in ((["info", "image"], 1), (["compare", "image", "image"], 2)):  # of compare, 1: they differ
+            with self.subTest(words=words), open("/dev/full", "w", encoding="ascii") as full:
+                done = subprocess.run([QIMG, *words], cwd=self.dir, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+                self.assertEqual(done.returncode, code)
+                self.assertIn("No space left", done.stderr)
 
 
 def places(text):
@@ -458,7 +458,7 @@ class Map(Look):
 class Program(CliCase):
     def test_words(self):
         self.refuses(says=["Not enough arguments"])
-        self.refuses("frobnicate", says=["frobnicate", "amend, backup, bench"])
+        self.refuses("frobnicate", says=["frobnicate", "create, info, check"])
         self.refuses("inof", says=["did you mean 'info'?"])
         self.refuses("info", "--outptu=json", "image", says=["'--outptu=json': did you mean --output?"])
         self.refuses("create", "-f", "qcow", "image", "1M", says=["did you mean 'qcow2'? There are: qcow2, qed, luks, raw"])

@@ -243,7 +243,7 @@ class Options(CliCase):
                            ("driver=qed,file.filename=image,offset=1", "offset: is not supported"), ("", "option list")):
             for command in ("info", "map", "check"):
                 self.refuses(command, "--image-opts", opts, says=[says] if "image" != opts else [])
-        self.refuses("info", "--image-opts", "-f", "qed", "driver=qed,file.filename=image", says=["exclude each other"])
+        self.refuses("info", "--image-opts", "-f", "qed", "driver=qed,file.filename=image", says=["mutually exclusive"])
 
     def test_image_opts_nbd(self):
         """An export is looked at as a file is."""

@@ -123,7 +123,8 @@ static int rebuild_refcounts(struct check *c)
 {
     uint64_t used = c->pass.found.image_end_offset >> c->in.h.cluster_bits;
 
-    qcheck_say(c, "the refcount structures are made anew");
+    qcheck_say(c, "Rebuilding refcount structure");
+    c->progress.stage = 1;
     int err = qcheck_pass(c, false);
     /* What wasn't seen would be taken for free. */
     if (!err && !c->pass.found.check_errors)
@@ -245,6 +246,7 @@ static int check_and_repair(struct check *c, struct check_result *result)
         return err;
     }
     struct check_result before = c->pass.found;
+    before.corruptions -= c->pass.wrong_flags; /* those that are mended are counted then */
     bool dirty = c->in.h.incompatible & INCOMPAT_DIRTY;
     err = repair_image(c);
     if (!err)
@@ -255,8 +257,9 @@ static int check_and_repair(struct check *c, struct check_result *result)
     *result = c->pass.found;
     if (!check_is_safe(&c->pass.found))
         result->check_errors += c->repair.missed;
-    if (before.corruptions > c->pass.found.corruptions)
-        result->corruptions_fixed = before.corruptions - c->pass.found.corruptions;
+    uint64_t left = c->pass.found.corruptions - c->pass.wrong_flags;
+    result->corruptions_fixed =
+        c->repair.flags + (before.corruptions > left ? before.corruptions - left : 0);
     if (before.leaks > c->pass.found.leaks)
         result->leaks_fixed = before.leaks - c->pass.found.leaks;
     return err;

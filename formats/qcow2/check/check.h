@@ -70,6 +70,12 @@ struct check_input {
     uint64_t max_count;  /* what a refcount can say */
 };
 
+/* Findings that are told when the pass has ended, one after the other, each with its NUL. */
+struct later_texts {
+    char *text;
+    size_t bytes, capacity;
+};
+
 /* What one pass finds, from nothing. */
 struct check_pass {
     struct check_result found;
@@ -77,6 +83,8 @@ struct check_pass {
     bool rebuild;         /* the refcount structures can't be kept */
     const char *hopeless; /* why nothing may be repaired, NULL: it may */
     bool bitmaps_broken;
+    uint64_t wrong_flags; /* of found.corruptions: copied flags */
+    struct later_texts later;
     uint64_t n_contested;
     uint64_t n_compare; /* clusters to compare: n_clusters, or one more */
 
@@ -110,6 +118,7 @@ struct check_repair_state {
     bool wrote;
     bool was_dirty;  /* the dirty bit was there before */
     bool dropped;    /* mappings were lost */
+    uint64_t flags;  /* copied flags that were set right */
     uint64_t missed; /* what could not be read, in passes and in the repairs between them */
 };
 
@@ -132,11 +141,19 @@ struct check {
 int qcheck_pass(struct check *c, bool with_refcounts) MUST_USE;
 void qcheck_forget(struct check *c);
 
+/* Findings are told of the first pass; those after it, within a repair, find them again. */
+
 /* A finding of that weight. */
 void qcheck_corrupt(struct check *c, uint64_t weight, const char *fmt, ...)
     PRINTF_LIKE(3, 4);
 /* One that only a change of the entry mends. */
 void qcheck_impossible(struct check *c, uint64_t weight, const char *fmt, ...)
+    PRINTF_LIKE(3, 4);
+
+/* Clusters that nothing refers to: a finding, and no corruption. */
+void qcheck_leak(struct check *c, const char *fmt, ...) PRINTF_LIKE(2, 3);
+/* A copied flag that contradicts the refcount in the file; told at the end, as QEMU does. */
+void qcheck_wrong_flag(struct check *c, uint64_t weight, const char *fmt, ...)
     PRINTF_LIKE(3, 4);
 
 /* Counts a reference to the clusters of a range; false when the range ends past the end of

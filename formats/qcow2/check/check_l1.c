@@ -70,10 +70,10 @@ static void check_copied(struct check *c, uint32_t index, uint64_t entry)
         !qcheck_disk_count(c, (entry & L1_OFFSET) >> c->in.h.cluster_bits, &count))
         return;
     if ((count == 1) != ((entry & L1_COPIED) != 0))
-        qcheck_corrupt(c, 1,
-                       "L1 entry %" PRIu32 " (0x%" PRIx64
-                       "): copied flag contradicts the refcount %" PRIu64,
-                       index, entry, count);
+        qcheck_wrong_flag(c, 1,
+                          "ERROR OFLAG_COPIED L2 cluster: l1_index=%" PRIu32
+                          " l1_entry=%" PRIx64 " refcount=%" PRIu64,
+                          index, entry, count);
 }
 
 /* Of one table's entries. */

@@ -85,10 +85,10 @@ static void count_fragments(struct table *t, uint64_t offset, uint64_t n)
 
 static void report_copied(struct table *t, uint64_t entry, uint64_t count)
 {
-    qcheck_corrupt(t->c, t->active,
-                   "L2 table at offset %" PRIu64 ": entry 0x%" PRIx64
-                   ": copied flag contradicts the refcount %" PRIu64,
-                   t->cluster << t->c->in.h.cluster_bits, entry, count);
+    qcheck_wrong_flag(t->c, t->active,
+                      "ERROR OFLAG_COPIED data cluster: l2_entry=%" PRIx64
+                      " refcount=%" PRIu64,
+                      entry, count);
 }
 
 /* Compares the copied flag of entries for n clusters in a row with the refcounts in the

@@ -5,18 +5,88 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/checked.h"
 #include "qcow2/check/check.h"
 
+/* Enough for a great many flags; more are told at once. */
+#define MAX_LATER (1u << 20)
+#define TEXT_MAX  512
+
+static bool is_told(const struct check *c)
+{
+    return c->in.options->message && c->progress.stage == 0;
+}
+
 static void give_message(struct check *c, const char *fmt, va_list ap)
 {
-    char text[512];
+    static const char word[] = "ERROR ";
+    char text[TEXT_MAX];
 
-    if (!c->in.options->message)
+    if (!is_told(c))
         return;
-    vsnprintf(text, sizeof text, fmt, ap);
+    bool plain = strncmp(fmt, word, strlen(word) - 1) == 0;
+    strcpy(text, plain ? "" : word);
+    size_t n = strlen(text);
+    vsnprintf(text + n, sizeof text - n, fmt, ap);
     c->in.options->message(c->in.options->opaque, text);
+}
+
+void qcheck_leak(struct check *c, const char *fmt, ...)
+{
+    va_list ap;
+    char text[TEXT_MAX];
+
+    c->pass.found.leaks++;
+    if (!is_told(c))
+        return;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    c->in.options->message(c->in.options->opaque, text);
+}
+
+static bool keep_for_later(struct later_texts *later, const char *text)
+{
+    size_t bytes = strlen(text) + 1;
+
+    if (later->bytes + bytes > later->capacity) {
+        size_t capacity = MAX(2 * later->capacity, 4096);
+        char *grown = capacity <= MAX_LATER ? realloc(later->text, capacity) : NULL;
+        if (!grown)
+            return false;
+        later->text = grown;
+        later->capacity = capacity;
+    }
+    memcpy(later->text + later->bytes, text, bytes);
+    later->bytes += bytes;
+    return true;
+}
+
+void qcheck_wrong_flag(struct check *c, uint64_t weight, const char *fmt, ...)
+{
+    va_list ap;
+    char text[TEXT_MAX];
+
+    c->pass.found.corruptions += weight;
+    c->pass.wrong_flags += weight;
+    /* A repair of all tells which it sets right. */
+    if (weight == 0 || !is_told(c) || c->in.options->repair == REPAIR_ALL)
+        return;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    if (!keep_for_later(&c->pass.later, text))
+        c->in.options->message(c->in.options->opaque, text);
+}
+
+static void tell_later_texts(struct check *c)
+{
+    const struct later_texts *later = &c->pass.later;
+
+    for (size_t at = 0; at < later->bytes; at += strlen(later->text + at) + 1)
+        c->in.options->message(c->in.options->opaque, later->text + at);
 }
 
 void qcheck_corrupt(struct check *c, uint64_t weight, const char *fmt, ...)
@@ -63,9 +133,10 @@ int qcheck_add_range(struct check *c, uint64_t offset, uint64_t bytes, uint64_t 
     if (qcheck_past_end(c, offset, bytes)) {
         *inside = false;
         qcheck_impossible(c, weight,
-                          "%s: %" PRIu64 " bytes at offset %" PRIu64
-                          " lie past the end of the file",
-                          what, bytes, offset);
+                          "ERROR: counting reference for region exceeding the end of the "
+                          "file by one cluster or more: offset 0x%" PRIx64
+                          " size 0x%" PRIx64,
+                          offset, bytes);
         return 0;
     }
     uint64_t first = offset >> c->in.h.cluster_bits;
@@ -122,6 +193,7 @@ void qcheck_forget(struct check *c)
     free(c->pass.is_table);
     free(c->pass.contested);
     free(c->pass.bad);
+    free(c->pass.later.text);
     c->pass = (struct check_pass){0};
 }
 
@@ -273,6 +345,7 @@ int qcheck_pass(struct check *c, bool with_refcounts)
         return err;
     qcheck_compare(c);
     report_contested(c);
+    tell_later_texts(c);
     c->pass.found.total_clusters =
         div_round_up(align_down(c->in.h.size, 512), c->in.cluster_size);
     return 0;

@@ -230,16 +230,14 @@ static void compare_cluster(struct check *c, uint64_t cluster)
     if (!qcheck_disk_count(c, cluster, &count) || count == refs)
         return;
     if (count > refs) {
-        c->pass.found.leaks++;
-        check_message(c->in.options,
-                      "cluster %" PRIu64 ": leaked: refcount %" PRIu64
-                      ", references %" PRIu64,
-                      cluster, count, refs);
+        qcheck_leak(c, "Leaked cluster %" PRIu64 " refcount=%" PRIu64 " reference=%" PRIu64,
+                    cluster, count, refs);
         return;
     }
     if (qcheck_block_offset(c, cluster >> qcheck_block_bits(c)) == 0)
         c->pass.rebuild = true;
-    qcheck_corrupt(c, 1, "cluster %" PRIu64 ": refcount %" PRIu64 ", references %" PRIu64,
+    qcheck_corrupt(c, 1,
+                   "ERROR cluster %" PRIu64 " refcount=%" PRIu64 " reference=%" PRIu64,
                    cluster, count, refs);
 }
 

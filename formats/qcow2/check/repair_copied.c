@@ -11,11 +11,14 @@
 
 _Static_assert(L1_COPIED == L2_COPIED, "one function for both");
 
+static uint64_t references(const struct check *c, uint64_t offset)
+{
+    return counts_get(&c->pass.refs, offset >> c->in.h.cluster_bits);
+}
+
 static uint64_t mend_flag(const struct check *c, uint64_t entry, uint64_t offset)
 {
-    bool alone = counts_get(&c->pass.refs, offset >> c->in.h.cluster_bits) == 1;
-
-    return alone ? entry | L2_COPIED : entry & ~L2_COPIED;
+    return references(c, offset) == 1 ? entry | L2_COPIED : entry & ~L2_COPIED;
 }
 
 /* The first word of an L2 entry, with the flag as it should be.  Of a place in another file
@@ -30,6 +33,14 @@ static uint64_t mend_flag_of_data(const struct check *c, struct l2_words words)
                               : mend_flag(c, words.entry, decoded.host);
 }
 
+static void say_data_flag(struct check *c, uint64_t entry)
+{
+    qcheck_say(
+        c, "Repairing OFLAG_COPIED data cluster: l2_entry=%" PRIx64 " refcount=%" PRIu64,
+        entry, c->in.geo.external ? 1 : references(c, entry & L2_OFFSET));
+    c->repair.flags++;
+}
+
 static int mend_table(struct check *c, uint64_t cluster, uint64_t *table)
 {
     uint64_t offset = cluster << c->in.h.cluster_bits;
@@ -39,14 +50,16 @@ static int mend_table(struct check *c, uint64_t cluster, uint64_t *table)
         return 0; /* counted */
     for (uint64_t i = 0; i < c->in.cluster_size / 8; i += qcheck_step(c)) {
         uint64_t entry = mend_flag_of_data(c, qcheck_words(c, table + i));
-        changed |= entry != table[i];
+        if (entry == table[i])
+            continue;
+        say_data_flag(c, table[i]);
         table[i] = entry;
+        changed = true;
     }
     if (!changed)
         return 0;
     for (uint64_t i = 0; i < c->in.cluster_size / 8; i++)
         store_be64(&table[i], table[i]);
-    qcheck_say(c, "L2 table at offset %" PRIu64 ": copied flags are set right", offset);
     return qrepair_write(c, table, offset, c->in.cluster_size, "L2 table");
 }
 
@@ -65,8 +78,11 @@ static int visit_l1(struct l1_walk *walk, uint32_t i, void *opaque)
         return 0;
     uint64_t mended = mend_flag(c, entry, entry & L1_OFFSET);
     if (mended != entry) {
-        qcheck_say(c, "L1 entry %" PRIu32 ": its copied flag is set right",
-                   walk->first + i);
+        qcheck_say(c,
+                   "Repairing OFLAG_COPIED L2 cluster: l1_index=%" PRIu32
+                   " l1_entry=%" PRIx64 " refcount=%" PRIu64,
+                   walk->first + i, entry, references(c, entry & L1_OFFSET));
+        c->repair.flags++;
         walk->entries[i] = mended;
         walk->changed = true;
     }

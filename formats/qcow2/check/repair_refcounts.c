@@ -21,6 +21,9 @@ static bool mend_block(const struct check *c, uint64_t first, uint8_t *block, bo
         uint64_t count = qcheck_unpack(order, block, i);
         if (count > refs || (raise && count < refs)) {
             refcount_pack(order, block, i, refs);
+            qcheck_say(
+                c, "Repairing cluster %" PRIu64 " refcount=%" PRIu64 " reference=%" PRIu64,
+                first + i, count, refs);
             changed = true;
         }
     }
