@@ -9,6 +9,7 @@
 #include "block/cache_mode.h"
 #include "create_options.h"
 #include "image.h"
+#include "image_opts.h"
 #include "progress.h"
 
 enum { OPT_FORCE = CLI_OWN_OPTIONS };
@@ -32,18 +33,40 @@ struct amend_args {
     bool given, force, progress, quiet;
 };
 
+static int take_secret(const struct amend_args *args, const char *id,
+                       struct amend_secret *out)
+{
+    const struct secret_item *secret = secrets_find_passphrase(&args->image.secrets, id);
+
+    if (!secret)
+        return CLI_FAILED;
+    *out = (struct amend_secret){.bytes = secret->bytes, .len = secret->len};
+    return CLI_OK;
+}
+
 static int find_secret(const struct amend_args *args, const char *key,
                        struct amend_secret *out)
 {
     const char *id = options_get(&args->list, key);
 
-    if (!id)
-        return CLI_OK;
-    const struct secret_item *secret = secrets_find_passphrase(&args->image.secrets, id);
-    if (!secret)
+    return id ? take_secret(args, id, out) : CLI_OK;
+}
+
+/* A slot is filled with what opens the image: the secret that was said to, or else the one
+ * that --image-opts opens it with. */
+static int find_old_secret(const struct amend_args *args, struct amend_secret *out)
+{
+    static const char *const key = "encrypt.old-secret";
+    CLEANUP_IMAGE_OPTS struct image_opts opts = {0};
+    const char *state = options_get(&args->list, "encrypt.state");
+
+    if (options_get(&args->list, key) || !args->image.image_opts || !state ||
+        strcmp(state, "active") != 0)
+        return find_secret(args, key, out);
+    if (image_opts_parse(&args->image, &opts) != CLI_OK)
         return CLI_FAILED;
-    *out = (struct amend_secret){.bytes = secret->bytes, .len = secret->len};
-    return CLI_OK;
+    const char *id = options_get(&opts.encryption, IMAGE_OPTS_KEY);
+    return id ? take_secret(args, id, out) : CLI_OK;
 }
 
 static int refuse_key(const struct driver *driver, const char *key)
@@ -108,7 +131,7 @@ static int amend_open(struct amend_args *args, struct image *image, char **path)
     if (node_is_remote(image->node))
         return cli_error("%s: only local files can be amended", image->node->filename);
     if (check_keys(driver, &args->list, image->node->filename) != CLI_OK ||
-        find_secret(args, "encrypt.old-secret", &req.old_secret) != CLI_OK ||
+        find_old_secret(args, &req.old_secret) != CLI_OK ||
         find_secret(args, "encrypt.new-secret", &req.new_secret) != CLI_OK ||
         create_options_list(NULL, &args->list, &list, &req.n_options) != CLI_OK)
         return CLI_FAILED;

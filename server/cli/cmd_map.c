@@ -6,10 +6,13 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/checked.h"
 #include "cli.h"
 #include "image.h"
 #include "map_picture.h"
 #include "size.h"
+
+#define SECTOR 512
 
 enum { OPT_SVG = CLI_OWN_OPTIONS };
 
@@ -92,6 +95,21 @@ static bool continues_run(const struct block_status *a, const struct block_statu
            (!a->file || a->host_offset + a->length == b->host_offset);
 }
 
+/* qemu-img counts in sectors: behind the last byte of a raw file the rest of its sector is a
+ * hole. */
+static int status_at(struct node *node, uint64_t off, uint64_t len, struct block_status *st)
+{
+    if (off < node->size)
+        return block_status(node, off, MIN(len, node->size - off), st);
+    *st = (struct block_status){.length = len,
+                                .zero = true,
+                                .present = true,
+                                .layer = node,
+                                .file = node->data,
+                                .host_offset = off};
+    return 0;
+}
+
 /* Prints the runs of [start, end), each as long as it goes. */
 static int print_runs(struct printer *p, struct node *node, uint64_t start, uint64_t end)
 {
@@ -99,7 +117,7 @@ static int print_runs(struct printer *p, struct node *node, uint64_t start, uint
 
     for (uint64_t off = start; off < end;) {
         struct block_status next;
-        int rc = block_status(node, off, end - off, &next);
+        int rc = status_at(node, off, end - off, &next);
         if (rc < 0)
             return cli_error("%s: cannot read its metadata: %s", node->filename,
                              strerror(-rc));
@@ -139,11 +157,12 @@ static int map_image(const struct map_args *args)
     if (code != CLI_OK)
         return code;
 
-    uint64_t size = image.node->size, end = size;
+    uint64_t size = align_up(image.node->size, SECTOR), end = size;
     if (args->start < size)
         end = args->start + MIN(args->length, size - args->start);
     if (args->svg)
-        code = map_picture_print(image.node, MIN(args->start, end), end);
+        code = map_picture_print(image.node, MIN(args->start, image.node->size),
+                                 MIN(end, image.node->size));
     else
         code = print_map(args->image.output, image.node, args->start, end);
     int close_code = image_close(&image);

@@ -158,6 +158,8 @@ static int measure_given(struct measure_args *args, int argc, char **argv)
         return cli_error("At most one filename argument is allowed.");
     if (args->size_text && argc == 1)
         return cli_error("--size N cannot be used together with a filename.");
+    if (argc == 0 && (args->image.image_opts || args->image.format || args->snapshot))
+        return cli_error("--image-opts, -f, and -l require a filename argument.");
     if (!args->size_text && argc == 0)
         return cli_error("Either --size N or one filename must be specified.");
     if (argc == 1) {

@@ -61,10 +61,11 @@ static bool can_have_bitmaps(const struct image_info *info)
 
 static int check_consistent(const struct bitmap_array *bitmaps, bool skip)
 {
-    for (size_t i = 0; i < bitmaps->n; i++) {
-        if (!dirty_bitmap_inconsistent(bitmaps->at[i]))
+    /* The one that was loaded first is the last. */
+    for (size_t i = bitmaps->n; i > 0; i--) {
+        if (!dirty_bitmap_inconsistent(bitmaps->at[i - 1]))
             continue;
-        const char *name = dirty_bitmap_name(bitmaps->at[i]);
+        const char *name = dirty_bitmap_name(bitmaps->at[i - 1]);
         if (!skip)
             return cli_error("Cannot copy inconsistent bitmap '%s'\n"
                              "Try --skip-broken-bitmaps, or use 'qimg bitmap --remove' to "

@@ -47,8 +47,8 @@ static int resolve_options(const struct option_list *list, struct reference *out
 
 #define BACKING    "backing."
 #define FORMAT     "encrypt.format"
-#define KEY_SECRET "encrypt.key-secret" /* of a qcow2 image */
-#define LUKS_KEY   "key-secret"         /* of a LUKS container */
+#define KEY_SECRET IMAGE_OPTS_KEY
+#define LUKS_KEY   "key-secret" /* of a LUKS container */
 
 /* The key without what says of which layer it is, which is counted in *depth. */
 static const char *key_of_layer(const char *key, unsigned *depth)

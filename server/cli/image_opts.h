@@ -9,6 +9,9 @@
 #include "options.h"
 #include "secrets.h"
 
+/* Names the secret that opens an encrypted qcow2 image. */
+#define IMAGE_OPTS_KEY "encrypt.key-secret"
+
 /* What was said; a zero-initialised one says nothing. */
 struct image_opts {
     struct reference image;

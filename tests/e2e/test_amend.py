@@ -72,8 +72,9 @@ class Alone(Case):
                    f"driver=qcow2,file.filename={self.path('i')},encrypt.key-secret=s", self.path("flat"), check=False)
         return done.returncode == 0
 
-    def amend(self, options, *words, check=True):
-        return run(QIMG, "amend", *self.secrets(one="first", two="second", three="third"), *words, "-o", options, self.path("i"), check=check)
+    def amend(self, options, *words, check=True, image=None):
+        return run(QIMG, "amend", *self.secrets(one="first", two="second", three="third"), *words, "-o", options, image or self.path("i"),
+                   check=check)
 
     def test_key_slots(self):
         run(QIMG, "create", "-q", *self.secrets(one="first"), "-f", "qcow2", "-o",
@@ -87,6 +88,12 @@ class Alone(Case):
         self.amend("encrypt.state=inactive,encrypt.old-secret=one")
         self.assertEqual([self.opens(text) for text in ("first", "second", "third")], [False, True, True])
         self.amend("encrypt.state=inactive,encrypt.keyslot=1")
+        opened = f"driver=qcow2,file.filename={self.path('i')},encrypt.key-secret="
+        self.assertEqual(self.amend(f"encrypt.state=active,encrypt.new-secret=one,{time_}", "--image-opts", image=opened + "two",
+                                    check=False).returncode, 1)
+        self.amend(f"encrypt.state=active,encrypt.new-secret=one,{time_}", "--image-opts", image=opened + "three")
+        self.assertTrue(self.opens("first"))
+        self.amend("encrypt.state=inactive,encrypt.old-secret=one")
         self.assertEqual(self.amend("encrypt.state=inactive,encrypt.keyslot=5", check=False).returncode, 1)
         self.assertTrue(self.opens("third"))
         for bad in ("encrypt.state=gone", "encrypt.state=active", "encrypt.state=active,encrypt.new-secret=two", "encrypt.keyslot=1",
