@@ -281,24 +281,25 @@ static int quiet_ms(struct nbd_storage *nbd)
 static void wait_for_events(struct nbd_storage *nbd)
 {
     struct pollfd fds[1 + NBD_MAX_CONNECTIONS];
+    unsigned n_links = MIN(nbd->n_links, NBD_MAX_CONNECTIONS); /* gcc 14 can't know */
     uint64_t ignored;
 
     fds[0] = (struct pollfd){.fd = nbd->wake_fd, .events = POLLIN};
-    for (unsigned i = 0; i < nbd->n_links; i++) {
+    for (unsigned i = 0; i < n_links; i++) {
         int fd;
         short events = nbd_link_wants(&nbd->links[i], &fd);
         /* poll passes over negative ones; one that wants nothing could only make it spin.
          */
         fds[1 + i] = (struct pollfd){.fd = events ? fd : -1, .events = events};
     }
-    int n = poll(fds, 1 + nbd->n_links, quiet_ms(nbd));
+    int n = poll(fds, 1 + n_links, quiet_ms(nbd));
     if (n <= 0) /* time, or a signal */
         return;
     if (fds[0].revents) {
         ssize_t got = read(nbd->wake_fd, &ignored, sizeof ignored);
         (void)got;
     }
-    for (unsigned i = 0; i < nbd->n_links; i++)
+    for (unsigned i = 0; i < n_links; i++)
         if (fds[1 + i].revents)
             nbd_link_act(&nbd->links[i], fds[1 + i].revents);
 }

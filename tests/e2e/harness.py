@@ -401,10 +401,18 @@ def content(path, fmt, served=False):
         return pathlib.Path(flat).read_bytes()
 
 
+def snapshot_rows(match):
+    """The rows of a list of snapshots with the columns and words that QEMU had up to version 8."""
+    rows = re.findall(r"^(\S+) +(\S.*?) +(\S+ ?B|VM_SIZE) +(\S+ \S+|DATE) +(?:00(?=\d\d:))?(\S+) +(\S+)$", match[1], re.M)
+    rows = [[word.replace("VM_", "VM ") for word in row] for row in rows]
+    return "Snapshot list:\n" + "".join(f"{r[0]:<9} {r[1]:<16} {r[2]:>8}{r[3]:>20}{r[4]:>13}{r[5]:>11}\n" for r in rows)
+
+
 def qemu_text(text):
-    """What qemu-img printed, without what newer versions say beside: of the file below the format, of a
-    LUKS header beside the image, and of clusters that aren't compressed."""
+    """What qemu-img printed, without what newer versions say beside, or otherwise: of the file below the format, of a
+    LUKS header beside the image, of clusters that aren't compressed, and lists of snapshots."""
     text = re.sub(r"Child node '/[^']*':\n(?:    .*\n)+", "", text)
+    text = re.sub(r"^Snapshot list:\n(ID .*VM_SIZE.*\n(?:\S+ .*\n)*)", snapshot_rows, text, flags=re.M)
     return text.replace(', "compressed": false', "").replace("        detached header: false\n", "")
 
 

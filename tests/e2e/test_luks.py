@@ -109,7 +109,7 @@ class Luks(Case):
     def test_described(self):
         path = self.make()
         ours, theirs = (json.loads(run(tool, "info", "--output=json", path).stdout) for tool in (QIMG, "qemu-img"))
-        self.assertEqual(ours, theirs)
+        self.assertEqual(ours, qemu_json(theirs))
         done = run(QIMG, "create", *SECRET, "-f", "luks", "-o", "key-secret=s,iter-time=10", self.path("new"), "1M")
         self.assertEqual(done.stdout, f"Formatting '{self.path('new')}', fmt=luks size=1048576 key-secret=s iter-time=10\n")
 

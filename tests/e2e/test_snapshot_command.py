@@ -10,7 +10,7 @@ import re
 import unittest
 
 from featured import SECRET, Featured
-from harness import KIB, LONG, MIB, QIMG, SECTOR, Case, check, content, create, fill, header, patch, run, sha256
+from harness import KIB, LONG, MIB, QIMG, SECTOR, Case, check, content, create, fill, header, patch, qemu_text, run, sha256
 
 SIZE = 2 * MIB
 
@@ -165,7 +165,7 @@ class Words(Case):
         said = []
         for tool in ("qemu-img", QIMG):
             done = run(tool, "snapshot", *words, check=False)
-            said.append((done.returncode, done.stdout, done.stderr.splitlines()[:1]))
+            said.append((done.returncode, qemu_text(done.stdout), done.stderr.splitlines()[:1]))
         ours = said[1][2][0].replace("qimg: ", "qemu-img: ", 1) if said[1][2] else ""
         theirs = said[0][2][0] if said[0][2] else ""
         self.assertEqual(said[0][:2], said[1][:2], words)
