@@ -3,9 +3,13 @@
 #ifndef FORMATS_REGISTRY_H
 #define FORMATS_REGISTRY_H
 
+#include "base/library.h"
 #include "block/driver.h"
 
 /* Tells the block layer which formats there are; once, before the first image is opened. */
 void registry_init(void);
+
+/* Names the libraries that everything below here uses.  Not from two threads. */
+void registry_tell_libraries(library_sink *sink, void *opaque);
 
 #endif

@@ -15,6 +15,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "common/build_features.h"
 #include "control.h"
 #include "image_folder.h"
 #include "registry.h"
@@ -103,9 +104,8 @@ static void qimg_dump_plugin(void)
     printf("qimg_version=%s\n", QIMG_VERSION);
     printf("qimg_formats=%s\n", driver_names(&formats));
     printf("qimg_cache_modes=%s\n", cache_mode_names());
-    printf("qimg_zstd=yes\n");
-    printf("qimg_luks=yes\n");
-    printf("qimg_io_uring=no\n");
+    for (const struct build_feature *f = build_features; f->name; f++)
+        printf("qimg_%s=%s\n", f->name, f->present ? "yes" : "no");
     printf("qimg_jobs=mirror, commit, backup, stream\n");
 }
 

@@ -16,6 +16,7 @@
 #include <stddef.h>
 
 #include "base/compiler.h"
+#include "base/library.h"
 
 enum codec_id { CODEC_DEFLATE, CODEC_ZSTD };
 
@@ -50,5 +51,7 @@ int codec_max_level(const struct codec *codec);
  * `dst` and `src` don't overlap. */
 size_t codec_compress(const struct codec *codec, int level, void *dst, size_t dst_cap,
                       const void *src, size_t len) MUST_USE;
+
+void codec_tell_libraries(library_sink *sink, void *opaque);
 
 #endif

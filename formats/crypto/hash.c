@@ -8,6 +8,7 @@
 #include <string.h>
 #include <time.h>
 
+#include <openssl/crypto.h>
 #include <openssl/evp.h>
 
 #include "crypto/secret.h"
@@ -156,4 +157,9 @@ int hash_pbkdf2_iterations(enum hash_alg alg, size_t len, uint32_t ms, uint32_t 
     double wanted = (double)n * ms * 1e6 / (double)MAX(took, 1);
     *iterations = wanted < 1 ? 1 : wanted > UINT32_MAX ? UINT32_MAX : (uint32_t)wanted;
     return 0;
+}
+
+void crypto_tell_libraries(library_sink *sink, void *opaque)
+{
+    sink(opaque, "openssl", OpenSSL_version(OPENSSL_VERSION_STRING));
 }

@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "base/compiler.h"
+#include "base/library.h"
 
 enum hash_alg {
     HASH_SHA1,
@@ -59,5 +60,7 @@ int hash_pbkdf2(enum hash_alg alg, void *key, size_t len, const void *passphrase
  * (which takes a tenth of a second at most); at least 1, at most UINT32_MAX.  0, -ENOTSUP, -EIO. */
 int hash_pbkdf2_iterations(enum hash_alg alg, size_t len, uint32_t ms,
                            uint32_t *iterations) MUST_USE;
+
+void crypto_tell_libraries(library_sink *sink, void *opaque);
 
 #endif

@@ -56,3 +56,17 @@ int libnbd_load(struct diag *diag)
     pthread_once(&once, load_library);
     return why[0] ? diag_set(diag, ENOPKG, "NBD needs libnbd: %s", why) : 0;
 }
+
+const char *libnbd_version(void)
+{
+    static char version[32];
+    struct diag diag;
+
+    if (libnbd_load(&diag))
+        return NULL;
+    struct nbd_handle *nbd = libnbd.create();
+    const char *text = nbd ? libnbd.get_version(nbd) : NULL;
+    snprintf(version, sizeof version, "%s", text ? text : "");
+    libnbd.close(nbd);
+    return text ? version : NULL;
+}

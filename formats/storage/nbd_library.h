@@ -49,6 +49,7 @@
     F(get_errno)            \
     F(get_error)            \
     F(get_size)             \
+    F(get_version)          \
     F(is_read_only)         \
     F(poll)                 \
     F(set_export_name)      \
@@ -68,5 +69,8 @@ extern struct libnbd libnbd;
 
 /* Loads it; again: nothing.  0 or -ENOPKG with diag. */
 int libnbd_load(struct diag *diag) MUST_USE;
+
+/* Of the library that is here, which is loaded for that; NULL: there is none. */
+const char *libnbd_version(void);
 
 #endif

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "storage/nbd.h"
+#include "storage/nbd_library.h"
 
 /* How long a request waits for a server that went away to come back. */
 #define NBD_PATIENCE_MS 10000
@@ -59,4 +60,9 @@ const struct storage_protocol *storage_protocol_of(const char *name)
         if (protocols[i]->owns(name))
             return protocols[i];
     return &storage_protocol_file;
+}
+
+void storage_tell_libraries(library_sink *sink, void *opaque)
+{
+    sink(opaque, "libnbd", libnbd_version());
 }

@@ -6,6 +6,7 @@
 
 #include <stdbool.h>
 
+#include "base/library.h"
 #include "storage/storage.h"
 
 struct storage_protocol {
@@ -32,5 +33,8 @@ extern const struct storage_protocol storage_protocol_file, storage_protocol_nbd
 
 /* The protocol whose name it is; else that of files. */
 const struct storage_protocol *storage_protocol_of(const char *name);
+
+/* Those of all protocols; loads what is loaded when it is needed.  Not from two threads. */
+void storage_tell_libraries(library_sink *sink, void *opaque);
 
 #endif

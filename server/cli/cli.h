@@ -38,7 +38,7 @@ extern const struct cli_command amend_command, backup_command, bench_command,
     bitmap_command, check_command, commit_command, compare_command, convert_command,
     create_command, dd_command, info_command, job_command, map_command, measure_command,
     metrics_command, rebase_command, resize_command, restore_command, serve_command,
-    snapshot_command, stats_command;
+    snapshot_command, stats_command, version_command;
 
 /* The values of options that have no letter start here; a command's own come after. */
 enum {

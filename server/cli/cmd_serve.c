@@ -14,9 +14,8 @@
 #include "base/path.h"
 #include "cli.h"
 #include "listen.h"
+#include "plugin_file.h"
 #include "serve_passphrase.h"
-
-#define PLUGIN_FILE "nbdkit-qimg-plugin.so"
 
 /* The first descriptor of those that are passed on as listening sockets. */
 #define PASSED_FD 3
@@ -65,23 +64,6 @@ static void add_option(struct command_line *line, const char *option, const char
         add_word(line, option);
         add_word(line, value);
     }
-}
-
-/* The plugin of the same build lies beside this program; an installed one is known by name.
- */
-static const char *find_plugin(char *path, size_t size)
-{
-    ssize_t n = readlink("/proc/self/exe", path, size - sizeof PLUGIN_FILE);
-    if (n > 0) {
-        path[n] = '\0';
-        char *slash = strrchr(path, '/');
-        if (slash) {
-            strcpy(slash + 1, PLUGIN_FILE);
-            if (access(path, R_OK) == 0)
-                return path;
-        }
-    }
-    return "qimg";
 }
 
 static bool is_setting(const char *word)
@@ -247,7 +229,7 @@ static int serve_image(const struct serve_args *args)
         return code;
 
     struct command_line line = {.argv = argv};
-    build_line(args, find_plugin(path, sizeof path), file, pidfile, &line);
+    build_line(args, plugin_file(path, sizeof path), file, pidfile, &line);
     execvp("nbdkit", (char **)(uintptr_t)argv);
     return cli_error("cannot run nbdkit: %s", strerror(errno));
 }

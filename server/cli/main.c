@@ -22,7 +22,7 @@ static const struct command_group {
     {"Copying", {&convert_command, &compare_command, &dd_command, &bench_command}},
     {"Live",
      {&serve_command, &job_command, &backup_command, &restore_command, &stats_command,
-      &metrics_command}},
+      &metrics_command, &version_command}},
 };
 
 #define COMMANDS_MAX (GROUP_MAX * ARRAY_LEN(groups))
@@ -39,12 +39,6 @@ static void log_as_command(enum log_level level, const char *fmt, va_list ap)
     fputc('\n', stderr);
 }
 
-static int print_version(void)
-{
-    printf("qimg version %s\n", QIMG_VERSION);
-    return cli_finish(CLI_OK, CLI_FAILED);
-}
-
 static void print_group(const struct command_group *group)
 {
     printf("\n%s:\n", group->title);
@@ -59,7 +53,7 @@ static int print_help(void)
     printf("usage: qimg command [options] operands\n"
            "Disk images in the formats %s: offline commands and an NBD server.\n\n"
            "  -h, --help     display this help and exit; as does 'qimg help [command]'\n"
-           "  -V, --version  output version information and exit\n\n"
+           "  -V, --version  the same as the command version\n\n"
            "Commands; 'qimg command --help' tells their options:\n",
            driver_names(&formats));
     for (size_t g = 0; g < ARRAY_LEN(groups); g++)
@@ -130,7 +124,7 @@ int main(int argc, char **argv)
     if (strcmp(word, "-h") == 0 || strcmp(word, "--help") == 0)
         return print_help();
     if (strcmp(word, "-V") == 0 || strcmp(word, "--version") == 0)
-        return print_version();
+        return run_command(&version_command, argc - 1, argv + 1);
     if (word[0] == '-')
         return cli_usage_error("unrecognized option '%s'", word);
 
