@@ -157,7 +157,7 @@ static int parse_server(struct members *m, const char *prefix, struct nbd_uri *u
                         char **port)
 {
     CLEANUP_FREE char *type = NULL;
-    char server[KEY_BYTES];
+    char server[sizeof "file.server."]; /* the longest prefix */
 
     int err = take_text(m, prefix, "server.type", &type);
     if (err)
