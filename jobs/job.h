@@ -44,6 +44,7 @@ enum job_verb {
 
 /* "created", "running", ... and "cancel", "pause", ... as QMP spells them. */
 const char *job_state_name(enum job_state state);
+extern const char *const job_state_names[]; /* by their numbers; NULL at the end */
 const char *job_verb_name(enum job_verb verb);
 
 /* The two tables, for tests and for drawing. */

@@ -4,7 +4,7 @@
 
 #include "jobs/job.h"
 
-static const char *const state_names[JOB_STATES] = {
+const char *const job_state_names[JOB_STATES + 1] = {
     [JOB_CREATED] = "created", [JOB_RUNNING] = "running",   [JOB_PAUSED] = "paused",
     [JOB_READY] = "ready",     [JOB_STANDBY] = "standby",   [JOB_WAITING] = "waiting",
     [JOB_PENDING] = "pending", [JOB_ABORTING] = "aborting", [JOB_CONCLUDED] = "concluded",
@@ -50,7 +50,7 @@ static const unsigned verbs[JOB_VERBS] = {
 
 const char *job_state_name(enum job_state state)
 {
-    return state_names[state];
+    return job_state_names[state];
 }
 
 const char *job_verb_name(enum job_verb verb)

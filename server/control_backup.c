@@ -41,10 +41,10 @@ enum { MODE_EXISTING, MODE_ABSOLUTE_PATHS };
 #define END_WAIT_MS 5000u
 
 static const struct control_arg perf_args[] = {
-    {"use-copy-range", ARG_BOOL, false, NULL},
-    {"max-workers", ARG_SIZE, false, NULL},
-    {"max-chunk", ARG_SIZE, false, NULL},
-    {"min-cluster-size", ARG_SIZE, false, NULL},
+    {"use-copy-range", BOOL, false},
+    {"max-workers", SIZE, false},
+    {"max-chunk", SIZE, false},
+    {"min-cluster-size", SIZE, false},
     {0},
 };
 
@@ -100,8 +100,6 @@ static struct mirror_opener opener_of(struct control_context *ctx, const json_t 
 
 static bool perf_makes_sense(const json_t *perf, struct control_error *error)
 {
-    if (perf && !control_args_fit("x-perf", perf_args, perf, error))
-        return false;
     uint64_t workers = arg_size(perf, "max-workers", 1);
     if (workers >= 1 && workers <= INT32_MAX)
         return true;
@@ -374,34 +372,30 @@ static void decide_backup(struct transaction_action *action, bool committed)
 
 /* ---- the tables ---- */
 
-#define COMMON_ARGS                                                                       \
-    {"job-id", ARG_STRING, false, NULL}, {"device", ARG_STRING, true, NULL},              \
-        {"target", ARG_STRING, true, NULL}, {"sync", ARG_WORD, true, syncs},              \
-        {"bitmap", ARG_STRING, false, NULL},                                              \
-        {"bitmap-mode", ARG_WORD, false, bitmap_modes}, {"speed", ARG_SIZE, false, NULL}, \
-        {"compress", ARG_BOOL, false, NULL},                                              \
-        {"on-source-error", ARG_WORD, false, on_errors},                                  \
-        {"on-target-error", ARG_WORD, false, on_errors},                                  \
-        {"on-cbw-error", ARG_WORD, false, cbw_errors},                                    \
-        {"cbw-timeout", ARG_SIZE, false, NULL}, {"auto-finalize", ARG_BOOL, false, NULL}, \
-        {"auto-dismiss", ARG_BOOL, false, NULL},                                          \
-        {"filter-node-name", ARG_STRING, false, NULL},                                    \
-    {                                                                                     \
-        "x-perf", ARG_OBJECT, false, NULL                                                 \
+#define COMMON_ARGS                                                                \
+    {"job-id", STRING, false}, {"device", STRING, true}, {"target", STRING, true}, \
+        {"sync", WORDS(syncs), true}, {"bitmap", STRING, false},                   \
+        {"bitmap-mode", WORDS(bitmap_modes), false}, {"speed", SIZE, false},       \
+        {"compress", BOOL, false}, {"on-source-error", WORDS(on_errors), false},   \
+        {"on-target-error", WORDS(on_errors), false},                              \
+        {"on-cbw-error", WORDS(cbw_errors), false}, {"cbw-timeout", SIZE, false},  \
+        {"auto-finalize", BOOL, false}, {"auto-dismiss", BOOL, false},             \
+        {"filter-node-name", STRING, false},                                       \
+    {                                                                              \
+        "x-perf", OBJECT(perf_args), false                                         \
     }
 
 static const struct control_arg blockdev_args[] = {COMMON_ARGS, {0}};
 
 static const struct control_arg drive_args[] = {
     COMMON_ARGS,
-    {"format", ARG_WORD, false, formats},
-    {"mode", ARG_WORD, false, modes},
+    {"format", WORDS(formats), false},
+    {"mode", WORDS(modes), false},
     {0},
 };
 
 const struct transaction_kind blockdev_backup_kind = {
-    .name = "blockdev-backup",
-    .args = blockdev_args,
+    .variant = {"blockdev-backup", ACTION(blockdev_args)},
     .export_arg = "device",
     .open = open_backup,
     .prepare = freeze_backup,
@@ -411,8 +405,7 @@ const struct transaction_kind blockdev_backup_kind = {
 };
 
 const struct transaction_kind drive_backup_kind = {
-    .name = "drive-backup",
-    .args = drive_args,
+    .variant = {"drive-backup", ACTION(drive_args)},
     .export_arg = "device",
     .open = open_backup,
     .prepare = freeze_backup,
@@ -422,7 +415,7 @@ const struct transaction_kind drive_backup_kind = {
 };
 
 const struct control_command control_backup_commands[] = {
-    {"blockdev-backup", blockdev_args, blockdev_backup},
-    {"drive-backup", drive_args, drive_backup},
+    {"blockdev-backup", OBJECT(blockdev_args), NULL, blockdev_backup},
+    {"drive-backup", OBJECT(drive_args), NULL, drive_backup},
     {0},
 };

@@ -16,6 +16,16 @@
 
 /* ---- looking ---- */
 
+static const struct control_arg bitmap_info[] = {
+    {"name", STRING, true},        {"count", SIZE, true},
+    {"granularity", SIZE, true},   {"recording", BOOL, true},
+    {"busy", BOOL, true},          {"persistent", BOOL, true},
+    {"inconsistent", BOOL, false}, {0},
+};
+
+const struct control_type control_bitmap_info = {.kind = TYPE_OBJECT,
+                                                 .members = bitmap_info};
+
 static void describe_bitmap(struct dirty_bitmap *bitmap, void *opaque)
 {
     json_t *list = opaque, *object = json_object();
@@ -327,15 +337,9 @@ static struct dirty_bitmap *hold_source(struct transaction_action *action,
 {
     const char *name = json_string_value(item), *node_name = action->exp->node_name;
 
-    if (json_object_size(item) == 2) {
+    if (json_is_object(item)) {
         name = arg_text(item, "name");
         node_name = arg_text(item, "node");
-    }
-    if (!name || !node_name) {
-        control_fail(error, CLASS_GENERIC,
-                     "Invalid parameter 'bitmaps', expected: names, or objects with 'node' "
-                     "and 'name'");
-        return NULL;
     }
     return is_node_of(action, node_name, error) ? hold_bitmap(action, name, error) : NULL;
 }
@@ -395,27 +399,30 @@ static void finish_merge(struct transaction_action *action, bool committed)
 /* ---- the table ---- */
 
 static const struct control_arg add_args[] = {
-    {"node", ARG_STRING, true, NULL},       {"name", ARG_STRING, true, NULL},
-    {"granularity", ARG_SIZE, false, NULL}, {"persistent", ARG_BOOL, false, NULL},
-    {"disabled", ARG_BOOL, false, NULL},    {0},
+    {"node", STRING, true},      {"name", STRING, true},    {"granularity", SIZE, false},
+    {"persistent", BOOL, false}, {"disabled", BOOL, false}, {0},
 };
 
 static const struct control_arg name_args[] = {
-    {"node", ARG_STRING, true, NULL},
-    {"name", ARG_STRING, true, NULL},
+    {"node", STRING, true},
+    {"name", STRING, true},
     {0},
 };
 
+/* One of this node, or as it is elsewhere, which can only be the same. */
+static const struct control_type *const bitmap_names[] = {STRING, OBJECT(name_args), NULL};
+static const struct control_type bitmap_source = {.kind = TYPE_ALTERNATE,
+                                                  .choices = bitmap_names};
+
 static const struct control_arg merge_args[] = {
-    {"node", ARG_STRING, true, NULL},
-    {"target", ARG_STRING, true, NULL},
-    {"bitmaps", ARG_LIST, true, NULL},
+    {"node", STRING, true},
+    {"target", STRING, true},
+    {"bitmaps", LIST_OF(&bitmap_source), true},
     {0},
 };
 
 const struct transaction_kind bitmap_add_kind = {
-    .name = "block-dirty-bitmap-add",
-    .args = add_args,
+    .variant = {"block-dirty-bitmap-add", ACTION(add_args)},
     .export_arg = "node",
     .open = open_add,
     .prepare = prepare_add,
@@ -424,8 +431,7 @@ const struct transaction_kind bitmap_add_kind = {
 };
 
 const struct transaction_kind bitmap_remove_kind = {
-    .name = "block-dirty-bitmap-remove",
-    .args = name_args,
+    .variant = {"block-dirty-bitmap-remove", ACTION(name_args)},
     .export_arg = "node",
     .open = open_change,
     .prepare = prepare_remove,
@@ -435,8 +441,7 @@ const struct transaction_kind bitmap_remove_kind = {
 };
 
 const struct transaction_kind bitmap_clear_kind = {
-    .name = "block-dirty-bitmap-clear",
-    .args = name_args,
+    .variant = {"block-dirty-bitmap-clear", ACTION(name_args)},
     .export_arg = "node",
     .open = open_change,
     .prepare = prepare_named,
@@ -445,8 +450,7 @@ const struct transaction_kind bitmap_clear_kind = {
 };
 
 const struct transaction_kind bitmap_enable_kind = {
-    .name = "block-dirty-bitmap-enable",
-    .args = name_args,
+    .variant = {"block-dirty-bitmap-enable", ACTION(name_args)},
     .export_arg = "node",
     .open = open_change,
     .prepare = prepare_named,
@@ -455,8 +459,7 @@ const struct transaction_kind bitmap_enable_kind = {
 };
 
 const struct transaction_kind bitmap_disable_kind = {
-    .name = "block-dirty-bitmap-disable",
-    .args = name_args,
+    .variant = {"block-dirty-bitmap-disable", ACTION(name_args)},
     .export_arg = "node",
     .open = open_change,
     .prepare = prepare_named,
@@ -465,8 +468,7 @@ const struct transaction_kind bitmap_disable_kind = {
 };
 
 const struct transaction_kind bitmap_merge_kind = {
-    .name = "block-dirty-bitmap-merge",
-    .args = merge_args,
+    .variant = {"block-dirty-bitmap-merge", ACTION(merge_args)},
     .export_arg = "node",
     .open = open_merge,
     .prepare = prepare_merge,
@@ -490,11 +492,11 @@ RUN_AS_COMMAND(disable)
 RUN_AS_COMMAND(merge)
 
 const struct control_command control_bitmap_commands[] = {
-    {"block-dirty-bitmap-add", add_args, run_add},
-    {"block-dirty-bitmap-remove", name_args, run_remove},
-    {"block-dirty-bitmap-clear", name_args, run_clear},
-    {"block-dirty-bitmap-enable", name_args, run_enable},
-    {"block-dirty-bitmap-disable", name_args, run_disable},
-    {"block-dirty-bitmap-merge", merge_args, run_merge},
+    {"block-dirty-bitmap-add", OBJECT(add_args), NULL, run_add},
+    {"block-dirty-bitmap-remove", OBJECT(name_args), NULL, run_remove},
+    {"block-dirty-bitmap-clear", OBJECT(name_args), NULL, run_clear},
+    {"block-dirty-bitmap-enable", OBJECT(name_args), NULL, run_enable},
+    {"block-dirty-bitmap-disable", OBJECT(name_args), NULL, run_disable},
+    {"block-dirty-bitmap-merge", OBJECT(merge_args), NULL, run_merge},
     {0},
 };

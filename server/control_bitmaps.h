@@ -6,11 +6,13 @@
 
 #include <jansson.h>
 
+struct control_type;
 struct node;
 struct transaction_kind;
 
 /* An array with a BlockDirtyInfo for each of the node's bitmaps. */
 json_t *control_describe_bitmaps(struct node *node);
+extern const struct control_type control_bitmap_info; /* of one */
 
 extern const struct transaction_kind bitmap_add_kind, bitmap_remove_kind, bitmap_clear_kind,
     bitmap_enable_kind, bitmap_disable_kind, bitmap_merge_kind;

@@ -11,6 +11,7 @@
 #include "common/json_text.h"
 #include "control_exports.h"
 #include "control_lane.h"
+#include "control_schema.h"
 #include "control_stats.h"
 #include "control_throttle.h"
 #include "export_table.h"
@@ -21,17 +22,23 @@ static const struct {
     const struct control_command *commands;
     bool slow;
 } tables[] = {
-    {control_server_commands, false},     {control_query_commands, false},
-    {control_node_commands, true},        {control_export_commands, true},
-    {control_export_queries, false},      {control_stats_commands, false},
-    {control_start_commands, false},      {control_backup_commands, false},
-    {control_job_commands, false},        {control_bitmap_commands, true},
-    {control_transaction_commands, true}, {control_snapshot_commands, true},
-    {control_overlay_commands, true},     {control_throttle_commands, false},
-    {control_disk_commands, true},
+    {control_server_commands, false},   {control_schema_commands, false},
+    {control_query_commands, false},    {control_node_commands, true},
+    {control_export_commands, true},    {control_export_queries, false},
+    {control_stats_commands, false},    {control_start_commands, false},
+    {control_backup_commands, false},   {control_job_commands, false},
+    {control_bitmap_commands, true},    {control_transaction_commands, true},
+    {control_snapshot_commands, true},  {control_overlay_commands, true},
+    {control_throttle_commands, false}, {control_disk_commands, true},
 };
 
 #define NEGOTIATE "qmp_capabilities"
+
+static const struct control_arg negotiation_args[] = {{"enable", STRINGS, false}, {0}};
+
+/* Of no table: when it may come is another matter. */
+static const struct control_command negotiation = {NEGOTIATE, OBJECT(negotiation_args),
+                                                   NULL, NULL};
 
 /* ---- errors ---- */
 
@@ -120,153 +127,36 @@ static const struct control_command *find_command(const char *name, bool *slow)
     return NULL;
 }
 
-static void list_command(json_t *list, const char *name)
+/* By its place in all the tables. */
+static const struct control_command *command_at(size_t t, size_t i)
 {
-    json_array_append_new(list, json_pack("{s:s}", "name", name));
-}
-
-json_t *control_list_commands(void)
-{
-    json_t *list = json_array();
-
-    list_command(list, NEGOTIATE);
-    for (size_t t = 0; t < ARRAY_LEN(tables); t++)
-        for (const struct control_command *c = tables[t].commands; c->name; c++)
-            list_command(list, c->name);
-    return list;
-}
-
-/* ---- arguments ---- */
-
-static const struct control_arg *find_arg(const struct control_arg *table, const char *name)
-{
-    for (const struct control_arg *arg = table; arg && arg->name; arg++)
-        if (strcmp(arg->name, name) == 0)
-            return arg;
+    for (; t < ARRAY_LEN(tables); t++, i = 0)
+        if (tables[t].commands[i].name)
+            return &tables[t].commands[i];
     return NULL;
 }
 
-static bool is_one_of(const char *text, const char *const *words)
+const struct control_command *control_next_command(const struct control_command *command)
 {
-    for (; *words; words++)
-        if (strcmp(*words, text) == 0)
-            return true;
-    return false;
+    if (!command)
+        return &negotiation;
+    if (command == &negotiation)
+        return command_at(0, 0);
+    for (size_t t = 0; t < ARRAY_LEN(tables); t++)
+        for (size_t i = 0; tables[t].commands[i].name; i++)
+            if (&tables[t].commands[i] == command)
+                return command_at(t, i + 1);
+    return NULL;
 }
 
-static bool has_type(const struct control_arg *arg, const json_t *value)
+json_t *control_run(const struct control_command *command, struct control_context *ctx,
+                    const json_t *args, struct control_error *error)
 {
-    switch (arg->type) {
-    case ARG_BOOL:
-        return json_is_boolean(value);
-    case ARG_SIZE:
-        return json_is_integer(value) && json_integer_value(value) >= 0;
-    case ARG_LIST:
-        return json_is_array(value);
-    case ARG_OBJECT:
-        return json_is_object(value);
-    case ARG_ANY:
-        return true;
-    case ARG_WORD:
-        return json_is_string(value) && is_one_of(json_string_value(value), arg->words);
-    default:
-        return json_is_string(value);
-    }
-}
+    json_t *result = command->run(ctx, args, error);
 
-/* "a, b, c" */
-static void append_word(char *text, size_t size, const char *item)
-{
-    size_t used = strlen(text);
-
-    snprintf(text + used, size - used, "%s%s", used ? ", " : "", item);
-}
-
-static void say_type(const struct control_arg *arg, char *text, size_t size)
-{
-    static const char *const names[] = {
-        [ARG_STRING] = "a string",           [ARG_BOOL] = "a boolean",
-        [ARG_SIZE] = "an integer from 0 on", [ARG_LIST] = "an array",
-        [ARG_OBJECT] = "an object",
-    };
-
-    *text = '\0';
-    if (arg->type != ARG_WORD)
-        append_word(text, size, names[arg->type]);
-    for (size_t i = 0; arg->type == ARG_WORD && arg->words[i]; i++)
-        append_word(text, size, arg->words[i]);
-}
-
-static void say_args(const struct control_arg *table, char *text, size_t size)
-{
-    *text = '\0';
-    for (const struct control_arg *arg = table; arg && arg->name; arg++)
-        append_word(text, size, arg->name);
-    if (!*text)
-        append_word(text, size, "no parameters");
-}
-
-bool control_args_fit(const char *what, const struct control_arg *table, const json_t *args,
-                      struct control_error *error)
-{
-    char text[512];
-    const char *name;
-    json_t *value;
-
-    json_object_foreach ((json_t *)(uintptr_t)args, name, value) {
-        const struct control_arg *arg = find_arg(table, name);
-        if (!arg) {
-            say_args(table, text, sizeof text);
-            control_fail(error, CLASS_GENERIC, "Parameter '%s' is unexpected; %s takes %s",
-                         name, what, text);
-            return false;
-        }
-        if (!has_type(arg, value)) {
-            say_type(arg, text, sizeof text);
-            control_fail(error, CLASS_GENERIC, "Invalid parameter '%s', expected: %s", name,
-                         text);
-            return false;
-        }
-    }
-    for (const struct control_arg *arg = table; arg && arg->name; arg++)
-        if (arg->mandatory && !arg_is_given(args, arg->name)) {
-            control_fail(error, CLASS_GENERIC, "Parameter '%s' is missing", arg->name);
-            return false;
-        }
-    return true;
-}
-
-bool arg_is_given(const json_t *args, const char *name)
-{
-    return json_object_get(args, name);
-}
-
-const char *arg_text(const json_t *args, const char *name)
-{
-    return json_string_value(json_object_get(args, name));
-}
-
-bool arg_bool(const json_t *args, const char *name, bool otherwise)
-{
-    return arg_is_given(args, name) ? json_is_true(json_object_get(args, name)) : otherwise;
-}
-
-uint64_t arg_size(const json_t *args, const char *name, uint64_t otherwise)
-{
-    return arg_is_given(args, name)
-               ? (uint64_t)json_integer_value(json_object_get(args, name))
-               : otherwise;
-}
-
-unsigned arg_word(const json_t *args, const char *name, const char *const *words,
-                  unsigned otherwise)
-{
-    const char *text = arg_text(args, name);
-
-    for (unsigned i = 0; text && words[i]; i++)
-        if (strcmp(words[i], text) == 0)
-            return i;
-    return otherwise;
+    if (result)
+        control_must_fit(command->name, command->returns, result);
+    return result;
 }
 
 /* ---- the protocol ---- */
@@ -285,9 +175,7 @@ json_t *control_greeting(void)
 static json_t *negotiate_session(const json_t *args, bool *negotiated,
                                  struct control_error *error)
 {
-    static const struct control_arg takes[] = {{"enable", ARG_LIST, false, NULL}, {0}};
-
-    if (!control_args_fit(NEGOTIATE, takes, args, error))
+    if (!control_fits(NEGOTIATE, negotiation.args, args, error))
         return NULL;
     if (json_array_size(json_object_get(args, "enable")) > 0)
         return control_fail(error, CLASS_GENERIC, "There is no capability to enable");
@@ -340,10 +228,10 @@ static json_t *run_command(struct control_context *ctx, bool *negotiated, const 
                             name);
     if (ctx->quit_came)
         return control_fail(error, CLASS_GENERIC, "The server is shutting down");
-    if (!control_args_fit(command->name, command->args, args, error))
+    if (!control_fits(command->name, command->args, args, error))
         return NULL;
     return slow && ctx->lane ? run_slowly(ctx, command, args, error)
-                             : command->run(ctx, args, error);
+                             : control_run(command, ctx, args, error);
 }
 
 /* Looks at the request's own members. */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The commands of the control socket.  Each is a row of a table: its name, what arguments
- * it takes, and the function that does it.  What a request says is checked against the row
- * before the function sees it, and query-commands and error messages read the same rows.
+ * it takes, what it returns, and the function that does it.  What a request says is checked
+ * against the row before the function sees it; query-commands, query-qmp-schema and error
+ * messages read the same rows.
  *
  * Nothing here may wait for a disk, a server or a client: commands that start a job leave
  * the opening of files to its thread, others go to the slow lane; both are answered later.
@@ -17,6 +18,7 @@
 
 #include "base/compiler.h"
 #include "base/diag.h"
+#include "control_types.h"
 #include "node_table.h"
 
 struct control_lane;
@@ -88,28 +90,11 @@ json_t *control_await(struct control_context *ctx, uint64_t ticket);
 
 /* ---- the table ---- */
 
-enum control_arg_type {
-    ARG_STRING = 1,
-    ARG_BOOL,
-    ARG_SIZE,   /* an integer, not negative */
-    ARG_WORD,   /* one of `words` */
-    ARG_LIST,   /* an array: the command looks at its members */
-    ARG_OBJECT, /* likewise */
-    ARG_ANY,    /* any value at all, null too: likewise */
-};
-
-struct control_arg {
-    const char *name; /* NULL: the end of the table */
-    enum control_arg_type type;
-    bool mandatory;
-    const char *const *words; /* NULL at the end */
-};
-
 struct control_command {
     const char *name;
-    const struct control_arg *args; /* NULL: none */
-    /* The value of "return", new, or NULL with the error set.  `args` is an object that
-     * fits the table. */
+    const struct control_type *args;    /* an object; NULL: none are taken */
+    const struct control_type *returns; /* NULL: an empty object */
+    /* The value of "return", new, or NULL with the error set.  `args` fit. */
     json_t *(*run)(struct control_context *ctx, const json_t *args,
                    struct control_error *error);
 };
@@ -120,23 +105,12 @@ extern const struct control_command control_server_commands[], control_query_com
     control_transaction_commands[], control_node_commands[], control_snapshot_commands[],
     control_backup_commands[], control_overlay_commands[], control_disk_commands[];
 
-/* Every command's name, as query-commands returns them. */
-json_t *control_list_commands(void);
+/* Carries it out, with arguments that fit. */
+json_t *control_run(const struct control_command *command, struct control_context *ctx,
+                    const json_t *args, struct control_error *error);
 
-/* Whether every argument is known and of its type, and none is missing; false with the error
- * said.  what: whose arguments they are, for messages. */
-bool control_args_fit(const char *what, const struct control_arg *table, const json_t *args,
-                      struct control_error *error);
-
-/* ---- arguments that were checked ---- */
-
-bool arg_is_given(const json_t *args, const char *name);
-const char *arg_text(const json_t *args, const char *name); /* NULL when it is not there */
-bool arg_bool(const json_t *args, const char *name, bool otherwise);
-uint64_t arg_size(const json_t *args, const char *name, uint64_t otherwise);
-/* The word's place in the list. */
-unsigned arg_word(const json_t *args, const char *name, const char *const *words,
-                  unsigned otherwise);
+/* The next of all commands; NULL: the first, and at the end. */
+const struct control_command *control_next_command(const struct control_command *command);
 
 /* ---- the protocol ---- */
 

@@ -107,39 +107,24 @@ static bool read_choices(struct served_export *exp, const json_t *options,
     return out->cache;
 }
 
-static bool reopen_node(struct control_context *ctx, const json_t *options,
-                        const struct throttle_choice *limits, struct control_error *error)
+/* Limits aren't the node's but the disk's: without them these stay as they are. */
+static bool reopen_one(struct control_context *ctx, const json_t *options,
+                       struct control_error *error)
 {
+    const json_t *throttling = json_object_get(options, "throttling");
     struct export_choices choices;
+    struct throttle_choice limits;
 
-    if (!control_node_args_fit(options, error))
+    if (throttling && !control_read_throttling(throttling, &limits, error))
         return false;
     CLEANUP_EXPORT struct served_export *exp = find_served(ctx, options, error);
     if (!exp || !is_same_image(exp, options, error) ||
         !read_choices(exp, options, &choices, error))
         return false;
     if (export_set_choices(exp, &choices, &error->diag) == 0)
-        return !limits || control_set_limits(ctx, exp, limits, exp->node_name, error);
+        return !throttling || control_set_limits(ctx, exp, &limits, exp->node_name, error);
     control_fail_diag(error, CLASS_GENERIC);
     return false;
-}
-
-/* Limits aren't the node's but the disk's: without them these stay as they are. */
-static bool reopen_one(struct control_context *ctx, const json_t *options,
-                       struct control_error *error)
-{
-    json_t *throttling = json_object_get(options, "throttling");
-    struct throttle_choice limits;
-
-    if (!throttling)
-        return reopen_node(ctx, options, NULL, error);
-    if (!control_read_throttling(throttling, &limits, error))
-        return false;
-    json_t *others = json_copy((json_t *)(uintptr_t)options);
-    json_object_del(others, "throttling");
-    bool done = reopen_node(ctx, others, &limits, error);
-    json_decref(others);
-    return done;
 }
 
 static json_t *blockdev_reopen(struct control_context *ctx, const json_t *args,
@@ -191,35 +176,47 @@ static json_t *nbd_server_stop(struct control_context *ctx, const json_t *args,
 /* ---- the table ---- */
 
 static const struct control_arg resize_args[] = {
-    {"device", ARG_STRING, false, NULL},
-    {"node-name", ARG_STRING, false, NULL},
-    {"size", ARG_SIZE, true, NULL},
+    {"device", STRING, false},
+    {"node-name", STRING, false},
+    {"size", SIZE, true},
     {0},
 };
 
-static const struct control_arg reopen_args[] = {{"options", ARG_LIST, true, NULL}, {0}};
+static const struct control_arg reopen_args[] = {
+    {"options", LIST_OF(&control_reopen_options), true}, {0}};
+
+/* SocketAddressLegacy */
+static const struct control_arg inet_args[] = {{"data", OBJECT(control_inet_args), true},
+                                               {0}};
+static const struct control_arg unix_args[] = {{"data", OBJECT(control_unix_args), true},
+                                               {0}};
+static const struct control_variant inet_address = {"inet", OBJECT(inet_args)},
+                                    unix_address = {"unix", OBJECT(unix_args)};
+static const struct control_variant *const address_types[] = {&inet_address, &unix_address,
+                                                              NULL};
+static const struct control_arg address_args[] = {{"type", TAG, true}, {0}};
 
 static const struct control_arg nbd_start_args[] = {
-    {"addr", ARG_OBJECT, true, NULL},
-    {"tls-creds", ARG_STRING, false, NULL},
-    {"tls-authz", ARG_STRING, false, NULL},
-    {"max-connections", ARG_SIZE, false, NULL},
+    {"addr", UNION(address_args, "type", address_types), true},
+    {"tls-creds", STRING, false},
+    {"tls-authz", STRING, false},
+    {"max-connections", SIZE, false},
     {0},
 };
 
 static const struct control_arg nbd_add_args[] = {
-    {"device", ARG_STRING, true, NULL},
-    {"name", ARG_STRING, false, NULL},
-    {"description", ARG_STRING, false, NULL},
-    {"writable", ARG_BOOL, false, NULL},
+    {"device", STRING, true},
+    {"name", STRING, false},
+    {"description", STRING, false},
+    {"writable", BOOL, false},
     {0},
 };
 
 const struct control_command control_disk_commands[] = {
-    {"block_resize", resize_args, block_resize},
-    {"blockdev-reopen", reopen_args, blockdev_reopen},
-    {"nbd-server-start", nbd_start_args, nbd_server_start},
-    {"nbd-server-add", nbd_add_args, nbd_server_add},
-    {"nbd-server-stop", NULL, nbd_server_stop},
+    {"block_resize", OBJECT(resize_args), NULL, block_resize},
+    {"blockdev-reopen", OBJECT(reopen_args), NULL, blockdev_reopen},
+    {"nbd-server-start", OBJECT(nbd_start_args), NULL, nbd_server_start},
+    {"nbd-server-add", OBJECT(nbd_add_args), NULL, nbd_server_add},
+    {"nbd-server-stop", NULL, NULL, nbd_server_stop},
     {0},
 };

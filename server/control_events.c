@@ -4,13 +4,84 @@
 
 #include "common/json_text.h"
 #include "control_cmds.h"
+#include "control_jobs.h"
 
+#include <string.h>
 #include <time.h>
+
+/* ---- the kinds ---- */
+
+static const char *const operations[] = {"read", "write", NULL};
+static const char *const actions[] = {"ignore", "report", "stop", NULL};
+static const char *const reasons[] = {"host-qmp-quit", "host-signal", NULL};
+
+static const struct control_arg status_data[] = {
+    {"id", STRING, true}, {"status", WORDS(job_state_names), true}, {0}};
+
+#define PROGRESS                                                        \
+    {"device", STRING, true}, {"type", WORDS(control_job_types), true}, \
+        {"len", SIZE, true}, {"offset", SIZE, true},                    \
+    {                                                                   \
+        "speed", SIZE, true                                             \
+    }
+
+static const struct control_arg progress_members[] = {PROGRESS, {0}};
+static const struct control_arg completion_members[] = {
+    PROGRESS, {"error", STRING, false}, {0}};
+
+static const struct control_arg pending_data[] = {
+    {"type", WORDS(control_job_types), true}, {"id", STRING, true}, {0}};
+
+static const struct control_arg error_data[] = {
+    {"device", STRING, true},
+    {"operation", WORDS(operations), true},
+    {"action", WORDS(actions), true},
+    {0},
+};
+
+static const struct control_arg corruption_data[] = {
+    {"device", STRING, true},
+    {"node-name", STRING, true},
+    {"msg", STRING, true},
+    {"fatal", BOOL, true},
+    {0},
+};
+
+static const struct control_arg deletion_data[] = {{"id", STRING, true}, {0}};
+
+static const struct control_arg shutdown_data[] = {
+    {"guest", BOOL, true}, {"reason", WORDS(reasons), true}, {0}};
+
+const struct control_event_kind control_events[] = {
+    {"JOB_STATUS_CHANGE", OBJECT(status_data)},
+    {"BLOCK_JOB_READY", OBJECT(progress_members)},
+    {"BLOCK_JOB_COMPLETED", OBJECT(completion_members)},
+    {"BLOCK_JOB_CANCELLED", OBJECT(progress_members)},
+    {"BLOCK_JOB_ERROR", OBJECT(error_data)},
+    {"BLOCK_JOB_PENDING", OBJECT(pending_data)},
+    {"BLOCK_IMAGE_CORRUPTED", OBJECT(corruption_data)},
+    {"BLOCK_EXPORT_DELETED", OBJECT(deletion_data)},
+    {"SHUTDOWN", OBJECT(shutdown_data)},
+    {0},
+};
+
+/* NULL: there is none of the name, which is nobody's but a table's that isn't right. */
+static const struct control_type *data_of(const char *name)
+{
+    const struct control_event_kind *kind = control_events;
+
+    while (kind->name && strcmp(kind->name, name) != 0)
+        kind++;
+    return kind->data;
+}
+
+/* ---- messages ---- */
 
 json_t *control_event_message(const char *name, json_t *data)
 {
     struct timespec now;
 
+    control_must_fit(name, data_of(name), data);
     clock_gettime(CLOCK_REALTIME, &now);
     return json_pack("{s:s,s:o,s:{s:I,s:I}}", "event", name, "data", data, "timestamp",
                      "seconds", (json_int_t)now.tv_sec, "microseconds",

@@ -5,7 +5,14 @@
 
 #include <jansson.h>
 
+#include "control_types.h"
 #include "jobs/job.h"
+
+/* Each that there is, and its data; a NULL name at the end. */
+extern const struct control_event_kind {
+    const char *name;
+    const struct control_type *data;
+} control_events[];
 
 /* The whole message: name, data (taken over) and the time of the call. */
 json_t *control_event_message(const char *name, json_t *data);

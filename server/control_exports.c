@@ -193,29 +193,38 @@ static json_t *query_exports(struct control_context *ctx, const json_t *args,
 
 static const char *const types[] = {"nbd", NULL};
 
+static const struct control_arg nbd_args[] = {
+    {"name", STRING, false}, {"description", STRING, false}, {0}};
+static const struct control_variant nbd = {"nbd", OBJECT(nbd_args)};
+static const struct control_variant *const export_types[] = {&nbd, NULL};
+
 static const struct control_arg add_args[] = {
-    {"type", ARG_WORD, true, types},
-    {"id", ARG_STRING, true, NULL},
-    {"node-name", ARG_STRING, true, NULL},
-    {"name", ARG_STRING, false, NULL},
-    {"description", ARG_STRING, false, NULL},
-    {"writable", ARG_BOOL, false, NULL},
+    {"type", TAG, true},
+    {"id", STRING, true},
+    {"node-name", STRING, true},
+    {"writable", BOOL, false},
     {0},
 };
 
 static const struct control_arg del_args[] = {
-    {"id", ARG_STRING, true, NULL},
-    {"mode", ARG_WORD, false, del_modes},
+    {"id", STRING, true},
+    {"mode", WORDS(del_modes), false},
     {0},
 };
 
 const struct control_command control_export_commands[] = {
-    {"block-export-add", add_args, add_export},
-    {"block-export-del", del_args, del_export},
+    {"block-export-add", UNION(add_args, "type", export_types), NULL, add_export},
+    {"block-export-del", OBJECT(del_args), NULL, del_export},
     {0},
 };
 
+static const struct control_arg export_info[] = {
+    {"id", STRING, true},        {"type", WORDS(types), true},
+    {"node-name", STRING, true}, {"shutting-down", BOOL, true},
+    {"name", STRING, true},      {0},
+};
+
 const struct control_command control_export_queries[] = {
-    {"query-block-exports", NULL, query_exports},
+    {"query-block-exports", NULL, LIST_OF(OBJECT(export_info)), query_exports},
     {0},
 };

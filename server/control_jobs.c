@@ -282,8 +282,6 @@ static json_t *complete_job(struct control_context *ctx, const json_t *args,
     return complete_if_alone(ctx, JOB, arg_text(args, "id"), error);
 }
 
-static const char *const changing_types[] = {"mirror", NULL};
-
 static json_t *block_job_change(struct control_context *ctx, const json_t *args,
                                 struct control_error *error)
 {
@@ -299,50 +297,83 @@ static json_t *block_job_change(struct control_context *ctx, const json_t *args,
 /* ---- the table ---- */
 
 static const struct control_arg cancel_args[] = {
-    {"device", ARG_STRING, true, NULL},
-    {"force", ARG_BOOL, false, NULL},
+    {"device", STRING, true},
+    {"force", BOOL, false},
     {0},
 };
 
 static const struct control_arg speed_args[] = {
-    {"device", ARG_STRING, true, NULL},
-    {"speed", ARG_SIZE, true, NULL},
+    {"device", STRING, true},
+    {"speed", SIZE, true},
     {0},
 };
 
-static const struct control_arg device_args[] = {{"device", ARG_STRING, true, NULL}, {0}};
+static const struct control_arg device_args[] = {{"device", STRING, true}, {0}};
 
-static const struct control_arg id_args[] = {{"id", ARG_STRING, true, NULL}, {0}};
+static const struct control_arg id_args[] = {{"id", STRING, true}, {0}};
 
 static const struct control_arg either_args[] = {
-    {"id", ARG_STRING, false, NULL},
-    {"device", ARG_STRING, false, NULL},
+    {"id", STRING, false},
+    {"device", STRING, false},
     {0},
 };
 
 static const struct control_arg change_args[] = {
-    {"id", ARG_STRING, true, NULL},
-    {"type", ARG_WORD, true, changing_types},
-    {"copy-mode", ARG_WORD, true, control_copy_modes},
+    {"id", STRING, true}, {"type", TAG, true}, {0}};
+static const struct control_arg mirror_change[] = {
+    {"copy-mode", WORDS(control_copy_modes), true}, {0}};
+static const struct control_variant changing_mirror = {"mirror", OBJECT(mirror_change)};
+static const struct control_variant *const changing_types[] = {&changing_mirror, NULL};
+
+const char *const control_job_types[] = {"mirror", "commit", "stream", "backup", NULL};
+static const char *const io_statuses[] = {"ok", "failed", "nospace", NULL};
+
+static const struct control_arg mirror_members[] = {{"actively-synced", BOOL, true}, {0}};
+static const struct control_variant mirror_info = {"mirror", OBJECT(mirror_members)},
+                                    commit_info = {"commit", NULL},
+                                    stream_info = {"stream", NULL},
+                                    backup_info = {"backup", NULL};
+static const struct control_variant *const block_job_types[] = {
+    &mirror_info, &commit_info, &stream_info, &backup_info, NULL};
+
+static const struct control_arg block_job_members[] = {
+    {"type", TAG, true},           {"device", STRING, true},
+    {"len", SIZE, true},           {"offset", SIZE, true},
+    {"busy", BOOL, true},          {"paused", BOOL, true},
+    {"speed", SIZE, true},         {"io-status", WORDS(io_statuses), true},
+    {"ready", BOOL, true},         {"status", WORDS(job_state_names), true},
+    {"auto-finalize", BOOL, true}, {"auto-dismiss", BOOL, true},
+    {"error", STRING, false},      {0},
+};
+
+static const struct control_arg job_members[] = {
+    {"id", STRING, true},
+    {"type", WORDS(control_job_types), true},
+    {"status", WORDS(job_state_names), true},
+    {"current-progress", SIZE, true},
+    {"total-progress", SIZE, true},
+    {"error", STRING, false},
     {0},
 };
 
 const struct control_command control_job_commands[] = {
-    {"query-block-jobs", NULL, query_block_jobs},
-    {"query-jobs", NULL, query_jobs},
-    {"block-job-cancel", cancel_args, block_job_cancel},
-    {"block-job-complete", device_args, block_job_complete},
-    {"block-job-pause", device_args, block_job_pause},
-    {"block-job-resume", device_args, block_job_resume},
-    {"block-job-set-speed", speed_args, block_job_set_speed},
-    {"block-job-finalize", either_args, block_job_finalize},
-    {"block-job-dismiss", either_args, block_job_dismiss},
-    {"block-job-change", change_args, block_job_change},
-    {"job-cancel", id_args, cancel_job},
-    {"job-complete", id_args, complete_job},
-    {"job-pause", id_args, pause_job},
-    {"job-resume", id_args, resume_job},
-    {"job-finalize", id_args, finalize_job},
-    {"job-dismiss", id_args, dismiss_job},
+    {"query-block-jobs", NULL, LIST_OF(UNION(block_job_members, "type", block_job_types)),
+     query_block_jobs},
+    {"query-jobs", NULL, LIST_OF(OBJECT(job_members)), query_jobs},
+    {"block-job-cancel", OBJECT(cancel_args), NULL, block_job_cancel},
+    {"block-job-complete", OBJECT(device_args), NULL, block_job_complete},
+    {"block-job-pause", OBJECT(device_args), NULL, block_job_pause},
+    {"block-job-resume", OBJECT(device_args), NULL, block_job_resume},
+    {"block-job-set-speed", OBJECT(speed_args), NULL, block_job_set_speed},
+    {"block-job-finalize", OBJECT(either_args), NULL, block_job_finalize},
+    {"block-job-dismiss", OBJECT(either_args), NULL, block_job_dismiss},
+    {"block-job-change", UNION(change_args, "type", changing_types), NULL,
+     block_job_change},
+    {"job-cancel", OBJECT(id_args), NULL, cancel_job},
+    {"job-complete", OBJECT(id_args), NULL, complete_job},
+    {"job-pause", OBJECT(id_args), NULL, pause_job},
+    {"job-resume", OBJECT(id_args), NULL, resume_job},
+    {"job-finalize", OBJECT(id_args), NULL, finalize_job},
+    {"job-dismiss", OBJECT(id_args), NULL, dismiss_job},
     {0},
 };

@@ -77,7 +77,7 @@ static void run_task(struct control_lane *lane, struct task *task)
     if (is_stopping(lane))
         control_fail(&answer.error, CLASS_GENERIC, "The server is shutting down");
     else
-        answer.value = task->command->run(lane->ctx, task->args, &answer.error);
+        answer.value = control_run(task->command, lane->ctx, task->args, &answer.error);
     lane->done(lane->opaque, &answer);
     json_decref(task->args);
     free(task);

@@ -12,6 +12,7 @@
 #include "block/image_info.h"
 #include "common/image_info_json.h"
 #include "control_cmds.h"
+#include "control_throttle.h"
 #include "export_table.h"
 #include "node_table.h"
 #include "plugin_config.h"
@@ -27,137 +28,115 @@ const char *const control_detects[] = {
     [DETECT_OFF] = "off", [DETECT_ON] = "on", [DETECT_UNMAP] = "unmap", NULL};
 static const char *const locking[] = {"auto", "on", "off", NULL};
 static const char *const aio[] = {"threads", "native", "io_uring", NULL};
-static const char *const servers[] = {"unix", "inet", NULL};
+
+static const struct control_arg cache_args[] = {
+    {"direct", BOOL, false}, {"no-flush", BOOL, false}, {0}};
 
 /* Of every driver.  A node that is only described has no use for some: they are taken, and
  * say what is so anyway. */
-#define COMMON_ARGS                                                               \
-    {"driver", ARG_STRING, true, NULL}, {"node-name", ARG_STRING, false, NULL},   \
-        {"discard", ARG_WORD, false, control_discards},                           \
-        {"detect-zeroes", ARG_WORD, false, control_detects},                      \
-        {"cache", ARG_OBJECT, false, NULL}, {"read-only", ARG_BOOL, false, NULL}, \
-        {"auto-read-only", ARG_BOOL, false, NULL},                                \
-    {                                                                             \
-        "force-share", ARG_BOOL, false, NULL                                      \
+#define COMMON_ARGS                                                       \
+    {"driver", TAG, true}, {"node-name", STRING, false},                  \
+        {"discard", WORDS(control_discards), false},                      \
+        {"detect-zeroes", WORDS(control_detects), false},                 \
+        {"cache", OBJECT(cache_args), false}, {"read-only", BOOL, false}, \
+        {"auto-read-only", BOOL, false},                                  \
+    {                                                                     \
+        "force-share", BOOL, false                                        \
     }
+
+static const struct control_arg common_args[] = {COMMON_ARGS, {0}};
+static const struct control_arg reopen_args[] = {
+    COMMON_ARGS, {"throttling", &control_throttling, false}, {0}};
 
 static const struct control_arg file_args[] = {
-    COMMON_ARGS,
-    {"filename", ARG_STRING, true, NULL},
-    {"locking", ARG_WORD, false, locking},
-    {"aio", ARG_WORD, false, aio},
+    {"filename", STRING, true},
+    {"locking", WORDS(locking), false},
+    {"aio", WORDS(aio), false},
     {0},
 };
+
+const struct control_arg control_inet_args[] = {
+    {"host", STRING, true}, {"port", STRING, true}, {0}};
+const struct control_arg control_unix_args[] = {{"path", STRING, true}, {0}};
+
+static const struct control_variant inet_server = {"inet", OBJECT(control_inet_args)},
+                                    unix_server = {"unix", OBJECT(control_unix_args)};
+static const struct control_variant *const servers[] = {&inet_server, &unix_server, NULL};
+static const struct control_arg server_args[] = {{"type", TAG, true}, {0}};
 
 static const struct control_arg nbd_args[] = {
-    COMMON_ARGS,
-    {"server", ARG_OBJECT, true, NULL},
-    {"export", ARG_STRING, false, NULL},
-    {"reconnect-delay", ARG_SIZE, false, NULL},
-    {"open-timeout", ARG_SIZE, false, NULL},
+    {"server", UNION(server_args, "type", servers), true},
+    {"export", STRING, false},
+    {"reconnect-delay", SIZE, false},
+    {"open-timeout", SIZE, false},
     {0},
 };
 
-static const struct control_arg raw_args[] = {
-    COMMON_ARGS,
-    {"file", ARG_ANY, true, NULL},
-    {0},
-};
+/* A node's name, or one that is described there. */
+static const struct control_type *const children[] = {STRING, &control_node_options, NULL};
+static const struct control_type *const children_or_none[] = {STRING, &control_node_options,
+                                                              &control_null, NULL};
+static const struct control_type one_child = {.kind = TYPE_ALTERNATE, .choices = children},
+                                 child_or_none = {.kind = TYPE_ALTERNATE,
+                                                  .choices = children_or_none};
+
+static const struct control_arg raw_args[] = {{"file", &one_child, true}, {0}};
 
 static const struct control_arg backed_args[] = {
-    COMMON_ARGS,
-    {"file", ARG_ANY, true, NULL},
-    {"backing", ARG_ANY, false, NULL},
-    {0},
-};
+    {"file", &one_child, true}, {"backing", &child_or_none, false}, {0}};
 
 static const struct control_arg qcow2_args[] = {
-    COMMON_ARGS,
-    {"file", ARG_ANY, true, NULL},
-    {"backing", ARG_ANY, false, NULL},
-    {"lazy-refcounts", ARG_BOOL, false, NULL},
-    {"pass-discard-request", ARG_BOOL, false, NULL},
-    {"pass-discard-snapshot", ARG_BOOL, false, NULL},
-    {"pass-discard-other", ARG_BOOL, false, NULL},
-    {"cache-size", ARG_SIZE, false, NULL},
-    {"l2-cache-size", ARG_SIZE, false, NULL},
-    {"refcount-cache-size", ARG_SIZE, false, NULL},
-    {"cache-clean-interval", ARG_SIZE, false, NULL},
+    {"file", &one_child, true},
+    {"backing", &child_or_none, false},
+    {"lazy-refcounts", BOOL, false},
+    {"pass-discard-request", BOOL, false},
+    {"pass-discard-snapshot", BOOL, false},
+    {"pass-discard-other", BOOL, false},
+    {"cache-size", SIZE, false},
+    {"l2-cache-size", SIZE, false},
+    {"refcount-cache-size", SIZE, false},
+    {"cache-clean-interval", SIZE, false},
     {0},
 };
 
-static const struct control_arg cache_args[] = {
-    {"direct", ARG_BOOL, false, NULL},
-    {"no-flush", ARG_BOOL, false, NULL},
-    {0},
+/* What a node is being read from. */
+struct reading {
+    struct control_context *ctx;
+    unsigned depth; /* of nodes in nodes */
+    struct control_error *error;
 };
 
-static const struct control_arg server_args[] = {
-    {"type", ARG_WORD, true, servers},
-    {"path", ARG_STRING, false, NULL},
-    {"host", ARG_STRING, false, NULL},
-    {"port", ARG_STRING, false, NULL},
-    {0},
+struct node_driver {
+    struct control_variant variant;
+    const char *name; /* of the node's driver */
+    bool (*read)(const struct reading *how, const json_t *args, struct added_node *node);
 };
-
-static const struct node_driver {
-    const char *name;
-    const struct control_arg *args;
-    bool is_format;
-} drivers[] = {
-    {"file", file_args, false}, {"nbd", nbd_args, false},
-    {"raw", raw_args, true},    {"qcow2", qcow2_args, true},
-    {"qed", backed_args, true}, {"host_device", file_args, false},
-};
-
-static const struct node_driver *find_node_driver(const char *name,
-                                                  struct control_error *error)
-{
-    for (size_t i = 0; i < ARRAY_LEN(drivers); i++)
-        if (strcmp(drivers[i].name, name) == 0)
-            return &drivers[i];
-    control_fail(error, CLASS_GENERIC,
-                 "Parameter 'driver' does not accept value '%.200s': file, nbd, raw, qcow2 "
-                 "and qed are there",
-                 name);
-    return NULL;
-}
-
-bool control_node_args_fit(const json_t *args, struct control_error *error)
-{
-    const char *name = arg_text(args, "driver");
-
-    if (!json_is_object(args) || !name) {
-        control_fail(error, CLASS_GENERIC, "Parameter 'driver' is missing");
-        return false;
-    }
-    const struct node_driver *driver = find_node_driver(name, error);
-    const json_t *cache = json_object_get(args, "cache");
-    return driver && control_args_fit(driver->name, driver->args, args, error) &&
-           (!cache || control_args_fit("cache", cache_args, cache, error));
-}
 
 /* ---- options of every driver ---- */
 
-static const struct cache_mode *cache_of(const json_t *cache)
+static const struct cache_mode *find_cache(bool direct, bool no_flush,
+                                           struct control_error *error)
 {
-    if (arg_bool(cache, "no-flush", false))
-        return cache_mode_find("volatile");
-    return cache_mode_find(arg_bool(cache, "direct", false) ? "none" : "writeback");
+    const struct cache_mode *mode = cache_mode_of(direct, no_flush, false);
+
+    if (!mode)
+        control_fail(error, CLASS_GENERIC,
+                     "cache: no-flush doesn't go with direct: there is no such mode");
+    return mode;
 }
 
-static bool read_options(struct control_context *ctx, const json_t *args,
-                         struct added_node *node, struct control_error *error)
+static bool read_options(const struct reading *how, const json_t *args,
+                         struct added_node *node)
 {
     const json_t *cache = json_object_get(args, "cache");
-    const struct node_options *defaults = &ctx->config->node;
+    const struct node_options *defaults = &how->ctx->config->node;
 
-    if (cache && !control_args_fit("cache", cache_args, cache, error))
-        return false;
     node->read_only = arg_bool(args, "read-only", false);
     node->auto_read_only = arg_bool(args, "auto-read-only", false);
+    node->discard_is_said = arg_is_given(args, "discard");
     node->options = (struct node_options){
-        .cache = cache_of(cache),
+        .cache = find_cache(arg_bool(cache, "direct", false),
+                            arg_bool(cache, "no-flush", false), how->error),
         .discard_ignore = arg_word(args, "discard", control_discards, 0) == 0,
         .detect_zeroes = (enum detect_zeroes)arg_word(args, "detect-zeroes",
                                                       control_detects, DETECT_OFF),
@@ -167,72 +146,83 @@ static bool read_options(struct control_context *ctx, const json_t *args,
                                                                     : -1,
         .lock_off = defaults->lock_off || arg_word(args, "locking", locking, 0) == 2,
     };
-    return true;
+    return node->options.cache;
+}
+
+/* A format and what it lies in are opened as one: what is said of either holds. */
+static bool join_options(struct added_node *node, struct control_error *error)
+{
+    struct node_options *own = &node->options;
+    const struct node_options *file = &node->file->options;
+
+    if (file->detect_zeroes != DETECT_OFF) {
+        control_fail(
+            error, CLASS_GENERIC,
+            "detect-zeroes: can be said of a format, and not of the '%s' node below",
+            node->file->driver);
+        return false;
+    }
+    own->lock_off |= file->lock_off;
+    own->discard_ignore |= node->file->discard_is_said && file->discard_ignore;
+    own->cache = find_cache(own->cache->direct || file->cache->direct,
+                            own->cache->no_flush || file->cache->no_flush, error);
+    return own->cache;
 }
 
 /* ---- protocols ---- */
 
-static bool read_file(const json_t *args, struct added_node *node,
-                      struct control_error *error)
+static bool read_file(const struct reading *how, const json_t *args,
+                      struct added_node *node)
 {
     const char *name = arg_text(args, "filename");
 
     /* The server's own folder is no user's. */
     if (name[0] != '/') {
-        control_fail(error, CLASS_GENERIC,
+        control_fail(how->error, CLASS_GENERIC,
                      "filename: '%.200s' must be the absolute path of a file", name);
         return false;
     }
     node->target = strdup(name);
     if (!node->target)
-        control_fail(error, CLASS_GENERIC, "out of memory");
+        control_fail(how->error, CLASS_GENERIC, "out of memory");
     return node->target;
 }
 
 static bool read_server(const json_t *server, struct nbd_uri *uri,
                         struct control_error *error)
 {
-    bool is_unix = arg_word(server, "type", servers, 0) == 0;
     const char *path = arg_text(server, "path"), *host = arg_text(server, "host");
     const char *port = arg_text(server, "port");
 
-    if (is_unix ? !path || host || port : path || !host || !port) {
-        control_fail(error, CLASS_GENERIC, "server: type '%s' takes %s",
-                     is_unix ? "unix" : "inet", is_unix ? "path" : "host and port");
-        return false;
-    }
     if (port && (!*port || strlen(port) >= sizeof uri->port ||
                  port[strspn(port, "0123456789")] != '\0')) {
         control_fail(error, CLASS_GENERIC,
                      "server: port '%.20s' must be a number from 1 to 65535", port);
         return false;
     }
-    uri->socket = is_unix ? strdup(path) : NULL;
-    uri->host = is_unix ? NULL : strdup(host);
+    uri->socket = path ? strdup(path) : NULL;
+    uri->host = host ? strdup(host) : NULL;
     snprintf(uri->port, sizeof uri->port, "%s", port ? port : "");
     return true;
 }
 
 /* Printed and parsed again, so that one place judges what it may be. */
-static bool read_nbd(const json_t *args, struct added_node *node,
-                     struct control_error *error)
+static bool read_nbd(const struct reading *how, const json_t *args, struct added_node *node)
 {
-    const json_t *server = json_object_get(args, "server");
     const char *name = arg_text(args, "export");
     CLEANUP_NBD_URI struct nbd_uri uri = {0}, parsed = {0};
 
-    if (!control_args_fit("server", server_args, server, error) ||
-        !read_server(server, &uri, error))
+    if (!read_server(json_object_get(args, "server"), &uri, how->error))
         return false;
     uri.export_name = strdup(name ? name : "");
     CLEANUP_FREE char *text =
         uri.export_name && (uri.socket || uri.host) ? nbd_uri_print(&uri) : NULL;
     if (!text) {
-        control_fail(error, CLASS_GENERIC, "out of memory");
+        control_fail(how->error, CLASS_GENERIC, "out of memory");
         return false;
     }
-    if (nbd_uri_parse(text, NBD_URI_USER, &parsed, &error->diag)) {
-        control_fail_diag(error, CLASS_GENERIC);
+    if (nbd_uri_parse(text, NBD_URI_USER, &parsed, &how->error->diag)) {
+        control_fail_diag(how->error, CLASS_GENERIC);
         return false;
     }
     node->target = TAKE(&text);
@@ -241,107 +231,132 @@ static bool read_nbd(const json_t *args, struct added_node *node,
 
 /* ---- children ---- */
 
-static struct added_node *read_node(struct control_context *ctx, const json_t *args,
-                                    unsigned depth, struct control_error *error);
+static struct added_node *read_node(const struct reading *how, const json_t *args);
 
-/* A node by its name, or one that is described there; held by the caller. */
-static struct added_node *read_child(struct control_context *ctx, const char *what,
-                                     const json_t *value, unsigned depth,
-                                     struct control_error *error)
+/* Held by the caller, and known to have one that lies on it. */
+static struct added_node *read_child(const struct reading *how, const json_t *value)
 {
+    const struct reading below = {how->ctx, how->depth + 1, how->error};
     const char *name = json_string_value(value);
+    struct added_node *child =
+        name ? node_table_find(&how->ctx->nodes, name) : read_node(&below, value);
 
-    if (json_is_object(value))
-        return read_node(ctx, value, depth + 1, error);
-    if (!name) {
-        control_fail(error, CLASS_GENERIC,
-                     "Invalid parameter '%s', expected: a node's name or an object", what);
-        return NULL;
-    }
-    struct added_node *child = node_table_find(&ctx->nodes, name);
-    if (!child)
-        control_fail(error, CLASS_GENERIC, "Cannot find device='' nor node-name='%.200s'",
-                     name);
+    if (name && !child)
+        control_fail(how->error, CLASS_GENERIC,
+                     "Cannot find device='' nor node-name='%.200s'", name);
+    if (child)
+        added_node_add_parent(child);
     return child;
 }
 
-static bool read_format(struct control_context *ctx, const json_t *args, unsigned depth,
-                        struct added_node *node, struct control_error *error)
+static bool read_format(const struct reading *how, const json_t *args,
+                        struct added_node *node)
 {
     const json_t *backing = json_object_get(args, "backing");
 
-    node->file = read_child(ctx, "file", json_object_get(args, "file"), depth, error);
+    node->file = read_child(how, json_object_get(args, "file"));
     if (!node->file)
         return false;
     if (node->file->file) {
-        control_fail(error, CLASS_GENERIC,
+        control_fail(how->error, CLASS_GENERIC,
                      "file: a format over a format: it has to be a file or an NBD export");
         return false;
     }
+    if (!join_options(node, how->error))
+        return false;
     node->as_image_says = !backing && strcmp(node->driver, "raw") != 0;
     if (!backing || json_is_null(backing))
         return true;
-    node->below = read_child(ctx, "backing", backing, depth, error);
+    node->below = read_child(how, backing);
     return node->below;
 }
 
-/* Its name, where it is given or has to be. */
-static bool read_name(struct control_context *ctx, const json_t *args, unsigned depth,
-                      struct added_node *node, struct control_error *error)
+/* ---- drivers ---- */
+
+static const struct node_driver file_driver = {
+    {"file", OBJECT(file_args)}, "file", read_file};
+static const struct node_driver device_driver = {
+    {"host_device", OBJECT(file_args)}, "file", read_file};
+static const struct node_driver nbd_driver = {{"nbd", OBJECT(nbd_args)}, "nbd", read_nbd};
+static const struct node_driver raw_driver = {
+    {"raw", OBJECT(raw_args)}, "raw", read_format};
+static const struct node_driver qcow2_driver = {
+    {"qcow2", OBJECT(qcow2_args)}, "qcow2", read_format};
+static const struct node_driver qed_driver = {
+    {"qed", OBJECT(backed_args)}, "qed", read_format};
+
+static const struct control_variant *const drivers[] = {
+    &file_driver.variant,
+    &device_driver.variant,
+    &nbd_driver.variant,
+    &raw_driver.variant,
+    &qcow2_driver.variant,
+    &qed_driver.variant,
+    NULL,
+};
+
+const struct control_type control_node_options = {
+    .kind = TYPE_OBJECT, .members = common_args, .tag = "driver", .variants = drivers};
+const struct control_type control_reopen_options = {
+    .kind = TYPE_OBJECT, .members = reopen_args, .tag = "driver", .variants = drivers};
+
+static const struct node_driver *find_driver(const char *name)
 {
+    const struct control_variant *const *driver = drivers;
+
+    while (strcmp((*driver)->name, name) != 0)
+        driver++;
+    return CONTAINER_OF(*driver, const struct node_driver, variant);
+}
+
+/* Its name, where it is given or has to be. */
+static bool read_name(const struct reading *how, const json_t *args,
+                      struct added_node *node)
+{
+    struct control_error *error = how->error;
     const char *name = arg_text(args, "node-name");
 
     if (!name) {
-        if (depth == 0)
+        if (how->depth == 0)
             control_fail(error, CLASS_GENERIC,
                          "'node-name' must be specified for the root node");
-        return depth > 0;
+        return how->depth > 0;
     }
-    if (control_name_is_taken(ctx, name)) {
+    if (control_name_is_taken(how->ctx, name)) {
         control_fail(error, CLASS_GENERIC, "Duplicate nodes with node-name='%.200s'", name);
         return false;
     }
-    node->name = node_table_give_name(&ctx->nodes, name, &error->diag);
+    node->name = node_table_give_name(&how->ctx->nodes, name, &error->diag);
     if (!node->name)
         control_fail_diag(error, CLASS_GENERIC);
     return node->name;
 }
 
-static bool fill_node(struct control_context *ctx, const json_t *args, unsigned depth,
-                      struct added_node *node, struct control_error *error)
+static bool fill_node(const struct reading *how, const json_t *args,
+                      struct added_node *node)
 {
-    const char *name = arg_text(args, "driver");
-    const struct node_driver *driver = NULL;
+    const struct node_driver *driver = find_driver(arg_text(args, "driver"));
 
-    if (!name)
-        control_fail(error, CLASS_GENERIC, "Parameter 'driver' is missing");
-    else if (depth > MAX_DEPTH)
-        control_fail(error, CLASS_GENERIC, "Nodes are nested too deeply");
-    else
-        driver = find_node_driver(name, error);
-    if (!driver || !control_args_fit(driver->name, driver->args, args, error))
+    if (how->depth > MAX_DEPTH) {
+        control_fail(how->error, CLASS_GENERIC, "Nodes are nested too deeply");
         return false;
-    node->driver = driver->args == file_args ? "file" : driver->name;
-    if (!read_options(ctx, args, node, error) || !read_name(ctx, args, depth, node, error))
-        return false;
-    if (driver->is_format)
-        return read_format(ctx, args, depth, node, error);
-    return driver->args == nbd_args ? read_nbd(args, node, error)
-                                    : read_file(args, node, error);
+    }
+    node->driver = driver->name;
+    return read_options(how, args, node) && read_name(how, args, node) &&
+           driver->read(how, args, node);
 }
 
 /* With one holder: the caller. */
-static struct added_node *read_node(struct control_context *ctx, const json_t *args,
-                                    unsigned depth, struct control_error *error)
+static struct added_node *read_node(const struct reading *how, const json_t *args)
 {
     struct added_node *node = calloc(1, sizeof *node);
 
     if (!node) {
-        control_fail(error, CLASS_GENERIC, "out of memory");
+        control_fail(how->error, CLASS_GENERIC, "out of memory");
         return NULL;
     }
     atomic_init(&node->holders, 1);
-    if (fill_node(ctx, args, depth, node, error))
+    if (fill_node(how, args, node))
         return node;
     added_node_put(node);
     return NULL;
@@ -376,7 +391,8 @@ static int try_node(struct control_context *ctx, struct added_node *node, struct
 static json_t *blockdev_add(struct control_context *ctx, const json_t *args,
                             struct control_error *error)
 {
-    CLEANUP_ADDED_NODE struct added_node *node = read_node(ctx, args, 0, error);
+    const struct reading how = {ctx, 0, error};
+    CLEANUP_ADDED_NODE struct added_node *node = read_node(&how, args);
 
     if (!node)
         return NULL;
@@ -400,33 +416,10 @@ static json_t *blockdev_del(struct control_context *ctx, const json_t *args,
 
 /* ---- the table ---- */
 
-/* Of all drivers together; each driver's own table says which are its. */
-static const struct control_arg add_args[] = {
-    COMMON_ARGS,
-    {"filename", ARG_STRING, false, NULL},
-    {"locking", ARG_WORD, false, locking},
-    {"aio", ARG_WORD, false, aio},
-    {"server", ARG_OBJECT, false, NULL},
-    {"export", ARG_STRING, false, NULL},
-    {"reconnect-delay", ARG_SIZE, false, NULL},
-    {"open-timeout", ARG_SIZE, false, NULL},
-    {"file", ARG_ANY, false, NULL},
-    {"backing", ARG_ANY, false, NULL},
-    {"lazy-refcounts", ARG_BOOL, false, NULL},
-    {"pass-discard-request", ARG_BOOL, false, NULL},
-    {"pass-discard-snapshot", ARG_BOOL, false, NULL},
-    {"pass-discard-other", ARG_BOOL, false, NULL},
-    {"cache-size", ARG_SIZE, false, NULL},
-    {"l2-cache-size", ARG_SIZE, false, NULL},
-    {"refcount-cache-size", ARG_SIZE, false, NULL},
-    {"cache-clean-interval", ARG_SIZE, false, NULL},
-    {0},
-};
-
-static const struct control_arg del_args[] = {{"node-name", ARG_STRING, true, NULL}, {0}};
+static const struct control_arg del_args[] = {{"node-name", STRING, true}, {0}};
 
 const struct control_command control_node_commands[] = {
-    {"blockdev-add", add_args, blockdev_add},
-    {"blockdev-del", del_args, blockdev_del},
+    {"blockdev-add", &control_node_options, NULL, blockdev_add},
+    {"blockdev-del", OBJECT(del_args), NULL, blockdev_del},
     {0},
 };

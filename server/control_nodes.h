@@ -5,17 +5,18 @@
 
 #include <stdbool.h>
 
-#include <jansson.h>
+#include "control_types.h"
 
 struct control_context;
-struct control_error;
 
 /* "ignore", "unmap"; and by enum detect_zeroes: NULL at the end. */
 extern const char *const control_discards[], *const control_detects[];
 
-/* Is it an object with a driver and with what that takes, its children not looked at?  False
- * with the error said. */
-bool control_node_args_fit(const json_t *args, struct control_error *error);
+/* BlockdevOptions; what the types "inet" and "unix" of an address take. */
+extern const struct control_type control_node_options;
+/* The same and "throttling", which is the disk's. */
+extern const struct control_type control_reopen_options;
+extern const struct control_arg control_inet_args[], control_unix_args[];
 
 /* Is it an export's name, or that of a node that is served by one? */
 bool control_name_is_taken(struct control_context *ctx, const char *name);

@@ -317,24 +317,23 @@ static void finish_overlay(struct transaction_action *action, bool committed)
 /* ---- the tables ---- */
 
 static const struct control_arg file_args[] = {
-    {"device", ARG_STRING, false, NULL},
-    {"node-name", ARG_STRING, false, NULL},
-    {"snapshot-file", ARG_STRING, true, NULL},
-    {"snapshot-node-name", ARG_STRING, false, NULL},
-    {"format", ARG_WORD, false, formats},
-    {"mode", ARG_WORD, false, modes},
+    {"device", STRING, false},
+    {"node-name", STRING, false},
+    {"snapshot-file", STRING, true},
+    {"snapshot-node-name", STRING, false},
+    {"format", WORDS(formats), false},
+    {"mode", WORDS(modes), false},
     {0},
 };
 
 static const struct control_arg node_args[] = {
-    {"node", ARG_STRING, true, NULL},
-    {"overlay", ARG_STRING, true, NULL},
+    {"node", STRING, true},
+    {"overlay", STRING, true},
     {0},
 };
 
 const struct transaction_kind overlay_file_kind = {
-    .name = "blockdev-snapshot-sync",
-    .args = file_args,
+    .variant = {"blockdev-snapshot-sync", ACTION(file_args)},
     .export_arg = "device",
     .drains_alone = true,
     .open = open_new_file,
@@ -344,8 +343,7 @@ const struct transaction_kind overlay_file_kind = {
 };
 
 const struct transaction_kind overlay_node_kind = {
-    .name = "blockdev-snapshot",
-    .args = node_args,
+    .variant = {"blockdev-snapshot", ACTION(node_args)},
     .export_arg = "node",
     .drains_alone = true,
     .open = open_node,
@@ -367,7 +365,7 @@ static json_t *snapshot(struct control_context *ctx, const json_t *args,
 }
 
 const struct control_command control_overlay_commands[] = {
-    {"blockdev-snapshot-sync", file_args, snapshot_sync},
-    {"blockdev-snapshot", node_args, snapshot},
+    {"blockdev-snapshot-sync", OBJECT(file_args), NULL, snapshot_sync},
+    {"blockdev-snapshot", OBJECT(node_args), NULL, snapshot},
     {0},
 };

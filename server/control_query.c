@@ -9,6 +9,7 @@
 #include "common/json_text.h"
 #include "control_bitmaps.h"
 #include "control_chain.h"
+#include "control_image_types.h"
 #include "control_nodes.h"
 #include "control_query.h"
 #include "control_throttle.h"
@@ -184,10 +185,58 @@ json_t *control_find_corruption(struct served_export *exp, bool fatal)
     return NULL;
 }
 
-static const struct control_arg nodes_args[] = {{"flat", ARG_BOOL, false, NULL}, {0}};
+static const struct control_arg nodes_args[] = {{"flat", BOOL, false}, {0}};
+
+static const struct control_arg cache_info[] = {
+    {"writeback", BOOL, true},
+    {"direct", BOOL, true},
+    {"no-flush", BOOL, true},
+    {"mode", STRING, true},
+    {0},
+};
+
+static const struct control_arg device_info[] = {
+    {"node-name", STRING, true},
+    {"file", STRING, true},
+    {"drv", STRING, true},
+    {"ro", BOOL, true},
+    {"backing_file", STRING, false},
+    {"backing_file_depth", SIZE, true},
+    {"detect_zeroes", WORDS(control_detects), true},
+    {"bps", SIZE, true},
+    {"bps_rd", SIZE, true},
+    {"bps_wr", SIZE, true},
+    {"iops", SIZE, true},
+    {"iops_rd", SIZE, true},
+    {"iops_wr", SIZE, true},
+    LIMIT_INFO("bps"),
+    LIMIT_INFO("bps_rd"),
+    LIMIT_INFO("bps_wr"),
+    LIMIT_INFO("iops"),
+    LIMIT_INFO("iops_rd"),
+    LIMIT_INFO("iops_wr"),
+    {"iops_size", SIZE, false},
+    {"group", STRING, false},
+    {"write_threshold", SIZE, true},
+    {"encrypted", BOOL, true},
+    {"image", &control_image_info, true},
+    {"cache", OBJECT(cache_info), true},
+    {"dirty-bitmaps", LIST_OF(&control_bitmap_info), false},
+    {0},
+};
+
+static const struct control_arg block_info[] = {
+    {"device", STRING, true},
+    {"type", STRING, true},
+    {"removable", BOOL, true},
+    {"locked", BOOL, true},
+    {"inserted", OBJECT(device_info), true},
+    {0},
+};
 
 const struct control_command control_query_commands[] = {
-    {"query-block", NULL, query_block},
-    {"query-named-block-nodes", nodes_args, query_nodes},
+    {"query-block", NULL, LIST_OF(OBJECT(block_info)), query_block},
+    {"query-named-block-nodes", OBJECT(nodes_args), LIST_OF(OBJECT(device_info)),
+     query_nodes},
     {0},
 };

@@ -20,10 +20,15 @@ static json_t *query_version(struct control_context *ctx, const json_t *args,
 static json_t *query_commands(struct control_context *ctx, const json_t *args,
                               struct control_error *error)
 {
+    const struct control_command *command = NULL;
+    json_t *list = json_array();
+
     (void)ctx;
     (void)args;
     (void)error;
-    return control_list_commands();
+    while ((command = control_next_command(command)))
+        json_array_append_new(list, json_pack("{s:s}", "name", command->name));
+    return list;
 }
 
 static json_t *query_status(struct control_context *ctx, const json_t *args,
@@ -45,10 +50,27 @@ static json_t *quit_server(struct control_context *ctx, const json_t *args,
     return json_object();
 }
 
+static const struct control_arg version_numbers[] = {
+    {"major", SIZE, true}, {"minor", SIZE, true}, {"micro", SIZE, true}, {0}};
+
+static const struct control_arg version_info[] = {
+    {"qemu", OBJECT(version_numbers), true}, {"package", STRING, true}, {0}};
+
+static const struct control_arg command_info[] = {{"name", STRING, true}, {0}};
+
+static const char *const run_states[] = {"running", NULL};
+
+static const struct control_arg status_info[] = {
+    {"status", WORDS(run_states), true},
+    {"running", BOOL, true},
+    {"singlestep", BOOL, true},
+    {0},
+};
+
 const struct control_command control_server_commands[] = {
-    {"query-version", NULL, query_version},
-    {"query-commands", NULL, query_commands},
-    {"query-status", NULL, query_status},
-    {"quit", NULL, quit_server},
+    {"query-version", NULL, OBJECT(version_info), query_version},
+    {"query-commands", NULL, LIST_OF(OBJECT(command_info)), query_commands},
+    {"query-status", NULL, OBJECT(status_info), query_status},
+    {"quit", NULL, NULL, quit_server},
     {0},
 };

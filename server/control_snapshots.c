@@ -10,6 +10,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "common/image_info_json.h"
+#include "control_image_types.h"
 #include "export_snapshot.h"
 #include "export_table.h"
 
@@ -29,8 +30,8 @@ static struct served_export *find_device(struct control_context *ctx, const json
 /* ---- making one ---- */
 
 static const struct control_arg snapshot_args[] = {
-    {"device", ARG_STRING, true, NULL},
-    {"name", ARG_STRING, true, NULL},
+    {"device", STRING, true},
+    {"name", STRING, true},
     {0},
 };
 
@@ -140,8 +141,7 @@ static void finish_snapshot_action(struct transaction_action *action, bool commi
 }
 
 const struct transaction_kind snapshot_internal_kind = {
-    .name = "blockdev-snapshot-internal-sync",
-    .args = snapshot_args,
+    .variant = {"blockdev-snapshot-internal-sync", ACTION(snapshot_args)},
     .export_arg = "device",
     .prepares_last = true,
     .open = open_snapshot_action,
@@ -191,14 +191,15 @@ static json_t *delete_internal(struct control_context *ctx, const json_t *args,
 /* ---- the table ---- */
 
 static const struct control_arg delete_args[] = {
-    {"device", ARG_STRING, true, NULL},
-    {"id", ARG_STRING, false, NULL},
-    {"name", ARG_STRING, false, NULL},
+    {"device", STRING, true},
+    {"id", STRING, false},
+    {"name", STRING, false},
     {0},
 };
 
 const struct control_command control_snapshot_commands[] = {
-    {"blockdev-snapshot-internal-sync", snapshot_args, snapshot_internal},
-    {"blockdev-snapshot-delete-internal-sync", delete_args, delete_internal},
+    {"blockdev-snapshot-internal-sync", OBJECT(snapshot_args), NULL, snapshot_internal},
+    {"blockdev-snapshot-delete-internal-sync", OBJECT(delete_args), &control_snapshot_info,
+     delete_internal},
     {0},
 };

@@ -161,10 +161,61 @@ static json_t *query_stats(struct control_context *ctx, const json_t *args,
     return list;
 }
 
-static const struct control_arg stats_args[] = {{"query-nodes", ARG_BOOL, false, NULL},
-                                                {0}};
+static const struct control_arg stats_args[] = {{"query-nodes", BOOL, false}, {0}};
+
+static const struct control_arg histogram[] = {
+    {"boundaries", LIST_OF(SIZE), true}, {"bins", LIST_OF(SIZE), true}, {0}};
+
+/* BlockDeviceStats, as add_totals and the like make it. */
+#define TOTALS(op)                                                     \
+    {op "_bytes", SIZE, true}, {op "_operations", SIZE, true},         \
+        {op "_total_time_ns", SIZE, true}, {op "_merged", SIZE, true}, \
+        {"failed_" op "_operations", SIZE, true},                      \
+    {                                                                  \
+        "invalid_" op "_operations", SIZE, true                        \
+    }
+
+static const struct control_arg operations[] = {
+    TOTALS("rd"),
+    TOTALS("wr"),
+    TOTALS("unmap"),
+    TOTALS("zone_append"),
+    {"flush_operations", SIZE, true},
+    {"flush_total_time_ns", SIZE, true},
+    {"failed_flush_operations", SIZE, true},
+    {"invalid_flush_operations", SIZE, true},
+    {"rd_latency_histogram", OBJECT(histogram), false},
+    {"wr_latency_histogram", OBJECT(histogram), false},
+    {"flush_latency_histogram", OBJECT(histogram), false},
+    {"wr_highest_offset", SIZE, true},
+    {"account_invalid", BOOL, true},
+    {"account_failed", BOOL, true},
+    {"timed_stats", LIST_OF(ANY), true}, /* there are none */
+    {0},
+};
+
+static const struct control_arg work[] = {
+    {"in-flight", SIZE, false},
+    {"table-loads", SIZE, true},
+    {"commits", SIZE, true},
+    {"shared-commits", SIZE, true},
+    {"dirty-bytes", SIZE, true},
+    {"allocated", SIZE, false},
+    {0},
+};
+
+static const struct control_type node_stats;
+
+static const struct control_arg node_members[] = {
+    {"device", STRING, false},           {"node-name", STRING, true},
+    {"stats", OBJECT(operations), true}, {"x-qimg", OBJECT(work), true},
+    {"backing", &node_stats, false},     {0},
+};
+
+static const struct control_type node_stats = {.kind = TYPE_OBJECT,
+                                               .members = node_members};
 
 const struct control_command control_stats_commands[] = {
-    {"query-blockstats", stats_args, query_stats},
+    {"query-blockstats", OBJECT(stats_args), LIST_OF(&node_stats), query_stats},
     {0},
 };

@@ -128,54 +128,45 @@ void control_add_limits(struct served_export *exp, json_t *device)
 
 /* ---- the tables ---- */
 
-#define LIMIT_ARGS(name, burst, length, mandatory)                          \
-    {name, ARG_SIZE, mandatory, NULL}, {name burst, ARG_SIZE, false, NULL}, \
-    {                                                                       \
-        name length, ARG_SIZE, false, NULL                                  \
+#define LIMIT_ARGS(name, burst, length, mandatory)      \
+    {name, SIZE, mandatory}, {name burst, SIZE, false}, \
+    {                                                   \
+        name length, SIZE, false                        \
     }
 
 #define COMMAND_ARGS(name) LIMIT_ARGS(name, "_max", "_max_length", true)
 #define OPTION_ARGS(name)  LIMIT_ARGS(name, "-max", "-max-length", false)
 
 static const struct control_arg throttle_args[] = {
-    {"device", ARG_STRING, false, NULL},
-    {"id", ARG_STRING, false, NULL},
+    {"device", STRING, false},
+    {"id", STRING, false},
     COMMAND_ARGS("bps"),
     COMMAND_ARGS("bps_rd"),
     COMMAND_ARGS("bps_wr"),
     COMMAND_ARGS("iops"),
     COMMAND_ARGS("iops_rd"),
     COMMAND_ARGS("iops_wr"),
-    {"iops_size", ARG_SIZE, false, NULL},
-    {"group", ARG_STRING, false, NULL},
+    {"iops_size", SIZE, false},
+    {"group", STRING, false},
     {0},
 };
 
 static const struct control_arg option_args[] = {
-    OPTION_ARGS("bps-total"),
-    OPTION_ARGS("bps-read"),
-    OPTION_ARGS("bps-write"),
-    OPTION_ARGS("iops-total"),
-    OPTION_ARGS("iops-read"),
-    OPTION_ARGS("iops-write"),
-    {"iops-size", ARG_SIZE, false, NULL},
-    {"group", ARG_STRING, false, NULL},
-    {0},
+    OPTION_ARGS("bps-total"),   OPTION_ARGS("bps-read"),  OPTION_ARGS("bps-write"),
+    OPTION_ARGS("iops-total"),  OPTION_ARGS("iops-read"), OPTION_ARGS("iops-write"),
+    {"iops-size", SIZE, false}, {"group", STRING, false}, {0},
 };
+
+const struct control_type control_throttling = {.kind = TYPE_OBJECT,
+                                                .members = option_args};
 
 bool control_read_throttling(const json_t *throttling, struct throttle_choice *out,
                              struct control_error *error)
 {
-    if (!json_is_object(throttling)) {
-        control_fail(error, CLASS_GENERIC,
-                     "Invalid parameter 'throttling', expected: an object");
-        return false;
-    }
-    return control_args_fit("throttling", option_args, throttling, error) &&
-           read_choice(throttling, &of_options, out, error);
+    return read_choice(throttling, &of_options, out, error);
 }
 
 const struct control_command control_throttle_commands[] = {
-    {"block_set_io_throttle", throttle_args, set_io_throttle},
+    {"block_set_io_throttle", OBJECT(throttle_args), NULL, set_io_throttle},
     {0},
 };

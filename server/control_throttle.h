@@ -8,14 +8,24 @@
 
 extern const struct control_command control_throttle_commands[];
 
-/* What a member "throttling" of blockdev-reopen says, by the names of QEMU's ThrottleLimits and
+/* A member "throttling" of blockdev-reopen. */
+extern const struct control_type control_throttling;
+
+/* For tables: what is told of a limit beside its average. */
+#define LIMIT_INFO(name)                \
+    {name "_max", SIZE, false},         \
+    {                                   \
+        name "_max_length", SIZE, false \
+    }
+
+/* What it says, by the names of QEMU's ThrottleLimits and
  * its group.  Borrowed from the JSON. */
 struct throttle_choice {
     struct throttle_config config;
     const char *group; /* NULL: it isn't said */
 };
 
-/* False with the error said. */
+/* Of one that was judged by that type.  False with the error said. */
 bool control_read_throttling(const json_t *throttling, struct throttle_choice *out,
                              struct control_error *error);
 

@@ -41,13 +41,24 @@ static bool fail_abort(struct transaction_action *action, struct control_error *
     return false;
 }
 
-static const struct transaction_kind abort_kind = {"abort", .prepare = fail_abort};
+static const struct transaction_kind abort_kind = {.variant = {"abort", ACTION(NULL)},
+                                                   .prepare = fail_abort};
 
 /* What a transaction can have; a line for each. */
-static const struct transaction_kind *const kinds[] = {
-    &bitmap_add_kind,     &bitmap_remove_kind, &bitmap_clear_kind, &bitmap_enable_kind,
-    &bitmap_disable_kind, &bitmap_merge_kind,  &abort_kind,        &blockdev_backup_kind,
-    &drive_backup_kind,   &overlay_file_kind,  &overlay_node_kind, &snapshot_internal_kind,
+static const struct control_variant *const kinds[] = {
+    &bitmap_add_kind.variant,
+    &bitmap_remove_kind.variant,
+    &bitmap_clear_kind.variant,
+    &bitmap_enable_kind.variant,
+    &bitmap_disable_kind.variant,
+    &bitmap_merge_kind.variant,
+    &abort_kind.variant,
+    &blockdev_backup_kind.variant,
+    &drive_backup_kind.variant,
+    &overlay_file_kind.variant,
+    &overlay_node_kind.variant,
+    &snapshot_internal_kind.variant,
+    NULL,
 };
 
 /* ---- for actions ---- */
@@ -279,53 +290,34 @@ json_t *control_run_action(struct control_context *ctx, const struct transaction
 static const char *const completion_modes[] = {"individual", "grouped", NULL};
 
 static const struct control_arg properties_args[] = {
-    {"completion-mode", ARG_WORD, false, completion_modes},
+    {"completion-mode", WORDS(completion_modes), false},
     {0},
 };
 
-static const struct control_arg action_args[] = {
-    {"type", ARG_STRING, true, NULL},
-    {"data", ARG_OBJECT, true, NULL},
-    {0},
-};
+static const struct control_arg action_args[] = {{"type", TAG, true}, {0}};
 
-static const struct transaction_kind *find_kind(const char *name,
-                                                struct control_error *error)
+static const struct transaction_kind *find_kind(const char *name)
 {
-    for (size_t i = 0; i < ARRAY_LEN(kinds); i++)
-        if (strcmp(kinds[i]->name, name) == 0)
-            return kinds[i];
-    control_fail(error, CLASS_GENERIC, "Parameter 'type' does not accept value '%.200s'",
-                 name);
-    return NULL;
+    const struct control_variant *const *kind = kinds;
+
+    while (strcmp((*kind)->name, name) != 0)
+        kind++;
+    return CONTAINER_OF(*kind, const struct transaction_kind, variant);
 }
 
-/* The members of one action, which isn't opened. */
+/* What the table doesn't say of one action, which isn't opened. */
 static bool judge_action(struct transaction_action *action, const json_t *item,
                          struct control_error *error)
 {
-    if (!json_is_object(item)) {
-        control_fail(
-            error, CLASS_GENERIC,
-            "Invalid parameter 'actions', expected: objects with 'type' and 'data'");
-        return false;
-    }
-    if (!control_args_fit("an action", action_args, item, error))
-        return false;
-    action->kind = find_kind(arg_text(item, "type"), error);
-    if (!action->kind)
-        return false;
+    action->kind = find_kind(arg_text(item, "type"));
     action->args = json_object_get(item, "data");
-    if (!control_args_fit(action->kind->name, action->kind->args, action->args, error))
-        return false;
-    if (action->transaction->grouped && !action->kind->groups) {
-        control_fail(error, CLASS_GENERIC,
-                     "Action '%s' does not support transaction property completion-mode = "
-                     "grouped",
-                     action->kind->name);
-        return false;
-    }
-    return true;
+    if (!action->transaction->grouped || action->kind->groups)
+        return true;
+    control_fail(error, CLASS_GENERIC,
+                 "Action '%s' does not support transaction property completion-mode = "
+                 "grouped",
+                 action->kind->variant.name);
+    return false;
 }
 
 static bool judge_all(struct transaction *transaction, struct control_context *ctx,
@@ -351,8 +343,6 @@ static json_t *run_transaction(struct control_context *ctx, const json_t *args,
 
     if (!actions || !exports)
         return control_fail(error, CLASS_GENERIC, "out of memory");
-    if (properties && !control_args_fit("properties", properties_args, properties, error))
-        return NULL;
     struct transaction transaction = {
         .grouped = arg_word(properties, "completion-mode", completion_modes, 0) == 1,
         .n_actions = n,
@@ -364,12 +354,12 @@ static json_t *run_transaction(struct control_context *ctx, const json_t *args,
 }
 
 static const struct control_arg transaction_args[] = {
-    {"actions", ARG_LIST, true, NULL},
-    {"properties", ARG_OBJECT, false, NULL},
+    {"actions", LIST_OF(UNION(action_args, "type", kinds)), true},
+    {"properties", OBJECT(properties_args), false},
     {0},
 };
 
 const struct control_command control_transaction_commands[] = {
-    {"transaction", transaction_args, run_transaction},
+    {"transaction", OBJECT(transaction_args), NULL, run_transaction},
     {0},
 };

@@ -46,8 +46,7 @@ struct transaction_action;
 
 /* Functions that return a bool: false when it failed, with the error said. */
 struct transaction_kind {
-    const char *name;
-    const struct control_arg *args; /* of `data` */
+    struct control_variant variant; /* its name, and ACTION(what `data` takes) */
     /* Which argument names the export whose changes are drained: "node" or "device" (for
      * which "node-name" can stand); NULL: none is. */
     const char *export_arg;
@@ -65,11 +64,14 @@ struct transaction_kind {
     void (*finish)(struct transaction_action *action, bool committed);
 };
 
+#define ACTION(table) \
+    OBJECT(((const struct control_arg[]){{"data", OBJECT(table), true}, {0}}))
+
 struct transaction_action {
     const struct transaction_kind *kind;
     struct transaction *transaction;
     struct control_context *ctx;
-    const json_t *args;        /* fit kind->args */
+    const json_t *args;        /* its `data`, which fits */
     struct served_export *exp; /* that export_arg names; a user of it; NULL: none */
     struct node *node;         /* of exp; from prepare to commit or abort */
     bool prepared;

@@ -75,9 +75,9 @@ int added_node_open(struct added_node *node, const struct node_opening *how,
 {
     struct node *top;
 
-    if (how->as_target && added_node_is_used(node))
-        return diag_set(diag, EBUSY, "Node '%s' is in use", node->name->text);
-    int err = open_layer(node, how, &top, diag);
+    int err = how->as_target ? added_node_check_idle(node, diag) : 0;
+    if (!err)
+        err = open_layer(node, how, &top, diag);
     if (err)
         return err;
     err = open_below(node, how, top, diag);

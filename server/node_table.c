@@ -96,12 +96,19 @@ struct added_node *added_node_get(struct added_node *node)
     return node;
 }
 
+static void leave_child(struct added_node *child)
+{
+    if (child)
+        atomic_fetch_sub(&child->parents, 1);
+    added_node_put(child);
+}
+
 void added_node_put(struct added_node *node)
 {
     if (!node || atomic_fetch_sub(&node->holders, 1) > 1)
         return;
-    added_node_put(node->file);
-    added_node_put(node->below);
+    leave_child(node->file);
+    leave_child(node->below);
     node_name_put(node->name);
     json_decref(node->image);
     free(node->target);
@@ -112,6 +119,25 @@ void added_node_put(struct added_node *node)
 bool added_node_is_used(const struct added_node *node)
 {
     return node->name && atomic_load(&node->name->holders) > 2;
+}
+
+void added_node_add_parent(struct added_node *node)
+{
+    atomic_fetch_add(&node->parents, 1);
+}
+
+int added_node_check_idle(const struct added_node *node, struct diag *diag)
+{
+    const char *name = node->name ? node->name->text : "";
+
+    if (added_node_is_used(node))
+        return diag_set(diag, EBUSY, "Node '%s' is busy: node is in use", name);
+    if (atomic_load(&node->parents) > 0)
+        return diag_set(diag, EBUSY, "Node '%s' is busy: node is part of another", name);
+    if (node->file && added_node_is_used(node->file))
+        return diag_set(diag, EBUSY, "Node '%s' is busy: node is in use",
+                        node->file->name->text);
+    return 0;
 }
 
 const char *added_node_target(const struct added_node *node)
@@ -143,7 +169,7 @@ int node_table_remove(struct node_table *table, const char *name, struct diag *d
     struct added_node *node = look_up(table, name);
     if (!node)
         return diag_set(diag, ENOENT, "Failed to find node with node-name='%.200s'", name);
-    if (added_node_is_used(node) || atomic_load(&node->holders) > 1)
+    if (added_node_is_used(node) || atomic_load(&node->parents) > 0)
         return diag_set(diag, EBUSY, "Node %s is in use", name);
     node->listed = false;
     list_remove(&node->link);

@@ -29,14 +29,16 @@ struct added_node {
     struct list link; /* under the table's lock */
     bool listed;      /* so, too: it can be found */
     _Atomic unsigned holders;
+    _Atomic unsigned parents; /* nodes whose `file` or `below` it is */
 
     struct node_name *name;   /* NULL: part of another, without a name */
     const char *driver;       /* static: "file", "nbd", or a format's name */
     char *target;             /* of file and nbd: a path, absolute, or an NBD URI */
-    struct added_node *file;  /* of formats: where it lies; held */
-    struct added_node *below; /* of formats: its backing node; held */
+    struct added_node *file;  /* of formats: where it lies; held, and this one a parent */
+    struct added_node *below; /* of formats: its backing node; likewise */
     bool as_image_says;       /* ... or what the image names; else it has none */
     bool read_only, auto_read_only;
+    bool discard_is_said; /* whether it is `ignore`, by the options or by default */
     struct node_options options;
     json_t *image; /* ImageInfo, when it was added; NULL: it has none */
 };
@@ -58,7 +60,7 @@ struct node_name *node_table_give_name(struct node_table *table, const char *tex
 
 /* Lists it; the table holds it from then on. */
 void node_table_add(struct node_table *table, struct added_node *node);
-/* 0, or -ENOENT, -EBUSY with diag. */
+/* 0, or -ENOENT, -EBUSY with diag: one that is open, or part of another, stays. */
 int node_table_remove(struct node_table *table, const char *name,
                       struct diag *diag) MUST_USE;
 
@@ -79,8 +81,14 @@ static inline void cleanup_added_node(struct added_node **node)
 }
 #define CLEANUP_ADDED_NODE CLEANUP(cleanup_added_node)
 
-/* Is it open, or part of another? */
+/* It becomes part of another, until that is freed. */
+void added_node_add_parent(struct added_node *node);
+
+/* Is it open? */
 bool added_node_is_used(const struct added_node *node);
+/* May nobody write to it or take it away: is it open, part of another, or lies it in a file
+ * that is open by itself?  -EBUSY with diag, in QEMU's words; else 0. */
+int added_node_check_idle(const struct added_node *node, struct diag *diag) MUST_USE;
 
 /* Where it lies, for messages. */
 const char *added_node_target(const struct added_node *node);

@@ -231,7 +231,7 @@ class Syncs(BackupCase):
                 ("not found", {"sync": "incremental", "bitmap": "x"}),
                 ("max-workers", {"sync": "full", "x_perf": {"max-workers": 0}}),
                 ("an integer", {"sync": "full", "x_perf": {"max-workers": "x"}}),
-                ("'x' is unexpected", {"sync": "full", "x_perf": {"x": 0}}),
+                ("'x-perf.x' is unexpected", {"sync": "full", "x_perf": {"x": 0}}),
                 ("at most", {"sync": "full", "cbw_timeout": 1 << 40}),
                 ("compress", {"sync": "full", "compress": True}),
                 ("part of the disk", {"sync": "full", "target": self.image}),

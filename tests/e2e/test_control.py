@@ -19,7 +19,7 @@ from harness import KIB, MIB, Case, QIMG, check, create, fill, plugin_env, run, 
 from qmp import Closed, Qmp, QmpError
 
 COMMANDS = {
-    "qmp_capabilities", "query-version", "query-commands", "query-status", "quit", "query-block",
+    "qmp_capabilities", "query-version", "query-commands", "query-status", "quit", "query-qmp-schema", "query-block",
     "query-named-block-nodes", "drive-mirror", "block-commit", "block-stream", "block_resize", "blockdev-reopen", "nbd-server-start", "nbd-server-add",
     "nbd-server-stop", "query-block-jobs", "query-jobs",
     "block-job-cancel", "block-job-complete", "block-job-pause", "block-job-resume",
@@ -994,7 +994,7 @@ class Bitmaps(JobCase):
         refused("merge", "'c' not found", node="drive0", target="c", bitmaps=["b"])
         refused("merge", "'c' not found", node="drive0", target="b", bitmaps=["c"])
         refused("merge", "expected", node="drive0", target="b", bitmaps=[1])
-        refused("merge", "expected", node="drive0", target="b", bitmaps=[{"node": "drive0"}])
+        refused("merge", r"'bitmaps\[0\].name' is missing", node="drive0", target="b", bitmaps=[{"node": "drive0"}])
         refused("merge", "array", node="drive0", target="b", bitmaps="b")
 
     def test_merge(self):

@@ -174,7 +174,7 @@ class Reopen(NodeCase):
         refused("O_DIRECT", cache={"direct": True})
         refused("no such mode", cache={"direct": True, "no-flush": True})
         refused("unexpected", filename="x")
-        self.fails("GenericError", self.client, "blockdev-reopen", "'driver' is missing", options=[1])
+        self.fails("GenericError", self.client, "blockdev-reopen", r"Invalid parameter 'options\[0\]', expected: an object", options=[1])
         self.assertEqual(self.client.cmd("blockdev-reopen", options=[]), {})
 
 

@@ -84,7 +84,7 @@ class Verbs(MirrorCase):
         self.fails("GenericError", self.client, "block-job-change", "only 4 jobs", id="j4", type="mirror",
                    copy_mode="write-blocking")
         self.client.cmd("block-job-change", id="j3", type="mirror", copy_mode="write-blocking")
-        self.fails("GenericError", self.client, "block-job-change", "Invalid parameter 'type'", id="j3", type="commit",
+        self.fails("GenericError", self.client, "block-job-change", "'type' does not accept value 'commit', expected: mirror", id="j3", type="commit",
                    copy_mode="write-blocking")
         self.write(0, b"for all")
         for number in range(5):

@@ -73,7 +73,7 @@ class Adding(NodeCase):
         self.refused("absolute path", driver="file", node_name="x", filename="x.qcow2")
         self.refused("No such file", driver="file", node_name="x", filename=self.path("none"))
         self.refused("not a qed image", driver="qed", node_name="x", file=file)
-        self.refused("type 'unix' takes path", driver="nbd", node_name="x", server={"type": "unix", "host": "h"})
+        self.refused("'server.host' is unexpected; unix takes type, path", driver="nbd", node_name="x", server={"type": "unix", "host": "h"})
         self.refused("type", driver="nbd", node_name="x", server={"type": "vsock"})
         self.refused("", driver="nbd", node_name="x", server={"type": "inet", "host": "localhost", "port": "99999"})
         for port in ("", "108091", "1/ab"):  # none of them means another port

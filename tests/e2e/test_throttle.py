@@ -247,7 +247,7 @@ class Throttle(Case):
         self.assertEqual(self.inserted()["iops"], 10)
         with self.assertRaisesRegex(QmpError, "cannot be lower"):
             reopen(throttling={"bps-read": 10, "bps-read-max": 9})
-        with self.assertRaisesRegex(QmpError, "'iops' is unexpected"):
+        with self.assertRaisesRegex(QmpError, r"throttling.iops' is unexpected"):
             reopen(throttling={"iops": 10})
         with self.assertRaisesRegex(QmpError, "expected: an object"):
             reopen(throttling=5)

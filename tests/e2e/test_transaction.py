@@ -89,16 +89,17 @@ class Transactions(ControlCase):
     def test_bad_input(self):
         self.transact(add("a"))
         for words, actions in (
-                ("'type' is missing", [{}]), ("'data' is missing", [{"type": "abort"}]),
-                ("objects", [1]), ("does not accept value 'x'", [{"type": "x", "data": {}}]),
+                (r"'actions\[1\].type' is missing", [{}]),
+                (r"'actions\[1\].data' is missing", [{"type": "abort"}]),
+                (r"'actions\[1\]', expected: an object", [1]), ("does not accept value 'x'", [{"type": "x", "data": {}}]),
                 ("an object", [{"type": "abort", "data": []}]),
-                ("'more' is unexpected", [{"type": "abort", "data": {}, "more": 1}]),
-                ("'x' is unexpected; abort takes no parameters", [{"type": "abort", "data": {"x": 1}}]),
-                ("'name' is missing", [{"type": "block-dirty-bitmap-clear", "data": {"node": "drive0"}}])):
+                ("more' is unexpected; abort takes type, data", [{"type": "abort", "data": {}, "more": 1}]),
+                ("data.x' is unexpected; .* takes no parameters", [{"type": "abort", "data": {"x": 1}}]),
+                ("data.name' is missing", [{"type": "block-dirty-bitmap-clear", "data": {"node": "drive0"}}])):
             with self.subTest(words=words):
                 self.refused(words, act("disable", "a"), *actions)
         self.refused("individual, grouped", properties={"completion-mode": "x"})
-        self.refused("'x' is unexpected", properties={"x": 1})
+        self.refused("'properties.x' is unexpected", properties={"x": 1})
         self.refused("an object", properties=1)
         self.refused("Action 'block-dirty-bitmap-disable' does not support .*completion-mode = grouped",
                      act("disable", "a"), properties={"completion-mode": "grouped"})

@@ -1,0 +1,10 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* query-qmp-schema: what this server has, of the tables that it works by.  Layer: server. */
+#ifndef SERVER_CONTROL_SCHEMA_H
+#define SERVER_CONTROL_SCHEMA_H
+
+#include "control_cmds.h"
+
+extern const struct control_command control_schema_commands[];
+
+#endif
