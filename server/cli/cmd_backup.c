@@ -22,6 +22,7 @@
 #include "block/create.h"
 #include "block/driver.h"
 #include "cli.h"
+#include "interrupt.h"
 #include "job_watch.h"
 #include "qmp_client.h"
 #include "size.h"
@@ -324,7 +325,10 @@ static int start_job(struct backup_run *run, const char *path, const char *bitma
 
 static int watch(struct backup_run *run)
 {
-    return job_watch(&run->qmp, run->job, run->args->output);
+    const struct job_watching how = {
+        .output = run->args->output, .quiet = run->args->quiet, .is_owner = true};
+
+    return job_watch(&run->qmp, run->job, &how);
 }
 
 static int complete_point(struct backup_run *run)
@@ -350,6 +354,8 @@ static int back_up(struct backup_run *run)
     if (!absolute || !bitmap ||
         asprintf(&path, "%s/%s.qcow2.part", absolute, run->point) < 0)
         return cli_error("out of memory");
+    /* From here on what was begun is thrown away first. */
+    interrupt_catch();
     int code = make_file(run, path);
     if (code != CLI_OK)
         return code;
@@ -408,6 +414,9 @@ static int back_up_to(struct backup_folder *folder, const struct backup_args *ar
         code = with_server(&run, back_up_with);
     if (code == CLI_OK)
         code = backup_folder_list(folder);
+    /* Folding can be ended at any time: the next backup goes on with it. */
+    interrupt_let_go();
+    interrupt_die();
     return code == CLI_OK && args->keep ? backup_fold(folder, args->keep, args->quiet)
                                         : code;
 }
@@ -438,6 +447,7 @@ static int run_on_folder(const struct backup_args *args, const char *path)
            : args->verify ? backup_verify(&folder, args->quiet)
                           : back_up_to(&folder, args);
     backup_folder_close(&folder);
+    interrupt_die();
     return code;
 }
 

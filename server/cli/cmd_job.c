@@ -248,6 +248,14 @@ static int add_target(struct job_args *job)
     return set_text(job->args, "sync", "full");
 }
 
+/* The job is the server's: it goes on when the watching ends. */
+static int watch_until_end(struct qmp *qmp, const char *id, enum cli_output output)
+{
+    const struct job_watching how = {.output = output};
+
+    return job_watch(qmp, id, &how);
+}
+
 /* mirror, commit, stream: a job begins, and may be watched. */
 static int start_job(struct qmp *qmp, struct job_args *job, const char *command)
 {
@@ -265,7 +273,7 @@ static int start_job(struct qmp *qmp, struct job_args *job, const char *command)
     if (!id)
         return cli_error("the server has no disk");
     code = send_args(qmp, command, job);
-    return code == CLI_OK && job->watch ? job_watch(qmp, id, job->output) : code;
+    return code == CLI_OK && job->watch ? watch_until_end(qmp, id, job->output) : code;
 }
 
 static int tell_job(struct qmp *qmp, struct job_args *job, const char *command)
@@ -285,7 +293,7 @@ static int set_speed(struct qmp *qmp, struct job_args *job, const char *command)
 static int watch_job(struct qmp *qmp, struct job_args *job, const char *command)
 {
     (void)command;
-    return job_watch(qmp, job->operands[0], job->output);
+    return watch_until_end(qmp, job->operands[0], job->output);
 }
 
 static const struct verb {

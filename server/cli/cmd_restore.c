@@ -11,12 +11,13 @@
 #include "base/cleanup.h"
 #include "block/cache_mode.h"
 #include "convert.h"
+#include "storage/nbd_uri.h"
 
 enum { OPT_FORCE = CLI_OWN_OPTIONS };
 
 static const struct cli_option options[] = {
     {'O', NULL, "FMT", "the image's format; by default as its name ends, else qcow2"},
-    {OPT_FORCE, "force", NULL, "write over an image that is there"},
+    {OPT_FORCE, "force", NULL, "write over an image, a device or an export that is there"},
     {'p', NULL, NULL, "show progress"},
     {'q', NULL, NULL, "print nothing but errors"},
     {0},
@@ -61,13 +62,20 @@ static const char *format_by_name(const char *target)
     return "qcow2";
 }
 
-/* A regular file is somebody's disk already. */
+/* What is there is somebody's disk: of an export or a device nobody knows that it is not. */
 static int check_target(const struct restore_args *args, const char *target)
 {
     struct stat sb;
 
-    if (args->force || stat(cli_local_name(target), &sb) != 0 || !S_ISREG(sb.st_mode) ||
-        sb.st_size == 0)
+    if (args->force)
+        return CLI_OK;
+    if (nbd_uri_is_one(target))
+        return cli_error("%s: is an NBD export; --force writes over it", target);
+    if (stat(cli_local_name(target), &sb) != 0)
+        return CLI_OK;
+    if (S_ISBLK(sb.st_mode))
+        return cli_error("%s: is a block device; --force writes over it", target);
+    if (!S_ISREG(sb.st_mode) || sb.st_size == 0)
         return CLI_OK;
     return cli_error("%s: is there already; --force writes over it", target);
 }

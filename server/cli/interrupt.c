@@ -16,16 +16,25 @@ static void note_signal(int number)
     interrupt_came = number;
 }
 
-void interrupt_catch(void)
+/* Who started us with one ignored goes on so. */
+static void handle_all(const struct sigaction *action)
 {
-    struct sigaction action = {.sa_handler = note_signal, .sa_flags = (int)SA_RESETHAND};
-
     for (size_t i = 0; i < ARRAY_LEN(ending); i++) {
         struct sigaction before;
-        /* Who started us with one ignored goes on so. */
         if (sigaction(ending[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN)
-            sigaction(ending[i], &action, NULL);
+            sigaction(ending[i], action, NULL);
     }
+}
+
+void interrupt_catch(void)
+{
+    handle_all(
+        &(struct sigaction){.sa_handler = note_signal, .sa_flags = (int)SA_RESETHAND});
+}
+
+void interrupt_let_go(void)
+{
+    handle_all(&(struct sigaction){.sa_handler = SIG_DFL});
 }
 
 void interrupt_die(void)

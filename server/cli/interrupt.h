@@ -11,6 +11,9 @@ extern volatile sig_atomic_t interrupt_came;
 
 void interrupt_catch(void);
 
+/* They kill again, as before interrupt_catch. */
+void interrupt_let_go(void);
+
 /* Dies of the signal that came; returns when none did. */
 void interrupt_die(void);
 

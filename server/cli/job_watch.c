@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* `qimg job watch`: a progress bar until the job's end. */
 #include <inttypes.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -9,6 +8,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "interrupt.h"
 #include "job_watch.h"
 #include "size.h"
 
@@ -21,7 +21,8 @@
 struct watch {
     struct qmp *qmp;
     const char *id;
-    enum cli_output output;
+    struct job_watching how;
+    bool told;   /* to end, as it is the command's */
     bool bar;    /* stdout is a terminal */
     bool seen;   /* the job was there */
     bool hinted; /* it was said what a job that is ready waits for */
@@ -32,14 +33,6 @@ struct watch {
     json_int_t last_offset;
     char last_line[256];
 };
-
-/* Ctrl-C: the job belongs to the server, and goes on. */
-static volatile sig_atomic_t interrupted;
-
-static void note_interrupt(int signal)
-{
-    interrupted = signal;
-}
 
 static double now_s(void)
 {
@@ -174,7 +167,9 @@ static void give_hint(struct watch *w, const json_t *job)
 static void show_job(struct watch *w, const json_t *job)
 {
     update_rate(w, job);
-    if (w->output != OUTPUT_JSON) {
+    if (w->how.quiet)
+        return;
+    if (w->how.output != OUTPUT_JSON) {
         give_hint(w, job);
         show_to_people(w, job);
         return;
@@ -198,7 +193,7 @@ static int tell_end(const struct watch *w, const json_t *end, bool cancelled)
         return cli_error("%s: cancelled", w->id);
     if (*text_of(end, "error"))
         return cli_error("%s: failed: %s", w->id, text_of(end, "error"));
-    if (w->output != OUTPUT_JSON)
+    if (w->how.output != OUTPUT_JSON && !w->how.quiet)
         printf("%s: completed\n", w->id);
     return CLI_OK;
 }
@@ -257,7 +252,7 @@ static int listen_awhile(struct watch *w, bool *ended, int *result)
         *ended = event && is_end(w, event, &cancelled);
         if (*ended) {
             const json_t *data = json_object_get(event, "data");
-            if (w->output == OUTPUT_JSON)
+            if (w->how.output == OUTPUT_JSON)
                 show_job(w, data);
             *result = tell_end(w, data, cancelled);
         }
@@ -276,36 +271,54 @@ static int conclude_from_state(const struct watch *w)
     return tell_end(w, job, false);
 }
 
-/* As a signal that nobody caught, once it was said what it doesn't do. */
-static void die_of_interrupt(const struct watch *w)
+/* Dies of the signal when the job is the server's. */
+static int deal_with_interrupt(struct watch *w)
 {
-    end_bar(w);
-    fflush(stdout);
-    fprintf(stderr, "%s: goes on; 'cancel %s' would end it\n", w->id, w->id);
-    signal(interrupted, SIG_DFL);
-    raise(interrupted);
+    json_t *value = NULL, *refusal = NULL;
+
+    if (!w->how.is_owner) {
+        end_bar(w);
+        fflush(stdout);
+        fprintf(stderr, "%s: goes on; 'cancel %s' would end it\n", w->id, w->id);
+        interrupt_die();
+    }
+    if (w->told)
+        return CLI_OK;
+    w->told = true;
+    /* It may have ended by itself: then there is nothing to cancel. */
+    int code =
+        qmp_try(w->qmp, "block-job-cancel",
+                json_pack("{s:s,s:b}", "device", w->id, "force", 1), &value, &refusal);
+    json_decref(value);
+    json_decref(refusal);
+    return code;
 }
 
-int job_watch(struct qmp *qmp, const char *id, enum cli_output output)
+/* *ended: with this exit code. */
+static int look_once(struct watch *w, bool *ended, int *result)
 {
-    struct watch w = {.qmp = qmp, .id = id, .output = output};
-    const struct sigaction on_interrupt = {.sa_handler = note_interrupt};
-    bool ended = false;
-    int code, result = CLI_FAILED;
+    int code = look_at_job(w);
+    if (code == CLI_OK)
+        code = listen_awhile(w, ended, result);
+    if (code == CLI_OK && interrupt_came && !*ended)
+        code = deal_with_interrupt(w);
+    if (code == CLI_OK && !*ended && (w->concluded || w->looked_in_vain)) {
+        *ended = true;
+        *result = conclude_from_state(w);
+    }
+    return code;
+}
 
-    w.bar = output == OUTPUT_HUMAN && isatty(STDOUT_FILENO);
-    sigaction(SIGINT, &on_interrupt, NULL);
-    do {
-        code = look_at_job(&w);
-        if (code == CLI_OK)
-            code = listen_awhile(&w, &ended, &result);
-        if (interrupted && !ended)
-            die_of_interrupt(&w);
-        if (code == CLI_OK && !ended && (w.concluded || w.looked_in_vain)) {
-            ended = true;
-            result = conclude_from_state(&w);
-        }
-    } while (code == CLI_OK && !ended);
+int job_watch(struct qmp *qmp, const char *id, const struct job_watching *how)
+{
+    struct watch w = {.qmp = qmp, .id = id, .how = *how};
+    bool ended = false;
+    int code = CLI_OK, result = CLI_FAILED;
+
+    w.bar = how->output == OUTPUT_HUMAN && !how->quiet && isatty(STDOUT_FILENO);
+    interrupt_catch();
+    while (code == CLI_OK && !ended)
+        code = look_once(&w, &ended, &result);
     json_decref(w.concluded);
     return code == CLI_OK ? result : code;
 }

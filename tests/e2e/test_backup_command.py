@@ -185,6 +185,26 @@ class Interrupted(CommandCase):
         self.change()
         self.goes_on()
 
+    def test_ctrl_c(self):
+        """ends the job, too, and what it has made; the bitmap of the last point stays"""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with self.subTest(signal=number):
+                kept = self.bitmaps()
+                process = self.begun()
+                process.send_signal(number)
+                self.assertEqual(process.wait(20), -number)
+                self.assertIn("cancelled", process.stderr.read())
+                self.assertIsNone(self.job())
+                self.assertEqual(self.bitmaps(), kept)
+                self.assertEqual([name for name in os.listdir(self.folder) if "part" in name], [])
+        self.goes_on()
+
+    def test_quiet(self):
+        self.change()
+        self.assertEqual(self.backup("-q").stdout, "")
+        self.change()
+        self.assertIn("completed", self.backup().stdout)
+
     def test_job_cancelled(self):
         process = self.begun()
         self.client.cmd("block-job-cancel", device=self.job()["device"])
@@ -260,6 +280,9 @@ class Refused(CommandCase):
         self.assertRegex(run(QIMG, "restore", self.folder, there, check=False).stderr, "is there already")
         self.assertRegex(run(QIMG, "restore", self.folder, f"file:{there}", check=False).stderr, "is there already")
         self.assertEqual(pathlib.Path(there).read_bytes(), b"somebody's")
+        disk = self.memory()
+        self.assertRegex(run(QIMG, "restore", self.folder, disk.uri, check=False).stderr, "is an NBD export; --force")
+        self.assertEqual(disk.content(), bytes(self.SIZE))
         run(QIMG, "restore", "--force", self.folder, there)
         self.assertTrue(pathlib.Path(there).read_bytes() == self.content)
         for fmt in ("qcow2", "qed"):
