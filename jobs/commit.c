@@ -143,7 +143,7 @@ static int open_base(const struct commit_layers *layers, struct node *active,
     if (err)
         return err;
     (*out)->name = node_name_get(layers->base->name);
-    atomic_store(&layers->base->written_elsewhere, true);
+    node_note_writer(active, layers->base);
     err = check_sizes(layers, top, *out, diag);
     if (!err)
         err = node_activate(*out, diag);

@@ -123,7 +123,7 @@ static int check_layer(const struct stream *s, struct diag *diag)
 
 /* ---- the start ---- */
 
-static int open_writer(struct stream *s, struct diag *diag)
+static int open_writer(struct stream *s, struct node *active, struct diag *diag)
 {
     struct node *layer = s->layer;
     struct chain_options options = {
@@ -146,7 +146,7 @@ static int open_writer(struct stream *s, struct diag *diag)
     err = chain_open(layer->ctx, layer->filename, &options, &s->writer, diag);
     if (err)
         return err;
-    atomic_store(&layer->written_elsewhere, true);
+    node_note_writer(active, layer);
     /* It reads through the same layers, which are the chain's. */
     s->writer->backing = layer->backing;
     return node_activate(s->writer, diag);
@@ -213,7 +213,7 @@ static int stream_open(struct job *job, void *state, struct diag *diag)
                                     : layer_name_for(s->layer, s->layer, s->base);
     if (s->base && !s->new_name)
         return diag_errno(diag, ENOMEM, "job '%s'", s->id);
-    err = open_writer(s, diag);
+    err = open_writer(s, active, diag);
     if (err)
         return err;
     err = make_copy_state(s);

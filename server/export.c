@@ -477,6 +477,7 @@ int export_replace_backing(struct served_export *exp, struct node *layer,
     }
     wait_for_users(exp, true);
     gate_wait(&exp->ctx.gate);
+    node_forget_merged(atomic_load(&exp->node));
     note_users_left(exp);
     err = close_replaced(old, below);
     if (err)

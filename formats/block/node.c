@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "block/cluster_cache.h"
 #include "block/engine.h"
+#include "block/merged_map.h"
 #include "crypto/cipher.h"
 
 /* Kept of compressed clusters, decompressed; taken only as it is needed. */
@@ -102,6 +103,7 @@ int node_barrier(struct node *node)
 
 void node_free(struct node *node)
 {
+    merged_map_free(atomic_load(&node->merged));
     cluster_cache_forget_owner(node->ctx->clusters, node);
     mcache_free(node->mc);
     cipher_free(node->cipher);

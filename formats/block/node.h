@@ -80,6 +80,8 @@ struct node_options {
     bool no_final_sync;
 };
 
+struct merged_map;
+
 struct node {
     const struct driver *driver;
     void *state; /* the driver's */
@@ -98,6 +100,8 @@ struct node {
     /* Owned; NULL: none.  Replaced as a whole while requests run (an intermediate commit),
      * with node_set_below, by one who waits for them before the old is closed. */
     struct node *_Atomic backing;
+    /* Of this layer and those below, once it was read through another: merged_map.h. */
+    struct merged_map *_Atomic merged;
 
     uint64_t size;         /* virtual size, bytes */
     uint32_t cluster_size; /* bytes; 1 for raw */
@@ -111,8 +115,8 @@ struct node {
     bool cipher_by_place;
     const char *encryption; /* static: the method; without a cipher nothing can be read */
     bool can_write; /* the file is open read/write, and the format can be written on it */
-    const char *cannot; /* static: why the format can't; NULL: it can */
-    bool active;        /* activated for writing */
+    const char *cannot;  /* static: why the format can't; NULL: it can */
+    _Atomic bool active; /* activated for writing */
     /* What is zero in the file is zero for the guest: not so where data is encrypted.  Set by
      * the driver's open. */
     bool host_zeroes_show;
@@ -186,6 +190,14 @@ void node_wrote(struct node *node);
 
 /* `below` lies below the layer from here on, and below its snapshots. */
 void node_set_below(struct node *layer, struct node *below);
+
+/* Another node of ours is going to write to the file of `layer`, which lies in the chain of top:
+ * it is read with care from here on. */
+void node_note_writer(struct node *top, struct node *layer);
+
+/* After node_set_below, when everybody has left who could have seen the chain as it was, and
+ * before any layer of that is closed: what is known of its frozen layers is forgotten. */
+void node_forget_merged(struct node *top);
 
 /* For drivers, outside of a commit: a flush of the node's file.  When it fails nobody knows
  * what is durable, and the node refuses writes from then on.  0 or -errno. */

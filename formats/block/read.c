@@ -4,41 +4,55 @@
 
 #include "block/coded.h"
 #include "block/engine.h"
+#include "block/merged_map.h"
+
+/* The layer that has the first run of a range, whose length is ext->length then, and how: not
+ * EXTENT_BACKING.  Below `node` they are asked one by one, or all at once (merged_map.h). */
+static int map_chain(struct node *node, uint64_t off, uint64_t len, struct extent *ext,
+                     struct node **layer)
+{
+    for (*layer = node;;) {
+        if (off >= (*layer)->size) { /* a backing file shorter than its overlay */
+            *ext = (struct extent){.kind = EXTENT_ZERO, .length = len};
+            return 0;
+        }
+        len = MIN(len, (*layer)->size - off);
+        int err = (*layer)->driver->map(*layer, off, len, ext);
+        if (err || LIKELY(ext->kind != EXTENT_BACKING))
+            return err;
+        len = ext->length;
+        struct node *below = (*layer)->backing;
+        if (UNLIKELY(!below)) { /* gone since the map: nothing of it showed any more */
+            ext->kind = EXTENT_ZERO;
+            return 0;
+        }
+        struct merged_map *merged =
+            *layer == node && off < below->size ? merged_map_of(below) : NULL;
+        *layer = below;
+        if (!merged)
+            continue;
+        if (merged_map_find(merged, off, MIN(len, below->size - off), ext, layer))
+            return 0;
+        len = ext->length;
+    }
+}
 
 /* Reads the first run of the range; *done is its length. */
 static int read_run(struct node *node, void *buf, uint64_t off, uint64_t len,
                     uint64_t *done)
 {
-    struct node *layer = node;
+    struct node *layer;
     struct extent ext;
 
-    for (;;) {
-        if (off >= layer->size) { /* a backing file shorter than its overlay */
-            memset(buf, 0, len);
-            *done = len;
-            return 0;
-        }
-        len = MIN(len, layer->size - off);
-        int err = layer->driver->map(layer, off, len, &ext);
-        if (err)
-            return err;
-        len = ext.length;
-        if (ext.kind != EXTENT_BACKING)
-            break;
-        struct node *below = layer->backing;
-        if (UNLIKELY(!below)) { /* gone since the map: nothing of it showed any more */
-            memset(buf, 0, len);
-            *done = len;
-            return 0;
-        }
-        layer = below;
-    }
-    *done = len;
+    int err = map_chain(node, off, len, &ext, &layer);
+    if (err)
+        return err;
+    *done = ext.length;
     if (LIKELY(ext.kind == EXTENT_DATA))
-        return storage_read(ext.file, buf, ext.host_offset, len);
+        return storage_read(ext.file, buf, ext.host_offset, ext.length);
     if (ext.kind != EXTENT_ZERO)
-        return coded_read(layer, &ext, buf, off, len);
-    memset(buf, 0, len);
+        return coded_read(layer, &ext, buf, off, ext.length);
+    memset(buf, 0, ext.length);
     return 0;
 }
 

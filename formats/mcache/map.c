@@ -4,11 +4,13 @@
 #include <endian.h>
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/cleanup.h"
 #include "mcache/internal.h"
 
 #define RESIDENT_PAGE_BYTES 4096
+#define MEMO_PAGE_BYTES     4096
 
 /* A directory costs an image of scattered places as much as it has slots, whether there are
  * pages or not: so few, unless the top, which is there from the start, grew too long. */
@@ -51,6 +53,11 @@ struct mcmap *mcmap_new(struct mcache *mc, uint64_t n_pages, uint32_t page_bytes
         return NULL;
     }
     return map;
+}
+
+struct mcmap *mcmap_new_memo(struct mcache *mc, uint64_t n_pages)
+{
+    return mcmap_new(mc, n_pages, MEMO_PAGE_BYTES, MC_LE64, NULL, NULL);
 }
 
 struct mcmap *mcmap_new_resident(struct mcache *mc, _Atomic uint64_t *words,
@@ -188,10 +195,15 @@ void mcmap_detach(struct mc_page *page)
     atomic_store_explicit(find_slot(page->map, page->index), NULL, memory_order_release);
 }
 
+static bool is_memo(const struct mcmap *map)
+{
+    return !map->locate;
+}
+
 static int read_page(struct mcmap *map, uint64_t index, struct mc_page **out)
 {
-    uint64_t host = map->locate(map->owner, index);
-    if (host == 0)
+    uint64_t host = is_memo(map) ? 0 : map->locate(map->owner, index);
+    if (host == 0 && !is_memo(map))
         return -ENOENT;
 
     CLEANUP_FREE struct mc_page *page = NULL;
@@ -206,7 +218,11 @@ static int read_page(struct mcmap *map, uint64_t index, struct mc_page **out)
     list_init(&page->pool_link);
 
     uint64_t *raw = (uint64_t *)(void *)((char *)page + head);
-    int err = storage_read(map->mc->st, raw, host, map->page_bytes);
+    int err = 0;
+    if (is_memo(map))
+        memset(raw, 0, map->page_bytes);
+    else
+        err = storage_read(map->mc->st, raw, host, map->page_bytes);
     if (err)
         return err;
     for (uint32_t i = 0; i < map->page_bytes / 8; i++)
@@ -269,7 +285,8 @@ static int load_page_once(struct mcmap *map, uint64_t index, struct mc_page **ou
             pthread_cond_broadcast(&stripe->done);
         }
         mc_pool_insert(map->mc->pool, page);
-        atomic_fetch_add_explicit(&map->mc->loads, 1, memory_order_relaxed);
+        if (!is_memo(map))
+            atomic_fetch_add_explicit(&map->mc->loads, 1, memory_order_relaxed);
         *out = page;
     }
     end_loading(stripe, &mine);

@@ -222,6 +222,17 @@ typedef uint64_t mcmap_locate(void *owner, uint64_t page_index);
 struct mcmap *mcmap_new(struct mcache *mc, uint64_t n_pages, uint32_t page_bytes,
                         enum mc_order order, mcmap_locate *locate, void *owner);
 
+/* A map of what was found out, which lies in no file: a page begins with zeroes, words are
+ * stored by mcmap_remember, and pages are forgotten when memory is wanted. */
+struct mcmap *mcmap_new_memo(struct mcache *mc, uint64_t n_pages);
+
+/* From any thread inside the gate, as often as wanted: whoever finds something out finds the
+ * same. */
+static inline void mcmap_remember(struct mc_page *page, uint32_t word, uint64_t value)
+{
+    atomic_store_explicit(&page->words[word], value, memory_order_release);
+}
+
 /* A map over n_words words that the caller owns and that always stay in memory.  The table
  * lies at the host offset that locate gives for page 0, and on.  Its pages exist from the
  * start. */

@@ -100,7 +100,7 @@ static int open_base(const struct commit_args *args, struct node *top, struct no
     err = chain_open(top->ctx, base->filename, &chain, out, diag);
     if (err)
         return err;
-    atomic_store(&base->written_elsewhere, true);
+    node_note_writer(top, base);
     err = node_activate(*out, diag);
     if (!err && (*out)->size < top->size)
         err = node_grow(*out, top->size, diag);
