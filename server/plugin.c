@@ -271,6 +271,17 @@ static void close_connection(struct connection *c)
     free(c);
 }
 
+/* From 1.42 on nbdkit tells the client the last error.  Names of the host's files, and of other
+ * exports, are for the log alone, as is whether a file is there that an image names. */
+static void refuse_client(const char *name, const struct diag *diag)
+{
+    struct diag told = {0};
+
+    report_failure(diag);
+    diag_set(&told, diag->err, "export '%.200s': %s", name, strerror(diag->err));
+    report_failure(&told);
+}
+
 static void *qimg_open(int readonly)
 {
     const char *name = nbdkit_export_name();
@@ -285,7 +296,7 @@ static void *qimg_open(int readonly)
     }
     if (open_connection(connection, name, readonly, &diag)) {
         close_connection(connection);
-        report_failure(&diag);
+        refuse_client(name, &diag);
         return NULL;
     }
     return connection;

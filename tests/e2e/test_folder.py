@@ -15,7 +15,7 @@ import time
 import nbd
 
 from damage import damages
-from harness import KIB, LONG, MIB, SECTOR, SEED, Case, StartFailed, check, content, create, fill, run
+from harness import KIB, LONG, MIB, SECTOR, SEED, Case, StartFailed, check, content, create, fill, nbdkit_version, run
 
 SIZE = 4 * MIB
 ROUNDS = int(os.environ.get("QIMG_ROUNDS", "1"))
@@ -108,6 +108,24 @@ class Names(Folder):
         server = self.serve_folder("exports=hide")
         self.assertEqual(names(server), [])
         self.assertEqual(server.connect("disk.qcow2").pread(1, 0)[0], 1)
+
+    def test_what_a_refused_client_is_told(self):
+        """What is in the log isn't for clients, whom nbdkit from 1.42 on tells the last error: where images lie, which
+        others there are, and whether the host has a file that an image names."""
+        self.image("disk.qcow2", byte=1)
+        run("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", "/etc/none", "-F", "raw",
+            os.path.join(self.folder, "odd.qcow2"), "1M")
+        server = self.serve_folder("exports=hide")
+        for name, logged in (("nope", "no image of that name is in"), ("odd.qcow2", "/etc/none: cannot be opened"),
+                             ("disk.qcow2/snapshot/first", f"{self.folder}/disk.qcow2: there is no snapshot")):
+            with self.assertRaises(nbd.Error) as caught:
+                server.connect(name)
+            self.assertIn(logged, server.errors)
+            told = str(caught.exception)
+            for secret in (self.folder, "/etc", *({"disk.qcow2"} - {name.split("/")[0]})):
+                self.assertNotIn(secret, told)
+            if nbdkit_version() >= (1, 42):
+                self.assertIn(f"export '{name}': No such file or directory", told)
 
     def test_raw_images_when_told_so(self):
         path = os.path.join(self.folder, "disk.img")
