@@ -101,16 +101,13 @@ static int change_drained(struct export_snapshot *snapshot, struct diag *diag)
     return err;
 }
 
-int export_change_snapshot(struct served_export *exp,
-                           const struct snapshot_request *request,
-                           struct snapshot_info *info, struct diag *diag)
+static int change_once(struct served_export *exp, const struct snapshot_request *request,
+                       struct snapshot_info *info, struct diag *diag)
 {
     struct export_snapshot snapshot;
     struct diag ignored;
 
-    int err = export_check_snapshots(exp, diag);
-    if (!err)
-        err = export_begin_snapshot(exp, request, &snapshot, diag);
+    int err = export_begin_snapshot(exp, request, &snapshot, diag);
     if (err)
         return err;
     struct snapshot_info told = snapshot_change_take_info(snapshot.change);
@@ -123,5 +120,20 @@ int export_change_snapshot(struct served_export *exp,
         snapshot_info_free(&told);
     else
         *info = told;
+    return err;
+}
+
+int export_change_snapshot(struct served_export *exp,
+                           const struct snapshot_request *request,
+                           struct snapshot_info *info, struct diag *diag)
+{
+    const struct snapshot_request tidy = {.kind = SNAPSHOT_TIDY};
+    struct diag ignored;
+
+    int err = export_check_snapshots(exp, diag);
+    if (!err)
+        err = change_once(exp, request, info, diag);
+    if (!err && request->kind == SNAPSHOT_DELETE)
+        (void)!change_once(exp, &tidy, NULL, &ignored); /* else at the end */
     return err;
 }

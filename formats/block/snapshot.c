@@ -274,8 +274,8 @@ struct snapshot_info snapshot_change_take_info(struct snapshot_change *change)
     return info;
 }
 
-int node_change_snapshot(struct node *node, const struct snapshot_request *request,
-                         struct snapshot_info *info, struct diag *diag)
+static int change_once(struct node *node, const struct snapshot_request *request,
+                       struct snapshot_info *info, struct diag *diag)
 {
     struct snapshot_change *change;
     struct diag ignored;
@@ -295,5 +295,17 @@ int node_change_snapshot(struct node *node, const struct snapshot_request *reque
         snapshot_info_free(&told);
     else
         *info = told;
+    return err;
+}
+
+int node_change_snapshot(struct node *node, const struct snapshot_request *request,
+                         struct snapshot_info *info, struct diag *diag)
+{
+    const struct snapshot_request tidy = {.kind = SNAPSHOT_TIDY};
+    struct diag ignored;
+
+    int err = change_once(node, request, info, diag);
+    if (!err && request->kind == SNAPSHOT_DELETE)
+        (void)!change_once(node, &tidy, NULL, &ignored); /* else at the end */
     return err;
 }

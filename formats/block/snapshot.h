@@ -69,7 +69,9 @@ void node_close_snapshot(struct node *snapshot);
 
 /* ---- changing them ---- */
 
-enum snapshot_kind { SNAPSHOT_CREATE, SNAPSHOT_DELETE, SNAPSHOT_APPLY };
+/* TIDY: a DELETE that found no space changed the list, and left the rest of its work to this;
+ * -ENOENT: there is nothing to do. */
+enum snapshot_kind { SNAPSHOT_CREATE, SNAPSHOT_DELETE, SNAPSHOT_APPLY, SNAPSHOT_TIDY };
 
 #define SNAPSHOT_NAME_MAX 255 /* bytes, as QEMU has them */
 

@@ -50,6 +50,10 @@ struct qcow2 {
     /* A change that is in memory, and not in the image; see qcow2_settle_snapshot. */
     struct snapshot_change_state *_Atomic unsettled;
 
+    /* References of deleted snapshots that are still counted, by who changes snapshots; see
+     * snapshot/list_alone.c. */
+    struct run_list orphans;
+
     struct qcow2_bitmaps bitmaps;
 
     struct alloc alloc;
@@ -126,6 +130,9 @@ void qcow2_commit_snapshot(struct snapshot_change *change);
 void qcow2_abort_snapshot(struct snapshot_change *change);
 int qcow2_finish_snapshot(struct snapshot_change *change, bool committed,
                           struct diag *diag);
+
+/* What deleted snapshots have left is done, or the leak is said in the log. */
+void qcow2_tidy_at_end(struct qcow2 *q);
 
 /* For a commit, before its group is frozen: what a snapshot's commit left to be put into the
  * image. */

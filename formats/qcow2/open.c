@@ -59,6 +59,7 @@ static void free_state(void *state)
     alloc_close(&q->alloc);
     mapping_destroy(&q->live);
     lock_destroy(&q->header_lock);
+    free(q->orphans.runs);
     qcow2_free_snapshots(q);
     qcow2_bitmaps_destroy(q);
     qcow2_header_free(&q->header);
@@ -300,6 +301,7 @@ static int qcow2_activate(struct node *node, struct diag *diag)
 /* Everything durable, the mark cleared, the file no longer than it must be. */
 static int end_cleanly(struct qcow2 *q)
 {
+    qcow2_tidy_at_end(q);
     qcow2_store_bitmaps_at_end(q);
     int err = alloc_settle(&q->alloc);
     if (!err)

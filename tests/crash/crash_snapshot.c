@@ -4,6 +4,7 @@
  * with it and every snapshot as it was, and leaks at most.
  *
  * I-04.  The environment is that of crash_matrix.c. */
+#include <errno.h>
 #include <fnmatch.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -71,6 +72,7 @@ struct run {
     struct image img;
     struct rng rng;
     struct moment now;
+    struct fault_plan plan;
     struct stretch stretch[2 * STEPS];
     unsigned n_stretches, names;
 };
@@ -145,13 +147,35 @@ static void create(struct run *r)
     cr_assert_eq(node_finish_snapshot(change, true, &diag), 0, "%s", diag.text);
 }
 
+/* A write of it finds no space: the list changes alone, and the rest comes behind it, at once or
+ * with the next change. */
+static void delete_without_space(struct run *r, const struct snapshot_request *request)
+{
+    const struct snapshot_request tidy = {.kind = SNAPSHOT_TIDY};
+    struct snapshot_change *change;
+    struct diag diag = {0};
+
+    cr_assert_eq(node_begin_snapshot(r->img.node, request, &change, &diag), 0, "%s",
+                 diag.text);
+    fault_plan_fail(&r->plan, FAULT_WRITE, rng_between(&r->rng, 1, 8), ENOSPC, FAULT_ONCE);
+    cr_assert_eq(node_prepare_snapshot(change, &diag), 0, "%s", diag.text);
+    fault_plan_heal(&r->plan);
+    node_commit_snapshot(change);
+    cr_assert_eq(node_finish_snapshot(change, true, &diag), 0, "%s", diag.text);
+    if (rng_one_in(&r->rng, 2))
+        (void)!node_change_snapshot(r->img.node, &tidy, NULL, &diag);
+}
+
 static void apply_or_delete(struct run *r, enum snapshot_kind kind, unsigned i)
 {
     struct snapshot_request request = {.kind = kind, .name = r->now.snapshot[i].name};
     struct diag diag = {0};
 
-    cr_assert_eq(node_change_snapshot(r->img.node, &request, NULL, &diag), 0, "%s",
-                 diag.text);
+    if (kind == SNAPSHOT_DELETE && rng_one_in(&r->rng, 2))
+        delete_without_space(r, &request);
+    else
+        cr_assert_eq(node_change_snapshot(r->img.node, &request, NULL, &diag), 0, "%s",
+                     diag.text);
     if (kind == SNAPSHOT_APPLY) {
         r->now.disk = r->now.snapshot[i].bytes;
         return;
@@ -199,6 +223,8 @@ static void record(struct run *r, const struct config *config, uint64_t seed)
     image_make(&r->img, &spec, seed);
     r->now.disk = copy(r, r->img.model.bytes);
     r->img.log = crash_log_new(r->img.mem);
+    fault_plan_init(&r->plan);
+    r->img.plan = &r->plan;
     image_open(&r->img);
     for (unsigned i = 0; i < STEPS; i++)
         step(r);
@@ -209,6 +235,7 @@ static void forget(struct run *r)
 {
     crash_log_free(r->img.log);
     r->img.log = NULL;
+    fault_plan_destroy(&r->plan);
     image_free(&r->img);
 }
 
@@ -289,6 +316,7 @@ static const char *judge(struct run *r, const struct stretch *s, struct storage 
     if (why)
         return why;
     state.log = NULL;
+    state.plan = NULL;
     state.mem = st;
     if (image_try_open(&state, &diag))
         return "it can't be opened";

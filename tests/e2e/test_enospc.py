@@ -8,6 +8,7 @@ import pathlib
 import unittest
 
 from harness import *
+from qmp import Qmp
 
 ROOM = 24 * MIB
 SIZE = 64 * MIB
@@ -131,6 +132,51 @@ class Full(Case):
         self.assertEqual(done.returncode, 1, done.stderr)
         self.assertIn("bitmap empty could not be stored", done.stderr)
         check(image, "qcow2", allow_leaks=True)
+
+    def snapshots_without_space(self, handle, model, snapshot):
+        """Three of them, with something of their own each, and no byte left."""
+        for name in ("first", "second", "third"):
+            for turn in range(8):
+                model.write(handle, turn * 500000, self.rng.randbytes(200000))
+            snapshot(name)
+        model.write(handle, 0, self.rng.randbytes(4 * MIB))
+        handle.flush()
+        self.take_space(leave=0)
+        with self.assertRaises(nbd.Error) as caught:
+            handle.pwrite(self.rng.randbytes(8 * MIB), 32 * MIB)
+        self.assertEqual(caught.exception.errnum, errno.ENOSPC)
+        model.data[32 * MIB:40 * MIB] = handle.pread(8 * MIB, 32 * MIB)
+
+    def test_deleting_snapshots_makes_space(self):
+        """The oldest first, while a client writes, and by the command."""
+        image, control = os.path.join(self.room, "disk"), self.path("control")
+        create(image, "qcow2", SIZE)
+        model = Model(bytes(SIZE))
+        server = self.serve(image, f"control={control}", "need-check-delay=0.1")
+        handle, qmp = server.connect(), Qmp(control)
+        self.addCleanup(qmp.close)
+        self.snapshots_without_space(handle, model, lambda name: qmp.cmd(
+            "blockdev-snapshot-internal-sync", device="drive0", name=name))
+        qmp.cmd("blockdev-snapshot-delete-internal-sync", device="drive0", name="first")
+        handle.flush()
+
+        def has_space():
+            try:
+                model.write(handle, 48 * MIB, self.rng.randbytes(MIB))
+            except nbd.Error:
+                return False
+            return True
+        wait_until(has_space, 20, "there is space again")
+        handle.flush()
+        server.stop()
+        self.assertEqual(run("qemu-img", "check", image, check=False).returncode & ~3, 0)
+        os.truncate(self.filler, 0)
+        self.take_space(leave=0)
+        for name in ("second", "third"):
+            run(QIMG, "snapshot", "-d", name, image)
+        os.unlink(self.filler)
+        check(image, "qcow2")
+        model.expect(content(image, "qcow2"), "qemu-img convert")
 
     def test_overlay(self):
         """A copy-on-write that finds no space leaves the backing file's content readable."""

@@ -118,6 +118,13 @@ static int plan_apply(struct snapshot_change_state *state, const struct qcow2_sn
     return err ? err : shift_tables(&state->shift, state->l1, state->l1_size, false, true);
 }
 
+static int plan_tidy(struct snapshot_change_state *state)
+{
+    state->l1 = copy_live_l1(state);
+    state->l1_size = state->q->live.l1_size;
+    return state->l1 ? 0 : -ENOMEM;
+}
+
 static int plan_counts(struct snapshot_change_state *state, const struct qcow2_snapshot *s)
 {
     switch (state->change->kind) {
@@ -127,6 +134,8 @@ static int plan_counts(struct snapshot_change_state *state, const struct qcow2_s
         return plan_delete(state, s);
     case SNAPSHOT_APPLY:
         return plan_apply(state, s);
+    case SNAPSHOT_TIDY:
+        return plan_tidy(state);
     }
     return -EINVAL;
 }
@@ -239,7 +248,7 @@ static int write_snapshot_table(struct snapshot_change_state *state)
     struct qcow2 *q = state->q;
     int err = 0;
 
-    if (state->change->kind == SNAPSHOT_APPLY)
+    if (state->change->kind == SNAPSHOT_APPLY || state->change->kind == SNAPSHOT_TIDY)
         return 0;
     if (state->change->kind == SNAPSHOT_CREATE) {
         err = add_made(state);
@@ -479,6 +488,7 @@ static void free_state(struct snapshot_change_state *state)
     free(state->taken.runs);
     free(state->spare.runs);
     free(state->left.runs);
+    free(state->orphans.runs);
     free(state);
 }
 
@@ -506,6 +516,11 @@ static int begin(struct snapshot_change_state *state,
         return diag_set(state->diag, ENOTSUP,
                         "%s: its data lies in another file: it can't have snapshots",
                         q->node->filename);
+    if (request->kind == SNAPSHOT_TIDY)
+        return q->orphans.n
+                   ? 0
+                   : diag_set(state->diag, ENOENT, "%s: no snapshot has left anything",
+                              q->node->filename);
     if (request->kind != SNAPSHOT_CREATE)
         return choose(state, request);
     int err = describe_made(state, request);
@@ -514,14 +529,18 @@ static int begin(struct snapshot_change_state *state,
     return err || !request->ahead ? err : change_reserve(state);
 }
 
+/* Whoever may still see what was let go of leaves soon, unless he waits for a server. */
+#define LEAVE_WAIT_MS 2000
+
 /* What was let go of is still counted until it is free, and counts of few bits could have no
- * room because of it.  A failure is met again by who needs the room. */
+ * room because of it; and it has the space that is needed for what it left.  A failure is met again by who needs the room. */
 static void drop_references(struct qcow2 *q)
 {
     struct alloc *a = &q->alloc;
 
     if (!alloc_has_unlinked(a) || mcache_commit(q->node->mc, MC_COMMIT) != 0)
         return;
+    (void)!gate_wait_for(&q->node->ctx->gate, LEAVE_WAIT_MS);
     while (alloc_reclaim(a) > 0)
         ;
 }
@@ -536,7 +555,7 @@ int qcow2_begin_snapshot(struct snapshot_change *change,
         return diag_errno(diag, ENOMEM, "%s", q->node->filename);
     *state = (struct snapshot_change_state){.q = q, .diag = diag, .change = change};
     change->state = state;
-    if (q->geo.refcount_order < 4)
+    if (q->geo.refcount_order < 4 || request->kind == SNAPSHOT_TIDY)
         drop_references(q);
     alloc_pause_reclaim(&q->alloc);
     int err = begin(state, request);
@@ -556,6 +575,8 @@ static int write_everything(struct snapshot_change_state *state,
     int err = shift_init(&state->shift, state->q, state->diag);
     if (!err)
         err = plan_counts(state, s);
+    if (!err)
+        err = change_plan_orphans(state);
     if (!err)
         err = shift_judge(&state->shift);
     if (!err)
@@ -598,12 +619,14 @@ int qcow2_prepare_snapshot(struct snapshot_change *change, struct diag *diag)
     state->header = q->header;
     state->made.l1_size = q->live.l1_size;
     state->made.disk_size = q->header.size;
-    if (change->kind != SNAPSHOT_CREATE)
+    if (change->kind == SNAPSHOT_DELETE || change->kind == SNAPSHOT_APPLY)
         s = *qcow2_snapshot_of(q, state->key); /* nobody else changes the list */
     if (change->kind == SNAPSHOT_APPLY)
         err = prepare_bitmaps(state, &s);
     if (!err)
         err = write_everything(state, &s);
+    if (err == -ENOSPC && change->kind == SNAPSHOT_DELETE)
+        err = change_list_alone(state);
     if (err)
         change_end_hold(state);
     return err;
@@ -700,6 +723,8 @@ void qcow2_commit_snapshot(struct snapshot_change *change)
         if (!state->result)
             use_tables(state);
     }
+    if (!state->result)
+        change_set_orphans(state);
     mcache_note_write(q->node->mc);
     mcache_release(q->node->mc);
     change_end_hold(state);

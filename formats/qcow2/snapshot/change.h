@@ -15,7 +15,8 @@
  *
  * count.c walks the tables that gain or lose references; counts.c makes the new counts;
  * tables.c copies the disk's tables; table.c the snapshot table; space.c finds places;
- * change.c has the order, and memory.c what becomes of memory.
+ * change.c has the order, and memory.c what becomes of memory; list_alone.c deletes where there
+ * is no space for all that.
  *
  * Whoever takes a snapshot holds up the disk's writers from prepare to commit.  So nothing is
  * flushed there: space is found in begin; what isn't in the file yet of tables and blocks
@@ -96,6 +97,10 @@ struct snapshot_change_state {
     uint64_t key;               /* DELETE, APPLY: which one */
     uint64_t removed_l1;        /* DELETE: where its L1 table lies; 0: it has none */
 
+    /* DELETE, in the list alone: references that are left, see list_alone.c. */
+    struct run_list orphans;
+    bool only_judge; /* change_disk_tables writes nothing */
+
     struct run_list taken; /* new clusters: released when it comes to nothing */
     struct run_list spare; /* of these, what isn't used yet */
     struct run_list left;  /* what is not used any more afterwards */
@@ -107,6 +112,15 @@ struct snapshot_change_state {
  * gets new ones, and leads to copies of tables whose entries do; *changed: there were any.
  * The copies are written. */
 int change_disk_tables(struct snapshot_change_state *state, bool *changed) MUST_USE;
+
+/* ---- list_alone.c ---- */
+
+/* DELETE, after there was no space for anything else. */
+int change_list_alone(struct snapshot_change_state *state) MUST_USE;
+/* The references that earlier ones left are taken away, too. */
+int change_plan_orphans(struct snapshot_change_state *state) MUST_USE;
+/* In place: those that this one leaves are the ones there are. */
+void change_set_orphans(struct snapshot_change_state *state);
 
 /* ---- space.c ---- */
 

@@ -96,7 +96,7 @@ static void update_list(struct snapshot_change_state *state)
     struct qcow2 *q = state->q;
     LOCK_GUARD(&q->header_lock);
 
-    if (state->change->kind == SNAPSHOT_APPLY)
+    if (state->change->kind == SNAPSHOT_APPLY || state->change->kind == SNAPSHOT_TIDY)
         return;
     q->snapshot_bytes = state->table_bytes;
     if (state->change->kind == SNAPSHOT_CREATE) {

@@ -69,6 +69,8 @@ static int copy_table(struct snapshot_change_state *state, const uint8_t *table,
     struct qcow2 *q = state->q;
     uint64_t host;
 
+    if (state->only_judge)
+        return 0;
     int err = change_take_cluster(state, &host);
     if (err)
         return err;
