@@ -167,18 +167,30 @@ static void align_run(const struct copy_how *how, uint64_t off, uint64_t rest,
 }
 
 /* The run at off: *len is how long it may be, and then is. */
-static enum run_kind find_run(const struct copy_how *how, uint64_t off, uint64_t *len)
+static enum run_kind find_run(const struct copy_how *how, uint64_t off, uint64_t *len,
+                              struct block_status *st)
 {
-    struct block_status st;
     uint64_t rest = *len;
 
     /* What can't be asked is copied as data. */
-    if (block_status(how->source, off, rest, &st))
-        st = (struct block_status){.length = rest, .data = true};
-    enum run_kind kind = kind_of(how, &st);
-    *len = st.length;
+    if (block_status(how->source, off, rest, st))
+        *st = (struct block_status){.length = rest, .data = true};
+    enum run_kind kind = kind_of(how, st);
+    *len = st->length;
     align_run(how, off, rest, len, &kind);
     return kind;
+}
+
+static bool is_offloaded(struct copying *c, const struct block_status *st, uint64_t off,
+                         uint64_t len)
+{
+    const struct copy_how *how = c->how;
+
+    if (!how->offload || !st->data || !st->file || st->length != len ||
+        block_copy(how->target, to_target(how, off), st->file, st->host_offset, len))
+        return false;
+    c->result->sent += len;
+    return true;
 }
 
 void copy_range(const struct copy_how *how, void *buffer, size_t buffer_bytes, uint64_t off,
@@ -190,9 +202,10 @@ void copy_range(const struct copy_how *how, void *buffer, size_t buffer_bytes, u
 
     *result = (struct copy_result){.off = off, .len = len};
     for (uint64_t n; off < end && !result->err; off += n) {
+        struct block_status st;
         n = end - off;
-        enum run_kind kind = find_run(how, off, &n);
-        if (kind == RUN_DATA)
+        enum run_kind kind = find_run(how, off, &n, &st);
+        if (kind == RUN_DATA && !is_offloaded(&c, &st, off, n))
             result->err = copy_data(&c, off, n);
         else if (kind == RUN_ZERO)
             result->err = zero_target(&c, off, n);

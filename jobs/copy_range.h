@@ -29,6 +29,7 @@ struct copy_how {
     bool unmap;                          /* zeroes may lose their place on the target */
     /* Data is searched for zeroes in pieces of so many bytes; 0: it isn't. */
     uint32_t zero_unit;
+    bool offload;      /* data that lies plainly in a file is the kernel's to move */
     bool write_zeroes; /* zeroes are written as data, so that they have a place */
     /* Runs begin and end on multiples of it in the target, where the range does; 0 or a power
      * of two, at most the buffer. */

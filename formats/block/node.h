@@ -311,6 +311,10 @@ int block_read(struct node *node, void *buf, uint64_t off, uint64_t len) MUST_US
 int block_write(struct node *node, const void *buf, uint64_t off, uint64_t len,
                 unsigned flags) MUST_USE;
 int block_zero(struct node *node, uint64_t off, uint64_t len, unsigned flags) MUST_USE;
+/* As block_write, of bytes that lie in another file; the kernel moves them (storage_copy).
+ * Not 0, and mostly -ENOTSUP: the range has to be written by block_write. */
+int block_copy(struct node *node, uint64_t off, struct storage *from, uint64_t from_off,
+               uint64_t len) MUST_USE;
 /* What a part of the disk has of the layers between the node and `base` (NULL: of all below)
  * becomes the node's own; it reads as before, and nobody is told.  Users may write to it
  * meanwhile. *copied: bytes of data that were written.  The node is active. */

@@ -99,6 +99,26 @@ static int buffered_pwritev(struct storage *st, const struct iovec *iov, int cou
     return fua && file->no_dsync ? file_flush_for_write(st) : 0;
 }
 
+static int buffered_copy(struct storage *st, uint64_t off, struct storage *from,
+                         uint64_t from_off, uint64_t len)
+{
+    off_t in = (off_t)from_off, out = (off_t)off;
+
+    if (from->ops != st->ops)
+        return -ENOTSUP;
+    while (len > 0) {
+        ssize_t n = copy_file_range(file_of(from)->fd, &in, file_of(st)->fd, &out, len, 0);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && errno != EXDEV && errno != EINVAL && !errno_unsupported(errno))
+            return -errno;
+        if (n <= 0) /* the kernel can't, or the file ends here */
+            return -ENOTSUP;
+        len -= (uint64_t)n;
+    }
+    return 0;
+}
+
 int file_flush(struct storage *st)
 {
     return fdatasync(file_of(st)->fd) == 0 ? 0 : -errno;
@@ -391,6 +411,7 @@ static const struct storage_ops buffered_ops = {
     .truncate = file_truncate,
     .close = file_close,
     .zero = file_zero,
+    .copy = buffered_copy,
     .discard = file_discard,
     .extent = file_extent,
     .prefetch = buffered_prefetch,

@@ -197,6 +197,18 @@ int storage_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flags)
     return err;
 }
 
+int storage_copy(struct storage *st, uint64_t off, struct storage *from, uint64_t from_off,
+                 uint64_t len)
+{
+    int err = check_change(st, off, len);
+    if (err || len == 0)
+        return err;
+    err = check_fixed(st, off + len);
+    if (err)
+        return err;
+    return st->ops->copy ? st->ops->copy(st, off, from, from_off, len) : -ENOTSUP;
+}
+
 int storage_discard(struct storage *st, uint64_t off, uint64_t len)
 {
     int err = check_change(st, off, len);

@@ -66,6 +66,9 @@ struct storage_ops {
     /* Optional: the range's blocks are reserved, so that writing them can't meet ENOSPC;
      * contents stay, growth reads as zeroes. */
     int (*preallocate)(struct storage *st, uint64_t off, uint64_t len);
+    /* Optional: see storage_copy. */
+    int (*copy)(struct storage *st, uint64_t off, struct storage *from, uint64_t from_off,
+                uint64_t len);
     /* Optional: see storage_lock. */
     int (*lock)(struct storage *st, enum storage_lock_level level, struct diag *diag);
     /* Optional: see storage_identity. */
@@ -167,6 +170,12 @@ int storage_writev(struct storage *st, const struct iovec *iov, int count, uint6
 
 /* The range reads as zeroes afterwards.  Grows a store that ends before the range does. */
 int storage_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flags) MUST_USE;
+
+/* The bytes of another store, which never come to this process; filesystems that can share
+ * them do.  -ENOTSUP, or another -errno of either side: the range may be written in part, and
+ * has to be written in another way. */
+int storage_copy(struct storage *st, uint64_t off, struct storage *from, uint64_t from_off,
+                 uint64_t len) MUST_USE;
 
 /* Contents become unspecified (a local file reads as zeroes, or as before where the
  * filesystem can't punch).  Never grows, and never touches a byte outside of the range. */

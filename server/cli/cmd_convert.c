@@ -37,7 +37,7 @@ static const struct cli_option options[] = {
     {OPT_SALVAGE, "salvage", NULL, "what can't be read is left zero, and said"},
     {'m', NULL, "N", "work with so many threads, 1 to 16"},
     {'W', NULL, NULL, "write out of order; that is always done unless -m 1"},
-    {'C', NULL, NULL, "accepted, and changes nothing"},
+    {'C', NULL, NULL, "let the kernel move what it can; zeroes aren't searched for"},
     {'r', NULL, "RATE", "move so many bytes per second at most"},
     {'t', NULL, "CACHE", "how the target is written (default unsafe: nothing is synced)"},
     {'T', NULL, "CACHE", "how the sources are read"},

@@ -5,11 +5,12 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import time
 
-from harness import KIB, MIB, QIMG, Case, create, fill, plugin_env, run, wait_until
+from harness import KIB, MIB, QIMG, Case, content, create, fill, plugin_env, run, wait_until
 from side_by_side import SideBySide, pattern
 from test_stored_bitmaps import KeptBitmaps
 
@@ -214,6 +215,30 @@ class Alone(Case):
                 file.seek(at * MIB)
                 file.write(pattern(at, MIB))
         return path
+
+    def moved_by_the_kernel(self, *words):
+        """How many bytes, according to strace."""
+        log = self.path("calls")
+        run("strace", "-f", "-qq", "-o", log, "-e", "trace=copy_file_range", QIMG, "convert", *words, cwd=self.dir, env=plugin_env())
+        return sum(map(int, re.findall(r"= (\d+)$", pathlib.Path(log).read_text(encoding="utf-8"), re.M)))
+
+    def test_offloaded(self):
+        """-C: the kernel moves what lies plainly in a file to where the target has a place; all else is copied."""
+        data = pattern(1, 3 * MIB) + bytes(MIB) + pattern(2, 70001)
+        pathlib.Path(self.path("a.raw")).write_bytes(data)
+        data += bytes(-len(data) % 512)
+        run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "a.raw", "a.qcow2", cwd=self.dir)
+        run("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "a.raw", "c.qcow2", cwd=self.dir)
+        shutil.copy(self.path("a.qcow2"), self.path("there"))
+        for words, fmt, least in (("-f raw -O raw a.raw out", "raw", 3 * MIB), ("-f qcow2 -O raw a.qcow2 out", "raw", 3 * MIB),
+                                  ("-n -f raw -O qcow2 a.raw there", "qcow2", 3 * MIB), ("-f qcow2 -O raw c.qcow2 out", "raw", 0),
+                                  ("-f raw -O qcow2 a.raw out", "qcow2", 0), ("-t none -f raw -O raw a.raw out", "raw", 0)):
+            with self.subTest(words=words):
+                moved = self.moved_by_the_kernel("-C", *words.split())
+                self.assertEqual(content(self.path(words.split()[-1]), fmt)[:len(data)], data)
+                self.assertGreaterEqual(moved, least)
+                self.assertEqual(bool(moved), bool(least))
+        self.assertEqual(self.moved_by_the_kernel("-f", "raw", "-O", "raw", "a.raw", "out"), 0)
 
     def test_from_and_to_exports(self):
         source, image = self.source(), create(self.path("b.qcow2"), "qcow2", 64 * MIB)
