@@ -14,6 +14,8 @@
  *       of after;
  *   (3) storing takes no lock that a write waits for while it moves bits: a change that comes
  *       meanwhile raises `epoch`, and what was moved is thrown away.
+ * Where there is no space for that, bits and tables that are in use are written over where they
+ * are (bitmaps_in_place.c).
  * So after a crash each bitmap is right or in use, and the image clean or leaking.
  *
  * Who is asked whether anything changes: node->changed.  To watch for changes it is set to
@@ -127,6 +129,25 @@ int qcow2_keep_bitmaps(struct node *node, struct diag *diag) MUST_USE;
 /* Stores all, as nothing has changed since `epoch`.  0 when all is stored, -EAGAIN when
  * something changed, -errno.  What it fails with is the caller's to say. */
 int qcow2_store_bitmaps(struct qcow2 *q, uint64_t epoch) MUST_USE;
+
+/* ---- between bitmaps_store.c and bitmaps_in_place.c ---- */
+
+/* Metadata from then on.  Outside the gate. */
+int qcow2_take_bitmap_clusters(struct qcow2 *q, uint64_t n, uint64_t *host) MUST_USE;
+void qcow2_let_go_of_bitmap_clusters(struct qcow2 *q, uint64_t host, uint64_t bytes);
+
+/* What the directory says of it now; NULL: nothing. */
+const struct qcow2_bitmap *qcow2_stored_bitmap(const struct qcow2 *q,
+                                               const struct dirty_bitmap *bitmap);
+
+/* What was written, and the refcounts of its clusters. */
+int qcow2_make_bitmaps_durable(struct qcow2 *q) MUST_USE;
+
+/* Under keep, as there was no space for another directory: those that are in use are stored
+ * where they are.  0, -EAGAIN, -ENOSPC: there is none; -errno. */
+int qcow2_store_bitmaps_in_place(struct qcow2 *q, uint64_t epoch) MUST_USE;
+
+/* ---- */
 
 /* While paused, nothing is stored, and the directory isn't written: nobody takes clusters or
  * lets go of any. */

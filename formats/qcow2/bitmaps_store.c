@@ -31,7 +31,7 @@ struct plan {
 
 /* ---- clusters ---- */
 
-static int take_clusters(struct qcow2 *q, uint64_t n, uint64_t *host)
+int qcow2_take_bitmap_clusters(struct qcow2 *q, uint64_t n, uint64_t *host)
 {
     uint64_t got;
     bool fresh;
@@ -47,7 +47,7 @@ static int take_clusters(struct qcow2 *q, uint64_t n, uint64_t *host)
     return 0;
 }
 
-static void let_go(struct qcow2 *q, uint64_t host, uint64_t bytes)
+void qcow2_let_go_of_bitmap_clusters(struct qcow2 *q, uint64_t host, uint64_t bytes)
 {
     LOCK_GUARD(mcache_meta(q->node->mc));
     alloc_unlink(&q->alloc, host, div_round_up(bytes, cluster_size(q)));
@@ -57,9 +57,10 @@ static void let_go_of_table(struct qcow2 *q, const struct qcow2_bitmap *entry)
 {
     for (uint32_t i = 0; entry->table && i < entry->table_size; i++)
         if (entry->table[i] & BT_OFFSET)
-            let_go(q, entry->table[i] & BT_OFFSET, cluster_size(q));
+            qcow2_let_go_of_bitmap_clusters(q, entry->table[i] & BT_OFFSET,
+                                            cluster_size(q));
     if (entry->table_offset)
-        let_go(q, entry->table_offset, entry->table_size * 8ull);
+        qcow2_let_go_of_bitmap_clusters(q, entry->table_offset, entry->table_size * 8ull);
 }
 
 /* ---- the plan ---- */
@@ -85,8 +86,7 @@ static void collect_bitmap(struct dirty_bitmap *bitmap, void *opaque)
     plan->item[plan->n++] = (struct planned){.bitmap = bitmap};
 }
 
-/* What the directory says of it now; NULL: nothing. */
-static const struct qcow2_bitmap *stored_entry(const struct qcow2 *q,
+const struct qcow2_bitmap *qcow2_stored_bitmap(const struct qcow2 *q,
                                                const struct dirty_bitmap *bitmap)
 {
     uint32_t slot = dirty_bitmap_slot(bitmap);
@@ -144,7 +144,7 @@ static bool is_as_stored(const struct planned *item, const struct qcow2_bitmap *
 
 static int plan_item(struct plan *plan, struct planned *item, bool quiet)
 {
-    const struct qcow2_bitmap *old = stored_entry(plan->q, item->bitmap);
+    const struct qcow2_bitmap *old = qcow2_stored_bitmap(plan->q, item->bitmap);
     struct qcow2_bitmap *entry = &item->entry;
 
     *entry = (struct qcow2_bitmap){.granularity =
@@ -169,6 +169,7 @@ static int make_plan(struct plan *plan, bool quiet)
     node_bitmap_each(plan->q->node, collect_bitmap, plan);
     if (plan->failed)
         return -ENOMEM;
+    LOCK_GUARD(&plan->q->header_lock); /* whoever marks one as in use changes its flags */
     for (uint32_t i = 0; i < plan->n; i++) {
         int err = plan_item(plan, &plan->item[i], quiet);
         if (err)
@@ -197,7 +198,7 @@ static void undo_plan(struct plan *plan)
         dirty_bitmap_set_unsaved(plan->item[i].bitmap, true);
     }
     if (plan->offset)
-        let_go(plan->q, plan->offset, plan->bytes);
+        qcow2_let_go_of_bitmap_clusters(plan->q, plan->offset, plan->bytes);
 }
 
 /* ---- writing ---- */
@@ -215,7 +216,7 @@ static int write_bits(struct qcow2 *q, struct planned *item)
         if (!dirty_bitmap_any(item->bitmap, i * size, size) ||
             !dirty_bitmap_export(item->bitmap, i * size, buf, size))
             continue;
-        int err = take_clusters(q, 1, &host);
+        int err = qcow2_take_bitmap_clusters(q, 1, &host);
         if (err)
             return err;
         item->entry.table[i] = host;
@@ -236,7 +237,7 @@ static int write_whole_clusters(struct qcow2 *q, const void *data, uint64_t byte
     if (!raw)
         return -ENOMEM;
     memcpy(raw, data, bytes);
-    int err = take_clusters(q, n, host);
+    int err = qcow2_take_bitmap_clusters(q, n, host);
     return err ? err : storage_write(q->node->file, raw, *host, whole, 0);
 }
 
@@ -306,8 +307,7 @@ static int write_directory(struct plan *plan)
     return plan->n ? write_whole_clusters(plan->q, raw, plan->bytes, &plan->offset) : 0;
 }
 
-/* What was written, and the refcounts of its clusters. */
-static int make_durable(struct qcow2 *q)
+int qcow2_make_bitmaps_durable(struct qcow2 *q)
 {
     mcache_note_write(q->node->mc);
     int err = mcache_commit(q->node->mc, MC_COMMIT_EVERYTHING);
@@ -327,7 +327,7 @@ static void let_go_of_old(const struct plan *plan, struct qcow2_bitmap *entry, u
         if (entry[i].table_offset)
             let_go_of_table(plan->q, &entry[i]);
     if (n)
-        let_go(plan->q, offset, bytes);
+        qcow2_let_go_of_bitmap_clusters(plan->q, offset, bytes);
 }
 
 static struct qcow2_bitmap *take_entries(struct plan *plan)
@@ -390,7 +390,7 @@ static void look_for_unstored(struct dirty_bitmap *bitmap, void *opaque)
 {
     struct search *search = opaque;
 
-    const struct qcow2_bitmap *entry = stored_entry(search->q, bitmap);
+    const struct qcow2_bitmap *entry = qcow2_stored_bitmap(search->q, bitmap);
     if (!dirty_bitmap_persistent(bitmap))
         return;
     search->stored += entry != NULL;
@@ -403,9 +403,10 @@ static void look_for_unstored(struct dirty_bitmap *bitmap, void *opaque)
 }
 
 /* Does the directory say of any something else than is so? */
-static bool is_anything_unstored(const struct qcow2 *q)
+static bool is_anything_unstored(struct qcow2 *q)
 {
     struct search search = {.q = q};
+    LOCK_GUARD(&q->header_lock);
 
     node_bitmap_each(q->node, look_for_unstored, &search);
     return search.found || search.stored != q->bitmaps.n; /* or were they removed? */
@@ -418,7 +419,7 @@ static int write_plan(struct plan *plan, bool quiet)
         err = write_contents(plan, quiet);
     if (!err)
         err = write_directory(plan);
-    return err ? err : make_durable(plan->q);
+    return err ? err : qcow2_make_bitmaps_durable(plan->q);
 }
 
 int qcow2_store_bitmaps(struct qcow2 *q, uint64_t epoch)
@@ -436,7 +437,8 @@ int qcow2_store_bitmaps(struct qcow2 *q, uint64_t epoch)
         LOCK_GUARD(&q->bitmaps.in_use);
         err = qcow2_bitmaps_are_quiet(q, epoch) ? switch_directory(&plan) : -EAGAIN;
     }
-    return end_plan(&plan, err);
+    err = end_plan(&plan, err);
+    return err == -ENOSPC ? qcow2_store_bitmaps_in_place(q, epoch) : err;
 }
 
 int qcow2_keep_bitmaps(struct node *node, struct diag *diag)
@@ -508,7 +510,7 @@ static void add_to_total(struct dirty_bitmap *bitmap, void *opaque)
     total->bits +=
         qcow2_bitmap_table_size(total->q, total->size, dirty_bitmap_granularity(bitmap))
         << total->q->geo.cluster_bits;
-    const struct qcow2_bitmap *stored = stored_entry(total->q, bitmap);
+    const struct qcow2_bitmap *stored = qcow2_stored_bitmap(total->q, bitmap);
     total->directory +=
         align_up(sizeof(struct qcow2_disk_bitmap) + (stored ? stored->extra_bytes : 0) +
                      strlen(dirty_bitmap_name(bitmap)),

@@ -3,6 +3,7 @@
 when there is space again (Q-10)."""
 
 import errno
+import json
 import os
 import pathlib
 import unittest
@@ -120,7 +121,7 @@ class Full(Case):
             self.empty_room()
 
     def test_a_bitmap_has_no_place(self):
-        """The command says so, and the image is sound."""
+        """The command says so; the bitmap tells of too much rather than of too little, and the image is sound."""
         image = os.path.join(self.room, "disk")
         create(image, "qcow2", SIZE, "cluster_size=4k")
         for name in ("full", "empty"):
@@ -131,7 +132,36 @@ class Full(Case):
         done = run(QIMG, "bitmap", "--merge", "full", image, "empty", check=False)
         self.assertEqual(done.returncode, 1, done.stderr)
         self.assertIn("bitmap empty could not be stored", done.stderr)
+        self.assertRegex(done.stderr, "bitmap 'empty': there is no space for its bits: [0-9]+ clusters of them count as set")
         check(image, "qcow2", allow_leaks=True)
+        bitmaps = json.loads(run(QIMG, "info", "--output=json", image).stdout)["format-specific"]["data"]["bitmaps"]
+        self.assertEqual({bitmap["name"]: bitmap["flags"] for bitmap in bitmaps}, {"full": ["auto"], "empty": []})
+
+    def test_bitmaps_are_stored_while_full(self):
+        """A server ends without a free block: no bitmap is lost, and none misses a write."""
+        image, control = os.path.join(self.room, "disk"), self.path("control")
+        create(image, "qcow2", SIZE)
+        server = self.serve(image, f"control={control}")
+        handle, qmp = server.connect(), Qmp(control)
+        self.addCleanup(qmp.close)
+        handle.pwrite(self.rng.randbytes(8 * MIB), 0)
+        for name, granularity in (("fine", 512), ("coarse", 65536)):
+            qmp.cmd("block-dirty-bitmap-add", node="drive0", name=name, granularity=granularity, persistent=True)
+        handle.flush()
+        self.take_space(leave=0)
+        handle.pwrite(self.rng.randbytes(MIB), MIB)
+        handle.flush()
+        server.stop()
+        check(image, "qcow2")
+        bitmaps = json.loads(run(QIMG, "info", "--output=json", image).stdout)["format-specific"]["data"]["bitmaps"]
+        self.assertEqual([bitmap["flags"] for bitmap in bitmaps], [["auto"], ["auto"]])
+        os.unlink(self.filler)
+        server = self.serve(image)
+        for name in ("fine", "coarse"):
+            reader, dirty = server.connect(f"bitmap/{name}"), []
+            reader.block_status(MIB, MIB, lambda context, off, entries, err: dirty.extend(entries[1::2]))
+            self.assertFalse(any(flags & nbd.STATE_HOLE for flags in dirty), f"{name} misses a write")
+        server.stop()
 
     def snapshots_without_space(self, handle, model, snapshot):
         """Three of them, with something of their own each, and no byte left."""
