@@ -6,6 +6,7 @@ from xml.sax.saxutils import escape
 MOST = 3.0          # longer bars are cut there and say so by their figure
 LABELS, BARS, FIGURES = 330, 480, 60
 BAR, GAP, TOP, BOTTOM = 11, 9, 62, 28
+CAPTION = 16       # a line of it
 SERIES = [("peer", "to the best of QEMU's servers", "#2a6fb0"),
           ("file", "to nbdkit file on a raw file", "#8fb98b")]
 
@@ -43,29 +44,34 @@ def _row(y, row):
         yield from _bar(y + number * (BAR + 1), ratio, colour)
 
 
-def _frame(height):
+def _frame(height, wanted):
     yield _text(8, 22, "How many times better qimg is", size=15)
     at = LABELS
     for _, words, colour in SERIES:
         yield _rect(at, 32, BAR, BAR, colour)
         yield _text(at + BAR + 5, 42, words)
         at += 200
-    yield _line(at + 4, 31, 44, "#c03020", 2)
-    yield _text(at + 11, 42, "wanted")
+    if wanted:
+        yield _line(at + 4, 31, 44, "#c03020", 2)
+        yield _text(at + 11, 42, "wanted")
     for step in range(int(MOST * 2) + 1):
         x = _x(step / 2)
         yield _line(x, TOP - 6, height - BOTTOM, "#888" if step == 2 else "#e4e4e4")
         yield _text(x, height - BOTTOM + 16, f"{step / 2:g}", anchor="middle", colour="#666")
 
 
-def svg(rows):
-    """The text of the file."""
+def svg(rows, caption):
+    """The text of the file.  caption: lines that say what is shown and how it is made anew."""
     rows = [row for row in rows if row.peer or row.file]
     step = 2 * BAR + GAP
     width, height = LABELS + BARS + FIGURES, TOP + step * len(rows) + BOTTOM
-    parts = [_rect(0, 0, width, height, "#fff"), *_frame(height)]
+    whole = height + CAPTION * len(caption) + GAP
+    wanted = any(ratio and ratio.target for row in rows for ratio in (row.peer, row.file))
+    parts = [_rect(0, 0, width, whole, "#fff"), *_frame(height, wanted)]
     for number, row in enumerate(rows):
         parts += _row(TOP + number * step, row)
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-            f'width="{width}" height="{height}" font-family="sans-serif">\n'
+    for number, words in enumerate(caption):
+        parts.append(_text(8, height + CAPTION * (number + 1) - 4, words, size=10, colour="#666"))
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {whole}" '
+            f'width="{width}" height="{whole}" font-family="sans-serif">\n'
             + "\n".join(parts) + "\n</svg>\n")
