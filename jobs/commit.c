@@ -89,6 +89,7 @@ static int open_overlay(struct commit_layers *layers, const struct node *active,
     struct node *overlay = layers->overlay;
     struct chain_options options = {
         .format = node_format(overlay),
+        .protocol = node_protocol(overlay),
         .no_backing = true,
         .keys_of = active,
         .node = active->options,
@@ -133,6 +134,7 @@ static int open_base(const struct commit_layers *layers, struct node *active,
 {
     struct chain_options options = {
         .format = node_format(layers->base),
+        .protocol = node_protocol(layers->base),
         .give_up = give_up,
         .keys_of = active,
         .node = active->options,
@@ -182,6 +184,7 @@ static int replace_committed_layers(struct mirror *m, struct diag *diag)
     struct node *overlay = layers->overlay, *below;
     const struct chain_options options = {
         .format = node_format(layers->base),
+        .protocol = node_protocol(layers->base),
         .give_up = &m->give_up,
         .read_only = true,
         .keys_of = overlay,

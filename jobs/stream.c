@@ -128,6 +128,7 @@ static int open_writer(struct stream *s, struct node *active, struct diag *diag)
     struct node *layer = s->layer;
     struct chain_options options = {
         .format = node_format(layer),
+        .protocol = node_protocol(layer),
         .no_backing = true,
         .give_up = &s->give_up,
         .keys_of = layer,
@@ -355,6 +356,7 @@ static int reopen_layer(struct stream *s, struct node **out, struct diag *diag)
     struct node *layer = s->layer;
     const struct chain_options options = {
         .format = node_format(layer),
+        .protocol = node_protocol(layer),
         .read_only = true,
         .no_backing = true,
         .give_up = &s->give_up,

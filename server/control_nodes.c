@@ -17,6 +17,7 @@
 #include "node_table.h"
 #include "plugin_config.h"
 #include "storage/nbd_uri.h"
+#include "storage/rbd_name.h"
 
 /* Children in children: deeper than any use of them. */
 #define MAX_DEPTH 16
@@ -69,6 +70,16 @@ static const struct control_arg nbd_args[] = {
     {"export", STRING, false},
     {"reconnect-delay", SIZE, false},
     {"open-timeout", SIZE, false},
+    {0},
+};
+
+static const struct control_arg rbd_args[] = {
+    {"pool", STRING, true},
+    {"namespace", STRING, false},
+    {"image", STRING, true},
+    {"snapshot", STRING, false},
+    {"conf", STRING, false},
+    {"user", STRING, false},
     {0},
 };
 
@@ -229,6 +240,45 @@ static bool read_nbd(const struct reading *how, const json_t *args, struct added
     return true;
 }
 
+static char *copy_argument(const json_t *args, const char *key)
+{
+    const char *text = arg_text(args, key);
+
+    return text ? strdup(text) : NULL;
+}
+
+/* As read_nbd. */
+static bool read_rbd(const struct reading *how, const json_t *args, struct added_node *node)
+{
+    struct control_error *error = how->error;
+    CLEANUP_RBD_NAME struct rbd_name name = {
+        .pool = copy_argument(args, "pool"),
+        .space = copy_argument(args, "namespace"),
+        .image = copy_argument(args, "image"),
+        .snapshot = copy_argument(args, "snapshot"),
+        .id = copy_argument(args, "user"),
+        .conf = copy_argument(args, "conf"),
+    };
+    CLEANUP_RBD_NAME struct rbd_name parsed = {0};
+    CLEANUP_FREE char *text = name.pool && name.image ? rbd_name_print(&name) : NULL;
+
+    if (!text) {
+        control_fail(error, CLASS_GENERIC, "out of memory");
+        return false;
+    }
+    if (name.conf && name.conf[0] != '/') { /* the server's own folder is no user's */
+        control_fail(error, CLASS_GENERIC, "conf: '%.200s' must be an absolute path",
+                     name.conf);
+        return false;
+    }
+    if (rbd_name_parse(text, RBD_NAME_USER, &parsed, &error->diag)) {
+        control_fail_diag(error, CLASS_GENERIC);
+        return false;
+    }
+    node->target = TAKE(&text);
+    return true;
+}
+
 /* ---- children ---- */
 
 static struct added_node *read_node(const struct reading *how, const json_t *args);
@@ -259,7 +309,8 @@ static bool read_format(const struct reading *how, const json_t *args,
         return false;
     if (node->file->file) {
         control_fail(how->error, CLASS_GENERIC,
-                     "file: a format over a format: it has to be a file or an NBD export");
+                     "file: a format over a format: it has to be a file, an NBD export or "
+                     "an RBD image");
         return false;
     }
     if (!join_options(node, how->error))
@@ -278,6 +329,7 @@ static const struct node_driver file_driver = {
 static const struct node_driver device_driver = {
     {"host_device", OBJECT(file_args)}, "file", read_file};
 static const struct node_driver nbd_driver = {{"nbd", OBJECT(nbd_args)}, "nbd", read_nbd};
+static const struct node_driver rbd_driver = {{"rbd", OBJECT(rbd_args)}, "rbd", read_rbd};
 static const struct node_driver raw_driver = {
     {"raw", OBJECT(raw_args)}, "raw", read_format};
 static const struct node_driver qcow2_driver = {
@@ -286,13 +338,8 @@ static const struct node_driver qed_driver = {
     {"qed", OBJECT(backed_args)}, "qed", read_format};
 
 static const struct control_variant *const drivers[] = {
-    &file_driver.variant,
-    &device_driver.variant,
-    &nbd_driver.variant,
-    &raw_driver.variant,
-    &qcow2_driver.variant,
-    &qed_driver.variant,
-    NULL,
+    &file_driver.variant, &device_driver.variant, &nbd_driver.variant, &rbd_driver.variant,
+    &raw_driver.variant,  &qcow2_driver.variant,  &qed_driver.variant, NULL,
 };
 
 const struct control_type control_node_options = {

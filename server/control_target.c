@@ -5,9 +5,11 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "block/chain.h"
 #include "node_table.h"
 #include "storage/nbd.h"
+#include "storage/rbd_name.h"
 
 /* A mirror has 16 operations in flight at most; more connections bring nothing. */
 #define NBD_CONNECTIONS 4
@@ -39,6 +41,7 @@ static int make_file(const struct target_request *request, struct diag *diag)
     const struct node *below = request->with_backing ? request->source->backing : NULL;
     const struct create_request create = {
         .filename = request->target,
+        .protocol = storage_protocol_of(request->target),
         .size = request->source->size,
         .exact_size = true,
         .backing_file = below ? below->filename : NULL,
@@ -54,20 +57,34 @@ static int make_file(const struct target_request *request, struct diag *diag)
     return create_image(driver, &create, diag);
 }
 
-/* "json:..." and the like are no names of files to be made. */
+/* "json:..." and the like are no names of what could be made. */
 static int check_name(const struct target_request *request, struct diag *diag)
 {
     const char *target = request->target;
 
-    if (target[strcspn(target, ":/")] != ':')
+    if (target[strcspn(target, ":/")] != ':' || rbd_name_is_one(target))
         return 0;
     return diag_set(
         diag, ENOTSUP,
-        "target: %s: only NBD URIs and local files can be targets; a file of that "
-        "name would be ./%s",
+        "target: %s: only NBD URIs, RBD names and local files can be targets; a file of "
+        "that name would be ./%s",
         target, target);
 }
 
+/* As chain_has_file, of what can only be compared once it is open. */
+static int check_not_source(const struct target_request *request, struct node **target,
+                            struct diag *diag)
+{
+    for (const struct node *node = request->source; node; node = node->backing)
+        if (storage_is_same(node->file, (*target)->file)) {
+            node_close(TAKE(target));
+            return diag_set(diag, EBUSY, "%s: is part of the disk that is to be mirrored",
+                            request->target);
+        }
+    return 0;
+}
+
+/* A file, or an image on Ceph RBD. */
 static int open_file(const struct target_request *request, struct node **out,
                      struct diag *diag)
 {
@@ -76,6 +93,7 @@ static int open_file(const struct target_request *request, struct node **out,
      * target takes its place: a copy needn't be durable chunk by chunk. */
     const struct chain_options options = {
         .format = request->format,
+        .protocol = storage_protocol_of(request->target),
         .give_up = request->give_up,
         .node = {.cache = cache_mode_find(how->direct ? "none" : "writeback"),
                  .need_check_delay_ns = request->source->options.need_check_delay_ns},
@@ -89,8 +107,9 @@ static int open_file(const struct target_request *request, struct node **out,
         return diag_set(diag, EBUSY, "%s: is part of the disk that is to be mirrored",
                         request->target);
     err = request->existing ? 0 : make_file(request, diag);
-    return err ? err
-               : chain_open(request->source->ctx, request->target, &options, out, diag);
+    if (!err)
+        err = chain_open(request->source->ctx, request->target, &options, out, diag);
+    return err ? err : check_not_source(request, out, diag);
 }
 
 static int open_added(const struct target_request *request, struct node **out,

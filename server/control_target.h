@@ -16,7 +16,7 @@ struct added_node;
 struct target_request {
     struct added_node *added; /* held; NULL: the rest says what it is */
     enum references references;
-    char *target; /* an NBD URI or a path */
+    char *target; /* an NBD URI, an RBD name or a path */
     const char *format;
     struct node *source;
     const _Atomic bool *give_up; /* see nbd_open; NULL: nobody will */

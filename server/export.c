@@ -12,6 +12,15 @@
 #include "base/log.h"
 #include "block/chain.h"
 #include "nbdkit_args.h"
+#include "storage/rbd_name.h"
+
+/* What lies in a folder is a file, whatever it is called. */
+static const struct storage_protocol *protocol_of(const struct export_request *request)
+{
+    bool is_rbd = !request->folder && rbd_name_is_one(request->file);
+
+    return is_rbd ? &storage_protocol_rbd : &storage_protocol_file;
+}
 
 static int open_chain(struct served_export *exp, const struct export_request *request,
                       struct node **out, struct diag *diag)
@@ -19,6 +28,7 @@ static int open_chain(struct served_export *exp, const struct export_request *re
     const struct plugin_config *config = request->config;
     struct chain_options options = {
         .format = config->format,
+        .protocol = protocol_of(request),
         .folder = request->folder,
         .give_up = request->give_up,
         .fallback_read_only = true,
@@ -117,6 +127,11 @@ int export_open(struct served_export *exp, const struct export_request *request,
     exp->is_open = true;
     atomic_store(&exp->node, node);
     return 0;
+}
+
+void export_rest(struct served_export *exp)
+{
+    chain_rest(atomic_load(&exp->node));
 }
 
 int export_start(struct served_export *exp)

@@ -371,6 +371,12 @@ void export_end_job(struct served_export *exp)
 
 /* ---- the life of the server ---- */
 
+void export_table_rest(struct export_table *table)
+{
+    EXPORT_TABLE_EACH (exp, table)
+        export_rest(exp);
+}
+
 int export_table_start(struct export_table *table)
 {
     EXPORT_TABLE_EACH (exp, table) {

@@ -121,6 +121,9 @@ void export_end_job(struct served_export *exp);
 
 /* ---- the life of the server ---- */
 
+/* Before the fork: export_rest for each. */
+void export_table_rest(struct export_table *table);
+
 /* After the fork: export_start for each, and the threads that close what nobody uses.  0 or
  * -errno. */
 int export_table_start(struct export_table *table) MUST_USE;

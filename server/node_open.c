@@ -33,10 +33,11 @@ static int open_layer(const struct added_node *node, const struct node_opening *
                       struct node **out, struct diag *diag)
 {
     const struct added_node *file = node->file ? node->file : node;
-    bool remote = strcmp(file->driver, "nbd") == 0;
+    const struct storage_protocol *protocol = storage_protocol_called(file->driver);
+    bool remote = protocol == &storage_protocol_nbd;
     struct chain_options options = {
         .format = node->file ? node->driver : "raw",
-        .protocol = remote ? &storage_protocol_nbd : &storage_protocol_file,
+        .protocol = protocol,
         .read_only = node->read_only || file->read_only || !how->as_target,
         .fallback_read_only = node->auto_read_only || file->auto_read_only,
         .no_backing = !node->as_image_says || how->alone,

@@ -31,10 +31,10 @@ struct added_node {
     _Atomic unsigned holders;
     _Atomic unsigned parents; /* nodes whose `file` or `below` it is */
 
-    struct node_name *name;   /* NULL: part of another, without a name */
-    const char *driver;       /* static: "file", "nbd", or a format's name */
-    char *target;             /* of file and nbd: a path, absolute, or an NBD URI */
-    struct added_node *file;  /* of formats: where it lies; held, and this one a parent */
+    struct node_name *name;  /* NULL: part of another, without a name */
+    const char *driver;      /* static: "file", "nbd", "rbd", or a format's name */
+    char *target;            /* of no format: an absolute path, an NBD URI or an RBD name */
+    struct added_node *file; /* of formats: where it lies; held, and this one a parent */
     struct added_node *below; /* of formats: its backing node; likewise */
     bool as_image_says;       /* ... or what the image names; else it has none */
     bool read_only, auto_read_only;

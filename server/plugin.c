@@ -21,6 +21,7 @@
 #include "registry.h"
 #include "server.h"
 #include "shutdown.h"
+#include "storage/rbd.h"
 #include "view.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
@@ -105,7 +106,7 @@ static void qimg_dump_plugin(void)
     printf("qimg_formats=%s\n", driver_names(&formats));
     printf("qimg_cache_modes=%s\n", cache_mode_names());
     for (const struct build_feature *f = build_features; f->name; f++)
-        printf("qimg_%s=%s\n", f->name, f->present ? "yes" : "no");
+        printf("qimg_%s=%s\n", f->name, *f->present ? "yes" : "no");
     printf("qimg_jobs=mirror, commit, backup, stream\n");
 }
 
@@ -124,6 +125,7 @@ static int qimg_get_ready(void)
             "nbdkit: qimg: %s: warning: cache=%s ignores flushes: after a failure of the "
             "host the image may be unusable\n",
             plugin_config_subject(config), config->cache->name);
+    server_rest(&server);
     return 0;
 }
 

@@ -20,6 +20,7 @@
 #include "plugin_passphrase.h"
 #include "registry.h"
 #include "storage/nbd_uri.h"
+#include "storage/rbd_name.h"
 
 #define DEFAULT_METADATA_CACHE ((size_t)64 << 20)
 #define MIN_METADATA_CACHE     ((size_t)1 << 20)
@@ -136,6 +137,30 @@ static int set_path(char **out, const char *key, const char *value)
     return *out ? 0 : -1;
 }
 
+/* In its canonical form: a relative conf= is meant from where nbdkit was started. */
+static int set_rbd(char **out, const char *key, const char *value)
+{
+    CLEANUP_RBD_NAME struct rbd_name name = {0};
+    struct diag diag = {0};
+
+    if (rbd_name_parse(value, RBD_NAME_USER, &name, &diag)) {
+        nbdkit_error("%s=%s", key, diag.text);
+        return -1;
+    }
+    CLEANUP_FREE char *text = rbd_name_print(&name);
+    if (!text) {
+        nbdkit_error("%s: out of memory", key);
+        return -1;
+    }
+    return set_text(out, key, text);
+}
+
+/* A file, or an image on Ceph RBD. */
+static int set_image(char **out, const char *key, const char *value)
+{
+    return rbd_name_is_one(value) ? set_rbd(out, key, value) : set_path(out, key, value);
+}
+
 /* In its canonical form: a relative socket is meant from where nbdkit was started. */
 static int set_uri(char **out, const char *key, const char *value)
 {
@@ -203,7 +228,7 @@ static int parse_delay(uint64_t *ns, const char *key, const char *value)
 
 static int set_file(struct plugin_config *c, const char *key, const char *value)
 {
-    return set_path(&c->file, key, value);
+    return set_image(&c->file, key, value);
 }
 
 static int set_dir(struct plugin_config *c, const char *key, const char *value)
@@ -227,7 +252,7 @@ static int add_export(struct plugin_config *c, const char *key, const char *valu
         (struct named_image){.name = strndup(value, (size_t)(colon - value))};
     struct named_image *new = &more[c->n_exports++];
     if (new->name)
-        return set_path(&new->file, key, colon + 1);
+        return set_image(&new->file, key, colon + 1);
     nbdkit_error("%s: out of memory", key);
     return -1;
 }
@@ -292,7 +317,7 @@ static int set_backing(struct plugin_config *c, const char *key, const char *val
         return 0;
     }
     return nbd_uri_is_one(value) ? set_uri(&c->backing, key, value)
-                                 : set_path(&c->backing, key, value);
+                                 : set_image(&c->backing, key, value);
 }
 
 static int set_backing_format(struct plugin_config *c, const char *key, const char *value)
@@ -307,7 +332,7 @@ static int set_backing_format(struct plugin_config *c, const char *key, const ch
 
 static int set_data_file(struct plugin_config *c, const char *key, const char *value)
 {
-    return set_path(&c->data_file, key, value);
+    return set_image(&c->data_file, key, value);
 }
 
 static int set_snapshot(struct plugin_config *c, const char *key, const char *value)

@@ -195,6 +195,11 @@ int server_open(struct server *server, struct diag *diag)
     return err;
 }
 
+void server_rest(struct server *server)
+{
+    export_table_rest(&server->exports);
+}
+
 int server_start(struct server *server)
 {
     const struct shutdown_steps steps = {

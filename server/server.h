@@ -33,6 +33,9 @@ void server_free(struct server *server);
  * parameters say.  0 or -errno with diag; then nothing is open. */
 int server_open(struct server *server, struct diag *diag) MUST_USE;
 
+/* Right before the fork: lets go of what it wouldn't survive. */
+void server_rest(struct server *server);
+
 /* After the fork: all threads.  0 or -errno. */
 int server_start(struct server *server) MUST_USE;
 

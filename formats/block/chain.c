@@ -213,7 +213,8 @@ static int resolve_chosen(const struct node *top, const char *name, struct refer
                  json_name_is_one(name);
     if (!known && name[strcspn(name, ":/")] == ':')
         return diag_set(diag, ENOTSUP,
-                        "backing=%s: only local files and NBD exports can be backing files",
+                        "backing=%s: only local files, NBD exports and RBD images can be "
+                        "backing files",
                         name);
     if (!node_can(top, DRIVER_BACKING))
         return diag_set(diag, EINVAL, "%s: %s images have no backing file", top->filename,
@@ -384,6 +385,15 @@ bool chain_has_file(struct node *top, const char *path)
         if (storage_is_same(file, node->file))
             return true;
     return false;
+}
+
+void chain_rest(struct node *top)
+{
+    for (struct node *node = top; node; node = node->backing) {
+        storage_rest(node->file);
+        if (node->data_file)
+            storage_rest(node->data_file);
+    }
 }
 
 int chain_start(struct node *top)

@@ -56,10 +56,13 @@ int chain_open_nbd(struct block_context *ctx, const char *uri, const struct nbd_
 /* Is the local file of that name one of the chain's?  False also when it can't be opened. */
 bool chain_has_file(struct node *top, const char *path);
 
-/* Lets what the chain reads over NBD have its own threads.  0 or -errno. */
+/* Before a fork: nothing of the chain is used until chain_start. */
+void chain_rest(struct node *top);
+
+/* Lets what the chain has on servers have its own threads, after a fork.  0 or -errno. */
 int chain_start(struct node *top) MUST_USE;
 
-/* What is read over NBD from `node` (NULL: nothing) on down fails from here on, requests
+/* What lies on servers from `node` (NULL: nothing) on down fails from here on, requests
  * under way as well.  From any thread, for nodes that stay open meanwhile. */
 void chain_abandon_servers(struct node *node);
 

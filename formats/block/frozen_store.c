@@ -7,7 +7,7 @@
 #include "base/cleanup.h"
 #include "block/frozen_point.h"
 #include "block/node.h"
-#include "storage/nbd.h"
+#include "storage/protocol.h"
 
 /* The disk's own filesystem: as fast as the disk is, and there when it is.  A device's folder
  * isn't one for files. */
@@ -15,7 +15,7 @@ static char *folder_of(const struct node *source)
 {
     const char *other = getenv("TMPDIR"), *slash = strrchr(source->filename, '/');
 
-    if (storage_is_nbd(source->file) || source->file->fixed_size)
+    if (node_protocol(source) != &storage_protocol_file || source->file->fixed_size)
         return strdup(other && *other ? other : "/var/tmp");
     if (!slash)
         return strdup(".");

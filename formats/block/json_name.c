@@ -11,6 +11,7 @@
 #include "block/driver.h"
 #include "block/json_name.h"
 #include "storage/nbd_uri.h"
+#include "storage/rbd_name.h"
 
 #define PREFIX    "json:"
 #define MAX_DEPTH 8
@@ -197,6 +198,31 @@ static int parse_nbd(struct members *m, const char *prefix, struct json_name *ou
     return out->target ? 0 : refuse_member(m, ENOMEM, "server", "out of memory");
 }
 
+static int parse_rbd(struct members *m, const char *prefix, struct json_name *out)
+{
+    CLEANUP_RBD_NAME struct rbd_name name = {0};
+    const struct {
+        const char *key;
+        char **part;
+        bool needed;
+    } parts[] = {
+        {"pool", &name.pool, true},   {"namespace", &name.space, false},
+        {"image", &name.image, true}, {"snapshot", &name.snapshot, false},
+        {"user", &name.id, false},    {"conf", &name.conf, false},
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(parts); i++) {
+        int err = take_text(m, prefix, parts[i].key, parts[i].part);
+        if (err)
+            return err;
+        if (parts[i].needed && !*parts[i].part)
+            return refuse_member(m, EINVAL, parts[i].key, "is missing");
+    }
+    out->protocol = &storage_protocol_rbd;
+    out->target = rbd_name_print(&name);
+    return out->target ? 0 : refuse_member(m, ENOMEM, "image", "out of memory");
+}
+
 static int parse_protocol(struct members *m, const char *prefix, struct json_name *out)
 {
     CLEANUP_FREE char *protocol = NULL;
@@ -207,11 +233,13 @@ static int parse_protocol(struct members *m, const char *prefix, struct json_nam
     drop_harmless(m, prefix);
     if (protocol && strcmp(protocol, "nbd") == 0)
         return parse_nbd(m, prefix, out);
+    if (protocol && strcmp(protocol, "rbd") == 0)
+        return parse_rbd(m, prefix, out);
     if (protocol ? strcmp(protocol, "file") == 0 : !!peek_text(m, prefix, "filename"))
         return parse_file(m, prefix, protocol, out);
     if (protocol)
         return refuse_member(m, ENOTSUP, "driver",
-                             "is neither file nor nbd, nor a format over these");
+                             "is neither file nor nbd nor rbd, nor a format over these");
     return refuse_member(m, EINVAL, prefix[0] ? "file.driver" : "driver", "is missing");
 }
 

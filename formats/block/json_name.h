@@ -6,7 +6,7 @@
  *     json:{"file.driver": "nbd", "file.server.type": "unix", "file.server.path": "/run/s"}
  *     json:{'driver': 'qcow2', 'file.filename': '/images/base'}
  *
- * Understood are the formats there are over "file" and "nbd", nested or with dots between;
+ * Understood are the formats there are over "file", "nbd" and "rbd", nested or with dots between;
  * every other driver and key is refused by its name, for it would mean something.
  * Layer: block. */
 #ifndef BLOCK_JSON_NAME_H
@@ -20,7 +20,8 @@
 
 struct json_name {
     const struct storage_protocol *protocol;
-    char *target; /* owned: a file's name, of any bytes, or an NBD URI that wasn't judged */
+    char *
+        target; /* owned: a file's name, of any bytes, or an NBD URI or an RBD name that wasn't judged */
     const char *format; /* static; NULL: the name doesn't say */
 };
 

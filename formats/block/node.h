@@ -276,12 +276,17 @@ static inline const char *node_format(const struct node *node)
     return node->driver->name;
 }
 
-/* Does a name (a path, or an NBD URI as users write it) lead to the node's file or export?
+/* Does a name (a path, an NBD URI or an RBD name as users write it) lead to the node's file?
  * A relative path is taken as the process' folder has it. */
 bool node_is_called(const struct node *node, const char *name);
 
-/* Is its file another server's, that is no local file? */
+/* Does it lie in another server's export?  That can't be opened once more, to be written. */
 bool node_is_remote(const struct node *node);
+
+struct storage_protocol;
+
+/* How its file was opened, to open it once more by the node's filename. */
+const struct storage_protocol *node_protocol(const struct node *node);
 
 /* How often a flush of the file failed, whoever asked for it: what was written before may
  * be lost, and the next flush that succeeds says nothing of that. */

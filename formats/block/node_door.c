@@ -8,6 +8,8 @@
 #include "base/cleanup.h"
 #include "block/node.h"
 #include "storage/nbd.h"
+#include "storage/protocol.h"
+#include "storage/rbd.h"
 
 /* By the driver, with the bitmaps, which go with the size also when it could not do all. */
 static int resize(struct node *node, uint64_t size,
@@ -147,6 +149,18 @@ static bool is_same_export(const struct node *node, const char *uri_text)
     return canonical && strcmp(canonical, node->file->name) == 0;
 }
 
+/* Who asks, and how, doesn't matter. */
+static bool is_same_rbd(const struct node *node, const char *text)
+{
+    CLEANUP_RBD_NAME struct rbd_name name = {0};
+    struct diag ignored;
+
+    if (!storage_is_rbd(node->file) || rbd_name_parse(text, RBD_NAME_USER, &name, &ignored))
+        return false;
+    CLEANUP_FREE char *place = rbd_name_print_place(&name);
+    return place && strcmp(place, node->file->name) == 0;
+}
+
 const char *node_why_not_compress(const struct node *node)
 {
     if (!node->driver->reserve_compressed)
@@ -162,8 +176,15 @@ bool node_is_called(const struct node *node, const char *name)
 {
     if (strcmp(name, node->filename) == 0)
         return true;
-    return nbd_uri_is_one(name) ? is_same_export(node, name)
-                                : is_same_file(name, node->filename);
+    if (nbd_uri_is_one(name))
+        return is_same_export(node, name);
+    return rbd_name_is_one(name) ? is_same_rbd(node, name)
+                                 : is_same_file(name, node->filename);
+}
+
+const struct storage_protocol *node_protocol(const struct node *node)
+{
+    return storage_protocol_of_store(node->file);
 }
 
 bool node_is_remote(const struct node *node)

@@ -101,8 +101,8 @@ static int resolve_local(const char *image, const char *local, enum references p
 {
     if (storage_protocol_of(image) != &storage_protocol_file && local[0] != '/')
         return diag_set(diag, ENOTSUP,
-                        "%s: names %s: an NBD export has no folder that a relative name "
-                        "could lie in",
+                        "%s: names %s: what lies on a server has no folder that a relative "
+                        "name could lie in",
                         image, local);
     if (local[0] == '\0')
         return diag_set(diag, EINVAL, "%s: the name of the backing file is empty", image);
@@ -156,7 +156,8 @@ int reference_resolve(const char *image, const char *name, enum references polic
     const char *local = strip_file_protocol(name);
     if (local == name && has_protocol(name))
         return diag_set(diag, ENOTSUP,
-                        "%s: names %s: an image may name local files and NBD exports only",
+                        "%s: names %s: an image may name local files, NBD exports and RBD "
+                        "images only",
                         image, name);
     return resolve_local(image, local, policy, out, diag);
 }

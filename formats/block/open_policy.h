@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* What an image may cause to be opened.  Names found inside images are hostile: they are
- * resolved against the image's folder, only local files and NBD exports are meant by them,
- * and the user's `references` says which.  Layer: block. */
+ * resolved against the image's folder, only local files, NBD exports and RBD images
+ * are meant by them, and the user's `references` says which.  Layer: block. */
 #ifndef BLOCK_OPEN_POLICY_H
 #define BLOCK_OPEN_POLICY_H
 
@@ -13,7 +13,7 @@
 #include "storage/protocol.h"
 
 enum references {
-    REFERENCES_ANY,  /* any local file, any NBD export */
+    REFERENCES_ANY,  /* any local file, any NBD export, any RBD image */
     REFERENCES_DIR,  /* only below the image's folder, symbolic links resolved */
     REFERENCES_NONE, /* none: an image with a reference is refused */
 };
@@ -23,7 +23,7 @@ int references_parse(const char *word, enum references *out);
 
 /* What a name stands for. */
 struct reference {
-    char *path; /* of a local file; or an NBD URI */
+    char *path; /* of a local file; or an NBD URI, or an RBD name */
     /* The path alone can't tell: a file may be called "nbd:x". */
     const struct storage_protocol *protocol;
     const char *format; /* static: the format that the name itself demands; NULL: none */
@@ -37,8 +37,8 @@ static inline void reference_free(struct reference *ref)
 #define CLEANUP_REFERENCE CLEANUP(reference_free)
 
 /* What `name`, found in `image`, stands for: relative names lie in the image's folder;
- * "file:" is stripped; an NBD URI stays as it is; of "json:", files and NBD exports are
- * understood (json_name.h); other protocols ("ssh:", ...) are refused, as qemu-img would
+ * "file:" is stripped; NBD URIs and RBD names stay as they are; of "json:", files, NBD exports
+ * and RBD images are understood (json_name.h); other protocols ("ssh:", ...) are refused, as qemu-img would
  * read them (a name with a colon before its first slash).  *out is to be freed; empty on
  * failure. */
 int reference_resolve(const char *image, const char *name, enum references policy,

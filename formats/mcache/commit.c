@@ -129,14 +129,15 @@ void mcache_add_data_store(struct mcache *mc, struct storage *st)
     mc->data[mc->n_data++] = st;
 }
 
-/* A barrier that fails leaves nothing to build on. */
+/* A barrier that fails leaves nothing to build on, unless the store keeps what it was given:
+ * then it is as if the group's next page could not be written. */
 static int flush_store(struct mcache *mc, struct storage *st)
 {
     int err = storage_flush(st);
 
     if (err)
         mcache_note_failure(mc);
-    if (err && !atomic_load(&mc->forgiving)) {
+    if (err && !st->keeps_writes && !atomic_load(&mc->forgiving)) {
         log_error("%s: flushing failed: %s", st->name, strerror(-err));
         mcache_poison(mc);
     }

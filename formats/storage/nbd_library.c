@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Loading libnbd when the first export is opened. */
-#include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stddef.h>
 #include <stdio.h>
 
+#include "storage/library.h"
 #include "storage/nbd_library.h"
 
 /* The name that its version of the interface has for the loader. */
@@ -13,40 +13,17 @@
 
 struct libnbd libnbd;
 
-static const struct {
-    const char *name;
-    size_t member;
-} functions[] = {
+static const struct library_function functions[] = {
 #define LIBNBD_ROW(name) {"nbd_" #name, offsetof(struct libnbd, name)},
     LIBNBD_FUNCTIONS(LIBNBD_ROW)
 #undef LIBNBD_ROW
 };
 
-static char why[256]; /* it could not be loaded */
-
-static void note_failure(void)
-{
-    const char *text = dlerror();
-
-    snprintf(why, sizeof why, "%s", text ? text : "unknown");
-}
+static const char *why; /* it could not be loaded */
 
 static void load_library(void)
 {
-    void *library = dlopen(FILE_NAME, RTLD_NOW | RTLD_LOCAL);
-
-    if (!library) {
-        note_failure();
-        return;
-    }
-    for (size_t i = 0; i < ARRAY_LEN(functions); i++) {
-        void *function = dlsym(library, functions[i].name);
-        if (!function) {
-            note_failure();
-            return;
-        }
-        *(void **)((char *)&libnbd + functions[i].member) = function;
-    }
+    why = library_load(FILE_NAME, functions, ARRAY_LEN(functions), &libnbd);
 }
 
 int libnbd_load(struct diag *diag)
@@ -54,7 +31,7 @@ int libnbd_load(struct diag *diag)
     static pthread_once_t once = PTHREAD_ONCE_INIT;
 
     pthread_once(&once, load_library);
-    return why[0] ? diag_set(diag, ENOPKG, "NBD needs libnbd: %s", why) : 0;
+    return why ? diag_set(diag, ENOPKG, "NBD needs libnbd: %s", why) : 0;
 }
 
 const char *libnbd_version(void)

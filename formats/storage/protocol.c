@@ -2,10 +2,12 @@
 /* The table of protocols. */
 #include "storage/protocol.h"
 
+#include <string.h>
 #include <unistd.h>
 
 #include "storage/nbd.h"
 #include "storage/nbd_library.h"
+#include "storage/rbd.h"
 
 /* How long a request waits for a server that went away to come back. */
 #define NBD_PATIENCE_MS 10000
@@ -49,10 +51,29 @@ const struct storage_protocol storage_protocol_file = {
 const struct storage_protocol storage_protocol_nbd = {
     .name = "nbd",
     .owns = nbd_uri_is_one,
+    .opened = storage_is_nbd,
     .open = open_nbd,
 };
 
-static const struct storage_protocol *const protocols[] = {&storage_protocol_nbd};
+/* What is wished for a new file means nothing to Ceph. */
+static int create_rbd(const char *name, const struct storage_hints *hints,
+                      struct storage **out, struct diag *diag)
+{
+    (void)hints;
+    return storage_create_rbd(name, out, diag);
+}
+
+const struct storage_protocol storage_protocol_rbd = {
+    .name = "rbd",
+    .owns = rbd_name_is_one,
+    .opened = storage_is_rbd,
+    .open = storage_open_rbd,
+    .create = create_rbd,
+    .remove = storage_remove_rbd,
+};
+
+static const struct storage_protocol *const protocols[] = {&storage_protocol_nbd,
+                                                           &storage_protocol_rbd};
 
 const struct storage_protocol *storage_protocol_of(const char *name)
 {
@@ -65,4 +86,22 @@ const struct storage_protocol *storage_protocol_of(const char *name)
 void storage_tell_libraries(library_sink *sink, void *opaque)
 {
     sink(opaque, "libnbd", libnbd_version());
+    if (rbd_is_there)
+        sink(opaque, "librbd", librbd_version());
+}
+
+const struct storage_protocol *storage_protocol_called(const char *protocol)
+{
+    for (size_t i = 0; i < ARRAY_LEN(protocols); i++)
+        if (strcmp(protocols[i]->name, protocol) == 0)
+            return protocols[i];
+    return &storage_protocol_file;
+}
+
+const struct storage_protocol *storage_protocol_of_store(const struct storage *st)
+{
+    for (size_t i = 0; i < ARRAY_LEN(protocols); i++)
+        if (protocols[i]->opened(st))
+            return protocols[i];
+    return &storage_protocol_file;
 }

@@ -10,11 +10,14 @@
 #include "storage/storage.h"
 
 struct storage_protocol {
-    const char *name; /* "file", "nbd" */
+    const char *name; /* "file", "nbd", "rbd" */
 
     /* Is this a name of the protocol's, without a look at any file?  NULL: it is none that
      * a name can show. */
     bool (*owns)(const char *name);
+
+    /* Was the store opened by it?  NULL: who isn't another's is. */
+    bool (*opened)(const struct storage *st);
 
     /* As storage_open_file; what `how` has for other protocols is ignored. */
     int (*open)(const char *name, const struct storage_open *how, struct storage **out,
@@ -29,12 +32,19 @@ struct storage_protocol {
     void (*remove)(const char *name);
 };
 
-extern const struct storage_protocol storage_protocol_file, storage_protocol_nbd;
+extern const struct storage_protocol storage_protocol_file, storage_protocol_nbd,
+    storage_protocol_rbd;
 
 /* The protocol whose name it is; else that of files. */
 const struct storage_protocol *storage_protocol_of(const char *name);
 
 /* Those of all protocols; loads what is loaded when it is needed.  Not from two threads. */
 void storage_tell_libraries(library_sink *sink, void *opaque);
+
+/* The protocol of that name (QEMU's driver); another's: that of files. */
+const struct storage_protocol *storage_protocol_called(const char *protocol);
+
+/* The protocol that the store was opened by. */
+const struct storage_protocol *storage_protocol_of_store(const struct storage *st);
 
 #endif

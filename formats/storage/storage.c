@@ -225,7 +225,7 @@ int storage_flush_for_write(struct storage *st)
 {
     int err = st->ops->flush(st);
 
-    if (err)
+    if (err && !st->keeps_writes)
         atomic_store(&st->unreported_failure, true);
     return err;
 }
@@ -334,6 +334,12 @@ bool storage_is_same(struct storage *a, struct storage *b)
     return storage_identity(a, &device[0], &inode[0]) == 0 &&
            storage_identity(b, &device[1], &inode[1]) == 0 && device[0] == device[1] &&
            inode[0] == inode[1];
+}
+
+void storage_rest(struct storage *st)
+{
+    if (st->ops->rest)
+        st->ops->rest(st);
 }
 
 int storage_start(struct storage *st)

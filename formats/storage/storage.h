@@ -76,6 +76,7 @@ struct storage_ops {
 
     /* Optional, of a store that somebody else keeps for us, who can go away: see the
      * functions of the same names. */
+    void (*rest)(struct storage *st);
     int (*start)(struct storage *st);
     void (*abort)(struct storage *st);
     uint64_t (*lost_writes)(const struct storage *st);
@@ -93,6 +94,9 @@ struct storage {
     bool fixed_size; /* block device: can't grow */
     bool read_only;  /* writes return -EROFS */
     int refused_err; /* with fallback_read_only: why it wasn't opened for writing, else 0 */
+    /* A flush that fails loses nothing of what was written before: it can be asked for
+     * again.  Else it is unknown afterwards what is durable. */
+    bool keeps_writes;
     _Atomic bool no_flush; /* cache=volatile: storage_flush and STORAGE_FUA do nothing */
     /* A flush for one write failed, and with that used up what the store had to tell of
      * others: the next storage_flush fails for it. */
@@ -209,6 +213,9 @@ int storage_allocated(struct storage *st, uint64_t *bytes);
 int storage_preallocate(struct storage *st, uint64_t off, uint64_t len) MUST_USE;
 
 /* ---- stores that can go away: another server's.  For all others they do nothing. ---- */
+
+/* A fork comes: nothing is asked of it until storage_start. */
+void storage_rest(struct storage *st);
 
 /* Background work may start: to be called after a fork.  Again: nothing.  0 or -errno. */
 int storage_start(struct storage *st) MUST_USE;

@@ -128,7 +128,7 @@ static int amend_open(struct amend_args *args, struct image *image, char **path)
     if (!driver->amend)
         return cli_error("Format driver '%s' does not support option amendment",
                          driver->name);
-    if (node_is_remote(image->node))
+    if (node_protocol(image->node) != &storage_protocol_file)
         return cli_error("%s: only local files can be amended", image->node->filename);
     if (check_keys(driver, &args->list, image->node->filename) != CLI_OK ||
         find_old_secret(args, &req.old_secret) != CLI_OK ||

@@ -15,6 +15,8 @@
 #include "common/json_text.h"
 #include "image_opts.h"
 #include "progress.h"
+#include "storage/protocol.h"
+#include "storage/rbd_name.h"
 
 /* Exit codes of this command, as qemu-img's. */
 #define CHECK_CORRUPT     2
@@ -212,7 +214,10 @@ static int open_and_check(const struct check_args *args)
     struct checked image = {.args = args};
     struct diag diag = {0};
 
-    int rc = storage_open_file(cli_local_name(args->image.filename), &how, &file, &diag);
+    const char *name = args->image.filename;
+    const struct storage_protocol *protocol =
+        rbd_name_is_one(name) ? &storage_protocol_rbd : &storage_protocol_file;
+    int rc = protocol->open(cli_local_name(name), &how, &file, &diag);
     if (rc == 0 && !args->image.share)
         rc = storage_lock(file, how.read_only ? STORAGE_READER : STORAGE_WRITER, &diag);
     image.file = file;
@@ -236,8 +241,8 @@ static int check_given(struct check_args *args)
     int code = image_opts_parse(&args->image, &opts);
     if (code != CLI_OK)
         return code;
-    if (opts.image.protocol != &storage_protocol_file)
-        return cli_error("%s: only files can be checked", opts.image.path);
+    if (opts.image.protocol == &storage_protocol_nbd)
+        return cli_error("%s: only files and RBD images can be checked", opts.image.path);
     args->image.filename = opts.image.path;
     args->image.format = opts.image.format;
     return open_and_check(args);

@@ -85,6 +85,7 @@ static int open_base(const struct commit_args *args, struct node *top, struct no
 {
     const struct chain_options chain = {
         .format = node_format(base),
+        .protocol = node_protocol(base),
         .keys_of = top,
         .node = {.cache = args->cache, .lock_off = true},
     };

@@ -29,6 +29,7 @@ static const struct cli_option options[] = {
 
 struct create_args {
     const char *filename;
+    const struct storage_protocol *protocol;
     const struct driver *format;
     const char *size_text; /* NULL: none given */
     struct option_list list;
@@ -171,6 +172,7 @@ static int create_as_asked(struct create_args *args)
         create_options_request(args->format, &args->list, args->filename, &args->secrets,
                                &req, &for_driver) != CLI_OK)
         return CLI_FAILED;
+    req.protocol = args->protocol;
     if (!args->quiet)
         create_options_announce(args->format, &args->list, args->filename);
     if (create_image(args->format, &req, &diag) < 0)
@@ -219,6 +221,7 @@ static int take_operands(struct create_args *args, int argc, char **argv)
         return cli_usage_error("Expecting image file name");
     if (argc > 2)
         return cli_usage_error("Unexpected argument: %s", argv[2]);
+    args->protocol = storage_protocol_of(argv[0]);
     args->filename = cli_local_name(argv[0]);
     args->size_text = argc == 2 ? argv[1] : NULL;
     return CLI_OK;

@@ -16,6 +16,7 @@
 #include "qmp_client.h"
 #include "size.h"
 #include "storage/nbd_uri.h"
+#include "storage/rbd_name.h"
 
 enum {
     OPT_CONTROL = CLI_LONG_ONLY,
@@ -109,12 +110,26 @@ static int set_path(json_t *args, const char *key, const char *path)
     return full ? set_text(args, key, full) : cli_error("%s: %s", path, strerror(errno));
 }
 
-/* An NBD URI or a path. */
+/* A relative conf= is one of this process' folder. */
+static int set_rbd_target(json_t *args, const char *target)
+{
+    CLEANUP_RBD_NAME struct rbd_name name = {0};
+    struct diag diag = {0};
+
+    if (rbd_name_parse(target, RBD_NAME_USER, &name, &diag))
+        return cli_diag(&diag);
+    CLEANUP_FREE char *text = rbd_name_print(&name);
+    return text ? set_text(args, "target", text) : cli_error("out of memory");
+}
+
+/* An NBD URI, an RBD name or a path. */
 static int set_target(json_t *args, const char *target)
 {
     CLEANUP_NBD_URI struct nbd_uri uri = {0};
     struct diag diag = {0};
 
+    if (rbd_name_is_one(target))
+        return set_rbd_target(args, target);
     if (!nbd_uri_is_one(target))
         return set_path(args, "target", target);
     if (nbd_uri_parse(target, NBD_URI_USER, &uri, &diag))

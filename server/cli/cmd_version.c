@@ -44,7 +44,7 @@ static json_t *describe_features(void)
     json_t *features = json_object();
 
     for (const struct build_feature *f = build_features; f->name; f++)
-        json_object_set_new(features, f->name, json_boolean(f->present));
+        json_object_set_new(features, f->name, json_boolean(*f->present));
     return features;
 }
 

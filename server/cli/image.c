@@ -7,6 +7,7 @@
 #include "cli.h"
 #include "image.h"
 #include "image_opts.h"
+#include "storage/rbd_name.h"
 
 /* Tables of the images that a command looks at; more isn't needed for one pass over them.
  */
@@ -68,7 +69,8 @@ int image_open(struct image *image, const char *filename,
     bool maybe_raw = guess == IMAGE_MAYBE_RAW;
 
     if (!actual.protocol)
-        actual.protocol = &storage_protocol_file;
+        actual.protocol =
+            rbd_name_is_one(filename) ? &storage_protocol_rbd : &storage_protocol_file;
     if (actual.protocol == &storage_protocol_file)
         filename = cli_local_name(filename);
     if (maybe_raw && !options->format && looks_raw(filename, actual.protocol)) {

@@ -141,6 +141,8 @@ static void remove_files(struct target *target)
         unlink(target->temporary);
     if (target->data_file)
         unlink(target->data_file);
+    if (target->made)
+        target->made->remove(target->filename);
 }
 
 static void release_target(struct target *target)
@@ -178,7 +180,8 @@ static int activate(struct target *target, const struct target_request *request)
     return code;
 }
 
-static int make_and_open(struct target *target, const struct target_request *request)
+static int make_and_open(struct target *target, const struct target_request *request,
+                         const struct storage_protocol *protocol)
 {
     struct create_request *create = request->create;
     struct chain_options options = chain_options_for(request);
@@ -187,8 +190,11 @@ static int make_and_open(struct target *target, const struct target_request *req
     struct diag diag = {0};
 
     create->filename = target->temporary ? target->temporary : target->filename;
+    create->protocol = protocol;
     if (create_image(request->format, create, &diag) < 0)
         return cli_diag(&diag);
+    target->made = protocol == &storage_protocol_file ? NULL : protocol;
+    options.protocol = protocol;
     if (create->passphrase) {
         options.passphrases = &key;
         options.n_passphrases = 1;
@@ -202,14 +208,16 @@ static int make_and_open(struct target *target, const struct target_request *req
     return activate(target, request);
 }
 
-static int make_target(struct target *target, const struct target_request *request)
+static int make_target(struct target *target, const struct target_request *request,
+                       const struct storage_protocol *protocol)
 {
-    int code = plan_file(target, request->sources);
+    bool is_file = protocol == &storage_protocol_file;
+    int code = is_file ? plan_file(target, request->sources) : CLI_OK;
 
-    if (code == CLI_OK)
+    if (code == CLI_OK && is_file)
         code = plan_data_file(target, request);
     if (code == CLI_OK)
-        code = make_and_open(target, request);
+        code = make_and_open(target, request, protocol);
     if (code != CLI_OK) {
         remove_files(target);
         release_target(target);
@@ -234,18 +242,18 @@ int target_open(struct target *target, const struct target_request *request)
 
     *target = (struct target){.filename = cli_local_name(request->filename),
                               .durable = !request->cache || !request->cache->no_flush};
+    const struct storage_protocol *protocol = storage_protocol_of(request->filename);
     /* Exports are somebody else's to make: one that is there is written to. */
-    if (!request->create ||
-        storage_protocol_of(request->filename) != &storage_protocol_file)
+    if (!request->create || !protocol->create)
         return target_open_given(target, &given, request);
-    return make_target(target, request);
+    return make_target(target, request, protocol);
 }
 
 /* ---- the end ---- */
 
 static void say_what_is_left(const struct target *target)
 {
-    if (target->temporary)
+    if (target->temporary || target->made)
         cli_error(target->replaced ? "%s: is as it was before" : "%s: was not made",
                   target->filename);
     else if (!target->untouched)

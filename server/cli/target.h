@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The image that a command writes a disk to.  A new file is written under another name in
  * its folder, and takes its own when it is complete: what was there under it stays until
- * then.  What can't be made so (a device, an export, an image that is there and shall be
- * written to) is written where it is.  Layer: server. */
+ * then.  What can't be made so (a device, an export, an image on Ceph RBD, an image that is
+ * there and shall be written to) is written where it is.  Layer: server. */
 #ifndef CLI_TARGET_H
 #define CLI_TARGET_H
 
@@ -14,8 +14,10 @@
 struct target {
     struct image image; /* activated */
     const char *filename;
-    char *path, *temporary;   /* NULL: it is written in place */
-    char *data_file;          /* made with it; NULL: none, or it was there */
+    char *path, *temporary; /* NULL: it is written in place */
+    char *data_file;        /* made with it; NULL: none, or it was there */
+    const struct storage_protocol
+        *made;                /* no file, but made where it is; NULL: it wasn't */
     struct storage *replaced; /* what has the name until then, locked; NULL: nothing */
     bool durable;             /* its name is to be, too, when it is finished */
     bool is_zero;             /* new, and reads as zeroes where no backing file shows */

@@ -4,9 +4,10 @@
 
 #include <stddef.h>
 
+#include "storage/rbd.h"
+
+static const bool yes = true, no = false;
+
 const struct build_feature build_features[] = {
-    {"zstd", true},
-    {"luks", true},
-    {"io_uring", false},
-    {NULL, false},
+    {"zstd", &yes}, {"luks", &yes}, {"rbd", &rbd_is_there}, {"io_uring", &no}, {NULL, NULL},
 };

@@ -7,7 +7,7 @@
 
 struct build_feature {
     const char *name; /* as nbdkit --dump-plugin and `qimg version` have it */
-    bool present;
+    const bool *present;
 };
 
 /* Ends with one without a name. */

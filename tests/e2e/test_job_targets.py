@@ -49,8 +49,8 @@ class Refused(MirrorCase):
 
     def test_names(self):
         self.begin()
-        self.refused("json:.*only NBD URIs and local files", 'json:{"driver":"raw"}')
-        self.refused("ssh:.*only NBD URIs and local files", "ssh://host/x")
+        self.refused("json:.*only NBD URIs, RBD names and local files", 'json:{"driver":"raw"}')
+        self.refused("ssh:.*only NBD URIs, RBD names and local files", "ssh://host/x")
         self.client.cmd("drive-mirror", device="drive0", job_id="job", sync="full", target="file:" + self.path("a:b"))
         self.ready()
         self.softly()

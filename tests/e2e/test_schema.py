@@ -12,6 +12,7 @@ blockdev-add/arg-type/+qcow2/backing/+qcow2/file/+file/filename/!string
 blockdev-add/arg-type/+qcow2/backing/!null
 blockdev-add/arg-type/+nbd/server/+inet/port
 blockdev-add/arg-type/+nbd/reconnect-delay
+blockdev-add/arg-type/+rbd
 blockdev-add/arg-type/*detect-zeroes/^unmap
 blockdev-add/arg-type/*cache/*no-flush
 blockdev-reopen/arg-type/options/+qcow2/file
@@ -43,7 +44,6 @@ JOB_STATUS_CHANGE/arg-type/status/^concluded
 BLOCK_JOB_COMPLETED/arg-type/*error
 """
 ABSENT = """
-blockdev-add/arg-type/+rbd
 blockdev-add/arg-type/+nbd/tls-hostname
 blockdev-add/arg-type/*driver
 blockdev-snapshot/$allow-write-only-overlay

@@ -195,9 +195,15 @@ def conversations():
     yield "\nx\n".join([NEGOTIATE, *COMMANDS[19:22], *COMMANDS[5:9], *COMMANDS])
 
 
+RBD_NAMES = ["rbd:p/i", "rbd:p/n/i@s", "rbd:p/i:id=me:conf=/etc/ceph/ceph.conf", "rbd:p\\/q/i\\@x@s\\:t",
+             "rbd:p/i@s:mon_host=[v2\\:127.0.0.1\\:3300/0]:a\\=b=c", "rbd:p/i:id=a@b", "rbd:p//i@"]
+
+
 def text_seeds(which):
     if which == "nbd_uri":
         return URIS
+    if which == "rbd_name":
+        return RBD_NAMES
     if which == "backing":
         return NAMES
     if which == "qmp_client":

@@ -275,7 +275,7 @@ Test(chain, a_missing_backing_file_is_named_with_its_image)
 Test(chain, policy)
 {
     make("top", "TOY\nssh://host/base\n");
-    expect_refused("top", ENOTSUP, "local files and NBD exports only");
+    expect_refused("top", ENOTSUP, "local files, NBD exports and RBD images only");
     make("top", "TOY\nbase\n");
     make("base", "TOY\n");
     options.references = REFERENCES_DIR;

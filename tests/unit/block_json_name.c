@@ -21,35 +21,44 @@ Test(json_name, understood, .init = init)
 {
     static const struct {
         const char *name, *target, *format;
-        bool is_nbd;
+        const struct storage_protocol *protocol;
     } cases[] = {
-        {"json:{\"driver\":\"file\",\"filename\":\"/a\"}", "/a", NULL, false},
+        {"json:{\"driver\":\"file\",\"filename\":\"/a\"}", "/a", NULL,
+         &storage_protocol_file},
         {"json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":\"b:c\"}}",
-         "b:c", "qcow2", false},
+         "b:c", "qcow2", &storage_protocol_file},
         {"json:{\"driver\":\"raw\",\"file.driver\":\"file\",\"file.filename\":\"b\","
          "\"read-only\":true,\"file.node-name\":\"x\",\"file\":{\"cache\":{\"direct\":"
          "false}}}",
-         "b", "raw", false},
-        {"json:{\"file.driver\":\"file\",\"file.filename\":\"b\"}", "b", NULL, false},
+         "b", "raw", &storage_protocol_file},
+        {"json:{\"file.driver\":\"file\",\"file.filename\":\"b\"}", "b", NULL,
+         &storage_protocol_file},
         {"json:{'driver': 'qcow2', 'file.filename': 'a\"b\\'c\\\\'}", "a\"b'c\\", "qcow2",
-         false},
+         &storage_protocol_file},
         {"json:{'driver':\"raw\",'file':{'filename':\"it's\"},'l2-cache-size':1}", "it's",
-         "raw", false},
-        {"json:{'driver':'raw','file.filename':'nbd://h:1/e'}", "nbd://h:1/e", "raw", true},
+         "raw", &storage_protocol_file},
+        {"json:{'driver':'raw','file.filename':'nbd://h:1/e'}", "nbd://h:1/e", "raw",
+         &storage_protocol_nbd},
         {"json:{\"driver\":\"nbd\",\"host\":\"h\",\"port\":\"1\",\"export\":\"e f\"}",
-         "nbd://h:1/e%20f", NULL, true},
-        {"json:{\"driver\":\"nbd\",\"host\":\"::1\"}", "nbd://[::1]/", NULL, true},
-        {"json:{\"driver\":\"nbd\",\"path\":\"/s\"}", "nbd+unix:///?socket=/s", NULL, true},
+         "nbd://h:1/e%20f", NULL, &storage_protocol_nbd},
+        {"json:{\"driver\":\"nbd\",\"host\":\"::1\"}", "nbd://[::1]/", NULL,
+         &storage_protocol_nbd},
+        {"json:{\"driver\":\"nbd\",\"path\":\"/s\"}", "nbd+unix:///?socket=/s", NULL,
+         &storage_protocol_nbd},
         {"json:{\"driver\":\"raw\",\"file\":{\"driver\":\"nbd\",\"server\":{\"type\":"
          "\"unix\","
          "\"path\":\"/s?&%\"},\"export\":\"x\"}}",
-         "nbd+unix:///x?socket=/s%3F%26%25", "raw", true},
+         "nbd+unix:///x?socket=/s%3F%26%25", "raw", &storage_protocol_nbd},
         {"json:{\"driver\":\"nbd\",\"server.type\":\"inet\",\"server.host\":\"h\",\"server."
          "port\":12}",
-         "nbd://h:12/", NULL, true},
+         "nbd://h:12/", NULL, &storage_protocol_nbd},
         /* It can't become another address: a % is refused where the URI is parsed. */
         {"json:{\"driver\":\"nbd\",\"host\":\"h/x?y@z\"}", "nbd://h%2Fx%3Fy%40z/", NULL,
-         true},
+         &storage_protocol_nbd},
+        {"json:{\"driver\":\"raw\",\"file\":{\"driver\":\"rbd\",\"pool\":\"p/"
+         "q\",\"namespace\":"
+         "\"n\",\"image\":\"i@j\",\"snapshot\":\"s\",\"user\":\"me\",\"conf\":\"/etc/c\"}}",
+         "rbd:p\\/q/n/i\\@j@s:id=me:conf=/etc/c", "raw", &storage_protocol_rbd},
     };
 
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
@@ -60,7 +69,7 @@ Test(json_name, understood, .init = init)
                      diag.text);
         CLEANUP_FREE char *target = got.target;
         cr_expect_str_eq(target, cases[i].target);
-        cr_expect_eq(got.protocol == &storage_protocol_nbd, cases[i].is_nbd);
+        cr_expect_eq(got.protocol, cases[i].protocol, "%s", cases[i].name);
         cr_expect(cases[i].format ? got.format && strcmp(got.format, cases[i].format) == 0
                                   : !got.format,
                   "%s", cases[i].name);
@@ -98,6 +107,9 @@ Test(json_name, refused, .init = init)
         {"json:{\"driver\":\"nbd\",\"server.type\":\"unix\"}", "server.path: is missing",
          EINVAL},
         {"json:{\"driver\":\"nbd\"}", "server.host: is missing", EINVAL},
+        {"json:{\"driver\":\"rbd\",\"image\":\"i\"}", "pool: is missing", EINVAL},
+        {"json:{\"driver\":\"rbd\",\"pool\":\"p\",\"image\":\"i\",\"key-secret\":\"k\"}",
+         "key-secret", ENOTSUP},
         {"json:{\"driver\":\"file\",\"filename\":null}", "filename: must be", EINVAL},
         {"json:{\"driver\":\"file\",\"filename\":[]}", "filename: must be", EINVAL},
         {"json:{\"driver\":\"file\",\"filename\":\"a\",\"filename\":\"b\"}", "duplicate",

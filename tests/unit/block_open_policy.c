@@ -69,6 +69,7 @@ ParameterizedTestParameters(open_policy, any)
         {"vm/disk", "nbd:h:1:exportname=x", "nbd:h:1:exportname=x"},
         {"vm/disk", "json:", ""},
         {"vm/disk", "nbd://host/x", "nbd://host/x"},
+        {"vm/disk", "rbd:p/i@s", "rbd:p/i@s"},
         {"vm/disk", "nbd+unix:///?socket=/s", "nbd+unix:///?socket=/s"},
         {"vm/disk", "ssh://host/x", ""},
         {"vm/disk", "blkdebug::x", ""},

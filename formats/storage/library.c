@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Loading a library and finding its functions. */
+#include <dlfcn.h>
+#include <string.h>
+
+#include "storage/library.h"
+
+/* What went wrong; the loader forgets its text. */
+static const char *reason(void)
+{
+    const char *text = dlerror();
+    const char *kept = text ? strdup(text) : NULL;
+
+    return kept ? kept : "unknown";
+}
+
+const char *library_load(const char *file, const struct library_function *functions,
+                         size_t count, void *table)
+{
+    void *library = dlopen(file, RTLD_NOW | RTLD_LOCAL);
+
+    if (!library)
+        return reason();
+    for (size_t i = 0; i < count; i++) {
+        void *function = dlsym(library, functions[i].name);
+        if (!function)
+            return reason();
+        *(void **)((char *)table + functions[i].member) = function;
+    }
+    return NULL;
+}

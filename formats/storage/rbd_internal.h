@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What the parts of the RBD store share.
+ *
+ *   rbd.c          open, close, rest and start
+ *   rbd_io.c       the storage interface
+ *   rbd_call.c     one asynchronous request, and who waits for it
+ *   rbd_lock.c     Ceph's exclusive lock
+ *   rbd_status.c   which objects there are
+ *   rbd_link.c     a connection to a cluster, with the image open
+ *   rbd_task.c     functions of Ceph's that wait, on threads that can be left behind
+ *   rbd_name.c     names
+ *   rbd_library.c  librbd and librados, loaded when they are needed first
+ *
+ * Nothing that waits for a cluster is called on a caller's own thread: librbd's asynchronous
+ * requests and the functions that only wait are both waited for with a deadline, and what
+ * doesn't end by then is left behind, with all the memory that it uses.  A link is closed
+ * when nothing of it runs any more.
+ *
+ * Private to this folder. */
+#ifndef STORAGE_RBD_INTERNAL_H
+#define STORAGE_RBD_INTERNAL_H
+
+#include <stdatomic.h>
+
+#include "base/list.h"
+#include "base/lock.h"
+#include "base/range_lock.h"
+#include "storage/rbd.h"
+#include "storage/rbd_library.h"
+
+/* What is known of an image when it has been opened. */
+struct rbd_facts {
+    uint64_t size;
+    uint64_t object_size;   /* bytes; a power of two */
+    bool has_lock;          /* the feature exclusive-lock */
+    bool tells_status;      /* which objects there are is known to the cluster, and told */
+    unsigned timeout_ms;    /* for one answer */
+    uint64_t device, inode; /* for storage_identity */
+    uint64_t client;        /* what the cluster calls us */
+};
+
+struct rbd_link {
+    rados_t cluster;
+    rados_ioctx_t io;
+    rbd_image_t image;
+    bool in_cluster; /* `cluster` is connected, and `io` is there */
+    struct rbd_facts facts;
+    _Atomic bool aborted; /* who waits is told so */
+    _Atomic bool locked;  /* by a call; else librbd may have the lock for itself */
+    struct list known;    /* rbd_link_know */
+    struct lock lock;
+    /* under lock */
+    pthread_cond_t changed; /* of a call that ended late, or of `running` */
+    struct list calls;      /* struct rbd_call.link: somebody waits for them */
+    unsigned running;       /* calls and tasks that use the image */
+    unsigned late_changes;  /* changes for which nobody waits any more */
+    uint64_t late_bytes;    /* in buffers of such calls */
+    bool orphan;            /* closed: the last that runs ends it */
+};
+
+struct rbd_storage {
+    struct storage st;
+    struct rbd_name name;
+    bool wants_lock; /* a writer's */
+    const _Atomic bool *give_up;
+    struct rbd_link *link; /* NULL: resting */
+    struct rbd_facts facts;
+    _Atomic uint64_t size;
+    struct range_lock growth; /* who changes the size */
+};
+
+static inline struct rbd_storage *rbd_of(struct storage *st)
+{
+    return CONTAINER_OF(st, struct rbd_storage, st);
+}
+
+/* ---- rbd_link.c ---- */
+
+enum rbd_purpose { RBD_READ_ONLY, RBD_READ_WRITE, RBD_CREATE, RBD_REMOVE };
+
+/* Connects, and opens the image (RBD_CREATE: that it makes before; RBD_REMOVE: removes it, and
+ * *out is not set). */
+int rbd_link_open(const struct rbd_name *name, enum rbd_purpose purpose,
+                  const _Atomic bool *give_up, struct rbd_link **out,
+                  struct diag *diag) MUST_USE;
+
+/* Waits a moment for what runs, then leaves the rest to it.  NULL is allowed. */
+void rbd_link_close(struct rbd_link *link);
+
+/* Is the client of that number a link of this process that didn't ask for the lock? */
+bool rbd_link_is_friendly(uint64_t client);
+
+/* Something that uses the image begins, or has ended: then it must not touch the link any
+ * more.  can_wait: the thread is ours, and may wait for a cluster. */
+void rbd_link_enter(struct rbd_link *link);
+void rbd_link_leave(struct rbd_link *link, bool can_wait);
+
+/* ---- rbd_task.c ---- */
+
+/* A function that waits for a cluster.  Part of something larger, which `free` frees. */
+struct rbd_task {
+    int (*run)(struct rbd_task *task); /* on a thread of its own; 0 or -errno */
+    void (*free)(struct rbd_task *task);
+    struct rbd_link *link; /* used by it; NULL: none */
+    const _Atomic bool
+        *give_up;     /* set by another thread: it isn't waited for; NULL: none */
+    struct diag diag; /* for `run` */
+
+    /* private */
+    struct lock lock;
+    pthread_cond_t ended;
+    bool done, abandoned;
+    int err;
+};
+
+/* What `run` returned, with its words in diag (which may be NULL); the task is the caller's
+ * to free, as it was.  -ETIMEDOUT, -ECANCELED: it goes on alone, and *task is NULL then. */
+int rbd_task_run(struct rbd_task **task, unsigned timeout_ms, struct diag *diag) MUST_USE;
+
+/* Do so many go on alone that there should be no more? */
+bool rbd_too_many_tasks(void);
+
+/* ---- rbd_call.c ---- */
+
+enum rbd_op { RBD_OP_READ, RBD_OP_WRITE, RBD_OP_ZERO, RBD_OP_DISCARD, RBD_OP_FLUSH };
+
+struct rbd_request {
+    enum rbd_op op;
+    void *buf; /* RBD_OP_READ: filled */
+    const struct iovec *iov;
+    int count;
+    uint64_t off, len; /* inside the image */
+    int zero_flags;    /* librbd's */
+    unsigned timeout_ms;
+};
+
+/* Makes the request and waits for it.  0, -ETIMEDOUT, -ECANCELED, or -errno of Ceph's. */
+int rbd_call(struct rbd_link *link, const struct rbd_request *req) MUST_USE;
+
+/* All who wait for calls, and who come, are answered with -ECANCELED. */
+void rbd_call_abort_all(struct rbd_link *link);
+
+/* ---- rbd_lock.c, rbd_status.c: as the storage operations ---- */
+
+int rbd_take_lock(struct rbd_storage *rbd, enum storage_lock_level level,
+                  struct diag *diag) MUST_USE;
+int rbd_find_extent(struct rbd_storage *rbd, uint64_t off, uint64_t len, bool *data,
+                    uint64_t *run) MUST_USE;
+
+/* ---- rbd_io.c ---- */
+
+extern const struct storage_ops rbd_ops;
+
+void rbd_close_storage(struct storage *st); /* in rbd.c */
+void rbd_rest_storage(struct storage *st);
+int rbd_start_storage(struct storage *st);
+
+#endif

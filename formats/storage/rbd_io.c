@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The storage interface of an RBD image. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "storage/iov.h"
+#include "storage/rbd_internal.h"
+
+static int make_call(struct rbd_storage *rbd, struct rbd_request req)
+{
+    if (!rbd->link)
+        return -ENOTCONN;
+    if (req.timeout_ms == 0)
+        req.timeout_ms = rbd->facts.timeout_ms;
+    return rbd_call(rbd->link, &req);
+}
+
+static int io_pread(struct storage *st, void *buf, uint64_t off, uint64_t len)
+{
+    struct rbd_storage *rbd = rbd_of(st);
+    uint64_t size = atomic_load(&rbd->size);
+    uint64_t inside = off < size ? MIN(len, size - off) : 0;
+
+    memset((char *)buf + inside, 0, len - inside);
+    if (inside == 0)
+        return 0;
+    return make_call(rbd, (struct rbd_request){
+                              .op = RBD_OP_READ, .buf = buf, .off = off, .len = inside});
+}
+
+/* ---- the size ---- */
+
+struct resize_task {
+    struct rbd_task task;
+    uint64_t bytes;
+};
+
+static int run_resize(struct rbd_task *task)
+{
+    return librbd.resize(task->link->image,
+                         CONTAINER_OF(task, struct resize_task, task)->bytes);
+}
+
+static void free_resize(struct rbd_task *task)
+{
+    free(CONTAINER_OF(task, struct resize_task, task));
+}
+
+/* With `growth` locked. */
+static int resize_image(struct rbd_storage *rbd, uint64_t bytes)
+{
+    if (!rbd->link)
+        return -ENOTCONN;
+    struct resize_task *t = calloc(1, sizeof *t);
+    if (!t)
+        return -ENOMEM;
+    *t = (struct resize_task){
+        .task = {.run = run_resize, .free = free_resize, .link = rbd->link},
+        .bytes = bytes};
+    struct rbd_task *task = &t->task;
+    int err = rbd_task_run(&task, rbd->facts.timeout_ms, NULL);
+    if (task)
+        free_resize(task);
+    if (!err)
+        atomic_store(&rbd->size, bytes);
+    return err;
+}
+
+static int io_truncate(struct storage *st, uint64_t bytes)
+{
+    struct rbd_storage *rbd = rbd_of(st);
+    RANGE_LOCK_GUARD(&rbd->growth, 0, UINT64_MAX);
+
+    return bytes == atomic_load(&rbd->size) ? 0 : resize_image(rbd, bytes);
+}
+
+static int grow_to(struct rbd_storage *rbd, uint64_t bytes)
+{
+    if (bytes <= atomic_load(&rbd->size))
+        return 0;
+    RANGE_LOCK_GUARD(&rbd->growth, 0, UINT64_MAX);
+    return bytes <= atomic_load(&rbd->size) ? 0 : resize_image(rbd, bytes);
+}
+
+static int io_size(struct storage *st, uint64_t *bytes)
+{
+    *bytes = atomic_load(&rbd_of(st)->size);
+    return 0;
+}
+
+/* ---- changing ---- */
+
+static int io_flush(struct storage *st)
+{
+    return make_call(rbd_of(st), (struct rbd_request){.op = RBD_OP_FLUSH});
+}
+
+static int io_pwritev(struct storage *st, const struct iovec *iov, int count, uint64_t off,
+                      unsigned flags)
+{
+    struct rbd_storage *rbd = rbd_of(st);
+    uint64_t len = iov_length(iov, count);
+
+    int err = grow_to(rbd, off + len);
+    if (!err)
+        err = make_call(
+            rbd,
+            (struct rbd_request){
+                .op = RBD_OP_WRITE, .iov = iov, .count = count, .off = off, .len = len});
+    if (!err && (flags & STORAGE_FUA))
+        err = storage_flush_for_write(st);
+    return err;
+}
+
+/* What may not lose its place has zeroes written to it by the cluster, which takes time. */
+static int io_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flags)
+{
+    struct rbd_storage *rbd = rbd_of(st);
+    bool unmap = flags & STORAGE_MAY_UNMAP;
+
+    if ((flags & STORAGE_FAST) && !unmap)
+        return -ENOTSUP;
+    int err = grow_to(rbd, off + len);
+    return err ? err
+               : make_call(rbd,
+                           (struct rbd_request){
+                               .op = RBD_OP_ZERO,
+                               .off = off,
+                               .len = len,
+                               .zero_flags =
+                                   unmap ? 0 : (int)RBD_WRITE_ZEROES_FLAG_THICK_PROVISION});
+}
+
+/* librbd passes over what is less than rbd_discard_granularity_bytes. */
+static int io_discard(struct storage *st, uint64_t off, uint64_t len)
+{
+    struct rbd_storage *rbd = rbd_of(st);
+    uint64_t size = atomic_load(&rbd->size);
+
+    if (off >= size)
+        return 0;
+    return make_call(rbd, (struct rbd_request){.op = RBD_OP_DISCARD,
+                                               .off = off,
+                                               .len = MIN(len, size - off)});
+}
+
+/* ---- the rest ---- */
+
+static int io_extent(struct storage *st, uint64_t off, uint64_t len, bool *data,
+                     uint64_t *run)
+{
+    return rbd_find_extent(rbd_of(st), off, len, data, run);
+}
+
+static int io_lock(struct storage *st, enum storage_lock_level level, struct diag *diag)
+{
+    return rbd_take_lock(rbd_of(st), level, diag);
+}
+
+static int io_identity(struct storage *st, uint64_t *device, uint64_t *inode)
+{
+    *device = rbd_of(st)->facts.device;
+    *inode = rbd_of(st)->facts.inode;
+    return 0;
+}
+
+static void io_abort(struct storage *st)
+{
+    if (rbd_of(st)->link)
+        rbd_call_abort_all(rbd_of(st)->link);
+}
+
+/* librbd asks the cluster itself, even for what isn't there. */
+static int io_prove(struct storage *st, bool by_reading, unsigned timeout_ms)
+{
+    struct rbd_storage *rbd = rbd_of(st);
+    char byte;
+
+    (void)by_reading;
+    if (atomic_load(&rbd->size) == 0)
+        return make_call(
+            rbd, (struct rbd_request){.op = RBD_OP_FLUSH, .timeout_ms = timeout_ms});
+    return make_call(
+        rbd, (struct rbd_request){
+                 .op = RBD_OP_READ, .buf = &byte, .len = 1, .timeout_ms = timeout_ms});
+}
+
+/* Requests wait for their cluster anyway. */
+static void io_persist(struct storage *st, unsigned patience_ms)
+{
+    (void)st;
+    (void)patience_ms;
+}
+
+const struct storage_ops rbd_ops = {
+    .pread = io_pread,
+    .pwritev = io_pwritev,
+    .flush = io_flush,
+    .size = io_size,
+    .truncate = io_truncate,
+    .close = rbd_close_storage,
+    .zero = io_zero,
+    .discard = io_discard,
+    .extent = io_extent,
+    .lock = io_lock,
+    .identity = io_identity,
+    .rest = rbd_rest_storage,
+    .start = rbd_start_storage,
+    .abort = io_abort,
+    .prove = io_prove,
+    .persist = io_persist,
+};

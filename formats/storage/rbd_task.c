@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Functions of Ceph's that wait for a cluster, as long as that takes, on threads of their own:
+ * who asked waits no longer than he wants to. */
+#include <errno.h>
+
+#include "base/clock.h"
+#include "base/thread.h"
+#include "storage/rbd_internal.h"
+
+/* How often `give_up` is looked at. */
+#define LOOK_MS 100u
+
+/* So many may be left behind at a time: each has a thread, and some a connection. */
+#define MAX_ABANDONED 16u
+
+static _Atomic unsigned n_abandoned;
+
+static void destroy_task(struct rbd_task *task)
+{
+    pthread_cond_destroy(&task->ended);
+    lock_destroy(&task->lock);
+}
+
+/* True: nobody waits any more, and it is ours to free. */
+static bool report_end(struct rbd_task *task, int err)
+{
+    LOCK_GUARD(&task->lock);
+
+    task->err = err;
+    task->done = true;
+    pthread_cond_signal(&task->ended);
+    return task->abandoned;
+}
+
+static void *task_main(void *opaque)
+{
+    struct rbd_task *task = opaque;
+    struct rbd_link *link = task->link;
+
+    int err = task->run(task);
+    bool abandoned = report_end(task, err);
+    if (abandoned) {
+        destroy_task(task);
+        task->free(task);
+        atomic_fetch_sub(&n_abandoned, 1);
+    }
+    if (link)
+        rbd_link_leave(link, true);
+    return NULL;
+}
+
+static bool is_unwanted(const struct rbd_task *task)
+{
+    return (task->give_up && atomic_load(task->give_up)) ||
+           (task->link && atomic_load(&task->link->aborted));
+}
+
+/* False: it was given up, for the reason in *err. */
+static bool wait_for_end(struct rbd_task *task, unsigned timeout_ms, int *err)
+{
+    uint64_t deadline = clock_ms() + timeout_ms;
+    LOCK_GUARD(&task->lock);
+
+    for (;;) {
+        uint64_t now = clock_ms();
+        if (task->done)
+            return true;
+        *err = now >= deadline ? -ETIMEDOUT : is_unwanted(task) ? -ECANCELED : 0;
+        if (*err)
+            break;
+        lock_wait_until(&task->lock, &task->ended,
+                        (now + MIN(deadline - now, LOOK_MS)) * 1000000);
+    }
+    task->abandoned = true;
+    atomic_fetch_add(&n_abandoned, 1);
+    return false;
+}
+
+bool rbd_too_many_tasks(void)
+{
+    return atomic_load(&n_abandoned) >= MAX_ABANDONED;
+}
+
+static int start_task(struct rbd_task *task, pthread_t *thread)
+{
+    lock_init(&task->lock, RANK_LEAF);
+    cond_init_timed(&task->ended);
+    if (task->link)
+        rbd_link_enter(task->link);
+    int err = thread_start(thread, task_main, task);
+    if (!err)
+        return 0;
+    if (task->link)
+        rbd_link_leave(task->link, true);
+    destroy_task(task);
+    return err;
+}
+
+int rbd_task_run(struct rbd_task **owned, unsigned timeout_ms, struct diag *diag)
+{
+    struct rbd_task *task = *owned;
+    pthread_t thread;
+    int why = 0;
+
+    int err = start_task(task, &thread);
+    if (err)
+        return diag_errno(diag, -err, "asking Ceph");
+    if (!wait_for_end(task, timeout_ms, &why)) {
+        pthread_detach(thread);
+        *owned = NULL;
+        return diag_errno(diag, -why, "Ceph has not answered");
+    }
+    pthread_join(thread, NULL);
+    destroy_task(task);
+    if (task->err && diag)
+        *diag = task->diag;
+    return task->err;
+}
