@@ -14,7 +14,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
     package_packages=(build-essential debhelper dpkg-dev lintian pkgconf)
     serve_packages=(libnbd-bin python3-libnbd file)
     test_packages=(libcriterion-dev clang clang-format cppcheck shellcheck python3 python3-libnbd
-        libnbd-bin qemu-utils qemu-system-common fio strace file mount e2fsprogs openssl socat zsh jq)
+        libnbd-bin qemu-utils qemu-system-common fio strace file mount e2fsprogs openssl socat zsh jq librbd-dev)
+    ceph_packages=(ceph-mon ceph-osd ceph-common qemu-block-extra)
 }
 
 die() {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Names of RBD images: what is understood, what is refused, and that printing is parsing's
- * inverse. */
+ * inverse (R-01). */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <stdio.h>

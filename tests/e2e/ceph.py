@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A Ceph cluster of one node on the loopback address: one monitor, one OSD, no authentication, all of
+it below one folder.  Its daemons are children of the test and end with its process group."""
+
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import uuid
+
+from harness import GIB, run, wait_until
+
+TOOLS = ("ceph-mon", "ceph-osd", "ceph", "rbd", "monmaptool")
+START = 60
+
+CONF = """
+[global]
+fsid = {fsid}
+mon host = [v2:127.0.0.1:{port}/0]
+public addr = 127.0.0.1
+cluster addr = 127.0.0.1
+ms bind ipv4 = true
+ms bind ipv6 = false
+auth cluster required = none
+auth service required = none
+auth client required = none
+auth allow insecure global id reclaim = false
+run dir = {folder}/run
+log file = {folder}/log/$name.log
+mon cluster log file = {folder}/log/cluster.log
+crash dir = {folder}/log
+osd pool default size = 1
+osd pool default min size = 1
+osd pool default pg num = 8
+osd pool default pg autoscale mode = off
+osd crush chooseleaf type = 0
+mon allow pool size one = true
+mon warn on pool no redundancy = false
+mon data avail warn = 2
+mon data avail crit = 1
+# it is to start at once, to stay small, and to forget a client that died soon
+mon osd min in ratio = 0
+paxos propose interval = 0.05
+paxos min wait = 0.01
+osd client watch timeout = 5
+osd memory target = 939524096
+bluestore cache autotune = false
+bluestore cache size = 67108864
+mgr initial modules =
+
+[client]
+log to stderr = false
+admin socket =
+
+[mon.a]
+mon data = {folder}/mon
+
+[osd.0]
+osd data = {folder}/osd
+osd objectstore = bluestore
+bluestore block size = {size}
+bluestore block create = true
+"""
+
+
+def missing():
+    """The tools that aren't installed."""
+    return [tool for tool in TOOLS if not shutil.which(tool)]
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Cluster:
+    def __init__(self, folder, size=3 * GIB):
+        self.folder = pathlib.Path(folder)
+        self.conf = self.folder / "ceph.conf"
+        self.env = {**os.environ, "CEPH_CONF": str(self.conf)}
+        for name in ("mon", "osd", "run", "log"):
+            (self.folder / name).mkdir()
+        fsid, port = str(uuid.uuid4()), free_port()
+        self.conf.write_text(CONF.format(fsid=fsid, port=port, folder=self.folder, size=size))
+        self.processes = {}
+        monmap = self.folder / "monmap"
+        self.run("monmaptool", "--create", "--clobber", "--fsid", fsid, "--addv", "a",
+                 f"[v2:127.0.0.1:{port}]", monmap)
+        self.run("ceph-mon", "-i", "a", "--mkfs", "--monmap", monmap)
+        self.start("mon", "a")
+        self.run("ceph", "--connect-timeout", START, "mon", "stat")
+        osd = str(uuid.uuid4())
+        self.run("ceph", "osd", "new", osd, "0")
+        self.run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd)
+        self.start("osd", "0")
+        self.run("ceph", "osd", "pool", "create", "rbd", "8", "8")
+        self.await_osd()
+        self.run("rbd", "pool", "init", "rbd")
+
+    def run(self, *argv, **kwargs):
+        """A command of Ceph's; what it prints."""
+        return run(*argv, env=self.env, **kwargs).stdout
+
+    def start(self, kind, name):
+        with open(self.folder / "log" / f"{kind}.out", "ab") as out:
+            self.processes[kind] = subprocess.Popen(
+                [f"ceph-{kind}", "-i", name, "-f"], env=self.env, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+
+    def await_osd(self):
+        wait_until(lambda: "1 up" in self.run("ceph", "osd", "stat"), START, "an OSD that is up")
+
+    # ---- failures ----
+
+    def signal_osd(self, number):
+        self.processes["osd"].send_signal(number)
+        if number == signal.SIGKILL:
+            self.processes["osd"].wait()
+
+    def restart_osd(self):
+        self.start("osd", "0")
+        self.await_osd()
+
+    def be_full(self, full):
+        """The OSD finds its disk full, or not any more, and the pools are."""
+        ratios = ("0.0001", "0.0002", "0.0003") if full else ("0.85", "0.9", "0.95")
+        for kind, ratio in zip(("nearfull", "backfillfull", "full"), ratios if full else ratios):
+            self.run("ceph", "osd", f"set-{kind}-ratio", ratio)
+
+        def is_full():
+            pools = [line for line in self.run("ceph", "osd", "dump").splitlines() if line.startswith("pool ")]
+            return any(word.split(",")[0] == "full" or ",full" in word for line in pools for word in line.split())
+        wait_until(lambda: is_full() == full, START, f"pools that are{'' if full else ' not'} full")
+
+    def stop(self):
+        for kind in ("osd", "mon"):
+            process = self.processes.get(kind)
+            if process and process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+                process.wait()
+
+    # ---- images ----
+
+    def create(self, name, size, *options):
+        self.run("rbd", "create", f"rbd/{name}", "--size", f"{size}B", *options)
+        return f"rbd:rbd/{name}:conf={self.conf}"
+
+    def export(self, name):
+        """The image's bytes, as Ceph's own tool reads them."""
+        target = self.folder / "export"
+        target.unlink(missing_ok=True)
+        self.run("rbd", "export", "--no-progress", f"rbd/{name}", target)
+        return target.read_bytes()
+
+    def is_there(self, name):
+        return name in self.run("rbd", "ls").split()
+
+    def purge(self):
+        """Removes all images.  Who died may be known as a client of one for some seconds."""
+        deadline = time.monotonic() + START
+        for name in self.run("rbd", "ls").split():
+            run("rbd", "snap", "purge", f"rbd/{name}", env=self.env, check=False)
+            while (removal := run("rbd", "rm", "--no-progress", f"rbd/{name}", env=self.env, check=False)).returncode:
+                if time.monotonic() > deadline:
+                    raise AssertionError(f"{name} can't be removed: {removal.stderr}{self.run('rbd', 'status', name)}")
+                time.sleep(0.5)

@@ -1,0 +1,518 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Images on Ceph RBD, against a real cluster: served, written, copied to and from, and when the cluster
+fails."""
+
+import errno
+import os
+import pathlib
+import shutil
+import signal
+import tempfile
+import time
+import unittest
+
+import nbd
+
+import ceph
+import harness
+from harness import KIB, MIB, PLUGIN, QIMG, Model, StartFailed, create, exercise, fill, run, wait_until
+from qmp import QmpError
+from test_control import ControlCase
+from writers import Writers
+
+SIZE = 24 * MIB
+
+
+def reason_to_skip():
+    if ceph.missing():
+        return f"Ceph isn't installed (scripts/test --ceph): {', '.join(ceph.missing())}"
+    if "qimg_rbd=yes" not in run("nbdkit", PLUGIN, "--dump-plugin", env=harness.plugin_env()).stdout:
+        return "this build is without Ceph RBD"
+    return None
+
+
+WHY_NOT = reason_to_skip()
+
+
+@unittest.skipIf(WHY_NOT, WHY_NOT)
+class RbdCase(ControlCase):
+    """A cluster for each class; an image that is one of a test's is removed after it."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.home = tempfile.mkdtemp(prefix="qimg-ceph-", dir=harness.tmp_root())
+        cls.addClassCleanup(shutil.rmtree, cls.home, ignore_errors=True)
+        try:
+            cls.ceph = ceph.Cluster(cls.home)
+        finally:
+            cls.addClassCleanup(lambda: cls.ceph.stop() if hasattr(cls, "ceph") else None)
+
+    def setUp(self):
+        super().setUp()
+        os.environ["CEPH_CONF"] = str(self.ceph.conf)
+        self.addCleanup(self.purge)
+
+    def purge(self):
+        self._end_servers()
+        self.ceph.purge()
+
+    def qimg(self, *argv, **kwargs):
+        return run(QIMG, *argv, **kwargs)
+
+    def command_fails(self, words, *argv):
+        done = run(QIMG, *argv, check=False)
+        self.assertIn(done.returncode, (1, 2), done)
+        self.assertRegex(done.stderr, words)
+
+    def begin(self, image, *keys):
+        """A server with a control socket, a client of each kind."""
+        self.start(*keys, image=image)
+        self.client = self.qmp()
+        self.disk = self.server.connect()
+
+    def job_event(self, name):
+        event = self.client.event(name, "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED", timeout=120)
+        self.assertEqual(event["event"], name, event)
+        self.assertNotIn("error", event["data"], event)
+
+    def pivot(self):
+        self.job_event("BLOCK_JOB_READY")
+        self.client.cmd("block-job-complete", device="job")
+        self.job_event("BLOCK_JOB_COMPLETED")
+        self.client.event("JOB_STATUS_CHANGE", id="job", status="null")
+
+    def serve_again(self, image, *keys):
+        """After a kill -9: Ceph has to notice that the old server died."""
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                return self.serve(image, *keys)
+            except StartFailed as failed:
+                if "another process is using the image" not in failed.errors or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+
+class Images(RbdCase):
+    """Served, and in commands (R-01, R-02, R-03, R-07)."""
+
+    def test_raw(self):
+        self.ceph.create("disk", SIZE)
+        server = self.serve("rbd:rbd/disk", "format=raw")
+        model = Model(bytes(SIZE))
+        exercise([server.connect(), server.connect()], model, self.rng, 400)
+        server.stop()
+        model.expect(self.ceph.export("disk"), "rbd export")
+
+    def check_format(self, fmt):
+        name = f"rbd:rbd/disk.{fmt}"
+        self.qimg("create", "-f", fmt, name, SIZE)
+        server = self.serve(name)
+        model = Model(bytes(SIZE))
+        exercise([server.connect(), server.connect()], model, self.rng, 300)
+        server.stop()
+        run("qemu-img", "check", "-f", fmt, name)
+        self.qimg("check", name)
+        model.expect(harness.content(name, fmt), "qemu-img convert")
+        # Again, and over what is there; then a crash, which keeps what was flushed.
+        server = self.serve(name)
+        handle = server.connect()
+        exercise([handle], model, self.rng, 100)
+        handle.flush()
+        server.kill()
+        server = self.serve_again(name)
+        model.compare(server.connect())
+        server.stop()
+        harness.check(name, fmt, allow_leaks=True)
+        model.expect(harness.content(name, fmt), "qemu-img convert")
+
+    def test_qcow2(self):
+        self.check_format("qcow2")
+
+    def test_qed(self):
+        self.check_format("qed")
+
+    def test_in_the_background(self):
+        """The fork comes after the image was opened."""
+        self.ceph.create("disk", SIZE)
+        folder = pathlib.Path(self.dir)
+        run("nbdkit", "-U", folder / "sock", "-P", folder / "pid", PLUGIN, "rbd:rbd/disk", "format=raw", "writable=now",
+            env=harness.plugin_env())
+        wait_until(lambda: (folder / "pid").exists() and (folder / "pid").read_text().strip(), 20, "a server")
+        pid = int((folder / "pid").read_text())
+        try:
+            handle = nbd.NBD()
+            handle.connect_unix(str(folder / "sock"))
+            handle.pwrite(b"x" * 4096, 8192, nbd.CMD_FLAG_FUA)
+            self.assertIn("client.", self.ceph.run("rbd", "lock", "ls", "rbd/disk"))
+            handle.shutdown()
+        finally:
+            os.kill(pid, signal.SIGTERM)
+            wait_until(lambda: not os.path.exists(f"/proc/{pid}") or
+                       "Z" in pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0],
+                       20, "the server's end")
+        self.assertEqual(self.ceph.export("disk")[8192:12288], b"x" * 4096)
+
+    def test_locks(self):
+        self.ceph.create("disk", SIZE)
+        server = self.serve("rbd:rbd/disk", "format=raw", "writable=now")
+        server.connect()  # it has the lock again, after what could have been a fork
+        self.refused("rbd:rbd/disk", "format=raw", words=["another process is using the image"], name=False)
+        self.command_fails("another process is using", "compare", "-f", "raw", "-F", "raw", "rbd:rbd/disk", "rbd:rbd/disk")
+        self.qimg("info", "-U", "-f", "raw", "rbd:rbd/disk")
+        server.stop()
+        self.qimg("info", "-f", "raw", "rbd:rbd/disk")
+        # A reader doesn't mind readers.
+        first = self.serve("rbd:rbd/disk", "format=raw", nbdkit=["-r"])
+        second = self.serve("rbd:rbd/disk", "format=raw", nbdkit=["-r"])
+        self.assertEqual(first.connect().pread(512, 0), second.connect().pread(512, 0))
+        first.stop()
+        second.stop()
+        # Who died is forgotten.
+        server = self.serve("rbd:rbd/disk", "format=raw")
+        server.connect().pwrite(b"y" * 512, 0, nbd.CMD_FLAG_FUA)
+        server.kill()
+        server = self.serve_again("rbd:rbd/disk", "format=raw")
+        handle = server.connect()
+        self.assertEqual(handle.pread(512, 0), b"y" * 512)
+        handle.pwrite(b"z" * 512, 0)
+        server.stop()
+        self.ceph.create("free", SIZE, "--image-feature", "layering")
+        self.refused("rbd:rbd/free", "format=raw", "writable=now", words=["exclusive-lock"], name=False)
+        self.serve("rbd:rbd/free", "format=raw", "lock=off").connect().pwrite(b"a", 0)
+
+    def test_snapshots_are_only_read(self):
+        self.ceph.create("disk", SIZE)
+        server = self.serve("rbd:rbd/disk", "format=raw")
+        handle = server.connect()
+        handle.pwrite(b"1" * MIB, MIB, nbd.CMD_FLAG_FUA)
+        self.ceph.run("rbd", "snap", "create", "--no-progress", "rbd/disk@s")
+        handle.pwrite(b"2" * MIB, MIB, nbd.CMD_FLAG_FUA)
+        old = self.serve("rbd:rbd/disk@s", "format=raw")  # while the image is written
+        view = old.connect()
+        self.assertTrue(view.is_read_only())
+        self.assertEqual(view.pread(MIB, MIB), b"1" * MIB)
+        self.assertEqual(handle.pread(MIB, MIB), b"2" * MIB)
+        old.stop()
+        server.stop()
+        self.command_fails("is a snapshot", "resize", "-f", "raw", "rbd:rbd/disk@s", "32M")
+
+    def test_status(self):
+        """Objects that are not there are holes, in images and their snapshots."""
+        self.ceph.create("disk", 10 * SIZE)
+        server = self.serve("rbd:rbd/disk", "format=raw")
+        handle = server.connect()
+        handle.pwrite(b"x", 9 * MIB)
+        handle.pwrite(b"x" * 5 * MIB, 99 * MIB)
+        handle.flush()
+        found = []
+        handle.block_status(120 * MIB, 6 * MIB, lambda context, off, entries, error: found.extend(entries))
+        runs, at = [], 6 * MIB
+        for length, flags in zip(found[::2], found[1::2]):
+            runs.append((at // MIB, (at + length) // MIB, flags))
+            at += length
+        merged = []
+        for start, end, flags in runs:
+            if merged and merged[-1][2] == flags:
+                merged[-1] = (merged[-1][0], end, flags)
+            else:
+                merged.append((start, end, flags))
+        self.assertEqual(merged, [(6, 8, 3), (8, 12, 0), (12, 96, 3), (96, 104, 0), (104, 126, 3)])
+        server.stop()
+        entries = harness.json.loads(self.qimg("map", "--output=json", "-f", "raw", "rbd:rbd/disk").stdout)
+        self.assertEqual([e["start"] // MIB for e in entries if e["data"]], [8, 96])
+
+    def test_backing_files(self):
+        """A local overlay on what lies there, by name of the image or of the user."""
+        payload = self.rng.randbytes(2 * MIB)
+        self.qimg("create", "-f", "qcow2", "rbd:rbd/base", SIZE)
+        server = self.serve("rbd:rbd/base")
+        server.connect().pwrite(payload, 3 * MIB)
+        server.stop()
+        overlay = self.path("overlay.qcow2")
+        self.qimg("create", "-f", "qcow2", "-b", "rbd:rbd/base", "-F", "qcow2", overlay)
+        server = self.serve(overlay)
+        self.assertEqual(server.connect().pread(2 * MIB, 3 * MIB), payload)
+        server.stop()
+        for policy in ("dir", "none"):
+            self.refused(overlay, f"references={policy}", words=[f"references={policy}"])
+        self.qimg("rebase", "-u", "-b", f"rbd:rbd/base:conf={self.ceph.conf}", "-F", "qcow2", overlay)
+        self.refused(overlay, words=["an image may not choose how Ceph is asked"])
+        server = self.serve(overlay, f"backing=rbd:rbd/base:conf={self.ceph.conf}")  # but a user may
+        self.assertEqual(server.connect().pread(2 * MIB, 3 * MIB), payload)
+        server.stop()
+
+    def test_convert_and_compare(self):
+        source = create(self.path("source.qcow2"), "qcow2", SIZE)
+        fill(source, "qcow2", [(n * MIB, self.rng.randbytes(300 * KIB)) for n in range(0, 24, 3)])
+        flat = harness.content(source, "qcow2")
+        self.qimg("convert", "-f", "qcow2", "-O", "raw", source, "rbd:rbd/raw")
+        self.assertEqual(self.ceph.export("raw"), flat)
+        self.qimg("convert", "-f", "qcow2", "-O", "qcow2", source, "rbd:rbd/image")
+        run("qemu-img", "check", "-f", "qcow2", "rbd:rbd/image")
+        self.qimg("compare", "-f", "raw", "-F", "qcow2", "rbd:rbd/raw", "rbd:rbd/image")
+        self.qimg("convert", "-f", "qcow2", "-O", "qcow2", "rbd:rbd/image", self.path("back.qcow2"))
+        self.assertEqual(harness.content(self.path("back.qcow2"), "qcow2"), flat)
+        # What is there isn't made again, but can be written to.
+        self.command_fails("File exists", "convert", "-f", "qcow2", "-O", "raw", source, "rbd:rbd/raw")
+        self.assertEqual(self.ceph.export("raw"), flat)
+        self.qimg("convert", "-n", "-f", "qcow2", "-O", "raw", source, "rbd:rbd/raw")
+        self.qimg("resize", "-f", "raw", "rbd:rbd/raw", "+8M")
+        self.assertEqual(self.ceph.export("raw"), flat + bytes(8 * MIB))
+        options = f"driver=qcow2,file.driver=rbd,file.pool=rbd,file.image=image,file.conf={self.ceph.conf}"
+        self.assertIn("qcow2", self.qimg("info", "--image-opts", options).stdout)
+
+    def test_what_cannot_be(self):
+        self.command_fails("pool 'nowhere': No such file", "info", "rbd:nowhere/disk")
+        self.command_fails("opening the image: No such file", "info", "rbd:rbd/nothing")
+        self.command_fails("Ceph has no option 'nonsense'", "info", "rbd:rbd/disk:nonsense=1")
+        self.command_fails("names no pool", "info", "rbd:disk")
+        self.command_fails("reading Ceph's configuration", "info", "rbd:rbd/disk:conf=/does/not/exist")
+        self.refused("rbd:rbd/nothing", "format=raw", words=["No such file"], name=False)
+        self.ceph.create("disk", SIZE)
+        self.refused("rbd:rbd/disk", words=["raw is never guessed"], name=False)
+
+    def test_namespaces(self):
+        self.ceph.run("rbd", "namespace", "create", "rbd/space")
+        self.addCleanup(self.ceph.run, "rbd", "namespace", "rm", "rbd/space")
+        self.addCleanup(self.ceph.run, "rbd", "rm", "--no-progress", "rbd/space/a:disk")
+        self.qimg("create", "-f", "raw", "rbd:rbd/space/a\\:disk", SIZE)
+        self.assertEqual(self.ceph.run("rbd", "ls", "rbd/space").split(), ["a:disk"])
+        self.assertEqual(self.ceph.run("rbd", "ls", "rbd"), "")
+
+
+class Jobs(RbdCase):
+    """A running disk goes there, and comes back (R-03)."""
+
+    def local_disk(self):
+        image = create(self.path("disk.qcow2"), "qcow2", SIZE)
+        content = bytearray(self.rng.randbytes(SIZE // 2) + bytes(SIZE // 2))
+        fill(image, "qcow2", [(0, bytes(content[:SIZE // 2]))])
+        return image, content
+
+    def test_mirror_and_pivot(self):
+        image, content = self.local_disk()
+        self.begin(image)
+        writers = Writers(self.server, content, self.id())
+        self.client.cmd("drive-mirror", job_id="job", device="drive0", target="rbd:rbd/copy", format="raw", sync="full")
+        writers.some(50)
+        self.pivot()
+        writers.some(100)
+        content = writers.stop()
+        self.disk.flush()
+        self.assertEqual(self.ceph.export("copy"), bytes(content))
+        self.server.stop()
+        self.assertEqual(self.ceph.export("copy"), bytes(content))
+
+    def test_mirror_to_a_qcow2_there_and_back(self):
+        image, content = self.local_disk()
+        self.qimg("create", "-f", "qcow2", "rbd:rbd/copy", SIZE)
+        self.begin(image)
+        writers = Writers(self.server, content, self.id())
+        self.client.cmd("blockdev-add", driver="qcow2", node_name="there",
+                        file={"driver": "rbd", "pool": "rbd", "image": "copy", "conf": str(self.ceph.conf)})
+        self.client.cmd("blockdev-mirror", job_id="job", device="drive0", target="there", sync="full")
+        self.pivot()
+        writers.some(100)
+        self.client.cmd("drive-mirror", job_id="job", device="drive0", target=self.path("back.qcow2"),
+                        format="qcow2", sync="full")
+        self.pivot()
+        writers.some(20)
+        content = writers.stop()
+        self.server.stop()
+        run("qemu-img", "check", "-f", "qcow2", "rbd:rbd/copy")
+        self.assertEqual(harness.content(self.path("back.qcow2"), "qcow2"), bytes(content))
+
+    def test_backup(self):
+        image, content = self.local_disk()
+        self.begin(image)
+        self.client.cmd("drive-backup", job_id="job", device="drive0", target="rbd:rbd/copy", format="raw", sync="full")
+        self.disk.pwrite(b"later" * 1000, 0)
+        self.job_event("BLOCK_JOB_COMPLETED")
+        self.assertEqual(self.ceph.export("copy"), bytes(content))
+
+    def test_commit_into_a_base_there(self):
+        self.qimg("create", "-f", "qcow2", "rbd:rbd/base", SIZE)
+        overlay = self.path("overlay.qcow2")
+        self.qimg("create", "-f", "qcow2", "-b", "rbd:rbd/base", "-F", "qcow2", overlay)
+        self.begin(overlay)
+        writers = Writers(self.server, bytearray(SIZE), self.id())
+        writers.some(100)
+        self.client.cmd("block-commit", job_id="job", device="drive0")
+        self.pivot()
+        writers.some(50)
+        content = writers.stop()
+        self.server.stop()
+        run("qemu-img", "check", "-f", "qcow2", "rbd:rbd/base")
+        self.assertEqual(harness.content("rbd:rbd/base", "qcow2"), bytes(content))
+
+    def test_commit_of_a_middle_layer(self):
+        self.qimg("create", "-f", "qcow2", "rbd:rbd/base", SIZE)
+        middle, top = self.path("middle.qcow2"), self.path("top.qcow2")
+        self.qimg("create", "-f", "qcow2", "-b", "rbd:rbd/base", "-F", "qcow2", middle)
+        payload = self.rng.randbytes(MIB)
+        fill(middle, "qcow2", [(MIB, payload)])
+        self.qimg("create", "-f", "qcow2", "-b", middle, "-F", "qcow2", top)
+        self.begin(top)
+        self.client.cmd("block-commit", job_id="job", device="drive0", top=middle)
+        self.job_event("BLOCK_JOB_COMPLETED")
+        self.assertEqual(self.disk.pread(MIB, MIB), payload)
+        self.server.stop()
+        self.assertEqual(harness.content("rbd:rbd/base", "qcow2")[MIB:2 * MIB], payload)
+        self.qimg("create", "-f", "qcow2", "-b", "rbd:rbd/base", "-F", "qcow2", middle)
+        fill(middle, "qcow2", [(2 * MIB, payload)])
+        self.qimg("commit", middle)
+        self.assertEqual(harness.content("rbd:rbd/base", "qcow2")[2 * MIB:3 * MIB], payload)
+
+    def test_a_disk_is_no_target_of_itself(self):
+        self.ceph.create("disk", SIZE)
+        self.begin("rbd:rbd/disk", "format=raw", "lock=off")
+        for words, arguments in (("File exists", {}), ("is part of the disk", {"mode": "existing"})):
+            with self.assertRaisesRegex(QmpError, words):
+                self.client.cmd("drive-mirror", job_id="job", device="drive0", target="rbd:rbd/disk", format="raw",
+                                sync="full", **arguments)
+
+
+class Trouble(RbdCase):
+    """The cluster fails, and comes back (R-04, R-05, R-06)."""
+
+    def kill_and_restart(self, writers, times):
+        for _ in range(times):
+            self.ceph.signal_osd(signal.SIGKILL)
+            counts = [writer.count for writer in writers.all]
+            time.sleep(0.5)  # requests are on their way, to nobody
+            self.ceph.restart_osd()
+            wait_until(lambda: all(w.error or w.count > n + 5 for w, n in zip(writers.all, counts)), 60,
+                       "requests that go on")
+            writers.some(20)
+
+    def check_osd_dies(self, fmt):
+        self.qimg("create", "-f", fmt, "rbd:rbd/disk", SIZE)
+        self.begin("rbd:rbd/disk", f"format={fmt}")
+        writers = Writers(self.server, bytearray(SIZE), self.id())
+        self.kill_and_restart(writers, 3)
+        content = writers.stop()
+        self.server.stop()
+        if fmt == "raw":
+            self.assertEqual(self.ceph.export("disk"), bytes(content))
+        else:
+            run("qemu-img", "check", "-f", fmt, "rbd:rbd/disk")
+            self.assertEqual(harness.content("rbd:rbd/disk", fmt), bytes(content))
+
+    def test_osd_dies_under_a_raw_disk(self):
+        self.check_osd_dies("raw")
+
+    def test_osd_dies_under_a_qcow2_image(self):
+        self.check_osd_dies("qcow2")
+
+    def test_osd_dies_during_a_mirror(self):
+        image = create(self.path("disk.qcow2"), "qcow2", SIZE)
+        content = bytearray(self.rng.randbytes(SIZE))
+        fill(image, "qcow2", [(0, bytes(content))])
+        self.begin(image)
+        writers = Writers(self.server, content, self.id())
+        self.client.cmd("drive-mirror", job_id="job", device="drive0", target="rbd:rbd/copy", format="raw", sync="full",
+                        speed=4 * MIB)
+        wait_until(lambda: self.ceph.is_there("copy"), 20, "the target")
+        self.kill_and_restart(writers, 2)
+        self.client.cmd("block-job-set-speed", device="job", speed=0)
+        self.pivot()
+        writers.some(20)
+        content = writers.stop()
+        self.server.stop()
+        self.assertEqual(self.ceph.export("copy"), bytes(content))
+
+    def check_full(self, fmt):
+        self.qimg("create", "-f", fmt, "rbd:rbd/disk", SIZE)
+        server = self.serve("rbd:rbd/disk", f"format={fmt}")
+        handle = server.connect()
+        model = Model(bytes(SIZE))
+        for off in range(0, 8 * MIB, MIB):
+            model.write(handle, off, self.rng.randbytes(MIB))
+        handle.flush()
+        self.ceph.be_full(True)
+        self.addCleanup(self.ceph.be_full, False)
+        failed = 0
+        for off in range(12 * MIB, 20 * MIB, MIB):
+            payload = self.rng.randbytes(MIB)
+            try:
+                handle.pwrite(payload, off)
+            except nbd.Error as error:
+                self.assertEqual(error.errnum, errno.ENOSPC, error)
+                failed += 1
+            else:
+                model.data[off:off + MIB] = payload
+        self.assertGreater(failed, 0, "a full pool takes everything")
+        model.compare(handle, 0, 12 * MIB)
+        self.ceph.be_full(False)
+        for off in range(12 * MIB, 20 * MIB, MIB):  # it is known again what it has
+            model.write(handle, off, self.rng.randbytes(MIB))
+        exercise([handle], model, self.rng, 50)
+        server.stop()
+        model.expect(harness.content("rbd:rbd/disk", fmt), "qemu-img convert")
+        harness.check("rbd:rbd/disk", fmt, allow_leaks=True)
+
+    def test_full_raw(self):
+        self.check_full("raw")
+
+    def test_full_qcow2(self):
+        self.check_full("qcow2")
+
+    def hang(self):
+        self.ceph.signal_osd(signal.SIGSTOP)
+        self.addCleanup(self.ceph.signal_osd, signal.SIGCONT)
+
+    def test_a_cluster_that_hangs(self):
+        """It delays nobody else; who asks it is answered at the deadline; and all goes on afterwards."""
+        self.ceph.create("disk", SIZE)
+        local = create(self.path("local.raw"), "raw", SIZE)
+        server = self.serve(None, "format=raw", "export=a:rbd:rbd/disk:rados_osd_op_timeout=2", f"export=b:{local}")
+        far, near = server.connect("a"), server.connect("b")
+        far.pwrite(b"1" * 4096, 0)
+        far.flush()
+        self.hang()
+        self.errno((errno.ETIMEDOUT, errno.EIO), far.pread, 4096, 0)
+        near.pwrite(b"n" * 4096, 4 * MIB)
+        near.flush()
+        self.errno((errno.ETIMEDOUT, errno.EIO), far.pwrite, b"2" * 4096, 0)
+        self.errno((errno.ETIMEDOUT, errno.EIO), far.pwrite, b"3" * 4096, 0)  # waits for the other
+        self.ceph.signal_osd(signal.SIGCONT)
+        far.pwrite(b"4" * 4096, 0)  # nothing that was left behind comes after it
+        far.flush()
+        self.assertEqual(far.pread(4096, 0), b"4" * 4096)
+        server.stop()
+        self.assertEqual(self.ceph.export("disk")[:4096], b"4" * 4096)
+
+    def test_the_end_while_a_cluster_hangs(self):
+        self.ceph.create("disk", SIZE)
+        server = self.serve("rbd:rbd/disk:rados_osd_op_timeout=2", "format=raw")
+        handle = server.connect()
+        handle.pwrite(b"1" * 4096, 0)
+        self.hang()
+        self.errno((errno.ETIMEDOUT, errno.EIO), handle.pwrite, b"2" * 4096, 0)
+        self.errno((errno.ETIMEDOUT, errno.EIO), handle.pread, 4096, 0)
+        server.disconnect()
+        server.process.send_signal(signal.SIGTERM)
+        self.assertIsNotNone(server.process.wait(harness.STOP_TIMEOUT))
+        self.assertNotIn("Sanitizer", server.errors)
+        self.assertGreaterEqual(server.process.returncode, 0, server.errors)
+
+    def test_a_job_is_cancelled_while_its_target_hangs(self):
+        image = create(self.path("disk.qcow2"), "qcow2", SIZE)
+        fill(image, "qcow2", [(0, self.rng.randbytes(SIZE))])
+        self.ceph.create("copy", SIZE)
+        self.begin(image)
+        self.hang()
+        self.client.send({"execute": "drive-mirror", "arguments": {
+            "job-id": "job", "device": "drive0", "target": "rbd:rbd/copy", "mode": "existing", "format": "raw",
+            "sync": "full"}})
+        self.disk.pwrite(b"n" * 4096, 0)
+        other = self.qmp()
+        wait_until(lambda: other.cmd("query-jobs"), 20, "the job")
+        other.cmd("job-cancel", id="job")
+        wait_until(lambda: not other.cmd("query-jobs"), 20, "the job's end")
+        self.disk.pwrite(b"m" * 4096, 0)
+
+
+if __name__ == "__main__":
+    unittest.main()
