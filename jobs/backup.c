@@ -291,12 +291,6 @@ static void backup_free(void *state)
 
 /* ---- the start, for who wants it ---- */
 
-/* Nobody writes to a frozen point. */
-static void drain_nobody(void *opaque)
-{
-    (void)opaque;
-}
-
 static const struct job_ops backup_job_ops = {
     .type = "backup",
     .open = backup_open,
@@ -324,7 +318,7 @@ static struct mirror_params engine_params(const struct backup_params *p)
         .on_target_error = p->on_target_error,
         .buf_size = MAX(chunk, FROZEN_GRANULE) * workers,
         .unmap = true,
-        .pivot = {.begin_drain = drain_nobody, .end_drain = drain_nobody},
+        .pivot = {.begin_drain = mirror_drain_nobody, .end_drain = mirror_drain_nobody},
     };
 }
 

@@ -29,20 +29,6 @@
 #include "jobs/manager.h"
 #include "jobs/mirror_internal.h"
 
-/* The layer that top names, NULL: the active one; and the one above it, if any. */
-static struct node *find_top(struct node *active, const char *name, struct node **overlay)
-{
-    *overlay = NULL;
-    if (!name || layer_is_called(name, NULL, active))
-        return active;
-    for (struct node *above = active; above->backing; above = above->backing)
-        if (layer_is_called(name, above, above->backing)) {
-            *overlay = above;
-            return above->backing;
-        }
-    return NULL;
-}
-
 /* The layer below top that base names, NULL: the bottom one; *depth of it below top. */
 static struct node *find_base(struct node *top, const char *name, unsigned *depth)
 {
@@ -61,7 +47,8 @@ static int find_layers(struct commit_layers *layers, struct node *active, struct
 {
     unsigned depth = 0;
 
-    *top = find_top(active, layers->top_name, &layers->overlay);
+    *top =
+        layers->top_name ? layer_find(active, layers->top_name, &layers->overlay) : active;
     if (!*top)
         return diag_set(diag, EINVAL, "top '%s': is not part of the chain of %s",
                         layers->top_name, active->filename);
@@ -241,12 +228,6 @@ static void commit_free(void *state)
 
 /* ---- the start ---- */
 
-/* Users don't write to layers below the active one: there is nobody to drain. */
-static void drain_nobody(void *opaque)
-{
-    (void)opaque;
-}
-
 /* Both are opened once more, to be written to, as local files. */
 static int check_local(const struct commit_layers *layers, struct diag *diag)
 {
@@ -305,7 +286,8 @@ static int commit_open(struct job *job, void *state, struct diag *diag)
     if (err)
         return err;
     if (m->layers.overlay)
-        p->pivot.begin_drain = p->pivot.end_drain = drain_nobody;
+        /* Users don't write to layers below the active one. */
+        p->pivot.begin_drain = p->pivot.end_drain = mirror_drain_nobody;
     err = chain_start(p->target);
     if (err) {
         diag_errno(diag, -err, "%s", p->target->filename);
@@ -325,28 +307,17 @@ static const struct job_ops commit_job_ops = {
     .free = commit_free,
 };
 
-static char *copy_of(const char *name, bool *failed)
-{
-    char *copy = name ? strdup(name) : NULL;
-
-    *failed |= name && !copy;
-    return copy;
-}
-
 int commit_start(struct job_manager *manager, const struct commit_params *params,
                  struct diag *diag)
 {
     struct mirror *m = calloc(1, sizeof *m);
-    bool failed = !m;
 
-    if (m) {
-        m->layers.top_name = copy_of(params->top, &failed);
-        m->layers.base_name = copy_of(params->base, &failed);
-        m->layers.backing_file = copy_of(params->backing_file, &failed);
-    }
-    if (failed) {
-        if (m)
-            free_names(&m->layers);
+    if (!m)
+        return diag_errno(diag, ENOMEM, "job '%s'", params->job.id);
+    if (!layer_keep_name(&m->layers.top_name, params->top) ||
+        !layer_keep_name(&m->layers.base_name, params->base) ||
+        !layer_keep_name(&m->layers.backing_file, params->backing_file)) {
+        free_names(&m->layers);
         free(m);
         return diag_errno(diag, ENOMEM, "job '%s'", params->job.id);
     }

@@ -19,6 +19,21 @@ bool layer_is_called(const char *name, const struct node *above, const struct no
     return joined && node_is_called(layer, joined);
 }
 
+struct node *layer_find(struct node *top, const char *name, struct node **above)
+{
+    *above = NULL;
+    for (struct node *node = top; node; *above = node, node = node->backing)
+        if (layer_is_called(name, *above, node))
+            return node;
+    return NULL;
+}
+
+bool layer_keep_name(char **copy, const char *name)
+{
+    *copy = name ? strdup(name) : NULL;
+    return *copy || !name;
+}
+
 char *layer_name_for(const struct node *image, const struct node *top,
                      const struct node *base)
 {

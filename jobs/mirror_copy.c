@@ -406,6 +406,11 @@ static void drain_users(struct mirror *m)
     m->drained = true;
 }
 
+void mirror_drain_nobody(void *opaque)
+{
+    (void)opaque;
+}
+
 void mirror_end_drain(struct mirror *m)
 {
     if (m->drained)

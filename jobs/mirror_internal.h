@@ -130,6 +130,9 @@ void mirror_check_losses(struct mirror *m);
 bool mirror_flush_reported_loss(struct mirror *m);
 void mirror_report_progress(struct mirror *m);
 
+/* A pivot's drains, where nobody writes to the source. */
+void mirror_drain_nobody(void *opaque);
+
 /* The completion point: users are drained, the rest is copied, the target flushed.  True:
  * it is done, and users stay drained; else everything goes on. */
 bool mirror_try_complete(struct mirror *m);

@@ -56,16 +56,6 @@ struct stream {
 
 /* ---- which layers ---- */
 
-/* The layer of that file name at or below `top`, and the one above it. */
-static struct node *find_layer(struct node *top, const char *name, struct node **above)
-{
-    *above = NULL;
-    for (struct node *node = top; node; *above = node, node = node->backing)
-        if (layer_is_called(name, *above, node))
-            return node;
-    return NULL;
-}
-
 static int refuse_name(const char *what, const char *name, const struct node *top,
                        struct diag *diag)
 {
@@ -79,11 +69,11 @@ static int find_base(struct stream *s, struct diag *diag)
 
     if (s->base_name) {
         s->base =
-            s->layer->backing ? find_layer(s->layer->backing, s->base_name, &above) : NULL;
+            s->layer->backing ? layer_find(s->layer->backing, s->base_name, &above) : NULL;
         return s->base ? 0 : refuse_name("base", s->base_name, s->layer, diag);
     }
     if (s->bottom_name) {
-        struct node *bottom = find_layer(s->layer, s->bottom_name, &above);
+        struct node *bottom = layer_find(s->layer, s->bottom_name, &above);
         if (!bottom || bottom == s->layer)
             return refuse_name("bottom", s->bottom_name, s->layer, diag);
         s->base = bottom->backing;
@@ -95,7 +85,7 @@ static int find_layers(struct stream *s, struct node *active, struct diag *diag)
 {
     s->layer = active;
     if (s->top_name)
-        s->layer = find_layer(active, s->top_name, &s->overlay);
+        s->layer = layer_find(active, s->top_name, &s->overlay);
     if (!s->layer)
         return refuse_name("device", s->top_name, active, diag);
     int err = find_base(s, diag);
@@ -437,12 +427,6 @@ static const struct job_ops stream_job_ops = {
     .free = stream_free,
 };
 
-static bool keep_text(char **copy, const char *text)
-{
-    *copy = text ? strdup(text) : NULL;
-    return *copy || !text;
-}
-
 int stream_start(struct job_manager *manager, const struct stream_params *params,
                  struct diag *diag)
 {
@@ -452,10 +436,11 @@ int stream_start(struct job_manager *manager, const struct stream_params *params
         return diag_errno(diag, ENOMEM, "job '%s'", params->job.id);
     s->on_error = params->on_error;
     s->pivot = params->pivot;
-    if (!keep_text(&s->id, params->job.id) || !keep_text(&s->top_name, params->top) ||
-        !keep_text(&s->base_name, params->base) ||
-        !keep_text(&s->bottom_name, params->bottom) ||
-        !keep_text(&s->backing_file, params->backing_file)) {
+    if (!layer_keep_name(&s->id, params->job.id) ||
+        !layer_keep_name(&s->top_name, params->top) ||
+        !layer_keep_name(&s->base_name, params->base) ||
+        !layer_keep_name(&s->bottom_name, params->bottom) ||
+        !layer_keep_name(&s->backing_file, params->backing_file)) {
         stream_free(s);
         return diag_errno(diag, ENOMEM, "job '%s'", params->job.id);
     }

@@ -166,13 +166,8 @@ static bool join_options(struct added_node *node, struct control_error *error)
     struct node_options *own = &node->options;
     const struct node_options *file = &node->file->options;
 
-    if (file->detect_zeroes != DETECT_OFF) {
-        control_fail(
-            error, CLASS_GENERIC,
-            "detect-zeroes: can be said of a format, and not of the '%s' node below",
-            node->file->driver);
-        return false;
-    }
+    if (own->detect_zeroes == DETECT_OFF)
+        own->detect_zeroes = file->detect_zeroes;
     own->lock_off |= file->lock_off;
     own->discard_ignore |= node->file->discard_is_said && file->discard_ignore;
     own->cache = find_cache(own->cache->direct || file->cache->direct,

@@ -8,31 +8,16 @@
 #include "base/cleanup.h"
 #include "block/chain.h"
 #include "node_table.h"
-#include "storage/nbd.h"
+#include "storage/nbd_uri.h"
 #include "storage/rbd_name.h"
-
-/* A mirror has 16 operations in flight at most; more connections bring nothing. */
-#define NBD_CONNECTIONS 4
-/* Who started the job waits for the first. */
-#define CONNECT_MS 5000
 
 static int open_nbd(const struct target_request *request, struct node **out,
                     struct diag *diag)
 {
-    const struct nbd_open how = {.connections = NBD_CONNECTIONS,
-                                 .connect_ms = CONNECT_MS,
-                                 .give_up = request->give_up};
-    const struct chain_options options = {.format = request->format,
-                                          .node = {.lock_off = true}};
+    struct chain_options options = {.format = request->format};
 
-    int err =
-        chain_open_nbd(request->source->ctx, request->target, &how, &options, out, diag);
-    if (err != -ELOOP)
-        return err;
-    return diag_set(diag, EINVAL,
-                    "target: %s: is an export of this server: a disk can't be mirrored to "
-                    "itself",
-                    request->target);
+    return node_open_remote_target(request->source->ctx, request->target, request->give_up,
+                                   &options, out, diag);
 }
 
 static int make_file(const struct target_request *request, struct diag *diag)

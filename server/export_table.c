@@ -216,15 +216,6 @@ int export_table_withdraw(struct served_export *exp, bool used_too, struct diag 
     return remove_listed(exp->table, exp, diag);
 }
 
-int export_table_remove(struct export_table *table, const char *name, struct diag *diag)
-{
-    LOCK_GUARD(&table->lock);
-    struct served_export *exp = export_table_look_up(table, name);
-    return exp ? remove_listed(table, exp, diag)
-               : diag_set(diag, ENOENT, "export '%.200s': there is none of that name",
-                          name);
-}
-
 /* ---- looking ---- */
 
 /* Under the lock: '"", "a", "b" and 7 more'. */
@@ -289,17 +280,6 @@ struct served_export *export_table_find(struct export_table *table, const char *
         return export_find_in_folder(table, name, diag);
     say_what_there_is(table, name, diag);
     return NULL;
-}
-
-static bool is_listed(struct export_table *table, const char *name)
-{
-    LOCK_GUARD(&table->lock);
-    return export_table_look_up(table, name);
-}
-
-bool export_table_has(struct export_table *table, const char *name)
-{
-    return is_listed(table, name) || is_in_folder(table, name);
 }
 
 struct served_export *export_table_find_node(struct export_table *table,

@@ -70,11 +70,6 @@ void export_table_tell_closed(struct export_table *table,
 int export_table_withdraw(struct served_export *exp, bool used_too,
                           struct diag *diag) MUST_USE;
 
-/* It isn't found any more from here on, and is closed when its last user leaves, which may
- * be here.  -ENOENT; -EBUSY while a job uses it. */
-int export_table_remove(struct export_table *table, const char *name,
-                        struct diag *diag) MUST_USE;
-
 /* The caller becomes a user.  An image of the folder is opened for it, by one of those who ask
  * for it at the same time: the others wait, and are told the same when that fails; who asks for another
  * waits for nobody.  NULL, with ENOENT and what there is in diag, when there is none of the
@@ -84,9 +79,6 @@ struct served_export *export_table_find(struct export_table *table, const char *
 /* The same by node name; NULL: there is none. */
 struct served_export *export_table_find_node(struct export_table *table,
                                              const char *node_name) MUST_USE;
-
-/* Is there one of the name, open or not? */
-bool export_table_has(struct export_table *table, const char *name);
 
 /* Of whoever names none: "" when there is such an export, else NULL. */
 const char *export_table_default(struct export_table *table);

@@ -7,20 +7,20 @@
 
 #include "storage/nbd.h"
 
-/* As mirrors open their targets. */
+/* A mirror has 16 operations in flight at most; more connections bring nothing. */
 #define NBD_CONNECTIONS 4
-#define CONNECT_MS      5000
+/* Who started the job waits for the first. */
+#define CONNECT_MS 5000
 
-/* An NBD export that is written to: a job sees to it when its server goes away. */
-static int open_remote_target(const struct added_node *node, const struct node_opening *how,
-                              const struct chain_options *options, struct node **out,
-                              struct diag *diag)
+int node_open_remote_target(struct block_context *ctx, const char *uri,
+                            const _Atomic bool *give_up, struct chain_options *options,
+                            struct node **out, struct diag *diag)
 {
-    const char *uri = added_node_target(node);
-    const struct nbd_open nbd = {
-        .connections = NBD_CONNECTIONS, .connect_ms = CONNECT_MS, .give_up = how->give_up};
+    const struct nbd_open how = {
+        .connections = NBD_CONNECTIONS, .connect_ms = CONNECT_MS, .give_up = give_up};
 
-    int err = chain_open_nbd(how->ctx, uri, &nbd, options, out, diag);
+    options->node.lock_off = true;
+    int err = chain_open_nbd(ctx, uri, &how, options, out, diag);
     if (err != -ELOOP)
         return err;
     return diag_set(diag, EINVAL,
@@ -46,10 +46,10 @@ static int open_layer(const struct added_node *node, const struct node_opening *
         .node = node->options,
     };
 
-    if (!remote || !how->as_target)
-        return chain_open(how->ctx, file->target, &options, out, diag);
-    options.node.lock_off = true;
-    return open_remote_target(node, how, &options, out, diag);
+    return remote && how->as_target
+               ? node_open_remote_target(how->ctx, file->target, how->give_up, &options,
+                                         out, diag)
+               : chain_open(how->ctx, file->target, &options, out, diag);
 }
 
 /* What lies below is only read, and may be below others as well. */

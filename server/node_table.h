@@ -109,4 +109,10 @@ struct node_opening {
 int added_node_open(struct added_node *node, const struct node_opening *how,
                     struct node **out, struct diag *diag) MUST_USE;
 
+/* An NBD export that is written to, as `options` say but without a lock.  It isn't opened anew
+ * when its server goes away: a job sees to that. */
+int node_open_remote_target(struct block_context *ctx, const char *uri,
+                            const _Atomic bool *give_up, struct chain_options *options,
+                            struct node **out, struct diag *diag) MUST_USE;
+
 #endif

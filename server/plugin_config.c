@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The plugin's parameters, as a table. */
-#include <ctype.h>
 #include <errno.h>
 #include <math.h>
 #include <stdint.h>
@@ -16,6 +15,7 @@
 #include "base/compiler.h"
 #include "base/size.h"
 #include "base/words.h"
+#include "block/node_name.h"
 #include "plugin_config.h"
 #include "plugin_passphrase.h"
 #include "registry.h"
@@ -494,12 +494,7 @@ static int set_control(struct plugin_config *c, const char *key, const char *val
 /* As QEMU's node names, so that tools made for those can name it. */
 static int set_node_name(struct plugin_config *c, const char *key, const char *value)
 {
-    size_t length = strlen(value);
-    bool well_formed = isalpha((unsigned char)value[0]) && length <= 31;
-
-    for (size_t i = 0; i < length; i++)
-        well_formed &= isalnum((unsigned char)value[i]) || strchr("-._", value[i]);
-    if (!well_formed)
+    if (!node_name_is_well_formed(value))
         return refuse_value(
             key, value,
             "a letter, then letters, digits, '-', '.' and '_', 31 in all at most");

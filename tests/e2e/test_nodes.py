@@ -105,6 +105,83 @@ class Adding(NodeCase):
         self.delete("x")
         self.delete("x-file")
 
+    def test_what_is_part_of_another_is_no_target(self):
+        """nor goes away, until the other has"""
+        self.begin()
+        self.add("x-file", "file", filename=self.image_of("x.qcow2"))
+        self.add("base-file", "file", filename=self.image_of("base.qcow2"))
+        self.add("base", "qcow2", file="base-file", backing=None)
+        self.add("x", "qcow2", file="x-file", backing="base")
+        for name in ("x-file", "base", "base-file"):
+            self.fails("GenericError", self.client, "blockdev-mirror", f"Node '{name}' is busy", job_id="job",
+                       device="drive0", target=name, sync="full")
+            self.fails("GenericError", self.client, "blockdev-backup", f"Node '{name}' is busy", job_id="job",
+                       device="drive0", target=name, sync="full")
+            self.fails("GenericError", self.client, "blockdev-snapshot", "busy|not support|backing image", node="drive0",
+                       overlay=name)
+            self.fails("GenericError", self.client, "block-export-add", f"Node '{name}' is busy", type="nbd", id="e",
+                       node_name=name, writable=True)
+            self.fails("GenericError", self.client, "blockdev-del", f"Node {name} is in use", node_name=name)
+        self.delete("x")
+        self.client.cmd("blockdev-mirror", job_id="job", device="drive0", target="base", sync="full")
+        self.ready()
+        self.fails("GenericError", self.client, "blockdev-del", "Node base is in use", node_name="base")
+        self.client.cmd("block-job-cancel", device="job")
+        self.ended()
+        for name in ("base", "base-file", "x-file"):
+            self.delete(name)
+
+    def test_a_file_that_is_open_is_in_no_target(self):
+        self.begin()
+        target = self.memory()
+        self.add("below", "nbd", server={"type": "unix", "path": target.socket})
+        self.client.cmd("blockdev-mirror", job_id="job", device="drive0", target="below", sync="full")
+        self.ready()
+        self.add("x", "raw", file="below")
+        self.fails("GenericError", self.client, "blockdev-mirror", "Node 'below' is busy", job_id="two",
+                   device="drive0", target="x", sync="full")
+        self.client.cmd("block-job-cancel", device="job")
+        self.ended()
+
+    def test_what_is_said_of_the_file(self):
+        """holds for the image"""
+        self.begin()
+        file = {"driver": "file", "filename": self.image_of("x.qcow2")}
+        cache = {}
+        for name, own, below in (("none", {}, {"direct": True}), ("volatile", {}, {"no-flush": True}),
+                                 ("writeback", {}, {"direct": False}), ("none", {"direct": True}, {"direct": False})):
+            self.add(f"x-{len(cache)}", "qcow2", file={**file, "cache": below}, cache=own)
+            cache[f"x-{len(cache)}"] = name
+        nodes = {node["node-name"]: node for node in self.client.cmd("query-named-block-nodes")}
+        self.assertEqual({name: nodes[name]["cache"]["mode"] for name in cache}, cache)
+        for own, below in (({"direct": True}, {"no-flush": True}), ({"direct": True, "no-flush": True}, {})):
+            self.refused("no-flush doesn't go with direct", driver="qcow2", node_name="x", cache=own,
+                         file={**file, "cache": below})
+        self.add("x", "qcow2", file={**file, "detect-zeroes": "unmap"})
+        self.assertEqual(self.client.cmd("query-named-block-nodes")[-1]["detect_zeroes"], "unmap")
+
+    def test_discard_and_locking_of_the_file(self):
+        self.begin()
+        for below, discards in (({}, True), ({"discard": "unmap"}, True), ({"discard": "ignore"}, False)):
+            path = self.image_of("x.raw", "raw", MIB)
+            self.add("x", "raw", discard="unmap", file={"driver": "file", "filename": path, **below})
+            self.client.cmd("block-export-add", type="nbd", id="e", node_name="x", writable=True)
+            disk = self.server.connect("x")
+            disk.pwrite(b"x" * MIB, 0)
+            disk.trim(MIB, 0)
+            self.assertEqual(disk.pread(MIB, 0) == bytes(MIB), discards, below)
+            self.server.disconnect()
+            self.client.cmd("block-export-del", id="e", mode="hard")
+            self.client.event("BLOCK_EXPORT_DELETED")
+            self.delete("x")
+        for locking, text in (("off", ""), ("on", "lock")):
+            path = self.image_of(f"{locking}.raw", "raw", MIB)
+            self.add(locking, "raw", file={"driver": "file", "filename": path, "locking": locking})
+            self.client.cmd("block-export-add", type="nbd", id=locking, node_name=locking, writable=True)
+            self.assertIn(text, run("qemu-io", "-f", "raw", "-c", "write 0 512", path, check=False).stderr)
+            self.assertEqual(run("qemu-io", "-f", "raw", "-c", "write 0 512", path, check=False).returncode == 0,
+                             locking == "off")
+
     def test_references(self):
         """an image names another: the server's own rule holds"""
         folder = self.path("elsewhere")

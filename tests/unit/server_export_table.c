@@ -184,6 +184,13 @@ Test(export_table, a_name_is_given_once)
 
 /* ---- coming and going ---- */
 
+static int withdraw(struct fixture *f, const char *name, struct diag *diag)
+{
+    CLEANUP_EXPORT struct served_export *exp = export_table_find(&f->table, name, diag);
+
+    return exp ? export_table_withdraw(exp, true, diag) : -ENOENT;
+}
+
 Test(export_table, the_last_user_closes_what_was_removed)
 {
     struct fixture f;
@@ -193,8 +200,8 @@ Test(export_table, the_last_user_closes_what_was_removed)
     begin(&f);
     add_image(&f, "a", SIZE, &path);
     struct served_export *user = find(&f, "a");
-    cr_assert_eq(export_table_remove(&f.table, "a", &diag), 0);
-    cr_expect_eq(export_table_remove(&f.table, "a", &diag), -ENOENT);
+    cr_assert_eq(withdraw(&f, "a", &diag), 0);
+    cr_expect_eq(withdraw(&f, "a", &diag), -ENOENT);
     cr_expect_null(export_table_find(&f.table, "a", &diag));
     cr_expect_eq(count(&f), 0);
     cr_expect_eq(write_byte(user, 1, 0), 0, "who has it goes on");
@@ -221,10 +228,10 @@ Test(export_table, a_job_keeps_its_export)
     add_image(&f, "a", SIZE, &path);
     struct served_export *user = find(&f, "a");
     cr_assert(export_begin_job(user));
-    cr_expect_eq(export_table_remove(&f.table, "a", &diag), -EBUSY);
+    cr_expect_eq(withdraw(&f, "a", &diag), -EBUSY);
     cr_expect(strstr(diag.text, "job"));
     export_end_job(user);
-    cr_assert_eq(export_table_remove(&f.table, "a", &diag), 0);
+    cr_assert_eq(withdraw(&f, "a", &diag), 0);
     cr_expect_not(export_begin_job(user), "it is on its way out");
     export_put(user);
     end(&f);
@@ -239,7 +246,7 @@ Test(export_table, the_end_closes_what_is_in_use)
     add_image(&f, "a", SIZE, &first);
     add_image(&f, "b", SIZE, &second);
     struct served_export *listed = find(&f, "a"), *removed = find(&f, "b");
-    cr_assert_eq(export_table_remove(&f.table, "b", NULL), 0);
+    cr_assert_eq(withdraw(&f, "b", &(struct diag){0}), 0);
     cr_expect(export_table_is_idle(&f.table));
     {
         EXPORT_USE(use, export_enter(removed));
@@ -309,7 +316,7 @@ Test(export_table, others_come_and_go_while_one_is_used)
         CLEANUP_EXPORT struct served_export *exp = find(&f, "goes");
         cr_assert_eq(write_byte(exp, (unsigned char)round, round * STEP / 2), 0);
         await(&writers[round % 2], 5);
-        cr_assert_eq(export_table_remove(&f.table, "goes", &diag), 0);
+        cr_assert_eq(withdraw(&f, "goes", &diag), 0);
         cr_assert_eq(read_byte(exp, round * STEP / 2), round);
         export_put(TAKE(&exp));
         cr_assert(is_free(goes));
