@@ -33,6 +33,14 @@ static bool chain_bears_name(const struct node *top, const char *text)
     return false;
 }
 
+/* Is it the uppermost of those that have no name? */
+static bool is_first_unnamed(const struct node *top, const struct node *node)
+{
+    while (top && top->name)
+        top = top->backing;
+    return top == node;
+}
+
 struct node_name_text control_name_node(const struct served_export *exp,
                                         const struct node *top, const struct node *node)
 {
@@ -43,7 +51,7 @@ struct node_name_text control_name_node(const struct served_export *exp,
         depth++;
     if (node->name)
         snprintf(name.text, sizeof name.text, "%s", node->name->text);
-    else if (depth == 0 && !chain_bears_name(top, exp->node_name))
+    else if (is_first_unnamed(top, node) && !chain_bears_name(top, exp->node_name))
         snprintf(name.text, sizeof name.text, "%s", exp->node_name);
     else
         snprintf(name.text, sizeof name.text, "%.255s#%u", exp->node_name, depth);

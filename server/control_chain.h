@@ -19,7 +19,8 @@ void control_stop_looking(struct chain_use *chain);
 #define CHAIN_USE(chain, exp) \
     struct chain_use chain CLEANUP(control_stop_looking) = control_look_at_chain(exp)
 
-/* The name of a node: its own; or one made from the export's and how deep it lies. */
+/* The name of a node: its own; or the export's, for the uppermost that has none, as it was called
+ * before others were put on top; or one made from that and how deep it lies. */
 struct node_name_text {
     char text[280];
 };

@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What libvirt and Proxmox send, in their order and in their words, and what they read of the answers.  M-56
+
+libvirt's lines are those of 11.3 (qemu_block.c, qemu_blockjob.c, qemu_backup.c, qemu_snapshot.c), with files that
+are there already (--reuse-external); Proxmox's those of qemu-server 9 (BlockJob.pm, Blockdev.pm)."""
+
+import json
+
+import harness
+from harness import KIB, MIB, check, create, run
+from qmp import QmpError
+from test_mirror import MirrorCase
+
+
+class Transcript(MirrorCase):
+    """A tool's connection: ids as it has them, and JSON in one line."""
+
+    TOOL = "libvirt"
+
+    def start_tool(self, name, *keys):
+        self.control = self.path("control")
+        self.server = self.serve(self.image, f"control={self.control}", f"node-name={name}", *keys)
+        self.client = self.qmp()
+        self.disk = self.server.connect()
+        self.sent = 0
+
+    def say(self, command, _refused=None, **arguments):
+        """Sends it; what is returned, or the words of what has to be refused."""
+        self.sent += 1
+        arguments = {key.replace("_", "-"): value for key, value in arguments.items()}
+        line = {"execute": command, **({"arguments": arguments} if arguments else {}), "id": f"{self.TOOL}-{self.sent}"}
+        self.client.send_bytes(json.dumps(line).encode() + b"\r\n")
+        reply = self.client.reply()
+        self.assertEqual(reply.pop("id"), f"{self.TOOL}-{self.sent}")
+        if _refused is None:
+            self.assertNotIn("error", reply, line)
+            return reply["return"]
+        self.assertEqual(reply["error"]["class"], "GenericError")
+        self.assertRegex(reply["error"]["desc"], _refused)
+        return reply["error"]["desc"]
+
+    def tell(self, command, **arguments):
+        """whatever comes of it"""
+        self.client.send({"execute": command, "arguments": arguments})
+        self.client.reply()
+
+    def done(self, command, **arguments):
+        self.assertEqual(self.say(command, **arguments), {})
+
+    def states(self, job, *states):
+        """JOB_STATUS_CHANGE of these, in this order."""
+        for state in states:
+            while (event := self.client.event("JOB_STATUS_CHANGE", id=job))["data"]["status"] != state:
+                self.assertNotIn(event["data"]["status"], states[states.index(state) + 1:])
+
+    def overlay(self, name, below, size=None):
+        path = self.path(name)
+        run("qemu-img", "create", "-f", "qcow2", "-b", below, "-F", "qcow2", path, *([size] if size else []))
+        return path
+
+    def content_is(self, path, fmt="qcow2"):
+        self.server.stop()
+        if fmt == "qcow2":
+            check(path, fmt)
+        expected = self.path("expected.raw")
+        with open(expected, "wb") as file:
+            file.write(self.content)
+        run("qemu-img", "compare", "-f", "raw", "-F", fmt, expected, path)
+
+
+class Libvirt(Transcript):
+    def begin(self):
+        self.start_tool("libvirt-1-format", "references=any")
+
+    def add(self, number, path, driver="qcow2", **options):
+        """the storage and the format of one source"""
+        self.done("blockdev-add", driver="file", filename=path, node_name=f"libvirt-{number}-storage",
+                  auto_read_only=True, discard="unmap", cache={"direct": True, "no-flush": False})
+        self.done("blockdev-add", node_name=f"libvirt-{number}-format", read_only=False, discard="unmap",
+                  cache={"direct": True, "no-flush": False}, driver=driver, file=f"libvirt-{number}-storage", **options)
+
+    def remove(self, number):
+        self.done("blockdev-del", node_name=f"libvirt-{number}-format")
+        self.done("blockdev-del", node_name=f"libvirt-{number}-storage")
+
+    def node(self, name):
+        """what libvirt reads of a node"""
+        nodes = {node["node-name"]: node for node in self.say("query-named-block-nodes", flat=True)}
+        image = nodes[name]["image"]
+        self.assertEqual(image["virtual-size"], self.SIZE)
+        self.assertEqual(image["format-specific"]["data"]["compat"], "1.1")
+        self.assertIn("actual-size", image)
+        return nodes[name]
+
+    def snapshot(self, number):
+        """an external one"""
+        below = self.image
+        self.image = self.overlay(f"snapshot-{number}.qcow2", below)
+        self.node(f"libvirt-{number - 1}-format")
+        self.add(number, self.image, backing=None)
+        self.done("transaction", actions=[{"type": "blockdev-snapshot", "data": {
+            "node": f"libvirt-{number - 1}-format", "overlay": f"libvirt-{number}-format"}}])
+        self.write(number * MIB, self.rng.randbytes(100 * KIB))
+
+    def progress(self, job):
+        """virsh blockjob --info"""
+        info = next(j for j in self.say("query-block-jobs") if j["device"] == job)
+        for member in ("type", "speed", "offset", "len", "ready"):
+            self.assertIn(member, info)
+        return info
+
+    def concluded(self, job):
+        self.states(job, "concluded")
+        info = next(j for j in self.say("query-jobs") if j["id"] == job)
+        self.assertEqual((info["status"], info.get("error")), ("concluded", None))
+        self.assertEqual(info["current-progress"], info["total-progress"])
+        self.done("job-dismiss", id=job)
+
+    def test_blockcopy(self):
+        self.begin()
+        self.add(2, self.overlay("copy.qcow2", self.image), backing=None)
+        self.done("blockdev-mirror", job_id="copy-vda-libvirt-1-format", device="libvirt-1-format",
+                  target="libvirt-2-format", sync="full", auto_finalize=True, auto_dismiss=False)
+        self.states("copy-vda-libvirt-1-format", "created", "running", "ready")
+        self.write(MIB, b"while it is mirrored" * 1000)
+        self.assertEqual(self.progress("copy-vda-libvirt-1-format")["ready"], True)
+        # Before it pivots it adds a bitmap to the target, and goes on when that fails.
+        self.tell("transaction", actions=[{"type": "block-dirty-bitmap-add", "data": {
+            "node": "libvirt-2-format", "name": "libvirt-tmp-activewrite", "persistent": False, "disabled": False}}])
+        self.done("job-complete", id="copy-vda-libvirt-1-format")
+        self.states("copy-vda-libvirt-1-format", "waiting", "pending")
+        self.concluded("copy-vda-libvirt-1-format")
+        self.node("libvirt-2-format")
+        self.write(0, b"on the copy")
+        # And a second time, from where it is now.
+        self.add(3, create(self.path("second.raw"), "raw", self.SIZE), "raw")
+        self.done("blockdev-mirror", job_id="copy-vda-libvirt-2-format", device="libvirt-2-format",
+                  target="libvirt-3-format", sync="full", speed=1 << 30, granularity=64 * KIB, buf_size=MIB,
+                  copy_mode="write-blocking", auto_finalize=True, auto_dismiss=False)
+        self.states("copy-vda-libvirt-2-format", "ready")
+        self.done("job-complete", id="copy-vda-libvirt-2-format")
+        self.concluded("copy-vda-libvirt-2-format")
+        self.remove(2)
+        self.content_is(self.path("second.raw"), "raw")
+
+    def test_blockcopy_that_is_given_up(self):
+        self.begin()
+        self.add(2, create(self.path("copy.raw"), "raw", self.SIZE), "raw")
+        self.done("blockdev-mirror", job_id="copy-vda-libvirt-1-format", device="libvirt-1-format",
+                  target="libvirt-2-format", sync="full", auto_finalize=True, auto_dismiss=False)
+        self.states("copy-vda-libvirt-1-format", "ready")
+        self.done("block-job-set-speed", device="copy-vda-libvirt-1-format", speed=100 * MIB)
+        self.done("block-job-cancel", device="copy-vda-libvirt-1-format", force=False)
+        self.concluded("copy-vda-libvirt-1-format")
+        self.remove(2)
+        with self.assertRaises(QmpError) as caught:
+            self.client.cmd("block-job-cancel", device="copy-vda-libvirt-1-format", force=True)
+        self.assertEqual(caught.exception.kind, "DeviceNotActive")
+        self.content_is(self.path("copy.raw"), "raw")
+
+    def test_snapshots_and_active_blockcommit(self):
+        base = self.image
+        self.begin()
+        self.snapshot(2)
+        self.snapshot(3)
+        self.done("block-commit", device="libvirt-3-format", job_id="commit-vda-libvirt-3-format",
+                  top_node="libvirt-3-format", base_node="libvirt-1-format", auto_dismiss=False,
+                  backing_mask_protocol=True)
+        self.states("commit-vda-libvirt-3-format", "running", "ready")
+        self.assertEqual(self.progress("commit-vda-libvirt-3-format")["type"], "commit")
+        self.tell("transaction", actions=[{"type": "block-dirty-bitmap-add", "data": {
+            "node": "libvirt-1-format", "name": "libvirt-tmp-activewrite", "persistent": False, "disabled": False}}])
+        self.done("job-complete", id="commit-vda-libvirt-3-format")
+        self.concluded("commit-vda-libvirt-3-format")
+        self.remove(3)
+        self.remove(2)
+        self.assertEqual(self.node("libvirt-1-format")["file"], base)
+        self.write(0, b"in the base")
+        self.content_is(base)
+
+    def test_intermediate_blockcommit(self):
+        base = self.image
+        self.begin()
+        for number in (2, 3, 4):
+            self.snapshot(number)
+        self.assertEqual([node["node-name"] for node in self.say("query-named-block-nodes", flat=True)],
+                         ["libvirt-4-format", "libvirt-3-format", "libvirt-2-format", "libvirt-1-format"] + [
+                             f"libvirt-{number}-storage" for number in (2, 3, 4)])
+        self.done("block-commit", device="libvirt-4-format", job_id="commit-vda-libvirt-3-format",
+                  top_node="libvirt-3-format", base_node="libvirt-2-format", backing_file=self.path("snapshot-2.qcow2"),
+                  auto_finalize=True, auto_dismiss=False, backing_mask_protocol=True)
+        self.concluded("commit-vda-libvirt-3-format")
+        self.remove(3)
+        self.done("block-commit", device="libvirt-4-format", job_id="commit-vda-libvirt-2-format",
+                  top_node="libvirt-2-format", base_node="libvirt-1-format", backing_file=base,
+                  auto_finalize=True, auto_dismiss=False, backing_mask_protocol=True)
+        self.concluded("commit-vda-libvirt-2-format")
+        self.remove(2)
+        self.content_is(self.image)
+        self.assertEqual(harness.info(self.image, "qcow2")["backing-filename"], base)
+
+    def test_blockpull(self):
+        base = self.image
+        self.begin()
+        for number in (2, 3):
+            self.snapshot(number)
+        self.done("block-stream", device="libvirt-3-format", job_id="pull-vda-libvirt-3-format",
+                  base_node="libvirt-1-format", backing_file=base, auto_finalize=True, auto_dismiss=False,
+                  backing_mask_protocol=True)
+        self.concluded("pull-vda-libvirt-3-format")
+        self.remove(2)
+        self.done("block-stream", device="libvirt-3-format", job_id="pull-vda-libvirt-3-format", speed=1 << 30,
+                  auto_finalize=True, auto_dismiss=False, backing_mask_protocol=True)
+        self.concluded("pull-vda-libvirt-3-format")
+        self.content_is(self.image)
+        self.assertNotIn("backing-filename", harness.info(self.image, "qcow2"))
+
+    def backup(self, number, *actions, **arguments):
+        job = "backup-vda-libvirt-1-format"
+        self.done("transaction", actions=[*actions, {"type": "blockdev-backup", "data": {
+            "device": "libvirt-1-format", "job-id": job, "target": f"libvirt-{number}-format",
+            **arguments, "auto-finalize": True, "auto-dismiss": False}}])
+        self.concluded(job)
+        self.remove(number)
+
+    def test_backup_begin(self):
+        """push: a full one with a checkpoint, and an incremental one from it"""
+        bitmap = {"node": "libvirt-1-format", "persistent": True, "disabled": False}
+        self.begin()
+        self.add(2, create(self.path("full.qcow2"), "qcow2", self.SIZE), backing=None)
+        self.backup(2, {"type": "block-dirty-bitmap-add", "data": {**bitmap, "name": "first"}}, sync="full")
+        self.write(2 * MIB, b"since the first" * 10000)
+        info = self.node("libvirt-1-format")["dirty-bitmaps"][0]
+        self.assertEqual({key: info[key] for key in ("name", "recording", "persistent", "busy", "granularity")},
+                         {"name": "first", "recording": True, "persistent": True, "busy": False, "granularity": 65536})
+        self.add(3, self.copy(self.path("full.qcow2"), "both.raw"), "raw")
+        self.backup(3, {"type": "block-dirty-bitmap-add", "data": {**bitmap, "name": "second"}},
+                    {"type": "block-dirty-bitmap-add", "data": {
+                        "node": "libvirt-1-format", "name": "backup-vda", "persistent": False, "disabled": True,
+                        "granularity": 65536}},
+                    {"type": "block-dirty-bitmap-merge", "data": {
+                        "node": "libvirt-1-format", "target": "backup-vda",
+                        "bitmaps": [{"node": "libvirt-1-format", "name": "first"}]}},
+                    sync="incremental", bitmap="backup-vda")
+        self.done("transaction", actions=[{"type": "block-dirty-bitmap-remove", "data": {
+            "node": "libvirt-1-format", "name": "backup-vda"}}])
+        self.content_is(self.path("both.raw"), "raw")
+        check(self.image, "qcow2")
+
+    def copy(self, path, name):
+        run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", path, self.path(name))
+        return self.path(name)
+
+    def test_backup_begin_in_pull_mode(self):
+        """needs another server than the one that is there; what was made ready is taken away again"""
+        self.begin()
+        self.add(2, self.overlay("scratch.qcow2", self.image), backing=None)
+        for address in ({"type": "unix", "data": {"path": self.path("nbd")}},
+                        {"type": "inet", "data": {"host": "localhost", "port": "10809"}}):
+            self.say("nbd-server-start", "^NBD server already running$", addr=address)
+        self.remove(2)
+        self.content_is(self.image)
+
+    def test_an_export(self):
+        """of a node of its own, as libvirt has NBD exports"""
+        self.begin()
+        self.add(2, create(self.path("other.qcow2"), "qcow2", self.SIZE), backing=None)
+        self.done("block-export-add", type="nbd", id="libvirt-nbd-libvirt-2-format", node_name="libvirt-2-format",
+                  writable=False, name="vdb")
+        self.say("block-export-add", "'bitmaps' is unexpected", type="nbd", id="libvirt-nbd-libvirt-1-format",
+                 node_name="libvirt-1-format", writable=False, name="vda", bitmaps=["first"])
+        self.assertEqual(self.server.connect("vdb").get_size(), self.SIZE)
+        self.say("nbd-server-stop", "quit")
+        self.content_is(self.image)
+
+    def test_blockresize(self):
+        self.begin()
+        self.done("block_resize", node_name="libvirt-1-format", size=self.SIZE + MIB)
+        self.content += bytes(MIB)
+        self.content_is(self.image)
+
+
+class Proxmox(Transcript):
+    TOOL = "21542"  # its pid and a number
+
+    def begin(self):
+        self.start_tool("drive-scsi0")
+
+    def poll(self, job, until):
+        """query-block-jobs until this one is as is waited for; None: it has gone"""
+        for _ in range(100000):
+            info = next((j for j in self.say("query-block-jobs") if j["device"] == job and j["type"] == "mirror"), None)
+            if until(info):
+                return info
+            self.assertTrue(info, "it vanished")
+            self.assertNotIn("error", info)
+        return self.fail("it takes too long")
+
+    def is_ready(self, info):
+        return info["ready"] and not info["busy"]
+
+    def move(self, job):
+        """its monitor: ready, complete, until it is concluded and dismissed"""
+        info = self.poll(job, self.is_ready)
+        self.assertEqual(info["offset"], info["len"])
+        self.write(MIB, b"while it moves" * 1000)
+        self.done("job-complete", id=job)
+        self.poll(job, lambda info: info["status"] == "concluded")
+        self.done("job-dismiss", id=job)
+        self.poll(job, lambda info: info is None)
+        self.write(0, b"moved")
+
+    def test_a_drive_is_moved(self):
+        """to files and over NBD, as before blockdev"""
+        self.begin()
+        file = create(self.path("target.qcow2"), "qcow2", self.SIZE)
+        options = {"device": "drive-scsi0", "sync": "full", "auto_dismiss": False, "mode": "existing"}
+        self.done("drive-mirror", target=file, format="qcow2", speed=1024 * MIB, **options)
+        self.move("drive-scsi0")
+        raw = create(self.path("target.raw"), "raw", self.SIZE)
+        self.done("drive-mirror", target=f"zeroinit:{raw}", format="raw", **options)
+        self.move("drive-scsi0")
+        target = self.memory()
+        self.done("drive-mirror", target=f"nbd:unix:{target.socket}:exportname=drive-scsi0", format="nbd", **options)
+        self.poll("drive-scsi0", self.is_ready)
+        self.done("block-job-change", id="drive-scsi0", type="mirror", copy_mode="write-blocking")
+        self.poll("drive-scsi0", lambda info: info["actively-synced"])
+        self.done("block-job-cancel", device="drive-scsi0")
+        self.poll("drive-scsi0", lambda info: info["status"] == "concluded")
+        self.done("job-dismiss", id="drive-scsi0")
+        self.same(target.content())
+        self.content_is(raw, "raw")
+        check(file, "qcow2")
+
+    def blockdev(self, path, **options):
+        """a format over a file, each with all options"""
+        common = {"cache": {"direct": True, "no-flush": False}, "discard": "unmap", "detect-zeroes": "unmap",
+                  "read-only": False}
+        return {"node_name": "f" + "1" * 30, "driver": "qcow2", **common, **options, "file": {
+            "driver": "file", "filename": path, "aio": "io_uring", "node-name": "e" + "1" * 30, **common}}
+
+    def test_a_drive_is_moved_to_a_node(self):
+        self.begin()
+        target = create(self.path("target.qcow2"), "qcow2", self.SIZE)
+        self.done("blockdev-add", **self.blockdev(target))
+        self.assertEqual(self.say("query-named-block-nodes")[0]["node-name"], "drive-scsi0")
+        self.done("blockdev-mirror", job_id="mirror-scsi0", device="drive-scsi0", target="f" + "1" * 30, sync="full",
+                  auto_dismiss=False, replaces="drive-scsi0", speed=1024 * MIB)
+        self.move("mirror-scsi0")
+        # It takes the source away, unless it is gone.
+        self.assertEqual([node["node-name"] for node in self.say("query-named-block-nodes")], ["f" + "1" * 30])
+        self.done("block_resize", node_name=self.say("query-block")[0]["inserted"]["node-name"], size=self.SIZE + MIB)
+        self.content += bytes(MIB)
+        self.content_is(target)
+
+    def test_what_goes_wrong(self):
+        self.begin()
+        target = create(self.path("target.raw"), "raw", self.SIZE)
+        options = {"device": "drive-scsi0", "sync": "full", "auto_dismiss": False, "mode": "existing"}
+        self.done("drive-mirror", target=target, format="raw", speed=1, **options)
+        self.say("job-complete", "Job 'drive-scsi0' in state '.*' cannot accept command verb 'complete'",
+                 id="drive-scsi0")
+        self.say("drive-mirror", "already exists|in use|busy", target=target, format="raw", **options)
+        self.done("block-job-cancel", device="drive-scsi0")
+        self.poll("drive-scsi0", lambda info: info is None or info["status"] == "concluded")
+        self.done("job-dismiss", id="drive-scsi0")
+        self.poll("drive-scsi0", lambda info: info is None)
+        with self.assertRaises(QmpError) as caught:
+            self.client.cmd("block-job-cancel", device="drive-scsi0")
+        self.assertEqual(caught.exception.kind, "DeviceNotActive")
+        # A target that was added, and isn't needed.
+        self.done("blockdev-add", **self.blockdev(create(self.path("x.qcow2"), "qcow2", self.SIZE)))
+        self.done("blockdev-del", node_name="f" + "1" * 30)
+        self.say("blockdev-del", "Failed to find node with node-name", node_name="e" + "1" * 30)
+        self.content_is(self.image)
+
+
+if __name__ == "__main__":
+    harness.main()
