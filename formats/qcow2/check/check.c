@@ -143,11 +143,18 @@ static int mend_counts(struct check *c)
     return 0;
 }
 
+/* Flags that contradict right refcounts are set right with leaks, as nothing depends on
+ * what is believed. */
+static bool has_only_wrong_flags(const struct check *c)
+{
+    return c->pass.found.corruptions == c->pass.wrong_flags;
+}
+
 /* The refcounts, and the flags that go with them. */
 static int mend_refcounts(struct check *c)
 {
     bool all = c->in.options->repair == REPAIR_ALL;
-    bool flags = all || c->pass.found.corruptions == 0;
+    bool flags = all || has_only_wrong_flags(c);
 
     int err = mend_counts(c);
     if (err)
@@ -187,7 +194,8 @@ static int repair_image(struct check *c)
                    "entries that make no sense may have stood for data: nothing is freed");
         return 0;
     }
-    if (c->pass.found.leaks || (all && c->pass.found.corruptions))
+    if (c->pass.found.leaks ||
+        (c->pass.found.corruptions && (all || has_only_wrong_flags(c))))
         err = mend_refcounts(c);
     if (!err && c->repair.wrote)
         err = qrepair_flush(c);

@@ -81,9 +81,14 @@ void qcheck_wrong_flag(struct check *c, uint64_t weight, const char *fmt, ...)
         c->in.options->message(c->in.options->opaque, text);
 }
 
+/* A repair tells which flags it sets right instead. */
 static void tell_later_texts(struct check *c)
 {
     const struct later_texts *later = &c->pass.later;
+
+    if (c->in.options->repair == REPAIR_LEAKS &&
+        c->pass.found.corruptions == c->pass.wrong_flags)
+        return;
 
     for (size_t at = 0; at < later->bytes; at += strlen(later->text + at) + 1)
         c->in.options->message(c->in.options->opaque, later->text + at);
