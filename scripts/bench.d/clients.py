@@ -157,23 +157,32 @@ def copy_all(measurement):
                 return copied / passed / 1e6
 
 
-def check(measurement):
-    """Seconds of the offline check.  The kernel counts as its memory also what this program had
-    when it started the child: less than that can't be told."""
-    log = measurement.nursery.path("check.log")
-    began = time.monotonic()
-    with open(log, "wb") as output:
-        child = measurement.nursery.start(measurement.server.check(measurement.image),
-                                          stdout=output, stderr=output)
-        _, status, usage = os.wait4(child.pid, 0)
-    passed = time.monotonic() - began
-    child.returncode = os.waitstatus_to_exitcode(status)
-    measurement.memory = usage.ru_maxrss * KIB
-    if child.returncode != 0:
-        with open(log, encoding="utf-8", errors="replace") as output:
-            words = output.read().strip()
-        raise Failed("failed", f"check: {(words.splitlines() or [describe_end(child)])[-1]}")
-    return passed
+def offline(words):
+    """Makes what measures an offline command: its seconds.  "IMAGE" among the words is the image, "OUT" a
+    file that isn't there.  The kernel counts as its memory also what this program had when it
+    started the child: less than that can't be told."""
+    def measure(measurement):
+        log, out = measurement.nursery.path("offline.log"), measurement.nursery.path("offline.out")
+        names = {"IMAGE": measurement.image.path, "OUT": out, "NONE": ""}
+        command = [measurement.server.tool, *(names.get(word, word) for word in words.split())]
+        try:
+            began = time.monotonic()
+            with open(log, "wb") as output:
+                child = measurement.nursery.start(command, stdout=output, stderr=output)
+                _, status, usage = os.wait4(child.pid, 0)
+            passed = time.monotonic() - began
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(out)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        measurement.memory = usage.ru_maxrss * KIB
+        if child.returncode != 0:
+            with open(log, encoding="utf-8", errors="replace") as output:
+                told = output.read().strip()
+            raise Failed("failed",
+                         f"{words}: {(told.splitlines() or [describe_end(child)])[-1]}")
+        return passed
+    return measure
 
 
 def futexes(measurement):

@@ -197,6 +197,22 @@ class Store:
             return below
         return self._keep(f"chain-{self.size}", form, make)
 
+    def empty_overlay(self, form):
+        """Nothing, over a full raw image."""
+        return self._overlay(form, self.full("raw"))
+
+    def overlay(self, form):
+        """Every fourth cluster, over a full raw image that is its own."""
+        image = self._overlay(form, self.full_copy("raw"))
+        self._write_places(image, 0, 4 * CLUSTER, CLUSTER)
+        return image
+
+    def _overlay(self, form, below):
+        path = self.nursery.path(f"over{next(self._numbers)}.{form}")
+        self._create(path, form, self.size, "-b", below.path, "-F", below.format)
+        own = () if below.shared else below.files
+        return Image(path, form, self.size, (path, *own), shared=False)
+
     def places(self, size, count):
         """A maker of sparse images with data at that many places, evenly spread."""
         def image(form):

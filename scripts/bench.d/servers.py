@@ -33,11 +33,11 @@ class Server:
     name: str
     role: str                            # ours, peer or file
     serve: Optional[Callable] = None     # (image, place, control) -> command
-    check: Optional[Callable] = None     # image -> command
+    tool: Optional[str] = None           # the program of offline commands
     mirror: Optional[Callable] = None    # (qmp, URI of the target) -> id of the job
 
     def can(self, what):
-        """Whether it serves, checks or mirrors."""
+        """Whether it serves, mirrors or is a tool."""
         return getattr(self, what) is not None
 
 
@@ -138,7 +138,7 @@ def _ours(build):
                                      "format": "raw", "mode": "existing", "sync": "full"})
         return "mirror"
 
-    return Server("ours", "ours", serve, lambda image: [qimg, "check", image.path], mirror)
+    return Server("ours", "ours", serve, qimg, mirror)
 
 
 def _file_serve(image, place, _control):
@@ -200,7 +200,7 @@ def competitors(nursery, store, build):
     uring = _qemu_nbd("io_uring")
     peers = [_qemu_nbd("threads"), uring,
              Server("qemu-storage-daemon", "peer", _qsd_serve, mirror=_qsd_mirror),
-             Server("qemu-img", "peer", check=lambda image: ["qemu-img", "check", image.path])]
+             Server("qemu-img", "peer", tool="qemu-img")]
     missing = []
     if not _starts(nursery, store, uring):
         peers.remove(uring)

@@ -64,12 +64,14 @@ def compressed(kind):
 
 
 READ, WRITE = "randread", "randwrite"
+offline = clients.offline
 random_io, sequential_io = clients.random_io, clients.sequential_io
 allocate = random_io(WRITE, 32, once=True)
 allocate_flush = random_io(WRITE, 8, once=True, fsync=8)
 allocate_flush_4 = random_io(WRITE, 8, once=True, fsync=8, numjobs=4)
 MBS = "MB/s"
 TIME = {"unit": "s", "better": "lower"}
+TOOL = {**TIME, "uses": "tool"}
 
 WORKLOADS = [
     Workload("read-4k-d1", "random read 4 KiB, depth 1", FULL, random_io(READ, 1),
@@ -142,8 +144,8 @@ WORKLOADS = [
              peer=1.0, better="lower"),
     Workload("start-1t", "start, first reply and stop, 1 TiB", preallocated(TIB),
              clients.start_and_stop, "ms", peer=1.0, better="lower"),
-    Workload("check-1t", "check of a preallocated 1 TiB image", preallocated(TIB), clients.check,
-             peer=2.0, uses="check", **TIME),
+    Workload("check-1t", "check of a preallocated 1 TiB image", preallocated(TIB),
+             offline("check IMAGE"), peer=2.0, **TOOL),
     Workload("mirror", "mirror until ready", FULL, clients.mirror, peer=1.5,
              uses="mirror", grows=True, **TIME),
     Workload("qed-mirror", "QED: mirror until ready", FULL, clients.mirror, peer=1.5,
@@ -151,6 +153,30 @@ WORKLOADS = [
 
     Workload("backup-4k-d32", "random overwrite 4 KiB, depth 32, beside a backup to 1 MB/s", FULL,
              clients.write_beside_backup, uses="mirror", grows=True, roles=("ours",)),
+
+    Workload("convert-raw-qcow2", "convert: raw to qcow2", FULL,
+             offline("convert -f raw -O qcow2 IMAGE OUT"), peer=1.2, format="raw", grows=True, **TOOL),
+    Workload("convert-qcow2-raw", "convert: qcow2 to raw", FULL,
+             offline("convert -f qcow2 -O raw IMAGE OUT"), peer=1.2, grows=True, **TOOL),
+    Workload("convert-qcow2-qcow2", "convert: qcow2 to qcow2", FULL,
+             offline("convert -f qcow2 -O qcow2 IMAGE OUT"), peer=1.2, grows=True, **TOOL),
+    Workload("convert-sparse", "convert: 4096 places in 64 GiB, qcow2 to qcow2",
+             places(64 * GIB, 4096), offline("convert -f qcow2 -O qcow2 IMAGE OUT"), peer=1.2, **TOOL),
+    Workload("convert-deflate", "convert -c: deflate", Store.programs,
+             offline("convert -c -f raw -O qcow2 IMAGE OUT"), peer=1.5, format="raw", **TOOL),
+    Workload("convert-zstd", "convert -c: zstd", Store.programs,
+             offline("convert -c -f raw -O qcow2 -o compression_type=zstd IMAGE OUT"), peer=1.5,
+             format="raw", **TOOL),
+    Workload("commit", "commit of every fourth cluster", Store.overlay,
+             offline("commit -q -f qcow2 IMAGE"), peer=1.2, **TOOL),
+    Workload("rebase", "rebase to no backing file", Store.empty_overlay,
+             offline("rebase -q -f qcow2 -b NONE IMAGE"), peer=1.2, grows=True, **TOOL),
+    Workload("measure-1t", "measure of a preallocated 1 TiB image", preallocated(TIB),
+             offline("measure -f qcow2 -O qcow2 IMAGE"), peer=2.0, **TOOL),
+    Workload("info-1t", "info of a preallocated 1 TiB image", preallocated(TIB),
+             offline("info IMAGE"), peer=2.0, **TOOL),
+    Workload("map-1t", "map of a preallocated 1 TiB image", preallocated(TIB),
+             offline("map --output=json IMAGE"), peer=2.0, **TOOL),
 
     Workload("futex", "futex calls in 1000 random reads", FULL, clients.futexes, "calls",
              file=1.0, better="lower", roles=("ours", "file")),
