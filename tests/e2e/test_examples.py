@@ -78,6 +78,56 @@ class ManualPages(Examples):
                 elif event := re.search(r'"event": "(\w+)"', message):
                     client.event(event[1])
 
+    def test_control_elsewhere(self):
+        """Messages between the words of the page, at a disk that is as it says: the incremental backup first, which the
+        example of a transaction goes on from."""
+        text = pod("qimg-control.pod").replace(pod_section(pod("qimg-control.pod"), "EXAMPLES"), "")
+        found = [re.sub(r"^(->|<-) ", "", re.split(r"^<- ", block, flags=re.M)[0].strip()) for block in pod_blocks(text)]
+        commands = sorted((json.loads(block) for block in found if '"execute"' in block),
+                          key=lambda one: (one["execute"] == "transaction", "disk-only" in str(one), "tuesday" in str(one)))
+        self.assertGreater(len(commands), 3)
+        greeting = [json.loads(block) for block in found if block.startswith('{"QMP"')]
+        self.serve(create(self.path("disk"), "qcow2", MIB), f"control={self.path('qmp')}")
+        with Qmp(self.path("qmp")) as client:
+            self.assertEqual([client.greeting], greeting)
+            for command in commands:
+                client.send(command)
+                answer = next(message for message in iter(client.receive, None) if "event" not in message)
+                self.assertEqual(answer, {"return": {}}, command)
+
+    def test_plugin_elsewhere(self):
+        """The examples between the words: a remote base, a key in a URI, what the plugin tells of itself."""
+        notes = pod_section(pod("nbdkit-qimg-plugin.pod"), "NOTES")
+        blocks = pod_blocks(notes)
+        base = self.serve(create(self.path("base"), "raw", 20 << 30), "format=raw")
+        (remote,) = [block for block in blocks if "images.example" in block]
+        remote = remote.replace("nbd://images.example/debian-12", f"'{base.uri}'").replace("/run/", "")
+        (dump,) = [block for block in blocks if "--dump-plugin" in block]
+        (key,) = [block for block in blocks if "storage.example" in block]
+        with open(self.path("keys.psk"), "w", encoding="ascii") as keys:
+            keys.write("alice:" + "a1" * 32 + "\n")
+        create(self.path("secret"), "raw", MIB)
+        create(self.path("over.qcow2"), "qcow2", MIB)
+        key = key.replace("nbds://alice@storage.example/disk?", f"nbds+unix://alice@/disk?socket={self.path('tls')}&")
+        key = key.replace("/etc/qimg/keys.psk", self.path("keys.psk")).strip()
+        self.run_script(f"""{remote.replace("nbdkit", "nbdkit -P remote.pid")}
+kill $(cat remote.pid)
+{dump}
+nbdkit -P tls.pid -U {self.path("tls")} --tls=require --tls-psk={self.path("keys.psk")} qimg export=disk:{self.path("secret")} format=raw
+nbdkit -U - qimg {self.path("over.qcow2")} {key} backing-format=raw --run 'nbdinfo "$uri"'
+kill $(cat tls.pid)
+""")
+
+    def test_backup(self):
+        (example,) = [block for block in pod_blocks(pod("cli/qimg.pod")) if "/backups/disk" in block and "--keep" in block]
+        self.run_script(f"""qimg create -q -f qcow2 disk.qcow2 64M
+mkdir backups
+nbdkit -P disk.pid -U disk.sock qimg disk.qcow2 control=disk.qmp
+{example.replace("/backups", "backups")}
+qimg backup --list backups/disk | grep full
+kill $(cat disk.pid)
+""")
+
 
 if __name__ == "__main__":
     unittest.main()
