@@ -5,15 +5,7 @@
 #include <string.h>
 
 #include "base/diag.h"
-
-/* Sentences quote names that others chose.  A line break or an escape sequence among them
- * would forge lines of a log, or speak to a terminal. */
-static void make_harmless(char *text)
-{
-    for (; *text; text++)
-        if ((unsigned char)*text < ' ' || *text == 0x7f)
-            *text = '?';
-}
+#include "base/plain_text.h"
 
 int diag_set(struct diag *diag, int err, const char *fmt, ...)
 {
@@ -22,7 +14,7 @@ int diag_set(struct diag *diag, int err, const char *fmt, ...)
         va_start(ap, fmt);
         vsnprintf(diag->text, sizeof diag->text, fmt, ap);
         va_end(ap);
-        make_harmless(diag->text);
+        plain_text_tame(diag->text, "");
         diag->err = err;
     }
     return -err;
@@ -39,7 +31,7 @@ int diag_errno(struct diag *diag, int err, const char *fmt, ...)
         char reason[128];
         snprintf(diag->text + used, sizeof diag->text - used, ": %s",
                  strerror_r(err, reason, sizeof reason));
-        make_harmless(diag->text);
+        plain_text_tame(diag->text, "");
         diag->err = err;
     }
     return -err;

@@ -3,6 +3,9 @@
 #include <stdio.h>
 
 #include "base/log.h"
+#include "base/plain_text.h"
+
+#define LONGEST 4096
 
 static void log_to_stderr(enum log_level level, const char *fmt, va_list ap)
 {
@@ -21,13 +24,31 @@ void log_set_sink(log_sink *sink)
     current_sink = sink ? sink : log_to_stderr;
 }
 
-#define DEFINE_LOG(name, level)       \
-    void name(const char *fmt, ...)   \
-    {                                 \
-        va_list ap;                   \
-        va_start(ap, fmt);            \
-        current_sink(level, fmt, ap); \
-        va_end(ap);                   \
+static void PRINTF_LIKE(2, 3) hand_over(enum log_level level, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    current_sink(level, fmt, ap);
+    va_end(ap);
+}
+
+static void write_message(enum log_level level, const char *fmt, va_list ap)
+{
+    char text[LONGEST];
+
+    vsnprintf(text, sizeof text, fmt, ap);
+    plain_text_tame(text, "");
+    hand_over(level, "%s", text);
+}
+
+#define DEFINE_LOG(name, level)        \
+    void name(const char *fmt, ...)    \
+    {                                  \
+        va_list ap;                    \
+        va_start(ap, fmt);             \
+        write_message(level, fmt, ap); \
+        va_end(ap);                    \
     }
 
 DEFINE_LOG(log_error, LOG_ERROR)

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/plain_text.h"
 #include "base/size.h"
 #include "base/words.h"
 #include "block/cache_mode.h"
@@ -22,10 +23,15 @@ void cli_print_name(void)
 
 static void print_message(const char *fmt, va_list ap)
 {
+    CLEANUP_FREE char *text = NULL;
+
     fflush(stdout);
     cli_print_name();
-    vfprintf(stderr, fmt, ap);
-    fputc('\n', stderr);
+    if (vasprintf(&text, fmt, ap) < 0)
+        text = NULL;
+    if (text)
+        plain_text_tame(text, "\n"); /* which some of qemu-img's sentences have */
+    fprintf(stderr, "%s\n", text ? text : "out of memory");
 }
 
 int cli_error(const char *fmt, ...)

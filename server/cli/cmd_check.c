@@ -9,6 +9,8 @@
 
 #include <jansson.h>
 
+#include "base/cleanup.h"
+#include "base/plain_text.h"
 #include "block/cache_mode.h"
 #include "block/chain.h"
 #include "cli.h"
@@ -62,9 +64,10 @@ static void show_message(void *opaque, const char *text)
 {
     struct checked *image = opaque;
 
-    if (image->messages++ < MAX_MESSAGES)
-        fprintf(stderr, "%s\n", text);
-    else if (image->messages == MAX_MESSAGES + 1)
+    if (image->messages++ < MAX_MESSAGES) {
+        CLEANUP_FREE char *plain = plain_text_copy(text);
+        fprintf(stderr, "%s\n", plain ? plain : "");
+    } else if (image->messages == MAX_MESSAGES + 1)
         fputs("(more of this is only counted)\n", stderr);
 }
 

@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/cleanup.h"
+#include "base/plain_text.h"
 #include "base/checked.h"
 #include "cli.h"
 #include "image.h"
@@ -78,8 +80,10 @@ static int print_human(const struct run *run)
         return CLI_OK;
     if (!st->file)
         return cli_error("File contains external, encrypted or compressed clusters.");
+    CLEANUP_FREE char *name = plain_text_copy(file_name(st));
+
     printf("%#-16" PRIx64 "%#-16" PRIx64 "%#-16" PRIx64 "%s\n", run->start, st->length,
-           st->host_offset, file_name(st));
+           st->host_offset, name ? name : "");
     return CLI_OK;
 }
 

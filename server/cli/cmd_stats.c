@@ -8,6 +8,8 @@
 
 #include <jansson.h>
 
+#include "base/cleanup.h"
+#include "base/plain_text.h"
 #include "cli.h"
 #include "qmp_client.h"
 #include "size.h"
@@ -54,10 +56,11 @@ static uint64_t count_since(const json_t *disk, const json_t *before,
 
 static void print_disk(const json_t *disk, const json_t *before)
 {
+    CLEANUP_FREE char *name = plain_text_copy(stats_name(disk));
     uint64_t failed = 0;
     char bytes[32];
 
-    printf("%-24s", stats_name(disk));
+    printf("%-24s", name ? name : "");
     for (unsigned i = 0; i < 2; i++) {
         size_format(count_since(disk, before, &stats_ops[i], "%s_bytes"), bytes,
                     sizeof bytes);

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cleanup.h"
+#include "base/plain_text.h"
 #include "base/size.h"
 #include "base/words.h"
 #include "cli.h"
@@ -172,10 +174,19 @@ static void print_value(const char *value)
     }
 }
 
+static void print_plain_value(const char *value)
+{
+    CLEANUP_FREE char *plain = plain_text_copy(value);
+
+    print_value(plain ? plain : "");
+}
+
 void create_options_announce(const struct driver *format, const struct option_list *list,
                              const char *filename)
 {
-    printf("Formatting '%s', fmt=%s", filename, format->name);
+    CLEANUP_FREE char *name = plain_text_copy(filename);
+
+    printf("Formatting '%s', fmt=%s", name ? name : "", format->name);
     for (const struct create_option_info *o = format->create_options; o->name; o++) {
         const char *value = options_get(list, o->name);
         if (!value)
@@ -183,7 +194,7 @@ void create_options_announce(const struct driver *format, const struct option_li
         if (!value)
             continue;
         printf(" %s=", o->name);
-        print_value(value);
+        print_plain_value(value);
     }
     putchar('\n');
     fflush(stdout);

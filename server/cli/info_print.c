@@ -5,6 +5,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "common/json_text.h"
 #include "info_print.h"
 #include "size.h"
 
@@ -77,7 +78,7 @@ static void print_snapshot(const json_t *snapshot, FILE *out)
 
 void info_print_snapshots(const json_t *object, FILE *out)
 {
-    const json_t *snapshots = json_object_get(object, "snapshots");
+    json_auto_t *snapshots = json_plain_copy(json_object_get(object, "snapshots"));
 
     if (json_array_size(snapshots) == 0)
         return;
@@ -132,8 +133,10 @@ static void print_tree(const json_t *value, int depth, FILE *out)
         print_member(key, member, depth, out);
 }
 
-void info_print_human(const json_t *object, FILE *out)
+void info_print_human(const json_t *raw, FILE *out)
 {
+    json_auto_t *object = json_plain_copy(raw);
+
     fprintf(out, "image: %s\n", text_of(object, "filename"));
     fprintf(out, "file format: %s\n", text_of(object, "format"));
     print_size_lines(object, out);

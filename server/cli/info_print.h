@@ -8,7 +8,7 @@
 #include <jansson.h>
 
 /* Prints one image's description, an object of `qimg info --output=json`. */
-void info_print_human(const json_t *object, FILE *out);
+void info_print_human(const json_t *raw, FILE *out);
 
 /* The list of its snapshots, if it has any. */
 void info_print_snapshots(const json_t *object, FILE *out);

@@ -9,6 +9,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "interrupt.h"
+#include "common/json_text.h"
 #include "job_watch.h"
 #include "size.h"
 
@@ -77,8 +78,9 @@ static bool was_cancelled(const json_t *job)
     return strcmp(text_of(job, "error"), "Operation canceled") == 0;
 }
 
-void job_print(const json_t *job)
+void job_print(const json_t *raw)
 {
+    json_auto_t *job = json_plain_copy(raw);
     char progress[64];
 
     format_progress(job, progress, sizeof progress);

@@ -94,6 +94,33 @@ class Images(Case):
         run(QIMG, "snapshot", "-d", "large", image)
         check(image, "qcow2")
 
+    def test_names_do_not_speak_to_the_terminal(self):
+        """Control characters of names are spelled out for people, wherever names are printed; JSON has them."""
+        name, shown = "a\033[31m\nb\u009b2J", r"a\x1b[31m\x0ab\xc2\x9b2J"
+        image = create(self.path("disk"), "qcow2", MIB)
+        run("qemu-img", "snapshot", "-c", name, image)
+        run("qemu-img", "bitmap", "--add", image, name)
+        for words in (["snapshot", "-l", image], ["info", image]):
+            text = run(QIMG, *words).stdout
+            self.assertIn(shown, text)
+            self.assertFalse(set(text) & {"\033", "\u009b"}, words)
+        self.assertEqual(run(QIMG, "info", image).stdout.count(shown), 2, "of the snapshot and the bitmap")
+        info = json.loads(run(QIMG, "info", "--output=json", image).stdout)
+        self.assertEqual(info["snapshots"][0]["name"], name)
+        self.assertEqual(info["format-specific"]["data"]["bitmaps"][0]["name"], name)
+        for words in (["snapshot", "-d", name + "x", image], ["bitmap", "--clear", image, name + "x"]):
+            done = run(QIMG, *words, check=False)
+            self.assertEqual(done.returncode, 1)
+            self.assertFalse(set(done.stderr) & {"\033", "\u009b"}, done.stderr)
+        base, overlay = create(self.path("b\033[2Jase"), "qcow2", MIB), self.path("overlay")
+        created = run(QIMG, "create", "-f", "qcow2", "-b", base, "-F", "qcow2", overlay).stdout
+        run("qemu-io", "-c", "write -q 0 64k", base)
+        for text in (created, run(QIMG, "info", overlay).stdout, run(QIMG, "map", overlay).stdout):
+            self.assertIn(r"b\x1b[2Jase", text)
+            self.assertNotIn("\033", text)
+        os.unlink(base)
+        self.assertNotIn("\033", run(QIMG, "check", "-r", "all", base, check=False).stderr)
+
     def test_of_nothing(self):
         image = create(self.path("disk"), "qcow2", 0)
         for option in ("-c", "-a", "-d"):
