@@ -20,6 +20,7 @@
 #include "control_client.h"
 #include "control_cmds.h"
 #include "control_events.h"
+#include "control_handover.h"
 #include "control_lane.h"
 #include "control_query.h"
 #include "control_queue.h"
@@ -169,17 +170,30 @@ static void send_to_all(struct control *control, const char *text)
     }
 }
 
+static void hand_out_sockets(struct control *control, struct client *client)
+{
+    client->took_over = true;
+    control_socket_put_aside(&control->socket);
+    client_send_sockets(client, control->context.sockets.fds, control->context.sockets.n);
+}
+
 /* Takes over the answer's value.  The client may have left. */
 static void send_answer(struct control *control, struct control_answer *answer)
 {
+    control_note_handover(&control->context, answer);
+    bool hands_over = answer->ticket == control->context.handover_ticket;
     for (unsigned i = 0; i < control->n_clients; i++) {
         struct client *client = control->clients[i];
         if (client->awaits != answer->ticket)
             continue;
+        if (hands_over)
+            hand_out_sockets(control, client);
         client_answer(client, control_reply(answer->value, &answer->error, client->id),
                       handle_request, control);
         return;
     }
+    if (hands_over)
+        control_take_back(&control->context);
     json_decref(answer->value);
 }
 
@@ -214,13 +228,23 @@ static void accept_client(struct control *control)
     client_send(client, control_greeting());
 }
 
+/* One that has taken over says `quit` before. */
+static void drop_client(struct control *control, struct client *client)
+{
+    if (client->took_over && !control->context.quit_came) {
+        control_socket_put_back(&control->socket);
+        control_take_back(&control->context);
+    }
+    client_free(client);
+}
+
 static void drop_dead_clients(struct control *control)
 {
     unsigned alive = 0;
 
     for (unsigned i = 0; i < control->n_clients; i++) {
         if (control->clients[i]->dead)
-            client_free(control->clients[i]);
+            drop_client(control, control->clients[i]);
         else
             control->clients[alive++] = control->clients[i];
     }
@@ -397,6 +421,8 @@ static int fill_control(struct control *control, const struct control_setup *set
         .config = setup->config,
         .give_up = &control->stopping,
         .shut_down = setup->shut_down,
+        .hand_over = setup->hand_over,
+        .take_back = setup->take_back,
         .opaque = setup->opaque,
     };
     node_table_init(&control->context.nodes);

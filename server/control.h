@@ -19,6 +19,7 @@
 #include "base/diag.h"
 
 struct control;
+struct control_sockets;
 struct block_shared;
 struct export_table;
 struct plugin_config;
@@ -33,6 +34,9 @@ struct control_setup {
     const struct plugin_config *config;
     void (*shut_down)(
         void *opaque); /* the command `quit`: begins the server's orderly end */
+    /* As in control_cmds.h. */
+    int (*hand_over)(void *opaque, struct control_sockets *out, struct diag *diag);
+    void (*take_back)(void *opaque);
     void *opaque;
 };
 

@@ -138,10 +138,7 @@ static bool is_waiting_for_writer(struct served_export *exp, bool persistent)
 
 static int make_writable(struct served_export *exp, bool persistent, struct diag *diag)
 {
-    if (!is_waiting_for_writer(exp, persistent))
-        return 0;
-    int err = export_check_changes(exp, diag);
-    return err ? err : export_make_writable(exp, diag);
+    return is_waiting_for_writer(exp, persistent) ? export_open_for_changes(exp, diag) : 0;
 }
 
 /* Where it can't be, what is kept can't be changed, which is said then. */

@@ -48,6 +48,30 @@ void client_flush(struct client *client)
     client->dead |= client->ending;
 }
 
+void client_send_sockets(struct client *client, const int *fds, unsigned n)
+{
+    char space = ' ';
+    struct iovec iov = {&space, 1};
+    union {
+        struct cmsghdr align;
+        char room[CMSG_SPACE(sizeof(int) * CLIENT_MAX_SOCKETS)];
+    } control = {0};
+    struct msghdr message = {.msg_iov = &iov,
+                             .msg_iovlen = 1,
+                             .msg_control = &control,
+                             .msg_controllen = CMSG_SPACE(sizeof(int) * n)};
+    struct cmsghdr *header = &control.align;
+
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int) * n);
+    memcpy(CMSG_DATA(header), fds, sizeof(int) * n);
+    client_flush(client);
+    if (client_has_queue(client) ||
+        sendmsg(client->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) != 1)
+        client->dead = true;
+}
+
 /* Makes room behind what is queued. */
 static bool make_queue_room(struct client *client, size_t length)
 {

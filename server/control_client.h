@@ -21,6 +21,7 @@ struct client {
     bool negotiated; /* it said qmp_capabilities */
     bool ending;     /* reads no more; closed when the queue is empty */
     bool dead;       /* to be closed now */
+    bool took_over;  /* it has the server's sockets */
     char *queue;     /* [sent, queued) is to be sent */
     size_t sent, queued, capacity;
     struct json_stream in;
@@ -39,6 +40,11 @@ void client_free(struct client *client);
 void client_send(struct client *client, json_t *message);
 void client_send_text(struct client *client, const char *text, size_t length);
 void client_flush(struct client *client);
+
+/* Passes descriptors on, with what JSON has no use for, at the beginning of the next message;
+ * what it doesn't take makes it dead.  The descriptors are borrowed. */
+void client_send_sockets(struct client *client, const int *fds, unsigned n);
+#define CLIENT_MAX_SOCKETS 16
 
 static inline bool client_has_queue(const struct client *client)
 {

@@ -10,6 +10,7 @@
 #include "base/cleanup.h"
 #include "common/json_text.h"
 #include "control_exports.h"
+#include "control_handover.h"
 #include "control_lane.h"
 #include "control_schema.h"
 #include "control_stats.h"
@@ -30,6 +31,7 @@ static const struct {
     {control_bitmap_commands, true},    {control_transaction_commands, true},
     {control_snapshot_commands, true},  {control_overlay_commands, true},
     {control_throttle_commands, false}, {control_disk_commands, true},
+    {control_handover_commands, false},
 };
 
 #define NEGOTIATE "qmp_capabilities"
@@ -228,6 +230,8 @@ static json_t *run_command(struct control_context *ctx, bool *negotiated, const 
                             name);
     if (ctx->quit_came)
         return control_fail(error, CLASS_GENERIC, "The server is shutting down");
+    if (ctx->handover_ticket && strcmp(name, "quit") != 0)
+        return control_fail(error, CLASS_GENERIC, "The server hands over to another one");
     if (!control_fits(command->name, command->args, args, error))
         return NULL;
     return slow && ctx->lane ? run_slowly(ctx, command, args, error)

@@ -28,6 +28,12 @@ struct plugin_config;
 struct served_export;
 struct throttle_groups;
 
+/* Of whom they are borrowed. */
+struct control_sockets {
+    const int *fds;
+    unsigned n;
+};
+
 /* What commands work on. */
 struct control_context {
     struct export_table *exports;
@@ -39,8 +45,15 @@ struct control_context {
     struct block_context trial;  /* of nodes that are opened to see whether they can be */
     const _Atomic bool *give_up; /* becomes true at the server's end */
     void (*shut_down)(void *opaque);
-    void *opaque;   /* shut_down's */
-    bool quit_came; /* the command */
+    /* Another server takes over: 0, and which sockets it is to have; or -errno with diag.  And
+     * nothing came of it.  May be NULL; on the lane. */
+    int (*hand_over)(void *opaque, struct control_sockets *out, struct diag *diag);
+    void (*take_back)(void *opaque);
+    struct control_sockets sockets; /* that were handed over */
+    uint64_t handover_ticket;       /* one began, and may be over; 0: it isn't */
+    uint64_t take_back_ticket;      /* its end; 0: it hasn't begun */
+    void *opaque;                   /* of all three */
+    bool quit_came;                 /* the command */
     /* Who carries out what may take long; NULL: it is waited for, and a job that is being
      * opened counts as started. */
     struct control_lane *lane;

@@ -4,6 +4,8 @@
 
 #include <errno.h>
 #include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -11,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "base/unix_socket.h"
 
 #define BACKLOG 128
@@ -62,16 +65,46 @@ int control_socket_open(struct control_socket *s, const char *path, struct diag 
         err = -errno;
     if (err)
         return diag_errno(diag, -err, "control=%s: cannot listen", path);
-    *s = (struct control_socket){fd, path, st.st_dev, st.st_ino};
+    *s = (struct control_socket){
+        .fd = fd, .path = path, .device = st.st_dev, .inode = st.st_ino};
     fd = -1;
     return 0;
 }
 
-void control_socket_close(struct control_socket *s)
+static void move(const char *from, const char *to)
+{
+    if (rename(from, to) < 0)
+        log_error("control=%s: cannot be renamed to %s: %s", from, to, strerror(errno));
+}
+
+void control_socket_put_aside(struct control_socket *s)
+{
+    if (asprintf(&s->aside, "%s.replaced", s->path) < 0)
+        s->aside = NULL;
+    else
+        move(s->path, s->aside);
+}
+
+void control_socket_put_back(struct control_socket *s)
+{
+    if (s->aside)
+        move(s->aside, s->path);
+    free(TAKE(&s->aside));
+}
+
+/* Another server may have a file there. */
+static void remove_own(const struct control_socket *s, const char *path)
 {
     struct stat st;
 
-    if (lstat(s->path, &st) == 0 && st.st_dev == s->device && st.st_ino == s->inode)
-        unlink(s->path);
+    if (path && lstat(path, &st) == 0 && st.st_dev == s->device && st.st_ino == s->inode)
+        unlink(path);
+}
+
+void control_socket_close(struct control_socket *s)
+{
+    remove_own(s, s->path);
+    remove_own(s, s->aside);
+    free(TAKE(&s->aside));
     close(s->fd);
 }

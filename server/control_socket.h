@@ -12,6 +12,7 @@
 struct control_socket {
     int fd; /* listening, non-blocking, closed on exec */
     const char *path;
+    char *aside;  /* where it lies while another server has its path; NULL: it doesn't */
     dev_t device; /* what we made, so that nothing else is removed */
     ino_t inode;
 };
@@ -20,6 +21,11 @@ struct control_socket {
  * there is one thread.  A socket that nobody listens on any more is replaced. */
 int control_socket_open(struct control_socket *socket, const char *path,
                         struct diag *diag) MUST_USE;
+
+/* Another server is to listen there: the file goes beside.  And back, in the place of what was
+ * left.  That it can't be is logged. */
+void control_socket_put_aside(struct control_socket *socket);
+void control_socket_put_back(struct control_socket *socket);
 
 /* Removes the file, if it is still ours, and closes. */
 void control_socket_close(struct control_socket *socket);

@@ -79,7 +79,6 @@ static int open_node(struct served_export *exp, const struct export_request *req
 
 void export_free(struct served_export *exp)
 {
-    throttle_leave(&exp->throttle);
     free(exp->name);
     free(exp->node_name);
     free(exp->default_view);
@@ -150,6 +149,14 @@ int export_make_writable(struct served_export *exp, struct diag *diag)
     return node_activate(node, diag);
 }
 
+int export_flush(struct served_export *exp, struct diag *diag)
+{
+    EXPORT_USE(use, export_enter(exp));
+    int err = block_flush(use.node);
+
+    return err ? diag_errno(diag, -err, "%s: flushing", use.node->filename) : 0;
+}
+
 void export_note_read_only(struct served_export *exp)
 {
     atomic_store(&exp->read_only, true);
@@ -171,6 +178,13 @@ int export_check_changes(struct served_export *exp, struct diag *diag)
             "has connected yet that could write",
             node->filename);
     return 0;
+}
+
+int export_open_for_changes(struct served_export *exp, struct diag *diag)
+{
+    int err = export_check_changes(exp, diag);
+
+    return err ? err : export_make_writable(exp, diag);
 }
 
 bool export_is_called(struct served_export *exp, const char *node_name)
@@ -516,9 +530,7 @@ int export_resize(struct served_export *exp, uint64_t size, struct diag *diag)
 {
     struct node *node;
 
-    int err = export_check_changes(exp, diag);
-    if (!err)
-        err = export_make_writable(exp, diag);
+    int err = export_open_for_changes(exp, diag);
     if (!err)
         err = export_claim(exp, &node, diag);
     if (err)
@@ -592,6 +604,7 @@ int export_close(struct served_export *exp)
 {
     if (!exp->is_open)
         return 0;
+    throttle_leave(&exp->throttle);
     exp->is_open = false;
     struct node *node = atomic_exchange(&exp->node, NULL);
     if (exp->sealed)

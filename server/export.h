@@ -109,8 +109,16 @@ int export_start(struct served_export *exp) MUST_USE;
 /* On the first writable connection. */
 int export_make_writable(struct served_export *exp, struct diag *diag) MUST_USE;
 
+/* For a command that changes the image: it is writable already, or can be made so.  As
+ * export_check_changes. */
+int export_open_for_changes(struct served_export *exp, struct diag *diag) MUST_USE;
+
 /* On a connection that nbdkit says is read-only. */
 void export_note_read_only(struct served_export *exp);
+
+/* Most of what is dirty is written, so that who is to wait for the rest doesn't wait long; what
+ * was written before is durable. */
+int export_flush(struct served_export *exp, struct diag *diag) MUST_USE;
 
 /* Is that the name of the node that is served now? */
 bool export_is_called(struct served_export *exp, const char *node_name);

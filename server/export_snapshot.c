@@ -4,14 +4,6 @@
 
 #include <errno.h>
 
-/* It is writable already, or can be made so. */
-static int make_writable(struct served_export *exp, struct diag *diag)
-{
-    int err = export_check_changes(exp, diag);
-
-    return err ? err : export_make_writable(exp, diag);
-}
-
 static int check_format(struct served_export *exp, struct diag *diag)
 {
     EXPORT_USE(use, export_enter(exp));
@@ -30,16 +22,7 @@ int export_check_snapshots(struct served_export *exp, struct diag *diag)
 {
     int err = check_format(exp, diag);
 
-    return err ? err : make_writable(exp, diag);
-}
-
-/* Most of what is dirty is written before anybody waits for it. */
-static int flush_now(struct served_export *exp, struct diag *diag)
-{
-    EXPORT_USE(use, export_enter(exp));
-    int err = block_flush(use.node);
-
-    return err ? diag_errno(diag, -err, "%s: flushing", use.node->filename) : 0;
+    return err ? err : export_open_for_changes(exp, diag);
 }
 
 int export_begin_snapshot(struct served_export *exp, const struct snapshot_request *request,
@@ -54,7 +37,7 @@ int export_begin_snapshot(struct served_export *exp, const struct snapshot_reque
     err = node_begin_snapshot(node, request, &out->change, diag);
     /* Twice: while much was written, some more became dirty. */
     for (unsigned i = 0; !err && i < 2; i++)
-        err = flush_now(exp, diag);
+        err = export_flush(exp, diag);
     if (err && out->change) {
         struct diag ignored;
         (void)!export_finish_snapshot(out, false, &ignored);

@@ -416,15 +416,52 @@ static void wait_while_any(struct export_table *table, enum export_life life)
         lock_wait(&table->lock, &table->changed);
 }
 
-void export_table_close(struct export_table *table)
+static void close_all(struct export_table *table)
 {
     struct served_export *exp;
-
-    refuse_to_open(table);
-    export_closers_stop(table);
     LOCK_GUARD(&table->lock);
+
     wait_while_any(table, EXPORT_OPENING); /* what was begun before nobody could any more */
     while ((exp = look_up_next(table, NULL, EXPORT_REMOVED)))
         export_close_unlocked(table, exp);
     wait_while_any(table, EXPORT_CLOSING);
+}
+
+void export_table_close(struct export_table *table)
+{
+    refuse_to_open(table);
+    export_closers_stop(table);
+    close_all(table);
+}
+
+/* ---- a server that may go on afterwards ---- */
+
+/* Under the lock. */
+static bool is_used(const struct served_export *exp, const struct served_export *kept)
+{
+    unsigned users = exp->life == EXPORT_LISTED ? 1 : 0;
+
+    return exp->users > (exp == kept ? users + 1 : users) || exp->jobs > 0 ||
+           exp->life == EXPORT_OPENING || exp->life == EXPORT_CLOSING;
+}
+
+bool export_table_is_used(struct export_table *table, const struct served_export *kept)
+{
+    LOCK_GUARD(&table->lock);
+    LIST_FOR_EACH (pos, &table->exports)
+        if (is_used(export_at(pos), kept))
+            return true;
+    return false;
+}
+
+void export_table_close_all(struct export_table *table)
+{
+    refuse_to_open(table);
+    close_all(table);
+}
+
+void export_table_open_again(struct export_table *table)
+{
+    LOCK_GUARD(&table->lock);
+    atomic_store(&table->ending, false);
 }

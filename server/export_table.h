@@ -132,4 +132,14 @@ void export_table_seal(struct export_table *table);
  * can't be made durable is logged with the name of the image.  Again: does nothing. */
 void export_table_close(struct export_table *table);
 
+/* ---- a server that may go on afterwards ---- */
+
+/* Is there a user of any, but the table, and of `kept` one more; a job; or one that is being
+ * opened or closed? */
+bool export_table_is_used(struct export_table *table, const struct served_export *kept);
+
+/* None is in use: closes them all, and none is opened until the table is opened again. */
+void export_table_close_all(struct export_table *table);
+void export_table_open_again(struct export_table *table);
+
 #endif

@@ -4,6 +4,8 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/resource.h>
 
 #define NBDKIT_API_VERSION 2
@@ -11,6 +13,7 @@
 
 #include "base/cleanup.h"
 #include "control.h"
+#include "control_cmds.h"
 #include "image_folder.h"
 #include "service_manager.h"
 #include "shutdown.h"
@@ -58,7 +61,10 @@ static void begin_end(void *opaque)
 {
     struct server *server = opaque;
 
+    atomic_store(&server->ending, true);
     service_manager_tell(SERVICE_STOPPING);
+    if (server->handover.done)
+        handover_finish(server);
     throttle_groups_lift(&server->throttles, true);
     if (server->control)
         control_begin_close(server->control);
@@ -75,11 +81,27 @@ static void close_with_clients(void *opaque)
     server_close(server);
 }
 
+static int hand_over(void *opaque, struct control_sockets *out, struct diag *diag)
+{
+    struct server *server = opaque;
+
+    int err = handover_begin(server, &server->ending, diag);
+    if (!err)
+        *out = (struct control_sockets){server->handover.listening, server->handover.n};
+    return err;
+}
+
+static void take_back(void *opaque)
+{
+    handover_undo(opaque);
+}
+
 static void end_by_command(void *opaque)
 {
     (void)opaque;
-    nbdkit_shutdown();
+    /* In this order: nbdkit may be at its end the moment it knows. */
     shutdown_begin();
+    nbdkit_shutdown();
 }
 
 /* ---- the beginning ---- */
@@ -160,6 +182,8 @@ static int open_control(struct server *server, struct diag *diag)
         .shared = &server->shared,
         .config = &server->config,
         .shut_down = end_by_command,
+        .hand_over = hand_over,
+        .take_back = take_back,
         .opaque = server,
     };
 
@@ -210,6 +234,7 @@ int server_start(struct server *server)
         .own_socket = server->config.control,
     };
 
+    handover_init(&server->handover);
     int err = housekeeper_start(server->shared.housekeeper);
     if (err)
         return err;
@@ -221,5 +246,75 @@ int server_start(struct server *server)
         err = shutdown_start(&steps);
     if (!err)
         service_manager_tell(SERVICE_READY);
+    return err;
+}
+
+/* ---- a server that may go on afterwards ---- */
+
+/* Where the parameters have the export's file; NULL: nowhere. */
+static char **configured_file(struct plugin_config *config, const struct served_export *exp)
+{
+    if (config->file)
+        return exp->name[0] ? NULL : &config->file;
+    for (size_t i = 0; i < config->n_exports; i++)
+        if (strcmp(config->exports[i].name, exp->name) == 0)
+            return &config->exports[i].file;
+    return NULL;
+}
+
+static int note_what_is_served(struct plugin_config *config, struct served_export *exp,
+                               struct diag *diag)
+{
+    char **file = configured_file(config, exp);
+
+    if (!file || !atomic_load(&exp->moved))
+        return 0;
+    char *now = export_filename(exp);
+    if (!now)
+        return diag_errno(diag, ENOMEM, "%s", *file);
+    bool guesses = !config->format || strcmp(config->format, "auto") == 0;
+    if (!guesses || config->backing || config->no_backing || config->data_file) {
+        diag_set(diag, EBUSY,
+                 "%s: is served by now, for which the server's parameters weren't meant",
+                 now);
+        free(now);
+        return -EBUSY;
+    }
+    free(*file);
+    *file = now;
+    return 0;
+}
+
+int server_note_what_is_served(struct server *server, struct diag *diag)
+{
+    EXPORT_TABLE_EACH (exp, &server->exports) {
+        int err = note_what_is_served(&server->config, exp, diag);
+        if (err) {
+            export_put(exp);
+            return err;
+        }
+    }
+    return 0;
+}
+
+void server_close_exports(struct server *server)
+{
+    close_snapshot(server);
+    export_table_close_all(&server->exports);
+}
+
+int server_reopen_exports(struct server *server, struct diag *diag)
+{
+    export_table_open_again(&server->exports);
+    if (server->folder)
+        return 0;
+    int err = open_exports(server, diag);
+    if (!err)
+        err = open_snapshot(server, diag);
+    EXPORT_TABLE_EACH (exp, &server->exports) {
+        int start_err = export_start(exp);
+        if (start_err && !err)
+            err = diag_errno(diag, -start_err, "%s: starting its threads", exp->name);
+    }
     return err;
 }

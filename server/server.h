@@ -10,6 +10,7 @@
 #include "base/diag.h"
 #include "block/node.h"
 #include "export_table.h"
+#include "handover.h"
 #include "plugin_config.h"
 
 struct control;
@@ -22,6 +23,8 @@ struct server {
     struct image_folder *folder;      /* dir=; NULL: none */
     struct view *snapshot;            /* what snapshot= names is kept open; NULL: nothing */
     struct control *control;          /* NULL: none */
+    struct handover handover;
+    _Atomic bool ending;
 };
 
 void server_init(struct server *server);
@@ -41,5 +44,16 @@ int server_start(struct server *server) MUST_USE;
 
 /* When clients have left: ends jobs, and closes everything that is open. */
 void server_close(struct server *server);
+
+/* ---- a server that may go on afterwards (handover.h) ---- */
+
+/* What is served by now, in the parameters, for server_reopen_exports.  -EBUSY with diag: other
+ * parameters weren't meant for that. */
+int server_note_what_is_served(struct server *server, struct diag *diag) MUST_USE;
+
+/* Nobody uses any. */
+void server_close_exports(struct server *server);
+/* 0, or -errno with diag and what could be opened is served. */
+int server_reopen_exports(struct server *server, struct diag *diag) MUST_USE;
 
 #endif

@@ -15,6 +15,9 @@
 #include "base/path.h"
 #include "cli.h"
 
+/* The plugin writes there when the socket's file is another server's (../handover.c). */
+#define ANNOUNCE_PIPE_VARIABLE "QIMG_SERVE_PIPE"
+
 /* Waits until something can be read or all writers are gone.  True: the former. */
 static bool wait_for_bytes(int fd)
 {
@@ -38,25 +41,46 @@ static void ignore_signals(void)
     signal(SIGPIPE, SIG_IGN);
 }
 
+/* Its end of the connection tells that it has ended; ours, without a word, that it is to go
+ * on. */
+static void tell_replaced(int fd, bool ready)
+{
+    static const char quit[] = "{\"execute\": \"quit\"}\n";
+
+    if (!ready)
+        cli_error("the other server goes on");
+    else if (write(fd, quit, sizeof quit - 1) > 0)
+        while (wait_for_bytes(fd)) {
+        }
+    close(fd);
+    close(STDERR_FILENO);
+}
+
 /* The pipe's writers are nbdkit's descriptor, until it ends, and what it opens for its
  * process id. */
 static void wait_and_announce(const struct announcement *a, int fd)
 {
     struct stat before, now;
     bool known = a->socket_path && stat(a->socket_path, &before) == 0;
+    bool handed_over = false;
 
     ignore_signals();
-    close(STDERR_FILENO);
-    if (a->socket_fd >= 0)
-        close(a->socket_fd); /* or it would listen on when nbdkit doesn't */
+    if (a->replaced_fd < 0)
+        close(STDERR_FILENO);
+    for (unsigned i = 0; i < a->n_sockets; i++)
+        close(a->first_socket + (int)i); /* or it would listen on when nbdkit doesn't */
     bool ready = wait_for_bytes(fd);
+    if (a->replaced_fd >= 0)
+        tell_replaced(a->replaced_fd, ready);
     if (ready) {
         puts(a->uri);
         fflush(stdout);
     }
     close(STDOUT_FILENO);
-    while (ready && wait_for_bytes(fd)) {
-    }
+    while (ready && wait_for_bytes(fd))
+        handed_over = true; /* the server says so, when it has ended for another one */
+    if (handed_over || (a->replaced_fd >= 0 && !ready))
+        return;
     if (known && stat(a->socket_path, &now) == 0 && stat_is_same_file(&before, &now))
         unlink(a->socket_path);
 }
@@ -94,7 +118,10 @@ int announce_when_ready(const struct announcement *announcement, char **pidfile)
     close(fds[0]);
     if (err)
         return cli_error("cannot start a process: %s", strerror(-err));
-    if (asprintf(pidfile, "/dev/fd/%d", fds[1]) < 0) {
+    char number[16];
+    snprintf(number, sizeof number, "%d", fds[1]);
+    if (setenv(ANNOUNCE_PIPE_VARIABLE, number, 1) < 0 ||
+        asprintf(pidfile, "/dev/fd/%d", fds[1]) < 0) {
         *pidfile = NULL;
         return cli_error("out of memory");
     }

@@ -8,7 +8,10 @@ struct announcement {
     const char *uri;         /* printed, as a line, when nbdkit listens */
     const char *socket_path; /* removed when nbdkit has ended, if it is still the socket
                                 that is there now; NULL: none */
-    int socket_fd;           /* which listens on it, for us to be closed; -1: none */
+    int first_socket;        /* which nbdkit listens on, for us to be closed */
+    unsigned n_sockets;
+    int replaced_fd; /* control connection of a server that ends when nbdkit listens, and goes
+                        on when it doesn't; -1: none */
 };
 
 /* Forks the one that waits.  *pidfile, to be freed, is where nbdkit is to write its process

@@ -15,18 +15,14 @@
 #include "cli.h"
 #include "listen.h"
 #include "plugin_file.h"
+#include "serve_line.h"
 #include "serve_passphrase.h"
-
-/* The first descriptor of those that are passed on as listening sockets. */
-#define PASSED_FD 3
-
-/* nbdkit, its options and an end, beside the words taken from our command line. */
-#define OWN_WORDS 24
+#include "serve_replace.h"
 
 /* nbdkit makes as many threads for each connection, without a limit of its own. */
 #define MAX_THREADS 1024
 
-enum { OPT_RUN = CLI_LONG_ONLY };
+enum { OPT_RUN = CLI_LONG_ONLY, OPT_REPLACE };
 
 static const struct cli_option options[] = {
     {'r', "read-only", NULL, "serve read-only; no byte of the image changes"},
@@ -34,104 +30,36 @@ static const struct cli_option options[] = {
     {'p', "port", "PORT", "listen on this TCP port instead"},
     {'a', "address", "ADDRESS", "with -p: listen there (default localhost)"},
     {'t', "threads", "N", "requests of one client that run at once"},
+    {OPT_REPLACE, "replace", NULL, "take over from the server on the socket of control="},
     {OPT_RUN, "run", "COMMAND", "serve while COMMAND runs; it finds the URI in $uri"},
     {0},
 };
 
-struct serve_args {
-    bool read_only;
-    const char *socket, *port, *address, *threads, *run;
-    bool activated; /* by systemd, or who does as it: the socket is there already */
-    const char *image;
-    char **words; /* key=value ... [nbdkit options] */
-    int n_words;
-};
-
-/* A command line that is being put together; the words are borrowed. */
-struct command_line {
-    const char **argv;
-    int argc;
-};
-
-static void add_word(struct command_line *line, const char *word)
+/* Tells the program this process is about to become of its sockets, from PASSED_FD on. */
+static int pass_on_sockets(unsigned n)
 {
-    line->argv[line->argc++] = word;
-}
-
-static void add_option(struct command_line *line, const char *option, const char *value)
-{
-    if (value) {
-        add_word(line, option);
-        add_word(line, value);
-    }
-}
-
-static bool is_setting(const char *word)
-{
-    return word[0] != '-' && strchr(word, '=');
-}
-
-static int count_settings(const struct serve_args *args)
-{
-    int n = 0;
-    while (n < args->n_words && is_setting(args->words[n]))
-        n++;
-    return n;
-}
-
-static bool has_setting(const struct serve_args *args, const char *prefix)
-{
-    for (int i = 0; i < count_settings(args); i++)
-        if (strncmp(args->words[i], prefix, strlen(prefix)) == 0)
-            return true;
-    return false;
-}
-
-static void build_line(const struct serve_args *args, const char *plugin, const char *file,
-                       const char *pidfile, struct command_line *line)
-{
-    int n_settings = count_settings(args);
-
-    add_word(line, "nbdkit");
-    add_word(line, "-f");
-    if (args->read_only)
-        add_word(line, "-r");
-    add_option(line, "-t", args->threads);
-    add_option(line, "-P", pidfile);
-    if (args->run)
-        add_option(line, "-U", "-");
-    add_option(line, "--run", args->run);
-    add_option(line, "-p", args->port);
-    if (args->port)
-        add_option(line, "-i", args->address);
-    for (int i = n_settings; i < args->n_words; i++)
-        add_word(line, args->words[i]);
-    add_word(line, plugin);
-    add_word(line, file);
-    /* What would refuse a client at its first write refuses to start instead. */
-    if (!args->read_only && !has_setting(args, "writable="))
-        add_word(line, "writable=now");
-    for (int i = 0; i < n_settings; i++)
-        add_word(line, args->words[i]);
-    line->argv[line->argc] = NULL;
-}
-
-/* Hands the socket to the program this process is about to become. */
-static int pass_on(int fd)
-{
-    char pid[24];
+    char pid[24], number[16];
 
     snprintf(pid, sizeof pid, "%ld", (long)getpid());
+    snprintf(number, sizeof number, "%u", n);
+    return setenv("LISTEN_FDS", number, 1) == 0 && setenv("LISTEN_PID", pid, 1) == 0
+               ? CLI_OK
+               : cli_error("cannot pass on the socket: %s", strerror(errno));
+}
+
+static int pass_on(int fd)
+{
     int rc = fd == PASSED_FD ? fcntl(fd, F_SETFD, 0) : dup2(fd, PASSED_FD);
-    if (rc < 0 || setenv("LISTEN_FDS", "1", 1) < 0 || setenv("LISTEN_PID", pid, 1) < 0)
-        return cli_error("cannot pass on the socket: %s", strerror(errno));
-    return CLI_OK;
+
+    return rc < 0 ? cli_error("cannot pass on the socket: %s", strerror(errno))
+                  : pass_on_sockets(1);
 }
 
 /* What nbdkit will listen on, when it isn't a private socket. */
 struct place {
-    char *uri, *path; /* owned; path NULL: no socket of ours */
-    int fd;           /* -1: none that is open */
+    char *uri, *path;   /* owned; path NULL: no socket of ours */
+    unsigned n_sockets; /* that are open, from PASSED_FD on */
+    int replaced_fd;    /* the server that had them; -1: none */
 };
 
 static void free_place(struct place *place)
@@ -145,7 +73,7 @@ static int offer_unix_socket(const struct serve_args *args, struct place *place)
     CLEANUP_FREE char *beside_image = NULL;
     const char *path = args->socket;
     if (!path) {
-        if (asprintf(&beside_image, "%s.sock", args->image) < 0) {
+        if (asprintf(&beside_image, "%s.sock", serve_subject(args)) < 0) {
             beside_image = NULL;
             return cli_error("out of memory");
         }
@@ -155,18 +83,39 @@ static int offer_unix_socket(const struct serve_args *args, struct place *place)
     if (!place->path)
         return cli_error("%s: %s", path, strerror(errno));
 
+    /* From the root, for who takes the socket over; a longer path may fit from here. */
     int fd;
+    if (strlen(place->path) < LISTEN_MAX_PATH)
+        path = place->path;
     if (listen_unix(path, &fd) != CLI_OK || pass_on(fd) != CLI_OK)
         return CLI_FAILED;
-    place->fd = PASSED_FD;
+    place->n_sockets = 1;
     place->uri = uri_of_unix_socket(place->path);
     return place->uri ? CLI_OK : cli_error("out of memory");
 }
 
+static int take_over(const struct serve_args *args, struct place *place)
+{
+    struct replaced replaced;
+    int code = serve_replace_ask(args, &replaced);
+
+    if (code != CLI_OK)
+        return code;
+    place->n_sockets = replaced.n_sockets;
+    place->replaced_fd = replaced.fd;
+    place->uri = uri_of_socket(PASSED_FD);
+    if (!place->uri)
+        return cli_error("what was handed over is no socket");
+    place->path = path_of_socket(PASSED_FD);
+    return pass_on_sockets(replaced.n_sockets);
+}
+
 static int choose_place(const struct serve_args *args, struct place *place)
 {
+    if (args->replaces)
+        return take_over(args, place);
     if (args->activated) {
-        place->fd = PASSED_FD;
+        place->n_sockets = 1;
         place->uri = uri_of_socket(PASSED_FD);
         return place->uri ? CLI_OK
                           : cli_error("LISTEN_FDS: descriptor %d is no listening socket",
@@ -182,7 +131,7 @@ static int choose_place(const struct serve_args *args, struct place *place)
  * ready, and so can't we. */
 static bool wants_own_pidfile(const struct serve_args *args)
 {
-    for (int i = count_settings(args); i < args->n_words; i++)
+    for (int i = serve_count_settings(args); i < args->n_words; i++)
         if (strncmp(args->words[i], "-P", 2) == 0 ||
             strncmp(args->words[i], "--pidfile", 9) == 0)
             return true;
@@ -191,7 +140,7 @@ static bool wants_own_pidfile(const struct serve_args *args)
 
 static int start_announcing(const struct serve_args *args, char **pidfile)
 {
-    CLEANUP(free_place) struct place place = {.fd = -1};
+    CLEANUP(free_place) struct place place = {.replaced_fd = -1};
 
     *pidfile = NULL;
     int code = choose_place(args, &place);
@@ -202,10 +151,29 @@ static int start_announcing(const struct serve_args *args, char **pidfile)
         return cli_finish(CLI_OK, CLI_FAILED);
     }
     const struct announcement announcement = {
-        .uri = place.uri, .socket_path = place.path, .socket_fd = place.fd};
+        .uri = place.uri,
+        .socket_path = place.path,
+        .first_socket = PASSED_FD,
+        .n_sockets = place.n_sockets,
+        .replaced_fd = place.replaced_fd,
+    };
     code = announce_when_ready(&announcement, pidfile);
-    if (code != CLI_OK && place.path)
+    if (code != CLI_OK && place.path && !args->replaces)
         unlink(place.path);
+    return code;
+}
+
+/* Both before anybody else can see them, and, where a server is replaced, before that is asked. */
+static int prepare(const struct serve_args *args)
+{
+    int code = CLI_OK;
+
+    if (args->replaces) {
+        code = serve_replace_keep_passphrases(args);
+        return code == CLI_OK ? serve_replace_try(args) : code;
+    }
+    for (int i = 0; i < serve_count_settings(args) && code == CLI_OK; i++)
+        code = serve_passphrase_hide(&args->words[i]);
     return code;
 }
 
@@ -215,21 +183,18 @@ static int serve_image(const struct serve_args *args)
     CLEANUP_FREE char *file = NULL;
     CLEANUP_FREE char *pidfile = NULL;
     CLEANUP_FREE const char **argv =
-        calloc((size_t)args->n_words + OWN_WORDS, sizeof *argv);
-    if (!argv || asprintf(&file, "file=%s", args->image) < 0) {
+        calloc((size_t)args->n_words + SERVE_OWN_WORDS, sizeof *argv);
+    if (!argv || (args->image && asprintf(&file, "file=%s", args->image) < 0)) {
         file = NULL;
         return cli_error("out of memory");
     }
-    int code = CLI_OK;
-    for (int i = 0; i < count_settings(args) && code == CLI_OK; i++)
-        code = serve_passphrase_hide(&args->words[i]);
+    int code = prepare(args);
     if (code == CLI_OK && !args->run)
         code = start_announcing(args, &pidfile);
     if (code != CLI_OK)
         return code;
 
-    struct command_line line = {.argv = argv};
-    build_line(args, plugin_file(path, sizeof path), file, pidfile, &line);
+    serve_build_line(args, plugin_file(path, sizeof path), file, pidfile, argv);
     execvp("nbdkit", (char **)(uintptr_t)argv);
     return cli_error("cannot run nbdkit: %s", strerror(errno));
 }
@@ -262,6 +227,9 @@ static int take_option(void *opaque, int option)
     case 't':
         args->threads = optarg;
         break;
+    case OPT_REPLACE:
+        args->replaces = true;
+        break;
     case OPT_RUN:
         args->run = optarg;
         break;
@@ -286,10 +254,10 @@ static int check_number(const char *option, const char *text, long max)
 /* "passphrase.1=-3" and the like would be read from the socket. */
 static int check_passphrases(const struct serve_args *args)
 {
-    for (int i = 0; i < count_settings(args); i++) {
+    for (int i = 0; i < serve_count_settings(args); i++) {
         const char *value = serve_passphrase(args->words[i]);
         if (value && value[0] == '-' && atol(value + 1) == PASSED_FD && !args->port &&
-            !args->run)
+            !args->run && !args->replaces)
             return cli_usage_error(
                 "%s: descriptor %d is the socket's: use another for the passphrase",
                 args->words[i], PASSED_FD);
@@ -297,8 +265,32 @@ static int check_passphrases(const struct serve_args *args)
     return CLI_OK;
 }
 
+static int check_replacement(const struct serve_args *args)
+{
+    if (!args->replaces)
+        return CLI_OK;
+    if (args->socket || args->port || args->run)
+        return cli_usage_error("--replace listens where the other server does: -s, -p and "
+                               "--run can't be used with it");
+    if (args->activated)
+        return cli_usage_error("--replace can't be used with a socket that is passed on "
+                               "(LISTEN_FDS): its clients wait there anyway");
+    if (!serve_setting(args, "control"))
+        return cli_usage_error(
+            "--replace needs control=PATH, the socket of the server that "
+            "is replaced");
+    if (wants_own_pidfile(args))
+        return cli_usage_error("--replace needs nbdkit's option -P itself");
+    return CLI_OK;
+}
+
 static int check_usage(const struct serve_args *args)
 {
+    if (!serve_subject(args))
+        return cli_usage_error(
+            "Expecting image file name, dir=FOLDER or export=NAME:IMAGE");
+    if (check_replacement(args) != CLI_OK)
+        return CLI_FAILED;
     if ((args->socket != NULL) + (args->port != NULL) + (args->run != NULL) > 1)
         return cli_usage_error("-s, -p and --run exclude each other");
     if (args->activated && (args->socket || args->port || args->run))
@@ -307,11 +299,18 @@ static int check_usage(const struct serve_args *args)
     if (check_number("-p", args->port, UINT16_MAX) != CLI_OK ||
         check_number("-t", args->threads, MAX_THREADS) != CLI_OK)
         return CLI_FAILED;
-    int n = count_settings(args);
+    int n = serve_count_settings(args);
     if (n < args->n_words && args->words[n][0] != '-')
         return cli_usage_error("Unexpected argument: %s (settings are key=value)",
                                args->words[n]);
     return check_passphrases(args);
+}
+
+/* Is it a setting that takes the place of the image's name? */
+static bool says_what(const char *word)
+{
+    return strncmp(word, "file=", 5) == 0 || strncmp(word, "dir=", 4) == 0 ||
+           strncmp(word, "export=", 7) == 0;
 }
 
 static int run_serve_command(const struct cli_command *self, int argc, char **argv)
@@ -321,18 +320,17 @@ static int run_serve_command(const struct cli_command *self, int argc, char **ar
 
     if (code != CLI_GO_ON)
         return code;
-    if (optind == argc)
-        return cli_usage_error("Expecting image file name");
     args.activated = is_activated();
-    args.image = cli_local_name(argv[optind]);
-    args.words = argv + optind + 1;
-    args.n_words = argc - optind - 1;
+    if (optind < argc && !says_what(argv[optind]))
+        args.image = cli_local_name(argv[optind++]);
+    args.words = argv + optind;
+    args.n_words = argc - optind;
     return check_usage(&args) == CLI_OK ? serve_image(&args) : CLI_FAILED;
 }
 
 const struct cli_command serve_command = {
     .name = "serve",
-    .operands = "image [key=value ...] [-- nbdkit options]",
+    .operands = "[image] [key=value ...] [-- nbdkit options]",
     .summary = "Serve an image with nbdkit.",
     .options = options,
     .run = run_serve_command,

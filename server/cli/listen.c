@@ -90,13 +90,26 @@ static char *uri_of_address(const struct sockaddr *addr, socklen_t length)
     return uri_of_tcp(host, port);
 }
 
+union address {
+    struct sockaddr any;
+    struct sockaddr_un unix_domain;
+    struct sockaddr_storage room;
+};
+
+char *path_of_socket(int fd)
+{
+    union address addr = {0};
+    socklen_t length = sizeof addr;
+
+    if (getsockname(fd, &addr.any, &length) < 0 || addr.any.sa_family != AF_UNIX ||
+        addr.unix_domain.sun_path[0] != '/')
+        return NULL;
+    return strdup(addr.unix_domain.sun_path);
+}
+
 char *uri_of_socket(int fd)
 {
-    union {
-        struct sockaddr any;
-        struct sockaddr_un unix_domain;
-        struct sockaddr_storage room;
-    } addr = {0};
+    union address addr = {0};
     socklen_t length = sizeof addr;
 
     if (getsockname(fd, &addr.any, &length) < 0)

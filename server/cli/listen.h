@@ -4,6 +4,9 @@
 #ifndef CLI_LISTEN_H
 #define CLI_LISTEN_H
 
+/* Bytes of a Unix socket's path, with its end. */
+#define LISTEN_MAX_PATH 108
+
 /* A listening Unix socket, in *fd.  What a server that is gone left at the path is
  * replaced; a server that answers there, or any other file, is not.  Complains and returns
  * an exit code. */
@@ -18,5 +21,9 @@ char *uri_of_tcp(const char *address, const char *port);
 /* The NBD URI of a listening socket, as its clients have it; to be freed.  NULL: it is
  * none, or memory is short. */
 char *uri_of_socket(int fd);
+
+/* The path of a Unix socket; to be freed.  NULL: it has none from the root, or is another
+ * kind. */
+char *path_of_socket(int fd);
 
 #endif

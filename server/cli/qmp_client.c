@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The client side of the control socket. */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -55,6 +56,51 @@ static int connect_to(struct qmp *qmp, const char *path)
     return CLI_OK;
 }
 
+/* Out of the way, if that is wanted; what is too much is closed. */
+static void take_descriptor(struct qmp *qmp, int fd)
+{
+    int moved = qmp->fds_from ? fcntl(fd, F_DUPFD_CLOEXEC, qmp->fds_from) : fd;
+
+    if (moved != fd)
+        close(fd);
+    if (moved >= 0 && qmp->n_fds < QMP_MAX_FDS)
+        qmp->fds[qmp->n_fds++] = moved;
+    else if (moved >= 0)
+        close(moved);
+}
+
+static void take_descriptors(struct qmp *qmp, struct msghdr *message)
+{
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            continue;
+        size_t n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (size_t i = 0; i < n; i++) {
+            int fd;
+            memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
+            take_descriptor(qmp, fd);
+        }
+    }
+}
+
+static ssize_t receive(struct qmp *qmp, char *buf, size_t size)
+{
+    struct iovec iov = {buf, size};
+    union {
+        struct cmsghdr align;
+        char room[CMSG_SPACE(sizeof(int) * QMP_MAX_FDS)];
+    } control;
+    struct msghdr message = {.msg_iov = &iov,
+                             .msg_iovlen = 1,
+                             .msg_control = &control,
+                             .msg_controllen = sizeof control};
+
+    ssize_t n = recvmsg(qmp->fd, &message, MSG_CMSG_CLOEXEC);
+    if (n > 0)
+        take_descriptors(qmp, &message);
+    return n;
+}
+
 /* Waits for bytes and adds them to the buffer; *got is false after timeout_ms (-1: never).
  */
 static int receive_bytes(struct qmp *qmp, int timeout_ms, bool *got)
@@ -73,7 +119,7 @@ static int receive_bytes(struct qmp *qmp, int timeout_ms, bool *got)
         qmp->buffer = buffer;
         qmp->capacity = capacity;
     }
-    ssize_t n = recv(qmp->fd, qmp->buffer + qmp->used, READ_BYTES, 0);
+    ssize_t n = receive(qmp, qmp->buffer + qmp->used, READ_BYTES);
     if (n <= 0)
         return cli_error("the server closed the connection%s%s", n < 0 ? ": " : "",
                          n < 0 ? strerror(errno) : "");
@@ -273,6 +319,8 @@ int qmp_open_within(struct qmp *qmp, const char *path, uint32_t timeout_ms)
 
 void qmp_close(struct qmp *qmp)
 {
+    for (unsigned i = 0; i < qmp->n_fds; i++)
+        close(qmp->fds[i]);
     close(qmp->fd);
     free(qmp->buffer);
     json_decref(qmp->events);

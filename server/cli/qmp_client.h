@@ -7,11 +7,16 @@
 
 #include <jansson.h>
 
+#define QMP_MAX_FDS 16
+
 struct qmp {
     int fd;
     char *buffer; /* what was received and not yet taken */
     size_t used, capacity;
-    json_t *events; /* that came while a reply was waited for */
+    json_t *events;       /* that came while a reply was waited for */
+    int fds[QMP_MAX_FDS]; /* that came with answers; closed with it */
+    unsigned n_fds;
+    int fds_from;   /* the lowest that they may be; 0: any */
     uint64_t until; /* of clock_ms(): when replies are waited for no longer; 0: never */
 };
 

@@ -4,11 +4,14 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "cli.h"
 
 #define KEY "passphrase"
@@ -26,10 +29,12 @@ const char *serve_passphrase(const char *setting)
     return equals ? equals + 1 : NULL;
 }
 
+/* Longer than any. */
+#define MAX_BYTES 65536
+
 /* A file in memory with the text; -1 with errno. */
-static int open_text(const char *text)
+static int open_text(const char *text, size_t len)
 {
-    size_t len = strlen(text);
     int memory = memfd_create(KEY, MFD_CLOEXEC);
 
     if (memory < 0)
@@ -43,19 +48,75 @@ static int open_text(const char *text)
     return fd;
 }
 
-int serve_passphrase_hide(char **setting)
+/* Puts the descriptor of the text in the setting's place. */
+static int put_descriptor(char **setting, const char *value, const char *text, size_t len)
 {
-    const char *value = serve_passphrase(*setting);
     char *hidden;
 
-    /* Of a descriptor nbdkit takes one line. */
-    if (!value || !value[0] || strchr("+-", value[0]) || strchr(value, '\n'))
-        return CLI_OK;
-    int fd = open_text(value);
+    int fd = open_text(text, len);
     if (fd < 0)
         return cli_error("cannot pass on the passphrase: %s", strerror(errno));
     if (asprintf(&hidden, "%.*s-%d", (int)(value - *setting), *setting, fd) < 0)
         return cli_error("out of memory");
     *setting = hidden;
     return CLI_OK;
+}
+
+int serve_passphrase_hide(char **setting)
+{
+    const char *value = serve_passphrase(*setting);
+
+    /* Of a descriptor nbdkit takes one line. */
+    if (!value || !value[0] || strchr("+-", value[0]) || strchr(value, '\n'))
+        return CLI_OK;
+    return put_descriptor(setting, value, value, strlen(value));
+}
+
+/* The descriptor of "passphrase=-10"; -1: it isn't one. */
+static int descriptor_of(const char *setting)
+{
+    const char *value = serve_passphrase(setting);
+    char *end;
+
+    if (!value || value[0] != '-' || !value[1])
+        return -1;
+    long fd = strtol(value + 1, &end, 10);
+    return *end || fd < 0 || fd > INT_MAX ? -1 : (int)fd;
+}
+
+static int read_descriptor(char **setting, int fd, char *text)
+{
+    size_t used = 0;
+    ssize_t n = 1;
+
+    while (n > 0 && used < MAX_BYTES) {
+        n = read(fd, text + used, MAX_BYTES - used);
+        if (n > 0)
+            used += (size_t)n;
+    }
+    if (n < 0)
+        return cli_error("%s: cannot be read: %s", *setting, strerror(errno));
+    return put_descriptor(setting, serve_passphrase(*setting), text, used);
+}
+
+int serve_passphrase_keep(char **setting)
+{
+    int fd = descriptor_of(*setting);
+    CLEANUP_FREE char *text = fd >= 0 ? malloc(MAX_BYTES) : NULL;
+
+    if (fd < 0)
+        return serve_passphrase_hide(setting);
+    if (!text)
+        return cli_error("out of memory");
+    int code = read_descriptor(setting, fd, text);
+    explicit_bzero(text, MAX_BYTES);
+    return code;
+}
+
+void serve_passphrase_rewind(const char *setting)
+{
+    int fd = descriptor_of(setting);
+
+    if (fd >= 0)
+        (void)lseek(fd, 0, SEEK_SET);
 }

@@ -48,6 +48,22 @@ class ServeEnds(ServeCase):
         self.fails("image", env={**plugin_env(), "PATH": self.dir}, says=["cannot run nbdkit"])
         self.socket_goes("image.sock")
 
+    def test_without_an_image(self):
+        """dir= and export= say what is served, and the socket lies beside it"""
+        self.image()
+        os.mkdir(self.path("folder"))
+        os.rename(self.path("image"), self.path("folder/image"))
+        for words, sock, export in ((["dir=folder"], "folder.sock", "image"),
+                                    (["export=a:folder/image", "cache=none"], "folder/image.sock", "a"),
+                                    (["file=folder/image"], "folder/image.sock", "")):
+            with self.subTest(words=words):
+                process, uri = self.start(*words)
+                self.assertTrue(uri.endswith(sock), uri)
+                self.connect(uri.replace("///", f"///{export}")).shutdown()
+                self.stop(process)
+                self.socket_goes(sock)
+        self.fails(says=["dir=FOLDER"])
+
     def test_the_socket_goes_with_the_server(self):
         """Whatever ends it."""
         self.image()

@@ -188,6 +188,11 @@ class Throttle(Case):
         self.assertEqual(self.inserted("a")["iops"], 40)
         self.limit("c", bps=5)
         self.assertEqual(self.inserted("c")["group"], "c")
+        # One that goes leaves its group.
+        self.client.cmd("block-export-del", id="c", mode="hard")
+        handles["c"].shutdown()
+        self.client.event("BLOCK_EXPORT_DELETED", id="c")
+        self.server.stop()
 
     def test_what_is_told(self):
         self.start()

@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* A socket that accept() made has the local address of the listening one.  Nothing else in
+ * the process has: what we connect to others has an address of its own, or none. */
+#include "client_sockets.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+
+#ifdef __linux__
+#include <linux/vm_sockets.h>
+#endif
+
+union address {
+    struct sockaddr any;
+    struct sockaddr_in in;
+    struct sockaddr_in6 in6;
+    struct sockaddr_un un;
+#ifdef __linux__
+    struct sockaddr_vm vm;
+#endif
+    struct sockaddr_storage room;
+};
+
+struct named_socket {
+    int fd;
+    bool listens;
+    union address name;
+};
+
+static bool read_socket(int fd, struct named_socket *out)
+{
+    int listens = 0;
+    socklen_t length = sizeof listens;
+
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) != 0)
+        return false;
+    *out = (struct named_socket){.fd = fd, .listens = listens};
+    length = sizeof out->name;
+    return getsockname(fd, &out->name.any, &length) == 0;
+}
+
+static bool is_own(const struct named_socket *socket, const char *own_socket)
+{
+    return own_socket && socket->name.any.sa_family == AF_UNIX &&
+           strcmp(socket->name.un.sun_path, own_socket) == 0;
+}
+
+/* All sockets of the process that have a name; the caller frees *out. */
+static size_t list_sockets(const char *own_socket, struct named_socket **out)
+{
+    size_t n = 0, capacity = 0;
+    DIR *dir = opendir("/proc/self/fd");
+
+    *out = NULL;
+    for (struct dirent *entry; dir && (entry = readdir(dir));) {
+        struct named_socket socket;
+        if (entry->d_name[0] == '.' || !read_socket(atoi(entry->d_name), &socket) ||
+            is_own(&socket, own_socket))
+            continue;
+        if (n == capacity) {
+            capacity = capacity ? capacity * 2 : 64;
+            struct named_socket *more = realloc(*out, capacity * sizeof *more);
+            if (!more)
+                break;
+            *out = more;
+        }
+        (*out)[n++] = socket;
+    }
+    if (dir)
+        closedir(dir);
+    return n;
+}
+
+/* Is it the address that a connection to `listening` has at this end?  A server that
+ * listens at all addresses has connections at each. */
+static bool is_accepted_at(const union address *name, const union address *listening)
+{
+    if (name->any.sa_family != listening->any.sa_family)
+        return false;
+    switch (name->any.sa_family) {
+    case AF_UNIX: /* an abstract name begins with 0 */
+        return (name->un.sun_path[0] || name->un.sun_path[1]) &&
+               memcmp(name->un.sun_path, listening->un.sun_path,
+                      sizeof name->un.sun_path) == 0;
+    case AF_INET:
+        return name->in.sin_port == listening->in.sin_port &&
+               (listening->in.sin_addr.s_addr == htonl(INADDR_ANY) ||
+                name->in.sin_addr.s_addr == listening->in.sin_addr.s_addr);
+    case AF_INET6:
+        return name->in6.sin6_port == listening->in6.sin6_port &&
+               (IN6_IS_ADDR_UNSPECIFIED(&listening->in6.sin6_addr) ||
+                IN6_ARE_ADDR_EQUAL(&name->in6.sin6_addr, &listening->in6.sin6_addr));
+#ifdef __linux__
+    case AF_VSOCK:
+        return name->vm.svm_port == listening->vm.svm_port;
+#endif
+    default:
+        return false;
+    }
+}
+
+static bool is_accepted(const struct named_socket *socket,
+                        const struct named_socket *sockets, size_t n)
+{
+    for (size_t i = 0; i < n && !socket->listens; i++)
+        if (sockets[i].listens && is_accepted_at(&socket->name, &sockets[i].name))
+            return true;
+    return false;
+}
+
+void client_sockets_end(const char *own_socket)
+{
+    CLEANUP_FREE struct named_socket *sockets = NULL;
+    size_t n = list_sockets(own_socket, &sockets);
+
+    for (size_t i = 0; i < n; i++)
+        if (is_accepted(&sockets[i], sockets, n))
+            (void)shutdown(sockets[i].fd, SHUT_RD);
+}
+
+/* ---- cutting ---- */
+
+static int add_sink(struct cut_connections *cut, int fd)
+{
+    if (cut->n == cut->capacity) {
+        size_t capacity = cut->capacity ? cut->capacity * 2 : 64;
+        int *more = realloc(cut->sinks, capacity * sizeof *more);
+        if (!more)
+            return -ENOMEM;
+        cut->sinks = more;
+        cut->capacity = capacity;
+    }
+    cut->sinks[cut->n++] = fd;
+    return 0;
+}
+
+/* One that sleeps in a read of the client's socket is woken by an end of file, too; when it has
+ * let go of it the client sees the end. */
+static int put_sink_in_place(int fd, int sink)
+{
+    CLEANUP_CLOSE int client = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+
+    if (client < 0 || dup3(sink, fd, O_CLOEXEC) < 0)
+        return -errno;
+    (void)shutdown(client, SHUT_RD);
+    return 0;
+}
+
+static int cut_connection(int fd, struct cut_connections *cut)
+{
+    int ends[2];
+
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0)
+        return -errno;
+    int err = add_sink(cut, ends[1]);
+    if (err) {
+        close(ends[1]);
+    } else {
+        (void)shutdown(ends[1], SHUT_WR);
+        err = put_sink_in_place(fd, ends[0]);
+    }
+    close(ends[0]);
+    return err;
+}
+
+int client_sockets_cut(const char *own_socket, struct cut_connections *cut)
+{
+    CLEANUP_FREE struct named_socket *sockets = NULL;
+    size_t n = list_sockets(own_socket, &sockets);
+    int done = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        if (!is_accepted(&sockets[i], sockets, n))
+            continue;
+        int err = cut_connection(sockets[i].fd, cut);
+        if (err)
+            return err;
+        done++;
+    }
+    return done;
+}
+
+/* False: nothing comes any more. */
+static bool drain(int fd)
+{
+    char bytes[65536];
+    ssize_t n;
+
+    do {
+        n = recv(fd, bytes, sizeof bytes, MSG_DONTWAIT);
+    } while (n > 0);
+    return n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR);
+}
+
+void cut_connections_drain(struct cut_connections *cut)
+{
+    size_t left = 0;
+
+    for (size_t i = 0; i < cut->n; i++) {
+        if (drain(cut->sinks[i]))
+            cut->sinks[left++] = cut->sinks[i];
+        else
+            close(cut->sinks[i]);
+    }
+    cut->n = left;
+}
+
+void cut_connections_free(struct cut_connections *cut)
+{
+    for (size_t i = 0; i < cut->n; i++)
+        close(cut->sinks[i]);
+    free(cut->sinks);
+}
+
+unsigned client_sockets_listening(const char *own_socket, int *fds, unsigned max)
+{
+    CLEANUP_FREE struct named_socket *sockets = NULL;
+    size_t n = list_sockets(own_socket, &sockets);
+    unsigned found = 0;
+
+    for (size_t i = 0; i < n; i++)
+        if (sockets[i].listens && found++ < max)
+            fds[found - 1] = sockets[i].fd;
+    return found;
+}

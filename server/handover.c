@@ -1,0 +1,251 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Letting go, and taking back.
+ *
+ * nbdkit has no word for "accept no more".  So its descriptors are made to mean another socket
+ * on which nobody comes; the ones that clients know stay open beside them.  nbdkit sleeps in
+ * poll() then, for the sockets that it had; a signal makes it look anew. */
+#include "handover.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "client_sockets.h"
+#include "server.h"
+#include "view.h"
+
+/* How often it is looked whether all have left; so often they have before it is believed, for
+ * one may have been accepted just now. */
+#define AGAIN_NS 5000000u
+#define TIMES    4
+/* A request may hang on a server below, or its client not take the reply. */
+#define LONGEST_MS 30000
+#define REOPEN_MS  10000
+
+/* nbdkit and this plugin have no other use for it, and by default it does nothing. */
+#define WAKE_SIGNAL SIGURG
+
+/* What `qimg serve` gives nbdkit: a pipe to who removes the socket when the server has ended. */
+#define PIPE_VARIABLE "QIMG_SERVE_PIPE"
+
+/* ---- nbdkit's sockets ---- */
+
+static void do_nothing(int number)
+{
+    (void)number;
+}
+
+void handover_init(struct handover *h)
+{
+    const struct sigaction action = {.sa_handler = do_nothing};
+
+    *h = (struct handover){.acceptor = pthread_self(), .idle = -1};
+    (void)sigaction(WAKE_SIGNAL, &action, NULL);
+}
+
+/* Of a name that nobody knows. */
+static int new_idle_socket(void)
+{
+    const struct sockaddr_un any = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    if (fd >= 0 && bind(fd, (const struct sockaddr *)&any, sizeof any.sun_family) == 0 &&
+        listen(fd, 1) == 0)
+        return fd;
+    int err = errno;
+    if (fd >= 0)
+        close(fd);
+    return -err;
+}
+
+/* nbdkit may have been about to take a connection, and have waited for one since. */
+static void release_acceptor(const struct handover *h)
+{
+    struct sockaddr_un name;
+    socklen_t length = sizeof name;
+    CLEANUP_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    if (fd < 0 || getsockname(h->idle, (struct sockaddr *)&name, &length) < 0 ||
+        connect(fd, (const struct sockaddr *)&name, length) < 0)
+        log_warning("nbdkit's thread can't be woken: %s", strerror(errno));
+    clock_nap_ns(AGAIN_NS);
+}
+
+static void listen_again(struct handover *h)
+{
+    for (unsigned i = 0; i < h->n; i++) {
+        if (dup3(h->listening[i], h->nbdkits[i], O_CLOEXEC) < 0)
+            log_error("a socket can't be listened on any more: %s", strerror(errno));
+        close(h->listening[i]);
+    }
+    h->n = 0;
+    close(h->idle);
+    h->idle = -1;
+    (void)pthread_kill(h->acceptor, WAKE_SIGNAL);
+}
+
+/* 0, or -errno and nothing has changed. */
+static int put_aside(struct handover *h, unsigned n)
+{
+    for (; h->n < n; h->n++) {
+        int kept = fcntl(h->nbdkits[h->n], F_DUPFD_CLOEXEC, 0);
+        if (kept < 0 || dup3(h->idle, h->nbdkits[h->n], O_CLOEXEC) < 0) {
+            int err = errno;
+            if (kept >= 0)
+                close(kept);
+            listen_again(h);
+            return -err;
+        }
+        h->listening[h->n] = kept;
+    }
+    return 0;
+}
+
+static int stop_listening(struct handover *h, const char *own_socket, struct diag *diag)
+{
+    unsigned n = client_sockets_listening(own_socket, h->nbdkits, HANDOVER_MAX_SOCKETS);
+
+    if (n == 0 || n > HANDOVER_MAX_SOCKETS)
+        return diag_set(diag, ENOTSUP,
+                        "the server listens on %u sockets: from 1 to %u can be handed over",
+                        n, HANDOVER_MAX_SOCKETS);
+    h->n = 0;
+    h->idle = new_idle_socket();
+    int err = h->idle < 0 ? h->idle : put_aside(h, n);
+    return err ? diag_errno(diag, -err, "the sockets can't be put aside") : 0;
+}
+
+/* ---- clients ---- */
+
+/* One step: 1 when somebody was there, 0 when nobody was, or -errno. */
+static int cut_clients(struct server *server, struct cut_connections *cut,
+                       struct diag *diag)
+{
+    const struct served_export *kept = server->snapshot ? server->snapshot->exp : NULL;
+    int n = client_sockets_cut(server->config.control, cut);
+
+    if (n < 0)
+        return diag_errno(diag, -n, "a client's connection can't be ended");
+    cut_connections_drain(cut);
+    return n > 0 || export_table_is_used(&server->exports, kept);
+}
+
+static int wait_for_clients(struct server *server, const _Atomic bool *give_up,
+                            struct diag *diag)
+{
+    CLEANUP(cut_connections_free) struct cut_connections cut = {0};
+    uint64_t began = clock_ms();
+
+    for (unsigned times = 0; times < TIMES; clock_nap_ns(AGAIN_NS)) {
+        int used = cut_clients(server, &cut, diag);
+        if (used < 0)
+            return used;
+        if (atomic_load(give_up))
+            return diag_set(diag, ESHUTDOWN, "the server ends");
+        if (clock_ms() > began + LONGEST_MS)
+            return diag_set(diag, EBUSY, "a client's request doesn't end");
+        times = used ? 0 : times + 1;
+    }
+    return 0;
+}
+
+static int flush_all(struct server *server, struct diag *diag)
+{
+    EXPORT_TABLE_EACH (exp, &server->exports) {
+        int err = export_flush(exp, diag);
+        if (err) {
+            export_put(exp);
+            return err;
+        }
+    }
+    return 0;
+}
+
+/* ---- all of it ---- */
+
+/* What can fail is done while the images are open. */
+static int let_go_of_clients(struct server *server, const _Atomic bool *give_up,
+                             struct diag *diag)
+{
+    int err = flush_all(server, diag);
+    if (!err)
+        err = stop_listening(&server->handover, server->config.control, diag);
+    if (err)
+        return err;
+    throttle_groups_lift(&server->throttles, true);
+    err = wait_for_clients(server, give_up, diag);
+    if (!err)
+        err = flush_all(server, diag);
+    if (err) {
+        throttle_groups_lift(&server->throttles, false);
+        release_acceptor(&server->handover);
+        listen_again(&server->handover);
+    }
+    return err;
+}
+
+int handover_begin(struct server *server, const _Atomic bool *give_up, struct diag *diag)
+{
+    int err = server_note_what_is_served(server, diag);
+    if (!err)
+        err = let_go_of_clients(server, give_up, diag);
+    if (err)
+        return err;
+    server_close_exports(server);
+    server->handover.done = true;
+    return 0;
+}
+
+/* The other one may be about to end, and hold locks for a moment. */
+static void reopen(struct server *server)
+{
+    uint64_t began = clock_ms();
+    struct diag diag = {0};
+
+    while (server_reopen_exports(server, &diag)) {
+        if (clock_ms() > began + REOPEN_MS || atomic_load(&server->ending)) {
+            log_error("after a handover that came to nothing: %s", diag.text);
+            return;
+        }
+        server_close_exports(server);
+        clock_nap_ns(AGAIN_NS);
+    }
+}
+
+void handover_undo(struct server *server)
+{
+    server->handover.done = false;
+    reopen(server);
+    throttle_groups_lift(&server->throttles, false);
+    release_acceptor(&server->handover);
+    listen_again(&server->handover);
+}
+
+/* The socket's file is the other server's. */
+static void tell_who_removes_it(void)
+{
+    static const char text[] = "handed over\n";
+    const char *number = getenv(PIPE_VARIABLE);
+    int fd = number ? atoi(number) : -1;
+    struct stat st;
+
+    if (fd <= STDERR_FILENO || fstat(fd, &st) < 0 || !S_ISFIFO(st.st_mode))
+        return;
+    if (write(fd, text, sizeof text - 1) < 0)
+        log_warning("%s=%s: %s", PIPE_VARIABLE, number, strerror(errno));
+}
+
+void handover_finish(struct server *server)
+{
+    tell_who_removes_it();
+    release_acceptor(&server->handover);
+}

@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""qimg serve --replace: a server takes over from a running one while clients that reconnect go on.  Every
+flushed byte is there, no connection is refused, and a server that can't take over leaves the other at work.  E-21"""
+
+import errno
+import os
+import pathlib
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+import unittest
+
+import nbd
+
+import harness
+from harness import BUILD, KIB, MIB, QIMG, SEED, Case, check, content, create, plugin_env, run, wait_until
+from qmp import Qmp, QmpError
+
+SIZE = 16 * MIB
+GONE = "connect|Connection refused|No such file"
+
+
+class Reconnecting(threading.Thread):
+    """A client as QEMU is with reconnect-delay: what isn't answered when the connection is lost is sent again on
+    a new one.  It writes, and remembers what it has flushed; an error of the disk is its end."""
+
+    def __init__(self, uri, first, length, seed):
+        super().__init__(daemon=True)
+        self.uri, self.first, self.length = uri, first, length
+        self.rng = random.Random(seed)
+        self.written, self.flushed = bytearray(length), bytearray(length)
+        self.stopping = threading.Event()
+        self.connections, self.flushes = 0, 0
+        self.failure = None
+        self.handle = None
+        self.start()
+
+    def connect(self):
+        """One that was taken may be lost amid its handshake; nobody refuses one."""
+        while True:
+            self.handle = nbd.NBD()
+            try:
+                self.handle.connect_uri(self.uri)
+            except nbd.Error as error:
+                if error.errnum in (errno.ECONNREFUSED, errno.ENOENT) or "server replied" in str(error):
+                    raise
+                continue
+            self.connections += 1
+            return
+
+    def ask(self, request):
+        while True:
+            try:
+                return request(self.handle)
+            except nbd.Error as error:
+                # An answer of the server is an error for the guest; a lost connection isn't one.
+                if self.handle.aio_is_ready():
+                    raise AssertionError(f"the server answered {error}") from error
+                self.connect()
+
+    def step(self):
+        payload = self.rng.randbytes(self.rng.randrange(1, 20000))
+        off = self.rng.randrange(self.length - len(payload))
+        self.ask(lambda handle: handle.pwrite(payload, self.first + off))
+        self.written[off:off + len(payload)] = payload
+        if self.rng.random() < 0.2:
+            self.ask(lambda handle: handle.flush())
+            self.flushed[:] = self.written
+            self.flushes += 1
+        if self.rng.random() < 0.2:
+            off = self.rng.randrange(self.length - 5000)
+            got = self.ask(lambda handle: handle.pread(5000, self.first + off))
+            assert bytes(got) == bytes(self.written[off:off + 5000]), "a read after a write"
+
+    def run(self):
+        try:
+            self.connect()
+            while not self.stopping.is_set():
+                self.step()
+            self.ask(lambda handle: handle.flush())
+            self.handle.shutdown()
+        except BaseException as error:
+            self.failure = error
+
+    def stop(self):
+        self.stopping.set()
+        self.join(60)
+        if self.failure:
+            raise self.failure
+        assert not self.is_alive(), "hangs"
+
+
+@unittest.skipIf(harness.STANDIN, "needs nbdkit")
+class Handover(Case):
+    def begin(self, *words, env=None):
+        """A `qimg serve`, when its URI is there."""
+        process = subprocess.Popen([str(QIMG), "serve", *words], cwd=self.dir, text=True, stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env or plugin_env())
+        self.addCleanup(process.stderr.close)
+        self.addCleanup(process.stdout.close)
+        self.addCleanup(harness.kill_quietly, process)
+        return process, process.stdout.readline().strip()
+
+    def replace(self, *words, **kwargs):
+        process, uri = self.begin("--replace", *words, **kwargs)
+        self.assertTrue(uri, uri or process.communicate(timeout=60)[1])
+        return process, uri
+
+    def ended(self, process):
+        self.assertEqual(process.wait(60), 0, process.stderr.read())
+        self.assertNotIn("must be checked", process.stderr.read())
+
+    def stop(self, process):
+        process.send_signal(signal.SIGTERM)
+        self.ended(process)
+
+    def control(self):
+        return f"control={self.path('qmp')}"
+
+    def image(self, fmt="qcow2", name="disk"):
+        return create(self.path(name), fmt, SIZE)
+
+    def many(self, rounds, where, *words):
+        fmt = "qed" if "qed" in words else "qcow2"
+        image = self.image(fmt)
+        words = ["disk", self.control(), *[word for word in words if word != "qed"]]
+        process, uri = self.begin(*where, *words)
+        part = SIZE // 3
+        clients = [Reconnecting(uri, n * part, part, SEED + n) for n in range(3)]
+        for _ in range(rounds):
+            before = [client.flushes for client in clients]
+            wait_until(lambda: all(client.failure or client.flushes > n + 3 for client, n in zip(clients, before)),
+                       60, "clients go on")
+            new, its_uri = self.replace(*words)
+            self.assertEqual(its_uri, uri)
+            self.ended(process)
+            process = new
+        for client in clients:
+            client.stop()
+            self.assertGreater(client.connections, rounds // 2)
+        self.stop(process)
+        check(image, fmt)
+        got = content(image, fmt)
+        for n, client in enumerate(clients):
+            self.assertTrue(got[n * part:(n + 1) * part] == client.written, "what was flushed")
+        return uri
+
+    def test_ten_times_under_writers(self):
+        """E-21: nothing is lost, and the socket's file goes with the last server"""
+        self.many(10, [])
+        wait_until(lambda: not os.path.exists(self.path("disk.sock")), 20, "the end of the socket")
+        self.assertEqual(sorted(os.listdir(self.dir)), ["disk"])
+
+    def test_over_tcp(self):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        self.many(4, ["-p", port, "-a", "127.0.0.1"], "qed")
+
+    def test_another_build(self):
+        """an upgrade: the new one lies elsewhere"""
+        folder = pathlib.Path(self.path("new"))
+        folder.mkdir()
+        for file in ("qimg", "nbdkit-qimg-plugin.so"):
+            shutil.copy2(BUILD / file, folder)
+        self.image()
+        process, uri = self.begin("disk", self.control())
+        new = subprocess.Popen([str(folder / "qimg"), "serve", "--replace", "disk", self.control()], cwd=self.dir, text=True,
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=plugin_env())
+        self.addCleanup(new.stderr.close)
+        self.addCleanup(new.stdout.close)
+        self.addCleanup(harness.kill_quietly, new)
+        self.assertEqual(new.stdout.readline().strip(), uri)
+        self.ended(process)
+        self.assertIn(str(folder), pathlib.Path(f"/proc/{new.pid}/maps").read_text())
+        self.stop(new)
+
+    def test_of_a_plain_nbdkit(self):
+        """one that qimg serve didn't start, and which has two kinds of sockets to its name"""
+        image = self.image()
+        server = self.serve(image, self.control())
+        client = Reconnecting(server.uri, 0, SIZE, SEED)
+        wait_until(lambda: client.failure or client.flushes > 2, 60, "the client goes on")
+        process, uri = self.replace("disk", self.control())
+        self.assertEqual(uri, server.uri)
+        server.wait()
+        flushes = client.flushes
+        wait_until(lambda: client.failure or client.flushes > flushes + 3, 60, "the client goes on")
+        client.stop()
+        self.stop(process)
+        self.assertTrue(content(image, "qcow2") == client.written)
+
+    def test_folder(self):
+        os.mkdir(self.path("images"))
+        for name in "ab":
+            self.image(name=f"images/{name}.qcow2")
+        process, uri = self.begin("dir=images", self.control())
+        self.assertIn("images.sock", uri)
+        uri = uri.replace("///", "///a.qcow2")
+        client = Reconnecting(uri, 0, SIZE, SEED)
+        for _ in range(3):
+            flushes = client.flushes
+            wait_until(lambda: client.failure or client.flushes > flushes + 2, 60, "the client goes on")
+            new, _ = self.replace("dir=images", self.control(), "linger=1")
+            self.ended(process)
+            process = new
+        client.stop()
+        self.stop(process)
+        self.assertTrue(content(self.path("images/a.qcow2"), "qcow2") == client.written)
+
+    def test_requests_under_limits_are_done(self):
+        """what would wait for years doesn't hold a handover up, nor does it fail"""
+        self.image()
+        process, uri = self.begin("disk", self.control())
+        client = Reconnecting(uri, 0, SIZE, SEED)
+        wait_until(lambda: client.failure or client.flushes > 2, 60, "the client goes on")
+        with Qmp(self.path("qmp")) as qmp:
+            qmp.send({"execute": "block_set_io_throttle", "arguments": {
+                "device": "drive0", "bps": 1, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0}})
+            self.assertEqual(qmp.reply()["return"], {})
+        new, _ = self.replace("disk", self.control())
+        self.ended(process)
+        flushes = client.flushes
+        wait_until(lambda: client.failure or client.flushes > flushes + 3, 60, "the client goes on")
+        client.stop()
+        self.stop(new)
+
+    def test_who_waits_for_the_new_one(self):
+        """a client that connects while there is no server is served by the next"""
+        self.image()
+        process, uri = self.begin("disk", self.control())
+        path = self.path("disk.sock")
+        with Qmp(self.path("qmp")) as asking:
+            stat = os.stat(self.path("disk"))
+            asking.send({"execute": "x-qimg-handover",
+                         "arguments": {"exports": [{"name": "", "device": stat.st_dev, "inode": stat.st_ino}]}})
+            data, fds, _, _ = socket.recv_fds(asking.socket, 1, 4)
+            self.assertEqual((data, len(fds)), (b" ", 1))
+            self.assertEqual(asking.reply()["return"], {})
+            waiting = socket.socket(socket.AF_UNIX)
+            waiting.settimeout(20)
+            waiting.connect(path)
+            # The image is nobody's, and clean; the socket for commands has made room.
+            run("qemu-io", "-f", "qcow2", "-c", "write 0 64k", self.path("disk"))
+            check(self.path("disk"), "qcow2")
+            self.assertFalse(os.path.exists(self.path("qmp")))
+            for fd in fds:
+                os.close(fd)
+        # The end of the connection: the old one goes on, and takes who waits.
+        self.assertEqual(waiting.recv(8), b"NBDMAGIC")
+        waiting.close()
+        handle = nbd.NBD()
+        handle.connect_uri(uri)
+        handle.pwrite(b"once more", 0)
+        handle.flush()
+        with Qmp(self.path("qmp")) as qmp:
+            self.assertEqual(qmp.cmd("query-status")["status"], "running")
+        handle.shutdown()
+        self.stop(process)
+        check(self.path("disk"), "qcow2")
+        self.assertEqual(content(self.path("disk"), "qcow2")[:9], b"once more")
+
+    def fails(self, *words, says=(), env=None):
+        done = run(QIMG, "serve", "--replace", *words, check=False, cwd=self.dir, env=env or plugin_env(), timeout=120)
+        self.assertEqual((done.returncode, done.stdout), (1, ""), done.stderr)
+        for word in says:
+            self.assertIn(word, done.stderr)
+
+    def test_failures_leave_the_old_one(self):
+        """whatever is wrong with the new one; its client has no error"""
+        self.image()
+        self.image(name="other")
+        process, uri = self.begin("disk", self.control())
+        client = Reconnecting(uri, 0, SIZE, SEED)
+        wait_until(lambda: client.failure or client.flushes > 0, 60, "the client goes on")
+        for words, says in (
+                (["missing", self.control()], ["missing", "nothing was replaced"]),
+                (["disk", self.control(), "chache=none"], ["chache", "nothing was replaced"]),
+                (["disk", self.control(), "format=qed"], ["nothing was replaced"]),
+                (["disk", self.control(), "--", "--filter=nosuch"], ["nothing was replaced"]),
+                (["other", self.control()], ["is served, and not by the other server"]),
+                (["disk", "control=nowhere"], ["nowhere: cannot connect"]),
+                (["disk"], ["needs control=PATH"]),
+                (["disk", self.control(), "passphrase=-"], ["can't be asked for"]),
+                (["-s", "x", "disk", self.control()], ["can't be used with it"]),
+                (["disk", self.control(), "--", "-P", "pid"], ["-P itself"])):
+            with self.subTest(words=words):
+                before = client.connections
+                self.fails(*words, says=says)
+                self.assertIsNone(client.failure)
+                self.assertEqual(client.connections, before)
+        # And what shows only when the old one has let go: no place for the socket of commands.
+        os.link(self.path("qmp"), self.path("twin"))
+        for _ in range(3):
+            before = client.connections
+            self.fails("disk", f"control={self.path('twin')}", says=["the other server goes on", "cannot listen"])
+            wait_until(lambda before=before: client.failure or client.connections > before, 60, "a new connection")
+        flushes = client.flushes
+        wait_until(lambda: client.failure or client.flushes > flushes + 3, 60, "the client goes on")
+        client.stop()
+        with Qmp(self.path("qmp")) as qmp:
+            self.assertEqual(qmp.cmd("query-status")["status"], "running")
+        self.stop(process)
+        self.assertTrue(content(self.path("disk"), "qcow2") == client.written)
+
+    def test_killed_amid(self):
+        """the new one is lost at any moment: one of the two serves"""
+        self.image()
+        process, uri = self.begin("disk", self.control())
+        client = Reconnecting(uri, 0, SIZE, SEED)
+        for n in range(12):
+            new = subprocess.Popen([str(QIMG), "serve", "--replace", "disk", self.control()], cwd=self.dir,
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                   env=plugin_env(), start_new_session=True)
+            time.sleep(0.03 * n)
+            os.killpg(new.pid, signal.SIGKILL)
+            new.wait()
+            if process.poll() is not None:
+                break
+            flushes = client.flushes
+            wait_until(lambda: client.failure or client.flushes > flushes or process.poll() is not None, 60, "somebody serves")
+        if process.poll() is None:
+            client.stop()
+            self.stop(process)
+            self.assertTrue(content(self.path("disk"), "qcow2") == client.written)
+        # else: the new one had taken over, and was killed as any server may be.
+
+    def test_what_is_refused(self):
+        """a job, and disks that the other server wouldn't have"""
+        self.image()
+        target = create(self.path("target"), "raw", SIZE)
+        process, uri = self.begin("disk", self.control())
+        handle = nbd.NBD()
+        handle.connect_uri(uri)
+        handle.pwrite(b"x" * MIB, 0)
+        with Qmp(self.path("qmp")) as qmp:
+            qmp.cmd("drive-mirror", job_id="m", device="drive0", target=target, sync="full", format="raw", mode="existing", speed=1)
+            self.fails("disk", self.control(), says=["job 'm' would be lost"])
+            qmp.cmd("block-job-cancel", device="m", force=True)
+            qmp.event("BLOCK_JOB_CANCELLED")
+            qmp.cmd("blockdev-snapshot-sync", device="drive0", snapshot_file=self.path("over"), format="qcow2")
+            handle.pwrite(b"y" * MIB, 0)
+            self.fails("disk", self.control(), says=["over is served, and not by the other server"])
+        handle.shutdown()
+        new, its = self.replace("over", self.control())
+        self.assertEqual(its, uri)
+        self.ended(process)
+        self.stop(new)
+        self.assertEqual(content(self.path("over"), "qcow2")[:MIB], b"y" * MIB)
+
+    def test_after_a_snapshot_and_back(self):
+        """a handover that comes to nothing serves what was served, not what was at the start"""
+        self.image()
+        process, uri = self.begin("disk", self.control())
+        with Qmp(self.path("qmp")) as qmp:
+            qmp.cmd("blockdev-snapshot-sync", device="drive0", snapshot_file=self.path("over"), format="qcow2")
+        handle = nbd.NBD()
+        handle.connect_uri(uri)
+        handle.pwrite(b"z" * MIB, 0)
+        stat = os.stat(self.path("over"))
+        with Qmp(self.path("qmp")) as asking:
+            asking.cmd("x-qimg-handover", exports=[{"name": "", "device": stat.st_dev, "inode": stat.st_ino}])
+        handle = nbd.NBD()
+        handle.connect_uri(uri)
+        self.assertEqual(bytes(handle.pread(MIB, 0)), b"z" * MIB)
+        handle.shutdown()
+        self.stop(process)
+        check(self.path("over"), "qcow2")
+
+    def test_passphrases(self):
+        """are read twice, by the trial and by the server"""
+        harness.create_encrypted(self.path("disk"), SIZE, "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10")
+        process, uri = self.begin("disk", self.control(), "passphrase=sesame")
+        new, its = self.replace("disk", self.control(), "passphrase=sesame")
+        self.assertEqual(its, uri)
+        self.ended(process)
+        read, write = os.pipe()
+        os.write(write, b"sesame\n")
+        os.close(write)
+        with subprocess.Popen([str(QIMG), "serve", "--replace", "disk", self.control(), f"passphrase=-{read}"], cwd=self.dir, text=True,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, pass_fds=[read], env=plugin_env()) as last:
+            self.addCleanup(harness.kill_quietly, last)
+            os.close(read)
+            self.assertEqual(last.stdout.readline().strip(), uri)
+            self.ended(new)
+            last.send_signal(signal.SIGTERM)
+            self.assertEqual(last.wait(60), 0)
+
+
+if __name__ == "__main__":
+    unittest.main()
