@@ -42,7 +42,7 @@ static int start(const char *const argv[], int fd, pid_t *pid)
 static void read_all(int fd, char *text)
 {
     size_t used = 0;
-    char rest[512];
+    char rest[512] = "";
 
     for (;;) {
         size_t room = MOST - 1 - used;
