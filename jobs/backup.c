@@ -215,6 +215,56 @@ static int wait_for_decision(struct backup *b, int err, struct diag *diag)
     return diag_set(diag, ECANCELED, "job '%s': isn't wanted", b->params.job.id);
 }
 
+/* ---- the disk moves ---- */
+
+static struct backup *backup_at(struct disk_seat *seat)
+{
+    return CONTAINER_OF(seat, struct backup, seat);
+}
+
+static int prepare_to_move(struct disk_seat *seat, struct node *to, struct diag *diag)
+{
+    struct backup *b = backup_at(seat);
+
+    int err = backup_record_at(b, to);
+    if (err)
+        return diag_errno(diag, -err, "job '%s'", b->params.job.id);
+    err = frozen_prepare_to_move(b->point, to);
+    if (err)
+        backup_stop_recording(b, to);
+    return err ? diag_errno(diag, -err, "job '%s'", b->params.job.id) : 0;
+}
+
+static void move(struct disk_seat *seat, struct node *to)
+{
+    struct backup *b = backup_at(seat);
+
+    frozen_move(b->point, to);
+    b->source = to;
+}
+
+static void stay(struct disk_seat *seat, struct node *to)
+{
+    struct backup *b = backup_at(seat);
+
+    frozen_stay(b->point, to);
+    backup_stop_recording(b, to);
+}
+
+static void set_seat(struct backup *b, enum disk_seat_state state)
+{
+    if (b->seat.state != SEAT_NONE)
+        b->params.pivot.set_seat(b->params.pivot.opaque, &b->seat, state);
+}
+
+static void follow_disk(struct backup *b)
+{
+    b->seat.prepare = prepare_to_move;
+    b->seat.move = move;
+    b->seat.stay = stay;
+    set_seat(b, SEAT_FOLLOWS);
+}
+
 static int backup_open(struct job *job, void *state, struct diag *diag)
 {
     struct backup *b = state;
@@ -222,12 +272,14 @@ static int backup_open(struct job *job, void *state, struct diag *diag)
     b->job = job;
     b->source = b->params.source;
     if (!b->source)
-        b->source = b->params.pivot.take_reference(b->params.pivot.opaque);
+        b->source = b->params.pivot.take_seat(b->params.pivot.opaque, &b->seat);
     int err = prepare_backup(b, diag);
     if (b->held)
         err = wait_for_decision(b, err, diag);
     else if (!err)
         err = freeze_drained(b, diag);
+    if (!err)
+        follow_disk(b);
     return err;
 }
 
@@ -249,8 +301,11 @@ static int backup_run(struct job *job, void *state, struct diag *diag)
                          "job '%s': the point was given up: what a change was to destroy "
                          "couldn't be saved",
                          b->params.job.id);
-    if (!err)
-        end_point(b); /* nobody has to wait for the user's decision */
+    if (!err) { /* nobody has to wait for the user's decision */
+        set_seat(b, SEAT_LEAVES);
+        end_point(b);
+        set_seat(b, SEAT_FOLLOWS);
+    }
     return err;
 }
 
@@ -264,11 +319,17 @@ static int backup_finish(struct job *job, void *state, bool success, struct diag
             copier_wait_in_flight(b->mirror.copier);
         backup_note_remainder(b);
     }
+    set_seat(b, SEAT_LEAVES);
     end_point(b);
+    set_seat(b, SEAT_FOLLOWS); /* for the bitmap's sake: what follows may take long */
     int err = mirror_finish(job, &b->mirror, success, diag);
+    set_seat(b, SEAT_LEAVES);
     backup_settle_bitmap(b, success && !err);
+    set_seat(b, SEAT_IDLE);
     node_close(b->own_store);
     b->own_store = NULL;
+    if (b->seat.state != SEAT_NONE)
+        b->params.pivot.leave_seat(b->params.pivot.opaque, &b->seat);
     return err;
 }
 

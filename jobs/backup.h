@@ -26,7 +26,7 @@ enum backup_bitmap_mode {
 
 struct backup_params {
     struct job_params job;
-    struct node *source;         /* NULL: pivot.take_reference says */
+    struct node *source;         /* NULL: pivot.take_seat says */
     struct node *target;         /* taken over; NULL: `opener` opens it */
     struct mirror_opener opener; /* taken over */
     enum backup_sync sync;
@@ -42,7 +42,7 @@ struct backup_params {
     unsigned save_timeout_ms;  /* so long a change waits for it; 0: as long as it takes */
     unsigned max_workers;      /* 0: 16 */
     uint64_t max_chunk;        /* bytes of one copy; 0: 1 MiB */
-    struct mirror_pivot pivot; /* take_reference, begin_drain, end_drain */
+    struct mirror_pivot pivot; /* the seat, begin_drain, end_drain */
 };
 
 /* Starts; the point is the moment at which JOB_EVENT_OPENED says that it goes on, or shortly

@@ -95,6 +95,21 @@ static void end_since(struct backup *b)
         observer_remove(&b->source->observers, &b->since_observer);
 }
 
+int backup_record_at(struct backup *b, struct node *node)
+{
+    struct observer *observer = &b->since_observer;
+
+    return b->since ? observer_add_unseen(&node->observers, &observer, 1) : 0;
+}
+
+void backup_stop_recording(struct backup *b, struct node *node)
+{
+    struct observer *observer = &b->since_observer;
+
+    if (b->since)
+        observer_remove_unseen(&node->observers, &observer, 1);
+}
+
 void backup_drop_bitmap(struct backup *b)
 {
     end_since(b);

@@ -10,7 +10,8 @@ struct backup {
     struct mirror mirror;        /* first: with it all is freed.  Its source is the point */
     struct backup_params params; /* the id and the bitmap's name are owned */
     struct job *job;
-    struct node *source; /* the disk; borrowed */
+    struct disk_seat seat;
+    struct node *_Atomic source; /* the disk; borrowed; another when the seat was moved */
     struct frozen_point *point;
     struct node *store;     /* of the point: own_store, or the target */
     struct node *own_store; /* NULL: none */
@@ -48,5 +49,10 @@ void backup_settle_bitmap(struct backup *b, bool success);
 
 /* Gives it back as it is.  Again: does nothing. */
 void backup_drop_bitmap(struct backup *b);
+
+/* What records for it records changes of this node, too, which nobody changes yet; or doesn't after
+ * all.  0 or -ENOMEM. */
+int backup_record_at(struct backup *b, struct node *node) MUST_USE;
+void backup_stop_recording(struct backup *b, struct node *node);
 
 #endif

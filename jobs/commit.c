@@ -207,6 +207,7 @@ static int commit_finish(struct job *job, void *state, bool success, struct diag
     else if (!err && success && m->layers.overlay)
         err = replace_committed_layers(m, diag);
     release_layers(m);
+    mirror_leave_seat(m);
     return err;
 }
 
@@ -272,12 +273,30 @@ static int open_layers(struct mirror *m, struct node *active, struct node **top,
     return err ? err : open_base(layers, active, *top, &m->give_up, target, diag);
 }
 
+/* What lies above the layers below the source comes into the base: their bitmaps learn of it, so
+ * that they know all when the base is what users are served from. */
+static int let_bitmaps_follow(const struct mirror *m, struct node *target,
+                              struct diag *diag)
+{
+    const struct commit_layers *layers = &m->layers;
+    struct node *layer = m->params.source;
+    int err = 0;
+
+    if (layers->overlay)
+        return 0;
+    while (!err && layer != layers->base) {
+        layer = layer->backing;
+        err = node_bitmaps_follow(layer, target);
+    }
+    return err ? diag_errno(diag, -err, "%s: its bitmaps", layer->filename) : 0;
+}
+
 /* On the job's thread: images of the chain may lie on servers that don't answer. */
 static int commit_open(struct job *job, void *state, struct diag *diag)
 {
     struct mirror *m = state;
     struct mirror_params *p = &m->params;
-    struct node *active = p->pivot.take_reference(p->pivot.opaque);
+    struct node *active = p->pivot.take_seat(p->pivot.opaque, &m->seat);
 
     (void)job;
     int err = p->pivot.check_changes(p->pivot.opaque, diag);
@@ -289,12 +308,18 @@ static int commit_open(struct job *job, void *state, struct diag *diag)
         /* Users don't write to layers below the active one. */
         p->pivot.begin_drain = p->pivot.end_drain = mirror_drain_nobody;
     err = chain_start(p->target);
-    if (err) {
+    if (err)
         diag_errno(diag, -err, "%s", p->target->filename);
+    else
+        err = let_bitmaps_follow(m, p->target, diag);
+    if (err) {
         node_close(p->target);
         return err;
     }
-    return mirror_prepare(m, diag);
+    err = mirror_prepare(m, diag);
+    if (!err)
+        mirror_follow(m);
+    return err;
 }
 
 static const struct job_ops commit_job_ops = {

@@ -25,7 +25,8 @@ struct copy_worker {
 };
 
 struct copier {
-    struct copier_config config;
+    struct copier_config config; /* but its source: */
+    struct node *_Atomic source;
     struct range_lock ranges;
     _Atomic uint64_t in_flight; /* bytes of them that are locked */
     struct lock lock;
@@ -38,6 +39,11 @@ struct copier {
     size_t n_workers;
     struct copy_worker workers[MAX_WORKERS];
 };
+
+void copier_set_source(struct copier *copier, struct node *source)
+{
+    atomic_store(&copier->source, source);
+}
 
 /* ---- locked ranges ---- */
 
@@ -86,8 +92,9 @@ static bool wait_for_work(struct copy_worker *w)
 static void copy_as_configured(struct copy_worker *w, struct copy_result *result)
 {
     const struct copier_config *config = &w->copier->config;
-    const struct copy_how how = {
-        .source = config->source, .target = config->target, .unmap = config->unmap};
+    const struct copy_how how = {.source = atomic_load(&w->copier->source),
+                                 .target = config->target,
+                                 .unmap = config->unmap};
     uint64_t off = w->range.start, len = w->range.end - off;
 
     *result = (struct copy_result){.off = off, .len = len};
@@ -233,6 +240,7 @@ struct copier *copier_new(const struct copier_config *config)
     if (!copier)
         return NULL;
     copier->config = *config;
+    atomic_init(&copier->source, config->source);
     lock_init(&copier->lock, RANK_LEAF);
     pthread_cond_init(&copier->work, NULL);
     pthread_cond_init(&copier->idle, NULL);

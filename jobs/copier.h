@@ -37,6 +37,9 @@ struct copier_config {
 struct copier;
 
 struct copier *copier_new(const struct copier_config *config);
+
+/* Copies that are begun from here on are of another source, with the same contents.  Any thread. */
+void copier_set_source(struct copier *copier, struct node *source);
 void copier_free(struct copier *copier);
 
 /* For who writes to the target himself: waits until nobody who came earlier works on any of

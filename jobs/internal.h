@@ -7,6 +7,7 @@
 
 #include "base/list.h"
 #include "base/lock.h"
+#include "jobs/job_group.h"
 #include "jobs/manager.h"
 #include "jobs/ratelimit.h"
 
@@ -22,6 +23,7 @@ struct job {
     struct job_manager *manager;
     const struct job_ops *ops;
     void *state_of_kind;
+    struct job_group *group; /* joined; NULL: none */
     pthread_t thread;
 
     struct lock lock;
@@ -42,6 +44,9 @@ struct job {
 void job_enter_state(struct job *job, enum job_state state);
 void job_send_event(struct job *job, enum job_event_kind kind);
 void job_note_verb(struct job *job);
+
+/* By a job that has failed, not under its lock: those of its group are cancelled. */
+void job_cancel_group(struct job *job);
 
 /* The thread's main function. */
 void *job_main(void *opaque);

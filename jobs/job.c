@@ -235,12 +235,27 @@ static int wait_for_finalize_locked(struct job *job)
     return job->forced ? -ECANCELED : 0;
 }
 
+/* Under the lock, which is given back while others' work isn't done. */
+static bool meet_group_locked(struct job *job)
+{
+    LOCK_GAP(&job->lock);
+    return job_group_meet(job->group);
+}
+
+static void cancel_group_locked(struct job *job)
+{
+    LOCK_GAP(&job->lock);
+    job_cancel_group(job);
+}
+
 /* May the job take effect?  0, or why not. */
 static int prepare_finish_locked(struct job *job)
 {
     if (job->forced)
         return -ECANCELED;
     job_enter_state(job, JOB_WAITING);
+    if (!meet_group_locked(job) || job->forced)
+        return -ECANCELED;
     job_enter_state(job, JOB_PENDING);
     return job->info.auto_finalize ? 0 : wait_for_finalize_locked(job);
 }
@@ -259,12 +274,15 @@ static int finish_job_locked(struct job *job, int err, struct diag *diag)
         err = prepare_finish_locked(job);
     if (err) {
         job_enter_state(job, JOB_ABORTING);
+        cancel_group_locked(job);
         (void)call_finish_locked(job, false, diag);
         return err;
     }
     err = call_finish_locked(job, true, diag);
-    if (err)
+    if (err) {
         job_enter_state(job, JOB_ABORTING);
+        cancel_group_locked(job);
+    }
     return err;
 }
 

@@ -92,6 +92,7 @@ struct job_event {
 };
 
 struct job;
+struct job_group;
 struct job_manager;
 
 /* A kind of job. */
@@ -124,6 +125,7 @@ struct job_params {
     uint64_t ticket;                      /* comes back in events */
     void *owner;                          /* whose disk it is about; comes back, too */
     bool manual_finalize, manual_dismiss; /* QMP's auto-* turned off */
+    struct job_group *group;              /* whose end is its own; borrowed.  NULL: none */
 };
 
 /* Creates and starts a job; `state` is the job's from then on, whatever happens.  -EEXIST

@@ -25,6 +25,7 @@ struct job_manager *job_manager_new(job_event_sink *sink, void *opaque)
 
 static void free_job_memory(struct job *job)
 {
+    job_group_leave(job->group);
     pthread_cond_destroy(&job->changed);
     lock_destroy(&job->lock);
     free(job);
@@ -85,6 +86,8 @@ static struct job *job_new(struct job_manager *manager, const struct job_ops *op
     job->manager = manager;
     job->ops = ops;
     job->state_of_kind = state;
+    job->group = params->group;
+    job_group_join(job->group);
     lock_init(&job->lock, RANK_JOB);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
@@ -195,9 +198,42 @@ int job_cancel(struct job_manager *manager, const char *id, bool force, struct d
     job->cancelled = true;
     /* A paused job goes on to its end; an error may stop it on the way once more. */
     job->user_paused = job->error_paused = false;
+    if (job->forced)
+        job_group_fail(job->group); /* it may be waiting for the others */
     if (job->forced && job->ops->interrupt)
         job->ops->interrupt(job, job->state_of_kind);
     return unlock_after_verb(manager, job, 0);
+}
+
+/* Under its lock: it hasn't begun to end. */
+static bool can_be_cancelled(const struct job *job)
+{
+    return job_verb_is_legal(job->info.state, JOB_VERB_CANCEL);
+}
+
+static void cancel_by_force(struct job *job)
+{
+    LOCK_GUARD(&job->lock);
+    if (!can_be_cancelled(job))
+        return;
+    job->cancelled = job->forced = true;
+    job->user_paused = job->error_paused = false;
+    if (job->ops->interrupt)
+        job->ops->interrupt(job, job->state_of_kind);
+    job_note_verb(job);
+}
+
+void job_cancel_group(struct job *job)
+{
+    if (!job->group)
+        return;
+    job_group_fail(job->group);
+    LOCK_GUARD(&job->manager->lock);
+    LIST_FOR_EACH (pos, &job->manager->jobs) {
+        struct job *other = CONTAINER_OF(pos, struct job, link);
+        if (other != job && other->group == job->group)
+            cancel_by_force(other);
+    }
 }
 
 int job_pause(struct job_manager *manager, const char *id, struct diag *diag)
@@ -276,6 +312,22 @@ int job_change(struct job_manager *manager, const char *id, const char *type,
     return unlock_after_verb(manager, job, change_copying(job, type, write_blocking, diag));
 }
 
+/* Under the manager's lock: those who wait for it, too. */
+static void finalize_group_locked(struct job_manager *manager,
+                                  const struct job_group *group)
+{
+    LIST_FOR_EACH (pos, &manager->jobs) {
+        struct job *job = CONTAINER_OF(pos, struct job, link);
+        if (!group || job->group != group)
+            continue;
+        LOCK_GUARD(&job->lock);
+        if (job_verb_is_legal(job->info.state, JOB_VERB_FINALIZE)) {
+            job->finalized = true;
+            job_note_verb(job);
+        }
+    }
+}
+
 int job_finalize(struct job_manager *manager, const char *id, struct diag *diag)
 {
     struct job *job;
@@ -283,7 +335,11 @@ int job_finalize(struct job_manager *manager, const char *id, struct diag *diag)
     if (err)
         return err;
     job->finalized = true;
-    return unlock_after_verb(manager, job, 0);
+    job_note_verb(job);
+    lock_release(&job->lock);
+    finalize_group_locked(manager, job->group);
+    lock_release(&manager->lock);
+    return 0;
 }
 
 int job_dismiss(struct job_manager *manager, const char *id, struct diag *diag)
@@ -326,6 +382,7 @@ void job_manager_free(struct job_manager *manager)
         lock_acquire(&job->lock);
         job->cancelled = job->forced = job->dismissed = true;
         job->info.auto_dismiss = true;
+        job_group_fail(job->group);
         if (job->ops->interrupt)
             job->ops->interrupt(job, job->state_of_kind);
         job_note_verb(job);

@@ -35,6 +35,7 @@ static int run_one_turn(struct mirror *m)
     int err = job_checkpoint(m->job, atomic_exchange(&m->sent, 0));
     if (err)
         return err;
+    mirror_catch_up(m);
     if (m->check)
         err = m->check(m);
     if (err || mirror_has_failed(m))
@@ -195,17 +196,24 @@ int mirror_finish(struct job *job, void *state, bool success, struct diag *diag)
     return is_copy ? close_err : err;
 }
 
+void mirror_leave_seat(struct mirror *m)
+{
+    const struct mirror_pivot *users = &m->params.pivot;
+
+    if (m->seat.state != SEAT_NONE)
+        users->leave_seat(users->opaque, &m->seat);
+}
+
 void mirror_free(void *state)
 {
     struct mirror *m = state;
 
-    if (m->params.opener.free)
-        m->params.opener.free(m->params.opener.opaque);
-    free((char *)(uintptr_t)m->params.bitmap);
-
     mirror_detach(m);
     free_copy_state(m);
     node_close(m->target);
+    if (m->params.opener.free) /* what the target lived in, too */
+        m->params.opener.free(m->params.opener.opaque);
+    free((char *)(uintptr_t)m->params.bitmap);
     lock_destroy(&m->lock);
     free(m->id);
     free(m);
@@ -352,11 +360,23 @@ static int mirror_open(struct job *job, void *state, struct diag *diag)
     if (m->target)
         return 0;
     if (!p->source)
-        p->source = p->pivot.take_reference(p->pivot.opaque);
+        p->source = p->pivot.take_seat(p->pivot.opaque, &m->seat);
     int err = check_early(p, diag);
     if (!err)
         err = p->opener.open(p->opener.opaque, p->source, &m->give_up, &p->target, diag);
-    return err ? err : mirror_prepare(m, diag);
+    if (!err)
+        err = mirror_prepare(m, diag);
+    if (!err)
+        mirror_follow(m);
+    return err;
+}
+
+static int finish_mirror(struct job *job, void *state, bool success, struct diag *diag)
+{
+    int err = mirror_finish(job, state, success, diag);
+
+    mirror_leave_seat(state);
+    return err;
 }
 
 static const struct job_ops mirror_job_ops = {
@@ -366,7 +386,7 @@ static const struct job_ops mirror_job_ops = {
     .wait_in_flight = mirror_wait_in_flight,
     .interrupt = mirror_interrupt,
     .set_write_blocking = mirror_set_write_blocking,
-    .finish = mirror_finish,
+    .finish = finish_mirror,
     .free = mirror_free,
 };
 

@@ -6,6 +6,7 @@
 
 #include "block/dirty_bitmap.h"
 #include "block/node.h"
+#include "jobs/disk_seat.h"
 #include "jobs/job.h"
 
 enum mirror_sync { MIRROR_FULL, MIRROR_TOP, MIRROR_NONE, MIRROR_INCREMENTAL };
@@ -14,9 +15,15 @@ enum mirror_copy_mode { MIRROR_BACKGROUND, MIRROR_WRITE_BLOCKING };
 /* Who uses the source, and how `complete` has them use the target.  All are called on the
  * job's thread, begin_drain and end_drain in pairs, replace between them. */
 struct mirror_pivot {
-    /* The node that users are served from, which nobody replaces until the job has ended;
-     * for jobs that are started without a source. */
-    struct node *(*take_reference)(void *opaque);
+    /* The node that users are served from, for jobs that are started without a source; the seat
+     * is TAKEN. */
+    struct node *(*take_seat)(void *opaque, struct disk_seat *seat);
+    /* See disk_seat.h; of one that isn't taken: does nothing. */
+    void (*set_seat)(void *opaque, struct disk_seat *seat, enum disk_seat_state state);
+    /* Closes what nobody uses any more: on this thread. */
+    void (*caught_up)(void *opaque, struct disk_seat *seat);
+    /* Gives it back, with all that it has kept. */
+    void (*leave_seat)(void *opaque, struct disk_seat *seat);
     /* New changing requests of users wait from here on; returns when those in flight are
      * done, and doesn't wait for readers. */
     void (*begin_drain)(void *opaque);
@@ -51,7 +58,7 @@ struct mirror_opener {
 
 struct mirror_params {
     struct job_params job;
-    struct node *source; /* NULL: pivot.take_reference says */
+    struct node *source; /* NULL: pivot.take_seat says */
     struct node *
         target; /* taken over by the job, closed at its end unless users are served from it */
     struct mirror_opener opener; /* when target is NULL; taken over by the job */

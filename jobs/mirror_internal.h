@@ -27,8 +27,10 @@ struct mirror {
     /* As it was started with; the bitmap's name and the opener are owned. */
     struct mirror_params params;
     char *id;
-    struct node *source; /* borrowed */
-    struct node *target; /* owned; NULL once users are served from it */
+    struct disk_seat seat;
+    struct node *_Atomic source; /* borrowed; another when the seat was moved */
+    _Atomic bool moved;          /* and what was begun before may still use the old one */
+    struct node *target;         /* owned; NULL once users are served from it */
     enum mirror_sync sync;
     uint64_t granularity, max_range;
     enum job_on_error on_source_error, on_target_error;
@@ -96,6 +98,8 @@ void mirror_wait_in_flight(struct job *job, void *state);
 void mirror_interrupt(struct job *job, void *state);
 int mirror_set_write_blocking(void *state, bool on, struct diag *diag);
 int mirror_finish(struct job *job, void *state, bool success, struct diag *diag);
+/* The last of finish. */
+void mirror_leave_seat(struct mirror *m);
 void mirror_free(void *state);
 
 /* ---- mirror_copy.c; on the job's thread ---- */
@@ -154,6 +158,11 @@ int mirror_observe_as(struct mirror *m, bool write_blocking, struct diag *diag) 
 
 int mirror_attach(struct mirror *m, const char *bitmap, struct diag *diag) MUST_USE;
 void mirror_detach(struct mirror *m);
+
+/* The seat follows from here on, if there is one; to mirror_detach. */
+void mirror_follow(struct mirror *m);
+/* On the job's thread: what the seat was moved away from isn't used any more. */
+void mirror_catch_up(struct mirror *m);
 
 /* The source's bitmap of that name, NULL: none; or NULL with diag. */
 struct dirty_bitmap *mirror_find_bitmap(struct node *source, const char *name,

@@ -235,12 +235,86 @@ int mirror_attach(struct mirror *m, const char *bitmap, struct diag *diag)
     return 0;
 }
 
+static void set_seat(struct mirror *m, enum disk_seat_state state)
+{
+    const struct mirror_pivot *users = &m->params.pivot;
+
+    if (m->seat.state != SEAT_NONE)
+        users->set_seat(users->opaque, &m->seat, state);
+}
+
 void mirror_detach(struct mirror *m)
 {
+    if (!m->attached && !m->named)
+        return;
+    set_seat(m, SEAT_LEAVES);
     if (m->attached)
         observer_remove(&m->source->observers, &m->observer);
     m->attached = false;
     if (m->named)
         dirty_bitmap_release(m->named);
     m->named = NULL;
+    set_seat(m, SEAT_IDLE);
+}
+
+/* ---- the disk moves ---- */
+
+static struct mirror *mirror_at(struct disk_seat *seat)
+{
+    return CONTAINER_OF(seat, struct mirror, seat);
+}
+
+/* What is begun under an observer of both marks once more, at worst. */
+static int prepare_to_move(struct disk_seat *seat, struct node *to, struct diag *diag)
+{
+    struct mirror *m = mirror_at(seat);
+    struct observer *observer = &m->observer;
+
+    int err = observer_add_unseen(&to->observers, &observer, 1);
+    return err ? diag_errno(diag, -err, "job '%s'", m->id) : 0;
+}
+
+/* Chunks that are cleared from here on are read from the new node; what was cleared before, and is
+ * being read from the old one, is marked again if it is written to. */
+static void move(struct disk_seat *seat, struct node *to)
+{
+    struct mirror *m = mirror_at(seat);
+
+    m->source = to;
+    copier_set_source(m->copier, to);
+    atomic_store(&m->moved, true);
+}
+
+static void stay(struct disk_seat *seat, struct node *to)
+{
+    struct observer *observer = &mirror_at(seat)->observer;
+
+    observer_remove_unseen(&to->observers, &observer, 1);
+}
+
+/* The layers of a commit are those of one chain. */
+static int refuse_to_move(struct disk_seat *seat, struct node *to, struct diag *diag)
+{
+    (void)to;
+    return diag_set(diag, EBUSY, "job '%s' uses the disk's images", mirror_at(seat)->id);
+}
+
+void mirror_follow(struct mirror *m)
+{
+    bool commits = m->layers.base;
+
+    m->seat.prepare = commits ? refuse_to_move : prepare_to_move;
+    m->seat.move = move;
+    m->seat.stay = stay;
+    set_seat(m, SEAT_FOLLOWS);
+}
+
+void mirror_catch_up(struct mirror *m)
+{
+    const struct mirror_pivot *users = &m->params.pivot;
+
+    if (!atomic_exchange(&m->moved, false))
+        return;
+    copier_wait_in_flight(m->copier);
+    users->caught_up(users->opaque, &m->seat);
 }

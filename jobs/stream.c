@@ -34,6 +34,7 @@
 #define PIECE    (1u << 20)
 
 struct stream {
+    struct disk_seat seat;
     struct job *job;                                              /* set by run */
     char *id, *top_name, *base_name, *bottom_name, *backing_file; /* as the user said */
     enum job_on_error on_error;
@@ -189,7 +190,7 @@ static int make_copy_state(struct stream *s)
 static int stream_open(struct job *job, void *state, struct diag *diag)
 {
     struct stream *s = state;
-    struct node *active = s->pivot.take_reference(s->pivot.opaque);
+    struct node *active = s->pivot.take_seat(s->pivot.opaque, &s->seat);
 
     (void)job;
     int err = s->pivot.check_changes(s->pivot.opaque, diag);
@@ -399,6 +400,8 @@ static int stream_finish(struct job *job, void *state, bool success, struct diag
     dirty_bitmap_free(s->left);
     s->copier = NULL;
     s->left = NULL;
+    if (s->seat.state != SEAT_NONE)
+        s->pivot.leave_seat(s->pivot.opaque, &s->seat);
     return err;
 }
 

@@ -113,10 +113,7 @@ static bool is_end_of_job(const struct job_event *event)
 
 static void give_back_export(const struct job_event *event)
 {
-    struct served_export *exp = event->info.owner;
-
-    export_drop_reference(exp);
-    export_end_job(exp);
+    export_end_job(event->info.owner);
 }
 
 static void on_job_event(void *opaque, const struct job_event *event)

@@ -62,6 +62,7 @@ static struct target_request *new_request(const json_t *args)
         return NULL;
     }
     request->target = target;
+    request->apart = true;
     return request;
 }
 
@@ -220,7 +221,7 @@ static bool may_start(struct control_context *ctx, const struct served_export *e
                       const json_t *args, struct control_error *error)
 {
     return backup_makes_sense(args, error) &&
-           control_may_start_job(ctx, exp, "commit", error);
+           control_may_start_job(ctx, exp, "backup", error);
 }
 
 static json_t *blockdev_backup(struct control_context *ctx, const json_t *args,
@@ -258,13 +259,6 @@ static bool start_held(struct transaction_action *action, struct backup_action *
 {
     bool by_node = action->kind == &blockdev_backup_kind;
 
-    /* By an action before, which ends after this one: waiting for the job would not end. */
-    if (export_is_claimed(action->exp)) {
-        control_fail(error, CLASS_GENERIC,
-                     "Node '%s' is busy: an action before changes its snapshots or images",
-                     action->exp->node_name);
-        return false;
-    }
     if (!export_begin_job(action->exp)) {
         control_fail(error, CLASS_DEVICE, "Cannot find device '%.200s'",
                      arg_text(action->args, "device"));
@@ -272,6 +266,7 @@ static bool start_held(struct transaction_action *action, struct backup_action *
     }
     struct backup_params params =
         backup_params_of(action->ctx, action->exp, action->args, by_node, NO_TICKET);
+    params.job.group = transaction_group(action->transaction);
     if (start_params(action->ctx, &params, &state->backup, &error->diag) == 0)
         return true;
     export_end_job(action->exp);
@@ -397,6 +392,7 @@ static const struct control_arg drive_args[] = {
 const struct transaction_kind blockdev_backup_kind = {
     .variant = {"blockdev-backup", ACTION(blockdev_args)},
     .export_arg = "device",
+    .starts_job = true,
     .open = open_backup,
     .prepare = freeze_backup,
     .commit = read_bitmap,
@@ -407,6 +403,7 @@ const struct transaction_kind blockdev_backup_kind = {
 const struct transaction_kind drive_backup_kind = {
     .variant = {"drive-backup", ACTION(drive_args)},
     .export_arg = "device",
+    .starts_job = true,
     .open = open_backup,
     .prepare = freeze_backup,
     .commit = read_bitmap,

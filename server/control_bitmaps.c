@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "block/dirty_bitmap.h"
 #include "common/json_text.h"
+#include "control_chain.h"
 #include "control_transaction.h"
 #include "export_table.h"
 
@@ -62,12 +63,12 @@ static void release_bitmap(void *bitmap)
 /* The bitmap, which nobody but this transaction uses until its end; NULL with the error said.
  */
 static struct dirty_bitmap *hold_bitmap_as(struct transaction_action *action,
-                                           const char *name,
+                                           struct node *node, const char *name,
                                            int (*acquire)(struct dirty_bitmap *bitmap,
                                                           struct diag *diag),
                                            struct control_error *error)
 {
-    struct dirty_bitmap *bitmap = node_bitmap_find(action->node, name);
+    struct dirty_bitmap *bitmap = node_bitmap_find(node, name);
 
     if (!bitmap) {
         control_fail(error, CLASS_GENERIC, "Dirty bitmap '%.200s' not found", name);
@@ -88,7 +89,7 @@ static struct dirty_bitmap *hold_bitmap_as(struct transaction_action *action,
 static struct dirty_bitmap *hold_bitmap(struct transaction_action *action, const char *name,
                                         struct control_error *error)
 {
-    return hold_bitmap_as(action, name, dirty_bitmap_acquire, error);
+    return hold_bitmap_as(action, action->node, name, dirty_bitmap_acquire, error);
 }
 
 static bool say_failure(struct control_error *error)
@@ -188,6 +189,12 @@ static int make_bitmap(struct node *node, const json_t *args, struct diag *diag)
     return err;
 }
 
+static struct node *node_meant(const struct transaction_action *action,
+                               const struct export_use *use)
+{
+    return action->made ? action->made : use->node;
+}
+
 /* It is there before anybody is held up, and records from commit on; what it takes in the image
  * is taken here, where nobody counts on the image's space. */
 static bool open_add(struct transaction_action *action, struct control_error *error)
@@ -200,10 +207,11 @@ static bool open_add(struct transaction_action *action, struct control_error *er
         return false;
     }
     addition->persistent = arg_bool(action->args, "persistent", false);
-    if (addition->persistent && make_writable(action->exp, true, &error->diag))
+    if (addition->persistent && !action->made &&
+        make_writable(action->exp, true, &error->diag))
         return say_failure(error);
-    EXPORT_USE(use, export_enter(action->exp));
-    addition->made = !make_bitmap(use.node, action->args, &error->diag);
+    EXPORT_ACTION(use, action->exp);
+    addition->made = !make_bitmap(node_meant(action, &use), action->args, &error->diag);
     return addition->made || say_failure(error);
 }
 
@@ -228,10 +236,11 @@ static void finish_add(struct transaction_action *action, bool committed)
     struct diag ignored;
 
     if (!committed && addition && addition->made) {
-        EXPORT_USE(use, export_enter(action->exp));
-        (void)!node_bitmap_remove(use.node, arg_text(action->args, "name"), &ignored);
+        EXPORT_ACTION(use, action->exp);
+        struct node *node = node_meant(action, &use);
+        (void)!node_bitmap_remove(node, arg_text(action->args, "name"), &ignored);
         if (addition->persistent)
-            forget_in_image(use.node);
+            forget_in_image(node);
     }
     free(addition);
 }
@@ -246,8 +255,9 @@ static void drop_held(struct transaction_action *action)
 
 static bool prepare_remove(struct transaction_action *action, struct control_error *error)
 {
-    struct dirty_bitmap *bitmap = hold_bitmap_as(action, arg_text(action->args, "name"),
-                                                 dirty_bitmap_acquire_to_remove, error);
+    struct dirty_bitmap *bitmap =
+        hold_bitmap_as(action, action->node, arg_text(action->args, "name"),
+                       dirty_bitmap_acquire_to_remove, error);
 
     action->state = bitmap;
     if (!bitmap || !begin_change(action, bitmap, error))
@@ -280,7 +290,7 @@ static void finish_remove(struct transaction_action *action, bool committed)
 {
     if (!committed || !action->state)
         return;
-    EXPORT_USE(use, export_enter(action->exp));
+    EXPORT_ACTION(use, action->exp);
     if (node_can(use.node, DRIVER_BITMAPS) && use.node->active)
         forget_in_image(use.node);
 }
@@ -313,32 +323,36 @@ struct merge {
     struct dirty_bitmap *source[];
 };
 
-/* Bitmaps are merged within one node. */
-static bool is_node_of(struct transaction_action *action, const char *node_name,
-                       struct control_error *error)
+/* Bitmaps are merged within one chain: into one of the active layer, from any. */
+static struct node *find_source_node(struct transaction_action *action,
+                                     const char *node_name, struct control_error *error)
 {
-    if (strcmp(node_name, action->exp->node_name) == 0)
-        return true;
+    struct node *node = control_find_in_chain(action->exp, action->node, node_name);
+
+    if (node)
+        return node;
     CLEANUP_EXPORT struct served_export *other =
         control_find_node(action->ctx, node_name, error);
     if (other)
         control_fail(error, CLASS_GENERIC,
                      "Node '%.200s': its bitmaps can't be merged into one of '%.200s'",
                      node_name, action->exp->node_name);
-    return false;
+    return NULL;
 }
 
 /* One of `bitmaps`: a name, or an object with node and name. */
 static struct dirty_bitmap *hold_source(struct transaction_action *action,
                                         const json_t *item, struct control_error *error)
 {
-    const char *name = json_string_value(item), *node_name = action->exp->node_name;
+    const char *name = json_string_value(item), *node_name = NULL;
 
     if (json_is_object(item)) {
         name = arg_text(item, "name");
         node_name = arg_text(item, "node");
     }
-    return is_node_of(action, node_name, error) ? hold_bitmap(action, name, error) : NULL;
+    struct node *node =
+        node_name ? find_source_node(action, node_name, error) : action->node;
+    return node ? hold_bitmap_as(action, node, name, dirty_bitmap_acquire, error) : NULL;
 }
 
 static bool open_merge(struct transaction_action *action, struct control_error *error)
@@ -421,6 +435,7 @@ static const struct control_arg merge_args[] = {
 const struct transaction_kind bitmap_add_kind = {
     .variant = {"block-dirty-bitmap-add", ACTION(add_args)},
     .export_arg = "node",
+    .takes_made = true,
     .open = open_add,
     .prepare = prepare_add,
     .commit = commit_add,

@@ -58,8 +58,8 @@ struct node_name_text control_name_node(const struct served_export *exp,
     return name;
 }
 
-static struct node *find_in_chain(const struct served_export *exp, struct node *top,
-                                  const char *node_name)
+struct node *control_find_in_chain(const struct served_export *exp, struct node *top,
+                                   const char *node_name)
 {
     for (struct node *node = top; node; node = node->backing)
         if (strcmp(control_name_node(exp, top, node).text, node_name) == 0)
@@ -71,7 +71,7 @@ static bool has_layer(struct served_export *exp, const char *node_name)
 {
     CHAIN_USE(chain, exp);
 
-    return find_in_chain(exp, chain.use.node, node_name);
+    return control_find_in_chain(exp, chain.use.node, node_name);
 }
 
 struct served_export *control_find_layer(struct control_context *ctx, const char *name,
@@ -88,7 +88,7 @@ char *control_layer_file(struct served_export *exp, const char *node_name,
 {
     CHAIN_USE(chain, exp);
 
-    const struct node *node = find_in_chain(exp, chain.use.node, node_name);
+    const struct node *node = control_find_in_chain(exp, chain.use.node, node_name);
     char *file = node ? strdup(node->filename) : NULL;
     if (!node)
         control_fail(error, CLASS_GENERIC, "Cannot find device='' nor node-name='%.200s'",

@@ -27,6 +27,11 @@ struct node_name_text {
 struct node_name_text control_name_node(const struct served_export *exp,
                                         const struct node *top, const struct node *node);
 
+/* The layer of the chain below `top`, which the caller keeps from being changed, that bears the name, or else `top` if it is the
+ * export's; NULL: none. */
+struct node *control_find_in_chain(const struct served_export *exp, struct node *top,
+                                   const char *node_name);
+
 /* The export by whose name, or by that of one of its layers, a command means a disk or a layer:
  * the caller becomes a user.  NULL with the error said. */
 struct served_export *control_find_layer(struct control_context *ctx, const char *name,

@@ -30,15 +30,37 @@ static struct job_info *look_at_jobs(struct control_context *ctx, size_t *n)
     return infos;
 }
 
-/* Among jobs on the export (but for the one of the id) the first that is in the way.  type:
- * only jobs of this kind are, and who replaces the disk. */
+/* What a job does to the images below the active one. */
+static bool takes_images_out(const char *type)
+{
+    return strcmp(type, "commit") == 0 || strcmp(type, "stream") == 0;
+}
+
+/* Can one of that type not begin beside it?  A commit has the chain to itself; streams are one
+ * at a time; who is about to replace the disk has to be through with it. */
+static bool keeps_from_starting(const struct job_info *job, const char *type)
+{
+    return job->completing || strcmp(job->type, "commit") == 0 ||
+           strcmp(type, "commit") == 0 ||
+           (takes_images_out(job->type) && takes_images_out(type));
+}
+
+/* Can the disk not be replaced while it runs?  Mirrors and backups go along. */
+static bool keeps_from_completing(const struct job_info *job, const char *type)
+{
+    (void)type; /* whatever completes replaces the disk */
+    return job->completing || job->state == JOB_CREATED || takes_images_out(job->type);
+}
+
+/* Among jobs on the export (but for the one of the id) the first that is in the way. */
 static const struct job_info *find_rival(const struct job_info *infos, size_t n,
-                                         const void *exp, const char *id, const char *type)
+                                         const void *exp, const char *id, const char *type,
+                                         bool (*is_in_the_way)(const struct job_info *job,
+                                                               const char *type))
 {
     for (size_t i = 0; infos && i < n; i++)
         if (infos[i].owner == exp && strcmp(infos[i].id, id) != 0 &&
-            infos[i].state != JOB_CONCLUDED &&
-            (!type || infos[i].completing || strcmp(infos[i].type, type) == 0))
+            infos[i].state != JOB_CONCLUDED && is_in_the_way(&infos[i], type))
             return &infos[i];
     return NULL;
 }
@@ -58,7 +80,7 @@ bool control_may_start_job(struct control_context *ctx, const struct served_expo
     size_t n;
     CLEANUP_FREE struct job_info *infos = look_at_jobs(ctx, &n);
 
-    const struct job_info *rival = find_rival(infos, n, exp, "", type);
+    const struct job_info *rival = find_rival(infos, n, exp, "", type, keeps_from_starting);
     if (rival)
         control_fail(error, CLASS_GENERIC,
                      "job '%s' uses the disk, too: it has to end before", rival->id);
@@ -73,8 +95,9 @@ static bool may_complete(struct control_context *ctx, const char *id,
     CLEANUP_FREE struct job_info *infos = look_at_jobs(ctx, &n);
 
     const struct job_info *self = find_job(infos, n, id);
-    const struct job_info *rival = self ? find_rival(infos, n, self->owner, id, NULL)
-                                        : NULL; /* the verb will say it */
+    const struct job_info *rival =
+        self ? find_rival(infos, n, self->owner, id, self->type, keeps_from_completing)
+             : NULL; /* the verb will say it */
     if (rival)
         control_fail(
             error, CLASS_GENERIC,

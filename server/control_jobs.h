@@ -6,10 +6,9 @@
 
 #include "control_cmds.h"
 
-/* Who replaces a disk's node or its layers must be alone with it: no other job may run on
- * the export, nor be started from the moment that it was told to.  May one be started that
- * bears no other there (type NULL), or none of this kind and none that replaces the disk?
- * False with the error said. */
+/* May a job of that type ("mirror", "backup", "commit", "stream") be started on the export?  A
+ * commit is alone with it, streams are one at a time, and nobody begins once a job was told to
+ * complete.  False with the error said. */
 bool control_may_start_job(struct control_context *ctx, const struct served_export *exp,
                            const char *type, struct control_error *error);
 

@@ -144,7 +144,8 @@ static struct overlay *claim_disk(struct transaction_action *action, struct diag
     }
     action->state = o;
     o->exp = action->exp;
-    if (export_check_changes(o->exp, diag) || export_claim(o->exp, &o->old, diag))
+    unsigned own = transaction_count_jobs(action->transaction, o->exp);
+    if (export_check_changes(o->exp, diag) || export_claim(o->exp, own, &o->old, diag))
         return NULL;
     o->claimed = true;
     return o;
@@ -269,6 +270,14 @@ static bool open_node(struct transaction_action *action, struct control_error *e
     return done_or_said(err, error);
 }
 
+static struct node *made_overlay(const struct transaction_action *action, const char *name)
+{
+    const struct overlay *o = action->state;
+
+    return o && o->top && o->top->name && strcmp(o->top->name->text, name) == 0 ? o->top
+                                                                                : NULL;
+}
+
 static bool prepare_overlay(struct transaction_action *action, struct control_error *error)
 {
     struct overlay *o = action->state;
@@ -282,8 +291,11 @@ static bool prepare_overlay(struct transaction_action *action, struct control_er
 static void commit_overlay(struct transaction_action *action)
 {
     struct overlay *o = action->state;
+    struct node *top = o->top;
 
     export_put_on_top(o->exp, TAKE(&o->top));
+    /* Who reads a point of the old image looks for it at the disk. */
+    frozen_move_shown(o->old, top);
 }
 
 /* What can't be done now is tried again when the image is closed. */
@@ -336,6 +348,7 @@ const struct transaction_kind overlay_file_kind = {
     .variant = {"blockdev-snapshot-sync", ACTION(file_args)},
     .export_arg = "device",
     .drains_alone = true,
+    .made = made_overlay,
     .open = open_new_file,
     .prepare = prepare_overlay,
     .commit = commit_overlay,
@@ -346,6 +359,7 @@ const struct transaction_kind overlay_node_kind = {
     .variant = {"blockdev-snapshot", ACTION(node_args)},
     .export_arg = "node",
     .drains_alone = true,
+    .made = made_overlay,
     .open = open_node,
     .prepare = prepare_overlay,
     .commit = commit_overlay,

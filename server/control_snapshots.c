@@ -106,7 +106,8 @@ static bool open_snapshot_action(struct transaction_action *action,
     }
     if (!judge_request(action->exp, &request, error))
         return false;
-    if (export_begin_snapshot(action->exp, &request, snapshot, &error->diag) == 0)
+    unsigned own = transaction_count_jobs(action->transaction, action->exp);
+    if (export_begin_snapshot(action->exp, own, &request, snapshot, &error->diag) == 0)
         return true;
     control_fail_diag(error, CLASS_GENERIC);
     return false;

@@ -20,10 +20,24 @@
 
 /* ---- whom jobs drain and move over: users of the export ---- */
 
-/* Given back by the event of the job's end. */
-static struct node *take_reference(void *opaque)
+static struct node *take_seat(void *opaque, struct disk_seat *seat)
 {
-    return export_take_reference(opaque);
+    return export_take_seat(opaque, seat);
+}
+
+static void set_seat(void *opaque, struct disk_seat *seat, enum disk_seat_state state)
+{
+    export_set_seat(opaque, seat, state);
+}
+
+static void catch_up(void *opaque, struct disk_seat *seat)
+{
+    export_catch_up(opaque, seat);
+}
+
+static void leave_seat(void *opaque, struct disk_seat *seat)
+{
+    export_leave_seat(opaque, seat);
 }
 
 static void begin_drain(void *opaque)
@@ -64,7 +78,10 @@ static int make_writable(void *opaque, struct diag *diag)
 
 struct mirror_pivot pivot_of(struct served_export *exp)
 {
-    return (struct mirror_pivot){.take_reference = take_reference,
+    return (struct mirror_pivot){.take_seat = take_seat,
+                                 .set_seat = set_seat,
+                                 .caught_up = catch_up,
+                                 .leave_seat = leave_seat,
                                  .begin_drain = begin_drain,
                                  .end_drain = end_drain,
                                  .replace = replace_served,
@@ -129,11 +146,7 @@ static int open_for_job(void *opaque, struct node *source, const _Atomic bool *g
 
 static void free_request(void *opaque)
 {
-    struct target_request *request = opaque;
-
-    added_node_put(request->added);
-    free(request->target);
-    free(request);
+    control_target_request_free(opaque);
 }
 
 struct mirror_opener control_opener(struct target_request *request)
@@ -372,7 +385,7 @@ static json_t *drive_mirror(struct control_context *ctx, const json_t *args,
         control_find_device(ctx, arg_text(args, "device"), error);
 
     if (!exp || !mirror_makes_sense(exp, args, error) || !target_can_be_made(args, error) ||
-        !control_may_start_job(ctx, exp, "commit", error))
+        !control_may_start_job(ctx, exp, "mirror", error))
         return NULL;
     return start_job(ctx, exp, args, error, start_mirror);
 }
@@ -384,7 +397,7 @@ static json_t *blockdev_mirror(struct control_context *ctx, const json_t *args,
         control_find_device(ctx, arg_text(args, "device"), error);
 
     if (!exp || !mirror_makes_sense(exp, args, error) ||
-        !control_may_start_job(ctx, exp, "commit", error))
+        !control_may_start_job(ctx, exp, "mirror", error))
         return NULL;
     return start_job(ctx, exp, args, error, start_mirror_to_node);
 }
@@ -395,7 +408,7 @@ static json_t *block_commit(struct control_context *ctx, const json_t *args,
     CLEANUP_EXPORT struct served_export *exp =
         control_find_device(ctx, arg_text(args, "device"), error);
 
-    if (!exp || !control_may_start_job(ctx, exp, NULL, error))
+    if (!exp || !control_may_start_job(ctx, exp, "commit", error))
         return NULL;
     return start_job(ctx, exp, args, error, start_commit);
 }
@@ -406,7 +419,7 @@ static json_t *block_stream(struct control_context *ctx, const json_t *args,
     CLEANUP_EXPORT struct served_export *exp =
         control_find_layer(ctx, arg_text(args, "device"), error);
 
-    if (!exp || !control_may_start_job(ctx, exp, NULL, error))
+    if (!exp || !control_may_start_job(ctx, exp, "stream", error))
         return NULL;
     return start_job(ctx, exp, args, error, start_stream);
 }

@@ -3,6 +3,7 @@
 #include "control_target.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/cleanup.h"
@@ -11,26 +12,57 @@
 #include "storage/nbd_uri.h"
 #include "storage/rbd_name.h"
 
+static struct block_context *context_of(const struct target_request *request)
+{
+    return request->own ? request->own : request->source->ctx;
+}
+
 static int open_nbd(const struct target_request *request, struct node **out,
                     struct diag *diag)
 {
     struct chain_options options = {.format = request->format};
 
-    return node_open_remote_target(request->source->ctx, request->target, request->give_up,
+    return node_open_remote_target(context_of(request), request->target, request->give_up,
                                    &options, out, diag);
+}
+
+/* Another job may take out what lies below the disk: not while somebody is inside the gate.
+ * *format: NULL when nothing lies there.  0 or -ENOMEM. */
+static int look_below(struct node *source, char **file, const char **format)
+{
+    gate_ticket ticket = gate_enter(&source->ctx->gate);
+    const struct node *below = source->backing;
+
+    *format = below ? node_format(below) : NULL;
+    *file = below ? strdup(below->filename) : NULL;
+    gate_leave(&source->ctx->gate, ticket);
+    return *format && !*file ? -ENOMEM : 0;
+}
+
+static bool is_part_of(struct node *source, const char *file)
+{
+    gate_ticket ticket = gate_enter(&source->ctx->gate);
+    bool found = chain_has_file(source, file);
+
+    gate_leave(&source->ctx->gate, ticket);
+    return found;
 }
 
 static int make_file(const struct target_request *request, struct diag *diag)
 {
     const struct driver *driver = driver_find(request->format);
-    const struct node *below = request->with_backing ? request->source->backing : NULL;
+    const char *below = NULL;
+    CLEANUP_FREE char *backing_file = NULL;
+
+    if (request->with_backing && look_below(request->source, &backing_file, &below))
+        return diag_errno(diag, ENOMEM, "%s", request->target);
     const struct create_request create = {
         .filename = request->target,
         .protocol = storage_protocol_of(request->target),
         .size = request->source->size,
         .exact_size = true,
-        .backing_file = below ? below->filename : NULL,
-        .backing_format = below ? node_format(below) : NULL,
+        .backing_file = backing_file,
+        .backing_format = below,
     };
 
     if (!driver)
@@ -56,17 +88,26 @@ static int check_name(const struct target_request *request, struct diag *diag)
         target, target);
 }
 
+static bool has_same_file(struct node *source, const struct node *target)
+{
+    gate_ticket ticket = gate_enter(&source->ctx->gate);
+    const struct node *node = source;
+
+    while (node && !storage_is_same(node->file, target->file))
+        node = node->backing;
+    gate_leave(&source->ctx->gate, ticket);
+    return node;
+}
+
 /* As chain_has_file, of what can only be compared once it is open. */
 static int check_not_source(const struct target_request *request, struct node **target,
                             struct diag *diag)
 {
-    for (const struct node *node = request->source; node; node = node->backing)
-        if (storage_is_same(node->file, (*target)->file)) {
-            node_close(TAKE(target));
-            return diag_set(diag, EBUSY, "%s: is part of the disk that is to be mirrored",
-                            request->target);
-        }
-    return 0;
+    if (!has_same_file(request->source, *target))
+        return 0;
+    node_close(TAKE(target));
+    return diag_set(diag, EBUSY, "%s: is part of the disk that is to be mirrored",
+                    request->target);
 }
 
 /* A file, or an image on Ceph RBD. */
@@ -88,12 +129,12 @@ static int open_file(const struct target_request *request, struct node **out,
     if (err)
         return err;
     /* Making a file over one of the chain would destroy what is to be copied. */
-    if (chain_has_file(request->source, request->target))
+    if (is_part_of(request->source, request->target))
         return diag_set(diag, EBUSY, "%s: is part of the disk that is to be mirrored",
                         request->target);
     err = request->existing ? 0 : make_file(request, diag);
     if (!err)
-        err = chain_open(request->source->ctx, request->target, &options, out, diag);
+        err = chain_open(context_of(request), request->target, &options, out, diag);
     return err ? err : check_not_source(request, out, diag);
 }
 
@@ -101,12 +142,12 @@ static int open_added(const struct target_request *request, struct node **out,
                       struct diag *diag)
 {
     const char *file = added_node_target(request->added);
-    const struct node_opening how = {.ctx = request->source->ctx,
+    const struct node_opening how = {.ctx = context_of(request),
                                      .references = request->references,
                                      .give_up = request->give_up,
                                      .as_target = true};
 
-    if (!nbd_uri_is_one(file) && chain_has_file(request->source, file))
+    if (!nbd_uri_is_one(file) && is_part_of(request->source, file))
         return diag_set(diag, EBUSY, "%s: is part of the disk that is to be mirrored",
                         file);
     return added_node_open(request->added, &how, out, diag);
@@ -128,11 +169,38 @@ static int prepare_target(struct node *node, struct diag *diag)
     return err ? diag_errno(diag, -err, "%s: starting its threads", node->filename) : 0;
 }
 
-int control_open_target(const struct target_request *request, struct node **out,
+static int make_context(struct target_request *request)
+{
+    const struct block_context *ctx = request->source->ctx;
+    const struct block_shared shared = {
+        .pool = ctx->pool, .clusters = ctx->clusters, .housekeeper = ctx->housekeeper};
+    void *memory;
+
+    if (posix_memalign(&memory, _Alignof(struct block_context),
+                       sizeof(struct block_context)) != 0)
+        return -ENOMEM;
+    request->own = memory;
+    block_context_init_shared(request->own, &shared);
+    return 0;
+}
+
+void control_target_request_free(struct target_request *request)
+{
+    if (request->own)
+        block_context_destroy(request->own);
+    free(request->own);
+    added_node_put(request->added);
+    free(request->target);
+    free(request);
+}
+
+int control_open_target(struct target_request *request, struct node **out,
                         struct diag *diag)
 {
     struct node *node;
 
+    if (request->apart && make_context(request))
+        return diag_errno(diag, ENOMEM, "%s", request->target);
     int err = request->added ? open_added(request, &node, diag)
                              : open_by_name(request, &node, diag);
     if (err)

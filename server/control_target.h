@@ -22,11 +22,18 @@ struct target_request {
     const _Atomic bool *give_up; /* see nbd_open; NULL: nobody will */
     bool existing;               /* never make a file */
     bool with_backing;           /* a file that is made lies on the source's backing file */
+    /* It will never be served: its requests have a gate of their own, so that nobody who waits for
+     * changes of the disk waits for a slow target.  Made when it is opened. */
+    bool apart;
+    struct block_context *own;
 };
+
+/* When the target, if any, is closed. */
+void control_target_request_free(struct target_request *request);
 
 /* On success *out, which can be written to, is the caller's; nothing that was made is
  * removed on failure. */
-int control_open_target(const struct target_request *request, struct node **out,
+int control_open_target(struct target_request *request, struct node **out,
                         struct diag *diag) MUST_USE;
 
 #endif

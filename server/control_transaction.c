@@ -12,6 +12,7 @@
 #include "control_overlays.h"
 #include "control_snapshots.h"
 #include "export_table.h"
+#include "jobs/job_group.h"
 
 /* An export that actions name. */
 struct drained_export {
@@ -27,7 +28,8 @@ struct held {
 
 struct transaction {
     bool grouped;
-    size_t n_actions, n_opened;
+    struct job_group *group; /* NULL: it isn't grouped */
+    size_t n_actions;
     struct transaction_action *actions;
     size_t n_exports;
     struct drained_export *exports; /* room for one per action */
@@ -63,9 +65,21 @@ static const struct control_variant *const kinds[] = {
 
 /* ---- for actions ---- */
 
-bool transaction_is_grouped(const struct transaction *transaction)
+struct job_group *transaction_group(const struct transaction *transaction)
 {
-    return transaction->grouped;
+    return transaction->group;
+}
+
+unsigned transaction_count_jobs(const struct transaction *transaction,
+                                const struct served_export *exp)
+{
+    unsigned n = 0;
+
+    for (size_t i = 0; i < transaction->n_actions; i++) {
+        const struct transaction_action *action = &transaction->actions[i];
+        n += action->opened && action->kind->starts_job && action->exp == exp;
+    }
+    return n;
 }
 
 bool transaction_hold(struct transaction *transaction, void *what,
@@ -116,6 +130,23 @@ static void release_all(struct transaction *transaction)
 
 /* ---- exports ---- */
 
+/* What an earlier action is about to put on top of a disk. */
+static bool find_made(struct transaction_action *action, const char *name,
+                      struct control_error *error)
+{
+    const struct transaction *transaction = action->transaction;
+
+    for (const struct transaction_action *maker = transaction->actions; maker < action;
+         maker++) {
+        action->made = maker->kind->made ? maker->kind->made(maker, name) : NULL;
+        if (!action->made)
+            continue;
+        action->exp = control_find_node(action->ctx, maker->exp->node_name, error);
+        return true;
+    }
+    return false;
+}
+
 static bool find_export(struct transaction_action *action, struct control_error *error)
 {
     const char *arg = action->kind->export_arg;
@@ -131,7 +162,7 @@ static bool find_export(struct transaction_action *action, struct control_error 
     const char *name = arg_text(action->args, arg);
     if (!name)
         control_fail(error, CLASS_GENERIC, "Parameter '%s' is missing", arg);
-    else
+    else if (!action->kind->takes_made || !find_made(action, name, error))
         action->exp = device ? control_find_device(action->ctx, name, error)
                              : control_find_node(action->ctx, name, error);
     return action->exp;
@@ -161,34 +192,45 @@ static void enter_exports(struct transaction *transaction, bool drain)
     for (size_t i = 0; drain && i < transaction->n_exports; i++)
         export_begin_drain(transaction->exports[i].exp);
     for (size_t i = 0; i < transaction->n_exports; i++)
-        transaction->exports[i].use = export_enter(transaction->exports[i].exp);
+        transaction->exports[i].use = export_enter_action(transaction->exports[i].exp);
     for (size_t i = 0; i < transaction->n_actions; i++)
         if (transaction->actions[i].exp)
             transaction->actions[i].node =
-                find_drained(transaction, transaction->actions[i].exp)->use.node;
+                transaction->actions[i].made
+                    ? transaction->actions[i].made
+                    : find_drained(transaction, transaction->actions[i].exp)->use.node;
 }
 
 static void leave_exports(struct transaction *transaction, bool drained)
 {
     for (size_t i = 0; i < transaction->n_exports; i++)
-        export_leave(&transaction->exports[i].use);
+        export_leave_action(&transaction->exports[i].use);
     for (size_t i = 0; drained && i < transaction->n_exports; i++)
         export_end_drain(transaction->exports[i].exp);
 }
 
 /* ---- the states ---- */
 
-static bool open_all(struct transaction *transaction, struct control_error *error)
+/* Those of which the kind starts jobs, or the others. */
+static bool open_some(struct transaction *transaction, bool jobs,
+                      struct control_error *error)
 {
     for (size_t i = 0; i < transaction->n_actions; i++) {
         struct transaction_action *action = &transaction->actions[i];
+        if (action->kind->starts_job != jobs)
+            continue;
         if (!find_export(action, error))
             return false;
-        transaction->n_opened++;
+        action->opened = true;
         if (action->kind->open && !action->kind->open(action, error))
             return false;
     }
     return true;
+}
+
+static bool open_all(struct transaction *transaction, struct control_error *error)
+{
+    return open_some(transaction, true, error) && open_some(transaction, false, error);
 }
 
 /* Those of which the kind prepares last, or the others. */
@@ -234,11 +276,14 @@ static void abort_prepared(struct transaction *transaction)
     abort_some(transaction, false);
 }
 
+/* The last first: what it was about may be an earlier one's. */
 static void finish_opened(struct transaction *transaction, bool committed)
 {
-    for (size_t i = 0; i < transaction->n_opened; i++)
-        if (transaction->actions[i].kind->finish)
-            transaction->actions[i].kind->finish(&transaction->actions[i], committed);
+    for (size_t i = transaction->n_actions; i-- > 0;) {
+        struct transaction_action *action = &transaction->actions[i];
+        if (action->opened && action->kind->finish)
+            action->kind->finish(action, committed);
+    }
 }
 
 /* At one point of the writes, when they are drained. */
@@ -311,7 +356,7 @@ static bool judge_action(struct transaction_action *action, const json_t *item,
 {
     action->kind = find_kind(arg_text(item, "type"));
     action->args = json_object_get(item, "data");
-    if (!action->transaction->grouped || action->kind->groups)
+    if (!action->transaction->grouped || action->kind->starts_job)
         return true;
     control_fail(error, CLASS_GENERIC,
                  "Action '%s' does not support transaction property completion-mode = "
@@ -350,7 +395,11 @@ static json_t *run_transaction(struct control_context *ctx, const json_t *args,
         .exports = exports};
     if (!judge_all(&transaction, ctx, list, error))
         return NULL;
-    return run_all(&transaction, true, error) ? json_object() : NULL;
+    if (transaction.grouped && !(transaction.group = job_group_new()))
+        return control_fail(error, CLASS_GENERIC, "out of memory");
+    bool done = run_all(&transaction, true, error);
+    job_group_put(transaction.group);
+    return done ? json_object() : NULL;
 }
 
 static const struct control_arg transaction_args[] = {

@@ -6,11 +6,12 @@
  *     open -> prepare -> commit -> finish
  *                 \----> abort --/
  *
- * All are opened first, while clients write.  Then the changing requests of every export
+ * All are opened first, while clients write (those of a kind that starts jobs before the
+ * others).  Then the changing requests of every export
  * that an action names are drained, and all are prepared in their order (those of a kind that
  * prepares last behind the others).  When each could
  * be, each is committed, in the same order; else those that were prepared are aborted,
- * the last first.  The drains end, and every action that was opened is finished.
+ * the last first.  The drains end, and every action that was opened is finished, the last first.
  *
  * To add a kind of action:
  *   - a row `const struct transaction_kind` beside the command that does the same by itself,
@@ -28,9 +29,8 @@
  * A command that does one action by itself is control_run_action: nothing is drained then,
  * unless the kind says so.
  *
- * An action's node stays open from prepare to commit or abort.  Another may take its place meanwhile,
- * at a job's end, unless the action takes a reference to the export.  Commit may put
- * another in its place itself (export_replace): the old one is closed after the drain.
+ * An action's node stays what is served, and open, from prepare to commit or abort: a job that
+ * ends waits with its own (export_enter_action).  Commit may put another on top of it.
  *
  * Threads: the lane's.  Layer: server. */
 #ifndef SERVER_CONTROL_TRANSACTION_H
@@ -51,12 +51,18 @@ struct transaction_kind {
      * which "node-name" can stand); NULL: none is. */
     const char *export_arg;
     bool drains_alone; /* and also where it is a command by itself */
-    bool groups;       /* it starts a job, which completion-mode=grouped is about */
+    /* It starts a job, which completion-mode=grouped is about.  Opened before the others, which
+     * may claim the disk: only such jobs are let be then. */
+    bool starts_job;
     /* Prepared after all others, and aborted before them: from then on to commit or abort
      * nobody gets space in its image. */
     bool prepares_last;
 
+    bool takes_made; /* its node may be one that an earlier action makes */
+
     /* Each is optional. */
+    /* Opened: the node of that name that it is to put on top of its export; NULL: none. */
+    struct node *(*made)(const struct transaction_action *action, const char *name);
     bool (*open)(struct transaction_action *action, struct control_error *error);
     bool (*prepare)(struct transaction_action *action, struct control_error *error);
     void (*commit)(struct transaction_action *action);
@@ -73,13 +79,18 @@ struct transaction_action {
     struct control_context *ctx;
     const json_t *args;        /* its `data`, which fits */
     struct served_export *exp; /* that export_arg names; a user of it; NULL: none */
-    struct node *node;         /* of exp; from prepare to commit or abort */
-    bool prepared;
+    struct node *made; /* NULL, or what is meant is this, which an earlier action makes */
+    struct node *node; /* that, or of exp; from prepare to commit or abort */
+    bool opened, prepared;
     void *state; /* the kind's own; NULL at first */
 };
 
-/* Is the completion mode grouped: does the failure of one job cancel the others? */
-bool transaction_is_grouped(const struct transaction *transaction);
+/* Whose jobs end together, as the completion mode is grouped; borrowed.  NULL: it isn't. */
+struct job_group *transaction_group(const struct transaction *transaction);
+
+/* How many jobs its actions have begun on the export. */
+unsigned transaction_count_jobs(const struct transaction *transaction,
+                                const struct served_export *exp);
 
 /* Calls release(what) when all is finished (after commit or abort).  False: no memory, and
  * the error is said. */

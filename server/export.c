@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* An image that is served, and putting another in its place. */
+/* An image that is served: its life, its requests, and who changes more than the disk. */
 #include "export.h"
 
 #include <errno.h>
@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "block/chain.h"
+#include "export_internal.h"
 #include "nbdkit_args.h"
 #include "storage/rbd_name.h"
 
@@ -99,6 +100,8 @@ struct served_export *export_new(const char *name, const char *node_name)
     struct served_export *exp = memory;
     *exp = (struct served_export){.name = strdup(name), .node_name = strdup(node_name)};
     throttle_member_init(&exp->throttle);
+    list_init(&exp->seats);
+    list_init(&exp->retired);
     if (exp->name && exp->node_name)
         return exp;
     export_free(exp);
@@ -119,6 +122,8 @@ int export_open(struct served_export *exp, const struct export_request *request,
     if (!node->name && exp->node_name && node_name_is_well_formed(exp->node_name))
         node->name = node_name_new(exp->node_name);
     gate_init(&exp->gate);
+    list_init(&exp->seats);
+    list_init(&exp->retired);
     lock_init(&exp->lock, RANK_OPEN);
     pthread_cond_init(&exp->drain_ended, NULL);
     exp->wanted_writable = request->config->writable_now && !exp->never_writable;
@@ -268,39 +273,20 @@ void export_leave(struct export_use *use)
     gate_leave(&use->exp->gate, use->ticket);
 }
 
-/* ---- jobs ---- */
+/* ---- who changes more than the disk ---- */
 
-struct node *export_take_reference(struct served_export *exp)
-{
-    LOCK_GUARD(&exp->lock);
-    while (exp->claimed)
-        lock_wait(&exp->lock, &exp->drain_ended);
-    atomic_fetch_add(&exp->references, 1);
-    return atomic_load(&exp->node);
-}
-
-void export_drop_reference(struct served_export *exp)
-{
-    atomic_fetch_sub(&exp->references, 1);
-}
-
-int export_claim(struct served_export *exp, struct node **node, struct diag *diag)
+int export_claim(struct served_export *exp, unsigned own, struct node **node,
+                 struct diag *diag)
 {
     LOCK_GUARD(&exp->lock);
     *node = atomic_load(&exp->node);
     if (!*node)
         return diag_set(diag, ESHUTDOWN, "the server ends");
-    if (exp->claimed || atomic_load(&exp->references) > 0)
+    if (exp->claimed || atomic_load(&exp->references) > own)
         return diag_set(diag, EBUSY, "Node '%s' is busy: a job uses it", exp->node_name);
     exp->claimed = true;
     atomic_fetch_add(&exp->references, 1);
     return 0;
-}
-
-bool export_is_claimed(struct served_export *exp)
-{
-    LOCK_GUARD(&exp->lock);
-    return exp->claimed;
 }
 
 void export_end_claim(struct served_export *exp)
@@ -311,207 +297,31 @@ void export_end_claim(struct served_export *exp)
     pthread_cond_broadcast(&exp->drain_ended);
 }
 
-#define POLL_NS         200000u
-#define LONGEST_WAIT_MS 30000u
-
-/* Waits until every request that was inside has left; false: it took too long. */
-static bool wait_for_users(struct served_export *exp, bool patient)
-{
-    uint64_t stamp = gate_stamp(&exp->gate);
-    uint64_t end = clock_ms() + LONGEST_WAIT_MS;
-
-    while (!gate_passed(&exp->gate, stamp)) {
-        if (!patient && clock_ms() > end)
-            return false;
-        clock_nap_ns(POLL_NS);
-    }
-    return true;
-}
-
 void export_begin_drain(struct served_export *exp)
 {
     atomic_fetch_add(&exp->drains, 1);
     gate_wait_for_changers(&exp->gate);
 }
 
-/* Does `part` lie in the chain of `node`, which it may be itself? */
-static bool chain_has(const struct node *node, const struct node *part)
-{
-    while (node && node != part)
-        node = node->backing;
-    return node;
-}
+/* ---- who acts on the node and its bitmaps ---- */
 
-/* Closes a chain, but for the part of it that is (or lies below) what is served now. */
-static int close_replaced(struct node *old, struct node *serving)
-{
-    struct node *last = old;
-
-    while (last->backing && !chain_has(serving, last->backing))
-        last = last->backing;
-    last->backing = NULL;
-    return node_close(old);
-}
-
-/* Of what is to be closed, which is `old` with what lies below it, but for the part that is
- * still served then. */
-static int check_unviewed(const struct node *old, const struct node *serving,
-                          struct diag *diag)
-{
-    for (const struct node *node = old; node && !chain_has(serving, node);
-         node = node->backing)
-        if (atomic_load(&node->viewers))
-            return diag_set(diag, EBUSY,
-                            "%s: a client reads a snapshot or another view of it",
-                            node->filename);
-    return 0;
-}
-
-static int check_replacement(struct served_export *exp, const struct node *old,
-                             struct node *new_node, struct diag *diag)
-{
-    if (atomic_load(&exp->references) > 1)
-        return diag_set(diag, EBUSY, "%s: another job uses the disk, too", old->filename);
-    if (exp->left_open || exp->replaced)
-        return diag_set(diag, EBUSY,
-                        "%s: a request on the image served before hasn't ended",
-                        old->filename);
-    if (new_node->size < old->size)
-        return diag_set(diag, EINVAL,
-                        "%s: its %" PRIu64 " bytes can't replace the %" PRIu64
-                        " bytes of %s",
-                        new_node->filename, new_node->size, old->size, old->filename);
-    int err = check_unviewed(old, new_node, diag);
-    if (err)
-        return err;
-    return exp->wanted_writable ? node_activate(new_node, diag) : 0;
-}
-
-/* Images of the old chain that were opened once more couldn't be locked beside it. */
-static void lock_reopened_images(struct served_export *exp, struct node *top)
-{
-    struct diag diag = {0};
-
-    if (!exp->locks)
-        return;
-    for (struct node *node = top; node; node = node->backing) {
-        if (!node->options.lock_off)
-            continue;
-        if (node_lock_now(node, &diag))
-            log_warning("%s: is served without a lock", diag.text);
-        else
-            node->options.lock_off = false;
-    }
-}
-
-/* The user's choices are for the disk, whichever image that is.  But "volatile" is one for
- * an image that may be lost: another goes on being synced. */
-static void inherit_options(const struct node *old, struct node *new_node)
-{
-    if (!old->options.cache->no_flush)
-        new_node->options.cache = old->options.cache;
-    new_node->options.discard_ignore = old->options.discard_ignore;
-    new_node->options.detect_zeroes = old->options.detect_zeroes;
-    new_node->options.compress = old->options.compress && !node_why_not_compress(new_node);
-    new_node->options.copy_on_read = old->options.copy_on_read;
-}
-
-int export_replace(struct served_export *exp, struct node *new_node, struct diag *diag)
-{
-    struct node *old = atomic_load(&exp->node);
-
-    if (old == new_node)
-        return 0;
-    {
-        LOCK_GUARD(&exp->lock);
-        int err = check_replacement(exp, old, new_node, diag);
-        if (err)
-            return err;
-        inherit_options(old, new_node);
-        atomic_store(&exp->node, new_node);
-        atomic_store(&exp->moved, true);
-        exp->replaced = chain_has(new_node, old) ? NULL : old;
-    }
-    return 0;
-}
-
-void export_put_on_top(struct served_export *exp, struct node *overlay)
+static void note_action(struct served_export *exp, bool begins)
 {
     LOCK_GUARD(&exp->lock);
-    struct node *old = atomic_load(&exp->node);
-
-    inherit_options(old, overlay);
-    node_set_below(overlay, old);
-    atomic_store(&exp->node, overlay);
-    atomic_store(&exp->moved, true);
-}
-
-/* Nobody uses what was replaced: it is about to be closed. */
-static void note_users_left(struct served_export *exp)
-{
-    LOCK_GUARD(&exp->lock);
-    exp->closing = NULL;
-}
-
-/* Closes what was replaced; readers may hang on a backing file of it. */
-static void close_when_unused(struct served_export *exp, struct node *old)
-{
-    struct node *serving = atomic_load(&exp->node);
-
-    if (!wait_for_users(exp, false)) {
-        log_warning("%s: a request doesn't end: the image stays open", old->filename);
-        LOCK_GUARD(&exp->lock);
-        exp->left_open = old;
-        exp->closing = NULL;
-        return;
-    }
-    note_users_left(exp);
-    int err = close_replaced(old, serving);
-    if (err)
-        log_error("closing the image that was replaced: %s: it must be checked",
-                  strerror(-err));
-    lock_reopened_images(exp, serving);
-}
-
-void export_end_drain(struct served_export *exp)
-{
-    lock_acquire(&exp->lock);
-    atomic_fetch_sub(&exp->drains, 1);
+    exp->actions += begins ? 1 : -1u;
     pthread_cond_broadcast(&exp->drain_ended);
-    struct node *old = exp->replaced;
-    exp->replaced = NULL;
-    if (old)
-        exp->closing = old;
-    lock_release(&exp->lock);
-    if (old)
-        close_when_unused(exp, old);
 }
 
-int export_replace_backing(struct served_export *exp, struct node *layer,
-                           struct node *below, struct diag *diag)
+struct export_use export_enter_action(struct served_export *exp)
 {
-    struct node *old = layer->backing;
-    int err;
+    note_action(exp, true);
+    return export_enter(exp);
+}
 
-    {
-        LOCK_GUARD(&exp->lock);
-        if (atomic_load(&exp->references) > 1)
-            return diag_set(diag, EBUSY, "%s: another job uses the disk, too",
-                            layer->filename);
-        err = check_unviewed(old, below, diag);
-        if (err)
-            return err;
-        node_set_below(layer, below);
-        exp->closing = old;
-    }
-    wait_for_users(exp, true);
-    gate_wait(&exp->ctx.gate);
-    node_forget_merged(atomic_load(&exp->node));
-    note_users_left(exp);
-    err = close_replaced(old, below);
-    if (err)
-        log_error("closing the images that were folded: %s", strerror(-err));
-    return 0;
+void export_leave_action(struct export_use *use)
+{
+    export_leave(use);
+    note_action(use->exp, false);
 }
 
 /* Under the lock, by which those who come meanwhile wait. */
@@ -519,7 +329,7 @@ static int grow_alone(struct served_export *exp, struct node *node, uint64_t siz
                       struct diag *diag)
 {
     atomic_store(&exp->node, NULL);
-    bool alone = wait_for_users(exp, false);
+    bool alone = export_wait_for_users(exp, false);
     int err = alone ? node_grow(node, size, diag)
                     : diag_set(diag, EBUSY, "%s: a request doesn't end", node->filename);
     atomic_store(&exp->node, node);
@@ -532,7 +342,7 @@ int export_resize(struct served_export *exp, uint64_t size, struct diag *diag)
 
     int err = export_open_for_changes(exp, diag);
     if (!err)
-        err = export_claim(exp, &node, diag);
+        err = export_claim(exp, 0, &node, diag);
     if (err)
         return err;
     if (size < node->size)
@@ -552,7 +362,7 @@ int export_set_choices(struct served_export *exp, const struct export_choices *c
 {
     struct node *node;
 
-    int err = export_claim(exp, &node, diag);
+    int err = export_claim(exp, 0, &node, diag);
     if (err)
         return err;
     export_begin_drain(exp);
@@ -583,12 +393,13 @@ void export_abandon_servers(struct served_export *exp)
     chain_abandon_servers(exp->replaced);
     chain_abandon_servers(exp->closing);
     chain_abandon_servers(exp->left_open);
+    export_abandon_retired(exp);
 }
 
 void export_seal(struct served_export *exp)
 {
     exp->sealed = atomic_exchange(&exp->node, NULL);
-    wait_for_users(exp, true);
+    export_wait_for_users(exp, true);
 }
 
 char *export_filename(struct served_export *exp)
@@ -609,7 +420,7 @@ int export_close(struct served_export *exp)
     struct node *node = atomic_exchange(&exp->node, NULL);
     if (exp->sealed)
         node = exp->sealed;
-    int err = exp->left_open ? close_replaced(exp->left_open, node) : 0;
+    int err = exp->left_open ? export_close_replaced(exp, exp->left_open, node) : 0;
     int last_err = node_close(node);
     block_context_destroy(&exp->ctx);
     pthread_cond_destroy(&exp->drain_ended);

@@ -22,6 +22,7 @@
 #include "base/lock.h"
 #include "block/node.h"
 #include "export_stats.h"
+#include "jobs/disk_seat.h"
 #include "plugin_config.h"
 #include "throttle_group.h"
 
@@ -44,7 +45,7 @@ struct served_export {
     _Atomic bool moved;
     struct node *sealed;         /* what it was before */
     _Atomic unsigned drains;     /* by so many jobs: changing requests wait */
-    _Atomic unsigned references; /* of jobs; taken under lock */
+    _Atomic unsigned references; /* of jobs, and of a claim; taken under lock */
     _Atomic bool read_only;      /* a client was told so: nbdkit has -r */
 
     struct lock lock; /* RANK_OPEN, spans I/O */
@@ -53,8 +54,13 @@ struct served_export {
     struct node *replaced;  /* to be closed when the drain ends */
     struct node *closing;   /* replaced, and its users are waited for */
     struct node *left_open; /* replaced, but not closed: a request would not leave */
+    struct list seats;      /* struct disk_seat: of jobs */
+    uint64_t moves;         /* how often the node was replaced */
+    struct list retired;    /* struct retired_node: replaced, and jobs may still use them */
+    bool bitmaps_moved;     /* to be kept in the new image when the drain ends */
     bool is_open, locks;
     bool claimed;                 /* by who changes more than the disk: no job begins */
+    unsigned actions;             /* nothing is replaced meanwhile */
     _Atomic bool wanted_writable; /* changed under lock */
 
     _Atomic bool read_only_told; /* that it can't be written to, in the log */
@@ -165,20 +171,33 @@ void export_leave(struct export_use *use);
 #define EXPORT_USE(use, enter) \
     struct export_use use CLEANUP(export_leave) __attribute__((unused)) = enter
 
+/* ---- actions ---- */
+
+/* As export_enter; and until it is left the node stays what is served, and keeps its bitmaps: who
+ * is to replace it waits.  Not for long, and not by who waits for a job. */
+struct export_use export_enter_action(struct served_export *exp);
+void export_leave_action(struct export_use *use);
+
+#define EXPORT_ACTION(use, exp) \
+    struct export_use use CLEANUP(export_leave_action) = export_enter_action(exp)
+
 /* ---- jobs ---- */
 
-/* A reference keeps the node from being replaced by another job; with it the node may be used
- * outside of requests. */
-struct node *export_take_reference(struct served_export *exp) MUST_USE;
-/* Blocks nothing: for any thread, under any lock. */
-void export_drop_reference(struct served_export *exp);
+/* With a seat the node may be used outside of requests; as its state says it keeps the node from
+ * being replaced by another job, or goes along (jobs/disk_seat.h).  Leaving one, and catching
+ * up, closes what nobody uses any more. */
+struct node *export_take_seat(struct served_export *exp, struct disk_seat *seat) MUST_USE;
+void export_set_seat(struct served_export *exp, struct disk_seat *seat,
+                     enum disk_seat_state state);
+void export_catch_up(struct served_export *exp, struct disk_seat *seat);
+void export_leave_seat(struct served_export *exp, struct disk_seat *seat);
 
-/* As a reference, for who changes what jobs rely on: -EBUSY when there is a job, and who wants
- * a reference waits until the claim has ended.  Not for long. */
-int export_claim(struct served_export *exp, struct node **node, struct diag *diag) MUST_USE;
+/* As a reference, for who changes what jobs rely on: -EBUSY when there is another job than the
+ * `own` that the caller holds back, and who wants a reference waits until the claim has ended.
+ * Not for long. */
+int export_claim(struct served_export *exp, unsigned own, struct node **node,
+                 struct diag *diag) MUST_USE;
 void export_end_claim(struct served_export *exp);
-/* A job that begins waits for the claim's end: who claims, and waits for a job, has to ask. */
-bool export_is_claimed(struct served_export *exp);
 
 /* By the holder of the claim, with changing requests drained: serves `overlay`, which it takes
  * over, from here on, with what was served until now below it.  It is no smaller, and active
@@ -212,16 +231,16 @@ void export_downgrade_lock(struct served_export *exp, struct node *node);
 
 /* Serves new_node from here on, as the user wanted the old served: its options for caching,
  * discards and zeroes are the new one's.  It can't be smaller (what is behind the old size
- * is for new connections); on success it is the export's. The caller must be the only one
- * with a reference, and nobody have a view of what is to be closed (-EBUSY); it drains changing requests, and touches the old node no more.  What
+ * is for new connections); on success it is the export's. Its bitmaps go along (node_bitmaps_move). All who
+ * have a seat must follow, or be IDLE, as the caller is; those who follow are moved.  Nobody may have a view of what is to be closed (-EBUSY).  The caller drains changing requests, and touches the old node no more.  What
  * isn't part of the new chain is closed by export_end_drain, when the requests that use it
  * have left. */
 int export_replace(struct served_export *exp, struct node *new_node,
                    struct diag *diag) MUST_USE;
 
 /* Puts `below` (NULL: nothing), which it takes over on success and which may be part of what is there, in the place of what lies below a layer of
- * the chain that is served, as the caller's is the only reference and nobody has a view of what
- * is to be closed (-EBUSY). */
+ * the chain that is served; nobody may have a view of what
+ * is to be closed (-EBUSY), and no job but the caller's rely on more of the chain than its top. */
 int export_replace_backing(struct served_export *exp, struct node *layer,
                            struct node *below, struct diag *diag) MUST_USE;
 

@@ -25,13 +25,14 @@ int export_check_snapshots(struct served_export *exp, struct diag *diag)
     return err ? err : export_open_for_changes(exp, diag);
 }
 
-int export_begin_snapshot(struct served_export *exp, const struct snapshot_request *request,
+int export_begin_snapshot(struct served_export *exp, unsigned own,
+                          const struct snapshot_request *request,
                           struct export_snapshot *out, struct diag *diag)
 {
     struct node *node;
 
     *out = (struct export_snapshot){.exp = exp};
-    int err = export_claim(exp, &node, diag);
+    int err = export_claim(exp, own, &node, diag);
     if (err)
         return err;
     err = node_begin_snapshot(node, request, &out->change, diag);
@@ -90,7 +91,7 @@ static int change_once(struct served_export *exp, const struct snapshot_request 
     struct export_snapshot snapshot;
     struct diag ignored;
 
-    int err = export_begin_snapshot(exp, request, &snapshot, diag);
+    int err = export_begin_snapshot(exp, 0, request, &snapshot, diag);
     if (err)
         return err;
     struct snapshot_info told = snapshot_change_take_info(snapshot.change);

@@ -21,9 +21,11 @@ struct export_snapshot {
 int export_check_snapshots(struct served_export *exp, struct diag *diag) MUST_USE;
 
 /* The states of node_begin_snapshot's; CREATE or DELETE.  The caller drains the export from
- * before prepare until commit or abort has returned.  From begin to finish no job begins.  Finish,
+ * before prepare until commit or abort has returned.  From begin to finish no job begins,
+ * and there is none but the caller's `own` (export_claim).  Finish,
  * which comes after the drain: also of one that isn't begun. */
-int export_begin_snapshot(struct served_export *exp, const struct snapshot_request *request,
+int export_begin_snapshot(struct served_export *exp, unsigned own,
+                          const struct snapshot_request *request,
                           struct export_snapshot *out, struct diag *diag) MUST_USE;
 int export_prepare_snapshot(struct export_snapshot *snapshot, struct diag *diag) MUST_USE;
 void export_commit_snapshot(struct export_snapshot *snapshot);

@@ -163,6 +163,20 @@ struct bitmap_params {
 int node_bitmap_create(struct node *node, const struct bitmap_params *params,
                        struct dirty_bitmap **out, struct diag *diag) MUST_USE;
 
+/* The disk is `to` from here on, with the same contents, in place of `top`, below which (or which)
+ * `from` is: the bitmaps of `from` go there, whoever uses them, and go on recording; one that
+ * `to` has of the same name becomes a part of it.  What the image of `from` keeps of
+ * them, it keeps as it is now.  Those of a layer below `top` go where nothing that they haven't recorded is
+ * missing.  One that can't be kept in `to` goes on in memory, which is logged.  Nobody changes any
+ * of the nodes, or adds or removes bitmaps, meanwhile.  0, -EBUSY or -ENOMEM with diag: none
+ * has gone. */
+int node_bitmaps_move(struct node *top, struct node *from, struct node *to,
+                      struct diag *diag) MUST_USE;
+
+/* The bitmaps of `from`, a frozen layer, record what is changed of `to`, too, which will have
+ * all that lies above it: to the end of `to`.  0 or -ENOMEM. */
+int node_bitmaps_follow(struct node *from, struct node *to) MUST_USE;
+
 bool node_has_bitmaps(struct node *node);
 
 /* NULL when there is none. */

@@ -20,7 +20,7 @@ struct dirty_bitmap {
     _Atomic int users; /* BITMAP_ALONE, or how many share it */
     /* Set after bits have changed; the storer clears it before it looks at them. */
     _Atomic bool unsaved;
-    bool persistent;
+    _Atomic bool persistent;
     _Atomic bool inconsistent; /* there are no bits, or they aren't to be looked at */
     uint32_t slot;             /* the driver's */
     struct hbits bits;

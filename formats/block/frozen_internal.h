@@ -13,10 +13,14 @@
 struct frozen_savers;
 
 struct frozen_point {
-    struct frozen_setup setup;
+    struct frozen_setup setup;   /* its source: for what doesn't change; else */
+    struct node *_Atomic source; /* where the disk is now */
+    uint64_t size;               /* the disk's, bytes */
     struct observer observer;
     bool attached;
-    char *name;       /* under which it is shown; NULL: isn't */
+    char *name; /* under which it is shown; NULL: isn't */
+    /* Where it is shown, or is about to be; NULL: it isn't.  Changed under that one's lock. */
+    struct frozen_points *_Atomic shown;
     struct list link; /* struct frozen_points.list */
     _Atomic unsigned users;
     struct hbits saved;           /* or released: a granule each */

@@ -119,7 +119,7 @@ static int frozen_read(struct node *node, void *buf, uint64_t off, uint64_t len)
     while (len > 0 && !err) {
         bool saved = frozen_is_saved(point, off / FROZEN_GRANULE);
         uint64_t n = run_of(point, off, MIN(len, LONGEST_RUN), saved);
-        err = block_read(saved ? point->setup.store : point->setup.source, buf, off, n);
+        err = block_read(saved ? point->setup.store : point->source, buf, off, n);
         if (!saved && !err)
             n = still_unchanged(point, off, n);
         buf = (char *)buf + n;
@@ -138,8 +138,7 @@ static int look_at_run(const struct frozen_point *point, uint64_t off, uint64_t 
         uint64_t n = run_of(point, off, len, saved);
         if (n == 0) /* saved just now */
             continue;
-        int err =
-            block_status(saved ? point->setup.store : point->setup.source, off, n, st);
+        int err = block_status(saved ? point->setup.store : point->source, off, n, st);
         if (err)
             return err;
         if (saved) {

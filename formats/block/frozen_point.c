@@ -21,7 +21,7 @@ static int save_zeroes(struct frozen_point *point, uint64_t off, uint64_t len)
 
 static int save_bytes(struct frozen_point *point, void *buf, uint64_t off, uint64_t len)
 {
-    int err = block_read(point->setup.source, buf, off, len);
+    int err = block_read(point->source, buf, off, len);
 
     return err ? err : block_write(point->setup.store, buf, off, len, BLOCK_INSIDE);
 }
@@ -35,7 +35,7 @@ static int save_range(struct frozen_point *point, uint64_t off, uint64_t end)
         struct block_status st;
         int err = 0;
         /* What can't be asked is saved as data. */
-        if (block_status(point->setup.source, off, end - off, &st))
+        if (block_status(point->source, off, end - off, &st))
             st = (struct block_status){.length = end - off};
         if (!st.zero && !buf && posix_memalign(&buf, 4096, FROZEN_GRANULE) != 0)
             return -ENOMEM;
@@ -51,7 +51,7 @@ static int save_range(struct frozen_point *point, uint64_t off, uint64_t end)
 int frozen_save(struct frozen_point *point, uint64_t granule)
 {
     uint64_t off = granule * FROZEN_GRANULE;
-    uint64_t end = MIN(off + FROZEN_GRANULE, point->setup.source->size);
+    uint64_t end = MIN(off + FROZEN_GRANULE, point->size);
 
     RANGE_LOCK_GUARD(&point->saving, off, end);
     if (frozen_is_saved(point, granule) || atomic_load(&point->error))
@@ -110,8 +110,7 @@ void frozen_release(struct frozen_point *point, uint64_t off, uint64_t len)
 {
     uint64_t end = off + len;
     uint64_t first = div_round_up(off, FROZEN_GRANULE);
-    uint64_t stop =
-        end == point->setup.source->size ? point->saved.n_bits : end / FROZEN_GRANULE;
+    uint64_t stop = end == point->size ? point->saved.n_bits : end / FROZEN_GRANULE;
 
     if (first < stop)
         hbits_set(&point->saved, first, stop - first);
@@ -170,8 +169,7 @@ static int fill_point(struct frozen_point *point, struct diag *diag)
     point->observer.guard = guard_change;
     list_init(&point->link);
     atomic_init(&point->users, 1);
-    int err =
-        hbits_init(&point->saved, div_round_up(point->setup.source->size, FROZEN_GRANULE));
+    int err = hbits_init(&point->saved, div_round_up(point->size, FROZEN_GRANULE));
     if (!err && point->setup.timeout_ms && !(point->savers = frozen_savers_new(point)))
         err = -ENOMEM;
     return err ? diag_errno(diag, -err, "%s", point->setup.source->filename)
@@ -188,6 +186,8 @@ int frozen_new(const struct frozen_setup *setup, struct frozen_point **out,
     if (!point)
         return diag_errno(diag, ENOMEM, "%s", setup->source->filename);
     point->setup = *setup;
+    atomic_init(&point->source, setup->source);
+    point->size = setup->source->size;
     err = fill_point(point, diag);
     if (err)
         free_point(point);
@@ -198,33 +198,102 @@ int frozen_new(const struct frozen_setup *setup, struct frozen_point **out,
 
 int frozen_begin(struct frozen_point *point, struct diag *diag)
 {
-    int err = observer_add(&point->setup.source->observers, &point->observer);
+    int err = observer_add(&point->source->observers, &point->observer);
 
     point->attached = !err;
     return err ? diag_errno(diag, -err, "%s", point->setup.source->filename) : 0;
+}
+
+/* ---- the disk moves ---- */
+
+int frozen_prepare_to_move(struct frozen_point *point, struct node *to)
+{
+    struct observer *observer = &point->observer;
+
+    return point->attached ? observer_add_unseen(&to->observers, &observer, 1) : 0;
+}
+
+void frozen_move(struct frozen_point *point, struct node *to)
+{
+    struct node *from = point->source;
+
+    if (!point->attached)
+        return;
+    point->source = to;
+    frozen_move_shown(from, to);
+}
+
+void frozen_stay(struct frozen_point *point, struct node *to)
+{
+    struct observer *observer = &point->observer;
+
+    if (point->attached)
+        observer_remove_unseen(&to->observers, &observer, 1);
 }
 
 /* ---- who finds it ---- */
 
 int frozen_show(struct frozen_point *point, const char *name)
 {
-    struct frozen_points *points = &point->setup.source->frozen_points;
+    struct frozen_points *points = &point->source->frozen_points;
     char *copy = strdup(name);
 
     if (!copy)
         return -ENOMEM;
     LOCK_GUARD(&points->lock);
     point->name = copy;
+    atomic_store(&point->shown, points);
     list_append(&points->list, &point->link);
     return 0;
 }
 
+/* False: it has been moved meanwhile. */
+static bool hide_at(struct frozen_point *point, struct frozen_points *points)
+{
+    LOCK_GUARD(&points->lock);
+    if (atomic_load(&point->shown) != points)
+        return false;
+    list_remove(&point->link);
+    atomic_store(&point->shown, NULL);
+    return true;
+}
+
 static void hide_point(struct frozen_point *point)
 {
-    struct frozen_points *points = &point->setup.source->frozen_points;
-    LOCK_GUARD(&points->lock);
+    struct frozen_points *points;
 
+    while ((points = atomic_load(&point->shown)) && !hide_at(point, points))
+        continue;
+}
+
+/* The first of the list, held, on its way to another; NULL: none. */
+static struct frozen_point *take_first(struct frozen_points *from, struct frozen_points *to)
+{
+    LOCK_GUARD(&from->lock);
+    if (list_empty(&from->list))
+        return NULL;
+    struct frozen_point *point = CONTAINER_OF(from->list.next, struct frozen_point, link);
     list_remove(&point->link);
+    atomic_store(&point->shown, to);
+    return frozen_hold(point);
+}
+
+/* Unless it was hidden on its way. */
+static void show_at(struct frozen_point *point, struct frozen_points *to)
+{
+    LOCK_GUARD(&to->lock);
+    if (atomic_load(&point->shown) == to)
+        list_append(&to->list, &point->link);
+}
+
+void frozen_move_shown(struct node *from, struct node *to)
+{
+    struct frozen_point *point;
+
+    while ((point = take_first(&from->frozen_points, &to->frozen_points))) {
+        show_at(point, &to->frozen_points);
+        frozen_put(point);
+    }
 }
 
 struct frozen_point *frozen_find(struct node *node, const char *name)
@@ -258,12 +327,10 @@ void frozen_end(struct frozen_point *point)
 {
     int none = 0;
 
-    if (!list_empty(&point->link))
-        hide_point(point);
-
+    hide_point(point);
     atomic_compare_exchange_strong(&point->error, &none, -ESHUTDOWN);
     if (point->attached)
-        observer_remove(&point->setup.source->observers, &point->observer);
+        observer_remove(&point->source->observers, &point->observer);
     point->attached = false;
     /* Those who save for requests that have given up waiting, too. */
     frozen_savers_free(point->savers);

@@ -64,6 +64,14 @@ int frozen_begin(struct frozen_point *point, struct diag *diag) MUST_USE;
 /* Others find it by this name at the disk's node, until it ends.  0 or -ENOMEM. */
 int frozen_show(struct frozen_point *point, const char *name) MUST_USE;
 
+/* The disk is about to be another node, with the same contents, as changes of it are drained: `to`
+ * is guarded, too; then either it is the disk, or all is as before.  The old one stays open until
+ * frozen_end, and isn't changed meanwhile unless `to` is: it may lie on the same file.
+ * 0 or -ENOMEM.  Not beside begin and end. */
+int frozen_prepare_to_move(struct frozen_point *point, struct node *to) MUST_USE;
+void frozen_move(struct frozen_point *point, struct node *to);
+void frozen_stay(struct frozen_point *point, struct node *to);
+
 /* Nothing is preserved any more, and reads fail with -EIO from here on; waits for those
  * under way.  Again: does nothing. */
 void frozen_end(struct frozen_point *point);
@@ -72,6 +80,9 @@ void frozen_end(struct frozen_point *point);
  * it, after frozen_end. */
 struct frozen_point *frozen_hold(struct frozen_point *point);
 void frozen_put(struct frozen_point *point); /* NULL is allowed */
+
+/* Those that are shown at `from` are shown at `to` from here on. */
+void frozen_move_shown(struct node *from, struct node *to);
 
 /* Points that are shown, from any thread.  frozen_find: the caller holds it; NULL: there is
  * none of that name. `each` must not call back; not 0: no more are wanted, and it is returned. */

@@ -149,32 +149,64 @@ int observer_add_all(struct observers *observers, struct observer *const *added,
     return 0;
 }
 
-/* The place of an observer, or n. */
-static unsigned index_of(const struct observer_list *list, const struct observer *observer)
+int observer_add_unseen(struct observers *observers, struct observer *const *added,
+                        unsigned n)
 {
-    unsigned i = 0;
+    struct observer_list *old = NULL;
 
-    while (i < list->n && list->item[i] != observer)
-        i++;
-    return i;
+    int err = n ? add_to_list(observers, added, n, &old) : 0;
+    if (!err)
+        free(old);
+    return err;
 }
 
-/* False: it isn't there. */
-static bool remove_from_list(struct observers *observers, const struct observer *observer,
-                             struct observer_list **old)
+static bool is_one_of(const struct observer *observer, struct observer *const *some,
+                      unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        if (some[i] == observer)
+            return true;
+    return false;
+}
+
+bool observer_is_there(struct observers *observers, const struct observer *observer)
 {
     LOCK_GUARD(&observers->lock);
     const struct observer_list *now = atomic_load(&observers->list);
 
-    if (!now || index_of(now, observer) == now->n)
+    for (unsigned i = 0; now && i < now->n; i++)
+        if (now->item[i] == observer)
+            return true;
+    return false;
+}
+
+static unsigned count_left(const struct observer_list *list,
+                           struct observer *const *removed, unsigned n)
+{
+    unsigned left = 0;
+
+    for (unsigned i = 0; i < list->n; i++)
+        left += !is_one_of(list->item[i], removed, n);
+    return left;
+}
+
+/* False: none of them is there. */
+static bool remove_from_list(struct observers *observers, struct observer *const *removed,
+                             unsigned n, struct observer_list **old)
+{
+    LOCK_GUARD(&observers->lock);
+    const struct observer_list *now = atomic_load(&observers->list);
+    unsigned left = now ? count_left(now, removed, n) : 0;
+
+    if (!now || left == now->n)
         return false;
     /* Nobody could deal with a failure here: the memory for a few pointers is waited for.
      */
     struct observer_list *list = NULL;
-    while (now->n > 1 && !(list = new_list(now->n - 1)))
+    while (left > 0 && !(list = new_list(left)))
         nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
     for (unsigned i = 0; list && i < now->n; i++)
-        if (now->item[i] != observer)
+        if (!is_one_of(now->item[i], removed, n))
             append_observer(list, now->item[i]);
     *old = atomic_exchange(&observers->list, list);
     return true;
@@ -184,6 +216,15 @@ void observer_remove(struct observers *observers, struct observer *observer)
 {
     struct observer_list *old;
 
-    if (remove_from_list(observers, observer, &old))
+    if (remove_from_list(observers, &observer, 1, &old))
         free_when_unseen(observers, old);
+}
+
+void observer_remove_unseen(struct observers *observers, struct observer *const *removed,
+                            unsigned n)
+{
+    struct observer_list *old;
+
+    if (remove_from_list(observers, removed, n, &old))
+        free(old);
 }

@@ -9,6 +9,10 @@
  * Both wait for changes in flight, not for readers, and without a lock; so they must not be
  * called inside the gate, nor by anybody that a hook waits for.
  *
+ * A node that nobody changes any more, for the disk is another now, may keep observers that are
+ * gone: it calls none.  (A flush that is under way is waited for like a change, by who
+ * removes an observer from the other node.)
+ *
  * Threads: the list is read inside the gate, without a lock; add and remove from any thread
  * outside it.  Hooks run on the thread of the request, inside the gate, without ranked
  * locks, many at once.  Layer: block. */
@@ -16,6 +20,7 @@
 #define BLOCK_OBSERVER_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/compiler.h"
@@ -79,8 +84,18 @@ int observer_add(struct observers *observers, struct observer *observer) MUST_US
 int observer_add_all(struct observers *observers, struct observer *const *added,
                      unsigned n) MUST_USE;
 
+/* The same two while nobody changes the node or flushes it, nor will before they are called: they
+ * wait for nobody. */
+int observer_add_unseen(struct observers *observers, struct observer *const *added,
+                        unsigned n) MUST_USE;
+void observer_remove_unseen(struct observers *observers, struct observer *const *removed,
+                            unsigned n);
+
 /* Harmless when it wasn't added. */
 void observer_remove(struct observers *observers, struct observer *observer);
+
+/* Was it added, and not removed? */
+bool observer_is_there(struct observers *observers, const struct observer *observer);
 
 /* ---- for the engine ---- */
 

@@ -48,8 +48,9 @@ class Verbs(MirrorCase):
                    "^Job 'one' in state 'running' cannot accept command verb 'complete'$", device="one")
         self.client.cmd("block-job-set-speed", device="one", speed=0)
         self.ready()
-        self.mirror("two.raw", job_id="two")
+        self.mirror("two.raw", job_id="two", auto_finalize=False)
         self.ready()
+        self.client.cmd("job-complete", id="two")
         self.fails("GenericError", self.client, "job-complete", "^The active block job 'one' cannot be completed", id="one")
         self.fails("GenericError", self.client, "job-complete", "Parameter 'device' is unexpected", device="one")
 

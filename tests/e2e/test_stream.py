@@ -162,7 +162,7 @@ class Stream(StreamCase):
         refused("same time", base_node="drive0#2", bottom="drive0#1")
         refused("not in the backing chain", bottom="drive0")
         refused("streaming the entire chain", backing_file="x")
-        self.mirror(speed=64 * KIB, job_id="other")
+        self.client.cmd("block-commit", job_id="other", device="drive0", speed=1)
         refused("'other' uses the disk")
         self.client.cmd("job-cancel", id="other")
         self.ended("BLOCK_JOB_CANCELLED")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Clients that write all the time, each to a part of the disk of its own, and know what it must hold."""
 
+import contextlib
 import random
 import threading
 
@@ -16,11 +17,12 @@ class Writer(threading.Thread):
         super().__init__(daemon=True)
         self.handle, self.base, self.unit = handle, base, unit
         self.rng = random.Random(seed)
-        self.lock = threading.Lock()  # held while a request runs
+        self.lock = threading.RLock()  # held while a request runs
         self.content = bytearray(content)  # as answered
         self.flushed = bytes(content)
         self.unflushed = []  # (offset, bytes) that each byte may have since the last flush
         self.marked, self.since = None, []
+        self.changed = []  # (offset on the disk, length) of all requests that change something
         self.count, self.error, self.over = 0, None, False
 
     def place(self):
@@ -39,6 +41,8 @@ class Writer(threading.Thread):
         kind = self.rng.choices(["write", "zero", "trim", "flush", "read"], [60, 12, 12, 4, 12])[0]
         off, length = self.place()
         at = self.base + off
+        if kind in ("write", "zero", "trim"):
+            self.changed.append((at, length))
         if kind == "write":
             payload = self.rng.randbytes(length)
             self.unflushed.append((off, payload))
@@ -112,6 +116,21 @@ class Writers:
                     for n in range(count)]
         for writer in self.all:
             writer.start()
+
+    @contextlib.contextmanager
+    def still(self):
+        """No request is under way meanwhile."""
+        with contextlib.ExitStack() as stack:
+            for writer in self.all:
+                stack.enter_context(writer.lock)
+            yield
+
+    def changed(self, begin=False):
+        """(offset, length) of what was changed, while they are still; begin: from here on."""
+        found = [change for writer in self.all for change in writer.changed]
+        for writer in self.all if begin else []:
+            writer.changed = []
+        return found
 
     def some(self, requests=100):
         """Waits until so many more were answered."""

@@ -119,7 +119,14 @@ static int open_by_request(const struct target_request *request, struct node **o
                      request->target, out, diag);
 }
 
-int control_open_target(const struct target_request *request, struct node **out,
+void control_target_request_free(struct target_request *request)
+{
+    added_node_put(request->added);
+    free(request->target);
+    free(request);
+}
+
+int control_open_target(struct target_request *request, struct node **out,
                         struct diag *diag)
 {
     if (!request->added && strcmp(request->format, "qed") == 0)
@@ -169,7 +176,6 @@ static void on_job_event(void *opaque, const struct job_event *event)
     (void)opaque;
     if (event->kind == JOB_EVENT_COMPLETED || event->kind == JOB_EVENT_CANCELLED ||
         (event->kind == JOB_EVENT_OPENED && event->err)) {
-        export_drop_reference(event->info.owner);
         export_end_job(event->info.owner);
     }
     if (event->kind == JOB_EVENT_OPENED)

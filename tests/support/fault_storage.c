@@ -95,6 +95,18 @@ void fault_plan_delay_writes(struct fault_plan *plan, uint64_t ns, uint64_t min_
     plan->delay_min_bytes = min_bytes;
 }
 
+void fault_plan_delay_discards(struct fault_plan *plan, uint64_t ns)
+{
+    LOCK_GUARD(&plan->lock);
+    plan->discard_delay_ns = ns;
+}
+
+static uint64_t discard_delay(struct fault_plan *plan)
+{
+    LOCK_GUARD(&plan->lock);
+    return plan->discard_delay_ns;
+}
+
 void fault_plan_delay_reply(struct fault_plan *plan, uint64_t ns)
 {
     LOCK_GUARD(&plan->lock);
@@ -291,6 +303,7 @@ static int fault_discard(struct storage *st, uint64_t off, uint64_t len)
     struct fault_rule hit;
 
     enter(f->plan, FAULT_DISCARD, &hit);
+    sleep_ns(discard_delay(f->plan));
     if (fails_at_once(&hit))
         return -hit.err;
     return result(&hit, storage_discard(f->below, off, len));

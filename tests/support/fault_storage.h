@@ -59,7 +59,7 @@ struct fault_plan {
     uint64_t bytes_written; /* asked, not done */
     uint64_t injected;
     uint64_t fua_writes;
-    uint64_t delay_ns, delay_min_bytes, reply_delay_ns;
+    uint64_t delay_ns, delay_min_bytes, reply_delay_ns, discard_delay_ns;
     unsigned gather, gather_timeout_ms;
     uint64_t gather_min_bytes;
     unsigned in_flight, most_in_flight;
@@ -88,6 +88,9 @@ void fault_plan_reset_counters(struct fault_plan *plan);
 /* Each write of at least min_bytes sleeps before it is passed on: it is in flight
  * meanwhile, and not yet seen by the store below.  0 ns: none does. */
 void fault_plan_delay_writes(struct fault_plan *plan, uint64_t ns, uint64_t min_bytes);
+
+/* Each discard sleeps before it is passed on. */
+void fault_plan_delay_discards(struct fault_plan *plan, uint64_t ns);
 
 /* The next write to be passed on returns so much later: it is done, and nobody knows. */
 void fault_plan_delay_reply(struct fault_plan *plan, uint64_t ns);

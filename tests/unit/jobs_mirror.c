@@ -476,6 +476,30 @@ Test(mirror, under_load, .timeout = 300)
     }
 }
 
+/* M-60: Users' changes are followed from before the job is known; what was found dirty before the first
+ * look stays so. */
+Test(mirror, a_write_before_the_first_look, .timeout = 120)
+{
+    static uint8_t data[3000];
+
+    for (unsigned i = 0; i < 200; i++) {
+        bench_init(&b, 4 * MIB);
+        struct mirror_params params = bench_params(&b);
+        params.sync = i % 3 ? MIRROR_FULL : MIRROR_NONE;
+        params.copy_mode = i % 2 ? MIRROR_WRITE_BLOCKING : MIRROR_BACKGROUND;
+        bench_must_start(&b, &params);
+        for (unsigned n = 0; n < 8; n++) {
+            memset(data, (int)(i + n + 1), sizeof data);
+            cr_assert_eq(
+                user_write(&b, data, (i * 31 + n * 7) % 64 * 64 * KIB, sizeof data), 0);
+        }
+        bench_ready(&b);
+        bench_cancel(&b);
+        bench_same(&b);
+        bench_fini(&b);
+    }
+}
+
 /* M-10 */
 Test(mirror, cancelled_under_load, .timeout = 300)
 {

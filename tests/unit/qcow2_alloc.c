@@ -415,3 +415,80 @@ Test(qcow2_alloc, a_page_of_refcounts_that_fails_is_left_alone)
     image_free(&img);
     fault_plan_destroy(&plan);
 }
+
+/* ---- races that others have lost ---- */
+
+static void *punch(void *opaque)
+{
+    struct image *img = opaque;
+
+    housekeeper_run_due(img->ctx.housekeeper);
+    return NULL;
+}
+
+/* M-60: Whoever finds a cluster free writes to it at once: nobody may punch it still. */
+Test(qcow2_alloc, a_punch_doesnt_come_after_its_cluster_was_reused, .timeout = 60)
+{
+    struct fault_plan plan;
+    struct image img;
+    pthread_t puncher;
+
+    make(&img, &(struct image_spec){.options = "cluster_size=4096", .size = 4 * MIB});
+    fault_plan_init(&plan);
+    img.plan = &plan;
+    image_open(&img);
+    write_fill(&img, 0, 400 * CL, 1);
+    flush(&img);
+    for (unsigned round = 0; round < 2; round++) {
+        for (unsigned i = 0; i < 400; i += 2)
+            trim(&img, i * CL, CL);
+        cr_assert_eq(block_flush(img.node), 0);
+        fault_plan_delay_discards(&plan, 1000000);
+        cr_assert_eq(pthread_create(&puncher, NULL, punch, &img), 0);
+        for (unsigned i = 0; i < 200; i++)
+            write_fill(&img, (500 + 200 * round + i) * CL, CL, 3);
+        pthread_join(puncher, NULL);
+        fault_plan_delay_discards(&plan, 0);
+        cr_expect(as_model(&img));
+        for (unsigned i = 0; i < 400; i += 2)
+            write_fill(&img, i * CL, CL, 4);
+        cr_expect(as_model(&img));
+    }
+    cr_expect_geq(fault_plan_calls(&plan, FAULT_DISCARD), 200);
+    close_and_verify(&img);
+    image_free(&img);
+    fault_plan_destroy(&plan);
+}
+
+/* M-60: Whichever write of it fails: the clusters that the copy was to take are given to one only. */
+Test(qcow2_alloc, a_table_copy_that_fails_gives_its_clusters_away_once, .timeout = 60)
+{
+    uint64_t injected = 1;
+
+    for (unsigned nth = 1; injected; nth++) {
+        struct fault_plan plan;
+        struct image img;
+
+        make_4k(&img, 4 * MIB);
+        write_fill(&img, 0, CL, 1);
+        cr_assert_eq(image_close(&img), 0);
+        share(&img, 0);
+        fault_plan_init(&plan);
+        img.plan = &plan;
+        image_open(&img);
+        fault_plan_reset_counters(&plan);
+        fault_plan_fail(&plan, FAULT_CHANGE, nth, EIO, FAULT_ONCE);
+        (void)!try_write(&img, 512, 512, 2, 0);
+        injected = fault_plan_injected(&plan);
+        fault_plan_heal(&plan);
+        for (unsigned i = 0; i < 40; i++)
+            write_fill(&img, i * CL, CL, (int)(3 + i));
+        cr_expect(as_model(&img), "after failure %u", nth);
+        cr_expect_eq(image_close(&img), 0);
+        image_open(&img);
+        cr_expect(as_model(&img), "opened again, after failure %u", nth);
+        cr_assert_eq(image_close(&img), 0);
+        image_free(&img);
+        fault_plan_destroy(&plan);
+    }
+}

@@ -77,6 +77,22 @@ static int replace(struct served_export *exp, struct node *node, struct diag *di
     return err;
 }
 
+/* The test's own, as a job that is about to replace the disk has it. */
+static struct disk_seat own_seat;
+
+static struct node *take_seat(struct served_export *exp)
+{
+    struct node *node = export_take_seat(exp, &own_seat);
+
+    export_set_seat(exp, &own_seat, SEAT_IDLE);
+    return node;
+}
+
+static void leave_seat(struct served_export *exp)
+{
+    export_leave_seat(exp, &own_seat);
+}
+
 /* M-06 */
 Test(exp, another_image_takes_its_place)
 {
@@ -86,14 +102,14 @@ Test(exp, another_image_takes_its_place)
     begin(&f);
     cr_assert_eq(write_byte(&f.exp, 1, 0), 0);
     cr_assert_not(is_free(f.path));
-    struct node *old = export_take_reference(&f.exp);
+    struct node *old = take_seat(&f.exp);
     struct node *node = another(&f, "second", SIZE, &second);
     cr_assert_neq(node, old);
 
     export_begin_drain(&f.exp);
     cr_assert_eq(export_replace(&f.exp, node, NULL), 0);
     export_end_drain(&f.exp);
-    export_drop_reference(&f.exp);
+    leave_seat(&f.exp);
 
     cr_assert_eq(read_byte(&f.exp, 0), 0, "the new one is empty");
     cr_assert(is_free(f.path), "the old one is closed");
@@ -110,13 +126,13 @@ Test(exp, a_smaller_one_is_refused)
     struct diag diag = {0};
 
     begin(&f);
-    struct node *old = export_take_reference(&f.exp);
+    struct node *old = take_seat(&f.exp);
     struct node *node = another(&f, "smaller", SIZE / 2, &path);
     cr_assert_eq(replace(&f.exp, node, &diag), -EINVAL);
     cr_assert(strstr(diag.text, "smaller"));
     cr_assert_eq(atomic_load(&f.exp.node), old);
     cr_assert_eq(node_close(node), 0);
-    export_drop_reference(&f.exp);
+    leave_seat(&f.exp);
     end(&f);
 }
 
@@ -127,12 +143,13 @@ Test(exp, not_while_another_job_uses_it)
     CLEANUP_FREE char *path = NULL;
 
     begin(&f);
-    cr_assert_eq(export_take_reference(&f.exp), export_take_reference(&f.exp));
+    struct disk_seat other = {0};
+    cr_assert_eq(take_seat(&f.exp), export_take_seat(&f.exp, &other));
     struct node *node = another(&f, "second", SIZE, &path);
     cr_assert_eq(replace(&f.exp, node, NULL), -EBUSY);
-    export_drop_reference(&f.exp);
+    export_leave_seat(&f.exp, &other);
     cr_assert_eq(replace(&f.exp, node, NULL), 0);
-    export_drop_reference(&f.exp);
+    leave_seat(&f.exp);
     end(&f);
 }
 
@@ -147,7 +164,7 @@ Test(exp, a_base_takes_the_place_of_its_overlay)
     make_image(base, "qcow2", SIZE, NULL);
     make_image(f.path, "qcow2", SIZE, base);
     start(&f);
-    struct node *top = export_take_reference(&f.exp);
+    struct node *top = take_seat(&f.exp);
     struct node *below = top->backing;
     /* As a commit does, which writes to it. */
     cr_assert_eq(write_byte(&f.exp, 1, 0), 0);
@@ -155,7 +172,7 @@ Test(exp, a_base_takes_the_place_of_its_overlay)
 
     f.exp.wanted_writable = false; /* it was opened to be read */
     cr_assert_eq(replace(&f.exp, below, NULL), 0);
-    export_drop_reference(&f.exp);
+    leave_seat(&f.exp);
     cr_assert(is_free(f.path));
     cr_assert_eq(read_byte(&f.exp, 0), 0);
     end(&f);
@@ -169,11 +186,11 @@ Test(exp, an_overlay_takes_the_place_of_its_base)
 
     begin(&f);
     cr_assert_eq(write_byte(&f.exp, 3, 0), 0);
-    struct node *old = export_take_reference(&f.exp);
+    struct node *old = take_seat(&f.exp);
     struct node *node = another(&f, "overlay", SIZE, &path);
     node->backing = old;
     cr_assert_eq(replace(&f.exp, node, NULL), 0);
-    export_drop_reference(&f.exp);
+    leave_seat(&f.exp);
     cr_assert_not(is_free(f.path), "it is still needed");
     end(&f);
 }
@@ -280,7 +297,7 @@ Test(exp, replaces_under_load)
         char name[32];
         snprintf(name, sizeof name, "image%u", round);
         await(writers, 10);
-        struct node *old = export_take_reference(&f.exp);
+        struct node *old = take_seat(&f.exp);
         struct node *node = another(&f, name, SIZE, &path);
         cr_assert_eq(node_activate(node, NULL), 0);
         cr_assert_neq(old, node);
@@ -288,7 +305,7 @@ Test(exp, replaces_under_load)
         copy_all(&f.exp, node);
         cr_assert_eq(export_replace(&f.exp, node, NULL), 0);
         export_end_drain(&f.exp);
-        export_drop_reference(&f.exp);
+        leave_seat(&f.exp);
     }
     await(writers, 10);
     stop = true;

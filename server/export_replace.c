@@ -1,0 +1,473 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Another node in the place of the one that is served: jobs that have a seat and bitmaps go along,
+ * and what was there is closed when nobody uses it any more.
+ *
+ *     replaced --end of the drain--> closing --users have left--> closed
+ *                                         \--jobs may use it--> retired --/
+ */
+#include "export.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "block/chain.h"
+#include "block/dirty_bitmap.h"
+#include "export_internal.h"
+
+#define POLL_NS         200000u
+#define LONGEST_WAIT_MS 30000u
+
+/* Waits until every request that was inside has left; false: it took too long. */
+bool export_wait_for_users(struct served_export *exp, bool patient)
+{
+    uint64_t stamp = gate_stamp(&exp->gate);
+    uint64_t end = clock_ms() + LONGEST_WAIT_MS;
+
+    while (!gate_passed(&exp->gate, stamp)) {
+        if (!patient && clock_ms() > end)
+            return false;
+        clock_nap_ns(POLL_NS);
+    }
+    return true;
+}
+
+/* Does `part` lie in the chain of `node`, which it may be itself? */
+static bool chain_has(const struct node *node, const struct node *part)
+{
+    while (node && node != part)
+        node = node->backing;
+    return node;
+}
+
+/* A node that was replaced, with what lies below it. */
+struct retired_node {
+    struct list link;
+    struct node *node;
+    uint64_t move; /* by which it was */
+};
+
+/* Under the lock: is it served, or does it lie below what jobs may still use? */
+static bool is_needed(const struct served_export *exp, const struct node *serving,
+                      const struct node *part)
+{
+    if (chain_has(serving, part))
+        return true;
+    LIST_FOR_EACH (pos, &exp->retired)
+        if (chain_has(CONTAINER_OF(pos, struct retired_node, link)->node, part))
+            return true;
+    return false;
+}
+
+/* Cuts off what is still needed of a chain that isn't in the list of the retired. */
+static void cut_needed(struct served_export *exp, struct node *old,
+                       const struct node *serving)
+{
+    LOCK_GUARD(&exp->lock);
+    struct node *last = old;
+
+    while (last->backing && !is_needed(exp, serving, last->backing))
+        last = last->backing;
+    last->backing = NULL;
+}
+
+/* Closes a chain, but for the part of it that is (or lies below) what is served now. */
+int export_close_replaced(struct served_export *exp, struct node *old, struct node *serving)
+{
+    cut_needed(exp, old, serving);
+    return node_close(old);
+}
+
+/* Under the lock: may a job use what was replaced by that move? */
+static bool is_in_use(const struct served_export *exp, uint64_t move)
+{
+    LIST_FOR_EACH (pos, &exp->seats) {
+        const struct disk_seat *seat = CONTAINER_OF(pos, struct disk_seat, link);
+        if (seat->since < move && seat->state != SEAT_IDLE)
+            return true;
+    }
+    return false;
+}
+
+/* Of what is to be closed, which is `old` with what lies below it, but for the part that is
+ * still served then. */
+static int check_unviewed(const struct node *old, const struct node *serving,
+                          struct diag *diag)
+{
+    for (const struct node *node = old; node && !chain_has(serving, node);
+         node = node->backing)
+        if (atomic_load(&node->viewers))
+            return diag_set(diag, EBUSY,
+                            "%s: a client reads a snapshot or another view of it",
+                            node->filename);
+    return 0;
+}
+
+static int check_replacement(struct served_export *exp, const struct node *old,
+                             struct node *new_node, struct diag *diag)
+{
+    if (exp->left_open || exp->replaced)
+        return diag_set(diag, EBUSY,
+                        "%s: a request on the image served before hasn't ended",
+                        old->filename);
+    if (new_node->size < old->size)
+        return diag_set(diag, EINVAL,
+                        "%s: its %" PRIu64 " bytes can't replace the %" PRIu64
+                        " bytes of %s",
+                        new_node->filename, new_node->size, old->size, old->filename);
+    int err = check_unviewed(old, new_node, diag);
+    if (err)
+        return err;
+    return exp->wanted_writable ? node_activate(new_node, diag) : 0;
+}
+
+/* The bitmaps of what is to be closed go with the disk: the lowest layer's first, for those
+ * above tell whether it lacks something. */
+static int move_bitmaps(struct node *old, const struct node *serving, struct node *to,
+                        struct diag *diag)
+{
+    struct node *from = old;
+
+    while (from->backing && !chain_has(serving, from->backing))
+        from = from->backing;
+    for (;;) {
+        int err = node_bitmaps_move(old, from, to, diag);
+        if (err || from == old)
+            return err;
+        struct node *above = old;
+        while (above->backing != from)
+            above = above->backing;
+        from = above;
+    }
+}
+
+/* Images of the old chain that were opened once more couldn't be locked beside it. */
+static void lock_reopened_images(struct served_export *exp, struct node *top)
+{
+    struct diag diag = {0};
+
+    if (!exp->locks)
+        return;
+    for (struct node *node = top; node; node = node->backing) {
+        if (!node->options.lock_off)
+            continue;
+        if (node_lock_now(node, &diag))
+            log_warning("%s: is served without a lock", diag.text);
+        else
+            node->options.lock_off = false;
+    }
+}
+
+/* The user's choices are for the disk, whichever image that is.  But "volatile" is one for
+ * an image that may be lost: another goes on being synced. */
+static void inherit_options(const struct node *old, struct node *new_node)
+{
+    if (!old->options.cache->no_flush)
+        new_node->options.cache = old->options.cache;
+    new_node->options.discard_ignore = old->options.discard_ignore;
+    new_node->options.detect_zeroes = old->options.detect_zeroes;
+    new_node->options.compress = old->options.compress && !node_why_not_compress(new_node);
+    new_node->options.copy_on_read = old->options.copy_on_read;
+}
+
+/* Under the lock, which is given back meanwhile. */
+static void wait_for_actions(struct served_export *exp)
+{
+    while (exp->actions > 0)
+        lock_wait(&exp->lock, &exp->drain_ended);
+}
+
+/* ---- jobs that go along ---- */
+
+static struct disk_seat *seat_at(struct list *pos)
+{
+    return CONTAINER_OF(pos, struct disk_seat, link);
+}
+
+static bool has_seat(const struct served_export *exp, enum disk_seat_state state)
+{
+    LIST_FOR_EACH (pos, &exp->seats)
+        if (seat_at(pos)->state == state)
+            return true;
+    return false;
+}
+
+/* Under the lock, which is given back while somebody is at something that ends soon. */
+static int wait_for_turn(struct served_export *exp, struct diag *diag)
+{
+    while (!has_seat(exp, SEAT_TAKEN)) {
+        if (!has_seat(exp, SEAT_LEAVES) && exp->actions == 0)
+            return 0;
+        lock_wait(&exp->lock, &exp->drain_ended);
+    }
+    return diag_set(diag, EBUSY, "Node '%s' is busy: another job uses it", exp->node_name);
+}
+
+/* Those before `end` in the list were prepared. */
+static void let_stay(struct served_export *exp, const struct list *end, struct node *to)
+{
+    for (struct list *pos = exp->seats.next; pos != end; pos = pos->next)
+        if (seat_at(pos)->state == SEAT_FOLLOWS)
+            seat_at(pos)->stay(seat_at(pos), to);
+}
+
+static int prepare_seats(struct served_export *exp, struct node *to, struct diag *diag)
+{
+    LIST_FOR_EACH (pos, &exp->seats) {
+        struct disk_seat *seat = seat_at(pos);
+        int err = seat->state == SEAT_FOLLOWS ? seat->prepare(seat, to, diag) : 0;
+        if (err) {
+            let_stay(exp, pos, to);
+            return err;
+        }
+    }
+    return 0;
+}
+
+static void move_seats(struct served_export *exp, struct node *to)
+{
+    LIST_FOR_EACH (pos, &exp->seats)
+        if (seat_at(pos)->state == SEAT_FOLLOWS)
+            seat_at(pos)->move(seat_at(pos), to);
+}
+
+/* Under the lock; what can fail does so before anything has changed. */
+static int take_place(struct served_export *exp, struct node *old, struct node *new_node,
+                      struct diag *diag)
+{
+    int err = wait_for_turn(exp, diag);
+    if (!err)
+        err = check_replacement(exp, old, new_node, diag);
+    if (!err)
+        err = prepare_seats(exp, new_node, diag);
+    if (err)
+        return err;
+    err = move_bitmaps(old, new_node, new_node, diag);
+    if (err)
+        let_stay(exp, &exp->seats, new_node);
+    else
+        move_seats(exp, new_node);
+    return err;
+}
+
+int export_replace(struct served_export *exp, struct node *new_node, struct diag *diag)
+{
+    struct node *old = atomic_load(&exp->node);
+
+    if (old == new_node)
+        return 0;
+    LOCK_GUARD(&exp->lock);
+    int err = take_place(exp, old, new_node, diag);
+    if (err)
+        return err;
+    inherit_options(old, new_node);
+    atomic_store(&exp->node, new_node);
+    atomic_store(&exp->moved, true);
+    exp->bitmaps_moved = true;
+    exp->moves++;
+    exp->replaced = chain_has(new_node, old) ? NULL : old;
+    return 0;
+}
+
+void export_put_on_top(struct served_export *exp, struct node *overlay)
+{
+    LOCK_GUARD(&exp->lock);
+    struct node *old = atomic_load(&exp->node);
+
+    inherit_options(old, overlay);
+    node_set_below(overlay, old);
+    atomic_store(&exp->node, overlay);
+    atomic_store(&exp->moved, true);
+}
+
+/* Nobody uses what was replaced: it is about to be closed. */
+static void note_users_left(struct served_export *exp)
+{
+    LOCK_GUARD(&exp->lock);
+    exp->closing = NULL;
+}
+
+static void close_now(struct served_export *exp, struct node *old)
+{
+    struct node *serving = atomic_load(&exp->node);
+
+    int err = export_close_replaced(exp, old, serving);
+    if (err)
+        log_error("closing the image that was replaced: %s: it must be checked",
+                  strerror(-err));
+    lock_reopened_images(exp, serving);
+}
+
+/* Keeps it for the jobs that may use it.  False: there are none, or there is no memory to note
+ * it, and they are waited for. */
+static bool retire(struct served_export *exp, struct node *old)
+{
+    struct retired_node *retired = malloc(sizeof *retired);
+    LOCK_GUARD(&exp->lock);
+
+    while (!retired && is_in_use(exp, exp->moves))
+        lock_wait(&exp->lock, &exp->drain_ended);
+    if (!retired || !is_in_use(exp, exp->moves)) {
+        free(retired);
+        return false;
+    }
+    *retired = (struct retired_node){.node = old, .move = exp->moves};
+    list_append(&exp->retired, &retired->link);
+    return true;
+}
+
+/* Closes what was replaced; readers may hang on a backing file of it. */
+static void close_when_unused(struct served_export *exp, struct node *old)
+{
+    if (!export_wait_for_users(exp, false)) {
+        log_warning("%s: a request doesn't end: the image stays open", old->filename);
+        LOCK_GUARD(&exp->lock);
+        exp->left_open = old;
+        exp->closing = NULL;
+        return;
+    }
+    note_users_left(exp);
+    if (!retire(exp, old))
+        close_now(exp, old);
+}
+
+static struct node *take_unused(struct served_export *exp)
+{
+    LOCK_GUARD(&exp->lock);
+    LIST_FOR_EACH (pos, &exp->retired) {
+        struct retired_node *retired = CONTAINER_OF(pos, struct retired_node, link);
+        if (is_in_use(exp, retired->move))
+            continue;
+        struct node *node = retired->node;
+        list_remove(pos);
+        free(retired);
+        return node;
+    }
+    return NULL;
+}
+
+void export_abandon_retired(struct served_export *exp)
+{
+    LIST_FOR_EACH (pos, &exp->retired)
+        chain_abandon_servers(CONTAINER_OF(pos, struct retired_node, link)->node);
+}
+
+static void close_retired(struct served_export *exp)
+{
+    struct node *node;
+
+    while ((node = take_unused(exp)))
+        close_now(exp, node);
+}
+
+struct node *export_take_seat(struct served_export *exp, struct disk_seat *seat)
+{
+    LOCK_GUARD(&exp->lock);
+    while (exp->claimed)
+        lock_wait(&exp->lock, &exp->drain_ended);
+    atomic_fetch_add(&exp->references, 1);
+    seat->state = SEAT_TAKEN;
+    seat->since = exp->moves;
+    list_append(&exp->seats, &seat->link);
+    return atomic_load(&exp->node);
+}
+
+void export_set_seat(struct served_export *exp, struct disk_seat *seat,
+                     enum disk_seat_state state)
+{
+    LOCK_GUARD(&exp->lock);
+    seat->state = state;
+    pthread_cond_broadcast(&exp->drain_ended);
+}
+
+void export_catch_up(struct served_export *exp, struct disk_seat *seat)
+{
+    {
+        LOCK_GUARD(&exp->lock);
+        seat->since = exp->moves;
+    }
+    close_retired(exp);
+}
+
+void export_leave_seat(struct served_export *exp, struct disk_seat *seat)
+{
+    {
+        LOCK_GUARD(&exp->lock);
+        list_remove(&seat->link);
+        seat->state = SEAT_NONE;
+        atomic_fetch_sub(&exp->references, 1);
+        pthread_cond_broadcast(&exp->drain_ended);
+    }
+    close_retired(exp);
+}
+
+static void look_for_kept(struct dirty_bitmap *bitmap, void *opaque)
+{
+    *(bool *)opaque |= dirty_bitmap_persistent(bitmap);
+}
+
+/* Bitmaps that came with the disk to another image: until it says so they would be gone after a
+ * crash.  Whoever writes goes on meanwhile. */
+static void keep_moved_bitmaps(struct served_export *exp)
+{
+    EXPORT_USE(use, export_enter(exp));
+    struct diag diag = {0};
+    bool kept = false;
+
+    node_bitmap_each(use.node, look_for_kept, &kept);
+    if (kept && use.node->active && node_bitmaps_keep(use.node, &diag))
+        log_error("%s: bitmaps that came from another image are in memory only", diag.text);
+}
+
+void export_end_drain(struct served_export *exp)
+{
+    lock_acquire(&exp->lock);
+    atomic_fetch_sub(&exp->drains, 1);
+    pthread_cond_broadcast(&exp->drain_ended);
+    struct node *old = exp->replaced;
+    bool bitmaps_moved = exp->bitmaps_moved;
+    exp->replaced = NULL;
+    exp->bitmaps_moved = false;
+    if (old)
+        exp->closing = old;
+    lock_release(&exp->lock);
+    if (bitmaps_moved)
+        keep_moved_bitmaps(exp);
+    if (old)
+        close_when_unused(exp, old);
+}
+
+int export_replace_backing(struct served_export *exp, struct node *layer,
+                           struct node *below, struct diag *diag)
+{
+    struct node *old = layer->backing;
+    int err;
+
+    {
+        LOCK_GUARD(&exp->lock);
+        if (!list_empty(&exp->retired))
+            return diag_set(diag, EBUSY,
+                            "%s: another job uses an image that it was part of",
+                            layer->filename);
+        wait_for_actions(exp);
+        err = check_unviewed(old, below, diag);
+        /* What is part of the old chain has not what lay above it. */
+        if (!err && below && !chain_has(old, below))
+            err = move_bitmaps(old, below, below, diag);
+        if (err)
+            return err;
+        node_set_below(layer, below);
+        exp->closing = old;
+    }
+    export_wait_for_users(exp, true);
+    gate_wait(&exp->ctx.gate);
+    node_forget_merged(atomic_load(&exp->node));
+    note_users_left(exp);
+    err = export_close_replaced(exp, old, below);
+    if (err)
+        log_error("closing the images that were folded: %s", strerror(-err));
+    return 0;
+}
