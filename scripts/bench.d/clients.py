@@ -9,6 +9,7 @@ import os
 import random
 import re
 import statistics
+import threading
 import time
 
 import servers
@@ -20,6 +21,7 @@ WARM_UP = 0.5       # seconds before a timed run counts
 STARTS = 11         # in one measurement of starts
 MIRROR_TIMEOUT = 120
 REPLY_TIMEOUT = 60
+SNAPSHOT_INTERVAL = 0.5
 
 
 @dataclasses.dataclass
@@ -241,6 +243,38 @@ def write_beside_backup(measurement):
                 finally:
                     qmp.command("block-job-cancel", {"device": "backup", "force": True})
                     qmp.wait_for("BLOCK_JOB_CANCELLED", "backup")
+
+
+def write_latency_beside_snapshots(measurement):
+    """The 99.9th percentile of the latency of random overwrites, in milliseconds, while an image is
+    put on top of the disk every half a second."""
+    overlays, over, failures = [], threading.Event(), []
+
+    def take_snapshots(qmp):
+        try:
+            while not over.wait(SNAPSHOT_INTERVAL):
+                overlays.append(f"{measurement.image.path}.{len(overlays)}")
+                qmp.command("blockdev-snapshot-sync", {"device": "drive0", "snapshot-file": overlays[-1]})
+        except (Failed, QmpError) as error:
+            failures.append(error)
+
+    try:
+        with measurement.serving(control=True) as running:
+            with Qmp(running.place.control, MIRROR_TIMEOUT) as qmp:
+                thread = threading.Thread(target=take_snapshots, args=(qmp,))
+                thread.start()
+                try:
+                    done = _fio(measurement, running, "randwrite", "4k", 4)
+                finally:
+                    over.set()
+                    thread.join()
+    finally:
+        for path in overlays:
+            if os.path.exists(path):
+                os.unlink(path)
+    if failures:
+        raise Failed("failed", str(failures[0]))
+    return done["clat_ns"]["percentile"]["99.900000"] / 1e6
 
 
 # ---- makers ----

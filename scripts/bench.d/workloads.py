@@ -154,6 +154,10 @@ WORKLOADS = [
     Workload("backup-4k-d32", "random overwrite 4 KiB, depth 32, beside a backup to 1 MB/s", FULL,
              clients.write_beside_backup, uses="mirror", grows=True, roles=("ours",)),
 
+    Workload("snapshot-p999", "99.9th percentile of write latency beside new images on top", COPY,
+             clients.write_latency_beside_snapshots, "ms", better="lower", uses="mirror", grows=True,
+             roles=("ours",)),
+
     Workload("convert-raw-qcow2", "convert: raw to qcow2", FULL,
              offline("convert -f raw -O qcow2 IMAGE OUT"), peer=1.2, format="raw", grows=True, **TOOL),
     Workload("convert-qcow2-raw", "convert: qcow2 to raw", FULL,

@@ -84,12 +84,15 @@ class ManualPages(Examples):
         text = pod("qimg-control.pod").replace(pod_section(pod("qimg-control.pod"), "EXAMPLES"), "")
         found = [re.sub(r"^(->|<-) ", "", re.split(r"^<- ", block, flags=re.M)[0].strip()) for block in pod_blocks(text)]
         commands = sorted((json.loads(block) for block in found if '"execute"' in block),
-                          key=lambda one: (one["execute"] == "transaction", "disk-only" in str(one), "tuesday" in str(one)))
+                          key=lambda one: (one["execute"] == "transaction", "overlay" in str(one), "disk-only" in str(one),
+                                           "tuesday" in str(one)))
         self.assertGreater(len(commands), 3)
         greeting = [json.loads(block) for block in found if block.startswith('{"QMP"')]
         self.serve(create(self.path("disk"), "qcow2", MIB), f"control={self.path('qmp')}")
         with Qmp(self.path("qmp")) as client:
             self.assertEqual([client.greeting], greeting)
+            client.cmd("blockdev-add", node_name="over", driver="qcow2", backing=None, file={
+                "driver": "file", "filename": create(self.path("over"), "qcow2", MIB)})
             for command in commands:
                 client.send(command)
                 answer = next(message for message in iter(client.receive, None) if "event" not in message)
