@@ -138,12 +138,41 @@ static bool wants_own_pidfile(const struct serve_args *args)
     return false;
 }
 
+/* Are clients let in with TLS alone? */
+static bool requires_tls(const struct serve_args *args)
+{
+    bool required = false;
+
+    for (int i = count_settings(args); i < args->n_words; i++) {
+        const char *word = args->words[i];
+        if (strcmp(word, "--tls") == 0 && i + 1 < args->n_words)
+            required = strcmp(args->words[i + 1], "require") == 0;
+        else if (strncmp(word, "--tls=", 6) == 0)
+            required = strcmp(word + 6, "require") == 0;
+    }
+    return required;
+}
+
+/* "nbd" becomes "nbds", which is for clients to read. */
+static int demand_tls(struct place *place)
+{
+    char *uri;
+
+    if (asprintf(&uri, "nbds%s", place->uri + strlen("nbd")) < 0)
+        return cli_error("out of memory");
+    free(place->uri);
+    place->uri = uri;
+    return CLI_OK;
+}
+
 static int start_announcing(const struct serve_args *args, char **pidfile)
 {
     CLEANUP(free_place) struct place place = {.replaced_fd = -1};
 
     *pidfile = NULL;
     int code = choose_place(args, &place);
+    if (code == CLI_OK && requires_tls(args))
+        code = demand_tls(&place);
     if (code != CLI_OK)
         return code;
     if (wants_own_pidfile(args)) {

@@ -104,6 +104,21 @@ class ServeEnds(ServeCase):
         wait_until(lambda: os.path.exists(self.path("pid")), 20, "the process id")
         self.stop(process)
 
+    def test_tls(self):
+        """The URI says that clients need it, when they do: it is used as printed, but for the key."""
+        self.image()
+        with open(self.path("keys"), "w", encoding="ascii") as keys:
+            keys.write("alice:" + "a1" * 32 + "\n")
+        for options, scheme in ((["--tls=require"], "nbds+unix:"), (["--tls", "require"], "nbds+unix:"),
+                                (["--tls=require", "--tls=on"], "nbd+unix:")):
+            with self.subTest(options=options):
+                process, uri = self.start("image", "--", *options, f"--tls-psk={self.path('keys')}")
+                self.assertTrue(uri.startswith(scheme), uri)
+                key = f"&tls-psk-file={self.path('keys')}" if scheme == "nbds+unix:" else ""
+                size = run("nbdinfo", "--size", uri.replace("://", "://alice@" if key else "://") + key).stdout
+                self.assertGreater(int(size), 0)
+                self.stop(process)
+
 
 NO_LOCKS = r"""
 #define _GNU_SOURCE
