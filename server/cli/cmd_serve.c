@@ -143,7 +143,7 @@ static bool requires_tls(const struct serve_args *args)
 {
     bool required = false;
 
-    for (int i = count_settings(args); i < args->n_words; i++) {
+    for (int i = serve_count_settings(args); i < args->n_words; i++) {
         const char *word = args->words[i];
         if (strcmp(word, "--tls") == 0 && i + 1 < args->n_words)
             required = strcmp(args->words[i + 1], "require") == 0;

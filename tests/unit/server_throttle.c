@@ -290,7 +290,7 @@ static void start(struct fixture *f)
 {
     throttle_groups_init(&f->groups);
     for (unsigned i = 0; i < 2; i++) {
-        f->disk[i] = (struct disk){0};
+        f->disk[i] = (struct disk){.gone_on = 0};
         throttle_member_init(&f->disk[i].member);
         throttle_flow_init(&f->disk[i].flow, &f->disk[i].member);
         set(f, i, "shared");
