@@ -329,7 +329,7 @@ static int grow_alone(struct served_export *exp, struct node *node, uint64_t siz
                       struct diag *diag)
 {
     atomic_store(&exp->node, NULL);
-    bool alone = export_wait_for_users(exp, false);
+    bool alone = export_wait_for_users(exp, false, &exp->ending);
     int err = alone ? node_grow(node, size, diag)
                     : diag_set(diag, EBUSY, "%s: a request doesn't end", node->filename);
     atomic_store(&exp->node, node);
@@ -398,8 +398,13 @@ void export_abandon_servers(struct served_export *exp)
 
 void export_seal(struct served_export *exp)
 {
-    exp->sealed = atomic_exchange(&exp->node, NULL);
-    export_wait_for_users(exp, true);
+    atomic_store(&exp->ending, true);
+    {
+        /* Who has taken the node away for a moment has put it back. */
+        LOCK_GUARD(&exp->lock);
+        exp->sealed = atomic_exchange(&exp->node, NULL);
+    }
+    export_wait_for_users(exp, true, NULL);
 }
 
 char *export_filename(struct served_export *exp)

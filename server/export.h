@@ -43,7 +43,8 @@ struct served_export {
     /* Another file is served than the one that its name means: who closed it for being unused
      * would serve that one next. */
     _Atomic bool moved;
-    struct node *sealed;         /* what it was before */
+    struct node *sealed;         /* what it was before; under the lock */
+    _Atomic bool ending;         /* it is going to be sealed: nobody waits under the lock */
     _Atomic unsigned drains;     /* by so many jobs: changing requests wait */
     _Atomic unsigned references; /* of jobs, and of a claim; taken under lock */
     _Atomic bool read_only;      /* a client was told so: nbdkit has -r */

@@ -5,8 +5,10 @@
 
 #include "export.h"
 
-/* Waits until every request that was inside has left; false: it took too long. */
-bool export_wait_for_users(struct served_export *exp, bool patient);
+/* Waits until every request that was inside has left; false: it took too long, or *given_up
+ * (NULL: nobody gives up) was set. */
+bool export_wait_for_users(struct served_export *exp, bool patient,
+                           const _Atomic bool *given_up);
 
 /* Closes a chain that was replaced, but for the part of it that is (or lies below) what is served
  * now, or what jobs may still use. */

@@ -21,14 +21,16 @@
 #define POLL_NS         200000u
 #define LONGEST_WAIT_MS 30000u
 
-/* Waits until every request that was inside has left; false: it took too long. */
-bool export_wait_for_users(struct served_export *exp, bool patient)
+/* Waits until every request that was inside has left; false: it took too long, or *given_up
+ * (NULL: nobody gives up) was set. */
+bool export_wait_for_users(struct served_export *exp, bool patient,
+                           const _Atomic bool *given_up)
 {
     uint64_t stamp = gate_stamp(&exp->gate);
     uint64_t end = clock_ms() + LONGEST_WAIT_MS;
 
     while (!gate_passed(&exp->gate, stamp)) {
-        if (!patient && clock_ms() > end)
+        if ((!patient && clock_ms() > end) || (given_up && atomic_load(given_up)))
             return false;
         clock_nap_ns(POLL_NS);
     }
@@ -322,7 +324,7 @@ static bool retire(struct served_export *exp, struct node *old)
 /* Closes what was replaced; readers may hang on a backing file of it. */
 static void close_when_unused(struct served_export *exp, struct node *old)
 {
-    if (!export_wait_for_users(exp, false)) {
+    if (!export_wait_for_users(exp, false, NULL)) {
         log_warning("%s: a request doesn't end: the image stays open", old->filename);
         LOCK_GUARD(&exp->lock);
         exp->left_open = old;
@@ -462,7 +464,7 @@ int export_replace_backing(struct served_export *exp, struct node *layer,
         node_set_below(layer, below);
         exp->closing = old;
     }
-    export_wait_for_users(exp, true);
+    export_wait_for_users(exp, true, NULL);
     gate_wait(&exp->ctx.gate);
     node_forget_merged(atomic_load(&exp->node));
     note_users_left(exp);

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -311,5 +312,43 @@ Test(exp, replaces_under_load)
     stop = true;
     for (unsigned i = 0; i < WRITERS; i++)
         pthread_join(writers[i].thread, NULL);
+    end(&f);
+}
+
+/* ---- the end ---- */
+
+static void *resize_it(void *opaque)
+{
+    struct fixture *f = opaque;
+    struct diag diag = {0};
+
+    return (void *)(intptr_t)export_resize(&f->exp, 2 * SIZE, &diag);
+}
+
+static void *seal_it(void *opaque)
+{
+    export_seal(&((struct fixture *)opaque)->exp);
+    return NULL;
+}
+
+/* A resize that waits for a request gives up, and doesn't put back what is to be closed. */
+Test(server_export, the_end_finds_the_image_being_resized)
+{
+    pthread_t resizer, sealer;
+    struct fixture f;
+    void *result;
+
+    begin(&f);
+    struct export_use use = export_enter(&f.exp);
+    cr_assert_eq(pthread_create(&resizer, NULL, resize_it, &f), 0);
+    while (atomic_load(&f.exp.node))
+        usleep(1000);
+    cr_assert_eq(pthread_create(&sealer, NULL, seal_it, &f), 0);
+    pthread_join(resizer, &result);
+    cr_assert_eq((intptr_t)result, -EBUSY);
+    export_leave(&use);
+    pthread_join(sealer, NULL);
+    cr_assert_null(atomic_load(&f.exp.node), "it can be used after the end");
+    cr_assert_not_null(f.exp.sealed);
     end(&f);
 }
