@@ -48,14 +48,24 @@ static int replace_l1(struct snapshot_change_state *state)
     return err;
 }
 
+static void spoil(struct dirty_bitmap *bitmap, void *opaque)
+{
+    const struct node *node = opaque;
+
+    if (dirty_bitmap_size(bitmap) != node->size)
+        dirty_bitmap_spoil(bitmap);
+}
+
 /* Everything may be another than before. */
 static void change_bitmaps(struct node *node)
 {
     struct diag diag;
     LOCK_GUARD(&node->bitmaps.keep);
 
-    if (node_bitmaps_resize(node, node->size, &diag))
-        log_error("%s: it stays in use", diag.text);
+    if (node_bitmaps_resize(node, node->size, &diag)) {
+        log_error("%s: bitmaps of the size before can't be used any more", diag.text);
+        node_bitmap_each(node, spoil, node);
+    }
     node_bitmaps_set_all(node);
 }
 
