@@ -254,8 +254,9 @@ static inline bool driver_can(const struct driver *driver, enum driver_feature f
 }
 
 /* Where in an image's header, of `limit` bytes, there is room for a new backing name beside
- * the old one ([old, old+old_len)) and behind what is used otherwise ([0, used)); over the
- * old one only when it must be.  0: there is none. */
+ * the old one ([old, old+old_len)) and behind what is used otherwise ([0, used)).  Over the old
+ * one only where the header is a sector, which is then to be written at once.  0: there is
+ * none. */
 uint64_t driver_place_name(uint64_t used, uint64_t old, uint64_t old_len, uint64_t len,
                            uint64_t limit);
 

@@ -79,6 +79,7 @@ uint64_t driver_place_name(uint64_t used, uint64_t old, uint64_t old_len, uint64
 
     if (behind + len <= limit)
         return behind;
-    bool before = used + len <= old, over = used + len <= limit;
+    /* Over the old one only where one write changes all of it. */
+    bool before = used + len <= old, over = used + len <= limit && limit <= 512;
     return before || over ? used : 0;
 }

@@ -282,6 +282,11 @@ static bool is_kept_by_version_3(uint32_t type)
     return type != EXT_DATA_FILE;
 }
 
+static bool is_needed_by_version_3(uint32_t type)
+{
+    return type != EXT_DATA_FILE && type != EXT_FEATURE_NAMES;
+}
+
 static void put_fields(const struct qcow2_header *h, const struct amendment *a,
                        uint8_t *raw)
 {
@@ -299,11 +304,14 @@ static void put_fields(const struct qcow2_header *h, const struct amendment *a,
     store_be32(raw + FIELD(refcount_order), h->refcount_order);
 }
 
-/* The fixed part and the extensions; *used: their end. */
+/* The fixed part and the extensions; *used: their end.  brief: without names of features. */
 static int build_header(const struct qcow2_header *h, const struct amendment *a,
-                        const uint8_t *old, size_t old_end, uint8_t *raw, size_t cluster,
-                        size_t *used)
+                        const uint8_t *old, size_t old_end, bool brief, uint8_t *raw,
+                        size_t cluster, size_t *used)
 {
+    bool (*keeps)(uint32_t type) = a->version < 3 ? is_for_version_2
+                                   : brief        ? is_needed_by_version_3
+                                                  : is_kept_by_version_3;
     size_t old_length = h->version < 3 ? QCOW2_V2_HEADER_BYTES : h->header_length;
     size_t length = a->version < 3   ? QCOW2_V2_HEADER_BYTES
                     : h->version < 3 ? HEADER_LENGTH
@@ -316,54 +324,115 @@ static int build_header(const struct qcow2_header *h, const struct amendment *a,
     if (a->version >= 3)
         store_be32(raw + FIELD(header_length), (uint32_t)length);
     *used = length;
-    int err = qcow2_header_ext_copy(
-        old + old_length, old_end - old_length,
-        a->version < 3 ? is_for_version_2 : is_kept_by_version_3, raw, cluster, used);
+    int err = qcow2_header_ext_copy(old + old_length, old_end - old_length, keeps, raw,
+                                    cluster, used);
     if (!err && a->version >= 3 && data_file)
         err = qcow2_header_ext_append(raw, cluster, used, EXT_DATA_FILE, data_file,
                                       strlen(data_file));
-    if (!err && h->version < 3 && a->version >= 3)
+    if (!err && h->version < 3 && a->version >= 3 && !brief)
         (void)!qcow2_header_ext_append(raw, cluster, used, EXT_FEATURE_NAMES,
                                        qcow2_feature_names, names);
     return err ? err : qcow2_header_ext_append(raw, cluster, used, EXT_END, NULL, 0);
 }
 
-/* The backing name goes to where nobody looks yet, if its place is needed. */
-static int move_name(struct storage *st, const uint8_t *old, uint8_t *raw, size_t used,
-                     size_t cluster)
-{
-    uint64_t at = load_be64(old + FIELD(backing_file_offset));
-    uint32_t len = load_be32(old + FIELD(backing_file_size));
+/* ---- writing it ---- */
 
-    if (at == 0 || len == 0 || at >= used)
+#define SECTOR 512u
+
+/* The header's cluster as it is, and as it is to be. */
+struct rewrite {
+    struct storage *st;
+    size_t cluster, old_end; /* of the old extensions' room */
+    uint8_t *old, *raw, *brief;
+    size_t used, brief_used; /* bytes that mean something */
+};
+
+static int write_durably(struct storage *st, const uint8_t *raw, size_t from, size_t to)
+{
+    int err = from < to ? storage_write(st, raw + from, from, to - from, 0) : 0;
+
+    return err ? err : storage_flush(st);
+}
+
+/* The backing name goes to where nobody looks yet, if its place is needed; where there is only
+ * one sector, it is written with the rest. */
+static int move_name(struct rewrite *w)
+{
+    uint64_t at = load_be64(w->old + FIELD(backing_file_offset));
+    uint32_t len = load_be32(w->old + FIELD(backing_file_size));
+
+    if (at == 0 || len == 0 || at >= w->used)
         return 0;
-    uint64_t place = driver_place_name(used, at, len, len, MIN(cluster, 1u << 16));
+    uint64_t place = driver_place_name(w->used, at, len, len, MIN(w->cluster, 1u << 16));
     if (place == 0)
         return -ENOSPC;
-    store_be64(raw + FIELD(backing_file_offset), place);
-    int err = storage_write(st, old + at, place, len, 0);
-    return err ? err : storage_flush(st);
+    store_be64(w->raw + FIELD(backing_file_offset), place);
+    store_be64(w->brief + FIELD(backing_file_offset), place);
+    if (place < at + len) {
+        memcpy(w->raw + place, w->old + at, len);
+        w->used = place + len;
+        return 0;
+    }
+    int err = storage_write(w->st, w->old + at, place, len, 0);
+    return err ? err : storage_flush(w->st);
+}
+
+/* Does anything differ behind the first sector, of what means something? */
+static bool is_in_first_sector(const struct rewrite *w)
+{
+    return w->used <= SECTOR ||
+           memcmp(w->old + SECTOR, w->raw + SECTOR, w->used - SECTOR) == 0;
+}
+
+/* A disk writes a sector or not.  So where more than the first one changes, that one gets a
+ * header first which ends in it, for want of names of features; then what comes behind it is
+ * nobody's, and is written before the first sector leads there again. */
+static int write_in_order(struct rewrite *w)
+{
+    if (is_in_first_sector(w))
+        return write_durably(w->st, w->raw, 0, MIN(w->used, SECTOR));
+    if (w->brief_used > SECTOR) /* its names are too long for that */
+        return write_durably(w->st, w->raw, 0, w->used);
+    int err = write_durably(w->st, w->brief, 0, w->brief_used);
+    if (!err)
+        err = write_durably(w->st, w->raw, SECTOR, w->used);
+    return err ? err : write_durably(w->st, w->raw, 0, SECTOR);
+}
+
+static int build_both(const struct qcow2_header *h, const struct amendment *a,
+                      struct rewrite *w)
+{
+    int err = build_header(h, a, w->old, w->old_end, false, w->raw, w->cluster, &w->used);
+
+    return err ? err
+               : build_header(h, a, w->old, w->old_end, true, w->brief, w->cluster,
+                              &w->brief_used);
 }
 
 static int write_header(struct storage *st, const struct qcow2_header *h,
                         const struct amendment *a, struct diag *diag)
 {
-    size_t cluster = 1u << h->cluster_bits, used, end = cluster;
-    CLEANUP_FREE uint8_t *old = calloc(1, cluster), *raw = calloc(1, cluster);
+    size_t cluster = 1u << h->cluster_bits;
+    CLEANUP_FREE uint8_t *old = calloc(1, cluster), *raw = calloc(1, cluster),
+                         *brief = calloc(1, cluster);
+    struct rewrite w = {.st = st,
+                        .cluster = cluster,
+                        .old_end = cluster,
+                        .old = old,
+                        .raw = raw,
+                        .brief = brief};
 
-    int err = old && raw ? storage_read(st, old, 0, cluster) : -ENOMEM;
+    int err = old && raw && brief ? storage_read(st, old, 0, cluster) : -ENOMEM;
     if (err)
         return diag_errno(diag, -err, "%s: reading its header", st->name);
     uint64_t name = load_be64(old + FIELD(backing_file_offset));
-    if (name && name < end)
-        end = name;
-    err = build_header(h, a, old, end, raw, cluster, &used);
+    if (name && name < w.old_end)
+        w.old_end = name;
+    err = build_both(h, a, &w);
     if (!err)
-        err = move_name(st, old, raw, used, cluster);
+        err = move_name(&w);
     if (!err)
-        err = storage_write(st, raw, 0, used, 0);
-    if (!err)
-        err = storage_flush(st);
+        err = write_in_order(&w);
     return err ? diag_errno(diag, -err, "%s: writing its header", st->name) : 0;
 }
 

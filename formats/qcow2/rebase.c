@@ -19,9 +19,16 @@ static int write_header(struct qcow2 *q, uint8_t *raw, size_t used, const char *
 {
     struct storage *st = q->node->file;
     size_t len = name ? strlen(name) : 0;
+    uint64_t old = load_be64(raw + FIELD(backing_file_offset));
+    bool over =
+        len && at < old + load_be32(raw + FIELD(backing_file_size)) && old < at + len;
 
-    int err = len ? storage_write(st, name, at, len, 0) : 0;
-    if (!err && len)
+    if (over) { /* driver_place_name: the whole header is one sector */
+        memcpy(raw + at, name, len);
+        used = at + len;
+    }
+    int err = len && !over ? storage_write(st, name, at, len, 0) : 0;
+    if (!err && len && !over)
         err = node_barrier(q->node);
     store_be64(raw + FIELD(backing_file_offset), at);
     store_be32(raw + FIELD(backing_file_size), (uint32_t)len);
