@@ -373,25 +373,45 @@ size_t job_query(struct job_manager *manager, struct job_info *infos, size_t max
     return n;
 }
 
+/* Under the manager's lock. */
+static void end_by_force(struct job *job)
+{
+    LOCK_GUARD(&job->lock);
+    job->cancelled = job->forced = job->dismissed = true;
+    job->info.auto_dismiss = true;
+    job_group_fail(job->group);
+    if (job->ops->interrupt)
+        job->ops->interrupt(job, job->state_of_kind);
+    job_note_verb(job);
+}
+
+static void end_all_by_force(struct job_manager *manager)
+{
+    LOCK_GUARD(&manager->lock);
+    LIST_FOR_EACH (pos, &manager->jobs)
+        end_by_force(CONTAINER_OF(pos, struct job, link));
+}
+
+/* Out of the list, which those that are left may still look at. */
+static struct job *take_first(struct job_manager *manager)
+{
+    LOCK_GUARD(&manager->lock);
+    if (list_empty(&manager->jobs))
+        return NULL;
+    struct job *job = CONTAINER_OF(manager->jobs.next, struct job, link);
+    list_remove(&job->link);
+    return job;
+}
+
 void job_manager_free(struct job_manager *manager)
 {
+    struct job *job;
+
     if (!manager)
         return;
-    LIST_FOR_EACH (pos, &manager->jobs) {
-        struct job *job = CONTAINER_OF(pos, struct job, link);
-        lock_acquire(&job->lock);
-        job->cancelled = job->forced = job->dismissed = true;
-        job->info.auto_dismiss = true;
-        job_group_fail(job->group);
-        if (job->ops->interrupt)
-            job->ops->interrupt(job, job->state_of_kind);
-        job_note_verb(job);
-        lock_release(&job->lock);
-    }
-    LIST_FOR_EACH_SAFE (pos, &manager->jobs) {
-        list_remove(pos);
-        job_free(CONTAINER_OF(pos, struct job, link));
-    }
+    end_all_by_force(manager);
+    while ((job = take_first(manager)))
+        job_free(job);
     lock_destroy(&manager->lock);
     free(manager);
 }

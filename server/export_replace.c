@@ -167,10 +167,15 @@ static void lock_reopened_images(struct served_export *exp, struct node *top)
  * an image that may be lost: another goes on being synced. */
 static void inherit_options(const struct node *old, struct node *new_node)
 {
-    if (!old->options.cache->no_flush)
-        new_node->options.cache = old->options.cache;
-    new_node->options.discard_ignore = old->options.discard_ignore;
-    new_node->options.detect_zeroes = old->options.detect_zeroes;
+    struct node_options *to = &new_node->options;
+
+    /* What is the same isn't written: the new node's own timers read some of it. */
+    if (!old->options.cache->no_flush && to->cache != old->options.cache)
+        to->cache = old->options.cache;
+    if (to->discard_ignore != old->options.discard_ignore)
+        to->discard_ignore = old->options.discard_ignore;
+    if (to->detect_zeroes != old->options.detect_zeroes)
+        to->detect_zeroes = old->options.detect_zeroes;
     new_node->options.compress = old->options.compress && !node_why_not_compress(new_node);
     new_node->options.copy_on_read = old->options.copy_on_read;
 }

@@ -178,7 +178,7 @@ static int zero_raw(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_how h
 {
     uint64_t len = MIN(end, q->node->size) - off;
 
-    if (!(q->header.autoclear & AUTOCLEAR_DATA_RAW))
+    if (!q->node->data_alone)
         return 0;
     return storage_zero(q->node->data, off, len,
                         how == ZERO_KEEP      ? 0
