@@ -152,8 +152,8 @@ class Service(Case):
         self.assertEqual(self.told(process), "READY=1")
         handle = self.connect("vm")
         self.use(handle)
-        done = run(QIMG, "job", f"--control={self.path('run/vm.qmp')}", "mirror", target.uri, "--job-id=m")
-        with Qmp(self.path("run/vm.qmp")) as client:
+        with Qmp(self.path("run/vm.qmp")) as client:  # before the job, whose event may come at once
+            done = run(QIMG, "job", f"--control={self.path('run/vm.qmp')}", "mirror", target.uri, "--job-id=m")
             client.event("BLOCK_JOB_READY")
             client.cmd("block-job-complete", device="m")
             client.event("BLOCK_JOB_COMPLETED")
