@@ -6,7 +6,8 @@
  *   rbd_call.c     one asynchronous request, and who waits for it
  *   rbd_lock.c     Ceph's exclusive lock
  *   rbd_status.c   which objects there are
- *   rbd_link.c     a connection to a cluster, with the image open
+ *   rbd_connect.c  configuring, connecting, opening the image
+ *   rbd_link.c     a connection to a cluster, with the image open: who uses it, and its end
  *   rbd_task.c     functions of Ceph's that wait, on threads that can be left behind
  *   rbd_name.c     names
  *   rbd_library.c  librbd and librados, loaded when they are needed first
@@ -47,7 +48,7 @@ struct rbd_link {
     struct rbd_facts facts;
     _Atomic bool aborted; /* who waits is told so */
     _Atomic bool locked;  /* by a call; else librbd may have the lock for itself */
-    struct list known;    /* rbd_link_know */
+    struct list known;    /* among the links of this process */
     struct lock lock;
     /* under lock */
     pthread_cond_t changed; /* of a call that ended late, or of `running` */
@@ -74,7 +75,7 @@ static inline struct rbd_storage *rbd_of(struct storage *st)
     return CONTAINER_OF(st, struct rbd_storage, st);
 }
 
-/* ---- rbd_link.c ---- */
+/* ---- rbd_connect.c ---- */
 
 enum rbd_purpose { RBD_READ_ONLY, RBD_READ_WRITE, RBD_CREATE, RBD_REMOVE };
 
@@ -83,6 +84,15 @@ enum rbd_purpose { RBD_READ_ONLY, RBD_READ_WRITE, RBD_CREATE, RBD_REMOVE };
 int rbd_link_open(const struct rbd_name *name, enum rbd_purpose purpose,
                   const _Atomic bool *give_up, struct rbd_link **out,
                   struct diag *diag) MUST_USE;
+
+/* ---- rbd_link.c ---- */
+
+/* NULL: memory is short. */
+struct rbd_link *rbd_link_new(void);
+/* It has its client's number now. */
+void rbd_link_make_known(struct rbd_link *link);
+/* Waits for the cluster. */
+void rbd_link_destroy(struct rbd_link *link);
 
 /* Waits a moment for what runs, then leaves the rest to it.  NULL is allowed. */
 void rbd_link_close(struct rbd_link *link);

@@ -1,0 +1,314 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Making a link: Ceph's configuration, the connection, the image and what is known of it. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "storage/rbd_internal.h"
+
+/* Who opens an image waits for the cluster. */
+#define OPEN_TIMEOUT_MS 30000u
+#define OPEN_TIMEOUT_S  "30"
+
+/* Names of pools and images that Ceph gives back. */
+#define ID_BYTES 128
+
+/* ---- configuring ---- */
+
+static int set_option(struct rbd_link *link, const char *place, const char *key,
+                      const char *value, struct diag *diag)
+{
+    int err = librados.conf_set(link->cluster, key, value);
+
+    if (err == -ENOENT)
+        return diag_set(diag, EINVAL, "%s: Ceph has no option '%s'", place, key);
+    return err ? diag_errno(diag, -err, "%s: %s=%s", place, key, value) : 0;
+}
+
+/* Without a file all can be in options. */
+static int read_configuration(struct rbd_link *link, const struct rbd_name *name,
+                              const char *place, struct diag *diag)
+{
+    int err = librados.conf_read_file(link->cluster, name->conf);
+
+    if (!err || (err == -ENOENT && !name->conf))
+        return 0;
+    if (!name->conf)
+        return diag_errno(diag, -err, "%s: reading Ceph's configuration", place);
+    return diag_errno(diag, -err, "%s: %s: reading Ceph's configuration", place,
+                      name->conf);
+}
+
+/* The deadline for requests.  librados gets none: its requests must end in their order. */
+static int take_timeout(struct rbd_link *link)
+{
+    char text[32];
+
+    link->facts.timeout_ms = RBD_DEFAULT_TIMEOUT;
+    if (librados.conf_get(link->cluster, "rados_osd_op_timeout", text, sizeof text) < 0)
+        return 0;
+    double seconds = strtod(text, NULL);
+    if (seconds > 0)
+        link->facts.timeout_ms = seconds < 1e6 ? (unsigned)(seconds * 1000) : 1000000000u;
+    return librados.conf_set(link->cluster, "rados_osd_op_timeout", "0");
+}
+
+/* What this store relies on, whatever the configuration says. */
+static int set_own_options(struct rbd_link *link, const char *place, struct diag *diag)
+{
+    static const struct {
+        const char *key, *value;
+    } ours[] = {
+        {"rbd_cache", "false"},
+        /* Buffers are the caller's again as soon as a request was made. */
+        {"rbd_disable_zero_copy_writes", "true"},
+        {"client_mount_timeout", OPEN_TIMEOUT_S},
+        {"rados_mon_op_timeout", OPEN_TIMEOUT_S},
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(ours); i++) {
+        int err = set_option(link, place, ours[i].key, ours[i].value, diag);
+        if (err)
+            return err;
+    }
+    int err = take_timeout(link);
+    return err ? diag_errno(diag, -err, "%s: rados_osd_op_timeout", place) : 0;
+}
+
+static int configure(struct rbd_link *link, const struct rbd_name *name, const char *place,
+                     struct diag *diag)
+{
+    int err = librados.create(&link->cluster, name->id);
+
+    if (err) {
+        link->cluster = NULL;
+        return diag_errno(diag, -err, "%s: a client of Ceph", place);
+    }
+    err = read_configuration(link, name, place, diag);
+    for (unsigned i = 0; !err && i < name->n_options; i++)
+        err = set_option(link, place, name->options[i].key, name->options[i].value, diag);
+    return err ? err : set_own_options(link, place, diag);
+}
+
+/* ---- connecting ---- */
+
+static int connect_pool(struct rbd_link *link, const struct rbd_name *name,
+                        const char *place, struct diag *diag)
+{
+    int err = librados.connect(link->cluster);
+
+    if (err)
+        return diag_errno(diag, -err, "%s: connecting to Ceph", place);
+    err = librados.ioctx_create(link->cluster, name->pool, &link->io);
+    if (err)
+        return diag_errno(diag, -err, "%s: pool '%s'", place, name->pool);
+    link->in_cluster = true;
+    if (name->space)
+        librados.ioctx_set_namespace(link->io, name->space);
+    /* Else a request that finds the pool full waits until it isn't. */
+    librados.set_pool_full_try(link->io);
+    link->facts.client = librados.get_instance_id(link->cluster);
+    rbd_link_make_known(link);
+    return 0;
+}
+
+/* FNV-1a, over the text and its end. */
+static uint64_t hash_text(uint64_t hash, const char *text)
+{
+    do
+        hash = (hash ^ (unsigned char)*text) * 0x100000001b3u;
+    while (*text++);
+    return hash;
+}
+
+#define HASH_START 0xcbf29ce484222325u
+
+/* A snapshot isn't its image: it never changes. */
+static int learn_identity(struct rbd_link *link, const struct rbd_name *name)
+{
+    char fsid[64], id[ID_BYTES], pool[32];
+
+    int err = librados.cluster_fsid(link->cluster, fsid, sizeof fsid);
+    if (err < 0)
+        return err;
+    err = librbd.get_id(link->image, id, sizeof id);
+    if (err < 0)
+        return err;
+    snprintf(pool, sizeof pool, "%" PRId64, librados.ioctx_get_id(link->io));
+    link->facts.device = hash_text(hash_text(HASH_START, fsid), pool);
+    uint64_t inode = hash_text(HASH_START, name->space ? name->space : "");
+    inode = hash_text(inode, id);
+    link->facts.inode = hash_text(inode, name->snapshot ? name->snapshot : "");
+    return 0;
+}
+
+static bool has_parent(struct rbd_link *link)
+{
+    rbd_linked_image_spec_t image;
+    rbd_snap_spec_t snapshot;
+
+    if (librbd.get_parent(link->image, &image, &snapshot) < 0)
+        return false;
+    librbd.linked_image_spec_cleanup(&image);
+    librbd.snap_spec_cleanup(&snapshot);
+    return true;
+}
+
+static int learn_facts(struct rbd_link *link, const struct rbd_name *name)
+{
+    uint64_t features, stripes;
+    rbd_image_info_t info;
+
+    int err = librbd.stat(link->image, &info, sizeof info);
+    if (!err)
+        err = librbd.get_features(link->image, &features);
+    if (!err)
+        err = librbd.get_stripe_count(link->image, &stripes);
+    if (!err)
+        err = learn_identity(link, name);
+    if (err)
+        return err;
+    if (info.size > INT64_MAX || !is_power_of_two(info.obj_size))
+        return -EFBIG;
+    link->facts.size = info.size;
+    link->facts.object_size = info.obj_size;
+    link->facts.has_lock = features & RBD_FEATURE_EXCLUSIVE_LOCK;
+    /* Of what lies in stripes, or in a parent, librbd before 17 tells wrong offsets. */
+    link->facts.tells_status =
+        (features & RBD_FEATURE_FAST_DIFF) && stripes == 1 && !has_parent(link);
+    return 0;
+}
+
+static int make_image(struct rbd_link *link, const struct rbd_name *name, const char *place,
+                      struct diag *diag)
+{
+    rbd_image_options_t options;
+
+    librbd.image_options_create(&options);
+    int err = librbd.create4(link->io, name->image, 0, options);
+    librbd.image_options_destroy(options);
+    return err ? diag_errno(diag, -err, "%s: making the image", place) : 0;
+}
+
+static int remove_image(struct rbd_link *link, const struct rbd_name *name,
+                        const char *place, struct diag *diag)
+{
+    int err = librbd.remove(link->io, name->image);
+
+    return err ? diag_errno(diag, -err, "%s: removing the image", place) : 0;
+}
+
+static int open_image(struct rbd_link *link, const struct rbd_name *name, bool read_only,
+                      const char *place, struct diag *diag)
+{
+    int err =
+        read_only || name->snapshot
+            ? librbd.open_read_only(link->io, name->image, &link->image, name->snapshot)
+            : librbd.open(link->io, name->image, &link->image, NULL);
+    if (err) {
+        link->image = NULL;
+        return diag_errno(diag, -err, "%s: opening the image", place);
+    }
+    err = learn_facts(link, name);
+    return err ? diag_errno(diag, -err, "%s: describing the image", place) : 0;
+}
+
+/* ---- opening, as a task ---- */
+
+struct open_task {
+    struct rbd_task task;
+    struct rbd_name name; /* the task's own: it may outlive who asked */
+    char *place;
+    enum rbd_purpose purpose;
+    struct rbd_link *link;
+};
+
+static int run_open(struct rbd_task *task)
+{
+    struct open_task *t = CONTAINER_OF(task, struct open_task, task);
+    const struct rbd_name *name = &t->name;
+
+    t->link = rbd_link_new();
+    if (!t->link)
+        return diag_errno(&task->diag, ENOMEM, "%s", t->place);
+    int err = configure(t->link, name, t->place, &task->diag);
+    if (!err)
+        err = connect_pool(t->link, name, t->place, &task->diag);
+    if (!err && t->purpose == RBD_REMOVE)
+        return remove_image(t->link, name, t->place, &task->diag);
+    if (!err && t->purpose == RBD_CREATE)
+        err = make_image(t->link, name, t->place, &task->diag);
+    return err ? err
+               : open_image(t->link, name, t->purpose == RBD_READ_ONLY, t->place,
+                            &task->diag);
+}
+
+static void free_open(struct rbd_task *task)
+{
+    struct open_task *t = CONTAINER_OF(task, struct open_task, task);
+
+    if (t->link)
+        rbd_link_destroy(t->link);
+    rbd_name_free(&t->name);
+    free(t->place);
+    free(t);
+}
+
+static struct open_task *new_open(const struct rbd_name *name)
+{
+    struct open_task *t = calloc(1, sizeof *t);
+    CLEANUP_FREE char *text = rbd_name_print(name);
+
+    if (!t || !text || rbd_name_parse(text, RBD_NAME_USER, &t->name, NULL) ||
+        !(t->place = rbd_name_print_place(name))) {
+        if (t)
+            rbd_name_free(&t->name);
+        free(t);
+        return NULL;
+    }
+    t->task.run = run_open;
+    t->task.free = free_open;
+    return t;
+}
+
+/* Says which image it was, unless the message does already. */
+static int blame_place(const char *place, int err, struct diag *diag)
+{
+    if (!diag || strstr(diag->text, place))
+        return err;
+    struct diag cause = *diag;
+    return diag_set(diag, cause.err, "%s: %s", place, cause.text);
+}
+
+int rbd_link_open(const struct rbd_name *name, enum rbd_purpose purpose,
+                  const _Atomic bool *give_up, struct rbd_link **out, struct diag *diag)
+{
+    CLEANUP_FREE char *place = rbd_name_print_place(name);
+    struct open_task *t = new_open(name);
+    if (!place || !t) {
+        if (t)
+            free_open(&t->task);
+        return diag_errno(diag, ENOMEM, "an RBD image");
+    }
+    if (rbd_too_many_tasks()) {
+        free_open(&t->task);
+        return diag_set(diag, ETIMEDOUT,
+                        "%s: earlier attempts still wait for their clusters", place);
+    }
+    t->purpose = purpose;
+    t->task.give_up = give_up;
+    struct rbd_task *task = &t->task;
+    int err = rbd_task_run(&task, OPEN_TIMEOUT_MS + 1000, diag);
+    if (!task)
+        return blame_place(place, err, diag);
+    if (!err && purpose != RBD_REMOVE)
+        *out = TAKE(&t->link);
+    struct rbd_link *left = TAKE(&t->link);
+    free_open(task);
+    rbd_link_close(left);
+    return err ? blame_place(place, err, diag) : 0;
+}

@@ -1,0 +1,230 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Requests to librbd whose callers don't wait for ever, with a librbd that answers when the test
+ * says so (R-06). */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "storage/rbd_internal.h"
+
+#define MANY 16
+#define LONG 60000u /* ms; nothing here takes as long */
+
+/* One request that librbd has; what was submitted, in its order. */
+struct pending {
+    rbd_callback_t callback;
+    void *opaque;
+    char *buf;
+    size_t len;
+    ssize_t result;
+};
+static struct pending pending[MANY];
+static _Atomic unsigned n_submitted;
+static struct rbd_link *conn;
+
+static int fake_create(void *opaque, rbd_callback_t callback, rbd_completion_t *out)
+{
+    struct pending *p = &pending[atomic_load(&n_submitted)];
+
+    *p = (struct pending){.callback = callback, .opaque = opaque};
+    *out = p;
+    return 0;
+}
+
+static int submit(rbd_completion_t completion, char *buf, size_t len)
+{
+    struct pending *p = completion;
+
+    p->buf = buf;
+    p->len = len;
+    atomic_fetch_add(&n_submitted, 1);
+    return 0;
+}
+
+static int fake_read(rbd_image_t image, uint64_t off, size_t len, char *buf,
+                     rbd_completion_t c)
+{
+    (void)image;
+    (void)off;
+    return submit(c, buf, len);
+}
+
+static int fake_write(rbd_image_t image, uint64_t off, size_t len, const char *buf,
+                      rbd_completion_t c)
+{
+    (void)image;
+    (void)off;
+    (void)buf;
+    return submit(c, NULL, len);
+}
+
+static ssize_t fake_result(rbd_completion_t c)
+{
+    return ((struct pending *)c)->result;
+}
+
+static void fake_release(rbd_completion_t c)
+{
+    (void)c;
+}
+
+static void set_up(void)
+{
+    librbd.aio_create_completion = fake_create;
+    librbd.aio_read = fake_read;
+    librbd.aio_write = fake_write;
+    librbd.aio_get_return_value = fake_result;
+    librbd.aio_release = fake_release;
+    conn = rbd_link_new();
+    atomic_store(&n_submitted, 0);
+}
+
+static void tear_down(void)
+{
+    cr_expect_eq(conn->running, 0);
+    cr_expect_eq(conn->late_changes, 0);
+    cr_expect_eq(conn->late_bytes, 0);
+    rbd_link_destroy(conn);
+}
+
+TestSuite(rbd_call, .init = set_up, .fini = tear_down);
+
+/* librbd answers its n-th request. */
+static void answer(unsigned n, ssize_t result)
+{
+    struct pending *p = &pending[n];
+
+    if (p->buf && result > 0)
+        memset(p->buf, 'r', (size_t)result);
+    p->result = result;
+    p->callback(p, p->opaque);
+}
+
+static int do_read(char *buf, size_t len, unsigned timeout_ms)
+{
+    return rbd_call(
+        conn, &(struct rbd_request){
+                  .op = RBD_OP_READ, .buf = buf, .len = len, .timeout_ms = timeout_ms});
+}
+
+static int do_write(unsigned timeout_ms)
+{
+    const struct iovec iov = {.iov_base = (char[]){"w"}, .iov_len = 1};
+
+    return rbd_call(conn, &(struct rbd_request){.op = RBD_OP_WRITE,
+                                                .iov = &iov,
+                                                .count = 1,
+                                                .len = 1,
+                                                .timeout_ms = timeout_ms});
+}
+
+static void await_submitted(unsigned n)
+{
+    while (atomic_load(&n_submitted) < n)
+        clock_nap_ns(1000000);
+}
+
+/* A caller on a thread of its own. */
+struct caller {
+    pthread_t thread;
+    bool writes;
+    char buf[8];
+    int err;
+};
+
+static void *call_main(void *opaque)
+{
+    struct caller *c = opaque;
+
+    c->err = c->writes ? do_write(LONG) : do_read(c->buf, sizeof c->buf, LONG);
+    return NULL;
+}
+
+static void start(struct caller *c, bool writes)
+{
+    *c = (struct caller){.writes = writes};
+    cr_assert_eq(pthread_create(&c->thread, NULL, call_main, c), 0);
+}
+
+static int end(struct caller *c)
+{
+    pthread_join(c->thread, NULL);
+    return c->err;
+}
+
+Test(rbd_call, answers)
+{
+    struct caller c;
+
+    start(&c, false);
+    await_submitted(1);
+    answer(0, 8);
+    cr_expect_eq(end(&c), 0);
+    cr_expect_eq(memcmp(c.buf, "rrrrrrrr", 8), 0);
+
+    start(&c, false); /* the image has become smaller */
+    await_submitted(2);
+    answer(1, 3);
+    cr_expect_eq(end(&c), 0);
+    cr_expect_eq(memcmp(c.buf, "rrr\0\0\0\0\0", 8), 0);
+
+    start(&c, true);
+    await_submitted(3);
+    answer(2, -ENOSPC);
+    cr_expect_eq(end(&c), -ENOSPC);
+}
+
+Test(rbd_call, who_has_left_loses_no_memory_to_a_late_answer)
+{
+    char *buf = malloc(8);
+
+    cr_expect_eq(do_read(buf, 8, 1), -ETIMEDOUT);
+    cr_expect_eq(conn->late_bytes, 8);
+    free(buf);    /* as a caller may */
+    answer(0, 8); /* a sanitizer would tell */
+}
+
+Test(rbd_call, a_change_waits_for_one_that_was_left_behind)
+{
+    struct caller later;
+
+    cr_expect_eq(do_write(1), -ETIMEDOUT);
+    cr_expect_eq(do_write(1), -ETIMEDOUT);
+    cr_expect_eq(atomic_load(&n_submitted), 1, "the second was asked for");
+    start(&later, true);
+    answer(0, 0); /* the late one comes first, whenever that is */
+    await_submitted(2);
+    answer(1, 0);
+    cr_expect_eq(end(&later), 0);
+}
+
+Test(rbd_call, a_read_does_not_wait_for_a_change)
+{
+    struct caller c;
+
+    cr_expect_eq(do_write(1), -ETIMEDOUT);
+    start(&c, false);
+    await_submitted(2);
+    answer(1, 8);
+    cr_expect_eq(end(&c), 0);
+    answer(0, 0);
+}
+
+Test(rbd_call, aborting_tells_all)
+{
+    struct caller waiting, blocked;
+
+    cr_expect_eq(do_write(1), -ETIMEDOUT);
+    start(&blocked, true);
+    start(&waiting, false);
+    await_submitted(2);
+    rbd_call_abort_all(conn);
+    cr_expect_eq(end(&waiting), -ECANCELED);
+    cr_expect_eq(end(&blocked), -ECANCELED);
+    cr_expect_eq(do_write(LONG), -ECANCELED);
+    answer(1, 8);
+    answer(0, 0);
+}
