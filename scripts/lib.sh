@@ -11,7 +11,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 {
     build_packages=(gcc libc6-dev cmake ninja-build pkg-config nbdkit nbdkit-plugin-dev libnbd-dev
         libjansson-dev libmicrohttpd-dev libdeflate-dev libzstd-dev zlib1g-dev libssl-dev perl)
-    package_packages=(build-essential debhelper dpkg-dev lintian pkgconf)
+    package_packages=(build-essential debhelper dpkg-dev lintian pkgconf librbd-dev)
     serve_packages=(libnbd-bin python3-libnbd file)
     test_packages=(libcriterion-dev clang clang-format cppcheck shellcheck python3 python3-libnbd
         libnbd-bin qemu-utils qemu-system-common fio strace file mount e2fsprogs openssl socat zsh jq librbd-dev)

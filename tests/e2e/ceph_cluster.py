@@ -78,8 +78,8 @@ def free_port():
 
 
 class Cluster:
-    def __init__(self, folder, size=3 * GIB):
-        self.folder = pathlib.Path(folder)
+    def __init__(self, folder, size=3 * GIB, start=subprocess.Popen):
+        self.folder, self.start_process = pathlib.Path(folder), start
         self.conf = self.folder / "ceph.conf"
         self.env = {**os.environ, "CEPH_CONF": str(self.conf)}
         for name in ("mon", "osd", "run", "log"):
@@ -107,7 +107,7 @@ class Cluster:
 
     def start(self, kind, name):
         with open(self.folder / "log" / f"{kind}.out", "ab") as out:
-            self.processes[kind] = subprocess.Popen(
+            self.processes[kind] = self.start_process(
                 [f"ceph-{kind}", "-i", name, "-f"], env=self.env, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
 
     def await_osd(self):
@@ -159,10 +159,10 @@ class Cluster:
     def is_there(self, name):
         return name in self.run("rbd", "ls").split()
 
-    def purge(self):
-        """Removes all images.  Who died may be known as a client of one for some seconds."""
+    def purge(self, *names):
+        """Removes these images, or all.  Who died may be known as a client of one for some seconds."""
         deadline = time.monotonic() + START
-        for name in self.run("rbd", "ls").split():
+        for name in names or self.run("rbd", "ls").split():
             run("rbd", "snap", "purge", f"rbd/{name}", env=self.env, check=False)
             while (removal := run("rbd", "rm", "--no-progress", f"rbd/{name}", env=self.env, check=False)).returncode:
                 if time.monotonic() > deadline:

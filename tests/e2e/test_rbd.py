@@ -13,7 +13,7 @@ import unittest
 
 import nbd
 
-import ceph
+import ceph_cluster
 import harness
 from harness import KIB, MIB, PLUGIN, QIMG, Model, StartFailed, create, exercise, fill, run, wait_until
 from qmp import QmpError
@@ -24,8 +24,8 @@ SIZE = 24 * MIB
 
 
 def reason_to_skip():
-    if ceph.missing():
-        return f"Ceph isn't installed (scripts/test --ceph): {', '.join(ceph.missing())}"
+    if ceph_cluster.missing():
+        return f"Ceph isn't installed (scripts/test --ceph): {', '.join(ceph_cluster.missing())}"
     if "qimg_rbd=yes" not in run("nbdkit", PLUGIN, "--dump-plugin", env=harness.plugin_env()).stdout:
         return "this build is without Ceph RBD"
     return None
@@ -43,7 +43,7 @@ class RbdCase(ControlCase):
         cls.home = tempfile.mkdtemp(prefix="qimg-ceph-", dir=harness.tmp_root())
         cls.addClassCleanup(shutil.rmtree, cls.home, ignore_errors=True)
         try:
-            cls.ceph = ceph.Cluster(cls.home)
+            cls.ceph = ceph_cluster.Cluster(cls.home)
         finally:
             cls.addClassCleanup(lambda: cls.ceph.stop() if hasattr(cls, "ceph") else None)
 
@@ -294,7 +294,8 @@ class Jobs(RbdCase):
         image, content = self.local_disk()
         self.begin(image)
         writers = Writers(self.server, content, self.id())
-        self.client.cmd("drive-mirror", job_id="job", device="drive0", target="rbd:rbd/copy", format="raw", sync="full")
+        self.client.cmd("drive-mirror", job_id="job", device="drive0", target="rbd:rbd/copy", format="raw", sync="full",
+                        copy_mode="write-blocking")  # it ends, however slow the cluster is
         writers.some(50)
         self.pivot()
         writers.some(100)
@@ -311,7 +312,8 @@ class Jobs(RbdCase):
         writers = Writers(self.server, content, self.id())
         self.client.cmd("blockdev-add", driver="qcow2", node_name="there",
                         file={"driver": "rbd", "pool": "rbd", "image": "copy", "conf": str(self.ceph.conf)})
-        self.client.cmd("blockdev-mirror", job_id="job", device="drive0", target="there", sync="full")
+        self.client.cmd("blockdev-mirror", job_id="job", device="drive0", target="there", sync="full",
+                        copy_mode="write-blocking")
         self.pivot()
         writers.some(100)
         self.client.cmd("drive-mirror", job_id="job", device="drive0", target=self.path("back.qcow2"),
@@ -338,8 +340,13 @@ class Jobs(RbdCase):
         self.begin(overlay)
         writers = Writers(self.server, bytearray(SIZE), self.id())
         writers.some(100)
+        content = writers.stop()
         self.client.cmd("block-commit", job_id="job", device="drive0")
-        self.pivot()
+        self.job_event("BLOCK_JOB_READY")
+        writers = Writers(self.server, content, self.id() + " again")
+        writers.some(10)
+        self.client.cmd("block-job-complete", device="job")
+        self.job_event("BLOCK_JOB_COMPLETED")
         writers.some(50)
         content = writers.stop()
         self.server.stop()
@@ -412,7 +419,7 @@ class Trouble(RbdCase):
         self.begin(image)
         writers = Writers(self.server, content, self.id())
         self.client.cmd("drive-mirror", job_id="job", device="drive0", target="rbd:rbd/copy", format="raw", sync="full",
-                        speed=4 * MIB)
+                        speed=4 * MIB, copy_mode="write-blocking")
         wait_until(lambda: self.ceph.is_there("copy"), 20, "the target")
         self.kill_and_restart(writers, 2)
         self.client.cmd("block-job-set-speed", device="job", speed=0)
