@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* What there is of RBD where librbd's header files were not there at build time. */
 #include <errno.h>
+#include <stddef.h>
 
 #include "storage/rbd.h"
 
