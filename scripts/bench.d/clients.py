@@ -12,6 +12,7 @@ import statistics
 import threading
 import time
 
+import ceph_images
 import servers
 from images import KIB, Image
 from processes import Failed, Nursery, describe_end
@@ -212,6 +213,18 @@ def mirror(measurement):
                 return _mirror_to(measurement, running, sink.uri)
     finally:
         os.unlink(target)
+
+
+def mirror_to_rbd(measurement):
+    """The same to a new image on Ceph RBD."""
+    size = measurement.image.size
+    cluster = ceph_images.cluster(measurement.nursery, 4 * size)
+    cluster.create("target", size)
+    try:
+        with measurement.serving(control=True) as running:
+            return _mirror_to(measurement, running, "rbd:rbd/target")
+    finally:
+        cluster.purge("target")
 
 
 def _mirror_to(measurement, running, uri):

@@ -9,6 +9,7 @@ import mmap
 import os
 import shutil
 
+import ceph_images
 import servers
 from processes import Failed, Unavailable
 
@@ -123,6 +124,15 @@ class Store:
                                   self.full("raw").path, path])
             return Image(path, form, self.size, (path,), shared=True)
         return self._keep(f"full-{self.size}", form, make)
+
+    def rbd(self, form):
+        """Raw and full, on Ceph."""
+        cluster = ceph_images.cluster(self.nursery, 4 * self.size)
+        if not cluster.is_there("full"):
+            cluster.create("full", self.size)
+            cluster.run("rbd", "bench", "--io-type", "write", "--io-size", "4M", "--io-total",
+                        str(self.size), "rbd/full", timeout=600)
+        return Image("rbd:rbd/full", form, self.size, (), shared=True)
 
     def full_copy(self, form):
         """As full, for those that change what is allocated."""

@@ -131,6 +131,7 @@ def _ours(build):
     def serve(image, place, control):
         more = [f"control={place.control}"] if control else []
         more += [f"passphrase={PASSPHRASE}"] if image.secret else []
+        more += ["format=raw"] if image.format == "raw" else []
         return nbdkit(place, plugin, f"file={image.path}", *more)
 
     def mirror(qmp, target):
@@ -147,6 +148,8 @@ def _file_serve(image, place, _control):
 
 def _qemu_nbd(aio):
     def serve(image, place, _control):
+        if image.path.startswith("rbd:") and aio != "threads":
+            raise Unavailable("io_uring is for files")
         what = ["-f", image.format, image.path] if not image.secret else [
             *SECRET, "--image-opts",
             f"driver={image.format},encrypt.key-secret=s,file.driver=file,file.filename={image.path}"]
@@ -158,6 +161,8 @@ def _qemu_nbd(aio):
 
 
 def _qsd_serve(image, place, control):
+    if image.path.startswith("rbd:"):
+        raise Unavailable("qemu-nbd stands for QEMU's driver rbd")
     more = [] if not control else [
         "--chardev", f"socket,id=c,path={place.control},server=on,wait=off", "--monitor", "c"]
     keys = SECRET if image.secret else []
@@ -171,9 +176,10 @@ def _qsd_serve(image, place, control):
 
 
 def _qsd_mirror(qmp, target):
-    qmp.command("blockdev-add", {
-        "driver": "nbd", "node-name": "target",
-        "server": {"type": "unix", "path": target.partition("socket=")[2]}})
+    where = {"driver": "rbd", "pool": "rbd", "image": target.rpartition("/")[2]} \
+        if target.startswith("rbd:") else \
+        {"driver": "nbd", "server": {"type": "unix", "path": target.partition("socket=")[2]}}
+    qmp.command("blockdev-add", {"node-name": "target", **where})
     qmp.command("blockdev-mirror", {"job-id": "mirror", "device": "drive0", "target": "target",
                                     "sync": "full"})
     return "mirror"

@@ -151,6 +151,17 @@ WORKLOADS = [
     Workload("qed-mirror", "QED: mirror until ready", FULL, clients.mirror, peer=1.5,
              format="qed", uses="mirror", grows=True, **TIME),
 
+    Workload("rbd-read-4k-d16", "RBD, raw: random read 4 KiB, depth 16", Store.rbd,
+             random_io(READ, 16), peer=1.0, format="raw", roles=("ours", "peer")),
+    Workload("rbd-write-4k-d16", "RBD, raw: random overwrite 4 KiB, depth 16", Store.rbd,
+             random_io(WRITE, 16), peer=1.0, format="raw", roles=("ours", "peer")),
+    Workload("rbd-read-1m-d8", "RBD, raw: sequential read 1 MiB, depth 8", Store.rbd,
+             sequential_io("read"), MBS, peer=1.0, format="raw", roles=("ours", "peer")),
+    Workload("rbd-write-1m-d8", "RBD, raw: sequential overwrite 1 MiB, depth 8", Store.rbd,
+             sequential_io("write"), MBS, peer=1.0, format="raw", roles=("ours", "peer")),
+    Workload("rbd-mirror", "mirror to a new image on RBD until ready", FULL,
+             clients.mirror_to_rbd, peer=1.0, uses="mirror", roles=("ours", "peer"), **TIME),
+
     Workload("backup-4k-d32", "random overwrite 4 KiB, depth 32, beside a backup to 1 MB/s", FULL,
              clients.write_beside_backup, uses="mirror", grows=True, roles=("ours",)),
 
