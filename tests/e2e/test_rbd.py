@@ -71,7 +71,7 @@ class RbdCase(ControlCase):
         self.disk = self.server.connect()
 
     def job_event(self, name):
-        event = self.client.event(name, "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED", timeout=120)
+        event = self.client.event(name, "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED", timeout=200)
         self.assertEqual(event["event"], name, event)
         self.assertNotIn("error", event["data"], event)
 
@@ -309,7 +309,7 @@ class Jobs(RbdCase):
         image, content = self.local_disk()
         self.qimg("create", "-f", "qcow2", "rbd:rbd/copy", SIZE)
         self.begin(image)
-        writers = Writers(self.server, content, self.id())
+        writers = Writers(self.server, content, self.id(), count=2)
         self.client.cmd("blockdev-add", driver="qcow2", node_name="there",
                         file={"driver": "rbd", "pool": "rbd", "image": "copy", "conf": str(self.ceph.conf)})
         self.client.cmd("blockdev-mirror", job_id="job", device="drive0", target="there", sync="full",
@@ -317,7 +317,7 @@ class Jobs(RbdCase):
         self.pivot()
         writers.some(100)
         self.client.cmd("drive-mirror", job_id="job", device="drive0", target=self.path("back.qcow2"),
-                        format="qcow2", sync="full")
+                        format="qcow2", sync="full", copy_mode="write-blocking")
         self.pivot()
         writers.some(20)
         content = writers.stop()
