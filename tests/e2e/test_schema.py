@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """query-qmp-schema: well-formed by QEMU's rules, the same as what is taken and said.  M-55"""
 
+import importlib.util
+import json
+import pathlib
+
 import harness
 from test_mirror import MirrorCase
 
@@ -97,6 +101,9 @@ class Schema:
     def misfit(self, value, name):
         """Where the value isn't of the type; None: it is."""
         entity = self[name]
+        kind = {"array": list, "object": dict}.get(entity["meta-type"])
+        if kind and type(value) is not kind:
+            return f"{value!r} is no {entity['meta-type']}"
         match entity["meta-type"]:
             case "builtin":
                 kind = entity["json-type"]
@@ -244,6 +251,18 @@ class SameAsTheServer(SchemaCase):
                     name = self.schema[command]["arg-type"]
                     self.probe(command, lambda value: value, name, "", {name})
         self.assertEqual(self.client.cmd("query-jobs"), [])
+
+    def test_what_the_fuzzer_begins_with(self):
+        """each command is there, with arguments that are taken"""
+        path = pathlib.Path(__file__).parent.parent / "fuzz" / "seeds.py"
+        spec = importlib.util.spec_from_file_location("seeds", path)
+        seeds = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(seeds)
+        requests = [json.loads(text) for text in [seeds.NEGOTIATE, *seeds.COMMANDS]]
+        self.assertEqual(sorted({request["execute"] for request in requests}), self.schema.of("command"))
+        for request in requests:
+            arguments = self.schema[request["execute"]]["arg-type"]
+            self.assertIsNone(self.schema.misfit(request.get("arguments", {}), arguments), request)
 
     def test_results_and_events(self):
         """what is said of a chain with bitmaps and snapshots, and while jobs run, fits"""

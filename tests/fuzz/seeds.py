@@ -176,6 +176,46 @@ COMMANDS = [
     '{"execute":"block-dirty-bitmap-disable","arguments":{"node":"disk0","name":"b"}}',
     '{"execute":"block-dirty-bitmap-enable","arguments":{"node":"disk0","name":"b"}}',
     '{"execute":"block-dirty-bitmap-remove","arguments":{"node":"disk0","name":"b"}}',
+    '{"execute":"query-qmp-schema"}', '{"execute":"query-blockstats","arguments":{"query-nodes":true}}',
+    '{"execute":"query-block-exports"}',
+    '{"execute":"blockdev-add","arguments":{"driver":"file","node-name":"f","filename":"/f","aio":"native",'
+    '"auto-read-only":true,"discard":"unmap","cache":{"direct":true,"no-flush":false},"detect-zeroes":"unmap"}}',
+    '{"execute":"blockdev-add","arguments":{"driver":"qcow2","node-name":"n","file":"f","backing":null}}',
+    '{"execute":"blockdev-add","arguments":{"driver":"raw","node-name":"r","file":{"driver":"nbd","export":"x",'
+    '"server":{"type":"unix","path":"/s"}},"read-only":true}}',
+    '{"execute":"blockdev-add","arguments":{"driver":"qcow2","node-name":"o","file":{"driver":"file","filename":"/o",'
+    '"locking":"off"},"backing":{"driver":"raw","file":{"driver":"host_device","filename":"/b"}}}}',
+    '{"execute":"blockdev-del","arguments":{"node-name":"r"}}',
+    '{"execute":"blockdev-mirror","arguments":{"job-id":"m","device":"disk0","target":"n","sync":"full",'
+    '"target-is-zero":true,"replaces":"disk0","auto-dismiss":false,"copy-mode":"write-blocking"}}',
+    '{"execute":"block-stream","arguments":{"job-id":"s","device":"disk0","backing-mask-protocol":true}}',
+    '{"execute":"block-stream","arguments":{"job-id":"s","device":"disk0","base-node":"disk0#1"}}',
+    '{"execute":"blockdev-backup","arguments":{"job-id":"u","device":"disk1","target":"n","sync":"none",'
+    '"x-perf":{"max-workers":2,"max-chunk":65536},"on-cbw-error":"break-snapshot","cbw-timeout":1}}',
+    '{"execute":"drive-backup","arguments":{"job-id":"v","device":"disk1","target":"t","sync":"full","format":"qcow2"}}',
+    '{"execute":"block-job-change","arguments":{"id":"m","type":"mirror","copy-mode":"background"}}',
+    '{"execute":"job-pause","arguments":{"id":"m"}}', '{"execute":"job-resume","arguments":{"id":"m"}}',
+    '{"execute":"job-complete","arguments":{"id":"m"}}', '{"execute":"job-cancel","arguments":{"id":"u"}}',
+    '{"execute":"job-finalize","arguments":{"id":"m"}}', '{"execute":"job-dismiss","arguments":{"id":"m"}}',
+    '{"execute":"block-export-add","arguments":{"type":"nbd","id":"e","node-name":"o","name":"e","writable":true}}',
+    '{"execute":"block-export-del","arguments":{"id":"e","mode":"hard"}}',
+    '{"execute":"blockdev-snapshot-internal-sync","arguments":{"device":"disk0","name":"i"}}',
+    '{"execute":"blockdev-snapshot-delete-internal-sync","arguments":{"device":"disk0","name":"i"}}',
+    '{"execute":"blockdev-snapshot-sync","arguments":{"device":"disk1","snapshot-file":"/top","snapshot-node-name":"t"}}',
+    '{"execute":"blockdev-snapshot","arguments":{"node":"disk0","overlay":"n"}}',
+    '{"execute":"block_resize","arguments":{"device":"disk0","size":524288}}',
+    '{"execute":"blockdev-reopen","arguments":{"options":[{"driver":"qcow2","node-name":"disk0","file":"f",'
+    '"discard":"unmap","throttling":{"bps-total":1000000}}]}}',
+    '{"execute":"block_set_io_throttle","arguments":{"id":"disk0","bps":0,"bps_rd":0,"bps_wr":0,"iops":1000,"iops_rd":0,'
+    '"iops_wr":0}}',
+    '{"execute":"nbd-server-start","arguments":{"addr":{"type":"inet","data":{"host":"h","port":"1"}}}}',
+    '{"execute":"nbd-server-add","arguments":{"device":"disk0","name":"disk0"}}', '{"execute":"nbd-server-stop"}',
+    '{"execute":"transaction","arguments":{"actions":[{"type":"block-dirty-bitmap-add","data":{"node":"disk0",'
+    '"name":"x"}},{"type":"block-dirty-bitmap-merge","data":{"node":"disk0","target":"x","bitmaps":[{"node":"disk0",'
+    '"name":"x"}]}},{"type":"blockdev-backup","data":{"device":"disk0","target":"n","sync":"bitmap","bitmap":"x",'
+    '"bitmap-mode":"never"}}],"properties":{"completion-mode":"individual"}}}',
+    '{"execute":"transaction","arguments":{"actions":[{"type":"blockdev-snapshot","data":{"node":"disk0","overlay":"n"}},'
+    '{"type":"abort","data":{}}]}}',
     '{"execute":"quit"}',
 ]
 JUNK = ['[1,2', '{"a":', 'x', '"\\u00e9"', '{"execute":1}', '[true,false,null,-1.5e3]', '{"a":{"b":[[]]}}']
