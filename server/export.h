@@ -38,8 +38,7 @@ struct served_export {
     bool never_writable; /* clients only read it, whatever the image allows */
     struct gate gate;    /* who uses the node, to change it or not */
     struct export_stats stats;
-    struct throttle_member throttle; /* limits of what clients do */
-    struct node *_Atomic node;       /* NULL: sealed, or being resized */
+    struct node *_Atomic node; /* NULL: sealed, or being resized */
     /* Another file is served than the one that its name means: who closed it for being unused
      * would serve that one next. */
     _Atomic bool moved;
@@ -48,6 +47,8 @@ struct served_export {
     _Atomic unsigned drains;     /* by so many jobs: changing requests wait */
     _Atomic unsigned references; /* of jobs, and of a claim; taken under lock */
     _Atomic bool read_only;      /* a client was told so: nbdkit has -r */
+    /* Limits of what clients do: near what requests read anyway. */
+    struct throttle_member throttle;
 
     struct lock lock; /* RANK_OPEN, spans I/O */
     /* under lock */

@@ -48,7 +48,8 @@ void handover_init(struct handover *h)
 {
     const struct sigaction action = {.sa_handler = do_nothing};
 
-    *h = (struct handover){.acceptor = pthread_self(), .idle = -1};
+    h->acceptor = pthread_self();
+    h->idle = -1;
     (void)sigaction(WAKE_SIGNAL, &action, NULL);
 }
 
@@ -201,7 +202,7 @@ int handover_begin(struct server *server, const _Atomic bool *give_up, struct di
     if (err)
         return err;
     server_close_exports(server);
-    server->handover.done = true;
+    atomic_store(&server->handover.done, true);
     return 0;
 }
 
@@ -223,7 +224,7 @@ static void reopen(struct server *server)
 
 void handover_undo(struct server *server)
 {
-    server->handover.done = false;
+    atomic_store(&server->handover.done, false);
     reopen(server);
     throttle_groups_lift(&server->throttles, false);
     release_acceptor(&server->handover);

@@ -12,6 +12,7 @@
 #define SERVER_HANDOVER_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 
 #include "base/compiler.h"
@@ -26,7 +27,7 @@ struct handover {
     int nbdkits[HANDOVER_MAX_SOCKETS], listening[HANDOVER_MAX_SOCKETS];
     unsigned n; /* of both; the latter are the sockets that nbdkit's descriptors were */
     int idle;   /* what nbdkit listens on meanwhile */
-    bool done;  /* everything is closed, and another server's */
+    _Atomic bool done; /* everything is closed, and another server's */
 };
 
 /* On nbdkit's main thread, after the fork. */

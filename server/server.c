@@ -63,7 +63,7 @@ static void begin_end(void *opaque)
 
     atomic_store(&server->ending, true);
     service_manager_tell(SERVICE_STOPPING);
-    if (server->handover.done)
+    if (atomic_load(&server->handover.done))
         handover_finish(server);
     throttle_groups_lift(&server->throttles, true);
     if (server->control)

@@ -37,6 +37,49 @@ class Full(Case):
         for name in os.listdir(self.room):
             os.unlink(os.path.join(self.room, name))
 
+    def test_one_image_of_a_folder(self):
+        """E-05: its writes fail, as long as there is no space; others go on"""
+        for fmt in ("qcow2", "qed"):
+            with self.subTest(fmt=fmt):
+                full, good = os.path.join(self.room, f"full.{fmt}"), self.path(f"good.{fmt}")
+                for image in (full, good):
+                    create(image, fmt, SIZE)
+                server = self.serve(None, f"dir={self.dir}", "linger=0")
+                narrow, wide = server.connect(f"room/full.{fmt}"), server.connect(f"good.{fmt}")
+                models = {narrow: Model(bytes(SIZE)), wide: Model(bytes(SIZE))}
+                for handle, model in models.items():
+                    model.write(handle, 0, self.rng.randbytes(300000))
+                    handle.flush()
+                self.take_space(leave=MIB)
+                failed, off = 0, 4 * MIB
+                while failed < 5:
+                    self.assertLess(off, SIZE, "the filesystem never became full")
+                    payload = self.rng.randbytes(500000)
+                    models[wide].write(wide, off, payload)
+                    wide.flush()
+                    try:
+                        narrow.pwrite(payload, off)
+                    except nbd.Error as error:
+                        self.assertEqual(error.errnum, errno.ENOSPC, error)
+                        failed += 1
+                        models[narrow].data[off:off + len(payload)] = narrow.pread(len(payload), off)
+                    else:
+                        models[narrow].data[off:off + len(payload)] = payload
+                    off += 600000
+                narrow.flush()
+                # Also when it is closed in that state, and opened again.
+                narrow.shutdown()
+                models[wide].write(wide, 0, self.rng.randbytes(1000))
+                narrow, model = server.connect(f"room/full.{fmt}"), models[narrow]
+                model.compare(narrow, what="after opening it anew")
+                os.unlink(self.filler)
+                model.write(narrow, 4 * MIB, self.rng.randbytes(3 * MIB))
+                server.stop()
+                for image, expected in ((full, model), (good, models[wide])):
+                    check(image, fmt, allow_leaks=image == full)
+                    expected.expect(content(image, fmt), "qemu-img convert")
+                self.empty_room()
+
     def fill_up(self, fmt, options, step, backing=None, keys=()):
         image = os.path.join(self.room, "disk")
         create(image, fmt, SIZE, options, backing, "raw")

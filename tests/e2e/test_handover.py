@@ -194,6 +194,30 @@ class Handover(Case):
         self.stop(process)
         self.assertTrue(content(image, "qcow2") == client.written)
 
+    def test_qemu(self):
+        """with reconnect-delay it notices nothing"""
+        self.image()
+        process, uri = self.begin("disk", self.control())
+        argv = ["qemu-io", "--image-opts",
+                f"driver=nbd,server.type=unix,server.path={self.path('disk.sock')},reconnect-delay=60"]
+        for n in range(1, 201):
+            argv += ["-c", f"write -q -P {n} {n * 64}k 64k", "-c", "flush", "-c", f"read -q -P {n} {n * 64}k 64k", "-c", "sleep 10"]
+        with subprocess.Popen(argv, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT) as qemu:
+            self.addCleanup(harness.kill_quietly, qemu)
+            handovers = 0
+            while qemu.poll() is None:
+                new, _ = self.replace("disk", self.control())
+                self.ended(process)
+                process = new
+                handovers += 1
+            said = qemu.stdout.read()
+            self.assertEqual((qemu.returncode, "fail" in said), (0, False), said)
+        self.assertGreater(handovers, 2)
+        self.stop(process)
+        got = content(self.path("disk"), "qcow2")
+        self.assertTrue(got[64 * KIB:201 * 64 * KIB] == b"".join(bytes([n]) * 64 * KIB for n in range(1, 201)))
+
     def test_folder(self):
         os.mkdir(self.path("images"))
         for name in "ab":
