@@ -83,8 +83,9 @@ class Versions(Case):
         control = re.search(r"^Build-Depends:\n(.*?)^\S", self.text("packaging/debian/control"), re.M | re.S)[1]
         asked = set(re.findall(r"^ ([a-z0-9.-]+)", control, re.M))
         essential = {"gcc", "libc6-dev", "pkg-config", "nbdkit"}  # build-essential, another name, no need to build
-        optional = {"librbd-dev"}  # a build does without Ceph RBD, the packages don't
+        optional = {"librbd-dev"}  # a build does without, packages don't
         self.assertEqual(set(listed) - essential, asked - optional - {"debhelper-compat", "pkgconf"})
+        self.assertLessEqual(optional, set(re.search(r"package_packages=\((.*?)\)", self.text("scripts/lib.sh"), re.S)[1].split()))
 
     @unittest.skipUnless(shutil.which("rpmspec"), "no rpmspec")
     def test_rpm_spec(self):
