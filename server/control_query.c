@@ -169,7 +169,7 @@ json_t *control_find_corruption(struct served_export *exp, bool fatal)
     struct node *top = chain.use.node;
 
     for (struct node *node = top; node; node = node->backing) {
-        if (!atomic_load(fatal ? &node->corrupt_fatal : &node->corrupt))
+        if (!node_is_corrupt(node, fatal))
             continue;
         json_t *data = json_pack(
             "{s:o,s:o,s:b}", "device", json_from_text(exp->node_name), "node-name",

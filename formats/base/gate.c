@@ -1,9 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Epochs and striped counters: who is inside, without a lock. */
+#include <assert.h>
+
 #include "base/clock.h"
 #include "base/gate.h"
 
 #define COUNTERS 6u
+
+#define FIRST_NAP_NS 20000u
 
 /* Threads are spread over the stripes in the order in which they first enter any gate. */
 static uint32_t my_stripe(void)
@@ -23,6 +27,11 @@ void gate_init(struct gate *gate)
     /* From 2 on, so that a stamp of 0 is always long past. */
     atomic_init(&gate->epoch, 2);
     atomic_init(&gate->change_epoch, 2);
+    atomic_init(&gate->busy, false);
+    atomic_init(&gate->n_members, 0);
+    list_init(&gate->members);
+    gate->next = &gate->members;
+    gate->round = 0;
     for (unsigned i = 0; i < GATE_STRIPES; i++)
         for (unsigned c = 0; c < COUNTERS; c++)
             atomic_init(&gate->stripe[i].inside[c], 0);
@@ -99,11 +108,94 @@ uint64_t gate_stamp(struct gate *gate)
     return atomic_load(&gate->epoch);
 }
 
+static const uint32_t everybody[2] = {1 << 0 | 1 << 2 | 1 << 4, 1 << 1 | 1 << 3 | 1 << 5};
+
+/* ---- members ---- */
+
+static bool try_busy(struct gate *group)
+{
+    return !atomic_exchange(&group->busy, true);
+}
+
+static void be_busy(struct gate *group)
+{
+    while (!try_busy(group))
+        clock_nap_ns(FIRST_NAP_NS);
+}
+
+static void end_busy(struct gate *group)
+{
+    atomic_store(&group->busy, false);
+}
+
+void gate_join(struct gate *group, struct gate_member *member, struct gate *gate)
+{
+    assert(atomic_load(&gate->n_members) == 0);
+    member->gate = gate;
+    member->stamp = 0; /* what the round is for, it was inside of before */
+    be_busy(group);
+    list_append(&group->members, &member->link);
+    atomic_fetch_add(&group->n_members, 1);
+    end_busy(group);
+}
+
+void gate_quit(struct gate *group, struct gate_member *member)
+{
+    be_busy(group);
+    if (group->next == &member->link)
+        group->next = member->link.next;
+    list_remove(&member->link);
+    atomic_fetch_sub(&group->n_members, 1);
+    end_busy(group);
+}
+
+/* Busy: have those left who were inside of a member when the round of this epoch began?  A round
+ * goes on where it stopped: one who stays inside is looked at once each time. */
+static bool members_passed(struct gate *group, uint64_t epoch)
+{
+    if (group->round != epoch) {
+        group->round = epoch;
+        group->next = group->members.next;
+        LIST_FOR_EACH (pos, &group->members) {
+            struct gate_member *member = CONTAINER_OF(pos, struct gate_member, link);
+            member->stamp = gate_stamp(member->gate);
+        }
+    }
+    for (; group->next != &group->members; group->next = group->next->next) {
+        struct gate_member *member = CONTAINER_OF(group->next, struct gate_member, link);
+        if (!gate_passed(member->gate, member->stamp))
+            return false;
+    }
+    return true;
+}
+
+/* Rule 4; busy. */
+static bool group_passed(struct gate *group, uint64_t stamp)
+{
+    uint64_t epoch = atomic_load(&group->epoch);
+
+    while (epoch < stamp + 2) {
+        if (!counters_are_zero(group, everybody[(epoch + 1) & 1]) ||
+            !members_passed(group, epoch))
+            return false;
+        /* When it had no members a moment ago, another may be asking without. */
+        if (atomic_compare_exchange_strong(&group->epoch, &epoch, epoch + 1))
+            epoch++;
+    }
+    return true;
+}
+
 bool gate_passed(struct gate *gate, uint64_t stamp)
 {
-    static const uint32_t everybody[2] = {1 << 0 | 1 << 2 | 1 << 4,
-                                          1 << 1 | 1 << 3 | 1 << 5};
-
+    if (UNLIKELY(atomic_load(&gate->n_members) > 0)) {
+        if (atomic_load(&gate->epoch) >= stamp + 2)
+            return true;
+        if (!try_busy(gate))
+            return false;
+        bool passed = group_passed(gate, stamp);
+        end_busy(gate);
+        return passed;
+    }
     return epoch_passed(gate, &gate->epoch, everybody, stamp);
 }
 
@@ -140,8 +232,6 @@ static void nap_longer(uint32_t *ns)
     clock_nap_ns(*ns);
     *ns = MIN(2 * *ns, 2000000);
 }
-
-#define FIRST_NAP_NS 20000u
 
 bool gate_wait_for(struct gate *gate, uint64_t ms)
 {

@@ -30,11 +30,28 @@
 #include <stdint.h>
 
 #include "base/compiler.h"
+#include "base/list.h"
 
 #define GATE_STRIPES 16
 
+/* A gate can have other gates as members: who is inside one of them to read is inside it, too.
+ * That costs who enters nothing, and who asks whether all have left a look at each member.
+ *   (4) the epoch of a gate with members advances from e to e+1 only when those have left who
+ *       were inside of a member at some moment of epoch e. */
+struct gate_member {
+    struct list link;
+    struct gate *gate;
+    uint64_t stamp; /* of this round */
+};
+
 struct gate {
     _Atomic uint64_t epoch, change_epoch;
+    /* Under `busy`, which nobody waits for who only asks; the rest under it, too. */
+    _Atomic bool busy;
+    _Atomic unsigned n_members;
+    struct list members;
+    uint64_t round;    /* the epoch in which the members were stamped */
+    struct list *next; /* of this round: who was before it has passed */
     struct {
         /* Readers by the parity of epoch, then changers by that and that of change_epoch. */
         _Alignas(64) _Atomic uint32_t inside[6];
@@ -57,6 +74,12 @@ gate_ticket gate_enter(struct gate *gate);
 /* As one who is going to change something: gate_wait_for_changers waits for him, too. */
 gate_ticket gate_enter_to_change(struct gate *gate);
 void gate_leave(struct gate *gate, gate_ticket ticket);
+
+/* From now on who is inside `gate`, which has no members, is inside the group as a reader; until
+ * it leaves again, when nobody is inside it who could see what the group's stamps are for.
+ * Outside of all locks but those of callers of both. */
+void gate_join(struct gate *group, struct gate_member *member, struct gate *gate);
+void gate_quit(struct gate *group, struct gate_member *member);
 
 /* To be called after the thing was made unreachable. */
 uint64_t gate_stamp(struct gate *gate);

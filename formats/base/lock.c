@@ -28,7 +28,7 @@ void lock_assert_held(const struct lock *lock)
 
 void lock_assert_io_allowed(void)
 {
-    for (int r = RANK_COMMIT; r < RANK_COUNT; r++)
+    for (int r = RANK_LAYERS; r < RANK_COUNT; r++)
         assert(held[r] == 0 && "I/O under a lock that must not span it");
 }
 

@@ -25,6 +25,7 @@ enum lock_rank {
     RANK_GROWTH,       /* a driver extending the file or adding allocation metadata */
     RANK_RECLAIM,      /* a driver dropping references to clusters */
     RANK_HEADER,       /* a driver writing its header */
+    RANK_LAYERS,       /* block: which images chains have in common */
     RANK_COMMIT,       /* mcache: who leads a commit */
     RANK_POOL,         /* mcache: the pages of all images, for eviction */
     RANK_META,         /* mcache: every in-memory change of metadata */

@@ -9,6 +9,7 @@
 #include "block/chain_internal.h"
 #include "block/foreign_format.h"
 #include "block/json_name.h"
+#include "block/shared_layer.h"
 #include "storage/nbd.h"
 #include "storage/protocol.h"
 
@@ -344,6 +345,7 @@ int chain_open(struct block_context *ctx, const char *filename,
         node_close(top);
         return rc;
     }
+    shared_layers_join(top);
     *out = top;
     return 0;
 }

@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "block/coded.h"
 #include "block/cluster_cache.h"
+#include "block/shared_layer.h"
 #include "codec/codec.h"
 #include "crypto/cipher.h"
 
@@ -71,7 +72,7 @@ static int read_compressed(struct node *node, const struct extent *ext, void *bu
 {
     struct decoding d = {.node = node, .ext = ext};
     const struct cluster_key key = {
-        .owner = node, .place = ext->host_offset, .bytes = node->cluster_size};
+        .owner = node_opened(node), .place = ext->host_offset, .bytes = node->cluster_size};
     struct cluster_cache *cache = node->ctx->clusters;
     struct cached_cluster *c = NULL;
     bool whole = len == node->cluster_size;

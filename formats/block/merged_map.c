@@ -158,14 +158,34 @@ void merged_map_free(struct merged_map *map)
     free(map);
 }
 
+static void end(struct node *node)
+{
+    struct merged_map *map = atomic_load(&node->merged);
+
+    if (map)
+        atomic_store(&map->ended, true);
+}
+
 void node_note_writer(struct node *top, struct node *layer)
 {
     atomic_store(&layer->written_elsewhere, true);
+    atomic_store(&node_opened(layer)->written_elsewhere, true);
     for (struct node *node = top; node; node = node == layer ? NULL : node->backing) {
-        struct merged_map *map = atomic_load(&node->merged);
-        if (map)
-            atomic_store(&map->ended, true);
+        atomic_store(&node->shared_alone, true);
+        end(node);
+        end(node_opened(node));
     }
+}
+
+/* Puts the node's map, if there is one, before the others. */
+static void take_map(struct node *node, struct merged_map **maps)
+{
+    struct merged_map *map = atomic_exchange(&node->merged, NULL);
+
+    if (!map)
+        return;
+    map->next = *maps;
+    *maps = map;
 }
 
 void node_forget_merged(struct node *top)
@@ -173,11 +193,9 @@ void node_forget_merged(struct node *top)
     struct merged_map *maps = NULL;
 
     for (struct node *node = top; node; node = node->backing) {
-        struct merged_map *map = atomic_exchange(&node->merged, NULL);
-        if (map) {
-            map->next = maps;
-            maps = map;
-        }
+        take_map(node, &maps);
+        if (atomic_load(&node->shared_alone))
+            take_map(node_opened(node), &maps);
     }
     if (maps)
         gate_wait(&top->ctx->gate); /* invariant 3 */
@@ -186,6 +204,8 @@ void node_forget_merged(struct node *top)
         merged_map_free(maps);
         maps = next;
     }
+    for (struct node *node = top; node; node = node->backing)
+        shared_layer_forget_below(node);
 }
 
 /* ---- finding out ---- */

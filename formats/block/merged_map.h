@@ -32,6 +32,7 @@
 #include <stdbool.h>
 
 #include "block/node.h"
+#include "block/shared_layer.h"
 
 struct merged_map;
 
@@ -49,8 +50,9 @@ bool merged_map_find(struct merged_map *map, uint64_t off, uint64_t len, struct 
 void merged_map_free(struct merged_map *map);
 
 /* Inside the gate: as merged_map_make, for the layer below one that is read. */
-static inline struct merged_map *merged_map_of(struct node *first)
+static inline struct merged_map *merged_map_of(struct node *layer)
 {
+    struct node *first = node_merging(layer);
     struct merged_map *map = atomic_load_explicit(&first->merged, memory_order_acquire);
 
     return LIKELY(map) ? map : merged_map_make(first);

@@ -8,6 +8,7 @@
 #include "block/cluster_cache.h"
 #include "block/engine.h"
 #include "block/merged_map.h"
+#include "block/shared_layer.h"
 #include "crypto/cipher.h"
 
 /* Kept of compressed clusters, decompressed; taken only as it is needed. */
@@ -16,10 +17,11 @@
 int block_shared_init(struct block_shared *shared, size_t cache_bytes, clock_fn *clock,
                       void *clock_opaque)
 {
+    shared->layers = shared_layers_new();
     shared->pool = mc_pool_new(cache_bytes);
     shared->clusters = cluster_cache_new(DECOMPRESSED_BYTES);
     shared->housekeeper = housekeeper_new(clock, clock_opaque);
-    if (shared->pool && shared->clusters && shared->housekeeper)
+    if (shared->layers && shared->pool && shared->clusters && shared->housekeeper)
         return 0;
     block_shared_destroy(shared);
     return -ENOMEM;
@@ -27,6 +29,7 @@ int block_shared_init(struct block_shared *shared, size_t cache_bytes, clock_fn 
 
 void block_shared_destroy(struct block_shared *shared)
 {
+    shared_layers_free(shared->layers);
     housekeeper_free(shared->housekeeper);
     mc_pool_free(shared->pool);
     cluster_cache_free(shared->clusters);
@@ -36,6 +39,7 @@ void block_shared_destroy(struct block_shared *shared)
 void block_context_init_shared(struct block_context *ctx, const struct block_shared *shared)
 {
     gate_init(&ctx->gate);
+    ctx->layers = shared->layers;
     ctx->pool = shared->pool;
     ctx->clusters = shared->clusters;
     ctx->housekeeper = shared->housekeeper;
@@ -51,6 +55,7 @@ int block_context_init(struct block_context *ctx, size_t cache_bytes, clock_fn *
     if (err)
         return err;
     block_context_init_shared(ctx, &own);
+    ctx->layers = NULL; /* there are no other chains */
     ctx->own = own;
     return 0;
 }
@@ -58,6 +63,7 @@ int block_context_init(struct block_context *ctx, size_t cache_bytes, clock_fn *
 void block_context_destroy(struct block_context *ctx)
 {
     block_shared_destroy(&ctx->own);
+    ctx->layers = NULL;
     ctx->housekeeper = NULL;
     ctx->pool = NULL;
     ctx->clusters = NULL;
@@ -269,7 +275,7 @@ int node_close(struct node *node)
     while (node) {
         struct node *below = node->backing;
         timer_cancel(node->ctx->housekeeper, &node->write_back);
-        int err = node->driver->close(node);
+        int err = node->shared ? shared_layer_leave(node) : node->driver->close(node);
         if (err && !result)
             result = err;
         node_free(node);

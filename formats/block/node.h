@@ -26,9 +26,13 @@
 #include "mcache/mcache.h"
 #include "storage/storage.h"
 
+struct shared_layers;
+
 /* What all chains of a process can share: one budget for cached tables, one thread for
- * timers (one whose disk is slow keeps those of others waiting, never their requests). */
+ * timers (one whose disk is slow keeps those of others waiting, never their requests), and
+ * the images that lie below several of them. */
 struct block_shared {
+    struct shared_layers *layers;
     struct mc_pool *pool;
     struct cluster_cache *clusters; /* decompressed ones */
     struct housekeeper *housekeeper;
@@ -43,6 +47,7 @@ void block_shared_destroy(struct block_shared *shared);
 /* What the nodes of one chain share.  Lives longer than they do. */
 struct block_context {
     struct gate gate; /* requests; those that change something enter to change */
+    struct shared_layers *layers; /* NULL: it shares none */
     struct mc_pool *pool;
     struct cluster_cache *clusters;
     struct housekeeper *housekeeper;
@@ -81,6 +86,7 @@ struct node_options {
 };
 
 struct merged_map;
+struct shared_layer;
 
 struct node {
     const struct driver *driver;
@@ -102,6 +108,12 @@ struct node {
     struct node *_Atomic backing;
     /* Of this layer and those below, once it was read through another: merged_map.h. */
     struct merged_map *_Atomic merged;
+    /* What is open is another node's, which other chains may read as well: shared_layer.h.
+     * NULL: it is its own. */
+    struct shared_layer *shared;
+    struct gate_member readers; /* of that: those of this chain */
+    /* ... and others won't read it, for what lies below this layer, or what it is, changes. */
+    _Atomic bool shared_alone;
 
     uint64_t size;         /* virtual size, bytes */
     uint32_t cluster_size; /* bytes; 1 for raw */
@@ -279,6 +291,9 @@ static inline const char *node_format(const struct node *node)
 /* Does a name (a path, an NBD URI or an RBD name as users write it) lead to the node's file?
  * A relative path is taken as the process' folder has it. */
 bool node_is_called(const struct node *node, const char *name);
+
+/* Was an entry met that can't be right; fatal: while it was active? */
+bool node_is_corrupt(struct node *node, bool fatal);
 
 /* Does it lie in another server's export?  That can't be opened once more, to be written. */
 bool node_is_remote(const struct node *node);

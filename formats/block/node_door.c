@@ -7,6 +7,7 @@
 
 #include "base/cleanup.h"
 #include "block/node.h"
+#include "block/shared_layer.h"
 #include "storage/nbd.h"
 #include "storage/protocol.h"
 #include "storage/rbd.h"
@@ -125,7 +126,14 @@ int node_lock_for_reading(struct node *node, struct diag *diag)
 
 int node_lock_for_writing(struct node *node, struct diag *diag)
 {
-    return node->options.lock_off ? 0 : lock_files(node, STORAGE_WRITER, diag);
+    int err = shared_layer_take(node, diag);
+
+    if (err || node->options.lock_off)
+        return err;
+    err = lock_files(node, STORAGE_WRITER, diag);
+    if (err)
+        shared_layer_return(node);
+    return err;
 }
 
 /* Do both paths lead to the same file? */
@@ -185,6 +193,13 @@ bool node_is_called(const struct node *node, const char *name)
 const struct storage_protocol *node_protocol(const struct node *node)
 {
     return storage_protocol_of_store(node->file);
+}
+
+bool node_is_corrupt(struct node *node, bool fatal)
+{
+    struct node *opened = node_opened(node);
+
+    return atomic_load(fatal ? &opened->corrupt_fatal : &opened->corrupt);
 }
 
 bool node_is_remote(const struct node *node)

@@ -101,7 +101,8 @@ struct mcache {
     struct mc_room room; /* the leader's */
 
     /* under the pool's lock */
-    struct list retired;  /* struct mc_page.pool_link: evicted, waiting for the gate */
+    struct list retired; /* struct mc_page.pool_link: evicted, waiting for the gate */
+    size_t n_retired;
     struct list retiring; /* in the pool's, while there are any */
 };
 

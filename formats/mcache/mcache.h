@@ -144,6 +144,9 @@ struct mcache_hooks {
 struct mcache *mcache_new(struct mc_pool *pool, struct gate *gate, struct storage *st,
                           const struct mcache_hooks *hooks, void *owner) MUST_USE;
 
+/* Whoever reads its pages from now on is inside this gate instead; nobody does, or holds one. */
+void mcache_set_gate(struct mcache *mc, struct gate *gate);
+
 /* Data of the image lies in this store, too (borrowed): each barrier flushes it before the
  * image's own.  Before anything is written; at most MC_DATA_STORES. */
 #define MC_DATA_STORES 2

@@ -30,28 +30,51 @@ static void retire_page(struct mc_pool *pool, struct mc_page *page)
     if (list_empty(&mc->retired))
         list_append(&pool->retiring, &mc->retiring);
     list_append(&mc->retired, &page->pool_link);
+    mc->n_retired++;
     pool->n_pages--;
 }
+
+/* A gate with many members takes long to ask: once for so many pages. */
+#define MEMBERS_PER_PAGE 16
 
 /* Under the pool lock: frees evicted pages of an image that nobody can see any more. */
 static void free_retired(struct mcache *mc)
 {
+    if (mc->n_retired * MEMBERS_PER_PAGE < atomic_load(&mc->gate->n_members))
+        return;
     LIST_FOR_EACH_SAFE (pos, &mc->retired) {
         struct mc_page *page = CONTAINER_OF(pos, struct mc_page, pool_link);
         if (!gate_passed(mc->gate, page->retired))
             return; /* the rest is younger */
         list_remove(pos);
+        mc->n_retired--;
         free(page);
     }
+    list_remove(&mc->retiring);
+}
+
+/* Under the pool lock: the same when nobody is left. */
+static void free_all_retired(struct mcache *mc)
+{
+    LIST_FOR_EACH_SAFE (pos, &mc->retired) {
+        list_remove(pos);
+        free(CONTAINER_OF(pos, struct mc_page, pool_link));
+    }
+    mc->n_retired = 0;
     list_remove(&mc->retiring);
 }
 
 void mc_pool_leave(struct mcache *mc)
 {
     LOCK_GUARD(&mc->pool->lock);
-    LIST_FOR_EACH_SAFE (pos, &mc->retired)
-        free(CONTAINER_OF(pos, struct mc_page, pool_link));
-    list_remove(&mc->retiring);
+    free_all_retired(mc);
+}
+
+void mcache_set_gate(struct mcache *mc, struct gate *gate)
+{
+    LOCK_GUARD(&mc->pool->lock);
+    free_all_retired(mc);
+    mc->gate = gate;
 }
 
 void mc_pool_free(struct mc_pool *pool)

@@ -192,20 +192,20 @@ class Store:
         self._create(path, form, self.size, *(SECRET if secret else ()), "-o", options)
         return Image(path, form, self.size, (path, *more_files), shared=False, secret=secret)
 
-    def chain(self, form):
-        """A full image below overlays; each layer shows every fifth cluster."""
+    def chain(self, form, layers=LAYERS):
+        """A full image below overlays; each layer shows as many of its clusters as the others."""
         if form == "raw":
             return self.full(form)
 
         def make(path):
             below = self.full(form)
-            for layer in range(1, LAYERS):
-                name = path if layer == LAYERS - 1 else f"{path}.{layer}"
+            for layer in range(1, layers):
+                name = path if layer == layers - 1 else f"{path}.{layer}"
                 self._create(name, form, self.size, "-b", below.path, "-F", form)
                 below = Image(name, form, self.size, (name, *below.files), shared=True)
-                self._write_places(below, layer * CLUSTER, LAYERS * CLUSTER, CLUSTER)
+                self._write_places(below, layer * CLUSTER, layers * CLUSTER, CLUSTER)
             return below
-        return self._keep(f"chain-{self.size}", form, make)
+        return self._keep(f"chain-{layers}-{self.size}", form, make)
 
     def empty_overlay(self, form):
         """Nothing, over a full raw image."""

@@ -53,6 +53,10 @@ def places(size, count):
     return lambda store, form: store.places(size, count)(form)
 
 
+def deep_chain(store, form):
+    return store.chain(form, 30)
+
+
 def preallocated(size):
     """Only metadata, but all of it."""
     return lambda store, form: store.preallocated(size)(form)
@@ -115,6 +119,8 @@ WORKLOADS = [
     Workload("copy", "nbdcopy of a full image", FULL, clients.copy_all, MBS, peer=1.3, file=0.95),
     Workload("chain-4k-d32", "random read 4 KiB through a chain of 5", CHAIN, random_io(READ, 32),
              peer=1.3, file=0.9),
+    Workload("chain-30-4k-d32", "random read 4 KiB through a chain of 30", deep_chain,
+             random_io(READ, 32), file=0.9),
 
     Workload("deflate-copy", "deflate: nbdcopy of a compressed image",
              compressed("zlib"), clients.copy_all, MBS),

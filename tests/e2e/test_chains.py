@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Long chains while they change: what is remembered of frozen layers is never read when it is no
-longer so."""
+longer so.  E-13"""
 
 import random
 import threading

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Random chains of up to eight layers, of mixed formats, cluster sizes and lengths, against a
- * flat array: what a disk over them reads, from several threads at once and with little memory
- * for tables, while the top is written to. */
+ * flat array: what disks over them read, that share the layers, come and go, each with a thread,
+ * with little memory for tables; while one more is written to.  E-12, E-13 */
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
@@ -43,9 +43,10 @@ struct trial {
     struct rng rng;
     uint64_t seed;
     struct scratch scratch;
+    struct block_shared shared;
     struct block_context ctx;
-    struct node *top;
     unsigned depth;
+    const char *format; /* of the highest layer */
     uint8_t *model;
     uint64_t size; /* of what the model holds */
 };
@@ -134,93 +135,142 @@ static void make_layer(struct trial *t, unsigned i, const char **below_format)
 
 /* ---- reading ---- */
 
-static void expect_same(struct trial *t, struct rng *rng, const uint8_t *model)
+/* A disk of its own over the layers, in a context of its own. */
+struct disk {
+    struct trial *trial;
+    const uint8_t *model;
+    struct rng rng;
+    struct block_context ctx;
+    char *path;
+    struct node *node;
+    pthread_t thread;
+};
+
+static void make_disk(struct disk *disk, struct trial *t, unsigned number)
 {
-    uint64_t most = rng_one_in(rng, 3) ? MIB : 16 * KIB;
-    uint64_t len = rng_between(rng, 1, MIN(t->size, most));
-    uint64_t off = rng_below(rng, t->size - len + 1);
+    char name[16];
+    CLEANUP_FREE char *below = layer_path(t, t->depth - 1);
+
+    snprintf(name, sizeof name, "disk%u", number);
+    *disk = (struct disk){.trial = t, .model = t->model};
+    rng_init(&disk->rng, rng_next(&t->rng));
+    disk->path = scratch_path(&t->scratch, name);
+    image_create(disk->path, "qcow2", NULL, t->size, below, t->format);
+}
+
+static void open_disk(struct disk *disk)
+{
+    struct chain_options options = {.format = "qcow2"};
+    struct diag diag = {0};
+
+    block_context_init_shared(&disk->ctx, &disk->trial->shared);
+    int err = chain_open(&disk->ctx, disk->path, &options, &disk->node, &diag);
+    cr_assert_eq(err, 0, "seed %" PRIu64 ": %s", disk->trial->seed, diag.text);
+}
+
+static void close_disk(struct disk *disk)
+{
+    cr_assert_eq(node_close(disk->node), 0);
+    block_context_destroy(&disk->ctx);
+}
+
+static void expect_same(struct disk *disk)
+{
+    const struct trial *t = disk->trial;
+    uint64_t most = rng_one_in(&disk->rng, 3) ? MIB : 16 * KIB;
+    uint64_t len = rng_between(&disk->rng, 1, MIN(t->size, most));
+    uint64_t off = rng_below(&disk->rng, t->size - len + 1), same = 0;
     CLEANUP_FREE uint8_t *got = malloc(len);
 
-    int err = block_read(t->top, got, off, len);
+    int err = block_read(disk->node, got, off, len);
     cr_assert_eq(err, 0, "seed %" PRIu64 ", depth %u, %" PRIu64 " at %" PRIu64 ": %s",
                  t->seed, t->depth, len, off, strerror(-err));
-    uint64_t same = 0;
-    while (same < len && got[same] == model[off + same])
+    while (same < len && got[same] == disk->model[off + same])
         same++;
     cr_assert_eq(same, len, "seed %" PRIu64 ", depth %u: byte %" PRIu64, t->seed, t->depth,
                  off + same);
 }
 
-struct reader {
-    struct trial *trial;
-    const uint8_t *model; /* as it was: nobody writes meanwhile */
-    struct rng rng;
-    pthread_t thread;
-};
-
-static void *read_much(void *opaque)
+static void *come_and_go(void *opaque)
 {
-    struct reader *reader = opaque;
+    struct disk *disk = opaque;
 
-    for (unsigned i = 0; i < 200 / build_slowness(); i++)
-        expect_same(reader->trial, &reader->rng, reader->model);
+    for (unsigned turn = 0; turn < 4; turn++) {
+        open_disk(disk);
+        for (unsigned i = 0; i < 100 / build_slowness(); i++)
+            expect_same(disk);
+        close_disk(disk);
+    }
     return NULL;
 }
 
-static void read_from_threads(struct trial *t)
-{
-    struct reader readers[READERS];
-
-    for (unsigned i = 0; i < READERS; i++) {
-        readers[i] = (struct reader){.trial = t, .model = t->model};
-        rng_init(&readers[i].rng, rng_next(&t->rng));
-        cr_assert_eq(pthread_create(&readers[i].thread, NULL, read_much, &readers[i]), 0);
-    }
-    for (unsigned i = 0; i < READERS; i++)
-        pthread_join(readers[i].thread, NULL);
-}
-
 /* What block status calls zero reads so, and it comes to the end of the disk. */
-static void check_status(struct trial *t)
+static void check_status(struct disk *disk)
 {
-    for (uint64_t off = 0; off < t->size;) {
+    for (uint64_t off = 0; off < disk->trial->size;) {
         struct block_status st;
-        cr_assert_eq(block_status(t->top, off, t->size - off, &st), 0);
         uint64_t zeroes = 0;
-        while (zeroes < st.length && t->model[off + zeroes] == 0)
+        cr_assert_eq(block_status(disk->node, off, disk->trial->size - off, &st), 0);
+        while (zeroes < st.length && disk->model[off + zeroes] == 0)
             zeroes++;
-        cr_assert(!st.zero || zeroes == st.length, "seed %" PRIu64, t->seed);
+        cr_assert(!st.zero || zeroes == st.length, "seed %" PRIu64, disk->trial->seed);
         off += st.length;
     }
+}
+
+/* Changes go to a copy of the model: others go on reading the layers. */
+static void write_to(struct disk *disk)
+{
+    struct trial *t = disk->trial;
+    struct diag diag = {0};
+    uint8_t *layers = t->model;
+
+    cr_assert_not_null(t->model = malloc(MAX_SIZE));
+    memcpy(t->model, layers, MAX_SIZE);
+    disk->model = t->model;
+    open_disk(disk);
+    cr_assert_eq(node_activate(disk->node, &diag), 0, "%s", diag.text);
+    for (unsigned i = 0; i < 200 / build_slowness(); i++) {
+        if (rng_one_in(&t->rng, 8))
+            change(t, disk->node);
+        expect_same(disk);
+    }
+    check_status(disk);
+    close_disk(disk);
+    free(t->model);
+    t->model = layers;
+}
+
+static void use_disks(struct trial *t)
+{
+    struct disk disks[1 + READERS];
+
+    for (unsigned i = 0; i <= READERS; i++)
+        make_disk(&disks[i], t, i);
+    for (unsigned i = 1; i <= READERS; i++)
+        cr_assert_eq(pthread_create(&disks[i].thread, NULL, come_and_go, &disks[i]), 0);
+    write_to(&disks[0]);
+    for (unsigned i = 1; i <= READERS; i++)
+        pthread_join(disks[i].thread, NULL);
+    for (unsigned i = 0; i <= READERS; i++)
+        free(disks[i].path);
 }
 
 static void run_trial(uint64_t seed)
 {
     struct trial t = {.seed = seed, .model = calloc(1, MAX_SIZE)};
-    const char *format = NULL;
-    struct diag diag = {0};
 
     rng_init(&t.rng, seed);
     scratch_make(&t.scratch);
     uint64_t cache = rng_one_in(&t.rng, 2) ? 64 * KIB : 16 * MIB;
-    cr_assert_eq(block_context_init(&t.ctx, cache, NULL, NULL), 0);
+    cr_assert_eq(block_shared_init(&t.shared, cache, NULL, NULL), 0);
+    block_context_init_shared(&t.ctx, &t.shared);
     t.depth = 1 + (unsigned)rng_below(&t.rng, MAX_DEPTH);
     for (unsigned i = 0; i < t.depth; i++)
-        make_layer(&t, i, &format);
-
-    CLEANUP_FREE char *path = layer_path(&t, t.depth - 1);
-    struct chain_options options = {.format = format};
-    cr_assert_eq(chain_open(&t.ctx, path, &options, &t.top, &diag), 0,
-                 "seed %" PRIu64 ": %s", seed, diag.text);
-    cr_assert_eq(node_activate(t.top, &diag), 0, "%s", diag.text);
-    for (unsigned round = 0; round < 4; round++) {
-        read_from_threads(&t);
-        for (unsigned i = 0; i < 6; i++)
-            change(&t, t.top);
-    }
-    check_status(&t);
-    cr_assert_eq(node_close(t.top), 0);
+        make_layer(&t, i, &t.format);
+    use_disks(&t);
     block_context_destroy(&t.ctx);
+    block_shared_destroy(&t.shared); /* which asserts that no layer is left open */
     scratch_remove(&t.scratch);
     free(t.model);
 }

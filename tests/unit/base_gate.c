@@ -185,3 +185,69 @@ Test(gate, nothing_is_reused_under_a_reader, .timeout = 120)
     cr_assert(gate_empty(&g.gate));
     free((void *)g.current);
 }
+
+Test(gate, a_group_waits_for_who_is_inside_of_a_member)
+{
+    struct gate group, a, b;
+    struct gate_member in_a, in_b;
+
+    gate_init(&group);
+    gate_init(&a);
+    gate_init(&b);
+    gate_join(&group, &in_a, &a);
+    gate_join(&group, &in_b, &b);
+    cr_assert(gate_passed(&group, gate_stamp(&group)));
+    gate_ticket first = gate_enter(&a), second = gate_enter(&b);
+    uint64_t stamp = gate_stamp(&group);
+    for (int i = 0; i < 10; i++)
+        cr_assert_not(gate_passed(&group, stamp));
+    gate_leave(&a, first);
+    for (int i = 0; i < 10; i++)
+        cr_assert_not(gate_passed(&group, stamp));
+    gate_leave(&b, second);
+    cr_assert(gate_passed(&group, stamp));
+    gate_quit(&group, &in_a);
+    gate_quit(&group, &in_b);
+}
+
+/* The round began before the stamp: who came in between is waited for all the same. */
+Test(gate, a_round_that_is_under_way_is_not_enough_for_a_group)
+{
+    struct gate group, a;
+    struct gate_member in_a;
+
+    gate_init(&group);
+    gate_init(&a);
+    gate_join(&group, &in_a, &a);
+    gate_ticket before = gate_enter(&a);
+    cr_assert_not(gate_passed(&group, gate_stamp(&group)));
+    cr_assert_not(gate_passed(&a, gate_stamp(&a)), "its epoch moves as far as it can");
+    gate_ticket between = gate_enter(&a);
+    uint64_t stamp = gate_stamp(&group);
+    gate_leave(&a, before);
+    for (int i = 0; i < 10; i++)
+        cr_assert_not(gate_passed(&group, stamp));
+    gate_leave(&a, between);
+    cr_assert(gate_passed(&group, stamp));
+    gate_quit(&group, &in_a);
+}
+
+Test(gate, who_quits_a_group_holds_it_back_no_more)
+{
+    struct gate group, a, b;
+    struct gate_member in_a, in_b;
+
+    gate_init(&group);
+    gate_init(&a);
+    gate_init(&b);
+    gate_join(&group, &in_a, &a);
+    gate_join(&group, &in_b, &b);
+    gate_ticket ticket = gate_enter(&a);
+    uint64_t stamp = gate_stamp(&group);
+    cr_assert_not(gate_passed(&group, stamp));
+    gate_quit(&group, &in_a); /* it sees nothing of the group's */
+    cr_assert(gate_passed(&group, stamp));
+    gate_leave(&a, ticket);
+    gate_quit(&group, &in_b);
+    cr_assert(gate_passed(&group, gate_stamp(&group)));
+}
