@@ -11,6 +11,7 @@
 
 #include "base/bytes.h"
 #include "base/cleanup.h"
+#include "qcow2/check/check_counts.h"
 #include "qcow2/internal.h"
 
 #define FIELD(name) offsetof(struct qcow2_disk_header, name)
@@ -23,6 +24,7 @@ struct old_counts {
     uint8_t *table, *block;
     uint64_t n_blocks; /* that the table has room for */
     uint64_t loaded;   /* UINT64_MAX: none */
+    uint8_t *is_own;   /* bit of a cluster: it holds counts, or their table */
 };
 
 /* What takes their place. */
@@ -54,17 +56,31 @@ static int old_count(struct old_counts *o, uint64_t cluster, uint64_t *count)
     return 0;
 }
 
-/* Does it hold old counts, or their table? */
-static bool is_old_structure(const struct old_counts *o, uint64_t cluster)
+static int refuse_entry(const struct old_counts *o, uint64_t index, struct diag *diag)
+{
+    return diag_set(diag, EINVAL,
+                    "%s: refcount table entry %" PRIu64 " (0x%" PRIx64
+                    ") can't be right: the image must be checked (qimg check)",
+                    o->st->name, index, load_be64(o->table + index * 8));
+}
+
+/* Notes which of the file's n clusters hold counts.  A table that leads elsewhere, or twice to
+ * one, is refused: what is taken for counts there wouldn't be. */
+static int note_own(struct old_counts *o, uint64_t n, struct diag *diag)
 {
     uint64_t table = o->h->refcount_table_offset / o->cluster;
 
-    if (cluster >= table && cluster < table + o->h->refcount_table_clusters)
-        return true;
-    for (uint64_t i = 0; i < o->n_blocks; i++)
-        if (old_block_offset(o, i) == cluster * o->cluster)
-            return true;
-    return false;
+    for (uint64_t i = 0; i < o->h->refcount_table_clusters; i++)
+        bit_set(o->is_own, table + i);
+    for (uint64_t i = 0; i < o->n_blocks; i++) {
+        uint64_t entry = load_be64(o->table + i * 8), block = entry / o->cluster;
+        if (entry == 0)
+            continue;
+        if (entry % o->cluster || block >= n || bit_test(o->is_own, block))
+            return refuse_entry(o, i, diag);
+        bit_set(o->is_own, block);
+    }
+    return 0;
 }
 
 static int refuse_count(const struct old_counts *o, const struct new_counts *n,
@@ -87,7 +103,7 @@ static int new_count(struct old_counts *o, const struct new_counts *n, uint64_t 
     int err = old_count(o, cluster, count);
     if (err)
         return diag_errno(diag, -err, "%s: reading refcounts", o->st->name);
-    if (*count && is_old_structure(o, cluster))
+    if (*count && bit_test(o->is_own, cluster))
         *count = 0;
     return *count > max ? refuse_count(o, n, cluster, *count, diag) : 0;
 }
@@ -236,5 +252,10 @@ int qcow2_amend_refcounts(struct storage *st, struct qcow2_header *h, uint32_t o
     while (o.n_blocks > 0 && old_block_offset(&o, o.n_blocks - 1) == 0)
         o.n_blocks--;
     err = plan_new(&o, &n, diag);
+    if (err)
+        return err;
+    CLEANUP_FREE uint8_t *is_own = calloc(n.start / 8 + 1, 1);
+    o.is_own = is_own;
+    err = is_own ? note_own(&o, n.start, diag) : diag_errno(diag, ENOMEM, "%s", st->name);
     return err ? err : write_all(&o, &n, h, diag);
 }

@@ -3,7 +3,7 @@
 
 import os
 
-from harness import MIB, QIMG, Case, content, create, fill, run
+from harness import MIB, QIMG, Case, content, create, fill, header, patch, run, sha256
 from side_by_side import SideBySide, pattern
 
 
@@ -48,6 +48,23 @@ class Alone(Case):
                 run(QIMG, "amend", "-o", "compat=1.1", self.path("i"))
                 self.assertEqual(content(self.path("i"), "qcow2"), before)
                 self.assertEqual(run("qemu-img", "info", self.path("i")).stdout.count("compat: 1.1"), 1)
+
+    def test_counts_that_can_not_be_are_refused(self):
+        """A refcount table that leads astray says nothing of what is in use: no byte is changed."""
+        create(self.path("good"), "qcow2", 4 * MIB)
+        table = header(self.path("good"), 48, 8, "big")
+        block = header(self.path("good"), table, 8, "big")
+        os.unlink(self.path("good"))
+        for what, index, entry in (("unaligned", 1, block + 512), ("reserved bits", 0, block | 1), ("past the end", 1, 1 << 40),
+                                   ("twice", 1, block), ("the table itself", 1, table)):
+            with self.part(what=what):
+                create(self.path("i"), "qcow2", 4 * MIB)
+                patch(self.path("i"), table + 8 * index, entry.to_bytes(8, "big"))
+                before = sha256(self.path("i"))
+                done = run(QIMG, "amend", "-o", "refcount_bits=32", self.path("i"), check=False)
+                self.assertEqual(done.returncode, 1, done.stderr)
+                self.assertIn(f"refcount table entry {index} (0x{entry:x}) can't be right", done.stderr)
+                self.assertEqual(sha256(self.path("i")), before)
 
     def test_a_long_backing_name(self):
         """Is moved where the header's extensions need its place."""
