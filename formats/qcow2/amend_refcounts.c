@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "base/checked.h"
 #include "base/cleanup.h"
 #include "qcow2/check/check_counts.h"
 #include "qcow2/internal.h"
@@ -70,8 +71,8 @@ static int note_own(struct old_counts *o, uint64_t n, struct diag *diag)
 {
     uint64_t table = o->h->refcount_table_offset / o->cluster;
 
-    for (uint64_t i = 0; i < o->h->refcount_table_clusters; i++)
-        bit_set(o->is_own, table + i);
+    for (uint64_t i = table; i < MIN(n, table + o->h->refcount_table_clusters); i++)
+        bit_set(o->is_own, i);
     for (uint64_t i = 0; i < o->n_blocks; i++) {
         uint64_t entry = load_be64(o->table + i * 8), block = entry / o->cluster;
         if (entry == 0)
