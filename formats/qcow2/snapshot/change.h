@@ -15,8 +15,8 @@
  *
  * count.c walks the tables that gain or lose references; counts.c makes the new counts;
  * tables.c copies the disk's tables; table.c the snapshot table; space.c finds places;
- * change.c has the order, and memory.c what becomes of memory; list_alone.c deletes where there
- * is no space for all that.
+ * prepare.c writes what is needed, change.c has the other steps, memory.c what becomes of
+ * memory; list_alone.c deletes where there is no space for all that.
  *
  * Whoever takes a snapshot holds up the disk's writers from prepare to commit.  So nothing is
  * flushed there: space is found in begin; what isn't in the file yet of tables and blocks
