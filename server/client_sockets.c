@@ -44,7 +44,9 @@ static bool read_socket(int fd, struct named_socket *out)
 
     if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) != 0)
         return false;
-    *out = (struct named_socket){.fd = fd, .listens = listens};
+    memset(out, 0, sizeof *out); /* names are compared */
+    out->fd = fd;
+    out->listens = listens;
     length = sizeof out->name;
     return getsockname(fd, &out->name.any, &length) == 0;
 }
@@ -144,19 +146,32 @@ static int add_sink(struct cut_connections *cut, int fd)
     return 0;
 }
 
-/* One that sleeps in a read of the client's socket is woken by an end of file, too; when it has
- * let go of it the client sees the end. */
-static int put_sink_in_place(int fd, int sink)
+/* Is the descriptor still that socket?  Its client may have left, and another taken its number. */
+static bool is_still(int fd, const struct named_socket *socket)
 {
-    CLEANUP_CLOSE int client = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    struct named_socket now;
 
-    if (client < 0 || dup3(sink, fd, O_CLOEXEC) < 0)
-        return -errno;
+    return read_socket(fd, &now) && !now.listens &&
+           memcmp(&now.name, &socket->name, sizeof now.name) == 0;
+}
+
+/* One that sleeps in a read of the client's socket is woken by an end of file, too; when it has
+ * let go of it the client sees the end.  -ESTALE: it isn't there any more. */
+static int put_sink_in_place(const struct named_socket *socket, int sink)
+{
+    CLEANUP_CLOSE int client = fcntl(socket->fd, F_DUPFD_CLOEXEC, 0);
+
+    if (client < 0)
+        return errno == EBADF ? -ESTALE : -errno;
+    if (!is_still(client, socket))
+        return -ESTALE;
+    if (dup3(sink, socket->fd, O_CLOEXEC) < 0)
+        return errno == EBUSY ? -ESTALE : -errno;
     (void)shutdown(client, SHUT_RD);
     return 0;
 }
 
-static int cut_connection(int fd, struct cut_connections *cut)
+static int cut_connection(const struct named_socket *socket, struct cut_connections *cut)
 {
     int ends[2];
 
@@ -167,7 +182,7 @@ static int cut_connection(int fd, struct cut_connections *cut)
         close(ends[1]);
     } else {
         (void)shutdown(ends[1], SHUT_WR);
-        err = put_sink_in_place(fd, ends[0]);
+        err = put_sink_in_place(socket, ends[0]);
     }
     close(ends[0]);
     return err;
@@ -182,10 +197,10 @@ int client_sockets_cut(const char *own_socket, struct cut_connections *cut)
     for (size_t i = 0; i < n; i++) {
         if (!is_accepted(&sockets[i], sockets, n))
             continue;
-        int err = cut_connection(sockets[i].fd, cut);
-        if (err)
+        int err = cut_connection(&sockets[i], cut);
+        if (err && err != -ESTALE)
             return err;
-        done++;
+        done++; /* also one that has left: there may be others by now */
     }
     return done;
 }

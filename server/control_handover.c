@@ -88,12 +88,24 @@ static bool check_all(struct control_context *ctx, const json_t *args,
     return true;
 }
 
+static bool check_jobs(struct control_context *ctx, struct control_error *error)
+{
+    struct job_info info;
+
+    if (job_query(ctx->jobs, &info, 1) == 0)
+        return true;
+    control_fail(error, CLASS_GENERIC,
+                 "job '%.200s' would be lost: wait for its end, or cancel it", info.id);
+    return false;
+}
+
 /* ---- on the lane ---- */
 
 static json_t *carry_out(struct control_context *ctx, const json_t *args,
                          struct control_error *error)
 {
-    if (!check_all(ctx, args, error))
+    /* Again: what was on the lane before may have started some. */
+    if (!check_jobs(ctx, error) || !check_all(ctx, args, error))
         return NULL;
     return ctx->hand_over(ctx->opaque, &ctx->sockets, &error->diag) == 0
                ? json_object()
@@ -114,17 +126,6 @@ static const struct control_command carrying_out = {"x-qimg-handover", NULL, NUL
 static const struct control_command undoing = {"x-qimg-handover", NULL, NULL, undo};
 
 /* ---- on the control thread ---- */
-
-static bool check_jobs(struct control_context *ctx, struct control_error *error)
-{
-    struct job_info info;
-
-    if (job_query(ctx->jobs, &info, 1) == 0)
-        return true;
-    control_fail(error, CLASS_GENERIC,
-                 "job '%.200s' would be lost: wait for its end, or cancel it", info.id);
-    return false;
-}
 
 static json_t *hand_over(struct control_context *ctx, const json_t *args,
                          struct control_error *error)

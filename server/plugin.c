@@ -423,18 +423,29 @@ static int end_request(int err, const struct export_use *use, const char *what,
 
 enum { READS, WRITES };
 
-static ASIDE void wait_for_limits(struct connection *c, int direction, uint32_t count)
+/* nbdkit tells by a sleep, which it ends for that. */
+static bool client_is_gone(void)
 {
-    throttle_wait(&c->exp->throttle, &c->flow, direction == WRITES, count);
+    return nbdkit_nanosleep(0, 1) != 0;
 }
 
-/* A view has no limits: who backs a disk up isn't its user. */
-static inline void limit(void *handle, int direction, uint32_t count)
+static ASIDE bool wait_for_limits(struct connection *c, int direction, uint32_t count)
+{
+    if (throttle_wait(&c->exp->throttle, &c->flow, direction == WRITES, count,
+                      client_is_gone))
+        return true;
+    nbdkit_set_error(ESHUTDOWN);
+    return false;
+}
+
+/* A view has no limits: who backs a disk up isn't its user.  False: nobody waits for the request
+ * any more. */
+static inline bool limit(void *handle, int direction, uint32_t count)
 {
     struct connection *c = handle;
 
-    if (throttle_is_limited(&c->exp->throttle) && !c->view)
-        wait_for_limits(c, direction, count);
+    return !throttle_is_limited(&c->exp->throttle) || c->view ||
+           wait_for_limits(c, direction, count);
 }
 
 static inline struct export_op_timer begin_op(const struct export_use *use,
@@ -443,11 +454,23 @@ static inline struct export_op_timer begin_op(const struct export_use *use,
     return export_op_begin(&use->exp->stats, use->ticket, op);
 }
 
+/* A read that keeps what it reads changes the image: it waits for drains, as a write does. */
+static inline struct export_use enter_to_read(void *handle)
+{
+    struct export_use use = export_enter(exp_of(handle));
+
+    if (LIKELY(!use.node->options.copy_on_read) || view_of(handle))
+        return use;
+    export_leave(&use);
+    return export_enter_change(exp_of(handle));
+}
+
 static int qimg_pread(void *handle, void *buf, uint32_t count, uint64_t offset,
                       uint32_t flags)
 {
-    limit(handle, READS, count);
-    EXPORT_USE(use, export_enter(exp_of(handle)));
+    if (!limit(handle, READS, count))
+        return -1;
+    EXPORT_USE(use, enter_to_read(handle));
     struct export_op_timer timer = begin_op(&use, EXPORT_READ);
     struct view *view = view_of(handle);
     int err = LIKELY(!view) ? block_read_for_user(use.node, buf, offset, count)
@@ -461,7 +484,8 @@ static int qimg_pread(void *handle, void *buf, uint32_t count, uint64_t offset,
 static int qimg_pwrite(void *handle, const void *buf, uint32_t count, uint64_t offset,
                        uint32_t flags)
 {
-    limit(handle, WRITES, count);
+    if (!limit(handle, WRITES, count))
+        return -1;
     EXPORT_USE(use, export_enter_change(exp_of(handle)));
     struct export_op_timer timer = begin_op(&use, EXPORT_WRITE);
     unsigned how = flags & NBDKIT_FLAG_FUA ? BLOCK_FUA : 0;
@@ -486,7 +510,8 @@ static int qimg_flush(void *handle, uint32_t flags)
 
 static int qimg_trim(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    limit(handle, WRITES, count);
+    if (!limit(handle, WRITES, count))
+        return -1;
     EXPORT_USE(use, export_enter_change(exp_of(handle)));
     struct export_op_timer timer = begin_op(&use, EXPORT_TRIM);
     unsigned how = flags & NBDKIT_FLAG_FUA ? BLOCK_FUA : 0;
@@ -498,7 +523,8 @@ static int qimg_trim(void *handle, uint32_t count, uint64_t offset, uint32_t fla
 
 static int qimg_zero(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    limit(handle, WRITES, count);
+    if (!limit(handle, WRITES, count))
+        return -1;
     EXPORT_USE(use, export_enter_change(exp_of(handle)));
     struct export_op_timer timer = begin_op(&use, EXPORT_ZERO);
     bool fast = flags & NBDKIT_FLAG_FAST_ZERO;
@@ -518,8 +544,9 @@ static int qimg_zero(void *handle, uint32_t count, uint64_t offset, uint32_t fla
 
 static int qimg_cache(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    limit(handle, READS, count);
-    EXPORT_USE(use, export_enter(exp_of(handle)));
+    if (!limit(handle, READS, count))
+        return -1;
+    EXPORT_USE(use, enter_to_read(handle));
 
     struct view *view = view_of(handle);
     int err = view ? view_cache(view, offset, count)

@@ -115,19 +115,23 @@ static int open_export(struct server *server, const char *name, const char *node
                              diag);
 }
 
-/* A name is its node name as well; the default export has none that commands could say. */
-static int open_named(struct server *server, struct diag *diag)
+/* A name is its node name as well; the default export has none that commands could say.  try_all:
+ * also when one can't be opened; the first of these is told. */
+static int open_named(struct server *server, bool try_all, struct diag *diag)
 {
     const struct plugin_config *config = &server->config;
+    struct diag ignored;
+    int first = 0;
 
-    for (size_t i = 0; i < config->n_exports; i++) {
+    for (size_t i = 0; i < config->n_exports && (!first || try_all); i++) {
         const struct named_image *image = &config->exports[i];
         const char *node_name = image->name[0] ? image->name : config->node_name;
-        int err = open_export(server, image->name, node_name, image->file, diag);
-        if (err)
-            return err;
+        int err = open_export(server, image->name, node_name, image->file,
+                              first ? &ignored : diag);
+        if (!first)
+            first = err;
     }
-    return 0;
+    return first;
 }
 
 static int open_folder(struct server *server, struct diag *diag)
@@ -138,14 +142,14 @@ static int open_folder(struct server *server, struct diag *diag)
     return err;
 }
 
-static int open_exports(struct server *server, struct diag *diag)
+static int open_exports(struct server *server, bool try_all, struct diag *diag)
 {
     const struct plugin_config *config = &server->config;
 
     if (config->dir)
         return open_folder(server, diag);
     return config->file ? open_export(server, "", config->node_name, config->file, diag)
-                        : open_named(server, diag);
+                        : open_named(server, try_all, diag);
 }
 
 /* snapshot=: what the default export is from here on.  It is kept open, so that nobody removes
@@ -209,7 +213,7 @@ int server_open(struct server *server, struct diag *diag)
     int err = block_shared_init(&server->shared, server->config.metadata_cache, NULL, NULL);
     if (err)
         return diag_errno(diag, -err, "%s", plugin_config_subject(&server->config));
-    err = open_exports(server, diag);
+    err = open_exports(server, false, diag);
     if (!err)
         err = open_snapshot(server, diag);
     if (!err)
@@ -308,7 +312,7 @@ int server_reopen_exports(struct server *server, struct diag *diag)
     export_table_open_again(&server->exports);
     if (server->folder)
         return 0;
-    int err = open_exports(server, diag);
+    int err = open_exports(server, true, diag);
     if (!err)
         err = open_snapshot(server, diag);
     EXPORT_TABLE_EACH (exp, &server->exports) {

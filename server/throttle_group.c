@@ -103,15 +103,16 @@ static bool wait_for_turn(struct throttle_groups *groups, struct throttle_group 
     return false;
 }
 
-void throttle_wait(struct throttle_member *member, struct throttle_flow *flow,
-                   bool is_write, uint64_t bytes)
+bool throttle_wait(struct throttle_member *member, struct throttle_flow *flow,
+                   bool is_write, uint64_t bytes, throttle_gone *gone)
 {
     unsigned direction = is_write ? WRITES : READS;
     struct throttle_groups *groups = atomic_load(&member->groups);
     struct waiter waiter;
+    bool left = false;
 
     if (!groups)
-        return;
+        return true;
     cond_init_timed(&waiter.woken);
     turns_init(&waiter.turns, &flow->turns[direction]);
     {
@@ -121,12 +122,15 @@ void throttle_wait(struct throttle_member *member, struct throttle_flow *flow,
             turns_add(&waiter.turns);
             if (!wait_for_turn(groups, group, &waiter, direction))
                 continue;
-            throttle_account(&group->throttle, is_write, bytes);
+            left = gone();
+            if (!left)
+                throttle_account(&group->throttle, is_write, bytes);
             wake_next(group, direction);
             break;
         }
     }
     pthread_cond_destroy(&waiter.woken);
+    return !left;
 }
 
 void throttle_groups_lift(struct throttle_groups *groups, bool lifted)

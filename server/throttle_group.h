@@ -57,9 +57,14 @@ struct throttle_flow {
 
 void throttle_flow_init(struct throttle_flow *flow, struct throttle_member *member);
 
-/* Before a request begins: waits until it may.  A limit that is changed or removed wakes it. */
-void throttle_wait(struct throttle_member *member, struct throttle_flow *flow,
-                   bool is_write, uint64_t bytes);
+/* Has who sent the request left?  Asked when its turn has come. */
+typedef bool throttle_gone(void);
+
+/* Before a request begins: waits until it may.  A limit that is changed or removed wakes it.
+ * False: who sent it has left meanwhile, may have asked for the same on another connection, and
+ * then for something newer: it mustn't be done any more. */
+bool throttle_wait(struct throttle_member *member, struct throttle_flow *flow,
+                   bool is_write, uint64_t bytes, throttle_gone *gone) MUST_USE;
 
 static inline bool throttle_is_limited(const struct throttle_member *member)
 {

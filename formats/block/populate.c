@@ -109,9 +109,9 @@ static int populate_piece(struct node *node, struct taker *taker, void *buffer,
                           uint64_t off, uint64_t end)
 {
     gate_ticket ticket = gate_enter_to_change(&node->ctx->gate);
-    int err;
+    int err = -EROFS;
 
-    {
+    if (node->active) { /* it may have been frozen since */
         RANGE_LOCK_GUARD(&node->ranges, align_down(off, node->cluster_size),
                          align_up(end, node->cluster_size));
         err = populate_locked(node, taker, buffer, off, end);

@@ -63,6 +63,12 @@ static bool same_file(struct file_identity a, struct file_identity b)
     return a.device == b.device && a.inode == b.inode;
 }
 
+/* Whoever opened a LUKS layer had the key, for it says whether a passphrase is right; AES takes any. */
+static bool same_key(const struct node *a, const struct node *b)
+{
+    return !a->cipher == !b->cipher && (!a->cipher || strcmp(a->encryption, "AES") != 0);
+}
+
 static bool same_text(const char *a, const char *b)
 {
     return a && b ? strcmp(a, b) == 0 : a == b;
@@ -77,8 +83,7 @@ static bool is_same(const struct shared_layer *layer, const struct shared_layer 
     return same_file(layer->file, other->file) && same_file(layer->data, other->data) &&
            layer->below == below && open->driver == node->driver &&
            open->size == node->size && open->options.cache == node->options.cache &&
-           (node->options.lock_off || !open->options.lock_off) &&
-           !open->cipher == !node->cipher &&
+           (node->options.lock_off || !open->options.lock_off) && same_key(open, node) &&
            same_text(open->backing_name, node->backing_name);
 }
 

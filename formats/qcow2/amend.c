@@ -304,6 +304,12 @@ static void put_fields(const struct qcow2_header *h, const struct amendment *a,
     store_be32(raw + FIELD(refcount_order), h->refcount_order);
 }
 
+/* Of its fixed part. */
+static size_t header_bytes(const struct qcow2_header *h)
+{
+    return h->version < 3 ? QCOW2_V2_HEADER_BYTES : h->header_length;
+}
+
 /* The fixed part and the extensions; *used: their end.  brief: without names of features. */
 static int build_header(const struct qcow2_header *h, const struct amendment *a,
                         const uint8_t *old, size_t old_end, bool brief, uint8_t *raw,
@@ -312,7 +318,7 @@ static int build_header(const struct qcow2_header *h, const struct amendment *a,
     bool (*keeps)(uint32_t type) = a->version < 3 ? is_for_version_2
                                    : brief        ? is_needed_by_version_3
                                                   : is_kept_by_version_3;
-    size_t old_length = h->version < 3 ? QCOW2_V2_HEADER_BYTES : h->header_length;
+    size_t old_length = header_bytes(h);
     size_t length = a->version < 3   ? QCOW2_V2_HEADER_BYTES
                     : h->version < 3 ? HEADER_LENGTH
                                      : old_length;
@@ -426,7 +432,9 @@ static int write_header(struct storage *st, const struct qcow2_header *h,
     if (err)
         return diag_errno(diag, -err, "%s: reading its header", st->name);
     uint64_t name = load_be64(old + FIELD(backing_file_offset));
-    if (name && name < w.old_end)
+    /* A name of no bytes lies nowhere. */
+    if (load_be32(old + FIELD(backing_file_size)) && name >= header_bytes(h) &&
+        name < w.old_end)
         w.old_end = name;
     err = build_both(h, a, &w);
     if (!err)

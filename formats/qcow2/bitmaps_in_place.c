@@ -56,7 +56,8 @@ static void collect(struct dirty_bitmap *bitmap, void *opaque)
         return;
     uint64_t n =
         qcow2_bitmap_table_size(p->q, dirty_bitmap_size(bitmap), entry->granularity);
-    n = MAX(n, entry->table_size);
+    if (n < entry->table_size) /* of a disk that has become smaller; only n is right then */
+        return;
     if (table_clusters(p->q, n) == table_clusters(p->q, entry->table_size))
         p->item[p->n++] = (struct placed){
             .bitmap = bitmap, .slot = dirty_bitmap_slot(bitmap), .n = (uint32_t)n};
@@ -180,21 +181,20 @@ static int write_fields(struct places *p, const struct placed *item)
     return storage_write(p->q->node->file, raw, place, sizeof raw, 0);
 }
 
-/* Under in_use. */
+/* Under in_use.  In memory first: whatever becomes of the file's flags, the next change finds
+ * none there that says "in use", and writes them anew. */
 static int clear_flags(struct places *p)
 {
     int err = 0;
 
+    {
+        LOCK_GUARD(&p->q->header_lock);
+        for (uint32_t k = 0; k < p->n; k++)
+            entry_of(p, &p->item[k])->flags = new_flags(p, &p->item[k]);
+    }
     for (uint32_t k = 0; !err && k < p->n; k++)
         err = write_fields(p, &p->item[k]);
-    if (!err)
-        err = node_barrier(p->q->node);
-    if (err)
-        return err;
-    LOCK_GUARD(&p->q->header_lock);
-    for (uint32_t k = 0; k < p->n; k++)
-        entry_of(p, &p->item[k])->flags = new_flags(p, &p->item[k]);
-    return 0;
+    return err ? err : node_barrier(p->q->node);
 }
 
 /* ---- all of it ---- */

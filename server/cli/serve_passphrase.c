@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -99,15 +100,31 @@ static int read_descriptor(char **setting, int fd, char *text)
     return put_descriptor(setting, serve_passphrase(*setting), text, used);
 }
 
+/* What the setting names is opened: a file, or a descriptor that is passed on.  -1: it is no name
+ * of either. */
+static int open_named(const char *setting)
+{
+    const char *value = serve_passphrase(setting);
+
+    return value && value[0] == '+' ? open(value + 1, O_RDONLY | O_CLOEXEC)
+                                    : descriptor_of(setting);
+}
+
 int serve_passphrase_keep(char **setting)
 {
-    int fd = descriptor_of(*setting);
+    const char *value = serve_passphrase(*setting);
+    bool is_file = value && value[0] == '+';
+    int fd = open_named(*setting);
+    CLEANUP_CLOSE int own = is_file ? fd : -1;
     CLEANUP_FREE char *text = fd >= 0 ? malloc(MAX_BYTES) : NULL;
 
+    if (is_file && fd < 0)
+        return cli_error("%s: cannot be opened: %s", *setting, strerror(errno));
     if (fd < 0)
         return serve_passphrase_hide(setting);
     if (!text)
         return cli_error("out of memory");
+    (void)own;
     int code = read_descriptor(setting, fd, text);
     explicit_bzero(text, MAX_BYTES);
     return code;

@@ -12,8 +12,8 @@ const char *serve_passphrase(const char *setting);
  * lasts as long as the process.  Complains and returns an exit code. */
 int serve_passphrase_hide(char **setting);
 
-/* As serve_passphrase_hide, and what is to be read from a descriptor is read, and put into one
- * that can be rewound. */
+/* As serve_passphrase_hide, and what is to be read from a file (which may be a pipe) or a
+ * descriptor is read, and put into a descriptor that can be rewound. */
 int serve_passphrase_keep(char **setting);
 
 /* So that the next program reads it, too. */

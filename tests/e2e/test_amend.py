@@ -3,7 +3,7 @@
 
 import os
 
-from harness import MIB, QIMG, Case, content, create, fill, header, patch, run, sha256
+from harness import MIB, QIMG, Case, content, create, fill, header, info, patch, run, sha256
 from side_by_side import SideBySide, pattern
 
 
@@ -65,6 +65,16 @@ class Alone(Case):
                 self.assertEqual(done.returncode, 1, done.stderr)
                 self.assertRegex(done.stderr, f"refcount table entry {index}( \\(0x{entry:x}\\) can't be right|: the cluster at {entry} also holds)")
                 self.assertEqual(sha256(self.path("i")), before)
+
+    def test_a_backing_name_of_no_bytes_inside_the_header(self):
+        """says nothing of where the extensions end: they stay"""
+        run("qemu-img", "create", "-q", "-f", "qcow2", self.path("i"), "4M")
+        run("qemu-img", "bitmap", "--add", self.path("i"), "b")
+        for offset in 8, 110:
+            patch(self.path("i"), 8, offset.to_bytes(8, "big") + bytes(4))
+            run(QIMG, "amend", "-o", "lazy_refcounts=on", self.path("i"))
+            patch(self.path("i"), 8, bytes(12))  # qemu-img looks for no extension behind such an offset
+            self.assertEqual([b["name"] for b in info(self.path("i"), "qcow2")["format-specific"]["data"]["bitmaps"]], ["b"])
 
     def test_a_long_backing_name(self):
         """Is moved where the header's extensions need its place."""

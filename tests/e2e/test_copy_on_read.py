@@ -6,9 +6,10 @@ import os
 import random
 import subprocess
 import threading
+import time
 import unittest
 
-from harness import KIB, MIB, Model, check, create, run, wait_until
+from harness import KIB, MIB, Model, check, create, run, sha256, wait_until
 from qmp import Qmp
 from remote_base import RemoteBase
 
@@ -184,6 +185,25 @@ class CopyOnRead(RemoteBase):
         model.compare(server.connect())
         server.stop()
         check(path, "qcow2", allow_leaks=True)
+
+    def test_an_image_that_is_frozen_gets_nothing_more(self):
+        self.serve_base("--filter=delay", keys=["rdelay=100ms"])
+        path = self.overlay()
+        server = self.keep(path, f"control={self.path('qmp')}")
+        handle = server.connect()
+        client = Qmp(self.path("qmp"))
+        self.addCleanup(client.close)
+        reader = threading.Thread(target=lambda: handle.pread(SIZE, 0))
+        reader.start()
+        time.sleep(0.25)
+        client.cmd("blockdev-snapshot-sync", device="drive0", snapshot_file=self.path("top"), format="qcow2")
+        frozen = sha256(path)
+        reader.join()
+        Model(self.content).compare(server.connect())
+        self.assertEqual(sha256(path), frozen)
+        server.stop()
+        self.assertEqual(sha256(path), frozen)
+        check(path, "qcow2")
 
     def test_values(self):
         path = self.path("plain.qcow2")

@@ -402,17 +402,25 @@ class Handover(Case):
         new, its = self.replace("disk", self.control(), "passphrase=sesame")
         self.assertEqual(its, uri)
         self.ended(process)
+        for word in "-{}", "+/dev/fd/{}":
+            new = self.replace_with_pipe(uri, new, word)
+        new.send_signal(signal.SIGTERM)
+        self.assertEqual(new.wait(60), 0)
+
+    def replace_with_pipe(self, uri, old, word):
         read, write = os.pipe()
         os.write(write, b"sesame\n")
         os.close(write)
-        with subprocess.Popen([str(QIMG), "serve", "--replace", "disk", self.control(), f"passphrase=-{read}"], cwd=self.dir, text=True,
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, pass_fds=[read], env=plugin_env()) as last:
-            self.addCleanup(harness.kill_quietly, last)
-            os.close(read)
-            self.assertEqual(last.stdout.readline().strip(), uri)
-            self.ended(new)
-            last.send_signal(signal.SIGTERM)
-            self.assertEqual(last.wait(60), 0)
+        new = subprocess.Popen([str(QIMG), "serve", "--replace", "disk", self.control(), f"passphrase={word.format(read)}"], cwd=self.dir,
+                               text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=[read],
+                               env=plugin_env())
+        self.addCleanup(new.stdout.close)
+        self.addCleanup(new.stderr.close)
+        self.addCleanup(harness.kill_quietly, new)
+        os.close(read)
+        self.assertEqual(new.stdout.readline().strip(), uri)
+        self.ended(old)
+        return new
 
 
 if __name__ == "__main__":

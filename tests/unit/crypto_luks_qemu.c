@@ -136,7 +136,7 @@ static int PRINTF_LIKE(1, 2) run_patiently(const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(command, sizeof command, fmt, ap);
     va_end(ap);
-    for (int i = 0; i < 8 && status != 0; i++)
+    for (int i = 0; i < 50 && status != 0; i++)
         status = system(command);
     return status;
 }

@@ -262,11 +262,19 @@ struct disk {
     _Atomic unsigned gone_on;
 };
 
+static _Atomic bool everybody_left;
+
+static bool has_left(void)
+{
+    return everybody_left;
+}
+
 static void *wait_once(void *opaque)
 {
     struct disk *disk = opaque;
 
-    throttle_wait(&disk->member, &disk->flow, true, 1 << 20);
+    if (!throttle_wait(&disk->member, &disk->flow, true, 1 << 20, has_left))
+        return NULL;
     atomic_fetch_add(&disk->gone_on, 1);
     return NULL;
 }
