@@ -69,7 +69,8 @@ struct job_info {
     char id[256];
     uint64_t ticket;  /* as it was started with */
     void *owner;      /* so, too */
-    const char *type; /* "mirror", "commit", "backup" or "stream" */
+    const char *type; /* "mirror", "commit", "backup", "stream" or "create" */
+    bool of_no_disk;  /* as the kind says */
     enum job_state state;
     uint64_t len,
         offset;     /* bytes; offset never falls, and equals len at READY and at success */
@@ -98,6 +99,9 @@ struct job_manager;
 /* A kind of job. */
 struct job_ops {
     const char *type;
+    /* It isn't one of QMP's block jobs: they have commands and events of their own besides those
+     * of all jobs. */
+    bool of_no_disk;
     /* RUN, optional: before `run`, in the state created, what may take long or fail:
      * opening files and connections.  When it fails, `finish` undoes, and nothing is ever
      * told of the job but JOB_EVENT_OPENED. */
@@ -122,8 +126,8 @@ struct job_ops {
 struct job_params {
     const char *id;
     uint64_t speed;
-    uint64_t ticket;                      /* comes back in events */
-    void *owner;                          /* whose disk it is about; comes back, too */
+    uint64_t ticket; /* comes back in events */
+    void *owner;     /* whose disk it is about, or NULL; comes back, too */
     bool manual_finalize, manual_dismiss; /* QMP's auto-* turned off */
     struct job_group *group;              /* whose end is its own; borrowed.  NULL: none */
 };

@@ -98,6 +98,7 @@ static struct job *job_new(struct job_manager *manager, const struct job_ops *op
         .ticket = params->ticket,
         .owner = params->owner,
         .type = ops->type,
+        .of_no_disk = ops->of_no_disk,
         .state = JOB_CREATED,
         .speed = params->speed,
         .auto_finalize = !params->manual_finalize,

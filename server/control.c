@@ -113,7 +113,8 @@ static bool is_end_of_job(const struct job_event *event)
 
 static void give_back_export(const struct job_event *event)
 {
-    export_end_job(event->info.owner);
+    if (event->info.owner)
+        export_end_job(event->info.owner);
 }
 
 static void on_job_event(void *opaque, const struct job_event *event)
@@ -129,6 +130,8 @@ static void on_job_event(void *opaque, const struct job_event *event)
     }
     if (event->kind == JOB_EVENT_STATUS && event->info.state == JOB_NULL)
         atomic_store(&control->job_is_over, true);
+    if (event->info.of_no_disk && event->kind != JOB_EVENT_STATUS)
+        return;
     const char *name = control_job_event(event, &data);
     control_event(control, name, data);
 }

@@ -23,15 +23,15 @@ static const struct {
     const struct control_command *commands;
     bool slow;
 } tables[] = {
-    {control_server_commands, false},   {control_schema_commands, false},
-    {control_query_commands, false},    {control_node_commands, true},
-    {control_export_commands, true},    {control_export_queries, false},
-    {control_stats_commands, false},    {control_start_commands, false},
-    {control_backup_commands, false},   {control_job_commands, false},
-    {control_bitmap_commands, true},    {control_transaction_commands, true},
-    {control_snapshot_commands, true},  {control_overlay_commands, true},
-    {control_throttle_commands, false}, {control_disk_commands, true},
-    {control_handover_commands, false},
+    {control_server_commands, false},     {control_schema_commands, false},
+    {control_query_commands, false},      {control_node_commands, true},
+    {control_create_commands, false},     {control_export_commands, true},
+    {control_export_queries, false},      {control_stats_commands, false},
+    {control_start_commands, false},      {control_backup_commands, false},
+    {control_job_commands, false},        {control_bitmap_commands, true},
+    {control_transaction_commands, true}, {control_snapshot_commands, true},
+    {control_overlay_commands, true},     {control_throttle_commands, false},
+    {control_disk_commands, true},        {control_handover_commands, false},
 };
 
 #define NEGOTIATE "qmp_capabilities"

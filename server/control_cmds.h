@@ -116,7 +116,8 @@ struct control_command {
 extern const struct control_command control_server_commands[], control_query_commands[],
     control_start_commands[], control_job_commands[], control_bitmap_commands[],
     control_transaction_commands[], control_node_commands[], control_snapshot_commands[],
-    control_backup_commands[], control_overlay_commands[], control_disk_commands[];
+    control_backup_commands[], control_overlay_commands[], control_disk_commands[],
+    control_create_commands[];
 
 /* Carries it out, with arguments that fit. */
 json_t *control_run(const struct control_command *command, struct control_context *ctx,

@@ -142,6 +142,7 @@ static json_t *job_info(const struct job_info *info)
 }
 
 static json_t *list_jobs(struct control_context *ctx, struct control_error *error,
+                         bool block_jobs_only,
                          json_t *(*describe_job)(const struct job_info *))
 {
     size_t n;
@@ -153,7 +154,8 @@ static json_t *list_jobs(struct control_context *ctx, struct control_error *erro
         return control_fail(error, CLASS_GENERIC, "out of memory");
     }
     for (size_t i = 0; i < n; i++)
-        json_array_append_new(list, describe_job(&infos[i]));
+        if (!block_jobs_only || !infos[i].of_no_disk)
+            json_array_append_new(list, describe_job(&infos[i]));
     return list;
 }
 
@@ -161,20 +163,21 @@ static json_t *query_block_jobs(struct control_context *ctx, const json_t *args,
                                 struct control_error *error)
 {
     (void)args;
-    return list_jobs(ctx, error, block_job_info);
+    return list_jobs(ctx, error, true, block_job_info);
 }
 
 static json_t *query_jobs(struct control_context *ctx, const json_t *args,
                           struct control_error *error)
 {
     (void)args;
-    return list_jobs(ctx, error, job_info);
+    return list_jobs(ctx, error, false, job_info);
 }
 
 /* ---- verbs ----
  *
  * Most come in two forms, as in QEMU: block-job-VERB, mostly of a `device`, and job-VERB of an
- * `id`, which has no class of its own for a job that isn't there. */
+ * `id`, which has no class of its own for a job that isn't there.  The first form doesn't know
+ * of jobs that are of no disk. */
 
 enum verb_form { BLOCK_JOB, JOB };
 
@@ -186,6 +189,19 @@ static json_t *reply_to_verb(enum verb_form form, int err, struct control_error 
         return control_fail_diag(error, CLASS_GENERIC);
     return form == BLOCK_JOB ? control_fail_diag(error, CLASS_NOT_ACTIVE)
                              : control_fail(error, CLASS_GENERIC, "Job not found");
+}
+
+/* False with the error said: the form doesn't know it. */
+static bool form_fits(struct control_context *ctx, enum verb_form form, const char *id,
+                      struct control_error *error)
+{
+    size_t n;
+    CLEANUP_FREE struct job_info *infos = form == BLOCK_JOB ? look_at_jobs(ctx, &n) : NULL;
+
+    const struct job_info *job = infos ? find_job(infos, n, id) : NULL;
+    if (job && job->of_no_disk)
+        control_fail(error, CLASS_NOT_ACTIVE, "Block job '%s' not found", id);
+    return !job || !job->of_no_disk;
 }
 
 /* NULL with the error said.  Where QEMU has `id` and older clients `device`, both are taken. */
@@ -208,7 +224,9 @@ static json_t *run_verb(struct control_context *ctx, enum verb_form form,
 {
     const char *id = id_of(args, error);
 
-    return id ? reply_to_verb(form, verb(ctx->jobs, id, &error->diag), error) : NULL;
+    return id && form_fits(ctx, form, id, error)
+               ? reply_to_verb(form, verb(ctx->jobs, id, &error->diag), error)
+               : NULL;
 }
 
 static json_t *block_job_pause(struct control_context *ctx, const json_t *args,
@@ -262,10 +280,13 @@ static json_t *dismiss_job(struct control_context *ctx, const json_t *args,
 static json_t *block_job_cancel(struct control_context *ctx, const json_t *args,
                                 struct control_error *error)
 {
-    return reply_to_verb(BLOCK_JOB,
-                         job_cancel(ctx->jobs, arg_text(args, "device"),
-                                    arg_bool(args, "force", false), &error->diag),
-                         error);
+    const char *id = arg_text(args, "device");
+
+    if (!form_fits(ctx, BLOCK_JOB, id, error))
+        return NULL;
+    return reply_to_verb(
+        BLOCK_JOB, job_cancel(ctx->jobs, id, arg_bool(args, "force", false), &error->diag),
+        error);
 }
 
 /* Always by force: what ends a mirror in order, and leaves a copy, is the other form. */
@@ -279,16 +300,19 @@ static json_t *cancel_job(struct control_context *ctx, const json_t *args,
 static json_t *block_job_set_speed(struct control_context *ctx, const json_t *args,
                                    struct control_error *error)
 {
-    return reply_to_verb(BLOCK_JOB,
-                         job_set_speed(ctx->jobs, arg_text(args, "device"),
-                                       arg_size(args, "speed", 0), &error->diag),
-                         error);
+    const char *id = arg_text(args, "device");
+
+    if (!form_fits(ctx, BLOCK_JOB, id, error))
+        return NULL;
+    return reply_to_verb(
+        BLOCK_JOB, job_set_speed(ctx->jobs, id, arg_size(args, "speed", 0), &error->diag),
+        error);
 }
 
 static json_t *complete_if_alone(struct control_context *ctx, enum verb_form form,
                                  const char *id, struct control_error *error)
 {
-    return may_complete(ctx, id, error)
+    return form_fits(ctx, form, id, error) && may_complete(ctx, id, error)
                ? reply_to_verb(form, job_complete(ctx->jobs, id, &error->diag), error)
                : NULL;
 }
@@ -311,10 +335,14 @@ static json_t *block_job_change(struct control_context *ctx, const json_t *args,
     bool write_blocking = arg_word(args, "copy-mode", control_copy_modes,
                                    MIRROR_BACKGROUND) == MIRROR_WRITE_BLOCKING;
 
-    return reply_to_verb(BLOCK_JOB,
-                         job_change(ctx->jobs, arg_text(args, "id"), arg_text(args, "type"),
-                                    write_blocking, &error->diag),
-                         error);
+    const char *id = arg_text(args, "id");
+
+    if (!form_fits(ctx, BLOCK_JOB, id, error))
+        return NULL;
+    return reply_to_verb(
+        BLOCK_JOB,
+        job_change(ctx->jobs, id, arg_text(args, "type"), write_blocking, &error->diag),
+        error);
 }
 
 /* ---- the table ---- */
@@ -349,6 +377,8 @@ static const struct control_variant changing_mirror = {"mirror", OBJECT(mirror_c
 static const struct control_variant *const changing_types[] = {&changing_mirror, NULL};
 
 const char *const control_job_types[] = {"mirror", "commit", "stream", "backup", NULL};
+static const char *const all_job_types[] = {"mirror", "commit", "stream",
+                                            "backup", "create", NULL};
 static const char *const io_statuses[] = {"ok", "failed", "nospace", NULL};
 
 static const struct control_arg mirror_members[] = {{"actively-synced", BOOL, true}, {0}};
@@ -371,7 +401,7 @@ static const struct control_arg block_job_members[] = {
 
 static const struct control_arg job_members[] = {
     {"id", STRING, true},
-    {"type", WORDS(control_job_types), true},
+    {"type", WORDS(all_job_types), true},
     {"status", WORDS(job_state_names), true},
     {"current-progress", SIZE, true},
     {"total-progress", SIZE, true},

@@ -12,7 +12,7 @@
 bool control_may_start_job(struct control_context *ctx, const struct served_export *exp,
                            const char *type, struct control_error *error);
 
-extern const char *const control_job_types[]; /* NULL at the end */
+extern const char *const control_job_types[]; /* of jobs on disks; NULL at the end */
 
 /* By enum mirror_copy_mode; NULL at the end. */
 extern const char *const control_copy_modes[];

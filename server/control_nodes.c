@@ -278,8 +278,8 @@ static bool read_rbd(const struct reading *how, const json_t *args, struct added
 
 static struct added_node *read_node(const struct reading *how, const json_t *args);
 
-/* Held by the caller, and known to have one that lies on it. */
-static struct added_node *read_child(const struct reading *how, const json_t *value)
+/* Held by the caller. */
+static struct added_node *find_child(const struct reading *how, const json_t *value)
 {
     const struct reading below = {how->ctx, how->depth + 1, how->error};
     const char *name = json_string_value(value);
@@ -289,6 +289,14 @@ static struct added_node *read_child(const struct reading *how, const json_t *va
     if (name && !child)
         control_fail(how->error, CLASS_GENERIC,
                      "Cannot find device='' nor node-name='%.200s'", name);
+    return child;
+}
+
+/* And known to have one that lies on it. */
+static struct added_node *read_child(const struct reading *how, const json_t *value)
+{
+    struct added_node *child = find_child(how, value);
+
     if (child)
         added_node_add_parent(child);
     return child;
@@ -337,6 +345,8 @@ static const struct control_variant *const drivers[] = {
     &raw_driver.variant,  &qcow2_driver.variant,  &qed_driver.variant, NULL,
 };
 
+const struct control_type control_node_reference = {.kind = TYPE_ALTERNATE,
+                                                    .choices = children};
 const struct control_type control_node_options = {
     .kind = TYPE_OBJECT, .members = common_args, .tag = "driver", .variants = drivers};
 const struct control_type control_reopen_options = {
@@ -412,6 +422,37 @@ bool control_name_is_taken(struct control_context *ctx, const char *name)
 
     export_put(exp);
     return exp;
+}
+
+static bool may_be_overwritten(const struct added_node *node, struct control_error *error)
+{
+    if (node->file)
+        control_fail(error, CLASS_GENERIC,
+                     "file: a format over a format: it has to be a file or an RBD image");
+    else if (node->read_only)
+        control_fail(error, CLASS_GENERIC, "Block node is read-only");
+    else if (added_node_check_idle(node, &error->diag))
+        control_fail_diag(error, CLASS_GENERIC);
+    else
+        return true;
+    return false;
+}
+
+struct added_node *control_take_node(struct control_context *ctx, const json_t *reference,
+                                     struct control_error *error)
+{
+    const struct reading how = {ctx, 0, error};
+    const char *name = json_string_value(reference);
+
+    if (name && control_name_is_taken(ctx, name)) {
+        control_fail(error, CLASS_GENERIC, "Node '%.200s' is busy: node is in use", name);
+        return NULL;
+    }
+    CLEANUP_ADDED_NODE struct added_node *node = find_child(&how, reference);
+    if (!node || !may_be_overwritten(node, error))
+        return NULL;
+    added_node_add_parent(node);
+    return TAKE(&node);
 }
 
 /* Opens it once, as it will be. */

@@ -96,7 +96,7 @@ struct added_node *added_node_get(struct added_node *node)
     return node;
 }
 
-static void leave_child(struct added_node *child)
+void added_node_leave(struct added_node *child)
 {
     if (child)
         atomic_fetch_sub(&child->parents, 1);
@@ -107,8 +107,8 @@ void added_node_put(struct added_node *node)
 {
     if (!node || atomic_fetch_sub(&node->holders, 1) > 1)
         return;
-    leave_child(node->file);
-    leave_child(node->below);
+    added_node_leave(node->file);
+    added_node_leave(node->below);
     node_name_put(node->name);
     json_decref(node->image);
     free(node->target);

@@ -83,6 +83,8 @@ static inline void cleanup_added_node(struct added_node **node)
 
 /* It becomes part of another, until that is freed. */
 void added_node_add_parent(struct added_node *node);
+/* Such a one goes: undoes that, and puts the node.  NULL is allowed. */
+void added_node_leave(struct added_node *node);
 
 /* Is it open? */
 bool added_node_is_used(const struct added_node *node);

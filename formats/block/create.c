@@ -18,6 +18,7 @@ struct made {
     struct storage *st; /* owned, until the driver has it */
     bool was_there;
     bool is_ours; /* it is removed */
+    bool stays;   /* it is emptied */
 };
 
 static int check_exact_size(const struct driver *driver, const struct create_request *req,
@@ -105,11 +106,25 @@ static int make_store(struct made *made, const struct storage_hints *hints,
     return err;
 }
 
+/* Only now does it say so when it isn't there: what it is made with would make it. */
+static int check_is_there(const struct made *image, struct diag *diag)
+{
+    const struct storage_open how = {.read_only = true};
+    CLEANUP_STORAGE struct storage *st = NULL;
+
+    return image->protocol->open(image->name, &how, &st, diag);
+}
+
 static int make_both(const struct create_request *req, struct made *image,
                      struct made *data, struct diag *diag)
 {
-    int err = make_store(image, &req->hints, diag);
+    int err = req->existing ? check_is_there(image, diag) : 0;
 
+    image->was_there = req->existing;
+    if (!err)
+        err = make_store(image, &req->hints, diag);
+    if (!err)
+        image->stays = req->existing && !image->st->fixed_size;
     if (!err && data->name)
         err = check_not_just_made(image, data, diag);
     if (!err && data->name)
@@ -117,11 +132,25 @@ static int make_both(const struct create_request *req, struct made *image,
     return err;
 }
 
+/* Unless somebody else has it by now. */
+static void empty_store(const struct made *made)
+{
+    const struct storage_open how = {0};
+    CLEANUP_STORAGE struct storage *st = NULL;
+    struct diag ignored;
+
+    if (made->protocol->open(made->name, &how, &st, &ignored) == 0 &&
+        storage_lock(st, STORAGE_WRITER, &ignored) == 0)
+        (void)!storage_truncate(st, 0);
+}
+
 static void give_up(struct made *made)
 {
     storage_close(made->st);
     if (made->is_ours)
         made->protocol->remove(made->name);
+    else if (made->stays)
+        empty_store(made);
 }
 
 static int make_image(const struct driver *driver, const struct create_request *req,

@@ -3,6 +3,7 @@
 #ifndef BLOCK_CREATE_H
 #define BLOCK_CREATE_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -70,6 +71,11 @@ struct create_request {
     const void *passphrase;
     size_t passphrase_len;
     struct storage_hints hints;
+    /* The store is another's already: none is made, and where it fails it stays, but empty. */
+    bool existing;
+    /* Becomes true, on another thread, when nobody wants the image any more: what takes long ends
+     * with -ECANCELED.  NULL: that won't be. */
+    const _Atomic bool *give_up;
     const struct create_option *options; /* each key once */
     size_t n_options;
 };
@@ -79,8 +85,14 @@ struct create_request {
  * (see storage_create_file).  Where that fails on the way the file is removed; a device
  * stays, whatever is on it.  The same of a data file, but that one which was there before is
  * emptied, and not removed.  -ENOTSUP: the protocol can't make stores, or the format has no
- * data files. */
+ * data files; -ENOENT: it isn't there, and should be. */
 int create_image(const struct driver *driver, const struct create_request *req,
                  struct diag *diag) MUST_USE;
+
+/* For drivers: does somebody still want it? */
+static inline bool create_is_given_up(const _Atomic bool *give_up)
+{
+    return give_up && atomic_load_explicit(give_up, memory_order_relaxed);
+}
 
 #endif

@@ -44,6 +44,7 @@ struct qcow2_params {
     /* The request's; NULL: none. */
     const char *backing_file, *backing_format, *data_file;
     struct qcow2_encryption encryption;
+    const _Atomic bool *give_up; /* so, too */
 };
 
 /* Where its metadata lies, by number of cluster: header | refcount table | refcount blocks |

@@ -12,13 +12,15 @@
 
 #define STEP (1u << 20)
 
-static int write_all_zeroes(struct node *node)
+static int write_all_zeroes(struct node *node, const _Atomic bool *give_up)
 {
     CLEANUP_FREE uint8_t *zeroes = calloc(1, STEP);
     if (!zeroes)
         return -ENOMEM;
 
     for (uint64_t off = 0; off < node->size; off += STEP) {
+        if (create_is_given_up(give_up))
+            return -ECANCELED;
         int err = block_write(node, zeroes, off, MIN(STEP, node->size - off), 0);
         if (err)
             return err;
@@ -26,9 +28,12 @@ static int write_all_zeroes(struct node *node)
     return 0;
 }
 
-static int write_zeroes(struct storage *st, const void *zeroes, uint64_t off, uint64_t end)
+static int write_zeroes(struct storage *st, const void *zeroes, uint64_t off, uint64_t end,
+                        const _Atomic bool *give_up)
 {
     for (; off < end; off += STEP) {
+        if (create_is_given_up(give_up))
+            return -ECANCELED;
         int err = storage_write(st, zeroes, off, MIN(STEP, end - off), 0);
         if (err)
             return err;
@@ -39,7 +44,7 @@ static int write_zeroes(struct storage *st, const void *zeroes, uint64_t off, ui
 /* Writes to what the store has no blocks for, or blocks that were never written to, where
  * the guest's view can't be written through: below it shows.  What is written are the zeroes
  * that are read there, and no table of the image is in memory alone. */
-static int write_holes(struct node *node)
+static int write_holes(struct node *node, const _Atomic bool *give_up)
 {
     CLEANUP_FREE uint8_t *zeroes = calloc(1, STEP);
     uint64_t size, run;
@@ -55,7 +60,7 @@ static int write_holes(struct node *node)
     for (uint64_t off = 0; off < size; off += run) {
         err = storage_extent(node->data, off, size - off, &data, &run);
         if (!err && !data)
-            err = write_zeroes(node->data, zeroes, off, off + run);
+            err = write_zeroes(node->data, zeroes, off, off + run, give_up);
         if (err)
             return err;
     }
@@ -73,15 +78,17 @@ static int reserve_blocks(struct storage *file)
     return err ? err : storage_preallocate(file, 0, bytes);
 }
 
-static int allocate_disk(struct node *node, enum qcow2_preallocation how)
+static int allocate_disk(struct node *node, const struct qcow2_params *p)
 {
+    enum qcow2_preallocation how = p->preallocation;
     int err = block_preallocate(node, 0, node->size);
 
     if (!err && how != PREALLOC_METADATA)
         err = reserve_blocks(node->data);
     /* A filesystem that can't reserve blocks gets them by being written to. */
     if ((how == PREALLOC_FULL && !err) || err == -ENOTSUP)
-        err = node->backing_name ? write_holes(node) : write_all_zeroes(node);
+        err = node->backing_name ? write_holes(node, p->give_up)
+                                 : write_all_zeroes(node, p->give_up);
     return err;
 }
 
@@ -91,7 +98,7 @@ static int activate_and_allocate(const struct qcow2_params *p, struct node *node
     int err = node_activate(node, diag);
     if (err)
         return err;
-    err = allocate_disk(node, p->preallocation);
+    err = allocate_disk(node, p);
     return err ? diag_errno(diag, -err, "%s: preallocating", p->filename) : 0;
 }
 

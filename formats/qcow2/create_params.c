@@ -297,6 +297,7 @@ int qcow2_parse_params(const struct create_request *req, struct qcow2_params *ou
         .backing_format = req->backing_format,
         .data_file = req->data_file,
         .encryption = {.luks = luks_default_params},
+        .give_up = req->give_up,
     };
     int err = take_options(out, req, diag);
     return err ? err : judge_params(out, req, diag);

@@ -25,6 +25,7 @@ enum preallocation { PREALLOC_OFF, PREALLOC_FALLOC, PREALLOC_FULL };
 struct raw_params {
     uint64_t size; /* whole sectors, unless it is to be exact */
     enum preallocation preallocation;
+    const _Atomic bool *give_up; /* as in the request */
 };
 
 static int parse_preallocation(const char *word, enum preallocation *out)
@@ -59,7 +60,7 @@ static int parse_options(const struct create_request *req, struct raw_params *ou
 static int parse_params(const struct create_request *req, struct raw_params *out,
                         struct diag *diag)
 {
-    *out = (struct raw_params){.preallocation = PREALLOC_OFF};
+    *out = (struct raw_params){.preallocation = PREALLOC_OFF, .give_up = req->give_up};
     int err = parse_options(req, out, diag);
     if (err)
         return err;
@@ -72,12 +73,16 @@ static int parse_params(const struct create_request *req, struct raw_params *out
     return 0;
 }
 
-static int write_zeroes(struct storage *file, uint64_t size)
+static int write_zeroes(struct storage *file, const struct raw_params *params)
 {
+    uint64_t size = params->size;
+
     CLEANUP_FREE uint8_t *zeroes = calloc(1, ZERO_BUFFER);
     if (!zeroes)
         return -ENOMEM;
     for (uint64_t off = 0; off < size; off += ZERO_BUFFER) {
+        if (create_is_given_up(params->give_up))
+            return -ECANCELED;
         int err = storage_write(file, zeroes, off, MIN(size - off, ZERO_BUFFER), 0);
         if (err)
             return err;
@@ -96,7 +101,7 @@ static int set_size(struct storage *file, const struct raw_params *params)
 
 static int write_contents(struct storage *file, const struct raw_params *params)
 {
-    int err = params->preallocation == PREALLOC_FULL ? write_zeroes(file, params->size) : 0;
+    int err = params->preallocation == PREALLOC_FULL ? write_zeroes(file, params) : 0;
 
     return err ? err : storage_flush(file);
 }

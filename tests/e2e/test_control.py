@@ -24,7 +24,7 @@ COMMANDS = {
     "nbd-server-stop", "query-block-jobs", "query-jobs",
     "block-job-cancel", "block-job-complete", "block-job-pause", "block-job-resume",
     "block-job-set-speed", "block-job-finalize", "block-job-dismiss", "block-job-change", "job-cancel", "job-complete",
-    "job-pause", "job-resume", "job-finalize", "job-dismiss", "blockdev-add", "blockdev-del", "blockdev-mirror", "blockdev-snapshot",
+    "job-pause", "job-resume", "job-finalize", "job-dismiss", "blockdev-add", "blockdev-del", "blockdev-create", "blockdev-mirror", "blockdev-snapshot",
     "blockdev-snapshot-sync", "block-dirty-bitmap-add",
     "block-dirty-bitmap-remove", "block-dirty-bitmap-clear", "block-dirty-bitmap-enable",
     "block-dirty-bitmap-disable", "block-dirty-bitmap-merge",

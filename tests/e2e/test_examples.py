@@ -72,11 +72,12 @@ class ManualPages(Examples):
         with Qmp(self.path("qmp"), negotiate=False) as client:
             for side, message in steps:
                 if side == "->":
-                    command = json.loads(message.replace("nbd://other/disk", other.uri))
+                    message = message.replace("nbd://other/disk", other.uri).replace("/images", self.path("."))
+                    command = json.loads(message)
                     answer = client.cmd(command["execute"], **command.get("arguments", {}))
                     self.assertEqual(answer, {})
                 elif event := re.search(r'"event": "(\w+)"', message):
-                    client.event(event[1])
+                    client.event(event[1], **dict(re.findall(r'"(status)": "(\w+)"', message)))
 
     def test_control_elsewhere(self):
         """Messages between the words of the page, at a disk that is as it says: the incremental backup first, which the

@@ -20,6 +20,11 @@ blockdev-add/arg-type/+rbd
 blockdev-add/arg-type/*detect-zeroes/^unmap
 blockdev-add/arg-type/*cache/*no-flush
 blockdev-reopen/arg-type/options/+qcow2/file
+blockdev-create/arg-type/options/+qcow2/compression-type/^zstd
+blockdev-create/arg-type/options/+qcow2/*extended-l2
+blockdev-create/arg-type/options/+qcow2/*backing-fmt
+blockdev-create/arg-type/options/+file/filename
+query-jobs/ret-type/type/^create
 blockdev-mirror/arg-type/*target-is-zero/!boolean
 blockdev-mirror/arg-type/*copy-mode/^write-blocking
 blockdev-backup/arg-type/x-perf/*max-workers/!int

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What libvirt and Proxmox send, in their order and in their words, and what they read of the answers.  M-56
+"""What libvirt and Proxmox send, in their order and in their words, and what they read of the answers.  M-56, M-61
 
 libvirt's lines are those of 11.3 (qemu_block.c, qemu_blockjob.c, qemu_backup.c, qemu_snapshot.c), with files that
-are there already (--reuse-external); Proxmox's those of qemu-server 9 (BlockJob.pm, Blockdev.pm)."""
+are there already (--reuse-external) or that it makes; Proxmox's those of qemu-server 9 (BlockJob.pm, Blockdev.pm)."""
 
 import json
 
@@ -101,6 +101,54 @@ class Libvirt(Transcript):
         self.done("transaction", actions=[{"type": "blockdev-snapshot", "data": {
             "node": f"libvirt-{number - 1}-format", "overlay": f"libvirt-{number}-format"}}])
         self.write(number * MIB, self.rng.randbytes(100 * KIB))
+
+    def create(self, number, name, storage_bytes=0, **image):
+        """libvirt's way to a new file: it makes it, adds the storage, makes the format in there, adds that"""
+        storage = {"driver": "file", "filename": self.path(name)}
+        self.create_one(f"create-libvirt-{number}-storage", {**storage, "size": storage_bytes})
+        self.done("blockdev-add", **storage, node_name=f"libvirt-{number}-storage", auto_read_only=True, discard="unmap",
+                  cache={"direct": True, "no-flush": False})
+        if image:
+            self.create_one(f"create-libvirt-{number}-format", {"file": f"libvirt-{number}-storage", **image})
+        self.done("blockdev-add", node_name=f"libvirt-{number}-format", read_only=False, discard="unmap",
+                  cache={"direct": True, "no-flush": False}, driver=image.get("driver", "raw"),
+                  file=f"libvirt-{number}-storage", **({"backing": None} if image else {}))
+
+    def create_one(self, job, options):
+        self.done("blockdev-create", job_id=job, options=options)
+        self.states(job, "created", "running", "waiting", "pending")
+        self.concluded(job)
+
+    def test_what_it_makes(self):
+        """an external snapshot; a full backup; and copies, which are pivoted to"""
+        base = self.image
+        qcow2 = {"driver": "qcow2", "size": self.SIZE, "version": "v3"}
+        self.begin()
+        self.create(2, "snapshot.qcow2", **qcow2, **{"backing-file": base, "backing-fmt": "qcow2"})
+        self.done("transaction", actions=[{"type": "blockdev-snapshot", "data": {
+            "node": "libvirt-1-format", "overlay": "libvirt-2-format"}}])
+        self.image = self.path("snapshot.qcow2")
+        self.node("libvirt-2-format")
+        self.write(2 * MIB, self.rng.randbytes(100 * KIB))
+        self.create(3, "backup.qcow2", **qcow2)
+        self.done("transaction", actions=[{"type": "blockdev-backup", "data": {
+            "device": "libvirt-2-format", "job-id": "backup-vda", "target": "libvirt-3-format", "sync": "full",
+            "auto-finalize": True, "auto-dismiss": False}}])
+        self.concluded("backup-vda")
+        self.remove(3)
+        self.assertTrue(harness.content(self.path("backup.qcow2"), "qcow2") == self.content)
+        for number, name, image in ((4, "copy.raw", {}), (5, "copy.qcow2", {
+                **qcow2, "cluster-size": 128 * KIB, "extended-l2": True, "lazy-refcounts": True})):
+            below, job = f"libvirt-{2 if number == 4 else 4}-format", f"copy-vda-{number}"
+            self.create(number, name, 0 if image else self.SIZE, **image)
+            self.done("blockdev-mirror", job_id=job, device=below, target=f"libvirt-{number}-format", sync="full",
+                      auto_finalize=True, auto_dismiss=False)
+            self.states(job, "ready")
+            self.done("job-complete", id=job)
+            self.concluded(job)
+            self.write(number * MIB, b"on the copy")
+        self.content_is(self.path("copy.qcow2"))
+        self.assertEqual(harness.info(self.image, "qcow2")["full-backing-filename"], base)
 
     def progress(self, job):
         """virsh blockjob --info"""

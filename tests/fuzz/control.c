@@ -17,6 +17,7 @@
 #include "control_events.h"
 #include "control_query.h"
 #include "control_target.h"
+#include "creation_file.h"
 #include "export_table.h"
 #include "fuzz.h"
 #include "jobs/manager.h"
@@ -91,6 +92,16 @@ int overlay_make_file(const struct node *old, const char *file, const char *form
 {
     (void)old;
     return strcmp(format, "qcow2") == 0 ? 0 : diag_set(diag, ENOENT, "%s: can't be", file);
+}
+
+int creation_make_file(struct export_table *exports, const struct driver *driver,
+                       const struct create_request *request, struct diag *diag)
+{
+    (void)exports;
+    (void)driver;
+    return strcmp(request->filename, "/full") == 0
+               ? diag_set(diag, ENOSPC, "%s: is full", request->filename)
+               : 0;
 }
 
 void overlay_remove_file(const char *file)

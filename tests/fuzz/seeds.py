@@ -186,6 +186,13 @@ COMMANDS = [
     '{"execute":"blockdev-add","arguments":{"driver":"qcow2","node-name":"o","file":{"driver":"file","filename":"/o",'
     '"locking":"off"},"backing":{"driver":"raw","file":{"driver":"host_device","filename":"/b"}}}}',
     '{"execute":"blockdev-del","arguments":{"node-name":"r"}}',
+    '{"execute":"blockdev-create","arguments":{"job-id":"c","options":{"driver":"file","filename":"/c","size":1,'
+    '"preallocation":"full","nocow":true,"extent-size-hint":1048576}}}',
+    '{"execute":"blockdev-create","arguments":{"job-id":"d","options":{"driver":"qcow2","file":{"driver":"file",'
+    '"filename":"/d"},"size":1048576,"version":"v3","cluster-size":4096,"backing-file":"/b","backing-fmt":"qcow2",'
+    '"lazy-refcounts":true,"refcount-bits":1,"extended-l2":false,"compression-type":"zstd"}}}',
+    '{"execute":"blockdev-create","arguments":{"job-id":"e","options":{"driver":"qed","file":"f","size":512,'
+    '"table-size":4}}}', '{"execute":"job-dismiss","arguments":{"id":"c"}}',
     '{"execute":"blockdev-mirror","arguments":{"job-id":"m","device":"disk0","target":"n","sync":"full",'
     '"target-is-zero":true,"replaces":"disk0","auto-dismiss":false,"copy-mode":"write-blocking"}}',
     '{"execute":"block-stream","arguments":{"job-id":"s","device":"disk0","backing-mask-protocol":true}}',

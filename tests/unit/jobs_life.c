@@ -91,8 +91,15 @@ static void free_kind(void *state)
     atomic_fetch_add(&((struct kind *)state)->freed, 1);
 }
 
-static const struct job_ops ops = {"mirror",  open_kind, run,       settle,
-                                   interrupt, finish,    free_kind, NULL};
+static const struct job_ops ops = {
+    .type = "mirror",
+    .open = open_kind,
+    .run = run,
+    .wait_in_flight = settle,
+    .interrupt = interrupt,
+    .finish = finish,
+    .free = free_kind,
+};
 
 static struct kind k;
 static struct listener heard;

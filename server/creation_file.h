@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Making the file that blockdev-create asks for.  Threads: any: it may take long.
+ * Layer: server. */
+#ifndef SERVER_CREATION_FILE_H
+#define SERVER_CREATION_FILE_H
+
+#include "base/compiler.h"
+#include "base/diag.h"
+#include "block/create.h"
+
+struct driver;
+struct export_table;
+
+/* As create_image; and the name is durable.  -EBUSY, with nothing touched: a disk of the table
+ * lies there, with or without a lock. */
+int creation_make_file(struct export_table *exports, const struct driver *driver,
+                       const struct create_request *request, struct diag *diag) MUST_USE;
+
+#endif
