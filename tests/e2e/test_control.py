@@ -29,7 +29,7 @@ COMMANDS = {
     "block-dirty-bitmap-remove", "block-dirty-bitmap-clear", "block-dirty-bitmap-enable",
     "block-dirty-bitmap-disable", "block-dirty-bitmap-merge",
     "transaction", "blockdev-backup", "drive-backup", "block-export-add", "block-export-del", "query-block-exports", "query-blockstats",
-    "blockdev-snapshot-internal-sync", "blockdev-snapshot-delete-internal-sync",
+    "blockdev-snapshot-internal-sync", "blockdev-snapshot-delete-internal-sync", "block_set_io_throttle", "x-qimg-handover",
 }
 
 

@@ -185,6 +185,7 @@ COMMANDS = [
     '"server":{"type":"unix","path":"/s"}},"read-only":true}}',
     '{"execute":"blockdev-add","arguments":{"driver":"qcow2","node-name":"o","file":{"driver":"file","filename":"/o",'
     '"locking":"off"},"backing":{"driver":"raw","file":{"driver":"host_device","filename":"/b"}}}}',
+    '{"execute":"x-qimg-handover","arguments":{"exports":[{"name":"e","device":1,"inode":2}],"folder":{"device":1,"inode":3}}}',
     '{"execute":"blockdev-del","arguments":{"node-name":"r"}}',
     '{"execute":"blockdev-create","arguments":{"job-id":"c","options":{"driver":"file","filename":"/c","size":1,'
     '"preallocation":"full","nocow":true,"extent-size-hint":1048576}}}',
