@@ -168,6 +168,8 @@ class Events(CreateCase):
         self.start_creation(driver="qcow2", file="q", size=MIB)
         self.states()
         self.client.cmd("blockdev-add", driver="qcow2", node_name="image", file="q")
+        self.client.cmd("blockdev-del", node_name="image")
+        self.client.cmd("blockdev-del", node_name="q")
         self.dismiss()
 
     def test_a_job_beside_it(self):
