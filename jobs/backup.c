@@ -319,13 +319,18 @@ static int backup_finish(struct job *job, void *state, bool success, struct diag
             copier_wait_in_flight(b->mirror.copier);
         backup_note_remainder(b);
     }
+    bool followed = b->seat.prepare;
     set_seat(b, SEAT_LEAVES);
     end_point(b);
-    set_seat(b, SEAT_FOLLOWS); /* for the bitmap's sake: what follows may take long */
+    /* Closing the target may take long: the bitmap goes along meanwhile.  Who never followed has
+     * none, and nothing else of the disk. */
+    set_seat(b, followed ? SEAT_FOLLOWS : SEAT_IDLE);
     int err = mirror_finish(job, &b->mirror, success, diag);
-    set_seat(b, SEAT_LEAVES);
+    if (followed)
+        set_seat(b, SEAT_LEAVES);
     backup_settle_bitmap(b, success && !err);
-    set_seat(b, SEAT_IDLE);
+    if (followed)
+        set_seat(b, SEAT_IDLE);
     node_close(b->own_store);
     b->own_store = NULL;
     if (b->seat.state != SEAT_NONE)

@@ -267,6 +267,64 @@ Test(backup, a_bitmap_that_isnt_there)
     close_bench();
 }
 
+/* ---- the seat ---- */
+
+static struct node *take_seat(void *opaque, struct disk_seat *seat)
+{
+    seat->state = SEAT_TAKEN;
+    return ((struct bench *)opaque)->node[SOURCE];
+}
+
+/* Another job's end may come at any moment, and asks who follows. */
+static void set_seat(void *opaque, struct disk_seat *seat, enum disk_seat_state state)
+{
+    (void)opaque;
+    cr_expect(state != SEAT_FOLLOWS || seat->prepare, "it can't be moved");
+    cr_expect_neq(seat->state, SEAT_IDLE, "it used nothing any more");
+    seat->state = state;
+}
+
+static void leave_seat(void *opaque, struct disk_seat *seat)
+{
+    (void)opaque;
+    cr_expect_eq(seat->state, SEAT_IDLE);
+    seat->state = SEAT_NONE;
+}
+
+static void seat_it(struct backup_params *params)
+{
+    params->source = NULL;
+    params->pivot.take_seat = take_seat;
+    params->pivot.set_seat = set_seat;
+    params->pivot.leave_seat = leave_seat;
+}
+
+/* Its target is closed, which may take long, and the disk may move meanwhile. */
+Test(backup, one_that_never_began_doesnt_follow)
+{
+    struct backup *held;
+
+    open_bench(MIB);
+    struct backup_params params = params_of(BACKUP_BITMAP);
+    params.bitmap = "map";
+    seat_it(&params);
+    cr_assert_eq(backup_start(b.manager, &params, &b.diag), 0);
+    struct job_event event = listen_for(&b.heard, JOB_EVENT_OPENED, 0);
+    cr_expect_eq(event.err, -ENOENT);
+
+    bench_new_target(&b, MIB);
+    params = params_of(BACKUP_FULL);
+    seat_it(&params);
+    cr_assert_eq(backup_start_held(b.manager, &params, &held, &b.diag), 0);
+    cr_assert_eq(backup_wait_until_open(held, &b.diag), 0, "%s", b.diag.text);
+    backup_decide(held, false);
+    event = listen_for(&b.heard, JOB_EVENT_OPENED, 0);
+    cr_expect_eq(event.err, -ECANCELED);
+    while (job_query(b.manager, NULL, 0) > 0)
+        nap();
+    close_bench();
+}
+
 /* ---- targets that fail ---- */
 
 /* A flush that fails may have lost what was copied: it is copied again, as it was. */
