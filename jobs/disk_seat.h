@@ -13,10 +13,14 @@
  * A node that the job was moved away from stays open until the job says that it has caught up,
  * or gives its seat back.
  *
+ * Where an overlay was put on the disk's node, who had a seat before goes on with that node, which
+ * is a layer below from then on (`below`): it is moved no more, and the layers are kept for it.
+ *
  * Whoever keeps the disk implements this (struct mirror_pivot).  Layer: jobs. */
 #ifndef JOBS_DISK_SEAT_H
 #define JOBS_DISK_SEAT_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/compiler.h"
@@ -39,6 +43,7 @@ struct disk_seat {
     /* the disk's */
     enum disk_seat_state state;
     struct list link;
+    bool below;     /* its node is a layer below the disk's: it stays there */
     uint64_t since; /* nodes that were replaced from this number on may be in use */
 };
 

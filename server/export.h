@@ -203,7 +203,7 @@ void export_end_claim(struct served_export *exp);
 
 /* By the holder of the claim, with changing requests drained: serves `overlay`, which it takes
  * over, from here on, with what was served until now below it.  It is no smaller, and active
- * if that is. */
+ * if that is.  Who has a seat keeps the node that it has. */
 void export_put_on_top(struct served_export *exp, struct node *overlay);
 
 /* What may change of the image that is served while clients use it; changing requests wait.

@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "block/chain.h"
 #include "block/dirty_bitmap.h"
+#include "block/frozen_point.h"
 #include "export_internal.h"
 
 #define POLL_NS         200000u
@@ -194,12 +195,18 @@ static struct disk_seat *seat_at(struct list *pos)
     return CONTAINER_OF(pos, struct disk_seat, link);
 }
 
+/* One that is a layer's below the disk's node is left where it is, whatever the disk becomes. */
 static bool has_seat(const struct served_export *exp, enum disk_seat_state state)
 {
     LIST_FOR_EACH (pos, &exp->seats)
-        if (seat_at(pos)->state == state)
+        if (!seat_at(pos)->below && seat_at(pos)->state == state)
             return true;
     return false;
+}
+
+static bool follows(const struct disk_seat *seat)
+{
+    return !seat->below && seat->state == SEAT_FOLLOWS;
 }
 
 /* Under the lock, which is given back while somebody is at something that ends soon. */
@@ -217,7 +224,7 @@ static int wait_for_turn(struct served_export *exp, struct diag *diag)
 static void let_stay(struct served_export *exp, const struct list *end, struct node *to)
 {
     for (struct list *pos = exp->seats.next; pos != end; pos = pos->next)
-        if (seat_at(pos)->state == SEAT_FOLLOWS)
+        if (follows(seat_at(pos)))
             seat_at(pos)->stay(seat_at(pos), to);
 }
 
@@ -225,7 +232,7 @@ static int prepare_seats(struct served_export *exp, struct node *to, struct diag
 {
     LIST_FOR_EACH (pos, &exp->seats) {
         struct disk_seat *seat = seat_at(pos);
-        int err = seat->state == SEAT_FOLLOWS ? seat->prepare(seat, to, diag) : 0;
+        int err = follows(seat) ? seat->prepare(seat, to, diag) : 0;
         if (err) {
             let_stay(exp, pos, to);
             return err;
@@ -234,11 +241,13 @@ static int prepare_seats(struct served_export *exp, struct node *to, struct diag
     return 0;
 }
 
-static void move_seats(struct served_export *exp, struct node *to)
+static void move_seats(struct served_export *exp, struct node *old, struct node *to)
 {
     LIST_FOR_EACH (pos, &exp->seats)
-        if (seat_at(pos)->state == SEAT_FOLLOWS)
+        if (follows(seat_at(pos)))
             seat_at(pos)->move(seat_at(pos), to);
+    /* Points of layers below are looked for at the disk, too. */
+    frozen_move_shown(old, to);
 }
 
 /* Under the lock; what can fail does so before anything has changed. */
@@ -256,7 +265,7 @@ static int take_place(struct served_export *exp, struct node *old, struct node *
     if (err)
         let_stay(exp, &exp->seats, new_node);
     else
-        move_seats(exp, new_node);
+        move_seats(exp, old, new_node);
     return err;
 }
 
@@ -286,6 +295,8 @@ void export_put_on_top(struct served_export *exp, struct node *overlay)
 
     inherit_options(old, overlay);
     node_set_below(overlay, old);
+    LIST_FOR_EACH (pos, &exp->seats)
+        seat_at(pos)->below = true;
     atomic_store(&exp->node, overlay);
     atomic_store(&exp->moved, true);
 }
@@ -377,6 +388,7 @@ struct node *export_take_seat(struct served_export *exp, struct disk_seat *seat)
         lock_wait(&exp->lock, &exp->drain_ended);
     atomic_fetch_add(&exp->references, 1);
     seat->state = SEAT_TAKEN;
+    seat->below = false;
     seat->since = exp->moves;
     list_append(&exp->seats, &seat->link);
     return atomic_load(&exp->node);

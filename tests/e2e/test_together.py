@@ -86,6 +86,33 @@ class OnePoint(TogetherCase):
         self.commit()
         self.source_is_good()
 
+    def test_the_disk_moves_on(self):
+        """a mirror takes the place of the overlay: the points stay what they were, and end when they like"""
+        self.begin()
+        self.write(0, random.Random(SEED).randbytes(self.SIZE))
+        then = bytes(self.content)
+        create(self.path("store.qcow2"), "qcow2", self.SIZE)
+        self.transact(self.action(self.path("slow.raw"), job="slow", speed=64 * KIB), self.over("o"),
+                      self.action(self.path("store.qcow2"), "none", job="view", mode="existing", format="qcow2"))
+        self.write(3 * MIB, b"over" * 50000)
+        target = self.mirror(job_id="m")
+        self.ready()
+        self.client.cmd("job-complete", id="m")
+        self.client.event("JOB_STATUS_CHANGE", id="m", status="null", timeout=60)
+        self.assertEqual(self.top()["file"], target)
+        self.write(2 * MIB, b"target" * 100000)
+        self.client.cmd("block-job-set-speed", device="slow", speed=0)
+        self.all_end("slow")
+        self.assertTrue(harness.content(self.path("slow.raw"), "raw") == then, "the copy")
+        self.assertTrue(self.view("view") == then, "what is shown")
+        self.server.disconnect()
+        self.cancelled("view")
+        self.disk = self.server.connect()
+        self.same(bytes(self.disk.pread(self.SIZE, 0)), "the disk")
+        check(self.image, self.fmt)  # it is let go
+        self.server.stop()
+        self.expect_content(target, "raw")
+
     def exports(self):
         handle = nbd.NBD()
         handle.set_opt_mode(True)

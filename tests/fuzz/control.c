@@ -173,6 +173,8 @@ static struct served_export *add_export(struct export_table *table, const char *
     memset(data, 0xa5, sizeof data);
     fuzz_check(block_write(node, data, 1000, sizeof data, 0) == 0, "write");
     gate_init(&exp->gate);
+    list_init(&exp->seats);
+    list_init(&exp->retired);
     lock_init(&exp->lock, RANK_OPEN);
     pthread_cond_init(&exp->drain_ended, NULL);
     atomic_store(&exp->node, node);
