@@ -188,6 +188,8 @@ static int replace_committed_layers(struct mirror *m, struct diag *diag)
     if (err)
         diag_errno(diag, -err, "%s", below->filename);
     else
+        err = m->pivot.check_changes(m->pivot.opaque, diag);
+    if (!err)
         err = node_set_backing(layers->overlay_rw ? layers->overlay_rw : overlay,
                                layers->new_name, node_format(below), diag);
     if (!err)

@@ -332,7 +332,10 @@ static void interrupt(struct job *job, void *state)
 /* What was copied is durable, and then the layer names its base. */
 static int name_base(struct stream *s, struct diag *diag)
 {
-    int err = block_flush(s->writer);
+    int err = s->pivot.check_changes(s->pivot.opaque, diag);
+    if (err)
+        return err;
+    err = block_flush(s->writer);
     if (err)
         return diag_errno(diag, -err, "job '%s': flushing %s", s->id, s->layer->filename);
     if (!s->new_name && !s->layer->backing_name)

@@ -63,7 +63,9 @@ static int replace_backing(void *opaque, struct node *layer, struct node *below,
 
 static int check_changes(void *opaque, struct diag *diag)
 {
-    return export_check_changes(opaque, diag);
+    int err = export_check_changes(opaque, diag);
+
+    return err ? err : export_check_layers(opaque, diag);
 }
 
 static void downgrade_lock(void *opaque, struct node *layer)

@@ -240,9 +240,14 @@ void export_downgrade_lock(struct served_export *exp, struct node *node);
 int export_replace(struct served_export *exp, struct node *new_node,
                    struct diag *diag) MUST_USE;
 
+/* May images below the top be taken out?  0, or -EBUSY with diag: a job relies on one, or on
+ * an image that was replaced and may have some of them below it. */
+int export_check_layers(struct served_export *exp, struct diag *diag) MUST_USE;
+
 /* Puts `below` (NULL: nothing), which it takes over on success and which may be part of what is there, in the place of what lies below a layer of
  * the chain that is served; nobody may have a view of what
- * is to be closed (-EBUSY), and no job but the caller's rely on more of the chain than its top. */
+ * is to be closed (-EBUSY), and no job but the caller's rely on more of the chain than its top
+ * (export_check_layers, -EBUSY). */
 int export_replace_backing(struct served_export *exp, struct node *layer,
                            struct node *below, struct diag *diag) MUST_USE;
 

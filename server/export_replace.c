@@ -459,6 +459,36 @@ void export_end_drain(struct served_export *exp)
         close_when_unused(exp, old);
 }
 
+/* Under the lock.  A seat that is IDLE uses nothing. */
+static bool has_seat_below(const struct served_export *exp)
+{
+    LIST_FOR_EACH (pos, &exp->seats)
+        if (seat_at(pos)->below && seat_at(pos)->state != SEAT_IDLE)
+            return true;
+    return false;
+}
+
+/* Under the lock. */
+static int check_layers(const struct served_export *exp, struct diag *diag)
+{
+    if (has_seat_below(exp))
+        return diag_set(diag, EBUSY,
+                        "Node '%s' is busy: another job reads an image below its top",
+                        exp->node_name);
+    if (!list_empty(&exp->retired))
+        return diag_set(diag, EBUSY,
+                        "Node '%s' is busy: another job may use the image that was served "
+                        "before",
+                        exp->node_name);
+    return 0;
+}
+
+int export_check_layers(struct served_export *exp, struct diag *diag)
+{
+    LOCK_GUARD(&exp->lock);
+    return check_layers(exp, diag);
+}
+
 int export_replace_backing(struct served_export *exp, struct node *layer,
                            struct node *below, struct diag *diag)
 {
@@ -467,10 +497,9 @@ int export_replace_backing(struct served_export *exp, struct node *layer,
 
     {
         LOCK_GUARD(&exp->lock);
-        if (!list_empty(&exp->retired))
-            return diag_set(diag, EBUSY,
-                            "%s: another job uses an image that it was part of",
-                            layer->filename);
+        err = check_layers(exp, diag);
+        if (err)
+            return err;
         wait_for_actions(exp);
         err = check_unviewed(old, below, diag);
         /* What is part of the old chain has not what lay above it. */

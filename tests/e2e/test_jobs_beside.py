@@ -222,6 +222,46 @@ class Streams(StreamCase, TogetherCase):
         self.expect_content(self.path("mirror.raw"), "raw")
         self.good()
 
+    def test_a_point_below_the_disk(self):
+        """the images that a backup reads below an overlay aren't taken out before it has ended"""
+        self.chain()
+        self.begin()
+        then = bytes(self.content)
+        self.transact(self.action(self.path("b.raw"), job="b", speed=64 * KIB), self.over("o"))
+        self.write(MIB, b"behind" * 1000)
+        for device, base in (("o", None), ("o", self.files[2][0]), ("drive0", None)):
+            self.fails("GenericError", self.client, "block-stream", "Node '.*' is busy", job_id="s", device=device,
+                       **({"base": base} if base else {}))
+        self.client.cmd("block-job-set-speed", device="b", speed=0)
+        self.all_end("b")
+        self.assertTrue(harness.content(self.path("b.raw"), "raw") == then)
+        self.client.cmd("block-stream", job_id="job", device="o")
+        self.ended()
+        self.assertEqual(len(self.names()), 1)
+        self.image, self.fmt = self.path("o.qcow2"), "qcow2"
+        self.good()
+
+    def test_an_image_that_is_kept(self):
+        """a backup may read what a mirror has replaced: a stream says so before it begins"""
+        self.chain()
+        self.begin()
+        self.client.cmd("drive-backup", job_id="b", device="drive0", target=self.path("b.raw"), sync="full", speed=64 * KIB)
+        then = bytes(self.content)
+        create(self.path("base.qcow2"), "qcow2", self.SIZE)
+        create(self.path("t.qcow2"), "qcow2", self.SIZE, backing=self.path("base.qcow2"), backing_fmt="qcow2")
+        self.mirror("t.qcow2", job_id="m", mode="existing", format="qcow2")
+        self.ready()
+        self.client.cmd("job-complete", id="m")
+        self.client.event("JOB_STATUS_CHANGE", id="m", status="null", timeout=60)
+        self.fails("GenericError", self.client, "block-stream", "is busy", job_id="s", device="drive0")
+        self.client.cmd("block-job-set-speed", device="b", speed=0)
+        self.all_end("b")
+        self.assertTrue(harness.content(self.path("b.raw"), "raw") == then)
+        self.client.cmd("block-stream", job_id="job", device="drive0")
+        self.ended()
+        self.image, self.fmt = self.path("t.qcow2"), "qcow2"
+        self.good()
+
     def test_refused(self):
         """who takes images out has them to himself, and what is about to be replaced gets no job"""
         self.chain()
