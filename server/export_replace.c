@@ -127,24 +127,15 @@ static int check_replacement(struct served_export *exp, const struct node *old,
     return exp->wanted_writable ? node_activate(new_node, diag) : 0;
 }
 
-/* The bitmaps of what is to be closed go with the disk: the lowest layer's first, for those
- * above tell whether it lacks something. */
+/* The bitmaps of what is to be closed, and of `old` in any case, go with the disk. */
 static int move_bitmaps(struct node *old, const struct node *serving, struct node *to,
                         struct diag *diag)
 {
-    struct node *from = old;
+    const struct node *end = old->backing;
 
-    while (from->backing && !chain_has(serving, from->backing))
-        from = from->backing;
-    for (;;) {
-        int err = node_bitmaps_move(old, from, to, diag);
-        if (err || from == old)
-            return err;
-        struct node *above = old;
-        while (above->backing != from)
-            above = above->backing;
-        from = above;
-    }
+    while (end && !chain_has(serving, end))
+        end = end->backing;
+    return node_bitmaps_move(old, end, to, diag);
 }
 
 /* Images of the old chain that were opened once more couldn't be locked beside it. */

@@ -192,6 +192,23 @@ void dirty_bitmap_merge(struct dirty_bitmap *to, const struct dirty_bitmap *from
         dirty_bitmap_set(to, off, len);
 }
 
+int dirty_bitmap_make_room(const struct dirty_bitmap *bitmap, uint64_t size,
+                           struct hbits *room)
+{
+    return hbits_init(room, count_granules(size, bitmap->shift));
+}
+
+void dirty_bitmap_move_bits(struct dirty_bitmap *bitmap, uint64_t size, struct hbits *room)
+{
+    struct hbits old = bitmap->bits;
+
+    hbits_merge(room, &old);
+    bitmap->bits = *room;
+    *room = old;
+    bitmap->size = size;
+    note_unsaved(bitmap);
+}
+
 int dirty_bitmap_resize(struct dirty_bitmap *bitmap, uint64_t size)
 {
     int err = bitmap->inconsistent

@@ -163,14 +163,14 @@ struct bitmap_params {
 int node_bitmap_create(struct node *node, const struct bitmap_params *params,
                        struct dirty_bitmap **out, struct diag *diag) MUST_USE;
 
-/* The disk is `to` from here on, with the same contents, in place of `top`, below which (or which)
- * `from` is: the bitmaps of `from` go there, whoever uses them, and go on recording; one that
- * `to` has of the same name becomes a part of it.  What the image of `from` keeps of
- * them, it keeps as it is now.  Those of a layer below `top` go where nothing that they haven't recorded is
+/* The disk is `to` from here on, with the same contents, in place of `top` and the layers below it
+ * down to the one above `end` (NULL: all): their bitmaps go there, whoever uses them, and go on
+ * recording; one of the same name that `to` or a layer below has becomes a part of it.
+ * What an image keeps of them, it keeps as it is now.  Those of a layer below `top` go where nothing that they haven't recorded is
  * missing.  One that can't be kept in `to` goes on in memory, which is logged.  Nobody changes any
  * of the nodes, or adds or removes bitmaps, meanwhile.  0, -EBUSY or -ENOMEM with diag: none
- * has gone. */
-int node_bitmaps_move(struct node *top, struct node *from, struct node *to,
+ * has gone or changed. */
+int node_bitmaps_move(struct node *top, const struct node *end, struct node *to,
                       struct diag *diag) MUST_USE;
 
 /* The bitmaps of `from`, a frozen layer, record what is changed of `to`, too, which will have

@@ -27,4 +27,10 @@ struct dirty_bitmap {
     struct list link; /* struct dirty_bitmaps.list */
 };
 
+/* dirty_bitmap_resize in two steps, of which the second can't fail: room for its bits, to be
+ * destroyed in any case; 0 or -ENOMEM.  Nobody looks at the bitmap while they move. */
+int dirty_bitmap_make_room(const struct dirty_bitmap *bitmap, uint64_t size,
+                           struct hbits *room) MUST_USE;
+void dirty_bitmap_move_bits(struct dirty_bitmap *bitmap, uint64_t size, struct hbits *room);
+
 #endif

@@ -12,27 +12,39 @@
  * (node_bitmaps_follow). */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "block/dirty_bitmap_internal.h"
 #include "block/node.h"
 
+/* One that goes. */
+struct going {
+    struct dirty_bitmap *bitmap;
+    struct node *from;
+    struct dirty_bitmap *twin; /* what the old image keeps; NULL: nothing */
+    bool fits;                 /* it has the new node's size already */
+    struct hbits room;         /* or else: for its bits */
+};
+
+/* All memory is there before the first goes, so that none does when one can't. */
 struct move {
-    struct node *top, *from, *to;
+    struct node *top, *to;
+    const struct node
+        *end; /* the layer that stays below those whose bitmaps go; NULL: none */
     unsigned n, n_new;
-    struct dirty_bitmap **item;
-    struct dirty_bitmap **twin; /* what the old image keeps; NULL: nothing */
+    struct going *item; /* the lowest layer's first: each becomes part of one above */
     struct observer **observer; /* n_new: of those that don't record `to` yet */
-    bool failed;
 };
 
 static void free_move(struct move *move)
 {
-    for (unsigned i = 0; move->twin && i < move->n; i++)
-        dirty_bitmap_free(move->twin[i]);
+    for (unsigned i = 0; move->item && i < move->n; i++) {
+        dirty_bitmap_free(move->item[i].twin);
+        hbits_destroy(&move->item[i].room);
+    }
     free(move->item);
-    free(move->twin);
     free(move->observer);
 }
 
@@ -46,14 +58,21 @@ static bool has_usable(struct node *node, const char *name)
 }
 
 /* Is nothing missing of what was changed since it stopped to record? */
-static bool is_whole(const struct move *move, const struct dirty_bitmap *bitmap)
+static bool is_whole(const struct move *move, const struct going *item)
 {
-    if (observer_is_there(&move->to->observers, &bitmap->observer))
+    if (observer_is_there(&move->to->observers, &item->bitmap->observer))
         return true;
-    for (struct node *above = move->top; above != move->from; above = above->backing)
-        if (!has_usable(above, bitmap->name))
+    for (struct node *above = move->top; above != item->from; above = above->backing)
+        if (!has_usable(above, item->bitmap->name))
             return false;
     return true;
+}
+
+/* A node that isn't active has what is kept from its image. */
+static bool goes_along(const struct move *move, const struct going *item)
+{
+    return !dirty_bitmap_inconsistent(item->bitmap) && is_whole(move, item) &&
+           (move->to->active || !item->bitmap->persistent);
 }
 
 static void count_bitmap(struct dirty_bitmap *bitmap, void *opaque)
@@ -62,18 +81,42 @@ static void count_bitmap(struct dirty_bitmap *bitmap, void *opaque)
     ++*(unsigned *)opaque;
 }
 
-/* A node that isn't active has what is kept from its image. */
-static bool goes_along(const struct move *move, const struct dirty_bitmap *bitmap)
+static unsigned count_all(const struct move *move)
 {
-    return !dirty_bitmap_inconsistent(bitmap) && is_whole(move, bitmap) &&
-           (move->to->active || !bitmap->persistent);
+    unsigned n = 0;
+
+    for (struct node *layer = move->top; layer != move->end; layer = layer->backing)
+        node_bitmap_each(layer, count_bitmap, &n);
+    return n;
 }
 
 static void gather_bitmap(struct dirty_bitmap *bitmap, void *opaque)
 {
     struct move *move = opaque;
 
-    move->item[move->n++] = bitmap;
+    move->item[move->n++].bitmap = bitmap;
+}
+
+static void gather_layer(struct move *move, struct node *layer)
+{
+    unsigned i = move->n;
+
+    node_bitmap_each(layer, gather_bitmap, move);
+    for (; i < move->n; i++)
+        move->item[i].from = layer;
+}
+
+static void gather_layers(struct move *move)
+{
+    const struct node *below = move->end;
+
+    while (below != move->top) {
+        struct node *layer = move->top;
+        while (layer->backing != below)
+            layer = layer->backing;
+        gather_layer(move, layer);
+        below = layer;
+    }
 }
 
 /* Of all that were gathered. */
@@ -82,40 +125,47 @@ static void leave_others_out(struct move *move)
     unsigned n = 0;
 
     for (unsigned i = 0; i < move->n; i++)
-        if (goes_along(move, move->item[i]))
+        if (goes_along(move, &move->item[i]))
             move->item[n++] = move->item[i];
     move->n = n;
 }
 
 static int gather(struct move *move)
 {
-    unsigned room = 0;
+    unsigned room = count_all(move) + 1;
 
-    node_bitmap_each(move->from, count_bitmap, &room);
-    move->item = calloc(room + 1, sizeof *move->item);
-    move->twin = calloc(room + 1, sizeof *move->twin);
-    move->observer = calloc(room + 1, sizeof *move->observer);
-    if (!move->item || !move->twin || !move->observer)
+    move->item = calloc(room, sizeof *move->item);
+    move->observer = calloc(room, sizeof *move->observer);
+    if (!move->item || !move->observer)
         return -ENOMEM;
-    node_bitmap_each(move->from, gather_bitmap, move);
+    gather_layers(move);
     leave_others_out(move);
     return 0;
 }
 
 /* ---- what can fail ---- */
 
-static int check_name(const struct move *move, const struct dirty_bitmap *bitmap,
-                      struct diag *diag)
+static int refuse_busy(const struct node *node, const char *name, struct diag *diag)
 {
-    const struct dirty_bitmap *other = node_bitmap_find(move->to, bitmap->name);
+    return diag_set(diag, EBUSY, "%s: its bitmap '%.200s' is in use", node->filename, name);
+}
+
+/* Whoever uses one that becomes part of another would be left without it, and may be looking at
+ * the bits of one whose size changes. */
+static int check_use(const struct move *move, unsigned i, struct diag *diag)
+{
+    const struct going *item = &move->item[i];
+    const char *name = item->bitmap->name;
+    const struct dirty_bitmap *other = node_bitmap_find(move->to, name);
 
     if (other && dirty_bitmap_busy(other))
-        return diag_set(diag, EBUSY, "%s: its bitmap '%.200s' is in use",
-                        move->to->filename, bitmap->name);
-    /* Who uses it may be looking at its bits. */
-    if (bitmap->size != move->to->size && dirty_bitmap_busy(bitmap))
-        return diag_set(diag, EBUSY, "%s: bitmap '%.200s' is in use", move->from->filename,
-                        bitmap->name);
+        return refuse_busy(move->to, name, diag);
+    for (unsigned below = 0; below < i; below++)
+        if (strcmp(move->item[below].bitmap->name, name) == 0 &&
+            dirty_bitmap_busy(move->item[below].bitmap))
+            return refuse_busy(move->item[below].from, name, diag);
+    if (!item->fits && dirty_bitmap_busy(item->bitmap))
+        return refuse_busy(item->from, name, diag);
     return 0;
 }
 
@@ -134,61 +184,72 @@ static struct dirty_bitmap *new_twin(const struct dirty_bitmap *bitmap)
     return twin;
 }
 
-/* What the disk has behind its old end was there before: nobody has recorded it. */
-static int fit_size(struct dirty_bitmap *bitmap, uint64_t size)
+static int prepare_one(const struct move *move, struct going *item, struct diag *diag)
 {
-    uint64_t old = bitmap->size;
-    int err = old == size ? 0 : dirty_bitmap_resize(bitmap, size);
+    int err = 0;
 
-    if (!err && size > old && dirty_bitmap_enabled(bitmap))
-        dirty_bitmap_set(bitmap, old, size - old);
-    return err;
+    if (item->bitmap->persistent && !(item->twin = new_twin(item->bitmap)))
+        err = -ENOMEM;
+    if (!err && !item->fits)
+        err = dirty_bitmap_make_room(item->bitmap, move->to->size, &item->room);
+    return err ? diag_errno(diag, -err, "%s: bitmap '%.200s'", item->from->filename,
+                            item->bitmap->name)
+               : 0;
 }
 
-static int prepare_one(const struct move *move, unsigned i, struct diag *diag)
+static int begin_recording(struct move *move, struct diag *diag)
 {
-    struct dirty_bitmap *bitmap = move->item[i];
-
-    int err = check_name(move, bitmap, diag);
-    if (err)
-        return err;
-    if (bitmap->persistent)
-        move->twin[i] = new_twin(bitmap);
-    if (bitmap->persistent && !move->twin[i])
-        err = -ENOMEM;
-    if (!err)
-        err = fit_size(bitmap, move->to->size);
-    return err ? diag_errno(diag, -err, "%s: bitmap '%.200s'", move->from->filename,
-                            bitmap->name)
-               : 0;
+    for (unsigned i = 0; i < move->n; i++)
+        if (!observer_is_there(&move->to->observers, &move->item[i].bitmap->observer))
+            move->observer[move->n_new++] = &move->item[i].bitmap->observer;
+    int err = observer_add_unseen(&move->to->observers, move->observer, move->n_new);
+    return err ? diag_errno(diag, -err, "%s: its bitmaps", move->to->filename) : 0;
 }
 
 static int prepare(struct move *move, struct diag *diag)
 {
     int err = gather(move);
     if (err)
-        return diag_errno(diag, -err, "%s: its bitmaps", move->from->filename);
+        return diag_errno(diag, -err, "%s: its bitmaps", move->top->filename);
     for (unsigned i = 0; i < move->n; i++) {
-        err = prepare_one(move, i, diag);
+        move->item[i].fits = move->item[i].bitmap->size == move->to->size;
+        err = check_use(move, i, diag);
         if (err)
             return err;
-        if (!observer_is_there(&move->to->observers, &move->item[i]->observer))
-            move->observer[move->n_new++] = &move->item[i]->observer;
     }
-    err = observer_add_unseen(&move->to->observers, move->observer, move->n_new);
-    return err ? diag_errno(diag, -err, "%s: its bitmaps", move->to->filename) : 0;
+    for (unsigned i = 0; i < move->n; i++) {
+        err = prepare_one(move, &move->item[i], diag);
+        if (err)
+            return err;
+    }
+    return begin_recording(move, diag);
 }
 
 /* ---- what can't ---- */
 
-static void leave_twin(struct node *node, struct dirty_bitmap *bitmap,
-                       struct dirty_bitmap *twin)
+/* What the disk has behind its old end was there before: nobody has recorded it. */
+static void fit_size(struct going *item, uint64_t size)
 {
-    LOCK_GUARD(&node->bitmaps.lock);
+    struct dirty_bitmap *bitmap = item->bitmap;
+    uint64_t old = bitmap->size;
 
-    list_remove(&bitmap->link);
-    if (twin)
-        list_append(&node->bitmaps.list, &twin->link);
+    if (item->fits)
+        return;
+    dirty_bitmap_move_bits(bitmap, size, &item->room);
+    if (size > old && dirty_bitmap_enabled(bitmap))
+        dirty_bitmap_set(bitmap, old, size - old);
+}
+
+static void leave_twin(struct going *item)
+{
+    struct dirty_bitmaps *bitmaps = &item->from->bitmaps;
+    LOCK_GUARD(&bitmaps->keep);
+    LOCK_GUARD(&bitmaps->lock);
+
+    list_remove(&item->bitmap->link);
+    if (item->twin)
+        list_append(&bitmaps->list, &item->twin->link);
+    item->twin = NULL;
 }
 
 /* What `to` knows under its name becomes part of it. */
@@ -234,19 +295,17 @@ static void join(struct node *to, struct dirty_bitmap *bitmap)
 static void go(struct move *move)
 {
     for (unsigned i = 0; i < move->n; i++) {
-        {
-            LOCK_GUARD(&move->from->bitmaps.keep);
-            leave_twin(move->from, move->item[i], move->twin[i]);
-            move->twin[i] = NULL;
-        }
-        join(move->to, move->item[i]);
+        struct going *item = &move->item[i];
+        leave_twin(item);
+        fit_size(item, move->to->size);
+        join(move->to, item->bitmap);
     }
 }
 
-int node_bitmaps_move(struct node *top, struct node *from, struct node *to,
+int node_bitmaps_move(struct node *top, const struct node *end, struct node *to,
                       struct diag *diag)
 {
-    struct move move = {.top = top, .from = from, .to = to};
+    struct move move = {.top = top, .end = end, .to = to};
 
     int err = prepare(&move, diag);
     if (!err)

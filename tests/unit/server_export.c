@@ -196,6 +196,85 @@ Test(exp, an_overlay_takes_the_place_of_its_base)
     end(&f);
 }
 
+/* ---- bitmaps ---- */
+
+static struct dirty_bitmap *add_bitmap(struct node *node, const char *name)
+{
+    const struct bitmap_params params = {.name = name, .granularity = 64u << 10};
+    struct dirty_bitmap *bitmap;
+    struct diag diag = {0};
+
+    cr_assert_eq(node_bitmap_create(node, &params, &bitmap, &diag), 0, "%s", diag.text);
+    return bitmap;
+}
+
+/* None has gone, and none is changed, when one can't go (F-04). */
+Test(exp, bitmaps_go_all_or_none)
+{
+    CLEANUP_FREE char *base = NULL, *path = NULL;
+    struct diag diag = {0};
+    struct fixture f;
+
+    set_up(&f, "top");
+    base = scratch_path(&f.scratch, "base");
+    make_image(base, "qcow2", SIZE, NULL);
+    make_image(f.path, "qcow2", SIZE, base);
+    start(&f);
+    struct node *top = take_seat(&f.exp);
+    struct node *larger = another(&f, "larger", 2 * SIZE, &path);
+    cr_assert_eq(node_activate(larger, &diag), 0, "%s", diag.text);
+    struct dirty_bitmap *below = add_bitmap(top->backing, "idle");
+    struct dirty_bitmap *idle = add_bitmap(top, "idle"), *busy = add_bitmap(top, "zbusy");
+    dirty_bitmap_set(below, 0, 1);
+    cr_assert_eq(dirty_bitmap_acquire(busy, &diag), 0);
+
+    cr_expect_eq(replace(&f.exp, larger, &diag), -EBUSY);
+    cr_expect(strstr(diag.text, "'zbusy' is in use"), "%s", diag.text);
+    cr_expect_eq(node_bitmap_find(top, "idle"), idle);
+    cr_expect_eq(node_bitmap_find(top->backing, "idle"), below);
+    cr_expect_eq(dirty_bitmap_size(idle), SIZE);
+    cr_expect_eq(dirty_bitmap_size(below), SIZE);
+    cr_expect_eq(dirty_bitmap_count(idle), 0);
+    cr_expect_null(node_bitmap_find(larger, "idle"));
+    cr_expect_null(atomic_load(&larger->observers.list), "somebody records");
+
+    dirty_bitmap_release(busy);
+    cr_assert_eq(replace(&f.exp, larger, &diag), 0, "%s", diag.text);
+    cr_expect_eq(node_bitmap_find(larger, "idle"), idle);
+    cr_expect_eq(node_bitmap_find(larger, "zbusy"), busy);
+    cr_expect_eq(dirty_bitmap_size(idle), 2 * SIZE);
+    cr_expect(dirty_bitmap_get(idle, 0), "what the layer below has recorded");
+    cr_expect_eq(dirty_bitmap_count(idle), SIZE + (64u << 10), "and what nobody has");
+    leave_seat(&f.exp);
+    end(&f);
+}
+
+/* Who uses one of a layer below would lose it to the one above. */
+Test(exp, a_busy_bitmap_becomes_no_part_of_another)
+{
+    CLEANUP_FREE char *base = NULL, *path = NULL;
+    struct diag diag = {0};
+    struct fixture f;
+
+    set_up(&f, "top");
+    base = scratch_path(&f.scratch, "base");
+    make_image(base, "qcow2", SIZE, NULL);
+    make_image(f.path, "qcow2", SIZE, base);
+    start(&f);
+    struct node *top = take_seat(&f.exp), *mid = top->backing;
+    struct node *other = another(&f, "other", SIZE, &path);
+    struct dirty_bitmap *below = add_bitmap(mid, "b"), *above = add_bitmap(top, "b");
+    cr_assert_eq(dirty_bitmap_acquire(below, &diag), 0);
+    cr_expect_eq(replace(&f.exp, other, &diag), -EBUSY);
+    cr_expect_eq(node_bitmap_find(top, "b"), above);
+    cr_expect_eq(node_bitmap_find(mid, "b"), below);
+    dirty_bitmap_release(below);
+    cr_expect_eq(replace(&f.exp, other, &diag), 0, "%s", diag.text);
+    cr_expect_eq(node_bitmap_find(other, "b"), above);
+    leave_seat(&f.exp);
+    end(&f);
+}
+
 /* ---- holding ---- */
 
 struct writer {
