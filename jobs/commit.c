@@ -23,6 +23,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "block/open_policy.h"
 #include "block/chain.h"
 #include "jobs/commit.h"
 #include "jobs/layers.h"
@@ -87,13 +88,16 @@ static int open_overlay(struct commit_layers *layers, const struct node *active,
                            : layer_name_for(layers->overlay, top, layers->base);
     if (!layers->new_name)
         return diag_errno(diag, ENOMEM, "%s", overlay->filename);
-    int err = node_lock_for_writing(overlay, diag);
+    int err = reference_check_recorded(overlay->filename, layers->new_name, diag);
+    if (err)
+        return err;
+    err = node_lock_for_writing(overlay, diag);
     if (err)
         return err;
     layers->overlay_locked = true;
     options.node.lock_off = true;
     return overlay == active ? 0
-                             : chain_open(active->ctx, overlay->filename, &options,
+                             : chain_open(active->ctx, node_location(overlay), &options,
                                           &layers->overlay_rw, diag);
 }
 
@@ -128,7 +132,7 @@ static int open_base(const struct commit_layers *layers, struct node *active,
     };
 
     options.node.lock_off = true;
-    int err = chain_open(active->ctx, layers->base->filename, &options, out, diag);
+    int err = chain_open(active->ctx, node_location(layers->base), &options, out, diag);
     if (err)
         return err;
     (*out)->name = node_name_get(layers->base->name);
@@ -180,7 +184,7 @@ static int replace_committed_layers(struct mirror *m, struct diag *diag)
 
     (void)!node_lock_for_reading(layers->base, diag);
     layers->base_locked = false;
-    int err = chain_open(overlay->ctx, layers->base->filename, &options, &below, diag);
+    int err = chain_open(overlay->ctx, node_location(layers->base), &options, &below, diag);
     if (err)
         return err;
     below->name = node_name_get(layers->base->name);

@@ -43,6 +43,6 @@ char *layer_name_for(const struct node *image, const struct node *top,
         last = last->backing;
     CLEANUP_FREE char *joined =
         last->backing_name ? reference_join(image->filename, last->backing_name) : NULL;
-    bool same = joined && strcmp(joined, base->filename) == 0;
+    bool same = joined && node_is_called(base, joined);
     return strdup(same ? last->backing_name : base->filename);
 }

@@ -25,6 +25,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "block/open_policy.h"
 #include "block/chain.h"
 #include "jobs/copier.h"
 #include "jobs/layers.h"
@@ -135,7 +136,7 @@ static int open_writer(struct stream *s, struct node *active, struct diag *diag)
         return err;
     s->locked = true;
     options.node.lock_off = true;
-    err = chain_open(layer->ctx, layer->filename, &options, &s->writer, diag);
+    err = chain_open(layer->ctx, node_location(layer), &options, &s->writer, diag);
     if (err)
         return err;
     node_note_writer(active, layer);
@@ -205,6 +206,9 @@ static int stream_open(struct job *job, void *state, struct diag *diag)
                                     : layer_name_for(s->layer, s->layer, s->base);
     if (s->base && !s->new_name)
         return diag_errno(diag, ENOMEM, "job '%s'", s->id);
+    err = s->new_name ? reference_check_recorded(s->layer->filename, s->new_name, diag) : 0;
+    if (err)
+        return err;
     err = open_writer(s, active, diag);
     if (err)
         return err;
@@ -358,7 +362,7 @@ static int reopen_layer(struct stream *s, struct node **out, struct diag *diag)
         .node = layer->options,
     };
 
-    int err = chain_open(layer->ctx, layer->filename, &options, out, diag);
+    int err = chain_open(layer->ctx, node_location(layer), &options, out, diag);
     if (err)
         return err;
     (*out)->name = node_name_get(layer->name);

@@ -59,14 +59,17 @@ static int check_reference(const struct overlay *o, const char *file,
 
 /* The image has to name what will lie below it: else nobody would find it at the next
  * start. */
-static int name_backing(struct overlay *o, struct diag *diag)
+static int name_backing(struct overlay *o, enum references policy, struct diag *diag)
 {
     struct node *top = o->top;
 
     if (!top->backing_name)
         return node_set_backing(top, o->old->filename, node_format(o->old), diag);
-    CLEANUP_FREE char *joined = reference_join(top->filename, top->backing_name);
-    if (joined && node_is_called(o->old, joined))
+    CLEANUP_REFERENCE struct reference ref = {0};
+    int err = reference_resolve(top->filename, top->backing_name, policy, &ref, diag);
+    if (err)
+        return err;
+    if (node_is_called(o->old, ref.path))
         return 0;
     return diag_set(diag, EINVAL,
                     "%s: names another backing file, %s, than the %s that it is to lie on",
@@ -78,12 +81,12 @@ static int settle_reference(struct overlay *o, enum references policy, struct di
 {
     bool had_name = o->top->backing_name;
 
-    int err = check_reference(o, o->top->filename, policy, diag);
+    int err = had_name ? 0 : check_reference(o, o->top->filename, policy, diag);
     if (!err)
-        err = name_backing(o, diag);
+        err = name_backing(o, policy, diag);
     if (err || had_name)
         return err;
-    CLEANUP_FREE char *file = strdup(o->top->filename);
+    CLEANUP_FREE char *file = strdup(node_location(o->top));
     const char *format = node_format(o->top);
     node_close(o->top);
     o->top = NULL;

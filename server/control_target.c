@@ -8,6 +8,7 @@
 
 #include "base/cleanup.h"
 #include "block/chain.h"
+#include "block/open_policy.h"
 #include "node_table.h"
 #include "storage/nbd_uri.h"
 #include "storage/rbd_name.h"
@@ -71,6 +72,9 @@ static int make_file(const struct target_request *request, struct diag *diag)
     if (below && !driver_can(driver, DRIVER_BACKING))
         return diag_set(diag, EINVAL, "%s: %s images have no backing file", request->target,
                         driver->name);
+    int err = below ? reference_check_recorded(request->target, backing_file, diag) : 0;
+    if (err)
+        return err;
     return create_image(driver, &create, diag);
 }
 

@@ -174,6 +174,20 @@ static int open_store(const struct layer *layer, const struct node_options *opti
     return layer->protocol->open(layer->path, &how, out, diag);
 }
 
+/* What the node is called, for all to see. */
+static int open_node(struct block_context *ctx, const struct driver *driver,
+                     struct storage *file, const struct layer *layer,
+                     const struct chain_options *options, struct node **out,
+                     struct diag *diag)
+{
+    CLEANUP_STORAGE struct storage *owned = file;
+    CLEANUP_FREE char *shown = storage_shown_name(layer->protocol, layer->path);
+
+    if (!shown)
+        return diag_errno(diag, ENOMEM, "%s", file->name);
+    return node_open(ctx, driver, TAKE(&owned), shown, &options->node, out, diag);
+}
+
 static int open_layer(struct block_context *ctx, const struct layer *layer,
                       const struct chain_options *options, struct visited *visited,
                       struct node **out, struct diag *diag)
@@ -195,7 +209,7 @@ static int open_layer(struct block_context *ctx, const struct layer *layer,
     rc = find_layer_driver(file, layer, &driver, diag);
     if (rc < 0)
         return rc;
-    rc = node_open(ctx, driver, TAKE(&file), layer->path, &options->node, out, diag);
+    rc = open_node(ctx, driver, TAKE(&file), layer, options, out, diag);
     if (rc < 0)
         return rc;
     rc = chain_complete_layer(*out, &files, options, visited, diag);
@@ -220,7 +234,7 @@ static int resolve_chosen(const struct node *top, const char *name, struct refer
     if (!node_can(top, DRIVER_BACKING))
         return diag_set(diag, EINVAL, "%s: %s images have no backing file", top->filename,
                         top->driver->name);
-    return reference_resolve("backing=", name, REFERENCES_ANY, out, diag);
+    return reference_resolve_given("backing=", name, out, diag);
 }
 
 /* The format of what the node names: recorded, or said by the name, or both. */

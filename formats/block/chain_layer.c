@@ -14,8 +14,7 @@ static int resolve_data_file(const struct node *node, const char *named, bool is
                              struct diag *diag)
 {
     if (is_top && options->data_file)
-        return reference_resolve("data-file=", options->data_file, REFERENCES_ANY, ref,
-                                 diag);
+        return reference_resolve_given("data-file=", options->data_file, ref, diag);
     if (!named)
         return diag_set(
             diag, EINVAL, "%s: its data lies in another file, which it doesn't name: %s",

@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "block/create.h"
 #include "block/driver.h"
 #include "block/open_policy.h"
@@ -174,17 +175,22 @@ int create_image(const struct driver *driver, const struct create_request *req,
 {
     struct made image = {.protocol = req->protocol ? req->protocol : &storage_protocol_file,
                          .name = req->filename};
+    CLEANUP_FREE char *shown = storage_shown_name(image.protocol, req->filename);
     CLEANUP_REFERENCE struct reference ref = {0};
     struct made data = {0};
+    struct create_request named = *req; /* as messages may name it */
 
+    if (!shown)
+        return diag_errno(diag, ENOMEM, "an image");
+    named.filename = shown;
     if (!image.protocol->create)
-        return diag_set(diag, ENOTSUP, "%s: images can't be made by the protocol %s",
-                        req->filename, image.protocol->name);
-    int err = check_exact_size(driver, req, diag);
+        return diag_set(diag, ENOTSUP, "%s: images can't be made by the protocol %s", shown,
+                        image.protocol->name);
+    int err = check_exact_size(driver, &named, diag);
     if (err)
         return err;
-    err = driver->check_create(req, diag);
+    err = driver->check_create(&named, diag);
     if (!err && req->data_file)
-        err = plan_data_file(driver, req, &image, &ref, &data, diag);
-    return err ? err : make_image(driver, req, &image, &data, diag);
+        err = plan_data_file(driver, &named, &image, &ref, &data, diag);
+    return err ? err : make_image(driver, &named, &image, &data, diag);
 }

@@ -94,7 +94,7 @@ struct node {
     struct block_context *ctx;
     struct node_options options;
 
-    char *filename;
+    char *filename;         /* for all to see */
     struct node_name *name; /* that a user gave it; NULL: none; not changed while in use */
     struct storage *file;   /* owned */
     struct storage *data_file; /* owned; NULL: guest data lies in `file` */
@@ -287,6 +287,9 @@ static inline const char *node_format(const struct node *node)
 {
     return node->driver->name;
 }
+
+/* What its file is opened by again: the filename, with the secrets that may hide there. */
+const char *node_location(const struct node *node);
 
 /* Does a name (a path, an NBD URI or an RBD name as users write it) lead to the node's file?
  * A relative path is taken as the process' folder has it. */

@@ -10,6 +10,7 @@
 #include "block/shared_layer.h"
 #include "storage/nbd.h"
 #include "storage/protocol.h"
+#include "block/open_policy.h"
 #include "storage/rbd.h"
 
 /* By the driver, with the bitmaps, which go with the size also when it could not do all. */
@@ -98,11 +99,14 @@ int node_set_backing(struct node *node, const char *name, const char *format,
     if (!node_can(node, DRIVER_BACKING))
         return diag_set(diag, ENOTSUP, "%s: %s images have no backing file", node->filename,
                         node->driver->name);
+    int err = name ? reference_check_recorded(node->filename, name, diag) : 0;
+    if (err)
+        return err;
     CLEANUP_FREE char *new_name = name ? strdup(name) : NULL;
     CLEANUP_FREE char *new_format = format ? strdup(format) : NULL;
     if (!new_name != !name || !new_format != !format)
         return diag_errno(diag, ENOMEM, "%s", node->filename);
-    int err = node->driver->set_backing(node, name, format, diag);
+    err = node->driver->set_backing(node, name, format, diag);
     if (err)
         return err;
     /* The old ones are freed when who reads them has left. */
@@ -188,6 +192,11 @@ bool node_is_called(const struct node *node, const char *name)
         return is_same_export(node, name);
     return rbd_name_is_one(name) ? is_same_rbd(node, name)
                                  : is_same_file(name, node->filename);
+}
+
+const char *node_location(const struct node *node)
+{
+    return node->file->location ? node->file->location : node->filename;
 }
 
 const struct storage_protocol *node_protocol(const struct node *node)

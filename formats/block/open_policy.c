@@ -9,7 +9,7 @@
 #include "base/cleanup.h"
 #include "block/json_name.h"
 #include "block/open_policy.h"
-#include "storage/nbd_uri.h"
+#include "storage/rbd_name.h"
 
 int references_parse(const char *word, enum references *out)
 {
@@ -82,18 +82,38 @@ static int check_below_folder(const char *image, const char *path, struct diag *
                     image, path);
 }
 
-static int resolve_remote(const char *image, const struct storage_protocol *protocol,
-                          const char *uri, enum references policy, struct reference *out,
-                          struct diag *diag)
+/* Where a name was found. */
+struct finding {
+    const char *image; /* or what the user's words begin with */
+    enum references policy;
+    bool given; /* by the user, who may say more than an image may */
+};
+
+/* How Ceph is asked is no image's to say: it would be refused when the name is followed. */
+static int check_rbd(const struct finding *found, const char *text, struct diag *diag)
 {
-    if (policy == REFERENCES_DIR)
+    CLEANUP_RBD_NAME struct rbd_name name = {0};
+    struct diag why = {0};
+
+    int err = found->given ? 0 : rbd_name_parse(text, RBD_NAME_IMAGE, &name, &why);
+    return err ? diag_set(diag, -err, "%s: names %s", found->image, why.text) : 0;
+}
+
+static int resolve_remote(const struct finding *found,
+                          const struct storage_protocol *protocol, const char *uri,
+                          struct reference *out, struct diag *diag)
+{
+    if (found->policy == REFERENCES_DIR)
         return diag_set(diag, EACCES,
                         "%s: names %s, which is not below the image's folder "
                         "(references=dir)",
-                        image, uri);
+                        found->image, uri);
+    int err = protocol == &storage_protocol_rbd ? check_rbd(found, uri, diag) : 0;
+    if (err)
+        return err;
     out->path = strdup(uri);
     out->protocol = protocol;
-    return out->path ? 0 : diag_errno(diag, ENOMEM, "%s", image);
+    return out->path ? 0 : diag_errno(diag, ENOMEM, "%s", found->image);
 }
 
 static int resolve_local(const char *image, const char *local, enum references policy,
@@ -122,36 +142,38 @@ static int resolve_local(const char *image, const char *local, enum references p
     return rc;
 }
 
-static int resolve_json(const char *image, const char *name, enum references policy,
+static int resolve_json(const struct finding *found, const char *name,
                         struct reference *out, struct diag *diag)
 {
     struct json_name parsed;
-    int rc = json_name_parse(image, name, &parsed, diag);
+    int rc = json_name_parse(found->image, name, &parsed, diag);
     if (rc < 0)
         return rc;
 
     CLEANUP_FREE char *target = parsed.target;
     rc = parsed.protocol != &storage_protocol_file
-             ? resolve_remote(image, parsed.protocol, target, policy, out, diag)
-             : resolve_local(image, target, policy, out, diag);
+             ? resolve_remote(found, parsed.protocol, target, out, diag)
+             : resolve_local(found->image, target, found->policy, out, diag);
     if (rc == 0)
         out->format = parsed.format;
     return rc;
 }
 
-int reference_resolve(const char *image, const char *name, enum references policy,
-                      struct reference *out, struct diag *diag)
+static int resolve(const struct finding *found, const char *name, struct reference *out,
+                   struct diag *diag)
 {
+    const char *image = found->image;
+
     *out = (struct reference){0};
-    if (policy == REFERENCES_NONE)
+    if (found->policy == REFERENCES_NONE)
         return diag_set(diag, EACCES,
                         "%s: names %s, but references=none allows no other file", image,
                         name);
     const struct storage_protocol *protocol = storage_protocol_of(name);
     if (protocol != &storage_protocol_file)
-        return resolve_remote(image, protocol, name, policy, out, diag);
+        return resolve_remote(found, protocol, name, out, diag);
     if (json_name_is_one(name))
-        return resolve_json(image, name, policy, out, diag);
+        return resolve_json(found, name, out, diag);
 
     const char *local = strip_file_protocol(name);
     if (local == name && has_protocol(name))
@@ -159,5 +181,26 @@ int reference_resolve(const char *image, const char *name, enum references polic
                         "%s: names %s: an image may name local files, NBD exports and RBD "
                         "images only",
                         image, name);
-    return resolve_local(image, local, policy, out, diag);
+    return resolve_local(image, local, found->policy, out, diag);
+}
+
+int reference_resolve(const char *image, const char *name, enum references policy,
+                      struct reference *out, struct diag *diag)
+{
+    return resolve(&(struct finding){.image = image, .policy = policy}, name, out, diag);
+}
+
+int reference_resolve_given(const char *what, const char *name, struct reference *out,
+                            struct diag *diag)
+{
+    const struct finding found = {.image = what, .policy = REFERENCES_ANY, .given = true};
+
+    return resolve(&found, name, out, diag);
+}
+
+int reference_check_recorded(const char *image, const char *name, struct diag *diag)
+{
+    const struct finding found = {.image = image};
+
+    return rbd_name_is_one(name) ? check_rbd(&found, name, diag) : 0;
 }

@@ -37,12 +37,23 @@ static inline void reference_free(struct reference *ref)
 #define CLEANUP_REFERENCE CLEANUP(reference_free)
 
 /* What `name`, found in `image`, stands for: relative names lie in the image's folder;
- * "file:" is stripped; NBD URIs and RBD names stay as they are; of "json:", files, NBD exports
+ * "file:" is stripped; NBD URIs stay as they are, and so do RBD names, which may not say how Ceph
+ * is asked; of "json:", files, NBD exports
  * and RBD images are understood (json_name.h); other protocols ("ssh:", ...) are refused, as qemu-img would
  * read them (a name with a colon before its first slash).  *out is to be freed; empty on
  * failure. */
 int reference_resolve(const char *image, const char *name, enum references policy,
                       struct reference *out, struct diag *diag) MUST_USE;
+
+/* As reference_resolve with REFERENCES_ANY, of a name that the user gives beside any image: an
+ * RBD name may say how Ceph is asked.  `what` begins the messages. */
+int reference_resolve_given(const char *what, const char *name, struct reference *out,
+                            struct diag *diag) MUST_USE;
+
+/* May `image` record the name?  Of RBD names alone that is judged: who wants to record something
+ * else knows why.  0 or -errno. */
+int reference_check_recorded(const char *image, const char *name,
+                             struct diag *diag) MUST_USE;
 
 /* Only the joining of names: no policy and nothing refused, for what is shown or compared.
  * The caller's to free; NULL when memory is short. */

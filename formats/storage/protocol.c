@@ -63,6 +63,15 @@ static int create_rbd(const char *name, const struct storage_hints *hints,
     return storage_create_rbd(name, out, diag);
 }
 
+static char *show_rbd(const char *name)
+{
+    CLEANUP_RBD_NAME struct rbd_name parsed = {0};
+
+    return rbd_name_parse(name, RBD_NAME_USER, &parsed, NULL)
+               ? strdup("rbd:?")
+               : rbd_name_print_shown(&parsed);
+}
+
 const struct storage_protocol storage_protocol_rbd = {
     .name = "rbd",
     .owns = rbd_name_is_one,
@@ -70,6 +79,7 @@ const struct storage_protocol storage_protocol_rbd = {
     .open = storage_open_rbd,
     .create = create_rbd,
     .remove = storage_remove_rbd,
+    .shown = show_rbd,
 };
 
 static const struct storage_protocol *const protocols[] = {&storage_protocol_nbd,
@@ -81,6 +91,11 @@ const struct storage_protocol *storage_protocol_of(const char *name)
         if (protocols[i]->owns(name))
             return protocols[i];
     return &storage_protocol_file;
+}
+
+char *storage_shown_name(const struct storage_protocol *protocol, const char *name)
+{
+    return protocol->shown ? protocol->shown(name) : strdup(name);
 }
 
 void storage_tell_libraries(library_sink *sink, void *opaque)

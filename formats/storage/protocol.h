@@ -27,6 +27,9 @@ struct storage_protocol {
      * stores. */
     int (*create)(const char *name, const struct storage_hints *hints, struct storage **out,
                   struct diag *diag);
+    /* The name without secrets; the caller's to free, NULL when memory is short.  NULL: the
+     * names have none. */
+    char *(*shown)(const char *name);
     /* There with `create`: removes a store that was made and closed; what can't be removed
      * stays. */
     void (*remove)(const char *name);
@@ -37,6 +40,11 @@ extern const struct storage_protocol storage_protocol_file, storage_protocol_nbd
 
 /* The protocol whose name it is; else that of files. */
 const struct storage_protocol *storage_protocol_of(const char *name);
+
+/* The name as it may be shown, and stand in a log; the caller's to free, NULL when memory is
+ * short. */
+char *storage_shown_name(const struct storage_protocol *protocol,
+                         const char *name) MUST_USE;
 
 /* Those of all protocols; loads what is loaded when it is needed.  Not from two threads. */
 void storage_tell_libraries(library_sink *sink, void *opaque);

@@ -36,7 +36,8 @@ static struct rbd_storage *new_storage(const char *text, const struct storage_op
     enum rbd_name_origin origin = how->named_by_image ? RBD_NAME_IMAGE : RBD_NAME_USER;
     if (rbd_name_parse(text, origin, &rbd->name, diag) == 0) {
         rbd->st.name = rbd_name_print_place(&rbd->name);
-        if (rbd->st.name)
+        rbd->st.location = rbd_name_print(&rbd->name);
+        if (rbd->st.name && rbd->st.location)
             return rbd;
         diag_errno(diag, ENOMEM, "an RBD image");
     }

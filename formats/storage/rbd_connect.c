@@ -26,7 +26,9 @@ static int set_option(struct rbd_link *link, const char *place, const char *key,
 
     if (err == -ENOENT)
         return diag_set(diag, EINVAL, "%s: Ceph has no option '%s'", place, key);
-    return err ? diag_errno(diag, -err, "%s: %s=%s", place, key, value) : 0;
+    return err ? diag_errno(diag, -err, "%s: %s=%s", place, key,
+                            rbd_option_is_secret(key) ? "***" : value)
+               : 0;
 }
 
 /* Without a file all can be in options. */

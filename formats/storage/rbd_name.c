@@ -12,7 +12,8 @@
 #define PREFIX "rbd:"
 
 struct parse {
-    char shown[200]; /* the text, cut so that a message has room for its reason */
+    char shown
+        [200]; /* the text without its options, cut so that a message has room for its reason */
     enum rbd_name_origin origin;
     struct rbd_name *name;
     struct diag *diag;
@@ -127,8 +128,7 @@ static int parse_option(struct parse *p, const char *at, const char *end)
     const char *equals = find_plain(at, end, "=");
 
     if (equals == end)
-        return diag_set(p->diag, EINVAL, "%s: '%.*s': an option must be KEY=VALUE",
-                        p->shown, (int)(end - at > 80 ? 80 : end - at), at);
+        return diag_set(p->diag, EINVAL, "%s: an option must be KEY=VALUE", p->shown);
     int err = take_piece(p, "the key of an option", at, equals, &key);
     if (!err)
         err = take_piece(p, key, equals + 1, end, &value);
@@ -140,7 +140,7 @@ static int parse_options(struct parse *p, const char *at, const char *end)
     if (at < end && p->origin == RBD_NAME_IMAGE)
         return diag_set(p->diag, EACCES,
                         "%s: an image may not choose how Ceph is asked (id=, conf= and "
-                        "other options)",
+                        "other options): say that in Ceph's configuration or in CEPH_ARGS",
                         p->shown);
     while (at < end) {
         const char *stop = find_plain(at + 1, end, ":");
@@ -195,6 +195,17 @@ static int parse_parts(struct parse *p, const char *text)
     return err ? err : parse_options(p, options, end);
 }
 
+/* Options may have secrets. */
+static void show_place(struct parse *p, const char *text)
+{
+    const char *options = find_plain(text + strlen(PREFIX), text + strlen(text), ":");
+    size_t n = (size_t)(options - text);
+
+    snprintf(p->shown, sizeof p->shown, "%.*s", (int)n, text);
+    if (n >= sizeof p->shown)
+        strcpy(p->shown + sizeof p->shown - 4, "...");
+}
+
 int rbd_name_parse(const char *text, enum rbd_name_origin origin, struct rbd_name *out,
                    struct diag *diag)
 {
@@ -204,9 +215,7 @@ int rbd_name_parse(const char *text, enum rbd_name_origin origin, struct rbd_nam
     int err = check_text(text, diag);
     if (err)
         return err;
-    snprintf(p.shown, sizeof p.shown, "%s", text);
-    if (strlen(text) >= sizeof p.shown)
-        strcpy(p.shown + sizeof p.shown - 4, "...");
+    show_place(&p, text);
     err = parse_parts(&p, text);
     if (err)
         rbd_name_free(out);
@@ -249,7 +258,20 @@ static void print_option(FILE *f, const char *key, const char *value)
     }
 }
 
-static char *print_parts(const struct rbd_name *name, bool options)
+enum printing { PRINT_PLACE, PRINT_ALL, PRINT_SHOWN };
+
+static void print_options(FILE *f, const struct rbd_name *name, enum printing how)
+{
+    print_option(f, "id", name->id);
+    print_option(f, "conf", name->conf);
+    for (unsigned i = 0; i < name->n_options; i++) {
+        const struct rbd_option *o = &name->options[i];
+        bool hidden = how == PRINT_SHOWN && rbd_option_is_secret(o->key);
+        print_option(f, o->key, hidden ? "***" : o->value);
+    }
+}
+
+static char *print_parts(const struct rbd_name *name, enum printing how)
 {
     char *text = NULL;
     size_t n;
@@ -258,24 +280,30 @@ static char *print_parts(const struct rbd_name *name, bool options)
     if (!f)
         return NULL;
     print_place(f, name);
-    if (options) {
-        print_option(f, "id", name->id);
-        print_option(f, "conf", name->conf);
-        for (unsigned i = 0; i < name->n_options; i++)
-            print_option(f, name->options[i].key, name->options[i].value);
-    }
+    if (how != PRINT_PLACE)
+        print_options(f, name, how);
     if (fclose(f) == 0)
         return text;
     free(text);
     return NULL;
 }
 
+bool rbd_option_is_secret(const char *key)
+{
+    return strcmp(key, "key") == 0;
+}
+
 char *rbd_name_print(const struct rbd_name *name)
 {
-    return print_parts(name, true);
+    return print_parts(name, PRINT_ALL);
+}
+
+char *rbd_name_print_shown(const struct rbd_name *name)
+{
+    return print_parts(name, PRINT_SHOWN);
 }
 
 char *rbd_name_print_place(const struct rbd_name *name)
 {
-    return print_parts(name, false);
+    return print_parts(name, PRINT_PLACE);
 }

@@ -60,6 +60,13 @@ char *rbd_name_print(const struct rbd_name *name) MUST_USE;
 /* As rbd_name_print, without who asks and how: where the image lies. */
 char *rbd_name_print_place(const struct rbd_name *name) MUST_USE;
 
+/* As rbd_name_print, with *** in the place of a key of Ceph's: to be shown, and no name to be
+ * opened by then. */
+char *rbd_name_print_shown(const struct rbd_name *name) MUST_USE;
+
+/* Is what the option says a secret? */
+bool rbd_option_is_secret(const char *key) MUST_USE;
+
 /* Harmless on one that is empty. */
 void rbd_name_free(struct rbd_name *name);
 

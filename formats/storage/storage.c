@@ -382,7 +382,8 @@ void storage_close(struct storage *st)
     if (!st)
         return;
     /* The head is part of what close frees. */
-    char *name = st->name;
+    char *name = st->name, *location = st->location;
     st->ops->close(st);
     free(name);
+    free(location);
 }

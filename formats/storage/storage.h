@@ -90,6 +90,7 @@ struct storage_ops {
 struct storage {
     const struct storage_ops *ops;
     char *name;      /* for messages; owned */
+    char *location;  /* what opens it again, when that can't be shown; else NULL; owned */
     uint32_t align;  /* 1, or what makes accesses fast when aligned to it (O_DIRECT) */
     bool fixed_size; /* block device: can't grow */
     bool read_only;  /* writes return -EROFS */

@@ -98,7 +98,7 @@ static int open_base(const struct commit_args *args, struct node *top, struct no
                   : node_lock_for_writing(base, diag);
     if (err)
         return err;
-    err = chain_open(top->ctx, base->filename, &chain, out, diag);
+    err = chain_open(top->ctx, node_location(base), &chain, out, diag);
     if (err)
         return err;
     node_note_writer(top, base);

@@ -286,6 +286,9 @@ static int check_words(const struct rebase_args *args, const struct node *image)
         return cli_error("Could not change the backing file to '%s': backing format must "
                          "be specified",
                          args->backing);
+    struct diag diag = {0};
+    if (reference_check_recorded(image->filename, args->backing, &diag) < 0)
+        return cli_diag(&diag);
     if (args->compress && node_why_not_compress(image))
         return cli_error("%s: Compression not supported for this file format: %s",
                          image->filename, node_why_not_compress(image));

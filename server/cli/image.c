@@ -123,7 +123,7 @@ static int open_by_name(struct image *image, const struct cli_image *given,
 
     if (!is_special_name(given->filename))
         return image_open(image, given->filename, options, IMAGE_MAYBE_RAW);
-    if (reference_resolve("", given->filename, REFERENCES_ANY, &ref, &diag) < 0)
+    if (reference_resolve_given("", given->filename, &ref, &diag) < 0)
         return cli_diag(&diag);
     if (ref.format && options->format && strcmp(ref.format, options->format) != 0)
         return cli_error("%s: its format is said twice: '%s' and '%s'", given->filename,

@@ -38,7 +38,7 @@ static int resolve_options(const struct option_list *list, struct reference *out
 
     if (!name)
         return cli_error("--image-opts: out of memory, or text that is not UTF-8");
-    if (reference_resolve("--image-opts", name, REFERENCES_ANY, out, &diag) < 0)
+    if (reference_resolve_given("--image-opts", name, out, &diag) < 0)
         return cli_diag(&diag);
     return CLI_OK;
 }

@@ -236,7 +236,15 @@ class Images(RbdCase):
         server.stop()
         for policy in ("dir", "none"):
             self.refused(overlay, f"references={policy}", words=[f"references={policy}"])
-        self.qimg("rebase", "-u", "-b", f"rbd:rbd/base:conf={self.ceph.conf}", "-F", "qcow2", overlay)
+        for command in (("rebase", "-u", "-b", f"rbd:rbd/base:conf={self.ceph.conf}", "-F", "qcow2", overlay),
+                        ("rebase", "-b", f"rbd:rbd/base:conf={self.ceph.conf}", "-F", "qcow2", overlay),
+                        ("create", "-f", "qcow2", "-b", "rbd:rbd/base:key=AQsecret", "-F", "qcow2", self.path("new"))):
+            done = self.qimg(*command, check=False)
+            self.assertEqual(done.returncode, 1, done)
+            self.assertIn("an image may not choose how Ceph is asked", done.stderr)
+            self.assertNotIn("AQsecret", done.stderr)
+        self.assertFalse(os.path.exists(self.path("new")))
+        run("qemu-img", "rebase", "-u", "-b", f"rbd:rbd/base:conf={self.ceph.conf}", "-F", "qcow2", overlay)
         self.refused(overlay, words=["an image may not choose how Ceph is asked"])
         server = self.serve(overlay, f"backing=rbd:rbd/base:conf={self.ceph.conf}")  # but a user may
         self.assertEqual(server.connect().pread(2 * MIB, 3 * MIB), payload)
@@ -370,6 +378,37 @@ class Jobs(RbdCase):
         fill(middle, "qcow2", [(2 * MIB, payload)])
         self.qimg("commit", middle)
         self.assertEqual(harness.content("rbd:rbd/base", "qcow2")[2 * MIB:3 * MIB], payload)
+
+    def test_snapshots_of_a_disk_with_options(self):
+        """What an overlay would name in vain at the next start is refused before anything changes; what is a
+        secret isn't shown."""
+        self.qimg("create", "-f", "qcow2", "rbd:rbd/disk", SIZE)
+        self.begin("rbd:rbd/disk:id=admin:key=AQDYSMpaAAAAABAA0YqwB3GMSYWeDyTbRaxklA==")
+        shown = str(self.client.cmd("query-block")) + str(self.client.cmd("query-named-block-nodes"))
+        self.assertIn("rbd:rbd/disk:id=admin", shown)
+        self.assertNotIn("AQDYSMpa", shown)
+        overlay = self.path("overlay.qcow2")
+        with self.assertRaisesRegex(QmpError, "may not choose how Ceph is asked") as caught:
+            self.client.cmd("blockdev-snapshot-sync", device="drive0", snapshot_file=overlay)
+        self.assertNotIn("AQDYSMpa", str(caught.exception))
+        self.assertFalse(os.path.exists(overlay))
+        self.disk.pwrite(b"on" * 256, 0)
+        self.server.stop()
+        # Without options the overlay is found again.
+        self.begin("rbd:rbd/disk")
+        self.client.cmd("blockdev-snapshot-sync", device="drive0", snapshot_file=overlay)
+        self.server.stop()
+        self.assertEqual(self.serve(overlay).connect().pread(512, 0), b"on" * 256)
+
+    def test_an_overlay_there_with_a_relative_name(self):
+        """It wouldn't be found at the next start."""
+        self.qimg("create", "-f", "qcow2", "rbd:rbd/base", SIZE)
+        run("qemu-img", "create", "-f", "qcow2", "-u", "-b", "base", "-F", "qcow2", "rbd:rbd/overlay", str(SIZE))
+        self.begin("rbd:rbd/base")
+        self.client.cmd("blockdev-add", driver="qcow2", node_name="over", backing=None,
+                        file={"driver": "rbd", "pool": "rbd", "image": "overlay"})
+        with self.assertRaisesRegex(QmpError, "has no folder"):
+            self.client.cmd("blockdev-snapshot", node="drive0", overlay="over")
 
     def test_a_disk_is_no_target_of_itself(self):
         self.ceph.create("disk", SIZE)

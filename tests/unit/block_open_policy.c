@@ -163,3 +163,24 @@ Test(open_policy, not_below_the_folder, .init = make_tree, .fini = remove_tree)
     /* The folder itself isn't below it. */
     expect_resolved("vm/disk", ".", REFERENCES_DIR, NULL);
 }
+
+/* How Ceph is asked is said by the user beside the images, not by one of them. */
+Test(open_policy, rbd_options_are_the_users)
+{
+    static const char *const names[] = {
+        "rbd:p/i:id=me",
+        "json:{\"driver\":\"rbd\",\"pool\":\"p\",\"image\":\"i\",\"user\":\"me\"}",
+    };
+    struct diag diag = {0};
+
+    expect_resolved("/vm/disk", "rbd:p/i@s", REFERENCES_ANY, "rbd:p/i@s");
+    for (size_t i = 0; i < ARRAY_LEN(names); i++) {
+        CLEANUP_REFERENCE struct reference ref = {0};
+        expect_resolved("/vm/disk", names[i], REFERENCES_ANY, NULL);
+        cr_assert_eq(reference_resolve_given("backing=", names[i], &ref, &diag), 0);
+        cr_expect_str_eq(ref.path, "rbd:p/i:id=me");
+    }
+    cr_expect_eq(reference_check_recorded("/vm/disk", "rbd:p/i", &diag), 0);
+    cr_expect_eq(reference_check_recorded("/vm/disk", "rbd:p/i:id=me", &diag), -EACCES);
+    cr_expect_eq(reference_check_recorded("/vm/disk", "http://x/y", &diag), 0);
+}

@@ -232,3 +232,25 @@ Test(rbd_name, a_bad_name_opens_nothing)
     cr_expect_eq(err, rbd_is_there ? -EACCES : -ENOTSUP, "%s", diag.text);
     cr_expect_null(st);
 }
+
+/* Names stand in logs and answers. */
+Test(rbd_name, secrets_are_not_shown)
+{
+    struct rbd_name name;
+    struct diag diag = {0};
+
+    cr_assert_eq(
+        parse("rbd:p/i:id=me:key=AQsecret==:rbd_op_threads=2", RBD_NAME_USER, &name), 0);
+    char *shown = rbd_name_print_shown(&name), *place = rbd_name_print_place(&name);
+    cr_expect_str_eq(shown, "rbd:p/i:id=me:key=***:rbd_op_threads=2");
+    cr_expect_str_eq(place, "rbd:p/i");
+    free(shown);
+    free(place);
+    rbd_name_free(&name);
+    cr_expect_neq(rbd_name_parse("rbd:p/i:key=AQsecret==", RBD_NAME_IMAGE, &name, &diag),
+                  0);
+    cr_expect_null(strstr(diag.text, "AQsecret"), "%s", diag.text);
+    cr_expect_neq(rbd_name_parse("rbd:p/i:key=AQsecret==:key", RBD_NAME_USER, &name, &diag),
+                  0);
+    cr_expect_null(strstr(diag.text, "AQsecret"), "%s", diag.text);
+}
