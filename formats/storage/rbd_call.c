@@ -169,6 +169,11 @@ static int wait_for_turn(struct rbd_link *link, const struct rbd_request *req,
     }
 }
 
+int rbd_wait_for_changes(struct rbd_link *link, uint64_t deadline_ns)
+{
+    return wait_for_turn(link, &(struct rbd_request){.op = RBD_OP_WRITE}, deadline_ns);
+}
+
 /* False: it is librbd's alone from now on. */
 static bool wait_for_result(struct rbd_call *call, uint64_t deadline, int *err)
 {

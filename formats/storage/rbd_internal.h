@@ -3,6 +3,7 @@
  *
  *   rbd.c          open, close, rest and start
  *   rbd_io.c       the storage interface
+ *   rbd_size.c     how large it is
  *   rbd_call.c     one asynchronous request, and who waits for it
  *   rbd_lock.c     Ceph's exclusive lock
  *   rbd_status.c   which objects there are
@@ -46,9 +47,10 @@ struct rbd_link {
     rbd_image_t image;
     bool in_cluster; /* `cluster` is connected, and `io` is there */
     struct rbd_facts facts;
-    _Atomic bool aborted; /* who waits is told so */
-    _Atomic bool locked;  /* by a call; else librbd may have the lock for itself */
-    struct list known;    /* among the links of this process */
+    _Atomic bool aborted;      /* who waits is told so */
+    _Atomic bool locked;       /* by a call; else librbd may have the lock for itself */
+    _Atomic bool size_unknown; /* a change of it was left behind */
+    struct list known;         /* among the links of this process */
     struct lock lock;
     /* under lock */
     pthread_cond_t changed; /* of a call that ended late, or of `running` */
@@ -112,6 +114,7 @@ struct rbd_task {
     int (*run)(struct rbd_task *task); /* on a thread of its own; 0 or -errno */
     void (*free)(struct rbd_task *task);
     struct rbd_link *link; /* used by it; NULL: none */
+    bool changes;          /* the image: later changes wait for it, wherever it ends */
     const _Atomic bool
         *give_up;     /* set by another thread: it isn't waited for; NULL: none */
     struct diag diag; /* for `run` */
@@ -147,8 +150,17 @@ struct rbd_request {
 /* Makes the request and waits for it.  0, -ETIMEDOUT, -ECANCELED, or -errno of Ceph's. */
 int rbd_call(struct rbd_link *link, const struct rbd_request *req) MUST_USE;
 
+/* Until the changes that were left behind have ended.  0, -ETIMEDOUT or -ECANCELED. */
+int rbd_wait_for_changes(struct rbd_link *link, uint64_t deadline_ns) MUST_USE;
+
 /* All who wait for calls, and who come, are answered with -ECANCELED. */
 void rbd_call_abort_all(struct rbd_link *link);
+
+/* ---- rbd_size.c ---- */
+
+/* The image has so many bytes at least, and its size is known. */
+int rbd_grow_to(struct rbd_storage *rbd, uint64_t bytes) MUST_USE;
+int rbd_truncate_storage(struct storage *st, uint64_t bytes) MUST_USE;
 
 /* ---- rbd_lock.c, rbd_status.c: as the storage operations ---- */
 

@@ -32,58 +32,6 @@ static int io_pread(struct storage *st, void *buf, uint64_t off, uint64_t len)
 
 /* ---- the size ---- */
 
-struct resize_task {
-    struct rbd_task task;
-    uint64_t bytes;
-};
-
-static int run_resize(struct rbd_task *task)
-{
-    return librbd.resize(task->link->image,
-                         CONTAINER_OF(task, struct resize_task, task)->bytes);
-}
-
-static void free_resize(struct rbd_task *task)
-{
-    free(CONTAINER_OF(task, struct resize_task, task));
-}
-
-/* With `growth` locked. */
-static int resize_image(struct rbd_storage *rbd, uint64_t bytes)
-{
-    if (!rbd->link)
-        return -ENOTCONN;
-    struct resize_task *t = calloc(1, sizeof *t);
-    if (!t)
-        return -ENOMEM;
-    *t = (struct resize_task){
-        .task = {.run = run_resize, .free = free_resize, .link = rbd->link},
-        .bytes = bytes};
-    struct rbd_task *task = &t->task;
-    int err = rbd_task_run(&task, rbd->facts.timeout_ms, NULL);
-    if (task)
-        free_resize(task);
-    if (!err)
-        atomic_store(&rbd->size, bytes);
-    return err;
-}
-
-static int io_truncate(struct storage *st, uint64_t bytes)
-{
-    struct rbd_storage *rbd = rbd_of(st);
-    RANGE_LOCK_GUARD(&rbd->growth, 0, UINT64_MAX);
-
-    return bytes == atomic_load(&rbd->size) ? 0 : resize_image(rbd, bytes);
-}
-
-static int grow_to(struct rbd_storage *rbd, uint64_t bytes)
-{
-    if (bytes <= atomic_load(&rbd->size))
-        return 0;
-    RANGE_LOCK_GUARD(&rbd->growth, 0, UINT64_MAX);
-    return bytes <= atomic_load(&rbd->size) ? 0 : resize_image(rbd, bytes);
-}
-
 static int io_size(struct storage *st, uint64_t *bytes)
 {
     *bytes = atomic_load(&rbd_of(st)->size);
@@ -103,7 +51,7 @@ static int io_pwritev(struct storage *st, const struct iovec *iov, int count, ui
     struct rbd_storage *rbd = rbd_of(st);
     uint64_t len = iov_length(iov, count);
 
-    int err = grow_to(rbd, off + len);
+    int err = rbd_grow_to(rbd, off + len);
     if (!err)
         err = make_call(
             rbd,
@@ -122,7 +70,7 @@ static int io_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flag
 
     if ((flags & STORAGE_FAST) && !unmap)
         return -ENOTSUP;
-    int err = grow_to(rbd, off + len);
+    int err = rbd_grow_to(rbd, off + len);
     return err ? err
                : make_call(rbd,
                            (struct rbd_request){
@@ -137,10 +85,11 @@ static int io_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flag
 static int io_discard(struct storage *st, uint64_t off, uint64_t len)
 {
     struct rbd_storage *rbd = rbd_of(st);
+    int err = rbd_grow_to(rbd, 0); /* the size has to be known */
     uint64_t size = atomic_load(&rbd->size);
 
-    if (off >= size)
-        return 0;
+    if (err || off >= size)
+        return err;
     return make_call(rbd, (struct rbd_request){.op = RBD_OP_DISCARD,
                                                .off = off,
                                                .len = MIN(len, size - off)});
@@ -199,7 +148,7 @@ const struct storage_ops rbd_ops = {
     .pwritev = io_pwritev,
     .flush = io_flush,
     .size = io_size,
-    .truncate = io_truncate,
+    .truncate = rbd_truncate_storage,
     .close = rbd_close_storage,
     .zero = io_zero,
     .discard = io_discard,

@@ -32,6 +32,22 @@ static bool report_end(struct rbd_task *task, int err)
     return task->abandoned;
 }
 
+/* What changes the image and was left behind is waited for by later changes. */
+static void count_late(struct rbd_task *task, bool more)
+{
+    struct rbd_link *link = task->changes ? task->link : NULL;
+
+    if (!link)
+        return;
+    LOCK_GUARD(&link->lock);
+    if (more)
+        link->late_changes++;
+    else
+        link->late_changes--;
+    if (!more)
+        pthread_cond_broadcast(&link->changed);
+}
+
 static void *task_main(void *opaque)
 {
     struct rbd_task *task = opaque;
@@ -40,6 +56,7 @@ static void *task_main(void *opaque)
     int err = task->run(task);
     bool abandoned = report_end(task, err);
     if (abandoned) {
+        count_late(task, false);
         destroy_task(task);
         task->free(task);
         atomic_fetch_sub(&n_abandoned, 1);
@@ -55,7 +72,7 @@ static bool is_unwanted(const struct rbd_task *task)
            (task->link && atomic_load(&task->link->aborted));
 }
 
-/* False: it was given up, for the reason in *err. */
+/* False: it is waited for no more, for the reason in *err. */
 static bool wait_for_end(struct rbd_task *task, unsigned timeout_ms, int *err)
 {
     uint64_t deadline = clock_ms() + timeout_ms;
@@ -67,12 +84,29 @@ static bool wait_for_end(struct rbd_task *task, unsigned timeout_ms, int *err)
             return true;
         *err = now >= deadline ? -ETIMEDOUT : is_unwanted(task) ? -ECANCELED : 0;
         if (*err)
-            break;
+            return false;
         lock_wait_until(&task->lock, &task->ended,
                         (now + MIN(deadline - now, LOOK_MS)) * 1000000);
     }
-    task->abandoned = true;
-    atomic_fetch_add(&n_abandoned, 1);
+}
+
+static bool mark_abandoned(struct rbd_task *task)
+{
+    LOCK_GUARD(&task->lock);
+
+    task->abandoned = !task->done;
+    if (task->abandoned)
+        atomic_fetch_add(&n_abandoned, 1);
+    return task->abandoned;
+}
+
+/* Counted first: it may end as soon as it is alone.  False: it has ended just now. */
+static bool abandon(struct rbd_task *task)
+{
+    count_late(task, true);
+    if (mark_abandoned(task))
+        return true;
+    count_late(task, false);
     return false;
 }
 
@@ -105,7 +139,7 @@ int rbd_task_run(struct rbd_task **owned, unsigned timeout_ms, struct diag *diag
     int err = start_task(task, &thread);
     if (err)
         return diag_errno(diag, -err, "asking Ceph");
-    if (!wait_for_end(task, timeout_ms, &why)) {
+    if (!wait_for_end(task, timeout_ms, &why) && abandon(task)) {
         pthread_detach(thread);
         *owned = NULL;
         return diag_errno(diag, -why, "Ceph has not answered");

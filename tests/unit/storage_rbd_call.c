@@ -71,8 +71,32 @@ static void fake_release(rbd_completion_t c)
     (void)c;
 }
 
+/* A resize that takes until it is let go. */
+static _Atomic bool hold_resize;
+static _Atomic unsigned n_resizes;
+static _Atomic uint64_t real_size;
+
+static int fake_resize(rbd_image_t image, uint64_t bytes)
+{
+    (void)image;
+    atomic_fetch_add(&n_resizes, 1);
+    while (atomic_load(&hold_resize))
+        clock_nap_ns(1000000);
+    atomic_store(&real_size, bytes);
+    return 0;
+}
+
+static int fake_get_size(rbd_image_t image, uint64_t *bytes)
+{
+    (void)image;
+    *bytes = atomic_load(&real_size);
+    return 0;
+}
+
 static void set_up(void)
 {
+    librbd.resize = fake_resize;
+    librbd.get_size = fake_get_size;
     librbd.aio_create_completion = fake_create;
     librbd.aio_read = fake_read;
     librbd.aio_write = fake_write;
@@ -227,4 +251,33 @@ Test(rbd_call, aborting_tells_all)
     cr_expect_eq(do_write(LONG), -ECANCELED);
     answer(1, 8);
     answer(0, 0);
+}
+
+/* Else it could cut off what was written in the meantime. */
+Test(rbd_call, a_resize_that_was_left_behind_is_a_late_change)
+{
+    struct rbd_storage rbd = {.link = conn, .facts.timeout_ms = 20};
+    struct caller later;
+
+    range_lock_init(&rbd.growth, RANK_LEAF);
+    atomic_store(&hold_resize, true);
+    cr_expect_eq(rbd_grow_to(&rbd, 100), -ETIMEDOUT);
+    cr_expect_eq(do_write(1), -ETIMEDOUT);
+    cr_expect_eq(rbd_truncate_storage(&rbd.st, 50), -ETIMEDOUT);
+    cr_expect_eq(rbd_grow_to(&rbd, 0), -ETIMEDOUT);
+    cr_expect_eq(atomic_load(&n_submitted), 0, "a change came before it");
+    cr_expect_eq(atomic_load(&n_resizes), 1);
+    start(&later, true);
+    atomic_store(&hold_resize, false);
+    await_submitted(1);
+    answer(0, 0);
+    cr_expect_eq(end(&later), 0);
+    /* The size is the cluster's word then: a smaller one would cut off what is there. */
+    rbd.facts.timeout_ms = LONG;
+    cr_expect_eq(rbd_grow_to(&rbd, 60), 0);
+    cr_expect_eq(atomic_load(&n_resizes), 1);
+    cr_expect_eq(atomic_load(&rbd.size), 100);
+    cr_expect_eq(rbd_truncate_storage(&rbd.st, 60), 0);
+    cr_expect_eq(atomic_load(&real_size), 60);
+    range_lock_destroy(&rbd.growth);
 }

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The size of an RBD image: known here, and changed by functions of librbd's that wait.
+ *
+ * One that was left behind at its deadline is a late change as any other (rbd_call.c): what
+ * would be written before it could be cut off.  How large the image is afterwards only the
+ * cluster knows, so that it is asked before the next change. */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/checked.h"
+#include "base/clock.h"
+#include "storage/rbd_internal.h"
+
+struct size_task {
+    struct rbd_task task;
+    uint64_t bytes;
+};
+
+static int run_resize(struct rbd_task *task)
+{
+    return librbd.resize(task->link->image,
+                         CONTAINER_OF(task, struct size_task, task)->bytes);
+}
+
+static int run_ask(struct rbd_task *task)
+{
+    return librbd.get_size(task->link->image,
+                           &CONTAINER_OF(task, struct size_task, task)->bytes);
+}
+
+static void free_size_task(struct rbd_task *task)
+{
+    free(CONTAINER_OF(task, struct size_task, task));
+}
+
+static int run_task(struct rbd_link *link, struct rbd_task how, uint64_t deadline,
+                    uint64_t *bytes)
+{
+    struct size_task *t = calloc(1, sizeof *t);
+    uint64_t now = clock_ns();
+
+    if (!t)
+        return -ENOMEM;
+    *t = (struct size_task){.task = how, .bytes = *bytes};
+    t->task.free = free_size_task;
+    t->task.link = link;
+    struct rbd_task *task = &t->task;
+    unsigned timeout_ms = now < deadline ? (unsigned)((deadline - now) / 1000000) : 0;
+    int err = rbd_task_run(&task, timeout_ms, NULL);
+    if (!task)
+        return err;
+    *bytes = t->bytes;
+    free_size_task(task);
+    return err;
+}
+
+/* With `growth` locked, as all below. */
+static int ask_size(struct rbd_storage *rbd, uint64_t deadline)
+{
+    uint64_t bytes = 0;
+
+    int err = run_task(rbd->link, (struct rbd_task){.run = run_ask}, deadline, &bytes);
+    if (err)
+        return err;
+    atomic_store(&rbd->size, bytes);
+    atomic_store(&rbd->link->size_unknown, false);
+    return 0;
+}
+
+static int change_size(struct rbd_storage *rbd, uint64_t bytes, uint64_t deadline)
+{
+    struct rbd_task how = {.run = run_resize, .changes = true};
+
+    int err = run_task(rbd->link, how, deadline, &bytes);
+    if (!err)
+        atomic_store(&rbd->size, bytes);
+    else if (err == -ETIMEDOUT || err == -ECANCELED)
+        atomic_store(&rbd->link->size_unknown, true);
+    return err;
+}
+
+static int set_size(struct rbd_storage *rbd, uint64_t bytes, bool only_larger)
+{
+    uint64_t deadline = clock_ns() + (uint64_t)rbd->facts.timeout_ms * 1000000;
+
+    if (!rbd->link)
+        return -ENOTCONN;
+    int err = rbd_wait_for_changes(rbd->link, deadline);
+    if (!err && atomic_load(&rbd->link->size_unknown))
+        err = ask_size(rbd, deadline);
+    if (err)
+        return err;
+    uint64_t size = atomic_load(&rbd->size);
+    return size == bytes || (only_larger && size > bytes)
+               ? 0
+               : change_size(rbd, bytes, deadline);
+}
+
+static bool is_known(struct rbd_storage *rbd)
+{
+    return !rbd->link || !atomic_load(&rbd->link->size_unknown);
+}
+
+int rbd_truncate_storage(struct storage *st, uint64_t bytes)
+{
+    struct rbd_storage *rbd = rbd_of(st);
+    RANGE_LOCK_GUARD(&rbd->growth, 0, UINT64_MAX);
+
+    return is_known(rbd) && bytes == atomic_load(&rbd->size) ? 0
+                                                             : set_size(rbd, bytes, false);
+}
+
+int rbd_grow_to(struct rbd_storage *rbd, uint64_t bytes)
+{
+    if (is_known(rbd) && bytes <= atomic_load(&rbd->size))
+        return 0;
+    RANGE_LOCK_GUARD(&rbd->growth, 0, UINT64_MAX);
+    return is_known(rbd) && bytes <= atomic_load(&rbd->size) ? 0
+                                                             : set_size(rbd, bytes, true);
+}
