@@ -125,7 +125,7 @@ int export_open(struct served_export *exp, const struct export_request *request,
     list_init(&exp->seats);
     list_init(&exp->retired);
     lock_init(&exp->lock, RANK_OPEN);
-    pthread_cond_init(&exp->drain_ended, NULL);
+    cond_init_timed(&exp->drain_ended);
     exp->wanted_writable = request->config->writable_now && !exp->never_writable;
     exp->locks = !request->config->node.lock_off;
     exp->is_open = true;

@@ -234,7 +234,8 @@ void export_downgrade_lock(struct served_export *exp, struct node *node);
 /* Serves new_node from here on, as the user wanted the old served: its options for caching,
  * discards and zeroes are the new one's.  It can't be smaller (what is behind the old size
  * is for new connections); on success it is the export's. Its bitmaps go along (node_bitmaps_move). All who
- * have a seat must follow, or be IDLE, as the caller is; those who follow are moved.  Nobody may have a view of what is to be closed (-EBUSY).  The caller drains changing requests, and touches the old node no more.  What
+ * have a seat must follow, or be IDLE, as the caller is; those who follow are moved, and who LEAVES
+ * is waited for, ten seconds at most (-EBUSY).  Nobody may have a view of what is to be closed (-EBUSY).  The caller drains changing requests, and touches the old node no more.  What
  * isn't part of the new chain is closed by export_end_drain, when the requests that use it
  * have left. */
 int export_replace(struct served_export *exp, struct node *new_node,

@@ -21,6 +21,7 @@
 
 #define POLL_NS         200000u
 #define LONGEST_WAIT_MS 30000u
+#define LONGEST_TURN_NS (10 * UINT64_C(1000000000))
 
 /* Waits until every request that was inside has left; false: it took too long, or *given_up
  * (NULL: nobody gives up) was set. */
@@ -200,13 +201,21 @@ static bool follows(const struct disk_seat *seat)
     return !seat->below && seat->state == SEAT_FOLLOWS;
 }
 
-/* Under the lock, which is given back while somebody is at something that ends soon. */
+/* Under the lock, which is given back while somebody is at something that ends soon; or hangs, as
+ * the end of a job may on one who reads from a server that is gone: users don't wait for that. */
 static int wait_for_turn(struct served_export *exp, struct diag *diag)
 {
+    uint64_t end = clock_ns() + LONGEST_TURN_NS;
+
     while (!has_seat(exp, SEAT_TAKEN)) {
         if (!has_seat(exp, SEAT_LEAVES) && exp->actions == 0)
             return 0;
-        lock_wait(&exp->lock, &exp->drain_ended);
+        if (clock_ns() >= end)
+            return diag_set(diag, EBUSY,
+                            "Node '%s' is busy: another job or command that is at its end "
+                            "hasn't left it within %u s",
+                            exp->node_name, (unsigned)(LONGEST_TURN_NS / 1000000000u));
+        lock_wait_until(&exp->lock, &exp->drain_ended, end);
     }
     return diag_set(diag, EBUSY, "Node '%s' is busy: another job uses it", exp->node_name);
 }
@@ -245,7 +254,10 @@ static void move_seats(struct served_export *exp, struct node *old, struct node 
 static int take_place(struct served_export *exp, struct node *old, struct node *new_node,
                       struct diag *diag)
 {
-    int err = wait_for_turn(exp, diag);
+    /* Who has a view may be what a job's end waits for. */
+    int err = check_unviewed(old, new_node, diag);
+    if (!err)
+        err = wait_for_turn(exp, diag);
     if (!err)
         err = check_replacement(exp, old, new_node, diag);
     if (!err)

@@ -5,6 +5,8 @@ streams of what lies below.  M-59"""
 import os
 import random
 
+import nbd
+
 import harness
 from harness import KIB, LONG, MIB, SEED, check, create
 from test_bitmaps_move import BitmapCase
@@ -182,6 +184,37 @@ class Backups(TogetherCase, BitmapCase):
             hung.thaw()
         self.server.stop()
         self.expect_content(self.path("t.raw"), "raw")
+
+
+    def test_a_reader_that_hangs(self):
+        """the end of what it reads waits for it: a mirror that is to complete doesn't hold clients back for that"""
+        base = self.peer("pattern", str(self.SIZE))
+        self.image, self.fmt = create(self.path("upon"), "qcow2", None, backing=base.uri, backing_fmt="raw"), "qcow2"
+        self.content = bytearray(b"".join(off.to_bytes(8, "big") for off in range(0, self.SIZE, 8)))
+        self.begin()
+        create(self.path("store.qcow2"), "qcow2", self.SIZE)
+        self.mirror("t.raw", job_id="m")
+        self.client.event("BLOCK_JOB_READY", device="m")
+        self.backup("store.qcow2", "none", job="f", mode="existing", format="qcow2")
+        reader = self.server.connect("backup/f")
+        base.freeze()
+        try:
+            buffer = nbd.Buffer(64 * KIB)
+            read = reader.aio_pread(buffer, MIB)
+            reader.poll(100)
+            self.client.cmd("block-job-cancel", device="f")
+            self.client.cmd("job-complete", id="m")
+            event = self.client.event("BLOCK_JOB_COMPLETED", device="m", timeout=60)
+            self.assertRegex(event["data"]["error"], "a client reads|is busy")
+            reader.poll(0)
+            self.assertFalse(reader.aio_command_completed(read), "it was waited for")
+            self.write(2 * MIB, bytes(64 * KIB))  # a whole cluster: nothing is read
+        finally:
+            base.thaw()
+        self.client.event("JOB_STATUS_CHANGE", id="f", status="null", timeout=60)
+        self.same(bytes(self.disk.pread(self.SIZE, 0)), "the disk")
+        self.server.stop()
+        check(self.image, self.fmt)
 
 
 class Streams(StreamCase, TogetherCase):

@@ -176,7 +176,7 @@ static struct served_export *add_export(struct export_table *table, const char *
     list_init(&exp->seats);
     list_init(&exp->retired);
     lock_init(&exp->lock, RANK_OPEN);
-    pthread_cond_init(&exp->drain_ended, NULL);
+    cond_init_timed(&exp->drain_ended);
     atomic_store(&exp->node, node);
     fuzz_check(export_table_add(table, exp, &diag) == 0, "%s", diag.text);
     return exp;

@@ -14,6 +14,7 @@ struct fixture {
     struct block_shared shared;
     struct served_export exp;
     char *path;
+    char name[8];
 };
 
 static void start(struct fixture *f)
@@ -25,9 +26,10 @@ static void start(struct fixture *f)
     const struct export_request request = {.file = f->path, .config = &config};
     struct diag diag = {0};
 
+    strcpy(f->name, "drive0");
     cr_assert_eq(block_shared_init(&f->shared, (size_t)16 << 20, NULL, NULL), 0);
     cr_assert_eq(housekeeper_start(f->shared.housekeeper), 0);
-    f->exp = (struct served_export){.node_name = (char[]){"drive0"}};
+    f->exp = (struct served_export){.node_name = f->name};
     cr_assert_eq(export_open(&f->exp, &request, &f->shared, &diag), 0, "%s", diag.text);
     cr_assert_eq(export_start(&f->exp), 0);
 }
@@ -150,6 +152,33 @@ Test(exp, not_while_another_job_uses_it)
     cr_assert_eq(replace(&f.exp, node, NULL), -EBUSY);
     export_leave_seat(&f.exp, &other);
     cr_assert_eq(replace(&f.exp, node, NULL), 0);
+    leave_seat(&f.exp);
+    end(&f);
+}
+
+/* Its end may hang, and users who are drained meanwhile don't: M-24. */
+Test(exp, who_doesnt_leave_isnt_waited_for_without_end, .timeout = 60)
+{
+    struct fixture f;
+    CLEANUP_FREE char *path = NULL;
+    struct disk_seat other = {0};
+    struct diag diag = {0};
+
+    begin(&f);
+    struct node *old = take_seat(&f.exp);
+    cr_assert_eq(export_take_seat(&f.exp, &other), old);
+    export_set_seat(&f.exp, &other, SEAT_LEAVES);
+    struct node *node = another(&f, "second", SIZE, &path);
+    atomic_fetch_add(&old->viewers, 1); /* what it waits for */
+    cr_expect_eq(replace(&f.exp, node, &diag), -EBUSY);
+    cr_expect(strstr(diag.text, "a client reads"), "%s", diag.text);
+    atomic_fetch_sub(&old->viewers, 1);
+    cr_expect_eq(replace(&f.exp, node, &diag), -EBUSY);
+    cr_expect(strstr(diag.text, "Node 'drive0' is busy: "), "%s", diag.text);
+    cr_expect_eq(write_byte(&f.exp, 1, 0), 0);
+    export_set_seat(&f.exp, &other, SEAT_IDLE);
+    cr_expect_eq(replace(&f.exp, node, &diag), 0, "%s", diag.text);
+    export_leave_seat(&f.exp, &other);
     leave_seat(&f.exp);
     end(&f);
 }
