@@ -27,13 +27,17 @@ static int check_not_read(struct node *const *sources, struct storage *file)
     return CLI_OK;
 }
 
-static int check_name_not_read(struct node *const *sources, const char *path)
+/* *is_there: it isn't ours to remove. */
+static int check_name_not_read(struct node *const *sources,
+                               const struct storage_protocol *protocol, const char *name,
+                               bool *is_there)
 {
     const struct storage_open how = {.read_only = true};
     CLEANUP_STORAGE struct storage *file = NULL;
 
-    return storage_open_file(path, &how, &file, NULL) == 0 ? check_not_read(sources, file)
-                                                           : CLI_OK;
+    int err = protocol->open(name, &how, &file, NULL);
+    *is_there = err != -ENOENT;
+    return err ? CLI_OK : check_not_read(sources, file);
 }
 
 /* The file that is going to lose its name: nobody else may have it. */
@@ -119,7 +123,7 @@ static int plan_data_file(struct target *target, const struct target_request *re
 {
     const char *name = request->create->data_file;
     CLEANUP_REFERENCE struct reference ref = {0};
-    struct stat st;
+    bool is_there;
 
     /* What is wrong with the name is said when the file is made. */
     if (!name || reference_resolve(target->filename, name, REFERENCES_ANY, &ref, NULL) < 0)
@@ -127,9 +131,11 @@ static int plan_data_file(struct target *target, const struct target_request *re
     if (strcmp(ref.path, target->filename) == 0 ||
         (target->path && strcmp(ref.path, target->path) == 0))
         return cli_error("%s: data_file: is the image itself", name);
-    if (stat(ref.path, &st) == 0)
-        return check_name_not_read(request->sources, ref.path);
+    int code = check_name_not_read(request->sources, ref.protocol, ref.path, &is_there);
+    if (code != CLI_OK || is_there)
+        return code;
     target->data_file = TAKE(&ref.path);
+    target->data_protocol = ref.protocol;
     return CLI_OK;
 }
 
@@ -139,8 +145,8 @@ static void remove_files(struct target *target)
 {
     if (target->temporary)
         unlink(target->temporary);
-    if (target->data_file)
-        unlink(target->data_file);
+    if (target->data_file && target->data_made)
+        target->data_protocol->remove(target->data_file);
     if (target->made)
         target->made->remove(target->filename);
 }
@@ -193,6 +199,7 @@ static int make_and_open(struct target *target, const struct target_request *req
     create->protocol = protocol;
     if (create_image(request->format, create, &diag) < 0)
         return cli_diag(&diag);
+    target->data_made = true;
     target->made = protocol == &storage_protocol_file ? NULL : protocol;
     options.protocol = protocol;
     if (create->passphrase) {
@@ -214,7 +221,7 @@ static int make_target(struct target *target, const struct target_request *reque
     bool is_file = protocol == &storage_protocol_file;
     int code = is_file ? plan_file(target, request->sources) : CLI_OK;
 
-    if (code == CLI_OK && is_file)
+    if (code == CLI_OK)
         code = plan_data_file(target, request);
     if (code == CLI_OK)
         code = make_and_open(target, request, protocol);

@@ -15,7 +15,9 @@ struct target {
     struct image image; /* activated */
     const char *filename;
     char *path, *temporary; /* NULL: it is written in place */
-    char *data_file;        /* made with it; NULL: none, or it was there */
+    char *data_file;        /* to be made with it; NULL: none, or it was there */
+    bool data_made;
+    const struct storage_protocol *data_protocol;
     const struct storage_protocol
         *made;                /* no file, but made where it is; NULL: it wasn't */
     struct storage *replaced; /* what has the name until then, locked; NULL: nothing */
