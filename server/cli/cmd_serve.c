@@ -18,6 +18,7 @@
 #include "serve_line.h"
 #include "serve_passphrase.h"
 #include "serve_replace.h"
+#include "storage/rbd_name.h"
 
 /* nbdkit makes as many threads for each connection, without a limit of its own. */
 #define MAX_THREADS 1024
@@ -68,17 +69,33 @@ static void free_place(struct place *place)
     free(place->path);
 }
 
+/* IMAGE.sock: beside a file; of what lies on Ceph RBD in the folder that we are in. */
+static char *default_socket(const char *image)
+{
+    CLEANUP_RBD_NAME struct rbd_name name = {0};
+    struct diag diag = {0};
+    char *path;
+
+    if (rbd_name_is_one(image)) {
+        if (rbd_name_parse(image, RBD_NAME_USER, &name, &diag) < 0) {
+            cli_diag(&diag);
+            return NULL;
+        }
+        const char *slash = strrchr(name.image, '/');
+        image = slash ? slash + 1 : name.image;
+    }
+    if (asprintf(&path, "%s.sock", image) >= 0)
+        return path;
+    cli_error("out of memory");
+    return NULL;
+}
+
 static int offer_unix_socket(const struct serve_args *args, struct place *place)
 {
-    CLEANUP_FREE char *beside_image = NULL;
-    const char *path = args->socket;
-    if (!path) {
-        if (asprintf(&beside_image, "%s.sock", serve_subject(args)) < 0) {
-            beside_image = NULL;
-            return cli_error("out of memory");
-        }
-        path = beside_image;
-    }
+    CLEANUP_FREE char *chosen = args->socket ? NULL : default_socket(serve_subject(args));
+    const char *path = args->socket ? args->socket : chosen;
+    if (!path)
+        return CLI_FAILED;
     place->path = path_absolute(path);
     if (!place->path)
         return cli_error("%s: %s", path, strerror(errno));
