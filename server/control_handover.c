@@ -13,6 +13,7 @@
 #include "export_table.h"
 #include "image_folder.h"
 #include "jobs/manager.h"
+#include "storage/rbd_name.h"
 
 /* ---- is everything served by the other one, too? ---- */
 
@@ -27,6 +28,22 @@ static bool is_file(const json_t *other, const char *path)
 
     return path && stat(path, &st) == 0 && is_number(other, "device", st.st_dev) &&
            is_number(other, "inode", st.st_ino);
+}
+
+static bool is_place(const json_t *other, const char *text)
+{
+    CLEANUP_RBD_NAME struct rbd_name name = {0};
+    const char *place = other ? arg_text(other, "place") : NULL;
+
+    if (!place || rbd_name_parse(text, RBD_NAME_USER, &name, NULL))
+        return false;
+    CLEANUP_FREE char *own = rbd_name_print_place(&name);
+    return own && strcmp(own, place) == 0;
+}
+
+static bool is_image(const json_t *other, const char *file)
+{
+    return file && rbd_name_is_one(file) ? is_place(other, file) : is_file(other, file);
 }
 
 /* The one of the list that has the export's name. */
@@ -60,7 +77,7 @@ static bool check_export(struct served_export *exp, const json_t *list,
             "export '%.200s' was added by a command, and the other server wouldn't "
             "have it: block-export-del removes it",
             exp->name);
-    else if (!exp->of_folder && !is_file(find_other(list, exp), file))
+    else if (!exp->of_folder && !is_image(find_other(list, exp), file))
         control_fail(error, CLASS_GENERIC,
                      "export '%.200s': %s is served, and not by the other server",
                      exp->name, shown);
@@ -163,13 +180,15 @@ void control_take_back(struct control_context *ctx)
 }
 
 /* What a file is, whatever it is called: of device and inode what JSON has room for. */
-#define FILE_ARGS           \
-    {"device", SIZE, true}, \
-    {                       \
-        "inode", SIZE, true \
+#define FILE_ARGS            \
+    {"device", SIZE, false}, \
+    {                        \
+        "inode", SIZE, false \
     }
 
-static const struct control_arg export_args[] = {{"name", STRING, true}, FILE_ARGS, {0}};
+/* An image on Ceph RBD is where it lies. */
+static const struct control_arg export_args[] = {
+    {"name", STRING, true}, FILE_ARGS, {"place", STRING, false}, {0}};
 
 static const struct control_arg folder_args[] = {FILE_ARGS, {0}};
 

@@ -20,6 +20,7 @@
 #include "plugin_file.h"
 #include "qmp_client.h"
 #include "serve_passphrase.h"
+#include "storage/rbd_name.h"
 
 /* Where descriptors are out of the way of those that are passed on. */
 #define ASIDE_FD 64
@@ -159,9 +160,25 @@ static json_t *describe_file(const char *path)
     return NULL;
 }
 
+static json_t *describe_rbd(const char *text)
+{
+    CLEANUP_RBD_NAME struct rbd_name name = {0};
+    struct diag diag = {0};
+
+    if (rbd_name_parse(text, RBD_NAME_USER, &name, &diag) < 0) {
+        cli_diag(&diag);
+        return NULL;
+    }
+    CLEANUP_FREE char *place = rbd_name_print_place(&name);
+    json_t *export = json_object();
+    if (export)
+        json_object_set_new(export, "place", place ? json_from_text(place) : NULL);
+    return export;
+}
+
 static int add_export(json_t *exports, const char *name, const char *path)
 {
-    json_t *export = describe_file(path);
+    json_t *export = rbd_name_is_one(path) ? describe_rbd(path) : describe_file(path);
 
     if (!export)
         return CLI_FAILED;
