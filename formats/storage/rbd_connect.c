@@ -204,6 +204,64 @@ static int remove_image(struct rbd_link *link, const struct rbd_name *name,
     return err ? diag_errno(diag, -err, "%s: removing the image", place) : 0;
 }
 
+/* ---- what the image or its pool says against us ---- */
+
+static int refuse_option(const rbd_config_option_t *option, const char *place,
+                         struct diag *diag)
+{
+    static const struct {
+        const char *key, *refused;
+    } options[] = {
+        {"rbd_cache", "true"},
+        {"rbd_disable_zero_copy_writes", "false"},
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(options); i++)
+        if (strcmp(option->name, options[i].key) == 0 &&
+            strcmp(option->value, options[i].refused) == 0)
+            return diag_set(diag, ENOTSUP,
+                            "%s: %s=%s is set %s, and can't be used here: rbd config %s "
+                            "remove takes it away",
+                            place, option->name, option->value,
+                            option->source == RBD_CONFIG_SOURCE_POOL ? "for the pool"
+                                                                     : "for the image",
+                            option->source == RBD_CONFIG_SOURCE_POOL ? "pool" : "image");
+    return 0;
+}
+
+/* How many there are is told when there is no room for them. */
+static int list_options(rbd_image_t image, rbd_config_option_t **options, int *n)
+{
+    int err, room = 256;
+
+    do {
+        *n = room;
+        *options = calloc((size_t)room, sizeof **options);
+        if (!*options)
+            return -ENOMEM;
+        err = librbd.config_image_list(image, *options, n);
+        if (err)
+            free(TAKE(options));
+    } while (err == -ERANGE && *n > room && (room = *n) < 65536);
+    return err;
+}
+
+/* They win over the client's own, and so over set_own_options. */
+static int check_options(struct rbd_link *link, const char *place, struct diag *diag)
+{
+    rbd_config_option_t *options;
+    int n;
+
+    int err = list_options(link->image, &options, &n);
+    if (err)
+        return diag_errno(diag, -err, "%s: reading the image's configuration", place);
+    for (int i = 0; i < n && !err; i++)
+        err = refuse_option(&options[i], place, diag);
+    librbd.config_image_list_cleanup(options, n);
+    free(options);
+    return err;
+}
+
 static int open_image(struct rbd_link *link, const struct rbd_name *name, bool read_only,
                       const char *place, struct diag *diag)
 {
@@ -216,7 +274,8 @@ static int open_image(struct rbd_link *link, const struct rbd_name *name, bool r
         return diag_errno(diag, -err, "%s: opening the image", place);
     }
     err = learn_facts(link, name);
-    return err ? diag_errno(diag, -err, "%s: describing the image", place) : 0;
+    return err ? diag_errno(diag, -err, "%s: describing the image", place)
+               : check_options(link, place, diag);
 }
 
 /* ---- opening, as a task ---- */
@@ -227,7 +286,35 @@ struct open_task {
     char *place;
     enum rbd_purpose purpose;
     struct rbd_link *link;
+    bool made; /* the image is ours, and nobody has it yet */
 };
+
+/* Nobody will know of it. */
+static void drop_made(struct open_task *t)
+{
+    struct rbd_link *link = t->link;
+
+    if (!t->made)
+        return;
+    t->made = false;
+    if (link->image)
+        librbd.close(TAKE(&link->image));
+    (void)librbd.remove(link->io, t->name.image);
+}
+
+static int make_and_open(struct open_task *t)
+{
+    struct diag *diag = &t->task.diag;
+
+    int err = make_image(t->link, &t->name, t->place, diag);
+    if (err)
+        return err;
+    t->made = true;
+    err = open_image(t->link, &t->name, false, t->place, diag);
+    if (err)
+        drop_made(t);
+    return err;
+}
 
 static int run_open(struct rbd_task *task)
 {
@@ -243,7 +330,7 @@ static int run_open(struct rbd_task *task)
     if (!err && t->purpose == RBD_REMOVE)
         return remove_image(t->link, name, t->place, &task->diag);
     if (!err && t->purpose == RBD_CREATE)
-        err = make_image(t->link, name, t->place, &task->diag);
+        return make_and_open(t);
     return err ? err
                : open_image(t->link, name, t->purpose == RBD_READ_ONLY, t->place,
                             &task->diag);
@@ -253,6 +340,8 @@ static void free_open(struct rbd_task *task)
 {
     struct open_task *t = CONTAINER_OF(task, struct open_task, task);
 
+    if (task->abandoned)
+        drop_made(t);
     if (t->link)
         rbd_link_destroy(t->link);
     rbd_name_free(&t->name);

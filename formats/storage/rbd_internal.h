@@ -118,11 +118,12 @@ struct rbd_task {
     const _Atomic bool
         *give_up;     /* set by another thread: it isn't waited for; NULL: none */
     struct diag diag; /* for `run` */
+    bool abandoned;   /* for `free`: who asked has left */
 
     /* private */
     struct lock lock;
     pthread_cond_t ended;
-    bool done, abandoned;
+    bool done;
     int err;
 };
 

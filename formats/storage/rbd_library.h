@@ -24,6 +24,8 @@
     F(aio_writev)                \
     F(aio_write_zeroes)          \
     F(close)                     \
+    F(config_image_list)         \
+    F(config_image_list_cleanup) \
     F(create4)                   \
     F(diff_iterate2)             \
     F(get_features)              \

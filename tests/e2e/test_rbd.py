@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 import unittest
@@ -269,6 +270,68 @@ class Images(RbdCase):
         self.assertEqual(self.ceph.export("raw"), flat + bytes(8 * MIB))
         options = f"driver=qcow2,file.driver=rbd,file.pool=rbd,file.image=image,file.conf={self.ceph.conf}"
         self.assertIn("qcow2", self.qimg("info", "--image-opts", options).stdout)
+
+    def test_a_conversion_that_fails_leaves_nothing(self):
+        """Neither the image nor its data file, wherever they lie."""
+        source = create(self.path("source.qcow2"), "qcow2", SIZE)
+        fill(source, "qcow2", [(0, self.rng.randbytes(MIB)), (20 * MIB, self.rng.randbytes(MIB))])
+        layout = harness.json.loads(self.qimg("map", "--output=json", source).stdout)
+        with open(source, "r+b") as file:  # the second piece can't be read
+            file.truncate([e["offset"] for e in layout if e["start"] == 20 * MIB][0])
+        for target in (self.path("new.qcow2"), "rbd:rbd/new"):
+            self.command_fails(".", "convert", "-f", "qcow2", "-O", "qcow2", "-o", "data_file=rbd:rbd/data,data_file_raw=on", source,
+                               target)
+            self.assertEqual(self.ceph.run("rbd", "ls", "rbd"), "")
+        self.ceph.create("data", SIZE)  # what was there stays
+        self.command_fails(".", "convert", "-f", "qcow2", "-O", "qcow2", "-o", "data_file=rbd:rbd/data", source, "rbd:rbd/new")
+        self.assertEqual(self.ceph.run("rbd", "ls", "rbd").split(), ["data"])
+
+    def test_the_images_own_configuration(self):
+        """It wins over ours: a cache could forget writes that fail."""
+        self.ceph.create("disk", SIZE)
+        for key, value in (("rbd_cache", "true"), ("rbd_disable_zero_copy_writes", "false")):
+            for level, name in (("image", "rbd/disk"), ("pool", "rbd")):
+                self.ceph.run("rbd", "config", level, "set", name, key, value)
+                try:
+                    self.command_fails(f"{key}={value} is set for the {level}", "info", "-f", "raw", "rbd:rbd/disk")
+                finally:
+                    self.ceph.run("rbd", "config", level, "remove", name, key)
+        self.ceph.run("rbd", "config", "image", "set", "rbd/disk", "rbd_cache", "false")
+        self.qimg("info", "-f", "raw", "rbd:rbd/disk")
+
+    def test_qimg_serve(self):
+        """Its socket lies in the folder that we are in; another server takes it over."""
+        self.ceph.create("disk", SIZE)
+
+        def begin(*words):
+            process = subprocess.Popen([str(QIMG), "serve", *words, "control=qmp", "format=raw"], cwd=self.dir, text=True,
+                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=harness.plugin_env())
+            self.addCleanup(process.stdout.close)
+            self.addCleanup(process.stderr.close)
+            self.addCleanup(harness.kill_quietly, process)
+            uri = process.stdout.readline().strip()
+            self.assertTrue(uri, uri or process.communicate(timeout=60)[1])
+            return process, uri
+
+        first, uri = begin("rbd:rbd/disk:id=admin")
+        self.assertTrue(os.path.exists(self.path("disk.sock")))
+        handle = nbd.NBD()
+        handle.connect_uri(uri)
+        handle.pwrite(b"x" * 512, 0, nbd.CMD_FLAG_FUA)
+        self.ceph.create("other", SIZE)
+        done = run(QIMG, "serve", "--replace", "rbd:rbd/other", "control=qmp", "format=raw", cwd=self.dir, check=False,
+                   env=harness.plugin_env())
+        self.assertIn("is served, and not by the other server", done.stderr)
+        second, uri = begin("--replace", "rbd:rbd/disk")
+        self.assertEqual(first.wait(60), 0)
+        handle = nbd.NBD()
+        handle.connect_uri(uri)
+        self.assertEqual(handle.pread(512, 0), b"x" * 512)
+        handle.pwrite(b"y" * 512, 0, nbd.CMD_FLAG_FUA)
+        handle.shutdown()
+        second.terminate()
+        second.wait(60)
+        self.assertEqual(self.ceph.export("disk")[:512], b"y" * 512)
 
     def test_what_cannot_be(self):
         self.command_fails("pool 'nowhere': No such file", "info", "rbd:nowhere/disk")

@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* An image that is made for somebody who doesn't wait any more, with a Ceph that answers when the
+ * test says so (R-06). */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "storage/rbd_internal.h"
+
+static _Atomic bool hold, fail_open, fail_stat, exists, is_open;
+static _Atomic unsigned n_shut_down;
+
+/* ---- librados ---- */
+
+static int fake_create_client(rados_t *cluster, const char *id)
+{
+    (void)id;
+    *cluster = &hold;
+    return 0;
+}
+
+static int fake_read_file(rados_t cluster, const char *path)
+{
+    (void)cluster;
+    (void)path;
+    return 0;
+}
+
+static int fake_set(rados_t cluster, const char *key, const char *value)
+{
+    (void)cluster;
+    (void)key;
+    (void)value;
+    return 0;
+}
+
+static int fake_get(rados_t cluster, const char *key, char *buf, size_t len)
+{
+    (void)cluster;
+    (void)key;
+    snprintf(buf, len, "0");
+    return 0;
+}
+
+static int fake_connect(rados_t cluster)
+{
+    (void)cluster;
+    return 0;
+}
+
+static int fake_pool(rados_t cluster, const char *pool, rados_ioctx_t *io)
+{
+    (void)cluster;
+    (void)pool;
+    *io = &hold;
+    return 0;
+}
+
+static void fake_full_try(rados_ioctx_t io)
+{
+    (void)io;
+}
+
+static uint64_t fake_instance(rados_t cluster)
+{
+    (void)cluster;
+    return 7;
+}
+
+static void fake_shutdown(rados_t cluster)
+{
+    (void)cluster;
+    atomic_fetch_add(&n_shut_down, 1);
+}
+
+/* ---- librbd ---- */
+
+static void fake_options_create(rbd_image_options_t *options)
+{
+    *options = NULL;
+}
+
+static void fake_options_destroy(rbd_image_options_t options)
+{
+    (void)options;
+}
+
+static int fake_create(rados_ioctx_t io, const char *name, uint64_t size,
+                       rbd_image_options_t options)
+{
+    (void)io;
+    (void)size;
+    (void)options;
+    cr_assert_str_eq(name, "disk");
+    while (atomic_load(&hold))
+        clock_nap_ns(1000000);
+    if (atomic_load(&exists))
+        return -EEXIST;
+    atomic_store(&exists, true);
+    return 0;
+}
+
+static int fake_open(rados_ioctx_t io, const char *name, rbd_image_t *image,
+                     const char *snapshot)
+{
+    (void)io;
+    (void)name;
+    (void)snapshot;
+    if (atomic_load(&fail_open))
+        return -EIO;
+    *image = &hold;
+    atomic_store(&is_open, true);
+    return 0;
+}
+
+static int fake_stat(rbd_image_t image, rbd_image_info_t *info, size_t len)
+{
+    (void)image;
+    (void)len;
+    *info = (rbd_image_info_t){.obj_size = 4096};
+    return atomic_load(&fail_stat) ? -EIO : 0;
+}
+
+static int fake_number(rbd_image_t image, uint64_t *number)
+{
+    (void)image;
+    *number = 1;
+    return 0;
+}
+
+static int fake_fsid(rados_t cluster, char *buf, size_t len)
+{
+    (void)cluster;
+    return snprintf(buf, len, "fsid");
+}
+
+static int fake_id(rbd_image_t image, char *buf, size_t len)
+{
+    (void)image;
+    snprintf(buf, len, "id");
+    return 0;
+}
+
+static int64_t fake_pool_id(rados_ioctx_t io)
+{
+    (void)io;
+    return 1;
+}
+
+static int fake_config(rbd_image_t image, rbd_config_option_t *options, int *n)
+{
+    (void)image;
+    (void)options;
+    *n = 0;
+    return 0;
+}
+
+static void fake_config_cleanup(rbd_config_option_t *options, int n)
+{
+    (void)options;
+    (void)n;
+}
+
+static int fake_close(rbd_image_t image)
+{
+    (void)image;
+    atomic_store(&is_open, false);
+    return 0;
+}
+
+static int fake_remove(rados_ioctx_t io, const char *name)
+{
+    (void)io;
+    cr_assert_str_eq(name, "disk");
+    if (atomic_load(&is_open))
+        return -EBUSY; /* as Ceph says */
+    atomic_store(&exists, false);
+    return 0;
+}
+
+static void set_up(void)
+{
+    librados.create = fake_create_client;
+    librados.conf_read_file = fake_read_file;
+    librados.conf_set = fake_set;
+    librados.conf_get = fake_get;
+    librados.connect = fake_connect;
+    librados.ioctx_create = fake_pool;
+    librados.ioctx_destroy = fake_full_try;
+    librados.set_pool_full_try = fake_full_try;
+    librados.get_instance_id = fake_instance;
+    librados.shutdown = fake_shutdown;
+    librbd.image_options_create = fake_options_create;
+    librbd.image_options_destroy = fake_options_destroy;
+    librbd.create4 = fake_create;
+    librbd.open = fake_open;
+    librbd.stat = fake_stat;
+    librbd.get_features = fake_number;
+    librbd.get_stripe_count = fake_number;
+    librbd.get_id = fake_id;
+    librbd.config_image_list = fake_config;
+    librbd.config_image_list_cleanup = fake_config_cleanup;
+    librados.cluster_fsid = fake_fsid;
+    librados.ioctx_get_id = fake_pool_id;
+    librbd.close = fake_close;
+    librbd.remove = fake_remove;
+}
+
+TestSuite(rbd_create, .init = set_up, .timeout = 60);
+
+static int create(const _Atomic bool *give_up)
+{
+    CLEANUP_RBD_NAME struct rbd_name name = {0};
+    struct rbd_link *link = NULL;
+    struct diag diag = {0};
+
+    cr_assert_eq(rbd_name_parse("rbd:p/disk", RBD_NAME_USER, &name, &diag), 0);
+    int err = rbd_link_open(&name, RBD_CREATE, give_up, &link, &diag);
+    cr_expect_null(link);
+    return err;
+}
+
+static void await_end(unsigned n)
+{
+    while (atomic_load(&n_shut_down) < n)
+        clock_nap_ns(1000000);
+}
+
+Test(rbd_create, what_cannot_be_opened_is_removed)
+{
+    atomic_store(&fail_open, true);
+    cr_expect_eq(create(NULL), -EIO);
+    cr_expect(!atomic_load(&exists));
+    atomic_store(&fail_open, false);
+    atomic_store(&fail_stat, true); /* open, but it can't be described */
+    cr_expect_eq(create(NULL), -EIO);
+    cr_expect(!atomic_load(&exists));
+}
+
+Test(rbd_create, what_is_there_stays)
+{
+    atomic_store(&exists, true);
+    cr_expect_eq(create(NULL), -EEXIST);
+    cr_expect(atomic_load(&exists));
+}
+
+Test(rbd_create, who_has_left_leaves_nothing)
+{
+    static const _Atomic bool gave_up = true;
+
+    atomic_store(&hold, true);
+    cr_expect_eq(create(&gave_up), -ECANCELED);
+    atomic_store(&hold, false);
+    await_end(1);
+    cr_expect(!atomic_load(&exists));
+    atomic_store(&exists, true); /* somebody else's */
+    atomic_store(&hold, true);
+    cr_expect_eq(create(&gave_up), -ECANCELED);
+    atomic_store(&hold, false);
+    await_end(2);
+    cr_expect(atomic_load(&exists));
+}
