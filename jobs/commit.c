@@ -192,7 +192,7 @@ static int replace_committed_layers(struct mirror *m, struct diag *diag)
     if (err)
         diag_errno(diag, -err, "%s", below->filename);
     else
-        err = m->pivot.check_changes(m->pivot.opaque, diag);
+        err = m->pivot.check_layers(m->pivot.opaque, diag);
     if (!err)
         err = node_set_backing(layers->overlay_rw ? layers->overlay_rw : overlay,
                                layers->new_name, node_format(below), diag);
@@ -306,6 +306,8 @@ static int commit_open(struct job *job, void *state, struct diag *diag)
 
     (void)job;
     int err = p->pivot.check_changes(p->pivot.opaque, diag);
+    if (!err)
+        err = p->pivot.check_layers(p->pivot.opaque, diag);
     if (!err)
         err = open_layers(m, active, &p->source, &p->target, diag);
     if (err)

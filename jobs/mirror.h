@@ -38,8 +38,10 @@ struct mirror_pivot {
      * nothing lies there then. */
     int (*replace_backing)(void *opaque, struct node *layer, struct node *below,
                            struct diag *diag);
-    /* May images of users' chain be changed, and taken out?  0 or -errno with diag: once more
-     * before a file says so.  And gives back a
+    /* May images below the top be taken out?  0 or -errno with diag; asked once more before a file
+     * says so. */
+    int (*check_layers)(void *opaque, struct diag *diag);
+    /* May images of users' chain be changed?  0 or -errno with diag.  And gives back a
      * writer's lock that was taken on a layer, unless users write to it by now. */
     int (*check_changes)(void *opaque, struct diag *diag);
     void (*downgrade_lock)(void *opaque, struct node *layer);

@@ -196,6 +196,8 @@ static int stream_open(struct job *job, void *state, struct diag *diag)
     (void)job;
     int err = s->pivot.check_changes(s->pivot.opaque, diag);
     if (!err)
+        err = s->pivot.check_layers(s->pivot.opaque, diag);
+    if (!err)
         err = find_layers(s, active, diag);
     if (!err)
         err = check_layer(s, diag);
@@ -336,7 +338,7 @@ static void interrupt(struct job *job, void *state)
 /* What was copied is durable, and then the layer names its base. */
 static int name_base(struct stream *s, struct diag *diag)
 {
-    int err = s->pivot.check_changes(s->pivot.opaque, diag);
+    int err = s->pivot.check_layers(s->pivot.opaque, diag);
     if (err)
         return err;
     err = block_flush(s->writer);

@@ -63,9 +63,12 @@ static int replace_backing(void *opaque, struct node *layer, struct node *below,
 
 static int check_changes(void *opaque, struct diag *diag)
 {
-    int err = export_check_changes(opaque, diag);
+    return export_check_changes(opaque, diag);
+}
 
-    return err ? err : export_check_layers(opaque, diag);
+static int check_layers(void *opaque, struct diag *diag)
+{
+    return export_check_layers(opaque, diag);
 }
 
 static void downgrade_lock(void *opaque, struct node *layer)
@@ -88,6 +91,7 @@ struct mirror_pivot pivot_of(struct served_export *exp)
                                  .end_drain = end_drain,
                                  .replace = replace_served,
                                  .replace_backing = replace_backing,
+                                 .check_layers = check_layers,
                                  .check_changes = check_changes,
                                  .downgrade_lock = downgrade_lock,
                                  .make_writable = make_writable,
