@@ -10,6 +10,6 @@ if(QIMG_RBD AND QIMG_RBD_INCLUDE)
 else()
     message(STATUS "librbd's header files aren't installed: Ceph RBD is left out")
     # What only takes names apart stays.
-    list(FILTER storage_sources EXCLUDE REGEX "/rbd(_call|_connect|_io|_library|_link|_lock|_status|_task)?\\.c$")
+    list(FILTER storage_sources EXCLUDE REGEX "/rbd(_call|_connect|_io|_library|_link|_lock|_size|_status|_task)?\\.c$")
 endif()
 set_target_properties(storage PROPERTIES SOURCES "${storage_sources}")
