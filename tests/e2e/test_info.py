@@ -256,7 +256,7 @@ class Options(CliCase):
         self.assertIn("virtual size: 4 MiB", self.qimg("info", "--image-opts", opts).stdout)
         self.assertEqual(self.qimg("map", "--output=json", "--image-opts", opts).stdout,
                          qemu_text(self.qemu("map", "--output=json", "--image-opts", opts).stdout))
-        self.refuses("check", "--image-opts", opts, says=["only files can be checked"])
+        self.refuses("check", "--image-opts", opts, says=["only files and RBD images can be checked"])
 
     def test_long_format(self):
         self.qemu("create", "-q", "-f", "qcow2", "image", "4M")

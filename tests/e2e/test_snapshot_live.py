@@ -161,22 +161,6 @@ class Transactions(Live):
         server.stop()
         check(image, "qcow2")
 
-    def test_with_a_backup(self):
-        """Of the same disk it isn't possible, in no order; and nobody waits for the other for ever."""
-        image = create(self.path("disk"), "qcow2", SIZE)
-        server = self.start(image)
-        backup = ("drive-backup", {"device": "drive0", "job-id": "job", "target": self.path("copy"), "sync": "full",
-                                   "format": "qcow2"})
-        overlay = ("blockdev-snapshot-sync", {"device": "drive0", "snapshot-file": self.path("over"), "format": "qcow2"})
-        for other in ((self.SNAPSHOT, {"device": "drive0", "name": "s"}), overlay):
-            for actions in ((other, backup), (backup, other)):
-                with self.assertRaisesRegex(QmpError, "'drive0' is busy"):
-                    self.run_actions(*actions)
-        self.run_actions(backup)
-        self.qmp.event("BLOCK_JOB_COMPLETED")
-        server.stop()
-        check(image, "qcow2")
-
     def test_with_a_bitmap_that_is_kept(self):
         """In any order: what the bitmap's entry takes in the image is there before the snapshot lets nobody take any."""
         image = create(self.path("disk"), "qcow2", SIZE)
