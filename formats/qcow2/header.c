@@ -438,13 +438,14 @@ int qcow2_header_write_tables(struct storage *st, const struct qcow2_header *h)
     uint8_t raw[QCOW2_V2_HEADER_BYTES - FIELD(size)];
 
     store_be64(raw, h->size);
-    store_be32(raw + FIELD(crypt_method) - FIELD(size), h->crypt_method);
-    store_be32(raw + FIELD(l1_size) - FIELD(size), h->l1_size);
-    store_be64(raw + FIELD(l1_table_offset) - FIELD(size), h->l1_table_offset);
-    store_be64(raw + FIELD(refcount_table_offset) - FIELD(size), h->refcount_table_offset);
-    store_be32(raw + FIELD(refcount_table_clusters) - FIELD(size),
+    store_be32(raw + (FIELD(crypt_method) - FIELD(size)), h->crypt_method);
+    store_be32(raw + (FIELD(l1_size) - FIELD(size)), h->l1_size);
+    store_be64(raw + (FIELD(l1_table_offset) - FIELD(size)), h->l1_table_offset);
+    store_be64(raw + (FIELD(refcount_table_offset) - FIELD(size)),
+               h->refcount_table_offset);
+    store_be32(raw + (FIELD(refcount_table_clusters) - FIELD(size)),
                h->refcount_table_clusters);
-    store_be32(raw + FIELD(nb_snapshots) - FIELD(size), h->nb_snapshots);
-    store_be64(raw + FIELD(snapshots_offset) - FIELD(size), h->snapshots_offset);
+    store_be32(raw + (FIELD(nb_snapshots) - FIELD(size)), h->nb_snapshots);
+    store_be64(raw + (FIELD(snapshots_offset) - FIELD(size)), h->snapshots_offset);
     return storage_write(st, raw, FIELD(size), sizeof raw, 0);
 }
