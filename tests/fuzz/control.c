@@ -187,11 +187,13 @@ static void on_job_event(void *opaque, const struct job_event *event)
     json_t *data;
 
     (void)opaque;
-    if (event->kind == JOB_EVENT_COMPLETED || event->kind == JOB_EVENT_CANCELLED ||
-        (event->kind == JOB_EVENT_OPENED && event->err)) {
+    if (event->info.owner &&
+        (event->kind == JOB_EVENT_COMPLETED || event->kind == JOB_EVENT_CANCELLED ||
+         (event->kind == JOB_EVENT_OPENED && event->err))) {
         export_end_job(event->info.owner);
     }
-    if (event->kind == JOB_EVENT_OPENED)
+    if (event->kind == JOB_EVENT_OPENED ||
+        (event->info.of_no_disk && event->kind != JOB_EVENT_STATUS))
         return;
     const char *name = control_job_event(event, &data);
     json_t *message = control_event_message(name, data);
