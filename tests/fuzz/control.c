@@ -140,6 +140,8 @@ void control_target_request_free(struct target_request *request)
 int control_open_target(struct target_request *request, struct node **out,
                         struct diag *diag)
 {
+    if (!request->format)
+        request->format = "raw"; /* of what nobody says what it is */
     if (!request->added && strcmp(request->format, "qed") == 0)
         return diag_set(diag, ENOENT, "%s: there is none", request->target);
     int err = open_by_request(request, out, diag);
