@@ -35,7 +35,8 @@ class Writer(threading.Thread):
 
     def put(self, off, payload):
         self.content[off:off + len(payload)] = payload
-        self.since.append((off, payload))
+        if self.marked is not None:  # else nobody asks, and it would grow for ever
+            self.since.append((off, payload))
 
     def request(self):
         kind = self.rng.choices(["write", "zero", "trim", "flush", "read"], [60, 12, 12, 4, 12])[0]
