@@ -56,7 +56,7 @@ static int make_file(const struct target_request *request, struct diag *diag)
     CLEANUP_FREE char *backing_file = NULL;
 
     if (request->with_backing && look_below(request->source, &backing_file, &below))
-        return diag_errno(diag, ENOMEM, "%s", request->target);
+        return diag_errno(diag, ENOMEM, "%s", request->shown);
     const struct create_request create = {
         .filename = request->target,
         .protocol = storage_protocol_of(request->target),
@@ -67,12 +67,12 @@ static int make_file(const struct target_request *request, struct diag *diag)
     };
 
     if (!driver)
-        return diag_set(diag, ENOTSUP, "%s: unknown format '%s'", request->target,
+        return diag_set(diag, ENOTSUP, "%s: unknown format '%s'", request->shown,
                         request->format);
     if (below && !driver_can(driver, DRIVER_BACKING))
-        return diag_set(diag, EINVAL, "%s: %s images have no backing file", request->target,
+        return diag_set(diag, EINVAL, "%s: %s images have no backing file", request->shown,
                         driver->name);
-    int err = below ? reference_check_recorded(request->target, backing_file, diag) : 0;
+    int err = below ? reference_check_recorded(request->shown, backing_file, diag) : 0;
     if (err)
         return err;
     return create_image(driver, &create, diag);
@@ -111,7 +111,7 @@ static int check_not_source(const struct target_request *request, struct node **
         return 0;
     node_close(TAKE(target));
     return diag_set(diag, EBUSY, "%s: is part of the disk that is to be mirrored",
-                    request->target);
+                    request->shown);
 }
 
 /* A file, or an image on Ceph RBD. */
@@ -135,7 +135,7 @@ static int open_file(const struct target_request *request, struct node **out,
     /* Making a file over one of the chain would destroy what is to be copied. */
     if (is_part_of(request->source, request->target))
         return diag_set(diag, EBUSY, "%s: is part of the disk that is to be mirrored",
-                        request->target);
+                        request->shown);
     err = request->existing ? 0 : make_file(request, diag);
     if (!err)
         err = chain_open(context_of(request), request->target, &options, out, diag);
@@ -195,6 +195,7 @@ void control_target_request_free(struct target_request *request)
     free(request->own);
     added_node_put(request->added);
     free(request->target);
+    free(request->shown);
     free(request);
 }
 
@@ -203,8 +204,11 @@ int control_open_target(struct target_request *request, struct node **out,
 {
     struct node *node;
 
-    if (request->apart && make_context(request))
-        return diag_errno(diag, ENOMEM, "%s", request->target);
+    if (request->target)
+        request->shown =
+            storage_shown_name(storage_protocol_of(request->target), request->target);
+    if ((request->target && !request->shown) || (request->apart && make_context(request)))
+        return diag_errno(diag, ENOMEM, "target");
     int err = request->added ? open_added(request, &node, diag)
                              : open_by_name(request, &node, diag);
     if (err)

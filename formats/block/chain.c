@@ -12,6 +12,7 @@
 #include "block/shared_layer.h"
 #include "storage/nbd.h"
 #include "storage/protocol.h"
+#include "storage/rbd_name.h"
 
 /* What probing looks at. */
 #define HEAD_BYTES 512
@@ -389,12 +390,21 @@ int chain_open_nbd(struct block_context *ctx, const char *uri, const struct nbd_
     return err;
 }
 
+static bool has_called(const struct node *node, const char *name)
+{
+    while (node && !node_is_called(node, name))
+        node = node->backing;
+    return node;
+}
+
 bool chain_has_file(struct node *top, const char *path)
 {
     const struct storage_open how = {.read_only = true};
     CLEANUP_STORAGE struct storage *file = NULL;
     struct diag ignored;
 
+    if (rbd_name_is_one(path)) /* its place tells, without a cluster */
+        return has_called(top, path);
     if (storage_open_file(path, &how, &file, &ignored))
         return false;
     for (struct node *node = top; node; node = node->backing)
