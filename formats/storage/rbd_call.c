@@ -78,6 +78,16 @@ static void count_late(struct rbd_call *call, bool more)
     pthread_cond_broadcast(&link->changed);
 }
 
+/* Under the lock. */
+static void end_change(struct rbd_call *call)
+{
+    struct rbd_link *link = call->on;
+
+    link->changing -= call->changes;
+    if (link->resizing && link->changing == 0)
+        pthread_cond_broadcast(&link->changed);
+}
+
 /* On a thread of librbd's. */
 static void on_completion(rbd_completion_t completion, void *opaque)
 {
@@ -90,6 +100,7 @@ static void on_completion(rbd_completion_t completion, void *opaque)
     call->result = result;
     call->done = true;
     bool abandoned = call->abandoned;
+    end_change(call);
     if (abandoned)
         count_late(call, false);
     else
@@ -147,31 +158,59 @@ static int start_call(struct rbd_call *call, const struct rbd_request *req)
 static bool must_wait(const struct rbd_link *link, const struct rbd_request *req)
 {
     if (changes_image(req->op))
-        return link->late_changes > 0;
+        return link->late_changes > 0 || link->resizing;
     return req->op == RBD_OP_READ && link->late_bytes > 0 &&
            link->late_bytes + req->len > LATE_BYTES_MAX;
 }
 
-/* Until what was left behind leaves room. */
+/* Under the lock.  0: the deadline isn't there yet. */
+static int wait_for_change(struct rbd_link *link, uint64_t deadline)
+{
+    if (atomic_load(&link->aborted))
+        return -ECANCELED;
+    if (clock_ns() >= deadline)
+        return -ETIMEDOUT;
+    lock_wait_until(&link->lock, &link->changed, deadline);
+    return 0;
+}
+
+/* Until what was left behind leaves room; a change is counted from here on. */
 static int wait_for_turn(struct rbd_link *link, const struct rbd_request *req,
                          uint64_t deadline)
 {
+    int err = 0;
     LOCK_GUARD(&link->lock);
 
-    for (;;) {
-        if (atomic_load(&link->aborted))
-            return -ECANCELED;
-        if (!must_wait(link, req))
-            return 0;
-        if (clock_ns() >= deadline)
-            return -ETIMEDOUT;
-        lock_wait_until(&link->lock, &link->changed, deadline);
-    }
+    while (!err && must_wait(link, req))
+        err = wait_for_change(link, deadline);
+    if (!err && atomic_load(&link->aborted))
+        err = -ECANCELED;
+    if (!err)
+        link->changing += changes_image(req->op);
+    return err;
 }
 
-int rbd_wait_for_changes(struct rbd_link *link, uint64_t deadline_ns)
+int rbd_begin_resize(struct rbd_link *link, uint64_t deadline_ns)
 {
-    return wait_for_turn(link, &(struct rbd_request){.op = RBD_OP_WRITE}, deadline_ns);
+    int err = 0;
+    LOCK_GUARD(&link->lock);
+
+    link->resizing = true; /* resizes come one by one */
+    while (!err && (link->changing > 0 || link->late_changes > 0))
+        err = wait_for_change(link, deadline_ns);
+    if (err) {
+        link->resizing = false;
+        pthread_cond_broadcast(&link->changed);
+    }
+    return err;
+}
+
+void rbd_end_resize(struct rbd_link *link)
+{
+    LOCK_GUARD(&link->lock);
+
+    link->resizing = false;
+    pthread_cond_broadcast(&link->changed);
 }
 
 /* False: it is librbd's alone from now on. */
@@ -212,6 +251,15 @@ static int judge_result(const struct rbd_call *call, const struct rbd_request *r
     return 0;
 }
 
+/* Of a call that never began. */
+static void give_turn_back(struct rbd_link *link, const struct rbd_request *req)
+{
+    LOCK_GUARD(&link->lock);
+
+    link->changing -= changes_image(req->op);
+    pthread_cond_broadcast(&link->changed);
+}
+
 int rbd_call(struct rbd_link *link, const struct rbd_request *req)
 {
     uint64_t deadline = clock_ns() + (uint64_t)req->timeout_ms * 1000000;
@@ -220,10 +268,14 @@ int rbd_call(struct rbd_link *link, const struct rbd_request *req)
     if (err)
         return err;
     struct rbd_call *call = new_call(link, req);
-    if (!call)
-        return -ENOMEM;
-    err = start_call(call, req);
-    if (!err && !wait_for_result(call, deadline, &err))
+    err = call ? start_call(call, req) : -ENOMEM;
+    if (err) {
+        give_turn_back(link, req);
+        if (call)
+            free_call(call);
+        return err;
+    }
+    if (!wait_for_result(call, deadline, &err))
         return err;
     if (!err)
         err = judge_result(call, req);

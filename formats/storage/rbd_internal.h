@@ -57,6 +57,8 @@ struct rbd_link {
     struct list calls;      /* struct rbd_call.link: somebody waits for them */
     unsigned running;       /* calls and tasks that use the image */
     unsigned late_changes;  /* changes for which nobody waits any more */
+    unsigned changing;      /* calls under way that change the image, these included */
+    bool resizing;          /* changes wait: beside a resize librbd may never end either */
     uint64_t late_bytes;    /* in buffers of such calls */
     bool orphan;            /* closed: the last that runs ends it */
 };
@@ -151,8 +153,10 @@ struct rbd_request {
 /* Makes the request and waits for it.  0, -ETIMEDOUT, -ECANCELED, or -errno of Ceph's. */
 int rbd_call(struct rbd_link *link, const struct rbd_request *req) MUST_USE;
 
-/* Until the changes that were left behind have ended.  0, -ETIMEDOUT or -ECANCELED. */
-int rbd_wait_for_changes(struct rbd_link *link, uint64_t deadline_ns) MUST_USE;
+/* Until no change is under way; none begins before rbd_end_resize.  0, -ETIMEDOUT or -ECANCELED:
+ * then nothing was begun. */
+int rbd_begin_resize(struct rbd_link *link, uint64_t deadline_ns) MUST_USE;
+void rbd_end_resize(struct rbd_link *link);
 
 /* All who wait for calls, and who come, are answered with -ECANCELED. */
 void rbd_call_abort_all(struct rbd_link *link);

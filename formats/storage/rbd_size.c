@@ -79,21 +79,31 @@ static int change_size(struct rbd_storage *rbd, uint64_t bytes, uint64_t deadlin
     return err;
 }
 
-static int set_size(struct rbd_storage *rbd, uint64_t bytes, bool only_larger)
+/* With no change under way. */
+static int set_size_alone(struct rbd_storage *rbd, uint64_t bytes, bool only_larger,
+                          uint64_t deadline)
 {
-    uint64_t deadline = clock_ns() + (uint64_t)rbd->facts.timeout_ms * 1000000;
-
-    if (!rbd->link)
-        return -ENOTCONN;
-    int err = rbd_wait_for_changes(rbd->link, deadline);
-    if (!err && atomic_load(&rbd->link->size_unknown))
-        err = ask_size(rbd, deadline);
+    int err = atomic_load(&rbd->link->size_unknown) ? ask_size(rbd, deadline) : 0;
     if (err)
         return err;
     uint64_t size = atomic_load(&rbd->size);
     return size == bytes || (only_larger && size > bytes)
                ? 0
                : change_size(rbd, bytes, deadline);
+}
+
+static int set_size(struct rbd_storage *rbd, uint64_t bytes, bool only_larger)
+{
+    uint64_t deadline = clock_ns() + (uint64_t)rbd->facts.timeout_ms * 1000000;
+
+    if (!rbd->link)
+        return -ENOTCONN;
+    int err = rbd_begin_resize(rbd->link, deadline);
+    if (err)
+        return err;
+    err = set_size_alone(rbd, bytes, only_larger, deadline);
+    rbd_end_resize(rbd->link);
+    return err;
 }
 
 static bool is_known(struct rbd_storage *rbd)
