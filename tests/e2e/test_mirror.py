@@ -201,7 +201,7 @@ class Targets(MirrorCase):
         for mode in ("background", "write-blocking"):
             self.image = self.path(f"disk.{self.fmt}")
             self.begin()
-            writers = Writers(self.server, self.content, f"{SEED} {mode}")
+            writers = Writers(self.server, self.content, f"{SEED} {mode}", pause=0.003)
             try:
                 self.mirror(target.uri, copy_mode=mode, granularity=4 * KIB, mode="existing")
                 self.ready()
@@ -212,7 +212,7 @@ class Targets(MirrorCase):
             self.same(target.content(), mode)
             self.source_is_good()
         self.begin()
-        writers = Writers(self.server, self.content, SEED)
+        writers = Writers(self.server, self.content, SEED, pause=0.003)
         try:
             self.mirror(target.uri, mode="existing")
             self.ready()

@@ -4,6 +4,7 @@
 import contextlib
 import random
 import threading
+import time
 
 from harness import KIB, SECTOR, wait_until
 
@@ -13,9 +14,9 @@ MOST = 96 * KIB
 class Writer(threading.Thread):
     """Random requests, one after the other, on one connection to [base, base + len(content))."""
 
-    def __init__(self, handle, base, content, seed, unit=1):
+    def __init__(self, handle, base, content, seed, unit=1, pause=0):
         super().__init__(daemon=True)
-        self.handle, self.base, self.unit = handle, base, unit
+        self.handle, self.base, self.unit, self.pause = handle, base, unit, pause
         self.rng = random.Random(seed)
         self.lock = threading.RLock()  # held while a request runs
         self.content = bytearray(content)  # as answered
@@ -73,6 +74,8 @@ class Writer(threading.Thread):
                 with self.lock:
                     self.request()
                     self.count += 1
+                if self.pause:
+                    time.sleep(self.pause)
         except Exception as error:  # pylint: disable=broad-except
             self.error = error
 
@@ -108,12 +111,13 @@ class Writer(threading.Thread):
 
 
 class Writers:
-    """One writer for each equal part of the disk."""
+    """One writer for each equal part of the disk.  pause: seconds between its requests, for who follows them without
+    holding them up."""
 
-    def __init__(self, server, content, seed, count=4, unit=1):
+    def __init__(self, server, content, seed, count=4, unit=1, pause=0):
         size = len(content) // count // unit * unit
         self.content = content
-        self.all = [Writer(server.connect(), n * size, content[n * size:(n + 1) * size], f"{seed} {n}", unit)
+        self.all = [Writer(server.connect(), n * size, content[n * size:(n + 1) * size], f"{seed} {n}", unit, pause)
                     for n in range(count)]
         for writer in self.all:
             writer.start()
