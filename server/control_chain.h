@@ -27,7 +27,8 @@ struct node_name_text {
 struct node_name_text control_name_node(const struct served_export *exp,
                                         const struct node *top, const struct node *node);
 
-/* The layer of the chain below `top`, which the caller keeps from being changed, that bears the name, or else `top` if it is the
+/* The layer of the chain below `top`, which the caller keeps from being changed, that bears
+ * the name, or else `top` if it is the
  * export's; NULL: none. */
 struct node *control_find_in_chain(const struct served_export *exp, struct node *top,
                                    const char *node_name);
@@ -37,7 +38,8 @@ struct node *control_find_in_chain(const struct served_export *exp, struct node 
 struct served_export *control_find_layer(struct control_context *ctx, const char *name,
                                          struct control_error *error) MUST_USE;
 
-/* The file name of the layer that a node-name means (the export's own: the active one), the caller's to free.  NULL with the error
+/* The file name of the layer that a node-name means (the export's own: the active one), the
+ * caller's to free.  NULL with the error
  * said: it isn't in the chain. */
 char *control_layer_file(struct served_export *exp, const char *node_name,
                          struct control_error *error) MUST_USE;

@@ -233,9 +233,11 @@ void export_downgrade_lock(struct served_export *exp, struct node *node);
 
 /* Serves new_node from here on, as the user wanted the old served: its options for caching,
  * discards and zeroes are the new one's.  It can't be smaller (what is behind the old size
- * is for new connections); on success it is the export's. Its bitmaps go along (node_bitmaps_move). All who
+ * is for new connections); on success it is the export's. Its bitmaps go along
+ * (node_bitmaps_move). All who
  * have a seat must follow, or be IDLE, as the caller is; those who follow are moved, and who LEAVES
- * is waited for, ten seconds at most (-EBUSY).  Nobody may have a view of what is to be closed (-EBUSY).  The caller drains changing requests, and touches the old node no more.  What
+ * is waited for, ten seconds at most (-EBUSY).  Nobody may have a view of what is to be closed
+ * (-EBUSY).  The caller drains changing requests, and touches the old node no more.  What
  * isn't part of the new chain is closed by export_end_drain, when the requests that use it
  * have left. */
 int export_replace(struct served_export *exp, struct node *new_node,
@@ -245,7 +247,8 @@ int export_replace(struct served_export *exp, struct node *new_node,
  * an image that was replaced and may have some of them below it. */
 int export_check_layers(struct served_export *exp, struct diag *diag) MUST_USE;
 
-/* Puts `below` (NULL: nothing), which it takes over on success and which may be part of what is there, in the place of what lies below a layer of
+/* Puts `below` (NULL: nothing), which it takes over on success and which may be part of what
+ * is there, in the place of what lies below a layer of
  * the chain that is served; nobody may have a view of what
  * is to be closed (-EBUSY), and no job but the caller's rely on more of the chain than its top
  * (export_check_layers, -EBUSY). */

@@ -93,7 +93,8 @@ static struct served_export *open_new(struct export_table *table, const char *na
     return open_export(table, exp, diag);
 }
 
-/* Under the lock, which is let go meanwhile: what has come of one that is being opened or closed. */
+/* Under the lock, which is let go meanwhile: what has come of one that is being opened or
+ * closed. */
 static struct served_export *wait_for_export(struct export_table *table,
                                              struct served_export *exp, bool *failed,
                                              struct diag *diag)

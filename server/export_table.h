@@ -55,7 +55,8 @@ int export_table_open(struct export_table *table, const char *name, const char *
 int export_table_add(struct export_table *table, struct served_export *exp,
                      struct diag *diag) MUST_USE;
 
-/* Before it is used by others: the images of a folder are exports by their names there, each opened by
+/* Before it is used by others: the images of a folder are exports by their names there, each
+ * opened by
  * the first who asks for it, and closed when nobody has used it for linger_ms.  Borrowed until
  * export_table_close. */
 void export_table_set_folder(struct export_table *table, struct image_folder *folder,
@@ -65,13 +66,15 @@ void export_table_set_folder(struct export_table *table, struct image_folder *fo
 void export_table_tell_closed(struct export_table *table,
                               void (*closed)(void *opaque, const char *id), void *opaque);
 
-/* The caller, one of its users, takes it from the table: it isn't found any more, and is closed when its last user
+/* The caller, one of its users, takes it from the table: it isn't found any more, and is
+ * closed when its last user
  * leaves.  -EBUSY while a job uses it and, unless it may be, anybody else. */
 int export_table_withdraw(struct served_export *exp, bool used_too,
                           struct diag *diag) MUST_USE;
 
 /* The caller becomes a user.  An image of the folder is opened for it, by one of those who ask
- * for it at the same time: the others wait, and are told the same when that fails; who asks for another
+ * for it at the same time: the others wait, and are told the same when that fails; who asks
+ * for another
  * waits for nobody.  NULL, with ENOENT and what there is in diag, when there is none of the
  * name, or with what keeps it from being opened. */
 struct served_export *export_table_find(struct export_table *table, const char *name,

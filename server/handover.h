@@ -2,9 +2,12 @@
 /* Another server takes over: this one lets go of its clients and its images, and hands out the
  * sockets on which it listens; and takes all back when nothing came of it.
  *
- * Clients lose their connections as if the network had failed, and what wasn't answered they ask for
- * again: no error comes, which those that reconnect would hand to their users.  What nbdkit had read
- * is done before the images are closed.  Connections that come meanwhile wait in the sockets' queues,
+ * Clients lose their connections as if the network had failed, and what wasn't answered they
+ * ask for
+ * again: no error comes, which those that reconnect would hand to their users.  What nbdkit
+ * had read
+ * is done before the images are closed.  Connections that come meanwhile wait in the sockets'
+ * queues,
  * and are refused by nobody.
  *
  * Threads: one at a time.  Layer: server. */

@@ -50,7 +50,8 @@ bool lock_try_acquire(struct lock *lock) MUST_USE;
 /* Waits on cond; the lock is released meanwhile. */
 void lock_wait(struct lock *lock, pthread_cond_t *cond);
 
-/* The same, no longer than until clock_ns() is `deadline`; of a condition that cond_init_timed made. */
+/* The same, no longer than until clock_ns() is `deadline`; of a condition that cond_init_timed
+ * made. */
 void lock_wait_until(struct lock *lock, pthread_cond_t *cond, uint64_t deadline);
 void cond_init_timed(pthread_cond_t *cond);
 

@@ -53,7 +53,8 @@ int chain_open_nbd(struct block_context *ctx, const char *uri, const struct nbd_
                    const struct chain_options *options, struct node **out,
                    struct diag *diag) MUST_USE;
 
-/* Is the local file, or the RBD image, of that name one of the chain's?  False also when it can't be
+/* Is the local file, or the RBD image, of that name one of the chain's?  False also when it
+ * can't be
  * opened. */
 bool chain_has_file(struct node *top, const char *path);
 

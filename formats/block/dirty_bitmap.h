@@ -166,7 +166,8 @@ int node_bitmap_create(struct node *node, const struct bitmap_params *params,
 /* The disk is `to` from here on, with the same contents, in place of `top` and the layers below it
  * down to the one above `end` (NULL: all): their bitmaps go there, whoever uses them, and go on
  * recording; one of the same name that `to` or a layer below has becomes a part of it.
- * What an image keeps of them, it keeps as it is now.  Those of a layer below `top` go where nothing that they haven't recorded is
+ * What an image keeps of them, it keeps as it is now.  Those of a layer below `top` go where
+ * nothing that they haven't recorded is
  * missing.  One that can't be kept in `to` goes on in memory, which is logged.  Nobody changes any
  * of the nodes, or adds or removes bitmaps, meanwhile.  0, -EBUSY or -ENOMEM with diag: none
  * has gone or changed. */

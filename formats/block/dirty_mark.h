@@ -11,7 +11,8 @@
  * failure keeps it set, to be tried again after the next quiet period; when it was the
  * writing of the bit that failed, the next allocation writes it anew.
  *
- * Threads: any; functions marked META under it, all others, which may do I/O, outside.  Layer: block.
+ * Threads: any; functions marked META under it, all others, which may do I/O, outside.  Layer:
+ * block.
  */
 #ifndef BLOCK_DIRTY_MARK_H
 #define BLOCK_DIRTY_MARK_H

@@ -4,7 +4,8 @@
  *
  * Threads: `map` and `zero_is_fast` from any thread inside the gate, without locks, may
  * load a page; `reserve`, `link`, `release`, `zero` with the guest range locked by the
- * caller (without DRIVER_CLUSTERS nothing is locked) and inside the gate; `open`, `activate`, `resize`, `close` alone. Offsets and
+ * caller (without DRIVER_CLUSTERS nothing is locked) and inside the gate; `open`, `activate`,
+ * `resize`, `close` alone. Offsets and
  * lengths are bytes; functions return 0 or -errno.  Layer: block. */
 #ifndef BLOCK_DRIVER_H
 #define BLOCK_DRIVER_H
@@ -170,7 +171,8 @@ struct driver {
     bool (*has_unlinked)(struct node *node);
 
     /* DRIVER_BACKING: from here on the image names this file as its backing file, of a format
-     * that is never NULL; name and format NULL: it names none.  Durable on return; after a crash the old name or the new one
+     * that is never NULL; name and format NULL: it names none.  Durable on return; after a
+     * crash the old name or the new one
      * holds.  What node->backing is is the caller's. */
     int (*set_backing)(struct node *node, const char *name, const char *format,
                        struct diag *diag);

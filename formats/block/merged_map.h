@@ -36,7 +36,8 @@
 
 struct merged_map;
 
-/* Inside the gate: the map of `first`, which is no active layer, and all below it.  NULL: there is none, the
+/* Inside the gate: the map of `first`, which is no active layer, and all below it.  NULL:
+ * there is none, the
  * layers have to be asked one by one. */
 struct merged_map *merged_map_make(struct node *first);
 

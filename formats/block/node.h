@@ -357,7 +357,8 @@ int block_cache(struct node *node, uint64_t off, uint64_t len) MUST_USE;
 
 /* The same as block_read and block_cache, and what comes from below becomes the node's own, in
  * whole subclusters, if it is active; several readers of one fetch it once.  When that fails they
- * read it as always.  Outside the gate, and as one who changes the disk: whoever freezes the node, or
+ * read it as always.  Outside the gate, and as one who changes the disk: whoever freezes the
+ * node, or
  * takes a snapshot of it, keeps such reads away, too. */
 int block_read_and_keep(struct node *node, void *buf, uint64_t off, uint64_t len) MUST_USE;
 int block_cache_and_keep(struct node *node, uint64_t off, uint64_t len) MUST_USE;

@@ -39,7 +39,8 @@ static inline void reference_free(struct reference *ref)
 /* What `name`, found in `image`, stands for: relative names lie in the image's folder;
  * "file:" is stripped; NBD URIs stay as they are, and so do RBD names, which may not say how Ceph
  * is asked; of "json:", files, NBD exports
- * and RBD images are understood (json_name.h); other protocols ("ssh:", ...) are refused, as qemu-img would
+ * and RBD images are understood (json_name.h); other protocols ("ssh:", ...) are refused, as
+ * qemu-img would
  * read them (a name with a colon before its first slash).  *out is to be freed; empty on
  * failure. */
 int reference_resolve(const char *image, const char *name, enum references policy,

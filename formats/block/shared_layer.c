@@ -63,7 +63,8 @@ static bool same_file(struct file_identity a, struct file_identity b)
     return a.device == b.device && a.inode == b.inode;
 }
 
-/* Whoever opened a LUKS layer had the key, for it says whether a passphrase is right; AES takes any. */
+/* Whoever opened a LUKS layer had the key, for it says whether a passphrase is right; AES
+ * takes any. */
 static bool same_key(const struct node *a, const struct node *b)
 {
     return !a->cipher == !b->cipher && (!a->cipher || strcmp(a->encryption, "AES") != 0);

@@ -33,7 +33,8 @@
  *       (shared_layer_take); then nobody finds it any more;
  *   (4) it is closed after the last node that borrows from it, and the last shared layer above it.
  *
- * Threads: any; each chain is opened, changed and closed as node.h says.  Private to this folder. */
+ * Threads: any; each chain is opened, changed and closed as node.h says.  Private to this
+ * folder. */
 #ifndef BLOCK_SHARED_LAYER_H
 #define BLOCK_SHARED_LAYER_H
 

@@ -16,7 +16,8 @@ int qcow2_header_ext_append(uint8_t *buf, size_t capacity, size_t *at, uint32_t 
                             const void *data, size_t len) MUST_USE;
 
 /* In the extensions that fill area (n bytes, or up to an end marker): the one of that type
- * gets other data, or is appended; data NULL: it is taken out.  *used: bytes that count, with the end marker.  -EINVAL:
+ * gets other data, or is appended; data NULL: it is taken out.  *used: bytes that count, with
+ * the end marker.  -EINVAL:
  * they aren't well-formed; -ENOSPC. */
 int qcow2_header_ext_replace(uint8_t *area, size_t n, uint32_t type, const void *data,
                              size_t len, size_t *used) MUST_USE;

@@ -31,7 +31,8 @@ void storage_folder_close(struct storage_folder *folder);
  * the only spelling of what it names. */
 bool storage_folder_takes(const char *name);
 
-/* As open(2), without O_CREAT, for a name that storage_folder_takes.  The descriptor (with O_CLOEXEC) or -errno:
+/* As open(2), without O_CREAT, for a name that storage_folder_takes.  The descriptor (with
+ * O_CLOEXEC) or -errno:
  * -EXDEV when it leads out, -ELOOP for a link that isn't followed. */
 int storage_folder_openat(const struct storage_folder *folder, const char *name,
                           int flags) MUST_USE;

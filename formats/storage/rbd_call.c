@@ -6,7 +6,8 @@
  * own, and of a write librbd makes a copy before it returns (rbd_link.c sees to that).
  *
  * A change that was left behind may still be made, so that changes which come later wait for
- * it: else it could undo them. */
+ * it: else it could undo them.  And while the image is resized no change is under way: beside a
+ * resize librbd may end neither. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

@@ -18,7 +18,8 @@ enum image_guess {
                         look */
 };
 
-/* Opens an image and its chain, with the threads that it needs.  Complains and returns an exit code; on failure there is
+/* Opens an image and its chain, with the threads that it needs.  Complains and returns an exit
+ * code; on failure there is
  * nothing to close. */
 int image_open(struct image *image, const char *filename,
                const struct chain_options *options, enum image_guess guess);

@@ -18,7 +18,8 @@ struct image_opts {
     struct option_list encryption; /* "encrypt.format", "backing.encrypt.key-secret", ... */
 };
 
-/* Takes the name that was given apart, "driver=qcow2,file.filename=disk": the keys are those of backing names in
+/* Takes the name that was given apart, "driver=qcow2,file.filename=disk": the keys are those
+ * of backing names in
  * JSON (block/json_name.h), of which file.driver and driver may be left out for a file; and
  * encrypt.format, encrypt.key-secret, of a backing file with "backing." before them.  A
  * format beside it is refused.

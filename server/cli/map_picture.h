@@ -7,7 +7,8 @@
 
 struct node;
 
-/* Prints an SVG picture of [start, end) of the disk: a row for each layer of the chain, with what the
+/* Prints an SVG picture of [start, end) of the disk: a row for each layer of the chain, with
+ * what the
  * disk has from it, and one for each internal snapshot, with what it has in the image itself.
  * Complains and returns an exit code. */
 int map_picture_print(struct node *node, uint64_t start, uint64_t end);

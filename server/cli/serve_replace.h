@@ -2,7 +2,8 @@
 /* `qimg serve --replace`: a running server is asked for its disks and its sockets.
  *
  * What can be known without them is known before: nbdkit is started as it will be, read-only and
- * without locks, on a private socket for a moment.  What fails later makes the other server take all
+ * without locks, on a private socket for a moment.  What fails later makes the other server
+ * take all
  * back, when it sees the end of the connection on which it was asked.  Layer: server. */
 #ifndef CLI_SERVE_REPLACE_H
 #define CLI_SERVE_REPLACE_H

@@ -160,7 +160,8 @@ static int begin(struct snapshot_change_state *state,
 #define LEAVE_WAIT_MS 2000
 
 /* What was let go of is still counted until it is free, and counts of few bits could have no
- * room because of it; and it has the space that is needed for what it left.  A failure is met again by who needs the room. */
+ * room because of it; and it has the space that is needed for what it left.  A failure is met
+ * again by who needs the room. */
 static void drop_references(struct qcow2 *q)
 {
     struct alloc *a = &q->alloc;
