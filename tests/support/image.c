@@ -117,14 +117,11 @@ static void create_by_qemu(const struct image *img)
             spec->data_file && strcmp(spec->data_file, "raw") == 0 ? ",data_file_raw=on"
                                                                    : "") < 0)
         abort();
-    /* It times its key derivation, and fails now and then to do so on a busy machine. */
-    for (unsigned tries = 0; tries < 20; tries++)
-        if (shell(NULL, 0, "qemu-img create -q %s -f qcow2 %s %s -o %s %s %llu 2>&1",
-                  spec->encrypt ? SECRET : "", spec->base_format ? "-b base -F" : "",
-                  spec->base_format ? spec->base_format : "", options, img->path,
-                  (unsigned long long)spec->size) == 0)
-            return;
-    give_up(options, -EINVAL, NULL);
+    if (shell(NULL, 0, "qemu-img create -q %s -f qcow2 %s %s -o %s %s %llu 2>&1",
+              spec->encrypt ? SECRET : "", spec->base_format ? "-b base -F" : "",
+              spec->base_format ? spec->base_format : "", options, img->path,
+              (unsigned long long)spec->size) != 0)
+        give_up(options, -EINVAL, NULL);
 }
 
 static bool needs_qemu(const struct image_spec *spec)

@@ -126,31 +126,15 @@ static struct luks_params params_of(const struct kind *kind)
     return p;
 }
 
-/* qemu-img measures time, and gives up now and then when a clock doesn't move. */
-static int PRINTF_LIKE(1, 2) run_patiently(const char *fmt, ...)
-{
-    char command[2048];
-    va_list ap;
-    int status = -1;
-
-    va_start(ap, fmt);
-    vsnprintf(command, sizeof command, fmt, ap);
-    va_end(ap);
-    for (int i = 0; i < 50 && status != 0; i++)
-        status = system(command);
-    return status;
-}
-
 static void qemu_create(const struct kind *kind)
 {
-    cr_assert_eq(
-        run_patiently("qemu-img create -q -f luks --object secret,id=s,data=first -o "
-                      "key-secret=s,iter-time=10,cipher-alg=%s,cipher-mode=%s,"
-                      "ivgen-alg=%s%s%s,hash-alg=%s %s 1M >/dev/null 2>&1",
-                      kind->alg, kind->mode, kind->ivgen,
-                      kind->iv_hash ? ",ivgen-hash-alg=" : "",
-                      kind->iv_hash ? kind->iv_hash : "", kind->hash, path),
-        0, "%s-%s-%s, %s", kind->alg, kind->mode, kind->ivgen, kind->hash);
+    cr_assert_eq(run("qemu-img create -q -f luks --object secret,id=s,data=first -o "
+                     "key-secret=s,iter-time=10,cipher-alg=%s,cipher-mode=%s,"
+                     "ivgen-alg=%s%s%s,hash-alg=%s %s 1M >/dev/null 2>&1",
+                     kind->alg, kind->mode, kind->ivgen,
+                     kind->iv_hash ? ",ivgen-hash-alg=" : "",
+                     kind->iv_hash ? kind->iv_hash : "", kind->hash, path),
+                 0, "%s-%s-%s, %s", kind->alg, kind->mode, kind->ivgen, kind->hash);
 }
 
 static void theirs_is_read(const struct kind *kind)
@@ -259,11 +243,11 @@ Test(crypto_luks_qemu, keys_that_qemu_img_added)
 {
     qemu_create(&kinds[1]);
     cr_assert_eq(qemu_io("first", "-c 'write -P 0x44 0 64k'"), 0);
-    cr_assert_eq(run_patiently("qemu-img amend -q --object secret,id=s,data=first --object "
-                               "secret,id=n,data=second -o state=active,new-secret=n,"
-                               "keyslot=3,iter-time=10 --image-opts driver=luks,"
-                               "file.filename=%s,key-secret=s 2>/dev/null",
-                               path),
+    cr_assert_eq(run("qemu-img amend -q --object secret,id=s,data=first --object "
+                     "secret,id=n,data=second -o state=active,new-secret=n,"
+                     "keyslot=3,iter-time=10 --image-opts driver=luks,"
+                     "file.filename=%s,key-secret=s 2>/dev/null",
+                     path),
                  0);
     expect_payload("second", 0x44);
     cr_assert_eq(run("qemu-img amend -q --object secret,id=s,data=second -o "
