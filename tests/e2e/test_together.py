@@ -177,8 +177,13 @@ class Grouped(TogetherCase):
         self.before = (self.dirty("a"), self.dirty("b"))
 
     def two(self, second, **more):
+        """The second doesn't end before let_go()."""
         self.grouped(self.action(self.path("one.raw"), job="one", bitmap="a", bitmap_mode="on-success", **more),
-                     self.action(second, job="two", bitmap="b", bitmap_mode="on-success", mode="existing", **more))
+                     self.action(second, job="two", bitmap="b", bitmap_mode="on-success", mode="existing", speed=KIB,
+                                 **more))
+
+    def let_go(self):
+        self.client.cmd("block-job-set-speed", device="two", speed=0)
 
     def status(self):
         return {job["id"]: job["status"] for job in self.client.cmd("query-jobs")}
@@ -196,11 +201,12 @@ class Grouped(TogetherCase):
     def test_one_fails(self):
         """the other had its work done, and waited"""
         fault = self.path("fault")
-        target = self.memory("--filter=delay", "--filter=error", "delay-write=300ms", "error-pwrite=EIO",
-                             "error-pwrite-rate=100%", f"error-pwrite-file={fault}")
+        target = self.memory("--filter=error", "error-pwrite=EIO", "error-pwrite-rate=100%",
+                             f"error-pwrite-file={fault}")
         self.two(target.uri)
         self.client.event("JOB_STATUS_CHANGE", id="one", status="waiting")
         self.switch("fault")
+        self.let_go()
         self.none_has_ended_well("two")
 
     def test_one_is_cancelled(self):
@@ -209,7 +215,7 @@ class Grouped(TogetherCase):
             with self.subTest(which=which):
                 if which == "two":
                     self.setUp()
-                target = self.memory("--filter=delay", "delay-write=200ms")
+                target = self.memory()
                 self.two(target.uri)
                 self.client.event("JOB_STATUS_CHANGE", id="one", status="waiting")
                 target.freeze()
@@ -218,10 +224,11 @@ class Grouped(TogetherCase):
                 target.thaw()
 
     def test_all_are_well(self):
-        target = self.memory("--filter=rate", "rate=20M")
+        target = self.memory()
         self.two(target.uri)
         self.client.event("JOB_STATUS_CHANGE", id="one", status="waiting")
         self.assertEqual(self.dirty("a"), CHUNK * 2)
+        self.let_go()
         self.all_end("one", "two")
         self.assertEqual((self.dirty("a"), self.dirty("b")), (0, 0))
         self.expect_content(self.path("one.raw"), "raw")
@@ -231,6 +238,7 @@ class Grouped(TogetherCase):
     def test_one_decision(self):
         """who finalizes one has finalized all"""
         self.two(self.memory().uri, auto_finalize=False)
+        self.let_go()
         for _ in range(2):
             self.client.event("BLOCK_JOB_PENDING")
         self.client.cmd("job-finalize", id="two")
@@ -238,8 +246,7 @@ class Grouped(TogetherCase):
         self.assertEqual((self.dirty("a"), self.dirty("b")), (0, 0))
 
     def test_the_end_of_the_server(self):
-        target = self.memory("--filter=delay", "delay-write=200ms")
-        self.two(target.uri)
+        self.two(self.memory().uri)
         self.client.event("JOB_STATUS_CHANGE", id="one", status="waiting")
         self.source_is_good()
 
