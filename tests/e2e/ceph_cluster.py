@@ -149,11 +149,11 @@ class Cluster:
         self.run("rbd", "create", f"rbd/{name}", "--size", f"{size}B", *options)
         return f"rbd:rbd/{name}:conf={self.conf}"
 
-    def export(self, name):
+    def export(self, name, pool="rbd"):
         """The image's bytes, as Ceph's own tool reads them."""
         target = self.folder / "export"
         target.unlink(missing_ok=True)
-        self.run("rbd", "export", "--no-progress", f"rbd/{name}", target)
+        self.run("rbd", "export", "--no-progress", f"{pool}/{name}", target)
         return target.read_bytes()
 
     def is_there(self, name):

@@ -14,17 +14,18 @@ from nbdkit_by_name import nbdkit_by_name
 NOT_RUN = ("qemu-system", "sudo ")
 
 
-def pod_blocks(text):
-    """The verbatim paragraphs of a pod, but for those behind "=for test none"."""
-    blocks, wanted = [], True
+def pod_blocks(text, where=""):
+    """The verbatim paragraphs of a pod that stand behind "=for test WHERE", or, as most, behind nothing of the kind;
+    "none" are not to be run."""
+    blocks, found = [], ""
     for paragraph in re.split(r"\n\s*\n", text):
-        if paragraph.startswith("=for test none"):
-            wanted = False
+        if paragraph.startswith("=for test "):
+            found = paragraph.split()[2]
         elif paragraph[:1] in (" ", "\t"):
-            if wanted:
+            if found == where:
                 blocks.append(re.sub(r"^ ", "", paragraph, flags=re.M))
         else:
-            wanted = True
+            found = ""
     return blocks
 
 
@@ -52,7 +53,7 @@ class Examples(Case):
 
     def run_script(self, script, before=""):
         path = f"{nbdkit_by_name(self.path('bin'))}:{BUILD}:{os.environ['PATH']}"
-        os.mkdir(self.path("work"))
+        os.makedirs(self.path("work"), exist_ok=True)
         self.addCleanup(self.end_all)
         with open(self.path("log"), "w+", encoding="utf-8") as log:
             done = subprocess.run(["bash", "-x", "-c", f"set -e\n{before}\n{without_unrun(script)}"],

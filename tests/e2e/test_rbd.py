@@ -16,6 +16,7 @@ import nbd
 
 import ceph_cluster
 import harness
+from examples import Examples, pod_blocks
 from harness import KIB, MIB, PLUGIN, QIMG, Model, StartFailed, create, exercise, fill, run, wait_until
 from qmp import QmpError
 from test_control import ControlCase
@@ -635,6 +636,22 @@ class Trouble(RbdCase):
         other.cmd("job-cancel", id="job")
         wait_until(lambda: not other.cmd("query-jobs"), 20, "the job's end")
         self.disk.pwrite(b"m" * 4096, 0)
+
+
+class Guide(RbdCase, Examples):
+    def test_examples(self):
+        """qimg-guide(7): a disk of its own moves, while it is used."""
+        self.ceph.run("ceph", "osd", "pool", "create", "vms", "8", "8")
+        self.ceph.run("rbd", "pool", "init", "vms")
+        guide = (harness.ROOT / "server" / "qimg-guide.pod").read_text(encoding="utf-8")
+        stop = [block for block in pod_blocks(guide) if block.startswith("stop() {")][0].split("\n}\n")[0] + "\n}"
+        image, content = self.path("work/disk.qcow2"), self.rng.randbytes(MIB)
+        os.mkdir(self.path("work"))
+        create(image, "qcow2", SIZE)
+        fill(image, "qcow2", [(5 * MIB, content)])
+        log = self.run_script("\n".join([*pod_blocks(guide, "ceph"), "stop disk"]), before=stop)
+        self.assertRegex(log, r"client\.\d+ +auto")
+        self.assertEqual(self.ceph.export("disk", pool="vms"), bytes(5 * MIB) + content + bytes(SIZE - 6 * MIB))
 
 
 if __name__ == "__main__":
