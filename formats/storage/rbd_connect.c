@@ -10,9 +10,8 @@
 #include "base/cleanup.h"
 #include "storage/rbd_internal.h"
 
-/* Who opens an image waits for the cluster. */
-#define OPEN_TIMEOUT_MS 30000u
-#define OPEN_TIMEOUT_S  "30"
+/* So long, at most, who opens an image waits for the cluster, in seconds. */
+#define OPEN_TIMEOUT 30u
 
 /* Names of pools and images that Ceph gives back. */
 #define ID_BYTES 128
@@ -45,18 +44,47 @@ static int read_configuration(struct rbd_link *link, const struct rbd_name *name
                       name->conf);
 }
 
-/* The deadline for requests.  librados gets none: its requests must end in their order. */
-static int take_timeout(struct rbd_link *link)
+/* Seconds; 0: none is set. */
+static double configured_timeout(struct rbd_link *link, const char *key)
 {
     char text[32];
 
+    return librados.conf_get(link->cluster, key, text, sizeof text) < 0
+               ? 0
+               : strtod(text, NULL);
+}
+
+/* The deadline for requests.  librados gets none: its requests must end in their order. */
+static int take_timeout(struct rbd_link *link)
+{
+    double seconds = configured_timeout(link, "rados_osd_op_timeout");
+
     link->facts.timeout_ms = RBD_DEFAULT_TIMEOUT;
-    if (librados.conf_get(link->cluster, "rados_osd_op_timeout", text, sizeof text) < 0)
-        return 0;
-    double seconds = strtod(text, NULL);
     if (seconds > 0)
         link->facts.timeout_ms = seconds < 1e6 ? (unsigned)(seconds * 1000) : 1000000000u;
     return librados.conf_set(link->cluster, "rados_osd_op_timeout", "0");
+}
+
+/* Ceph's own patience with its monitors is five minutes, or endless. */
+static int limit_timeout(struct rbd_link *link, const char *key)
+{
+    double seconds = configured_timeout(link, key);
+    char text[32];
+
+    snprintf(text, sizeof text, "%u", OPEN_TIMEOUT);
+    return seconds > 0 && seconds <= OPEN_TIMEOUT
+               ? 0
+               : librados.conf_set(link->cluster, key, text);
+}
+
+static int set_timeouts(struct rbd_link *link, const char *place, struct diag *diag)
+{
+    int err = take_timeout(link);
+    if (!err)
+        err = limit_timeout(link, "client_mount_timeout");
+    if (!err)
+        err = limit_timeout(link, "rados_mon_op_timeout");
+    return err ? diag_errno(diag, -err, "%s: setting Ceph's timeouts", place) : 0;
 }
 
 /* What this store relies on, whatever the configuration says. */
@@ -68,8 +96,6 @@ static int set_own_options(struct rbd_link *link, const char *place, struct diag
         {"rbd_cache", "false"},
         /* Buffers are the caller's again as soon as a request was made. */
         {"rbd_disable_zero_copy_writes", "true"},
-        {"client_mount_timeout", OPEN_TIMEOUT_S},
-        {"rados_mon_op_timeout", OPEN_TIMEOUT_S},
     };
 
     for (size_t i = 0; i < ARRAY_LEN(ours); i++) {
@@ -77,8 +103,7 @@ static int set_own_options(struct rbd_link *link, const char *place, struct diag
         if (err)
             return err;
     }
-    int err = take_timeout(link);
-    return err ? diag_errno(diag, -err, "%s: rados_osd_op_timeout", place) : 0;
+    return set_timeouts(link, place, diag);
 }
 
 static int configure(struct rbd_link *link, const struct rbd_name *name, const char *place,
@@ -179,6 +204,7 @@ static int learn_facts(struct rbd_link *link, const struct rbd_name *name)
     link->facts.size = info.size;
     link->facts.object_size = info.obj_size;
     link->facts.has_lock = features & RBD_FEATURE_EXCLUSIVE_LOCK;
+    link->facts.locks_to_read = features & RBD_FEATURE_JOURNALING;
     /* Of what lies in stripes, or in a parent, librbd before 17 tells wrong offsets. */
     link->facts.tells_status =
         (features & RBD_FEATURE_FAST_DIFF) && stripes == 1 && !has_parent(link);
@@ -206,6 +232,11 @@ static int remove_image(struct rbd_link *link, const struct rbd_name *name,
 
 /* ---- what the image or its pool says against us ---- */
 
+static bool is_set(const rbd_config_option_t *option, const char *key, const char *value)
+{
+    return strcmp(option->name, key) == 0 && strcmp(option->value, value) == 0;
+}
+
 static int refuse_option(const rbd_config_option_t *option, const char *place,
                          struct diag *diag)
 {
@@ -217,8 +248,7 @@ static int refuse_option(const rbd_config_option_t *option, const char *place,
     };
 
     for (size_t i = 0; i < ARRAY_LEN(options); i++)
-        if (strcmp(option->name, options[i].key) == 0 &&
-            strcmp(option->value, options[i].refused) == 0)
+        if (is_set(option, options[i].key, options[i].refused))
             return diag_set(diag, ENOTSUP,
                             "%s: %s=%s is set %s, and can't be used here: rbd config %s "
                             "remove takes it away",
@@ -255,27 +285,72 @@ static int check_options(struct rbd_link *link, const char *place, struct diag *
     int err = list_options(link->image, &options, &n);
     if (err)
         return diag_errno(diag, -err, "%s: reading the image's configuration", place);
-    for (int i = 0; i < n && !err; i++)
+    for (int i = 0; i < n && !err; i++) {
         err = refuse_option(&options[i], place, diag);
+        link->facts.locks_to_read |= is_set(&options[i], "rbd_clone_copy_on_read", "true");
+    }
     librbd.config_image_list_cleanup(options, n);
     free(options);
     return err;
 }
 
+/* ---- the image ---- */
+
+/* Who only reads opens it as one who might write, where he may: so he watches it.  Ceph doesn't
+ * remove an image that is watched, and tells those who watch when a snapshot is gone.  Others
+ * would read zeroes from then on. */
+static int open_to_read(struct rbd_link *link, const struct rbd_name *name)
+{
+    int err = librbd.open(link->io, name->image, &link->image, name->snapshot);
+
+    return err == -EPERM || err == -EACCES || err == -EROFS
+               ? librbd.open_read_only(link->io, name->image, &link->image, name->snapshot)
+               : err;
+}
+
+/* Not where librbd then takes the lock to read, too. */
+static int open_without_lock(struct rbd_link *link, const struct rbd_name *name)
+{
+    rbd_link_close_image(link);
+    return librbd.open_read_only(link->io, name->image, &link->image, name->snapshot);
+}
+
+/* On a thread of librbd's: something of the image has changed, maybe its size. */
+static void on_update(void *opaque)
+{
+    struct rbd_link *link = opaque;
+
+    atomic_store(&link->size_unknown, true);
+}
+
+static int describe_image(struct rbd_link *link, const struct rbd_name *name,
+                          const char *place, struct diag *diag)
+{
+    int err = learn_facts(link, name);
+
+    return err ? diag_errno(diag, -err, "%s: describing the image", place)
+               : check_options(link, place, diag);
+}
+
 static int open_image(struct rbd_link *link, const struct rbd_name *name, bool read_only,
                       const char *place, struct diag *diag)
 {
-    int err =
-        read_only || name->snapshot
-            ? librbd.open_read_only(link->io, name->image, &link->image, name->snapshot)
-            : librbd.open(link->io, name->image, &link->image, NULL);
+    int err = read_only || name->snapshot
+                  ? open_to_read(link, name)
+                  : librbd.open(link->io, name->image, &link->image, NULL);
     if (err) {
         link->image = NULL;
         return diag_errno(diag, -err, "%s: opening the image", place);
     }
-    err = learn_facts(link, name);
-    return err ? diag_errno(diag, -err, "%s: describing the image", place)
-               : check_options(link, place, diag);
+    err = describe_image(link, name, place, diag);
+    if (err)
+        return err;
+    if (read_only && !name->snapshot && link->facts.locks_to_read)
+        err = open_without_lock(link, name);
+    if (!err)
+        err = librbd.update_watch(link->image, &link->watch, on_update, link);
+    link->watched = !err;
+    return err ? diag_errno(diag, -err, "%s: watching the image", place) : 0;
 }
 
 /* ---- opening, as a task ---- */
@@ -297,8 +372,7 @@ static void drop_made(struct open_task *t)
     if (!t->made)
         return;
     t->made = false;
-    if (link->image)
-        librbd.close(TAKE(&link->image));
+    rbd_link_close_image(link);
     (void)librbd.remove(link->io, t->name.image);
 }
 
@@ -393,7 +467,7 @@ int rbd_link_open(const struct rbd_name *name, enum rbd_purpose purpose,
     t->purpose = purpose;
     t->task.give_up = give_up;
     struct rbd_task *task = &t->task;
-    int err = rbd_task_run(&task, OPEN_TIMEOUT_MS + 1000, diag);
+    int err = rbd_task_run(&task, (OPEN_TIMEOUT + 1) * 1000, diag);
     if (!task)
         return blame_place(place, err, diag);
     if (!err && purpose != RBD_REMOVE)

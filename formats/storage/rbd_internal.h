@@ -35,6 +35,7 @@ struct rbd_facts {
     uint64_t size;
     uint64_t object_size;   /* bytes; a power of two */
     bool has_lock;          /* the feature exclusive-lock */
+    bool locks_to_read;     /* librbd takes the lock to read, if it may write */
     bool tells_status;      /* which objects there are is known to the cluster, and told */
     unsigned timeout_ms;    /* for one answer */
     uint64_t device, inode; /* for storage_identity */
@@ -46,10 +47,14 @@ struct rbd_link {
     rados_ioctx_t io;
     rbd_image_t image;
     bool in_cluster; /* `cluster` is connected, and `io` is there */
+    bool watched;    /* `watch` tells of changes */
+    uint64_t watch;
     struct rbd_facts facts;
-    _Atomic bool aborted;      /* who waits is told so */
-    _Atomic bool locked;       /* by a call; else librbd may have the lock for itself */
-    _Atomic bool size_unknown; /* a change of it was left behind */
+    _Atomic bool aborted; /* who waits is told so */
+    _Atomic bool locked;  /* by a call; else librbd may have the lock for itself */
+    _Atomic bool
+        size_unknown; /* a change of it was left behind, or somebody may have made one */
+    _Atomic bool told_blocked; /* it is in the log that the cluster refuses us */
     struct list known;         /* among the links of this process */
     struct lock lock;
     /* under lock */
@@ -95,7 +100,8 @@ int rbd_link_open(const struct rbd_name *name, enum rbd_purpose purpose,
 struct rbd_link *rbd_link_new(void);
 /* It has its client's number now. */
 void rbd_link_make_known(struct rbd_link *link);
-/* Waits for the cluster. */
+/* Both wait for the cluster; an image that isn't open is no harm. */
+void rbd_link_close_image(struct rbd_link *link);
 void rbd_link_destroy(struct rbd_link *link);
 
 /* Waits a moment for what runs, then leaves the rest to it.  NULL is allowed. */
@@ -165,6 +171,8 @@ void rbd_call_abort_all(struct rbd_link *link);
 
 /* The image has so many bytes at least, and its size is known. */
 int rbd_grow_to(struct rbd_storage *rbd, uint64_t bytes) MUST_USE;
+/* Asks the cluster how large it is.  0 or -errno. */
+int rbd_learn_size(struct rbd_storage *rbd) MUST_USE;
 int rbd_truncate_storage(struct storage *st, uint64_t bytes) MUST_USE;
 
 /* ---- rbd_lock.c, rbd_status.c: as the storage operations ---- */

@@ -5,8 +5,18 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "base/log.h"
 #include "storage/iov.h"
 #include "storage/rbd_internal.h"
+
+/* The number of this error says little. */
+static void tell_blocked(struct rbd_storage *rbd)
+{
+    if (!atomic_exchange(&rbd->link->told_blocked, true))
+        log_error("%s: the cluster has blocklisted this client (its lock was broken, or an "
+                  "administrator did it): nothing can be asked for before a new start",
+                  rbd->st.name);
+}
 
 static int make_call(struct rbd_storage *rbd, struct rbd_request req)
 {
@@ -14,13 +24,15 @@ static int make_call(struct rbd_storage *rbd, struct rbd_request req)
         return -ENOTCONN;
     if (req.timeout_ms == 0)
         req.timeout_ms = rbd->facts.timeout_ms;
-    return rbd_call(rbd->link, &req);
+    int err = rbd_call(rbd->link, &req);
+    if (err == -ESHUTDOWN)
+        tell_blocked(rbd);
+    return err;
 }
 
-static int io_pread(struct storage *st, void *buf, uint64_t off, uint64_t len)
+static int read_up_to(struct rbd_storage *rbd, void *buf, uint64_t off, uint64_t len,
+                      uint64_t size)
 {
-    struct rbd_storage *rbd = rbd_of(st);
-    uint64_t size = atomic_load(&rbd->size);
     uint64_t inside = off < size ? MIN(len, size - off) : 0;
 
     memset((char *)buf + inside, 0, len - inside);
@@ -28,6 +40,20 @@ static int io_pread(struct storage *st, void *buf, uint64_t off, uint64_t len)
         return 0;
     return make_call(rbd, (struct rbd_request){
                               .op = RBD_OP_READ, .buf = buf, .off = off, .len = inside});
+}
+
+/* librbd refuses what begins past the end: somebody else may have made the image smaller. */
+static int io_pread(struct storage *st, void *buf, uint64_t off, uint64_t len)
+{
+    struct rbd_storage *rbd = rbd_of(st);
+    uint64_t size;
+    int err;
+
+    do {
+        size = atomic_load(&rbd->size);
+        err = read_up_to(rbd, buf, off, len, size);
+    } while (err == -EINVAL && rbd_learn_size(rbd) == 0 && atomic_load(&rbd->size) < size);
+    return err;
 }
 
 /* ---- the size ---- */

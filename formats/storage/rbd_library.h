@@ -46,6 +46,8 @@
     F(resize)                    \
     F(snap_spec_cleanup)         \
     F(stat)                      \
+    F(update_unwatch)            \
+    F(update_watch)              \
     F(version)                   \
     F(watchers_list)             \
     F(watchers_list_cleanup)

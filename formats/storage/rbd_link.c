@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/thread.h"
@@ -59,11 +60,19 @@ struct rbd_link *rbd_link_new(void)
     return link;
 }
 
+void rbd_link_close_image(struct rbd_link *link)
+{
+    if (link->watched)
+        librbd.update_unwatch(link->image, link->watch);
+    link->watched = false;
+    if (link->image)
+        librbd.close(TAKE(&link->image));
+}
+
 void rbd_link_destroy(struct rbd_link *link)
 {
     make_unknown(link);
-    if (link->image)
-        librbd.close(link->image);
+    rbd_link_close_image(link);
     if (link->in_cluster)
         librados.ioctx_destroy(link->io);
     if (link->cluster)

@@ -11,12 +11,18 @@
 #include "base/cleanup.h"
 #include "storage/rbd_internal.h"
 
-#define NAMES_BYTES  4096
-#define MAX_WATCHERS 1024
+/* What the cluster tells of an image's users needs room for so much at first, and at most. */
+#define NAMES_BYTES     4096
+#define NAMES_BYTES_MAX (1u << 20)
+#define WATCHERS        64
+#define WATCHERS_MAX    (1u << 16)
+#define TRIES           5
 
 /* What librbd begins the cookies of its locks with; the number of the holder's watch follows.
  */
 #define COOKIE "auto "
+/* The tag of librbd's locks; people set locks with others, or none. */
+#define LIBRBD_TAG "internal"
 
 struct lock_task {
     struct rbd_task task;
@@ -24,77 +30,186 @@ struct lock_task {
     char *place;
 };
 
-/* The first of those who have a lock: with an exclusive one there is no other. */
-struct holder {
-    char client[NAMES_BYTES], cookie[NAMES_BYTES], address[NAMES_BYTES];
+/* ---- who has a lock ---- */
+
+/* Texts one behind the other, each with its end. */
+struct names {
+    char *text;
+    size_t bytes;
 };
 
-/* 1: there is one, 0: none. */
-static int find_holder(struct rbd_link *link, struct holder *out)
-{
-    char tag[NAMES_BYTES];
-    size_t tag_len = sizeof tag, client_len = sizeof out->client;
-    size_t cookie_len = sizeof out->cookie, address_len = sizeof out->address;
-    int exclusive;
+/* One has Ceph's exclusive lock; there can be any number of locks that people set (`rbd lock add
+ * --shared`). */
+struct holders {
+    size_t n;
+    struct names tag, clients, cookies, addresses;
+};
 
-    ssize_t n = librbd.list_lockers(link->image, &exclusive, tag, &tag_len, out->client,
-                                    &client_len, out->cookie, &cookie_len, out->address,
-                                    &address_len);
-    return n > 0 ? 1 : (int)n;
+static inline void cleanup_holders(struct holders *holders)
+{
+    free(holders->tag.text);
+    free(holders->clients.text);
+    free(holders->cookies.text);
+    free(holders->addresses.text);
 }
+
+/* For `bytes`, and not for nothing. */
+static int make_room(struct names *names)
+{
+    if (names->bytes > NAMES_BYTES_MAX)
+        return -E2BIG;
+    names->bytes = MAX(names->bytes, NAMES_BYTES);
+    free(names->text);
+    names->text = malloc(names->bytes);
+    return names->text ? 0 : -ENOMEM;
+}
+
+static int make_rooms(struct holders *h)
+{
+    struct names *const all[] = {&h->tag, &h->clients, &h->cookies, &h->addresses};
+
+    for (size_t i = 0; i < ARRAY_LEN(all); i++) {
+        int err = make_room(all[i]);
+        if (err)
+            return err;
+    }
+    return 0;
+}
+
+/* -ERANGE: there wasn't room enough; now it is known how much is needed. */
+static int ask_holders(struct rbd_link *link, struct holders *h)
+{
+    int exclusive, err = make_rooms(h);
+
+    if (err)
+        return err;
+    ssize_t n =
+        librbd.list_lockers(link->image, &exclusive, h->tag.text, &h->tag.bytes,
+                            h->clients.text, &h->clients.bytes, h->cookies.text,
+                            &h->cookies.bytes, h->addresses.text, &h->addresses.bytes);
+    if (n < 0)
+        return (int)n;
+    h->n = (size_t)n;
+    return 0;
+}
+
+/* There can be more again when it is asked anew. */
+static int list_holders(struct rbd_link *link, struct holders *h)
+{
+    int err = -ERANGE;
+
+    for (unsigned i = 0; i < TRIES && err == -ERANGE; i++)
+        err = ask_holders(link, h);
+    return err;
+}
+
+/* ---- who is alive: he watches the image, and Ceph forgets who died after half a minute ---- */
+
+struct watchers {
+    rbd_image_watcher_t *list;
+    size_t n;
+};
+
+static inline void cleanup_watchers(struct watchers *watchers)
+{
+    if (watchers->list)
+        librbd.watchers_list_cleanup(watchers->list, watchers->n);
+    free(watchers->list);
+}
+
+/* As list_holders. */
+static int list_watchers(struct rbd_link *link, struct watchers *out)
+{
+    size_t room = WATCHERS;
+
+    for (unsigned i = 0; i < TRIES && room <= WATCHERS_MAX; i++) {
+        rbd_image_watcher_t *list = calloc(room, sizeof *list);
+        size_t n = room;
+        if (!list)
+            return -ENOMEM;
+        int err = librbd.watchers_list(link->image, list, &n);
+        if (!err) {
+            *out = (struct watchers){list, n};
+            return 0;
+        }
+        free(list);
+        if (err != -ERANGE)
+            return err;
+        room = n;
+    }
+    return -E2BIG;
+}
+
+static bool is_alive(const struct watchers *watchers, const char *cookie,
+                     const char *address)
+{
+    uint64_t watch = strncmp(cookie, COOKIE, strlen(COOKIE)) == 0
+                         ? strtoull(cookie + strlen(COOKIE), NULL, 10)
+                         : 0;
+
+    for (size_t i = 0; i < watchers->n; i++)
+        if (strcmp(watchers->list[i].addr, address) == 0 &&
+            (watch == 0 || watchers->list[i].cookie == watch))
+            return true;
+    return false;
+}
+
+/* ---- */
 
 /* Of this image, or one of a disk's other views of it: that was opened without a lock of its
  * own, as the disk has one. */
-static bool is_ours(const struct rbd_link *link, const struct holder *holder)
+static bool is_ours(const struct rbd_link *link, const char *holder)
 {
-    const char *number = strchr(holder->client, '.');
+    const char *number = strchr(holder, '.');
     uint64_t client = number ? strtoull(number + 1, NULL, 10) : 0;
 
     return client == link->facts.client || rbd_link_is_friendly(client);
 }
 
-/* Who is alive watches the image; Ceph forgets who died after half a minute. */
-static int is_alive(struct rbd_link *link, const struct holder *holder)
+static int refuse_holder(const struct holders *holders, const struct watchers *watchers,
+                         struct rbd_task *task, const char *place)
 {
-    rbd_image_watcher_t *list = calloc(MAX_WATCHERS, sizeof *list);
-    size_t n = MAX_WATCHERS;
-    int found = 0;
+    const char *client = holders->clients.text, *cookie = holders->cookies.text;
+    const char *address = holders->addresses.text;
 
-    if (!list)
-        return -ENOMEM;
-    uint64_t watch = strncmp(holder->cookie, COOKIE, strlen(COOKIE)) == 0
-                         ? strtoull(holder->cookie + strlen(COOKIE), NULL, 10)
-                         : 0;
-    int err = librbd.watchers_list(link->image, list, &n);
-    if (!err) {
-        for (size_t i = 0; i < n; i++)
-            found |= strcmp(list[i].addr, holder->address) == 0 &&
-                     (watch == 0 || list[i].cookie == watch);
-        librbd.watchers_list_cleanup(list, n);
+    for (size_t i = 0; i < holders->n; i++) {
+        if (!is_ours(task->link, client) && is_alive(watchers, cookie, address))
+            return diag_set(&task->diag, EAGAIN,
+                            "%s: lock: another process is using the image: %.100s at "
+                            "%.100s (Ceph takes 30 seconds to notice that one died)",
+                            place, client, address);
+        client += strlen(client) + 1;
+        cookie += strlen(cookie) + 1;
+        address += strlen(address) + 1;
     }
-    free(list);
-    return err ? err : found;
+    return 0;
 }
 
-static int check_others(struct rbd_task *task, const char *place)
+/* librbd would wait until it is gone. */
+static int refuse_set_lock(const struct holders *holders, struct rbd_task *task,
+                           const char *place)
 {
-    CLEANUP_FREE struct holder *holder = calloc(1, sizeof *holder);
-    if (!holder)
-        return diag_errno(&task->diag, ENOMEM, "%s", place);
-    int n = find_holder(task->link, holder);
-    if (n == 0)
-        return 0;
-    if (n > 0 && is_ours(task->link, holder))
-        return 0;
-    if (n > 0)
-        n = is_alive(task->link, holder);
-    if (n < 0)
-        return diag_errno(&task->diag, -n, "%s: lock: looking for who has it", place);
-    return n == 0 ? 0
-                  : diag_set(&task->diag, EAGAIN,
-                             "%s: lock: another process is using the image: %.100s at "
-                             "%.100s (Ceph takes 30 seconds to notice that one died)",
-                             place, holder->client, holder->address);
+    return holders->n > 0 && strcmp(holders->tag.text, LIBRBD_TAG) != 0
+               ? diag_set(
+                     &task->diag, EAGAIN,
+                     "%s: lock: %.100s at %.100s has one that somebody set (rbd lock ls)",
+                     place, holders->clients.text, holders->addresses.text)
+               : 0;
+}
+
+static int check_others(struct rbd_task *task, enum storage_lock_level level,
+                        const char *place)
+{
+    CLEANUP(cleanup_holders) struct holders holders = {0};
+    CLEANUP(cleanup_watchers) struct watchers watchers = {0};
+
+    int err = list_holders(task->link, &holders);
+    if (!err && holders.n > 0)
+        err = list_watchers(task->link, &watchers);
+    if (err)
+        return diag_errno(&task->diag, -err, "%s: lock: looking for who has it", place);
+    err = refuse_holder(&holders, &watchers, task, place);
+    return err || level == STORAGE_READER ? err : refuse_set_lock(&holders, task, place);
 }
 
 static int run_lock(struct rbd_task *task)
@@ -103,7 +218,7 @@ static int run_lock(struct rbd_task *task)
 
     if (t->level == STORAGE_READER && atomic_exchange(&task->link->locked, false))
         (void)librbd.lock_release(task->link->image); /* gone already is no failure */
-    int err = check_others(task, t->place);
+    int err = check_others(task, t->level, t->place);
     if (err || t->level == STORAGE_READER)
         return err;
     err = librbd.lock_acquire(task->link->image, RBD_LOCK_MODE_EXCLUSIVE);

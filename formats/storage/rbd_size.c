@@ -3,12 +3,16 @@
  *
  * One that was left behind at its deadline is a late change as any other (rbd_call.c): what
  * would be written before it could be cut off.  How large the image is afterwards only the
- * cluster knows, so that it is asked before the next change. */
+ * cluster knows, so that it is asked before the next change; so it is when it has told that
+ * something of the image was changed, maybe by another client: of a write that goes past the
+ * end librbd would leave out what lies there, and say nothing. */
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 
 #include "base/checked.h"
 #include "base/clock.h"
+#include "base/log.h"
 #include "storage/rbd_internal.h"
 
 struct size_task {
@@ -57,13 +61,19 @@ static int run_task(struct rbd_link *link, struct rbd_task how, uint64_t deadlin
 /* With `growth` locked, as all below. */
 static int ask_size(struct rbd_storage *rbd, uint64_t deadline)
 {
-    uint64_t bytes = 0;
+    uint64_t bytes = 0, before = atomic_load(&rbd->size);
 
+    atomic_store(&rbd->link->size_unknown, false); /* first: it can change meanwhile */
     int err = run_task(rbd->link, (struct rbd_task){.run = run_ask}, deadline, &bytes);
-    if (err)
+    if (err) {
+        atomic_store(&rbd->link->size_unknown, true);
         return err;
+    }
+    if (bytes < before)
+        log_warning("%s: somebody has made it smaller: from %" PRIu64 " to %" PRIu64
+                    " bytes",
+                    rbd->st.name, before, bytes);
     atomic_store(&rbd->size, bytes);
-    atomic_store(&rbd->link->size_unknown, false);
     return 0;
 }
 
@@ -92,9 +102,14 @@ static int set_size_alone(struct rbd_storage *rbd, uint64_t bytes, bool only_lar
                : change_size(rbd, bytes, deadline);
 }
 
+static uint64_t deadline_of(const struct rbd_storage *rbd)
+{
+    return clock_ns() + (uint64_t)rbd->facts.timeout_ms * 1000000;
+}
+
 static int set_size(struct rbd_storage *rbd, uint64_t bytes, bool only_larger)
 {
-    uint64_t deadline = clock_ns() + (uint64_t)rbd->facts.timeout_ms * 1000000;
+    uint64_t deadline = deadline_of(rbd);
 
     if (!rbd->link)
         return -ENOTCONN;
@@ -127,4 +142,11 @@ int rbd_grow_to(struct rbd_storage *rbd, uint64_t bytes)
     RANGE_LOCK_GUARD(&rbd->growth, 0, UINT64_MAX);
     return is_known(rbd) && bytes <= atomic_load(&rbd->size) ? 0
                                                              : set_size(rbd, bytes, true);
+}
+
+int rbd_learn_size(struct rbd_storage *rbd)
+{
+    RANGE_LOCK_GUARD(&rbd->growth, 0, UINT64_MAX);
+
+    return rbd->link ? ask_size(rbd, deadline_of(rbd)) : -ENOTCONN;
 }

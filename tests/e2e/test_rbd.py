@@ -638,6 +638,133 @@ class Trouble(RbdCase):
         self.disk.pwrite(b"m" * 4096, 0)
 
 
+class Others(RbdCase):
+    """What is done to an image beside its server, by other clients and administrators (R-08, R-09)."""
+
+    def admin(self, *words):
+        return self.ceph.run("rbd", words[0], *(["--no-progress"] if words[0] in ("rm", "resize") else []), *words[1:])
+
+    def refuses_removal(self, name):
+        done = run("rbd", "rm", "--no-progress", name, env=self.ceph.env, check=False)
+        self.assertNotEqual(done.returncode, 0, done)
+        self.assertIn("watchers", done.stderr)
+
+    def test_an_image_that_is_read_stays(self):
+        """It would read as zeroes from then on; also one that lies below others."""
+        self.qimg("create", "-f", "qcow2", "rbd:rbd/base", SIZE)
+        server = self.serve("rbd:rbd/base")
+        server.connect().pwrite(b"b" * MIB, MIB)
+        server.stop()
+        overlay = self.path("overlay.qcow2")
+        self.qimg("create", "-f", "qcow2", "-b", "rbd:rbd/base", "-F", "qcow2", overlay)
+        for server in (self.serve("rbd:rbd/base", nbdkit=["-r"]), self.serve(overlay)):
+            handle = server.connect()
+            self.refuses_removal("rbd/base")
+            self.assertEqual(handle.pread(MIB, MIB), b"b" * MIB)
+            server.stop()
+
+    def test_a_snapshot_is_removed(self):
+        """Its reader gets an error, and no zeroes; the image's own goes on."""
+        self.ceph.create("disk", SIZE)
+        server = self.serve("rbd:rbd/disk", "format=raw")
+        handle = server.connect()
+        handle.pwrite(b"1" * MIB, 0, nbd.CMD_FLAG_FUA)
+        self.admin("snap", "create", "--no-progress", "rbd/disk@s")
+        handle.pwrite(b"2" * MIB, 0, nbd.CMD_FLAG_FUA)
+        old = self.serve("rbd:rbd/disk@s", "format=raw")
+        view = old.connect()
+        self.assertEqual(view.pread(MIB, 0), b"1" * MIB)
+        self.admin("snap", "rm", "--no-progress", "rbd/disk@s")
+
+        def fails():
+            try:
+                view.pread(4096, 0)
+            except nbd.Error as error:
+                return error.errnum == errno.EIO
+            return False
+        wait_until(fails, 30, "an error of the reader's")
+        self.assertRegex(old.errors, "rbd:rbd/disk@s: read of 4096 bytes at 0: No such file")
+        self.assertEqual(handle.pread(MIB, 0), b"2" * MIB)
+        old.stop()
+        server.stop()
+
+    def test_an_image_is_resized(self):
+        """What is written behind the end of one that was made smaller isn't lost: it grows again."""
+        self.ceph.create("disk", SIZE)
+        server = self.serve("rbd:rbd/disk", "format=raw", "writable=now")
+        handle = server.connect()
+        handle.pwrite(b"1" * 4096, 4 * MIB)
+        handle.flush()
+        reader = self.serve("rbd:rbd/disk", "format=raw", "lock=off", nbdkit=["-r"]).connect()
+        self.admin("resize", "-s", "48M", "rbd/disk")
+        handle.pwrite(b"2" * 4096, 20 * MIB)
+        self.assertEqual(handle.pread(4096, 20 * MIB), b"2" * 4096)
+        self.admin("resize", "--allow-shrink", "-s", "8M", "rbd/disk")
+        self.assertEqual(reader.pread(4096, 20 * MIB), bytes(4096))
+        self.assertEqual(reader.pread(4096, 4 * MIB), b"1" * 4096)
+        handle.pwrite(b"3" * 8192, 8 * MIB - 4096)
+        handle.pwrite(b"4" * 4096, 16 * MIB)
+        handle.flush()
+        self.assertEqual(handle.pread(4096, 20 * MIB), bytes(4096))
+        self.assertIn("rbd:rbd/disk: somebody has made it smaller: from", server.errors)
+        server.stop()
+        content = self.ceph.export("disk")
+        self.assertEqual(content[8 * MIB - 4096:8 * MIB + 4096], b"3" * 8192)
+        self.assertEqual(content[16 * MIB:16 * MIB + 4096], b"4" * 4096)
+
+    def test_a_client_that_is_blocklisted(self):
+        self.ceph.create("disk", SIZE)
+        server = self.serve("rbd:rbd/disk", "format=raw", "writable=now")
+        handle = server.connect()
+        handle.pwrite(b"1" * 4096, 0, nbd.CMD_FLAG_FUA)
+        address = harness.json.loads(self.admin("lock", "ls", "--format=json", "rbd/disk"))[0]["address"]
+        self.ceph.run("ceph", "osd", "blocklist", "add", address)
+        self.addCleanup(self.ceph.run, "ceph", "osd", "blocklist", "clear")
+        for call in ((handle.pwrite, b"2" * 4096, 0), (handle.pread, 4096, 0), (handle.flush,)):
+            self.errno((errno.ESHUTDOWN, errno.EIO), *call)
+        self.assertIn("rbd:rbd/disk: the cluster has blocklisted this client", server.errors)
+        server.stop()
+        # Another client has the image at once.
+        handle = self.serve("rbd:rbd/disk", "format=raw", "writable=now").connect()
+        self.assertEqual(handle.pread(4096, 0), b"1" * 4096)
+        handle.pwrite(b"3" * 4096, 0, nbd.CMD_FLAG_FUA)
+
+    def test_a_monitor_that_hangs(self):
+        """Who is connected needs none; who wants to be is told in time."""
+        self.ceph.create("disk", SIZE)
+        handle = self.serve("rbd:rbd/disk", "format=raw", "writable=now").connect()
+        self.ceph.processes["mon"].send_signal(signal.SIGSTOP)
+        self.addCleanup(self.ceph.processes["mon"].send_signal, signal.SIGCONT)
+        handle.pwrite(b"1" * 4096, 0, nbd.CMD_FLAG_FUA)
+        self.assertEqual(handle.pread(4096, 0), b"1" * 4096)
+        name = "rbd:rbd/disk:client_mount_timeout=2:rados_mon_op_timeout=2"
+        self.command_fails("rbd:rbd/disk: .*timed out", "info", "-U", "-f", "raw", name)
+        self.refused(name, "format=raw", "lock=off", words=["rbd:rbd/disk: .*timed out"], name=False)
+        self.ceph.processes["mon"].send_signal(signal.SIGCONT)
+        self.qimg("info", "-U", "-f", "raw", name)
+
+    def test_locks_with_long_names(self):
+        """Those that people set, in any number: nobody who is alive has one."""
+        self.ceph.create("disk", SIZE)
+        for n in range(6):
+            self.admin("lock", "add", "--shared", "tag", "rbd/disk", f"{n}" * 1000)
+        for lock in harness.json.loads(self.admin("lock", "ls", "--format=json", "rbd/disk")):  # else it can't be removed
+            self.addCleanup(self.admin, "lock", "rm", "rbd/disk", lock["id"], lock["locker"])
+        self.qimg("info", "-f", "raw", "rbd:rbd/disk")
+        self.serve("rbd:rbd/disk", "format=raw", nbdkit=["-r"]).stop()
+        self.refused("rbd:rbd/disk", "format=raw", "writable=now", words=[r"lock: client\.\d+ at .* has one that somebody set"],
+                     name=False)
+
+    def test_who_asks(self):
+        """Options in CEPH_ARGS hold, and --id doesn't, as for QEMU; an id in the name does."""
+        self.ceph.create("disk", SIZE)
+        for tool, argv in (("qemu", ("qemu-img", "info", "-f", "raw")), ("qimg", (QIMG, "info", "-f", "raw"))):
+            for name, who in (("rbd:rbd/disk", "client.admin"), ("rbd:rbd/disk:id=someone", "client.someone")):
+                run(*argv, name, env={**os.environ, "CEPH_ARGS": f"--id nobody --log-file={self.dir}/{tool}-$name.log"})
+                self.assertTrue(os.path.exists(self.path(f"{tool}-{who}.log")), os.listdir(self.dir))
+        self.assertFalse([name for name in os.listdir(self.dir) if "nobody" in name])
+
+
 class Guide(RbdCase, Examples):
     def test_examples(self):
         """qimg-guide(7): a disk of its own moves, while it is used."""

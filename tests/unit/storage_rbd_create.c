@@ -115,6 +115,55 @@ static int fake_open(rados_ioctx_t io, const char *name, rbd_image_t *image,
     return 0;
 }
 
+/* Of who may only read; and of an image to read from which librbd would take the lock. */
+static _Atomic bool fail_writers;
+static _Atomic uint64_t features;
+static _Atomic unsigned n_opened_to_write, n_opened_to_read, n_watched;
+
+static int fake_open_to_write(rados_ioctx_t io, const char *name, rbd_image_t *image,
+                              const char *snapshot)
+{
+    if (atomic_load(&fail_writers))
+        return -EPERM;
+    atomic_fetch_add(&n_opened_to_write, 1);
+    return fake_open(io, name, image, snapshot);
+}
+
+static int fake_open_to_read(rados_ioctx_t io, const char *name, rbd_image_t *image,
+                             const char *snapshot)
+{
+    cr_expect(!atomic_load(&is_open));
+    atomic_fetch_add(&n_opened_to_read, 1);
+    return fake_open(io, name, image, snapshot);
+}
+
+static int fake_watch(rbd_image_t image, uint64_t *handle, rbd_update_callback_t callback,
+                      void *opaque)
+{
+    (void)image;
+    (void)callback;
+    (void)opaque;
+    *handle = 5;
+    atomic_fetch_add(&n_watched, 1);
+    return 0;
+}
+
+static int fake_unwatch(rbd_image_t image, uint64_t handle)
+{
+    (void)image;
+    cr_expect_eq(handle, 5);
+    cr_expect(atomic_load(&is_open));
+    atomic_fetch_sub(&n_watched, 1);
+    return 0;
+}
+
+static int fake_features(rbd_image_t image, uint64_t *number)
+{
+    (void)image;
+    *number = atomic_load(&features);
+    return 0;
+}
+
 static int fake_stat(rbd_image_t image, rbd_image_info_t *info, size_t len)
 {
     (void)image;
@@ -195,9 +244,12 @@ static void set_up(void)
     librbd.image_options_create = fake_options_create;
     librbd.image_options_destroy = fake_options_destroy;
     librbd.create4 = fake_create;
-    librbd.open = fake_open;
+    librbd.open = fake_open_to_write;
+    librbd.open_read_only = fake_open_to_read;
+    librbd.update_watch = fake_watch;
+    librbd.update_unwatch = fake_unwatch;
     librbd.stat = fake_stat;
-    librbd.get_features = fake_number;
+    librbd.get_features = fake_features;
     librbd.get_stripe_count = fake_number;
     librbd.get_id = fake_id;
     librbd.config_image_list = fake_config;
@@ -261,4 +313,46 @@ Test(rbd_create, who_has_left_leaves_nothing)
     atomic_store(&hold, false);
     await_end(2);
     cr_expect(atomic_load(&exists));
+}
+
+static struct rbd_link *open_to_read(void)
+{
+    CLEANUP_RBD_NAME struct rbd_name name = {0};
+    struct rbd_link *link = NULL;
+    struct diag diag = {0};
+
+    cr_assert_eq(rbd_name_parse("rbd:p/disk", RBD_NAME_USER, &name, &diag), 0);
+    cr_assert_eq(rbd_link_open(&name, RBD_READ_ONLY, NULL, &link, &diag), 0, "%s",
+                 diag.text);
+    return link;
+}
+
+/* what nobody watches can be removed under a reader, who then reads zeroes. */
+Test(rbd_create, a_reader_watches_where_he_may)
+{
+    struct rbd_link *link = open_to_read();
+
+    cr_expect_eq(n_opened_to_write, 1);
+    cr_expect_eq(n_opened_to_read, 0);
+    cr_expect_eq(n_watched, 1);
+    rbd_link_close(link);
+    cr_expect_eq(n_watched, 0);
+    cr_expect(!atomic_load(&is_open));
+
+    atomic_store(&fail_writers, true);
+    link = open_to_read();
+    cr_expect_eq(n_opened_to_read, 1);
+    rbd_link_close(link);
+    cr_expect(!atomic_load(&is_open));
+}
+
+Test(rbd_create, a_reader_never_takes_the_lock)
+{
+    atomic_store(&features, RBD_FEATURE_EXCLUSIVE_LOCK | RBD_FEATURE_JOURNALING);
+    struct rbd_link *link = open_to_read();
+
+    cr_expect_eq(n_opened_to_read, 1); /* once the other was closed */
+    rbd_link_close(link);
+    cr_expect_eq(n_watched, 0);
+    cr_expect(!atomic_load(&is_open));
 }
