@@ -215,6 +215,28 @@ class DescribedNames(Case):
                     bare = create(self.path("bare"), "qcow2", SIZE)
                     self.serves(bare, f"backing={name}", "backing-format=raw")
 
+    def test_rbd(self):
+        """R-10: references= governs images on Ceph as it does exports, and before Ceph is asked: in each form of the name,
+        as a backing file, one further below, and a data file."""
+        top = create(self.path("top"), "qcow2", SIZE)
+        for number, name in enumerate(("rbd:pool/disk", json_name(driver="rbd", pool="pool", image="disk"),
+                                       json_name(driver="raw", file=dict(driver="rbd", pool="pool", image="disk")))):
+            image = self.path(f"over{number}.qcow2")
+            os.rename(self.overlay(name, backing_fmt="raw"), image)
+            for policy in ("dir", "none"):
+                with self.subTest(name=name, policy=policy):
+                    self.refused(image, f"references={policy}", words=[f"references={policy}", "pool"])
+                    self.refused(top, f"backing={image}", f"references={policy}", words=[f"references={policy}", "pool"],
+                                 name=False)
+        data = self.path("data")
+        disk = self.path("disk")
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-o", f"data_file={data}", disk, SIZE)
+        header = pathlib.Path(disk).read_bytes()
+        pathlib.Path(disk).write_bytes(header.replace(data.encode(), b"rbd:pool/data".ljust(len(data), b"x")))
+        for policy in ("dir", "none"):
+            with self.subTest(policy=policy):
+                self.refused(disk, f"references={policy}", words=[f"names rbd:pool/data.*references={policy}"])
+
     def test_hosts_that_are_none(self):
         for host in ("a/b", "h?socket=/x", "u@h", "a%2fb", ""):
             with self.subTest(host=host):

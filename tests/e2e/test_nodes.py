@@ -183,7 +183,7 @@ class Adding(NodeCase):
                              locking == "off")
 
     def test_references(self):
-        """an image names another: the server's own rule holds"""
+        """an image names another: the server's own rule holds (M-51, R-10)"""
         folder = self.path("elsewhere")
         os.mkdir(folder)
         base = self.image_of("base.qcow2")
@@ -192,6 +192,12 @@ class Adding(NodeCase):
         self.begin("references=dir")
         self.refused("references=dir", driver="qcow2", node_name="x", file={"driver": "file", "filename": overlay})
         self.add("x", "qcow2", file={"driver": "file", "filename": overlay}, backing=None)
+        run("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", "rbd:pool/disk", "-F", "raw", overlay, str(self.SIZE))
+        for policy in ("dir", "none"):
+            self.server.stop()
+            self.begin(f"references={policy}")
+            self.refused(f"names rbd:pool/disk.*references={policy}", driver="qcow2", node_name="x",
+                         file={"driver": "file", "filename": overlay})
 
 
 class Mirrors(NodeCase):
