@@ -3,6 +3,7 @@
 fails."""
 
 import errno
+import faulthandler
 import os
 import pathlib
 import shutil
@@ -40,10 +41,13 @@ WHY_NOT = reason_to_skip()
 class RbdCase(ControlCase):
     """A cluster for each class; an image that is one of a test's is removed after it."""
 
+    TIMEOUT = 150  # a request that hangs ends the run of the class, with all threads' places in the log
+
     @classmethod
     def setUpClass(cls):
         cls.home = tempfile.mkdtemp(prefix="qimg-ceph-", dir=harness.tmp_root())
         cls.addClassCleanup(shutil.rmtree, cls.home, ignore_errors=True)
+        faulthandler.dump_traceback_later(cls.TIMEOUT, exit=True)  # until the test has its own
         try:
             cls.ceph = ceph_cluster.Cluster(cls.home)
         finally:
