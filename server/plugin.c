@@ -36,6 +36,8 @@
 
 /* Buffers of requests up to this size come from the heap. */
 #define HEAP_BUFFER (4 << 20)
+/* What is free at the end of a heap stays, up to that. */
+#define HEAP_SPARE (8 * HEAP_BUFFER)
 
 /* nbdkit hands its callbacks nothing of ours but a connection's handle, and calls most before
  * there is any: so what belongs to the process lies here, and goes on as an argument. */
@@ -67,11 +69,16 @@ static int report_failure(const struct diag *diag)
  * and return it 16 bytes into its first page.  A copy from the page cache, which begins a
  * page, to there stores just ahead of where it will load, in the low bits of the addresses:
  * processors take the one for the other, and the copy takes up to five times as long.  In
- * the heap, buffers lie anywhere. */
+ * the heap, buffers lie anywhere.
+ *
+ * Libraries allocate for each request, too (librbd a copy of what is written).  glibc would
+ * give such memory back when it is freed, and the next request would have its pages made and
+ * cleared again: that cost more than all else that is done for 1 MiB on Ceph. */
 static void place_buffers(void)
 {
 #ifdef __GLIBC__
     (void)mallopt(M_MMAP_THRESHOLD, HEAP_BUFFER);
+    (void)mallopt(M_TRIM_THRESHOLD, HEAP_SPARE);
 #endif
 }
 
