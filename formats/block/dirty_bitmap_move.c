@@ -150,8 +150,20 @@ static int refuse_busy(const struct node *node, const char *name, struct diag *d
     return diag_set(diag, EBUSY, "%s: its bitmap '%.200s' is in use", node->filename, name);
 }
 
+/* Is there another of its name, of a layer below it or at the new place, that it takes up? */
+static bool takes_up_another(const struct move *move, unsigned i)
+{
+    const char *name = move->item[i].bitmap->name;
+
+    for (unsigned below = 0; below < i; below++)
+        if (strcmp(move->item[below].bitmap->name, name) == 0)
+            return true;
+    return node_bitmap_find(move->to, name);
+}
+
 /* Whoever uses one that becomes part of another would be left without it, and may be looking at
- * the bits of one whose size changes. */
+ * the bits of one whose size changes.  And who uses one that takes up another has begun without
+ * what that says: a backup would clear it at its end, uncopied. */
 static int check_use(const struct move *move, unsigned i, struct diag *diag)
 {
     const struct going *item = &move->item[i];
@@ -164,7 +176,7 @@ static int check_use(const struct move *move, unsigned i, struct diag *diag)
         if (strcmp(move->item[below].bitmap->name, name) == 0 &&
             dirty_bitmap_busy(move->item[below].bitmap))
             return refuse_busy(move->item[below].from, name, diag);
-    if (!item->fits && dirty_bitmap_busy(item->bitmap))
+    if (dirty_bitmap_busy(item->bitmap) && (!item->fits || takes_up_another(move, i)))
         return refuse_busy(item->from, name, diag);
     return 0;
 }

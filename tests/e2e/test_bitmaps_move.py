@@ -146,6 +146,33 @@ class Pivot(BitmapCase):
         self.assertEqual(self.dirty("b"), {0})
         self.source_is_good()
 
+    def test_used_by_a_backup_while_it_would_take_up_another(self):
+        """which the backup, at its end, would clear without having copied what it says"""
+        self.begin()
+        target = create(self.path("target.qcow2"), "qcow2", self.SIZE)
+        run("qemu-img", "bitmap", "--add", target, "b")
+        harness.fill(target, "qcow2", [(3 * 1024 * KIB, b"t")])
+        self.bitmap("add", "b")
+        self.write(0, b"x" * 512 * KIB)
+        mirror = {"format": "qcow2", "mode": "existing", "sync": "none"}
+        self.mirror("target.qcow2", **mirror)
+        self.ready()
+        self.complete_beside_a_backup()
+        self.mirror("target.qcow2", **mirror)
+        self.ready()
+        self.pivot()
+        self.assertEqual(self.dirty("b"), {48})
+
+    def complete_beside_a_backup(self):
+        """a slow one, of what "b" says, which the job has to wait for"""
+        self.client.cmd("drive-backup", job_id="slow", device="drive0", target=self.path("slow.raw"), sync="incremental",
+                        bitmap="b", speed=1)
+        self.client.cmd("block-job-complete", device="job")
+        self.ended(error="its bitmap 'b' is in use")
+        self.client.cmd("block-job-set-speed", device="slow", speed=0)
+        self.client.event("BLOCK_JOB_COMPLETED", device="slow")
+        self.assertEqual(self.dirty("b"), set())
+
 
 class Overlay(BitmapCase):
     TIMEOUT = 1000
@@ -211,6 +238,21 @@ class Overlay(BitmapCase):
         self.expect_content(top["file"], "qcow2")
         check(top["file"], "qcow2")
         self.assertEqual(self.stored(top["file"])["b"], ["auto"])
+
+    def test_used_by_a_backup_while_layers_become_one(self):
+        """as Pivot.test_used_by_a_backup_while_it_would_take_up_another, of a layer below"""
+        self.begin()
+        self.bitmap("add", "b", granularity=4096)
+        self.write(0, b"x")
+        self.grow("o", "b")
+        self.write(1024 * KIB, b"y" * 512 * KIB)
+        self.mirror(format="qcow2")
+        self.ready()
+        Pivot.complete_beside_a_backup(self)
+        self.mirror("second.qcow2", format="qcow2")
+        self.ready()
+        self.pivot()
+        self.assertEqual(self.dirty("b"), {0})
 
     def test_none_of_them(self):
         """a bitmap for an image on top that comes to nothing"""
