@@ -173,13 +173,6 @@ static void inherit_options(const struct node *old, struct node *new_node)
     new_node->options.copy_on_read = old->options.copy_on_read;
 }
 
-/* Under the lock, which is given back meanwhile. */
-static void wait_for_actions(struct served_export *exp)
-{
-    while (exp->actions > 0)
-        lock_wait(&exp->lock, &exp->drain_ended);
-}
-
 /* ---- jobs that go along ---- */
 
 static struct disk_seat *seat_at(struct list *pos)
@@ -201,6 +194,27 @@ static bool follows(const struct disk_seat *seat)
     return !seat->below && seat->state == SEAT_FOLLOWS;
 }
 
+static int say_busy(const struct served_export *exp, struct diag *diag)
+{
+    return diag_set(diag, EBUSY,
+                    "Node '%s' is busy: another job or command that is at its end "
+                    "hasn't left it within %u s",
+                    exp->node_name, (unsigned)(LONGEST_TURN_NS / 1000000000u));
+}
+
+/* Under the lock, which is given back meanwhile. */
+static int wait_for_actions(struct served_export *exp, struct diag *diag)
+{
+    uint64_t end = clock_ns() + LONGEST_TURN_NS;
+
+    while (exp->actions > 0) {
+        if (clock_ns() >= end)
+            return say_busy(exp, diag);
+        lock_wait_until(&exp->lock, &exp->drain_ended, end);
+    }
+    return 0;
+}
+
 /* Under the lock, which is given back while somebody is at something that ends soon; or hangs, as
  * the end of a job may on one who reads from a server that is gone: users don't wait for that. */
 static int wait_for_turn(struct served_export *exp, struct diag *diag)
@@ -211,10 +225,7 @@ static int wait_for_turn(struct served_export *exp, struct diag *diag)
         if (!has_seat(exp, SEAT_LEAVES) && exp->actions == 0)
             return 0;
         if (clock_ns() >= end)
-            return diag_set(diag, EBUSY,
-                            "Node '%s' is busy: another job or command that is at its end "
-                            "hasn't left it within %u s",
-                            exp->node_name, (unsigned)(LONGEST_TURN_NS / 1000000000u));
+            return say_busy(exp, diag);
         lock_wait_until(&exp->lock, &exp->drain_ended, end);
     }
     return diag_set(diag, EBUSY, "Node '%s' is busy: another job uses it", exp->node_name);
@@ -500,11 +511,11 @@ int export_replace_backing(struct served_export *exp, struct node *layer,
 
     {
         LOCK_GUARD(&exp->lock);
-        err = check_layers(exp, diag);
-        if (err)
-            return err;
-        wait_for_actions(exp);
-        err = check_unviewed(old, below, diag);
+        err = wait_for_actions(exp, diag);
+        if (!err)
+            err = check_layers(exp, diag);
+        if (!err)
+            err = check_unviewed(old, below, diag);
         /* What is part of the old chain has not what lay above it. */
         if (!err && below && !chain_has(old, below))
             err = move_bitmaps(old, below, below, diag);
@@ -513,6 +524,9 @@ int export_replace_backing(struct served_export *exp, struct node *layer,
         node_set_below(layer, below);
         exp->closing = old;
     }
+    /* It is done: only this job waits for who may still look at what was taken out.  A request ends
+     * when its disk answers, or its server, or when that is given up, as all are at the server's
+     * end (export_abandon_servers). */
     export_wait_for_users(exp, true, NULL);
     gate_wait(&exp->ctx.gate);
     node_forget_merged(atomic_load(&exp->node));
