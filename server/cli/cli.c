@@ -16,6 +16,12 @@
 /* Enough for every command's table, asserted by its use below. */
 #define MAX_OPTIONS 32
 
+/* Of a usage line: how long it is, what stands between what a command can do, and how far what
+ * follows is indented. */
+#define MAX_COLUMNS  100
+#define BAR          " | "
+#define USAGE_INDENT 8
+
 void cli_print_name(void)
 {
     fprintf(stderr, "%s: ", program_invocation_short_name);
@@ -87,11 +93,27 @@ static void print_option(const struct cli_option *o)
     printf("  %-28s %s\n", left, o->help);
 }
 
+/* In lines that a terminal has room for: broken where one of several begins. */
+static void print_usage(const struct cli_command *cmd)
+{
+    size_t column = (size_t)printf("usage: qimg %s [options] ", cmd->name);
+
+    for (const char *at = cmd->operands, *bar; at; at = bar ? bar + strlen(BAR) : NULL) {
+        bar = strstr(at, BAR);
+        size_t n = bar ? (size_t)(bar - at) + strlen(BAR) : strlen(at);
+        if (column + n > MAX_COLUMNS)
+            column = (size_t)printf("\n%*s", USAGE_INDENT, "") - 1;
+        column += (size_t)printf("%.*s", (int)n, at);
+    }
+    putchar('\n');
+}
+
 void cli_print_help(const struct cli_command *cmd)
 {
     static const struct cli_option help = {'h', "help", NULL, "display this help and exit"};
 
-    printf("usage: qimg %s [options] %s\n%s\n\n", cmd->name, cmd->operands, cmd->summary);
+    print_usage(cmd);
+    printf("%s\n\n", cmd->summary);
     for (const struct cli_option *o = cmd->options; o->value; o++)
         print_option(o);
     print_option(&help);

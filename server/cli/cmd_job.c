@@ -62,7 +62,7 @@ static const struct cli_option options[] = {
     {OPT_ON_TARGET_ERROR, "on-target-error", "DO", "mirror: report, ignore, enospc, stop"},
     {OPT_TOP, "top", "FILE", "commit: the topmost image to fold (default the active)"},
     {OPT_BASE, "base", "FILE",
-     "commit: the image to fold into (default the lowest); stream: what stays below"},
+     "commit: fold into it (default the lowest); stream: what stays below"},
     {OPT_ON_ERROR, "on-error", "DO", "commit, stream: report, ignore, enospc, stop"},
     {OPT_SPEED, "speed", "SIZE", "mirror, commit, stream: bytes a second at most"},
     {OPT_MANUAL_FINALIZE, "manual-finalize", NULL,
@@ -198,11 +198,47 @@ static int send_args(struct qmp *qmp, const char *command, struct job_args *job)
     return code;
 }
 
+/* What query-block-jobs would say of one that is of no disk. */
+static json_t *as_block_job(const json_t *job)
+{
+    static const char *const members[][2] = {
+        {"type", "type"},          {"device", "id"},
+        {"len", "total-progress"}, {"offset", "current-progress"},
+        {"status", "status"},      {"error", "error"}};
+    json_t *out = json_object();
+
+    for (size_t i = 0; i < ARRAY_LEN(members); i++)
+        if (json_object_get(job, members[i][1]))
+            json_object_set(out, members[i][0], json_object_get(job, members[i][1]));
+    return out;
+}
+
+/* Those of disks, and then those that make images, which are of none. */
+static int query_jobs(struct qmp *qmp, json_t **jobs)
+{
+    json_t *all, *one;
+    size_t i;
+
+    int code = qmp_command(qmp, "query-block-jobs", NULL, jobs);
+    if (code != CLI_OK)
+        return code;
+    code = qmp_command(qmp, "query-jobs", NULL, &all);
+    if (code != CLI_OK) {
+        json_decref(*jobs);
+        return code;
+    }
+    json_array_foreach (all, i, one)
+        if (strcmp(json_string_value(json_object_get(one, "type")), "create") == 0)
+            json_array_append_new(*jobs, as_block_job(one));
+    json_decref(all);
+    return CLI_OK;
+}
+
 static int list_jobs(struct qmp *qmp, struct job_args *job, const char *command)
 {
     json_t *jobs, *one;
     size_t i;
-    int code = qmp_command(qmp, "query-block-jobs", NULL, &jobs);
+    int code = query_jobs(qmp, &jobs);
 
     (void)command;
     if (code != CLI_OK)
@@ -293,7 +329,8 @@ static int start_job(struct qmp *qmp, struct job_args *job, const char *command)
 
 static int tell_job(struct qmp *qmp, struct job_args *job, const char *command)
 {
-    int code = set_text(job->args, "device", job->operands[0]);
+    bool any = strncmp(command, "job-", strlen("job-")) == 0;
+    int code = set_text(job->args, any ? "id" : "device", job->operands[0]);
 
     return code == CLI_OK ? send_args(qmp, command, job) : code;
 }
@@ -327,7 +364,7 @@ static const struct verb {
     {"complete", " ID", 1, "block-job-complete", tell_job},
     {"cancel", " ID", 1, "block-job-cancel", tell_job},
     {"finalize", " ID", 1, "block-job-finalize", tell_job},
-    {"dismiss", " ID", 1, "block-job-dismiss", tell_job},
+    {"dismiss", " ID", 1, "job-dismiss", tell_job},
     {"watch", " ID", 1, NULL, watch_job},
 };
 

@@ -56,6 +56,26 @@ class Command(JobCase):
         self.server.stop()
         self.expect_content(self.path("target.raw"), "raw")
 
+    def test_a_job_of_no_disk(self):
+        """one that makes a file is shown beside the others, and forgotten"""
+        self.begin()
+        self.client.cmd("blockdev-create", job_id="make", options={
+            "driver": "file", "filename": self.path("made"), "size": MIB})
+        self.client.event("JOB_STATUS_CHANGE", id="make", status="concluded")
+        self.mirror()
+        self.ready()
+        jobs = json.loads(self.qimg("list", "--output=json").stdout)
+        self.assertEqual([(j["device"], j["type"], j["status"]) for j in jobs],
+                         [("job", "mirror", "ready"), ("make", "create", "concluded")])
+        self.assertRegex(self.qimg("list").stdout, r"\nmake +create +concluded +100\.0%.*\n\Z")
+        self.qimg("dismiss", "make")
+        self.assertEqual(len(json.loads(self.qimg("list", "--output=json").stdout)), 1)
+        self.qimg("dismiss", "make", code=1)
+
+    def test_help_fits_a_terminal(self):
+        for line in run(QIMG, "job", "--help").stdout.splitlines():
+            self.assertLessEqual(len(line), 100)
+
     def test_watching_ends_with_the_job(self):
         """its exit status is the job's"""
         self.begin()
