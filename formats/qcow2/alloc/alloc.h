@@ -25,9 +25,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/background.h"
 #include "base/compiler.h"
 #include "base/diag.h"
-#include "base/housekeeper.h"
 #include "base/list.h"
 #include "base/lock.h"
 #include "block/node.h"
@@ -91,7 +91,7 @@ struct alloc {
     struct run_list passed; /* what nobody can see any more; dealt with up to `done` */
     size_t done;
     uint64_t punch_until_ns; /* the housekeeper's clock; 0: no limit */
-    struct timer reclaim_timer;
+    struct background background;
 };
 
 /* Learns the file's end; the rest comes with alloc_activate, on the first writable use. */

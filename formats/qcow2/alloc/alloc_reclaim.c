@@ -17,10 +17,6 @@
 
 /* How many holes whoever needs a cluster, or the reclaim lock, waits for at most. */
 #define SLICE_RUNS 16
-/* How long the housekeeper lets other timers wait. */
-#define BACKGROUND_NS 5000000u
-/* Somebody is still inside the gate: the housekeeper looks again after this. */
-#define RETRY_NS 10000000u
 
 /* Runs whose removal became durable with one group. */
 struct retired {
@@ -47,7 +43,7 @@ void alloc_retire(struct alloc *a)
     /* Now is a good moment to look, for who commits is not inside: a request that finds
      * nothing free later can't wait for itself. */
     (void)gate_passed(&node->ctx->gate, batch->stamp);
-    timer_arm_if_idle(node->ctx->housekeeper, &a->reclaim_timer, 0);
+    background_start(&a->background);
 }
 
 static int compare_runs(const void *a, const void *b)
@@ -245,18 +241,14 @@ size_t alloc_try_reclaim(struct alloc *a)
     return n;
 }
 
-static void reclaim_in_background(void *opaque)
+static size_t reclaim_in_background(void *owner)
 {
-    struct alloc *a = opaque;
-    struct housekeeper *hk = a->node->ctx->housekeeper;
-    uint64_t until = housekeeper_now(hk) + BACKGROUND_NS;
-    size_t n;
+    return alloc_reclaim(owner);
+}
 
-    do
-        n = alloc_reclaim(a);
-    while (n > 0 && housekeeper_now(hk) < until);
-    if (!alloc_is_idle(a))
-        timer_arm_if_idle(hk, &a->reclaim_timer, n > 0 ? 0 : RETRY_NS);
+static bool nothing_to_reclaim(void *owner)
+{
+    return alloc_is_idle(owner);
 }
 
 void alloc_pause_reclaim(struct alloc *a)
@@ -272,19 +264,20 @@ void alloc_resume_reclaim(struct alloc *a)
         a->paused = false;
     }
     if (!alloc_is_idle(a))
-        timer_arm_if_idle(a->node->ctx->housekeeper, &a->reclaim_timer, 0);
+        background_start(&a->background);
 }
 
 void alloc_reclaim_init(struct alloc *a)
 {
     list_init(&a->retired);
     lock_init(&a->reclaim, RANK_RECLAIM);
-    timer_init(&a->reclaim_timer, reclaim_in_background, a);
+    background_init(&a->background, a->node->ctx->housekeeper, reclaim_in_background,
+                    nothing_to_reclaim, a);
 }
 
 void alloc_reclaim_end(struct alloc *a)
 {
-    timer_cancel(a->node->ctx->housekeeper, &a->reclaim_timer);
+    background_stop(&a->background);
     LIST_FOR_EACH_SAFE (pos, &a->retired) {
         struct retired *batch = CONTAINER_OF(pos, struct retired, link);
         free(batch->runs.runs);
