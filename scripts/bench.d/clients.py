@@ -161,12 +161,13 @@ def copy_all(measurement):
 
 
 def offline(words):
-    """Makes what measures an offline command: its seconds.  "IMAGE" among the words is the image, "OUT" a
-    file that isn't there.  The kernel counts as its memory also what this program had when it
-    started the child: less than that can't be told."""
+    """Makes what measures an offline command: its seconds.  "IMAGE" among the words is the image, "OTHER"
+    the last of its files, "OUT" a file that isn't there.  The kernel counts as its memory also what
+    this program had when it started the child: less than that can't be told."""
     def measure(measurement):
         log, out = measurement.nursery.path("offline.log"), measurement.nursery.path("offline.out")
-        names = {"IMAGE": measurement.image.path, "OUT": out, "NONE": ""}
+        names = {"IMAGE": measurement.image.path, "OTHER": measurement.image.files[-1], "OUT": out,
+                 "NONE": ""}
         command = [measurement.server.tool, *(names.get(word, word) for word in words.split())]
         try:
             began = time.monotonic()

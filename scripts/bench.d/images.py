@@ -141,6 +141,11 @@ class Store:
         self.nursery.run(["cp", "--reflink=never", source.path, path])
         return dataclasses.replace(source, path=path, files=(path,), shared=False)
 
+    def full_twice(self, form):
+        """As full, and beside it, the last of its files, the raw image of the same content."""
+        image = self.full(form)
+        return dataclasses.replace(image, files=(image.path, self.full("raw").path))
+
     def programs(self, form):
         """As full, but of what a system's disk holds: this machine's own files."""
         def make(path):

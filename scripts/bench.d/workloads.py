@@ -188,6 +188,8 @@ WORKLOADS = [
     Workload("convert-zstd", "convert -c: zstd", Store.programs,
              offline("convert -c -f raw -O qcow2 -o compression_type=zstd IMAGE OUT"), peer=1.5,
              format="raw", **TOOL),
+    Workload("compare", "compare: a full qcow2 image with its raw twin", Store.full_twice,
+             offline("compare -q -f qcow2 -F raw IMAGE OTHER"), peer=1.2, **TOOL),
     Workload("commit", "commit of every fourth cluster", Store.overlay,
              offline("commit -q -f qcow2 IMAGE"), peer=1.2, **TOOL),
     Workload("rebase", "rebase to no backing file", Store.empty_overlay,
