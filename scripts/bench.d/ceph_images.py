@@ -6,6 +6,7 @@ import sys
 
 from processes import Unavailable
 
+OVERHEAD = 2 << 30  # what the store needs for itself: one that runs full ends its OSD
 TESTS = os.path.join(os.path.dirname(__file__), "..", "..", "tests", "e2e")
 
 
@@ -19,6 +20,6 @@ def cluster(nursery, room):
         raise Unavailable(f"Ceph isn't installed, as scripts/test --ceph does: {', '.join(ceph_cluster.missing())}")
     folder = nursery.path("ceph")
     os.mkdir(folder)
-    nursery.ceph = ceph_cluster.Cluster(folder, room, nursery.start)
+    nursery.ceph = ceph_cluster.Cluster(folder, room + OVERHEAD, nursery.start)
     os.environ["CEPH_CONF"] = str(nursery.ceph.conf)
     return nursery.ceph
