@@ -18,6 +18,11 @@
  * Locks are Ceph's exclusive lock, which a writer takes and doesn't give to who asks for it.
  * A reader only looks whether somebody has it.
  *
+ * Others.  Who has an image open watches it, also to read it where he may: so that Ceph doesn't
+ * remove it, reads of a snapshot that was removed fail, and a size that another client has
+ * changed is known; what lies past the end reads as zeroes, and is made again by who writes
+ * there.  Of a client that is blocklisted all fails with -ESHUTDOWN.
+ *
  * Forks.  librados has threads from the first moment on, which a fork doesn't copy: before
  * one storage_rest closes the connection, and storage_start makes it anew.
  *
