@@ -64,6 +64,23 @@ class Alone(Case):
         self.assertLess(os.path.getsize(image), 2 * MIB)
         run("qemu-img", "check", "-q", image)
 
+    def test_space_of_refcount_blocks_is_given_back(self):
+        """They lie all over the file, where its clusters are small."""
+        for options in ("cluster_size=512", "cluster_size=512,refcount_bits=32", "cluster_size=1k,preallocation=metadata",
+                        "cluster_size=512,lazy_refcounts=on", "cluster_size=512,compat=0.10"):
+            with self.part(options=options):
+                image, data = self.path("i"), pattern(1, 2 * MIB)
+                run("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, image, 2 * MIB)
+                fill(image, "qcow2", [(0, data)])
+                run(QIMG, "resize", "--shrink", image, "64k")
+                self.assertLess(os.path.getsize(image), 160 * KIB)
+                run("qemu-img", "check", "-q", image)
+                self.assertEqual(content(image, "qcow2"), data[:64 * KIB])
+                run(QIMG, "resize", image, "2M")
+                fill(image, "qcow2", [(64 * KIB, data[64 * KIB:])])
+                run("qemu-img", "check", "-q", image)
+                self.assertEqual(content(image, "qcow2"), data)
+
     def test_a_backing_file_that_is_longer(self):
         """Is hidden where the disk grows over it, wherever that is cut short."""
         for fmt in ("qcow2", "qed"):

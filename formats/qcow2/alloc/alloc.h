@@ -195,8 +195,20 @@ void alloc_abandon_tail(struct alloc *a);
  * present one, takes its place. */
 int alloc_grow_refcount_table(struct alloc *a, uint64_t least) MUST_USE;
 
+/* Growth lock: how many clusters from `first` on, at most n and in one page of refcounts,
+ * are in use (`used`) or not, by their count or as metadata. */
+int alloc_count_run(struct alloc *a, uint64_t first, uint64_t n, bool used,
+                    uint64_t *run) MUST_USE;
+
 /* alloc_table for more clusters than a refcount block counts. */
 int alloc_wide_table(struct alloc *a, uint64_t n, uint64_t *host) MUST_USE;
+
+/* ---- alloc_shrink.c ---- */
+
+/* The image was let go of behind some place, and nobody takes clusters any more: refcount
+ * blocks that count nothing, and at the end those that count themselves alone, leave the table,
+ * durably.  Their own clusters are free after the next commit. */
+int alloc_drop_empty_blocks(struct alloc *a) MUST_USE;
 
 /* ---- alloc_reclaim.c ---- */
 

@@ -77,52 +77,7 @@ int alloc_settle(struct alloc *a)
             ;
         err = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
     }
-    return err ? err : give_back_tail(a);
-}
-
-/* Has it a count, or is it known to hold metadata, whatever its count says? */
-static int is_in_use(struct alloc *a, uint64_t cluster, bool *used)
-{
-    int err = refcount_lock_page(&a->refs, cluster);
-
-    if (err && err != -ENOENT)
-        return err;
-    if (err)
-        lock_acquire(mcache_meta(a->node->mc));
-    *used =
-        meta_set_has(&a->metadata, cluster) || (!err && refcount_get(&a->refs, cluster));
-    lock_release(mcache_meta(a->node->mc));
-    return 0;
-}
-
-/* The end of the clusters in use that lie below `end`; both are cluster numbers. */
-static int find_end(struct alloc *a, uint64_t *end)
-{
-    for (; *end > 1; --*end) {
-        bool used;
-        int err = is_in_use(a, *end - 1, &used);
-        if (err || used)
-            return err;
-    }
-    return 0;
-}
-
-/* Much of the image was let go of: the file ends where something is still in use. */
-static int cut_file(struct alloc *a)
-{
-    uint64_t end = MIN(a->tail.next, atomic_load(&a->file_end)) >> a->cluster_bits;
-
-    int err = find_end(a, &end);
-    return err ? err : storage_truncate(a->node->file, end << a->cluster_bits);
-}
-
-int alloc_trim_file(struct alloc *a)
-{
-    if (a->shrunk && !a->node->file->fixed_size)
-        return cut_file(a);
-    /* The tail may begin behind the file: growth passed over clusters in use, and failed.
-     */
-    if (!a->grown || a->node->file->fixed_size || a->tail.next > atomic_load(&a->file_end))
-        return 0;
-    return storage_truncate(a->node->file, a->tail.next);
+    if (!err)
+        err = give_back_tail(a);
+    return err || !a->shrunk || node->file->fixed_size ? err : alloc_drop_empty_blocks(a);
 }

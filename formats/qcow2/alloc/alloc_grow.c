@@ -63,10 +63,9 @@ void alloc_abandon_tail(struct alloc *a)
     a->tail.next = a->tail.end;
 }
 
-/* Growth lock: how many clusters from `first` on, at most n and in one page of refcounts,
- * are in use (`used`) or not, by their count or as metadata.  Beyond the end of the file
- * that means: tables of a file that was cut short point there. */
-static int count_run(struct alloc *a, uint64_t first, uint64_t n, bool used, uint64_t *run)
+/* Beyond the end of the file clusters in use mean: tables of a file that was cut short point
+ * there. */
+int alloc_count_run(struct alloc *a, uint64_t first, uint64_t n, bool used, uint64_t *run)
 {
     bool counted = refcount_block_offset(&a->refs, refcount_block_of(&a->refs, first)) != 0;
 
@@ -93,7 +92,7 @@ static int pass_over_used(struct alloc *a)
 
     for (;;) {
         uint64_t n, at = a->tail.end >> a->cluster_bits;
-        int err = count_run(a, at, UINT64_MAX, true, &n);
+        int err = alloc_count_run(a, at, UINT64_MAX, true, &n);
         if (err || n == 0)
             return err;
         LOCK_GUARD(mcache_meta(a->node->mc));
@@ -114,7 +113,7 @@ static int publish_page(struct alloc *a, uint64_t *at, uint64_t end, bool block_
                   ? refcount_table_load_for_store(refs, refcount_block_of(refs, first))
                   : 0;
     if (!err)
-        err = count_run(a, first, end - first, false, &n);
+        err = alloc_count_run(a, first, end - first, false, &n);
     if (!err && n > 0)
         err = refcount_lock_page_for_store(refs, first);
     if (err || n == 0)
