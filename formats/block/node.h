@@ -377,8 +377,8 @@ static inline int block_cache_for_user(struct node *node, uint64_t off, uint64_t
                                       : block_cache(node, off, len);
 }
 
-/* Gives every cluster an allocation, contents unchanged (preallocation=metadata): also where
- * a backing file shows, if clusters have parts of their own, else -ENOTSUP. */
+/* Gives every cluster of a range an allocation, contents unchanged (preallocation=metadata):
+ * also where a backing file shows, if clusters have parts of their own, else -ENOTSUP. */
 int block_preallocate(struct node *node, uint64_t off, uint64_t len) MUST_USE;
 
 /* One run of the chain's view. */

@@ -403,8 +403,9 @@ static bool shows_below(const struct node *node, const struct extent *ext)
 int block_preallocate(struct node *node, uint64_t off, uint64_t len)
 {
     int err = node_check_range(node, off, len);
+    uint64_t head = off % node->subcluster_size;
 
-    while (!err && len > 0) {
+    for (off -= head, len += len ? head : 0; !err && len > 0;) {
         struct extent ext;
         err = node->driver->map(node, off, len, &ext);
         if (err)

@@ -39,6 +39,14 @@ class Resize(SideBySide):
                    for name, fmt in (("a.raw", "raw"), ("a.qcow2", "qcow2"), ("over.qcow2", "qcow2"), ("a.qed", "qed"))
                    for mode in ("off", "metadata", "falloc", "full")])
 
+    def test_preallocation_inside_of_clusters(self):
+        """from and to sizes where no cluster ends"""
+        self.rows([(f"resize -f qcow2 --preallocation={mode} odd.qcow2 +{more}k", "odd.qcow2:qcow2",
+                    f"qemu-img create -q -f qcow2 -o cluster_size={cluster},{options} odd.qcow2 2000k")
+                   for mode in ("metadata", "falloc", "full") for more in (16, 48, 80)
+                   for cluster, options in (("64k", "preallocation=off"), ("64k", "preallocation=metadata"), ("512", "preallocation=off"),
+                                            ("64k", "extended_l2=on"), ("64k", "data_file=odd.data"))])
+
     def test_refused(self):
         self.rows([(f"resize {words}", "a.qcow2:qcow2 a.qed:qed a.raw:raw") for words in (
             "a.qcow2", "a.qcow2 2M", "a.qcow2 -1M", "--shrink a.qcow2 -4M", "--shrink a.qcow2 0", "--shrink a.qed 2M", "a.qcow2 x",
