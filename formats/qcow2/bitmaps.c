@@ -36,7 +36,7 @@ static const char *why_not(const struct qcow2 *q, const struct qcow2_bitmap *bit
     if (bitmap->flags & BITMAP_FLAGS_RESERVED)
         return "it has flags that aren't known";
     if (bitmap->table_size == 0 ||
-        bitmap->table_size > MAX_BITMAPS_BYTES >> q->geo.cluster_bits)
+        bitmap->table_size > MAX_BITMAP_BYTES >> q->geo.cluster_bits)
         return "its table is of no size that can be";
     if (!(bitmap->flags & BITMAP_IN_USE) &&
         bitmap->table_size <

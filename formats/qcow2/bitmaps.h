@@ -67,8 +67,12 @@ struct qcow2_bitmaps {
     struct timer timer; /* of the housekeeper: looks whether there were changes */
 };
 
-/* Bits of all bitmaps of an image, in bytes: QEMU has so many of one. */
-#define MAX_BITMAPS_BYTES (512ull << 20)
+/* Bits of one bitmap, in bytes: as many as QEMU takes. */
+#define MAX_BITMAP_BYTES (512ull << 20)
+
+/* Bits of all bitmaps of an image, in bytes, which memory has while it is open.  QEMU has no
+ * limit: a hundred points of a large disk are a gigabyte and more. */
+#define MAX_BITMAPS_BYTES (2ull << 30)
 
 /* ---- bitmaps.c ---- */
 

@@ -496,9 +496,23 @@ void qcow2_store_bitmaps_at_end(struct qcow2 *q)
 
 struct total {
     const struct qcow2 *q;
-    uint64_t size;               /* of the disk */
-    uint64_t n, bits, directory; /* the last two in bytes */
+    uint64_t size;                        /* of the disk */
+    uint64_t n, bits, largest, directory; /* all but n in bytes */
 };
+
+static void add_bits_to_total(struct total *total, uint64_t granularity)
+{
+    uint64_t bits = qcow2_bitmap_table_size(total->q, total->size, granularity)
+                    << total->q->geo.cluster_bits;
+
+    total->bits += bits;
+    total->largest = MAX(total->largest, bits);
+}
+
+static bool is_too_much(const struct total *total)
+{
+    return total->largest > MAX_BITMAP_BYTES || total->bits > MAX_BITMAPS_BYTES;
+}
 
 static void add_to_total(struct dirty_bitmap *bitmap, void *opaque)
 {
@@ -507,9 +521,7 @@ static void add_to_total(struct dirty_bitmap *bitmap, void *opaque)
     if (!dirty_bitmap_persistent(bitmap))
         return;
     total->n++;
-    total->bits +=
-        qcow2_bitmap_table_size(total->q, total->size, dirty_bitmap_granularity(bitmap))
-        << total->q->geo.cluster_bits;
+    add_bits_to_total(total, dirty_bitmap_granularity(bitmap));
     const struct qcow2_bitmap *stored = qcow2_stored_bitmap(total->q, bitmap);
     total->directory +=
         align_up(sizeof(struct qcow2_disk_bitmap) + (stored ? stored->extra_bytes : 0) +
@@ -528,9 +540,10 @@ static const char *why_not_keep(struct total *total, const char *name, uint64_t 
     if (total->directory + sizeof(struct qcow2_disk_bitmap) + strlen(name) + 7 >
         MAX_BITMAP_DIRECTORY_BYTES)
         return "Not enough space in the bitmap directory";
-    if (total->bits + (qcow2_bitmap_table_size(q, q->header.size, granularity)
-                       << q->geo.cluster_bits) >
-        MAX_BITMAPS_BYTES)
+    add_bits_to_total(total, granularity);
+    if (total->largest > MAX_BITMAP_BYTES)
+        return "Too much space will be occupied by the bitmap. Use larger granularity";
+    if (is_too_much(total))
         return "Too much space will be occupied by the bitmaps. Use larger granularity";
     return NULL;
 }
@@ -560,12 +573,14 @@ int qcow2_check_bitmaps_size(struct qcow2 *q, uint64_t size, struct diag *diag)
     struct total total = {.q = q, .size = size};
 
     node_bitmap_each(q->node, add_to_total, &total);
-    return total.bits <= MAX_BITMAPS_BYTES
-               ? 0
-               : diag_set(diag, EFBIG,
+    return is_too_much(&total)
+               ? diag_set(diag, EFBIG,
                           "%s: for a disk of %" PRIu64
                           " bytes its dirty bitmaps would take %" PRIu64
-                          " bytes, and can't be over %llu: remove those of a small "
+                          " bytes, the largest %" PRIu64
+                          ", and can't be over %llu, each %llu: remove those of a small "
                           "granularity",
-                          q->node->filename, size, total.bits, MAX_BITMAPS_BYTES);
+                          q->node->filename, size, total.bits, total.largest,
+                          MAX_BITMAPS_BYTES, MAX_BITMAP_BYTES)
+               : 0;
 }

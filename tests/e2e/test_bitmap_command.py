@@ -90,6 +90,25 @@ class BitmapCommand(KeptBitmaps):
         self.assertIn("Cannot store dirty bitmaps in qcow2 v2 files", done.stderr)
         self.assertIn("No such file", run(QIMG, "bitmap", "--add", self.path("none"), "b", check=False).stderr)
 
+    def test_large_ones(self):
+        """Each as large as QEMU has it, 512 MiB, and several of them; an end there is at 2 GiB."""
+        image = self.path("huge")
+        create(image, "qcow2", 2 << 40, "cluster_size=2M")
+        for name, granularity in (("fine", "512"), ("coarse", "2M"), ("second", "512"), ("third", "512")):
+            self.assertTrue(self.both(image, "--add", "-g", granularity, image, name))
+        ours = self.path("ours.qcow2")
+        done = run(QIMG, "bitmap", "--add", "-g", "512", ours, "fourth", check=False)
+        self.assertIn("Too much space will be occupied by the bitmaps. Use larger granularity", done.stderr)
+        self.assertEqual([name for name, *_ in self.bitmaps(ours)], ["coarse", "fine", "second", "third"])
+        self.assertTrue(self.both(image, "--remove", image, "third"))
+        larger = create(self.path("larger"), "qcow2", (2 << 40) + (1 << 30), "cluster_size=2M")
+        for tool in (QIMG, "qemu-img"):
+            done = run(tool, "bitmap", "--add", "-g", "512", larger, "fine", check=False)
+            self.assertIn("Too much space will be occupied by the bitmap. Use larger granularity", done.stderr)
+        done = run(QIMG, "resize", ours, "3T", check=False)
+        self.assertRegex(done.stderr, "its dirty bitmaps would take [0-9]+ bytes")
+        check(ours, "qcow2")
+
     def test_merged_from_another_image(self):
         """Across granularities, from an image that isn't changed; sizes have to be the same."""
         rng = random.Random(9)
@@ -98,7 +117,7 @@ class BitmapCommand(KeptBitmaps):
         pieces = [(rng.randrange(SIZE - 100000), rng.randrange(1, 100000)) for _ in range(10)]
         run("qemu-io", "-f", "qcow2", *[w for off, n in pieces for w in ("-c", f"write -q {off} {n}")], source)
         before = sha256(source)
-        run(QIMG, "bitmap", "--merge", "s", "-b", source, "-F", "qcow2", image, "b")
+        run(QIMG, "bitmap", "--merge", "s", "--source-file", source, "--source-format", "qcow2", image, "b")
         # Pieces of 4 KiB, as far as the source knows.
         coarse = {n * 4096 // 65536 for n in granules(pieces, 4096)}
         self.assertEqual(self.dirty_for_qemu(image, "b"), coarse)
