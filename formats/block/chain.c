@@ -264,8 +264,8 @@ static int next_layer(const struct node *node, bool is_top,
     if (!chosen && !node->backing_name)
         return 0;
     int rc = chosen ? resolve_chosen(node, options->backing, ref, diag)
-                    : reference_resolve(node->filename, node->backing_name,
-                                        options->references, ref, diag);
+                    : reference_resolve_layer(node->filename, node->backing_name,
+                                              options->references, ref, diag);
     if (rc < 0)
         return rc;
     if (is_top && options->backing_format) {
@@ -273,6 +273,52 @@ static int next_layer(const struct node *node, bool is_top,
         return 0;
     }
     return choose_format(node, ref, format, diag);
+}
+
+/* The names by which a chain is being opened. */
+struct names {
+    const struct reference *said; /* of the layer opened last; NULL: nothing but a path */
+    struct reference kept;        /* what `said` is a part of, unless it is the caller's */
+};
+
+static void free_names(struct names *names)
+{
+    reference_free(&names->kept);
+}
+
+/* As next_layer; what the layer's own name said of it counts more than what is recorded.
+ * *out stays NULL when nothing lies below. */
+static int next_name(const struct node *node, bool is_top,
+                     const struct chain_options *options, struct names *names,
+                     const struct reference **out, const char **format, struct diag *diag)
+{
+    const struct reference *said = is_top && options->backing ? NULL : names->said;
+    const char *format_said = said ? said->format_below : NULL;
+    struct reference found;
+
+    *out = NULL;
+    if (said && (said->below || format_said) && !node_can(node, DRIVER_BACKING))
+        return diag_set(diag, EINVAL, "%s: %s images have no backing file", node->filename,
+                        node->driver->name);
+    if (options->no_backing || (said && said->none_below))
+        return 0;
+    if (said && said->below) {
+        *out = names->said = said->below;
+        *format = said->below->format;
+        return 0;
+    }
+    int err = next_layer(node, is_top, options, &found, format, diag);
+    if (err) {
+        reference_free(&found);
+        return err;
+    }
+    reference_free(&names->kept);
+    names->kept = found;
+    names->said = &names->kept;
+    if (format_said)
+        *format = format_said;
+    *out = found.path ? &names->kept : NULL;
+    return 0;
 }
 
 /* Says whose backing file the trouble is with, unless the message does already. */
@@ -288,24 +334,25 @@ static int open_below(struct block_context *ctx, struct node *top,
                       const struct chain_options *options, struct visited *visited,
                       struct diag *diag)
 {
+    CLEANUP(free_names) struct names names = {.said = options->named};
     unsigned depth = 1;
     for (struct node *node = top;; node = node->backing, depth++) {
-        CLEANUP_REFERENCE struct reference ref = {0};
+        const struct reference *ref;
         const char *format = NULL;
-        int rc = next_layer(node, node == top, options, &ref, &format, diag);
-        if (rc < 0 || !ref.path)
+        int rc = next_name(node, node == top, options, &names, &ref, &format, diag);
+        if (rc < 0 || !ref)
             return rc;
         if (depth == CHAIN_MAX_DEPTH)
             return diag_set(diag, ELOOP, "%s: the backing chain is deeper than %d images",
                             top->filename, CHAIN_MAX_DEPTH);
 
         const struct layer layer = {
-            .path = ref.path,
-            .protocol = ref.protocol,
+            .path = ref->path,
+            .protocol = ref->protocol,
             .format = format,
             .image = node->filename,
             .depth = depth,
-            .named_by_image = node != top || !options->backing,
+            .named_by_image = !ref->given,
             .give_up = options->give_up,
             .read_only = true,
         };
@@ -352,8 +399,7 @@ int chain_open(struct block_context *ctx, const char *filename,
     int rc = open_layer(ctx, &layer, options, &visited, &top, diag);
     if (rc < 0)
         return rc;
-    if (!options->no_backing)
-        rc = open_below(ctx, top, options, &visited, diag);
+    rc = open_below(ctx, top, options, &visited, diag);
     if (rc == 0)
         rc = check_passphrases(top, options, diag);
     if (rc < 0) {

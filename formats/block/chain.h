@@ -21,6 +21,7 @@ struct chain_options {
     const char *format;                      /* NULL: by magic, raw never guessed */
     const struct storage_protocol *protocol; /* of the filename; NULL: a local file */
     const struct storage_folder *folder;     /* it lies in there; NULL: anywhere */
+    const struct reference *named;           /* what gave the filename; NULL: just a path */
     bool read_only;                          /* open all files read-only */
     bool fallback_read_only;    /* a file that can't be written is opened read-only */
     bool no_backing;            /* backing=none, or only this image is wanted */

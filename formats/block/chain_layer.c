@@ -13,8 +13,14 @@ static int resolve_data_file(const struct node *node, const char *named, bool is
                              const struct chain_options *options, struct reference *ref,
                              struct diag *diag)
 {
-    if (is_top && options->data_file)
-        return reference_resolve_given("data-file=", options->data_file, ref, diag);
+    if (is_top && options->data_file) {
+        int err = reference_resolve_given("data-file=", options->data_file, ref, diag);
+        return err || (!ref->below && !ref->format_below)
+                   ? err
+                   : diag_set(diag, EINVAL,
+                              "data-file=%s: backing: nothing lies below a data file",
+                              options->data_file);
+    }
     if (!named)
         return diag_set(
             diag, EINVAL, "%s: its data lies in another file, which it doesn't name: %s",

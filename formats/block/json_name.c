@@ -14,6 +14,7 @@
 #include "storage/rbd_name.h"
 
 #define PREFIX    "json:"
+#define BACKING   "backing" /* and what is said of it: "backing.driver", ... */
 #define MAX_DEPTH 8
 #define KEY_BYTES 128
 #define SHOWN     160 /* bytes of the name that a message repeats */
@@ -22,6 +23,7 @@
  * understood is taken out. */
 struct members {
     json_t *flat;
+    bool none_below;
     const char *image, *name;
     struct diag *diag;
 };
@@ -71,6 +73,10 @@ static int flatten_object(struct members *m, json_t *object, const char *prefix,
             int err = flatten_object(m, value, path, depth + 1);
             if (err)
                 return err;
+            continue;
+        }
+        if (json_is_null(value) && strcmp(path, BACKING) == 0) {
+            m->none_below = true;
             continue;
         }
         if (json_object_get(m->flat, path))
@@ -255,6 +261,53 @@ static bool has_file(const struct members *m)
     return false;
 }
 
+/* ---- what lies below ---- */
+
+/* Takes out what is said of it, under the keys that it has there. */
+static int take_members_below(struct members *m, json_t *below)
+{
+    static const char prefix[] = BACKING ".";
+    const char *key;
+    json_t *value;
+    void *next;
+
+    json_object_foreach_safe(m->flat, next, key, value)
+    {
+        if (strncmp(key, prefix, sizeof prefix - 1) != 0)
+            continue;
+        if (json_object_set(below, key + sizeof prefix - 1, value) ||
+            json_object_del(m->flat, key))
+            return refuse_member(m, ENOMEM, BACKING, "out of memory");
+    }
+    return 0;
+}
+
+static int take_below(struct members *m, struct json_name *out)
+{
+    json_auto_t *below = json_object();
+    CLEANUP_FREE char *text = NULL;
+
+    int err = below ? take_members_below(m, below)
+                    : refuse_member(m, ENOMEM, BACKING, "out of memory");
+    out->none_below = m->none_below;
+    if (err || json_object_size(below) == 0)
+        return err;
+    if (m->none_below)
+        return refuse_member(m, EINVAL, BACKING, "is there twice");
+    const char *driver = json_string_value(json_object_get(below, "driver"));
+    const struct driver *format = driver ? driver_find(driver) : NULL;
+    if (format && json_object_size(below) == 1) {
+        out->format_below = format->name;
+        return 0;
+    }
+    text = json_dumps(below, JSON_COMPACT);
+    if (!text || asprintf(&out->below, PREFIX "%s", text) < 0) {
+        out->below = NULL;
+        return refuse_member(m, ENOMEM, BACKING, "out of memory");
+    }
+    return 0;
+}
+
 /* ---- the whole ---- */
 
 static int interpret_members(struct members *m, struct json_name *out)
@@ -268,7 +321,9 @@ static int interpret_members(struct members *m, struct json_name *out)
         json_object_del(m->flat, "driver");
     }
     drop_harmless(m, "");
-    int err = parse_protocol(m, over_file ? "file." : "", out);
+    int err = take_below(m, out);
+    if (!err)
+        err = parse_protocol(m, over_file ? "file." : "", out);
     return err ? err : refuse_rest(m);
 }
 
@@ -325,9 +380,7 @@ int json_name_parse(const char *image, const char *name, struct json_name *out,
     json_decref(object);
     if (!err)
         err = interpret_members(&m, out);
-    if (err) {
-        free(out->target);
-        *out = (struct json_name){0};
-    }
+    if (err)
+        json_name_free(out);
     return err;
 }

@@ -5,14 +5,17 @@
  *     json:{"driver": "qcow2", "file": {"driver": "file", "filename": "/images/base"}}
  *     json:{"file.driver": "nbd", "file.server.type": "unix", "file.server.path": "/run/s"}
  *     json:{'driver': 'qcow2', 'file.filename': '/images/base'}
+ *     json:{"driver": "qcow2", "file": {...}, "backing": {"driver": "raw", "file": {...}}}
  *
- * Understood are the formats there are over "file", "nbd" and "rbd", nested or with dots between;
- * every other driver and key is refused by its name, for it would mean something.
+ * Understood are the formats there are over "file", "nbd" and "rbd", nested or with dots between,
+ * and what lies below them; every other driver and key is refused by its name, for it would
+ * mean something.
  * Layer: block. */
 #ifndef BLOCK_JSON_NAME_H
 #define BLOCK_JSON_NAME_H
 
 #include <stdbool.h>
+#include <stdlib.h>
 
 #include "base/compiler.h"
 #include "base/diag.h"
@@ -23,7 +26,21 @@ struct json_name {
     char *
         target; /* owned: a file's name, of any bytes, or an NBD URI or an RBD name that wasn't judged */
     const char *format; /* static; NULL: the name doesn't say */
+
+    /* What it says of the layer below: all of it, by a name like this one; or the format alone;
+     * or that there is none. */
+    char *below;              /* owned; NULL: it doesn't say */
+    const char *format_below; /* static; NULL: it doesn't say */
+    bool none_below;
 };
+
+static inline void json_name_free(struct json_name *name)
+{
+    free(name->target);
+    free(name->below);
+    *name = (struct json_name){0};
+}
+#define CLEANUP_JSON_NAME CLEANUP(json_name_free)
 
 /* Does the name begin as one of these? */
 bool json_name_is_one(const char *name);

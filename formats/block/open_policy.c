@@ -87,7 +87,23 @@ struct finding {
     const char *image; /* or what the user's words begin with */
     enum references policy;
     bool given; /* by the user, who may say more than an image may */
+    bool layer; /* it may say what lies below */
 };
+
+static int resolve(const struct finding *found, const char *name, struct reference *out,
+                   struct diag *diag);
+
+void reference_free(struct reference *ref)
+{
+    while (ref->below) { /* from the top on, for they may be many */
+        struct reference *below = ref->below;
+        ref->below = below->below;
+        free(below->path);
+        free(below);
+    }
+    free(ref->path);
+    *ref = (struct reference){0};
+}
 
 /* How Ceph is asked is no image's to say: it would be refused when the name is followed. */
 static int check_rbd(const struct finding *found, const char *text, struct diag *diag)
@@ -142,21 +158,39 @@ static int resolve_local(const char *image, const char *local, enum references p
     return rc;
 }
 
+/* No deeper than keys are long (json_name.c). */
+static int resolve_below(const struct finding *found, const struct json_name *name,
+                         struct reference *out, struct diag *diag)
+{
+    if (!found->layer && (name->below || name->format_below || name->none_below))
+        return diag_set(
+            diag, ENOTSUP,
+            "%s: names %s: backing: nothing can be said here of what lies below",
+            found->image, out->path);
+    out->format_below = name->format_below;
+    out->none_below = name->none_below;
+    if (!name->below)
+        return 0;
+    out->below = calloc(1, sizeof *out->below);
+    return out->below ? resolve(found, name->below, out->below, diag)
+                      : diag_errno(diag, ENOMEM, "%s", found->image);
+}
+
 static int resolve_json(const struct finding *found, const char *name,
                         struct reference *out, struct diag *diag)
 {
-    struct json_name parsed;
+    CLEANUP_JSON_NAME struct json_name parsed = {0};
     int rc = json_name_parse(found->image, name, &parsed, diag);
     if (rc < 0)
         return rc;
 
-    CLEANUP_FREE char *target = parsed.target;
     rc = parsed.protocol != &storage_protocol_file
-             ? resolve_remote(found, parsed.protocol, target, out, diag)
-             : resolve_local(found->image, target, found->policy, out, diag);
-    if (rc == 0)
-        out->format = parsed.format;
-    return rc;
+             ? resolve_remote(found, parsed.protocol, parsed.target, out, diag)
+             : resolve_local(found->image, parsed.target, found->policy, out, diag);
+    if (rc)
+        return rc;
+    out->format = parsed.format;
+    return resolve_below(found, &parsed, out, diag);
 }
 
 static int resolve(const struct finding *found, const char *name, struct reference *out,
@@ -164,7 +198,7 @@ static int resolve(const struct finding *found, const char *name, struct referen
 {
     const char *image = found->image;
 
-    *out = (struct reference){0};
+    *out = (struct reference){.given = found->given};
     if (found->policy == REFERENCES_NONE)
         return diag_set(diag, EACCES,
                         "%s: names %s, but references=none allows no other file", image,
@@ -184,18 +218,40 @@ static int resolve(const struct finding *found, const char *name, struct referen
     return resolve_local(image, local, found->policy, out, diag);
 }
 
+/* Empty on failure. */
+static int resolve_whole(const struct finding *found, const char *name,
+                         struct reference *out, struct diag *diag)
+{
+    int err = resolve(found, name, out, diag);
+
+    if (err)
+        reference_free(out);
+    return err;
+}
+
 int reference_resolve(const char *image, const char *name, enum references policy,
                       struct reference *out, struct diag *diag)
 {
-    return resolve(&(struct finding){.image = image, .policy = policy}, name, out, diag);
+    const struct finding found = {.image = image, .policy = policy};
+
+    return resolve_whole(&found, name, out, diag);
+}
+
+int reference_resolve_layer(const char *image, const char *name, enum references policy,
+                            struct reference *out, struct diag *diag)
+{
+    const struct finding found = {.image = image, .policy = policy, .layer = true};
+
+    return resolve_whole(&found, name, out, diag);
 }
 
 int reference_resolve_given(const char *what, const char *name, struct reference *out,
                             struct diag *diag)
 {
-    const struct finding found = {.image = what, .policy = REFERENCES_ANY, .given = true};
+    const struct finding found = {
+        .image = what, .policy = REFERENCES_ANY, .given = true, .layer = true};
 
-    return resolve(&found, name, out, diag);
+    return resolve_whole(&found, name, out, diag);
 }
 
 int reference_check_recorded(const char *image, const char *name, struct diag *diag)

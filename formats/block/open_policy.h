@@ -27,13 +27,16 @@ struct reference {
     /* The path alone can't tell: a file may be called "nbd:x". */
     const struct storage_protocol *protocol;
     const char *format; /* static: the format that the name itself demands; NULL: none */
+    bool given;         /* by the user, not by an image */
+
+    /* What the name says of the layer below: where it is, or its format alone, or that there is
+     * none.  Else it is as the image says. */
+    struct reference *below;  /* owned */
+    const char *format_below; /* static */
+    bool none_below;
 };
 
-static inline void reference_free(struct reference *ref)
-{
-    free(ref->path);
-    *ref = (struct reference){0};
-}
+void reference_free(struct reference *ref);
 #define CLEANUP_REFERENCE CLEANUP(reference_free)
 
 /* What `name`, found in `image`, stands for: relative names lie in the image's folder;
@@ -41,13 +44,18 @@ static inline void reference_free(struct reference *ref)
  * is asked; of "json:", files, NBD exports
  * and RBD images are understood (json_name.h); other protocols ("ssh:", ...) are refused, as
  * qemu-img would
- * read them (a name with a colon before its first slash).  *out is to be freed; empty on
+ * read them (a name with a colon before its first slash); and so is what says more than where
+ * one file is.  *out is to be freed; empty on
  * failure. */
 int reference_resolve(const char *image, const char *name, enum references policy,
                       struct reference *out, struct diag *diag) MUST_USE;
 
-/* As reference_resolve with REFERENCES_ANY, of a name that the user gives beside any image: an
- * RBD name may say how Ceph is asked.  `what` begins the messages. */
+/* As reference_resolve, for who opens an image there: the name may say what lies below it. */
+int reference_resolve_layer(const char *image, const char *name, enum references policy,
+                            struct reference *out, struct diag *diag) MUST_USE;
+
+/* As reference_resolve_layer with REFERENCES_ANY, of a name that the user gives beside any
+ * image: an RBD name may say how Ceph is asked.  `what` begins the messages. */
 int reference_resolve_given(const char *what, const char *name, struct reference *out,
                             struct diag *diag) MUST_USE;
 

@@ -74,30 +74,36 @@ static void check_is_below_folder(const char *path)
     fuzz_check(strncmp(real, folder, n) == 0 && real[n] == '/', "'%s' is outside", path);
 }
 
+/* One of the files that a name means. */
+static void check_reference(const struct reference *ref, const char *name,
+                            enum references policy)
+{
+    bool is_protocol = name[strcspn(name, ":/")] == ':' && strncmp(name, "file:", 5) != 0;
+
+    fuzz_check(policy != REFERENCES_NONE, "'%s' is let pass", name);
+    fuzz_check(ref->protocol == &storage_protocol_file || policy == REFERENCES_ANY,
+               "'%s' is let pass", name);
+    if (ref->protocol != &storage_protocol_file)
+        return;
+    fuzz_check(!is_protocol || json_name_is_one(name), "'%s' is let pass", name);
+    fuzz_check(ref->path[0] == '/', "'%s' became '%s'", name, ref->path);
+    if (policy == REFERENCES_DIR)
+        check_is_below_folder(ref->path);
+}
+
 static void check_resolving(const char *name)
 {
     static const enum references policies[] = {REFERENCES_ANY, REFERENCES_DIR,
                                                REFERENCES_NONE};
-    bool is_protocol = name[strcspn(name, ":/")] == ':' && strncmp(name, "file:", 5) != 0;
-
     for (size_t i = 0; i < ARRAY_LEN(policies); i++) {
         CLEANUP_REFERENCE struct reference ref = {0};
         struct diag diag = {0};
-        int err = reference_resolve(image, name, policies[i], &ref, &diag);
+        int err = reference_resolve_layer(image, name, policies[i], &ref, &diag);
         const char *path = ref.path;
         fuzz_check_diag(err, &diag);
         fuzz_check(!err == (path != NULL), "error %d and path %s", err, path ? path : "");
-        if (err)
-            continue;
-        fuzz_check(policies[i] != REFERENCES_NONE, "'%s' is let pass", name);
-        fuzz_check(ref.protocol == &storage_protocol_file || policies[i] == REFERENCES_ANY,
-                   "'%s' is let pass", name);
-        if (ref.protocol != &storage_protocol_file)
-            continue;
-        fuzz_check(!is_protocol || json_name_is_one(name), "'%s' is let pass", name);
-        fuzz_check(path[0] == '/', "'%s' became '%s'", name, path);
-        if (policies[i] == REFERENCES_DIR)
-            check_is_below_folder(path);
+        for (const struct reference *r = err ? NULL : &ref; r; r = r->below)
+            check_reference(r, name, policies[i]);
     }
     CLEANUP_FREE char *joined = reference_join(image, name);
     fuzz_check(joined && strlen(joined) >= strlen(name), "'%s' joined", name);

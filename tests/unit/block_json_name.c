@@ -67,12 +67,43 @@ Test(json_name, understood, .init = init)
         cr_expect(json_name_is_one(cases[i].name));
         cr_assert_eq(json_name_parse("disk", cases[i].name, &got, &diag), 0, "%s",
                      diag.text);
-        CLEANUP_FREE char *target = got.target;
-        cr_expect_str_eq(target, cases[i].target);
+        CLEANUP_JSON_NAME struct json_name owned = got;
+        cr_expect_str_eq(owned.target, cases[i].target);
         cr_expect_eq(got.protocol, cases[i].protocol, "%s", cases[i].name);
         cr_expect(cases[i].format ? got.format && strcmp(got.format, cases[i].format) == 0
                                   : !got.format,
                   "%s", cases[i].name);
+    }
+}
+
+Test(json_name, says_what_lies_below, .init = init)
+{
+    static const struct {
+        const char *name, *below, *format_below;
+        bool none;
+    } cases[] = {
+        {"json:{'driver':'qcow2','file.filename':'a'}", NULL, NULL, false},
+        {"json:{'driver':'qcow2','file.filename':'a','backing':null}", NULL, NULL, true},
+        {"json:{'driver':'qcow2','file.filename':'a','backing.driver':'raw'}", NULL, "raw",
+         false},
+        {"json:{'driver':'qcow2','file.filename':'a','backing.file.filename':'b'}",
+         "json:{\"file.filename\":\"b\"}", NULL, false},
+        {"json:{'file.filename':'a','backing':{'file':{'filename':'b'},'backing':{"
+         "'backing.file.filename':'d'}}}",
+         "json:{\"file.filename\":\"b\",\"backing.backing.file.filename\":\"d\"}", NULL,
+         false},
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        CLEANUP_JSON_NAME struct json_name got = {0};
+        struct diag diag = {0};
+        cr_assert_eq(json_name_parse("disk", cases[i].name, &got, &diag), 0, "%s",
+                     diag.text);
+        cr_expect_str_eq(got.target, "a");
+        cr_expect_str_eq(got.below ? got.below : "", cases[i].below ? cases[i].below : "");
+        cr_expect_eq(got.none_below, cases[i].none, "%s", cases[i].name);
+        cr_expect_str_eq(got.format_below ? got.format_below : "",
+                         cases[i].format_below ? cases[i].format_below : "");
     }
 }
 
@@ -96,10 +127,11 @@ Test(json_name, refused, .init = init)
         {"json:{\"driver\":\"raw\",\"offset\":512,\"file.driver\":\"file\",\"file."
          "filename\":\"x\"}",
          "offset: is not supported", ENOTSUP},
-        {"json:{\"driver\":\"qcow2\",\"backing\":{\"driver\":\"x\"},\"file.driver\":"
-         "\"file\","
+        {"json:{\"driver\":\"qcow2\",\"backing\":null,\"backing.driver\":\"raw\","
          "\"file.filename\":\"x\"}",
-         "backing.driver: is not supported", ENOTSUP},
+         "backing: is there twice", EINVAL},
+        {"json:{\"driver\":\"qcow2\",\"backing\":\"node0\",\"file.filename\":\"x\"}",
+         "backing: is not supported", ENOTSUP},
         {"json:{\"driver\":\"nbd\",\"host\":\"h\",\"tls-creds\":\"t\"}", "tls-creds",
          ENOTSUP},
         {"json:{\"driver\":\"nbd\",\"host\":\"h\",\"port\":\"123456\"}", "port", EINVAL},

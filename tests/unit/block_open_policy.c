@@ -184,3 +184,44 @@ Test(open_policy, rbd_options_are_the_users)
     cr_expect_eq(reference_check_recorded("/vm/disk", "rbd:p/i:id=me", &diag), -EACCES);
     cr_expect_eq(reference_check_recorded("/vm/disk", "http://x/y", &diag), 0);
 }
+
+/* What a name says of the layers below is judged as the name itself. */
+Test(open_policy, layers_below)
+{
+    static const char name[] =
+        "json:{\"file.filename\":\"a\",\"backing\":{\"file.filename\":\"sub/b\","
+        "\"backing.file.filename\":\"/c\"}}";
+    CLEANUP_REFERENCE struct reference ref = {0};
+    struct diag diag = {0};
+
+    cr_assert_eq(reference_resolve_layer("vm/disk", name, REFERENCES_ANY, &ref, &diag), 0,
+                 "%s", diag.text);
+    cr_expect_str_eq(ref.path, "vm/a");
+    cr_assert_not_null(ref.below);
+    cr_expect_str_eq(ref.below->path, "vm/sub/b");
+    cr_assert_not_null(ref.below->below);
+    cr_expect_str_eq(ref.below->below->path, "/c");
+    cr_expect_null(ref.below->below->below);
+
+    /* Who opens one file alone is not told of others. */
+    expect_resolved("vm/disk", name, REFERENCES_ANY, NULL);
+}
+
+Test(open_policy, layers_below_stay_in_the_folder, .init = make_tree, .fini = remove_tree)
+{
+    static const char good[] =
+        "json:{\"file.filename\":\"base\",\"backing.file.filename\":\"sub/base\"}";
+    static const char bad[] =
+        "json:{\"file.filename\":\"base\",\"backing.file.filename\":\"../other\"}";
+    CLEANUP_REFERENCE struct reference ref = {0};
+    struct diag diag = {0};
+
+    cr_assert_eq(reference_resolve_layer("vm/disk", good, REFERENCES_DIR, &ref, &diag), 0,
+                 "%s", diag.text);
+    cr_expect_str_eq(ref.below->path, "vm/sub/base");
+    reference_free(&ref);
+    cr_expect_eq(reference_resolve_layer("vm/disk", bad, REFERENCES_DIR, &ref, &diag),
+                 -EACCES);
+    cr_expect_null(ref.path);
+    cr_expect_null(ref.below);
+}
