@@ -75,9 +75,9 @@ static int check_bytes_are_free(const struct storage *st, int fd, unsigned base,
         if (held)
             return diag_set(
                 diag, EAGAIN,
-                "%s: lock: failed to get %s\"%s\" lock: another process is using "
-                "the image",
-                st->name, base == DENIES ? "" : "shared ", perm_names[perms[i]]);
+                "%s: lock: Failed to get %s\"%s\" lock. Is another process using the image "
+                "[%s]?",
+                st->name, base == DENIES ? "" : "shared ", perm_names[perms[i]], st->name);
     }
     return 0;
 }

@@ -26,6 +26,16 @@ static int open_nbd(const char *name, const struct storage_open *how, struct sto
     return storage_open_nbd(name, &nbd, out, diag);
 }
 
+/* Somebody has made the export; an image takes its place. */
+static int create_nbd(const char *name, const struct storage_hints *hints,
+                      struct storage **out, struct diag *diag)
+{
+    static const struct storage_open how = {0};
+
+    (void)hints;
+    return open_nbd(name, &how, out, diag);
+}
+
 static int create_file(const char *name, const struct storage_hints *hints,
                        struct storage **out, struct diag *diag)
 {
@@ -53,6 +63,7 @@ const struct storage_protocol storage_protocol_nbd = {
     .owns = nbd_uri_is_one,
     .opened = storage_is_nbd,
     .open = open_nbd,
+    .create = create_nbd,
 };
 
 /* What is wished for a new file means nothing to Ceph. */
@@ -84,6 +95,15 @@ const struct storage_protocol storage_protocol_rbd = {
 
 static const struct storage_protocol *const protocols[] = {&storage_protocol_nbd,
                                                            &storage_protocol_rbd};
+
+const struct storage_protocol *storage_protocol_at(size_t i)
+{
+    if (i == 0)
+        return &storage_protocol_file;
+    bool is_there = i <= ARRAY_LEN(protocols) &&
+                    (protocols[i - 1] != &storage_protocol_rbd || rbd_is_there);
+    return is_there ? protocols[i - 1] : NULL;
+}
 
 const struct storage_protocol *storage_protocol_of(const char *name)
 {

@@ -30,13 +30,16 @@ struct storage_protocol {
     /* The name without secrets; the caller's to free, NULL when memory is short.  NULL: the
      * names have none. */
     char *(*shown)(const char *name);
-    /* There with `create`: removes a store that was made and closed; what can't be removed
-     * stays. */
+    /* Removes a store that was made and closed; what can't be removed stays.  NULL: `create`
+     * gives what was there before, of a fixed size. */
     void (*remove)(const char *name);
 };
 
 extern const struct storage_protocol storage_protocol_file, storage_protocol_nbd,
     storage_protocol_rbd;
+
+/* The i-th from 0 on that this build has; NULL behind the last. */
+const struct storage_protocol *storage_protocol_at(size_t i);
 
 /* The protocol whose name it is; else that of files. */
 const struct storage_protocol *storage_protocol_of(const char *name);

@@ -15,10 +15,10 @@
 #include "block/chain.h"
 #include "cli.h"
 #include "common/json_text.h"
+#include "image.h"
 #include "image_opts.h"
 #include "progress.h"
 #include "storage/protocol.h"
-#include "storage/rbd_name.h"
 
 /* Exit codes of this command, as qemu-img's. */
 #define CHECK_CORRUPT     2
@@ -209,7 +209,7 @@ static int find_driver(struct checked *image, struct diag *diag)
     return rc;
 }
 
-static int open_and_check(const struct check_args *args)
+static int open_and_check(const struct check_args *args, const struct reference *ref)
 {
     const struct storage_open how = {.read_only = args->repair == REPAIR_NONE,
                                      .direct = args->cache && args->cache->direct};
@@ -217,10 +217,7 @@ static int open_and_check(const struct check_args *args)
     struct checked image = {.args = args};
     struct diag diag = {0};
 
-    const char *name = args->image.filename;
-    const struct storage_protocol *protocol =
-        rbd_name_is_one(name) ? &storage_protocol_rbd : &storage_protocol_file;
-    int rc = protocol->open(cli_local_name(name), &how, &file, &diag);
+    int rc = ref->protocol->open(ref->path, &how, &file, &diag);
     if (rc == 0 && !args->image.share)
         rc = storage_lock(file, how.read_only ? STORAGE_READER : STORAGE_WRITER, &diag);
     image.file = file;
@@ -228,27 +225,27 @@ static int open_and_check(const struct check_args *args)
         rc = find_driver(&image, &diag);
     if (rc == 0)
         return check_and_report(&image);
+    image_blame(ref->path, ref->protocol, &diag);
     if (rc == -EAGAIN && how.read_only)
         return cli_locked(&diag);
     cli_diag(&diag);
     return rc == -ENOTSUP && file && !args->image.format ? CHECK_UNSUPPORTED : CLI_FAILED;
 }
 
-/* With --image-opts the name and the format are in what was given as the name. */
+/* What was given as the name may say the format, too. */
 static int check_given(struct check_args *args)
 {
     CLEANUP_IMAGE_OPTS struct image_opts opts = {0};
+    CLEANUP_REFERENCE struct reference named = {0};
+    const struct reference *ref = args->image.image_opts ? &opts.image : &named;
 
-    if (!args->image.image_opts)
-        return open_and_check(args);
-    int code = image_opts_parse(&args->image, &opts);
+    int code = args->image.image_opts ? image_opts_parse(&args->image, &opts)
+                                      : image_name_resolve(&args->image, &named);
     if (code != CLI_OK)
         return code;
-    if (opts.image.protocol == &storage_protocol_nbd)
-        return cli_error("%s: only files and RBD images can be checked", opts.image.path);
-    args->image.filename = opts.image.path;
-    args->image.format = opts.image.format;
-    return open_and_check(args);
+    if (ref->format)
+        args->image.format = ref->format;
+    return open_and_check(args, ref);
 }
 
 /* ---- the command line ---- */

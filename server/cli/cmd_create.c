@@ -28,7 +28,7 @@ static const struct cli_option options[] = {
 };
 
 struct create_args {
-    const char *filename;
+    const char *filename, *given; /* the latter as it was said, with its protocol */
     const struct storage_protocol *protocol;
     const struct driver *format;
     const char *size_text; /* NULL: none given */
@@ -87,7 +87,7 @@ static int check_backing(const struct create_args *args, const char *name,
 {
     CLEANUP_REFERENCE struct reference ref = {0};
     struct diag diag = {0};
-    if (reference_resolve(args->filename, name, REFERENCES_ANY, &ref, &diag) < 0)
+    if (reference_resolve_layer(args->filename, name, REFERENCES_ANY, &ref, &diag) < 0)
         return cli_diag(&diag);
     if (ref.format && strcmp(ref.format, format) != 0)
         return cli_error("%s: Backing format '%s' is not the one in the name, '%s'",
@@ -96,6 +96,7 @@ static int check_backing(const struct create_args *args, const char *name,
     /* As for qemu-img: who puts an overlay on a disk in use may do that. */
     const struct chain_options chain = {.format = format,
                                         .protocol = ref.protocol,
+                                        .named = &ref,
                                         .read_only = true,
                                         .keep_locked = true,
                                         .node.lock_off = true};
@@ -174,7 +175,7 @@ static int create_as_asked(struct create_args *args)
         return CLI_FAILED;
     req.protocol = args->protocol;
     if (!args->quiet)
-        create_options_announce(args->format, &args->list, args->filename);
+        create_options_announce(args->format, &args->list, args->given);
     if (create_image(args->format, &req, &diag) < 0)
         return cli_diag(&diag);
     return CLI_OK;
@@ -222,6 +223,7 @@ static int take_operands(struct create_args *args, int argc, char **argv)
     if (argc > 2)
         return cli_usage_error("Unexpected argument: %s", argv[2]);
     args->protocol = storage_protocol_of(argv[0]);
+    args->given = argv[0];
     args->filename = cli_local_name(argv[0]);
     args->size_text = argc == 2 ? argv[1] : NULL;
     return CLI_OK;

@@ -223,11 +223,13 @@ static int open_new_backing(const struct rebase_args *args, const struct node *i
     CLEANUP_REFERENCE struct reference ref = {0};
     struct diag diag = {0};
 
-    if (reference_resolve(image->filename, args->backing, REFERENCES_ANY, &ref, &diag) < 0)
+    if (reference_resolve_layer(image->filename, args->backing, REFERENCES_ANY, &ref,
+                                &diag) < 0)
         return cli_diag(&diag);
     const struct chain_options chain = {
         .format = args->format,
         .protocol = ref.protocol,
+        .named = &ref,
         .read_only = true,
         .keys_of = image,
         .node = {.cache = args->source_cache, .lock_off = args->image.share},

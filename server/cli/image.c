@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "cli.h"
 #include "image.h"
 #include "image_opts.h"
@@ -38,7 +39,29 @@ static int open_and_start(struct image *image, const char *filename,
     return diag_errno(diag, -err, "%s: starting its threads", filename);
 }
 
-static int open_chain(struct image *image, const char *filename,
+/* `filename` is what was opened, in the place of which messages have `said`. */
+static void blame(const char *filename, const char *said, struct diag *diag)
+{
+    struct diag cause = *diag;
+    const char *reason = cause.text;
+    size_t n = strlen(filename);
+
+    if (strncmp(reason, filename, n) == 0 && strncmp(reason + n, ": ", 2) == 0)
+        reason += n + 2;
+    diag_set(diag, cause.err, "Could not open '%s': %s", said, reason);
+}
+
+void image_blame(const char *filename, const struct storage_protocol *protocol,
+                 struct diag *diag)
+{
+    CLEANUP_FREE char *shown = storage_shown_name(protocol, filename);
+
+    if (shown)
+        blame(shown, shown, diag);
+}
+
+/* said: the name for messages, NULL: the filename. */
+static int open_chain(struct image *image, const char *filename, const char *said,
                       const struct chain_options *options, bool share_helps)
 {
     struct diag diag = {0};
@@ -48,6 +71,10 @@ static int open_chain(struct image *image, const char *filename,
     if (open_and_start(image, filename, options, &diag) == 0)
         return CLI_OK;
     block_context_destroy(&image->ctx);
+    if (said)
+        blame(filename, said, &diag);
+    else
+        image_blame(filename, options->protocol, &diag);
     return diag.err == EAGAIN && share_helps ? cli_locked(&diag) : cli_diag(&diag);
 }
 
@@ -62,23 +89,42 @@ static void warn_of_guess(const char *filename)
             filename);
 }
 
+/* "file:a:b" is shown as "./a:b", which can be said again without meaning a protocol. */
+static char *path_without_protocol(const char *filename)
+{
+    const char *local = cli_local_name(filename);
+    bool looks_other = local != filename && local[strcspn(local, ":/")] == ':';
+    char *path;
+
+    return asprintf(&path, "%s%s", looks_other ? "./" : "", local) < 0 ? NULL : path;
+}
+
 int image_open(struct image *image, const char *filename,
                const struct chain_options *options, enum image_guess guess)
 {
     struct chain_options actual = *options;
     bool maybe_raw = guess == IMAGE_MAYBE_RAW;
+    CLEANUP_FREE char *path = NULL;
 
     if (!actual.protocol)
         actual.protocol =
             rbd_name_is_one(filename) ? &storage_protocol_rbd : &storage_protocol_file;
     if (actual.protocol == &storage_protocol_file)
-        filename = cli_local_name(filename);
+        filename = path = path_without_protocol(filename);
+    if (!filename)
+        return cli_error("out of memory");
     if (maybe_raw && !options->format && looks_raw(filename, actual.protocol)) {
         actual.format = "raw";
         if (!options->read_only)
             warn_of_guess(filename);
     }
-    return open_chain(image, filename, &actual, maybe_raw && options->read_only);
+    return open_chain(image, filename, NULL, &actual, maybe_raw && options->read_only);
+}
+
+int image_open_temporary(struct image *image, const char *path, const char *said,
+                         const struct chain_options *options)
+{
+    return open_chain(image, path, said, options, false);
 }
 
 /* As --image-opts has it. */
@@ -97,6 +143,7 @@ static int open_by_options(struct image *image, const struct cli_image *given,
         return code;
     actual.format = opts.image.format;
     actual.protocol = opts.image.protocol;
+    actual.named = &opts.image;
     actual.passphrases = keys.list;
     actual.n_passphrases = keys.count;
     code = image_open(image, opts.image.path, &actual, IMAGE_MAYBE_RAW);
@@ -115,22 +162,35 @@ static bool is_special_name(const char *name)
            storage_protocol_of(name) != &storage_protocol_file;
 }
 
+int image_name_resolve(const struct cli_image *given, struct reference *out)
+{
+    struct diag diag = {0};
+
+    *out = (struct reference){.protocol = &storage_protocol_file, .given = true};
+    if (!is_special_name(given->filename)) {
+        out->path = path_without_protocol(given->filename);
+        return out->path ? CLI_OK : cli_error("out of memory");
+    }
+    if (reference_resolve_given("", given->filename, out, &diag) < 0)
+        return cli_diag(&diag);
+    if (out->format && given->format && strcmp(out->format, given->format) != 0)
+        return cli_error("%s: its format is said twice: '%s' and '%s'", given->filename,
+                         out->format, given->format);
+    return CLI_OK;
+}
+
 static int open_by_name(struct image *image, const struct cli_image *given,
                         struct chain_options *options)
 {
     CLEANUP_REFERENCE struct reference ref = {0};
-    struct diag diag = {0};
 
-    if (!is_special_name(given->filename))
-        return image_open(image, given->filename, options, IMAGE_MAYBE_RAW);
-    if (reference_resolve_given("", given->filename, &ref, &diag) < 0)
-        return cli_diag(&diag);
-    if (ref.format && options->format && strcmp(ref.format, options->format) != 0)
-        return cli_error("%s: its format is said twice: '%s' and '%s'", given->filename,
-                         ref.format, options->format);
+    int code = image_name_resolve(given, &ref);
+    if (code != CLI_OK)
+        return code;
     if (ref.format)
         options->format = ref.format;
     options->protocol = ref.protocol;
+    options->named = &ref;
     return image_open(image, ref.path, options, IMAGE_MAYBE_RAW);
 }
 

@@ -200,13 +200,17 @@ static int make_and_open(struct target *target, const struct target_request *req
     if (create_image(request->format, create, &diag) < 0)
         return cli_diag(&diag);
     target->data_made = true;
-    target->made = protocol == &storage_protocol_file ? NULL : protocol;
+    target->made =
+        protocol == &storage_protocol_file || !protocol->remove ? NULL : protocol;
     options.protocol = protocol;
     if (create->passphrase) {
         options.passphrases = &key;
         options.n_passphrases = 1;
     }
-    int code = image_open(&target->image, create->filename, &options, IMAGE_NEVER_RAW);
+    int code = target->temporary ? image_open_temporary(&target->image, target->temporary,
+                                                        target->filename, &options)
+                                 : image_open(&target->image, create->filename, &options,
+                                              IMAGE_NEVER_RAW);
     if (code != CLI_OK)
         return code;
     const struct node *node = target->image.node;
@@ -250,8 +254,10 @@ int target_open(struct target *target, const struct target_request *request)
     *target = (struct target){.filename = cli_local_name(request->filename),
                               .durable = !request->cache || !request->cache->no_flush};
     const struct storage_protocol *protocol = storage_protocol_of(request->filename);
-    /* Exports are somebody else's to make: one that is there is written to. */
-    if (!request->create || !protocol->create)
+    /* An export is somebody else's to make: a raw disk is written to what is there. */
+    bool is_made =
+        protocol != &storage_protocol_nbd || driver_can(request->format, DRIVER_CLUSTERS);
+    if (!request->create || !protocol->create || !is_made)
         return target_open_given(target, &given, request);
     return make_target(target, request, protocol);
 }

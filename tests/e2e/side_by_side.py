@@ -113,7 +113,7 @@ class SideBySide(Case):
             self.assertEqual(printed(theirs.stdout), printed(ours.stdout), said)
         self.assertEqual(bool(theirs.stderr), bool(ours.stderr), said)
         for image in images.split():
-            name, fmt = image.split(":")
+            name, fmt = image.rsplit(":", 1)
             self.same_image(name, fmt)
 
     def same_image(self, name, fmt):

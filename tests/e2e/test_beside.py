@@ -61,6 +61,72 @@ class Info(SideBySide):
             "a.raw a.raw", "--output=xml a.raw", "--bogus a.raw", "file:a.qcow2")])
 
 
+class ColonNames(SideBySide):
+    """Names with a colon: "file:" before them says that it is none of a protocol."""
+
+    WITH = "qemu-img create -q -f qcow2 -b a.raw -F raw file:x:y"
+
+    def test_made(self):
+        self.rows([(f"create {words}", "./x:y:qcow2") for words in (
+            "-f qcow2 file:x:y 1M", "-f qcow2 ./x:y 1M", "-f qcow2 -b a.raw -F raw file:x:y", "-f qcow2 -b over.qcow2 -F qcow2 file:./x:y")])
+        self.rows([("convert -O qcow2 a.raw file:x:y", "./x:y:qcow2"), ("convert -O raw a.qcow2 file:x:y", "./x:y:raw"),
+                   ("dd -O qcow2 if=a.qcow2 of=file:x:y", "./x:y:qcow2")])
+
+    def test_looked_at(self):
+        self.rows([(words, "", self.WITH) for words in (
+            "info file:x:y", "info ./x:y", "info --backing-chain file:x:y", "info --output=json --backing-chain file:x:y", "map file:x:y",
+            "check file:x:y", "check --output=json file:x:y", "compare file:x:y file:a.raw", "measure -O qcow2 file:x:y", "snapshot -l file:x:y")])
+
+    def test_changed(self):
+        self.rows([(words, "./x:y:qcow2", self.WITH) for words in (
+            "resize file:x:y 6M", "rebase -u -b b.raw -F raw file:x:y", "rebase -b b.raw -F raw file:x:y", "amend -o compat=0.10 file:x:y",
+            "snapshot -c one file:x:y", "bitmap --add file:x:y one", "commit file:x:y")])
+
+
+class BackingOptions(SideBySide):
+    """What --image-opts and names in JSON say of the layer below counts more than what the image does."""
+
+    OTHER = "driver=qcow2,file.filename=over.qcow2,backing.driver=raw,backing.file.filename=b.raw"
+    DEEP = "driver=qcow2,file.filename=top.qcow2,backing.driver=qcow2,backing.file.filename=over.qcow2,backing.backing.driver=raw," \
+           "backing.backing.file.filename=b.raw"
+    NAME = "json:{'driver':'qcow2','file.filename':'over.qcow2','backing':%s}"
+    GONE = "mv a.raw gone"
+
+    def test_read(self):
+        self.rows([(f"convert -O raw --image-opts {opts} out", "out:raw") for opts in (
+            self.OTHER, self.DEEP, "driver=qcow2,file.filename=over.qcow2,backing.driver=raw",
+            "driver=qed,file.filename=over.qed,backing.file.filename=b.raw,backing.driver=raw",
+            "driver=qcow2,file.filename=over.qcow2,backing.driver=raw,backing.file.driver=file,backing.file.filename=b.raw,"
+            "backing.read-only=on")])
+        self.rows([(f"convert -O raw {self.NAME % below} out", "out:raw", self.GONE) for below in (
+            "null", "{'driver':'raw','file':{'driver':'file','filename':'b.raw'}}", "{'driver':'raw','file.filename':'b.raw'}",
+            "{'driver':'qcow2','file.filename':'a.qcow2'}")])
+        self.rows([(f"compare --image-opts {self.OTHER} {self.DEEP}", ""),
+                   (f"measure -O qcow2 --image-opts {self.OTHER}", "")])
+
+    def test_committed(self):
+        """Into what is said, and nothing else."""
+        self.rows([(f"commit --image-opts {opts}", "a.raw:raw b.raw:raw over.qcow2:qcow2 top.qcow2:qcow2") for opts in (self.OTHER, self.DEEP)])
+
+    def test_recorded(self):
+        """In an image that is made: others follow it."""
+        below = self.NAME % "{'driver':'raw','file.filename':'b.raw'}"
+        self.rows([(f"convert -O raw made out", "out:raw", f"qemu-img create -q -f qcow2 -F qcow2 -b {below} made", self.GONE),
+                   (f"create -f qcow2 -F qcow2 -b {below} made", "", self.GONE),
+                   (f"rebase -f qcow2 -F qcow2 -b {below} top.qcow2", "")])
+
+    def test_refused(self):
+        self.rows([(f"info --image-opts {words}", "") for words in (
+            "driver=raw,file.filename=a.raw,backing.driver=raw,backing.file.filename=b.raw",)], text=False)
+        self.rows([(f"convert -O raw --image-opts {words} out", "") for words in (
+            "driver=qcow2,file.filename=over.qcow2,backing.driver=raw,backing.file.filename=none",
+            "driver=qcow2,file.filename=over.qcow2,backing.driver=qcow2,backing.file.filename=b.raw",
+            "driver=raw,file.filename=a.raw,backing.driver=raw,backing.file.filename=b.raw",
+            "driver=qcow2,file.filename=over.qcow2,backing=none", "driver=qcow2,file.filename=over.qcow2,backing.foo=1")], text=False)
+        done = self.both(["info", "--image-opts", self.OTHER + ",backing.file.foo=1"])[1]
+        self.assertRegex(done.stderr, "--image-opts.*file.foo: is not supported")
+
+
 class Map(SideBySide):
     """Of images without holes in the file where their clusters lie, which qemu-img looks for; see test_cli.Map."""
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 
-from harness import KIB, MIB, QIMG, Case, content, create, fill, plugin_env, run, wait_until
+from harness import KIB, MIB, QIMG, Case, content, create, fill, kill_quietly, plugin_env, run, wait_until
 from side_by_side import SideBySide, pattern
 from test_stored_bitmaps import KeptBitmaps
 
@@ -359,6 +359,64 @@ class Alone(Case):
         run(QIMG, "convert", "-O", "raw", "a.raw", "real", cwd=self.dir)
         self.assertEqual(os.stat(self.path("real")).st_nlink, 2)
         run("qemu-img", "compare", "-f", "raw", "-F", "raw", "a.raw", "other", cwd=self.dir)
+
+    def test_messages_name_the_target(self):
+        """not the file that it is until it is complete"""
+        self.source()
+        for words in (("-B", "none", "-F", "raw"), ("-o", "backing_file=none,backing_fmt=raw")):
+            done = run(QIMG, "convert", "-O", "qcow2", *words, "a.raw", "out", cwd=self.dir, check=False)
+            self.assertEqual(done.returncode, 1)
+            self.assertRegex(done.stderr, "none: cannot be opened|'none': cannot be opened")
+            self.assertNotIn(".out.", done.stderr)
+            self.assertEqual(os.listdir(self.dir), ["a.raw"])
+
+    def export(self, name, *options):
+        """The file as qemu-nbd exports it."""
+        sock = self.path("sock")
+        if os.path.exists(sock):
+            os.unlink(sock)
+        process = subprocess.Popen(["qemu-nbd", "-t", "-f", "raw", "-k", sock, *options, name], cwd=self.dir)
+        self.addCleanup(kill_quietly, process)
+        wait_until(lambda: os.path.exists(sock), 20, "qemu-nbd")
+        return process, f"nbd+unix:///?socket={sock}"
+
+    def test_onto_an_export(self):
+        """An image is made in the bytes of an export, whatever was there; a raw disk is written to it as it is."""
+        for words in ("-O qcow2", "-O qcow2 -c", "-O qcow2 -o cluster_size=4k", "-O qcow2 -o preallocation=metadata", "-O raw",
+                      "-n -O raw"):
+            with self.part(words=words):
+                self.source()
+                size = 64 * MIB if words.endswith("raw") else 72 * MIB
+                with open(self.path("there"), "wb") as file:
+                    file.write(b"\xff" * size)
+                process, uri = self.export("there")
+                run(QIMG, "convert", *words.split(), "a.raw", uri, cwd=self.dir)
+                fmt = words.split("-O ")[1].split()[0]
+                run(QIMG, "compare", "-f", "raw", "-F", fmt, "a.raw", uri, cwd=self.dir)
+                if fmt != "raw":
+                    self.assertIn("No errors", run(QIMG, "check", uri).stdout)
+                kill_quietly(process)
+                run("qemu-img", "compare", "-f", "raw", "-F", fmt, "a.raw", "there", cwd=self.dir)
+                if fmt != "raw":
+                    run("qemu-img", "check", "-q", "-f", fmt, "there", cwd=self.dir)
+        self.source()
+        with open(self.path("there"), "wb") as file:
+            file.truncate(192 * KIB)
+        for options, words in (((), "space"), (("-r",), "read-only|not permitted|Permission")):
+            process, uri = self.export("there", *options)
+            done = run(QIMG, "convert", "-O", "qcow2", "a.raw", uri, cwd=self.dir, check=False)
+            self.assertEqual(done.returncode, 1)
+            self.assertRegex(done.stderr, words)
+            kill_quietly(process)
+
+    def test_made_on_an_export(self):
+        with open(self.path("there"), "wb") as file:
+            file.truncate(MIB)
+        _, uri = self.export("there")
+        self.assertIn(f"Formatting '{uri}', fmt=qcow2", run(QIMG, "create", "-f", "qcow2", uri, "1G").stdout)
+        self.assertIn("virtual size: 1 GiB", run("qemu-img", "info", uri).stdout)
+        self.assertEqual(run(QIMG, "create", "-f", "raw", uri, "2M", check=False).returncode, 1)
+        run(QIMG, "create", "-f", "raw", uri, "1M")
 
     def test_encrypted(self):
         self.source()

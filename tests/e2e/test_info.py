@@ -197,7 +197,7 @@ class Coded(CliCase):
                      "file=base64,format=base64"):
             self.same_output("map", "--object", f"secret,id=s,{good}", *opts)
         for bad in ("data=Sesame", "file=newline", "data=", "data=c2VzYW1l"):
-            self.refuses("map", "--object", f"secret,id=s,{bad}", *opts, says=["image: the passphrase opens none"])
+            self.refuses("map", "--object", f"secret,id=s,{bad}", *opts, says=["Could not open 'image': the passphrase opens none"])
         self.refuses("map", *opts, says=["No secret with id 's'"])
         aes = opts[1].replace("=luks", "=aes")
         self.refuses("map", *self.SECRET, "--image-opts", aes, says=["image: is encrypted by LUKS", "'aes'"])
@@ -239,7 +239,7 @@ class Options(CliCase):
                                 for tool in ("qemu-img", QIMG))
                 self.assertEqual((theirs.returncode, qemu_text(theirs.stdout)), (ours.returncode, ours.stdout),
                                  (opts, command))
-        for opts, says in (("driver=ssh,host=h,path=x", "driver: is neither file nor nbd"), ("image", "image: is not"),
+        for opts, says in (("driver=ssh,host=h,path=x", "driver: is neither file nor nbd"), ("image", "image': is not"),
                            ("driver=qed,file.filename=image,offset=1", "offset: is not supported"), ("", "option list")):
             for command in ("info", "map", "check"):
                 self.refuses(command, "--image-opts", opts, says=[says] if "image" != opts else [])
@@ -256,7 +256,11 @@ class Options(CliCase):
         self.assertIn("virtual size: 4 MiB", self.qimg("info", "--image-opts", opts).stdout)
         self.assertEqual(self.qimg("map", "--output=json", "--image-opts", opts).stdout,
                          qemu_text(self.qemu("map", "--output=json", "--image-opts", opts).stdout))
-        self.refuses("check", "--image-opts", opts, says=["only files and RBD images can be checked"])
+        uri = f"nbd+unix:///a%20b?socket={self.path('sock')}"
+        for words in (["--image-opts", opts], [uri], ["--output=json", uri], ["-f", "raw", uri], ["-f", "qed", uri]):
+            ours, theirs = (run(tool, "check", *words, check=False, cwd=self.dir) for tool in (QIMG, "qemu-img"))
+            self.assertEqual(ours.returncode, theirs.returncode, words)
+            self.assertEqual(ours.stdout, theirs.stdout, words)
 
     def test_long_format(self):
         self.qemu("create", "-q", "-f", "qcow2", "image", "4M")

@@ -171,7 +171,9 @@ class DescribedNames(Case):
                 "driver: is neither file nor nbd": json_name(driver="ssh", host="h", path="/x"),
                 "file.driver: is missing": json_name(driver="qcow2", file="node"),
                 "offset: is not supported": json_name(driver="raw", offset=512, file=file),
-                "backing.driver: is not supported": json_name(driver="qcow2", file=file, backing=dict(driver="null")),
+                "driver: is neither file nor nbd nor rbd": json_name(driver="qcow2", file=file, backing=dict(driver="null")),
+                "foo: is not supported": json_name(driver="qcow2", file=file, backing=dict(driver="raw", file=file, foo=1)),
+                "backing: is not supported": json_name(driver="qcow2", file=file, backing="node"),
                 "encrypt.key-secret": json_name(driver="qcow2", file=file, encrypt={"key-secret": "s"}),
                 "JSON: ": 'json:{"driver"'}.items():
             with self.subTest(words=words):
