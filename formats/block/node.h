@@ -157,6 +157,9 @@ struct node {
     /* Under the lock of snapshot_of's `snapshots`. */
     struct list snapshot_link;
     unsigned openers; /* who have to close it */
+    /* It is about to name a backing file: what reads as zeroes and has to go on doing so is
+     * told from holes.  Set alone with the image. */
+    bool expects_backing;
     /* So many show what it has (server/view.h): it isn't closed, nor repaired, meanwhile. */
     _Atomic unsigned viewers;
 };
@@ -165,7 +168,7 @@ struct node {
  * backing file that it names (and that the user has set aside for now)? */
 static inline bool node_holes_may_show(const struct node *node)
 {
-    return node->backing || node->backing_name;
+    return node->backing || node->backing_name || node->expects_backing;
 }
 
 /* Why nothing can be stored compressed in it, for messages: "raw images have ..."; static.

@@ -88,7 +88,7 @@ static int read_new(struct rebasing *r, char *to, uint64_t off, uint64_t len)
                   : 0;
 }
 
-/* Without a backing file a hole is zeroes, and stays one; under the new one it wouldn't be. */
+/* Zeroes that the new backing file doesn't have get no place, where the format can say so. */
 static int write_unit(struct rebasing *r, const char *data, uint64_t off, uint64_t len)
 {
     bool zero = node_holes_may_show(r->image) && bytes_are_zero(data, len);
@@ -271,6 +271,7 @@ static int rebase_safely(const struct rebase_args *args, struct node *image)
     if (code != CLI_OK)
         return code;
     r.new_backing = new_backing.node;
+    image->expects_backing = r.new_backing;
     code = check_not_below(image, r.new_backing);
     if (code == CLI_OK)
         code = copy_all(&r);

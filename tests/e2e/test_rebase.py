@@ -74,6 +74,20 @@ class Alone(Case):
             run(QIMG, "rebase", "-f", fmt, "-b", "base", "-F", "raw", "i", cwd=self.dir)
             self.assertEqual(content(self.path("i"), fmt), data, (fmt, options))
 
+    def test_zeroes_take_no_place(self):
+        """that an image without a backing file has, and has to go on having over the new one"""
+        for fmt, options in (("qcow2", ""), ("qcow2", "extended_l2=on"), ("qed", "")):
+            with self.part(fmt=fmt, options=options):
+                image = create(self.path("i"), fmt, 4 * MIB, options)
+                fill(image, fmt, [(0, pattern(1, 64 * KIB))])
+                create(self.path("base"), "raw", 4 * MIB)
+                fill(self.path("base"), "raw", [(0, pattern(2, 3 * MIB))])
+                before, size = content(image, fmt), os.path.getsize(image)
+                run(QIMG, "rebase", "-f", fmt, "-b", "base", "-F", "raw", image)
+                self.assertEqual(content(image, fmt), before)
+                run("qemu-img", "check", "-q", "-f", fmt, image)
+                self.assertLess(os.path.getsize(image), size + MIB)
+
     def test_what_both_have_is_not_copied(self):
         expected = self.chain()
         run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", "mid", cwd=self.dir)
