@@ -258,6 +258,8 @@ int qcow2_amend_disk(struct node *node, const struct amend_request *req, struct 
 
     int err = judge(node->filename, h, req, &a, diag);
     bool downgrade = !err && h->version >= 3 && a.version < 3;
+    if (!err && size && qcow2_of(node)->n_snapshots > 0 && h->version < 3 && a.version >= 3)
+        return 1; /* under snapshots only a disk of version 3 changes its size */
     if (downgrade)
         err = check_snapshots(node, diag);
     if (!err && size)

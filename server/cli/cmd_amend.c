@@ -71,6 +71,9 @@ static int find_old_secret(const struct amend_args *args, struct amend_secret *o
 
 static int refuse_key(const struct driver *driver, const char *key)
 {
+    if (strncmp(key, "backing_", strlen("backing_")) == 0)
+        return cli_error("Cannot amend the backing file: use 'qimg rebase' instead (%s)",
+                         key);
     for (const struct create_option_info *o = driver->create_options; o->name; o++)
         if (strcmp(o->name, key) == 0)
             return cli_error("Invalid parameter '%s': This option is only supported for "
@@ -92,15 +95,17 @@ static int check_keys(const struct driver *driver, struct option_list *list,
     return create_options_normalise(driver->amend_options, list, filename);
 }
 
-/* The step that needs the disk. */
+/* The step that needs the disk; *again: it has to be taken once more after the other one. */
 static int amend_disk(const struct driver *driver, struct node *node,
-                      const struct amend_request *req)
+                      const struct amend_request *req, bool *again)
 {
     struct diag diag = {0};
+    int rc = node_activate(node, &diag);
 
-    if (node_activate(node, &diag) < 0 || driver->amend_disk(node, req, &diag) < 0)
-        return cli_diag(&diag);
-    return CLI_OK;
+    if (rc == 0)
+        rc = driver->amend_disk(node, req, &diag);
+    *again = rc == 1;
+    return rc < 0 ? cli_diag(&diag) : CLI_OK;
 }
 
 static int amend_closed(const char *path, const struct driver *driver,
@@ -119,7 +124,8 @@ static int amend_closed(const char *path, const struct driver *driver,
     return driver->amend(st, req, &diag) < 0 ? cli_diag(&diag) : CLI_OK;
 }
 
-static int amend_open(struct amend_args *args, struct image *image, char **path)
+static int amend_open(struct amend_args *args, struct image *image, char **path,
+                      bool *again)
 {
     const struct driver *driver = image->node->driver;
     CLEANUP_FREE struct create_option *list = NULL;
@@ -137,27 +143,39 @@ static int amend_open(struct amend_args *args, struct image *image, char **path)
         return CLI_FAILED;
     req.options = list;
     *path = strdup(image->node->filename);
-    int code = *path ? amend_disk(driver, image->node, &req) : cli_error("out of memory");
+    int code =
+        *path ? amend_disk(driver, image->node, &req, again) : cli_error("out of memory");
     if (image_close(image) != CLI_OK)
         code = CLI_FAILED;
     image->node = NULL;
     return code == CLI_OK ? amend_closed(*path, driver, &req) : code;
 }
 
-static int amend_given(struct amend_args *args)
+static int amend_once(struct amend_args *args, bool *again)
 {
     const struct chain_options chain = {.keep_locked = true,
                                         .node = {.cache = args->cache}};
     CLEANUP_FREE char *path = NULL;
     struct image image;
 
+    *again = false;
     int code = image_open_given(&image, &args->image, &chain);
     if (code != CLI_OK)
         return code;
-    progress_begin(args->progress && !args->quiet);
-    code = amend_open(args, &image, &path);
+    code = amend_open(args, &image, &path, again);
     if (image.node && image_close(&image) != CLI_OK)
         code = CLI_FAILED;
+    return code;
+}
+
+static int amend_given(struct amend_args *args)
+{
+    bool again;
+
+    progress_begin(args->progress && !args->quiet);
+    int code = amend_once(args, &again);
+    if (code == CLI_OK && again)
+        code = amend_once(args, &again);
     progress_end(code == CLI_OK);
     return code;
 }
@@ -187,13 +205,9 @@ static int take_option(void *opaque, int option)
     return CLI_OK;
 }
 
-/* What can be changed: needs a format, and no image. */
-static int print_options(const struct amend_args *args)
+/* What can be changed. */
+static int print_options(const struct driver *driver)
 {
-    const struct driver *driver = driver_find(args->image.format);
-
-    if (!driver)
-        return create_format_unknown("Unknown file format", args->image.format);
     if (!driver->amend_options)
         return cli_error("Format driver '%s' does not support option amendment",
                          driver->name);
@@ -202,18 +216,37 @@ static int print_options(const struct amend_args *args)
     return CLI_OK;
 }
 
+static int print_options_of_format(const char *format)
+{
+    const struct driver *driver = driver_find(format);
+
+    return driver ? print_options(driver)
+                  : create_format_unknown("Unknown file format", format);
+}
+
+static int print_options_of_image(const struct amend_args *args)
+{
+    const struct chain_options chain = {
+        .read_only = true, .no_backing = true, .node.describe = true};
+    struct image image;
+
+    int code = image_open_given(&image, &args->image, &chain);
+    if (code != CLI_OK)
+        return code;
+    code = print_options(image.node->driver);
+    return image_close(&image) == CLI_OK ? code : CLI_FAILED;
+}
+
 static int parse_and_amend(struct amend_args *args, int argc, char **argv)
 {
     if (!args->given)
         return cli_error("Must specify options (-o)");
     if (args->list.help && args->image.format)
-        return print_options(args);
+        return print_options_of_format(args->image.format);
     if (argc != 1)
         return cli_usage_error("Expecting one image file name");
     args->image.filename = argv[0];
-    if (args->list.help)
-        return cli_error("-o help needs the format, with -f");
-    return amend_given(args);
+    return args->list.help ? print_options_of_image(args) : amend_given(args);
 }
 
 static int run_amend_command(const struct cli_command *self, int argc, char **argv)

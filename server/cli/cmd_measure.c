@@ -154,6 +154,10 @@ static int measure_given(struct measure_args *args, int argc, char **argv)
     args->driver = driver_find(args->format);
     if (!args->driver)
         return create_format_unknown("Unknown file format", args->format);
+    if (args->list.help) {
+        create_format_help(args->driver);
+        return CLI_OK;
+    }
     if (argc > 1)
         return cli_error("At most one filename argument is allowed.");
     if (args->size_text && argc == 1)

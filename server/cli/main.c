@@ -5,8 +5,10 @@
 
 #include "base/log.h"
 #include "base/words.h"
+#include "block/driver.h"
 #include "cli.h"
 #include "registry.h"
+#include "storage/protocol.h"
 
 /* In the order of the help. */
 #define GROUP_MAX 8
@@ -46,6 +48,17 @@ static void print_group(const struct command_group *group)
         printf("  %-8s %s\n", group->commands[i]->name, group->commands[i]->summary);
 }
 
+/* A line that scripts look for: what can be said for -f, and where images can lie. */
+static void print_supported(void)
+{
+    fputs("\nSupported formats:", stdout);
+    for (size_t i = 0; driver_at(i); i++)
+        printf(" %s", driver_at(i)->name);
+    for (size_t i = 0; storage_protocol_at(i); i++)
+        printf(" %s", storage_protocol_at(i)->name);
+    putchar('\n');
+}
+
 static int print_help(void)
 {
     struct driver_names_text formats;
@@ -58,6 +71,7 @@ static int print_help(void)
            driver_names(&formats));
     for (size_t g = 0; g < ARRAY_LEN(groups); g++)
         print_group(&groups[g]);
+    print_supported();
     return cli_finish(CLI_OK, CLI_FAILED);
 }
 

@@ -49,6 +49,26 @@ class Alone(Case):
                 self.assertEqual(content(self.path("i"), "qcow2"), before)
                 self.assertEqual(run("qemu-img", "info", self.path("i")).stdout.count("compat: 1.1"), 1)
 
+    def test_size_under_snapshots(self):
+        """Together with the version that allows it."""
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "compat=0.10", self.path("i"), "4M")
+        fill(self.path("i"), "qcow2", [(0, pattern(1, 4 * MIB))])
+        run("qemu-img", "snapshot", "-c", "s", self.path("i"))
+        self.assertIn("v2 image which has snapshots", run(QIMG, "amend", "-o", "size=8M", self.path("i"), check=False).stderr)
+        run(QIMG, "amend", "-o", "compat=1.1,size=8M", self.path("i"))
+        self.assertEqual(content(self.path("i"), "qcow2"), pattern(1, 4 * MIB) + bytes(4 * MIB))
+        self.assertIn("compat: 1.1", run("qemu-img", "info", self.path("i")).stdout)
+        run(QIMG, "snapshot", "-a", "s", self.path("i"))
+        self.assertEqual(content(self.path("i"), "qcow2"), pattern(1, 4 * MIB))
+        run("qemu-img", "check", "-q", self.path("i"))
+
+    def test_options_of_an_image(self):
+        """are told of the format that it has"""
+        create(self.path("i"), "qcow2", MIB)
+        self.assertEqual(run(QIMG, "amend", "-o", "help", self.path("i")).stdout,
+                         run(QIMG, "amend", "-f", "qcow2", "-o", "help").stdout)
+        self.assertEqual(run(QIMG, "amend", "-o", "help", create(self.path("e"), "qed", MIB), check=False).returncode, 1)
+
     def test_counts_that_can_not_be_are_refused(self):
         """A refcount table that leads astray says nothing of what is in use: no byte is changed."""
         create(self.path("good"), "qcow2", 4 * MIB)

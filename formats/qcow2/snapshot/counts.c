@@ -27,9 +27,9 @@ static int new_count(struct shift *s, uint64_t cluster, uint64_t old, uint64_t *
                         "(qimg check)",
                         q->node->filename, host, old);
     return diag_set(s->diag, ERANGE,
-                    "%s: refcount of the cluster at %" PRIu64 ": %" PRIu64
-                    " is over %" PRIu64 ", the most that refcount_bits=%u can count",
-                    q->node->filename, host, old - down + up, max,
+                    "%s: refcount of the cluster at %" PRIu64 ": %" PRIu64 ", with %" PRIu64
+                    " more, is over %" PRIu64 ", the most that refcount_bits=%u can count",
+                    q->node->filename, host, old - down, up, max,
                     1u << q->geo.refcount_order);
 }
 
