@@ -50,6 +50,8 @@ int file_init(struct file_storage *file, const char *path, int fd, bool device) 
 int64_t file_pwritev_some(struct file_storage *file, struct iovec **iov, int *count,
                           uint64_t off, bool dsync);
 int64_t file_pread_some(struct file_storage *file, void *buf, uint64_t off, uint64_t len);
+int64_t file_preadv_some(struct file_storage *file, const struct iovec *iov, int count,
+                         uint64_t off);
 
 /* The operations as storage.h describes them.  Those that change bytes do it without any
  * regard for others who change the same ones. */
