@@ -13,7 +13,7 @@
 #include "info_print.h"
 
 static const struct cli_option options[] = {
-    {'l', NULL, NULL, "list all snapshots"},
+    {'l', NULL, NULL, "list all snapshots (the default)"},
     {'c', NULL, "SNAPSHOT", "create one"},
     {'a', NULL, "SNAPSHOT", "give the disk the contents of one"},
     {'d', NULL, "SNAPSHOT", "delete one"},
@@ -35,8 +35,8 @@ static const struct action {
 
 struct snapshot_args {
     struct cli_image image;
-    bool list, quiet;
-    const struct action *action; /* NULL: none */
+    bool list, quiet; /* list: asked for by name */
+    const struct action *action; /* NULL: they are listed */
     const char *name;
 };
 
@@ -69,19 +69,6 @@ static int list_snapshots(const struct snapshot_args *args)
     code = print_list(image.node);
     int close_code = image_close(&image);
     return code != CLI_OK ? code : close_code;
-}
-
-/* As qemu-img, when it is asked for nothing. */
-static int open_only(const struct snapshot_args *args)
-{
-    const struct chain_options chain = {.read_only = true,
-                                        .no_backing = true,
-                                        .keep_locked = true,
-                                        .node = {.lock_off = args->image.share}};
-    struct image image;
-    int code = image_open_given(&image, &args->image, &chain);
-
-    return code == CLI_OK ? image_close(&image) : code;
 }
 
 /* ---- changing ---- */
@@ -164,9 +151,7 @@ static int run_snapshot_command(const struct cli_command *self, int argc, char *
     int code = cli_take_image(self, argc, argv, take_option, &args, &args.image);
 
     if (code == CLI_GO_ON)
-        code = args.action ? change_snapshots(&args)
-               : args.list ? list_snapshots(&args)
-                           : open_only(&args);
+        code = args.action ? change_snapshots(&args) : list_snapshots(&args);
     cli_free_image(&args.image);
     return code;
 }

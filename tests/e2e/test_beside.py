@@ -158,8 +158,15 @@ class Snapshot(SideBySide):
 
     def test_verbs(self):
         self.rows([(f"snapshot {words}", "a.qcow2:qcow2", self.WITH) for words in (
-            "-l a.qcow2", "a.qcow2", "-c two a.qcow2", "-q -c two a.qcow2", "-a one a.qcow2", "-d one a.qcow2", "-a 1 a.qcow2", "-d 1 a.qcow2",
+            "-l a.qcow2", "-c two a.qcow2", "-q -c two a.qcow2", "-a one a.qcow2", "-d one a.qcow2", "-a 1 a.qcow2", "-d 1 a.qcow2",
             "-c one a.qcow2", "-U -l a.qcow2", "--image-opts -l driver=qcow2,file.filename=a.qcow2")])
+
+    def test_without_a_verb(self):
+        """They are listed, as by newer versions of qemu-img; older ones print nothing."""
+        theirs, _ = self.both(["snapshot", "-l", "a.qcow2"], [self.WITH])
+        _, ours = self.both(["snapshot", "a.qcow2"], [self.WITH])
+        self.assertEqual((ours.returncode, ours.stderr), (0, ""))
+        self.assertEqual(printed(theirs.stdout), printed(ours.stdout))
 
     def test_other_images(self):
         self.rows([(f"snapshot -c one {name}", f"{name}:qcow2") for name in ("v2.qcow2", "ext.qcow2", "comp.qcow2", "over.qcow2", "lazy.qcow2")])
