@@ -430,7 +430,9 @@ static int write_header(struct storage *st, const struct qcow2_header *h,
                         .raw = raw,
                         .brief = brief};
 
-    int err = old && raw && brief ? storage_read(st, old, 0, cluster) : -ENOMEM;
+    if (!old || !raw || !brief)
+        return diag_errno(diag, ENOMEM, "%s: writing its header", st->name);
+    int err = storage_read(st, old, 0, cluster);
     if (err)
         return diag_errno(diag, -err, "%s: reading its header", st->name);
     uint64_t name = load_be64(old + FIELD(backing_file_offset));
