@@ -43,7 +43,7 @@ _qimg_create_options() {
 # The operands of a command that aren't files: verbs of job, the plugin's keys for serve.
 _qimg_words() {
     case $1 in
-    job) qimg job --help 2>/dev/null | sed -n '1{s/.*options\] //; s/ | /\n/g; s/ [A-Z][A-Z ]*//g; p}' ;;
+    job) qimg job --help 2>/dev/null | sed -n '/^usage:/{:a;N;/\n[A-Z]/!ba; s/\n[A-Z].*//; s/ *\n */ /g; s/.*options\] //; s/ | /\n/g; s/ [A-Z][A-Z ]*//g; p;q}' ;;
     serve) nbdkit qimg --help 2>/dev/null | sed -n '1,/^plugin: qimg/d; s/^\[\{0,1\}\([a-z][a-z-]*=\).*/\1/p' ;;
     esac
 }
