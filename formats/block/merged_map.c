@@ -8,7 +8,7 @@
 #include "base/checked.h"
 
 /* A word: what it is, the layer's number (0: the first), and the place in 512 bytes. */
-enum kind { UNKNOWN, ZERO, PLACE, LAYER, WALK };
+enum kind { UNKNOWN, ZERO, NOTHING, PLACE, LAYER, WALK };
 #define KIND_BITS   3
 #define LAYER_BITS  9
 #define PLACE_SHIFT (KIND_BITS + LAYER_BITS)
@@ -214,8 +214,8 @@ void node_forget_merged(struct node *top)
 static uint64_t word_for(const struct merged_map *map, unsigned layer,
                          const struct extent *ext)
 {
-    if (ext->kind == EXTENT_ZERO)
-        return word_make(ZERO, 0, 0);
+    if (ext->kind == EXTENT_ZERO && !ext->file)
+        return word_make(ext->allocated ? ZERO : NOTHING, layer, 0);
     if (ext->kind == EXTENT_DATA && ext->file == map->layer[layer]->data &&
         ext->host_offset % PLACE_UNIT == 0)
         return word_make(PLACE, layer, ext->host_offset);
@@ -226,11 +226,11 @@ static uint64_t word_for(const struct merged_map *map, unsigned layer,
  * -errno. */
 static int walk(const struct merged_map *map, uint64_t off, uint64_t *len, uint64_t *word)
 {
-    for (unsigned i = 0; i < map->n_layers; i++) {
+    unsigned i = 0;
+
+    for (; i < map->n_layers && off < map->layer[i]->size; i++) {
         struct node *layer = map->layer[i];
         struct extent ext;
-        if (off >= layer->size)
-            break;
         *len = MIN(*len, layer->size - off);
         int err = layer->driver->map(layer, off, *len, &ext);
         if (err)
@@ -241,7 +241,8 @@ static int walk(const struct merged_map *map, uint64_t off, uint64_t *len, uint6
             return 0;
         }
     }
-    *word = word_make(ZERO, 0, 0); /* behind the end of what could show */
+    assert(i > 0);
+    *word = word_make(NOTHING, i - 1, 0); /* behind the end of what could show */
     return 0;
 }
 
@@ -283,12 +284,13 @@ static uint64_t run_end(const struct merged_map *map, const struct mc_page *page
 }
 
 bool merged_map_find(struct merged_map *map, uint64_t off, uint64_t len, struct extent *ext,
-                     struct node **layer)
+                     unsigned *number, struct node **layer)
 {
     uint64_t granule = off >> map->bits, end = off + len;
     struct mc_page *page;
 
     assert(end <= map->size);
+    *number = 0;
     *layer = map->layer[0];
     ext->length = len;
     if (UNLIKELY(atomic_load_explicit(&map->ended, memory_order_acquire)) ||
@@ -300,12 +302,14 @@ bool merged_map_find(struct merged_map *map, uint64_t off, uint64_t len, struct 
     enum kind kind = kind_of(word);
     if (UNLIKELY(kind == UNKNOWN || kind == WALK))
         return false;
-    *layer = map->layer[layer_of(word)];
+    *number = layer_of(word);
+    *layer = map->layer[*number];
     ext->length = run_end(map, page, granule, word, end) - off;
     if (UNLIKELY(kind == LAYER))
         return false;
-    ext->kind = kind == ZERO ? EXTENT_ZERO : EXTENT_DATA;
-    ext->file = (*layer)->data;
+    ext->allocated = kind != NOTHING;
+    ext->kind = kind == PLACE ? EXTENT_DATA : EXTENT_ZERO;
+    ext->file = kind == PLACE ? (*layer)->data : NULL;
     ext->host_offset = place_of(word) + (off & (granule_of(map) - 1));
     return true;
 }

@@ -9,7 +9,8 @@
  * read that comes there.
  *
  * A granule is as large as the smallest cluster (or subcluster) of the layers.  Its word says
- *   ZERO    it reads as zeroes;
+ *   ZERO    such a layer says that it reads as zeroes;
+ *   NOTHING none has an entry for it, and it reads as zeroes; such a layer was the last that was asked;
  *   PLACE   plain bytes at such a place of such a layer's file: nobody else is asked;
  *   LAYER   that layer has it, and is asked how (compressed, encrypted, ...);
  *   WALK    it is made of several pieces: the layers are asked one by one, as without a map;
@@ -42,10 +43,11 @@ struct merged_map;
 struct merged_map *merged_map_make(struct node *first);
 
 /* Inside the gate: where the range lies that begins at off, which is inside the first layer.
- * True: *ext says it, as driver->map of *layer would, for ext->length bytes of it.  False:
- * *layer is to be asked, for ext->length bytes at most, and then those below it. */
+ * *layer is one of the map's, and lies *number layers below the first.  True: *ext says it, as
+ * driver->map of *layer would, for ext->length bytes of it.  False: *layer is to be asked, for
+ * ext->length bytes at most, and then those below it. */
 bool merged_map_find(struct merged_map *map, uint64_t off, uint64_t len, struct extent *ext,
-                     struct node **layer);
+                     unsigned *number, struct node **layer);
 
 /* Nobody can find it any more; NULL is allowed. */
 void merged_map_free(struct merged_map *map);

@@ -2,40 +2,9 @@
 /* The read engine: a loop over extents, down the chain where a layer has nothing. */
 #include <string.h>
 
+#include "block/chain_lookup.h"
 #include "block/coded.h"
 #include "block/engine.h"
-#include "block/merged_map.h"
-
-/* The layer that has the first run of a range, whose length is ext->length then, and how: not
- * EXTENT_BACKING.  Below `node` they are asked one by one, or all at once (merged_map.h). */
-static int map_chain(struct node *node, uint64_t off, uint64_t len, struct extent *ext,
-                     struct node **layer)
-{
-    for (*layer = node;;) {
-        if (off >= (*layer)->size) { /* a backing file shorter than its overlay */
-            *ext = (struct extent){.kind = EXTENT_ZERO, .length = len};
-            return 0;
-        }
-        len = MIN(len, (*layer)->size - off);
-        int err = (*layer)->driver->map(*layer, off, len, ext);
-        if (err || LIKELY(ext->kind != EXTENT_BACKING))
-            return err;
-        len = ext->length;
-        struct node *below = (*layer)->backing;
-        if (UNLIKELY(!below)) { /* gone since the map: nothing of it showed any more */
-            ext->kind = EXTENT_ZERO;
-            return 0;
-        }
-        struct merged_map *merged =
-            *layer == node && off < below->size ? merged_map_of(below) : NULL;
-        *layer = below;
-        if (!merged)
-            continue;
-        if (merged_map_find(merged, off, MIN(len, below->size - off), ext, layer))
-            return 0;
-        len = ext->length;
-    }
-}
 
 /* Reads the first run of the range; *done is its length. */
 static int read_run(struct node *node, void *buf, uint64_t off, uint64_t len,
@@ -43,8 +12,9 @@ static int read_run(struct node *node, void *buf, uint64_t off, uint64_t len,
 {
     struct node *layer;
     struct extent ext;
+    unsigned depth;
 
-    int err = map_chain(node, off, len, &ext, &layer);
+    int err = chain_look_up(node, off, len, &ext, &layer, &depth);
     if (err)
         return err;
     *done = ext.length;

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Block status over the whole chain. */
 #include "base/checked.h"
+#include "block/chain_lookup.h"
 #include "block/engine.h"
+#include "block/shared_layer.h"
 
 /* Looks into the file at most this often for one answer. */
 #define MAX_LOOKS 64
@@ -62,34 +64,28 @@ static int describe_extent(struct node *layer, const struct extent *ext,
     return err;
 }
 
+/* The node of the chain that stands for `opened`, which has so many layers above it. */
+static struct node *layer_in_chain(struct node *top, struct node *opened, unsigned depth)
+{
+    struct node *layer = top;
+
+    for (unsigned i = 0; layer && i < depth; i++)
+        layer = layer->backing;
+    /* Else the chain has just been changed, and what was found is as it was before. */
+    return layer && node_opened(layer) == node_opened(opened) ? layer : opened;
+}
+
 int engine_status(struct node *node, uint64_t off, uint64_t len, struct block_status *out)
 {
-    struct node *layer = node;
-    unsigned depth = 0;
+    struct node *layer;
+    struct extent ext;
+    unsigned depth;
 
-    for (;; depth++) {
-        struct extent ext;
-        len = MIN(len, layer->size - off);
-        int err = layer->driver->map(layer, off, len, &ext);
-        if (err)
-            return err;
-        len = ext.length;
-        if (ext.kind == EXTENT_BACKING) {
-            struct node *below = layer->backing;
-            if (!below ||
-                off >=
-                    below
-                        ->size) { /* gone since the map, or past its end: this layer says zeroes */
-                *out = (struct block_status){
-                    .length = len, .zero = true, .depth = depth, .layer = layer};
-                return 0;
-            }
-            layer = below;
-            continue;
-        }
-        *out = (struct block_status){.depth = depth};
-        return describe_extent(layer, &ext, out);
-    }
+    int err = chain_look_up(node, off, len, &ext, &layer, &depth);
+    if (err)
+        return err;
+    *out = (struct block_status){.depth = depth};
+    return describe_extent(layer_in_chain(node, layer, depth), &ext, out);
 }
 
 int block_status(struct node *node, uint64_t off, uint64_t len, struct block_status *out)

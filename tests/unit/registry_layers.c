@@ -82,6 +82,20 @@ static void make(const char *name, const char *below, unsigned place, unsigned c
     block_context_destroy(&own);
 }
 
+static void make_zeroes(const char *name, unsigned place)
+{
+    struct block_context own;
+    struct chain_options options = {.format = "qcow2"};
+    struct node *node;
+
+    cr_assert_eq(block_context_init(&own, MIB, NULL, NULL), 0);
+    cr_assert_eq(chain_open(&own, path(name), &options, &node, &diag), 0, "%s", diag.text);
+    cr_assert_eq(node_activate(node, &diag), 0, "%s", diag.text);
+    cr_assert_eq(block_zero(node, place * CLUSTER, CLUSTER, BLOCK_MAY_UNMAP), 0);
+    cr_assert_eq(node_close(node), 0);
+    block_context_destroy(&own);
+}
+
 /* disk0..2 over base2 over base1 over base0; cluster i of the bases is of base i. */
 static void make_all(void)
 {
@@ -207,6 +221,39 @@ Test(layers, who_wants_to_write_has_to_be_alone)
     cr_expect_eq(descriptors("base0"), 1);
     expect_bytes(0);
     expect_bytes(1);
+}
+
+/* What is looked up as one is told of each layer, also where another chain opened it. */
+Test(layers, status_tells_whose_it_is)
+{
+    static const struct {
+        unsigned cluster, depth;
+        bool data;
+    } expected[] = {{0, 3, true},  {1, 2, true},  {2, 1, true},
+                    {3, 1, false}, {4, 3, false}, {5, 0, true}};
+
+    make_all();
+    make_zeroes("base2", 3);
+    for (unsigned i = 0; i < 2; i++)
+        open_disk(i, "writeback");
+    for (unsigned turn = 0; turn < 4; turn++)
+        for (unsigned e = 0; e < ARRAY_LEN(expected); e++) {
+            unsigned i = turn % 2;
+            struct node *layer = disk[i];
+            struct block_status st;
+            uint64_t off = (expected[e].cluster + (expected[e].depth ? 0 : i)) * CLUSTER;
+            cr_assert_eq(block_status(disk[i], off, CLUSTER, &st), 0);
+            for (unsigned n = 0; n < expected[e].depth; n++)
+                layer = layer->backing;
+            cr_expect_eq(st.depth, expected[e].depth, "cluster %u", expected[e].cluster);
+            cr_expect_eq(st.layer, layer, "cluster %u", expected[e].cluster);
+            cr_expect_eq(st.data, expected[e].data, "cluster %u", expected[e].cluster);
+            cr_expect_eq(st.zero, !expected[e].data, "cluster %u", expected[e].cluster);
+            cr_expect_eq(st.present, expected[e].cluster != 4, "cluster %u",
+                         expected[e].cluster);
+            cr_expect_eq(st.file, expected[e].data ? layer->data : NULL);
+        }
+    cr_expect_not_null(atomic_load(&node_opened(disk[0]->backing)->merged));
 }
 
 /* Invariant 1 of merged_map.h. */
