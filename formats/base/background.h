@@ -12,6 +12,10 @@
 
 #include "base/housekeeper.h"
 
+/* For an orderly end: how long it goes on with what is a gift to others, for which nobody waits
+ * long. */
+#define BACKGROUND_LAST_NS UINT64_C(500000000)
+
 struct background {
     struct housekeeper *hk;
     /* Does a part that takes a millisecond or so: how much; 0: nothing can be done for now. */

@@ -132,6 +132,9 @@ struct node {
     /* What is zero in the file is zero for the guest: not so where data is encrypted.  Set by
      * the driver's open. */
     bool host_zeroes_show;
+    /* How often clusters lost their place in a way in which they can get it back
+     * (node_took_place). */
+    _Atomic uint64_t places_taken;
     _Atomic bool changed; /* driver->first_change isn't wanted any more */
     /* An entry that can't be right was met; and that while active: writes fail. */
     _Atomic bool corrupt, corrupt_fatal;
@@ -202,6 +205,14 @@ int node_close(struct node *node);
 /* For the engine and drivers: the image changed; to be called after the change and before
  * the reply.  Not under META. */
 void node_wrote(struct node *node);
+
+/* For drivers whose clusters may lose their place and get the same one back, without that who
+ * wrote there has left the gate: after the loss.  Whoever wrote in place at the same time then
+ * looks whether his bytes are where they can be seen, before he answers. */
+static inline void node_took_place(struct node *node)
+{
+    atomic_fetch_add(&node->places_taken, 1);
+}
 
 /* `below` lies below the layer from here on, and below its snapshots. */
 void node_set_below(struct node *layer, struct node *below);

@@ -270,12 +270,37 @@ static int write_with_lock(struct node *node, const void *buf, uint64_t off, uin
     return engine_write_locked(node, buf, off, len);
 }
 
+/* What was written in place, while some clusters lost theirs: what now lies nowhere is written
+ * anew.  That came after the loss, then, which is as good as before. */
+ASIDE static int write_where_lost(struct node *node, const void *buf, uint64_t off,
+                                  uint64_t len, bool *needs_commit)
+{
+    RANGE_LOCK_GUARD(&node->ranges, align_down(off, node->cluster_size),
+                     align_up(off + len, node->cluster_size));
+    while (len > 0) {
+        struct extent ext;
+        int err = node->driver->map(node, off, len, &ext);
+        if (!err && !ext.writable) {
+            *needs_commit = true;
+            err = engine_write_locked(node, buf, off, ext.length);
+        }
+        if (err)
+            return err;
+        buf = (const char *)buf + ext.length;
+        off += ext.length;
+        len -= ext.length;
+    }
+    return 0;
+}
+
 int engine_write(struct node *node, const void *buf, uint64_t off, uint64_t len, bool fua,
                  bool *needs_commit)
 {
     *needs_commit = false;
     while (len > 0) {
         struct extent ext;
+        /* Before the map: a place that was gone before this was counted isn't found. */
+        uint64_t taken = atomic_load(&node->places_taken);
         int err = node->driver->map(node, off, len, &ext);
         if (err)
             return err;
@@ -285,6 +310,8 @@ int engine_write(struct node *node, const void *buf, uint64_t off, uint64_t len,
             err = done
                       ? write_durably(node, &ext, buf, off, fua, needs_commit)
                       : write_sectors(node, buf, off, ext.length, fua, needs_commit, &done);
+            if (UNLIKELY(atomic_load(&node->places_taken) != taken) && done && !err)
+                err = write_where_lost(node, buf, off, ext.length, needs_commit);
         }
         if (!err && !done) {
             *needs_commit = true;

@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* New data clusters: taken by reserve, published by link, given back by release.
  *
+ * Clusters that were trimmed and are still to be punched are their guest range's own: they
+ * come back to it (trims.h).
+ *
  * Only the stores of words are serial; between reserve and link a request holds nothing but
  * its guest range, so that allocations run side by side even within one L2 table. */
 #include <assert.h>
@@ -14,8 +17,9 @@ static void end_mark(struct qed_image *img)
     dirty_mark_end(&img->mark);
 }
 
+/* *own: they are those that the guest range had before it was trimmed. */
 static int take_clusters(struct qed_image *img, uint64_t off, uint64_t len,
-                         struct qed_clusters *out)
+                         struct qed_clusters *out, bool *own)
 {
     int err = qed_ensure_table(img, off);
 
@@ -25,6 +29,12 @@ static int take_clusters(struct qed_image *img, uint64_t off, uint64_t len,
         err = mcmap_get_for_store(img->l2_map, qed_page_index(img, off + at), NULL);
     if (err < 0)
         return err;
+    uint64_t place = qed_trims_place(img, off, &len);
+    *own = place != 0;
+    if (*own) {
+        *out = (struct qed_clusters){.offset = place, .length = len};
+        return 0;
+    }
     return qed_space_take(&img->space, img->geo.cluster_size, len, out);
 }
 
@@ -32,12 +42,13 @@ int qed_reserve(struct node *node, uint64_t off, uint64_t len, struct reservatio
 {
     struct qed_image *img = node->state;
     struct qed_clusters clusters;
+    bool own;
 
     assert(len && is_aligned(off | len, img->geo.cluster_size));
     int err = dirty_mark_begin(&img->mark);
     if (err < 0)
         return err;
-    err = take_clusters(img, off, len, &clusters);
+    err = take_clusters(img, off, len, &clusters, &own);
     if (err < 0) {
         end_mark(img);
         return err;
@@ -48,6 +59,7 @@ int qed_reserve(struct node *node, uint64_t off, uint64_t len, struct reservatio
         .file = node->file,
         .host_offset = clusters.offset,
         .fresh = clusters.fresh,
+        .retained = own,
     };
     return 0;
 }
@@ -63,6 +75,8 @@ static uint64_t store_words(struct qed_image *img, struct mc_page *page,
     for (uint64_t at = 0; at < bytes; at += img->geo.cluster_size) {
         uint32_t word = qed_page_word(img, off + at);
         assert(mc_load(page, word) <= QED_ENTRY_ZERO);
+        if (res->retained)
+            qed_trims_forget(img, off + at);
         mcmap_store(page, word, res->host_offset + done + at, MC_LINK);
     }
     return bytes;
@@ -107,7 +121,8 @@ int qed_link(struct node *node, const struct reservation *res, bool replaces_zer
         err = link_page(img, res, replaces_zero, &done);
 
     lock_acquire(mcache_meta(node->mc));
-    qed_space_put(&img->space, res->host_offset + done, res->length - done);
+    if (!res->retained)
+        qed_space_put(&img->space, res->host_offset + done, res->length - done);
     dirty_mark_end(&img->mark);
     lock_release(mcache_meta(node->mc));
     node_wrote(node);
@@ -119,6 +134,7 @@ void qed_release(struct node *node, const struct reservation *res)
     struct qed_image *img = node->state;
     LOCK_GUARD(mcache_meta(node->mc));
 
-    qed_space_put(&img->space, res->host_offset, res->length);
+    if (!res->retained)
+        qed_space_put(&img->space, res->host_offset, res->length);
     dirty_mark_end(&img->mark);
 }

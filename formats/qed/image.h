@@ -21,6 +21,7 @@
 #include "block/node.h"
 #include "qed/header.h"
 #include "qed/space.h"
+#include "qed/trims.h"
 
 #define QED_PAGE_BYTES  4096u
 #define QED_PAGE_WORDS  (QED_PAGE_BYTES / 8)
@@ -44,6 +45,7 @@ struct qed_image {
     struct lock table_locks[QED_TABLE_LOCKS]; /* RANK_TABLE: new L2 tables, by L1 index */
 
     struct qed_space space;
+    struct qed_trims trims;
     struct dirty_mark mark; /* once active */
     bool active;
     _Atomic int fast_zero; /* enum qed_probe: can the storage zero without writing? */

@@ -48,6 +48,7 @@ static void free_image(void *state)
 {
     struct qed_image *img = state;
 
+    qed_trims_free(img);
     qed_tables_free(img);
     qed_space_destroy(&img->space);
     for (unsigned i = 0; i < QED_TABLE_LOCKS; i++)
@@ -71,6 +72,7 @@ static struct qed_image *new_image(struct node *node, const struct qed_header *h
     for (unsigned i = 0; i < QED_TABLE_LOCKS; i++)
         lock_init(&img->table_locks[i], RANK_TABLE);
     qed_space_init(&img->space, node, align_up(file_size, img->geo.cluster_size));
+    qed_trims_init(img);
     return img;
 }
 
@@ -226,10 +228,18 @@ static int activate_image(struct node *node, struct diag *diag)
 
 static int close_cleanly(struct qed_image *img)
 {
+    int err = qed_trims_finish(img);
+
+    /* What couldn't be put back is leaked, which the mark that stays tells. */
+    if (err < 0) {
+        (void)!mcache_commit(img->node->mc, MC_COMMIT_EVERYTHING);
+        qed_trims_resume(img);
+        return err;
+    }
     /* What lies beyond the last used cluster was never linked, so it may go before the
      * tables are written. */
     int trimmed = qed_space_trim(&img->space);
-    int err = dirty_mark_finish(&img->mark);
+    err = dirty_mark_finish(&img->mark);
 
     return err < 0 ? err : trimmed;
 }
@@ -250,6 +260,7 @@ static int close_image(struct node *node)
     struct qed_image *img = node->state;
     int err = settle_image(node);
 
+    qed_trims_pause(img);
     if (img->active)
         dirty_mark_destroy(&img->mark);
     node->state = NULL;
@@ -264,7 +275,9 @@ static int qed_clear_mark(struct node *node)
     /* When flushes are void the cleared bit could reach the disk before the tables. */
     if (!img->active || node->options.cache->no_flush)
         return 0;
-    return dirty_mark_clear(&img->mark, true);
+    int err = qed_trims_finish(img);
+    qed_trims_resume(img);
+    return err < 0 ? err : dirty_mark_clear(&img->mark, true);
 }
 
 static int fill_info(struct node *node, struct image_info *info)

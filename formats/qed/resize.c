@@ -60,7 +60,7 @@ static int publish_size(struct qed_image *img, uint64_t old_size, uint64_t size)
     return err < 0 ? err : write_size(img, size);
 }
 
-int qed_grow(struct node *node, uint64_t size, struct diag *diag)
+static int grow_to(struct node *node, uint64_t size, struct diag *diag)
 {
     struct qed_image *img = node->state;
     uint64_t old_size = node->size;
@@ -85,4 +85,14 @@ int qed_grow(struct node *node, uint64_t size, struct diag *diag)
                           size);
     }
     return 0;
+}
+
+int qed_grow(struct node *node, uint64_t size, struct diag *diag)
+{
+    struct qed_image *img = node->state;
+
+    qed_trims_pause(img);
+    int err = grow_to(node, size, diag);
+    qed_trims_resume(img);
+    return err;
 }

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Zeroing whole clusters.
  *
- * A cluster that has a host cluster keeps it and is zeroed in the file: QED can't tell free
- * clusters from leaked ones, so nothing may be dropped.  A hole over a backing file gets
- * the zero marker; a hole over nothing reads as zeroes already. */
+ * A cluster that has a host cluster keeps it: QED can't tell free clusters from leaked ones,
+ * so nothing may be dropped.  It is zeroed in the file; if it may lose its blocks, later
+ * (trims.h).  A hole over a backing file gets the zero marker; a hole over nothing reads as
+ * zeroes already. */
 #include <errno.h>
 
 #include "base/checked.h"
@@ -63,49 +64,6 @@ static int mark_holes(struct qed_image *img, uint64_t off, uint64_t len, uint64_
     return err;
 }
 
-static int zero_data(struct qed_image *img, uint64_t host, uint64_t len, enum zero_how how)
-{
-    struct node *node = img->node;
-    unsigned flags = 0;
-
-    if (node->options.discard_ignore) {
-        if (how == ZERO_DISCARD)
-            return 0;
-    } else if (how != ZERO_KEEP) {
-        flags |= STORAGE_MAY_UNMAP;
-    }
-    /* A trim is not worth writing zeroes for. */
-    if (how == ZERO_DISCARD)
-        flags |= STORAGE_FAST;
-    int err = storage_zero(node->file, host, len, flags);
-    node_wrote(node);
-    return how == ZERO_DISCARD && err == -ENOTSUP ? 0 : err;
-}
-
-int qed_zero(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
-             uint64_t *done)
-{
-    struct qed_image *img = node->state;
-    int err = 0;
-
-    *done = 0;
-    while (*done < len && err == 0) {
-        struct qed_run run;
-        err = qed_lookup(img, off + *done, len - *done, &run);
-        if (err < 0)
-            return err;
-        if (run.kind == QED_UNALLOCATED && node_holes_may_show(img->node)) {
-            err = mark_holes(img, off + *done, run.length, done);
-            continue;
-        }
-        if (run.kind == QED_DATA)
-            err = zero_data(img, run.host_offset, run.length, how);
-        if (err == 0)
-            *done += run.length;
-    }
-    return err;
-}
-
 /* Both ways of zeroing. */
 static int try_zeroing(struct storage *st, uint64_t off)
 {
@@ -134,6 +92,84 @@ static bool storage_zeroes_fast(struct qed_image *img)
         atomic_store(&img->fast_zero, known);
     }
     return known == QED_YES;
+}
+
+/* Data that is zeroed where it lies. */
+static int zero_in_place(struct qed_image *img, uint64_t host, uint64_t len,
+                         enum zero_how how)
+{
+    struct node *node = img->node;
+    unsigned flags =
+        how == ZERO_KEEP || node->options.discard_ignore ? 0 : STORAGE_MAY_UNMAP;
+
+    /* A trim is not worth writing zeroes for. */
+    if (how == ZERO_DISCARD)
+        flags |= STORAGE_FAST;
+    int err = storage_zero(node->file, host, len, flags);
+    node_wrote(node);
+    return how == ZERO_DISCARD && err == -ENOTSUP ? 0 : err;
+}
+
+/* Data that is punched later, page by page as long as there is room for that; *kept: so many
+ * bytes. */
+static int punch_later(struct qed_image *img, uint64_t off, uint64_t len, uint64_t *kept)
+{
+    bool full = false;
+
+    int err = dirty_mark_begin(&img->mark);
+    if (err < 0)
+        return err;
+    while (*kept < len && err == 0 && !full) {
+        uint64_t bytes = MIN(len - *kept, qed_left_in_page(img, off + *kept));
+        err = qed_trims_keep(img, off + *kept, bytes, &full);
+        if (err == 0 && !full)
+            *kept += bytes;
+    }
+    lock_acquire(mcache_meta(img->node->mc));
+    qed_trims_end_mark(img);
+    lock_release(mcache_meta(img->node->mc));
+    node_wrote(img->node);
+    return err;
+}
+
+static int zero_data(struct qed_image *img, uint64_t off, const struct qed_run *run,
+                     enum zero_how how)
+{
+    bool ignore = img->node->options.discard_ignore;
+    uint64_t kept = 0;
+
+    if (how == ZERO_DISCARD && ignore)
+        return 0;
+    if (how != ZERO_KEEP && !ignore && storage_zeroes_fast(img)) {
+        int err = punch_later(img, off, run->length, &kept);
+        if (err < 0 || kept == run->length)
+            return err;
+    }
+    return zero_in_place(img, run->host_offset + kept, run->length - kept, how);
+}
+
+int qed_zero(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
+             uint64_t *done)
+{
+    struct qed_image *img = node->state;
+    int err = 0;
+
+    *done = 0;
+    while (*done < len && err == 0) {
+        struct qed_run run;
+        err = qed_lookup(img, off + *done, len - *done, &run);
+        if (err < 0)
+            return err;
+        if (run.kind == QED_UNALLOCATED && node_holes_may_show(img->node)) {
+            err = mark_holes(img, off + *done, run.length, done);
+            continue;
+        }
+        if (run.kind == QED_DATA)
+            err = zero_data(img, off + *done, &run, how);
+        if (err == 0)
+            *done += run.length;
+    }
+    return err;
 }
 
 bool qed_zero_is_fast(struct node *node, uint64_t off, uint64_t len)

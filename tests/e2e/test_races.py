@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A race by name: clients that write beside zeroes which are detected and unmapped.  M-60"""
+"""Races by name: clients that write beside zeroes which are detected and unmapped (M-60), and into
+clusters that were just trimmed and are still to be punched (Q-21)."""
 
 import os
 import threading
@@ -85,6 +86,77 @@ def write_zeroes_in_halves(handle):
     for _ in range(4):
         for n in range(16):
             handle.pwrite(bytes(CLUSTER // 2), n * CLUSTER)
+
+
+@parametrised
+@unittest.skipIf(STANDIN, "needs the plugin")
+class WritesBehindTrims(Case):
+    """Clients trim clusters and write parts of them again at once, while all holes are still to be
+    made: what was written stays, what wasn't reads as zeroes, and no hole comes later.  Q-21"""
+
+    cases_of = {name: (fmt, backing) for name, fmt, backing in (
+        ("qcow2", "qcow2", False), ("qed", "qed", False), ("qed over a base", "qed", True))}
+
+    def check_of(self, fmt, backing):
+        clients, each = 4, 64
+        size = clients * each * CLUSTER
+        base = None
+        if backing:
+            base = create(self.path("base"), "qcow2", size)
+            fill(base, "qcow2", [(0, b"base" * (size // 4))])
+        image = create(self.path("disk"), fmt, size, "", base, "qcow2" if base else None)
+        fill(image, fmt, [(0, b"old!" * (size // 4))])
+        server = self.serve(image)
+        failures = []
+
+        def clusters_of(client):
+            return [(n * clients + client) * CLUSTER for n in range(each)]
+
+        def work(client, turn):
+            handle = server.connect()
+            try:
+                for at in clusters_of(client):
+                    handle.trim(CLUSTER, at)
+                for at in clusters_of(client):
+                    if at // CLUSTER % 3:
+                        handle.pwrite(bytes([turn]) * 512, at + 1024 * client)
+                    if at // CLUSTER % 5 == 0:
+                        handle.flush()
+                    expect(handle, client, turn, at)
+            except Exception as error:  # pylint: disable=broad-except
+                failures.append(error)
+            handle.shutdown()
+
+        def expect(handle, client, turn, at):
+            wanted = bytearray(CLUSTER)
+            if at // CLUSTER % 3:
+                wanted[1024 * client:1024 * client + 512] = bytes([turn]) * 512
+            self.assertEqual(bytes(handle.pread(CLUSTER, at)), bytes(wanted), (turn, at // CLUSTER))
+
+        for turn in range(1, ROUNDS + 1):
+            threads = [threading.Thread(target=work, args=(c, turn)) for c in range(clients)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            self.assertEqual(failures, [])
+            reader = server.connect()
+            for client in range(clients):
+                for at in clusters_of(client):
+                    expect(reader, client, turn, at)
+            reader.shutdown()
+        before = os.stat(image).st_size
+        server.stop()
+        check(image, fmt)
+        self.assertLessEqual(os.stat(image).st_size, before)
+        holes = [at for c in range(clients) for at in clusters_of(c) if at // CLUSTER % 3 == 0]
+        self.assertLess(os.stat(image).st_blocks * 512, size - len(holes) * CLUSTER + 8 * CLUSTER)
+        server = self.serve(image)
+        reader = server.connect()
+        for client in range(clients):
+            for at in clusters_of(client):
+                expect(reader, client, ROUNDS, at)
+        server.stop()
 
 
 if __name__ == "__main__":

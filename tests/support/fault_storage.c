@@ -64,6 +64,7 @@ void fault_plan_heal(struct fault_plan *plan)
 
 DEFINE_COUNTER(fault_plan_bytes_written, uint64_t, bytes_written)
 DEFINE_COUNTER(fault_plan_fua_writes, uint64_t, fua_writes)
+DEFINE_COUNTER(fault_plan_holes, uint64_t, holes)
 DEFINE_COUNTER(fault_plan_injected, uint64_t, injected)
 DEFINE_COUNTER(fault_plan_most_in_flight, unsigned, most_in_flight)
 
@@ -83,7 +84,8 @@ void fault_plan_reset_counters(struct fault_plan *plan)
         plan->rules[k].base -= plan->calls[k];
         plan->calls[k] = 0;
     }
-    plan->bytes_written = plan->injected = plan->fua_writes = 0;
+    plan->bytes_written = plan->injected = 0;
+    plan->fua_writes = plan->holes = 0;
     plan->most_in_flight = plan->in_flight;
 }
 
@@ -105,6 +107,12 @@ static uint64_t discard_delay(struct fault_plan *plan)
 {
     LOCK_GUARD(&plan->lock);
     return plan->discard_delay_ns;
+}
+
+static void count_hole(struct fault_plan *plan)
+{
+    LOCK_GUARD(&plan->lock);
+    plan->holes++;
 }
 
 void fault_plan_delay_reply(struct fault_plan *plan, uint64_t ns)
@@ -292,6 +300,10 @@ static int fault_zero(struct storage *st, uint64_t off, uint64_t len, unsigned f
     struct fault_rule hit;
 
     enter(f->plan, FAULT_ZERO, &hit);
+    if (flags & STORAGE_MAY_UNMAP) {
+        count_hole(f->plan);
+        sleep_ns(discard_delay(f->plan));
+    }
     if (fails_at_once(&hit))
         return -hit.err;
     return result(&hit, storage_zero(f->below, off, len, flags));

@@ -58,7 +58,7 @@ struct fault_plan {
     uint64_t calls[FAULT_KINDS];
     uint64_t bytes_written; /* asked, not done */
     uint64_t injected;
-    uint64_t fua_writes;
+    uint64_t fua_writes, holes;
     uint64_t delay_ns, delay_min_bytes, reply_delay_ns, discard_delay_ns;
     unsigned gather, gather_timeout_ms;
     uint64_t gather_min_bytes;
@@ -81,6 +81,8 @@ void fault_plan_heal(struct fault_plan *plan);
 uint64_t fault_plan_calls(struct fault_plan *plan, enum fault_kind kind);
 uint64_t fault_plan_bytes_written(struct fault_plan *plan);
 uint64_t fault_plan_fua_writes(struct fault_plan *plan);
+/* Zeroes that may unmap. */
+uint64_t fault_plan_holes(struct fault_plan *plan);
 /* How many calls were made to fail. */
 uint64_t fault_plan_injected(struct fault_plan *plan);
 void fault_plan_reset_counters(struct fault_plan *plan);
@@ -89,7 +91,7 @@ void fault_plan_reset_counters(struct fault_plan *plan);
  * meanwhile, and not yet seen by the store below.  0 ns: none does. */
 void fault_plan_delay_writes(struct fault_plan *plan, uint64_t ns, uint64_t min_bytes);
 
-/* Each discard sleeps before it is passed on. */
+/* Each discard, and each zero that may unmap, sleeps before it is passed on. */
 void fault_plan_delay_discards(struct fault_plan *plan, uint64_t ns);
 
 /* The next write to be passed on returns so much later: it is done, and nobody knows. */

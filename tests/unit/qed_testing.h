@@ -29,7 +29,7 @@
 
 struct bench {
     bool is_device;
-    uint64_t now; /* the fake clock, ns */
+    uint64_t now, tick; /* the fake clock, ns; by how much it moves when it is looked at */
     struct block_context ctx;
     struct node_options options;
     struct storage *mem; /* the image; ours to look at */
@@ -39,7 +39,11 @@ struct bench {
 
 static inline uint64_t bench_clock(void *opaque)
 {
-    return *(uint64_t *)opaque;
+    struct bench *b = opaque;
+
+    if (b->tick)
+        b->now += b->tick;
+    return b->now;
 }
 
 static inline struct qed_header small_header(uint64_t size)
@@ -115,7 +119,7 @@ static inline void bench_init(struct bench *b, struct storage *mem)
     *b = (struct bench){.mem = mem};
     b->options.need_check_delay_ns = 5 * SEC;
     fault_plan_init(&b->plan);
-    cr_assert_eq(block_context_init(&b->ctx, 16 * MIB, bench_clock, &b->now), 0);
+    cr_assert_eq(block_context_init(&b->ctx, 16 * MIB, bench_clock, b), 0);
 }
 
 static inline int bench_try_open(struct bench *b, struct diag *diag)

