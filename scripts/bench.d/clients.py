@@ -4,6 +4,7 @@ the figure.  The makers at the end take what differs between the workloads."""
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -14,7 +15,7 @@ import time
 
 import ceph_images
 import servers
-from images import KIB, Image
+from images import CLUSTER, KIB, Image
 from processes import Failed, Nursery, describe_end
 from qmp import Qmp, QmpError
 
@@ -58,6 +59,12 @@ class Measurement:
 def _fio(measurement, running, rw, bs, depth, once=False, **more):
     """Runs fio and returns what it says of the reads, the writes or the trims.  `once` ends when
     all of the image was touched: a fresh image stays fresh to the end."""
+    job = _fio_job(measurement, running, rw, bs, depth, once, **more)
+    return next(job[kind] for kind in ("read", "write", "trim") if kind in rw)
+
+
+def _fio_job(measurement, running, rw, bs, depth, once=False, **more):
+    """All that fio says."""
     words = {"name": "bench", "ioengine": "nbd", "uri": running.uri, "rw": rw, "bs": bs,
              "iodepth": depth, "size": measurement.image.size, "runtime": measurement.seconds,
              "output-format": "json", **more}
@@ -72,43 +79,91 @@ def _fio(measurement, running, rw, bs, depth, once=False, **more):
     job = json.loads(out[out.index("{"):])["jobs"][0]
     if job["error"]:
         raise Failed("failed", f"fio: error {job['error']}")
-    return next(job[kind] for kind in ("read", "write", "trim") if kind in rw)
+    return job
 
 
 # ---- trim and write zeroes: fio knows no zeroes, and doesn't flush after a trim ----
 
-def _once_everywhere(measurement, running, method, length, depth):
-    """Sends that request to all of the image once, in random order, then a flush, so that nothing
-    that was put off is left out, and returns requests per second."""
+def _connect(running):
+    """Another client than fio."""
     import nbd  # python3-libnbd, which is installed by now
-    offsets = list(range(0, measurement.image.size, length))
-    random.Random(1).shuffle(offsets)
+    handle = nbd.NBD()
+    handle.connect_unix(running.place.socket)
+    return handle
+
+
+def _send_each(handle, method, length, offsets, depth, seconds):
+    """Sends that request to the offsets while there is time, then a flush, so that nothing that was put
+    off is left out.  Returns how many."""
     errors = []
 
     def completed(error):
         errors.append(error.value)
         return 1
 
-    handle = nbd.NBD()
+    send, deadline = getattr(handle, method), time.monotonic() + seconds
+    while offsets and time.monotonic() < deadline:
+        while offsets and handle.aio_in_flight() < depth:
+            send(length, offsets.pop(), completed, 0)
+        _poll(handle)
+    while handle.aio_in_flight():
+        _poll(handle)
+    handle.flush()
+    if any(errors):
+        raise Failed("failed", f"{method}: {os.strerror(max(errors))}")
+    return len(errors)
+
+
+def _shuffled(offsets):
+    offsets = list(offsets)
+    random.Random(1).shuffle(offsets)
+    return offsets
+
+
+def _once_everywhere(measurement, running, method, length, depth):
+    """Sends that request to all of the image once, in random order, and returns requests per second."""
+    import nbd
+    offsets = _shuffled(range(0, measurement.image.size, length))
     try:
-        handle.connect_unix(running.place.socket)
-        send = getattr(handle, method)
+        handle = _connect(running)
         began = time.monotonic()
-        deadline = began + measurement.seconds
-        while offsets and time.monotonic() < deadline:
-            while offsets and handle.aio_in_flight() < depth:
-                send(length, offsets.pop(), completed, 0)
-            _poll(handle)
-        while handle.aio_in_flight():
-            _poll(handle)
-        handle.flush()
+        sent = _send_each(handle, method, length, offsets, depth, measurement.seconds)
         passed = time.monotonic() - began
         handle.shutdown()
     except nbd.Error as error:
         raise Failed("failed", f"{method}: {error}") from None
-    if any(errors):
-        raise Failed("failed", f"{method}: {os.strerror(max(errors))}")
-    return len(errors) / passed
+    return sent / passed
+
+
+def fsync_beside_trims(measurement):
+    """The 99th percentile, in milliseconds, of a write of 4 KiB and its flush, from when another client
+    begins to trim every second cluster of the image in random order; holes may be made long after."""
+    size, failures, times = measurement.image.size, [], []
+
+    def trim(handle):
+        try:
+            _send_each(handle, "aio_trim", CLUSTER, _shuffled(range(0, size, 2 * CLUSTER)), 8,
+                       measurement.seconds)
+        except Exception as error:  # pylint: disable=broad-except
+            failures.append(error)
+
+    with measurement.serving() as running:
+        handle, trimmer = _connect(running), _connect(running)
+        places = itertools.cycle(_shuffled(range(CLUSTER, size, 2 * CLUSTER)))
+        thread = threading.Thread(target=trim, args=(trimmer,))
+        thread.start()
+        deadline = time.monotonic() + measurement.seconds
+        while time.monotonic() < deadline:
+            began = time.monotonic()
+            handle.pwrite(bytes(4 * KIB), next(places))
+            handle.flush()
+            times.append(time.monotonic() - began)
+        thread.join()
+        handle.shutdown()
+        trimmer.shutdown()
+    if failures:
+        raise Failed("failed", str(failures[0]))
+    return 1000 * statistics.quantiles(times, n=100)[98]
 
 
 def _poll(handle):
@@ -306,6 +361,39 @@ def sequential_io(rw, depth=8, bs="1M", **more):
     def measure(measurement):
         with measurement.serving() as running:
             return _fio(measurement, running, rw, bs, depth, **more)["bw_bytes"] / 1e6
+    return measure
+
+
+def worst_latency(rw, depth=8, bs="1M", **more):
+    """The 99.9th percentile of a request's latency, in milliseconds."""
+    def measure(measurement):
+        with measurement.serving() as running:
+            done = _fio(measurement, running, rw, bs, depth, **more)
+            return done["clat_ns"]["percentile"]["99.900000"] / 1e6
+    return measure
+
+
+def worst_beside_writer(rw, what, **more):
+    """The 99.9th percentile, in milliseconds, of 4 KiB in the first half of the image, one at a time, while
+    another client allocates its second half as fast as it can.  `what`: of which of fio's figures."""
+    def measure(measurement):
+        half, failures = measurement.image.size // 2, []
+
+        def write(running):
+            try:
+                _fio(measurement, running, "write", "1M", 8, once=True, offset=half, size=half)
+            except Failed as failure:
+                failures.append(failure)
+
+        with measurement.serving() as running:
+            thread = threading.Thread(target=write, args=(running,))
+            thread.start()
+            job = _fio_job(measurement, running, rw, "4k", 1, size=half, ramp_time=0, **more)
+            thread.join()
+        if failures:
+            raise failures[0]
+        latency = job["sync"]["lat_ns"] if what == "sync" else job[what]["clat_ns"]
+        return latency["percentile"]["99.900000"] / 1e6
     return measure
 
 

@@ -31,13 +31,17 @@ class Image:
     shared: bool        # kept for further measurements
     stride: int = 0     # distance of the places that hold data; 0: no such places
     secret: bool = False    # encrypted, with PASSPHRASE
+    direct: bool = False    # served with cache=none, which page cache would only disturb
 
     def settle(self):
-        """Nothing is left to be written back, and the content is in the page cache."""
+        """Nothing is left to be written back, and the content is in the page cache, or not at all."""
         for path in self.files:
             with open(path, "rb", buffering=0) as file:
                 os.fsync(file.fileno())
-                _read_data(file)
+                if self.direct:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                else:
+                    _read_data(file)
 
     def reload(self):
         """Has the page cache filled anew, page by page: it holds a file in pieces whose size
@@ -146,6 +150,12 @@ class Store:
         image = self.full(form)
         return dataclasses.replace(image, files=(image.path, self.full("raw").path))
 
+    def half_full(self, form):
+        """As full_copy, and then twice as large."""
+        image = self.full_copy(form)
+        self.nursery.run(["qemu-img", "resize", "-q", "-f", form, image.path, str(2 * image.size)])
+        return dataclasses.replace(image, size=2 * image.size)
+
     def programs(self, form):
         """As full, but of what a system's disk holds: this machine's own files."""
         def make(path):
@@ -170,12 +180,20 @@ class Store:
         image = self._converted("luks", form, self.full("raw"), *SECRET, "-o", LUKS)
         return dataclasses.replace(image, secret=True)
 
-    def _converted(self, kind, form, source, *how):
+    def _converted(self, kind, form, source, *how, direct=False):
         def make(path):
             self.nursery.run(["qemu-img", "convert", *how, "-f", "raw", "-O", form, source.path,
                               path])
-            return Image(path, form, self.size, (path,), shared=True)
+            return Image(path, form, self.size, (path,), shared=True, direct=direct)
         return self._keep(f"{kind}-{self.size}", form, make)
+
+    def direct(self, form):
+        """As full, with no page of it cached."""
+        return self._converted("direct", form, self.full("raw"), direct=True)
+
+    def fresh_direct(self, form):
+        """An empty image of the common size, likewise."""
+        return dataclasses.replace(self.fresh(form), direct=True)
 
     def fresh_luks(self, form):
         """An empty image of the common size, encrypted."""
@@ -253,8 +271,9 @@ class Store:
         key = f"{kind}.{form}"
         if key not in self._kept:
             self._kept[key] = self._find_or_make(key, make)
-            self._kept[key].reload()
-            self._hold(self._kept[key])
+            if not self._kept[key].direct:
+                self._kept[key].reload()
+                self._hold(self._kept[key])
         return self._kept[key]
 
     def _hold(self, image):

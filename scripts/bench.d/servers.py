@@ -132,6 +132,7 @@ def _ours(build):
         more = [f"control={place.control}"] if control else []
         more += [f"passphrase={PASSPHRASE}"] if image.secret else []
         more += ["format=raw"] if image.format == "raw" else []
+        more += ["cache=none"] if image.direct else []
         return nbdkit(place, plugin, f"file={image.path}", *more)
 
     def mirror(qmp, target):
@@ -149,12 +150,15 @@ def _file_serve(image, place, _control):
 def _qemu_nbd(aio):
     def serve(image, place, _control):
         if image.path.startswith("rbd:") and aio != "threads":
-            raise Unavailable("io_uring is for files")
+            raise Unavailable(f"{aio} is for files")
+        if aio == "native" and not image.direct:
+            raise Unavailable("native is for cache=none")
         what = ["-f", image.format, image.path] if not image.secret else [
             *SECRET, "--image-opts",
             f"driver={image.format},encrypt.key-secret=s,file.driver=file,file.filename={image.path}"]
         return ["qemu-nbd", "-t", "-e", str(CONNECTIONS), "-k", place.socket,
-                "--pid-file", place.pidfile, "--cache=writeback", f"--aio={aio}",
+                "--pid-file", place.pidfile, f"--cache={'none' if image.direct else 'writeback'}",
+                f"--aio={aio}",
                 "--discard=unmap", *what]
 
     return Server(f"qemu-nbd {aio}", "peer", serve)
@@ -167,8 +171,9 @@ def _qsd_serve(image, place, control):
         "--chardev", f"socket,id=c,path={place.control},server=on,wait=off", "--monitor", "c"]
     keys = SECRET if image.secret else []
     key = ",encrypt.format=luks,encrypt.key-secret=s" if image.secret else ""
+    direct = ",cache.direct=on" if image.direct else ""
     return ["qemu-storage-daemon", "--pidfile", place.pidfile, *keys,
-            "--blockdev", f"file,node-name=file,filename={image.path},discard=unmap",
+            "--blockdev", f"file,node-name=file,filename={image.path},discard=unmap{direct}",
             "--blockdev", f"{image.format},node-name=drive0,file=file,discard=unmap{key}",
             "--nbd-server",
             f"addr.type=unix,addr.path={place.socket},max-connections={CONNECTIONS}",
@@ -204,7 +209,7 @@ def competitors(nursery, store, build):
         if not shutil.which(tool):
             raise Unavailable(f"{tool} is not installed")
     uring = _qemu_nbd("io_uring")
-    peers = [_qemu_nbd("threads"), uring,
+    peers = [_qemu_nbd("threads"), uring, _qemu_nbd("native"),
              Server("qemu-storage-daemon", "peer", _qsd_serve, mirror=_qsd_mirror),
              Server("qemu-img", "peer", tool="qemu-img")]
     missing = []

@@ -45,7 +45,9 @@ class Growth:
 
 
 FULL, FRESH, COPY, CHAIN = Store.full, Store.fresh, Store.full_copy, Store.chain
-LUKS = Store.luks
+LUKS, DIRECT = Store.luks, Store.direct
+# The plugin `file` of older nbdkits has no such mode.
+NO_FILE = {"peer": 1.2, "roles": ("ours", "peer")}
 
 
 def places(size, count):
@@ -116,6 +118,18 @@ WORKLOADS = [
              clients.once_everywhere("aio_trim"), peer=1.5, file=1.5),
     Workload("zero-64k-d8", "write zeroes 64 KiB, depth 8", COPY,
              clients.once_everywhere("aio_zero"), peer=1.5, file=1.5),
+    Workload("qed-trim-64k-d8", "QED: trim 64 KiB, depth 8", COPY,
+             clients.once_everywhere("aio_trim"), file=1.5, format="qed"),
+    Workload("trim-fsync-p99", "99th percentile of 4 KiB and fsync beside scattered trims",
+             COPY, clients.fsync_beside_trims, "ms", better="lower", peer=1.0, roles=("ours", "peer")),
+    Workload("qed-trim-fsync-p99", "QED: the same", COPY, clients.fsync_beside_trims, "ms",
+             better="lower", roles=("ours", "peer"), format="qed"),
+    Workload("beside-read-p999", "99.9th percentile of 4 KiB reads beside an allocating writer",
+             Store.half_full, clients.worst_beside_writer(READ, "read"), "ms", better="lower", peer=1.0,
+             grows=True),
+    Workload("beside-fsync-p999", "99.9th percentile of fsyncs beside an allocating writer",
+             Store.half_full, clients.worst_beside_writer(WRITE, "sync", fsync=1), "ms", better="lower",
+             peer=1.0, grows=True),
     Workload("copy", "nbdcopy of a full image", FULL, clients.copy_all, MBS, peer=1.3, file=0.95),
     Workload("chain-4k-d32", "random read 4 KiB through a chain of 5", CHAIN, random_io(READ, 32),
              peer=1.3, file=0.9),
@@ -145,6 +159,29 @@ WORKLOADS = [
              Store.fresh_extended, allocate, grows=True),
     Workload("data-alloc-4k-d32", "data file: allocating random 4 KiB, depth 32",
              Store.fresh_with_data_file, allocate, grows=True),
+
+    Workload("direct-read-4k-d1", "cache=none: random read 4 KiB, depth 1", DIRECT,
+             random_io(READ, 1), **NO_FILE),
+    Workload("direct-read-4k-d32", "cache=none: random read 4 KiB, depth 32", DIRECT,
+             random_io(READ, 32), **NO_FILE),
+    Workload("direct-read-4k-4x32", "cache=none: random read 4 KiB, 4 connections of depth 32", DIRECT,
+             random_io(READ, 32, numjobs=4), **NO_FILE),
+    Workload("direct-write-4k-d1", "cache=none: random overwrite 4 KiB, depth 1", DIRECT,
+             random_io(WRITE, 1), **NO_FILE),
+    Workload("direct-write-4k-d32", "cache=none: random overwrite 4 KiB, depth 32", DIRECT,
+             random_io(WRITE, 32), **NO_FILE),
+    Workload("direct-write-4k-4x32", "cache=none: random overwrite 4 KiB, 4 connections of depth 32",
+             DIRECT, random_io(WRITE, 32, numjobs=4), **NO_FILE),
+    Workload("direct-read-1m-d8", "cache=none: sequential read 1 MiB, depth 8", DIRECT,
+             sequential_io("read"), MBS, **NO_FILE),
+    Workload("direct-read-1m-p999", "cache=none: 99.9th percentile of those reads", DIRECT,
+             clients.worst_latency("read"), "ms", better="lower", **NO_FILE),
+    Workload("direct-write-1m-d8", "cache=none: sequential overwrite 1 MiB, depth 8", DIRECT,
+             sequential_io("write"), MBS, **NO_FILE),
+    Workload("direct-alloc-4k-d32", "cache=none: allocating random 4 KiB, depth 32",
+             Store.fresh_direct, allocate, **NO_FILE),
+    Workload("direct-alloc-fsync-d8", "cache=none: allocating 4 KiB, fsync every 8, depth 8",
+             Store.fresh_direct, allocate_flush, **NO_FILE),
 
     Workload("start", "start, first reply and stop", FULL, clients.start_and_stop, "ms",
              peer=1.0, better="lower"),
