@@ -122,6 +122,15 @@ static int set_rbd_target(json_t *args, const char *target)
     return text ? set_text(args, "target", text) : cli_error("out of memory");
 }
 
+/* A name of another kind ("json:", "ssh:") is not made a path's: the server refuses it. */
+static int set_target_file(json_t *args, const char *target)
+{
+    const char *path = cli_local_name(target);
+    bool is_path = path != target || target[strcspn(target, ":/")] != ':';
+
+    return is_path ? set_path(args, "target", path) : set_text(args, "target", target);
+}
+
 /* An NBD URI, an RBD name or a path. */
 static int set_target(json_t *args, const char *target)
 {
@@ -131,7 +140,7 @@ static int set_target(json_t *args, const char *target)
     if (rbd_name_is_one(target))
         return set_rbd_target(args, target);
     if (!nbd_uri_is_one(target))
-        return set_path(args, "target", target);
+        return set_target_file(args, target);
     if (nbd_uri_parse(target, NBD_URI_USER, &uri, &diag))
         return cli_diag(&diag);
     CLEANUP_FREE char *text = nbd_uri_print(&uri);

@@ -76,6 +76,19 @@ class Command(JobCase):
         for line in run(QIMG, "job", "--help").stdout.splitlines():
             self.assertLessEqual(len(line), 100)
 
+    def test_targets_that_are_no_files(self):
+        """aren't made files of that name in the folder of who asks"""
+        self.begin()
+        for target in ('json:{"driver": "raw"}', "ssh://host/disk", "a:b"):
+            done = self.qimg("mirror", target, "--format=raw", code=1, cwd=self.dir)
+            self.assertIn("only NBD URIs, RBD names and local files can be targets", done.stderr)
+        self.qimg("mirror", "file:a:b", "--job-id=j", cwd=self.dir)
+        self.ready()
+        self.qimg("cancel", "j")
+        self.client.event("JOB_STATUS_CHANGE", status="null")
+        self.server.stop()
+        self.expect_content(self.path("a:b"), "raw")
+
     def test_watching_ends_with_the_job(self):
         """its exit status is the job's"""
         self.begin()
