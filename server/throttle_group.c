@@ -109,7 +109,7 @@ bool throttle_wait(struct throttle_member *member, struct throttle_flow *flow,
     unsigned direction = is_write ? WRITES : READS;
     struct throttle_groups *groups = atomic_load(&member->groups);
     struct waiter waiter;
-    bool left = false;
+    bool left = false, sent_away = false;
 
     if (!groups)
         return true;
@@ -120,7 +120,8 @@ bool throttle_wait(struct throttle_member *member, struct throttle_flow *flow,
         while (member->group && !groups->lifted) {
             struct throttle_group *group = member->group;
             turns_add(&waiter.turns);
-            if (!wait_for_turn(groups, group, &waiter, direction))
+            sent_away = !wait_for_turn(groups, group, &waiter, direction);
+            if (sent_away)
                 continue;
             left = gone();
             if (!left)
@@ -128,6 +129,9 @@ bool throttle_wait(struct throttle_member *member, struct throttle_flow *flow,
             wake_next(group, direction);
             break;
         }
+        /* The limit was removed.  At the end, when all are lifted, who waits is answered. */
+        if (sent_away && !groups->lifted)
+            left = gone();
     }
     pthread_cond_destroy(&waiter.woken);
     return !left;

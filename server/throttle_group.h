@@ -57,7 +57,7 @@ struct throttle_flow {
 
 void throttle_flow_init(struct throttle_flow *flow, struct throttle_member *member);
 
-/* Has who sent the request left?  Asked when its turn has come. */
+/* Has who sent the request left?  Asked when its turn has come, or there is no limit any more. */
 typedef bool throttle_gone(void);
 
 /* Before a request begins: waits until it may.  A limit that is changed or removed wakes it.

@@ -200,17 +200,13 @@ class Throttle(Case):
         self.limit(iops_wr=1)
         old, new = nbd.NBD(), self.server.connect()
         old.connect_uri(self.server.uri)
-        buffers = [nbd.Buffer.from_bytearray(bytearray(b"o" * 4096)) for _ in range(6)]
-        for buffer in buffers:
-            old.aio_pwrite(buffer, 0)
-        while old.aio_get_direction() & nbd.AIO_DIRECTION_WRITE:
-            old.poll(100)
+        self.begin(old, 6)
         del old
-        new.pwrite(b"n" * 4096, 0)
+        new.pwrite(b"n" * 6 * 4096, 0)
         self.limit()
         new.flush()
         time.sleep(1)
-        self.assertEqual(bytes(new.pread(4096, 0)), b"n" * 4096)
+        self.assertEqual(bytes(new.pread(6 * 4096, 0)), b"n" * 6 * 4096)
 
     def test_what_is_told(self):
         self.start()

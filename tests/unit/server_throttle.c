@@ -385,3 +385,44 @@ Test(throttle_group, moves)
     throttle_leave(&f.disk[0].member);
     end(&f);
 }
+
+/* ---- who has left meanwhile ---- */
+
+Test(throttle_group, who_left_has_no_turn)
+{
+    struct fixture f;
+    const struct throttle_config config = limits(THROTTLE_BPS, 1u << 30);
+
+    start(&f);
+    everybody_left = true;
+    cr_assert_eq(throttle_join(&f.groups, &f.disk[0].member, NULL, "own", &config), 0);
+    end(&f);
+    cr_expect_eq(all_gone_on(&f), 1);
+    everybody_left = false;
+}
+
+Test(throttle_group, who_left_does_not_go_on_without_limits)
+{
+    struct fixture f;
+
+    start(&f);
+    everybody_left = true;
+    for (unsigned i = 0; i < 2; i++)
+        throttle_leave(&f.disk[i].member);
+    end(&f);
+    cr_expect_eq(all_gone_on(&f), 1);
+    everybody_left = false;
+}
+
+/* At the server's end all clients seem to have left, but those who wait get their answer. */
+Test(throttle_group, who_waits_at_the_end_goes_on)
+{
+    struct fixture f;
+
+    start(&f);
+    everybody_left = true;
+    throttle_groups_lift(&f.groups, true);
+    end(&f);
+    cr_expect_eq(all_gone_on(&f), 8);
+    everybody_left = false;
+}
