@@ -35,7 +35,7 @@ static const struct action {
 
 struct snapshot_args {
     struct cli_image image;
-    bool list, quiet; /* list: asked for by name */
+    bool list, quiet;            /* list: asked for by name */
     const struct action *action; /* NULL: they are listed */
     const char *name;
 };
