@@ -142,6 +142,7 @@ static int prepare_backup(struct backup *b, struct diag *diag)
         err = open_point(b, diag);
     if (err)
         return err;
+    frozen_backing_tell(b->mirror.target, b->point);
     p->source = frozen_node(b->point);
     p->granularity = MAX(FROZEN_GRANULE, node_preferred(p->target));
     p->granularity = MIN(p->granularity, BITMAP_MAX_GRANULARITY);
@@ -453,6 +454,11 @@ int backup_wait_until_open(struct backup *b, struct diag *diag)
     if (b->open_err)
         *diag = b->open_diag;
     return b->open_err;
+}
+
+struct node *backup_target(const struct backup *b)
+{
+    return b->mirror.target;
 }
 
 void backup_decide(struct backup *b, bool go)

@@ -62,6 +62,9 @@ int backup_start_held(struct job_manager *manager, const struct backup_params *p
 /* Waits until its target is open.  Else the decision can only be that it doesn't go on. */
 int backup_wait_until_open(struct backup *backup, struct diag *diag) MUST_USE;
 
+/* Its target, when it is open, until the decision. */
+struct node *backup_target(const struct backup *backup);
+
 /* The point is now: users are drained.  `bitmap`: the one that params names, when the caller
  * has acquired it, which is the job's from then on; NULL: the job does.  -EBUSY and the like:
  * nothing has changed. */

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -235,6 +236,47 @@ void cut_connections_free(struct cut_connections *cut)
     for (size_t i = 0; i < cut->n; i++)
         close(cut->sinks[i]);
     free(cut->sinks);
+}
+
+/* Paths differ where folders have two names. */
+static bool is_same_file(const union address *a, const union address *b)
+{
+    struct stat at_a, at_b;
+
+    return stat(a->un.sun_path, &at_a) == 0 && stat(b->un.sun_path, &at_b) == 0 &&
+           at_a.st_dev == at_b.st_dev && at_a.st_ino == at_b.st_ino;
+}
+
+static bool is_of_this_machine(const union address *address, socklen_t length)
+{
+    union address any_port = *address;
+
+    if (address->any.sa_family == AF_INET)
+        any_port.in.sin_port = 0;
+    else
+        any_port.in6.sin6_port = 0;
+    CLEANUP_CLOSE int fd = socket(address->any.sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    return fd >= 0 && bind(fd, &any_port.any, length) == 0;
+}
+
+bool client_sockets_listen_at(const char *own_socket, const struct sockaddr *address,
+                              socklen_t length)
+{
+    CLEANUP_FREE struct named_socket *sockets = NULL;
+    size_t n = list_sockets(own_socket, &sockets);
+    union address wanted = {0};
+
+    memcpy(&wanted, address, length);
+    bool is_path = address->sa_family == AF_UNIX;
+    if (!is_path && !is_of_this_machine(&wanted, length))
+        return false;
+    for (size_t i = 0; i < n; i++) {
+        const union address *name = &sockets[i].name;
+        if (sockets[i].listens && name->any.sa_family == address->sa_family &&
+            (is_path ? is_same_file(name, &wanted) : is_accepted_at(&wanted, name)))
+            return true;
+    }
+    return false;
 }
 
 unsigned client_sockets_listening(const char *own_socket, int *fds, unsigned max)

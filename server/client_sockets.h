@@ -6,7 +6,9 @@
 #ifndef SERVER_CLIENT_SOCKETS_H
 #define SERVER_CLIENT_SOCKETS_H
 
+#include <stdbool.h>
 #include <stddef.h>
+#include <sys/socket.h>
 
 #include "base/compiler.h"
 
@@ -29,6 +31,11 @@ int client_sockets_cut(const char *own_socket, struct cut_connections *cut) MUST
 /* Again and again, until nbdkit has done with them. */
 void cut_connections_drain(struct cut_connections *cut);
 void cut_connections_free(struct cut_connections *cut);
+
+/* Does nbdkit listen there?  A path, or an address of this machine with a port: of AF_UNIX, or of
+ * AF_INET or AF_INET6. */
+bool client_sockets_listen_at(const char *own_socket, const struct sockaddr *address,
+                              socklen_t length);
 
 /* The sockets on which nbdkit listens, up to max of them; returns how many there are. */
 unsigned client_sockets_listening(const char *own_socket, int *fds, unsigned max);

@@ -68,8 +68,9 @@ static struct target_request *new_request(const json_t *args)
 
 /* A node that was added, or an image that is there, of the format that its magic says. */
 static void fill_for_node(struct target_request *request, struct control_context *ctx,
-                          const json_t *args)
+                          const struct served_export *exp, const json_t *args)
 {
+    request->disk_name = exp->node_name;
     request->added = node_table_find(&ctx->nodes, arg_text(args, "target"));
     request->references = ctx->config->references;
     request->existing = true;
@@ -83,7 +84,8 @@ static void fill_for_file(struct target_request *request, const json_t *args)
     request->with_backing = arg_word(args, "sync", syncs, SYNC_FULL) == SYNC_TOP;
 }
 
-static struct mirror_opener opener_of(struct control_context *ctx, const json_t *args,
+static struct mirror_opener opener_of(struct control_context *ctx,
+                                      const struct served_export *exp, const json_t *args,
                                       bool by_node)
 {
     struct target_request *request = new_request(args);
@@ -91,7 +93,7 @@ static struct mirror_opener opener_of(struct control_context *ctx, const json_t 
     if (!request)
         return (struct mirror_opener){0};
     if (by_node)
-        fill_for_node(request, ctx, args);
+        fill_for_node(request, ctx, exp, args);
     else
         fill_for_file(request, args);
     return control_opener(request);
@@ -174,7 +176,7 @@ static struct backup_params backup_params_of(struct control_context *ctx,
 
     return (struct backup_params){
         .job = job_params_of(args, exp, ticket),
-        .opener = opener_of(ctx, args, by_node),
+        .opener = opener_of(ctx, exp, args, by_node),
         .sync = sync_of(args),
         .bitmap = arg_text(args, "bitmap"),
         .bitmap_mode = (enum backup_bitmap_mode)arg_word(args, "bitmap-mode", bitmap_modes,
@@ -292,6 +294,14 @@ static bool open_backup(struct transaction_action *action, struct control_error 
     return !err;
 }
 
+static struct node *target_called(const struct transaction_action *action, const char *name)
+{
+    const struct backup_action *state = action->state;
+    struct node *target = state ? backup_target(state->backup) : NULL;
+
+    return target && target->name && strcmp(target->name->text, name) == 0 ? target : NULL;
+}
+
 /* The job's bitmap, when an action before has made it or works on it. */
 static struct dirty_bitmap *find_held_bitmap(const struct transaction_action *action)
 {
@@ -393,6 +403,7 @@ const struct transaction_kind blockdev_backup_kind = {
     .variant = {"blockdev-backup", ACTION(blockdev_args)},
     .export_arg = "device",
     .starts_job = true,
+    .made = target_called,
     .open = open_backup,
     .prepare = freeze_backup,
     .commit = read_bitmap,
@@ -404,6 +415,7 @@ const struct transaction_kind drive_backup_kind = {
     .variant = {"drive-backup", ACTION(drive_args)},
     .export_arg = "device",
     .starts_job = true,
+    .made = target_called,
     .open = open_backup,
     .prepare = freeze_backup,
     .commit = read_bitmap,

@@ -323,12 +323,16 @@ struct merge {
     struct dirty_bitmap *source[];
 };
 
-/* Bitmaps are merged within one chain: into one of the active layer, from any. */
+/* Bitmaps are merged within one chain: into one of the active layer, or of what another action
+ * makes for the disk, from any. */
 static struct node *find_source_node(struct transaction_action *action,
                                      const char *node_name, struct control_error *error)
 {
-    struct node *node = control_find_in_chain(action->exp, action->node, node_name);
+    struct node *made = action->made;
 
+    if (made && made->name && strcmp(made->name->text, node_name) == 0)
+        return made;
+    struct node *node = control_find_in_chain(action->exp, action->served, node_name);
     if (node)
         return node;
     CLEANUP_EXPORT struct served_export *other =
@@ -422,13 +426,13 @@ static const struct control_arg name_args[] = {
 
 /* One of this node, or as it is elsewhere, which can only be the same. */
 static const struct control_type *const bitmap_names[] = {STRING, OBJECT(name_args), NULL};
-static const struct control_type bitmap_source = {.kind = TYPE_ALTERNATE,
-                                                  .choices = bitmap_names};
+const struct control_type control_bitmap_source = {.kind = TYPE_ALTERNATE,
+                                                   .choices = bitmap_names};
 
 static const struct control_arg merge_args[] = {
     {"node", STRING, true},
     {"target", STRING, true},
-    {"bitmaps", LIST_OF(&bitmap_source), true},
+    {"bitmaps", LIST_OF(&control_bitmap_source), true},
     {0},
 };
 
@@ -482,6 +486,7 @@ const struct transaction_kind bitmap_disable_kind = {
 const struct transaction_kind bitmap_merge_kind = {
     .variant = {"block-dirty-bitmap-merge", ACTION(merge_args)},
     .export_arg = "node",
+    .takes_made = true,
     .open = open_merge,
     .prepare = prepare_merge,
     .commit = commit_merge,

@@ -14,6 +14,9 @@ struct transaction_kind;
 json_t *control_describe_bitmaps(struct node *node);
 extern const struct control_type control_bitmap_info; /* of one */
 
+/* A bitmap by its name, or by a node's and its own. */
+extern const struct control_type control_bitmap_source;
+
 extern const struct transaction_kind bitmap_add_kind, bitmap_remove_kind, bitmap_clear_kind,
     bitmap_enable_kind, bitmap_disable_kind, bitmap_merge_kind;
 

@@ -31,7 +31,8 @@ static const struct {
     {control_job_commands, false},        {control_bitmap_commands, true},
     {control_transaction_commands, true}, {control_snapshot_commands, true},
     {control_overlay_commands, true},     {control_throttle_commands, false},
-    {control_disk_commands, true},        {control_handover_commands, false},
+    {control_disk_commands, true},        {control_nbd_server_commands, true},
+    {control_handover_commands, false},
 };
 
 #define NEGOTIATE "qmp_capabilities"

@@ -54,6 +54,7 @@ struct control_context {
     uint64_t take_back_ticket;      /* its end; 0: it hasn't begun */
     void *opaque;                   /* of all three */
     bool quit_came;                 /* the command */
+    bool nbd_started;               /* by nbd-server-start; the lane's */
     /* Who carries out what may take long; NULL: it is waited for, and a job that is being
      * opened counts as started. */
     struct control_lane *lane;
@@ -117,7 +118,7 @@ extern const struct control_command control_server_commands[], control_query_com
     control_start_commands[], control_job_commands[], control_bitmap_commands[],
     control_transaction_commands[], control_node_commands[], control_snapshot_commands[],
     control_backup_commands[], control_overlay_commands[], control_disk_commands[],
-    control_create_commands[];
+    control_create_commands[], control_nbd_server_commands[];
 
 /* Carries it out, with arguments that fit. */
 json_t *control_run(const struct control_command *command, struct control_context *ctx,

@@ -40,6 +40,14 @@ static json_t *block_resize(struct control_context *ctx, const json_t *args,
 
 /* ---- its choices ---- */
 
+/* A layer below may bear the disk's own name, which isn't meant then. */
+static bool is_on_top(struct served_export *exp, const char *name)
+{
+    CHAIN_USE(chain, exp);
+
+    return control_find_in_chain(exp, chain.use.node, name) == chain.use.node;
+}
+
 /* The node that is served and is to change; else NULL with the error said. */
 static struct served_export *find_served(struct control_context *ctx, const json_t *options,
                                          struct control_error *error)
@@ -52,6 +60,10 @@ static struct served_export *find_served(struct control_context *ctx, const json
         return NULL;
     }
     exp = control_find_node(ctx, name, error);
+    if (exp && !is_on_top(exp, name)) {
+        export_put(exp);
+        exp = NULL;
+    }
     if (!exp)
         control_fail(error, CLASS_GENERIC,
                      "Failed to find node with node-name='%.200s' that is served", name);
@@ -138,41 +150,6 @@ static json_t *blockdev_reopen(struct control_context *ctx, const json_t *args,
     return json_object();
 }
 
-/* ---- the NBD server, which is this process ---- */
-
-static json_t *nbd_server_start(struct control_context *ctx, const json_t *args,
-                                struct control_error *error)
-{
-    (void)ctx;
-    (void)args;
-    return control_fail(error, CLASS_GENERIC, "NBD server already running");
-}
-
-/* Every disk is exported from the beginning, by the name that it has. */
-static json_t *nbd_server_add(struct control_context *ctx, const json_t *args,
-                              struct control_error *error)
-{
-    const char *device = arg_text(args, "device"), *name = arg_text(args, "name");
-    CLEANUP_EXPORT struct served_export *exp = control_find_layer(ctx, device, error);
-
-    if (!exp)
-        return NULL;
-    if (strcmp(exp->name, name ? name : device) == 0)
-        return json_object();
-    return control_fail(error, CLASS_GENERIC,
-                        "device '%.200s' is exported as '%.200s', by no other name", device,
-                        exp->name);
-}
-
-static json_t *nbd_server_stop(struct control_context *ctx, const json_t *args,
-                               struct control_error *error)
-{
-    (void)ctx;
-    (void)args;
-    return control_fail(error, CLASS_GENERIC,
-                        "The NBD server is this process: 'quit' ends it");
-}
-
 /* ---- the table ---- */
 
 static const struct control_arg resize_args[] = {
@@ -185,38 +162,8 @@ static const struct control_arg resize_args[] = {
 static const struct control_arg reopen_args[] = {
     {"options", LIST_OF(&control_reopen_options), true}, {0}};
 
-/* SocketAddressLegacy */
-static const struct control_arg inet_args[] = {{"data", OBJECT(control_inet_args), true},
-                                               {0}};
-static const struct control_arg unix_args[] = {{"data", OBJECT(control_unix_args), true},
-                                               {0}};
-static const struct control_variant inet_address = {"inet", OBJECT(inet_args)},
-                                    unix_address = {"unix", OBJECT(unix_args)};
-static const struct control_variant *const address_types[] = {&inet_address, &unix_address,
-                                                              NULL};
-static const struct control_arg address_args[] = {{"type", TAG, true}, {0}};
-
-static const struct control_arg nbd_start_args[] = {
-    {"addr", UNION(address_args, "type", address_types), true},
-    {"tls-creds", STRING, false},
-    {"tls-authz", STRING, false},
-    {"max-connections", SIZE, false},
-    {0},
-};
-
-static const struct control_arg nbd_add_args[] = {
-    {"device", STRING, true},
-    {"name", STRING, false},
-    {"description", STRING, false},
-    {"writable", BOOL, false},
-    {0},
-};
-
 const struct control_command control_disk_commands[] = {
     {"block_resize", OBJECT(resize_args), NULL, block_resize},
     {"blockdev-reopen", OBJECT(reopen_args), NULL, blockdev_reopen},
-    {"nbd-server-start", OBJECT(nbd_start_args), NULL, nbd_server_start},
-    {"nbd-server-add", OBJECT(nbd_add_args), NULL, nbd_server_add},
-    {"nbd-server-stop", NULL, NULL, nbd_server_stop},
     {0},
 };

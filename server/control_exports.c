@@ -1,15 +1,21 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Exports that come and go while the server runs.  The commands that change them run on the
+/* Exports that come and go while the server runs: nodes that were added, and the points of
+ * backups, which are served under a name of their own.  The commands that change them run on the
  * lane, one after the other. */
 #include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "block/frozen_point.h"
 #include "common/json_text.h"
+#include "control_bitmaps.h"
 #include "control_chain.h"
 #include "control_cmds.h"
 #include "control_exports.h"
 #include "export_table.h"
+#include "named_view.h"
 
 /* What NBD allows. */
 #define MAX_NAME 4096
@@ -63,14 +69,36 @@ static struct served_export *new_export(const json_t *args)
     return NULL;
 }
 
+/* Of an item of `bitmaps`: a name, or an object with a node, which can only be this one. */
+static const char *bitmap_name(const json_t *item)
+{
+    return json_is_object(item) ? arg_text(item, "name") : json_string_value(item);
+}
+
+/* All that the node has are served beside it; those that are named have to be there. */
+static int check_bitmaps(struct served_export *exp, const json_t *args, struct diag *diag)
+{
+    const json_t *bitmaps = json_object_get(args, "bitmaps");
+    EXPORT_USE(use, export_enter(exp));
+
+    for (size_t i = 0; i < json_array_size(bitmaps); i++) {
+        const char *name = bitmap_name(json_array_get(bitmaps, i));
+        if (!node_bitmap_find(use.node, name))
+            return diag_set(diag, ENOENT, "Bitmap '%.200s' is not found", name);
+    }
+    return 0;
+}
+
 static int open_and_add(struct control_context *ctx, struct served_export *exp,
-                        struct added_node *node, struct diag *diag)
+                        struct added_node *node, const json_t *args, struct diag *diag)
 {
     struct opening opening = {.ctx = ctx, .node = node, .writable = !exp->never_writable};
     const struct export_request request = {
         .open = open_added, .opaque = &opening, .config = ctx->config};
 
     int err = export_open(exp, &request, ctx->shared, diag);
+    if (!err)
+        err = check_bitmaps(exp, args, diag);
     if (err)
         return err;
     err = export_start(exp);
@@ -96,9 +124,10 @@ static bool check_id(struct control_context *ctx, const char *id,
         return false;
     }
     CLEANUP_EXPORT struct served_export *other = find_by_id(ctx, id);
-    if (other)
+    CLEANUP_NAMED_VIEW struct named_view *named = named_view_find_id(ctx->exports, id);
+    if (other || named)
         control_fail(error, CLASS_GENERIC, "Block export id '%s' is already in use", id);
-    return !other;
+    return !other && !named;
 }
 
 static struct added_node *find_unexported(struct control_context *ctx, const char *name,
@@ -119,15 +148,118 @@ static struct added_node *find_unexported(struct control_context *ctx, const cha
     return NULL;
 }
 
-static json_t *add_export(struct control_context *ctx, const json_t *args,
-                          struct control_error *error)
+static bool judge_add(struct control_context *ctx, const json_t *args,
+                      struct control_error *error)
 {
     const char *name = arg_text(args, "name");
 
     if (!check_id(ctx, arg_text(args, "id"), error))
-        return NULL;
+        return false;
     if (name && strlen(name) > MAX_NAME)
-        return control_fail(error, CLASS_GENERIC, "export name '%.50s...' too long", name);
+        control_fail(error, CLASS_GENERIC, "export name '%.50s...' too long", name);
+    else if (arg_bool(args, "allocation-depth", false))
+        control_fail(
+            error, CLASS_GENERIC,
+            "allocation-depth: clients can't be told how deep what they read lies");
+    else
+        return true;
+    return false;
+}
+
+/* ---- a point that a backup keeps ---- */
+
+/* One whose target, to which what is changed is saved, has that name. */
+struct served_point {
+    struct served_export *exp; /* the caller is a user; NULL: there is none */
+    char *job;                 /* owned */
+};
+
+static struct served_point find_point(struct control_context *ctx, const char *node_name)
+{
+    EXPORT_TABLE_EACH (exp, ctx->exports) {
+        EXPORT_USE(use, export_enter(exp));
+        char *job = frozen_find_by_store(use.node, node_name);
+        if (job)
+            return (struct served_point){exp, job};
+    }
+    return (struct served_point){0};
+}
+
+static void served_point_end(struct served_point *found)
+{
+    export_put(found->exp);
+    free(found->job);
+}
+
+/* False with diag: the target has none of that name that can be served. */
+static bool has_bitmap(struct frozen_point *point, const char *name, struct diag *diag)
+{
+    struct dirty_bitmap *copy = frozen_copy_bitmap(point, name, diag);
+
+    dirty_bitmap_free(copy);
+    return copy;
+}
+
+/* The names of bitmaps that the target has; NULL with diag. */
+static json_t *list_bitmaps(const struct served_point *found, const json_t *items,
+                            struct diag *diag)
+{
+    EXPORT_USE(use, export_enter(found->exp));
+    struct frozen_point *point = frozen_find(use.node, found->job);
+    json_t *names = json_array();
+    bool all = point;
+
+    if (!point)
+        diag_set(diag, ENOENT, "backup '%.200s': has ended just now", found->job);
+    for (size_t i = 0; all && i < json_array_size(items); i++) {
+        const char *name = bitmap_name(json_array_get(items, i));
+        all = has_bitmap(point, name, diag);
+        json_array_append_new(names, json_string(name));
+    }
+    frozen_put(point);
+    if (all)
+        return names;
+    json_decref(names);
+    return NULL;
+}
+
+static int add_view(struct control_context *ctx, const struct served_point *found,
+                    const json_t *args, struct diag *diag)
+{
+    const char *node_name = arg_text(args, "node-name"), *name = arg_text(args, "name");
+    CLEANUP_FREE char *view_name = NULL;
+
+    if (arg_bool(args, "writable", false))
+        return diag_set(
+            diag, EINVAL,
+            "Node '%.200s' has what a running backup saves: it can only be read",
+            node_name);
+    json_t *bitmaps = list_bitmaps(found, json_object_get(args, "bitmaps"), diag);
+    if (!bitmaps)
+        return -diag->err;
+    int err = asprintf(&view_name, "backup/%s", found->job) < 0 ? -ENOMEM : 0;
+    const struct named_view_params params = {
+        .id = arg_text(args, "id"),
+        .name = name ? name : node_name,
+        .node_name = node_name,
+        .description = arg_text(args, "description"),
+        .exp_name = found->exp->name,
+        .view_name = view_name,
+        .bitmaps = bitmaps,
+    };
+    if (err)
+        view_name = NULL;
+    err = err ? diag_errno(diag, -err, "export")
+              : named_view_add(ctx->exports, &params, diag);
+    json_decref(bitmaps);
+    return err;
+}
+
+/* ---- the command ---- */
+
+static json_t *add_node(struct control_context *ctx, const json_t *args,
+                        struct control_error *error)
+{
     CLEANUP_ADDED_NODE struct added_node *node =
         find_unexported(ctx, arg_text(args, "node-name"), error);
     if (!node)
@@ -135,29 +267,50 @@ static json_t *add_export(struct control_context *ctx, const json_t *args,
     struct served_export *exp = new_export(args);
     if (!exp)
         return control_fail(error, CLASS_GENERIC, "out of memory");
-    if (open_and_add(ctx, exp, node, &error->diag) == 0)
+    if (open_and_add(ctx, exp, node, args, &error->diag) == 0)
         return json_object();
     (void)!export_close(exp);
     export_free(exp);
     return control_fail_diag(error, CLASS_GENERIC);
 }
 
+json_t *control_add_export(struct control_context *ctx, const json_t *args,
+                           struct control_error *error)
+{
+    if (!judge_add(ctx, args, error))
+        return NULL;
+    struct served_point found CLEANUP(served_point_end) =
+        find_point(ctx, arg_text(args, "node-name"));
+    if (!found.exp)
+        return add_node(ctx, args, error);
+    if (add_view(ctx, &found, args, &error->diag) == 0)
+        return json_object();
+    return control_fail_diag(error, CLASS_GENERIC);
+}
+
 /* ---- block-export-del ---- */
 
-static const char *const del_modes[] = {"safe", "hard", NULL};
+const char *const control_export_del_modes[] = {"safe", "hard", NULL};
+
+json_t *control_del_export(struct control_context *ctx, const char *id, bool hard,
+                           struct control_error *error)
+{
+    CLEANUP_EXPORT struct served_export *exp = find_by_id(ctx, id);
+    CLEANUP_NAMED_VIEW struct named_view *named = named_view_find_id(ctx->exports, id);
+
+    if (!exp && !named)
+        return control_fail(error, CLASS_GENERIC, "Export '%.200s' is not found", id);
+    int err = named ? named_view_withdraw(named, hard, &error->diag)
+                    : export_table_withdraw(exp, hard, &error->diag);
+    return err ? control_fail_diag(error, CLASS_GENERIC) : json_object();
+}
 
 static json_t *del_export(struct control_context *ctx, const json_t *args,
                           struct control_error *error)
 {
-    const char *id = arg_text(args, "id");
-    bool hard = arg_word(args, "mode", del_modes, 0) == 1;
-    CLEANUP_EXPORT struct served_export *exp = find_by_id(ctx, id);
+    bool hard = arg_word(args, "mode", control_export_del_modes, 0) == 1;
 
-    if (!exp)
-        return control_fail(error, CLASS_GENERIC, "Export '%.200s' is not found", id);
-    if (export_table_withdraw(exp, hard, &error->diag))
-        return control_fail_diag(error, CLASS_GENERIC);
-    return json_object();
+    return control_del_export(ctx, arg_text(args, "id"), hard, error);
 }
 
 /* ---- query-block-exports ---- */
@@ -177,6 +330,18 @@ static json_t *describe_export(struct served_export *exp)
     return object;
 }
 
+static json_t *describe_view(const struct named_view *named)
+{
+    json_t *object = json_object();
+
+    json_object_set_new(object, "node-name", json_from_text(named->node_name));
+    json_object_set_new(object, "shutting-down", json_false());
+    json_object_set_new(object, "type", json_string("nbd"));
+    json_object_set_new(object, "id", json_from_text(named->id));
+    json_object_set_new(object, "name", json_from_text(named->name));
+    return object;
+}
+
 static json_t *query_exports(struct control_context *ctx, const json_t *args,
                              struct control_error *error)
 {
@@ -186,6 +351,8 @@ static json_t *query_exports(struct control_context *ctx, const json_t *args,
     (void)error;
     EXPORT_TABLE_EACH (exp, ctx->exports)
         json_array_append_new(list, describe_export(exp));
+    NAMED_VIEW_EACH(named, ctx->exports)
+    json_array_append_new(list, describe_view(named));
     return list;
 }
 
@@ -194,7 +361,12 @@ static json_t *query_exports(struct control_context *ctx, const json_t *args,
 static const char *const types[] = {"nbd", NULL};
 
 static const struct control_arg nbd_args[] = {
-    {"name", STRING, false}, {"description", STRING, false}, {0}};
+    {"name", STRING, false},
+    {"description", STRING, false},
+    {"bitmaps", LIST_OF(&control_bitmap_source), false},
+    {"allocation-depth", BOOL, false},
+    {0},
+};
 static const struct control_variant nbd = {"nbd", OBJECT(nbd_args)};
 static const struct control_variant *const export_types[] = {&nbd, NULL};
 
@@ -208,12 +380,12 @@ static const struct control_arg add_args[] = {
 
 static const struct control_arg del_args[] = {
     {"id", STRING, true},
-    {"mode", WORDS(del_modes), false},
+    {"mode", WORDS(control_export_del_modes), false},
     {0},
 };
 
 const struct control_command control_export_commands[] = {
-    {"block-export-add", UNION(add_args, "type", export_types), NULL, add_export},
+    {"block-export-add", UNION(add_args, "type", export_types), NULL, control_add_export},
     {"block-export-del", OBJECT(del_args), NULL, del_export},
     {0},
 };

@@ -11,6 +11,7 @@
 #include "base/cleanup.h"
 #include "block/image_info.h"
 #include "common/image_info_json.h"
+#include "control_chain.h"
 #include "control_cmds.h"
 #include "control_throttle.h"
 #include "export_table.h"
@@ -90,6 +91,8 @@ static const struct control_type *const children_or_none[] = {STRING, &control_n
 static const struct control_type one_child = {.kind = TYPE_ALTERNATE, .choices = children},
                                  child_or_none = {.kind = TYPE_ALTERNATE,
                                                   .choices = children_or_none};
+
+static const struct control_arg filter_args[] = {{"file", &one_child, true}, {0}};
 
 static const struct control_arg raw_args[] = {{"file", &one_child, true}, {0}};
 
@@ -277,6 +280,7 @@ static bool read_rbd(const struct reading *how, const json_t *args, struct added
 /* ---- children ---- */
 
 static struct added_node *read_node(const struct reading *how, const json_t *args);
+static const struct node_driver *find_driver(const char *name);
 
 /* Held by the caller. */
 static struct added_node *find_child(const struct reading *how, const json_t *value)
@@ -302,6 +306,74 @@ static struct added_node *read_child(const struct reading *how, const json_t *va
     return child;
 }
 
+/* The image that is on top has the name; the disk's own may be one's below. */
+static bool is_top(struct served_export *exp, const char *name)
+{
+    CHAIN_USE(chain, exp);
+    const struct node *top = chain.use.node;
+
+    return strcmp(control_name_node(exp, top, top).text, name) == 0;
+}
+
+/* The node name of the disk whose top is called so; NULL: none is.  With *failed when memory is
+ * short. */
+static char *find_disk(const struct reading *how, const char *name, bool *failed)
+{
+    CLEANUP_EXPORT struct served_export *exp =
+        name ? control_look_for_disk(how->ctx, name) : NULL;
+    bool found = exp && is_top(exp, name);
+    char *copy = found ? strdup(exp->node_name) : NULL;
+
+    *failed = found && !copy;
+    if (*failed)
+        control_fail(how->error, CLASS_GENERIC, "out of memory");
+    return copy;
+}
+
+/* What a layer below the top of a disk is, as an argument of blockdev-add; NULL: none is called
+ * so.  It isn't changed, and may lie below others. */
+static json_t *describe_layer(const struct reading *how, const char *name)
+{
+    struct control_error ignored;
+    CLEANUP_EXPORT struct served_export *exp = control_find_layer(how->ctx, name, &ignored);
+
+    if (!exp)
+        return NULL;
+    CHAIN_USE(chain, exp);
+    const struct node *top = chain.use.node;
+    const struct node *layer = control_find_in_chain(exp, chain.use.node, name);
+    if (!layer || layer == top || !find_driver(node_format(layer)))
+        return NULL;
+    return json_pack("{s:s, s:b, s:{s:s, s:s}}", "driver", node_format(layer), "read-only",
+                     1, "file", "driver", "file", "filename", node_location(layer));
+}
+
+/* A layer that was there before nodes were added is described anew. */
+static struct added_node *read_layer(const struct reading *how, const json_t *backing)
+{
+    const char *name = json_string_value(backing);
+    struct added_node *known = name ? node_table_find(&how->ctx->nodes, name) : NULL;
+    json_t *layer = name && !known ? describe_layer(how, name) : NULL;
+
+    added_node_put(known);
+    struct added_node *child = read_child(how, layer ? layer : backing);
+    json_decref(layer);
+    return child;
+}
+
+/* A node, or a disk that is being served, of which nobody knows what it is when this is opened:
+ * a backup of it does. */
+static bool read_backing(const struct reading *how, const json_t *backing,
+                         struct added_node *node)
+{
+    bool failed;
+
+    node->disk = find_disk(how, json_string_value(backing), &failed);
+    if (!node->disk && !failed)
+        node->below = read_layer(how, backing);
+    return node->disk || node->below;
+}
+
 static bool read_format(const struct reading *how, const json_t *args,
                         struct added_node *node)
 {
@@ -310,7 +382,7 @@ static bool read_format(const struct reading *how, const json_t *args,
     node->file = read_child(how, json_object_get(args, "file"));
     if (!node->file)
         return false;
-    if (node->file->file) {
+    if (node->file->file || node->file->filtered) {
         control_fail(how->error, CLASS_GENERIC,
                      "file: a format over a format: it has to be a file, an NBD export or "
                      "an RBD image");
@@ -319,10 +391,23 @@ static bool read_format(const struct reading *how, const json_t *args,
     if (!join_options(node, how->error))
         return false;
     node->as_image_says = !backing && strcmp(node->driver, "raw") != 0;
-    if (!backing || json_is_null(backing))
-        return true;
-    node->below = read_child(how, backing);
-    return node->below;
+    return !backing || json_is_null(backing) || read_backing(how, backing, node);
+}
+
+/* Proxmox's: what it says of the node below is all that there is to it. */
+static bool read_zeroinit(const struct reading *how, const json_t *args,
+                          struct added_node *node)
+{
+    node->filtered = read_child(how, json_object_get(args, "file"));
+    if (!node->filtered)
+        return false;
+    if (node->filtered->filtered) {
+        control_fail(how->error, CLASS_GENERIC, "file: a filter over a filter");
+        return false;
+    }
+    node->read_only = node->filtered->read_only;
+    node->options = node->filtered->options;
+    return true;
 }
 
 /* ---- drivers ---- */
@@ -340,9 +425,13 @@ static const struct node_driver qcow2_driver = {
 static const struct node_driver qed_driver = {
     {"qed", OBJECT(backed_args)}, "qed", read_format};
 
+static const struct node_driver zeroinit_driver = {
+    {"zeroinit", OBJECT(filter_args)}, "zeroinit", read_zeroinit};
+
 static const struct control_variant *const drivers[] = {
-    &file_driver.variant, &device_driver.variant, &nbd_driver.variant, &rbd_driver.variant,
-    &raw_driver.variant,  &qcow2_driver.variant,  &qed_driver.variant, NULL,
+    &file_driver.variant, &device_driver.variant,   &nbd_driver.variant,
+    &rbd_driver.variant,  &raw_driver.variant,      &qcow2_driver.variant,
+    &qed_driver.variant,  &zeroinit_driver.variant, NULL,
 };
 
 const struct control_type control_node_reference = {.kind = TYPE_ALTERNATE,
@@ -352,13 +441,14 @@ const struct control_type control_node_options = {
 const struct control_type control_reopen_options = {
     .kind = TYPE_OBJECT, .members = reopen_args, .tag = "driver", .variants = drivers};
 
+/* NULL: there is none, which can't be of what fits. */
 static const struct node_driver *find_driver(const char *name)
 {
     const struct control_variant *const *driver = drivers;
 
-    while (strcmp((*driver)->name, name) != 0)
+    while (*driver && strcmp((*driver)->name, name) != 0)
         driver++;
-    return CONTAINER_OF(*driver, const struct node_driver, variant);
+    return *driver ? CONTAINER_OF(*driver, const struct node_driver, variant) : NULL;
 }
 
 /* Its name, where it is given or has to be. */
@@ -426,7 +516,7 @@ bool control_name_is_taken(struct control_context *ctx, const char *name)
 
 static bool may_be_overwritten(const struct added_node *node, struct control_error *error)
 {
-    if (node->file)
+    if (node->file || node->filtered)
         control_fail(error, CLASS_GENERIC,
                      "file: a format over a format: it has to be a file or an RBD image");
     else if (node->read_only)
@@ -458,8 +548,10 @@ struct added_node *control_take_node(struct control_context *ctx, const json_t *
 /* Opens it once, as it will be. */
 static int try_node(struct control_context *ctx, struct added_node *node, struct diag *diag)
 {
-    const struct node_opening how = {
-        .ctx = &ctx->trial, .references = ctx->config->references, .give_up = ctx->give_up};
+    const struct node_opening how = {.ctx = &ctx->trial,
+                                     .references = ctx->config->references,
+                                     .give_up = ctx->give_up,
+                                     .alone = added_node_meant(node)->disk};
     CLEANUP_IMAGE_INFO struct image_info info = {0};
     struct node *opened;
 

@@ -243,7 +243,8 @@ static int open_added_overlay(struct overlay *o, struct control_context *ctx,
     if (!o->added)
         return diag_set(diag, ENOENT, "Cannot find device='%.200s' nor node-name='%.200s'",
                         name, name);
-    if (o->added->below || o->added->as_image_says)
+    const struct added_node *meant = added_node_meant(o->added);
+    if (meant->below || meant->disk || meant->as_image_says)
         return diag_set(diag, EINVAL,
                         "The overlay '%s' already has a backing image: say "
                         "\"backing\": null when it is added",

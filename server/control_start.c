@@ -161,7 +161,7 @@ struct mirror_opener control_opener(struct target_request *request)
         .open = open_for_job, .free = free_request, .opaque = request};
 }
 
-/* "zeroinit:" is how Proxmox says that the target reads as zeroes. */
+/* "zeroinit:", or a node of that driver, is how Proxmox says that the target reads as zeroes. */
 #define ZEROINIT "zeroinit:"
 
 static bool is_zeroinit(const json_t *args)
@@ -220,7 +220,7 @@ static struct mirror_opener opener_of_node(struct control_context *ctx,
 
 static int start_mirror_to(struct control_context *ctx, struct served_export *exp,
                            const json_t *args, uint64_t ticket, struct mirror_opener opener,
-                           struct diag *diag)
+                           bool zeroinit, struct diag *diag)
 {
     const struct mirror_params params = {
         .job = job_params_of(args, exp, ticket),
@@ -234,9 +234,9 @@ static int start_mirror_to(struct control_context *ctx, struct served_export *ex
         .granularity = arg_size(args, "granularity", 0),
         .buf_size = arg_size(args, "buf-size", 0),
         .unmap = arg_bool(args, "unmap", true),
-        .target_is_zero = arg_bool(args, "target-is-zero", false) ||
-                          (is_zeroinit(args) &&
-                           arg_word(args, "sync", syncs, MIRROR_FULL) == MIRROR_FULL),
+        .target_is_zero =
+            arg_bool(args, "target-is-zero", false) ||
+            (zeroinit && arg_word(args, "sync", syncs, MIRROR_FULL) == MIRROR_FULL),
         .pivot = pivot_of(exp),
     };
 
@@ -247,7 +247,8 @@ static int start_mirror_to(struct control_context *ctx, struct served_export *ex
 static int start_mirror(struct control_context *ctx, struct served_export *exp,
                         const json_t *args, uint64_t ticket, struct diag *diag)
 {
-    return start_mirror_to(ctx, exp, args, ticket, opener_by_name(args), diag);
+    return start_mirror_to(ctx, exp, args, ticket, opener_by_name(args), is_zeroinit(args),
+                           diag);
 }
 
 static int start_mirror_to_node(struct control_context *ctx, struct served_export *exp,
@@ -259,7 +260,9 @@ static int start_mirror_to_node(struct control_context *ctx, struct served_expor
     if (!target)
         return diag_set(diag, ENOENT, "Cannot find device='%.200s' nor node-name='%.200s'",
                         name, name);
-    return start_mirror_to(ctx, exp, args, ticket, opener_of_node(ctx, target), diag);
+    bool zeroinit = target->filtered;
+    return start_mirror_to(ctx, exp, args, ticket, opener_of_node(ctx, target), zeroinit,
+                           diag);
 }
 
 /* What can be said before a target is opened, or even made. */
@@ -432,48 +435,28 @@ static json_t *block_stream(struct control_context *ctx, const json_t *args,
 
 /* ---- the table ---- */
 
+/* Of both mirrors. */
+#define MIRROR_ARGS                                                                      \
+    {"job-id", STRING, false}, {"device", STRING, true}, {"target", STRING, true},       \
+        {"sync", WORDS(syncs), true}, {"bitmap", STRING, false}, {"speed", SIZE, false}, \
+        {"granularity", SIZE, false}, {"buf-size", SIZE, false},                         \
+        {"on-source-error", WORDS(on_errors), false},                                    \
+        {"on-target-error", WORDS(on_errors), false}, {"unmap", BOOL, false},            \
+        {"copy-mode", WORDS(control_copy_modes), false}, {"replaces", STRING, false},    \
+        {"auto-finalize", BOOL, false}, {"auto-dismiss", BOOL, false},                   \
+    {                                                                                    \
+        "target-is-zero", BOOL, false                                                    \
+    }
+
 static const struct control_arg mirror_args[] = {
-    {"job-id", STRING, false},
-    {"device", STRING, true},
-    {"target", STRING, true},
+    MIRROR_ARGS,
     {"format", WORDS(formats), false},
     {"mode", WORDS(modes), false},
-    {"sync", WORDS(syncs), true},
-    {"bitmap", STRING, false},
-    {"speed", SIZE, false},
-    {"granularity", SIZE, false},
-    {"buf-size", SIZE, false},
-    {"on-source-error", WORDS(on_errors), false},
-    {"on-target-error", WORDS(on_errors), false},
-    {"unmap", BOOL, false},
-    {"copy-mode", WORDS(control_copy_modes), false},
-    {"replaces", STRING, false},
-    {"auto-finalize", BOOL, false},
-    {"auto-dismiss", BOOL, false},
-    {"target-is-zero", BOOL, false},
     {0},
 };
 
 static const struct control_arg node_mirror_args[] = {
-    {"job-id", STRING, false},
-    {"device", STRING, true},
-    {"target", STRING, true},
-    {"sync", WORDS(syncs), true},
-    {"bitmap", STRING, false},
-    {"speed", SIZE, false},
-    {"granularity", SIZE, false},
-    {"buf-size", SIZE, false},
-    {"on-source-error", WORDS(on_errors), false},
-    {"on-target-error", WORDS(on_errors), false},
-    {"filter-node-name", STRING, false},
-    {"unmap", BOOL, false},
-    {"copy-mode", WORDS(control_copy_modes), false},
-    {"replaces", STRING, false},
-    {"auto-finalize", BOOL, false},
-    {"auto-dismiss", BOOL, false},
-    {"target-is-zero", BOOL, false},
-    {0},
-};
+    MIRROR_ARGS, {"filter-node-name", STRING, false}, {0}};
 
 static const struct control_arg commit_args[] = {
     {"job-id", STRING, false},

@@ -149,6 +149,8 @@ static int open_added(const struct target_request *request, struct node **out,
     const struct node_opening how = {.ctx = context_of(request),
                                      .references = request->references,
                                      .give_up = request->give_up,
+                                     .disk = request->disk_name ? request->source : NULL,
+                                     .disk_name = request->disk_name,
                                      .as_target = true};
 
     if (!nbd_uri_is_one(file) && is_part_of(request->source, file))
@@ -218,5 +220,8 @@ int control_open_target(struct target_request *request, struct node **out,
         node_close(node);
     else
         *out = node;
+    /* From here on the open node bears the name, and who holds that is a user. */
+    added_node_put(request->added);
+    request->added = NULL;
     return err;
 }

@@ -26,6 +26,8 @@ struct target_request {
     /* It will never be served: its requests have a gate of their own, so that nobody who waits for
      * changes of the disk waits for a slow target.  Made when it is opened. */
     bool apart;
+    /* Of a backup: the node name of the disk, on which a node may be said to lie; NULL: else. */
+    const char *disk_name;
     struct block_context *own;
 };
 

@@ -130,15 +130,23 @@ static void release_all(struct transaction *transaction)
 
 /* ---- exports ---- */
 
-/* What an earlier action is about to put on top of a disk. */
+/* Is it opened by now, wherever it stands? */
+static bool is_before(const struct transaction_action *maker,
+                      const struct transaction_action *action)
+{
+    return maker->opened && maker->kind->made &&
+           (maker < action || maker->kind->starts_job);
+}
+
+/* What an earlier action is about to put on top of a disk, or the target of any backup. */
 static bool find_made(struct transaction_action *action, const char *name,
                       struct control_error *error)
 {
     const struct transaction *transaction = action->transaction;
 
-    for (const struct transaction_action *maker = transaction->actions; maker < action;
-         maker++) {
-        action->made = maker->kind->made ? maker->kind->made(maker, name) : NULL;
+    for (size_t i = 0; i < transaction->n_actions; i++) {
+        const struct transaction_action *maker = &transaction->actions[i];
+        action->made = is_before(maker, action) ? maker->kind->made(maker, name) : NULL;
         if (!action->made)
             continue;
         action->exp = control_find_node(action->ctx, maker->exp->node_name, error);
@@ -193,12 +201,13 @@ static void enter_exports(struct transaction *transaction, bool drain)
         export_begin_drain(transaction->exports[i].exp);
     for (size_t i = 0; i < transaction->n_exports; i++)
         transaction->exports[i].use = export_enter_action(transaction->exports[i].exp);
-    for (size_t i = 0; i < transaction->n_actions; i++)
-        if (transaction->actions[i].exp)
-            transaction->actions[i].node =
-                transaction->actions[i].made
-                    ? transaction->actions[i].made
-                    : find_drained(transaction, transaction->actions[i].exp)->use.node;
+    for (size_t i = 0; i < transaction->n_actions; i++) {
+        struct transaction_action *action = &transaction->actions[i];
+        if (!action->exp)
+            continue;
+        action->served = find_drained(transaction, action->exp)->use.node;
+        action->node = action->made ? action->made : action->served;
+    }
 }
 
 static void leave_exports(struct transaction *transaction, bool drained)
@@ -276,14 +285,20 @@ static void abort_prepared(struct transaction *transaction)
     abort_some(transaction, false);
 }
 
-/* The last first: what it was about may be an earlier one's. */
-static void finish_opened(struct transaction *transaction, bool committed)
+static void finish_some(struct transaction *transaction, bool jobs, bool committed)
 {
     for (size_t i = transaction->n_actions; i-- > 0;) {
         struct transaction_action *action = &transaction->actions[i];
-        if (action->opened && action->kind->finish)
+        if (action->opened && action->kind->starts_job == jobs && action->kind->finish)
             action->kind->finish(action, committed);
     }
+}
+
+/* The last first: what it was about may be an earlier one's, or a job's. */
+static void finish_opened(struct transaction *transaction, bool committed)
+{
+    finish_some(transaction, false, committed);
+    finish_some(transaction, true, committed);
 }
 
 /* At one point of the writes, when they are drained. */

@@ -11,7 +11,8 @@
  * that an action names are drained, and all are prepared in their order (those of a kind that
  * prepares last behind the others).  When each could
  * be, each is committed, in the same order; else those that were prepared are aborted,
- * the last first.  The drains end, and every action that was opened is finished, the last first.
+ * the last first.  The drains end, and every action that was opened is finished, the last first,
+ * and those of a kind that starts jobs behind the others.
  *
  * To add a kind of action:
  *   - a row `const struct transaction_kind` beside the command that does the same by itself,
@@ -58,10 +59,11 @@ struct transaction_kind {
      * nobody gets space in its image. */
     bool prepares_last;
 
-    bool takes_made; /* its node may be one that an earlier action makes */
+    bool takes_made; /* its node may be one that another action makes */
 
     /* Each is optional. */
-    /* Opened: the node of that name that it is to put on top of its export; NULL: none. */
+    /* Opened: the node of that name that it is to put on top of its export, or to which its job
+     * is to write; NULL: none. */
     struct node *(*made)(const struct transaction_action *action, const char *name);
     bool (*open)(struct transaction_action *action, struct control_error *error);
     bool (*prepare)(struct transaction_action *action, struct control_error *error);
@@ -79,8 +81,9 @@ struct transaction_action {
     struct control_context *ctx;
     const json_t *args;        /* its `data`, which fits */
     struct served_export *exp; /* that export_arg names; a user of it; NULL: none */
-    struct node *made; /* NULL, or what is meant is this, which an earlier action makes */
-    struct node *node; /* that, or of exp; from prepare to commit or abort */
+    struct node *made; /* NULL, or what is meant is this, which another action makes */
+    /* From prepare to commit or abort: what is served of exp; and that, or `made`. */
+    struct node *served, *node;
     bool opened, prepared;
     void *state; /* the kind's own; NULL at first */
 };

@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "export_table_internal.h"
 #include "image_folder.h"
+#include "named_view.h"
 
 /* A message names so many exports. */
 #define NAMES_SHOWN 8
@@ -23,6 +24,7 @@ void export_table_init(struct export_table *table)
     pthread_cond_init(&table->changed, NULL);
     cond_init_timed(&table->idle);
     list_init(&table->exports);
+    list_init(&table->named);
 }
 
 void export_table_set_folder(struct export_table *table, struct image_folder *folder,
@@ -34,6 +36,7 @@ void export_table_set_folder(struct export_table *table, struct image_folder *fo
 
 void export_table_destroy(struct export_table *table)
 {
+    named_views_destroy(table);
     pthread_cond_destroy(&table->changed);
     pthread_cond_destroy(&table->idle);
     lock_destroy(&table->lock);
@@ -152,7 +155,7 @@ void export_put(struct served_export *exp)
 int export_table_check_names(struct export_table *table, const struct served_export *exp,
                              struct diag *diag)
 {
-    if (export_table_look_up(table, exp->name))
+    if (export_table_look_up(table, exp->name) || named_view_has_name(table, exp->name))
         return diag_set(diag, EEXIST, "export '%.200s': there is one of that name already",
                         exp->name);
     if (look_up_node(table, exp->node_name))

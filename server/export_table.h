@@ -33,7 +33,9 @@ struct export_table {
     pthread_cond_t changed; /* one isn't being opened, or closed, any more */
     pthread_cond_t idle;    /* one has lost its last user; or the end */
     struct list exports;    /* struct served_export.link: in the order in which they came */
-    /* One that was removed is closed; on the thread that did it.  NULL: nobody wants to know. */
+    struct list named;      /* struct named_view.link */
+    /* One that was removed is closed, or a named view gone; on the thread that did it.  NULL:
+     * nobody wants to know. */
     void (*closed)(void *opaque, const char *id);
     void *closed_opaque;
     struct export_closers *closers; /* export_linger.c's; NULL: not started */

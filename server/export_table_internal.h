@@ -27,6 +27,9 @@ static inline bool export_is_unused(const struct served_export *exp)
            !throttle_is_limited(&exp->throttle);
 }
 
+/* named_view.c */
+bool named_view_has_name(struct export_table *table, const char *name);
+
 /* One that is listed, or NULL. */
 struct served_export *export_table_look_up(struct export_table *table, const char *name);
 

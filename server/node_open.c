@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "block/frozen_point.h"
 #include "storage/nbd.h"
 
 /* A mirror has 16 operations in flight at most; more connections bring nothing. */
@@ -52,6 +53,22 @@ static int open_layer(const struct added_node *node, const struct node_opening *
                : chain_open(how->ctx, file->target, &options, out, diag);
 }
 
+/* The disk goes on being changed: only a backup of it knows what it was. */
+static int put_on_disk(const struct added_node *node, const struct node_opening *how,
+                       struct node *top, struct diag *diag)
+{
+    if (!how->disk || strcmp(how->disk_name, node->disk) != 0)
+        return diag_set(diag, EBUSY,
+                        "Node '%s' lies on '%s', which is being served: it can only be the "
+                        "target of a backup of that disk",
+                        node->name ? node->name->text : "", node->disk);
+    struct node *below;
+    int err = frozen_backing_open(how->ctx, how->disk, &below, diag);
+    if (!err)
+        top->backing = below;
+    return err;
+}
+
 /* What lies below is only read, and may be below others as well. */
 static int open_below(const struct added_node *node, const struct node_opening *how,
                       struct node *top, struct diag *diag)
@@ -59,12 +76,14 @@ static int open_below(const struct added_node *node, const struct node_opening *
     struct node_opening below = *how;
     struct node *opened;
 
-    if (!node->below || how->alone)
+    if ((!node->below && !node->disk) || how->alone)
         return 0;
     below.as_target = false;
     if (!node_can(top, DRIVER_BACKING))
         return diag_set(diag, EINVAL, "%s: %s images have no backing file", top->filename,
                         node_format(top));
+    if (node->disk)
+        return put_on_disk(node, how, top, diag);
     int err = added_node_open(node->below, &below, &opened, diag);
     if (!err)
         top->backing = opened;
@@ -74,14 +93,15 @@ static int open_below(const struct added_node *node, const struct node_opening *
 int added_node_open(struct added_node *node, const struct node_opening *how,
                     struct node **out, struct diag *diag)
 {
+    const struct added_node *meant = added_node_meant(node);
     struct node *top;
 
     int err = how->as_target ? added_node_check_idle(node, diag) : 0;
     if (!err)
-        err = open_layer(node, how, &top, diag);
+        err = open_layer(meant, how, &top, diag);
     if (err)
         return err;
-    err = open_below(node, how, top, diag);
+    err = open_below(meant, how, top, diag);
     if (err) {
         node_close(top);
         return err;

@@ -107,11 +107,13 @@ void added_node_put(struct added_node *node)
 {
     if (!node || atomic_fetch_sub(&node->holders, 1) > 1)
         return;
+    added_node_leave(node->filtered);
     added_node_leave(node->file);
     added_node_leave(node->below);
     node_name_put(node->name);
     json_decref(node->image);
     free(node->target);
+    free(node->disk);
     free(node);
 }
 
@@ -134,15 +136,17 @@ int added_node_check_idle(const struct added_node *node, struct diag *diag)
         return diag_set(diag, EBUSY, "Node '%s' is busy: node is in use", name);
     if (atomic_load(&node->parents) > 0)
         return diag_set(diag, EBUSY, "Node '%s' is busy: node is part of another", name);
-    if (node->file && added_node_is_used(node->file))
-        return diag_set(diag, EBUSY, "Node '%s' is busy: node is in use",
-                        node->file->name->text);
+    const struct added_node *file = added_node_meant(node)->file;
+    if (file && added_node_is_used(file))
+        return diag_set(diag, EBUSY, "Node '%s' is busy: node is in use", file->name->text);
     return 0;
 }
 
 const char *added_node_target(const struct added_node *node)
 {
-    return node->file ? node->file->target : node->target;
+    const struct added_node *meant = added_node_meant(node);
+
+    return meant->file ? meant->file->target : meant->target;
 }
 
 /* ---- the list ---- */

@@ -31,12 +31,16 @@ struct added_node {
     _Atomic unsigned holders;
     _Atomic unsigned parents; /* nodes whose `file` or `below` it is */
 
-    struct node_name *name;  /* NULL: part of another, without a name */
-    const char *driver;      /* static: "file", "nbd", "rbd", or a format's name */
-    char *target;            /* of no format: an absolute path, an NBD URI or an RBD name */
-    struct added_node *file; /* of formats: where it lies; held, and this one a parent */
+    struct node_name *name; /* NULL: part of another, without a name */
+    const char *driver;     /* static: "file", "nbd", "rbd", or a format's name */
+    char *target;           /* of no format: an absolute path, an NBD URI or an RBD name */
+    /* Of "zeroinit": the node that it stands for, which reads as zeroes; held, and this one a
+     * parent.  Everything but the name and the parents is that one's. */
+    struct added_node *filtered;
+    struct added_node *file;  /* of formats: where it lies; likewise */
     struct added_node *below; /* of formats: its backing node; likewise */
-    bool as_image_says;       /* ... or what the image names; else it has none */
+    char *disk; /* ... or the node name of a disk that is served, on which it is to lie */
+    bool as_image_says; /* ... or what the image names; else it has none */
     bool read_only, auto_read_only;
     bool discard_is_said; /* whether it is `ignore`, by the options or by default */
     struct node_options options;
@@ -92,6 +96,12 @@ bool added_node_is_used(const struct added_node *node);
  * that is open by itself?  -EBUSY with diag, in QEMU's words; else 0. */
 int added_node_check_idle(const struct added_node *node, struct diag *diag) MUST_USE;
 
+/* What it stands for, if it is another's filter, or itself. */
+static inline const struct added_node *added_node_meant(const struct added_node *node)
+{
+    return node->filtered ? node->filtered : node;
+}
+
 /* Where it lies, for messages. */
 const char *added_node_target(const struct added_node *node);
 
@@ -103,7 +113,11 @@ struct node_opening {
     enum references references;
     const _Atomic bool *give_up; /* NULL: nobody will */
     bool alone;                  /* without what lies below */
-    bool as_target;              /* to be written to; locked otherwise, if it is no file */
+    /* It is written to by a backup of this disk, of that node name: it may be said to lie on it.
+     * NULL: by no backup. */
+    const struct node *disk;
+    const char *disk_name;
+    bool as_target; /* to be written to; locked otherwise, if it is no file */
 };
 
 /* Opens it and what lies below.  -EBUSY when it is open, or part of another.  0 or -errno with

@@ -18,6 +18,7 @@
 #include "common/build_features.h"
 #include "control.h"
 #include "image_folder.h"
+#include "named_view.h"
 #include "registry.h"
 #include "server.h"
 #include "shutdown.h"
@@ -175,6 +176,18 @@ static int list_name(struct export_listing *l, const char *name, const char *des
     return nbdkit_add_export(l->exports, name, description);
 }
 
+static int list_named_bitmap(struct export_listing *l, const struct named_view *named,
+                             const json_t *bitmap)
+{
+    char *full;
+
+    if (asprintf(&full, "%s/bitmap/%s", named->name, json_string_value(bitmap)) < 0)
+        return -1;
+    int rc = list_name(l, full, named->description);
+    free(full);
+    return rc;
+}
+
 static int list_view(void *opaque, const char *name, const char *description)
 {
     struct export_listing *l = opaque;
@@ -187,6 +200,22 @@ static int list_view(void *opaque, const char *name, const char *description)
     int rc = list_name(l, full, description);
     free(full);
     return rc;
+}
+
+/* Views by names of their own, each with its bitmaps. */
+static int list_named(struct export_listing *l)
+{
+    NAMED_VIEW_EACH(named, &server.exports)
+    {
+        int rc = list_name(l, named->name, named->description);
+        for (size_t i = 0; rc == 0 && i < json_array_size(named->bitmaps); i++)
+            rc = list_named_bitmap(l, named, json_array_get(named->bitmaps, i));
+        if (rc) {
+            named_view_put(named);
+            return -1;
+        }
+    }
+    return 0;
 }
 
 /* Those of the folder are told by what lies there, open or not. */
@@ -216,7 +245,7 @@ static int qimg_list_exports(int readonly, int is_tls, struct nbdkit_exports *ex
     (void)is_tls;
     if (server.config.hide_exports)
         return 0;
-    if (list_open_exports(&l))
+    if (list_open_exports(&l) || list_named(&l))
         return -1;
     return server.folder && image_folder_list(server.folder, list_file, &l) ? -1 : 0;
 }

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "named_view.h"
 
 static const struct view_kind *const kinds[] = {
     &view_of_snapshot,
@@ -71,6 +72,7 @@ void view_close(struct view *view)
         view->kind->close(view);
         atomic_fetch_sub(&view->node->viewers, 1);
     }
+    named_view_put(view->named);
     free(view->description);
     free(view);
 }
@@ -108,12 +110,31 @@ static struct served_export *split_name(struct export_table *table, const char *
     }
 }
 
-int view_find(struct export_table *table, const char *name, struct served_export **exp,
-              struct view **view, struct diag *diag)
+/* A view by a name that a command gave it: *found says whether there is one. */
+static int find_named(struct export_table *table, const char *name,
+                      struct served_export **exp, struct view **view, bool *found,
+                      struct diag *diag)
+{
+    CLEANUP_FREE char *view_name = NULL;
+    CLEANUP_NAMED_VIEW struct named_view *named = named_view_find(table, name, &view_name);
+
+    *found = named;
+    if (!named)
+        return 0;
+    if (!view_name)
+        return diag_errno(diag, ENOMEM, "export '%.200s'", name);
+    *exp = export_table_find(table, named->exp_name, diag);
+    int err = *exp ? view_open(*exp, view_name, view, diag) : -diag->err;
+    if (!err)
+        (*view)->named = TAKE(&named);
+    return err;
+}
+
+static int find_by_export(struct export_table *table, const char *name,
+                          struct served_export **exp, struct view **view, struct diag *diag)
 {
     const char *view_name;
 
-    *view = NULL;
     *exp = export_table_find(table, name, diag);
     if (*exp && !(*exp)->default_view)
         return 0;
@@ -124,7 +145,19 @@ int view_find(struct export_table *table, const char *name, struct served_export
         if (!*exp)
             return -diag->err;
     }
-    int err = view_open(*exp, view_name, view, diag);
+    return view_open(*exp, view_name, view, diag);
+}
+
+int view_find(struct export_table *table, const char *name, struct served_export **exp,
+              struct view **view, struct diag *diag)
+{
+    bool is_named;
+
+    *exp = NULL;
+    *view = NULL;
+    int err = find_named(table, name, exp, view, &is_named, diag);
+    if (!is_named)
+        err = find_by_export(table, name, exp, view, diag);
     if (err)
         export_put(TAKE(exp));
     return err;

@@ -21,12 +21,14 @@
 #include "base/diag.h"
 #include "export_table.h"
 
+struct named_view;
 struct view_kind;
 
 struct view {
     const struct view_kind *kind;
     struct served_export *exp; /* whose user the connection is */
     struct node *node;         /* on which it was opened; stays open */
+    struct named_view *named;  /* whose user it is; NULL: it was found by its own name */
     /* The kind's open sets these. */
     void *state;
     char *description; /* from malloc; NULL: none */

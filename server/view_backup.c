@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Views of the points of backups (sync=none), by the ids of their jobs.  With a bitmap clients
- * are told what it said at the point, in place of where there is data. */
+ * are told what it said at the point, in place of where there is data: one of the disk's that the
+ * job was given; or, as JOB/bitmap/NAME, one that the job's target has. */
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "base/cleanup.h"
 #include "block/dirty_bitmap.h"
@@ -11,6 +14,12 @@
 #include "view.h"
 
 #define DESCRIPTION "the disk as it was when the backup job began"
+
+struct point_view {
+    struct frozen_point *point;
+    struct dirty_bitmap *copy;          /* of one of the target's; NULL: none */
+    const struct dirty_bitmap *changed; /* that, or the job's; NULL: none */
+};
 
 struct telling {
     view_tell *tell;
@@ -31,30 +40,73 @@ static int list_points(struct node *node, view_tell *tell, void *opaque)
     return frozen_each(node, tell_of_point, &t);
 }
 
+#define BITMAP "/bitmap/"
+
+static int find_point(struct point_view *v, struct node *node, const char *job,
+                      struct diag *diag)
+{
+    v->point = frozen_find(node, job);
+    if (v->point)
+        return 0;
+    return diag_set(diag, ENOENT,
+                    "backup '%.200s': there is no such job with a point to be read", job);
+}
+
+/* "JOB" or "JOB/bitmap/NAME": no job's id has a slash. */
+static int find_both(struct point_view *v, struct node *node, const char *name,
+                     struct diag *diag)
+{
+    const char *slash = strstr(name, BITMAP);
+    CLEANUP_FREE char *job = slash ? strndup(name, (size_t)(slash - name)) : strdup(name);
+
+    if (!job)
+        return diag_errno(diag, ENOMEM, "backup '%.200s'", name);
+    int err = find_point(v, node, job, diag);
+    if (err)
+        return err;
+    v->changed = frozen_changed(v->point);
+    if (!slash)
+        return 0;
+    v->changed = v->copy = frozen_copy_bitmap(v->point, slash + strlen(BITMAP), diag);
+    return v->copy ? 0 : -diag->err;
+}
+
+static void free_point_view(struct point_view *v)
+{
+    dirty_bitmap_free(v->copy);
+    frozen_put(v->point);
+    free(v);
+}
+
 static int open_point(struct view *view, const char *name, struct diag *diag)
 {
-    struct frozen_point *point = frozen_find(view->node, name);
+    struct point_view *v = calloc(1, sizeof *v);
 
-    if (!point)
-        return diag_set(diag, ENOENT,
-                        "backup '%.200s': there is no such job with a point to be read",
-                        name);
-    view->state = point;
-    view->size = frozen_node(point)->size;
+    if (!v)
+        return diag_errno(diag, ENOMEM, "backup '%.200s'", name);
+    int err = find_both(v, view->node, name, diag);
+    if (err) {
+        free_point_view(v);
+        return err;
+    }
+    view->state = v;
+    view->size = frozen_node(v->point)->size;
     if (asprintf(&view->description, "%s%s", DESCRIPTION,
-                 frozen_changed(point) ? ", with what a bitmap said was changed" : "") < 0)
+                 v->changed ? ", with what a bitmap said was changed" : "") < 0)
         view->description = NULL;
     return 0;
 }
 
 static void close_point(struct view *view)
 {
-    frozen_put(view->state);
+    free_point_view(view->state);
 }
 
 static int read_point(struct view *view, void *buf, uint64_t off, uint64_t len)
 {
-    return block_read(frozen_node(view->state), buf, off, len);
+    const struct point_view *v = view->state;
+
+    return block_read(frozen_node(v->point), buf, off, len);
 }
 
 /* Dirty is data; what is clean isn't asked for, and may be anything. */
@@ -73,14 +125,14 @@ static struct view_status status_by_bitmap(const struct dirty_bitmap *bitmap, ui
 static int point_status(struct view *view, uint64_t off, uint64_t len,
                         struct view_status *out)
 {
-    const struct dirty_bitmap *changed = frozen_changed(view->state);
+    const struct point_view *v = view->state;
     struct block_status st;
 
-    if (changed) {
-        *out = status_by_bitmap(changed, off, len);
+    if (v->changed) {
+        *out = status_by_bitmap(v->changed, off, len);
         return 0;
     }
-    int err = block_status(frozen_node(view->state), off, len, &st);
+    int err = block_status(frozen_node(v->point), off, len, &st);
     if (!err)
         *out = (struct view_status){.length = st.length, .data = st.data, .zero = st.zero};
     return err;

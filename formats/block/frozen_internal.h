@@ -44,6 +44,14 @@ int frozen_save(struct frozen_point *point, uint64_t granule) MUST_USE;
 /* frozen_node.c: point->node. */
 int frozen_node_open(struct frozen_point *point, struct diag *diag) MUST_USE;
 
+/* frozen_node.c, too: a node of the disk's name and size with no file behind it, and the
+ * operations of its driver that open and close nothing. */
+int frozen_open_driver(struct block_context *ctx, const struct driver *driver,
+                       const struct node *disk, struct node **out,
+                       struct diag *diag) MUST_USE;
+int frozen_open_nothing(struct node *node, struct diag *diag) MUST_USE;
+int frozen_close_nothing(struct node *node);
+
 /* frozen_savers.c: threads that save for requests, which wait for them no longer than the
  * point's timeout. */
 struct frozen_savers *frozen_savers_new(struct frozen_point *point) MUST_USE;

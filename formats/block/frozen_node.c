@@ -174,14 +174,14 @@ static int frozen_map(struct node *node, uint64_t off, uint64_t len, struct exte
 
 /* ---- the node ---- */
 
-static int frozen_open(struct node *node, struct diag *diag)
+int frozen_open_nothing(struct node *node, struct diag *diag)
 {
     node->cluster_size = 1;
     node->mc = mcache_new(node->ctx->pool, &node->ctx->gate, node->file, NULL, NULL);
     return node->mc ? 0 : diag_errno(diag, ENOMEM, "%s", node->filename);
 }
 
-static int frozen_close(struct node *node)
+int frozen_close_nothing(struct node *node)
 {
     (void)node;
     return 0;
@@ -190,25 +190,31 @@ static int frozen_close(struct node *node)
 /* In no table of drivers: nothing is opened as this. */
 static const struct driver frozen_driver = {
     .name = "frozen",
-    .open = frozen_open,
-    .close = frozen_close,
+    .open = frozen_open_nothing,
+    .close = frozen_close_nothing,
     .map = frozen_map,
     .read = frozen_read,
 };
 
-int frozen_node_open(struct frozen_point *point, struct diag *diag)
+int frozen_open_driver(struct block_context *ctx, const struct driver *driver,
+                       const struct node *disk, struct node **out, struct diag *diag)
 {
     const struct node_options options = {.lock_off = true};
-    const struct node *source = point->setup.source;
-    struct storage *st = empty_storage_new(source->filename);
+    struct storage *st = empty_storage_new(disk->filename);
 
     if (!st)
-        return diag_errno(diag, ENOMEM, "%s", source->filename);
-    int err = node_open(&point->ctx, &frozen_driver, st, source->filename, &options,
-                        &point->node, diag);
-    if (err)
-        return err;
-    point->node->state = point;
-    point->node->size = source->size;
-    return 0;
+        return diag_errno(diag, ENOMEM, "%s", disk->filename);
+    int err = node_open(ctx, driver, st, disk->filename, &options, out, diag);
+    if (!err)
+        (*out)->size = disk->size;
+    return err;
+}
+
+int frozen_node_open(struct frozen_point *point, struct diag *diag)
+{
+    int err = frozen_open_driver(&point->ctx, &frozen_driver, point->setup.source,
+                                 &point->node, diag);
+    if (!err)
+        point->node->state = point;
+    return err;
 }

@@ -321,6 +321,57 @@ int frozen_each(struct node *node, int (*each)(void *opaque, const char *name),
     return err;
 }
 
+char *frozen_find_by_store(struct node *disk, const char *node_name)
+{
+    LOCK_GUARD(&disk->frozen_points.lock);
+    LIST_FOR_EACH (pos, &disk->frozen_points.list) {
+        const struct frozen_point *point = CONTAINER_OF(pos, struct frozen_point, link);
+        const struct node_name *name = point->setup.store->name;
+        if (name && strcmp(name->text, node_name) == 0)
+            return strdup(point->name);
+    }
+    return NULL;
+}
+
+/* ---- bitmaps of the store ---- */
+
+static struct dirty_bitmap *copy_bitmap(struct node *store, const char *name,
+                                        struct diag *diag)
+{
+    struct dirty_bitmap *bitmap = node_bitmap_share(store, name, diag), *copy = NULL;
+
+    if (!bitmap)
+        return NULL;
+    if (dirty_bitmap_enabled(bitmap)) {
+        diag_set(diag, EINVAL, "Enabled bitmap '%.200s' incompatible with readonly export",
+                 name);
+    } else {
+        copy = dirty_bitmap_new(NULL, dirty_bitmap_size(bitmap),
+                                dirty_bitmap_granularity(bitmap));
+        if (copy)
+            dirty_bitmap_merge(copy, bitmap);
+        else
+            diag_errno(diag, ENOMEM, "bitmap '%.200s'", name);
+    }
+    dirty_bitmap_unshare(bitmap);
+    return copy;
+}
+
+/* Who ends the point, and then closes the store, waits for those inside. */
+struct dirty_bitmap *frozen_copy_bitmap(struct frozen_point *point, const char *name,
+                                        struct diag *diag)
+{
+    gate_ticket ticket = gate_enter(&point->ctx.gate);
+    struct dirty_bitmap *copy = NULL;
+
+    if (atomic_load(&point->error))
+        diag_set(diag, ENOENT, "bitmap '%.200s': the backup that has it has ended", name);
+    else
+        copy = copy_bitmap(point->setup.store, name, diag);
+    gate_leave(&point->ctx.gate, ticket);
+    return copy;
+}
+
 /* ---- the end ---- */
 
 void frozen_end(struct frozen_point *point)

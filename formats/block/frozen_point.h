@@ -24,6 +24,7 @@
 #include "base/list.h"
 #include "base/lock.h"
 
+struct block_context;
 struct dirty_bitmap;
 struct node;
 struct frozen_point;
@@ -100,6 +101,23 @@ void frozen_release(struct frozen_point *point, uint64_t off, uint64_t len);
  * node, is taken over.  Before others have a hold of the point.  NULL: nobody knows. */
 void frozen_set_changed(struct frozen_point *point, struct dirty_bitmap *changed);
 const struct dirty_bitmap *frozen_changed(const struct frozen_point *point);
+
+/* What lies below an image that will have what is saved or copied of the disk, and is to lie
+ * on the disk: a node that is closed with the image.  It reads as the point that it is told
+ * of (frozen_backing_tell, when it has none yet and nobody reads; that has to outlive it); before
+ * that, and after frozen_end, with -EIO.  0 or -errno with diag. */
+int frozen_backing_open(struct block_context *ctx, const struct node *disk,
+                        struct node **out, struct diag *diag) MUST_USE;
+/* Does nothing when something else, or nothing, lies below the image. */
+void frozen_backing_tell(struct node *image, struct frozen_point *point);
+
+/* A copy of a bitmap of its store's, which doesn't record; the caller's.  NULL with diag. */
+struct dirty_bitmap *frozen_copy_bitmap(struct frozen_point *point, const char *name,
+                                        struct diag *diag) MUST_USE;
+
+/* The name of the point that is shown at the disk and whose store bears this node name; the
+ * caller's to free; NULL: none. */
+char *frozen_find_by_store(struct node *disk, const char *node_name) MUST_USE;
 
 /* 0, or why the point was given up. */
 int frozen_error(const struct frozen_point *point);

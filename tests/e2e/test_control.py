@@ -21,7 +21,7 @@ from qmp import Closed, Qmp, QmpError
 COMMANDS = {
     "qmp_capabilities", "query-version", "query-commands", "query-status", "quit", "query-qmp-schema", "query-block",
     "query-named-block-nodes", "drive-mirror", "block-commit", "block-stream", "block_resize", "blockdev-reopen", "nbd-server-start", "nbd-server-add",
-    "nbd-server-stop", "query-block-jobs", "query-jobs",
+    "nbd-server-remove", "nbd-server-stop", "query-block-jobs", "query-jobs",
     "block-job-cancel", "block-job-complete", "block-job-pause", "block-job-resume",
     "block-job-set-speed", "block-job-finalize", "block-job-dismiss", "block-job-change", "job-cancel", "job-complete",
     "job-pause", "job-resume", "job-finalize", "job-dismiss", "blockdev-add", "blockdev-del", "blockdev-create", "blockdev-mirror", "blockdev-snapshot",

@@ -186,8 +186,10 @@ class NbdServer(NodeCase):
         self.fails("GenericError", self.client, "nbd-server-start", "NBD server already running", addr=address)
         self.assertEqual(self.client.cmd("nbd-server-add", device="drive0", name="", writable=True), {})
         self.fails("GenericError", self.client, "nbd-server-add", "is exported as ''", device="drive0", name="other")
-        self.fails("DeviceNotFound", self.client, "nbd-server-add", "nosuch", device="nosuch")
-        self.fails("GenericError", self.client, "nbd-server-stop", "'quit' ends it")
+        self.fails("GenericError", self.client, "nbd-server-add", "'nosuch' is not found", device="drive0", name="",
+                   bitmap="nosuch")
+        self.fails("GenericError", self.client, "nbd-server-add", "node-name='nosuch'", device="nosuch")
+        self.fails("GenericError", self.client, "nbd-server-stop", "^NBD server not running.*'quit' ends")
 
 
 @unittest.skipUnless(shutil.which("strace"), "strace isn't installed")

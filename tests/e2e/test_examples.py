@@ -81,12 +81,14 @@ class ManualPages(Examples):
 
     def test_control_elsewhere(self):
         """Messages between the words of the page, at a disk that is as it says: the incremental backup first, which the
-        example of a transaction goes on from."""
+        example of a transaction goes on from; and last what clients pull, which goes on."""
         text = pod("qimg-control.pod").replace(pod_section(pod("qimg-control.pod"), "EXAMPLES"), "")
         found = [re.sub(r"^(->|<-) ", "", re.split(r"^<- ", block, flags=re.M)[0].strip()) for block in pod_blocks(text)]
         commands = sorted((json.loads(block) for block in found if '"execute"' in block),
-                          key=lambda one: (one["execute"] == "transaction", "overlay" in str(one), "disk-only" in str(one),
+                          key=lambda one: (one["execute"] == "block-export-add", one["execute"] == "transaction",
+                                           "scratch" in str(one), "overlay" in str(one), "disk-only" in str(one),
                                            "tuesday" in str(one)))
+        create(self.path("scratch.qcow2"), "qcow2", MIB)
         self.assertGreater(len(commands), 3)
         greeting = [json.loads(block) for block in found if block.startswith('{"QMP"')]
         self.serve(create(self.path("disk"), "qcow2", MIB), f"control={self.path('qmp')}")
@@ -95,7 +97,7 @@ class ManualPages(Examples):
             client.cmd("blockdev-add", node_name="over", driver="qcow2", backing=None, file={
                 "driver": "file", "filename": create(self.path("over"), "qcow2", MIB)})
             for command in commands:
-                client.send(command)
+                client.send(json.loads(json.dumps(command).replace("/images", self.path("."))))
                 answer = next(message for message in iter(client.receive, None) if "event" not in message)
                 self.assertEqual(answer, {"return": {}}, command)
 

@@ -37,6 +37,9 @@ block-job-change/arg-type/+mirror/copy-mode
 block-export-add/arg-type/+nbd/name
 block-dirty-bitmap-merge/arg-type/bitmaps/!string
 block-dirty-bitmap-merge/arg-type/bitmaps/node
+block-export-add/arg-type/+nbd/*bitmaps/!string
+block-export-add/arg-type/+nbd/*bitmaps/node
+nbd-server-add/arg-type/bitmap
 nbd-server-start/arg-type/*tls-creds
 nbd-server-start/arg-type/addr/+inet/data/host
 query-named-block-nodes/arg-type/*flat
@@ -56,7 +59,6 @@ ABSENT = """
 blockdev-add/arg-type/+nbd/tls-hostname
 blockdev-add/arg-type/*driver
 blockdev-snapshot/$allow-write-only-overlay
-nbd-server-add/arg-type/bitmap
 netdev_add/arg-type/+stream
 """
 JSON_TYPES = {"string": str, "int": int, "boolean": bool, "null": type(None)}

@@ -5,11 +5,18 @@ libvirt's lines are those of 11.3 (qemu_block.c, qemu_blockjob.c, qemu_backup.c,
 are there already (--reuse-external) or that it makes; Proxmox's those of qemu-server 9 (BlockJob.pm, Blockdev.pm)."""
 
 import json
+import os
+import socket
+import subprocess
+
+import nbd
 
 import harness
-from harness import KIB, MIB, check, create, run
+from harness import KIB, MIB, PLUGIN, check, create, plugin_env, run, wait_until
 from qmp import QmpError
+from test_bitmap_exports import dirty_ranges
 from test_mirror import MirrorCase
+from test_snapshot_exports import names
 
 
 class Transcript(MirrorCase):
@@ -102,7 +109,7 @@ class Libvirt(Transcript):
             "node": f"libvirt-{number - 1}-format", "overlay": f"libvirt-{number}-format"}}])
         self.write(number * MIB, self.rng.randbytes(100 * KIB))
 
-    def create(self, number, name, storage_bytes=0, **image):
+    def create(self, number, name, storage_bytes=0, backing=None, **image):
         """libvirt's way to a new file: it makes it, adds the storage, makes the format in there, adds that"""
         storage = {"driver": "file", "filename": self.path(name)}
         self.create_one(f"create-libvirt-{number}-storage", {**storage, "size": storage_bytes})
@@ -112,7 +119,7 @@ class Libvirt(Transcript):
             self.create_one(f"create-libvirt-{number}-format", {"file": f"libvirt-{number}-storage", **image})
         self.done("blockdev-add", node_name=f"libvirt-{number}-format", read_only=False, discard="unmap",
                   cache={"direct": True, "no-flush": False}, driver=image.get("driver", "raw"),
-                  file=f"libvirt-{number}-storage", **({"backing": None} if image else {}))
+                  file=f"libvirt-{number}-storage", **({"backing": backing} if image else {}))
 
     def create_one(self, job, options):
         self.done("blockdev-create", job_id=job, options=options)
@@ -191,6 +198,25 @@ class Libvirt(Transcript):
         self.remove(2)
         self.content_is(self.path("second.raw"), "raw")
 
+    def test_a_shallow_blockcopy(self):
+        """onto the layer below, which was there before libvirt named it"""
+        base = self.image
+        self.begin()
+        self.snapshot(2)
+        self.create(3, "copy.qcow2", backing="libvirt-1-format", driver="qcow2", size=self.SIZE,
+                    **{"backing-file": base, "backing-fmt": "qcow2"})
+        self.done("blockdev-mirror", job_id="copy-vda", device="libvirt-2-format", target="libvirt-3-format",
+                  sync="top", auto_finalize=True, auto_dismiss=False)
+        self.states("copy-vda", "ready")
+        self.write(3 * MIB, b"while it is copied")
+        self.done("job-complete", id="copy-vda")
+        self.concluded("copy-vda")
+        self.write(MIB, b"on the copy")
+        self.assertEqual([node["file"] for node in self.say("query-named-block-nodes", flat=True)][:2],
+                         [self.path("copy.qcow2"), base])
+        self.assertLess(os.stat(self.path("copy.qcow2")).st_blocks * 512, 2 * MIB)
+        self.content_is(self.path("copy.qcow2"))
+
     def test_blockcopy_that_is_given_up(self):
         self.begin()
         self.add(2, create(self.path("copy.raw"), "raw", self.SIZE), "raw")
@@ -225,6 +251,17 @@ class Libvirt(Transcript):
         self.assertEqual(self.node("libvirt-1-format")["file"], base)
         self.write(0, b"in the base")
         self.content_is(base)
+
+    def test_a_layer_below_isnt_reopened(self):
+        """as it is before a checkpoint is deleted: it stays as it is, and nothing of the disk changes in its place"""
+        self.begin()
+        self.snapshot(2)
+        before = self.say("query-block")
+        self.say("blockdev-reopen", "'libvirt-1-format' that is served", options=[{
+            "node-name": "libvirt-1-format", "driver": "qcow2", "read-only": False, "file": "libvirt-1-storage",
+            "backing": None, "detect-zeroes": "on"}])
+        self.assertEqual(self.say("query-block"), before)
+        self.content_is(self.image)
 
     def test_intermediate_blockcommit(self):
         base = self.image
@@ -295,17 +332,186 @@ class Libvirt(Transcript):
         self.content_is(self.path("both.raw"), "raw")
         check(self.image, "qcow2")
 
+    def on_disk(self, number, name, **image):
+        """a file that is to lie on the disk that is served"""
+        self.create(number, name, backing="libvirt-1-format", driver="qcow2", size=self.SIZE,
+                    **{"backing-file": self.image, "backing-fmt": "qcow2"}, **image)
+
+    def merged(self, node, name):
+        """what was recorded in "first", in a bitmap of its own"""
+        return [{"type": "block-dirty-bitmap-add", "data": {
+            "node": node, "name": name, "persistent": False, "disabled": True, "granularity": 65536}},
+                {"type": "block-dirty-bitmap-merge", "data": {
+                    "node": node, "target": name, "bitmaps": [{"node": "libvirt-1-format", "name": "first"}]}}]
+
+    def test_backup_begin_to_a_file_that_lies_on_the_disk(self):
+        """push: what libvirt makes by itself for an incremental one"""
+        bitmap = {"node": "libvirt-1-format", "persistent": True, "disabled": False}
+        for options in ({}, {"cluster-size": 2 * MIB}, {"extended-l2": True}):
+            with self.subTest(**options):
+                self.setUp()
+                self.begin()
+                self.create(2, "full.qcow2", driver="qcow2", size=self.SIZE)
+                self.backup(2, {"type": "block-dirty-bitmap-add", "data": {**bitmap, "name": "first"}}, sync="full")
+                self.write(2 * MIB, b"since the first" * 10000)
+                self.write(MIB, bytes(128 * KIB))  # where there was something
+                self.on_disk(3, "increment.qcow2", **options)
+                self.backup(3, {"type": "block-dirty-bitmap-add", "data": {**bitmap, "name": "second"}},
+                            *self.merged("libvirt-1-format", "backup-vda"), sync="incremental", bitmap="backup-vda")
+                self.done("transaction", actions=[{"type": "block-dirty-bitmap-remove", "data": {
+                    "node": "libvirt-1-format", "name": "backup-vda"}}])
+                self.assertEqual(harness.info(self.path("increment.qcow2"), "qcow2")["backing-filename"], self.image)
+                run("qemu-img", "rebase", "-u", "-F", "qcow2", "-b", self.path("full.qcow2"), self.path("increment.qcow2"))
+                self.content_is(self.path("increment.qcow2"))
+
+    def test_a_file_that_lies_on_the_disk_is_for_its_backups(self):
+        self.begin()
+        self.on_disk(2, "over.qcow2")
+        for command, arguments in (
+                ("blockdev-mirror", {"job_id": "m", "device": "libvirt-1-format", "target": "libvirt-2-format", "sync": "full"}),
+                ("block-export-add", {"type": "nbd", "id": "e", "node_name": "libvirt-2-format"})):
+            self.say(command, "lies on 'libvirt-1-format', which is being served", **arguments)
+        self.say("blockdev-snapshot", "already has a backing image", node="libvirt-1-format", overlay="libvirt-2-format")
+        self.remove(2)
+        self.content_is(self.image)
+
     def copy(self, path, name):
         run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", path, self.path(name))
         return self.path(name)
 
+    def address(self):
+        return {"type": "unix", "data": {"path": self.server.socket}}
+
+    def pull(self, number, *actions, bitmaps=()):
+        """virsh backup-begin: the scratch file's export"""
+        self.done("nbd-server-start", addr=self.address())
+        self.done("transaction", actions=[*actions, {"type": "blockdev-backup", "data": {
+            "device": "libvirt-1-format", "job-id": "backup-vda-libvirt-1-format",
+            "target": f"libvirt-{number}-format", "sync": "none", "auto-finalize": True, "auto-dismiss": False}}])
+        self.done("block-export-add", type="nbd", id=f"libvirt-nbd-libvirt-{number}-format",
+                  node_name=f"libvirt-{number}-format", writable=False, name="vda",
+                  **({"bitmaps": list(bitmaps)} if bitmaps else {}))
+
+    def end_of_pull(self, number):
+        """virsh domjobabort"""
+        job = "backup-vda-libvirt-1-format"
+        self.done("block-job-cancel", device=job, force=True)
+        self.states(job, "concluded")
+        self.assertEqual(self.say("query-jobs")[0]["status"], "concluded")
+        self.done("nbd-server-stop")
+        self.remove(number)  # its target is free, though it isn't dismissed
+        self.done("job-dismiss", id=job)
+
     def test_backup_begin_in_pull_mode(self):
-        """needs another server than the one that is there; what was made ready is taken away again"""
+        """a client reads the point, and with a bitmap what has changed since the last one"""
+        bitmap = {"node": "libvirt-1-format", "persistent": True, "disabled": False}
         self.begin()
-        self.add(2, self.overlay("scratch.qcow2", self.image), backing=None)
+        self.on_disk(2, "scratch.qcow2")
+        self.pull(2, {"type": "block-dirty-bitmap-add", "data": {**bitmap, "name": "first"}})
+        full = self.content[:]
+        self.write(2 * MIB, b"since the first" * 10000)
+        self.write(MIB, bytes(128 * KIB))
+        copy = self.server.connect("vda")
+        self.assertTrue(copy.is_read_only())
+        self.assertTrue(copy.pread(self.SIZE, 0) == full)
+        self.end_of_pull(2)
+        with self.assertRaises(nbd.Error):
+            self.server.connect("vda")
+        self.on_disk(3, "second.qcow2", **{"cluster-size": 2 * MIB})  # of which a part is saved at a time
+        self.pull(3, {"type": "block-dirty-bitmap-add", "data": {**bitmap, "name": "second"}},
+                  *self.merged("libvirt-3-format", "backup-vda"), bitmaps=["backup-vda"])
+        point = self.content[:]
+        self.write(3 * MIB, b"since the second" * 10000)
+        self.write(2 * MIB, b"since the second" * 10000)
+        self.assertEqual([name for name in names(self.server) if name.startswith("vda")],
+                         ["vda", "vda/bitmap/backup-vda"])
+        dirty = self.server.connect("vda/bitmap/backup-vda")
+        for offset, length in dirty_ranges(dirty):
+            full[offset:offset + length] = dirty.pread(length, offset)
+        self.assertTrue(full == point)
+        self.assertLess(sum(length for _, length in dirty_ranges(dirty)), MIB)
+        self.end_of_pull(3)
+        self.content_is(self.image)
+
+    def test_an_nbd_server(self):
+        """is there, and listens where nbdkit was told to"""
+        self.begin()
         for address in ({"type": "unix", "data": {"path": self.path("nbd")}},
-                        {"type": "inet", "data": {"host": "localhost", "port": "10809"}}):
-            self.say("nbd-server-start", "^NBD server already running$", addr=address)
+                        {"type": "unix", "data": {"path": self.control}},
+                        {"type": "unix", "data": {"path": "/" + "x" * 200}},
+                        {"type": "inet", "data": {"host": "localhost", "port": "10809"}},
+                        {"type": "inet", "data": {"host": "192.0.2.1", "port": "1"}},
+                        {"type": "inet", "data": {"host": "a.name.invalid", "port": "x"}}):
+            self.say("nbd-server-start", "^NBD server already running, and not at this address", addr=address)
+        self.say("nbd-server-start", "^No TLS credentials with id 'libvirt_backup_tls0'", addr=self.address(),
+                 tls_creds="libvirt_backup_tls0")
+        self.say("nbd-server-stop", "^NBD server not running")
+        self.done("nbd-server-start", addr=self.address())
+        self.say("nbd-server-start", "^NBD server already running$", addr=self.address())
+        self.done("nbd-server-stop")
+        self.content_is(self.image)
+
+    def test_an_nbd_server_with_a_port(self):
+        """which is one of this machine's addresses, in numbers"""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = {"port": str(probe.getsockname()[1])}
+        self.control = self.path("control")
+        server = subprocess.Popen(["nbdkit", "-f", "-p", port["port"], "-P", self.path("pid"), PLUGIN, self.image,
+                                   f"control={self.control}"], env=plugin_env())
+        self.addCleanup(server.wait)
+        self.addCleanup(server.terminate)
+        wait_until(lambda: os.path.exists(self.path("pid")) and os.path.getsize(self.path("pid")), 20, "it")
+        self.client, self.sent = self.qmp(), 0
+        for host in ("localhost", "127.0.0.1"):
+            self.done("nbd-server-start", addr={"type": "inet", "data": {"host": host, **port}})
+            self.done("nbd-server-stop")
+        self.say("nbd-server-start", "not at this address", addr={"type": "inet", "data": {"host": "192.0.2.1", **port}})
+
+    def test_pull_mode_of_before_block_export_add(self):
+        """nbd-server-add and -remove; and what can't be exported"""
+        self.begin()
+        self.on_disk(2, "scratch.qcow2")
+        self.done("transaction", actions=[
+            {"type": "block-dirty-bitmap-add", "data": {
+                "node": "libvirt-2-format", "name": "enabled", "persistent": False}},
+            {"type": "block-dirty-bitmap-add", "data": {
+                "node": "libvirt-2-format", "name": "changes", "persistent": False, "disabled": True}},
+            {"type": "blockdev-backup", "data": {"device": "libvirt-1-format", "job-id": "b",
+                                                 "target": "libvirt-2-format", "sync": "none"}}])
+        add = {"type": "nbd", "id": "e", "node_name": "libvirt-2-format", "name": "vda"}
+        for change, text in (({"writable": True}, "it can only be read"), ({"bitmaps": ["no"]}, "'no'.*not found"),
+                             ({"bitmaps": ["enabled"]}, "Enabled bitmap 'enabled' incompatible with readonly export"),
+                             ({"allocation_depth": True}, "allocation-depth"), ({"name": ""}, "one of that name")):
+            self.say("block-export-add", text, **{**add, **change})
+        self.done("nbd-server-add", device="libvirt-2-format", name="vda", bitmap="changes")
+        self.say("nbd-server-add", "'vda' is already in use", device="libvirt-2-format", name="vda")
+        self.assertEqual(self.say("query-block-exports")[1], {
+            "id": "vda", "type": "nbd", "node-name": "libvirt-2-format", "shutting-down": False, "name": "vda"})
+        self.write(0, b"changed")
+        client = self.server.connect("vda/bitmap/changes")
+        self.assertEqual(dirty_ranges(client), [])
+        self.say("nbd-server-remove", "still in use", name="vda")
+        self.done("block-job-cancel", device="b", force=True)
+        self.client.event("BLOCK_JOB_CANCELLED", device="b")
+        with self.assertRaises(nbd.Error):
+            client.pread(512, 0)
+        self.done("nbd-server-remove", name="vda", mode="hard")
+        self.say("nbd-server-remove", "Export 'vda' is not found", name="vda")
+        client.shutdown()
+        self.client.event("BLOCK_EXPORT_DELETED", id="vda")
+        self.remove(2)
+        self.content_is(self.image)
+
+    def test_a_transaction_that_fails_leaves_no_bitmap(self):
+        """of a target that its job has opened"""
+        self.begin()
+        self.on_disk(2, "scratch.qcow2")
+        self.say("transaction", "aborted", actions=[
+            *self.merged("libvirt-2-format", "backup-vda")[:1],
+            {"type": "blockdev-backup", "data": {"device": "libvirt-1-format", "job-id": "b",
+                                                 "target": "libvirt-2-format", "sync": "none"}},
+            {"type": "abort", "data": {}}])
         self.remove(2)
         self.content_is(self.image)
 
@@ -315,10 +521,17 @@ class Libvirt(Transcript):
         self.add(2, create(self.path("other.qcow2"), "qcow2", self.SIZE), backing=None)
         self.done("block-export-add", type="nbd", id="libvirt-nbd-libvirt-2-format", node_name="libvirt-2-format",
                   writable=False, name="vdb")
-        self.say("block-export-add", "'bitmaps' is unexpected", type="nbd", id="libvirt-nbd-libvirt-1-format",
-                 node_name="libvirt-1-format", writable=False, name="vda", bitmaps=["first"])
+        self.done("block-export-del", id="libvirt-nbd-libvirt-2-format")
+        self.done("nbd-server-start", addr=self.address())
+        self.done("block-export-add", type="nbd", id="libvirt-nbd-libvirt-2-format", node_name="libvirt-2-format",
+                  writable=True, name="vdb")
+        self.say("block-export-add", "exported already", type="nbd", id="libvirt-nbd-libvirt-1-format",
+                 node_name="libvirt-1-format", writable=False, name="vda")
         self.assertEqual(self.server.connect("vdb").get_size(), self.SIZE)
-        self.say("nbd-server-stop", "quit")
+        self.done("nbd-server-stop")
+        with self.assertRaises(nbd.Error):
+            self.server.connect("vdb")
+        self.assertEqual(self.disk.pread(512, 0), self.content[:512])
         self.content_is(self.image)
 
     def test_blockresize(self):
@@ -400,6 +613,25 @@ class Proxmox(Transcript):
         self.done("block_resize", node_name=self.say("query-block")[0]["inserted"]["node-name"], size=self.SIZE + MIB)
         self.content += bytes(MIB)
         self.content_is(target)
+
+    def test_a_drive_is_moved_to_a_node_that_is_zero(self):
+        """a thin volume, which it says is zero: no zeroes are written there"""
+        self.begin()
+        target = create(self.path("target.raw"), "raw", self.SIZE)
+        below = self.blockdev(target, driver="raw")
+        zero = {"node_name": "z" + "1" * 30, "driver": "zeroinit", "file": {
+            "node-name" if key == "node_name" else key: value for key, value in below.items()}}
+        self.done("blockdev-add", **zero)
+        self.say("blockdev-add", "a filter over a filter", node_name="zz", driver="zeroinit", file=zero["node_name"])
+        self.say("blockdev-add", "a format over a format", node_name="ff", driver="qcow2", file=zero["node_name"])
+        nodes = {node["node-name"]: node for node in self.say("query-named-block-nodes")}
+        self.assertEqual((nodes[zero["node_name"]]["drv"], nodes[zero["node_name"]]["file"]), ("zeroinit", target))
+        self.done("blockdev-mirror", job_id="mirror-scsi0", device="drive-scsi0", target=zero["node_name"], sync="full",
+                  auto_dismiss=False, replaces="drive-scsi0")
+        self.move("mirror-scsi0")
+        self.assertEqual(self.say("query-block")[0]["inserted"]["node-name"], zero["node_name"])
+        self.assertLess(os.stat(target).st_blocks * 512, self.SIZE)
+        self.content_is(target, "raw")
 
     def test_what_goes_wrong(self):
         self.begin()

@@ -206,6 +206,9 @@ COMMANDS = [
     '{"execute":"job-complete","arguments":{"id":"m"}}', '{"execute":"job-cancel","arguments":{"id":"u"}}',
     '{"execute":"job-finalize","arguments":{"id":"m"}}', '{"execute":"job-dismiss","arguments":{"id":"m"}}',
     '{"execute":"block-export-add","arguments":{"type":"nbd","id":"e","node-name":"o","name":"e","writable":true}}',
+    '{"execute":"block-export-add","arguments":{"type":"nbd","id":"p","node-name":"n","name":"p","bitmaps":["b"]}}',
+    '{"execute":"blockdev-add","arguments":{"driver":"zeroinit","node-name":"z","file":"n"}}',
+    '{"execute":"blockdev-add","arguments":{"driver":"qcow2","node-name":"s","file":"f","backing":"disk0"}}',
     '{"execute":"block-export-del","arguments":{"id":"e","mode":"hard"}}',
     '{"execute":"blockdev-snapshot-internal-sync","arguments":{"device":"disk0","name":"i"}}',
     '{"execute":"blockdev-snapshot-delete-internal-sync","arguments":{"device":"disk0","name":"i"}}',
@@ -218,6 +221,7 @@ COMMANDS = [
     '"iops_wr":0}}',
     '{"execute":"nbd-server-start","arguments":{"addr":{"type":"inet","data":{"host":"h","port":"1"}}}}',
     '{"execute":"nbd-server-add","arguments":{"device":"disk0","name":"disk0"}}', '{"execute":"nbd-server-stop"}',
+    '{"execute":"nbd-server-remove","arguments":{"name":"e","mode":"safe"}}',
     '{"execute":"transaction","arguments":{"actions":[{"type":"block-dirty-bitmap-add","data":{"node":"disk0",'
     '"name":"x"}},{"type":"block-dirty-bitmap-merge","data":{"node":"disk0","target":"x","bitmaps":[{"node":"disk0",'
     '"name":"x"}]}},{"type":"blockdev-backup","data":{"device":"disk0","target":"n","sync":"bitmap","bitmap":"x",'
