@@ -15,7 +15,8 @@ import time
 import nbd
 
 from damage import damages
-from harness import KIB, LONG, MIB, SECTOR, SEED, Case, StartFailed, check, content, create, fill, nbdkit_version, run
+from harness import KIB, LONG, MIB, QIMG, SECTOR, SEED, Case, StartFailed, check, content, create, fill, nbdkit_version, run
+from qmp import Qmp
 
 SIZE = 4 * MIB
 ROUNDS = int(os.environ.get("QIMG_ROUNDS", "1"))
@@ -173,6 +174,46 @@ class Names(Folder):
         self.assertIn("fifo: is a FIFO, not a regular file or block device", server.errors)
         server.stop()
 
+    def test_strange_names(self):
+        """E-02: whatever bytes a file's name is made of, it is served by them, or not at all, and what tells of it is
+        sound"""
+        control = self.path("control")
+        strange = ['a"b\\c', "line\nfeed", "tab\t", "\x1b[31mred", "\u00e4\u6f22", "{label=\"x\"}", "x" * 250, "-rf", "%s%n", "a b"]
+        for name in strange:
+            self.image(name, byte=len(name))
+        with open(os.path.join(self.folder, strange[0]), "rb") as image:
+            pathlib.Path(os.fsdecode(os.path.join(os.fsencode(self.folder), b"\xff\xfe"))).write_bytes(image.read())
+        server = self.serve_folder(f"control={control}")
+        seen = names(server)
+        self.assertEqual([name for name in seen if name in strange], sorted(strange))
+        handles = []
+        for name in strange:
+            handles.append(server.connect(name))
+            self.assertEqual(handles[-1].pread(1, 0)[0], len(name), name)
+        client = Qmp(control)
+        self.addCleanup(client.close)
+        self.assertEqual(sorted(disk["device"] for disk in client.cmd("query-block")), sorted(strange))
+        page = run(QIMG, "metrics", "--control", control).stdout
+        for line in page.rstrip("\n").split("\n"):
+            self.assertRegex(line, r'^(# .*|\w+(\{(\w+="([^"\\\n]|\\[\\"n])*",?)*\})? [-+.\deE]+)$')
+        server.stop()
+
+    def test_two_names_of_one_file(self):
+        """E-02: nobody writes to a file by two names at once"""
+        path = self.image("disk.qcow2", byte=1)
+        os.link(path, os.path.join(self.folder, "other.qcow2"))
+        os.symlink("disk.qcow2", os.path.join(self.folder, "link.qcow2"))
+        server = self.serve_folder("linger=0")
+        first = server.connect("disk.qcow2")
+        for name in "other.qcow2", "link.qcow2":
+            self.refused(server, name)
+        first.pwrite(b"\2" * SECTOR, 0)
+        first.shutdown()
+        self.await_true(lambda: is_free(path), "it is closed")
+        self.assertEqual(server.connect("other.qcow2").pread(1, 0)[0], 2)
+        server.stop()
+        check(path, "qcow2")
+
     def test_folders_that_change_places(self):
         """E-02: whatever is renamed and linked meanwhile."""
         vm = os.path.join(self.folder, "vm")
@@ -237,6 +278,32 @@ class Life(Folder):
         self.assertEqual(server.connect("disk.qcow2").pread(1, 0), b"a")
         server.stop()
         check(path, "qcow2")
+
+    def test_another_file_takes_the_name(self):
+        """E-03: who is connected keeps the file that he has, and who comes when it is closed gets the other"""
+        path = self.image("disk.qcow2", byte=1)
+        self.image("new", byte=2)
+        server = self.serve_folder("linger=0.1")
+        first = server.connect("disk.qcow2")
+        os.link(path, self.path("old"))
+        os.rename(os.path.join(self.folder, "new"), path)
+        self.assertEqual(first.pread(1, 0)[0], 1)
+        self.assertEqual(server.connect("disk.qcow2").pread(1, 0)[0], 1)
+        server.disconnect()
+        self.await_true(lambda: is_free(self.path("old")), "it is closed")
+        self.assertEqual(server.connect("disk.qcow2").pread(1, 0)[0], 2)
+        os.unlink(path)
+        server.disconnect()
+        self.await_true(lambda: self.is_gone(server, "disk.qcow2"), "it is gone")
+        server.stop()
+
+    @staticmethod
+    def is_gone(server, name):
+        try:
+            server.connect(name).shutdown()
+            return False
+        except nbd.Error:
+            return True
 
     def test_many_at_once(self):
         """E-04: who asks for one that is being opened waits for that."""
