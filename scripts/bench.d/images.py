@@ -105,7 +105,7 @@ class Store:
         """Has the machine own the memory that a file of the common size will take as page cache.
         A virtual one may have to ask its host for it, which would be charged to who comes first."""
         path = self.nursery.path("warm")
-        _write_noise(path, self.size)
+        write_noise(path, self.size)
         os.unlink(path)
 
     def empty(self, form, size):
@@ -122,7 +122,7 @@ class Store:
         """Every cluster is allocated, in order."""
         def make(path):
             if form == "raw":
-                _write_noise(path, self.size)
+                write_noise(path, self.size)
             else:
                 self.nursery.run(["qemu-img", "convert", "-f", "raw", "-O", form,
                                   self.full("raw").path, path])
@@ -344,7 +344,8 @@ def _check_space(path, size):
         raise Failed("failed", "not enough space for the images; set QIMG_TMPDIR or --size")
 
 
-def _write_noise(path, size):
+def write_noise(path, size):
+    """A file of so many bytes that nothing can make smaller."""
     noise = os.urandom(MIB)
     _check_space(path, size)
     with open(path, "wb") as file:
