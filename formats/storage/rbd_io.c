@@ -9,6 +9,9 @@
 #include "storage/iov.h"
 #include "storage/rbd_internal.h"
 
+/* Of a request whose image others make smaller again and again. */
+#define MOST_TRIES 10
+
 /* The number of this error says little. */
 static void tell_blocked(struct rbd_storage *rbd)
 {
@@ -42,17 +45,22 @@ static int read_up_to(struct rbd_storage *rbd, void *buf, uint64_t off, uint64_t
                               .op = RBD_OP_READ, .buf = buf, .off = off, .len = inside});
 }
 
-/* librbd refuses what begins past the end: somebody else may have made the image smaller. */
+/* librbd refuses what begins past the end.  When somebody else has made the image smaller that
+ * is known now; it may be larger again, too. */
+static bool is_worth_another(struct rbd_storage *rbd, int err, unsigned *tries)
+{
+    return err == -EINVAL && ++*tries < MOST_TRIES && rbd_learn_size(rbd) == 0;
+}
+
 static int io_pread(struct storage *st, void *buf, uint64_t off, uint64_t len)
 {
     struct rbd_storage *rbd = rbd_of(st);
-    uint64_t size;
+    unsigned tries = 0;
     int err;
 
     do {
-        size = atomic_load(&rbd->size);
-        err = read_up_to(rbd, buf, off, len, size);
-    } while (err == -EINVAL && rbd_learn_size(rbd) == 0 && atomic_load(&rbd->size) < size);
+        err = read_up_to(rbd, buf, off, len, atomic_load(&rbd->size));
+    } while (is_worth_another(rbd, err, &tries));
     return err;
 }
 
@@ -71,18 +79,28 @@ static int io_flush(struct storage *st)
     return make_call(rbd_of(st), (struct rbd_request){.op = RBD_OP_FLUSH});
 }
 
+/* A change of all of its range. */
+static int make_change(struct rbd_storage *rbd, struct rbd_request req)
+{
+    unsigned tries = 0;
+    int err;
+
+    do {
+        err = rbd_grow_to(rbd, req.off + req.len);
+        if (!err)
+            err = make_call(rbd, req);
+    } while (is_worth_another(rbd, err, &tries));
+    return err;
+}
+
 static int io_pwritev(struct storage *st, const struct iovec *iov, int count, uint64_t off,
                       unsigned flags)
 {
-    struct rbd_storage *rbd = rbd_of(st);
-    uint64_t len = iov_length(iov, count);
-
-    int err = rbd_grow_to(rbd, off + len);
-    if (!err)
-        err = make_call(
-            rbd,
-            (struct rbd_request){
-                .op = RBD_OP_WRITE, .iov = iov, .count = count, .off = off, .len = len});
+    int err = make_change(rbd_of(st), (struct rbd_request){.op = RBD_OP_WRITE,
+                                                           .iov = iov,
+                                                           .count = count,
+                                                           .off = off,
+                                                           .len = iov_length(iov, count)});
     if (!err && (flags & STORAGE_FUA))
         err = storage_flush_for_write(st);
     return err;
@@ -91,34 +109,36 @@ static int io_pwritev(struct storage *st, const struct iovec *iov, int count, ui
 /* What may not lose its place has zeroes written to it by the cluster, which takes time. */
 static int io_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flags)
 {
-    struct rbd_storage *rbd = rbd_of(st);
     bool unmap = flags & STORAGE_MAY_UNMAP;
 
     if ((flags & STORAGE_FAST) && !unmap)
         return -ENOTSUP;
-    int err = rbd_grow_to(rbd, off + len);
-    return err ? err
-               : make_call(rbd,
-                           (struct rbd_request){
-                               .op = RBD_OP_ZERO,
-                               .off = off,
-                               .len = len,
-                               .zero_flags =
-                                   unmap ? 0 : (int)RBD_WRITE_ZEROES_FLAG_THICK_PROVISION});
+    return make_change(
+        rbd_of(st),
+        (struct rbd_request){.op = RBD_OP_ZERO,
+                             .off = off,
+                             .len = len,
+                             .zero_flags =
+                                 unmap ? 0 : (int)RBD_WRITE_ZEROES_FLAG_THICK_PROVISION});
 }
 
 /* librbd passes over what is less than rbd_discard_granularity_bytes. */
 static int io_discard(struct storage *st, uint64_t off, uint64_t len)
 {
     struct rbd_storage *rbd = rbd_of(st);
-    int err = rbd_grow_to(rbd, 0); /* the size has to be known */
-    uint64_t size = atomic_load(&rbd->size);
+    unsigned tries = 0;
+    int err;
 
-    if (err || off >= size)
-        return err;
-    return make_call(rbd, (struct rbd_request){.op = RBD_OP_DISCARD,
-                                               .off = off,
-                                               .len = MIN(len, size - off)});
+    do {
+        err = rbd_grow_to(rbd, 0); /* the size has to be known */
+        uint64_t size = atomic_load(&rbd->size);
+        if (err || off >= size)
+            return err;
+        err = make_call(rbd, (struct rbd_request){.op = RBD_OP_DISCARD,
+                                                  .off = off,
+                                                  .len = MIN(len, size - off)});
+    } while (is_worth_another(rbd, err, &tries));
+    return err;
 }
 
 /* ---- the rest ---- */

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 import unittest
 
@@ -711,10 +712,33 @@ class Others(RbdCase):
         handle.flush()
         self.assertEqual(handle.pread(4096, 20 * MIB), bytes(4096))
         self.assertIn("rbd:rbd/disk: somebody has made it smaller: from", server.errors)
+        self.resize_under_writers(server)
+        handle.pwrite(b"3" * 8192, 8 * MIB - 4096)
+        handle.pwrite(b"4" * 4096, 16 * MIB)
         server.stop()
         content = self.ceph.export("disk")
         self.assertEqual(content[8 * MIB - 4096:8 * MIB + 4096], b"3" * 8192)
         self.assertEqual(content[16 * MIB:16 * MIB + 4096], b"4" * 4096)
+
+    def resize_under_writers(self, server):
+        """None of them gets an error."""
+        errors, over = [], threading.Event()
+
+        def write(handle, rng):
+            while not over.is_set() and not errors:
+                try:
+                    handle.pwrite(b"w" * 4096, rng.randrange(SIZE // 4096) * 4096)
+                except nbd.Error as error:
+                    errors.append(error)
+        writers = [threading.Thread(target=write, args=(server.connect(), self.rng), daemon=True) for _ in range(4)]
+        for writer in writers:
+            writer.start()
+        for size in (8, 32, 4, 16, 8, 12, 8, 4, 32, 8):
+            self.admin("resize", "--allow-shrink", "-s", f"{size}M", "rbd/disk")
+        over.set()
+        for writer in writers:
+            writer.join()
+        self.assertEqual(errors, [])
 
     def test_a_client_that_is_blocklisted(self):
         self.ceph.create("disk", SIZE)
