@@ -36,7 +36,9 @@ static void free_members(struct members *m)
 static int refuse_member(const struct members *m, int err, const char *key,
                          const char *reason)
 {
-    return diag_set(m->diag, err, "%s: backing name '%.*s%s': %.*s: %s", m->image, SHOWN,
+    const char *begin = m->image[0] ? ": backing name" : "name"; /* which the user gave */
+
+    return diag_set(m->diag, err, "%s%s '%.*s%s': %.*s: %s", m->image, begin, SHOWN,
                     m->name, strlen(m->name) > SHOWN ? "..." : "", KEY_BYTES, key, reason);
 }
 

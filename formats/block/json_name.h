@@ -45,8 +45,8 @@ static inline void json_name_free(struct json_name *name)
 /* Does the name begin as one of these? */
 bool json_name_is_one(const char *name);
 
-/* -EINVAL or -ENOTSUP with the sentence "IMAGE: backing name 'json:...': KEY: reason"; *out
- * is then empty. */
+/* -EINVAL or -ENOTSUP with the sentence "IMAGE: backing name 'json:...': KEY: reason", or of
+ * no image "name 'json:...': KEY: reason"; *out is then empty. */
 int json_name_parse(const char *image, const char *name, struct json_name *out,
                     struct diag *diag) MUST_USE;
 

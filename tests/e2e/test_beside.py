@@ -123,6 +123,8 @@ class BackingOptions(SideBySide):
             "driver=qcow2,file.filename=over.qcow2,backing.driver=qcow2,backing.file.filename=b.raw",
             "driver=raw,file.filename=a.raw,backing.driver=raw,backing.file.filename=b.raw",
             "driver=qcow2,file.filename=over.qcow2,backing=none", "driver=qcow2,file.filename=over.qcow2,backing.foo=1")], text=False)
+        done = self.both(["info", "json:{'driver':'qcow2','file.filename':'over.qcow2','foo':1}"])[1]
+        self.assertRegex(done.stderr, "^qimg: name 'json:.*': foo: is not supported")
         done = self.both(["info", "--image-opts", self.OTHER + ",backing.file.foo=1"])[1]
         self.assertRegex(done.stderr, "--image-opts.*file.foo: is not supported")
 
