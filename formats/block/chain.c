@@ -208,6 +208,8 @@ static int open_layer(struct block_context *ctx, const struct layer *layer,
 
     const struct driver *driver = NULL;
     rc = find_layer_driver(file, layer, &driver, diag);
+    if (rc == -EINVAL && is_auto(layer->format) && !layer->image && options->unknown_is_raw)
+        rc = find_by_name(file, "raw", &driver, diag);
     if (rc < 0)
         return rc;
     rc = open_node(ctx, driver, TAKE(&file), layer, options, out, diag);

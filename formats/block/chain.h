@@ -19,6 +19,7 @@ struct chain_passphrase {
 
 struct chain_options {
     const char *format;                      /* NULL: by magic, raw never guessed */
+    bool unknown_is_raw;                     /* but the top, of no known magic, is */
     const struct storage_protocol *protocol; /* of the filename; NULL: a local file */
     const struct storage_folder *folder;     /* it lies in there; NULL: anywhere */
     const struct reference *named;           /* what gave the filename; NULL: just a path */

@@ -14,17 +14,6 @@
  */
 #define CACHE_BYTES (16u << 20)
 
-/* Is it something that we can open, but of no known magic? */
-static bool looks_raw(const char *filename, const struct storage_protocol *protocol)
-{
-    const struct storage_open how = {.read_only = true};
-    CLEANUP_STORAGE struct storage *file = NULL;
-    const struct driver *driver;
-
-    return protocol->open(filename, &how, &file, NULL) == 0 &&
-           chain_find_driver(file, NULL, &driver, NULL) == -EINVAL;
-}
-
 static int open_and_start(struct image *image, const char *filename,
                           const struct chain_options *options, struct diag *diag)
 {
@@ -103,7 +92,7 @@ int image_open(struct image *image, const char *filename,
                const struct chain_options *options, enum image_guess guess)
 {
     struct chain_options actual = *options;
-    bool maybe_raw = guess == IMAGE_MAYBE_RAW;
+    bool maybe_raw = guess == IMAGE_MAYBE_RAW && !options->format;
     CLEANUP_FREE char *path = NULL;
 
     if (!actual.protocol)
@@ -113,12 +102,13 @@ int image_open(struct image *image, const char *filename,
         filename = path = path_without_protocol(filename);
     if (!filename)
         return cli_error("out of memory");
-    if (maybe_raw && !options->format && looks_raw(filename, actual.protocol)) {
-        actual.format = "raw";
-        if (!options->read_only)
-            warn_of_guess(filename);
-    }
-    return open_chain(image, filename, NULL, &actual, maybe_raw && options->read_only);
+    actual.unknown_is_raw = maybe_raw;
+    int code = open_chain(image, filename, NULL, &actual,
+                          guess == IMAGE_MAYBE_RAW && options->read_only);
+    if (code == CLI_OK && maybe_raw && !options->read_only &&
+        image->node->driver == driver_find("raw"))
+        warn_of_guess(filename);
+    return code;
 }
 
 int image_open_temporary(struct image *image, const char *path, const char *said,

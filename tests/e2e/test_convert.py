@@ -409,6 +409,22 @@ class Alone(Case):
             self.assertRegex(done.stderr, words)
             kill_quietly(process)
 
+    def test_an_export_that_ends_with_its_client(self):
+        """is looked at over one connection, whoever has to tell its format: qemu-nbd serves one client, and then ends"""
+        self.source()
+        run("qemu-img", "convert", "-O", "qcow2", "a.raw", "a.qcow2", cwd=self.dir)
+        sock = self.path("sock")
+        for name in ("a.raw", "a.qcow2"):
+            for words in (["info"], ["map"], ["measure", "-O", "qcow2"], ["convert", "-O", "raw"], ["convert", "-O", "qcow2"]):
+                with self.subTest(name=name, words=words):
+                    if os.path.exists(sock):
+                        os.unlink(sock)
+                    process = subprocess.Popen(["qemu-nbd", "-r", "-f", "raw", "-k", sock, name], cwd=self.dir)
+                    self.addCleanup(kill_quietly, process)
+                    wait_until(lambda: os.path.exists(sock), 20, "qemu-nbd")
+                    run(QIMG, *words, f"nbd+unix:///?socket={sock}", *(["out"] if words[0] == "convert" else []), cwd=self.dir, timeout=60)
+                    self.assertEqual(process.wait(20), 0)
+
     def test_made_on_an_export(self):
         with open(self.path("there"), "wb") as file:
             file.truncate(MIB)
