@@ -748,6 +748,14 @@ class Others(RbdCase):
         address = harness.json.loads(self.admin("lock", "ls", "--format=json", "rbd/disk"))[0]["address"]
         self.ceph.run("ceph", "osd", "blocklist", "add", address)
         self.addCleanup(self.ceph.run, "ceph", "osd", "blocklist", "clear")
+
+        def is_refused():  # the OSD may hear of it a moment later
+            try:
+                handle.pread(4096, 0)
+            except nbd.Error:
+                return True
+            return False
+        wait_until(is_refused, 30, "an error of the client's")
         for call in ((handle.pwrite, b"2" * 4096, 0), (handle.pread, 4096, 0), (handle.flush,)):
             self.errno((errno.ESHUTDOWN, errno.EIO), *call)
         self.assertIn("rbd:rbd/disk: the cluster has blocklisted this client", server.errors)
