@@ -6,9 +6,8 @@
 #include <errno.h>
 #include <string.h>
 
-#include <openssl/rand.h>
-
 #include "base/bytes.h"
+#include "crypto/openssl.h"
 #include "crypto/secret.h"
 
 static void xor_into(uint8_t *block, const uint8_t *other, size_t n)
@@ -55,9 +54,9 @@ int af_split(enum hash_alg alg, uint8_t *split, const uint8_t *key, size_t key_b
 {
     size_t random = key_bytes * (stripes - 1);
 
-    if (random > 0 && RAND_priv_bytes(split, (int)random) != 1)
-        return -EIO;
-    int err = mix_stripes(alg, split + random, split, key_bytes, stripes);
+    int err = random > 0 ? openssl_secret_random(split, random) : 0;
+    if (!err)
+        err = mix_stripes(alg, split + random, split, key_bytes, stripes);
     if (!err)
         xor_into(split + random, key, key_bytes);
     return err;

@@ -37,22 +37,22 @@ enum direction { DECRYPT = 0, ENCRYPT = 1 }; /* the library's numbers */
 
 static void free_schedule(struct schedule *s)
 {
-    EVP_CIPHER_CTX_free(s->data); /* wipes it */
-    EVP_CIPHER_CTX_free(s->tweak);
-    EVP_CIPHER_CTX_free(s->essiv);
+    openssl.EVP_CIPHER_CTX_free(s->data); /* wipes it */
+    openssl.EVP_CIPHER_CTX_free(s->tweak);
+    openssl.EVP_CIPHER_CTX_free(s->essiv);
     free(s);
 }
 
 static EVP_CIPHER_CTX *expand_key(EVP_CIPHER *aes, const uint8_t *key,
                                   enum direction direction)
 {
-    EVP_CIPHER_CTX *ctx = EVP_CIPHER_CTX_new();
+    EVP_CIPHER_CTX *ctx = openssl.EVP_CIPHER_CTX_new();
 
-    if (ctx && EVP_CipherInit_ex2(ctx, aes, key, NULL, (int)direction, NULL) == 1) {
-        EVP_CIPHER_CTX_set_padding(ctx, 0);
+    if (ctx && openssl.EVP_CipherInit_ex2(ctx, aes, key, NULL, (int)direction, NULL) == 1) {
+        openssl.EVP_CIPHER_CTX_set_padding(ctx, 0);
         return ctx;
     }
-    EVP_CIPHER_CTX_free(ctx);
+    openssl.EVP_CIPHER_CTX_free(ctx);
     return NULL;
 }
 
@@ -81,7 +81,7 @@ static EVP_CIPHER *fetch_aes(size_t key_bytes)
                        : key_bytes == 24 ? "AES-192-ECB"
                                          : "AES-256-ECB";
 
-    return EVP_CIPHER_fetch(NULL, name, NULL);
+    return openssl_cipher(name);
 }
 
 /* As dm-crypt has it: the whole key is hashed, and AES gets the key size of the digest. */
@@ -158,8 +158,10 @@ void cipher_free(struct cipher *c)
         free_schedule(s);
     while ((s = spares_take(&c->decryptors)))
         free_schedule(s);
-    EVP_CIPHER_free(c->aes);
-    EVP_CIPHER_free(c->essiv_aes);
+    if (c->aes)
+        openssl.EVP_CIPHER_free(c->aes);
+    if (c->essiv_aes)
+        openssl.EVP_CIPHER_free(c->essiv_aes);
     secret_free(c->keys);
     free(c);
 }

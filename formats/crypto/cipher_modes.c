@@ -26,7 +26,7 @@ int aes_blocks(EVP_CIPHER_CTX *ctx, uint8_t *dst, const uint8_t *src, size_t n)
 {
     int written = 0;
 
-    if (!EVP_CipherUpdate(ctx, dst, &written, src, (int)n) || (size_t)written != n)
+    if (!openssl.EVP_CipherUpdate(ctx, dst, &written, src, (int)n) || (size_t)written != n)
         return -EIO;
     return 0;
 }

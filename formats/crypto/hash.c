@@ -8,9 +8,7 @@
 #include <string.h>
 #include <time.h>
 
-#include <openssl/crypto.h>
-#include <openssl/evp.h>
-
+#include "crypto/openssl.h"
 #include "crypto/secret.h"
 
 static const struct {
@@ -33,7 +31,8 @@ struct hash {
 
 static void cleanup_md(EVP_MD **md)
 {
-    EVP_MD_free(*md);
+    if (*md) /* else the library may not be there */
+        openssl.EVP_MD_free(*md);
 }
 
 const char *hash_name(enum hash_alg alg)
@@ -59,7 +58,7 @@ size_t hash_bytes(enum hash_alg alg)
 
 bool hash_available(enum hash_alg alg)
 {
-    CLEANUP(cleanup_md) EVP_MD *md = EVP_MD_fetch(NULL, hashes[alg].library_name, NULL);
+    CLEANUP(cleanup_md) EVP_MD *md = openssl_hash(hashes[alg].library_name);
 
     return md != NULL;
 }
@@ -70,12 +69,12 @@ int hash_new(struct hash **out, enum hash_alg alg)
 
     if (!hash)
         return -ENOMEM;
-    hash->md = EVP_MD_fetch(NULL, hashes[alg].library_name, NULL);
+    hash->md = openssl_hash(hashes[alg].library_name);
     if (!hash->md) {
         free(hash);
         return -ENOTSUP;
     }
-    hash->ctx = EVP_MD_CTX_new();
+    hash->ctx = openssl.EVP_MD_CTX_new();
     if (!hash->ctx) {
         hash_free(hash);
         return -ENOMEM;
@@ -88,17 +87,18 @@ void hash_free(struct hash *hash)
 {
     if (!hash)
         return;
-    EVP_MD_CTX_free(hash->ctx);
-    EVP_MD_free(hash->md);
+    openssl.EVP_MD_CTX_free(hash->ctx);
+    openssl.EVP_MD_free(hash->md);
     free(hash);
 }
 
 int hash_digest(struct hash *hash, uint8_t *digest, const void *a, size_t a_len,
                 const void *b, size_t b_len)
 {
-    if (!EVP_DigestInit_ex2(hash->ctx, hash->md, NULL) ||
-        !EVP_DigestUpdate(hash->ctx, a, a_len) || !EVP_DigestUpdate(hash->ctx, b, b_len) ||
-        !EVP_DigestFinal_ex(hash->ctx, digest, NULL))
+    if (!openssl.EVP_DigestInit_ex2(hash->ctx, hash->md, NULL) ||
+        !openssl.EVP_DigestUpdate(hash->ctx, a, a_len) ||
+        !openssl.EVP_DigestUpdate(hash->ctx, b, b_len) ||
+        !openssl.EVP_DigestFinal_ex(hash->ctx, digest, NULL))
         return -EIO;
     return 0;
 }
@@ -107,15 +107,15 @@ int hash_pbkdf2(enum hash_alg alg, void *key, size_t len, const void *passphrase
                 size_t passphrase_len, const void *salt, size_t salt_len,
                 uint32_t iterations)
 {
-    CLEANUP(cleanup_md) EVP_MD *md = EVP_MD_fetch(NULL, hashes[alg].library_name, NULL);
+    CLEANUP(cleanup_md) EVP_MD *md = openssl_hash(hashes[alg].library_name);
 
     if (!md)
         return -ENOTSUP;
     if (passphrase_len > INT_MAX || iterations == 0 || iterations > INT32_MAX)
         return -EIO;
     /* A NULL passphrase would mean another length to the library. */
-    if (!PKCS5_PBKDF2_HMAC(passphrase_len ? passphrase : "", (int)passphrase_len, salt,
-                           (int)salt_len, (int)iterations, md, (int)len, key))
+    if (!openssl.PKCS5_PBKDF2_HMAC(passphrase_len ? passphrase : "", (int)passphrase_len,
+                                   salt, (int)salt_len, (int)iterations, md, (int)len, key))
         return -EIO;
     return 0;
 }
@@ -157,9 +157,4 @@ int hash_pbkdf2_iterations(enum hash_alg alg, size_t len, uint32_t ms, uint32_t 
     double wanted = (double)n * ms * 1e6 / (double)MAX(took, 1);
     *iterations = wanted < 1 ? 1 : wanted > UINT32_MAX ? UINT32_MAX : (uint32_t)wanted;
     return 0;
-}
-
-void crypto_tell_libraries(library_sink *sink, void *opaque)
-{
-    sink(opaque, "openssl", OpenSSL_version(OPENSSL_VERSION_STRING));
 }

@@ -7,10 +7,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include <openssl/evp.h>
-
 #include "crypto/cipher.h"
 #include "crypto/luks.h"
+#include "crypto/openssl.h"
 
 /* ---- cipher_modes.c: many sectors, with the library's AES on blocks ---- */
 

@@ -8,8 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <openssl/rand.h>
-
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "crypto/internal.h"
@@ -94,8 +92,10 @@ static int make_uuid(char *uuid)
 {
     uint8_t b[16];
 
-    if (RAND_bytes(b, sizeof b) != 1)
-        return -EIO;
+    int err = openssl_random(b, sizeof b);
+
+    if (err)
+        return err;
     b[6] = (uint8_t)((b[6] & 0x0f) | 0x40);
     b[8] = (uint8_t)((b[8] & 0x3f) | 0x80);
     for (size_t i = 0; i < sizeof b; i++) {
@@ -110,8 +110,8 @@ static int make_digest(struct luks_header *h, uint32_t iter_time_ms, const uint8
     int err = luks_iterations(h->hash, sizeof h->digest, MAX(iter_time_ms / 8, 1),
                               &h->digest_iterations);
 
-    if (!err && RAND_bytes(h->digest_salt, sizeof h->digest_salt) != 1)
-        err = -EIO;
+    if (!err)
+        err = openssl_random(h->digest_salt, sizeof h->digest_salt);
     return err ? err : luks_key_digest(h, key, h->digest);
 }
 
@@ -164,7 +164,7 @@ int luks_format(struct luks **out, const struct luks_io *io,
         return diag_set(diag, ENOSPC,
                         "%s: a LUKS header takes %" PRIu64 " bytes, not %" PRIu64, io->name,
                         end, io->limit);
-    int err = RAND_priv_bytes(key, (int)key_bytes) == 1 ? 0 : -EIO;
+    int err = openssl_secret_random(key, key_bytes);
     if (!err)
         err = make_header(&h, params, key);
     if (err)

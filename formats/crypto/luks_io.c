@@ -4,9 +4,6 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include <openssl/crypto.h>
-#include <openssl/rand.h>
-
 #include "crypto/af.h"
 #include "crypto/internal.h"
 #include "crypto/secret.h"
@@ -133,7 +130,7 @@ static int compare_digest(const struct luks_header *h, const uint8_t *key)
     uint8_t digest[LUKS_DIGEST_BYTES];
     int err = luks_key_digest(h, key, digest);
 
-    if (!err && CRYPTO_memcmp(digest, h->digest, sizeof digest) != 0)
+    if (!err && openssl.CRYPTO_memcmp(digest, h->digest, sizeof digest) != 0)
         err = -EKEYREJECTED;
     secret_wipe(digest, sizeof digest);
     return err;
@@ -216,8 +213,8 @@ int luks_fill_slot(const struct luks_io *io, struct luks_header *h, unsigned slo
         return diag_errno(diag, ENOMEM, "%s: the material of key slot %u", io->name, slot);
     s->active = true;
     int err = luks_iterations(h->hash, h->key_bytes, iter_time_ms, &s->iterations);
-    if (!err && RAND_bytes(s->salt, sizeof s->salt) != 1)
-        err = -EIO;
+    if (!err)
+        err = openssl_random(s->salt, sizeof s->salt);
     if (err)
         return diag_errno(diag, -err, "%s: a salt and its iterations", io->name);
     err = luks_judge_header(io, h, diag); /* before it is too late */
@@ -232,8 +229,10 @@ int luks_wipe_material(const struct luks_io *io, const struct luks_header *h, un
     size_t n = luks_material_bytes(h->key_bytes);
     CLEANUP_SECRET uint8_t *noise = secret_alloc(n);
 
-    if (!noise || RAND_bytes(noise, (int)n) != 1)
-        return diag_errno(diag, noise ? EIO : ENOMEM,
+    int err = noise ? openssl_random(noise, n) : -ENOMEM;
+
+    if (err)
+        return diag_errno(diag, -err,
                           "%s: key slot %u is out of use, but its material is still there",
                           io->name, slot);
     return write_material(io, h, slot, noise, diag);

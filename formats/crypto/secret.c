@@ -5,8 +5,6 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include <openssl/crypto.h>
-
 #define HEADER_BYTES 64u /* keeps the bytes aligned for whatever they are */
 
 /* The pages round up; mmap and munmap do that. */
@@ -49,5 +47,5 @@ void *secret_copy(const void *bytes, size_t n)
 
 void secret_wipe(void *memory, size_t n)
 {
-    OPENSSL_cleanse(memory, n);
+    explicit_bzero(memory, n);
 }

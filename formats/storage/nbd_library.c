@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdio.h>
 
-#include "storage/library.h"
+#include "base/library.h"
 #include "storage/nbd_library.h"
 
 /* The name that its version of the interface has for the loader. */

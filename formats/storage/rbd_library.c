@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdio.h>
 
-#include "storage/library.h"
+#include "base/library.h"
 #include "storage/rbd.h"
 #include "storage/rbd_library.h"
 

@@ -7,13 +7,13 @@
 #include <string.h>
 
 #include <jansson.h>
-#include <microhttpd.h>
 
 #include "base/cleanup.h"
 #include "cli.h"
 #include "command_output.h"
 #include "common/build_features.h"
 #include "common/json_text.h"
+#include "microhttpd_library.h"
 #include "plugin_file.h"
 #include "registry.h"
 
@@ -59,7 +59,7 @@ static json_t *describe_libraries(void)
 
     registry_tell_libraries(note_library, libraries);
     note_library(libraries, "jansson", jansson_version_str());
-    note_library(libraries, "libmicrohttpd", MHD_get_version());
+    note_library(libraries, "libmicrohttpd", microhttpd_version());
     return libraries;
 }
 

@@ -14,11 +14,10 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#include <microhttpd.h>
-
 #include "base/clock.h"
 #include "cli.h"
 #include "interrupt.h"
+#include "microhttpd_library.h"
 
 #define MAX_CLIENTS      32u
 #define MAX_CLIENTS_OF_1 24u                /* address: others get in beside them */
@@ -49,12 +48,13 @@ static enum MHD_Result send_response(struct MHD_Connection *connection, unsigned
 {
     if (!response)
         return MHD_NO;
-    MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, type);
-    MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
+    microhttpd.add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, type);
+    microhttpd.add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
     if (status == MHD_HTTP_METHOD_NOT_ALLOWED)
-        MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, MHD_HTTP_METHOD_GET);
-    enum MHD_Result result = MHD_queue_response(connection, status, response);
-    MHD_destroy_response(response);
+        microhttpd.add_response_header(response, MHD_HTTP_HEADER_ALLOW,
+                                       MHD_HTTP_METHOD_GET);
+    enum MHD_Result result = microhttpd.queue_response(connection, status, response);
+    microhttpd.destroy_response(response);
     return result;
 }
 
@@ -63,9 +63,9 @@ static enum MHD_Result send_sentence(struct MHD_Connection *connection, unsigned
 {
     /* It is not written to: the library has no const here. */
     return send_response(connection, status, PLAIN_TEXT,
-                         MHD_create_response_from_buffer(strlen(sentence),
-                                                         (void *)(uintptr_t)sentence,
-                                                         MHD_RESPMEM_PERSISTENT));
+                         microhttpd.create_response_from_buffer(strlen(sentence),
+                                                                (void *)(uintptr_t)sentence,
+                                                                MHD_RESPMEM_PERSISTENT));
 }
 
 static enum MHD_Result send_metrics(const struct http *http,
@@ -80,7 +80,7 @@ static enum MHD_Result send_metrics(const struct http *http,
                              "The server of the disks does not answer on its control "
                              "socket; the next request asks it again.\n");
     struct MHD_Response *response =
-        MHD_create_response_from_buffer(length, text, MHD_RESPMEM_MUST_FREE);
+        microhttpd.create_response_from_buffer(length, text, MHD_RESPMEM_MUST_FREE);
     if (!response)
         free(text);
     return send_response(connection, MHD_HTTP_OK, OPENMETRICS, response);
@@ -120,7 +120,7 @@ static void note_connection(void *opaque, struct MHD_Connection *connection, voi
         return;
     }
     const union MHD_ConnectionInfo *info =
-        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+        microhttpd.get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
     for (client = http->clients; client < http->clients + MAX_CLIENTS; client++)
         if (info && client->fd < 0) {
             *client = (struct client){info->connect_fd, clock_ms() + MAX_AGE_MS};
@@ -148,7 +148,7 @@ static const struct timespec *next_wait(const struct http *http, struct MHD_Daem
 {
     MHD_UNSIGNED_LONG_LONG ms;
 
-    if (MHD_get_timeout(daemon, &ms) != MHD_YES) {
+    if (microhttpd.get_timeout(daemon, &ms) != MHD_YES) {
         if (http->n_clients == 0)
             return NULL;
         ms = LOOK_AROUND_MS;
@@ -176,13 +176,13 @@ static void wait_for_work(const struct http *http, struct MHD_Daemon *daemon, in
 static int serve_until_signal(struct http *http, struct MHD_Daemon *daemon)
 {
     const union MHD_DaemonInfo *info =
-        MHD_get_daemon_info(daemon, MHD_DAEMON_INFO_EPOLL_FD);
+        microhttpd.get_daemon_info(daemon, MHD_DAEMON_INFO_EPOLL_FD);
 
     if (!info || info->epoll_fd < 0)
         return cli_error("this libmicrohttpd was built without epoll");
     while (!interrupt_came) {
         wait_for_work(http, daemon, info->epoll_fd);
-        if (MHD_run(daemon) != MHD_YES)
+        if (microhttpd.run(daemon) != MHD_YES)
             return cli_error("cannot go on listening: %s", strerror(errno));
         end_old_connections(http);
     }
@@ -192,11 +192,14 @@ static int serve_until_signal(struct http *http, struct MHD_Daemon *daemon)
 int metrics_http_serve(int fd, metrics_ask *ask, void *opaque)
 {
     struct http http = {.ask = ask, .opaque = opaque};
+    struct diag diag = {0};
 
+    if (microhttpd_load(&diag))
+        return cli_diag(&diag);
     for (unsigned i = 0; i < MAX_CLIENTS; i++)
         http.clients[i].fd = -1;
     signal(SIGPIPE, SIG_IGN);
-    struct MHD_Daemon *daemon = MHD_start_daemon(
+    struct MHD_Daemon *daemon = microhttpd.start_daemon(
         MHD_USE_EPOLL, 0, NULL, NULL, answer, &http, MHD_OPTION_LISTEN_SOCKET, fd,
         MHD_OPTION_CONNECTION_LIMIT, MAX_CLIENTS, MHD_OPTION_PER_IP_CONNECTION_LIMIT,
         MAX_CLIENTS_OF_1, MHD_OPTION_CONNECTION_MEMORY_LIMIT, CLIENT_MEMORY,
@@ -205,6 +208,6 @@ int metrics_http_serve(int fd, metrics_ask *ask, void *opaque)
     if (!daemon)
         return cli_error("cannot answer over HTTP: %s", strerror(errno));
     int code = serve_until_signal(&http, daemon);
-    MHD_stop_daemon(daemon);
+    microhttpd.stop_daemon(daemon);
     return code;
 }

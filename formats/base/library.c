@@ -3,7 +3,7 @@
 #include <dlfcn.h>
 #include <string.h>
 
-#include "storage/library.h"
+#include "base/library.h"
 
 /* What went wrong; the loader forgets its text. */
 static const char *reason(void)
