@@ -24,8 +24,9 @@ struct sweeping {
     const struct sweep *sweep;
     struct lock lock;
     /* under lock */
-    pthread_cond_t changed; /* a piece was done, a thread ended */
-    uint64_t next, done;    /* where the next piece begins; bytes */
+    pthread_cond_t changed;  /* a piece was done, a thread ended */
+    uint64_t next, done;     /* where the next piece begins; bytes */
+    uint64_t moved, flushed; /* in all, and of these when the last flush began */
     unsigned running;
     int result; /* of the piece at result_at, the lowest that has one */
     uint64_t result_at;
@@ -73,6 +74,7 @@ static uint64_t note_piece(struct sweeping *s, uint64_t off, uint64_t len, uint6
     LOCK_GUARD(&s->lock);
 
     s->done += len;
+    s->moved += moved;
     if (result && (!s->result || off < s->result_at)) {
         s->result = result;
         s->result_at = off;
@@ -119,6 +121,36 @@ static void *sweep_main(void *opaque)
     return NULL;
 }
 
+/* Lock, which is let go of meanwhile. */
+static void tell_progress(struct sweeping *s)
+{
+    uint64_t done = s->done;
+
+    if (!s->sweep->progress)
+        return;
+    LOCK_GAP(&s->lock);
+    s->sweep->progress(s->sweep->opaque, done);
+}
+
+static int flush_unlocked(struct sweeping *s)
+{
+    LOCK_GAP(&s->lock);
+    return s->sweep->flush(s->sweep->opaque);
+}
+
+/* Lock, which is let go of meanwhile.  Any piece's result comes before the flush's. */
+static void flush_early(struct sweeping *s)
+{
+    if (!s->sweep->flush || s->result || s->moved - s->flushed < SWEEP_FLUSH_BYTES)
+        return;
+    s->flushed = s->moved;
+    int result = flush_unlocked(s);
+    if (result && !s->result) {
+        s->result = result;
+        s->result_at = UINT64_MAX;
+    }
+}
+
 /* Until the threads have ended. */
 static void watch(struct sweeping *s)
 {
@@ -126,11 +158,8 @@ static void watch(struct sweeping *s)
 
     while (s->running > 0) {
         lock_wait(&s->lock, &s->changed);
-        if (!s->sweep->progress)
-            continue;
-        uint64_t done = s->done;
-        LOCK_GAP(&s->lock);
-        s->sweep->progress(s->sweep->opaque, done);
+        tell_progress(s);
+        flush_early(s);
     }
 }
 

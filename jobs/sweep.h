@@ -19,16 +19,21 @@ struct sweep {
     unsigned threads;    /* 1..SWEEP_MAX_THREADS */
     size_t buffer_bytes; /* of each thread's buffer, page aligned; 0: none */
     uint64_t speed;      /* bytes that are moved in a second; 0: no limit */
-    /* Works on a piece; *moved: bytes that count for `speed`, set to 0 before.  0, or a result
-     * that ends the sweep: what began is ended, and nothing behind it is begun. */
+    /* Works on a piece; *moved: bytes that count for `speed` and `flush`, set to 0 before.  0,
+     * or a result that ends the sweep: what began is ended, and nothing behind it is begun. */
     int (*work)(void *opaque, void *buffer, uint64_t off, uint64_t len, uint64_t *moved);
     /* Optional, on the caller's thread: bytes that were dealt with, which only rise. */
     void (*progress)(void *opaque, uint64_t done);
+    /* Optional, on the caller's thread, whenever SWEEP_FLUSH_BYTES more were moved, while the
+     * others go on: the disk works while there is more to copy, and the last flush finds
+     * little left to do.  Its result, if not 0, ends the sweep. */
+    int (*flush)(void *opaque);
     void *opaque;
     const volatile sig_atomic_t *stop; /* when it isn't 0 the sweep ends; NULL: never */
 };
 
 #define SWEEP_MAX_THREADS 16
+#define SWEEP_FLUSH_BYTES (64u << 20)
 
 /* How many threads suit a machine, when nobody says. */
 unsigned sweep_threads(void);
@@ -37,8 +42,8 @@ unsigned sweep_threads(void);
  * bytes (a power of two). */
 uint64_t sweep_piece(uint64_t bytes, uint64_t least);
 
-/* 0; the result of the lowest piece that had one; -EINTR: it was stopped; -ENOMEM and the
- * like: it couldn't begin. */
+/* 0; the result of the lowest piece that had one, or else of a flush; -EINTR: it was
+ * stopped; -ENOMEM and the like: it couldn't begin. */
 int sweep_run(const struct sweep *sweep) MUST_USE;
 
 #endif

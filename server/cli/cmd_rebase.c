@@ -77,10 +77,10 @@ static int read_old(struct rebasing *r, char *to, uint64_t off, uint64_t len)
     return note_failure(r, off, block_read(r->image, to, off, len), false);
 }
 
-/* Zeroes behind the end of the new backing file, or without one. */
+/* Zeroes behind the end of the new backing file. */
 static int read_new(struct rebasing *r, char *to, uint64_t off, uint64_t len)
 {
-    uint64_t size = r->new_backing ? r->new_backing->size : 0;
+    uint64_t size = r->new_backing->size;
     uint64_t inside = off < size ? MIN(len, size - off) : 0;
 
     memset(to + inside, 0, len - inside);
@@ -88,30 +88,68 @@ static int read_new(struct rebasing *r, char *to, uint64_t off, uint64_t len)
                   : 0;
 }
 
-/* Zeroes that the new backing file doesn't have get no place, where the format can say so. */
-static int write_unit(struct rebasing *r, const char *data, uint64_t off, uint64_t len)
+/* What a unit of the old backing file is to become in the image. */
+enum unit { UNIT_SAME, UNIT_ZEROES, UNIT_DATA };
+
+/* other: what the new backing file has; NULL: zeroes, which are a hole then.  Zeroes that it
+ * doesn't have get no place, where the format can say so. */
+static enum unit judge_unit(const struct rebasing *r, const char *old, const char *other,
+                            uint64_t len)
 {
-    bool zero = node_holes_may_show(r->image) && bytes_are_zero(data, len);
-    int err = zero ? block_zero(r->image, off, len, BLOCK_MAY_UNMAP)
-                   : block_write(r->image, data, off, len, 0);
+    if (!other)
+        return bytes_are_zero(old, len) ? UNIT_SAME : UNIT_DATA;
+    if (memcmp(old, other, len) == 0)
+        return UNIT_SAME;
+    return node_holes_may_show(r->image) && bytes_are_zero(old, len) ? UNIT_ZEROES
+                                                                     : UNIT_DATA;
+}
+
+/* How many bytes of the range its first unit has. */
+static uint64_t first_unit(const struct rebasing *r, uint64_t off, uint64_t len)
+{
+    return MIN(len, align_down(off, r->unit) + r->unit - off);
+}
+
+/* How many bytes from the beginning on, in units, become the same. */
+static uint64_t find_alike(const struct rebasing *r, const char *old, const char *other,
+                           uint64_t off, uint64_t len, enum unit *unit)
+{
+    uint64_t at = first_unit(r, off, len);
+
+    *unit = judge_unit(r, old, other, at);
+    for (uint64_t n; at < len; at += n) {
+        n = first_unit(r, off + at, len - at);
+        if (judge_unit(r, old + at, other ? other + at : NULL, n) != *unit)
+            break;
+    }
+    return at;
+}
+
+static int write_units(struct rebasing *r, enum unit unit, const char *data, uint64_t off,
+                       uint64_t len)
+{
+    int err = unit == UNIT_ZEROES ? block_zero(r->image, off, len, BLOCK_MAY_UNMAP)
+                                  : block_write(r->image, data, off, len, 0);
 
     return note_failure(r, off, err, true);
 }
 
-/* At most a buffer; from one end of a unit to the next what differs is written at once. */
-static int copy_differences(struct rebasing *r, char *buffer, uint64_t off, uint64_t len,
-                            uint64_t *moved)
+/* At most a buffer; neighbours that become the same are written at once. */
+static int copy_differences(struct rebasing *r, char *buffer, bool new_is_zero,
+                            uint64_t off, uint64_t len, uint64_t *moved)
 {
-    char *other = buffer + BUFFER_BYTES;
+    char *other = new_is_zero ? NULL : buffer + BUFFER_BYTES;
     int err = read_old(r, buffer, off, len);
 
-    if (!err)
+    if (!err && other)
         err = read_new(r, other, off, len);
     for (uint64_t at = 0, n; !err && at < len; at += n) {
-        n = MIN(len - at, align_down(off + at, r->unit) + r->unit - (off + at));
-        if (memcmp(buffer + at, other + at, n) == 0)
+        enum unit unit;
+        n = find_alike(r, buffer + at, other ? other + at : NULL, off + at, len - at,
+                       &unit);
+        if (unit == UNIT_SAME)
             continue;
-        err = write_unit(r, buffer + at, off + at, n);
+        err = write_units(r, unit, buffer + at, off + at, n);
         *moved += n;
     }
     return err;
@@ -160,7 +198,7 @@ static int rebase_run(struct rebasing *r, char *buffer, uint64_t off, uint64_t *
     /* Whole units, where the runs have more than one. */
     uint64_t end = align_down(off + MIN(*len, BUFFER_BYTES), r->unit);
     *len = end > off ? end - off : MIN(*len, BUFFER_BYTES);
-    return copy_differences(r, buffer, off, *len, moved);
+    return copy_differences(r, buffer, new.zero, off, *len, moved);
 }
 
 static int rebase_piece(void *opaque, void *buffer, uint64_t off, uint64_t len,
@@ -184,6 +222,13 @@ static void show_progress(void *opaque, uint64_t done)
     progress_report(done, r->image->size);
 }
 
+static int flush_image(void *opaque)
+{
+    const struct rebasing *r = opaque;
+
+    return block_flush(r->image);
+}
+
 static int copy_all(struct rebasing *r)
 {
     const struct sweep sweep = {
@@ -193,6 +238,7 @@ static int copy_all(struct rebasing *r)
         .buffer_bytes = 2 * BUFFER_BYTES,
         .work = rebase_piece,
         .progress = show_progress,
+        .flush = r->image->options.cache->no_flush ? NULL : flush_image,
         .opaque = r,
         .stop = &interrupt_came,
     };

@@ -9,6 +9,7 @@
 #include "base/checked.h"
 #include "base/lock.h"
 #include "base/log.h"
+#include "block/cache_mode.h"
 #include "cli.h"
 #include "interrupt.h"
 #include "jobs/sweep.h"
@@ -24,6 +25,7 @@ struct copying {
     const struct copy_disk *copy;
     struct copy_how how;
     size_t buffer_bytes;
+    bool flush_failed;
     struct lock lock;
     struct copy_result failure; /* under lock: of the lowest piece that failed */
 };
@@ -61,12 +63,24 @@ static void show_progress(void *opaque, uint64_t done)
     progress_report(c->copy->done_before + done, c->copy->total);
 }
 
+static int flush_target(void *opaque)
+{
+    struct copying *c = opaque;
+    int err = block_flush(c->how.target);
+
+    c->flush_failed = err;
+    return err;
+}
+
 static int complain(const struct copying *c, int err)
 {
     const struct copy_result *f = &c->failure;
 
     if (interrupt_came)
         return cli_error("interrupted");
+    if (!f->err && c->flush_failed)
+        return cli_error("%s: cannot be flushed: %s", c->how.target->filename,
+                         strerror(-err));
     if (!f->err)
         return cli_error("cannot copy: %s", strerror(-err));
     return cli_error("error while %s at byte %" PRIu64 ": %s",
@@ -88,6 +102,7 @@ int copy_disk(const struct copy_disk *copy)
         .speed = copy->speed,
         .work = copy_piece,
         .progress = show_progress,
+        .flush = copy->how.target->options.cache->no_flush ? NULL : flush_target,
         .opaque = &c,
         .stop = &interrupt_came,
     };

@@ -207,36 +207,41 @@ class Snapshots(CommandKill):
 class Chains(CommandKill):
     """base <- top, and another base that differs in a part."""
 
+    SIZE, PIECE, FORMATS = SIZE, 100 * KIB, ("qcow2", "qed")
+
     def make(self, fmt, base_fmt):
         shutil.rmtree(self.path("master"), ignore_errors=True)
         os.mkdir(self.path("master"))
-        base, other, top = (bytearray(pattern(i, SIZE)) for i in (1, 2, 3))
+        base, other, top = (bytearray(pattern(i, self.SIZE)) for i in (1, 2, 3))
         other[MIB:2 * MIB] = base[MIB:2 * MIB]
         base[2 * MIB:3 * MIB] = bytes(MIB)
         for name, data in (("base", base), ("other", other)):
-            create(self.path(f"master/{name}"), base_fmt, SIZE)
+            create(self.path(f"master/{name}"), base_fmt, self.SIZE)
             fill(self.path(f"master/{name}"), base_fmt, [(0, bytes(data))])
-        create(self.path("master/top"), fmt, SIZE, backing="base", backing_fmt=base_fmt)
+        create(self.path("master/top"), fmt, self.SIZE, backing="base", backing_fmt=base_fmt)
         self.data = base[:]
-        pieces = [(at, bytes(top[at:at + 100 * KIB])) for at in range(0, SIZE, 512 * KIB)]
+        pieces = [(at, bytes(top[at:at + self.PIECE])) for at in range(0, self.SIZE, 512 * KIB)]
         for at, piece in pieces:
             self.data[at:at + len(piece)] = piece
         fill(self.path("master/top"), fmt, pieces)
         self.data = bytes(self.data)
 
+    def same_bytes(self, name, fmt):
+        self.assertTrue(self.reads(name, fmt) == self.data, f"{name} reads differently")
+
     def same(self, argv, base_fmt, also=()):
-        for fmt in ("qcow2", "qed"):
+        for fmt in self.FORMATS:
             self.make(fmt, base_fmt)
 
             def judge():
                 for name in also:
                     self.sound(name, base_fmt)
-                self.assertEqual(self.reads("top", fmt), self.data)
+                self.same_bytes("top", fmt)
                 # And it can be given again; a rebase that was done already has another file below it.
                 run(QIMG, *argv, cwd=self.here, env=plugin_env(), check=argv[0] != "rebase")
-                self.assertEqual(self.reads("top", fmt), self.data)
+                self.same_bytes("top", fmt)
                 if argv[0] == "commit":
-                    self.assertEqual(self.reads("base", base_fmt), self.data)
+                    self.same_bytes("base", base_fmt)
 
             self.rounds(argv, judge)
 
@@ -251,6 +256,25 @@ class Chains(CommandKill):
 
     def test_commit_that_leaves_the_image(self):
         self.same(["commit", "-q", "-d", "top"], "qcow2", also=["base"])
+
+
+class FlushedEarly(Chains):
+    """So much to copy that the disk is to have some of it before the end."""
+
+    SIZE, PIECE, FORMATS = 256 * MIB, 256 * KIB, ("qcow2",)
+    test_rebase = test_commit_that_leaves_the_image = None
+
+    def test_a_flush_that_fails(self):
+        self.make("qcow2", "raw")
+        for argv, words in ((("commit", "top"), "base: cannot be flushed: Input/output error"),
+                            (("rebase", "-b", "", "top"), "cannot rebase: Input/output error")):
+            with self.subTest(argv=argv):
+                self.anew()
+                done = run("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e",
+                           "inject=fdatasync:error=EIO", QIMG, *argv, cwd=self.here, env=plugin_env(), check=False)
+                self.assertEqual(done.returncode, 1)
+                self.assertIn(words, done.stderr)
+                self.same_bytes("top", "qcow2")
 
 
 class Bitmaps(CommandKill):
