@@ -70,6 +70,7 @@ def printed(text):
         return strip(qemu_json(json.loads(text)))
     except (ValueError, TypeError, AttributeError):
         text = re.sub(r"    \([\d.]+/100%\)[\r\n]", "", qemu_text(text))
+        text = re.sub(r"\b\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\b", "YYYY-MM-DD hh:mm:ss", text)
         return re.sub(r"(?m)^disk size: .*$", "disk size: -", text)
 
 
