@@ -156,11 +156,16 @@ static void watch(struct sweeping *s)
 {
     LOCK_GUARD(&s->lock);
 
-    while (s->running > 0) {
-        lock_wait(&s->lock, &s->changed);
+    for (uint64_t seen = 0; s->running > 0;) {
+        if (s->done == seen) {
+            lock_wait(&s->lock, &s->changed);
+            continue;
+        }
+        seen = s->done;
         tell_progress(s);
         flush_early(s);
     }
+    tell_progress(s);
 }
 
 static unsigned start_threads(struct sweeping *s, pthread_t *threads)
