@@ -332,6 +332,35 @@ static int blame_image(const char *image, int rc, struct diag *diag)
     return diag_set(diag, cause.err, "%s: backing file: %s", image, cause.text);
 }
 
+/* What lies below `node`, which has depth - 1 layers above it, and how it is to be opened: without
+ * a path when there is nothing.  The path lies in *names until the next call. */
+static int find_below(const struct node *node, const struct node *top, unsigned depth,
+                      const struct chain_options *options, struct names *names,
+                      struct layer *layer, struct diag *diag)
+{
+    const struct reference *ref;
+    const char *format = NULL;
+
+    *layer = (struct layer){.path = NULL};
+    int rc = next_name(node, node == top, options, names, &ref, &format, diag);
+    if (rc < 0 || !ref)
+        return rc;
+    if (depth == CHAIN_MAX_DEPTH)
+        return diag_set(diag, ELOOP, "%s: the backing chain is deeper than %d images",
+                        top->filename, CHAIN_MAX_DEPTH);
+    *layer = (struct layer){
+        .path = ref->path,
+        .protocol = ref->protocol,
+        .format = format,
+        .image = node->filename,
+        .depth = depth,
+        .named_by_image = !ref->given,
+        .give_up = options->give_up,
+        .read_only = true,
+    };
+    return 0;
+}
+
 static int open_below(struct block_context *ctx, struct node *top,
                       const struct chain_options *options, struct visited *visited,
                       struct diag *diag)
@@ -339,31 +368,75 @@ static int open_below(struct block_context *ctx, struct node *top,
     CLEANUP(free_names) struct names names = {.said = options->named};
     unsigned depth = 1;
     for (struct node *node = top;; node = node->backing, depth++) {
-        const struct reference *ref;
-        const char *format = NULL;
-        int rc = next_name(node, node == top, options, &names, &ref, &format, diag);
-        if (rc < 0 || !ref)
+        struct layer layer;
+        int rc = find_below(node, top, depth, options, &names, &layer, diag);
+        if (rc < 0 || !layer.path)
             return rc;
-        if (depth == CHAIN_MAX_DEPTH)
-            return diag_set(diag, ELOOP, "%s: the backing chain is deeper than %d images",
-                            top->filename, CHAIN_MAX_DEPTH);
 
-        const struct layer layer = {
-            .path = ref->path,
-            .protocol = ref->protocol,
-            .format = format,
-            .image = node->filename,
-            .depth = depth,
-            .named_by_image = !ref->given,
-            .give_up = options->give_up,
-            .read_only = true,
-        };
         struct node *below;
         rc = open_layer(ctx, &layer, options, visited, &below, diag);
         if (rc < 0)
             return blame_image(node->filename, rc, diag);
         node->backing = below;
     }
+}
+
+/* ---- what other chains have open ---- */
+
+/* A key has to be judged, and a file that isn't locked may have changed. */
+static bool may_attach(const struct node *top, const struct chain_options *options)
+{
+    return top->ctx->layers && options->n_passphrases == 0 && !options->node.describe &&
+           !options->node.lock_off;
+}
+
+/* The layer that stands for an open one, over which `above` (NULL: any) lies; NULL: there is
+ * none. */
+static struct node *attach_layer(const struct node *top, const struct layer *layer,
+                                 const struct shared_layer *above,
+                                 const struct chain_options *options,
+                                 struct visited *visited)
+{
+    const struct driver *driver =
+        is_auto(layer->format) ? NULL : driver_find(layer->format);
+    CLEANUP_STORAGE struct storage *file = NULL;
+    struct diag ignored;
+
+    if (layer->protocol != &storage_protocol_file || (!driver && !is_auto(layer->format)) ||
+        open_store(layer, &options->node, &file, &ignored) < 0 ||
+        chain_note_visit(visited, file, "", &ignored) < 0)
+        return NULL;
+    CLEANUP_FREE char *shown = storage_shown_name(layer->protocol, layer->path);
+    return shown ? shared_layer_attach(top->ctx, above, file, driver, shown, &options->node)
+                 : NULL;
+}
+
+/* False: not all of it is open; nothing lies below top then. */
+static bool attach_below(struct node *top, const struct chain_options *options,
+                         struct visited visited)
+{
+    const struct shared_layer *above = NULL;
+    struct node *node = top;
+    CLEANUP(free_names) struct names names = {.said = options->named};
+    struct diag ignored;
+
+    for (unsigned depth = 1;; depth++) {
+        struct layer layer;
+        int rc = find_below(node, top, depth, options, &names, &layer, &ignored);
+        if (rc == 0 && !layer.path && (!above || !above->below))
+            return true;
+        struct node *below = rc < 0 || !layer.path
+                                 ? NULL
+                                 : attach_layer(top, &layer, above, options, &visited);
+        if (!below)
+            break;
+        node->backing = below;
+        node = below;
+        above = below->shared;
+    }
+    (void)node_close(top->backing);
+    top->backing = NULL;
+    return false;
 }
 
 /* Those for layers that there are were judged there. */
@@ -401,14 +474,17 @@ int chain_open(struct block_context *ctx, const char *filename,
     int rc = open_layer(ctx, &layer, options, &visited, &top, diag);
     if (rc < 0)
         return rc;
-    rc = open_below(ctx, top, options, &visited, diag);
+    bool complete = may_attach(top, options) && attach_below(top, options, visited);
+    if (!complete)
+        rc = open_below(ctx, top, options, &visited, diag);
     if (rc == 0)
         rc = check_passphrases(top, options, diag);
     if (rc < 0) {
         node_close(top);
         return rc;
     }
-    shared_layers_join(top);
+    if (!complete)
+        shared_layers_join(top);
     *out = top;
     return 0;
 }

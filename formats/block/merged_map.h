@@ -10,7 +10,8 @@
  *
  * A granule is as large as the smallest cluster (or subcluster) of the layers.  Its word says
  *   ZERO    such a layer says that it reads as zeroes;
- *   NOTHING none has an entry for it, and it reads as zeroes; such a layer was the last that was asked;
+ *   NOTHING none has an entry for it, and it reads as zeroes; such a layer was the last that was
+ *           asked;
  *   PLACE   plain bytes at such a place of such a layer's file: nobody else is asked;
  *   LAYER   that layer has it, and is asked how (compressed, encrypted, ...);
  *   WALK    it is made of several pieces: the layers are asked one by one, as without a map;

@@ -112,6 +112,13 @@ static void borrow(struct node *node, struct shared_layer *layer)
     node->cannot = open->cannot;
 }
 
+/* As one of its users. */
+static void enter_layer(struct node *node, struct shared_layer *layer)
+{
+    borrow(node, layer);
+    gate_join(&layer->ctx.gate, &node->readers, &node->ctx->gate);
+}
+
 static void give_back(struct node *node)
 {
     node->state = NULL;
@@ -121,12 +128,13 @@ static void give_back(struct node *node)
     node->shared = NULL;
 }
 
-/* One that is to stand for `opened` in its chain, with the names that this has; NULL: no
- * memory. */
-static struct node *make_stand_in(const struct node *opened)
+/* One that is to stand for `opened` in a chain, with the names that this has for what lies below;
+ * NULL: no memory. */
+static struct node *make_stand_in(struct block_context *ctx, const char *filename,
+                                  const struct node_options *options,
+                                  const struct node *opened)
 {
-    struct node *node =
-        node_new(opened->ctx, opened->driver, opened->filename, &opened->options);
+    struct node *node = node_new(ctx, opened->driver, filename, options);
 
     if (!node)
         return NULL;
@@ -211,7 +219,7 @@ static struct node *share(struct node *node, struct shared_layer *below)
 
     if (!can_be_shared(node, &file, &data))
         return NULL;
-    struct node *stand_in = make_stand_in(node);
+    struct node *stand_in = make_stand_in(node->ctx, node->filename, &node->options, node);
     struct shared_layer *fresh = make_layer(node);
     if (!stand_in || !fresh) {
         if (stand_in)
@@ -221,10 +229,8 @@ static struct node *share(struct node *node, struct shared_layer *below)
     }
     fresh->file = file;
     fresh->data = data;
-    struct block_context *ctx = node->ctx;
     struct shared_layer *layer = find_or_add(layers, fresh, below);
-    borrow(stand_in, layer);
-    gate_join(&layer->ctx.gate, &stand_in->readers, &ctx->gate);
+    enter_layer(stand_in, layer);
     if (layer != fresh) {
         free(fresh);
         (void)!node_close(node);
@@ -294,22 +300,90 @@ static int close_layers(struct shared_layers *layers, struct shared_layer *layer
     return result;
 }
 
-int shared_layer_leave(struct node *node)
+static int stop_using(struct shared_layers *layers, struct shared_layer *layer)
 {
-    struct shared_layers *layers = node->ctx->layers;
-    struct shared_layer *layer = node->shared;
     bool unused;
 
-    merged_map_free(
-        atomic_exchange(&node->merged, NULL)); /* its words lie in those tables */
-    gate_quit(&layer->ctx.gate, &node->readers);
-    give_back(node);
     {
         LOCK_GUARD(&layers->lock);
         layer->users--;
         unused = is_unused(layer);
     }
     return unused ? close_layers(layers, layer) : 0;
+}
+
+int shared_layer_leave(struct node *node)
+{
+    struct shared_layers *layers = node->ctx->layers;
+    struct shared_layer *layer = node->shared;
+
+    merged_map_free(
+        atomic_exchange(&node->merged, NULL)); /* its words lie in those tables */
+    gate_quit(&layer->ctx.gate, &node->readers);
+    give_back(node);
+    return stop_using(layers, layer);
+}
+
+/* ---- one that is open already ---- */
+
+/* Under the lock: is it open in the way in which the file is to be opened?  Not said of what is
+ * encrypted, for a key would have to be judged, and of what has a second file. */
+static bool is_open_so(const struct shared_layer *layer, struct file_identity file,
+                       const struct driver *driver, const struct node_options *options)
+{
+    const struct node *open = layer->node;
+
+    return same_file(layer->file, file) && !open->data_file && !open->encryption &&
+           open->options.cache == options->cache && !open->options.lock_off &&
+           (driver ? open->driver == driver : open->driver->probe != NULL);
+}
+
+/* Under the lock; NULL: none.  One that was taken for a writer isn't found. */
+static struct shared_layer *find_open(struct shared_layers *layers,
+                                      const struct shared_layer *above,
+                                      struct file_identity file,
+                                      const struct driver *driver,
+                                      const struct node_options *options)
+{
+    LIST_FOR_EACH (pos, &layers->list) {
+        struct shared_layer *layer = CONTAINER_OF(pos, struct shared_layer, link);
+        if ((!above || above->below == layer) && is_open_so(layer, file, driver, options))
+            return layer;
+    }
+    return NULL;
+}
+
+/* As shared_layer_attach. */
+static struct node *attach(struct shared_layers *layers, struct block_context *ctx,
+                           const struct shared_layer *above, struct file_identity file,
+                           const struct driver *driver, const char *shown,
+                           const struct node_options *options)
+{
+    LOCK_GUARD(&layers->lock);
+    struct shared_layer *layer = find_open(layers, above, file, driver, options);
+    if (!layer)
+        return NULL;
+    struct node *node = make_stand_in(ctx, shown, options, layer->node);
+    if (!node)
+        return NULL;
+    layer->users++;
+    node->shared = layer;
+    return node;
+}
+
+struct node *shared_layer_attach(struct block_context *ctx,
+                                 const struct shared_layer *above, struct storage *file,
+                                 const struct driver *driver, const char *shown,
+                                 const struct node_options *options)
+{
+    struct file_identity identity;
+
+    if (!identify(file, &identity))
+        return NULL;
+    struct node *node = attach(ctx->layers, ctx, above, identity, driver, shown, options);
+    if (node)
+        enter_layer(node, node->shared);
+    return node;
 }
 
 /* ---- for who writes to the file ---- */

@@ -17,7 +17,8 @@
  * chain.  A shared layer knows the one below it, so that what is remembered of both (merged_map.h)
  * is shared, too.
  *
- * chain_open opens a chain as if it were alone, and then gives up what is open already:
+ * When all that lies below an image is open, chain_open looks at the files' names and identities
+ * alone.  Otherwise it opens the chain as if it were alone, and then gives up what is open already:
  * nobody waits for anybody else's open, and whoever is refused an image is told by his own attempt.
  *
  * Who reads is inside the gate of his own chain, as ever: no reader counts himself anywhere else.
@@ -64,6 +65,14 @@ void shared_layers_free(struct shared_layers *layers); /* NULL is allowed; it is
 /* What lies below `top` in a chain that was just opened, and that nobody reads yet, is shared with
  * other chains as far as it can be.  Nothing changes when memory is short. */
 void shared_layers_join(struct node *top);
+
+/* One that is open as `file` is to be opened (driver NULL: its format is told by its magic), over
+ * which `above` (NULL: anything) lies: a node that stands for it in a chain of ctx, and is called
+ * `shown`, with nothing below it yet.  NULL: there is none, or memory is short. */
+struct node *shared_layer_attach(struct block_context *ctx,
+                                 const struct shared_layer *above, struct storage *file,
+                                 const struct driver *driver, const char *shown,
+                                 const struct node_options *options);
 
 /* For node_close: the node gives back what it borrows, which is closed when it was the last.  0 or
  * -errno of that. */

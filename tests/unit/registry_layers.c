@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -94,6 +95,16 @@ static void make_zeroes(const char *name, unsigned place)
     cr_assert_eq(block_zero(node, place * CLUSTER, CLUSTER, BLOCK_MAY_UNMAP), 0);
     cr_assert_eq(node_close(node), 0);
     block_context_destroy(&own);
+}
+
+/* Nobody could open it any more. */
+static void wreck(const char *name)
+{
+    int fd = open(path(name), O_RDWR);
+
+    cr_assert_geq(fd, 0);
+    cr_assert_eq(pwrite(fd, "garbage", 7, 0), 7);
+    close(fd);
 }
 
 /* disk0..2 over base2 over base1 over base0; cluster i of the bases is of base i. */
@@ -254,6 +265,36 @@ Test(layers, status_tells_whose_it_is)
             cr_expect_eq(st.file, expected[e].data ? layer->data : NULL);
         }
     cr_expect_not_null(atomic_load(&node_opened(disk[0]->backing)->merged));
+}
+
+/* What is open isn't read again: a header that nobody could open any more is in nobody's way. */
+Test(layers, what_is_open_is_not_opened_again)
+{
+    make_all();
+    open_disk(0, "writeback");
+    wreck("base0");
+    open_disk(1, "writeback");
+    expect_bytes(1);
+    close_disk(0);
+    expect_bytes(1);
+    cr_expect_eq(descriptors("base0"), 1);
+}
+
+/* Invariant 2: another base below it is another layer, whatever the file is called. */
+Test(layers, a_file_by_another_name_has_its_own_base)
+{
+    make_all();
+    cr_assert_eq(mkdir(path("other"), 0700), 0);
+    make("other/base1", NULL, 1, 31);
+    image_create(path("base2"), "qcow2", NULL, SIZE, "base1", "qcow2");
+    cr_assert_eq(link(path("base2"), path("other/base2")), 0);
+    make("disk1", "other/base2", 6, 21);
+    open_disk(0, "writeback");
+    open_disk(1, "writeback");
+    cr_expect_eq(byte_at(0, CLUSTER), 11);
+    cr_expect_eq(byte_at(1, CLUSTER), 31);
+    cr_expect_eq(descriptors("base1"), 1);
+    cr_expect_eq(descriptors("other/base1"), 1);
 }
 
 /* Invariant 1 of merged_map.h. */
