@@ -246,13 +246,19 @@ int node_first_change(struct node *node)
     return err;
 }
 
+static void disarm_write_back(struct node *node)
+{
+    timer_cancel(node->ctx->housekeeper, &node->write_back);
+    atomic_store(&node->write_back_armed, false);
+}
+
 int node_freeze(struct node *node)
 {
     struct diag diag;
 
     if (!node->active)
         return 0;
-    timer_cancel(node->ctx->housekeeper, &node->write_back);
+    disarm_write_back(node);
     int err = mcache_commit(node->mc, MC_COMMIT);
     if (err)
         return err;
@@ -261,11 +267,21 @@ int node_freeze(struct node *node)
     err = node->driver->settle(node);
     if (err)
         return err;
+    disarm_write_back(node); /* it has made holes */
     node->active = node->can_write = false;
     node->cannot = "it is a frozen layer of the disk that is served";
     if (node_lock_for_reading(node, &diag))
         log_error("%s", diag.text);
     return 0;
+}
+
+/* Its end writes everything back.  Holes that are made then are changes, too, but must leave no
+ * timer behind: it counts as armed from here on. */
+static int close_alone(struct node *node)
+{
+    timer_cancel(node->ctx->housekeeper, &node->write_back);
+    atomic_store(&node->write_back_armed, true);
+    return node->driver->close(node);
 }
 
 int node_close(struct node *node)
@@ -274,8 +290,7 @@ int node_close(struct node *node)
 
     while (node) {
         struct node *below = node->backing;
-        timer_cancel(node->ctx->housekeeper, &node->write_back);
-        int err = node->shared ? shared_layer_leave(node) : node->driver->close(node);
+        int err = node->shared ? shared_layer_leave(node) : close_alone(node);
         if (err && !result)
             result = err;
         node_free(node);
