@@ -145,6 +145,8 @@ static int prepare_backup(struct backup *b, struct diag *diag)
     frozen_backing_tell(b->mirror.target, b->point);
     p->source = frozen_node(b->point);
     p->granularity = MAX(FROZEN_GRANULE, node_preferred(p->target));
+    /* Of a unit that is written in part, the target may read the rest from the point. */
+    p->granularity = MAX(p->granularity, p->target->subcluster_size);
     p->granularity = MIN(p->granularity, BITMAP_MAX_GRANULARITY);
     return mirror_prepare(&b->mirror, diag);
 }

@@ -41,7 +41,7 @@ int engine_write_locked(struct node *node, const void *buf, uint64_t off,
                         uint64_t len) MUST_USE;
 
 /* Zeroes of a range whose clusters the caller has locked, and of which the node has nothing:
- * by metadata where it can. */
+ * by metadata where it can.  They last when another backing file comes below. */
 int engine_zero_locked(struct node *node, uint64_t off, uint64_t len) MUST_USE;
 
 /* Zero bytes through the write path; locked: the caller has locked the guest range. */

@@ -94,7 +94,8 @@ int frozen_each(struct node *node, int (*each)(void *opaque, const char *name),
 /* The point as a disk that is only read: block_read and block_status, until it is put. */
 struct node *frozen_node(struct frozen_point *point);
 
-/* Nobody will read the range any more: its granules needn't be saved.  Rounds inwards. */
+/* Nobody will read the range any more, not even a target that lies on the point and is written
+ * beside it in part: its granules needn't be saved.  Rounds inwards. */
 void frozen_release(struct frozen_point *point, uint64_t off, uint64_t len);
 
 /* Which parts were dirty at the point, for who reads it; the bitmap, which isn't added to a

@@ -277,13 +277,13 @@ ASIDE static int write_where_lost(struct node *node, const void *buf, uint64_t o
 {
     RANGE_LOCK_GUARD(&node->ranges, align_down(off, node->cluster_size),
                      align_up(off + len, node->cluster_size));
+    /* What has its place again may be durable without. */
+    *needs_commit = true;
     while (len > 0) {
         struct extent ext;
         int err = node->driver->map(node, off, len, &ext);
-        if (!err && !ext.writable) {
-            *needs_commit = true;
+        if (!err && !ext.writable)
             err = engine_write_locked(node, buf, off, ext.length);
-        }
         if (err)
             return err;
         buf = (const char *)buf + ext.length;

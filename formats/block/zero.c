@@ -20,12 +20,12 @@ static struct split split_clusters(const struct node *node, uint64_t off, uint64
 }
 
 /* Is it a hole, through which something may be seen, now or when the image is opened with
- * its backing file again? */
+ * its backing file again, or with the one that it is about to name? */
 static bool may_show(const struct node *node, const struct extent *ext, uint64_t off)
 {
     if (ext->kind == EXTENT_BACKING) {
         const struct node *below = node->backing;
-        return below && off < below->size;
+        return node->expects_backing || (below && off < below->size);
     }
     return ext->kind == EXTENT_ZERO && !ext->allocated && !node->backing &&
            node_holes_may_show(node);
@@ -61,8 +61,9 @@ static int zero_part_of_hole(struct node *node, uint64_t off, uint64_t end,
         err = node->driver->zero(node, start, node->subcluster_size, how, &done);
         if (err != -ENOTSUP)
             return err;
-        /* With the backing file set aside, what the hole will show isn't known. */
-        if (node->backing && shows_zeroes(node, off, end))
+        /* With the backing file set aside, or another to come, what the hole will show isn't
+         * known. */
+        if (node->backing && !node->expects_backing && shows_zeroes(node, off, end))
             return 0;
     }
     return engine_write_zeroes(node, off, end - off, true);
@@ -124,9 +125,10 @@ static int zero_part(struct node *node, uint64_t off, uint64_t end, enum zero_ho
     return 0;
 }
 
-/* What the format can't express: zeroes in the file, at least.  Guest range locked. */
+/* What the format can't express: zeroes in the file, at least; lasting: whatever the holes will
+ * show.  Guest range locked. */
 static int zero_by_writing(struct node *node, uint64_t off, uint64_t end, enum zero_how how,
-                           uint64_t *done)
+                           bool lasting, uint64_t *done)
 {
     struct extent ext;
     uint64_t len = MIN(end, node->size) - off;
@@ -135,7 +137,7 @@ static int zero_by_writing(struct node *node, uint64_t off, uint64_t end, enum z
     if (err)
         return err;
     *done = align_up(ext.length, node->subcluster_size);
-    if (!extent_is_data(ext.kind) && !may_show(node, &ext, off))
+    if (!lasting && !extent_is_data(ext.kind) && !may_show(node, &ext, off))
         return 0;
     if (is_zeroed_in_place(node, &ext))
         return storage_zero(ext.file, ext.host_offset, ext.length,
@@ -144,7 +146,7 @@ static int zero_by_writing(struct node *node, uint64_t off, uint64_t end, enum z
 }
 
 static int zero_clusters_locked(struct node *node, uint64_t off, uint64_t end,
-                                enum zero_how how)
+                                enum zero_how how, bool lasting)
 {
     while (off < end) {
         uint64_t done = 0;
@@ -153,7 +155,7 @@ static int zero_clusters_locked(struct node *node, uint64_t off, uint64_t end,
         if (err == -ENOTSUP) {
             if (how == ZERO_DISCARD)
                 return 0;
-            err = zero_by_writing(node, off, end, how, &done);
+            err = zero_by_writing(node, off, end, how, lasting, &done);
             off += err ? 0 : done;
         }
         if (err)
@@ -170,7 +172,7 @@ int engine_zero_locked(struct node *node, uint64_t off, uint64_t len)
     if (s.start < s.first)
         err = engine_write_zeroes(node, s.start, s.first - s.start, true);
     if (!err && s.first < s.last)
-        err = zero_clusters_locked(node, s.first, s.last, ZERO_UNMAP);
+        err = zero_clusters_locked(node, s.first, s.last, ZERO_UNMAP, true);
     if (!err && s.last < s.end)
         err = engine_write_zeroes(node, s.last, s.end - s.last, true);
     return err;
@@ -181,10 +183,10 @@ static int zero_clusters(struct node *node, uint64_t off, uint64_t end, enum zer
     if (off >= end)
         return 0;
     if (!node_can(node, DRIVER_CLUSTERS)) /* no mapping to protect */
-        return zero_clusters_locked(node, off, end, how);
+        return zero_clusters_locked(node, off, end, how, false);
     RANGE_LOCK_GUARD(&node->ranges, align_down(off, node->cluster_size),
                      align_up(end, node->cluster_size));
-    return zero_clusters_locked(node, off, end, how);
+    return zero_clusters_locked(node, off, end, how, false);
 }
 
 /* Does all of the range read as zeroes without a look at data? */

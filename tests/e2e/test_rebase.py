@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """O-04: `qimg rebase` and `qimg commit`: as qemu-img's, beside it."""
 
+import itertools
 import os
 import pathlib
 
@@ -87,6 +88,34 @@ class Alone(Case):
                 self.assertEqual(content(image, fmt), before)
                 run("qemu-img", "check", "-q", "-f", fmt, image)
                 self.assertLess(os.path.getsize(image), size + MIB)
+
+    def test_zeroes_behind_a_short_backing_file(self):
+        """go on being zeroes over a longer one, also where they begin inside of a cluster that both have the same in"""
+        rows = [("qcow2", "compat=0.10"), ("qcow2", ""), ("qcow2", "extended_l2=on"), ("qed", ""),
+                ("qcow2", "cluster_size=2M,compat=0.10"), ("qcow2", "cluster_size=2M")]
+        for end, (fmt, options) in itertools.product((MIB, MIB + 512, MIB + 70 * KIB), rows):
+            with self.part(end=end, fmt=fmt, options=options):
+                longer = pattern(1, 4 * MIB)
+                pathlib.Path(self.path("short")).write_bytes(longer[:end])
+                pathlib.Path(self.path("long")).write_bytes(longer)
+                image = create(self.path("i"), fmt, 4 * MIB, options, backing=self.path("short"), backing_fmt="raw")
+                run(QIMG, "rebase", "-f", fmt, "-b", self.path("long"), "-F", "raw", image)
+                self.assertEqual(content(image, fmt), longer[:end] + bytes(4 * MIB - end))
+                run("qemu-img", "check", "-q", "-f", fmt, image)
+
+    def test_holes_of_the_backing_file(self):
+        """that the new one fills"""
+        for options in ("compat=0.10", "cluster_size=2M,compat=0.10", "cluster_size=2M"):
+            with self.part(options=options):
+                data = pattern(1, 100 * KIB) + bytes(4 * MIB - 100 * KIB)
+                create(self.path("sparse"), "raw", 4 * MIB)
+                fill(self.path("sparse"), "raw", [(0, data[:100 * KIB])])
+                new = bytearray(pattern(2, 4 * MIB))
+                new[MIB:MIB + 4 * KIB] = bytes(4 * KIB)
+                pathlib.Path(self.path("full")).write_bytes(new)
+                image = create(self.path("i"), "qcow2", 4 * MIB, options, backing=self.path("sparse"), backing_fmt="raw")
+                run(QIMG, "rebase", "-b", self.path("full"), "-F", "raw", image)
+                self.assertEqual(content(image, "qcow2"), data)
 
     def test_what_both_have_is_not_copied(self):
         expected = self.chain()

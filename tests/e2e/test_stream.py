@@ -103,13 +103,13 @@ class Stream(StreamCase):
 
     def test_shorter_layers(self):
         """what a short layer hides stays hidden when it is gone"""
-        for fmt in ("qcow2", "qed"):
-            with self.subTest(format=fmt):
+        for fmt, options in (("qcow2", ""), ("qcow2", "compat=0.10"), ("qed", "")):
+            with self.subTest(format=fmt, options=options):
                 self.make("raw")
                 base = self.image
                 middle = create(self.path(f"m.{fmt}"), fmt, MIB + 512, backing=base, backing_fmt="raw")
                 self.image, self.fmt = self.path(f"t.{fmt}"), fmt
-                create(self.image, fmt, self.SIZE, backing=middle, backing_fmt=fmt)
+                create(self.image, fmt, self.SIZE, options, backing=middle, backing_fmt=fmt)
                 self.content[MIB + 512:] = bytes(self.SIZE - MIB - 512)
                 self.begin()
                 self.stream(base=base)

@@ -50,6 +50,11 @@ static int give_back_tail(struct alloc *a)
         lock_release(mcache_meta(a->node->mc));
         at += n;
     }
+    /* It isn't given back twice, as what counted it may be gone then; nor is it given away when
+     * the image goes on because something else of its end has failed. */
+    LOCK_GUARD(mcache_meta(a->node->mc));
+    a->tail.end = a->tail.next;
+    a->tail.durable = MIN(a->tail.durable, a->tail.next);
     return 0;
 }
 
