@@ -364,6 +364,27 @@ class Libvirt(Transcript):
                 run("qemu-img", "rebase", "-u", "-F", "qcow2", "-b", self.path("full.qcow2"), self.path("increment.qcow2"))
                 self.content_is(self.path("increment.qcow2"))
 
+    def test_backup_begin_to_another_host_s_file_that_lies_on_the_disk(self):
+        """whose server prefers small blocks: of a cluster that is written in part the rest comes from the disk"""
+        self.begin()
+        full, increment, sock = (self.path(name) for name in ("full.raw", "increment.qcow2", "sock"))
+        self.done("block-dirty-bitmap-add", node="libvirt-1-format", name="first")
+        run("qemu-img", "convert", "-U", "-O", "raw", self.image, full)
+        self.write(2 * MIB, b"since the first" * 100)
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=2M", "-b", self.image, "-F", "qcow2", increment)
+        os.truncate(increment, 64 * MIB)  # an export doesn't grow
+        nbd_server = subprocess.Popen(["qemu-nbd", "-t", "-f", "raw", "-k", sock, increment])
+        self.addCleanup(nbd_server.kill)
+        wait_until(lambda: os.path.exists(sock), 10, "the server")
+        self.done("blockdev-add", driver="nbd", server={"type": "unix", "path": sock}, node_name="libvirt-2-storage")
+        self.done("blockdev-add", driver="qcow2", file="libvirt-2-storage", backing="libvirt-1-format",
+                  node_name="libvirt-2-format")
+        self.backup(2, sync="incremental", bitmap="first")
+        nbd_server.terminate()
+        nbd_server.wait()
+        run("qemu-img", "rebase", "-u", "-F", "raw", "-b", full, increment)
+        self.content_is(increment)
+
     def test_a_file_that_lies_on_the_disk_is_for_its_backups(self):
         self.begin()
         self.on_disk(2, "over.qcow2")
