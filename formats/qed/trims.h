@@ -18,7 +18,8 @@
  *       before it;
  *   (4) who writes in place holds no such lock: node_took_place tells him that the place he
  *       wrote to may not have been one any more;
- *   (5) the image's mark stays as long as anything is kept here.
+ *   (5) the image's mark, where it uses one (without a backing file), stays as long as anything
+ *       is kept here.
  *
  * There is room for so many; what is trimmed beyond is punched by who trims it.
  *

@@ -173,6 +173,8 @@ void rbd_call_abort_all(struct rbd_link *link);
 int rbd_grow_to(struct rbd_storage *rbd, uint64_t bytes) MUST_USE;
 /* Asks the cluster how large it is.  0 or -errno. */
 int rbd_learn_size(struct rbd_storage *rbd) MUST_USE;
+/* Since it was asked nobody has told of a change. */
+bool rbd_size_is_known(const struct rbd_storage *rbd);
 int rbd_truncate_storage(struct storage *st, uint64_t bytes) MUST_USE;
 
 /* ---- rbd_lock.c, rbd_status.c: as the storage operations ---- */

@@ -79,6 +79,15 @@ static int io_flush(struct storage *st)
     return make_call(rbd_of(st), (struct rbd_request){.op = RBD_OP_FLUSH});
 }
 
+/* Of a change that goes past the end librbd leaves out what lies there, and says nothing: so when
+ * the image was changed meanwhile, maybe made smaller, the size is looked at afterwards, too. */
+static bool may_be_cut(struct rbd_storage *rbd, const struct rbd_request *req, int err,
+                       unsigned *tries)
+{
+    return err == 0 && !rbd_size_is_known(rbd) && ++*tries < MOST_TRIES &&
+           rbd_learn_size(rbd) == 0 && req->off + req->len > atomic_load(&rbd->size);
+}
+
 /* A change of all of its range. */
 static int make_change(struct rbd_storage *rbd, struct rbd_request req)
 {
@@ -89,7 +98,7 @@ static int make_change(struct rbd_storage *rbd, struct rbd_request req)
         err = rbd_grow_to(rbd, req.off + req.len);
         if (!err)
             err = make_call(rbd, req);
-    } while (is_worth_another(rbd, err, &tries));
+    } while (may_be_cut(rbd, &req, err, &tries) || is_worth_another(rbd, err, &tries));
     return err;
 }
 

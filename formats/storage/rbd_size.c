@@ -121,7 +121,7 @@ static int set_size(struct rbd_storage *rbd, uint64_t bytes, bool only_larger)
     return err;
 }
 
-static bool is_known(struct rbd_storage *rbd)
+bool rbd_size_is_known(const struct rbd_storage *rbd)
 {
     return !rbd->link || !atomic_load(&rbd->link->size_unknown);
 }
@@ -131,17 +131,19 @@ int rbd_truncate_storage(struct storage *st, uint64_t bytes)
     struct rbd_storage *rbd = rbd_of(st);
     RANGE_LOCK_GUARD(&rbd->growth, 0, UINT64_MAX);
 
-    return is_known(rbd) && bytes == atomic_load(&rbd->size) ? 0
-                                                             : set_size(rbd, bytes, false);
+    return rbd_size_is_known(rbd) && bytes == atomic_load(&rbd->size)
+               ? 0
+               : set_size(rbd, bytes, false);
 }
 
 int rbd_grow_to(struct rbd_storage *rbd, uint64_t bytes)
 {
-    if (is_known(rbd) && bytes <= atomic_load(&rbd->size))
+    if (rbd_size_is_known(rbd) && bytes <= atomic_load(&rbd->size))
         return 0;
     RANGE_LOCK_GUARD(&rbd->growth, 0, UINT64_MAX);
-    return is_known(rbd) && bytes <= atomic_load(&rbd->size) ? 0
-                                                             : set_size(rbd, bytes, true);
+    return rbd_size_is_known(rbd) && bytes <= atomic_load(&rbd->size)
+               ? 0
+               : set_size(rbd, bytes, true);
 }
 
 int rbd_learn_size(struct rbd_storage *rbd)
