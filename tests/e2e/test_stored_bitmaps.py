@@ -200,22 +200,24 @@ class StoredBitmaps(KeptBitmaps):
 
     def test_a_size_of_too_many_bits(self):
         """A disk isn't made larger than its bitmaps can be kept for: QEMU would open the image no more."""
-        image = create(self.path("disk"), "qcow2", GIB << 10)
+        image = create(self.path("disk"), "qcow2", 4 * GIB << 10)
         run("qemu-img", "snapshot", "-c", "large", image)
         run(QIMG, "resize", "--shrink", image, "512G")
         run("qemu-img", "bitmap", "--add", "-g", "512", image, "fine")
         run("qemu-img", "bitmap", "--add", "-g", "512", image, "fine too")
         run("qemu-img", "bitmap", "--add", image, "coarse")
         before = sha256(image)
-        for command in (["resize", image, "2T"], ["snapshot", "-a", "large", image]):
+        for command in (["resize", image, "3T"], ["snapshot", "-a", "large", image]):
             with self.subTest(command=command):
                 done = run(QIMG, *command, check=False)
                 self.assertEqual(done.returncode, 1)
                 self.assertIn("its dirty bitmaps would take", done.stderr)
                 self.assertEqual(sha256(image), before)
-        run(QIMG, "bitmap", "--remove", image, "fine")
-        run(QIMG, "resize", image, "1T")
-        self.assertEqual(self.stored(image), {"fine too": ["auto"], "coarse": ["auto"]})
+        run(QIMG, "resize", image, "2T")
+        self.assertEqual(self.stored(image), {"fine": ["auto"], "fine too": ["auto"], "coarse": ["auto"]})
+        for name in ("fine", "fine too"):
+            run(QIMG, "bitmap", "--remove", image, name)
+        run(QIMG, "resize", image, "3T")
 
     def test_a_snapshot_is_applied(self):
         """The disk is another one everywhere: what records is dirty as a whole, what doesn't stays as it is, and both
