@@ -351,8 +351,8 @@ static json_t *query_exports(struct control_context *ctx, const json_t *args,
     (void)error;
     EXPORT_TABLE_EACH (exp, ctx->exports)
         json_array_append_new(list, describe_export(exp));
-    NAMED_VIEW_EACH(named, ctx->exports)
-    json_array_append_new(list, describe_view(named));
+    NAMED_VIEW_EACH (named, ctx->exports)
+        json_array_append_new(list, describe_view(named));
     return list;
 }
 

@@ -88,8 +88,8 @@ static bool remove_added(struct control_context *ctx, struct diag *diag)
 {
     bool all = true;
 
-    NAMED_VIEW_EACH(named, ctx->exports)
-    all &= named_view_withdraw(named, true, diag) == 0;
+    NAMED_VIEW_EACH (named, ctx->exports)
+        all &= named_view_withdraw(named, true, diag) == 0;
     EXPORT_TABLE_EACH (exp, ctx->exports)
         all &= !exp->id || export_table_withdraw(exp, true, diag) == 0;
     return all;

@@ -205,8 +205,7 @@ static int list_view(void *opaque, const char *name, const char *description)
 /* Views by names of their own, each with its bitmaps. */
 static int list_named(struct export_listing *l)
 {
-    NAMED_VIEW_EACH(named, &server.exports)
-    {
+    NAMED_VIEW_EACH (named, &server.exports) {
         int rc = list_name(l, named->name, named->description);
         for (size_t i = 0; rc == 0 && i < json_array_size(named->bitmaps); i++)
             rc = list_named_bitmap(l, named, json_array_get(named->bitmaps, i));

@@ -56,8 +56,7 @@ int chain_open_nbd(struct block_context *ctx, const char *uri, const struct nbd_
                    struct diag *diag) MUST_USE;
 
 /* Is the local file, or the RBD image, of that name one of the chain's?  False also when it
- * can't be
- * opened. */
+ * can't be opened. */
 bool chain_has_file(struct node *top, const char *path);
 
 /* Before a fork: nothing of the chain is used until chain_start. */

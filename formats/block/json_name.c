@@ -273,8 +273,7 @@ static int take_members_below(struct members *m, json_t *below)
     json_t *value;
     void *next;
 
-    json_object_foreach_safe(m->flat, next, key, value)
-    {
+    json_object_foreach_safe (m->flat, next, key, value) {
         if (strncmp(key, prefix, sizeof prefix - 1) != 0)
             continue;
         if (json_object_set(below, key + sizeof prefix - 1, value) ||

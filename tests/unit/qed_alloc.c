@@ -19,15 +19,6 @@ static void start(struct bench *b)
     bench_open_writable(b);
 }
 
-/* Closes, and has the outcome judged. */
-static void finish(struct bench *b)
-{
-    cr_expect_eq(bench_close(b), 0);
-    cr_expect_eq(qemu_check(b->mem), 0);
-    cr_expect_not(features_of(b->mem) & QED_F_NEED_CHECK);
-    bench_fini(b);
-}
-
 static uint64_t host_of(struct node *node, uint64_t off)
 {
     struct extent e = map_at(node, off, 1);
@@ -57,7 +48,7 @@ Test(qed_alloc, q08_clusters_come_from_the_end_of_the_file_and_are_filled)
     bench_open_writable(&b);
     cr_expect(reads_as(b.node, 10 * CLUSTER, CLUSTER, 'y'));
     cr_expect(reads_as(b.node, 11 * CLUSTER, SPAN, 0));
-    finish(&b);
+    bench_finish(&b);
 }
 
 Test(qed_alloc, q08_a_request_over_several_tables)
@@ -72,7 +63,7 @@ Test(qed_alloc, q08_a_request_over_several_tables)
     cr_expect_eq(size_of(b.mem), EMPTY + 3 * TABLE + 2 * SPAN + CLUSTER);
     bench_open_writable(&b);
     cr_expect(reads_as(b.node, SPAN - 3 * CLUSTER - 7, 2 * SPAN, 'z'));
-    finish(&b);
+    bench_finish(&b);
 }
 
 Test(qed_alloc, q08_the_last_cluster_may_reach_past_the_virtual_size)
@@ -86,7 +77,7 @@ Test(qed_alloc, q08_the_last_cluster_may_reach_past_the_virtual_size)
     write_pattern(b.node, 5 * CLUSTER, 512, 'e');
     cr_expect_eq(block_write(b.node, "x", 5 * CLUSTER + 512, 1, 0), -EINVAL);
     cr_expect(reads_as(b.node, 5 * CLUSTER, 512, 'e'));
-    finish(&b);
+    bench_finish(&b);
 }
 
 Test(qed_alloc, files_that_end_within_a_cluster_are_rounded_up)
@@ -157,7 +148,7 @@ Test(qed_alloc, q09_allocations_in_one_table_write_their_data_in_parallel)
     cr_assert_eq(bench_close(&b), 0);
     cr_expect_eq(size_of(b.mem), EMPTY + TABLE + WRITERS * CLUSTER, "Q-05: one table");
     bench_open_writable(&b);
-    finish(&b);
+    bench_finish(&b);
 }
 
 Test(qed_alloc, q09_allocations_in_several_tables_write_their_data_in_parallel)
@@ -172,7 +163,7 @@ Test(qed_alloc, q09_allocations_in_several_tables_write_their_data_in_parallel)
     write_at_once(b.node, offsets, CLUSTER);
     cr_expect_eq(fault_plan_most_in_flight(&b.plan), WRITERS);
     fault_plan_gather_writes(&b.plan, 0, 0, 0);
-    finish(&b);
+    bench_finish(&b);
 }
 
 Test(qed_alloc, q09_only_writes_to_one_cluster_wait_for_each_other)
@@ -192,7 +183,7 @@ Test(qed_alloc, q09_only_writes_to_one_cluster_wait_for_each_other)
     cr_assert_eq(bench_close(&b), 0);
     cr_expect_eq(size_of(b.mem), EMPTY + TABLE + CLUSTER, "one cluster for all");
     bench_open_writable(&b);
-    finish(&b);
+    bench_finish(&b);
 }
 
 Test(qed_alloc, q05_one_table_however_many_ask)
@@ -209,7 +200,7 @@ Test(qed_alloc, q05_one_table_however_many_ask)
     cr_assert_eq(bench_close(&b), 0);
     cr_expect_eq(size_of(b.mem), EMPTY + 50 * (TABLE + WRITERS * CLUSTER));
     bench_open_writable(&b);
-    finish(&b);
+    bench_finish(&b);
 }
 
 /* ---- failures ---- */
@@ -233,7 +224,7 @@ Test(qed_alloc, q10_a_failed_data_write_changes_nothing_and_keeps_its_errno)
     cr_assert_eq(bench_close(&b), 0);
     cr_expect_eq(size_of(b.mem), EMPTY + TABLE + 2 * CLUSTER);
     bench_open_writable(&b);
-    finish(&b);
+    bench_finish(&b);
 }
 
 Test(qed_alloc, q10_what_was_never_linked_is_cut_off_at_close)
@@ -249,7 +240,7 @@ Test(qed_alloc, q10_what_was_never_linked_is_cut_off_at_close)
     cr_assert_eq(bench_close(&b), 0);
     cr_expect_eq(size_of(b.mem), EMPTY + TABLE + CLUSTER);
     bench_open_writable(&b);
-    finish(&b);
+    bench_finish(&b);
 }
 
 Test(qed_alloc, q10_a_new_table_in_used_clusters_is_zeroed_first)
@@ -292,7 +283,7 @@ Test(qed_alloc, q10_a_file_that_can_not_grow)
     cr_expect_not(features_of(b.mem) & QED_F_NEED_CHECK);
     write_pattern(b.node, 0, 1, 'x');
     cr_expect(features_of(b.mem) & QED_F_NEED_CHECK);
-    finish(&b);
+    bench_finish(&b);
 }
 
 Test(qed_alloc, q10_a_generous_step_that_fails_gives_way_to_a_small_one)
@@ -303,7 +294,7 @@ Test(qed_alloc, q10_a_generous_step_that_fails_gives_way_to_a_small_one)
     fault_plan_fail(&b.plan, FAULT_TRUNCATE, 1, EFBIG, FAULT_ONCE);
     write_pattern(b.node, 0, 1, 'x');
     cr_expect_eq(fault_plan_injected(&b.plan), 1);
-    finish(&b);
+    bench_finish(&b);
 }
 
 Test(qed_alloc, q10_a_mark_that_can_not_be_set_fails_the_write)
@@ -315,7 +306,7 @@ Test(qed_alloc, q10_a_mark_that_can_not_be_set_fails_the_write)
     cr_expect_eq(block_write(b.node, "x", 0, 1, 0), -EIO);
     cr_expect_eq(size_of(b.mem), EMPTY, "nothing was allocated");
     write_pattern(b.node, 0, 1, 'x');
-    finish(&b);
+    bench_finish(&b);
 }
 
 Test(qed_alloc, preallocation_links_clusters_that_read_as_zeroes)
@@ -327,7 +318,7 @@ Test(qed_alloc, preallocation_links_clusters_that_read_as_zeroes)
     cr_expect_eq(map_at(b.node, 0, SPAN).kind, EXTENT_DATA);
     cr_expect(reads_as(b.node, 0, 12 * MIB, 0));
     cr_expect_eq(map_at(b.node, 12 * MIB, GIB - 12 * MIB).kind, EXTENT_ZERO);
-    finish(&b);
+    bench_finish(&b);
 }
 
 /* An entry with a flipped bit isn't the trace of a file that was cut short: it neither

@@ -255,6 +255,15 @@ static inline int qemu_check(struct storage *mem)
     return status;
 }
 
+/* Closes, and has the outcome judged: nothing is left to be checked. */
+static inline void bench_finish(struct bench *b)
+{
+    cr_expect_eq(bench_close(b), 0);
+    cr_expect_eq(qemu_check(b->mem), 0);
+    cr_expect_not(features_of(b->mem) & QED_F_NEED_CHECK);
+    bench_fini(b);
+}
+
 /* The first that was logged. */
 static char logged[1024];
 

@@ -23,14 +23,6 @@ static void start(struct bench *b, uint64_t bytes)
     fault_plan_reset_counters(&b->plan);
 }
 
-static void finish(struct bench *b)
-{
-    cr_expect_eq(bench_close(b), 0);
-    cr_expect_eq(qemu_check(b->mem), 0);
-    cr_expect_not(features_of(b->mem) & QED_F_NEED_CHECK);
-    bench_fini(b);
-}
-
 static uint64_t entry(struct bench *b, uint64_t cluster)
 {
     return get_word(b->mem, EMPTY + 8 * cluster);
@@ -65,7 +57,7 @@ Test(qed_trims, q21_neither_a_trim_nor_a_flush_waits_for_holes)
     cr_expect_eq(map_at(b.node, 8 * CLUSTER, CLUSTER).host_offset, place);
     cr_expect_eq(block_flush(b.node), 0);
     cr_expect_eq(entry(&b, 8), place);
-    finish(&b);
+    bench_finish(&b);
 }
 
 Test(qed_trims, q21_the_hole_is_durable_before_the_place_is_back)
@@ -79,7 +71,7 @@ Test(qed_trims, q21_the_hole_is_durable_before_the_place_is_back)
     fault_plan_reset_counters(&b.plan);
     cr_expect_eq(block_flush(b.node), 0);
     cr_expect_eq(fault_plan_calls(&b.plan, FAULT_FLUSH), 2, "one before, one behind");
-    finish(&b);
+    bench_finish(&b);
 }
 
 Test(qed_trims, q21_neighbours_are_punched_as_one)
@@ -92,7 +84,7 @@ Test(qed_trims, q21_neighbours_are_punched_as_one)
     housekeeper_run_due(b.ctx.housekeeper);
     cr_expect_eq(holes(&b), 1);
     cr_expect(reads_as(b.node, 8 * CLUSTER, 8 * CLUSTER, 0));
-    finish(&b);
+    bench_finish(&b);
 }
 
 Test(qed_trims, q21_what_is_written_again_is_never_punched)
@@ -114,7 +106,7 @@ Test(qed_trims, q21_what_is_written_again_is_never_punched)
     bench_open_writable(&b);
     cr_expect(reads_as(b.node, 9 * CLUSTER + 100, 50, 'y'));
     cr_expect(reads_as(b.node, 8 * CLUSTER, CLUSTER, 0));
-    finish(&b);
+    bench_finish(&b);
 }
 
 Test(qed_trims, q21_a_write_over_trimmed_and_other_clusters)
@@ -131,7 +123,7 @@ Test(qed_trims, q21_a_write_over_trimmed_and_other_clusters)
     cr_expect_eq(holes(&b), 0);
     cr_expect(reads_as(b.node, 7 * CLUSTER + 1, 30 * CLUSTER, 'y'));
     cr_expect(reads_as(b.node, 37 * CLUSTER + 1, CLUSTER - 1, 0));
-    finish(&b);
+    bench_finish(&b);
 }
 
 Test(qed_trims, q21_a_failed_write_leaves_it_trimmed)
@@ -147,7 +139,7 @@ Test(qed_trims, q21_a_failed_write_leaves_it_trimmed)
     housekeeper_run_due(b.ctx.housekeeper);
     cr_expect_eq(holes(&b), 1);
     cr_expect(reads_as(b.node, 8 * CLUSTER, CLUSTER, 0));
-    finish(&b);
+    bench_finish(&b);
 }
 
 Test(qed_trims, q21_a_hole_that_fails_is_tried_again)
@@ -169,7 +161,7 @@ Test(qed_trims, q21_a_hole_that_fails_is_tried_again)
     housekeeper_run_due(b.ctx.housekeeper);
     cr_expect_eq(block_flush(b.node), 0);
     cr_expect_eq(entry(&b, 8), place);
-    finish(&b);
+    bench_finish(&b);
 }
 
 Test(qed_trims, q21_the_end_makes_all_holes_or_leaves_the_mark)
@@ -212,7 +204,7 @@ Test(qed_trims, q21_an_end_that_takes_long_zeroes_in_place)
     bench_open_writable(&b);
     for (uint64_t i = 0; i < 32; i += 2)
         cr_expect(reads_as(b.node, i * CLUSTER, CLUSTER, 0));
-    finish(&b);
+    bench_finish(&b);
 }
 
 Test(qed_trims, q21_the_mark_stays_until_all_is_punched)
@@ -233,7 +225,7 @@ Test(qed_trims, q21_the_mark_stays_until_all_is_punched)
     housekeeper_run_due(b.ctx.housekeeper);
     cr_expect_not(features_of(b.mem) & QED_F_NEED_CHECK);
     cr_expect_eq(qemu_check(b.mem), 0);
-    finish(&b);
+    bench_finish(&b);
 }
 
 Test(qed_trims, q21_beyond_what_is_kept_a_trim_punches, .timeout = 120)
@@ -307,7 +299,7 @@ Test(qed_trims, q21_a_punch_doesnt_come_after_its_cluster_was_rewritten, .timeou
         }
     }
     cr_expect_geq(holes(&b), 100);
-    finish(&b);
+    bench_finish(&b);
 }
 
 static void *write_ninth(void *opaque)
@@ -337,5 +329,5 @@ Test(qed_trims, q21_a_write_in_place_that_comes_late_is_not_lost)
     cr_expect(reads_as(b.node, 8 * CLUSTER, CLUSTER, 'w'));
     housekeeper_run_due(b.ctx.housekeeper);
     cr_expect(reads_as(b.node, 8 * CLUSTER, CLUSTER, 'w'));
-    finish(&b);
+    bench_finish(&b);
 }
