@@ -48,9 +48,13 @@ def in_other_terminals(script):
 @unittest.skipIf(STANDIN, "needs the plugin")
 class ManualPages(Examples):
     def test_qimg(self):
-        """`complete` is tried until the job is ready, as the text says."""
+        """`complete` is tried until the job is ready, as the text says; then its end is awaited: it lets go of the old
+        disk, which is read afterwards."""
         script = in_other_terminals(examples_of("cli/qimg.pod"))
-        script = re.sub(r"^(qimg job .* complete .*)$", r"until \1; do sleep 0.1; done", script, flags=re.M)
+        script = re.sub(r"^(qimg job (\S+) complete (\S+))$",
+                        r"until \1; do sleep 0.1; done\nwhile qimg job \2 list | grep \3; do sleep 0.1; done", script,
+                        flags=re.M)
+        self.assertIn("while qimg job", script)
         self.assertGreater(script.count("qimg "), 8)
         self.run_script(script)
 
