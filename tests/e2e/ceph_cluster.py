@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import uuid
 
@@ -15,6 +16,8 @@ from harness import GIB, run, wait_until
 
 TOOLS = ("ceph-mon", "ceph-osd", "ceph", "rbd", "monmaptool")
 START = 60
+ANSWER = 20  # seconds until a cluster has answered a question, or an OSD that was started serves
+TRIES = 3
 
 CONF = """
 [global]
@@ -105,13 +108,24 @@ class Cluster:
         """A command of Ceph's; what it prints."""
         return run(*argv, env=self.env, **kwargs).stdout
 
+    def ask(self, *argv):
+        """A command that changes nothing: one that hangs, as Ceph's sometimes do on a busy machine, is given up and
+        tried again."""
+        for left in reversed(range(TRIES)):
+            try:
+                return self.run(*argv, timeout=ANSWER)
+            except subprocess.TimeoutExpired as late:
+                print(f"{late}; {left} tries left", file=sys.stderr, flush=True)
+                if left == 0:
+                    raise
+
     def start(self, kind, name):
         with open(self.folder / "log" / f"{kind}.out", "ab") as out:
             self.processes[kind] = self.start_process(
                 [f"ceph-{kind}", "-i", name, "-f"], env=self.env, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
 
     def await_osd(self):
-        wait_until(lambda: "1 up" in self.run("ceph", "osd", "stat"), START, "an OSD that is up")
+        wait_until(lambda: "1 up" in self.ask("ceph", "osd", "stat"), START, "an OSD that is up")
 
     # ---- failures ----
 
@@ -121,8 +135,31 @@ class Cluster:
             self.processes["osd"].wait()
 
     def restart_osd(self):
-        self.start("osd", "0")
-        self.await_osd()
+        """It serves again.  An OSD that was killed doesn't always come up: then it is started anew."""
+        for _ in range(TRIES):
+            self.start("osd", "0")
+            self.await_osd()
+            if self.serves():
+                return
+            print(f"the OSD doesn't come up: {self.state()}", file=sys.stderr, flush=True)
+            self.processes["osd"].kill()
+            self.processes["osd"].wait()
+        raise AssertionError("no OSD that serves, see above")
+
+    def serves(self):
+        """Does it answer a client?"""
+        try:
+            self.run("rbd", "ls", timeout=ANSWER)
+        except (AssertionError, subprocess.TimeoutExpired):
+            return False
+        return True
+
+    def state(self):
+        """For a failure: what the cluster says of itself."""
+        lives = {kind: process.poll() for kind, process in self.processes.items()}
+        status = run("ceph", "--connect-timeout", "5", "-s", env=self.env, check=False, timeout=30)
+        tail = (self.folder / "log" / "osd.0.log").read_text(errors="replace")[-2000:]
+        return f"{lives}\n{status.stdout}{status.stderr}{tail}"
 
     def be_full(self, full):
         """The OSD finds its disk full, or not any more, and the pools are."""
@@ -131,7 +168,7 @@ class Cluster:
             self.run("ceph", "osd", f"set-{kind}-ratio", ratio)
 
         def is_full():
-            pools = [line for line in self.run("ceph", "osd", "dump").splitlines() if line.startswith("pool ")]
+            pools = [line for line in self.ask("ceph", "osd", "dump").splitlines() if line.startswith("pool ")]
             return any(word.split(",")[0] == "full" or ",full" in word for line in pools for word in line.split())
         wait_until(lambda: is_full() == full, START, f"pools that are{'' if full else ' not'} full")
 
@@ -157,14 +194,14 @@ class Cluster:
         return target.read_bytes()
 
     def is_there(self, name):
-        return name in self.run("rbd", "ls").split()
+        return name in self.ask("rbd", "ls").split()
 
     def purge(self, *names):
         """Removes these images, or all.  Who died may be known as a client of one for some seconds."""
         deadline = time.monotonic() + START
-        for name in names or self.run("rbd", "ls").split():
+        for name in names or self.ask("rbd", "ls").split():
             run("rbd", "snap", "purge", f"rbd/{name}", env=self.env, check=False)
             while (removal := run("rbd", "rm", "--no-progress", f"rbd/{name}", env=self.env, check=False)).returncode:
                 if time.monotonic() > deadline:
-                    raise AssertionError(f"{name} can't be removed: {removal.stderr}{self.run('rbd', 'status', name)}")
+                    raise AssertionError(f"{name} can't be removed: {removal.stderr}{self.ask('rbd', 'status', name)}")
                 time.sleep(0.5)
