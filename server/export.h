@@ -71,7 +71,7 @@ struct served_export {
 
     /* export_table.c's, under the lock of the table, which doesn't change */
     struct export_table *table; /* NULL: in none */
-    struct list link;
+    struct list link, same_name, same_node_name;
     int life;
     unsigned users;       /* who has a pointer to it, the table included */
     unsigned jobs;        /* while there are any it isn't removed */

@@ -11,14 +11,10 @@
 /* Under the lock: one that is, was a moment ago, or will be open. */
 static struct served_export *look_up_known(struct export_table *table, const char *name)
 {
-    LIST_FOR_EACH (pos, &table->exports) {
-        struct served_export *exp = export_at(pos);
-        bool known = exp->life == EXPORT_LISTED || exp->life == EXPORT_OPENING ||
-                     exp->life == EXPORT_CLOSING;
-        if (known && strcmp(exp->name, name) == 0)
-            return exp;
-    }
-    return NULL;
+    return export_table_look_up_in(table, name,
+                                   EXPORT_LIFE(EXPORT_LISTED) |
+                                       EXPORT_LIFE(EXPORT_OPENING) |
+                                       EXPORT_LIFE(EXPORT_CLOSING));
 }
 
 static bool is_shortage(int err)
@@ -57,11 +53,9 @@ static struct served_export *open_export(struct export_table *table,
 {
     int err;
 
-    exp->table = table;
     exp->of_folder = true;
-    exp->life = EXPORT_OPENING;
-    exp->users = 2; /* the table, and the caller */
-    list_append(&table->exports, &exp->link);
+    export_table_append(table, exp, EXPORT_OPENING);
+    exp->users++; /* the caller */
     {
         LOCK_GAP(&table->lock);
         err = open_image(table, exp, diag);

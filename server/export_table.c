@@ -24,6 +24,8 @@ void export_table_init(struct export_table *table)
     pthread_cond_init(&table->changed, NULL);
     cond_init_timed(&table->idle);
     list_init(&table->exports);
+    name_index_init(&table->names);
+    name_index_init(&table->node_names);
     list_init(&table->named);
 }
 
@@ -42,21 +44,27 @@ void export_table_destroy(struct export_table *table)
     lock_destroy(&table->lock);
 }
 
-struct served_export *export_table_look_up(struct export_table *table, const char *name)
+struct served_export *export_table_look_up_in(struct export_table *table, const char *name,
+                                              unsigned lives)
 {
-    LIST_FOR_EACH (pos, &table->exports) {
-        struct served_export *exp = export_at(pos);
-        if (exp->life == EXPORT_LISTED && strcmp(exp->name, name) == 0)
+    LIST_FOR_EACH (pos, name_index_list(&table->names, name)) {
+        struct served_export *exp = CONTAINER_OF(pos, struct served_export, same_name);
+        if ((lives & EXPORT_LIFE(exp->life)) && strcmp(exp->name, name) == 0)
             return exp;
     }
     return NULL;
 }
 
+struct served_export *export_table_look_up(struct export_table *table, const char *name)
+{
+    return export_table_look_up_in(table, name, EXPORT_LIFE(EXPORT_LISTED));
+}
+
 /* Under the lock; one that is listed, or being opened, which has its name already; or NULL. */
 static struct served_export *look_up_node(struct export_table *table, const char *node_name)
 {
-    LIST_FOR_EACH (pos, &table->exports) {
-        struct served_export *exp = export_at(pos);
+    LIST_FOR_EACH (pos, name_index_list(&table->node_names, node_name)) {
+        struct served_export *exp = CONTAINER_OF(pos, struct served_export, same_node_name);
         if ((exp->life == EXPORT_LISTED || exp->life == EXPORT_OPENING) &&
             strcmp(exp->node_name, node_name) == 0)
             return exp;
@@ -80,6 +88,8 @@ static void free_unused(struct served_export *exp)
     if ((exp->life != EXPORT_CLOSED && exp->life != EXPORT_FAILED) || exp->users > 0)
         return;
     list_remove(&exp->link);
+    list_remove(&exp->same_name);
+    list_remove(&exp->same_node_name);
     export_free(exp);
 }
 
@@ -165,18 +175,25 @@ int export_table_check_names(struct export_table *table, const struct served_exp
     return 0;
 }
 
+void export_table_append(struct export_table *table, struct served_export *exp,
+                         enum export_life life)
+{
+    exp->table = table;
+    exp->life = life;
+    exp->users = 1;
+    list_append(&table->exports, &exp->link);
+    list_append(name_index_list(&table->names, exp->name), &exp->same_name);
+    list_append(name_index_list(&table->node_names, exp->node_name), &exp->same_node_name);
+}
+
 int export_table_add(struct export_table *table, struct served_export *exp,
                      struct diag *diag)
 {
     LOCK_GUARD(&table->lock);
     int err = export_table_check_names(table, exp, diag);
-    if (err)
-        return err;
-    exp->table = table;
-    exp->life = EXPORT_LISTED;
-    exp->users = 1;
-    list_append(&table->exports, &exp->link);
-    return 0;
+    if (!err)
+        export_table_append(table, exp, EXPORT_LISTED);
+    return err;
 }
 
 int export_table_open(struct export_table *table, const char *name, const char *node_name,

@@ -21,6 +21,7 @@
 #include "base/list.h"
 #include "base/lock.h"
 #include "export.h"
+#include "name_index.h"
 
 struct image_folder;
 
@@ -33,7 +34,9 @@ struct export_table {
     pthread_cond_t changed; /* one isn't being opened, or closed, any more */
     pthread_cond_t idle;    /* one has lost its last user; or the end */
     struct list exports;    /* struct served_export.link: in the order in which they came */
-    struct list named;      /* struct named_view.link */
+    struct name_index names;      /* struct served_export.same_name */
+    struct name_index node_names; /* struct served_export.same_node_name */
+    struct list named;            /* struct named_view.link */
     /* One that was removed is closed, or a named view gone; on the thread that did it.  NULL:
      * nobody wants to know. */
     void (*closed)(void *opaque, const char *id);

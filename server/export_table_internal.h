@@ -14,6 +14,9 @@ enum export_life {
     EXPORT_FAILED,  /* could not be opened, which those who waited are about to see */
 };
 
+/* For sets of them. */
+#define EXPORT_LIFE(life) (1u << (life))
+
 static inline struct served_export *export_at(struct list *pos)
 {
     return CONTAINER_OF(pos, struct served_export, link);
@@ -30,8 +33,14 @@ static inline bool export_is_unused(const struct served_export *exp)
 /* named_view.c */
 bool named_view_has_name(struct export_table *table, const char *name);
 
-/* One that is listed, or NULL. */
+/* One that is listed, or NULL; and one that lives so. */
 struct served_export *export_table_look_up(struct export_table *table, const char *name);
+struct served_export *export_table_look_up_in(struct export_table *table, const char *name,
+                                              unsigned lives);
+
+/* Its names are free; the table becomes its user. */
+void export_table_append(struct export_table *table, struct served_export *exp,
+                         enum export_life life);
 
 /* -EEXIST with diag when there is one of the name or node name. */
 int export_table_check_names(struct export_table *table, const struct served_export *exp,
