@@ -256,8 +256,9 @@ def futexes(measurement):
     return 1000 * int(found[1]) / reads if found else 0.0
 
 
-def mirror(measurement):
-    """Seconds from the command until the target, a raw file served by nbdkit, has everything."""
+@contextlib.contextmanager
+def _mirror_target(measurement):
+    """An empty raw file, served by nbdkit: its URI."""
     target = measurement.nursery.path("target.raw")
     with open(target, "wb") as file:
         file.truncate(measurement.image.size)
@@ -265,10 +266,29 @@ def mirror(measurement):
                         lambda image, place, _: servers.nbdkit(place, "file", target))
     try:
         with Measurement(measurement.nursery, to, measurement.image, 0).serving() as sink:
-            with measurement.serving(control=True) as running:
-                return _mirror_to(measurement, running, sink.uri)
+            yield sink.uri
     finally:
         os.unlink(target)
+
+
+def mirror(measurement):
+    """Seconds from the command until the target has everything."""
+    with _mirror_target(measurement) as uri, measurement.serving(control=True) as running:
+        return _mirror_to(measurement, running, uri)
+
+
+def read_beside_mirror(measurement):
+    """The 99.9th percentile, in milliseconds, of 4 KiB reads one at a time, while a mirror goes on that would be
+    through in twice the time."""
+    with _mirror_target(measurement) as uri, measurement.serving(control=True) as running:
+        with Qmp(running.place.control, MIRROR_TIMEOUT) as qmp:
+            job = measurement.server.mirror(qmp, uri)
+            qmp.command("block-job-set-speed", {
+                "device": job, "speed": int(measurement.image.size / (2 * (measurement.seconds + WARM_UP)))})
+            done = _fio(measurement, running, "randread", "4k", 1)
+            qmp.command("block-job-cancel", {"device": job, "force": True})
+            qmp.wait_for("BLOCK_JOB_CANCELLED", job)
+    return done["clat_ns"]["percentile"]["99.900000"] / 1e6
 
 
 def mirror_to_rbd(measurement):

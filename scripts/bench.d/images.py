@@ -32,6 +32,8 @@ class Image:
     stride: int = 0     # distance of the places that hold data; 0: no such places
     secret: bool = False    # encrypted, with PASSPHRASE
     direct: bool = False    # served with cache=none, which page cache would only disturb
+    snapshot: str = ""      # this internal snapshot is served; "": the live disk
+    compress: bool = False  # what is written is compressed
 
     def settle(self):
         """Nothing is left to be written back, and the content is in the page cache, or not at all."""
@@ -172,6 +174,34 @@ class Store:
             return self._converted(f"compressed-{kind}", form, self.programs("raw"), "-c", "-o",
                                    f"compression_type={kind}")
         return image
+
+    def clusters(self, size):
+        """A maker of full images with clusters of that size, as qemu-img says it."""
+        def image(form):
+            return self.full(form) if form == "raw" else \
+                self._converted(f"clusters-{size}", form, self.full("raw"), "-o", f"cluster_size={size}")
+        return image
+
+    def fresh_clusters(self, size):
+        """A maker of empty ones."""
+        return lambda form: self._fresh_with(form, f"cluster_size={size}")
+
+    def fresh_compressing(self, form):
+        """An empty image; all that is written is to be compressed."""
+        return dataclasses.replace(self.fresh(form), compress=True)
+
+    def with_bitmap(self, form):
+        """As full_copy, with a dirty bitmap that is kept in the image."""
+        image = self.full_copy(form)
+        if form != "raw":
+            self.nursery.run(["qemu-img", "bitmap", "--add", image.path, "bench"])
+        return image
+
+    def with_snapshot(self, form):
+        """As full_copy, with an internal snapshot, which is what is served."""
+        image = self.full_copy(form)
+        self.nursery.run(["qemu-img", "snapshot", "-q", "-c", "bench", image.path])
+        return dataclasses.replace(image, snapshot="bench")
 
     def luks(self, form):
         """As full, and encrypted."""

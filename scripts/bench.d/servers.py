@@ -133,6 +133,8 @@ def _ours(build):
         more += [f"passphrase={PASSPHRASE}"] if image.secret else []
         more += ["format=raw"] if image.format == "raw" else []
         more += ["cache=none"] if image.direct else []
+        more += [f"snapshot={image.snapshot}"] if image.snapshot else []
+        more += ["compress=on"] if image.compress else []
         return nbdkit(place, plugin, f"file={image.path}", *more)
 
     def mirror(qmp, target):
@@ -153,9 +155,15 @@ def _qemu_nbd(aio):
             raise Unavailable(f"{aio} is for files")
         if aio == "native" and not image.direct:
             raise Unavailable("native is for cache=none")
-        what = ["-f", image.format, image.path] if not image.secret else [
-            *SECRET, "--image-opts",
-            f"driver={image.format},encrypt.key-secret=s,file.driver=file,file.filename={image.path}"]
+        what = ["-f", image.format, image.path]
+        if image.secret:
+            what = [*SECRET, "--image-opts", f"driver={image.format},encrypt.key-secret=s,"
+                    f"file.driver=file,file.filename={image.path}"]
+        elif image.compress:
+            what = ["--image-opts", f"driver=compress,file.driver={image.format},"
+                    f"file.file.driver=file,file.file.filename={image.path}"]
+        elif image.snapshot:
+            what = ["-l", image.snapshot, *what]
         return ["qemu-nbd", "-t", "-e", str(CONNECTIONS), "-k", place.socket,
                 "--pid-file", place.pidfile, f"--cache={'none' if image.direct else 'writeback'}",
                 f"--aio={aio}",
@@ -167,6 +175,8 @@ def _qemu_nbd(aio):
 def _qsd_serve(image, place, control):
     if image.path.startswith("rbd:"):
         raise Unavailable("qemu-nbd stands for QEMU's driver rbd")
+    if image.snapshot or image.compress:
+        raise Unavailable("qemu-nbd stands for snapshots and compression")
     more = [] if not control else [
         "--chardev", f"socket,id=c,path={place.control},server=on,wait=off", "--monitor", "c"]
     keys = SECRET if image.secret else []

@@ -69,6 +69,16 @@ def compressed(kind):
     return lambda store, form: store.compressed(kind)(form)
 
 
+def clusters(size):
+    """Full, with clusters of that size."""
+    return lambda store, form: store.clusters(size)(form)
+
+
+def fresh_clusters(size):
+    """Empty, likewise."""
+    return lambda store, form: store.fresh_clusters(size)(form)
+
+
 READ, WRITE = "randread", "randwrite"
 offline = clients.offline
 random_io, sequential_io = clients.random_io, clients.sequential_io
@@ -130,6 +140,9 @@ WORKLOADS = [
     Workload("beside-fsync-p999", "99.9th percentile of fsyncs beside an allocating writer",
              Store.half_full, clients.worst_beside_writer(WRITE, "sync", fsync=1), "ms", better="lower",
              peer=1.0, grows=True),
+    Workload("beside-mirror-p999", "99.9th percentile of 4 KiB reads beside a mirror", FULL,
+             clients.read_beside_mirror, "ms", better="lower", peer=1.0, uses="mirror", grows=True,
+             roles=("ours", "peer")),
     Workload("copy", "nbdcopy of a full image", FULL, clients.copy_all, MBS, peer=1.3, file=0.95),
     Workload("chain-4k-d32", "random read 4 KiB through a chain of 5", CHAIN, random_io(READ, 32),
              peer=1.3, file=0.9),
@@ -159,6 +172,30 @@ WORKLOADS = [
              Store.fresh_extended, allocate, grows=True),
     Workload("data-alloc-4k-d32", "data file: allocating random 4 KiB, depth 32",
              Store.fresh_with_data_file, allocate, grows=True),
+
+    Workload("read-4k-4x8", "random read 4 KiB, 4 connections of depth 8", FULL,
+             random_io(READ, 8, numjobs=4), peer=1.2, file=0.97),
+    Workload("read-4k-16x2", "random read 4 KiB, 16 connections of depth 2", FULL,
+             random_io(READ, 2, numjobs=16), peer=1.2, file=0.97),
+    Workload("clusters-16k-read", "clusters of 16 KiB: random read 4 KiB, depth 32", clusters("16k"),
+             random_io(READ, 32), peer=1.2, file=0.97),
+    Workload("clusters-16k-alloc", "clusters of 16 KiB: allocating random 4 KiB, depth 32",
+             fresh_clusters("16k"), allocate, grows=True, peer=1.2),
+    Workload("clusters-256k-read", "clusters of 256 KiB: random read 4 KiB, depth 32", clusters("256k"),
+             random_io(READ, 32), peer=1.2, file=0.97),
+    Workload("clusters-256k-alloc", "clusters of 256 KiB: allocating random 4 KiB, depth 32",
+             fresh_clusters("256k"), allocate, grows=True, peer=1.2),
+    Workload("clusters-2m-read", "clusters of 2 MiB: random read 4 KiB, depth 32", clusters("2M"),
+             random_io(READ, 32), peer=1.2, file=0.97),
+    Workload("clusters-2m-alloc", "clusters of 2 MiB: allocating random 4 KiB, depth 32",
+             fresh_clusters("2M"), allocate, grows=True, peer=1.2),
+    Workload("bitmap-write-4k-d32", "with a stored bitmap: random overwrite 4 KiB, depth 32",
+             Store.with_bitmap, random_io(WRITE, 32), peer=1.2, file=0.95),
+    Workload("snapshot-read-4k-d32", "an internal snapshot: random read 4 KiB, depth 32",
+             Store.with_snapshot, random_io(READ, 32), peer=1.2, roles=("ours", "peer")),
+    Workload("compress-write-1m-d8", "compress=on: sequential write 1 MiB that can't be made smaller",
+             Store.fresh_compressing, sequential_io("write", once=True), MBS, grows=True, peer=1.2,
+             roles=("ours", "peer")),
 
     Workload("direct-read-4k-d1", "cache=none: random read 4 KiB, depth 1", DIRECT,
              random_io(READ, 1), **NO_FILE),
