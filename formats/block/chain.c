@@ -281,11 +281,28 @@ static int next_layer(const struct node *node, bool is_top,
 struct names {
     const struct reference *said; /* of the layer opened last; NULL: nothing but a path */
     struct reference kept;        /* what `said` is a part of, unless it is the caller's */
+    struct reference found;       /* in the layer, where `said` names no file */
 };
 
 static void free_names(struct names *names)
 {
     reference_free(&names->kept);
+    reference_free(&names->found);
+}
+
+/* The next layer lies where the image above it says.  What lies further below was described before,
+ * or else is as its name says.  Returns what has its path, if there is one. */
+static const struct reference *follow_found(struct names *names,
+                                            const struct reference *described)
+{
+    if (described && (described->below || described->none_below)) {
+        names->said = described;
+        return &names->found;
+    }
+    reference_free(&names->kept);
+    names->kept = names->found;
+    names->found = (struct reference){0};
+    return names->said = &names->kept;
 }
 
 /* As next_layer; what the layer's own name said of it counts more than what is recorded.
@@ -295,31 +312,27 @@ static int next_name(const struct node *node, bool is_top,
                      const struct reference **out, const char **format, struct diag *diag)
 {
     const struct reference *said = is_top && options->backing ? NULL : names->said;
-    const char *format_said = said ? said->format_below : NULL;
-    struct reference found;
+    const struct reference *below = said ? said->below : NULL;
 
     *out = NULL;
-    if (said && (said->below || format_said) && !node_can(node, DRIVER_BACKING))
+    if (below && !node_can(node, DRIVER_BACKING))
         return diag_set(diag, EINVAL, "%s: %s images have no backing file", node->filename,
                         node->driver->name);
     if (options->no_backing || (said && said->none_below))
         return 0;
-    if (said && said->below) {
-        *out = names->said = said->below;
-        *format = said->below->format;
+    if (below && below->path) {
+        *out = names->said = below;
+        *format = below->format;
         return 0;
     }
-    int err = next_layer(node, is_top, options, &found, format, diag);
-    if (err) {
-        reference_free(&found);
+    reference_free(&names->found);
+    int err = next_layer(node, is_top, options, &names->found, format, diag);
+    if (err)
         return err;
-    }
-    reference_free(&names->kept);
-    names->kept = found;
-    names->said = &names->kept;
-    if (format_said)
-        *format = format_said;
-    *out = found.path ? &names->kept : NULL;
+    if (below && below->format)
+        *format = below->format;
+    const struct reference *place = follow_found(names, below);
+    *out = place->path ? place : NULL;
     return 0;
 }
 

@@ -15,7 +15,7 @@ static int resolve_data_file(const struct node *node, const char *named, bool is
 {
     if (is_top && options->data_file) {
         int err = reference_resolve_given("data-file=", options->data_file, ref, diag);
-        return err || (!ref->below && !ref->format_below)
+        return err || !ref->below
                    ? err
                    : diag_set(diag, EINVAL,
                               "data-file=%s: backing: nothing lies below a data file",

@@ -15,15 +15,15 @@
 
 #define PREFIX    "json:"
 #define BACKING   "backing" /* and what is said of it: "backing.driver", ... */
+#define BELOW     BACKING "."
 #define MAX_DEPTH 8
 #define KEY_BYTES 128
 #define SHOWN     160 /* bytes of the name that a message repeats */
 
-/* All members, nested ones with dots between the keys; every value is a string.  What was
- * understood is taken out. */
+/* All members, nested ones with dots between the keys; every value is a string, or null where
+ * nothing lies below.  What was understood is taken out. */
 struct members {
     json_t *flat;
-    bool none_below;
     const char *image, *name;
     struct diag *diag;
 };
@@ -58,6 +58,16 @@ static json_t *value_as_text(const json_t *value)
     return json_string(number);
 }
 
+/* "backing", "backing.backing", ... with null or, as only options can say it, nothing. */
+static bool says_nothing_below(const char *path, const json_t *value)
+{
+    while (strncmp(path, BELOW, strlen(BELOW)) == 0)
+        path += strlen(BELOW);
+    if (strcmp(path, BACKING) != 0)
+        return false;
+    return json_is_null(value) || (json_is_string(value) && json_string_length(value) == 0);
+}
+
 static int flatten_object(struct members *m, json_t *object, const char *prefix,
                           unsigned depth)
 {
@@ -77,13 +87,9 @@ static int flatten_object(struct members *m, json_t *object, const char *prefix,
                 return err;
             continue;
         }
-        if (json_is_null(value) && strcmp(path, BACKING) == 0) {
-            m->none_below = true;
-            continue;
-        }
         if (json_object_get(m->flat, path))
             return refuse_member(m, EINVAL, path, "is there twice");
-        json_t *text = value_as_text(value);
+        json_t *text = says_nothing_below(path, value) ? json_null() : value_as_text(value);
         if (!text)
             return refuse_member(m, EINVAL, path,
                                  "must be a string, a whole number or a truth value");
@@ -257,7 +263,7 @@ static bool has_file(const struct members *m)
     json_t *value;
 
     json_object_foreach (m->flat, key, value) {
-        if (strncmp(key, "file.", 5) == 0)
+        if (strncmp(key, "file.", 5) == 0 || strcmp(key, "file") == 0)
             return true;
     }
     return false;
@@ -268,15 +274,14 @@ static bool has_file(const struct members *m)
 /* Takes out what is said of it, under the keys that it has there. */
 static int take_members_below(struct members *m, json_t *below)
 {
-    static const char prefix[] = BACKING ".";
     const char *key;
     json_t *value;
     void *next;
 
     json_object_foreach_safe (m->flat, next, key, value) {
-        if (strncmp(key, prefix, sizeof prefix - 1) != 0)
+        if (strncmp(key, BELOW, strlen(BELOW)) != 0)
             continue;
-        if (json_object_set(below, key + sizeof prefix - 1, value) ||
+        if (json_object_set(below, key + strlen(BELOW), value) ||
             json_object_del(m->flat, key))
             return refuse_member(m, ENOMEM, BACKING, "out of memory");
     }
@@ -290,17 +295,13 @@ static int take_below(struct members *m, struct json_name *out)
 
     int err = below ? take_members_below(m, below)
                     : refuse_member(m, ENOMEM, BACKING, "out of memory");
-    out->none_below = m->none_below;
+    out->none_below = json_is_null(json_object_get(m->flat, BACKING));
+    if (out->none_below)
+        json_object_del(m->flat, BACKING);
     if (err || json_object_size(below) == 0)
         return err;
-    if (m->none_below)
+    if (out->none_below)
         return refuse_member(m, EINVAL, BACKING, "is there twice");
-    const char *driver = json_string_value(json_object_get(below, "driver"));
-    const struct driver *format = driver ? driver_find(driver) : NULL;
-    if (format && json_object_size(below) == 1) {
-        out->format_below = format->name;
-        return 0;
-    }
     text = json_dumps(below, JSON_COMPACT);
     if (!text || asprintf(&out->below, PREFIX "%s", text) < 0) {
         out->below = NULL;
@@ -311,11 +312,17 @@ static int take_below(struct members *m, struct json_name *out)
 
 /* ---- the whole ---- */
 
-static int interpret_members(struct members *m, struct json_name *out)
+/* As the image above it says: there may still be a format, and what lies further below. */
+static bool says_no_place(const struct members *m, const char *driver)
+{
+    return !has_file(m) && (driver ? !!driver_find(driver) : !peek_text(m, "", "filename"));
+}
+
+static int interpret_members(struct members *m, bool is_below, struct json_name *out)
 {
     const char *top = peek_text(m, "", "driver");
     const struct driver *format = top ? driver_find(top) : NULL;
-    bool over_file = format || (!top && has_file(m));
+    bool over_file = format || (!top && has_file(m)), no_place = says_no_place(m, top);
 
     if (format) {
         out->format = format->name;
@@ -323,7 +330,7 @@ static int interpret_members(struct members *m, struct json_name *out)
     }
     drop_harmless(m, "");
     int err = take_below(m, out);
-    if (!err)
+    if (!err && !(is_below && no_place))
         err = parse_protocol(m, over_file ? "file." : "", out);
     return err ? err : refuse_rest(m);
 }
@@ -361,8 +368,8 @@ bool json_name_is_one(const char *name)
     return strncmp(name, PREFIX, strlen(PREFIX)) == 0;
 }
 
-int json_name_parse(const char *image, const char *name, struct json_name *out,
-                    struct diag *diag)
+static int parse_name(const char *image, const char *name, bool is_below,
+                      struct json_name *out, struct diag *diag)
 {
     CLEANUP(free_members)
     struct members m = {.flat = json_object(), .image = image, .name = name, .diag = diag};
@@ -380,8 +387,20 @@ int json_name_parse(const char *image, const char *name, struct json_name *out,
     int err = flatten_object(&m, object, "", 0);
     json_decref(object);
     if (!err)
-        err = interpret_members(&m, out);
+        err = interpret_members(&m, is_below, out);
     if (err)
         json_name_free(out);
     return err;
+}
+
+int json_name_parse(const char *image, const char *name, struct json_name *out,
+                    struct diag *diag)
+{
+    return parse_name(image, name, false, out, diag);
+}
+
+int json_name_parse_below(const char *image, const char *name, struct json_name *out,
+                          struct diag *diag)
+{
+    return parse_name(image, name, true, out, diag);
 }

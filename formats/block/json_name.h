@@ -6,6 +6,7 @@
  *     json:{"file.driver": "nbd", "file.server.type": "unix", "file.server.path": "/run/s"}
  *     json:{'driver': 'qcow2', 'file.filename': '/images/base'}
  *     json:{"driver": "qcow2", "file": {...}, "backing": {"driver": "raw", "file": {...}}}
+ *     json:{"driver": "qcow2", "file": {...}, "backing": {"backing": null}}
  *
  * Understood are the formats there are over "file", "nbd" and "rbd", nested or with dots between,
  * and what lies below them; every other driver and key is refused by its name, for it would
@@ -22,15 +23,15 @@
 #include "storage/protocol.h"
 
 struct json_name {
+    /* NULL: the name doesn't say, and so target is NULL, too. */
     const struct storage_protocol *protocol;
-    char *
-        target; /* owned: a file's name, of any bytes, or an NBD URI or an RBD name that wasn't judged */
+    /* Owned: a file's name, of any bytes, or an NBD URI or an RBD name that wasn't judged. */
+    char *target;
     const char *format; /* static; NULL: the name doesn't say */
 
-    /* What it says of the layer below: all of it, by a name like this one; or the format alone;
-     * or that there is none. */
-    char *below;              /* owned; NULL: it doesn't say */
-    const char *format_below; /* static; NULL: it doesn't say */
+    /* What it says of the layer below: all that it says, by a text for json_name_parse_below; or
+     * that there is none. */
+    char *below; /* owned; NULL: it doesn't say */
     bool none_below;
 };
 
@@ -49,5 +50,9 @@ bool json_name_is_one(const char *name);
  * no image "name 'json:...': KEY: reason"; *out is then empty. */
 int json_name_parse(const char *image, const char *name, struct json_name *out,
                     struct diag *diag) MUST_USE;
+
+/* The same, of what was said of a layer below: where that lies may be left out. */
+int json_name_parse_below(const char *image, const char *name, struct json_name *out,
+                          struct diag *diag) MUST_USE;
 
 #endif

@@ -90,8 +90,8 @@ struct finding {
     bool layer; /* it may say what lies below */
 };
 
-static int resolve(const struct finding *found, const char *name, struct reference *out,
-                   struct diag *diag);
+static int resolve_parsed(const struct finding *found, const struct json_name *name,
+                          struct reference *out, struct diag *diag);
 
 void reference_free(struct reference *ref)
 {
@@ -162,35 +162,50 @@ static int resolve_local(const char *image, const char *local, enum references p
 static int resolve_below(const struct finding *found, const struct json_name *name,
                          struct reference *out, struct diag *diag)
 {
-    if (!found->layer && (name->below || name->format_below || name->none_below))
+    if (!found->layer && (name->below || name->none_below))
         return diag_set(
             diag, ENOTSUP,
             "%s: names %s: backing: nothing can be said here of what lies below",
             found->image, out->path);
-    out->format_below = name->format_below;
     out->none_below = name->none_below;
     if (!name->below)
         return 0;
     out->below = calloc(1, sizeof *out->below);
-    return out->below ? resolve(found, name->below, out->below, diag)
-                      : diag_errno(diag, ENOMEM, "%s", found->image);
+    if (!out->below)
+        return diag_errno(diag, ENOMEM, "%s", found->image);
+    *out->below = (struct reference){.given = found->given};
+
+    CLEANUP_JSON_NAME struct json_name below = {0};
+    int err = json_name_parse_below(found->image, name->below, &below, diag);
+    return err ? err : resolve_parsed(found, &below, out->below, diag);
+}
+
+static int resolve_target(const struct finding *found, const struct json_name *name,
+                          struct reference *out, struct diag *diag)
+{
+    if (!name->target)
+        return 0;
+    if (name->protocol != &storage_protocol_file)
+        return resolve_remote(found, name->protocol, name->target, out, diag);
+    return resolve_local(found->image, name->target, found->policy, out, diag);
+}
+
+static int resolve_parsed(const struct finding *found, const struct json_name *name,
+                          struct reference *out, struct diag *diag)
+{
+    int err = resolve_target(found, name, out, diag);
+
+    out->format = name->format;
+    return err ? err : resolve_below(found, name, out, diag);
 }
 
 static int resolve_json(const struct finding *found, const char *name,
                         struct reference *out, struct diag *diag)
 {
     CLEANUP_JSON_NAME struct json_name parsed = {0};
-    int rc = json_name_parse(found->image, name, &parsed, diag);
-    if (rc < 0)
-        return rc;
+    int err = json_name_parse(found->image, name, &parsed, diag);
 
-    rc = parsed.protocol != &storage_protocol_file
-             ? resolve_remote(found, parsed.protocol, parsed.target, out, diag)
-             : resolve_local(found->image, parsed.target, found->policy, out, diag);
-    if (rc)
-        return rc;
-    out->format = parsed.format;
-    return resolve_below(found, &parsed, out, diag);
+    return err ? err : resolve_parsed(found, &parsed, out, diag);
 }
 
 static int resolve(const struct finding *found, const char *name, struct reference *out,

@@ -23,16 +23,15 @@ int references_parse(const char *word, enum references *out);
 
 /* What a name stands for. */
 struct reference {
-    char *path; /* of a local file; or an NBD URI, or an RBD name */
+    char *path; /* of a local file; or an NBD URI, or an RBD name; NULL: see `below` */
     /* The path alone can't tell: a file may be called "nbd:x". */
     const struct storage_protocol *protocol;
     const char *format; /* static: the format that the name itself demands; NULL: none */
     bool given;         /* by the user, not by an image */
 
-    /* What the name says of the layer below: where it is, or its format alone, or that there is
-     * none.  Else it is as the image says. */
-    struct reference *below;  /* owned */
-    const char *format_below; /* static */
+    /* What the name says of the layer below, or that there is none.  Where that lies it may leave
+     * to the image, and then has no path. */
+    struct reference *below; /* owned */
     bool none_below;
 };
 

@@ -90,6 +90,9 @@ class BackingOptions(SideBySide):
     DEEP = "driver=qcow2,file.filename=top.qcow2,backing.driver=qcow2,backing.file.filename=over.qcow2,backing.backing.driver=raw," \
            "backing.backing.file.filename=b.raw"
     NAME = "json:{'driver':'qcow2','file.filename':'over.qcow2','backing':%s}"
+    TOP = "json:{'driver':'qcow2','file.filename':'top.qcow2','backing':%s}"
+    MADE = "json:{'driver':'qcow2','file.filename':'made','backing':%s}"
+    BELOW_MADE = "{'driver':'qcow2','backing':{'driver':'qcow2','backing':null}}"  # what "made" names says more
     GONE = "mv a.raw gone"
 
     def test_read(self):
@@ -103,6 +106,28 @@ class BackingOptions(SideBySide):
             "{'driver':'qcow2','file.filename':'a.qcow2'}")])
         self.rows([(f"compare --image-opts {self.OTHER} {self.DEEP}", ""),
                    (f"measure -O qcow2 --image-opts {self.OTHER}", "")])
+
+    def test_nothing_further_below(self):
+        """Said of a layer below, whether that is named beside it or as the image names it."""
+        self.rows([(f"convert -O raw {name} out", "out:raw", self.GONE) for name in (
+            self.TOP % "{'driver':'qcow2','file.filename':'over.qcow2','backing':null}", self.TOP % "{'backing':null}",
+            self.TOP % "{'driver':'qcow2','backing':null}",
+            "json:{'driver':'qcow2','file.filename':'top.qcow2','backing.backing':null}",
+            "json:{'driver':'qcow2','file.filename':'top.qcow2','backing.driver':'qcow2','backing.file.filename':'over.qcow2',"
+            "'backing.backing':null}")])
+        for below in ("backing=", "backing.backing=", "backing.driver=qcow2,backing.file.filename=over.qcow2,backing.backing="):
+            with self.subTest(below=below):  # of which qemu-img warns, although options can't say it otherwise
+                theirs, ours = self.both(["convert", "-O", "raw", "--image-opts", f"driver=qcow2,file.filename=top.qcow2,{below}", "out"],
+                                         [self.GONE])
+                self.assertEqual((theirs.returncode, ours.returncode, ours.stderr), (0, 0, ""))
+                self.same_image("out", "raw")
+        self.rows([("convert -O raw --image-opts driver=qcow2,file.filename=top.qcow2,backing.backing.driver=raw out", "out:raw"),
+                   ("convert -O raw --image-opts driver=qcow2,file.filename=top.qcow2,backing.backing.file.filename=b.raw,"
+                    "backing.backing.driver=raw out", "out:raw", self.GONE)])
+        over = self.TOP % "{'driver':'qcow2','file.filename':'over.qcow2','backing':null}"
+        self.rows([("convert -O raw made out", "out:raw", f"qemu-img create -q -f qcow2 -F qcow2 -b {over} made", self.GONE),
+                   (f"convert -O raw {self.MADE % self.BELOW_MADE} out", "out:raw", f"qemu-img create -q -f qcow2 -F qcow2 -b {over} made",
+                    self.GONE)])
 
     def test_committed(self):
         """Into what is said, and nothing else."""

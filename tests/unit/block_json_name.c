@@ -79,19 +79,23 @@ Test(json_name, understood, .init = init)
 Test(json_name, says_what_lies_below, .init = init)
 {
     static const struct {
-        const char *name, *below, *format_below;
+        const char *name, *below;
         bool none;
     } cases[] = {
-        {"json:{'driver':'qcow2','file.filename':'a'}", NULL, NULL, false},
-        {"json:{'driver':'qcow2','file.filename':'a','backing':null}", NULL, NULL, true},
-        {"json:{'driver':'qcow2','file.filename':'a','backing.driver':'raw'}", NULL, "raw",
-         false},
+        {"json:{'driver':'qcow2','file.filename':'a'}", NULL, false},
+        {"json:{'driver':'qcow2','file.filename':'a','backing':null}", NULL, true},
+        {"json:{'driver':'qcow2','file.filename':'a','backing':''}", NULL, true},
+        {"json:{'driver':'qcow2','file.filename':'a','backing.driver':'raw'}",
+         "json:{\"driver\":\"raw\"}", false},
         {"json:{'driver':'qcow2','file.filename':'a','backing.file.filename':'b'}",
-         "json:{\"file.filename\":\"b\"}", NULL, false},
+         "json:{\"file.filename\":\"b\"}", false},
+        {"json:{'driver':'qcow2','file.filename':'a','backing':{'backing':null}}",
+         "json:{\"backing\":null}", false},
+        {"json:{'driver':'qcow2','file.filename':'a','backing.backing.backing':''}",
+         "json:{\"backing.backing\":null}", false},
         {"json:{'file.filename':'a','backing':{'file':{'filename':'b'},'backing':{"
          "'backing.file.filename':'d'}}}",
-         "json:{\"file.filename\":\"b\",\"backing.backing.file.filename\":\"d\"}", NULL,
-         false},
+         "json:{\"file.filename\":\"b\",\"backing.backing.file.filename\":\"d\"}", false},
     };
 
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
@@ -102,8 +106,52 @@ Test(json_name, says_what_lies_below, .init = init)
         cr_expect_str_eq(got.target, "a");
         cr_expect_str_eq(got.below ? got.below : "", cases[i].below ? cases[i].below : "");
         cr_expect_eq(got.none_below, cases[i].none, "%s", cases[i].name);
-        cr_expect_str_eq(got.format_below ? got.format_below : "",
-                         cases[i].format_below ? cases[i].format_below : "");
+    }
+}
+
+Test(json_name, a_layer_below_may_leave_out_where_it_is, .init = init)
+{
+    static const struct {
+        const char *name, *format, *below;
+        bool none;
+    } cases[] = {
+        {"json:{'driver':'raw'}", "raw", NULL, false},
+        {"json:{'backing':null}", NULL, NULL, true},
+        {"json:{'driver':'qcow2','backing':null}", "qcow2", NULL, true},
+        {"json:{'backing.driver':'qed'}", NULL, "json:{\"driver\":\"qed\"}", false},
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        CLEANUP_JSON_NAME struct json_name got = {0};
+        struct diag diag = {0};
+        cr_assert_eq(json_name_parse_below("disk", cases[i].name, &got, &diag), 0, "%s",
+                     diag.text);
+        cr_expect_null(got.target);
+        cr_expect_str_eq(got.format ? got.format : "",
+                         cases[i].format ? cases[i].format : "");
+        cr_expect_str_eq(got.below ? got.below : "", cases[i].below ? cases[i].below : "");
+        cr_expect_eq(got.none_below, cases[i].none, "%s", cases[i].name);
+    }
+}
+
+Test(json_name, a_layer_below_is_refused, .init = init)
+{
+    static const struct {
+        const char *name, *says;
+    } cases[] = {
+        {"json:{'driver':'null'}", "driver: is neither file nor nbd"},
+        {"json:{'driver':'file'}", "filename: is missing"},
+        {"json:{'driver':'qcow2','file':'node0'}", "file.driver: is missing"},
+        {"json:{'backing':null,'offset':1}", "offset: is not supported"},
+        {"json:{'backing':null,'backing.driver':'raw'}", "backing: is there twice"},
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        CLEANUP_JSON_NAME struct json_name got = {0};
+        struct diag diag = {0};
+        cr_expect_neq(json_name_parse_below("disk", cases[i].name, &got, &diag), 0, "%s",
+                      cases[i].name);
+        cr_expect(strstr(diag.text, cases[i].says), "%s: %s", cases[i].says, diag.text);
     }
 }
 
@@ -142,6 +190,8 @@ Test(json_name, refused, .init = init)
         {"json:{\"driver\":\"rbd\",\"image\":\"i\"}", "pool: is missing", EINVAL},
         {"json:{\"driver\":\"rbd\",\"pool\":\"p\",\"image\":\"i\",\"key-secret\":\"k\"}",
          "key-secret", ENOTSUP},
+        {"json:{\"driver\":\"qcow2\",\"backing.driver\":null,\"file.filename\":\"x\"}",
+         "backing.driver: must be", EINVAL},
         {"json:{\"driver\":\"file\",\"filename\":null}", "filename: must be", EINVAL},
         {"json:{\"driver\":\"file\",\"filename\":[]}", "filename: must be", EINVAL},
         {"json:{\"driver\":\"file\",\"filename\":\"a\",\"filename\":\"b\"}", "duplicate",
