@@ -69,9 +69,16 @@ void node_close_snapshot(struct node *snapshot);
 
 /* ---- changing them ---- */
 
-/* TIDY: a DELETE that found no space changed the list, and left the rest of its work to this;
- * -ENOENT: there is nothing to do. */
-enum snapshot_kind { SNAPSHOT_CREATE, SNAPSHOT_DELETE, SNAPSHOT_APPLY, SNAPSHOT_TIDY };
+/* TIDY: a DELETE that found no space changed the list, and left the rest of its work to this.
+ * COMPLETE: the list says of each snapshot what newer versions of the format want to be said.
+ * Of both, -ENOENT: there is nothing to do. */
+enum snapshot_kind {
+    SNAPSHOT_CREATE,
+    SNAPSHOT_DELETE,
+    SNAPSHOT_APPLY,
+    SNAPSHOT_TIDY,
+    SNAPSHOT_COMPLETE,
+};
 
 #define SNAPSHOT_NAME_MAX 255 /* bytes, as QEMU has them */
 

@@ -200,6 +200,21 @@ static int expand_zeroes(struct node *node)
     return err ? err : block_flush(node);
 }
 
+/* So that version 3 finds the table it wants: with the disk's size of each snapshot.  Version 2
+ * may have that, too, and comes first. */
+static int complete_snapshots(struct node *node, struct diag *diag)
+{
+    const struct snapshot_request request = {.kind = SNAPSHOT_COMPLETE};
+    struct diag why;
+
+    if (qcow2_of(node)->n_snapshots == 0)
+        return 0;
+    int err = node_change_snapshot(node, &request, NULL, &why);
+    if (!err || err == -ENOENT)
+        return 0;
+    return diag_set(diag, -err, "%s", why.text);
+}
+
 static int refuse_zeroes_of(struct node *node, const char *name, struct diag *diag)
 {
     struct block_status st;
@@ -222,6 +237,25 @@ static int refuse_zeroes_of(struct node *node, const char *name, struct diag *di
     return err;
 }
 
+/* Other programs take the size of version 2's snapshots to be the disk's. */
+static int refuse_size_of(const struct node *node, const struct snapshot_info *s,
+                          struct diag *diag)
+{
+    if (s->disk_size != node->size)
+        return diag_set(
+            diag, EINVAL,
+            "%s: Internal snapshots prevent downgrade of image: '%s' has %" PRIu64
+            " bytes, the disk %" PRIu64,
+            node->filename, s->name, s->disk_size, node->size);
+    if (s->vm_state_bytes > UINT32_MAX)
+        return diag_set(
+            diag, EINVAL,
+            "%s: Internal snapshots prevent downgrade of image: '%s' has %" PRIu64
+            " bytes of the guest's state, over %" PRIu32,
+            node->filename, s->name, s->vm_state_bytes, UINT32_MAX);
+    return 0;
+}
+
 static int check_snapshots(struct node *node, struct diag *diag)
 {
     CLEANUP_SNAPSHOT_LIST struct snapshot_list list = {0};
@@ -229,6 +263,8 @@ static int check_snapshots(struct node *node, struct diag *diag)
 
     if (err)
         return diag_errno(diag, -err, "%s", node->filename);
+    for (size_t i = 0; !err && i < list.n; i++)
+        err = refuse_size_of(node, &list.list[i], diag);
     for (size_t i = 0; !err && i < list.n; i++) {
         const char *name = snapshot_export_name(&list, i);
         err = name ? refuse_zeroes_of(node, name, diag)
@@ -262,6 +298,8 @@ int qcow2_amend_disk(struct node *node, const struct amend_request *req, struct 
         return 1; /* under snapshots only a disk of version 3 changes its size */
     if (downgrade)
         err = check_snapshots(node, diag);
+    if (!err && a.version >= 3)
+        err = complete_snapshots(node, diag);
     if (!err && size)
         err = amend_size(node, size, diag);
     if (err || !downgrade)

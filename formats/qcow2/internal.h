@@ -28,8 +28,9 @@ struct qcow2_snapshot {
     uint64_t vm_clock_ns, vm_state_bytes;
     uint64_t icount; /* SNAPSHOT_NO_ICOUNT: none */
     char *id, *name;
-    unsigned users; /* who reads it, so that it isn't removed */
-    bool going;     /* it is being removed */
+    unsigned users;  /* who reads it, so that it isn't removed */
+    bool going;      /* it is being removed */
+    bool incomplete; /* its entry says less than version 3 wants */
 };
 
 struct snapshot_change_state; /* snapshot/change.h */

@@ -40,6 +40,7 @@ static int take_entry(struct qcow2 *q, uint32_t index, const struct snapshot_ent
         .vm_clock_ns = e->vm_clock_ns,
         .vm_state_bytes = e->vm_state_bytes,
         .icount = e->icount,
+        .incomplete = e->extra_bytes < MIN_SNAPSHOT_EXTRA,
     };
     int err = foreign_text_copy(&s->id, e->id, e->id_bytes, diag,
                                 "%s: snapshot table entry %" PRIu32 ": the id",

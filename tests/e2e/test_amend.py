@@ -2,9 +2,11 @@
 """O-05: `qimg amend`: as qemu-img's, beside it; and key slots."""
 
 import os
+import pathlib
 
 from harness import MIB, QIMG, Case, content, create, fill, header, info, patch, run, sha256
 from side_by_side import SideBySide, pattern
+import snapshot_table
 
 
 class Amend(SideBySide):
@@ -61,6 +63,56 @@ class Alone(Case):
         run(QIMG, "snapshot", "-a", "s", self.path("i"))
         self.assertEqual(content(self.path("i"), "qcow2"), pattern(1, 4 * MIB))
         run("qemu-img", "check", "-q", self.path("i"))
+
+    def old_image(self, wanted):
+        image = self.path("old")
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "compat=0.10", image, "4M")
+        for number in range(len(wanted)):
+            fill(image, "qcow2", [(number * MIB, pattern(number + 1, MIB))])
+            run("qemu-img", "snapshot", "-c", f"s{number}", image)
+        snapshot_table.shorten(image, wanted)
+        return image
+
+    def test_snapshots_that_say_too_little_for_version_3(self):
+        """get a new table first, which version 2 may have, too"""
+        for words in (["-o", "compat=1.1"], ["-o", "compat=1.1,size=8M"], ["-o", "compat=1.1,refcount_bits=32"]):
+            with self.part(words=words):
+                image = self.old_image([0, 40, 8, 15])
+                self.assertEqual(snapshot_table.extras(image), [(0, None), (40, 4 * MIB), (8, None), (15, None)])
+                run(QIMG, "amend", *words, image)
+                self.assertEqual(snapshot_table.extras(image), [(24, 4 * MIB), (40, 4 * MIB), (24, 4 * MIB), (24, 4 * MIB)])
+                for tool in ("qemu-img", QIMG):
+                    run(tool, "check", "-q", image)
+                for number in range(4):
+                    run("qemu-img", "convert", "-l", f"snapshot.name=s{number}", "-O", "raw", image, self.path("flat"))
+                    found = pathlib.Path(self.path("flat")).read_bytes()  # of the disk's size, which may be another
+                    self.assertEqual(found, b"".join(pattern(n + 1, MIB) for n in range(number + 1)) + bytes(len(found) - (number + 1) * MIB))
+
+    def test_snapshots_that_say_too_little_in_version_3(self):
+        """A table that is written anew anyway says all."""
+        for words in (["amend", "-o", "lazy_refcounts=on"], ["snapshot", "-c", "new"], ["snapshot", "-d", "s1"]):
+            with self.part(words=words):
+                image = self.old_image([0, 8, 40])
+                patch(image, 4, (3).to_bytes(4, "big"))
+                patch(image, 72, bytes(24) + (4).to_bytes(4, "big") + (104).to_bytes(4, "big") + bytes(8))
+                done = run("qemu-img", "check", image, check=False)
+                self.assertIn("snapshot table entry 0 is incomplete", done.stdout + done.stderr)
+                run(QIMG, *words, image)
+                run("qemu-img", "check", "-q", image)
+                self.assertTrue(all(size == 4 * MIB for _, size in snapshot_table.extras(image)), snapshot_table.extras(image))
+
+    def test_snapshots_that_version_2_does_not_say(self):
+        """Their own sizes: other programs would take the disk's."""
+        create(self.path("i"), "qcow2", 4 * MIB)
+        run("qemu-img", "snapshot", "-c", "small", self.path("i"))
+        run("qemu-img", "resize", "-q", self.path("i"), "8M")
+        before = sha256(self.path("i"))
+        for tool in ("qemu-img", QIMG):
+            done = run(tool, "amend", "-o", "compat=0.10", self.path("i"), check=False)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn("Internal snapshots prevent downgrade of image", done.stderr)
+        self.assertIn(f"'small' has {4 * MIB} bytes, the disk {8 * MIB}", done.stderr)
+        self.assertEqual(sha256(self.path("i")), before)
 
     def test_options_of_an_image(self):
         """are told of the format that it has"""

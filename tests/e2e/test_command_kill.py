@@ -14,8 +14,9 @@ import shutil
 import subprocess
 import time
 
-from harness import KIB, LONG, MIB, QIMG, Case, content, create, fill, plugin_env, run
+from harness import KIB, LONG, MIB, QIMG, Case, content, create, fill, header, plugin_env, run
 from side_by_side import pattern
+import snapshot_table
 
 ROUNDS = int(os.environ.get("QIMG_ROUNDS", 50 if LONG else 3))
 CALLS = "pwrite64,pwritev2,pwritev,fdatasync,fsync,fallocate,ftruncate"
@@ -181,6 +182,19 @@ class Snapshots(CommandKill):
         for options in ("cluster_size=4k", "cluster_size=64k,refcount_bits=2,lazy_refcounts=on"):
             self.make(options)
             self.rounds(argv, judge)
+
+    def test_amend(self):
+        """Version 2's table says less than version 3 wants: it is said before the version is another."""
+        for options in ("cluster_size=4k,compat=0.10", "cluster_size=64k,compat=0.10"):
+            self.make(options)
+            snapshot_table.shorten(self.path("master/i"), [8])
+
+            def judge():
+                if header(self.there("i"), 4, 4, "big") == 3:
+                    self.assertEqual(snapshot_table.extras(self.there("i")), [(24, SIZE)])
+                self.assertEqual(self.reads("i", "qcow2"), self.now)
+                self.assertEqual(self.snapshot("old"), self.old)
+            self.rounds(["amend", "-o", "compat=1.1", "i"], judge)
 
     def test_create(self):
         def judge():

@@ -21,7 +21,9 @@ struct new_entry {
 
 static uint32_t new_extra_bytes(const struct check_snapshot *s)
 {
-    return MIN(MAX(s->extra_bytes, MIN_SNAPSHOT_EXTRA), MAX_SNAPSHOT_EXTRA);
+    return s->extra_bytes < MIN_SNAPSHOT_EXTRA
+               ? (uint32_t)sizeof(struct qcow2_disk_snapshot_extra)
+               : MIN(s->extra_bytes, MAX_SNAPSHOT_EXTRA);
 }
 
 static uint64_t new_length(const struct check_snapshot *s)

@@ -134,6 +134,14 @@ static void forget_change(struct snapshot_change_state *state)
     node_wrote(q->node);
 }
 
+static bool has_incomplete(const struct qcow2 *q)
+{
+    for (uint32_t i = 0; i < q->n_snapshots; i++)
+        if (q->snapshots[i].incomplete)
+            return true;
+    return false;
+}
+
 static int begin(struct snapshot_change_state *state,
                  const struct snapshot_request *request)
 {
@@ -147,6 +155,11 @@ static int begin(struct snapshot_change_state *state,
         return q->orphans.n
                    ? 0
                    : diag_set(state->diag, ENOENT, "%s: no snapshot has left anything",
+                              q->node->filename);
+    if (request->kind == SNAPSHOT_COMPLETE)
+        return has_incomplete(q)
+                   ? 0
+                   : diag_set(state->diag, ENOENT, "%s: its snapshots are described well",
                               q->node->filename);
     if (request->kind != SNAPSHOT_CREATE)
         return choose(state, request);

@@ -92,6 +92,7 @@ struct snapshot_change_state {
     struct refcount_table *counts; /* NULL: none changes */
     uint8_t *table;                /* the snapshot table, to be written */
     size_t table_bytes;
+    bool completes;             /* entries that say too little for version 3 say more */
     uint64_t *made_l1;          /* CREATE: the new snapshot's L1 table */
     struct qcow2_snapshot made; /* CREATE: what is to be added to the list */
     uint64_t key;               /* DELETE, APPLY: which one */
@@ -155,8 +156,9 @@ int change_use_tables(struct snapshot_change_state *state) MUST_USE;
 /* And so is the list, when the header is; what was left is let go of. */
 void change_use_list(struct snapshot_change_state *state);
 
-/* table.c: state->table becomes the present table with an entry more, or without that of the
+/* table.c: state->table becomes the present table, with an entry more, or without that of the
  * index-th snapshot. */
+int change_keep_entries(struct snapshot_change_state *state) MUST_USE;
 int change_add_entry(struct snapshot_change_state *state,
                      const struct snapshot_entry *entry) MUST_USE;
 int change_remove_entry(struct snapshot_change_state *state, uint32_t index) MUST_USE;

@@ -141,6 +141,7 @@ static void start_again(struct snapshot_change_state *state)
     state->counts = NULL;
     state->table = NULL;
     state->table_bytes = 0;
+    state->completes = false; /* which would need space */
     state->l1_host = 0;
     state->header = state->q->header;
     state->left.n = 0;

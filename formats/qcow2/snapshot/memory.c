@@ -109,6 +109,10 @@ static void update_list(struct snapshot_change_state *state)
     if (state->change->kind == SNAPSHOT_APPLY || state->change->kind == SNAPSHOT_TIDY)
         return;
     q->snapshot_bytes = state->table_bytes;
+    for (uint32_t i = 0; state->completes && i < q->n_snapshots; i++)
+        q->snapshots[i].incomplete = false;
+    if (state->change->kind == SNAPSHOT_COMPLETE)
+        return;
     if (state->change->kind == SNAPSHOT_CREATE) {
         q->snapshots[q->n_snapshots++] = state->made;
         state->made.id = state->made.name = NULL;

@@ -116,7 +116,8 @@ static int plan_apply(struct snapshot_change_state *state, const struct qcow2_sn
     return err ? err : shift_tables(&state->shift, state->l1, state->l1_size, false, true);
 }
 
-static int plan_tidy(struct snapshot_change_state *state)
+/* Nothing of its own. */
+static int plan_none(struct snapshot_change_state *state)
 {
     state->l1 = copy_live_l1(state);
     state->l1_size = state->q->live.l1_size;
@@ -133,7 +134,8 @@ static int plan_counts(struct snapshot_change_state *state, const struct qcow2_s
     case SNAPSHOT_APPLY:
         return plan_apply(state, s);
     case SNAPSHOT_TIDY:
-        return plan_tidy(state);
+    case SNAPSHOT_COMPLETE:
+        return plan_none(state);
     }
     return -EINVAL;
 }
@@ -203,20 +205,26 @@ static int add_made(struct snapshot_change_state *state)
     return change_add_entry(state, &entry);
 }
 
+static int remove_entry(struct snapshot_change_state *state)
+{
+    struct qcow2 *q = state->q;
+
+    state->header.nb_snapshots--;
+    return change_remove_entry(state,
+                               (uint32_t)(qcow2_snapshot_of(q, state->key) - q->snapshots));
+}
+
 static int write_snapshot_table(struct snapshot_change_state *state)
 {
     struct qcow2 *q = state->q;
-    int err = 0;
+    enum snapshot_kind kind = state->change->kind;
 
-    if (state->change->kind == SNAPSHOT_APPLY || state->change->kind == SNAPSHOT_TIDY)
+    if (kind == SNAPSHOT_APPLY || kind == SNAPSHOT_TIDY)
         return 0;
-    if (state->change->kind == SNAPSHOT_CREATE) {
-        err = add_made(state);
-    } else {
-        state->header.nb_snapshots--;
-        err = change_remove_entry(
-            state, (uint32_t)(qcow2_snapshot_of(q, state->key) - q->snapshots));
-    }
+    state->completes = q->header.version >= 3 || kind == SNAPSHOT_COMPLETE;
+    int err = kind == SNAPSHOT_CREATE   ? add_made(state)
+              : kind == SNAPSHOT_DELETE ? remove_entry(state)
+                                        : change_keep_entries(state);
     if (!err)
         err = change_take_table(state, change_clusters_of(q, state->table_bytes),
                                 &state->header.snapshots_offset);
