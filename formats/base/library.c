@@ -29,3 +29,13 @@ const char *library_load(const char *file, const struct library_function *functi
     }
     return NULL;
 }
+
+void *library_newer_function(const char *file, const char *name)
+{
+    void *library = dlopen(file, RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD);
+    void *function = library ? dlsym(library, name) : NULL;
+
+    if (library)
+        dlclose(library); /* once for each dlopen: it stays */
+    return function;
+}

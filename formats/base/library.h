@@ -27,4 +27,7 @@ struct library_function {
 const char *library_load(const char *file, const struct library_function *functions,
                          size_t count, void *table) MUST_USE;
 
+/* A function of a loaded library that older versions of it haven't got: NULL then. */
+void *library_newer_function(const char *file, const char *name);
+
 #endif

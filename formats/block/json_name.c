@@ -10,7 +10,7 @@
 #include "base/cleanup.h"
 #include "block/driver.h"
 #include "block/json_name.h"
-#include "storage/nbd_uri.h"
+#include "storage/nbd_tls.h"
 #include "storage/rbd_name.h"
 
 #define PREFIX    "json:"
@@ -25,6 +25,7 @@
 struct members {
     json_t *flat;
     const char *image, *name;
+    unsigned where; /* JSON_NAME_... */
     struct diag *diag;
 };
 
@@ -36,7 +37,9 @@ static void free_members(struct members *m)
 static int refuse_member(const struct members *m, int err, const char *key,
                          const char *reason)
 {
-    const char *begin = m->image[0] ? ": backing name" : "name"; /* which the user gave */
+    const char *begin = !(m->where & JSON_NAME_GIVEN) ? ": backing name"
+                        : m->image[0]                 ? ": name"
+                                                      : "name";
 
     return diag_set(m->diag, err, "%s%s '%.*s%s': %.*s: %s", m->image, begin, SHOWN,
                     m->name, strlen(m->name) > SHOWN ? "..." : "", KEY_BYTES, key, reason);
@@ -192,12 +195,62 @@ static int parse_server(struct members *m, const char *prefix, struct nbd_uri *u
     return err || uri->host ? err : refuse_member(m, EINVAL, "server.host", "is missing");
 }
 
+/* Of what isn't chosen there is no copy. */
+static int copy_choice(struct members *m, const char *text, char **out)
+{
+    if (!text)
+        return 0;
+    *out = strdup(text);
+    return *out ? 0 : refuse_member(m, ENOMEM, "tls-creds", "out of memory");
+}
+
+/* The keys that have the name. */
+static int use_keys(struct members *m, const char *name, struct nbd_tls_choice *out)
+{
+    const struct nbd_tls_choice *keys = nbd_tls_find_named(name);
+
+    if (!keys)
+        return refuse_member(m, ENOENT, "tls-creds",
+                             "there are no TLS credentials of that id");
+    out->verify = keys->verify;
+    int err = copy_choice(m, keys->certificates, &out->certificates);
+    if (!err)
+        err = copy_choice(m, keys->psk_file, &out->psk_file);
+    return err ? err : copy_choice(m, keys->username, &out->username);
+}
+
+static int parse_tls(struct members *m, const char *prefix, struct nbd_uri *uri)
+{
+    CLEANUP_FREE char *name = NULL;
+
+    int err = take_text(m, prefix, "tls-creds", &name);
+    if (err || !name)
+        return err;
+    uri->tls = true;
+    err = use_keys(m, name, &uri->keys);
+    return err ? err : take_text(m, prefix, "tls-hostname", &uri->keys.hostname);
+}
+
+/* What is for users alone. */
+static int parse_wishes(struct members *m, const char *prefix, struct nbd_uri *uri)
+{
+    static const char *const keys[] = {"tls-creds", "x-dirty-bitmap"};
+
+    for (size_t i = 0; i < ARRAY_LEN(keys); i++)
+        if (!(m->where & JSON_NAME_GIVEN) && peek_text(m, prefix, keys[i]))
+            return refuse_member(m, EACCES, keys[i], "is not an image's to say");
+    int err = parse_tls(m, prefix, uri);
+    return err ? err : take_text(m, prefix, "x-dirty-bitmap", &uri->context);
+}
+
 static int parse_nbd(struct members *m, const char *prefix, struct json_name *out)
 {
     CLEANUP_NBD_URI struct nbd_uri uri = {0};
     CLEANUP_FREE char *port = NULL;
 
     int err = parse_server(m, prefix, &uri, &port);
+    if (!err)
+        err = parse_wishes(m, prefix, &uri);
     if (!err)
         err = take_text(m, prefix, "export", &uri.export_name);
     if (!err && !uri.export_name && !(uri.export_name = strdup("")))
@@ -318,7 +371,7 @@ static bool says_no_place(const struct members *m, const char *driver)
     return !has_file(m) && (driver ? !!driver_find(driver) : !peek_text(m, "", "filename"));
 }
 
-static int interpret_members(struct members *m, bool is_below, struct json_name *out)
+static int interpret_members(struct members *m, struct json_name *out)
 {
     const char *top = peek_text(m, "", "driver");
     const struct driver *format = top ? driver_find(top) : NULL;
@@ -330,7 +383,7 @@ static int interpret_members(struct members *m, bool is_below, struct json_name 
     }
     drop_harmless(m, "");
     int err = take_below(m, out);
-    if (!err && !(is_below && no_place))
+    if (!err && !((m->where & JSON_NAME_BELOW) && no_place))
         err = parse_protocol(m, over_file ? "file." : "", out);
     return err ? err : refuse_rest(m);
 }
@@ -368,11 +421,12 @@ bool json_name_is_one(const char *name)
     return strncmp(name, PREFIX, strlen(PREFIX)) == 0;
 }
 
-static int parse_name(const char *image, const char *name, bool is_below,
-                      struct json_name *out, struct diag *diag)
+int json_name_parse(const char *image, const char *name, unsigned where,
+                    struct json_name *out, struct diag *diag)
 {
     CLEANUP(free_members)
-    struct members m = {.flat = json_object(), .image = image, .name = name, .diag = diag};
+    struct members m = {
+        .flat = json_object(), .image = image, .name = name, .where = where, .diag = diag};
     json_error_t error;
 
     *out = (struct json_name){0};
@@ -387,20 +441,8 @@ static int parse_name(const char *image, const char *name, bool is_below,
     int err = flatten_object(&m, object, "", 0);
     json_decref(object);
     if (!err)
-        err = interpret_members(&m, is_below, out);
+        err = interpret_members(&m, out);
     if (err)
         json_name_free(out);
     return err;
-}
-
-int json_name_parse(const char *image, const char *name, struct json_name *out,
-                    struct diag *diag)
-{
-    return parse_name(image, name, false, out, diag);
-}
-
-int json_name_parse_below(const char *image, const char *name, struct json_name *out,
-                          struct diag *diag)
-{
-    return parse_name(image, name, true, out, diag);
 }

@@ -29,7 +29,7 @@ struct json_name {
     char *target;
     const char *format; /* static; NULL: the name doesn't say */
 
-    /* What it says of the layer below: all that it says, by a text for json_name_parse_below; or
+    /* What it says of the layer below: all of it, by a text to be parsed with JSON_NAME_BELOW; or
      * that there is none. */
     char *below; /* owned; NULL: it doesn't say */
     bool none_below;
@@ -46,13 +46,14 @@ static inline void json_name_free(struct json_name *name)
 /* Does the name begin as one of these? */
 bool json_name_is_one(const char *name);
 
-/* -EINVAL or -ENOTSUP with the sentence "IMAGE: backing name 'json:...': KEY: reason", or of
- * no image "name 'json:...': KEY: reason"; *out is then empty. */
-int json_name_parse(const char *image, const char *name, struct json_name *out,
-                    struct diag *diag) MUST_USE;
+/* Where the name was found. */
+#define JSON_NAME_GIVEN 0x1u /* it is the user's, who may say which keys are used, too */
+#define JSON_NAME_BELOW 0x2u /* said of a layer below: where that lies may be left out */
 
-/* The same, of what was said of a layer below: where that lies may be left out. */
-int json_name_parse_below(const char *image, const char *name, struct json_name *out,
-                          struct diag *diag) MUST_USE;
+/* -EINVAL, -ENOTSUP or -EACCES with the sentence "IMAGE: backing name 'json:...': KEY: reason"; of
+ * a given one "IMAGE: name 'json:...': KEY: reason", without an IMAGE that is empty.  *out is then
+ * empty. */
+int json_name_parse(const char *image, const char *name, unsigned where,
+                    struct json_name *out, struct diag *diag) MUST_USE;
 
 #endif

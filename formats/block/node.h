@@ -409,6 +409,11 @@ struct block_status {
     uint64_t host_offset;
 };
 
+/* As block_status, for who shows it and copies nothing: where the user asked the server of a raw
+ * image for other marks (storage_marks), these stand for data, zero and present. */
+int block_status_shown(struct node *node, uint64_t off, uint64_t len,
+                       struct block_status *out) MUST_USE;
+
 /* The run at off, at most len bytes; not merged with its neighbours. */
 int block_status(struct node *node, uint64_t off, uint64_t len,
                  struct block_status *out) MUST_USE;

@@ -158,6 +158,11 @@ static int resolve_local(const char *image, const char *local, enum references p
     return rc;
 }
 
+static unsigned where_found(const struct finding *found)
+{
+    return found->given ? JSON_NAME_GIVEN : 0;
+}
+
 /* No deeper than keys are long (json_name.c). */
 static int resolve_below(const struct finding *found, const struct json_name *name,
                          struct reference *out, struct diag *diag)
@@ -176,7 +181,8 @@ static int resolve_below(const struct finding *found, const struct json_name *na
     *out->below = (struct reference){.given = found->given};
 
     CLEANUP_JSON_NAME struct json_name below = {0};
-    int err = json_name_parse_below(found->image, name->below, &below, diag);
+    int err = json_name_parse(found->image, name->below,
+                              where_found(found) | JSON_NAME_BELOW, &below, diag);
     return err ? err : resolve_parsed(found, &below, out->below, diag);
 }
 
@@ -203,7 +209,7 @@ static int resolve_json(const struct finding *found, const char *name,
                         struct reference *out, struct diag *diag)
 {
     CLEANUP_JSON_NAME struct json_name parsed = {0};
-    int err = json_name_parse(found->image, name, &parsed, diag);
+    int err = json_name_parse(found->image, name, where_found(found), &parsed, diag);
 
     return err ? err : resolve_parsed(found, &parsed, out, diag);
 }

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Block status over the whole chain. */
+#include <errno.h>
+
 #include "base/checked.h"
 #include "block/chain_lookup.h"
 #include "block/engine.h"
@@ -86,6 +88,39 @@ int engine_status(struct node *node, uint64_t off, uint64_t len, struct block_st
         return err;
     *out = (struct block_status){.depth = depth};
     return describe_extent(layer_in_chain(node, layer, depth), &ext, out);
+}
+
+/* Of a raw file alone: another format's clusters lie where the marks mean nothing. */
+static int take_marks(struct block_status *out)
+{
+    struct storage_marks marks;
+
+    if (!out->file || out->layer->cluster_size != 1)
+        return 0;
+    int err = storage_marks(out->file, out->host_offset, out->length, &marks);
+    if (err)
+        return err == -ENOTSUP ? 0 : err;
+    out->length = marks.run;
+    out->data = marks.data;
+    out->zero = marks.zero;
+    out->present = marks.data || marks.zero;
+    if (!out->present)
+        out->file = NULL;
+    return 0;
+}
+
+int block_status_shown(struct node *node, uint64_t off, uint64_t len,
+                       struct block_status *out)
+{
+    int err = node_check_range(node, off, len);
+    if (err)
+        return err;
+    gate_ticket ticket = gate_enter(&node->ctx->gate);
+    err = engine_status(node, off, len, out);
+    if (!err)
+        err = take_marks(out);
+    gate_leave(&node->ctx->gate, ticket);
+    return err;
 }
 
 int block_status(struct node *node, uint64_t off, uint64_t len, struct block_status *out)

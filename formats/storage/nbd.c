@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/thread.h"
 #include "storage/nbd_internal.h"
+#include "storage/nbd_tls.h"
 
 /* A request on the stack of who waits for it. */
 struct sync_call {
@@ -142,9 +143,24 @@ static int accept_export(struct nbd_storage *nbd, struct diag *diag)
     return 0;
 }
 
+/* Before a name is trusted that nobody would compare. */
+static int check_hostname(const struct nbd_storage *nbd, struct diag *diag)
+{
+    if (!nbd_needs_hostname(&nbd->uri) || libnbd.set_tls_hostname ||
+        nbd_tls_choose(&nbd->uri).verify < 0)
+        return 0;
+    return diag_set(
+        diag, ENOTSUP,
+        "%s: tls-hostname: the server's certificate can't be compared with it by "
+        "libnbd %s, but from 1.22 on",
+        nbd->st.name, libnbd_version());
+}
+
 static int connect_storage(struct nbd_storage *nbd, const char *uri, struct diag *diag)
 {
     int err = prepare_storage(nbd, uri, diag);
+    if (!err)
+        err = check_hostname(nbd, diag);
     if (err)
         return err;
     err = negotiate_link(&nbd->links[0], diag);

@@ -23,6 +23,7 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdatomic.h>
+#include <string.h>
 
 #include "base/lock.h"
 #include "base/range_lock.h"
@@ -87,6 +88,18 @@ struct nbd_storage {
 static inline struct nbd_storage *nbd_of(struct storage *st)
 {
     return CONTAINER_OF(st, struct nbd_storage, st);
+}
+
+/* The meta context whose runs NBD_STATUS tells. */
+static inline const char *nbd_context(const struct nbd_uri *uri)
+{
+    return uri->context ? uri->context : LIBNBD_CONTEXT_BASE_ALLOCATION;
+}
+
+/* Does the server's certificate have to have another name than the one that libnbd expects? */
+static inline bool nbd_needs_hostname(const struct nbd_uri *uri)
+{
+    return uri->keys.hostname && (!uri->host || strcmp(uri->keys.hostname, uri->host) != 0);
 }
 
 /* ---- nbd_link.c; by the driver ---- */

@@ -225,34 +225,59 @@ static int io_truncate(struct storage *st, uint64_t bytes)
     return -ENOTSUP; /* never asked for: the size is fixed */
 }
 
+/* What the server says of the run at off, which is cut to len. */
+static int ask_status(struct nbd_storage *nbd, uint64_t off, uint64_t len,
+                      struct nbd_run *answer)
+{
+    uint32_t block = nbd->info.min_block;
+    uint64_t start = align_down(off, block);
+    uint64_t end = MIN(off + len, start + STATUS_MAX);
+
+    end = MIN(align_up(end, block), nbd->info.size);
+    struct nbd_request req = {
+        .op = NBD_STATUS, .off = start, .len = end - start, .runs = answer, .max_runs = 1};
+    int err = nbd_call(nbd, &req);
+    if (err)
+        return err;
+    if (answer->length <=
+        off - start) /* a run shorter than a block: against the protocol */
+        return -EIO;
+    answer->length = MIN(len, answer->length - (off - start));
+    return 0;
+}
+
 /* A hole that doesn't read as zeroes is data to who wants to know what can be skipped. */
 static int io_extent(struct storage *st, uint64_t off, uint64_t len, bool *data,
                      uint64_t *run)
 {
     struct nbd_storage *nbd = nbd_of(st);
-    uint32_t block = nbd->info.min_block;
+    struct nbd_run answer = {0};
 
     if (off >= nbd->info.size) {
         *data = false;
         *run = len;
         return 0;
     }
-    if (!nbd->info.has_status)
+    if (!nbd->info.has_status || nbd->uri.context)
         return -ENOTSUP;
-    uint64_t start = align_down(off, block);
-    uint64_t end = MIN(off + len, start + STATUS_MAX);
-    end = MIN(align_up(end, block), nbd->info.size);
-    struct nbd_run answer;
-    struct nbd_request req = {
-        .op = NBD_STATUS, .off = start, .len = end - start, .runs = &answer, .max_runs = 1};
-    int err = nbd_call(nbd, &req);
-    if (err)
-        return err;
-    if (answer.length <= off - start) /* a run shorter than a block: against the protocol */
-        return -EIO;
+    int err = ask_status(nbd, off, len, &answer);
     *data = !answer.zero;
-    *run = MIN(len, answer.length - (off - start));
-    return 0;
+    *run = answer.length;
+    return err;
+}
+
+static int io_marks(struct storage *st, uint64_t off, uint64_t len,
+                    struct storage_marks *out)
+{
+    struct nbd_storage *nbd = nbd_of(st);
+    struct nbd_run answer = {0};
+
+    if (!nbd->uri.context || off >= nbd->info.size)
+        return -ENOTSUP;
+    int err = ask_status(nbd, off, len, &answer);
+    *out = (struct storage_marks){
+        .data = !answer.hole, .zero = answer.zero, .run = answer.length};
+    return err;
 }
 
 static void on_prefetched(struct nbd_request *req, int err)
@@ -300,6 +325,7 @@ const struct storage_ops nbd_ops = {
     .zero = io_zero,
     .discard = io_discard,
     .extent = io_extent,
+    .marks = io_marks,
     .prefetch = io_prefetch,
     .start = storage_nbd_start,
     .abort = storage_nbd_abort,

@@ -24,6 +24,9 @@ static const char *why; /* it could not be loaded */
 static void load_library(void)
 {
     why = library_load(FILE_NAME, functions, ARRAY_LEN(functions), &libnbd);
+    if (!why)
+        *(void **)&libnbd.set_tls_hostname =
+            library_newer_function(FILE_NAME, "nbd_set_tls_hostname");
 }
 
 int libnbd_load(struct diag *diag)

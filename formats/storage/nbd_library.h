@@ -64,6 +64,8 @@ struct libnbd {
 #define LIBNBD_MEMBER(name) __typeof__(nbd_##name) *name;
     LIBNBD_FUNCTIONS(LIBNBD_MEMBER)
 #undef LIBNBD_MEMBER
+    /* Of version 1.22; NULL: the library is older. */
+    int (*set_tls_hostname)(struct nbd_handle *h, const char *hostname);
 };
 extern struct libnbd libnbd;
 

@@ -51,6 +51,8 @@ static int configure_tls(struct nbd_handle *h, const struct nbd_uri *uri)
     if ((keys.certificates && libnbd.set_tls_certificates(h, keys.certificates) != 0) ||
         (keys.psk_file && libnbd.set_tls_psk_file(h, keys.psk_file) != 0) ||
         (keys.username && libnbd.set_tls_username(h, keys.username) != 0) ||
+        (nbd_needs_hostname(uri) && libnbd.set_tls_hostname &&
+         libnbd.set_tls_hostname(h, keys.hostname) != 0) ||
         (keys.verify && libnbd.set_tls_verify_peer(h, keys.verify > 0) != 0))
         return -1;
     return libnbd.set_tls(h, LIBNBD_TLS_REQUIRE);
@@ -60,7 +62,7 @@ static int configure_handle(struct nbd_handle *h, const struct nbd_uri *uri)
 {
     if (libnbd.set_export_name(h, uri->export_name) != 0 || configure_tls(h, uri) != 0)
         return -1;
-    return libnbd.add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION);
+    return libnbd.add_meta_context(h, nbd_context(uri));
 }
 
 static int start_connecting(struct nbd_storage *nbd, struct nbd_handle *h)
@@ -152,6 +154,18 @@ static bool is_yes(int answer)
     return answer > 0;
 }
 
+/* Who asked for another context than usual wants nothing else. */
+static int describe_status(struct nbd_link *link, struct nbd_info *info, struct diag *diag)
+{
+    const struct nbd_uri *uri = &link->owner->uri;
+
+    info->has_status = is_yes(libnbd.can_meta_context(link->handle, nbd_context(uri)));
+    if (!uri->context || info->has_status)
+        return 0;
+    return diag_set(diag, ENOENT, "%s: x-dirty-bitmap: the server has no meta context '%s'",
+                    link->owner->st.name, uri->context);
+}
+
 static int describe_blocks(struct nbd_link *link, struct nbd_info *info, struct diag *diag)
 {
     int64_t min = libnbd.get_block_size(link->handle, LIBNBD_SIZE_MINIMUM);
@@ -198,8 +212,8 @@ int nbd_link_describe(struct nbd_link *link, struct nbd_info *info, struct diag 
     info->can_trim = is_yes(libnbd.can_trim(h));
     info->can_cache = is_yes(libnbd.can_cache(h));
     info->multi_conn = is_yes(libnbd.can_multi_conn(h));
-    info->has_status = is_yes(libnbd.can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION));
-    return describe_blocks(link, info, diag);
+    int err = describe_status(link, info, diag);
+    return err ? err : describe_blocks(link, info, diag);
 }
 
 /* ---- requests ---- */
@@ -240,6 +254,13 @@ static int on_completed(void *opaque, int *error)
     return 1; /* forget the command */
 }
 
+/* As QEMU shows another context's numbers: bits as if they were base:allocation's, and depths of
+ * 2 and more as 2. */
+static uint32_t shown_flags(const char *context, uint32_t flags)
+{
+    return strcmp(context, "qemu:allocation-depth") == 0 ? MIN(flags, 2) : flags;
+}
+
 static int got_status(void *opaque, const char *context, uint64_t off, uint32_t *entries,
                       size_t n, int *error)
 {
@@ -247,7 +268,7 @@ static int got_status(void *opaque, const char *context, uint64_t off, uint32_t 
     uint64_t left = req->off + req->len - off;
 
     (void)error;
-    if (strcmp(context, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0 || off != req->off)
+    if (strcmp(context, nbd_context(&req->on->owner->uri)) != 0 || off != req->off)
         return 0;
     req->n_runs = 0;
     for (size_t i = 0; i + 1 < n && left > 0 && req->n_runs < req->max_runs; i += 2) {
@@ -256,8 +277,8 @@ static int got_status(void *opaque, const char *context, uint64_t off, uint32_t 
             break;
         req->runs[req->n_runs++] = (struct nbd_run){
             .length = length,
-            .hole = entries[i + 1] & LIBNBD_STATE_HOLE,
-            .zero = entries[i + 1] & LIBNBD_STATE_ZERO,
+            .hole = shown_flags(context, entries[i + 1]) & LIBNBD_STATE_HOLE,
+            .zero = shown_flags(context, entries[i + 1]) & LIBNBD_STATE_ZERO,
         };
         left -= length;
     }

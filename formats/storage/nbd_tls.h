@@ -12,6 +12,13 @@
 /* Copies nothing: what it points to stays as it is until the end. */
 void nbd_tls_set_default(const struct nbd_tls_choice *keys);
 
+/* Keys that have a name, by which descriptions of exports take them (tls-creds, json_name.h).
+ * Takes over what *keys owns, which stays until the end.  0 or -ENOMEM. */
+int nbd_tls_add_named(const char *name, struct nbd_tls_choice *keys) MUST_USE;
+
+/* NULL: there are none of that name. */
+const struct nbd_tls_choice *nbd_tls_find_named(const char *name);
+
 /* What a connection to the URI uses: its own choice, and the default where it has none.  A
  * key file or folder of the URI replaces both of the default. */
 struct nbd_tls_choice nbd_tls_choose(const struct nbd_uri *uri);

@@ -45,6 +45,8 @@ void nbd_uri_free(struct nbd_uri *uri)
     free(uri->keys.certificates);
     free(uri->keys.psk_file);
     free(uri->keys.username);
+    free(uri->keys.hostname);
+    free(uri->context);
     *uri = (struct nbd_uri){0};
 }
 
@@ -213,16 +215,41 @@ static int set_psk_file(struct parse *p, char *path)
     return set_path(p, "tls-psk-file", path, &p->uri->keys.psk_file);
 }
 
+static int set_hostname(struct parse *p, char *name)
+{
+    struct span host = {.at = name, .len = strlen(name)};
+
+    p->uri->keys.hostname = name;
+    if (host.len == 0 || !(host_is_sound(host, false) || host_is_sound(host, true)))
+        return diag_set(p->diag, EINVAL, "%s: tls-hostname= is not a name or an address",
+                        p->shown);
+    return 0;
+}
+
+static int set_context(struct parse *p, char *name)
+{
+    p->uri->context = name;
+    if (name[0] == '\0' || strlen(name) > NBD_EXPORT_NAME_MAX)
+        return diag_set(
+            p->diag, EINVAL,
+            "%s: x-dirty-bitmap= must be the name of a meta context, of at most "
+            "%d bytes",
+            p->shown, NBD_EXPORT_NAME_MAX);
+    return 0;
+}
+
 /* Each takes over the decoded value. */
 static const struct parameter {
     const char *key;
     int (*set)(struct parse *, char *value);
-    bool tls; /* for users only */
+    const char *image_may_not; /* NULL: an image may say it */
 } parameters[] = {
-    {"socket", set_socket, false},
-    {"tls-certificates", set_certificates, true},
-    {"tls-psk-file", set_psk_file, true},
-    {"tls-verify-peer", set_verify, true},
+    {"socket", set_socket, NULL},
+    {"tls-certificates", set_certificates, "choose keys"},
+    {"tls-psk-file", set_psk_file, "choose keys"},
+    {"tls-verify-peer", set_verify, "choose keys"},
+    {"tls-hostname", set_hostname, "choose keys"},
+    {"x-dirty-bitmap", set_context, "choose marks"},
 };
 
 static int find_parameter(struct parse *p, struct span text, size_t *index)
@@ -232,15 +259,15 @@ static int find_parameter(struct parse *p, struct span text, size_t *index)
         size_t n = strlen(one->key);
         if (text.len <= n || memcmp(text.at, one->key, n) != 0 || text.at[n] != '=')
             continue;
-        if (one->tls && p->origin == NBD_URI_IMAGE)
-            return diag_set(p->diag, EACCES, "%s: an image may not choose keys (%s=)",
-                            p->shown, one->key);
+        if (one->image_may_not && p->origin == NBD_URI_IMAGE)
+            return diag_set(p->diag, EACCES, "%s: an image may not %s (%s=)", p->shown,
+                            one->image_may_not, one->key);
         *index = i;
         return 0;
     }
     return diag_set(p->diag, ENOTSUP,
                     "%s: the parameters there are: socket=, tls-certificates=, "
-                    "tls-psk-file=, tls-verify-peer=",
+                    "tls-psk-file=, tls-verify-peer=, tls-hostname=, x-dirty-bitmap=",
                     p->shown);
 }
 
@@ -329,8 +356,8 @@ static int check_whole(struct parse *p, bool unix_socket)
         return diag_set(p->diag, EINVAL, "%s: nbd+unix:// needs ?socket=PATH", p->shown);
     if (!unix_socket && p->uri->socket)
         return diag_set(p->diag, EINVAL, "%s: socket= is for nbd+unix:// only", p->shown);
-    if (!p->uri->tls &&
-        (keys->certificates || keys->psk_file || keys->username || keys->verify))
+    if (!p->uri->tls && (keys->certificates || keys->psk_file || keys->username ||
+                         keys->hostname || keys->verify))
         return diag_set(
             p->diag, EINVAL,
             "%s: keys, certificates and users need TLS: nbds:// or nbds+unix://", p->shown);

@@ -12,9 +12,11 @@
  *     nbd:HOST:PORT[:exportname=EXPORT]
  *     nbd:unix:PATH[:exportname=EXPORT]
  *
- * With TLS, a user may add the parameters tls-certificates=FOLDER, tls-psk-file=FILE and
- * tls-verify-peer=true|false, which count more than what nbd_tls.h has for the process.  An
- * image may not, nor name a USER: it has no say in which of the host's keys are used.
+ * With TLS, a user may add the parameters tls-certificates=FOLDER, tls-psk-file=FILE,
+ * tls-verify-peer=true|false and tls-hostname=NAME, which count more than what nbd_tls.h has for
+ * the process.  An image may not, nor name a USER: it has no say in which of the host's keys are
+ * used.  Nor may it say x-dirty-bitmap=CONTEXT, by which users see a meta context of the server in
+ * the place of base:allocation (storage_marks).
  *
  * Everything else is refused: other schemes, fragments, other parameters.  The parts are
  * handed to libnbd one by one and never as text again, so that there is no second parser
@@ -41,7 +43,8 @@ struct nbd_tls_choice {
     char *certificates; /* folder, absolute */
     char *psk_file;     /* absolute */
     char *username;     /* for the pre-shared key */
-    int verify;         /* 1: the server's certificate is verified, -1: it isn't */
+    char *hostname; /* that the server's certificate has to have, if it isn't the host's */
+    int verify;     /* 1: the server's certificate is verified, -1: it isn't */
 };
 
 /* Who wrote it. */
@@ -57,6 +60,7 @@ struct nbd_uri {
     char *export_name; /* never NULL; free of control characters */
     bool tls;
     struct nbd_tls_choice keys; /* owned; only with tls */
+    char *context; /* the meta context that is asked for; NULL: base:allocation */
 };
 
 /* Does the text start as an NBD URI does, of any scheme that speaks NBD? */

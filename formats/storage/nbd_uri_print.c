@@ -49,6 +49,8 @@ static void print_query(FILE *f, const struct nbd_uri *uri)
     if (keys->verify)
         print_parameter(f, &separator, "tls-verify-peer",
                         keys->verify > 0 ? "true" : "false");
+    print_parameter(f, &separator, "tls-hostname", keys->hostname);
+    print_parameter(f, &separator, "x-dirty-bitmap", uri->context);
 }
 
 char *nbd_uri_print(const struct nbd_uri *uri)

@@ -284,6 +284,14 @@ int storage_extent(struct storage *st, uint64_t off, uint64_t len, bool *data,
     return err;
 }
 
+int storage_marks(struct storage *st, uint64_t off, uint64_t len, struct storage_marks *out)
+{
+    lock_assert_io_allowed();
+    int err = len == 0 ? -EINVAL : check_range(off, len);
+
+    return err ? err : !st->ops->marks ? -ENOTSUP : st->ops->marks(st, off, len, out);
+}
+
 void storage_prefetch(struct storage *st, uint64_t off, uint64_t len)
 {
     lock_assert_io_allowed();

@@ -38,6 +38,13 @@ struct storage_folder;
 
 /* What others may do meanwhile, as QEMU understands it: a reader can't have anybody write
  * or resize; a writer can't have another writer or resizer, nor a reader. */
+/* What somebody else's marks say of a run that begins where was asked.  Nothing follows from it
+ * for what is read there. */
+struct storage_marks {
+    bool data, zero;
+    uint64_t run; /* bytes, 1..len */
+};
+
 enum storage_lock_level { STORAGE_READER, STORAGE_WRITER };
 
 struct storage_ops {
@@ -59,6 +66,8 @@ struct storage_ops {
     /* Optional; absent: all data.  Sets *data and *run (1..len) for what lies at off. */
     int (*extent)(struct storage *st, uint64_t off, uint64_t len, bool *data,
                   uint64_t *run);
+    /* Optional: see storage_marks. */
+    int (*marks)(struct storage *st, uint64_t off, uint64_t len, struct storage_marks *out);
     /* Optional and advisory: the range will be read soon. */
     void (*prefetch)(struct storage *st, uint64_t off, uint64_t len);
     /* Optional: bytes the store really takes (st_blocks). */
@@ -204,6 +213,11 @@ int storage_truncate(struct storage *st, uint64_t bytes) MUST_USE;
 /* Data or hole at off?  *run is 1..len; past the end all is hole. */
 int storage_extent(struct storage *st, uint64_t off, uint64_t len, bool *data,
                    uint64_t *run);
+
+/* The marks at off, where the user asked for some instead of what is data and what isn't (an NBD
+ * export's x-dirty-bitmap): all is data for storage_extent then.  -ENOTSUP: there are none. */
+int storage_marks(struct storage *st, uint64_t off, uint64_t len,
+                  struct storage_marks *out) MUST_USE;
 
 void storage_prefetch(struct storage *st, uint64_t off, uint64_t len);
 int storage_allocated(struct storage *st, uint64_t *bytes);

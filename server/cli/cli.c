@@ -12,6 +12,7 @@
 #include "base/words.h"
 #include "block/cache_mode.h"
 #include "cli.h"
+#include "object.h"
 
 /* Enough for every command's table, asserted by its use below. */
 #define MAX_OPTIONS 32
@@ -222,7 +223,7 @@ int cli_take_image_option(struct cli_image *image, int option)
         image->share = true;
         break;
     case CLI_OBJECT:
-        return secrets_add(&image->secrets, optarg);
+        return object_add(&image->secrets, optarg);
     case CLI_IMAGE_OPTS:
         image->image_opts = true;
         break;

@@ -106,7 +106,7 @@ struct cli_image {
     struct secrets secrets; /* that these can name */
 };
 
-/* Keys for options that name them; secrets_add takes it. */
+/* Keys for options that name them; object_add takes it. */
 #define CLI_OBJECT_OPTION                                            \
     {                                                                \
         CLI_OBJECT, "object", "OBJDEF",                              \

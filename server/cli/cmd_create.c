@@ -11,6 +11,7 @@
 #include "cli.h"
 #include "create_options.h"
 #include "image.h"
+#include "object.h"
 #include "secrets.h"
 #include "size.h"
 
@@ -208,7 +209,7 @@ static int take_create_option(void *opaque, int option)
     case 'o':
         return options_add(&args->list, optarg);
     case CLI_OBJECT:
-        return secrets_add(&args->secrets, optarg);
+        return object_add(&args->secrets, optarg);
     case 'q':
         args->quiet = true;
         break;

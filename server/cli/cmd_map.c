@@ -104,7 +104,7 @@ static bool continues_run(const struct block_status *a, const struct block_statu
 static int status_at(struct node *node, uint64_t off, uint64_t len, struct block_status *st)
 {
     if (off < node->size)
-        return block_status(node, off, MIN(len, node->size - off), st);
+        return block_status_shown(node, off, MIN(len, node->size - off), st);
     *st = (struct block_status){.length = len,
                                 .zero = true,
                                 .present = true,

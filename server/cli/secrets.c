@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* --object secret,...: taken apart, read, decoded. */
-#include <ctype.h>
+/* --object secret,...: read, decoded. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>
@@ -11,7 +10,6 @@
 #include "base/cleanup.h"
 #include "cli.h"
 #include "crypto/secret.h"
-#include "options.h"
 #include "secrets.h"
 
 /* A passphrase of more bytes is none. */
@@ -19,43 +17,12 @@
 
 /* ---- the words ---- */
 
-/* The texts of the options may be secret ones. */
-static void wipe_options(struct option_list *list)
-{
-    for (size_t i = 0; i < list->count; i++)
-        secret_wipe(list->pairs[i].value, strlen(list->pairs[i].value));
-    options_free(list);
-}
-
-static bool is_identifier(const char *id)
-{
-    if (!isalpha((unsigned char)*id))
-        return false;
-    for (; *id; id++)
-        if (!isalnum((unsigned char)*id) && !strchr("-._", *id))
-            return false;
-    return true;
-}
-
-static const struct secret_item *find_secret(const struct secrets *secrets, const char *id)
+const struct secret_item *secrets_find(const struct secrets *secrets, const char *id)
 {
     for (size_t i = 0; i < secrets->count; i++)
         if (strcmp(secrets->items[i].id, id) == 0)
             return &secrets->items[i];
     return NULL;
-}
-
-static int check_id(const struct secrets *secrets, const char *id)
-{
-    if (!id)
-        return cli_error("--object: Parameter 'id' is missing");
-    if (!is_identifier(id))
-        return cli_error("--object: Parameter 'id' expects an identifier: letters, digits, "
-                         "'-', '.', '_', starting with a letter, not '%s'",
-                         id);
-    if (find_secret(secrets, id))
-        return cli_error("--object: there is an object with the id '%s' already", id);
-    return CLI_OK;
 }
 
 static int check_keys(const struct option_list *list, const char *id)
@@ -212,45 +179,13 @@ static int append_secret(struct secrets *secrets, const struct option_list *list
     return code;
 }
 
-static int add_options(struct secrets *secrets, const struct option_list *list)
+int secrets_add(struct secrets *secrets, const struct option_list *list)
 {
-    const char *type = options_get(list, "qom-type"), *id = options_get(list, "id");
+    const char *id = options_get(list, "id");
 
-    if (!type)
-        return cli_error("--object: Parameter 'qom-type' is missing");
-    if (strcmp(type, "secret") != 0)
-        return cli_error("--object: Parameter 'qom-type' does not accept value '%s': there "
-                         "are only secrets",
-                         type);
-    if (check_id(secrets, id) != CLI_OK || check_keys(list, id) != CLI_OK ||
-        check_source(list, id) != CLI_OK)
+    if (check_keys(list, id) != CLI_OK || check_source(list, id) != CLI_OK)
         return CLI_FAILED;
     return append_secret(secrets, list, id);
-}
-
-/* The first word may go without its key. */
-static int parse_object(struct option_list *list, const char *text)
-{
-    size_t word = strcspn(text, ",=");
-    CLEANUP_FREE char *type = strndup(text, word);
-
-    if (text[word] == '=' || word == 0)
-        return text[0] ? options_add_shown(list, text, "--object") : CLI_OK;
-    int code = type ? options_set(list, "qom-type", type) : cli_error("out of memory");
-    return code == CLI_OK && text[word] == ','
-               ? options_add_shown(list, text + word + 1, "--object")
-               : code;
-}
-
-int secrets_add(struct secrets *secrets, const char *text)
-{
-    struct option_list list = {0};
-
-    int code = parse_object(&list, text);
-    if (code == CLI_OK)
-        code = add_options(secrets, &list);
-    wipe_options(&list);
-    return code;
 }
 
 /* The bytes of the first character; 0: it isn't UTF-8, or NUL. */
@@ -284,7 +219,7 @@ static bool is_text(const unsigned char *s, size_t n)
 const struct secret_item *secrets_find_passphrase(const struct secrets *secrets,
                                                   const char *id)
 {
-    const struct secret_item *item = find_secret(secrets, id);
+    const struct secret_item *item = secrets_find(secrets, id);
 
     if (!item)
         cli_error("No secret with id '%s'", id);

@@ -6,6 +6,8 @@
 
 #include <stddef.h>
 
+#include "options.h"
+
 struct secret_item {
     char *id;
     void *bytes;
@@ -18,11 +20,14 @@ struct secrets {
     size_t count;
 };
 
-/* Adds what one --object says: "secret,id=ID,data=TEXT" or "secret,id=ID,file=PATH", with
- * ",format=base64" when these are encoded.  A file is read to its end, and may be a pipe; a
+/* Adds what an --object says that is one: "data=TEXT" or "file=PATH", with "format=base64" when
+ * these are encoded; its "id" is one that is free.  A file is read to its end, and may be a pipe; a
  * newline at its end belongs to the secret, as for QEMU.  Complains and returns an exit
  * code. */
-int secrets_add(struct secrets *secrets, const char *text);
+int secrets_add(struct secrets *secrets, const struct option_list *list);
+
+/* NULL: there is none of that id. */
+const struct secret_item *secrets_find(const struct secrets *secrets, const char *id);
 
 /* The secret of that id, to be used as a passphrase, or NULL after a complaint: there is
  * none, or its bytes are no text (UTF-8), which a passphrase has to be for QEMU. */

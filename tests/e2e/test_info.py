@@ -216,7 +216,7 @@ class Coded(CliCase):
                 "secret,id=s,data=A===,format=base64": "base64", "secret,id=s,data=AA=A,format=base64": "base64",
                 "secret,id=s,data=hidden,format=hex": "'hex'", "secret,id=s,data=hidden,keyid=k,iv=aa": "keyid",
                 "secret,id=s,file=nothing": "nothing: No such file", "secret,id=s,file=.": "directory",
-                "secret,id=s,data=hidden,loaded=on": "'loaded' is unexpected", "tls-creds-x509,id=s": "'tls-creds-x509'",
+                "secret,id=s,data=hidden,loaded=on": "'loaded' is unexpected", "tls-creds-anon,id=s": "'tls-creds-anon'",
                 "secret,id=s,file=/dev/zero": "has more than"}.items():
             for command in ("info", "map", "check"):
                 with self.subTest(text=text, command=command):

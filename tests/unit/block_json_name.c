@@ -7,6 +7,7 @@
 #include "base/cleanup.h"
 #include "block/driver.h"
 #include "block/json_name.h"
+#include "storage/nbd_tls.h"
 
 static const struct driver qcow2 = {.name = "qcow2"}, raw = {.name = "raw"};
 
@@ -65,7 +66,7 @@ Test(json_name, understood, .init = init)
         struct json_name got;
         struct diag diag = {0};
         cr_expect(json_name_is_one(cases[i].name));
-        cr_assert_eq(json_name_parse("disk", cases[i].name, &got, &diag), 0, "%s",
+        cr_assert_eq(json_name_parse("disk", cases[i].name, 0, &got, &diag), 0, "%s",
                      diag.text);
         CLEANUP_JSON_NAME struct json_name owned = got;
         cr_expect_str_eq(owned.target, cases[i].target);
@@ -101,11 +102,44 @@ Test(json_name, says_what_lies_below, .init = init)
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
         CLEANUP_JSON_NAME struct json_name got = {0};
         struct diag diag = {0};
-        cr_assert_eq(json_name_parse("disk", cases[i].name, &got, &diag), 0, "%s",
+        cr_assert_eq(json_name_parse("disk", cases[i].name, 0, &got, &diag), 0, "%s",
                      diag.text);
         cr_expect_str_eq(got.target, "a");
         cr_expect_str_eq(got.below ? got.below : "", cases[i].below ? cases[i].below : "");
         cr_expect_eq(got.none_below, cases[i].none, "%s", cases[i].name);
+    }
+}
+
+Test(json_name, a_user_may_name_keys, .init = init)
+{
+    struct nbd_tls_choice x509 = {.certificates = strdup("/pki"), .verify = -1},
+                          psk = {.psk_file = strdup("/keys"), .username = strdup("me")};
+    static const struct {
+        const char *name, *target, *says;
+    } cases[] = {
+        {"json:{'driver':'nbd','host':'h','tls-creds':'x'}",
+         "nbds://h/?tls-certificates=/pki&tls-verify-peer=false", NULL},
+        {"json:{'driver':'nbd','path':'/s','tls-creds':'p','tls-hostname':'n'}",
+         "nbds+unix://me@/?socket=/s&tls-psk-file=/keys&tls-hostname=n", NULL},
+        {"json:{'driver':'nbd','host':'h','x-dirty-bitmap':'qemu:dirty-bitmap:a b'}",
+         "nbd://h/?x-dirty-bitmap=qemu:dirty-bitmap:a%20b", NULL},
+        {"json:{'driver':'nbd','host':'h','tls-creds':'y'}", NULL,
+         "disk: name 'json:{'driver':'nbd','host':'h','tls-creds':'y'}': tls-creds: there "
+         "are "
+         "no TLS credentials of that id"},
+        {"json:{'driver':'nbd','host':'h','tls-hostname':'n'}", NULL, "tls-hostname"},
+    };
+
+    cr_assert_eq(nbd_tls_add_named("x", &x509), 0);
+    cr_assert_eq(nbd_tls_add_named("p", &psk), 0);
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        CLEANUP_JSON_NAME struct json_name got = {0};
+        struct diag diag = {0};
+        int err = json_name_parse("disk", cases[i].name, JSON_NAME_GIVEN, &got, &diag);
+        cr_expect_eq(!err, !cases[i].says, "%s: %s", cases[i].name, diag.text);
+        cr_expect_str_eq(got.target ? got.target : "",
+                         cases[i].target ? cases[i].target : "");
+        cr_expect(!cases[i].says || strstr(diag.text, cases[i].says), "%s", diag.text);
     }
 }
 
@@ -124,8 +158,8 @@ Test(json_name, a_layer_below_may_leave_out_where_it_is, .init = init)
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
         CLEANUP_JSON_NAME struct json_name got = {0};
         struct diag diag = {0};
-        cr_assert_eq(json_name_parse_below("disk", cases[i].name, &got, &diag), 0, "%s",
-                     diag.text);
+        cr_assert_eq(json_name_parse("disk", cases[i].name, JSON_NAME_BELOW, &got, &diag),
+                     0, "%s", diag.text);
         cr_expect_null(got.target);
         cr_expect_str_eq(got.format ? got.format : "",
                          cases[i].format ? cases[i].format : "");
@@ -149,8 +183,8 @@ Test(json_name, a_layer_below_is_refused, .init = init)
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
         CLEANUP_JSON_NAME struct json_name got = {0};
         struct diag diag = {0};
-        cr_expect_neq(json_name_parse_below("disk", cases[i].name, &got, &diag), 0, "%s",
-                      cases[i].name);
+        cr_expect_neq(json_name_parse("disk", cases[i].name, JSON_NAME_BELOW, &got, &diag),
+                      0, "%s", cases[i].name);
         cr_expect(strstr(diag.text, cases[i].says), "%s: %s", cases[i].says, diag.text);
     }
 }
@@ -180,8 +214,12 @@ Test(json_name, refused, .init = init)
          "backing: is there twice", EINVAL},
         {"json:{\"driver\":\"qcow2\",\"backing\":\"node0\",\"file.filename\":\"x\"}",
          "backing: is not supported", ENOTSUP},
-        {"json:{\"driver\":\"nbd\",\"host\":\"h\",\"tls-creds\":\"t\"}", "tls-creds",
-         ENOTSUP},
+        {"json:{\"driver\":\"nbd\",\"host\":\"h\",\"tls-creds\":\"t\"}",
+         "tls-creds: is not an image's to say", EACCES},
+        {"json:{\"driver\":\"nbd\",\"host\":\"h\",\"x-dirty-bitmap\":\"c\"}",
+         "x-dirty-bitmap: is not an image's to say", EACCES},
+        {"json:{\"driver\":\"nbd\",\"host\":\"h\",\"tls-hostname\":\"t\"}",
+         "tls-hostname: is not supported", ENOTSUP},
         {"json:{\"driver\":\"nbd\",\"host\":\"h\",\"port\":\"123456\"}", "port", EINVAL},
         {"json:{\"driver\":\"nbd\",\"server.type\":\"vsock\"}", "server.type", ENOTSUP},
         {"json:{\"driver\":\"nbd\",\"server.type\":\"unix\"}", "server.path: is missing",
@@ -207,7 +245,7 @@ Test(json_name, refused, .init = init)
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
         struct json_name got;
         struct diag diag = {0};
-        cr_expect_eq(json_name_parse("disk", cases[i].name, &got, &diag), -cases[i].err,
+        cr_expect_eq(json_name_parse("disk", cases[i].name, 0, &got, &diag), -cases[i].err,
                      "%s: %s", cases[i].name, diag.text);
         cr_expect_null(got.target);
         cr_expect(strstr(diag.text, cases[i].says), "%s: %s", cases[i].says, diag.text);

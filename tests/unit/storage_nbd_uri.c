@@ -147,13 +147,17 @@ Test(nbd_uri, keys_of_a_user)
     static const struct {
         const char *text, *certificates, *psk_file, *username;
         int verify;
+        const char *hostname, *context;
     } cases[] = {
-        {"nbds://host/", NULL, NULL, NULL, 0},
-        {"nbds://a%40b@host:1/x", NULL, NULL, "a@b", 0},
+        {"nbds://host/", NULL, NULL, NULL, 0, NULL, NULL},
+        {"nbds://a%40b@host:1/x", NULL, NULL, "a@b", 0, NULL, NULL},
         {"nbds://host/?tls-certificates=/a%20b&tls-verify-peer=false", "/a b", NULL, NULL,
-         -1},
-        {"nbds+unix://alice@/x?socket=/s&tls-psk-file=/k", NULL, "/k", "alice", 0},
-        {"nbds://h?tls-verify-peer=true&tls-psk-file=/k", NULL, "/k", NULL, 1},
+         -1, NULL, NULL},
+        {"nbds+unix://alice@/x?socket=/s&tls-psk-file=/k", NULL, "/k", "alice", 0, NULL,
+         NULL},
+        {"nbds://h?tls-verify-peer=true&tls-psk-file=/k", NULL, "/k", NULL, 1, NULL, NULL},
+        {"nbds+unix:///?socket=/s&tls-hostname=a.b&x-dirty-bitmap=c:d%20e", NULL, NULL,
+         NULL, 0, "a.b", "c:d e"},
     };
 
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
@@ -165,7 +169,9 @@ Test(nbd_uri, keys_of_a_user)
             cr_expect(u->tls && same(u->keys.certificates, cases[i].certificates) &&
                           same(u->keys.psk_file, cases[i].psk_file) &&
                           same(u->keys.username, cases[i].username) &&
-                          u->keys.verify == cases[i].verify,
+                          u->keys.verify == cases[i].verify &&
+                          same(u->keys.hostname, cases[i].hostname) &&
+                          same(u->context, cases[i].context),
                       "%s", printed);
         }
         free(printed);
@@ -183,6 +189,8 @@ Test(nbd_uri, what_an_image_may_name)
                                           "nbd+unix:///?socket=../s",
                                           "nbds://user@host/",
                                           "nbds://host/?tls-psk-file=/etc/shadow",
+                                          "nbds://host/?tls-hostname=other",
+                                          "nbd://host/?x-dirty-bitmap=base:allocation",
                                           "nbds://host/?tls-certificates=/etc",
                                           "nbds://host/?tls-verify-peer=false"};
     struct nbd_uri uri;
