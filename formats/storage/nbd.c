@@ -143,11 +143,20 @@ static int accept_export(struct nbd_storage *nbd, struct diag *diag)
     return 0;
 }
 
-/* Before a name is trusted that nobody would compare. */
-static int check_hostname(const struct nbd_storage *nbd, struct diag *diag)
+/* Before a server is trusted that nobody would verify: libnbd does so by a host's name, which
+ * Unix sockets have none of.  Who wished for it of all servers alike gets what libnbd can do. */
+static int check_verification(const struct nbd_storage *nbd, struct diag *diag)
 {
-    if (!nbd_needs_hostname(&nbd->uri) || libnbd.set_tls_hostname ||
-        nbd_tls_choose(&nbd->uri).verify < 0)
+    const struct nbd_uri *uri = &nbd->uri;
+
+    if (uri->keys.verify > 0 && uri->socket && !uri->keys.hostname)
+        return diag_set(diag, EINVAL,
+                        "%s: there is no host's name that the server's certificate could "
+                        "have: tls-hostname can say one, or nothing is verified "
+                        "(verify-peer=off)",
+                        nbd->st.name);
+    if (!nbd_needs_hostname(uri) || libnbd.set_tls_hostname ||
+        nbd_tls_choose(uri).verify < 0)
         return 0;
     return diag_set(
         diag, ENOTSUP,
@@ -160,7 +169,7 @@ static int connect_storage(struct nbd_storage *nbd, const char *uri, struct diag
 {
     int err = prepare_storage(nbd, uri, diag);
     if (!err)
-        err = check_hostname(nbd, diag);
+        err = check_verification(nbd, diag);
     if (err)
         return err;
     err = negotiate_link(&nbd->links[0], diag);

@@ -118,6 +118,20 @@ class TlsCreds(Beside):
         self.both("info", *self.words("x509", more=",file.tls-hostname=elsewhere.example"), check=False)
         self.both("info", *self.words("x509", object_more=",verify-peer=off", more=",file.tls-hostname=elsewhere.example"))
 
+    def test_a_server_on_a_unix_socket(self):
+        """has no name that its certificate could have: libnbd would verify nothing."""
+        sock = self.path("sock")
+        server = subprocess.Popen(["nbdkit", "-f", "-U", sock, "--tls=require", f"--tls-certificates={self.keys}/pki", "file",
+                                   self.path("disk")], stderr=subprocess.DEVNULL)
+        self.addCleanup(kill_quietly, server)
+        wait_until(lambda: os.path.exists(sock), 20, "nbdkit's socket")
+        opts = f"driver=nbd,path={sock},tls-creds=t0"
+        creds = f"tls-creds-x509,id=t0,dir={self.keys}/"
+        for words, good in ((f"{creds}pki", False), (f"{creds}other", False), (f"{creds}pki,verify-peer=off", True)):
+            with self.subTest(words=words):
+                done = self.both("info", "--object", words, "--image-opts", opts, check=good)[1]
+                self.assertEqual("no host's name" in done.stderr, not good)
+
     def test_refused(self):
         image = self.words("x509")[2:]
         for words, says in (("tls-creds-x509,id=t0", "dir: is missing"), (f"tls-creds-x509,id=t0,dir={self.keys}/none", "No such file"),
