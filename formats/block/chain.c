@@ -67,7 +67,7 @@ static int find_by_name(struct storage *file, const char *format, const struct d
     struct driver_names_text names;
     struct findings found;
 
-    *out = driver_find(format);
+    *out = driver_find_recorded(format);
     if (!*out)
         return diag_set(diag, ENOTSUP, "%s: unknown format '%s': must be one of %s",
                         file->name, format, driver_names(&names));
@@ -411,7 +411,7 @@ static struct node *attach_layer(const struct node *top, const struct layer *lay
                                  struct visited *visited)
 {
     const struct driver *driver =
-        is_auto(layer->format) ? NULL : driver_find(layer->format);
+        is_auto(layer->format) ? NULL : driver_find_recorded(layer->format);
     CLEANUP_STORAGE struct storage *file = NULL;
     struct diag ignored;
 

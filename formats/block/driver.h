@@ -276,6 +276,9 @@ const char *driver_names(struct driver_names_text *out);
 
 /* NULL when there is none of that name, or no magic fits. */
 const struct driver *driver_find(const char *name);
+/* The same of a format that an image records of its backing file: what QEMU reads a file's or a
+ * device's plain bytes by ("file", "host_device") is raw here. */
+const struct driver *driver_find_recorded(const char *format);
 /* The i-th from 0 on, in the order of probing; NULL behind the last. */
 const struct driver *driver_at(size_t i);
 const struct driver *driver_probe(const uint8_t *head, size_t n);

@@ -48,6 +48,13 @@ const struct driver *driver_find(const char *name)
     return NULL;
 }
 
+const struct driver *driver_find_recorded(const char *format)
+{
+    bool is_plain = strcmp(format, "file") == 0 || strcmp(format, "host_device") == 0;
+
+    return driver_find(is_plain ? "raw" : format);
+}
+
 const struct driver *driver_probe(const uint8_t *head, size_t n)
 {
     for (size_t i = 0; drivers[i]; i++)

@@ -234,7 +234,9 @@ static int check_size(const struct qcow2_params *p, struct diag *diag)
     if (p->size <= INT64_MAX && geometry_l1_entries(&p->geo, p->size) * 8 <= MAX_L1_BYTES)
         return 0;
     return diag_set(diag, EFBIG,
-                    "%s: size: %" PRIu64 " bytes are too many for clusters of %u bytes",
+                    "%s: size: %" PRIu64
+                    " bytes are too many for clusters of %u bytes (try "
+                    "using a larger cluster size)",
                     p->filename, p->size, 1u << p->geo.cluster_bits);
 }
 

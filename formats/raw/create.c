@@ -8,6 +8,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "raw/raw.h"
+#include "storage/protocol.h"
 
 const struct create_option_info raw_create_options[] = {
     CREATE_OPTION_SIZE,
@@ -18,6 +19,7 @@ const struct create_option_info raw_create_options[] = {
 };
 
 #define SECTOR      512
+#define FIRST_BLOCK 4096
 #define ZERO_BUFFER (1u << 20)
 
 enum preallocation { PREALLOC_OFF, PREALLOC_FALLOC, PREALLOC_FULL };
@@ -99,9 +101,24 @@ static int set_size(struct storage *file, const struct raw_params *params)
                    : storage_truncate(file, params->size);
 }
 
+/* Who opens a file with O_DIRECT finds out by reads of its first block what the filesystem wants
+ * to be aligned: of a hole some allow everything. */
+static int allocate_first_block(struct storage *file, uint64_t size)
+{
+    static const uint8_t zeroes[FIRST_BLOCK];
+
+    if (file->fixed_size || storage_protocol_of_store(file) != &storage_protocol_file)
+        return 0;
+    return storage_write(file, zeroes, 0,
+                         size < FIRST_BLOCK ? MIN(size, SECTOR) : FIRST_BLOCK, 0);
+}
+
 static int write_contents(struct storage *file, const struct raw_params *params)
 {
-    int err = params->preallocation == PREALLOC_FULL ? write_zeroes(file, params) : 0;
+    int err = params->preallocation == PREALLOC_FULL ? write_zeroes(file, params)
+              : params->preallocation == PREALLOC_OFF
+                  ? allocate_first_block(file, params->size)
+                  : 0;
 
     return err ? err : storage_flush(file);
 }

@@ -113,7 +113,35 @@ static int check_backing(const struct create_args *args, const char *name,
     return code != CLI_OK ? code : close_code;
 }
 
-/* What can be said of the backing options without opening anything. */
+/* What it may be is told, but not taken: a raw file can look like anything. */
+static int refuse_without_format(const struct create_args *args, const char *name)
+{
+    CLEANUP_REFERENCE struct reference ref = {0};
+    struct diag diag = {0};
+    struct image image;
+
+    if (args->unchecked)
+        return cli_error("%s: Backing file specified without backing format (-F)",
+                         args->filename);
+    if (reference_resolve_layer(args->filename, name, REFERENCES_ANY, &ref, &diag) < 0)
+        return cli_diag(&diag);
+    const struct chain_options chain = {.format = ref.format,
+                                        .protocol = ref.protocol,
+                                        .named = &ref,
+                                        .read_only = true,
+                                        .no_backing = true,
+                                        .node = {.describe = true, .lock_off = true}};
+    int code = image_open(&image, ref.path, &chain, IMAGE_MAYBE_RAW);
+    if (code != CLI_OK)
+        return code;
+    cli_error(
+        "%s: Backing file specified without backing format (-F): detected format of %s",
+        args->filename, image.node->driver->name);
+    (void)image_close(&image);
+    return CLI_FAILED;
+}
+
+/* What is wrong with the backing options, before anything is made. */
 static int check_backing_words(const struct create_args *args, const char *name,
                                const char *format)
 {
@@ -128,9 +156,8 @@ static int check_backing_words(const struct create_args *args, const char *name,
     if (strcmp(name, args->filename) == 0)
         return cli_error("%s: an image can't be its own backing file", args->filename);
     if (!format)
-        return cli_error("%s: Backing file specified without backing format (-F)",
-                         args->filename);
-    if (!args->unchecked && !driver_find(format))
+        return refuse_without_format(args, name);
+    if (!args->unchecked && !driver_find_recorded(format))
         return create_format_unknown("Unknown backing format", format);
     return CLI_OK;
 }

@@ -369,7 +369,7 @@ static int rebase_given(const struct rebase_args *args)
     };
     struct image image;
 
-    if (args->format && !driver_find(args->format))
+    if (args->format && !driver_find_recorded(args->format))
         return create_format_unknown("Invalid format name:", args->format);
     int code = image_open_given(&image, &args->image, &chain);
     if (code != CLI_OK)

@@ -95,7 +95,7 @@ static int check_backing(const struct convert_args *args)
                          "concatenating multiple input images");
     if (!format)
         return cli_error("Use of backing file requires explicit backing format");
-    if (!driver_find(format))
+    if (!driver_find_recorded(format))
         return create_format_unknown("Unknown backing format", format);
     return CLI_OK;
 }
