@@ -11,6 +11,7 @@
 #include "block/driver.h"
 #include "block/json_name.h"
 #include "storage/nbd_tls.h"
+#include "storage/null.h"
 #include "storage/rbd_name.h"
 
 #define PREFIX    "json:"
@@ -265,6 +266,23 @@ static int parse_nbd(struct members *m, const char *prefix, struct json_name *ou
     return out->target ? 0 : refuse_member(m, ENOMEM, "server", "out of memory");
 }
 
+static int parse_null(struct members *m, const char *prefix, struct json_name *out)
+{
+    CLEANUP_FREE char *size = NULL, *zeroes = NULL;
+
+    int err = take_text(m, prefix, "size", &size);
+    if (!err)
+        err = take_text(m, prefix, "read-zeroes", &zeroes);
+    if (err)
+        return err;
+    out->protocol = &storage_protocol_null;
+    if (asprintf(&out->target, NULL_PREFIX "?size=%s&read-zeroes=%s", size ? size : "1G",
+                 zeroes ? zeroes : "off") >= 0)
+        return 0;
+    out->target = NULL;
+    return refuse_member(m, ENOMEM, "size", "out of memory");
+}
+
 static int parse_rbd(struct members *m, const char *prefix, struct json_name *out)
 {
     CLEANUP_RBD_NAME struct rbd_name name = {0};
@@ -302,7 +320,12 @@ static int parse_protocol(struct members *m, const char *prefix, struct json_nam
         return parse_nbd(m, prefix, out);
     if (protocol && strcmp(protocol, "rbd") == 0)
         return parse_rbd(m, prefix, out);
-    if (protocol ? strcmp(protocol, "file") == 0 : !!peek_text(m, prefix, "filename"))
+    if (protocol && strcmp(protocol, storage_protocol_null.name) == 0)
+        return parse_null(m, prefix, out);
+    bool is_file =
+        protocol && (strcmp(protocol, "file") == 0 ||
+                     strcmp(protocol, "host_device") == 0); /* one of the host's */
+    if (is_file || (!protocol && peek_text(m, prefix, "filename")))
         return parse_file(m, prefix, protocol, out);
     if (protocol)
         return refuse_member(m, ENOTSUP, "driver",
@@ -381,6 +404,7 @@ static int interpret_members(struct members *m, struct json_name *out)
         out->format = format->name;
         json_object_del(m->flat, "driver");
     }
+    out->plain = top && !format;
     drop_harmless(m, "");
     int err = take_below(m, out);
     if (!err && !((m->where & JSON_NAME_BELOW) && no_place))

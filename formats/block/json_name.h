@@ -28,6 +28,8 @@ struct json_name {
     /* Owned: a file's name, of any bytes, or an NBD URI or an RBD name that wasn't judged. */
     char *target;
     const char *format; /* static; NULL: the name doesn't say */
+    bool
+        plain; /* the driver that it names is a protocol's: for QEMU, no format is over it */
 
     /* What it says of the layer below: all of it, by a text to be parsed with JSON_NAME_BELOW; or
      * that there is none. */

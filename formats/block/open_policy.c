@@ -202,6 +202,7 @@ static int resolve_parsed(const struct finding *found, const struct json_name *n
     int err = resolve_target(found, name, out, diag);
 
     out->format = name->format;
+    out->plain = name->plain;
     return err ? err : resolve_below(found, name, out, diag);
 }
 

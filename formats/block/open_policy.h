@@ -28,6 +28,7 @@ struct reference {
     const struct storage_protocol *protocol;
     const char *format; /* static: the format that the name itself demands; NULL: none */
     bool given;         /* by the user, not by an image */
+    bool plain;         /* the name demands that there is no format over a protocol */
 
     /* What the name says of the layer below, or that there is none.  Where that lies it may leave
      * to the image, and then has no path. */

@@ -7,6 +7,7 @@
 
 #include "storage/nbd.h"
 #include "storage/nbd_library.h"
+#include "storage/null.h"
 #include "storage/rbd.h"
 
 /* How long a request waits for a server that went away to come back. */
@@ -93,8 +94,15 @@ const struct storage_protocol storage_protocol_rbd = {
     .shown = show_rbd,
 };
 
-static const struct storage_protocol *const protocols[] = {&storage_protocol_nbd,
-                                                           &storage_protocol_rbd};
+const struct storage_protocol storage_protocol_null = {
+    .name = "null-co",
+    .owns = null_name_is_one,
+    .opened = storage_is_null,
+    .open = storage_open_null,
+};
+
+static const struct storage_protocol *const protocols[] = {
+    &storage_protocol_nbd, &storage_protocol_null, &storage_protocol_rbd};
 
 const struct storage_protocol *storage_protocol_at(size_t i)
 {

@@ -10,7 +10,7 @@
 #include "storage/storage.h"
 
 struct storage_protocol {
-    const char *name; /* "file", "nbd", "rbd" */
+    const char *name; /* "file", "nbd", "null-co", "rbd" */
 
     /* Is this a name of the protocol's, without a look at any file?  NULL: it is none that
      * a name can show. */
@@ -36,7 +36,7 @@ struct storage_protocol {
 };
 
 extern const struct storage_protocol storage_protocol_file, storage_protocol_nbd,
-    storage_protocol_rbd;
+    storage_protocol_rbd, storage_protocol_null;
 
 /* The i-th from 0 on that this build has; NULL behind the last. */
 const struct storage_protocol *storage_protocol_at(size_t i);

@@ -163,6 +163,8 @@ int image_name_resolve(const struct cli_image *given, struct reference *out)
     }
     if (reference_resolve_given("", given->filename, out, &diag) < 0)
         return cli_diag(&diag);
+    if (out->plain && !given->format)
+        out->format = "raw";
     if (out->format && given->format && strcmp(out->format, given->format) != 0)
         return cli_error("%s: its format is said twice: '%s' and '%s'", given->filename,
                          out->format, given->format);

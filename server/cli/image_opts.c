@@ -171,9 +171,10 @@ int image_opts_parse(const struct cli_image *given, struct image_opts *out)
     int code = options_add(&list, given->filename);
     take_encryption(&list, &out->encryption, &code);
     set_default(&list, "file.driver", "file.filename", "file", &code);
-    set_default(&list, "driver", "filename", "file", &code);
     if (code == CLI_OK)
         code = resolve_options(&list, &out->image);
+    if (code == CLI_OK && out->image.plain)
+        out->image.format = "raw";
     if (code == CLI_OK)
         code = check_driver(out);
     options_free(&list);

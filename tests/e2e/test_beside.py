@@ -2,6 +2,7 @@
 """O-09: `create`, `info`, `map`, `check`, `snapshot` and `bitmap` beside qemu-img: what is printed, the exit
 status, and the images."""
 
+import json
 import os
 import re
 
@@ -30,13 +31,35 @@ class Create(SideBySide):
             "0", "1", "513", "1024.0", "1024b", "1.5k", "1.5M", "0x200000", "1G", "1T", "+4k", "-- -1", "1kk", "foo", "1.2", "''", "17E", "8E", "-1")])
         self.rows([(f"create -f raw -o size={size} new", "new:raw") for size in ("1", "1000", "1.5k", "1M", "foo", "-1")])
 
+    def test_first_block_of_raw_files(self):
+        """has data, so that O_DIRECT's alignment is found out by reading it"""
+        for words in ("create -q -f raw new 1M", "create -q -f raw new 512", "create -q -f raw new 0", "convert -f raw -O raw empty new"):
+            with self.subTest(words=words):
+                self.both(words.split(), ["truncate -s 2M empty"])
+                maps = [json.loads(run("qemu-img", "map", "--output=json", "-f", "raw", os.path.join(self.path(folder), "new")).stdout)
+                        for folder in ("theirs", "ours")]
+                self.assertEqual(*maps)
+                self.assertEqual(bool(maps[0] and maps[0][0]["data"]), "new 0" not in words)
+
     def test_backing_files(self):
         self.rows([(f"create -f {fmt} {words} new", f"new:{fmt}") for fmt in ("qcow2", "qed") for words in (
             "-b a.raw -F raw", "-b a.qcow2 -F qcow2", "-b over.qcow2 -F qcow2", "-b a.qed -F qed", "-o backing_file=a.raw,backing_fmt=raw",
-            "-b odd.raw -F raw", "-b none -F raw", "-b a.raw", "-F raw", "-b a.raw -F qcow2", "-b a.raw -F foo")])
+            "-b odd.raw -F raw", "-b a.raw -F file", "-b none -F raw", "-b a.raw", "-F raw", "-b a.raw -F qcow2", "-b a.raw -F foo")])
         self.rows([("create -f qcow2 -b a.raw -F raw new 9M", "new:qcow2"), ("create -f qcow2 -u -b none -F raw new 9M", ""),
+                   ("create -f qcow2 -u -b none -F host_device new 9M", ""), ("rebase -u -b none -F host_device over.qcow2", ""),
+                   ("convert -O raw made out", "out:raw", "qemu-img create -q -f qcow2 -b a.raw -F file made"),
                    ("create -f qed -u -b none -F raw new 9M", ""), ("create -f qcow2 -u -b none -F raw new", ""),
                    ("create -f qcow2 -b a.raw -F raw new 1M", "new:qcow2"), ("create -f raw -b a.raw -F raw new", "")])
+
+    def test_backing_format_that_was_forgotten(self):
+        """is told, but not taken; and what isn't there can have none"""
+        for name, says in (("a.raw", "detected format of raw"), ("a.qcow2", "detected format of qcow2"), ("a.qed", "detected format of qed"),
+                           ("none", "Could not open 'none': .*No such file")):
+            theirs, ours = self.both(["create", "-q", "-f", "qcow2", "-b", name, "new"])
+            self.assertEqual((theirs.returncode, ours.returncode), (1, 1))
+            for done in theirs, ours:
+                self.assertRegex(done.stderr.replace("Detected", "detected").replace("\n", " "), says)
+            self.assertFalse(os.path.exists(os.path.join(self.path("ours"), "new")))
 
     def test_refused(self):
         self.rows([(f"create {words}", "") for words in (
@@ -152,6 +175,56 @@ class BackingOptions(SideBySide):
         self.assertRegex(done.stderr, "^qimg: name 'json:.*': foo: is not supported")
         done = self.both(["info", "--image-opts", self.OTHER + ",backing.file.foo=1"])[1]
         self.assertRegex(done.stderr, "--image-opts.*file.foo: is not supported")
+
+
+class Nothing(SideBySide):
+    """The driver null-co: zeroes of some size, which take no disk to be read."""
+
+    OPTS = "driver=null-co,size=3M,read-zeroes=on"
+    NAME = "json:{'driver':'raw','file':{'driver':'null-co','size':3145728,'read-zeroes':true}}"
+
+    def test_read(self):
+        self.rows([(f"convert -O {fmt} {words} out", f"out:{fmt}") for fmt in ("raw", "qcow2") for words in (
+            f"--image-opts {self.OPTS}", f"-S 0 --image-opts {self.OPTS}", self.NAME, f"-f raw {self.NAME}", "--image-opts driver=null-co,size=1M",
+            "--image-opts driver=raw,file.driver=null-co,file.size=5M,file.read-zeroes=off")])
+        self.rows([(f"{words} --image-opts {self.OPTS}", "") for words in (
+            "map", "map --output=json", "measure -O raw", "measure -O qcow2", "measure --output=json -O qcow2")])
+        self.rows([(f"compare --image-opts {self.OPTS} driver=raw,file.filename=zeroes", "", "truncate -s 3M zeroes"),
+                   (f"compare --image-opts {self.OPTS} driver=raw,file.filename=a.raw", "")])
+
+    def test_written_to(self):
+        """and forgotten"""
+        self.rows([("convert -n -f raw --target-image-opts a.raw driver=null-co,size=8M", ""),
+                   ("convert -n -O raw a.raw null-co://", ""), ("bench -q -c 10 -w --image-opts driver=null-co,size=8M", ""),
+                   ("bench -q -c 10 -f raw null-co://", "")], text=False)
+
+    def test_below(self):
+        self.rows([("convert -O raw made out", "out:raw", f"qemu-img create -q -f qcow2 -F raw -b {self.NAME} made 4M")])
+
+    def test_refused(self):
+        self.rows([(f"info {words}", "") for words in (
+            "--image-opts driver=null-co,color=red", "null-co://x", "null-co://?color=red")], text=False)
+        for opts, says in (("size=-1", "size: must be"), ("size=x", "size: must be"), ("size=9E", "size: must be"),
+                           ("read-zeroes=maybe", "read-zeroes: must be on or off")):  # qemu-img takes what it can of these
+            done = self.both(["info", "--image-opts", f"driver=null-co,{opts}"])[1]
+            self.assertEqual(done.returncode, 1)
+            self.assertIn(says, done.stderr)
+
+
+class Plain(SideBySide):
+    """A protocol's driver by itself: what lies there is not looked at for a format."""
+
+    def test_read(self):
+        self.rows([(f"convert -O raw {words} out", "out:raw") for words in (
+            "--image-opts driver=file,filename=a.qcow2", "json:{'driver':'file','filename':'a.qcow2'}",
+            "json:{'file':{'driver':'file','filename':'a.qcow2'}}", "--image-opts driver=raw,file.filename=a.qcow2",
+            "--image-opts file.driver=file,file.filename=a.qcow2")])
+        self.rows([(f"{words}", "") for words in (
+            "map --image-opts driver=file,filename=a.qcow2", "compare --image-opts driver=file,filename=a.qcow2 driver=raw,file.filename=a.qcow2",
+            "check --image-opts driver=file,filename=a.qcow2", "measure -O qcow2 --image-opts driver=file,filename=a.qcow2")])
+
+    def test_written_to(self):
+        self.rows([("convert -n -f raw --target-image-opts a.raw driver=file,filename=long.qcow2", "long.qcow2:raw", "truncate -s 9M long.qcow2")])
 
 
 class Map(SideBySide):

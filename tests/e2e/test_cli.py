@@ -469,7 +469,7 @@ class Program(CliCase):
         self.assertRegex(self.qimg("--version").stdout, r"^qimg version \d")
         self.assertEqual(self.qimg("-V").stdout, self.qimg("--version").stdout)
         self.assertEqual(self.qimg("-h").stdout, self.qimg("--help").stdout)
-        self.assertRegex(self.qimg("--help").stdout, r"(?m)^Supported formats: qcow2 qed luks raw file nbd( rbd)?$")
+        self.assertRegex(self.qimg("--help").stdout, r"(?m)^Supported formats: qcow2 qed luks raw file nbd null-co( rbd)?$")
         self.assertEqual(self.qimg("help").stdout, self.qimg("--help").stdout)
         self.refuses("help", "convrt", says=["did you mean 'convert'?"])
         commands = re.findall(r"^  ([a-z]+) ", self.qimg("--help").stdout.split("Commands;")[1], re.M)

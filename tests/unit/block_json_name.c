@@ -34,6 +34,8 @@ Test(json_name, understood, .init = init)
          "b", "raw", &storage_protocol_file},
         {"json:{\"file.driver\":\"file\",\"file.filename\":\"b\"}", "b", NULL,
          &storage_protocol_file},
+        {"json:{'driver':'qcow2','file':{'driver':'host_device','filename':'/dev/b'}}",
+         "/dev/b", "qcow2", &storage_protocol_file},
         {"json:{'driver': 'qcow2', 'file.filename': 'a\"b\\'c\\\\'}", "a\"b'c\\", "qcow2",
          &storage_protocol_file},
         {"json:{'driver':\"raw\",'file':{'filename':\"it's\"},'l2-cache-size':1}", "it's",
