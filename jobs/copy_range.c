@@ -16,6 +16,7 @@ struct copying {
     void *buffer;
     size_t buffer_bytes;
     struct copy_result *result;
+    uint64_t expected_end; /* the target expects data up to here; 0: none */
 };
 
 static uint64_t to_target(const struct copy_how *how, uint64_t off)
@@ -53,6 +54,26 @@ static int write_zero_bytes(struct copying *c, uint64_t off, uint64_t len)
     return err;
 }
 
+/* A target that is new can be told what comes.  Whoever searches for zeroes doesn't know that
+ * before, but where the beginning of a run has none, the rest of it often hasn't, either. */
+static void expect_data(struct copying *c, uint64_t off, uint64_t len)
+{
+    const struct copy_how *how = c->how;
+    uint64_t to = to_target(how, off);
+
+    if (len > c->buffer_bytes && block_expect(how->target, to, len))
+        c->expected_end = off + len;
+}
+
+/* What is expected from off on loses its place: the rest of the run comes as it may. */
+static void expect_no_more(struct copying *c, uint64_t off)
+{
+    if (off < c->expected_end)
+        (void)!block_discard(c->how->target, to_target(c->how, off), c->expected_end - off,
+                             0);
+    c->expected_end = 0;
+}
+
 static int zero_target(struct copying *c, uint64_t off, uint64_t len)
 {
     const struct copy_how *how = c->how;
@@ -61,6 +82,7 @@ static int zero_target(struct copying *c, uint64_t off, uint64_t len)
     if (how->write_zeroes)
         return write_zero_bytes(c, off, len);
     if (how->target_is_zero) {
+        expect_no_more(c, off);
         if (to >= how->target_zero_from)
             return 0;
         len = MIN(len, how->target_zero_from - to);
@@ -113,7 +135,17 @@ static int read_what_can_be(struct copying *c, uint64_t off, uint64_t len)
     return 0;
 }
 
-static int copy_piece(struct copying *c, uint64_t off, uint64_t len)
+static bool has_zeroes(struct copying *c, uint64_t len)
+{
+    bool zero;
+
+    return c->how->zero_unit &&
+           (measure_alike(c->buffer, len, c->how->zero_unit, &zero) < len || zero);
+}
+
+/* The piece is the beginning of `rest` bytes of data; first: of the whole run. */
+static int copy_piece(struct copying *c, uint64_t off, uint64_t len, uint64_t rest,
+                      bool first)
 {
     int err = block_read(c->how->source, c->buffer, off, len);
 
@@ -123,17 +155,20 @@ static int copy_piece(struct copying *c, uint64_t off, uint64_t len)
         failed(c, false, off, err);
     if (err)
         return err;
+    if (first && c->how->expect && !has_zeroes(c, len))
+        expect_data(c, off, rest);
     return c->how->zero_unit ? write_but_zeroes(c, off, len)
                              : write_data(c, c->buffer, off, len);
 }
 
 static int copy_data(struct copying *c, uint64_t off, uint64_t len)
 {
+    uint64_t start = off;
     int err = 0;
 
     for (uint64_t n; !err && len > 0; off += n, len -= n) {
         n = MIN(len, c->buffer_bytes);
-        err = copy_piece(c, off, n);
+        err = copy_piece(c, off, n, len, off == start);
     }
     return err;
 }

@@ -36,6 +36,8 @@ struct copy_how {
     uint32_t align;
     bool target_is_zero; /* from target_zero_from on, and so zeroes needn't be written */
     uint64_t target_zero_from;
+    /* It has no blocks yet: it is told what comes, and what doesn't come is discarded. */
+    bool expect;
     unsigned depth; /* layers of the source from this one on aren't copied; 0: all are */
     /* Optional: [off, off+len) of the source can't be read; 0: zeroes stand for it. */
     int (*read_failed)(void *opaque, uint64_t off, uint64_t len, int err);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Bytes of another file, which the kernel moves: where the node has plain clusters of its own
- * there already, as all of a raw image is. */
+/* Where the node has plain clusters of its own already, as all of a raw image is: bytes of
+ * another file, which the kernel moves, and bytes that are expected. */
 #include "base/checked.h"
 #include "block/engine.h"
 
@@ -42,4 +42,21 @@ int block_copy(struct node *node, uint64_t off, struct storage *from, uint64_t f
     if (!err)
         err = copy_in_place(node, off, from, from_off, len);
     return engine_finish_write(node, &change, err, false);
+}
+
+bool block_expect(struct node *node, uint64_t off, uint64_t len)
+{
+    struct engine_change change = {.seen.list = NULL};
+    struct extent ext;
+    bool ready = false;
+
+    if (engine_admit_change(node, off, len) || len == 0)
+        return false;
+    change.ticket = gate_enter_to_change(&node->ctx->gate);
+    int err = node_begin_change(node);
+    if (!err)
+        err = node->driver->map(node, off, len, &ext);
+    if (!err && ext.writable && ext.kind == EXTENT_DATA && ext.length == len)
+        ready = storage_expect(ext.file, ext.host_offset, len);
+    return engine_finish_write(node, &change, err, false) == 0 && ready;
 }

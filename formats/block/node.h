@@ -352,6 +352,9 @@ int block_zero(struct node *node, uint64_t off, uint64_t len, unsigned flags) MU
  * Not 0, and mostly -ENOTSUP: the range has to be written by block_write. */
 int block_copy(struct node *node, uint64_t off, struct storage *from, uint64_t from_off,
                uint64_t len) MUST_USE;
+/* All of the range, to which nobody wrote before, is going to be written: the file may get
+ * ready for it (storage_expect).  True: what isn't written after all is to be discarded. */
+bool block_expect(struct node *node, uint64_t off, uint64_t len);
 /* What a part of the disk has of the layers between the node and `base` (NULL: of all below)
  * becomes the node's own; it reads as before, and nobody is told.  Users may write to it
  * meanwhile. *copied: bytes of data that were written.  The node is active. */

@@ -12,6 +12,7 @@
 
 #include "base/checked.h"
 #include "storage/file.h"
+#include "storage/iov.h"
 
 /* ---- reading and writing ---- */
 
@@ -99,6 +100,8 @@ static int buffered_pwritev(struct storage *st, const struct iovec *iov, int cou
     struct iovec copy[STORAGE_MAX_IOV];
     struct iovec *rest = copy;
 
+    if (file->filling)
+        file_prepare_to_fill(file, off, iov_length(iov, count));
     memcpy(copy, iov, (size_t)count * sizeof *iov);
     while (count > 0) {
         int64_t n = file_pwritev_some(file, &rest, &count, off, fua);
@@ -429,6 +432,8 @@ static const struct storage_ops buffered_ops = {
     .prefetch = buffered_prefetch,
     .allocated = file_allocated,
     .preallocate = file_preallocate,
+    .expect = file_expect,
+    .expect_filling = file_expect_filling,
     .lock = file_lock,
     .identity = file_identity,
 };

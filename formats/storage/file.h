@@ -24,6 +24,8 @@ struct file_storage {
     atomic_bool no_dsync;   /* no RWF_DSYNC: read-only, or learned from the kernel */
     atomic_bool no_punch;   /* learned: can't punch holes */
     atomic_bool no_zeroing; /* learned: can't zero and keep the allocation */
+    atomic_bool filling;    /* see storage_expect_filling */
+    uint64_t ready_to;      /* under data_lock: so far it got ready for that */
     /* A run of data that was found: some filesystems (tmpfs) look at each page to find
      * where it ends, which would be quadratic for who asks piece by piece. */
     struct lock data_lock; /* RANK_LEAF */
@@ -67,6 +69,11 @@ int file_preallocate(struct storage *st, uint64_t off, uint64_t len);
 int file_identity(struct storage *st, uint64_t *device, uint64_t *inode);
 int file_lock(struct storage *st, enum storage_lock_level level, struct diag *diag);
 void file_close(struct storage *st);
+bool file_expect(struct storage *st, uint64_t off, uint64_t len);
+void file_expect_filling(struct storage *st);
+
+/* Of a file that is filled, before a write of so many bytes. */
+void file_prepare_to_fill(struct file_storage *file, uint64_t off, uint64_t len);
 
 /* Zeroes a range of a device that isn't made of whole sectors: the whole ones by the
  * store's own `zero`, then the rest by its `pwritev`.  -ENOTSUP, with nothing changed, as

@@ -299,6 +299,18 @@ void storage_prefetch(struct storage *st, uint64_t off, uint64_t len)
         st->ops->prefetch(st, off, len);
 }
 
+bool storage_expect(struct storage *st, uint64_t off, uint64_t len)
+{
+    return st->ops->expect && check_change(st, off, len) == 0 &&
+           st->ops->expect(st, off, len);
+}
+
+void storage_expect_filling(struct storage *st)
+{
+    if (st->ops->expect_filling)
+        st->ops->expect_filling(st);
+}
+
 int storage_allocated(struct storage *st, uint64_t *bytes)
 {
     lock_assert_io_allowed();

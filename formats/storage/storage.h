@@ -78,6 +78,9 @@ struct storage_ops {
     /* Optional: see storage_copy. */
     int (*copy)(struct storage *st, uint64_t off, struct storage *from, uint64_t from_off,
                 uint64_t len);
+    /* Optional: see the functions of the same names. */
+    bool (*expect)(struct storage *st, uint64_t off, uint64_t len);
+    void (*expect_filling)(struct storage *st);
     /* Optional: see storage_lock. */
     int (*lock)(struct storage *st, enum storage_lock_level level, struct diag *diag);
     /* Optional: see storage_identity. */
@@ -220,6 +223,16 @@ int storage_marks(struct storage *st, uint64_t off, uint64_t len,
                   struct storage_marks *out) MUST_USE;
 
 void storage_prefetch(struct storage *st, uint64_t off, uint64_t len);
+
+/* All of the range, to which nobody wrote before, is going to be written: the store may get
+ * ready, where that makes the writes cheaper.  True: it did, and the range may have its blocks
+ * already; what isn't written after all is to be discarded.  Contents and size stay. */
+bool storage_expect(struct storage *st, uint64_t off, uint64_t len);
+
+/* The same of all that the store grows by from here on, as soon as a large piece of it is
+ * written; what is left over is cut off.  Before others use the store. */
+void storage_expect_filling(struct storage *st);
+
 int storage_allocated(struct storage *st, uint64_t *bytes);
 
 /* As the op; absent or unsupported by the filesystem: writes zeroes to a range past the

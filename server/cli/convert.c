@@ -197,6 +197,7 @@ static struct copy_how how_to_copy(const struct conversion *c, struct node *sour
         .offload = args->offload,
         .align = args->compress ? target->cluster_size : 1,
         .target_is_zero = is_zero,
+        .expect = c->target.has_no_blocks,
         .target_zero_from = target->backing ? target->backing->size : 0,
         .depth = args->existing ? 0 : depth_of_backing(source, target),
     };

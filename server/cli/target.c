@@ -186,6 +186,13 @@ static int activate(struct target *target, const struct target_request *request)
     return code;
 }
 
+static bool has_no_blocks(const struct node *node)
+{
+    uint64_t bytes;
+
+    return storage_allocated(node->file, &bytes) == 0 && bytes == 0;
+}
+
 static int make_and_open(struct target *target, const struct target_request *request,
                          const struct storage_protocol *protocol)
 {
@@ -216,6 +223,9 @@ static int make_and_open(struct target *target, const struct target_request *req
     const struct node *node = target->image.node;
     target->is_zero = driver_can(request->format, DRIVER_CLUSTERS) ||
                       (node->host_zeroes_show && !node->file->fixed_size);
+    target->has_no_blocks = has_no_blocks(node);
+    if (driver_can(request->format, DRIVER_CLUSTERS))
+        storage_expect_filling(node->file);
     return activate(target, request);
 }
 

@@ -240,6 +240,21 @@ class Alone(Case):
                 self.assertEqual(bool(moved), bool(least))
         self.assertEqual(self.moved_by_the_kernel("-f", "raw", "-O", "raw", "a.raw", "out"), 0)
 
+    def test_holes_amid_data(self):
+        """Of a raw file that was told of data in advance, what is zero after all is a hole all the same."""
+        zeroes = [(5 * MIB, MIB), (9 * MIB + 4 * KIB, 12 * KIB), (16 * MIB, 3 * MIB), (23 * MIB, MIB)]
+        data = bytearray(pattern(1, 24 * MIB))
+        for at, length in zeroes:
+            data[at:at + length] = bytes(length)
+        pathlib.Path(self.path("a.raw")).write_bytes(data)
+        for threads in "1", "4":
+            run(QIMG, "convert", "-m", threads, "-f", "raw", "-O", "raw", "a.raw", "out", cwd=self.dir)
+            self.assertEqual(pathlib.Path(self.path("out")).read_bytes(), data)
+            self.assertLessEqual(os.stat(self.path("out")).st_blocks * 512, len(data) - sum(n for _, n in zeroes) + 64 * KIB)
+        run(QIMG, "convert", "-f", "raw", "-O", "raw", "-o", "preallocation=falloc", "a.raw", "out", cwd=self.dir)
+        self.assertEqual(pathlib.Path(self.path("out")).read_bytes(), data)
+        self.assertGreaterEqual(os.stat(self.path("out")).st_blocks * 512, len(data))
+
     def test_from_and_to_exports(self):
         source, image = self.source(), create(self.path("b.qcow2"), "qcow2", 64 * MIB)
         served, target = self.serve(source, "format=raw"), self.serve(image)

@@ -5,9 +5,11 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "storage_testing.h"
@@ -23,8 +25,10 @@ static struct kernel {
     int missing_modes[4]; /* fallocate doesn't know these */
     unsigned n_missing;
     bool interrupt_fallocate;
-    bool lost;     /* something couldn't be written back: each open file is told once */
-    uint64_t told; /* bits of the descriptors that were */
+    long filesystem; /* its magic number; 0: as it is */
+    uint64_t room;   /* bytes that are free there */
+    bool lost;       /* something couldn't be written back: each open file is told once */
+    uint64_t told;   /* bits of the descriptors that were */
 
     unsigned calls, writes, dsync_writes, syncs, cuts;
     unsigned fallocates;
@@ -116,6 +120,17 @@ int fallocate(int fd, int mode, off_t off, off_t len)
             return -1;
         }
     return (int)syscall(SYS_fallocate, fd, mode, off, len);
+}
+
+int fstatfs(int fd, struct statfs *fs)
+{
+    int rc = (int)syscall(SYS_fstatfs, fd, fs);
+
+    if (rc == 0 && kernel.filesystem) {
+        fs->f_type = kernel.filesystem;
+        fs->f_bavail = kernel.room / (uint64_t)fs->f_bsize;
+    }
+    return rc;
 }
 
 int posix_memalign(void **p, size_t align, size_t n)
@@ -359,4 +374,88 @@ BOTH(discard_and_preallocate_without_support)
     expect_zeroed(8192, 0, 0);
     cr_assert_eq(storage_preallocate(st, 8192, 100000), 0);
     cr_assert_geq(kernel.written, 100000u);
+}
+
+/* ---- data that is expected ---- */
+
+#define MIB    (UINT64_C(1) << 20)
+#define PLENTY (UINT64_C(64) << 30)
+
+static uint64_t allocated(void)
+{
+    uint64_t bytes;
+
+    cr_assert_eq(storage_allocated(st, &bytes), 0);
+    return bytes;
+}
+
+static void expect_size(uint64_t size)
+{
+    uint64_t bytes;
+
+    cr_assert_eq(storage_size(st, &bytes), 0);
+    cr_assert_eq(bytes, size);
+}
+
+Test(buffered_transfer, expected_data_has_blocks)
+{
+    open_watched(&(struct storage_open){0});
+    cr_assert_eq(storage_truncate(st, 8 * MIB), 0);
+    kernel = (struct kernel){.filesystem = EXT4_SUPER_MAGIC, .room = PLENTY};
+    cr_assert(storage_expect(st, MIB, 4 * MIB));
+    cr_assert_geq(allocated(), 4 * MIB);
+    expect_size(8 * MIB);
+    cr_assert_eq(storage_discard(st, 2 * MIB, 3 * MIB), 0);
+    cr_assert_lt(allocated(), 2 * MIB);
+    cr_assert(storage_expect(st, 7 * MIB, 4 * MIB), "also beyond the end");
+    expect_size(8 * MIB);
+    done();
+}
+
+Test(buffered_transfer, nothing_is_done_where_it_would_not_help)
+{
+    open_watched(&(struct storage_open){0});
+    kernel = (struct kernel){.filesystem = EXT4_SUPER_MAGIC, .room = PLENTY};
+    cr_assert_not(storage_expect(st, 0, 65536), "it is little");
+    kernel.room = MIB;
+    cr_assert_not(storage_expect(st, 0, 4 * MIB), "there is hardly any room");
+    kernel.room = PLENTY;
+    kernel.filesystem = TMPFS_MAGIC;
+    cr_assert_not(storage_expect(st, 0, 4 * MIB), "another filesystem");
+    storage_expect_filling(st);
+    char *data = calloc(1, MIB);
+    cr_assert_eq(storage_write(st, data, 0, MIB, 0), 0);
+    cr_assert_eq(kernel.fallocates, 0u);
+    free(data);
+    done();
+}
+
+static void write_filling(const char *data, uint64_t off, uint64_t len, unsigned steps)
+{
+    kernel.fallocates = 0;
+    cr_assert_eq(storage_write(st, data, off, len, 0), 0);
+    cr_assert_eq(kernel.fallocates, steps);
+}
+
+Test(buffered_transfer, what_is_filled_has_blocks_ahead)
+{
+    open_watched(&(struct storage_open){0});
+    kernel = (struct kernel){.filesystem = EXT4_SUPER_MAGIC, .room = PLENTY};
+    storage_expect_filling(st);
+    cr_assert_eq(storage_truncate(st, 40 * MIB), 0);
+    char *data = calloc(1, MIB);
+    write_filling(data, 0, 65536, 0);
+    write_filling(data, MIB, MIB, 1);
+    cr_assert_geq(allocated(), 15 * MIB);
+    write_filling(data, 2 * MIB, MIB, 0);
+    write_filling(data, 15 * MIB + 65536, MIB, 1);
+    write_filling(data, 39 * MIB, MIB, 1);
+    expect_size(40 * MIB);
+    cr_assert_lt(allocated(), 35 * MIB, "what lies between is nobody's yet");
+    kernel.missing_modes[kernel.n_missing++] = FALLOC_FL_KEEP_SIZE;
+    cr_assert_eq(storage_truncate(st, 80 * MIB), 0);
+    write_filling(data, 50 * MIB, MIB, 1);
+    write_filling(data, 70 * MIB, MIB, 0);
+    free(data);
+    done();
 }
