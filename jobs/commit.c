@@ -91,7 +91,10 @@ static int open_overlay(struct commit_layers *layers, const struct node *active,
     int err = reference_check_recorded(overlay->filename, layers->new_name, diag);
     if (err)
         return err;
-    err = node_lock_for_writing(overlay, diag);
+    if (overlay != active)
+        err = node_end_writing(overlay, diag);
+    if (!err)
+        err = node_lock_for_writing(overlay, diag);
     if (err)
         return err;
     layers->overlay_locked = true;
@@ -270,6 +273,8 @@ static int open_layers(struct mirror *m, struct node *active, struct node **top,
         err = check_local(layers, diag);
     if (!err)
         err = check_snapshots(layers, *top, diag);
+    if (!err)
+        err = node_end_writing(layers->base, diag);
     if (err)
         return err;
     err = node_lock_for_writing(layers->base, diag);

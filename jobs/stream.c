@@ -131,7 +131,9 @@ static int open_writer(struct stream *s, struct node *active, struct diag *diag)
         s->writer = layer;
         return s->pivot.make_writable(s->pivot.opaque, diag);
     }
-    int err = node_lock_for_writing(layer, diag);
+    int err = node_end_writing(layer, diag);
+    if (!err)
+        err = node_lock_for_writing(layer, diag);
     if (err)
         return err;
     s->locked = true;

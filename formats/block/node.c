@@ -275,6 +275,14 @@ int node_freeze(struct node *node)
     return 0;
 }
 
+int node_end_writing(struct node *layer, struct diag *diag)
+{
+    int err = node_freeze(layer);
+
+    return err ? diag_errno(diag, -err, "%s: ending its use for writing", layer->filename)
+               : 0;
+}
+
 /* Its end writes everything back.  Holes that are made then are changes, too, but must leave no
  * timer behind: it counts as armed from here on. */
 static int close_alone(struct node *node)

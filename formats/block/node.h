@@ -198,6 +198,11 @@ int node_activate(struct node *node, struct diag *diag) MUST_USE;
  * requests that are inside the gate.  0; or -errno: then node_close tries all that again. */
 int node_freeze(struct node *node) MUST_USE;
 
+/* Before another node of ours writes to the file of `layer`, which isn't the top of a chain: it is
+ * frozen already, unless that failed, and then it is tried again.  -errno with diag: it still has
+ * metadata to write, and nobody else may write there. */
+int node_end_writing(struct node *layer, struct diag *diag) MUST_USE;
+
 /* Flushes, ends cleanly and frees the node and its backing chain; NULL is allowed.  0 or
  * -errno of what could not be made durable. */
 int node_close(struct node *node);

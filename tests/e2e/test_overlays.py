@@ -3,12 +3,15 @@
 commits back.  M-52"""
 
 import os
+import pathlib
 import random
 import threading
 import time
+import unittest
 
 import harness
 from harness import KIB, MIB, SEED, check, create, parametrised, run
+from qmp import QmpError
 from test_nodes import NodeCase
 from writers import Writers
 
@@ -33,6 +36,94 @@ class OverlayCase(NodeCase):
         self.ready()
         self.client.cmd("job-complete", id="fold")
         self.ended()
+
+
+# A file of that name can't be made shorter while there is "broken" beside it; that is taken away first where
+# there is "once".
+SHORTENING_FAILS = r"""
+#define _GNU_SOURCE
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int ftruncate(int fd, off_t length)
+{
+    char link[64], path[PATH_MAX] = "";
+    const char *image = getenv("BROKEN_IMAGE"), *switches = getenv("BROKEN");
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    if (readlink(link, path, sizeof path - 1) > 0 && strcmp(path, image) == 0 && access(switches, F_OK) == 0) {
+        char once[PATH_MAX];
+        snprintf(once, sizeof once, "%s.once", switches);
+        if (access(once, F_OK) == 0)
+            unlink(switches);
+        errno = EIO;
+        return -1;
+    }
+    return (int)syscall(SYS_ftruncate, fd, length);
+}
+int ftruncate64(int fd, off_t length) __attribute__((alias("ftruncate")));
+"""
+
+
+@parametrised
+@unittest.skipIf(harness.SANITIZER_ENV, "the sanitizers' library comes first")
+class EndFails(OverlayCase):
+    """The old image couldn't be closed for writing: nobody else writes to it before that."""
+
+    SIZE = 32 * MIB
+    cases_commit = {f"{fmt} fails {'once' if once else 'on'}": (fmt, once)
+                    for fmt in ("qcow2", "qed") for once in (True, False)}
+
+    def begin_broken(self, *keys, once):
+        self.broken = self.path("broken")
+        shim = self.path("broken.so")
+        run("gcc", "-shared", "-fPIC", "-o", shim, "-x", "c", "-", stdin=None, input=SHORTENING_FAILS)
+        self.start(*keys, image=self.image,
+                   env={"LD_PRELOAD": shim, "BROKEN": self.broken, "BROKEN_IMAGE": self.image})
+        self.client, self.disk = self.qmp(), self.server.connect()
+        self.write(0, self.rng.randbytes(4 * MIB))
+        self.disk.flush()
+        if once:
+            pathlib.Path(f"{self.broken}.once").touch()
+        pathlib.Path(self.broken).touch()
+
+    def check_commit(self, fmt, once):
+        self.make(fmt)
+        self.begin_broken(once=once)
+        self.snapshot()
+        self.assertIn("ending its use for writing: Input/output error", self.server.errors)
+        self.write(8 * MIB, self.rng.randbytes(16 * MIB))
+        self.disk.flush()
+        if not once:
+            with self.assertRaises(QmpError) as failed:
+                self.client.cmd("block-commit", job_id="fold", device="drive0", base=self.top()["backing_file"])
+            self.assertIn("ending its use for writing: Input/output error", str(failed.exception))
+            os.unlink(self.broken)
+        self.commit()
+        self.same(bytes(self.disk.pread(self.SIZE, 0)), "the disk")
+        self.disk.shutdown()
+        self.server.stop()
+        check(self.image, fmt)
+        self.same(harness.content(self.image, fmt), "the image")
+
+    def test_stream(self):
+        """into a layer in the middle"""
+        create(self.path("base"), "qcow2", self.SIZE)
+        self.make("qcow2")
+        run("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", self.path("base"), self.image)
+        self.begin_broken(once=True)
+        self.snapshot()
+        self.write(8 * MIB, self.rng.randbytes(16 * MIB))
+        self.client.cmd("block-stream", job_id="job", device=self.names()[1])
+        self.ended()
+        self.same(bytes(self.disk.pread(self.SIZE, 0)), "the disk")
+        self.disk.shutdown()
+        self.server.stop()
+        check(self.image, "qcow2")
+        self.same(harness.content(self.path("over.qcow2"), "qcow2"), "the image")
 
 
 @parametrised
