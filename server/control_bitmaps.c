@@ -228,6 +228,8 @@ static void commit_add(struct transaction_action *action)
     struct addition *addition = action->state;
 
     dirty_bitmap_enable(addition->bitmap, !arg_bool(action->args, "disabled", false));
+    if (!addition->persistent)
+        atomic_store(&action->exp->remembers, true);
 }
 
 static void finish_add(struct transaction_action *action, bool committed)

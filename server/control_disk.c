@@ -133,10 +133,12 @@ static bool reopen_one(struct control_context *ctx, const json_t *options,
     if (!exp || !is_same_image(exp, options, error) ||
         !read_choices(exp, options, &choices, error))
         return false;
-    if (export_set_choices(exp, &choices, &error->diag) == 0)
-        return !throttling || control_set_limits(ctx, exp, &limits, exp->node_name, error);
-    control_fail_diag(error, CLASS_GENERIC);
-    return false;
+    if (export_set_choices(exp, &choices, &error->diag)) {
+        control_fail_diag(error, CLASS_GENERIC);
+        return false;
+    }
+    atomic_store(&exp->remembers, true);
+    return !throttling || control_set_limits(ctx, exp, &limits, exp->node_name, error);
 }
 
 static json_t *blockdev_reopen(struct control_context *ctx, const json_t *args,

@@ -42,6 +42,8 @@ struct served_export {
     /* Another file is served than the one that its name means: who closed it for being unused
      * would serve that one next. */
     _Atomic bool moved;
+    /* Commands said of it what a closing would forget: bitmaps in memory, how to open it. */
+    _Atomic bool remembers;
     struct node *sealed;         /* what it was before; under the lock */
     _Atomic bool ending;         /* it is going to be sealed: nobody waits under the lock */
     _Atomic unsigned drains;     /* by so many jobs: changing requests wait */

@@ -8,13 +8,18 @@
 #include "export_table_internal.h"
 #include "image_folder.h"
 
-/* Under the lock: one that is, was a moment ago, or will be open. */
+/* Under the lock: one that is, was a moment ago, or will be open.  One that was removed while
+ * clients use it still has the image open, too. */
 static struct served_export *look_up_known(struct export_table *table, const char *name)
 {
-    return export_table_look_up_in(table, name,
-                                   EXPORT_LIFE(EXPORT_LISTED) |
-                                       EXPORT_LIFE(EXPORT_OPENING) |
-                                       EXPORT_LIFE(EXPORT_CLOSING));
+    unsigned lives = EXPORT_LIFE(EXPORT_LISTED) | EXPORT_LIFE(EXPORT_OPENING) |
+                     EXPORT_LIFE(EXPORT_CLOSING);
+    struct served_export *exp = export_table_look_up_in(table, name, lives);
+
+    if (exp)
+        return exp;
+    exp = export_table_look_up_in(table, name, EXPORT_LIFE(EXPORT_REMOVED));
+    return exp && exp->of_folder ? exp : NULL;
 }
 
 static bool is_shortage(int err)
@@ -119,6 +124,11 @@ struct served_export *export_find_in_folder(struct export_table *table, const ch
         struct served_export *exp = look_up_known(table, name);
         if (!exp)
             return open_new(table, name, diag);
+        if (exp->life == EXPORT_REMOVED) {
+            diag_set(diag, EBUSY, "export '%.200s' is on its way out: clients still use it",
+                     name);
+            return NULL;
+        }
         exp = wait_for_export(table, exp, &failed, diag);
         if (exp || failed)
             return exp;

@@ -230,6 +230,12 @@ int export_table_withdraw(struct served_export *exp, bool used_too, struct diag 
     LOCK_GUARD(&exp->table->lock);
     if (exp->life != EXPORT_LISTED)
         return diag_set(diag, ENOENT, "export '%.200s' is on its way out", export_id(exp));
+    if (exp->of_folder && atomic_load(&exp->moved))
+        return diag_set(
+            diag, EBUSY,
+            "export '%.200s': another file is served than the one of that name, "
+            "which the next client would get",
+            exp->name);
     /* The table and the caller. */
     if (!used_too && exp->users > 2)
         return diag_set(diag, EBUSY, "export '%.200s' still in use", export_id(exp));

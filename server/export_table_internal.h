@@ -26,7 +26,7 @@ static inline struct served_export *export_at(struct list *pos)
 static inline bool export_is_unused(const struct served_export *exp)
 {
     return exp->of_folder && exp->life == EXPORT_LISTED && exp->users == 1 &&
-           exp->jobs == 0 && !atomic_load(&exp->moved) &&
+           exp->jobs == 0 && !atomic_load(&exp->moved) && !atomic_load(&exp->remembers) &&
            !throttle_is_limited(&exp->throttle);
 }
 

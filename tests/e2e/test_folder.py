@@ -16,7 +16,7 @@ import nbd
 
 from damage import damages
 from harness import KIB, LONG, MIB, QIMG, SECTOR, SEED, Case, StartFailed, check, content, create, fill, nbdkit_version, run
-from qmp import Qmp
+from qmp import Qmp, QmpError
 
 SIZE = 4 * MIB
 ROUNDS = int(os.environ.get("QIMG_ROUNDS", "1"))
@@ -246,6 +246,76 @@ class Names(Folder):
             stop.set()
             thread.join()
         self.assertTrue(all(seen.values()), seen)
+
+
+class Commanded(Folder):
+    """What commands made of an image of the folder isn't lost because nobody looks."""
+
+    def start(self, *keys):
+        self.path_of = self.image("disk.qcow2", byte=1)
+        server = self.serve_folder("linger=0.1", f"control={self.path('control')}", *keys)
+        client = Qmp(self.path("control"))
+        self.addCleanup(client.close)
+        return server, client
+
+    def refused_command(self, client, text, command, **arguments):
+        with self.assertRaises(QmpError) as failed:
+            client.cmd(command, **arguments)
+        self.assertIn(text, str(failed.exception))
+
+    def test_another_file_is_served(self):
+        """E-08: the next client would get the file of the name, and write into what lies below"""
+        server, client = self.start()
+        handle = server.connect("disk.qcow2")
+        client.cmd("blockdev-snapshot-sync", device="disk.qcow2", snapshot_file=self.path("over.qcow2"))
+        handle.pwrite(b"2" * SECTOR, 0, nbd.CMD_FLAG_FUA)
+        for mode in "safe", "hard":
+            self.refused_command(client, "another file is served than the one of that name", "block-export-del",
+                                 id="disk.qcow2", mode=mode)
+        server.disconnect()
+        time.sleep(0.5)  # linger
+        self.assertEqual(server.connect("disk.qcow2").pread(1, 0), b"2")
+        server.stop()
+        self.assertEqual(content(self.path_of, "qcow2")[:1], b"\x01")
+
+    def test_removed_and_still_in_use(self):
+        """E-08: nobody opens it a second time, whether it is locked or not"""
+        for lock in "on", "off":
+            with self.subTest(lock=lock):
+                server, client = self.start(f"lock={lock}")
+                handle = server.connect("disk.qcow2")
+                handle.pwrite(b"a" * SECTOR, MIB)
+                client.cmd("block-export-del", id="disk.qcow2", mode="hard")
+                self.refused(server, "disk.qcow2")
+                self.assertIn("export 'disk.qcow2' is on its way out: clients still use it", server.errors)
+                handle.pwrite(b"b" * SECTOR, 0)
+                server.disconnect()
+                self.await_true(lambda: is_free(self.path_of), "it is closed")  # pylint: disable=cell-var-from-loop
+                self.assertEqual(server.connect("disk.qcow2").pread(1, 0), b"b")
+                server.stop()
+                client.close()
+
+    def test_what_a_command_said_is_remembered(self):
+        """E-03: a bitmap in memory lives as long as the server, and so does what blockdev-reopen chose"""
+        server, client = self.start()
+        handle = server.connect("disk.qcow2")
+        client.cmd("block-dirty-bitmap-add", node="disk.qcow2", name="b", granularity=65536)
+        handle.pwrite(b"2" * SECTOR, 0)
+        server.disconnect()
+        time.sleep(0.5)
+        self.assertFalse(is_free(self.path_of))
+        (bitmap,) = client.cmd("query-block")[0]["inserted"]["dirty-bitmaps"]
+        self.assertEqual((bitmap["name"], bitmap["count"]), ("b", 65536))
+        server.stop()
+
+    def test_what_the_image_keeps_needs_no_server(self):
+        """E-03"""
+        server, client = self.start()
+        server.connect("disk.qcow2")
+        client.cmd("block-dirty-bitmap-add", node="disk.qcow2", name="b", persistent=True)
+        server.disconnect()
+        self.await_true(lambda: is_free(self.path_of), "it is closed")
+        server.stop()
 
 
 class Life(Folder):
