@@ -214,8 +214,8 @@ void node_bitmaps_set_all(struct node *node);
 /* -EBUSY with diag when somebody uses one: the node can't have another size then. */
 int node_bitmaps_check_resize(struct node *node, struct diag *diag) MUST_USE;
 
-/* Under keep: the node, drained, has a new size.  As node_bitmaps_check_resize, with nothing
- * changed; -ENOMEM. */
+/* Under keep: the node, drained, has a new size; what is added is dirty in those that record.
+ * As node_bitmaps_check_resize, with nothing changed; -ENOMEM. */
 int node_bitmaps_resize(struct node *node, uint64_t size, struct diag *diag) MUST_USE;
 
 /* ---- those that are kept in the image (DRIVER_BITMAPS; see driver.h) ---- */

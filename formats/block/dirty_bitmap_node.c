@@ -243,6 +243,18 @@ int node_bitmaps_check_resize(struct node *node, struct diag *diag)
     return check_idle(node, diag);
 }
 
+/* What is added may have been there before, with other bytes, and lost by a shrinking that the
+ * bitmap has forgotten: for whoever copies what is dirty it has changed. */
+static int follow_size(struct dirty_bitmap *bitmap, uint64_t size)
+{
+    uint64_t old = dirty_bitmap_size(bitmap);
+
+    int err = dirty_bitmap_resize(bitmap, size);
+    if (!err && size > old && dirty_bitmap_enabled(bitmap))
+        dirty_bitmap_set(bitmap, old, size - old);
+    return err;
+}
+
 int node_bitmaps_resize(struct node *node, uint64_t size, struct diag *diag)
 {
     LOCK_GUARD(&node->bitmaps.lock);
@@ -251,7 +263,7 @@ int node_bitmaps_resize(struct node *node, uint64_t size, struct diag *diag)
     if (err)
         return err;
     LIST_FOR_EACH (pos, &node->bitmaps.list) {
-        err = dirty_bitmap_resize(bitmap_at(pos), size);
+        err = follow_size(bitmap_at(pos), size);
         if (err)
             return diag_errno(diag, -err, "%s: bitmap '%s'", node->filename,
                               bitmap_at(pos)->name);

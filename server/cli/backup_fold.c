@@ -87,7 +87,8 @@ static int copy_file_into(const char *upper_path, const char *lower_path)
 
 static int mark_folding(const struct backup_folder *folder, const char *marker)
 {
-    CLEANUP_CLOSE int fd = openat(folder->fd, marker, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    CLEANUP_CLOSE int fd =
+        openat(folder->fd, marker, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
 
     if (fd < 0 || fsync(fd) != 0)
         return cli_error("%s/%s: %s", folder->path, marker, strerror(errno));

@@ -185,14 +185,32 @@ static bool id_is_good(const char *id)
     return strlen(id) == 16 && strspn(id, "0123456789abcdef") == 16;
 }
 
-/* A folder without one gets it. */
+/* Of one whose making a crash cut off there may be less, or zeroes for it. */
+static bool id_was_never_made(const char *text, size_t n)
+{
+    for (size_t i = 0; i < n && n == 16; i++)
+        if (text[i])
+            return false;
+    return true;
+}
+
+/* A folder without one gets it.  Others may have written to the folder before us: what looks
+ * like no id is left as it is. */
 static int read_id(struct backup_folder *folder)
 {
-    ssize_t n = pread(folder->lock_fd, folder->id, 16, 0);
+    struct stat sb;
 
+    if (fstat(folder->lock_fd, &sb) != 0)
+        return cli_error("%s/" ID_FILE ": %s", folder->path, strerror(errno));
+    ssize_t n = pread(folder->lock_fd, folder->id, 16, 0);
     folder->id[n > 0 ? n : 0] = '\0';
-    if (id_is_good(folder->id))
+    if (id_is_good(folder->id) && sb.st_size == 16)
         return CLI_OK;
+    if (!S_ISREG(sb.st_mode) || sb.st_nlink > 1 || sb.st_size > 16 || n != sb.st_size ||
+        !id_was_never_made(folder->id, (size_t)n))
+        return cli_error("%s/" ID_FILE ": is no id of a folder of backups: 16 hexadecimal "
+                         "digits",
+                         folder->path);
     make_id(folder->id);
     if (ftruncate(folder->lock_fd, 0) == 0 &&
         pwrite(folder->lock_fd, folder->id, 16, 0) == 16 && fsync(folder->lock_fd) == 0)
@@ -202,7 +220,8 @@ static int read_id(struct backup_folder *folder)
 
 static int lock_folder(struct backup_folder *folder)
 {
-    folder->lock_fd = openat(folder->fd, ID_FILE, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    folder->lock_fd =
+        openat(folder->fd, ID_FILE, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
     if (folder->lock_fd < 0)
         return cli_error("%s/" ID_FILE ": %s", folder->path, strerror(errno));
     if (flock(folder->lock_fd, LOCK_EX | LOCK_NB) != 0)

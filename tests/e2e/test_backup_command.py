@@ -115,6 +115,34 @@ class Points(CommandCase):
         self.assertTrue(self.restored() == self.content)
         self.verify()
 
+    def test_shrunk_and_grown_between(self):
+        """what was cut off has changed, though the disk is as large as before: it reads as zeroes now"""
+        for online in True, False:
+            with self.subTest(online=online):
+                self.folder = self.path(f"backups-{online}")
+                self.content = bytearray(self.SIZE)
+                self.image = harness.create(self.path(f"disk-{online}.qcow2"), "qcow2", self.SIZE)
+                self.begin()
+                self.write(0, self.rng.randbytes(self.SIZE))
+                self.backup()
+                self.disk.shutdown()
+                self.server.stop()
+                less = self.SIZE // 2 + 5 * 512  # amid a granule
+                run(QIMG, "resize", "-q", "--shrink", self.image, less)
+                if not online:
+                    run(QIMG, "resize", "-q", self.image, self.SIZE)
+                self.begin()
+                if online:
+                    self.client.cmd("block_resize", device="drive0", size=self.SIZE)
+                    self.disk = self.server.connect()
+                self.content[less:] = bytes(self.SIZE - less)
+                self.backup()
+                self.assertEqual([p["type"] for p in self.points()], ["full", "incremental"])
+                self.assertTrue(self.restored() == bytes(self.content))
+                self.disk.shutdown()
+                self.server.stop()
+                self.client.close()
+
     def test_two_folders(self):
         """each has its own bitmap"""
         self.begin()
@@ -253,6 +281,44 @@ class Interrupted(CommandCase):
         self.assertTrue(self.restored() == self.content)
         self.assertEqual(len(self.points()), 2)
         self.verify()
+
+
+class Hostile(CommandCase):
+    """Others may write to the folder, too."""
+
+    def refused(self, words):
+        done = run(QIMG, "backup", "--control=/nonexistent", self.folder, check=False)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn(f"{self.folder}/.qimg-backup: {words}", done.stderr)
+
+    def test_what_is_no_id_stays_as_it_is(self):
+        os.mkdir(self.folder)
+        victim, name = pathlib.Path(self.path("victim")), os.path.join(self.folder, ".qimg-backup")
+        for content in b"precious", b"", b"f" * 17, b"0123456789abcdeg":
+            victim.write_bytes(content)
+            os.symlink("../victim", name)
+            self.refused("Too many levels of symbolic links")
+            os.unlink(name)
+            os.link(victim, name)
+            self.refused("is no id of a folder of backups")
+            os.unlink(name)
+            self.assertEqual(victim.read_bytes(), content)
+            if len(content) >= 16:
+                pathlib.Path(name).write_bytes(content)
+                self.refused("is no id of a folder of backups")
+                self.assertEqual(pathlib.Path(name).read_bytes(), content)
+                os.unlink(name)
+        os.mkfifo(name)
+        self.refused("is no id of a folder of backups")
+
+    def test_an_id_that_a_crash_cut_off(self):
+        os.mkdir(self.folder)
+        self.make("qcow2")
+        self.begin()
+        for content in b"", b"0123", bytes(16):
+            pathlib.Path(self.folder, ".qimg-backup").write_bytes(content)
+            self.backup()
+        self.assertTrue(self.restored() == bytes(self.content))
 
 
 class Refused(CommandCase):

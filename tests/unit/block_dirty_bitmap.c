@@ -273,6 +273,7 @@ Test(node_bitmaps, removed_unless_busy)
     dirty_bitmap_release(a);
     cr_assert_eq(node_bitmaps_resize(&node, 2 * SIZE, &diag), 0);
     cr_assert_eq(dirty_bitmap_size(a), 2 * SIZE);
+    cr_assert_eq(dirty_bitmap_count(a), SIZE, "what is added is dirty");
     cr_assert_eq(node_bitmap_remove(&node, "a", &diag), 0);
     cr_assert_eq(node_bitmap_remove(&node, "a", &diag), -ENOENT);
     cr_assert_null(node.observers.list);
