@@ -348,42 +348,55 @@ static bool has_file(const struct members *m)
 /* ---- what lies below ---- */
 
 /* Takes out what is said of it, under the keys that it has there. */
-static int take_members_below(struct members *m, json_t *below)
+static int move_members(struct members *m, const char *prefix, json_t *to)
 {
     const char *key;
     json_t *value;
     void *next;
 
     json_object_foreach_safe (m->flat, next, key, value) {
-        if (strncmp(key, BELOW, strlen(BELOW)) != 0)
+        if (strncmp(key, prefix, strlen(prefix)) != 0)
             continue;
-        if (json_object_set(below, key + strlen(BELOW), value) ||
+        if (json_object_set(to, key + strlen(prefix), value) ||
             json_object_del(m->flat, key))
-            return refuse_member(m, ENOMEM, BACKING, "out of memory");
+            return refuse_member(m, ENOMEM, prefix, "out of memory");
     }
     return 0;
 }
 
-static int take_below(struct members *m, struct json_name *out)
+/* What the members that begin so say, as a name of its own; *out stays NULL without any. */
+static int take_name(struct members *m, const char *prefix, char **out)
 {
-    json_auto_t *below = json_object();
+    json_auto_t *members = json_object();
     CLEANUP_FREE char *text = NULL;
 
-    int err = below ? take_members_below(m, below)
-                    : refuse_member(m, ENOMEM, BACKING, "out of memory");
+    int err = members ? move_members(m, prefix, members)
+                      : refuse_member(m, ENOMEM, prefix, "out of memory");
+    if (err || json_object_size(members) == 0)
+        return err;
+    text = json_dumps(members, JSON_COMPACT);
+    if (text && asprintf(out, PREFIX "%s", text) >= 0)
+        return 0;
+    *out = NULL;
+    return refuse_member(m, ENOMEM, prefix, "out of memory");
+}
+
+static int take_below(struct members *m, struct json_name *out)
+{
+    int err = take_name(m, BELOW, &out->below);
+
     out->none_below = json_is_null(json_object_get(m->flat, BACKING));
     if (out->none_below)
         json_object_del(m->flat, BACKING);
-    if (err || json_object_size(below) == 0)
-        return err;
-    if (out->none_below)
-        return refuse_member(m, EINVAL, BACKING, "is there twice");
-    text = json_dumps(below, JSON_COMPACT);
-    if (!text || asprintf(&out->below, PREFIX "%s", text) < 0) {
-        out->below = NULL;
-        return refuse_member(m, ENOMEM, BACKING, "out of memory");
-    }
-    return 0;
+    return !err && out->below && out->none_below
+               ? refuse_member(m, EINVAL, BACKING, "is there twice")
+               : err;
+}
+
+/* Else it is refused with what is left. */
+static int take_data_file(struct members *m, struct json_name *out)
+{
+    return m->where == JSON_NAME_GIVEN ? take_name(m, "data-file.", &out->data_file) : 0;
 }
 
 /* ---- the whole ---- */
@@ -407,6 +420,8 @@ static int interpret_members(struct members *m, struct json_name *out)
     out->plain = top && !format;
     drop_harmless(m, "");
     int err = take_below(m, out);
+    if (!err && format && format->data_file)
+        err = take_data_file(m, out);
     if (!err && !((m->where & JSON_NAME_BELOW) && no_place))
         err = parse_protocol(m, over_file ? "file." : "", out);
     return err ? err : refuse_rest(m);

@@ -35,12 +35,16 @@ struct json_name {
      * that there is none. */
     char *below; /* owned; NULL: it doesn't say */
     bool none_below;
+
+    /* The external data file, by a name like this one: the user's of the image on top alone. */
+    char *data_file; /* owned; NULL: it doesn't say */
 };
 
 static inline void json_name_free(struct json_name *name)
 {
     free(name->target);
     free(name->below);
+    free(name->data_file);
     *name = (struct json_name){0};
 }
 #define CLEANUP_JSON_NAME CLEANUP(json_name_free)

@@ -99,9 +99,11 @@ void reference_free(struct reference *ref)
         struct reference *below = ref->below;
         ref->below = below->below;
         free(below->path);
+        free(below->data_file);
         free(below);
     }
     free(ref->path);
+    free(ref->data_file);
     *ref = (struct reference){0};
 }
 
@@ -203,6 +205,8 @@ static int resolve_parsed(const struct finding *found, const struct json_name *n
 
     out->format = name->format;
     out->plain = name->plain;
+    if (!err && name->data_file && !(out->data_file = strdup(name->data_file)))
+        err = diag_errno(diag, ENOMEM, "%s", found->image);
     return err ? err : resolve_below(found, name, out, diag);
 }
 

@@ -34,6 +34,10 @@ struct reference {
      * to the image, and then has no path. */
     struct reference *below; /* owned */
     bool none_below;
+
+    /* The external data file that the user names beside the image, as chain_options has it; NULL:
+     * as the image says. */
+    char *data_file; /* owned */
 };
 
 void reference_free(struct reference *ref);

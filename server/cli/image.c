@@ -134,6 +134,7 @@ static int open_by_options(struct image *image, const struct cli_image *given,
     actual.format = opts.image.format;
     actual.protocol = opts.image.protocol;
     actual.named = &opts.image;
+    actual.data_file = opts.image.data_file;
     actual.passphrases = keys.list;
     actual.n_passphrases = keys.count;
     code = image_open(image, opts.image.path, &actual, IMAGE_MAYBE_RAW);
@@ -183,6 +184,7 @@ static int open_by_name(struct image *image, const struct cli_image *given,
         options->format = ref.format;
     options->protocol = ref.protocol;
     options->named = &ref;
+    options->data_file = ref.data_file;
     return image_open(image, ref.path, options, IMAGE_MAYBE_RAW);
 }
 

@@ -211,6 +211,23 @@ class Nothing(SideBySide):
             self.assertIn(says, done.stderr)
 
 
+class DataFile(SideBySide):
+    """An external data file that is named beside the image, wherever the image says that it is."""
+
+    OPTS = "driver=qcow2,file.filename=data.qcow2,data-file.driver=file,data-file.filename=other"
+    MOVED = ("cp data.raw other", "truncate -s 0 data.raw")
+
+    def test_read(self):
+        name = "json:{'driver':'qcow2','file.filename':'data.qcow2','data-file':{'driver':'file','filename':'other'}}"
+        self.rows([(f"convert -O raw {words} out", "out:raw", *self.MOVED) for words in (f"--image-opts {self.OPTS}", name)])
+        self.rows([(f"compare --image-opts {self.OPTS} {self.OPTS}", "", *self.MOVED), (f"info --image-opts {self.OPTS}", "", "cp data.raw other")])
+
+    def test_refused(self):
+        self.rows([("info --image-opts driver=qcow2,file.filename=a.qcow2,data-file.filename=b.raw", ""),
+                   ("convert -O raw --image-opts driver=qcow2,file.filename=data.qcow2,data-file.filename=none out", ""),
+                   ("info --image-opts driver=raw,file.filename=a.raw,data-file.filename=b.raw", "")], text=False)
+
+
 class Plain(SideBySide):
     """A protocol's driver by itself: what lies there is not looked at for a format."""
 
