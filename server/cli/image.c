@@ -28,15 +28,21 @@ static int open_and_start(struct image *image, const char *filename,
     return diag_errno(diag, -err, "%s: starting its threads", filename);
 }
 
+static const char *skip(const char *text, const char *words)
+{
+    size_t n = strlen(words);
+
+    return strncmp(text, words, n) == 0 && strncmp(text + n, ": ", 2) == 0 ? text + n + 2
+                                                                           : text;
+}
+
 /* `filename` is what was opened, in the place of which messages have `said`. */
 static void blame(const char *filename, const char *said, struct diag *diag)
 {
     struct diag cause = *diag;
-    const char *reason = cause.text;
-    size_t n = strlen(filename);
+    const char *reason =
+        skip(skip(cause.text, filename), "cannot be opened"); /* said once */
 
-    if (strncmp(reason, filename, n) == 0 && strncmp(reason + n, ": ", 2) == 0)
-        reason += n + 2;
     diag_set(diag, cause.err, "Could not open '%s': %s", said, reason);
 }
 
