@@ -27,18 +27,6 @@ int64_t file_pread_some(struct file_storage *file, void *buf, uint64_t off, uint
     }
 }
 
-int64_t file_preadv_some(struct file_storage *file, const struct iovec *iov, int count,
-                         uint64_t off)
-{
-    for (;;) {
-        ssize_t n = preadv(file->fd, iov, count, (off_t)off);
-        if (n >= 0)
-            return n;
-        if (errno != EINTR)
-            return -errno;
-    }
-}
-
 static void advance_iov(struct iovec **iov, int *count, size_t done)
 {
     while (*count > 0 && done >= (*iov)->iov_len) {

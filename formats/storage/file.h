@@ -47,13 +47,11 @@ static inline bool errno_unsupported(int err)
 /* Fills an empty file_storage over fd, which it owns from then on.  0 or -errno. */
 int file_init(struct file_storage *file, const char *path, int fd, bool device) MUST_USE;
 
-/* One transfer at off of up to the whole vector: bytes done, or -errno; the vector is
+/* One transfer at off of up to all that is asked for: bytes done, or -errno; a vector is
  * advanced past them.  0 on a read is the end of the file. */
 int64_t file_pwritev_some(struct file_storage *file, struct iovec **iov, int *count,
                           uint64_t off, bool dsync);
 int64_t file_pread_some(struct file_storage *file, void *buf, uint64_t off, uint64_t len);
-int64_t file_preadv_some(struct file_storage *file, const struct iovec *iov, int count,
-                         uint64_t off);
 
 /* The operations as storage.h describes them.  Those that change bytes do it without any
  * regard for others who change the same ones. */

@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The O_DIRECT store, for callers of any alignment.
  *
- * What is aligned goes straight to the kernel.  Whole blocks for memory that isn't aligned, which
- * is what servers have, are read to the first aligned place in that memory and then moved.
- * Everything else is carried by bounce buffers of at most BOUNCE_BYTES, whatever the length, which
- * are kept for the next who needs one; a write that doesn't fill its first or last block reads
- * that block before (read-modify-write).
+ * What is aligned goes straight to the kernel.  Everything else, which is all that servers
+ * have, is carried by bounce buffers of at most BOUNCE_BYTES, whatever the length; a write that
+ * doesn't fill its first or last block reads that block before (read-modify-write).  A copy
+ * costs less than memory that begins anywhere: a device is told of each of its pages (bounce.h).
  *
  * The rules of concurrency; `ranges` are of whole blocks:
  *   (1) a read-modify-write locks its blocks exclusively from its read to the end of its
@@ -37,13 +36,12 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/range_lock.h"
-#include "base/spares.h"
+#include "storage/bounce.h"
 #include "storage/file.h"
 #include "storage/iov.h"
 
-#define BOUNCE_BYTES (1u << 20)
-#define MIN_ALIGN    512u
-#define PAGE_ALIGN   4096u
+#define MIN_ALIGN  512u
+#define PAGE_ALIGN 4096u
 
 struct direct {
     struct file_storage file;
@@ -73,38 +71,6 @@ static bool memory_fits(const struct direct *d, const void *p)
     return is_aligned((uintptr_t)p, d->mem_align);
 }
 
-/* Bounce buffers of full size, of all files: pages that are new to a process cost about as much as
- * what is copied to them. */
-static struct spares large_bounces;
-
-struct bounce {
-    char *bytes; /* NULL: no memory */
-    uint64_t capacity;
-};
-
-/* For transfers of `span` bytes (whole blocks), or a part of them. */
-static struct bounce bounce_new(const struct direct *d, uint64_t span)
-{
-    struct bounce b = {.capacity = MIN(span, BOUNCE_BYTES)};
-    void *p = b.capacity == BOUNCE_BYTES ? spares_take(&large_bounces) : NULL;
-
-    /* What lies here may be another file's, with another alignment. */
-    if (p && !memory_fits(d, p)) {
-        free(p);
-        p = NULL;
-    }
-    if (!p && posix_memalign(&p, MAX(PAGE_ALIGN, d->mem_align), b.capacity) != 0)
-        p = NULL;
-    b.bytes = p;
-    return b;
-}
-
-static void bounce_release(struct bounce *b)
-{
-    if (!b->bytes || b->capacity < BOUNCE_BYTES || !spares_leave(&large_bounces, b->bytes))
-        free(b->bytes);
-}
-
 /* ---- reading ---- */
 
 /* Everything aligned.  A count that isn't aligned is the end of the file. */
@@ -125,11 +91,25 @@ static int read_straight(struct direct *d, char *to, uint64_t off, uint64_t len)
     return 0;
 }
 
+/* By way of a page on the stack, which needs no memory and is one segment for the device. */
+static int read_by_page(struct direct *d, char *to, uint64_t off, uint64_t len)
+{
+    _Alignas(PAGE_ALIGN) char page[PAGE_ALIGN];
+    uint64_t pos = block_floor(d, off), stop = block_ceil(d, off + len);
+
+    int err = read_straight(d, page, pos, stop - pos);
+    if (err == 0)
+        memcpy(to, page + (off - pos), len);
+    return err;
+}
+
 static int read_bounced(struct direct *d, char *to, uint64_t off, uint64_t len)
 {
     uint64_t pos = block_floor(d, off), stop = block_ceil(d, off + len);
-    struct bounce CLEANUP(bounce_release) bounce = bounce_new(d, stop - pos);
 
+    if (stop - pos <= PAGE_ALIGN && d->mem_align <= PAGE_ALIGN)
+        return read_by_page(d, to, off, len);
+    struct bounce CLEANUP(bounce_release) bounce = bounce_new(stop - pos, d->mem_align);
     if (!bounce.bytes)
         return -ENOMEM;
     for (; pos < stop; pos += bounce.capacity) {
@@ -143,41 +123,14 @@ static int read_bounced(struct direct *d, char *to, uint64_t off, uint64_t len)
     return 0;
 }
 
-/* Whole blocks for memory that isn't aligned: all but the end goes to the first place in it that
- * is, in the same call as the end, and is moved down.  So no second buffer takes memory and the
- * processor's cache. */
-static int read_shifted(struct direct *d, char *to, uint64_t off, uint64_t len)
-{
-    _Alignas(PAGE_ALIGN) char end[PAGE_ALIGN];
-    uint64_t skip = align_up((uintptr_t)to, d->mem_align) - (uintptr_t)to;
-    uint64_t straight = skip < len ? block_floor(d, len - skip) : 0;
-    struct iovec iov[] = {{to + skip, straight}, {end, len - straight}};
-
-    if (len - straight > sizeof end || d->mem_align > PAGE_ALIGN)
-        return read_bounced(d, to, off, len);
-    int64_t n = file_preadv_some(&d->file, iov, ARRAY_LEN(iov), off);
-    if (n < 0)
-        return (int)n;
-    uint64_t got = (uint64_t)n;
-    memmove(to, to + skip, MIN(got, straight));
-    if (got > straight)
-        memcpy(to + straight, end, got - straight);
-    if (got == len)
-        return 0;
-    if (got > 0 && is_aligned(got, d->block))
-        return read_bounced(d, to + got, off + got, len - got);
-    memset(to + got, 0, len - got); /* the end of the file */
-    return 0;
-}
-
 static int direct_pread(struct storage *st, void *buf, uint64_t off, uint64_t len)
 {
     struct direct *d = direct_of(st);
-    uint64_t whole = is_aligned(off, d->block) ? block_floor(d, len) : 0;
+    bool fits = memory_fits(d, buf) && is_aligned(off, d->block);
+    uint64_t whole = fits ? block_floor(d, len) : 0;
 
     if (whole > 0) {
-        int err = LIKELY(!memory_fits(d, buf)) ? read_shifted(d, buf, off, whole)
-                                               : read_straight(d, buf, off, whole);
+        int err = read_straight(d, buf, off, whole);
         if (err)
             return err;
     }
@@ -263,7 +216,7 @@ static int write_bounced(struct direct *d, const struct iovec *iov, uint64_t off
 {
     uint64_t pos = block_floor(d, off), stop = block_ceil(d, off + len);
     struct iov_cursor at = {.iov = iov};
-    struct bounce CLEANUP(bounce_release) bounce = bounce_new(d, stop - pos);
+    struct bounce CLEANUP(bounce_release) bounce = bounce_new(stop - pos, d->mem_align);
 
     if (!bounce.bytes)
         return -ENOMEM;
