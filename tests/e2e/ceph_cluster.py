@@ -16,7 +16,8 @@ from harness import GIB, run, wait_until
 
 TOOLS = ("ceph-mon", "ceph-osd", "ceph", "rbd", "monmaptool")
 START = 60
-ANSWER = 20  # seconds until a cluster has answered a question, or an OSD that was started serves
+ANSWER = 40  # seconds until a command has ended
+SERVES = 20  # seconds until an OSD that was started answers
 TRIES = 3
 
 CONF = """
@@ -104,18 +105,15 @@ class Cluster:
         self.await_osd()
         self.run("rbd", "pool", "init", "rbd")
 
-    def run(self, *argv, **kwargs):
-        """A command of Ceph's; what it prints."""
-        return run(*argv, env=self.env, **kwargs).stdout
-
-    def ask(self, *argv):
-        """A command that changes nothing: one that hangs, as Ceph's sometimes do on a busy machine, is given up and
-        tried again."""
+    def run(self, *argv, timeout=ANSWER, check=True, **kwargs):
+        """A command of Ceph's; what it prints.  These hang now and then on a busy machine, before their work or behind
+        it: one that does is given up and made again, and may find then that all is done."""
         for left in reversed(range(TRIES)):
             try:
-                return self.run(*argv, timeout=ANSWER)
+                return run(*argv, env=self.env, timeout=timeout, check=check, **kwargs).stdout
             except subprocess.TimeoutExpired as late:
                 print(f"{late}; {left} tries left", file=sys.stderr, flush=True)
+                check = False
                 if left == 0:
                     raise
 
@@ -125,7 +123,7 @@ class Cluster:
                 [f"ceph-{kind}", "-i", name, "-f"], env=self.env, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
 
     def await_osd(self):
-        wait_until(lambda: "1 up" in self.ask("ceph", "osd", "stat"), START, "an OSD that is up")
+        wait_until(lambda: "1 up" in self.run("ceph", "osd", "stat"), START, "an OSD that is up")
 
     # ---- failures ----
 
@@ -149,10 +147,9 @@ class Cluster:
     def serves(self):
         """Does it answer a client?"""
         try:
-            self.run("rbd", "ls", timeout=ANSWER)
-        except (AssertionError, subprocess.TimeoutExpired):
+            return run("rbd", "ls", env=self.env, timeout=SERVES, check=False).returncode == 0
+        except subprocess.TimeoutExpired:
             return False
-        return True
 
     def state(self):
         """For a failure: what the cluster says of itself."""
@@ -168,7 +165,7 @@ class Cluster:
             self.run("ceph", "osd", f"set-{kind}-ratio", ratio)
 
         def is_full():
-            pools = [line for line in self.ask("ceph", "osd", "dump").splitlines() if line.startswith("pool ")]
+            pools = [line for line in self.run("ceph", "osd", "dump").splitlines() if line.startswith("pool ")]
             return any(word.split(",")[0] == "full" or ",full" in word for line in pools for word in line.split())
         wait_until(lambda: is_full() == full, START, f"pools that are{'' if full else ' not'} full")
 
@@ -194,14 +191,14 @@ class Cluster:
         return target.read_bytes()
 
     def is_there(self, name):
-        return name in self.ask("rbd", "ls").split()
+        return name in self.run("rbd", "ls").split()
 
     def purge(self, *names):
         """Removes these images, or all.  Who died may be known as a client of one for some seconds."""
         deadline = time.monotonic() + START
-        for name in names or self.ask("rbd", "ls").split():
-            run("rbd", "snap", "purge", f"rbd/{name}", env=self.env, check=False)
-            while (removal := run("rbd", "rm", "--no-progress", f"rbd/{name}", env=self.env, check=False)).returncode:
+        for name in names or self.run("rbd", "ls").split():
+            self.run("rbd", "snap", "purge", f"rbd/{name}", check=False)
+            while self.is_there(name):
                 if time.monotonic() > deadline:
-                    raise AssertionError(f"{name} can't be removed: {removal.stderr}{self.ask('rbd', 'status', name)}")
-                time.sleep(0.5)
+                    raise AssertionError(f"{name} can't be removed: {self.run('rbd', 'status', name)}")
+                self.run("rbd", "rm", "--no-progress", f"rbd/{name}", check=False)

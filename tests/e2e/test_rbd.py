@@ -42,7 +42,7 @@ WHY_NOT = reason_to_skip()
 class RbdCase(ControlCase):
     """A cluster for each class; an image that is one of a test's is removed after it."""
 
-    TIMEOUT = 150  # a request that hangs ends the run of the class, with all threads' places in the log
+    TIMEOUT = 300  # a request that hangs ends the run of the class, with all threads' places in the log
 
     @classmethod
     def setUpClass(cls):
