@@ -14,6 +14,8 @@
 #include "base/path.h"
 #include "storage/protocol.h"
 
+#define LARGEST_BLOCK (64u << 10) /* of a filesystem */
+
 /* ---- what is there ---- */
 
 /* Is one of the chains' files the target, or the target's data file? */
@@ -186,11 +188,12 @@ static int activate(struct target *target, const struct target_request *request)
     return code;
 }
 
+/* But for the first, which every new raw file has. */
 static bool has_no_blocks(const struct node *node)
 {
     uint64_t bytes;
 
-    return storage_allocated(node->file, &bytes) == 0 && bytes == 0;
+    return storage_allocated(node->file, &bytes) == 0 && bytes <= LARGEST_BLOCK;
 }
 
 static int make_and_open(struct target *target, const struct target_request *request,

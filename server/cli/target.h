@@ -23,8 +23,8 @@ struct target {
     struct storage *replaced; /* what has the name until then, locked; NULL: nothing */
     bool durable;             /* its name is to be, too, when it is finished */
     bool is_zero;             /* new, and reads as zeroes where no backing file shows */
-    bool has_no_blocks;       /* a new raw file, of which nothing was allocated ahead */
-    bool untouched; /* set before target_finish: it was there, nothing was written */
+    bool has_no_blocks; /* a new raw file, of which at most the first block is allocated */
+    bool untouched;     /* set before target_finish: it was there, nothing was written */
 };
 
 struct target_request {
