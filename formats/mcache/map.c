@@ -398,7 +398,9 @@ static int take_places(struct mcmap *map, struct mc_page *page)
 }
 
 /* One thread at a time for each page: where zeroes have to be written, they must not come
- * after what somebody else stored. */
+ * after what somebody else stored.  So no page gets a place that was evicted since the caller
+ * found it: it may have been loaded anew, stored to and written back, and has the old zeroes
+ * still.  Nobody loads it anew while `mine` is listed.  0 says only: look again. */
 static int ensure_place(struct mcmap *map, struct mc_page *page)
 {
     struct mc_load_stripe *stripe = &map->mc->load[page->index % LOAD_STRIPES];
@@ -407,7 +409,7 @@ static int ensure_place(struct mcmap *map, struct mc_page *page)
         LOCK_GUARD(&stripe->lock);
         while (is_loading(stripe, map, page->index))
             lock_wait(&stripe->lock, &stripe->done);
-        if (atomic_load(&page->has_place))
+        if (atomic_load(&page->has_place) || find_page(map, page->index) != page)
             return 0;
         begin_loading(stripe, &mine);
     }
@@ -423,16 +425,19 @@ static int ensure_place(struct mcmap *map, struct mc_page *page)
 
 int mcmap_get_for_store(struct mcmap *map, uint64_t index, struct mc_page **out)
 {
-    struct mc_page *page;
-
-    int err = mcmap_get(map, index, &page);
-    if (err)
-        return err;
-    if (out)
-        *out = page;
-    if (LIKELY(atomic_load_explicit(&page->has_place, memory_order_relaxed)))
-        return 0;
-    return ensure_place(map, page);
+    for (;;) {
+        struct mc_page *page;
+        int err = mcmap_get(map, index, &page);
+        if (err)
+            return err;
+        if (out)
+            *out = page;
+        if (LIKELY(atomic_load_explicit(&page->has_place, memory_order_relaxed)))
+            return 0;
+        err = ensure_place(map, page);
+        if (err)
+            return err;
+    }
 }
 
 struct mc_page *mcmap_peek_for_store(struct mcmap *map, uint64_t index)

@@ -2,6 +2,7 @@
 /* Maps and the pool: loading, eviction, what stays. */
 #include <pthread.h>
 
+#include "base/clock.h"
 #include "mcache/internal.h"
 #include "mcache_testing.h"
 
@@ -181,6 +182,92 @@ Test(mcache_map, an_evicted_page_lives_until_its_readers_left)
     cr_expect_eq(mc_load(page, 0), 77);
     gate_leave(&b.gate, ticket);
     bench_fini(&b);
+}
+
+/* ---- a page that was evicted before it got its place ---- */
+
+#define LATE_PAGE 3u
+#define LATE_WORD 7u
+
+struct late {
+    struct bench bench;
+    struct mc_page *seen;      /* what the late one saw at the end */
+    uint64_t value;            /* its word */
+    pthread_barrier_t stopped; /* nobody gets a place meanwhile */
+};
+
+static struct mc_load_stripe *stripe_of(struct bench *b, uint64_t index)
+{
+    return &b->mc->load[index % LOAD_STRIPES];
+}
+
+static void *stop_loads(void *opaque)
+{
+    struct late *late = opaque;
+    LOCK_GUARD(&stripe_of(&late->bench, LATE_PAGE)->lock);
+
+    pthread_barrier_wait(&late->stopped);
+    pthread_barrier_wait(&late->stopped);
+    return NULL;
+}
+
+static void *come_late(void *opaque)
+{
+    struct late *late = opaque;
+    struct bench *b = &late->bench;
+    gate_ticket ticket = gate_enter(&b->gate);
+
+    cr_expect_eq(mcmap_get_for_store(b->map[MAP_A], LATE_PAGE, &late->seen), 0);
+    late->value = mc_load(late->seen, LATE_WORD);
+    gate_leave(&b->gate, ticket);
+    return NULL;
+}
+
+static void evict_late_page(struct bench *b)
+{
+    for (uint64_t i = 0; i < PAGES - 1; i++)
+        if (stripe_of(b, i) != stripe_of(b, LATE_PAGE))
+            load_word(b, MAP_A, i, 0);
+    LOCK_GUARD(mcache_meta(b->mc));
+    cr_assert_null(mcmap_peek(b->map[MAP_A], LATE_PAGE));
+}
+
+/* The zeroes of a page that somebody found, and that was evicted, are old: others may have
+ * loaded it anew, stored to it, committed that, and lost the page again. */
+Test(mcache_map, no_old_zeroes_are_written_for_an_evicted_page)
+{
+    struct late late = {.value = 0};
+    struct bench *b = &late.bench;
+    struct mc_page *old;
+    pthread_t stopper, thread;
+    uint8_t raw[8];
+
+    bench_init(b, 4 * 1024);
+    b->st->fixed_size = true; /* places are taken by writing zeroes */
+    gate_ticket ticket = gate_enter(&b->gate);
+    cr_assert_eq(mcmap_get(b->map[MAP_A], LATE_PAGE, &old), 0);
+    atomic_store(&old->referenced, false);
+    pthread_barrier_init(&late.stopped, NULL, 2);
+    cr_assert_eq(pthread_create(&stopper, NULL, stop_loads, &late), 0);
+    pthread_barrier_wait(&late.stopped);
+    cr_assert_eq(pthread_create(&thread, NULL, come_late, &late), 0);
+    while (!atomic_load(&old->referenced)) /* then it has found the page */
+        clock_nap_ns(100000);
+    evict_late_page(b);
+    store_be64(raw, 77);
+    cr_assert_eq(storage_write(b->st, raw,
+                               MAP_PLACE(MAP_A) + LATE_PAGE * PAGE_BYTES + LATE_WORD * 8, 8,
+                               0),
+                 0);
+    pthread_barrier_wait(&late.stopped);
+    pthread_join(stopper, NULL);
+    pthread_join(thread, NULL);
+    pthread_barrier_destroy(&late.stopped);
+    cr_expect_eq(disk_word(b, MAP_A, LATE_PAGE, LATE_WORD), 77);
+    cr_expect_neq(late.seen, old);
+    cr_expect_eq(late.value, 77);
+    gate_leave(&b->gate, ticket);
+    bench_fini(b);
 }
 
 Test(mcache_map, resident_maps_are_never_evicted)
