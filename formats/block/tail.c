@@ -65,6 +65,13 @@ void tail_publish(struct tail *tail, uint64_t new_end)
     tail->end = new_end;
 }
 
+void tail_cut(struct tail *tail, uint64_t new_end)
+{
+    tail->end = new_end;
+    tail->durable = MIN(tail->durable, new_end);
+    tail->frozen_end = MIN(tail->frozen_end, new_end);
+}
+
 void tail_frozen(struct tail *tail)
 {
     tail->frozen_end = tail->end;

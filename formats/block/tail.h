@@ -59,6 +59,9 @@ int tail_grow(struct tail *tail, struct node *node, uint64_t new_end) MUST_USE;
  * bookkeeping for the new clusters before they can be taken. */
 void tail_publish(struct tail *tail, uint64_t new_end);
 
+/* META: it ends at new_end, between next and end: what lies behind isn't counted any more. */
+void tail_cut(struct tail *tail, uint64_t new_end);
+
 /* From the driver's mcache hooks (frozen: META). */
 void tail_frozen(struct tail *tail);
 void tail_durable(struct tail *tail, struct node *node);

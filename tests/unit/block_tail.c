@@ -80,6 +80,30 @@ Test(block_tail, settled_when_the_growth_is_durable)
     toy_fini(&b);
 }
 
+/* Nor by a group that was frozen before, when the file has grown again. */
+Test(block_tail, what_was_cut_off_is_neither_handed_out_nor_settled)
+{
+    struct tail tail;
+    struct toy_bench b;
+    uint64_t at;
+    bool fresh;
+
+    toy_init(&b, CLUSTERS * CLUSTER, NULL);
+    tail_init(&tail, CLUSTER, CLUSTER, CLUSTER);
+    tail_publish(&tail, 8 * CLUSTER);
+    tail_frozen(&tail);
+    tail_durable(&tail, b.node);
+    tail_frozen(&tail);
+    tail_cut(&tail, 4 * CLUSTER);
+    cr_expect_eq(tail_take(&tail, 8 * CLUSTER, &at, &fresh), 3 * CLUSTER);
+    cr_expect_not(tail_settled(&tail, 5 * CLUSTER));
+    tail_publish(&tail, 8 * CLUSTER);
+    tail_durable(&tail, b.node);
+    cr_expect(tail_settled(&tail, 4 * CLUSTER));
+    cr_expect_not(tail_settled(&tail, 5 * CLUSTER));
+    toy_fini(&b);
+}
+
 Test(block_tail, growing_a_file)
 {
     struct tail tail;

@@ -386,6 +386,29 @@ Test(qcow2_alloc, what_was_not_punched_yet_is_freed_by_the_clean_end)
     image_free(&img);
 }
 
+/* The clean end has no time for many holes; the image that goes on, as it failed, has. */
+Test(qcow2_alloc, holes_are_punched_after_an_end_that_failed)
+{
+    struct fault_plan plan;
+    struct image img;
+
+    make(&img, &(struct image_spec){.options = "cluster_size=4096", .size = 4 * MIB});
+    fault_plan_init(&plan);
+    img.plan = &plan;
+    image_open(&img);
+    write_fill(&img, 0, 8 * CL, 1);
+    uint64_t host = host_of(&img, 0);
+    fault_plan_fail(&plan, FAULT_TRUNCATE, 1, EIO, FAULT_ONCE);
+    cr_assert_eq(node_freeze(img.node), -EIO);
+    img.now += 10 * SEC;
+    trim(&img, 0, 8 * CL);
+    flush(&img);
+    cr_expect(host_is(&img, host, 0));
+    close_and_verify(&img);
+    image_free(&img);
+    fault_plan_destroy(&plan);
+}
+
 /* One page of refcounts that can't be read costs its free clusters, not every allocation.
  */
 Test(qcow2_alloc, a_page_of_refcounts_that_fails_is_left_alone)

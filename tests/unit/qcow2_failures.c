@@ -2,6 +2,7 @@
 /* What failures leave behind: of an activation, of the dirty mark, of growing. */
 #include <pthread.h>
 
+#include "qcow2/internal.h"
 #include "qcow2_testing.h"
 
 static struct image img;
@@ -183,4 +184,48 @@ Test(failures, a_block_that_found_no_space_is_made_with_a_wide_table, .timeout =
                 write_fill(&img, off, 512, 4);
             go_on_and_close("preallocation", nth);
         }
+}
+
+/* Of the clusters that were taken ahead some are counted in one page, some in the next, and
+ * none of the pages is in memory. */
+static void begin_with_a_tail_in_two_pages(void)
+{
+    uint64_t page = 512, off = 0; /* clusters; bytes */
+
+    make(&img, &(struct image_spec){.options = "cluster_size=8192,refcount_bits=64",
+                                    .size = 16 * MIB});
+    fault_plan_init(&plan);
+    img.plan = &plan;
+    image_open(&img);
+    struct alloc *a = &qcow2_of(img.node)->alloc;
+    do {
+        write_fill(&img, off, 8 * KIB, 1);
+        off += 8 * KIB;
+    } while (off < 12 * MIB && (a->tail.next >> a->cluster_bits >= page - 7 ||
+                                a->tail.end >> a->cluster_bits <= page + 3));
+    cr_assert_lt(off, 12 * MIB);
+    cr_assert_eq(block_flush(img.node), 0);
+    mcache_hold(img.node->mc);
+    mcmap_forget(a->refs.block_map);
+    mcache_release(img.node->mc);
+}
+
+/* They go back page by page, and one of the pages can't be read: what the image takes when it
+ * goes on has a count. */
+Test(failures, a_tail_that_is_given_back_in_part, .timeout = 60)
+{
+    unsigned nth = 0;
+    int err;
+
+    do {
+        begin_with_a_tail_in_two_pages();
+        fault_plan_fail(&plan, FAULT_READ, ++nth, EIO, FAULT_ONCE);
+        err = node_freeze(img.node);
+        fault_plan_heal(&plan);
+        if (err)
+            write_fill(&img, 12 * MIB, 64 * KIB, 2);
+        close_and_verify(&img);
+        done();
+    } while (err);
+    cr_expect_gt(nth, 2, "each of the two pages failed once");
 }

@@ -10,6 +10,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#include "base/checked.h"
 #include "base/log.h"
 #include "qcow2/alloc/alloc.h"
 
@@ -35,26 +36,24 @@ void alloc_durable(struct alloc *a)
         alloc_retire(a);
 }
 
-/* Refcounts of the tail that was not used go back to 0. */
+/* Refcounts of the tail that was not used go back to 0, page by page from its end on, and the
+ * tail ends before them at once.  So it never hands out what has no count: not when a page
+ * fails and the image goes on, nor when something else of its end has failed. */
 static int give_back_tail(struct alloc *a)
 {
-    uint64_t at = a->tail.next >> a->cluster_bits, end = a->tail.end >> a->cluster_bits;
+    uint64_t next = a->tail.next >> a->cluster_bits, end = a->tail.end >> a->cluster_bits;
 
-    while (at < end) {
-        uint64_t n = MIN(end - at, refcount_run_in_page(&a->refs, at));
-        int err = refcount_lock_page_for_store(&a->refs, at);
+    while (next < end) {
+        uint64_t first = MAX(next, align_down(end - 1, 1ull << a->refs.page_bits));
+        int err = refcount_lock_page_for_store(&a->refs, first);
         if (err)
             return err;
-        for (uint64_t c = at; c < at + n; c++)
+        for (uint64_t c = first; c < end; c++)
             refcount_set(&a->refs, c, 0, MC_LEAF);
+        tail_cut(&a->tail, first << a->cluster_bits);
         lock_release(mcache_meta(a->node->mc));
-        at += n;
+        end = first;
     }
-    /* It isn't given back twice, as what counted it may be gone then; nor is it given away when
-     * the image goes on because something else of its end has failed. */
-    LOCK_GUARD(mcache_meta(a->node->mc));
-    a->tail.end = a->tail.next;
-    a->tail.durable = MIN(a->tail.durable, a->tail.next);
     return 0;
 }
 
@@ -64,21 +63,25 @@ bool alloc_has_unlinked(struct alloc *a)
     return a->unlinked.n || a->frozen.n || a->reclaiming || !list_empty(&a->retired);
 }
 
+/* What is not punched by then is free all the same; 0: no limit. */
+static void limit_punching(struct alloc *a, uint64_t until_ns)
+{
+    LOCK_GUARD(&a->reclaim);
+    a->punch_until_ns = until_ns;
+}
+
 int alloc_settle(struct alloc *a)
 {
     struct node *node = a->node;
     int err = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
 
-    {
-        LOCK_GUARD(&a->reclaim);
-        /* What is not punched by then is free all the same. */
-        a->punch_until_ns = housekeeper_now(node->ctx->housekeeper) + BACKGROUND_LAST_NS;
-    }
+    limit_punching(a, housekeeper_now(node->ctx->housekeeper) + BACKGROUND_LAST_NS);
     while (!err && alloc_has_unlinked(a)) {
         while (alloc_reclaim(a) > 0)
             ;
         err = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
     }
+    limit_punching(a, 0); /* the image goes on if anything of its end fails */
     if (!err)
         err = give_back_tail(a);
     return err || !a->shrunk || node->file->fixed_size ? err : alloc_drop_empty_blocks(a);
