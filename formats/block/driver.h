@@ -69,6 +69,9 @@ struct reservation {
     /* Set by the caller, where subclusters are smaller than clusters: `link` gives the
      * clusters their place and nothing else, so that what lies below goes on showing. */
     bool place_only;
+    /* Set by the caller: `link` gives the clusters their place, and they read as zeroes whatever
+     * bytes are there.  -ENOTSUP where the format can't say it. */
+    bool as_zero;
     /* Not 0: the place of one cluster, `length` long, that is stored compressed in so many
      * bytes. */
     uint32_t stored_bytes;

@@ -398,11 +398,8 @@ static int preallocate_run(struct node *node, uint64_t off, uint64_t len, uint64
         node->driver->release(node, &res);
         return err;
     }
-    err = node->driver->link(node, &res, true);
-    if (err || node->host_zeroes_show)
-        return err;
-    uint64_t zeroed;
-    return node->driver->zero(node, res.guest_offset, res.length, ZERO_KEEP, &zeroed);
+    res.as_zero = !node->host_zeroes_show;
+    return node->driver->link(node, &res, true);
 }
 
 /* The same of a range where what lies below shows, and goes on showing. */

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Images whose data lies in a file of its own, or is encrypted. */
+#include <inttypes.h>
+
+#include "base/zero_bytes.h"
 #include "qcow2_testing.h"
 
 #define KIB4 4096u
@@ -68,4 +71,60 @@ Test(qcow2_features, parts_of_sectors_allocate_encrypted_clusters)
     image_open(&img);
     expect_model(&img);
     image_free(&img);
+}
+
+/* ---- places ahead, where zero bytes in the file aren't the guest's zeroes ---- */
+
+static unsigned links;
+
+/* A commit can come right after any link, and a crash after that. */
+static int link_and_commit(struct node *node, const struct reservation *res,
+                           bool replaces_zero)
+{
+    uint8_t bytes[KIB4];
+
+    int err = qcow2_driver.link(node, res, replaces_zero);
+    cr_assert_eq(block_flush(node), 0);
+    for (uint64_t at = 0; at < res->length; at += sizeof bytes) {
+        memset(bytes, 1, sizeof bytes);
+        cr_assert_eq(block_read(node, bytes, res->guest_offset + at, sizeof bytes), 0);
+        cr_assert(bytes_are_zero(bytes, sizeof bytes));
+    }
+    links++;
+    return err;
+}
+
+static void preallocate_encrypted(const char *options)
+{
+    struct image img;
+    struct driver watched = qcow2_driver;
+
+    make(&img,
+         &(struct image_spec){.options = options, .size = 512 * KIB, .encrypt = "luks"});
+    image_open(&img);
+    write_fill(&img, 3 * KIB4, KIB4, 1);
+    watched.link = link_and_commit;
+    img.node->driver = &watched;
+    links = 0;
+    cr_expect_eq(block_preallocate(img.node, 0, 512 * KIB), 0);
+    cr_expect_gt(links, 0);
+    img.node->driver = &qcow2_driver;
+    for (uint64_t off = 0; off < 512 * KIB; off += KIB4) {
+        struct extent ext;
+        gate_ticket ticket = gate_enter(&img.ctx.gate);
+        cr_assert_eq(img.node->driver->map(img.node, off, KIB4, &ext), 0);
+        gate_leave(&img.ctx.gate, ticket);
+        cr_expect_not_null(ext.file, "%s: no place at %" PRIu64, options, off);
+    }
+    cr_expect(as_model(&img));
+    close_and_verify(&img);
+    image_free(&img);
+}
+
+Test(qcow2_features, clusters_ahead_read_as_zeroes_at_any_moment)
+{
+    if (!have_qemu())
+        return;
+    preallocate_encrypted("cluster_size=4096");
+    preallocate_encrypted("cluster_size=131072,extended_l2=on");
 }

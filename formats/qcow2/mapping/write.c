@@ -246,13 +246,15 @@ void qcow2_let_go(struct qcow2 *q, const struct cluster *c)
 static uint64_t new_bitmap(const struct qcow2 *q, const struct reservation *res,
                            uint64_t start, uint64_t host, const struct cluster *old)
 {
-    uint32_t now = res->place_only ? 0
-                                   : l2_subclusters_of(&q->geo, start, res->guest_offset,
-                                                       res->guest_offset + res->length);
+    uint32_t named = l2_subclusters_of(&q->geo, start, res->guest_offset,
+                                       res->guest_offset + res->length);
+    uint32_t now = res->place_only || res->as_zero ? 0 : named;
+    uint32_t zero = res->as_zero ? old->zero | named : old->zero & ~now;
     bool same_place = cluster_has_place(old) && old->host == host;
+    uint32_t kept = same_place ? old->allocated & ~zero : 0;
 
     assert(same_place || !(old->allocated & ~now));
-    return l2_extended_bitmap((same_place ? old->allocated : 0) | now, old->zero & ~now);
+    return l2_extended_bitmap(kept | now, zero);
 }
 
 /* META: the entry of the cluster at `start`, of whose place the reservation is a part. */
@@ -270,7 +272,8 @@ static void link_cluster(struct qcow2 *q, const struct reservation *res, uint64_
         mapping_store(&q->live, page, start,
                       l2_entry_compressed(&q->geo, host, res->stored_bytes), 0);
     else
-        mapping_store(&q->live, page, start, host | L2_COPIED,
+        mapping_store(&q->live, page, start,
+                      host | L2_COPIED | (res->as_zero && !q->geo.word_bits ? L2_ZERO : 0),
                       q->geo.word_bits ? new_bitmap(q, res, start, host, &old) : 0);
     if (old.kind == CL_COMPRESSED || old.host != host)
         qcow2_let_go(q, &old);
@@ -293,10 +296,10 @@ int qcow2_link(struct node *node, const struct reservation *res, bool replaces_z
     struct qcow2 *q = qcow2_of(node);
     uint64_t start = align_down(res->guest_offset, cluster_size(q));
     uint64_t end = res->guest_offset + res->length;
-    int err = 0;
+    int err = res->as_zero && q->header.version < 3 ? -ENOTSUP : 0;
 
     LOCK_GUARD(mcache_meta(node->mc));
-    for (; start < end; start += cluster_size(q)) {
+    for (; !err && start < end; start += cluster_size(q)) {
         struct mc_page *page;
         err = mapping_lock_l2_page(&q->live, start, &page);
         if (err)
