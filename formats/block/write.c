@@ -379,6 +379,15 @@ int block_write(struct node *node, const void *buf, uint64_t off, uint64_t len,
     return err;
 }
 
+/* The range begins in a cluster that is shared with a snapshot: what else it holds moves with the
+ * range, and has to be copied. */
+static bool reaches_further(const struct node *node, const struct reservation *res,
+                            uint64_t off, uint64_t len)
+{
+    return res->guest_offset < off ||
+           res->guest_offset + res->length > off + align_up(len, node->subcluster_size);
+}
+
 /* Clusters for the beginning of a range of zeroes.  Where zero bytes in the file aren't the
  * guest's zeroes, the clusters go on being zero ones, with a place. */
 static int preallocate_run(struct node *node, uint64_t off, uint64_t len, uint64_t *done)
@@ -388,6 +397,11 @@ static int preallocate_run(struct node *node, uint64_t off, uint64_t len, uint64
     int err = node->driver->reserve(node, off, align_up(len, node->subcluster_size), &res);
     if (err)
         return err;
+    if (reaches_further(node, &res, off, len)) {
+        node->driver->release(node, &res);
+        *done = MIN(len, align_down(off, node->cluster_size) + node->cluster_size - off);
+        return engine_write_zeroes(node, off, *done, false);
+    }
     *done = MIN(len, res.guest_offset + res.length - off);
     /* A data file is as long as the disk, and as sparse as it was made. */
     if (!res.fresh && node->host_zeroes_show)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Growing the virtual size, with the L1 table when it must. */
+#include "base/zero_bytes.h"
 #include "qcow2_testing.h"
 
 static void grow(struct image *img, uint64_t size)
@@ -161,5 +162,36 @@ Test(qcow2_resize, step_by_step)
     cr_expect_gt(size_at, l1_at);
     cr_assert_eq(image_close(&img), 0);
     crash_log_free(img.log);
+    image_free(&img);
+}
+
+/* The disk ended within a cluster that a snapshot has, too: its beginning moves to the place
+ * that the rest of it gets. */
+Test(qcow2_resize, places_ahead_in_a_shared_cluster)
+{
+    struct image img;
+
+    if (!have_qemu())
+        return;
+    make(&img, &(struct image_spec){.options = "extended_l2=on,cluster_size=16384",
+                                    .size = 24 * KIB,
+                                    .snapshot = true});
+    cr_assert_not(bytes_are_zero(img.model.bytes + 16 * KIB, 8 * KIB));
+    image_open(&img);
+    grow(&img, 80 * KIB + 512);
+    cr_expect_eq(block_preallocate(img.node, 24 * KIB, img.node->size - 24 * KIB), 0);
+    cr_expect(as_model(&img));
+    for (uint64_t off = 16 * KIB; off < img.node->size; off += 512) {
+        struct extent ext;
+        gate_ticket ticket = gate_enter(&img.ctx.gate);
+        cr_assert_eq(img.node->driver->map(img.node, off, 1, &ext), 0);
+        gate_leave(&img.ctx.gate, ticket);
+        cr_expect(off < 24 * KIB || ext.file);
+    }
+    /* qemu-img shows a snapshot with the size that the disk has now. */
+    img.snapshot.bytes = realloc(img.snapshot.bytes, img.model.size);
+    memset(img.snapshot.bytes + img.snapshot.size, 0, img.model.size - img.snapshot.size);
+    img.snapshot.size = img.model.size;
+    close_and_verify(&img);
     image_free(&img);
 }
