@@ -423,21 +423,34 @@ static int ensure_place(struct mcmap *map, struct mc_page *page)
     return err;
 }
 
+/* As mcmap_get_for_store, of a page that has no place yet. */
+ASIDE static int get_with_place(struct mcmap *map, struct mc_page *page,
+                                struct mc_page **out)
+{
+    int err = 0;
+
+    while (!err && !atomic_load(&page->has_place)) {
+        err = ensure_place(map, page);
+        if (!err)
+            err = mcmap_get(map, page->index, &page);
+    }
+    if (out)
+        *out = page;
+    return err;
+}
+
 int mcmap_get_for_store(struct mcmap *map, uint64_t index, struct mc_page **out)
 {
-    for (;;) {
-        struct mc_page *page;
-        int err = mcmap_get(map, index, &page);
-        if (err)
-            return err;
-        if (out)
-            *out = page;
-        if (LIKELY(atomic_load_explicit(&page->has_place, memory_order_relaxed)))
-            return 0;
-        err = ensure_place(map, page);
-        if (err)
-            return err;
-    }
+    struct mc_page *page;
+
+    int err = mcmap_get(map, index, &page);
+    if (err)
+        return err;
+    if (out)
+        *out = page;
+    if (LIKELY(atomic_load_explicit(&page->has_place, memory_order_relaxed)))
+        return 0;
+    return get_with_place(map, page, out);
 }
 
 struct mc_page *mcmap_peek_for_store(struct mcmap *map, uint64_t index)

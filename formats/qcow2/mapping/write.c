@@ -243,8 +243,8 @@ void qcow2_let_go(struct qcow2 *q, const struct cluster *c)
 }
 
 /* What the second word of an extended entry becomes, when the cluster lies at `host`. */
-static uint64_t new_bitmap(const struct qcow2 *q, const struct reservation *res,
-                           uint64_t start, uint64_t host, const struct cluster *old)
+ASIDE static uint64_t new_bitmap(const struct qcow2 *q, const struct reservation *res,
+                                 uint64_t start, uint64_t host, const struct cluster *old)
 {
     uint32_t named = l2_subclusters_of(&q->geo, start, res->guest_offset,
                                        res->guest_offset + res->length);
@@ -263,18 +263,19 @@ static void link_cluster(struct qcow2 *q, const struct reservation *res, uint64_
 {
     uint64_t host = res->host_offset + start - res->guest_offset;
     uint32_t word = geometry_l2_word(&q->geo, start);
+    uint64_t entry = host | L2_COPIED, bitmap = 0;
     struct cluster old;
 
     /* Judged when its place was looked for, and nobody has changed it since. */
     (void)l2_any_decode(&q->geo, mc_load(page, word),
                         q->geo.word_bits ? mc_load(page, word + 1) : 0, &old);
     if (res->stored_bytes)
-        mapping_store(&q->live, page, start,
-                      l2_entry_compressed(&q->geo, host, res->stored_bytes), 0);
-    else
-        mapping_store(&q->live, page, start,
-                      host | L2_COPIED | (res->as_zero && !q->geo.word_bits ? L2_ZERO : 0),
-                      q->geo.word_bits ? new_bitmap(q, res, start, host, &old) : 0);
+        entry = l2_entry_compressed(&q->geo, host, res->stored_bytes);
+    else if (q->geo.word_bits)
+        bitmap = new_bitmap(q, res, start, host, &old);
+    else if (UNLIKELY(res->as_zero))
+        entry |= L2_ZERO;
+    mapping_store(&q->live, page, start, entry, bitmap);
     if (old.kind == CL_COMPRESSED || old.host != host)
         qcow2_let_go(q, &old);
 }
