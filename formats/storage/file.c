@@ -88,7 +88,7 @@ static int buffered_pwritev(struct storage *st, const struct iovec *iov, int cou
     struct iovec copy[STORAGE_MAX_IOV];
     struct iovec *rest = copy;
 
-    if (file->filling)
+    if (UNLIKELY(atomic_load_explicit(&file->filling, memory_order_relaxed)))
         file_prepare_to_fill(file, off, iov_length(iov, count));
     memcpy(copy, iov, (size_t)count * sizeof *iov);
     while (count > 0) {
