@@ -80,7 +80,7 @@ static int buffered_pread(struct storage *st, void *buf, uint64_t off, uint64_t 
     return 0;
 }
 
-static int buffered_pwritev(struct storage *st, const struct iovec *iov, int count,
+static inline int write_all(struct storage *st, const struct iovec *iov, int count,
                             uint64_t off, unsigned flags)
 {
     struct file_storage *file = file_of(st);
@@ -88,8 +88,6 @@ static int buffered_pwritev(struct storage *st, const struct iovec *iov, int cou
     struct iovec copy[STORAGE_MAX_IOV];
     struct iovec *rest = copy;
 
-    if (UNLIKELY(atomic_load_explicit(&file->filling, memory_order_relaxed)))
-        file_prepare_to_fill(file, off, iov_length(iov, count));
     memcpy(copy, iov, (size_t)count * sizeof *iov);
     while (count > 0) {
         int64_t n = file_pwritev_some(file, &rest, &count, off, fua);
@@ -100,6 +98,23 @@ static int buffered_pwritev(struct storage *st, const struct iovec *iov, int cou
     /* Once no_dsync is set it stays, so that no part of this write can have missed its
      * sync. */
     return fua && file->no_dsync ? file_flush_for_write(st) : 0;
+}
+
+static __attribute__((noinline)) int fill(struct storage *st, const struct iovec *iov,
+                                          int count, uint64_t off, unsigned flags)
+{
+    file_prepare_to_fill(file_of(st), off, iov_length(iov, count));
+    return write_all(st, iov, count, off, flags);
+}
+
+/* Two paths, so that a plain write pays nothing for the other but a look. */
+static int buffered_pwritev(struct storage *st, const struct iovec *iov, int count,
+                            uint64_t off, unsigned flags)
+{
+    bool filling = atomic_load_explicit(&file_of(st)->filling, memory_order_relaxed);
+
+    return UNLIKELY(filling) ? fill(st, iov, count, off, flags)
+                             : write_all(st, iov, count, off, flags);
 }
 
 static int buffered_copy(struct storage *st, uint64_t off, struct storage *from,
