@@ -179,7 +179,7 @@ void export_table_append(struct export_table *table, struct served_export *exp,
                          enum export_life life)
 {
     exp->table = table;
-    exp->life = life;
+    exp->life = (int)life;
     exp->users = 1;
     list_append(&table->exports, &exp->link);
     list_append(name_index_list(&table->names, exp->name), &exp->same_name);

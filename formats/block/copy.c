@@ -47,7 +47,7 @@ int block_copy(struct node *node, uint64_t off, struct storage *from, uint64_t f
 bool block_expect(struct node *node, uint64_t off, uint64_t len)
 {
     struct engine_change change = {.seen.list = NULL};
-    struct extent ext;
+    struct extent ext = {0};
     bool ready = false;
 
     if (engine_admit_change(node, off, len) || len == 0)
