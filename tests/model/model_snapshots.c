@@ -272,8 +272,10 @@ static void grow(struct model *m, struct trial *t, struct image *img, struct rng
         trial_fail(t, "%s", diag.text);
     img->model.bytes = realloc(img->model.bytes, size);
     memset(img->model.bytes + img->model.size, 0, size - img->model.size);
-    img->model.size = size;
     resize_bitmaps(m, size);
+    note_change(m, img->model.size,
+                size - img->model.size); /* it may have been there before */
+    img->model.size = size;
 }
 
 static void act_on_snapshots(struct model *m, struct trial *t, struct image *img,
