@@ -174,6 +174,7 @@ void mc_group_end(struct mcache *mc, struct mc_group *group, bool done)
 {
     {
         LOCK_GUARD(&mc->meta);
+        atomic_fetch_add(&mc->ended, 1);
         for (size_t i = 0; i < group->n_writes; i++) {
             struct mc_page *page = group->writes[i].page;
             page->frozen = false;

@@ -256,7 +256,10 @@ static int fault_pread(struct storage *st, void *buf, uint64_t off, uint64_t len
     enter(f->plan, FAULT_READ, &hit);
     if (fails_at_once(&hit))
         return -hit.err;
-    return result(&hit, storage_read(f->below, buf, off, len));
+    int err = storage_read(f->below, buf, off, len);
+    if (f->plan->behind_read)
+        f->plan->behind_read(f->plan->behind_read_opaque);
+    return result(&hit, err);
 }
 
 /* Passes on the first half of the sectors. */

@@ -64,6 +64,10 @@ struct fault_plan {
     uint64_t gather_min_bytes;
     unsigned in_flight, most_in_flight;
     pthread_cond_t arrived;
+    /* What somebody else does behind each read, before its caller goes on; set while there are
+     * none.  NULL: nothing. */
+    void (*behind_read)(void *opaque);
+    void *behind_read_opaque;
 };
 
 void fault_plan_init(struct fault_plan *plan);

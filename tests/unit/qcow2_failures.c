@@ -14,6 +14,44 @@ static void done(void)
     fault_plan_destroy(&plan);
 }
 
+static void flush_behind_read(void *opaque)
+{
+    static _Thread_local bool flushes;
+
+    if (flushes)
+        return;
+    flushes = true; /* it may read, too */
+    cr_expect_eq(block_flush(opaque), 0);
+    flushes = false;
+}
+
+/* A client's flush comes behind each read of a snapshot's making: the tables and counts that it was
+ * about to look for in memory are in the file by then, and were not when that was read. */
+Test(failures, flushes_while_a_snapshot_is_made)
+{
+    static const char *const options[] = {"cluster_size=4096",
+                                          "cluster_size=16k,extended_l2=on"};
+
+    for (size_t o = 0; o < ARRAY_LEN(options); o++) {
+        const struct snapshot_request request = {.kind = SNAPSHOT_CREATE, .name = "s"};
+        struct diag diag = {0};
+        make(&img, &(struct image_spec){.options = options[o], .size = 64 * MIB});
+        fault_plan_init(&plan);
+        img.plan = &plan;
+        image_open(&img);
+        for (uint64_t off = 0; off < 64 * MIB; off += 3 * MIB)
+            write_fill(&img, off, 40 * KIB, (int)(off / MIB) + 1);
+        plan.behind_read_opaque = img.node;
+        plan.behind_read = flush_behind_read;
+        cr_expect_eq(node_change_snapshot(img.node, &request, NULL, &diag), 0, "%s",
+                     diag.text);
+        plan.behind_read = NULL;
+        cr_expect(as_model(&img), "%s", options[o]);
+        close_and_verify(&img);
+        done();
+    }
+}
+
 /* Each write of the activation fails once; then it succeeds, and all of it was done. */
 Test(failures, a_failed_activation_is_repeated_whole)
 {

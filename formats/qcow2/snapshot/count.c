@@ -56,12 +56,30 @@ static int refuse_entry(struct shift *s, const char *what, uint64_t index, uint6
                     s->q->node->filename, what, index, entry, why);
 }
 
-static bool overlay_table(struct qcow2 *q, uint32_t l1_index, uint8_t *table)
+/* False: what was read has to be read again. */
+static bool overlay_table(struct qcow2 *q, uint32_t l1_index, uint64_t ended,
+                          uint8_t *table, bool *any)
 {
     uint32_t bits = q->geo.l2_bits - q->geo.page_bits;
     LOCK_GUARD(mcache_meta(q->node->mc));
 
-    return mcmap_overlay(q->live.l2_map, (uint64_t)l1_index << bits, 1ull << bits, table);
+    *any = mcmap_overlay(q->live.l2_map, (uint64_t)l1_index << bits, 1ull << bits, table);
+    return mcache_ended(q->node->mc) == ended;
+}
+
+/* Clients' flushes go on meanwhile, though nobody changes anything. */
+static int read_table(struct qcow2 *q, uint32_t l1_index, uint64_t offset, bool live,
+                      uint8_t *table, bool *any)
+{
+    uint64_t ended;
+    int err;
+
+    *any = false;
+    do {
+        ended = mcache_ended(q->node->mc);
+        err = storage_read(q->node->file, table, offset, cluster_size(q));
+    } while (!err && live && !overlay_table(q, l1_index, ended, table, any));
+    return err;
 }
 
 int shift_read_table(struct shift *s, uint32_t l1_index, uint64_t entry, bool live,
@@ -75,11 +93,11 @@ int shift_read_table(struct shift *s, uint32_t l1_index, uint64_t entry, bool li
         faults = FAULT_PAST_END;
     if (faults)
         return refuse_entry(s, "L1 entry", l1_index, entry, entry_fault_text(faults));
-    int err = storage_read(q->node->file, table, offset, cluster_size(q));
+    bool any;
+    int err = read_table(q, l1_index, offset, live, table, &any);
     if (err)
         return diag_errno(s->diag, -err, "%s: reading the L2 table at %" PRIu64,
                           q->node->filename, offset);
-    bool any = live && overlay_table(q, l1_index, table);
     if (unwritten)
         *unwritten = any;
     return 0;
