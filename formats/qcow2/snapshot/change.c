@@ -311,8 +311,12 @@ int qcow2_finish_snapshot(struct snapshot_change *change, bool committed, struct
 
     if (committed) {
         err = mcache_commit(q->node->mc, MC_COMMIT);
-        /* Of a cache that refuses commits nobody settles it any more. */
-        if (atomic_exchange(&q->unsettled, NULL))
+        /* Of a cache that refuses commits nobody settles it any more.  But one that began before may
+         * be about to, whose end is waited for. */
+        mcache_hold(q->node->mc);
+        bool never = atomic_exchange(&q->unsettled, NULL);
+        mcache_release(q->node->mc);
+        if (never)
             state->result = err;
         err = state->result ? state->result : err;
     } else {
