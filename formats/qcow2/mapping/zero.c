@@ -133,6 +133,9 @@ static int change_entries(struct qcow2 *q, uint64_t *at, uint64_t end, enum zero
             mapping_store(&q->live, page, start, change.entry, change.bitmap);
             if (change.let_go)
                 qcow2_let_go(q, &c);
+            /* It can get that place back: the place stays its own, or is always the same. */
+            if (c.kind == CL_DATA && (!change.let_go || q->geo.external))
+                node_took_place(q->node);
         }
         *at = next;
     }
