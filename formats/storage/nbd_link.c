@@ -244,6 +244,7 @@ static int on_completed(void *opaque, int *error)
     struct nbd_request *req = opaque;
 
     if (req->on->drop_err) {
+        req->lost = true;
         move_to_finished(req->on, req, req->on->drop_err);
         return 1;
     }
