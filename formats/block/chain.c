@@ -240,18 +240,37 @@ static int resolve_chosen(const struct node *top, const char *name, struct refer
     return reference_resolve_given("backing=", name, out, diag);
 }
 
+/* The format of what lies below the node.  A name that demands a protocol's bytes as they are is
+ * never looked into for a format, which its bytes could pretend: an image's says so only where
+ * the image records none. */
+static const char *format_below(const struct node *node, const struct reference *ref)
+{
+    const char *recorded = node->backing_format;
+
+    if (ref->format)
+        return ref->format;
+    return ref->plain && (ref->given || is_auto(recorded)) ? "raw" : recorded;
+}
+
+static bool are_same_format(const char *a, const char *b)
+{
+    const struct driver *driver = driver_find_recorded(a);
+
+    return strcmp(a, b) == 0 || (driver && driver == driver_find_recorded(b));
+}
+
 /* The format of what the node names: recorded, or said by the name, or both. */
 static int choose_format(const struct node *node, const struct reference *ref,
                          const char **format, struct diag *diag)
 {
     const char *recorded = node->backing_format;
 
-    if (ref->format && !is_auto(recorded) && strcmp(recorded, ref->format) != 0)
+    if (ref->format && !is_auto(recorded) && !are_same_format(recorded, ref->format))
         return diag_set(diag, EINVAL,
                         "%s: records the backing format '%s', but the name says '%s'; "
                         "backing-format= can decide",
                         node->filename, recorded, ref->format);
-    *format = ref->format ? ref->format : recorded;
+    *format = format_below(node, ref);
     return 0;
 }
 
@@ -322,7 +341,7 @@ static int next_name(const struct node *node, bool is_top,
         return 0;
     if (below && below->path) {
         *out = names->said = below;
-        *format = below->format;
+        *format = format_below(node, below);
         return 0;
     }
     reference_free(&names->found);

@@ -15,6 +15,10 @@ static int resolve_data_file(const struct node *node, const char *named, bool is
 {
     if (is_top && options->data_file) {
         int err = reference_resolve_given("data-file=", options->data_file, ref, diag);
+        if (!err && ref->format && strcmp(ref->format, "raw") != 0)
+            return diag_set(diag, EINVAL,
+                            "data-file=%s: driver '%s': a data file has no format",
+                            options->data_file, ref->format);
         return err || !ref->below
                    ? err
                    : diag_set(diag, EINVAL,

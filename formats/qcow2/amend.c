@@ -239,14 +239,14 @@ static int refuse_zeroes_of(struct node *node, const char *name, struct diag *di
 
 /* Other programs take the size of version 2's snapshots to be the disk's. */
 static int refuse_size_of(const struct node *node, const struct snapshot_info *s,
-                          struct diag *diag)
+                          uint64_t disk_size, struct diag *diag)
 {
-    if (s->disk_size != node->size)
+    if (s->disk_size != disk_size)
         return diag_set(
             diag, EINVAL,
             "%s: Internal snapshots prevent downgrade of image: '%s' has %" PRIu64
             " bytes, the disk %" PRIu64,
-            node->filename, s->name, s->disk_size, node->size);
+            node->filename, s->name, s->disk_size, disk_size);
     if (s->vm_state_bytes > UINT32_MAX)
         return diag_set(
             diag, EINVAL,
@@ -256,7 +256,8 @@ static int refuse_size_of(const struct node *node, const struct snapshot_info *s
     return 0;
 }
 
-static int check_snapshots(struct node *node, struct diag *diag)
+/* disk_size: which it will have. */
+static int check_snapshots(struct node *node, uint64_t disk_size, struct diag *diag)
 {
     CLEANUP_SNAPSHOT_LIST struct snapshot_list list = {0};
     int err = node_snapshots(node, &list);
@@ -264,7 +265,7 @@ static int check_snapshots(struct node *node, struct diag *diag)
     if (err)
         return diag_errno(diag, -err, "%s", node->filename);
     for (size_t i = 0; !err && i < list.n; i++)
-        err = refuse_size_of(node, &list.list[i], diag);
+        err = refuse_size_of(node, &list.list[i], disk_size, diag);
     for (size_t i = 0; !err && i < list.n; i++) {
         const char *name = snapshot_export_name(&list, i);
         err = name ? refuse_zeroes_of(node, name, diag)
@@ -297,7 +298,7 @@ int qcow2_amend_disk(struct node *node, const struct amend_request *req, struct 
     if (!err && size && qcow2_of(node)->n_snapshots > 0 && h->version < 3 && a.version >= 3)
         return 1; /* under snapshots only a disk of version 3 changes its size */
     if (downgrade)
-        err = check_snapshots(node, diag);
+        err = check_snapshots(node, size ? strtoull(size, NULL, 10) : node->size, diag);
     if (!err && a.version >= 3)
         err = complete_snapshots(node, diag);
     if (!err && size)

@@ -188,8 +188,8 @@ static bool id_is_good(const char *id)
 /* Of one whose making a crash cut off there may be less, or zeroes for it. */
 static bool id_was_never_made(const char *text, size_t n)
 {
-    for (size_t i = 0; i < n && n == 16; i++)
-        if (text[i])
+    for (size_t i = 0; i < n; i++)
+        if (text[i] && !strchr("0123456789abcdef", text[i]))
             return false;
     return true;
 }

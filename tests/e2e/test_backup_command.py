@@ -303,7 +303,7 @@ class Hostile(CommandCase):
             self.refused("is no id of a folder of backups")
             os.unlink(name)
             self.assertEqual(victim.read_bytes(), content)
-            if len(content) >= 16:
+            if content:
                 pathlib.Path(name).write_bytes(content)
                 self.refused("is no id of a folder of backups")
                 self.assertEqual(pathlib.Path(name).read_bytes(), content)

@@ -130,6 +130,14 @@ class BackingOptions(SideBySide):
         self.rows([(f"compare --image-opts {self.OTHER} {self.DEEP}", ""),
                    (f"measure -O qcow2 --image-opts {self.OTHER}", "")])
 
+    def test_a_base_that_looks_like_another_format(self):
+        """The format that is recorded holds for the file that is named instead."""
+        made = "qemu-img create -q -f qcow2 -b a.raw -F raw evil.raw 1M"
+        self.rows([(f"convert -O raw --image-opts driver=qcow2,file.filename=over.qcow2,{below} out", "out:raw", made) for below in (
+            "backing.file.filename=evil.raw", "backing.driver=raw,backing.file.filename=evil.raw")])
+        self.rows([(f"convert -O raw {self.NAME % below} out", "out:raw", made) for below in (
+            "{'file.filename':'evil.raw'}", "{'driver':'raw','file.filename':'evil.raw'}")])
+
     def test_nothing_further_below(self):
         """Said of a layer below, whether that is named beside it or as the image names it."""
         self.rows([(f"convert -O raw {name} out", "out:raw", self.GONE) for name in (
