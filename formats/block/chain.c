@@ -240,16 +240,16 @@ static int resolve_chosen(const struct node *top, const char *name, struct refer
     return reference_resolve_given("backing=", name, out, diag);
 }
 
-/* The format of what lies below the node.  A name that demands a protocol's bytes as they are is
- * never looked into for a format, which its bytes could pretend: an image's says so only where
- * the image records none. */
+/* The format of what lies below the node.  What a user names by a protocol's driver alone is
+ * never looked into for a format, which its bytes could pretend; an image that does the same
+ * may mean the format that it records, or can't (QED). */
 static const char *format_below(const struct node *node, const struct reference *ref)
 {
     const char *recorded = node->backing_format;
 
     if (ref->format)
         return ref->format;
-    return ref->plain && (ref->given || is_auto(recorded)) ? "raw" : recorded;
+    return ref->plain && ref->given ? "raw" : recorded;
 }
 
 static bool are_same_format(const char *a, const char *b)
