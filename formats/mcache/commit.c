@@ -113,11 +113,6 @@ void mcache_set_forgiving(struct mcache *mc, bool on)
     atomic_store(&mc->forgiving, on);
 }
 
-uint64_t mcache_ended(const struct mcache *mc)
-{
-    return atomic_load(&mc->ended);
-}
-
 uint64_t mcache_failures(struct mcache *mc)
 {
     return atomic_load(&mc->failures);

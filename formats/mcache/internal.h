@@ -86,7 +86,7 @@ struct mcache {
     _Atomic size_t n_links; /* LINK pages, dirty or frozen */
     _Atomic uint64_t written;
     _Atomic uint64_t durable;
-    _Atomic uint64_t ended; /* mcache_ended; changed under META */
+    _Atomic uint64_t ended; /* groups, written or not; changed under META */
     _Atomic bool poisoned, forgiving;
     _Atomic uint64_t failures;
     _Atomic uint64_t loads, commits, shared_commits; /* mcache_counters */

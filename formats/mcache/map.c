@@ -467,18 +467,50 @@ struct mc_page *mcmap_peek(struct mcmap *map, uint64_t index)
     return find_page(map, index);
 }
 
-bool mcmap_overlay(struct mcmap *map, uint64_t first, uint64_t n_pages, void *bytes)
+static bool is_unwritten(const struct mc_page *page)
+{
+    return page && (page->dirty != MC_CLEAN || page->frozen);
+}
+
+bool mcmap_has_unwritten(struct mcmap *map, uint64_t first, uint64_t n_pages)
+{
+    lock_assert_held(&map->mc->meta);
+    for (uint64_t i = first; i < first + n_pages; i++)
+        if (is_unwritten(find_page(map, i)))
+            return true;
+    return false;
+}
+
+/* META: what isn't in the file yet goes where it belongs in what was read of that. */
+static bool overlay(struct mcmap *map, uint64_t first, uint64_t n_pages, char *bytes)
 {
     bool any = false;
 
-    lock_assert_held(&map->mc->meta);
     for (uint64_t i = 0; i < n_pages; i++) {
         const struct mc_page *page = find_page(map, first + i);
-        if (!page || (page->dirty == MC_CLEAN && !page->frozen))
+        if (!is_unwritten(page))
             continue;
         any = true;
-        if (bytes)
-            mc_page_copy(page, (char *)bytes + i * map->page_bytes);
+        mc_page_copy(page, bytes + i * map->page_bytes);
     }
     return any;
+}
+
+/* A group that ends between the two has written what isn't overlaid any more, maybe after that
+ * was read: then it is read again. */
+int mcmap_read_as_is(struct mcmap *map, uint64_t first, uint64_t n_pages, uint64_t offset,
+                     void *bytes, bool *unwritten)
+{
+    struct mcache *mc = map->mc;
+
+    for (;;) {
+        uint64_t ended = atomic_load(&mc->ended);
+        int err = storage_read(mc->st, bytes, offset, n_pages * map->page_bytes);
+        if (err)
+            return err;
+        LOCK_GUARD(&mc->meta);
+        *unwritten = overlay(map, first, n_pages, bytes);
+        if (atomic_load(&mc->ended) == ended)
+            return 0;
+    }
 }

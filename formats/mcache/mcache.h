@@ -248,14 +248,14 @@ struct mcmap *mcmap_new_resident(struct mcache *mc, _Atomic uint64_t *words,
  * resident map that another has replaced there. */
 void mcmap_free(struct mcmap *map);
 
-/* How many groups have ended, written or not.  Who reads the file and then overlays what isn't
- * there yet asks before the one and, under META, at the other: when a group ended in between,
- * what was read may be older than it, and what it wrote isn't overlaid any more. */
-uint64_t mcache_ended(const struct mcache *mc);
+/* META: is anything of n_pages pages from `first` on not in the file yet? */
+bool mcmap_has_unwritten(struct mcmap *map, uint64_t first, uint64_t n_pages);
 
-/* META: puts what of n_pages pages from `first` on isn't in the file yet where it belongs in
- * `bytes`, which has what the file has (mcache_ended); NULL: nowhere.  Is there any? */
-bool mcmap_overlay(struct mcmap *map, uint64_t first, uint64_t n_pages, void *bytes);
+/* n_pages pages from `first` on, which lie at `offset` in the file, as they are now, whether they
+ * are in memory or not; commits may go on meanwhile, but nobody stores.  *unwritten: was anything
+ * of them not in the file yet?  0 or -errno. */
+int mcmap_read_as_is(struct mcmap *map, uint64_t first, uint64_t n_pages, uint64_t offset,
+                     void *bytes, bool *unwritten) MUST_USE;
 
 /* Waits for the commit that is under way, and keeps others from beginning until the release,
  * by the same thread.  Locks as for mcache_commit. */

@@ -24,11 +24,6 @@ class Commands(Folder):
     def ids(self, client):
         return sorted(export["id"] for export in client.cmd("query-block-exports"))
 
-    def refused(self, client, text, command, **arguments):
-        with self.assertRaises(QmpError) as failed:
-            client.cmd(command, **arguments)
-        self.assertIn(text, str(failed.exception))
-
     def test_added_and_removed(self):
         """E-08"""
         server, client = self.start()
@@ -46,8 +41,8 @@ class Commands(Folder):
         self.assertEqual(handle.pread(1, 0)[0], 2)
         handle.pwrite(b"x" * SECTOR, MIB)
         self.assertFalse(is_free(path))
-        self.refused(client, "export 'e2' still in use", "block-export-del", id="e2")
-        self.refused(client, "Node second is in use", "blockdev-del", **{"node-name": "second"})
+        self.refused_command(client, "export 'e2' still in use", "block-export-del", id="e2")
+        self.refused_command(client, "Node second is in use", "blockdev-del", **{"node-name": "second"})
         handle.shutdown()
         self.remove_when_free(client, "e2")
         self.assertEqual(client.event("BLOCK_EXPORT_DELETED")["data"], {"id": "e2"})
@@ -95,7 +90,7 @@ class Commands(Folder):
         client.cmd("drive-mirror", **{"job-id": "j", "device": "second", "target": self.path("copy"), "sync": "full",
                                       "format": "raw", "mode": "absolute-paths"})
         client.event("BLOCK_JOB_READY", device="j")
-        self.refused(client, "a job uses it", "block-export-del", id="e2", mode="hard")
+        self.refused_command(client, "a job uses it", "block-export-del", id="e2", mode="hard")
         client.cmd("block-job-cancel", device="j")
         client.event("BLOCK_JOB_COMPLETED", device="j")
         with open(self.path("copy"), "rb") as copy:
@@ -114,11 +109,11 @@ class Commands(Folder):
                              ({"name": "first"}, "there is one of that name already"), ({"name": "n" * 4097}, "too long"),
                              ({"type": "fuse"}, "expected: nbd")):
             with self.subTest(change=change):
-                self.refused(client, text, "block-export-add", **{**export, **change})
-        self.refused(client, "Export 'e2' is not found", "block-export-del", id="e2")
+                self.refused_command(client, text, "block-export-add", **{**export, **change})
+        self.refused_command(client, "Export 'e2' is not found", "block-export-del", id="e2")
         self.assertEqual(self.ids(client), ["first"])
         client.cmd("block-export-add", **export)
-        self.refused(client, "in use", "block-export-add", **{**export, "id": "e3", "name": "other"})
+        self.refused_command(client, "in use", "block-export-add", **{**export, "id": "e3", "name": "other"})
         server.stop()
 
     def test_images_of_a_folder(self):

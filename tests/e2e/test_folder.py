@@ -54,6 +54,11 @@ class Folder(Case):
         self.folder = self.path("images")
         os.mkdir(self.folder)
 
+    def refused_command(self, client, text, command, **arguments):
+        with self.assertRaises(QmpError) as failed:
+            client.cmd(command, **arguments)
+        self.assertIn(text, str(failed.exception))
+
     def image(self, name, fmt="qcow2", byte=None, **kwargs):
         path = os.path.join(self.folder, name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -257,11 +262,6 @@ class Commanded(Folder):
         client = Qmp(self.path("control"))
         self.addCleanup(client.close)
         return server, client
-
-    def refused_command(self, client, text, command, **arguments):
-        with self.assertRaises(QmpError) as failed:
-            client.cmd(command, **arguments)
-        self.assertIn(text, str(failed.exception))
 
     def test_another_file_is_served(self):
         """E-08: the next client would get the file of the name, and write into what lies below"""

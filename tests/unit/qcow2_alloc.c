@@ -345,16 +345,21 @@ Test(qcow2_alloc, metadata_that_no_block_covers_on_a_device)
     image_free(&img);
 }
 
+static void open_with_plan(struct image *img, struct fault_plan *plan)
+{
+    make(img, &(struct image_spec){.options = "cluster_size=4096", .size = 4 * MIB});
+    fault_plan_init(plan);
+    img->plan = plan;
+    image_open(img);
+}
+
 /* A scattered trim can take seconds of punching: nobody waits for that. */
 Test(qcow2_alloc, holes_are_punched_in_slices_and_after_the_flush)
 {
     struct fault_plan plan;
     struct image img;
 
-    make(&img, &(struct image_spec){.options = "cluster_size=4096", .size = 4 * MIB});
-    fault_plan_init(&plan);
-    img.plan = &plan;
-    image_open(&img);
+    open_with_plan(&img, &plan);
     write_fill(&img, 0, 800 * CL, 1);
     flush(&img);
     for (unsigned i = 0; i < 800; i += 2)
@@ -392,10 +397,7 @@ Test(qcow2_alloc, holes_are_punched_after_an_end_that_failed)
     struct fault_plan plan;
     struct image img;
 
-    make(&img, &(struct image_spec){.options = "cluster_size=4096", .size = 4 * MIB});
-    fault_plan_init(&plan);
-    img.plan = &plan;
-    image_open(&img);
+    open_with_plan(&img, &plan);
     write_fill(&img, 0, 8 * CL, 1);
     uint64_t host = host_of(&img, 0);
     fault_plan_fail(&plan, FAULT_TRUNCATE, 1, EIO, FAULT_ONCE);
@@ -456,10 +458,7 @@ Test(qcow2_alloc, a_punch_doesnt_come_after_its_cluster_was_reused, .timeout = 6
     struct image img;
     pthread_t puncher;
 
-    make(&img, &(struct image_spec){.options = "cluster_size=4096", .size = 4 * MIB});
-    fault_plan_init(&plan);
-    img.plan = &plan;
-    image_open(&img);
+    open_with_plan(&img, &plan);
     write_fill(&img, 0, 400 * CL, 1);
     flush(&img);
     for (unsigned round = 0; round < 2; round++) {

@@ -271,11 +271,20 @@ uint64_t refcount_max(uint32_t order)
     return order == MAX_REFCOUNT_ORDER ? UINT64_MAX : (1ull << (1u << order)) - 1;
 }
 
-bool refcount_overlay(struct refcounts *refs, uint64_t block, uint8_t *bytes)
+bool refcount_block_is_unwritten(struct refcounts *refs, uint64_t block)
 {
     uint32_t bits = refs->block_bits - refs->page_bits;
 
-    return mcmap_overlay(refs->block_map, block << bits, 1ull << bits, bytes);
+    return mcmap_has_unwritten(refs->block_map, block << bits, 1ull << bits);
+}
+
+int refcount_read_block(struct refcounts *refs, uint64_t block, uint8_t *bytes)
+{
+    uint32_t bits = refs->block_bits - refs->page_bits;
+    bool ignored;
+
+    return mcmap_read_as_is(refs->block_map, block << bits, 1ull << bits,
+                            refcount_block_offset(refs, block), bytes, &ignored);
 }
 
 uint64_t refcount_get(struct refcounts *refs, uint64_t cluster)

@@ -77,8 +77,10 @@ void refcount_pack(uint32_t order, uint8_t *block, uint64_t index, uint64_t valu
 uint64_t refcount_unpack(uint32_t order, const uint8_t *block, uint64_t index);
 uint64_t refcount_max(uint32_t order);
 
-/* META: as mcmap_overlay, of a whole block. */
-bool refcount_overlay(struct refcounts *refs, uint64_t block, uint8_t *bytes);
+/* META: is anything of the block not in the file yet? */
+bool refcount_block_is_unwritten(struct refcounts *refs, uint64_t block);
+/* Of a block that is there: as mcmap_read_as_is. */
+int refcount_read_block(struct refcounts *refs, uint64_t block, uint8_t *bytes) MUST_USE;
 
 /* How many clusters from `cluster` on share its page. */
 uint64_t refcount_run_in_page(const struct refcounts *refs, uint64_t cluster);

@@ -56,30 +56,16 @@ static int refuse_entry(struct shift *s, const char *what, uint64_t index, uint6
                     s->q->node->filename, what, index, entry, why);
 }
 
-/* False: what was read has to be read again. */
-static bool overlay_table(struct qcow2 *q, uint32_t l1_index, uint64_t ended,
-                          uint8_t *table, bool *any)
+/* live: the disk's, of which some may be in memory only; clients' flushes go on meanwhile. */
+static int read_table(struct qcow2 *q, uint32_t l1_index, uint64_t offset, bool live,
+                      uint8_t *table, bool *unwritten)
 {
     uint32_t bits = q->geo.l2_bits - q->geo.page_bits;
-    LOCK_GUARD(mcache_meta(q->node->mc));
 
-    *any = mcmap_overlay(q->live.l2_map, (uint64_t)l1_index << bits, 1ull << bits, table);
-    return mcache_ended(q->node->mc) == ended;
-}
-
-/* Clients' flushes go on meanwhile, though nobody changes anything. */
-static int read_table(struct qcow2 *q, uint32_t l1_index, uint64_t offset, bool live,
-                      uint8_t *table, bool *any)
-{
-    uint64_t ended;
-    int err;
-
-    *any = false;
-    do {
-        ended = mcache_ended(q->node->mc);
-        err = storage_read(q->node->file, table, offset, cluster_size(q));
-    } while (!err && live && !overlay_table(q, l1_index, ended, table, any));
-    return err;
+    *unwritten = false;
+    return live ? mcmap_read_as_is(q->live.l2_map, (uint64_t)l1_index << bits, 1ull << bits,
+                                   offset, table, unwritten)
+                : storage_read(q->node->file, table, offset, cluster_size(q));
 }
 
 int shift_read_table(struct shift *s, uint32_t l1_index, uint64_t entry, bool live,

@@ -64,15 +64,6 @@ static int walk_block(struct shift *s, uint64_t b, uint8_t *raw, struct run_list
     return 0;
 }
 
-/* False: what was read has to be read again. */
-static bool overlay_block(struct qcow2 *q, uint64_t b, uint64_t ended, uint8_t *raw)
-{
-    LOCK_GUARD(mcache_meta(q->node->mc));
-
-    (void)refcount_overlay(&q->alloc.refs, b, raw);
-    return mcache_ended(q->node->mc) == ended;
-}
-
 static int read_block(struct shift *s, uint64_t b, uint8_t *raw)
 {
     struct qcow2 *q = s->q;
@@ -84,12 +75,7 @@ static int read_block(struct shift *s, uint64_t b, uint8_t *raw)
                         ": no refcount block, though it counts clusters in use: the image "
                         "must be checked (qimg check)",
                         q->node->filename, b);
-    uint64_t ended;
-    int err;
-    do {
-        ended = mcache_ended(q->node->mc);
-        err = storage_read(q->node->file, raw, offset, cluster_size(q));
-    } while (!err && !overlay_block(q, b, ended, raw));
+    int err = refcount_read_block(&q->alloc.refs, b, raw);
     return err ? diag_errno(s->diag, -err, "%s: reading the refcount block at %" PRIu64,
                             q->node->filename, offset)
                : 0;

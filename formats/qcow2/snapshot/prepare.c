@@ -156,7 +156,7 @@ static bool is_l1_unwritten(struct qcow2 *q)
     uint32_t per_page = mcmap_words_per_page(q->live.l1_map);
     LOCK_GUARD(mcache_meta(q->node->mc));
 
-    return mcmap_overlay(q->live.l1_map, 0, div_round_up(q->live.l1_size, per_page), NULL);
+    return mcmap_has_unwritten(q->live.l1_map, 0, div_round_up(q->live.l1_size, per_page));
 }
 
 /* The disk's tables are written, where they change. */
@@ -249,7 +249,7 @@ static void include_unwritten(struct snapshot_change_state *state,
     LOCK_GUARD(mcache_meta(state->q->node->mc));
 
     for (uint64_t b = 0; b < present->n_entries; b++)
-        if (atomic_load(&present->words[b]) && refcount_overlay(refs, b, NULL))
+        if (atomic_load(&present->words[b]) && refcount_block_is_unwritten(refs, b))
             bit_set(state->shift.blocks, b);
 }
 
