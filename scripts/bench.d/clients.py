@@ -23,7 +23,8 @@ WARM_UP = 0.5       # seconds before a timed run counts
 STARTS = 11         # in one measurement of starts
 MIRROR_TIMEOUT = 120
 REPLY_TIMEOUT = 60
-SNAPSHOT_INTERVAL = 0.5
+PAUSE = 0.5         # seconds between what is done beside the clients
+STEADY = 5000       # requests per second
 
 
 @dataclasses.dataclass
@@ -288,7 +289,7 @@ def read_beside_mirror(measurement):
             done = _fio(measurement, running, "randread", "4k", 1)
             qmp.command("block-job-cancel", {"device": job, "force": True})
             qmp.wait_for("BLOCK_JOB_CANCELLED", job)
-    return done["clat_ns"]["percentile"]["99.900000"] / 1e6
+    return _worst(done)
 
 
 def mirror_to_rbd(measurement):
@@ -334,36 +335,86 @@ def write_beside_backup(measurement):
                     qmp.wait_for("BLOCK_JOB_CANCELLED", "backup")
 
 
-def write_latency_beside_snapshots(measurement):
-    """The 99.9th percentile of the latency of random overwrites, in milliseconds, while an image is
-    put on top of the disk every half a second."""
-    overlays, over, failures = [], threading.Event(), []
+@contextlib.contextmanager
+def _meanwhile(step, pause=0.0):
+    """Calls step(number) again and again, with so many seconds between, until the block ends.  What goes wrong
+    in it is raised then."""
+    over, failures = threading.Event(), []
 
-    def take_snapshots(qmp):
+    def work():
         try:
-            while not over.wait(SNAPSHOT_INTERVAL):
-                overlays.append(f"{measurement.image.path}.{len(overlays)}")
-                qmp.command("blockdev-snapshot-sync", {"device": "drive0", "snapshot-file": overlays[-1]})
+            for number in itertools.count():
+                if over.wait(pause):
+                    return
+                step(number)
         except (Failed, QmpError) as error:
             failures.append(error)
 
+    thread = threading.Thread(target=work)
+    thread.start()
     try:
-        with measurement.serving(control=True) as running:
-            with Qmp(running.place.control, MIRROR_TIMEOUT) as qmp:
-                thread = threading.Thread(target=take_snapshots, args=(qmp,))
-                thread.start()
-                try:
-                    done = _fio(measurement, running, "randwrite", "4k", 4)
-                finally:
-                    over.set()
-                    thread.join()
+        yield
+    finally:
+        over.set()
+        thread.join()
+    if failures:
+        raise Failed("failed", str(failures[0]))
+
+
+def _worst_write(measurement, running):
+    """Of random overwrites that come as fast to every server: who is slower would have fewer to delay."""
+    return _worst(_fio(measurement, running, "randwrite", "4k", 4, rate_iops=STEADY))
+
+
+def _worst(done):
+    """The 99.9th percentile of the latency, in milliseconds."""
+    return done["clat_ns"]["percentile"]["99.900000"] / 1e6
+
+
+def write_latency_beside_overlays(measurement):
+    """The 99.9th percentile of the latency of random overwrites, in milliseconds, while an image is
+    put on top of the disk every half a second."""
+    overlays = []
+    try:
+        with measurement.serving(control=True) as running, \
+                Qmp(running.place.control, MIRROR_TIMEOUT) as qmp:
+            def put_on_top(number):
+                overlays.append(f"{measurement.image.path}.{number}")
+                measurement.server.overlay(qmp, overlays[-1], number)
+
+            with _meanwhile(put_on_top, PAUSE):
+                return _worst_write(measurement, running)
     finally:
         for path in overlays:
             if os.path.exists(path):
                 os.unlink(path)
-    if failures:
-        raise Failed("failed", str(failures[0]))
-    return done["clat_ns"]["percentile"]["99.900000"] / 1e6
+
+
+def write_latency_beside_snapshots(measurement):
+    """The same while an internal snapshot is made every half a second, and the one before is deleted."""
+    with measurement.serving(control=True) as running, \
+            Qmp(running.place.control, MIRROR_TIMEOUT) as qmp:
+        def take(number):
+            qmp.command("blockdev-snapshot-internal-sync", {"device": "drive0", "name": f"s{number}"})
+            if number > 0:
+                qmp.command("blockdev-snapshot-delete-internal-sync",
+                            {"device": "drive0", "name": f"s{number - 1}"})
+
+        with _meanwhile(take, PAUSE):
+            return _worst_write(measurement, running)
+
+
+def read_beside_check(measurement):
+    """The 99.9th percentile, in milliseconds, of 4 KiB reads one at a time, while the image is checked, with half a
+    second between the checks."""
+    tool = measurement.server.tool or "qemu-img"
+    with measurement.serving() as running:
+        def check(_):
+            measurement.nursery.run([tool, "check", "-q", "-U", "-f", measurement.image.format,
+                                     measurement.image.path], server=running)
+
+        with _meanwhile(check, PAUSE):
+            return _worst(_fio(measurement, running, "randread", "4k", 1))
 
 
 # ---- makers ----
@@ -388,8 +439,7 @@ def worst_latency(rw, depth=8, bs="1M", **more):
     """The 99.9th percentile of a request's latency, in milliseconds."""
     def measure(measurement):
         with measurement.serving() as running:
-            done = _fio(measurement, running, rw, bs, depth, **more)
-            return done["clat_ns"]["percentile"]["99.900000"] / 1e6
+            return _worst(_fio(measurement, running, rw, bs, depth, **more))
     return measure
 
 

@@ -287,14 +287,14 @@ class Store:
             return self._keep(f"places-{size}-{count}", form, make)
         return image
 
-    def preallocated(self, size):
+    def preallocated(self, size, direct=False):
         """A maker of images whose metadata is all there, and no data."""
         def image(form):
             def make(path):
                 how = [] if form == "raw" else ["-o", "preallocation=metadata"]
                 self._create(path, form, size, *how)
-                return Image(path, form, size, (path,), shared=True)
-            return self._keep(f"preallocated-{size}", form, make)
+                return Image(path, form, size, (path,), shared=True, direct=direct)
+            return self._keep(f"preallocated{'-direct' if direct else ''}-{size}", form, make)
         return image
 
     def _keep(self, kind, form, make):

@@ -35,6 +35,7 @@ class Server:
     serve: Optional[Callable] = None     # (image, place, control) -> command
     tool: Optional[str] = None           # the program of offline commands
     mirror: Optional[Callable] = None    # (qmp, URI of the target) -> id of the job
+    overlay: Optional[Callable] = None   # (qmp, path, how many there were): a new image on top
 
     def can(self, what):
         """Whether it serves, mirrors or is a tool."""
@@ -142,7 +143,10 @@ def _ours(build):
                                      "format": "raw", "mode": "existing", "sync": "full"})
         return "mirror"
 
-    return Server("ours", "ours", serve, qimg, mirror)
+    def overlay(qmp, path, _number):
+        qmp.command("blockdev-snapshot-sync", {"device": "drive0", "snapshot-file": path})
+
+    return Server("ours", "ours", serve, qimg, mirror, overlay)
 
 
 def _file_serve(image, place, _control):
@@ -200,6 +204,11 @@ def _qsd_mirror(qmp, target):
     return "mirror"
 
 
+def _qsd_overlay(qmp, path, number):
+    qmp.command("blockdev-snapshot-sync", {"node-name": f"top{number - 1}" if number > 0 else "drive0",
+                                           "snapshot-node-name": f"top{number}", "snapshot-file": path})
+
+
 def _starts(nursery, store, server):
     """Whether the server starts here, for its build may lack something."""
     running = start(nursery, server, store.empty("qcow2", 1 << 20))
@@ -220,7 +229,7 @@ def competitors(nursery, store, build):
             raise Unavailable(f"{tool} is not installed")
     uring = _qemu_nbd("io_uring")
     peers = [_qemu_nbd("threads"), uring, _qemu_nbd("native"),
-             Server("qemu-storage-daemon", "peer", _qsd_serve, mirror=_qsd_mirror),
+             Server("qemu-storage-daemon", "peer", _qsd_serve, mirror=_qsd_mirror, overlay=_qsd_overlay),
              Server("qemu-img", "peer", tool="qemu-img")]
     missing = []
     if not _starts(nursery, store, uring):

@@ -59,9 +59,9 @@ def deep_chain(store, form):
     return store.chain(form, 30)
 
 
-def preallocated(size):
+def preallocated(size, direct=False):
     """Only metadata, but all of it."""
-    return lambda store, form: store.preallocated(size)(form)
+    return lambda store, form: store.preallocated(size, direct)(form)
 
 
 def compressed(kind):
@@ -245,9 +245,15 @@ WORKLOADS = [
     Workload("backup-4k-d32", "random overwrite 4 KiB, depth 32, beside a backup to 1 MB/s", FULL,
              clients.write_beside_backup, uses="mirror", grows=True, roles=("ours",)),
 
-    Workload("snapshot-p999", "99.9th percentile of write latency beside new images on top", COPY,
-             clients.write_latency_beside_snapshots, "ms", better="lower", uses="mirror", grows=True,
-             roles=("ours",)),
+    Workload("overlay-p999", "99.9th percentile of write latency beside new images on top", COPY,
+             clients.write_latency_beside_overlays, "ms", better="lower", peer=1.0, uses="overlay",
+             grows=True, roles=("ours", "peer")),
+    Workload("snapshot-p999", "99.9th percentile of write latency beside internal snapshots", COPY,
+             clients.write_latency_beside_snapshots, "ms", better="lower", peer=1.0, uses="mirror",
+             grows=True, roles=("ours", "peer")),
+    Workload("check-p999", "99.9th percentile of 4 KiB reads of a preallocated 1 TiB image beside its checks",
+             preallocated(TIB),
+             clients.read_beside_check, "ms", better="lower", peer=1.0, roles=("ours", "peer")),
 
     Workload("convert-raw-qcow2", "convert: raw to qcow2", FULL,
              offline("convert -f raw -O qcow2 IMAGE OUT"), peer=1.2, format="raw", grows=True, **TOOL),
@@ -284,7 +290,11 @@ WORKLOADS = [
     Workload("scale-1t", "random read of 512 places in 1 TiB", places(TIB, 512),
              random_io(READ, 32)),
     Workload("huge-64t", "random read of 4096 places in 64 TiB: tables of 256 MiB",
-             places(64 * TIB, 4096), random_io(READ, 32)),
+             places(64 * TIB, 4096), random_io(READ, 32), peer=1.2),
+    Workload("cold-1t", "random read over a preallocated 1 TiB image: tables of 128 MiB",
+             preallocated(TIB), random_io(READ, 32), peer=1.2),
+    Workload("cold-direct-1t", "cache=none: the same", preallocated(TIB, direct=True),
+             random_io(READ, 32), **NO_FILE),
 ]
 
 GROWTHS = [
