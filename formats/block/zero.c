@@ -4,6 +4,7 @@
 #include <errno.h>
 
 #include "base/checked.h"
+#include "block/coded.h"
 #include "block/engine.h"
 
 /* Whole clusters, or whole parts of them where they have parts, and what is beside. */
@@ -180,12 +181,14 @@ int engine_zero_locked(struct node *node, uint64_t off, uint64_t len)
 
 static int zero_clusters(struct node *node, uint64_t off, uint64_t end, enum zero_how how)
 {
+    uint64_t unit = MAX(node->cluster_size, CRYPT_SECTOR);
+
     if (off >= end)
         return 0;
-    if (!node_can(node, DRIVER_CLUSTERS)) /* no mapping to protect */
+    /* No mapping to protect, nor what else a sector has that is written as a whole. */
+    if (!node_can(node, DRIVER_CLUSTERS) && !node->cipher)
         return zero_clusters_locked(node, off, end, how, false);
-    RANGE_LOCK_GUARD(&node->ranges, align_down(off, node->cluster_size),
-                     align_up(end, node->cluster_size));
+    RANGE_LOCK_GUARD(&node->ranges, align_down(off, unit), align_up(end, unit));
     return zero_clusters_locked(node, off, end, how, false);
 }
 

@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Write zeroes and trim: what is asked of the driver, and what is done to parts of
  * clusters. */
+#include <pthread.h>
+
+#include "base/clock.h"
 #include "block_testing.h"
+#include "crypto/cipher.h"
 
 #define SIZE        (CLUSTERS * CLUSTER)
 #define OLD_HOST(c) ((PLACE + (uint64_t)(c)) * CLUSTER)
@@ -218,5 +222,95 @@ Test(block_zero, detect_zeroes)
     cr_expect_str_eq(toy_calls(&b.toy), "z");
     cr_expect_eq(toy_write(&b, CLUSTER, CLUSTER, 1, 0), 0);
     cr_expect_str_eq(toy_calls(&b.toy), "RZ");
+    toy_fini(&b);
+}
+
+/* ---- an encrypted disk that isn't one of clusters ---- */
+
+static int map_encrypted(struct node *node, uint64_t off, uint64_t len, struct extent *out)
+{
+    *out = (struct extent){.kind = EXTENT_ENCRYPTED,
+                           .writable = true,
+                           .allocated = true,
+                           .length = len,
+                           .file = node->file,
+                           .host_offset = off};
+    return 0;
+}
+
+static int zero_nothing(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
+                        uint64_t *done)
+{
+    (void)node;
+    (void)off;
+    (void)len;
+    (void)how;
+    *done = 0;
+    return -ENOTSUP;
+}
+
+static const struct driver encrypted_driver = {
+    .name = "encrypted", .map = map_encrypted, .zero = zero_nothing, .close = toy_close};
+
+/* A write to the same sector, which comes when the zeroes have read it. */
+struct comer {
+    struct toy_bench *b;
+    pthread_t thread;
+    bool came;
+    _Atomic bool done;
+};
+
+static void *write_to_sector(void *opaque)
+{
+    struct comer *c = opaque;
+
+    cr_expect_eq(toy_write(c->b, 300, 100, 5, 0), 0);
+    atomic_store(&c->done, true);
+    return NULL;
+}
+
+static bool waits_or_is_done(struct comer *c)
+{
+    LOCK_GUARD(&c->b->node->ranges.lock);
+    return c->b->node->ranges.waiting > 0 || atomic_load(&c->done);
+}
+
+static void come(void *opaque)
+{
+    struct comer *c = opaque;
+
+    if (c->came)
+        return;
+    c->came = true;
+    cr_assert_eq(pthread_create(&c->thread, NULL, write_to_sector, c), 0);
+    while (!waits_or_is_done(c))
+        clock_nap_ns(100000);
+}
+
+/* A sector is written as a whole: what else it has stays, whoever writes that meanwhile. */
+Test(block_zero, parts_of_encrypted_sectors, .timeout = 60)
+{
+    static const struct cipher_spec spec = {CIPHER_AES_128, CIPHER_CBC, CIPHER_PLAIN64, 0};
+    static const uint8_t key[CIPHER_MAX_KEY_BYTES] = {1};
+    struct toy_bench b;
+    struct comer comer = {.b = &b};
+
+    toy_init(&b, SIZE, NULL);
+    b.node->driver = &encrypted_driver;
+    b.node->cluster_size = b.node->subcluster_size = 1;
+    b.node->host_zeroes_show = false;
+    cr_assert_eq(cipher_new(&b.node->cipher, &spec, key, NULL), 0);
+    cr_assert_eq(toy_write(&b, 0, 1024, 7, 0), 0);
+    b.plan.behind_read_opaque = &comer;
+    b.plan.behind_read = come;
+    cr_expect_eq(block_zero(b.node, 100, 100, 0), 0);
+    cr_assert(comer.came);
+    cr_assert_eq(pthread_join(comer.thread, NULL), 0);
+    b.plan.behind_read = NULL;
+    cr_expect(toy_reads(&b, 0, 100, 7));
+    cr_expect(toy_reads(&b, 100, 100, 0));
+    cr_expect(toy_reads(&b, 200, 100, 7));
+    cr_expect(toy_reads(&b, 300, 100, 5), "a write that was answered");
+    cr_expect(toy_reads(&b, 400, 624, 7));
     toy_fini(&b);
 }
