@@ -60,7 +60,9 @@ struct extent {
 /* A run of clusters made ready to take data; nothing of it is reachable yet. */
 struct reservation {
     uint64_t guest_offset; /* cluster aligned */
-    uint64_t length;       /* whole clusters; may reach past the virtual size */
+    /* Whole clusters, which may reach past the virtual size; or to that, of a file that is as
+     * long as the disk. */
+    uint64_t length;
     struct storage *file;
     uint64_t host_offset; /* in `file` */
     bool fresh;    /* the host range reads as zeroes, and still would after a crash or,

@@ -43,6 +43,114 @@ Test(qcow2_features, zeroes_reach_a_raw_file_that_has_more_than_the_tables)
     image_free(&img);
 }
 
+/* Writing to a cluster that has its place by what was there, but for the disk, whose end it
+ * holds: the file stays as long as that. */
+Test(qcow2_features, a_raw_file_is_no_longer_than_the_disk)
+{
+    static const char *const options[] = {"cluster_size=4096",
+                                          "cluster_size=65536,extended_l2=on"};
+    uint64_t size = 64 * KIB + 512, bytes;
+    uint8_t lost[512];
+
+    if (!have_qemu())
+        return;
+    for (unsigned i = 0; i < ARRAY_LEN(options); i++) {
+        struct image img;
+        make(&img,
+             &(struct image_spec){.options = options[i], .size = size, .data_file = "raw"});
+        memset(lost, 7, sizeof lost);
+        cr_assert_eq(storage_truncate(img.data_mem, size), 0); /* QEMU makes it longer */
+        image_open(&img);
+        zero(&img, 64 * KIB, 512, BLOCK_MAY_UNMAP);
+        cr_assert_eq(storage_write(img.data_mem, lost, 64 * KIB, sizeof lost, 0), 0);
+        write_fill(&img, 64 * KIB + 100, 1, 1);
+        cr_expect(as_model(&img));
+        cr_assert_eq(storage_size(img.data_mem, &bytes), 0);
+        cr_expect_eq(bytes, size, "%s: %" PRIu64, options[i], bytes);
+        close_and_verify(&img);
+        image_free(&img);
+    }
+}
+
+/* ---- a write that comes while its range becomes zeroes ---- */
+
+static struct {
+    struct image *img;
+    struct storage_ops ops;
+    const struct storage_ops *below;
+    unsigned left; /* calls after which the write comes; 0: it came */
+} intruder;
+
+static void write_between(void)
+{
+    if (intruder.left == 0 || --intruder.left > 0)
+        return;
+    cr_expect_eq(block_write(intruder.img->node, "written", KIB4 + 512, 7, 0), 0);
+}
+
+static int zero_and_write(struct storage *st, uint64_t off, uint64_t len, unsigned flags)
+{
+    int err = intruder.below->zero(st, off, len, flags);
+
+    write_between();
+    return err;
+}
+
+static int discard_and_write(struct storage *st, uint64_t off, uint64_t len)
+{
+    int err = intruder.below->discard(st, off, len);
+
+    write_between();
+    return err;
+}
+
+/* Of the image's zeroes and those of the raw file either may come first, and a write between
+ * the two: who reads the image and who reads the file see the same afterwards. */
+static void zero_around_a_write(const char *options, int how, unsigned calls)
+{
+    struct image img;
+    uint8_t by_image[16 * KIB], by_file[16 * KIB];
+
+    make(&img,
+         &(struct image_spec){.options = options, .size = 64 * KIB, .data_file = "raw"});
+    image_open(&img);
+    write_fill(&img, 0, 16 * KIB, 1);
+    struct storage *st = img.node->data_file;
+    intruder.img = &img;
+    intruder.below = st->ops;
+    intruder.ops = *st->ops;
+    intruder.ops.zero = zero_and_write;
+    intruder.ops.discard = discard_and_write;
+    intruder.left = calls;
+    st->ops = &intruder.ops;
+    int err = how < 0 ? block_discard(img.node, KIB4, 2 * KIB4, 0)
+                      : block_zero(img.node, KIB4, 2 * KIB4, (unsigned)how);
+    cr_assert_eq(err, 0);
+    st->ops = intruder.below;
+    cr_expect_eq(intruder.left, 0, "%s, %d: no call %u", options, how, calls);
+    cr_assert_eq(block_read(img.node, by_image, 0, sizeof by_image), 0);
+    cr_assert_eq(storage_read(img.data_mem, by_file, 0, sizeof by_file), 0);
+    cr_expect_eq(memcmp(by_image, by_file, sizeof by_file), 0, "%s, %d, behind call %u",
+                 options, how, calls);
+    image_free(&img);
+}
+
+Test(qcow2_features, a_raw_file_and_its_image_agree_on_a_write_beside_zeroes)
+{
+    static const char *const options[] = {"cluster_size=4096",
+                                          "cluster_size=32768,extended_l2=on"};
+
+    if (!have_qemu())
+        return;
+    for (unsigned i = 0; i < ARRAY_LEN(options); i++) {
+        zero_around_a_write(options[i], 0, 1);
+        for (unsigned calls = 1; calls <= 2; calls++) {
+            zero_around_a_write(options[i], BLOCK_MAY_UNMAP, calls);
+            zero_around_a_write(options[i], -1, calls);
+        }
+    }
+}
+
 static void expect_model(struct image *img)
 {
     uint8_t now[64 * KIB];

@@ -111,6 +111,16 @@ static int plan_extended(struct qcow2 *q, uint64_t off, uint64_t end, struct pla
     return 0;
 }
 
+/* Where a place in the data file ends.  One that is read by itself is as long as the disk, which
+ * may end inside of its last cluster. */
+static uint64_t end_in_data_file(const struct qcow2 *q, const struct plan *plan)
+{
+    const struct node *node = q->node;
+    bool ends_with_disk = node->data_alone && node->host_zeroes_show;
+
+    return ends_with_disk ? MIN(plan->end, node->size) : plan->end;
+}
+
 /* Finds the place of what was planned; the plan may become shorter. */
 static int take_place(struct qcow2 *q, const struct plan *plan, struct reservation *out)
 {
@@ -122,8 +132,10 @@ static int take_place(struct qcow2 *q, const struct plan *plan, struct reservati
                                 .file = q->node->data,
                                 .host_offset = plan->host,
                                 .retained = plan->kept || q->geo.external};
-    if (q->geo.external)
+    if (q->geo.external) {
         out->host_offset = plan->start;
+        out->length = end_in_data_file(q, plan) - plan->start;
+    }
     if (out->retained)
         return 0;
     int err = alloc_clusters(&q->alloc, n, &host, &n, &out->fresh);
@@ -246,8 +258,9 @@ void qcow2_let_go(struct qcow2 *q, const struct cluster *c)
 ASIDE static uint64_t new_bitmap(const struct qcow2 *q, const struct reservation *res,
                                  uint64_t start, uint64_t host, const struct cluster *old)
 {
-    uint32_t named = l2_subclusters_of(&q->geo, start, res->guest_offset,
-                                       res->guest_offset + res->length);
+    uint64_t end =
+        align_up(res->guest_offset + res->length, 1ull << q->geo.subcluster_bits);
+    uint32_t named = l2_subclusters_of(&q->geo, start, res->guest_offset, end);
     uint32_t now = res->place_only || res->as_zero ? 0 : named;
     uint32_t zero = res->as_zero ? old->zero | named : old->zero & ~now;
     bool same_place = cluster_has_place(old) && old->host == host;

@@ -108,8 +108,10 @@ static int skip_kept(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_how 
     return 0;
 }
 
-/* META, released while pages are loaded: changes entries until one can't be; *at moves on. */
-static int change_entries(struct qcow2 *q, uint64_t *at, uint64_t end, enum zero_how how)
+/* META, released while pages are loaded: changes entries until one can't be; *at moves on.
+ * *had_place: one of them could be written in place before. */
+static int change_entries(struct qcow2 *q, uint64_t *at, uint64_t end, enum zero_how how,
+                          bool *had_place)
 {
     while (*at < end) {
         uint64_t start = align_down(*at, cluster_size(q));
@@ -134,8 +136,10 @@ static int change_entries(struct qcow2 *q, uint64_t *at, uint64_t end, enum zero
             if (change.let_go)
                 qcow2_let_go(q, &c);
             /* It can get that place back: the place stays its own, or is always the same. */
-            if (c.kind == CL_DATA && (!change.let_go || q->geo.external))
+            if (c.kind == CL_DATA && (!change.let_go || q->geo.external)) {
                 node_took_place(q->node);
+                *had_place = true;
+            }
         }
         *at = next;
     }
@@ -161,6 +165,8 @@ static int punch_data(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_how
     if ((!q->geo.external && !q->geo.word_bits) || how == ZERO_KEEP ||
         q->node->options.discard_ignore)
         return 0;
+    if (q->geo.external) /* zeroes behind the disk's end would make it longer */
+        end = MIN(end, q->node->size);
     for (; off < end; off += ext.length) {
         int err = mapping_map(&q->live, off, end - off, &ext);
         if (err)
@@ -189,10 +195,28 @@ static int zero_raw(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_how h
                                               : STORAGE_MAY_UNMAP);
 }
 
-/* One L2 table's part of the range. */
+static int change_table(struct qcow2 *q, uint64_t *at, uint64_t end, enum zero_how how,
+                        bool *had_place)
+{
+    qcow2_begin_change(q);
+    int err = mapping_own_table(&q->live, geometry_l1_index(&q->geo, *at));
+    LOCK_GUARD(mcache_meta(q->node->mc));
+    if (!err)
+        err = change_entries(q, at, end, how, had_place);
+    dirty_mark_end(&q->mark);
+    return err;
+}
+
+/* One L2 table's part of the range.
+ *
+ * Who writes in place locks nothing.  What he wrote to a raw data file after its zeroes and
+ * before the entries changed is gone for who reads the image; so it gets zeroes once more.  Who
+ * writes later still sees that the place was taken, and waits for the range. */
 static int zero_in_table(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_how how,
                          uint64_t *at)
 {
+    bool had_place = false;
+
     int err = zero_raw(q, off, end, how);
     if (!err)
         err = skip_kept(q, off, end, how, at);
@@ -201,13 +225,10 @@ static int zero_in_table(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_
     err = punch_data(q, *at, end, how);
     if (err)
         return err;
-    qcow2_begin_change(q);
-    err = mapping_own_table(&q->live, geometry_l1_index(&q->geo, *at));
-    LOCK_GUARD(mcache_meta(q->node->mc));
-    if (!err)
-        err = change_entries(q, at, end, how);
-    dirty_mark_end(&q->mark);
-    return err;
+    uint64_t start = *at;
+    err = change_table(q, at, end, how, &had_place);
+    int again = had_place && *at > start ? zero_raw(q, start, *at, how) : 0;
+    return err ? err : again;
 }
 
 int qcow2_zero(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
