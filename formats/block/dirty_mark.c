@@ -105,10 +105,13 @@ void dirty_mark_give_up(struct dirty_mark *mark)
     mark->given_up = true;
 }
 
-/* The sync of a session without flushes. */
+/* The sync of a session without flushes: data first, as in each barrier. */
 static int sync_if_void(struct node *node)
 {
-    return node->options.no_final_sync ? 0 : storage_sync_if_void(node->file);
+    if (node->options.no_final_sync)
+        return 0;
+    int err = node->data_file ? storage_sync_if_void(node->data_file) : 0;
+    return err ? err : storage_sync_if_void(node->file);
 }
 
 /* State CLEARING, so no allocation runs or starts. */

@@ -72,6 +72,43 @@ Test(qcow2_features, a_raw_file_is_no_longer_than_the_disk)
     }
 }
 
+static unsigned syncs;
+
+static int count_sync(struct storage *st)
+{
+    (void)st;
+    syncs++;
+    return 0;
+}
+
+/* V-06: a session without flushes ends with a sync, of the data, too. */
+Test(qcow2_features, v06_the_data_file_is_synced_at_the_end)
+{
+    static const char *const options[] = {"cluster_size=4096",
+                                          "cluster_size=4096,lazy_refcounts=on"};
+
+    if (!have_qemu())
+        return;
+    for (unsigned i = 0; i < ARRAY_LEN(options); i++) {
+        struct image img;
+        make(&img, &(struct image_spec){.options = options[i],
+                                        .size = 64 * KIB,
+                                        .data_file = "plain",
+                                        .node.cache = cache_mode_find("volatile")});
+        image_open(&img);
+        struct storage_ops counting = *img.node->data_file->ops;
+        counting.flush = count_sync;
+        img.node->data_file->ops = &counting;
+        syncs = 0;
+        write_fill(&img, 0, 8 * KIB, 1);
+        cr_assert_eq(block_flush(img.node), 0);
+        cr_expect_eq(syncs, 0);
+        close_and_verify(&img);
+        cr_expect_eq(syncs, 1, "%s: %u", options[i], syncs);
+        image_free(&img);
+    }
+}
+
 /* ---- a write that comes while its range becomes zeroes ---- */
 
 static struct {
