@@ -12,7 +12,8 @@
  *
  * Changes keep the container openable at each power failure: new key material is durable
  * before the header that has it, and a header without a slot before its material is
- * overwritten.  (`force` on a slot in use is the exception: a failure may lose that slot.)
+ * overwritten.  `force` on a slot in use takes a free one along meanwhile; where all eight are in
+ * use a failure may lose that one.
  * Who calls holds the container for himself.
  *
  * Threads: any, but for the rule above.  Layer: crypto. */

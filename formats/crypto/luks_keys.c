@@ -7,7 +7,16 @@
 #include "crypto/internal.h"
 #include "crypto/secret.h"
 
-/* ---- adding ---- */
+/* ---- slots ---- */
+
+/* The first that is free; false: none is. */
+static bool find_free_slot(const struct luks_header *h, unsigned *slot)
+{
+    for (*slot = 0; *slot < LUKS_SLOTS; ++*slot)
+        if (!h->slot[*slot].active)
+            return true;
+    return false;
+}
 
 /* Which slot to fill: *slot, or the first that is free. */
 static int choose_slot(const struct luks_io *io, const struct luks_header *h, int wanted,
@@ -22,34 +31,28 @@ static int choose_slot(const struct luks_io *io, const struct luks_header *h, in
             return diag_set(diag, EEXIST, "%s: key slot %u is in use", io->name, *slot);
         return 0;
     }
-    for (*slot = 0; *slot < LUKS_SLOTS; ++*slot)
-        if (!h->slot[*slot].active)
-            return 0;
-    return diag_set(diag, ENOSPC, "%s: all %u key slots are in use", io->name, LUKS_SLOTS);
+    return find_free_slot(h, slot)
+               ? 0
+               : diag_set(diag, ENOSPC, "%s: all %u key slots are in use", io->name,
+                          LUKS_SLOTS);
 }
 
-int luks_add_key(const struct luks_io *io, const void *old_passphrase, size_t old_len,
-                 const void *new_passphrase, size_t new_len, int wanted,
-                 uint32_t iter_time_ms, bool force, struct diag *diag)
+/* Another passphrase, and the master key that it is to give. */
+struct new_key {
+    const void *passphrase;
+    size_t len;
+    const uint8_t *key;
+    uint32_t iter_time_ms;
+};
+
+static int write_slot(const struct luks_io *io, struct luks_header *h, unsigned slot,
+                      const struct new_key *new, struct diag *diag)
 {
-    CLEANUP_SECRET uint8_t *key = secret_alloc(CIPHER_MAX_KEY_BYTES);
-    struct luks_header h;
-    unsigned slot = 0, opened = 0;
+    int err = luks_fill_slot(io, h, slot, new->iter_time_ms, new->key, new->passphrase,
+                             new->len, diag);
 
-    if (!key)
-        return diag_errno(diag, ENOMEM, "%s: a key", io->name);
-    int err = luks_read_header(io, &h, diag);
-    if (!err)
-        err = choose_slot(io, &h, wanted, force, &slot, diag);
-    if (!err)
-        err = luks_unlock(io, &h, old_passphrase, old_len, key, &opened, diag);
-    if (!err)
-        err =
-            luks_fill_slot(io, &h, slot, iter_time_ms, key, new_passphrase, new_len, diag);
-    return err ? err : luks_write_header(io, &h, diag);
+    return err ? err : luks_write_header(io, h, diag);
 }
-
-/* ---- erasing ---- */
 
 static int refuse_to_lose_all(const struct luks_io *io, struct diag *diag)
 {
@@ -94,6 +97,47 @@ int luks_erase_slot(const struct luks_io *io, unsigned slot, bool force, struct 
         return refuse_to_lose_all(io, diag);
     chosen[slot] = true;
     return erase_slots(io, &h, chosen, diag);
+}
+
+/* The slot is in use, and opens nothing from when its material is overwritten to when the header
+ * goes with that.  Meanwhile one that is free has the new key, too.  Where none is, seven others
+ * open the container. */
+static int replace_slot(const struct luks_io *io, struct luks_header *h, unsigned slot,
+                        const struct new_key *new, struct diag *diag)
+{
+    bool chosen[LUKS_SLOTS] = {false};
+    unsigned spare;
+    bool has_spare = find_free_slot(h, &spare);
+
+    int err = has_spare ? write_slot(io, h, spare, new, diag) : 0;
+    if (!err)
+        err = write_slot(io, h, slot, new, diag);
+    if (err || !has_spare)
+        return err;
+    chosen[spare] = true;
+    return erase_slots(io, h, chosen, diag);
+}
+
+int luks_add_key(const struct luks_io *io, const void *old_passphrase, size_t old_len,
+                 const void *new_passphrase, size_t new_len, int wanted,
+                 uint32_t iter_time_ms, bool force, struct diag *diag)
+{
+    CLEANUP_SECRET uint8_t *key = secret_alloc(CIPHER_MAX_KEY_BYTES);
+    struct luks_header h;
+    unsigned slot = 0, opened = 0;
+
+    if (!key)
+        return diag_errno(diag, ENOMEM, "%s: a key", io->name);
+    int err = luks_read_header(io, &h, diag);
+    if (!err)
+        err = choose_slot(io, &h, wanted, force, &slot, diag);
+    if (!err)
+        err = luks_unlock(io, &h, old_passphrase, old_len, key, &opened, diag);
+    if (err)
+        return err;
+    const struct new_key new = {new_passphrase, new_len, key, iter_time_ms};
+    return h.slot[slot].active ? replace_slot(io, &h, slot, &new, diag)
+                               : write_slot(io, &h, slot, &new, diag);
 }
 
 /* Which slots the passphrase opens. */

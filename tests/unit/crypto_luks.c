@@ -319,6 +319,46 @@ Test(crypto_luks, the_last_key_stays)
     memory_free(&m);
 }
 
+/* Replaces the key of the only slot in use, of which the calls'th call fails.  What add returns. */
+static int replace_only_key(unsigned slot, enum torn torn, int calls)
+{
+    struct memory m;
+    struct diag diag = {0};
+
+    memory_format(&m, &quick);
+    struct luks_io io = memory_io(&m);
+    if (slot > 0) {
+        cr_assert_eq(add(&m, "first", "first", (int)slot, false, &diag), 0);
+        cr_assert_eq(luks_erase_slot(&io, 0, false, &diag), 0);
+    }
+    m.torn = torn;
+    m.fail_after = calls;
+    int err = add(&m, "first", "second", (int)slot, true, &diag);
+    m.fail_after = -1;
+    cr_expect(err == 0 || err == -EIO || err == -ENOSPC, "%d: %d", calls, err);
+    cr_expect(try_open(&m, "first") == 0 || try_open(&m, "second") == 0,
+              "slot %u: nothing opens it after %d calls", slot, calls);
+    if (!err) {
+        cr_expect_eq(try_open(&m, "first"), -EKEYREJECTED);
+        cr_expect_eq(luks_erase_slot(&io, slot, false, &diag), -EPERM,
+                     "no other slot is left in use");
+    }
+    memory_free(&m);
+    return err;
+}
+
+/* At each moment one of the two passphrases opens it, whatever has arrived of what was being
+ * written.  Slots 6 and 7 lie in the header's second sector. */
+Test(crypto_luks, failures_while_the_only_key_is_replaced)
+{
+    static const unsigned slots[] = {0, 6, 7};
+
+    for (size_t i = 0; i < ARRAY_LEN(slots); i++)
+        for (enum torn torn = NOT_TORN; torn <= TORN_END; torn++)
+            for (int calls = 0; replace_only_key(slots[i], torn, calls); calls++)
+                cr_assert_lt(calls, 40);
+}
+
 /* Each call fails once: what the container had before, or has afterwards, opens it. */
 Test(crypto_luks, failures_in_the_middle)
 {

@@ -16,10 +16,13 @@
 
 #define QUICK_MS 1u /* the fewest iterations there may be */
 
+enum torn { NOT_TORN, TORN_BEGINNING, TORN_END };
+
 struct memory {
     uint8_t *bytes;
     uint64_t size;
     int fail_after;    /* so many calls succeed; -1: all */
+    enum torn torn;    /* which sectors of a write that fails arrive all the same */
     char log[4096];    /* "w OFFSET LENGTH;" and "f;" */
     uint64_t unsynced; /* calls of write since the last flush */
 };
@@ -48,8 +51,14 @@ static inline int memory_write(void *opaque, const void *buf, uint64_t off, size
 
     cr_assert(range_inside(off, len, m->size), "write of %zu at %llu", len,
               (unsigned long long)off);
-    if (fails(m))
+    if (fails(m)) {
+        size_t middle = align_up(len / 2, 512);
+        if (m->torn == TORN_BEGINNING)
+            memcpy(m->bytes + off, buf, middle);
+        else if (m->torn == TORN_END)
+            memcpy(m->bytes + off + middle, (const char *)buf + middle, len - middle);
         return -ENOSPC;
+    }
     memcpy(m->bytes + off, buf, len);
     snprintf(m->log + used, sizeof m->log - used, "w %llu %zu;", (unsigned long long)off,
              len);
