@@ -128,6 +128,13 @@ int qrepair_snapshots(struct check *c)
 
     for (uint32_t i = 0; i < c->pass.n_snapshots; i++)
         bytes += new_length(&c->pass.snapshots[i]);
+    if (bytes > MAX_SNAPSHOT_BYTES) { /* nobody would read it */
+        qcheck_say(c,
+                   "the snapshot table stays as it is: another would take %" PRIu64
+                   " bytes, over %u",
+                   bytes, MAX_SNAPSHOT_BYTES);
+        return 0;
+    }
     CLEANUP_FREE uint8_t *table = calloc(1, align_up(bytes, c->in.cluster_size));
     if (!table)
         return diag_errno(c->in.diag, ENOMEM, "%s: a new snapshot table", c->in.st->name);

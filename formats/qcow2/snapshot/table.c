@@ -115,7 +115,7 @@ int change_add_entry(struct snapshot_change_state *state,
     return 0;
 }
 
-int change_remove_entry(struct snapshot_change_state *state, uint32_t index)
+static int remove_entry(struct snapshot_change_state *state, uint32_t index)
 {
     size_t at = 0, length = 0;
 
@@ -132,4 +132,17 @@ int change_remove_entry(struct snapshot_change_state *state, uint32_t index)
             state->table_bytes - at - length);
     state->table_bytes -= length;
     return 0;
+}
+
+int change_remove_entry(struct snapshot_change_state *state, uint32_t index)
+{
+    int err = remove_entry(state, index);
+
+    if (err || state->table_bytes <= MAX_SNAPSHOT_BYTES)
+        return err;
+    /* Completed it would be longer than anybody reads; as it is it isn't. */
+    free(state->table);
+    state->table = NULL;
+    state->completes = false;
+    return remove_entry(state, index);
 }
