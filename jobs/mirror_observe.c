@@ -41,8 +41,19 @@ static bool sends_on(struct mirror *m)
     return atomic_load(&m->active) && atomic_load(&m->forwarding);
 }
 
-/* Write-blocking: the chunks of the change are locked from before it to the end of its
- * copy. */
+/* What the change covers of chunks. */
+static struct split split_change(const struct mirror *m, const struct change *change)
+{
+    struct split s = split_range(change->off, change->len, m->granularity);
+
+    if (s.end == m->source->size) /* the last chunk is whole, however short */
+        s.last = s.end;
+    return s;
+}
+
+/* Write-blocking: the chunks of the change are locked from before it to the end of its copy.
+ * Those that it covers are clean from before it, not from when they are sent: who changes the
+ * same meanwhile, and began before changes were sent on, marks what he did after. */
 static void *on_before(struct observer *observer, const struct change *change)
 {
     struct mirror *m = CONTAINER_OF(observer, struct mirror, observer);
@@ -50,8 +61,12 @@ static void *on_before(struct observer *observer, const struct change *change)
     uint64_t end = align_up(change->off + change->len, m->granularity);
     struct locked_range *range = sends_on(m) ? malloc(sizeof *range) : NULL;
 
-    if (range)
-        copier_lock_range(m->copier, range, start, end - start);
+    if (!range)
+        return NULL;
+    copier_lock_range(m->copier, range, start, end - start);
+    struct split s = split_change(m, change);
+    if (s.last > s.first)
+        dirty_bitmap_clear(m->dirty, s.first, s.last - s.first);
     return range;
 }
 
@@ -126,12 +141,7 @@ static int send_part(struct mirror *m, const struct change *change, uint64_t off
 
 static int send_change(struct mirror *m, const struct change *change)
 {
-    struct split s = split_range(change->off, change->len, m->granularity);
-
-    if (s.end == m->source->size) /* the last chunk is whole, however short */
-        s.last = s.end;
-    if (s.last > s.first)
-        dirty_bitmap_clear(m->dirty, s.first, s.last - s.first); /* before it is sent */
+    struct split s = split_change(m, change);
     int err = send_part(m, change, s.start, s.first);
     if (err)
         return err;

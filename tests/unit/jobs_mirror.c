@@ -294,6 +294,77 @@ Test(mirror, a_blocking_job_stays_in_sync)
     finish_and_compare();
 }
 
+/* Two users write the same place at once, one of them since before writes were sent on: whichever
+ * the disk has is what the target has. */
+static struct {
+    struct observer observer;
+    unsigned char early[64 * KIB], late[64 * KIB];
+    pthread_t thread;
+    _Atomic bool is_inside, may_go_on;
+} pair;
+
+static void note_nothing(struct observer *observer, uint64_t off, uint64_t len)
+{
+    (void)observer;
+    (void)off;
+    (void)len;
+}
+
+static void *hold_the_early(struct observer *observer, const struct change *change)
+{
+    (void)observer;
+    if (change->buf == pair.early) {
+        atomic_store(&pair.is_inside, true);
+        while (!atomic_load(&pair.may_go_on))
+            nap();
+    }
+    return NULL;
+}
+
+/* The late one has written, and isn't sent on yet. */
+static void let_the_early_end(struct observer *observer, const struct change *change,
+                              void *token, int err)
+{
+    (void)observer;
+    (void)token;
+    (void)err;
+    if (change->buf != pair.late)
+        return;
+    atomic_store(&pair.may_go_on, true);
+    cr_assert_eq(pthread_join(pair.thread, NULL), 0);
+}
+
+static void *write_the_early(void *opaque)
+{
+    (void)opaque;
+    cr_expect_eq(user_write(&b, pair.early, 128 * KIB, sizeof pair.early), 0);
+    return NULL;
+}
+
+Test(mirror, a_write_that_began_before_the_job_was_blocking, .timeout = 120)
+{
+    bench_init(&b, MIB);
+    bench_fill(&b);
+    struct mirror_params params = bench_params(&b);
+    bench_must_start(&b, &params);
+    bench_ready(&b);
+    pair.observer = (struct observer){
+        .wrote = note_nothing, .before = hold_the_early, .after = let_the_early_end};
+    cr_assert_eq(observer_add(&b.serving->observers, &pair.observer), 0);
+    memset(pair.early, 5, sizeof pair.early);
+    memset(pair.late, 9, sizeof pair.late);
+    cr_assert_eq(pthread_create(&pair.thread, NULL, write_the_early, NULL), 0);
+    while (!atomic_load(&pair.is_inside))
+        nap();
+    cr_assert_eq(job_change(b.manager, "job", "mirror", true, &b.diag), 0, "%s",
+                 b.diag.text);
+    cr_expect_eq(user_write(&b, pair.late, 128 * KIB, sizeof pair.late), 0);
+    observer_remove(&b.serving->observers, &pair.observer);
+    while (bench_look(&b).offset != bench_look(&b).len)
+        nap();
+    finish_and_compare();
+}
+
 /* A job that is ready, sends users' writes on, and stops when the target fails. */
 static void start_blocking(void)
 {
