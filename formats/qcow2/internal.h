@@ -155,9 +155,9 @@ int qcow2_info(struct node *node, struct image_info *info);
 
 /* ---- resize.c ---- */
 
-/* Header lock: points the header to a table that is durable; h has the new place, `write`
- * writes it.  After a failure the header may name the old table or the new one, and neither
- * may be written to, nor cut off: the node refuses writes from then on. */
+/* Header lock: points the header to a table that is durable, or gives it another size; h has
+ * what is new, `write` writes it.  After a failure the header may say the old or the new, and
+ * neither may be written to, nor cut off: the node refuses writes from then on. */
 int qcow2_point_header(struct qcow2 *q, const struct qcow2_header *h,
                        int (*write)(struct storage *st,
                                     const struct qcow2_header *h)) MUST_USE;

@@ -132,9 +132,8 @@ int qcow2_write_size(struct qcow2 *q, uint64_t size)
     struct qcow2_header h = q->header;
 
     h.size = size;
-    int err = qcow2_header_write_size(q->node->file, &h);
-    if (!err)
-        err = node_barrier(q->node);
+    /* What lies behind a size that the header may have must not be written to any more. */
+    int err = qcow2_point_header(q, &h, qcow2_header_write_size);
     if (!err)
         q->header.size = q->node->size = size;
     return err;

@@ -88,6 +88,15 @@ static int drop_table(struct qcow2 *q, uint32_t index)
     return err;
 }
 
+/* Pages of dropped tables count as having their place, but a table that comes there again lies
+ * elsewhere (invariant 10 of mcache.h).  All are in the file. */
+static void forget_pages(struct qcow2 *q)
+{
+    mcache_hold(q->node->mc);
+    mcmap_forget(q->live.l2_map);
+    mcache_release(q->node->mc);
+}
+
 static int drop_tables(struct qcow2 *q, uint32_t needed)
 {
     gate_ticket ticket = gate_enter(&q->node->ctx->gate);
@@ -96,7 +105,10 @@ static int drop_tables(struct qcow2 *q, uint32_t needed)
     for (uint32_t i = needed; !err && i < q->live.l1_size; i++)
         err = drop_table(q, i);
     gate_leave(&q->node->ctx->gate, ticket);
-    return err ? err : mcache_commit(q->node->mc, MC_COMMIT_EVERYTHING);
+    if (!err)
+        err = mcache_commit(q->node->mc, MC_COMMIT_EVERYTHING);
+    forget_pages(q);
+    return err;
 }
 
 /* A data file is as long as the disk. */
