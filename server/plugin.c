@@ -458,10 +458,11 @@ static int end_request(int err, const struct export_use *use, const char *what,
 
 enum { READS, WRITES };
 
-/* nbdkit tells by a sleep, which it ends for that. */
+/* nbdkit tells by a sleep, of no length here, which it would end for that; or for the server's end,
+ * when who waits is answered. */
 static bool client_is_gone(void)
 {
-    return nbdkit_nanosleep(0, 1) != 0;
+    return !shutdown_has_begun() && nbdkit_nanosleep(0, 0) != 0 && !shutdown_has_begun();
 }
 
 static ASIDE bool wait_for_limits(struct connection *c, int direction, uint32_t count)

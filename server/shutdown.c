@@ -49,6 +49,11 @@ void shutdown_begin(void)
         return; /* a full counter wakes as well */
 }
 
+bool shutdown_has_begun(void)
+{
+    return atomic_load(&ending.begun);
+}
+
 static void on_signal(int number, siginfo_t *info, void *context)
 {
     int saved = errno;

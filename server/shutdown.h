@@ -46,6 +46,9 @@ int shutdown_start(const struct shutdown_steps *steps) MUST_USE;
 /* The end has come otherwise than by a signal. */
 void shutdown_begin(void);
 
+/* Whoever began it; nbdkit doesn't know before.  From any thread. */
+bool shutdown_has_begun(void);
+
 /* When nbdkit's clients have left; harmless when not started. */
 void shutdown_stop(void);
 

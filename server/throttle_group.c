@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Waiting for limits: of those who wait in one direction only the one whose turn it is looks at
- * the clock, and wakes the next when it has gone on. */
+ * what the limits say, and wakes the next when it has gone on. */
 #include "throttle_group.h"
 
 #include <errno.h>
@@ -10,6 +10,10 @@
 #include "base/clock.h"
 
 enum { READS, WRITES, DIRECTIONS };
+
+/* How often a request that waits looks whether who sent it is still there: a connection that was
+ * lost isn't closed before. */
+#define LOOK_NS UINT64_C(1000000000)
 
 struct throttle_group {
     char *name;
@@ -83,24 +87,36 @@ static void send_away(struct throttle_member *member)
         }
 }
 
-/* Until it was sent away, or (true) it has had its turn. */
-static bool wait_for_turn(struct throttle_groups *groups, struct throttle_group *group,
-                          struct waiter *waiter, unsigned direction)
+enum wait_end { HAD_TURN, SENT_AWAY, IS_GONE };
+
+/* When the next look at the clock, or after who sent the request, is due. */
+static uint64_t next_look(struct throttle_group *group, const struct waiter *waiter,
+                          unsigned direction, uint64_t now)
+{
+    uint64_t wait = turns_next(&group->turns[direction]) == &waiter->turns
+                        ? throttle_wait_ns(&group->throttle, direction == WRITES, now)
+                        : LOOK_NS;
+
+    return now + MIN(wait, LOOK_NS);
+}
+
+static enum wait_end wait_for_turn(struct throttle_groups *groups,
+                                   struct throttle_group *group, struct waiter *waiter,
+                                   unsigned direction, throttle_gone *gone)
 {
     while (turns_waits(&waiter->turns)) {
-        if (turns_next(&group->turns[direction]) != &waiter->turns) {
-            lock_wait(&groups->lock, &waiter->woken);
-            continue;
-        }
-        uint64_t now = clock_ns();
-        uint64_t wait = throttle_wait_ns(&group->throttle, direction == WRITES, now);
-        if (wait == 0) {
+        uint64_t now = clock_ns(), until = next_look(group, waiter, direction, now);
+        if (until == now) {
             turns_take(&waiter->turns);
-            return true;
+            return HAD_TURN;
         }
-        lock_wait_until(&groups->lock, &waiter->woken, now + wait);
+        lock_wait_until(&groups->lock, &waiter->woken, until);
+        if (turns_waits(&waiter->turns) && gone()) {
+            turns_remove(&waiter->turns);
+            return IS_GONE;
+        }
     }
-    return false;
+    return SENT_AWAY;
 }
 
 bool throttle_wait(struct throttle_member *member, struct throttle_flow *flow,
@@ -109,7 +125,7 @@ bool throttle_wait(struct throttle_member *member, struct throttle_flow *flow,
     unsigned direction = is_write ? WRITES : READS;
     struct throttle_groups *groups = atomic_load(&member->groups);
     struct waiter waiter;
-    bool left = false, sent_away = false;
+    enum wait_end end = HAD_TURN;
 
     if (!groups)
         return true;
@@ -120,21 +136,22 @@ bool throttle_wait(struct throttle_member *member, struct throttle_flow *flow,
         while (member->group && !groups->lifted) {
             struct throttle_group *group = member->group;
             turns_add(&waiter.turns);
-            sent_away = !wait_for_turn(groups, group, &waiter, direction);
-            if (sent_away)
+            end = wait_for_turn(groups, group, &waiter, direction, gone);
+            if (end == SENT_AWAY)
                 continue;
-            left = gone();
-            if (!left)
+            if (end == HAD_TURN && gone())
+                end = IS_GONE;
+            if (end == HAD_TURN)
                 throttle_account(&group->throttle, is_write, bytes);
             wake_next(group, direction);
             break;
         }
         /* The limit was removed.  At the end, when all are lifted, who waits is answered. */
-        if (sent_away && !groups->lifted)
-            left = gone();
+        if (end == SENT_AWAY && !groups->lifted && gone())
+            end = IS_GONE;
     }
     pthread_cond_destroy(&waiter.woken);
-    return !left;
+    return end != IS_GONE;
 }
 
 void throttle_groups_lift(struct throttle_groups *groups, bool lifted)

@@ -57,7 +57,8 @@ struct throttle_flow {
 
 void throttle_flow_init(struct throttle_flow *flow, struct throttle_member *member);
 
-/* Has who sent the request left?  Asked when its turn has come, or there is no limit any more. */
+/* Has who sent the request left?  Asked each second while it waits, when its turn has come, and
+ * when there is no limit any more; under the groups' lock: it waits for nothing. */
 typedef bool throttle_gone(void);
 
 /* Before a request begins: waits until it may.  A limit that is changed or removed wakes it.

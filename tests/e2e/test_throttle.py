@@ -3,6 +3,7 @@
 of something else.  No test here judges that something was quick."""
 
 import fcntl
+import os
 import signal
 import struct
 import termios
@@ -207,6 +208,22 @@ class Throttle(Case):
         new.flush()
         time.sleep(1)
         self.assertEqual(bytes(new.pread(6 * 4096, 0)), b"n" * 6 * 4096)
+
+    def test_a_connection_that_was_lost(self):
+        """is closed, though its requests' turn hasn't come"""
+        self.start()
+        files = f"/proc/{self.server.process.pid}/fd"
+        new = self.server.connect()
+        before = len(os.listdir(files))
+        self.limit(bps_wr=1)
+        old = nbd.NBD()
+        old.connect_uri(self.server.uri)
+        self.begin(old, 6)
+        self.assertGreater(len(os.listdir(files)), before)
+        del old
+        wait_until(lambda: len(os.listdir(files)) == before, 60, "the connection is closed")
+        self.limit()
+        new.flush()
 
     def test_what_is_told(self):
         self.start()

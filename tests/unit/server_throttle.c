@@ -426,6 +426,23 @@ Test(throttle_group, who_left_does_not_go_on_without_limits)
     everybody_left = false;
 }
 
+/* Whose turn wouldn't come for long. */
+Test(throttle_group, who_left_waits_no_longer, .timeout = 60)
+{
+    struct fixture f;
+
+    start(&f);
+    everybody_left = true;
+    for (unsigned i = 0; i < 8; i++)
+        cr_assert_eq(pthread_join(f.thread[i], NULL), 0);
+    cr_expect_eq(all_gone_on(&f), 1);
+    everybody_left = false;
+    for (unsigned i = 0; i < 2; i++)
+        throttle_leave(&f.disk[i].member);
+    cr_assert(list_empty(&f.groups.list));
+    throttle_groups_destroy(&f.groups);
+}
+
 /* At the server's end all clients seem to have left, but those who wait get their answer. */
 Test(throttle_group, who_waits_at_the_end_goes_on)
 {
