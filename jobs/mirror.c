@@ -184,10 +184,13 @@ int mirror_finish(struct job *job, void *state, bool success, struct diag *diag)
     struct diag ignored;
     int err = 0;
 
+    bool completes = job_completes(job);
     if (!success) /* it's no copy of anything, and isn't waited for */
         mirror_interrupt(job, m);
-    else if (job_completes(job))
+    else if (completes)
         err = complete_with_target(m, diag);
+    else if (job_is_cancelled(job)) /* by force, when it was about to complete */
+        err = -ECANCELED;
     mirror_detach(m);
     mirror_end_drain(m);
     bool is_copy = success && !err;
