@@ -58,6 +58,13 @@ static int lock_replaced(struct target *target, struct node *const *sources)
 
 /* ---- the other name ---- */
 
+static bool has_owner(int fd, const struct stat *old)
+{
+    struct stat st;
+
+    return fstat(fd, &st) == 0 && st.st_uid == old->st_uid && st.st_gid == old->st_gid;
+}
+
 /* The new file is for whom the old one was for. */
 static int set_owner(int fd, const struct stat *old)
 {
@@ -66,11 +73,26 @@ static int set_owner(int fd, const struct stat *old)
     umask(mask);
     if (!old)
         return fchmod(fd, 0666 & ~mask);
-    if (fchown(fd, old->st_uid, old->st_gid) < 0 && old->st_uid != geteuid())
+    if (fchown(fd, old->st_uid, old->st_gid) < 0 && !has_owner(fd, old)) {
+        errno = EPERM;
         return -1;
+    }
     return fchmod(fd, old->st_mode & 07777);
 }
 
+static int refuse_temporary(struct target *target, const char *what, int err)
+{
+    free(TAKE(&target->temporary));
+    return cli_error("%s: cannot %s: %s", target->filename, what, strerror(err));
+}
+
+/* Nothing can be made beside the old file, or not for whom that is. */
+static bool is_not_allowed(int err)
+{
+    return err == EACCES || err == EPERM;
+}
+
+/* An old file for which there can be none is written where it is. */
 static int make_temporary(struct target *target, const struct stat *old)
 {
     CLEANUP_FREE char *folder = strdup(target->path), *base = strdup(target->path);
@@ -83,14 +105,18 @@ static int make_temporary(struct target *target, const struct stat *old)
         return cli_error("out of memory");
     }
     fd = mkostemp(target->temporary, O_CLOEXEC);
-    if (fd < 0) {
-        int err = errno;
-        free(TAKE(&target->temporary));
-        return cli_error("%s: cannot be created: %s", target->filename, strerror(err));
+    const char *what = "be created";
+    int err = fd < 0 ? errno : 0;
+    if (!err && set_owner(fd, old) < 0) {
+        err = errno;
+        what = "get the owner and mode of the old file";
+        unlink(target->temporary);
     }
-    if (set_owner(fd, old) < 0)
-        return cli_error("%s: cannot get the owner and mode of the old file: %s",
-                         target->filename, strerror(errno));
+    if (!err)
+        return CLI_OK;
+    if (!old || !is_not_allowed(err))
+        return refuse_temporary(target, what, err);
+    free(TAKE(&target->temporary));
     return CLI_OK;
 }
 
@@ -114,9 +140,10 @@ static int plan_file(struct target *target, struct node *const *sources)
     if (code != CLI_OK)
         return code;
     if (S_ISREG(st.st_mode) && st.st_nlink == 1)
-        return make_temporary(target, &st);
-    storage_close(TAKE(&target->replaced));
-    return CLI_OK;
+        code = make_temporary(target, &st);
+    if (!target->temporary) /* it is opened once more */
+        storage_close(TAKE(&target->replaced));
+    return code;
 }
 
 /* ---- the data file of a new image ---- */

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+import unittest
 
 from harness import KIB, MIB, QIMG, Case, content, create, fill, kill_quietly, plugin_env, run, wait_until
 from side_by_side import SideBySide, pattern
@@ -463,3 +464,34 @@ class Alone(Case):
         run(QIMG, "convert", *secret, "--image-opts", "-O", "raw", opts, "out", cwd=self.dir)
         run("qemu-img", "compare", "-f", "raw", "-F", "raw", "a.raw", "out", cwd=self.dir)
         self.assertIn("passphrase", run(QIMG, "convert", "e.qcow2", "o", cwd=self.dir, check=False).stderr)
+
+
+@unittest.skipUnless(os.geteuid() == 0 and shutil.which("setpriv"), "needs to be root, and setpriv")
+class WhoMayWrite(Case):
+    """An old file, where another can't be made beside it or be given its owner."""
+
+    def convert(self, capability):
+        """as root without that"""
+        words = [f"--bounding-set=-{capability}", f"--inh-caps=-{capability}", QIMG, "convert", "-f", "raw", "-O", "qcow2"]
+        return run("setpriv", *words, self.path("a.raw"), self.path("folder/out"))
+
+    def test_where_it_is(self):
+        """as qemu-img: it stays what it was, for whom it was"""
+        with open(self.path("a.raw"), "wb") as file:
+            file.write(b"a" * MIB)
+        folder, out = self.path("folder"), self.path("folder/out")
+        os.mkdir(folder)
+        for capability, owner, folder_mode in (("dac_override", (0, 0), 0o555), ("chown", (0, 77), 0o755), ("chown", (77, 0), 0o777)):
+            with self.subTest(capability=capability, owner=owner):
+                pathlib.Path(out).write_bytes(b"old" * MIB)
+                os.chown(out, *owner)
+                os.chmod(out, 0o666)
+                os.chmod(folder, folder_mode)
+                before = os.stat(out)
+                self.convert(capability)
+                after = os.stat(out)
+                self.assertEqual((after.st_ino, after.st_uid, after.st_gid, after.st_mode),
+                                 (before.st_ino, before.st_uid, before.st_gid, before.st_mode))
+                self.assertEqual(os.listdir(folder), ["out"])
+                self.assertEqual(content(out, "qcow2"), b"a" * MIB)
+                os.chmod(folder, 0o755)
