@@ -55,6 +55,7 @@ int tail_grow(struct tail *tail, struct node *node, uint64_t new_end)
     int err = storage_truncate(node->file, new_end);
     if (err)
         return err;
+    storage_expect_pieces(node->file, tail->end, new_end - tail->end);
     LOCK_GUARD(mcache_meta(node->mc));
     tail_publish(tail, new_end);
     return 0;

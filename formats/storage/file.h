@@ -69,6 +69,7 @@ int file_lock(struct storage *st, enum storage_lock_level level, struct diag *di
 void file_close(struct storage *st);
 bool file_expect(struct storage *st, uint64_t off, uint64_t len);
 void file_expect_filling(struct storage *st);
+void file_expect_pieces(struct storage *st, uint64_t off, uint64_t len); /* O_DIRECT only */
 
 /* Of a file that is filled, before a write of so many bytes. */
 void file_prepare_to_fill(struct file_storage *file, uint64_t off, uint64_t len);

@@ -395,6 +395,7 @@ static const struct storage_ops direct_ops = {
     .extent = file_extent,
     .allocated = file_allocated,
     .preallocate = direct_preallocate,
+    .expect_pieces = file_expect_pieces,
     .lock = file_lock,
     .identity = file_identity,
 };

@@ -311,6 +311,12 @@ void storage_expect_filling(struct storage *st)
         st->ops->expect_filling(st);
 }
 
+void storage_expect_pieces(struct storage *st, uint64_t off, uint64_t len)
+{
+    if (st->ops->expect_pieces && check_change(st, off, len) == 0)
+        st->ops->expect_pieces(st, off, len);
+}
+
 int storage_allocated(struct storage *st, uint64_t *bytes)
 {
     lock_assert_io_allowed();

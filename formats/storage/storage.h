@@ -81,6 +81,7 @@ struct storage_ops {
     /* Optional: see the functions of the same names. */
     bool (*expect)(struct storage *st, uint64_t off, uint64_t len);
     void (*expect_filling)(struct storage *st);
+    void (*expect_pieces)(struct storage *st, uint64_t off, uint64_t len);
     /* Optional: see storage_lock. */
     int (*lock)(struct storage *st, enum storage_lock_level level, struct diag *diag);
     /* Optional: see storage_identity. */
@@ -232,6 +233,10 @@ bool storage_expect(struct storage *st, uint64_t off, uint64_t len);
 /* The same of all that the store grows by from here on, as soon as a large piece of it is
  * written; what is left over is cut off.  Before others use the store. */
 void storage_expect_filling(struct storage *st);
+
+/* The range, by which the store has just grown, is going to be written piece by piece, by many at
+ * the same time: the store may get ready.  What is left over is cut off. */
+void storage_expect_pieces(struct storage *st, uint64_t off, uint64_t len);
 
 int storage_allocated(struct storage *st, uint64_t *bytes);
 

@@ -430,6 +430,41 @@ Test(buffered_transfer, nothing_is_done_where_it_would_not_help)
     done();
 }
 
+/* After growth by so much, which is to be written piece by piece. */
+static void grow_by(uint64_t bytes)
+{
+    uint64_t size;
+
+    cr_assert_eq(storage_size(st, &size), 0);
+    cr_assert_eq(storage_truncate(st, size + bytes), 0);
+    storage_expect_pieces(st, size, bytes);
+    expect_size(size + bytes);
+}
+
+Test(direct_transfer, growth_that_is_written_in_pieces_has_blocks)
+{
+    open_watched(&(struct storage_open){.direct = true});
+    kernel = (struct kernel){.filesystem = EXT4_SUPER_MAGIC, .room = PLENTY};
+    grow_by(4 * MIB);
+    cr_assert_geq(allocated(), 4 * MIB);
+    kernel.room = MIB;
+    grow_by(4 * MIB);
+    cr_assert_lt(allocated(), 5 * MIB, "there is hardly any room");
+    kernel = (struct kernel){.filesystem = TMPFS_MAGIC, .room = PLENTY};
+    grow_by(4 * MIB);
+    cr_assert_eq(kernel.fallocates, 0u, "another filesystem");
+    done();
+}
+
+Test(buffered_transfer, growth_that_is_written_in_pieces_stays_a_hole)
+{
+    open_watched(&(struct storage_open){0});
+    kernel = (struct kernel){.filesystem = EXT4_SUPER_MAGIC, .room = PLENTY};
+    grow_by(4 * MIB);
+    cr_assert_eq(kernel.fallocates, 0u);
+    done();
+}
+
 static void write_filling(const char *data, uint64_t off, uint64_t len, unsigned steps)
 {
     kernel.fallocates = 0;

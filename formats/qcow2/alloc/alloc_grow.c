@@ -49,6 +49,8 @@ int alloc_extend_file(struct alloc *a, uint64_t new_end)
     int err = storage_truncate(st, new_end);
     if (err)
         return err;
+    storage_expect_pieces(st, atomic_load(&a->file_end),
+                          new_end - atomic_load(&a->file_end));
     a->grown = true;
     atomic_store_explicit(&a->file_end, new_end, memory_order_release);
     return 0;
