@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Failing storage.  A list of requests is run again and again, and each time another call
  * of the storage fails: the client is told that errno, what was flushed stays, what was
- * written is old or new, the image opens again, and checks find nothing worse than leaks.
+ * written is old or new, the image opens again, and checks find nothing worse than leaks.  Snapshots
+ * hold what they were made of, and a bitmap misses no change.
  *
  * For each sector the test knows the values that a read may return, and those that the
  * image may have after it is opened again: every request fills its range with a value of
@@ -16,6 +17,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "block/snapshot.h"
 #include "image.h"
 #include "mem_storage.h"
 #include "registry.h"
@@ -28,6 +30,8 @@ struct fault_case {
     struct image_spec image;
     uint64_t most;   /* sectors in a request */
     uint64_t stride; /* only each so manieth call, unless QIMG_LONG is set; 0: all */
+    bool snapshots;  /* are made and removed, too */
+    bool bitmap;     /* one that is kept in the image records all changes */
 };
 
 #define IMAGE(fmt, opts, bytes)                                      \
@@ -61,11 +65,64 @@ static const struct fault_case cases[] = {
      IMAGE("qed", "cluster_size=4096,table_size=2", MIB),
      BASE(700 * KIB),
      .most = 40},
+    {.name = "qcow2-snapshots",
+     IMAGE("qcow2", "cluster_size=4096", MIB + 512),
+     .most = 40,
+     .stride = 6,
+     .snapshots = true},
+    {.name = "qcow2-lazy-snapshots",
+     IMAGE("qcow2", "cluster_size=4096,lazy_refcounts=on", MIB + 512),
+     .image.node.need_check_delay_ns = 5 * SEC,
+     .most = 40,
+     .stride = 6,
+     .snapshots = true},
+    {.name = "qcow2-extended-base-snapshots",
+     IMAGE("qcow2", "cluster_size=16384,extended_l2=on", MIB),
+     BASE(700 * KIB),
+     .most = 40,
+     .stride = 6,
+     .snapshots = true},
+    {.name = "qcow2-compress-snapshots",
+     IMAGE("qcow2", "cluster_size=4096,refcount_bits=8", MIB + 512),
+     .image.node.compress = true,
+     .most = 40,
+     .stride = 6,
+     .snapshots = true},
+    {.name = "qcow2-bitmap",
+     IMAGE("qcow2", "cluster_size=4096", MIB + 512),
+     .image.node.need_check_delay_ns = 5 * SEC,
+     .most = 40,
+     .stride = 4,
+     .bitmap = true},
+    {.name = "qcow2-bitmap-lazy-snapshots",
+     IMAGE("qcow2", "cluster_size=1024,lazy_refcounts=on", MIB + 512),
+     .image.node.need_check_delay_ns = 5 * SEC,
+     .most = 40,
+     .stride = 6,
+     .snapshots = true,
+     .bitmap = true},
+    {.name = "qcow2-aes-base",
+     IMAGE("qcow2", "cluster_size=4096", MIB),
+     BASE(700 * KIB),
+     .image.encrypt = "aes",
+     .most = 40,
+     .stride = 6},
+    {.name = "qcow2-data-raw",
+     IMAGE("qcow2", "cluster_size=4096", MIB),
+     .image.data_file = "raw",
+     .most = 40,
+     .stride = 6},
+    {.name = "qcow2-data-extended-base",
+     IMAGE("qcow2", "cluster_size=16384,extended_l2=on", MIB),
+     BASE(700 * KIB),
+     .image.data_file = "plain",
+     .most = 40,
+     .stride = 6},
 };
 
 /* ---- the requests ---- */
 
-enum what { WRITE, WRITE_FUA, ZERO, UNMAP, TRIM, FLUSH, PAUSE };
+enum what { WRITE, WRITE_FUA, ZERO, UNMAP, TRIM, FLUSH, PAUSE, SNAPSHOT };
 
 struct request {
     enum what what;
@@ -75,8 +132,9 @@ struct request {
 /* The same list for every run of a case. */
 static void make_requests(const struct fault_case *c, struct request *list)
 {
-    static const enum what kinds[] = {WRITE, WRITE, WRITE, WRITE, WRITE, WRITE_FUA,
-                                      ZERO,  UNMAP, TRIM,  FLUSH, FLUSH, PAUSE};
+    static const enum what kinds[] = {WRITE, WRITE, WRITE, WRITE, WRITE, WRITE_FUA, ZERO,
+                                      UNMAP, TRIM,  FLUSH, FLUSH, PAUSE, SNAPSHOT};
+    unsigned n_kinds = ARRAY_LEN(kinds) - !c->snapshots;
     uint64_t sectors = c->image.size / SECTOR;
     struct rng rng;
 
@@ -85,9 +143,8 @@ static void make_requests(const struct fault_case *c, struct request *list)
         uint64_t n = rng_between(&rng, 1, c->most), at = rng_below(&rng, sectors);
         if (rng_one_in(&rng, 2))
             at = at / 8 * 8;
-        list[i] = (struct request){.what = kinds[rng_below(&rng, ARRAY_LEN(kinds))],
-                                   .at = at,
-                                   .n = MIN(n, sectors - at)};
+        list[i] = (struct request){
+            .what = kinds[rng_below(&rng, n_kinds)], .at = at, .n = MIN(n, sectors - at)};
     }
 }
 
@@ -108,7 +165,16 @@ static bool has(const struct values *set, uint8_t v)
     return set->bits[v / 64] >> (v % 64) & 1;
 }
 
+/* A snapshot that was made, or may have been. */
+struct taken {
+    char name[16];
+    struct values *held; /* of each sector */
+};
+
 struct run {
+    struct taken taken[REQUESTS];
+    unsigned n_taken;
+    bool *changed; /* of each sector, since the bitmap is there */
     const struct fault_case *c;
     struct image *img;
     struct fault_plan plan;
@@ -159,6 +225,100 @@ static void compare(struct run *r, const struct values *allowed, const char *whe
         compare_sector(r, all + s * SECTOR, s, &allowed[s], when);
 }
 
+/* ---- snapshots ---- */
+
+static struct taken *find_taken(struct run *r, const char *name)
+{
+    for (unsigned i = 0; i < r->n_taken; i++)
+        if (strcmp(r->taken[i].name, name) == 0)
+            return &r->taken[i];
+    cr_assert_fail("%s: snapshot '%s' is nobody's", r->label, name);
+    return NULL;
+}
+
+static int take_snapshot(struct run *r)
+{
+    struct taken *t = &r->taken[r->n_taken];
+    struct diag diag = {0};
+
+    snprintf(t->name, sizeof t->name, "s%u", r->n_taken++);
+    t->held = malloc(r->n_sectors * sizeof *t->held);
+    memcpy(t->held, r->live, r->n_sectors * sizeof *t->held);
+    const struct snapshot_request request = {
+        .kind = SNAPSHOT_CREATE, .name = t->name, .ahead = r->n_taken % 2};
+    return node_change_snapshot(r->img->node, &request, NULL, &diag);
+}
+
+/* Two at most: then the first is removed. */
+static int change_snapshots(struct run *r)
+{
+    CLEANUP_SNAPSHOT_LIST struct snapshot_list list = {0};
+    struct diag diag = {0};
+
+    cr_assert_eq(node_snapshots(r->img->node, &list), 0);
+    if (list.n < 2)
+        return take_snapshot(r);
+    const struct snapshot_request request = {.kind = SNAPSHOT_DELETE,
+                                             .name = list.list[0].name};
+    return node_change_snapshot(r->img->node, &request, NULL, &diag);
+}
+
+static void compare_snapshot(struct run *r, const char *name, const char *when)
+{
+    CLEANUP_FREE uint8_t *all = malloc(r->img->model.size);
+    const struct taken *t = find_taken(r, name);
+    struct node *snapshot;
+    struct diag diag = {0};
+
+    cr_assert_eq(node_open_snapshot(r->img->node, name, &snapshot, &diag), 0, "%s: %s: %s",
+                 r->label, when, diag.text);
+    cr_assert_eq(block_read(snapshot, all, 0, r->img->model.size), 0, "%s", r->label);
+    for (uint64_t s = 0; s < r->n_sectors; s++)
+        compare_sector(r, all + s * SECTOR, s, &t->held[s], when);
+    node_close_snapshot(snapshot);
+}
+
+static void compare_snapshots(struct run *r, const char *when)
+{
+    CLEANUP_SNAPSHOT_LIST struct snapshot_list list = {0};
+
+    /* One that may have been removed is shown no more. */
+    if (!r->c->snapshots || mcache_health(r->img->node->mc))
+        return;
+    cr_assert_eq(node_snapshots(r->img->node, &list), 0);
+    for (size_t i = 0; i < list.n; i++)
+        compare_snapshot(r, list.list[i].name, when);
+}
+
+/* ---- a bitmap ---- */
+
+static void add_bitmap(struct run *r)
+{
+    const struct bitmap_params params = {
+        .name = "all", .granularity = SECTOR, .persistent = true};
+    struct dirty_bitmap *bitmap;
+    struct diag diag = {0};
+
+    if (!r->c->bitmap)
+        return;
+    cr_assert_eq(node_bitmap_create(r->img->node, &params, &bitmap, &diag), 0, "%s",
+                 diag.text);
+    cr_assert_eq(node_bitmaps_keep(r->img->node, &diag), 0, "%s", diag.text);
+}
+
+/* What it says may be too much, or nothing to believe; never too little. */
+static void judge_bitmap(struct run *r, const char *when)
+{
+    const struct dirty_bitmap *bitmap = node_bitmap_find(r->img->node, "all");
+
+    if (!bitmap || dirty_bitmap_inconsistent(bitmap))
+        return;
+    for (uint64_t s = 0; s < r->n_sectors; s++)
+        cr_assert(!r->changed[s] || dirty_bitmap_get(bitmap, s * SECTOR),
+                  "%s: %s: its bitmap misses a change at %" PRIu64, r->label, when,
+                  s * SECTOR);
+}
+
 /* ---- one run ---- */
 
 static int send(struct run *r, const struct request *q, uint8_t value)
@@ -184,6 +344,8 @@ static int send(struct run *r, const struct request *q, uint8_t value)
         r->img->now += 6 * SEC;
         housekeeper_run_due(r->img->ctx.housekeeper);
         return 0;
+    case SNAPSHOT:
+        return change_snapshots(r);
     }
     return 0;
 }
@@ -204,7 +366,9 @@ static void one_request(struct run *r, const struct request *q, unsigned i)
     r->poisoned |= mcache_health(r->img->node->mc) != 0;
     if (q->what < FLUSH)
         note_effect(r, q, value, err);
-    if (q->what == FLUSH && !err)
+    if (q->what < FLUSH && !err)
+        memset(r->changed + q->at, true, q->n);
+    if ((q->what == FLUSH || q->what == SNAPSHOT) && !err)
         note_durable(r);
 }
 
@@ -213,6 +377,7 @@ static void first_values(struct run *r)
     r->n_sectors = r->img->model.size / SECTOR;
     r->live = calloc(r->n_sectors, sizeof *r->live);
     r->kept = calloc(r->n_sectors, sizeof *r->kept);
+    r->changed = calloc(r->n_sectors, sizeof *r->changed);
     for (uint64_t i = 0; i < r->n_sectors * SECTOR; i++)
         add(&r->live[i / SECTOR], r->img->model.bytes[i]);
     note_durable(r);
@@ -231,7 +396,7 @@ static void check_image(struct run *r, bool with_qemu)
                  diag.text);
     cr_assert(check_is_safe(&result), "%s: %" PRIu64 " corruptions", r->label,
               result.corruptions);
-    if (!with_qemu || !have_qemu())
+    if (!with_qemu || img->spec.encrypt || !have_qemu())
         return;
     char said[512];
     int status = shell(said, sizeof said, "qemu-img check -f %s %s 2>&1", img->spec.format,
@@ -250,14 +415,16 @@ static void open_again(struct run *r, bool with_qemu)
     cr_assert_eq(image_try_open(img, &diag), 0, "%s: opening again: %s", r->label,
                  diag.text);
     compare(r, r->kept, "opened again");
+    compare_snapshots(r, "opened again, a snapshot");
+    judge_bitmap(r, "opened again");
     cr_assert_eq(image_close(img), 0, "%s", r->label);
     check_image(r, with_qemu);
 }
 
 /* Runs the list with the nth call of a kind failing; returns whether it came to that. */
 static bool run_once(const struct fault_case *c, struct image *img,
-                     struct storage *pristine, enum fault_kind kind, uint64_t nth, int err,
-                     enum fault_how how)
+                     struct storage *pristine, struct storage *pristine_data,
+                     enum fault_kind kind, uint64_t nth, int err, enum fault_how how)
 {
     static const char *const hows[] = {"once", "from then on", "torn", "after it was done"};
     struct request list[REQUESTS];
@@ -269,21 +436,31 @@ static bool run_once(const struct fault_case *c, struct image *img,
     make_requests(c, list);
     storage_close(img->mem);
     img->mem = mem_storage_clone(pristine);
+    if (pristine_data) {
+        storage_close(img->data_mem);
+        img->data_mem = mem_storage_clone(pristine_data);
+    }
     fault_plan_init(&r.plan);
     first_values(&r);
     img->plan = &r.plan;
     cr_assert_eq(image_try_open(img, &diag), 0, "%s: %s", r.label, diag.text);
+    add_bitmap(&r);
     fault_plan_fail(&r.plan, kind, nth, err, how);
     for (unsigned i = 0; i < REQUESTS; i++)
         one_request(&r, &list[i], i);
     compare(&r, r.live, "at the end");
+    compare_snapshots(&r, "at the end, a snapshot");
+    judge_bitmap(&r, "at the end");
     bool injected = fault_plan_injected(&r.plan) > 0;
     if (image_close(img) == 0)
         note_durable(&r);
     injected |= fault_plan_injected(&r.plan) > 0;
     open_again(&r, nth % 16 == 1);
+    for (unsigned i = 0; i < r.n_taken; i++)
+        free(r.taken[i].held);
     free(r.live);
     free(r.kept);
+    free(r.changed);
     fault_plan_destroy(&r.plan);
     return injected;
 }
@@ -302,6 +479,7 @@ static void run_all(const struct fault_case *c, struct image *img)
     static const enum fault_how hows[] = {FAULT_ONCE, FAULT_FROM_THEN_ON, FAULT_ONCE_TORN,
                                           FAULT_ONCE_AFTER};
     struct storage *pristine = mem_storage_clone(img->mem);
+    struct storage *pristine_data = img->data_mem ? mem_storage_clone(img->data_mem) : NULL;
 
     for (unsigned k = 0; k < ARRAY_LEN(kinds); k++)
         for (unsigned h = 0; h < ARRAY_LEN(hows); h++) {
@@ -312,10 +490,11 @@ static void run_all(const struct fault_case *c, struct image *img)
                 continue;
             bool more = true;
             for (uint64_t nth = 1 + h; more; nth += kinds[k] == FAULT_WRITE ? stride : 1)
-                more = run_once(c, img, pristine, kinds[k], nth, nth % 2 ? EIO : ENOSPC,
-                                hows[h]);
+                more = run_once(c, img, pristine, pristine_data, kinds[k], nth,
+                                nth % 2 ? EIO : ENOSPC, hows[h]);
         }
     storage_close(pristine);
+    storage_close(pristine_data);
 }
 
 ParameterizedTestParameters(fault, every_call)
