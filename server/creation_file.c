@@ -39,7 +39,7 @@ int creation_make_file(struct export_table *exports, const struct driver *driver
 {
     const char *name = request->filename;
 
-    int err = is_file(request) ? check_not_served(exports, name, diag) : 0;
+    int err = check_not_served(exports, name, diag);
     if (!err && request->data_file)
         err = check_not_served(exports, request->data_file, diag);
     if (!err)

@@ -97,11 +97,14 @@ static int plan_data_file(const struct driver *driver, const struct create_reque
 
 /* ---- all stores ---- */
 
-static int make_store(struct made *made, const struct storage_hints *hints,
+static int make_store(const struct create_request *req, struct made *made,
                       struct diag *diag)
 {
-    int err = made->protocol->create(made->name, hints, &made->st, diag);
+    const struct storage_protocol *protocol = made->protocol;
 
+    int err = req->existing && made->was_there && protocol->empty
+                  ? protocol->empty(made->name, &made->st, diag)
+                  : protocol->create(made->name, &req->hints, &made->st, diag);
     if (!err)
         made->is_ours = !made->st->fixed_size && !made->was_there;
     return err;
@@ -123,13 +126,13 @@ static int make_both(const struct create_request *req, struct made *image,
 
     image->was_there = req->existing;
     if (!err)
-        err = make_store(image, &req->hints, diag);
+        err = make_store(req, image, diag);
     if (!err)
         image->stays = req->existing && !image->st->fixed_size;
     if (!err && data->name)
         err = check_not_just_made(image, data, diag);
     if (!err && data->name)
-        err = make_store(data, &req->hints, diag);
+        err = make_store(req, data, diag);
     return err;
 }
 
@@ -190,6 +193,8 @@ int create_image(const struct driver *driver, const struct create_request *req,
     if (err)
         return err;
     err = driver->check_create(&named, diag);
+    if (!err && req->backing_file)
+        err = reference_check_recorded(shown, req->backing_file, diag);
     if (!err && req->data_file)
         err = plan_data_file(driver, &named, &image, &ref, &data, diag);
     return err ? err : make_image(driver, &named, &image, &data, diag);

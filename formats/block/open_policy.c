@@ -9,7 +9,6 @@
 #include "base/cleanup.h"
 #include "block/json_name.h"
 #include "block/open_policy.h"
-#include "storage/rbd_name.h"
 
 int references_parse(const char *word, enum references *out)
 {
@@ -107,13 +106,16 @@ void reference_free(struct reference *ref)
     *ref = (struct reference){0};
 }
 
-/* How Ceph is asked is no image's to say: it would be refused when the name is followed. */
-static int check_rbd(const struct finding *found, const char *text, struct diag *diag)
+/* What isn't an image's to say would be refused when the name is followed. */
+static int check_remote(const struct finding *found,
+                        const struct storage_protocol *protocol, const char *text,
+                        struct diag *diag)
 {
-    CLEANUP_RBD_NAME struct rbd_name name = {0};
     struct diag why = {0};
 
-    int err = found->given ? 0 : rbd_name_parse(text, RBD_NAME_IMAGE, &name, &why);
+    if (found->given || !protocol->check_named_by_image)
+        return 0;
+    int err = protocol->check_named_by_image(text, &why);
     return err ? diag_set(diag, -err, "%s: names %s", found->image, why.text) : 0;
 }
 
@@ -121,12 +123,14 @@ static int resolve_remote(const struct finding *found,
                           const struct storage_protocol *protocol, const char *uri,
                           struct reference *out, struct diag *diag)
 {
+    CLEANUP_FREE char *shown = storage_shown_name(protocol, uri);
+
     if (found->policy == REFERENCES_DIR)
         return diag_set(diag, EACCES,
                         "%s: names %s, which is not below the image's folder "
                         "(references=dir)",
-                        found->image, uri);
-    int err = protocol == &storage_protocol_rbd ? check_rbd(found, uri, diag) : 0;
+                        found->image, shown ? shown : "an image elsewhere");
+    int err = check_remote(found, protocol, uri, diag);
     if (err)
         return err;
     out->path = strdup(uri);
@@ -219,29 +223,43 @@ static int resolve_json(const struct finding *found, const char *name,
     return err ? err : resolve_parsed(found, &parsed, out, diag);
 }
 
+/* The name may have a secret. */
+static int refuse_any(const struct finding *found, const struct storage_protocol *protocol,
+                      const char *name, struct diag *diag)
+{
+    CLEANUP_FREE char *shown = storage_shown_name(protocol, name);
+
+    return diag_set(diag, EACCES, "%s: names %s, but references=none allows no other file",
+                    found->image, shown ? shown : "another");
+}
+
+/* Of a protocol that nobody here knows. */
+static bool is_foreign(const char *name)
+{
+    return storage_protocol_of(name) == &storage_protocol_file && !json_name_is_one(name) &&
+           strip_file_protocol(name) == name && has_protocol(name);
+}
+
 static int resolve(const struct finding *found, const char *name, struct reference *out,
                    struct diag *diag)
 {
     const char *image = found->image;
 
     *out = (struct reference){.given = found->given};
-    if (found->policy == REFERENCES_NONE)
-        return diag_set(diag, EACCES,
-                        "%s: names %s, but references=none allows no other file", image,
-                        name);
     const struct storage_protocol *protocol = storage_protocol_of(name);
+    if (found->policy == REFERENCES_NONE)
+        return refuse_any(found, protocol, name, diag);
     if (protocol != &storage_protocol_file)
         return resolve_remote(found, protocol, name, out, diag);
     if (json_name_is_one(name))
         return resolve_json(found, name, out, diag);
 
-    const char *local = strip_file_protocol(name);
-    if (local == name && has_protocol(name))
+    if (is_foreign(name))
         return diag_set(diag, ENOTSUP,
                         "%s: names %s: an image may name local files, NBD exports and RBD "
                         "images only",
                         image, name);
-    return resolve_local(image, local, found->policy, out, diag);
+    return resolve_local(image, strip_file_protocol(name), found->policy, out, diag);
 }
 
 /* Empty on failure. */
@@ -282,7 +300,16 @@ int reference_resolve_given(const char *what, const char *name, struct reference
 
 int reference_check_recorded(const char *image, const char *name, struct diag *diag)
 {
-    const struct finding found = {.image = image};
+    const struct finding found = {.image = image, .layer = true};
+    CLEANUP_REFERENCE struct reference ref = {0};
+    struct diag why = {0};
 
-    return rbd_name_is_one(name) ? check_rbd(&found, name, diag) : 0;
+    if (!name[0] || is_foreign(name))
+        return 0;
+    int err = resolve_whole(&found, name, &ref, &why);
+    if (!err || (json_name_is_one(name) && err != -EACCES))
+        return 0;
+    if (diag)
+        *diag = why;
+    return err;
 }

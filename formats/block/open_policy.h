@@ -63,8 +63,10 @@ int reference_resolve_layer(const char *image, const char *name, enum references
 int reference_resolve_given(const char *what, const char *name, struct reference *out,
                             struct diag *diag) MUST_USE;
 
-/* May `image` record the name?  Of RBD names alone that is judged: who wants to record something
- * else knows why.  0 or -errno. */
+/* May `image` record the name?  Not one that would be refused when it is followed, whatever the
+ * policy: for what it says (whose keys are used), or as it is relative and the image lies on a
+ * server.  Of protocols, and of drivers in JSON, that aren't known here nothing is judged: who
+ * wants to record those knows why; and an empty name is none.  0 or -errno. */
 int reference_check_recorded(const char *image, const char *name,
                              struct diag *diag) MUST_USE;
 

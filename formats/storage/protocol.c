@@ -59,12 +59,20 @@ const struct storage_protocol storage_protocol_file = {
     .remove = remove_file,
 };
 
+static int check_nbd_of_image(const char *name, struct diag *diag)
+{
+    CLEANUP_NBD_URI struct nbd_uri parsed = {0};
+
+    return nbd_uri_parse(name, NBD_URI_IMAGE, &parsed, diag);
+}
+
 const struct storage_protocol storage_protocol_nbd = {
     .name = "nbd",
     .owns = nbd_uri_is_one,
     .opened = storage_is_nbd,
     .open = open_nbd,
     .create = create_nbd,
+    .check_named_by_image = check_nbd_of_image,
 };
 
 /* What is wished for a new file means nothing to Ceph. */
@@ -84,14 +92,23 @@ static char *show_rbd(const char *name)
                : rbd_name_print_shown(&parsed);
 }
 
+static int check_rbd_of_image(const char *name, struct diag *diag)
+{
+    CLEANUP_RBD_NAME struct rbd_name parsed = {0};
+
+    return rbd_name_parse(name, RBD_NAME_IMAGE, &parsed, diag);
+}
+
 const struct storage_protocol storage_protocol_rbd = {
     .name = "rbd",
     .owns = rbd_name_is_one,
     .opened = storage_is_rbd,
     .open = storage_open_rbd,
     .create = create_rbd,
+    .empty = storage_empty_rbd,
     .remove = storage_remove_rbd,
     .shown = show_rbd,
+    .check_named_by_image = check_rbd_of_image,
 };
 
 const struct storage_protocol storage_protocol_null = {

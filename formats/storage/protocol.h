@@ -27,9 +27,15 @@ struct storage_protocol {
      * stores. */
     int (*create)(const char *name, const struct storage_hints *hints, struct storage **out,
                   struct diag *diag);
+    /* Opens one that is there, locked, to be made anew: it is empty afterwards, unless its size is
+     * fixed.  NULL: `create` does that. */
+    int (*empty)(const char *name, struct storage **out, struct diag *diag);
     /* The name without secrets; the caller's to free, NULL when memory is short.  NULL: the
      * names have none. */
     char *(*shown)(const char *name);
+    /* May an image have the name?  What isn't an image's to say (whose keys are used) is
+     * refused when it is opened, too: 0 or -errno with diag.  NULL: whatever it is. */
+    int (*check_named_by_image)(const char *name, struct diag *diag);
     /* Removes a store that was made and closed; what can't be removed stays.  NULL: `create`
      * gives what was there before, of a fixed size. */
     void (*remove)(const char *name);

@@ -30,6 +30,7 @@ static struct rbd_storage *new_storage(const char *text, const struct storage_op
     rbd->st.ops = &rbd_ops;
     rbd->st.align = 1;
     rbd->st.keeps_writes = true;
+    rbd->st.lets_writers_in = true;
     rbd->st.no_flush = how->no_flush;
     rbd->st.read_only = how->read_only;
     range_lock_init(&rbd->growth, RANK_LEAF);
@@ -118,6 +119,23 @@ int storage_create_rbd(const char *name, struct storage **out, struct diag *diag
     }
     use_link(rbd, link);
     *out = &rbd->st;
+    return 0;
+}
+
+int storage_empty_rbd(const char *name, struct storage **out, struct diag *diag)
+{
+    static const struct storage_open how = {0};
+    CLEANUP_STORAGE struct storage *st = NULL;
+
+    int err = storage_open_rbd(name, &how, &st, diag);
+    if (!err)
+        err = storage_lock(st, STORAGE_WRITER, diag);
+    if (err)
+        return err;
+    err = storage_truncate(st, 0);
+    if (err)
+        return diag_errno(diag, -err, "%s: taking its bytes away", st->name);
+    *out = TAKE(&st);
     return 0;
 }
 

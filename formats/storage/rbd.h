@@ -16,7 +16,8 @@
  * of it, and can be written again when that was mended.
  *
  * Locks are Ceph's exclusive lock, which a writer takes and doesn't give to who asks for it.
- * A reader only looks whether somebody has it.
+ * A reader only looks whether somebody has it: others can write to the image before he becomes a
+ * writer (lets_writers_in in storage.h).
  *
  * Others.  Who has an image open watches it, also to read it where he may: so that Ceph doesn't
  * remove it, reads of a snapshot that was removed fail, and a size that another client has
@@ -52,6 +53,9 @@ int storage_open_rbd(const char *name, const struct storage_open *how, struct st
 /* Makes an image of no bytes, as Ceph's configuration has it for new ones, and opens it
  * read/write.  -EEXIST: there is one already. */
 int storage_create_rbd(const char *name, struct storage **out, struct diag *diag) MUST_USE;
+
+/* Opens an image that is there read/write, takes its lock and then all its bytes away. */
+int storage_empty_rbd(const char *name, struct storage **out, struct diag *diag) MUST_USE;
 
 bool storage_is_rbd(const struct storage *st);
 

@@ -32,6 +32,12 @@ int storage_create_rbd(const char *name, struct storage **out, struct diag *diag
     return refuse(name, diag);
 }
 
+int storage_empty_rbd(const char *name, struct storage **out, struct diag *diag)
+{
+    (void)out;
+    return refuse(name, diag);
+}
+
 bool storage_is_rbd(const struct storage *st)
 {
     (void)st;

@@ -368,6 +368,11 @@ void storage_rest(struct storage *st)
         st->ops->rest(st);
 }
 
+bool storage_rests(const struct storage *st)
+{
+    return st->ops->rest;
+}
+
 int storage_start(struct storage *st)
 {
     return st->ops->start ? st->ops->start(st) : 0;

@@ -111,6 +111,9 @@ struct storage {
     /* A flush that fails loses nothing of what was written before: it can be asked for
      * again.  Else it is unknown afterwards what is durable. */
     bool keeps_writes;
+    /* A reader's lock keeps no writer out: what was read without a writer's may be old.  And that
+     * has to be taken by the very store that is written to. */
+    bool lets_writers_in;
     _Atomic bool no_flush; /* cache=volatile: storage_flush and STORAGE_FUA do nothing */
     /* A flush for one write failed, and with that used up what the store had to tell of
      * others: the next storage_flush fails for it. */
@@ -249,6 +252,9 @@ int storage_preallocate(struct storage *st, uint64_t off, uint64_t len) MUST_USE
 
 /* A fork comes: nothing is asked of it until storage_start. */
 void storage_rest(struct storage *st);
+
+/* Does it rest at all, so that others can have it until it starts? */
+bool storage_rests(const struct storage *st);
 
 /* Background work may start: to be called after a fork.  Again: nothing.  0 or -errno. */
 int storage_start(struct storage *st) MUST_USE;

@@ -145,6 +145,8 @@ static int refuse_without_format(const struct create_args *args, const char *nam
 static int check_backing_words(const struct create_args *args, const char *name,
                                const char *format)
 {
+    struct diag diag = {0};
+
     if (!name && format)
         return cli_error("%s: Backing format cannot be used without backing file",
                          args->filename);
@@ -155,6 +157,8 @@ static int check_backing_words(const struct create_args *args, const char *name,
                          args->filename);
     if (strcmp(name, args->filename) == 0)
         return cli_error("%s: an image can't be its own backing file", args->filename);
+    if (reference_check_recorded(args->filename, name, &diag) < 0)
+        return cli_diag(&diag);
     if (!format)
         return refuse_without_format(args, name);
     if (!args->unchecked && !driver_find_recorded(format))

@@ -84,6 +84,7 @@ static int check_backing(const struct convert_args *args)
 {
     const char *name = options_get(&args->list, "backing_file");
     const char *format = options_get(&args->list, "backing_fmt");
+    struct diag diag = {0};
 
     if (!name)
         return CLI_OK;
@@ -97,7 +98,8 @@ static int check_backing(const struct convert_args *args)
         return cli_error("Use of backing file requires explicit backing format");
     if (!driver_find_recorded(format))
         return create_format_unknown("Unknown backing format", format);
-    return CLI_OK;
+    return reference_check_recorded(args->target, name, &diag) < 0 ? cli_diag(&diag)
+                                                                   : CLI_OK;
 }
 
 /* A new target is as large as the sources; as for qemu-img, whatever -o says. */

@@ -93,6 +93,44 @@ class HiddenText(Case):
 
 
 @unittest.skipIf(STANDIN, "needs the plugin")
+@unittest.skipIf(STANDIN, "needs the plugin")
+class RecordedNames(Case):
+    """What an image couldn't be opened by isn't recorded in it, not even on request."""
+
+    NAMES = {
+        "nbds://me@localhost/": "may not choose a user",
+        "nbds+unix:///e?socket=/run/s&tls-psk-file=/etc/keys": "may not choose keys",
+        "nbd+unix:///?socket=here": "absolute path only",
+        'json:{"driver":"nbd","host":"h","tls-creds":"t0"}': "is not an image's to say",
+        "rbd:pool/disk:id=me": "may not choose how Ceph is asked",
+    }
+
+    def test_by_commands(self):
+        new, source = self.path("new.qcow2"), create(self.path("source.qcow2"), "qcow2", SIZE)
+        image = create(self.path("disk.qcow2"), "qcow2", SIZE)
+        before = sha256(image)
+        for name, says in self.NAMES.items():
+            for words in (("create", "-u", "-f", "qcow2", "-b", name, "-F", "raw", new, SIZE),
+                          ("create", "-f", "qcow2", "-b", name, "-F", "raw", new),
+                          ("create", "-u", "-f", "qed", "-b", name, "-F", "raw", new, SIZE),
+                          ("create", "-u", "-f", "qcow2", "-o", f"backing_file={name.replace(',', ',,')},backing_fmt=raw", new, SIZE),
+                          ("convert", "-O", "qcow2", "-B", name, "-F", "raw", source, new),
+                          ("rebase", "-u", "-b", name, "-F", "raw", image), ("rebase", "-b", name, "-F", "raw", image)):
+                with self.subTest(words=words):
+                    done = run(QIMG, *words, check=False)
+                    self.assertEqual(done.returncode, 1, done)
+                    self.assertIn(says, done.stderr)
+                    self.assertFalse(os.path.exists(new))
+        self.assertEqual(sha256(image), before)
+        # What nobody here knows is recorded as it is.
+        run(QIMG, "rebase", "-u", "-b", "ssh://host/base", "-F", "raw", image)
+        self.assertIn("ssh://host/base", run(QIMG, "info", image).stdout)
+
+    def test_a_relative_name_where_there_is_no_folder(self):
+        done = run(QIMG, "create", "-u", "-f", "qcow2", "-b", "base", "-F", "raw", "rbd:pool/disk", SIZE, check=False)
+        self.assertIn("no folder", done.stderr)
+
+
 class DescribedNames(Case):
     """Backing names in JSON, as QEMU writes them for chains from its command line, and NBD exports by
     their old names."""

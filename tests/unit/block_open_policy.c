@@ -185,6 +185,69 @@ Test(open_policy, rbd_options_are_the_users)
     cr_expect_eq(reference_check_recorded("/vm/disk", "http://x/y", &diag), 0);
 }
 
+/* What an image couldn't be opened by isn't recorded in it; what nobody here knows may be. */
+Test(open_policy, what_an_image_records)
+{
+    static const struct {
+        const char *image, *name, *says;
+    } cases[] = {
+        {"/vm/disk", "", NULL},
+        {"/vm/disk", "nbd://h/e", NULL},
+        {"/vm/disk", "nbds://h/e", NULL},
+        {"/vm/disk", "nbd+unix:///e?socket=/s", NULL},
+        {"/vm/disk", "nbd:unix:/s:exportname=e", NULL},
+        {"/vm/disk", "base", NULL},
+        {"/vm/disk", "file:a:b", NULL},
+        {"/vm/disk", "ssh://h/x", NULL},
+        {"rbd:p/i", "/base", NULL},
+        {"rbd:p/i", "rbd:p/base", NULL},
+        {"/vm/disk", "json:{\"driver\":\"ssh\",\"path\":\"/x\"}", NULL},
+        {"/vm/disk", "json:{\"file.filename\":\"a\",\"backing.file.filename\":\"b\"}",
+         NULL},
+        {"/vm/disk", "nbds://me@h/e",
+         "/vm/disk: names nbds://me@h/e: an image may not choose a user"},
+        {"/vm/disk", "nbds://h/e?tls-psk-file=/k",
+         "an image may not choose keys (tls-psk-file=)"},
+        {"/vm/disk", "nbds://h/e?tls-certificates=/k", "an image may not choose keys"},
+        {"/vm/disk", "nbds://h/e?tls-verify-peer=false", "an image may not choose keys"},
+        {"/vm/disk", "nbd://h/e?x-dirty-bitmap=c", "an image may not choose marks"},
+        {"/vm/disk", "nbd+unix:///e?socket=s", "by its absolute path only"},
+        {"/vm/disk", "json:{\"driver\":\"nbd\",\"host\":\"h\",\"tls-creds\":\"t\"}",
+         "tls-creds: is not an image's to say"},
+        {"/vm/disk",
+         "json:{\"driver\":\"rbd\",\"pool\":\"p\",\"image\":\"i\",\"user\":\"me\"}",
+         "may not choose how Ceph is asked"},
+        {"/vm/disk",
+         "json:{\"file.filename\":\"a\",\"backing\":{\"driver\":\"rbd\",\"pool\":"
+         "\"p\",\"image\":\"i\",\"conf\":\"/c\"}}",
+         "may not choose how Ceph is asked"},
+        {"rbd:p/i", "base", "has no folder"},
+        {"nbd://h/e", "../base", "has no folder"},
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct diag diag = {0};
+        int err = reference_check_recorded(cases[i].image, cases[i].name, &diag);
+        cr_expect_eq(!err, !cases[i].says, "%s: %s", cases[i].name, diag.text);
+        cr_expect(!cases[i].says || strstr(diag.text, cases[i].says), "%s: %s",
+                  cases[i].name, diag.text);
+    }
+}
+
+/* What names may hide isn't told. */
+Test(open_policy, keys_of_ceph_are_in_no_message)
+{
+    static const char name[] = "rbd:p/i:key=AQsecret";
+
+    for (enum references policy = REFERENCES_ANY; policy <= REFERENCES_NONE; policy++) {
+        CLEANUP_REFERENCE struct reference ref = {0};
+        struct diag diag = {0};
+        cr_expect_eq(reference_resolve("/vm/disk", name, policy, &ref, &diag), -EACCES);
+        cr_expect(strstr(diag.text, "rbd:p/i"), "%s", diag.text);
+        cr_expect_null(strstr(diag.text, "AQsecret"), "%s", diag.text);
+    }
+}
+
 /* What a name says of the layers below is judged as the name itself. */
 Test(open_policy, layers_below)
 {
