@@ -137,7 +137,7 @@ static int open_writer(struct stream *s, struct node *active, struct diag *diag)
     if (err)
         return err;
     s->locked = true;
-    options.node.lock_off = true;
+    options.node.lock_off |= !node_locks_apart(layer);
     err = chain_open(layer->ctx, node_location(layer), &options, &s->writer, diag);
     if (err)
         return err;

@@ -135,12 +135,12 @@ int export_open(struct served_export *exp, const struct export_request *request,
 
 void export_rest(struct served_export *exp)
 {
-    chain_rest(atomic_load(&exp->node));
-}
+    struct node *node = atomic_load(&exp->node);
 
-int export_start(struct served_export *exp)
-{
-    return chain_start(atomic_load(&exp->node));
+    int err = node_pause(node);
+    if (err) /* export_start will say more */
+        log_error("%s: ending its use for writing: %s", node->filename, strerror(-err));
+    chain_rest(node);
 }
 
 int export_make_writable(struct served_export *exp, struct diag *diag)
@@ -152,6 +152,20 @@ int export_make_writable(struct served_export *exp, struct diag *diag)
         return diag_set(diag, ESHUTDOWN, "the server ends");
     exp->wanted_writable = true;
     return node_activate(node, diag);
+}
+
+int export_start(struct served_export *exp)
+{
+    struct node *node = atomic_load(&exp->node);
+    struct diag diag = {0};
+
+    int err = chain_start(node);
+    if (err || !atomic_load(&exp->wanted_writable))
+        return err;
+    err = export_make_writable(exp, &diag);
+    if (err)
+        log_error("%s", diag.text);
+    return err;
 }
 
 int export_flush(struct served_export *exp, struct diag *diag)

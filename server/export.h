@@ -110,10 +110,12 @@ struct export_request {
 int export_open(struct served_export *exp, const struct export_request *request,
                 const struct block_shared *shared, struct diag *diag) MUST_USE;
 
-/* Before the fork: nothing is asked of servers until export_start. */
+/* Before the fork: nothing is asked of servers, and nobody relies on what they have, until
+ * export_start. */
 void export_rest(struct served_export *exp);
 
-/* After the fork: what is read from servers gets its threads.  0 or -errno. */
+/* After the fork: what is read from servers gets its threads, and what was writable is so again.
+ * 0 or -errno. */
 int export_start(struct served_export *exp) MUST_USE;
 
 /* On the first writable connection. */

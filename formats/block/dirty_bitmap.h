@@ -224,6 +224,10 @@ int node_bitmaps_resize(struct node *node, uint64_t size, struct diag *diag) MUS
  * said in the log.  By one who opens or activates the node. */
 void node_bitmaps_load(struct node *node);
 
+/* Somebody else may have changed the disk: those that are kept in the image are taken out, to be
+ * loaded anew; what others record, and those that somebody uses, says that all of it was. */
+void node_bitmaps_distrust(struct node *node);
+
 /* May one more be kept, of that name?  0, or -errno with the reason. */
 int node_bitmap_check_keep(struct node *node, const char *name, uint64_t granularity,
                            struct diag *diag) MUST_USE;

@@ -279,6 +279,34 @@ void node_bitmaps_load(struct node *node)
         node->driver->load_bitmaps(node);
 }
 
+static void take_kept(struct node *node, struct list *out)
+{
+    LOCK_GUARD(&node->bitmaps.lock);
+
+    LIST_FOR_EACH_SAFE (pos, &node->bitmaps.list) {
+        if (!dirty_bitmap_persistent(bitmap_at(pos)) || dirty_bitmap_busy(bitmap_at(pos)))
+            continue;
+        list_remove(pos);
+        list_append(out, pos);
+    }
+}
+
+void node_bitmaps_distrust(struct node *node)
+{
+    struct list kept;
+
+    list_init(&kept);
+    take_kept(node, &kept);
+    LIST_FOR_EACH_SAFE (pos, &kept) {
+        struct dirty_bitmap *bitmap = bitmap_at(pos);
+        list_remove(pos);
+        if (!bitmap->inconsistent)
+            observer_remove(&node->observers, &bitmap->observer);
+        dirty_bitmap_free(bitmap);
+    }
+    node_bitmaps_set_all(node);
+}
+
 static int check_can_keep(const struct node *node, struct diag *diag)
 {
     if (!node_can(node, DRIVER_BITMAPS))

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "base/log.h"
 #include "block/cluster_cache.h"
 #include "block/engine.h"
@@ -203,6 +204,48 @@ int node_reopen(struct node *node, void (*free_state)(void *state), struct diag 
     return 0;
 }
 
+static bool is_same_name(const char *a, const char *b)
+{
+    return a && b ? strcmp(a, b) == 0 : a == b;
+}
+
+/* Of what the disk's users and the chain rely on. */
+static int reopen_same(struct node *node, void (*free_state)(void *state),
+                       struct diag *diag)
+{
+    uint64_t size = node->size, cluster_size = node->cluster_size;
+    CLEANUP_FREE char *name = node->backing_name ? strdup(node->backing_name) : NULL;
+
+    if (node->backing_name && !name)
+        return diag_errno(diag, ENOMEM, "%s", node->filename);
+    int err = node_reopen(node, free_state, diag);
+    if (err)
+        return err;
+    if (node->size == size && node->cluster_size == cluster_size &&
+        is_same_name(node->backing_name, name))
+        return 0;
+    return diag_set(diag, ESTALE,
+                    "%s: another client has changed its size or its backing file since it "
+                    "was opened: it has to be opened anew before it can be written",
+                    node->filename);
+}
+
+int node_refresh(struct node *node, void (*free_state)(void *state), struct diag *diag)
+{
+    if (!node->file->lets_writers_in)
+        return 0;
+    if (atomic_load(&node->viewers))
+        return diag_set(
+            diag, EBUSY,
+            "%s: a client reads a snapshot of it, which another client may have "
+            "changed: it can't be written to before that ends",
+            node->filename);
+    node_bitmaps_distrust(node);
+    int err = reopen_same(node, free_state, diag);
+    cluster_cache_forget_owner(node->ctx->clusters, node);
+    return err;
+}
+
 void node_set_data_file(struct node *node, struct storage *file)
 {
     node->data_file = node->data = file;
@@ -252,12 +295,9 @@ static void disarm_write_back(struct node *node)
     atomic_store(&node->write_back_armed, false);
 }
 
-int node_freeze(struct node *node)
+/* Its file is complete, and the node can be read. */
+static int settle(struct node *node)
 {
-    struct diag diag;
-
-    if (!node->active)
-        return 0;
     disarm_write_back(node);
     int err = mcache_commit(node->mc, MC_COMMIT);
     if (err)
@@ -268,7 +308,25 @@ int node_freeze(struct node *node)
     if (err)
         return err;
     disarm_write_back(node); /* it has made holes */
-    node->active = node->can_write = false;
+    node->active = false;
+    return 0;
+}
+
+int node_pause(struct node *node)
+{
+    return node->active && storage_rests(node->file) ? settle(node) : 0;
+}
+
+int node_freeze(struct node *node)
+{
+    struct diag diag;
+
+    if (!node->active)
+        return 0;
+    int err = settle(node);
+    if (err)
+        return err;
+    node->can_write = false;
     node->cannot = "it is a frozen layer of the disk that is served";
     if (node_lock_for_reading(node, &diag))
         log_error("%s", diag.text);

@@ -193,6 +193,10 @@ const char *node_why_read_only(const struct node *node);
 /* Makes the node writable (its backing chain stays read-only).  Again: does nothing. */
 int node_activate(struct node *node, struct diag *diag) MUST_USE;
 
+/* Before its file rests, so that others can have it: an active node isn't any more, as after
+ * node_freeze, until it is activated again.  0 or -errno. */
+int node_pause(struct node *node) MUST_USE;
+
 /* Nobody changes the node any more, who reads it goes on: flushed, its marks cleared, what was
  * reserved ahead given back, its lock a reader's.  It can't be activated again.  Waits for
  * requests that are inside the gate.  0; or -errno: then node_close tries all that again. */
@@ -243,6 +247,12 @@ bool node_met_corruption(struct node *node);
  * before. */
 int node_reopen(struct node *node, void (*free_state)(void *state),
                 struct diag *diag) MUST_USE;
+
+/* For drivers, first of all in `activate`: where others could write to the image since it was
+ * opened it is opened anew.  -ESTALE: it is another image now (of another size, or over another
+ * file); -EBUSY: somebody looks at it in a way that can't be renewed. */
+int node_refresh(struct node *node, void (*free_state)(void *state),
+                 struct diag *diag) MUST_USE;
 
 /* For the engine, and drivers that change more than the mapping: before a change of the
  * image. */
@@ -319,6 +329,10 @@ bool node_is_corrupt(struct node *node, bool fatal);
 
 /* Does it lie in another server's export?  That can't be opened once more, to be written. */
 bool node_is_remote(const struct node *node);
+
+/* Does each instance of the image that is written to take the lock for itself?  Else the lock of
+ * one holds for the others of this process, which couldn't have one beside it. */
+bool node_locks_apart(const struct node *node);
 
 struct storage_protocol;
 

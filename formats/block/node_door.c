@@ -217,6 +217,11 @@ bool node_is_remote(const struct node *node)
            (node->data_file && storage_is_nbd(node->data_file));
 }
 
+bool node_locks_apart(const struct node *node)
+{
+    return node->file->lets_writers_in;
+}
+
 int node_lock_now(struct node *node, struct diag *diag)
 {
     return lock_files(node, node->active ? STORAGE_WRITER : STORAGE_READER, diag);

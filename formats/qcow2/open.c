@@ -187,8 +187,11 @@ static int qcow2_open(struct node *node, struct diag *diag)
  * bit is refused. */
 static int require_clean(struct node *node, struct diag *diag)
 {
+    int err = node_refresh(node, free_state, diag);
     const struct qcow2_header *h = &qcow2_of(node)->header;
 
+    if (err)
+        return err;
     if (h->incompatible & INCOMPAT_CORRUPT)
         return diag_set(
             diag, EROFS,
@@ -209,7 +212,7 @@ static int require_clean(struct node *node, struct diag *diag)
             "repaired (repair=auto, or qimg check -r all) before the image can be "
             "written",
             node->filename);
-    int err = check_before_writing(node, diag);
+    err = check_before_writing(node, diag);
     return err ? err : node_reopen(node, free_state, diag);
 }
 

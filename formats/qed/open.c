@@ -162,8 +162,11 @@ static int write_mark(struct node *node, bool on)
 /* An image that was not closed cleanly is repaired before it is written to. */
 static int require_clean(struct node *node, struct diag *diag)
 {
-    struct qed_image *img = node->state;
+    int err = node_refresh(node, free_image, diag);
+    const struct qed_image *img = node->state;
 
+    if (err)
+        return err;
     if (!(img->header.features & QED_F_NEED_CHECK))
         return 0;
     if (node->options.repair_off)
@@ -171,7 +174,7 @@ static int require_clean(struct node *node, struct diag *diag)
                         "%s: features: NEED_CHECK is set: the image must be repaired "
                         "(repair=auto, or qimg check -r all) before it can be written",
                         node->filename);
-    int err = check_before_writing(node, diag);
+    err = check_before_writing(node, diag);
     return err < 0 ? err : node_reopen(node, free_image, diag);
 }
 

@@ -267,7 +267,10 @@ int rbd_take_lock(struct rbd_storage *rbd, enum storage_lock_level level, struct
     int err = rbd_task_run(&task, rbd->facts.timeout_ms, diag);
     if (task)
         free_lock(task);
-    if (!err)
-        rbd->wants_lock = level == STORAGE_WRITER;
-    return err;
+    if (err)
+        return err;
+    rbd->wants_lock = level == STORAGE_WRITER;
+    /* Who had it before may have changed the size. */
+    err = level == STORAGE_WRITER ? rbd_learn_size(rbd) : 0;
+    return err ? diag_errno(diag, -err, "%s: lock: asking for its size", place) : 0;
 }
