@@ -98,7 +98,7 @@ static int open_overlay(struct commit_layers *layers, const struct node *active,
     if (err)
         return err;
     layers->overlay_locked = true;
-    options.node.lock_off = true;
+    options.node.lock_off |= !node_locks_apart(overlay);
     return overlay == active ? 0
                              : chain_open(active->ctx, node_location(overlay), &options,
                                           &layers->overlay_rw, diag);
@@ -121,21 +121,35 @@ static int check_sizes(const struct commit_layers *layers, const struct node *to
     return 0;
 }
 
+/* The base once more, over what lies below it already: that needn't be what its image names. */
+static int open_base_again(struct node *base, struct block_context *ctx,
+                           struct chain_options *options, struct node **out,
+                           struct diag *diag)
+{
+    CLEANUP_REFERENCE struct reference below = {0};
+
+    int err = chain_describe_below(base, &below);
+    if (err)
+        return diag_errno(diag, -err, "%s", base->filename);
+    options->format = node_format(base);
+    options->protocol = node_protocol(base);
+    options->named = &below;
+    return chain_open(ctx, node_location(base), options, out, diag);
+}
+
 /* The base as a node of its own, writable and large enough. */
 static int open_base(const struct commit_layers *layers, struct node *active,
                      const struct node *top, const _Atomic bool *give_up, struct node **out,
                      struct diag *diag)
 {
     struct chain_options options = {
-        .format = node_format(layers->base),
-        .protocol = node_protocol(layers->base),
         .give_up = give_up,
         .keys_of = active,
         .node = active->options,
     };
 
-    options.node.lock_off = true;
-    int err = chain_open(active->ctx, node_location(layers->base), &options, out, diag);
+    options.node.lock_off |= !node_locks_apart(layers->base);
+    int err = open_base_again(layers->base, active->ctx, &options, out, diag);
     if (err)
         return err;
     (*out)->name = node_name_get(layers->base->name);
@@ -176,9 +190,7 @@ static int replace_committed_layers(struct mirror *m, struct diag *diag)
 {
     struct commit_layers *layers = &m->layers;
     struct node *overlay = layers->overlay, *below;
-    const struct chain_options options = {
-        .format = node_format(layers->base),
-        .protocol = node_protocol(layers->base),
+    struct chain_options options = {
         .give_up = &m->give_up,
         .read_only = true,
         .keys_of = overlay,
@@ -187,7 +199,7 @@ static int replace_committed_layers(struct mirror *m, struct diag *diag)
 
     (void)!node_lock_for_reading(layers->base, diag);
     layers->base_locked = false;
-    int err = chain_open(overlay->ctx, node_location(layers->base), &options, &below, diag);
+    int err = open_base_again(layers->base, overlay->ctx, &options, &below, diag);
     if (err)
         return err;
     below->name = node_name_get(layers->base->name);

@@ -50,7 +50,8 @@ static const struct control_arg perf_args[] = {
 
 /* ---- the target, opened by the job ---- */
 
-static struct target_request *new_request(const json_t *args)
+static struct target_request *new_request(const struct control_context *ctx,
+                                          const json_t *args)
 {
     const char *name = arg_text(args, "target");
     struct target_request *request = calloc(1, sizeof *request);
@@ -61,6 +62,7 @@ static struct target_request *new_request(const json_t *args)
         free(target);
         return NULL;
     }
+    request->references = ctx->config->references;
     request->target = target;
     request->apart = true;
     return request;
@@ -72,7 +74,6 @@ static void fill_for_node(struct target_request *request, struct control_context
 {
     request->disk_name = exp->node_name;
     request->added = node_table_find(&ctx->nodes, arg_text(args, "target"));
-    request->references = ctx->config->references;
     request->existing = true;
 }
 
@@ -88,7 +89,7 @@ static struct mirror_opener opener_of(struct control_context *ctx,
                                       const struct served_export *exp, const json_t *args,
                                       bool by_node)
 {
-    struct target_request *request = new_request(args);
+    struct target_request *request = new_request(ctx, args);
 
     if (!request)
         return (struct mirror_opener){0};

@@ -183,7 +183,8 @@ static const char *format_of(const json_t *args)
 }
 
 /* The target as drive-mirror names it: a file or an NBD export. */
-static struct mirror_opener opener_by_name(const json_t *args)
+static struct mirror_opener opener_by_name(const struct control_context *ctx,
+                                           const json_t *args)
 {
     struct target_request *request = calloc(1, sizeof *request);
     const char *name = target_name(args);
@@ -195,6 +196,7 @@ static struct mirror_opener opener_by_name(const json_t *args)
         return (struct mirror_opener){0};
     }
     *request = (struct target_request){
+        .references = ctx->config->references,
         .target = target,
         .format = format_of(args),
         .existing = arg_word(args, "mode", modes, MODE_ABSOLUTE_PATHS) == MODE_EXISTING,
@@ -247,8 +249,8 @@ static int start_mirror_to(struct control_context *ctx, struct served_export *ex
 static int start_mirror(struct control_context *ctx, struct served_export *exp,
                         const json_t *args, uint64_t ticket, struct diag *diag)
 {
-    return start_mirror_to(ctx, exp, args, ticket, opener_by_name(args), is_zeroinit(args),
-                           diag);
+    return start_mirror_to(ctx, exp, args, ticket, opener_by_name(ctx, args),
+                           is_zeroinit(args), diag);
 }
 
 static int start_mirror_to_node(struct control_context *ctx, struct served_export *exp,

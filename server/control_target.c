@@ -27,17 +27,31 @@ static int open_nbd(const struct target_request *request, struct node **out,
                                    &options, out, diag);
 }
 
-/* Another job may take out what lies below the disk: not while somebody is inside the gate.
- * *format: NULL when nothing lies there.  0 or -ENOMEM. */
-static int look_below(struct node *source, char **file, const char **format)
+/* What lies below the disk, and how an image over it names that; NULL: nothing does. */
+struct below {
+    struct reference chain;
+    char *file;
+    const char *format;
+};
+
+static void free_below(struct below *below)
+{
+    reference_free(&below->chain);
+    free(below->file);
+}
+
+/* Another job may take out what lies below the disk: not while somebody is inside the gate.  0 or
+ * -ENOMEM. */
+static int look_below(struct node *source, struct below *out)
 {
     gate_ticket ticket = gate_enter(&source->ctx->gate);
     const struct node *below = source->backing;
 
-    *format = below ? node_format(below) : NULL;
-    *file = below ? strdup(below->filename) : NULL;
+    int err = chain_describe_below(source, &out->chain);
+    out->format = below ? node_format(below) : NULL;
+    out->file = below ? strdup(below->filename) : NULL;
     gate_leave(&source->ctx->gate, ticket);
-    return *format && !*file ? -ENOMEM : 0;
+    return err || !below || out->file ? err : -ENOMEM;
 }
 
 static bool is_part_of(struct node *source, const char *file)
@@ -49,32 +63,25 @@ static bool is_part_of(struct node *source, const char *file)
     return found;
 }
 
-static int make_file(const struct target_request *request, struct diag *diag)
+static int make_file(const struct target_request *request, const struct below *below,
+                     struct diag *diag)
 {
     const struct driver *driver = driver_find(request->format);
-    const char *below = NULL;
-    CLEANUP_FREE char *backing_file = NULL;
-
-    if (request->with_backing && look_below(request->source, &backing_file, &below))
-        return diag_errno(diag, ENOMEM, "%s", request->shown);
     const struct create_request create = {
         .filename = request->target,
         .protocol = storage_protocol_of(request->target),
         .size = request->source->size,
         .exact_size = true,
-        .backing_file = backing_file,
-        .backing_format = below,
+        .backing_file = below->file,
+        .backing_format = below->format,
     };
 
     if (!driver)
         return diag_set(diag, ENOTSUP, "%s: unknown format '%s'", request->shown,
                         request->format);
-    if (below && !driver_can(driver, DRIVER_BACKING))
+    if (below->file && !driver_can(driver, DRIVER_BACKING))
         return diag_set(diag, EINVAL, "%s: %s images have no backing file", request->shown,
                         driver->name);
-    int err = below ? reference_check_recorded(request->shown, backing_file, diag) : 0;
-    if (err)
-        return err;
     return create_image(driver, &create, diag);
 }
 
@@ -95,23 +102,21 @@ static int check_name(const struct target_request *request, struct diag *diag)
 static bool has_same_file(struct node *source, const struct node *target)
 {
     gate_ticket ticket = gate_enter(&source->ctx->gate);
-    const struct node *node = source;
+    bool found = chain_has_store(source, target->file) ||
+                 (target->data_file && chain_has_store(source, target->data_file));
 
-    while (node && !storage_is_same(node->file, target->file))
-        node = node->backing;
     gate_leave(&source->ctx->gate, ticket);
-    return node;
+    return found;
 }
 
-/* As chain_has_file, of what can only be compared once it is open. */
-static int check_not_source(const struct target_request *request, struct node **target,
-                            struct diag *diag)
+/* As is_part_of, of what can only be compared once it is open. */
+static int check_not_source(const struct target_request *request, const char *name,
+                            struct node **target, struct diag *diag)
 {
     if (!has_same_file(request->source, *target))
         return 0;
     node_close(TAKE(target));
-    return diag_set(diag, EBUSY, "%s: is part of the disk that is to be mirrored",
-                    request->shown);
+    return diag_set(diag, EBUSY, "%s: is part of the disk that is to be mirrored", name);
 }
 
 /* A file, or an image on Ceph RBD. */
@@ -119,12 +124,16 @@ static int open_file(const struct target_request *request, struct node **out,
                      struct diag *diag)
 {
     const struct cache_mode *how = request->source->options.cache;
+    CLEANUP(free_below) struct below below = {0};
+    bool with_backing = request->with_backing && !request->existing;
     /* What can't be changed once the file is open is as the source's; the rest is when the
      * target takes its place: a copy needn't be durable chunk by chunk. */
     const struct chain_options options = {
         .format = request->format,
         .protocol = storage_protocol_of(request->target),
         .give_up = request->give_up,
+        .references = request->references,
+        .named = with_backing ? &below.chain : NULL,
         .node = {.cache = cache_mode_find(how->direct ? "none" : "writeback"),
                  .need_check_delay_ns = request->source->options.need_check_delay_ns},
     };
@@ -136,10 +145,12 @@ static int open_file(const struct target_request *request, struct node **out,
     if (is_part_of(request->source, request->target))
         return diag_set(diag, EBUSY, "%s: is part of the disk that is to be mirrored",
                         request->shown);
-    err = request->existing ? 0 : make_file(request, diag);
+    if (with_backing && look_below(request->source, &below))
+        return diag_errno(diag, ENOMEM, "%s", request->shown);
+    err = request->existing ? 0 : make_file(request, &below, diag);
     if (!err)
         err = chain_open(context_of(request), request->target, &options, out, diag);
-    return err ? err : check_not_source(request, out, diag);
+    return err ? err : check_not_source(request, request->shown, out, diag);
 }
 
 static int open_added(const struct target_request *request, struct node **out,
@@ -156,7 +167,8 @@ static int open_added(const struct target_request *request, struct node **out,
     if (!nbd_uri_is_one(file) && is_part_of(request->source, file))
         return diag_set(diag, EBUSY, "%s: is part of the disk that is to be mirrored",
                         file);
-    return added_node_open(request->added, &how, out, diag);
+    int err = added_node_open(request->added, &how, out, diag);
+    return err ? err : check_not_source(request, file, out, diag);
 }
 
 static int open_by_name(const struct target_request *request, struct node **out,

@@ -14,10 +14,10 @@
 struct added_node;
 
 struct target_request {
-    struct added_node *added; /* held; NULL: the rest says what it is */
-    enum references references;
-    char *target; /* an NBD URI, an RBD name or a path */
-    char *shown;  /* it, for messages; set when it is opened */
+    struct added_node *added;   /* held; NULL: the rest says what it is */
+    enum references references; /* what the target's image may name */
+    char *target;               /* an NBD URI, an RBD name or a path */
+    char *shown;                /* it, for messages; set when it is opened */
     const char *format;
     struct node *source;
     const _Atomic bool *give_up; /* see nbd_open; NULL: nobody will */

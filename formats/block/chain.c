@@ -12,7 +12,7 @@
 #include "block/shared_layer.h"
 #include "storage/nbd.h"
 #include "storage/protocol.h"
-#include "storage/rbd_name.h"
+#include "storage/rbd.h"
 
 /* What probing looks at. */
 #define HEAD_BYTES 512
@@ -546,11 +546,61 @@ int chain_open_nbd(struct block_context *ctx, const char *uri, const struct nbd_
     return err;
 }
 
-static bool has_called(const struct node *node, const char *name)
+static int describe_layer(const struct node *node, struct reference **out)
 {
-    while (node && !node_is_called(node, name))
+    *out = calloc(1, sizeof **out);
+    if (!*out)
+        return -ENOMEM;
+    **out = (struct reference){
+        .path = strdup(node_location(node)),
+        .protocol = node_protocol(node),
+        .format = node_format(node),
+        .given = true,
+    };
+    return (*out)->path ? 0 : -ENOMEM;
+}
+
+int chain_describe_below(const struct node *node, struct reference *out)
+{
+    struct reference *at = out;
+
+    *out = (struct reference){.given = true};
+    for (; node->backing; node = node->backing, at = at->below) {
+        int err = describe_layer(node->backing, &at->below);
+        if (err) {
+            reference_free(out);
+            return err;
+        }
+    }
+    at->none_below = true;
+    return 0;
+}
+
+static bool is_at(const struct storage *st, const char *place)
+{
+    return st && storage_is_rbd(st) && strcmp(st->name, place) == 0;
+}
+
+/* Of an image on RBD its place tells, without a cluster. */
+static bool has_place(const struct node *node, const char *text)
+{
+    CLEANUP_RBD_NAME struct rbd_name name = {0};
+
+    if (rbd_name_parse(text, RBD_NAME_USER, &name, NULL))
+        return false;
+    CLEANUP_FREE char *place = rbd_name_print_place(&name);
+    while (place && node && !is_at(node->file, place) && !is_at(node->data_file, place))
         node = node->backing;
-    return node;
+    return place && node;
+}
+
+bool chain_has_store(const struct node *top, struct storage *st)
+{
+    for (const struct node *node = top; node; node = node->backing)
+        if (storage_is_same(st, node->file) ||
+            (node->data_file && storage_is_same(st, node->data_file)))
+            return true;
+    return false;
 }
 
 bool chain_has_file(struct node *top, const char *path)
@@ -559,14 +609,10 @@ bool chain_has_file(struct node *top, const char *path)
     CLEANUP_STORAGE struct storage *file = NULL;
     struct diag ignored;
 
-    if (rbd_name_is_one(path)) /* its place tells, without a cluster */
-        return has_called(top, path);
-    if (storage_open_file(path, &how, &file, &ignored))
-        return false;
-    for (struct node *node = top; node; node = node->backing)
-        if (storage_is_same(file, node->file))
-            return true;
-    return false;
+    if (rbd_name_is_one(path))
+        return has_place(top, path);
+    return storage_open_file(path, &how, &file, &ignored) == 0 &&
+           chain_has_store(top, file);
 }
 
 void chain_rest(struct node *top)

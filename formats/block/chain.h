@@ -47,6 +47,11 @@ int chain_open(struct block_context *ctx, const char *filename,
                const struct chain_options *options, struct node **out,
                struct diag *diag) MUST_USE;
 
+/* What lies below the node, by the names that were followed: its image may name something else, or
+ * nothing.  For chain_options.named, to open the image once more over the same.  While nobody
+ * changes the chain.  0 or -ENOMEM; *out is to be freed. */
+int chain_describe_below(const struct node *node, struct reference *out) MUST_USE;
+
 struct nbd_open;
 
 /* Opens what an NBD server exports, alone: what an image in there names isn't looked at.
@@ -55,9 +60,11 @@ int chain_open_nbd(struct block_context *ctx, const char *uri, const struct nbd_
                    const struct chain_options *options, struct node **out,
                    struct diag *diag) MUST_USE;
 
-/* Is the local file, or the RBD image, of that name one of the chain's?  False also when it
- * can't be opened. */
+/* Is the local file, or the RBD image, of that name one of the chain's, or a data file of one?
+ * False also when it can't be opened. */
 bool chain_has_file(struct node *top, const char *path);
+/* The same of what is open. */
+bool chain_has_store(const struct node *top, struct storage *st);
 
 /* Before a fork: nothing of the chain is used until chain_start. */
 void chain_rest(struct node *top);

@@ -79,15 +79,18 @@ static int find_base(const struct commit_args *args, struct node *top, struct no
                      top->filename);
 }
 
-/* The base once more, writable and large enough; locked through its first instance. */
+/* The base once more, over what lies below it already, writable and large enough; locked through
+ * its first instance. */
 static int open_base(const struct commit_args *args, struct node *top, struct node *base,
                      struct node **out, struct diag *diag)
 {
+    CLEANUP_REFERENCE struct reference below = {0};
     const struct chain_options chain = {
         .format = node_format(base),
         .protocol = node_protocol(base),
+        .named = &below,
         .keys_of = top,
-        .node = {.cache = args->cache, .lock_off = true},
+        .node = {.cache = args->cache, .lock_off = !node_locks_apart(base)},
     };
 
     int err = node_is_remote(base)
@@ -98,6 +101,9 @@ static int open_base(const struct commit_args *args, struct node *top, struct no
                   : node_lock_for_writing(base, diag);
     if (err)
         return err;
+    err = chain_describe_below(base, &below);
+    if (err)
+        return diag_errno(diag, -err, "%s", base->filename);
     err = chain_open(top->ctx, node_location(base), &chain, out, diag);
     if (err)
         return err;

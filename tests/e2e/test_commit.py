@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Committing the active image into one below it, while clients write."""
 
+import json
 import os
 import pathlib
 import random
@@ -210,6 +211,70 @@ class Clusters(CommitCase):
 
 
 @parametrised
+class Described(CommitCase):
+    """The user says what lies below the base, which names another file itself."""
+
+    def setUp(self):
+        super().setUp()
+        self.chain(("qcow2", "qcow2", "qcow2"))
+        self.real, self.base, self.top = self.paths
+        other = create(self.path("other.qcow2"), "qcow2", self.SIZE)
+        fill(other, "qcow2", [(0, b"other" * (self.SIZE // 5))])
+        run("qemu-img", "rebase", "-u", "-b", other, "-F", "qcow2", self.base)
+
+    @staticmethod
+    def layer(path, **more):
+        return {"driver": "qcow2", "file": {"driver": "file", "filename": path}, **more}
+
+    def described(self, *between):
+        layer = self.layer(self.base, backing=self.layer(self.real))
+        for path in between:
+            layer = self.layer(path, backing=layer)
+        return f"backing=json:{json.dumps(layer)}"
+
+    def expect_base(self):
+        """It has the disk, over what was said."""
+        flat = self.path("flat")
+        run("qemu-img", "convert", "-O", "raw", f"json:{json.dumps(self.layer(self.base, backing=self.layer(self.real)))}", flat)
+        self.same(pathlib.Path(flat).read_bytes(), "the base")
+
+    def test_of_the_active_image(self):
+        self.begin(self.described())
+        self.commit(base=self.base)
+        self.ready()
+        self.write(5 * KIB, b"not a cluster")
+        self.pivot()
+        self.same(self.disk.pread(self.SIZE, 0), "the disk")
+        self.write(700 * KIB, b"nor this")
+        self.same(self.disk.pread(self.SIZE, 0), "the disk")
+        self.server.stop()
+        self.expect_base()
+
+    def test_of_a_layer(self):
+        self.image = create(self.path("over.qcow2"), "qcow2", self.SIZE, backing=self.top, backing_fmt="qcow2")
+        self.begin(self.described(self.top))
+        self.commit(base=self.base, top=self.top)
+        self.ended()
+        self.same(self.disk.pread(self.SIZE, 0), "the disk")
+        self.server.stop()
+        self.expect_base()
+
+    def test_by_the_command(self):
+        words = [f"driver=qcow2,file.filename={self.top}"]
+        for depth, path in ((1, self.base), (2, self.real)):
+            words += [f"{'backing.' * depth}driver=qcow2", f"{'backing.' * depth}file.filename={path}"]
+        run(harness.QIMG, "commit", "--image-opts", ",".join(words))
+        self.expect_base()
+
+    def test_a_copy_of_the_top(self):
+        self.begin(self.described())
+        self.mirror("copy.qcow2", format="qcow2", sync="top")
+        self.ready()
+        self.write(5 * KIB, b"not a cluster")
+        self.pivot()
+        self.same(self.disk.pread(self.SIZE, 0), "the disk")
+
+
 class Killed(CommitCase):
     """kill -9 of the server leaves the chain good"""
 
@@ -257,6 +322,15 @@ class Refused(CommitCase):
         self.refused("nowhere", top="nowhere")
         self.refused("well-formed", job_id="1")
         self.assertIsNone(self.job())
+        self.ends_as(self.image, self.fmt)
+
+    def test_names_that_are_no_images_to_say(self):
+        """They would be refused at the next start."""
+        for name, says in (("nbds://me@localhost/", "may not choose a user"), ("rbd:p/i:id=me", "may not choose how Ceph is asked"),
+                           ('json:{"driver":"nbd","host":"h","tls-creds":"t"}', "tls-creds: is not an image's to say")):
+            self.refused(says, top=self.paths[1], backing_file=name)
+            self.fails("GenericError", self.client, "block-stream", says, device="drive0", job_id="other", base=self.paths[0],
+                       backing_file=name)
         self.ends_as(self.image, self.fmt)
 
     def test_an_nbd_export(self):

@@ -2,11 +2,12 @@
 """What a mirror can be made to, and what of a job is left."""
 
 import os
+import pathlib
 import socket
 import subprocess
 import unittest
 
-from harness import PLUGIN, plugin_env, wait_until
+from harness import PLUGIN, create, fill, plugin_env, wait_until
 from qmp import QmpError
 from test_mirror import MirrorCase
 
@@ -73,6 +74,43 @@ class Refused(MirrorCase):
         self.server.stop()
         with open(self.path("target.raw"), "rb") as target:
             self.same(target.read())
+
+    def test_what_a_target_names(self):
+        """is opened as far as the server's rule for images lets it (M-51)"""
+        secret, folder = pathlib.Path(self.path("secret")), pathlib.Path(self.path("folder"))
+        secret.write_bytes(b"secret" * (self.SIZE // 6))
+        folder.mkdir()
+        target = create(str(folder / "there.qcow2"), "qcow2", self.SIZE, backing=secret, backing_fmt="raw")
+        for policy in ("none", "dir"):
+            self.begin(f"references={policy}")
+            for command in ("drive-mirror", "drive-backup"):
+                self.fails("GenericError", self.client, command, f"references={policy}", device="drive0", job_id="job", sync="full",
+                           target=target, format="qcow2", mode="existing")
+            self.server.stop()
+        self.begin()
+        self.client.cmd("drive-mirror", device="drive0", job_id="job", sync="full", target=target, format="qcow2", mode="existing")
+        self.ready()
+        self.pivot()
+
+    def test_a_data_file(self):
+        """of the disk, also under another name, and as that of the target"""
+        data, other = self.path("data"), self.path("other.data")
+        self.image = create(self.path("external.qcow2"), "qcow2", self.SIZE, options=f"data_file={data},data_file_raw=on")
+        self.content = bytearray(self.rng.randbytes(self.SIZE))
+        fill(self.image, "qcow2", [(0, bytes(self.content))])
+        target = create(self.path("target.qcow2"), "qcow2", self.SIZE, options=f"data_file={other}")
+        os.unlink(other)
+        os.link(data, other)
+        self.begin("lock=off")
+        for arguments in ({"format": "raw"}, {"format": "raw", "mode": "existing"}, {"format": "qcow2"}):
+            self.refused("is part of the disk", data, **arguments)
+            self.refused("is part of the disk", other, **arguments)
+        self.refused("is part of the disk", target, format="qcow2", mode="existing")
+        self.client.cmd("blockdev-add", driver="qcow2", node_name="x", file={"driver": "file", "filename": target})
+        self.fails("GenericError", self.client, "blockdev-mirror", "is part of the disk", device="drive0", job_id="job", sync="full",
+                   target="x")
+        self.same(self.disk.pread(self.SIZE, 0), "the disk")
+        self.source_is_good()
 
     def test_too_many_write_blocking_jobs(self):
         self.begin()
