@@ -164,8 +164,7 @@ static bool must_wait(const struct rbd_link *link, const struct rbd_request *req
            link->late_bytes + req->len > LATE_BYTES_MAX;
 }
 
-/* Under the lock.  0: the deadline isn't there yet. */
-static int wait_for_change(struct rbd_link *link, uint64_t deadline)
+int rbd_wait_for_change(struct rbd_link *link, uint64_t deadline)
 {
     if (atomic_load(&link->aborted))
         return -ECANCELED;
@@ -183,7 +182,7 @@ static int wait_for_turn(struct rbd_link *link, const struct rbd_request *req,
     LOCK_GUARD(&link->lock);
 
     while (!err && must_wait(link, req))
-        err = wait_for_change(link, deadline);
+        err = rbd_wait_for_change(link, deadline);
     if (!err && atomic_load(&link->aborted))
         err = -ECANCELED;
     if (!err)
@@ -198,7 +197,7 @@ int rbd_begin_resize(struct rbd_link *link, uint64_t deadline_ns)
 
     link->resizing = true; /* resizes come one by one */
     while (!err && (link->changing > 0 || link->late_changes > 0))
-        err = wait_for_change(link, deadline_ns);
+        err = rbd_wait_for_change(link, deadline_ns);
     if (err) {
         link->resizing = false;
         pthread_cond_broadcast(&link->changed);

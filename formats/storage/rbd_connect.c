@@ -9,6 +9,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "storage/rbd_internal.h"
+#include "storage/rbd_user.h"
 
 /* So long, at most, who opens an image waits for the cluster, in seconds. */
 #define OPEN_TIMEOUT 30u
@@ -109,8 +110,9 @@ static int set_own_options(struct rbd_link *link, const char *place, struct diag
 static int configure(struct rbd_link *link, const struct rbd_name *name, const char *place,
                      struct diag *diag)
 {
-    int err = librados.create(&link->cluster, name->id);
+    CLEANUP_FREE char *user = name->id ? strdup(name->id) : rbd_user_of_environment();
 
+    int err = librados.create(&link->cluster, user);
     if (err) {
         link->cluster = NULL;
         return diag_errno(diag, -err, "%s: a client of Ceph", place);
@@ -123,13 +125,49 @@ static int configure(struct rbd_link *link, const struct rbd_name *name, const c
 
 /* ---- connecting ---- */
 
+struct user_text {
+    char text[100];
+};
+
+/* For messages. */
+static struct user_text who_asks(const struct rbd_name *name)
+{
+    CLEANUP_FREE char *user = name->id ? strdup(name->id) : rbd_user_of_environment();
+    struct user_text who;
+
+    snprintf(who.text, sizeof who.text, "client.%s", user ? user : "admin");
+    return who;
+}
+
+static bool has_monitors(struct rbd_link *link)
+{
+    char text[4] = "";
+
+    return librados.conf_get(link->cluster, "mon_host", text, sizeof text) ==
+               -ENAMETOOLONG ||
+           text[0];
+}
+
+/* Ceph says "no such file" of what it wants to know first, too. */
+static int refuse_connection(struct rbd_link *link, const struct rbd_name *name,
+                             const char *place, int err, struct diag *diag)
+{
+    if (err == -ENOENT)
+        return diag_set(diag, ENOENT, "%s: connecting to Ceph as %s: %s", place,
+                        who_asks(name).text,
+                        has_monitors(link) ? "there is no key of that name (keyring=)"
+                                           : "no monitors are known (conf=, mon_host=)");
+    return diag_errno(diag, -err, "%s: connecting to Ceph as %s", place,
+                      who_asks(name).text);
+}
+
 static int connect_pool(struct rbd_link *link, const struct rbd_name *name,
                         const char *place, struct diag *diag)
 {
     int err = librados.connect(link->cluster);
 
     if (err)
-        return diag_errno(diag, -err, "%s: connecting to Ceph", place);
+        return refuse_connection(link, name, place, err, diag);
     err = librados.ioctx_create(link->cluster, name->pool, &link->io);
     if (err)
         return diag_errno(diag, -err, "%s: pool '%s'", place, name->pool);
@@ -205,9 +243,11 @@ static int learn_facts(struct rbd_link *link, const struct rbd_name *name)
     link->facts.object_size = info.obj_size;
     link->facts.has_lock = features & RBD_FEATURE_EXCLUSIVE_LOCK;
     link->facts.locks_to_read = features & RBD_FEATURE_JOURNALING;
-    /* Of what lies in stripes, or in a parent, librbd before 17 tells wrong offsets. */
-    link->facts.tells_status =
-        (features & RBD_FEATURE_FAST_DIFF) && stripes == 1 && !has_parent(link);
+    /* Of what lies in stripes, or in a parent, librbd before 17 tells wrong offsets; and so of
+     * an image that is being moved, whose parent isn't told. */
+    link->facts.tells_status = (features & RBD_FEATURE_FAST_DIFF) &&
+                               !(features & RBD_FEATURE_MIGRATING) && stripes == 1 &&
+                               !has_parent(link);
     return 0;
 }
 
@@ -332,6 +372,15 @@ static int describe_image(struct rbd_link *link, const struct rbd_name *name,
                : check_options(link, place, diag);
 }
 
+static int refuse_image(const struct rbd_name *name, const char *place, int err,
+                        struct diag *diag)
+{
+    return err == -EPERM || err == -EACCES
+               ? diag_errno(diag, -err, "%s: opening the image as %s", place,
+                            who_asks(name).text)
+               : diag_errno(diag, -err, "%s: opening the image", place);
+}
+
 static int open_image(struct rbd_link *link, const struct rbd_name *name, bool read_only,
                       const char *place, struct diag *diag)
 {
@@ -340,7 +389,7 @@ static int open_image(struct rbd_link *link, const struct rbd_name *name, bool r
                   : librbd.open(link->io, name->image, &link->image, NULL);
     if (err) {
         link->image = NULL;
-        return diag_errno(diag, -err, "%s: opening the image", place);
+        return refuse_image(name, place, err, diag);
     }
     err = describe_image(link, name, place, diag);
     if (err)

@@ -11,6 +11,7 @@
  *   rbd_link.c     a connection to a cluster, with the image open: who uses it, and its end
  *   rbd_task.c     functions of Ceph's that wait, on threads that can be left behind
  *   rbd_name.c     names
+ *   rbd_user.c     who asks, when a name doesn't say it
  *   rbd_library.c  librbd and librados, loaded when they are needed first
  *
  * Nothing that waits for a cluster is called on a caller's own thread: librbd's asynchronous
@@ -62,6 +63,7 @@ struct rbd_link {
     struct list calls;      /* struct rbd_call.link: somebody waits for them */
     unsigned running;       /* calls and tasks that use the image */
     unsigned late_changes;  /* changes for which nobody waits any more */
+    unsigned late_tasks;    /* the same of tasks, each of which has a thread */
     unsigned changing;      /* calls under way that change the image, these included */
     bool resizing;          /* changes wait: beside a resize librbd may never end either */
     uint64_t late_bytes;    /* in buffers of such calls */
@@ -136,11 +138,15 @@ struct rbd_task {
 };
 
 /* What `run` returned, with its words in diag (which may be NULL); the task is the caller's
- * to free, as it was.  -ETIMEDOUT, -ECANCELED: it goes on alone, and *task is NULL then. */
+ * to free, as it was.  -ETIMEDOUT, -ECANCELED: if it goes on alone *task is NULL then; else it
+ * never began, as others of its link have to end first. */
 int rbd_task_run(struct rbd_task **task, unsigned timeout_ms, struct diag *diag) MUST_USE;
 
-/* Do so many go on alone that there should be no more? */
+/* Do so many without a link go on alone that there should be no more? */
 bool rbd_too_many_tasks(void);
+
+/* Would one of this link wait for others, which were left behind, to end? */
+bool rbd_link_is_stuck(struct rbd_link *link);
 
 /* ---- rbd_call.c ---- */
 
@@ -158,6 +164,10 @@ struct rbd_request {
 
 /* Makes the request and waits for it.  0, -ETIMEDOUT, -ECANCELED, or -errno of Ceph's. */
 int rbd_call(struct rbd_link *link, const struct rbd_request *req) MUST_USE;
+
+/* Under the link's lock: waits until something has ended.  0: the deadline isn't there yet; else
+ * -ETIMEDOUT or -ECANCELED. */
+int rbd_wait_for_change(struct rbd_link *link, uint64_t deadline_ns) MUST_USE;
 
 /* Until no change is under way; none begins before rbd_end_resize.  0, -ETIMEDOUT or -ECANCELED:
  * then nothing was begun. */

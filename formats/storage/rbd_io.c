@@ -80,26 +80,34 @@ static int io_flush(struct storage *st)
 }
 
 /* Of a change that goes past the end librbd leaves out what lies there, and says nothing: so when
- * the image was changed meanwhile, maybe made smaller, the size is looked at afterwards, too. */
-static bool may_be_cut(struct rbd_storage *rbd, const struct rbd_request *req, int err,
-                       unsigned *tries)
+ * the image was changed meanwhile, maybe made smaller, the size is looked at afterwards, too.  When
+ * that can't be, nobody knows what was made of the change. */
+static int look_for_cut(struct rbd_storage *rbd, const struct rbd_request *req, bool *cut)
 {
-    return err == 0 && !rbd_size_is_known(rbd) && ++*tries < MOST_TRIES &&
-           rbd_learn_size(rbd) == 0 && req->off + req->len > atomic_load(&rbd->size);
+    int err = rbd_size_is_known(rbd) ? 0 : rbd_learn_size(rbd);
+
+    *cut = !err && req->off + req->len > atomic_load(&rbd->size);
+    return err;
 }
 
 /* A change of all of its range. */
 static int make_change(struct rbd_storage *rbd, struct rbd_request req)
 {
     unsigned tries = 0;
+    bool cut;
     int err;
 
     do {
+        cut = false;
         err = rbd_grow_to(rbd, req.off + req.len);
         if (!err)
             err = make_call(rbd, req);
-    } while (may_be_cut(rbd, &req, err, &tries) || is_worth_another(rbd, err, &tries));
-    return err;
+        if (!err)
+            err = look_for_cut(rbd, &req, &cut);
+        if (!err && !cut)
+            return 0;
+    } while (cut ? ++tries < MOST_TRIES : is_worth_another(rbd, err, &tries));
+    return err ? err : -EIO;
 }
 
 static int io_pwritev(struct storage *st, const struct iovec *iov, int count, uint64_t off,

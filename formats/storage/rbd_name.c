@@ -222,6 +222,58 @@ int rbd_name_parse(const char *text, enum rbd_name_origin origin, struct rbd_nam
     return err;
 }
 
+/* ---- put together ---- */
+
+static struct rbd_option *find_option(struct rbd_name *name, const char *key)
+{
+    for (unsigned i = 0; i < name->n_options; i++)
+        if (strcmp(name->options[i].key, key) == 0)
+            return &name->options[i];
+    return NULL;
+}
+
+static int new_option(struct rbd_name *name, const char *key, char *value)
+{
+    if (name->n_options == RBD_OPTIONS_MAX)
+        return -E2BIG;
+    char *copy = strdup(key);
+    if (!copy)
+        return -ENOMEM;
+    name->options[name->n_options++] = (struct rbd_option){.key = copy, .value = value};
+    return 0;
+}
+
+int rbd_name_append(struct rbd_name *name, const char *key, const char *text)
+{
+    struct rbd_option *there = find_option(name, key);
+    char *value;
+
+    if (asprintf(&value, "%s%s%s", there ? there->value : "", there ? ";" : "", text) < 0)
+        return -ENOMEM;
+    if (there) {
+        free(there->value);
+        there->value = value;
+        return 0;
+    }
+    int err = new_option(name, key, value);
+    if (err)
+        free(value);
+    return err;
+}
+
+int rbd_name_add_monitor(struct rbd_name *name, const char *host, const char *port)
+{
+    bool v6 = strchr(host, ':');
+    CLEANUP_FREE char *text = NULL;
+
+    if (asprintf(&text, "%s%s%s%s%s", v6 ? "[" : "", host, v6 ? "]" : "", port ? ":" : "",
+                 port ? port : "") < 0) {
+        text = NULL;
+        return -ENOMEM;
+    }
+    return rbd_name_append(name, "mon_host", text);
+}
+
 /* ---- printing ---- */
 
 static void print_piece(FILE *f, const char *before, const char *text)
@@ -288,9 +340,11 @@ static char *print_parts(const struct rbd_name *name, enum printing how)
     return NULL;
 }
 
+/* Ceph takes blanks around a key away. */
 bool rbd_option_is_secret(const char *key)
 {
-    return strcmp(key, "key") == 0;
+    key += strspn(key, " ");
+    return strncmp(key, "key", 3) == 0 && key[3 + strspn(key + 3, " ")] == '\0';
 }
 
 char *rbd_name_print(const struct rbd_name *name)

@@ -37,7 +37,7 @@ struct rbd_name {
     char *pool, *image; /* never empty in a name that was parsed */
     char *space;        /* the namespace; NULL: the pool's own */
     char *snapshot;     /* NULL: the image as it is now */
-    char *id;           /* NULL: as the configuration says, or "admin" */
+    char *id;           /* NULL: as CEPH_ARGS says, or "admin" */
     char *conf;         /* absolute path; NULL: where Ceph looks for it */
     struct rbd_option options[RBD_OPTIONS_MAX];
     unsigned n_options;
@@ -56,6 +56,14 @@ int rbd_name_parse(const char *text, enum rbd_name_origin origin, struct rbd_nam
  * is short.  Of parts that were not parsed, and may be anything, it makes a text that means
  * just them, or is refused when it is parsed. */
 char *rbd_name_print(const struct rbd_name *name) MUST_USE;
+
+/* Adds to a list that is an option of Ceph's configuration; copied.  0, -ENOMEM, or -E2BIG: there
+ * are too many options. */
+int rbd_name_append(struct rbd_name *name, const char *option, const char *text) MUST_USE;
+
+/* The same of the cluster's monitors; port NULL: Ceph's own. */
+int rbd_name_add_monitor(struct rbd_name *name, const char *host,
+                         const char *port) MUST_USE;
 
 /* As rbd_name_print, without who asks and how: where the image lies. */
 char *rbd_name_print_place(const struct rbd_name *name) MUST_USE;

@@ -10,8 +10,11 @@
 /* How often `give_up` is looked at. */
 #define LOOK_MS 100u
 
-/* So many may be left behind at a time: each has a thread, and some a connection. */
+/* So many that open or close an image may be left behind at a time: each has a thread and a
+ * connection. */
 #define MAX_ABANDONED 16u
+/* And so many of one link. */
+#define MAX_LATE 4u
 
 static _Atomic unsigned n_abandoned;
 
@@ -35,15 +38,18 @@ static bool report_end(struct rbd_task *task, int err)
 /* What changes the image and was left behind is waited for by later changes. */
 static void count_late(struct rbd_task *task, bool more)
 {
-    struct rbd_link *link = task->changes ? task->link : NULL;
+    struct rbd_link *link = task->link;
 
+    if (!link && more)
+        atomic_fetch_add(&n_abandoned, 1);
+    else if (!link)
+        atomic_fetch_sub(&n_abandoned, 1);
     if (!link)
         return;
     LOCK_GUARD(&link->lock);
-    if (more)
-        link->late_changes++;
-    else
-        link->late_changes--;
+    link->late_tasks += more ? 1 : -1u;
+    if (task->changes)
+        link->late_changes += more ? 1 : -1u;
     if (!more)
         pthread_cond_broadcast(&link->changed);
 }
@@ -59,7 +65,6 @@ static void *task_main(void *opaque)
         count_late(task, false);
         destroy_task(task);
         task->free(task);
-        atomic_fetch_sub(&n_abandoned, 1);
     }
     if (link)
         rbd_link_leave(link, true);
@@ -95,8 +100,6 @@ static bool mark_abandoned(struct rbd_task *task)
     LOCK_GUARD(&task->lock);
 
     task->abandoned = !task->done;
-    if (task->abandoned)
-        atomic_fetch_add(&n_abandoned, 1);
     return task->abandoned;
 }
 
@@ -113,6 +116,27 @@ static bool abandon(struct rbd_task *task)
 bool rbd_too_many_tasks(void)
 {
     return atomic_load(&n_abandoned) >= MAX_ABANDONED;
+}
+
+bool rbd_link_is_stuck(struct rbd_link *link)
+{
+    LOCK_GUARD(&link->lock);
+    return link->late_tasks >= MAX_LATE;
+}
+
+/* Of a cluster that doesn't answer, threads don't become more and more. */
+static int wait_for_room(struct rbd_link *link, unsigned *timeout_ms)
+{
+    uint64_t now = clock_ns(), deadline = now + (uint64_t)*timeout_ms * 1000000;
+    int err = 0;
+    LOCK_GUARD(&link->lock);
+
+    while (!err && link->late_tasks >= MAX_LATE) {
+        err = rbd_wait_for_change(link, deadline);
+        now = clock_ns();
+        *timeout_ms = now < deadline ? (unsigned)((deadline - now) / 1000000) : 0;
+    }
+    return err;
 }
 
 static int start_task(struct rbd_task *task, pthread_t *thread)
@@ -136,7 +160,10 @@ int rbd_task_run(struct rbd_task **owned, unsigned timeout_ms, struct diag *diag
     pthread_t thread;
     int why = 0;
 
-    int err = start_task(task, &thread);
+    int err = task->link ? wait_for_room(task->link, &timeout_ms) : 0;
+    if (err)
+        return diag_errno(diag, -err, "Ceph has not answered");
+    err = start_task(task, &thread);
     if (err)
         return diag_errno(diag, -err, "asking Ceph");
     if (!wait_for_end(task, timeout_ms, &why) && abandon(task)) {

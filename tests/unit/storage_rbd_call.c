@@ -86,11 +86,17 @@ static int fake_resize(rbd_image_t image, uint64_t bytes)
     return 0;
 }
 
+static _Atomic bool hold_size, fail_size;
+static _Atomic unsigned n_asked;
+
 static int fake_get_size(rbd_image_t image, uint64_t *bytes)
 {
     (void)image;
+    atomic_fetch_add(&n_asked, 1);
+    while (atomic_load(&hold_size))
+        clock_nap_ns(1000000);
     *bytes = atomic_load(&real_size);
-    return 0;
+    return atomic_load(&fail_size) ? -EIO : 0;
 }
 
 static void set_up(void)
@@ -110,6 +116,7 @@ static void tear_down(void)
 {
     cr_expect_eq(conn->running, 0);
     cr_expect_eq(conn->late_changes, 0);
+    cr_expect_eq(conn->late_tasks, 0);
     cr_expect_eq(conn->late_bytes, 0);
     rbd_link_destroy(conn);
 }
@@ -279,5 +286,75 @@ Test(rbd_call, a_resize_that_was_left_behind_is_a_late_change)
     cr_expect_eq(atomic_load(&rbd.size), 100);
     cr_expect_eq(rbd_truncate_storage(&rbd.st, 60), 0);
     cr_expect_eq(atomic_load(&real_size), 60);
+    range_lock_destroy(&rbd.growth);
+}
+
+/* A write by way of the storage's interface. */
+struct writer {
+    pthread_t thread;
+    struct rbd_storage rbd;
+    int err;
+};
+
+static void *write_main(void *opaque)
+{
+    struct writer *w = opaque;
+
+    w->err = rbd_ops.pwritev(
+        &w->rbd.st, &(struct iovec){.iov_base = (char[]){"w"}, .iov_len = 1}, 1, 99, 0);
+    return NULL;
+}
+
+/* librbd leaves out what lies past the end of an image that has just become smaller. */
+Test(rbd_call, a_write_that_may_have_been_cut_is_no_success)
+{
+    struct writer w = {.rbd = {.link = conn, .facts.timeout_ms = LONG, .size = 100}};
+
+    range_lock_init(&w.rbd.growth, RANK_LEAF);
+    atomic_store(&real_size, 100);
+    cr_assert_eq(pthread_create(&w.thread, NULL, write_main, &w), 0);
+    await_submitted(1);
+    atomic_store(&conn->size_unknown, true);
+    atomic_store(&fail_size, true);
+    answer(0, 0);
+    pthread_join(w.thread, NULL);
+    cr_expect_eq(w.err, -EIO, "%d", w.err);
+
+    /* When the size is told it is written again, and then it's done. */
+    atomic_store(&fail_size, false);
+    cr_assert_eq(pthread_create(&w.thread, NULL, write_main, &w), 0);
+    await_submitted(2);
+    atomic_store(&real_size, 50);
+    atomic_store(&conn->size_unknown, true);
+    answer(1, 0);
+    await_submitted(3);
+    cr_expect_eq(atomic_load(&real_size), 100);
+    answer(2, 0);
+    pthread_join(w.thread, NULL);
+    cr_expect_eq(w.err, 0, "%d", w.err);
+    range_lock_destroy(&w.rbd.growth);
+}
+
+/* However often it is asked. */
+Test(rbd_call, a_cluster_that_does_not_answer_costs_few_threads)
+{
+    struct rbd_storage rbd = {
+        .link = conn, .facts = {.timeout_ms = 5, .tells_status = true}, .size = 100};
+    uint64_t run;
+    bool data;
+
+    range_lock_init(&rbd.growth, RANK_LEAF);
+    atomic_store(&n_asked, 0);
+    atomic_store(&hold_size, true);
+    for (unsigned i = 0; i < 3 * MANY; i++)
+        cr_expect_eq(rbd_learn_size(&rbd), -ETIMEDOUT);
+    cr_expect_leq(conn->late_tasks, 4);
+    cr_expect_eq(rbd_find_extent(&rbd, 0, 10, &data, &run), -ENOTSUP);
+    atomic_store(&hold_size, false);
+    rbd.facts.timeout_ms = LONG;
+    cr_expect_eq(rbd_learn_size(&rbd), 0);
+    cr_expect_leq(atomic_load(&n_asked), 5);
+    while (rbd_link_is_stuck(conn) || conn->running > 0)
+        clock_nap_ns(1000000);
     range_lock_destroy(&rbd.growth);
 }

@@ -247,6 +247,8 @@ Test(rbd_name, secrets_are_not_shown)
     free(shown);
     free(place);
     rbd_name_free(&name);
+    cr_expect(rbd_option_is_secret(" key ")); /* as Ceph takes it */
+    cr_expect(!rbd_option_is_secret("keyring"));
     cr_expect_neq(rbd_name_parse("rbd:p/i:key=AQsecret==", RBD_NAME_IMAGE, &name, &diag),
                   0);
     cr_expect_null(strstr(diag.text, "AQsecret"), "%s", diag.text);
