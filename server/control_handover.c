@@ -9,6 +9,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "common/json_text.h"
+#include "control_chain.h"
 #include "control_lane.h"
 #include "export_table.h"
 #include "image_folder.h"
@@ -30,20 +31,24 @@ static bool is_file(const json_t *other, const char *path)
            is_number(other, "inode", st.st_ino);
 }
 
-static bool is_place(const json_t *other, const char *text)
+/* By its name alone where the other one doesn't say more. */
+static bool is_rbd(const json_t *other, struct served_export *exp)
 {
-    CLEANUP_RBD_NAME struct rbd_name name = {0};
+    CHAIN_USE(chain, exp);
+    const struct storage *st = chain.use.node->file;
     const char *place = other ? arg_text(other, "place") : NULL;
+    uint64_t device, inode;
 
-    if (!place || rbd_name_parse(text, RBD_NAME_USER, &name, NULL))
+    if (!place || strcmp(st->name, place) != 0)
         return false;
-    CLEANUP_FREE char *own = rbd_name_print_place(&name);
-    return own && strcmp(own, place) == 0;
+    return !arg_is_given(other, "device") ||
+           (storage_identity(chain.use.node->file, &device, &inode) == 0 &&
+            is_number(other, "device", device) && is_number(other, "inode", inode));
 }
 
-static bool is_image(const json_t *other, const char *file)
+static bool is_image(const json_t *other, struct served_export *exp, const char *file)
 {
-    return file && rbd_name_is_one(file) ? is_place(other, file) : is_file(other, file);
+    return file && rbd_name_is_one(file) ? is_rbd(other, exp) : is_file(other, file);
 }
 
 /* The one of the list that has the export's name. */
@@ -77,7 +82,7 @@ static bool check_export(struct served_export *exp, const json_t *list,
             "export '%.200s' was added by a command, and the other server wouldn't "
             "have it: block-export-del removes it",
             exp->name);
-    else if (!exp->of_folder && !is_image(find_other(list, exp), file))
+    else if (!exp->of_folder && !is_image(find_other(list, exp), exp, file))
         control_fail(error, CLASS_GENERIC,
                      "export '%.200s': %s is served, and not by the other server",
                      exp->name, shown);
@@ -186,7 +191,7 @@ void control_take_back(struct control_context *ctx)
         "inode", SIZE, false \
     }
 
-/* An image on Ceph RBD is where it lies. */
+/* An image on Ceph RBD is where it lies, of which the numbers tell the cluster and the image. */
 static const struct control_arg export_args[] = {
     {"name", STRING, true}, FILE_ARGS, {"place", STRING, false}, {0}};
 

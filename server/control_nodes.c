@@ -74,6 +74,8 @@ static const struct control_arg nbd_args[] = {
     {0},
 };
 
+static const char *const auth_modes[] = {"cephx", "none", NULL};
+
 static const struct control_arg rbd_args[] = {
     {"pool", STRING, true},
     {"namespace", STRING, false},
@@ -81,6 +83,8 @@ static const struct control_arg rbd_args[] = {
     {"snapshot", STRING, false},
     {"conf", STRING, false},
     {"user", STRING, false},
+    {"auth-client-required", LIST_OF(WORDS(auth_modes)), false},
+    {"server", LIST_OF(OBJECT(control_inet_args)), false},
     {0},
 };
 
@@ -245,6 +249,29 @@ static char *copy_argument(const json_t *args, const char *key)
     return text ? strdup(text) : NULL;
 }
 
+/* Which monitors there are, and how they are to know who asks. */
+static bool read_rbd_lists(const json_t *args, struct rbd_name *name,
+                           struct control_error *error)
+{
+    const json_t *value;
+    size_t i;
+    int err = 0;
+
+    json_array_foreach (json_object_get(args, "server"), i, value) {
+        if (!err)
+            err = rbd_name_add_monitor(name, arg_text(value, "host"),
+                                       arg_text(value, "port"));
+    }
+    json_array_foreach (json_object_get(args, "auth-client-required"), i, value) {
+        if (!err)
+            err = rbd_name_append(name, "auth_client_required", json_string_value(value));
+    }
+    if (err)
+        control_fail(error, CLASS_GENERIC, "%s",
+                     err == -E2BIG ? "too many options" : "out of memory");
+    return !err;
+}
+
 /* As read_nbd. */
 static bool read_rbd(const struct reading *how, const json_t *args, struct added_node *node)
 {
@@ -258,8 +285,10 @@ static bool read_rbd(const struct reading *how, const json_t *args, struct added
         .conf = copy_argument(args, "conf"),
     };
     CLEANUP_RBD_NAME struct rbd_name parsed = {0};
-    CLEANUP_FREE char *text = name.pool && name.image ? rbd_name_print(&name) : NULL;
 
+    if (!read_rbd_lists(args, &name, error))
+        return false;
+    CLEANUP_FREE char *text = name.pool && name.image ? rbd_name_print(&name) : NULL;
     if (!text) {
         control_fail(error, CLASS_GENERIC, "out of memory");
         return false;
@@ -330,9 +359,70 @@ static char *find_disk(const struct reading *how, const char *name, bool *failed
     return copy;
 }
 
-/* What a layer below the top of a disk is, as an argument of blockdev-add; NULL: none is called
- * so.  It isn't changed, and may lie below others. */
-static json_t *describe_layer(const struct reading *how, const char *name)
+/* A node that isn't changed, and may lie below others; with one holder: the caller. */
+static struct added_node *new_layer(const struct reading *how, const char *driver)
+{
+    json_t *args = json_pack("{s:b}", "read-only", 1);
+    struct added_node *node = calloc(1, sizeof *node);
+
+    if (node && args) {
+        atomic_init(&node->holders, 1);
+        node->driver = driver;
+        (void)read_options(how, args, node); /* which has a cache mode: the default */
+    } else {
+        control_fail(how->error, CLASS_GENERIC, "out of memory");
+        free(TAKE(&node));
+    }
+    json_decref(args);
+    return node;
+}
+
+/* Where the layer lies, as a part of `node`. */
+static bool copy_file(const struct reading *how, const struct node *layer,
+                      struct added_node *node)
+{
+    node->file = new_layer(how, node_protocol(layer)->name);
+    if (!node->file)
+        return false;
+    added_node_add_parent(node->file);
+    node->file->target = strdup(node_location(layer));
+    if (!node->file->target)
+        control_fail(how->error, CLASS_GENERIC, "out of memory");
+    return node->file->target;
+}
+
+static struct added_node *copy_layer(const struct reading *how, const struct node *layer);
+
+/* What lies below it, which needn't be what its image names.  Of formats that no node is of, what
+ * that names is followed. */
+static bool copy_below(const struct reading *how, const struct node *layer,
+                       struct added_node *node)
+{
+    const struct node *below = layer->backing;
+
+    node->as_image_says = below && !find_driver(node_format(below));
+    if (!below || node->as_image_says)
+        return true;
+    node->below = copy_layer(how, below);
+    if (node->below)
+        added_node_add_parent(node->below);
+    return node->below;
+}
+
+/* A description of the layer as it is open. */
+static struct added_node *copy_layer(const struct reading *how, const struct node *layer)
+{
+    CLEANUP_ADDED_NODE struct added_node *node =
+        new_layer(how, find_driver(node_format(layer))->name);
+
+    return node && copy_file(how, layer, node) && copy_below(how, layer, node) ? TAKE(&node)
+                                                                               : NULL;
+}
+
+/* The layer of that name below the top of a disk, described anew.  NULL: none is called so, or
+ * *failed. */
+static struct added_node *find_layer(const struct reading *how, const char *name,
+                                     bool *failed)
 {
     struct control_error ignored;
     CLEANUP_EXPORT struct served_export *exp = control_find_layer(how->ctx, name, &ignored);
@@ -340,12 +430,13 @@ static json_t *describe_layer(const struct reading *how, const char *name)
     if (!exp)
         return NULL;
     CHAIN_USE(chain, exp);
-    const struct node *top = chain.use.node;
-    const struct node *layer = control_find_in_chain(exp, chain.use.node, name);
+    struct node *top = chain.use.node;
+    const struct node *layer = control_find_in_chain(exp, top, name);
     if (!layer || layer == top || !find_driver(node_format(layer)))
         return NULL;
-    return json_pack("{s:s, s:b, s:{s:s, s:s}}", "driver", node_format(layer), "read-only",
-                     1, "file", "driver", "file", "filename", node_location(layer));
+    struct added_node *node = copy_layer(how, layer);
+    *failed = !node;
+    return node;
 }
 
 /* A layer that was there before nodes were added is described anew. */
@@ -353,12 +444,14 @@ static struct added_node *read_layer(const struct reading *how, const json_t *ba
 {
     const char *name = json_string_value(backing);
     struct added_node *known = name ? node_table_find(&how->ctx->nodes, name) : NULL;
-    json_t *layer = name && !known ? describe_layer(how, name) : NULL;
+    bool failed = false;
+    struct added_node *layer = name && !known ? find_layer(how, name, &failed) : NULL;
 
     added_node_put(known);
-    struct added_node *child = read_child(how, layer ? layer : backing);
-    json_decref(layer);
-    return child;
+    if (!layer)
+        return failed ? NULL : read_child(how, backing);
+    added_node_add_parent(layer);
+    return layer;
 }
 
 /* A node, or a disk that is being served, of which nobody knows what it is when this is opened:

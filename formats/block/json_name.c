@@ -12,6 +12,7 @@
 #include "block/json_name.h"
 #include "storage/nbd_tls.h"
 #include "storage/null.h"
+#include "storage/rbd_keys.h"
 #include "storage/rbd_name.h"
 
 #define PREFIX    "json:"
@@ -72,33 +73,65 @@ static bool says_nothing_below(const char *path, const json_t *value)
     return json_is_null(value) || (json_is_string(value) && json_string_length(value) == 0);
 }
 
-static int flatten_object(struct members *m, json_t *object, const char *prefix,
+static int flatten_nested(struct members *m, json_t *value, const char *path,
+                          unsigned depth);
+
+static int add_member(struct members *m, const char *path, const json_t *value)
+{
+    if (json_object_get(m->flat, path))
+        return refuse_member(m, EINVAL, path, "is there twice");
+    json_t *text = says_nothing_below(path, value) ? json_null() : value_as_text(value);
+    if (!text)
+        return refuse_member(m, EINVAL, path,
+                             "must be a string, a whole number or a truth value");
+    return json_object_set_new(m->flat, path, text)
+               ? refuse_member(m, ENOMEM, path, "out of memory")
+               : 0;
+}
+
+static int flatten_member(struct members *m, const char *prefix, const char *key,
+                          json_t *value, unsigned depth)
+{
+    char path[KEY_BYTES];
+
+    int n = snprintf(path, sizeof path, "%s%s%s", prefix, prefix[0] ? "." : "", key);
+    if (n >= (int)sizeof path)
+        return refuse_member(m, EINVAL, key, "the key is too long");
+    return json_is_object(value) || json_array_size(value) > 0
+               ? flatten_nested(m, value, path, depth + 1)
+               : add_member(m, path, value);
+}
+
+/* Of a list the elements have their places as keys. */
+static int flatten_list(struct members *m, json_t *list, const char *path, unsigned depth)
+{
+    json_t *value;
+    size_t i;
+
+    json_array_foreach (list, i, value) {
+        char key[24];
+        snprintf(key, sizeof key, "%zu", i);
+        int err = flatten_member(m, path, key, value, depth);
+        if (err)
+            return err;
+    }
+    return 0;
+}
+
+static int flatten_nested(struct members *m, json_t *value, const char *path,
                           unsigned depth)
 {
     const char *key;
-    json_t *value;
+    json_t *member;
 
     if (depth > MAX_DEPTH)
-        return refuse_member(m, EINVAL, prefix, "is nested too deeply");
-    json_object_foreach (object, key, value) {
-        char path[KEY_BYTES];
-        int n = snprintf(path, sizeof path, "%s%s%s", prefix, prefix[0] ? "." : "", key);
-        if (n >= (int)sizeof path)
-            return refuse_member(m, EINVAL, key, "the key is too long");
-        if (json_is_object(value)) {
-            int err = flatten_object(m, value, path, depth + 1);
-            if (err)
-                return err;
-            continue;
-        }
-        if (json_object_get(m->flat, path))
-            return refuse_member(m, EINVAL, path, "is there twice");
-        json_t *text = says_nothing_below(path, value) ? json_null() : value_as_text(value);
-        if (!text)
-            return refuse_member(m, EINVAL, path,
-                                 "must be a string, a whole number or a truth value");
-        if (json_object_set_new(m->flat, path, text))
-            return refuse_member(m, ENOMEM, path, "out of memory");
+        return refuse_member(m, EINVAL, path, "is nested too deeply");
+    if (json_is_array(value))
+        return flatten_list(m, value, path, depth);
+    json_object_foreach (value, key, member) {
+        int err = flatten_member(m, path, key, member, depth);
+        if (err)
+            return err;
     }
     return 0;
 }
@@ -283,6 +316,72 @@ static int parse_null(struct members *m, const char *prefix, struct json_name *o
     return refuse_member(m, ENOMEM, "size", "out of memory");
 }
 
+/* Of lists, as QEMU gives them to Ceph. */
+static int note_option(const struct members *m, const char *key, int err)
+{
+    return err == 0 ? 0
+                    : refuse_member(m, -err, key,
+                                    err == -E2BIG ? "has too many" : "out of memory");
+}
+
+static int take_monitors(struct members *m, const char *prefix, struct rbd_name *name)
+{
+    for (unsigned i = 0;; i++) {
+        CLEANUP_FREE char *host = NULL, *port = NULL;
+        char host_key[32], port_key[32];
+        snprintf(host_key, sizeof host_key, "server.%u.host", i);
+        snprintf(port_key, sizeof port_key, "server.%u.port", i);
+        int err = take_text(m, prefix, host_key, &host);
+        if (err || !host)
+            return err;
+        err = take_text(m, prefix, port_key, &port);
+        if (!err)
+            err = note_option(m, "server", rbd_name_add_monitor(name, host, port));
+        if (err)
+            return err;
+    }
+}
+
+static int take_auth_modes(struct members *m, const char *prefix, struct rbd_name *name)
+{
+    for (unsigned i = 0;; i++) {
+        CLEANUP_FREE char *mode = NULL;
+        char key[40];
+        snprintf(key, sizeof key, "auth-client-required.%u", i);
+        int err = take_text(m, prefix, key, &mode);
+        if (err || !mode)
+            return err;
+        if (strcmp(mode, "cephx") != 0 && strcmp(mode, "none") != 0)
+            return refuse_member(m, EINVAL, key, "must be cephx or none");
+        err = note_option(m, key, rbd_name_append(name, "auth_client_required", mode));
+        if (err)
+            return err;
+    }
+}
+
+static int take_key(struct members *m, const char *prefix, struct rbd_name *name)
+{
+    CLEANUP_FREE char *id = NULL, *key = NULL;
+
+    if (!(m->where & JSON_NAME_GIVEN) && peek_text(m, prefix, "key-secret"))
+        return refuse_member(m, EACCES, "key-secret", "is not an image's to say");
+    int err = take_text(m, prefix, "key-secret", &id);
+    if (err || !id)
+        return err;
+    key = rbd_keys_find(id);
+    return key ? note_option(m, "key-secret", rbd_name_append(name, "key", key))
+               : refuse_member(m, ENOENT, "key-secret", "there is no secret of that id");
+}
+
+static int take_rbd_options(struct members *m, const char *prefix, struct rbd_name *name)
+{
+    int err = take_monitors(m, prefix, name);
+
+    if (!err)
+        err = take_auth_modes(m, prefix, name);
+    return err ? err : take_key(m, prefix, name);
+}
+
 static int parse_rbd(struct members *m, const char *prefix, struct json_name *out)
 {
     CLEANUP_RBD_NAME struct rbd_name name = {0};
@@ -303,6 +402,9 @@ static int parse_rbd(struct members *m, const char *prefix, struct json_name *ou
         if (parts[i].needed && !*parts[i].part)
             return refuse_member(m, EINVAL, parts[i].key, "is missing");
     }
+    int err = take_rbd_options(m, prefix, &name);
+    if (err)
+        return err;
     out->protocol = &storage_protocol_rbd;
     out->target = rbd_name_print(&name);
     return out->target ? 0 : refuse_member(m, ENOMEM, "image", "out of memory");
@@ -477,7 +579,7 @@ int json_name_parse(const char *image, const char *name, unsigned where,
         json_decref(object);
         return refuse_member(&m, EINVAL, "JSON", object ? "must be an object" : error.text);
     }
-    int err = flatten_object(&m, object, "", 0);
+    int err = flatten_nested(&m, object, "", 0);
     json_decref(object);
     if (!err)
         err = interpret_members(&m, out);

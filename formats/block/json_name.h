@@ -7,6 +7,7 @@
  *     json:{'driver': 'qcow2', 'file.filename': '/images/base'}
  *     json:{"driver": "qcow2", "file": {...}, "backing": {"driver": "raw", "file": {...}}}
  *     json:{"driver": "qcow2", "file": {...}, "backing": {"backing": null}}
+ *     json:{"driver": "rbd", "pool": "p", "image": "i", "server": [{"host": "h", "port": "1"}]}
  *
  * Understood are the formats there are over "file", "nbd" and "rbd", nested or with dots between,
  * and what lies below them; every other driver and key is refused by its name, for it would

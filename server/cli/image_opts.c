@@ -66,11 +66,29 @@ static bool is_key_secret(const char *key)
     return strcmp(name, KEY_SECRET) == 0 || strcmp(name, LUKS_KEY) == 0;
 }
 
-static bool is_encryption(const char *key)
+/* Ceph's key is no image's. */
+static bool is_of_ceph(const struct option_list *list, const char *key)
+{
+    unsigned depth;
+    const char *name = key_of_layer(key, &depth);
+    CLEANUP_FREE char *driver_key = NULL;
+
+    if (strcmp(name, LUKS_KEY) != 0)
+        return false;
+    if (asprintf(&driver_key, "%.*sdriver", (int)(name - key), key) < 0) {
+        driver_key = NULL;
+        return false;
+    }
+    const char *driver = options_get(list, driver_key);
+    return driver && strcmp(driver, "rbd") == 0;
+}
+
+static bool is_encryption(const struct option_list *list, const char *key)
 {
     unsigned depth;
 
-    return strcmp(key_of_layer(key, &depth), FORMAT) == 0 || is_key_secret(key);
+    return strcmp(key_of_layer(key, &depth), FORMAT) == 0 ||
+           (is_key_secret(key) && !is_of_ceph(list, key));
 }
 
 /* Moves the options of encryption from the one list to the other. */
@@ -78,15 +96,15 @@ static void take_encryption(struct option_list *list, struct option_list *out, i
 {
     size_t kept = 0;
 
+    for (size_t i = 0; i < list->count && *code == CLI_OK; i++)
+        if (is_encryption(list, list->pairs[i].key))
+            *code = options_set(out, list->pairs[i].key, list->pairs[i].value);
     for (size_t i = 0; i < list->count; i++) {
         struct option_pair *pair = &list->pairs[i];
-        if (!is_encryption(pair->key)) {
+        if (options_get(out, pair->key))
+            options_free_pair(pair);
+        else
             list->pairs[kept++] = *pair;
-            continue;
-        }
-        if (*code == CLI_OK)
-            *code = options_set(out, pair->key, pair->value);
-        options_free_pair(pair);
     }
     list->count = kept;
 }

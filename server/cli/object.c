@@ -13,6 +13,7 @@
 #include "object.h"
 #include "options.h"
 #include "storage/nbd_tls.h"
+#include "storage/rbd_keys.h"
 #include "tls_creds.h"
 
 /* The texts of the options may be secret ones. */
@@ -135,6 +136,7 @@ int object_add(struct secrets *secrets, const char *text)
     int code = text[0] == '{' ? parse_json(&list, text) : parse_options(&list, text);
     if (code == CLI_OK)
         code = add_object(secrets, &list);
+    rbd_keys_set_finder(secrets_find_key, secrets);
     wipe_options(&list);
     return code;
 }

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/checked.h"
 #include "base/cleanup.h"
 #include "cli.h"
 #include "crypto/secret.h"
@@ -106,13 +107,25 @@ static int take_data(struct secret_item *item, const char *data)
     return item->bytes ? CLI_OK : cli_error("out of memory");
 }
 
+static const char base64_digits[] =
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
 static int base64_digit(unsigned char c)
 {
-    static const char digits[] =
-        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    const char *found = c ? strchr(digits, c) : NULL;
+    const char *found = c ? strchr(base64_digits, c) : NULL;
 
-    return found ? (int)(found - digits) : -1;
+    return found ? (int)(found - base64_digits) : -1;
+}
+
+/* Four digits of 1..3 bytes. */
+static void encode_group(const unsigned char *bytes, size_t n, char *out)
+{
+    uint32_t bits = (uint32_t)bytes[0] << 16;
+
+    bits |= n > 1 ? (uint32_t)bytes[1] << 8 : 0;
+    bits |= n > 2 ? bytes[2] : 0;
+    for (unsigned i = 0; i < 4; i++)
+        out[i] = i <= n ? base64_digits[bits >> (18 - 6 * i) & 0x3f] : '=';
 }
 
 /* Decodes in place; false: it isn't base64. */
@@ -186,6 +199,17 @@ int secrets_add(struct secrets *secrets, const struct option_list *list)
     if (check_keys(list, id) != CLI_OK || check_source(list, id) != CLI_OK)
         return CLI_FAILED;
     return append_secret(secrets, list, id);
+}
+
+char *secrets_find_key(void *opaque, const char *id)
+{
+    const struct secret_item *secret = secrets_find(opaque, id);
+    char *text = secret ? calloc((secret->len + 2) / 3 * 4 + 1, 1) : NULL;
+
+    for (size_t i = 0, at = 0; text && i < secret->len; i += 3, at += 4)
+        encode_group((const unsigned char *)secret->bytes + i, MIN(secret->len - i, 3),
+                     text + at);
+    return text;
 }
 
 /* The bytes of the first character; 0: it isn't UTF-8, or NUL. */

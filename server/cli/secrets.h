@@ -34,6 +34,10 @@ const struct secret_item *secrets_find(const struct secrets *secrets, const char
 const struct secret_item *secrets_find_passphrase(const struct secrets *secrets,
                                                   const char *id);
 
+/* The secret of that id in base64, as a key of Ceph's is written; to be freed.  NULL: there is
+ * none, or no memory. */
+char *secrets_find_key(void *secrets, const char *id);
+
 /* Wipes and frees all. */
 void secrets_free(struct secrets *secrets);
 

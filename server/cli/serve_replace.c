@@ -20,7 +20,7 @@
 #include "plugin_file.h"
 #include "qmp_client.h"
 #include "serve_passphrase.h"
-#include "storage/rbd_name.h"
+#include "storage/rbd.h"
 
 /* Where descriptors are out of the way of those that are passed on. */
 #define ASIDE_FD 64
@@ -160,20 +160,24 @@ static json_t *describe_file(const char *path)
     return NULL;
 }
 
+/* In another cluster there can be one of that name. */
 static json_t *describe_rbd(const char *text)
 {
-    CLEANUP_RBD_NAME struct rbd_name name = {0};
+    static const struct storage_open how = {.read_only = true};
+    CLEANUP_STORAGE struct storage *st = NULL;
+    uint64_t device, inode;
     struct diag diag = {0};
 
-    if (rbd_name_parse(text, RBD_NAME_USER, &name, &diag) < 0) {
+    int err = storage_open_rbd(text, &how, &st, &diag);
+    if (!err && storage_identity(st, &device, &inode) != 0)
+        err = diag_set(&diag, EIO, "%s: it can't be told which image that is", st->name);
+    if (err) {
         cli_diag(&diag);
         return NULL;
     }
-    CLEANUP_FREE char *place = rbd_name_print_place(&name);
-    json_t *export = json_object();
-    if (export)
-        json_object_set_new(export, "place", place ? json_from_text(place) : NULL);
-    return export;
+    return json_pack("{s:o,s:I,s:I}", "place", json_from_text(st->name), "device",
+                     (json_int_t)(device & INT64_MAX), "inode",
+                     (json_int_t)(inode & INT64_MAX));
 }
 
 static int add_export(json_t *exports, const char *name, const char *path)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A Ceph cluster of one node on the loopback address: one monitor, one OSD, no authentication, all of
-it below one folder.  Its daemons are children of the test and end with its process group."""
+"""A Ceph cluster of one node on the loopback address: one monitor, one OSD, without authentication
+unless it is asked for, all of it below one folder.  Its daemons are children of the test and end
+with its process group."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -14,7 +16,7 @@ import uuid
 
 from harness import GIB, run, wait_until
 
-TOOLS = ("ceph-mon", "ceph-osd", "ceph", "rbd", "monmaptool")
+TOOLS = ("ceph-mon", "ceph-osd", "ceph", "rbd", "monmaptool", "ceph-authtool")
 START = 60
 ANSWER = 40  # seconds until a command has ended
 SERVES = 20  # seconds until an OSD that was started answers
@@ -28,9 +30,9 @@ public addr = 127.0.0.1
 cluster addr = 127.0.0.1
 ms bind ipv4 = true
 ms bind ipv6 = false
-auth cluster required = none
-auth service required = none
-auth client required = none
+auth cluster required = {auth}
+auth service required = {auth}
+auth client required = {auth}
 auth allow insecure global id reclaim = false
 run dir = {folder}/run
 log file = {folder}/log/$name.log
@@ -59,6 +61,9 @@ mgr initial modules =
 log to stderr = false
 admin socket =
 
+[client.admin]
+keyring = {folder}/admin.keyring
+
 [mon.a]
 mon data = {folder}/mon
 
@@ -82,23 +87,26 @@ def free_port():
 
 
 class Cluster:
-    def __init__(self, folder, size=3 * GIB, start=subprocess.Popen):
+    def __init__(self, folder, size=3 * GIB, start=subprocess.Popen, auth="none"):
+        """auth: or "cephx" """
         self.folder, self.start_process = pathlib.Path(folder), start
+        self.keys = auth == "cephx"
         self.conf = self.folder / "ceph.conf"
         self.env = {**os.environ, "CEPH_CONF": str(self.conf)}
         for name in ("mon", "osd", "run", "log"):
             (self.folder / name).mkdir()
         fsid, port = str(uuid.uuid4()), free_port()
-        self.conf.write_text(CONF.format(fsid=fsid, port=port, folder=self.folder, size=size))
+        self.port = port
+        self.conf.write_text(CONF.format(fsid=fsid, port=port, folder=self.folder, size=size, auth=auth))
         self.processes = {}
         monmap = self.folder / "monmap"
         self.run("monmaptool", "--create", "--clobber", "--fsid", fsid, "--addv", "a",
                  f"[v2:127.0.0.1:{port}]", monmap)
-        self.run("ceph-mon", "-i", "a", "--mkfs", "--monmap", monmap)
+        self.run("ceph-mon", "-i", "a", "--mkfs", "--monmap", monmap, *self.make_first_keys())
         self.start("mon", "a")
         self.run("ceph", "--connect-timeout", START, "mon", "stat")
         osd = str(uuid.uuid4())
-        self.run("ceph", "osd", "new", osd, "0")
+        self.run("ceph", "osd", "new", osd, "0", *self.make_osd_key())
         self.run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd)
         self.start("osd", "0")
         self.run("ceph", "osd", "pool", "create", "rbd", "8", "8")
@@ -116,6 +124,38 @@ class Cluster:
                 check = False
                 if left == 0:
                     raise
+
+    # ---- keys ----
+
+    def make_first_keys(self):
+        """The monitor's and the administrator's; what a new monitor is to be told."""
+        if not self.keys:
+            return []
+        every, admin = self.folder / "mon.keyring", self.folder / "admin.keyring"
+        allow = [word for daemon in ("mon", "osd", "mgr") for word in ("--cap", daemon, "allow *")]
+        self.run("ceph-authtool", "--create-keyring", every, "--gen-key", "-n", "mon.", "--cap", "mon", "allow *")
+        self.run("ceph-authtool", "--create-keyring", admin, "--gen-key", "-n", "client.admin", *allow)
+        self.run("ceph-authtool", every, "--import-keyring", admin)
+        return ["--keyring", every]
+
+    def make_osd_key(self):
+        if not self.keys:
+            return []
+        key, told = self.run("ceph-authtool", "--gen-print-key").strip(), self.folder / "osd.json"
+        told.write_text(json.dumps({"cephx_secret": key}))
+        self.run("ceph-authtool", "--create-keyring", self.folder / "osd" / "keyring", "-n", "osd.0", "--add-key", key)
+        return ["-i", told]
+
+    def user(self, name, *caps):
+        """A new one, with these words of capabilities; its keyring."""
+        ring = self.folder / f"{name}.keyring"
+        self.run("ceph", "auth", "get-or-create", f"client.{name}", *caps, "-o", ring)
+        return ring
+
+    def key(self, name):
+        return self.run("ceph", "auth", "get-key", f"client.{name}").strip()
+
+    # ---- daemons ----
 
     def start(self, kind, name):
         with open(self.folder / "log" / f"{kind}.out", "ab") as out:
@@ -179,9 +219,9 @@ class Cluster:
 
     # ---- images ----
 
-    def create(self, name, size, *options):
-        self.run("rbd", "create", f"rbd/{name}", "--size", f"{size}B", *options)
-        return f"rbd:rbd/{name}:conf={self.conf}"
+    def create(self, name, size, *options, pool="rbd"):
+        self.run("rbd", "create", f"{pool}/{name}", "--size", f"{size}B", *options)
+        return f"rbd:{pool}/{name}:conf={self.conf}"
 
     def export(self, name, pool="rbd"):
         """The image's bytes, as Ceph's own tool reads them."""
@@ -190,15 +230,15 @@ class Cluster:
         self.run("rbd", "export", "--no-progress", f"{pool}/{name}", target)
         return target.read_bytes()
 
-    def is_there(self, name):
-        return name in self.run("rbd", "ls").split()
+    def is_there(self, name, pool="rbd"):
+        return name in self.run("rbd", "ls", pool).split()
 
-    def purge(self, *names):
+    def purge(self, *names, pool="rbd"):
         """Removes these images, or all.  Who died may be known as a client of one for some seconds."""
         deadline = time.monotonic() + START
-        for name in names or self.run("rbd", "ls").split():
-            self.run("rbd", "snap", "purge", f"rbd/{name}", check=False)
-            while self.is_there(name):
+        for name in names or self.run("rbd", "ls", pool).split():
+            self.run("rbd", "snap", "purge", f"{pool}/{name}", check=False)
+            while self.is_there(name, pool):
                 if time.monotonic() > deadline:
-                    raise AssertionError(f"{name} can't be removed: {self.run('rbd', 'status', name)}")
-                self.run("rbd", "rm", "--no-progress", f"rbd/{name}", check=False)
+                    raise AssertionError(f"{name} can't be removed: {self.run('rbd', 'status', f'{pool}/{name}')}")
+                self.run("rbd", "rm", "--no-progress", f"{pool}/{name}", check=False)

@@ -2,6 +2,7 @@
 """Nodes: added, used by jobs under their names, taken away.  M-51"""
 
 import os
+import pathlib
 
 import harness
 from harness import KIB, MIB, check, create, run
@@ -238,6 +239,25 @@ class Mirrors(NodeCase):
         self.client.cmd("block-job-cancel", device="job")
         self.ended()
         self.same(target.content(), "the target")
+
+    def test_over_a_layer_that_is_an_export(self):
+        """called by its name, as a layer that is a file"""
+        raw = pathlib.Path(self.path("exported"))
+        raw.write_bytes(self.rng.randbytes(self.SIZE))
+        peer = self.peer("file", raw)
+        self.content = bytearray(raw.read_bytes())
+        self.image = create(self.path("over.qcow2"), "qcow2", None, backing=peer.uri, backing_fmt="raw")
+        self.begin()
+        self.write(5 * KIB, b"in the top")
+        layer = self.client.cmd("query-named-block-nodes", flat=True)[1]
+        self.assertEqual((layer["file"], layer["drv"]), (peer.uri, "raw"))
+        self.add("x", "qcow2", file={"driver": "file", "filename": self.image_of("x.qcow2")}, backing=layer["node-name"])
+        self.client.cmd("blockdev-mirror", job_id="job", device="drive0", target="x", sync="top")
+        self.ready()
+        self.write(900 * KIB, b"meanwhile")
+        self.complete()
+        self.same(self.disk.pread(self.SIZE, 0), "the disk")
+        self.server.stop()
 
     def test_target_is_zero(self):
         """what is zero isn't written; and where that isn't true, nothing else is"""

@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -20,7 +21,7 @@ import ceph_cluster
 import harness
 from examples import Examples, pod_blocks
 from harness import KIB, MIB, PLUGIN, QIMG, Model, StartFailed, create, exercise, fill, run, wait_until
-from qmp import QmpError
+from qmp import Qmp, QmpError
 from test_control import ControlCase
 from writers import Writers
 
@@ -43,6 +44,7 @@ class RbdCase(ControlCase):
     """A cluster for each class; an image that is one of a test's is removed after it."""
 
     TIMEOUT = 300  # a request that hangs ends the run of the class, with all threads' places in the log
+    AUTH = "none"
 
     @classmethod
     def setUpClass(cls):
@@ -50,7 +52,7 @@ class RbdCase(ControlCase):
         cls.addClassCleanup(shutil.rmtree, cls.home, ignore_errors=True)
         faulthandler.dump_traceback_later(cls.TIMEOUT, exit=True)  # until the test has its own
         try:
-            cls.ceph = ceph_cluster.Cluster(cls.home)
+            cls.ceph = ceph_cluster.Cluster(cls.home, auth=cls.AUTH)
         finally:
             cls.addClassCleanup(lambda: cls.ceph.stop() if hasattr(cls, "ceph") else None)
 
@@ -328,6 +330,9 @@ class Images(RbdCase):
         done = run(QIMG, "serve", "--replace", "rbd:rbd/other", "control=qmp", "format=raw", cwd=self.dir, check=False,
                    env=harness.plugin_env())
         self.assertIn("is served, and not by the other server", done.stderr)
+        with Qmp(self.path("qmp")) as client:  # one of that name, in another cluster
+            with self.assertRaisesRegex(QmpError, "is served, and not by the other server"):
+                client.cmd("x-qimg-handover", exports=[{"name": "", "place": "rbd:rbd/disk", "device": 1, "inode": 1}])
         second, uri = begin("--replace", "rbd:rbd/disk")
         self.assertEqual(first.wait(60), 0)
         handle = nbd.NBD()
@@ -649,6 +654,138 @@ class Trouble(RbdCase):
         self.disk.pwrite(b"m" * 4096, 0)
 
 
+class Keys(RbdCase):
+    """A cluster that wants to know who asks (R-01, R-07)."""
+
+    AUTH = "cephx"
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.ceph.run("ceph", "osd", "pool", "create", "vms", "8", "8")
+        cls.ceph.run("rbd", "pool", "init", "vms")
+        cls.rings = {
+            "one": cls.ceph.user("one", "mon", "profile rbd", "osd", "profile rbd pool=vms"),
+            "reader": cls.ceph.user("reader", "mon", "profile rbd", "osd", "profile rbd-read-only pool=vms"),
+            "none": cls.ceph.user("none", "mon", "profile rbd"),
+        }
+        cls.wrong = cls.home + "/wrong.keyring"
+        run("ceph-authtool", "--create-keyring", cls.wrong, "--gen-key", "-n", "client.one")
+
+    def purge(self):
+        super().purge()
+        self.ceph.purge(pool="vms")
+
+    def name(self, user, image="vms/disk", ring=None):
+        return f"rbd:{image}:id={user}:conf={self.ceph.conf}:keyring={ring or self.rings[user]}"
+
+    def test_a_user_of_one_pool(self):
+        """serves, converts, compares, moves a disk there"""
+        self.ceph.create("disk", SIZE, pool="vms")
+        name, model = self.name("one"), Model(bytes(SIZE))
+        server = self.serve(name, "format=raw")
+        exercise([server.connect(), server.connect()], model, self.rng, 100)
+        server.stop()
+        model.expect(self.ceph.export("disk", pool="vms"), "rbd export")
+        copy = self.name("one", "vms/copy")
+        self.qimg("convert", "-f", "raw", "-O", "qcow2", name, copy)
+        self.qimg("compare", "-f", "raw", "-F", "qcow2", name, copy)
+        overlay = self.path("overlay.qcow2")
+        self.qimg("create", "-f", "qcow2", overlay, SIZE)
+        self.begin(overlay, f"backing={copy}", "backing-format=qcow2")
+        self.disk.pwrite(b"over" * 128, 0)
+        self.client.cmd("drive-mirror", job_id="job", device="drive0", target=self.name("one", "vms/moved"), format="raw", sync="full")
+        self.pivot()
+        self.disk.pwrite(b"there" * 128, 4096, nbd.CMD_FLAG_FUA)
+        self.server.stop()
+        content = bytearray(model.data)
+        content[:512], content[4096:4096 + 640] = b"over" * 128, b"there" * 128
+        self.assertEqual(self.ceph.export("moved", pool="vms"), bytes(content))
+
+    def test_by_options(self):
+        """as qemu-img is told: the key as a secret, the monitors by their addresses"""
+        self.ceph.create("disk", SIZE, pool="vms")
+        secret = f"secret,id=s,format=base64,data={self.ceph.key('one')}"
+        rbd = {"driver": "rbd", "pool": "vms", "image": "disk", "user": "one", "key-secret": "s",
+               "auth-client-required": ["cephx", "none"], "server": [{"host": "127.0.0.1", "port": str(self.ceph.port)}]}
+        flat = (f"driver=rbd,pool=vms,image=disk,user=one,key-secret=s,conf={self.ceph.conf},auth-client-required.0=cephx")
+        for tool in ("qemu-img", QIMG):
+            for words in ((f"json:{harness.json.dumps({'driver': 'raw', 'file': rbd})}",), ("--image-opts", flat),
+                          ("--image-opts", "driver=raw," + ",".join(f"file.{word}" for word in flat.split(",")))):
+                with self.subTest(tool=tool, words=words):
+                    env = {**os.environ, "CEPH_CONF": "/dev/null"}
+                    self.assertIn("24 MiB", run(tool, "info", "--object", secret, *words, env=env).stdout)
+        done = run(QIMG, "info", "--image-opts", flat, check=False)
+        self.assertIn("key-secret: there is no secret of that id", done.stderr)
+        self.assertNotIn(self.ceph.key("one"), run(QIMG, "info", "--object", secret, "--image-opts", flat).stdout)
+
+    def test_in_a_node(self):
+        """blockdev-add"""
+        self.ceph.create("copy", SIZE, pool="vms")
+        image = create(self.path("disk.qcow2"), "qcow2", SIZE)
+        fill(image, "qcow2", [(0, b"node" * MIB)])
+        conf = self.path("one.conf")
+        pathlib.Path(conf).write_text(f"[client.one]\nkeyring = {self.rings['one']}\n")
+        self.begin(image)
+        rbd = {"driver": "rbd", "pool": "vms", "image": "copy", "user": "one", "conf": conf, "auth-client-required": ["cephx"],
+               "server": [{"host": "127.0.0.1", "port": str(self.ceph.port)}]}
+        self.client.cmd("blockdev-add", driver="raw", node_name="there", file=rbd)
+        self.client.cmd("blockdev-mirror", job_id="job", device="drive0", target="there", sync="full")
+        self.pivot()
+        self.server.stop()
+        self.assertEqual(self.ceph.export("copy", pool="vms")[:4 * MIB], b"node" * MIB)
+        self.begin(image)
+        with self.assertRaisesRegex(QmpError, "gss"):
+            self.client.cmd("blockdev-add", driver="raw", node_name="there", file={**rbd, "auth-client-required": ["gss"]})
+
+    def test_who_may_not(self):
+        """is told so, and why, without a wait"""
+        self.ceph.create("disk", SIZE, pool="vms")
+        self.ceph.create("disk", SIZE)
+        refused = "client.one: .*(Permission denied|Operation not permitted)"
+        for name, says in ((self.name("one", ring=self.wrong), refused),
+                           (f"rbd:vms/disk:id=one:key={self.ceph.key('reader')}", refused),
+                           (f"rbd:vms/disk:id=nobody:keyring={self.rings['one']}", "client.nobody: Permission denied"),
+                           (f"rbd:vms/disk:id=one:keyring={self.path('nowhere')}", "client.one: .*no key"),
+                           (self.name("none"), "client.none: .*Operation not permitted"),
+                           (self.name("one", "rbd/disk"), "client.one: .*Operation not permitted")):
+            with self.subTest(name=name):
+                done = run(QIMG, "info", "-f", "raw", name, check=False, timeout=60)
+                self.assertEqual(done.returncode, 1, done)
+                self.assertRegex(done.stderr, f"rbd:.*{says}")
+                self.assertNotIn("AQ", done.stderr)
+                self.refused(name, "format=raw", words=[says], name=False)
+
+    def test_what_images_name(self):
+        """is asked for by the process' user, as an image has no say in that"""
+        overlay, upper = self.path("overlay.qcow2"), self.path("upper.qcow2")
+        args = f"--id one --keyring={self.rings['one']}"
+        self.addCleanup(os.environ.pop, "CEPH_ARGS")
+        os.environ["CEPH_ARGS"] = args
+        self.qimg("create", "-f", "qcow2", "rbd:vms/base", SIZE)
+        self.qimg("create", "-f", "qcow2", "-b", "rbd:vms/base", "-F", "qcow2", overlay)
+        self.begin(overlay)
+        self.disk.pwrite(b"over" * 128, 0)
+        self.client.cmd("blockdev-snapshot-sync", device="drive0", snapshot_file=upper)
+        self.disk.pwrite(b"upper" * 100, 4096)
+        self.client.cmd("block-commit", job_id="job", device="drive0", top=overlay)
+        self.job_event("BLOCK_JOB_COMPLETED")
+        self.server.stop()
+        self.assertEqual(self.serve(upper).connect().pread(4096 + 500, 0), b"over" * 128 + bytes(4096 - 512) + b"upper" * 100)
+
+    def test_who_may_only_read(self):
+        self.ceph.create("disk", SIZE, pool="vms")
+        name = self.name("reader")
+        self.qimg("info", "-f", "raw", name)
+        server = self.serve(name, "format=raw")
+        handle = server.connect()
+        self.assertTrue(handle.is_read_only())
+        self.assertEqual(handle.pread(4096, 0), bytes(4096))
+        server.stop()
+        self.refused(name, "format=raw", "writable=now", words=["Operation not permitted"], name=False)
+        self.command_fails("Operation not permitted", "resize", "-f", "raw", name, "+1M")
+
+
 class Others(RbdCase):
     """What is done to an image beside its server, by other clients and administrators (R-08, R-09)."""
 
@@ -698,6 +835,77 @@ class Others(RbdCase):
         self.assertEqual(handle.pread(MIB, 0), b"2" * MIB)
         old.stop()
         server.stop()
+
+    def test_what_others_wrote_before_the_first_client(self):
+        """A server that nobody has written through yet keeps no writer away; nothing of what it read by then is
+        believed when it becomes one."""
+        for fmt in ("qcow2", "qed"):
+            with self.subTest(fmt=fmt):
+                name, model = f"rbd:rbd/disk.{fmt}", Model(bytes(SIZE))
+                self.qimg("create", "-f", fmt, name, SIZE)
+                if fmt == "qcow2":
+                    self.qimg("bitmap", "--add", name, "b")
+                idle = self.serve(name, f"format={fmt}", f"control={self.path('qmp')}")
+                other = self.serve(name, f"format={fmt}")
+                exercise([other.connect()], model, self.rng, 100)
+                other.stop()
+                handle = idle.connect()
+                model.compare(handle)
+                exercise([handle], model, self.rng, 100)
+                idle.stop()
+                harness.check(name, fmt)
+                model.expect(harness.content(name, fmt), "qemu-img convert")
+                if fmt == "qcow2":
+                    self.expect_all_recorded(name, model)
+
+    def expect_all_recorded(self, name, model):
+        """The bitmap, which records since the disk was empty, has all that isn't zero."""
+        with tempfile.TemporaryDirectory(dir=self.dir) as folder:
+            sock = os.path.join(folder, "s")
+            server = subprocess.Popen(["qemu-nbd", "-t", "-r", "-f", "qcow2", "-k", sock, "-B", "b", name])
+            self.addCleanup(harness.kill_quietly, server)
+            wait_until(lambda: os.path.exists(sock), 20, "qemu-nbd's socket")
+            marks = harness.json.loads(run("qemu-img", "map", "--output=json", "--image-opts",
+                                           f"driver=nbd,server.type=unix,server.path={sock},x-dirty-bitmap=qemu:dirty-bitmap:b").stdout)
+            server.terminate()
+            server.wait(20)
+        self.assertTrue(any(not mark["data"] for mark in marks), "nothing is recorded")
+        for mark in marks:
+            if mark["data"]:  # isn't dirty, as qemu-img shows it
+                start, end = mark["start"], mark["start"] + mark["length"]
+                self.assertFalse(any(model.data[start:end]), f"{start} to {end} isn't recorded")
+
+    def test_one_that_has_become_another(self):
+        """Of another size: who opened it before doesn't write to it."""
+        self.qimg("create", "-f", "qcow2", "rbd:rbd/disk", SIZE)
+        idle = self.serve("rbd:rbd/disk")
+        self.qimg("resize", "-f", "qcow2", "rbd:rbd/disk", "+8M")
+        with self.assertRaises(nbd.Error):
+            idle.connect()
+        self.assertIn("another client has changed its size", idle.errors)
+        idle.stop()
+        self.serve("rbd:rbd/disk").connect().pwrite(b"new" * 1024, SIZE)
+
+    def test_an_image_is_made_in_one_that_is_there(self):
+        """blockdev-create; not in one that is served"""
+        self.ceph.create("disk", SIZE)
+        self.ceph.create("there", 2 * SIZE)
+        self.begin("rbd:rbd/disk", "format=raw", "lock=off")
+        self.disk.pwrite(b"d" * 4096, 0, nbd.CMD_FLAG_FUA)
+        for image, error in (("disk", "is part of the disk 'drive0'"), ("there", None)):
+            self.client.cmd("blockdev-create", job_id="x", options={
+                "driver": "qcow2", "size": SIZE, "file": {"driver": "rbd", "pool": "rbd", "image": image}})
+            self.client.event("JOB_STATUS_CHANGE", id="x", status="concluded")
+            job, = self.client.cmd("query-jobs")
+            self.assertRegex(job.get("error", ""), error or "^$")
+            self.client.cmd("job-dismiss", id="x")
+        self.assertEqual(self.disk.pread(4096, 0), b"d" * 4096)
+        self.assertEqual(harness.info("rbd:rbd/there", "qcow2")["virtual-size"], SIZE)
+        self.client.cmd("blockdev-add", driver="qcow2", node_name="there", file={"driver": "rbd", "pool": "rbd", "image": "there"})
+        self.client.cmd("blockdev-mirror", job_id="job", device="drive0", target="there", sync="full")
+        self.pivot()
+        self.server.stop()
+        self.assertEqual(harness.content("rbd:rbd/there", "qcow2")[:4096], b"d" * 4096)
 
     def test_an_image_is_resized(self):
         """What is written behind the end of one that was made smaller isn't lost: it grows again."""
@@ -799,13 +1007,15 @@ class Others(RbdCase):
                      name=False)
 
     def test_who_asks(self):
-        """Options in CEPH_ARGS hold, and --id doesn't, as for QEMU; an id in the name does."""
+        """Options in CEPH_ARGS hold, and so does --id, as for Ceph's own programs, unless the name has one; QEMU has no eye for
+        --id."""
         self.ceph.create("disk", SIZE)
-        for tool, argv in (("qemu", ("qemu-img", "info", "-f", "raw")), ("qimg", (QIMG, "info", "-f", "raw"))):
-            for name, who in (("rbd:rbd/disk", "client.admin"), ("rbd:rbd/disk:id=someone", "client.someone")):
-                run(*argv, name, env={**os.environ, "CEPH_ARGS": f"--id nobody --log-file={self.dir}/{tool}-$name.log"})
-                self.assertTrue(os.path.exists(self.path(f"{tool}-{who}.log")), os.listdir(self.dir))
-        self.assertFalse([name for name in os.listdir(self.dir) if "nobody" in name])
+        for number, (args, name, who) in enumerate((
+                ("", "rbd:rbd/disk", "admin"), ("--id nobody", "rbd:rbd/disk", "nobody"), ("--id=nobody", "rbd:rbd/disk", "nobody"),
+                ("-n client.nobody", "rbd:rbd/disk", "nobody"), ("--name=osd.0", "rbd:rbd/disk", "admin"),
+                ("--id nobody", "rbd:rbd/disk:id=someone", "someone"))):
+            run(QIMG, "info", "-f", "raw", name, env={**os.environ, "CEPH_ARGS": f"{args} --log-file={self.dir}/{number}-$name.log"})
+            self.assertEqual([file for file in os.listdir(self.dir) if file.startswith(f"{number}-")], [f"{number}-client.{who}.log"])
 
 
 class Guide(RbdCase, Examples):

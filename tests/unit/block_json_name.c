@@ -8,6 +8,7 @@
 #include "block/driver.h"
 #include "block/json_name.h"
 #include "storage/nbd_tls.h"
+#include "storage/rbd_keys.h"
 
 static const struct driver qcow2 = {.name = "qcow2"}, raw = {.name = "raw"};
 
@@ -145,6 +146,43 @@ Test(json_name, a_user_may_name_keys, .init = init)
     }
 }
 
+static char *find_key(void *opaque, const char *name)
+{
+    (void)opaque;
+    return strcmp(name, "s") == 0 ? strdup("AQ==") : NULL;
+}
+
+/* As QEMU has them, nested or with dots between. */
+Test(json_name, how_ceph_is_asked, .init = init)
+{
+    static const struct {
+        const char *name, *target;
+    } cases[] = {
+        {"json:{'driver':'rbd','pool':'p','image':'i','user':'u','key-secret':'s'}",
+         "rbd:p/i:id=u:key=AQ=="},
+        {"json:{'driver':'rbd','pool':'p','image':'i','server':[{'host':'h','port':'1'},{"
+         "'host':'::1','port':'2'}],'auth-client-required':['cephx','none']}",
+         "rbd:p/i:mon_host=h\\:1;[\\:\\:1]\\:2:auth_client_required=cephx;none"},
+        {"json:{'driver':'raw','file.driver':'rbd','file.pool':'p','file.image':'i',"
+         "'file.server.0.host':'h','file.server.0.port':'1','file.auth-client-required.0':"
+         "'none'}",
+         "rbd:p/i:mon_host=h\\:1:auth_client_required=none"},
+        {"json:{'driver':'rbd','pool':'p','image':'i','key-secret':'t'}", NULL},
+    };
+
+    rbd_keys_set_finder(find_key, NULL);
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        CLEANUP_JSON_NAME struct json_name got = {0};
+        struct diag diag = {0};
+        int err = json_name_parse("", cases[i].name, JSON_NAME_GIVEN, &got, &diag);
+        cr_expect_eq(!err, cases[i].target != NULL, "%s: %s", cases[i].name, diag.text);
+        cr_expect_str_eq(got.target ? got.target : "",
+                         cases[i].target ? cases[i].target : "");
+        cr_expect(cases[i].target || strstr(diag.text, "there is no secret of that id"),
+                  "%s", diag.text);
+    }
+}
+
 Test(json_name, a_layer_below_may_leave_out_where_it_is, .init = init)
 {
     static const struct {
@@ -229,7 +267,14 @@ Test(json_name, refused, .init = init)
         {"json:{\"driver\":\"nbd\"}", "server.host: is missing", EINVAL},
         {"json:{\"driver\":\"rbd\",\"image\":\"i\"}", "pool: is missing", EINVAL},
         {"json:{\"driver\":\"rbd\",\"pool\":\"p\",\"image\":\"i\",\"key-secret\":\"k\"}",
-         "key-secret", ENOTSUP},
+         "key-secret: is not an image's to say", EACCES},
+        {"json:{\"driver\":\"rbd\",\"pool\":\"p\",\"image\":\"i\",\"auth-client-required\":"
+         "[\"gss\"]}",
+         "auth-client-required.0: must be cephx or none", EINVAL},
+        {"json:{\"driver\":\"rbd\",\"pool\":\"p\",\"image\":\"i\",\"server\":[{\"port\":"
+         "\"1\"}]}",
+         "server.0.port: is not supported", ENOTSUP},
+        {"json:{\"driver\":\"file\",\"filename\":[\"a\"]}", "filename: is missing", EINVAL},
         {"json:{\"driver\":\"qcow2\",\"backing.driver\":null,\"file.filename\":\"x\"}",
          "backing.driver: must be", EINVAL},
         {"json:{\"driver\":\"file\",\"filename\":null}", "filename: must be", EINVAL},
