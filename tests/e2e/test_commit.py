@@ -260,10 +260,15 @@ class Described(CommitCase):
         self.expect_base()
 
     def test_by_the_command(self):
-        words = [f"driver=qcow2,file.filename={self.top}"]
-        for depth, path in ((1, self.base), (2, self.real)):
+        fine = create(self.path("fine.qcow2"), "qcow2", self.SIZE, "cluster_size=4k", backing=self.top, backing_fmt="qcow2")
+        pieces = [(off, self.rng.randbytes(4 * KIB)) for off in range(100 * KIB, self.SIZE, 300 * KIB)]
+        fill(fine, "qcow2", pieces)  # parts of the base's clusters
+        for off, payload in pieces:
+            self.content[off:off + len(payload)] = payload
+        words = [f"driver=qcow2,file.filename={fine}"]
+        for depth, path in ((1, self.top), (2, self.base), (3, self.real)):
             words += [f"{'backing.' * depth}driver=qcow2", f"{'backing.' * depth}file.filename={path}"]
-        run(harness.QIMG, "commit", "--image-opts", ",".join(words))
+        run(harness.QIMG, "commit", "-b", self.base, "--image-opts", ",".join(words))
         self.expect_base()
 
     def test_a_copy_of_the_top(self):
