@@ -164,6 +164,22 @@ static void forget_in_image(struct node *node)
                   diag.text);
 }
 
+static void look_for_unkept(struct dirty_bitmap *bitmap, void *opaque)
+{
+    *(bool *)opaque |= !dirty_bitmap_persistent(bitmap);
+}
+
+/* One was removed: are there others that live as long as the image is open? */
+static void note_memory(struct served_export *exp)
+{
+    CHAIN_USE(chain, exp);
+    bool any = false;
+
+    for (struct node *node = chain.use.node; node; node = node->backing)
+        node_bitmap_each(node, look_for_unkept, &any);
+    atomic_store(&exp->has_memory, any);
+}
+
 struct addition {
     bool made, persistent;
     struct dirty_bitmap *bitmap; /* from prepare on */
@@ -228,8 +244,8 @@ static void commit_add(struct transaction_action *action)
     struct addition *addition = action->state;
 
     dirty_bitmap_enable(addition->bitmap, !arg_bool(action->args, "disabled", false));
-    if (!addition->persistent)
-        atomic_store(&action->exp->remembers, true);
+    if (!addition->persistent && !action->made)
+        atomic_store(&action->exp->has_memory, true);
 }
 
 static void finish_add(struct transaction_action *action, bool committed)
@@ -243,6 +259,7 @@ static void finish_add(struct transaction_action *action, bool committed)
         (void)!node_bitmap_remove(node, arg_text(action->args, "name"), &ignored);
         if (addition->persistent)
             forget_in_image(node);
+        note_memory(action->exp);
     }
     free(addition);
 }
@@ -290,11 +307,12 @@ static void commit_remove(struct transaction_action *action)
 
 static void finish_remove(struct transaction_action *action, bool committed)
 {
-    if (!committed || !action->state)
+    if (!committed)
         return;
     EXPORT_ACTION(use, action->exp);
-    if (node_can(use.node, DRIVER_BITMAPS) && use.node->active)
+    if (action->state && node_can(use.node, DRIVER_BITMAPS) && use.node->active)
         forget_in_image(use.node);
+    note_memory(action->exp);
 }
 
 /* ---- clear, enable, disable ---- */

@@ -137,7 +137,7 @@ static bool reopen_one(struct control_context *ctx, const json_t *options,
         control_fail_diag(error, CLASS_GENERIC);
         return false;
     }
-    atomic_store(&exp->remembers, true);
+    atomic_store(&exp->has_choices, true);
     return !throttling || control_set_limits(ctx, exp, &limits, exp->node_name, error);
 }
 

@@ -42,8 +42,8 @@ struct served_export {
     /* Another file is served than the one that its name means: who closed it for being unused
      * would serve that one next. */
     _Atomic bool moved;
-    /* Commands said of it what a closing would forget: bitmaps in memory, how to open it. */
-    _Atomic bool remembers;
+    /* What a closing would forget: it has bitmaps in memory; a command said how it is open. */
+    _Atomic bool has_memory, has_choices;
     struct node *sealed;         /* what it was before; under the lock */
     _Atomic bool ending;         /* it is going to be sealed: nobody waits under the lock */
     _Atomic unsigned drains;     /* by so many jobs: changing requests wait */
@@ -79,6 +79,7 @@ struct served_export {
     unsigned jobs;        /* while there are any it isn't removed */
     bool of_folder;       /* closed when nobody has used it for a while */
     uint64_t idle_since;  /* clock_ms; 0: it is used */
+    bool looked_at;       /* by who found it unused: is it the file of its name still? */
     struct diag *failure; /* why it could not be opened, for who waited for that */
 };
 

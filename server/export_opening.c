@@ -92,6 +92,54 @@ static struct served_export *open_new(struct export_table *table, const char *na
     return open_export(table, exp, diag);
 }
 
+/* ---- one that was open and unused ---- */
+
+static bool is_other_file(struct export_table *table, struct served_export *exp)
+{
+    uint64_t device, inode;
+    EXPORT_USE(use, export_enter(exp));
+
+    return storage_identity(use.node->file, &device, &inode) == 0 &&
+           image_folder_has_other(table->folder, exp->name, device, inode);
+}
+
+/* Under the lock, which is let go meanwhile.  Whoever else is a user only looks at it. */
+static int close_other_file(struct export_table *table, struct served_export *exp,
+                            struct diag *diag)
+{
+    export_wait_for_lookers(table, &exp->users);
+    exp->users--; /* the caller */
+    if (export_is_unused(exp)) {
+        exp->looked_at = false;
+        export_close_unlocked(table, exp);
+        return 0;
+    }
+    exp->users++;
+    return diag_set(diag, EBUSY,
+                    "export '%.200s': another file has its name by now, but a job, or what "
+                    "commands said of it, keeps open the one that had it: block-export-del "
+                    "closes that",
+                    exp->name);
+}
+
+int export_check_name_of(struct export_table *table, struct served_export *exp,
+                         struct diag *diag)
+{
+    bool other = is_other_file(table, exp);
+    LOCK_GUARD(&table->lock);
+    int rc = other ? close_other_file(table, exp, diag) : 1;
+
+    if (rc) {
+        exp->looked_at = false;
+        pthread_cond_broadcast(&table->changed);
+    }
+    if (rc < 0)
+        export_leave_unlocked(table, exp);
+    return rc;
+}
+
+/* ---- opening ---- */
+
 /* Under the lock, which is let go meanwhile: what has come of one that is being opened or
  * closed. */
 static struct served_export *wait_for_export(struct export_table *table,

@@ -17,6 +17,10 @@
 /* A message names so many exports. */
 #define NAMES_SHOWN 8
 
+/* Who only looks leaves within that. */
+#define LOOKING_NS    1000000u
+#define LOOKING_TIMES 200u
+
 void export_table_init(struct export_table *table)
 {
     *table = (struct export_table){0};
@@ -134,11 +138,12 @@ void export_close_unlocked(struct export_table *table, struct served_export *exp
  * Who only looks at it then doesn't change when. */
 static void note_idle(struct export_table *table, struct served_export *exp)
 {
-    if (!export_is_unused(exp))
+    if (!export_is_left(exp))
         return;
     if (!exp->idle_since)
         exp->idle_since = clock_ms();
-    pthread_cond_signal(&table->idle);
+    if (export_is_unused(exp))
+        pthread_cond_signal(&table->idle);
 }
 
 void export_leave_unlocked(struct export_table *table, struct served_export *exp)
@@ -214,6 +219,14 @@ int export_table_open(struct export_table *table, const char *name, const char *
     return err;
 }
 
+void export_wait_for_lookers(struct export_table *table, const unsigned *users)
+{
+    for (unsigned i = 0; *users > 2 && i < LOOKING_TIMES; i++) {
+        LOCK_GAP(&table->lock);
+        clock_nap_ns(LOOKING_NS);
+    }
+}
+
 /* Under the lock. */
 static int remove_listed(struct export_table *table, struct served_export *exp,
                          struct diag *diag)
@@ -228,6 +241,8 @@ static int remove_listed(struct export_table *table, struct served_export *exp,
 int export_table_withdraw(struct served_export *exp, bool used_too, struct diag *diag)
 {
     LOCK_GUARD(&exp->table->lock);
+    if (!used_too)
+        export_wait_for_lookers(exp->table, &exp->users);
     if (exp->life != EXPORT_LISTED)
         return diag_set(diag, ENOENT, "export '%.200s' is on its way out", export_id(exp));
     if (exp->of_folder && atomic_load(&exp->moved))
@@ -262,13 +277,22 @@ static void list_names(struct export_table *table, char *text, size_t size)
         snprintf(text + used, size - used, " and %u more", n - NAMES_SHOWN);
 }
 
-/* The caller becomes a user; NULL: none is listed. */
-static struct served_export *find_listed(struct export_table *table, const char *name)
+/* The caller becomes a user; NULL: none is listed.  *unused: it was, and those who come behind wait
+ * for the caller, who looks at it. */
+static struct served_export *find_listed(struct export_table *table, const char *name,
+                                         bool *unused)
 {
+    struct served_export *exp;
     LOCK_GUARD(&table->lock);
-    struct served_export *exp = export_table_look_up(table, name);
-    if (exp)
+
+    while ((exp = export_table_look_up(table, name)) && exp->looked_at &&
+           !atomic_load(&table->ending))
+        lock_wait(&table->lock, &table->changed);
+    *unused = exp && exp->idle_since;
+    if (exp) {
+        exp->looked_at |= *unused;
         exp->idle_since = 0;
+    }
     return become_user(exp);
 }
 
@@ -298,10 +322,14 @@ static bool is_in_folder(struct export_table *table, const char *name)
 struct served_export *export_table_find(struct export_table *table, const char *name,
                                         struct diag *diag)
 {
-    struct served_export *exp = find_listed(table, name);
+    struct served_export *exp;
+    bool unused;
 
-    if (exp)
-        return exp;
+    while ((exp = find_listed(table, name, &unused))) {
+        int rc = unused ? export_check_name_of(table, exp, diag) : 1;
+        if (rc)
+            return rc > 0 ? exp : NULL;
+    }
     if (is_in_folder(table, name))
         return export_find_in_folder(table, name, diag);
     say_what_there_is(table, name, diag);

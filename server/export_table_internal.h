@@ -22,13 +22,24 @@ static inline struct served_export *export_at(struct list *pos)
     return CONTAINER_OF(pos, struct served_export, link);
 }
 
-/* Does nobody but the table know of an image of the folder? */
-static inline bool export_is_unused(const struct served_export *exp)
+/* Does nobody but the table know of an image of the folder, and nothing bind it to its name but
+ * the file? */
+static inline bool export_is_left(const struct served_export *exp)
 {
     return exp->of_folder && exp->life == EXPORT_LISTED && exp->users == 1 &&
-           exp->jobs == 0 && !atomic_load(&exp->moved) && !atomic_load(&exp->remembers) &&
-           !throttle_is_limited(&exp->throttle);
+           exp->jobs == 0 && !atomic_load(&exp->moved);
 }
+
+/* And is nothing lost when it is closed? */
+static inline bool export_is_unused(const struct served_export *exp)
+{
+    return export_is_left(exp) && !atomic_load(&exp->has_memory) &&
+           !atomic_load(&exp->has_choices) && !throttle_is_limited(&exp->throttle);
+}
+
+/* What nobody uses but the table and the caller may have users for a moment who only look at it, as
+ * who goes over all does: they are waited for, a while; the lock is let go meanwhile. */
+void export_wait_for_lookers(struct export_table *table, const unsigned *users);
 
 /* named_view.c */
 bool named_view_has_name(struct export_table *table, const char *name);
@@ -57,6 +68,12 @@ void export_close_unlocked(struct export_table *table, struct served_export *exp
  * user.  NULL with diag. */
 struct served_export *export_find_in_folder(struct export_table *table, const char *name,
                                             struct diag *diag) MUST_USE;
+
+/* The same, without the lock: the caller, a user, found it unused and has set looked_at.  1: it is
+ * the file of its name still; 0: it isn't, was closed, and is to be looked for again, the caller
+ * being no user any more; or -EBUSY with diag, the same: it can't be closed. */
+int export_check_name_of(struct export_table *table, struct served_export *exp,
+                         struct diag *diag) MUST_USE;
 
 /* export_linger.c.  Without the lock. */
 int export_closers_start(struct export_table *table) MUST_USE;

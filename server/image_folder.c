@@ -55,6 +55,11 @@ const char *image_folder_path(const struct image_folder *folder)
     return folder->folder.path;
 }
 
+static bool means_nothing(int err)
+{
+    return err == -ENOENT || err == -ENOTDIR || err == -ENAMETOOLONG;
+}
+
 bool image_folder_has(const struct image_folder *folder, const char *name)
 {
     struct stat sb;
@@ -64,8 +69,23 @@ bool image_folder_has(const struct image_folder *folder, const char *name)
     CLEANUP_CLOSE int fd = storage_folder_openat(&folder->folder, name, O_PATH);
     /* What is there and can't be opened is told by the opening. */
     if (fd < 0)
-        return fd != -ENOENT && fd != -ENOTDIR && fd != -ENAMETOOLONG;
+        return !means_nothing(fd);
     return fstat(fd, &sb) == 0 && !S_ISDIR(sb.st_mode);
+}
+
+bool image_folder_has_other(const struct image_folder *folder, const char *name,
+                            uint64_t device, uint64_t inode)
+{
+    struct stat sb;
+    CLEANUP_CLOSE int fd = storage_folder_openat(&folder->folder, name, O_PATH);
+
+    if (fd < 0) /* also a link that leads out of the folder by now */
+        return means_nothing(fd) || fd == -EXDEV || fd == -ELOOP;
+    if (fstat(fd, &sb) != 0)
+        return false;
+    bool is_device = S_ISBLK(sb.st_mode);
+    return device != (is_device ? sb.st_rdev : sb.st_dev) ||
+           inode != (is_device ? 0 : sb.st_ino);
 }
 
 int image_folder_open_image(struct image_folder *folder, struct served_export *exp,

@@ -8,6 +8,7 @@
 
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "base/compiler.h"
 #include "base/diag.h"
@@ -29,6 +30,11 @@ const char *image_folder_path(const struct image_folder *folder);
 
 /* Is there a file of the name (whatever it holds)?  May wait for the disk. */
 bool image_folder_has(const struct image_folder *folder, const char *name);
+
+/* Does the name lead to another file than the one of that identity (storage_identity), or to none
+ * any more?  May wait for the disk. */
+bool image_folder_has_other(const struct image_folder *folder, const char *name,
+                            uint64_t device, uint64_t inode);
 
 /* Opens the image of the export's name and starts it; give_up: as in struct chain_options.  0 or
  * -errno with diag; then the export isn't open. */

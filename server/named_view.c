@@ -122,6 +122,8 @@ int named_view_add(struct export_table *table, const struct named_view_params *p
 int named_view_withdraw(struct named_view *named, bool used_too, struct diag *diag)
 {
     LOCK_GUARD(&named->table->lock);
+    if (!used_too)
+        export_wait_for_lookers(named->table, &named->users);
     if (!named->listed)
         return diag_set(diag, ENOENT, "export '%.200s' is on its way out", named->id);
     /* The table and the caller. */

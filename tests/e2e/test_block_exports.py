@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Exports that come and go by commands of the control socket."""
 
+import concurrent.futures
+import threading
+
 import nbd
 
 from harness import MIB, QIMG, SECTOR, check, run
@@ -66,6 +69,30 @@ class Commands(Folder):
                 self.assertIn("still in use", str(error))
                 return False
         self.await_true(tried, "it is free")
+
+    def test_removed_while_somebody_looks(self):
+        """E-08: who asks what there is uses none of it"""
+        server, client = self.start()
+        self.add_node(client, "second", 2)
+        stop = threading.Event()
+
+        def look():
+            with Qmp(self.path("control")) as looking:
+                while not stop.is_set():
+                    looking.cmd("query-block")
+                    looking.cmd("query-blockstats")
+
+        with concurrent.futures.ThreadPoolExecutor(4) as several:
+            lookers = [several.submit(look) for _ in range(4)]
+            try:
+                for _ in range(300):
+                    client.cmd("block-export-add", **{"type": "nbd", "id": "e2", "node-name": "second"})
+                    client.cmd("block-export-del", id="e2")
+            finally:
+                stop.set()
+            for looker in lookers:
+                looker.result()
+        server.stop()
 
     def test_removed_under_a_client(self):
         """E-08"""

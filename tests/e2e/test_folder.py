@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Many images from one server: the images of a folder, and named ones."""
 
+import concurrent.futures
 import contextlib
 import ctypes
 import os
@@ -308,6 +309,36 @@ class Commanded(Folder):
         self.assertEqual((bitmap["name"], bitmap["count"]), ("b", 65536))
         server.stop()
 
+    def test_a_bitmap_that_was_removed_keeps_nothing_open(self):
+        """E-03"""
+        server, client = self.start()
+        server.connect("disk.qcow2")
+        for name in "a", "b":
+            client.cmd("block-dirty-bitmap-add", node="disk.qcow2", name=name)
+        with self.assertRaises(QmpError):
+            client.cmd("transaction", actions=[{"type": "block-dirty-bitmap-add", "data": {"node": "disk.qcow2", "name": "c"}},
+                                               {"type": "abort", "data": {}}])
+        client.cmd("block-dirty-bitmap-remove", node="disk.qcow2", name="a")
+        server.disconnect()
+        time.sleep(0.5)
+        self.assertFalse(is_free(self.path_of))
+        client.cmd("block-dirty-bitmap-remove", node="disk.qcow2", name="b")
+        self.await_true(lambda: is_free(self.path_of), "it is closed")
+        server.stop()
+
+    def test_what_is_remembered_of_a_file_that_is_gone(self):
+        """E-03: who comes gets neither the old file nor, without what was said, the new one"""
+        server, client = self.start()
+        server.connect("disk.qcow2")
+        client.cmd("block-dirty-bitmap-add", node="disk.qcow2", name="b")
+        server.disconnect()
+        os.rename(self.image("new", byte=2), self.path_of)
+        self.refused(server, "disk.qcow2")
+        self.assertIn("another file has its name by now", server.errors)
+        client.cmd("block-export-del", id="disk.qcow2")
+        self.assertEqual(server.connect("disk.qcow2").pread(1, 0)[0], 2)
+        server.stop()
+
     def test_what_the_image_keeps_needs_no_server(self):
         """E-03"""
         server, client = self.start()
@@ -367,6 +398,28 @@ class Life(Folder):
         self.await_true(lambda: is_free(self.path("new")), "it is closed")
         self.refused(server, "disk.qcow2")
         server.stop()
+
+    def test_another_file_takes_the_name_of_one_that_lingers(self):
+        """E-03: nobody is connected, so who comes gets the file of the name, and what he writes isn't lost"""
+        path = self.image("disk.qcow2", byte=1)
+        server = self.serve_folder("linger=1000")
+        server.connect("disk.qcow2").pwrite(b"old", MIB)
+        server.disconnect()
+        os.link(path, self.path("old"))
+        os.rename(self.image("new", byte=2), path)
+        with concurrent.futures.ThreadPoolExecutor(8) as several:
+            handles = list(several.map(lambda _: server.connect("disk.qcow2"), range(8)))
+        self.assertEqual({bytes(handle.pread(1, 0)) for handle in handles}, {b"\2"})
+        self.assertTrue(is_free(self.path("old")))
+        handles[0].pwrite(b"new", MIB, nbd.CMD_FLAG_FUA)
+        server.disconnect()
+        os.unlink(path)
+        self.refused(server, "disk.qcow2")
+        self.image("disk.qcow2", byte=3)
+        self.assertEqual(server.connect("disk.qcow2").pread(1, 0)[0], 3)
+        server.stop()
+        check(self.path("old"), "qcow2")
+        self.assertEqual(content(self.path("old"), "qcow2")[MIB:MIB + 3], b"old")
 
     def test_many_at_once(self):
         """E-04: who asks for one that is being opened waits for that."""
