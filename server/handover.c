@@ -48,6 +48,7 @@ void handover_init(struct handover *h)
 {
     const struct sigaction action = {.sa_handler = do_nothing};
 
+    handover_kept_init(&h->kept);
     h->acceptor = pthread_self();
     h->idle = -1;
     (void)sigaction(WAKE_SIGNAL, &action, NULL);
@@ -201,7 +202,9 @@ int handover_begin(struct server *server, const _Atomic bool *give_up, struct di
         err = let_go_of_clients(server, give_up, diag);
     if (err)
         return err;
+    handover_kept_take(&server->handover.kept, &server->exports);
     server_close_exports(server);
+    handover_kept_note_files(&server->handover.kept);
     atomic_store(&server->handover.done, true);
     return 0;
 }
@@ -226,6 +229,7 @@ void handover_undo(struct server *server)
 {
     atomic_store(&server->handover.done, false);
     reopen(server);
+    handover_kept_give_back(&server->handover.kept, &server->exports, &server->throttles);
     throttle_groups_lift(&server->throttles, false);
     release_acceptor(&server->handover);
     listen_again(&server->handover);
@@ -247,6 +251,7 @@ static void tell_who_removes_it(void)
 
 void handover_finish(struct server *server)
 {
+    handover_kept_free(&server->handover.kept);
     tell_who_removes_it();
     release_acceptor(&server->handover);
 }

@@ -20,6 +20,7 @@
 
 #include "base/compiler.h"
 #include "base/diag.h"
+#include "handover_kept.h"
 
 struct server;
 
@@ -31,6 +32,7 @@ struct handover {
     unsigned n; /* of both; the latter are the sockets that nbdkit's descriptors were */
     int idle;   /* what nbdkit listens on meanwhile */
     _Atomic bool done; /* everything is closed, and another server's */
+    struct handover_kept kept;
 };
 
 /* On nbdkit's main thread, after the fork. */

@@ -201,6 +201,10 @@ int node_bitmap_remove(struct node *node, const char *name, struct diag *diag) M
 /* The same of one that the caller has acquired to remove. */
 void node_bitmap_drop(struct node *node, struct dirty_bitmap *bitmap);
 
+/* Takes out one that isn't persistent and that nobody uses: it follows no writes any more, and is
+ * the caller's.  Waits as node_bitmap_remove does.  NULL: there is none. */
+struct dirty_bitmap *node_bitmap_take_unkept(struct node *node) MUST_USE;
+
 /* Calls `each` for every one, in the order in which they were added; it must not add or
  * remove. */
 void node_bitmap_each(struct node *node,

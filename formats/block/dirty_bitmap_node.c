@@ -205,6 +205,31 @@ int node_bitmap_remove(struct node *node, const char *name, struct diag *diag)
     return 0;
 }
 
+static struct dirty_bitmap *acquire_unkept(struct node *node)
+{
+    struct diag ignored;
+    LOCK_GUARD(&node->bitmaps.lock);
+
+    LIST_FOR_EACH (pos, &node->bitmaps.list)
+        if (!bitmap_at(pos)->persistent &&
+            dirty_bitmap_acquire_to_remove(bitmap_at(pos), &ignored) == 0)
+            return bitmap_at(pos);
+    return NULL;
+}
+
+struct dirty_bitmap *node_bitmap_take_unkept(struct node *node)
+{
+    struct dirty_bitmap *bitmap = acquire_unkept(node);
+
+    if (!bitmap)
+        return NULL;
+    observer_remove(&node->observers, &bitmap->observer);
+    LOCK_GUARD(&node->bitmaps.keep);
+    give_name_back(node, bitmap);
+    dirty_bitmap_release(bitmap);
+    return bitmap;
+}
+
 void node_bitmap_each(struct node *node,
                       void (*each)(struct dirty_bitmap *bitmap, void *opaque), void *opaque)
 {

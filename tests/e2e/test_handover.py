@@ -395,6 +395,64 @@ class Handover(Case):
         self.stop(process)
         check(self.path("over"), "qcow2")
 
+    def given_back(self, *keys, changed=False):
+        """A handover that comes to nothing, after commands have said something of the disk; its bitmap's bytes."""
+        path = self.path("folder/disk") if "dir=folder" in keys else self.path("disk")
+        stat = os.stat(path)
+        folder = os.stat(self.path("folder")) if "dir=folder" in keys else None
+        device = "disk" if folder else "drive0"
+        process, uri = self.begin(*keys, self.control())
+        handle = nbd.NBD()
+        handle.connect_uri(uri.replace("///", f"///{device}") if folder else uri)
+        with Qmp(self.path("qmp")) as qmp:
+            qmp.cmd("block-dirty-bitmap-add", node=device, name="b", granularity=65536)
+            qmp.cmd("block-dirty-bitmap-add", node=device, name="still", granularity=65536, disabled=True)
+            handle.pwrite(b"x" * 10, 0, nbd.CMD_FLAG_FUA)
+            qmp.send({"execute": "blockdev-reopen", "arguments": {"options": [
+                {"node-name": device, "driver": "qcow2", "file": "x", "detect-zeroes": "on"}]}})
+            self.assertIn("return", qmp.reply())
+            limits = {"bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 4000, "iops_wr": 0, "group": "g"}
+            qmp.send({"execute": "block_set_io_throttle", "arguments": {"device": device, **limits}})
+            self.assertIn("return", qmp.reply())
+            described = {"device": stat.st_dev, "inode": stat.st_ino, "name": ""}
+            with Qmp(self.path("qmp")) as asking:
+                if folder:
+                    asking.cmd("x-qimg-handover", folder={"device": folder.st_dev, "inode": folder.st_ino})
+                else:
+                    asking.cmd("x-qimg-handover", exports=[described])
+                if changed:
+                    harness.fill(path, "qcow2", [(MIB, b"y" * 10)])
+            handle = nbd.NBD()
+            handle.connect_uri(uri.replace("///", f"///{device}") if folder else uri)
+            handle.pwrite(b"z" * 10, 65536)
+
+            def goes_on():
+                try:
+                    return qmp.cmd("query-status")
+                except QmpError:
+                    return False
+            wait_until(goes_on, 60, "commands are taken")
+            (disk,) = qmp.cmd("query-block")
+            told = disk["inserted"]
+            self.assertEqual((told["iops_rd"], told["group"], told["detect_zeroes"]), (4000, "g", "on"))
+            bitmaps = {bitmap["name"]: bitmap for bitmap in told["dirty-bitmaps"]}
+            self.assertEqual({name: bitmap["recording"] for name, bitmap in bitmaps.items()}, {"b": True, "still": False})
+            self.assertEqual(bitmaps["still"]["count"], 0)
+        handle.shutdown()
+        self.stop(process)
+        check(path, "qcow2")
+        return bitmaps["b"]["count"]
+
+    def test_what_commands_said_is_given_back(self):
+        """limits, how it is open, and bitmaps in memory, which lack nothing that was changed meanwhile"""
+        self.image()
+        self.assertEqual(self.given_back("disk"), 2 * 65536)
+        self.assertEqual(self.given_back("disk", "writable=on-connect"), 2 * 65536)
+        self.assertEqual(self.given_back("disk", "writable=on-connect", changed=True), SIZE)
+        os.mkdir(self.path("folder"))
+        create(self.path("folder/disk"), "qcow2", SIZE)
+        self.assertEqual(self.given_back("dir=folder"), 2 * 65536)
+
     def test_passphrases(self):
         """are read twice, by the trial and by the server"""
         harness.create_encrypted(self.path("disk"), SIZE, "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10")

@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Taking from exports what only this process knows, and giving it back. */
+#include "handover_kept.h"
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "block/dirty_bitmap.h"
+#include "export_table.h"
+
+struct kept_export {
+    struct list link;
+    char *name, *file, *group;
+    bool is_limited, has_choices;
+    struct throttle_config limits;
+    struct export_choices choices;
+    struct dirty_bitmap **bitmap; /* n_bitmaps; owned */
+    unsigned n_bitmaps;
+
+    bool is_known; /* `closed` says how the file was; else it counts as changed */
+    struct stat closed;
+};
+
+void handover_kept_init(struct handover_kept *kept)
+{
+    list_init(&kept->exports);
+}
+
+static void free_export(struct kept_export *e)
+{
+    for (unsigned i = 0; i < e->n_bitmaps; i++)
+        dirty_bitmap_free(e->bitmap[i]);
+    free(e->bitmap);
+    free(e->name);
+    free(e->file);
+    free(e->group);
+    free(e);
+}
+
+static struct kept_export *kept_at(struct list *pos)
+{
+    return CONTAINER_OF(pos, struct kept_export, link);
+}
+
+void handover_kept_free(struct handover_kept *kept)
+{
+    LIST_FOR_EACH_SAFE (pos, &kept->exports) {
+        list_remove(pos);
+        free_export(kept_at(pos));
+    }
+}
+
+/* ---- taking ---- */
+
+static int take_bitmaps(struct kept_export *e, struct node *node)
+{
+    struct dirty_bitmap *bitmap;
+
+    while ((bitmap = node_bitmap_take_unkept(node))) {
+        void *more = realloc(e->bitmap, (e->n_bitmaps + 1) * sizeof(struct dirty_bitmap *));
+        if (!more) {
+            dirty_bitmap_free(bitmap);
+            return -ENOMEM;
+        }
+        e->bitmap = more;
+        e->bitmap[e->n_bitmaps++] = bitmap;
+    }
+    return 0;
+}
+
+static void read_choices(struct kept_export *e, struct served_export *exp,
+                         const struct node *node)
+{
+    e->has_choices = atomic_load(&exp->has_choices);
+    e->choices = (struct export_choices){
+        .cache = node->options.cache,
+        .discard_ignore = node->options.discard_ignore,
+        .detect_zeroes = node->options.detect_zeroes,
+    };
+}
+
+/* To be used outside of the gate, which who takes out bitmaps mustn't be in. */
+static struct node *node_of(struct served_export *exp)
+{
+    EXPORT_USE(use, export_enter(exp));
+
+    return use.node;
+}
+
+static int take_all(struct kept_export *e, struct served_export *exp)
+{
+    struct node *node = node_of(exp);
+
+    e->name = strdup(exp->name);
+    e->file = node_is_remote(node) || node->data_file ? NULL : strdup(node_location(node));
+    e->is_limited = throttle_look(&exp->throttle, &e->limits, &e->group);
+    read_choices(e, exp, node);
+    int err = take_bitmaps(e, node);
+    return !e->name || (e->is_limited && !e->group) ? -ENOMEM : err;
+}
+
+static bool is_worth_keeping(const struct kept_export *e)
+{
+    return e->name && (e->is_limited || e->has_choices || e->n_bitmaps > 0);
+}
+
+static void take_export(struct handover_kept *kept, struct served_export *exp)
+{
+    struct kept_export *e = calloc(1, sizeof *e);
+
+    if (!e || take_all(e, exp))
+        log_error("export '%.200s': out of memory: what commands said of it is forgotten",
+                  exp->name);
+    if (e && is_worth_keeping(e))
+        list_append(&kept->exports, &e->link);
+    else if (e)
+        free_export(e);
+}
+
+void handover_kept_take(struct handover_kept *kept, struct export_table *table)
+{
+    EXPORT_TABLE_EACH (exp, table)
+        take_export(kept, exp);
+}
+
+/* ---- was the file changed? ---- */
+
+void handover_kept_note_files(struct handover_kept *kept)
+{
+    LIST_FOR_EACH (pos, &kept->exports) {
+        struct kept_export *e = kept_at(pos);
+        e->is_known =
+            e->file && stat(e->file, &e->closed) == 0 && S_ISREG(e->closed.st_mode);
+    }
+}
+
+static bool is_same_time(const struct timespec *a, const struct timespec *b)
+{
+    return a->tv_sec == b->tv_sec && a->tv_nsec == b->tv_nsec;
+}
+
+static bool is_unchanged(const struct kept_export *e)
+{
+    const struct stat *closed = &e->closed;
+    struct stat now;
+
+    return e->is_known && stat(e->file, &now) == 0 && now.st_dev == closed->st_dev &&
+           now.st_ino == closed->st_ino && now.st_size == closed->st_size &&
+           is_same_time(&now.st_mtim, &closed->st_mtim);
+}
+
+/* ---- giving back ---- */
+
+static int give_limits(const struct kept_export *e, struct served_export *exp,
+                       struct throttle_groups *groups, struct diag *diag)
+{
+    int err = e->is_limited
+                  ? throttle_join(groups, &exp->throttle, e->group, e->group, &e->limits)
+                  : 0;
+
+    return err ? diag_errno(diag, -err, "its limits") : 0;
+}
+
+static int give_choices(const struct kept_export *e, struct served_export *exp,
+                        struct diag *diag)
+{
+    int err = e->has_choices ? export_set_choices(exp, &e->choices, diag) : 0;
+
+    if (!err && e->has_choices)
+        atomic_store(&exp->has_choices, true);
+    return err;
+}
+
+/* With the lock of a writer: nobody else changes the image from here on. */
+static int give_bitmaps(struct kept_export *e, struct served_export *exp, struct diag *diag)
+{
+    int err = e->n_bitmaps > 0 ? export_open_for_changes(exp, diag) : 0;
+    if (err)
+        return err;
+    struct node *node = node_of(exp);
+    bool changed = !is_unchanged(e);
+
+    for (; e->n_bitmaps > 0; e->n_bitmaps--) {
+        struct dirty_bitmap *bitmap = e->bitmap[e->n_bitmaps - 1];
+        err = node_bitmap_add(node, bitmap, diag);
+        if (err)
+            return err;
+        atomic_store(&exp->has_memory, true);
+        if (changed && dirty_bitmap_enabled(bitmap))
+            dirty_bitmap_set(bitmap, 0, dirty_bitmap_size(bitmap));
+    }
+    return 0;
+}
+
+static int give_back(struct kept_export *e, struct export_table *table,
+                     struct throttle_groups *groups, struct diag *diag)
+{
+    CLEANUP_EXPORT struct served_export *exp = export_table_find(table, e->name, diag);
+
+    if (!exp)
+        return -diag->err;
+    int err = give_limits(e, exp, groups, diag);
+    if (!err)
+        err = give_choices(e, exp, diag);
+    return err ? err : give_bitmaps(e, exp, diag);
+}
+
+void handover_kept_give_back(struct handover_kept *kept, struct export_table *table,
+                             struct throttle_groups *groups)
+{
+    LIST_FOR_EACH (pos, &kept->exports) {
+        struct kept_export *e = kept_at(pos);
+        struct diag diag = {0};
+        if (give_back(e, table, groups, &diag))
+            log_error(
+                "export '%.200s': something that commands said of it is forgotten: %s",
+                e->name, diag.text);
+    }
+    handover_kept_free(kept);
+}
