@@ -14,6 +14,7 @@
 #include "control_chain.h"
 #include "control_transaction.h"
 #include "export_table.h"
+#include "layer_removal.h"
 
 /* ---- looking ---- */
 
@@ -264,55 +265,100 @@ static void finish_add(struct transaction_action *action, bool committed)
     free(addition);
 }
 
-static void drop_held(struct transaction_action *action)
+/* ---- remove ---- */
+
+struct removal {
+    struct layer_removal *layer; /* NULL: the bitmap is the disk's own */
+    struct dirty_bitmap *bitmap; /* from prepare to commit or abort */
+    bool persistent;
+};
+
+/* The last before it of a layer, on the same disk. */
+static struct layer_removal *find_earlier(const struct transaction_action *action)
 {
-    transaction_forget(action->transaction, action->state);
-    node_bitmap_drop(action->node, action->state);
+    while ((action = transaction_previous(action))) {
+        const struct removal *earlier = action->state;
+        if (earlier->layer)
+            return earlier->layer;
+    }
+    return NULL;
 }
 
-/* ---- remove ---- */
+static bool open_remove(struct transaction_action *action, struct control_error *error)
+{
+    const char *node = arg_text(action->args, "node");
+    const char *name = arg_text(action->args, "name");
+    struct removal *removal = calloc(1, sizeof *removal);
+
+    action->state = removal;
+    if (!removal) {
+        control_fail(error, CLASS_GENERIC, "out of memory");
+        return false;
+    }
+    if (!layer_removal_is_one(action->exp, node, name))
+        return open_change(action, error);
+    return !layer_removal_open(action->exp, node, name, find_earlier(action),
+                               action->ctx->give_up, &removal->layer, &error->diag) ||
+           say_failure(error);
+}
 
 static bool prepare_remove(struct transaction_action *action, struct control_error *error)
 {
+    struct removal *removal = action->state;
+
+    if (removal->layer)
+        return !layer_removal_prepare(removal->layer, &error->diag) || say_failure(error);
     struct dirty_bitmap *bitmap =
         hold_bitmap_as(action, action->node, arg_text(action->args, "name"),
                        dirty_bitmap_acquire_to_remove, error);
-
-    action->state = bitmap;
     if (!bitmap || !begin_change(action, bitmap, error))
         return false;
     /* It is the removal's from here on, and no later action's. */
     transaction_forget(action->transaction, bitmap);
+    removal->bitmap = bitmap;
     return true;
 }
 
 static void abort_remove(struct transaction_action *action)
 {
+    struct removal *removal = action->state;
     struct control_error ignored;
 
-    end_change(action);
-    if (!transaction_hold(action->transaction, action->state, release_bitmap, &ignored))
-        dirty_bitmap_release(action->state);
+    if (removal->layer) {
+        layer_removal_abort(removal->layer);
+        return;
+    }
+    node_bitmap_end_change(action->node, removal->bitmap);
+    if (!transaction_hold(action->transaction, removal->bitmap, release_bitmap, &ignored))
+        dirty_bitmap_release(removal->bitmap);
 }
 
-/* action->state from then on: was it kept? */
 static void commit_remove(struct transaction_action *action)
 {
-    bool persistent = dirty_bitmap_persistent(action->state);
+    struct removal *removal = action->state;
 
-    end_change(action);
-    drop_held(action);
-    action->state = persistent ? action : NULL;
+    if (removal->layer) {
+        layer_removal_commit(removal->layer);
+        return;
+    }
+    removal->persistent = dirty_bitmap_persistent(removal->bitmap);
+    node_bitmap_end_change(action->node, removal->bitmap);
+    node_bitmap_drop(action->node, removal->bitmap);
 }
 
 static void finish_remove(struct transaction_action *action, bool committed)
 {
-    if (!committed)
-        return;
-    EXPORT_ACTION(use, action->exp);
-    if (action->state && node_can(use.node, DRIVER_BITMAPS) && use.node->active)
-        forget_in_image(use.node);
-    note_memory(action->exp);
+    struct removal *removal = action->state;
+
+    if (removal && removal->layer)
+        layer_removal_finish(removal->layer);
+    if (committed) {
+        EXPORT_ACTION(use, action->exp);
+        if (removal->persistent && node_can(use.node, DRIVER_BITMAPS) && use.node->active)
+            forget_in_image(use.node);
+        note_memory(action->exp);
+    }
+    free(removal);
 }
 
 /* ---- clear, enable, disable ---- */
@@ -469,7 +515,8 @@ const struct transaction_kind bitmap_add_kind = {
 const struct transaction_kind bitmap_remove_kind = {
     .variant = {"block-dirty-bitmap-remove", ACTION(name_args)},
     .export_arg = "node",
-    .open = open_change,
+    .takes_layers = true,
+    .open = open_remove,
     .prepare = prepare_remove,
     .commit = commit_remove,
     .abort = abort_remove,

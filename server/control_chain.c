@@ -74,13 +74,31 @@ static bool has_layer(struct served_export *exp, const char *node_name)
     return control_find_in_chain(exp, chain.use.node, node_name);
 }
 
-struct served_export *control_find_layer(struct control_context *ctx, const char *name,
-                                         struct control_error *error)
+static struct served_export *look_for_layer(struct control_context *ctx, const char *name)
 {
     EXPORT_TABLE_EACH (exp, ctx->exports)
         if (has_layer(exp, name))
             return exp;
-    return control_find_device(ctx, name, error);
+    return NULL;
+}
+
+struct served_export *control_find_layer(struct control_context *ctx, const char *name,
+                                         struct control_error *error)
+{
+    struct served_export *exp = look_for_layer(ctx, name);
+
+    return exp ? exp : control_find_device(ctx, name, error);
+}
+
+struct served_export *control_find_node_of_chain(struct control_context *ctx,
+                                                 const char *name,
+                                                 struct control_error *error)
+{
+    struct served_export *exp = control_look_for_disk(ctx, name);
+
+    if (!exp)
+        exp = look_for_layer(ctx, name);
+    return exp ? exp : control_find_node(ctx, name, error);
 }
 
 char *control_layer_file(struct served_export *exp, const char *node_name,

@@ -38,6 +38,11 @@ struct node *control_find_in_chain(const struct served_export *exp, struct node 
 struct served_export *control_find_layer(struct control_context *ctx, const char *name,
                                          struct control_error *error) MUST_USE;
 
+/* The same, but first by the disk's own name or that of the node on top, and with a node's error. */
+struct served_export *control_find_node_of_chain(struct control_context *ctx,
+                                                 const char *name,
+                                                 struct control_error *error) MUST_USE;
+
 /* The file name of the layer that a node-name means (the export's own: the active one), the
  * caller's to free.  NULL with the error
  * said: it isn't in the chain. */

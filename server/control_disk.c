@@ -71,24 +71,54 @@ static struct served_export *find_served(struct control_context *ctx, const json
 }
 
 /* What can't change has to be as it is. */
-static bool is_same_image(struct served_export *exp, const json_t *options,
+static bool is_same_image(const struct node *node, const json_t *options,
                           struct control_error *error)
 {
     const json_t *file = json_object_get(options, "file");
     const char *filename = arg_text(file, "filename"),
                *driver = arg_text(options, "driver");
-    CHAIN_USE(chain, exp);
-    const struct node *node = chain.use.node;
 
     if (strcmp(driver, node_format(node)) != 0)
         control_fail(error, CLASS_GENERIC, "Cannot change the option 'driver'");
     else if (filename && !node_is_called(node, filename))
         control_fail(error, CLASS_GENERIC, "Cannot change the option 'file'");
-    else if (arg_bool(options, "read-only", false) && node->can_write)
-        control_fail(error, CLASS_GENERIC, "Cannot change the option 'read-only'");
     else
         return true;
     return false;
+}
+
+static bool is_same_disk(struct served_export *exp, const json_t *options,
+                         struct control_error *error)
+{
+    CHAIN_USE(chain, exp);
+    const struct node *node = chain.use.node;
+
+    if (!is_same_image(node, options, error))
+        return false;
+    if (!arg_bool(options, "read-only", false) || !node->can_write)
+        return true;
+    control_fail(error, CLASS_GENERIC, "Cannot change the option 'read-only'");
+    return false;
+}
+
+/* Tools open a layer below the top for writing before they have its bitmaps removed.  Here it is
+ * only read at any time, and what a command needs more it sees to itself: there is nothing to do.
+ * *known: it is a layer. */
+static bool judge_layer(struct control_context *ctx, const json_t *options, bool *known,
+                        struct control_error *error)
+{
+    const char *name = arg_text(options, "node-name");
+    struct control_error ignored;
+    CLEANUP_EXPORT struct served_export *exp =
+        name ? control_find_node_of_chain(ctx, name, &ignored) : NULL;
+
+    *known = false;
+    if (!exp)
+        return true;
+    CHAIN_USE(chain, exp);
+    const struct node *layer = control_find_in_chain(exp, chain.use.node, name);
+    *known = layer && layer != chain.use.node;
+    return !*known || is_same_image(layer, options, error);
 }
 
 static const struct cache_mode *cache_now(struct served_export *exp)
@@ -126,11 +156,16 @@ static bool reopen_one(struct control_context *ctx, const json_t *options,
     const json_t *throttling = json_object_get(options, "throttling");
     struct export_choices choices;
     struct throttle_choice limits;
+    bool is_layer = false;
 
+    if (!throttling && !judge_layer(ctx, options, &is_layer, error))
+        return false;
+    if (is_layer)
+        return true;
     if (throttling && !control_read_throttling(throttling, &limits, error))
         return false;
     CLEANUP_EXPORT struct served_export *exp = find_served(ctx, options, error);
-    if (!exp || !is_same_image(exp, options, error) ||
+    if (!exp || !is_same_disk(exp, options, error) ||
         !read_choices(exp, options, &choices, error))
         return false;
     if (export_set_choices(exp, &choices, &error->diag)) {

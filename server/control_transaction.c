@@ -9,6 +9,7 @@
 #include "base/list.h"
 #include "control_backup.h"
 #include "control_bitmaps.h"
+#include "control_chain.h"
 #include "control_overlays.h"
 #include "control_snapshots.h"
 #include "export_table.h"
@@ -68,6 +69,16 @@ static const struct control_variant *const kinds[] = {
 struct job_group *transaction_group(const struct transaction *transaction)
 {
     return transaction->group;
+}
+
+struct transaction_action *transaction_previous(const struct transaction_action *action)
+{
+    struct transaction_action *first = action->transaction->actions;
+
+    for (size_t i = (size_t)(action - first); i-- > 0;)
+        if (first[i].opened && first[i].kind == action->kind && first[i].exp == action->exp)
+            return &first[i];
+    return NULL;
 }
 
 unsigned transaction_count_jobs(const struct transaction *transaction,
@@ -170,6 +181,8 @@ static bool find_export(struct transaction_action *action, struct control_error 
     const char *name = arg_text(action->args, arg);
     if (!name)
         control_fail(error, CLASS_GENERIC, "Parameter '%s' is missing", arg);
+    else if (action->kind->takes_layers)
+        action->exp = control_find_node_of_chain(action->ctx, name, error);
     else if (!action->kind->takes_made || !find_made(action, name, error))
         action->exp = device ? control_find_device(action->ctx, name, error)
                              : control_find_node(action->ctx, name, error);

@@ -59,7 +59,8 @@ struct transaction_kind {
      * nobody gets space in its image. */
     bool prepares_last;
 
-    bool takes_made; /* its node may be one that another action makes */
+    bool takes_made;   /* its node may be one that another action makes */
+    bool takes_layers; /* or a layer below the top, which `open` looks for */
 
     /* Each is optional. */
     /* Opened: the node of that name that it is to put on top of its export, or to which its job
@@ -90,6 +91,10 @@ struct transaction_action {
 
 /* Whose jobs end together, as the completion mode is grouped; borrowed.  NULL: it isn't. */
 struct job_group *transaction_group(const struct transaction *transaction);
+
+/* The last one before it of its kind on the same export, which was opened and is finished behind it;
+ * NULL: there is none. */
+struct transaction_action *transaction_previous(const struct transaction_action *action);
 
 /* How many jobs its actions have begun on the export. */
 unsigned transaction_count_jobs(const struct transaction *transaction,

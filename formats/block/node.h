@@ -296,6 +296,8 @@ int node_set_backing(struct node *node, const char *name, const char *format,
  * writes, in place of the lock it has; does nothing where the user wants no locks. */
 int node_lock_for_reading(struct node *node, struct diag *diag) MUST_USE;
 int node_lock_for_writing(struct node *node, struct diag *diag) MUST_USE;
+/* After the latter, of a layer that reads the same as before: others may have it below them again. */
+void node_unlock_for_writing(struct node *layer);
 
 /* The same for a file that was opened with lock_off, as the node uses it. */
 int node_lock_now(struct node *node, struct diag *diag) MUST_USE;

@@ -140,6 +140,14 @@ int node_lock_for_writing(struct node *node, struct diag *diag)
     return err;
 }
 
+void node_unlock_for_writing(struct node *layer)
+{
+    struct diag ignored;
+
+    (void)!node_lock_for_reading(layer, &ignored);
+    shared_layer_return(layer);
+}
+
 /* Do both paths lead to the same file? */
 static bool is_same_file(const char *path, const char *other)
 {

@@ -252,15 +252,81 @@ class Libvirt(Transcript):
         self.write(0, b"in the base")
         self.content_is(base)
 
-    def test_a_layer_below_isnt_reopened(self):
-        """as it is before a checkpoint is deleted: it stays as it is, and nothing of the disk changes in its place"""
+    def reopen(self, number, read_only, **options):
+        self.done("blockdev-reopen", options=[{
+            "node-name": f"libvirt-{number}-format", "driver": "qcow2", "read-only": read_only,
+            "file": f"libvirt-{number}-storage", "backing": None, **options}])
+
+    def removal(self, number, name):
+        return {"type": "block-dirty-bitmap-remove", "data": {"node": f"libvirt-{number}-format", "name": name}}
+
+    def stored(self, path):
+        found = harness.info(path, "qcow2")["format-specific"]["data"].get("bitmaps", [])
+        self.assertFalse([bitmap for bitmap in found if "in-use" in bitmap["flags"]])
+        return [bitmap["name"] for bitmap in found]
+
+    def known(self, number):
+        return sorted(bitmap["name"] for bitmap in self.node(f"libvirt-{number}-format").get("dirty-bitmaps", []))
+
+    def checkpoints(self):
+        """Bitmaps of two layers below the top, stored and in memory; the layers' files."""
         self.begin()
-        self.snapshot(2)
-        before = self.say("query-block")
-        self.say("blockdev-reopen", "'libvirt-1-format' that is served", options=[{
-            "node-name": "libvirt-1-format", "driver": "qcow2", "read-only": False, "file": "libvirt-1-storage",
-            "backing": None, "detect-zeroes": "on"}])
-        self.assertEqual(self.say("query-block"), before)
+        files = [self.image]
+        for number in (1, 2):
+            if number == 2:
+                self.snapshot(2)
+                files.append(self.image)
+            for name, persistent in (("first", True), ("second", True), ("memory", False)):
+                self.done("block-dirty-bitmap-add", node=f"libvirt-{number}-format", name=name, persistent=persistent)
+            self.write(number * 3 * MIB, b"recorded" * 10000)
+        self.snapshot(3)
+        return files
+
+    def test_a_checkpoint_is_deleted_below_a_snapshot(self):
+        """whose layers are opened for writing before, as it seems; the disk goes on, and nothing else changes"""
+        files = self.checkpoints()
+        self.reopen(2, False, **{"detect-zeroes": "on"})
+        self.reopen(1, False)
+        self.done("transaction", actions=[self.removal(1, "first"), self.removal(2, "first"), self.removal(2, "memory")])
+        self.reopen(1, True)
+        self.write(5 * MIB, b"after" * 10000)
+        self.assertEqual(self.known(1), ["memory", "second"])
+        self.assertEqual(self.known(2), ["second"])
+        for path in files:
+            self.assertEqual(self.stored(path), ["second"])
+            check(path, "qcow2", served=True)
+        # One more by itself; and once more, in the same layer.
+        self.done("block-dirty-bitmap-remove", node="libvirt-1-format", name="second")
+        self.say("block-dirty-bitmap-remove", "'second' not found", node="libvirt-1-format", name="second")
+        self.assertEqual(self.stored(files[0]), [])
+        # The layers are as they were for who comes then: a commit into the lowest, of which nothing is missing.
+        self.done("block-commit", device="libvirt-3-format", job_id="commit", top_node="libvirt-3-format",
+                  base_node="libvirt-1-format", auto_dismiss=False)
+        self.states("commit", "running", "ready")
+        self.done("job-complete", id="commit")
+        self.concluded("commit")
+        self.content_is(files[0])
+
+    def test_a_checkpoint_that_isnt_deleted(self):
+        """all of a transaction or nothing; and not while a job may follow the layers' bitmaps"""
+        files = self.checkpoints()
+        for actions, text in (
+                ([self.removal(1, "first"), self.removal(2, "nosuch")], "'nosuch' not found"),
+                ([self.removal(1, "first"), self.removal(2, "first"), {"type": "abort", "data": {}}], "Abort action"),
+                ([self.removal(1, "first"), self.removal(1, "first")], "in use|busy"),
+                ([self.removal(9, "first")], "'libvirt-9-format' not found")):
+            self.say("transaction", text, actions=actions)
+            self.assertEqual(self.known(1), ["first", "memory", "second"])
+            self.assertEqual(self.known(2), ["first", "memory", "second"])
+        self.done("block-commit", device="libvirt-3-format", job_id="commit", top_node="libvirt-3-format",
+                  base_node="libvirt-1-format", auto_dismiss=False)
+        self.states("commit", "running", "ready")
+        self.say("block-dirty-bitmap-remove", "a job uses it", node="libvirt-2-format", name="first")
+        self.done("block-job-cancel", device="commit", force=True)
+        self.states("commit", "concluded")
+        self.done("job-dismiss", id="commit")
+        for path in files:
+            self.assertEqual(self.stored(path), ["first", "second"])
         self.content_is(self.image)
 
     def test_intermediate_blockcommit(self):

@@ -21,6 +21,7 @@
 #include "export_table.h"
 #include "fuzz.h"
 #include "jobs/manager.h"
+#include "layer_writer.h"
 #include "mem_storage.h"
 #include "node_table.h"
 #include "overlay_file.h"
@@ -116,6 +117,17 @@ int overlay_open_file(const struct node *old, const char *file, const char *form
     return strcmp(format, "qcow2") == 0
                ? open_node(old->ctx, format, mem_storage_clone(empty), file, out, diag)
                : diag_set(diag, ENOENT, "%s: there is none", file);
+}
+
+int layer_writer_open(struct node *layer, const _Atomic bool *give_up, struct node **out,
+                      struct diag *diag)
+{
+    (void)give_up;
+    int err = open_node(layer->ctx, "qcow2", mem_storage_clone(empty), layer->filename, out,
+                        diag);
+    if (!err)
+        err = node_activate(*out, diag);
+    return err;
 }
 
 /* Of what was added by name, or of drive-mirror's own. */

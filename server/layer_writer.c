@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Opening a layer for writing. */
+#include "layer_writer.h"
+
+#include "block/chain.h"
+
+int layer_writer_open(struct node *layer, const _Atomic bool *give_up, struct node **out,
+                      struct diag *diag)
+{
+    struct chain_options options = {
+        .format = node_format(layer),
+        .protocol = node_protocol(layer),
+        .no_backing = true,
+        .give_up = give_up,
+        .keys_of = layer,
+        .node = layer->options,
+    };
+
+    options.node.lock_off = true; /* the first instance has the lock */
+    int err = chain_open(layer->ctx, node_location(layer), &options, out, diag);
+    if (err)
+        return err;
+    node_bitmaps_load(*out);
+    err = node_activate(*out, diag);
+    if (err)
+        node_close(*out);
+    return err;
+}
