@@ -85,7 +85,7 @@ class Commands(Folder):
         with concurrent.futures.ThreadPoolExecutor(4) as several:
             lookers = [several.submit(look) for _ in range(4)]
             try:
-                for _ in range(300):
+                for _ in range(1500):
                     client.cmd("block-export-add", **{"type": "nbd", "id": "e2", "node-name": "second"})
                     client.cmd("block-export-del", id="e2")
             finally:
