@@ -361,7 +361,7 @@ static void one_request(struct run *r, const struct request *q, unsigned i)
         cr_assert(err == -r->err || (err == -EIO && r->poisoned) ||
                       (err == -EIO && injected),
                   "%s: request %u says errno %d", r->label, i, -err);
-    if (q->what == FLUSH && injected && r->kind != FAULT_DISCARD)
+    if (q->what == FLUSH && injected && r->kind != FAULT_DISCARD && r->kind != FAULT_READ)
         cr_assert_lt(err, 0, "%s: the flush of request %u was not told", r->label, i);
     r->poisoned |= mcache_health(r->img->node->mc) != 0;
     if (q->what < FLUSH)
@@ -448,10 +448,12 @@ static bool run_once(const struct fault_case *c, struct image *img,
     fault_plan_fail(&r.plan, kind, nth, err, how);
     for (unsigned i = 0; i < REQUESTS; i++)
         one_request(&r, &list[i], i);
+    bool injected = fault_plan_injected(&r.plan) > 0;
+    if (kind == FAULT_READ) /* what follows reads, too */
+        fault_plan_heal(&r.plan);
     compare(&r, r.live, "at the end");
     compare_snapshots(&r, "at the end, a snapshot");
     judge_bitmap(&r, "at the end");
-    bool injected = fault_plan_injected(&r.plan) > 0;
     if (image_close(img) == 0)
         note_durable(&r);
     injected |= fault_plan_injected(&r.plan) > 0;
@@ -474,8 +476,9 @@ static void no_messages(enum log_level level, const char *fmt, va_list ap)
 
 static void run_all(const struct fault_case *c, struct image *img)
 {
-    static const enum fault_kind kinds[] = {FAULT_WRITE, FAULT_FLUSH, FAULT_ZERO,
-                                            FAULT_TRUNCATE, FAULT_DISCARD};
+    static const enum fault_kind kinds[] = {
+        FAULT_WRITE,   FAULT_FLUSH,       FAULT_ZERO, FAULT_TRUNCATE,
+        FAULT_DISCARD, FAULT_PREALLOCATE, FAULT_READ};
     static const enum fault_how hows[] = {FAULT_ONCE, FAULT_FROM_THEN_ON, FAULT_ONCE_TORN,
                                           FAULT_ONCE_AFTER};
     struct storage *pristine = mem_storage_clone(img->mem);
@@ -488,8 +491,13 @@ static void run_all(const struct fault_case *c, struct image *img)
                 stride = 1;
             if (hows[h] == FAULT_ONCE_TORN && kinds[k] != FAULT_WRITE)
                 continue;
+            if (hows[h] != FAULT_ONCE && kinds[k] == FAULT_READ)
+                continue;
+            uint64_t step = kinds[k] == FAULT_WRITE  ? stride
+                            : kinds[k] == FAULT_READ ? 4 * stride
+                                                     : 1;
             bool more = true;
-            for (uint64_t nth = 1 + h; more; nth += kinds[k] == FAULT_WRITE ? stride : 1)
+            for (uint64_t nth = 1 + h; more; nth += step)
                 more = run_once(c, img, pristine, pristine_data, kinds[k], nth,
                                 nth % 2 ? EIO : ENOSPC, hows[h]);
         }
