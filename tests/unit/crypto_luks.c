@@ -347,7 +347,7 @@ static int replace_only_key(unsigned slot, enum torn torn, int calls)
     return err;
 }
 
-/* At each moment one of the two passphrases opens it, whatever has arrived of what was being
+/* O-05: At each moment one of the two passphrases opens it, whatever has arrived of what was being
  * written.  Slots 6 and 7 lie in the header's second sector. */
 Test(crypto_luks, failures_while_the_only_key_is_replaced)
 {
