@@ -111,6 +111,18 @@ static int drop_tables(struct qcow2 *q, uint32_t needed)
     return err;
 }
 
+/* What is let go of reads as zeroes until the size is another: also for who reads a raw data file
+ * by itself, and before the tables say so. */
+static int zero_raw_from(struct qcow2 *q, uint64_t off)
+{
+    struct node *node = q->node;
+
+    if (!node->data_alone || !node->host_zeroes_show || off >= node->size)
+        return 0;
+    int err = storage_zero(node->data, off, node->size - off, STORAGE_MAY_UNMAP);
+    return err ? err : storage_flush(node->data);
+}
+
 /* A data file is as long as the disk. */
 static int cut_data_file(struct qcow2 *q, uint64_t size)
 {
@@ -146,6 +158,8 @@ int qcow2_shrink(struct node *node, uint64_t size, struct diag *diag)
     err = node_begin_change(node);
     if (!err) /* their tables are for the old size */
         err = qcow2_mark_all_bitmaps_in_use(q);
+    if (!err)
+        err = zero_raw_from(q, align_up(size, cluster));
     if (!err)
         err = qcow2_cut_clusters(q, align_up(size, cluster), align_up(old, cluster));
     if (!err)

@@ -72,6 +72,39 @@ Test(qcow2_features, a_raw_file_is_no_longer_than_the_disk)
     }
 }
 
+/* A disk that couldn't become smaller: what was let go of is zeroes for who reads the file, too. */
+Test(qcow2_features, a_raw_file_and_its_image_agree_on_a_shrinking_that_failed)
+{
+    bool ended = false;
+
+    if (!have_qemu())
+        return;
+    for (uint64_t nth = 1; !ended; nth++) {
+        struct image img;
+        struct fault_plan plan;
+        struct diag diag = {0};
+        uint8_t by_image[64 * KIB], by_file[64 * KIB];
+        make(&img, &(struct image_spec){.options = "cluster_size=4096",
+                                        .size = 64 * KIB,
+                                        .data_file = "raw"});
+        fault_plan_init(&plan);
+        img.plan = &plan;
+        image_open(&img);
+        write_fill(&img, 0, 64 * KIB, 1);
+        cr_assert_eq(block_flush(img.node), 0);
+        fault_plan_fail(&plan, FAULT_WRITE, nth, EIO, FAULT_ONCE);
+        ended = qcow2_driver.shrink(img.node, 16 * KIB, &diag) == 0;
+        fault_plan_heal(&plan);
+        uint64_t size = img.node->size;
+        cr_assert_eq(block_read(img.node, by_image, 0, size), 0);
+        cr_assert_eq(storage_read(img.data_mem, by_file, 0, size), 0);
+        cr_expect_eq(memcmp(by_image, by_file, size), 0, "write %" PRIu64, nth);
+        (void)!image_close(&img);
+        image_free(&img);
+        fault_plan_destroy(&plan);
+    }
+}
+
 static unsigned syncs;
 
 static int count_sync(struct storage *st)
