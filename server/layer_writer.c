@@ -16,7 +16,8 @@ int layer_writer_open(struct node *layer, const _Atomic bool *give_up, struct no
         .node = layer->options,
     };
 
-    options.node.lock_off = true; /* the first instance has the lock */
+    /* Else the first instance has the lock. */
+    options.node.lock_off |= !node_locks_apart(layer);
     int err = chain_open(layer->ctx, node_location(layer), &options, out, diag);
     if (err)
         return err;
