@@ -191,8 +191,6 @@ static struct dirty_bitmap *new_twin(const struct dirty_bitmap *bitmap)
     dirty_bitmap_merge(twin, bitmap);
     dirty_bitmap_enable(twin, dirty_bitmap_enabled(bitmap));
     twin->persistent = true;
-    twin->slot = bitmap->slot;
-    dirty_bitmap_set_unsaved(twin, dirty_bitmap_unsaved(bitmap));
     return twin;
 }
 
@@ -252,6 +250,7 @@ static void fit_size(struct going *item, uint64_t size)
         dirty_bitmap_set(bitmap, old, size - old);
 }
 
+/* What is stored of it may have been stored anew since the twin was made. */
 static void leave_twin(struct going *item)
 {
     struct dirty_bitmaps *bitmaps = &item->from->bitmaps;
@@ -259,8 +258,11 @@ static void leave_twin(struct going *item)
     LOCK_GUARD(&bitmaps->lock);
 
     list_remove(&item->bitmap->link);
-    if (item->twin)
+    if (item->twin) {
+        item->twin->slot = item->bitmap->slot;
+        dirty_bitmap_set_unsaved(item->twin, dirty_bitmap_unsaved(item->bitmap));
         list_append(&bitmaps->list, &item->twin->link);
+    }
     item->twin = NULL;
 }
 

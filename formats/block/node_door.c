@@ -77,6 +77,8 @@ int node_set_cache(struct node *node, const struct cache_mode *mode, struct diag
 {
     const struct cache_mode *old = node->options.cache;
 
+    if (mode == old) /* which timers may be looking at */
+        return 0;
     if (mode->direct != old->direct)
         return diag_set(
             diag, EINVAL,

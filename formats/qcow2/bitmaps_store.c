@@ -359,13 +359,13 @@ static int switch_directory(struct plan *plan)
         q->bitmaps.entry = entry;
         q->bitmaps.n = plan->n;
         q->bitmaps.lost = false;
+        for (uint32_t i = 0; i < plan->n; i++)
+            dirty_bitmap_set_slot(plan->item[i].bitmap, i);
     }
     let_go_of_old(plan, old, old_n, old_ext.directory_offset, old_ext.directory_bytes);
     qcow2_free_bitmap_entries(old, old_n);
-    for (uint32_t i = 0; i < plan->n; i++) {
-        dirty_bitmap_set_slot(plan->item[i].bitmap, i);
+    for (uint32_t i = 0; i < plan->n; i++)
         plan->item[i].entry = (struct qcow2_bitmap){0}; /* it was handed over */
-    }
     mcache_note_write(q->node->mc);
     return 0;
 }
@@ -553,13 +553,13 @@ int qcow2_check_bitmap(struct node *node, const char *name, uint64_t granularity
 {
     struct qcow2 *q = qcow2_of(node);
     struct total total = {.q = q, .size = q->header.size};
+    LOCK_GUARD(&q->header_lock); /* what is stored may be stored anew just now */
 
     node_bitmap_each(node, add_to_total, &total);
     const char *why = why_not_keep(&total, name, granularity);
     if (why)
         return diag_set(diag, ENOTSUP, "Cannot make bitmap '%.200s' persistent in '%s': %s",
                         name, node->filename, why);
-    LOCK_GUARD(&q->header_lock);
     int err = qcow2_check_bitmaps_room(q);
     return err ? diag_errno(diag, -err,
                             "Cannot make bitmap '%.200s' persistent in '%s': room in its "

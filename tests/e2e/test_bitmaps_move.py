@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Dirty bitmaps go with the disk from one image to another: after it they say what was changed, no more and no less. (B-16)"""
 
+import concurrent.futures
 import os
 import random
+import threading
+import time
 
 import harness
 from harness import KIB, LONG, SEED, check, create, run
+from qmp import QmpError
 from test_bitmap_exports import dirty_ranges
 from test_overlays import OverlayCase
 from test_stored_bitmaps import KeptBitmaps, granules
@@ -275,3 +279,31 @@ class Overlay(BitmapCase):
 
 if __name__ == "__main__":
     harness.unittest.main()
+
+
+class BesideStoring(BitmapCase):
+    def test_looked_at_while_it_is_stored(self):
+        """what is stored, by who adds one; and it is stored anew whenever nothing has changed for a moment"""
+        self.make("qcow2")
+        self.begin("need-check-delay=0.0001")
+        for name in "abc":
+            self.bitmap("add", name, persistent=True)
+        stop = threading.Event()
+
+        def write():
+            handle = self.server.connect()
+            while not stop.is_set():
+                handle.pwrite(b"x" * 512, 0)
+                time.sleep(0.003)
+
+        with concurrent.futures.ThreadPoolExecutor(1) as other:
+            writing = other.submit(write)
+            try:
+                for _ in range(3000):
+                    with self.assertRaises(QmpError):
+                        self.bitmap("add", "a", persistent=True)
+            finally:
+                stop.set()
+            writing.result()
+        self.server.stop()
+        check(self.image, "qcow2")
