@@ -117,12 +117,24 @@ struct mc_pool {
     struct list clock;    /* struct mc_page.pool_link: oldest first */
     struct list retiring; /* struct mcache.retiring: who has retired pages */
     size_t n_pages;
+    struct list spares; /* struct mc_page.pool_link: memory for the next pages */
+    size_t n_spares;
 };
 
 /* map.c */
 size_t mc_page_words(const struct mc_page *page);
 void mcmap_detach(struct mc_page *page); /* META: takes the page out of the directory */
 void mcmap_clean(struct mc_page *page);  /* META: forgets what is dirty of it */
+
+/* page_memory.c */
+
+/* For a page of so many bytes, at least 1, whose words are not set; NULL: no memory. */
+struct mc_page *mc_page_new(struct mc_pool *pool, uint32_t page_bytes);
+void mc_page_free(struct mc_page *page);
+/* Under the pool's lock: the next page may have its memory. */
+void mc_page_recycle(struct mc_pool *pool, struct mc_page *page);
+/* Likewise, or when nobody else has the pool. */
+void mc_pool_free_spares(struct mc_pool *pool);
 
 /* pool.c */
 void mc_pool_insert(struct mc_pool *pool, struct mc_page *page);

@@ -111,7 +111,7 @@ static void drop_page(struct mcmap *map, struct mc_page *page)
     mcmap_clean(page);
     if (!page->resident) {
         mc_pool_forget(map->mc->pool, page);
-        free(page);
+        mc_page_free(page);
     }
 }
 
@@ -200,24 +200,23 @@ static bool is_memo(const struct mcmap *map)
     return !map->locate;
 }
 
+static void free_page(struct mc_page **page)
+{
+    mc_page_free(*page);
+}
+
 static int read_page(struct mcmap *map, uint64_t index, struct mc_page **out)
 {
     uint64_t host = is_memo(map) ? 0 : map->locate(map->owner, index);
     if (host == 0 && !is_memo(map))
         return -ENOENT;
 
-    CLEANUP_FREE struct mc_page *page = NULL;
-    size_t head = (sizeof *page + 63) & ~(size_t)63;
-    if (posix_memalign((void **)&page, 64, head + map->page_bytes) != 0)
+    CLEANUP(free_page) struct mc_page *page = mc_page_new(map->mc->pool, map->page_bytes);
+    if (!page)
         return -ENOMEM;
-    *page = (struct mc_page){.words = (_Atomic uint64_t *)(void *)((char *)page + head),
-                             .map = map,
-                             .index = index,
-                             .dirty = MC_CLEAN};
-    list_init(&page->dirty_link);
-    list_init(&page->pool_link);
-
-    uint64_t *raw = (uint64_t *)(void *)((char *)page + head);
+    page->map = map;
+    page->index = index;
+    uint64_t *raw = (uint64_t *)page->words;
     int err = 0;
     if (is_memo(map))
         memset(raw, 0, map->page_bytes);

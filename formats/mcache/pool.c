@@ -18,6 +18,7 @@ struct mc_pool *mc_pool_new(size_t limit_bytes)
     lock_init(&pool->lock, RANK_POOL);
     list_init(&pool->clock);
     list_init(&pool->retiring);
+    list_init(&pool->spares);
     return pool;
 }
 
@@ -48,7 +49,7 @@ static void free_retired(struct mcache *mc)
             return; /* the rest is younger */
         list_remove(pos);
         mc->n_retired--;
-        free(page);
+        mc_page_recycle(mc->pool, page);
     }
     list_remove(&mc->retiring);
 }
@@ -58,7 +59,7 @@ static void free_all_retired(struct mcache *mc)
 {
     LIST_FOR_EACH_SAFE (pos, &mc->retired) {
         list_remove(pos);
-        free(CONTAINER_OF(pos, struct mc_page, pool_link));
+        mc_page_free(CONTAINER_OF(pos, struct mc_page, pool_link));
     }
     mc->n_retired = 0;
     list_remove(&mc->retiring);
@@ -68,6 +69,7 @@ void mc_pool_leave(struct mcache *mc)
 {
     LOCK_GUARD(&mc->pool->lock);
     free_all_retired(mc);
+    mc_pool_free_spares(mc->pool); /* others take theirs anew */
 }
 
 void mcache_set_gate(struct mcache *mc, struct gate *gate)
@@ -81,6 +83,7 @@ void mc_pool_free(struct mc_pool *pool)
 {
     if (!pool)
         return;
+    mc_pool_free_spares(pool);
     lock_destroy(&pool->lock);
     free(pool);
 }

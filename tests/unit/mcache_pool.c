@@ -101,3 +101,71 @@ Test(mcache_pool, many_images_have_less_dirty_pages_each)
         bench_leave(&more[i]);
     bench_fini(&first);
 }
+
+/* ---- the memory of evicted pages ---- */
+
+#define MEMO_PAGES 1000u
+#define THREADS    4u
+
+struct loader {
+    struct bench *bench;
+    struct mcmap *map;
+    unsigned number;
+    pthread_barrier_t *turn;
+    uintptr_t first, last; /* where its pages lay */
+};
+
+static void load_all(struct loader *loader)
+{
+    struct mc_page *page;
+
+    loader->first = UINTPTR_MAX;
+    for (uint64_t i = 0; i < MEMO_PAGES; i++) {
+        gate_ticket ticket = gate_enter(&loader->bench->gate);
+        cr_assert_eq(mcmap_get(loader->map, i, &page), 0);
+        gate_leave(&loader->bench->gate, ticket);
+        loader->first = MIN(loader->first, (uintptr_t)page);
+        loader->last = MAX(loader->last, (uintptr_t)page);
+    }
+}
+
+/* One after the other; while all are there, each has a heap of its own. */
+static void *load_in_turn(void *opaque)
+{
+    struct loader *loader = opaque;
+
+    for (unsigned turn = 0; turn < THREADS; turn++) {
+        pthread_barrier_wait(loader->turn);
+        if (turn == loader->number)
+            load_all(loader);
+    }
+    pthread_barrier_wait(loader->turn);
+    return NULL;
+}
+
+Test(mcache_pool, evicted_memory_serves_whichever_thread_loads_next)
+{
+    struct loader loader[THREADS] = {{0}};
+    pthread_t thread[THREADS];
+    pthread_barrier_t turn;
+    struct bench b;
+
+    bench_init(&b, 32 * 1024);
+    pthread_barrier_init(&turn, NULL, THREADS);
+    for (unsigned i = 0; i < THREADS; i++) {
+        loader[i] = (struct loader){.bench = &b, .number = i, .turn = &turn};
+        loader[i].map = mcmap_new_memo(b.mc, MEMO_PAGES);
+        cr_assert_eq(pthread_create(&thread[i], NULL, load_in_turn, &loader[i]), 0);
+    }
+    for (unsigned i = 0; i < THREADS; i++) {
+        pthread_join(thread[i], NULL);
+        mcmap_free(loader[i].map);
+    }
+    /* There is memory for more than the first has; the others find that. */
+    for (unsigned i = 1; i < THREADS; i++) {
+        cr_expect_geq(loader[i].first, loader[0].first);
+        cr_expect_leq(loader[i].last, loader[0].last);
+    }
+    pthread_barrier_destroy(&turn);
+    bench_fini(&b);
+}
