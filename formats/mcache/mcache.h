@@ -85,7 +85,8 @@ struct mc_page {
     bool frozen; /* in the group that is being written */
     /* under the pool lock */
     struct list pool_link;
-    uint64_t retired; /* gate stamp */
+    uint64_t retired; /* gate stamp; from then on the map may be gone */
+    uint32_t bytes;   /* of the words, when they are ours */
 };
 
 static inline uint64_t mc_load(const struct mc_page *page, uint32_t word)

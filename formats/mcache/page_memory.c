@@ -41,6 +41,7 @@ struct mc_page *mc_page_new(struct mc_pool *pool, uint32_t page_bytes)
     *page = (struct mc_page){
         .words = (_Atomic uint64_t *)(void *)((char *)(page + 1) + gap),
         .dirty = MC_CLEAN,
+        .bytes = page_bytes,
     };
     ASAN_UNPOISON_MEMORY_REGION(page->words, page_bytes);
     list_init(&page->dirty_link);
@@ -58,7 +59,7 @@ void mc_page_recycle(struct mc_pool *pool, struct mc_page *page)
     size_t most = MAX(pool->limit / 4, SPARES_MIN) / SPARE_BYTES;
 
     lock_assert_held(&pool->lock);
-    if (page->map->page_bytes != SPARE_BYTES || pool->n_spares >= most) {
+    if (page->bytes != SPARE_BYTES || pool->n_spares >= most) {
         mc_page_free(page);
         return;
     }

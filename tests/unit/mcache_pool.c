@@ -107,6 +107,24 @@ Test(mcache_pool, many_images_have_less_dirty_pages_each)
 #define MEMO_PAGES 1000u
 #define THREADS    4u
 
+/* ASan sees it when the map is asked. */
+Test(mcache_pool, pages_that_wait_for_the_gate_outlive_their_map)
+{
+    struct bench b;
+    struct mc_page *page;
+
+    bench_init(&b, 32 * 1024);
+    struct mcmap *map = mcmap_new_memo(b.mc, MEMO_PAGES);
+    gate_ticket ticket = gate_enter(&b.gate);
+    for (uint64_t i = 0; i < 20; i++)
+        cr_assert_eq(mcmap_get(map, i, &page), 0);
+    gate_leave(&b.gate, ticket);
+    mcmap_free(map);
+    cr_expect(has_retired(&b));
+    load_many(&b);
+    bench_fini(&b);
+}
+
 struct loader {
     struct bench *bench;
     struct mcmap *map;
