@@ -277,10 +277,6 @@ class Overlay(BitmapCase):
         self.assertEqual(self.stored(path), {"b": ["auto"]})
 
 
-if __name__ == "__main__":
-    harness.unittest.main()
-
-
 class BesideStoring(BitmapCase):
     def test_looked_at_while_it_is_stored(self):
         """what is stored, by who adds one; and it is stored anew whenever nothing has changed for a moment"""
@@ -307,3 +303,7 @@ class BesideStoring(BitmapCase):
             writing.result()
         self.server.stop()
         check(self.image, "qcow2")
+
+
+if __name__ == "__main__":
+    harness.unittest.main()

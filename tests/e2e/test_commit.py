@@ -210,7 +210,6 @@ class Clusters(CommitCase):
         self.assertNotIn("past the end", self.server.errors)
 
 
-@parametrised
 class Described(CommitCase):
     """The user says what lies below the base, which names another file itself."""
 
@@ -280,6 +279,7 @@ class Described(CommitCase):
         self.same(self.disk.pread(self.SIZE, 0), "the disk")
 
 
+@parametrised
 class Killed(CommitCase):
     """kill -9 of the server leaves the chain good"""
 

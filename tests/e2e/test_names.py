@@ -93,7 +93,6 @@ class HiddenText(Case):
 
 
 @unittest.skipIf(STANDIN, "needs the plugin")
-@unittest.skipIf(STANDIN, "needs the plugin")
 class RecordedNames(Case):
     """What an image couldn't be opened by isn't recorded in it, not even on request."""
 
@@ -131,6 +130,7 @@ class RecordedNames(Case):
         self.assertIn("no folder", done.stderr)
 
 
+@unittest.skipIf(STANDIN, "needs the plugin")
 class DescribedNames(Case):
     """Backing names in JSON, as QEMU writes them for chains from its command line, and NBD exports by
     their old names."""
