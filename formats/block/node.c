@@ -209,21 +209,30 @@ static bool is_same_name(const char *a, const char *b)
     return a && b ? strcmp(a, b) == 0 : a == b;
 }
 
-/* Of what the disk's users and the chain rely on. */
-static int reopen_same(struct node *node, void (*free_state)(void *state),
-                       struct diag *diag)
+/* What `now` is of node, which the disk's users and the chain rely on. */
+static bool is_same_disk(const struct node *node, const struct node *now)
 {
-    uint64_t size = node->size, cluster_size = node->cluster_size;
-    CLEANUP_FREE char *name = node->backing_name ? strdup(node->backing_name) : NULL;
+    return now->size == node->size && now->cluster_size == node->cluster_size &&
+           is_same_name(now->backing_name, node->backing_name);
+}
 
-    if (node->backing_name && !name)
+/* Looked at beside what is open, which stays as it is when that is another image now. */
+static int check_same_disk(const struct node *node, struct diag *diag)
+{
+    const struct node_options options = {.describe = true};
+    struct node *now = node_new(node->ctx, node->driver, node->filename, &options);
+
+    if (!now)
         return diag_errno(diag, ENOMEM, "%s", node->filename);
-    int err = node_reopen(node, free_state, diag);
-    if (err)
+    now->file = now->data = node->file;
+    int err = node->driver->open(now, diag);
+    bool same = !err && is_same_disk(node, now);
+    if (!err)
+        (void)!node->driver->close(now);
+    now->file = now->data = NULL;
+    node_free(now);
+    if (err || same)
         return err;
-    if (node->size == size && node->cluster_size == cluster_size &&
-        is_same_name(node->backing_name, name))
-        return 0;
     return diag_set(diag, ESTALE,
                     "%s: another client has changed its size or its backing file since it "
                     "was opened: it has to be opened anew before it can be written",
@@ -240,8 +249,11 @@ int node_refresh(struct node *node, void (*free_state)(void *state), struct diag
             "%s: a client reads a snapshot of it, which another client may have "
             "changed: it can't be written to before that ends",
             node->filename);
+    int err = check_same_disk(node, diag);
+    if (err)
+        return err;
     node_bitmaps_distrust(node);
-    int err = reopen_same(node, free_state, diag);
+    err = node_reopen(node, free_state, diag);
     cluster_cache_forget_owner(node->ctx->clusters, node);
     return err;
 }
