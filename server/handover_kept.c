@@ -151,7 +151,8 @@ static bool is_unchanged(const struct kept_export *e)
 
     return e->is_known && stat(e->file, &now) == 0 && now.st_dev == closed->st_dev &&
            now.st_ino == closed->st_ino && now.st_size == closed->st_size &&
-           is_same_time(&now.st_mtim, &closed->st_mtim);
+           is_same_time(&now.st_mtim, &closed->st_mtim) &&
+           is_same_time(&now.st_ctim, &closed->st_ctim); /* which nobody sets back */
 }
 
 /* ---- giving back ---- */
@@ -185,11 +186,12 @@ static int give_bitmaps(struct kept_export *e, struct served_export *exp, struct
     struct node *node = node_of(exp);
     bool changed = !is_unchanged(e);
 
-    for (; e->n_bitmaps > 0; e->n_bitmaps--) {
-        struct dirty_bitmap *bitmap = e->bitmap[e->n_bitmaps - 1];
+    for (unsigned i = 0; i < e->n_bitmaps; i++) {
+        struct dirty_bitmap *bitmap = e->bitmap[i];
         err = node_bitmap_add(node, bitmap, diag);
         if (err)
             return err;
+        e->bitmap[i] = NULL;
         atomic_store(&exp->has_memory, true);
         if (changed && dirty_bitmap_enabled(bitmap))
             dirty_bitmap_set(bitmap, 0, dirty_bitmap_size(bitmap));
