@@ -4,9 +4,12 @@
  *
  * QED has no reference counts.  An entry that can't be right becomes 0; a cluster that two
  * entries name can't be mended; clusters that none names are leaks, and those of them at
- * the end of the file are cut off when they are to be repaired.  Each write mends one table
- * by itself, so a repair that is killed goes on with the next run; NEED_CHECK is cleared
- * last. */
+ * the end of the file are cut off when they are to be repaired.
+ *
+ * All tables are looked at before the first of them is written to: an L1 entry may lead to
+ * what another entry says is data, and data that is taken for a table would be mended away.
+ * Then each write mends one table by itself, so a repair that is killed goes on with the
+ * next run; NEED_CHECK is cleared last. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -32,16 +35,29 @@ struct check {
     uint64_t file_size;
     uint64_t n_clusters; /* whole ones in the file */
     uint8_t *used;       /* bitmap of them */
+    uint8_t *shared;     /* those that more than one entry names */
     uint64_t last;       /* where the previous data cluster of the table was, 0: none */
     uint64_t total;      /* entries of the L1 table */
     bool wrote;
 };
+
+static const char past_end[] = "past the end of the file";
 
 typedef int visit_entry(struct check *c, uint64_t index, uint64_t *entry);
 
 static bool is_mending(const struct check *c)
 {
     return c->options->repair == REPAIR_ALL;
+}
+
+static bool has_bit(const uint8_t *bits, uint64_t i)
+{
+    return bits[i / 8] >> (i % 8) & 1;
+}
+
+static void set_bit(uint8_t *bits, uint64_t i)
+{
+    bits[i / 8] = (uint8_t)(bits[i / 8] | 1u << (i % 8));
 }
 
 static int flush_repairs(struct check *c)
@@ -69,21 +85,30 @@ static int begin_writing(struct check *c)
 
 /* ---- clusters in use ---- */
 
-static bool is_used(const struct check *c, uint64_t cluster)
-{
-    return c->used[cluster / 8] >> (cluster % 8) & 1;
-}
-
 /* How many of n clusters were in use already; all of them are afterwards. */
 static uint64_t take(struct check *c, uint64_t offset, uint64_t n)
 {
     uint64_t twice = 0;
 
     for (uint64_t i = offset >> c->geo.cluster_bits; n > 0; i++, n--) {
-        twice += is_used(c, i);
-        c->used[i / 8] = (uint8_t)(c->used[i / 8] | 1u << (i % 8));
+        if (has_bit(c->used, i)) {
+            set_bit(c->shared, i);
+            twice++;
+        }
+        set_bit(c->used, i);
     }
     return twice;
+}
+
+/* Is any cluster of a table another's, too?  Then it may be no table. */
+static bool is_shared(const struct check *c, uint64_t table)
+{
+    uint64_t first = table >> c->geo.cluster_bits;
+
+    for (uint64_t i = first; i < first + c->header.table_size; i++)
+        if (has_bit(c->shared, i))
+            return true;
+    return false;
 }
 
 static const char *place_fault(const struct check *c, uint64_t offset, uint64_t bytes)
@@ -93,18 +118,14 @@ static const char *place_fault(const struct check *c, uint64_t offset, uint64_t 
     if (offset < c->geo.header_bytes)
         return "inside the header";
     if (!range_inside(offset, bytes, c->n_clusters << c->geo.cluster_bits))
-        return "past the end of the file";
+        return past_end;
     return NULL;
 }
 
 static void say_fault(struct check *c, const char *what, uint64_t entry, const char *why)
 {
-    check_message(c->options, "%s 0x%" PRIx64 ": %s%s", what, entry, why,
-                  is_mending(c) ? ": becomes unallocated" : "");
-    if (is_mending(c))
-        c->result->corruptions_fixed++;
-    else
-        c->result->corruptions++;
+    check_message(c->options, "%s 0x%" PRIx64 ": %s", what, entry, why);
+    c->result->corruptions++;
 }
 
 static void say_twice(struct check *c, const char *what, uint64_t entry, uint64_t n)
@@ -166,7 +187,7 @@ static int visit_table(struct check *c, uint64_t offset, visit_entry *visit)
     return 0;
 }
 
-static int visit_l2(struct check *c, uint64_t index, uint64_t *entry)
+static int look_at_l2(struct check *c, uint64_t index, uint64_t *entry)
 {
     struct check_result *result = c->result;
 
@@ -178,16 +199,14 @@ static int visit_l2(struct check *c, uint64_t index, uint64_t *entry)
         result->fragmented_clusters++;
     c->last = *entry;
     const char *why = place_fault(c, *entry, c->geo.cluster_size);
-    if (why) {
+    if (why)
         say_fault(c, "L2 entry", *entry, why);
-        *entry = is_mending(c) ? QED_ENTRY_UNALLOCATED : *entry;
-    } else if (take(c, *entry, 1)) {
+    else if (take(c, *entry, 1))
         say_twice(c, "L2 entry", *entry, 1);
-    }
     return 0;
 }
 
-static int visit_l1(struct check *c, uint64_t index, uint64_t *entry)
+static int look_at_l1(struct check *c, uint64_t index, uint64_t *entry)
 {
     const char *why = place_fault(c, *entry, c->geo.table_bytes);
 
@@ -195,7 +214,6 @@ static int visit_l1(struct check *c, uint64_t index, uint64_t *entry)
         c->options->progress(c->options->opaque, index, c->total);
     if (why) {
         say_fault(c, "L1 entry", *entry, why);
-        *entry = is_mending(c) ? QED_ENTRY_UNALLOCATED : *entry;
         return 0;
     }
     uint64_t twice = take(c, *entry, c->header.table_size);
@@ -204,7 +222,44 @@ static int visit_l1(struct check *c, uint64_t index, uint64_t *entry)
         return 0; /* its table is another one's, or data */
     }
     c->last = 0;
-    return visit_table(c, *entry, visit_l2);
+    return visit_table(c, *entry, look_at_l2);
+}
+
+/* ---- mending them ---- */
+
+/* Nothing lies behind the end of the file; elsewhere an entry may have stood for data. */
+static void mend(struct check *c, const char *what, const char *why, uint64_t *entry)
+{
+    if (c->options->keep_mappings && (why != past_end || *entry < c->file_size))
+        return;
+    check_message(c->options, "%s 0x%" PRIx64 ": %s: becomes unallocated", what, *entry,
+                  why);
+    *entry = QED_ENTRY_UNALLOCATED;
+    c->result->corruptions--;
+    c->result->corruptions_fixed++;
+}
+
+static int mend_l2(struct check *c, uint64_t index, uint64_t *entry)
+{
+    const char *why =
+        *entry == QED_ENTRY_ZERO ? NULL : place_fault(c, *entry, c->geo.cluster_size);
+
+    (void)index;
+    if (why)
+        mend(c, "L2 entry", why, entry);
+    return 0;
+}
+
+static int mend_l1(struct check *c, uint64_t index, uint64_t *entry)
+{
+    const char *why = place_fault(c, *entry, c->geo.table_bytes);
+
+    (void)index;
+    if (why)
+        mend(c, "L1 entry", why, entry);
+    else if (!is_shared(c, *entry))
+        return visit_table(c, *entry, mend_l2);
+    return 0;
 }
 
 /* ---- what no entry names ---- */
@@ -216,7 +271,7 @@ static void count_leaks(struct check *c)
             i |= 7;
             continue;
         }
-        if (!is_used(c, i))
+        if (!has_bit(c->used, i))
             c->result->leaks++;
     }
     if (c->result->leaks)
@@ -228,7 +283,7 @@ static int cut_tail(struct check *c)
 {
     uint64_t end = c->n_clusters;
 
-    while (end > c->header.header_size && !is_used(c, end - 1))
+    while (end > c->header.header_size && !has_bit(c->used, end - 1))
         end--;
     uint64_t n = c->n_clusters - end;
     if (n == 0 || c->st->fixed_size)
@@ -298,7 +353,8 @@ static int open_check(struct check *c)
     c->n_clusters = c->file_size >> c->geo.cluster_bits;
     c->total = c->geo.table_bytes / 8;
     c->used = calloc(c->n_clusters / 8 + 1, 1);
-    return c->used ? 0 : diag_errno(c->diag, ENOMEM, "%s: check", c->st->name);
+    c->shared = calloc(c->n_clusters / 8 + 1, 1);
+    return c->used && c->shared ? 0 : diag_errno(c->diag, ENOMEM, "%s: check", c->st->name);
 }
 
 static int check_tables(struct check *c)
@@ -307,7 +363,10 @@ static int check_tables(struct check *c)
 
     result->total_clusters = div_round_up(c->header.image_size, c->geo.cluster_size);
     take(c, c->geo.l1_offset, c->header.table_size);
-    int err = visit_table(c, c->geo.l1_offset, visit_l1);
+    int err = visit_table(c, c->geo.l1_offset, look_at_l1);
+    /* What can't be read may name any cluster, too: nothing is mended then. */
+    if (err == 0 && is_mending(c) && result->corruptions && !result->check_errors)
+        err = visit_table(c, c->geo.l1_offset, mend_l1);
     if (err < 0 || result->check_errors)
         return err;
     count_leaks(c);
@@ -335,5 +394,6 @@ int qed_check(struct storage *st, const struct check_options *options,
     if (err == 0 && options->progress)
         options->progress(options->opaque, c.total, c.total);
     free(c.used);
+    free(c.shared);
     return err;
 }

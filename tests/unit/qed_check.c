@@ -6,9 +6,10 @@
 #define CLUSTER 4096u
 #define SECOND  (CLUSTER * UINT64_C(8192 / 8)) /* what the second L2 table maps */
 
-static struct check_result check(struct bench *b, enum check_repair repair)
+static struct check_result check_with(struct bench *b, enum check_repair repair,
+                                      bool keep_mappings)
 {
-    const struct check_options options = {.repair = repair};
+    const struct check_options options = {.repair = repair, .keep_mappings = keep_mappings};
     struct check_result result = {0};
     struct diag diag = {0};
     struct storage *st = mem_storage_share(b->mem);
@@ -16,6 +17,11 @@ static struct check_result check(struct bench *b, enum check_repair repair)
     cr_assert_eq(qed_driver.check(st, &options, &result, &diag), 0, "%s", diag.text);
     storage_close(st);
     return result;
+}
+
+static struct check_result check(struct bench *b, enum check_repair repair)
+{
+    return check_with(b, repair, false);
 }
 
 /* Two clusters of data, and a third in another table. */
@@ -102,6 +108,45 @@ Test(qed_check, q15_a_cluster_of_two_keeps_the_mark)
     put(&b, 16, QED_F_NEED_CHECK);
     struct check_result r = check(&b, REPAIR_ALL);
     cr_expect_eq(r.corruptions, 1);
+    cr_expect_eq(get(&b, 16), QED_F_NEED_CHECK);
+    bench_fini(&b);
+}
+
+/* The table before the one that knows better is looked at first. */
+Test(qed_check, data_that_an_l1_entry_takes_for_a_table_stays_as_it_is)
+{
+    uint8_t before[CLUSTER], after[CLUSTER];
+    struct bench b;
+
+    start(&b);
+    uint64_t data = get(&b, get(&b, CLUSTER + 2 * 8));
+    put(&b, CLUSTER + 8, data);
+    cr_assert_eq(storage_read(b.mem, before, data, CLUSTER), 0);
+    cr_expect_gt(check(&b, REPAIR_NONE).corruptions, 0);
+    cr_expect_gt(check(&b, REPAIR_ALL).corruptions, 0);
+    cr_assert_eq(storage_read(b.mem, after, data, CLUSTER), 0);
+    cr_expect_eq(memcmp(before, after, CLUSTER), 0);
+    bench_fini(&b);
+}
+
+Test(qed_check, q15_before_the_first_write_only_what_lies_past_the_end_is_cleared)
+{
+    struct bench b;
+
+    start(&b);
+    uint64_t l2 = get(&b, CLUSTER), misaligned = get(&b, l2) + 512;
+    put(&b, l2, misaligned);
+    put(&b, l2 + 8, size_of(b.mem));
+    put(&b, CLUSTER + 8, 2 * size_of(b.mem));
+    put(&b, CLUSTER + 3 * 8, 700);
+    put(&b, 16, QED_F_NEED_CHECK);
+    struct check_result r = check_with(&b, REPAIR_ALL, true);
+    cr_expect_eq(r.corruptions, 2);
+    cr_expect_eq(r.corruptions_fixed, 2);
+    cr_expect_eq(get(&b, l2), misaligned);
+    cr_expect_eq(get(&b, l2 + 8), 0);
+    cr_expect_eq(get(&b, CLUSTER + 8), 0);
+    cr_expect_eq(get(&b, CLUSTER + 3 * 8), 700);
     cr_expect_eq(get(&b, 16), QED_F_NEED_CHECK);
     bench_fini(&b);
 }
