@@ -13,6 +13,7 @@ static const struct {
     {FAULT_RESERVED, "reserved bits are set"},
     {FAULT_ZERO_V2, "zero flag in a version 2 image"},
     {FAULT_SUBCLUSTERS, "subclusters that can't be as they are said to be"},
+    {FAULT_PLACE, "not at its guest offset in the data file"},
     {FAULT_COMPRESSED_EXTERNAL, "a compressed cluster in an external data file"},
     {FAULT_COPIED, "copied flag of a compressed cluster"},
 };

@@ -24,6 +24,8 @@ enum cluster_kind { CL_NONE, CL_ZERO, CL_ZERO_ALLOCATED, CL_DATA, CL_COMPRESSED 
 #define FAULT_SUBCLUSTERS 0x20u
 /* Told by who knows that the data lies in another file. */
 #define FAULT_COMPRESSED_EXTERNAL 0x40u
+/* Told by who knows which guest cluster it is, too: there its place is no other. */
+#define FAULT_PLACE 0x80u
 
 struct cluster {
     enum cluster_kind kind;

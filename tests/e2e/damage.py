@@ -488,6 +488,10 @@ def snapshot_damages(q):
         yield case("L1 on the header", 0, 8, 0, "overlap")
         yield case("L1 on an L2 table", 0, 8, next(q.l2_tables())[2], "overlap")
         yield case("L1 on data", 0, 8, list(q.l2_entries())[-1][2] & OFFSET, "overlap")
+        guest, _, entry = list(q.l2_entries())[-1]
+        yield Damage(f"{q.name}: snapshot {number}: L1 on data that begins with zeroes", q,
+                     [(at, be(entry & OFFSET)), (entry & OFFSET, bytes(8 * l1_size))],
+                     ((guest, guest + 8 * l1_size),), frozenset({"counted"}))
         yield case("L1 on the refcount table", 0, 8, q.rt, "overlap")
         yield case("L1 of size 0", 8, 4, 0)
         yield case("L1 shorter", 8, 4, l1_size - 1)
@@ -542,7 +546,17 @@ def bitmap_damages(q):
     yield case("directory: misaligned", ext + 16, 8, directory + 8)
     yield case("directory: past the end", ext + 16, 8, q.end + q.cluster)
     yield case("directory: on the L1 table", ext + 16, 8, q.l1)
-    yield case("directory: on data", ext + 16, 8, next(q.l2_entries())[2] & OFFSET)
+    guest, _, data = next(q.l2_entries())
+    data &= OFFSET
+    yield case("directory: on data", ext + 16, 8, data)
+    # Zeroes are a table of a bitmap in which nothing is dirty.
+    zeroes = bytes(8 * table_size)
+    yield Damage(f"{q.name}: bitmaps: entry: table on data that begins with zeroes", q,
+                 [(directory, be(data)), (data, zeroes)], ((guest, guest + len(zeroes)),),
+                 frozenset({"unlooked"}))
+    for i in range(table_size):
+        yield case(f"table entry {i}: on data", table + 8 * i, 8, data)
+        yield case(f"table entry {i}: on a refcount block", table + 8 * i, 8, q.blocks[0])
     yield case("entry: table misaligned", directory, 8, table + 8)
     yield case("entry: table at 0", directory, 8, 0)
     yield case("entry: table past the end", directory, 8, q.end + q.cluster)

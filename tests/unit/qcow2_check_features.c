@@ -279,18 +279,14 @@ static struct storage *make_external(void)
 Test(qcow2_check_features, places_in_another_file_are_not_counted)
 {
     static const uint64_t entries[] = {COPIED, /* at offset 0 */
-                                       COPIED | DATA,
-                                       COPIED | DATA,
-                                       COPIED | L1,
-                                       COPIED | 1ull << 50,
-                                       COPIED | DATA | L2_ZERO};
+                                       COPIED | CL, COPIED | 2 * CL | L2_ZERO, COPIED | L1,
+                                       COPIED | L2};
     struct storage *st = make_external();
     struct check_result r;
 
     for (uint32_t i = 0; i < ARRAY_LEN(entries); i++)
         put(st, L2 + 8 * i, entries[i]);
     put(st, L2 + 8 * 100, L2_ZERO);
-    put(st, L2 + 8 * 101, L2_ZERO | COPIED);
     cr_assert_eq(check_with(st, REPAIR_NONE, false, &r), 0);
     cr_expect_eq(r.corruptions + r.leaks + r.check_errors, 0);
     cr_expect_eq(r.allocated_clusters, ARRAY_LEN(entries));
@@ -306,7 +302,13 @@ Test(qcow2_check_features, odd_entries_over_another_file)
     } cases[] = {
         {"not copied", DATA, 1, DATA | COPIED},
         {"zero, not copied", DATA | L2_ZERO, 1, DATA | L2_ZERO | COPIED},
-        {"misaligned", (DATA + 512) | COPIED, 1, L2_ZERO},
+        {"misaligned", (DATA + 512) | COPIED, 1, DATA | COPIED},
+        {"another's place", (DATA + CL) | COPIED, 1, DATA | COPIED},
+        {"another's, zero", (DATA + CL) | COPIED | L2_ZERO, 1, DATA | COPIED | L2_ZERO},
+        {"another's, not copied", DATA + CL, 2, DATA | COPIED},
+        {"far away", 1ull << 50 | COPIED, 1, DATA | COPIED},
+        {"at 0", COPIED, 1, DATA | COPIED},
+        {"zero at 0", COPIED | L2_ZERO, 1, DATA | COPIED | L2_ZERO},
         {"reserved", DATA | COPIED | 2, 1, DATA | COPIED},
         {"compressed", L2_COMPRESSED | DATA, 1, L2_ZERO},
         {"copied and compressed", L2_COMPRESSED | COPIED | DATA, 2, L2_ZERO},
@@ -314,10 +316,10 @@ Test(qcow2_check_features, odd_entries_over_another_file)
 
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
         struct storage *st = make_external();
-        put(st, L2, cases[i].odd);
+        put(st, L2 + 8 * (DATA / CL), cases[i].odd);
         expect_found(st, cases[i].corruptions, 0, cases[i].name);
         repair_all(st, cases[i].name);
-        cr_expect_eq(get(st, L2), cases[i].mended, "%s", cases[i].name);
+        cr_expect_eq(get(st, L2 + 8 * (DATA / CL)), cases[i].mended, "%s", cases[i].name);
         storage_close(st);
     }
 }

@@ -11,13 +11,15 @@ Test(qcow2_check_tables, in_the_order_of_the_file_and_once)
 {
     struct l2_tables t = {0};
 
-    cr_assert_eq(l2_tables_add(&t, 30, 2, false), 0);
-    cr_assert_eq(l2_tables_add(&t, 10, 1, true), 0);
-    cr_assert_eq(l2_tables_add(&t, 10, 1, true), 0);
-    cr_assert_eq(l2_tables_add(&t, 30, 1, true), 0);
+    cr_assert_eq(l2_tables_add(&t, 30, 9, 2, false), 0);
+    cr_assert_eq(l2_tables_add(&t, 10, 5, 1, true), 0);
+    cr_assert_eq(l2_tables_add(&t, 10, 5, 1, true), 0);
+    cr_assert_eq(l2_tables_add(&t, 30, 4, 1, true), 0);
     l2_tables_sort(&t);
     cr_assert_eq(t.n, 2);
     cr_expect(t.list[0].cluster == 10 && t.list[0].weight == 2 && t.list[0].active == 2);
+    cr_expect_eq(l2_tables_find(&t, 30)->weight, 3);
+    cr_expect_null(l2_tables_find(&t, 20));
     cr_expect(t.list[1].cluster == 30 && t.list[1].weight == 3 && t.list[1].active == 1);
     l2_tables_free(&t);
     l2_tables_sort(&t);
@@ -36,7 +38,7 @@ Test(qcow2_check_tables, takes_memory_for_each_table_once)
     for (unsigned i = 0; i < TABLES * ROUNDS; i++) {
         uint64_t which = rng_below(&rng, TABLES), more = rng_between(&rng, 1, 3);
         bool is_active = rng_one_in(&rng, 4);
-        cr_assert_eq(l2_tables_add(&t, which * 7, more, is_active), 0);
+        cr_assert_eq(l2_tables_add(&t, which * 7, 0, more, is_active), 0);
         weight[which] += more;
         active[which] += is_active;
     }

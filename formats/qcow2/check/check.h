@@ -18,8 +18,9 @@
  * rest.
  *
  * Who is believed when two claim a cluster: refcount structures last, since they can be
- * made anew; the header and the active L1 table first.  Of metadata and guest data it is
- * the metadata, unless it has entries that none would have: then it is taken for the data.
+ * made anew; the header and the active L1 table first; bitmaps where nothing else is.
+ * Of metadata and guest data it is the metadata, unless it has entries that none would
+ * have, or none and something behind: then it is taken for the data.
  * Of two other tables neither is touched; the refcounts are made to allow for both. */
 #ifndef CHECK_CHECK_H
 #define CHECK_CHECK_H
@@ -108,7 +109,7 @@ struct check_pass {
     uint8_t *meta;  /* these, the snapshot table, L1 tables of snapshots, bitmap tables */
     uint8_t *is_table;  /* L2 tables */
     uint8_t *contested; /* claimed as metadata and as data */
-    uint8_t *bad;       /* metadata with entries that it would not have */
+    uint8_t *bad;       /* what metadata would not be like: most of its entries are odd */
 
     uint64_t done, total; /* table entries, for the progress */
 };
@@ -182,6 +183,18 @@ struct l2_words {
     uint64_t entry, bitmap;
 };
 
+/* The guest offset of an L2 table's entry; of a table that more than one L1 entry leads to, and
+ * maybe wrongly, nobody knows it. */
+#define UNKNOWN_GUEST UINT64_MAX
+
+static inline uint64_t qcheck_guest(const struct check *c, const struct l2_table *table,
+                                    uint64_t entry)
+{
+    uint64_t first = (uint64_t)table->index << geometry_table_bits(&c->in.geo);
+
+    return table->weight == 1 ? first + (entry << c->in.h.cluster_bits) : UNKNOWN_GUEST;
+}
+
 /* How many words of a table are one entry, and the entry whose first word that is. */
 static inline uint32_t qcheck_step(const struct check *c)
 {
@@ -194,9 +207,12 @@ static inline struct l2_words qcheck_words(const struct check *c, const uint64_t
 }
 
 /* What is wrong with an entry, FAULT_* bits (l2_entry.h), the end of the file included,
- * unless the data lies in another one.  The latter decodes into *out. */
+ * unless the data lies in another one.  The latter decodes into *out; the last may know which
+ * guest cluster it is, and so where in another file it has to be. */
 unsigned qcheck_l1_faults(const struct check *c, uint64_t entry);
 unsigned qcheck_decode(const struct check *c, struct l2_words words, struct cluster *out);
+unsigned qcheck_decode_at(const struct check *c, struct l2_words words, uint64_t guest,
+                          struct cluster *out);
 
 /* For messages: the words, in text of that many bytes, which it returns. */
 #define WORDS_TEXT 64

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The bitmaps extension: directory, tables and the clusters of their data.  Bitmaps that
- * contradict the format are one finding; what else of them there is, is then not counted,
- * as they are dropped as a whole by a repair. */
+ * contradict the format, or lie where anything else does, are one finding; what else of
+ * them there is, is then not counted, as they are dropped as a whole by a repair.  They
+ * come last for that: without them a backup copies too much, while data that gave way to
+ * them would be gone, and bits that something else was written over miss changes. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -22,16 +24,24 @@ static int report_broken_bitmaps(struct check *c, const char *what)
     return 0;
 }
 
+/* Does anything else refer to a cluster of the range, which lies inside the file? */
+static bool is_taken(const struct check *c, uint64_t offset, uint64_t bytes)
+{
+    uint64_t end = div_round_up(offset + bytes, c->in.cluster_size);
+
+    for (uint64_t i = offset >> c->in.h.cluster_bits; i < end; i++)
+        if (counts_get(&c->pass.refs, i))
+            return true;
+    return false;
+}
+
 /* Counts a table or directory, which must lie inside the file and overlap nothing. */
 static int count_area(struct check *c, uint64_t offset, uint64_t bytes, const char *what)
 {
     bool inside;
 
     if (offset == 0 || !is_aligned(offset, c->in.cluster_size) ||
-        !range_inside(offset, bytes, c->in.file_size))
-        return report_broken_bitmaps(c, what);
-    if (qcheck_any(c, c->pass.meta, offset, bytes) ||
-        qcheck_any(c, c->pass.is_table, offset, bytes))
+        !range_inside(offset, bytes, c->in.file_size) || is_taken(c, offset, bytes))
         return report_broken_bitmaps(c, what);
     return qcheck_add_meta(c, offset, bytes, 1, what, &inside);
 }
@@ -61,6 +71,8 @@ static int count_table(struct check *c, uint64_t offset, uint32_t n)
             return report_broken_bitmaps(c, "a table has an entry that can't be right");
         if ((entry & BT_OFFSET) == 0)
             continue;
+        if (is_taken(c, entry & BT_OFFSET, 1))
+            return report_broken_bitmaps(c, "bits lie where other things do");
         err = qcheck_add_range(c, entry & BT_OFFSET, c->in.cluster_size, 1, "bitmap data",
                                &inside);
         if (err)

@@ -38,6 +38,16 @@ unsigned qcheck_decode(const struct check *c, struct l2_words words, struct clus
     return faults | (out->host ? past_end_fault(c, out->host, c->in.cluster_size) : 0);
 }
 
+unsigned qcheck_decode_at(const struct check *c, struct l2_words words, uint64_t guest,
+                          struct cluster *out)
+{
+    unsigned faults = qcheck_decode(c, words, out);
+    bool elsewhere = c->in.geo.external && guest != UNKNOWN_GUEST &&
+                     cluster_has_place(out) && out->host != guest;
+
+    return elsewhere && !(faults & FAULT_MISALIGNED) ? faults | FAULT_PLACE : faults;
+}
+
 const char *qcheck_words_text(const struct check *c, struct l2_words words, char *text)
 {
     if (c->in.geo.word_bits)

@@ -7,6 +7,7 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/zero_bytes.h"
 #include "qcow2/check/check.h"
 
 /* Entries read at once. */
@@ -101,7 +102,8 @@ static int count_entry(struct l1_walk *walk, uint32_t i, void *opaque)
     if (!err && !(faults & (FAULT_MISALIGNED | FAULT_PAST_END))) {
         uint64_t cluster = offset >> c->in.h.cluster_bits;
         bit_set(c->pass.is_table, cluster);
-        err = l2_tables_add(&c->pass.tables, cluster, l1->weight, l1->active);
+        err = l2_tables_add(&c->pass.tables, cluster, walk->first + i, l1->weight,
+                            l1->active);
         if (err)
             return diag_errno(c->in.diag, ENOMEM, "%s: counting references",
                               c->in.st->name);
@@ -117,15 +119,49 @@ static int count_entry(struct l1_walk *walk, uint32_t i, void *opaque)
     return err;
 }
 
+/* Is there something in its last cluster behind an L1 table? */
+static int look_behind(struct check *c, const struct check_l1 *l1, bool *something)
+{
+    uint64_t end = l1->offset + l1->n * 8ull,
+             bytes = align_up(end, c->in.cluster_size) - end;
+    CLEANUP_FREE uint8_t *rest = malloc(c->in.cluster_size);
+
+    *something = false;
+    if (!rest)
+        return diag_errno(c->in.diag, ENOMEM, "%s: L1 table", c->in.st->name);
+    if (storage_read(c->in.st, rest, end, bytes)) {
+        check_message(c->in.options,
+                      "what follows the L1 table at offset %" PRIu64 " can't be read",
+                      l1->offset);
+        c->pass.found.check_errors++;
+        return 0;
+    }
+    *something = !bytes_are_zero(rest, bytes);
+    return 0;
+}
+
+/* Has a table entries that none would have?  Or is it of a snapshot, without any, and the
+ * beginning of something else: zeroes are what data has most often. */
+static int is_bad(struct check *c, const struct check_l1 *l1, const struct tally *tally,
+                  bool *bad)
+{
+    *bad = tally->n_odd > tally->n_used / 2;
+    return tally->n_used == 0 && !l1->active ? look_behind(c, l1, bad) : 0;
+}
+
 int qcheck_l1_tables(struct check *c)
 {
     for (uint32_t i = 0; i < c->pass.n_l1s; i++) {
+        const struct check_l1 *l1 = &c->pass.l1s[i];
         struct tally tally = {0};
-        int err = qcheck_walk_l1(c, &c->pass.l1s[i], count_entry, &tally);
+        bool bad = false;
+        int err = qcheck_walk_l1(c, l1, count_entry, &tally);
+        if (!err)
+            err = is_bad(c, l1, &tally, &bad);
         if (err)
             return err;
-        if (tally.n_odd > tally.n_used / 2)
-            qcheck_mark(c, c->pass.bad, c->pass.l1s[i].offset, c->pass.l1s[i].n * 8ull);
+        if (bad)
+            qcheck_mark(c, c->pass.bad, l1->offset, l1->n * 8ull);
     }
     l2_tables_sort(&c->pass.tables);
     return 0;

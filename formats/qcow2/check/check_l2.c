@@ -18,6 +18,7 @@ struct table {
     struct check *c;
     uint64_t cluster;
     uint64_t weight, active; /* how many L1 entries lead here; those of the active table */
+    const struct l2_table *listed;
     uint64_t next; /* where the next data cluster would not be a fragment, 0: anywhere */
     uint64_t n_used, n_odd; /* entries */
 };
@@ -228,12 +229,13 @@ static uint64_t run_length(const struct check *c, const uint64_t *entries, uint6
 
 /* Counts the entry that begins at `at`, which isn't empty, and as many after it, of at most
  * `max`, as continue it: *n in all, 1 unless it says otherwise. */
-static int count_entries(struct table *t, const uint64_t *at, uint64_t max, uint64_t *n)
+static int count_entries(struct table *t, const uint64_t *at, uint64_t guest, uint64_t max,
+                         uint64_t *n)
 {
     struct check *c = t->c;
     struct l2_words words = qcheck_words(c, at);
     struct cluster cluster;
-    unsigned faults = qcheck_decode(c, words, &cluster);
+    unsigned faults = qcheck_decode_at(c, words, guest, &cluster);
 
     if (UNLIKELY(faults))
         return count_odd(t, words, &cluster, faults);
@@ -262,7 +264,8 @@ static int count_table(struct table *t, const uint64_t *words)
         n = 1;
         if (words[i] == 0 && (step == 1 || words[i + 1] == 0))
             continue;
-        int err = count_entries(t, words + i, (n_words - i) / step, &n);
+        uint64_t guest = qcheck_guest(c, t->listed, i / step);
+        int err = count_entries(t, words + i, guest, (n_words - i) / step, &n);
         if (err)
             return err;
         t->n_used += n;
@@ -308,6 +311,7 @@ static int count_row(struct check *c, const struct l2_table *list, size_t n,
             .cluster = list[i].cluster,
             .weight = list[i].weight,
             .active = list[i].active,
+            .listed = &list[i],
         };
         err = count_table(&t, buffer + i * (c->in.cluster_size / 8));
     }

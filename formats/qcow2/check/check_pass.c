@@ -314,13 +314,12 @@ static int count_headers(struct check *c)
     return err ? err : count_luks_header(c);
 }
 
-/* Everything but the refcount structures; in that order, since who is found first is
- * believed. */
+/* Everything but the refcount structures and bitmaps; in that order, since who is found first
+ * is believed. */
 static int count_references(struct check *c)
 {
     int (*const parts[])(struct check *) = {count_headers, qcheck_snapshots,
-                                            qcheck_l1_tables, qcheck_bitmaps,
-                                            qcheck_l2_tables};
+                                            qcheck_l1_tables, qcheck_l2_tables};
 
     for (size_t i = 0; i < ARRAY_LEN(parts); i++) {
         int err = parts[i](c);
@@ -343,10 +342,11 @@ int qcheck_pass(struct check *c, bool with_refcounts)
         return err;
     if (c->pass.n_snapshots)
         judge_snapshot_table(c);
-    if (!with_refcounts)
-        return 0;
-    err = qcheck_count_refcounts(c);
-    if (err)
+    if (with_refcounts)
+        err = qcheck_count_refcounts(c);
+    if (!err)
+        err = qcheck_bitmaps(c);
+    if (err || !with_refcounts)
         return err;
     qcheck_compare(c);
     report_contested(c);

@@ -198,11 +198,10 @@ static void find_overlaps(struct check *c)
         struct check_snapshot *s = &c->pass.snapshots[i];
         if (s->fault || !qcheck_any(c, c->pass.meta, s->l1_offset, s->l1_size * 8ull))
             continue;
-        check_message(
-            c->in.options,
-            "snapshot table entry %" PRIu32 ": its L1 table overlaps other metadata", i);
+        qcheck_impossible(
+            c, 1, "snapshot table entry %" PRIu32 ": its L1 table overlaps other metadata",
+            i);
         s->overlaps = true;
-        c->pass.impossible++;
         mark_odd(c, s);
     }
 }

@@ -51,9 +51,13 @@ static int make_room(struct l2_tables *tables)
     return 0;
 }
 
-int l2_tables_add(struct l2_tables *tables, uint64_t cluster, uint64_t weight, bool active)
+int l2_tables_add(struct l2_tables *tables, uint64_t cluster, uint32_t index,
+                  uint64_t weight, bool active)
 {
-    const struct l2_table t = {(uint32_t)cluster, active ? 1 : 0, weight};
+    const struct l2_table t = {.cluster = (uint32_t)cluster,
+                               .active = active ? 1 : 0,
+                               .weight = weight,
+                               .index = index};
 
     if (tables->n == tables->capacity) {
         int err = make_room(tables);
@@ -68,6 +72,13 @@ int l2_tables_add(struct l2_tables *tables, uint64_t cluster, uint64_t weight, b
     tables->sorted = !last || (tables->sorted && last->cluster < t.cluster);
     tables->list[tables->n++] = t;
     return 0;
+}
+
+const struct l2_table *l2_tables_find(const struct l2_tables *tables, uint64_t cluster)
+{
+    const struct l2_table wanted = {.cluster = (uint32_t)cluster};
+
+    return bsearch(&wanted, tables->list, tables->n, sizeof *tables->list, by_place);
 }
 
 void l2_tables_free(struct l2_tables *tables)

@@ -65,13 +65,28 @@ static uint64_t mend_bitmap(const struct cluster *cluster)
     return l2_extended_bitmap(cluster->allocated & ~cluster->zero, cluster->zero);
 }
 
-static struct l2_words mend_standard(const struct check *c, struct l2_words words,
-                                     const struct cluster *cluster, unsigned faults)
+/* In another file a cluster can be at one place only. */
+static bool has_known_place(const struct check *c, uint64_t guest)
 {
-    if ((faults & (FAULT_MISALIGNED | FAULT_PAST_END)) ||
-        (!c->in.geo.external && cluster_has_place(cluster) &&
-         hits_metadata(c, cluster->host, c->in.cluster_size)))
-        return lost_words(c, cluster);
+    return c->in.geo.external && (guest & ~L2_OFFSET) == 0;
+}
+
+/* Can't what has a place have this one? */
+static bool is_lost(const struct check *c, const struct cluster *cluster, unsigned faults)
+{
+    return (faults & (FAULT_MISALIGNED | FAULT_PAST_END | FAULT_PLACE)) ||
+           (!c->in.geo.external && hits_metadata(c, cluster->host, c->in.cluster_size));
+}
+
+static struct l2_words mend_standard(const struct check *c, struct l2_words words,
+                                     uint64_t guest, const struct cluster *cluster,
+                                     unsigned faults)
+{
+    if (cluster_has_place(cluster) && is_lost(c, cluster, faults)) {
+        if (!has_known_place(c, guest))
+            return lost_words(c, cluster);
+        words.entry = (words.entry & ~L2_OFFSET) | guest | L2_COPIED;
+    }
     words.entry &= ~L2_RESERVED;
     if (c->in.geo.word_bits)
         return (struct l2_words){words.entry & ~L2_ZERO, mend_bitmap(cluster)};
@@ -93,11 +108,11 @@ static bool is_less(const struct check *c, struct l2_words now, struct l2_words 
                                      (uint32_t)now.bitmap != cluster->allocated);
 }
 
-/* What an entry becomes. */
-static struct l2_words mend_l2(struct check *c, struct l2_words words)
+/* What the entry of a guest cluster becomes. */
+static struct l2_words mend_l2(struct check *c, struct l2_words words, uint64_t guest)
 {
     struct cluster cluster;
-    unsigned faults = qcheck_decode(c, words, &cluster);
+    unsigned faults = qcheck_decode_at(c, words, guest, &cluster);
     bool compressed = cluster.kind == CL_COMPRESSED;
 
     if (c->in.options->keep_mappings) {
@@ -109,40 +124,42 @@ static struct l2_words mend_l2(struct check *c, struct l2_words words)
         return words;
     }
     struct l2_words now = compressed ? mend_compressed(c, words, &cluster, faults)
-                                     : mend_standard(c, words, &cluster, faults);
+                                     : mend_standard(c, words, guest, &cluster, faults);
     if (is_less(c, now, words, &cluster))
         c->repair.dropped = true;
     return now;
 }
 
 /* Mends the entry that begins at `at`, the table's `index`th; is it another one now? */
-static bool mend_entry(struct check *c, uint64_t table, uint64_t index, uint64_t *at)
+static bool mend_entry(struct check *c, const struct l2_table *table, uint64_t index,
+                       uint64_t *at)
 {
     struct l2_words old = qcheck_words(c, at), now;
     char before[WORDS_TEXT], after[WORDS_TEXT];
 
     if (old.entry == 0 && old.bitmap == 0)
         return false;
-    now = mend_l2(c, old);
+    now = mend_l2(c, old, qcheck_guest(c, table, index));
     if (same_words(now, old))
         return false;
-    qcheck_say(c, "L2 table at offset %" PRIu64 ": entry %" PRIu64 ": %s becomes %s", table,
-               index, qcheck_words_text(c, old, before), qcheck_words_text(c, now, after));
+    qcheck_say(c, "L2 table at offset %" PRIu64 ": entry %" PRIu64 ": %s becomes %s",
+               (uint64_t)table->cluster << c->in.h.cluster_bits, index,
+               qcheck_words_text(c, old, before), qcheck_words_text(c, now, after));
     at[0] = now.entry;
     if (c->in.geo.word_bits)
         at[1] = now.bitmap;
     return true;
 }
 
-static int mend_table(struct check *c, uint64_t cluster, uint64_t *table)
+static int mend_table(struct check *c, const struct l2_table *listed, uint64_t *table)
 {
-    uint64_t offset = cluster << c->in.h.cluster_bits;
+    uint64_t offset = (uint64_t)listed->cluster << c->in.h.cluster_bits;
     bool changed = false;
 
     if (qcheck_read_table(c, offset, table))
         return 0; /* counted */
     for (uint64_t i = 0; i < c->in.cluster_size / 8; i += qcheck_step(c))
-        changed |= mend_entry(c, offset, i >> c->in.geo.word_bits, table + i);
+        changed |= mend_entry(c, listed, i >> c->in.geo.word_bits, table + i);
     if (!changed)
         return 0;
     for (uint64_t i = 0; i < c->in.cluster_size / 8; i++)
@@ -166,7 +183,8 @@ static int visit_l2(struct l1_walk *walk, uint32_t i, void *opaque)
         bit_test(tables->done, cluster) || bit_test(c->pass.meta, cluster))
         return 0;
     bit_set(tables->done, cluster);
-    return mend_table(c, cluster, tables->buffer);
+    const struct l2_table *listed = l2_tables_find(&c->pass.tables, cluster);
+    return listed ? mend_table(c, listed, tables->buffer) : 0;
 }
 
 /* ---- L1 entries ---- */
