@@ -107,12 +107,19 @@ static int set_own_options(struct rbd_link *link, const char *place, struct diag
     return set_timeouts(link, place, diag);
 }
 
+/* Who asks the cluster; NULL: whoever Ceph takes.  *owned is to be freed. */
+static const char *user_of(const struct rbd_name *name, char **owned)
+{
+    *owned = name->id ? NULL : rbd_user_of_environment();
+    return name->id ? name->id : *owned;
+}
+
 static int configure(struct rbd_link *link, const struct rbd_name *name, const char *place,
                      struct diag *diag)
 {
-    CLEANUP_FREE char *user = name->id ? strdup(name->id) : rbd_user_of_environment();
+    CLEANUP_FREE char *owned = NULL;
 
-    int err = librados.create(&link->cluster, user);
+    int err = librados.create(&link->cluster, user_of(name, &owned));
     if (err) {
         link->cluster = NULL;
         return diag_errno(diag, -err, "%s: a client of Ceph", place);
@@ -132,7 +139,8 @@ struct user_text {
 /* For messages. */
 static struct user_text who_asks(const struct rbd_name *name)
 {
-    CLEANUP_FREE char *user = name->id ? strdup(name->id) : rbd_user_of_environment();
+    CLEANUP_FREE char *owned = NULL;
+    const char *user = user_of(name, &owned);
     struct user_text who;
 
     snprintf(who.text, sizeof who.text, "client.%s", user ? user : "admin");

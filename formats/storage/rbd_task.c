@@ -40,16 +40,16 @@ static void count_late(struct rbd_task *task, bool more)
 {
     struct rbd_link *link = task->link;
 
-    if (!link && more)
-        atomic_fetch_add(&n_abandoned, 1);
-    else if (!link)
-        atomic_fetch_sub(&n_abandoned, 1);
-    if (!link)
+    const unsigned step = more ? 1 : -1u;
+
+    if (!link) {
+        atomic_fetch_add(&n_abandoned, step);
         return;
+    }
     LOCK_GUARD(&link->lock);
-    link->late_tasks += more ? 1 : -1u;
+    link->late_tasks += step;
     if (task->changes)
-        link->late_changes += more ? 1 : -1u;
+        link->late_changes += step;
     if (!more)
         pthread_cond_broadcast(&link->changed);
 }

@@ -336,15 +336,15 @@ def write_beside_backup(measurement):
 
 
 @contextlib.contextmanager
-def _meanwhile(step, pause=0.0):
-    """Calls step(number) again and again, with so many seconds between, until the block ends.  What goes wrong
-    in it is raised then."""
+def _meanwhile(step):
+    """Calls step(number) again and again, with PAUSE between, until the block ends.  What goes wrong in it is
+    raised then."""
     over, failures = threading.Event(), []
 
     def work():
         try:
             for number in itertools.count():
-                if over.wait(pause):
+                if over.wait(PAUSE):
                     return
                 step(number)
         except (Failed, QmpError) as error:
@@ -382,7 +382,7 @@ def write_latency_beside_overlays(measurement):
                 overlays.append(f"{measurement.image.path}.{number}")
                 measurement.server.overlay(qmp, overlays[-1], number)
 
-            with _meanwhile(put_on_top, PAUSE):
+            with _meanwhile(put_on_top):
                 return _worst_write(measurement, running)
     finally:
         for path in overlays:
@@ -400,7 +400,7 @@ def write_latency_beside_snapshots(measurement):
                 qmp.command("blockdev-snapshot-delete-internal-sync",
                             {"device": "drive0", "name": f"s{number - 1}"})
 
-        with _meanwhile(take, PAUSE):
+        with _meanwhile(take):
             return _worst_write(measurement, running)
 
 
@@ -413,7 +413,7 @@ def read_beside_check(measurement):
             measurement.nursery.run([tool, "check", "-q", "-U", "-f", measurement.image.format,
                                      measurement.image.path], server=running)
 
-        with _meanwhile(check, PAUSE):
+        with _meanwhile(check):
             return _worst(_fio(measurement, running, "randread", "4k", 1))
 
 

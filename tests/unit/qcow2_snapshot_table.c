@@ -39,7 +39,7 @@ static unsigned fill_table(uint8_t *table)
 }
 
 /* The clusters of the disk's first 16 MiB become those of a snapshot table. */
-static unsigned make_long_table(struct image *img)
+static unsigned replace_data(struct image *img)
 {
     uint64_t cluster = cluster_of(img), host = l2_entry(img, 0) & L2_OFFSET;
     uint64_t n = MAX_SNAPSHOT_BYTES / cluster, first = l2_entry_at(img, 0);
@@ -56,6 +56,16 @@ static unsigned make_long_table(struct image *img)
     return n_snapshots;
 }
 
+/* How many snapshots it has. */
+static unsigned make_with_long_table(struct image *img)
+{
+    make(img, &(struct image_spec){.size = 64 * MIB});
+    image_open(img);
+    write_fill(img, 0, MAX_SNAPSHOT_BYTES, 1);
+    cr_assert_eq(image_close(img), 0);
+    return replace_data(img);
+}
+
 /* An image that could be opened can be opened after a repair. */
 Test(qcow2_snapshot_table, a_repair_makes_no_table_that_is_too_long, .timeout = 60)
 {
@@ -65,11 +75,7 @@ Test(qcow2_snapshot_table, a_repair_makes_no_table_that_is_too_long, .timeout = 
     struct image img;
     struct diag diag = {0};
 
-    make(&img, &(struct image_spec){.size = 64 * MIB});
-    image_open(&img);
-    write_fill(&img, 0, MAX_SNAPSHOT_BYTES, 1);
-    cr_assert_eq(image_close(&img), 0);
-    unsigned n = make_long_table(&img);
+    unsigned n = make_with_long_table(&img);
     cr_assert_eq(qcow2_driver.check(img.mem, &how, &result, &diag), 0, "%s", diag.text);
     image_open(&img);
     cr_assert_eq(node_snapshots(img.node, &list), 0);
@@ -87,11 +93,7 @@ Test(qcow2_snapshot_table, one_is_deleted_where_there_is_no_room_to_say_more, .t
     struct image img;
     struct diag diag = {0};
 
-    make(&img, &(struct image_spec){.size = 64 * MIB});
-    image_open(&img);
-    write_fill(&img, 0, MAX_SNAPSHOT_BYTES, 1);
-    cr_assert_eq(image_close(&img), 0);
-    unsigned n = make_long_table(&img);
+    unsigned n = make_with_long_table(&img);
     memset(img.model.bytes, 0, MAX_SNAPSHOT_BYTES);
     for (unsigned left = n; left > n - 2; left--) {
         image_open(&img);
