@@ -468,6 +468,12 @@ def wait_until(condition, timeout, what):
         time.sleep(0.01)
 
 
+def freeze(process):
+    """Stops a child: none of its threads runs any more on the return, as they may for a while after the signal."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+
 class Case(unittest.TestCase):
     """A test with a folder of its own, whose servers end with it and which can't hang."""
 

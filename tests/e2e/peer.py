@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 
 import nbd
-from harness import wait_until
+from harness import freeze, wait_until
 
 
 class Peer:
@@ -46,7 +46,7 @@ class Peer:
         self.process.wait(30)
 
     def freeze(self):
-        self.process.send_signal(signal.SIGSTOP)
+        freeze(self.process)
 
     def thaw(self):
         self.process.send_signal(signal.SIGCONT)

@@ -16,7 +16,7 @@ import time
 import nbd
 
 from damage import damages
-from harness import KIB, LONG, MIB, QIMG, SECTOR, SEED, Case, StartFailed, check, content, create, fill, nbdkit_version, run
+from harness import KIB, LONG, MIB, QIMG, SECTOR, SEED, Case, StartFailed, check, content, create, fill, freeze, nbdkit_version, run
 from qmp import Qmp, QmpError
 
 SIZE = 4 * MIB
@@ -469,7 +469,7 @@ class Life(Folder):
                 os.path.join(self.folder, name))
         server = self.serve_folder()
         slow = server.connect("slow.qcow2")
-        self.nbd_process.send_signal(signal.SIGSTOP)
+        freeze(self.nbd_process)
         cookie = slow.aio_pread(nbd.Buffer(SECTOR), 0)  # hangs in a read
         threading.Thread(target=lambda: contextlib.suppress(nbd.Error) and self.try_connect(server, "late.qcow2"),
                          daemon=True).start()  # and one in an opening

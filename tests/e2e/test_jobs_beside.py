@@ -3,13 +3,16 @@
 streams of what lies below.  M-59"""
 
 import os
+import pathlib
 import random
+import socket
 
 import nbd
 
 import harness
-from harness import KIB, LONG, MIB, SEED, check, create
+from harness import KIB, LONG, MIB, SEED, check, create, wait_until
 from test_bitmaps_move import BitmapCase
+from test_mirror import SOON
 from test_stream import StreamCase
 from test_together import TogetherCase
 from writers import Writers
@@ -159,7 +162,6 @@ class Backups(TogetherCase, BitmapCase):
         check(target, fmt)
         check(self.image, self.fmt)
 
-
     def test_a_target_that_hangs(self):
         """is waited for by its own job alone: others begin, end and move the disk, and clients go on"""
         self.begin()
@@ -185,10 +187,11 @@ class Backups(TogetherCase, BitmapCase):
         self.server.stop()
         self.expect_content(self.path("t.raw"), "raw")
 
-
     def test_a_reader_that_hangs(self):
         """the end of what it reads waits for it: a mirror that is to complete doesn't hold clients back for that"""
-        base = self.peer("pattern", str(self.SIZE))
+        log, switch = pathlib.Path(self.path("log")), self.path("switch")
+        base = self.peer("--filter=log", "--filter=pause", "pattern", str(self.SIZE), f"logfile={log}",
+                         f"pause-control={switch}")
         self.image, self.fmt = create(self.path("upon"), "qcow2", None, backing=base.uri, backing_fmt="raw"), "qcow2"
         self.content = bytearray(b"".join(off.to_bytes(8, "big") for off in range(0, self.SIZE, 8)))
         self.begin()
@@ -197,24 +200,33 @@ class Backups(TogetherCase, BitmapCase):
         self.client.event("BLOCK_JOB_READY", device="m")
         self.backup("store.qcow2", "none", job="f", mode="existing", format="qcow2")
         reader = self.server.connect("backup/f")
-        base.freeze()
-        try:
-            buffer = nbd.Buffer(64 * KIB)
-            read = reader.aio_pread(buffer, MIB)
-            reader.poll(100)
-            self.client.cmd("block-job-cancel", device="f")
-            self.client.cmd("job-complete", id="m")
-            event = self.client.event("BLOCK_JOB_COMPLETED", device="m", timeout=60)
-            self.assertRegex(event["data"]["error"], "a client reads|is busy")
-            reader.poll(0)
-            self.assertFalse(reader.aio_command_completed(read), "it was waited for")
-            self.write(2 * MIB, bytes(64 * KIB))  # a whole cluster: nothing is read
-        finally:
-            base.thaw()
+        with socket.socket(socket.AF_UNIX) as control:
+            control.connect(switch)
+            control.sendall(b"p")
+            self.assertEqual(control.recv(1), b"P")
+            self.beside_a_hung_read(reader, log)
+            control.sendall(b"r")
+            self.assertEqual(control.recv(1), b"R")
         self.client.event("JOB_STATUS_CHANGE", id="f", status="null", timeout=60)
         self.same(bytes(self.disk.pread(self.SIZE, 0)), "the disk")
         self.server.stop()
         check(self.image, self.fmt)
+
+    def beside_a_hung_read(self, reader, log):
+        def has_come():
+            reader.poll(10)
+            return log.read_text().count(" Read ") > reads
+
+        reads = log.read_text().count(" Read ")
+        read = reader.aio_pread(nbd.Buffer(64 * KIB), MIB)
+        wait_until(has_come, SOON, "the read")
+        self.client.cmd("block-job-cancel", device="f")
+        self.client.cmd("job-complete", id="m")
+        event = self.client.event("BLOCK_JOB_COMPLETED", device="m", timeout=60)
+        self.assertRegex(event["data"]["error"], "a client reads|is busy")
+        reader.poll(0)
+        self.assertFalse(reader.aio_command_completed(read), "it was waited for")
+        self.write(2 * MIB, bytes(64 * KIB))  # a whole cluster: nothing is read
 
 
 class Streams(StreamCase, TogetherCase):

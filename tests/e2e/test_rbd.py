@@ -599,7 +599,7 @@ class Trouble(RbdCase):
         self.check_full("qcow2")
 
     def hang(self):
-        self.ceph.signal_osd(signal.SIGSTOP)
+        harness.freeze(self.ceph.processes["osd"])
         self.addCleanup(self.ceph.signal_osd, signal.SIGCONT)
 
     def test_a_cluster_that_hangs(self):
@@ -985,7 +985,7 @@ class Others(RbdCase):
         """Who is connected needs none; who wants to be is told in time."""
         self.ceph.create("disk", SIZE)
         handle = self.serve("rbd:rbd/disk", "format=raw", "writable=now").connect()
-        self.ceph.processes["mon"].send_signal(signal.SIGSTOP)
+        harness.freeze(self.ceph.processes["mon"])
         self.addCleanup(self.ceph.processes["mon"].send_signal, signal.SIGCONT)
         handle.pwrite(b"1" * 4096, 0, nbd.CMD_FLAG_FUA)
         self.assertEqual(handle.pread(4096, 0), b"1" * 4096)
