@@ -32,6 +32,7 @@ static struct rbd_storage *new_storage(const char *text, const struct storage_op
     rbd->st.keeps_writes = true;
     rbd->st.lets_writers_in = true;
     rbd->st.no_flush = how->no_flush;
+    rbd->early = !how->direct;
     rbd->st.read_only = how->read_only;
     range_lock_init(&rbd->growth, RANK_LEAF);
     enum rbd_name_origin origin = how->named_by_image ? RBD_NAME_IMAGE : RBD_NAME_USER;
@@ -161,11 +162,20 @@ bool storage_is_rbd(const struct storage *st)
 
 /* ---- closing ---- */
 
+static void close_link(struct rbd_storage *rbd)
+{
+    unsigned lost = rbd_link_close(TAKE(&rbd->link));
+
+    if (lost > 0)
+        log_error("%s: %u writes that were answered, and not flushed, may be lost",
+                  rbd->st.name, lost);
+}
+
 void rbd_close_storage(struct storage *st)
 {
     struct rbd_storage *rbd = rbd_of(st);
 
-    rbd_link_close(rbd->link);
+    close_link(rbd);
     range_lock_destroy(&rbd->growth);
     rbd_name_free(&rbd->name);
     free(rbd);
@@ -175,7 +185,12 @@ void rbd_close_storage(struct storage *st)
 
 void rbd_rest_storage(struct storage *st)
 {
-    rbd_link_close(TAKE(&rbd_of(st)->link));
+    struct rbd_storage *rbd = rbd_of(st);
+
+    int err = rbd_settle(rbd);
+    if (err)
+        log_error("%s: writing what was answered: %s", rbd->st.name, strerror(-err));
+    close_link(rbd);
 }
 
 static int check_same(const struct rbd_storage *rbd, const struct rbd_link *link,

@@ -2,8 +2,11 @@
 /* A store that is an image on Ceph RBD.
  *
  * Requests are asynchronous in librbd; a caller waits for his own, so that as many are in
- * flight as there are callers.  librbd's cache is off, whatever Ceph's configuration says: it
- * answers writes before they are done, and can forget to tell that one failed.
+ * flight as there are callers.  But writes that needn't be durable (no STORAGE_FUA, not opened
+ * `direct`) are answered when they are under way; their bytes are kept until the cluster has
+ * them, and what fails is tried again (rbd_early.c): a flush waits for all, and fails as long as
+ * one does.  librbd's own cache is off, whatever Ceph's configuration says: it can forget to
+ * tell that a write failed.
  *
  * Time.  Ceph asks again until a cluster answers: an OSD that dies and comes back, or whose
  * place another takes, costs time and no error.  A caller waits no longer for one answer than

@@ -3,7 +3,7 @@
  *
  * librbd can't be told to forget a request.  One whose caller has left stays with librbd and
  * frees itself when it ends.  It has no memory of the caller's: a read has a buffer of its
- * own, and of a write librbd makes a copy before it returns (rbd_link.c sees to that).
+ * own, and of a write librbd makes a copy before it returns (rbd_connect.c sees to that).
  *
  * A change that was left behind may still be made, so that changes which come later wait for
  * it: else it could undo them.  And while the image is resized no change is under way: beside a
@@ -14,29 +14,25 @@
 
 #include "base/checked.h"
 #include "base/clock.h"
+#include "storage/iov.h"
 #include "storage/rbd_internal.h"
 
 /* In buffers of reads that were left behind; then reads wait, too. */
 #define LATE_BYTES_MAX (64u << 20)
 
-struct rbd_call {
-    struct list link; /* rbd_link.calls */
-    struct rbd_link *on;
-    bool changes;
-    void *buffer; /* a read's */
-    uint64_t bytes;
-    /* under the link's lock */
-    pthread_cond_t ended;
-    bool done, abandoned;
-    ssize_t result; /* bytes, or -errno */
-};
-
-static bool changes_image(enum rbd_op op)
-{
-    return op == RBD_OP_WRITE || op == RBD_OP_ZERO || op == RBD_OP_DISCARD;
-}
-
 /* ---- the call ---- */
+
+static bool take_buffer(struct rbd_call *call, const struct rbd_request *req)
+{
+    struct iov_cursor at = {.iov = req->iov};
+
+    if (req->op != RBD_OP_READ && !req->early)
+        return true;
+    call->buffer = malloc(req->len);
+    if (call->buffer && req->early)
+        iov_gather(&at, call->buffer, req->len);
+    return call->buffer;
+}
 
 static struct rbd_call *new_call(struct rbd_link *link, const struct rbd_request *req)
 {
@@ -44,38 +40,41 @@ static struct rbd_call *new_call(struct rbd_link *link, const struct rbd_request
 
     if (!call)
         return NULL;
-    *call = (struct rbd_call){.on = link, .changes = changes_image(req->op)};
-    if (req->op == RBD_OP_READ) {
-        call->bytes = req->len;
-        call->buffer = malloc(req->len);
-        if (!call->buffer) {
-            free(call);
-            return NULL;
-        }
+    *call = (struct rbd_call){.on = link, .req = *req};
+    list_init(&call->link);
+    if (!take_buffer(call, req)) {
+        free(call);
+        return NULL;
     }
     cond_init_timed(&call->ended);
     return call;
 }
 
-static void free_call(struct rbd_call *call)
+void rbd_call_free(struct rbd_call *call)
 {
     pthread_cond_destroy(&call->ended);
     free(call->buffer);
     free(call);
 }
 
+static uint64_t bytes_read(const struct rbd_call *call)
+{
+    return call->req.op == RBD_OP_READ ? call->req.len : 0;
+}
+
 /* Under the lock. */
 static void count_late(struct rbd_call *call, bool more)
 {
     struct rbd_link *link = call->on;
+    const bool changes = rbd_changes_image(call->req.op);
 
     if (more) {
-        link->late_changes += call->changes;
-        link->late_bytes += call->bytes;
+        link->late_changes += changes;
+        link->late_bytes += bytes_read(call);
         return;
     }
-    link->late_changes -= call->changes;
-    link->late_bytes -= call->bytes;
+    link->late_changes -= changes;
+    link->late_bytes -= bytes_read(call);
     pthread_cond_broadcast(&link->changed);
 }
 
@@ -84,9 +83,24 @@ static void end_change(struct rbd_call *call)
 {
     struct rbd_link *link = call->on;
 
-    link->changing -= call->changes;
+    link->changing -= rbd_changes_image(call->req.op);
     if (link->resizing && link->changing == 0)
         pthread_cond_broadcast(&link->changed);
+}
+
+/* Under the lock.  True: nobody else needs it any more. */
+static bool end_call(struct rbd_call *call, ssize_t result)
+{
+    end_change(call);
+    if (call->req.early)
+        return rbd_early_end(call, result);
+    call->result = result;
+    call->done = true;
+    if (call->abandoned)
+        count_late(call, false);
+    else
+        pthread_cond_signal(&call->ended);
+    return call->abandoned;
 }
 
 /* On a thread of librbd's. */
@@ -98,34 +112,39 @@ static void on_completion(rbd_completion_t completion, void *opaque)
     ssize_t result = librbd.aio_get_return_value(completion);
     librbd.aio_release(completion);
     lock_acquire(&link->lock);
-    call->result = result;
-    call->done = true;
-    bool abandoned = call->abandoned;
-    end_change(call);
-    if (abandoned)
-        count_late(call, false);
-    else
-        pthread_cond_signal(&call->ended);
+    bool is_ours = end_call(call, result);
+    bool last = rbd_link_count_out(link);
     lock_release(&link->lock);
-    if (abandoned)
-        free_call(call);
-    rbd_link_leave(link, false);
+    if (is_ours)
+        rbd_call_free(call);
+    if (last)
+        rbd_link_end_orphan(link, false);
 }
 
 /* ---- making it ---- */
 
-static int submit(struct rbd_call *call, const struct rbd_request *req, rbd_completion_t c)
+static int submit_write(struct rbd_call *call, rbd_completion_t c)
 {
     rbd_image_t image = call->on->image;
+    const struct rbd_request *req = &call->req;
+
+    if (req->early)
+        return librbd.aio_write(image, req->off, req->len, call->buffer, c);
+    if (req->count == 1)
+        return librbd.aio_write(image, req->off, req->len, req->iov->iov_base, c);
+    return librbd.aio_writev(image, req->iov, req->count, req->off, c);
+}
+
+static int submit(struct rbd_call *call, rbd_completion_t c)
+{
+    rbd_image_t image = call->on->image;
+    const struct rbd_request *req = &call->req;
 
     switch (req->op) {
     case RBD_OP_READ:
         return librbd.aio_read(image, req->off, req->len, call->buffer, c);
     case RBD_OP_WRITE:
-        return req->count == 1
-                   ? librbd.aio_write(image, req->off, req->iov->iov_len,
-                                      req->iov->iov_base, c)
-                   : librbd.aio_writev(image, req->iov, req->count, req->off, c);
+        return submit_write(call, c);
     case RBD_OP_ZERO:
         return librbd.aio_write_zeroes(image, req->off, req->len, c, req->zero_flags, 0);
     case RBD_OP_DISCARD:
@@ -136,18 +155,16 @@ static int submit(struct rbd_call *call, const struct rbd_request *req, rbd_comp
     return -EINVAL;
 }
 
-static int start_call(struct rbd_call *call, const struct rbd_request *req)
+int rbd_call_start(struct rbd_call *call)
 {
     rbd_completion_t completion;
 
     int err = librbd.aio_create_completion(call, on_completion, &completion);
     if (err)
         return err;
-    rbd_link_enter(call->on);
-    err = submit(call, req, completion);
+    err = submit(call, completion);
     if (err < 0) {
         librbd.aio_release(completion);
-        rbd_link_leave(call->on, false);
         return err;
     }
     return 0;
@@ -156,38 +173,80 @@ static int start_call(struct rbd_call *call, const struct rbd_request *req)
 /* ---- waiting ---- */
 
 /* Under the lock. */
-static bool must_wait(const struct rbd_link *link, const struct rbd_request *req)
+static bool changes_must_wait(const struct rbd_link *link)
 {
-    if (changes_image(req->op))
-        return link->late_changes > 0 || link->resizing;
-    return req->op == RBD_OP_READ && link->late_bytes > 0 &&
-           link->late_bytes + req->len > LATE_BYTES_MAX;
+    return link->late_changes > 0 || link->resizing;
 }
 
-int rbd_wait_for_change(struct rbd_link *link, uint64_t deadline)
+/* Under the lock: what tells when it may be done; NULL: now. */
+static pthread_cond_t *find_obstacle(struct rbd_link *link, const struct rbd_request *req,
+                                     uint64_t before)
+{
+    if (rbd_changes_image(req->op) ? changes_must_wait(link)
+                                   : req->op == RBD_OP_READ && link->late_bytes > 0 &&
+                                         link->late_bytes + req->len > LATE_BYTES_MAX)
+        return &link->changed;
+    pthread_cond_t *early = rbd_early_obstacle(link, req, before);
+    if (early)
+        return early;
+    /* To try it again is a change. */
+    return changes_must_wait(link) && rbd_early_failed(link, req, before) ? &link->changed
+                                                                          : NULL;
+}
+
+int rbd_wait_for(struct rbd_link *link, pthread_cond_t *cond, uint64_t deadline)
 {
     if (atomic_load(&link->aborted))
         return -ECANCELED;
     if (clock_ns() >= deadline)
         return -ETIMEDOUT;
-    lock_wait_until(&link->lock, &link->changed, deadline);
+    lock_wait_until(&link->lock, cond, deadline);
     return 0;
 }
 
-/* Until what was left behind leaves room; a change is counted from here on. */
-static int wait_for_turn(struct rbd_link *link, const struct rbd_request *req,
-                         uint64_t deadline)
+int rbd_wait_for_change(struct rbd_link *link, uint64_t deadline)
 {
-    int err = 0;
+    return rbd_wait_for(link, &link->changed, deadline);
+}
+
+/* Under the lock: what failed early and is in the way is tried again, once. */
+static int wait_for_others(struct rbd_link *link, const struct rbd_request *req,
+                           uint64_t deadline)
+{
+    const uint64_t before = link->early.next, failures = link->early.failures;
+
+    for (;;) {
+        pthread_cond_t *obstacle;
+        while ((obstacle = find_obstacle(link, req, before))) {
+            int err = rbd_wait_for(link, obstacle, deadline);
+            if (err)
+                return err;
+        }
+        struct rbd_call *failed = rbd_early_failed(link, req, before);
+        if (!failed)
+            return 0;
+        if (failed->failed_at > failures) /* since we came */
+            return req->op == RBD_OP_READ ? 0 : failed->failed;
+        rbd_early_try_again(failed);
+    }
+}
+
+/* Until what was left behind leaves room; a change is counted from here on. */
+static int wait_for_turn(struct rbd_call *call, uint64_t deadline)
+{
+    struct rbd_link *link = call->on;
     LOCK_GUARD(&link->lock);
 
-    while (!err && must_wait(link, req))
-        err = rbd_wait_for_change(link, deadline);
+    int err = wait_for_others(link, &call->req, deadline);
     if (!err && atomic_load(&link->aborted))
         err = -ECANCELED;
-    if (!err)
-        link->changing += changes_image(req->op);
-    return err;
+    if (err)
+        return err;
+    link->changing += rbd_changes_image(call->req.op);
+    rbd_link_count_in(link);
+    if (call->req.early)
+        rbd_early_add(call);
+    return 0;
 }
 
 int rbd_begin_resize(struct rbd_link *link, uint64_t deadline_ns)
@@ -251,35 +310,82 @@ static int judge_result(const struct rbd_call *call, const struct rbd_request *r
     return 0;
 }
 
-/* Of a call that never began. */
-static void give_turn_back(struct rbd_link *link, const struct rbd_request *req)
+void rbd_call_undo(struct rbd_call *call)
 {
-    LOCK_GUARD(&link->lock);
+    end_change(call);
+    (void)rbd_link_count_out(call->on); /* who asks is there, so it is no orphan */
+}
 
-    link->changing -= changes_image(req->op);
-    pthread_cond_broadcast(&link->changed);
+/* Of a call that never began. */
+static void give_turn_back(struct rbd_call *call)
+{
+    LOCK_GUARD(&call->on->lock);
+
+    rbd_call_undo(call);
+    if (call->req.early)
+        rbd_early_remove(call);
+}
+
+/* True: the call is the caller's again, with a result, or an error that came before. */
+static bool run_call(struct rbd_call *call, uint64_t deadline, int *err)
+{
+    const bool early = call->req.early;
+
+    *err = wait_for_turn(call, deadline);
+    if (*err)
+        return true;
+    *err = rbd_call_start(call);
+    if (*err) {
+        give_turn_back(call);
+        return true;
+    }
+    return !early && wait_for_result(call, deadline, err);
+}
+
+static int call_once(struct rbd_link *link, const struct rbd_request *req,
+                     uint64_t deadline)
+{
+    struct rbd_call *call = new_call(link, req);
+    int err;
+
+    if (!call)
+        return -ENOMEM;
+    if (!run_call(call, deadline, &err))
+        return err;
+    if (!err)
+        err = judge_result(call, req);
+    rbd_call_free(call);
+    return err;
+}
+
+/* Bytes that are in memory alone are laid over what was read.  False: some of them have come to
+ * the cluster since `mended` of them had, maybe behind the read. */
+static bool complete_read(struct rbd_link *link, const struct rbd_request *req,
+                          uint64_t mended)
+{
+    bool any = atomic_load(&link->early.failed) > 0;
+
+    if (atomic_load(&link->early.mended) != mended)
+        return false;
+    if (!any)
+        return true;
+    LOCK_GUARD(&link->lock);
+    if (atomic_load(&link->early.mended) != mended)
+        return false;
+    rbd_early_overlay(link, req->buf, req->off, req->len);
+    return true;
 }
 
 int rbd_call(struct rbd_link *link, const struct rbd_request *req)
 {
     uint64_t deadline = clock_ns() + (uint64_t)req->timeout_ms * 1000000;
+    uint64_t mended;
+    int err;
 
-    int err = wait_for_turn(link, req, deadline);
-    if (err)
-        return err;
-    struct rbd_call *call = new_call(link, req);
-    err = call ? start_call(call, req) : -ENOMEM;
-    if (err) {
-        give_turn_back(link, req);
-        if (call)
-            free_call(call);
-        return err;
-    }
-    if (!wait_for_result(call, deadline, &err))
-        return err;
-    if (!err)
-        err = judge_result(call, req);
-    free_call(call);
+    do {
+        mended = atomic_load(&link->early.mended);
+        err = call_once(link, req, deadline);
+    } while (!err && req->op == RBD_OP_READ && !complete_read(link, req, mended));
     return err;
 }
 
@@ -289,6 +395,7 @@ void rbd_call_abort_all(struct rbd_link *link)
 
     atomic_store(&link->aborted, true);
     pthread_cond_broadcast(&link->changed);
+    pthread_cond_broadcast(&link->early.room);
     LIST_FOR_EACH (pos, &link->calls)
         pthread_cond_signal(&CONTAINER_OF(pos, struct rbd_call, link)->ended);
 }

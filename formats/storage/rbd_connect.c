@@ -95,7 +95,8 @@ static int set_own_options(struct rbd_link *link, const char *place, struct diag
         const char *key, *value;
     } ours[] = {
         {"rbd_cache", "false"},
-        /* Buffers are the caller's again as soon as a request was made. */
+        /* Buffers are the caller's again as soon as a request was made.  (And without copies of
+         * its own librbd 16 never ends a write that begins past the end.) */
         {"rbd_disable_zero_copy_writes", "true"},
     };
 

@@ -5,6 +5,7 @@
  *   rbd_io.c       the storage interface
  *   rbd_size.c     how large it is
  *   rbd_call.c     one asynchronous request, and who waits for it
+ *   rbd_early.c    writes that are answered before the cluster has them
  *   rbd_lock.c     Ceph's exclusive lock
  *   rbd_status.c   which objects there are
  *   rbd_connect.c  configuring, connecting, opening the image
@@ -43,6 +44,22 @@ struct rbd_facts {
     uint64_t client;        /* what the cluster calls us */
 };
 
+/* Writes that were answered, and that the cluster doesn't have yet: see rbd_early.c.  Under the
+ * link's lock but where something else is said. */
+struct rbd_early {
+    struct list writes; /* struct rbd_call.link; no two overlap */
+    unsigned count;
+    uint64_t bytes;
+    bool full;           /* no more for now */
+    pthread_cond_t room; /* it isn't full any more, or one has failed */
+    uint64_t next;       /* each has a number; they rise */
+    /* of them, failed at least once; and how many such did well then: counted before `failed`
+     * falls.  Both are read without the lock, too */
+    _Atomic unsigned failed;
+    _Atomic uint64_t mended;
+    uint64_t failures; /* how often one failed */
+};
+
 struct rbd_link {
     rados_t cluster;
     rados_ioctx_t io;
@@ -61,19 +78,21 @@ struct rbd_link {
     /* under lock */
     pthread_cond_t changed; /* of a call that ended late, or of `running` */
     struct list calls;      /* struct rbd_call.link: somebody waits for them */
-    unsigned running;       /* calls and tasks that use the image */
-    unsigned late_changes;  /* changes for which nobody waits any more */
-    unsigned late_tasks;    /* the same of tasks, each of which has a thread */
-    unsigned changing;      /* calls under way that change the image, these included */
-    bool resizing;          /* changes wait: beside a resize librbd may never end either */
-    uint64_t late_bytes;    /* in buffers of such calls */
-    bool orphan;            /* closed: the last that runs ends it */
+    struct rbd_early early;
+    unsigned running;      /* calls and tasks that use the image */
+    unsigned late_changes; /* changes for which nobody waits any more */
+    unsigned late_tasks;   /* the same of tasks, each of which has a thread */
+    unsigned changing;     /* calls under way that change the image, these included */
+    bool resizing;         /* changes wait: beside a resize librbd may never end either */
+    uint64_t late_bytes;   /* in buffers of such calls */
+    bool orphan;           /* closed: the last that runs ends it */
 };
 
 struct rbd_storage {
     struct storage st;
     struct rbd_name name;
     bool wants_lock; /* a writer's */
+    bool early;      /* writes are answered when they are under way */
     const _Atomic bool *give_up;
     struct rbd_link *link; /* NULL: resting */
     struct rbd_facts facts;
@@ -106,8 +125,9 @@ void rbd_link_make_known(struct rbd_link *link);
 void rbd_link_close_image(struct rbd_link *link);
 void rbd_link_destroy(struct rbd_link *link);
 
-/* Waits a moment for what runs, then leaves the rest to it.  NULL is allowed. */
-void rbd_link_close(struct rbd_link *link);
+/* Waits a moment for what runs, then leaves the rest to it.  Returns how many early writes the
+ * cluster may never have.  NULL is allowed. */
+unsigned rbd_link_close(struct rbd_link *link);
 
 /* Is the client of that number a link of this process that didn't ask for the lock? */
 bool rbd_link_is_friendly(uint64_t client);
@@ -116,6 +136,11 @@ bool rbd_link_is_friendly(uint64_t client);
  * more.  can_wait: the thread is ours, and may wait for a cluster. */
 void rbd_link_enter(struct rbd_link *link);
 void rbd_link_leave(struct rbd_link *link, bool can_wait);
+/* The same for who has the link's lock.  rbd_link_count_out says whether rbd_link_end_orphan is
+ * due when the lock was let go. */
+void rbd_link_count_in(struct rbd_link *link);
+bool rbd_link_count_out(struct rbd_link *link);
+void rbd_link_end_orphan(struct rbd_link *link, bool can_wait);
 
 /* ---- rbd_task.c ---- */
 
@@ -159,15 +184,42 @@ struct rbd_request {
     int count;
     uint64_t off, len; /* inside the image */
     int zero_flags;    /* librbd's */
+    bool early;        /* RBD_OP_WRITE: isn't waited for (rbd_early.c) */
     unsigned timeout_ms;
 };
 
-/* Makes the request and waits for it.  0, -ETIMEDOUT, -ECANCELED, or -errno of Ceph's. */
+/* One that librbd has, or an early write that failed. */
+struct rbd_call {
+    struct list link; /* rbd_link.calls or rbd_link.early.writes */
+    struct rbd_link *on;
+    struct rbd_request req; /* the caller's memory is used no longer than he waits */
+    char *buffer;           /* for a read's bytes, or with an early write's */
+    /* under the link's lock */
+    pthread_cond_t ended;
+    bool done, abandoned;
+    ssize_t result; /* bytes, or -errno */
+    /* of an early write */
+    uint64_t number, begun_ms;
+    int failed;         /* -errno; 0: it is under way */
+    uint64_t failed_at; /* rbd_early.failures when it failed last; 0: it never did */
+};
+
+/* Makes the request and waits for it, if it isn't early.  0, -ETIMEDOUT, -ECANCELED, or -errno of
+ * Ceph's, maybe for an early write that failed before. */
 int rbd_call(struct rbd_link *link, const struct rbd_request *req) MUST_USE;
+
+/* Gives it to librbd (again), counted among what runs.  0 or -errno: then it doesn't run, and under
+ * the lock rbd_call_undo says so. */
+int rbd_call_start(struct rbd_call *call) MUST_USE;
+void rbd_call_undo(struct rbd_call *call);
+void rbd_call_free(struct rbd_call *call);
 
 /* Under the link's lock: waits until something has ended.  0: the deadline isn't there yet; else
  * -ETIMEDOUT or -ECANCELED. */
 int rbd_wait_for_change(struct rbd_link *link, uint64_t deadline_ns) MUST_USE;
+/* The same with another condition of the link's. */
+int rbd_wait_for(struct rbd_link *link, pthread_cond_t *cond,
+                 uint64_t deadline_ns) MUST_USE;
 
 /* Until no change is under way; none begins before rbd_end_resize.  0, -ETIMEDOUT or -ECANCELED:
  * then nothing was begun. */
@@ -176,6 +228,40 @@ void rbd_end_resize(struct rbd_link *link);
 
 /* All who wait for calls, and who come, are answered with -ECANCELED. */
 void rbd_call_abort_all(struct rbd_link *link);
+
+static inline bool rbd_changes_image(enum rbd_op op)
+{
+    return op == RBD_OP_WRITE || op == RBD_OP_ZERO || op == RBD_OP_DISCARD;
+}
+
+/* ---- rbd_early.c: these under the link's lock ---- */
+
+/* What a call has to wait for that comes now; NULL: for no early write.  `before`: those with
+ * smaller numbers are meant. */
+pthread_cond_t *rbd_early_obstacle(struct rbd_link *link, const struct rbd_request *req,
+                                   uint64_t before);
+/* One that failed and stands in the call's way; NULL: none does. */
+struct rbd_call *rbd_early_failed(const struct rbd_link *link,
+                                  const struct rbd_request *req, uint64_t before);
+/* It is tried once more; the lock is let go meanwhile. */
+void rbd_early_try_again(struct rbd_call *call);
+void rbd_early_add(struct rbd_call *call);
+void rbd_early_remove(struct rbd_call *call);
+/* It has a result.  True: it did well, and is the caller's to free. */
+bool rbd_early_end(struct rbd_call *call, ssize_t result) MUST_USE;
+/* What failed in the range lies in memory alone: copies that over what was read. */
+void rbd_early_overlay(const struct rbd_link *link, char *buf, uint64_t off, uint64_t len);
+
+/* Those without it. */
+
+/* Should a write of that length be answered early? */
+bool rbd_early_is_wise(struct rbd_link *link, uint64_t len);
+/* Is there any in the list? */
+bool rbd_early_any(struct rbd_link *link);
+/* No write that failed goes beyond. */
+uint64_t rbd_early_failed_end(struct rbd_link *link);
+/* Frees those of a link that nobody uses any more. */
+void rbd_early_drop(struct rbd_link *link);
 
 /* ---- rbd_size.c ---- */
 
@@ -195,6 +281,9 @@ int rbd_find_extent(struct rbd_storage *rbd, uint64_t off, uint64_t len, bool *d
                     uint64_t *run) MUST_USE;
 
 /* ---- rbd_io.c ---- */
+
+/* Until the cluster has all that was answered.  0 or -errno: it isn't known to have it. */
+int rbd_settle(struct rbd_storage *rbd) MUST_USE;
 
 extern const struct storage_ops rbd_ops;
 

@@ -74,9 +74,31 @@ static int io_size(struct storage *st, uint64_t *bytes)
 
 /* ---- changing ---- */
 
+/* What failed and is to be tried again has its place: somebody may have made the image smaller. */
+static int make_place(struct rbd_storage *rbd, uint64_t end)
+{
+    uint64_t failed_end = rbd->link ? rbd_early_failed_end(rbd->link) : 0;
+
+    return rbd_grow_to(rbd, MAX(end, failed_end));
+}
+
 static int io_flush(struct storage *st)
 {
-    return make_call(rbd_of(st), (struct rbd_request){.op = RBD_OP_FLUSH});
+    struct rbd_storage *rbd = rbd_of(st);
+    unsigned tries = 0;
+    int err;
+
+    do {
+        err = make_place(rbd, 0);
+        if (!err)
+            err = make_call(rbd, (struct rbd_request){.op = RBD_OP_FLUSH});
+    } while (is_worth_another(rbd, err, &tries));
+    return err;
+}
+
+int rbd_settle(struct rbd_storage *rbd)
+{
+    return rbd->link && rbd_early_any(rbd->link) ? io_flush(&rbd->st) : 0;
 }
 
 /* Of a change that goes past the end librbd leaves out what lies there, and says nothing: so when
@@ -99,10 +121,10 @@ static int make_change(struct rbd_storage *rbd, struct rbd_request req)
 
     do {
         cut = false;
-        err = rbd_grow_to(rbd, req.off + req.len);
+        err = make_place(rbd, req.off + req.len);
         if (!err)
             err = make_call(rbd, req);
-        if (!err)
+        if (!err && !req.early)
             err = look_for_cut(rbd, &req, &cut);
         if (!err && !cut)
             return 0;
@@ -110,14 +132,26 @@ static int make_change(struct rbd_storage *rbd, struct rbd_request req)
     return err ? err : -EIO;
 }
 
+static bool may_be_early(struct rbd_storage *rbd, uint64_t len, unsigned flags)
+{
+    return rbd->early && rbd->link && !(flags & STORAGE_FUA) &&
+           rbd_early_is_wise(rbd->link, len);
+}
+
 static int io_pwritev(struct storage *st, const struct iovec *iov, int count, uint64_t off,
                       unsigned flags)
 {
-    int err = make_change(rbd_of(st), (struct rbd_request){.op = RBD_OP_WRITE,
-                                                           .iov = iov,
-                                                           .count = count,
-                                                           .off = off,
-                                                           .len = iov_length(iov, count)});
+    struct rbd_storage *rbd = rbd_of(st);
+    const uint64_t len = iov_length(iov, count);
+
+    int err = make_change(rbd, (struct rbd_request){
+                                   .op = RBD_OP_WRITE,
+                                   .iov = iov,
+                                   .count = count,
+                                   .off = off,
+                                   .len = len,
+                                   .early = may_be_early(rbd, len, flags),
+                               });
     if (!err && (flags & STORAGE_FUA))
         err = storage_flush_for_write(st);
     return err;
@@ -147,7 +181,7 @@ static int io_discard(struct storage *st, uint64_t off, uint64_t len)
     int err;
 
     do {
-        err = rbd_grow_to(rbd, 0); /* the size has to be known */
+        err = make_place(rbd, 0); /* the size has to be known */
         uint64_t size = atomic_load(&rbd->size);
         if (err || off >= size)
             return err;

@@ -56,6 +56,8 @@ struct rbd_link *rbd_link_new(void)
     lock_init(&link->lock, RANK_LEAF);
     cond_init_timed(&link->changed);
     list_init(&link->calls);
+    list_init(&link->early.writes);
+    cond_init_timed(&link->early.room);
     list_init(&link->known);
     return link;
 }
@@ -77,6 +79,8 @@ void rbd_link_destroy(struct rbd_link *link)
         librados.ioctx_destroy(link->io);
     if (link->cluster)
         librados.shutdown(link->cluster);
+    rbd_early_drop(link);
+    pthread_cond_destroy(&link->early.room);
     pthread_cond_destroy(&link->changed);
     lock_destroy(&link->lock);
     free(link);
@@ -106,8 +110,9 @@ static void *close_orphan(void *opaque)
     return NULL;
 }
 
-/* What ran is left to end alone; true when something does. */
-static bool make_orphan(struct rbd_link *link)
+/* What ran is left to end alone; true when something does.  *lost: early writes that haven't ended
+ * well. */
+static bool make_orphan(struct rbd_link *link, unsigned *lost)
 {
     uint64_t wait_ms = atomic_load(&link->aborted) ? ABORTED_TIMEOUT_MS : CLOSE_TIMEOUT_MS;
     uint64_t deadline = clock_ns() + wait_ms * 1000000;
@@ -116,14 +121,15 @@ static bool make_orphan(struct rbd_link *link)
     while (link->running > 0 && clock_ns() < deadline)
         lock_wait_until(&link->lock, &link->changed, deadline);
     link->orphan = link->running > 0;
+    *lost = link->early.count;
     return link->orphan;
 }
 
-void rbd_link_close(struct rbd_link *link)
+/* Nothing runs. */
+static void close_idle(struct rbd_link *link)
 {
-    if (!link || make_orphan(link))
-        return;
     struct close_task *t = calloc(1, sizeof *t);
+
     if (!t) {
         rbd_link_destroy(link);
         return;
@@ -137,29 +143,52 @@ void rbd_link_close(struct rbd_link *link)
         free_close(task);
 }
 
+unsigned rbd_link_close(struct rbd_link *link)
+{
+    unsigned lost = 0;
+
+    if (link && !make_orphan(link, &lost))
+        close_idle(link);
+    return lost;
+}
+
 /* ---- what uses the image ---- */
+
+void rbd_link_count_in(struct rbd_link *link)
+{
+    link->running++;
+}
+
+bool rbd_link_count_out(struct rbd_link *link)
+{
+    link->running--;
+    if (link->running == 0)
+        pthread_cond_broadcast(&link->changed);
+    return link->orphan && link->running == 0;
+}
+
+void rbd_link_end_orphan(struct rbd_link *link, bool can_wait)
+{
+    pthread_t thread;
+
+    if (can_wait)
+        rbd_link_destroy(link);
+    else if (thread_start(&thread, close_orphan, link) == 0)
+        pthread_detach(thread);
+}
 
 void rbd_link_enter(struct rbd_link *link)
 {
     LOCK_GUARD(&link->lock);
 
-    link->running++;
+    rbd_link_count_in(link);
 }
 
 void rbd_link_leave(struct rbd_link *link, bool can_wait)
 {
-    pthread_t thread;
-
     lock_acquire(&link->lock);
-    link->running--;
-    bool last_of_orphan = link->orphan && link->running == 0;
-    if (link->running == 0)
-        pthread_cond_broadcast(&link->changed);
+    bool last = rbd_link_count_out(link);
     lock_release(&link->lock);
-    if (!last_of_orphan)
-        return;
-    if (can_wait)
-        rbd_link_destroy(link);
-    else if (thread_start(&thread, close_orphan, link) == 0)
-        pthread_detach(thread);
+    if (last)
+        rbd_link_end_orphan(link, can_wait);
 }

@@ -256,6 +256,10 @@ int rbd_take_lock(struct rbd_storage *rbd, enum storage_lock_level level, struct
             "%s: lock: the image hasn't Ceph's feature exclusive-lock: rbd feature "
             "enable, or lock=off",
             place);
+    /* Else the next who has it would be written over. */
+    int err = level == STORAGE_READER ? rbd_settle(rbd) : 0;
+    if (err)
+        return diag_errno(diag, -err, "%s: lock: writing what was answered", place);
     struct lock_task *t = calloc(1, sizeof *t);
     if (!t || !(t->place = strdup(place))) {
         free(t);
@@ -264,7 +268,7 @@ int rbd_take_lock(struct rbd_storage *rbd, enum storage_lock_level level, struct
     t->task = (struct rbd_task){.run = run_lock, .free = free_lock, .link = rbd->link};
     t->level = level;
     struct rbd_task *task = &t->task;
-    int err = rbd_task_run(&task, rbd->facts.timeout_ms, diag);
+    err = rbd_task_run(&task, rbd->facts.timeout_ms, diag);
     if (task)
         free_lock(task);
     if (err)

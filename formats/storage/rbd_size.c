@@ -129,8 +129,12 @@ bool rbd_size_is_known(const struct rbd_storage *rbd)
 int rbd_truncate_storage(struct storage *st, uint64_t bytes)
 {
     struct rbd_storage *rbd = rbd_of(st);
-    RANGE_LOCK_GUARD(&rbd->growth, 0, UINT64_MAX);
 
+    /* What is tried again later would make it larger again. */
+    int err = rbd_settle(rbd);
+    if (err)
+        return err;
+    RANGE_LOCK_GUARD(&rbd->growth, 0, UINT64_MAX);
     return rbd_size_is_known(rbd) && bytes == atomic_load(&rbd->size)
                ? 0
                : set_size(rbd, bytes, false);

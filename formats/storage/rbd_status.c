@@ -101,7 +101,8 @@ int rbd_find_extent(struct rbd_storage *rbd, uint64_t off, uint64_t len, bool *d
         return -ENOTSUP;
     if (!rbd->link)
         return -ENOTCONN;
-    if (rbd_link_is_stuck(rbd->link)) /* to call all of it data is never wrong */
+    /* To call all of it data is never wrong. */
+    if (rbd_link_is_stuck(rbd->link) || rbd_settle(rbd) != 0)
         return -ENOTSUP;
     return ask_status(rbd, off, off + MIN(MIN(len, STATUS_MAX), size - off), data, run);
 }

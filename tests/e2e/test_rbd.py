@@ -598,6 +598,54 @@ class Trouble(RbdCase):
     def test_full_qcow2(self):
         self.check_full("qcow2")
 
+    def answered_early(self, *params):
+        """A raw disk of which a write was answered that the cluster doesn't take; its client, and the bytes."""
+        self.ceph.create("disk", SIZE)
+        server = self.serve("rbd:rbd/disk:rados_osd_op_timeout=2", "format=raw", *params)
+        handle, payload = server.connect(), self.rng.randbytes(64 * KIB)
+        handle.pwrite(bytes(64 * KIB), 0)
+        handle.flush()
+        return server, handle, payload
+
+    def test_full_for_what_was_answered(self):
+        """It stays here, and is read from here; a flush says that it isn't there; and it gets there when there is room."""
+        server, handle, payload = self.answered_early()
+        self.ceph.be_full(True)
+        self.addCleanup(self.ceph.be_full, False)
+        handle.pwrite(payload, MIB)
+        for _ in range(2):
+            self.errno(errno.ENOSPC, handle.flush)
+            self.assertEqual(handle.pread(64 * KIB, MIB), payload)
+            self.errno(errno.ENOSPC, handle.pwrite, payload, 2 * MIB)
+        self.ceph.be_full(False)
+        handle.pwrite(payload, 2 * MIB)
+        handle.flush()
+        self.assertEqual(self.ceph.export("disk")[MIB:2 * MIB + 64 * KIB],
+                         payload + bytes(MIB - 64 * KIB) + payload)
+        server.stop()
+
+    def test_a_cluster_that_hangs_for_what_was_answered(self):
+        server, handle, payload = self.answered_early()
+        self.hang()
+        handle.pwrite(payload, MIB)
+        self.errno((errno.ETIMEDOUT, errno.EIO), handle.flush)
+        self.errno((errno.ETIMEDOUT, errno.EIO), handle.pread, 4096, MIB)
+        self.errno((errno.ETIMEDOUT, errno.EIO), handle.pwrite, payload, 2 * MIB)  # it is known to hang
+        self.ceph.signal_osd(signal.SIGCONT)
+        handle.flush()
+        self.assertEqual(self.ceph.export("disk")[MIB:MIB + 64 * KIB], payload)
+        server.stop()
+
+    def test_without_a_cache(self):
+        """cache=none: the cluster has what was answered."""
+        server, handle, payload = self.answered_early("cache=none")
+        self.hang()
+        self.errno((errno.ETIMEDOUT, errno.EIO), handle.pwrite, payload, MIB)
+        self.ceph.signal_osd(signal.SIGCONT)
+        handle.pwrite(payload, MIB)
+        self.assertEqual(self.ceph.export("disk")[MIB:MIB + 64 * KIB], payload)
+        server.stop()
+
     def hang(self):
         harness.freeze(self.ceph.processes["osd"])
         self.addCleanup(self.ceph.signal_osd, signal.SIGCONT)
@@ -629,7 +677,7 @@ class Trouble(RbdCase):
         handle = server.connect()
         handle.pwrite(b"1" * 4096, 0)
         self.hang()
-        self.errno((errno.ETIMEDOUT, errno.EIO), handle.pwrite, b"2" * 4096, 0)
+        self.errno((errno.ETIMEDOUT, errno.EIO), handle.pwrite, b"2" * 4096, 0, nbd.CMD_FLAG_FUA)
         self.errno((errno.ETIMEDOUT, errno.EIO), handle.pread, 4096, 0)
         server.disconnect()
         server.process.send_signal(signal.SIGTERM)

@@ -1,138 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Requests to librbd whose callers don't wait for ever, with a librbd that answers when the test
  * says so (R-06). */
-#include <criterion/criterion.h>
-#include <errno.h>
-#include <pthread.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include "base/clock.h"
-#include "storage/rbd_internal.h"
+#include "fake_librbd.h"
 
 #define MANY 16
-#define LONG 60000u /* ms; nothing here takes as long */
 
-/* One request that librbd has; what was submitted, in its order. */
-struct pending {
-    rbd_callback_t callback;
-    void *opaque;
-    char *buf;
-    size_t len;
-    ssize_t result;
-};
-static struct pending pending[MANY];
-static _Atomic unsigned n_submitted;
-static struct rbd_link *conn;
-
-static int fake_create(void *opaque, rbd_callback_t callback, rbd_completion_t *out)
-{
-    struct pending *p = &pending[atomic_load(&n_submitted)];
-
-    *p = (struct pending){.callback = callback, .opaque = opaque};
-    *out = p;
-    return 0;
-}
-
-static int submit(rbd_completion_t completion, char *buf, size_t len)
-{
-    struct pending *p = completion;
-
-    p->buf = buf;
-    p->len = len;
-    atomic_fetch_add(&n_submitted, 1);
-    return 0;
-}
-
-static int fake_read(rbd_image_t image, uint64_t off, size_t len, char *buf,
-                     rbd_completion_t c)
-{
-    (void)image;
-    (void)off;
-    return submit(c, buf, len);
-}
-
-static int fake_write(rbd_image_t image, uint64_t off, size_t len, const char *buf,
-                      rbd_completion_t c)
-{
-    (void)image;
-    (void)off;
-    (void)buf;
-    return submit(c, NULL, len);
-}
-
-static ssize_t fake_result(rbd_completion_t c)
-{
-    return ((struct pending *)c)->result;
-}
-
-static void fake_release(rbd_completion_t c)
-{
-    (void)c;
-}
-
-/* A resize that takes until it is let go. */
-static _Atomic bool hold_resize;
-static _Atomic unsigned n_resizes;
-static _Atomic uint64_t real_size;
-
-static int fake_resize(rbd_image_t image, uint64_t bytes)
-{
-    (void)image;
-    atomic_fetch_add(&n_resizes, 1);
-    while (atomic_load(&hold_resize))
-        clock_nap_ns(1000000);
-    atomic_store(&real_size, bytes);
-    return 0;
-}
-
-static _Atomic bool hold_size, fail_size;
-static _Atomic unsigned n_asked;
-
-static int fake_get_size(rbd_image_t image, uint64_t *bytes)
-{
-    (void)image;
-    atomic_fetch_add(&n_asked, 1);
-    while (atomic_load(&hold_size))
-        clock_nap_ns(1000000);
-    *bytes = atomic_load(&real_size);
-    return atomic_load(&fail_size) ? -EIO : 0;
-}
-
-static void set_up(void)
-{
-    librbd.resize = fake_resize;
-    librbd.get_size = fake_get_size;
-    librbd.aio_create_completion = fake_create;
-    librbd.aio_read = fake_read;
-    librbd.aio_write = fake_write;
-    librbd.aio_get_return_value = fake_result;
-    librbd.aio_release = fake_release;
-    conn = rbd_link_new();
-    atomic_store(&n_submitted, 0);
-}
-
-static void tear_down(void)
-{
-    cr_expect_eq(conn->running, 0);
-    cr_expect_eq(conn->late_changes, 0);
-    cr_expect_eq(conn->late_tasks, 0);
-    cr_expect_eq(conn->late_bytes, 0);
-    rbd_link_destroy(conn);
-}
-
-TestSuite(rbd_call, .init = set_up, .fini = tear_down);
-
-/* librbd answers its n-th request. */
-static void answer(unsigned n, ssize_t result)
-{
-    struct pending *p = &pending[n];
-
-    if (p->buf && result > 0)
-        memset(p->buf, 'r', (size_t)result);
-    p->result = result;
-    p->callback(p, p->opaque);
-}
+TestSuite(rbd_call, .init = fake_set_up, .fini = fake_tear_down);
 
 static int do_read(char *buf, size_t len, unsigned timeout_ms)
 {
@@ -150,12 +23,6 @@ static int do_write(unsigned timeout_ms)
                                                 .count = 1,
                                                 .len = 1,
                                                 .timeout_ms = timeout_ms});
-}
-
-static void await_submitted(unsigned n)
-{
-    while (atomic_load(&n_submitted) < n)
-        clock_nap_ns(1000000);
 }
 
 /* A caller on a thread of its own. */

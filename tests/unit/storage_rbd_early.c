@@ -1,0 +1,431 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Writes to RBD that are answered before the cluster has them: E1 to E4 of rbd_early.c. */
+#include "fake_librbd.h"
+
+#include "rng.h"
+
+TestSuite(rbd_early, .init = fake_set_up, .fini = fake_tear_down);
+
+#define SECTOR 16u
+
+static struct rbd_storage *open_early(void)
+{
+    static struct rbd_storage rbd;
+    static char name[] = "rbd:p/i";
+
+    rbd = (struct rbd_storage){.st = {.ops = &rbd_ops, .name = name, .keeps_writes = true},
+                               .early = true,
+                               .link = conn,
+                               .facts.timeout_ms = LONG,
+                               .size = FAKE_BYTES};
+    range_lock_init(&rbd.growth, RANK_LEAF);
+    atomic_store(&real_size, FAKE_BYTES);
+    return &rbd;
+}
+
+static int write_sectors(struct rbd_storage *rbd, char byte, unsigned first, unsigned n)
+{
+    char bytes[FAKE_BYTES];
+
+    memset(bytes, byte, n * SECTOR);
+    return storage_write(&rbd->st, bytes, first * SECTOR, n * SECTOR, 0);
+}
+
+/* One that may have to wait. */
+struct client {
+    pthread_t thread;
+    struct rbd_storage *rbd;
+    char what; /* 'r'ead, 'f'lush, or the byte to write */
+    unsigned sector;
+    unsigned flags;
+    char buf[SECTOR];
+    _Atomic bool done;
+    int err;
+};
+
+static void *client_main(void *opaque)
+{
+    struct client *c = opaque;
+    struct storage *st = &c->rbd->st;
+    const uint64_t off = c->sector * SECTOR;
+
+    if (c->what == 'f') {
+        c->err = storage_flush(st);
+    } else if (c->what == 'r') {
+        c->err = storage_read(st, c->buf, off, SECTOR);
+    } else {
+        memset(c->buf, c->what, SECTOR);
+        c->err = storage_write(st, c->buf, off, SECTOR, c->flags);
+    }
+    atomic_store(&c->done, true);
+    return NULL;
+}
+
+static void begin(struct client *c, struct rbd_storage *rbd, char what, unsigned sector)
+{
+    *c = (struct client){
+        .rbd = rbd, .what = what, .sector = sector, .flags = what == 'F' ? STORAGE_FUA : 0};
+    cr_assert_eq(pthread_create(&c->thread, NULL, client_main, c), 0);
+}
+
+static int end(struct client *c)
+{
+    pthread_join(c->thread, NULL);
+    return c->err;
+}
+
+static void expect_waits(const struct client *c)
+{
+    clock_nap_ns(20000000);
+    cr_expect(!atomic_load(&c->done), "it didn't wait");
+}
+
+Test(rbd_early, a_write_is_answered_when_it_is_under_way)
+{
+    struct rbd_storage *rbd = open_early();
+
+    cr_expect_eq(write_sectors(rbd, 'a', 0, 1), 0);
+    cr_expect_eq(write_sectors(rbd, 'b', 1, 1), 0);
+    cr_expect_eq(atomic_load(&n_submitted), 2);
+    cr_expect(rbd_early_any(conn));
+    answer(1, 0);
+    answer(0, 0);
+    cr_expect(!rbd_early_any(conn));
+    cr_expect_eq(fake_image[0], 'a');
+    cr_expect_eq(fake_image[SECTOR], 'b');
+}
+
+Test(rbd_early, what_overlaps_waits)
+{
+    struct rbd_storage *rbd = open_early();
+    struct client read, write, other;
+
+    cr_expect_eq(write_sectors(rbd, 'a', 4, 1), 0);
+    begin(&read, rbd, 'r', 4);
+    begin(&write, rbd, 'b', 4);
+    begin(&other, rbd, 'r', 5);
+    await_submitted(2);
+    expect_waits(&read);
+    expect_waits(&write);
+    cr_expect_eq(atomic_load(&n_submitted), 2);
+    answer(1, SECTOR);
+    cr_expect_eq(end(&other), 0);
+    cr_expect_eq(other.buf[0], 'r');
+    answer(0, 0);
+    cr_expect_eq(end(&write), 0);
+    await_submitted(3);
+    for (unsigned n = 2; !atomic_load(&read.done) || rbd_early_any(conn); n++) {
+        await_submitted(n + 1);
+        answer(n, fake_submitted[n]->op == RBD_OP_READ ? (ssize_t)SECTOR : 0);
+        clock_nap_ns(20000000);
+    }
+    cr_expect_eq(end(&read), 0);
+    cr_expect(read.buf[0] == 'a' || read.buf[0] == 'b');
+    cr_expect_eq(fake_image[4 * SECTOR], 'b');
+}
+
+Test(rbd_early, a_flush_waits_for_what_was_answered_before)
+{
+    struct rbd_storage *rbd = open_early();
+    struct client flush;
+
+    cr_expect_eq(write_sectors(rbd, 'a', 0, 1), 0);
+    begin(&flush, rbd, 'f', 0);
+    expect_waits(&flush);
+    cr_expect_eq(write_sectors(rbd, 'b', 1, 1), 0, "a write that comes later doesn't wait");
+    answer(0, 0);
+    await_submitted(3); /* librbd's flush */
+    answer(2, 0);
+    cr_expect_eq(end(&flush), 0, "it waited for one that came later");
+    answer(1, 0);
+}
+
+Test(rbd_early, a_write_that_is_to_be_durable_waits)
+{
+    struct rbd_storage *rbd = open_early();
+    struct client write;
+
+    begin(&write, rbd, 'F', 0);
+    await_submitted(1);
+    expect_waits(&write);
+    answer(0, 0);
+    await_submitted(2); /* the flush */
+    answer(1, 0);
+    cr_expect_eq(end(&write), 0);
+}
+
+Test(rbd_early, there_is_room_for_so_many)
+{
+    struct rbd_storage *rbd = open_early();
+    struct client late;
+    unsigned n = 0;
+
+    while (!conn->early.full)
+        cr_assert_eq(write_sectors(rbd, 'a', n++, 1), 0);
+    cr_expect_leq(n, FAKE_BYTES / SECTOR);
+    begin(&late, rbd, 'b', n);
+    expect_waits(&late);
+    for (unsigned i = 0; i < n; i++)
+        answer(i, 0);
+    cr_expect_eq(end(&late), 0);
+    answer(n, 0);
+}
+
+Test(rbd_early, what_failed_stays_and_is_tried_again)
+{
+    struct rbd_storage *rbd = open_early();
+    struct client flush, read, write;
+
+    cr_expect_eq(write_sectors(rbd, 'a', 0, 1), 0);
+    answer(0, -ENOSPC);
+    cr_expect_eq(fake_image[0], 'r');
+
+    begin(&read, rbd, 'r', 0); /* has the bytes all the same */
+    await_submitted(2);
+    answer(1, -ENOSPC);
+    await_submitted(3);
+    answer(2, SECTOR);
+    cr_expect_eq(end(&read), 0);
+    cr_expect_eq(read.buf[0], 'a');
+
+    begin(&flush, rbd, 'f', 0); /* fails for the same reason */
+    await_submitted(4);
+    answer(3, -ENOSPC);
+    cr_expect_eq(end(&flush), -ENOSPC);
+
+    begin(&write, rbd, 'b', 9); /* and so does a change of other bytes */
+    await_submitted(5);
+    answer(4, -ENOSPC);
+    cr_expect_eq(end(&write), -ENOSPC);
+    cr_expect_eq(atomic_load(&n_submitted), 5, "it was made");
+
+    begin(&flush, rbd, 'f', 0); /* until there is space */
+    await_submitted(6);
+    answer(5, 0);
+    await_submitted(7);
+    answer(6, 0);
+    cr_expect_eq(end(&flush), 0);
+    cr_expect_eq(fake_image[0], 'a');
+    cr_expect(!rbd_early_any(conn));
+}
+
+/* These make no room by themselves. */
+Test(rbd_early, when_all_have_failed_a_write_is_told_why)
+{
+    struct rbd_storage *rbd = open_early();
+    struct client write;
+    unsigned n = 0;
+
+    while (!conn->early.full)
+        cr_assert_eq(write_sectors(rbd, 'a', n++, 1), 0);
+    begin(&write, rbd, 'b', n);
+    expect_waits(&write);
+    for (unsigned i = 0; i < n; i++)
+        answer(i, -ENOSPC);
+    cr_expect_eq(end(&write), -ENOSPC);
+    begin(&write, rbd, 'b', n);
+    await_submitted(n + 1);
+    answer(n, -ENOSPC);
+    cr_expect_eq(end(&write), -ENOSPC);
+}
+
+/* A read had begun when somebody else tried again, with success: it has seen the cluster before
+ * that, and doesn't find the bytes here any more. */
+Test(rbd_early, a_read_beside_the_success_of_another_try)
+{
+    struct rbd_storage *rbd = open_early();
+    struct client read, flush;
+
+    cr_expect_eq(write_sectors(rbd, 'a', 0, 1), 0);
+    answer(0, -ENOSPC);
+    begin(&read, rbd, 'r', 0);
+    await_submitted(2);
+    answer(1, -ENOSPC);
+    await_submitted(3); /* the read is with librbd, which has looked ... */
+    memset(fake_submitted[2]->buf, 'r', SECTOR);
+    begin(&flush, rbd, 'f', 0);
+    await_submitted(4);
+    answer(3, 0);
+    await_submitted(5);
+    answer(4, 0);
+    cr_expect_eq(end(&flush), 0);
+    fake_submitted[2]->result = SECTOR; /* ... and says so now */
+    fake_submitted[2]->callback(fake_submitted[2], fake_submitted[2]->opaque);
+    await_submitted(6); /* it is asked again */
+    answer(5, SECTOR);
+    cr_expect_eq(end(&read), 0);
+    cr_expect_eq(read.buf[0], 'a');
+}
+
+/* librbd leaves out what lies past the end of an image that has just become smaller. */
+Test(rbd_early, one_that_may_have_been_cut_is_made_again)
+{
+    struct rbd_storage *rbd = open_early();
+    struct client flush;
+
+    cr_expect_eq(write_sectors(rbd, 'a', 9, 1), 0);
+    atomic_store(&real_size, SECTOR);
+    atomic_store(&conn->size_unknown, true);
+    answer(0, 0);
+    memset(fake_image, 0, sizeof fake_image);
+    begin(&flush, rbd, 'f', 0);
+    await_submitted(2);
+    cr_expect_geq(atomic_load(&real_size), 10 * SECTOR, "it has no place");
+    answer(1, 0);
+    await_submitted(3);
+    answer(2, 0);
+    cr_expect_eq(end(&flush), 0);
+    cr_expect_eq(fake_image[9 * SECTOR], 'a');
+}
+
+Test(rbd_early, a_smaller_image_stays_smaller)
+{
+    struct rbd_storage *rbd = open_early();
+
+    cr_expect_eq(write_sectors(rbd, 'a', 9, 1), 0);
+    answer(0, -ENOSPC);
+    rbd->facts.timeout_ms = 1;
+    cr_expect_eq(rbd_truncate_storage(&rbd->st, SECTOR), -ETIMEDOUT);
+    cr_expect_eq(atomic_load(&real_size), FAKE_BYTES);
+    answer(1, 0);
+}
+
+Test(rbd_early, of_a_cluster_that_does_not_answer_all_are_told)
+{
+    struct rbd_storage *rbd = open_early();
+    struct client write;
+    char byte;
+
+    cr_expect_eq(write_sectors(rbd, 'a', 0, 1), 0);
+    for (unsigned i = 0; i < 11; i++)
+        clock_nap_ns(100000000);
+    rbd->facts.timeout_ms = 50;
+    cr_expect_eq(write_sectors(rbd, 'b', 1, 1), -ETIMEDOUT);
+    answer(0, 0);
+    answer(1, 0);
+    cr_expect_eq(storage_read(&rbd->st, &byte, 0, 1), -ETIMEDOUT);
+    cr_expect_eq(write_sectors(rbd, 'b', 1, 1), -ETIMEDOUT);
+    answer(2, 1);
+    answer(3, 0);
+    rbd->facts.timeout_ms = LONG;
+    begin(&write, rbd, 'b', 1);
+    await_submitted(5);
+    cr_expect_eq(end(&write), 0, "it answers again");
+    answer(4, 0);
+}
+
+Test(rbd_early, aborting_tells_who_waits)
+{
+    struct rbd_storage *rbd = open_early();
+    struct client flush, write;
+    unsigned n = 0;
+
+    while (!conn->early.full)
+        cr_assert_eq(write_sectors(rbd, 'a', n++, 1), 0);
+    begin(&flush, rbd, 'f', 0);
+    begin(&write, rbd, 'b', n);
+    expect_waits(&flush);
+    expect_waits(&write);
+    rbd_call_abort_all(conn);
+    cr_expect_eq(end(&flush), -ECANCELED);
+    cr_expect_eq(end(&write), -ECANCELED);
+    for (unsigned i = 0; i < n; i++)
+        answer(i, 0);
+}
+
+/* ---- all of it, at random, against a model ---- */
+
+static _Atomic bool cluster_ends, cluster_is_full;
+
+/* Answers what it was asked in any order; of a full one what changes fails now and then. */
+static void *cluster_main(void *opaque)
+{
+    static bool answered[FAKE_MANY];
+    struct rng rng;
+    unsigned first = 0;
+
+    rng_init(&rng, (uintptr_t)opaque);
+    memset(answered, 0, sizeof answered);
+    while (!atomic_load(&cluster_ends) || first < atomic_load(&n_submitted)) {
+        unsigned n = atomic_load(&n_submitted);
+        if (first == n) {
+            clock_nap_ns(20000);
+            continue;
+        }
+        unsigned i = first + (unsigned)rng_below(&rng, n - first);
+        if (!answered[i]) {
+            struct fake_pending *p = fake_submitted[i];
+            bool fails = p->op == RBD_OP_WRITE && atomic_load(&cluster_is_full) &&
+                         rng_below(&rng, 4) > 0;
+            answered[i] = true;
+            fake_answer_one(p, fails                  ? -ENOSPC
+                               : p->op == RBD_OP_READ ? (ssize_t)p->len
+                                                      : 0);
+        }
+        while (first < n && answered[first])
+            first++;
+    }
+    return NULL;
+}
+
+static void expect_read(struct rbd_storage *rbd, const char *model, unsigned sector,
+                        unsigned n)
+{
+    char buf[FAKE_BYTES];
+
+    cr_assert_eq(storage_read(&rbd->st, buf, sector * SECTOR, n * SECTOR), 0);
+    cr_assert_eq(memcmp(buf, model + sector * SECTOR, n * SECTOR), 0, "sector %u", sector);
+}
+
+static void do_something(struct rbd_storage *rbd, char *model, struct rng *rng)
+{
+    unsigned sector = (unsigned)rng_below(rng, FAKE_BYTES / SECTOR - 4);
+    unsigned n = 1 + (unsigned)rng_below(rng, 4);
+    char byte = (char)('A' + rng_below(rng, 50));
+
+    switch (rng_below(rng, 20)) {
+    case 0:
+        atomic_store(&cluster_is_full, rng_below(rng, 3) == 0);
+        break;
+    case 1:
+        if (storage_flush(&rbd->st) == 0)
+            cr_assert_eq(memcmp(fake_image, model, FAKE_BYTES), 0, "flushed");
+        break;
+    case 2:
+        if (storage_zero(&rbd->st, sector * SECTOR, n * SECTOR, STORAGE_MAY_UNMAP) == 0)
+            memset(model + sector * SECTOR, 0, n * SECTOR);
+        break;
+    case 3 ... 9:
+        expect_read(rbd, model, sector, n);
+        break;
+    default:
+        if (write_sectors(rbd, byte, sector, n) == 0)
+            memset(model + sector * SECTOR, byte, n * SECTOR);
+    }
+}
+
+Test(rbd_early, as_a_model)
+{
+    for (unsigned seed = 1; seed <= 20; seed++) {
+        struct rbd_storage *rbd = open_early();
+        char model[FAKE_BYTES];
+        struct rng rng;
+        pthread_t cluster;
+
+        rng_init(&rng, seed);
+        memcpy(model, fake_image, sizeof model);
+        atomic_store(&cluster_ends, false);
+        atomic_store(&n_submitted, 0);
+        atomic_store(&fake_created, 0);
+        cr_assert_eq(pthread_create(&cluster, NULL, cluster_main, (void *)(uintptr_t)seed),
+                     0);
+        for (unsigned i = 0; i < 1000; i++)
+            do_something(rbd, model, &rng);
+        atomic_store(&cluster_is_full, false);
+        cr_assert_eq(storage_flush(&rbd->st), 0);
+        cr_assert_eq(memcmp(fake_image, model, FAKE_BYTES), 0);
+        atomic_store(&cluster_ends, true);
+        pthread_join(cluster, NULL);
+        range_lock_destroy(&rbd->growth);
+    }
+}
