@@ -508,7 +508,7 @@ class Jobs(RbdCase):
 
 
 class Trouble(RbdCase):
-    """The cluster fails, and comes back (R-04, R-05, R-06)."""
+    """The cluster fails, and comes back (R-04, R-05, R-06, R-11)."""
 
     TIMEOUT = 400  # an OSD may have to be started anew
 
