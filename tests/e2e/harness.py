@@ -43,6 +43,7 @@ SECTOR = 512
 START_TIMEOUT = 20  # a server that neither listens nor ends by then hangs
 STOP_TIMEOUT = 60
 TMPFS_MAGIC = 0x01021994
+ACCEPTS = 1 << 16  # among the flags of /proc/net/unix
 COMPLAINT = 99  # exit status of a server that a sanitizer has complained of
 
 
@@ -466,6 +467,15 @@ def wait_until(condition, timeout, what):
         if time.monotonic() > limit:
             raise AssertionError(f"{what}: not within {timeout} s")
         time.sleep(0.01)
+
+
+def await_listener(path, timeout=20):
+    """Until somebody listens at a Unix socket: that it is there says less, and a connection may be the last one wanted."""
+    def listens():
+        with open("/proc/net/unix", encoding="utf-8", errors="replace") as sockets:
+            words = [line.rstrip("\n").split(None, 7) for line in sockets]
+        return any(len(w) == 8 and w[7] == str(path) and int(w[3], 16) & ACCEPTS for w in words[1:])
+    wait_until(listens, timeout, f"who listens at {path}")
 
 
 def freeze(process):

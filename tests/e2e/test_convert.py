@@ -11,7 +11,7 @@ import subprocess
 import time
 import unittest
 
-from harness import KIB, MIB, QIMG, Case, content, create, fill, kill_quietly, plugin_env, run, wait_until
+from harness import KIB, MIB, QIMG, Case, await_listener, content, create, fill, kill_quietly, plugin_env, run, wait_until
 from side_by_side import SideBySide, pattern
 from test_stored_bitmaps import KeptBitmaps
 
@@ -397,7 +397,7 @@ class Alone(Case):
             os.unlink(sock)
         process = subprocess.Popen(["qemu-nbd", "-t", "-f", "raw", "-k", sock, *options, name], cwd=self.dir)
         self.addCleanup(kill_quietly, process)
-        wait_until(lambda: os.path.exists(sock), 20, "qemu-nbd")
+        await_listener(sock)
         return process, f"nbd+unix:///?socket={sock}"
 
     def test_onto_an_export(self):
@@ -441,7 +441,7 @@ class Alone(Case):
                         os.unlink(sock)
                     process = subprocess.Popen(["qemu-nbd", "-r", "-f", "raw", "-k", sock, name], cwd=self.dir)
                     self.addCleanup(kill_quietly, process)
-                    wait_until(lambda: os.path.exists(sock), 20, "qemu-nbd")
+                    await_listener(sock)
                     run(QIMG, *words, f"nbd+unix:///?socket={sock}", *(["out"] if words[0] == "convert" else []), cwd=self.dir, timeout=60)
                     self.assertEqual(process.wait(20), 0)
 

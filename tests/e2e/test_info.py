@@ -251,7 +251,7 @@ class Options(CliCase):
         process = subprocess.Popen(["qemu-nbd", "-r", "-t", "-e8", "-f", "raw", "-x", "a b", "-k", self.path("sock"), "image"],
                                    cwd=self.dir)
         self.addCleanup(kill_quietly, process)
-        wait_until(lambda: os.path.exists(self.path("sock")), 20, "qemu-nbd")
+        await_listener(self.path("sock"))
         opts = f"driver=qcow2,file.driver=nbd,file.path={self.path('sock')},file.export=a b"
         self.assertIn("virtual size: 4 MiB", self.qimg("info", "--image-opts", opts).stdout)
         self.assertEqual(self.qimg("map", "--output=json", "--image-opts", opts).stdout,

@@ -237,7 +237,7 @@ class DescribedNames(Case):
                 nbd_server = subprocess.Popen(["qemu-nbd", "-t", "-e8", "-r", "-f", "raw", "-x", export, *where, base])
                 stack.callback(nbd_server.wait)
                 stack.callback(nbd_server.kill)
-            wait_until(lambda: os.path.exists(path), 20, "qemu-nbd's socket")
+            await_listener(path)
             wait_until(lambda: accepts(port), 20, "qemu-nbd's port")
             for name in (f"nbd:unix:{path}:exportname={export}", f"nbd:127.0.0.1:{port}:exportname={export}",
                          json_name(driver="nbd", path=path, export=export),

@@ -124,7 +124,7 @@ class TlsCreds(Beside):
         server = subprocess.Popen(["nbdkit", "-f", "-U", sock, "--tls=require", f"--tls-certificates={self.keys}/pki", "file",
                                    self.path("disk")], stderr=subprocess.DEVNULL)
         self.addCleanup(kill_quietly, server)
-        wait_until(lambda: os.path.exists(sock), 20, "nbdkit's socket")
+        await_listener(sock)
         opts = f"driver=nbd,path={sock},tls-creds=t0"
         creds = f"tls-creds-x509,id=t0,dir={self.keys}/"
         for words, good in ((f"{creds}pki", False), (f"{creds}other", False), (f"{creds}pki,verify-peer=off", True)):
@@ -173,7 +173,7 @@ class Marks(Beside):
         server = subprocess.Popen(["qemu-nbd", "-t", "-e8", "-r", "-f", "qcow2", "-k", self.sock, "-A", "-B", "b0", "-B", "none",
                                    image])
         self.addCleanup(kill_quietly, server)
-        wait_until(lambda: os.path.exists(self.sock), 20, "qemu-nbd's socket")
+        await_listener(self.sock)
         self.opts = f"driver=nbd,server.type=unix,server.path={self.sock}"
 
     def test_map(self):

@@ -912,7 +912,7 @@ class Others(RbdCase):
             sock = os.path.join(folder, "s")
             server = subprocess.Popen(["qemu-nbd", "-t", "-r", "-f", "qcow2", "-k", sock, "-B", "b", name])
             self.addCleanup(harness.kill_quietly, server)
-            wait_until(lambda: os.path.exists(sock), 20, "qemu-nbd's socket")
+            harness.await_listener(sock)
             marks = harness.json.loads(run("qemu-img", "map", "--output=json", "--image-opts",
                                            f"driver=nbd,server.type=unix,server.path={sock},x-dirty-bitmap=qemu:dirty-bitmap:b").stdout)
             server.terminate()

@@ -255,7 +255,7 @@ class WithClients(Case):
         image, model = self.image("qcow2"), Model(bytes(SIZE))
         unit, sock = f"qimg-test-{os.getpid()}", self.path("sock")
         run("systemd-run", f"--unit={unit}", "nbdkit", "-f", "-U", sock, harness.PLUGIN, image)
-        wait_until(lambda: os.path.exists(sock), 20, "the server")
+        harness.await_listener(sock)
         handle = nbd.NBD()
         handle.connect_unix(sock)
         self.write_some(handle, model)

@@ -441,7 +441,7 @@ class Libvirt(Transcript):
         os.truncate(increment, 64 * MIB)  # an export doesn't grow
         nbd_server = subprocess.Popen(["qemu-nbd", "-t", "-f", "raw", "-k", sock, increment])
         self.addCleanup(nbd_server.kill)
-        wait_until(lambda: os.path.exists(sock), 10, "the server")
+        harness.await_listener(sock)
         self.done("blockdev-add", driver="nbd", server={"type": "unix", "path": sock}, node_name="libvirt-2-storage")
         self.done("blockdev-add", driver="qcow2", file="libvirt-2-storage", backing="libvirt-1-format",
                   node_name="libvirt-2-format")
