@@ -40,6 +40,13 @@ static void advance_iov(struct iovec **iov, int *count, size_t done)
     }
 }
 
+/* pwrite, of which the kernel has no list to copy and judge: most writes are one buffer. */
+static ssize_t write_once(int fd, const struct iovec *iov, int count, uint64_t off)
+{
+    return LIKELY(count == 1) ? pwrite(fd, iov->iov_base, iov->iov_len, (off_t)off)
+                              : pwritev(fd, iov, count, (off_t)off);
+}
+
 int64_t file_pwritev_some(struct file_storage *file, struct iovec **iov, int *count,
                           uint64_t off, bool dsync)
 {
@@ -47,7 +54,7 @@ int64_t file_pwritev_some(struct file_storage *file, struct iovec **iov, int *co
         bool try_dsync = dsync && !file->no_dsync;
         ssize_t n = try_dsync
                         ? pwritev2(file->dsync_fd, *iov, *count, (off_t)off, RWF_DSYNC)
-                        : pwritev2(file->fd, *iov, *count, (off_t)off, 0);
+                        : write_once(file->fd, *iov, *count, off);
         if (n > 0) {
             advance_iov(iov, count, (size_t)n);
             return n;

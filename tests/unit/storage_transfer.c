@@ -62,7 +62,7 @@ ssize_t pread(int fd, void *buf, size_t n, off_t off)
     return syscall(SYS_pread64, fd, buf, n, off);
 }
 
-ssize_t pwritev2(int fd, const struct iovec *iov, int count, off_t off, int flags)
+static ssize_t write_some(int fd, const struct iovec *iov, int count, off_t off, int flags)
 {
     struct iovec cut[STORAGE_MAX_IOV];
     size_t room = kernel.longest ? kernel.longest : SIZE_MAX;
@@ -92,6 +92,23 @@ ssize_t pwritev2(int fd, const struct iovec *iov, int count, off_t off, int flag
     ssize_t done = syscall(SYS_pwritev2, fd, cut, n, off, 0L, flags);
     kernel.written += done > 0 ? (size_t)done : 0;
     return (flags & RWF_DSYNC) && tell_of_loss(fd) ? -1 : done;
+}
+
+ssize_t pwritev2(int fd, const struct iovec *iov, int count, off_t off, int flags)
+{
+    return write_some(fd, iov, count, off, flags);
+}
+
+ssize_t pwritev(int fd, const struct iovec *iov, int count, off_t off)
+{
+    return write_some(fd, iov, count, off, 0);
+}
+
+ssize_t pwrite(int fd, const void *buf, size_t n, off_t off)
+{
+    struct iovec iov = {.iov_base = (void *)(uintptr_t)buf, .iov_len = n};
+
+    return write_some(fd, &iov, 1, off, 0);
 }
 
 int fdatasync(int fd)
