@@ -47,6 +47,8 @@ void mcmap_store(struct mc_page *page, uint32_t word, uint64_t value, enum mc_cl
     /* First counted, then seen: who sees a link that isn't durable must not be told by
      * mcache_has_dirty that there is none. */
     mark_dirty(mc, page, cls);
+    if (atomic_load_explicit(&page->even, memory_order_relaxed))
+        atomic_store_explicit(&page->even, false, memory_order_release);
     atomic_store_explicit(&page->words[word], value, memory_order_release);
 }
 

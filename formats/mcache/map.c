@@ -205,6 +205,22 @@ static void free_page(struct mc_page **page)
     mc_page_free(*page);
 }
 
+/* Of a page that nobody else sees yet; never of a memo, whose words are stored without META. A
+ * page of one word many times is most likely empty, and going to be stored to. */
+static void note_even_words(struct mc_page *page)
+{
+    uint32_t n = (uint32_t)mc_page_words(page), i = 1;
+    uint64_t word = mc_load(page, 0), step = mc_load(page, 1) - word;
+
+    if (step == 0)
+        return;
+    page->first = word;
+    page->step = step;
+    while (i < n && mc_load(page, i) == (word += step))
+        i++;
+    atomic_init(&page->even, i == n);
+}
+
 static int read_page(struct mcmap *map, uint64_t index, struct mc_page **out)
 {
     uint64_t host = is_memo(map) ? 0 : map->locate(map->owner, index);
@@ -227,6 +243,8 @@ static int read_page(struct mcmap *map, uint64_t index, struct mc_page **out)
     for (uint32_t i = 0; i < map->page_bytes / 8; i++)
         atomic_init(&page->words[i],
                     map->order == MC_BE64 ? be64toh(raw[i]) : le64toh(raw[i]));
+    if (!is_memo(map))
+        note_even_words(page);
     *out = TAKE(&page);
     return 0;
 }
@@ -357,7 +375,7 @@ static bool is_zero_block(const struct mc_page *page, size_t first)
     size_t end = MIN(first + BLOCK_WORDS, mc_page_words(page));
 
     for (size_t i = first; i < end; i++)
-        if (mc_load(page, (uint32_t)i) != 0)
+        if (atomic_load_explicit(&page->words[i], memory_order_relaxed) != 0)
             return false;
     return true;
 }

@@ -75,10 +75,12 @@ struct mc_page {
     _Atomic uint64_t *words;
     struct mcmap *map;
     uint64_t index;
-    _Atomic bool referenced;      /* the clock's second chance */
-    _Atomic bool has_place;       /* writing it back needs no space that isn't there yet */
-    bool resident;                /* never evicted, words not ours */
+    _Atomic bool referenced; /* the clock's second chance */
+    _Atomic bool has_place;  /* writing it back needs no space that isn't there yet */
+    bool resident;           /* never evicted, words not ours */
+    _Atomic bool even;       /* the words are first, first + step, first + 2 step, ... */
     _Atomic uint32_t pair_stores; /* twice their number; odd: one is under way */
+    uint64_t first, step;         /* of `even`; as it was loaded */
     /* under META; apart from `referenced`, so that no compiler loads both as one word */
     struct list dirty_link;
     enum mc_class dirty;
@@ -89,8 +91,14 @@ struct mc_page {
     uint32_t bytes;   /* of the words, when they are ours */
 };
 
+/* Tables of data that was written in order rise by one step from word to word.  A page that was
+ * loaded so needs no look at its words, which are in no processor's cache when requests go all
+ * over a disk.  The first store ends that, before the word changes: who sees a later word finds
+ * the page uneven. */
 static inline uint64_t mc_load(const struct mc_page *page, uint32_t word)
 {
+    if (atomic_load_explicit(&page->even, memory_order_acquire))
+        return page->first + word * page->step;
     return atomic_load_explicit(&page->words[word], memory_order_acquire);
 }
 
@@ -101,8 +109,9 @@ struct mc_pair {
 
 /* An old pair or a new one, never a mixture.  While a pair of the page is being stored,
  * which is done without waiting for anything, this tries again.  For who sees the first or
- * the second word of a store also sees that one was under way: the words are stored after
- * the count became odd, and read before it is looked at again. */
+ * the second word of a store also sees that one was under way: the words are stored, and an
+ * even page becomes uneven, after the count became odd, and they are read before it is looked
+ * at again. */
 static inline struct mc_pair mc_load_pair(const struct mc_page *page, uint32_t word)
 {
     for (;;) {

@@ -309,6 +309,180 @@ Test(mcache_map, a_resident_map_is_written_where_it_lies)
     bench_fini(&b);
 }
 
+/* ---- pages whose words rise evenly ---- */
+
+#define PAGE_WORDS (PAGE_BYTES / 8)
+
+/* Puts first, first + step, ... on the disk, as a page of the map. */
+static void put_even_words(struct bench *b, unsigned map, uint64_t index, uint64_t first,
+                           uint64_t step)
+{
+    uint8_t raw[PAGE_BYTES];
+
+    for (uint32_t i = 0; i < PAGE_WORDS; i++) {
+        if (map == MAP_A)
+            store_be64(raw + i * 8, first + i * step);
+        else
+            store_le64(raw + i * 8, first + i * step);
+    }
+    cr_assert_eq(
+        storage_write(b->st, raw, MAP_PLACE(map) + index * PAGE_BYTES, PAGE_BYTES, 0), 0);
+}
+
+static bool is_even(struct bench *b, unsigned map, uint64_t index)
+{
+    gate_ticket ticket = gate_enter(&b->gate);
+    struct mc_page *page = NULL;
+
+    cr_assert_eq(mcmap_get(b->map[map], index, &page), 0);
+    bool even = atomic_load(&page->even);
+    gate_leave(&b->gate, ticket);
+    return even;
+}
+
+/* With steps up and down, and past the largest word. */
+Test(mcache_map, even_words_are_those_of_the_disk)
+{
+    const uint64_t steps[] = {0x10000, 1, UINT64_C(0) - 0x10000, UINT64_C(1) << 62};
+    struct bench b;
+
+    bench_init(&b, BIG_POOL);
+    for (unsigned map = 0; map < MAPS; map++) {
+        for (unsigned n = 0; n < ARRAY_LEN(steps); n++) {
+            put_even_words(&b, map, n, 0x8000000000050000u, steps[n]);
+            cr_expect(is_even(&b, map, n));
+            for (uint32_t i = 0; i < PAGE_WORDS; i++)
+                cr_assert_eq(load_word(&b, map, n, i), 0x8000000000050000u + i * steps[n]);
+        }
+    }
+    bench_fini(&b);
+}
+
+/* Wherever it is. */
+Test(mcache_map, one_word_that_is_another_makes_a_page_uneven)
+{
+    struct bench b;
+
+    bench_init(&b, BIG_POOL);
+    for (uint32_t other = 0; other < PAGE_WORDS; other++) {
+        uint8_t raw[8];
+        store_be64(raw, 77);
+        put_even_words(&b, MAP_A, other, 0x50000, 0x10000);
+        cr_assert_eq(storage_write(b.st, raw,
+                                   MAP_PLACE(MAP_A) + other * PAGE_BYTES + other * 8, 8, 0),
+                     0);
+        cr_expect_not(is_even(&b, MAP_A, other));
+        for (uint32_t i = 0; i < PAGE_WORDS; i++)
+            cr_assert_eq(load_word(&b, MAP_A, other, i),
+                         i == other ? 77 : 0x50000 + UINT64_C(0x10000) * i);
+    }
+    bench_fini(&b);
+}
+
+/* Invariant (3): also where what was stored is what the page began with. */
+Test(mcache_map, what_is_stored_to_an_even_page_is_read)
+{
+    struct bench b;
+
+    bench_init(&b, BIG_POOL);
+    for (uint32_t word = 0; word < PAGE_WORDS; word++) {
+        put_even_words(&b, MAP_B, word, 0x50000, 0x10000);
+        cr_assert(is_even(&b, MAP_B, word));
+        store_word(&b, MAP_B, word, word, 42, MC_LINK);
+        for (uint32_t i = 0; i < PAGE_WORDS; i++)
+            cr_assert_eq(load_word(&b, MAP_B, word, i),
+                         i == word ? 42 : 0x50000 + UINT64_C(0x10000) * i);
+    }
+    cr_assert_eq(mcache_commit(b.mc, MC_COMMIT), 0);
+    for (uint32_t word = 0; word < PAGE_WORDS; word++)
+        for (uint32_t i = 0; i < PAGE_WORDS; i++)
+            cr_assert_eq(disk_word(&b, MAP_B, word, i),
+                         i == word ? 42 : 0x50000 + UINT64_C(0x10000) * i);
+    bench_fini(&b);
+}
+
+struct even_race {
+    struct bench bench;
+    struct mc_page *page;
+    pthread_barrier_t start;
+    _Atomic uint32_t stored; /* words of the page; pairs count twice */
+    bool pairs;
+};
+
+static void *store_to_even_pages(void *opaque)
+{
+    struct even_race *race = opaque;
+
+    for (uint64_t n = 0; n < PAGES - 1; n++) {
+        pthread_barrier_wait(&race->start);
+        for (uint32_t i = 0; i < PAGE_WORDS; i += race->pairs ? 2 : 1) {
+            LOCK_GUARD(mcache_meta(race->bench.mc));
+            if (race->pairs)
+                mcmap_store_pair(race->page, i, (struct mc_pair){i + 7, i + 9}, MC_LINK);
+            else
+                mcmap_store(race->page, i, 7, MC_LINK);
+            atomic_store(&race->stored, i + 1);
+        }
+        pthread_barrier_wait(&race->start);
+    }
+    return NULL;
+}
+
+/* What was said to be stored is seen, and a pair is one or the other. */
+static void look_at_even_page(struct even_race *race)
+{
+    for (uint32_t stored = 0; stored < PAGE_WORDS - 1;) {
+        stored = atomic_load(&race->stored);
+        for (uint32_t i = 0; i < PAGE_WORDS; i += 2) {
+            struct mc_pair pair = race->pairs ? mc_load_pair(race->page, i)
+                                              : (struct mc_pair){mc_load(race->page, i), 0};
+            if (!race->pairs) {
+                cr_assert(pair.first == 7 || (i >= stored && pair.first == 100 + i));
+                continue;
+            }
+            bool renewed = pair.first == i + 7;
+            cr_assert(renewed || (i >= stored && pair.first == 100 + i));
+            cr_assert_eq(pair.second, renewed ? i + 9 : 101 + i, "half of a pair");
+        }
+    }
+}
+
+static void race_on_even_pages(bool pairs)
+{
+    struct even_race race = {.pairs = pairs};
+    struct bench *b = &race.bench;
+    pthread_t writer;
+
+    bench_init(b, BIG_POOL);
+    pthread_barrier_init(&race.start, NULL, 2);
+    gate_ticket ticket = gate_enter(&b->gate);
+    cr_assert_eq(pthread_create(&writer, NULL, store_to_even_pages, &race), 0);
+    for (uint64_t n = 0; n < PAGES - 1; n++) {
+        put_even_words(b, MAP_A, n, 100, 1);
+        cr_assert_eq(mcmap_get_for_store(b->map[MAP_A], n, &race.page), 0);
+        cr_assert(atomic_load(&race.page->even));
+        atomic_store(&race.stored, 0);
+        pthread_barrier_wait(&race.start);
+        look_at_even_page(&race);
+        pthread_barrier_wait(&race.start);
+        cr_assert_not(atomic_load(&race.page->even));
+    }
+    pthread_join(writer, NULL);
+    pthread_barrier_destroy(&race.start);
+    gate_leave(&b->gate, ticket);
+    bench_fini(b);
+}
+
+Test(mcache_map, who_reads_an_even_page_sees_what_was_stored)
+{
+    race_on_even_pages(false);
+}
+
+Test(mcache_map, a_pair_of_an_even_page_is_never_seen_half)
+{
+    race_on_even_pages(true);
+}
+
 /* ---- pairs ---- */
 
 struct pair_race {
