@@ -162,13 +162,16 @@ bool storage_is_rbd(const struct storage *st)
 
 /* ---- closing ---- */
 
+/* What may be lost the next flush tells of, if one comes. */
 static void close_link(struct rbd_storage *rbd)
 {
     unsigned lost = rbd_link_close(TAKE(&rbd->link));
 
-    if (lost > 0)
-        log_error("%s: %u writes that were answered, and not flushed, may be lost",
-                  rbd->st.name, lost);
+    if (lost == 0)
+        return;
+    log_error("%s: %u writes that were answered, and not flushed, may be lost",
+              rbd->st.name, lost);
+    atomic_store(&rbd->st.unreported_failure, true);
 }
 
 void rbd_close_storage(struct storage *st)

@@ -213,7 +213,7 @@ int rbd_wait_for_change(struct rbd_link *link, uint64_t deadline)
 static int wait_for_others(struct rbd_link *link, const struct rbd_request *req,
                            uint64_t deadline)
 {
-    const uint64_t before = link->early.next, failures = link->early.failures;
+    const uint64_t before = link->early.next;
 
     for (;;) {
         pthread_cond_t *obstacle;
@@ -225,9 +225,9 @@ static int wait_for_others(struct rbd_link *link, const struct rbd_request *req,
         struct rbd_call *failed = rbd_early_failed(link, req, before);
         if (!failed)
             return 0;
-        if (failed->failed_at > failures) /* since we came */
-            return req->op == RBD_OP_READ ? 0 : failed->failed;
-        rbd_early_try_again(failed);
+        if (failed->failed_at > req->since.failures)
+            return failed->failed;
+        rbd_early_try_again(failed, req->since);
     }
 }
 

@@ -367,9 +367,7 @@ static int open_without_lock(struct rbd_link *link, const struct rbd_name *name)
 /* On a thread of librbd's: something of the image has changed, maybe its size. */
 static void on_update(void *opaque)
 {
-    struct rbd_link *link = opaque;
-
-    atomic_store(&link->size_unknown, true);
+    rbd_doubt_size(opaque);
 }
 
 static int describe_image(struct rbd_link *link, const struct rbd_name *name,

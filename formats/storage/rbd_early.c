@@ -10,9 +10,9 @@
  *   E2  No two in the list overlap: one that comes later waits for the earlier.  So do reads,
  *       zeroes and discards.
  *   E3  A flush waits for all that were answered before it.
- *   E4  Each that failed is tried again by the next request that it stands in the way of: any
- *       change or flush, or a read of its bytes.  When it fails again, so does the change or the
- *       flush, for the same reason.  The read has the bytes from here.
+ *   E4  Each that failed is tried again by the next write, zero or flush, and by a discard of its
+ *       bytes.  When it fails again, so does that, for the same reason.  Other discards are made:
+ *       of a full cluster they make room.  A read tries nothing, and has the bytes from here.
  *   E5  Of a cluster that doesn't answer, or whose answers are errors, no write is answered early:
  *       who writes is told.
  *
@@ -52,9 +52,18 @@ static bool overlaps(const struct rbd_call *call, const struct rbd_request *req)
 static bool stands_in_the_way(const struct rbd_call *call, const struct rbd_request *req,
                               uint64_t before)
 {
-    if (req->op == RBD_OP_FLUSH)
+    const bool failed = call->failed_at > 0;
+
+    switch (req->op) {
+    case RBD_OP_FLUSH:
         return call->number < before;
-    return overlaps(call, req) || (call->failed_at > 0 && rbd_changes_image(req->op));
+    case RBD_OP_READ:
+        return !failed && overlaps(call, req);
+    case RBD_OP_DISCARD:
+        return overlaps(call, req);
+    default:
+        return failed || overlaps(call, req);
+    }
 }
 
 pthread_cond_t *rbd_early_obstacle(struct rbd_link *link, const struct rbd_request *req,
@@ -93,14 +102,15 @@ static void set_failed(struct rbd_call *call, int err)
     pthread_cond_broadcast(&early->room);
     if (call->failed_at == 0)
         atomic_fetch_add(&early->failed, 1);
-    call->failed_at = ++early->failures;
+    call->failed_at = atomic_fetch_add(&early->failures, 1) + 1;
 }
 
-void rbd_early_try_again(struct rbd_call *call)
+void rbd_early_try_again(struct rbd_call *call, struct rbd_since since)
 {
     struct rbd_link *link = call->on;
 
     call->failed = 0;
+    call->req.since = since;
     link->changing++;
     rbd_link_count_in(link);
     lock_release(&link->lock);
@@ -139,12 +149,13 @@ void rbd_early_remove(struct rbd_call *call)
 }
 
 /* Of a write that goes past the end librbd leaves out what lies there, and says nothing.  When
- * somebody may have made the image smaller it has to be made once more. */
+ * somebody may have made the image smaller meanwhile it has to be made once more, whatever is known
+ * of the size by now: it may be larger again. */
 bool rbd_early_end(struct rbd_call *call, ssize_t result)
 {
     struct rbd_link *link = call->on;
 
-    if (result >= 0 && atomic_load(&link->size_unknown))
+    if (result >= 0 && atomic_load(&link->doubts) != call->req.since.doubts)
         result = -EINVAL;
     if (result < 0) {
         set_failed(call, (int)result);
@@ -217,6 +228,18 @@ uint64_t rbd_early_failed_end(struct rbd_link *link)
             end = MAX(end, call->req.off + call->req.len);
     }
     return end;
+}
+
+bool rbd_early_reaches_past(struct rbd_link *link, uint64_t end)
+{
+    LOCK_GUARD(&link->lock);
+
+    LIST_FOR_EACH (pos, &link->early.writes) {
+        const struct rbd_call *call = CONTAINER_OF(pos, struct rbd_call, link);
+        if (call->req.off + call->req.len > end)
+            return true;
+    }
+    return false;
 }
 
 void rbd_early_drop(struct rbd_link *link)

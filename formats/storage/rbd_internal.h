@@ -57,7 +57,7 @@ struct rbd_early {
      * falls.  Both are read without the lock, too */
     _Atomic unsigned failed;
     _Atomic uint64_t mended;
-    uint64_t failures; /* how often one failed */
+    _Atomic uint64_t failures; /* how often one failed; changed under the lock */
 };
 
 struct rbd_link {
@@ -72,6 +72,7 @@ struct rbd_link {
     _Atomic bool locked;  /* by a call; else librbd may have the lock for itself */
     _Atomic bool
         size_unknown; /* a change of it was left behind, or somebody may have made one */
+    _Atomic uint64_t doubts;   /* how often it has become unknown */
     _Atomic bool told_blocked; /* it is in the log that the cluster refuses us */
     struct list known;         /* among the links of this process */
     struct lock lock;
@@ -177,6 +178,13 @@ bool rbd_link_is_stuck(struct rbd_link *link);
 
 enum rbd_op { RBD_OP_READ, RBD_OP_WRITE, RBD_OP_ZERO, RBD_OP_DISCARD, RBD_OP_FLUSH };
 
+/* When it was seen to that all has its place in the image: a change's own range, and what had
+ * failed before.  What failed since may have none, and what was under way when the size became
+ * unknown may have been cut. */
+struct rbd_since {
+    uint64_t failures, doubts;
+};
+
 struct rbd_request {
     enum rbd_op op;
     void *buf; /* RBD_OP_READ: filled */
@@ -186,6 +194,7 @@ struct rbd_request {
     int zero_flags;    /* librbd's */
     bool early;        /* RBD_OP_WRITE: isn't waited for (rbd_early.c) */
     unsigned timeout_ms;
+    struct rbd_since since; /* of a change or a flush */
 };
 
 /* One that librbd has, or an early write that failed. */
@@ -243,8 +252,8 @@ pthread_cond_t *rbd_early_obstacle(struct rbd_link *link, const struct rbd_reque
 /* One that failed and stands in the call's way; NULL: none does. */
 struct rbd_call *rbd_early_failed(const struct rbd_link *link,
                                   const struct rbd_request *req, uint64_t before);
-/* It is tried once more; the lock is let go meanwhile. */
-void rbd_early_try_again(struct rbd_call *call);
+/* It is tried once more; the lock is let go meanwhile.  since: when its place was seen to. */
+void rbd_early_try_again(struct rbd_call *call, struct rbd_since since);
 void rbd_early_add(struct rbd_call *call);
 void rbd_early_remove(struct rbd_call *call);
 /* It has a result.  True: it did well, and is the caller's to free. */
@@ -260,6 +269,8 @@ bool rbd_early_is_wise(struct rbd_link *link, uint64_t len);
 bool rbd_early_any(struct rbd_link *link);
 /* No write that failed goes beyond. */
 uint64_t rbd_early_failed_end(struct rbd_link *link);
+/* Does any of the list go beyond? */
+bool rbd_early_reaches_past(struct rbd_link *link, uint64_t end);
 /* Frees those of a link that nobody uses any more. */
 void rbd_early_drop(struct rbd_link *link);
 
@@ -271,6 +282,8 @@ int rbd_grow_to(struct rbd_storage *rbd, uint64_t bytes) MUST_USE;
 int rbd_learn_size(struct rbd_storage *rbd) MUST_USE;
 /* Since it was asked nobody has told of a change. */
 bool rbd_size_is_known(const struct rbd_storage *rbd);
+/* From any thread, and never waits: it may have changed. */
+void rbd_doubt_size(struct rbd_link *link);
 int rbd_truncate_storage(struct storage *st, uint64_t bytes) MUST_USE;
 
 /* ---- rbd_lock.c, rbd_status.c: as the storage operations ---- */
@@ -284,6 +297,9 @@ int rbd_find_extent(struct rbd_storage *rbd, uint64_t off, uint64_t len, bool *d
 
 /* Until the cluster has all that was answered.  0 or -errno: it isn't known to have it. */
 int rbd_settle(struct rbd_storage *rbd) MUST_USE;
+/* The same when some of it lies past the end of an image that somebody has made smaller, and what
+ * is asked for goes there, too: so that it is found. */
+int rbd_settle_past_end(struct rbd_storage *rbd, uint64_t end) MUST_USE;
 
 extern const struct storage_ops rbd_ops;
 

@@ -59,7 +59,9 @@ static int io_pread(struct storage *st, void *buf, uint64_t off, uint64_t len)
     int err;
 
     do {
-        err = read_up_to(rbd, buf, off, len, atomic_load(&rbd->size));
+        err = rbd_settle_past_end(rbd, off + len);
+        if (!err)
+            err = read_up_to(rbd, buf, off, len, atomic_load(&rbd->size));
     } while (is_worth_another(rbd, err, &tries));
     return err;
 }
@@ -74,24 +76,37 @@ static int io_size(struct storage *st, uint64_t *bytes)
 
 /* ---- changing ---- */
 
-/* What failed and is to be tried again has its place: somebody may have made the image smaller. */
-static int make_place(struct rbd_storage *rbd, uint64_t end)
+/* All of the request has its place, and what failed and is to be tried again: somebody may have
+ * made the image smaller.  Once more when the size has changed meanwhile, as it does by our own
+ * growth. */
+static int make_place(struct rbd_storage *rbd, struct rbd_request *req, uint64_t end)
 {
-    uint64_t failed_end = rbd->link ? rbd_early_failed_end(rbd->link) : 0;
+    struct rbd_link *link = rbd->link;
+    unsigned tries = 0;
+    int err;
 
-    return rbd_grow_to(rbd, MAX(end, failed_end));
+    if (!link)
+        return -ENOTCONN;
+    do {
+        req->since = (struct rbd_since){.failures = atomic_load(&link->early.failures),
+                                        .doubts = atomic_load(&link->doubts)};
+        err = rbd_grow_to(rbd, MAX(end, rbd_early_failed_end(link)));
+    } while (!err && atomic_load(&link->doubts) != req->since.doubts &&
+             ++tries < MOST_TRIES);
+    return err;
 }
 
 static int io_flush(struct storage *st)
 {
     struct rbd_storage *rbd = rbd_of(st);
+    struct rbd_request req = {.op = RBD_OP_FLUSH};
     unsigned tries = 0;
     int err;
 
     do {
-        err = make_place(rbd, 0);
+        err = make_place(rbd, &req, 0);
         if (!err)
-            err = make_call(rbd, (struct rbd_request){.op = RBD_OP_FLUSH});
+            err = make_call(rbd, req);
     } while (is_worth_another(rbd, err, &tries));
     return err;
 }
@@ -101,18 +116,18 @@ int rbd_settle(struct rbd_storage *rbd)
     return rbd->link && rbd_early_any(rbd->link) ? io_flush(&rbd->st) : 0;
 }
 
-/* Of a change that goes past the end librbd leaves out what lies there, and says nothing: so when
- * the image was changed meanwhile, maybe made smaller, the size is looked at afterwards, too.  When
- * that can't be, nobody knows what was made of the change. */
-static int look_for_cut(struct rbd_storage *rbd, const struct rbd_request *req, bool *cut)
+int rbd_settle_past_end(struct rbd_storage *rbd, uint64_t end)
 {
-    int err = rbd_size_is_known(rbd) ? 0 : rbd_learn_size(rbd);
+    uint64_t size = atomic_load(&rbd->size);
 
-    *cut = !err && req->off + req->len > atomic_load(&rbd->size);
-    return err;
+    return end > size && rbd->link && rbd_early_reaches_past(rbd->link, size)
+               ? io_flush(&rbd->st)
+               : 0;
 }
 
-/* A change of all of its range. */
+/* A change of all of its range.  When it goes past the end librbd leaves out what lies there, and
+ * says nothing: so when the size may have changed meanwhile it is made once more, as rbd_early_end
+ * has it. */
 static int make_change(struct rbd_storage *rbd, struct rbd_request req)
 {
     unsigned tries = 0;
@@ -120,12 +135,10 @@ static int make_change(struct rbd_storage *rbd, struct rbd_request req)
     int err;
 
     do {
-        cut = false;
-        err = make_place(rbd, req.off + req.len);
+        err = make_place(rbd, &req, req.off + req.len);
         if (!err)
             err = make_call(rbd, req);
-        if (!err && !req.early)
-            err = look_for_cut(rbd, &req, &cut);
+        cut = !err && !req.early && atomic_load(&rbd->link->doubts) != req.since.doubts;
         if (!err && !cut)
             return 0;
     } while (cut ? ++tries < MOST_TRIES : is_worth_another(rbd, err, &tries));
@@ -177,17 +190,17 @@ static int io_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flag
 static int io_discard(struct storage *st, uint64_t off, uint64_t len)
 {
     struct rbd_storage *rbd = rbd_of(st);
+    struct rbd_request req = {.op = RBD_OP_DISCARD, .off = off};
     unsigned tries = 0;
     int err;
 
     do {
-        err = make_place(rbd, 0); /* the size has to be known */
+        err = make_place(rbd, &req, 0); /* the size has to be known */
         uint64_t size = atomic_load(&rbd->size);
         if (err || off >= size)
             return err;
-        err = make_call(rbd, (struct rbd_request){.op = RBD_OP_DISCARD,
-                                                  .off = off,
-                                                  .len = MIN(len, size - off)});
+        req.len = MIN(len, size - off);
+        err = make_call(rbd, req);
     } while (is_worth_another(rbd, err, &tries));
     return err;
 }

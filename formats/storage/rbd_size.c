@@ -66,7 +66,7 @@ static int ask_size(struct rbd_storage *rbd, uint64_t deadline)
     atomic_store(&rbd->link->size_unknown, false); /* first: it can change meanwhile */
     int err = run_task(rbd->link, (struct rbd_task){.run = run_ask}, deadline, &bytes);
     if (err) {
-        atomic_store(&rbd->link->size_unknown, true);
+        rbd_doubt_size(rbd->link);
         return err;
     }
     if (bytes < before)
@@ -85,7 +85,7 @@ static int change_size(struct rbd_storage *rbd, uint64_t bytes, uint64_t deadlin
     if (!err)
         atomic_store(&rbd->size, bytes);
     else if (err == -ETIMEDOUT || err == -ECANCELED)
-        atomic_store(&rbd->link->size_unknown, true);
+        rbd_doubt_size(rbd->link);
     return err;
 }
 
@@ -119,6 +119,13 @@ static int set_size(struct rbd_storage *rbd, uint64_t bytes, bool only_larger)
     err = set_size_alone(rbd, bytes, only_larger, deadline);
     rbd_end_resize(rbd->link);
     return err;
+}
+
+/* In this order: who has seen the number sees to it that the size is known then. */
+void rbd_doubt_size(struct rbd_link *link)
+{
+    atomic_store(&link->size_unknown, true);
+    atomic_fetch_add(&link->doubts, 1);
 }
 
 bool rbd_size_is_known(const struct rbd_storage *rbd)

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/checked.h"
 #include "base/clock.h"
 #include "storage/rbd_internal.h"
 
@@ -29,7 +30,6 @@ struct fake_pending {
     char *buf;   /* a read's */
     char *bytes; /* a write's; a copy, as librbd has one */
     ssize_t result;
-    bool submitted;
 };
 static struct fake_pending fake_pending[FAKE_MANY];
 static _Atomic unsigned fake_created, n_submitted;
@@ -37,16 +37,29 @@ static struct fake_pending *fake_submitted[FAKE_MANY];
 static pthread_mutex_t fake_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct rbd_link *conn;
 
+/* A resize that takes until it is let go, and what is said of the size. */
+static _Atomic bool hold_resize, hold_size, fail_size;
+static _Atomic unsigned n_resizes, n_asked;
+static _Atomic uint64_t real_size;
+
+/* As librbd does: what lies past the end is left out. */
+static size_t inside(const struct fake_pending *p)
+{
+    uint64_t size = atomic_load(&real_size);
+
+    return p->off < size ? MIN(p->len, size - p->off) : 0;
+}
+
 /* As librbd does: the image changes when it answers. */
 static void fake_answer_one(struct fake_pending *p, ssize_t result)
 {
     if (p->op == RBD_OP_READ && result > 0)
         memcpy(p->buf, fake_image + p->off, (size_t)result);
     if (p->op == RBD_OP_WRITE && result >= 0)
-        memcpy(fake_image + p->off, p->bytes, p->len);
+        memcpy(fake_image + p->off, p->bytes, inside(p));
     free(p->bytes);
-    if (p->op == RBD_OP_ZERO && result >= 0)
-        memset(fake_image + p->off, 0, p->len);
+    if ((p->op == RBD_OP_ZERO || p->op == RBD_OP_DISCARD) && result >= 0)
+        memset(fake_image + p->off, 0, inside(p));
     p->result = result;
     p->callback(p, p->opaque);
 }
@@ -118,6 +131,13 @@ static int fake_write_zeroes(rbd_image_t image, uint64_t off, size_t len,
     return fake_submit(c, (struct fake_pending){.op = RBD_OP_ZERO, .off = off, .len = len});
 }
 
+static int fake_discard(rbd_image_t image, uint64_t off, uint64_t len, rbd_completion_t c)
+{
+    (void)image;
+    return fake_submit(c,
+                       (struct fake_pending){.op = RBD_OP_DISCARD, .off = off, .len = len});
+}
+
 static int fake_flush(rbd_image_t image, rbd_completion_t c)
 {
     (void)image;
@@ -134,17 +154,14 @@ static void fake_release(rbd_completion_t c)
     (void)c;
 }
 
-/* A resize that takes until it is let go, and what is said of the size. */
-static _Atomic bool hold_resize, hold_size, fail_size;
-static _Atomic unsigned n_resizes, n_asked;
-static _Atomic uint64_t real_size;
-
 static int fake_resize(rbd_image_t image, uint64_t bytes)
 {
     (void)image;
     atomic_fetch_add(&n_resizes, 1);
     while (atomic_load(&hold_resize))
         clock_nap_ns(1000000);
+    if (bytes < atomic_load(&real_size) && bytes < FAKE_BYTES)
+        memset(fake_image + bytes, 0, FAKE_BYTES - bytes);
     atomic_store(&real_size, bytes);
     return 0;
 }
@@ -167,6 +184,7 @@ static void fake_set_up(void)
     librbd.aio_read = fake_read;
     librbd.aio_write = fake_write;
     librbd.aio_write_zeroes = fake_write_zeroes;
+    librbd.aio_discard = fake_discard;
     librbd.aio_flush = fake_flush;
     librbd.aio_get_return_value = fake_result;
     librbd.aio_release = fake_release;

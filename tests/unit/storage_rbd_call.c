@@ -181,7 +181,7 @@ Test(rbd_call, a_write_that_may_have_been_cut_is_no_success)
     atomic_store(&real_size, 100);
     cr_assert_eq(pthread_create(&w.thread, NULL, write_main, &w), 0);
     await_submitted(1);
-    atomic_store(&conn->size_unknown, true);
+    rbd_doubt_size(conn);
     atomic_store(&fail_size, true);
     answer(0, 0);
     pthread_join(w.thread, NULL);
@@ -192,7 +192,7 @@ Test(rbd_call, a_write_that_may_have_been_cut_is_no_success)
     cr_assert_eq(pthread_create(&w.thread, NULL, write_main, &w), 0);
     await_submitted(2);
     atomic_store(&real_size, 50);
-    atomic_store(&conn->size_unknown, true);
+    rbd_doubt_size(conn);
     answer(1, 0);
     await_submitted(3);
     cr_expect_eq(atomic_load(&real_size), 100);

@@ -35,7 +35,7 @@ static int write_sectors(struct rbd_storage *rbd, char byte, unsigned first, uns
 struct client {
     pthread_t thread;
     struct rbd_storage *rbd;
-    char what; /* 'r'ead, 'f'lush, or the byte to write */
+    char what; /* 'r'ead, 'f'lush, 'd'iscard, or the byte to write */
     unsigned sector;
     unsigned flags;
     char buf[SECTOR];
@@ -51,6 +51,8 @@ static void *client_main(void *opaque)
 
     if (c->what == 'f') {
         c->err = storage_flush(st);
+    } else if (c->what == 'd') {
+        c->err = storage_discard(st, off, SECTOR);
     } else if (c->what == 'r') {
         c->err = storage_read(st, c->buf, off, SECTOR);
     } else {
@@ -182,28 +184,26 @@ Test(rbd_early, what_failed_stays_and_is_tried_again)
 
     begin(&read, rbd, 'r', 0); /* has the bytes all the same */
     await_submitted(2);
-    answer(1, -ENOSPC);
-    await_submitted(3);
-    answer(2, SECTOR);
+    answer(1, SECTOR);
     cr_expect_eq(end(&read), 0);
     cr_expect_eq(read.buf[0], 'a');
 
     begin(&flush, rbd, 'f', 0); /* fails for the same reason */
-    await_submitted(4);
-    answer(3, -ENOSPC);
+    await_submitted(3);
+    answer(2, -ENOSPC);
     cr_expect_eq(end(&flush), -ENOSPC);
 
-    begin(&write, rbd, 'b', 9); /* and so does a change of other bytes */
-    await_submitted(5);
-    answer(4, -ENOSPC);
+    begin(&write, rbd, 'b', 9); /* and so does a write of other bytes */
+    await_submitted(4);
+    answer(3, -ENOSPC);
     cr_expect_eq(end(&write), -ENOSPC);
-    cr_expect_eq(atomic_load(&n_submitted), 5, "it was made");
+    cr_expect_eq(atomic_load(&n_submitted), 4, "it was made");
 
     begin(&flush, rbd, 'f', 0); /* until there is space */
+    await_submitted(5);
+    answer(4, 0);
     await_submitted(6);
     answer(5, 0);
-    await_submitted(7);
-    answer(6, 0);
     cr_expect_eq(end(&flush), 0);
     cr_expect_eq(fake_image[0], 'a');
     cr_expect(!rbd_early_any(conn));
@@ -239,20 +239,18 @@ Test(rbd_early, a_read_beside_the_success_of_another_try)
     cr_expect_eq(write_sectors(rbd, 'a', 0, 1), 0);
     answer(0, -ENOSPC);
     begin(&read, rbd, 'r', 0);
-    await_submitted(2);
-    answer(1, -ENOSPC);
-    await_submitted(3); /* the read is with librbd, which has looked ... */
-    memset(fake_submitted[2]->buf, 'r', SECTOR);
+    await_submitted(2); /* the read is with librbd, which has looked ... */
+    memset(fake_submitted[1]->buf, 'r', SECTOR);
     begin(&flush, rbd, 'f', 0);
+    await_submitted(3);
+    answer(2, 0);
     await_submitted(4);
     answer(3, 0);
-    await_submitted(5);
-    answer(4, 0);
     cr_expect_eq(end(&flush), 0);
-    fake_submitted[2]->result = SECTOR; /* ... and says so now */
-    fake_submitted[2]->callback(fake_submitted[2], fake_submitted[2]->opaque);
-    await_submitted(6); /* it is asked again */
-    answer(5, SECTOR);
+    fake_submitted[1]->result = SECTOR; /* ... and says so now */
+    fake_submitted[1]->callback(fake_submitted[1], fake_submitted[1]->opaque);
+    await_submitted(5); /* it is asked again */
+    answer(4, SECTOR);
     cr_expect_eq(end(&read), 0);
     cr_expect_eq(read.buf[0], 'a');
 }
@@ -265,7 +263,7 @@ Test(rbd_early, one_that_may_have_been_cut_is_made_again)
 
     cr_expect_eq(write_sectors(rbd, 'a', 9, 1), 0);
     atomic_store(&real_size, SECTOR);
-    atomic_store(&conn->size_unknown, true);
+    rbd_doubt_size(conn);
     answer(0, 0);
     memset(fake_image, 0, sizeof fake_image);
     begin(&flush, rbd, 'f', 0);
@@ -276,6 +274,87 @@ Test(rbd_early, one_that_may_have_been_cut_is_made_again)
     answer(2, 0);
     cr_expect_eq(end(&flush), 0);
     cr_expect_eq(fake_image[9 * SECTOR], 'a');
+}
+
+/* Somebody has made the image smaller, in the middle of what is written. */
+static void cut_in_the_middle_of(unsigned sector)
+{
+    atomic_store(&real_size, sector * SECTOR + SECTOR / 2);
+    memset(fake_image + real_size, 0, FAKE_BYTES - real_size);
+    rbd_doubt_size(conn);
+}
+
+static void flush_again(struct rbd_storage *rbd, unsigned first)
+{
+    struct client flush;
+
+    begin(&flush, rbd, 'f', 0);
+    await_submitted(first + 1);
+    answer(first, 0);
+    await_submitted(first + 2);
+    answer(first + 1, 0);
+    cr_expect_eq(end(&flush), 0);
+    cr_expect(!rbd_early_any(conn));
+}
+
+/* Who learns the smaller size meanwhile doesn't make it good. */
+Test(rbd_early, one_that_was_cut_while_others_ask_for_the_size)
+{
+    struct rbd_storage *rbd = open_early();
+
+    cr_expect_eq(write_sectors(rbd, 'a', 9, 1), 0);
+    cut_in_the_middle_of(9);
+    cr_expect_eq(rbd_learn_size(rbd), 0);
+    answer(0, 0);
+    cr_expect(rbd_early_any(conn), "it is taken for written");
+    flush_again(rbd, 1);
+    cr_expect_eq(fake_image[10 * SECTOR - 1], 'a');
+}
+
+/* Nor does a read of what is left of it. */
+Test(rbd_early, one_that_was_cut_is_read)
+{
+    struct rbd_storage *rbd = open_early();
+    struct client read;
+
+    cr_expect_eq(write_sectors(rbd, 'a', 9, 1), 0);
+    cut_in_the_middle_of(9);
+    answer(0, 0);
+    cr_expect_eq(rbd_learn_size(rbd), 0);
+    begin(&read, rbd, 'r', 9); /* past the end: it gets its place again */
+    await_submitted(2);
+    cr_expect_eq(fake_submitted[1]->op, RBD_OP_WRITE);
+    cr_expect_eq(atomic_load(&real_size), 10 * SECTOR);
+    answer(1, 0);
+    await_submitted(3);
+    answer(2, 0);
+    await_submitted(4);
+    answer(3, SECTOR);
+    cr_expect_eq(end(&read), 0);
+    cr_expect_eq(memcmp(read.buf, (char[SECTOR]){[0 ... SECTOR - 1] = 'a'}, SECTOR), 0);
+}
+
+/* Of a full cluster they make room. */
+Test(rbd_early, other_discards_are_made_beside_what_failed)
+{
+    struct rbd_storage *rbd = open_early();
+    struct client discard;
+
+    cr_expect_eq(write_sectors(rbd, 'a', 0, 1), 0);
+    answer(0, -ENOSPC);
+    begin(&discard, rbd, 'd', 5);
+    await_submitted(2);
+    cr_expect_eq(fake_submitted[1]->op, RBD_OP_DISCARD);
+    answer(1, 0);
+    cr_expect_eq(end(&discard), 0);
+    begin(&discard, rbd, 'd', 0);
+    await_submitted(3);
+    cr_expect_eq(fake_submitted[2]->op, RBD_OP_WRITE, "it would be undone");
+    answer(2, 0);
+    await_submitted(4);
+    answer(3, 0);
+    cr_expect_eq(end(&discard), 0);
+    cr_expect_eq(fake_image[0], 0);
 }
 
 Test(rbd_early, a_smaller_image_stays_smaller)
