@@ -105,21 +105,12 @@ void dirty_mark_give_up(struct dirty_mark *mark)
     mark->given_up = true;
 }
 
-/* The sync of a session without flushes: data first, as in each barrier. */
-static int sync_if_void(struct node *node)
-{
-    if (node->options.no_final_sync)
-        return 0;
-    int err = node->data_file ? storage_sync_if_void(node->data_file) : 0;
-    return err ? err : storage_sync_if_void(node->file);
-}
-
 /* State CLEARING, so no allocation runs or starts. */
 static int commit_all(struct node *node)
 {
     int err = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
 
-    return err ? err : sync_if_void(node);
+    return err ? err : block_end_void(node);
 }
 
 /* State CLEARING, after commit_all. */
@@ -132,6 +123,8 @@ static int clear_bit(struct dirty_mark *mark)
         return err;
     err =
         node->options.no_final_sync ? storage_flush(node->file) : storage_sync(node->file);
+    if (!err)
+        err = storage_settle(node->file);
     if (err)
         mcache_poison(node->mc);
     return err;
@@ -177,11 +170,10 @@ int dirty_mark_finish(struct dirty_mark *mark)
     struct node *node = mark->node;
 
     int err = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
-    if (err || node->options.keep_marks)
+    if (err)
         return err;
-    if (mark->enabled)
-        return dirty_mark_clear(mark, true);
-    return sync_if_void(node);
+    return mark->enabled && !node->options.keep_marks ? dirty_mark_clear(mark, true)
+                                                      : block_end_void(node);
 }
 
 /* One-shot, `delay` after the last allocation; one since it was armed moves it. */

@@ -17,14 +17,21 @@ int engine_finish_write(struct node *node, struct engine_change *change, int err
     return 0;
 }
 
-int block_settle(struct node *node)
+int block_end_void(struct node *node)
 {
     const struct node_options *options = &node->options;
+    const bool syncs = !options->keep_marks && !options->no_final_sync;
+    int (*const end)(struct storage * st) = syncs ? storage_sync_if_void : storage_settle;
 
+    int err = node->data_file ? end(node->data_file) : 0;
+    return err ? err : end(node->file);
+}
+
+int block_settle(struct node *node)
+{
     int err = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
-    if (!err && !options->keep_marks && !options->no_final_sync)
-        err = storage_sync_if_void(node->file);
-    return err;
+
+    return err ? err : block_end_void(node);
 }
 
 int block_flush(struct node *node)

@@ -390,6 +390,10 @@ int block_flush(struct node *node) MUST_USE;
  * flushes did nothing. */
 int block_settle(struct node *node) MUST_USE;
 
+/* The end of a session whose flushes did nothing: all is durable, or at least out of this process
+ * where the user wants no sync.  Data first, as in each barrier. */
+int block_end_void(struct node *node) MUST_USE;
+
 /* Loads the tables for a range and asks the host to read its data ahead. */
 int block_cache(struct node *node, uint64_t off, uint64_t len) MUST_USE;
 

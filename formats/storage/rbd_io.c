@@ -170,6 +170,11 @@ static int io_pwritev(struct storage *st, const struct iovec *iov, int count, ui
     return err;
 }
 
+static int io_settle(struct storage *st)
+{
+    return rbd_settle(rbd_of(st));
+}
+
 /* What may not lose its place has zeroes written to it by the cluster, which takes time. */
 static int io_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flags)
 {
@@ -264,6 +269,7 @@ const struct storage_ops rbd_ops = {
     .discard = io_discard,
     .extent = io_extent,
     .lock = io_lock,
+    .settle = io_settle,
     .identity = io_identity,
     .rest = rbd_rest_storage,
     .start = rbd_start_storage,

@@ -249,6 +249,12 @@ int storage_sync_if_void(struct storage *st)
     return st->no_flush ? storage_sync(st) : 0;
 }
 
+int storage_settle(struct storage *st)
+{
+    lock_assert_io_allowed();
+    return st->ops->settle ? st->ops->settle(st) : 0;
+}
+
 int storage_size(struct storage *st, uint64_t *bytes)
 {
     lock_assert_io_allowed();

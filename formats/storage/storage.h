@@ -84,6 +84,8 @@ struct storage_ops {
     void (*expect_pieces)(struct storage *st, uint64_t off, uint64_t len);
     /* Optional: see storage_lock. */
     int (*lock)(struct storage *st, enum storage_lock_level level, struct diag *diag);
+    /* Optional: see storage_settle. */
+    int (*settle)(struct storage *st);
     /* Optional: see storage_identity. */
     int (*identity)(struct storage *st, uint64_t *device, uint64_t *inode);
 
@@ -210,6 +212,10 @@ int storage_sync(struct storage *st) MUST_USE;
 
 /* storage_sync where storage_flush does nothing, else nothing. */
 int storage_sync_if_void(struct storage *st) MUST_USE;
+
+/* All that was answered has left this process: its end loses nothing then, and other users of the
+ * store see it.  It needn't be durable.  Nothing to do for most, whose writes leave it at once. */
+int storage_settle(struct storage *st) MUST_USE;
 
 int storage_size(struct storage *st, uint64_t *bytes) MUST_USE;
 

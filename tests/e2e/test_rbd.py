@@ -624,6 +624,25 @@ class Trouble(RbdCase):
                          payload + bytes(MIB - 64 * KIB) + payload)
         server.stop()
 
+    def check_full_at_the_end(self, fmt):
+        """A conversion syncs nothing; but it doesn't end well before the cluster has its writes."""
+        with open(self.path("source"), "wb") as file:
+            file.write(self.rng.randbytes(64 * KIB))
+        self.qimg("create", "-f", fmt, "rbd:rbd/disk", 64 * KIB)
+        self.ceph.be_full(True)
+        self.addCleanup(self.ceph.be_full, False)
+        words = "convert", "-n", "-f", "raw", "-O", fmt, self.path("source"), "rbd:rbd/disk"
+        self.command_fails("No space left on device", *words)
+        self.ceph.be_full(False)
+        self.qimg(*words)
+        self.qimg("compare", "-f", "raw", "-F", fmt, self.path("source"), "rbd:rbd/disk")
+
+    def test_full_at_the_end_raw(self):
+        self.check_full_at_the_end("raw")
+
+    def test_full_at_the_end_qcow2(self):
+        self.check_full_at_the_end("qcow2")
+
     def test_a_cluster_that_hangs_for_what_was_answered(self):
         server, handle, payload = self.answered_early()
         self.hang()
