@@ -414,7 +414,16 @@ Test(rbd_early, aborting_tells_who_waits)
 
 /* ---- all of it, at random, against a model ---- */
 
-static _Atomic bool cluster_ends, cluster_is_full;
+static _Atomic bool cluster_ends, cluster_is_full, cluster_is_moody;
+
+/* Tells that something of the image has changed, or doesn't answer for longer than some wait. */
+static void be_moody(struct rng *rng)
+{
+    if (rng_below(rng, 2))
+        rbd_doubt_size(conn);
+    else
+        clock_nap_ns(5000000);
+}
 
 /* Answers what it was asked in any order; of a full one what changes fails now and then. */
 static void *cluster_main(void *opaque)
@@ -432,6 +441,8 @@ static void *cluster_main(void *opaque)
             continue;
         }
         unsigned i = first + (unsigned)rng_below(&rng, n - first);
+        if (atomic_load(&cluster_is_moody) && rng_below(&rng, 100) == 0)
+            be_moody(&rng);
         if (!answered[i]) {
             struct fake_pending *p = fake_submitted[i];
             bool fails = p->op == RBD_OP_WRITE && atomic_load(&cluster_is_full) &&
@@ -505,6 +516,165 @@ Test(rbd_early, as_a_model)
         cr_assert_eq(memcmp(fake_image, model, FAKE_BYTES), 0);
         atomic_store(&cluster_ends, true);
         pthread_join(cluster, NULL);
+        range_lock_destroy(&rbd->growth);
+    }
+}
+
+/* ---- several clients at once, each with a part of the image ---- */
+
+#define CLIENTS 4u
+#define PART    (FAKE_BYTES / SECTOR / CLIENTS) /* sectors */
+
+/* What it knows of its part.  After an error a sector is old or new, maybe only later: unknown,
+ * until it is written again. */
+struct owner {
+    pthread_t thread;
+    struct rbd_storage *rbd;
+    struct rng rng;
+    unsigned first; /* sector */
+    char model[PART * SECTOR];
+    bool unknown[PART];
+};
+
+static void note(struct owner *o, unsigned sector, unsigned n, char byte, int err)
+{
+    memset(o->model + sector * SECTOR, byte, n * SECTOR);
+    for (unsigned i = sector; i < sector + n; i++)
+        o->unknown[i] = err != 0;
+}
+
+/* bytes: of its whole part, or from `sector` on. */
+static void expect_known(const struct owner *o, const char *bytes, unsigned sector,
+                         unsigned n, const char *what)
+{
+    for (unsigned i = 0; i < n; i++)
+        cr_assert(
+            o->unknown[sector + i] ||
+                memcmp(bytes + i * SECTOR, o->model + (sector + i) * SECTOR, SECTOR) == 0,
+            "%s: sector %u", what, o->first + sector + i);
+}
+
+static void read_part(struct owner *o, unsigned sector, unsigned n)
+{
+    char buf[FAKE_BYTES];
+
+    if (storage_read(&o->rbd->st, buf, (o->first + sector) * SECTOR, n * SECTOR) == 0)
+        expect_known(o, buf, sector, n, "read");
+}
+
+/* The last one's part ends with the image. */
+static void cut_part(struct owner *o, unsigned sector)
+{
+    if (o->first + PART == FAKE_BYTES / SECTOR)
+        note(o, sector, PART - sector, 0,
+             storage_truncate(&o->rbd->st, (o->first + sector) * SECTOR));
+}
+
+static void change_part(struct owner *o, unsigned sector, unsigned n)
+{
+    struct storage *st = &o->rbd->st;
+    const uint64_t off = (o->first + sector) * SECTOR;
+    char byte = (char)('A' + rng_below(&o->rng, 50));
+    char bytes[PART * SECTOR];
+
+    memset(bytes, byte, n * SECTOR);
+    switch (rng_below(&o->rng, 12)) {
+    case 0:
+        note(o, sector, n, 0, storage_zero(st, off, n * SECTOR, STORAGE_MAY_UNMAP));
+        break;
+    case 1:
+        note(o, sector, n, 0, storage_discard(st, off, n * SECTOR));
+        break;
+    case 2:
+        cut_part(o, sector);
+        break;
+    case 3:
+        note(o, sector, n, byte, storage_write(st, bytes, off, n * SECTOR, STORAGE_FUA));
+        break;
+    default:
+        note(o, sector, n, byte, storage_write(st, bytes, off, n * SECTOR, 0));
+    }
+}
+
+static void *owner_main(void *opaque)
+{
+    struct owner *o = opaque;
+
+    for (unsigned i = 0; i < 500; i++) {
+        unsigned sector = (unsigned)rng_below(&o->rng, PART - 4);
+        unsigned n = 1 + (unsigned)rng_below(&o->rng, 4);
+        switch (rng_below(&o->rng, 20)) {
+        case 0:
+            atomic_store(&cluster_is_full, rng_below(&o->rng, 3) == 0);
+            break;
+        case 1:
+            if (storage_flush(&o->rbd->st) == 0)
+                expect_known(o, fake_image + o->first * SECTOR, 0, PART, "flushed");
+            break;
+        case 2 ... 7:
+            read_part(o, sector, n);
+            break;
+        default:
+            change_part(o, sector, n);
+        }
+    }
+    return NULL;
+}
+
+static void settle_all(struct rbd_storage *rbd, const struct owner *owners)
+{
+    atomic_store(&cluster_is_full, false);
+    atomic_store(&cluster_is_moody, false);
+    rbd->facts.timeout_ms = LONG;
+    if (storage_flush(&rbd->st) != 0) /* for one that had failed by then */
+        cr_assert_eq(storage_flush(&rbd->st), 0);
+    cr_assert(!rbd_early_any(conn));
+    for (unsigned i = 0; i < CLIENTS; i++)
+        expect_known(&owners[i], fake_image + owners[i].first * SECTOR, 0, PART,
+                     "at the end");
+}
+
+static void run_owners(struct rbd_storage *rbd, unsigned seed, unsigned timeout_ms)
+{
+    static struct owner owners[CLIENTS];
+
+    rbd->facts.timeout_ms = timeout_ms;
+    for (unsigned i = 0; i < CLIENTS; i++) {
+        owners[i] = (struct owner){.rbd = rbd, .first = i * PART};
+        rng_init(&owners[i].rng, seed * CLIENTS + i);
+        memcpy(owners[i].model, fake_image + i * PART * SECTOR, PART * SECTOR);
+    }
+    for (unsigned i = 0; i < CLIENTS; i++)
+        cr_assert_eq(pthread_create(&owners[i].thread, NULL, owner_main, &owners[i]), 0);
+    for (unsigned i = 0; i < CLIENTS; i++)
+        pthread_join(owners[i].thread, NULL);
+    settle_all(rbd, owners);
+}
+
+static bool link_runs(void)
+{
+    LOCK_GUARD(&conn->lock);
+    return conn->running > 0;
+}
+
+/* With deadlines that pass, and a size that may have changed, as the cluster tells. */
+Test(rbd_early, as_a_model_of_several_clients)
+{
+    for (unsigned seed = 1; seed <= 20; seed++) {
+        struct rbd_storage *rbd = open_early();
+        pthread_t cluster;
+
+        atomic_store(&cluster_is_moody, true);
+        atomic_store(&cluster_ends, false);
+        atomic_store(&n_submitted, 0);
+        atomic_store(&fake_created, 0);
+        cr_assert_eq(pthread_create(&cluster, NULL, cluster_main, (void *)(uintptr_t)seed),
+                     0);
+        run_owners(rbd, seed, seed % 2 ? LONG : 2);
+        atomic_store(&cluster_ends, true);
+        pthread_join(cluster, NULL);
+        while (link_runs())
+            clock_nap_ns(1000000);
         range_lock_destroy(&rbd->growth);
     }
 }
