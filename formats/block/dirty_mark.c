@@ -123,8 +123,6 @@ static int clear_bit(struct dirty_mark *mark)
         return err;
     err =
         node->options.no_final_sync ? storage_flush(node->file) : storage_sync(node->file);
-    if (!err)
-        err = storage_settle(node->file);
     if (err)
         mcache_poison(node->mc);
     return err;

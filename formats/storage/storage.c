@@ -232,7 +232,7 @@ int storage_flush_for_write(struct storage *st)
 
 int storage_flush(struct storage *st)
 {
-    return st->no_flush ? 0 : storage_sync(st);
+    return st->no_flush ? storage_settle(st) : storage_sync(st);
 }
 
 int storage_sync(struct storage *st)

@@ -116,7 +116,8 @@ struct storage {
     /* A reader's lock keeps no writer out: what was read without a writer's may be old.  And that
      * has to be taken by the very store that is written to. */
     bool lets_writers_in;
-    _Atomic bool no_flush; /* cache=volatile: storage_flush and STORAGE_FUA do nothing */
+    _Atomic bool
+        no_flush; /* cache=volatile: storage_flush and STORAGE_FUA make nothing durable */
     /* A flush for one write failed, and with that used up what the store had to tell of
      * others: the next storage_flush fails for it. */
     atomic_bool unreported_failure;
@@ -204,13 +205,13 @@ int storage_copy(struct storage *st, uint64_t off, struct storage *from, uint64_
  * filesystem can't punch).  Never grows, and never touches a byte outside of the range. */
 int storage_discard(struct storage *st, uint64_t off, uint64_t len);
 
-/* Barrier; nothing with no_flush, nor on a read-only store. */
+/* Barrier; with no_flush storage_settle alone, and nothing on a read-only store. */
 int storage_flush(struct storage *st) MUST_USE;
 
 /* A real sync, no_flush or not: the clean end of a volatile session. */
 int storage_sync(struct storage *st) MUST_USE;
 
-/* storage_sync where storage_flush does nothing, else nothing. */
+/* storage_sync where storage_flush makes nothing durable, else nothing. */
 int storage_sync_if_void(struct storage *st) MUST_USE;
 
 /* All that was answered has left this process: its end loses nothing then, and other users of the

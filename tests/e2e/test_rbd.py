@@ -624,6 +624,18 @@ class Trouble(RbdCase):
                          payload + bytes(MIB - 64 * KIB) + payload)
         server.stop()
 
+    def test_full_when_flushes_are_void(self):
+        """Nothing has to be durable, but a write that isn't made is told of."""
+        server, handle, payload = self.answered_early("cache=volatile")
+        self.ceph.be_full(True)
+        self.addCleanup(self.ceph.be_full, False)
+        handle.pwrite(payload, MIB)
+        self.errno(errno.ENOSPC, handle.flush)
+        self.ceph.be_full(False)
+        handle.flush()
+        self.assertEqual(self.ceph.export("disk")[MIB:MIB + 64 * KIB], payload)
+        server.stop()
+
     def check_full_at_the_end(self, fmt):
         """A conversion syncs nothing; but it doesn't end well before the cluster has its writes."""
         with open(self.path("source"), "wb") as file:
