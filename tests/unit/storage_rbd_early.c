@@ -31,6 +31,17 @@ static int write_sectors(struct rbd_storage *rbd, char byte, unsigned first, uns
     return storage_write(&rbd->st, bytes, first * SECTOR, n * SECTOR, 0);
 }
 
+/* From sector 0 on, until there is no room.  Returns how many. */
+static unsigned fill_list(struct rbd_storage *rbd)
+{
+    unsigned n = 0;
+
+    while (!conn->early.full)
+        cr_assert_eq(write_sectors(rbd, 'a', n++, 1), 0);
+    cr_expect_leq(n, FAKE_BYTES / SECTOR);
+    return n;
+}
+
 /* One that may have to wait. */
 struct client {
     pthread_t thread;
@@ -160,11 +171,8 @@ Test(rbd_early, there_is_room_for_so_many)
 {
     struct rbd_storage *rbd = open_early();
     struct client late;
-    unsigned n = 0;
+    unsigned n = fill_list(rbd);
 
-    while (!conn->early.full)
-        cr_assert_eq(write_sectors(rbd, 'a', n++, 1), 0);
-    cr_expect_leq(n, FAKE_BYTES / SECTOR);
     begin(&late, rbd, 'b', n);
     expect_waits(&late);
     for (unsigned i = 0; i < n; i++)
@@ -214,10 +222,8 @@ Test(rbd_early, when_all_have_failed_a_write_is_told_why)
 {
     struct rbd_storage *rbd = open_early();
     struct client write;
-    unsigned n = 0;
+    unsigned n = fill_list(rbd);
 
-    while (!conn->early.full)
-        cr_assert_eq(write_sectors(rbd, 'a', n++, 1), 0);
     begin(&write, rbd, 'b', n);
     expect_waits(&write);
     for (unsigned i = 0; i < n; i++)
@@ -397,10 +403,8 @@ Test(rbd_early, aborting_tells_who_waits)
 {
     struct rbd_storage *rbd = open_early();
     struct client flush, write;
-    unsigned n = 0;
+    unsigned n = fill_list(rbd);
 
-    while (!conn->early.full)
-        cr_assert_eq(write_sectors(rbd, 'a', n++, 1), 0);
     begin(&flush, rbd, 'f', 0);
     begin(&write, rbd, 'b', n);
     expect_waits(&flush);
