@@ -27,7 +27,7 @@
 /* More than these in the list at a time don't make the cluster faster, but those who read wait
  * for them in its queues. */
 #define EARLY_MAX       128
-#define EARLY_BYTES_MAX (8u << 20)
+#define EARLY_BYTES_MAX (4u << 20)
 
 /* The copy of what is longer costs more than it brings, unless one writes alone. */
 #define LONG_BYTES (256u << 10)
