@@ -2,23 +2,25 @@
 /* The write-ordered metadata cache: pages of image metadata in memory, and the groups in
  * which their changes reach the disk.
  *
- * What it keeps.  An image has one `struct mcache`.  It owns *maps*: directories from a
- * page index to a page of 64-bit words in host order, one map for the L2 tables, one for
- * the refcount blocks, resident ones for tables that always stay in memory (L1, refcount
- * table).  Where a page lies on disk is asked from the map's owner, so that a table can
- * move.  All mcaches of a process share one *pool*, which bounds their memory; each has the
- * gate that its own readers enter.
+ * What it keeps.  An image has one `struct mcache`.  It owns *maps*, each of which leads from
+ * a page index to a page of 64-bit words in host byte order: one map for the L2 tables, one
+ * for the refcount blocks, and resident maps for tables that always stay in memory (L1 table,
+ * refcount table).  The map asks its owner where a page lies on disk, so that a table can
+ * move.  All mcaches of a process share one *pool*, which bounds their memory.  Each mcache
+ * has the gate that its own readers enter.
  *
- * Order as data.  Each dirty page has a class, and a commit writes class by class:
+ * Order of writes.  All changes since the last commit form a *group*.  Each dirty page has a
+ * class, and a commit writes its group class by class:
  *   MC_PRE   what LEAF pages point to (a new refcount block);
- *   MC_LEAF  what nothing durable points to yet, or what harms nobody by coming early
- *            (refcounts);
- *   MC_LINK  what makes something reachable (L1 and L2 words).
- * There is a barrier (one fdatasync, which covers data too; and one of each other file that
- * the image's data lies in, before it) after PRE when there was any,
- * before LINK when the group is *strict*, and at the end.  A group is strict unless every
- * link in it points at clusters whose bookkeeping is durable and whose contents, durable or
- * not, are old or new: fresh clusters that read as the zeroes they replace.
+ *   MC_LEAF  what nothing durable points to yet, and what may be durable too early without
+ *            harm (refcounts);
+ *   MC_LINK  what makes clusters reachable (L1 and L2 words).
+ * A barrier is one fdatasync of the image file, which covers data too, after one of each other
+ * file that the image's data lies in.  There is a barrier after the PRE pages if there were
+ * any, before the LINK pages if the group is *strict*, and at the end.  A group is strict
+ * unless every link in it points at fresh clusters that read as zeroes and replace zeroes, and
+ * whose refcounts and file growth are durable.  Then it does no harm when the link is durable
+ * before the data: the cluster reads as the old zeroes or the new data.
  *
  * Invariants, cited by number in code and tests:
  *   (1) a durable reference never points at a cluster whose refcount, contents or table are
@@ -35,10 +37,10 @@
  *   (8) data reaches the storage before the word that maps it is stored;
  *   (9) values from disk are checked before they are used as offsets, in release builds
  *       too;
- *  (10) a word is stored only in a page that has its place on disk: a filesystem that is
- *       full by then can't keep a commit from writing it;
- *  (11) tables that change as a whole are not stored to: others are written beside them, made
- *       durable, and put in their place by one write of the header, between two commits.
+ *  (10) a word is stored only in a page whose blocks on disk are allocated, so that a full
+ *       filesystem can't keep a commit from writing it;
+ *  (11) tables that change as a whole are not changed in place: new ones are written elsewhere,
+ *       made durable, and put in their place by one write of the header, between two commits.
  *
  * Failure.  A metadata write that fails (ENOSPC) fails the commit; its pages stay dirty and
  * the next commit tries again.  A barrier that fails *poisons* the cache: nobody knows what
@@ -69,19 +71,20 @@ enum mc_class { MC_PRE, MC_LEAF, MC_LINK, MC_CLASSES, MC_CLEAN = MC_CLASSES };
 /* How words stand on disk. */
 enum mc_order { MC_BE64, MC_LE64 };
 
-/* Words are read with mc_load from any thread inside the gate; everything else is private.
- */
+/* One cached page.  Words are read with mc_load from any thread inside the gate; everything
+ * else is private to this folder. */
 struct mc_page {
     _Atomic uint64_t *words;
     struct mcmap *map;
     uint64_t index;
     _Atomic bool referenced; /* the clock's second chance */
-    _Atomic bool has_place;  /* writing it back needs no space that isn't there yet */
-    bool resident;           /* never evicted, words not ours */
+    _Atomic bool has_place;  /* its blocks on disk are allocated (invariant 10) */
+    bool resident;           /* never evicted; the words belong to the map's owner */
     _Atomic bool even;       /* the words are first, first + step, first + 2 step, ... */
-    _Atomic uint32_t pair_stores; /* twice their number; odd: one is under way */
-    uint64_t first, step;         /* of `even`; as it was loaded */
-    /* under META; apart from `referenced`, so that no compiler loads both as one word */
+    _Atomic uint32_t
+        pair_stores;      /* twice the number of stored pairs; odd: during a store */
+    uint64_t first, step; /* for `even`: set when the page is loaded */
+    /* under META; not beside `referenced`, so that no compiler loads both as one word */
     struct list dirty_link;
     enum mc_class dirty;
     bool frozen; /* in the group that is being written */
@@ -91,10 +94,10 @@ struct mc_page {
     uint32_t bytes;   /* of the words, when they are ours */
 };
 
-/* Tables of data that was written in order rise by one step from word to word.  A page that was
- * loaded so needs no look at its words, which are in no processor's cache when requests go all
- * over a disk.  The first store ends that, before the word changes: who sees a later word finds
- * the page uneven. */
+/* The L2 words of data that was written in order rise by the same step from word to word.  The
+ * words of such an even page are computed instead of loaded: with random requests they are
+ * rarely in a processor's cache.  The first store clears `even` before it changes the word, so
+ * a thread that sees the changed word also sees that the page isn't even. */
 static inline uint64_t mc_load(const struct mc_page *page, uint32_t word)
 {
     if (atomic_load_explicit(&page->even, memory_order_acquire))
@@ -107,11 +110,10 @@ struct mc_pair {
     uint64_t first, second;
 };
 
-/* An old pair or a new one, never a mixture.  While a pair of the page is being stored,
- * which is done without waiting for anything, this tries again.  For who sees the first or
- * the second word of a store also sees that one was under way: the words are stored, and an
- * even page becomes uneven, after the count became odd, and they are read before it is looked
- * at again. */
+/* Returns an old pair or a new one, never a mixture (a sequence lock).  The storing thread makes
+ * the count odd, clears `even`, stores the words and makes the count even again; it waits for
+ * nothing in between.  A reader that has seen any of these changes finds the count odd, or
+ * different after its loads, and tries again. */
 static inline struct mc_pair mc_load_pair(const struct mc_page *page, uint32_t word)
 {
     for (;;) {
@@ -131,46 +133,47 @@ struct mc_pool;
 struct mc_pool *mc_pool_new(size_t limit_bytes) MUST_USE;
 void mc_pool_free(struct mc_pool *pool); /* after the last mcache_free */
 
-/* What clean and dirty pages take now, of all images; evicted ones that somebody may still
- * read aren't counted.  Bytes, never much over the limit while what is dirty gets written. */
+/* Bytes of all clean and dirty pages, of all images.  Evicted pages that a reader may still use
+ * aren't counted.  Not much above the limit as long as dirty pages can be written. */
 size_t mc_pool_used(const struct mc_pool *pool);
 
 /* ---- the cache of one image ---- */
 
 struct mcache_hooks {
-    /* No lock; optional: before a group is frozen, on the committing thread.  What has to be
-     * durable before anything that is stored from now on is made so here (invariant 11).  0, or
-     * -errno, which fails the commit. */
+    /* Optional; without locks, on the committing thread, before a group is frozen.  Makes durable
+     * what must be so before all that is stored from now on (invariant 11).  Returns 0, or -errno,
+     * which fails the commit. */
     int (*settle)(void *owner);
-    /* META: a group is being frozen; what the owner stamps now is covered by `durable`. */
+    /* META: a group is being frozen.  What the owner has put aside until now is durable when
+     * `durable` is called next. */
     void (*frozen)(void *owner);
-    /* No lock: the group of the last `frozen` is durable.  One call at a time; runs on the
-     * committing thread before waiters are told, and may store, but not commit. */
+    /* Without locks: the group of the last `frozen` is durable.  One call at a time, on the
+     * committing thread, before the waiting callers are answered.  May store words, not commit. */
     void (*durable)(void *owner);
 };
 
-/* Whoever reads its pages is inside `gate`.  hooks may be NULL.  The pool, the gate and the
- * storage are borrowed.  NULL when memory is short. */
+/* All who read its pages are inside `gate`.  hooks may be NULL.  Pool, gate and storage are
+ * borrowed.  Returns NULL when memory is short. */
 struct mcache *mcache_new(struct mc_pool *pool, struct gate *gate, struct storage *st,
                           const struct mcache_hooks *hooks, void *owner) MUST_USE;
 
-/* Whoever reads its pages from now on is inside this gate instead; nobody does, or holds one. */
+/* Readers of its pages enter this gate instead from now on.  Nobody may be reading a page. */
 void mcache_set_gate(struct mcache *mc, struct gate *gate);
 
-/* Data of the image lies in this store, too (borrowed): each barrier flushes it before the
- * image's own.  Before anything is written; at most MC_DATA_STORES. */
+/* The image has data in this store, too (borrowed): each barrier flushes it before the image's
+ * own.  To be called before anything is written, at most MC_DATA_STORES times. */
 #define MC_DATA_STORES 2
 void mcache_add_data_store(struct mcache *mc, struct storage *st);
 
-/* Drops everything, dirty or not; commit first.  Nobody may be inside the gate. */
+/* Drops everything, dirty pages too: commit first.  Nobody may be inside the gate. */
 void mcache_free(struct mcache *mc);
 
-/* What it has done so far. */
 struct mcache_counters {
-    uint64_t loads;          /* pages that were read from the file: they weren't there */
-    uint64_t commits;        /* that wrote something */
-    uint64_t shared_commits; /* calls that another's commit was good for */
-    uint64_t dirty_bytes;    /* of pages, now */
+    uint64_t loads;   /* pages read from the file, since the start */
+    uint64_t commits; /* commits that wrote something, since the start */
+    uint64_t
+        shared_commits;   /* calls of mcache_commit that another caller's commit covered */
+    uint64_t dirty_bytes; /* bytes of dirty pages, now */
 };
 
 void mcache_count(struct mcache *mc, struct mcache_counters *out);
@@ -180,67 +183,65 @@ struct lock *mcache_meta(struct mcache *mc);
 /* META: the open group must have its data and LEAF pages durable before its LINK pages. */
 void mcache_strict(struct mcache *mc);
 
-/* While on, LEAF and PRE pages stay in memory when a group is committed (lazy refcounts),
- * unless the commit asks for everything or memory runs short. */
+/* While on, commits leave LEAF and PRE pages in memory (lazy refcounts), except for a commit of
+ * everything (MC_COMMIT_EVERYTHING) or when memory runs short. */
 void mcache_set_postpone(struct mcache *mc, bool on);
 
 /* Notes that bytes of the image changed (data or metadata), so that the next commit isn't
- * empty. To be called after the change and before the reply. */
+ * skipped.  To be called after the change and before the reply to the client. */
 void mcache_note_write(struct mcache *mc);
 
-/* MC_COMMIT leaves what is postponed (mcache_set_postpone) in memory. */
+/* MC_COMMIT leaves postponed pages (mcache_set_postpone) in memory. */
 enum mc_commit_scope { MC_COMMIT, MC_COMMIT_EVERYTHING };
 
-/* Makes everything durable that was noted, stored and written before the call.  Concurrent
- * callers share one commit; with nothing new it returns at once without a system call.  0
- * or -errno; -EIO once poisoned. */
+/* Makes durable everything that was noted, stored or written before the call.  Concurrent
+ * callers share one commit; with nothing new it returns at once without a system call.  Returns
+ * 0 or -errno; -EIO once poisoned. */
 int mcache_commit(struct mcache *mc, enum mc_commit_scope what) MUST_USE;
 
-/* Commits when the image's dirty pages take more than their share of the pool, which is less
- * when those of many images fill it; called by writers after their reply is decided, so its
- * error is only logged (the pages stay dirty). */
+/* Commits when the image's dirty pages exceed their share of the pool; the share shrinks when
+ * dirty pages of many images fill the pool.  Writers call it after the result of their request is
+ * decided, so an error is only logged (the pages stay dirty). */
 void mcache_relieve(struct mcache *mc);
 
-/* Is any page dirty or being written?  When not, a single durable write is enough for FUA.
- */
+/* Is any page dirty or being written?  If not, a single durable write is enough for FUA. */
 bool mcache_has_dirty(struct mcache *mc);
 
 /* 0, or -EIO after a failed barrier. */
 int mcache_health(struct mcache *mc);
+/* Refuses writes and commits from now on, as after a failed barrier. */
 void mcache_poison(struct mcache *mc);
-/* The same for another reason, which the caller tells: true the first time. */
+/* The same for another reason, which the caller logs.  Returns true at the first call. */
 bool mcache_refuse(struct mcache *mc);
 
-/* While on, a barrier that fails doesn't poison: whoever writes to the image keeps what was
- * written since the last commit, and writes it again when mcache_failures tells; or the
- * store itself tells each loss once, and goes on (an NBD server that came back).  Only for
- * images without metadata. */
+/* While on, a failed barrier doesn't poison.  Only for images without metadata, of which one of
+ * these is true: the writer keeps what it wrote since the last commit, and writes it again when
+ * mcache_failures has grown; or the store reports each loss once and then works again (an NBD
+ * server that was restarted). */
 void mcache_set_forgiving(struct mcache *mc, bool on);
 
-/* How many barriers have failed, whoever asked for them.  Each may have lost what was
- * written before it, and the next to succeed says nothing of that. */
+/* How many barriers have failed, whoever asked for them.  Each may have lost what was written
+ * before it, and a later successful barrier doesn't bring that back. */
 uint64_t mcache_failures(struct mcache *mc);
-/* Another's failure counts as one: a durable write's, which is a barrier to the disk. */
+/* Counts a failure outside of commits: that of a durable write, which is a barrier, too. */
 void mcache_note_failure(struct mcache *mc);
 
 /* ---- maps ---- */
 
-/* The host offset of a page, or 0 when it has none (then its words read as zero and must
- * not be stored to).  Called under META and from mcmap_get: takes no lock and does no I/O.
- */
+/* The host offset (bytes) of a page, or 0 when it has none: then its words read as zero and
+ * must not be stored to.  Called under META and from mcmap_get: takes no lock, does no I/O. */
 typedef uint64_t mcmap_locate(void *owner, uint64_t page_index);
 
-/* A map of n_pages pages of page_bytes (512..4096, multiple of 8) each, loaded on demand.
- */
+/* A map of n_pages pages of page_bytes (512..4096, multiple of 8) each, loaded on demand.  NULL
+ * when memory is short. */
 struct mcmap *mcmap_new(struct mcache *mc, uint64_t n_pages, uint32_t page_bytes,
                         enum mc_order order, mcmap_locate *locate, void *owner);
 
-/* A map of what was found out, which lies in no file: a page begins with zeroes, words are
- * stored by mcmap_remember, and pages are forgotten when memory is wanted. */
+/* A map in memory only, for results that can be computed again: a page begins with zeroes,
+ * words are stored by mcmap_remember, and pages are dropped when memory is short. */
 struct mcmap *mcmap_new_memo(struct mcache *mc, uint64_t n_pages);
 
-/* From any thread inside the gate, as often as wanted: whoever finds something out finds the
- * same. */
+/* From any thread inside the gate.  Threads that store the same word store the same value. */
 static inline void mcmap_remember(struct mc_page *page, uint32_t word, uint64_t value)
 {
     atomic_store_explicit(&page->words[word], value, memory_order_release);
@@ -253,49 +254,49 @@ struct mcmap *mcmap_new_resident(struct mcache *mc, _Atomic uint64_t *words,
                                  uint64_t n_words, enum mc_order order,
                                  mcmap_locate *locate, void *owner);
 
-/* Forgets the map and its pages, dirty or not.  Nobody may use it any more: those who might
- * hold one of its pages have left the gate, or took them under META only, as those of a
- * resident map that another has replaced there. */
+/* Forgets the map and its pages, dirty ones too.  Nobody may use it any more: all who might hold
+ * one of its pages have left the gate.  (Pages of a resident map that are used under META only
+ * need no gate: the map was replaced under META.) */
 void mcmap_free(struct mcmap *map);
 
-/* META: is anything of n_pages pages from `first` on not in the file yet? */
+/* META: is anything of n_pages pages from `first` on not written to the file yet? */
 bool mcmap_has_unwritten(struct mcmap *map, uint64_t first, uint64_t n_pages);
 
-/* n_pages pages from `first` on, which lie at `offset` in the file, as they are now, whether they
- * are in memory or not; commits may go on meanwhile, but nobody stores.  *unwritten: was anything
- * of them not in the file yet?  0 or -errno. */
+/* Reads into `bytes` the present content of n_pages pages from `first` on, which lie at `offset`
+ * in the file: from memory or from the file.  Commits may run meanwhile, but nobody may store.
+ * *unwritten: was anything of it not written to the file yet?  Returns 0 or -errno. */
 int mcmap_read_as_is(struct mcmap *map, uint64_t first, uint64_t n_pages, uint64_t offset,
                      void *bytes, bool *unwritten) MUST_USE;
 
-/* Waits for the commit that is under way, and keeps others from beginning until the release,
- * by the same thread.  Locks as for mcache_commit. */
+/* Waits for the commit in progress, and keeps others from starting until the same thread calls
+ * mcache_release.  Locks as for mcache_commit. */
 void mcache_hold(struct mcache *mc);
 void mcache_release(struct mcache *mc);
 
-/* The tables were replaced by others, in the file and where `locate` says they are: pages that
- * are in memory, or being read, are forgotten, dirty or not, and read anew when they are
- * wanted.  For one who holds commits, and who has kept all from storing to them since he wrote
- * the new tables.  Waits for reads of the disk, never for who is inside the gate. */
+/* The map's tables were replaced, in the file and in what `locate` returns: forgets all pages,
+ * dirty ones and those being read too, so that they are read anew.  The caller holds commits
+ * (mcache_hold), and has kept everybody from storing since the new tables were written.  Waits for
+ * reads of the disk, never for readers inside the gate. */
 void mcmap_forget(struct mcmap *map);
 
 uint32_t mcmap_words_per_page(const struct mcmap *map);
 
-/* The page, loaded when needed (once, however many ask).  Valid while inside the gate, for
- * reading.  0 or -errno of the read. */
+/* The page, loaded if it isn't in memory (once, however many threads want it).  For reading,
+ * valid while inside the gate.  Returns 0 or -errno of the read. */
 int mcmap_get(struct mcmap *map, uint64_t index, struct mc_page **page) MUST_USE;
 
-/* META: the page when it is in memory, else NULL: release META, mcmap_get, and look again.
- */
+/* META: the page if it is in memory, else NULL: then release META, call mcmap_get, and try
+ * again. */
 struct mc_page *mcmap_peek(struct mcmap *map, uint64_t index);
 
-/* As mcmap_get, for who is going to store: afterwards the page has its place on disk
- * (invariant 10).  Where its words are zero a page may lie in a hole of the file; then the
- * storage is asked for the blocks.  May do I/O; inside the gate, outside META.  0 or -errno
- * (-ENOSPC here, so that a commit never meets it).  page: NULL when it isn't wanted. */
+/* As mcmap_get, before a store: afterwards the blocks of the page on disk are allocated
+ * (invariant 10).  A page whose words are all zero may lie in a hole of the file; then the
+ * storage is asked to allocate the blocks.  May do I/O; inside the gate, outside META.  Returns 0
+ * or -errno (-ENOSPC is met here, so that a commit never meets it).  page may be NULL. */
 int mcmap_get_for_store(struct mcmap *map, uint64_t index, struct mc_page **page) MUST_USE;
 
-/* META: the page when it can be stored to, else NULL: release META, mcmap_get_for_store,
- * and look again. */
+/* META: the page if it can be stored to, else NULL: then release META, call
+ * mcmap_get_for_store, and try again. */
 struct mc_page *mcmap_peek_for_store(struct mcmap *map, uint64_t index);
 
 /* META: changes one word of a page that mcmap_peek_for_store returned under the same hold

@@ -1,22 +1,26 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Writes that are answered when they are under way, as a file's are when the kernel has them.
+/* Early writes: a write is answered as soon as librbd has it and a copy of its bytes is kept, like
+ * a write to a local file that is only in the page cache.
  *
- * A cluster takes a millisecond for a write, and does many at a time faster than one by one: who
- * writes one after the other has them under way together, so.  librbd's own cache does the same,
- * but lets go of a write that failed, and tells of it once at most.  Here its bytes stay, and
- * nothing is lost as long as this process lives:
+ * Ceph takes about a millisecond for a write, but many in parallel take hardly longer.  With early
+ * writes, a client that sends one write after the other has several in flight.  librbd's own
+ * cache does that, too, but drops the bytes of a write that fails, and reports the failure once at
+ * most.  Here the bytes are kept, so that nothing is lost while this process runs.
  *
- *   E1  A write that was answered is in the list, with its bytes, until the cluster has it.
- *   E2  No two in the list overlap: one that comes later waits for the earlier.  So do reads,
- *       zeroes and discards.
- *   E3  A flush waits for all that were answered before it.
- *   E4  Each that failed is tried again by the next write, zero or flush, and by a discard of its
- *       bytes.  When it fails again, so does that, for the same reason.  Other discards are made:
- *       of a full cluster they make room.  A read tries nothing, and has the bytes from here.
- *   E5  Of a cluster that doesn't answer, or whose answers are errors, no write is answered early:
- *       who writes is told.
+ * The list `writes` holds the early writes that Ceph doesn't have yet.  Rules, cited by number:
+ *   E1  A write that was answered stays in the list, with its bytes, until Ceph has it.
+ *   E2  No two writes in the list overlap.  A write, read, zero or discard that overlaps a write
+ *       of the list waits until that has ended.
+ *   E3  A flush waits for all writes that were answered before it.
+ *   E4  A write that failed stays in the list.  It is tried again by the next write, zero or
+ *       flush, and by a discard that overlaps it; if it fails again, that request fails with the
+ *       same error.  A discard elsewhere doesn't try it: in a full pool a discard makes space.  A
+ *       read doesn't either, and takes the bytes from the list.
+ *   E5  While Ceph doesn't answer, or answers with errors, no write is answered early: each waits
+ *       for its own result.
  *
- * The list is short (EARLY_MAX), so it is simply gone through. */
+ * "Cluster" means the Ceph cluster here.  The list has at most EARLY_MAX writes and is searched
+ * linearly.  Functions without LOCK_GUARD are called under the link's lock. */
 #include <errno.h>
 #include <string.h>
 
@@ -24,18 +28,20 @@
 #include "base/clock.h"
 #include "storage/rbd_internal.h"
 
-/* More than these in the list at a time don't make the cluster faster, but those who read wait
- * for them in its queues. */
+/* Bounds of the list.  Measured: more writes in flight don't make Ceph faster, and reads wait
+ * behind them in its queues. */
 #define EARLY_MAX       128
 #define EARLY_BYTES_MAX (4u << 20)
 
-/* The copy of what is longer costs more than it brings, unless one writes alone. */
+/* Copying a longer write costs more than it gains, unless nothing else is in flight. */
 #define LONG_BYTES (256u << 10)
 
-/* A cluster that is well has long answered by then. */
+/* Ceph is taken for unresponsive when the oldest early write is older than this; a healthy
+ * cluster answers in milliseconds. */
 #define PATIENCE_MS 1000u
 
-/* Who waits for room is woken when there is some for several: not each time for one. */
+/* Is there no room for another write?  Hysteresis: once full, the list counts as full until it is
+ * down to three quarters, so that waiting writers are woken for several places at once. */
 static bool is_full(const struct rbd_early *early)
 {
     const unsigned part = early->full ? 3 : 4; /* quarters */
@@ -69,7 +75,7 @@ static bool stands_in_the_way(const struct rbd_call *call, const struct rbd_requ
 pthread_cond_t *rbd_early_obstacle(struct rbd_link *link, const struct rbd_request *req,
                                    uint64_t before)
 {
-    /* What failed makes no room by itself. */
+    /* Failed writes make no room by themselves: the caller has to try them again first. */
     if (req->early && link->early.full && atomic_load(&link->early.failed) == 0)
         return &link->early.room;
     LIST_FOR_EACH (pos, &link->early.writes) {
@@ -148,9 +154,9 @@ void rbd_early_remove(struct rbd_call *call)
     pthread_cond_broadcast(&call->on->changed);
 }
 
-/* Of a write that goes past the end librbd leaves out what lies there, and says nothing.  When
- * somebody may have made the image smaller meanwhile it has to be made once more, whatever is known
- * of the size by now: it may be larger again. */
+/* librbd silently drops the part of a write that lies past the end of the image.  So if another
+ * client may have shrunk the image during the write, the write counts as failed and is made once
+ * more, even if the image is large enough by now: it may have been shrunk and grown again. */
 bool rbd_early_end(struct rbd_call *call, ssize_t result)
 {
     struct rbd_link *link = call->on;
@@ -180,7 +186,7 @@ void rbd_early_overlay(const struct rbd_link *link, char *buf, uint64_t off, uin
     }
 }
 
-/* Under the lock. */
+/* Has the oldest early write waited too long? */
 static bool is_late(const struct rbd_early *early)
 {
     if (early->count == 0)
@@ -189,7 +195,7 @@ static bool is_late(const struct rbd_early *early)
            CONTAINER_OF(early->writes.next, struct rbd_call, link)->begun_ms + PATIENCE_MS;
 }
 
-/* Under the lock: does the cluster answer, and well? */
+/* Does the cluster answer in time, and without errors? */
 static bool is_healthy(struct rbd_link *link)
 {
     return link->early.failed == 0 && link->late_changes == 0 && link->late_tasks == 0 &&
@@ -197,7 +203,8 @@ static bool is_healthy(struct rbd_link *link)
            !is_late(&link->early);
 }
 
-/* Under the lock: others that are waited for keep the cluster busy anyway. */
+/* Is no other request in flight?  Otherwise the cluster is busy anyway, and an early answer gains
+ * nothing. */
 static bool is_alone(const struct rbd_link *link, uint64_t len)
 {
     return list_empty(&link->calls) && link->early.bytes + len <= EARLY_BYTES_MAX;
