@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The write engine.
  *
- * In place, a write is one call to the storage: nobody else refers to the cluster, and no
- * lock is taken.  Otherwise the driver reserves clusters that nothing points to, the whole
- * of each is filled (what the write doesn't cover with what was there before), and only then
- * the driver links them (invariant 8 of mcache.h).  A crash in between leaks clusters and
+ * A write in place is one call to the storage, without a lock: the cluster is allocated and not
+ * shared.  Any other write takes three steps: the driver reserves clusters that nothing points
+ * to; the engine fills all of each (where the write doesn't cover it, with the old content);
+ * the driver links them (invariant 8 of mcache.h).  A crash before the link leaks clusters and
  * harms nothing.
  *
- * Between reserve and link the guest range of these clusters is locked, so that of two
- * writes into one cluster the second sees what the first has linked; writes elsewhere, even
- * in the same table, go on. */
+ * From before the reservation until after the link the guest range of these clusters is locked.
+ * So of two writes into one cluster, the second sees what the first has linked.  Writes to other
+ * clusters, even of the same table, go on. */
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -21,7 +21,8 @@
 #include "block/coded.h"
 #include "block/engine.h"
 
-/* Head and tail up to this are gathered with the data into one write. */
+/* Old content up to this many bytes is written together with the data in one call; more is
+ * copied in pieces, to bound the memory of a request. */
 #define GATHER_MAX (256u << 10)
 
 static int alloc_bounce(void **buf, size_t bytes)
@@ -59,7 +60,7 @@ static int copy_old(struct node *node, const struct reservation *res, uint64_t o
     return err;
 }
 
-/* The data between what was there before and behind it, which is copied by itself. */
+/* Fills a reservation in three writes: old content before, old content behind, the data. */
 static int write_with_copies(struct node *node, const struct reservation *res,
                              const void *buf, uint64_t off, uint64_t len)
 {
@@ -74,7 +75,7 @@ static int write_with_copies(struct node *node, const struct reservation *res,
     return storage_write(res->file, buf, res->host_offset + head, len, 0);
 }
 
-/* The same in one write. */
+/* Fills a reservation in one write. */
 static int write_gathered(struct node *node, const struct reservation *res, const void *buf,
                           uint64_t off, uint64_t len)
 {
@@ -99,8 +100,8 @@ static int write_gathered(struct node *node, const struct reservation *res, cons
     return storage_writev(res->file, iov, (int)ARRAY_LEN(iov), res->host_offset, 0);
 }
 
-/* The plaintext of part of a reservation, which lies in it at `at`, is what was there before,
- * but for what [off, off+len) of buf brings. */
+/* Writes the part [at, end) of an encrypted reservation (guest offsets): the new data where
+ * [off, off+len) from buf overlaps it, the old content elsewhere. */
 static int encrypt_mixed(struct node *node, const struct reservation *res, uint64_t at,
                          uint64_t end, const void *buf, uint64_t off, uint64_t len)
 {
@@ -122,8 +123,8 @@ static int encrypt_mixed(struct node *node, const struct reservation *res, uint6
     return err;
 }
 
-/* As fill_reservation where data is encrypted: whole sectors come from the caller's buffer,
- * the rest is mixed before. */
+/* As fill_reservation, for encrypted data: whole sectors of new data are encrypted from the
+ * caller's buffer; the rest is put together with old content first. */
 static int fill_encrypted(struct node *node, const struct reservation *res, const void *buf,
                           uint64_t off, uint64_t len)
 {
@@ -143,8 +144,8 @@ static int fill_encrypted(struct node *node, const struct reservation *res, cons
                            s.last - s.first, 0);
 }
 
-/* Is the place that was kept a hole of its file?  Then it reads as zeroes, though not after
- * any crash: the hole may be as new as what is to be written there. */
+/* Is a kept place a hole of its file?  Then it reads as zeroes now.  (That isn't known of a state
+ * after a crash: the hole may not be durable.) */
 static bool is_hole(const struct reservation *res)
 {
     bool data;
@@ -172,8 +173,8 @@ static int fill_reservation(struct node *node, const struct reservation *res,
                              : write_gathered(node, res, buf, off, len);
 }
 
-/* The range, which ext describes, gets clusters of its own.  The caller has locked the
- * guest range of all clusters it touches.  *done: bytes written. */
+/* Writes the range, which ext describes, to newly reserved clusters.  The caller has locked the
+ * guest range of all clusters that it touches.  *done: bytes written. */
 static int write_new_clusters(struct node *node, const struct extent *ext, const void *buf,
                               uint64_t off, uint64_t *done)
 {
@@ -188,8 +189,8 @@ static int write_new_clusters(struct node *node, const struct extent *ext, const
     assert(res.guest_offset <= start && res_end > off);
     *done = MIN(ext->length, res_end - off);
 
-    /* Invariant (8): the data is in the storage before the word that maps it is stored.
-     * What else the reservation reaches over needn't be as the range is. */
+    /* Invariant (8): the data is in the storage before the word that maps it is stored.  Where
+     * the reservation is larger than the range, the rest may be other than zero. */
     bool zero = ext->kind == EXTENT_ZERO && res.guest_offset == start && res_end <= end;
     err = fill_reservation(node, &res, zero, buf, off, *done);
     if (err) {
@@ -199,7 +200,7 @@ static int write_new_clusters(struct node *node, const struct extent *ext, const
     return node->driver->link(node, &res, zero);
 }
 
-/* A run that can be written where it lies; its sectors are locked if it is encrypted. */
+/* Writes a run in place.  If it is encrypted the caller has locked its sectors. */
 static int write_in_place(struct node *node, const struct extent *ext, const void *buf,
                           uint64_t off, unsigned flags)
 {
@@ -208,12 +209,11 @@ static int write_in_place(struct node *node, const struct extent *ext, const voi
                : encrypted_update(node, ext, buf, off, flags);
 }
 
-/* The same, durably if that is asked for and the mapping is durable, too; else *needs_commit
- * is set. */
+/* The same, durably if `fua` is set and the mapping is durable; otherwise sets *needs_commit. */
 static int write_durably(struct node *node, const struct extent *ext, const void *buf,
                          uint64_t off, bool fua, bool *needs_commit)
 {
-    /* Looked at after the map: a mapping we saw is then durable. */
+    /* After the map call: if nothing is dirty now, the mapping that it saw is durable. */
     bool sync = fua && !mcache_has_dirty(node->mc);
     int err = write_in_place(node, ext, buf, off, sync ? STORAGE_FUA : 0);
 
@@ -246,8 +246,8 @@ int engine_write_locked(struct node *node, const void *buf, uint64_t off, uint64
     return 0;
 }
 
-/* Encrypted sectors are written as a whole: who writes a part of one reads it before, and
- * nobody may write to it meanwhile. */
+/* Writes encrypted sectors in place.  For a partial sector the rest is read first, so the sectors
+ * are locked.  *done: false if the range can't be written in place any more. */
 ASIDE static int write_sectors(struct node *node, const void *buf, uint64_t off,
                                uint64_t len, bool fua, bool *needs_commit, bool *done)
 {
@@ -270,14 +270,15 @@ static int write_with_lock(struct node *node, const void *buf, uint64_t off, uin
     return engine_write_locked(node, buf, off, len);
 }
 
-/* What was written in place, while some clusters lost theirs: what now lies nowhere is written
- * anew.  That came after the loss, then, which is as good as before. */
+/* While the range was written in place, some trimmed clusters lost their place (qed/trims.h): what
+ * has no place now is written once more.  That makes this write come after the trim; as both
+ * were in flight at once, either order is right. */
 ASIDE static int write_where_lost(struct node *node, const void *buf, uint64_t off,
                                   uint64_t len, bool *needs_commit)
 {
     RANGE_LOCK_GUARD(&node->ranges, align_down(off, node->cluster_size),
                      align_up(off + len, node->cluster_size));
-    /* What has its place again may be durable without. */
+    /* A cluster may have got its place back without that being durable. */
     *needs_commit = true;
     while (len > 0) {
         struct extent ext;
@@ -299,7 +300,7 @@ int engine_write(struct node *node, const void *buf, uint64_t off, uint64_t len,
     *needs_commit = false;
     while (len > 0) {
         struct extent ext;
-        /* Before the map: a place that was gone before this was counted isn't found. */
+        /* Before the map call, which then doesn't find a place that was lost earlier. */
         uint64_t taken = atomic_load(&node->places_taken);
         int err = node->driver->map(node, off, len, &ext);
         if (err)
@@ -379,8 +380,8 @@ int block_write(struct node *node, const void *buf, uint64_t off, uint64_t len,
     return err;
 }
 
-/* The range begins in a cluster that is shared with a snapshot: what else it holds moves with the
- * range, and has to be copied. */
+/* Does the reservation cover more than the range?  So it is if the range begins in a cluster that
+ * is shared with a snapshot: the cluster's other data has to be copied as well. */
 static bool reaches_further(const struct node *node, const struct reservation *res,
                             uint64_t off, uint64_t len)
 {
@@ -388,8 +389,8 @@ static bool reaches_further(const struct node *node, const struct reservation *r
            res->guest_offset + res->length > off + align_up(len, node->subcluster_size);
 }
 
-/* Clusters for the beginning of a range of zeroes.  Where zero bytes in the file aren't the
- * guest's zeroes, the clusters go on being zero ones, with a place. */
+/* Allocates clusters for the beginning of a range that reads as zeroes.  Where zero bytes in the
+ * file aren't zeroes for the guest (encryption), they become allocated zero clusters. */
 static int preallocate_run(struct node *node, uint64_t off, uint64_t len, uint64_t *done)
 {
     struct reservation res;
@@ -403,7 +404,7 @@ static int preallocate_run(struct node *node, uint64_t off, uint64_t len, uint64
         return engine_write_zeroes(node, off, *done, false);
     }
     *done = MIN(len, res.guest_offset + res.length - off);
-    /* A data file is as long as the disk, and as sparse as it was made. */
+    /* An external data file is as long as the disk, and keeps the holes that it has. */
     if (!res.fresh && node->host_zeroes_show)
         err = node->data_file
                   ? storage_zero(res.file, res.host_offset, *done, STORAGE_MAY_UNMAP)
@@ -416,7 +417,8 @@ static int preallocate_run(struct node *node, uint64_t off, uint64_t len, uint64
     return node->driver->link(node, &res, true);
 }
 
-/* The same of a range where what lies below shows, and goes on showing. */
+/* The same for a range that shows the backing file, and has to go on showing it: only extended
+ * L2 entries can be allocated without being used. */
 static int preallocate_places(struct node *node, uint64_t off, uint64_t len, uint64_t *done)
 {
     struct reservation res;
@@ -431,7 +433,7 @@ static int preallocate_places(struct node *node, uint64_t off, uint64_t len, uin
     return node->driver->link(node, &res, false);
 }
 
-/* Also where the backing file isn't opened yet. */
+/* Does the range show the backing file?  Also if that isn't opened yet. */
 static bool shows_below(const struct node *node, const struct extent *ext)
 {
     return ext->kind == EXTENT_BACKING ||

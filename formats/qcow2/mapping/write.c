@@ -1,18 +1,19 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Reservations: places that take data before anything points to them.
+/* Reservations: host clusters that receive data before an L2 entry points to them (driver.h:
+ * reserve, link, release).
  *
- * A run of a request's clusters is of one of two kinds.  Zero clusters that have kept an
- * allocation of their own take the data right there, and so do subclusters of a cluster that
- * has a place of its own; everything else gets new clusters, and the old ones lose a
- * reference when the new are linked.  In an external data file every cluster has its place
- * already: the same as in the guest, as QEMU has it.
+ * A run of a request's clusters is of one of two kinds:
+ *   kept  the host clusters are known already: an allocated zero cluster that isn't shared, or a
+ *         subcluster of a cluster that isn't shared.  The data goes there.
+ *   new   everything else gets new host clusters; the old ones lose a reference at the link.
+ * In an external data file every cluster is kept: its host offset is its guest offset.
  *
- * A subcluster can't be elsewhere than its cluster.  So when a cluster gets a new place, what
- * the old one holds moves with it: the reservation then reaches over the allocated
- * subclusters beside the request, which the engine fills with what was there.
+ * A subcluster lies in the host cluster of its L2 entry.  So when an entry gets a new host cluster,
+ * the reservation also covers the allocated subclusters beside the request, and the engine
+ * copies their old content.
  *
- * A link is one entry of an L2 table; whether it may reach the disk before the data is
- * decided entry by entry (is_settled), for the tail may have become durable meanwhile. */
+ * A link changes one L2 entry.  Whether that may be durable before the data is decided for each
+ * entry (is_settled), because the growth of the file may have become durable in between. */
 #include <assert.h>
 #include <errno.h>
 
@@ -20,10 +21,10 @@
 #include "base/log.h"
 #include "qcow2/internal.h"
 
-/* What is to be reserved at the beginning of a range. */
+/* What is to be reserved for the beginning of a range: clusters of one kind. */
 struct plan {
-    uint64_t start, end; /* guest; whole subclusters */
-    bool kept;           /* the place is there, at `host` for `start` */
+    uint64_t start, end; /* guest offsets; whole subclusters */
+    bool kept;           /* the host clusters exist: `host` is the offset of `start` */
     uint64_t host;
 };
 
@@ -32,7 +33,8 @@ static bool keeps_place(const struct cluster *c)
     return c->kind == CL_ZERO_ALLOCATED && c->copied;
 }
 
-/* Judged; the page has its blocks, before the data takes what space there is. */
+/* The checked entry of a guest cluster.  Its page gets blocks on disk first, before the data can
+ * take the last free space. */
 static int load_entry(struct qcow2 *q, uint64_t guest, struct cluster *c)
 {
     struct mc_page *page;
@@ -41,8 +43,8 @@ static int load_entry(struct qcow2 *q, uint64_t guest, struct cluster *c)
     return err ? err : mapping_decode_at(&q->live, page, guest, c);
 }
 
-/* Clusters from `off` to `end`, all in one L2 table, that are of one kind: zero clusters whose
- * allocation can be used, or such that need a new place. */
+/* Plans the clusters from `off` on that are of one kind, at most to `end`; all are in one L2
+ * table. */
 static int plan_clusters(struct qcow2 *q, uint64_t off, uint64_t end, struct plan *plan)
 {
     *plan = (struct plan){.start = off, .end = off};
@@ -68,7 +70,8 @@ static uint64_t subclusters(const struct qcow2 *q, uint32_t n)
     return (uint64_t)n << q->geo.subcluster_bits;
 }
 
-/* What of the cluster at `start`, which has its data elsewhere, has to move with the range. */
+/* The cluster at guest offset `start` gets a new host cluster: extends the plan over the
+ * subclusters whose old content has to be copied there. */
 static void include_allocated(const struct qcow2 *q, const struct cluster *c,
                               uint64_t start, struct plan *plan)
 {
@@ -87,7 +90,7 @@ static bool has_nothing_to_move(const struct cluster *c)
     return c->kind != CL_COMPRESSED && !c->allocated && !(c->kind == CL_DATA && c->copied);
 }
 
-/* The same where clusters have subclusters. */
+/* As plan_clusters, for extended L2 entries. */
 static int plan_extended(struct qcow2 *q, uint64_t off, uint64_t end, struct plan *plan)
 {
     uint64_t start = align_down(off, cluster_size(q));
@@ -111,8 +114,8 @@ static int plan_extended(struct qcow2 *q, uint64_t off, uint64_t end, struct pla
     return 0;
 }
 
-/* Where a place in the data file ends.  One that is read by itself is as long as the disk, which
- * may end inside of its last cluster. */
+/* The end of the plan in the external data file.  A raw external data file is as long as the
+ * disk, which may end inside of the last cluster. */
 static uint64_t end_in_data_file(const struct qcow2 *q, const struct plan *plan)
 {
     const struct node *node = q->node;
@@ -121,7 +124,7 @@ static uint64_t end_in_data_file(const struct qcow2 *q, const struct plan *plan)
     return ends_with_disk ? MIN(plan->end, node->size) : plan->end;
 }
 
-/* Finds the place of what was planned; the plan may become shorter. */
+/* Allocates what was planned, or less of it when no longer run is free. */
 static int take_place(struct qcow2 *q, const struct plan *plan, struct reservation *out)
 {
     uint64_t first = align_down(plan->start, cluster_size(q)), host = 0;
@@ -146,7 +149,7 @@ static int take_place(struct qcow2 *q, const struct plan *plan, struct reservati
     return 0;
 }
 
-/* The part of a reservation that can fail while the mark is held. */
+/* The part of a reservation that may fail after the dirty mark was set. */
 static int find_place(struct qcow2 *q, uint64_t off, uint64_t len, struct reservation *out)
 {
     uint64_t end = MIN(off + len, geometry_table_end(&q->geo, off));
@@ -159,8 +162,8 @@ static int find_place(struct qcow2 *q, uint64_t off, uint64_t len, struct reserv
     return err ? err : take_place(q, &plan, out);
 }
 
-/* The mark could not be written: the write isn't failed for that; refcounts are written in
- * order from here on. */
+/* The dirty mark could not be written.  The guest's write doesn't fail for that: refcounts are
+ * written in order from here on, without the mark. */
 static void give_up_lazy(struct qcow2 *q)
 {
     log_warning("%s: the dirty bit can't be written; continuing without lazy refcounts",
@@ -173,12 +176,12 @@ static void give_up_lazy(struct qcow2 *q)
 
 void qcow2_begin_change(struct qcow2 *q)
 {
-    /* It can fail only once. */
+    /* Fails at most once: after give_up_lazy there is nothing to write. */
     while (dirty_mark_begin(&q->mark))
         give_up_lazy(q);
 }
 
-/* The mark is no longer held for a change that came to nothing. */
+/* Ends qcow2_begin_change for a change that wasn't made. */
 static void give_up_change(struct qcow2 *q)
 {
     LOCK_GUARD(mcache_meta(q->node->mc));
@@ -198,7 +201,7 @@ int qcow2_reserve(struct node *node, uint64_t off, uint64_t len, struct reservat
     return qcow2_failed(q, err);
 }
 
-/* As find_place, of one cluster in packed bytes. */
+/* As find_place, for one cluster that is stored compressed in `bytes` bytes. */
 static int find_packed_place(struct qcow2 *q, uint64_t off, uint32_t bytes,
                              struct reservation *out)
 {
@@ -232,13 +235,13 @@ int qcow2_reserve_compressed(struct node *node, uint64_t off, uint32_t bytes,
     }
     if (out->host_offset + bytes <= l2_compressed_end(&q->geo))
         return 0;
-    qcow2_release(node, out); /* no entry can say it */
+    qcow2_release(node, out); /* beyond the offsets that a compressed entry can hold */
     return -ENOTSUP;
 }
 
-/* META: is everything durable that has to be so before a link to these clusters is, except
- * for contents that replace something?  Not where what a fresh cluster has before the data
- * comes isn't zeroes for the guest. */
+/* META: may a link to these clusters be durable before their data, if it replaces zeroes?  Yes
+ * if they are fresh, their bookkeeping is durable, and zeroes in the file are zeroes for the
+ * guest (not with encryption). */
 static bool is_settled(const struct qcow2 *q, const struct reservation *res)
 {
     return res->fresh && q->node->host_zeroes_show &&
@@ -254,7 +257,8 @@ void qcow2_let_go(struct qcow2 *q, const struct cluster *c)
         alloc_unlink(&q->alloc, c->host, 1);
 }
 
-/* What the second word of an extended entry becomes, when the cluster lies at `host`. */
+/* The second word (bitmap) of the extended entry of the guest cluster at `start`, whose host
+ * cluster is `host` from now on. */
 ASIDE static uint64_t new_bitmap(const struct qcow2 *q, const struct reservation *res,
                                  uint64_t start, uint64_t host, const struct cluster *old)
 {
@@ -270,7 +274,7 @@ ASIDE static uint64_t new_bitmap(const struct qcow2 *q, const struct reservation
     return l2_extended_bitmap(kept | now, zero);
 }
 
-/* META: the entry of the cluster at `start`, of whose place the reservation is a part. */
+/* META: links the guest cluster at `start` to its part of the reservation. */
 static void link_cluster(struct qcow2 *q, const struct reservation *res, uint64_t start,
                          struct mc_page *page)
 {
@@ -279,7 +283,7 @@ static void link_cluster(struct qcow2 *q, const struct reservation *res, uint64_
     uint64_t entry = host | L2_COPIED, bitmap = 0;
     struct cluster old;
 
-    /* Judged when its place was looked for, and nobody has changed it since. */
+    /* It was checked in find_place, and the range lock kept others from changing it. */
     (void)l2_any_decode(&q->geo, mc_load(page, word),
                         q->geo.word_bits ? mc_load(page, word + 1) : 0, &old);
     if (res->stored_bytes)
@@ -293,7 +297,7 @@ static void link_cluster(struct qcow2 *q, const struct reservation *res, uint64_
         qcow2_let_go(q, &old);
 }
 
-/* META: what is reserved for the clusters from `start` on isn't needed. */
+/* META: gives back the reservation from the guest cluster at `start` on. */
 static void release_from(struct qcow2 *q, const struct reservation *res, uint64_t start)
 {
     uint64_t end = align_up(res->guest_offset + res->length, cluster_size(q));
@@ -318,8 +322,8 @@ int qcow2_link(struct node *node, const struct reservation *res, bool replaces_z
         err = mapping_lock_l2_page(&q->live, start, &page);
         if (err)
             break;
-        /* With each word, for META was released if a page had to be loaded: the words so
-         * far may be in a group that is being written. */
+        /* For each word: META was released if a page had to be loaded, so earlier words may
+         * belong to a group that is being written already. */
         if (!replaces_zero || !is_settled(q, res))
             mcache_strict(node->mc);
         link_cluster(q, res, start, page);
