@@ -9,6 +9,8 @@
 
 #include "block/create.h"
 
+struct node;
+
 struct amend_secret {
     const void *bytes; /* NULL: none was given */
     size_t len;
@@ -29,5 +31,12 @@ static inline const char *amend_value(const struct amend_request *req, const cha
             return req->options[i].value;
     return NULL;
 }
+
+/* Changes what is asked for of the driver's amend_options, under one writer's lock from the
+ * first step to the last: nobody else comes to the image in between.  The caller has the node to
+ * himself; it isn't active afterwards, and is good for node_close alone after a failure.  0, or
+ * -errno with a sentence. */
+int node_amend(struct node *node, const struct amend_request *req,
+               struct diag *diag) MUST_USE;
 
 #endif

@@ -232,14 +232,14 @@ struct driver {
                  struct check_result *result, struct diag *diag);
 
     /* Optional: the options that an image can be given another value of (NULL: none), and
-     * giving them in two steps: what needs the disk, of an active image, and then the rest, of
-     * one that is closed; `amend` takes the store over.  Both judge all of it before anything
-     * is touched, and a crash leaves an image that reads as before.  amend_disk may return 1:
-     * it needs what `amend` changes, and is to be called again after it. */
+     * giving them in two steps: what needs the disk, of an active node, and then the rest, below
+     * one that is settled, which it opens anew (node_open_anew).  Both judge all of it before
+     * anything is touched, and a crash leaves an image that reads as before.  amend_disk may
+     * return 1: it needs what `amend` changes, and is to be called again after it. */
     const struct create_option_info *amend_options;
     int (*amend_disk)(struct node *node, const struct amend_request *req,
                       struct diag *diag);
-    int (*amend)(struct storage *st, const struct amend_request *req, struct diag *diag);
+    int (*amend)(struct node *node, const struct amend_request *req, struct diag *diag);
 
     /* Optional: see measure_image. */
     int (*measure)(const struct create_request *req, struct node *source,

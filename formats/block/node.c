@@ -239,6 +239,14 @@ static int check_same_disk(const struct node *node, struct diag *diag)
                     node->filename);
 }
 
+int node_open_anew(struct node *node, void (*free_state)(void *state), struct diag *diag)
+{
+    node_bitmaps_distrust(node);
+    int err = node_reopen(node, free_state, diag);
+    cluster_cache_forget_owner(node->ctx->clusters, node);
+    return err;
+}
+
 int node_refresh(struct node *node, void (*free_state)(void *state), struct diag *diag)
 {
     if (!node->file->lets_writers_in)
@@ -250,12 +258,7 @@ int node_refresh(struct node *node, void (*free_state)(void *state), struct diag
             "changed: it can't be written to before that ends",
             node->filename);
     int err = check_same_disk(node, diag);
-    if (err)
-        return err;
-    node_bitmaps_distrust(node);
-    err = node_reopen(node, free_state, diag);
-    cluster_cache_forget_owner(node->ctx->clusters, node);
-    return err;
+    return err ? err : node_open_anew(node, free_state, diag);
 }
 
 void node_set_data_file(struct node *node, struct storage *file)
@@ -307,9 +310,10 @@ static void disarm_write_back(struct node *node)
     atomic_store(&node->write_back_armed, false);
 }
 
-/* Its file is complete, and the node can be read. */
-static int settle(struct node *node)
+int node_settle(struct node *node)
 {
+    if (!node->active)
+        return 0;
     disarm_write_back(node);
     int err = mcache_commit(node->mc, MC_COMMIT);
     if (err)
@@ -326,7 +330,7 @@ static int settle(struct node *node)
 
 int node_pause(struct node *node)
 {
-    return node->active && storage_rests(node->file) ? settle(node) : 0;
+    return storage_rests(node->file) ? node_settle(node) : 0;
 }
 
 int node_freeze(struct node *node)
@@ -335,7 +339,7 @@ int node_freeze(struct node *node)
 
     if (!node->active)
         return 0;
-    int err = settle(node);
+    int err = node_settle(node);
     if (err)
         return err;
     node->can_write = false;

@@ -193,6 +193,11 @@ const char *node_why_read_only(const struct node *node);
 /* Makes the node writable (its backing chain stays read-only).  Again: does nothing. */
 int node_activate(struct node *node, struct diag *diag) MUST_USE;
 
+/* An active node isn't any more, until it is activated again: its file is complete, as after
+ * node_close, and the lock stays a writer's.  Nobody changes it meanwhile; waits for requests that
+ * are inside the gate.  0 or -errno; then node_close tries all that again. */
+int node_settle(struct node *node) MUST_USE;
+
 /* Before its file rests, so that others can have it: an active node isn't any more, as after
  * node_freeze, until it is activated again.  0 or -errno. */
 int node_pause(struct node *node) MUST_USE;
@@ -247,6 +252,11 @@ bool node_met_corruption(struct node *node);
  * before. */
 int node_reopen(struct node *node, void (*free_state)(void *state),
                 struct diag *diag) MUST_USE;
+
+/* For drivers that have changed the file below a settled node: as node_reopen, and nothing that
+ * memory has of the image (bitmaps, decoded clusters) is believed any more. */
+int node_open_anew(struct node *node, void (*free_state)(void *state),
+                   struct diag *diag) MUST_USE;
 
 /* For drivers, first of all in `activate`: where others could write to the image since it was
  * opened it is opened anew.  -ESTALE: it is another image now (of another size, or over another

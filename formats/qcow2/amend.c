@@ -502,9 +502,9 @@ static int amend_store(struct storage *st, struct qcow2_header *h,
     return err;
 }
 
-int qcow2_amend(struct storage *st, const struct amend_request *req, struct diag *diag)
+int qcow2_amend(struct node *node, const struct amend_request *req, struct diag *diag)
 {
-    CLEANUP_STORAGE struct storage *file = st;
+    struct storage *file = node->file;
     struct qcow2_header h;
     struct amendment a;
 
@@ -519,5 +519,5 @@ int qcow2_amend(struct storage *st, const struct amend_request *req, struct diag
     if (!err)
         err = amend_store(file, &h, &a, diag);
     qcow2_header_free(&h);
-    return err;
+    return err ? err : node_open_anew(node, qcow2_free_state, diag);
 }

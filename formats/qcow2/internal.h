@@ -179,12 +179,13 @@ int qcow2_set_backing(struct node *node, const char *name, const char *format,
 int qcow2_grow(struct node *node, uint64_t size, struct diag *diag);
 int qcow2_shrink(struct node *node, uint64_t size, struct diag *diag);
 int qcow2_make_empty(struct node *node, struct diag *diag);
+void qcow2_free_state(void *state);
 
 /* ---- amend.c, amend_refcounts.c, amend_keys.c ---- */
 struct amend_request;
 extern const struct create_option_info qcow2_amend_options[];
 int qcow2_amend_disk(struct node *node, const struct amend_request *req, struct diag *diag);
-int qcow2_amend(struct storage *st, const struct amend_request *req, struct diag *diag);
+int qcow2_amend(struct node *node, const struct amend_request *req, struct diag *diag);
 
 /* Counts of that width, from a closed image's: durable before the header names them.  h
  * becomes what the header is then. */

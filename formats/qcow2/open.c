@@ -51,7 +51,7 @@ static int write_dirty_bit(struct node *node, bool on)
     return err;
 }
 
-static void free_state(void *state)
+void qcow2_free_state(void *state)
 {
     struct qcow2 *q = state;
 
@@ -174,7 +174,7 @@ static int qcow2_open(struct node *node, struct diag *diag)
     if (!err)
         err = qcow2_read_snapshots(q, diag);
     if (err) {
-        free_state(q);
+        qcow2_free_state(q);
         return err;
     }
     node->state = q;
@@ -187,7 +187,7 @@ static int qcow2_open(struct node *node, struct diag *diag)
  * bit is refused. */
 static int require_clean(struct node *node, struct diag *diag)
 {
-    int err = node_refresh(node, free_state, diag);
+    int err = node_refresh(node, qcow2_free_state, diag);
     const struct qcow2_header *h = &qcow2_of(node)->header;
 
     if (err)
@@ -213,7 +213,7 @@ static int require_clean(struct node *node, struct diag *diag)
             "written",
             node->filename);
     err = check_before_writing(node, diag);
-    return err ? err : node_reopen(node, free_state, diag);
+    return err ? err : node_reopen(node, qcow2_free_state, diag);
 }
 
 /* What this writer maintains: a raw data file, when there is one, and bitmaps that can be
@@ -331,7 +331,7 @@ static int qcow2_close(struct node *node)
     timer_cancel(node->ctx->housekeeper, &q->bitmaps.timer);
     if (node->active)
         err = qcow2_settle(node);
-    free_state(q);
+    qcow2_free_state(q);
     return err;
 }
 

@@ -20,6 +20,7 @@ struct file_storage {
      * take from the next flush what that has to say of other writes. */
     int dsync_fd;
     bool device;            /* a block device */
+    atomic_bool is_writers; /* a writer's lock is held */
     uint32_t zero_align;    /* what fallocate wants: 1, or a device's logical sector */
     atomic_bool no_dsync;   /* no RWF_DSYNC: read-only, or learned from the kernel */
     atomic_bool no_punch;   /* learned: can't punch holes */

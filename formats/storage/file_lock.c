@@ -114,21 +114,27 @@ static int set_lock_level(struct storage *st, int fd, enum storage_lock_level le
 }
 
 /* Lets go of what a writer takes and a reader doesn't. */
-static void fall_back_to_reader(int fd)
+static void fall_back_to_reader(struct file_storage *file)
 {
-    set_byte(fd, USES + PERM_WRITE, F_UNLCK);
-    set_byte(fd, USES + PERM_RESIZE, F_UNLCK);
+    atomic_store(&file->is_writers, false);
+    set_byte(file->fd, USES + PERM_WRITE, F_UNLCK);
+    set_byte(file->fd, USES + PERM_RESIZE, F_UNLCK);
 }
 
 int file_lock(struct storage *st, enum storage_lock_level level, struct diag *diag)
 {
-    int fd = file_of(st)->fd;
+    struct file_storage *file = file_of(st);
 
+    /* Not looked for others again: one that only tries would be in the way for a moment. */
+    if (level == STORAGE_WRITER && atomic_load(&file->is_writers))
+        return 0;
     if (level == STORAGE_READER)
-        fall_back_to_reader(fd);
-    int err = set_lock_level(st, fd, level, diag);
+        fall_back_to_reader(file);
+    int err = set_lock_level(st, file->fd, level, diag);
 
     if (err && level == STORAGE_WRITER)
-        fall_back_to_reader(fd);
+        fall_back_to_reader(file);
+    else if (!err)
+        atomic_store(&file->is_writers, level == STORAGE_WRITER);
     return err;
 }

@@ -95,87 +95,44 @@ static int check_keys(const struct driver *driver, struct option_list *list,
     return create_options_normalise(driver->amend_options, list, filename);
 }
 
-/* The step that needs the disk; *again: it has to be taken once more after the other one. */
-static int amend_disk(const struct driver *driver, struct node *node,
-                      const struct amend_request *req, bool *again)
+static int amend_image(struct amend_args *args, struct node *node)
 {
-    struct diag diag = {0};
-    int rc = node_activate(node, &diag);
-
-    if (rc == 0)
-        rc = driver->amend_disk(node, req, &diag);
-    *again = rc == 1;
-    return rc < 0 ? cli_diag(&diag) : CLI_OK;
-}
-
-static int amend_closed(const char *path, const struct driver *driver,
-                        const struct amend_request *req)
-{
-    static const struct storage_open how = {0};
-    struct storage *st;
-    struct diag diag = {0};
-
-    if (storage_open_file(path, &how, &st, &diag) < 0)
-        return cli_diag(&diag);
-    if (storage_lock(st, STORAGE_WRITER, &diag) < 0) {
-        storage_close(st);
-        return cli_diag(&diag);
-    }
-    return driver->amend(st, req, &diag) < 0 ? cli_diag(&diag) : CLI_OK;
-}
-
-static int amend_open(struct amend_args *args, struct image *image, char **path,
-                      bool *again)
-{
-    const struct driver *driver = image->node->driver;
+    const struct driver *driver = node->driver;
     CLEANUP_FREE struct create_option *list = NULL;
     struct amend_request req = {.force = args->force};
+    struct diag diag = {0};
 
     if (!driver->amend)
         return cli_error("Format driver '%s' does not support option amendment",
                          driver->name);
-    if (node_protocol(image->node) != &storage_protocol_file)
-        return cli_error("%s: only local files can be amended", image->node->filename);
-    if (check_keys(driver, &args->list, image->node->filename) != CLI_OK ||
+    if (node_protocol(node) != &storage_protocol_file)
+        return cli_error("%s: only local files can be amended", node->filename);
+    if (check_keys(driver, &args->list, node->filename) != CLI_OK ||
         find_old_secret(args, &req.old_secret) != CLI_OK ||
         find_secret(args, "encrypt.new-secret", &req.new_secret) != CLI_OK ||
         create_options_list(NULL, &args->list, &list, &req.n_options) != CLI_OK)
         return CLI_FAILED;
     req.options = list;
-    *path = strdup(image->node->filename);
-    int code =
-        *path ? amend_disk(driver, image->node, &req, again) : cli_error("out of memory");
-    if (image_close(image) != CLI_OK)
-        code = CLI_FAILED;
-    image->node = NULL;
-    return code == CLI_OK ? amend_closed(*path, driver, &req) : code;
+    return node_amend(node, &req, &diag) < 0 ? cli_diag(&diag) : CLI_OK;
 }
 
-static int amend_once(struct amend_args *args, bool *again)
+static int open_and_amend(struct amend_args *args)
 {
     const struct chain_options chain = {.keep_locked = true,
                                         .node = {.cache = args->cache}};
-    CLEANUP_FREE char *path = NULL;
     struct image image;
 
-    *again = false;
     int code = image_open_given(&image, &args->image, &chain);
     if (code != CLI_OK)
         return code;
-    code = amend_open(args, &image, &path, again);
-    if (image.node && image_close(&image) != CLI_OK)
-        code = CLI_FAILED;
-    return code;
+    code = amend_image(args, image.node);
+    return image_close(&image) == CLI_OK ? code : CLI_FAILED;
 }
 
 static int amend_given(struct amend_args *args)
 {
-    bool again;
-
     progress_begin(args->progress && !args->quiet);
-    int code = amend_once(args, &again);
-    if (code == CLI_OK && again)
-        code = amend_once(args, &again);
+    int code = open_and_amend(args);
     progress_end(code == CLI_OK);
     return code;
 }

@@ -128,8 +128,9 @@ ParameterizedTest(int *index, crash_amend, headers)
 
     registry_init();
     prepare(&img, c);
-    cr_assert_eq(driver_find("qcow2")->amend(crash_storage_open(img.log), &request, &diag),
-                 0, "%s", diag.text);
+    image_open(&img);
+    cr_assert_eq(node_amend(img.node, &request, &diag), 0, "%s", diag.text);
+    cr_assert_eq(image_close(&img), 0);
     cut_power_everywhere(&img, &names, c->options);
     forget(&img);
 }

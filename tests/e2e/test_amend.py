@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import re
 
 from harness import MIB, QIMG, Case, content, create, fill, header, info, patch, run, sha256
 from side_by_side import SideBySide, pattern
@@ -161,6 +162,21 @@ class Alone(Case):
 
     def secrets(self, **texts):
         return [word for name, text in texts.items() for word in ("--object", f"secret,id={name},data={text}")]
+
+    def test_nobody_comes_in_between(self):
+        """From the first step to the last the file stays open, with its writer's lock."""
+        for options, made in (("compat=1.1,size=8M", "compat=0.10"), ("refcount_bits=8", "compat=1.1"), ("compat=0.10", "compat=1.1")):
+            with self.part(options=options):
+                run("qemu-img", "create", "-q", "-f", "qcow2", "-o", made, self.path("i"), "4M")
+                run("qemu-img", "snapshot", "-c", "s", self.path("i"))
+                calls = run("strace", "-f", "-qq", "-P", self.path("i"), "-o", "/dev/stdout", "-e",
+                            "trace=fcntl,pwrite64,pwritev,pwritev2,close", QIMG, "amend", "-o", options, self.path("i"),
+                            env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}).stdout.splitlines()
+                writes = [n for n, call in enumerate(calls) if "pwrite" in call]
+                let_go = [n for n, call in enumerate(calls) if "close(" in call or "_SETLK, {l_type=F_UNLCK" in call]
+                taken = [n for n, call in enumerate(calls) if re.search("_SETLK, .*F_RDLCK.*l_start=101", call)]
+                self.assertEqual(len(taken), 1, calls)
+                self.assertEqual([n for n in let_go if taken[0] < n < writes[-1]], [], calls)
 
     def opens(self, text):
         done = run("qemu-img", "convert", *self.secrets(s=text), "--image-opts", "-O", "raw",
