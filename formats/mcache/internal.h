@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What the files of this folder share; nobody else includes it. */
+/* Declarations that the files of this folder share; private to it. */
 #ifndef MCACHE_INTERNAL_H
 #define MCACHE_INTERNAL_H
 
@@ -9,8 +9,8 @@
 
 #define LOAD_STRIPES 8
 
-/* A slot of the second level of a map's directory, which has 1 << dir_bits of them and is
- * never freed before the map. */
+/* A map finds its pages through a directory of two levels: `top` leads to arrays of
+ * 1 << dir_bits slots, which are allocated on demand and freed with the map. */
 struct mc_slot {
     _Atomic(struct mc_page *) page;
 };
@@ -19,31 +19,31 @@ struct mcmap {
     struct mcache *mc;
     struct list link; /* in mcache.maps, under the pool's lock */
     uint64_t n_pages;
-    uint64_t n_words; /* resident: of the whole table; else 0 */
+    uint64_t n_words; /* resident maps: words in the whole table; else 0 */
     uint32_t page_bytes;
     enum mc_order order;
     bool resident;
     mcmap_locate *locate;
     void *owner;
-    struct mc_page *pages; /* resident: all of them */
+    struct mc_page *pages; /* resident maps: all n_pages of them */
     uint64_t n_dirs;
     unsigned dir_bits;
     _Atomic(struct mc_slot *) *top;
 };
 
-/* A page that some thread is loading; on that thread's stack. */
+/* Says that a thread is loading a page; lies on that thread's stack. */
 struct mc_loading {
     struct list link;
     struct mcmap *map;
     uint64_t index;
-    uint64_t round; /* of its stripe, when it began */
+    uint64_t round; /* the stripe's round when the load began */
 };
 
 struct mc_load_stripe {
     struct lock lock;
     pthread_cond_t done;
     struct list loading;
-    uint64_t round; /* rises with each mcmap_forget */
+    uint64_t round; /* incremented by each mcmap_forget */
 };
 
 /* A page of a frozen group. */
@@ -55,8 +55,8 @@ struct mc_write {
     size_t n_bytes;
 };
 
-/* Memory for a group; the leader's, who keeps it for the next one: taken and given back
- * with each commit, it would be touched anew in the heap of each thread that ever leads. */
+/* The memory that a commit needs for its group.  It is kept for the next commit: allocated and
+ * freed each time, it would be new memory in the heap of every thread that ever commits. */
 struct mc_room {
     struct mc_write *writes;
     size_t n_pages;
@@ -66,7 +66,7 @@ struct mc_room {
 
 struct mcache {
     struct mc_pool *pool;
-    struct gate *gate; /* of who reads the pages */
+    struct gate *gate; /* entered by all readers of the pages */
     struct storage *st;
     struct storage *data[MC_DATA_STORES]; /* in use: the first n_data */
     unsigned n_data;
@@ -86,7 +86,7 @@ struct mcache {
     _Atomic size_t n_links; /* LINK pages, dirty or frozen */
     _Atomic uint64_t written;
     _Atomic uint64_t durable;
-    _Atomic uint64_t ended; /* groups, written or not; changed under META */
+    _Atomic uint64_t ended; /* groups that ended, written or not; changed under META */
     _Atomic bool poisoned, forgiving;
     _Atomic uint64_t failures;
     _Atomic uint64_t loads, commits, shared_commits; /* mcache_counters */
@@ -99,12 +99,12 @@ struct mcache {
     uint64_t started, finished, finished_ok;
     int last_result;
 
-    struct mc_room room; /* the leader's */
+    struct mc_room room; /* used by the committing thread */
 
     /* under the pool's lock */
     struct list retired; /* struct mc_page.pool_link: evicted, waiting for the gate */
     size_t n_retired;
-    struct list retiring; /* in the pool's, while there are any */
+    struct list retiring; /* in mc_pool.retiring while `retired` isn't empty */
 };
 
 struct mc_pool {
@@ -115,7 +115,7 @@ struct mc_pool {
     struct lock lock;
     /* under lock */
     struct list clock;    /* struct mc_page.pool_link: oldest first */
-    struct list retiring; /* struct mcache.retiring: who has retired pages */
+    struct list retiring; /* struct mcache.retiring: caches with retired pages */
     size_t n_pages;
     struct list spares; /* struct mc_page.pool_link: memory for the next pages */
     size_t n_spares;
@@ -124,30 +124,30 @@ struct mc_pool {
 /* map.c */
 size_t mc_page_words(const struct mc_page *page);
 void mcmap_detach(struct mc_page *page); /* META: takes the page out of the directory */
-void mcmap_clean(struct mc_page *page);  /* META: forgets what is dirty of it */
+void mcmap_clean(struct mc_page *page);  /* META: the page isn't dirty any more */
 
 /* page_memory.c */
 
-/* For a page of so many bytes, at least 1, whose words are not set; NULL: no memory. */
+/* Allocates a page of page_bytes bytes, at least 1, with undefined words; NULL: no memory. */
 struct mc_page *mc_page_new(struct mc_pool *pool, uint32_t page_bytes);
 void mc_page_free(struct mc_page *page);
-/* Under the pool's lock: the next page may have its memory. */
+/* Under the pool's lock: frees a page, or keeps its memory for the next one. */
 void mc_page_recycle(struct mc_pool *pool, struct mc_page *page);
-/* Likewise, or when nobody else has the pool. */
+/* Frees the kept memory; under the pool's lock, or when no other thread uses the pool. */
 void mc_pool_free_spares(struct mc_pool *pool);
 
 /* pool.c */
 void mc_pool_insert(struct mc_pool *pool, struct mc_page *page);
-/* As if it were evicted, dirty or not; under the pool's lock, with the page in no group. */
+/* Evicts a page, dirty or not; under the pool's lock, with the page in no group. */
 void mc_pool_drop(struct mc_pool *pool, struct mc_page *page);
-/* At mcmap_free, under the pool's lock. */
+/* For mcmap_free, under the pool's lock: the page leaves the pool. */
 void mc_pool_forget(struct mc_pool *pool, struct mc_page *page);
-/* At mcache_free: frees what was retired of the image's pages. */
+/* For mcache_free: frees the retired pages of this cache. */
 void mc_pool_leave(struct mcache *mc);
 /* A page of that many bytes became dirty, or clean. */
 void mc_pool_count_dirty(struct mcache *mc, size_t bytes);
 void mc_pool_count_clean(struct mcache *mc, size_t bytes);
-/* Do so many bytes of dirty pages of one image take more than its share? */
+/* Are so many bytes of dirty pages more than one image's share of the pool? */
 bool mc_pool_is_too_dirty(const struct mc_pool *pool, size_t own);
 
 /* dirty.c */

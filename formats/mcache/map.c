@@ -12,8 +12,9 @@
 #define RESIDENT_PAGE_BYTES 4096
 #define MEMO_PAGE_BYTES     4096
 
-/* A directory costs an image of scattered places as much as it has slots, whether there are
- * pages or not: so few, unless the top, which is there from the start, grew too long. */
+/* A second-level array takes memory for all of its slots even if only one page is cached, which
+ * is what images with scattered data have.  So arrays are small, unless `top`, which is
+ * allocated at once, would become too long. */
 #define MIN_DIR_BITS 6
 #define MANY_DIRS    (64u << 10)
 
@@ -105,7 +106,7 @@ void mcmap_clean(struct mc_page *page)
     page->dirty = MC_CLEAN;
 }
 
-/* An end of a page's life that isn't eviction. */
+/* Frees a page for another reason than eviction. */
 static void drop_page(struct mcmap *map, struct mc_page *page)
 {
     mcmap_clean(page);
@@ -124,7 +125,7 @@ void mcmap_free(struct mcmap *map)
 {
     if (!map)
         return;
-    /* Other images of the pool go on, and evict: no page of ours may go under our hands. */
+    /* Other images of the pool may evict pages at any time; the lock keeps them from ours. */
     lock_acquire(&map->mc->pool->lock);
     for (uint64_t i = 0; map->pages && i < map->n_pages; i++)
         drop_page(map, &map->pages[i]);
@@ -159,7 +160,7 @@ size_t mc_page_words(const struct mc_page *page)
     return (size_t)MIN(per_page, map->n_words - page->index * per_page);
 }
 
-/* The slot of a page, or NULL when its part of the directory doesn't exist yet. */
+/* The slot of a page, or NULL while its second-level array doesn't exist. */
 static _Atomic(struct mc_page *) *find_slot(struct mcmap *map, uint64_t index)
 {
     assert(index < map->n_pages);
@@ -205,8 +206,9 @@ static void free_page(struct mc_page **page)
     mc_page_free(*page);
 }
 
-/* Of a page that nobody else sees yet; never of a memo, whose words are stored without META. A
- * page of one word many times is most likely empty, and going to be stored to. */
+/* Finds out whether the page is even.  No other thread sees the page yet.  Not for memos, whose
+ * words are stored without META.  A page that repeats one word doesn't count as even: it is
+ * most likely empty and will be stored to soon. */
 static void note_even_words(struct mc_page *page)
 {
     uint32_t n = (uint32_t)mc_page_words(page), i = 1;
@@ -273,8 +275,8 @@ static void end_loading(struct mc_load_stripe *stripe, struct mc_loading *mine)
     pthread_cond_broadcast(&stripe->done);
 }
 
-/* The miss: whoever comes first loads, the others wait for it and look again.  A load lasts
- * until the pool has the page. */
+/* Handles a miss.  The first thread loads the page; others that want it wait and look again.
+ * The load counts as running until the page is in the pool. */
 static int load_page_once(struct mcmap *map, uint64_t index, struct mc_page **out)
 {
     _Atomic(struct mc_page *) *slot = make_slot(map, index);
@@ -312,7 +314,7 @@ static int load_page_once(struct mcmap *map, uint64_t index, struct mc_page **ou
 
 /* ---- forgetting ---- */
 
-/* Under the stripe's lock: does somebody still load what was there in an older round? */
+/* Under the stripe's lock: does a load of this map still run that began before `round`? */
 static bool is_loading_older(const struct mc_load_stripe *stripe, const struct mcmap *map,
                              uint64_t round)
 {
@@ -324,7 +326,7 @@ static bool is_loading_older(const struct mc_load_stripe *stripe, const struct m
     return false;
 }
 
-/* Who has asked where a page lies, and is reading there. */
+/* Waits for all loads that may have asked for a page's old place already. */
 static void wait_for_loads(struct mcmap *map)
 {
     for (unsigned i = 0; i < LOAD_STRIPES; i++) {
@@ -366,8 +368,8 @@ int mcmap_get(struct mcmap *map, uint64_t index, struct mc_page **out)
     return 0;
 }
 
-/* A filesystem's blocks are no smaller than this: what has another byte than zero in it
- * lies in no hole. */
+/* No filesystem has smaller blocks than this.  So a part of a page of this size that isn't all
+ * zeroes doesn't lie in a hole. */
 #define BLOCK_WORDS (1024 / 8)
 
 static bool is_zero_block(const struct mc_page *page, size_t first)
@@ -380,18 +382,18 @@ static bool is_zero_block(const struct mc_page *page, size_t first)
     return true;
 }
 
-/* Gives a range of zeroes its blocks. */
+/* Has the storage allocate blocks for a range that reads as zeroes. */
 static int take_place(struct storage *st, uint64_t host, uint64_t len)
 {
     static const uint64_t zeroes[RESIDENT_PAGE_BYTES / 8];
 
-    /* A device gives no blocks ahead, but one that is thin finds some for what is written.
-     */
+    /* A block device can't preallocate, but a thin one allocates for what is written. */
     int err = st->fixed_size ? -ENOTSUP : storage_preallocate(st, host, len);
     return err == -ENOTSUP ? storage_write(st, zeroes, host, len, 0) : err;
 }
 
-/* The page as it was read from the disk: nobody has stored to it yet. */
+/* Has blocks allocated for all parts of a page that read as zeroes.  The page is as it was read
+ * from the disk: nobody has stored to it yet. */
 static int take_places(struct mcmap *map, struct mc_page *page)
 {
     size_t n = mc_page_words(page), first = 0;
@@ -414,10 +416,11 @@ static int take_places(struct mcmap *map, struct mc_page *page)
     return 0;
 }
 
-/* One thread at a time for each page: where zeroes have to be written, they must not come
- * after what somebody else stored.  So no page gets a place that was evicted since the caller
- * found it: it may have been loaded anew, stored to and written back, and has the old zeroes
- * still.  Nobody loads it anew while `mine` is listed.  0 says only: look again. */
+/* Allocates a page's blocks, one thread at a time for each page.  Where that means writing
+ * zeroes, they must not overwrite words that were stored and written back since.  So a page
+ * that was evicted after the caller had found it is left alone: the page may have been loaded
+ * again, stored to and written back, while this copy still has the old zeroes.  While `mine` is
+ * in the list, no thread loads the page again.  After 0 the caller has to look again. */
 static int ensure_place(struct mcmap *map, struct mc_page *page)
 {
     struct mc_load_stripe *stripe = &map->mc->load[page->index % LOAD_STRIPES];
@@ -440,7 +443,7 @@ static int ensure_place(struct mcmap *map, struct mc_page *page)
     return err;
 }
 
-/* As mcmap_get_for_store, of a page that has no place yet. */
+/* mcmap_get_for_store for a page without a place. */
 ASIDE static int get_with_place(struct mcmap *map, struct mc_page *page,
                                 struct mc_page **out)
 {
@@ -498,7 +501,7 @@ bool mcmap_has_unwritten(struct mcmap *map, uint64_t first, uint64_t n_pages)
     return false;
 }
 
-/* META: what isn't in the file yet goes where it belongs in what was read of that. */
+/* META: copies the pages that aren't in the file yet over what was read from the file. */
 static bool overlay(struct mcmap *map, uint64_t first, uint64_t n_pages, char *bytes)
 {
     bool any = false;
@@ -513,8 +516,8 @@ static bool overlay(struct mcmap *map, uint64_t first, uint64_t n_pages, char *b
     return any;
 }
 
-/* A group that ends between the two has written what isn't overlaid any more, maybe after that
- * was read: then it is read again. */
+/* When a group ends between the read and the overlay, its pages may have been written after the
+ * read, and are clean by the time of the overlay: then all is read again. */
 int mcmap_read_as_is(struct mcmap *map, uint64_t first, uint64_t n_pages, uint64_t offset,
                      void *bytes, bool *unwritten)
 {

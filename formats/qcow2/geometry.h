@@ -16,16 +16,16 @@ struct qcow2_geometry {
     uint32_t version;
     uint32_t cluster_bits;
     uint32_t refcount_order;
-    /* Of an L2 entry: log2 of its 64-bit words, 0, or 1 when it has a word for its
-     * subclusters, too ("extended"). */
+    /* log2 of the 64-bit words in an L2 entry: 0, or 1 for extended entries, whose second word
+     * is the bitmap of subclusters. */
     uint32_t word_bits;
     uint32_t l2_bits;         /* log2 of the entries in an L2 table */
     uint32_t page_bits;       /* log2 of the entries in a page of it */
-    uint32_t subcluster_bits; /* log2 of bytes; as cluster_bits when there are none */
-    bool external;            /* guest data lies in another file */
+    uint32_t subcluster_bits; /* log2 of bytes; equal to cluster_bits without subclusters */
+    bool external;            /* guest data lies in an external data file */
 };
 
-/* The arguments are a valid header's. */
+/* The arguments come from a header that was checked. */
 static inline struct qcow2_geometry qcow2_geometry(uint32_t version, uint32_t cluster_bits,
                                                    uint32_t refcount_order, bool extended,
                                                    bool external)
@@ -55,7 +55,7 @@ static inline uint32_t geometry_table_bits(const struct qcow2_geometry *geo)
     return geo->cluster_bits + geo->l2_bits;
 }
 
-/* The L1 entries that a disk of `size` bytes needs. */
+/* How many L1 entries a disk of `size` bytes needs. */
 static inline uint64_t geometry_l1_entries(const struct qcow2_geometry *geo, uint64_t size)
 {
     return div_round_up(size, 1ull << geometry_table_bits(geo));
@@ -66,13 +66,14 @@ static inline uint32_t geometry_l1_index(const struct qcow2_geometry *geo, uint6
     return (uint32_t)(guest >> geometry_table_bits(geo));
 }
 
-/* Where the L2 table of a guest offset ends. */
+/* The guest offset behind the last byte that the L2 table of `guest` maps. */
 static inline uint64_t geometry_table_end(const struct qcow2_geometry *geo, uint64_t guest)
 {
     return align_up(guest + 1, 1ull << geometry_table_bits(geo));
 }
 
-/* The page of a guest offset's L2 entry, and the entry's first word there. */
+/* The index of the page that holds the L2 entry of a guest offset; below, the entry's first
+ * word in that page. */
 static inline uint64_t geometry_l2_page(const struct qcow2_geometry *geo, uint64_t guest)
 {
     return guest >> (geo->cluster_bits + geo->page_bits);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What L1 and L2 entries say (qcow2.rst, "Cluster mapping" and "Extended L2 Entries"):
- * decoding alone, without a look at the file.  Serving, check and repair all decode here.
- * Private to this folder. */
+/* Decoding of L1 and L2 entries (qcow2.rst, "Cluster mapping" and "Extended L2 Entries").
+ * These functions look at the entry alone; whether its place can be right is for the caller to
+ * check.  Serving, check and repair share them.  Private to this folder. */
 #ifndef QCOW2_L2_ENTRY_H
 #define QCOW2_L2_ENTRY_H
 
@@ -13,41 +13,45 @@
 
 enum cluster_kind { CL_NONE, CL_ZERO, CL_ZERO_ALLOCATED, CL_DATA, CL_COMPRESSED };
 
-/* What is wrong with an L1 or L2 entry by itself; bits. */
+/* What is wrong with an L1 or L2 entry; bits. */
 #define FAULT_RESERVED   0x01u /* reserved bits are set */
 #define FAULT_MISALIGNED 0x02u
 #define FAULT_ZERO_V2    0x04u /* zero flag in a version 2 image */
 #define FAULT_COPIED     0x08u /* copied flag of a compressed cluster */
-#define FAULT_PAST_END   0x10u /* told by who knows the file's end */
-/* Of an extended entry: a subcluster is both allocated and zero, is allocated in a cluster
- * that has no place, or belongs to a compressed cluster. */
+#define FAULT_PAST_END   0x10u /* set by callers that know the length of the file */
+/* Extended entries: a subcluster is both allocated and zero, or is allocated in a cluster
+ * without a place, or the entry of a compressed cluster has subcluster bits. */
 #define FAULT_SUBCLUSTERS 0x20u
-/* Told by who knows that the data lies in another file. */
+/* A compressed cluster in an image with an external data file. */
 #define FAULT_COMPRESSED_EXTERNAL 0x40u
-/* Told by who knows which guest cluster it is, too: there its place is no other. */
+/* Set by callers that know the guest offset: in an external data file a cluster must lie at
+ * its guest offset. */
 #define FAULT_PLACE 0x80u
 
 struct cluster {
     enum cluster_kind kind;
-    bool copied; /* this entry is the only reference */
-    /* COMPRESSED: from `host` to the end of its last sector. */
+    bool copied; /* this entry is the only reference to the cluster */
+    /* CL_COMPRESSED: bytes from `host` to the end of the last sector. */
     uint32_t compressed_bytes;
-    uint64_t host; /* DATA, ZERO_ALLOCATED: where it lies; COMPRESSED: its first byte */
-    /* Of an extended entry: bitmaps of subclusters.  `kind` is DATA when the cluster has a
-     * place, else NONE (or COMPRESSED); what each subcluster is says cluster_kind_of. */
+    /* Host offset: of the cluster (CL_DATA, CL_ZERO_ALLOCATED), or of the first compressed
+     * byte (CL_COMPRESSED). */
+    uint64_t host;
+    /* Extended entries: bitmaps of subclusters, bit x for subcluster x.  `kind` is then
+     * CL_DATA if the cluster has a place, else CL_NONE or CL_COMPRESSED; cluster_kind_of tells
+     * the kind of one subcluster. */
     uint32_t allocated, zero;
 };
 
 #define ALL_SUBCLUSTERS UINT32_MAX
 
-/* Does it lie at c->host?  (Compressed ones share their place with others.) */
+/* Does the cluster own the host cluster at c->host?  (Compressed ones share it with others.) */
 static inline bool cluster_has_place(const struct cluster *c)
 {
     return c->kind == CL_DATA || c->kind == CL_ZERO_ALLOCATED;
 }
 
-/* The place of a compressed cluster: an offset and a number of further sectors, whose
- * widths the cluster size decides. */
+/* The entry of a compressed cluster holds an offset of this many bits, and above it the number
+ * of sectors after the first. */
 static inline uint32_t l2_compressed_shift(const struct qcow2_geometry *geo)
 {
     return 62 - (geo->cluster_bits - 8);
@@ -65,8 +69,7 @@ static inline void l2_entry_decode_compressed(const struct qcow2_geometry *geo,
     out->compressed_bytes = (more_sectors + 1) * 512 - (uint32_t)(out->host & 511);
 }
 
-/* The entry of a compressed cluster of `bytes` at `host`, which is below
- * l2_compressed_end. */
+/* The entry for a compressed cluster of `bytes` bytes at `host`, below l2_compressed_end. */
 static inline uint64_t l2_entry_compressed(const struct qcow2_geometry *geo, uint64_t host,
                                            uint32_t bytes)
 {
@@ -80,13 +83,15 @@ static inline uint64_t l2_compressed_end(const struct qcow2_geometry *geo)
     return 1ull << MIN(l2_compressed_shift(geo), 56);
 }
 
-/* In an external data file offset 0 is a place, too: then the copied flag tells. */
+/* Offset 0 means "no place" except in an external data file, where the copied flag tells the
+ * two apart. */
 static inline bool l2_entry_has_place(const struct qcow2_geometry *geo, uint64_t entry)
 {
     return entry & (L2_OFFSET | (geo->external ? L2_COPIED : 0));
 }
 
-/* Returns what is wrong with it, FAULT_* bits; *out is filled all the same. */
+/* Decodes a standard entry.  Returns FAULT_* bits, 0 if nothing is wrong; fills *out in any
+ * case. */
 static inline unsigned l2_entry_decode(const struct qcow2_geometry *geo, uint64_t entry,
                                        struct cluster *out)
 {
@@ -107,7 +112,7 @@ static inline unsigned l2_entry_decode(const struct qcow2_geometry *geo, uint64_
            (is_aligned(out->host, geometry_cluster(geo)) ? 0 : FAULT_MISALIGNED);
 }
 
-/* The same of an extended entry: bit x of the second word says that subcluster x is
+/* The same for an extended entry: bit x of `bitmap`, its second word, says that subcluster x is
  * allocated, bit 32 + x that it reads as zeroes. */
 static inline unsigned l2_extended_decode(const struct qcow2_geometry *geo, uint64_t entry,
                                           uint64_t bitmap, struct cluster *out)
@@ -128,7 +133,7 @@ static inline unsigned l2_extended_decode(const struct qcow2_geometry *geo, uint
            (is_aligned(out->host, geometry_cluster(geo)) ? 0 : FAULT_MISALIGNED);
 }
 
-/* Of either width; bitmap: the second word of an extended entry. */
+/* The same for an entry of either width; `bitmap` is ignored for standard ones. */
 static inline unsigned l2_any_decode(const struct qcow2_geometry *geo, uint64_t entry,
                                      uint64_t bitmap, struct cluster *out)
 {
@@ -136,7 +141,7 @@ static inline unsigned l2_any_decode(const struct qcow2_geometry *geo, uint64_t 
                           : l2_entry_decode(geo, entry, out);
 }
 
-/* What a subcluster of an extended entry is. */
+/* The kind of one subcluster of an extended entry. */
 static inline enum cluster_kind cluster_kind_of(const struct cluster *c,
                                                 uint32_t subcluster)
 {
@@ -149,8 +154,8 @@ static inline enum cluster_kind cluster_kind_of(const struct cluster *c,
     return c->allocated & bit ? CL_DATA : CL_NONE;
 }
 
-/* Which subclusters of the cluster at `start` lie in [off, end), whose ends in that cluster
- * are ends of subclusters. */
+/* A bitmap of the subclusters of the cluster at guest offset `start` that lie in [off, end).
+ * Where `off` and `end` lie inside the cluster they are subcluster aligned. */
 static inline uint32_t l2_subclusters_of(const struct qcow2_geometry *geo, uint64_t start,
                                          uint64_t off, uint64_t end)
 {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Can what an entry points to be what it says it is?  Bytes of the image are hostile: an
- * entry that leads to metadata would have it overwritten, and later freed. */
+/* Checks whether the place in an L1 or L2 entry can be right.  The image's bytes are hostile:
+ * through an L2 entry that points at metadata a guest's write would overwrite that metadata, and
+ * a trim would free it. */
 #include <errno.h>
 #include <inttypes.h>
 
@@ -8,7 +9,7 @@
 #include "base/log.h"
 #include "qcow2/internal.h"
 
-/* Do the clusters hold what the header points to? */
+/* Does the range overlap a table that the header points to? */
 static bool overlaps_tables(struct qcow2 *q, uint64_t host, uint64_t len)
 {
     const struct refcount_table *rt =
@@ -19,7 +20,7 @@ static bool overlaps_tables(struct qcow2 *q, uint64_t host, uint64_t len)
                           (uint64_t)q->live.l1_size * 8);
 }
 
-/* Why n host clusters can't be what entries say, or NULL. */
+/* The reason why no entry can point at these n host clusters, or NULL. */
 static const char *bad_host(struct qcow2 *q, uint64_t host, uint64_t n)
 {
     uint64_t len = n << q->geo.cluster_bits;
@@ -33,8 +34,8 @@ static const char *bad_host(struct qcow2 *q, uint64_t host, uint64_t n)
     return NULL;
 }
 
-/* The same where another node writes to the file: what was metadata may be data by now, and
- * the file longer. */
+/* The same for a file that another node of this process writes to: its tables may have moved,
+ * and the file may have grown. */
 static const char *bad_host_now(struct qcow2 *q, uint64_t host, uint64_t n)
 {
     if (!is_aligned(host, cluster_size(q)))
@@ -44,8 +45,8 @@ static const char *bad_host_now(struct qcow2 *q, uint64_t host, uint64_t n)
                : "past the end of the file";
 }
 
-/* In another file there is no metadata, and nothing to tell its end: what lies behind it
- * reads as zeroes. */
+/* An external data file holds no metadata.  Its length is no limit either: what lies behind
+ * its end reads as zeroes. */
 static const char *bad_external(const struct qcow2 *q, uint64_t host, uint64_t n)
 {
     if (!is_aligned(host, cluster_size(q)))
@@ -68,7 +69,8 @@ const char *mapping_bad_data(struct qcow2 *q, uint64_t host, uint64_t n)
     return why;
 }
 
-/* What only a snapshot's tables say does the disk no harm, whose writes go on. */
+/* A fault in a snapshot's tables doesn't endanger the disk, so only one in the live mapping
+ * stops writes. */
 static void note_corruption(struct qcow2_mapping *m)
 {
     if (m == &m->q->live)
@@ -98,8 +100,9 @@ static int impossible_entry(struct qcow2_mapping *m, uint64_t guest, uint64_t en
     return -EIO;
 }
 
-/* Of one cluster.  In another file it can lie nowhere but at its guest offset, where new ones
- * are placed without a look at who else may be there. */
+/* The reason why one cluster can't lie at `host`, or NULL.  In an external data file each
+ * cluster lies at its guest offset: new clusters are put there without a check whether
+ * another entry claims the place. */
 static const char *bad_place(struct qcow2 *q, uint64_t host, uint64_t guest)
 {
     const char *why = mapping_bad_data(q, host, 1);
@@ -109,7 +112,8 @@ static const char *bad_place(struct qcow2 *q, uint64_t host, uint64_t guest)
                : why;
 }
 
-/* The last sectors may be in the file in part, or not at all: they end with the stream. */
+/* The reason why a compressed cluster can't lie there, or NULL.  Only whole host clusters are
+ * checked, as the file may end inside the last sector of the stream. */
 static const char *bad_compressed(struct qcow2 *q, const struct cluster *c)
 {
     uint64_t first = align_down(c->host, cluster_size(q));

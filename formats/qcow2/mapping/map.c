@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* From guest to host: the lock-free lookup. */
+/* The lookup from guest offset to host offset, without locks: L1 entry, L2 page, L2 entry, and
+ * as many entries after it as continue the same extent. */
 #include <errno.h>
 #include <inttypes.h>
 
@@ -8,7 +9,6 @@
 #include "base/log.h"
 #include "qcow2/internal.h"
 
-/* The first byte's place; `in_cluster` bytes into it. */
 void mapping_fill_extent(const struct qcow2_mapping *m, const struct cluster *c,
                          uint64_t in_cluster, struct extent *out)
 {
@@ -43,8 +43,8 @@ void mapping_fill_extent(const struct qcow2_mapping *m, const struct cluster *c,
     out->host_offset = c->host + in_cluster;
 }
 
-/* How many of the entries of one page from `word` on, at most `max`, continue a run whose
- * next entry would be `next`; each further one is `step` larger. */
+/* Counts the entries of one page, from `word` on and at most `max`, that continue a run: the
+ * first must be `next`, each one after it larger by `step`. */
 static uint32_t run_in_page(const struct qcow2_mapping *m, const struct mc_page *page,
                             uint32_t word, uint64_t next, uint64_t step, uint64_t max)
 {
@@ -57,7 +57,8 @@ static uint32_t run_in_page(const struct qcow2_mapping *m, const struct mc_page 
     return n;
 }
 
-/* Nothing in this L1 entry, nor in those after it that are as empty. */
+/* The length of the hole at `off`, up to `len`: this L1 entry and those after it have no
+ * table. */
 static uint64_t empty_tables(const struct qcow2_mapping *m, uint64_t off, uint64_t len)
 {
     uint32_t shift = geometry_table_bits(&m->geo);
@@ -69,8 +70,8 @@ static uint64_t empty_tables(const struct qcow2_mapping *m, uint64_t off, uint64
     return MIN(len, end - off);
 }
 
-/* The clusters from the one at `off` on, of which the first has `entry`, that continue it:
- * to the end of the table and of `len` at most, page by page. */
+/* Counts the clusters that form one run with the cluster at `off`, whose entry is `entry`.  The
+ * run ends at the end of the L2 table, or of the range, at the latest. */
 static uint64_t run_length(struct qcow2_mapping *m, struct mc_page *page, uint64_t entry,
                            const struct cluster *first, uint64_t off, uint64_t len)
 {
@@ -85,7 +86,7 @@ static uint64_t run_length(struct qcow2_mapping *m, struct mc_page *page, uint64
             at = 0;
             if (mcmap_get(m->l2_map,
                           geometry_l2_page(geo, start + (n << geo->cluster_bits)), &page))
-                break; /* said when the caller comes to it */
+                break; /* the error is reported when the caller gets to this page */
         }
         uint32_t more = run_in_page(m, page, at, entry + n * step, step, max - n);
         n += more;
@@ -96,10 +97,11 @@ static uint64_t run_length(struct qcow2_mapping *m, struct mc_page *page, uint64
     return n;
 }
 
-/* One (sub)cluster, by its entry in the file.  Where another node writes to the file, the
- * cached entry may be old: of a compressed cluster that was written to in part, the place is
- * free by then, though the rest is still read here.  The new entry is in the file before the
- * old place is let go of, and that waits for all who are inside the gate. */
+/* Maps one (sub)cluster by its entry in the file instead of the cached one, which may be out of
+ * date when another node of this process writes to the file.  That node may, for example, have
+ * moved a compressed cluster and freed its old place.  It writes the new entry to the file
+ * before it frees the old place, and frees it only after everybody inside the gate has left, so
+ * the entry in the file is always safe to follow. */
 ASIDE static int map_by_file(struct qcow2_mapping *m, uint64_t table, uint64_t off,
                              uint64_t len, struct extent *out)
 {
@@ -159,7 +161,7 @@ int mapping_map(struct qcow2_mapping *m, uint64_t off, uint64_t len, struct exte
     if (out->length == len || first.kind == CL_COMPRESSED)
         return 0;
     uint64_t n = run_length(m, page, entry, &first, off, len);
-    /* So far only the first entry's place was checked. */
+    /* Only the first entry's place was checked so far. */
     if (n > 1 && !(cluster_has_place(&first) && mapping_bad_data(q, first.host, n)))
         out->length = MIN(len, (n << geo->cluster_bits) - in_cluster);
     return 0;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The lookup where entries are extended: runs of subclusters. */
+/* The lookup in images with extended L2 entries, where an extent is a run of subclusters. */
 #include <errno.h>
 
 #include "base/checked.h"
@@ -23,7 +23,7 @@ int mapping_decode_at(struct qcow2_mapping *m, const struct mc_page *page, uint6
                : mapping_decode(m, mc_load(page, word), guest, out);
 }
 
-/* How many subclusters from `first` on are of its kind. */
+/* How many subclusters from `first` on are of the same kind as `first`. */
 static uint32_t run_in_cluster(const struct cluster *c, uint32_t first)
 {
     enum cluster_kind kind = cluster_kind_of(c, first);
@@ -34,7 +34,8 @@ static uint32_t run_in_cluster(const struct cluster *c, uint32_t first)
     return n;
 }
 
-/* Does the cluster after `c` go on as its last subcluster is? */
+/* Does the first subcluster of `next`, the cluster after `c`, continue the extent of the last
+ * subcluster of `c`? */
 static bool continues_run(const struct qcow2_mapping *m, const struct cluster *c,
                           const struct cluster *next)
 {
@@ -46,8 +47,8 @@ static bool continues_run(const struct qcow2_mapping *m, const struct cluster *c
            (next->host == c->host + geometry_cluster(&m->geo) && next->copied == c->copied);
 }
 
-/* The entry of a guest offset in the table that `page` is part of, which is replaced when
- * the offset lies in another. */
+/* Loads the entry of a guest offset.  *page is the page of an earlier offset, and becomes that
+ * of this one. */
 static int load_entry(struct qcow2_mapping *m, uint64_t guest, struct mc_page **page,
                       struct cluster *out)
 {
@@ -80,7 +81,7 @@ ASIDE int mapping_map_extended(struct qcow2_mapping *m, struct mc_page *page, ui
     uint64_t run_end = at + ((uint64_t)(first + n) << geo->subcluster_bits);
     while (run_end < end && first + n == SUBCLUSTERS) {
         struct cluster next;
-        /* What is wrong with it is said when the caller comes to it. */
+        /* An error is reported when the caller gets to that cluster. */
         if (load_entry(m, run_end, &page, &next) || !continues_run(m, &c, &next))
             break;
         c = next;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The life of a mapping: its L1 table, and the caches of both levels. */
+/* Setting up a mapping: its L1 table, and the cached pages of both levels. */
 #include <errno.h>
 #include <stdlib.h>
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* L2 tables: a new one, or a copy of one that a snapshot shares. */
+/* Gives the live mapping L2 tables of its own: new ones, and copies of those that it shares with
+ * snapshots. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -9,13 +10,14 @@
 #include "base/log.h"
 #include "qcow2/internal.h"
 
-/* What store_l1 needs, outside META. */
+/* To be called outside META, before store_l1. */
 static int load_l1_for_store(struct qcow2_mapping *m, uint32_t l1_index)
 {
     return mcmap_get_for_store(m->l1_map, l1_index / mcmap_words_per_page(m->l1_map), NULL);
 }
 
-/* META: publishes a table.  settled: nothing has to be durable before the L1 entry is. */
+/* META: stores the L1 entry of a table.  settled: the entry may become durable at any time; else
+ * it needs a barrier before it. */
 static void store_l1(struct qcow2_mapping *m, uint32_t l1_index, uint64_t entry,
                      bool settled)
 {
@@ -48,8 +50,8 @@ static int new_table(struct qcow2_mapping *m, uint32_t l1_index)
     return 0;
 }
 
-/* Reads a shared table.  Its entries can't be the only reference to anything, or a write
- * through the copy would change a snapshot. */
+/* Reads a shared table.  None of its entries may have the copied flag ("the only reference"):
+ * a write in place through the copy would change the snapshot, too. */
 static int read_shared(struct qcow2_mapping *m, uint64_t offset, uint8_t *table)
 {
     int err = storage_read(m->q->node->file, table, offset, geometry_cluster(&m->geo));
@@ -68,8 +70,8 @@ static int read_shared(struct qcow2_mapping *m, uint64_t offset, uint8_t *table)
     return err;
 }
 
-/* Writes a copy of the table at `old` to a new cluster.  Cached pages of the table stay
- * right: nobody stores to a shared table, and the copy is the same. */
+/* Writes a copy of the table at `old` to a new cluster.  Cached pages of the table remain valid:
+ * nobody stores to a shared table, and the copy has the same content. */
 static int copy_table(struct qcow2_mapping *m, uint32_t l1_index, uint64_t old)
 {
     CLEANUP_FREE void *table = NULL;
@@ -94,7 +96,8 @@ static int copy_table(struct qcow2_mapping *m, uint32_t l1_index, uint64_t old)
     return 0;
 }
 
-/* A table without the copied flag: ours after all when nobody else counts on it. */
+/* Handles an L1 entry without the copied flag.  If the table's refcount is 1 the table isn't
+ * shared any more, and only the flag is set; else the table is copied. */
 static int own_shared_table(struct qcow2_mapping *m, uint32_t l1_index, uint64_t entry)
 {
     uint64_t offset = entry & L1_OFFSET;

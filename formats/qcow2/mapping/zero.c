@@ -1,23 +1,24 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Zeroing and discarding in the tables: whole clusters, or whole subclusters where there are
- * such.
+/* Zeroing and discarding by changing L2 entries: whole clusters, or whole subclusters in images
+ * that have them.
  *
- * What stays in its place and reads as zeroes from now on may have its bytes punched at once:
- * until the entry says so durably they read as zeroes, too.  That isn't so where the guest's
- * zeroes are not the file's (encryption): there nothing is punched. */
+ * A cluster that keeps its place and becomes zero may have its bytes punched before the entry
+ * is durable, because the punched bytes read as zeroes as well.  That isn't true of encrypted
+ * clusters, whose bytes in the file would have to decrypt to zeroes; they are never punched. */
 #include <errno.h>
 
 #include "base/checked.h"
 #include "qcow2/internal.h"
 
-/* What becomes of an entry. */
+/* How an entry is to be changed. */
 struct new_entry {
-    bool keep; /* it stays as it is */
-    bool let_go;
+    bool keep;   /* not at all */
+    bool let_go; /* the old entry's clusters lose a reference */
     uint64_t entry, bitmap;
 };
 
-/* Does what is such already read as zeroes, with no more space than `how` asks for? */
+/* Does a cluster of this kind already read as zeroes, and take no more space than `how`
+ * allows? */
 static bool stays_as_it_is(const struct qcow2 *q, enum cluster_kind kind, enum zero_how how)
 {
     switch (kind) {
@@ -32,7 +33,7 @@ static bool stays_as_it_is(const struct qcow2 *q, enum cluster_kind kind, enum z
     }
 }
 
-/* 0, or -ENOTSUP when the format can't say it. */
+/* Finds the new entry of a whole cluster.  0, or -ENOTSUP when the format can't express it. */
 static int zeroed_cluster(const struct qcow2 *q, const struct cluster *c, enum zero_how how,
                           struct new_entry *change)
 {
@@ -45,19 +46,19 @@ static int zeroed_cluster(const struct qcow2 *q, const struct cluster *c, enum z
         change->entry = c->host | L2_COPIED | L2_ZERO;
         return v3 ? 0 : -ENOTSUP;
     }
-    /* The cluster is let go of; what lies below must not shine through. */
+    /* The cluster is freed; the backing file must not become visible in its stead. */
     change->let_go = c->kind != CL_NONE;
     change->entry = holes_show ? L2_ZERO : 0;
     return holes_show && !v3 ? -ENOTSUP : 0;
 }
 
-/* The same of the subclusters of `mask`. */
+/* The same for the subclusters in `mask`. */
 static int zeroed_subclusters(const struct qcow2 *q, const struct cluster *c, uint32_t mask,
                               enum zero_how how, struct new_entry *change)
 {
     bool all = mask == ALL_SUBCLUSTERS, keeps_place = cluster_has_place(c);
 
-    /* Part of a compressed cluster can't be said to be zero. */
+    /* The entry of a compressed cluster has no bits for its subclusters. */
     if (c->kind == CL_COMPRESSED && !all) {
         *change = (struct new_entry){.keep = how == ZERO_DISCARD};
         return change->keep ? 0 : -ENOTSUP;
@@ -65,7 +66,7 @@ static int zeroed_subclusters(const struct qcow2 *q, const struct cluster *c, ui
     uint32_t allocated = c->allocated & ~mask;
     uint32_t zero =
         node_holes_may_show(q->node) || how == ZERO_KEEP ? c->zero | mask : c->zero & ~mask;
-    /* Zeroes that keep a place need one of their own. */
+    /* A cluster that keeps its place without data in it must own that place. */
     if (how == ZERO_KEEP ? !c->copied && !allocated : !allocated)
         keeps_place = false;
     *change = (struct new_entry){
@@ -87,8 +88,8 @@ static int zeroed_entry(const struct qcow2 *q, const struct cluster *c, uint64_t
                : zeroed_cluster(q, c, how, change);
 }
 
-/* Handles what comes from `off` on as long as its entries stay as they are; stops at the
- * first that has to change.  Without a lock: the guest range is. */
+/* Advances *at from `off` to the first cluster whose entry has to change.  Needs no lock on the
+ * tables: the caller has locked the guest range. */
 static int skip_kept(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_how how,
                      uint64_t *at)
 {
@@ -108,8 +109,9 @@ static int skip_kept(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_how 
     return 0;
 }
 
-/* META, released while pages are loaded: changes entries until one can't be; *at moves on.
- * *had_place: one of them could be written in place before. */
+/* META, which is released while pages are loaded: changes the entries of [*at, end) and advances
+ * *at, up to the first error.  *had_place: set when a changed cluster could be written in place
+ * before. */
 static int change_entries(struct qcow2 *q, uint64_t *at, uint64_t end, enum zero_how how,
                           bool *had_place)
 {
@@ -129,13 +131,14 @@ static int change_entries(struct qcow2 *q, uint64_t *at, uint64_t end, enum zero
         if (err)
             return err;
         if (!change.keep) {
-            /* With each entry, for META was released if a page had to be loaded. */
+            /* For each entry again, as META may have been released to load its page. */
             if (dirty_mark_needs_barrier(&q->mark))
                 mcache_strict(q->node->mc);
             mapping_store(&q->live, page, start, change.entry, change.bitmap);
             if (change.let_go)
                 qcow2_let_go(q, &c);
-            /* It can get that place back: the place stays its own, or is always the same. */
+            /* A later write can get the same place again: a concurrent write in place must
+             * notice that it lost it meanwhile. */
             if (c.kind == CL_DATA && (!change.let_go || q->geo.external)) {
                 node_took_place(q->node);
                 *had_place = true;
@@ -146,8 +149,8 @@ static int change_entries(struct qcow2 *q, uint64_t *at, uint64_t end, enum zero
     return 0;
 }
 
-/* Bytes that stay in their place, which the tables can't tell the filesystem: those of
- * subclusters, and of an external data file. */
+/* Punches data whose cluster isn't freed, so that nothing else gives its space back:
+ * subclusters, and clusters of an external data file. */
 static int punch_extent(const struct extent *ext, enum zero_how how)
 {
     if (ext->kind != EXTENT_DATA || !ext->writable)
@@ -165,13 +168,13 @@ static int punch_data(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_how
     if ((!q->geo.external && !q->geo.word_bits) || how == ZERO_KEEP ||
         q->node->options.discard_ignore)
         return 0;
-    if (q->geo.external) /* zeroes behind the disk's end would make it longer */
+    if (q->geo.external) /* zeroes behind the disk's end would make the file longer */
         end = MIN(end, q->node->size);
     for (; off < end; off += ext.length) {
         int err = mapping_map(&q->live, off, end - off, &ext);
         if (err)
             return err;
-        /* A whole cluster of the image is punched when it becomes free. */
+        /* A whole cluster in the image file is punched later, when it is freed. */
         if (!q->geo.external && is_aligned(off, cluster_size(q)) &&
             ext.length >= cluster_size(q))
             ext.length = align_down(ext.length, cluster_size(q));
@@ -181,8 +184,9 @@ static int punch_data(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_how
     return 0;
 }
 
-/* A raw data file reads as zeroes by itself, whatever the tables say.  A trim that would have
- * to write them is -ENOTSUP: file and tables stay as they are, and go on saying the same. */
+/* An external data file with the raw bit must have the right content whatever the tables say,
+ * so zeroes go to the file, too.  A trim that would have to write them is -ENOTSUP; then
+ * neither file nor tables are changed. */
 static int zero_raw(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_how how)
 {
     uint64_t len = MIN(end, q->node->size) - off;
@@ -207,11 +211,12 @@ static int change_table(struct qcow2 *q, uint64_t *at, uint64_t end, enum zero_h
     return err;
 }
 
-/* One L2 table's part of the range.
+/* Zeroes the part of the range that lies in one L2 table.
  *
- * Who writes in place locks nothing.  What he wrote to a raw data file after its zeroes and
- * before the entries changed is gone for who reads the image; so it gets zeroes once more.  Who
- * writes later still sees that the place was taken, and waits for the range. */
+ * A write in place takes no lock.  When one reached a raw data file after the zeroes and before
+ * the entries changed, readers of the image get zeroes while the file has the written bytes; so
+ * the file is zeroed again.  A write in place that comes later notices that the cluster lost
+ * its place, and waits for the range. */
 static int zero_in_table(struct qcow2 *q, uint64_t off, uint64_t end, enum zero_how how,
                          uint64_t *at)
 {
@@ -246,7 +251,7 @@ int qcow2_zero(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
     return qcow2_failed(q, err);
 }
 
-/* Does `at`, where a range of subclusters begins or ends, cut a compressed cluster in two? */
+/* Does `at`, an end of a range of subclusters, lie inside a compressed cluster? */
 static bool cuts_compressed(struct qcow2 *q, uint64_t at)
 {
     struct extent ext;
@@ -261,7 +266,7 @@ bool qcow2_zero_is_fast(struct node *node, uint64_t off, uint64_t len)
 
     if (q->header.version >= 3)
         return !cuts_compressed(q, off) && !cuts_compressed(q, off + len);
-    /* Version 2 can only let go of clusters, and only where nothing lies below. */
+    /* Version 2 has no zero flag: clusters can only be freed, and only without a backing file. */
     uint64_t end = MIN(off + len, node->size);
     while (off < end) {
         struct extent ext;
