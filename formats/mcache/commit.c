@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Group commit: one leader writes for everyone who waits.
+/* Group commit: one thread, the leader, commits for all threads that are waiting.
  *
- * A commit makes durable all that happened before it began.  So a caller can use any commit
- * that begins after its call, whoever leads it: callers that come while one runs wait for
- * the next, and of those one leads.  However many flush at the same time, there are two
- * commits in a row at most for each of them.
+ * A commit makes everything durable that happened before it began.  So any commit that begins
+ * after a thread's call serves that thread, whichever thread leads it.  Threads that call while
+ * a commit runs wait for the next one, which one of them leads.  However many threads flush at
+ * the same time, each waits for two commits at most.
  *
  * The leader freezes the dirty pages into a group under the meta lock, which takes
- * microseconds, and writes it without any lock, class by class. */
+ * microseconds, and then writes the group without any lock, class by class. */
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -129,8 +129,9 @@ void mcache_add_data_store(struct mcache *mc, struct storage *st)
     mc->data[mc->n_data++] = st;
 }
 
-/* A barrier that fails leaves nothing to build on, unless the store keeps what it was given:
- * then it is as if the group's next page could not be written. */
+/* After a failed barrier it is unknown what reached the disk, so the cache is poisoned.  A store
+ * that keeps unflushed writes until they are durable is an exception: there a failed barrier is
+ * like a failed write, and can be tried again. */
 static int flush_store(struct mcache *mc, struct storage *st)
 {
     int err = storage_flush(st);
@@ -144,7 +145,7 @@ static int flush_store(struct mcache *mc, struct storage *st)
     return err;
 }
 
-/* Data first: what the metadata says of it must hold. */
+/* Flushes the data before the metadata that refers to it. */
 static int flush_stores(struct mcache *mc)
 {
     for (unsigned i = 0; i < mc->n_data; i++) {
@@ -155,7 +156,8 @@ static int flush_stores(struct mcache *mc)
     return flush_store(mc, mc->st);
 }
 
-/* Writes writes[from..to), which lie in one class, neighbours in one call. */
+/* Writes writes[from..to), all of one class; pages that are adjacent in the file go into one
+ * call. */
 static int write_pages(struct mcache *mc, const struct mc_write *writes, size_t from,
                        size_t to)
 {
@@ -175,7 +177,7 @@ static int write_pages(struct mcache *mc, const struct mc_write *writes, size_t 
     return 0;
 }
 
-/* Class by class; invariant (1) is this function. */
+/* Writes a group class by class, with the barriers that invariant (1) needs. */
 static int write_group(struct mcache *mc, const struct mc_group *group)
 {
     size_t at = 0;
@@ -221,7 +223,7 @@ static int commit_group(struct mcache *mc, bool everything)
     return err;
 }
 
-/* Commit lock, which is let go of meanwhile: others may come and wait. */
+/* Commit lock, which is released during the commit so that other threads can queue up. */
 static int lead_unlocked(struct mcache *mc, bool everything)
 {
     LOCK_GAP(&mc->commit);
@@ -238,7 +240,7 @@ int mcache_commit(struct mcache *mc, enum mc_commit_scope what)
         return 0;
 
     LOCK_GUARD(&mc->commit);
-    /* The next commit to start covers all that came before this call. */
+    /* The next commit that starts makes everything durable that came before this call. */
     uint64_t mine = mc->started + 1;
     mc->want_everything |= everything;
     while (mc->finished < mine && mc->committing)

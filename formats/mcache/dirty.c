@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Dirty pages by class, and freezing them into a group: copying, in disk byte order, under
- * the meta lock.  New changes go to the next group and wait for nothing. */
+/* Dirty pages by class, and freezing them into a group.  A group holds copies of its pages in
+ * disk byte order, made under the meta lock, so that later changes belong to the next group and
+ * never wait. */
 #include <assert.h>
 #include <endian.h>
 #include <errno.h>
@@ -17,8 +18,8 @@ static void mark_dirty(struct mcache *mc, struct mc_page *page, enum mc_class cl
         if (cls == MC_LINK)
             atomic_fetch_add(&mc->n_links, 1);
     } else if (cls < page->dirty) {
-        /* An earlier class: what makes something reachable never shares a page with what
-         * must come before it. */
+        /* The page moves to an earlier class.  That never happens to a LINK page: links don't
+         * share pages with what must be durable before them. */
         assert(page->dirty != MC_LINK);
         list_remove(&page->dirty_link);
     } else {
@@ -44,8 +45,8 @@ void mcmap_store(struct mc_page *page, uint32_t word, uint64_t value, enum mc_cl
     lock_assert_held(&mc->meta);
     assert(word < mc_page_words(page));
     assert(atomic_load(&page->has_place)); /* invariant (10) */
-    /* First counted, then seen: who sees a link that isn't durable must not be told by
-     * mcache_has_dirty that there is none. */
+    /* The page is counted before its word changes: a thread that sees a link which isn't
+     * durable must not be told by mcache_has_dirty that there is none. */
     mark_dirty(mc, page, cls);
     if (atomic_load_explicit(&page->even, memory_order_relaxed))
         atomic_store_explicit(&page->even, false, memory_order_release);
@@ -108,7 +109,7 @@ static int compare_writes(const void *a, const void *b)
     return x->host_offset < y->host_offset ? -1 : x->host_offset > y->host_offset;
 }
 
-/* What is kept for the next group, at most. */
+/* A larger room isn't kept for the next group. */
 #define KEEP_BYTES (1u << 20)
 
 void mc_room_free(struct mc_room *room)
@@ -118,7 +119,7 @@ void mc_room_free(struct mc_room *room)
     *room = (struct mc_room){0};
 }
 
-/* Room for so much, in place of what there is; -ENOMEM leaves none. */
+/* Replaces the room by one for n_pages pages of `bytes` in all.  After -ENOMEM there is none. */
 static int make_room(struct mc_room *room, size_t n_pages, size_t bytes)
 {
     void *buffer = NULL;
@@ -135,7 +136,7 @@ static int make_room(struct mc_room *room, size_t n_pages, size_t bytes)
     return 0;
 }
 
-/* META: copies the classes from `first` on; there is room. */
+/* META: copies the dirty pages of the classes from `first` on; the room is large enough. */
 static void freeze_classes(struct mcache *mc, enum mc_class first, struct mc_group *group)
 {
     unsigned char *fill = mc->room.buffer;
@@ -160,7 +161,7 @@ int mc_group_freeze(struct mcache *mc, bool everything, struct mc_group *group)
            atomic_load(&mc->dirty_bytes) > mc->room.n_bytes || !mc->room.writes) {
         size_t n = mc->n_dirty, bytes = atomic_load(&mc->dirty_bytes);
         lock_release(&mc->meta);
-        /* Some room for pages that become dirty before we look again. */
+        /* Somewhat more, for pages that become dirty before META is taken again. */
         int err = make_room(&mc->room, n + n / 8 + 16, bytes + bytes / 8 + 16 * 4096);
         if (err)
             return err;

@@ -1,20 +1,21 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Where pages lie.  What was evicted serves the next page as it is: given back to the allocator it
- * would lie in the heap of the thread that loaded it, which others don't take from, and each of the
- * heaps would keep what it once needed at the most.  Under random reads over more tables than the
- * pool holds, that was three to six times the pool. */
-#include <sanitizer/asan_interface.h> /* nothing without that */
+/* Memory for pages.  The memory of an evicted page is kept as a spare for the next page.  If it
+ * were freed, it would go back to the heap (malloc arena) of the thread that loaded the page;
+ * other threads don't allocate from there, and each heap would keep the most it ever needed.
+ * With random reads over more tables than the pool holds, that took three to six times the
+ * pool's size. */
+#include <sanitizer/asan_interface.h> /* empty in builds without it */
 #include <stdlib.h>
 
 #include "mcache/internal.h"
 
-/* Nearly all pages have that size; others are no spares. */
+/* Nearly all pages have this size; only those become spares. */
 #define SPARE_BYTES 4096u
-/* Spares are a quarter of the pool at the most, or so much: what threads that don't get the processor
- * inside the gate keep from being used, while others go on. */
+/* The limit of spares is a quarter of the pool, or this if it is more.  They pile up when a thread
+ * is preempted inside the gate while other threads go on loading and evicting. */
 #define SPARES_MIN (8u << 20)
-/* A cache line.  An allocator that aligns takes more than it needs and cuts it down: what is freed
- * is too small for the next one. */
+/* A cache line.  The alignment is done here, because posix_memalign allocates more and trims it:
+ * a freed block would then be too small for the next page. */
 #define WORDS_ALIGN 64u
 
 static struct mc_page *take_spare(struct mc_pool *pool)

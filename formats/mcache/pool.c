@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The memory of all pages: a clock over them, whichever image they belong to, and for each
- * image the pages that were evicted while a request could still be reading them.  Images of
- * different chains have different gates: a request that is stuck on one keeps no page of
- * another. */
+/* The pool: bounds the memory of all pages, and evicts by a clock (second chance) over the pages
+ * of all images.  An evicted page is *retired*: it waits in a list of its image until all
+ * requests that could still read it have left that image's gate.  Images of different chains
+ * have different gates, so a request that hangs on one image keeps no pages of another. */
 #include <assert.h>
 #include <stdlib.h>
 
@@ -35,10 +35,11 @@ static void retire_page(struct mc_pool *pool, struct mc_page *page)
     pool->n_pages--;
 }
 
-/* A gate with many members takes long to ask: once for so many pages. */
+/* Asking a gate takes time for each of its members.  So it is asked once there is a retired page
+ * for each 16 members. */
 #define MEMBERS_PER_PAGE 16
 
-/* Under the pool lock: frees evicted pages of an image that nobody can see any more. */
+/* Under the pool lock: frees the retired pages of an image that no request can read any more. */
 static void free_retired(struct mcache *mc)
 {
     if (mc->n_retired * MEMBERS_PER_PAGE < atomic_load(&mc->gate->n_members))
@@ -46,7 +47,7 @@ static void free_retired(struct mcache *mc)
     LIST_FOR_EACH_SAFE (pos, &mc->retired) {
         struct mc_page *page = CONTAINER_OF(pos, struct mc_page, pool_link);
         if (!gate_passed(mc->gate, page->retired))
-            return; /* the rest is younger */
+            return; /* the others were retired later */
         list_remove(pos);
         mc->n_retired--;
         mc_page_recycle(mc->pool, page);
@@ -54,7 +55,7 @@ static void free_retired(struct mcache *mc)
     list_remove(&mc->retiring);
 }
 
-/* Under the pool lock: the same when nobody is left. */
+/* Under the pool lock: frees all of them; no request is inside the gate. */
 static void free_all_retired(struct mcache *mc)
 {
     LIST_FOR_EACH_SAFE (pos, &mc->retired) {
@@ -69,7 +70,7 @@ void mc_pool_leave(struct mcache *mc)
 {
     LOCK_GUARD(&mc->pool->lock);
     free_all_retired(mc);
-    mc_pool_free_spares(mc->pool); /* others take theirs anew */
+    mc_pool_free_spares(mc->pool); /* the memory of an image that is closed goes back */
 }
 
 void mcache_set_gate(struct mcache *mc, struct gate *gate)
@@ -93,7 +94,8 @@ static size_t page_cost(const struct mc_page *page)
     return sizeof *page + page->map->page_bytes;
 }
 
-/* Under the pool lock: takes the page out of the directory, unless it must stay. */
+/* Under the pool lock: takes the page out of its map's directory; false if it was used since the
+ * clock last came by, or is dirty. */
 static bool try_evict(struct mc_pool *pool, struct mc_page *page)
 {
     if (atomic_exchange_explicit(&page->referenced, false, memory_order_relaxed))
@@ -127,7 +129,8 @@ void mc_pool_insert(struct mc_pool *pool, struct mc_page *page)
     pool->n_pages++;
     atomic_fetch_add(&pool->used, page_cost(page));
 
-    /* Twice around at most: then all that is left is dirty, and a commit will come. */
+    /* Goes around twice at most: pages that are left then are dirty, and the next commit
+     * cleans them. */
     for (size_t looks = 2 * pool->n_pages;
          looks > 0 && atomic_load(&pool->used) > pool->limit; looks--) {
         struct mc_page *victim = CONTAINER_OF(pool->clock.next, struct mc_page, pool_link);
@@ -171,9 +174,9 @@ void mc_pool_count_clean(struct mcache *mc, size_t bytes)
     atomic_fetch_sub(&mc->pool->dirty_bytes, bytes);
 }
 
-/* A quarter of the pool for each image, as long as all together leave half of it to clean
- * pages; then an equal part of the quarter.  So idle images' dirty pages keep nobody else
- * from having some. */
+/* One image may fill a quarter of the pool with dirty pages while the dirty pages of all images
+ * take less than half of it.  Beyond that, each gets an equal part of that quarter, so that the
+ * dirty pages of idle images don't keep other images from having any. */
 bool mc_pool_is_too_dirty(const struct mc_pool *pool, size_t own)
 {
     if (own >= pool->limit / 4)

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Taking clusters.
+/* Allocating clusters.
  *
- * Where one comes from decides what it costs.  A cluster that was freed needs its count set
- * to 1, and that count durable before anything durable points to it: one more barrier for
- * the flush that follows.  A cluster of the tail has had its count since the file grew, and
- * reads as zeroes.  Freed ones are taken first all the same, or files would only grow.
+ * The cost of a cluster depends on where it comes from.  For a freed cluster the refcount must
+ * be set to 1, and be durable before anything durable points to the cluster: that is one more
+ * barrier for the next flush.  A cluster of the tail got its refcount when the file grew, and
+ * reads as zeroes.  Freed clusters are preferred all the same, or files would only grow.
  *
- * What earlier sessions freed isn't known when an image is opened, and reading all counts
- * could take minutes.  So each allocation looks at one more page of them (scan_page), until
- * all were seen; a device that is full goes on looking before it says so. */
+ * When an image is opened it isn't known which clusters are free, and reading all refcounts
+ * could take minutes.  So each allocation looks at one more page of refcounts (scan_page) until
+ * all have been seen.  Before an allocation fails with ENOSPC, the rest is scanned. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -54,7 +54,7 @@ bool alloc_inside_file_now(struct alloc *a, uint64_t offset, uint64_t len)
     return alloc_inside_file(a, offset, len);
 }
 
-/* On a store of fixed size the tail is what no refcount block covers yet. */
+/* On a store of fixed size the tail begins behind all clusters that have a refcount block. */
 static uint64_t first_uncovered(struct alloc *a, uint64_t n_clusters)
 {
     struct refcounts *refs = &a->refs;
@@ -90,7 +90,7 @@ int alloc_activate(struct alloc *a, struct diag *diag)
     }
     a->scan_next = 0;
     atomic_store(&a->scanned, false);
-    /* Past the table's reach there are no counts, however large a sparse file is. */
+    /* What the refcount table doesn't cover has no refcounts, however large a sparse file is. */
     a->scan_end = MIN(a->tail.next >> a->cluster_bits,
                       atomic_load(&a->refs.table)->n_entries << a->refs.block_bits);
     return 0;
@@ -148,7 +148,8 @@ bool alloc_settled(const struct alloc *a, uint64_t host_end)
     return tail_settled(&a->tail, host_end);
 }
 
-/* The free clusters of a page of refcounts that can't be read leak: there are others. */
+/* Removes free clusters from the list whose page of refcounts can't be read: they leak, and the
+ * allocation goes on with others. */
 static void forget_unreadable(struct alloc *a, uint64_t cluster, int err)
 {
     struct refcounts *refs = &a->refs;
@@ -157,7 +158,7 @@ static void forget_unreadable(struct alloc *a, uint64_t cluster, int err)
     {
         LOCK_GUARD(mcache_meta(a->node->mc));
         struct run *run = a->free.n ? &a->free.runs[a->free.n - 1] : NULL;
-        if (!run || run->first != cluster) /* another was faster */
+        if (!run || run->first != cluster) /* another thread was faster */
             return;
         lost = MIN(run->n, page_end - run->first);
         run->first += lost;
@@ -170,7 +171,8 @@ static void forget_unreadable(struct alloc *a, uint64_t cluster, int err)
               a->node->filename, cluster << a->cluster_bits, -err, lost);
 }
 
-/* META: takes from the youngest free run, whose page of counts can be stored to. */
+/* META: takes clusters from the run that was freed last; its page of refcounts can be stored
+ * to. */
 static uint64_t take_from_run(struct alloc *a, struct run *run, uint64_t max,
                               uint64_t *host)
 {
@@ -187,9 +189,9 @@ static uint64_t take_from_run(struct alloc *a, struct run *run, uint64_t max,
     return n;
 }
 
-/* META: takes what is there: from the youngest free run, or else, unless there may be free
- * ones soon, from the tail.  *n is 0 when there is nothing; `page_of` is then a cluster whose
- * count has to be loaded first, or UINT64_MAX. */
+/* META: takes clusters that are available at once: from the run that was freed last, else, if
+ * from_tail, from the tail.  *n is 0 when there are none.  Then *page_of is a cluster whose
+ * refcount must be loaded first, or UINT64_MAX. */
 static void take_present(struct alloc *a, uint64_t max, bool from_tail, uint64_t *host,
                          uint64_t *n, bool *fresh, uint64_t *page_of)
 {
@@ -210,7 +212,7 @@ static void take_present(struct alloc *a, uint64_t max, bool from_tail, uint64_t
     *n = take_from_run(a, run, max, host);
 }
 
-/* As take_present, with what has to be loaded for it. */
+/* The same, loading pages of refcounts as needed. */
 static int take_clusters(struct alloc *a, uint64_t max, bool from_tail, uint64_t *host,
                          uint64_t *n, bool *fresh)
 {
@@ -230,8 +232,9 @@ static int take_clusters(struct alloc *a, uint64_t max, bool from_tail, uint64_t
     }
 }
 
-/* META, page present: adds the free clusters of [first, first+n) to the free list.  One
- * that holds metadata is free only by mistake: it must not be written over. */
+/* META, with the page loaded: adds the free clusters of [first, first+n) to the free list.  A
+ * cluster that holds metadata although its refcount is 0 must not be overwritten, and is left
+ * out. */
 static void collect_free(struct alloc *a, uint64_t first, uint64_t n)
 {
 
@@ -248,7 +251,8 @@ static void collect_free(struct alloc *a, uint64_t first, uint64_t n)
     }
 }
 
-/* Looks at one more page of refcounts from earlier sessions; false when all were seen. */
+/* Looks for free clusters in one more page of the refcounts that the image was opened with;
+ * false when all have been seen. */
 static bool scan_page(struct alloc *a)
 {
     struct refcounts *refs = &a->refs;
@@ -265,13 +269,13 @@ static bool scan_page(struct alloc *a)
     }
     if (at >= end)
         return false;
-    /* Whole blocks that don't exist are skipped: clusters there have no count to set. */
+    /* Blocks that don't exist are skipped: clusters there have no refcount that could be set. */
     while (at < end && refcount_block_offset(refs, refcount_block_of(refs, at)) == 0)
         at = (refcount_block_of(refs, at) + 1) << refs->block_bits;
     bool readable = at < end && refcount_lock_page(refs, at) == 0;
     if (!readable)
         lock_acquire(meta);
-    /* Somebody else may have scanned it meanwhile. */
+    /* Another thread may have scanned it meanwhile. */
     if (a->scan_next <= at) {
         uint64_t n = at < end ? MIN(end - at, refcount_run_in_page(refs, at)) : 0;
         if (readable)
@@ -299,8 +303,8 @@ int alloc_clusters(struct alloc *a, uint64_t max, uint64_t *host, uint64_t *n, b
             continue;
         }
         err = alloc_grow(a, max);
-        /* On a full device, what an earlier session freed or this one let go of is all
-         * there is. */
+        /* On a full device the only clusters left are free ones that weren't scanned yet, and
+         * those that are still being freed. */
         if (err == -ENOSPC && (scan_page(a) || alloc_reclaim(a) > 0))
             continue;
         if (err)
@@ -310,7 +314,7 @@ int alloc_clusters(struct alloc *a, uint64_t max, uint64_t *host, uint64_t *n, b
 
 void alloc_hold(struct alloc *a, bool on)
 {
-    LOCK_GUARD(&a->growth); /* who grows the file is done, or not yet at it */
+    LOCK_GUARD(&a->growth); /* no thread is growing the file now */
     atomic_store(&a->held, on);
 }
 

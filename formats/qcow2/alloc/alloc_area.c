@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Areas: a table at the end of the file, with the refcount blocks that count it and
- * themselves right behind it.
+/* Areas: a table at the end of the file, directly followed by the refcount blocks that cover
+ * the table and themselves.
  *
- * Ordinary growth (alloc_grow.c) puts each refcount block at the beginning of what it
- * counts, so no run of clusters is longer than that.  A refcount table that became too
- * small needs its own blocks before it can be pointed to; and with small clusters an L1
- * table can be larger than what one block counts.  Both get an area. */
+ * Ordinary growth (alloc_grow.c) puts each refcount block at the beginning of the range that it
+ * covers, so no contiguous run of clusters is longer than that.  Two tables need more: a
+ * new, larger refcount table needs its own refcount blocks before the header can point to it;
+ * and with small clusters an L1 table can be longer than what one block covers. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,7 +26,7 @@ static uint64_t area_end(const struct area *area)
     return area->start + area->table_clusters + area->n_blocks;
 }
 
-/* How many blocks it takes to count the table and themselves. */
+/* Computes how many refcount blocks cover the table and themselves. */
 static void add_blocks(const struct refcounts *refs, struct area *area)
 {
     area->first_block = refcount_block_of(refs, area->start);
@@ -36,7 +36,7 @@ static void add_blocks(const struct refcounts *refs, struct area *area)
         area->n_blocks++;
 }
 
-/* For a refcount table of `least` entries or more that lies at `start`. */
+/* Plans the area of a refcount table of at least `least` entries that begins at `start`. */
 static int plan_refcount_table_at(struct alloc *a, uint64_t start, uint64_t least,
                                   struct area *area, uint64_t *n_entries)
 {
@@ -58,9 +58,10 @@ static int plan_refcount_table_at(struct alloc *a, uint64_t start, uint64_t leas
     }
 }
 
-/* The tail's end, or what lies behind the reach of the last refcount block: nothing of an
- * area that begins here has a count yet.  Pages of a block that ordinary growth failed to
- * make are in memory: another in its place would not be read, so it counts, too. */
+/* The first cluster from which on no cluster has a refcount: the end of the tail, or what lies
+ * behind the range of the last refcount block.  A block that ordinary growth failed to create
+ * counts as existing, because its pages are cached: those of another block in its place would
+ * not be read. */
 static uint64_t first_uncounted(const struct alloc *a)
 {
     const struct refcounts *refs = &a->refs;
@@ -73,7 +74,7 @@ static uint64_t first_uncounted(const struct alloc *a)
                                                    << refs->block_bits);
 }
 
-/* Behind metadata, if some is known to lie there. */
+/* Plans the area so that it doesn't overlap known metadata. */
 static int plan_refcount_table(struct alloc *a, uint64_t least, struct area *area,
                                uint64_t *n_entries)
 {
@@ -108,7 +109,7 @@ static int write_blocks(struct alloc *a, const struct area *area)
     return 0;
 }
 
-/* The file reaches over the area, whose blocks are in it. */
+/* Makes the file long enough for the area, and writes its refcount blocks. */
 static int write_area(struct alloc *a, const struct area *area)
 {
     int err = alloc_extend_file(a, area_end(area) << a->cluster_bits);
@@ -116,7 +117,8 @@ static int write_area(struct alloc *a, const struct area *area)
     return err ? err : write_blocks(a, area);
 }
 
-/* An area that failed may have left its bytes where the tail goes on. */
+/* To be called when an area failed: its bytes may lie where the tail continues, which then
+ * doesn't read as zeroes any more. */
 static void distrust_tail(struct alloc *a)
 {
     LOCK_GUARD(mcache_meta(a->node->mc));
@@ -133,7 +135,7 @@ static int write_table(struct alloc *a, const struct refcount_table *table)
     return storage_write(a->node->file, raw, table->offset, table->n_entries * 8, 0);
 }
 
-/* Step by step, each durable before the next: the area, then the header that points to it.
+/* Writes the area, and then the header that points to it; each is durable before the next step.
  */
 static int write_refcount_table(struct alloc *a, const struct area *area,
                                 struct refcount_table *table)
@@ -156,7 +158,7 @@ int alloc_grow_refcount_table(struct alloc *a, uint64_t least)
     struct area area;
     uint64_t n_entries;
 
-    /* Then no entry of the old table waits to be written, and none can be added. */
+    /* After this commit no entry of the old table waits to be written, and none is added. */
     int err = mcache_commit(a->node->mc, MC_COMMIT_EVERYTHING);
     if (!err)
         err = plan_refcount_table(a, least, &area, &n_entries);
@@ -176,7 +178,7 @@ int alloc_grow_refcount_table(struct alloc *a, uint64_t least)
     err = write_refcount_table(a, &area, table);
     if (!err) {
         err = refcounts_replace_table(&a->refs, table);
-        if (err) /* the header names a table that we can't use */
+        if (err) /* the header points to a table that isn't in use here */
             mcache_poison(a->node->mc);
     }
     if (err) {
@@ -191,9 +193,9 @@ int alloc_grow_refcount_table(struct alloc *a, uint64_t least)
     return 0;
 }
 
-/* ---- a table that one block can't count ---- */
+/* ---- a table that one refcount block can't cover ---- */
 
-/* Behind all metadata if some lies there. */
+/* Plans the area behind all known metadata. */
 static struct area plan_wide_table(struct alloc *a, uint64_t n)
 {
     struct area area = {.start = first_uncounted(a), .table_clusters = n};
@@ -205,7 +207,7 @@ static struct area plan_wide_table(struct alloc *a, uint64_t n)
     return area;
 }
 
-/* The area is in the file, and its blocks are durable: they get into the refcount table. */
+/* Enters the blocks of an area, which are durable, into the refcount table. */
 static int publish_blocks(struct alloc *a, const struct area *area)
 {
 
@@ -225,7 +227,7 @@ static int publish_blocks(struct alloc *a, const struct area *area)
     return 0;
 }
 
-/* The blocks are durable before anything leads to them. */
+/* Writes the area; its blocks are durable before the refcount table points to them. */
 static int make_wide_table(struct alloc *a, const struct area *area)
 {
     int err = write_area(a, area);
@@ -245,7 +247,7 @@ int alloc_wide_table(struct alloc *a, uint64_t n, uint64_t *host)
             LOCK_GUARD(mcache_meta(a->node->mc));
             alloc_abandon_tail(a);
         }
-        /* A new refcount table comes with blocks, and moves the place. */
+        /* A larger refcount table brings its own area, and so moves the place of this one. */
         int err = alloc_grow_refcount_table(a, 2 * needed);
         if (err)
             return err;

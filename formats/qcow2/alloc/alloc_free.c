@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Letting go of clusters, and the clean end.
+/* Freeing clusters, and closing the allocator.
  *
- * A cluster that lost its last reference is still in use in three ways, one after the other:
- * the table on disk points to it until the change is durable; requests that looked at the
- * table before may be reading it; and its count says so.  `unlinked` holds what the open
- * group let go of, `frozen` what the group that is being written did; alloc_reclaim.c has
- * the rest of the way. */
+ * A cluster that was unlinked can't be reused at once, for three reasons in turn: the table on
+ * disk still points to it until the change is durable; requests that looked at the table before
+ * may still be reading it; and its refcount says that it is in use.  `unlinked` holds the
+ * clusters that the open group unlinked, `frozen` those of the group that is being written.
+ * alloc_reclaim.c does the rest. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -27,7 +27,7 @@ void alloc_frozen(struct alloc *a)
     run_list_move(a, &a->unlinked, &a->frozen);
 }
 
-/* Whoever flushed is told after this returns, so it does no more than must be. */
+/* Flush requests are answered only after this returns, so it does as little as possible. */
 void alloc_durable(struct alloc *a)
 {
     tail_durable(&a->tail, a->node);
@@ -36,9 +36,9 @@ void alloc_durable(struct alloc *a)
         alloc_retire(a);
 }
 
-/* Refcounts of the tail that was not used go back to 0, page by page from its end on, and the
- * tail ends before them at once.  So it never hands out what has no count: not when a page
- * fails and the image goes on, nor when something else of its end has failed. */
+/* Sets the refcounts of the unused tail to 0, page by page from its end, and shortens the tail
+ * before each page.  So the tail never hands out a cluster without a refcount, even if a page
+ * or a later step of closing fails and the image goes on being used. */
 static int give_back_tail(struct alloc *a)
 {
     uint64_t next = a->tail.next >> a->cluster_bits, end = a->tail.end >> a->cluster_bits;
@@ -63,7 +63,7 @@ bool alloc_has_unlinked(struct alloc *a)
     return a->unlinked.n || a->frozen.n || a->reclaiming || !list_empty(&a->retired);
 }
 
-/* What is not punched by then is free all the same; 0: no limit. */
+/* After that time clusters are freed without being punched; 0: no limit. */
 static void limit_punching(struct alloc *a, uint64_t until_ns)
 {
     LOCK_GUARD(&a->reclaim);
@@ -81,7 +81,7 @@ int alloc_settle(struct alloc *a)
             ;
         err = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
     }
-    limit_punching(a, 0); /* the image goes on if anything of its end fails */
+    limit_punching(a, 0); /* the image stays in use if closing fails */
     if (!err)
         err = give_back_tail(a);
     return err || !a->shrunk || node->file->fixed_size ? err : alloc_drop_empty_blocks(a);

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Growth: a longer file, and refcount blocks for it.
+/* Growth: makes the file longer, and creates refcount blocks for the new clusters.
  *
- * A step adds more clusters than are asked for, and sets all their counts to 1 at once: as
- * soon as that is durable, allocations from the tail need no barrier of their own.  What a
- * session leaves over it gives back at its end; after a crash it is leaked.
+ * A step adds more clusters than are asked for, the tail, and sets all their refcounts to 1 at
+ * once.  As soon as those are durable, allocations from the tail need no barrier of their own.
+ * Clusters of the tail that are left when the image is closed are given back; after a crash
+ * they are leaked.
  *
- * A step stays within the reach of one refcount block.  When there is none, the first
- * cluster of the step becomes it, and counts itself.  Clusters that something refers to
- * already, though they lie past the end of the file, are passed over: tables of a file that
- * was cut short point there. */
+ * A step stays within the range of one refcount block.  If that block doesn't exist yet, the
+ * first cluster of the step becomes it, and the block counts itself.  Clusters behind the end
+ * of the file that are referenced already are skipped: a file that was truncated has tables
+ * that point there. */
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -20,8 +21,8 @@
 #include "base/log.h"
 #include "qcow2/alloc/alloc.h"
 
-/* Growth lock: how far the image can reach, at least to `wanted` if at all.  A device may
- * have grown since it was looked at: it is asked before there is said to be no space. */
+/* Growth lock: the largest end that the image can have.  When `wanted` lies behind it, a
+ * device's size is read again, as it may have grown. */
 static uint64_t reachable_end(struct alloc *a, uint64_t wanted)
 {
     struct storage *st = a->node->file;
@@ -65,7 +66,7 @@ void alloc_abandon_tail(struct alloc *a)
     a->tail.next = a->tail.end;
 }
 
-/* Beyond the end of the file clusters in use mean: tables of a file that was cut short point
+/* Clusters behind the end of the file can be in use, too: tables of a truncated file point
  * there. */
 int alloc_count_run(struct alloc *a, uint64_t first, uint64_t n, bool used, uint64_t *run)
 {
@@ -88,7 +89,7 @@ int alloc_count_run(struct alloc *a, uint64_t first, uint64_t n, bool used, uint
     return 0;
 }
 
-/* Growth lock: the tail ends where clusters begin that nobody uses. */
+/* Growth lock: moves the end of the tail behind clusters that are in use. */
 static int pass_over_used(struct alloc *a)
 {
 
@@ -103,9 +104,8 @@ static int pass_over_used(struct alloc *a)
     }
 }
 
-/* Sets the refcounts of clusters from *at on to 1, up to `end`, the end of a page or the
- * first that is in use, and hands them to the tail.  block_here: `*at` is the place of the
- * refcount block that covers it. */
+/* Sets refcounts to 1, from *at on up to `end`, the end of the page, or the first cluster in use,
+ * and adds those clusters to the tail.  block_here: the refcount block itself lies at *at. */
 static int publish_page(struct alloc *a, uint64_t *at, uint64_t end, bool block_here)
 {
     struct refcounts *refs = &a->refs;
@@ -120,7 +120,7 @@ static int publish_page(struct alloc *a, uint64_t *at, uint64_t end, bool block_
         err = refcount_lock_page_for_store(refs, first);
     if (err || n == 0)
         return err;
-    /* A new block's own page comes before the table entry that points to it. */
+    /* The page of a new block must be durable before the table entry that points to it. */
     for (uint64_t c = first; c < first + n; c++)
         refcount_set(refs, c, 1, block_here ? MC_PRE : MC_LEAF);
     if (block_here) {
@@ -136,7 +136,7 @@ static int publish_page(struct alloc *a, uint64_t *at, uint64_t end, bool block_
     return 0;
 }
 
-/* [*at, end) as far as it isn't in use; the new block, if any, is at *at. */
+/* Adds the clusters of [at, end) to the tail, up to the first in use; a new block lies at `at`. */
 static int publish_clusters(struct alloc *a, uint64_t at, uint64_t end, bool block_here)
 {
     for (uint64_t before = UINT64_MAX; at < end && at != before; block_here = false) {
@@ -148,8 +148,8 @@ static int publish_clusters(struct alloc *a, uint64_t at, uint64_t end, bool blo
     return 0;
 }
 
-/* Extends within the reach of one refcount block, which is made when it isn't there. Growth
- * lock; the tail is used up when a block is to be made, and nobody uses what comes next. */
+/* Growth lock: extends the tail within the range of one refcount block, which is created if it
+ * doesn't exist.  In that case the tail is used up, and the next cluster isn't in use. */
 static int extend_tail(struct alloc *a, uint64_t clusters)
 {
     struct refcounts *refs = &a->refs;
@@ -157,7 +157,7 @@ static int extend_tail(struct alloc *a, uint64_t clusters)
     bool block_here = refcount_block_offset(refs, block) == 0;
 
     if (block_here && atomic_load(&atomic_load(&refs->table)->words[block]) != 0)
-        return -EIO; /* an entry that can't be right; said when it was met */
+        return -EIO; /* an impossible entry; it was logged when it was found */
 
     uint64_t end;
     {
@@ -166,8 +166,8 @@ static int extend_tail(struct alloc *a, uint64_t clusters)
     }
     end = MIN(end, reachable_end(a, end));
     end = MIN(end >> a->cluster_bits, (block + 1) << refs->block_bits);
-    /* A file that ends one cluster before a block's reach does leaves room for the block
-     * only: then the next call goes on behind it. */
+    /* When the file ends one cluster before the end of a block's range, only the block itself
+     * fits: the next call then continues behind it. */
     bool at_reach = end == (block + 1) << refs->block_bits;
     if (end <= at || (end <= at + block_here && !at_reach))
         return -ENOSPC;
@@ -222,7 +222,7 @@ int alloc_table(struct alloc *a, uint64_t n, uint64_t *host)
     LOCK_GUARD(&a->growth);
     if (atomic_load(&a->held))
         return -EBUSY;
-    /* Every reach of a refcount block begins with the block itself. */
+    /* The range of each refcount block begins with the block itself. */
     if (n >= 1ull << a->refs.block_bits)
         return alloc_wide_table(a, n, host);
     for (;;) {
@@ -230,11 +230,11 @@ int alloc_table(struct alloc *a, uint64_t n, uint64_t *host)
             LOCK_GUARD(mcache_meta(a->node->mc));
             if (a->tail.end - a->tail.next >= bytes) {
                 uint64_t taken = tail_take(&a->tail, bytes, host, &fresh), next;
-                while (taken < bytes) /* part of it is fresh */
+                while (taken < bytes) /* fresh and used parts come one by one */
                     taken += tail_take(&a->tail, bytes - taken, &next, &fresh);
                 return 0;
             }
-            /* A run across a block's reach would have the block's cluster in it. */
+            /* A run into the next block's range would include that block's cluster. */
             uint64_t end = a->tail.end >> a->cluster_bits;
             if (refcount_block_offset(&a->refs, refcount_block_of(&a->refs, end)) == 0)
                 alloc_abandon_tail(a);

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Places of compressed clusters, several in one host cluster.
+/* Places for compressed clusters, several of which share a host cluster (are packed into it).
  *
- * Each counts as a reference to the host clusters that it touches.  The next place is right
- * behind the last one; when that doesn't fit any more, it goes on into a new cluster if the
- * new one is the neighbour, and else begins there.  The count of a host cluster is raised
- * before anything points to the place, and that has to be durable first: links to packed
- * places make their group strict.
+ * Each is a reference to all host clusters that it touches.  The next place follows directly
+ * behind the last one.  When the rest of the host cluster is too small, the place continues in
+ * a new host cluster if that is adjacent, and begins in the new one otherwise.  The refcount of a
+ * host cluster is raised before an entry points to the place, and must be durable first:
+ * therefore links to packed places make their group strict.
  *
- * Who packs holds the pack lock; only the end of packing in a cluster that is being freed
- * comes from elsewhere, under META. */
+ * Packing takes place under the pack lock.  Only when the cluster that is being packed gets
+ * freed, packing into it is ended from elsewhere, under META. */
 #include <errno.h>
 
 #include "qcow2/alloc/alloc.h"
@@ -19,8 +19,8 @@ void alloc_end_packing(struct alloc *a)
     a->pack_next = a->pack_end = 0;
 }
 
-/* Another reference to the cluster that is being packed; *raised is false when there can't
- * be one. */
+/* Adds a reference to the cluster that is being packed; *raised is false when its refcount can't
+ * be any larger. */
 static int raise_count(struct alloc *a, uint64_t at, bool *raised)
 {
     uint64_t cluster = at >> a->cluster_bits;
@@ -38,8 +38,8 @@ static int raise_count(struct alloc *a, uint64_t at, bool *raised)
     return 0;
 }
 
-/* How many bytes from *at on are left of the cluster that is being packed; 0: there is
- * none. */
+/* The bytes that are left of the cluster that is being packed, from *at on; 0: there is no such
+ * cluster. */
 static uint64_t rest_of_cluster(struct alloc *a, uint64_t *at)
 {
     LOCK_GUARD(mcache_meta(a->node->mc));
@@ -78,7 +78,7 @@ int alloc_packed(struct alloc *a, uint32_t bytes, uint64_t *host)
     if (rest && rest < bytes && at + rest == cluster) {
         err = raise_count(a, at, &raised);
         if (err)
-            raised = false; /* it begins in the new one */
+            raised = false; /* the place begins in the new cluster */
     }
     *host = raised ? at : cluster;
     go_on_at(a, *host + bytes, cluster + alloc_cluster_size(a));

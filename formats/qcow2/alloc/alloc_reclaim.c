@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The last step of letting go: references are dropped, holes punched, clusters become free.
+/* The last step of freeing: refcounts are decremented, holes punched, clusters become free.
  *
- * A scattered trim lets go of a hundred thousand runs, and a hole can take the filesystem
- * 0.1 ms, so this is never done at one go and never while a flush is waited for.  Each
- * group that became durable is a batch with the gate's stamp; moving it costs the same
- * however many runs it has.  When the gate says that nobody sees a batch any more, its runs
- * are `passed`, and somebody who holds the reclaim lock deals with a slice of them: mostly
- * the housekeeper, else an allocation that found nothing free, and the clean end. */
+ * A scattered trim can free a hundred thousand runs of clusters, and the filesystem can take
+ * 0.1 ms to punch each.  So this is done in slices, and never while a flush waits.  The runs
+ * that one group unlinked form a batch, which gets the gate's stamp when the group is durable.
+ * Once the gate says that no request can see the batch any more, its runs move to `passed`.  A
+ * thread with the reclaim lock then handles a slice of them: mostly the housekeeper, but also
+ * an allocation that found no free cluster, and the closing of the image. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -15,10 +15,11 @@
 #include "block/cluster_cache.h"
 #include "qcow2/alloc/alloc.h"
 
-/* How many holes whoever needs a cluster, or the reclaim lock, waits for at most. */
+/* The runs in a slice: the most holes that a thread in need of a cluster, or of the reclaim lock,
+ * waits for. */
 #define SLICE_RUNS 16
 
-/* Runs whose removal became durable with one group. */
+/* A batch: the runs that one group unlinked, durably. */
 struct retired {
     struct list link;
     struct run_list runs;
@@ -40,8 +41,9 @@ void alloc_retire(struct alloc *a)
     run_list_move(a, &a->frozen, &batch->runs);
     list_append(&a->retired, &batch->link);
     atomic_store(&a->reclaimable, true);
-    /* Now is a good moment to look, for who commits is not inside: a request that finds
-     * nothing free later can't wait for itself. */
+    /* This advances the gate's epoch if it can.  Here is a good place, as a committing thread is
+     * not inside the gate; an allocation that finds nothing free later is, and can't wait for
+     * itself. */
     (void)gate_passed(&node->ctx->gate, batch->stamp);
     background_start(&a->background);
 }
@@ -53,9 +55,9 @@ static int compare_runs(const void *a, const void *b)
     return x->first < y->first ? -1 : x->first > y->first;
 }
 
-/* In the order of the file, with neighbours as one run, however they were let go of: a hole
- * costs the filesystem as much for one cluster as for a thousand.  A cluster that lost two
- * references stays in two runs. */
+/* Sorts the runs by offset and joins adjacent ones, because punching takes the filesystem about
+ * as long for one cluster as for a thousand.  A cluster that lost two references remains in two
+ * runs. */
 static void join_runs(struct run_list *list)
 {
     size_t n = 0;
@@ -77,8 +79,8 @@ static void note_progress(struct alloc *a)
     atomic_store(&a->reclaimable, a->reclaiming || !list_empty(&a->retired));
 }
 
-/* Reclaim lock, `passed` is used up: fills it with the batches that nobody can see any
- * more. Their clusters stay in use until their count is 0. */
+/* Reclaim lock, with `passed` empty: moves the batches there that no request can see any more.
+ * Their clusters count as in use until their refcount is 0. */
 static void take_passed(struct alloc *a)
 {
     struct gate *gate = &a->node->ctx->gate;
@@ -102,7 +104,7 @@ static void take_passed(struct alloc *a)
         join_runs(&a->passed);
 }
 
-/* Adds free clusters to the list, except those that the scan will still come to. */
+/* Adds free clusters to the list, except those that scan_page has yet to look at. */
 static void add_free(struct alloc *a, uint64_t first, uint64_t n)
 {
     for (uint64_t c = first; c < first + n; c++)
@@ -119,14 +121,15 @@ static bool may_punch(const struct alloc *a)
             housekeeper_now(node->ctx->housekeeper) < a->punch_until_ns);
 }
 
-/* META: is one of the clusters the one that compressed clusters are being packed into? */
+/* META: are compressed clusters being packed into one of these clusters? */
 static bool is_packed(const struct alloc *a, uint64_t first, uint64_t n)
 {
     return a->pack_end && (a->pack_end - 1) >> a->cluster_bits >= first &&
            (a->pack_end - 1) >> a->cluster_bits < first + n;
 }
 
-/* What was decoded from there would be taken for what comes there next. */
+/* Drops decoded clusters from the cache whose compressed bytes lay there: they would be taken for
+ * what is written there next. */
 static void forget_decoded(struct alloc *a, uint64_t first, uint64_t n)
 {
     struct cluster_key key = {.owner = a->node, .bytes = (uint32_t)alloc_cluster_size(a)};
@@ -137,9 +140,9 @@ static void forget_decoded(struct alloc *a, uint64_t first, uint64_t n)
     }
 }
 
-/* Clusters from `first` on, at most n and in one refcount page, lose one reference each;
- * *done: how many.  References are taken away under the reclaim lock only, so what was seen
- * under META stays true outside it. */
+/* Decrements the refcounts of at most n clusters from `first` on, within one page of refcounts;
+ * *done: of how many.  Refcounts are decremented under the reclaim lock only, so a value that
+ * was read under META is still an upper bound after META was released. */
 static int drop_references(struct alloc *a, uint64_t first, uint64_t n, uint64_t *done)
 {
     struct lock *meta = mcache_meta(a->node->mc);
@@ -157,7 +160,7 @@ static int drop_references(struct alloc *a, uint64_t first, uint64_t n, uint64_t
     if (last)
         forget_decoded(a, first, same);
 
-    /* Punched while its count still says it is in use: nobody can take it before. */
+    /* Punched before the refcount becomes 0, so that nobody can allocate the cluster earlier. */
     if (last && may_punch(a))
         storage_discard(a->node->file, first << a->cluster_bits, same << a->cluster_bits);
 
@@ -181,7 +184,7 @@ static int drop_references(struct alloc *a, uint64_t first, uint64_t n, uint64_t
     return 0;
 }
 
-/* One run, page by page; what can't be read leaks. */
+/* Handles one run, page by page.  Clusters whose refcounts can't be read leak. */
 static void drop_run(struct alloc *a, struct run run)
 {
 

@@ -1,21 +1,21 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The end of an image that shrank: much of it was let go of, and the file ends where something
- * is still in use.
+/* Shortens the file of an image that was made smaller, to the end of its last used cluster.
  *
- * What stands behind that are refcount blocks, each at the place where its reach began when the
- * file grew over it.  Those that count nothing but themselves go, from the last one on, and
- * wherever they stand those that count nothing at all:
- *   1. all counts are in the file;
- *   2. the table loses them, durably;
- *   3. one that another block counts loses that count.
- * A crash before 2 leaves all as it was, one before 3 a leak.  Blocks in between that count
- * themselves stay: what they count as free is found there again. */
+ * Refcount blocks stand in the way: each lies at the beginning of the range that it covers.  So
+ * blocks that count nothing but themselves are removed, from the last one on, as well as blocks
+ * anywhere that count nothing at all:
+ *   1. all refcounts are written to the file;
+ *   2. the blocks are removed from the refcount table, durably;
+ *   3. if a removed block was counted by another block, its refcount there is set to 0.
+ * After a crash before 2 nothing has changed, after one before 3 clusters are leaked.  Blocks in
+ * the middle of the file that count only themselves stay: the clusters that they cover are used
+ * again later. */
 #include <errno.h>
 #include <stdlib.h>
 
 #include "qcow2/alloc/alloc.h"
 
-/* Growth lock: is any cluster in use that the block counts, other than its own place? */
+/* Growth lock: does the block count any cluster in use other than `own`, its own place? */
 static int counts_others(struct alloc *a, uint64_t block, uint64_t own, bool *others)
 {
     uint64_t at = block << a->refs.block_bits, end = (block + 1) << a->refs.block_bits;
@@ -42,7 +42,8 @@ static int take_from_table(struct alloc *a, uint64_t block)
     return 0;
 }
 
-/* Growth lock: steps 1 and 2, but for the commit; the places of the blocks into `dropped`. */
+/* Growth lock: steps 1 and 2 without the commit; adds the places of the removed blocks to
+ * `dropped`. */
 static int take_blocks(struct alloc *a, struct run_list *dropped)
 {
     uint64_t block = atomic_load(&a->refs.table)->n_entries;
@@ -70,7 +71,7 @@ static int take_blocks(struct alloc *a, struct run_list *dropped)
     return 0;
 }
 
-/* The pages of dropped blocks are gone for who reads the table. */
+/* Forgets the cached pages of removed blocks. */
 static void forget_blocks(struct alloc *a)
 {
     mcache_hold(a->node->mc);
@@ -86,7 +87,7 @@ static int free_place(struct alloc *a, uint64_t cluster)
     if (err && err != -ENOENT)
         return err;
     if (err)
-        lock_acquire(mcache_meta(a->node->mc)); /* it counted itself */
+        lock_acquire(mcache_meta(a->node->mc)); /* no block covers it: it counted itself */
     else
         refcount_set(&a->refs, cluster, 0, MC_LEAF);
     meta_set_remove(&a->metadata, cluster);
@@ -119,7 +120,7 @@ int alloc_drop_empty_blocks(struct alloc *a)
             forget_blocks(a);
             err = free_places(a, &dropped);
         }
-        bool more = dropped.n > 0; /* whose places were all that others counted */
+        bool more = dropped.n > 0; /* then other blocks may count nothing any more */
         free(dropped.runs);
         if (err || !more)
             return err;
@@ -128,7 +129,7 @@ int alloc_drop_empty_blocks(struct alloc *a)
 
 /* ---- the file ---- */
 
-/* Has it a count, or is it known to hold metadata, whatever its count says? */
+/* *used: is the cluster's refcount above 0, or does the cluster hold known metadata? */
 static int is_in_use(struct alloc *a, uint64_t cluster, bool *used)
 {
     int err = refcount_lock_page(&a->refs, cluster);
@@ -155,7 +156,7 @@ static int find_end(struct alloc *a, uint64_t *end)
     return 0;
 }
 
-/* Much of the image was let go of: the file ends where something is still in use. */
+/* Truncates the file behind the last cluster in use. */
 static int cut_file(struct alloc *a)
 {
     uint64_t end = MIN(a->tail.next, atomic_load(&a->file_end)) >> a->cluster_bits;
@@ -168,8 +169,8 @@ int alloc_trim_file(struct alloc *a)
 {
     if (a->shrunk && !a->node->file->fixed_size)
         return cut_file(a);
-    /* The tail may begin behind the file: growth passed over clusters in use, and failed.
-     */
+    /* The tail may begin behind the end of the file, if growth skipped clusters in use and then
+     * failed. */
     if (!a->grown || a->node->file->fixed_size || a->tail.next > atomic_load(&a->file_end))
         return 0;
     return storage_truncate(a->node->file, a->tail.next);

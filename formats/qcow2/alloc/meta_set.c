@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The set itself: a hash table, and ranges. */
+/* The metadata set: a hash table, and sorted ranges. */
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -13,9 +13,10 @@
 #define DELETED  UINT64_MAX
 #define MIN_BITS 8
 
-/* Open addressing, at most half full; slots hold cluster + 1.  A table that became too
- * small lives on until the end, for those who still look at it: together they are no larger
- * than the last. */
+/* A hash table with open addressing, at most half full; a slot holds cluster + 1.  When it
+ * becomes too small it is replaced by one of twice the size.  The old one is kept until the set
+ * is freed, as readers without a lock may still use it; all old ones together are no larger
+ * than the present one. */
 struct meta_table {
     struct meta_table *previous;
     uint32_t bits;
@@ -42,12 +43,13 @@ static struct meta_table *table_new(uint32_t bits)
     return t;
 }
 
-/* Is one of the clusters in a range that was given? */
+/* Does one of the clusters lie in one of the ranges? */
 static bool in_ranges(const struct meta_ranges *ranges, uint64_t first, uint64_t n)
 {
     size_t low = 0, high = ranges ? ranges->n : 0;
 
-    while (low < high) { /* ranges before `low` end too early, those from `high` on don't */
+    /* Ranges before `low` end at `first` or earlier, those from `high` on end later. */
+    while (low < high) {
         size_t middle = low + (high - low) / 2;
         if (ranges->range[middle].end <= first)
             low = middle + 1;
@@ -112,7 +114,7 @@ static void insert_cluster(struct meta_table *t, uint64_t cluster)
     atomic_store_explicit(&t->slots[s], cluster + 1, memory_order_relaxed);
 }
 
-/* A table with room for one more. */
+/* Returns a table with room for one more cluster; NULL: no memory. */
 static struct meta_table *make_room(struct meta_set *set)
 {
     struct meta_table *t = atomic_load(&set->table);

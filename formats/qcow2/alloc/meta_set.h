@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The host clusters that hold metadata of the image: guest data can't lie there, whatever
- * an L2 entry says (the overlap check).  A hash set of cluster numbers, and sorted ranges
- * for what an image may claim much of in a file that holds little (L1 tables of snapshots
- * in holes); a lookup takes no lock.
+/* The set of host clusters that hold metadata of the image.  Guest data can't lie there, whatever
+ * an L2 entry says; looking that up is the overlap check.  The set consists of a hash table of
+ * cluster numbers, and of sorted ranges for the L1 tables of snapshots: a small sparse file can
+ * claim very long ones.  Look-ups take no lock.
  *
- * Threads: meta_set_has from any thread inside the gate; add and remove under META, or
- * alone with the image.  Private to this folder. */
+ * Threads: meta_set_has and meta_set_has_any from any thread inside the gate; add and remove
+ * under META, or with exclusive access to the image.  Private to this folder. */
 #ifndef ALLOC_META_SET_H
 #define ALLOC_META_SET_H
 
@@ -23,8 +23,8 @@ struct meta_ranges {
     size_t n;
     struct meta_range {
         uint64_t first;
-        _Atomic uint64_t end; /* clusters, [first, end); [first, first): was removed */
-        uint32_t index;       /* of what lies there, for messages */
+        _Atomic uint64_t end; /* clusters [first, end); end == first: it was removed */
+        uint32_t index;       /* which snapshot's table it is, for messages */
     } range[];                /* ascending, without overlap */
 };
 
@@ -35,10 +35,10 @@ struct meta_set {
 
 bool meta_set_has(const struct meta_set *set, uint64_t cluster);
 
-/* -EEXIST when it is there already, -ENOMEM. */
+/* 0, -EEXIST when the cluster is in the set already, or -ENOMEM. */
 int meta_set_add(struct meta_set *set, uint64_t cluster);
 void meta_set_remove(struct meta_set *set, uint64_t cluster);
-/* Of the ranges, the one that begins there, if there is one.  META. */
+/* META: removes the range that begins at that cluster, if there is one. */
 void meta_set_remove_range(struct meta_set *set, uint64_t first);
 void meta_set_free(struct meta_set *set);
 
@@ -47,13 +47,13 @@ static inline bool meta_set_is_empty(const struct meta_set *set)
     return !atomic_load(&set->table);
 }
 
-/* `to` is empty, and others may be looking at it. */
+/* Moves everything from `from` to `to`, which is empty; other threads may look at `to`. */
 void meta_set_move(struct meta_set *to, struct meta_set *from);
 
 /* Does any of n clusters hold metadata? */
 bool meta_set_has_any(const struct meta_set *set, uint64_t first, uint64_t n);
 
-/* First cluster after all of them. */
+/* The first cluster behind all that are in the set. */
 uint64_t meta_set_end(const struct meta_set *set);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Counts of clusters, in pages of the refcount blocks. */
+/* Reading and changing refcounts, in cached pages of the refcount blocks. */
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -105,8 +105,7 @@ int refcounts_open(struct refcounts *refs, struct alloc *a, struct diag *diag)
     struct refcount_table *t = current_table(refs);
     refs->table_map = mcmap_new_resident(a->node->mc, t->words, t->n_entries, MC_BE64,
                                          locate_table, refs);
-    /* The directory covers the largest table there may be, so that growth leaves it alone.
-     */
+    /* The map covers the largest refcount table there can be, so that it never has to grow. */
     uint64_t n_pages = (uint64_t)MAX_RT_BYTES / 8 << (refs->block_bits - refs->page_bits);
     refs->block_map =
         mcmap_new(a->node->mc, n_pages, page_bytes, MC_BE64, locate_page, refs);
@@ -191,7 +190,8 @@ static int lock_page(struct refcounts *refs, uint64_t cluster,
     struct lock *meta = mcache_meta(node->mc);
 
     for (;;) {
-        /* Not every caller is a request, and the pool serves other images, too. */
+        /* Not every caller is inside the gate already, and the pool may evict this page for
+         * another image at any time. */
         gate_ticket ticket = gate_enter(&node->ctx->gate);
         int err = load(refs, cluster);
         gate_leave(&node->ctx->gate, ticket);
@@ -200,7 +200,7 @@ static int lock_page(struct refcounts *refs, uint64_t cluster,
         lock_acquire(meta);
         if (ready(refs, cluster))
             return 0;
-        lock_release(meta); /* evicted in between */
+        lock_release(meta); /* the page was evicted in between */
     }
 }
 
@@ -214,8 +214,8 @@ int refcount_lock_page_for_store(struct refcounts *refs, uint64_t cluster)
     return lock_page(refs, cluster, refcount_load_for_store, refcount_storable);
 }
 
-/* Where an entry stands in its page: entries of a byte and more are big-endian, smaller
- * ones start at the least significant bit of each byte. */
+/* Where an entry lies in its page.  Entries of a byte or more are big-endian; smaller ones fill
+ * each byte from its least significant bit (qcow2.rst, "Host cluster management"). */
 struct entry_place {
     uint32_t word, shift;
     uint64_t mask;
