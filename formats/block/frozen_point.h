@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A disk as it was at one point, while it goes on being changed: copy before write.
+/* A frozen point: the content of a disk at one moment, while the disk goes on changing (copy
+ * before write, CBW).
  *
- * The disk is cut into granules.  Before the first change of one its content is saved in a
- * store; every later change passes by a bit.  Who reads the point takes saved granules from
- * the store, the others from the disk, and locks nothing:
- *   (1) a granule's bit is set when its content is in the store, and before it is changed;
+ * The disk is divided into granules.  Before the first change of a granule its old content is saved
+ * in a store, and a bit is set; later changes find the bit set and do nothing.  A reader of the
+ * point takes saved granules from the store and the others from the disk, without a lock:
+ *   (1) a granule's bit is set after its content is in the store, and before it is changed;
  *   (2) a bit stays set;
- *   (3) so a reader who looks at the bit after he has read from the disk, and finds it clear,
- *       has read what was there at the point; else it is in the store.
- * A change waits until the granules that it touches are saved, by itself or by another, and
- * for nobody else: neither for readers nor for where they take what they read.
+ *   (3) so a reader reads from the disk first and looks at the bit afterwards: if it is clear, the
+ *       reader has the content of the point; if it is set, the content is in the store.
+ * A change waits until the granules that it touches are saved, by itself or by another change.  It
+ * waits neither for readers nor for the targets that they copy to.
  *
  * Threads: new, begin, end, put on one thread (begin with changes of the disk drained); the
  * rest from any.  Not inside the gate of the disk: new, begin, end, put.  Layer: block. */
@@ -29,25 +30,24 @@ struct dirty_bitmap;
 struct node;
 struct frozen_point;
 
-/* Of a node: those that are shown. */
+/* The points of a node that were shown with frozen_show. */
 struct frozen_points {
     struct lock lock; /* RANK_LEAF */
     struct list list; /* under lock */
 };
 
-#define FROZEN_GRANULE (64u << 10)
+#define FROZEN_GRANULE (64u << 10) /* bytes */
 
 struct frozen_setup {
     struct node *source; /* the disk; borrowed until frozen_end */
-    /* Where old content is saved, at its own offsets: at least as long as the disk, active,
-     * and nobody else's; borrowed until frozen_end. */
+    /* Where old content is saved, at the same offsets: at least as long as the disk, active, and
+     * used for nothing else; borrowed until frozen_end. */
     struct node *store;
     bool store_is_blank; /* it reads as zeroes */
-    /* When a granule can't be saved: the point is given up, and the change is made; else the
-     * change fails, and the point stays. */
+    /* If a granule can't be saved: true gives up the point and makes the change; false fails the
+     * change and keeps the point. */
     bool give_up;
-    unsigned
-        timeout_ms; /* so long a change waits for one granule; 0: as long as it takes */
+    unsigned timeout_ms; /* for saving one granule; 0: no limit */
     /* Optional: a granule couldn't be saved.  Called on a request's thread; must not wait. */
     void (*failed)(void *opaque, int err);
     /* Optional: a granule was saved, and is about to be changed.  As `failed`. */
@@ -59,72 +59,77 @@ struct frozen_setup {
 int frozen_new(const struct frozen_setup *setup, struct frozen_point **out,
                struct diag *diag) MUST_USE;
 
-/* The point is now.  0 or -errno with diag. */
+/* Makes the present content the point's, with changes of the disk drained.  0 or -errno with
+ * diag. */
 int frozen_begin(struct frozen_point *point, struct diag *diag) MUST_USE;
 
-/* Others find it by this name at the disk's node, until it ends.  0 or -ENOMEM. */
+/* Makes the point known by this name at the disk's node, until it ends.  0 or -ENOMEM. */
 int frozen_show(struct frozen_point *point, const char *name) MUST_USE;
 
-/* The disk is about to be another node, with the same contents, as changes of it are drained: `to`
- * is guarded, too; then either it is the disk, or all is as before.  The old one stays open until
- * frozen_end, and isn't changed meanwhile unless `to` is: it may lie on the same file.
- * 0 or -ENOMEM.  Not beside begin and end. */
+/* For the replacement of the disk's node by `to`, with the same contents, while changes are drained.
+ * frozen_prepare_to_move guards `to` as well; then frozen_move makes it the disk, or frozen_stay
+ * undoes the preparation.  The old node stays open until frozen_end, and isn't changed, unless
+ * through `to`, which may use the same file.  0 or -ENOMEM.  Not concurrently with begin and
+ * end. */
 int frozen_prepare_to_move(struct frozen_point *point, struct node *to) MUST_USE;
 void frozen_move(struct frozen_point *point, struct node *to);
 void frozen_stay(struct frozen_point *point, struct node *to);
 
-/* Nothing is preserved any more, and reads fail with -EIO from here on; waits for those
- * under way.  Again: does nothing. */
+/* Ends the point: nothing is saved any more, and reads of it fail with -EIO.  Waits for reads in
+ * flight.  A second call does nothing. */
 void frozen_end(struct frozen_point *point);
 
-/* One more who may use it; each puts it once, and frozen_new's caller, too.  The last frees
- * it, after frozen_end. */
+/* Take and drop a reference; frozen_new returns the first.  The last one that is dropped, after
+ * frozen_end, frees the point. */
 struct frozen_point *frozen_hold(struct frozen_point *point);
 void frozen_put(struct frozen_point *point); /* NULL is allowed */
 
-/* Those that are shown at `from` are shown at `to` from here on. */
+/* Moves all points that are shown at `from` to `to`. */
 void frozen_move_shown(struct node *from, struct node *to);
 
-/* Points that are shown, from any thread.  frozen_find: the caller holds it; NULL: there is
- * none of that name. `each` must not call back; not 0: no more are wanted, and it is returned. */
+/* The points that are shown at a node, from any thread.  frozen_find returns a reference, or NULL
+ * when there is none of that name.  frozen_each stops when `each` returns something other than 0,
+ * and returns that; `each` must not call functions of frozen points. */
 struct frozen_point *frozen_find(struct node *node, const char *name) MUST_USE;
 int frozen_each(struct node *node, int (*each)(void *opaque, const char *name),
                 void *opaque);
 
-/* The point as a disk that is only read: block_read and block_status, until it is put. */
+/* The point as a read-only node, for block_read and block_status; valid with a reference to the
+ * point. */
 struct node *frozen_node(struct frozen_point *point);
 
-/* Nobody will read the range any more, not even a target that lies on the point and is written
- * beside it in part: its granules needn't be saved.  Rounds inwards. */
+/* The range won't be read any more, neither by the caller nor through an image whose backing file is
+ * the point: its granules needn't be saved.  Rounds inwards. */
 void frozen_release(struct frozen_point *point, uint64_t off, uint64_t len);
 
-/* Which parts were dirty at the point, for who reads it; the bitmap, which isn't added to a
- * node, is taken over.  Before others have a hold of the point.  NULL: nobody knows. */
+/* Stores which parts of the disk were dirty at the point, for its readers.  The bitmap, which isn't
+ * added to a node, is taken over.  Before anybody else has a reference.  NULL: unknown. */
 void frozen_set_changed(struct frozen_point *point, struct dirty_bitmap *changed);
 const struct dirty_bitmap *frozen_changed(const struct frozen_point *point);
 
-/* What lies below an image that will have what is saved or copied of the disk, and is to lie
- * on the disk: a node that is closed with the image.  It reads as the point that it is told
- * of (frozen_backing_tell, when it has none yet and nobody reads; that has to outlive it); before
- * that, and after frozen_end, with -EIO.  0 or -errno with diag. */
+/* A backing node for a backup's target or store whose backing file is to be the disk itself.  It
+ * reads as the point given with frozen_backing_tell, which is called once, before the first read;
+ * the point must outlive it.  Before that, and after frozen_end, reads fail with -EIO.  The node is
+ * closed with the image above it.  0 or -errno with diag. */
 int frozen_backing_open(struct block_context *ctx, const struct node *disk,
                         struct node **out, struct diag *diag) MUST_USE;
-/* Does nothing when something else, or nothing, lies below the image. */
+/* Does nothing if the image has another backing node, or none. */
 void frozen_backing_tell(struct node *image, struct frozen_point *point);
 
-/* A copy of a bitmap of its store's, which doesn't record; the caller's.  NULL with diag. */
+/* A copy of a bitmap of the point's store; it doesn't record, and the caller owns it.  NULL with
+ * diag. */
 struct dirty_bitmap *frozen_copy_bitmap(struct frozen_point *point, const char *name,
                                         struct diag *diag) MUST_USE;
 
-/* The name of the point that is shown at the disk and whose store bears this node name; the
- * caller's to free; NULL: none. */
+/* The name of the point, among those shown at the disk, whose store has this node name.  The caller
+ * frees it; NULL: none. */
 char *frozen_find_by_store(struct node *disk, const char *node_name) MUST_USE;
 
-/* 0, or why the point was given up. */
+/* 0, or -errno: why the point was given up. */
 int frozen_error(const struct frozen_point *point);
 
-/* A store for a point of the disk that costs nothing until it is used: a file without a name
- * beside the disk's, or, if that is no local file, in $TMPDIR or /var/tmp.  The caller's. */
+/* Opens a store for a point of the disk: a nameless sparse file in the folder of the disk's file or,
+ * if that isn't a local file, in $TMPDIR or /var/tmp.  The caller owns it. */
 int frozen_store_open(struct node *source, struct node **out, struct diag *diag) MUST_USE;
 
 #endif
