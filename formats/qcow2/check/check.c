@@ -132,7 +132,7 @@ static int rebuild_refcounts(struct check *c)
     return err;
 }
 
-static int mend_counts(struct check *c)
+int qrepair_counts(struct check *c)
 {
     bool all = c->in.options->repair == REPAIR_ALL;
 
@@ -156,7 +156,7 @@ static int mend_refcounts(struct check *c)
     bool all = c->in.options->repair == REPAIR_ALL;
     bool flags = all || has_only_wrong_flags(c);
 
-    int err = mend_counts(c);
+    int err = qrepair_counts(c);
     if (err)
         return err;
     err = qrepair_flush(c);
@@ -166,6 +166,18 @@ static int mend_refcounts(struct check *c)
     err = next_pass(c, 2);
     if (!err && flags && c->pass.found.corruptions && !c->pass.found.check_errors)
         err = qrepair_copied(c);
+    return err;
+}
+
+/* Once the refcounts are right.  Who keeps all mappings has touched no snapshot. */
+static int mend_snapshot_table(struct check *c)
+{
+    if (c->in.options->keep_mappings || !c->pass.rewrites || c->pass.rebuild ||
+        c->pass.hopeless || c->pass.found.check_errors)
+        return 0;
+    int err = qrepair_snapshots(c);
+    if (!err && c->pass.found.leaks && !c->pass.found.check_errors)
+        err = qrepair_counts(c);
     return err;
 }
 
@@ -197,6 +209,8 @@ static int repair_image(struct check *c)
     if (c->pass.found.leaks ||
         (c->pass.found.corruptions && (all || has_only_wrong_flags(c))))
         err = mend_refcounts(c);
+    if (!err && all)
+        err = mend_snapshot_table(c);
     if (!err && c->repair.wrote)
         err = qrepair_flush(c);
     if (!err && c->repair.wrote)

@@ -13,9 +13,12 @@
  *   refcounts  (repair_refcounts.c) in place; or all made anew at the end of the file
  *              (repair_rebuild.c),  durable before the header points there;
  *   flags      (repair_copied.c)    of the active tables
+ *   snapshots  (repair_snapshots.c) where their table has to be another: it is written, has its
+ *                                   counts, and then the header points there
  *   marks      (check.c)            dirty and corrupt, when a last pass finds nothing
  * Killed in between, each part that was done is right by itself, and the next run does the
- * rest.
+ * rest.  Images of version 2 have no mark that keeps writers away until then: what is new has its
+ * counts before anything points to it.
  *
  * Who is believed when two claim a cluster: refcount structures last, since they can be
  * made anew; the header and the active L1 table first; bitmaps where nothing else is.
@@ -46,8 +49,7 @@ struct check_snapshot {
     const char *fault; /* why its L1 table can't be where it is said to be; NULL: it can */
     bool odd;          /* something is wrong with the entry */
     bool overlaps;     /* it can't, since other metadata is there */
-    bool extra_wrong;  /* too little or too much extra data: the table is written anew */
-    bool name_wrong;   /* the same: there is a NUL in a name */
+    bool extra_wrong;  /* too little or too much extra data */
 };
 
 /* An L1 table to walk: the active one, or that of snapshots. */
@@ -81,6 +83,7 @@ struct later_texts {
 struct check_pass {
     struct check_result found;
     uint64_t impossible;  /* findings that only a change of an entry mends */
+    uint64_t rewrites;    /* of those, what a new snapshot table mends */
     bool rebuild;         /* the refcount structures can't be kept */
     const char *hopeless; /* why nothing may be repaired, NULL: it may */
     bool bitmaps_broken;
@@ -121,6 +124,8 @@ struct check_repair_state {
     bool dropped;    /* mappings were lost */
     uint64_t flags;  /* copied flags that were set right */
     uint64_t missed; /* what could not be read, in passes and in the repairs between them */
+    /* A snapshot table that is written and that nothing points to yet: passes count it. */
+    uint64_t new_snapshots, new_snapshot_bytes;
 };
 
 struct check_progress {
@@ -295,8 +300,12 @@ int qrepair_room(struct check *c, uint64_t n, uint64_t used, uint64_t *offset) M
 int qrepair_resized(struct check *c) MUST_USE;
 
 int qrepair_entries(struct check *c) MUST_USE;
+/* After a pass that found the refcounts right: the snapshot table anew, when there is need.  What
+ * the old one took is a leak then. */
 int qrepair_snapshots(struct check *c) MUST_USE;
 int qrepair_refcounts(struct check *c, bool raise) MUST_USE;
+/* What the last pass found of the refcounts is mended, in place or by rebuilding them. */
+int qrepair_counts(struct check *c) MUST_USE;
 /* `used`: first cluster after all that is in use, the old refcount structures included. */
 int qrepair_rebuild(struct check *c, uint64_t used) MUST_USE;
 int qrepair_copied(struct check *c) MUST_USE;

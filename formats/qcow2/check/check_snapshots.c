@@ -46,6 +46,13 @@ static void odd_snapshot(struct check *c, uint32_t index, const char *what)
     mark_odd(c, &c->pass.snapshots[index]);
 }
 
+/* What an entry of another length, or another name, mends. */
+static void odd_entry(struct check *c, uint32_t index, const char *what)
+{
+    odd_snapshot(c, index, what);
+    c->pass.rewrites++;
+}
+
 /* A name that goes on after a NUL isn't the one it seems to be.  Where the entry is damaged
  * otherwise the names are elsewhere when that was mended. */
 static int check_names(struct check *c, uint32_t index)
@@ -63,8 +70,7 @@ static int check_names(struct check *c, uint32_t index)
                           c->in.st->name);
     if (!memchr(names, 0, n))
         return 0;
-    odd_snapshot(c, index, "a NUL byte is in the id or the name");
-    s->name_wrong = true;
+    odd_entry(c, index, "a NUL byte is in the id or the name");
     return 0;
 }
 
@@ -76,9 +82,9 @@ static void check_snapshot(struct check *c, uint32_t index)
     s->extra_wrong = s->extra_bytes > MAX_SNAPSHOT_EXTRA ||
                      (c->in.h.version >= 3 && s->extra_bytes < MIN_SNAPSHOT_EXTRA);
     if (s->extra_wrong)
-        odd_snapshot(c, index,
-                     s->extra_bytes < MIN_SNAPSHOT_EXTRA ? "too little extra data"
-                                                         : "too much extra data");
+        odd_entry(c, index,
+                  s->extra_bytes < MIN_SNAPSHOT_EXTRA ? "too little extra data"
+                                                      : "too much extra data");
     if (s->l1_size > MAX_L1_BYTES / 8)
         s->fault = "its L1 table is too large";
     else if (!is_aligned(s->l1_offset, c->in.cluster_size) || s->l1_offset > INT64_MAX / 2)
@@ -224,8 +230,12 @@ static int take_l1(struct check *c, struct check_snapshot *s)
 int qcheck_snapshots(struct check *c)
 {
     CLEANUP_FREE struct check_snapshot **sorted = NULL;
+    bool inside;
 
     int err = c->in.h.nb_snapshots ? read_table(c) : 0;
+    if (!err)
+        err = qcheck_add_meta(c, c->repair.new_snapshots, c->repair.new_snapshot_bytes, 1,
+                              "new snapshot table", &inside);
     if (err)
         return err;
     sorted = calloc(c->pass.n_snapshots + 1u, sizeof(struct check_snapshot *));

@@ -291,8 +291,6 @@ static int empty_snapshot(struct check *c, const struct check_snapshot *s)
 
 static int mend_snapshots(struct check *c, bool *changed)
 {
-    bool rewrite = false;
-
     for (uint32_t i = 0; i < c->pass.n_snapshots; i++) {
         bool lost;
         int err = judge_l1(c, &c->pass.snapshots[i], &lost);
@@ -301,10 +299,8 @@ static int mend_snapshots(struct check *c, bool *changed)
         if (err)
             return err;
         *changed |= lost;
-        rewrite |= c->pass.snapshots[i].extra_wrong || c->pass.snapshots[i].name_wrong;
     }
-    *changed |= rewrite;
-    return rewrite ? qrepair_snapshots(c) : 0;
+    return 0;
 }
 
 /* ---- bitmaps ---- */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* A new snapshot table, at the end of the file, where entries have too little or too much
- * extra data, or names with a NUL inside, which becomes a '?'.  The old one stays as it is
- * until the header points to the new one. */
+ * extra data, or names with a NUL inside, which becomes a '?'.  The old one stays as it is, and
+ * keeps its counts, until the header points to the new one; that has its own before. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -111,15 +111,50 @@ static int switch_header(struct check *c, uint64_t offset)
     return qrepair_flush(c);
 }
 
-/* The header comes last: until it is durable the old table counts. */
 static int write_table(struct check *c, const uint8_t *table, uint64_t offset,
                        uint64_t bytes)
 {
     int err = qrepair_write(c, table, offset, bytes, "snapshot table");
-    if (err)
-        return err;
-    err = qrepair_flush(c);
-    return err ? err : switch_header(c, offset);
+    if (!err)
+        err = qrepair_flush(c);
+    if (!err)
+        err = qrepair_resized(c);
+    c->repair.new_snapshots = offset;
+    c->repair.new_snapshot_bytes = bytes;
+    return err;
+}
+
+/* Its clusters are counted, as the old one's are. */
+static int count_table(struct check *c)
+{
+    int err = qcheck_pass(c, true);
+    if (!err && !c->pass.found.check_errors)
+        err = qrepair_counts(c);
+    return err ? err : qrepair_flush(c);
+}
+
+/* The header comes last: until it is durable the old table counts. */
+static int replace_table(struct check *c, const uint8_t *table, uint64_t offset,
+                         uint64_t bytes)
+{
+    int err = write_table(c, table, offset, bytes);
+    if (!err)
+        err = count_table(c);
+    if (!err && !c->pass.found.check_errors)
+        err = switch_header(c, offset);
+    c->repair.new_snapshot_bytes = 0;
+    return err ? err : qcheck_pass(c, true);
+}
+
+static bool is_readable(struct check *c, uint64_t bytes)
+{
+    if (bytes <= MAX_SNAPSHOT_BYTES)
+        return true;
+    qcheck_say(c,
+               "the snapshot table stays as it is: another would take %" PRIu64
+               " bytes, over %u",
+               bytes, MAX_SNAPSHOT_BYTES);
+    return false;
 }
 
 int qrepair_snapshots(struct check *c)
@@ -128,13 +163,8 @@ int qrepair_snapshots(struct check *c)
 
     for (uint32_t i = 0; i < c->pass.n_snapshots; i++)
         bytes += new_length(&c->pass.snapshots[i]);
-    if (bytes > MAX_SNAPSHOT_BYTES) { /* nobody would read it */
-        qcheck_say(c,
-                   "the snapshot table stays as it is: another would take %" PRIu64
-                   " bytes, over %u",
-                   bytes, MAX_SNAPSHOT_BYTES);
+    if (!c->pass.rewrites || !is_readable(c, bytes))
         return 0;
-    }
     CLEANUP_FREE uint8_t *table = calloc(1, align_up(bytes, c->in.cluster_size));
     if (!table)
         return diag_errno(c->in.diag, ENOMEM, "%s: a new snapshot table", c->in.st->name);
@@ -146,6 +176,5 @@ int qrepair_snapshots(struct check *c)
     if (err)
         return err;
     qcheck_say(c, "the snapshot table is written anew, at offset %" PRIu64, offset);
-    err = write_table(c, table, offset, align_up(bytes, c->in.cluster_size));
-    return err ? err : qrepair_resized(c);
+    return replace_table(c, table, offset, align_up(bytes, c->in.cluster_size));
 }

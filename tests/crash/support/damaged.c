@@ -126,6 +126,28 @@ static void short_snapshot_entry(struct storage *st)
     cr_assert_eq(storage_write(st, "\0\0\0\10", entry + 36, 4, 0), 0);
 }
 
+/* In its name, which is its last byte but for the padding. */
+static void nul_in_snapshot_name(struct storage *st)
+{
+    uint64_t entry = get(st, 64);
+    uint16_t id = (uint16_t)(get(st, entry + 8) >> 16), name = (uint16_t)get(st, entry + 8);
+    uint32_t extra = (uint32_t)get(st, entry + 32);
+
+    cr_assert_gt(name, 0);
+    cr_assert_eq(storage_write(st, "", entry + 40 + extra + id + name - 1u, 1, 0), 0);
+}
+
+/* And the file ends where a refcount block's clusters do. */
+static void nul_in_snapshot_name_no_block(struct storage *st)
+{
+    uint64_t block = CLUSTER / 2 * CLUSTER, size;
+
+    nul_in_snapshot_name(st);
+    cr_assert_eq(storage_size(st, &size), 0);
+    cr_assert_lt(size, block);
+    cr_assert_eq(storage_truncate(st, block), 0);
+}
+
 static void snapshot_on_data(struct storage *st)
 {
     put(st, get(st, 64), get(st, l2_place(st, 20)) & OFFSET);
@@ -170,6 +192,11 @@ const struct scenario scenarios[] = {
     {"everything", "qcow2", "cluster_size=4096", everything, false},
     {"everything, snapshot", "qcow2", "cluster_size=4096", everything, true},
     {"short snapshot entry", "qcow2", "cluster_size=4096", short_snapshot_entry, true},
+    {"name of a snapshot", "qcow2", "cluster_size=4096", nul_in_snapshot_name, true},
+    {"name of a snapshot, v2", "qcow2", "cluster_size=4096,compat=0.10",
+     nul_in_snapshot_name, true},
+    {"name of a snapshot, a block's end, v2", "qcow2", "cluster_size=4096,compat=0.10",
+     nul_in_snapshot_name_no_block, true},
     {"snapshot on data", "qcow2", "cluster_size=4096", snapshot_on_data, true},
     {"qed", "qed", "cluster_size=4096,table_size=2", qed_damage, false},
     {"qed entry", "qed", "cluster_size=4096,table_size=2", qed_entry_damage, false},
