@@ -2,9 +2,9 @@
 /* Slices of background work, one after the other until the time is up. */
 #include "base/background.h"
 
-/* How long the housekeeper lets other timers wait. */
+/* The longest time in which a turn keeps other timers waiting, but for its last slice. */
 #define TURN_NS 5000000u
-/* Something is in its way: the housekeeper looks again after this. */
+/* The pause before the next attempt when nothing could be done. */
 #define RETRY_NS 10000000u
 
 static void take_turn(void *opaque)

@@ -35,8 +35,8 @@ static inline uint64_t div_round_up(uint64_t v, uint64_t by)
     return v / by + (v % by != 0);
 }
 
-/* A range cut at units: what lies in whole ones, and what covers one at an end in part only.
- * Within one unit all is head. */
+/* A range divided at unit boundaries: the body consists of whole units, head and tail cover one
+ * unit in part.  A range that contains no boundary is all head. */
 struct split {
     uint64_t start, first, last, end; /* head [start,first), body [first,last), tail
                                          [last,end) */

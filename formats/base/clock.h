@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The clock for delays and deadlines: monotonic, whatever the time of day is set to. Layer:
- * base.  Threads: any. */
+/* The clock for delays and deadlines: CLOCK_MONOTONIC, so changes of the time of day don't
+ * affect it.  Threads: any.  Layer: base. */
 #ifndef BASE_CLOCK_H
 #define BASE_CLOCK_H
 
@@ -20,7 +20,7 @@ static inline uint64_t clock_ms(void)
     return clock_ns() / 1000000;
 }
 
-/* Below a second. */
+/* Sleeps for ns nanoseconds, less than a second. */
 static inline void clock_nap_ns(uint32_t ns)
 {
     nanosleep(&(struct timespec){.tv_nsec = (long)ns}, NULL);

@@ -7,7 +7,7 @@
 #define PRINTF_LIKE(fmt, arg) __attribute__((format(printf, fmt, arg)))
 #define CLEANUP(fn)           __attribute__((cleanup(fn)))
 
-/* Of a function beside the usual way: inlined there, it would cost that way registers. */
+/* For a function off the usual path: inlined there, it would take registers from that path. */
 #define ASIDE __attribute__((noinline))
 
 #define LIKELY(x)   __builtin_expect(!!(x), 1)
@@ -18,7 +18,7 @@
 
 #define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
 
-/* The struct that holds `member` at `ptr`. */
+/* The struct whose `member` is at `ptr`. */
 #define CONTAINER_OF(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
 
 #endif

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A full memory barrier, for protocols of the form "I write mine, then look at yours" on
- * both sides, where what is written lies in a file.  Layer: base. */
+/* A full memory barrier.  For two threads each of which first writes its own datum and then
+ * reads the other's, so that at least one of them sees the other's.  Needed where one datum is
+ * the content of a file (pread, pwrite), which atomics don't order.  Layer: base. */
 #ifndef BASE_FENCE_H
 #define BASE_FENCE_H
 

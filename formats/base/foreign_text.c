@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Texts from images, judged before anybody uses them. */
+/* Validates text from images before it is used. */
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>

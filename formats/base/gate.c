@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Epochs and striped counters: who is inside, without a lock. */
+/* The gate: epochs and striped counters, without a lock in the requests' path. */
 #include <assert.h>
 
 #include "base/clock.h"
@@ -13,8 +13,9 @@
 static uint32_t my_stripe(void)
 {
     static _Atomic uint32_t next;
-    /* Stripe + 1.  In the thread's static area, for this is asked several times for each
-     * request, and a call of the loader's for each would cost more than the rest. */
+    /* Stripe + 1; 0: not chosen yet.  With this TLS model an access is one instruction.  In the
+     * default model of shared objects it is a call of __tls_get_addr, and each request asks for
+     * its stripe several times. */
     static _Thread_local uint32_t mine __attribute__((tls_model("initial-exec")));
 
     if (mine == 0)
@@ -24,7 +25,7 @@ static uint32_t my_stripe(void)
 
 void gate_init(struct gate *gate)
 {
-    /* From 2 on, so that a stamp of 0 is always long past. */
+    /* Epochs start at 2, so that a stamp of 0 has always passed. */
     atomic_init(&gate->epoch, 2);
     atomic_init(&gate->change_epoch, 2);
     atomic_init(&gate->busy, false);
@@ -45,8 +46,8 @@ gate_ticket gate_enter(struct gate *gate)
         uint64_t epoch = atomic_load(&gate->epoch);
         uint32_t counter = epoch & 1;
         atomic_fetch_add(&gate->stripe[s].inside[counter], 1);
-        /* Had the epoch advanced in between, we could be counted in a parity that the next
-         * advance no longer looks at. */
+        /* If the epoch has advanced in between, we may be counted in a parity that the next
+         * advance doesn't look at. */
         if (LIKELY(atomic_load(&gate->epoch) == epoch))
             return s << GATE_TICKET_SHIFT | counter;
         atomic_fetch_sub(&gate->stripe[s].inside[counter], 1);
@@ -87,7 +88,8 @@ static bool counters_are_zero(struct gate *gate, uint32_t counters)
     return true;
 }
 
-/* Advances the epoch as far as the stamp needs; counters: bits of those of each parity. */
+/* Advances the epoch `of` (epoch or change_epoch) as far as the stamp requires.  counters: for
+ * each parity, a bit mask of the counters in inside[] that belong to it. */
 static bool epoch_passed(struct gate *gate, _Atomic uint64_t *of,
                          const uint32_t counters[2], uint64_t stamp)
 {
@@ -132,7 +134,9 @@ void gate_join(struct gate *group, struct gate_member *member, struct gate *gate
 {
     assert(atomic_load(&gate->n_members) == 0);
     member->gate = gate;
-    member->stamp = 0; /* what the round is for, it was inside of before */
+    /* Has passed: this round needn't wait for the member.  Objects that are stamped from now on
+     * wait for the next round as well. */
+    member->stamp = 0;
     be_busy(group);
     list_append(&group->members, &member->link);
     atomic_fetch_add(&group->n_members, 1);
@@ -149,8 +153,9 @@ void gate_quit(struct gate *group, struct gate_member *member)
     end_busy(group);
 }
 
-/* Busy: have those left who were inside of a member when the round of this epoch began?  A round
- * goes on where it stopped: one who stays inside is looked at once each time. */
+/* Under `busy`: have all requests left that were inside a member when the round of this epoch
+ * began?  A round continues at the member where the last call stopped, so a member with a long
+ * request is looked at once per call. */
 static bool members_passed(struct gate *group, uint64_t epoch)
 {
     if (group->round != epoch) {
@@ -169,7 +174,7 @@ static bool members_passed(struct gate *group, uint64_t epoch)
     return true;
 }
 
-/* Rule 4; busy. */
+/* Rule (4) of gate.h.  Under `busy`. */
 static bool group_passed(struct gate *group, uint64_t stamp)
 {
     uint64_t epoch = atomic_load(&group->epoch);
@@ -178,7 +183,8 @@ static bool group_passed(struct gate *group, uint64_t stamp)
         if (!counters_are_zero(group, everybody[(epoch + 1) & 1]) ||
             !members_passed(group, epoch))
             return false;
-        /* When it had no members a moment ago, another may be asking without. */
+        /* This can fail if the first member joined a moment ago: another thread that still saw
+         * no members may be in epoch_passed. */
         if (atomic_compare_exchange_strong(&group->epoch, &epoch, epoch + 1))
             epoch++;
     }
@@ -226,7 +232,8 @@ bool gate_empty(struct gate *gate)
     return counters_are_zero(gate, (1 << COUNTERS) - 1);
 }
 
-/* There is nothing to wait on, for who leaves doesn't tell: a nap, longer each time. */
+/* Leaving requests signal nothing (that would cost them time), so waiting is polling: sleeps,
+ * longer each time, up to 2 ms. */
 static void nap_longer(uint32_t *ns)
 {
     clock_nap_ns(*ns);

@@ -46,8 +46,8 @@ struct housekeeper *housekeeper_new(clock_fn *clock, void *clock_opaque)
     return hk;
 }
 
-/* Under the lock: the armed timer with the earliest deadline, or NULL.  One whose callback
- * runs is looked at again when that ends. */
+/* Under the lock: the armed timer with the earliest deadline, or NULL.  Leaves out a timer
+ * whose callback is running: it is considered again when that has ended. */
 static struct timer *find_earliest_timer(struct housekeeper *hk)
 {
     struct timer *best = NULL;

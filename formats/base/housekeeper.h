@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* One background thread that runs one-shot timers: the need-check timer, write-back of old
- * dirty metadata.
+/* One background thread that runs one-shot timers, such as the one that writes back old dirty
+ * metadata.
  *
- * The clock can be replaced, and housekeeper_run_due() runs what is due on the caller's
- * thread, so that tests neither sleep nor race.  Without a started thread nothing fires by
- * itself (the command line works that way: what a timer would do happens at close).
+ * For tests the clock can be replaced, and housekeeper_run_due() runs the timers that are due
+ * on the caller's thread; so tests neither sleep nor race.  Without a started thread no timer
+ * fires by itself.  The command works in that way: it does at close what a timer would do.
  *
- * Threads: every function from any thread.  A callback runs without any lock and may arm
- * its own timer again; it must not stop or free the housekeeper.  Layer: base. */
+ * Threads: every function from any thread.  A callback runs without any lock and may arm its
+ * own timer again; it must not stop or free the housekeeper.  Layer: base. */
 #ifndef BASE_HOUSEKEEPER_H
 #define BASE_HOUSEKEEPER_H
 
@@ -37,8 +37,7 @@ struct housekeeper *housekeeper_new(clock_fn *clock, void *clock_opaque);
 /* Starts the thread; to be called after a fork.  Returns 0 or -errno. */
 int housekeeper_start(struct housekeeper *hk) MUST_USE;
 
-/* Ends the thread after the callback that is running, if any.  Harmless when not started.
- */
+/* Ends the thread; waits for a callback that is running.  Does nothing if it wasn't started. */
 void housekeeper_stop(struct housekeeper *hk);
 
 void housekeeper_free(struct housekeeper *hk);
@@ -56,7 +55,7 @@ void timer_arm_if_idle(struct housekeeper *hk, struct timer *timer, uint64_t del
 /* After return the timer is neither armed nor running.  Not from its own callback. */
 void timer_cancel(struct housekeeper *hk, struct timer *timer);
 
-/* Runs every timer that is due by the clock, on this thread. */
+/* Runs on this thread every timer that is due. */
 void housekeeper_run_due(struct housekeeper *hk);
 
 #endif

@@ -5,7 +5,7 @@
 
 #include "base/library.h"
 
-/* What went wrong; the loader forgets its text. */
+/* The reason of the last failure, copied because the loader's own text doesn't stay. */
 static const char *reason(void)
 {
     const char *text = dlerror();
@@ -36,6 +36,6 @@ void *library_newer_function(const char *file, const char *name)
     void *function = library ? dlsym(library, name) : NULL;
 
     if (library)
-        dlclose(library); /* once for each dlopen: it stays */
+        dlclose(library); /* undoes this dlopen only: the library stays loaded */
     return function;
 }

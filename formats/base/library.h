@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Libraries: which ones a layer uses, for whoever wants to know what a program is made of;
- * and those that are loaded when they are first needed, and never unloaded.
+/* Shared libraries.  Each layer can list those that it uses, for a program's version output.
+ * Some libraries are loaded only when they are first needed (library_load), and never unloaded:
+ * their functions are called through a struct of pointers, whose types come from the library's
+ * own header.
  *
- * A loaded library's functions stand in a struct of pointers, which has the types of the
- * library's own header.
- *
- * Threads: the caller of library_load sees to it that one library is loaded once
- * (pthread_once).  Layer: base. */
+ * Threads: callers of library_load make sure that a library is loaded once (pthread_once).
+ * Layer: base. */
 #ifndef BASE_LIBRARY_H
 #define BASE_LIBRARY_H
 
@@ -14,8 +13,8 @@
 
 #include "base/compiler.h"
 
-/* Called for each library.  version: of the one that runs, as it says itself, valid during
- * the call; NULL: it isn't on this machine. */
+/* Called for each library.  version: as the library that is loaded reports it, valid during the
+ * call; NULL: the library isn't installed on this machine. */
 typedef void library_sink(void *opaque, const char *name, const char *version);
 
 struct library_function {
@@ -23,11 +22,12 @@ struct library_function {
     size_t member; /* its pointer's offset in the struct */
 };
 
-/* Loads the file and fills the struct in.  NULL, or why it can't be: a text that stays. */
+/* Loads the file and fills in the struct `table`. Returns NULL, or the reason why it can't, a
+ * text that stays valid. */
 const char *library_load(const char *file, const struct library_function *functions,
                          size_t count, void *table) MUST_USE;
 
-/* A function of a loaded library that older versions of it haven't got: NULL then. */
+/* A function of a library that is already loaded; NULL if its version is too old to have it. */
 void *library_newer_function(const char *file, const char *name);
 
 #endif

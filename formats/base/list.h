@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* An intrusive circular doubly linked list; the head is a node of its own.  Layer: base. */
+/* An intrusive circular doubly linked list.  The head is a `struct list` that belongs to no
+ * item.  Layer: base. */
 #ifndef BASE_LIST_H
 #define BASE_LIST_H
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Ranked mutexes; debug builds assert the order. */
+/* Ranked mutexes.  Debug builds count for each thread the locks that it holds of each rank. */
 #include <assert.h>
 
 #include "base/lock.h"

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Handing messages to whoever prints them. */
+/* Formats messages and hands them to the sink. */
 #include <stdio.h>
 
 #include "base/log.h"

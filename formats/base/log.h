@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Messages that belong to no caller: background failures, corruption met while serving.
+/* Messages that can't be returned to a caller: failures in the background, corruption found
+ * while serving.
  *
- * The core prints nothing itself; plugin, command and tests set a sink.  Without one,
- * messages go to stderr.  Any thread may log.  Layer: base. */
+ * The layers above set a sink that prints them (the plugin, the command and the tests have one
+ * each); without one, messages go to stderr, except LOG_DEBUG.  Control characters in messages
+ * become '?'.  Threads: any.  Layer: base. */
 #ifndef BASE_LOG_H
 #define BASE_LOG_H
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Paths from the root. */
+/* Absolute paths, and syncing a file's directory. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>

@@ -4,7 +4,7 @@
 
 #include "base/percent.h"
 
-/* Whatever the locale says. */
+/* Unlike isalnum, independent of the locale. */
 static int is_letter_or_digit(char c)
 {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');

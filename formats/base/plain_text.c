@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Control characters: those of ASCII, and those that terminals know in UTF-8, U+0080 to U+009F. */
+/* Control characters: those of ASCII, and in UTF-8 those from U+0080 to U+009F, which terminals
+ * obey as well. */
 #include "base/plain_text.h"
 
 #include <stddef.h>
@@ -7,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* How many bytes at p are one; 0: it is none. */
+/* Number of bytes of the control character at p; 0: it is none. */
 static size_t control_bytes(const char *p)
 {
     const unsigned char *byte = (const unsigned char *)p;

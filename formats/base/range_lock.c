@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A list of locked ranges, and who waits for them. */
+/* A list of ranges, locked and waiting, in order of arrival. */
 #include "base/range_lock.h"
 #include "base/compiler.h"
 
@@ -23,7 +23,7 @@ static bool exclude_each_other(const struct locked_range *a, const struct locked
            a->start < b->end && b->start < a->end;
 }
 
-/* Under the lock: does one that came earlier exclude this one? */
+/* Under the lock: does an earlier range conflict with this one? */
 static bool must_wait(const struct range_lock *rl, const struct locked_range *range)
 {
     for (const struct list *pos = rl->ranges.next; pos != &range->link; pos = pos->next)
@@ -38,7 +38,7 @@ void range_lock_acquire(struct range_lock *rl, struct locked_range *range, uint6
     *range = (struct locked_range){.owner = rl, .start = start, .end = end, .mode = mode};
 
     LOCK_GUARD(&rl->lock);
-    /* In the list before the wait: who comes later waits for us. */
+    /* Listed before it waits, so that later requests wait for this one. */
     list_append(&rl->ranges, &range->link);
     while (must_wait(rl, range)) {
         rl->waiting++;

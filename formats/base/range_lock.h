@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Locked ranges of something long: of a disk, a file, a copy.  Whoever changes what others
- * must not see half done, or change at the same time, locks the range exclusively; those
- * who don't mind each other, but mind him, share it.
+/* Locks on ranges of a disk, a file or a copy.  Operations that must not overlap with any other
+ * lock their range exclusively.  Operations that may overlap with each other, but not with
+ * those, share it.
  *
- * First come, first served among overlapping ranges, so that nobody starves.  A locked
- * range may span I/O; the list's mutex never does.  A thread has at most one range of a
- * lock at a time, so that nobody can deadlock.
+ * Overlapping ranges are granted in the order of their requests, so that none starves.  A range
+ * may stay locked across I/O; the mutex of the list never does.  A thread holds at most one
+ * range of a lock at a time, so there are no deadlocks.
  *
- * Threads: every function from any thread; init and destroy alone.  Layer: base. */
+ * Threads: every function from any thread; init and destroy while no other thread uses it.
+ * Layer: base. */
 #ifndef BASE_RANGE_LOCK_H
 #define BASE_RANGE_LOCK_H
 
@@ -26,7 +27,7 @@ struct range_lock {
 
 enum range_mode { RANGE_SHARED, RANGE_EXCLUSIVE };
 
-/* The owner's, who keeps it where it is: mostly on a stack. */
+/* The caller owns it, usually on the stack, and must not move it while it is locked. */
 struct locked_range {
     struct list link;
     struct range_lock *owner;
@@ -34,18 +35,18 @@ struct locked_range {
     enum range_mode mode;
 };
 
-/* rank: of the list's mutex, which is held for moments. */
+/* rank: of the list's mutex, which is held briefly. */
 void range_lock_init(struct range_lock *rl, enum lock_rank rank);
 /* No range may be locked. */
 void range_lock_destroy(struct range_lock *rl);
 
-/* Waits until nobody who came earlier stands in the way of [start, end); an end of
- * UINT64_MAX is everything from start on. */
+/* Waits until no earlier request for an overlapping range conflicts with [start, end).  An end
+ * of UINT64_MAX means everything from start on. */
 void range_lock_acquire(struct range_lock *rl, struct locked_range *range, uint64_t start,
                         uint64_t end, enum range_mode mode);
 
-/* Never waits: locks exclusively as much of [start, end), from start on, as nobody has or
- * waits for.  Returns how many bytes; 0: nothing is locked. */
+/* Never waits: locks exclusively the longest part of [start, end) that begins at start and that
+ * nobody holds or waits for.  Returns its length in bytes; 0: nothing is locked. */
 uint64_t range_lock_try_acquire(struct range_lock *rl, struct locked_range *range,
                                 uint64_t start, uint64_t end) MUST_USE;
 

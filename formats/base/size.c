@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Reading sizes as people write them. */
+/* Parses sizes as users write them. */
 #include <ctype.h>
 #include <errno.h>
 #include <stdbool.h>
@@ -11,7 +11,7 @@
 
 static const char units[] = "bkmgtpe";
 
-/* The digits after the point, as a number below 1; moves *p behind them. */
+/* The digits after the point, as a number below 1.  Moves *p behind them. */
 static long double parse_fraction(const char **p)
 {
     long double value = 0, weight = 1;
@@ -23,7 +23,7 @@ static long double parse_fraction(const char **p)
     return value;
 }
 
-/* The unit's power of two; 0 for none and for b. */
+/* *shift: the unit's power of two; 0 for no unit and for b. */
 static int parse_unit(const char *p, unsigned *shift)
 {
     *shift = 0;

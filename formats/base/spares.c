@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Objects to be used again: a few places, each an atomic pointer. */
+/* Reusable objects: a few slots, each an atomic pointer. */
 #include "base/spares.h"
 
 #include <stddef.h>
 
-/* Where this thread begins to look. */
+/* The slot at which this thread begins its search. */
 static unsigned home(void)
 {
     static _Atomic unsigned threads;

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Objects that cost time to make and that one thread uses at a time: who is done with one
- * leaves it here, and the next takes it.  There are as many as threads that were busy at
- * once, however many threads there are.
+/* A set of objects that are expensive to create and that one thread uses at a time.  A thread
+ * that has finished with an object leaves it here for the next thread.  So there are only as
+ * many objects as threads were busy at the same moment.
  *
- * A thread looks first where it left its last one, so threads that go on with the same work
- * meet neither each other's objects nor each other's cache lines.
+ * A thread looks first at the slot in which it left its last object.  So threads that repeat
+ * the same work share neither objects nor cache lines.
  *
- * All zero is an empty set.  Threads: any, never waiting.  Layer: base. */
+ * A zeroed struct is an empty set.  Threads: any; no function waits.  Layer: base. */
 #ifndef BASE_SPARES_H
 #define BASE_SPARES_H
 
@@ -23,10 +23,11 @@ struct spares {
     } slot[SPARES_SLOTS];
 };
 
-/* An object that was left here, now the caller's; NULL when there is none. */
+/* Takes an object from the set; the caller owns it.  NULL when the set is empty. */
 void *spares_take(struct spares *spares) MUST_USE;
 
-/* Leaves an object; false when there is no room: it stays the caller's, to be freed. */
+/* Puts an object into the set.  Returns false when the set is full: then the caller keeps it,
+ * and frees it. */
 bool spares_leave(struct spares *spares, void *object) MUST_USE;
 
 #endif

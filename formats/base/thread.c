@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Starting threads that take no signals. */
+/* Starts threads with all signals blocked. */
 #include "base/thread.h"
 
 #include <signal.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Threads of our own.  Layer: base. */
+/* Starts threads.  Layer: base. */
 #ifndef BASE_THREAD_H
 #define BASE_THREAD_H
 
@@ -7,8 +7,8 @@
 
 #include "base/compiler.h"
 
-/* Starts a thread that takes no signals: those that the process gets are for the threads of
- * its server.  0 or -errno. */
+/* Starts a thread with all signals blocked: signals of the process are delivered to the threads
+ * of its server (nbdkit).  Returns 0 or -errno. */
 int thread_start(pthread_t *thread, void *(*run)(void *), void *argument) MUST_USE;
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Telling a socket that nobody listens on any more. */
+/* Detects stale Unix sockets: connecting is refused. */
 #include <errno.h>
 #include <sys/socket.h>
 #include <sys/stat.h>

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What every server on a Unix socket has to know.  Threads: any.  Layer: base. */
+/* Stale Unix sockets, for every server that listens on one.  Threads: any.  Layer: base. */
 #ifndef BASE_UNIX_SOCKET_H
 #define BASE_UNIX_SOCKET_H
 
 #include <stdbool.h>
 #include <sys/un.h>
 
-/* Is the path a socket that nobody listens on any more, left by a server that was killed?
- * Never waits. */
+/* Is the path a socket on which no process listens any more, left behind by a server that was
+ * killed?  Never waits. */
 bool unix_socket_is_stale(const struct sockaddr_un *addr);
 
 #endif

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Finding the word that somebody meant to type. */
+/* Finds the word that the user meant to type. */
 #include <stdio.h>
 #include <string.h>
 
 #include "base/compiler.h"
 #include "base/words.h"
 
-/* Longer words are compared by their beginnings. */
+/* Of longer words only the beginnings are compared, by this many characters. */
 #define LONGEST 40
 
-/* How many letters must be put in, left out, exchanged or swapped with their neighbour to
- * make one of the other: the table of the lengths of all beginnings. */
+/* The smallest number of letters to insert, delete, replace or swap with their neighbour that
+ * makes one word the other.  d[i][j] is that number for the first i letters of a and j of b. */
 static unsigned edit_distance(const char *a, const char *b)
 {
     size_t n = strnlen(a, LONGEST), m = strnlen(b, LONGEST);
@@ -35,7 +35,7 @@ static unsigned edit_distance(const char *a, const char *b)
 
 const char *words_nearest(const char *word, const char *const *words, size_t n)
 {
-    /* In a short word a letter is much. */
+    /* The shorter the word, the fewer differences are allowed. */
     unsigned least = (unsigned)strnlen(word, LONGEST) / 3 + 1;
     const char *nearest = NULL;
 

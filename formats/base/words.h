@@ -1,21 +1,20 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A word that isn't one of those there are: what to say.  Layer: base. */
+/* Hints for a word that isn't one of the expected ones.  Layer: base. */
 #ifndef BASE_WORDS_H
 #define BASE_WORDS_H
 
 #include <stddef.h>
 
-/* The text of a hint; longer ones end in "...". */
+/* A hint's text.  A longer one is cut and ends in "...". */
 struct words_hint {
     char text[640];
 };
 
-/* The one of the n words that was most likely meant, by the letters that differ; NULL: none
- * is near. */
+/* The word of `words` that was most likely meant, by edit distance; NULL: none is similar. */
 const char *words_nearest(const char *word, const char *const *words, size_t n);
 
-/* "did you mean 'cache'? There are: file, format, cache", or only the latter; in out, which
- * is returned. */
+/* Writes "did you mean 'cache'? There are: file, format, cache" to out, or only "there are:
+ * ..." when none is similar.  Returns out->text. */
 const char *words_hint(struct words_hint *out, const char *word, const char *const *words,
                        size_t n);
 

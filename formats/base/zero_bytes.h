@@ -9,8 +9,7 @@
 
 static inline bool bytes_are_zero(const void *buf, size_t len)
 {
-    /* Once the first bytes are known to be zero, the buffer equals itself shifted by them.
-     */
+    /* If the first 16 bytes are zero, all are if the buffer equals itself shifted by 16. */
     const unsigned char *bytes = buf;
     size_t head = len < 16 ? len : 16;
 
