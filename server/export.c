@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* An image that is served: its life, its requests, and who changes more than the disk. */
+/* An export's life, its requests, and commands that change more than its data. */
 #include "export.h"
 
 #include <errno.h>
@@ -15,7 +15,7 @@
 #include "nbdkit_args.h"
 #include "storage/rbd_name.h"
 
-/* What lies in a folder is a file, whatever it is called. */
+/* In a folder every name is a file's, even one that looks like an RBD name. */
 static const struct storage_protocol *protocol_of(const struct export_request *request)
 {
     bool is_rbd = !request->folder && rbd_name_is_one(request->file);
@@ -93,7 +93,7 @@ struct served_export *export_new(const char *name, const char *node_name)
 {
     void *memory;
 
-    /* The gates in it want their own cache lines, of which malloc knows nothing. */
+    /* The gates in it have fields aligned to cache lines, which malloc doesn't guarantee. */
     if (posix_memalign(&memory, _Alignof(struct served_export),
                        sizeof(struct served_export)) != 0)
         return NULL;
@@ -138,7 +138,7 @@ void export_rest(struct served_export *exp)
     struct node *node = atomic_load(&exp->node);
 
     int err = node_pause(node);
-    if (err) /* export_start will say more */
+    if (err) /* no failure here: export_start meets and reports the cause */
         log_error("%s: ending its use for writing: %s", node->filename, strerror(-err));
     chain_rest(node);
 }
@@ -224,8 +224,9 @@ void export_downgrade_lock(struct served_export *exp, struct node *node)
 
 /* ---- requests ---- */
 
-/* There is no node for a while (export_resize, which has the lock), or ever again: the process
- * ends while nbdkit's threads are still about, and none may touch what is closed. */
+/* The export has no node.  Either export_resize has taken it away and holds the lock, then
+ * this waits for the lock.  Or the export is sealed: the process ends while threads of nbdkit
+ * still run, and this thread must not touch what is being closed, so it never returns. */
 static void wait_for_node(struct served_export *exp, gate_ticket ticket)
 {
     bool is_the_end;
@@ -239,7 +240,7 @@ static void wait_for_node(struct served_export *exp, gate_ticket ticket)
         pause();
 }
 
-/* The use's node is NULL when it isn't one: the ticket was given back. */
+/* Gives the ticket back, and returns a use whose node is NULL, if the export has no node. */
 static inline struct export_use use_node(struct served_export *exp, gate_ticket ticket)
 {
     struct node *node = atomic_load(&exp->node);
@@ -269,8 +270,9 @@ struct export_use export_enter_change(struct served_export *exp)
 {
     for (;;) {
         gate_ticket ticket = gate_enter_to_change(&exp->gate);
-        /* After entering: who sees no drain here is waited for by export_begin_drain.  And
-         * the node only then: one that was seen in a drain may be replaced at its end. */
+        /* In this order: first enter, then look at `drains`, then load the node.  A request
+         * that sees no drain has entered before, so export_begin_drain waits for it.  A node
+         * that was loaded during a drain might be replaced at its end. */
         if (LIKELY(!atomic_load(&exp->drains))) {
             struct export_use use = use_node(exp, ticket);
             if (LIKELY(use.node))
@@ -287,7 +289,7 @@ void export_leave(struct export_use *use)
     gate_leave(&use->exp->gate, use->ticket);
 }
 
-/* ---- who changes more than the disk ---- */
+/* ---- changes of more than the data ---- */
 
 int export_claim(struct served_export *exp, unsigned own, struct node **node,
                  struct diag *diag)
@@ -317,7 +319,7 @@ void export_begin_drain(struct served_export *exp)
     gate_wait_for_changers(&exp->gate);
 }
 
-/* ---- who acts on the node and its bitmaps ---- */
+/* ---- actions on the node and its bitmaps ---- */
 
 static void note_action(struct served_export *exp, bool begins)
 {
@@ -338,7 +340,7 @@ void export_leave_action(struct export_use *use)
     note_action(use->exp, false);
 }
 
-/* Under the lock, by which those who come meanwhile wait. */
+/* Under the lock, on which requests that come meanwhile wait. */
 static int grow_alone(struct served_export *exp, struct node *node, uint64_t size,
                       struct diag *diag)
 {
@@ -399,7 +401,7 @@ void export_abandon_servers(struct served_export *exp)
 {
     if (!exp->is_open)
         return;
-    /* None of them is closed meanwhile. */
+    /* The lock keeps all of these open. */
     LOCK_GUARD(&exp->lock);
     struct node *node = atomic_load(&exp->node);
     if (node)
@@ -414,7 +416,7 @@ void export_seal(struct served_export *exp)
 {
     atomic_store(&exp->ending, true);
     {
-        /* Who has taken the node away for a moment has put it back. */
+        /* The lock waits until export_resize has put the node back. */
         LOCK_GUARD(&exp->lock);
         exp->sealed = atomic_exchange(&exp->node, NULL);
     }

@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* An image that is served, from its opening to its end; and which node that is, for a job
- * may put another in its place while clients go on (export_replace).  The exports of a
- * server share its memory and its timers, and nothing else; export_table.h knows them all.
+/* An export: one served image, from its opening to its closing.  A job may replace the node that
+ * is served while clients go on (export_replace).  The exports of a server share its memory
+ * budget, its timers and read-only layers; otherwise they are independent.  export_table.h lists
+ * them.
  *
- * Who uses the node: a request of a client, between export_enter and export_leave; a job,
- * which has a reference.  A node that was replaced is closed when all who could have seen it
- * have left.
+ * The node is used by requests of clients, between export_enter and export_leave, and by jobs,
+ * which hold a reference (a seat).  A node that was replaced is closed when all requests and jobs
+ * that may still use it have ended.
  *
- * Threads: open and start before others know of it, close when nobody uses it any more, the
- * rest from any.  Nothing of an export may be called between its export_enter and
- * export_leave on the same thread, but enter and leave.  Layer: server. */
+ * Threads: export_open and export_start before other threads know of the export, export_close when
+ * nobody uses it any more, everything else from any thread.  Between export_enter and export_leave
+ * a thread may call nothing else of the same export but enter and leave.  Layer: server. */
 #ifndef SERVER_EXPORT_H
 #define SERVER_EXPORT_H
 
@@ -30,133 +31,139 @@ struct export_table;
 
 struct served_export {
     struct block_context ctx;
-    char *name;          /* for clients: "" is the default */
-    char *node_name;     /* on the control socket */
-    char *default_view;  /* what its name means: NULL: the live disk; view.h */
-    char *id;            /* of one that a command added; NULL: its node name is its id */
-    char *description;   /* for clients; NULL: that of the image */
-    bool never_writable; /* clients only read it, whatever the image allows */
-    struct gate gate;    /* who uses the node, to change it or not */
+    char *name;      /* the NBD export name; "" is the default export */
+    char *node_name; /* its name on the control socket */
+    /* the view that its name stands for; NULL: the live disk (view.h) */
+    char *default_view;
+    char *id; /* of an export that a command added; NULL: the node name is the id */
+    char *description;   /* shown to clients; NULL: the image's */
+    bool never_writable; /* clients can't write, even if the image could be written to */
+    struct gate gate;    /* requests that use the node; changing ones are counted apart */
     struct export_stats stats;
-    struct node *_Atomic node; /* NULL: sealed, or being resized */
-    /* Another file is served than the one that its name means: who closed it for being unused
-     * would serve that one next. */
+    struct node *_Atomic node; /* NULL: sealed, or just being resized */
+    /* The node that is served isn't the file of the export's name (dir=) any more.  So the export
+     * isn't closed when unused: reopening it by name would serve the wrong file. */
     _Atomic bool moved;
-    /* What a closing would forget: it has bitmaps in memory; a command said how it is open. */
+    /* State that closing would lose: bitmaps in memory; choices made by a command (cache,
+     * discards). */
     _Atomic bool has_memory, has_choices;
-    struct node *sealed;         /* what it was before; under the lock */
-    _Atomic bool ending;         /* it is going to be sealed: nobody waits under the lock */
-    _Atomic unsigned drains;     /* by so many jobs: changing requests wait */
-    _Atomic unsigned references; /* of jobs, and of a claim; taken under lock */
-    _Atomic bool read_only;      /* a client was told so: nbdkit has -r */
-    /* Limits of what clients do: near what requests read anyway. */
+    struct node *sealed;     /* the node that export_seal took away; under the lock */
+    _Atomic bool ending;     /* it is about to be sealed: waits under the lock give up */
+    _Atomic unsigned drains; /* how many jobs drain; while > 0 changing requests wait */
+    _Atomic unsigned references; /* seats of jobs, and a claim; changed under the lock */
+    _Atomic bool read_only;      /* nbdkit opened a connection read-only: it has -r */
+    /* Limits of clients' requests.  Beside fields that each request reads anyway. */
     struct throttle_member throttle;
 
-    struct lock lock; /* RANK_OPEN, spans I/O */
+    struct lock lock; /* RANK_OPEN; may be held during I/O */
     /* under lock */
     pthread_cond_t drain_ended;
-    struct node *replaced;  /* to be closed when the drain ends */
-    struct node *closing;   /* replaced, and its users are waited for */
-    struct node *left_open; /* replaced, but not closed: a request would not leave */
-    struct list seats;      /* struct disk_seat: of jobs */
-    uint64_t moves;         /* how often the node was replaced */
-    struct list retired;    /* struct retired_node: replaced, and jobs may still use them */
-    bool bitmaps_moved;     /* to be kept in the new image when the drain ends */
+    struct node *replaced; /* a node to be closed when the drain ends */
+    struct node *closing;  /* a replaced node whose requests are being waited for */
+    /* a replaced node that stays open, as a request on it didn't end */
+    struct node *left_open;
+    struct list seats;   /* struct disk_seat: seats of jobs */
+    uint64_t moves;      /* how many times the node was replaced */
+    struct list retired; /* struct retired_node: replaced nodes that jobs may still use */
+    /* bitmaps came from another image: to be stored when the drain ends */
+    bool bitmaps_moved;
     bool is_open, locks;
-    bool claimed;                 /* by who changes more than the disk: no job begins */
-    unsigned actions;             /* nothing is replaced meanwhile */
+    bool claimed;     /* a command changes more than the data: no job may begin */
+    unsigned actions; /* running actions (export_enter_action); the node isn't replaced */
     _Atomic bool wanted_writable; /* changed under lock */
 
-    _Atomic bool read_only_told; /* that it can't be written to, in the log */
-    /* the control thread's: what clients were told of */
+    _Atomic bool read_only_told; /* it was logged that it can't be written to */
+    /* the control thread's: which events about corruption were sent */
     bool corruption_told, fatal_corruption_told;
 
-    /* export_table.c's, under the lock of the table, which doesn't change */
-    struct export_table *table; /* NULL: in none */
+    /* export_table.c's, under the table's lock; `table` never changes */
+    struct export_table *table; /* NULL: in no table */
     struct list link, same_name, same_node_name;
     int life;
-    unsigned users;       /* who has a pointer to it, the table included */
-    unsigned jobs;        /* while there are any it isn't removed */
-    bool of_folder;       /* closed when nobody has used it for a while */
-    uint64_t idle_since;  /* clock_ms; 0: it is used */
-    bool looked_at;       /* by who found it unused: is it the file of its name still? */
-    struct diag *failure; /* why it could not be opened, for who waited for that */
+    unsigned users;       /* holders of a pointer, the table included */
+    unsigned jobs;        /* jobs on it; while > 0 it can't be removed */
+    bool of_folder;       /* closed when unused for the linger time */
+    uint64_t idle_since;  /* clock_ms; 0: in use */
+    bool looked_at;       /* a client checks whether it is still the file of its name */
+    struct diag *failure; /* why it couldn't be opened; for threads that waited for it */
 };
 
-/* One of that name (default_view may be set until it is started), which isn't open; NULL when
- * memory is short. */
+/* A new export that isn't open.  default_view may be set until it is started.  NULL when memory is
+ * short. */
 struct served_export *export_new(const char *name, const char *node_name) MUST_USE;
 static inline const char *export_id(const struct served_export *exp)
 {
     return exp->id ? exp->id : exp->node_name;
 }
 
-/* It is closed, or was never open. */
+/* The export must be closed, or never have been opened. */
 void export_free(struct served_export *exp);
 
-/* What is opened.  Borrowed until export_open returns. */
+/* What to open.  Borrowed until export_open returns. */
 struct export_request {
-    const char *file; /* or NULL, and this opens it, in the context: */
+    const char *file; /* path or RBD name; or NULL, then this opens the node: */
     int (*open)(void *opaque, struct block_context *ctx, struct node **out,
                 struct diag *diag);
     void *opaque;
-    const struct storage_folder *folder; /* the file lies in there; NULL: anywhere */
-    const _Atomic bool *give_up;         /* as chain_options'; NULL: none */
-    const struct plugin_config *config;  /* how; its `file` isn't looked at */
+    /* the folder that `file` is relative to; NULL: none */
+    const struct storage_folder *folder;
+    const _Atomic bool *give_up; /* as in struct chain_options; NULL: never given up */
+    const struct plugin_config *config; /* options; its `file` is ignored */
 };
 
-/* Opens and validates the image and its chain without changing a byte; writable_now: and
- * makes it writable.  `shared` lives longer than the export.  0 or -errno with diag; then
+/* Opens and checks the image and its chain without changing a byte; with writable_now it is then
+ * made writable.  `shared` must outlive the export.  Returns 0 or -errno with diag; on failure
  * there is nothing to close. */
 int export_open(struct served_export *exp, const struct export_request *request,
                 const struct block_shared *shared, struct diag *diag) MUST_USE;
 
-/* Before the fork: nothing is asked of servers, and nobody relies on what they have, until
+/* Before nbdkit forks: ends the connections to servers and gives up write access, until
  * export_start. */
 void export_rest(struct served_export *exp);
 
-/* After the fork: what is read from servers gets its threads, and what was writable is so again.
- * 0 or -errno. */
+/* After the fork: starts the threads of connections to servers, and makes the image writable again
+ * if it was.  0 or -errno. */
 int export_start(struct served_export *exp) MUST_USE;
 
-/* On the first writable connection. */
+/* Called for the first writable connection. */
 int export_make_writable(struct served_export *exp, struct diag *diag) MUST_USE;
 
-/* For a command that changes the image: it is writable already, or can be made so.  As
+/* For a command that changes the image: makes it writable unless it is.  Fails like
  * export_check_changes. */
 int export_open_for_changes(struct served_export *exp, struct diag *diag) MUST_USE;
 
-/* On a connection that nbdkit says is read-only. */
+/* Called for a connection that nbdkit opened read-only. */
 void export_note_read_only(struct served_export *exp);
 
-/* Most of what is dirty is written, so that who is to wait for the rest doesn't wait long; what
- * was written before is durable. */
+/* Flushes most of what is dirty before a drain, so that the flush within the drain is short.  What
+ * was written before the call is durable.  0 or -errno with diag. */
 int export_flush(struct served_export *exp, struct diag *diag) MUST_USE;
 
-/* Is that the name of the node that is served now? */
+/* Does the node that is served now have that node name? */
 bool export_is_called(struct served_export *exp, const char *node_name);
 
-/* May a job change images of the chain?  0, or -EROFS with diag: nbdkit has -r, or may have
- * it for all that is known before the first client. */
+/* May a job change images of the chain?  Returns 0, or -EROFS with diag when nbdkit has -r.
+ * Before the first client that can't be known for certain; then a command line that may contain -r
+ * counts. */
 int export_check_changes(struct served_export *exp, struct diag *diag) MUST_USE;
 
 /* Is no request between enter and leave? */
 bool export_is_idle(struct served_export *exp);
 
-/* At the end: who reads from servers which don't answer, for a request or a job, fails from
- * here on.  Harmless when the export isn't open. */
+/* At the server's end: requests and jobs that wait for a server that doesn't answer (below the
+ * top) fail from now on.  Does nothing if the export isn't open. */
 void export_abandon_servers(struct served_export *exp);
 
-/* At the end, before export_close: who enters from here on never returns; those who are
- * inside are waited for. */
+/* At the server's end, before export_close: threads that enter from now on never return.  Waits
+ * for the requests that are inside. */
 void export_seal(struct served_export *exp);
 
-/* The file name of the image that is served now, which isn't what was opened after a job's
- * end; the caller's to free; NULL: none, or no memory. */
+/* The file name of the image that is served now, which differs from the opened one after a job has
+ * replaced it.  The caller frees it.  NULL: not open, or no memory. */
 char *export_filename(struct served_export *exp);
 
-/* Everything flushed, closed and freed; again, or after a failed open: nothing.  No request
- * may run and no job have a reference. */
+/* Flushes, closes and frees everything.  Does nothing if the export isn't open.  No request may
+ * run and no job may have a seat.  0 or -errno. */
 int export_close(struct served_export *exp);
 
 /* ---- requests ---- */
@@ -169,19 +176,19 @@ struct export_use {
 
 struct export_use export_enter(struct served_export *exp);
 
-/* For a request that changes the disk: waits while a job drains such requests. */
+/* For a request that changes the disk: waits while a job drains changing requests. */
 struct export_use export_enter_change(struct served_export *exp);
 
 void export_leave(struct export_use *use);
 
-/* Declares `use`, which is left at the end of the scope. */
+/* Declares `use`, and leaves the export at the end of the scope. */
 #define EXPORT_USE(use, enter) \
     struct export_use use CLEANUP(export_leave) __attribute__((unused)) = enter
 
 /* ---- actions ---- */
 
-/* As export_enter; and until it is left the node stays what is served, and keeps its bitmaps: who
- * is to replace it waits.  Not for long, and not by who waits for a job. */
+/* As export_enter; besides, until it is left, the node isn't replaced and keeps its bitmaps:
+ * export_replace waits.  Must be short, and must not be held while waiting for a job. */
 struct export_use export_enter_action(struct served_export *exp);
 void export_leave_action(struct export_use *use);
 
@@ -190,29 +197,29 @@ void export_leave_action(struct export_use *use);
 
 /* ---- jobs ---- */
 
-/* With a seat the node may be used outside of requests; as its state says it keeps the node from
- * being replaced by another job, or goes along (jobs/disk_seat.h).  Leaving one, and catching
- * up, closes what nobody uses any more. */
+/* A seat lets a job use the node outside of requests.  The seat's state says whether another job
+ * may replace the node and move this one (jobs/disk_seat.h).  take returns the node.  catch_up
+ * says that the job uses no earlier node any more; it and leave close nodes that became unused. */
 struct node *export_take_seat(struct served_export *exp, struct disk_seat *seat) MUST_USE;
 void export_set_seat(struct served_export *exp, struct disk_seat *seat,
                      enum disk_seat_state state);
 void export_catch_up(struct served_export *exp, struct disk_seat *seat);
 void export_leave_seat(struct served_export *exp, struct disk_seat *seat);
 
-/* As a reference, for who changes what jobs rely on: -EBUSY when there is another job than the
- * `own` that the caller holds back, and who wants a reference waits until the claim has ended.
- * Not for long. */
+/* For a command that changes what jobs rely on.  Returns -EBUSY with diag if more than `own`
+ * references exist (those of the caller's own jobs, which don't run yet).  While claimed,
+ * export_take_seat waits; so a claim must be short. */
 int export_claim(struct served_export *exp, unsigned own, struct node **node,
                  struct diag *diag) MUST_USE;
 void export_end_claim(struct served_export *exp);
 
-/* By the holder of the claim, with changing requests drained: serves `overlay`, which it takes
- * over, from here on, with what was served until now below it.  It is no smaller, and active
- * if that is.  Who has a seat keeps the node that it has. */
+/* The caller has the claim and drains changing requests.  From now on `overlay`, which becomes the
+ * export's, is served, with the old node below it.  The overlay must not be smaller, and must be
+ * active if the old node is.  Seats stay on the old node (disk_seat.below). */
 void export_put_on_top(struct served_export *exp, struct node *overlay);
 
-/* What may change of the image that is served while clients use it; changing requests wait.
- * -EBUSY while a job uses it. */
+/* Options that can be changed while clients use the image.  Waits for changing requests.  -EBUSY
+ * while a job uses the image. */
 struct export_choices {
     const struct cache_mode *cache;
     bool discard_ignore;
@@ -221,42 +228,42 @@ struct export_choices {
 int export_set_choices(struct served_export *exp, const struct export_choices *choices,
                        struct diag *diag) MUST_USE;
 
-/* Grows the disk: all requests wait for the moment.  Connections that are there go on with the
- * size that they know.  -EBUSY while a job uses it, or a request doesn't end. */
+/* Grows the disk; all requests wait meanwhile.  Existing connections keep the size that they were
+ * told.  -EBUSY while a job uses the image, or if a request doesn't end in time. */
 int export_resize(struct served_export *exp, uint64_t size, struct diag *diag) MUST_USE;
 
-/* Changing requests wait from here on; returns when those in flight are done, and doesn't
- * wait for others, which may hang on a backing file.  Several jobs may drain at once:
- * requests go on when the last has ended its drain.  What export_replace has replaced is closed
- * then, by the thread that releases. */
+/* From begin on changing requests wait; it returns when those in flight have ended.  It doesn't
+ * wait for reads, which may hang on a backing file's server.  Several jobs may drain at once;
+ * changing requests continue when the last drain has ended.  export_end_drain also closes what
+ * export_replace has replaced, on its own thread. */
 void export_begin_drain(struct served_export *exp);
 void export_end_drain(struct served_export *exp);
 
-/* A job has the lock of a writer on an image of the chain, and needs it no longer: it's a
- * reader's again, unless the image is open for users who write. */
+/* A job no longer needs the writer's lock that it has on an image of the chain: turns it into a
+ * reader's lock, unless the image is open for clients that write. */
 void export_downgrade_lock(struct served_export *exp, struct node *node);
 
-/* Serves new_node from here on, as the user wanted the old served: its options for caching,
- * discards and zeroes are the new one's.  It can't be smaller (what is behind the old size
- * is for new connections); on success it is the export's. Its bitmaps go along
- * (node_bitmaps_move). All who
- * have a seat must follow, or be IDLE, as the caller is; those who follow are moved, and who LEAVES
- * is waited for, ten seconds at most (-EBUSY).  Nobody may have a view of what is to be closed
- * (-EBUSY).  The caller drains changing requests, and touches the old node no more.  What
- * isn't part of the new chain is closed by export_end_drain, when the requests that use it
- * have left. */
+/* Serves new_node from now on.  The caller drains changing requests, and doesn't use the old node
+ * after success; then new_node is the export's.
+ *
+ * new_node must not be smaller (what lies behind the old size is for new connections).  It
+ * inherits the old node's choices for caching, discards and zeroes, and its bitmaps
+ * (node_bitmaps_move).  A seat that FOLLOWS is moved; the caller's own is IDLE; a seat that LEAVES
+ * is waited for, for ten seconds at most (-EBUSY).  A client's view of a node that would be closed
+ * is refused with -EBUSY.  The nodes of the old chain that aren't part of the new one are closed
+ * by export_end_drain, when the requests that use them have ended. */
 int export_replace(struct served_export *exp, struct node *new_node,
                    struct diag *diag) MUST_USE;
 
-/* May images below the top be taken out?  0, or -EBUSY with diag: a job relies on one, or on
- * an image that was replaced and may have some of them below it. */
+/* May images below the top be taken out?  Returns -EBUSY with diag if a job reads one of them, or
+ * may use a replaced image that has some of them below it. */
 int export_check_layers(struct served_export *exp, struct diag *diag) MUST_USE;
 
-/* Puts `below` (NULL: nothing), which it takes over on success and which may be part of what
- * is there, in the place of what lies below a layer of
- * the chain that is served; nobody may have a view of what
- * is to be closed (-EBUSY), and no job but the caller's rely on more of the chain than its top
- * (export_check_layers, -EBUSY). */
+/* Replaces what lies below `layer`, a layer of the served chain, by `below` (NULL: nothing).
+ * `below` may be part of what lies there now; on success it is the export's.  -EBUSY with diag: a
+ * client has a view of a node that would be closed, or a job other than the caller's relies on
+ * more of the chain than its top (export_check_layers).  Waits until no request uses what was
+ * taken out, and closes that. */
 int export_replace_backing(struct served_export *exp, struct node *layer,
                            struct node *below, struct diag *diag) MUST_USE;
 

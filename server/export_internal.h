@@ -1,21 +1,21 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What the files of an export share; private to them. */
+/* Private to the files of an export. */
 #ifndef SERVER_EXPORT_INTERNAL_H
 #define SERVER_EXPORT_INTERNAL_H
 
 #include "export.h"
 
-/* Waits until every request that was inside has left; false: it took too long, or *given_up
- * (NULL: nobody gives up) was set. */
+/* Waits until every request that was inside has left.  Returns false after 30 seconds unless
+ * `patient`, or when *given_up (may be NULL) becomes true. */
 bool export_wait_for_users(struct served_export *exp, bool patient,
                            const _Atomic bool *given_up);
 
-/* Closes a chain that was replaced, but for the part of it that is (or lies below) what is served
- * now, or what jobs may still use. */
+/* Closes a chain that was replaced, except for the part that `serving` or a retired node has in
+ * its chain.  0 or -errno. */
 int export_close_replaced(struct served_export *exp, struct node *old,
                           struct node *serving);
 
-/* Under the lock: reads of what is retired from servers that don't answer fail from here on. */
+/* Under the lock: reads of retired nodes from servers that don't answer fail from now on. */
 void export_abandon_retired(struct served_export *exp);
 
 #endif

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Images of a folder that nobody uses are closed after a while.  Closing writes, and may take
- * long: so some threads do it, and only when each of them has met a disk that doesn't answer do
- * other images stay open. */
+/* Closes images of a folder that have been unused for the linger time.  Closing writes and may
+ * take long on a disk that doesn't answer.  So several threads do it: only if all of them hang
+ * are other images not closed. */
 #include <errno.h>
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -14,7 +14,7 @@
 #include "export_table_internal.h"
 
 #define CLOSERS 4
-/* After so many, memory is given back, which takes a few milliseconds. */
+/* Memory is returned to the system after this many closed images; it takes a few milliseconds. */
 #define TRIM_AFTER 64
 
 struct export_closers {
@@ -26,8 +26,8 @@ struct export_closers {
     pthread_t thread[CLOSERS];
 };
 
-/* Under the lock: one that has been unused for `ms`; NULL: none, and *next is when there may be
- * one (clock_ms). */
+/* Under the lock: an image that has been unused for `ms`.  NULL: none; then *next is the time
+ * (clock_ms) at which there may be one, or UINT64_MAX. */
 static struct served_export *find_unused(struct export_table *table, uint64_t ms,
                                          uint64_t *next)
 {
@@ -46,8 +46,9 @@ static struct served_export *find_unused(struct export_table *table, uint64_t ms
     return NULL;
 }
 
-/* Under the lock, which is let go meanwhile.  What images took lies in between what others
- * take, in the heaps of many threads, and would stay with the process. */
+/* Under the lock, which is released meanwhile.  The blocks of closed images lie scattered among
+ * those of open ones, in the heaps of many threads; without this call free() would keep them
+ * for the process. */
 static void give_memory_back(struct export_table *table)
 {
     table->closers->closed = 0;
@@ -57,7 +58,7 @@ static void give_memory_back(struct export_table *table)
 #endif
 }
 
-/* Under the lock, which is let go meanwhile. */
+/* Under the lock, which is released meanwhile. */
 static void close_unused(struct export_table *table, struct served_export *exp)
 {
     export_close_unlocked(table, exp);

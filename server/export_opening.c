@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Images of a folder become exports: opened by the first who asks for one, on its thread and
- * without the lock of the table, while others who ask for the same wait. */
+/* Opens images of a folder as exports.  The thread of the first client that asks for a name
+ * opens the image, without holding the table's lock; other clients that ask for the same name
+ * wait for it. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,8 +9,8 @@
 #include "export_table_internal.h"
 #include "image_folder.h"
 
-/* Under the lock: one that is, was a moment ago, or will be open.  One that was removed while
- * clients use it still has the image open, too. */
+/* Under the lock: an export of that name whose image is, may be, or will be open.  A removed
+ * export that clients still use counts: its image is open. */
 static struct served_export *look_up_known(struct export_table *table, const char *name)
 {
     unsigned lives = EXPORT_LIFE(EXPORT_LISTED) | EXPORT_LIFE(EXPORT_OPENING) |
@@ -39,7 +40,7 @@ static int open_image(struct export_table *table, struct served_export *exp,
     return image_folder_open_image(table->folder, exp, &table->ending, diag);
 }
 
-/* Those who wait for it are told, too. */
+/* Lets threads that wait for the export fail with the same message. */
 static void note_failure(struct export_table *table, struct served_export *exp,
                          const struct diag *diag)
 {
@@ -52,7 +53,7 @@ static void note_failure(struct export_table *table, struct served_export *exp,
     export_leave_unlocked(table, exp);
 }
 
-/* Under the lock, which is let go meanwhile. */
+/* Under the lock, which is released meanwhile. */
 static struct served_export *open_export(struct export_table *table,
                                          struct served_export *exp, struct diag *diag)
 {
@@ -78,7 +79,7 @@ static struct served_export *open_export(struct export_table *table,
 static struct served_export *open_new(struct export_table *table, const char *name,
                                       struct diag *diag)
 {
-    /* Its name is its node name as well: that is how commands find it. */
+    /* The image's name is also its node name, by which commands find it. */
     struct served_export *exp = export_new(name, name);
 
     if (!exp) {
@@ -92,7 +93,7 @@ static struct served_export *open_new(struct export_table *table, const char *na
     return open_export(table, exp, diag);
 }
 
-/* ---- one that was open and unused ---- */
+/* ---- an image that was open and unused ---- */
 
 static bool is_other_file(struct export_table *table, struct served_export *exp)
 {
@@ -103,7 +104,7 @@ static bool is_other_file(struct export_table *table, struct served_export *exp)
            image_folder_has_other(table->folder, exp->name, device, inode);
 }
 
-/* Under the lock, which is let go meanwhile.  Whoever else is a user only looks at it. */
+/* Under the lock, which is released meanwhile.  Other users only look at the export. */
 static int close_other_file(struct export_table *table, struct served_export *exp,
                             struct diag *diag)
 {
@@ -140,8 +141,10 @@ int export_check_name_of(struct export_table *table, struct served_export *exp,
 
 /* ---- opening ---- */
 
-/* Under the lock, which is let go meanwhile: what has come of one that is being opened or
- * closed. */
+/* Under the lock, which is released meanwhile.  Waits until an export that is being opened or
+ * closed has become something else.  Returns it if it is listed now; the caller is a user
+ * then.  Otherwise NULL: with *failed, and diag, if it couldn't be opened; else it was closed
+ * and the name must be looked up again. */
 static struct served_export *wait_for_export(struct export_table *table,
                                              struct served_export *exp, bool *failed,
                                              struct diag *diag)

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Another node in the place of the one that is served: jobs that have a seat and bitmaps go along,
- * and what was there is closed when nobody uses it any more.
+/* Replaces the node that is served.  Seats of jobs and bitmaps move to the new node, and the old
+ * node is closed when nobody uses it any more.
  *
- *     replaced --end of the drain--> closing --users have left--> closed
- *                                         \--jobs may use it--> retired --/
+ *     replaced --drain ends--> closing --requests have left--> closed
+ *                                 \--jobs may still use it--> retired --/
  */
 #include "export.h"
 
@@ -23,8 +23,6 @@
 #define LONGEST_WAIT_MS 30000u
 #define LONGEST_TURN_NS (10 * UINT64_C(1000000000))
 
-/* Waits until every request that was inside has left; false: it took too long, or *given_up
- * (NULL: nobody gives up) was set. */
 bool export_wait_for_users(struct served_export *exp, bool patient,
                            const _Atomic bool *given_up)
 {
@@ -47,14 +45,14 @@ static bool chain_has(const struct node *node, const struct node *part)
     return node;
 }
 
-/* A node that was replaced, with what lies below it. */
+/* A node that was replaced, with what lies below it, and that jobs may still use. */
 struct retired_node {
     struct list link;
     struct node *node;
-    uint64_t move; /* by which it was */
+    uint64_t move; /* value of exp->moves after its replacement */
 };
 
-/* Under the lock: is it served, or does it lie below what jobs may still use? */
+/* Under the lock: is `part` served, or does it lie in a chain that jobs may still use? */
 static bool is_needed(const struct served_export *exp, const struct node *serving,
                       const struct node *part)
 {
@@ -66,7 +64,7 @@ static bool is_needed(const struct served_export *exp, const struct node *servin
     return false;
 }
 
-/* Cuts off what is still needed of a chain that isn't in the list of the retired. */
+/* Cuts off the part of `old`, a chain that isn't retired, that is still needed. */
 static void cut_needed(struct served_export *exp, struct node *old,
                        const struct node *serving)
 {
@@ -78,14 +76,13 @@ static void cut_needed(struct served_export *exp, struct node *old,
     last->backing = NULL;
 }
 
-/* Closes a chain, but for the part of it that is (or lies below) what is served now. */
 int export_close_replaced(struct served_export *exp, struct node *old, struct node *serving)
 {
     cut_needed(exp, old, serving);
     return node_close(old);
 }
 
-/* Under the lock: may a job use what was replaced by that move? */
+/* Under the lock: may a job still use the node that this move replaced? */
 static bool is_in_use(const struct served_export *exp, uint64_t move)
 {
     LIST_FOR_EACH (pos, &exp->seats) {
@@ -96,8 +93,8 @@ static bool is_in_use(const struct served_export *exp, uint64_t move)
     return false;
 }
 
-/* Of what is to be closed, which is `old` with what lies below it, but for the part that is
- * still served then. */
+/* Has a client a view of a node that is to be closed?  These are `old` and what lies below it,
+ * except for the part that `serving` has in its chain. */
 static int check_unviewed(const struct node *old, const struct node *serving,
                           struct diag *diag)
 {
@@ -128,7 +125,7 @@ static int check_replacement(struct served_export *exp, const struct node *old,
     return exp->wanted_writable ? node_activate(new_node, diag) : 0;
 }
 
-/* The bitmaps of what is to be closed, and of `old` in any case, go with the disk. */
+/* Moves the bitmaps of `old`, and those of the other nodes that are to be closed. */
 static int move_bitmaps(struct node *old, const struct node *serving, struct node *to,
                         struct diag *diag)
 {
@@ -139,7 +136,8 @@ static int move_bitmaps(struct node *old, const struct node *serving, struct nod
     return node_bitmaps_move(old, end, to, diag);
 }
 
-/* Images of the old chain that were opened once more couldn't be locked beside it. */
+/* A job that reopened images of the old chain couldn't lock them, as the old node had the lock.
+ * They are locked when that is closed. */
 static void lock_reopened_images(struct served_export *exp, struct node *top)
 {
     struct diag diag = {0};
@@ -156,13 +154,13 @@ static void lock_reopened_images(struct served_export *exp, struct node *top)
     }
 }
 
-/* The user's choices are for the disk, whichever image that is.  But "volatile" is one for
- * an image that may be lost: another goes on being synced. */
+/* The user chose these options for the disk, whichever image serves it.  Exception: "no_flush" is
+ * for an image that may be lost; a new image keeps being synced. */
 static void inherit_options(const struct node *old, struct node *new_node)
 {
     struct node_options *to = &new_node->options;
 
-    /* What is the same isn't written: the new node's own timers read some of it. */
+    /* Equal values aren't stored, because timers of the new node may read these fields just now. */
     if (!old->options.cache->no_flush && to->cache != old->options.cache)
         to->cache = old->options.cache;
     if (to->discard_ignore != old->options.discard_ignore)
@@ -173,14 +171,15 @@ static void inherit_options(const struct node *old, struct node *new_node)
     new_node->options.copy_on_read = old->options.copy_on_read;
 }
 
-/* ---- jobs that go along ---- */
+/* ---- seats that move ---- */
 
 static struct disk_seat *seat_at(struct list *pos)
 {
     return CONTAINER_OF(pos, struct disk_seat, link);
 }
 
-/* One that is a layer's below the disk's node is left where it is, whatever the disk becomes. */
+/* Seats on a layer below the disk's node (`below`) don't count: replacing the node doesn't affect
+ * them. */
 static bool has_seat(const struct served_export *exp, enum disk_seat_state state)
 {
     LIST_FOR_EACH (pos, &exp->seats)
@@ -202,7 +201,7 @@ static int say_busy(const struct served_export *exp, struct diag *diag)
                     exp->node_name, (unsigned)(LONGEST_TURN_NS / 1000000000u));
 }
 
-/* Under the lock, which is given back meanwhile. */
+/* Under the lock, which is released while waiting. */
 static int wait_for_actions(struct served_export *exp, struct diag *diag)
 {
     uint64_t end = clock_ns() + LONGEST_TURN_NS;
@@ -215,8 +214,9 @@ static int wait_for_actions(struct served_export *exp, struct diag *diag)
     return 0;
 }
 
-/* Under the lock, which is given back while somebody is at something that ends soon; or hangs, as
- * the end of a job may on one who reads from a server that is gone: users don't wait for that. */
+/* Under the lock, which is released while waiting for a seat that LEAVES or for an action.  These
+ * end soon, unless they wait for a server that is gone; clients' requests are drained meanwhile,
+ * so the wait is bounded. */
 static int wait_for_turn(struct served_export *exp, struct diag *diag)
 {
     uint64_t end = clock_ns() + LONGEST_TURN_NS;
@@ -231,7 +231,7 @@ static int wait_for_turn(struct served_export *exp, struct diag *diag)
     return diag_set(diag, EBUSY, "Node '%s' is busy: another job uses it", exp->node_name);
 }
 
-/* Those before `end` in the list were prepared. */
+/* Undoes `prepare` for the seats before `end` in the list. */
 static void let_stay(struct served_export *exp, const struct list *end, struct node *to)
 {
     for (struct list *pos = exp->seats.next; pos != end; pos = pos->next)
@@ -257,15 +257,16 @@ static void move_seats(struct served_export *exp, struct node *old, struct node 
     LIST_FOR_EACH (pos, &exp->seats)
         if (follows(seat_at(pos)))
             seat_at(pos)->move(seat_at(pos), to);
-    /* Points of layers below are looked for at the disk, too. */
+    /* Frozen points of layers below are found by their name at the disk's node, so they are moved
+     * too. */
     frozen_move_shown(old, to);
 }
 
-/* Under the lock; what can fail does so before anything has changed. */
+/* Under the lock.  Everything that can fail is done before anything changes. */
 static int take_place(struct served_export *exp, struct node *old, struct node *new_node,
                       struct diag *diag)
 {
-    /* Who has a view may be what a job's end waits for. */
+    /* First, because a seat that LEAVES may itself wait for the holder of a view. */
     int err = check_unviewed(old, new_node, diag);
     if (!err)
         err = wait_for_turn(exp, diag);
@@ -315,7 +316,7 @@ void export_put_on_top(struct served_export *exp, struct node *overlay)
     atomic_store(&exp->moved, true);
 }
 
-/* Nobody uses what was replaced: it is about to be closed. */
+/* Requests have left: the caller is about to close the node. */
 static void note_users_left(struct served_export *exp)
 {
     LOCK_GUARD(&exp->lock);
@@ -333,8 +334,8 @@ static void close_now(struct served_export *exp, struct node *old)
     lock_reopened_images(exp, serving);
 }
 
-/* Keeps it for the jobs that may use it.  False: there are none, or there is no memory to note
- * it, and they are waited for. */
+/* Keeps the node open for the jobs that may use it.  False: no job does.  Without memory for the
+ * list entry this waits until no job does. */
 static bool retire(struct served_export *exp, struct node *old)
 {
     struct retired_node *retired = malloc(sizeof *retired);
@@ -351,7 +352,8 @@ static bool retire(struct served_export *exp, struct node *old)
     return true;
 }
 
-/* Closes what was replaced; readers may hang on a backing file of it. */
+/* Closes a replaced node when its requests have left.  A read that hangs on a backing file's
+ * server may keep it open. */
 static void close_when_unused(struct served_export *exp, struct node *old)
 {
     if (!export_wait_for_users(exp, false, NULL)) {
@@ -442,8 +444,8 @@ static void look_for_kept(struct dirty_bitmap *bitmap, void *opaque)
     *(bool *)opaque |= dirty_bitmap_persistent(bitmap);
 }
 
-/* Bitmaps that came with the disk to another image: until it says so they would be gone after a
- * crash.  Whoever writes goes on meanwhile. */
+/* Stores bitmaps that came from another image in the new one at once: otherwise a crash would lose
+ * them.  The drain is over, so clients go on writing. */
 static void keep_moved_bitmaps(struct served_export *exp)
 {
     EXPORT_USE(use, export_enter(exp));
@@ -473,7 +475,7 @@ void export_end_drain(struct served_export *exp)
         close_when_unused(exp, old);
 }
 
-/* Under the lock.  A seat that is IDLE uses nothing. */
+/* Under the lock.  A seat that is IDLE doesn't count: it uses no node. */
 static bool has_seat_below(const struct served_export *exp)
 {
     LIST_FOR_EACH (pos, &exp->seats)
@@ -516,7 +518,8 @@ int export_replace_backing(struct served_export *exp, struct node *layer,
             err = check_layers(exp, diag);
         if (!err)
             err = check_unviewed(old, below, diag);
-        /* What is part of the old chain has not what lay above it. */
+        /* If `below` is part of the old chain, its own bitmaps stay, and those of the layers above
+         * it are dropped. */
         if (!err && below && !chain_has(old, below))
             err = move_bitmaps(old, below, below, diag);
         if (err)
@@ -524,9 +527,9 @@ int export_replace_backing(struct served_export *exp, struct node *layer,
         node_set_below(layer, below);
         exp->closing = old;
     }
-    /* It is done: only this job waits for who may still look at what was taken out.  A request ends
-     * when its disk answers, or its server, or when that is given up, as all are at the server's
-     * end (export_abandon_servers). */
+    /* The change is done.  This job alone waits until no request uses what was taken out.  Each
+     * request ends when its disk or server answers, or when its server is abandoned at the
+     * server's end (export_abandon_servers). */
     export_wait_for_users(exp, true, NULL);
     gate_wait(&exp->ctx.gate);
     node_forget_merged(atomic_load(&exp->node));

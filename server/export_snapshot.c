@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Snapshots of an export. */
+/* Internal snapshots of an export. */
 #include "export_snapshot.h"
 
 #include <errno.h>
@@ -36,7 +36,8 @@ int export_begin_snapshot(struct served_export *exp, unsigned own,
     if (err)
         return err;
     err = node_begin_snapshot(node, request, &out->change, diag);
-    /* Twice: while much was written, some more became dirty. */
+    /* Twice: the first flush takes long, and more becomes dirty meanwhile; little is left
+     * for the flush within the drain. */
     for (unsigned i = 0; !err && i < 2; i++)
         err = export_flush(exp, diag);
     if (err && out->change) {
@@ -118,6 +119,7 @@ int export_change_snapshot(struct served_export *exp,
     if (!err)
         err = change_once(exp, request, info, diag);
     if (!err && request->kind == SNAPSHOT_DELETE)
-        (void)!change_once(exp, &tidy, NULL, &ignored); /* else at the end */
+        /* else the next change or the closing does it */
+        (void)!change_once(exp, &tidy, NULL, &ignored);
     return err;
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Counters of an export: what is timed, and adding up. */
+/* Histograms of durations, and the sum over an export's stripes. */
 #include "export_stats.h"
 
 static unsigned bin_of(uint64_t ns)
@@ -26,7 +26,7 @@ static uint64_t value_of(const _Atomic uint64_t *counter)
     return atomic_load_explicit(counter, memory_order_relaxed);
 }
 
-/* As many as there would be if each of n had been sampled. */
+/* Extrapolates a sampled value to all n operations. */
 static uint64_t scale(uint64_t value, uint64_t n, uint64_t sampled)
 {
     return sampled ? (uint64_t)((double)value * (double)n / (double)sampled + 0.5) : 0;

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What an export's clients have done: operations, bytes, failures, how long it took.
+/* Counts what an export's clients have done: operations, bytes, failures, and how long operations
+ * took.
  *
- * Counters lie in stripes, as those of the gate: a request counts in the stripe by which it
- * entered, so that no cache line goes from one thread to the next.  Two relaxed additions for each
- * request; one in EXPORT_SAMPLE is timed, and stands for the others.
+ * Counters are striped like those of the gate: a request counts in the stripe by which it entered,
+ * so that threads don't share a cache line.  Each request costs two relaxed additions; one in
+ * EXPORT_SAMPLE is timed, and its time stands for the others.
  *
  * Threads: any.  Layer: server. */
 #ifndef SERVER_EXPORT_STATS_H
@@ -27,14 +28,14 @@ enum export_op {
 
 #define EXPORT_SAMPLE 16u
 
-/* Of times: bin 0 is below EXPORT_FIRST_BIN_NS, each further one twice as wide, the last has all
- * that is longer. */
+/* Histogram of durations: bin 0 is below EXPORT_FIRST_BIN_NS, each further bin is twice as wide,
+ * and the last has everything longer. */
 #define EXPORT_BINS         24u
 #define EXPORT_FIRST_BIN_NS 2048u
 
 struct export_op_counters {
     _Atomic uint64_t begun, bytes, failed, sampled, sampled_ns;
-    _Atomic uint32_t bin[EXPORT_BINS]; /* of those sampled */
+    _Atomic uint32_t bin[EXPORT_BINS]; /* sampled operations only */
 };
 
 struct export_stats {
@@ -44,13 +45,13 @@ struct export_stats {
     } stripe[GATE_STRIPES];
 };
 
-/* An operation under way. */
+/* One running operation. */
 struct export_op_timer {
     struct export_op_counters *counters;
-    uint64_t began_ns; /* 0: it isn't timed */
+    uint64_t began_ns; /* 0: not timed */
 };
 
-/* When it was entered with the ticket. */
+/* `ticket`: the gate's, of this request. */
 static inline struct export_op_timer export_op_begin(struct export_stats *stats,
                                                      gate_ticket ticket, enum export_op op)
 {
@@ -61,10 +62,10 @@ static inline struct export_op_timer export_op_begin(struct export_stats *stats,
                                     UNLIKELY(before % EXPORT_SAMPLE == 0) ? clock_ns() : 0};
 }
 
-/* For export_op_end: notes its time. */
+/* Called by export_op_end for a timed operation: counts its duration. */
 void export_op_sample(struct export_op_timer *timer);
 
-/* bytes: what it moved when err is 0. */
+/* bytes: how much it moved; counted when err is 0. */
 static inline void export_op_end(struct export_op_timer *timer, uint64_t bytes, int err)
 {
     _Atomic uint64_t *counter =
@@ -75,13 +76,14 @@ static inline void export_op_end(struct export_op_timer *timer, uint64_t bytes, 
         export_op_sample(timer);
 }
 
-/* Something was written up to this offset. */
+/* Notes that a write ended at this offset (bytes). */
 static inline void export_note_write_end(struct export_stats *stats, gate_ticket ticket,
                                          uint64_t end)
 {
     _Atomic uint64_t *highest = &stats->stripe[gate_ticket_stripe(ticket)].write_end;
 
-    /* One that is lost to another thread of the stripe is made good by the next. */
+    /* Without atomic update: a value that is lost to another thread of the same stripe is stored
+     * again by the next write there. */
     if (UNLIKELY(atomic_load_explicit(highest, memory_order_relaxed) < end))
         atomic_store_explicit(highest, end, memory_order_relaxed);
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The exports of a server: who is there, and who is the last to leave one. */
+/* The list of exports: look-up, users, adding, removing and closing. */
 #include "export_table.h"
 
 #include <errno.h>
@@ -14,10 +14,10 @@
 #include "image_folder.h"
 #include "named_view.h"
 
-/* A message names so many exports. */
+/* An error message lists at most this many exports. */
 #define NAMES_SHOWN 8
 
-/* Who only looks leaves within that. */
+/* How long a withdrawal waits for users that only iterate: times 1 ms. */
 #define LOOKING_NS    1000000u
 #define LOOKING_TIMES 200u
 
@@ -64,7 +64,8 @@ struct served_export *export_table_look_up(struct export_table *table, const cha
     return export_table_look_up_in(table, name, EXPORT_LIFE(EXPORT_LISTED));
 }
 
-/* Under the lock; one that is listed, or being opened, which has its name already; or NULL. */
+/* Under the lock: the export with that node name that is listed or being opened (whose name is
+ * taken already), or NULL. */
 static struct served_export *look_up_node(struct export_table *table, const char *node_name)
 {
     LIST_FOR_EACH (pos, name_index_list(&table->node_names, node_name)) {
@@ -134,8 +135,8 @@ void export_close_unlocked(struct export_table *table, struct served_export *exp
     free_unused(exp);
 }
 
-/* Under the lock: an image of the folder that nobody uses any more is closed some time later.
- * Who only looks at it then doesn't change when. */
+/* Under the lock: starts the linger time of an unused image of the folder.  A user that only
+ * looked at the export doesn't start it anew. */
 static void note_idle(struct export_table *table, struct served_export *exp)
 {
     if (!export_is_left(exp))
@@ -277,8 +278,9 @@ static void list_names(struct export_table *table, char *text, size_t size)
         snprintf(text + used, size - used, " and %u more", n - NAMES_SHOWN);
 }
 
-/* The caller becomes a user; NULL: none is listed.  *unused: it was, and those who come behind wait
- * for the caller, who looks at it. */
+/* Returns the listed export, of which the caller becomes a user, or NULL.  *unused: no client used
+ * it; then the caller has to check it (export_check_name_of), and others that ask for the same
+ * name wait until that is done. */
 static struct served_export *find_listed(struct export_table *table, const char *name,
                                          bool *unused)
 {
@@ -313,7 +315,7 @@ static void say_what_there_is(struct export_table *table, const char *name,
              names[0] ? names : "none at all");
 }
 
-/* The folder is looked at without the lock: it may lie on a disk that doesn't answer. */
+/* Without the table's lock: the folder may lie on a disk that doesn't answer. */
 static bool is_in_folder(struct export_table *table, const char *name)
 {
     return table->folder && image_folder_has(table->folder, name);
@@ -350,8 +352,8 @@ const char *export_table_default(struct export_table *table)
     return export_table_look_up(table, "") ? "" : NULL;
 }
 
-/* Under the lock: the first behind `exp` (NULL: of all) that lives no longer than `last` says.
- * One with a user isn't taken out of the list. */
+/* Under the lock: the first export after `exp` (NULL: of all) whose life is `last` or an earlier
+ * one of the enum.  `exp` has a user, so it is in the list. */
 static struct served_export *look_up_next(struct export_table *table,
                                           struct served_export *exp, enum export_life last)
 {
@@ -379,7 +381,7 @@ struct served_export *export_table_next(struct export_table *table,
     return step_to_next(table, exp, EXPORT_LISTED);
 }
 
-/* As EXPORT_TABLE_EACH, with those that were removed and are still in use. */
+/* As EXPORT_TABLE_EACH, but also visits removed exports that are still in use. */
 #define EACH_OPEN_EXPORT(exp, table)                                            \
     for (struct served_export *exp = step_to_next(table, NULL, EXPORT_REMOVED); \
          exp != NULL; (exp) = step_to_next(table, exp, EXPORT_REMOVED))
@@ -463,7 +465,7 @@ static bool is_any(const struct export_table *table, enum export_life life)
     return false;
 }
 
-/* Under the lock: until none is any more. */
+/* Under the lock: waits until no export has this life. */
 static void wait_while_any(struct export_table *table, enum export_life life)
 {
     while (is_any(table, life))
@@ -475,7 +477,7 @@ static void close_all(struct export_table *table)
     struct served_export *exp;
     LOCK_GUARD(&table->lock);
 
-    wait_while_any(table, EXPORT_OPENING); /* what was begun before nobody could any more */
+    wait_while_any(table, EXPORT_OPENING); /* openings that began before refuse_to_open */
     while ((exp = look_up_next(table, NULL, EXPORT_REMOVED)))
         export_close_unlocked(table, exp);
     wait_while_any(table, EXPORT_CLOSING);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The server in one process: its parameters, its exports and what they share, the control
- * socket; and the order in which they begin and end.
+/* The server of one process: its parameters, its exports and what they share, the control
+ * socket; and the order in which these are opened, started and closed.
  *
- * Threads: the main one; the end without clients runs on shutdown.c's.  Layer: server. */
+ * Threads: the main thread; but when the process ends while clients are still connected,
+ * server_close runs on shutdown.c's thread.  Layer: server. */
 #ifndef SERVER_SERVER_H
 #define SERVER_SERVER_H
 
@@ -17,11 +18,11 @@ struct control;
 
 struct server {
     struct plugin_config config;
-    struct block_shared shared; /* of all exports: memory and timers */
+    struct block_shared shared; /* shared by all exports: memory budget, timers */
     struct export_table exports;
-    struct throttle_groups throttles; /* limits that exports have, or share */
-    struct image_folder *folder;      /* dir=; NULL: none */
-    struct view *snapshot;            /* what snapshot= names is kept open; NULL: nothing */
+    struct throttle_groups throttles; /* groups of limits; an export is in one at most */
+    struct image_folder *folder;      /* of dir=; NULL: none */
+    struct view *snapshot;            /* the snapshot of snapshot=, kept open; NULL: none */
     struct control *control;          /* NULL: none */
     struct handover handover;
     _Atomic bool ending;
@@ -29,31 +30,33 @@ struct server {
 
 void server_init(struct server *server);
 
-/* Whatever has happened before; closes what is open. */
+/* In any state, also after a failed open.  Closes what is still open. */
 void server_free(struct server *server);
 
-/* Before the fork: opens the images, changing no byte, and the control socket, as the
- * parameters say.  0 or -errno with diag; then nothing is open. */
+/* Before nbdkit forks: opens the images (without changing a byte) and the control socket, as
+ * the parameters say.  Returns 0 or -errno with diag; on failure nothing stays open. */
 int server_open(struct server *server, struct diag *diag) MUST_USE;
 
-/* Right before the fork: lets go of what it wouldn't survive. */
+/* Right before the fork: closes what doesn't survive a fork (connections to servers, write
+ * locks). */
 void server_rest(struct server *server);
 
-/* After the fork: all threads.  0 or -errno. */
+/* After the fork: starts all threads.  0 or -errno. */
 int server_start(struct server *server) MUST_USE;
 
-/* When clients have left: ends jobs, and closes everything that is open. */
+/* When clients have left: ends jobs, then closes everything that is open. */
 void server_close(struct server *server);
 
-/* ---- a server that may go on afterwards (handover.h) ---- */
+/* ---- a server that hands over its disks and may take them back (handover.h) ---- */
 
-/* What is served by now, in the parameters, for server_reopen_exports.  -EBUSY with diag: other
- * parameters weren't meant for that. */
+/* Writes the set of exports that is served now into `config`, for server_reopen_exports.
+ * Returns -EBUSY with diag when the parameters can't express it. */
 int server_note_what_is_served(struct server *server, struct diag *diag) MUST_USE;
 
-/* Nobody uses any. */
+/* Nobody may use any of them. */
 void server_close_exports(struct server *server);
-/* 0, or -errno with diag and what could be opened is served. */
+/* Serves what server_note_what_is_served noted.  On -errno, with diag, those exports that could
+ * be opened are served. */
 int server_reopen_exports(struct server *server, struct diag *diag) MUST_USE;
 
 #endif
