@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What becomes of an image in which serving met an entry that can't be right: no more
- * writes, and the corrupt bit, so that it is checked before anybody writes to it again. */
+/* What happens when an impossible entry is found while an image is served: writes fail from then
+ * on, and the header gets the corrupt bit, so that the image must be checked before anybody
+ * writes to it again. */
 #include <errno.h>
 #include <string.h>
 

@@ -29,7 +29,7 @@ struct qcow2_layout qcow2_plan_layout(const struct qcow2_params *p)
     uint64_t luks = div_round_up(qcow2_luks_bytes(p), cluster);
     uint64_t table = 1, blocks = 1;
 
-    /* Table and blocks cover themselves, so more of them may need more of them. */
+    /* Refcount table and blocks are counted themselves, so adding some can require more. */
     for (;;) {
         uint64_t need = div_round_up(1 + table + blocks + l1 + luks, per_block);
         uint64_t need_table = MAX(1, div_round_up(need * 8, cluster));
@@ -103,7 +103,7 @@ static int append_luks(const struct qcow2_params *p, const struct qcow2_layout *
     return qcow2_header_ext_append(raw, cluster, at, EXT_LUKS, place, sizeof place);
 }
 
-/* The extensions from *at on, which becomes their end.  -ENAMETOOLONG: there is no room. */
+/* Appends the extensions at *at, and advances *at.  -ENAMETOOLONG: there is no room. */
 static int append_extensions(const struct qcow2_params *p, const struct qcow2_layout *l,
                              uint8_t *raw, size_t cluster, size_t *at)
 {
@@ -118,7 +118,7 @@ static int append_extensions(const struct qcow2_params *p, const struct qcow2_la
     err = append_luks(p, l, raw, cluster, at);
     if (err)
         return -ENAMETOOLONG;
-    /* The names are a courtesy: in a small cluster the backing name goes first. */
+    /* The feature names are optional: if a small cluster lacks room, they are left out. */
     if (p->geo.version >= 3 && *at + 8 + names + 8 + backing_name_bytes(p) <= cluster)
         err = qcow2_header_ext_append(raw, cluster, at, EXT_FEATURE_NAMES,
                                       qcow2_feature_names, names);
@@ -162,7 +162,7 @@ static int write_first_cluster(const struct qcow2_params *p, const struct qcow2_
 
 /* ---- reference counts: 1 for each cluster of the layout ---- */
 
-/* The block-th refcount block. */
+/* Fills in the refcount block number `block`. */
 static void fill_refcount_block(const struct qcow2_params *p, const struct qcow2_layout *l,
                                 uint64_t block, uint8_t *raw)
 {
@@ -174,7 +174,7 @@ static void fill_refcount_block(const struct qcow2_params *p, const struct qcow2
         refcount_pack(p->geo.refcount_order, raw, i - first, 1);
 }
 
-/* The part-th cluster of the refcount table. */
+/* Fills in cluster number `part` of the refcount table. */
 static void fill_refcount_table(const struct qcow2_params *p, const struct qcow2_layout *l,
                                 uint64_t part, uint8_t *raw)
 {
@@ -210,7 +210,7 @@ static int write_refcounts(const struct qcow2_params *p, const struct qcow2_layo
 
 /* ---- the image ---- */
 
-/* A store that can be cut is empty, and growth reads as zeroes. */
+/* A file was truncated before, so that growing it gives zeroes; a device must be written to. */
 static int write_l1(const struct qcow2_params *p, const struct qcow2_layout *l,
                     struct storage *st)
 {
@@ -220,7 +220,7 @@ static int write_l1(const struct qcow2_params *p, const struct qcow2_layout *l,
                           : storage_truncate(st, offset_of(p, l->end));
 }
 
-/* The data file is as long as the disk; a device at least. */
+/* Makes the data file as long as the disk; a device must be at least that long. */
 static int size_data_file(const struct qcow2_params *p, struct storage *data,
                           struct diag *diag)
 {
@@ -257,7 +257,7 @@ static int write_header(const struct qcow2_params *p, const struct qcow2_layout 
     return err ? err : storage_flush(st);
 }
 
-/* The header comes last: until then the file is no image. */
+/* Writes the header last: until then the file isn't an image. */
 static int write_image(const struct qcow2_params *p, struct storage *st,
                        struct cipher **cipher, struct diag *diag)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A new image in three steps: what is asked for becomes parameters, parameters a layout, and
- * these are written.  Private to this folder. */
+/* Creating an image, in three steps: the request is parsed into parameters, these give a layout,
+ * and both are written.  Private to this folder. */
 #ifndef QCOW2_CREATE_H
 #define QCOW2_CREATE_H
 
@@ -16,9 +16,9 @@
 
 enum qcow2_preallocation {
     PREALLOC_OFF,
-    PREALLOC_METADATA, /* tables for the whole disk, and places in the file */
-    PREALLOC_FALLOC,   /* and the blocks of the file */
-    PREALLOC_FULL,     /* and these are written to */
+    PREALLOC_METADATA, /* tables for the whole disk, so that each cluster has its place */
+    PREALLOC_FALLOC,   /* the same, and the file's blocks are reserved */
+    PREALLOC_FULL,     /* the same, and the file's blocks are written */
 };
 
 /* How guest data is to be encrypted. */
@@ -27,13 +27,13 @@ struct qcow2_encryption {
     struct luks_params luks; /* LUKS */
     const void *passphrase;  /* the request's */
     size_t passphrase_len;
-    /* While options are taken: what was said, in which words. */
-    bool alias_on;           /* encryption=on */
-    const char *format;      /* encrypt.format */
-    const char *luks_option; /* one that only LUKS has */
+    /* Used while options are parsed. */
+    bool alias_on;           /* encryption=on was given */
+    const char *format;      /* the value of encrypt.format */
+    const char *luks_option; /* the name of an option that only LUKS has */
 };
 
-/* What the image is to be; valid, and possible together. */
+/* The parameters of a new image; each is valid, and they fit together. */
 struct qcow2_params {
     const char *filename; /* for messages */
     uint64_t size;        /* bytes, whole sectors */
@@ -41,20 +41,20 @@ struct qcow2_params {
     uint8_t compression_type;
     bool lazy_refcounts, data_file_raw;
     enum qcow2_preallocation preallocation;
-    /* The request's; NULL: none. */
+    /* Borrowed from the request; NULL: none. */
     const char *backing_file, *backing_format, *data_file;
     struct qcow2_encryption encryption;
-    const _Atomic bool *give_up; /* so, too */
+    const _Atomic bool *give_up; /* borrowed, too; true: stop with -ECANCELED */
 };
 
-/* Where its metadata lies, by number of cluster: header | refcount table | refcount blocks |
- * L1 table | LUKS header (no cluster, if there is none). */
+/* The places of metadata, as cluster numbers, in this order: header (0), refcount table, refcount
+ * blocks, L1 table, LUKS header (no cluster if there is none), end. */
 struct qcow2_layout {
     uint64_t table, blocks, l1, luks, end;
     uint32_t l1_entries;
 };
 
-/* Parses and judges a request: 0, or -errno with a sentence that names option and value. */
+/* Parses and checks a request: 0, or -errno and a message that names the option and its value. */
 int qcow2_parse_params(const struct create_request *req, struct qcow2_params *out,
                        struct diag *diag) MUST_USE;
 
@@ -62,27 +62,27 @@ struct qcow2_layout qcow2_plan_layout(const struct qcow2_params *params);
 
 /* ---- create_crypt.c ---- */
 
-/* Takes an option whose key begins with "encrypt"; as takers of create_params.c do.
- * -ENOENT, without a sentence: there is none of that key. */
+/* Parses an option whose key begins with "encrypt", like the parsers in create_params.c.
+ * -ENOENT, without a message: there is no option of that name. */
 int qcow2_take_encryption(struct qcow2_params *p, const struct create_option *o,
                           struct diag *diag) MUST_USE;
 
-/* Once all are taken: what they say together. */
+/* Checks the encryption options together, after all were parsed. */
 int qcow2_judge_encryption(struct qcow2_params *p, const struct create_request *req,
                            struct diag *diag) MUST_USE;
 
-/* The bytes of the LUKS header with its key material; 0: there is none. */
+/* The length of the LUKS header with its key material, in bytes; 0: there is none. */
 uint64_t qcow2_luks_bytes(const struct qcow2_params *p);
 
-/* Writes the LUKS header to its place at `off`, and gives what guest data is encrypted with;
- * *cipher stays NULL where it isn't.  0 or -errno with a sentence. */
+/* Writes the LUKS header at `off`, and returns in *cipher what guest data is encrypted with; NULL
+ * without encryption.  0, or -errno and a message. */
 int qcow2_make_key(const struct qcow2_params *p, struct storage *file, uint64_t off,
                    struct cipher **cipher, struct diag *diag) MUST_USE;
 
 /* ---- create_allocate.c ---- */
 
-/* Allocates clusters for the whole disk of the image that was written to `file`, as
- * p->preallocation says.  Takes over the stores (data NULL: none) and the cipher. */
+/* Allocates clusters for the whole disk of the image in `file`, as p->preallocation says.  Takes
+ * ownership of the stores (data NULL: none) and the cipher. */
 int qcow2_allocate_all(const struct qcow2_params *p, struct storage *file,
                        struct storage *data, struct cipher *cipher,
                        struct diag *diag) MUST_USE;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Clusters for the whole disk of an image that was just written (preallocation). */
+/* Preallocation: allocates clusters for the whole disk of a new image. */
 #include <errno.h>
 #include <stdlib.h>
 
@@ -41,9 +41,9 @@ static int write_zeroes(struct storage *st, const void *zeroes, uint64_t off, ui
     return 0;
 }
 
-/* Writes to what the store has no blocks for, or blocks that were never written to, where
- * the guest's view can't be written through: below it shows.  What is written are the zeroes
- * that are read there, and no table of the image is in memory alone. */
+/* For an image with a backing file, whose disk can't be filled by writing zeroes to it: writes
+ * zeroes to the holes and unwritten blocks of the file instead.  They read as zeroes already, and
+ * all tables have been written to the file before. */
 static int write_holes(struct node *node, const _Atomic bool *give_up)
 {
     CLEANUP_FREE uint8_t *zeroes = calloc(1, STEP);
@@ -67,7 +67,7 @@ static int write_holes(struct node *node, const _Atomic bool *give_up)
     return 0;
 }
 
-/* The blocks of the whole file; a device has its own. */
+/* Reserves blocks for the whole file; nothing to do for a device. */
 static int reserve_blocks(struct storage *file)
 {
     uint64_t bytes;
@@ -85,7 +85,7 @@ static int allocate_disk(struct node *node, const struct qcow2_params *p)
 
     if (!err && how != PREALLOC_METADATA)
         err = reserve_blocks(node->data);
-    /* A filesystem that can't reserve blocks gets them by being written to. */
+    /* Where the filesystem can't reserve blocks, writing allocates them. */
     if ((how == PREALLOC_FULL && !err) || err == -ENOTSUP)
         err = node->backing_name ? write_holes(node, p->give_up)
                                  : write_all_zeroes(node, p->give_up);
@@ -102,7 +102,7 @@ static int activate_and_allocate(const struct qcow2_params *p, struct node *node
     return err ? diag_errno(diag, -err, "%s: preallocating", p->filename) : 0;
 }
 
-/* Takes all over. */
+/* Takes ownership of the stores and the cipher. */
 static int open_and_allocate(const struct qcow2_params *p, struct block_context *ctx,
                              struct storage *file, struct storage *data,
                              struct cipher *cipher, struct diag *diag)

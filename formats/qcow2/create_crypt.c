@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Encryption of a new image: its options, what they say together, and the LUKS header. */
+/* Encryption of a new image: parsing the options, checking them together, and writing the LUKS
+ * header. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -63,7 +64,7 @@ int qcow2_take_encryption(struct qcow2_params *p, const struct create_option *o,
 
 /* ---- all of them ---- */
 
-/* encryption=on is an old word for encrypt.format=aes. */
+/* encryption=on is QEMU's older spelling of encrypt.format=aes. */
 static int choose_method(struct qcow2_params *p, bool has_passphrase, struct diag *diag)
 {
     struct qcow2_encryption *e = &p->encryption;

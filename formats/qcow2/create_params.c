@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The options of `create`: which there are, and what they say together. */
+/* The options of `create`: the table of them, parsing each, and checking all of them together. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -38,7 +38,7 @@ const struct create_option_info qcow2_create_options[] = {
     {0},
 };
 
-/* ---- one option each: 0, or -errno with a sentence ---- */
+/* ---- parsing one option each: 0, or -errno and a message ---- */
 
 static int refuse_value(const struct qcow2_params *p, const struct create_option *o,
                         const char *why, struct diag *diag)
@@ -46,7 +46,7 @@ static int refuse_value(const struct qcow2_params *p, const struct create_option
     return diag_set(diag, EINVAL, "%s: %s '%s': %s", p->filename, o->key, o->value, why);
 }
 
-/* Takes a power of two in [2^min, 2^max]. */
+/* Parses a power of two in [2^min, 2^max]; *bits is its logarithm. */
 static int take_power(const struct qcow2_params *p, const struct create_option *o,
                       uint32_t min, uint32_t max, const char *why, uint32_t *bits,
                       struct diag *diag)
@@ -61,7 +61,7 @@ static int take_power(const struct qcow2_params *p, const struct create_option *
     return 0;
 }
 
-/* The index of o's value in a list of words that ends with NULL. */
+/* Finds the option's value in a list of words that ends with NULL; *index is its place there. */
 static int take_word(const struct qcow2_params *p, const struct create_option *o,
                      const char *const *words, const char *why, unsigned *index,
                      struct diag *diag)
@@ -179,7 +179,7 @@ static int take_option(struct qcow2_params *p, const struct create_option *o,
     return diag_set(diag, EINVAL, "%s: unknown option '%s' for qcow2", p->filename, o->key);
 }
 
-/* What version 2 doesn't have. */
+/* Refuses what version 2 can't express. */
 static int check_version(const struct qcow2_params *p, struct diag *diag)
 {
     if (p->geo.version >= 3)
@@ -209,7 +209,8 @@ static int check_extended(const struct qcow2_params *p, struct diag *diag)
         p->filename, 1u << MIN_EXTENDED_CLUSTER_BITS, 1u << p->geo.cluster_bits);
 }
 
-/* A raw data file has to be read as the image is: every cluster has its place there. */
+/* Checks the options of an external data file.  With the raw bit the file must read as the disk
+ * does, so each cluster is given its place at once. */
 static int check_data_file(struct qcow2_params *p, struct diag *diag)
 {
     if (p->data_file_raw && !p->data_file)

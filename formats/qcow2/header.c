@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Reading, judging and writing the header. */
+/* Reading, checking and writing the header. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -43,7 +43,7 @@ static void parse_fields(const uint8_t *raw, struct qcow2_header *h)
         h->compression_type = raw[FIELD(compression_type)];
 }
 
-/* The fields that everything else is measured by. */
+/* Checks the fields on which the checks of all others depend. */
 static int check_basics(const char *name, const uint8_t *raw, const struct qcow2_header *h,
                         struct diag *diag)
 {
@@ -71,7 +71,7 @@ static int check_basics(const char *name, const uint8_t *raw, const struct qcow2
     return 0;
 }
 
-/* What the tables need beside the bits of incompatible_features. */
+/* Checks fields that belong to features: encryption, compression type, extended L2 entries. */
 static int check_features(const char *name, const struct qcow2_header *h, struct diag *diag)
 {
     uint8_t type = h->compression_type;
@@ -95,8 +95,8 @@ static int check_features(const char *name, const struct qcow2_header *h, struct
     return 0;
 }
 
-/* A table of `bytes` bytes at `offset`: aligned, after the header, inside the file, of
- * which the last cluster may be there in part. */
+/* Checks the place of a table: aligned, behind the header's cluster, inside the file.  The file
+ * may end inside its last cluster. */
 static int check_table(const char *name, const char *field, uint64_t offset, uint64_t bytes,
                        uint64_t align, const struct qcow2_header *h, uint64_t file_size,
                        struct diag *diag)
@@ -180,13 +180,14 @@ static int check_snapshots(const char *name, const struct qcow2_header *h,
 
     if (err || h->nb_snapshots == 0)
         return err;
-    /* An entry takes at least 40 bytes. */
+    /* The length isn't recorded, but an entry takes at least 40 bytes. */
     return check_table(name, "snapshots_offset", h->snapshots_offset,
                        (uint64_t)h->nb_snapshots * 40, 1ull << h->cluster_bits, h,
                        file_size, diag);
 }
 
-/* The pointer is an extension's, and so isn't there before extensions were read. */
+/* Checks the place of the LUKS header; to be called after the extensions were read, as one of
+ * them holds it. */
 static int check_luks(const char *name, const struct qcow2_header *h, uint64_t file_size,
                       struct diag *diag)
 {
@@ -206,7 +207,8 @@ static int check_luks(const char *name, const struct qcow2_header *h, uint64_t f
                        1ull << h->cluster_bits, h, file_size, diag);
 }
 
-/* The overlaps of tables named in the header; those of single clusters are met at use. */
+/* Checks that the L1 and refcount tables don't overlap.  Overlaps of single clusters are found
+ * when they are used. */
 static int check_overlaps(const char *name, const struct qcow2_header *h, struct diag *diag)
 {
     uint64_t l1_bytes = (uint64_t)h->l1_size * 8;
@@ -245,7 +247,8 @@ static int read_backing_name(struct storage *st, const uint8_t *raw, struct qcow
                              "%s: backing_file_offset: the backing file's name", st->name);
 }
 
-/* What must be as it should before anything else can be made of the file. */
+/* Reads the fixed fields and the backing file's name, and makes the checks that everything else
+ * depends on. */
 static int read_fields(struct storage *st, uint8_t *raw, struct qcow2_header *h,
                        uint64_t *file_size, struct diag *diag)
 {
@@ -269,13 +272,14 @@ static int read_rest(struct storage *st, const uint8_t *raw, struct qcow2_header
     int err = read_backing_name(st, raw, h, diag);
     if (err)
         return err;
-    /* Extensions end where the backing name begins, or with the first cluster. */
+    /* Extensions end where the backing file's name begins, or with the first cluster. */
     uint64_t end = h->backing_name ? load_be64(raw + FIELD(backing_file_offset))
                                    : 1ull << h->cluster_bits;
     return qcow2_header_ext_read(st, h, end, supported, diag);
 }
 
-/* What every reader needs: the fields, the extensions, and that the features go together. */
+/* The part that all kinds of reading share: fields, extensions, and a check that the features
+ * fit together. */
 static int read_known(struct storage *st, struct qcow2_header *h, uint64_t *file_size,
                       struct diag *diag)
 {
@@ -308,7 +312,8 @@ static int read_and_judge(struct storage *st, struct qcow2_header *h, header_jud
 static int judge_to_serve(const char *name, const struct qcow2_header *h,
                           uint64_t file_size, struct diag *diag)
 {
-    /* In the other file a cluster has one place, which a snapshot and the disk would share. */
+    /* In an external data file each guest cluster has only one place, which a snapshot and the
+     * disk would have to share. */
     if ((h->incompatible & INCOMPAT_DATA_FILE) && h->nb_snapshots)
         return diag_set(diag, EINVAL,
                         "%s: nb_snapshots: %" PRIu32

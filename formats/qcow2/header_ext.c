@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Header extensions: found, kept and written. */
+/* Parsing, replacing and appending header extensions. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -29,8 +29,8 @@ struct extension {
     const uint8_t *data;
 };
 
-/* The extension at *at; false at the end.  An extension that reaches past the area is
- * refused. */
+/* Returns the extension at *at and moves on; false at the end, or when the extension reaches past
+ * the area. */
 static int next_extension(const uint8_t *area, size_t n, size_t *at, struct extension *ext)
 {
     if (n - *at < 8)
@@ -47,7 +47,7 @@ static int next_extension(const uint8_t *area, size_t n, size_t *at, struct exte
     return 1;
 }
 
-/* The image's own name for a feature bit, else ours, else NULL. */
+/* Finds the name of a feature bit: in the image's table of names, else in this program's. */
 static void name_feature(const struct extension *table, uint32_t bit, char out[47])
 {
     out[0] = 0;
@@ -88,7 +88,7 @@ static int refuse_features(const char *name, uint64_t bits, const struct extensi
                     bits, text);
 }
 
-/* Of several of one type the last one counts. */
+/* Copies a text.  If there are several extensions of one type the last one counts. */
 static int take_text(char **out, const struct extension *ext, const char *image,
                      const char *what, struct diag *diag)
 {
@@ -104,7 +104,7 @@ static int take_text(char **out, const struct extension *ext, const char *image,
     return 0;
 }
 
-/* The names end where their padding begins, and that is all zeroes. */
+/* Checks that each name is followed by zeroes only. */
 static int check_feature_names(const struct extension *ext, const char *image,
                                struct diag *diag)
 {
@@ -134,7 +134,7 @@ static void take_bitmaps(struct qcow2_bitmaps_ext *bitmaps, const struct extensi
     bitmaps->directory_offset = load_be64(ext->data + 16);
 }
 
-/* Takes over what one extension says. */
+/* Stores the content of one extension in *h. */
 static int take_extension(struct qcow2_header *h, const struct extension *ext,
                           const char *name, struct diag *diag)
 {
@@ -230,7 +230,7 @@ int qcow2_header_ext_replace(uint8_t *area, size_t n, uint32_t type, const void 
             store_be32(area + start + 4, (uint32_t)len);
             memset(area + start + 8, 0, padded);
             memcpy(area + start + 8, data, len);
-        } else if (ext.type == type) { /* it goes, and may come back at the end */
+        } else if (ext.type == type) { /* removed here; below it may be appended anew */
             memmove(area + start, area + at, n - at);
             memset(area + n - (at - start), 0, at - start);
             at = start;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* An image's own words of itself. */
+/* Describes an image (driver->info). */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>

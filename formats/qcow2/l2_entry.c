@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Words for what is wrong with an entry. */
+/* Texts for the FAULT_* bits. */
 #include <stddef.h>
 
 #include "qcow2/l2_entry.h"

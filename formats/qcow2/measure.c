@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* How large an image becomes: the same sum as QEMU's, which counts tables for all of the
- * disk, also of one that is empty. */
+/* Computes how large an image will be.  The result equals QEMU's, which includes the tables for
+ * the whole disk even if it is empty. */
 #include <errno.h>
 
 #include "block/measure.h"
 #include "qcow2/create.h"
 #include "qcow2/internal.h"
 
-/* Clusters of refcount blocks and of their table for so many clusters, and for themselves. */
+/* How many clusters the refcount table and blocks take that count `clusters` clusters and
+ * themselves. */
 static uint64_t refcount_clusters(const struct qcow2_params *p, uint64_t clusters)
 {
     uint64_t cluster = geometry_cluster(&p->geo), blocks = 0, table = 0, before;
@@ -21,7 +22,7 @@ static uint64_t refcount_clusters(const struct qcow2_params *p, uint64_t cluster
     return before;
 }
 
-/* All but the data and what LUKS needs. */
+/* The metadata without the LUKS header, in bytes. */
 static uint64_t metadata_bytes(const struct qcow2_params *p, uint64_t disk)
 {
     uint64_t cluster = geometry_cluster(&p->geo), entry = 8u << p->geo.word_bits;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Filling the set of metadata clusters when an image is to be written to. */
+/* Fills the set of metadata clusters before an image is written to. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -56,8 +56,9 @@ static int claim_refcounts(struct collection *c)
     return err;
 }
 
-/* The table of an L1 entry.  `shared` has those of entries without the copied flag: two of
- * these may lead to one table, which is copied before it is changed. */
+/* Claims the L2 table of an L1 entry.  `shared` holds the tables of entries without the copied
+ * flag.  Two such entries may point at the same table, because it is copied before it is
+ * changed. */
 static int claim_table(struct collection *c, struct meta_set *shared, uint32_t l1_index,
                        uint64_t entry)
 {
@@ -83,7 +84,7 @@ static int claim_tables(struct collection *c)
 
     for (uint32_t i = 0; !err && i < q->live.l1_size; i++) {
         uint64_t entry = atomic_load(&q->live.l1[i]);
-        /* What can't be a table is said when it is met. */
+        /* An impossible entry is reported when it is used. */
         if ((entry & L1_OFFSET) && is_aligned(entry & L1_OFFSET, cluster_size(q)))
             err = claim_table(c, &shared, i, entry);
     }
@@ -98,8 +99,9 @@ static int by_place(const void *a, const void *b)
     return (left->first > right->first) - (left->first < right->first);
 }
 
-/* Snapshots' L2 tables may be shared with the active one, so only their L1 tables are
- * claimed; and those as ranges, for the file can be a small part of what they span. */
+/* Claims the L1 tables of snapshots.  Their L2 tables may be shared with the disk, and are not
+ * claimed.  The L1 tables are stored as ranges: in a sparse file they can be far longer than all
+ * the data in it. */
 static int claim_snapshots(struct collection *c)
 {
     const struct qcow2 *q = c->q;
@@ -148,7 +150,7 @@ int qcow2_collect_metadata(struct qcow2 *q, struct diag *diag)
     struct collection c = {.q = q, .diag = diag};
 
     if (!meta_set_is_empty(&q->alloc.metadata))
-        return 0; /* what failed came after it, and changed no metadata */
+        return 0; /* collected before; a later step failed, which changed no metadata */
     int err = claim_everything(&c);
     if (!err)
         meta_set_move(&q->alloc.metadata, &c.set);

@@ -118,7 +118,7 @@ static int move_refcount_table(void *owner, uint64_t offset, uint32_t clusters)
     int err = qcow2_point_header(q, &h, qcow2_header_write_refcount_table);
     if (err)
         return err;
-    /* The fields that changed: others read the rest meanwhile, without a lock. */
+    /* Only these two fields: other threads read the rest without a lock. */
     q->header.refcount_table_offset = offset;
     q->header.refcount_table_clusters = clusters;
     return 0;
@@ -183,8 +183,8 @@ static int qcow2_open(struct node *node, struct diag *diag)
     return 0;
 }
 
-/* Before anything is changed: an image with the dirty bit is repaired, one with the corrupt
- * bit is refused. */
+/* To be called before an image is written to: repairs one with the dirty bit, refuses one with
+ * the corrupt bit. */
 static int require_clean(struct node *node, struct diag *diag)
 {
     int err = node_refresh(node, qcow2_free_state, diag);
@@ -216,16 +216,16 @@ static int require_clean(struct node *node, struct diag *diag)
     return err ? err : node_reopen(node, qcow2_free_state, diag);
 }
 
-/* What this writer maintains: a raw data file, when there is one, and bitmaps that can be
- * used. */
+/* The autoclear bits of features that this program keeps up to date: the raw data file, if there
+ * is one, and bitmaps, if they could be loaded. */
 static uint64_t kept_up(const struct qcow2 *q)
 {
     return (q->geo.external ? AUTOCLEAR_DATA_RAW : 0) |
            (qcow2_has_bitmaps(q) ? AUTOCLEAR_BITMAPS : 0);
 }
 
-/* What a writer that doesn't maintain a feature must clear: all bits but those of `keep`.
- */
+/* Clears all autoclear bits except `keep`, durably.  A writer must do so for all features that it
+ * doesn't keep up to date (qcow2.rst, "autoclear_features"). */
 static int clear_autoclear(struct qcow2 *q, uint64_t keep)
 {
     LOCK_GUARD(&q->header_lock);
@@ -238,12 +238,12 @@ static int clear_autoclear(struct qcow2 *q, uint64_t keep)
     if (!err)
         err = storage_flush(q->node->file);
     if (!err)
-        q->header.autoclear = h.autoclear; /* not before: who failed tries again */
+        q->header.autoclear = h.autoclear; /* else the next change tries again */
     return err;
 }
 
-/* Bitmaps of a disk that wasn't changed go on being right, so that neither their bit is
- * cleared nor they are marked sooner. */
+/* As long as the disk isn't changed its bitmaps are right.  So only the first change clears
+ * autoclear bits and marks the bitmaps as in use. */
 int qcow2_first_change(struct node *node)
 {
     struct qcow2 *q = qcow2_of(node);
@@ -280,7 +280,7 @@ static int choose_refcounts(struct qcow2 *q, struct diag *diag)
 static int qcow2_activate(struct node *node, struct diag *diag)
 {
     int err = require_clean(node, diag);
-    struct qcow2 *q = qcow2_of(node); /* which the repair replaces */
+    struct qcow2 *q = qcow2_of(node); /* after the repair, which replaces it */
 
     if (err)
         return err;
@@ -301,7 +301,7 @@ static int qcow2_activate(struct node *node, struct diag *diag)
     return 0;
 }
 
-/* Everything durable, the mark cleared, the file no longer than it must be. */
+/* Makes everything durable, clears the dirty mark, and shortens the file as far as possible. */
 static int end_cleanly(struct qcow2 *q)
 {
     qcow2_tidy_at_end(q);
@@ -337,7 +337,7 @@ static int qcow2_close(struct node *node)
 
 static int qcow2_clear_mark(struct node *node)
 {
-    /* When flushes are void the cleared bit could reach the disk before the refcounts. */
+    /* With cache=volatile the cleared bit could reach the disk before the refcounts do. */
     return node->options.cache->no_flush ? 0
                                          : dirty_mark_clear(&qcow2_of(node)->mark, true);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* qcow2 on disk: the header, masks and limits, as docs/interop/qcow2.rst specifies them.
- * All fields are big-endian.  Limits that the specification leaves open are QEMU's, so that
- * what we write can be read there. */
+/* The on-disk format: structures, masks and limits, as QEMU's docs/interop/qcow2.rst specifies
+ * them.  All fields are big-endian.  Limits that the specification leaves open are QEMU's, so
+ * that QEMU can open every image that this program writes. */
 #ifndef QCOW2_FORMAT_H
 #define QCOW2_FORMAT_H
 
@@ -60,7 +60,7 @@ _Static_assert(sizeof(struct qcow2_disk_header) == 112, "header with compression
 #define COMPRESSION_ZLIB 0
 #define COMPRESSION_ZSTD 1
 
-/* Extended L2 entries need clusters of 16 KiB: a subcluster is a sector at least. */
+/* Extended L2 entries need clusters of at least 16 KiB, so that a subcluster has 512 bytes. */
 #define MIN_EXTENDED_CLUSTER_BITS 14
 
 /* Header extensions: u32 type, u32 length, data padded to 8. */
@@ -85,7 +85,7 @@ enum qcow2_feature_type { FEATURE_INCOMPATIBLE, FEATURE_COMPATIBLE, FEATURE_AUTO
 #define L1_OFFSET   0x00fffffffffffe00ull
 #define L1_RESERVED 0x7f000000000001ffull
 
-/* Extended L2 entries divide a cluster. */
+/* Extended L2 entries divide a cluster into 32 subclusters. */
 #define SUBCLUSTERS_LOG 5
 #define SUBCLUSTERS     (1u << SUBCLUSTERS_LOG)
 
@@ -107,20 +107,20 @@ struct qcow2_disk_snapshot {
     uint16_t id_bytes, name_bytes;
     uint32_t date_sec, date_nsec;
     uint64_t vm_clock_ns;
-    uint32_t vm_state_bytes; /* the extra data has room for more */
+    uint32_t vm_state_bytes; /* a larger size is in the extra data */
     uint32_t extra_bytes;
 };
 _Static_assert(sizeof(struct qcow2_disk_snapshot) == 40, "snapshot table entry");
 
-/* Its extra data, of which there may be less, and more that nobody knows. */
+/* The extra data of an entry.  It may be shorter, or longer with fields that aren't known yet. */
 struct qcow2_disk_snapshot_extra {
     uint64_t vm_state_bytes, disk_size;
     uint64_t icount;
 };
 _Static_assert(sizeof(struct qcow2_disk_snapshot_extra) == 24, "snapshot's extra data");
 
-#define MIN_SNAPSHOT_EXTRA 16   /* what version 3 asks for */
-#define MAX_SNAPSHOT_EXTRA 1024 /* what QEMU lets pass */
+#define MIN_SNAPSHOT_EXTRA 16   /* required in version 3 */
+#define MAX_SNAPSHOT_EXTRA 1024 /* QEMU's limit */
 
 /* An entry of the bitmap directory: fixed part, extra data, name; padded to 8. */
 struct qcow2_disk_bitmap {
@@ -134,9 +134,9 @@ struct qcow2_disk_bitmap {
 };
 _Static_assert(sizeof(struct qcow2_disk_bitmap) == 24, "bitmap directory entry");
 
-#define BITMAP_IN_USE         (1u << 0) /* wasn't saved: what it says is not to be relied on */
-#define BITMAP_AUTO           (1u << 1) /* to be enabled as soon as the image is opened */
-#define BITMAP_EXTRA_OK       (1u << 2) /* may be used by who doesn't know its extra data */
+#define BITMAP_IN_USE         (1u << 0) /* it wasn't saved, and can't be relied on */
+#define BITMAP_AUTO           (1u << 1) /* it is to be enabled when the image is opened */
+#define BITMAP_EXTRA_OK       (1u << 2) /* it may be used even if its extra data is unknown */
 #define BITMAP_FLAGS_RESERVED 0xfffffff8u
 #define BITMAP_TYPE_DIRTY     1
 
@@ -159,7 +159,7 @@ _Static_assert(sizeof(struct qcow2_disk_bitmap) == 24, "bitmap directory entry")
 #define MAX_BACKING_NAME   1023
 #define MAX_SNAPSHOTS      65536
 #define MAX_SNAPSHOT_BYTES (16u << 20) /* of the snapshot table */
-/* Eight slots of key material, of the largest key, take less. */
+/* Eight key slots with the largest key take less. */
 #define MAX_LUKS_BYTES (8u << 20)
 
 #endif

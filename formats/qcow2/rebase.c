@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Naming another backing file in the header cluster, or none. */
+/* Changes or removes the backing file's name in the header cluster. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,9 +11,9 @@
 
 #define FIELD(name) offsetof(struct qcow2_disk_header, name)
 
-/* The new name goes to the file first, to where nobody looks yet; then the fields that
- * point to it, which lie in one sector, and with them the format, which does where this
- * program or QEMU wrote the header. */
+/* First writes the new name, durably, to an unused place; then the fields that point to it.
+ * Those lie in one sector, together with the extension for the backing format in headers that
+ * this program or QEMU wrote, so that a crash leaves the old or the new name. */
 static int write_header(struct qcow2 *q, uint8_t *raw, size_t used, const char *name,
                         uint64_t at)
 {
@@ -23,7 +23,7 @@ static int write_header(struct qcow2 *q, uint8_t *raw, size_t used, const char *
     bool over =
         len && at < old + load_be32(raw + FIELD(backing_file_size)) && old < at + len;
 
-    if (over) { /* driver_place_name: the whole header is one sector */
+    if (over) { /* only if the whole header is one sector; see driver_place_name */
         memcpy(raw + at, name, len);
         used = at + len;
     }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Growing the virtual size: a larger L1 table first when it is needed, then what would show
- * where the disk ended is zeroed, then the size. */
+/* Growing the virtual size, in three steps: a larger L1 table if needed; zeroes over everything
+ * behind the old end that wouldn't read as zeroes; the new size in the header. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -10,7 +10,7 @@
 #include "base/cleanup.h"
 #include "qcow2/internal.h"
 
-/* Writes the present entries and zeroes behind them to the clusters at host. */
+/* Writes the present L1 entries, followed by zeroes, to the clusters at `host`. */
 static int write_table(struct qcow2 *q, const _Atomic uint64_t *l1, uint32_t n,
                        uint64_t host)
 {
@@ -49,8 +49,8 @@ static int switch_l1(struct qcow2 *q, uint32_t l1_size, uint64_t host)
     return 0;
 }
 
-/* Step by step, each durable before the next: what the table points to and its refcounts,
- * the table at `host`, with the present entries in `l1`, too, the header. */
+/* Moves the L1 table to `host`; `l1` becomes the array in memory.  Each step is durable before
+ * the next: everything that the table points to and its refcounts; the table; the header. */
 static int move_l1(struct qcow2 *q, _Atomic uint64_t *l1, uint32_t l1_size, uint64_t host)
 {
     int err = mcache_commit(q->node->mc, MC_COMMIT_EVERYTHING);
@@ -79,12 +79,12 @@ static int grow_l1(struct qcow2 *q, uint32_t l1_size)
         err = move_l1(q, l1, l1_size, host);
     if (!err) {
         err = mapping_set_l1(&q->live, l1, l1_size, host);
-        if (err) /* the header names a table that we can't use */
+        if (err) /* the header points to a table that isn't in use here */
             mcache_poison(q->node->mc);
     }
     LOCK_GUARD(mcache_meta(q->node->mc));
     if (err) {
-        /* Unless the header may name it already. */
+        /* Not if the header may point to it already. */
         if (host && !mcache_health(q->node->mc))
             alloc_unlink(&q->alloc, host, clusters);
         return err;
@@ -96,7 +96,8 @@ static int grow_l1(struct qcow2 *q, uint32_t l1_size)
     return 0;
 }
 
-/* A raw data file is as long as the disk, and what lay behind the disk's end is none of it. */
+/* Makes an external data file with the raw bit as long as the disk.  Bytes that it has behind the
+ * old end were not part of the disk, and are zeroed. */
 static int grow_raw(struct qcow2 *q, uint64_t size)
 {
     struct storage *data = q->node->data;
@@ -119,7 +120,7 @@ static int grow_raw(struct qcow2 *q, uint64_t size)
 
 int qcow2_check_resize(const struct qcow2 *q, struct diag *diag)
 {
-    /* Their disks' sizes aren't in the image. */
+    /* Version 2 doesn't record the disk size of a snapshot. */
     if (q->header.version < 3 && q->n_snapshots > 0)
         return diag_set(diag, ENOTSUP, "%s: Can't resize a v2 image which has snapshots",
                         q->node->filename);
@@ -132,22 +133,23 @@ int qcow2_write_size(struct qcow2 *q, uint64_t size)
     struct qcow2_header h = q->header;
 
     h.size = size;
-    /* What lies behind a size that the header may have must not be written to any more. */
+    /* After a failure the header may have either size, so nothing may be written behind the
+     * smaller one: qcow2_point_header ends writing then. */
     int err = qcow2_point_header(q, &h, qcow2_header_write_size);
     if (!err)
         q->header.size = q->node->size = size;
     return err;
 }
 
-/* What reads as something else than zeroes in [old, size), which is no part of the disk yet:
- * the rest of the last cluster, and where there is a backing file, what it has there. */
+/* Zeroes the part of [old, size) that wouldn't read as zeroes: the rest of the last cluster, and
+ * what a backing file has there. */
 static int zero_growth(struct node *node, uint64_t old, uint64_t size)
 {
     uint64_t end = align_up(old, node->cluster_size);
 
     if (node->backing)
         end = MAX(end, node->backing->size);
-    else if (node->backing_name) /* not opened: it may be of any size */
+    else if (node->backing_name) /* it isn't open, so its size is unknown */
         end = size;
     end = MIN(end, size);
     if (end == old)
@@ -186,7 +188,7 @@ int qcow2_grow(struct node *node, uint64_t size, struct diag *diag)
     if (err)
         return err;
     err = node_begin_change(node);
-    if (!err) /* their tables are for the old size */
+    if (!err) /* the stored bitmaps are of the old size */
         err = qcow2_mark_all_bitmaps_in_use(q);
     if (!err && entries > q->live.l1_size)
         err = grow_l1(q, (uint32_t)entries);

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Lowering the virtual size, and emptying an image.
+/* Shrinking the virtual size, and emptying an image.
  *
- * Step by step, each durable before the next, so that a crash leaves a disk of the old size
- * or of the new one, whose bytes up to the new size are as they were:
- *   1. the clusters behind the new end are let go of: until 2 they read as zeroes, or as the
- *      backing file has it;
- *   2. the header says the new size;
- *   3. the L2 tables that lie behind the end by then, which are empty, are let go of.  The L1
- *      table keeps its place and its length, which may be more than is needed.
- * The last cluster may reach over the end; what it has there is zeroed when the disk grows. */
+ * Each step is durable before the next.  So a crash leaves a disk of the old or the new size,
+ * with the bytes before the new end unchanged:
+ *   1. the clusters behind the new end are freed; until step 2 they read as zeroes, or as the
+ *      backing file's data;
+ *   2. the header gets the new size;
+ *   3. L2 tables behind the new end, which are empty by then, are freed.  The L1 table keeps its
+ *      place and its length, which may be more than is needed.
+ * The last cluster may reach past the new end; that part is zeroed when the disk grows. */
 #include <errno.h>
 #include <inttypes.h>
 
@@ -26,7 +26,8 @@ static void cut_entry(struct qcow2 *q, struct mc_page *page, uint64_t guest,
         qcow2_let_go(q, c);
 }
 
-/* META, released while pages are loaded: the entries of [at, end), in one table. */
+/* META, which is released while pages are loaded: empties the entries of [at, end), which are in
+ * one table. */
 static int cut_entries(struct qcow2 *q, uint64_t at, uint64_t end)
 {
     for (; at < end; at += cluster_size(q)) {
@@ -37,7 +38,7 @@ static int cut_entries(struct qcow2 *q, uint64_t at, uint64_t end)
             err = mapping_decode_at(&q->live, page, at, &c);
         if (err)
             return err;
-        /* Of an extended entry zeroes have no place, but a bit. */
+        /* An extended entry without a place can have zero bits. */
         if (c.kind != CL_NONE || c.zero)
             cut_entry(q, page, at, &c);
     }
@@ -88,8 +89,8 @@ static int drop_table(struct qcow2 *q, uint32_t index)
     return err;
 }
 
-/* Pages of dropped tables count as having their place, but a table that comes there again lies
- * elsewhere (invariant 10 of mcache.h).  All are in the file. */
+/* Forgets all cached L2 pages, which are clean.  The pages of freed tables have `has_place` set,
+ * which wouldn't be true of a new table for the same guest range (invariant 10 of mcache.h). */
 static void forget_pages(struct qcow2 *q)
 {
     mcache_hold(q->node->mc);
@@ -111,8 +112,8 @@ static int drop_tables(struct qcow2 *q, uint32_t needed)
     return err;
 }
 
-/* What is let go of reads as zeroes until the size is another: also for who reads a raw data file
- * by itself, and before the tables say so. */
+/* Zeroes the freed part of an external data file with the raw bit, whose content must be right
+ * without the tables, too. */
 static int zero_raw_from(struct qcow2 *q, uint64_t off)
 {
     struct node *node = q->node;
@@ -123,7 +124,7 @@ static int zero_raw_from(struct qcow2 *q, uint64_t off)
     return err ? err : storage_flush(node->data);
 }
 
-/* A data file is as long as the disk. */
+/* Makes the external data file as long as the disk. */
 static int cut_data_file(struct qcow2 *q, uint64_t size)
 {
     if (!q->geo.external || q->node->data->fixed_size)
@@ -156,7 +157,7 @@ int qcow2_shrink(struct node *node, uint64_t size, struct diag *diag)
     if (err)
         return err;
     err = node_begin_change(node);
-    if (!err) /* their tables are for the old size */
+    if (!err) /* the stored bitmaps are of the old size */
         err = qcow2_mark_all_bitmaps_in_use(q);
     if (!err)
         err = zero_raw_from(q, align_up(size, cluster));

@@ -17,7 +17,7 @@ static int refuse_entry(struct qcow2 *q, uint32_t index, const char *why, struct
                     q->node->filename, index, why);
 }
 
-/* Takes over what the entry says, when that can be. */
+/* Checks an entry and stores it in q->snapshots[index]. */
 static int take_entry(struct qcow2 *q, uint32_t index, const struct snapshot_entry *e,
                       struct diag *diag)
 {
@@ -26,7 +26,7 @@ static int take_entry(struct qcow2 *q, uint32_t index, const struct snapshot_ent
 
     if (!is_aligned(e->l1_offset, cluster_size(q)))
         return refuse_entry(q, index, "its L1 table is not cluster aligned", diag);
-    /* Where a table without entries lies means nothing. */
+    /* The place of an empty table has no meaning. */
     if (l1_bytes > MAX_L1_BYTES ||
         (l1_bytes && !alloc_inside_file(&q->alloc, e->l1_offset, l1_bytes)))
         return refuse_entry(q, index, "its L1 table lies outside the file", diag);
@@ -76,7 +76,7 @@ static int refuse_table(struct qcow2 *q, int err, struct diag *diag)
     return diag_errno(diag, -err, "%s: reading the snapshot table", q->node->filename);
 }
 
-/* As much of the table as there can be: its length isn't recorded. */
+/* Reads as many bytes as the table can have at most: its length isn't recorded. */
 static int read_table(struct qcow2 *q, uint8_t **table, size_t *n, struct diag *diag)
 {
     uint64_t file_size, offset = q->header.snapshots_offset;
@@ -99,7 +99,7 @@ int qcow2_read_snapshots(struct qcow2 *q, struct diag *diag)
 
     if (q->header.nb_snapshots == 0)
         return 0;
-    /* At most MAX_SNAPSHOTS: the header was checked. */
+    /* At most MAX_SNAPSHOTS, as the header was checked. */
     q->snapshots = calloc(q->header.nb_snapshots, sizeof *q->snapshots);
     if (!q->snapshots)
         return diag_errno(diag, ENOMEM, "%s", q->node->filename);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A snapshot as a node that is read: a mapping of its own over the same file and the same
- * refcounts.  Its tables never change while it is open: nobody stores to a table that is
- * shared, and who removes the snapshot waits until it is closed.  So its pages are cached, and
- * read without locks, like those of the live disk, and share their memory. */
+/* A node through which an internal snapshot is read: a mapping of its own over the same file and
+ * refcounts.  The snapshot's tables don't change while it is open: nobody stores to a shared
+ * table, and the snapshot can't be removed before it is closed.  So its pages are cached and
+ * read without locks, like those of the live disk, in the same pool. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -28,7 +28,7 @@ static int map_snapshot(struct node *snapshot, uint64_t off, uint64_t len,
     return err;
 }
 
-/* Of nodes that show snapshots; nothing but a look-up is ever asked of them. */
+/* The driver of such nodes, which are only ever looked up. */
 static const struct driver snapshot_driver = {.name = "qcow2", .map = map_snapshot};
 
 int qcow2_snapshots(struct node *node, struct snapshot_list *out)
@@ -39,7 +39,7 @@ int qcow2_snapshots(struct node *node, struct snapshot_list *out)
     return qcow2_copy_snapshots(q, out);
 }
 
-/* Finds the one that is meant, and keeps it from being removed. */
+/* Finds the snapshot, and keeps it from being removed until let_go. */
 static int hold_snapshot(struct qcow2 *q, uint64_t key, struct qcow2_snapshot *out)
 {
     LOCK_GUARD(&q->header_lock);
@@ -61,7 +61,7 @@ static void let_go(struct qcow2 *q, uint64_t key)
         s->users--;
 }
 
-/* The table's part that maps the disk; VM state, which lies behind it, isn't shown. */
+/* Reads the part of the L1 table that maps the disk, not the VM state behind it. */
 static int read_tables(struct snapshot_view *view, struct node *snapshot,
                        const struct qcow2_snapshot *s, struct diag *diag)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The key of an encrypted image: from its LUKS header, which lies in the file as metadata, or
- * of the legacy method from the passphrase itself. */
+/* Unlocks an encrypted image: the key comes from the LUKS header, which is part of the image's
+ * metadata, or in the legacy AES method from the passphrase itself. */
 #include <errno.h>
 
 #include "crypto/qcow_aes.h"
@@ -19,7 +19,7 @@ static int unlock_luks(struct qcow2 *q, const void *passphrase, size_t len,
 {
     struct luks_place place = qcow2_luks_place(q);
 
-    /* Sectors are numbered by their place in the file, from its start and not the payload's. */
+    /* Initialisation vectors count sectors by their host offset, from the start of the file. */
     q->node->cipher_by_place = true;
     return luks_take_cipher(&place, passphrase, len, &q->node->cipher, diag);
 }
