@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What a format driver does: it maps guest ranges to host ranges and keeps the mapping.  It
- * moves no guest data; the engine (read.c, write.c, zero.c) does, once for all formats.
+/* What a format driver does: it maps guest ranges to host ranges and maintains the mapping.  It
+ * moves no guest data: the engine (read.c, write.c, zero.c) does that, once for all formats.
  *
- * Threads: `map` and `zero_is_fast` from any thread inside the gate, without locks, may
- * load a page; `reserve`, `link`, `release`, `zero` with the guest range locked by the
- * caller (without DRIVER_CLUSTERS nothing is locked) and inside the gate; `open`, `activate`,
- * `resize`, `close` alone. Offsets and
- * lengths are bytes; functions return 0 or -errno.  Layer: block. */
+ * Offsets and lengths are bytes; functions return 0 or -errno.
+ *
+ * Threads: `map` and `zero_is_fast` from any thread inside the gate, without locks; they may
+ * load a page.  `reserve`, `link`, `release`, `zero` inside the gate, with the guest range locked
+ * by the caller (without DRIVER_CLUSTERS nothing is locked).  `open`, `activate`, `grow`,
+ * `shrink`, `close` alone.  Layer: block. */
 #ifndef BLOCK_DRIVER_H
 #define BLOCK_DRIVER_H
 
@@ -48,34 +49,35 @@ struct extent {
     enum extent_kind kind;
     bool writable;   /* DATA, ENCRYPTED: may be overwritten where it is */
     bool allocated;  /* this layer has an entry for it (ZERO: an explicit zero cluster) */
-    uint64_t length; /* from the asked offset on: 1..asked length */
-    /* Its place: DATA, and ZERO with an allocation that is kept.  NULL: it has none. */
+    uint64_t length; /* bytes from the offset asked for: 1..length asked for */
+    /* The host clusters: with DATA, and with ZERO that is allocated.  NULL: there are none. */
     struct storage *file;
-    uint64_t host_offset; /* in `file`; any, 0 too.  COMPRESSED: where the cluster begins */
-    /* COMPRESSED: bytes to read there at most, and where the range begins in what they
-     * give. */
+    uint64_t
+        host_offset; /* in `file`; may be 0.  COMPRESSED: where the stored cluster begins */
+    /* COMPRESSED: at most so many bytes are stored; the range begins `skip` bytes into the
+     * decompressed cluster. */
     uint32_t stored_bytes, skip;
 };
 
-/* A run of clusters made ready to take data; nothing of it is reachable yet. */
+/* Host clusters for a run of guest clusters, ready to take data; no table points to them yet. */
 struct reservation {
-    uint64_t guest_offset; /* cluster aligned */
-    /* Whole clusters, which may reach past the virtual size; or to that, of a file that is as
-     * long as the disk. */
+    uint64_t guest_offset; /* subcluster aligned */
+    /* Whole subclusters, which may reach past the virtual size; with raw external data at most to
+     * the virtual size. */
     uint64_t length;
     struct storage *file;
     uint64_t host_offset; /* in `file` */
-    bool fresh;    /* the host range reads as zeroes, and still would after a crash or,
-                             before its growth is durable, the group is made strict */
-    bool retained; /* its place was its own before: release frees nothing */
-    /* Set by the caller, where subclusters are smaller than clusters: `link` gives the
-     * clusters their place and nothing else, so that what lies below goes on showing. */
+    /* The host range reads as zeroes, also after a crash (where the growth of the file isn't
+     * durable yet, `link` makes the group strict). */
+    bool fresh;
+    bool retained; /* the clusters were allocated before: release frees nothing */
+    /* Set by the caller, with extended L2 entries: `link` allocates the clusters but marks no
+     * subcluster as used, so that the backing file goes on showing. */
     bool place_only;
-    /* Set by the caller: `link` gives the clusters their place, and they read as zeroes whatever
-     * bytes are there.  -ENOTSUP where the format can't say it. */
+    /* Set by the caller: `link` makes allocated zero clusters, which read as zeroes whatever bytes
+     * are in the file.  -ENOTSUP where the format has none. */
     bool as_zero;
-    /* Not 0: the place of one cluster, `length` long, that is stored compressed in so many
-     * bytes. */
+    /* Not 0: one cluster, `length` bytes long, that is stored compressed in so many bytes. */
     uint32_t stored_bytes;
 };
 
@@ -86,16 +88,15 @@ enum zero_how {
     ZERO_DISCARD, /* trim: may unmap, and may leave what it can't unmap as it is */
 };
 
-/* What a format can do, besides what every driver does.  In brackets, which operations are
- * there with it, and only with it. */
+/* What a format can do beyond the mandatory operations.  In brackets: the operations that a driver
+ * has if, and only if, it has the feature. */
 enum driver_feature {
-    DRIVER_CLUSTERS =
-        1 << 0, /* it allocates: data lies elsewhere (reserve, link, release) */
-    DRIVER_BACKING = 1 << 1, /* an image can have a backing file (set_backing) */
-    DRIVER_GROWS = 1 << 2,   /* the virtual size can be raised (grow) */
-    DRIVER_SHRINKS = 1 << 3, /* and lowered (shrink) */
-    DRIVER_CHECKS = 1 << 4,  /* there are tables that can be wrong (check) */
-    DRIVER_MARKS = 1 << 5,   /* a mark says that an image isn't closed (clear_mark) */
+    DRIVER_CLUSTERS = 1 << 0, /* it allocates clusters (reserve, link, release) */
+    DRIVER_BACKING = 1 << 1,  /* an image can have a backing file (set_backing) */
+    DRIVER_GROWS = 1 << 2,    /* the virtual size can be raised (grow) */
+    DRIVER_SHRINKS = 1 << 3,  /* and lowered (shrink) */
+    DRIVER_CHECKS = 1 << 4,   /* there are tables that can be wrong (check) */
+    DRIVER_MARKS = 1 << 5,    /* a mark says that an image isn't closed (clear_mark) */
     /* States of the disk can be kept in the image (snapshots, open_snapshot,
      * close_snapshot, begin_snapshot, prepare_snapshot, commit_snapshot,
      * abort_snapshot, finish_snapshot). */
@@ -108,8 +109,8 @@ struct driver {
     unsigned features;                               /* enum driver_feature */
     const struct create_option_info *create_options; /* in the order of announcing */
 
-    /* Does an image start with these bytes?  n may be short.  Absent for raw, which any
-     * bytes are. */
+    /* Is this the beginning of such an image?  n may be smaller than a header.  Absent for raw,
+     * which any bytes can be. */
     bool (*probe)(const uint8_t *head, size_t n);
 
     /* Reads and validates the image, fills node->state, size, cluster_size, backing_name,
@@ -117,89 +118,89 @@ struct driver {
      * nothing behind. */
     int (*open)(struct node *node, struct diag *diag);
 
-    /* Optional, after `open` of an image with node->encryption, before anything is read: sets
-     * node->cipher.  -EKEYREJECTED with a sentence when it is another passphrase. */
+    /* Optional, after `open` of an image with node->encryption, before any guest data is read: sets
+     * node->cipher.  -EKEYREJECTED with a sentence when the passphrase is wrong. */
     int (*unlock)(struct node *node, const void *passphrase, size_t len, struct diag *diag);
 
-    /* Optional: whether guest data lies in another file; then *name is what the image calls
-     * it, or NULL when it doesn't say.  The caller opens it (node_set_data_file). */
+    /* Optional: does the image have an external data file?  Then *name is the name that the image
+     * has for it, or NULL if it names none.  The caller opens it (node_set_data_file). */
     bool (*data_file)(const struct node *node, const char **name);
 
-    /* First writable use: clears unknown autoclear bits, prepares allocation. */
+    /* Before the first write: clears unknown autoclear bits, prepares allocation. */
     int (*activate)(struct node *node, struct diag *diag);
 
-    /* Optional: before the first change of an active image, by whoever comes first (several
-     * may at once), inside the gate: has the file say that what is kept of the disk's changes
-     * is behind, and clears the bits of what is known, but not kept up.  Durable on return;
-     * a failure, which it logs, fails the request, and the next change calls it again.  A driver
-     * that sets node->changed to false has the next change call it anew. */
+    /* Optional: called before the first change of an active image, inside the gate, by several
+     * threads at once if several changes come first.  Marks in the file that stored bitmaps are out
+     * of date (in use), and clears the bits of features that this program doesn't update.  Durable on
+     * return.  A failure, which it logs, fails the request, and the next change calls it again.  To
+     * have it called once more a driver sets node->changed to false. */
     int (*first_change)(struct node *node);
 
     /* Clean end: commits, clears the dirty marks, gives back what was reserved ahead, then
-     * frees the state.  Frees it on failure too, with the image left marked. */
+     * frees the state.  On failure it frees the state as well, and the marks stay. */
     int (*close)(struct node *node);
 
-    /* What `close` does before it frees the state, while others read: nobody changes anything
-     * any more.  After a failure it can be called again, as can `close`. */
+    /* The part of `close` before the state is freed, while others may still read but nobody changes
+     * anything.  After a failure it can be called again, or `close`. */
     int (*settle)(struct node *node);
 
     /* The run that starts at off, as long as possible within len. */
     int (*map)(struct node *node, uint64_t off, uint64_t len, struct extent *out);
 
-    /* There where `map` gives EXTENT_ELSEWHERE: reads all of a range that it gave so. */
+    /* Mandatory if `map` returns EXTENT_ELSEWHERE: reads a range of such an extent. */
     int (*read)(struct node *node, void *buf, uint64_t off, uint64_t len);
 
-    /* DRIVER_CLUSTERS; without, everything is writable in place.  Makes the beginning of
-     * [off, off+len) (whole subclusters, none of them writable in place) ready to take data.
-     * The reservation may reach over more on both sides, in the clusters of the range. */
+    /* DRIVER_CLUSTERS (without it everything is writable in place).  Reserves host clusters for the
+     * beginning of [off, off+len): whole subclusters, none of them writable in place.  Within the
+     * clusters of the range the reservation may begin earlier and end later. */
     int (*reserve)(struct node *node, uint64_t off, uint64_t len, struct reservation *out);
-    /* Optional: the same of the cluster at off, which is to be stored in so many bytes, fewer
-     * than a cluster's.  -ENOTSUP: not in this image. */
+    /* Optional: the same for the cluster at off, which is to be stored compressed in `bytes` bytes,
+     * fewer than a cluster has.  -ENOTSUP: not in this image. */
     int (*reserve_compressed)(struct node *node, uint64_t off, uint32_t bytes,
                               struct reservation *out);
-    /* Publishes a reservation whose data is in the storage; replaces_zero: what the guest
-     * saw there until now were zeroes.  On failure the reservation is released. */
+    /* Makes the tables point to a reservation whose data is in the storage.  replaces_zero: the
+     * guest saw zeroes there until now.  On failure the reservation is released. */
     int (*link)(struct node *node, const struct reservation *res, bool replaces_zero);
+    /* Gives back a reservation that won't be linked. */
     void (*release)(struct node *node, const struct reservation *res);
 
     /* Makes whole clusters (cluster aligned; the last may reach past the virtual size) read
-     * as zeroes.  -ENOTSUP, with nothing changed from *done on, when the format can't say
-     * so (the engine then writes zeroes there, except for ZERO_DISCARD).  *done: bytes
-     * dealt with. */
+     * as zeroes.  *done: bytes that do so on return.  -ENOTSUP, with nothing changed from *done on,
+     * when the format can't express it there (the engine then writes zeroes, except for
+     * ZERO_DISCARD). */
     int (*zero)(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
                 uint64_t *done);
     /* Would `zero` do all of the range by metadata or by punching? */
     bool (*zero_is_fast)(struct node *node, uint64_t off, uint64_t len);
 
-    /* Optional: are there clusters that were let go of, and can be taken when that is
-     * durable and the requests under way have ended? */
+    /* Optional: are there unlinked clusters that will become free after a commit, when the requests
+     * in flight have ended? */
     bool (*has_unlinked)(struct node *node);
 
-    /* DRIVER_BACKING: from here on the image names this file as its backing file, of a format
-     * that is never NULL; name and format NULL: it names none.  Durable on return; after a
-     * crash the old name or the new one
-     * holds.  What node->backing is is the caller's. */
+    /* DRIVER_BACKING: writes the name and format of the backing file into the image; both NULL: it
+     * has none.  Durable on return; a crash leaves the old name or the new one.  node->backing is
+     * the caller's to change. */
     int (*set_backing)(struct node *node, const char *name, const char *format,
                        struct diag *diag);
 
     /* DRIVER_GROWS: grows the virtual size (the caller has the node to itself). */
     int (*grow)(struct node *node, uint64_t size, struct diag *diag);
-    /* DRIVER_SHRINKS: lowers it; what lies behind is lost.  A crash leaves the old size or the
-     * new one, and what lies before it as it was. */
+    /* DRIVER_SHRINKS: lowers the virtual size; data behind it is lost.  A crash leaves the old or
+     * the new size, and the data before the new size unchanged. */
     int (*shrink)(struct node *node, uint64_t size, struct diag *diag);
-    /* Optional: lets go of all that the image has, so that what lies below shows; the caller has
-     * the node to itself.  Durable on return; a crash leaves any part of it. */
+    /* Optional: drops all data of the image, so that the backing file shows; the caller has the node
+     * to itself.  Durable on return; after a crash any part may be dropped. */
     int (*make_empty)(struct node *node, struct diag *diag);
     /* DRIVER_MARKS: commits and clears the dirty mark now, as the timer would. */
     int (*clear_mark)(struct node *node);
 
-    /* DRIVER_SNAPSHOTS: see node_snapshots, from any thread.  Opening one: `snapshot` has its
-     * key, and what it borrows from its image; sets its size, state, and a driver that maps.
-     * Nobody uses one that is closed. */
+    /* DRIVER_SNAPSHOTS.  snapshots: see node_snapshots; from any thread.  open_snapshot: the caller
+     * has filled in the key and what is borrowed from the image; sets size, state, and a driver that
+     * maps.  close_snapshot: nobody uses the node any more. */
     int (*snapshots)(struct node *node, struct snapshot_list *out);
     int (*open_snapshot)(struct node *snapshot, struct diag *diag);
     void (*close_snapshot)(struct node *snapshot);
-    /* The states of a change: see snapshot.h.  begin fills its info and state, and leaves
+    /* The steps of a change: see snapshot.h.  begin_snapshot fills in its info and state, and leaves
      * nothing behind when it fails. */
     int (*begin_snapshot)(struct snapshot_change *change,
                           const struct snapshot_request *request, struct diag *diag);
@@ -209,9 +210,9 @@ struct driver {
     int (*finish_snapshot)(struct snapshot_change *change, bool committed,
                            struct diag *diag);
 
-    /* DRIVER_BITMAPS.  The driver keeps the node's persistent bitmaps true by itself: marked as in
-     * use before the first change of the disk, and stored at the end and when nothing changed
-     * for a while.  See dirty_bitmap.h for what these are asked for. */
+    /* DRIVER_BITMAPS.  The driver itself marks the node's persistent bitmaps as in use before the
+     * first change of the disk, and stores them at close and when nothing changed for a while.  See
+     * dirty_bitmap.h for these operations. */
     void (*load_bitmaps)(struct node *node);
     int (*check_bitmap)(struct node *node, const char *name, uint64_t granularity,
                         struct diag *diag);
@@ -220,22 +221,22 @@ struct driver {
     void (*end_bitmap_change)(struct node *node);
     int (*keep_bitmaps)(struct node *node, struct diag *diag);
 
-    /* Optional: fills what image_info.h says is the driver's.  0 or -ENOMEM, with what was
-     * filled until then the caller's to free. */
+    /* Optional: fills in the driver's part of image_info.h.  0 or -ENOMEM; the caller frees what was
+     * filled in, on failure too. */
     int (*info)(struct node *node, struct image_info *info);
 
-    /* DRIVER_CHECKS: looks at the image in st, opened
-     * or not, and repairs what it is asked to.  0: the pass ran to its end, *result says
-     * what it found. -errno with a sentence: it could not be checked, or not be repaired.
-     */
+    /* DRIVER_CHECKS: checks the image in st, whether it is opened or not, and repairs what the options
+     * say.  0: the check ran to its end, and *result says what it found.  -errno with a sentence: the
+     * image could not be checked, or not be repaired. */
     int (*check)(struct storage *st, const struct check_options *options,
                  struct check_result *result, struct diag *diag);
 
-    /* Optional: the options that an image can be given another value of (NULL: none), and
-     * giving them in two steps: what needs the disk, of an active node, and then the rest, below
-     * one that is settled, which it opens anew (node_open_anew).  Both judge all of it before
-     * anything is touched, and a crash leaves an image that reads as before.  amend_disk may
-     * return 1: it needs what `amend` changes, and is to be called again after it. */
+    /* Optional: the creation options whose value can be changed in an existing image (NULL: none),
+     * and changing them in two steps: amend_disk on an active node, for what needs the disk; then
+     * `amend`, on a settled node, for the rest: it changes the file below and opens it anew
+     * (node_open_anew).  Both validate the whole request before they change anything, and after a
+     * crash the disk reads as before.  amend_disk may return 1: it depends on what `amend` changes,
+     * and has to be called again after it. */
     const struct create_option_info *amend_options;
     int (*amend_disk)(struct node *node, const struct amend_request *req,
                       struct diag *diag);
@@ -245,13 +246,13 @@ struct driver {
     int (*measure)(const struct create_request *req, struct node *source,
                    struct image_measure *out, struct diag *diag);
 
-    /* Judges what is asked for, and touches nothing: options that it doesn't have, values
-     * and sizes that can't be.  0, or -errno with a sentence. */
+    /* Validates a request without touching anything: unknown options, impossible values and sizes.
+     * 0, or -errno with a sentence. */
     int (*check_create)(const struct create_request *req, struct diag *diag);
-    /* Writes an empty image into st, for a request that check_create let pass.  st is an
-     * empty store or, when its size is fixed, one with anything in it; it is taken over,
-     * and closed on return.  `data` is the same for the request's data file, NULL when it
-     * has none.  After a failure what is in them means nothing. */
+    /* Writes an empty image into st, for a request that passed check_create.  st is an empty store
+     * or, if its size is fixed, one with any content; it is taken over, and closed on return.  `data`
+     * is the same for the request's data file, or NULL.  After a failure their content is
+     * undefined. */
     int (*create)(struct storage *st, struct storage *data,
                   const struct create_request *req, struct diag *diag);
 };
@@ -261,10 +262,10 @@ static inline bool driver_can(const struct driver *driver, enum driver_feature f
     return driver->features & feature;
 }
 
-/* Where in an image's header, of `limit` bytes, there is room for a new backing name beside
- * the old one ([old, old+old_len)) and behind what is used otherwise ([0, used)).  Over the old
- * one only where the header is a sector, which is then to be written at once.  0: there is
- * none. */
+/* An offset in an image's header of `limit` bytes where a backing name of `len` bytes has room: behind
+ * [0, used), and not over the old name ([old, old+old_len)), so that the old one holds after a crash.
+ * If the header is a single sector it may overlap the old name; the caller then writes the whole
+ * sector at once.  0: no room. */
 uint64_t driver_place_name(uint64_t used, uint64_t old, uint64_t old_len, uint64_t len,
                            uint64_t limit);
 
@@ -281,8 +282,8 @@ const char *driver_names(struct driver_names_text *out);
 
 /* NULL when there is none of that name, or no magic fits. */
 const struct driver *driver_find(const char *name);
-/* The same of a format that an image records of its backing file: what QEMU reads a file's or a
- * device's plain bytes by ("file", "host_device") is raw here. */
+/* The same for a backing format recorded in an image, where QEMU's protocol drivers for plain bytes
+ * ("file", "host_device") mean raw. */
 const struct driver *driver_find_recorded(const char *format);
 /* The i-th from 0 on, in the order of probing; NULL behind the last. */
 const struct driver *driver_at(size_t i);

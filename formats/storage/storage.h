@@ -13,7 +13,7 @@
  *     read-modify-write;
  *   - storage_flush covers every write, zero, discard and truncate that returned before it
  *     was called;
- *   - none may be called under a lock of rank RANK_COMMIT or above (asserted).
+ *   - none may be called under a lock of rank RANK_LAYERS or above (debug builds assert it).
  * Layer: storage. */
 #ifndef STORAGE_STORAGE_H
 #define STORAGE_STORAGE_H
@@ -36,15 +36,15 @@ struct storage_folder;
 /* storage_zero: -ENOTSUP, and nothing touched, rather than writing zero bytes. */
 #define STORAGE_FAST 0x4u
 
-/* What others may do meanwhile, as QEMU understands it: a reader can't have anybody write
- * or resize; a writer can't have another writer or resizer, nor a reader. */
-/* What somebody else's marks say of a run that begins where was asked.  Nothing follows from it
- * for what is read there. */
+/* What a metadata context other than base:allocation says of a run that begins at the offset asked
+ * for.  The content of the run doesn't depend on it. */
 struct storage_marks {
     bool data, zero;
     uint64_t run; /* bytes, 1..len */
 };
 
+/* What others may do meanwhile, as with QEMU's locks: beside a reader nobody may write or resize;
+ * beside a writer nobody may write, resize or read. */
 enum storage_lock_level { STORAGE_READER, STORAGE_WRITER };
 
 struct storage_ops {
@@ -89,8 +89,8 @@ struct storage_ops {
     /* Optional: see storage_identity. */
     int (*identity)(struct storage *st, uint64_t *device, uint64_t *inode);
 
-    /* Optional, of a store that somebody else keeps for us, who can go away: see the
-     * functions of the same names. */
+    /* Optional, for stores that are another server's and can become unreachable: see the functions
+     * of the same names. */
     void (*rest)(struct storage *st);
     int (*start)(struct storage *st);
     void (*abort)(struct storage *st);
@@ -100,26 +100,27 @@ struct storage_ops {
     uint32_t (*preferred)(const struct storage *st);
 };
 
-/* The common head of every implementation; set before the storage is handed out and, but
- * for `unreported_failure`, not changed afterwards. */
+/* The common head of every implementation; set before the storage is handed out and, except for
+ * `unreported_failure` and `no_flush`, not changed afterwards. */
 struct storage {
     const struct storage_ops *ops;
-    char *name;      /* for messages; owned */
-    char *location;  /* what opens it again, when that can't be shown; else NULL; owned */
-    uint32_t align;  /* 1, or what makes accesses fast when aligned to it (O_DIRECT) */
+    char *name; /* for messages; owned */
+    char
+        *location; /* the name that opens it again, if that has secrets; else NULL; owned */
+    uint32_t align;  /* bytes: accesses aligned to it are fastest (O_DIRECT); 1: any */
     bool fixed_size; /* block device: can't grow */
     bool read_only;  /* writes return -EROFS */
     int refused_err; /* with fallback_read_only: why it wasn't opened for writing, else 0 */
-    /* A flush that fails loses nothing of what was written before: it can be asked for
-     * again.  Else it is unknown afterwards what is durable. */
+    /* A failed flush loses nothing that was written before, and can be tried again.  Otherwise it is
+     * unknown after a failed flush what is durable. */
     bool keeps_writes;
-    /* A reader's lock keeps no writer out: what was read without a writer's may be old.  And that
-     * has to be taken by the very store that is written to. */
+    /* A reader's lock doesn't keep writers out, so what was read before the writer's lock was taken
+     * may be outdated.  And each store that is written to has to take the lock itself. */
     bool lets_writers_in;
     _Atomic bool
         no_flush; /* cache=volatile: storage_flush and STORAGE_FUA make nothing durable */
-    /* A flush for one write failed, and with that used up what the store had to tell of
-     * others: the next storage_flush fails for it. */
+    /* A flush for a single write failed, and has consumed the kernel's only report of that failure:
+     * the next storage_flush fails, too. */
     atomic_bool unreported_failure;
 };
 
@@ -132,16 +133,17 @@ int storage_flush_for_write(struct storage *st) MUST_USE;
 struct storage_open {
     bool read_only;
     bool fallback_read_only; /* EACCES, EPERM, EROFS on read/write: open it read-only */
-    bool direct; /* O_DIRECT, at any alignment of the caller's; -EINVAL where the filesystem
-                    doesn't know it */
-    bool no_flush;
-    /* Of files: the path is one of this folder's (storage_folder_path), and what lies outside
-     * isn't reached; NULL: it is a path like any other. */
+    bool
+        direct; /* O_DIRECT; callers may still use any alignment.  -EINVAL where the filesystem
+                    doesn't support it */
+    bool no_flush; /* cache=volatile: flushes make nothing durable */
+    /* Of files: the path is relative to this folder (storage_folder_path), and nothing outside of it
+     * is opened; NULL: an ordinary path. */
     const struct storage_folder *folder;
-    /* For stores of another server's: the name was found in an image, and is hostile; and,
-     * until storage_start, set by another thread when nobody waits for it any more (NULL:
-     * nobody will). */
+    /* For stores of another server: the name was found in an image, so it is hostile. */
     bool named_by_image;
+    /* For stores of another server: another thread sets it to true when the result isn't wanted
+     * any more, until storage_start.  NULL: never. */
     const _Atomic bool *give_up;
 };
 
@@ -155,19 +157,19 @@ int storage_open_file(const char *path, const struct storage_open *how,
  * block device is opened as it is.  As for storage_open_file otherwise. */
 int storage_create_file(const char *path, struct storage **out, struct diag *diag) MUST_USE;
 
-/* A file without a name, of `size` bytes that read as zeroes and take no space, on the
- * filesystem of `folder`.  It is gone with its last user, whatever becomes of the process. */
+/* A nameless file (O_TMPFILE) of `size` bytes that read as zeroes and take no space, on the
+ * filesystem of `folder`.  It disappears with its last user, even if the process is killed. */
 int storage_open_temporary(const char *folder, uint64_t size, struct storage **out,
                            struct diag *diag) MUST_USE;
 
-/* Wishes for a new file, which filesystems may know or not. */
+/* Hints for a new file; filesystems without support ignore them. */
 struct storage_hints {
     bool nocow;                /* no copy-on-write of its data (btrfs) */
-    uint32_t extent_size_hint; /* bytes to allocate at once (XFS); 0: no wish */
+    uint32_t extent_size_hint; /* bytes to allocate at once (XFS); 0: none */
 };
 
-/* For a file that storage_create_file has just made.  A wish that isn't granted costs
- * nothing: of the extent size it is said. */
+/* For a file that storage_create_file has just made.  A hint that can't be set is no error; for the
+ * extent size a warning is logged. */
 void storage_set_hints(struct storage *st, const struct storage_hints *hints);
 
 /* Stable identity of the local file behind st, to find loops in chains: -ENOTSUP when it is
@@ -177,10 +179,9 @@ int storage_identity(struct storage *st, uint64_t *device, uint64_t *inode);
 /* Are both the same local file?  False when one isn't local. */
 bool storage_is_same(struct storage *a, struct storage *b);
 
-/* Locks the image against other processes (QEMU's tools take the same locks); a reader can
- * become a writer, and a writer a reader.  -EAGAIN, with a message, when another process is
- * in the way; nothing is waited for. Lasts until the storage is closed.  0 on a store that
- * others can't open. */
+/* Locks the image against other processes (QEMU's tools take the same locks), until the storage is
+ * closed.  A reader can become a writer, and a writer a reader.  Never waits: -EAGAIN with a message
+ * when another process has a conflicting lock.  0 on a store that others can't open. */
 int storage_lock(struct storage *st, enum storage_lock_level level,
                  struct diag *diag) MUST_USE;
 
@@ -195,9 +196,9 @@ int storage_writev(struct storage *st, const struct iovec *iov, int count, uint6
 /* The range reads as zeroes afterwards.  Grows a store that ends before the range does. */
 int storage_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flags) MUST_USE;
 
-/* The bytes of another store, which never come to this process; filesystems that can share
- * them do.  -ENOTSUP, or another -errno of either side: the range may be written in part, and
- * has to be written in another way. */
+/* Writes bytes of another store, which the kernel copies or, where the filesystem can, shares
+ * (reflink).  -ENOTSUP, or another -errno of either side: a part of the range may have been written,
+ * and the caller has to write the range in another way. */
 int storage_copy(struct storage *st, uint64_t off, struct storage *from, uint64_t from_off,
                  uint64_t len) MUST_USE;
 
@@ -205,17 +206,19 @@ int storage_copy(struct storage *st, uint64_t off, struct storage *from, uint64_
  * filesystem can't punch).  Never grows, and never touches a byte outside of the range. */
 int storage_discard(struct storage *st, uint64_t off, uint64_t len);
 
-/* Barrier; with no_flush storage_settle alone, and nothing on a read-only store. */
+/* Barrier: makes durable what was written before.  With no_flush it does storage_settle only; on a
+ * read-only store nothing. */
 int storage_flush(struct storage *st) MUST_USE;
 
-/* A real sync, no_flush or not: the clean end of a volatile session. */
+/* A real flush, even with no_flush: for the clean end of a session with cache=volatile. */
 int storage_sync(struct storage *st) MUST_USE;
 
-/* storage_sync where storage_flush makes nothing durable, else nothing. */
+/* storage_sync with no_flush, else nothing. */
 int storage_sync_if_void(struct storage *st) MUST_USE;
 
-/* All that was answered has left this process: its end loses nothing then, and other users of the
- * store see it.  It needn't be durable.  Nothing to do for most, whose writes leave it at once. */
+/* Hands everything that was answered to the host's kernel or the server: then the end of this
+ * process loses nothing, and other users of the store see it.  It needn't be durable.  Most stores
+ * have nothing to do, because each write does that. */
 int storage_settle(struct storage *st) MUST_USE;
 
 int storage_size(struct storage *st, uint64_t *bytes) MUST_USE;
@@ -228,60 +231,65 @@ int storage_truncate(struct storage *st, uint64_t bytes) MUST_USE;
 int storage_extent(struct storage *st, uint64_t off, uint64_t len, bool *data,
                    uint64_t *run);
 
-/* The marks at off, where the user asked for some instead of what is data and what isn't (an NBD
- * export's x-dirty-bitmap): all is data for storage_extent then.  -ENOTSUP: there are none. */
+/* The marks at off, if the user chose a metadata context in place of base:allocation (x-dirty-bitmap
+ * of an NBD export); storage_extent then calls everything data.  -ENOTSUP: there is none. */
 int storage_marks(struct storage *st, uint64_t off, uint64_t len,
                   struct storage_marks *out) MUST_USE;
 
 void storage_prefetch(struct storage *st, uint64_t off, uint64_t len);
 
-/* All of the range, to which nobody wrote before, is going to be written: the store may get
- * ready, where that makes the writes cheaper.  True: it did, and the range may have its blocks
- * already; what isn't written after all is to be discarded.  Contents and size stay. */
+/* Announces that all of the range, which was never written to, is going to be written.  The store may
+ * allocate its blocks, if that makes the writes cheaper; then it returns true, and the caller has to
+ * discard what it doesn't write after all.  Contents and size stay. */
 bool storage_expect(struct storage *st, uint64_t off, uint64_t len);
 
-/* The same of all that the store grows by from here on, as soon as a large piece of it is
- * written; what is left over is cut off.  Before others use the store. */
+/* Announces that everything will be written by which the store grows from here on.  It may allocate
+ * ahead as soon as a large piece has been written; what is left over is cut off at close.  To be
+ * called before others use the store. */
 void storage_expect_filling(struct storage *st);
 
-/* The range, by which the store has just grown, is going to be written piece by piece, by many at
- * the same time: the store may get ready.  What is left over is cut off. */
+/* Announces that the range, by which the store has just grown, is going to be written in pieces by
+ * many threads.  The store may allocate its blocks; what is left over is cut off at close. */
 void storage_expect_pieces(struct storage *st, uint64_t off, uint64_t len);
 
+/* Bytes that the store takes on its disk (st_blocks).  0 or -errno. */
 int storage_allocated(struct storage *st, uint64_t *bytes);
 
-/* As the op; absent or unsupported by the filesystem: writes zeroes to a range past the
- * present end, which nobody else may be writing, and -ENOTSUP with nothing done when it
- * starts before it. */
+/* Reserves the blocks of the range, so that writing there can't fail with ENOSPC; contents stay,
+ * growth reads as zeroes.  Where the store can't: a range past the present end, which nobody else may
+ * be writing, is written with zeroes; for one that starts before the end -ENOTSUP, with nothing
+ * done. */
 int storage_preallocate(struct storage *st, uint64_t off, uint64_t len) MUST_USE;
 
-/* ---- stores that can go away: another server's.  For all others they do nothing. ---- */
+/* ---- stores of another server, which can become unreachable; for others these do nothing ---- */
 
-/* A fork comes: nothing is asked of it until storage_start. */
+/* Before a fork: closes connections.  No request may come until storage_start. */
 void storage_rest(struct storage *st);
 
-/* Does it rest at all, so that others can have it until it starts? */
+/* Does storage_rest close anything, so that others can have the store until storage_start? */
 bool storage_rests(const struct storage *st);
 
-/* Background work may start: to be called after a fork.  Again: nothing.  0 or -errno. */
+/* After a fork: connects again, and may start threads.  A second call does nothing.  0 or
+ * -errno. */
 int storage_start(struct storage *st) MUST_USE;
 
-/* For good: all requests, also those under way, fail with -ECANCELED.  Never waits; from any
+/* Fails all requests with -ECANCELED, those in flight too, and for good.  Never waits; from any
  * thread. */
 void storage_abort(struct storage *st);
 
-/* How often writes may have been lost that weren't flushed; the next flush fails for it. */
+/* How often unflushed writes may have been lost, each time with the connection.  The next flush
+ * after such a loss fails. */
 uint64_t storage_lost_writes(const struct storage *st);
 
-/* Is there still somebody who keeps it?  Asks, and waits for the answer: 0, or -errno.
- * by_reading: and it can be read from. */
+/* Sends a request to the server and waits for the reply: 0, or -errno.  by_reading: the request is a
+ * read. */
 int storage_prove(struct storage *st, bool by_reading, unsigned timeout_ms) MUST_USE;
 
-/* Requests wait up to patience_ms for who went away, and are asked again.  False: it isn't a
- * store that can go away. */
+/* From now on requests wait up to patience_ms for a server that became unreachable, and are then
+ * sent again.  False: it isn't a store of another server. */
 bool storage_persist(struct storage *st, unsigned patience_ms);
 
-/* The size of requests, a power of two, that costs least; 0: it isn't known. */
+/* The cheapest size of requests: bytes, a power of two; 0: unknown. */
 uint32_t storage_preferred(const struct storage *st);
 
 /* Closes and frees; NULL is allowed.  Doesn't flush. */
