@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Copies one range from a node to another: the one loop that moves data, for jobs and for
- * offline commands.  What reads as zeroes isn't read, and becomes zeroes on the target.
+/* Copies a range from one node to another: the loop that moves data for all jobs and offline
+ * commands.  What reads as zeroes isn't read, and is zeroed on the target.
  *
  * Threads: any, on ranges that nobody else copies.  Layer: jobs. */
 #ifndef JOBS_COPY_RANGE_H
@@ -13,38 +13,41 @@
 #include "base/compiler.h"
 #include "block/node.h"
 
-/* What came of a range. */
+/* The result for a range. */
 struct copy_result {
-    uint64_t off, len;  /* in the source */
+    uint64_t off, len;  /* in the source, bytes */
     int err;            /* 0 or -errno */
     bool write_side;    /* err came from the target */
-    uint64_t failed_at; /* where on its side, when there is an err */
-    uint64_t sent;      /* bytes of data that went over (not zeroes) */
+    uint64_t failed_at; /* with err: the offset that failed, in the source or the target */
+    uint64_t sent;      /* bytes of data written to the target (not zeroes) */
 };
 
-/* Zero-initialised but for the nodes, all is copied, and data isn't looked into. */
+/* With everything but the nodes zero-initialised, all layers are copied, and data isn't searched for
+ * zeroes. */
 struct copy_how {
     struct node *source, *target;
-    uint64_t source_start, target_start; /* the same byte of both */
-    bool unmap;                          /* zeroes may lose their place on the target */
-    /* Data is searched for zeroes in pieces of so many bytes; 0: it isn't. */
+    uint64_t source_start, target_start; /* offsets that correspond to each other */
+    bool unmap;                          /* zeroes may become holes on the target */
+    /* Data is searched for zeroes in units of so many bytes; 0: it isn't. */
     uint32_t zero_unit;
-    bool offload;      /* data that lies plainly in a file is the kernel's to move */
-    bool write_zeroes; /* zeroes are written as data, so that they have a place */
-    /* Runs begin and end on multiples of it in the target, where the range does; 0 or a power
-     * of two, at most the buffer. */
+    bool
+        offload; /* the kernel copies data that isn't compressed or encrypted (block_copy) */
+    bool write_zeroes; /* zeroes are written as data, so that they are allocated */
+    /* Runs begin and end at multiples of this in the target, unless the range doesn't; bytes, 0 or a
+     * power of two, at most buffer_bytes. */
     uint32_t align;
-    bool target_is_zero; /* from target_zero_from on, and so zeroes needn't be written */
+    bool
+        target_is_zero; /* it reads as zeroes from target_zero_from on: zeroes aren't written */
     uint64_t target_zero_from;
-    /* It has no blocks yet: it is told what comes, and what doesn't come is discarded. */
-    bool expect;
-    unsigned depth; /* layers of the source from this one on aren't copied; 0: all are */
-    /* Optional: [off, off+len) of the source can't be read; 0: zeroes stand for it. */
+    bool expect; /* the target was never written to: announce writes to it (block_expect) */
+    unsigned depth; /* only layers of the source above this one are copied; 0: all */
+    /* Optional: [off, off+len) of the source can't be read.  0: copy zeroes instead; else the copy
+     * fails with that. */
     int (*read_failed)(void *opaque, uint64_t off, uint64_t len, int err);
     void *opaque;
 };
 
-/* [off, off+len) of the source; the buffer has buffer_bytes, at least `align`. */
+/* Copies [off, off+len) of the source.  The buffer has buffer_bytes, at least `align`. */
 void copy_range(const struct copy_how *how, void *buffer, size_t buffer_bytes, uint64_t off,
                 uint64_t len, struct copy_result *result);
 

@@ -1,22 +1,24 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A job's place at a disk that users are served from: what keeps the disk's node for it.
+/* A seat: a job's hold on the node of a disk that users are served from.  Another job may replace
+ * that node (a mirror at its end); the seat says whether this one can move along.
  *
  *     NONE -> TAKEN -> FOLLOWS <-> LEAVES -> IDLE -> NONE
  *                \------------------------------------/
  *
- *   TAKEN    the job relies on the node that it was given: nobody replaces it
+ *   TAKEN    the job needs the node that it was given: it can't be replaced
  *   FOLLOWS  the job can be moved to another node with the same contents, at any time
- *   LEAVES   it is at its end, or somewhere on the way where it can't be moved: not for long; who
- *            is to replace the node waits
- *   IDLE     it uses no node any more
+ *   LEAVES   for a short time the job can't be moved (at its end, for example): a replacement
+ *            waits
+ *   IDLE     the job uses no node any more
  *
- * A node that the job was moved away from stays open until the job says that it has caught up,
- * or gives its seat back.
+ * A node that the job was moved away from stays open until the job has caught up (mirror_pivot's
+ * caught_up), or gives its seat back.
  *
- * Where an overlay was put on the disk's node, who had a seat before goes on with that node, which
- * is a layer below from then on (`below`): it is moved no more, and the layers are kept for it.
+ * When an overlay is put on top of the disk's node, jobs that have a seat stay with that node, which
+ * is a layer below from then on (`below`).  They are not moved any more, and no layer between is
+ * taken out of the chain until they end.
  *
- * Whoever keeps the disk implements this (struct mirror_pivot).  Layer: jobs. */
+ * The owner of the disk implements this, for jobs through struct mirror_pivot.  Layer: jobs. */
 #ifndef JOBS_DISK_SEAT_H
 #define JOBS_DISK_SEAT_H
 
@@ -33,18 +35,20 @@ enum disk_seat_state { SEAT_NONE, SEAT_TAKEN, SEAT_FOLLOWS, SEAT_LEAVES, SEAT_ID
 
 /* Embedded in the job; zero-initialised: NONE. */
 struct disk_seat {
-    /* Set before it follows.  On another job's thread, with the changing requests of users drained,
-     * and waiting for nobody who waits for them: `to` is about to take the place of the
-     * disk's node.  `prepare` may fail, with nothing changed; then comes `move` or `stay`. */
+    /* Set before the state becomes FOLLOWS.  Called when `to` is about to replace the disk's node: on
+     * another job's thread, with changes of users drained.  They must not wait for anything that
+     * waits for those changes.  `prepare` returns 0, or -errno with diag and nothing changed.  After a
+     * success comes `move`, or `stay` if the node isn't replaced after all. */
     int (*prepare)(struct disk_seat *seat, struct node *to, struct diag *diag);
     void (*move)(struct disk_seat *seat, struct node *to);
     void (*stay)(struct disk_seat *seat, struct node *to);
 
-    /* the disk's */
+    /* The rest belongs to the disk's owner. */
     enum disk_seat_state state;
     struct list link;
-    bool below;     /* its node is a layer below the disk's: it stays there */
-    uint64_t since; /* nodes that were replaced from this number on may be in use */
+    bool below; /* the job's node is a layer below the disk's node, and stays there */
+    uint64_t
+        since; /* replaced nodes with this number or a higher one may still be in use */
 };
 
 #endif

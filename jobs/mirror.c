@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The mirror job: bulk copy, then in sync, then the end.  The work is mirror_copy.c's;
- * here are its start, its turns, and what the end does to users. */
+/* The mirror job: its start, the loop of its thread (run_one_turn), and its end, at which users may
+ * be switched to the target.  What is copied, and when the target is in sync, is decided in
+ * mirror_copy.c; the source's changes are observed in mirror_observe.c. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -10,15 +11,18 @@
 #include "jobs/manager.h"
 #include "jobs/mirror_internal.h"
 
+/* Bytes in flight when the user doesn't say (qimg-control(7), buf-size), and bytes of one copy. */
 #define DEFAULT_BUF_SIZE (16u << 20)
 #define REQUEST_BYTES    (1u << 20)
 
-/* How long users wait for the target, once they are served from it, to come back. */
+/* When users are served from the target: how long requests wait for a server that became
+ * unreachable. */
 #define PATIENCE_MS 10000u
 
 /* ---- the work ---- */
 
-/* Nobody writes to the source of an intermediate commit: it is never ready, but done. */
+/* Does the job end when everything is copied?  So it is where nobody writes to the source: an
+ * intermediate commit, and most backups.  Other mirrors become READY and wait for the user. */
 static bool ends_by_itself(const struct mirror *m)
 {
     return m->layers.overlay != NULL || m->finite;
@@ -29,7 +33,7 @@ static bool wants_to_end(struct mirror *m, bool clean)
     return ends_by_itself(m) ? clean : job_should_finish(m->job);
 }
 
-/* 1: the copy is complete, users are drained; 0: not yet; or -errno. */
+/* One turn of the job.  1: the copy is complete, and users are drained; 0: not yet; or -errno. */
 static int run_one_turn(struct mirror *m)
 {
     int err = job_checkpoint(m->job, atomic_exchange(&m->sent, 0));
@@ -54,13 +58,20 @@ static int run_one_turn(struct mirror *m)
     return 0;
 }
 
-/* Users aren't kept waiting for another's decision.  Before it completes, `finish` catches
- * up; a copy stays what it is. */
+/* The job will wait for the user (finalize) before it ends: users of the disk must not wait as long.
+ * A job that is to switch them to the target goes on observing, and mirror_finish copies what they
+ * write meanwhile.  One that only makes a copy is done with it. */
 static void wait_for_others(struct mirror *m)
 {
     if (!job_completes(m->job))
         mirror_detach(m);
     mirror_end_drain(m);
+}
+
+static void explain_failure(const struct mirror *m, int err, struct diag *diag)
+{
+    diag_errno(diag, -err, "job '%s': copying from %s to %s", m->id, m->source->filename,
+               m->target->filename);
 }
 
 int mirror_run(struct job *job, void *state, struct diag *diag)
@@ -78,8 +89,7 @@ int mirror_run(struct job *job, void *state, struct diag *diag)
         return 0;
     }
     if (err != -ECANCELED)
-        diag_errno(diag, -err, "job '%s': copying from %s to %s", m->id,
-                   m->source->filename, m->target->filename);
+        explain_failure(m, err, diag);
     return err;
 }
 
@@ -110,7 +120,7 @@ int mirror_set_write_blocking(void *state, bool on, struct diag *diag)
 
 /* ---- the end ---- */
 
-/* From here on nobody interrupts what the target does.  False: somebody has. */
+/* From now on an interrupt doesn't abort the target.  False: one has done so already. */
 static bool disarm_interrupt(struct mirror *m)
 {
     LOCK_GUARD(&m->lock);
@@ -118,19 +128,19 @@ static bool disarm_interrupt(struct mirror *m)
     return !m->interrupted;
 }
 
-/* Nobody writes again what the target loses from here on.  A server that was away is gone
- * on with: users are told by a flush that fails, and know what they have written.  A
- * file's data is in nobody knows what state then. */
+/* The job doesn't write again what the target loses from now on.  If a server was unreachable, users
+ * get one failed flush, and can write again what they wrote since the last one.  After a failed flush
+ * of a file its state is unknown, so the node refuses writes. */
 static void prepare_to_serve(struct node *target)
 {
     if (!node_persist(target, PATIENCE_MS))
         node_set_forgiving(target, false);
 }
 
-/* The source's users go over to the target. */
+/* Makes users be served from the target. */
 static int replace_source(struct mirror *m, struct diag *diag)
 {
-    /* A target that was given up serves nobody any more. */
+    /* A target that was aborted can't serve users. */
     if (!disarm_interrupt(m))
         return -ECANCELED;
     mirror_detach(m);
@@ -149,13 +159,12 @@ static int complete_with_target(struct mirror *m, struct diag *diag)
     if (!err)
         return replace_source(m, diag);
     if (err != -ECANCELED)
-        diag_errno(diag, -err, "job '%s': copying from %s to %s", m->id,
-                   m->source->filename, m->target->filename);
+        explain_failure(m, err, diag);
     mirror_interrupt(m->job, m);
     return err;
 }
 
-/* Before the job's end is told, so that the target is free by then. */
+/* Before the end of the job is reported, so that the user can open the target then. */
 static int close_target(struct mirror *m, struct diag *diag)
 {
     int err = 0;
@@ -185,7 +194,7 @@ int mirror_finish(struct job *job, void *state, bool success, struct diag *diag)
     int err = 0;
 
     bool completes = job_completes(job);
-    if (!success) /* it's no copy of anything, and isn't waited for */
+    if (!success) /* the target is of no use: don't wait for its requests */
         mirror_interrupt(job, m);
     else if (completes)
         err = complete_with_target(m, diag);
@@ -195,7 +204,7 @@ int mirror_finish(struct job *job, void *state, bool success, struct diag *diag)
     mirror_end_drain(m);
     bool is_copy = success && !err;
     int close_err = close_target(m, is_copy ? diag : &ignored);
-    free_copy_state(m); /* the job may be shown for long */
+    free_copy_state(m); /* a concluded job may stay in the list for long */
     return is_copy ? close_err : err;
 }
 
@@ -235,7 +244,7 @@ static int check_granularity(uint64_t granularity, struct diag *diag)
                     granularity);
 }
 
-/* What can be said before there is a target. */
+/* What can be validated without a target. */
 static int check_early(const struct mirror_params *p, struct diag *diag)
 {
     int err = p->granularity ? check_granularity(p->granularity, diag) : 0;
@@ -313,7 +322,7 @@ int mirror_prepare(struct mirror *m, struct diag *diag)
     atomic_store(&m->forwarding, m->active);
     note_target(m);
     m->failures = node_flush_failures(m->target);
-    /* What a target without metadata forgets is sent again; it needn't be reopened. */
+    /* What a target without metadata loses is copied again; it needn't be reopened for that. */
     if (!node_can(m->target, DRIVER_CLUSTERS))
         node_set_forgiving(m->target, true);
     int err = check_params(m, p, diag);

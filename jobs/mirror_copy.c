@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What a mirror copies, when it is in sync, and how it reaches its end.
+/* What a mirror copies, when it is in sync, and how it completes.
  *
- * Three bitmaps, a bit for each chunk of the disk:
- *   dirty      its bytes on the target may differ from the source's;
- *   unflushed  it was written to the target since the target's last flush began: this is
- *              what is lost when a flush fails, or when the target goes away, of which its
- *              next flush tells;
- *   flushing   the flush under way is to cover it.
+ * The disk is divided into chunks of `granularity` bytes.  Three bitmaps have a bit for each:
+ *   dirty      the chunk may differ between source and target;
+ *   unflushed  it was written to the target after the target's last flush began.  Such chunks may be
+ *              lost when a flush fails, or when the connection to the target is lost (which the
+ *              target's next flush reports);
+ *   flushing   the flush in progress covers it.
  *
- * The order that loses nothing: a writer of the source marks after its write and before its
- * reply; the copier clears before it looks; a failed copy marks again before its range
- * is unlocked.
+ * Nothing is lost because of this order: a user's write marks its chunks as dirty after it was done
+ * and before it is answered; the copier clears the marks before it reads the source; a failed copy
+ * sets them again before it unlocks its range.
  *
- * All runs on the job's thread, but what the workers report. */
+ * Everything runs on the job's thread, except what workers report (the first section). */
 #include <errno.h>
 #include <stdlib.h>
 
@@ -20,18 +20,19 @@
 #include "base/clock.h"
 #include "jobs/mirror_internal.h"
 
-/* Users are drained for the last bytes only: when no more than this is left, and for so
- * long; a time that didn't do is doubled for the next try. */
+/* To complete, users are drained while the last bytes are copied: only when at most LAST_BYTES are
+ * left, and for DRAIN_NS at first.  When that was too short, the next attempt may take twice as
+ * long, up to DRAIN_MOST_NS. */
 #define LAST_BYTES    (16u << 20)
 #define DRAIN_NS      250000000ull
 #define DRAIN_MOST_NS 8000000000ull
 
-/* For the answer that shows, before the end, that the target is there. */
+/* How long the target may take to answer before the job completes (target_answers). */
 #define PROOF_MS 10000u
 
-/* So much is copied between two early flushes.  The target's disk then works while there is
- * more to copy, and the flush before READY, or with users drained, finds little left to
- * do; and what must be sent again when the connection is lost stays small. */
+/* Bytes copied between two early flushes.  These make the target's disk work while copying goes on,
+ * so that little is left for the flush before READY or with users drained.  They also bound what has
+ * to be copied again after a lost connection. */
 #define FLUSH_BYTES (128u << 20)
 
 /* ---- what the workers report ---- */
@@ -94,7 +95,7 @@ int mirror_handle_error(struct mirror *m)
 {
     bool write_side;
 
-    /* What else is in flight may fail of the same cause, which is told once. */
+    /* Other copies in flight may fail for the same reason: wait, so that it is reported once. */
     copier_wait_in_flight(m->copier);
     int err = take_sticky_error(m, &write_side);
     if (job_is_cancelled(m->job))
@@ -103,7 +104,7 @@ int mirror_handle_error(struct mirror *m)
     enum job_on_error policy = write_side ? m->on_target_error : m->on_source_error;
     if (!job_handle_error(m->job, policy, write_side, err))
         return err;
-    /* The same range will fail again if it is asked at once. */
+    /* If tried again at once, the same range would fail again. */
     if (policy == JOB_IGNORE)
         job_rest(m->job, JOB_SLICE_NS);
     return 0;
@@ -118,7 +119,7 @@ void mirror_report_progress(struct mirror *m)
 
 /* ---- the first look at the source ---- */
 
-/* Are the bytes zero on the target already?  Then zeroes needn't be sent. */
+/* Does the target read as zeroes there already?  Then zeroes needn't be written. */
 static bool target_is_zero(struct mirror *m, uint64_t off, uint64_t len)
 {
     while (len > 0) {
@@ -131,7 +132,7 @@ static bool target_is_zero(struct mirror *m, uint64_t off, uint64_t len)
     return true;
 }
 
-/* Has one run of the source to be copied? */
+/* Does a run of the source, which st describes, have to be copied? */
 static bool is_wanted(struct mirror *m, const struct block_status *st, uint64_t off)
 {
     /* A layer says "zeroes" without an entry past the end of what lies below it; a target
@@ -177,8 +178,8 @@ int mirror_mark_first(struct mirror *m)
 
 /* ---- the copying ---- */
 
-/* How much the next copy may take; 0: enough is in flight for the rate limit, which counts
- * bytes when they have arrived. */
+/* How many bytes the next copy may have; 0: by the rate limit enough is in flight.  (The limit counts
+ * bytes when they have arrived.) */
 static uint64_t next_copy_limit(struct mirror *m)
 {
     uint64_t slice = job_slice_bytes(m->job), copying = copier_copying(m->copier);
@@ -193,7 +194,7 @@ static bool start_next_copy(struct mirror *m)
 {
     uint64_t most = next_copy_limit(m), size = m->source->size;
 
-    /* Chunks that somebody has are passed over, and come back. */
+    /* Chunks whose range is locked are skipped for now. */
     for (unsigned tries = 0; most > 0 && tries < 8; tries++) {
         uint64_t off, len;
         if (!dirty_bitmap_next(m->dirty, m->cursor, &off, &len) &&
@@ -204,8 +205,7 @@ static bool start_next_copy(struct mirror *m)
         struct copy_worker *worker = copier_begin(m->copier, off, &locked);
         uint64_t next = off + (locked ? locked : len);
         if (worker) {
-            /* Cleared before anything is looked at: what is written from here on marks
-             * again. */
+            /* Before the source is read: a write that comes later marks the chunk again. */
             dirty_bitmap_clear(m->dirty, off, locked);
             copier_go(worker);
         } else if (locked > 0) { /* all workers are busy */
@@ -232,7 +232,7 @@ void mirror_copy_more(struct mirror *m)
 
 bool mirror_is_clean(struct mirror *m)
 {
-    /* In this order: a copy that fails marks before its worker is free. */
+    /* In this order: a failed copy marks its chunks before its worker becomes idle. */
     return copier_copying(m->copier) == 0 && dirty_bitmap_count(m->dirty) == 0;
 }
 
@@ -250,8 +250,8 @@ static bool note_connection_loss(struct mirror *m)
     return true;
 }
 
-/* Anybody's: a user's, the write-back's, a durable write.  The next says nothing of what
- * this one lost. */
+/* Has a flush of the target failed since the last call, whoever asked for it: a user, the timed
+ * write-back, a durable write?  The next successful flush doesn't make good for it. */
 static bool note_flush_failure(struct mirror *m)
 {
     uint64_t failures = node_flush_failures(m->target);
@@ -261,7 +261,7 @@ static bool note_flush_failure(struct mirror *m)
     return news;
 }
 
-/* What a flush that failed has lost can be all that was written until its end. */
+/* After a failed flush: everything written before its end may be lost. */
 static void mark_unflushed_dirty(struct mirror *m)
 {
     copier_wait_in_flight(m->copier); /* so that all of it is marked */
@@ -283,8 +283,9 @@ bool mirror_flush_reported_loss(struct mirror *m)
            atomic_exchange(&m->unreported_loss, false);
 }
 
-/* Users go on setting bits in `unflushed`: each is cleared before the flush begins, or was
- * set after its write had ended. */
+/* Moves the bits of `unflushed` to `flushing`.  Users' writes (write-blocking mode) set bits there at
+ * any time, each after its write has ended: a bit that is moved here belongs to a write that the
+ * flush covers. */
 static void begin_flush(struct mirror *m)
 {
     uint64_t off, len;
@@ -295,7 +296,7 @@ static void begin_flush(struct mirror *m)
     }
 }
 
-/* Nothing of it will be copied once more. */
+/* A backup: what was flushed won't be copied again. */
 static void forget_flushed(struct mirror *m)
 {
     uint64_t off, len;
@@ -311,7 +312,7 @@ static bool end_flush(struct mirror *m, int err)
 
     if (!lost)
         m->unreported_loss = false;
-    if (err && !reported) /* first: users' writes are no longer sent on */
+    if (err && !reported) /* before all else: this ends the forwarding of users' writes */
         mirror_note_error(m, err, true);
     bool failed = note_flush_failure(m) || err;
     if (failed)
@@ -367,15 +368,15 @@ void mirror_flush_early(struct mirror *m)
     uint64_t copied = atomic_load(&m->copied);
 
     if (m->flushes && !copier_is_flushing(m->copier))
-        (void)end_early_flush(m); /* which has noted its error */
+        (void)end_early_flush(m); /* notes an error itself */
     if (m->flushes || copied - m->flush_mark < FLUSH_BYTES)
         return;
     if (begin_early_flush(m))
         m->flush_mark = copied;
 }
 
-/* With users drained, who can't wait as long as the target may take.  What was begun goes
- * on when it returns false. */
+/* Flushes while users are drained, so only until `until` (clock_ns): the target may take longer than
+ * users can wait.  False: not done by then; the flush goes on. */
 static bool flush_until(struct mirror *m, uint64_t until)
 {
     if (!begin_early_flush(m))
@@ -393,7 +394,7 @@ void mirror_try_ready(struct mirror *m)
     if (m->in_sync || !flush_target(m))
         return;
     m->in_sync = true;
-    /* What users have written meanwhile is for later. */
+    /* QMP: at READY offset equals len; what users wrote during the flush is added later. */
     job_progress(m->job, atomic_load(&m->copied), 0);
     job_ready(m->job);
 }
@@ -418,7 +419,8 @@ void mirror_end_drain(struct mirror *m)
     m->drained = false;
 }
 
-/* Copies until nothing is dirty; with users drained that ends.  True: nothing is. */
+/* Copies until nothing is dirty, which takes no end unless users are drained.  False: not done by
+ * `until` (clock_ns), or failed, or cancelled. */
 static bool copy_rest(struct mirror *m, uint64_t until)
 {
     while (!mirror_is_clean(m)) {
@@ -434,14 +436,13 @@ bool mirror_try_complete(struct mirror *m)
 {
     if (dirty_bitmap_count(m->dirty) > LAST_BYTES)
         return false;
-    /* Most of the flushing is done while users go on; so is the waiting for a target that
-     * doesn't answer. */
+    /* Flush, and wait for a target that doesn't answer, before users are drained. */
     copier_wait_in_flight(m->copier);
     if (mirror_has_failed(m) || !target_answers(m) || !flush_target(m))
         return false;
     m->patience = MIN(MAX(2 * m->patience, DRAIN_NS), DRAIN_MOST_NS);
     drain_users(m);
-    /* An error, too, if it was told to a user while the job flushed. */
+    /* mirror_has_failed once more: a user's write may have failed on the target meanwhile. */
     if (copy_rest(m, clock_ns() + m->patience) &&
         flush_until(m, clock_ns() + DRAIN_MOST_NS) && mirror_is_clean(m) &&
         !mirror_has_failed(m))
