@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The table of commands, in groups. */
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "base/words.h"
@@ -129,8 +131,23 @@ static int help_with(int argc, char **argv)
     return cli_finish(CLI_OK, CLI_FAILED);
 }
 
+/* An image that is opened while a standard descriptor is closed would get its number, and what is
+ * printed would be written over the image's header.  What takes the place refuses to be read, or to
+ * be written to, as a closed one does. */
+static bool hold_standard_descriptors(void)
+{
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+        int how = fd == STDIN_FILENO ? O_WRONLY : O_RDONLY;
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", how) != fd)
+            return false;
+    }
+    return true;
+}
+
 int main(int argc, char **argv)
 {
+    if (!hold_standard_descriptors())
+        return CLI_FAILED;
     registry_init();
     if (argc < 2)
         return cli_usage_error("Not enough arguments");

@@ -480,6 +480,42 @@ class Program(CliCase):
             self.assertTrue(self.qimg(command, "--help").stdout.startswith(f"usage: qimg {command}"))
 
 
+class ClosedDescriptors(CliCase):
+    """No image gets the number of a standard descriptor that is closed, and has what is printed written into it."""
+
+    def run_without(self, closed, *words):
+        script = f'exec "$@" {" ".join(f"{fd}>&-" for fd in closed)}'
+        return run("sh", "-c", script, "sh", QIMG, *words, cwd=self.dir, check=False)
+
+    def test_images_stay_as_they_are(self):
+        """errors of commands that have opened the image for writing"""
+        self.qimg("create", "-q", "-f", "qcow2", "image", "8M")
+        before = pathlib.Path(self.path("image")).read_bytes()
+        for words in (["resize", "image", "1M"], ["amend", "-f", "qcow2", "-o", "compat=0.10,lazy_refcounts=on", "image"],
+                      ["snapshot", "-a", "none", "image"], ["bitmap", "--remove", "image", "none"],
+                      ["rebase", "-b", "none", "-F", "qcow2", "image"], ["commit", "image"]):
+            for closed in ("2", "012"):
+                with self.subTest(words=words, closed=closed):
+                    self.assertEqual(self.run_without(closed, *words).returncode, 1)
+                    self.assertEqual(pathlib.Path(self.path("image")).read_bytes(), before)
+
+    def test_copies_are_whole(self):
+        """progress, which is printed while the target is open"""
+        pathlib.Path(self.path("raw")).write_bytes(self.rng.randbytes(2 * MIB))
+        for closed in ("1", "01", "012"):
+            for fmt in ("raw", "qcow2", "qed"):
+                with self.subTest(closed=closed, fmt=fmt):
+                    done = self.run_without(closed, "convert", "-p", "-f", "raw", "-O", fmt, "raw", "copy")
+                    self.assertEqual(done.returncode, 1, done.stderr)  # the progress wasn't told
+                    self.qemu("compare", "-f", "raw", "-F", fmt, "raw", "copy")
+
+    def test_nothing_to_print(self):
+        """is no error"""
+        done = self.run_without("012", "create", "-q", "-f", "qcow2", "image", "8M")
+        self.assertEqual(done.returncode, 0)
+        check(self.path("image"), "qcow2")
+
+
 class ServeCase(CliCase):
     def start(self, *words):
         """qimg serve, with the URI it printed."""
