@@ -6,78 +6,84 @@
 #include "block/node.h"
 #include "block/open_policy.h"
 
-/* A chain is at most this deep, the active layer included. */
+/* The largest number of layers of a chain, the active layer included. */
 #define CHAIN_MAX_DEPTH 500
 
-/* For the layer at that depth, 0 being the top. */
+/* The passphrase of the layer at this depth; 0 is the top. */
 struct chain_passphrase {
     unsigned depth;
     const void *bytes;
     size_t len;
-    bool optional; /* else that layer has to be encrypted, and has to be there */
+    bool optional; /* otherwise the layer has to exist and to be encrypted */
 };
 
 struct chain_options {
-    const char *format;                      /* NULL: by magic, raw never guessed */
-    bool unknown_is_raw;                     /* but the top, of no known magic, is */
-    const struct storage_protocol *protocol; /* of the filename; NULL: a local file */
-    const struct storage_folder *folder;     /* it lies in there; NULL: anywhere */
-    const struct reference *named;           /* what gave the filename; NULL: just a path */
-    bool read_only;                          /* open all files read-only */
+    const char *format; /* NULL: by magic, which never finds raw */
+    /* Except for the top: raw if its magic is unknown. */
+    bool unknown_is_raw;
+    const struct storage_protocol *protocol; /* of the filename; NULL: local files */
+    const struct storage_folder *folder;     /* where the file has to lie; NULL: anywhere */
+    /* Where the filename comes from; NULL: a plain path. */
+    const struct reference *named;
+    bool read_only;             /* open all files read-only */
     bool fallback_read_only;    /* a file that can't be written is opened read-only */
-    bool no_backing;            /* backing=none, or only this image is wanted */
+    bool no_backing;            /* backing=none, or only this image is needed */
     const char *backing;        /* NULL: as the image says */
     const char *backing_format; /* NULL: as the image says */
-    enum references references; /* of backing files and data files that images name */
+    enum references references; /* rules for backing and data files named by images */
     const char *data_file;      /* NULL: as the image says */
     const struct chain_passphrase *passphrases;
     size_t n_passphrases;
-    const struct node *keys_of; /* a chain: its files need no passphrase; NULL: none */
-    /* Layers without a passphrase may be asked for their status, and not be read. */
+    /* A chain with the same files, whose keys are used instead of passphrases; NULL: none. */
+    const struct node *keys_of;
+    /* Layers without a passphrase are allowed: their status can be asked, but not their data. */
     bool keep_locked;
-    const _Atomic bool *give_up; /* as nbd_open's, until chain_start; NULL: none */
+    const _Atomic bool *give_up; /* as for nbd_open, until chain_start; NULL: none */
     struct node_options node;
 };
 
-/* Opens filename and, unless no_backing, everything below it, which is opened read-only
- * with the same cache mode.  Changes no byte.  Messages name the file that is wrong.
+/* Opens filename and, unless no_backing, the whole chain below it, which is opened read-only
+ * with the same cache mode.  Changes no byte.  Messages name the file that is at fault.
+ * Returns 0 or -errno with *out NULL.
  *
- * Backing files may be NBD exports: a server calls chain_start once it has forked. */
+ * Backing files may be NBD exports: call chain_start once the process has forked. */
 int chain_open(struct block_context *ctx, const char *filename,
                const struct chain_options *options, struct node **out,
                struct diag *diag) MUST_USE;
 
-/* What lies below the node, by the names that were followed: its image may name something else, or
- * nothing.  For chain_options.named, to open the image once more over the same.  While nobody
- * changes the chain.  0 or -ENOMEM; *out is to be freed. */
+/* Describes the chain below the node by the names under which it was opened; the image itself
+ * may by now name another backing file, or none.  Used as chain_options.named to open the image
+ * a second time over the same chain.  Nobody may change the chain meanwhile.  Returns 0 or
+ * -ENOMEM; the caller frees *out. */
 int chain_describe_below(const struct node *node, struct reference *out) MUST_USE;
 
 struct nbd_open;
 
-/* Opens what an NBD server exports, alone: what an image in there names isn't looked at.
- * -ELOOP: it is an export of this process. */
+/* Opens what an NBD server exports as a node without a chain: a backing file that the image
+ * names isn't opened.  -ELOOP: it is an export of this process. */
 int chain_open_nbd(struct block_context *ctx, const char *uri, const struct nbd_open *how,
                    const struct chain_options *options, struct node **out,
                    struct diag *diag) MUST_USE;
 
-/* Is the local file, or the RBD image, of that name one of the chain's, or a data file of one?
- * False also when it can't be opened. */
+/* Does `path`, a local file or an RBD image, lie in the chain, as a layer or as the data file
+ * of one?  False also when it can't be opened. */
 bool chain_has_file(struct node *top, const char *path);
-/* The same of what is open. */
+/* The same for a store that is open. */
 bool chain_has_store(const struct node *top, struct storage *st);
 
-/* Before a fork: nothing of the chain is used until chain_start. */
+/* Before a fork: from here until chain_start the chain isn't used. */
 void chain_rest(struct node *top);
 
-/* Lets what the chain has on servers have its own threads, after a fork.  0 or -errno. */
+/* After a fork: lets the stores of the chain that lie on servers start their threads.  Returns
+ * 0 or -errno. */
 int chain_start(struct node *top) MUST_USE;
 
-/* What lies on servers from `node` (NULL: nothing) on down fails from here on, requests
- * under way as well.  From any thread, for nodes that stay open meanwhile. */
+/* From `node` (NULL: nothing) on down, all requests to stores on servers fail from now on,
+ * those in flight too.  From any thread, for nodes that stay open during the call. */
 void chain_abandon_servers(struct node *node);
 
 /* Finds the driver for an opened file: by name, or by magic when format is NULL or "auto".
- */
+ * Returns 0 or -errno. */
 int chain_find_driver(struct storage *file, const char *format, const struct driver **out,
                       struct diag *diag) MUST_USE;
 

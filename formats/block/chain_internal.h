@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Between the files that open a chain; private to this folder. */
+/* Shared by the files that open a chain; private to this folder. */
 #ifndef BLOCK_CHAIN_INTERNAL_H
 #define BLOCK_CHAIN_INTERNAL_H
 
 #include "block/chain.h"
 
-/* The files opened so far, for loops are found by identity and not by name: each layer's and
- * its data file. */
+/* The files opened so far: each layer's, and its data file.  A loop is found by the identity of
+ * files, as a file can have many names. */
 struct visited {
     unsigned count;
     struct {
@@ -14,7 +14,7 @@ struct visited {
     } file[2 * CHAIN_MAX_DEPTH];
 };
 
-/* -ELOOP, with a sentence that ends with `what`, when the file was opened before. */
+/* Returns -ELOOP, with a sentence that ends with `what`, if the file was opened before. */
 int chain_note_visit(struct visited *visited, struct storage *file, const char *what,
                      struct diag *diag) MUST_USE;
 
@@ -24,7 +24,7 @@ struct layer_files {
     bool read_only, fallback_read_only;
 };
 
-/* What a layer needs besides its own file: its data file is opened, its key is found. */
+/* Opens what a layer needs besides its own file: its data file and its key. */
 int chain_complete_layer(struct node *node, const struct layer_files *how,
                          const struct chain_options *options, struct visited *visited,
                          struct diag *diag) MUST_USE;
