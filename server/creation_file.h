@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Making the file that blockdev-create asks for.  Threads: any: it may take long.
- * Layer: server. */
+/* Creates the file that blockdev-create asks for.  Threads: any: it may take long.  Layer:
+ * server. */
 #ifndef SERVER_CREATION_FILE_H
 #define SERVER_CREATION_FILE_H
 
@@ -11,8 +11,8 @@
 struct driver;
 struct export_table;
 
-/* As create_image; and the name is durable.  -EBUSY, with nothing touched: a disk of the table
- * lies there, with or without a lock. */
+/* As create_image, and the file's name is durable on return.  -EBUSY, with nothing changed: an
+ * export of the table uses the file, with or without a lock. */
 int creation_make_file(struct export_table *exports, const struct driver *driver,
                        const struct create_request *request, struct diag *diag) MUST_USE;
 

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Letting go, and taking back.
+/* Stops listening and closes the images; or takes both back.
  *
- * nbdkit has no word for "accept no more".  So its descriptors are made to mean another socket
- * on which nobody comes; the ones that clients know stay open beside them.  nbdkit sleeps in
- * poll() then, for the sockets that it had; a signal makes it look anew. */
+ * nbdkit has no way to stop accepting connections.  So each of its listening descriptors is
+ * replaced (dup3) by an idle socket that nobody connects to, while a duplicate keeps the
+ * original socket open.  nbdkit's accepting thread still sleeps in poll() for the old sockets; a
+ * signal makes it poll again. */
 #include "handover.h"
 
 #include <errno.h>
@@ -23,18 +24,19 @@
 #include "server.h"
 #include "view.h"
 
-/* How often it is looked whether all have left; so often they have before it is believed, for
- * one may have been accepted just now. */
+/* How often to look whether all clients have left, and how many looks in a row must find none:
+ * one may just have been accepted. */
 #define AGAIN_NS 5000000u
 #define TIMES    4
-/* A request may hang on a server below, or its client not take the reply. */
+/* How long to wait: a request may hang on a server below, or its client may not read the reply. */
 #define LONGEST_MS 30000
 #define REOPEN_MS  10000
 
-/* nbdkit and this plugin have no other use for it, and by default it does nothing. */
+/* Neither nbdkit nor this plugin uses it otherwise, and its default action is to do nothing. */
 #define WAKE_SIGNAL SIGURG
 
-/* What `qimg serve` gives nbdkit: a pipe to who removes the socket when the server has ended. */
+/* `qimg serve` gives nbdkit the number of a pipe's descriptor in this variable.  The pipe leads
+ * to the process that removes the socket's file when the server has ended. */
 #define PIPE_VARIABLE "QIMG_SERVE_PIPE"
 
 /* ---- nbdkit's sockets ---- */
@@ -54,7 +56,7 @@ void handover_init(struct handover *h)
     (void)sigaction(WAKE_SIGNAL, &action, NULL);
 }
 
-/* Of a name that nobody knows. */
+/* With a name that the kernel chooses (abstract socket). */
 static int new_idle_socket(void)
 {
     const struct sockaddr_un any = {.sun_family = AF_UNIX};
@@ -69,7 +71,8 @@ static int new_idle_socket(void)
     return -err;
 }
 
-/* nbdkit may have been about to take a connection, and have waited for one since. */
+/* nbdkit's thread may have been between poll() and accept() when its descriptor was replaced;
+ * then it is blocked in accept() on the idle socket.  A connection releases it. */
 static void release_acceptor(const struct handover *h)
 {
     struct sockaddr_un name;
@@ -95,7 +98,7 @@ static void listen_again(struct handover *h)
     (void)pthread_kill(h->acceptor, WAKE_SIGNAL);
 }
 
-/* 0, or -errno and nothing has changed. */
+/* Replaces nbdkit's n descriptors.  0, or -errno with nothing changed. */
 static int put_aside(struct handover *h, unsigned n)
 {
     for (; h->n < n; h->n++) {
@@ -128,7 +131,7 @@ static int stop_listening(struct handover *h, const char *own_socket, struct dia
 
 /* ---- clients ---- */
 
-/* One step: 1 when somebody was there, 0 when nobody was, or -errno. */
+/* One attempt to disconnect clients.  1: somebody was still there, 0: nobody was; or -errno. */
 static int cut_clients(struct server *server, struct cut_connections *cut,
                        struct diag *diag)
 {
@@ -172,9 +175,9 @@ static int flush_all(struct server *server, struct diag *diag)
     return 0;
 }
 
-/* ---- all of it ---- */
+/* ---- the handover ---- */
 
-/* What can fail is done while the images are open. */
+/* Does everything that can fail, while the images are still open. */
 static int let_go_of_clients(struct server *server, const _Atomic bool *give_up,
                              struct diag *diag)
 {
@@ -209,7 +212,7 @@ int handover_begin(struct server *server, const _Atomic bool *give_up, struct di
     return 0;
 }
 
-/* The other one may be about to end, and hold locks for a moment. */
+/* Tries again for a while: the other server may be ending, and still hold locks. */
 static void reopen(struct server *server)
 {
     uint64_t began = clock_ms();
@@ -235,7 +238,8 @@ void handover_undo(struct server *server)
     listen_again(&server->handover);
 }
 
-/* The socket's file is the other server's. */
+/* Tells the process at the pipe not to remove the socket's file, which is the other server's
+ * now. */
 static void tell_who_removes_it(void)
 {
     static const char text[] = "handed over\n";

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Taking from exports what only this process knows, and giving it back. */
+/* Takes state from exports that only this process knows, and gives it back. */
 #include "handover_kept.h"
 
 #include <errno.h>
@@ -19,10 +19,11 @@ struct kept_export {
     bool is_limited, has_choices;
     struct throttle_config limits;
     struct export_choices choices;
-    struct dirty_bitmap **bitmap; /* n_bitmaps; owned */
+    struct dirty_bitmap **bitmap; /* n_bitmaps of them; owned */
     unsigned n_bitmaps;
 
-    bool is_known; /* `closed` says how the file was; else it counts as changed */
+    /* `closed` is the file's state at closing; else the file counts as changed */
+    bool is_known;
     struct stat closed;
 };
 
@@ -84,7 +85,7 @@ static void read_choices(struct kept_export *e, struct served_export *exp,
     };
 }
 
-/* To be used outside of the gate, which who takes out bitmaps mustn't be in. */
+/* For use outside of the gate: node_bitmap_take_unkept must not be called inside. */
 static struct node *node_of(struct served_export *exp)
 {
     EXPORT_USE(use, export_enter(exp));
@@ -152,7 +153,8 @@ static bool is_unchanged(const struct kept_export *e)
     return e->is_known && stat(e->file, &now) == 0 && now.st_dev == closed->st_dev &&
            now.st_ino == closed->st_ino && now.st_size == closed->st_size &&
            is_same_time(&now.st_mtim, &closed->st_mtim) &&
-           is_same_time(&now.st_ctim, &closed->st_ctim); /* which nobody sets back */
+           /* the change time can't be set back by anybody */
+           is_same_time(&now.st_ctim, &closed->st_ctim);
 }
 
 /* ---- giving back ---- */
@@ -177,7 +179,7 @@ static int give_choices(const struct kept_export *e, struct served_export *exp,
     return err;
 }
 
-/* With the lock of a writer: nobody else changes the image from here on. */
+/* First gets the writer's lock: nobody else changes the image from then on. */
 static int give_bitmaps(struct kept_export *e, struct served_export *exp, struct diag *diag)
 {
     int err = e->n_bitmaps > 0 ? export_open_for_changes(exp, diag) : 0;

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What commands said of exports, and closing their images would forget: limits, how they are open,
- * bitmaps in memory.  Kept while another server has the images, for when nothing comes of that.
+/* Keeps what commands set on exports and closing the images would lose: limits, cache and discard
+ * choices, bitmaps in memory.  It is kept while another server has the images, in case this one
+ * takes them back.
  *
- * An image that was touched meanwhile was changed, for all that is known: a bitmap that records has
- * everything dirty then.  Bitmaps of layers below the top aren't kept.
+ * If the file of an image was touched meanwhile, the image counts as changed: then each bitmap
+ * that records gets everything dirty.  Bitmaps of layers below the top aren't kept.
  *
  * Threads: one at a time.  Layer: server. */
 #ifndef SERVER_HANDOVER_KEPT_H
@@ -20,17 +21,18 @@ struct handover_kept {
 
 void handover_kept_init(struct handover_kept *kept);
 
-/* Before the images are closed; nobody uses them. */
+/* Before the images are closed; nobody may use them. */
 void handover_kept_take(struct handover_kept *kept, struct export_table *table);
 
-/* When they are closed: how they are then. */
+/* After the images were closed: notes size and times of their files. */
 void handover_kept_note_files(struct handover_kept *kept);
 
-/* When they are open.  Where that isn't possible it is logged.  None is kept any more. */
+/* After the images were opened again.  Failures are logged.  Afterwards nothing is kept any more.
+ */
 void handover_kept_give_back(struct handover_kept *kept, struct export_table *table,
                              struct throttle_groups *groups);
 
-/* Nobody wants it any more.  Again: does nothing. */
+/* Drops what is kept.  A second call does nothing. */
 void handover_kept_free(struct handover_kept *kept);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The images below a folder: finding, opening and listing them. */
+/* Finds, opens and lists the images in a folder. */
 #include "image_folder.h"
 
 #include <dirent.h>
@@ -15,9 +15,9 @@
 #include "export.h"
 #include "storage/folder.h"
 
-/* Folders in folders are listed to this depth: a tree that goes on for ever ends there. */
+/* Subfolders are listed to this depth, so that an endless tree ends. */
 #define MAX_DEPTH 32
-/* What probing looks at. */
+/* How much of a file the format is guessed from. */
 #define HEAD_BYTES 512
 
 struct image_folder {
@@ -67,7 +67,7 @@ bool image_folder_has(const struct image_folder *folder, const char *name)
     if (!storage_folder_takes(name))
         return false;
     CLEANUP_CLOSE int fd = storage_folder_openat(&folder->folder, name, O_PATH);
-    /* What is there and can't be opened is told by the opening. */
+    /* A file that exists and can't be opened counts: opening the image will say why. */
     if (fd < 0)
         return !means_nothing(fd);
     return fstat(fd, &sb) == 0 && !S_ISDIR(sb.st_mode);
@@ -79,7 +79,7 @@ bool image_folder_has_other(const struct image_folder *folder, const char *name,
     struct stat sb;
     CLEANUP_CLOSE int fd = storage_folder_openat(&folder->folder, name, O_PATH);
 
-    if (fd < 0) /* also a link that leads out of the folder by now */
+    if (fd < 0) /* EXDEV, ELOOP: the name is now a link that leads out */
         return means_nothing(fd) || fd == -EXDEV || fd == -ELOOP;
     if (fstat(fd, &sb) != 0)
         return false;
@@ -120,7 +120,7 @@ struct listing {
     void *opaque;
 };
 
-/* Doesn't open what an opening alone could disturb. */
+/* Opens only regular files for reading: opening a device or FIFO may have an effect. */
 static bool looks_like_image(const struct image_folder *folder, const char *name)
 {
     const char *format = folder->config->format;
@@ -167,7 +167,7 @@ static int list_named(struct listing *l, const char *below, const char *entry,
     return err;
 }
 
-/* name "": the folder itself. */
+/* name: the subfolder's; "": the folder itself. */
 static int list_below(struct listing *l, const char *name, unsigned depth)
 {
     int err = 0;

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Cutting a stream of bytes into JSON texts. */
+/* Splits a stream of bytes into JSON texts. */
 #include "json_stream.h"
 
 #include <string.h>
 
-/* What the grammar allows at the place that was reached. */
+/* What the grammar allows next. */
 enum expect {
     EXPECT_VALUE,
     EXPECT_VALUE_OR_END, /* after '[' */
@@ -16,7 +16,7 @@ enum expect {
 
 enum lexeme { LEXEME_NONE, LEXEME_STRING, LEXEME_ESCAPE, LEXEME_WORD, LEXEME_NUMBER };
 
-/* What one byte leads to. */
+/* What one byte has led to. */
 enum outcome { GO_ON, COMPLETE, MISTAKE };
 
 void json_stream_init(struct json_stream *s)
@@ -78,7 +78,7 @@ static enum outcome begin_string(struct json_stream *s, char quote)
     return GO_ON;
 }
 
-/* A word or a number. */
+/* A word (true, false, null) or a number. */
 static enum outcome begin_scalar(struct json_stream *s, char c)
 {
     static const char *const words[] = {"true", "false", "null"};
@@ -164,15 +164,15 @@ static void begin_value(struct json_stream *s)
     s->used = 0;
 }
 
-/* The byte at *in belongs to no value.  An opening brace isn't skipped: it begins the next
- * one. */
+/* The next byte belongs to no value.  (It isn't consumed: an opening brace begins the next
+ * value.) */
 static void begin_skipping(struct json_stream *s)
 {
     s->place = STREAM_SKIPPING;
     s->skipped = 0;
 }
 
-/* One byte outside of values; whether it was used. */
+/* Handles a byte of a run that is skipped.  Returns whether it was consumed. */
 static bool skip_bad_byte(struct json_stream *s, char c)
 {
     if (c == '{') {
@@ -190,7 +190,8 @@ static void append_byte(struct json_stream *s, char c)
     s->text[s->used++] = c;
 }
 
-/* Notes a byte that was looked at in this state, as JSON writes it. */
+/* Appends a byte to the text, in JSON's form.  before: the state before the byte was looked
+ * at. */
 static void note_lexeme(struct json_stream *s, enum lexeme before, char c)
 {
     bool quotes = before != LEXEME_ESCAPE &&
@@ -200,9 +201,11 @@ static void note_lexeme(struct json_stream *s, enum lexeme before, char c)
         append_byte(s, '"');
         return;
     }
-    if (before == LEXEME_STRING && c == '"') /* between single ones */
+    /* a double quote within single quotes: escaped */
+    if (before == LEXEME_STRING && c == '"')
         append_byte(s, '\\');
-    if (before == LEXEME_ESCAPE && c == '\'') /* which needs none */
+    /* an escaped single quote: needs no escape in JSON */
+    if (before == LEXEME_ESCAPE && c == '\'')
         s->used--;
     append_byte(s, c);
 }
@@ -220,7 +223,7 @@ static enum json_stream_event take_value_byte(struct json_stream *s, char c, boo
         s->place = STREAM_BETWEEN;
         return JSON_STREAM_VALUE;
     case MISTAKE:
-        /* Looked at once more by skip_bad_byte(), which may begin a value with it. */
+        /* skip_bad_byte() looks at it again, and may begin a value with it. */
         *used = false;
         begin_skipping(s);
         return JSON_STREAM_BAD;

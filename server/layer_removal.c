@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A bitmap of a layer: finding it, and writing to the layer's file. */
+/* Finds the bitmap of a layer, and writes to the layer's file. */
 #include "layer_removal.h"
 
 #include <errno.h>
@@ -12,22 +12,21 @@
 #include "export.h"
 #include "layer_writer.h"
 
-/* The layer's second instance, which several removals from it have in common: that of the first
- * opens and closes it. */
+/* Several removals from one layer share its second instance: the first one opens and closes it. */
 struct layer_removal {
     struct served_export *exp;
     const char *name;
-    struct layer_removal *earlier; /* on the same disk; it has the claim */
+    struct layer_removal *earlier; /* on the same disk; the first one holds the claim */
     bool claimed;
-    struct node *layer, *writer; /* writer NULL: its file has none */
+    struct node *layer, *writer; /* writer NULL: the bitmap isn't in a file */
     bool owns_writer;
-    struct dirty_bitmap *shown, *stored; /* from prepare on: either, or both */
-    bool removed;                        /* by one that has the writer: to be written */
+    struct dirty_bitmap *shown, *stored; /* set from prepare on: one of them, or both */
+    bool removed; /* of the one that owns the writer: its file must be written */
 };
 
 /* ---- which ---- */
 
-/* NULL: there is none of the name below the top. */
+/* The layer of that name below `top`; NULL: none. */
 static struct node *find_below(struct served_export *exp, struct node *top,
                                const char *node_name)
 {
@@ -138,7 +137,7 @@ int layer_removal_open(struct served_export *exp, const char *node_name, const c
     return err;
 }
 
-/* *out NULL: there is none. */
+/* Holds the node's bitmap for removal.  *out NULL: the node has none of that name. */
 static int acquire(struct node *node, const char *name, struct dirty_bitmap **out,
                    struct diag *diag)
 {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Opening a layer for writing. */
+/* Opens a layer for writing. */
 #include "layer_writer.h"
 
 #include "block/chain.h"
@@ -16,7 +16,7 @@ int layer_writer_open(struct node *layer, const _Atomic bool *give_up, struct no
         .node = layer->options,
     };
 
-    /* Else the first instance has the lock. */
+    /* Otherwise the first instance holds the lock for both. */
     options.node.lock_off |= !node_locks_apart(layer);
     int err = chain_open(layer->ctx, node_location(layer), &options, out, diag);
     if (err)

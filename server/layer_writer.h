@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The file of a layer below the top of a disk, opened once more, to be written to.
+/* Opens the file of a layer below the top of a disk a second time, for writing.
  *
  * Threads: the control lane's.  Layer: server. */
 #ifndef SERVER_LAYER_WRITER_H
@@ -12,9 +12,9 @@
 
 struct node;
 
-/* With its bitmaps, and ready to be changed; the layer has the lock of a writer
- * (node_lock_for_writing), and nothing below it is opened.  *out is the caller's to close.  0 or
- * -errno with diag. */
+/* Opens the layer's file with its bitmaps, ready to be changed, without what lies below it.  The
+ * layer must have a writer's lock (node_lock_for_writing).  The caller closes *out.  0 or -errno
+ * with diag. */
 int layer_writer_open(struct node *layer, const _Atomic bool *give_up, struct node **out,
                       struct diag *diag) MUST_USE;
 

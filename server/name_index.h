@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Finds things by their names, however many there are: lists, and which of them a name's is.
+/* A hash table of names: a fixed number of lists.
  *
- * The number of lists is fixed.  Beyond some thousands of things, or when somebody chooses
- * names that all fall into one list, it is as slow as one list of all, and no worse.
+ * With more than some thousands of entries, or with names chosen to fall into one list, a
+ * look-up is slow, but never slower than in a single list.
  *
- * Threads: whoever has the lock of what is found.  Layer: server. */
+ * Threads: under the lock of the entries.  Layer: server. */
 #ifndef SERVER_NAME_INDEX_H
 #define SERVER_NAME_INDEX_H
 
@@ -24,7 +24,7 @@ static inline void name_index_init(struct name_index *index)
         list_init(&index->lists[i]);
 }
 
-/* The list of that name, and of others: entries are compared. */
+/* The list in which the name is, if anywhere.  Other names may be in it: compare entries. */
 static inline struct list *name_index_list(struct name_index *index, const char *name)
 {
     uint64_t hash = 0xcbf29ce484222325; /* FNV-1a */

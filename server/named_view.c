@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The list of views with names of their own. */
+/* The list of named views. */
 #include "named_view.h"
 
 #include <errno.h>
@@ -52,7 +52,7 @@ static struct named_view *new_named(const struct named_view_params *params)
     return NULL;
 }
 
-/* ---- users, under the table's lock ---- */
+/* ---- users; under the table's lock ---- */
 
 static struct named_view *become_user(struct named_view *named)
 {
@@ -61,7 +61,7 @@ static struct named_view *become_user(struct named_view *named)
     return named;
 }
 
-/* The table tells of it when nobody can see it any more. */
+/* The last user frees it, and the table's callback is told. */
 static void leave(struct export_table *table, struct named_view *named)
 {
     if (--named->users > 0)
@@ -144,7 +144,8 @@ static bool has_bitmap(const struct named_view *named, const char *name)
     return false;
 }
 
-/* What follows its name, if that is what it begins with and the rest means something. */
+/* The part of `name` behind the view's own name: empty, or "/bitmap/" and a listed bitmap.
+ * NULL: `name` isn't one of this view's. */
 static const char *rest_of(const struct named_view *named, const char *name)
 {
     size_t n = strlen(named->name);
@@ -182,7 +183,7 @@ struct named_view *named_view_find_id(struct export_table *table, const char *id
     return NULL;
 }
 
-/* Under the lock: the first behind it that is listed. */
+/* Under the lock: the first listed one after `named` (NULL: of all). */
 static struct named_view *look_up_next(struct export_table *table, struct named_view *named)
 {
     struct list *pos = named ? named->link.next : table->named.next;

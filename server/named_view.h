@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Views that commands gave names of their own: a client that asks for "vda" gets the view
- * "backup/JOB" of an export, and "vda/bitmap/NAME" is "backup/JOB/bitmap/NAME" of it, for the
- * bitmaps that were named.  When the view isn't there any more nobody can connect to it; its name
- * stays until it is withdrawn.
+/* Views that a command gave a name of their own.  If "vda" is such a name for the view
+ * "backup/JOB" of an export, then "vda/bitmap/NAME" means "backup/JOB/bitmap/NAME" of it, for the
+ * bitmaps that the command listed.  When the view doesn't exist any more, the name remains until
+ * it is withdrawn, but clients can't connect to it.
  *
- * Whoever has a pointer to one is its user: the table of exports, whose lock is used here, a
- * connection, a command.  The last frees it.
- * Threads: any.  Layer: server. */
+ * Every holder of a pointer is a user: the table of exports, a connection, a command.  The last
+ * one frees it.  The table's lock protects these fields.  Threads: any.  Layer: server. */
 #ifndef SERVER_NAMED_VIEW_H
 #define SERVER_NAMED_VIEW_H
 
@@ -15,17 +14,17 @@
 #include "export_table.h"
 
 struct named_view {
-    struct list link; /* under the table's lock, as these: */
+    struct list link; /* under the table's lock, like the next two */
     bool listed;
     unsigned users;
     /* never changed */
     struct export_table *table;
     char *id, *name;
-    char *node_name;   /* of what the view is of, for commands */
+    char *node_name;   /* for commands: the node name of the export */
     char *description; /* NULL: the view's own */
-    char *exp_name;    /* the export's, and the view's there */
+    char *exp_name;    /* the export's name, and the view's name there */
     char *view_name;
-    json_t *bitmaps; /* an array of names */
+    json_t *bitmaps; /* array of names */
 };
 
 /* Borrowed. */
@@ -34,22 +33,23 @@ struct named_view_params {
     json_t *bitmaps;
 };
 
-/* -EEXIST when an export or another view has the name.  0 or -errno with diag. */
+/* -EEXIST when an export or another named view has the name.  0 or -errno with diag. */
 int named_view_add(struct export_table *table, const struct named_view_params *params,
                    struct diag *diag) MUST_USE;
 
-/* Nobody finds it any more: the caller, one of its users, sees to that.  -EBUSY with diag while
- * somebody is connected, unless they may go on. */
+/* From now on the name isn't found.  The caller is one of its users.  -EBUSY with diag while a
+ * client is connected, unless used_too. */
 int named_view_withdraw(struct named_view *named, bool used_too,
                         struct diag *diag) MUST_USE;
 
-/* The caller becomes a user; NULL: there is none.  By a name that clients use: *view_name is what
- * it means at the export, which the caller frees; it is NULL when memory is short. */
+/* Finds a named view by a client's export name; the caller becomes a user.  *view_name: the
+ * view's name at the export, which the caller frees; NULL when memory is short.  Returns NULL if
+ * there is none. */
 struct named_view *named_view_find(struct export_table *table, const char *name,
                                    char **view_name) MUST_USE;
 struct named_view *named_view_find_id(struct export_table *table, const char *id) MUST_USE;
 
-/* To go over all: as export_table_next. */
+/* Iterates, as export_table_next does. */
 struct named_view *named_view_next(struct export_table *table,
                                    struct named_view *named) MUST_USE;
 
@@ -65,7 +65,7 @@ static inline void cleanup_named_view(struct named_view **named)
 }
 #define CLEANUP_NAMED_VIEW CLEANUP(cleanup_named_view)
 
-/* At the end of the table: nobody is a user any more. */
+/* At the end of the table, when nobody else uses any. */
 void named_views_destroy(struct export_table *table);
 
 #endif

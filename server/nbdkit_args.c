@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What nbdkit's command line says and nbdkit doesn't tell. */
+/* Looks for nbdkit's -r in the process's command line. */
 #include "nbdkit_args.h"
 
 #include <stdio.h>
@@ -8,11 +8,11 @@
 
 #include "base/cleanup.h"
 
-/* More than any sensible command line; what is longer isn't known. */
+/* Longer than any sensible command line.  The answer for a longer one is "it may". */
 #define ARGS_MAX 65536
 
-/* "-r", also among other letters, and "--readonly" with its other spelling, cut short or
- * not. */
+/* Is it "-r", possibly among other letters, or the beginning of "--readonly" or
+ * "--read-only"? */
 static bool is_read_only(const char *arg)
 {
     if (strncmp(arg, "--", 2) == 0)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Opening what was added by blockdev-add. */
+/* Opens nodes that blockdev-add has added. */
 #include "node_table.h"
 
 #include <errno.h>
@@ -8,9 +8,9 @@
 #include "block/frozen_point.h"
 #include "storage/nbd.h"
 
-/* A mirror has 16 operations in flight at most; more connections bring nothing. */
+/* A mirror has at most 16 operations in flight; more connections don't make it faster. */
 #define NBD_CONNECTIONS 4
-/* Who started the job waits for the first. */
+/* The client that started the job waits for the first connection. */
 #define CONNECT_MS 5000
 
 int node_open_remote_target(struct block_context *ctx, const char *uri,
@@ -53,7 +53,8 @@ static int open_layer(const struct added_node *node, const struct node_opening *
                : chain_open(how->ctx, file->target, &options, out, diag);
 }
 
-/* The disk goes on being changed: only a backup of it knows what it was. */
+/* The disk changes while it is served.  Only a backup of it has a frozen point that can be
+ * a backing file. */
 static int put_on_disk(const struct added_node *node, const struct node_opening *how,
                        struct node *top, struct diag *diag)
 {
@@ -69,7 +70,7 @@ static int put_on_disk(const struct added_node *node, const struct node_opening 
     return err;
 }
 
-/* What lies below is only read, and may be below others as well. */
+/* Backing files are only read, and others may have them as backing files, too. */
 static int open_below(const struct added_node *node, const struct node_opening *how,
                       struct node *top, struct diag *diag)
 {

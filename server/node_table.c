@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The list of added nodes, and of the names that were given. */
+/* The list of added nodes, and of all node names. */
 #include "node_table.h"
 
 #include <errno.h>
@@ -48,7 +48,7 @@ void node_table_destroy(struct node_table *table)
 
 /* ---- names ---- */
 
-/* Under the lock: names that nobody else holds any more are free. */
+/* Under the lock.  Also drops names that nobody else holds any more: these are free again. */
 static bool is_given(struct node_table *table, const char *text)
 {
     bool found = false;
@@ -117,7 +117,7 @@ void added_node_put(struct added_node *node)
     free(node);
 }
 
-/* The name is held by the node, and by the table's list of them. */
+/* Two holders when unused: the added node, and the table's list of names. */
 bool added_node_is_used(const struct added_node *node)
 {
     return node->name && atomic_load(&node->name->holders) > 2;

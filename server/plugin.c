@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The nbdkit callbacks: each converts types and calls one function. */
+/* The callbacks of nbdkit: each converts types and calls one function. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdatomic.h>
@@ -27,27 +27,27 @@
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
-/* What nbdkit takes in one read or write. */
+/* nbdkit accepts no larger read or write. */
 #define MAX_REQUEST (64u << 20)
-/* The largest preferred block size that the protocol's users expect. */
+/* Clients expect a preferred block size of at most this. */
 #define MAX_PREFERRED (32u << 20)
-/* An answer about extents looks at this many runs at most; the client asks again for the
- * rest. */
+/* One block status reply covers at most this many runs; the client asks again for the rest. */
 #define MAX_RUNS (64u << 10)
 
-/* Buffers of requests up to this size come from the heap. */
+/* Buffers up to this size come from the heap instead of mmap. */
 #define HEAP_BUFFER (4 << 20)
-/* What is free at the end of a heap stays, up to that. */
+/* Free memory at the end of a heap is kept up to this size. */
 #define HEAP_SPARE (8 * HEAP_BUFFER)
 
-/* nbdkit hands its callbacks nothing of ours but a connection's handle, and calls most before
- * there is any: so what belongs to the process lies here, and goes on as an argument. */
+/* nbdkit passes its callbacks nothing of ours except a connection's handle, and calls most of them
+ * before there is a connection.  So the server is a static variable here; all other code gets it
+ * as an argument. */
 static struct server server;
 
 struct connection {
-    struct served_export *exp; /* it is one of its users */
-    struct view *view;         /* what it sees of it; NULL: the live disk */
-    struct throttle_flow flow; /* its turns, where the disk has limits */
+    struct served_export *exp; /* the connection is one of its users */
+    struct view *view;         /* what the client sees of it; NULL: the live disk */
+    struct throttle_flow flow; /* its place in the queues, if the disk has limits */
     bool readonly;
 };
 
@@ -66,15 +66,17 @@ static int report_failure(const struct diag *diag)
     return -1;
 }
 
-/* nbdkit allocates a buffer for each worker thread.  glibc would map a large one by itself
- * and return it 16 bytes into its first page.  A copy from the page cache, which begins a
- * page, to there stores just ahead of where it will load, in the low bits of the addresses:
- * processors take the one for the other, and the copy takes up to five times as long.  In
- * the heap, buffers lie anywhere.
+/* Tunes malloc for buffers of requests.
  *
- * Libraries allocate for each request, too (librbd a copy of what is written).  glibc would
- * give such memory back when it is freed, and the next request would have its pages made and
- * cleared again: that cost more than all else that is done for 1 MiB on Ceph. */
+ * nbdkit allocates a buffer for each worker thread.  glibc would map a large one by itself; then
+ * it starts 16 bytes into a page.  The source of a copy from the page cache starts at a page.  So
+ * the copy would store to addresses whose low bits are just ahead of those that it loads from
+ * next; the processor takes that for a dependency (4K aliasing), and the copy takes up to five
+ * times as long.  In the heap, buffers start anywhere.
+ *
+ * Libraries allocate memory for each request, too (librbd copies what is written).  glibc would
+ * return it to the kernel when it is freed, and the kernel would provide and clear new pages for
+ * the next request.  On Ceph that cost more than everything else that is done for 1 MiB. */
 static void place_buffers(void)
 {
 #ifdef __GLIBC__
@@ -118,7 +120,7 @@ static void qimg_dump_plugin(void)
     printf("qimg_jobs=mirror, commit, backup, stream\n");
 }
 
-/* ---- the life of the server ---- */
+/* ---- start and end of the server ---- */
 
 static int qimg_get_ready(void)
 {
@@ -149,14 +151,14 @@ static int qimg_after_fork(void)
 static void qimg_cleanup(void)
 {
     shutdown_stop();
-    /* Jobs may wait for them: users have got their answers. */
+    /* First, as jobs may wait for these servers.  Clients' requests have been answered. */
     export_table_abandon_servers(&server.exports);
     server_close(&server);
 }
 
 /* ---- connections ---- */
 
-/* nbdkit takes so many exports, and names of so many bytes. */
+/* nbdkit's limits: the number of listed exports, and the bytes of a name. */
 #define MAX_LISTED 10000
 #define MAX_NAME   4096
 
@@ -202,7 +204,7 @@ static int list_view(void *opaque, const char *name, const char *description)
     return rc;
 }
 
-/* Views by names of their own, each with its bitmaps. */
+/* Lists the named views, each with its bitmaps. */
 static int list_named(struct export_listing *l)
 {
     NAMED_VIEW_EACH (named, &server.exports) {
@@ -217,7 +219,8 @@ static int list_named(struct export_listing *l)
     return 0;
 }
 
-/* Those of the folder are told by what lies there, open or not. */
+/* Images of the folder aren't listed here: qimg_list_exports lists the files of the folder,
+ * whether they are open or not.  Their views are. */
 static int list_open_exports(struct export_listing *l)
 {
     EXPORT_TABLE_EACH (exp, &server.exports) {
@@ -263,7 +266,7 @@ static bool can_write_now(struct served_export *exp)
     return use.node->can_write;
 }
 
-/* Once: the client's own view of it would be that of a disk with a fault. */
+/* Logged once for each export.  To the client the disk only looks read-only, without a reason. */
 static void say_read_only(struct served_export *exp)
 {
     EXPORT_USE(use, export_enter(exp));
@@ -273,7 +276,7 @@ static void say_read_only(struct served_export *exp)
                      node_why_read_only(use.node));
 }
 
-/* Sets *writable to whether the client may write: never to a view. */
+/* Sets *writable: may this client write?  It can't write to a view. */
 static int prepare_export(struct served_export *exp, bool readonly, const struct view *view,
                           bool *writable, struct diag *diag)
 {
@@ -308,8 +311,8 @@ static void close_connection(struct connection *c)
     free(c);
 }
 
-/* From 1.42 on nbdkit tells the client the last error.  Names of the host's files, and of other
- * exports, are for the log alone, as is whether a file is there that an image names. */
+/* From 1.42 on nbdkit sends the last error message to the client.  The names of the host's files
+ * and of other exports, and whether a file exists that an image refers to, go to the log only. */
 static void refuse_client(const char *name, const struct diag *diag)
 {
     struct diag told = {0};
@@ -325,7 +328,7 @@ static void *qimg_open(int readonly)
     struct diag diag = {0};
 
     if (!name)
-        return NULL; /* nbdkit has said why */
+        return NULL; /* nbdkit has logged the reason */
     struct connection *connection = calloc(1, sizeof *connection);
     if (!connection) {
         nbdkit_error("out of memory");
@@ -344,7 +347,7 @@ static void qimg_close(void *handle)
     close_connection(handle);
 }
 
-/* ---- what an export is ---- */
+/* ---- what a client is told about an export ---- */
 
 static struct served_export *exp_of(void *handle)
 {
@@ -387,7 +390,7 @@ static int qimg_block_size(void *handle, uint32_t *minimum, uint32_t *preferred,
     EXPORT_USE(use, export_enter(exp_of(handle)));
     const struct node *node = use.node;
 
-    /* Requests of any alignment are served; these are what costs least. */
+    /* Any alignment works; these values are the cheapest. */
     *minimum = 1;
     *preferred = node->cluster_size == 1
                      ? 4096
@@ -421,8 +424,8 @@ static int qimg_can_cache(void *handle)
     return NBDKIT_CACHE_NATIVE;
 }
 
-/* What NBD has no word for, an NBD server's ETIMEDOUT for one, would reach clients as
- * EINVAL: as if their request were wrong. */
+/* An errno that NBD doesn't have (ETIMEDOUT of an NBD server below, for example) would reach the
+ * client as EINVAL, as if its request were wrong. */
 static int errno_for_client(int err)
 {
     switch (err) {
@@ -442,7 +445,7 @@ static int errno_for_client(int err)
     }
 }
 
-/* The end of every request: -errno becomes nbdkit's. */
+/* Ends every request: converts -errno into nbdkit's way to fail. */
 static int end_request(int err, const struct export_use *use, const char *what,
                        uint64_t offset, uint64_t count)
 {
@@ -458,8 +461,8 @@ static int end_request(int err, const struct export_use *use, const char *what,
 
 enum { READS, WRITES };
 
-/* nbdkit tells by a sleep, of no length here, which it would end for that; or for the server's end,
- * when who waits is answered. */
+/* nbdkit_nanosleep fails when the client is gone; with a length of zero it only asks that.  It
+ * also fails when the server ends; then the request isn't abandoned but answered. */
 static bool client_is_gone(void)
 {
     return !shutdown_has_begun() && nbdkit_nanosleep(0, 0) != 0 && !shutdown_has_begun();
@@ -474,8 +477,8 @@ static ASIDE bool wait_for_limits(struct connection *c, int direction, uint32_t 
     return false;
 }
 
-/* A view has no limits: who backs a disk up isn't its user.  False: nobody waits for the request
- * any more. */
+/* Waits until the limits of the disk allow the request.  Views have no limits: a backup isn't the
+ * disk's user.  False: the client is gone, and the request must not be done. */
 static inline bool limit(void *handle, int direction, uint32_t count)
 {
     struct connection *c = handle;
@@ -490,7 +493,7 @@ static inline struct export_op_timer begin_op(const struct export_use *use,
     return export_op_begin(&use->exp->stats, use->ticket, op);
 }
 
-/* A read that keeps what it reads changes the image: it waits for drains, as a write does. */
+/* A copy-on-read changes the image.  So it waits for drains, as a write does. */
 static inline struct export_use enter_to_read(void *handle)
 {
     struct export_use use = export_enter(exp_of(handle));
@@ -536,7 +539,7 @@ static int qimg_flush(void *handle, uint32_t flags)
 {
     (void)flags;
     if (view_of(handle))
-        return 0; /* it can't have written anything */
+        return 0; /* nothing was written through a view */
     EXPORT_USE(use, export_enter(exp_of(handle)));
     struct export_op_timer timer = begin_op(&use, EXPORT_FLUSH);
     int err = block_flush(use.node);
@@ -571,10 +574,11 @@ static int qimg_zero(void *handle, uint32_t count, uint64_t offset, uint32_t fla
 
     export_op_end(&timer, count, err);
     if (err == -ENOTSUP && fast) {
-        nbdkit_set_error(EOPNOTSUPP); /* an answer, not a failure */
+        /* an answer that the client asked for, not a failure */
+        nbdkit_set_error(EOPNOTSUPP);
         return -1;
     }
-    /* The server's fallback for ENOTSUP can't be trusted with more than 64 MiB. */
+    /* nbdkit's fallback for ENOTSUP, which writes zeroes, isn't reliable above 64 MiB. */
     return end_request(err == -ENOTSUP ? -EIO : err, &use, "zero", offset, count);
 }
 
@@ -592,7 +596,7 @@ static int qimg_cache(void *handle, uint32_t count, uint64_t offset, uint32_t fl
     return end_request(err, &use, "cache", offset, count);
 }
 
-/* One run of what the connection sees. */
+/* The next run of data, hole or zeroes that the connection sees. */
 static int next_run(struct view *view, struct node *node, uint64_t offset, uint64_t len,
                     struct view_status *out)
 {
@@ -676,6 +680,6 @@ static struct nbdkit_plugin plugin = {
     .extents = qimg_extents,
 };
 
-/* What the macro defines and the server looks for. */
+/* Defined by the macro, and looked up by nbdkit. */
 struct nbdkit_plugin *plugin_init(void);
 NBDKIT_REGISTER_PLUGIN(plugin)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Passphrases from nbdkit's command line, or from where that says. */
+/* Passphrases from nbdkit's command line, or from where a parameter refers to. */
 #include "plugin_passphrase.h"
 
 #include <ctype.h>
@@ -19,7 +19,7 @@ bool plugin_passphrase_is_key(const char *key)
     return strncmp(key, "pass", 4) == 0;
 }
 
-/* "passphrase": 0; "passphrase.7": 7; false: neither. */
+/* *depth: 0 for "passphrase", 7 for "passphrase.7".  False: the key is neither. */
 static bool parse_key(const char *key, unsigned *depth)
 {
     const char *digits = key + strlen(KEY) + 1;

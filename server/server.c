@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* How the parts of the server begin and end. */
+/* Opens, starts and closes the parts of the server, in the right order. */
 #include "server.h"
 
 #include <errno.h>
@@ -27,7 +27,7 @@ void server_init(struct server *server)
     throttle_groups_init(&server->throttles);
 }
 
-/* ---- the end ---- */
+/* ---- closing ---- */
 
 static void close_snapshot(struct server *server)
 {
@@ -75,7 +75,7 @@ static void close_with_clients(void *opaque)
     struct server *server = opaque;
 
     export_table_abandon_servers(&server->exports);
-    control_stop(server->control); /* the jobs look at what is served */
+    control_stop(server->control); /* before sealing: running jobs still use the exports */
     close_snapshot(server);
     export_table_seal(&server->exports);
     server_close(server);
@@ -99,12 +99,12 @@ static void take_back(void *opaque)
 static void end_by_command(void *opaque)
 {
     (void)opaque;
-    /* In this order: nbdkit may be at its end the moment it knows. */
+    /* In this order: nbdkit may end as soon as nbdkit_shutdown was called. */
     shutdown_begin();
     nbdkit_shutdown();
 }
 
-/* ---- the beginning ---- */
+/* ---- opening ---- */
 
 static int open_export(struct server *server, const char *name, const char *node_name,
                        const char *file, struct diag *diag)
@@ -115,8 +115,8 @@ static int open_export(struct server *server, const char *name, const char *node
                              diag);
 }
 
-/* A name is its node name as well; the default export has none that commands could say.  try_all:
- * also when one can't be opened; the first of these is told. */
+/* The name of an image is its node name, too; the default export, whose name is empty, gets the
+ * configured one.  try_all: goes on when an image can't be opened, and returns the first error. */
 static int open_named(struct server *server, bool try_all, struct diag *diag)
 {
     const struct plugin_config *config = &server->config;
@@ -152,8 +152,8 @@ static int open_exports(struct server *server, bool try_all, struct diag *diag)
                         : open_named(server, try_all, diag);
 }
 
-/* snapshot=: what the default export is from here on.  It is kept open, so that nobody removes
- * it while no client is there. */
+/* snapshot=: makes the default export show this snapshot.  The view stays open, so that the
+ * snapshot can't be deleted while no client is connected. */
 static int open_snapshot(struct server *server, struct diag *diag)
 {
     const char *name = server->config.snapshot;
@@ -173,7 +173,7 @@ static int open_snapshot(struct server *server, struct diag *diag)
     if (err)
         return err;
     exp->default_view = TAKE(&view_name);
-    exp = NULL; /* the view's */
+    exp = NULL; /* the view keeps this use */
     return 0;
 }
 
@@ -194,8 +194,8 @@ static int open_control(struct server *server, struct diag *diag)
     return setup.path ? control_open(&setup, &server->control, diag) : 0;
 }
 
-/* Each image and each connection has some files open, and the usual limit is made for programs
- * that can't handle many. */
+/* Each image and each connection has several files open.  The usual soft limit is low for the
+ * sake of programs that use select(). */
 static void raise_file_limit(void)
 {
     struct rlimit limit;
@@ -253,9 +253,9 @@ int server_start(struct server *server)
     return err;
 }
 
-/* ---- a server that may go on afterwards ---- */
+/* ---- a server that hands over its disks and may take them back ---- */
 
-/* Where the parameters have the export's file; NULL: nowhere. */
+/* The place in the parameters that names the export's file; NULL: there is none. */
 static char **configured_file(struct plugin_config *config, const struct served_export *exp)
 {
     if (config->file)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* One datagram for each state. */
+/* Sends one datagram for each state. */
 #include "service_manager.h"
 
 #include <errno.h>
@@ -12,7 +12,7 @@
 
 #include "base/log.h"
 
-/* A path, or after an '@' a name in the abstract space. */
+/* The name is a path, or '@' and a name of an abstract socket. */
 static int name_address(const char *name, struct sockaddr_un *address, socklen_t *length)
 {
     size_t n = strlen(name);

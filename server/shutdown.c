@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* That the end has come nbdkit knows and doesn't tell: its handlers for SIGINT, SIGQUIT and
- * SIGTERM are in place before the plugin's after_fork, so ours take their places there and
- * call them.  What ends the server without a signal is the command `quit`, which calls
- * shutdown_begin. */
+/* How the end of the server is noticed.  nbdkit doesn't tell a plugin.  It installs its
+ * handlers for SIGINT, SIGQUIT and SIGTERM before it calls the plugin's after_fork; there
+ * our handlers replace them, and call them.  The command `quit` ends the server without a
+ * signal; it calls shutdown_begin. */
 #include "shutdown.h"
 
 #include <errno.h>
@@ -22,18 +22,18 @@
 #include "client_sockets.h"
 #include "export_table.h"
 
-/* How often connections are looked for: one may have been accepted just now. */
+/* Connections are looked for repeatedly, as one may just have been accepted. */
 #define AGAIN_MS 20
-/* A request has left us a moment before its reply has left the server. */
+/* A request has left the export a moment before nbdkit has sent its reply. */
 #define REPLY_MS 10
 
 static const int signals[] = {SIGINT, SIGQUIT, SIGTERM};
 
-/* One for the process: signal handlers are given nothing else to go by. */
+/* One for the process: a signal handler gets no argument of ours. */
 static struct {
     struct shutdown_steps steps;
     struct sigaction nbdkits[ARRAY_LEN(signals)];
-    int wake_fd; /* readable: the end has come, or there is no more to do */
+    int wake_fd; /* eventfd; readable: the end has begun, or the thread is to stop */
     _Atomic bool begun, stopping;
     bool started;
     pthread_t thread;
@@ -47,7 +47,7 @@ void shutdown_begin(void)
 
     atomic_store(&ending.begun, true);
     if (write(ending.wake_fd, &one, sizeof one) < 0)
-        return; /* a full counter wakes as well */
+        return; /* EAGAIN: the counter is full, which wakes the thread too */
 }
 
 bool shutdown_has_begun(void)
@@ -79,7 +79,7 @@ static void chain_handlers(void)
         if (sigaction(signals[i], NULL, &ending.nbdkits[i]) != 0)
             continue;
         ours = ending.nbdkits[i];
-        /* What nbdkit doesn't handle isn't the server's end. */
+        /* A signal that nbdkit doesn't handle doesn't end the server. */
         if (!(ours.sa_flags & SA_SIGINFO) &&
             (ours.sa_handler == SIG_DFL || ours.sa_handler == SIG_IGN))
             continue;
@@ -96,7 +96,7 @@ static bool is_idle(void)
     return export_table_is_idle(ending.steps.exports);
 }
 
-/* Shorter when there is no more to do: all clients have left. */
+/* Sleeps for ms milliseconds, or until shutdown_stop is called: all clients have left. */
 static void doze(unsigned ms)
 {
     struct pollfd wake = {.fd = ending.wake_fd, .events = POLLIN};
@@ -105,7 +105,7 @@ static void doze(unsigned ms)
     for (uint64_t now = clock_ms(); now < until && !atomic_load(&ending.stopping);
          now = clock_ms())
         if (poll(&wake, 1, (int)(until - now)) >
-            0) /* or the end was called for once more */
+            0) /* another signal: read it, and sleep on */
             (void)!read(ending.wake_fd, &count, sizeof count);
 }
 
@@ -178,5 +178,5 @@ void shutdown_stop(void)
     if (write(ending.wake_fd, &one, sizeof one) < 0)
         log_error("the thread of the server's end can't be woken (errno %d)", errno);
     pthread_join(ending.thread, NULL);
-    /* The descriptor stays for handlers, which can't be taken back. */
+    /* wake_fd stays open: the handlers, which stay installed, write to it. */
 }

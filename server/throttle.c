@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Leaky buckets. */
+/* Limits per second: leaky buckets. */
 #include "throttle.h"
 
 #include <stddef.h>
@@ -24,9 +24,10 @@ bool throttle_config_is_any(const struct throttle_config *config)
     return false;
 }
 
-/* ---- faults ---- */
+/* ---- checking ---- */
 
-/* Of bytes or of operations: the first of three kinds is both directions together. */
+/* `total` points to three limits, of bytes or of operations: both directions, reads,
+ * writes. */
 static bool is_said_twice(const struct throttle_limit *total)
 {
     return (total[0].average && (total[1].average || total[2].average)) ||
@@ -69,7 +70,7 @@ const char *throttle_config_fault(const struct throttle_config *config)
 
 /* ---- the buckets ---- */
 
-/* Those that an operation goes into. */
+/* The buckets that a read, and those that a write counts in. */
 static const enum throttle_kind of_direction[2][4] = {
     {THROTTLE_BPS, THROTTLE_BPS_READ, THROTTLE_IOPS, THROTTLE_IOPS_READ},
     {THROTTLE_BPS, THROTTLE_BPS_WRITE, THROTTLE_IOPS, THROTTLE_IOPS_WRITE},
@@ -129,7 +130,7 @@ uint64_t throttle_wait_ns(struct throttle *throttle, bool is_write, uint64_t now
     leak(throttle, now_ns);
     for (unsigned i = 0; i < 4; i++)
         longest = MAX(longest, bucket_wait_ns(throttle, of_direction[is_write][i]));
-    /* A wait that rounds to nothing would be one without an end. */
+    /* + 1: a wait that is rounded down to 0 would never be waited for. */
     return longest > 0 ? (uint64_t)MIN(longest, LONGEST_NS) + 1 : 0;
 }
 

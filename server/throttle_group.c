@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Waiting for limits: of those who wait in one direction only the one whose turn it is looks at
- * what the limits say, and wakes the next when it has gone on. */
+/* Waiting for limits.  In each direction only the waiting request whose turn it is watches the
+ * limits; when it begins it wakes the next. */
 #include "throttle_group.h"
 
 #include <errno.h>
@@ -11,19 +11,19 @@
 
 enum { READS, WRITES, DIRECTIONS };
 
-/* How often a request that waits looks whether who sent it is still there: a connection that was
- * lost isn't closed before. */
+/* How often a waiting request checks whether its client is still connected.  nbdkit can't close
+ * a lost connection before. */
 #define LOOK_NS UINT64_C(1000000000)
 
 struct throttle_group {
     char *name;
-    struct list link;    /* in the list of groups */
+    struct list link;    /* in the groups' list */
     struct list members; /* struct throttle_member.link */
     struct throttle throttle;
-    struct turns turns[DIRECTIONS]; /* roots: who waits */
+    struct turns turns[DIRECTIONS]; /* roots of the queues of waiting requests */
 };
 
-/* A request that waits; on its thread's stack. */
+/* A waiting request; on its thread's stack. */
 struct waiter {
     struct turns turns;
     pthread_cond_t woken;
@@ -61,7 +61,7 @@ void throttle_flow_init(struct throttle_flow *flow, struct throttle_member *memb
         turns_init(&flow->turns[i], &member->turns[i]);
 }
 
-/* ---- waiting: under the lock ---- */
+/* ---- waiting; all under the lock ---- */
 
 static void wake_next(struct throttle_group *group, unsigned direction)
 {
@@ -77,7 +77,7 @@ static void wake_both(struct throttle_group *group)
     wake_next(group, WRITES);
 }
 
-/* All of the disk: they look at what is so now. */
+/* Takes all requests of the disk out of the queues.  They look again at what holds now. */
 static void send_away(struct throttle_member *member)
 {
     for (unsigned i = 0; i < DIRECTIONS; i++)
@@ -89,7 +89,7 @@ static void send_away(struct throttle_member *member)
 
 enum wait_end { HAD_TURN, SENT_AWAY, IS_GONE };
 
-/* When the next look at the clock, or after who sent the request, is due. */
+/* When the waiting request has to look at the limits or at its client next. */
 static uint64_t next_look(struct throttle_group *group, const struct waiter *waiter,
                           unsigned direction, uint64_t now)
 {
@@ -146,7 +146,8 @@ bool throttle_wait(struct throttle_member *member, struct throttle_flow *flow,
             wake_next(group, direction);
             break;
         }
-        /* The limit was removed.  At the end, when all are lifted, who waits is answered. */
+        /* The limits were removed.  Not checked when all limits are lifted at the server's end:
+         * then the request is answered. */
         if (end == SENT_AWAY && !groups->lifted && gone())
             end = IS_GONE;
     }
@@ -165,7 +166,7 @@ void throttle_groups_lift(struct throttle_groups *groups, bool lifted)
     }
 }
 
-/* ---- groups: under the lock ---- */
+/* ---- groups; all under the lock ---- */
 
 static struct throttle_group *find_group(struct throttle_groups *groups, const char *name)
 {
@@ -210,7 +211,7 @@ static void leave_group(struct throttle_member *member)
         free(group);
         return;
     }
-    wake_both(group); /* it may have been one of those who left */
+    wake_both(group); /* the one whose turn it was may have left */
 }
 
 static void join_group(struct throttle_member *member, struct throttle_group *group)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Queues of queues, each of which goes round. */
+/* Queues of queues, each round-robin. */
 #include "turns.h"
 
 #include <stddef.h>

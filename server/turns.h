@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Whose turn it is among many who wait: those above take turns with one another, whatever the
- * number of those who wait below each.  So a client with many requests doesn't keep one with
- * few from its share, and a busy disk not a quiet one.
+/* Fair queues in a tree.  Siblings take turns with one another, no matter how many wait below
+ * each.  So a client with many requests leaves a client with few its share, and a busy disk
+ * leaves a quiet one its share.
  *
- * A tree.  The leaves wait; an inner one is in the queue of the one above while anybody waits
- * below it.  All in constant time; the caller has the lock.  Layer: server. */
+ * Leaves wait.  An inner node is in its parent's queue while a leaf below it waits.  Every
+ * operation takes constant time (the depth is fixed).  The caller holds the lock.  Layer:
+ * server. */
 #ifndef SERVER_TURNS_H
 #define SERVER_TURNS_H
 
@@ -13,23 +14,25 @@
 #include "base/list.h"
 
 struct turns {
-    struct turns *above; /* NULL: the root; of an inner one it may change while none wait */
-    struct list queue; /* of those below that wait, or have somebody who does: their link */
+    /* parent; NULL: the root.  May be changed in an inner node while nobody waits below it */
+    struct turns *above;
+    /* children that wait, or have a waiting leaf below them: their `link` */
+    struct list queue;
     struct list link;
 };
 
 void turns_init(struct turns *turns, struct turns *above);
 
-/* A leaf waits from here on, behind those of its queue. */
+/* The leaf begins to wait, at the end of its parent's queue. */
 void turns_add(struct turns *leaf);
 
-/* The leaf below `root` whose turn it is; NULL: nobody waits. */
+/* The leaf below `root` whose turn it is; NULL: none waits. */
 struct turns *turns_next(const struct turns *root);
 
-/* It has had its turn, and so have those above it. */
+/* The leaf has had its turn: it leaves, and its ancestors go to the end of their queues. */
 void turns_take(struct turns *leaf);
 
-/* It waits no longer. */
+/* The leaf stops waiting without having had its turn. */
 void turns_remove(struct turns *leaf);
 
 static inline bool turns_waits(const struct turns *turns)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Views by name. */
+/* Finds, opens and lists views by name. */
 #include "view.h"
 
 #include <errno.h>
@@ -16,7 +16,7 @@ static const struct view_kind *const kinds[] = {
     &view_of_backup,
 };
 
-/* The kind that "KIND/NAME" begins with, and NAME; NULL: none. */
+/* The kind of "KIND/NAME", with *rest = NAME; NULL: none. */
 static const struct view_kind *kind_of(const char *name, const char **rest)
 {
     for (size_t i = 0; i < ARRAY_LEN(kinds); i++) {
@@ -67,7 +67,7 @@ void view_close(struct view *view)
     if (!view)
         return;
     {
-        /* At the end of the server nobody comes back from here. */
+        /* At the server's end export_enter doesn't return. */
         EXPORT_USE(use, export_enter(view->exp));
         view->kind->close(view);
         atomic_fetch_sub(&view->node->viewers, 1);
@@ -79,7 +79,7 @@ void view_close(struct view *view)
 
 /* ---- finding ---- */
 
-/* The export that the first n bytes of a name call so; NULL: none. */
+/* The export whose name is the first n bytes of `name`; NULL: none. */
 static struct served_export *find_base(struct export_table *table, const char *name,
                                        size_t n)
 {
@@ -89,8 +89,8 @@ static struct served_export *find_base(struct export_table *table, const char *n
     return base ? export_table_find(table, base, &ignored) : NULL;
 }
 
-/* The export that comes before the name of a view, as short as it may be, and the view's name
- * there.  NULL: it can't be a view's. */
+/* Splits "EXPORT/KIND/NAME" at the first place where EXPORT is an export.  Returns that, with
+ * *view_name = "KIND/NAME".  NULL: the name isn't a view's. */
 static struct served_export *split_name(struct export_table *table, const char *name,
                                         const char **view_name)
 {
@@ -110,7 +110,7 @@ static struct served_export *split_name(struct export_table *table, const char *
     }
 }
 
-/* A view by a name that a command gave it: *found says whether there is one. */
+/* Opens a view by a name that a command gave it.  *found: is there such a name? */
 static int find_named(struct export_table *table, const char *name,
                       struct served_export **exp, struct view **view, bool *found,
                       struct diag *diag)

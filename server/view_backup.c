@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Views of the points of backups (sync=none), by the ids of their jobs.  With a bitmap clients
- * are told what it said at the point, in place of where there is data: one of the disk's that the
- * job was given; or, as JOB/bitmap/NAME, one that the job's target has. */
+/* Views of the points of backup jobs (sync=none), by job id.  If there is a bitmap, block status
+ * tells what it said at the point, not where there is data.  The bitmap is one of the disk's that
+ * the job was given, or, for "JOB/bitmap/NAME", one of the job's target. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,8 +17,8 @@
 
 struct point_view {
     struct frozen_point *point;
-    struct dirty_bitmap *copy;          /* of one of the target's; NULL: none */
-    const struct dirty_bitmap *changed; /* that, or the job's; NULL: none */
+    struct dirty_bitmap *copy;          /* of one of the target's bitmaps; NULL: none */
+    const struct dirty_bitmap *changed; /* `copy`, or the job's bitmap; NULL: none */
 };
 
 struct telling {
@@ -52,7 +52,7 @@ static int find_point(struct point_view *v, struct node *node, const char *job,
                     "backup '%.200s': there is no such job with a point to be read", job);
 }
 
-/* "JOB" or "JOB/bitmap/NAME": no job's id has a slash. */
+/* name: "JOB" or "JOB/bitmap/NAME".  No job id contains a slash. */
 static int find_both(struct point_view *v, struct node *node, const char *name,
                      struct diag *diag)
 {
@@ -109,7 +109,8 @@ static int read_point(struct view *view, void *buf, uint64_t off, uint64_t len)
     return block_read(frozen_node(v->point), buf, off, len);
 }
 
-/* Dirty is data; what is clean isn't asked for, and may be anything. */
+/* Dirty ranges are data.  Clean ones are reported as neither data nor zero: the client isn't
+ * supposed to read them. */
 static struct view_status status_by_bitmap(const struct dirty_bitmap *bitmap, uint64_t off,
                                            uint64_t len)
 {

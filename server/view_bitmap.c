@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Views of dirty bitmaps: the bytes are the live disk's, and block status tells what the bitmap
- * does: dirty ranges are data, clean ones are holes, of which nobody knows what they read as.
- * As long as a client looks at one, nobody else changes or removes it; the disk's writes go on
- * being recorded in one that is enabled. */
+/* Views of dirty bitmaps.  Reads return the live disk's data.  Block status reports dirty
+ * ranges as data and clean ones as holes of unknown contents.  While a client has the view
+ * open, nobody can change or remove the bitmap, but an enabled bitmap goes on recording writes. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -26,7 +25,7 @@ static char *describe(const struct dirty_bitmap *bitmap)
 struct listing {
     view_tell *tell;
     void *opaque;
-    int result; /* of the last that was told of */
+    int result; /* of the last `tell` */
 };
 
 static void tell_of_bitmap(struct dirty_bitmap *bitmap, void *opaque)
@@ -77,7 +76,8 @@ static int bitmap_status(struct view *view, uint64_t off, uint64_t len,
     uint64_t start, run;
 
     bool any = dirty_bitmap_next(bitmap, off, &start, &run);
-    /* Looked at last: what was clean because it became inconsistent isn't. */
+    /* Checked after the look-up: a bitmap that has just become inconsistent may show ranges as
+     * clean that aren't. */
     if (dirty_bitmap_inconsistent(bitmap))
         return -EIO;
     bool dirty = any && start == off;

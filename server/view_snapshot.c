@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Views of internal snapshots: each is a node of its own, which the engine reads as any. */
+/* Views of internal snapshots.  A snapshot is a node of its own, which the engine reads
+ * like any other. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,7 +43,7 @@ static int list_snapshots(struct node *node, view_tell *tell, void *opaque)
     return err;
 }
 
-/* NULL when it isn't known. */
+/* NULL when it can't be found out. */
 static char *describe_by_key(struct node *node, uint64_t key)
 {
     CLEANUP_SNAPSHOT_LIST struct snapshot_list list = {0};

@@ -7,8 +7,8 @@
 
 #include "block/image_info.h"
 
-/* QMP's ImageInfo, which is also `qimg info --output=json`'s object: members and their order
- * are as there. */
+/* QMP's ImageInfo, which is also the object of `qimg info --output=json`.  Members have
+ * QEMU's names and order. */
 json_t *image_info_json(const struct image_info *info);
 
 /* QMP's SnapshotInfo. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Passphrases by layer. */
+/* A list of passphrases, one for each layer. */
 #include "common/passphrases.h"
 
 #include <errno.h>
