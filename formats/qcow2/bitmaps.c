@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The directory of the dirty bitmaps that are kept in the image: read, judged, described. */
+/* The bitmap directory: reading, checking and describing it. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -27,7 +27,7 @@ uint64_t qcow2_bitmap_table_size(const struct qcow2 *q, uint64_t size, uint64_t 
     return div_round_up(dirty_bitmap_bytes(size, granularity), cluster_size(q));
 }
 
-/* What the numbers of an entry mean for a disk of this size. */
+/* The reason why an entry can't be used, or NULL. */
 static const char *why_not(const struct qcow2 *q, const struct qcow2_bitmap *bitmap,
                            uint8_t type)
 {
@@ -57,7 +57,7 @@ static int copy_extra(const struct qcow2 *q, struct qcow2_bitmap *bitmap,
     return 0;
 }
 
-/* Parses the entry at raw, of which n bytes are there; *length is its length. */
+/* Parses the entry at `raw`, of which n bytes are there; *length becomes the entry's length. */
 static int parse_entry(struct qcow2 *q, uint32_t index, const uint8_t *raw, uint64_t n,
                        uint64_t *length, struct diag *diag)
 {
@@ -189,7 +189,8 @@ void qcow2_free_bitmap_entries(struct qcow2_bitmap *entry, uint32_t n)
     free(entry);
 }
 
-/* Without the bit they were left behind by a program that doesn't know them. */
+/* When the autoclear bit is clear, the image was written to by a program that doesn't keep
+ * bitmaps up to date. */
 bool qcow2_has_bitmaps(const struct qcow2 *q)
 {
     return q->header.version >= 3 && q->header.bitmaps.present &&

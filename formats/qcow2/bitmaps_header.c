@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The header extension that leads to the bitmap directory.
+/* The header extension that points to the bitmap directory.
  *
- * Where its 24 bytes stand in one sector they are written as they are: the disk has the old
- * ones or the new ones.  Otherwise, and to add or remove it, the autoclear bit, without which
- * nobody looks at it, is cleared meanwhile; a crash then costs the bitmaps.  Other extensions
- * are never moved. */
+ * If its 24 bytes lie in one sector they are overwritten in one write, after which the disk has
+ * the old or the new ones.  Otherwise, and when the extension is added or removed, the autoclear
+ * bit is cleared during the change: without it the extension is ignored, so that a crash loses
+ * the bitmaps but does no other harm.  Other extensions are never moved. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,15 +21,15 @@
 
 #define FIELD(name) offsetof(struct qcow2_disk_header, name)
 
-/* The header's cluster as it stands in the file. */
+/* The header's cluster as it is in the file; places are offsets in it. */
 struct raw_header {
     uint8_t *raw;
     uint64_t size;     /* of the cluster */
     uint64_t area;     /* where the extensions begin */
-    uint64_t area_end; /* and where they must have ended: at the backing name */
-    uint64_t name;     /* 0: there is none */
+    uint64_t area_end; /* where they must end: at the backing file's name, if any */
+    uint64_t name;     /* the backing file's name; 0: there is none */
     uint32_t name_len;
-    uint64_t end;   /* where the end marker stands */
+    uint64_t end;   /* the end marker */
     uint64_t place; /* of the extension's data; 0: there is none */
 };
 
@@ -94,10 +94,10 @@ static int set_autoclear_bit(struct qcow2 *q, bool on)
 
 /* ---- adding it ---- */
 
-/* What it takes behind the others: head, data, and another end marker. */
+/* What a new extension takes behind the others: its head, its data, and the end marker. */
 #define ADDED_BYTES (EXT_HEAD + EXT_BYTES + EXT_HEAD)
 
-/* Where the backing name can go, so that the extension fits before it; 0: nowhere. */
+/* A new place for the backing file's name, so that the extension fits before it; 0: none. */
 static uint64_t place_for_name(const struct raw_header *h)
 {
     uint64_t behind = align_up(MAX(h->end + ADDED_BYTES, h->name + h->name_len), 8);
@@ -115,7 +115,8 @@ static int check_room(const struct raw_header *h)
     return h->place || fits(h) || (h->name && place_for_name(h)) ? 0 : -ENOSPC;
 }
 
-/* The copy is durable before the header names it; the fields lie in one sector. */
+/* Moves the backing file's name.  The copy is durable before the header points to it; the field
+ * that does is written within one sector. */
 static int move_name(struct qcow2 *q, struct raw_header *h)
 {
     uint64_t to = place_for_name(h);
@@ -130,8 +131,8 @@ static int move_name(struct qcow2 *q, struct raw_header *h)
     return err;
 }
 
-/* With the bit clear, so that half of it says nothing; but the end marker behind it has to be
- * there before it is. */
+/* Appends the extension, while the autoclear bit is clear, so that half an extension does no
+ * harm.  The end marker behind it is durable first. */
 static int append_extension(struct qcow2 *q, struct raw_header *h, const uint8_t *data)
 {
     uint8_t added[ADDED_BYTES] = {0};
@@ -149,8 +150,8 @@ static int append_extension(struct qcow2 *q, struct raw_header *h, const uint8_t
 
 /* ---- removing it ---- */
 
-/* Of an extension without the bit QEMU warns for ever.  Only where that takes no more than
- * four bytes, which are written or not. */
+/* Removes the extension, because QEMU warns each time about one without the autoclear bit.  Only
+ * if it is the last: then four bytes have to be written, which can't be torn. */
 static int remove_extension(struct qcow2 *q, const struct raw_header *h)
 {
     uint8_t end[4];

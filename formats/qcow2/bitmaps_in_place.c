@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Storing bitmaps where there is no space for a new directory, new tables and new bits.
+/* Storing bitmaps when there is no space for a new directory, new tables and new bits.
  *
- * What the directory says is in use nobody believes, so its bits and its table can be written over
- * where they are; then the flag is cleared.  Bits that had no cluster before, as there were none,
- * take one when there is space.  Else the table says that all of them are set: whoever copies what
- * is dirty copies too much, and nothing is missed.
+ * A bitmap whose entry has the in-use flag isn't trusted by anybody, so its bits and its table can
+ * be overwritten in place; then the flag is cleared.  A part of the bits that had no cluster, as
+ * all its bits were clear, gets one if there is space.  Else the table says that all bits of the
+ * part are set: a backup then copies too much, but misses nothing.
  *
- * A table leads to new clusters when their refcounts are durable, and lets go of none; so after a
- * crash the bitmap is in use, and the image as clean as before. */
+ * A table points to new clusters only after their refcounts are durable, and no cluster is freed.
+ * So after a crash the bitmap is still marked as in use, and the image is as clean as before. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -23,9 +23,9 @@
 struct placed {
     struct dirty_bitmap *bitmap;
     uint32_t slot;
-    uint64_t *table; /* as it is to be */
+    uint64_t *table; /* the new table, n entries */
     uint32_t n;
-    uint64_t missing; /* entries that say too much */
+    uint64_t missing; /* entries that count all bits as set, for want of space */
 };
 
 struct places {
@@ -39,7 +39,7 @@ static struct qcow2_bitmap *entry_of(const struct places *p, const struct placed
     return &p->q->bitmaps.entry[item->slot];
 }
 
-/* ---- which ---- */
+/* ---- choosing the bitmaps ---- */
 
 static uint64_t table_clusters(const struct qcow2 *q, uint64_t entries)
 {
@@ -56,7 +56,7 @@ static void collect(struct dirty_bitmap *bitmap, void *opaque)
         return;
     uint64_t n =
         qcow2_bitmap_table_size(p->q, dirty_bitmap_size(bitmap), entry->granularity);
-    if (n < entry->table_size) /* of a disk that has become smaller; only n is right then */
+    if (n < entry->table_size) /* the disk became smaller, which needs a smaller table */
         return;
     if (table_clusters(p->q, n) == table_clusters(p->q, entry->table_size))
         p->item[p->n++] = (struct placed){
@@ -65,7 +65,8 @@ static void collect(struct dirty_bitmap *bitmap, void *opaque)
 
 /* ---- bits ---- */
 
-/* In a new cluster, when there is one; else *word says that all are set. */
+/* Writes bits to a new cluster and sets the table entry *word to it; when there is no space, *word
+ * says that all bits are set. */
 static int write_new(struct places *p, const uint8_t *bits, uint64_t *word)
 {
     struct qcow2 *q = p->q;
@@ -117,7 +118,7 @@ static int write_bits(struct places *p, struct placed *item)
     return err;
 }
 
-/* New clusters that no table leads to. */
+/* Frees the new clusters, to which no table points yet. */
 static void let_go_of_new(struct places *p)
 {
     for (uint32_t k = 0; k < p->n; k++) {
@@ -144,7 +145,8 @@ static int write_table(struct qcow2 *q, const struct qcow2_bitmap *entry)
     return storage_write(q->node->file, raw, entry->table_offset, bytes, 0);
 }
 
-/* From here on the tables have their clusters, whatever becomes of the flags. */
+/* Replaces the tables in memory.  From now on the new clusters are theirs, even if the flags can't
+ * be cleared. */
 static void use_tables(struct places *p)
 {
     LOCK_GUARD(&p->q->bitmaps.in_use);
@@ -168,7 +170,8 @@ static uint32_t new_flags(const struct places *p, const struct placed *item)
     return flags | (dirty_bitmap_enabled(item->bitmap) ? BITMAP_AUTO : 0);
 }
 
-/* table_size and flags stand side by side, within eight aligned bytes: old or new. */
+/* table_size and flags are adjacent and lie in eight aligned bytes, so that a crash leaves the old
+ * or the new values of both. */
 static int write_fields(struct places *p, const struct placed *item)
 {
     const struct qcow2_bitmap *entry = entry_of(p, item);
@@ -181,8 +184,8 @@ static int write_fields(struct places *p, const struct placed *item)
     return storage_write(p->q->node->file, raw, place, sizeof raw, 0);
 }
 
-/* Under in_use.  In memory first: whatever becomes of the file's flags, the next change finds
- * none there that says "in use", and writes them anew. */
+/* Under in_use: clears the in-use flags, first in memory.  If writing them fails, it is unknown
+ * what the file has; the next change then finds the flags clear in memory and writes them again. */
 static int clear_flags(struct places *p)
 {
     int err = 0;
@@ -197,7 +200,7 @@ static int clear_flags(struct places *p)
     return err ? err : node_barrier(p->q->node);
 }
 
-/* ---- all of it ---- */
+/* ---- the whole ---- */
 
 static void tell(const struct places *p)
 {
@@ -236,7 +239,7 @@ static int store_all(struct places *p, uint64_t epoch)
     return qcow2_bitmaps_are_quiet(q, epoch) ? clear_flags(p) : -EAGAIN;
 }
 
-/* What an attempt before this one took and wrote becomes free. */
+/* Frees the clusters of an earlier attempt for use by this one. */
 static void free_what_was_let_go(struct qcow2 *q)
 {
     if (mcache_commit(q->node->mc, MC_COMMIT) == 0)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Loading stored bitmaps: their tables, which are judged before anything is believed, and the
- * bits.  What contradicts the format, or the rest of the image, costs the bitmaps, not the
- * image. */
+/* Loading stored bitmaps: first their tables, which are checked, then the bits.  If they violate
+ * the format or contradict the rest of the image, the bitmaps are lost, but the image is still
+ * served. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -65,7 +65,7 @@ static int read_tables(struct qcow2 *q, struct diag *diag)
 
 /* ---- bits ---- */
 
-/* Is what it says to be believed, by who doesn't know its extra data? */
+/* Can the stored bits be trusted?  This program knows no extra data. */
 static bool is_usable(const struct qcow2_bitmap *bitmap)
 {
     return !(bitmap->flags & BITMAP_IN_USE) &&
@@ -112,7 +112,8 @@ static struct dirty_bitmap *new_usable(struct qcow2 *q, const struct qcow2_bitma
     return NULL;
 }
 
-/* NULL: the node has it, as the image was opened anew, or there is no memory. */
+/* Loads one bitmap.  anew: the image was reopened, and the node may have the bitmap already.  NULL
+ * if it has, or when memory is short. */
 static struct dirty_bitmap *load_one(struct qcow2 *q, uint32_t slot, bool anew)
 {
     const struct qcow2_bitmap *from = &q->bitmaps.entry[slot];
@@ -132,7 +133,7 @@ static struct dirty_bitmap *load_one(struct qcow2 *q, uint32_t slot, bool anew)
     return bitmap;
 }
 
-/* What can't be loaded is marked as in use when the disk changes. */
+/* Loads all bitmaps.  Those that couldn't be loaded get the in-use flag when the disk changes. */
 static int load_all(struct qcow2 *q)
 {
     CLEANUP_FREE struct dirty_bitmap **loaded = calloc(q->bitmaps.n + 1, sizeof(void *));
@@ -169,9 +170,10 @@ void qcow2_load_bitmaps(struct node *node)
         log_error("%s: its bitmaps can't be loaded (errno %d)", node->filename, -err);
 }
 
-/* ---- their clusters, when the image is to be written ---- */
+/* ---- claiming their clusters before the image is written to ---- */
 
-/* Nothing else of the image has it, as its refcount says and as its metadata is known. */
+/* Checks that nothing else uses the cluster, by its refcount and the set of metadata, and adds it
+ * to that set. */
 static int claim_cluster(struct qcow2 *q, uint64_t cluster, struct diag *diag)
 {
     struct lock *meta = mcache_meta(q->node->mc);
@@ -191,7 +193,7 @@ static int claim_cluster(struct qcow2 *q, uint64_t cluster, struct diag *diag)
 
 struct claims {
     struct qcow2 *q;
-    uint64_t *cluster; /* that were claimed until now */
+    uint64_t *cluster; /* those that were claimed so far */
     size_t n, room;
 };
 
@@ -262,6 +264,6 @@ void qcow2_claim_bitmaps(struct qcow2 *q)
     free(claims.cluster);
     if (!err)
         return;
-    node_bitmap_each(q->node, spoil, NULL); /* somebody may be looking at them already */
+    node_bitmap_each(q->node, spoil, NULL); /* clients may be using them already */
     qcow2_lose_bitmaps(q, diag.text);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Stored bitmaps are marked as in use before anything changes; and when nothing has changed for
- * a while, they are stored. */
+/* Marks stored bitmaps as in use before anything changes, and stores them after a period without
+ * changes. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -29,8 +29,8 @@ void qcow2_bitmaps_destroy(struct qcow2 *q)
 
 /* ---- marking ---- */
 
-/* Sector by sector the directory has the old flags or the new ones, and both are true: what is
- * announced hasn't happened yet. */
+/* Writes one entry's flags with the in-use flag.  If a crash leaves it in some entries only, that is
+ * no error: the change that the flag announces hasn't happened yet. */
 static int write_flags(struct qcow2 *q, uint32_t slot)
 {
     uint8_t raw[4];
@@ -41,7 +41,7 @@ static int write_flags(struct qcow2 *q, uint32_t slot)
     return storage_write(q->node->file, raw, place, sizeof raw, 0);
 }
 
-/* Under in_use: marks those for which wanted[] says so. */
+/* Under in_use: sets the flag, durably, in each entry i for which wanted[i] is true. */
 static int mark_entries(struct qcow2 *q, const bool *wanted)
 {
     bool any = false;
@@ -71,7 +71,7 @@ struct choice {
     bool *wanted;
 };
 
-/* A bitmap that doesn't record, and is as it was stored, goes on being right. */
+/* A disabled bitmap that equals its stored bits stays right when the disk changes. */
 static void spare_frozen(struct dirty_bitmap *bitmap, void *opaque)
 {
     struct choice *choice = opaque;
@@ -126,7 +126,7 @@ int qcow2_mark_all_bitmaps_in_use(struct qcow2 *q)
 
 /* ---- changes other than writes ---- */
 
-/* One that isn't in the directory, or isn't usable, has no mark. */
+/* A bitmap without an entry in the directory, or an unusable one, needs no flag. */
 static int mark_one(struct qcow2 *q, const struct dirty_bitmap *bitmap)
 {
     uint32_t slot = dirty_bitmap_slot(bitmap);
@@ -165,7 +165,8 @@ void qcow2_end_bitmap_change(struct node *node)
 
 /* ---- watching ---- */
 
-/* Flushes that are void leave it to the end to say what is stored. */
+/* With cache=volatile nothing is durable before the image is closed, so bitmaps are stored only
+ * then. */
 static bool stores_when_quiet(const struct qcow2 *q)
 {
     return q->node->options.need_check_delay_ns != 0 && !q->node->options.cache->no_flush;
@@ -184,7 +185,7 @@ bool qcow2_bitmaps_are_quiet(const struct qcow2 *q, uint64_t epoch)
            !atomic_load(&q->node->changed);
 }
 
-/* Under in_use: the next change is told of (see bitmaps.h). */
+/* Under in_use: from now on the next change will be noticed (see bitmaps.h). */
 static void begin_to_watch(struct qcow2 *q)
 {
     atomic_store(&q->node->changed, false);
@@ -194,7 +195,7 @@ static void begin_to_watch(struct qcow2 *q)
     q->bitmaps.watching = true;
 }
 
-/* Under in_use: has nothing changed since the timer's last turn, nor can anything that began
+/* Under in_use: has nothing changed since the timer ran last, and has every change ended that began
  * before? */
 static bool was_quiet(struct qcow2 *q)
 {
@@ -204,7 +205,7 @@ static bool was_quiet(struct qcow2 *q)
     return false;
 }
 
-/* Every delay until there was a whole one without changes. */
+/* Runs once in each delay, until a whole delay has passed without changes. */
 static void on_timer(void *opaque)
 {
     struct qcow2 *q = opaque;
@@ -218,10 +219,10 @@ static void on_timer(void *opaque)
     }
     int err = quiet ? qcow2_store_bitmaps(q, epoch) : -EAGAIN;
     if (!err) {
-        node_wrote(q->node); /* what was let go of */
+        node_wrote(q->node); /* the old directory and bits were unlinked */
         return;
     }
-    if (err != -EAGAIN && err != -EBUSY) /* the latter: a snapshot is being taken */
+    if (err != -EAGAIN && err != -EBUSY) /* -EBUSY: a snapshot is being taken */
         log_error("%s: its bitmaps can't be stored (errno %d): they stay in use",
                   q->node->filename, -err);
     if (mcache_health(q->node->mc))

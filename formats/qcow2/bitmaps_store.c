@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Writing a new directory: the plan of its entries, their bits and tables in clusters that
- * nothing points to, and the switch.  What the old one had and the new one hasn't is let go of
- * after; what was written for nothing, too. */
+/* Writing a new bitmap directory, in three steps: a plan of its entries; bits, tables and directory
+ * are written to new clusters; the header is switched to the new directory.  After that the
+ * clusters are freed that only the old directory used; after a failure, the new ones. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -15,10 +15,10 @@
 
 /* An entry of the new directory. */
 struct planned {
-    struct qcow2_bitmap entry; /* name, extra: the plan's own */
+    struct qcow2_bitmap entry; /* name and extra are copies */
     struct dirty_bitmap *bitmap;
-    bool new_table;    /* its table, and the clusters in it, are the plan's */
-    uint32_t old_slot; /* !new_table: whose table it is in the old directory */
+    bool new_table;    /* it gets a new table and new clusters for its bits */
+    uint32_t old_slot; /* !new_table: the entry of the old directory whose table it keeps */
 };
 
 struct plan {
@@ -135,7 +135,7 @@ static int new_table(struct plan *plan, struct planned *item)
     return entry->table ? 0 : -ENOMEM;
 }
 
-/* Does the old table say what the bitmap does? */
+/* Are the stored bits those of the bitmap? */
 static bool is_as_stored(const struct planned *item, const struct qcow2_bitmap *old)
 {
     return old &&
@@ -169,7 +169,7 @@ static int make_plan(struct plan *plan, bool quiet)
     node_bitmap_each(plan->q->node, collect_bitmap, plan);
     if (plan->failed)
         return -ENOMEM;
-    LOCK_GUARD(&plan->q->header_lock); /* whoever marks one as in use changes its flags */
+    LOCK_GUARD(&plan->q->header_lock); /* flags change when bitmaps are marked as in use */
     for (uint32_t i = 0; i < plan->n; i++) {
         int err = plan_item(plan, &plan->item[i], quiet);
         if (err)
@@ -188,7 +188,8 @@ static void free_plan(struct plan *plan)
     free(plan->item);
 }
 
-/* Nothing leads to what was written: it is let go of, and what it held is unsaved. */
+/* After a failure: frees the new clusters, to which nothing points, and marks the bitmaps as not
+ * saved. */
 static void undo_plan(struct plan *plan)
 {
     for (uint32_t i = 0; i < plan->n; i++) {
@@ -203,7 +204,7 @@ static void undo_plan(struct plan *plan)
 
 /* ---- writing ---- */
 
-/* Clusters without a bit take no space. */
+/* Writes the bits of one bitmap; parts with no bit set get no cluster. */
 static int write_bits(struct qcow2 *q, struct planned *item)
 {
     uint64_t size = cluster_size(q), host;
@@ -227,7 +228,7 @@ static int write_bits(struct qcow2 *q, struct planned *item)
     return 0;
 }
 
-/* Whole clusters: what lay there before is nobody's business. */
+/* Writes whole clusters, padded with zeroes, so that no old data of the guest stays in them. */
 static int write_whole_clusters(struct qcow2 *q, const void *data, uint64_t bytes,
                                 uint64_t *host)
 {
@@ -316,7 +317,7 @@ int qcow2_make_bitmaps_durable(struct qcow2 *q)
 
 /* ---- the switch ---- */
 
-/* What the old directory had alone; what is kept isn't its own any more. */
+/* Frees what only the old directory used, not the tables that the new one keeps. */
 static void let_go_of_old(const struct plan *plan, struct qcow2_bitmap *entry, uint32_t n,
                           uint64_t offset, uint64_t bytes)
 {
@@ -339,7 +340,7 @@ static struct qcow2_bitmap *take_entries(struct plan *plan)
     return entry;
 }
 
-/* Under in_use. */
+/* Under in_use: the header points to the new directory, whose entries replace those in memory. */
 static int switch_directory(struct plan *plan)
 {
     struct qcow2 *q = plan->q;
@@ -365,13 +366,13 @@ static int switch_directory(struct plan *plan)
     let_go_of_old(plan, old, old_n, old_ext.directory_offset, old_ext.directory_bytes);
     qcow2_free_bitmap_entries(old, old_n);
     for (uint32_t i = 0; i < plan->n; i++)
-        plan->item[i].entry = (struct qcow2_bitmap){0}; /* it was handed over */
+        plan->item[i].entry = (struct qcow2_bitmap){0}; /* q->bitmaps owns it now */
     mcache_note_write(q->node->mc);
     return 0;
 }
 
-/* A failure leaves the old directory, unless the node refuses writes: then nothing may be let
- * go of. */
+/* After a failure the old directory is still in use, and the new clusters are freed; unless the
+ * node refuses writes, because then the header may point to either. */
 static int end_plan(struct plan *plan, int err)
 {
     if (err && !mcache_health(plan->q->node->mc))
@@ -382,7 +383,7 @@ static int end_plan(struct plan *plan, int err)
 
 struct search {
     const struct qcow2 *q;
-    uint32_t stored; /* of those in the directory */
+    uint32_t stored; /* bitmaps that have an entry */
     bool found;
 };
 
@@ -402,14 +403,14 @@ static void look_for_unstored(struct dirty_bitmap *bitmap, void *opaque)
                      enabled != dirty_bitmap_enabled(bitmap);
 }
 
-/* Does the directory say of any something else than is so? */
+/* Does the directory differ from the bitmaps in memory? */
 static bool is_anything_unstored(struct qcow2 *q)
 {
     struct search search = {.q = q};
     LOCK_GUARD(&q->header_lock);
 
     node_bitmap_each(q->node, look_for_unstored, &search);
-    return search.found || search.stored != q->bitmaps.n; /* or were they removed? */
+    return search.found || search.stored != q->bitmaps.n; /* the latter: one was removed */
 }
 
 static int write_plan(struct plan *plan, bool quiet)
@@ -448,7 +449,7 @@ int qcow2_keep_bitmaps(struct node *node, struct diag *diag)
     LOCK_GUARD(&node->bitmaps.keep);
     LOCK_GUARD(&q->bitmaps.in_use);
 
-    if (q->bitmaps.paused) { /* only who undoes a transaction comes here then */
+    if (q->bitmaps.paused) { /* only happens when a transaction is undone */
         qcow2_watch_bitmaps(q);
         return 0;
     }
@@ -483,104 +484,12 @@ void qcow2_store_bitmaps_at_end(struct qcow2 *q)
     if (q->node->options.keep_marks || mcache_health(q->node->mc))
         return;
     timer_cancel(q->node->ctx->housekeeper, &q->bitmaps.timer);
-    atomic_store(&q->node->changed, false); /* nobody is left who could change anything */
+    atomic_store(&q->node->changed,
+                 false); /* no request is left that could change anything */
     int err = qcow2_store_bitmaps(q, q->bitmaps.epoch);
     if (err)
         log_error(
             "%s: its bitmaps can't be stored (errno %d): they stay in use and can't be "
             "used any more",
             q->node->filename, -err);
-}
-
-/* ---- new ones ---- */
-
-struct total {
-    const struct qcow2 *q;
-    uint64_t size;                        /* of the disk */
-    uint64_t n, bits, largest, directory; /* all but n in bytes */
-};
-
-static void add_bits_to_total(struct total *total, uint64_t granularity)
-{
-    uint64_t bits = qcow2_bitmap_table_size(total->q, total->size, granularity)
-                    << total->q->geo.cluster_bits;
-
-    total->bits += bits;
-    total->largest = MAX(total->largest, bits);
-}
-
-static bool is_too_much(const struct total *total)
-{
-    return total->largest > MAX_BITMAP_BYTES || total->bits > MAX_BITMAPS_BYTES;
-}
-
-static void add_to_total(struct dirty_bitmap *bitmap, void *opaque)
-{
-    struct total *total = opaque;
-
-    if (!dirty_bitmap_persistent(bitmap))
-        return;
-    total->n++;
-    add_bits_to_total(total, dirty_bitmap_granularity(bitmap));
-    const struct qcow2_bitmap *stored = qcow2_stored_bitmap(total->q, bitmap);
-    total->directory +=
-        align_up(sizeof(struct qcow2_disk_bitmap) + (stored ? stored->extra_bytes : 0) +
-                     strlen(dirty_bitmap_name(bitmap)),
-                 8);
-}
-
-static const char *why_not_keep(struct total *total, const char *name, uint64_t granularity)
-{
-    const struct qcow2 *q = total->q;
-
-    if (q->header.version < 3)
-        return "Cannot store dirty bitmaps in qcow2 v2 files";
-    if (total->n >= MAX_BITMAPS)
-        return "Maximum number of persistent bitmaps is already reached";
-    if (total->directory + sizeof(struct qcow2_disk_bitmap) + strlen(name) + 7 >
-        MAX_BITMAP_DIRECTORY_BYTES)
-        return "Not enough space in the bitmap directory";
-    add_bits_to_total(total, granularity);
-    if (total->largest > MAX_BITMAP_BYTES)
-        return "Too much space will be occupied by the bitmap. Use larger granularity";
-    if (is_too_much(total))
-        return "Too much space will be occupied by the bitmaps. Use larger granularity";
-    return NULL;
-}
-
-int qcow2_check_bitmap(struct node *node, const char *name, uint64_t granularity,
-                       struct diag *diag)
-{
-    struct qcow2 *q = qcow2_of(node);
-    struct total total = {.q = q, .size = q->header.size};
-    LOCK_GUARD(&q->header_lock); /* what is stored may be stored anew just now */
-
-    node_bitmap_each(node, add_to_total, &total);
-    const char *why = why_not_keep(&total, name, granularity);
-    if (why)
-        return diag_set(diag, ENOTSUP, "Cannot make bitmap '%.200s' persistent in '%s': %s",
-                        name, node->filename, why);
-    int err = qcow2_check_bitmaps_room(q);
-    return err ? diag_errno(diag, -err,
-                            "Cannot make bitmap '%.200s' persistent in '%s': room in its "
-                            "header",
-                            name, node->filename)
-               : 0;
-}
-
-int qcow2_check_bitmaps_size(struct qcow2 *q, uint64_t size, struct diag *diag)
-{
-    struct total total = {.q = q, .size = size};
-
-    node_bitmap_each(q->node, add_to_total, &total);
-    return is_too_much(&total)
-               ? diag_set(diag, EFBIG,
-                          "%s: for a disk of %" PRIu64
-                          " bytes its dirty bitmaps would take %" PRIu64
-                          " bytes, the largest %" PRIu64
-                          ", and can't be over %llu, each %llu: remove those of a small "
-                          "granularity",
-                          q->node->filename, size, total.bits, total.largest,
-                          MAX_BITMAPS_BYTES, MAX_BITMAP_BYTES)
-               : 0;
 }
