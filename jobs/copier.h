@@ -49,9 +49,9 @@ void copier_lock_range(struct copier *copier, struct locked_range *range, uint64
                        uint64_t len);
 void copier_unlock_range(struct copier *copier, struct locked_range *range);
 
-/* Takes an idle worker and locks for it the beginning of [off, off+*len), as far as nobody has it
- * locked or waits for it, at most max_range.  *len: how much that is.  NULL when that is 0, or, with
- * *len unchanged, when no worker is idle. */
+/* Takes an idle worker and locks for it the beginning of [off, off+*len), as far as nobody has
+ * it locked or waits for it, at most max_range.  *len: how much that is.  NULL when that is 0,
+ * or, with *len unchanged, when no worker is idle. */
 struct copy_worker *copier_begin(struct copier *copier, uint64_t off, uint64_t *len);
 /* Takes an idle worker to flush the target while others go on copying.  NULL: no worker is idle, or
  * one is flushing. */

@@ -22,8 +22,8 @@ struct copy_result {
     uint64_t sent;      /* bytes of data written to the target (not zeroes) */
 };
 
-/* With everything but the nodes zero-initialised, all layers are copied, and data isn't searched for
- * zeroes. */
+/* With everything but the nodes zero-initialised, all layers are copied, and data isn't searched
+ * for zeroes. */
 struct copy_how {
     struct node *source, *target;
     uint64_t source_start, target_start; /* offsets that correspond to each other */
@@ -33,8 +33,8 @@ struct copy_how {
     bool
         offload; /* the kernel copies data that isn't compressed or encrypted (block_copy) */
     bool write_zeroes; /* zeroes are written as data, so that they are allocated */
-    /* Runs begin and end at multiples of this in the target, unless the range doesn't; bytes, 0 or a
-     * power of two, at most buffer_bytes. */
+    /* Runs begin and end at multiples of this in the target, unless the range doesn't; bytes, 0
+     * or a power of two, at most buffer_bytes. */
     uint32_t align;
     bool
         target_is_zero; /* it reads as zeroes from target_zero_from on: zeroes aren't written */

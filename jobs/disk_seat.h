@@ -14,9 +14,9 @@
  * A node that the job was moved away from stays open until the job has caught up (mirror_pivot's
  * caught_up), or gives its seat back.
  *
- * When an overlay is put on top of the disk's node, jobs that have a seat stay with that node, which
- * is a layer below from then on (`below`).  They are not moved any more, and no layer between is
- * taken out of the chain until they end.
+ * When an overlay is put on top of the disk's node, jobs that have a seat stay with that node,
+ * which is a layer below from then on (`below`).  They are not moved any more, and no layer between
+ * is taken out of the chain until they end.
  *
  * The owner of the disk implements this, for jobs through struct mirror_pivot.  Layer: jobs. */
 #ifndef JOBS_DISK_SEAT_H
@@ -35,10 +35,11 @@ enum disk_seat_state { SEAT_NONE, SEAT_TAKEN, SEAT_FOLLOWS, SEAT_LEAVES, SEAT_ID
 
 /* Embedded in the job; zero-initialised: NONE. */
 struct disk_seat {
-    /* Set before the state becomes FOLLOWS.  Called when `to` is about to replace the disk's node: on
-     * another job's thread, with changes of users drained.  They must not wait for anything that
-     * waits for those changes.  `prepare` returns 0, or -errno with diag and nothing changed.  After a
-     * success comes `move`, or `stay` if the node isn't replaced after all. */
+    /* Set before the state becomes FOLLOWS.  Called when `to` is about to replace the disk's
+     * node: on another job's thread, with changes of users drained.  They must not wait for
+     * anything that waits for those changes.  `prepare` returns 0, or -errno with diag and
+     * nothing changed.  After a success comes `move`, or `stay` if the node isn't replaced after
+     * all. */
     int (*prepare)(struct disk_seat *seat, struct node *to, struct diag *diag);
     void (*move)(struct disk_seat *seat, struct node *to);
     void (*stay)(struct disk_seat *seat, struct node *to);

@@ -58,9 +58,9 @@ static int run_one_turn(struct mirror *m)
     return 0;
 }
 
-/* The job will wait for the user (finalize) before it ends: users of the disk must not wait as long.
- * A job that is to switch them to the target goes on observing, and mirror_finish copies what they
- * write meanwhile.  One that only makes a copy is done with it. */
+/* The job will wait for the user (finalize) before it ends: users of the disk must not wait as
+ * long. A job that is to switch them to the target goes on observing, and mirror_finish copies
+ * what they write meanwhile.  One that only makes a copy is done with it. */
 static void wait_for_others(struct mirror *m)
 {
     if (!job_completes(m->job))
@@ -128,9 +128,9 @@ static bool disarm_interrupt(struct mirror *m)
     return !m->interrupted;
 }
 
-/* The job doesn't write again what the target loses from now on.  If a server was unreachable, users
- * get one failed flush, and can write again what they wrote since the last one.  After a failed flush
- * of a file its state is unknown, so the node refuses writes. */
+/* The job doesn't write again what the target loses from now on.  If a server was unreachable,
+ * users get one failed flush, and can write again what they wrote since the last one.  After a
+ * failed flush of a file its state is unknown, so the node refuses writes. */
 static void prepare_to_serve(struct node *target)
 {
     if (!node_persist(target, PATIENCE_MS))

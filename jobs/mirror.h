@@ -16,8 +16,8 @@ enum mirror_copy_mode { MIRROR_BACKGROUND, MIRROR_WRITE_BLOCKING };
  * functions are called on the job's thread; begin_drain and end_drain in pairs, replace between
  * them.  int: 0 or -errno with diag. */
 struct mirror_pivot {
-    /* Takes a seat at the disk, whose state becomes TAKEN, and returns the node that users are served
-     * from; for jobs that are started without a source. */
+    /* Takes a seat at the disk, whose state becomes TAKEN, and returns the node that users are
+     * served from; for jobs that are started without a source. */
     struct node *(*take_seat)(void *opaque, struct disk_seat *seat);
     /* Changes the seat's state (disk_seat.h); does nothing with a seat that isn't taken. */
     void (*set_seat)(void *opaque, struct disk_seat *seat, enum disk_seat_state state);
@@ -25,8 +25,8 @@ struct mirror_pivot {
     void (*caught_up)(void *opaque, struct disk_seat *seat);
     /* Gives the seat back, and with it all nodes that were kept open for it. */
     void (*leave_seat)(void *opaque, struct disk_seat *seat);
-    /* From now on changing requests of users wait; returns when those in flight have ended.  Doesn't
-     * wait for reads. */
+    /* From now on changing requests of users wait; returns when those in flight have ended.
+     * Doesn't wait for reads. */
     void (*begin_drain)(void *opaque);
     void (*end_drain)(void *opaque);
     /* Makes users be served from `target`, which it takes over on success.  The old node is closed
@@ -34,8 +34,8 @@ struct mirror_pivot {
      * target's chain. */
     int (*replace)(void *opaque, struct node *target, struct diag *diag);
     /* Makes `below` (NULL: none) the backing node of a layer of users' chain; takes it over on
-     * success.  The contents are the same.  The old backing node is closed when the last request that
-     * uses it has left, except for nodes that are part of `below`'s chain. */
+     * success.  The contents are the same.  The old backing node is closed when the last request
+     * that uses it has left, except for nodes that are part of `below`'s chain. */
     int (*replace_backing)(void *opaque, struct node *layer, struct node *below,
                            struct diag *diag);
     /* May images below the top be taken out of the chain?  Asked again before an image file names
@@ -79,11 +79,11 @@ struct mirror_params {
     struct mirror_pivot pivot;
 };
 
-/* Starts a mirror: validates the parameters and attaches to the source.  With a target that happens
- * before the function returns.  Without one, only what doesn't depend on the target is validated
- * here, before it is opened or created; the rest happens on the job's thread, which reports the
- * result as JOB_EVENT_OPENED.  0 or -errno with diag: then nothing is left behind, and a target that
- * was passed is closed. */
+/* Starts a mirror: validates the parameters and attaches to the source.  With a target that
+ * happens before the function returns.  Without one, only what doesn't depend on the target is
+ * validated here, before it is opened or created; the rest happens on the job's thread, which
+ * reports the result as JOB_EVENT_OPENED.  0 or -errno with diag: then nothing is left behind,
+ * and a target that was passed is closed. */
 int mirror_start(struct job_manager *manager, const struct mirror_params *params,
                  struct diag *diag) MUST_USE;
 

@@ -3,8 +3,8 @@
  *
  * The disk is divided into chunks of `granularity` bytes.  Three bitmaps have a bit for each:
  *   dirty      the chunk may differ between source and target;
- *   unflushed  it was written to the target after the target's last flush began.  Such chunks may be
- *              lost when a flush fails, or when the connection to the target is lost (which the
+ *   unflushed  it was written to the target after the target's last flush began.  Such chunks may
+ *              be lost when a flush fails, or when the connection to the target is lost (which the
  *              target's next flush reports);
  *   flushing   the flush in progress covers it.
  *
@@ -30,9 +30,9 @@
 /* How long the target may take to answer before the job completes (target_answers). */
 #define PROOF_MS 10000u
 
-/* Bytes copied between two early flushes.  These make the target's disk work while copying goes on,
- * so that little is left for the flush before READY or with users drained.  They also bound what has
- * to be copied again after a lost connection. */
+/* Bytes copied between two early flushes.  These make the target's disk work while copying goes
+ * on, so that little is left for the flush before READY or with users drained.  They also bound
+ * what has to be copied again after a lost connection. */
 #define FLUSH_BYTES (128u << 20)
 
 /* ---- what the workers report ---- */
@@ -178,8 +178,8 @@ int mirror_mark_first(struct mirror *m)
 
 /* ---- the copying ---- */
 
-/* How many bytes the next copy may have; 0: by the rate limit enough is in flight.  (The limit counts
- * bytes when they have arrived.) */
+/* How many bytes the next copy may have; 0: by the rate limit enough is in flight.  (The limit
+ * counts bytes when they have arrived.) */
 static uint64_t next_copy_limit(struct mirror *m)
 {
     uint64_t slice = job_slice_bytes(m->job), copying = copier_copying(m->copier);
@@ -283,9 +283,9 @@ bool mirror_flush_reported_loss(struct mirror *m)
            atomic_exchange(&m->unreported_loss, false);
 }
 
-/* Moves the bits of `unflushed` to `flushing`.  Users' writes (write-blocking mode) set bits there at
- * any time, each after its write has ended: a bit that is moved here belongs to a write that the
- * flush covers. */
+/* Moves the bits of `unflushed` to `flushing`.  Users' writes (write-blocking mode) set bits
+ * there at any time, each after its write has ended: a bit that is moved here belongs to a write
+ * that the flush covers. */
 static void begin_flush(struct mirror *m)
 {
     uint64_t off, len;
@@ -375,8 +375,8 @@ void mirror_flush_early(struct mirror *m)
         m->flush_mark = copied;
 }
 
-/* Flushes while users are drained, so only until `until` (clock_ns): the target may take longer than
- * users can wait.  False: not done by then; the flush goes on. */
+/* Flushes while users are drained, so only until `until` (clock_ns): the target may take longer
+ * than users can wait.  False: not done by then; the flush goes on. */
 static bool flush_until(struct mirror *m, uint64_t until)
 {
     if (!begin_early_flush(m))

@@ -88,9 +88,9 @@ struct mirror {
     _Atomic bool give_up; /* interrupted while the target is being opened */
 };
 
-/* Starts the job; see mirror_start.  m, which is zeroed except for `layers`, becomes the job's state
- * and is freed by ops->free, even when this fails.  Without a target, ops->open opens one and calls
- * mirror_prepare. */
+/* Starts the job; see mirror_start.  m, which is zeroed except for `layers`, becomes the job's
+ * state and is freed by ops->free, even when this fails.  Without a target, ops->open opens one
+ * and calls mirror_prepare. */
 int mirror_launch(struct job_manager *manager, struct mirror *m,
                   const struct mirror_params *params, const struct job_ops *ops,
                   struct diag *diag) MUST_USE;
@@ -144,8 +144,8 @@ void mirror_report_progress(struct mirror *m);
 /* begin_drain and end_drain of a pivot where nobody writes to the source: does nothing. */
 void mirror_drain_nobody(void *opaque);
 
-/* Tries to reach the completion point: drains users, copies the rest, flushes the target.  True: the
- * target equals the source, and users stay drained.  False: not now, and users go on. */
+/* Tries to reach the completion point: drains users, copies the rest, flushes the target.  True:
+ * the target equals the source, and users stay drained.  False: not now, and users go on. */
 bool mirror_try_complete(struct mirror *m);
 void mirror_end_drain(struct mirror *m);
 
@@ -159,8 +159,8 @@ void mirror_worker_freed(void *opaque);
 
 /* ---- mirror_observe.c: from attach to detach the job observes the source's changes ---- */
 
-/* Switches write-blocking mode on or off, from any thread.  -EBUSY with diag: the source has too many
- * observers of that kind. */
+/* Switches write-blocking mode on or off, from any thread.  -EBUSY with diag: the source has too
+ * many observers of that kind. */
 int mirror_observe_as(struct mirror *m, bool write_blocking, struct diag *diag) MUST_USE;
 
 int mirror_attach(struct mirror *m, const char *bitmap, struct diag *diag) MUST_USE;

@@ -130,10 +130,10 @@ struct driver {
     int (*activate)(struct node *node, struct diag *diag);
 
     /* Optional: called before the first change of an active image, inside the gate, by several
-     * threads at once if several changes come first.  Marks in the file that stored bitmaps are out
-     * of date (in use), and clears the bits of features that this program doesn't update.  Durable on
-     * return.  A failure, which it logs, fails the request, and the next change calls it again.  To
-     * have it called once more a driver sets node->changed to false. */
+     * threads at once if several changes come first.  Marks in the file that stored bitmaps are
+     * out of date (in use), and clears the bits of features that this program doesn't update.
+     * Durable on return.  A failure, which it logs, fails the request, and the next change calls
+     * it again.  To have it called once more a driver sets node->changed to false. */
     int (*first_change)(struct node *node);
 
     /* Clean end: commits, clears the dirty marks, gives back what was reserved ahead, then
@@ -188,20 +188,20 @@ struct driver {
     /* DRIVER_SHRINKS: lowers the virtual size; data behind it is lost.  A crash leaves the old or
      * the new size, and the data before the new size unchanged. */
     int (*shrink)(struct node *node, uint64_t size, struct diag *diag);
-    /* Optional: drops all data of the image, so that the backing file shows; the caller has the node
-     * to itself.  Durable on return; after a crash any part may be dropped. */
+    /* Optional: drops all data of the image, so that the backing file shows; the caller has the
+     * node to itself.  Durable on return; after a crash any part may be dropped. */
     int (*make_empty)(struct node *node, struct diag *diag);
     /* DRIVER_MARKS: commits and clears the dirty mark now, as the timer would. */
     int (*clear_mark)(struct node *node);
 
-    /* DRIVER_SNAPSHOTS.  snapshots: see node_snapshots; from any thread.  open_snapshot: the caller
-     * has filled in the key and what is borrowed from the image; sets size, state, and a driver that
-     * maps.  close_snapshot: nobody uses the node any more. */
+    /* DRIVER_SNAPSHOTS.  snapshots: see node_snapshots; from any thread.  open_snapshot: the
+     * caller has filled in the key and what is borrowed from the image; sets size, state, and a
+     * driver that maps.  close_snapshot: nobody uses the node any more. */
     int (*snapshots)(struct node *node, struct snapshot_list *out);
     int (*open_snapshot)(struct node *snapshot, struct diag *diag);
     void (*close_snapshot)(struct node *snapshot);
-    /* The steps of a change: see snapshot.h.  begin_snapshot fills in its info and state, and leaves
-     * nothing behind when it fails. */
+    /* The steps of a change: see snapshot.h.  begin_snapshot fills in its info and state, and
+     * leaves nothing behind when it fails. */
     int (*begin_snapshot)(struct snapshot_change *change,
                           const struct snapshot_request *request, struct diag *diag);
     int (*prepare_snapshot)(struct snapshot_change *change, struct diag *diag);
@@ -221,13 +221,13 @@ struct driver {
     void (*end_bitmap_change)(struct node *node);
     int (*keep_bitmaps)(struct node *node, struct diag *diag);
 
-    /* Optional: fills in the driver's part of image_info.h.  0 or -ENOMEM; the caller frees what was
-     * filled in, on failure too. */
+    /* Optional: fills in the driver's part of image_info.h.  0 or -ENOMEM; the caller frees what
+     * was filled in, on failure too. */
     int (*info)(struct node *node, struct image_info *info);
 
-    /* DRIVER_CHECKS: checks the image in st, whether it is opened or not, and repairs what the options
-     * say.  0: the check ran to its end, and *result says what it found.  -errno with a sentence: the
-     * image could not be checked, or not be repaired. */
+    /* DRIVER_CHECKS: checks the image in st, whether it is opened or not, and repairs what the
+     * options say.  0: the check ran to its end, and *result says what it found.  -errno with a
+     * sentence: the image could not be checked, or not be repaired. */
     int (*check)(struct storage *st, const struct check_options *options,
                  struct check_result *result, struct diag *diag);
 
@@ -249,10 +249,10 @@ struct driver {
     /* Validates a request without touching anything: unknown options, impossible values and sizes.
      * 0, or -errno with a sentence. */
     int (*check_create)(const struct create_request *req, struct diag *diag);
-    /* Writes an empty image into st, for a request that passed check_create.  st is an empty store
-     * or, if its size is fixed, one with any content; it is taken over, and closed on return.  `data`
-     * is the same for the request's data file, or NULL.  After a failure their content is
-     * undefined. */
+    /* Writes an empty image into st, for a request that passed check_create.  st is an empty
+     * store or, if its size is fixed, one with any content; it is taken over, and closed on
+     * return.  `data` is the same for the request's data file, or NULL.  After a failure their
+     * content is undefined. */
     int (*create)(struct storage *st, struct storage *data,
                   const struct create_request *req, struct diag *diag);
 };
@@ -262,10 +262,10 @@ static inline bool driver_can(const struct driver *driver, enum driver_feature f
     return driver->features & feature;
 }
 
-/* An offset in an image's header of `limit` bytes where a backing name of `len` bytes has room: behind
- * [0, used), and not over the old name ([old, old+old_len)), so that the old one holds after a crash.
- * If the header is a single sector it may overlap the old name; the caller then writes the whole
- * sector at once.  0: no room. */
+/* An offset in an image's header of `limit` bytes where a backing name of `len` bytes has room:
+ * behind [0, used), and not over the old name ([old, old+old_len)), so that the old one holds
+ * after a crash. If the header is a single sector it may overlap the old name; the caller then
+ * writes the whole sector at once.  0: no room. */
 uint64_t driver_place_name(uint64_t used, uint64_t old, uint64_t old_len, uint64_t len,
                            uint64_t limit);
 

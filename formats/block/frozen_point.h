@@ -66,11 +66,11 @@ int frozen_begin(struct frozen_point *point, struct diag *diag) MUST_USE;
 /* Makes the point known by this name at the disk's node, until it ends.  0 or -ENOMEM. */
 int frozen_show(struct frozen_point *point, const char *name) MUST_USE;
 
-/* For the replacement of the disk's node by `to`, with the same contents, while changes are drained.
- * frozen_prepare_to_move guards `to` as well; then frozen_move makes it the disk, or frozen_stay
- * undoes the preparation.  The old node stays open until frozen_end, and isn't changed, unless
- * through `to`, which may use the same file.  0 or -ENOMEM.  Not concurrently with begin and
- * end. */
+/* For the replacement of the disk's node by `to`, with the same contents, while changes are
+ * drained. frozen_prepare_to_move guards `to` as well; then frozen_move makes it the disk, or
+ * frozen_stay undoes the preparation.  The old node stays open until frozen_end, and isn't
+ * changed, unless through `to`, which may use the same file.  0 or -ENOMEM.  Not concurrently
+ * with begin and end. */
 int frozen_prepare_to_move(struct frozen_point *point, struct node *to) MUST_USE;
 void frozen_move(struct frozen_point *point, struct node *to);
 void frozen_stay(struct frozen_point *point, struct node *to);
@@ -98,8 +98,8 @@ int frozen_each(struct node *node, int (*each)(void *opaque, const char *name),
  * point. */
 struct node *frozen_node(struct frozen_point *point);
 
-/* The range won't be read any more, neither by the caller nor through an image whose backing file is
- * the point: its granules needn't be saved.  Rounds inwards. */
+/* The range won't be read any more, neither by the caller nor through an image whose backing
+ * file is the point: its granules needn't be saved.  Rounds inwards. */
 void frozen_release(struct frozen_point *point, uint64_t off, uint64_t len);
 
 /* Stores which parts of the disk were dirty at the point, for its readers.  The bitmap, which isn't
@@ -128,8 +128,8 @@ char *frozen_find_by_store(struct node *disk, const char *node_name) MUST_USE;
 /* 0, or -errno: why the point was given up. */
 int frozen_error(const struct frozen_point *point);
 
-/* Opens a store for a point of the disk: a nameless sparse file in the folder of the disk's file or,
- * if that isn't a local file, in $TMPDIR or /var/tmp.  The caller owns it. */
+/* Opens a store for a point of the disk: a nameless sparse file in the folder of the disk's file
+ * or, if that isn't a local file, in $TMPDIR or /var/tmp.  The caller owns it. */
 int frozen_store_open(struct node *source, struct node **out, struct diag *diag) MUST_USE;
 
 #endif

@@ -363,8 +363,8 @@ struct storage_protocol;
 /* How its file was opened, to open it once more by the node's filename. */
 const struct storage_protocol *node_protocol(const struct node *node);
 
-/* How many flushes of the file have failed, whoever asked for them.  What was written before one may
- * be lost, and a later flush that succeeds doesn't bring it back. */
+/* How many flushes of the file have failed, whoever asked for them.  What was written before one
+ * may be lost, and a later flush that succeeds doesn't bring it back. */
 uint64_t node_flush_failures(struct node *node);
 
 /* While on, a failed flush doesn't poison the node: the caller writes again what may be lost.  Only

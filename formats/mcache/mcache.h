@@ -72,7 +72,7 @@ enum mc_class { MC_PRE, MC_LEAF, MC_LINK, MC_CLASSES, MC_CLEAN = MC_CLASSES };
 enum mc_order { MC_BE64, MC_LE64 };
 
 /* One cached page.  Words are read with mc_load from any thread inside the gate; everything
- * else is private to this folder. */
+ * else belongs to the files of mcache/. */
 struct mc_page {
     _Atomic uint64_t *words;
     struct mcmap *map;

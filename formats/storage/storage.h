@@ -111,8 +111,8 @@ struct storage {
     bool fixed_size; /* block device: can't grow */
     bool read_only;  /* writes return -EROFS */
     int refused_err; /* with fallback_read_only: why it wasn't opened for writing, else 0 */
-    /* A failed flush loses nothing that was written before, and can be tried again.  Otherwise it is
-     * unknown after a failed flush what is durable. */
+    /* A failed flush loses nothing that was written before, and can be tried again.  Otherwise
+     * it is unknown after a failed flush what is durable. */
     bool keeps_writes;
     /* A reader's lock doesn't keep writers out, so what was read before the writer's lock was taken
      * may be outdated.  And each store that is written to has to take the lock itself. */
@@ -137,8 +137,8 @@ struct storage_open {
         direct; /* O_DIRECT; callers may still use any alignment.  -EINVAL where the filesystem
                     doesn't support it */
     bool no_flush; /* cache=volatile: flushes make nothing durable */
-    /* Of files: the path is relative to this folder (storage_folder_path), and nothing outside of it
-     * is opened; NULL: an ordinary path. */
+    /* Of files: the path is relative to this folder (storage_folder_path), and nothing outside
+     * of it is opened; NULL: an ordinary path. */
     const struct storage_folder *folder;
     /* For stores of another server: the name was found in an image, so it is hostile. */
     bool named_by_image;
@@ -179,9 +179,9 @@ int storage_identity(struct storage *st, uint64_t *device, uint64_t *inode);
 /* Are both the same local file?  False when one isn't local. */
 bool storage_is_same(struct storage *a, struct storage *b);
 
-/* Locks the image against other processes (QEMU's tools take the same locks), until the storage is
- * closed.  A reader can become a writer, and a writer a reader.  Never waits: -EAGAIN with a message
- * when another process has a conflicting lock.  0 on a store that others can't open. */
+/* Locks the image against other processes (QEMU's tools take the same locks), until the storage
+ * is closed.  A reader can become a writer, and a writer a reader.  Never waits: -EAGAIN with a
+ * message when another process has a conflicting lock.  0 on a store that others can't open. */
 int storage_lock(struct storage *st, enum storage_lock_level level,
                  struct diag *diag) MUST_USE;
 
@@ -197,8 +197,8 @@ int storage_writev(struct storage *st, const struct iovec *iov, int count, uint6
 int storage_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flags) MUST_USE;
 
 /* Writes bytes of another store, which the kernel copies or, where the filesystem can, shares
- * (reflink).  -ENOTSUP, or another -errno of either side: a part of the range may have been written,
- * and the caller has to write the range in another way. */
+ * (reflink).  -ENOTSUP, or another -errno of either side: a part of the range may have been
+ * written, and the caller has to write the range in another way. */
 int storage_copy(struct storage *st, uint64_t off, struct storage *from, uint64_t from_off,
                  uint64_t len) MUST_USE;
 
@@ -231,16 +231,17 @@ int storage_truncate(struct storage *st, uint64_t bytes) MUST_USE;
 int storage_extent(struct storage *st, uint64_t off, uint64_t len, bool *data,
                    uint64_t *run);
 
-/* The marks at off, if the user chose a metadata context in place of base:allocation (x-dirty-bitmap
- * of an NBD export); storage_extent then calls everything data.  -ENOTSUP: there is none. */
+/* The marks at off, if the user chose a metadata context in place of base:allocation
+ * (x-dirty-bitmap of an NBD export); storage_extent then calls everything data.  -ENOTSUP: there
+ * is none. */
 int storage_marks(struct storage *st, uint64_t off, uint64_t len,
                   struct storage_marks *out) MUST_USE;
 
 void storage_prefetch(struct storage *st, uint64_t off, uint64_t len);
 
-/* Announces that all of the range, which was never written to, is going to be written.  The store may
- * allocate its blocks, if that makes the writes cheaper; then it returns true, and the caller has to
- * discard what it doesn't write after all.  Contents and size stay. */
+/* Announces that all of the range, which was never written to, is going to be written.  The
+ * store may allocate its blocks, if that makes the writes cheaper; then it returns true, and the
+ * caller has to discard what it doesn't write after all.  Contents and size stay. */
 bool storage_expect(struct storage *st, uint64_t off, uint64_t len);
 
 /* Announces that everything will be written by which the store grows from here on.  It may allocate
@@ -256,9 +257,9 @@ void storage_expect_pieces(struct storage *st, uint64_t off, uint64_t len);
 int storage_allocated(struct storage *st, uint64_t *bytes);
 
 /* Reserves the blocks of the range, so that writing there can't fail with ENOSPC; contents stay,
- * growth reads as zeroes.  Where the store can't: a range past the present end, which nobody else may
- * be writing, is written with zeroes; for one that starts before the end -ENOTSUP, with nothing
- * done. */
+ * growth reads as zeroes.  Where the store can't: a range past the present end, which nobody
+ * else may be writing, is written with zeroes; for one that starts before the end -ENOTSUP, with
+ * nothing done. */
 int storage_preallocate(struct storage *st, uint64_t off, uint64_t len) MUST_USE;
 
 /* ---- stores of another server, which can become unreachable; for others these do nothing ---- */
@@ -281,8 +282,8 @@ void storage_abort(struct storage *st);
  * after such a loss fails. */
 uint64_t storage_lost_writes(const struct storage *st);
 
-/* Sends a request to the server and waits for the reply: 0, or -errno.  by_reading: the request is a
- * read. */
+/* Sends a request to the server and waits for the reply: 0, or -errno.  by_reading: the request
+ * is a read. */
 int storage_prove(struct storage *st, bool by_reading, unsigned timeout_ms) MUST_USE;
 
 /* From now on requests wait up to patience_ms for a server that became unreachable, and are then
