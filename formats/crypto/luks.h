@@ -12,8 +12,9 @@
  *
  * Changes keep the container openable at each power failure: new key material is durable
  * before the header that has it, and a header without a slot before its material is
- * overwritten.  `force` on a slot in use takes a free one along meanwhile; where all eight are in
- * use a failure may lose that one.
+ * overwritten.  `force` on a slot in use takes a free one along meanwhile.  Where all eight are in
+ * use a failure may leave that one with neither passphrase, and the caller needs one that opens
+ * another, with which the same can be tried again.
  * Who calls holds the container for himself.
  *
  * Threads: any, but for the rule above.  Layer: crypto. */
@@ -78,7 +79,8 @@ int luks_format(struct luks **out, const struct luks_io *io,
 
 /* Lets another passphrase open the container, too.  `slot`: 0 to 7, or LUKS_ANY_SLOT for
  * the first that is free.  -EEXIST when it is in use, unless `force`; -ENOSPC when none is
- * free; -EKEYREJECTED when the old passphrase opens none. */
+ * free; -EKEYREJECTED when the old passphrase opens none; -EPERM when all are in use and it opens
+ * none but the one to be overwritten. */
 int luks_add_key(const struct luks_io *io, const void *old_passphrase, size_t old_len,
                  const void *new_passphrase, size_t new_len, int slot,
                  uint32_t iter_time_ms, bool force, struct diag *diag) MUST_USE;

@@ -99,9 +99,48 @@ int luks_erase_slot(const struct luks_io *io, unsigned slot, bool force, struct 
     return erase_slots(io, &h, chosen, diag);
 }
 
+/* Nothing but `slot` is opened by the passphrase, and no slot is free: cut short, an overwrite of it
+ * would leave the caller neither what he had nor what he wants. */
+static int refuse_to_lose_own(const struct luks_io *io, unsigned slot, struct diag *diag)
+{
+    return diag_set(diag, EPERM,
+                    "%s: all %u key slots are in use, and the passphrase opens none but "
+                    "slot %u: a failure while that is overwritten could leave neither "
+                    "passphrase; another slot has to be erased before, or another "
+                    "passphrase given as the old one",
+                    io->name, LUKS_SLOTS, slot);
+}
+
+/* Does it open another slot than the first that it opens? */
+static int opens_another(const struct luks_io *io, const struct luks_header *h,
+                         unsigned first, const void *passphrase, size_t len, uint8_t *key,
+                         struct diag *diag)
+{
+    int err = -EKEYREJECTED;
+
+    for (unsigned i = first + 1; i < LUKS_SLOTS && err == -EKEYREJECTED; i++)
+        err = luks_try_slot(io, h, i, passphrase, len, key, diag);
+    return err;
+}
+
+/* The master key, by a passphrase that opens the container also when the change of `slot` is cut
+ * short, so that it can be tried again. */
+static int unlock_for_change(const struct luks_io *io, const struct luks_header *h,
+                             unsigned slot, const void *passphrase, size_t len,
+                             uint8_t *key, struct diag *diag)
+{
+    unsigned opened = 0;
+
+    int err = luks_unlock(io, h, passphrase, len, key, &opened, diag);
+    if (err || opened != slot || luks_active_slots(h) < LUKS_SLOTS)
+        return err;
+    err = opens_another(io, h, slot, passphrase, len, key, diag);
+    return err == -EKEYREJECTED ? refuse_to_lose_own(io, slot, diag) : err;
+}
+
 /* The slot is in use, and opens nothing from when its material is overwritten to when the header
- * goes with that.  Meanwhile one that is free has the new key, too.  Where none is, seven others
- * open the container. */
+ * goes with that.  Meanwhile one that is free has the new key, too.  Where none is, the caller
+ * has another passphrase, which opens the container. */
 static int replace_slot(const struct luks_io *io, struct luks_header *h, unsigned slot,
                         const struct new_key *new, struct diag *diag)
 {
@@ -124,7 +163,7 @@ int luks_add_key(const struct luks_io *io, const void *old_passphrase, size_t ol
 {
     CLEANUP_SECRET uint8_t *key = secret_alloc(CIPHER_MAX_KEY_BYTES);
     struct luks_header h;
-    unsigned slot = 0, opened = 0;
+    unsigned slot = 0;
 
     if (!key)
         return diag_errno(diag, ENOMEM, "%s: a key", io->name);
@@ -132,7 +171,7 @@ int luks_add_key(const struct luks_io *io, const void *old_passphrase, size_t ol
     if (!err)
         err = choose_slot(io, &h, wanted, force, &slot, diag);
     if (!err)
-        err = luks_unlock(io, &h, old_passphrase, old_len, key, &opened, diag);
+        err = unlock_for_change(io, &h, slot, old_passphrase, old_len, key, diag);
     if (err)
         return err;
     const struct new_key new = {new_passphrase, new_len, key, iter_time_ms};

@@ -289,7 +289,7 @@ Test(crypto_luks, what_is_not_added)
         cr_assert_eq(add(&m, "first", "second", LUKS_ANY_SLOT, false, &diag), 0);
     cr_expect_eq(add(&m, "first", "second", LUKS_ANY_SLOT, false, &diag), -ENOSPC);
     cr_expect_str_eq(diag.text, "disk.luks: all 8 key slots are in use");
-    cr_expect_eq(add(&m, "first", "third", 0, true, &diag), 0);
+    cr_expect_eq(add(&m, "second", "third", 0, true, &diag), 0);
     cr_expect_eq(try_open(&m, "first"), -EKEYREJECTED);
     cr_expect_eq(try_open(&m, "third"), 0);
     memory_free(&m);
@@ -357,6 +357,72 @@ Test(crypto_luks, failures_while_the_only_key_is_replaced)
         for (enum torn torn = NOT_TORN; torn <= TORN_END; torn++)
             for (int calls = 0; replace_only_key(slots[i], torn, calls); calls++)
                 cr_assert_lt(calls, 40);
+}
+
+/* With no slot free, and slots 0 to 7 opened by "0" to "7". */
+static void fill_slots(struct memory *m)
+{
+    struct diag diag = {0};
+
+    memory_format(m, &quick);
+    cr_assert_eq(add(m, "first", "0", 1, false, &diag), 0);
+    cr_assert_eq(add(m, "0", "0", 0, true, &diag), 0);
+    for (int i = 1; i < 8; i++)
+        cr_assert_eq(add(m, "0", (const char[]){(char)('0' + i), 0}, i, true, &diag), 0);
+}
+
+/* O-05: cut short, it would be lost to who asks. */
+Test(crypto_luks, the_own_key_among_eight_stays)
+{
+    struct memory m;
+    struct diag diag = {0};
+
+    fill_slots(&m);
+    for (int i = 0; i < 8; i++) {
+        const char own[] = {(char)('0' + i), 0};
+        cr_expect_eq(add(&m, own, "new", i, true, &diag), -EPERM);
+        cr_expect(strstr(diag.text, "all 8 key slots are in use"), "%s", diag.text);
+        cr_expect_eq(m.log[0], '\0', "nothing is written");
+        cr_expect_eq(try_open(&m, own), 0);
+    }
+    cr_assert_eq(add(&m, "3", "5", 5, true, &diag), 0);
+    cr_assert_eq(add(&m, "5", "3", 3, true, &diag), 0);
+    cr_expect_eq(add(&m, "3", "new", 5, true, &diag), 0);
+    cr_assert_eq(add(&m, "3", "new", 2, true, &diag), 0);
+    cr_expect_eq(add(&m, "new", "newer", 2, true, &diag), 0, "it opens 5, too");
+    cr_expect_eq(try_open(&m, "newer"), 0);
+    memory_free(&m);
+}
+
+/* Replaces the key of a slot among eight; what add returns. */
+static int replace_among_eight(struct memory *m, int slot, enum torn torn, int calls)
+{
+    struct diag diag = {0};
+
+    m->torn = torn;
+    m->fail_after = calls;
+    int err = add(m, "0", "new", slot, true, &diag);
+    m->fail_after = -1;
+    cr_expect(err == 0 || err == -EIO || err == -ENOSPC, "%d: %d", calls, err);
+    cr_expect_eq(try_open(m, "0"), 0, "slot %d: after %d calls", slot, calls);
+    if (err)
+        cr_expect_eq(add(m, "0", "new", slot, true, &diag), 0, "once more");
+    cr_expect_eq(try_open(m, "new"), 0, "slot %d: after %d calls", slot, calls);
+    return err;
+}
+
+/* O-05: The old passphrase opens the container at each moment, and lets the same be tried again. */
+Test(crypto_luks, failures_while_a_key_among_eight_is_replaced)
+{
+    static const int slots[] = {6, 7};
+    struct memory m;
+
+    fill_slots(&m);
+    for (size_t i = 0; i < ARRAY_LEN(slots); i++)
+        for (enum torn torn = NOT_TORN; torn <= TORN_END; torn++)
+            for (int calls = 0; replace_among_eight(&m, slots[i], torn, calls); calls++)
+                cr_assert_lt(calls, 40);
+    memory_free(&m);
 }
 
 /* Each call fails once: what the container had before, or has afterwards, opens it. */
