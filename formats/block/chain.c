@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Opening an image and what lies below it, layer by layer. */
+/* Opens an image and what lies below it, layer by layer. */
 #include <assert.h>
 #include <errno.h>
 #include <stdio.h>
@@ -14,14 +14,14 @@
 #include "storage/protocol.h"
 #include "storage/rbd.h"
 
-/* What probing looks at. */
+/* Bytes that probing reads. */
 #define HEAD_BYTES 512
 
 /* How one layer is to be opened. */
 struct layer {
     const char *path;
     const struct storage_protocol *protocol;
-    const struct storage_folder *folder; /* NULL: anywhere */
+    const struct storage_folder *folder; /* where the file has to lie; NULL: anywhere */
     const char *format;                  /* NULL or "auto": by magic */
     const char *image;                   /* the image above it; NULL: it is the top */
     unsigned depth;
@@ -30,10 +30,10 @@ struct layer {
     bool read_only, fallback_read_only;
 };
 
-/* What the first bytes say. */
+/* What probing has found. */
 struct findings {
     const struct driver *driver; /* NULL: none */
-    const char *foreign;         /* else what it is instead, when that is known */
+    const char *foreign;         /* without a driver: the foreign format, if it is known */
 };
 
 static int probe_file(struct storage *file, struct findings *out, struct diag *diag)
@@ -60,7 +60,8 @@ static bool is_auto(const char *format)
     return !format || strcmp(format, "auto") == 0;
 }
 
-/* A magic that isn't known at all is the driver's to judge: a check may mend it. */
+/* Finds a driver by name.  Content with a known magic must be of that format.  Content without
+ * one is accepted here: the driver decides, because a check may repair it. */
 static int find_by_name(struct storage *file, const char *format, const struct driver **out,
                         struct diag *diag)
 {
@@ -85,7 +86,7 @@ static int find_by_name(struct storage *file, const char *format, const struct d
     return 0;
 }
 
-/* `remedy` is what to say of a file of unknown content. */
+/* remedy: what the message says about a file of unknown content. */
 static int find_by_magic(struct storage *file, const char *remedy,
                          const struct driver **out, struct diag *diag)
 {
@@ -119,8 +120,8 @@ int chain_find_driver(struct storage *file, const char *format, const struct dri
         out, diag);
 }
 
-/* As chain_find_driver, for a layer: what is missing is said in the words of who can add
- * it. */
+/* As chain_find_driver, for a layer.  The message for an unknown format says what to add, and
+ * depends on whether the image above it or the user named the file. */
 static int find_layer_driver(struct storage *file, const struct layer *layer,
                              const struct driver **out, struct diag *diag)
 {
@@ -175,7 +176,7 @@ static int open_store(const struct layer *layer, const struct node_options *opti
     return layer->protocol->open(layer->path, &how, out, diag);
 }
 
-/* What the node is called, for all to see. */
+/* Opens a node under the name that users see. */
 static int open_node(struct block_context *ctx, const struct driver *driver,
                      struct storage *file, const struct layer *layer,
                      const struct chain_options *options, struct node **out,
@@ -221,8 +222,8 @@ static int open_layer(struct block_context *ctx, const struct layer *layer,
     return rc;
 }
 
-/* The user's own choice of a backing file is trusted; it has to be a local file or an NBD
- * export all the same. */
+/* Resolves a backing file that the user has chosen.  It may lie anywhere, but must be a local
+ * file, an NBD export or an RBD image. */
 static int resolve_chosen(const struct node *top, const char *name, struct reference *out,
                           struct diag *diag)
 {
@@ -240,9 +241,9 @@ static int resolve_chosen(const struct node *top, const char *name, struct refer
     return reference_resolve_given("backing=", name, out, diag);
 }
 
-/* The format of what lies below the node.  What a user names by a protocol's driver alone is
- * never looked into for a format, which its bytes could pretend; an image that does the same
- * may mean the format that it records, or can't (QED). */
+/* The format of the layer below the node.  If the user names only a protocol's driver, the
+ * format is raw: its content, which could imitate another format, isn't probed.  If an image
+ * does so, its recorded format counts, if it has one (QED can't record it). */
 static const char *format_below(const struct node *node, const struct reference *ref)
 {
     const char *recorded = node->backing_format;
@@ -259,7 +260,8 @@ static bool are_same_format(const char *a, const char *b)
     return strcmp(a, b) == 0 || (driver && driver == driver_find_recorded(b));
 }
 
-/* The format of what the node names: recorded, or said by the name, or both. */
+/* *format: the format of the layer that the node names, from what is recorded and what the name
+ * says.  The two must agree. */
 static int choose_format(const struct node *node, const struct reference *ref,
                          const char **format, struct diag *diag)
 {
@@ -274,7 +276,7 @@ static int choose_format(const struct node *node, const struct reference *ref,
     return 0;
 }
 
-/* What lies below `node`, without a path when that is nothing, and its format. */
+/* The layer below `node`, *ref without a path if there is none, and its format. */
 static int next_layer(const struct node *node, bool is_top,
                       const struct chain_options *options, struct reference *ref,
                       const char **format, struct diag *diag)
@@ -296,11 +298,11 @@ static int next_layer(const struct node *node, bool is_top,
     return choose_format(node, ref, format, diag);
 }
 
-/* The names by which a chain is being opened. */
+/* The references by which a chain is being opened. */
 struct names {
-    const struct reference *said; /* of the layer opened last; NULL: nothing but a path */
-    struct reference kept;        /* what `said` is a part of, unless it is the caller's */
-    struct reference found;       /* in the layer, where `said` names no file */
+    const struct reference *said; /* for the layer opened last; NULL: just a path */
+    struct reference kept;        /* owns `said`, unless the caller does */
+    struct reference found;       /* read from the layer, if `said` has no file name */
 };
 
 static void free_names(struct names *names)
@@ -309,8 +311,9 @@ static void free_names(struct names *names)
     reference_free(&names->found);
 }
 
-/* The next layer lies where the image above it says.  What lies further below was described before,
- * or else is as its name says.  Returns what has its path, if there is one. */
+/* The next layer is where the image above it says.  The layers below that one are as
+ * `described` says, or else as the name found in the image says.  Returns the reference with
+ * its path, if it has one. */
 static const struct reference *follow_found(struct names *names,
                                             const struct reference *described)
 {
@@ -324,8 +327,8 @@ static const struct reference *follow_found(struct names *names,
     return names->said = &names->kept;
 }
 
-/* As next_layer; what the layer's own name said of it counts more than what is recorded.
- * *out stays NULL when nothing lies below. */
+/* As next_layer, but what the reference of this layer says of the layer below overrides what
+ * the image records.  *out: NULL if there is no layer below. */
 static int next_name(const struct node *node, bool is_top,
                      const struct chain_options *options, struct names *names,
                      const struct reference **out, const char **format, struct diag *diag)
@@ -355,7 +358,8 @@ static int next_name(const struct node *node, bool is_top,
     return 0;
 }
 
-/* Says whose backing file the trouble is with, unless the message does already. */
+/* Adds to the message whose backing file could not be opened, unless the message names the
+ * image already. */
 static int blame_image(const char *image, int rc, struct diag *diag)
 {
     if (!diag || strstr(diag->text, image))
@@ -364,8 +368,8 @@ static int blame_image(const char *image, int rc, struct diag *diag)
     return diag_set(diag, cause.err, "%s: backing file: %s", image, cause.text);
 }
 
-/* What lies below `node`, which has depth - 1 layers above it, and how it is to be opened: without
- * a path when there is nothing.  The path lies in *names until the next call. */
+/* Finds out which layer lies below `node`, which is at depth - 1, and how to open it.
+ * layer->path: NULL if there is none; it stays valid until the next call with these *names. */
 static int find_below(const struct node *node, const struct node *top, unsigned depth,
                       const struct chain_options *options, struct names *names,
                       struct layer *layer, struct diag *diag)
@@ -413,17 +417,18 @@ static int open_below(struct block_context *ctx, struct node *top,
     }
 }
 
-/* ---- what other chains have open ---- */
+/* ---- layers that other chains have open ---- */
 
-/* A key has to be judged, and a file that isn't locked may have changed. */
+/* Not with passphrases, which have to be checked against the file, nor without locks, as the
+ * file may have changed. */
 static bool may_attach(const struct node *top, const struct chain_options *options)
 {
     return top->ctx->layers && options->n_passphrases == 0 && !options->node.describe &&
            !options->node.lock_off;
 }
 
-/* The layer that stands for an open one, over which `above` (NULL: any) lies; NULL: there is
- * none. */
+/* Returns a node for this chain that borrows the shared layer which has this file open and lies
+ * below `above` (NULL: below anything).  NULL: there is none. */
 static struct node *attach_layer(const struct node *top, const struct layer *layer,
                                  const struct shared_layer *above,
                                  const struct chain_options *options,
@@ -443,7 +448,8 @@ static struct node *attach_layer(const struct node *top, const struct layer *lay
                  : NULL;
 }
 
-/* False: not all of it is open; nothing lies below top then. */
+/* Builds the chain from shared layers only.  False: not all of them are open already; then
+ * nothing lies below top. */
 static bool attach_below(struct node *top, const struct chain_options *options,
                          struct visited visited)
 {
@@ -471,7 +477,8 @@ static bool attach_below(struct node *top, const struct chain_options *options,
     return false;
 }
 
-/* Those for layers that there are were judged there. */
+/* Every passphrase that isn't optional must have a layer.  Opening the layers has checked the
+ * passphrases themselves. */
 static int check_passphrases(const struct node *top, const struct chain_options *options,
                              struct diag *diag)
 {
@@ -581,7 +588,7 @@ static bool is_at(const struct storage *st, const char *place)
     return st && storage_is_rbd(st) && strcmp(st->name, place) == 0;
 }
 
-/* Of an image on RBD its place tells, without a cluster. */
+/* Does the chain have this RBD image?  Compares its place, without connecting to the cluster. */
 static bool has_place(const struct node *node, const char *text)
 {
     CLEANUP_RBD_NAME struct rbd_name name = {0};

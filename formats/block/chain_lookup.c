@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Down a chain, past those layers that have nothing of a range. */
+/* Looks for a range in the layers below one that doesn't have it. */
 #include "block/chain_lookup.h"
 
 #include "block/merged_map.h"
@@ -9,7 +9,8 @@ int chain_look_below(struct node *top, uint64_t off, struct extent *ext,
 {
     for (*layer = top, *depth = 0;;) {
         struct node *below = (*layer)->backing;
-        /* Gone since the map, for nothing of it showed any more; or shorter. */
+        /* The layer below is shorter, or was removed after the look-up above (nothing of it
+         * showed any more). */
         if (UNLIKELY(!below || off >= below->size)) {
             *ext = (struct extent){.kind = EXTENT_ZERO, .length = ext->length};
             return 0;

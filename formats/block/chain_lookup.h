@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Which layer of a chain has a range.  A layer is asked for what the ones above it have nothing
- * of: one by one, or all frozen ones at once (merged_map.h).
+/* Finds the layer of a chain that has a range.  A layer is asked for what the layers above it
+ * don't have: one by one, or all frozen layers at once (merged_map.h).
  *
  * Threads: any, inside the gate.  Private to this folder. */
 #ifndef BLOCK_CHAIN_LOOKUP_H
@@ -9,19 +9,20 @@
 #include "base/checked.h"
 #include "block/node.h"
 
-/* As chain_look_up, below `top`, which has nothing of the first ext->length bytes. */
+/* As chain_look_up, for the layers below `top`, which doesn't have the first ext->length bytes. */
 int chain_look_below(struct node *top, uint64_t off, struct extent *ext,
                      struct node **layer, unsigned *depth) MUST_USE;
 
-/* The first run of the range: how *layer has it, ext->length bytes long; not EXTENT_BACKING.
- * *layer has what is open, and may not be the chain's own node (shared_layer.h); *depth layers
- * lie above it.  What no layer has is zero, and not allocated, in the last that was asked. */
+/* Finds the first run of the range: *ext describes ext->length bytes of *layer, and isn't
+ * EXTENT_BACKING.  *depth layers lie above *layer, which may be a shared layer's node instead
+ * of the chain's own (shared_layer.h).  What no layer has is ZERO and not allocated, in the
+ * last layer that was asked. */
 static inline int chain_look_up(struct node *top, uint64_t off, uint64_t len,
                                 struct extent *ext, struct node **layer, unsigned *depth)
 {
     *layer = top;
     *depth = 0;
-    if (UNLIKELY(off >= top->size)) { /* the rest of its last cluster */
+    if (UNLIKELY(off >= top->size)) { /* the part of the last cluster beyond the end */
         *ext = (struct extent){.kind = EXTENT_ZERO, .length = len};
         return 0;
     }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A hash table under one lock, and a list by last use.  The lock is held for a few
- * instructions: filling and copying out go on without it, for a cluster that is pinned stays
- * where it is, in the table or not. */
+/* A hash table under one lock, and a list by last use.  The lock is held for a few instructions
+ * only: a pinned cluster isn't freed, even when it is removed from the table, so it is filled
+ * and copied without the lock. */
 #include <assert.h>
 #include <errno.h>
 #include <pthread.h>
@@ -33,7 +33,7 @@ struct cluster_cache {
     _Atomic size_t n_bytes; /* changed under lock */
     struct lock lock;
     pthread_cond_t filled;
-    struct list used; /* those in the table: oldest first */
+    struct list used; /* clusters in the table, least recently used first */
     struct list bucket[BUCKETS];
 };
 
@@ -57,7 +57,7 @@ static size_t cost_of(const struct cached_cluster *c)
     return sizeof *c + c->key.bytes;
 }
 
-/* Lock: not found any more. */
+/* Lock: removes it from the table. */
 static void unlist(struct cluster_cache *cache, struct cached_cluster *c)
 {
     list_remove(&c->bucket);
@@ -65,7 +65,7 @@ static void unlist(struct cluster_cache *cache, struct cached_cluster *c)
     atomic_fetch_sub(&cache->n_bytes, cost_of(c));
 }
 
-/* Lock: out of the table; freed at once, or by the last who has it pinned. */
+/* Lock: removes it from the table and frees it, at once or when its last user releases it. */
 static void take_out(struct cluster_cache *cache, struct cached_cluster *c)
 {
     unlist(cache, c);
@@ -84,8 +84,8 @@ void cluster_cache_free(struct cluster_cache *cache)
     free(cache);
 }
 
-/* Places that begin in one cluster of the file share a bucket, so that they are forgotten
- * together. */
+/* All places within one host cluster share a bucket, so that cluster_cache_forget finds them in
+ * one. */
 static struct list *bucket_of(struct cluster_cache *cache, const struct cluster_key *key)
 {
     uint64_t hash = (uint64_t)(uintptr_t)key->owner ^ key->place / key->bytes;
@@ -94,7 +94,7 @@ static struct list *bucket_of(struct cluster_cache *cache, const struct cluster_
 }
 _Static_assert(BUCKETS == 1u << (64 - 54), "what the shift leaves");
 
-/* Lock: the cluster, pinned; NULL: it isn't there. */
+/* Lock: pins the cluster and returns it; NULL: it isn't there. */
 static struct cached_cluster *pin_present(struct cluster_cache *cache,
                                           const struct cluster_key *key)
 {
@@ -111,10 +111,10 @@ static struct cached_cluster *pin_present(struct cluster_cache *cache,
     return NULL;
 }
 
-/* Lock: the memory of the oldest that nobody looks at, when there is no room for another one
- * and it has the size; else NULL.  Threads have heaps of their own: were one's memory freed
- * and another's taken for each cluster, all heaps together would become a multiple of the
- * limit. */
+/* Lock: if the cache is full, returns the memory of the least recently used cluster that isn't
+ * pinned, if its size fits; otherwise NULL.  Reusing it avoids free and malloc for each
+ * cluster: as malloc has a heap for each thread, all heaps together would grow to a multiple of
+ * the limit. */
 static void *recycle_oldest(struct cluster_cache *cache, const struct cluster_key *key)
 {
     if (atomic_load(&cache->n_bytes) + sizeof(struct cached_cluster) + key->bytes <=
@@ -132,7 +132,7 @@ static void *recycle_oldest(struct cluster_cache *cache, const struct cluster_ke
     return NULL;
 }
 
-/* Lock: room for one that was added, at the cost of the oldest that nobody looks at. */
+/* Lock: removes least recently used clusters that aren't pinned until the limit is kept. */
 static void evict_oldest(struct cluster_cache *cache)
 {
     LIST_FOR_EACH_SAFE (pos, &cache->used) {
@@ -144,8 +144,8 @@ static void evict_oldest(struct cluster_cache *cache)
     }
 }
 
-/* A place in the table for the cluster, which its caller fills; or the one that somebody
- * else has added meanwhile. */
+/* Adds an entry for the cluster, which the caller fills (*added), or returns the one that
+ * another thread has added meanwhile, pinned in both cases.  NULL: memory is short. */
 static struct cached_cluster *pin_or_add(struct cluster_cache *cache,
                                          const struct cluster_key *key, bool *added)
 {
@@ -182,7 +182,7 @@ static void end_filling(struct cluster_cache *cache, struct cached_cluster *c, i
     LOCK_GUARD(&cache->lock);
     c->err = err;
     c->state = err ? FAILED : READY;
-    /* The next who asks tries again. */
+    /* The next request tries again. */
     if (err && !list_empty(&c->bucket))
         take_out(cache, c);
     pthread_cond_broadcast(&cache->filled);
@@ -228,7 +228,7 @@ struct cached_cluster *cluster_cache_peek(struct cluster_cache *cache,
     struct cached_cluster *c = pin_present(cache, key);
     if (!c || c->state == READY)
         return c;
-    c->pins--; /* whoever fills it has it pinned */
+    c->pins--; /* the thread that fills it has it pinned */
     return NULL;
 }
 
@@ -247,7 +247,8 @@ void cluster_cache_put(struct cluster_cache *cache, struct cached_cluster *c)
 
 void cluster_cache_forget(struct cluster_cache *cache, const struct cluster_key *key)
 {
-    /* Nobody adds what is about to be forgotten, so what isn't there now won't come. */
+    /* Without the lock this is safe: no request adds a cluster whose place is about to be
+     * freed. */
     if (atomic_load_explicit(&cache->n_bytes, memory_order_relaxed) == 0)
         return;
     LOCK_GUARD(&cache->lock);

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Clusters that were stored compressed, decompressed: a bounded number of bytes, for all
- * images that share it.  Who misses fills; others that want the same cluster wait for that.
+/* A cache of decompressed clusters, with a limit in bytes for all images that share it.  The
+ * first request for a cluster fills it; others that want the same cluster wait for that.
  *
- * A cluster is known by its image and its place in the file.  What a place holds changes only
- * when it was freed and taken anew: whoever frees it forgets it here first, when everybody
- * has left who could have looked it up by its old meaning.
+ * A cluster is identified by its image and its host offset.  What lies at a host offset changes
+ * only after the place was freed and allocated again.  So the allocator, before it frees a
+ * place, removes it from this cache: after all requests have left the gate that could have
+ * found the place in the old mapping.
  *
- * Threads: any, outside ranked locks but those that may span I/O.  Layer: block. */
+ * Threads: any; not under ranked locks, except those that may be held across I/O.  Layer:
+ * block. */
 #ifndef BLOCK_CLUSTER_CACHE_H
 #define BLOCK_CLUSTER_CACHE_H
 
@@ -20,34 +22,36 @@ struct cluster_cache;
 struct cluster_cache *cluster_cache_new(size_t limit_bytes);
 void cluster_cache_free(struct cluster_cache *cache); /* NULL is allowed */
 
-/* Fills `bytes` with the cluster's contents; 0 or -errno. */
+/* Fills `bytes` with the cluster's contents.  Returns 0 or -errno. */
 typedef int cluster_fill(void *opaque, void *bytes);
 
 struct cluster_key {
     const void *owner; /* the image */
-    uint64_t place;    /* in its file, bytes */
-    uint32_t bytes;    /* of a cluster; one image has one value */
+    uint64_t place;    /* offset in its file, bytes */
+    uint32_t bytes;    /* size of a cluster; the same for all of an image */
 };
 
 struct cached_cluster;
 
-/* The cluster, filled when it isn't there; to be given back with cluster_cache_put.  0, what
- * `fill` returned to this or another thread, or -ENOMEM. */
+/* *out: the cluster, which is filled first if it isn't in the cache; to be released with
+ * cluster_cache_put.  Returns 0, the error of `fill` (also when another thread called it), or
+ * -ENOMEM. */
 int cluster_cache_get(struct cluster_cache *cache, const struct cluster_key *key,
                       cluster_fill *fill, void *opaque,
                       struct cached_cluster **out) MUST_USE;
 
-/* The same if it is there; else NULL. */
+/* As cluster_cache_get, if the cluster is in the cache; otherwise NULL. */
 struct cached_cluster *cluster_cache_peek(struct cluster_cache *cache,
                                           const struct cluster_key *key);
 
 const void *cached_cluster_bytes(const struct cached_cluster *c);
 void cluster_cache_put(struct cluster_cache *cache, struct cached_cluster *c);
 
-/* What begins in `key->bytes` from place on, a multiple of them, isn't found any more. */
+/* Removes all clusters that begin in [key->place, key->place + key->bytes); place is a multiple
+ * of bytes. */
 void cluster_cache_forget(struct cluster_cache *cache, const struct cluster_key *key);
 
-/* Nor is anything of the owner. */
+/* Removes all clusters of the owner. */
 void cluster_cache_forget_owner(struct cluster_cache *cache, const void *owner);
 
 #endif

@@ -34,7 +34,7 @@ static void enter_state(struct dirty_mark *mark, enum mark_state state)
     pthread_cond_broadcast(&mark->changed);
 }
 
-/* META, which is given back while the bit is written. */
+/* META, which is released while the bit is written. */
 static int set_bit_locked(struct dirty_mark *mark)
 {
     enum mark_state before = mark->state;
@@ -76,8 +76,8 @@ void dirty_mark_end(struct dirty_mark *mark)
     if (--mark->in_flight > 0)
         return;
     pthread_cond_broadcast(&mark->changed);
-    /* When flushes are void the cleared bit could reach the disk before what it vouches
-     * for: it stays to the end of the session. */
+    /* While flushes do nothing, the cleared bit could reach the disk before the metadata that
+     * it vouches for; so it stays set until the end of the session. */
     if (node->options.need_check_delay_ns != 0 && !node->options.cache->no_flush)
         timer_arm_if_idle(node->ctx->housekeeper, &mark->timer,
                           node->options.need_check_delay_ns);
@@ -105,7 +105,7 @@ void dirty_mark_give_up(struct dirty_mark *mark)
     mark->given_up = true;
 }
 
-/* State CLEARING, so no allocation runs or starts. */
+/* In state CLEARING, so that no allocation is in flight or starts. */
 static int commit_all(struct node *node)
 {
     int err = mcache_commit(node->mc, MC_COMMIT_EVERYTHING);
@@ -113,7 +113,7 @@ static int commit_all(struct node *node)
     return err ? err : block_end_void(node);
 }
 
-/* State CLEARING, after commit_all. */
+/* In state CLEARING, after commit_all. */
 static int clear_bit(struct dirty_mark *mark)
 {
     struct node *node = mark->node;
@@ -128,7 +128,7 @@ static int clear_bit(struct dirty_mark *mark)
     return err;
 }
 
-/* *after: the state that follows. */
+/* *after: the mark's new state. */
 static int commit_and_clear_bit(struct dirty_mark *mark, enum mark_state *after)
 {
     int err = commit_all(mark->node);
@@ -174,7 +174,8 @@ int dirty_mark_finish(struct dirty_mark *mark)
                                                       : block_end_void(node);
 }
 
-/* One-shot, `delay` after the last allocation; one since it was armed moves it. */
+/* Runs once, `delay` after the allocation for which it was armed; if there was a later one, it
+ * arms itself again for that. */
 static void on_timer(void *opaque)
 {
     struct dirty_mark *mark = opaque;

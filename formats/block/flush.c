@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Flush, and the end that all changing requests share. */
+/* Flush, and the last step that all changing requests share. */
 #include "block/engine.h"
 
 int engine_finish_write(struct node *node, struct engine_change *change, int err,
@@ -43,8 +43,8 @@ int block_flush(struct node *node)
     return err;
 }
 
-/* A request that reads from a server which doesn't answer, or that waits for the one who asks
- * for room here, must not hold it up for long. */
+/* Milliseconds.  A request in flight may be waiting for a server that doesn't answer, or for
+ * the caller of engine_make_room itself; neither may delay the caller for long. */
 #define ROOM_WAIT_MS 2000
 
 bool engine_make_room(struct node *node, unsigned flags)

@@ -11,7 +11,7 @@
 #define WORD_BITS 64u
 #define TOP       (HBITS_LEVELS - 1)
 
-/* Those bits of a word that lie in [start, end), which it shares a bit with. */
+/* A mask of the bits of a word that lie in [start, end); there is at least one. */
 static uint64_t mask_in_word(uint64_t word, uint64_t start, uint64_t end)
 {
     uint64_t first = word * WORD_BITS, mask = UINT64_MAX;
@@ -54,8 +54,8 @@ void hbits_destroy(struct hbits *h)
 
 /* ---- setting ---- */
 
-/* Sets bits of a level, and those above that their words need, whoever made the words
- * non-empty: rule (1).  Returns how many were clear. */
+/* Sets bits of a level, and the bits above their words even if another thread made these words
+ * non-empty (rule 1).  Returns how many were clear. */
 static uint64_t set_level(struct hbits *h, unsigned level, uint64_t start, uint64_t end)
 {
     uint64_t first = start / WORD_BITS, last = (end - 1) / WORD_BITS, added = 0;
@@ -63,8 +63,8 @@ static uint64_t set_level(struct hbits *h, unsigned level, uint64_t start, uint6
     for (uint64_t w = first; w <= last; w++) {
         _Atomic uint64_t *word = &h->words[level][w];
         uint64_t mask = mask_in_word(w, start, end);
-        /* Most often they are set already: a look doesn't take the cache line away from
-         * others. */
+        /* Usually the bits are set already, and reading doesn't take the cache line away from
+         * other processors. */
         if ((atomic_load(word) & mask) == mask)
             continue;
         added += count_ones(mask & ~atomic_fetch_or(word, mask));
@@ -150,13 +150,14 @@ uint64_t hbits_count(const struct hbits *h)
 {
     int64_t count = atomic_load(&h->count);
 
-    /* What was set and cleared may be counted in the other order. */
+    /* A bit's clearing may be counted before its setting, so the count may be negative for a
+     * moment. */
     return count > 0 ? (uint64_t)count : 0;
 }
 
 /* ---- clearing ---- */
 
-/* A word was emptied: rule (2). */
+/* For a word that became empty: rule (2). */
 static void clear_parent_bit(struct hbits *h, unsigned level, uint64_t w)
 {
     if (level == TOP)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Words that remember what a walk through the layers has found. */
+/* Words that remember the results of look-ups in frozen layers. */
 #include "block/merged_map.h"
 
 #include <assert.h>
@@ -7,7 +7,8 @@
 
 #include "base/checked.h"
 
-/* A word: what it is, the layer's number (0: the first), and the place in 512 bytes. */
+/* A word consists of a kind, the number of a layer (0: the first), and an offset in its file in
+ * units of 512 bytes. */
 enum kind { UNKNOWN, ZERO, NOTHING, PLACE, LAYER, WALK };
 #define KIND_BITS   3
 #define LAYER_BITS  9
@@ -15,19 +16,19 @@ enum kind { UNKNOWN, ZERO, NOTHING, PLACE, LAYER, WALK };
 #define PLACE_UNIT  512
 #define MAX_LAYERS  (1u << LAYER_BITS)
 
-/* Of a granule, and how many granules there are at most, lest an absurdly large disk cost
- * memory by its size. */
+/* log2 of a granule's size in bytes, and the largest number of granules, which bounds the
+ * memory for the directory of an absurdly large disk. */
 #define MIN_BITS     11
 #define MAX_BITS     21
 #define MAX_GRANULES (UINT64_C(1) << 32)
 
 struct merged_map {
     _Atomic bool ended;
-    unsigned bits;           /* of a granule's size */
+    unsigned bits;           /* log2 of a granule's size */
     uint32_t words_per_page; /* a power of two */
     uint64_t size;           /* of the first layer */
     struct mcmap *words;
-    struct merged_map *next; /* of those that are about to be freed */
+    struct merged_map *next; /* in a list of maps to be freed */
     unsigned n_layers;
     struct node *layer[];
 };
@@ -62,7 +63,7 @@ static uint64_t word_make(enum kind kind, unsigned layer, uint64_t place)
     return place / PLACE_UNIT << PLACE_SHIFT | (uint64_t)layer << KIND_BITS | kind;
 }
 
-/* By how much the words of neighbours differ that continue each other. */
+/* The difference between the words of two granules of which the second continues the first. */
 static uint64_t step_of(const struct merged_map *map, uint64_t word)
 {
     return kind_of(word) == PLACE ? granule_of(map) / PLACE_UNIT << PLACE_SHIFT : 0;
@@ -144,7 +145,8 @@ ASIDE struct merged_map *merged_map_make(struct node *first)
         merged_map_free(map);
         return none;
     }
-    /* Whoever begins to write says so before it looks for maps: one of us sees the other. */
+    /* A writer sets written_elsewhere before it looks for maps, and the map is visible before
+     * this looks for writers: at least one of the two sees the other. */
     if (has_writer(map))
         atomic_store(&map->ended, true);
     return map;
@@ -177,7 +179,7 @@ void node_note_writer(struct node *top, struct node *layer)
     }
 }
 
-/* Puts the node's map, if there is one, before the others. */
+/* Detaches the node's map, if it has one, and adds it to the list *maps. */
 static void take_map(struct node *node, struct merged_map **maps)
 {
     struct merged_map *map = atomic_exchange(&node->merged, NULL);
@@ -208,9 +210,9 @@ void node_forget_merged(struct node *top)
         shared_layer_forget_below(node);
 }
 
-/* ---- finding out ---- */
+/* ---- looking up ---- */
 
-/* The word for a run of one layer that begins at a granule. */
+/* The word for an extent of one layer that begins at a granule's start. */
 static uint64_t word_for(const struct merged_map *map, unsigned layer,
                          const struct extent *ext)
 {
@@ -222,8 +224,8 @@ static uint64_t word_for(const struct merged_map *map, unsigned layer,
     return word_make(LAYER, layer, 0);
 }
 
-/* Asks the layers in turn: the run at off, of at most *len bytes, and its word.  0 or
- * -errno. */
+/* Asks the layers in turn.  *word: for the run at off, which is at most *len bytes long.
+ * Returns 0 or -errno. */
 static int walk(const struct merged_map *map, uint64_t off, uint64_t *len, uint64_t *word)
 {
     unsigned i = 0;
@@ -242,13 +244,13 @@ static int walk(const struct merged_map *map, uint64_t off, uint64_t *len, uint6
         }
     }
     assert(i > 0);
-    *word = word_make(NOTHING, i - 1, 0); /* behind the end of what could show */
+    *word = word_make(NOTHING, i - 1, 0); /* beyond the end of the next layer */
     return 0;
 }
 
-/* Fills in what is known by a walk from one granule on: of that, and of those that the run
- * covers, which lie in the same page.  Returns the granule's word; 0: it could not be found
- * out. */
+/* Asks the layers about the run that begins with a granule, and stores the words of all
+ * granules that it covers in this page.  Returns the word of the first granule; UNKNOWN after
+ * an error. */
 ASIDE static uint64_t fill(struct merged_map *map, struct mc_page *page, uint64_t granule,
                            uint64_t end)
 {
@@ -271,7 +273,7 @@ ASIDE static uint64_t fill(struct merged_map *map, struct mc_page *page, uint64_
     return word;
 }
 
-/* How far the granules of the page continue `word`, from the next one on. */
+/* The end, in bytes, of the run of granules in this page that `word` begins; at most `end`. */
 static uint64_t run_end(const struct merged_map *map, const struct mc_page *page,
                         uint64_t granule, uint64_t word, uint64_t end)
 {

@@ -12,7 +12,7 @@
 #include "block/shared_layer.h"
 #include "crypto/cipher.h"
 
-/* Kept of compressed clusters, decompressed; taken only as it is needed. */
+/* Limit of the cache of decompressed clusters in bytes, allocated as needed. */
 #define DECOMPRESSED_BYTES (32u << 20)
 
 int block_shared_init(struct block_shared *shared, size_t cache_bytes, clock_fn *clock,
@@ -56,7 +56,7 @@ int block_context_init(struct block_context *ctx, size_t cache_bytes, clock_fn *
     if (err)
         return err;
     block_context_init_shared(ctx, &own);
-    ctx->layers = NULL; /* there are no other chains */
+    ctx->layers = NULL; /* there are no other chains to share with */
     ctx->own = own;
     return 0;
 }
@@ -70,7 +70,7 @@ void block_context_destroy(struct block_context *ctx)
     ctx->clusters = NULL;
 }
 
-/* Dirty metadata gets no older than this without a client's flush, as the kernel does with
+/* A commit without a client's flush starts this long after a change, as the kernel does with
  * dirty pages. */
 #define WRITEBACK_AGE_NS (30 * 1000000000ull)
 
@@ -209,14 +209,16 @@ static bool is_same_name(const char *a, const char *b)
     return a && b ? strcmp(a, b) == 0 : a == b;
 }
 
-/* What `now` is of node, which the disk's users and the chain rely on. */
+/* Are size, cluster size and backing file the same, on which users of the disk and the chain
+ * rely? */
 static bool is_same_disk(const struct node *node, const struct node *now)
 {
     return now->size == node->size && now->cluster_size == node->cluster_size &&
            is_same_name(now->backing_name, node->backing_name);
 }
 
-/* Looked at beside what is open, which stays as it is when that is another image now. */
+/* Opens the image in a second node, so that the open node is unchanged if it has become another
+ * image. */
 static int check_same_disk(const struct node *node, struct diag *diag)
 {
     const struct node_options options = {.describe = true};
@@ -289,7 +291,7 @@ int node_activate(struct node *node, struct diag *diag)
     int err = node_lock_for_writing(node, diag);
     if (!err)
         err = node->driver->activate(node, diag);
-    if (err) /* it goes on being read, beside others who do; of two files one may be locked */
+    if (err) /* still readable, beside other readers; one of two files may be locked */
         (void)!node_lock_for_reading(node, &ignored);
     node->active = !err;
     return err;
@@ -318,12 +320,12 @@ int node_settle(struct node *node)
     int err = mcache_commit(node->mc, MC_COMMIT);
     if (err)
         return err;
-    /* What is unlinked is let go of without a wait for readers, then. */
+    /* Then clusters that were unlinked can become free without waiting for readers. */
     gate_wait(&node->ctx->gate);
     err = node->driver->settle(node);
     if (err)
         return err;
-    disarm_write_back(node); /* it has made holes */
+    disarm_write_back(node); /* punching holes has armed it again */
     node->active = false;
     return 0;
 }
@@ -357,8 +359,8 @@ int node_end_writing(struct node *layer, struct diag *diag)
                : 0;
 }
 
-/* Its end writes everything back.  Holes that are made then are changes, too, but must leave no
- * timer behind: it counts as armed from here on. */
+/* The driver's close writes everything back.  Holes that it punches are changes too, but must
+ * not arm the timer; so the timer counts as armed from here on. */
 static int close_alone(struct node *node)
 {
     timer_cancel(node->ctx->housekeeper, &node->write_back);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What jobs and servers ask of a node besides requests: each is one call to the driver, the
- * cache or the storage, of which they know nothing. */
+/* What jobs and servers need of a node besides requests.  Each function calls the driver, the
+ * cache or the storage, which jobs and servers don't know. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +13,8 @@
 #include "block/open_policy.h"
 #include "storage/rbd.h"
 
-/* By the driver, with the bitmaps, which go with the size also when it could not do all. */
+/* Resizes by the driver, and then the bitmaps: to the size that the node has now, also when the
+ * driver failed half-way. */
 static int resize(struct node *node, uint64_t size,
                   int (*change)(struct node *node, uint64_t size, struct diag *diag),
                   struct diag *diag)
@@ -36,7 +37,7 @@ int node_grow(struct node *node, uint64_t size, struct diag *diag)
     if (!node_can(node, DRIVER_GROWS))
         return diag_set(diag, ENOTSUP, "%s: %s images can't grow", node->filename,
                         node->driver->name);
-    /* They aren't stored with the size of one and the bits of the other. */
+    /* So that no bitmap is stored with the old size and the new bits, or the reverse. */
     LOCK_GUARD(&node->bitmaps.keep);
     return resize(node, size, node->driver->grow, diag);
 }
@@ -46,7 +47,7 @@ int node_shrink(struct node *node, uint64_t size, struct diag *diag)
     if (!node_can(node, DRIVER_SHRINKS))
         return diag_set(diag, ENOTSUP, "%s: Shrinking %s images is not supported",
                         node->filename, node->driver->name);
-    /* They aren't stored with the size of one and the bits of the other. */
+    /* So that no bitmap is stored with the old size and the new bits, or the reverse. */
     LOCK_GUARD(&node->bitmaps.keep);
     return resize(node, size, node->driver->shrink, diag);
 }
@@ -63,7 +64,7 @@ static void set_void_flushes(struct node *node, bool on)
         atomic_store(&node->data_file->no_flush, on);
 }
 
-/* What was written while flushes did nothing. */
+/* Makes durable what was written while flushes did nothing. */
 static int sync_everything(struct node *node)
 {
     int err = node->active ? mcache_commit(node->mc, MC_COMMIT_EVERYTHING) : 0;
@@ -77,7 +78,7 @@ int node_set_cache(struct node *node, const struct cache_mode *mode, struct diag
 {
     const struct cache_mode *old = node->options.cache;
 
-    if (mode == old) /* which timers may be looking at */
+    if (mode == old) /* no store: timers may be reading it */
         return 0;
     if (mode->direct != old->direct)
         return diag_set(
@@ -111,7 +112,7 @@ int node_set_backing(struct node *node, const char *name, const char *format,
     err = node->driver->set_backing(node, name, format, diag);
     if (err)
         return err;
-    /* The old ones are freed when who reads them has left. */
+    /* The old texts are freed after their readers have left the gate. */
     new_name = atomic_exchange(&node->backing_name, new_name);
     new_format = atomic_exchange(&node->backing_format, new_format);
     gate_wait(&node->ctx->gate);
@@ -171,7 +172,7 @@ static bool is_same_export(const struct node *node, const char *uri_text)
     return canonical && strcmp(canonical, node->file->name) == 0;
 }
 
-/* Who asks, and how, doesn't matter. */
+/* Compares the place of the images; user names and options of the names don't matter. */
 static bool is_same_rbd(const struct node *node, const char *text)
 {
     CLEANUP_RBD_NAME struct rbd_name name = {0};
@@ -282,7 +283,7 @@ int node_prove(struct node *node, bool by_reading, unsigned timeout_ms)
 {
     int err = storage_prove(node->file, by_reading, timeout_ms);
 
-    mcache_note_write(node->mc); /* or the next flush would have nothing to do */
+    mcache_note_write(node->mc); /* otherwise the next flush would have nothing to do */
     return err;
 }
 

@@ -7,7 +7,7 @@
 
 #include "block/observer.h"
 
-/* Never changed once it can be seen; replaced as a whole. */
+/* Immutable once it is visible; a change replaces the whole list. */
 struct observer_list {
     unsigned n, n_around; /* those with `before` come first */
     struct observer *item[];
@@ -43,7 +43,7 @@ int observers_call_before(struct observed *seen, const struct change *change)
     int err = call_guards(seen->list, change);
 
     if (err) {
-        seen->list = NULL; /* there will be no `after` */
+        seen->list = NULL; /* so that no `after` is called */
         return err;
     }
     for (unsigned i = 0; i < seen->list->n_around; i++)
@@ -104,7 +104,7 @@ static void append_observer(struct observer_list *list, struct observer *observe
     list->n++;
 }
 
-/* Frees a list that was replaced; NULL is allowed. */
+/* Frees a replaced list when no request uses it any more; NULL is allowed. */
 static void free_when_unseen(struct observers *observers, struct observer_list *list)
 {
     gate_wait_for_changers(observers->gate);
@@ -190,7 +190,7 @@ static unsigned count_left(const struct observer_list *list,
     return left;
 }
 
-/* False: none of them is there. */
+/* False: none of them is in the list. */
 static bool remove_from_list(struct observers *observers, struct observer *const *removed,
                              unsigned n, struct observer_list **old)
 {
@@ -200,8 +200,8 @@ static bool remove_from_list(struct observers *observers, struct observer *const
 
     if (!now || left == now->n)
         return false;
-    /* Nobody could deal with a failure here: the memory for a few pointers is waited for.
-     */
+    /* The callers couldn't handle a failure here, so retry until there is memory for a few
+     * pointers. */
     struct observer_list *list = NULL;
     while (left > 0 && !(list = new_list(left)))
         nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);

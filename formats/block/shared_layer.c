@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The images that chains of a process have in common. */
+/* The shared layers of a process. */
 #include "block/shared_layer.h"
 
 #include <assert.h>
@@ -39,9 +39,10 @@ void shared_layers_free(struct shared_layers *layers)
     free(layers);
 }
 
-/* ---- is it the same? ---- */
+/* ---- are two layers the same?  ---- */
 
-/* Of a local file, which nobody has to start, and nobody to give up.  False: it can't be. */
+/* The identity of a local file.  Stores on servers aren't shared: each chain starts and aborts
+ * its own.  False: can't be shared. */
 static bool identify(struct storage *st, struct file_identity *out)
 {
     return storage_protocol_of_store(st) == &storage_protocol_file &&
@@ -63,8 +64,8 @@ static bool same_file(struct file_identity a, struct file_identity b)
     return a.device == b.device && a.inode == b.inode;
 }
 
-/* Whoever opened a LUKS layer had the key, for it says whether a passphrase is right; AES
- * takes any. */
+/* Could both keys be the same?  A LUKS header checks the passphrase, so whoever has opened the
+ * image has its key.  AES images accept any passphrase. */
 static bool same_key(const struct node *a, const struct node *b)
 {
     return !a->cipher == !b->cipher && (!a->cipher || strcmp(a->encryption, "AES") != 0);
@@ -75,7 +76,7 @@ static bool same_text(const char *a, const char *b)
     return a && b ? strcmp(a, b) == 0 : a == b;
 }
 
-/* Invariant 2.  What is only for who writes makes no difference. */
+/* Invariant 2.  Options that matter only for writing may differ. */
 static bool is_same(const struct shared_layer *layer, const struct shared_layer *other,
                     const struct shared_layer *below)
 {
@@ -112,7 +113,7 @@ static void borrow(struct node *node, struct shared_layer *layer)
     node->cannot = open->cannot;
 }
 
-/* As one of its users. */
+/* Makes the node a borrower of the layer. */
 static void enter_layer(struct node *node, struct shared_layer *layer)
 {
     borrow(node, layer);
@@ -128,8 +129,8 @@ static void give_back(struct node *node)
     node->shared = NULL;
 }
 
-/* One that is to stand for `opened` in a chain, with the names that this has for what lies below;
- * NULL: no memory. */
+/* A node that will borrow from `opened`, with its backing name and format.  NULL: memory is
+ * short. */
 static struct node *make_stand_in(struct block_context *ctx, const char *filename,
                                   const struct node_options *options,
                                   const struct node *opened)
@@ -150,7 +151,8 @@ static struct node *make_stand_in(struct block_context *ctx, const char *filenam
 
 /* ---- joining ---- */
 
-/* Nobody reads the node yet: it lies in no chain from here on, but in a context of its own. */
+/* Makes a shared layer of a node that no request reads yet, with a context of its own; the node
+ * leaves its chain. */
 static struct shared_layer *make_layer(struct node *node)
 {
     const struct block_shared shared = {.pool = node->ctx->pool,
@@ -158,7 +160,7 @@ static struct shared_layer *make_layer(struct node *node)
                                         .housekeeper = node->ctx->housekeeper};
     void *memory;
 
-    /* The gate in it wants its own cache lines. */
+    /* The gate in it is aligned to cache lines. */
     if (posix_memalign(&memory, _Alignof(struct shared_layer), sizeof(struct shared_layer)))
         return NULL;
     struct shared_layer *layer = memory;
@@ -194,7 +196,8 @@ static struct shared_layer *find(struct shared_layers *layers,
     return NULL;
 }
 
-/* The shared layer that this one is, or this; the caller becomes a user. */
+/* An existing shared layer that is the same as `fresh`, or else `fresh`, which is added.  The
+ * caller becomes a user of it. */
 static struct shared_layer *find_or_add(struct shared_layers *layers,
                                         struct shared_layer *fresh,
                                         struct shared_layer *below)
@@ -211,7 +214,8 @@ static struct shared_layer *find_or_add(struct shared_layers *layers,
     return layer;
 }
 
-/* In the place of `node`, which has nothing below it any more; NULL: it stays. */
+/* Replaces `node`, from which its backing node was detached, by one that borrows from a shared
+ * layer.  Returns that one.  NULL: the node can't be shared and stays. */
 static struct node *share(struct node *node, struct shared_layer *below)
 {
     struct shared_layers *layers = node->ctx->layers;
@@ -248,12 +252,12 @@ void shared_layers_join(struct node *top)
         return;
     for (struct node *node = top; node && n < CHAIN_MAX_DEPTH; node = node->backing)
         layer[n++] = node;
-    /* From the lowest up: what a layer is depends on what lies below it. */
+    /* From the bottom up: whether two layers are the same depends on what lies below them. */
     for (unsigned i = n; i-- > 1;) {
         struct node *under = layer[i]->backing;
         layer[i]->backing = NULL;
         struct node *stand_in = share(layer[i], below);
-        if (!stand_in) { /* nor are those above it */
+        if (!stand_in) { /* then the layers above it can't be shared either */
             layer[i]->backing = under;
             return;
         }
@@ -265,7 +269,7 @@ void shared_layers_join(struct node *top)
 
 /* ---- leaving ---- */
 
-/* Under the lock: nobody needs it any more, and it isn't found. */
+/* Under the lock: if no chain or layer uses it any more, removes it from the list. */
 static bool is_unused(struct shared_layer *layer)
 {
     if (layer->users > 0 || layer->above > 0)
@@ -282,7 +286,7 @@ static bool drop_above(struct shared_layers *layers, struct shared_layer *layer)
     return is_unused(layer);
 }
 
-/* Closes it, and what below it nobody needs any more. */
+/* Closes it, and the layers below it that are no longer used. */
 static int close_layers(struct shared_layers *layers, struct shared_layer *layer)
 {
     int result = 0;
@@ -317,17 +321,17 @@ int shared_layer_leave(struct node *node)
     struct shared_layers *layers = node->ctx->layers;
     struct shared_layer *layer = node->shared;
 
-    merged_map_free(
-        atomic_exchange(&node->merged, NULL)); /* its words lie in those tables */
+    /* Kept in the tables of the layer. */
+    merged_map_free(atomic_exchange(&node->merged, NULL));
     gate_quit(&layer->ctx.gate, &node->readers);
     give_back(node);
     return stop_using(layers, layer);
 }
 
-/* ---- one that is open already ---- */
+/* ---- finding a layer that is open ---- */
 
-/* Under the lock: is it open in the way in which the file is to be opened?  Not said of what is
- * encrypted, for a key would have to be judged, and of what has a second file. */
+/* Under the lock: is it open in the way in which the file is to be opened?  False for encrypted
+ * layers, whose passphrase would have to be checked, and for those with a data file. */
 static bool is_open_so(const struct shared_layer *layer, struct file_identity file,
                        const struct driver *driver, const struct node_options *options)
 {
@@ -338,7 +342,8 @@ static bool is_open_so(const struct shared_layer *layer, struct file_identity fi
            (driver ? open->driver == driver : open->driver->probe != NULL);
 }
 
-/* Under the lock; NULL: none.  One that was taken for a writer isn't found. */
+/* Under the lock; NULL: none.  shared_layer_take has removed layers that are written to from
+ * the list. */
 static struct shared_layer *find_open(struct shared_layers *layers,
                                       const struct shared_layer *above,
                                       struct file_identity file,
@@ -353,7 +358,7 @@ static struct shared_layer *find_open(struct shared_layers *layers,
     return NULL;
 }
 
-/* As shared_layer_attach. */
+/* Under the lock, what shared_layer_attach does. */
 static struct node *attach(struct shared_layers *layers, struct block_context *ctx,
                            const struct shared_layer *above, struct file_identity file,
                            const struct driver *driver, const char *shown,
@@ -386,7 +391,7 @@ struct node *shared_layer_attach(struct block_context *ctx,
     return node;
 }
 
-/* ---- for who writes to the file ---- */
+/* ---- for writers ---- */
 
 int shared_layer_take(struct node *node, struct diag *diag)
 {
@@ -427,9 +432,9 @@ void shared_layer_forget_below(struct node *node)
         LOCK_GUARD(&layers->lock);
         below = layer->below;
         layer->below = NULL;
-        list_remove(&layer->link); /* it lies on something else: nobody finds it */
+        list_remove(&layer->link); /* it lies over another layer now: must not be found */
     }
-    /* Its driver only asks whether there is anything: the chain's node has what it is. */
+    /* The driver only tests whether there is a backing node; requests use the chain's node. */
     layer->node->backing = node->backing;
     if (below && drop_above(layers, below))
         (void)!close_layers(layers, below);

@@ -7,11 +7,12 @@
 #include "block/engine.h"
 #include "block/shared_layer.h"
 
-/* Looks into the file at most this often for one answer. */
+/* The largest number of queries of the file's extents for one answer. */
 #define MAX_LOOKS 64
 
-/* Data in the image may still be a hole in the file (preallocated, punched, or raw).  Cuts
- * *len to a run of one kind: for a format with clusters, whole clusters. */
+/* An extent of data may still be a hole in the file (preallocated, punched, or raw).  *hole: is
+ * it?  Shortens *len to the part that is all data or all hole, in whole clusters for formats
+ * that have them. */
 static int look_into_file(struct node *layer, const struct extent *ext, uint64_t *len,
                           bool *hole)
 {
@@ -39,7 +40,7 @@ static int look_into_file(struct node *layer, const struct extent *ext, uint64_t
     return 0;
 }
 
-/* The layer's entry for the range, of any kind but BACKING. */
+/* Fills in *out from the layer's extent, which isn't BACKING. */
 static int describe_extent(struct node *layer, const struct extent *ext,
                            struct block_status *out)
 {
@@ -49,7 +50,7 @@ static int describe_extent(struct node *layer, const struct extent *ext,
     out->zero = ext->kind == EXTENT_ZERO;
     out->data = extent_is_data(ext->kind);
     out->compressed = ext->kind == EXTENT_COMPRESSED;
-    /* Where nobody can read it as it is, it has no place to tell. */
+    /* Compressed and encrypted data can't be read from its place, so none is told. */
     if (ext->kind == EXTENT_DATA || ext->kind == EXTENT_ZERO) {
         out->file = ext->file;
         out->host_offset = ext->host_offset;
@@ -66,14 +67,14 @@ static int describe_extent(struct node *layer, const struct extent *ext,
     return err;
 }
 
-/* The node of the chain that stands for `opened`, which has so many layers above it. */
+/* The chain's own node that corresponds to `opened`, with `depth` layers above it. */
 static struct node *layer_in_chain(struct node *top, struct node *opened, unsigned depth)
 {
     struct node *layer = top;
 
     for (unsigned i = 0; layer && i < depth; i++)
         layer = layer->backing;
-    /* Else the chain has just been changed, and what was found is as it was before. */
+    /* Otherwise the chain has just been changed, and the answer is that of before the change. */
     return layer && node_opened(layer) == node_opened(opened) ? layer : opened;
 }
 
@@ -90,7 +91,8 @@ int engine_status(struct node *node, uint64_t off, uint64_t len, struct block_st
     return describe_extent(layer_in_chain(node, layer, depth), &ext, out);
 }
 
-/* Of a raw file alone: another format's clusters lie where the marks mean nothing. */
+/* Only for raw: the clusters of other formats lie elsewhere in the file than the marks refer
+ * to. */
 static int take_marks(struct block_status *out)
 {
     struct storage_marks marks;

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Taking from the end of the file, and growing it. */
+/* Taking clusters from the end of the file, and growing it. */
 #include <errno.h>
 
 #include "base/checked.h"
 #include "block/node.h"
 #include "block/tail.h"
 
-/* Growth takes an eighth of what this session has used, within these bounds: little is left
- * over on a small image, and a busy one grows rarely. */
+/* The file grows by an eighth of what this session has taken, within these bounds (bytes): so
+ * little is left over in a small image, and a busy one grows rarely. */
 #define STEP_MIN (1u << 20)
 #define STEP_MAX (64u << 20)
 
@@ -26,7 +26,7 @@ uint64_t tail_take(struct tail *tail, uint64_t bytes, uint64_t *offset, bool *fr
 {
     uint64_t n = MIN(bytes, tail->end - tail->next);
 
-    /* A run is fresh or not as a whole. */
+    /* All of a run is fresh, or nothing. */
     if (tail->next < tail->fresh_from)
         n = MIN(n, tail->fresh_from - tail->next);
     *offset = tail->next;
