@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The control socket: its thread, its clients, and events for them. */
+/* The control socket: its thread, its clients, and the events that they get. */
 #include "control.h"
 
 #include <errno.h>
@@ -29,34 +29,35 @@
 #include "jobs/manager.h"
 
 #define MAX_CLIENTS 256
-/* How long the end of the server waits for clients to take what is queued for them. */
+/* How long the server's end waits for clients to read what is queued for them. */
 #define LAST_WORDS_MS 500
 
 struct control {
     struct control_context context;
     struct control_socket socket;
-    int wake_fd; /* events came, or the end */
+    int wake_fd; /* eventfd; readable: events are queued, or the thread is to stop */
     bool started;
     pthread_t thread;
 
-    _Atomic bool job_is_over;    /* one waits to be freed */
-    _Atomic bool request_failed; /* is the image corrupt? */
+    _Atomic bool job_is_over;    /* a job has to be freed */
+    _Atomic bool request_failed; /* check whether an image is corrupt */
     _Atomic bool stopping;
-    struct control_queue queue; /* for the control thread */
+    struct control_queue queue; /* events and answers for the control thread to send */
 
     /* the control thread's */
     struct client *clients[MAX_CLIENTS];
     unsigned n_clients;
-    bool out_of_files; /* accept failed: wait before the next */
+    /* accept failed for lack of descriptors or memory: pause before the next */
+    bool out_of_files;
 };
 
-/* ---- events: any thread ---- */
+/* ---- events; any thread ---- */
 
 static void wake_thread(struct control *control)
 {
     uint64_t one = 1;
 
-    /* A full counter wakes as well. */
+    /* EAGAIN: the counter is full, which wakes the thread, too. */
     if (write(control->wake_fd, &one, sizeof one) < 0 && errno != EAGAIN)
         log_error("control socket: cannot wake its thread: %s", strerror(errno));
 }
@@ -88,7 +89,7 @@ static void note_answer(void *opaque, struct control_answer *answer)
     wake_thread(control);
 }
 
-/* The command that started the job is answered. */
+/* Answers the command that started the job. */
 static void note_opened(struct control *control, const struct job_event *event)
 {
     struct control_answer answer = {.ticket = event->info.ticket};
@@ -103,8 +104,8 @@ static void note_opened(struct control *control, const struct job_event *event)
     note_answer(control, &answer);
 }
 
-/* What the job had of the disk, it has given back.  One such event for each job that was
- * started. */
+/* Exactly one such event comes for each job that was started, when it has given back its
+ * seat at the disk. */
 static bool is_end_of_job(const struct job_event *event)
 {
     return event->kind == JOB_EVENT_COMPLETED || event->kind == JOB_EVENT_CANCELLED ||
@@ -177,7 +178,7 @@ static void hand_out_sockets(struct control *control, struct client *client)
     client_send_sockets(client, control->context.sockets.fds, control->context.sockets.n);
 }
 
-/* Takes over the answer's value.  The client may have left. */
+/* Takes over the answer's value.  The client that asked may have left. */
 static void send_answer(struct control *control, struct control_answer *answer)
 {
     control_note_handover(&control->context, answer);
@@ -228,7 +229,8 @@ static void accept_client(struct control *control)
     client_send(client, control_greeting());
 }
 
-/* One that has taken over says `quit` before. */
+/* If a client that has taken over the sockets leaves without having said `quit`, the other
+ * server has failed: this one takes everything back. */
 static void drop_client(struct control *control, struct client *client)
 {
     if (client->took_over && !control->context.quit_came) {
@@ -251,7 +253,7 @@ static void drop_dead_clients(struct control *control)
     control->n_clients = alive;
 }
 
-/* The clients are first, then the wake-up, then the socket. */
+/* The order in fds: the clients, then wake_fd, then the listening socket. */
 static nfds_t prepare_poll(const struct control *control, struct pollfd *fds)
 {
     nfds_t n = 0;
@@ -288,7 +290,7 @@ static void drain_wake_fd(const struct control *control)
         ;
 }
 
-/* Whoever looks at the jobs frees those that are over, with what they have open. */
+/* Looking at the jobs frees those that are over, with everything that they have open. */
 static void free_jobs(struct control *control)
 {
     if (atomic_exchange(&control->job_is_over, false))
@@ -304,7 +306,7 @@ static bool tell_corruption(struct control *control, struct served_export *exp, 
     return data;
 }
 
-/* Once in the life of an export is enough, and once more when writes fail from then on. */
+/* Reported once in an export's life, and once more if it makes writes fail from then on. */
 static void look_for_corruption_of(struct control *control, struct served_export *exp)
 {
     if (exp->fatal_corruption_told)
@@ -344,7 +346,7 @@ static void serve_once(struct control *control)
     drop_dead_clients(control);
 }
 
-/* Sends what is queued, to those who read. */
+/* Sends what is queued to those clients that read it. */
 static void say_last_words(struct control *control)
 {
     int64_t end = (int64_t)clock_ms() + LAST_WORDS_MS;
@@ -410,7 +412,7 @@ static void control_free(struct control *control)
     free(control);
 }
 
-/* All but the socket; what is missing is freed by control_free. */
+/* Everything but the socket.  On failure control_free frees what is there. */
 static int fill_control(struct control *control, const struct control_setup *setup)
 {
     control_queue_init(&control->queue);

@@ -34,10 +34,11 @@ enum { FORMAT_RAW = 2 };
 static const char *const modes[] = {"existing", "absolute-paths", NULL};
 enum { MODE_EXISTING, MODE_ABSOLUTE_PATHS };
 
-/* Seconds: users whose writes mustn't fail mustn't wait for ever, either. */
+/* Seconds.  With on-cbw-error=break-snapshot clients' writes don't wait longer than this
+ * for the target, unless the client chose another time. */
 #define GIVE_UP_AFTER 10u
 #define LONGEST_WAIT  (24u * 3600)
-/* For a target that is slow to close. */
+/* How long to wait for a target that is slow to close. */
 #define END_WAIT_MS 5000u
 
 static const struct control_arg perf_args[] = {
@@ -68,7 +69,7 @@ static struct target_request *new_request(const struct control_context *ctx,
     return request;
 }
 
-/* A node that was added, or an image that is there, of the format that its magic says. */
+/* The target is an added node, or an existing image whose format is guessed. */
 static void fill_for_node(struct target_request *request, struct control_context *ctx,
                           const struct served_export *exp, const json_t *args)
 {
@@ -77,7 +78,7 @@ static void fill_for_node(struct target_request *request, struct control_context
     request->existing = true;
 }
 
-/* A file that is made, unless it is to be there. */
+/* The target is a file, which is created unless mode=existing. */
 static void fill_for_file(struct target_request *request, const json_t *args)
 {
     request->format = formats[arg_word(args, "format", formats, FORMAT_RAW)];
@@ -100,7 +101,7 @@ static struct mirror_opener opener_of(struct control_context *ctx,
     return control_opener(request);
 }
 
-/* ---- judging ---- */
+/* ---- checking ---- */
 
 static bool perf_makes_sense(const json_t *perf, struct control_error *error)
 {
@@ -253,10 +254,11 @@ static json_t *drive_backup(struct control_context *ctx, const json_t *args,
 
 struct backup_action {
     struct backup *backup;
-    struct dirty_bitmap *bitmap; /* that an earlier action held; NULL: none */
+    /* taken over from an earlier action that held it; NULL: none */
+    struct dirty_bitmap *bitmap;
 };
 
-/* False: there is no job. */
+/* False: no job was started. */
 static bool start_held(struct transaction_action *action, struct backup_action *state,
                        struct control_error *error)
 {
@@ -303,7 +305,7 @@ static struct node *target_called(const struct transaction_action *action, const
     return target && target->name && strcmp(target->name->text, name) == 0 ? target : NULL;
 }
 
-/* The job's bitmap, when an action before has made it or works on it. */
+/* The job's bitmap, if an earlier action has made it or holds it. */
 static struct dirty_bitmap *find_held_bitmap(const struct transaction_action *action)
 {
     const char *name = arg_text(action->args, "bitmap");
@@ -321,13 +323,13 @@ static bool freeze_backup(struct transaction_action *action, struct control_erro
         control_fail_diag(error, CLASS_GENERIC);
         return false;
     }
-    /* It is the job's from here on, and no later action's. */
+    /* From here on the job holds it; no later action may use it. */
     if (state->bitmap)
         transaction_forget(action->transaction, state->bitmap);
     return true;
 }
 
-/* Actions before it have changed what the bitmap says. */
+/* At commit, because earlier actions have changed the bitmap. */
 static void read_bitmap(struct transaction_action *action)
 {
     struct backup_action *state = action->state;
@@ -351,7 +353,8 @@ static void thaw_backup(struct transaction_action *action)
         dirty_bitmap_release(state->bitmap);
 }
 
-/* One that wasn't to be is gone with the answer: its id and its target are free then. */
+/* Waits until a job of a failed transaction is gone, so that its id and its target are free
+ * when the client gets the answer. */
 static void wait_for_end(const struct transaction_action *action)
 {
     const struct job_params job = job_params_of(action->args, action->exp, NO_TICKET);

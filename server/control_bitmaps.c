@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Actions on the disks' dirty bitmaps, and a command for each.  They run on the lane, one after
- * the other: nobody else removes a bitmap, but a job may begin to use one at any time. */
+/* Actions on dirty bitmaps, and a command for each.  They run on the lane, one after the other,
+ * so no other command removes a bitmap meanwhile; but a job may start to use one at any time. */
 #include "control_bitmaps.h"
 
 #include <errno.h>
@@ -61,8 +61,8 @@ static void release_bitmap(void *bitmap)
     dirty_bitmap_release(bitmap);
 }
 
-/* The bitmap, which nobody but this transaction uses until its end; NULL with the error said.
- */
+/* Finds a bitmap and holds it until the transaction's end: nobody else can use it.  NULL with
+ * the error set. */
 static struct dirty_bitmap *hold_bitmap_as(struct transaction_action *action,
                                            struct node *node, const char *name,
                                            int (*acquire)(struct dirty_bitmap *bitmap,
@@ -99,7 +99,7 @@ static bool say_failure(struct control_error *error)
     return false;
 }
 
-/* A stored one is marked as in use before it changes; undone by end_change. */
+/* A stored bitmap is marked as in use in the file before it changes.  end_change undoes that. */
 static bool begin_change(struct transaction_action *action, struct dirty_bitmap *bitmap,
                          struct control_error *error)
 {
@@ -107,7 +107,8 @@ static bool begin_change(struct transaction_action *action, struct dirty_bitmap 
            say_failure(error);
 }
 
-/* action->state: the bitmap that `name` names, whose change has begun. */
+/* Holds the bitmap that the argument `name` names, begins its change, and puts it into
+ * action->state. */
 static bool prepare_named(struct transaction_action *action, struct control_error *error)
 {
     struct dirty_bitmap *bitmap =
@@ -122,14 +123,15 @@ static void end_change(struct transaction_action *action)
     node_bitmap_end_change(action->node, action->state);
 }
 
-/* ---- the image that keeps them ---- */
+/* ---- the image that stores them ---- */
 
 static void look_for_kept(struct dirty_bitmap *bitmap, void *opaque)
 {
     *(bool *)opaque |= dirty_bitmap_persistent(bitmap);
 }
 
-/* Is the image still to be made writable, for what it keeps, or is to keep, changes? */
+/* Must the image be made writable first?  So if it has stored bitmaps, or is to get one
+ * (persistent), and isn't active. */
 static bool is_waiting_for_writer(struct served_export *exp, bool persistent)
 {
     EXPORT_USE(use, export_enter(exp));
@@ -143,7 +145,7 @@ static int make_writable(struct served_export *exp, bool persistent, struct diag
     return is_waiting_for_writer(exp, persistent) ? export_open_for_changes(exp, diag) : 0;
 }
 
-/* Where it can't be, what is kept can't be changed, which is said then. */
+/* If the image can't be made writable, changing a stored bitmap fails later, with a message. */
 static bool open_change(struct transaction_action *action, struct control_error *error)
 {
     (void)error;
@@ -155,7 +157,8 @@ static bool open_change(struct transaction_action *action, struct control_error 
 
 /* ---- add ---- */
 
-/* After a crash before the image says so, what it has of a bitmap that is gone is in use. */
+/* If this fails, a crash leaves the removed bitmap in the image, marked as in use
+ * (inconsistent). */
 static void forget_in_image(struct node *node)
 {
     struct diag diag = {0};
@@ -170,7 +173,7 @@ static void look_for_unkept(struct dirty_bitmap *bitmap, void *opaque)
     *(bool *)opaque |= !dirty_bitmap_persistent(bitmap);
 }
 
-/* One was removed: are there others that live as long as the image is open? */
+/* After a removal: has the chain still bitmaps that are in memory only? */
 static void note_memory(struct served_export *exp)
 {
     CHAIN_USE(chain, exp);
@@ -183,7 +186,7 @@ static void note_memory(struct served_export *exp)
 
 struct addition {
     bool made, persistent;
-    struct dirty_bitmap *bitmap; /* from prepare on */
+    struct dirty_bitmap *bitmap; /* held; set from prepare on */
 };
 
 static int make_bitmap(struct node *node, const json_t *args, struct diag *diag)
@@ -212,8 +215,9 @@ static struct node *node_meant(const struct transaction_action *action,
     return action->made ? action->made : use->node;
 }
 
-/* It is there before anybody is held up, and records from commit on; what it takes in the image
- * is taken here, where nobody counts on the image's space. */
+/* The bitmap is created before clients have to wait, disabled; commit enables it.  Space for it
+ * in the image is allocated here: between prepare and commit other actions may rely on the
+ * image's free space. */
 static bool open_add(struct transaction_action *action, struct control_error *error)
 {
     struct addition *addition = calloc(1, sizeof *addition);
@@ -268,12 +272,12 @@ static void finish_add(struct transaction_action *action, bool committed)
 /* ---- remove ---- */
 
 struct removal {
-    struct layer_removal *layer; /* NULL: the bitmap is the disk's own */
-    struct dirty_bitmap *bitmap; /* from prepare to commit or abort */
+    struct layer_removal *layer; /* NULL: it is a bitmap of the disk's top node */
+    struct dirty_bitmap *bitmap; /* held from prepare to commit or abort */
     bool persistent;
 };
 
-/* The last before it of a layer, on the same disk. */
+/* The previous removal from a layer on the same disk. */
 static struct layer_removal *find_earlier(const struct transaction_action *action)
 {
     while ((action = transaction_previous(action))) {
@@ -313,7 +317,7 @@ static bool prepare_remove(struct transaction_action *action, struct control_err
                        dirty_bitmap_acquire_to_remove, error);
     if (!bitmap || !begin_change(action, bitmap, error))
         return false;
-    /* It is the removal's from here on, and no later action's. */
+    /* The removal holds it from here on; no later action may use it. */
     transaction_forget(action->transaction, bitmap);
     removal->bitmap = bitmap;
     return true;
@@ -389,8 +393,8 @@ struct merge {
     struct dirty_bitmap *source[];
 };
 
-/* Bitmaps are merged within one chain: into one of the active layer, or of what another action
- * makes for the disk, from any. */
+/* Bitmaps are merged within one chain: from any layer, or from a node that another action makes
+ * for the disk, into one of the active layer or of that node. */
 static struct node *find_source_node(struct transaction_action *action,
                                      const char *node_name, struct control_error *error)
 {
@@ -410,7 +414,7 @@ static struct node *find_source_node(struct transaction_action *action,
     return NULL;
 }
 
-/* One of `bitmaps`: a name, or an object with node and name. */
+/* item: an element of `bitmaps`, a name or an object with node and name. */
 static struct dirty_bitmap *hold_source(struct transaction_action *action,
                                         const json_t *item, struct control_error *error)
 {
@@ -436,7 +440,7 @@ static bool open_merge(struct transaction_action *action, struct control_error *
     return action->state;
 }
 
-/* All are found before any is merged. */
+/* Finds all sources before any is merged. */
 static bool prepare_merge(struct transaction_action *action, struct control_error *error)
 {
     const json_t *items = json_object_get(action->args, "bitmaps");
@@ -490,7 +494,7 @@ static const struct control_arg name_args[] = {
     {0},
 };
 
-/* One of this node, or as it is elsewhere, which can only be the same. */
+/* A name at the same node, or a node and a name. */
 static const struct control_type *const bitmap_names[] = {STRING, OBJECT(name_args), NULL};
 const struct control_type control_bitmap_source = {.kind = TYPE_ALTERNATE,
                                                    .choices = bitmap_names};

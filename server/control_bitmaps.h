@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Dirty bitmaps as the control socket shows them, and what can be done with them in a
- * transaction.  Threads: the control thread; actions on the lane's.  Layer: server. */
+/* Dirty bitmaps on the control socket, and actions on them.  Threads: the control thread;
+ * actions on the lane's.  Layer: server. */
 #ifndef SERVER_CONTROL_BITMAPS_H
 #define SERVER_CONTROL_BITMAPS_H
 
@@ -12,9 +12,9 @@ struct transaction_kind;
 
 /* An array with a BlockDirtyInfo for each of the node's bitmaps. */
 json_t *control_describe_bitmaps(struct node *node);
-extern const struct control_type control_bitmap_info; /* of one */
+extern const struct control_type control_bitmap_info; /* the type of one */
 
-/* A bitmap by its name, or by a node's and its own. */
+/* A bitmap: its name, or an object with `node` and `name`. */
 extern const struct control_type control_bitmap_source;
 
 extern const struct transaction_kind bitmap_add_kind, bitmap_remove_kind, bitmap_clear_kind,

@@ -33,7 +33,7 @@ static bool chain_bears_name(const struct node *top, const char *text)
     return false;
 }
 
-/* Is it the uppermost of those that have no name? */
+/* Is it the uppermost node without a name? */
 static bool is_first_unnamed(const struct node *top, const struct node *node)
 {
     while (top && top->name)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* One client of the control socket: what came, and what is to be sent. */
+/* One client of the control socket: input and output. */
 #include "control_client.h"
 
 #include <errno.h>
@@ -9,7 +9,7 @@
 
 #include "base/cleanup.h"
 
-/* What is read from one client before the others have their turn. */
+/* How much is read from one client before the others have their turn. */
 #define READ_BYTES 4096
 
 struct client *client_new(int fd)
@@ -72,7 +72,7 @@ void client_send_sockets(struct client *client, const int *fds, unsigned n)
         client->dead = true;
 }
 
-/* Makes room behind what is queued. */
+/* Makes room for `length` bytes behind what is queued. */
 static bool make_queue_room(struct client *client, size_t length)
 {
     if (client->sent > 0) {
@@ -95,7 +95,8 @@ void client_send_text(struct client *client, const char *text, size_t length)
 {
     if (client->dead)
         return;
-    /* One message may be larger than the queue: it is the slow reader that is meant. */
+    /* Checked before appending: a single message may be larger than the limit, which is
+     * meant for clients that don't read. */
     if (client->queued - client->sent > CLIENT_MAX_QUEUE) {
         client->dead = true;
         return;
@@ -115,7 +116,8 @@ void client_send(struct client *client, json_t *message)
 
     json_decref(message);
     if (!text) {
-        client->dead = true; /* memory is short: better no client than one that waits */
+        /* no memory: disconnecting is better than letting the client wait */
+        client->dead = true;
         return;
     }
     client_send_text(client, text, strlen(text));
@@ -132,7 +134,7 @@ static void answer_request(struct client *client, json_t *request, client_handle
         client_send(client, reply);
 }
 
-/* What is behind a request that isn't answered yet stays until it is. */
+/* Keeps the input behind a request that isn't answered yet. */
 static void keep_rest(struct client *client, const char *p, size_t n)
 {
     if (n == 0)
@@ -146,7 +148,7 @@ static void keep_rest(struct client *client, const char *p, size_t n)
     client->n_rest = n;
 }
 
-/* Answers what is complete of n more bytes. */
+/* Handles n more bytes of input. */
 static void answer_bytes(struct client *client, const char *p, size_t n,
                          client_handler *handler, void *opaque)
 {

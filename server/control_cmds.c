@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Taking a request apart, judging its arguments, running its command. */
+/* Parses requests, checks their arguments and runs their commands. */
 #include "control_cmds.h"
 
 #include <stdarg.h>
@@ -17,8 +17,8 @@
 #include "control_throttle.h"
 #include "export_table.h"
 
-/* Slow ones go to the lane, on whose thread they run: all those for bitmaps, so that none
- * has a bitmap in its hands that another removes, and whatever drains. */
+/* Commands of slow tables run on the lane, because they drain or wait.  All commands on
+ * bitmaps do, so that none removes a bitmap that another one is using. */
 static const struct {
     const struct control_command *commands;
     bool slow;
@@ -39,7 +39,7 @@ static const struct {
 
 static const struct control_arg negotiation_args[] = {{"enable", STRINGS, false}, {0}};
 
-/* Of no table: when it may come is another matter. */
+/* In no table: it is only allowed as the first command of a session. */
 static const struct control_command negotiation = {NEGOTIATE, OBJECT(negotiation_args),
                                                    NULL, NULL};
 
@@ -63,7 +63,6 @@ json_t *control_fail_diag(struct control_error *error, const char *class)
     return NULL;
 }
 
-/* By its name, or by that of the node on top; the caller becomes a user. */
 struct served_export *control_look_for_disk(struct control_context *ctx, const char *name)
 {
     struct served_export *found = export_table_find_node(ctx->exports, name);
@@ -130,7 +129,7 @@ static const struct control_command *find_command(const char *name, bool *slow)
     return NULL;
 }
 
-/* By its place in all the tables. */
+/* The command at row i of table t, or the first one behind it. */
 static const struct control_command *command_at(size_t t, size_t i)
 {
     for (; t < ARRAY_LEN(tables); t++, i = 0)
@@ -174,7 +173,7 @@ json_t *control_greeting(void)
                      "capabilities");
 }
 
-/* The first command of a session; there are no capabilities that it could enable. */
+/* The first command of a session.  There are no capabilities to enable. */
 static json_t *negotiate_session(const json_t *args, bool *negotiated,
                                  struct control_error *error)
 {
@@ -239,7 +238,7 @@ static json_t *run_command(struct control_context *ctx, bool *negotiated, const 
                              : control_run(command, ctx, args, error);
 }
 
-/* Looks at the request's own members. */
+/* Checks the request's own members. */
 static json_t *run_request(struct control_context *ctx, bool *negotiated,
                            const json_t *request, struct control_error *error)
 {

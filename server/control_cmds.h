@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The commands of the control socket.  Each is a row of a table: its name, what arguments
- * it takes, what it returns, and the function that does it.  What a request says is checked
- * against the row before the function sees it; query-commands, query-qmp-schema and error
- * messages read the same rows.
+/* The commands of the control socket.  Each is a row of a table: its name, the types of its
+ * arguments and result, and its function.  Requests are checked against the row before the
+ * function runs; query-commands, query-qmp-schema and error messages use the same rows.
  *
- * Nothing here may wait for a disk, a server or a client: commands that start a job leave
- * the opening of files to its thread, others go to the slow lane; both are answered later.
+ * No command may wait for a disk, a server or a client on the control thread: commands that
+ * start a job leave the opening of files to the job's thread, others run on the slow lane
+ * (control_lane.h); both are answered later.
  *
- * Threads: the control thread.  Layer: server. */
+ * Threads: the control thread, unless noted otherwise.  Layer: server. */
 #ifndef SERVER_CONTROL_CMDS_H
 #define SERVER_CONTROL_CMDS_H
 
@@ -28,7 +28,7 @@ struct plugin_config;
 struct served_export;
 struct throttle_groups;
 
-/* Of whom they are borrowed. */
+/* Listening sockets; borrowed from the server. */
 struct control_sockets {
     const int *fds;
     unsigned n;
@@ -38,28 +38,30 @@ struct control_sockets {
 struct control_context {
     struct export_table *exports;
     struct throttle_groups *throttles;
-    struct job_manager *jobs;           /* of all exports */
-    const struct plugin_config *config; /* what is opened is opened as it says */
-    struct node_table nodes;            /* that were added */
-    const struct block_shared *shared;  /* of what is opened */
-    struct block_context trial;  /* of nodes that are opened to see whether they can be */
+    struct job_manager *jobs; /* of all exports, and those of no disk */
+    /* the server's parameters, by which files are opened */
+    const struct plugin_config *config;
+    struct node_table nodes;           /* nodes added by blockdev-add */
+    const struct block_shared *shared; /* for what commands open */
+    /* for nodes that blockdev-add opens only to see whether it can */
+    struct block_context trial;
     const _Atomic bool *give_up; /* becomes true at the server's end */
     void (*shut_down)(void *opaque);
-    /* Another server takes over: 0, and which sockets it is to have; or -errno with diag.  And
-     * nothing came of it.  May be NULL; on the lane. */
+    /* hand_over lets another server take over: 0 and the sockets to pass on, or -errno with
+     * diag.  take_back: the other server has failed.  Both may be NULL; called on the lane. */
     int (*hand_over)(void *opaque, struct control_sockets *out, struct diag *diag);
     void (*take_back)(void *opaque);
-    struct control_sockets sockets; /* that were handed over */
-    uint64_t handover_ticket;       /* one began, and may be over; 0: it isn't */
-    uint64_t take_back_ticket;      /* its end; 0: it hasn't begun */
-    void *opaque;                   /* of all three */
-    bool quit_came;                 /* the command */
-    bool nbd_started;               /* by nbd-server-start; the lane's */
-    /* Who carries out what may take long; NULL: it is waited for, and a job that is being
-     * opened counts as started. */
+    struct control_sockets sockets; /* that hand_over returned */
+    uint64_t handover_ticket;  /* ticket of the handover in progress or done; 0: none */
+    uint64_t take_back_ticket; /* ticket of the taking back in progress; 0: none */
+    void *opaque;              /* for the three callbacks */
+    bool quit_came;            /* the command `quit` was run */
+    bool nbd_started;          /* nbd-server-start was run; the lane's */
+    /* Runs commands that may take long.  NULL (in tests): they run at once, and a job counts
+     * as started while it is still opening files. */
     struct control_lane *lane;
     uint64_t last_ticket;
-    uint64_t awaited; /* by the command that ran last; 0: nothing */
+    uint64_t awaited; /* ticket that the last command waits for; 0: it is answered */
 };
 
 /* ---- errors ---- */
@@ -71,76 +73,78 @@ struct control_context {
 
 struct control_error {
     const char *class;
-    struct diag diag; /* err 0: there is no errno to tell */
+    struct diag diag; /* diag.err 0: the error has no errno */
 };
 
-/* Both return NULL, for `return` in a command. */
+/* Sets the error.  Both return NULL, for `return` in a command. */
 json_t *control_fail(struct control_error *error, const char *class, const char *fmt, ...)
     PRINTF_LIKE(3, 4);
-/* error->diag was set by a function that failed. */
+/* For an error whose diag was set by a function that failed. */
 json_t *control_fail_diag(struct control_error *error, const char *class);
 
-/* The export that a command names as its device, or by a node: the caller becomes one of
- * its users (export_put).  NULL: there is none.  From any thread. */
+/* Finds the export with this node name, or whose top node has this name.  The caller becomes a
+ * user (export_put).  NULL: none.  From any thread. */
 struct served_export *control_look_for_disk(struct control_context *ctx, const char *name);
-/* The same; NULL with the error said. */
+/* The same; on NULL the error is set, in QMP's words for a device or for a node. */
 struct served_export *control_find_device(struct control_context *ctx, const char *name,
                                           struct control_error *error) MUST_USE;
 struct served_export *control_find_node(struct control_context *ctx, const char *name,
                                         struct control_error *error) MUST_USE;
 
-/* What comes of a command whose answer isn't there at once. */
+/* The result of a command that is answered later. */
 struct control_answer {
     uint64_t ticket;
-    json_t *value; /* owned; NULL: it failed */
+    json_t *value; /* owned; NULL: the command failed */
     struct control_error error;
 };
 
-/* A new ticket, for work that a command begins and doesn't wait for. */
+/* A new ticket, for work that a command starts and doesn't wait for. */
 uint64_t control_ticket(struct control_context *ctx);
 
-/* For `return` in a command that has begun such work. */
+/* Returns what a command returns which has started such work. */
 json_t *control_await(struct control_context *ctx, uint64_t ticket);
 
 /* ---- the table ---- */
 
 struct control_command {
     const char *name;
-    const struct control_type *args;    /* an object; NULL: none are taken */
+    const struct control_type *args;    /* an object; NULL: no arguments */
     const struct control_type *returns; /* NULL: an empty object */
-    /* The value of "return", new, or NULL with the error set.  `args` fit. */
+    /* The value of "return", a new reference, or NULL with the error set.  `args` fit their
+     * type. */
     json_t *(*run)(struct control_context *ctx, const json_t *args,
                    struct control_error *error);
 };
 
-/* Tables that end with a NULL name. */
+/* The tables of all commands; each ends with a NULL name. */
 extern const struct control_command control_server_commands[], control_query_commands[],
     control_start_commands[], control_job_commands[], control_bitmap_commands[],
     control_transaction_commands[], control_node_commands[], control_snapshot_commands[],
     control_backup_commands[], control_overlay_commands[], control_disk_commands[],
     control_create_commands[], control_nbd_server_commands[];
 
-/* Carries it out, with arguments that fit. */
+/* Runs a command whose arguments fit. */
 json_t *control_run(const struct control_command *command, struct control_context *ctx,
                     const json_t *args, struct control_error *error);
 
-/* The next of all commands; NULL: the first, and at the end. */
+/* Iterates over all commands: the one after `command` (NULL: the first).  NULL at the end. */
 const struct control_command *control_next_command(const struct control_command *command);
 
 /* ---- the protocol ---- */
 
 json_t *control_greeting(void);
 
-/* The reply to one request, which is NULL when it wasn't JSON.  Changes *negotiated.  NULL:
- * ctx->awaited is the ticket of the answer, from which control_reply makes one. */
+/* Runs one request (NULL: the input wasn't JSON) and returns the reply.  May set *negotiated.
+ * NULL: the answer comes later, with the ticket ctx->awaited; control_reply makes the reply
+ * from it. */
 json_t *control_execute(struct control_context *ctx, bool *negotiated,
                         const json_t *request);
 
-/* A reply with the result, which is taken over, or the error when that is NULL; id NULL:
- * the request had none. */
+/* A reply with the result, which is taken over; if that is NULL, with the error.  id NULL: the
+ * request had none. */
 json_t *control_reply(json_t *result, const struct control_error *error, json_t *id);
 
-/* The reply to what can't be a request. */
+/* The reply to input that can't be a request. */
 json_t *control_refusal(const char *desc);
 
 #endif

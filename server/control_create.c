@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* blockdev-create: a job of no disk, on whose thread an image is made.  What can be judged
- * without touching a file is refused at once; the rest is the job's error. */
+/* blockdev-create: a job that belongs to no disk, on whose thread an image is created.
+ * What can be checked without touching a file fails at once; everything else becomes the
+ * job's error. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -75,7 +76,7 @@ static const struct control_arg create_args[] = {
     {0},
 };
 
-/* What formats know as options of their own. */
+/* QMP's option names and the formats' own (qemu-img's). */
 static const struct {
     const char *name, *key;
 } format_options[] = {
@@ -94,12 +95,13 @@ static const struct {
 
 struct creation {
     struct export_table *exports;
-    json_t *args; /* a copy: the request's texts lie there */
+    json_t *args; /* a copy; `request` points to its strings */
     const struct driver *driver;
     struct create_request request;
     struct create_option options[ARRAY_LEN(format_options)];
     char values[ARRAY_LEN(format_options)][24];
-    struct added_node *file, *data_file; /* held, and nobody else's; NULL: a file by name */
+    /* held, so that nobody else uses them; NULL: a file by name */
+    struct added_node *file, *data_file;
     _Atomic bool give_up;
 };
 
@@ -118,7 +120,7 @@ static void free_creation(void *state)
     free(creation);
 }
 
-/* As formats' options have it. */
+/* In the form of the formats' options. */
 static void print_value(const json_t *value, char *out, size_t size)
 {
     if (json_is_string(value))
@@ -162,12 +164,13 @@ static void fill_request(struct creation *creation)
     fill_options(creation);
 }
 
-/* Where it is to lie. */
+/* The file to be created. */
 static bool name_file(struct creation *creation, struct control_error *error)
 {
     const char *name = arg_text(creation->args, "filename");
 
-    /* The server's own folder is no user's. */
+    /* Relative names would be relative to the server's working directory, which clients
+     * don't know. */
     if (name[0] != '/') {
         control_fail(error, CLASS_GENERIC,
                      "filename: '%.200s' must be the absolute path of a file", name);
@@ -195,7 +198,8 @@ static bool take_nodes(struct creation *creation, struct control_context *ctx,
     return true;
 }
 
-/* What QEMU says of all formats, in its words; the rest is the format's to judge. */
+/* Checks that QEMU makes for all formats, with its messages; the format checks everything
+ * else. */
 static bool makes_sense(const struct creation *creation, struct control_error *error)
 {
     const struct create_request *request = &creation->request;
@@ -227,7 +231,7 @@ static bool fill_creation(struct creation *creation, struct control_context *ctx
            makes_sense(creation, error);
 }
 
-/* NULL with the error said. */
+/* NULL with the error set. */
 static struct creation *new_creation(struct control_context *ctx, const json_t *options,
                                      struct control_error *error)
 {
@@ -271,7 +275,7 @@ static void give_up(struct job *job, void *state)
     atomic_store(&creation->give_up, true);
 }
 
-/* The job is there until it is dismissed; its nodes are free before. */
+/* The job exists until it is dismissed, but its nodes are free from now on. */
 static int end_creation(struct job *job, void *state, bool success, struct diag *diag)
 {
     (void)job;

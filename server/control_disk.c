@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Changing a disk that is served: its size, and the choices that were made when it was
- * opened.  On the lane. */
+/* Changes of a disk that is served: its size, and options that were chosen when it was opened.
+ * Threads: the lane's. */
 #include <inttypes.h>
 #include <string.h>
 
@@ -38,9 +38,9 @@ static json_t *block_resize(struct control_context *ctx, const json_t *args,
                : control_fail_diag(error, CLASS_GENERIC);
 }
 
-/* ---- its choices ---- */
+/* ---- its options ---- */
 
-/* A layer below may bear the disk's own name, which isn't meant then. */
+/* The disk's node name may also be a lower layer's name; then the layer isn't meant. */
 static bool is_on_top(struct served_export *exp, const char *name)
 {
     CHAIN_USE(chain, exp);
@@ -48,7 +48,7 @@ static bool is_on_top(struct served_export *exp, const char *name)
     return control_find_in_chain(exp, chain.use.node, name) == chain.use.node;
 }
 
-/* The node that is served and is to change; else NULL with the error said. */
+/* The export whose top node has the name; NULL with the error set. */
 static struct served_export *find_served(struct control_context *ctx, const json_t *options,
                                          struct control_error *error)
 {
@@ -70,7 +70,7 @@ static struct served_export *find_served(struct control_context *ctx, const json
     return exp;
 }
 
-/* What can't change has to be as it is. */
+/* Options that can't be changed must have their present values. */
 static bool is_same_image(const struct node *node, const json_t *options,
                           struct control_error *error)
 {
@@ -101,9 +101,9 @@ static bool is_same_disk(struct served_export *exp, const json_t *options,
     return false;
 }
 
-/* Tools open a layer below the top for writing before they have its bitmaps removed.  Here it is
- * only read at any time, and what a command needs more it sees to itself: there is nothing to do.
- * *known: it is a layer. */
+/* Tools reopen a layer below the top for writing before they have its bitmaps removed.  Here
+ * layers are always read-only, and the commands that write to one open it for that themselves.
+ * So there is nothing to do, except check the options.  *known: it is a layer. */
 static bool judge_layer(struct control_context *ctx, const json_t *options, bool *known,
                         struct control_error *error)
 {
@@ -128,7 +128,7 @@ static const struct cache_mode *cache_now(struct served_export *exp)
     return chain.use.node->options.cache;
 }
 
-/* As QEMU has it, what isn't given is as at the beginning, and not as it is. */
+/* As in QEMU, an option that isn't given gets its default, not its present value. */
 static bool read_choices(struct served_export *exp, const json_t *options,
                          struct export_choices *out, struct control_error *error)
 {
@@ -149,7 +149,7 @@ static bool read_choices(struct served_export *exp, const json_t *options,
     return out->cache;
 }
 
-/* Limits aren't the node's but the disk's: without them these stay as they are. */
+/* Limits are the disk's, not the node's: if none are given they don't change. */
 static bool reopen_one(struct control_context *ctx, const json_t *options,
                        struct control_error *error)
 {

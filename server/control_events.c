@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Events as QMP has them. */
+/* QMP's events. */
 #include "control_events.h"
 
 #include "common/json_text.h"
@@ -65,7 +65,7 @@ const struct control_event_kind control_events[] = {
     {0},
 };
 
-/* NULL: there is none of the name, which is nobody's but a table's that isn't right. */
+/* NULL: the name isn't in the table (a bug). */
 static const struct control_type *data_of(const char *name)
 {
     const struct control_event_kind *kind = control_events;

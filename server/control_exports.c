@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Exports that come and go while the server runs: nodes that were added, and the points of
- * backups, which are served under a name of their own.  The commands that change them run on the
- * lane, one after the other. */
+/* Exports that commands add and remove: added nodes, and the points of backups, which are served
+ * as named views.  The commands that change them run on the lane, one after the other. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,7 +16,7 @@
 #include "export_table.h"
 #include "named_view.h"
 
-/* What NBD allows. */
+/* Bytes; NBD's limit. */
 #define MAX_NAME 4096
 
 /* ---- block-export-add ---- */
@@ -39,7 +38,7 @@ static int open_added(void *opaque, struct block_context *block, struct node **o
         .as_target = opening->writable,
     };
 
-    /* One that is open for others is read by them, not from here. */
+    /* A node that is open belongs to the chain or job that opened it, and isn't opened again. */
     if (added_node_is_used(opening->node))
         return diag_set(diag, EBUSY, "Node '%s' is in use", opening->node->name->text);
     return added_node_open(opening->node, &how, out, diag);
@@ -50,7 +49,7 @@ static char *copy_text(const char *text)
     return text ? strdup(text) : NULL;
 }
 
-/* Not open yet; NULL when memory is short. */
+/* An export that isn't open yet; NULL when memory is short. */
 static struct served_export *new_export(const json_t *args)
 {
     const char *node_name = arg_text(args, "node-name"), *name = arg_text(args, "name");
@@ -62,20 +61,20 @@ static struct served_export *new_export(const json_t *args)
     exp->id = copy_text(arg_text(args, "id"));
     exp->description = copy_text(description);
     exp->never_writable = !arg_bool(args, "writable", false);
-    exp->read_only_told = exp->never_writable; /* nobody expects otherwise */
+    exp->read_only_told = exp->never_writable; /* nobody expects it to be writable */
     if (exp->id && (exp->description || !description))
         return exp;
     export_free(exp);
     return NULL;
 }
 
-/* Of an item of `bitmaps`: a name, or an object with a node, which can only be this one. */
+/* item: an element of `bitmaps`, a name or an object whose node can only be this one. */
 static const char *bitmap_name(const json_t *item)
 {
     return json_is_object(item) ? arg_text(item, "name") : json_string_value(item);
 }
 
-/* All that the node has are served beside it; those that are named have to be there. */
+/* All bitmaps of the node are served in any case; those that are named must exist. */
 static int check_bitmaps(struct served_export *exp, const json_t *args, struct diag *diag)
 {
     const json_t *bitmaps = json_object_get(args, "bitmaps");
@@ -107,7 +106,7 @@ static int open_and_add(struct control_context *ctx, struct served_export *exp,
     return err ? err : export_table_add(ctx->exports, exp, diag);
 }
 
-/* The caller becomes a user; NULL: there is none. */
+/* The caller becomes a user; NULL: none. */
 static struct served_export *find_by_id(struct control_context *ctx, const char *id)
 {
     EXPORT_TABLE_EACH (exp, ctx->exports)
@@ -166,11 +165,11 @@ static bool judge_add(struct control_context *ctx, const json_t *args,
     return false;
 }
 
-/* ---- a point that a backup keeps ---- */
+/* ---- the point of a backup job ---- */
 
-/* One whose target, to which what is changed is saved, has that name. */
+/* A backup job whose target has a given name. */
 struct served_point {
-    struct served_export *exp; /* the caller is a user; NULL: there is none */
+    struct served_export *exp; /* the caller is a user; NULL: none */
     char *job;                 /* owned */
 };
 
@@ -191,7 +190,7 @@ static void served_point_end(struct served_point *found)
     free(found->job);
 }
 
-/* False with diag: the target has none of that name that can be served. */
+/* Has the target a bitmap of that name that can be served?  False with diag. */
 static bool has_bitmap(struct frozen_point *point, const char *name, struct diag *diag)
 {
     struct dirty_bitmap *copy = frozen_copy_bitmap(point, name, diag);
@@ -200,7 +199,7 @@ static bool has_bitmap(struct frozen_point *point, const char *name, struct diag
     return copy;
 }
 
-/* The names of bitmaps that the target has; NULL with diag. */
+/* The names in `items`, after checking that the target has these bitmaps.  NULL with diag. */
 static json_t *list_bitmaps(const struct served_point *found, const json_t *items,
                             struct diag *diag)
 {

@@ -5,14 +5,14 @@
 
 #include "control_cmds.h"
 
-/* block-export-add and -del, with arguments that fit.  On the lane. */
+/* block-export-add and block-export-del; arguments must fit.  On the lane. */
 json_t *control_add_export(struct control_context *ctx, const json_t *args,
                            struct control_error *error);
 json_t *control_del_export(struct control_context *ctx, const char *id, bool hard,
                            struct control_error *error);
 extern const char *const control_export_del_modes[]; /* "safe", "hard", NULL */
 
-/* For the lane, as they open and close images; and those that wait for nothing. */
+/* Commands that open and close images, which run on the lane; and those that don't wait. */
 extern const struct control_command control_export_commands[], control_export_queries[];
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What has to be so for a handover; on the lane it is carried out. */
+/* Checks whether a handover is possible; it is carried out on the lane. */
 #include "control_handover.h"
 
 #include <errno.h>
@@ -16,7 +16,7 @@
 #include "jobs/manager.h"
 #include "storage/rbd_name.h"
 
-/* ---- is everything served by the other one, too? ---- */
+/* ---- does the other server serve everything? ---- */
 
 static bool is_number(const json_t *other, const char *name, uint64_t number)
 {
@@ -31,7 +31,7 @@ static bool is_file(const json_t *other, const char *path)
            is_number(other, "inode", st.st_ino);
 }
 
-/* By its name alone where the other one doesn't say more. */
+/* If the other server gives no identity, the name must match. */
 static bool is_rbd(const json_t *other, struct served_export *exp)
 {
     CHAIN_USE(chain, exp);
@@ -51,7 +51,7 @@ static bool is_image(const json_t *other, struct served_export *exp, const char 
     return file && rbd_name_is_one(file) ? is_rbd(other, exp) : is_file(other, file);
 }
 
-/* The one of the list that has the export's name. */
+/* The element of the list with the export's name; NULL: none. */
 static const json_t *find_other(const json_t *list, const struct served_export *exp)
 {
     json_t *name = json_from_text(exp->name);
@@ -126,7 +126,7 @@ static bool check_jobs(struct control_context *ctx, struct control_error *error)
 static json_t *carry_out(struct control_context *ctx, const json_t *args,
                          struct control_error *error)
 {
-    /* Again: what was on the lane before may have started some. */
+    /* Checked again: earlier commands on the lane may have started jobs. */
     if (!check_jobs(ctx, error) || !check_all(ctx, args, error))
         return NULL;
     return ctx->hand_over(ctx->opaque, &ctx->sockets, &error->diag) == 0
@@ -184,14 +184,15 @@ void control_take_back(struct control_context *ctx)
     json_decref(none);
 }
 
-/* What a file is, whatever it is called: of device and inode what JSON has room for. */
+/* The identity of a file: as much of device and inode as a JSON integer can hold. */
 #define FILE_ARGS            \
     {"device", SIZE, false}, \
     {                        \
         "inode", SIZE, false \
     }
 
-/* An image on Ceph RBD is where it lies, of which the numbers tell the cluster and the image. */
+/* For an image on Ceph RBD, `place` is its name, and the numbers identify the cluster and the
+ * image. */
 static const struct control_arg export_args[] = {
     {"name", STRING, true}, FILE_ARGS, {"place", STRING, false}, {0}};
 

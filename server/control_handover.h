@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* x-qimg-handover: another server asks for the disks and the sockets of this one.  While it
- * starts this one waits: for `quit`, or for the end of the connection that asked, upon which it
- * takes all back.  Layer: server. */
+/* x-qimg-handover: another server asks for the disks and sockets of this one.  While that
+ * starts, this one waits, either for `quit`, or for the end of the asking client's connection;
+ * in that case it takes everything back.  Layer: server. */
 #ifndef SERVER_CONTROL_HANDOVER_H
 #define SERVER_CONTROL_HANDOVER_H
 
@@ -9,11 +9,11 @@
 
 extern const struct control_command control_handover_commands[];
 
-/* What came of the command is known: its answer is about to be sent. */
+/* The command has ended; its answer is about to be sent. */
 void control_note_handover(struct control_context *ctx,
                            const struct control_answer *answer);
 
-/* Who asked is gone: on the lane the server takes all back. */
+/* The client that asked has left: the server takes everything back, on the lane. */
 void control_take_back(struct control_context *ctx);
 
 #endif

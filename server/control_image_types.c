@@ -23,7 +23,7 @@ static const struct control_arg slot_members[] = {
     {0},
 };
 
-/* Of a container whose header could be read. */
+/* The members exist if the LUKS header could be read. */
 static const struct control_arg luks_members[] = {
     {"ivgen-alg", STRING, false},
     {"hash-alg", STRING, false},

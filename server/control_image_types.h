@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The types of what common/image_info_json.h makes.  Layer: server. */
+/* The types of the values that common/image_info_json.h makes.  Layer: server. */
 #ifndef SERVER_CONTROL_IMAGE_TYPES_H
 #define SERVER_CONTROL_IMAGE_TYPES_H
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Commands that ask for jobs and tell them what to do. */
+/* Commands that list jobs, and that control them. */
 #include "control_jobs.h"
 
 #include <errno.h>
@@ -11,15 +11,15 @@
 #include "jobs/manager.h"
 #include "jobs/mirror.h"
 
-/* ---- who is there ---- */
+/* ---- jobs that exclude each other ---- */
 
-/* A copy of all jobs' infos, to be freed; NULL when memory is short. */
+/* A copy of all jobs' infos, which the caller frees; NULL when memory is short. */
 static struct job_info *look_at_jobs(struct control_context *ctx, size_t *n)
 {
     struct job_info *infos = NULL;
     size_t room = 0;
 
-    /* Jobs may come meanwhile: asked again until they fit. */
+    /* More jobs may have started since: repeats until all fit. */
     while ((*n = job_query(ctx->jobs, infos, room)) > room || !infos) {
         free(infos);
         room = *n + 1;
@@ -30,14 +30,14 @@ static struct job_info *look_at_jobs(struct control_context *ctx, size_t *n)
     return infos;
 }
 
-/* What a job does to the images below the active one. */
+/* Does a job of that type take images below the active one out of the chain? */
 static bool takes_images_out(const char *type)
 {
     return strcmp(type, "commit") == 0 || strcmp(type, "stream") == 0;
 }
 
-/* Can one of that type not begin beside it?  A commit has the chain to itself; streams are one
- * at a time; who is about to replace the disk has to be through with it. */
+/* Does this job keep one of that type from starting?  A commit needs the chain for itself;
+ * streams run one at a time; and a job that is about to replace the disk must have ended. */
 static bool keeps_from_starting(const struct job_info *job, const char *type)
 {
     return job->completing || strcmp(job->type, "commit") == 0 ||
@@ -45,14 +45,15 @@ static bool keeps_from_starting(const struct job_info *job, const char *type)
            (takes_images_out(job->type) && takes_images_out(type));
 }
 
-/* Can the disk not be replaced while it runs?  Mirrors and backups go along. */
+/* Does this job keep another one from completing, that is, from replacing the disk?  Mirrors
+ * and backups don't: they move to the new node. */
 static bool keeps_from_completing(const struct job_info *job, const char *type)
 {
-    (void)type; /* whatever completes replaces the disk */
+    (void)type; /* any job that completes replaces the disk */
     return job->completing || job->state == JOB_CREATED || takes_images_out(job->type);
 }
 
-/* Among jobs on the export (but for the one of the id) the first that is in the way. */
+/* The first job on the export, except the one called `id`, that is in the way. */
 static const struct job_info *find_rival(const struct job_info *infos, size_t n,
                                          const void *exp, const char *id, const char *type,
                                          bool (*is_in_the_way)(const struct job_info *job,
@@ -87,7 +88,8 @@ bool control_may_start_job(struct control_context *ctx, const struct served_expo
     return !rival;
 }
 
-/* control_may_start_job for one that runs already; tools know these words. */
+/* As control_may_start_job, for the completion of a running job.  Tools know the words of this
+ * message. */
 static bool may_complete(struct control_context *ctx, const char *id,
                          struct control_error *error)
 {
@@ -97,7 +99,7 @@ static bool may_complete(struct control_context *ctx, const char *id,
     const struct job_info *self = find_job(infos, n, id);
     const struct job_info *rival =
         self ? find_rival(infos, n, self->owner, id, self->type, keeps_from_completing)
-             : NULL; /* the verb will say it */
+             : NULL; /* the verb itself will fail */
     if (rival)
         control_fail(
             error, CLASS_GENERIC,
@@ -175,9 +177,9 @@ static json_t *query_jobs(struct control_context *ctx, const json_t *args,
 
 /* ---- verbs ----
  *
- * Most come in two forms, as in QEMU: block-job-VERB, mostly of a `device`, and job-VERB of an
- * `id`, which has no class of its own for a job that isn't there.  The first form doesn't know
- * of jobs that are of no disk. */
+ * Most commands have two forms, as in QEMU: block-job-VERB, mostly with `device`, and job-VERB
+ * with `id`.  A job that doesn't exist has an error class of its own in the first form only.
+ * The first form doesn't see jobs that belong to no disk. */
 
 enum verb_form { BLOCK_JOB, JOB };
 
@@ -191,7 +193,7 @@ static json_t *reply_to_verb(enum verb_form form, int err, struct control_error 
                              : control_fail(error, CLASS_GENERIC, "Job not found");
 }
 
-/* False with the error said: the form doesn't know it. */
+/* Does this form of the command see the job?  False with the error set. */
 static bool form_fits(struct control_context *ctx, enum verb_form form, const char *id,
                       struct control_error *error)
 {
@@ -204,7 +206,7 @@ static bool form_fits(struct control_context *ctx, enum verb_form form, const ch
     return !job || !job->of_no_disk;
 }
 
-/* NULL with the error said.  Where QEMU has `id` and older clients `device`, both are taken. */
+/* NULL with the error set.  The parameter is QEMU's `id`, or `device`, which older clients use. */
 static const char *id_of(const json_t *args, struct control_error *error)
 {
     const char *id = arg_text(args, "id"), *device = arg_text(args, "device");
@@ -289,7 +291,8 @@ static json_t *block_job_cancel(struct control_context *ctx, const json_t *args,
         error);
 }
 
-/* Always by force: what ends a mirror in order, and leaves a copy, is the other form. */
+/* Always by force, as in QEMU: only block-job-cancel ends a mirror so that the target is a
+ * consistent copy. */
 static json_t *cancel_job(struct control_context *ctx, const json_t *args,
                           struct control_error *error)
 {

@@ -14,7 +14,7 @@
 struct task {
     struct list link;
     const struct control_command *command;
-    json_t *args; /* nobody else's */
+    json_t *args; /* a copy of its own */
     uint64_t ticket;
 };
 
@@ -23,7 +23,7 @@ struct control_lane {
     control_lane_done *done;
     void *opaque;
     pthread_t thread;
-    bool started; /* with the first command */
+    bool started; /* when the first command is submitted */
 
     struct lock lock; /* RANK_LEAF */
     /* under lock */

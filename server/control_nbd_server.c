@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What QMP says to an NBD server, which is there before anybody can say so: it is started if it
- * listens where it is asked to, and what is stopped are the exports that commands have added.
- * On the lane. */
+/* QMP's commands for an NBD server.  Here the server runs from the beginning: nbd-server-start
+ * succeeds if nbdkit listens at the given address, and nbd-server-stop removes the exports that
+ * commands have added.  Threads: the lane's. */
 #include <netdb.h>
 #include <stdio.h>
 #include <string.h>
@@ -31,7 +31,7 @@ static bool listens_at_path(const char *own_socket, const char *path)
                                     sizeof address);
 }
 
-/* Numbers alone: nobody is asked what a name means. */
+/* Numeric addresses only: no name is resolved. */
 static bool listens_at_number(const char *own_socket, const char *host, const char *port)
 {
     const struct addrinfo hints = {.ai_socktype = SOCK_STREAM,
@@ -83,7 +83,7 @@ static json_t *nbd_server_start(struct control_context *ctx, const json_t *args,
     return json_object();
 }
 
-/* Clients that are connected go on.  False: one that a job uses stays. */
+/* Connected clients can go on.  False with diag: an export that a job uses stays. */
 static bool remove_added(struct control_context *ctx, struct diag *diag)
 {
     bool all = true;
@@ -109,9 +109,9 @@ static json_t *nbd_server_stop(struct control_context *ctx, const json_t *args,
     return json_object();
 }
 
-/* ---- exports, as they were called before block-export-add ---- */
+/* ---- exports, by the commands that block-export-add replaced ---- */
 
-/* The disk is exported from the beginning, with all its bitmaps. */
+/* The disks of the parameters are always exported, with all their bitmaps. */
 static json_t *find_exported(struct served_export *exp, const json_t *args,
                              struct control_error *error)
 {

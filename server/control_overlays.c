@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Snapshots into a new file: an overlay becomes what is served, and what was served its
- * backing file, which nobody changes any more.
+/* External snapshots: a new overlay becomes what is served, and what was served becomes its
+ * backing file, which doesn't change any more.
  *
- * The overlay is made, opened and ready to be written to before anybody waits.  Of what was
- * served most is flushed then, too, so that with the clients' changes drained there is little
- * left: all that was answered before is durable in the old file, whatever is flushed later in
- * the new one.  Then it is put on top, and changes go on.  What else belongs to the end of an
- * image (its marks, its lock) is done while it is read.
+ * The overlay is created, opened and activated while clients write.  The old top is flushed
+ * then, too, so that the flush within the drain is short.  That flush makes everything that
+ * was answered before durable in the old file; later flushes go to the overlay.  Then the
+ * overlay is put on top, and changing requests continue.  What remains to be done to the old
+ * file (its marks, its lock) is done while it is being read.
  *
- * The export is claimed from the beginning to the end: no job sees half of it. */
+ * The export is claimed from the beginning to the end, so that no job starts in between. */
 #include "control_overlays.h"
 
 #include <errno.h>
@@ -27,7 +27,8 @@
 #include "plugin_config.h"
 #include "storage/nbd_uri.h"
 
-/* A flush that took no longer is short enough with clients waiting; so often it is tried. */
+/* The early flush is repeated until one takes no longer than this, which is acceptable within
+ * the drain; but at most so often. */
 #define SHORT_FLUSH_MS 5
 #define EARLY_FLUSHES  3
 
@@ -38,17 +39,18 @@ enum { MODE_EXISTING, MODE_ABSOLUTE_PATHS };
 
 struct overlay {
     struct served_export *exp;
-    struct node *old;         /* stays what is served while the claim lasts */
-    struct node *top;         /* owned until it is served */
-    struct added_node *added; /* held: the overlay is one that was added */
-    struct node_name *name;   /* to be given to it; held */
-    char *made;               /* the file that was made for it */
+    struct node *old;         /* remains what is served while the claim lasts */
+    struct node *top;         /* the overlay's node; owned until it is served */
+    struct added_node *added; /* held: the overlay is an added node */
+    struct node_name *name;   /* held: the node's future name */
+    char *made;               /* the file that was created for it */
     bool claimed;
 };
 
 /* ---- making and opening it ---- */
 
-/* What the server will find in the overlay when it is started again has to be allowed. */
+/* The overlay will refer to its backing file; the server's `references` policy must allow
+ * that, or the next start would fail. */
 static int check_reference(const struct overlay *o, const char *file,
                            enum references policy, struct diag *diag)
 {
@@ -57,8 +59,7 @@ static int check_reference(const struct overlay *o, const char *file,
     return reference_resolve(file, o->old->filename, policy, &ref, diag);
 }
 
-/* The image has to name what will lie below it: else nobody would find it at the next
- * start. */
+/* The overlay must name its backing file, or the next start wouldn't find it. */
 static int name_backing(struct overlay *o, enum references policy, struct diag *diag)
 {
     struct node *top = o->top;
@@ -76,7 +77,7 @@ static int name_backing(struct overlay *o, enum references policy, struct diag *
                     top->filename, top->backing_name, o->old->filename);
 }
 
-/* When its header has changed it is read anew. */
+/* After its header was changed, the overlay is closed and opened again. */
 static int settle_reference(struct overlay *o, enum references policy, struct diag *diag)
 {
     bool had_name = o->top->backing_name;
@@ -106,7 +107,7 @@ static int check_overlay(const struct overlay *o, struct diag *diag)
     return 0;
 }
 
-/* Opened: made ready to be written to, as what is served is. */
+/* Checks the opened overlay and makes it ready; activates it if the old top is active. */
 static int ready_overlay(struct overlay *o, enum references policy, struct diag *diag)
 {
     int err = check_overlay(o, diag);
@@ -136,7 +137,7 @@ static int flush_early(struct overlay *o, struct diag *diag)
 
 /* ---- the actions ---- */
 
-/* The state is the action's from here on. */
+/* Allocates the state, which is action->state from here on, and claims the export. */
 static struct overlay *claim_disk(struct transaction_action *action, struct diag *diag)
 {
     struct overlay *o = calloc(1, sizeof *o);
@@ -154,7 +155,7 @@ static struct overlay *claim_disk(struct transaction_action *action, struct diag
     return o;
 }
 
-/* One of its own layers would become a loop. */
+/* Using one of the disk's own layers as an overlay would make a loop. */
 static int check_is_other(const struct overlay *o, const char *file, struct diag *diag)
 {
     return chain_has_file(o->old, file)
@@ -169,7 +170,7 @@ static int make_overlay(struct overlay *o, const char *file, const char *format,
     if (!o->made)
         return diag_errno(diag, ENOMEM, "%s", file);
     int err = overlay_make_file(o->old, file, format, diag);
-    if (err) { /* which has removed it, if it was its own */
+    if (err) { /* overlay_make_file has removed it if it had created it */
         free(o->made);
         o->made = NULL;
     }
@@ -298,11 +299,11 @@ static void commit_overlay(struct transaction_action *action)
     struct node *top = o->top;
 
     export_put_on_top(o->exp, TAKE(&o->top));
-    /* Who reads a point of the old image looks for it at the disk. */
+    /* Readers look up a frozen point of the old top at the disk's top node. */
     frozen_move_shown(o->old, top);
 }
 
-/* What can't be done now is tried again when the image is closed. */
+/* What fails here is tried again when the image is closed. */
 static void freeze_old(const struct overlay *o)
 {
     int err = node_freeze(o->old);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Snapshots into a new file, as actions of a transaction.  Layer: server. */
+/* External snapshots (a new overlay on a disk), as actions of a transaction.  Layer:
+ * server. */
 #ifndef SERVER_CONTROL_OVERLAYS_H
 #define SERVER_CONTROL_OVERLAYS_H
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What the disks consist of: query-block and query-named-block-nodes. */
+/* query-block and query-named-block-nodes: what the disks consist of. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,7 +28,7 @@ static json_t *describe_layer(struct node *node)
                                                                 : json_object();
 }
 
-/* ImageInfo of the node, and nested in it of those below. */
+/* ImageInfo of the node; nested: with those of its backing files inside. */
 static json_t *describe_image(struct node *node, bool nested)
 {
     json_t *image = describe_layer(node);
@@ -53,7 +53,7 @@ static unsigned depth_below(const struct node *node)
     return depth;
 }
 
-/* A layer by itself isn't throttled, and none is watched; QMP wants it said. */
+/* A layer has no limits and no write threshold, but QMP requires these members. */
 static void add_absent_features(json_t *device)
 {
     static const char *const zero[] = {"bps",     "bps_rd",  "bps_wr",         "iops",
@@ -123,7 +123,7 @@ static void add_nodes_of(struct served_export *exp, bool nested, json_t *nodes)
             nodes, describe_node(node, control_name_node(exp, top, node).text, nested));
 }
 
-/* One that nobody uses: what it was when it was added. */
+/* A node that isn't open: as it was when it was added. */
 static json_t *describe_unused(const struct added_node *node)
 {
     json_t *device = json_object();
@@ -141,7 +141,7 @@ static json_t *describe_unused(const struct added_node *node)
     return device;
 }
 
-/* Those that are open are in their chains, or a job's. */
+/* Open nodes are listed with their chains, or belong to a job. */
 static void add_unused_nodes(struct control_context *ctx, json_t *nodes)
 {
     for (struct added_node *node = node_table_next(&ctx->nodes, NULL); node;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The queue between those who have news and the control thread. */
+/* The queue from other threads to the control thread. */
 #include "control_queue.h"
 
 #include <stdlib.h>
@@ -7,7 +7,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 
-/* Events that wait for the thread, which may be busy with a command; more are dropped. */
+/* Limit of queued events, as the control thread may be busy with a command. */
 #define MAX_EVENTS 4096
 
 struct entry {

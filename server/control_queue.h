@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What the control thread has yet to hand out: events for everybody, and answers that one
- * client awaits.  Threads: any, but init and destroy.  Nothing waits; the lock is a leaf.
- * Layer: server. */
+/* What the control thread has yet to send: events for all clients, and answers for one.
+ * Threads: any; init and destroy when no other thread uses it.  Nothing blocks; the lock is
+ * a leaf.  Layer: server. */
 #ifndef SERVER_CONTROL_QUEUE_H
 #define SERVER_CONTROL_QUEUE_H
 
@@ -19,25 +19,25 @@ struct control_queue {
     unsigned n_notes, dropped;
 };
 
-/* One of the two; the caller's. */
+/* An event or an answer; whoever takes it owns it. */
 struct control_note {
-    char *event; /* JSON text; NULL: an answer */
+    char *event; /* JSON text, from malloc; NULL: this is an answer */
     struct control_answer answer;
 };
 
 void control_queue_init(struct control_queue *queue);
 
-/* Drops what nobody has taken. */
+/* Frees what wasn't taken. */
 void control_queue_destroy(struct control_queue *queue);
 
-/* Takes over the text; it is dropped, and counted, when too many wait. */
+/* Takes over the text.  If too many events are queued, it is dropped and counted. */
 void control_queue_add_event(struct control_queue *queue, char *text);
 
-/* Takes over the answer's value.  None is dropped for those that wait. */
+/* Takes over the answer's value.  Answers are never dropped because of the queue's length. */
 void control_queue_add_answer(struct control_queue *queue,
                               const struct control_answer *answer);
 
-/* The oldest; false: there is none. */
+/* Takes the oldest; false: the queue is empty. */
 bool control_queue_take(struct control_queue *queue, struct control_note *out) MUST_USE;
 
 /* How many events were dropped since the last call. */

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Introspection, as QEMU has it (SchemaInfo): an array with an object for each command, event
- * and type.  Commands and events have their names; types have any that is nobody else's: those
- * of QAPI for what it has built in, "[NAME]" for an array of NAME, and numbers for others.
+/* Introspection as in QEMU (SchemaInfo): an array with an object for each command, event and
+ * type.  Commands and events appear under their names.  Built-in types have QAPI's names, an
+ * array of NAME is "[NAME]", and all other types are numbered.
  *
- * Whatever refers to a type asks for its name (name_type), and that describes it the first
- * time.  It is named before, since a type may refer to itself. */
+ * A reference to a type asks for its name (name_type), which also describes the type the first
+ * time.  The name is assigned before the description, since a type may refer to itself. */
 #include "control_schema.h"
 
 #include <stdio.h>
@@ -15,7 +15,9 @@
 struct schema {
     json_t *list;
     json_t
-        *names; /* of types, by what they are told apart by; and of arrays and builtins */
+        /* names of types, by the addresses of their tables; of arrays and builtins, by their
+         * names */
+        *names;
 };
 
 static const struct control_type nothing = {.kind = TYPE_OBJECT};
@@ -53,7 +55,7 @@ static json_t *describe_words(json_t *values)
     return json_pack("{s:o,s:o}", "members", members, "values", values);
 }
 
-/* The enum of a union's tag has no table but that of the variants. */
+/* The enum of a union's tag has no table of its own: its words are the variants' names. */
 static json_t *name_tag(struct schema *schema, const struct control_type *owner)
 {
     char name[32];
@@ -101,7 +103,7 @@ static json_t *describe_alternate(struct schema *schema, const struct control_ty
 
 /* ---- types ---- */
 
-/* NULL: it isn't built in. */
+/* NULL: not a built-in type. */
 static const char *builtin_name(const struct control_type *type, const char **json_type)
 {
     static const struct {
@@ -118,7 +120,7 @@ static const char *builtin_name(const struct control_type *type, const char **js
     return builtins[type->kind].name;
 }
 
-/* The tables that make it what it is: two types of the same ones are the same. */
+/* The tables that define a type.  Two types with the same tables are the same type. */
 struct tables {
     const void *first, *second;
 };
@@ -182,7 +184,7 @@ static json_t *name_builtin(struct schema *schema, const char *name, const char 
     return json_string(name);
 }
 
-/* New. */
+/* Returns a new reference to the type's name. */
 static json_t *name_type(struct schema *schema, const struct control_type *type)
 {
     char key[64], name[32];
@@ -232,7 +234,7 @@ static json_t *query_schema(struct control_context *ctx, const json_t *args,
     return schema.list;
 }
 
-/* ---- its own result ---- */
+/* ---- the type of its own result ---- */
 
 static const char *const json_types[] = {"string", "number", "int",   "boolean", "null",
                                          "object", "array",  "value", NULL};

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* query-qmp-schema: what this server has, of the tables that it works by.  Layer: server. */
+/* query-qmp-schema: introspection of the server's own tables.  Layer: server. */
 #ifndef SERVER_CONTROL_SCHEMA_H
 #define SERVER_CONTROL_SCHEMA_H
 

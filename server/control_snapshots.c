@@ -14,7 +14,7 @@
 #include "export_snapshot.h"
 #include "export_table.h"
 
-/* As QEMU: by the name of the device or of the node. */
+/* By the device's or the node's name, as in QEMU. */
 static struct served_export *find_device(struct control_context *ctx, const json_t *args,
                                          struct control_error *error)
 {
@@ -27,7 +27,7 @@ static struct served_export *find_device(struct control_context *ctx, const json
     return exp;
 }
 
-/* ---- making one ---- */
+/* ---- creating one ---- */
 
 static const struct control_arg snapshot_args[] = {
     {"device", STRING, true},
@@ -35,7 +35,8 @@ static const struct control_arg snapshot_args[] = {
     {0},
 };
 
-/* 0, or -EEXIST with the error said; a client's name is looked for among names. */
+/* 0 or -errno with diag; -EEXIST: a snapshot has that name.  Ids don't count: a client
+ * chooses names only. */
 static int check_name(struct served_export *exp, const char *name, struct diag *diag)
 {
     CLEANUP_SNAPSHOT_LIST struct snapshot_list list = {0};
@@ -67,7 +68,7 @@ static struct snapshot_request make_request(const json_t *args)
     };
 }
 
-/* Can the image have it?  Else the error is said. */
+/* Can the image have such a snapshot?  False with the error set. */
 static bool judge_request(struct served_export *exp, const struct snapshot_request *request,
                           struct control_error *error)
 {
@@ -91,7 +92,7 @@ static json_t *snapshot_internal(struct control_context *ctx, const json_t *args
                : json_object();
 }
 
-/* ---- making one in a transaction ---- */
+/* ---- creating one in a transaction ---- */
 
 static bool open_snapshot_action(struct transaction_action *action,
                                  struct control_error *error)
@@ -152,7 +153,7 @@ const struct transaction_kind snapshot_internal_kind = {
     .finish = finish_snapshot_action,
 };
 
-/* ---- removing one ---- */
+/* ---- deleting one ---- */
 
 static json_t *not_found(struct served_export *exp, const struct snapshot_request *request,
                          struct control_error *error)

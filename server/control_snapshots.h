@@ -5,7 +5,7 @@
 
 #include "control_transaction.h"
 
-/* blockdev-snapshot-internal-sync, as an action. */
+/* blockdev-snapshot-internal-sync as an action. */
 extern const struct transaction_kind snapshot_internal_kind;
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Making the control socket, for its owner only. */
+/* Creates the control socket, for its owner only. */
 #include "control_socket.h"
 
 #include <errno.h>
@@ -23,7 +23,7 @@ static int new_socket(void)
     return socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 }
 
-/* There is no moment in which others could connect: the file is born with its mode. */
+/* The file is created with its final mode, so that others can never connect. */
 static int bind_private(int fd, const struct sockaddr_un *addr)
 {
     mode_t mask = umask(S_IXUSR | S_IRWXG | S_IRWXO);
@@ -92,7 +92,7 @@ void control_socket_put_back(struct control_socket *s)
     free(TAKE(&s->aside));
 }
 
-/* Another server may have a file there. */
+/* Another server may have its file there. */
 static void remove_own(const struct control_socket *s, const char *path)
 {
     struct stat st;

@@ -18,7 +18,7 @@
 #include "plugin_config.h"
 #include "storage/nbd_uri.h"
 
-/* ---- whom jobs drain and move over: users of the export ---- */
+/* ---- struct mirror_pivot: a job's view of the export ---- */
 
 static struct node *take_seat(void *opaque, struct disk_seat *seat)
 {
@@ -161,7 +161,8 @@ struct mirror_opener control_opener(struct target_request *request)
         .open = open_for_job, .free = free_request, .opaque = request};
 }
 
-/* "zeroinit:", or a node of that driver, is how Proxmox says that the target reads as zeroes. */
+/* Proxmox says with the prefix "zeroinit:", or with a node of that driver, that the target reads
+ * as zeroes. */
 #define ZEROINIT "zeroinit:"
 
 static bool is_zeroinit(const json_t *args)
@@ -174,7 +175,7 @@ static const char *target_name(const json_t *args)
     return arg_text(args, "target") + (is_zeroinit(args) ? strlen(ZEROINIT) : 0);
 }
 
-/* "nbd" is none: what lies in an NBD export is taken as it is. */
+/* "nbd" isn't an image format: the contents of an NBD export are taken as raw. */
 static const char *format_of(const json_t *args)
 {
     unsigned format = arg_word(args, "format", formats, FORMAT_RAW);
@@ -182,7 +183,7 @@ static const char *format_of(const json_t *args)
     return formats[format == FORMAT_NBD ? FORMAT_RAW : format];
 }
 
-/* The target as drive-mirror names it: a file or an NBD export. */
+/* An opener for drive-mirror's target: a file, RBD image or NBD export by name. */
 static struct mirror_opener opener_by_name(const struct control_context *ctx,
                                            const json_t *args)
 {
@@ -205,7 +206,7 @@ static struct mirror_opener opener_by_name(const struct control_context *ctx,
     return control_opener(request);
 }
 
-/* As blockdev-mirror does: a node, which is taken over. */
+/* An opener for blockdev-mirror's target, an added node, whose hold is taken over. */
 static struct mirror_opener opener_of_node(struct control_context *ctx,
                                            struct added_node *target)
 {
@@ -267,7 +268,7 @@ static int start_mirror_to_node(struct control_context *ctx, struct served_expor
                            diag);
 }
 
-/* What can be said before a target is opened, or even made. */
+/* Checks that are possible before a target is opened or created. */
 static bool mirror_makes_sense(struct served_export *exp, const json_t *args,
                                struct control_error *error)
 {
@@ -288,7 +289,8 @@ static bool mirror_makes_sense(struct served_export *exp, const json_t *args,
     return false;
 }
 
-/* A file on top of the disk that is in use can't be made. */
+/* With sync=none the target would be a new file on top of the disk, which can't be created while
+ * the disk is served. */
 static bool target_can_be_made(const json_t *args, struct control_error *error)
 {
     if (arg_word(args, "sync", syncs, MIRROR_FULL) != MIRROR_NONE ||
@@ -301,8 +303,8 @@ static bool target_can_be_made(const json_t *args, struct control_error *error)
     return false;
 }
 
-/* A layer is named by its file's name or by its node's: *file is the first, in either case, or
- * NULL, and the caller's to free. */
+/* A layer is given by its file name or its node name.  *file: its file name, which the caller
+ * frees; NULL if neither is given. */
 static int find_layer(struct served_export *exp, const json_t *args, const char *by_file,
                       const char *by_node, char **file, struct diag *diag)
 {
@@ -345,7 +347,7 @@ static int start_stream(struct control_context *ctx, struct served_export *exp,
                         const json_t *args, uint64_t ticket, struct diag *diag)
 {
     CLEANUP_FREE char *top = NULL, *base = NULL, *bottom = NULL;
-    /* The disk's own name means the active layer, whichever node bears it, too. */
+    /* The disk's own name means the active layer, even if a lower node also has that name. */
     int err = strcmp(arg_text(args, "device"), exp->node_name) == 0
                   ? 0
                   : find_layer(exp, args, "", "device", &top, diag);
@@ -371,8 +373,6 @@ static int start_stream(struct control_context *ctx, struct served_export *exp,
     return stream_start(ctx->jobs, &params, diag);
 }
 
-/* Starts a job on the export, which stays while the job runs: the event of its end gives it
- * back. */
 json_t *start_job(struct control_context *ctx, struct served_export *exp,
                   const json_t *args, struct control_error *error,
                   int (*start)(struct control_context *ctx, struct served_export *exp,
@@ -437,7 +437,7 @@ static json_t *block_stream(struct control_context *ctx, const json_t *args,
 
 /* ---- the table ---- */
 
-/* Of both mirrors. */
+/* Arguments of both mirror commands. */
 #define MIRROR_ARGS                                                                      \
     {"job-id", STRING, false}, {"device", STRING, true}, {"target", STRING, true},       \
         {"sync", WORDS(syncs), true}, {"bitmap", STRING, false}, {"speed", SIZE, false}, \

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What all commands that start a job have in common.  Threads: the control thread, but for
- * actions of transactions.  Layer: server. */
+/* What commands that start jobs share.  Threads: the control thread; actions of transactions
+ * on the lane's.  Layer: server. */
 #ifndef SERVER_CONTROL_START_H
 #define SERVER_CONTROL_START_H
 
@@ -9,29 +9,30 @@
 
 struct target_request;
 
-/* By enum job_on_error; NULL at the end. */
+/* Indexed by enum job_on_error; ends with NULL. */
 extern const char *const on_errors[];
 enum job_on_error on_error_of(const json_t *args, const char *key);
 
-/* job-id (or the device's name), speed, auto-finalize, auto-dismiss. */
+/* The arguments that all jobs have: job-id (default: the device), speed, auto-finalize,
+ * auto-dismiss. */
 struct job_params job_params_of(const json_t *args, struct served_export *exp,
                                 uint64_t ticket);
 
-/* Opens a target on the job's thread, as control_target.h does.  The request, from malloc, is
- * the opener's, and what it points to: `source` and `give_up` are set then. */
+/* An opener that opens a target on the job's thread, by control_open_target.  It takes over
+ * the request (from malloc) and what that points to, and sets `source` and `give_up` itself. */
 struct mirror_opener control_opener(struct target_request *request);
 
-/* The users of the export. */
+/* The operations by which a job drains and moves the export's users. */
 struct mirror_pivot pivot_of(struct served_export *exp);
 
-/* Starts a job on the export, which stays while the job runs: the event of its end gives it
- * back. */
+/* Starts a job on the export by calling `start`.  The export can't be removed until the job's
+ * end event gives it back.  Returns what the command returns. */
 json_t *start_job(struct control_context *ctx, struct served_export *exp,
                   const json_t *args, struct control_error *error,
                   int (*start)(struct control_context *ctx, struct served_export *exp,
                                const json_t *args, uint64_t ticket, struct diag *diag));
 
-/* Of a job that nobody awaits: no client has it. */
+/* Ticket of a job whose start no client waits for. */
 #define NO_TICKET UINT64_MAX
 
 #endif

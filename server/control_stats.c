@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What the disks have done: query-blockstats. */
+/* query-blockstats: what clients have done. */
 #include <stdio.h>
 
 #include "base/cleanup.h"
@@ -13,7 +13,7 @@ static void add_number(json_t *object, const char *key, uint64_t value)
     json_object_set_new(object, key, json_integer((json_int_t)value));
 }
 
-/* QMP knows no zeroing by itself: it is writing. */
+/* QMP has no counters for zero requests: they count as writes. */
 static void read_totals(const struct served_export *exp, enum export_op op,
                         struct export_op_totals *out)
 {
@@ -54,7 +54,7 @@ static void add_named(json_t *stats, const char *op, const char *what, uint64_t 
     add_number(stats, key, value);
 }
 
-/* The members of one kind of operation. */
+/* Adds the members for one kind of operation. */
 static void add_totals(json_t *stats, const char *op, const struct export_op_totals *totals)
 {
     add_named(stats, op, "%s_bytes", totals->bytes);
@@ -73,7 +73,7 @@ static void add_flushes(json_t *stats, const struct export_op_totals *totals)
     add_number(stats, "invalid_flush_operations", 0);
 }
 
-/* BlockDeviceStats; exp NULL: of a node that no client uses by itself. */
+/* BlockDeviceStats.  exp NULL: for a lower layer, which clients don't use directly. */
 static json_t *describe_operations(const struct served_export *exp)
 {
     static const struct {
@@ -106,7 +106,7 @@ static json_t *describe_operations(const struct served_export *exp)
     return stats;
 }
 
-/* What QMP has no word for. */
+/* Counters that QMP doesn't have. */
 static json_t *describe_work(struct served_export *exp, struct node *node)
 {
     struct mcache_counters tables;
@@ -115,7 +115,8 @@ static json_t *describe_work(struct served_export *exp, struct node *node)
 
     node_count(node, &tables);
     if (exp)
-        add_number(work, "in-flight", gate_count(&exp->gate) - 1); /* but for this look */
+        /* minus the use for this query */
+        add_number(work, "in-flight", gate_count(&exp->gate) - 1);
     add_number(work, "table-loads", tables.loads);
     add_number(work, "commits", tables.commits);
     add_number(work, "shared-commits", tables.shared_commits);
@@ -125,7 +126,7 @@ static json_t *describe_work(struct served_export *exp, struct node *node)
     return work;
 }
 
-/* BlockStats of a node of the export's chain and, nested, of those below. */
+/* BlockStats of a node of the export's chain, with those of its backing files inside. */
 static json_t *describe_node(struct served_export *exp, struct node *top, struct node *node)
 {
     struct served_export *used = node == top ? exp : NULL;
@@ -166,7 +167,7 @@ static const struct control_arg stats_args[] = {{"query-nodes", BOOL, false}, {0
 static const struct control_arg histogram[] = {
     {"boundaries", LIST_OF(SIZE), true}, {"bins", LIST_OF(SIZE), true}, {0}};
 
-/* BlockDeviceStats, as add_totals and the like make it. */
+/* BlockDeviceStats, as made by add_totals and add_flushes. */
 #define TOTALS(op)                                                     \
     {op "_bytes", SIZE, true}, {op "_operations", SIZE, true},         \
         {op "_total_time_ns", SIZE, true}, {op "_merged", SIZE, true}, \
@@ -190,7 +191,7 @@ static const struct control_arg operations[] = {
     {"wr_highest_offset", SIZE, true},
     {"account_invalid", BOOL, true},
     {"account_failed", BOOL, true},
-    {"timed_stats", LIST_OF(ANY), true}, /* there are none */
+    {"timed_stats", LIST_OF(ANY), true}, /* always empty */
     {0},
 };
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* query-blockstats.  Layer: server. */
+/* query-blockstats: what clients have done.  Layer: server. */
 #ifndef SERVER_CONTROL_STATS_H
 #define SERVER_CONTROL_STATS_H
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Opening what a disk is mirrored to. */
+/* Opens the target of a job. */
 #include "control_target.h"
 
 #include <errno.h>
@@ -27,7 +27,8 @@ static int open_nbd(const struct target_request *request, struct node **out,
                                    &options, out, diag);
 }
 
-/* What lies below the disk, and how an image over it names that; NULL: nothing does. */
+/* What lies below the disk, and how an image on top of it refers to that.  Zeros if nothing lies
+ * below. */
 struct below {
     struct reference chain;
     char *file;
@@ -40,8 +41,8 @@ static void free_below(struct below *below)
     free(below->file);
 }
 
-/* Another job may take out what lies below the disk: not while somebody is inside the gate.  0 or
- * -ENOMEM. */
+/* Another job may take images below the disk out of the chain, but not while somebody is inside
+ * the gate.  0 or -ENOMEM. */
 static int look_below(struct node *source, struct below *out)
 {
     gate_ticket ticket = gate_enter(&source->ctx->gate);
@@ -85,7 +86,7 @@ static int make_file(const struct target_request *request, const struct below *b
     return create_image(driver, &create, diag);
 }
 
-/* "json:..." and the like are no names of what could be made. */
+/* A name like "json:..." can't be a new file's. */
 static int check_name(const struct target_request *request, struct diag *diag)
 {
     const char *target = request->target;
@@ -109,7 +110,7 @@ static bool has_same_file(struct node *source, const struct node *target)
     return found;
 }
 
-/* As is_part_of, of what can only be compared once it is open. */
+/* As is_part_of, but for a store whose identity is known only once it is open. */
 static int check_not_source(const struct target_request *request, const char *name,
                             struct node **target, struct diag *diag)
 {
@@ -119,15 +120,16 @@ static int check_not_source(const struct target_request *request, const char *na
     return diag_set(diag, EBUSY, "%s: is part of the disk that is to be mirrored", name);
 }
 
-/* A file, or an image on Ceph RBD. */
+/* Opens (and creates) a file or an image on Ceph RBD. */
 static int open_file(const struct target_request *request, struct node **out,
                      struct diag *diag)
 {
     const struct cache_mode *how = request->source->options.cache;
     CLEANUP(free_below) struct below below = {0};
     bool with_backing = request->with_backing && !request->existing;
-    /* What can't be changed once the file is open is as the source's; the rest is when the
-     * target takes its place: a copy needn't be durable chunk by chunk. */
+    /* These options can't be changed once the file is open, so they are the source's.  The others
+     * are set when the target replaces the source; until then a copy needn't be durable write by
+     * write. */
     const struct chain_options options = {
         .format = request->format,
         .protocol = storage_protocol_of(request->target),
@@ -141,7 +143,7 @@ static int open_file(const struct target_request *request, struct node **out,
     int err = check_name(request, diag);
     if (err)
         return err;
-    /* Making a file over one of the chain would destroy what is to be copied. */
+    /* Creating a file with the name of an image of the chain would destroy the source. */
     if (is_part_of(request->source, request->target))
         return diag_set(diag, EBUSY, "%s: is part of the disk that is to be mirrored",
                         request->shown);
@@ -232,7 +234,7 @@ int control_open_target(struct target_request *request, struct node **out,
         node_close(node);
     else
         *out = node;
-    /* From here on the open node bears the name, and who holds that is a user. */
+    /* The open node has the name from here on, and keeps the added node in use. */
     added_node_put(request->added);
     request->added = NULL;
     return err;

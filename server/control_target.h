@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Where drive-mirror copies to: opened, and made when that is asked for.
- * Threads: any: it may take long.  Layer: server. */
+/* Opens the target of a mirror or backup job, and creates it if asked to.  Threads: any; may take
+ * long.  Layer: server. */
 #ifndef SERVER_CONTROL_TARGET_H
 #define SERVER_CONTROL_TARGET_H
 
@@ -14,28 +14,30 @@
 struct added_node;
 
 struct target_request {
-    struct added_node *added;   /* held; NULL: the rest says what it is */
-    enum references references; /* what the target's image may name */
+    struct added_node *added;   /* held; NULL: the other fields describe the target */
+    enum references references; /* which files the target's image may refer to */
     char *target;               /* an NBD URI, an RBD name or a path */
-    char *shown;                /* it, for messages; set when it is opened */
+    char *shown; /* the same without secrets, for messages; set when it is opened */
     const char *format;
     struct node *source;
-    const _Atomic bool *give_up; /* see nbd_open; NULL: nobody will */
-    bool existing;               /* never make a file */
-    bool with_backing;           /* a file that is made lies on the source's backing file */
-    /* It will never be served: its requests have a gate of their own, so that nobody who waits for
-     * changes of the disk waits for a slow target.  Made when it is opened. */
+    const _Atomic bool *give_up; /* as in nbd_open; NULL: never given up */
+    bool existing;               /* must exist; never create a file */
+    bool with_backing;           /* a new file gets the source's backing file */
+    /* For a target that will never be served: its requests get a gate of their own (`own`, made
+     * when it is opened), so that nobody who waits for changes of the disk waits for a slow
+     * target. */
     bool apart;
-    /* Of a backup: the node name of the disk, on which a node may be said to lie; NULL: else. */
+    /* For a backup: the node name of its disk, which the target may have as its backing file.
+     * NULL otherwise. */
     const char *disk_name;
     struct block_context *own;
 };
 
-/* When the target, if any, is closed. */
+/* Frees the request, from malloc.  The target must be closed. */
 void control_target_request_free(struct target_request *request);
 
-/* On success *out, which can be written to, is the caller's; nothing that was made is
- * removed on failure. */
+/* On success the caller owns *out, which can be written to.  A file that was created isn't removed
+ * on failure.  0 or -errno with diag. */
 int control_open_target(struct target_request *request, struct node **out,
                         struct diag *diag) MUST_USE;
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* block_set_io_throttle; and limits as other commands take and tell them. */
+/* block_set_io_throttle; and limits in other commands. */
 #include "control_throttle.h"
 
 #include <errno.h>
@@ -9,7 +9,7 @@
 #include "common/json_text.h"
 #include "export_table.h"
 
-/* A name of a limit: of its average, and with an end of what belongs to it. */
+/* A parameter's name: that of the limit's average, or with a suffix. */
 struct name {
     char text[32];
 };
@@ -22,7 +22,7 @@ static struct name name_of(const char *begin, const char *end)
     return name;
 }
 
-/* How a command spells them. */
+/* The names that a command uses. */
 struct spelling {
     const char *limit[THROTTLE_KINDS], *burst, *length, *op_size;
 };
@@ -41,7 +41,7 @@ static const struct spelling of_options = {
     "iops-size",
 };
 
-/* ---- taking them ---- */
+/* ---- reading and setting them ---- */
 
 static bool read_choice(const json_t *args, const struct spelling *spelling,
                         struct throttle_choice *out, struct control_error *error)
@@ -95,7 +95,7 @@ static json_t *set_io_throttle(struct control_context *ctx, const json_t *args,
     return json_object();
 }
 
-/* ---- telling them ---- */
+/* ---- reporting them ---- */
 
 static void add_number(json_t *object, const char *key, uint64_t value)
 {

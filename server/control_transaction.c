@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Transactions: judging the actions, and taking them through their states. */
+/* Transactions: checks the actions, and takes them through their steps. */
 #include "control_transaction.h"
 
 #include <stdlib.h>
@@ -15,7 +15,7 @@
 #include "export_table.h"
 #include "jobs/job_group.h"
 
-/* An export that actions name. */
+/* An export that some action names. */
 struct drained_export {
     struct served_export *exp;
     struct export_use use;
@@ -29,12 +29,12 @@ struct held {
 
 struct transaction {
     bool grouped;
-    struct job_group *group; /* NULL: it isn't grouped */
+    struct job_group *group; /* NULL: not grouped */
     size_t n_actions;
     struct transaction_action *actions;
     size_t n_exports;
     struct drained_export *exports; /* room for one per action */
-    struct list held;               /* struct held: the last first */
+    struct list held;               /* struct held */
 };
 
 static bool fail_abort(struct transaction_action *action, struct control_error *error)
@@ -47,7 +47,7 @@ static bool fail_abort(struct transaction_action *action, struct control_error *
 static const struct transaction_kind abort_kind = {.variant = {"abort", ACTION(NULL)},
                                                    .prepare = fail_abort};
 
-/* What a transaction can have; a line for each. */
+/* All kinds of actions. */
 static const struct control_variant *const kinds[] = {
     &bitmap_add_kind.variant,
     &bitmap_remove_kind.variant,
@@ -141,7 +141,8 @@ static void release_all(struct transaction *transaction)
 
 /* ---- exports ---- */
 
-/* Is it opened by now, wherever it stands? */
+/* Does the maker's node exist by the time the action is opened?  Actions that start jobs
+ * are opened first, so their place in the list doesn't matter. */
 static bool is_before(const struct transaction_action *maker,
                       const struct transaction_action *action)
 {
@@ -149,7 +150,8 @@ static bool is_before(const struct transaction_action *maker,
            (maker < action || maker->kind->starts_job);
 }
 
-/* What an earlier action is about to put on top of a disk, or the target of any backup. */
+/* The node called `name` that an action makes: one that an earlier action will put on top
+ * of a disk, or the target of any backup. */
 static bool find_made(struct transaction_action *action, const char *name,
                       struct control_error *error)
 {
@@ -207,7 +209,8 @@ static void gather_exports(struct transaction *transaction)
     }
 }
 
-/* All are drained before any is entered: it is one point of all their writes. */
+/* All exports are drained before any is entered, so that it is one point of all their
+ * writes. */
 static void enter_exports(struct transaction *transaction, bool drain)
 {
     for (size_t i = 0; drain && i < transaction->n_exports; i++)
@@ -231,9 +234,9 @@ static void leave_exports(struct transaction *transaction, bool drained)
         export_end_drain(transaction->exports[i].exp);
 }
 
-/* ---- the states ---- */
+/* ---- the steps ---- */
 
-/* Those of which the kind starts jobs, or the others. */
+/* Opens the actions of kinds that start jobs, or the other ones. */
 static bool open_some(struct transaction *transaction, bool jobs,
                       struct control_error *error)
 {
@@ -255,7 +258,7 @@ static bool open_all(struct transaction *transaction, struct control_error *erro
     return open_some(transaction, true, error) && open_some(transaction, false, error);
 }
 
-/* Those of which the kind prepares last, or the others. */
+/* Prepares the actions of kinds that prepare last, or the other ones. */
 static bool prepare_some(struct transaction *transaction, bool last,
                          struct control_error *error)
 {
@@ -307,14 +310,14 @@ static void finish_some(struct transaction *transaction, bool jobs, bool committ
     }
 }
 
-/* The last first: what it was about may be an earlier one's, or a job's. */
+/* In reverse order: a later action may rely on what an earlier one, or a job, holds. */
 static void finish_opened(struct transaction *transaction, bool committed)
 {
     finish_some(transaction, false, committed);
     finish_some(transaction, true, committed);
 }
 
-/* At one point of the writes, when they are drained. */
+/* Within the drain. */
 static bool decide(struct transaction *transaction, struct control_error *error)
 {
     bool prepared = prepare_all(transaction, error);
@@ -378,7 +381,7 @@ static const struct transaction_kind *find_kind(const char *name)
     return CONTAINER_OF(*kind, const struct transaction_kind, variant);
 }
 
-/* What the table doesn't say of one action, which isn't opened. */
+/* Checks of one action, not yet opened, that its type can't express. */
 static bool judge_action(struct transaction_action *action, const json_t *item,
                          struct control_error *error)
 {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Judging a value by its type. */
+/* Checks values against their types. */
 #include "control_types.h"
 
 #include <stdio.h>
@@ -19,11 +19,11 @@ const struct control_type control_string = {.kind = TYPE_STRING},
 
 static const struct control_type nothing = {.kind = TYPE_OBJECT};
 
-/* ---- where in a value ---- */
+/* ---- place within a value ---- */
 
-/* A member or, without a name, an element of what lies outside. */
+/* A member or, if it has no name, an element of the outer value. */
 struct place {
-    const struct place *outer; /* NULL: all of it, which `name` is called */
+    const struct place *outer; /* NULL: the whole value, called `name` */
     const char *name;
     size_t index;
 };
@@ -32,7 +32,7 @@ struct place_text {
     char text[256];
 };
 
-/* As QEMU has it: "actions[1].data.node". */
+/* In QEMU's form: "actions[1].data.node". */
 static void append_place(struct place_text *out, const struct place *place)
 {
     if (!place->outer)
@@ -55,7 +55,7 @@ static struct place_text describe_place(const struct place *place)
     return out;
 }
 
-/* ---- what a type takes, in words ---- */
+/* ---- the values of a type, in words ---- */
 
 struct sentence {
     char text[512];
@@ -99,7 +99,7 @@ static void say_members(struct sentence *out, const struct control_type *type)
         append_words(out, ", ", arg->name);
 }
 
-/* ---- judging ---- */
+/* ---- checking ---- */
 
 static bool fits(const struct control_type *type, const json_t *value,
                  const struct place *place, struct control_error *error);
@@ -192,8 +192,8 @@ static const struct control_arg *find_member(const struct control_type *type,
     return NULL;
 }
 
-/* By its tag's value, which is judged.  False with the error said; *out is NULL for objects
- * without variants. */
+/* The variant that the tag selects; NULL for objects without variants.  False with the
+ * error set. */
 static bool find_variant(const struct control_type *type, const json_t *object,
                          const struct place *place, const struct control_variant **out,
                          struct control_error *error)
@@ -320,7 +320,7 @@ void control_must_fit(const char *what, const struct control_type *type,
 #endif
 }
 
-/* ---- arguments that were judged ---- */
+/* ---- arguments that were checked ---- */
 
 bool arg_is_given(const json_t *args, const char *name)
 {

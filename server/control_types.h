@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The types of what is said on the control socket: of arguments, results and events.
+/* Types of the values on the control socket: arguments, results and events.
  *
- * They are tables.  What a client sends is judged by them, query-qmp-schema tells them
- * (control_schema.h), and debug builds hold the server's own results and events against them:
- * so none of the three can differ.  The kinds are QAPI's.
+ * Types are tables.  Clients' values are checked by them, query-qmp-schema reports them
+ * (control_schema.h), and debug builds check the server's own results and events: so these three
+ * can't differ.  The kinds of types are QAPI's.
  *
  * Threads: any.  Layer: server. */
 #ifndef SERVER_CONTROL_TYPES_H
@@ -19,37 +19,38 @@ struct control_error;
 enum control_kind {
     TYPE_STRING = 1,
     TYPE_BOOL,
-    TYPE_SIZE, /* an integer, not negative */
+    TYPE_SIZE, /* a non-negative integer */
     TYPE_NULL,
-    TYPE_ANY,       /* any value at all */
+    TYPE_ANY,       /* any value */
     TYPE_WORD,      /* one of `words` */
     TYPE_LIST,      /* an array of `element`s */
-    TYPE_OBJECT,    /* with `members`, and those of the variant that its tag names */
-    TYPE_TAG,       /* of a member of an object: one of its variants' names */
-    TYPE_ALTERNATE, /* one of `choices`, no two of which look alike in JSON */
+    TYPE_OBJECT,    /* with `members`, and those of the variant that the tag selects */
+    TYPE_TAG,       /* of a member of an object: the name of one of its variants */
+    TYPE_ALTERNATE, /* one of `choices`, which must differ in their JSON type */
 };
 
 struct control_type {
     enum control_kind kind;
-    const char *const *words;           /* NULL at the end */
-    const struct control_type *element; /* of a list */
+    const char *const *words;           /* ends with NULL */
+    const struct control_type *element; /* of lists */
     const struct control_arg *members;  /* NULL: none */
-    /* The member that is the tag, and what its values bring along; NULL at the end. */
+    /* Name of the member that selects the variant, and the variants; the list ends with NULL. */
     const char *tag;
     const struct control_variant *const *variants;
-    const struct control_type *const *choices; /* NULL at the end */
+    const struct control_type *const *choices; /* ends with NULL */
 };
 
 /* A member of an object. */
 struct control_arg {
-    const char *name; /* NULL: the end of the table */
+    const char *name; /* NULL ends the table */
     const struct control_type *type;
-    bool mandatory; /* of results and events: always there */
+    bool mandatory; /* for results and events: always present */
 };
 
 struct control_variant {
     const char *name;
-    const struct control_type *type; /* an object without variants; NULL: no more members */
+    /* an object without variants; NULL: no further members */
+    const struct control_type *type;
 };
 
 /* ---- for tables ---- */
@@ -85,24 +86,24 @@ extern const struct control_type control_string, control_bool, control_size, con
         .kind = TYPE_OBJECT, .members = (table), .tag = (by), .variants = (list), \
     }
 
-/* ---- judging ---- */
+/* ---- checking ---- */
 
-/* Does the value fit the type (NULL: an empty object)?  False with the error said.  what: what it
- * is said to be in messages, the command for its arguments. */
+/* Does the value fit the type (NULL: an empty object)?  On false the error is set.  what: the
+ * name of the value in messages; for arguments, the command's. */
 bool control_fits(const char *what, const struct control_type *type, const json_t *value,
                   struct control_error *error);
 
-/* What the server itself says has to fit: debug builds see to it. */
+/* For the server's own values: debug builds abort if the value doesn't fit. */
 void control_must_fit(const char *what, const struct control_type *type,
                       const json_t *value);
 
-/* ---- arguments that were judged ---- */
+/* ---- arguments that were checked ---- */
 
 bool arg_is_given(const json_t *args, const char *name);
-const char *arg_text(const json_t *args, const char *name); /* NULL when it is not there */
+const char *arg_text(const json_t *args, const char *name); /* NULL if not given */
 bool arg_bool(const json_t *args, const char *name, bool otherwise);
 uint64_t arg_size(const json_t *args, const char *name, uint64_t otherwise);
-/* The word's place in the list. */
+/* Index of the word in the list. */
 unsigned arg_word(const json_t *args, const char *name, const char *const *words,
                   unsigned otherwise);
 
