@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What `qimg serve` prints when clients can come. */
+/* Waits for nbdkit to be ready, and prints the URI that clients can use. */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -15,10 +15,11 @@
 #include "base/path.h"
 #include "cli.h"
 
-/* The plugin writes there when the socket's file is another server's (../handover.c). */
+/* Names a pipe's descriptor; the plugin writes to it when another server has taken over the
+ * socket's file (../handover.c). */
 #define ANNOUNCE_PIPE_VARIABLE "QIMG_SERVE_PIPE"
 
-/* Waits until something can be read or all writers are gone.  True: the former. */
+/* Waits until bytes can be read (returns true) or all writers have closed the pipe (false). */
 static bool wait_for_bytes(int fd)
 {
     char bytes[64];
@@ -30,8 +31,8 @@ static bool wait_for_bytes(int fd)
     return n > 0;
 }
 
-/* What is sent to all of the terminal's processes is for nbdkit, which this one outlives.
- */
+/* Signals that are sent to the terminal's process group are meant for nbdkit; this process
+ * ends after nbdkit. */
 static void ignore_signals(void)
 {
     signal(SIGINT, SIG_IGN);
@@ -41,8 +42,9 @@ static void ignore_signals(void)
     signal(SIGPIPE, SIG_IGN);
 }
 
-/* Its end of the connection tells that it has ended; ours, without a word, that it is to go
- * on. */
+/* ready: tells the replaced server to quit, and waits until it has closed the connection,
+ * that is, has ended.  Otherwise closes the connection without a word, upon which that
+ * server continues. */
 static void tell_replaced(int fd, bool ready)
 {
     static const char quit[] = "{\"execute\": \"quit\"}\n";
@@ -56,8 +58,8 @@ static void tell_replaced(int fd, bool ready)
     close(STDERR_FILENO);
 }
 
-/* The pipe's writers are nbdkit's descriptor, until it ends, and what it opens for its
- * process id. */
+/* The pipe's writers are a descriptor that nbdkit inherits and keeps until it ends, and the
+ * one it opens to write its process id. */
 static void wait_and_announce(const struct announcement *a, int fd)
 {
     struct stat before, now;
@@ -68,7 +70,8 @@ static void wait_and_announce(const struct announcement *a, int fd)
     if (a->replaced_fd < 0)
         close(STDERR_FILENO);
     for (unsigned i = 0; i < a->n_sockets; i++)
-        close(a->first_socket + (int)i); /* or it would listen on when nbdkit doesn't */
+        /* or they would go on listening after nbdkit's end */
+        close(a->first_socket + (int)i);
     bool ready = wait_for_bytes(fd);
     if (a->replaced_fd >= 0)
         tell_replaced(a->replaced_fd, ready);
@@ -78,14 +81,15 @@ static void wait_and_announce(const struct announcement *a, int fd)
     }
     close(STDOUT_FILENO);
     while (ready && wait_for_bytes(fd))
-        handed_over = true; /* the server says so, when it has ended for another one */
+        handed_over = true; /* written by a server that another one has replaced */
     if (handed_over || (a->replaced_fd >= 0 && !ready))
         return;
     if (known && stat(a->socket_path, &now) == 0 && stat_is_same_file(&before, &now))
         unlink(a->socket_path);
 }
 
-/* The child's child is nobody's to wait for: nbdkit doesn't know of it. */
+/* Forks twice, so that the watcher is no child of the process that becomes nbdkit, which
+ * doesn't know of it and wouldn't wait for it. */
 static int fork_watcher(const struct announcement *a, const int pipe_fds[2])
 {
     int status;

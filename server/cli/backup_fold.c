@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Folding the oldest point into the next.
+/* Folds the oldest point into the next one.
  *
- * What the next point has is copied into the oldest file, which then takes its name: that is
- * one rename, and nobody's backing file has another name afterwards.  Until then the next
- * point reads as ever: what is copied is what it has itself, so that it doesn't look below
- * for it.  The oldest point is none any more from the first copied byte on; a marker says
- * so, and that the folding is to be gone on with. */
+ * The clusters that the next point has are copied into the oldest file, which is then
+ * renamed to the next point's name, over that file.  So no other file's backing file name
+ * changes.  Until the rename the next point reads as before: only clusters that it has
+ * itself are overwritten below it.  The oldest point itself is destroyed by the first copied
+ * byte; a marker file says so, and that folding must be continued. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -46,7 +46,7 @@ static int copy_run(const struct copy_how *how, void *buffer, uint64_t off, uint
                      (unsigned long long)result.failed_at, strerror(-result.err));
 }
 
-/* All that the upper image has itself. */
+/* Copies all clusters that the upper image has itself. */
 static int copy_layer(struct node *upper, struct node *lower)
 {
     const struct copy_how how = {.source = upper, .target = lower, .unmap = true};
@@ -116,7 +116,7 @@ static int fold_pair(const struct backup_folder *folder, const struct backup_poi
     return code == CLI_OK ? backup_folder_sync(folder) : code;
 }
 
-/* The next stands by itself: nobody needs the oldest. */
+/* If the next point is a full backup, no file needs the oldest one. */
 static int drop_oldest(const struct backup_folder *folder,
                        const struct backup_point *oldest)
 {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The names in a folder of backups. */
+/* The files of a folder of backups. */
 #include "backup_folder.h"
 
 #include <ctype.h>
@@ -22,7 +22,7 @@
 
 /* ---- names ---- */
 
-/* Does the text go by the pattern, in which '#' is a digit? */
+/* Does the text match the pattern, in which '#' stands for a digit? */
 static bool goes_by(const char *text, const char *pattern, size_t n)
 {
     for (size_t i = 0; i < n; i++)
@@ -31,7 +31,7 @@ static bool goes_by(const char *text, const char *pattern, size_t n)
     return true;
 }
 
-/* "NUMBER-TIME" and the suffix; false: it is no point's file. */
+/* Parses "NUMBER-TIME" and the suffix; false: the file is no point's. */
 static bool parse_name(const char *file, const char *suffix, struct backup_point *out)
 {
     static const char when[] = "-########T######Z";
@@ -83,7 +83,7 @@ const struct backup_point *backup_folder_find(const struct backup_folder *folder
     return NULL;
 }
 
-/* ---- what is there ---- */
+/* ---- listing ---- */
 
 static int compare_points(const void *a, const void *b)
 {
@@ -155,7 +155,8 @@ static int remove_leftover(struct backup_folder *folder, const char *file)
 {
     struct backup_point point;
 
-    /* Folded: the file has the name of the next by now. */
+    /* A marker without its point's file is left from a folding that was completed: the file
+     * has the next point's name. */
     if (parse_name(file, ".folding", &point)) {
         char folded[POINT_NAME_MAX + 16];
         snprintf(folded, sizeof folded, "%s.qcow2", point.name);
@@ -185,7 +186,7 @@ static bool id_is_good(const char *id)
     return strlen(id) == 16 && strspn(id, "0123456789abcdef") == 16;
 }
 
-/* Of one whose making a crash cut off there may be less, or zeroes for it. */
+/* After a crash while it was being written, the id may be short, or contain zeroes. */
 static bool id_was_never_made(const char *text, size_t n)
 {
     for (size_t i = 0; i < n; i++)
@@ -194,8 +195,8 @@ static bool id_was_never_made(const char *text, size_t n)
     return true;
 }
 
-/* A folder without one gets it.  Others may have written to the folder before us: what looks
- * like no id is left as it is. */
+/* Reads the folder's id, or makes one.  Other programs may use the folder: a file that
+ * doesn't look like an id, or the beginning of one, isn't overwritten. */
 static int read_id(struct backup_folder *folder)
 {
     struct stat sb;
@@ -262,7 +263,7 @@ void backup_folder_close(struct backup_folder *folder)
     free(folder->points);
 }
 
-/* ---- what lasts ---- */
+/* ---- durability ---- */
 
 int backup_folder_sync(const struct backup_folder *folder)
 {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Looking at backups: what there is, and whether it is whole. */
+/* Lists and verifies a folder's points. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -40,7 +40,7 @@ int backup_point_look(const struct backup_folder *folder, const struct backup_po
 
 /* ---- list ---- */
 
-/* "20260131T120000Z" as people write it. */
+/* "20260131T120000Z" in ISO 8601's extended form. */
 static void format_time(const struct backup_point *point, char text[32])
 {
     const char *t = strchr(point->name, '-') + 1;
@@ -125,7 +125,7 @@ static int check_file(const char *path)
     return CLI_OK;
 }
 
-/* It is an overlay of the point before, or stands by itself. */
+/* Checks that the point is a full backup or an overlay of the point before it. */
 static int check_link(const struct backup_folder *folder, size_t i,
                       const struct backup_point_info *info)
 {
@@ -143,7 +143,7 @@ static int check_link(const struct backup_folder *folder, size_t i,
                      folder->path, folder->points[i].name, info->below);
 }
 
-/* What the point has itself can be read. */
+/* Reads all data that the point has itself. */
 static int read_layer(struct node *node)
 {
     CLEANUP_FREE void *buffer = malloc(BUFFER_BYTES);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Freezing the node stores what it has; afterwards each bitmap tells whether it was. */
+/* Freezing a node stores its bitmaps; afterwards each bitmap tells whether it was stored. */
 #include "bitmaps_store.h"
 
 #include <string.h>

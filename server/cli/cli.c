@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Messages and exit codes that all commands share. */
+/* Option parsing, messages and exit codes for all commands. */
 #include <errno.h>
 #include <getopt.h>
 #include <stdarg.h>
@@ -14,11 +14,11 @@
 #include "cli.h"
 #include "object.h"
 
-/* Enough for every command's table, asserted by its use below. */
+/* More than any command's table has; further rows would be ignored. */
 #define MAX_OPTIONS 32
 
-/* Of a usage line: how long it is, what stands between what a command can do, and how far what
- * follows is indented. */
+/* For usage lines: their length, the separator of alternatives, and the indentation of
+ * continued lines. */
 #define MAX_COLUMNS  100
 #define BAR          " | "
 #define USAGE_INDENT 8
@@ -37,7 +37,7 @@ static void print_message(const char *fmt, va_list ap)
     if (vasprintf(&text, fmt, ap) < 0)
         text = NULL;
     if (text)
-        plain_text_tame(text, "\n"); /* which some of qemu-img's sentences have */
+        plain_text_tame(text, "\n"); /* some of qemu-img's messages have line ends */
     fprintf(stderr, "%s\n", text ? text : "out of memory");
 }
 
@@ -94,7 +94,7 @@ static void print_option(const struct cli_option *o)
     printf("  %-28s %s\n", left, o->help);
 }
 
-/* In lines that a terminal has room for: broken where one of several begins. */
+/* Breaks the line between alternatives, so that it fits into a terminal. */
 static void print_usage(const struct cli_command *cmd)
 {
     size_t column = (size_t)printf("usage: qimg %s [options] ", cmd->name);
@@ -120,7 +120,7 @@ void cli_print_help(const struct cli_command *cmd)
     print_option(&help);
 }
 
-/* The tables that getopt_long wants, made from ours. */
+/* getopt_long's tables, made from ours. */
 struct getopt_tables {
     char letters[2 * MAX_OPTIONS + 4];
     struct option names[MAX_OPTIONS + 2];
@@ -130,7 +130,7 @@ static void make_tables(const struct cli_command *cmd, struct getopt_tables *t)
 {
     size_t letter = 0, name = 0, count = 0;
 
-    /* The colon makes a missing argument tell itself from an unknown option. */
+    /* With a leading colon getopt_long tells a missing argument from an unknown option. */
     t->letters[letter++] = ':';
     t->letters[letter++] = 'h';
     t->names[name++] = (struct option){"help", no_argument, NULL, 'h'};
@@ -168,7 +168,7 @@ static int unknown_long_option(const struct getopt_tables *t, const char *word)
                    : cli_usage_error("unrecognized option '%s'", word);
 }
 
-/* Of a letter among others argv[optind - 1] isn't the argument that has it. */
+/* For an unknown letter in a group like "-xyz", argv[optind - 1] isn't the group's argument. */
 static int refuse_option(const struct getopt_tables *t, char **argv)
 {
     if (optopt && optopt < CLI_LONG_ONLY && !strchr(t->letters, optopt))

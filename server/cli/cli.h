@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What the commands of qimg share: option tables, messages, exit codes.
- * Threads: none but the main one.  Layer: server. */
+/* What the commands of qimg share: option tables, messages, exit codes.  Threads: the main
+ * one only.  Layer: server. */
 #ifndef CLI_CLI_H
 #define CLI_CLI_H
 
@@ -12,15 +12,15 @@
 #include "base/diag.h"
 #include "secrets.h"
 
-/* Exit codes, as qemu-img's. */
+/* Exit codes, as in qemu-img. */
 #define CLI_OK     0
 #define CLI_FAILED 1
 
-/* One option of a command; a table of them ends with a zero name and value. */
+/* One option of a command; a table of them ends with an entry of zeros. */
 struct cli_option {
-    int value;            /* what cli_take is given; a letter is the short option, too */
-    const char *name;     /* long option, NULL: none */
-    const char *argument; /* its argument's name in the help, NULL: takes none */
+    int value;            /* passed to cli_take; a letter is also the short option */
+    const char *name;     /* long option; NULL: none */
+    const char *argument; /* the name of its argument in the help; NULL: it takes none */
     const char *help;
 };
 
@@ -31,7 +31,7 @@ struct cli_command {
     const struct cli_option *options;
     int (*run)(const struct cli_command *self, int argc,
                char **argv); /* returns the exit code */
-    int unwritten;           /* the exit code when stdout takes no more; 0: CLI_FAILED */
+    int unwritten;           /* exit code when stdout can't be written; 0: CLI_FAILED */
 };
 
 extern const struct cli_command amend_command, backup_command, bench_command,
@@ -40,7 +40,7 @@ extern const struct cli_command amend_command, backup_command, bench_command,
     metrics_command, rebase_command, resize_command, restore_command, serve_command,
     snapshot_command, stats_command, version_command;
 
-/* The values of options that have no letter start here; a command's own come after. */
+/* Values of options without a letter.  A command's own ones begin at CLI_OWN_OPTIONS. */
 enum {
     CLI_LONG_ONLY = 256,
     CLI_OUTPUT = CLI_LONG_ONLY,
@@ -49,71 +49,75 @@ enum {
     CLI_OWN_OPTIONS
 };
 
-/* Notes one option of a command's table, whose argument is in optarg, in the command's
- * arguments.  CLI_OK, or the exit code after a complaint. */
+/* Stores one option, whose argument is optarg, in the command's `args`.  CLI_OK, or an exit
+ * code after a complaint. */
 typedef int cli_take(void *args, int option);
 
-/* Not an exit code: the command goes on. */
+/* No exit code: the command continues. */
 #define CLI_GO_ON (-1)
 
-/* Its usage, and its options one to a line. */
+/* Prints the command's usage, and its options one per line. */
 void cli_print_help(const struct cli_command *cmd);
 
-/* Has `take` note all options.  CLI_GO_ON, and operands start at argv[optind]; or the exit
- * code to leave with: the help or a complaint was printed. */
+/* Calls `take` for each option.  CLI_GO_ON: the operands start at argv[optind].  Otherwise
+ * an exit code: the help or a complaint was printed. */
 int cli_take_options(const struct cli_command *cmd, int argc, char **argv, cli_take *take,
                      void *args);
 
-/* Begins a message on stderr: "qimg: ", or the name of a link to it by which it was called
- * (qemu-img, in whose place it stands). */
+/* Begins a message on stderr with the name by which the program was called: "qimg: ", or
+ * that of a link to it (such as qemu-img). */
 void cli_print_name(void);
 
-/* Prints "qimg: sentence" and returns CLI_FAILED. */
+/* Prints "qimg: sentence" to stderr, and returns CLI_FAILED. */
 int cli_error(const char *fmt, ...) PRINTF_LIKE(1, 2);
 
-/* The command that runs, for where help is; none yet: of the program. */
+/* Sets the command whose help cli_usage_error points to; before the first call it is the
+ * program's. */
 void cli_set_command(const char *name);
 
-/* As cli_error, for a command line that makes no sense: adds where help is. */
+/* As cli_error, for a wrong command line: also tells how to get help. */
 int cli_usage_error(const char *fmt, ...) PRINTF_LIKE(1, 2);
 
-/* Prints what a diag says and returns CLI_FAILED. */
+/* Prints the diag's text, and returns CLI_FAILED. */
 int cli_diag(const struct diag *diag);
 
-/* As cli_diag, for a command with -U that met another's lock. */
+/* As cli_diag, for a command with an option -U that failed because another process has a
+ * lock: suggests -U. */
 int cli_locked(const struct diag *diag);
 
 enum cli_output { OUTPUT_HUMAN, OUTPUT_JSON };
 
-/* The word of --output; complains when it is another one. */
+/* Parses the argument of --output.  Complains and returns an exit code. */
 int cli_parse_output(const char *word, enum cli_output *out);
 
 struct cache_mode;
 
-/* The word of -t ("cache") or -T ("source cache"); complains when it is another one. */
+/* Parses the argument of -t (what: "cache") or -T ("source cache").  Complains and returns
+ * an exit code. */
 int cli_parse_cache(const char *what, const char *word, const struct cache_mode **out);
 
-/* Bytes per second, of -r. */
+/* Parses the argument of -r: bytes per second, above 0.  Complains and returns an exit
+ * code. */
 int cli_parse_rate(const char *text, uint64_t *speed);
 
-/* ---- commands that look at one image ---- */
+/* ---- commands on one image ---- */
 
 struct cli_image {
     const char *filename, *format; /* format NULL: not given */
     enum cli_output output;
-    bool share;      /* with a writer */
-    bool image_opts; /* the filename is a list of options, which image_open takes apart */
-    struct secrets secrets; /* that these can name */
+    bool share;      /* -U: open it beside a writer, without a lock */
+    bool image_opts; /* the filename is a list of options; image_open_given parses it */
+    struct secrets secrets; /* given by --object, for use in options */
 };
 
-/* Keys for options that name them; object_add takes it. */
+/* The row of --object; object_add takes its argument. */
 #define CLI_OBJECT_OPTION                                            \
     {                                                                \
         CLI_OBJECT, "object", "OBJDEF",                              \
             "a key for options: secret,id=ID,data=TEXT or file=PATH" \
     }
 
-/* Their rows in a command's table; `take` leaves these options to cli_take_image_option. */
+/* Rows for a command's table; its `take` passes these options to cli_take_image_option. */
 #define CLI_FORMAT_OPTIONS                                                          \
     {'f', "format", "FMT", "the image's format; by default told from its content"}, \
         {CLI_IMAGE_OPTS, "image-opts", NULL,                                        \
@@ -125,19 +129,19 @@ struct cli_image {
 #define CLI_IMAGE_OPTIONS \
     {CLI_OUTPUT, "output", "human|json", "how to print"}, CLI_FORMAT_OPTIONS
 
-/* Releases what cli_take_image_option has taken. */
+/* Frees what cli_take_image_option has stored. */
 void cli_free_image(struct cli_image *image);
 
 int cli_take_image_option(struct cli_image *image, int option);
 
-/* As cli_take_options, and the only operand is the image's name. */
+/* As cli_take_options, for a command whose only operand is the image's name. */
 int cli_take_image(const struct cli_command *cmd, int argc, char **argv, cli_take *take,
                    void *args, struct cli_image *image);
 
-/* The name without a leading "file:", which means the same as without it. */
+/* The name without a leading "file:", which doesn't change its meaning. */
 const char *cli_local_name(const char *filename);
 
-/* Flushes stdout; when that fails, says so and returns `unwritten` instead of `code`. */
+/* Flushes stdout.  If that fails, complains and returns `unwritten`, otherwise `code`. */
 int cli_finish(int code, int unwritten);
 
 #endif

@@ -52,8 +52,8 @@ static int find_secret(const struct amend_args *args, const char *key,
     return id ? take_secret(args, id, out) : CLI_OK;
 }
 
-/* A slot is filled with what opens the image: the secret that was said to, or else the one
- * that --image-opts opens it with. */
+/* A key slot is added with a passphrase that opens the image: that of encrypt.old-secret,
+ * or else the one with which --image-opts opens it. */
 static int find_old_secret(const struct amend_args *args, struct amend_secret *out)
 {
     static const char *const key = "encrypt.old-secret";
@@ -162,7 +162,7 @@ static int take_option(void *opaque, int option)
     return CLI_OK;
 }
 
-/* What can be changed. */
+/* Prints the options that can be amended. */
 static int print_options(const struct driver *driver)
 {
     if (!driver->amend_options)

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* `qimg backup`: a running disk into a folder of backups, whole or what has changed.
+/* `qimg backup`: backs up a running disk into a folder, fully or incrementally.
  *
- * At each point a new bitmap begins on the server, named after the folder and the point; it
- * records what changes from then on.  The one of the point before says what to copy, and is
- * removed when the new point is complete and durable: so whatever is interrupted, the last
- * point in the folder has its bitmap, and the next backup goes on from there.  Without it
- * (the server has lost it, or the disk has another size) all is copied. */
+ * At each point a new bitmap is created on the server, named after the folder and the
+ * point; it records the changes from then on.  The bitmap of the previous point tells what
+ * to copy, and is removed when the new point is complete and durable.  So wherever a backup
+ * is interrupted, the last point in the folder has its bitmap, and the next backup
+ * continues from there.  If the server has no such bitmap any more, or the disk's size has
+ * changed, a full backup is made. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -27,7 +28,7 @@
 #include "qmp_client.h"
 #include "size.h"
 
-/* How long an interrupted backup's job may take to end. */
+/* How long to wait for the job of an interrupted backup to end. */
 #define LEFTOVER_JOB_S 60
 
 enum {
@@ -61,7 +62,7 @@ struct backup_args {
     enum cli_output output;
 };
 
-/* One backup. */
+/* One run of the command. */
 struct backup_run {
     const struct backup_args *args;
     struct backup_folder *folder;
@@ -70,7 +71,8 @@ struct backup_run {
     uint64_t size;
     char job[64];
     char point[POINT_NAME_MAX];
-    const struct backup_point *last; /* with its bitmap; NULL: all is copied */
+    /* the point to continue from, whose bitmap exists; NULL: full backup */
+    const struct backup_point *last;
 };
 
 /* ---- options ---- */
@@ -125,7 +127,7 @@ static int take_option(void *opaque, int option)
 
 /* ---- the server ---- */
 
-/* What the server has against it doesn't matter. */
+/* Runs a command whose failure doesn't matter. */
 static int ask_if_possible(struct backup_run *run, const char *command, json_t *args)
 {
     json_t *value, *refusal;
@@ -151,7 +153,7 @@ static int find_job(struct backup_run *run, bool *found)
     return code;
 }
 
-/* Of a backup of this folder that was interrupted. */
+/* Cancels the job of an interrupted backup of this folder. */
 static int end_leftover_job(struct backup_run *run)
 {
     for (unsigned tenths = 0; tenths < LEFTOVER_JOB_S * 10; tenths++) {
@@ -188,7 +190,8 @@ static bool bitmap_is_usable(const json_t *bitmap)
            !json_is_true(json_object_get(bitmap, "busy"));
 }
 
-/* Finds the one of the last point; others of this folder are left over. */
+/* Looks for the bitmap of the folder's last point.  All other bitmaps of this folder are
+ * left over, and removed. */
 static int look_at_bitmaps(struct backup_run *run, const json_t *bitmaps)
 {
     const struct backup_folder *folder = run->folder;
@@ -238,7 +241,7 @@ static int look_at_disk(struct backup_run *run)
     return code;
 }
 
-/* An overlay needs a point of the same size below it. */
+/* An overlay needs a backing file of the same size. */
 static int judge_last_point(struct backup_run *run)
 {
     struct backup_point_info info;
@@ -293,7 +296,8 @@ static json_t *backup_action(const struct backup_run *run, const char *path)
     return json_pack("{s:s,s:o}", "type", "drive-backup", "data", data);
 }
 
-/* The job, and the bitmap that begins with it: kept in the image where that can be. */
+/* Starts the job together with the bitmap that begins at the same point.  persistent: the
+ * image stores the bitmap, if it can. */
 static int try_transaction(struct backup_run *run, const char *path, const char *bitmap,
                            bool persistent, json_t **refusal)
 {
@@ -340,7 +344,7 @@ static int complete_point(struct backup_run *run)
     int code = backup_folder_rename(run->folder, part, file);
     if (code != CLI_OK)
         return code;
-    /* From here on nobody asks for it. */
+    /* The old bitmap isn't needed any more. */
     CLEANUP_FREE char *old = run->last ? bitmap_of(run, run->last->name) : NULL;
     return old ? remove_bitmap(run, old) : CLI_OK;
 }
@@ -354,7 +358,7 @@ static int back_up(struct backup_run *run)
     if (!absolute || !bitmap ||
         asprintf(&path, "%s/%s.qcow2.part", absolute, run->point) < 0)
         return cli_error("out of memory");
-    /* From here on what was begun is thrown away first. */
+    /* From here on a signal doesn't kill at once: files, job and bitmap are removed first. */
     interrupt_catch();
     int code = make_file(run, path);
     if (code != CLI_OK)
@@ -408,13 +412,14 @@ static int back_up_to(struct backup_folder *folder, const struct backup_args *ar
         return code;
     snprintf(run.job, sizeof run.job, "qimg-backup-%s", folder->id);
     backup_folder_next(folder, run.point);
-    /* On connections of their own: the end of the one job isn't taken for the other's. */
+    /* Two connections, so that the end event of the old job isn't taken for that of the new
+     * one. */
     code = with_server(&run, end_leftover_job);
     if (code == CLI_OK)
         code = with_server(&run, back_up_with);
     if (code == CLI_OK)
         code = backup_folder_list(folder);
-    /* Folding can be ended at any time: the next backup goes on with it. */
+    /* Folding may be interrupted at any time: the next backup continues it. */
     interrupt_let_go();
     interrupt_die();
     return code == CLI_OK && args->keep ? backup_fold(folder, args->keep, args->quiet)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* `qimg bench`: requests in sequence, so many in parallel, and how long they take. */
+/* `qimg bench`: sends requests at rising offsets, several in parallel, and measures the
+ * time. */
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
@@ -62,7 +63,7 @@ struct bench {
 
 /* ---- requests ---- */
 
-/* Is a flush due before another request may begin?  Under the lock. */
+/* Under the lock: must the next request wait for a flush? */
 static bool waits_for_flush(const struct bench *b)
 {
     uint64_t interval = b->args->flush_interval;
@@ -82,7 +83,7 @@ static bool begin_request(struct bench *b, uint64_t *off)
     *off = b->off;
     b->begun++;
     b->off += b->args->step;
-    /* From the beginning again, as qemu-img does it. */
+    /* Starts again at the beginning, in the same way as qemu-img. */
     if (b->node->size <= b->args->bytes)
         b->off = 0;
     else
@@ -90,7 +91,7 @@ static bool begin_request(struct bench *b, uint64_t *off)
     return true;
 }
 
-/* True: this one flushes. */
+/* Returns true if the calling thread must flush. */
 static bool end_request(struct bench *b, int err)
 {
     LOCK_GUARD(&b->lock);
@@ -230,9 +231,9 @@ static int take_switch(struct bench_args *args, int option)
         args->write = true;
         break;
     case 'n':
-        break; /* threads do it here */
+        break; /* native AIO isn't used: there are threads */
     case 'q':
-        break; /* as for qemu-img, what is printed is printed */
+        break; /* as in qemu-img, the output is printed anyway */
     case OPT_NO_DRAIN:
         args->no_drain = true;
         break;

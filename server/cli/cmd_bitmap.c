@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* `qimg bitmap`: the dirty bitmaps that are kept in an image. */
+/* `qimg bitmap`: dirty bitmaps that are stored in an image. */
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
@@ -55,7 +55,8 @@ struct bitmap_args {
 /* The images of one run. */
 struct work {
     const struct bitmap_args *args;
-    struct node *node, *source; /* where a source is looked for */
+    /* source: the node in which the merge source is looked up */
+    struct node *node, *source;
 };
 
 /* ---- the actions ---- */
@@ -80,7 +81,7 @@ static int remove_it(struct work *work, const struct bitmap_action *action,
     return node_bitmap_remove(work->node, work->args->bitmap, diag);
 }
 
-/* The bitmap, which is said to be changing. */
+/* Acquires the bitmap and marks it as changing.  NULL with diag. */
 static struct dirty_bitmap *begin_change(struct work *work, struct diag *diag)
 {
     struct dirty_bitmap *bitmap = node_bitmap_acquire(work->node, work->args->bitmap, diag);
@@ -185,7 +186,7 @@ static int run_action(struct work *work, const struct bitmap_action *action)
 
 /* ---- the images ---- */
 
-/* What lies below is nothing to a bitmap. */
+/* Bitmaps need no backing files. */
 static int open_one(struct image *image, const struct cli_image *given, bool read_only)
 {
     const struct chain_options how = {.read_only = read_only, .no_backing = true};
@@ -200,7 +201,7 @@ static int close_source(struct image *source, int code)
     return code == CLI_OK ? closed : code;
 }
 
-/* What was done before an action that failed is stored, as qemu-img has it. */
+/* As in qemu-img, actions before one that fails remain, and are stored. */
 static int run_actions(const struct bitmap_args *args, struct node *node)
 {
     struct image other = {0};

@@ -20,12 +20,12 @@
 #include "progress.h"
 #include "storage/protocol.h"
 
-/* Exit codes of this command, as qemu-img's. */
+/* Exit codes, as in qemu-img. */
 #define CHECK_CORRUPT     2
 #define CHECK_LEAKS       3
 #define CHECK_UNSUPPORTED 63
 
-/* Findings of a pass that are printed; the others are only counted. */
+/* How many findings of a pass are printed; all are counted. */
 #define MAX_MESSAGES 100000
 
 static const struct cli_option options[] = {
@@ -44,7 +44,7 @@ struct check_args {
     bool progress, quiet;
 };
 
-/* The image, and what is shown while it is checked. */
+/* The image that is checked, and the state of the output. */
 struct checked {
     const struct check_args *args;
     struct storage *file;
@@ -101,7 +101,7 @@ static void print_human(const struct check_result *r)
         printf("Image end offset: %" PRIu64 "\n", r->image_end_offset);
 }
 
-/* As qemu-img, leaves out what is 0. */
+/* As in qemu-img, a count of 0 is left out. */
 static void add_count(json_t *object, const char *key, uint64_t value)
 {
     if (value)
@@ -196,7 +196,7 @@ static int check_and_report(struct checked *image)
     return print_result(image, &result);
 }
 
-/* An unknown format is raw, which has nothing to check; nothing of it is believed. */
+/* An unknown format is raw, which has nothing to check. */
 static int find_driver(struct checked *image, struct diag *diag)
 {
     int rc =
@@ -232,7 +232,7 @@ static int open_and_check(const struct check_args *args, const struct reference 
     return rc == -ENOTSUP && file && !args->image.format ? CHECK_UNSUPPORTED : CLI_FAILED;
 }
 
-/* What was given as the name may say the format, too. */
+/* The name or the options may contain the format. */
 static int check_given(struct check_args *args)
 {
     CLEANUP_IMAGE_OPTS struct image_opts opts = {0};

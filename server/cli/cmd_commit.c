@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* `qimg commit`.
  *
- * The base is opened a second time, to be written to, while what lies above it is read; what
- * the base itself has isn't copied.  The image is emptied when the base is durable, so that
- * at each moment the image reads as before. */
+ * The base is opened a second time, for writing, while the layers above it are read; data that
+ * only the base has isn't copied.  The image is emptied when the base is durable, so that it
+ * always reads the same. */
 #include <errno.h>
 #include <getopt.h>
 #include <stdatomic.h>
@@ -39,7 +39,8 @@ struct commit_args {
     bool drop, progress, quiet;
 };
 
-/* A name as the layer above has it, or one that leads to the file. */
+/* Does the name mean the layer below `above`?  It may be the backing name in `above`, or a path
+ * to the file. */
 static bool means_layer(const char *name, const struct node *above)
 {
     CLEANUP_FREE char *joined = reference_join(above->filename, name);
@@ -50,7 +51,7 @@ static bool means_layer(const char *name, const struct node *above)
            (joined && node_is_called(above->backing, joined));
 }
 
-/* What their snapshots have of the base becomes something else. */
+/* Snapshots of these layers would change, as they share the base's data. */
 static int check_snapshots(struct node *top, const struct node *base)
 {
     struct diag diag = {0};
@@ -61,7 +62,7 @@ static int check_snapshots(struct node *top, const struct node *base)
     return CLI_OK;
 }
 
-/* The layer that is committed to, and how deep it lies. */
+/* Finds the layer to commit to, and its depth. */
 static int find_base(const struct commit_args *args, struct node *top, struct node **base,
                      unsigned *depth)
 {
@@ -79,8 +80,8 @@ static int find_base(const struct commit_args *args, struct node *top, struct no
                      top->filename);
 }
 
-/* The base once more, over what lies below it already, writable and large enough; locked through
- * its first instance. */
+/* Opens the base again, writable, above the same layers, and grows it if necessary.  Its first
+ * instance holds the lock. */
 static int open_base(const struct commit_args *args, struct node *top, struct node *base,
                      struct node **out, struct diag *diag)
 {

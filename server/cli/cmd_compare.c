@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* `qimg compare`.
  *
- * What both have in common is swept over by several threads, and then the rest of the longer
- * one, which has to be zero.  Of what differs the lowest place is told, in whole sectors. */
+ * Several threads compare the part that both images have.  Then the rest of the longer one
+ * is checked, which must be zero.  The lowest offset that differs is reported, rounded to a
+ * sector. */
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -18,10 +19,10 @@
 #include "progress.h"
 
 #define SECTOR       512
-#define BUFFER_BYTES (1u << 20) /* for each of both */
+#define BUFFER_BYTES (1u << 20) /* per image */
 #define LEAST_PIECE  (2u << 20)
 
-/* Exit codes of this command, as qemu-img's. */
+/* Exit codes, as in qemu-img. */
 enum {
     COMPARE_SAME,
     COMPARE_DIFFER,
@@ -44,21 +45,21 @@ static const struct cli_option options[] = {
 };
 
 struct compare_args {
-    struct cli_image image; /* how both are opened; the format is the first one's */
+    struct cli_image image; /* how both are opened; its format is the first image's */
     const char *names[2], *second_format;
     const struct cache_mode *cache;
     bool strict, progress, quiet;
 };
 
-/* What was found, and where. */
+/* The kind of a finding. */
 enum finding { NOTHING, CONTENT_DIFFERS, STATUS_DIFFERS, NO_STATUS, NOT_READ };
 
 struct comparison {
     const struct compare_args *args;
     struct node *nodes[2];
-    uint64_t total, done_before; /* for progress */
+    uint64_t total, done_before; /* for progress: bytes */
     struct lock lock;
-    /* under lock: the lowest */
+    /* under lock: the finding with the lowest offset */
     enum finding finding;
     uint64_t at;
     const struct node *where;
@@ -107,7 +108,7 @@ static int read_one(struct comparison *c, unsigned i, char *buffer, uint64_t off
     return err ? note_finding(c, NOT_READ, off, c->nodes[i], err) : 0;
 }
 
-/* At most a buffer of bytes, which of image i are data and of the other one zeroes. */
+/* At most BUFFER_BYTES: image i has data, and the other one zeroes. */
 static int compare_to_zero(struct comparison *c, unsigned i, char *buffer, uint64_t off,
                            uint64_t len)
 {
@@ -144,7 +145,7 @@ static bool is_same_status(const struct block_status *a, const struct block_stat
            !a->file == !b->file;
 }
 
-/* One run of both. */
+/* Compares a run for which each image has one status. */
 static int compare_run(struct comparison *c, char *buffer, uint64_t off, uint64_t len,
                        const struct block_status st[2])
 {
@@ -188,7 +189,7 @@ static int compare_piece(void *opaque, void *buffer, uint64_t off, uint64_t len,
     return 0;
 }
 
-/* Of the longer image, which is the first of the nodes. */
+/* Checks a piece that only the longer image has, which is c->nodes[0] by now. */
 static int check_rest(void *opaque, void *buffer, uint64_t off, uint64_t len,
                       uint64_t *moved)
 {
@@ -388,5 +389,5 @@ const struct cli_command compare_command = {
     .summary = "Tell whether two images hold the same disk.",
     .options = options,
     .run = run_compare_command,
-    .unwritten = COMPARE_NOT_OPENED, /* 1 would say that they differ */
+    .unwritten = COMPARE_NOT_OPENED, /* exit code 1 would mean that they differ */
 };

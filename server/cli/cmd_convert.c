@@ -85,7 +85,7 @@ static int take_switch(struct convert_args *args, int option)
         args->existing = true;
         break;
     case 'W':
-        break; /* as it is done */
+        break; /* out-of-order writes are always used */
     case 'C':
         args->offload = true;
         break;
@@ -155,7 +155,7 @@ static int take_option(void *opaque, int option)
     return CLI_OK;
 }
 
-/* What excludes each other. */
+/* Refuses options that exclude each other. */
 static int check_words(const struct convert_args *args)
 {
     if (args->target_image_opts && args->format)

@@ -29,7 +29,7 @@ static const struct cli_option options[] = {
 };
 
 struct create_args {
-    const char *filename, *given; /* the latter as it was said, with its protocol */
+    const char *filename, *given; /* `given`: as on the command line, with its protocol */
     const struct storage_protocol *protocol;
     const struct driver *format;
     const char *size_text; /* NULL: none given */
@@ -51,16 +51,16 @@ static int parse_size(struct create_args *args, uint64_t *size, bool *given)
                                size);
 }
 
-/* A file that is written over, as the image or its data file, must not be among those below
- * the new image. */
+/* Refuses to overwrite a file (the image or its data file) that belongs to the new image's
+ * backing chain. */
 static int check_not_below(const char *filename, const struct node *node)
 {
     const struct storage_open how = {.read_only = true};
     CLEANUP_STORAGE struct storage *target = NULL;
 
     if (storage_open_file(filename, &how, &target, NULL) < 0)
-        return CLI_OK; /* most often it isn't there yet; creating it tells what else is
-                          wrong */
+        /* usually it doesn't exist; other errors are reported when it is created */
+        return CLI_OK;
     for (; node; node = node->backing)
         if (storage_is_same(target, node->file) ||
             (node->data_file && storage_is_same(target, node->data_file)))
@@ -76,13 +76,13 @@ static int check_data_file_not_below(const struct create_args *args,
     const char *name = options_get(&args->list, "data_file");
     CLEANUP_REFERENCE struct reference ref = {0};
 
-    /* What is wrong with the name is said when the file is made. */
+    /* An invalid name is reported when the file is created. */
     if (!name || reference_resolve(args->filename, name, REFERENCES_ANY, &ref, NULL) < 0)
         return CLI_OK;
     return check_not_below(ref.path, node);
 }
 
-/* Opens the backing chain: it has to be usable, and may have to tell the size. */
+/* Opens the backing chain, which must be usable.  *size: its size. */
 static int check_backing(const struct create_args *args, const char *name,
                          const char *format, uint64_t *size)
 {
@@ -94,7 +94,7 @@ static int check_backing(const struct create_args *args, const char *name,
         return cli_error("%s: Backing format '%s' is not the one in the name, '%s'",
                          args->filename, format, ref.format);
 
-    /* As for qemu-img: who puts an overlay on a disk in use may do that. */
+    /* No lock, as in qemu-img: an overlay may be created on a disk that is in use. */
     const struct chain_options chain = {.format = format,
                                         .protocol = ref.protocol,
                                         .named = &ref,
@@ -113,7 +113,7 @@ static int check_backing(const struct create_args *args, const char *name,
     return code != CLI_OK ? code : close_code;
 }
 
-/* What it may be is told, but not taken: a raw file can look like anything. */
+/* Reports the detected format, but doesn't use it: a raw file can look like any format. */
 static int refuse_without_format(const struct create_args *args, const char *name)
 {
     CLEANUP_REFERENCE struct reference ref = {0};
@@ -141,7 +141,7 @@ static int refuse_without_format(const struct create_args *args, const char *nam
     return CLI_FAILED;
 }
 
-/* What is wrong with the backing options, before anything is made. */
+/* Checks the backing options before anything is created. */
 static int check_backing_words(const struct create_args *args, const char *name,
                                const char *format)
 {
@@ -166,7 +166,8 @@ static int check_backing_words(const struct create_args *args, const char *name,
     return CLI_OK;
 }
 
-/* The size, from the command line or else from the backing file, into the list. */
+/* Determines the size, from the command line or else from the backing file, and puts it
+ * into the list. */
 static int settle_size(struct create_args *args, uint64_t *size)
 {
     const char *name = options_get(&args->list, "backing_file");
@@ -213,7 +214,7 @@ static int create_as_asked(struct create_args *args)
     return CLI_OK;
 }
 
-/* The options of the command line; what -b and -F say counts more than -o. */
+/* Options of the command line; -b and -F override -o. */
 struct raw_args {
     struct create_args *args;
     const char *format, *backing_file, *backing_format;

@@ -31,7 +31,8 @@ struct dd_args {
     struct cli_image input;
     const char *format, *output;
     const struct driver *driver;
-    uint64_t block, count, skip; /* count UINT64_MAX: all */
+    /* in bytes; count and skip: in blocks; count UINT64_MAX: all */
+    uint64_t block, count, skip;
 };
 
 static int take_number(const char *name, const char *text, uint64_t most, uint64_t *out)
@@ -87,7 +88,8 @@ static int take_operands(struct dd_args *args, int argc, char **argv)
                         : create_format_unknown("Unknown file format", args->format);
 }
 
-/* As qemu-img has it, `count` blocks are counted from the beginning of the input. */
+/* As in qemu-img, `count` is relative to the beginning of the input, and includes skipped
+ * blocks. */
 static void find_range(const struct dd_args *args, uint64_t size, uint64_t *start,
                        uint64_t *len)
 {

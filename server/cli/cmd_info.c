@@ -14,7 +14,7 @@
 #include "image.h"
 #include "info_print.h"
 
-/* qemu-img counts in these, and so a raw file that ends inside one seems larger there. */
+/* qemu-img counts in sectors: it rounds a raw file's size up. */
 #define SECTOR 512
 
 enum { OPT_BACKING_CHAIN = CLI_OWN_OPTIONS };
@@ -30,7 +30,7 @@ struct info_args {
     bool backing_chain;
 };
 
-/* Appends the descriptions of an image and those below it. */
+/* Appends the descriptions of an image and its backing files. */
 static int describe_chain(struct node *node, json_t *images)
 {
     for (; node; node = node->backing) {

@@ -76,7 +76,7 @@ struct job_args {
     const char *control, *verb;
     enum cli_output output;
     bool watch;
-    json_t *args; /* of the QMP command */
+    json_t *args; /* arguments of the QMP command */
     char **operands;
     int n_operands;
 };
@@ -102,7 +102,7 @@ static int set_size(json_t *args, const char *key, const char *text)
     return code;
 }
 
-/* The server may run in another folder: a name that isn't absolute is made so. */
+/* Makes a path absolute, as the server's working directory may be another one. */
 static int set_path(json_t *args, const char *key, const char *path)
 {
     CLEANUP_FREE char *full = path_absolute(path);
@@ -110,7 +110,7 @@ static int set_path(json_t *args, const char *key, const char *path)
     return full ? set_text(args, key, full) : cli_error("%s: %s", path, strerror(errno));
 }
 
-/* A relative conf= is one of this process' folder. */
+/* Makes a relative conf= absolute, too. */
 static int set_rbd_target(json_t *args, const char *target)
 {
     CLEANUP_RBD_NAME struct rbd_name name = {0};
@@ -122,7 +122,7 @@ static int set_rbd_target(json_t *args, const char *target)
     return text ? set_text(args, "target", text) : cli_error("out of memory");
 }
 
-/* A name of another kind ("json:", "ssh:") is not made a path's: the server refuses it. */
+/* A name with another protocol ("json:", "ssh:") isn't changed: the server refuses it. */
 static int set_target_file(json_t *args, const char *target)
 {
     const char *path = cli_local_name(target);
@@ -131,7 +131,7 @@ static int set_target_file(json_t *args, const char *target)
     return is_path ? set_path(args, "target", path) : set_text(args, "target", target);
 }
 
-/* An NBD URI, an RBD name or a path. */
+/* target: an NBD URI, an RBD name or a path. */
 static int set_target(json_t *args, const char *target)
 {
     CLEANUP_NBD_URI struct nbd_uri uri = {0};
@@ -147,7 +147,7 @@ static int set_target(json_t *args, const char *target)
     return text ? set_text(args, "target", text) : cli_error("out of memory");
 }
 
-/* Options whose name is the command's argument, by the kind of value. */
+/* Options that become arguments of the QMP command. */
 static int set_argument(json_t *args, int option, const char *value)
 {
     const struct cli_option *o = options;
@@ -196,7 +196,7 @@ static int take_option(void *opaque, int option)
 
 /* ---- verbs ---- */
 
-/* Runs the command with the arguments given, which are then empty. */
+/* Runs the command with job->args, which is taken. */
 static int send_args(struct qmp *qmp, const char *command, struct job_args *job)
 {
     json_t *value;
@@ -207,7 +207,7 @@ static int send_args(struct qmp *qmp, const char *command, struct job_args *job)
     return code;
 }
 
-/* What query-block-jobs would say of one that is of no disk. */
+/* An entry of query-jobs in the form of query-block-jobs. */
 static json_t *as_block_job(const json_t *job)
 {
     static const char *const members[][2] = {
@@ -222,7 +222,7 @@ static json_t *as_block_job(const json_t *job)
     return out;
 }
 
-/* Those of disks, and then those that make images, which are of none. */
+/* All jobs: those on disks, then those of blockdev-create, which belong to no disk. */
 static int query_jobs(struct qmp *qmp, json_t **jobs)
 {
     json_t *all, *one;
@@ -265,7 +265,7 @@ static int list_jobs(struct qmp *qmp, struct job_args *job, const char *command)
     return CLI_OK;
 }
 
-/* QMP's default is raw, and would make that of it without a word. */
+/* QMP's default format is raw, which wouldn't be what the name suggests. */
 static int check_format(const json_t *args, const char *target)
 {
     static const char *const others[] = {"qcow2", "qed"};
@@ -280,7 +280,7 @@ static int check_format(const json_t *args, const char *target)
     return CLI_OK;
 }
 
-/* The name of a server's only disk is asked for when it wasn't given. */
+/* Without --device: asks the server for the name of its only disk. */
 static int set_device(struct qmp *qmp, json_t *args)
 {
     json_t *disk;
@@ -294,7 +294,7 @@ static int set_device(struct qmp *qmp, json_t *args)
     return code;
 }
 
-/* Where mirror copies to; the others have none. */
+/* Adds the target of `mirror`, which is the only operand of such a verb. */
 static int add_target(struct job_args *job)
 {
     const char *target = job->operands[0];
@@ -308,7 +308,7 @@ static int add_target(struct job_args *job)
     return set_text(job->args, "sync", "full");
 }
 
-/* The job is the server's: it goes on when the watching ends. */
+/* The job belongs to the server: it continues when watching ends. */
 static int watch_until_end(struct qmp *qmp, const char *id, enum cli_output output)
 {
     const struct job_watching how = {.output = output};
@@ -316,7 +316,7 @@ static int watch_until_end(struct qmp *qmp, const char *id, enum cli_output outp
     return job_watch(qmp, id, &how);
 }
 
-/* mirror, commit, stream: a job begins, and may be watched. */
+/* mirror, commit, stream: starts a job, and watches it with --watch. */
 static int start_job(struct qmp *qmp, struct job_args *job, const char *command)
 {
     int code = set_device(qmp, job->args);
@@ -360,7 +360,8 @@ static int watch_job(struct qmp *qmp, struct job_args *job, const char *command)
 static const struct verb {
     const char *name, *operands;
     int n_operands;
-    const char *command; /* of QMP, which takes the options as arguments; NULL: none does */
+    /* QMP command that takes the options as arguments; NULL: takes none */
+    const char *command;
     int (*run)(struct qmp *qmp, struct job_args *job, const char *command);
 } verbs[] = {
     {"list", "", 0, NULL, list_jobs},
@@ -377,7 +378,7 @@ static const struct verb {
     {"watch", " ID", 1, NULL, watch_job},
 };
 
-/* The verb of the command line; NULL after a complaint that says which there are. */
+/* NULL after a complaint that lists the verbs. */
 static const struct verb *find_verb(const char *word)
 {
     const char *names[ARRAY_LEN(verbs)];

@@ -32,7 +32,7 @@ struct map_args {
     bool svg;
 };
 
-/* A run of the map, with where it starts. */
+/* A run of the map, and where it starts (bytes). */
 struct run {
     uint64_t start;
     struct block_status status;
@@ -65,13 +65,13 @@ static int print_json(struct printer *p, const struct run *run)
     return CLI_OK;
 }
 
-/* The layer's own file is called as the layer is, which may be an export. */
+/* The layer's own file is shown by the layer's name, which may be a URI. */
 static const char *file_name(const struct block_status *st)
 {
     return st->file == st->layer->data_file ? st->file->name : st->layer->filename;
 }
 
-/* The table shows only what can be read from the files directly. */
+/* The table shows only ranges that can be read from a file as they are. */
 static int print_human(const struct run *run)
 {
     const struct block_status *st = &run->status;
@@ -99,8 +99,8 @@ static bool continues_run(const struct block_status *a, const struct block_statu
            (!a->file || a->host_offset + a->length == b->host_offset);
 }
 
-/* qemu-img counts in sectors: behind the last byte of a raw file the rest of its sector is a
- * hole. */
+/* qemu-img counts in sectors: behind the last byte of a raw file, the rest of its sector is
+ * a hole. */
 static int status_at(struct node *node, uint64_t off, uint64_t len, struct block_status *st)
 {
     if (off < node->size)
@@ -114,7 +114,7 @@ static int status_at(struct node *node, uint64_t off, uint64_t len, struct block
     return 0;
 }
 
-/* Prints the runs of [start, end), each as long as it goes. */
+/* Prints the runs of [start, end), merging neighbours that continue each other. */
 static int print_runs(struct printer *p, struct node *node, uint64_t start, uint64_t end)
 {
     struct run run = {.start = start};
@@ -134,7 +134,7 @@ static int print_runs(struct printer *p, struct node *node, uint64_t start, uint
         }
         off += next.length;
     }
-    /* An empty range is one empty run, in JSON; the table has no line for it either way. */
+    /* An empty range becomes one empty run in JSON, and nothing in the table. */
     return print_run(p, &run);
 }
 
@@ -153,7 +153,7 @@ static int print_map(enum cli_output output, struct node *node, uint64_t start,
 
 static int map_image(const struct map_args *args)
 {
-    /* Where bytes lie can be told without reading them. */
+    /* Block status needs no key. */
     const struct chain_options chain = {
         .read_only = true, .keep_locked = true, .node = {.lock_off = args->image.share}};
     struct image image;

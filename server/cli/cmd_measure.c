@@ -16,7 +16,7 @@
 #include "snapshot_arg.h"
 
 #define SECTOR 512
-/* Of a bitmap's entry in the directory, without its name. */
+/* Bytes of a bitmap's directory entry without its name. */
 #define DIRECTORY_ENTRY 24
 
 enum { OPT_SIZE = CLI_OWN_OPTIONS };
@@ -37,7 +37,7 @@ struct measure_args {
     struct option_list list;
 };
 
-/* What bitmaps of the source would take in the new image, which can have them. */
+/* Space for the source's bitmaps in the new image; told: the new image can have bitmaps. */
 struct bitmaps_size {
     bool told;
     uint64_t bytes;
@@ -105,7 +105,7 @@ static void print_measure(const struct measure_args *args, const struct image_me
            m->required, m->allocated);
 }
 
-/* of: the image, whose snapshot `source` may be. */
+/* of: the source image; source: it, or its snapshot.  Both NULL with --size. */
 static int measure(struct measure_args *args, struct node *of, struct node *source,
                    uint64_t size)
 {
@@ -121,7 +121,7 @@ static int measure(struct measure_args *args, struct node *of, struct node *sour
         return CLI_FAILED;
     if (measure_image(args->driver, &req, source, &result, &diag) < 0)
         return cli_diag(&diag);
-    /* With options that were judged by then. */
+    /* After create_options_check: the options are valid. */
     if (measure_bitmaps(args, of, &bitmaps) != CLI_OK)
         return CLI_FAILED;
     print_measure(args, &result, &bitmaps);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* `qimg metrics`: what a server does, in the text of OpenMetrics. */
+/* `qimg metrics`: a server's statistics as OpenMetrics text. */
 #include <getopt.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -14,7 +14,7 @@
 #include "metrics_text.h"
 #include "qmp_client.h"
 
-/* Of the server, for one scrape; Prometheus itself gives up after 10 s. */
+/* Time for the server's answers to one scrape; Prometheus gives up after 10 s. */
 #define ANSWER_MS 5000u
 
 enum { OPT_CONTROL = CLI_LONG_ONLY, OPT_LISTEN };
@@ -68,9 +68,9 @@ static int print_metrics(const char *control)
     return cli_finish(code, CLI_FAILED);
 }
 
-/* ---- for whoever asks ---- */
+/* ---- --listen ---- */
 
-/* Connects for each scrape: a server that was started anew is found again. */
+/* Connects for each scrape, so that a restarted server is found. */
 static int ask_server(void *control, char **text, size_t *length)
 {
     struct qmp qmp;

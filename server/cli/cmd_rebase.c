@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* `qimg rebase`.
  *
- * In safe mode the disk reads the same afterwards: where the image has nothing of its own and
- * the old and the new backing file differ, it gets what the old one has.  That is durable
- * before the image names the new one, so that it reads as before at each moment. */
+ * In safe mode the disk's contents don't change: where the image has no data of its own, and
+ * old and new backing file differ, the old one's data is copied into the image.  That is
+ * durable before the image names the new backing file, so that it always reads the same. */
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
@@ -21,7 +21,7 @@
 #include "jobs/sweep.h"
 #include "progress.h"
 
-#define BUFFER_BYTES (1u << 20) /* for each of both */
+#define BUFFER_BYTES (1u << 20) /* for each backing file */
 #define LEAST_PIECE  (2u << 20)
 
 static const struct cli_option options[] = {
@@ -50,9 +50,9 @@ struct rebase_args {
 struct rebasing {
     const struct rebase_args *args;
     struct node *image, *new_backing; /* NULL: there is none */
-    uint64_t unit;                    /* what is copied at once */
+    uint64_t unit;                    /* unit of comparing and copying, in bytes */
     struct lock lock;
-    /* under lock: of the lowest place that failed */
+    /* under lock: the failure with the lowest offset */
     uint64_t failed_at;
     int err;
     bool write_side;
@@ -70,14 +70,14 @@ static int note_failure(struct rebasing *r, uint64_t at, int err, bool write_sid
     return err;
 }
 
-/* ---- what differs is copied ---- */
+/* ---- copying what differs ---- */
 
 static int read_old(struct rebasing *r, char *to, uint64_t off, uint64_t len)
 {
     return note_failure(r, off, block_read(r->image, to, off, len), false);
 }
 
-/* Zeroes behind the end of the new backing file. */
+/* Behind the end of the new backing file there are zeroes. */
 static int read_new(struct rebasing *r, char *to, uint64_t off, uint64_t len)
 {
     uint64_t size = r->new_backing->size;
@@ -88,11 +88,11 @@ static int read_new(struct rebasing *r, char *to, uint64_t off, uint64_t len)
                   : 0;
 }
 
-/* What a unit of the old backing file is to become in the image. */
+/* What the image needs for a unit of the old backing file. */
 enum unit { UNIT_SAME, UNIT_ZEROES, UNIT_DATA };
 
-/* other: what the new backing file has; NULL: zeroes, which are a hole then.  Zeroes that it
- * doesn't have get no place, where the format can say so. */
+/* other: the new backing file's data; NULL: zeroes, which read as a hole.  Zeroes that the
+ * new one doesn't have are stored as zero clusters if the format has these. */
 static enum unit judge_unit(const struct rebasing *r, const char *old, const char *other,
                             uint64_t len)
 {
@@ -104,13 +104,14 @@ static enum unit judge_unit(const struct rebasing *r, const char *old, const cha
                                                                      : UNIT_DATA;
 }
 
-/* How many bytes of the range its first unit has. */
+/* How many bytes of the range belong to its first unit. */
 static uint64_t first_unit(const struct rebasing *r, uint64_t off, uint64_t len)
 {
     return MIN(len, align_down(off, r->unit) + r->unit - off);
 }
 
-/* How many bytes from the beginning on, in units, become the same. */
+/* How many bytes from the start of the range on, in whole units, need the same as the first
+ * unit. */
 static uint64_t find_alike(const struct rebasing *r, const char *old, const char *other,
                            uint64_t off, uint64_t len, enum unit *unit)
 {
@@ -134,7 +135,7 @@ static int write_units(struct rebasing *r, enum unit unit, const char *data, uin
     return note_failure(r, off, err, true);
 }
 
-/* At most a buffer; neighbours that become the same are written at once. */
+/* At most BUFFER_BYTES.  Neighbouring units with the same need are written at once. */
 static int copy_differences(struct rebasing *r, char *buffer, bool new_is_zero,
                             uint64_t off, uint64_t len, uint64_t *moved)
 {
@@ -155,7 +156,7 @@ static int copy_differences(struct rebasing *r, char *buffer, bool new_is_zero,
     return err;
 }
 
-/* ---- where the image has nothing ---- */
+/* ---- ranges without data in the image ---- */
 
 static int new_status(struct rebasing *r, uint64_t off, uint64_t len,
                       struct block_status *st)
@@ -170,7 +171,7 @@ static int new_status(struct rebasing *r, uint64_t off, uint64_t len,
                : 0;
 }
 
-/* Do both read the same, as far as can be told without reading? */
+/* Do both read the same, as far as is known without reading? */
 static bool is_alike(const struct block_status *a, const struct block_status *b)
 {
     return (a->zero && b->zero) ||
@@ -195,7 +196,7 @@ static int rebase_run(struct rebasing *r, char *buffer, uint64_t off, uint64_t *
     *len = MIN(*len, new.length);
     if (is_alike(&old, &new))
         return 0;
-    /* Whole units, where the runs have more than one. */
+    /* Ends at a unit's end, unless the range is within one unit. */
     uint64_t end = align_down(off + MIN(*len, BUFFER_BYTES), r->unit);
     *len = end > off ? end - off : MIN(*len, BUFFER_BYTES);
     return copy_differences(r, buffer, new.zero, off, *len, moved);

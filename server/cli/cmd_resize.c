@@ -33,7 +33,7 @@ struct resize_args {
     struct cli_image image;
     enum preallocation preallocation;
     bool shrink, quiet;
-    char sign; /* '+', '-': relative; 0: not */
+    char sign; /* '+' or '-': relative; 0: absolute */
     uint64_t size;
 };
 
@@ -51,7 +51,7 @@ static int parse_size(const char *text, struct resize_args *args)
     return CLI_OK;
 }
 
-/* qemu-img counts in sectors, and so a raw file that ends inside one seems larger. */
+/* qemu-img counts in sectors: it rounds a raw file's size up. */
 static int settle_size(const struct resize_args *args, const struct node *node,
                        uint64_t *size)
 {
@@ -81,7 +81,7 @@ static int refuse_to_shrink(void)
     return CLI_FAILED;
 }
 
-/* What may be lost is said before anything is touched. */
+/* Refuses to lose data before anything is changed. */
 static int resize_node(const struct resize_args *args, struct node *node)
 {
     uint64_t old = node->size, rounded = align_up(old, SECTOR), size;
@@ -147,7 +147,7 @@ static int parse_and_resize(const char *size, struct resize_args *args)
     return code == CLI_OK ? resize_given(args) : code;
 }
 
-/* The last word is the size, which may look like an option: "-1G". */
+/* The last argument is the size, which may look like an option: "-1G". */
 static int run_resize_command(const struct cli_command *self, int argc, char **argv)
 {
     struct resize_args args = {0};

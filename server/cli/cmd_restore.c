@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* `qimg restore`: a point of a folder of backups becomes a disk image again. */
+/* `qimg restore`: makes a disk image from a point of a folder of backups. */
 #include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
@@ -49,7 +49,7 @@ static int take_option(void *opaque, int option)
     return CLI_OK;
 }
 
-/* As people name images. */
+/* By the usual endings of image names. */
 static const char *format_by_name(const char *target)
 {
     static const char *const ends[][2] = {
@@ -62,7 +62,8 @@ static const char *format_by_name(const char *target)
     return "qcow2";
 }
 
-/* What is there is somebody's disk: of an export or a device nobody knows that it is not. */
+/* An existing image may be in use as a disk; whether an export or a device is, can't be
+ * known. */
 static int check_target(const struct restore_args *args, const char *target)
 {
     struct stat sb;

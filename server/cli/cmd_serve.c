@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* `qimg serve`: nbdkit with the plugin and sensible defaults. */
+/* `qimg serve`: runs nbdkit with the plugin and suitable defaults. */
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -20,7 +20,7 @@
 #include "serve_replace.h"
 #include "storage/rbd_name.h"
 
-/* nbdkit makes as many threads for each connection, without a limit of its own. */
+/* nbdkit creates this many threads for each connection, and has no limit of its own. */
 #define MAX_THREADS 1024
 
 enum { OPT_RUN = CLI_LONG_ONLY, OPT_REPLACE };
@@ -36,7 +36,7 @@ static const struct cli_option options[] = {
     {0},
 };
 
-/* Tells the program this process is about to become of its sockets, from PASSED_FD on. */
+/* Sets the environment that tells nbdkit of n sockets, from PASSED_FD on. */
 static int pass_on_sockets(unsigned n)
 {
     char pid[24], number[16];
@@ -56,11 +56,11 @@ static int pass_on(int fd)
                   : pass_on_sockets(1);
 }
 
-/* What nbdkit will listen on, when it isn't a private socket. */
+/* Where nbdkit will listen. */
 struct place {
-    char *uri, *path;   /* owned; path NULL: no socket of ours */
-    unsigned n_sockets; /* that are open, from PASSED_FD on */
-    int replaced_fd;    /* the server that had them; -1: none */
+    char *uri, *path;   /* owned; path NULL: no socket file of ours */
+    unsigned n_sockets; /* open sockets, from PASSED_FD on */
+    int replaced_fd;    /* control connection of the server that is replaced; -1: none */
 };
 
 static void free_place(struct place *place)
@@ -69,7 +69,7 @@ static void free_place(struct place *place)
     free(place->path);
 }
 
-/* IMAGE.sock: beside a file; of what lies on Ceph RBD in the folder that we are in. */
+/* IMAGE.sock: beside a file; for an image on Ceph RBD in the working directory. */
 static char *default_socket(const char *image)
 {
     CLEANUP_RBD_NAME struct rbd_name name = {0};
@@ -100,7 +100,8 @@ static int offer_unix_socket(const struct serve_args *args, struct place *place)
     if (!place->path)
         return cli_error("%s: %s", path, strerror(errno));
 
-    /* From the root, for who takes the socket over; a longer path may fit from here. */
+    /* An absolute path if it fits into the address, for a server that takes the socket over; else
+     * the given one, which may be shorter. */
     int fd;
     if (strlen(place->path) < LISTEN_MAX_PATH)
         path = place->path;
@@ -144,8 +145,7 @@ static int choose_place(const struct serve_args *args, struct place *place)
     return place->uri ? CLI_OK : cli_error("out of memory");
 }
 
-/* Who gives a file for the process id to nbdkit itself wants to see from there when it is
- * ready, and so can't we. */
+/* If the user passes -P to nbdkit, its pid file can't tell us when nbdkit is ready. */
 static bool wants_own_pidfile(const struct serve_args *args)
 {
     for (int i = serve_count_settings(args); i < args->n_words; i++)
@@ -155,7 +155,7 @@ static bool wants_own_pidfile(const struct serve_args *args)
     return false;
 }
 
-/* Are clients let in with TLS alone? */
+/* Does nbdkit accept clients with TLS only? */
 static bool requires_tls(const struct serve_args *args)
 {
     bool required = false;
@@ -170,7 +170,7 @@ static bool requires_tls(const struct serve_args *args)
     return required;
 }
 
-/* "nbd" becomes "nbds", which is for clients to read. */
+/* Replaces the scheme "nbd" of the URI by "nbds". */
 static int demand_tls(struct place *place)
 {
     char *uri;
@@ -209,7 +209,8 @@ static int start_announcing(const struct serve_args *args, char **pidfile)
     return code;
 }
 
-/* Both before anybody else can see them, and, where a server is replaced, before that is asked. */
+/* Both steps come first: passphrases must not be visible to others, and a trial must precede the
+ * request to the server that is replaced. */
 static int prepare(const struct serve_args *args)
 {
     int code = CLI_OK;
@@ -245,7 +246,7 @@ static int serve_image(const struct serve_args *args)
     return cli_error("cannot run nbdkit: %s", strerror(errno));
 }
 
-/* Are the sockets of the environment meant for this process? */
+/* Does LISTEN_PID say that the sockets are for this process? */
 static bool is_activated(void)
 {
     const char *fds = getenv("LISTEN_FDS"), *pid = getenv("LISTEN_PID");
@@ -283,7 +284,7 @@ static int take_option(void *opaque, int option)
     return CLI_OK;
 }
 
-/* nbdkit would take the lower bits of a port that is too large. */
+/* nbdkit would truncate a port that is too large. */
 static int check_number(const char *option, const char *text, long max)
 {
     char *end;
@@ -297,7 +298,7 @@ static int check_number(const char *option, const char *text, long max)
     return CLI_OK;
 }
 
-/* "passphrase.1=-3" and the like would be read from the socket. */
+/* A passphrase read from descriptor PASSED_FD ("passphrase.1=-3") would be read from the socket. */
 static int check_passphrases(const struct serve_args *args)
 {
     for (int i = 0; i < serve_count_settings(args); i++) {
@@ -352,7 +353,7 @@ static int check_usage(const struct serve_args *args)
     return check_passphrases(args);
 }
 
-/* Is it a setting that takes the place of the image's name? */
+/* Is it a setting that replaces the image's name? */
 static bool says_what(const char *word)
 {
     return strncmp(word, "file=", 5) == 0 || strncmp(word, "dir=", 4) == 0 ||

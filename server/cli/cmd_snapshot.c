@@ -22,11 +22,11 @@ static const struct cli_option options[] = {
     {0},
 };
 
-/* What is done, by the option's letter. */
+/* The actions, by option letter. */
 static const struct action {
     char letter;
     enum snapshot_kind kind;
-    const char *verb; /* in messages, as qemu-img has them */
+    const char *verb; /* in messages, as in qemu-img */
 } actions[] = {
     {'c', SNAPSHOT_CREATE, "create"},
     {'a', SNAPSHOT_APPLY, "apply"},
@@ -35,8 +35,8 @@ static const struct action {
 
 struct snapshot_args {
     struct cli_image image;
-    bool list, quiet;            /* list: asked for by name */
-    const struct action *action; /* NULL: they are listed */
+    bool list, quiet;            /* list: -l was given */
+    const struct action *action; /* NULL: list the snapshots */
     const char *name;
 };
 
@@ -79,7 +79,7 @@ static int fail(const struct snapshot_args *args, const struct diag *diag)
                      diag->err == ENOENT ? "snapshot not found" : diag->text);
 }
 
-/* One is deleted by its name; to be applied it may also be called by its id, which wins. */
+/* Apply accepts an id or a name, the id first; delete a name only. */
 static int change(struct node *node, const struct snapshot_args *args, struct diag *diag)
 {
     struct snapshot_request request = {.kind = args->action->kind, .name = args->name};

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* `qimg stats`: what a server does, as a table. */
+/* `qimg stats`: a server's statistics as a table. */
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -15,7 +15,7 @@
 #include "size.h"
 #include "stats_query.h"
 
-/* Between one table and the next. */
+/* Seconds between two tables. */
 #define PERIOD_S 1
 
 enum { OPT_CONTROL = CLI_LONG_ONLY, OPT_ONCE };
@@ -44,7 +44,8 @@ static json_t *find_disk(const json_t *disks, const char *name)
     return NULL;
 }
 
-/* Since `before` (NULL: the start).  An export that was opened anew begins at 0. */
+/* The increase since `before` (NULL: since the start).  An export that was reopened counts
+ * from 0 again. */
 static uint64_t count_since(const json_t *disk, const json_t *before,
                             const struct stats_op *op, const char *pattern)
 {
@@ -100,7 +101,7 @@ static int take_option(void *opaque, int option)
     return CLI_OK;
 }
 
-/* Until the server ends, or the user has it end. */
+/* Until the server ends, or a signal kills the command. */
 static int show_for_ever(struct qmp *qmp, json_t *before)
 {
     int code = CLI_OK;
@@ -111,7 +112,7 @@ static int show_for_ever(struct qmp *qmp, json_t *before)
         code = qmp_command(qmp, "query-blockstats", NULL, &disks);
         if (code != CLI_OK)
             break;
-        json_array_clear(qmp->events); /* nobody looks at them here */
+        json_array_clear(qmp->events); /* events aren't used here */
         fputs("\033[H\033[2J", stdout);
         print_table(disks, before);
         code = cli_finish(CLI_OK, CLI_FAILED);

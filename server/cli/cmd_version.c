@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* `qimg version`: what this program is made of, and what it would serve with. */
+/* `qimg version`: the versions and features of this program, and of nbdkit and the plugin
+ * that `qimg serve` would use. */
 #include <getopt.h>
 #include <limits.h>
 #include <stdio.h>
@@ -24,11 +25,11 @@ static const struct cli_option options[] = {
 
 static int take_option(void *opaque, int option)
 {
-    (void)option; /* there is one */
+    (void)option; /* the only one is --output */
     return cli_parse_output(optarg, opaque);
 }
 
-/* ---- what is told, as JSON ---- */
+/* ---- as JSON ---- */
 
 static json_t *describe_formats(void)
 {
@@ -63,7 +64,7 @@ static json_t *describe_libraries(void)
     return libraries;
 }
 
-/* The rest of the line that begins with `key`; NULL: no line does. */
+/* The rest of the line that begins with `key`; NULL: there is none. */
 static json_t *value_of(const char *text, const char *key)
 {
     size_t length = strlen(key);
@@ -78,7 +79,7 @@ static json_t *value_of(const char *text, const char *key)
     return NULL;
 }
 
-/* What nbdkit says of the plugin that `qimg serve` would have it load. */
+/* Asks nbdkit about the plugin that `qimg serve` would use. */
 static json_t *describe_plugin(void)
 {
     char path[PATH_MAX];

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Running a program for what it prints. */
+/* Runs a program and collects its output. */
 #include "command_output.h"
 
 #include <errno.h>
@@ -21,7 +21,7 @@ static void free_actions(posix_spawn_file_actions_t **actions)
     posix_spawn_file_actions_destroy(*actions);
 }
 
-/* 0 or an errno; the program writes to fd. */
+/* Starts the program with stdout at fd.  0 or an errno (positive). */
 static int start(const char *const argv[], int fd, pid_t *pid)
 {
     posix_spawn_file_actions_t own;
@@ -38,7 +38,7 @@ static int start(const char *const argv[], int fd, pid_t *pid)
     return posix_spawnp(pid, argv[0], actions, NULL, (char **)(uintptr_t)argv, environ);
 }
 
-/* Up to the end of what is written; what there is no room for is read, too, and dropped. */
+/* Reads to the end; what exceeds the buffer is read and dropped. */
 static void read_all(int fd, char *text)
 {
     size_t used = 0;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Converting: the sources, one behind the other, are copied into the target. */
+/* Converts: copies the sources, concatenated, into the target. */
 #include "convert.h"
 
 #include <inttypes.h>
@@ -24,8 +24,8 @@ struct conversion {
     struct convert_args *args;
     struct image *images; /* n_open of them are open */
     size_t n_open;
-    struct node **nodes; /* theirs; NULL at the end */
-    uint64_t size;       /* of all, each in whole sectors */
+    struct node **nodes; /* the nodes that are read; ends with NULL */
+    uint64_t size;       /* of all sources, each rounded up to sectors */
     struct target target;
 };
 
@@ -102,7 +102,7 @@ static int check_backing(const struct convert_args *args)
                                                                    : CLI_OK;
 }
 
-/* A new target is as large as the sources; as for qemu-img, whatever -o says. */
+/* A new target is as large as the sources, whatever -o says (as in qemu-img). */
 static int settle_size(struct conversion *c, uint64_t *size)
 {
     char text[32];
@@ -165,8 +165,9 @@ static int open_target(struct conversion *c)
 
 /* ---- copying ---- */
 
-/* From which layer of the source on the target has it all from its backing file: where that
- * is one of them; else, as the user says that they are alike, the first. */
+/* From which layer of the source on the target's backing file has the data: if the backing
+ * file is one of the source's layers, from that one.  Otherwise, as the user promises equal
+ * contents, from the first backing file on. */
 static unsigned depth_of_backing(const struct node *source, const struct node *target)
 {
     unsigned depth = 1;
@@ -205,7 +206,7 @@ static struct copy_how how_to_copy(const struct conversion *c, struct node *sour
     };
 }
 
-/* What a raw file lacks of its last sector. */
+/* Zeroes what a raw source lacks of its last sector. */
 static int zero_tail(struct conversion *c, uint64_t end, uint64_t rounded)
 {
     if (end == rounded || c->target.is_zero || c->args->target_is_zero)
@@ -243,7 +244,7 @@ static int copy_sources(struct conversion *c)
     return code;
 }
 
-/* With a cache mode that syncs, all is on the disk when the command ends. */
+/* With a cache mode that flushes, everything is durable when the command ends. */
 static int flush_target(struct conversion *c)
 {
     int err = block_flush(c->target.image.node);
@@ -264,7 +265,7 @@ static int copy_to_target(struct conversion *c)
     return target_finish(&c->target, code == CLI_OK, code);
 }
 
-/* Of one source, its snapshot takes its place. */
+/* With -l the snapshot is read instead of the image, of which there must be one. */
 static int open_snapshot(struct conversion *c)
 {
     const struct convert_args *args = c->args;
@@ -277,7 +278,7 @@ static int open_snapshot(struct conversion *c)
     return code;
 }
 
-/* They are the image's, also when its disk is a snapshot's. */
+/* Bitmaps are copied from the image, even if a snapshot's disk is. */
 static int load_bitmaps(struct conversion *c)
 {
     const struct convert_args *args = c->args;

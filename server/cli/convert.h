@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What `qimg convert` was asked for, and doing it.  Layer: server. */
+/* The arguments of `qimg convert`, and the conversion.  Layer: server. */
 #ifndef CLI_CONVERT_H
 #define CLI_CONVERT_H
 
@@ -14,13 +14,13 @@ struct convert_args {
     size_t n_sources;
 
     const char *target, *format;
-    const struct driver *driver; /* NULL: target_image_opts says it */
-    struct option_list list;     /* of the new image */
+    const struct driver *driver; /* NULL: target_image_opts determines it */
+    struct option_list list;     /* options for the new image */
     bool options_given;
     const char *backing_file, *backing_format;
 
     const char *snapshot; /* NULL: none */
-    uint32_t sparse;      /* bytes; 0: no holes */
+    uint32_t sparse;      /* -S: bytes; 0: write no holes */
     bool sparse_given;
     unsigned threads; /* 0: not given */
     uint64_t speed;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Copying the bitmaps of one image into another.  What can be refused is refused before the
- * disk is copied.  They are added behind the copy, so that they don't record it. */
+/* Copies bitmaps from one image into another.  Everything that can be checked is checked
+ * before the disk is copied.  The bitmaps are added after the copy, so that they don't
+ * record it. */
 #include "convert_bitmaps.h"
 
 #include <inttypes.h>
@@ -17,10 +18,10 @@
 
 #define SECTOR 512
 
-/* ---- a node's bitmaps, to go through while others are added elsewhere ---- */
+/* ---- a list of a node's bitmaps, since none can be added while iterating ---- */
 
 struct bitmap_array {
-    struct dirty_bitmap **at; /* NULL: they are only counted */
+    struct dirty_bitmap **at; /* NULL: only count */
     size_t n;
 };
 
@@ -61,7 +62,7 @@ static bool can_have_bitmaps(const struct image_info *info)
 
 static int check_consistent(const struct bitmap_array *bitmaps, bool skip)
 {
-    /* The one that was loaded first is the last. */
+    /* In reverse, since the list begins with the bitmap loaded last. */
     for (size_t i = bitmaps->n; i > 0; i--) {
         if (!dirty_bitmap_inconsistent(bitmaps->at[i - 1]))
             continue;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A sweep over the source, whose pieces are copied. */
+/* A sweep over the source that copies piece by piece. */
 #include "copy_disk.h"
 
 #include <errno.h>
@@ -15,10 +15,10 @@
 #include "jobs/sweep.h"
 #include "progress.h"
 
-/* Fits into a processor's cache, beside what else is there. */
+/* Fits into a processor's cache. */
 #define BUFFER_BYTES (1u << 20)
 #define LEAST_PIECE  (2u << 20)
-/* Of what may be slow only so much is begun at once. */
+/* With a rate limit, pieces are small so that little is done at once. */
 #define LIMITED_PIECE (256u << 10)
 
 struct copying {
@@ -27,7 +27,7 @@ struct copying {
     size_t buffer_bytes;
     bool flush_failed;
     struct lock lock;
-    struct copy_result failure; /* under lock: of the lowest piece that failed */
+    struct copy_result failure; /* under lock: the lowest piece that failed */
 };
 
 static int note_unreadable(void *opaque, uint64_t off, uint64_t len, int err)

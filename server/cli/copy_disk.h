@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Copying disks for offline commands: jobs' copy_range by several threads, with progress,
+/* Copies disks for offline commands: jobs' copy_range in several threads, with progress,
  * signals and messages.  Layer: server. */
 #ifndef CLI_COPY_DISK_H
 #define CLI_COPY_DISK_H
@@ -8,15 +8,15 @@
 
 struct copy_disk {
     struct copy_how how;
-    uint64_t length;  /* bytes from how.source_start on */
-    unsigned threads; /* 0: as suits the machine */
+    uint64_t length;  /* bytes, starting at how.source_start */
+    unsigned threads; /* 0: chosen by the number of processors */
     uint64_t speed;   /* bytes per second; 0: no limit */
-    /* What can't be read is left zero, and said. */
+    /* salvage: ranges that can't be read become zeroes, with a message unless quiet. */
     bool salvage, quiet;
-    uint64_t done_before, total; /* for progress */
+    uint64_t done_before, total; /* for progress: bytes */
 };
 
-/* Complains and returns an exit code; also when interrupt_came. */
+/* Complains and returns an exit code.  Stops with a failure when interrupt_came. */
 int copy_disk(const struct copy_disk *copy);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The options of create, as qemu-img's -o has them. */
+/* The options of create, in the form of qemu-img's -o. */
 #include <ctype.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -14,7 +14,7 @@
 #include "create_options.h"
 #include "size.h"
 
-/* More than any format has, and than there are. */
+/* More than any format has, and more formats than there are. */
 #define MAX_FORMAT_OPTIONS 32
 #define MAX_FORMATS        16
 
@@ -77,7 +77,7 @@ void create_format_help(const struct driver *format)
     create_options_print(format->create_options);
 }
 
-/* The word's switch as "on" or "off", NULL for other words. */
+/* "on" or "off" for a word that means it; NULL for other words. */
 static const char *parse_switch(const char *word)
 {
     static const char *const words[] = {"on",  "yes", "true",  "y",
@@ -95,7 +95,7 @@ static bool parse_number(const char *word, uint64_t *out)
            size_parse(word, out) == 0;
 }
 
-/* The value's plain form, to be freed; NULL when it isn't of the kind. */
+/* The value in normal form, which the caller frees; NULL if it isn't of the kind. */
 static char *normalise_value(enum create_option_kind kind, const char *value)
 {
     uint64_t number;
@@ -164,7 +164,7 @@ int create_options_check(const struct driver *format, struct option_list *list,
     return create_options_normalise(format->create_options, list, filename);
 }
 
-/* A comma in a value is shown as it has to be written. */
+/* A comma in a value is doubled, as it would be on the command line. */
 static void print_value(const char *value)
 {
     for (; *value; value++) {
@@ -200,7 +200,7 @@ void create_options_announce(const struct driver *format, const struct option_li
     fflush(stdout);
 }
 
-/* Is it the driver's business? */
+/* Does the driver read this option itself? */
 static bool is_for_driver(const struct create_option_info *table, const char *key)
 {
     return !table || !find_option(table, key)->in_request;
@@ -217,7 +217,7 @@ int create_options_list(const struct create_option_info *table,
         return cli_error("out of memory");
     for (size_t i = 0; i < list->count; i++) {
         const struct option_pair *pair = &list->pairs[i];
-        /* Of a key that is given again, the last value counts. */
+        /* Only the last value of a key counts. */
         if (is_for_driver(table, pair->key) && options_get(list, pair->key) == pair->value)
             out[n++] = (struct create_option){.key = pair->key, .value = pair->value};
     }
@@ -226,7 +226,7 @@ int create_options_list(const struct create_option_info *table,
     return CLI_OK;
 }
 
-/* The wishes for the file. */
+/* Options for the filesystem. */
 static int take_hints(const struct option_list *list, const char *filename,
                       struct storage_hints *hints)
 {
@@ -241,7 +241,7 @@ static int take_hints(const struct option_list *list, const char *filename,
     return CLI_OK;
 }
 
-/* The driver judges whether there has to be a secret; here it is only found. */
+/* Whether a secret is needed is for the driver to judge; here it is only looked up. */
 static int take_secret(const struct option_list *list, const struct secrets *secrets,
                        struct create_request *req)
 {

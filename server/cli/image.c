@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Opening an image as the commands that read one do. */
+/* Opens images for commands. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -10,8 +10,7 @@
 #include "image_opts.h"
 #include "storage/rbd_name.h"
 
-/* Tables of the images that a command looks at; more isn't needed for one pass over them.
- */
+/* Cache for metadata tables: a command passes over them once. */
 #define CACHE_BYTES (16u << 20)
 
 static int open_and_start(struct image *image, const char *filename,
@@ -36,12 +35,12 @@ static const char *skip(const char *text, const char *words)
                                                                            : text;
 }
 
-/* `filename` is what was opened, in the place of which messages have `said`. */
+/* `filename` was opened; messages show `said`. */
 static void blame(const char *filename, const char *said, struct diag *diag)
 {
     struct diag cause = *diag;
     const char *reason =
-        skip(skip(cause.text, filename), "cannot be opened"); /* said once */
+        skip(skip(cause.text, filename), "cannot be opened"); /* not twice */
 
     diag_set(diag, cause.err, "Could not open '%s': %s", said, reason);
 }
@@ -55,7 +54,7 @@ void image_blame(const char *filename, const struct storage_protocol *protocol,
         blame(shown, shown, diag);
 }
 
-/* said: the name for messages, NULL: the filename. */
+/* said: the name for messages; NULL: the filename. */
 static int open_chain(struct image *image, const char *filename, const char *said,
                       const struct chain_options *options, bool share_helps)
 {
@@ -73,7 +72,7 @@ static int open_chain(struct image *image, const char *filename, const char *sai
     return diag.err == EAGAIN && share_helps ? cli_locked(&diag) : cli_diag(&diag);
 }
 
-/* As qemu-img, of an image that is going to be written to. */
+/* Warns like qemu-img when an image is opened for writing. */
 static void warn_of_guess(const char *filename)
 {
     fprintf(stderr,
@@ -84,7 +83,7 @@ static void warn_of_guess(const char *filename)
             filename);
 }
 
-/* "file:a:b" is shown as "./a:b", which can be said again without meaning a protocol. */
+/* "file:a:b" becomes "./a:b", a path that can't be taken for a protocol's name. */
 static char *path_without_protocol(const char *filename)
 {
     const char *local = cli_local_name(filename);
@@ -123,7 +122,7 @@ int image_open_temporary(struct image *image, const char *path, const char *said
     return open_chain(image, path, said, options, false);
 }
 
-/* As --image-opts has it. */
+/* Opens an image given by --image-opts. */
 static int open_by_options(struct image *image, const struct cli_image *given,
                            const struct chain_options *options)
 {
@@ -132,7 +131,7 @@ static int open_by_options(struct image *image, const struct cli_image *given,
     struct chain_options actual = *options;
 
     int code = image_opts_parse(given, &opts);
-    /* Who only describes an image needs no key, and looks for none. */
+    /* A command that only describes an image needs no key. */
     if (code == CLI_OK && !options->node.describe)
         code = image_opts_find_keys(&opts, &given->secrets, &keys);
     if (code != CLI_OK)
@@ -152,7 +151,7 @@ static int open_by_options(struct image *image, const struct cli_image *given,
     return code;
 }
 
-/* A name on the command line that is no path: a URI, or JSON. */
+/* Is it a URI or "json:..." instead of a path? */
 static bool is_special_name(const char *name)
 {
     return strncmp(name, "json:", 5) == 0 ||

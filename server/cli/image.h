@@ -11,39 +11,38 @@ struct image {
     struct node *node;
 };
 
-/* How a command opens the image it was given. */
+/* How a command opens an image without a given format. */
 enum image_guess {
-    IMAGE_NEVER_RAW, /* an unknown format is refused */
-    IMAGE_MAYBE_RAW, /* as qemu-img: of an unknown format is raw; only for commands that
-                        look */
+    IMAGE_NEVER_RAW, /* an unknown format is an error */
+    /* as in qemu-img, an unknown format is raw; for commands that only read */
+    IMAGE_MAYBE_RAW,
 };
 
-/* Opens an image and its chain, with the threads that it needs.  Complains and returns an exit
- * code; on failure there is
- * nothing to close. */
+/* Opens an image and its chain, and starts the threads that it needs.  Complains and returns
+ * an exit code; on failure there is nothing to close. */
 int image_open(struct image *image, const char *filename,
                const struct chain_options *options, enum image_guess guess);
 
-/* As image_open of a local file with IMAGE_NEVER_RAW, which is going to have the name `said`:
- * messages have that. */
+/* As image_open with IMAGE_NEVER_RAW, for a local file that will be renamed to `said`;
+ * messages name that. */
 int image_open_temporary(struct image *image, const char *path, const char *said,
                          const struct chain_options *options);
 
-/* The name on the command line taken apart: a path, a URI, or JSON, whose format has to be the
- * one that was given, if both say one.  Complains and returns an exit code; *out is to be
- * freed. */
+/* Parses a name on the command line: a path, a URI, or "json:...".  If it contains a format,
+ * that must match a given one.  Complains and returns an exit code; *out is freed with
+ * reference_free. */
 int image_name_resolve(const struct cli_image *given, struct reference *out);
 
-/* As image_open, what the command line names: a file, or by --image-opts a file or an NBD
- * export.  Of an unknown format it is raw. */
+/* As image_open for the image of the command line: a name, or options (--image-opts).  An
+ * unknown format is raw. */
 int image_open_given(struct image *image, const struct cli_image *given,
                      const struct chain_options *options);
 
-/* Has a message begin with what couldn't be opened, in qemu-img's words. */
+/* Makes a message begin with "Could not open 'NAME'", as in qemu-img. */
 void image_blame(const char *filename, const struct storage_protocol *protocol,
                  struct diag *diag);
 
-/* Complains and returns an exit code. */
+/* Closes the image.  Complains and returns an exit code. */
 int image_close(struct image *image);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* --image-opts: a name and a format in one text. */
+/* --image-opts: parses the options, and looks up the keys that they name. */
 #include <string.h>
 #include <strings.h>
 
@@ -48,9 +48,9 @@ static int resolve_options(const struct option_list *list, struct reference *out
 #define BACKING    "backing."
 #define FORMAT     "encrypt.format"
 #define KEY_SECRET IMAGE_OPTS_KEY
-#define LUKS_KEY   "key-secret" /* of a LUKS container */
+#define LUKS_KEY   "key-secret" /* for a LUKS container */
 
-/* The key without what says of which layer it is, which is counted in *depth. */
+/* The key without its "backing." prefixes, which are counted in *depth. */
 static const char *key_of_layer(const char *key, unsigned *depth)
 {
     for (*depth = 0; strncmp(key, BACKING, strlen(BACKING)) == 0; key += strlen(BACKING))
@@ -66,7 +66,7 @@ static bool is_key_secret(const char *key)
     return strcmp(name, KEY_SECRET) == 0 || strcmp(name, LUKS_KEY) == 0;
 }
 
-/* Ceph's key is no image's. */
+/* Is it a key-secret for Ceph's login instead of an image's? */
 static bool is_of_ceph(const struct option_list *list, const char *key)
 {
     unsigned depth;
@@ -91,7 +91,7 @@ static bool is_encryption(const struct option_list *list, const char *key)
            (is_key_secret(key) && !is_of_ceph(list, key));
 }
 
-/* Moves the options of encryption from the one list to the other. */
+/* Moves the encryption options from one list to the other. */
 static void take_encryption(struct option_list *list, struct option_list *out, int *code)
 {
     size_t kept = 0;
@@ -109,7 +109,7 @@ static void take_encryption(struct option_list *list, struct option_list *out, i
     list->count = kept;
 }
 
-/* An option of encryption for a format that has none would mean something else. */
+/* Refuses an encryption option for a format that can't be encrypted. */
 static int check_driver(const struct image_opts *opts)
 {
     const struct driver *driver =
@@ -141,7 +141,7 @@ int image_opts_find_keys(const struct image_opts *opts, const struct secrets *se
         int err = passphrases_add(out, depth, secret->bytes, secret->len);
         if (err)
             return cli_error("--image-opts: %s: %s", pair->key, strerror(-err));
-        /* As for qemu-img, a key for what isn't encrypted does no harm. */
+        /* As in qemu-img, a key for an image that isn't encrypted is ignored. */
         out->list[out->count - 1].optional = true;
     }
     return CLI_OK;
@@ -170,7 +170,7 @@ int image_opts_check_encryption(const struct image_opts *opts, const struct node
     return CLI_OK;
 }
 
-/* ---- the whole ---- */
+/* ---- parsing ---- */
 
 void image_opts_free(struct image_opts *opts)
 {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* An image by options instead of by name: --image-opts.  Layer: server. */
+/* --image-opts: an image given by options instead of a name.  Layer: server. */
 #ifndef CLI_IMAGE_OPTS_H
 #define CLI_IMAGE_OPTS_H
 
@@ -9,28 +9,28 @@
 #include "options.h"
 #include "secrets.h"
 
-/* Names the secret that opens an encrypted qcow2 image. */
+/* The option that names the secret of an encrypted qcow2 image. */
 #define IMAGE_OPTS_KEY "encrypt.key-secret"
 
-/* What was said; a zero-initialised one says nothing. */
+/* The parsed options.  Zero-initialised: none. */
 struct image_opts {
     struct reference image;
     struct option_list encryption; /* "encrypt.format", "backing.encrypt.key-secret", ... */
 };
 
-/* Takes the name that was given apart, "driver=qcow2,file.filename=disk": the keys are those
- * of backing names in
- * JSON (block/json_name.h), of which file.driver and driver may be left out for a file; and
- * encrypt.format, encrypt.key-secret, of a backing file with "backing." before them.  A
- * format beside it is refused.
- * Complains and returns an exit code; *out is the caller's to free. */
+/* Parses given->filename, for example "driver=qcow2,file.filename=disk".  The keys are those
+ * of backing names in JSON (block/json_name.h), where file.driver and driver may be omitted
+ * for a file; and encrypt.format, encrypt.key-secret, with "backing." before them for a
+ * backing file.  A format given with -f is refused.  Complains and returns an exit code;
+ * *out is freed with image_opts_free. */
 int image_opts_parse(const struct cli_image *given, struct image_opts *out);
 
-/* The keys that it names, found among the secrets.  Complains and returns an exit code. */
+/* Looks up the secrets that the options name.  Complains and returns an exit code. */
 int image_opts_find_keys(const struct image_opts *opts, const struct secrets *secrets,
                          struct passphrases *out);
 
-/* Are the images encrypted as encrypt.format says?  Complains and returns an exit code. */
+/* Are the opened images encrypted as encrypt.format says?  Complains and returns an exit
+ * code. */
 int image_opts_check_encryption(const struct image_opts *opts, const struct node *top);
 
 void image_opts_free(struct image_opts *opts);

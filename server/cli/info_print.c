@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What `qimg info` prints for people. */
+/* The output of `qimg info` as text. */
 #include <inttypes.h>
 #include <stdbool.h>
 #include <string.h>
@@ -119,7 +119,8 @@ static void print_member(const char *name, const json_t *value, int depth, FILE 
     fputc('\n', out);
 }
 
-/* The members of an object or array; the drivers' objects are few levels deep. */
+/* The members of an object or the elements of an array.  The drivers' objects have few
+ * levels. */
 static void print_tree(const json_t *value, int depth, FILE *out)
 {
     for (size_t i = 0; i < json_array_size(value); i++) {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What `qimg info` prints for people.  Layer: server. */
+/* The output of `qimg info` as text.  Layer: server. */
 #ifndef CLI_INFO_PRINT_H
 #define CLI_INFO_PRINT_H
 
@@ -7,10 +7,10 @@
 
 #include <jansson.h>
 
-/* Prints one image's description, an object of `qimg info --output=json`. */
+/* Prints one image's description, which is an object of `qimg info --output=json`. */
 void info_print_human(const json_t *raw, FILE *out);
 
-/* The list of its snapshots, if it has any. */
+/* Prints the table of its snapshots, if it has any. */
 void info_print_snapshots(const json_t *object, FILE *out);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Noting the signals that end a command. */
+/* Catches the signals that end a command. */
 #include "interrupt.h"
 
 #include <stddef.h>
@@ -16,7 +16,7 @@ static void note_signal(int number)
     interrupt_came = number;
 }
 
-/* Who started us with one ignored goes on so. */
+/* A signal that the parent process made us ignore stays ignored. */
 static void handle_all(const struct sigaction *action)
 {
     for (size_t i = 0; i < ARRAY_LEN(ending); i++) {

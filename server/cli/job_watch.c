@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* `qimg job watch`: a progress bar until the job's end. */
+/* `qimg job watch`: shows progress until the job's end. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -13,23 +13,23 @@
 #include "job_watch.h"
 #include "size.h"
 
-/* How often the server is asked. */
+/* How often the server is asked for the job's state. */
 #define BAR_INTERVAL_MS  200
 #define LINE_INTERVAL_MS 1000
-/* The rate shown follows the last seconds. */
+/* The rate shown is averaged over about the last seconds. */
 #define RATE_MEMORY_S 3.0
 
 struct watch {
     struct qmp *qmp;
     const char *id;
     struct job_watching how;
-    bool told;   /* to end, as it is the command's */
-    bool bar;    /* stdout is a terminal */
-    bool seen;   /* the job was there */
-    bool hinted; /* it was said what a job that is ready waits for */
+    bool told;   /* the job was told to cancel */
+    bool bar;    /* stdout is a terminal, and a bar is shown */
+    bool seen;   /* the job was found at least once */
+    bool hinted; /* the hint about a ready job was printed */
     unsigned looked_in_vain;
-    json_t *concluded; /* its last state, when it waits to be dismissed; owned */
-    double rate;       /* bytes per second */
+    json_t *concluded; /* state of a job that waits to be dismissed; owned */
+    double rate;       /* bytes per second, averaged */
     double last_time;
     json_int_t last_offset;
     char last_line[256];
@@ -67,12 +67,12 @@ static void format_progress(const json_t *job, char *text, size_t size)
 
     size_format((uint64_t)(number_of(job, "len") - number_of(job, "offset")), left,
                 sizeof left);
-    /* Rounded down: 100% is said when it is. */
+    /* Rounded down, so that 100% isn't shown too early. */
     snprintf(text, size, "%5.1f%%, %s left", (double)(int)(fraction_of(job) * 1000) / 10,
              left);
 }
 
-/* As the server calls it: there is no other sign of a cancel in a job's state. */
+/* By the server's message; a job's state has no other sign of a cancel. */
 static bool was_cancelled(const json_t *job)
 {
     return strcmp(text_of(job, "error"), "Operation canceled") == 0;
@@ -113,9 +113,9 @@ static unsigned terminal_width(void)
     return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col ? size.ws_col : 80;
 }
 
-/* "[=====>    ]  45.2%, 1.2 GiB left, 120 MiB/s, running" over the line before.  Where that
- * is wider than the terminal, which would begin a new line each time, only the words, or
- * what there is room for. */
+/* Draws "[=====>    ]  45.2%, 1.2 GiB left, 120 MiB/s, running" over the previous line.  If
+ * the terminal is too narrow for a bar, draws only the words, cut off if necessary, so that
+ * no line wraps. */
 static void draw_bar(const char *words, double fraction)
 {
     unsigned width = terminal_width(), taken = (unsigned)strlen(words) + 4;
@@ -152,7 +152,7 @@ static void show_to_people(struct watch *w, const json_t *job)
     fflush(stdout);
 }
 
-/* Once: a job that is ready doesn't end by itself. */
+/* Printed once: a ready job doesn't end by itself. */
 static void give_hint(struct watch *w, const json_t *job)
 {
     if (w->hinted || strcmp(text_of(job, "status"), "ready") != 0)
@@ -187,7 +187,7 @@ static void end_bar(const struct watch *w)
         putchar('\n');
 }
 
-/* What the end of the job means for the exit code. */
+/* Reports the job's end; returns the exit code. */
 static int tell_end(const struct watch *w, const json_t *end, bool cancelled)
 {
     end_bar(w);
@@ -200,7 +200,7 @@ static int tell_end(const struct watch *w, const json_t *end, bool cancelled)
     return CLI_OK;
 }
 
-/* Asks for the job and shows it. */
+/* Asks the server for the job's state and shows it. */
 static int look_at_job(struct watch *w)
 {
     json_t *jobs, *job, *found = NULL;
@@ -234,7 +234,7 @@ static bool is_end(const struct watch *w, const json_t *event, bool *cancelled)
            strcmp(text_of(json_object_get(event, "data"), "device"), w->id) == 0;
 }
 
-/* Takes events for a while.  *ended: the job is over, with exit code *result. */
+/* Waits for events for a while.  *ended: the job has ended, with exit code *result. */
 static int listen_awhile(struct watch *w, bool *ended, int *result)
 {
     double end =
@@ -263,7 +263,7 @@ static int listen_awhile(struct watch *w, bool *ended, int *result)
     return CLI_OK;
 }
 
-/* The event told nothing: it came before we listened. */
+/* No end event was seen: the job ended before this connection was opened. */
 static int conclude_from_state(const struct watch *w)
 {
     const json_t *job = w->concluded;
@@ -273,7 +273,7 @@ static int conclude_from_state(const struct watch *w)
     return tell_end(w, job, false);
 }
 
-/* Dies of the signal when the job is the server's. */
+/* If the command doesn't own the job, it dies here of the signal. */
 static int deal_with_interrupt(struct watch *w)
 {
     json_t *value = NULL, *refusal = NULL;
@@ -287,7 +287,7 @@ static int deal_with_interrupt(struct watch *w)
     if (w->told)
         return CLI_OK;
     w->told = true;
-    /* It may have ended by itself: then there is nothing to cancel. */
+    /* The job may just have ended; a refusal doesn't matter. */
     int code =
         qmp_try(w->qmp, "block-job-cancel",
                 json_pack("{s:s,s:b}", "device", w->id, "force", 1), &value, &refusal);
@@ -296,7 +296,7 @@ static int deal_with_interrupt(struct watch *w)
     return code;
 }
 
-/* *ended: with this exit code. */
+/* One look at the job.  *ended: the job has ended, with exit code *result. */
 static int look_once(struct watch *w, bool *ended, int *result)
 {
     int code = look_at_job(w);

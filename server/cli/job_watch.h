@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Watching a job to its end.  Layer: server. */
+/* Watches a job until it ends.  Layer: server. */
 #ifndef CLI_JOB_WATCH_H
 #define CLI_JOB_WATCH_H
 
@@ -8,18 +8,17 @@
 
 struct job_watching {
     enum cli_output output;
-    bool quiet;    /* only what went wrong is said */
-    bool is_owner; /* the job is the command's: who interrupts that ends it, too */
+    bool quiet;    /* print failures only */
+    bool is_owner; /* the command started the job: interrupting the command cancels it */
 };
 
-/* Shows the job's progress until it ends: as a bar on a terminal, in lines elsewhere, or as
- * an object a line.  CLI_OK when it completed; else complains and returns CLI_FAILED.  When a
- * signal comes (interrupt.h): the owner's job is cancelled, and it returns at its end;
- * another goes on, which is said, and the command dies. */
+/* Shows the job's progress until it ends: as a bar on a terminal, as lines elsewhere, or as
+ * one JSON object per line.  CLI_OK when the job completed; otherwise complains and returns
+ * CLI_FAILED.  When a signal comes (interrupt.h), an owner cancels the job and waits for its
+ * end; other commands say that the job continues, and die of the signal. */
 int job_watch(struct qmp *qmp, const char *id, const struct job_watching *how);
 
-/* One job as people read it, without a line end: "mirror  running   45.2%  1.2 GiB left".
- */
+/* Prints one job without a line end: "mirror  running   45.2%  1.2 GiB left". */
 void job_print(const json_t *job);
 
 #endif

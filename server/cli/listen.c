@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The sockets that `qimg serve` was started with. */
+/* The sockets that `qimg serve` passes to nbdkit. */
 #include <errno.h>
 #include <netdb.h>
 #include <stdbool.h>
@@ -17,7 +17,7 @@
 #include "cli.h"
 #include "listen.h"
 
-/* Clients that may wait while the image is being opened. */
+/* Clients that can wait while the image is opened. */
 #define BACKLOG 64
 
 static int new_socket(void)

@@ -1,29 +1,27 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The socket of `qimg serve`, which is there before nbdkit runs, so that whoever reads its
+/* Sockets of `qimg serve`.  They exist before nbdkit runs, so that a client that reads the
  * URI can connect at once.  Layer: server. */
 #ifndef CLI_LISTEN_H
 #define CLI_LISTEN_H
 
-/* Bytes of a Unix socket's path, with its end. */
+/* Bytes of a Unix socket's path, including the NUL. */
 #define LISTEN_MAX_PATH 108
 
-/* A listening Unix socket, in *fd.  What a server that is gone left at the path is
- * replaced; a server that answers there, or any other file, is not.  Complains and returns
- * an exit code. */
+/* Opens a listening Unix socket, *fd.  A socket file that no server listens on any more is
+ * replaced; a live server's, or any other file, isn't.  Complains and returns an exit code. */
 int listen_unix(const char *path, int *fd);
 
-/* The NBD URI of a Unix socket, of any path; to be freed.  NULL when memory is short. */
+/* The NBD URI of a Unix socket, which the caller frees; NULL when memory is short. */
 char *uri_of_unix_socket(const char *path);
 
-/* As above for TCP; address and port as nbdkit takes them. */
+/* The same for TCP; address and port in nbdkit's form. */
 char *uri_of_tcp(const char *address, const char *port);
 
-/* The NBD URI of a listening socket, as its clients have it; to be freed.  NULL: it is
- * none, or memory is short. */
+/* The NBD URI by which clients reach a listening socket; the caller frees it.  NULL: it
+ * isn't a socket, or memory is short. */
 char *uri_of_socket(int fd);
 
-/* The path of a Unix socket; to be freed.  NULL: it has none from the root, or is another
- * kind. */
+/* The absolute path of a Unix socket, which the caller frees; NULL: none. */
 char *path_of_socket(int fd);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Addresses to listen on. */
+/* Parses addresses, and listens on them. */
 #include "listen_address.h"
 
 #include <errno.h>
@@ -14,7 +14,7 @@
 #include "cli.h"
 #include "listen.h"
 
-/* Clients that may wait to be taken. */
+/* Clients that can wait to be accepted. */
 #define BACKLOG 64
 
 #define MAX_PORT 65535
@@ -45,7 +45,7 @@ static int refuse(const char *address, const char *why)
                            address, why);
 }
 
-/* Cuts "host:port" and "[host]:port" in place; *host is NULL when there is none. */
+/* Splits "host:port" or "[host]:port" in `copy`; *host is NULL if there is no host. */
 static int split(const char *address, char *copy, const char **host, const char **port)
 {
     char *colon = strrchr(copy, ':');
@@ -70,7 +70,7 @@ static int split(const char *address, char *copy, const char **host, const char 
 
 /* ---- sockets ---- */
 
-/* A listening socket, or -1 and errno. */
+/* A listening socket; -1 with errno on failure. */
 static int listen_on(const struct addrinfo *info, bool both)
 {
     CLEANUP_CLOSE int fd =
@@ -109,7 +109,7 @@ static int listen_tcp(const char *address, const char *host, const char *port, i
                     : cli_error("--listen=%s: cannot listen: %s", address, strerror(err));
 }
 
-/* Of all addresses is one of IPv6 that takes IPv4, too, where the system has it. */
+/* For all addresses an IPv6 socket also takes IPv4, if the system has IPv6. */
 static int family_of_all(void)
 {
     CLEANUP_CLOSE int fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);

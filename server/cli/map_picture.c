@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A picture has as many columns as can be told apart, whatever the disk's size.  Each cell, one
- * column of one row, adds up the bytes of its kinds; it gets the colour of the kind that
- * has most, and the more of it the fewer bytes are missing.  Neighbours that look alike
- * become one rectangle. */
+/* The picture has COLUMNS columns, whatever the disk's size.  Each cell (one column of one row)
+ * counts the bytes of each kind in its range.  Its colour is that of the most frequent kind,
+ * stronger the more of its bytes are allocated.  Neighbouring cells that look alike become one
+ * rectangle. */
 #include "map_picture.h"
 
 #include <inttypes.h>
@@ -16,12 +16,12 @@
 #include "cli.h"
 #include "size.h"
 
-#define COLUMNS    800 /* of a unit each */
-#define LEFT       220 /* for the rows' names */
+#define COLUMNS    800 /* SVG units, each one wide */
+#define LEFT       220 /* space for the rows' names */
 #define TOP        56
-#define ROW        26 /* from one to the next */
+#define ROW        26 /* distance of rows */
 #define BAR        18
-#define NAME_SHOWN 30 /* bytes of a name */
+#define NAME_SHOWN 30 /* a longer name is cut off at its beginning */
 #define SHADES     4
 
 enum kind { KIND_DATA, KIND_COMPRESSED, KIND_ZERO, N_KINDS };
@@ -36,18 +36,19 @@ static const struct {
 
 struct row {
     uint64_t total[N_KINDS];
-    uint64_t cells[COLUMNS][N_KINDS]; /* bytes */
+    uint64_t cells[COLUMNS][N_KINDS]; /* bytes of each kind */
 };
 
 struct picture {
     uint64_t start, end;
-    uint64_t width; /* bytes of a column */
+    uint64_t width; /* bytes of a column, rounded up */
     unsigned n_rows;
 };
 
-/* ---- what is in the cells ---- */
+/* ---- filling the cells ---- */
 
-/* What has no entry, or nothing but what is told of the file's end, leaves its place empty. */
+/* The kind of a range; false for ranges that aren't allocated, or for which nothing is known but
+ * that they lie behind the file's end: these stay empty. */
 static bool kind_of(const struct block_status *st, enum kind *kind)
 {
     if (!st->present || (!st->data && !st->zero))
@@ -68,7 +69,7 @@ static void add_bytes(const struct picture *p, struct row *row, uint64_t offset,
     }
 }
 
-/* rows: one for each depth that counts; what lies deeper isn't shown. */
+/* rows: one for each depth below n_rows; deeper layers aren't counted. */
 static int fill_rows(const struct picture *p, struct node *node, struct row *rows,
                      unsigned n_rows)
 {
@@ -90,8 +91,8 @@ static int fill_rows(const struct picture *p, struct node *node, struct row *row
 
 /* ---- drawing ---- */
 
-/* Names are foreign: what XML reads as its own, and what isn't printable ASCII, becomes a number
- * or a question mark. */
+/* Names can be anything: XML's special characters become numbers, and everything but printable
+ * ASCII becomes '?'. */
 static void print_text(const char *text)
 {
     size_t length = strlen(text), from = length > NAME_SHOWN ? length - NAME_SHOWN : 0;
@@ -121,7 +122,7 @@ static void print_size(uint64_t bytes)
     fputs(text, stdout);
 }
 
-/* How a cell looks: the kind, and 1 to SHADES for how much of it there is; 0: empty. */
+/* How a cell looks: its kind, and its shade from 1 to SHADES; 0: empty. */
 struct look {
     enum kind kind;
     unsigned shade;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* `qimg map --svg`: where a disk's bytes lie, as a picture.  Layer: server. */
+/* `qimg map --svg`: a picture of where a disk's data lies.  Layer: server. */
 #ifndef CLI_MAP_PICTURE_H
 #define CLI_MAP_PICTURE_H
 
@@ -7,10 +7,9 @@
 
 struct node;
 
-/* Prints an SVG picture of [start, end) of the disk: a row for each layer of the chain, with
- * what the
- * disk has from it, and one for each internal snapshot, with what it has in the image itself.
- * Complains and returns an exit code. */
+/* Prints an SVG picture of the bytes [start, end) of the disk.  It has one row for each layer
+ * of the chain, with what the disk has from that layer, and one for each internal snapshot,
+ * with what the snapshot has in the image itself.  Complains and returns an exit code. */
 int map_picture_print(struct node *node, uint64_t start, uint64_t end);
 
 #endif

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Metrics over HTTP.
+/* Serves metrics over HTTP.
  *
- * Clients are anybody: their number, their memory and their time are limited.  A connection
- * serves one request and lives no longer than MAX_AGE_MS, however it is kept busy; so those
- * that hold all connections give way to the next soon.  libmicrohttpd parses HTTP; its loop is
- * driven from here, in the one thread, so that a signal ends it at once. */
+ * Clients aren't trusted: their number, memory and time are limited.  A connection serves one
+ * request and ends after MAX_AGE_MS, even if it is kept busy; so clients that occupy all
+ * connections are soon replaced.  libmicrohttpd parses HTTP; its event loop is driven here, in
+ * one thread, so that a signal ends it at once. */
 #include "metrics_http.h"
 
 #include <errno.h>
@@ -20,16 +20,17 @@
 #include "microhttpd_library.h"
 
 #define MAX_CLIENTS      32u
-#define MAX_CLIENTS_OF_1 24u                /* address: others get in beside them */
-#define CLIENT_MEMORY    ((size_t)16 << 10) /* of a request's head, and of the answer's */
-#define MAX_AGE_MS       10000u
-#define LOOK_AROUND_MS   1000u /* for connections that are too old */
+#define MAX_CLIENTS_OF_1 24u /* per address, so that clients elsewhere still get in */
+/* bytes for the heads of the request and of the answer */
+#define CLIENT_MEMORY  ((size_t)16 << 10)
+#define MAX_AGE_MS     10000u
+#define LOOK_AROUND_MS 1000u /* how often to look for connections that are too old */
 
 #define OPENMETRICS "application/openmetrics-text; version=1.0.0; charset=utf-8"
 #define PLAIN_TEXT  "text/plain; charset=utf-8"
 
 struct client {
-    int fd; /* -1: this place is free */
+    int fd; /* -1: unused entry */
     uint64_t until;
 };
 
@@ -42,7 +43,7 @@ struct http {
 
 /* ---- answers ---- */
 
-/* The response is given away; NULL closes the connection. */
+/* Takes over the response; NULL closes the connection. */
 static enum MHD_Result send_response(struct MHD_Connection *connection, unsigned status,
                                      const char *type, struct MHD_Response *response)
 {
@@ -61,7 +62,7 @@ static enum MHD_Result send_response(struct MHD_Connection *connection, unsigned
 static enum MHD_Result send_sentence(struct MHD_Connection *connection, unsigned status,
                                      const char *sentence)
 {
-    /* It is not written to: the library has no const here. */
+    /* The library doesn't write to it; its parameter only lacks const. */
     return send_response(connection, status, PLAIN_TEXT,
                          microhttpd.create_response_from_buffer(strlen(sentence),
                                                                 (void *)(uintptr_t)sentence,
@@ -74,7 +75,7 @@ static enum MHD_Result send_metrics(const struct http *http,
     char *text;
     size_t length;
 
-    /* Who waits behind a server that hangs doesn't hold up the end. */
+    /* After a signal nothing more is asked, as a server that hangs would delay the end. */
     if (interrupt_came || http->ask(http->opaque, &text, &length) != CLI_OK)
         return send_sentence(connection, MHD_HTTP_SERVICE_UNAVAILABLE,
                              "The server of the disks does not answer on its control "
@@ -86,7 +87,7 @@ static enum MHD_Result send_metrics(const struct http *http,
     return send_response(connection, MHD_HTTP_OK, OPENMETRICS, response);
 }
 
-/* The head of a request is there.  Its body, if it has one, nobody wants. */
+/* Called when the head of a request has arrived; a body is ignored. */
 static enum MHD_Result answer(void *opaque, struct MHD_Connection *connection,
                               const char *url, const char *method, const char *version,
                               const char *upload, size_t *upload_size, void **request)
@@ -130,7 +131,7 @@ static void note_connection(void *opaque, struct MHD_Connection *connection, voi
         }
 }
 
-/* The library sees the end of those and closes them. */
+/* shutdown makes the library notice the end, and close them. */
 static void end_old_connections(struct http *http)
 {
     uint64_t now = clock_ms();
@@ -142,7 +143,7 @@ static void end_old_connections(struct http *http)
 
 /* ---- the loop ---- */
 
-/* How long to wait, in *room, or NULL: until something happens. */
+/* How long to wait: *room, or NULL for no limit. */
 static const struct timespec *next_wait(const struct http *http, struct MHD_Daemon *daemon,
                                         struct timespec *room)
 {
@@ -159,7 +160,8 @@ static const struct timespec *next_wait(const struct http *http, struct MHD_Daem
     return room;
 }
 
-/* Signals come in while it waits, and not between the look at them and the wait. */
+/* Signals are blocked except during ppoll, so that none can come between the test of
+ * interrupt_came and the wait. */
 static void wait_for_work(const struct http *http, struct MHD_Daemon *daemon, int epoll_fd)
 {
     struct pollfd poll_fd = {epoll_fd, POLLIN, 0};

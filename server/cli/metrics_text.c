@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The families of metrics and their samples. */
+/* The metric families and their samples. */
 #include "metrics_text.h"
 
 #include <inttypes.h>
@@ -8,7 +8,7 @@
 #include "base/compiler.h"
 #include "stats_query.h"
 
-/* In quotes, as OpenMetrics wants it: names of exports are anybody's. */
+/* Quotes a label's value as OpenMetrics requires; export names can be anything. */
 static void print_quoted(FILE *out, const char *text)
 {
     fputc('"', out);
@@ -29,7 +29,7 @@ static void print_family(FILE *out, const char *name, const char *type, const ch
     fprintf(out, "# TYPE qimg_%s %s\n# HELP qimg_%s %s\n", name, type, name, help);
 }
 
-/* qimg_NAME{export="...",op="..."}, without a value. */
+/* Prints qimg_NAME{export="...",op="..."}, without a value. */
 static void print_sample(FILE *out, const char *name, const json_t *disk, const char *op)
 {
     fprintf(out, "qimg_%s{export=", name);
@@ -39,7 +39,7 @@ static void print_sample(FILE *out, const char *name, const json_t *disk, const 
     fputc('}', out);
 }
 
-/* One counter of each operation of each disk. */
+/* Prints a counter for each operation of each disk. */
 static void print_op_counter(FILE *out, const json_t *disks, const char *name,
                              const char *help, const char *pattern)
 {
@@ -56,7 +56,8 @@ static void print_op_counter(FILE *out, const json_t *disks, const char *name,
         }
 }
 
-/* The bins of one operation, each with those before, and their sum. */
+/* Prints the histogram of one operation, whose buckets are cumulative, its count and its
+ * sum. */
 static void print_histogram(FILE *out, const json_t *disk, const struct stats_op *op)
 {
     const json_t *stats = json_object_get(disk, "stats");
@@ -98,7 +99,7 @@ static void print_histograms(FILE *out, const json_t *disks)
 
 static const struct {
     const char *member, *name, *help;
-    bool counts; /* else it goes up and down */
+    bool counts; /* a counter; else a gauge */
 } work[] = {
     {"in-flight", "in_flight_operations", "Clients' operations under way.", false},
     {"table-loads", "table_loads", "Pages of tables read, that weren't cached.", true},

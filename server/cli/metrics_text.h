@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What a server does, in the text of OpenMetrics 1.0.  Layer: server. */
+/* A server's statistics in the text format of OpenMetrics 1.0.  Layer: server. */
 #ifndef CLI_METRICS_TEXT_H
 #define CLI_METRICS_TEXT_H
 
@@ -7,8 +7,8 @@
 
 #include <jansson.h>
 
-/* From the answers to query-blockstats and query-block-jobs; ends with "# EOF".  Whether
- * `out` took it is for the caller to see. */
+/* Prints the answers to query-blockstats and query-block-jobs; ends with "# EOF".  The
+ * caller checks `out` for errors. */
 void metrics_print(FILE *out, const json_t *disks, const json_t *jobs);
 
 #endif

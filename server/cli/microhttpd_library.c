@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Loading libmicrohttpd. */
+/* Loads libmicrohttpd. */
 #include "microhttpd_library.h"
 
 #include <errno.h>
@@ -7,7 +7,7 @@
 
 #include "base/library.h"
 
-/* The name that its version of the interface has for the loader. */
+/* The soname of the interface that the header describes. */
 #define FILE_NAME "libmicrohttpd.so.12"
 
 struct microhttpd microhttpd;

@@ -1,10 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* libmicrohttpd, loaded when metrics are to be served.
+/* libmicrohttpd, loaded only when metrics are served: it depends on nine other libraries
+ * (TLS, Unicode), and loading these takes as long as a whole `qimg info`.
  *
- * It brings nine libraries along (TLS, Unicode), whose loading takes as long as all the rest
- * of a command that only describes an image.
- *
- * Threads: the main one; the functions may be called once microhttpd_load succeeded.
+ * Threads: the main one.  The functions may be called after microhttpd_load has succeeded.
  * Layer: server. */
 #ifndef CLI_MICROHTTPD_LIBRARY_H
 #define CLI_MICROHTTPD_LIBRARY_H
@@ -14,7 +12,7 @@
 #include "base/compiler.h"
 #include "base/diag.h"
 
-/* The functions we call, without "MHD_". */
+/* The functions that are used, without "MHD_". */
 #define MICROHTTPD_FUNCTIONS(F)    \
     F(add_response_header)         \
     F(create_response_from_buffer) \
@@ -28,7 +26,7 @@
     F(start_daemon)                \
     F(stop_daemon)
 
-/* microhttpd.run is MHD_run, and so on, with the types of the library's own header. */
+/* microhttpd.run is MHD_run, and so on; with the types of the library's header. */
 struct microhttpd {
 #define MICROHTTPD_MEMBER(name) __typeof__(MHD_##name) *name;
     MICROHTTPD_FUNCTIONS(MICROHTTPD_MEMBER)
@@ -36,10 +34,10 @@ struct microhttpd {
 };
 extern struct microhttpd microhttpd;
 
-/* Loads it.  0 or -ENOPKG with diag. */
+/* Loads the library.  0, or -ENOPKG with diag. */
 int microhttpd_load(struct diag *diag) MUST_USE;
 
-/* Of the library that is here, which is loaded for that; NULL: there is none. */
+/* The version of the installed library, which is loaded for that; NULL: it isn't installed. */
 const char *microhttpd_version(void);
 
 #endif

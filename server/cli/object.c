@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* --object, taken apart. */
+/* Parses --object. */
 #include <ctype.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -16,7 +16,7 @@
 #include "storage/rbd_keys.h"
 #include "tls_creds.h"
 
-/* The texts of the options may be secret ones. */
+/* The values may be secrets. */
 static void wipe_options(struct option_list *list)
 {
     for (size_t i = 0; i < list->count; i++)
@@ -24,9 +24,9 @@ static void wipe_options(struct option_list *list)
     options_free(list);
 }
 
-/* ---- its words ---- */
+/* ---- parsing ---- */
 
-/* The first word may go without its key. */
+/* The first word is the type; its key qom-type may be omitted. */
 static int parse_options(struct option_list *list, const char *text)
 {
     size_t word = strcspn(text, ",=");
@@ -57,7 +57,8 @@ static int parse_json(struct option_list *list, const char *text)
     json_t *value;
     int code = CLI_OK;
 
-    if (!json_is_object(object)) /* the parser's sentence may have a part of the text */
+    /* the parser's own message could show a part of a secret */
+    if (!json_is_object(object))
         return cli_error("--object: what begins with { must be an object in JSON");
     json_object_foreach (object, key, value) {
         if (code == CLI_OK)
@@ -66,7 +67,7 @@ static int parse_json(struct option_list *list, const char *text)
     return code;
 }
 
-/* ---- what it is ---- */
+/* ---- adding ---- */
 
 static int add_x509(struct secrets *secrets, const struct option_list *list)
 {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Options and operands, taken in one place. */
+/* Lists of key=value pairs. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,7 +7,7 @@
 #include "cli.h"
 #include "options.h"
 
-/* Takes over both strings. */
+/* Takes over both strings, even on failure. */
 static int append_take(struct option_list *list, char *key, char *value)
 {
     struct option_pair *pairs =
@@ -27,8 +27,8 @@ int options_set(struct option_list *list, const char *key, const char *value)
     return append_take(list, strdup(key), strdup(value));
 }
 
-/* The text up to a single comma, doubled ones made single; *p ends on the comma or the end.
- */
+/* The text up to the next single comma, where doubled commas become single ones.  *p ends
+ * at the comma or at the end of the text.  NULL: no memory. */
 static char *next_element(const char **p)
 {
     char *element = malloc(strlen(*p) + 1), *out = element;

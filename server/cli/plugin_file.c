@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Finding the plugin of the same build. */
+/* Finds the plugin of the same build. */
 #include "plugin_file.h"
 
 #include <string.h>

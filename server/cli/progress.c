@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Showing how far a command is. */
+/* Shows the progress of a command. */
 #include "progress.h"
 
 #include <signal.h>
@@ -7,12 +7,12 @@
 
 #include "base/compiler.h"
 
-/* Percent between two lines. */
+/* Percent between two outputs. */
 #define STEP 1.0
 
 static struct {
     bool active, shown;
-    double from, to; /* the part of the whole that goes on now */
+    double from, to; /* the part of the whole that is being done */
     double percent, last;
 } progress;
 

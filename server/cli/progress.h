@@ -1,22 +1,23 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* How far a long command is, as qemu-img shows it.  Layer: server. */
+/* The progress of a long command, shown as by qemu-img.  Layer: server. */
 #ifndef CLI_PROGRESS_H
 #define CLI_PROGRESS_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
-/* With -p each percent is shown on standard output; without it one line goes to standard
- * error whenever SIGUSR1 comes. */
+/* shown (-p): prints every percent to stdout.  Otherwise prints a line to stderr whenever
+ * SIGUSR1 comes. */
 void progress_begin(bool shown);
 
-/* For as long as a part of the work lasts; of all of it, `from` to `to` in [0, 1]. */
+/* The part of the whole work that the next reports are about: `from` to `to`, in [0, 1]. */
 void progress_part(double from, double to);
 
-/* `done` of `total` of the part; other calls may say less or the same again. */
+/* `done` of `total` of the current part.  A report that says less than an earlier one is
+ * ignored. */
 void progress_report(uint64_t done, uint64_t total);
 
-/* All is done, or (not complete) no more will be; with -p the line ends. */
+/* complete: reports 100 %.  With -p also ends the line. */
 void progress_end(bool complete);
 
 #endif

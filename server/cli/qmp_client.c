@@ -15,10 +15,10 @@
 #include "qmp_client.h"
 
 #define READ_BYTES ((size_t)64 << 10)
-/* More than any answer takes. */
+/* Longer than any message. */
 #define MAX_MESSAGE ((size_t)256 << 20)
 
-/* Until replies are due, as poll takes it. */
+/* Time left for replies, in the form of poll's argument. */
 static int time_left_ms(const struct qmp *qmp)
 {
     uint64_t now = clock_ms();
@@ -28,7 +28,7 @@ static int time_left_ms(const struct qmp *qmp)
     return now < qmp->until ? (int)(qmp->until - now) : 0;
 }
 
-/* Nor does connecting or sending wait for longer. */
+/* Limits connecting and sending, too. */
 static void limit_sending(const struct qmp *qmp, int fd)
 {
     int ms = time_left_ms(qmp);
@@ -56,7 +56,7 @@ static int connect_to(struct qmp *qmp, const char *path)
     return CLI_OK;
 }
 
-/* Out of the way, if that is wanted; what is too much is closed. */
+/* Moves a received descriptor if that is wanted; closes it if there are too many. */
 static void take_descriptor(struct qmp *qmp, int fd)
 {
     int moved = qmp->fds_from ? fcntl(fd, F_DUPFD_CLOEXEC, qmp->fds_from) : fd;
@@ -101,8 +101,8 @@ static ssize_t receive(struct qmp *qmp, char *buf, size_t size)
     return n;
 }
 
-/* Waits for bytes and adds them to the buffer; *got is false after timeout_ms (-1: never).
- */
+/* Waits for bytes and appends them to the buffer.  *got: false if none came within
+ * timeout_ms (-1: no limit). */
 static int receive_bytes(struct qmp *qmp, int timeout_ms, bool *got)
 {
     struct pollfd poll_fd = {qmp->fd, POLLIN, 0};
@@ -128,7 +128,7 @@ static int receive_bytes(struct qmp *qmp, int timeout_ms, bool *got)
     return CLI_OK;
 }
 
-/* Messages end with their line. */
+/* Every message is one line. */
 static int take_line(struct qmp *qmp, const char *end, json_t **message)
 {
     size_t length = (size_t)(end - qmp->buffer);
@@ -139,7 +139,7 @@ static int take_line(struct qmp *qmp, const char *end, json_t **message)
     return *message ? CLI_OK : cli_error("the server's answer is not JSON");
 }
 
-/* The next message, or NULL in *message when none came in time. */
+/* The next message, or NULL if none comes in time. */
 static int next_message(struct qmp *qmp, int timeout_ms, json_t **message)
 {
     bool got = true;
@@ -178,7 +178,7 @@ static int send_message(struct qmp *qmp, json_t *message)
     return text ? send_all(qmp, text) : cli_error("out of memory");
 }
 
-/* The next message, for which it is waited as long as replies are. */
+/* The next message, within the time for replies. */
 static int await_message(struct qmp *qmp, json_t **message)
 {
     int code = next_message(qmp, time_left_ms(qmp), message);
@@ -188,7 +188,7 @@ static int await_message(struct qmp *qmp, json_t **message)
     return code;
 }
 
-/* The reply, past the events that come before it. */
+/* The next reply; events before it are queued. */
 static int next_reply(struct qmp *qmp, json_t **reply)
 {
     for (;;) {

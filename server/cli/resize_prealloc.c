@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Preallocation of a disk's new end. */
+/* Preallocates the new end of a disk. */
 #include "resize_prealloc.h"
 
 #include <errno.h>
@@ -55,7 +55,7 @@ static int write_zeroes(struct node *node, uint64_t off)
     return err;
 }
 
-/* The blocks of what the range lies in. */
+/* Allocates blocks of the filesystem where the range is mapped. */
 static int reserve_blocks(struct node *node, uint64_t off)
 {
     struct block_status st;
@@ -69,8 +69,9 @@ static int reserve_blocks(struct node *node, uint64_t off)
     return err;
 }
 
-/* Where something lies below, and in the file that isn't the guest's zeroes, only what is
- * written has its place. */
+/* Zeroes must be written if allocating clusters without writing isn't enough: if a backing
+ * file would show through, or if zeroes in the file aren't zeroes of the guest
+ * (encryption). */
 static int allocate(struct node *node, uint64_t off, enum preallocation mode)
 {
     bool clusters = node_can(node, DRIVER_CLUSTERS);

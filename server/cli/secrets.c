@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* --object secret,...: read, decoded. */
+/* --object secret,...: reads and decodes it. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>
@@ -13,10 +13,10 @@
 #include "crypto/secret.h"
 #include "secrets.h"
 
-/* A passphrase of more bytes is none. */
+/* No passphrase is longer. */
 #define MAX_SECRET_BYTES (64u << 10)
 
-/* ---- the words ---- */
+/* ---- checking ---- */
 
 const struct secret_item *secrets_find(const struct secrets *secrets, const char *id)
 {
@@ -65,7 +65,7 @@ static int check_source(const struct option_list *list, const char *id)
 
 /* ---- the bytes ---- */
 
-/* Reads to the end, at most `max` bytes; returns what was read or -errno. */
+/* Reads to the end, at most `max` bytes.  Returns the number of bytes, or -errno. */
 static ssize_t read_to_end(int fd, char *buf, size_t max)
 {
     size_t used = 0;
@@ -117,7 +117,7 @@ static int base64_digit(unsigned char c)
     return found ? (int)(found - base64_digits) : -1;
 }
 
-/* Four digits of 1..3 bytes. */
+/* Encodes 1..3 bytes as four digits. */
 static void encode_group(const unsigned char *bytes, size_t n, char *out)
 {
     uint32_t bits = (uint32_t)bytes[0] << 16;
@@ -212,7 +212,7 @@ char *secrets_find_key(void *opaque, const char *id)
     return text;
 }
 
-/* The bytes of the first character; 0: it isn't UTF-8, or NUL. */
+/* Bytes of the first character; 0: it isn't valid UTF-8, or is NUL. */
 static size_t utf8_length(const unsigned char *s, size_t n)
 {
     size_t len = s[0] < 0x80 ? 1 : s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : 4;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* nbdkit's command line. */
+/* Builds nbdkit's command line. */
 #include "serve_line.h"
 
 #include <stddef.h>
@@ -7,7 +7,7 @@
 
 #include "base/compiler.h"
 
-/* A command line that is being put together; the words are borrowed. */
+/* A command line that is being built; the words are borrowed. */
 struct command_line {
     const char **argv;
     int argc;
@@ -88,7 +88,8 @@ void serve_build_line(const struct serve_args *args, const char *plugin, const c
     add_word(line, plugin);
     if (file)
         add_word(line, file);
-    /* What would refuse a client at its first write refuses to start instead. */
+    /* With writable=now an image that can't be written to fails at the start, not at a
+     * client's connection. */
     if (!args->read_only && !serve_setting(args, "writable"))
         add_word(line, "writable=now");
     for (int i = 0; i < n_settings; i++)

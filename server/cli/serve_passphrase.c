@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Passphrases are handed to nbdkit as descriptors. */
+/* Passes passphrases to nbdkit as descriptors. */
 #include "serve_passphrase.h"
 
 #include <errno.h>
@@ -17,7 +17,7 @@
 
 #define KEY "passphrase"
 
-/* Above those that a shell passes on, and the socket's. */
+/* Above the descriptors that a shell passes on, and above the sockets. */
 #define LOWEST_FD 10
 
 const char *serve_passphrase(const char *setting)
@@ -30,10 +30,10 @@ const char *serve_passphrase(const char *setting)
     return equals ? equals + 1 : NULL;
 }
 
-/* Longer than any. */
+/* Longer than any passphrase. */
 #define MAX_BYTES 65536
 
-/* A file in memory with the text; -1 with errno. */
+/* A memory file with the text, inherited by the next program; -1 with errno. */
 static int open_text(const char *text, size_t len)
 {
     int memory = memfd_create(KEY, MFD_CLOEXEC);
@@ -49,7 +49,7 @@ static int open_text(const char *text, size_t len)
     return fd;
 }
 
-/* Puts the descriptor of the text in the setting's place. */
+/* Replaces the setting by one that names a descriptor with the text. */
 static int put_descriptor(char **setting, const char *value, const char *text, size_t len)
 {
     char *hidden;
@@ -67,13 +67,13 @@ int serve_passphrase_hide(char **setting)
 {
     const char *value = serve_passphrase(*setting);
 
-    /* Of a descriptor nbdkit takes one line. */
+    /* From a descriptor nbdkit reads only one line. */
     if (!value || !value[0] || strchr("+-", value[0]) || strchr(value, '\n'))
         return CLI_OK;
     return put_descriptor(setting, value, value, strlen(value));
 }
 
-/* The descriptor of "passphrase=-10"; -1: it isn't one. */
+/* The descriptor of a setting like "passphrase=-10"; -1: it names none. */
 static int descriptor_of(const char *setting)
 {
     const char *value = serve_passphrase(setting);
@@ -100,8 +100,8 @@ static int read_descriptor(char **setting, int fd, char *text)
     return put_descriptor(setting, serve_passphrase(*setting), text, used);
 }
 
-/* What the setting names is opened: a file, or a descriptor that is passed on.  -1: it is no name
- * of either. */
+/* Opens the file that the setting names, or returns the descriptor that it names.  -1: it names
+ * neither, or the file can't be opened. */
 static int open_named(const char *setting)
 {
     const char *value = serve_passphrase(setting);

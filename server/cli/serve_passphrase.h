@@ -1,22 +1,22 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Passphrases among the settings that are passed on to nbdkit.  A text there could be read by
- * everybody who lists processes, and in nbdkit's log.  Layer: server. */
+/* Passphrases among the settings for nbdkit.  As plain text they would show up in the list of
+ * processes and in nbdkit's log.  Layer: server. */
 #ifndef CLI_SERVE_PASSPHRASE_H
 #define CLI_SERVE_PASSPHRASE_H
 
-/* The value of the setting, when it is a passphrase; else NULL. */
+/* The value of the setting if it is a passphrase; else NULL. */
 const char *serve_passphrase(const char *setting);
 
-/* Where the setting is a passphrase as text, puts another in its place: that of a descriptor
- * which the next program inherits, and which the text can be read from.  What is put there
- * lasts as long as the process.  Complains and returns an exit code. */
+/* If the setting is a passphrase given as text, replaces it by one that names a descriptor
+ * from which nbdkit, which inherits it, can read the text.  The new string is never freed.
+ * Complains and returns an exit code. */
 int serve_passphrase_hide(char **setting);
 
-/* As serve_passphrase_hide, and what is to be read from a file (which may be a pipe) or a
- * descriptor is read, and put into a descriptor that can be rewound. */
+/* As serve_passphrase_hide; a passphrase that is read from a file (or pipe) or a descriptor
+ * is read now, too, and put into a descriptor that can be rewound. */
 int serve_passphrase_keep(char **setting);
 
-/* So that the next program reads it, too. */
+/* Rewinds the descriptor, so that the next program can read it again. */
 void serve_passphrase_rewind(const char *setting);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Trying, and asking. */
+/* Tries to serve, and asks the other server. */
 #include "serve_replace.h"
 
 #include <errno.h>
@@ -22,7 +22,7 @@
 #include "serve_passphrase.h"
 #include "storage/rbd.h"
 
-/* Where descriptors are out of the way of those that are passed on. */
+/* The lowest number for own descriptors, above those that are passed on. */
 #define ASIDE_FD 64
 
 /* ---- trying ---- */
@@ -51,7 +51,7 @@ static bool is_for_later(const char *setting)
     return false;
 }
 
-/* The same words, to serve beside the other server. */
+/* The same words, changed so that they can serve beside the other server. */
 static void make_trial(const struct serve_args *args, char **words,
                        struct serve_args *trial)
 {
@@ -71,7 +71,7 @@ static void make_trial(const struct serve_args *args, char **words,
         words[trial->n_words++] = args->words[i];
 }
 
-/* In the child: standard output is for the URI. */
+/* In the child: standard output is reserved for the URI. */
 static void become(const char **argv)
 {
     int nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
@@ -82,7 +82,7 @@ static void become(const char **argv)
     _exit(CLI_FAILED);
 }
 
-/* It ends at once when it is ready, which bytes in the pipe tell: its process id. */
+/* nbdkit writes its process id into the pipe when it is ready; then it is ended. */
 static int watch_trial(pid_t child, int fd)
 {
     char bytes[64];
@@ -148,7 +148,7 @@ int serve_replace_try(const struct serve_args *args)
 
 /* ---- asking ---- */
 
-/* Which file that is, whatever it is called; NULL after a complaint. */
+/* A file's identity; NULL after a complaint. */
 static json_t *describe_file(const char *path)
 {
     struct stat st;
@@ -160,7 +160,7 @@ static json_t *describe_file(const char *path)
     return NULL;
 }
 
-/* In another cluster there can be one of that name. */
+/* An RBD image's name and identity: another cluster may have an image of the same name. */
 static json_t *describe_rbd(const char *text)
 {
     static const struct storage_open how = {.read_only = true};
@@ -213,7 +213,8 @@ static int describe_exports(const struct serve_args *args, json_t *exports)
     return code;
 }
 
-/* What this server will have, for the other to see that it has all; NULL after a complaint. */
+/* Everything that this server will serve, so that the other one can check that nothing is
+ * missing.  NULL after a complaint. */
 static json_t *describe_all(const struct serve_args *args)
 {
     json_t *exports = json_array(), *all = json_pack("{s:o}", "exports", exports);
@@ -228,7 +229,7 @@ static json_t *describe_all(const struct serve_args *args)
     return NULL;
 }
 
-/* From PASSED_FD on, past the end of this program. */
+/* Moves the sockets to PASSED_FD and above, where the next program inherits them. */
 static int place_sockets(struct qmp *qmp)
 {
     for (unsigned i = 0; i < qmp->n_fds; i++)
@@ -257,7 +258,7 @@ static int ask(const struct serve_args *args, struct qmp *qmp, struct replaced *
     return code;
 }
 
-/* The connection would be in the place of a socket. */
+/* Moves the connection, whose number is needed for a socket. */
 static int move_aside(struct qmp *qmp)
 {
     int fd = fcntl(qmp->fd, F_DUPFD_CLOEXEC, ASIDE_FD);

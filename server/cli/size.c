@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Sizes on the command line. */
+/* Parses and prints sizes. */
 #include <errno.h>
 #include <stdio.h>
 
@@ -30,7 +30,7 @@ void size_format(uint64_t bytes, char *text, size_t n)
     unsigned unit = 0;
     long double value = (long double)bytes;
 
-    /* Four digits before the point never appear: 1000 KiB is shown as 0.977 MiB. */
+    /* At most three digits before the point: 1000 KiB is shown as 0.977 MiB. */
     while (value >= 1000 && unit + 1 < ARRAY_LEN(names)) {
         value /= 1024;
         unit++;

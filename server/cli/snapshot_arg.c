@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Finding and opening the snapshot that a command line names. */
+/* Finds and opens the snapshot that the command line names. */
 #include "snapshot_arg.h"
 
 #include <string.h>
@@ -16,7 +16,7 @@ static bool matches(const struct snapshot_info *s, const char *id, const char *n
     return (!id || strcmp(s->id, id) == 0) && (!name || strcmp(s->name, name) == 0);
 }
 
-/* The key of the first that has the id and the name; 0: there is none. */
+/* The first snapshot with that id and name (NULL: any); NULL: none. */
 static const struct snapshot_info *find_snapshot(const struct snapshot_list *list,
                                                  const char *id, const char *name)
 {

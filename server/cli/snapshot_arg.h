@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* -l SNAPSHOT: an internal snapshot in place of the disk.  Layer: server. */
+/* -l SNAPSHOT: an internal snapshot instead of the disk.  Layer: server. */
 #ifndef CLI_SNAPSHOT_ARG_H
 #define CLI_SNAPSHOT_ARG_H
 
 #include "block/node.h"
 
-/* What `text` says: an id or name, or snapshot.id=ID,snapshot.name=NAME; NULL: the image
- * itself.  Complains and returns an exit code. */
+/* Opens the snapshot that `text` names: an id or name, or
+ * snapshot.id=ID,snapshot.name=NAME.  NULL: *out is the image itself.  Complains and
+ * returns an exit code. */
 int snapshot_arg_open(struct node *image, const char *text, struct node **out);
 
 void snapshot_arg_close(struct node *image, struct node *opened);

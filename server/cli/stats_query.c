@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Members of BlockStats. */
+/* Reads members of BlockStats. */
 #include "stats_query.h"
 
 #include <stdio.h>
@@ -11,7 +11,7 @@ const struct stats_op stats_ops[STATS_OPS] = {
     {"flush", "flush", "flush_latency_histogram"},
 };
 
-/* What isn't a number, or is none that counts, is 0. */
+/* Values that are negative or no numbers count as 0. */
 static uint64_t number_in(const json_t *object, const char *member)
 {
     json_int_t value = json_integer_value(json_object_get(object, member));

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Making, opening and naming what a command writes to. */
+/* Creates or opens the target of a command, and gives it its name. */
 #include "target.h"
 
 #include <errno.h>
@@ -14,11 +14,11 @@
 #include "base/path.h"
 #include "storage/protocol.h"
 
-#define LARGEST_BLOCK (64u << 10) /* of a filesystem */
+#define LARGEST_BLOCK (64u << 10) /* bytes; of any filesystem */
 
-/* ---- what is there ---- */
+/* ---- existing files ---- */
 
-/* Is one of the chains' files the target, or the target's data file? */
+/* Refuses `file` if it belongs to one of the chains. */
 static int check_not_read(struct node *const *sources, struct storage *file)
 {
     for (; *sources; sources++)
@@ -29,7 +29,7 @@ static int check_not_read(struct node *const *sources, struct storage *file)
     return CLI_OK;
 }
 
-/* *is_there: it isn't ours to remove. */
+/* *is_there: the file exists, so it must not be removed on failure. */
 static int check_name_not_read(struct node *const *sources,
                                const struct storage_protocol *protocol, const char *name,
                                bool *is_there)
@@ -42,7 +42,7 @@ static int check_name_not_read(struct node *const *sources,
     return err ? CLI_OK : check_not_read(sources, file);
 }
 
-/* The file that is going to lose its name: nobody else may have it. */
+/* Locks the file that will be replaced: nobody else may use it. */
 static int lock_replaced(struct target *target, struct node *const *sources)
 {
     static const struct storage_open how = {0};
@@ -56,7 +56,7 @@ static int lock_replaced(struct target *target, struct node *const *sources)
     return code;
 }
 
-/* ---- the other name ---- */
+/* ---- the temporary file ---- */
 
 static bool has_owner(int fd, const struct stat *old)
 {
@@ -65,7 +65,7 @@ static bool has_owner(int fd, const struct stat *old)
     return fstat(fd, &st) == 0 && st.st_uid == old->st_uid && st.st_gid == old->st_gid;
 }
 
-/* The new file is for whom the old one was for. */
+/* Gives the new file the owner and mode of the old one (NULL: the default mode). */
 static int set_owner(int fd, const struct stat *old)
 {
     mode_t mask = umask(0);
@@ -86,13 +86,14 @@ static int refuse_temporary(struct target *target, const char *what, int err)
     return cli_error("%s: cannot %s: %s", target->filename, what, strerror(err));
 }
 
-/* Nothing can be made beside the old file, or not for whom that is. */
+/* The user may not create a file in the folder, or not with the old file's owner. */
 static bool is_not_allowed(int err)
 {
     return err == EACCES || err == EPERM;
 }
 
-/* An old file for which there can be none is written where it is. */
+/* If that isn't allowed, an old file is overwritten in place (target->temporary is NULL
+ * then). */
 static int make_temporary(struct target *target, const struct stat *old)
 {
     CLEANUP_FREE char *folder = strdup(target->path), *base = strdup(target->path);
@@ -120,14 +121,14 @@ static int make_temporary(struct target *target, const struct stat *old)
     return CLI_OK;
 }
 
-/* Decides how it is written: under another name, or in place. */
+/* Decides whether a temporary file is used. */
 static int plan_file(struct target *target, struct node *const *sources)
 {
     struct stat st;
 
     target->path = realpath(target->filename, NULL);
     if (!target->path && lstat(target->filename, &st) == 0)
-        return CLI_OK; /* a link to what isn't there */
+        return CLI_OK; /* a dangling link */
     if (!target->path) {
         target->path = strdup(target->filename);
         return target->path ? make_temporary(target, NULL) : cli_error("out of memory");
@@ -141,7 +142,7 @@ static int plan_file(struct target *target, struct node *const *sources)
         return code;
     if (S_ISREG(st.st_mode) && st.st_nlink == 1)
         code = make_temporary(target, &st);
-    if (!target->temporary) /* it is opened once more */
+    if (!target->temporary) /* it is opened again for writing */
         storage_close(TAKE(&target->replaced));
     return code;
 }
@@ -154,7 +155,7 @@ static int plan_data_file(struct target *target, const struct target_request *re
     CLEANUP_REFERENCE struct reference ref = {0};
     bool is_there;
 
-    /* What is wrong with the name is said when the file is made. */
+    /* An invalid name is reported when the file is created. */
     if (!name || reference_resolve(target->filename, name, REFERENCES_ANY, &ref, NULL) < 0)
         return CLI_OK;
     if (strcmp(ref.path, target->filename) == 0 ||
@@ -215,7 +216,7 @@ static int activate(struct target *target, const struct target_request *request)
     return code;
 }
 
-/* But for the first, which every new raw file has. */
+/* Except for the first block, which every new raw file has. */
 static bool has_no_blocks(const struct node *node)
 {
     uint64_t bytes;
@@ -294,7 +295,7 @@ int target_open(struct target *target, const struct target_request *request)
     *target = (struct target){.filename = cli_local_name(request->filename),
                               .durable = !request->cache || !request->cache->no_flush};
     const struct storage_protocol *protocol = storage_protocol_of(request->filename);
-    /* An export is somebody else's to make: a raw disk is written to what is there. */
+    /* An export can't be created by us; but a raw disk can be written to an existing one. */
     bool is_made =
         protocol != &storage_protocol_nbd || driver_can(request->format, DRIVER_CLUSTERS);
     if (!request->create || !protocol->create || !is_made)
@@ -302,7 +303,7 @@ int target_open(struct target *target, const struct target_request *request)
     return make_target(target, request, protocol);
 }
 
-/* ---- the end ---- */
+/* ---- finishing ---- */
 
 static void say_what_is_left(const struct target *target)
 {
@@ -319,7 +320,7 @@ static int give_its_name(const struct target *target)
         return cli_error("%s: cannot be given its name: %s", target->filename,
                          strerror(errno));
     int err = target->durable ? path_sync_folder(target->path) : 0;
-    if (err) /* it is there all the same */
+    if (err) /* the file is there nevertheless */
         cli_error("%s: making its name durable: %s", target->filename, strerror(-err));
     return CLI_OK;
 }

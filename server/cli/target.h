@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The image that a command writes a disk to.  A new file is written under another name in
- * its folder, and takes its own when it is complete: what was there under it stays until
- * then.  What can't be made so (a device, an export, an image on Ceph RBD, an image that is
- * there and shall be written to) is written where it is.  Layer: server. */
+/* The image to which a command writes a disk.  A new file is written under a temporary name
+ * in the same folder, and renamed when it is complete; a file that had the name remains
+ * until then.  What can't be made like this is written in place: a device, an export, an
+ * image on Ceph RBD, or an existing image that is to be kept.  Layer: server. */
 #ifndef CLI_TARGET_H
 #define CLI_TARGET_H
 
@@ -12,41 +12,44 @@
 #include "image.h"
 
 struct target {
-    struct image image; /* activated */
+    struct image image; /* open and activated */
     const char *filename;
     char *path, *temporary; /* NULL: it is written in place */
-    char *data_file;        /* to be made with it; NULL: none, or it was there */
+    char *data_file;        /* created with the image; NULL: none, or it existed */
     bool data_made;
     const struct storage_protocol *data_protocol;
     const struct storage_protocol
-        *made;                /* no file, but made where it is; NULL: it wasn't */
-    struct storage *replaced; /* what has the name until then, locked; NULL: nothing */
-    bool durable;             /* its name is to be, too, when it is finished */
-    bool is_zero;             /* new, and reads as zeroes where no backing file shows */
-    bool has_no_blocks; /* a new raw file, of which at most the first block is allocated */
-    bool untouched;     /* set before target_finish: it was there, nothing was written */
+        /* protocol of an image that isn't a file and was created in place; NULL otherwise */
+        *made;
+    struct storage *replaced; /* the file that has the name now, locked; NULL: none */
+    bool durable;             /* its name must be durable when it is finished */
+    bool is_zero; /* new, and reads as zeroes where no backing file shows through */
+    /* a new raw file without allocated blocks, except perhaps the first */
+    bool has_no_blocks;
+    /* set before target_finish: it existed, and nothing was written to it */
+    bool untouched;
 };
 
 struct target_request {
     const char *filename;
     const struct driver *format;
-    struct create_request *create; /* all but the filename; NULL: it is there */
+    struct create_request *create; /* everything but the filename; NULL: the image exists */
     const struct cache_mode *cache;
     bool compress;
-    /* None of what is read may be written over: chains, NULL at the end. */
+    /* Chains that are read, none of whose files may be overwritten; ends with NULL. */
     struct node *const *sources;
 };
 
-/* Makes it, or opens what is there; complains and returns an exit code, and then there is
- * nothing to finish. */
+/* Creates the target, or opens an existing one.  Complains and returns an exit code; on
+ * failure there is nothing to finish. */
 int target_open(struct target *target, const struct target_request *request);
 
-/* The same for one that is there, by --image-opts or by name. */
+/* The same for an existing image, by name or --image-opts. */
 int target_open_given(struct target *target, const struct cli_image *given,
                       const struct target_request *request);
 
-/* Closes it; of a complete one the file gets its name, another is removed.  What became of
- * it is said when `complete` isn't true.  Returns `code`, or CLI_FAILED. */
+/* Closes the target.  A complete new file gets its name, an incomplete one is removed.  If
+ * it isn't complete, says what became of the target.  Returns `code`, or CLI_FAILED. */
 int target_finish(struct target *target, bool complete, int code);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Keys for NBD exports with TLS. */
+/* Reads the options of keys for NBD with TLS. */
 #include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -13,7 +13,7 @@
 #include "storage/nbd_tls.h"
 #include "tls_creds.h"
 
-/* What QEMU calls whoever has a key and no name. */
+/* QEMU's default for "username". */
 #define DEFAULT_USER "qemu"
 
 static void free_choice(struct nbd_tls_choice *keys)
@@ -29,7 +29,7 @@ static int complain(const struct option_list *list, const char *key, const char 
                      options_get(list, "id"), key, why);
 }
 
-/* Those of `known`, which ends with NULL, and of both kinds. */
+/* Accepts the keys in `known`, which ends with NULL, and those that both kinds have. */
 static int check_keys(const struct option_list *list, const char *const *known)
 {
     static const char *const common[] = {"qom-type", "id", "dir", "endpoint", NULL};
@@ -66,7 +66,7 @@ static int read_switch(const struct option_list *list, const char *key, bool *ou
     return word ? complain(list, key, "must be on or off") : CLI_OK;
 }
 
-/* Of a folder that has the file, both as they are called from the root. */
+/* *folder: "dir", and *file: the file `name` in it, which must be readable; both absolute. */
 static int find_folder(const struct option_list *list, const char *name, char **folder,
                        char **file)
 {
@@ -94,7 +94,7 @@ static int add_keys(const struct option_list *list, struct nbd_tls_choice *keys)
 
 int tls_creds_add_x509(const struct option_list *list)
 {
-    /* The certificates are looked at whenever there is a connection. */
+    /* sanity-check has no effect: certificates are checked for each connection anyway. */
     static const char *const known[] = {"verify-peer", "sanity-check", NULL};
     CLEANUP(free_choice) struct nbd_tls_choice keys = {0};
     CLEANUP_FREE char *authority = NULL;
@@ -117,7 +117,7 @@ int tls_creds_add_psk(const struct option_list *list)
     const char *username = options_get(list, "username");
     CLEANUP(free_choice) struct nbd_tls_choice keys = {0};
     CLEANUP_FREE char *folder = NULL;
-    bool ignored; /* who has the key is known by it */
+    bool ignored; /* no effect: with pre-shared keys the server is verified by its key */
 
     int code = check_keys(list, known);
     if (code == CLI_OK)
