@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The check as a whole: passes, repairs between them, and the marks at the end. */
+/* The check as a whole: the order of passes and repairs, and the marks at the end. */
 #include <errno.h>
 #include <inttypes.h>
 
 #include "base/checked.h"
 #include "qcow2/check/check.h"
 
-/* More clusters than this are not counted: the memory for it would be no one's wish. */
+/* Files with more clusters aren't checked: counting them would take too much memory. */
 #define MAX_CLUSTERS INT32_MAX
 
 static int read_header(struct check *c)
@@ -118,7 +118,7 @@ static int mend_entries(struct check *c)
     return err ? err : next_pass(c, 1);
 }
 
-/* All of them anew, counted without the old ones. */
+/* Rebuilds all refcounts from a pass that ignores the old refcount structures. */
 static int rebuild_refcounts(struct check *c)
 {
     uint64_t used = c->pass.found.image_end_offset >> c->in.h.cluster_bits;
@@ -126,7 +126,7 @@ static int rebuild_refcounts(struct check *c)
     qcheck_say(c, "Rebuilding refcount structure");
     c->progress.stage = 1;
     int err = qcheck_pass(c, false);
-    /* What wasn't seen would be taken for free. */
+    /* Clusters referenced by tables that couldn't be read would be counted as free. */
     if (!err && !c->pass.found.check_errors)
         err = qrepair_rebuild(c, used);
     return err;
@@ -143,14 +143,14 @@ int qrepair_counts(struct check *c)
     return 0;
 }
 
-/* Flags that contradict right refcounts are set right with leaks, as nothing depends on
- * what is believed. */
+/* Are wrong copied flags the only corruption?  Then the refcounts are right, and the flags are
+ * corrected by `-r leaks`, too: nothing ambiguous has to be decided. */
 static bool has_only_wrong_flags(const struct check *c)
 {
     return c->pass.found.corruptions == c->pass.wrong_flags;
 }
 
-/* The refcounts, and the flags that go with them. */
+/* Corrects refcounts, and then the copied flags. */
 static int mend_refcounts(struct check *c)
 {
     bool all = c->in.options->repair == REPAIR_ALL;
@@ -162,14 +162,15 @@ static int mend_refcounts(struct check *c)
     err = qrepair_flush(c);
     if (err)
         return err;
-    /* Flags are compared with refcounts that are known to be right. */
+    /* Flags are compared with the refcounts, which are right by now. */
     err = next_pass(c, 2);
     if (!err && flags && c->pass.found.corruptions && !c->pass.found.check_errors)
         err = qrepair_copied(c);
     return err;
 }
 
-/* Once the refcounts are right.  Who keeps all mappings has touched no snapshot. */
+/* Replaces the snapshot table, once the refcounts are right.  With keep_mappings snapshots are left
+ * alone. */
 static int mend_snapshot_table(struct check *c)
 {
     if (c->in.options->keep_mappings || !c->pass.rewrites || c->pass.rebuild ||
@@ -181,8 +182,8 @@ static int mend_snapshot_table(struct check *c)
     return err;
 }
 
-/* May leaks be made free?  What an entry that makes no sense stood for is not known to be
- * free. */
+/* May leaked clusters be freed?  Not while there are impossible entries: one of them may have meant
+ * such a cluster. */
 static bool may_free(const struct check *c)
 {
     return c->pass.impossible == 0 && !c->pass.rebuild;
@@ -220,7 +221,7 @@ static int repair_image(struct check *c)
 
 /* ---- the end ---- */
 
-/* The file ends with the last cluster in use, where it was longer for nothing. */
+/* Truncates the file behind the last cluster in use. */
 static int cut_tail(struct check *c)
 {
     uint64_t end = c->pass.found.image_end_offset;
@@ -235,8 +236,8 @@ static int cut_tail(struct check *c)
     return qrepair_flush(c);
 }
 
-/* Nothing is wrong any more: neither mark is needed.  Else only what the repair itself set
- * goes, and that only when the repair missed nothing. */
+/* Clears both marks when nothing is wrong any more.  Else clears only the dirty bit that the repair
+ * itself set, and that only if all tables could be read. */
 static int clear_marks(struct check *c)
 {
     uint64_t marks = 0;
@@ -268,12 +269,12 @@ static int check_and_repair(struct check *c, struct check_result *result)
         return err;
     }
     struct check_result before = c->pass.found;
-    before.corruptions -= c->pass.wrong_flags; /* those that are mended are counted then */
+    before.corruptions -= c->pass.wrong_flags; /* corrected ones are in c->repair.flags */
     bool dirty = c->in.h.incompatible & INCOMPAT_DIRTY;
     err = repair_image(c);
     if (!err)
         err = clear_marks(c);
-    /* What a dirty image had reserved ahead has no refcounts yet. */
+    /* A dirty image can have a reserved tail that has no refcounts yet. */
     if (!err && (dirty || before.leaks > c->pass.found.leaks))
         err = cut_tail(c);
     *result = c->pass.found;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* One pass over the file: counting, and comparing. */
+/* One pass over the file: counting references, and comparing them with the refcounts. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdarg.h>
@@ -10,7 +10,7 @@
 #include "base/checked.h"
 #include "qcow2/check/check.h"
 
-/* Enough for a great many flags; more are told at once. */
+/* The most text that is kept for the end of the pass; more findings are printed at once. */
 #define MAX_LATER (1u << 20)
 #define TEXT_MAX  512
 
@@ -71,7 +71,7 @@ void qcheck_wrong_flag(struct check *c, uint64_t weight, const char *fmt, ...)
 
     c->pass.found.corruptions += weight;
     c->pass.wrong_flags += weight;
-    /* A repair of all tells which it sets right. */
+    /* `-r all` prints which flags it corrects instead. */
     if (weight == 0 || !is_told(c) || c->in.options->repair == REPAIR_ALL)
         return;
     va_start(ap, fmt);
@@ -81,7 +81,7 @@ void qcheck_wrong_flag(struct check *c, uint64_t weight, const char *fmt, ...)
         c->in.options->message(c->in.options->opaque, text);
 }
 
-/* A repair tells which flags it sets right instead. */
+/* Prints the findings that were kept, unless a repair prints which flags it corrects instead. */
 static void tell_later_texts(struct check *c)
 {
     const struct later_texts *later = &c->pass.later;
@@ -222,8 +222,8 @@ static int start_pass(struct check *c)
     return 0;
 }
 
-/* What nothing can be made of the image without.  It isn't read from there, so the measure
- * of what lies inside the file is that of who opens the image. */
+/* Counts a structure without which the image can't be used at all.  The pass doesn't read it, so no
+ * read shows whether it is there; it must lie inside the file by the rule for opening the image. */
 static int count_vital(struct check *c, uint64_t offset, uint64_t bytes, const char *what,
                        const char *lost)
 {
@@ -278,8 +278,7 @@ static int count_luks_header(struct check *c)
                        "the LUKS header lies past the end of the file");
 }
 
-/* The snapshot table's place is from the header, but what is found there may be something
- * else. */
+/* Checks whether what lies at the snapshot table's offset can be a snapshot table. */
 static void judge_snapshot_table(struct check *c)
 {
     uint64_t offset = c->in.h.snapshots_offset;
@@ -290,8 +289,8 @@ static void judge_snapshot_table(struct check *c)
             "where the header says that the snapshot table is, there is something else";
 }
 
-/* What data and tables both claim would be counted as a wrong refcount, unless the refcount
- * goes along with it. */
+/* Reports clusters that both data and tables claim, if their refcount allows for both claims: else
+ * they are reported as a wrong refcount. */
 static void report_contested(struct check *c)
 {
     for (uint64_t i = 0; c->pass.n_contested && i < c->in.n_clusters; i++) {
@@ -302,7 +301,7 @@ static void report_contested(struct check *c)
     }
 }
 
-/* What the header says itself, and points to. */
+/* Counts the header's cluster, and the structures to which the header points. */
 static int count_headers(struct check *c)
 {
     bool inside;
@@ -314,8 +313,8 @@ static int count_headers(struct check *c)
     return err ? err : count_luks_header(c);
 }
 
-/* Everything but the refcount structures and bitmaps; in that order, since who is found first
- * is believed. */
+/* Counts all references except those of refcount structures and bitmaps.  The order matters: of two
+ * claims the first is believed. */
 static int count_references(struct check *c)
 {
     int (*const parts[])(struct check *) = {count_headers, qcheck_snapshots,

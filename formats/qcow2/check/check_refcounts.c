@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The refcounts in the file: reading them, judging where they lie, and comparing. */
+/* The refcounts in the file: reading them, checking their places, and comparing. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -10,7 +10,7 @@
 #include "base/cleanup.h"
 #include "qcow2/check/check.h"
 
-/* What qcheck_disk_count keeps of a block. */
+/* The part of a block that qcheck_disk_count keeps in its buffer. */
 #define LOOKUP_BYTES 512
 
 /* ---- the table ---- */
@@ -74,7 +74,7 @@ uint64_t qcheck_unpack(uint32_t order, const uint8_t *block, uint64_t index)
     }
 }
 
-/* Entries as bytes, what doesn't fit as COUNT_LARGE. */
+/* Converts entries to bytes; larger values become COUNT_LARGE. */
 static void unpack_bytes(uint32_t order, const uint8_t *block, uint64_t n, uint8_t *out)
 {
     if (order == 4) { /* what nearly all images have; compilers make this loop fast */
@@ -141,7 +141,7 @@ bool qcheck_disk_count(struct check *c, uint64_t cluster, uint64_t *count)
     }
     uint64_t offset = qcheck_block_offset(c, index);
     if (offset == 0)
-        return true; /* past the end of the file: zeroes */
+        return true; /* behind the end of the file, which reads as zeroes */
     uint64_t in_block = cluster & ((1ull << qcheck_block_bits(c)) - 1);
     uint64_t at = offset + align_down((in_block << order) / 8, LOOKUP_BYTES);
     if (c->pass.block_offset != at) {
@@ -170,7 +170,7 @@ static int count_block(struct check *c, uint64_t index)
     else if (offset >> c->in.h.cluster_bits >= c->pass.n_compare)
         why = "past the end of the file";
     if (!why && offset) {
-        /* Afterwards a count that is at its limit would not show it. */
+        /* Tested before the reference is counted, because a count at its limit doesn't rise. */
         c->pass.rebuild |= counts_get(&c->pass.refs, offset >> c->in.h.cluster_bits) != 0;
         int err =
             qcheck_add_range(c, offset, c->in.cluster_size, 1, "refcount block", &inside);
@@ -187,8 +187,8 @@ static int count_block(struct check *c, uint64_t index)
     return 0;
 }
 
-/* Other things in the table's clusters, which should have that many references: it can't
- * stay there, whatever the refcounts say. */
+/* Checks that nothing else lies in the clusters of the refcount table: each must have `expected`
+ * references.  Otherwise the table must be rebuilt elsewhere. */
 static void check_table_place(struct check *c, uint64_t expected)
 {
     uint64_t first = c->in.h.refcount_table_offset >> c->in.h.cluster_bits;
@@ -241,14 +241,14 @@ static void compare_cluster(struct check *c, uint64_t cluster)
                    cluster, count, refs);
 }
 
-/* Eight counts at a time: are they the same, and none of them large? */
+/* Compares eight counts at once: are they equal, and is none of them COUNT_LARGE? */
 static bool same_eight(const uint8_t *a, const uint8_t *b)
 {
     uint64_t x, y;
 
     memcpy(&x, a, 8);
     memcpy(&y, b, 8);
-    /* A byte of 0xff makes the sum carry out of its upper bit. */
+    /* For a byte of 0xff the sum sets the upper bit, and x has it, too. */
     return x == y && !((((x & 0x7f7f7f7f7f7f7f7full) + 0x0101010101010101ull) & x) &
                        0x8080808080808080ull);
 }

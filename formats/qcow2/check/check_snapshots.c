@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The snapshot table, and the L1 tables that are to be walked. */
+/* Checking the snapshot table, and collecting the L1 tables to be walked. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -46,15 +46,15 @@ static void odd_snapshot(struct check *c, uint32_t index, const char *what)
     mark_odd(c, &c->pass.snapshots[index]);
 }
 
-/* What an entry of another length, or another name, mends. */
+/* Reports a fault that is mended by writing the entry anew, with another length or name. */
 static void odd_entry(struct check *c, uint32_t index, const char *what)
 {
     odd_snapshot(c, index, what);
     c->pass.rewrites++;
 }
 
-/* A name that goes on after a NUL isn't the one it seems to be.  Where the entry is damaged
- * otherwise the names are elsewhere when that was mended. */
+/* Reports names with a NUL inside, which programs would read as shorter ones.  Not if the entry is
+ * damaged otherwise: its repair moves the names. */
 static int check_names(struct check *c, uint32_t index)
 {
     struct check_snapshot *s = &c->pass.snapshots[index];
@@ -63,7 +63,7 @@ static int check_names(struct check *c, uint32_t index)
     uint64_t at = s->entry_offset + s->bytes - n;
 
     if (s->extra_wrong || !range_inside(at, n, c->in.file_size))
-        return 0; /* the latter is found later */
+        return 0; /* a table that is too long is reported later */
     int err = storage_read(c->in.st, names, at, n);
     if (err)
         return diag_errno(c->in.diag, -err, "%s: reading the snapshot table",
@@ -74,7 +74,7 @@ static int check_names(struct check *c, uint32_t index)
     return 0;
 }
 
-/* Judges an entry by itself. */
+/* Checks an entry by itself. */
 static void check_snapshot(struct check *c, uint32_t index)
 {
     struct check_snapshot *s = &c->pass.snapshots[index];
@@ -170,9 +170,8 @@ static uint64_t l1_end(const struct check_snapshot *s)
     return s->l1_offset + s->l1_size * 8ull;
 }
 
-/* L1 tables that can't be where they are said to be aren't walked, so that no byte of the
- * file is looked at twice for different tables.  Of two that overlap it is the longer one.
- */
+/* Finds L1 tables with an impossible place, which aren't walked, so that no byte of the file is read
+ * twice for different tables.  Of two that overlap the longer one is at fault. */
 static void find_faults(struct check *c, struct check_snapshot **sorted)
 {
     struct check_snapshot *last = NULL;
@@ -196,8 +195,8 @@ static void find_faults(struct check *c, struct check_snapshot **sorted)
             odd_snapshot(c, (uint32_t)(sorted[i] - c->pass.snapshots), sorted[i]->fault);
 }
 
-/* Who overlaps what was there before the snapshots' tables is walked all the same: its
- * references count. */
+/* Finds L1 tables that overlap other metadata.  They are walked all the same, as their references
+ * count. */
 static void find_overlaps(struct check *c)
 {
     for (uint32_t i = 0; i < c->pass.n_snapshots; i++) {

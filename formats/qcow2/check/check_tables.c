@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The L2 tables that a check has met, and how many entries lead to each. */
+/* The list of L2 tables that a check found, and how many entries point to each. */
 #include <errno.h>
 #include <stdlib.h>
 
@@ -35,8 +35,7 @@ void l2_tables_sort(struct l2_tables *tables)
     tables->sorted = true;
 }
 
-/* What is there twice goes first; more memory only when that doesn't make half of it free.
- */
+/* Merges duplicates first, and allocates more memory only if less than half of it is free then. */
 static int make_room(struct l2_tables *tables)
 {
     l2_tables_sort(tables);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Copied flags of the active tables, set to what the references say.  The refcounts are
- * right by now. */
+/* Corrects the copied flags of the disk's tables: an entry has the flag if and only if the refcount
+ * of its cluster is 1.  The refcounts are right by now. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -21,8 +21,8 @@ static uint64_t mend_flag(const struct check *c, uint64_t entry, uint64_t offset
     return references(c, offset) == 1 ? entry | L2_COPIED : entry & ~L2_COPIED;
 }
 
-/* The first word of an L2 entry, with the flag as it should be.  Of a place in another file
- * there is no second reference. */
+/* Returns the first word of an L2 entry with the right flag.  A cluster in an external data file
+ * always has it, as there is no second reference. */
 static uint64_t mend_flag_of_data(const struct check *c, struct l2_words words)
 {
     struct cluster decoded;
@@ -86,7 +86,7 @@ static int visit_l1(struct l1_walk *walk, uint32_t i, void *opaque)
         walk->entries[i] = mended;
         walk->changed = true;
     }
-    /* Where other things lie, too, nothing is written. */
+    /* Nothing is written to a table whose cluster something else claims, too. */
     if (bit_test(tables->done, cluster) || bit_test(c->pass.meta, cluster) ||
         bit_test(c->pass.contested, cluster))
         return 0;
@@ -102,6 +102,6 @@ int qrepair_copied(struct check *c)
 
     if (!buffer || !done)
         return diag_errno(c->in.diag, ENOMEM, "%s: repairing", c->in.st->name);
-    /* The active table is the first. */
+    /* The disk's table is the first. */
     return qcheck_walk_l1(c, &c->pass.l1s[0], visit_l1, &tables);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Entries that can't be right: what can be saved of them is, the others are cleared.  See
- * check.h for who is believed when two claim a cluster. */
+/* Repairs impossible entries: keeps what can be saved of an entry, and clears it otherwise.
+ * check.h says which of two structures is believed when both claim a cluster. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -11,16 +11,16 @@
 #include "qcow2/check/check.h"
 #include "qcow2/header_ext.h"
 
-/* More than all extensions that are known take. */
+/* Enough for all known extensions. */
 #define EXTENSIONS_LOOKED_AT 4096
 
-/* Data that was taken for metadata: the claim of the metadata is dropped. */
+/* Is the cluster guest data, although a table claims it, too?  Then the table's claim is dropped. */
 static bool is_really_data(const struct check *c, uint64_t cluster)
 {
     return bit_test(c->pass.contested, cluster) && bit_test(c->pass.bad, cluster);
 }
 
-/* Does metadata that is believed lie in one of the clusters? */
+/* Does one of the clusters hold metadata that is believed? */
 static bool hits_metadata(const struct check *c, uint64_t offset, uint64_t bytes)
 {
     uint64_t last = (offset + bytes - 1) >> c->in.h.cluster_bits;
@@ -35,7 +35,8 @@ static bool hits_metadata(const struct check *c, uint64_t offset, uint64_t bytes
 
 /* ---- L2 entries ---- */
 
-/* Reads as zeroes, whatever lies below; of subclusters those that had a place do. */
+/* An entry that reads as zeroes even with a backing file; of an extended entry, those subclusters
+ * that had a place or were zero. */
 static struct l2_words lost_words(const struct check *c, const struct cluster *cluster)
 {
     uint32_t had_place = cluster->allocated | cluster->zero;
@@ -56,8 +57,8 @@ static struct l2_words mend_compressed(const struct check *c, struct l2_words wo
     return (struct l2_words){words.entry & ~L2_COPIED, 0};
 }
 
-/* Of a subcluster that is said to be two things, and of one that has no place, nobody knows
- * what it held: it reads as zeroes. */
+/* Repairs the bitmap of an extended entry.  A subcluster that is both allocated and zero, or
+ * allocated without a place, becomes zero, because its content is unknown. */
 static uint64_t mend_bitmap(const struct cluster *cluster)
 {
     if (!cluster_has_place(cluster))
@@ -65,13 +66,13 @@ static uint64_t mend_bitmap(const struct cluster *cluster)
     return l2_extended_bitmap(cluster->allocated & ~cluster->zero, cluster->zero);
 }
 
-/* In another file a cluster can be at one place only. */
+/* In an external data file a cluster can only lie at its guest offset. */
 static bool has_known_place(const struct check *c, uint64_t guest)
 {
     return c->in.geo.external && (guest & ~L2_OFFSET) == 0;
 }
 
-/* Can't what has a place have this one? */
+/* Is the place of a cluster impossible? */
 static bool is_lost(const struct check *c, const struct cluster *cluster, unsigned faults)
 {
     return (faults & (FAULT_MISALIGNED | FAULT_PAST_END | FAULT_PLACE)) ||
@@ -100,7 +101,7 @@ static bool same_words(struct l2_words a, struct l2_words b)
     return a.entry == b.entry && a.bitmap == b.bitmap;
 }
 
-/* Did what the entry stood for, or a part of it, get lost? */
+/* Does the new entry map less than the old one? */
 static bool is_less(const struct check *c, struct l2_words now, struct l2_words old,
                     const struct cluster *cluster)
 {
@@ -108,7 +109,7 @@ static bool is_less(const struct check *c, struct l2_words now, struct l2_words 
                                      (uint32_t)now.bitmap != cluster->allocated);
 }
 
-/* What the entry of a guest cluster becomes. */
+/* Returns the repaired entry of a guest cluster. */
 static struct l2_words mend_l2(struct check *c, struct l2_words words, uint64_t guest)
 {
     struct cluster cluster;
@@ -116,7 +117,7 @@ static struct l2_words mend_l2(struct check *c, struct l2_words words, uint64_t 
     bool compressed = cluster.kind == CL_COMPRESSED;
 
     if (c->in.options->keep_mappings) {
-        /* What lies past the end reads as zeroes already. */
+        /* A cluster behind the end of the file read as zeroes already, so nothing is lost. */
         if (!compressed && faults == FAULT_PAST_END)
             return lost_words(c, &cluster);
         if (faults == FAULT_COPIED)
@@ -130,7 +131,7 @@ static struct l2_words mend_l2(struct check *c, struct l2_words words, uint64_t 
     return now;
 }
 
-/* Mends the entry that begins at `at`, the table's `index`th; is it another one now? */
+/* Repairs the table's entry `index`, whose words begin at `at`; true if it changed. */
 static bool mend_entry(struct check *c, const struct l2_table *table, uint64_t index,
                        uint64_t *at)
 {
@@ -178,7 +179,7 @@ static int visit_l2(struct l1_walk *walk, uint32_t i, void *opaque)
     struct tables *tables = opaque;
     uint64_t cluster;
 
-    /* Where other metadata lies, too, nothing is written. */
+    /* Nothing is written to a table whose cluster holds other metadata, too. */
     if (!qcheck_table_of(c, walk->entries[i], &cluster) ||
         bit_test(tables->done, cluster) || bit_test(c->pass.meta, cluster))
         return 0;
@@ -238,7 +239,7 @@ static int mend_tables(struct check *c)
 
 /* ---- snapshots ---- */
 
-/* Of the L1 entries of a snapshot. */
+/* Counts of a snapshot's L1 entries. */
 struct tally {
     uint64_t n_used, n_data;
 };
@@ -251,13 +252,13 @@ static int visit_suspect(struct l1_walk *walk, uint32_t i, void *opaque)
     tally->n_used++;
     if (qcheck_table_of(walk->c, walk->entries[i], &cluster))
         tally->n_data += is_really_data(walk->c, cluster);
-    else if (walk->c->in.geo.word_bits) /* the bitmap of an L2 entry, rather */
+    else if (walk->c->in.geo.word_bits) /* more likely the bitmap of an L2 entry */
         tally->n_data++;
     return 0;
 }
 
-/* Has what the entry calls its L1 table turned out to be something else?  Where an L2 table
- * is at the same place, the L1 table is told by that it leads to tables and not to data. */
+/* *lost: is something else at the place of the snapshot's L1 table?  When an L2 table is claimed at
+ * the same place, it counts as an L1 table if its entries point to tables rather than data. */
 static int judge_l1(struct check *c, const struct check_snapshot *s, bool *lost)
 {
     uint64_t bytes = s->l1_size * 8ull;
@@ -277,8 +278,8 @@ static int judge_l1(struct check *c, const struct check_snapshot *s, bool *lost)
     return err;
 }
 
-/* The snapshot stays in the list, without contents: place and size of its L1 table, the
- * first fields of the entry, become 0. */
+/* Keeps the snapshot in the list without contents: sets offset and size of its L1 table, the first
+ * fields of the entry, to 0. */
 static int empty_snapshot(struct check *c, const struct check_snapshot *s)
 {
     static const uint8_t none[offsetof(struct qcow2_disk_snapshot, id_bytes)];
@@ -305,8 +306,9 @@ static int mend_snapshots(struct check *c, bool *changed)
 
 /* ---- bitmaps ---- */
 
-/* Of an extension without the bit QEMU warns for ever.  Only where that takes no more than
- * four bytes, which are written or not: other extensions can't be moved without a risk. */
+/* Removes the bitmaps extension, because QEMU warns each time about one without the autoclear bit.
+ * Only if it is the last: then four bytes have to be written, which can't be torn.  Moving other
+ * extensions would risk them in a crash. */
 static int drop_bitmaps_extension(struct check *c)
 {
     uint8_t area[EXTENSIONS_LOOKED_AT], end[4];
@@ -315,13 +317,13 @@ static int drop_bitmaps_extension(struct check *c)
     int err = storage_read(c->in.st, area, c->in.h.header_length, n);
     if (err || qcow2_header_ext_find_last(area, n, EXT_BITMAPS, &place))
         return err;
-    err = qrepair_flush(c); /* the bit has to be gone first */
+    err = qrepair_flush(c); /* the autoclear bit must be cleared first */
     store_be32(end, EXT_END);
     return err ? err
                : storage_write(c->in.st, end, c->in.h.header_length + place, sizeof end, 0);
 }
 
-/* Without the bit nobody believes them. */
+/* Drops all bitmaps by clearing the autoclear bit, without which they are ignored. */
 static int drop_bitmaps(struct check *c)
 {
     int err = qrepair_begin(c);
@@ -347,7 +349,7 @@ int qrepair_entries(struct check *c)
         err = mend_snapshots(c, &changed);
     if (err)
         return err;
-    /* What they claimed speaks no longer against others. */
+    /* Counts anew without the claims of what was just dropped. */
     err = changed ? qrepair_flush(c) : 0;
     if (!err && changed)
         err = qcheck_pass(c, true);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* New refcount structures, at the end of the file: blocks, then the table.  They say of
- * themselves that they are used and of the old ones that they are free, and are durable
- * before the header points to them; until then the old ones are as they were. */
+/* Writes new refcount structures at the end of the file: the blocks, then the table.  They count
+ * themselves, and the old ones as free.  They are durable before the header points to them; until
+ * then the old ones remain unchanged. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -15,9 +15,9 @@
 
 struct plan {
     uint64_t start;      /* first cluster of the area */
-    uint64_t n_blocks;   /* that come first */
+    uint64_t n_blocks;   /* they come first */
     uint64_t n_clusters; /* of the table, which comes next */
-    uint64_t n_entries;  /* in use in the table */
+    uint64_t n_entries;  /* of the table that are in use */
 };
 
 static uint64_t area_end(const struct plan *plan)
@@ -32,7 +32,7 @@ static uint64_t new_count(const struct check *c, const struct plan *plan, uint64
     return cluster <= c->in.n_clusters ? counts_get(&c->pass.refs, cluster) : 0;
 }
 
-/* Is there anything to say about the clusters of that block? */
+/* Does the block cover any cluster that is in use? */
 static bool block_needed(const struct check *c, const struct plan *plan, uint64_t index)
 {
     uint32_t bits = qcheck_block_bits(c);
@@ -46,7 +46,7 @@ static bool block_needed(const struct check *c, const struct plan *plan, uint64_
     return false;
 }
 
-/* The area covers itself, so its size is found by trying. */
+/* Finds the size of the area by iteration, as it has to cover itself, too. */
 static int make_plan(struct check *c, struct plan *plan)
 {
     uint32_t bits = qcheck_block_bits(c);
@@ -89,8 +89,7 @@ static int write_block(struct check *c, const struct plan *plan, uint64_t index,
                          "refcount block");
 }
 
-/* Blocks that were planned for and turned out not to be needed stay unused, as the last
- * ones. */
+/* Writes the area.  If fewer blocks are needed than were planned, the last ones stay unused. */
 static int write_area(struct check *c, const struct plan *plan)
 {
     uint64_t bytes = plan->n_clusters << c->in.h.cluster_bits, next = plan->start;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Refcounts that are wrong, set right where they are. */
+/* Corrects wrong refcounts in place. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -8,7 +8,8 @@
 #include "qcow2/check/check.h"
 #include "qcow2/alloc/refcount.h"
 
-/* Sets the entries of a block that are too high, with `raise` also those too low. */
+/* Corrects the refcounts in a block that are too high, and with `raise` also those that are too low;
+ * true if any changed. */
 static bool mend_block(const struct check *c, uint64_t first, uint8_t *block, bool raise)
 {
     uint64_t n = 1ull << qcheck_block_bits(c);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A new snapshot table, at the end of the file, where entries have too little or too much
- * extra data, or names with a NUL inside, which becomes a '?'.  The old one stays as it is, and
- * keeps its counts, until the header points to the new one; that has its own before. */
+/* Writes a new snapshot table at the end of the file, if entries have too little or too much extra
+ * data, or names with a NUL inside, which becomes a '?'.  The old table and its refcounts stay
+ * unchanged until the header points to the new one, which gets its refcounts before. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -12,7 +12,7 @@
 #include "qcow2/check/check.h"
 #include "qcow2/snapshot_entry.h"
 
-/* An entry with its variable parts, as it is to be written. */
+/* A new entry with its variable parts. */
 struct new_entry {
     struct snapshot_entry entry;
     uint8_t extra[MAX_SNAPSHOT_EXTRA];
@@ -44,8 +44,8 @@ static int read_bytes(struct check *c, void *out, uint64_t off, uint64_t n)
                : 0;
 }
 
-/* Reads the entry once more, whose L1 table may have been taken from it; the lengths are
- * those of the check. */
+/* Reads the entry again, because empty_snapshot may have changed it; its lengths are as the check
+ * found them. */
 static int read_parts(struct check *c, const struct check_snapshot *s,
                       struct new_entry *new)
 {
@@ -75,7 +75,7 @@ static int rewrite_entry(struct check *c, const struct check_snapshot *s,
     for (uint8_t *p = new->names; p < new->names + s->id_bytes + s->name_bytes; p++)
         if (*p == 0)
             *p = '?';
-    entry->disk_size = c->in.h.size; /* where the entry doesn't say it itself */
+    entry->disk_size = c->in.h.size; /* unless the extra data has it */
     snapshot_entry_parse_extra(new->extra, MIN(s->extra_bytes, MAX_SNAPSHOT_EXTRA), entry);
     entry->extra_bytes = new_extra_bytes(s);
     entry->id = new->names;
@@ -86,7 +86,7 @@ static int rewrite_entry(struct check *c, const struct check_snapshot *s,
     return 0;
 }
 
-/* All entries, one after the other. */
+/* Fills `table` with all entries. */
 static int fill_table(struct check *c, uint8_t *table)
 {
     CLEANUP_FREE struct new_entry *new = malloc(sizeof *new);
@@ -124,7 +124,7 @@ static int write_table(struct check *c, const uint8_t *table, uint64_t offset,
     return err;
 }
 
-/* Its clusters are counted, as the old one's are. */
+/* Gives the clusters of the new table their refcounts, beside those of the old one. */
 static int count_table(struct check *c)
 {
     int err = qcheck_pass(c, true);
@@ -133,7 +133,7 @@ static int count_table(struct check *c)
     return err ? err : qrepair_flush(c);
 }
 
-/* The header comes last: until it is durable the old table counts. */
+/* Writes the new table, and last the header; until that is durable the old table is the valid one. */
 static int replace_table(struct check *c, const uint8_t *table, uint64_t offset,
                          uint64_t bytes)
 {
