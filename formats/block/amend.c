@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The steps of changing what an image is like. */
+/* The steps of changing an image's options. */
 #include "block/amend.h"
 
 #include "block/driver.h"
 #include "block/node.h"
 
-/* What needs the disk; 1: it has to be done once more, when the image has changed. */
+/* The part that needs access to the disk.  Returns 1 if it has to be called again after
+ * driver->amend. */
 static int amend_disk(struct node *node, const struct amend_request *req, struct diag *diag)
 {
     int rc = node_activate(node, diag);

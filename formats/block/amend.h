@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Changing what an image is like, once it is made.  Layer: block. */
+/* Changing the options of an existing image.  Layer: block. */
 #ifndef BLOCK_AMEND_H
 #define BLOCK_AMEND_H
 
@@ -12,18 +12,18 @@
 struct node;
 
 struct amend_secret {
-    const void *bytes; /* NULL: none was given */
+    const void *bytes; /* NULL: not given */
     size_t len;
 };
 
 struct amend_request {
-    const struct create_option *options; /* of driver->amend_options; each key once */
+    const struct create_option *options; /* from driver->amend_options; each key once */
     size_t n_options;
-    struct amend_secret old_secret, new_secret; /* of key slots */
-    bool force; /* key slots: overwrite one, erase the last */
+    struct amend_secret old_secret, new_secret; /* passphrases of key slots */
+    bool force; /* For key slots: allows overwriting a used one, and erasing the last. */
 };
 
-/* NULL: not given. */
+/* The value of an option; NULL: not given. */
 static inline const char *amend_value(const struct amend_request *req, const char *key)
 {
     for (size_t i = 0; i < req->n_options; i++)
@@ -32,10 +32,10 @@ static inline const char *amend_value(const struct amend_request *req, const cha
     return NULL;
 }
 
-/* Changes what is asked for of the driver's amend_options, under one writer's lock from the
- * first step to the last: nobody else comes to the image in between.  The caller has the node to
- * himself; it isn't active afterwards, and is good for node_close alone after a failure.  0, or
- * -errno with a sentence. */
+/* Changes the options of the request, under one writer's lock from the first step to the last,
+ * so that no other process can open the image for writing in between.  The caller has the node
+ * to itself.  Afterwards the node isn't active; after a failure only node_close may be called.
+ * Returns 0, or -errno with a sentence. */
 int node_amend(struct node *node, const struct amend_request *req,
                struct diag *diag) MUST_USE;
 

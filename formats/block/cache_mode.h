@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Cache modes as three booleans; nothing else in the code asks for a mode by name.
- * Layer: block. */
+/* Cache modes as three booleans; no other code compares the names of modes.  Layer: block. */
 #ifndef BLOCK_CACHE_MODE_H
 #define BLOCK_CACHE_MODE_H
 
@@ -19,10 +18,10 @@ struct cache_mode {
  * (alias of volatile); NULL for any other word. */
 const struct cache_mode *cache_mode_find(const char *name);
 
-/* The mode of these three; NULL: there is none. */
+/* The mode with these properties; NULL: there is none. */
 const struct cache_mode *cache_mode_of(bool direct, bool no_flush, bool write_through);
 
-/* The legal words, for messages: "writeback, writethrough, ...". */
+/* The valid names, for messages: "writeback, writethrough, ...". */
 const char *cache_mode_names(void);
 
 #endif

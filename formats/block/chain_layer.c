@@ -8,7 +8,7 @@
 #include "crypto/cipher.h"
 #include "storage/protocol.h"
 
-/* What the data file is called, by the user or by the image. */
+/* Resolves the name of the data file that the user gives, or that the image records. */
 static int resolve_data_file(const struct node *node, const char *named, bool is_top,
                              const struct chain_options *options, struct reference *ref,
                              struct diag *diag)
@@ -65,7 +65,8 @@ static int open_data_file(struct node *node, const char *named,
     return 0;
 }
 
-/* Says whose data file the trouble is with, unless the message does already. */
+/* Adds to the message whose data file could not be opened, unless the message names the image
+ * already. */
 static int blame_data_file(const struct node *node, int err, struct diag *diag)
 {
     if (!diag || strstr(diag->text, node->filename))
@@ -83,7 +84,7 @@ static const struct chain_passphrase *find_passphrase(const struct chain_options
     return NULL;
 }
 
-/* Takes the key of a node over the same file. */
+/* Takes the key from a node that uses the same file. */
 static bool share_key(struct node *node, const struct node *other)
 {
     for (; other; other = other->backing)

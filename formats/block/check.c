@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The repair before the first write to an image that was not closed. */
+/* Messages of checks, and the repair before the first write to an image that wasn't closed. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdarg.h>
@@ -9,7 +9,7 @@
 #include "block/check.h"
 #include "block/node.h"
 
-/* How often the progress of a repair at open goes to the log. */
+/* The interval between log messages about the progress of a repair at open. */
 #define LOGGED_EVERY_NS   (5 * 1000000000ull)
 #define MAX_MESSAGE_BYTES 512
 

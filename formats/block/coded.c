@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Decoding and encoding between the file and the request's buffer, on the caller's thread.
+/* Decodes and encodes data between the file and the request's buffer, on the caller's thread.
  *
- * A compressed cluster is decoded as a whole.  A request for all of it decodes straight into
- * its buffer, so that sequential readers copy nothing and keep each a processor busy; one
- * for a part goes through the cache of decoded clusters.
+ * A compressed cluster is decompressed as a whole.  A request for all of it decompresses into
+ * its own buffer, so that sequential reads copy nothing and use all processors; a request for a
+ * part goes through the cache of decompressed clusters.
  *
- * Ciphertext never lies in the caller's buffer, which others may see: it passes through one
- * of ours, in pieces that fit the processor's caches. */
+ * Ciphertext is never put into the caller's buffer, which may be visible to others: it goes
+ * through a buffer of ours, in pieces that fit the processor's caches. */
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -24,7 +24,7 @@
 
 _Static_assert(CRYPT_SECTOR == CIPHER_SECTOR, "one size");
 
-/* Ciphertext in flight between the file and a cipher. */
+/* Bytes of ciphertext that are processed at once. */
 #define CRYPT_PIECE (128u << 10)
 
 /* ---- compressed ---- */
@@ -39,7 +39,8 @@ static int decode_cluster(void *opaque, void *out)
 {
     const struct decoding *d = opaque;
     const struct extent *ext = d->ext;
-    /* No more than a cluster and what a sector is left of it: the entry's bits say so. */
+    /* The size comes from the L2 entry, whose bits limit it to a cluster and the rest of a
+     * sector. */
     CLEANUP_FREE void *stored = malloc(ext->stored_bytes);
 
     if (!stored)
@@ -56,7 +57,8 @@ static int decode_cluster(void *opaque, void *out)
     return err;
 }
 
-/* Where another node writes to the file, a place may have got another meaning. */
+/* Without the cache, for a file to which another node writes: a place may hold another cluster
+ * by now. */
 static int read_uncached(struct decoding *d, void *buf, uint64_t len)
 {
     CLEANUP_FREE unsigned char *all = malloc(d->node->cluster_size);
@@ -96,7 +98,7 @@ static int read_compressed(struct node *node, const struct extent *ext, void *bu
 
 /* ---- encrypted ---- */
 
-/* The number that a sector's encryption is made with. */
+/* The sector number from which the initial vector is made. */
 static uint64_t sector_number(const struct node *node, uint64_t host, uint64_t off)
 {
     return (node->cipher_by_place ? host : off) / CRYPT_SECTOR;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Where the node has plain clusters of its own already, as all of a raw image is: bytes of
- * another file, which the kernel moves, and bytes that are expected. */
+/* Copies by the kernel and announced writes.  Both apply only to clusters that can be written
+ * in place, as all of a raw image can. */
 #include "base/checked.h"
 #include "block/engine.h"
 
@@ -36,7 +36,7 @@ int block_copy(struct node *node, uint64_t off, struct storage *from, uint64_t f
         return -ENOTSUP;
     change.ticket = gate_enter_to_change(&node->ctx->gate);
     err = node_begin_change(node);
-    /* Who observes a write wants to see its bytes. */
+    /* Observers need the bytes of a write. */
     if (!err && atomic_load_explicit(&node->observers.list, memory_order_acquire))
         err = -ENOTSUP;
     if (!err)

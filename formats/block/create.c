@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Making images: the stores around what a driver writes. */
+/* Creates images: makes the stores, lets the driver write to them, and removes them after a
+ * failure. */
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
@@ -12,14 +13,14 @@
 
 #define SECTOR 512u
 
-/* A store, and what becomes of it when the image can't be made. */
+/* A store, and what to do with it if the creation fails. */
 struct made {
     const struct storage_protocol *protocol;
     const char *name;
-    struct storage *st; /* owned, until the driver has it */
+    struct storage *st; /* owned, until the driver takes it over */
     bool was_there;
-    bool is_ours; /* it is removed */
-    bool stays;   /* it is emptied */
+    bool is_ours; /* remove it */
+    bool stays;   /* empty it */
 };
 
 static int check_exact_size(const struct driver *driver, const struct create_request *req,
@@ -35,7 +36,7 @@ static int check_exact_size(const struct driver *driver, const struct create_req
 
 /* ---- the store of a data file ---- */
 
-/* Whether there is one already; opened to be looked at, if it can be. */
+/* Does it exist already?  *out: the store if it can be opened, otherwise NULL. */
 static bool look_at(const struct made *made, struct storage **out)
 {
     const struct storage_open how = {.read_only = true};
@@ -51,7 +52,7 @@ static int refuse_same(const struct made *data, struct diag *diag)
     return diag_set(diag, EINVAL, "%s: data_file: is the image itself", data->name);
 }
 
-/* By names, and by what is there, before either is made. */
+/* Compares the names, and the files that exist, before either is created. */
 static int check_not_the_image(const struct made *image, struct made *data,
                                struct diag *diag)
 {
@@ -64,7 +65,8 @@ static int check_not_the_image(const struct made *image, struct made *data,
     return 0;
 }
 
-/* Names can differ and mean the same: now it shows. */
+/* Different names can lead to the same file, which can be told only after the image was
+ * created. */
 static int check_not_just_made(const struct made *image, const struct made *data,
                                struct diag *diag)
 {
@@ -74,7 +76,7 @@ static int check_not_just_made(const struct made *image, const struct made *data
     return st && storage_is_same(st, image->st) ? refuse_same(data, diag) : 0;
 }
 
-/* A name without a protocol of its own means the image's. */
+/* A name without a protocol lies where the image lies. */
 static int plan_data_file(const struct driver *driver, const struct create_request *req,
                           const struct made *image, struct reference *ref,
                           struct made *data, struct diag *diag)
@@ -110,7 +112,7 @@ static int make_store(const struct create_request *req, struct made *made,
     return err;
 }
 
-/* Only now does it say so when it isn't there: what it is made with would make it. */
+/* Opens it first, because creating it would not report that it is missing. */
 static int check_is_there(const struct made *image, struct diag *diag)
 {
     const struct storage_open how = {.read_only = true};
@@ -136,7 +138,7 @@ static int make_both(const struct create_request *req, struct made *image,
     return err;
 }
 
-/* Unless somebody else has it by now. */
+/* Unless another process uses it by now. */
 static void empty_store(const struct made *made)
 {
     const struct storage_open how = {0};
@@ -181,7 +183,7 @@ int create_image(const struct driver *driver, const struct create_request *req,
     CLEANUP_FREE char *shown = storage_shown_name(image.protocol, req->filename);
     CLEANUP_REFERENCE struct reference ref = {0};
     struct made data = {0};
-    struct create_request named = *req; /* as messages may name it */
+    struct create_request named = *req; /* the request with the name that messages show */
 
     if (!shown)
         return diag_errno(diag, ENOMEM, "an image");

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Making images: what is asked for, and who makes and removes the store.  Layer: block. */
+/* Creating images: the request, and creating and removing the stores.  Layer: block. */
 #ifndef BLOCK_CREATE_H
 #define BLOCK_CREATE_H
 
@@ -20,19 +20,19 @@ struct create_option {
     const char *key, *value;
 };
 
-/* An option as the format describes it: parsing, help and what is announced come from
- * these. */
+/* An option as described by the format.  Parsing, help and the list of options after creation
+ * come from these tables. */
 enum create_option_kind { CREATE_TEXT, CREATE_SWITCH, CREATE_NUMBER, CREATE_SIZE };
 
 struct create_option_info {
     const char *name; /* NULL: the end of the table */
     enum create_option_kind kind;
-    const char *initial; /* announced when none is given; NULL: then not announced */
-    const char *help;    /* NULL: there is no choice but the initial value; not listed */
-    bool in_request; /* has a field in struct create_request, and is none of `options` */
+    const char *initial; /* shown when the user gives none; NULL: then not shown */
+    const char *help;    /* NULL: only the initial value is allowed; not listed */
+    bool in_request; /* it is a field of struct create_request instead of in `options` */
 };
 
-/* Those that mean the same in every format that has them. */
+/* Options with the same meaning in every format that has them. */
 #define CREATE_OPTION_SIZE                                                   \
     {                                                                        \
         "size", CREATE_SIZE, .help = "Virtual disk size", .in_request = true \
@@ -62,34 +62,35 @@ struct create_request {
     const char *filename;
     const struct storage_protocol *protocol; /* NULL: a file */
     uint64_t size;                           /* bytes, of any alignment */
-    bool exact_size; /* not rounded up to whole sectors: -EINVAL where they have to be */
+    bool exact_size; /* don't round up to whole sectors: -EINVAL if the format has to */
     const char *backing_file, *backing_format; /* NULL: none */
-    /* Where guest data is to lie, as the image will name it (a relative name lies in the
-     * image's folder); NULL: in the image. */
+    /* The name of the external data file, as the image will record it (a relative name is
+     * relative to the image's folder); NULL: none. */
     const char *data_file;
-    /* Of an image that is to be encrypted; any bytes, any number; NULL: none is given. */
+    /* For an image that is to be encrypted: any bytes, any length; NULL: none. */
     const void *passphrase;
     size_t passphrase_len;
     struct storage_hints hints;
-    /* The store is another's already: none is made, and where it fails it stays, but empty. */
+    /* The store exists already and isn't ours: none is created, and after a failure it is
+     * emptied instead of removed. */
     bool existing;
-    /* Becomes true, on another thread, when nobody wants the image any more: what takes long ends
-     * with -ECANCELED.  NULL: that won't be. */
+    /* Set by another thread when the image isn't wanted any more: long operations then end with
+     * -ECANCELED.  NULL: never. */
     const _Atomic bool *give_up;
     const struct create_option *options; /* each key once */
     size_t n_options;
 };
 
-/* Makes the image that is asked for.  What the format refuses is refused before anything is
- * touched; a regular file of that name is overwritten, a block device written to as it is
- * (see storage_create_file).  Where that fails on the way the file is removed; a device
- * stays, whatever is on it.  The same of a data file, but that one which was there before is
- * emptied, and not removed.  -ENOTSUP: the protocol can't make stores, or the format has no
- * data files; -ENOENT: it isn't there, and should be. */
+/* Creates the requested image.  Everything that the format rejects is rejected before anything
+ * is touched.  A regular file of that name is overwritten; a block device is written to as it
+ * is (see storage_create_file).  After a failure the file is removed; a device stays, with
+ * undefined content.  The same holds for a data file, but one that existed before is emptied
+ * instead of removed.  -ENOTSUP: the protocol can't create stores, or the format has no data
+ * files; -ENOENT: `existing`, and the store doesn't exist. */
 int create_image(const struct driver *driver, const struct create_request *req,
                  struct diag *diag) MUST_USE;
 
-/* For drivers: does somebody still want it? */
+/* For drivers: is the image no longer wanted? */
 static inline bool create_is_given_up(const _Atomic bool *give_up)
 {
     return give_up && atomic_load_explicit(give_up, memory_order_relaxed);

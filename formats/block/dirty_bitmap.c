@@ -11,7 +11,7 @@
 #include "base/fence.h"
 #include "block/dirty_bitmap_internal.h"
 
-/* dirty_bitmap_next looks no further: a full bitmap isn't read to its end for one run. */
+/* The longest run that dirty_bitmap_next returns, so that it doesn't read all of a full bitmap. */
 #define LONGEST_RUN 65536u /* granules */
 
 bool dirty_bitmap_granularity_ok(uint64_t granularity)
@@ -36,7 +36,8 @@ static void mark_change(struct observer *observer, uint64_t off, uint64_t len)
 {
     struct dirty_bitmap *bitmap = CONTAINER_OF(observer, struct dirty_bitmap, observer);
 
-    /* Either who enables it sees the data, or we see that it's enabled. */
+    /* With the barrier in dirty_bitmap_enable: either the enabling thread sees the data that
+     * was written, or we see that the bitmap is enabled. */
     full_fence();
     if (atomic_load(&bitmap->enabled))
         dirty_bitmap_set(bitmap, off, len);
@@ -107,14 +108,15 @@ uint64_t dirty_bitmap_granularity(const struct dirty_bitmap *bitmap)
 
 /* ---- bits ---- */
 
-/* The bits have changed already: who clears the mark and then looks at them misses none. */
+/* Called after bits have changed: a thread that clears `unsaved` and then reads the bits misses
+ * none. */
 static void note_unsaved(struct dirty_bitmap *bitmap)
 {
     if (!atomic_load(&bitmap->unsaved))
         atomic_store(&bitmap->unsaved, true);
 }
 
-/* The end of a range, cut to the disk; one that is inconsistent has none. */
+/* The end of a range, cut to the disk.  Ranges of an inconsistent bitmap are empty. */
 static uint64_t end_of(const struct dirty_bitmap *bitmap, uint64_t off, uint64_t len)
 {
     if (bitmap->inconsistent)
@@ -140,7 +142,7 @@ void dirty_bitmap_clear(struct dirty_bitmap *bitmap, uint64_t off, uint64_t len)
     if (off >= end)
         return;
     uint64_t first = count_granules(off, bitmap->shift), stop = end >> bitmap->shift;
-    if (end == bitmap->size) /* the last granule may be a short one */
+    if (end == bitmap->size) /* the last granule may be short */
         stop = bitmap->bits.n_bits;
     if (first < stop)
         hbits_clear(&bitmap->bits, first, stop - first);
@@ -159,7 +161,7 @@ uint64_t dirty_bitmap_count(const struct dirty_bitmap *bitmap)
         return 0;
     uint64_t n = bitmap->bits.n_bits, bytes = hbits_count(&bitmap->bits) << bitmap->shift;
 
-    /* How far the last granule reaches past the end. */
+    /* Subtract what the last granule has beyond the end of the disk. */
     if (bytes > 0 && hbits_test(&bitmap->bits, n - 1))
         bytes -= MIN(bytes, (n << bitmap->shift) - bitmap->size);
     return MIN(bytes, bitmap->size);
@@ -177,7 +179,7 @@ bool dirty_bitmap_next(const struct dirty_bitmap *bitmap, uint64_t from, uint64_
         return false;
     uint64_t stop =
         hbits_next_clear(&bitmap->bits, first, first + MIN(n - first, LONGEST_RUN));
-    if (stop == first) /* cleared between the two looks: dirty when it was found */
+    if (stop == first) /* cleared after it was found; reported as dirty */
         stop++;
     *off = MAX(from, first << bitmap->shift);
     *len = MIN(stop << bitmap->shift, bitmap->size) - *off;
@@ -299,7 +301,7 @@ void dirty_bitmap_unshare(struct dirty_bitmap *bitmap)
     atomic_fetch_sub(&bitmap->users, 1);
 }
 
-/* ---- keeping them ---- */
+/* ---- persistence ---- */
 
 bool dirty_bitmap_persistent(const struct dirty_bitmap *bitmap)
 {

@@ -1,15 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Bitmaps that go with a disk from one node to another.
+/* Moves bitmaps with a disk from one node to another.
  *
- * A bitmap says what was changed since something that its owner remembers, of the disk, not of a
- * file.  So when the disk is another node from now on, with the same contents, each goes there
- * as it is, whoever uses it, and goes on recording.  The old image keeps what it stored of it: of
- * that image it goes on being true.
+ * A bitmap tells what was changed on a disk since a moment that its user knows; it isn't about
+ * a file.  So when the disk moves to another node with the same contents, its bitmaps move too,
+ * even while they are in use, and go on recording.  A copy that is stored in the old image
+ * stays there: it remains true for that image.
  *
- * One of a layer below is only about what was changed until the layer above was put on it.
- * It goes along where nothing is missing: when each layer above has one of its name, to
- * which it is added, or when it has recorded all that the new node got
- * (node_bitmaps_follow). */
+ * A bitmap of a lower layer has recorded changes only until an overlay was put on that layer.
+ * It is moved only if no change is missing: if each layer above has a bitmap of its name, to
+ * which it is added, or if it has recorded all changes of the new node (node_bitmaps_follow). */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,23 +18,24 @@
 #include "block/dirty_bitmap_internal.h"
 #include "block/node.h"
 
-/* One that goes. */
+/* A bitmap that is moved. */
 struct going {
     struct dirty_bitmap *bitmap;
     struct node *from;
-    struct dirty_bitmap *twin; /* what the old image keeps; NULL: nothing */
-    bool fits;                 /* it has the new node's size already */
-    struct hbits room;         /* or else: for its bits */
+    struct dirty_bitmap *twin; /* stays in the old image in its place; NULL: nothing does */
+    bool fits;                 /* its size is that of the new node */
+    struct hbits room;         /* otherwise: new bits for it */
 };
 
-/* All memory is there before the first goes, so that none does when one can't. */
+/* A move.  All memory is allocated before the first bitmap is moved, so that either all are
+ * moved or none. */
 struct move {
     struct node *top, *to;
     const struct node
-        *end; /* the layer that stays below those whose bitmaps go; NULL: none */
+        *end; /* the first layer whose bitmaps stay where they are; NULL: none */
     unsigned n, n_new;
-    struct going *item; /* the lowest layer's first: each becomes part of one above */
-    struct observer **observer; /* n_new: of those that don't record `to` yet */
+    struct going *item; /* from the lowest layer up: each may be merged into one above */
+    struct observer **observer; /* n_new observers of bitmaps that don't record `to` yet */
 };
 
 static void free_move(struct move *move)
@@ -48,7 +48,7 @@ static void free_move(struct move *move)
     free(move->observer);
 }
 
-/* ---- which go ---- */
+/* ---- choosing the bitmaps ---- */
 
 static bool has_usable(struct node *node, const char *name)
 {
@@ -57,7 +57,7 @@ static bool has_usable(struct node *node, const char *name)
     return bitmap && !dirty_bitmap_inconsistent(bitmap);
 }
 
-/* Is nothing missing of what was changed since it stopped to record? */
+/* Is no change missing since it stopped recording? */
 static bool is_whole(const struct move *move, const struct going *item)
 {
     if (observer_is_there(&move->to->observers, &item->bitmap->observer))
@@ -68,7 +68,7 @@ static bool is_whole(const struct move *move, const struct going *item)
     return true;
 }
 
-/* A node that isn't active has what is kept from its image. */
+/* Is it moved?  A node that isn't active already has its persistent bitmaps, from its image. */
 static bool goes_along(const struct move *move, const struct going *item)
 {
     return !dirty_bitmap_inconsistent(item->bitmap) && is_whole(move, item) &&
@@ -119,7 +119,7 @@ static void gather_layers(struct move *move)
     }
 }
 
-/* Of all that were gathered. */
+/* Removes from the list those that aren't moved. */
 static void leave_others_out(struct move *move)
 {
     unsigned n = 0;
@@ -143,14 +143,14 @@ static int gather(struct move *move)
     return 0;
 }
 
-/* ---- what can fail ---- */
+/* ---- preparing: can fail ---- */
 
 static int refuse_busy(const struct node *node, const char *name, struct diag *diag)
 {
     return diag_set(diag, EBUSY, "%s: its bitmap '%.200s' is in use", node->filename, name);
 }
 
-/* Is there another of its name, of a layer below it or at the new place, that it takes up? */
+/* Does it get merged with another bitmap of its name, of a lower layer or of the new node? */
 static bool takes_up_another(const struct move *move, unsigned i)
 {
     const char *name = move->item[i].bitmap->name;
@@ -161,9 +161,10 @@ static bool takes_up_another(const struct move *move, unsigned i)
     return node_bitmap_find(move->to, name);
 }
 
-/* Whoever uses one that becomes part of another would be left without it, and may be looking at
- * the bits of one whose size changes.  And who uses one that takes up another has begun without
- * what that says: a backup would clear it at its end, uncopied. */
+/* A bitmap in use can't be merged into another, as its user would lose it; nor be resized, as
+ * its user may be reading the bits.  Nor can another be merged into it: its user, a backup, has
+ * started without those bits, and would clear them at its end without having copied what they
+ * stand for. */
 static int check_use(const struct move *move, unsigned i, struct diag *diag)
 {
     const struct going *item = &move->item[i];
@@ -235,9 +236,10 @@ static int prepare(struct move *move, struct diag *diag)
     return begin_recording(move, diag);
 }
 
-/* ---- what can't ---- */
+/* ---- moving: can't fail ---- */
 
-/* What the disk has behind its old end was there before: nobody has recorded it. */
+/* Follows the size.  What the new node has beyond the old end was never recorded, so it is
+ * dirty. */
 static void fit_size(struct going *item, uint64_t size)
 {
     struct dirty_bitmap *bitmap = item->bitmap;
@@ -250,7 +252,8 @@ static void fit_size(struct going *item, uint64_t size)
         dirty_bitmap_set(bitmap, old, size - old);
 }
 
-/* What is stored of it may have been stored anew since the twin was made. */
+/* Puts the twin into the old node.  The driver may have stored the bitmap again since the twin
+ * was made. */
 static void leave_twin(struct going *item)
 {
     struct dirty_bitmaps *bitmaps = &item->from->bitmaps;
@@ -266,13 +269,13 @@ static void leave_twin(struct going *item)
     item->twin = NULL;
 }
 
-/* What `to` knows under its name becomes part of it. */
+/* Merges a bitmap of the same name that `to` has, and removes that one. */
 static void unite(struct node *to, struct dirty_bitmap *bitmap)
 {
     struct dirty_bitmap *other = node_bitmap_find(to, bitmap->name);
     struct diag ignored;
 
-    /* Nobody acquires bitmaps of a node that isn't served yet. */
+    /* Can't be in use: the node isn't served yet. */
     if (!other || dirty_bitmap_acquire_to_remove(other, &ignored))
         return;
     if (!dirty_bitmap_inconsistent(other)) {
@@ -283,7 +286,7 @@ static void unite(struct node *to, struct dirty_bitmap *bitmap)
     node_bitmap_drop(to, other);
 }
 
-/* Where it can't be kept it is lost with the process, not before. */
+/* If it can't be stored in the new image, it stays in memory until the process ends. */
 static void settle_keeping(struct node *to, struct dirty_bitmap *bitmap)
 {
     struct diag diag = {0};
@@ -328,7 +331,7 @@ int node_bitmaps_move(struct node *top, const struct node *end, struct node *to,
     return err;
 }
 
-/* ---- following ---- */
+/* ---- recording a second node ---- */
 
 struct followers {
     struct observer **observer;

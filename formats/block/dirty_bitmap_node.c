@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The bitmaps of a node: the names it knows them by, and keeping them in its image. */
+/* The bitmaps of a node: finding them by name, and storing them in its image. */
 #include <assert.h>
 #include <errno.h>
 #include <stdatomic.h>
@@ -89,7 +89,7 @@ static int check_new(const struct node *node, const struct dirty_bitmap *bitmap,
     return 0;
 }
 
-/* A name is taken before its bitmap follows any write, so that it's taken once. */
+/* Adds the bitmap to the list before it records writes, so that no other can take its name. */
 static int take_name(struct node *node, struct dirty_bitmap *bitmap, struct diag *diag)
 {
     LOCK_GUARD(&node->bitmaps.lock);
@@ -268,8 +268,9 @@ int node_bitmaps_check_resize(struct node *node, struct diag *diag)
     return check_idle(node, diag);
 }
 
-/* What is added may have been there before, with other bytes, and lost by a shrinking that the
- * bitmap has forgotten: for whoever copies what is dirty it has changed. */
+/* Changes a bitmap's size with the disk's.  The added part is marked dirty: the disk may have
+ * had other data there before it was made smaller, which the bitmap no longer knows.  For a
+ * reader of the bitmap (an incremental backup) that range has changed. */
 static int follow_size(struct dirty_bitmap *bitmap, uint64_t size)
 {
     uint64_t old = dirty_bitmap_size(bitmap);
@@ -296,7 +297,7 @@ int node_bitmaps_resize(struct node *node, uint64_t size, struct diag *diag)
     return 0;
 }
 
-/* ---- those that are kept in the image ---- */
+/* ---- bitmaps stored in the image ---- */
 
 void node_bitmaps_load(struct node *node)
 {

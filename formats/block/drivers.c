@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The table of formats, once the registry has set it; finding one by name or magic. */
+/* The table of formats, set by the registry; finding one by name or magic. */
 #include <assert.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,7 +12,7 @@ static const struct driver *const *drivers = none;
 
 static void assert_has_its_operations(const struct driver *driver)
 {
-    (void)driver; /* in builds that assert nothing */
+    (void)driver; /* unused in builds without assertions */
     assert((driver->open != NULL) == (driver->settle != NULL));
     assert(driver_can(driver, DRIVER_CLUSTERS) == (driver->reserve != NULL));
     assert(driver_can(driver, DRIVER_CLUSTERS) == (driver->link != NULL));
@@ -86,7 +86,7 @@ uint64_t driver_place_name(uint64_t used, uint64_t old, uint64_t old_len, uint64
 
     if (behind + len <= limit)
         return behind;
-    /* Over the old one only where one write changes all of it. */
+    /* The old name may be overwritten only if one write replaces the whole header. */
     bool before = used + len <= old, over = used + len <= limit && limit <= 512;
     return before || over ? used : 0;
 }

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Other programs' formats, known by their magic. */
+/* Formats of other programs, recognised by their magic. */
 #include <string.h>
 
 #include "base/checked.h"
 #include "block/foreign_format.h"
 
-/* The magic is a string literal, whose NUL doesn't count. */
+/* bytes: a string literal; its terminating NUL isn't part of the magic. */
 #define MAGIC(offset, bytes, name)             \
     {                                          \
         offset, sizeof(bytes) - 1, bytes, name \

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What lies below an image that is to lie on a disk while the disk's backup is written to it:
- * the point of that backup.  So a cluster of which the backup has only a part gets the rest
- * as it was at the point, and zeroes aren't left out for want of anything below that they would
- * hide. */
+/* A backing node for an image that lies on a disk while a backup of that disk is written to it:
+ * it reads as the point of the backup.  So a cluster of which the backup has only a part gets
+ * the rest as it was at the point; and zeroes are written to the image, as they hide what lies
+ * below. */
 #include <errno.h>
 
 #include "block/frozen_internal.h"
 
-/* All of it may be anything: whether it is zero is known when the point is there, and then it
- * may change. */
+/* Describes everything as unknown data: the point may not be set yet, and later its status may
+ * change between this call and the read. */
 static int backing_map(struct node *node, uint64_t off, uint64_t len, struct extent *out)
 {
     (void)node;
@@ -24,7 +24,7 @@ static int backing_read(struct node *node, void *buf, uint64_t off, uint64_t len
     return point ? block_read(point->node, buf, off, len) : -EIO;
 }
 
-/* In no table of drivers: nothing is opened as this. */
+/* Not in the table of drivers: no file is opened with this one. */
 static const struct driver backing_driver = {
     .name = "frozen",
     .open = frozen_open_nothing,

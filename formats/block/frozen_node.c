@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A frozen point as a node: what is read comes from the disk or from the store, piece by
- * piece.  There is no file behind it. */
+/* A frozen point as a node: reads come from the disk or from the store, piece by piece.  The
+ * node has no file. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,10 +9,10 @@
 #include "base/fence.h"
 #include "block/frozen_internal.h"
 
-/* One look at the disk or the store is about at most so much. */
+/* The largest range, in bytes, for one read or status call on the disk or the store. */
 #define LONGEST_RUN (16u << 20)
 
-/* ---- the store of a node that needs none ---- */
+/* ---- an empty storage, for a node without a file ---- */
 
 static int empty_pread(struct storage *st, void *buf, uint64_t off, uint64_t len)
 {
@@ -86,7 +86,8 @@ static struct storage *empty_storage_new(const char *name)
 
 /* ---- reading ---- */
 
-/* How much of the range, from its start on, is as `saved` says: in whole granules, or 0. */
+/* The length of the run at the start of the range whose granules all are (or are not) saved; in
+ * whole granules, 0 if the first isn't. */
 static uint64_t run_of(const struct frozen_point *point, uint64_t off, uint64_t len,
                        bool saved)
 {
@@ -97,7 +98,8 @@ static uint64_t run_of(const struct frozen_point *point, uint64_t off, uint64_t 
     return MIN(MAX(g * FROZEN_GRANULE, off), end) - off;
 }
 
-/* What was taken from the disk just now is as it was at the point: so much of it. */
+/* After a read from the disk: how many of the bytes read, from the start on, are certainly
+ * those of the point. */
 static uint64_t still_unchanged(const struct frozen_point *point, uint64_t off,
                                 uint64_t len)
 {
@@ -105,7 +107,7 @@ static uint64_t still_unchanged(const struct frozen_point *point, uint64_t off,
     return run_of(point, off, len, false);
 }
 
-/* What the point was given up for may be anything in what was read until now. */
+/* Once the point was given up, data that was read until now may be wrong. */
 static int check_point(const struct frozen_point *point)
 {
     return atomic_load(&point->error) ? -EIO : 0;
@@ -129,14 +131,15 @@ static int frozen_read(struct node *node, void *buf, uint64_t off, uint64_t len)
     return err ? err : check_point(point);
 }
 
-/* The status of the first run.  Of what is still the disk's, whether its top layer has it. */
+/* The status of the first run.  *st->present: of a range that wasn't saved, does the disk's top
+ * layer have it? */
 static int look_at_run(const struct frozen_point *point, uint64_t off, uint64_t len,
                        struct block_status *st)
 {
     for (;;) {
         bool saved = frozen_is_saved(point, off / FROZEN_GRANULE);
         uint64_t n = run_of(point, off, len, saved);
-        if (n == 0) /* saved just now */
+        if (n == 0) /* saved meanwhile */
             continue;
         int err = block_status(saved ? point->setup.store : point->source, off, n, st);
         if (err)
@@ -187,7 +190,7 @@ int frozen_close_nothing(struct node *node)
     return 0;
 }
 
-/* In no table of drivers: nothing is opened as this. */
+/* Not in the table of drivers: no file is opened with this one. */
 static const struct driver frozen_driver = {
     .name = "frozen",
     .open = frozen_open_nothing,

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Saving what a disk was before it is changed. */
+/* Frozen points: saves granules before they are changed. */
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -26,7 +26,7 @@ static int save_bytes(struct frozen_point *point, void *buf, uint64_t off, uint6
     return err ? err : block_write(point->setup.store, buf, off, len, BLOCK_INSIDE);
 }
 
-/* Nobody changes the range meanwhile. */
+/* Saves a range.  Its granule is locked by the caller. */
 static int save_range(struct frozen_point *point, uint64_t off, uint64_t end)
 {
     CLEANUP_FREE void *buf = NULL;
@@ -34,7 +34,7 @@ static int save_range(struct frozen_point *point, uint64_t off, uint64_t end)
     while (off < end) {
         struct block_status st;
         int err = 0;
-        /* What can't be asked is saved as data. */
+        /* When the status is unknown, save it as data. */
         if (block_status(point->source, off, end - off, &st))
             st = (struct block_status){.length = end - off};
         if (!st.zero && !buf && posix_memalign(&buf, 4096, FROZEN_GRANULE) != 0)
@@ -65,7 +65,7 @@ int frozen_save(struct frozen_point *point, uint64_t granule)
     return 0;
 }
 
-/* The granule can't be saved: 0: the change may be made all the same. */
+/* Handles a granule that couldn't be saved.  Returns 0 if the change may be made nevertheless. */
 static int deal_with_failure(struct frozen_point *point, int err)
 {
     int none = 0;
@@ -98,7 +98,7 @@ static int guard_change(struct observer *observer, const struct change *change)
     return err;
 }
 
-/* All that matters has happened before. */
+/* Nothing to do after a change: the guard has done everything before it. */
 static void note_nothing(struct observer *observer, uint64_t off, uint64_t len)
 {
     (void)observer;
@@ -131,7 +131,7 @@ int frozen_error(const struct frozen_point *point)
     return atomic_load(&point->error);
 }
 
-/* ---- life ---- */
+/* ---- creating and beginning ---- */
 
 static void free_point(struct frozen_point *point)
 {
@@ -204,7 +204,7 @@ int frozen_begin(struct frozen_point *point, struct diag *diag)
     return err ? diag_errno(diag, -err, "%s", point->setup.source->filename) : 0;
 }
 
-/* ---- the disk moves ---- */
+/* ---- moving to another node ---- */
 
 int frozen_prepare_to_move(struct frozen_point *point, struct node *to)
 {
@@ -231,7 +231,7 @@ void frozen_stay(struct frozen_point *point, struct node *to)
         observer_remove_unseen(&to->observers, &observer, 1);
 }
 
-/* ---- who finds it ---- */
+/* ---- showing and finding ---- */
 
 int frozen_show(struct frozen_point *point, const char *name)
 {
@@ -247,7 +247,7 @@ int frozen_show(struct frozen_point *point, const char *name)
     return 0;
 }
 
-/* False: it has been moved meanwhile. */
+/* False: the point was moved to another list meanwhile. */
 static bool hide_at(struct frozen_point *point, struct frozen_points *points)
 {
     LOCK_GUARD(&points->lock);
@@ -266,7 +266,8 @@ static void hide_point(struct frozen_point *point)
         continue;
 }
 
-/* The first of the list, held, on its way to another; NULL: none. */
+/* Removes the first point of the list, which is moved to another one, and returns a reference;
+ * NULL: the list is empty. */
 static struct frozen_point *take_first(struct frozen_points *from, struct frozen_points *to)
 {
     LOCK_GUARD(&from->lock);
@@ -278,7 +279,7 @@ static struct frozen_point *take_first(struct frozen_points *from, struct frozen
     return frozen_hold(point);
 }
 
-/* Unless it was hidden on its way. */
+/* Adds the point to its new list, unless it was hidden meanwhile. */
 static void show_at(struct frozen_point *point, struct frozen_points *to)
 {
     LOCK_GUARD(&to->lock);
@@ -357,7 +358,7 @@ static struct dirty_bitmap *copy_bitmap(struct node *store, const char *name,
     return copy;
 }
 
-/* Who ends the point, and then closes the store, waits for those inside. */
+/* Inside the point's gate, for which frozen_end waits before the caller closes the store. */
 struct dirty_bitmap *frozen_copy_bitmap(struct frozen_point *point, const char *name,
                                         struct diag *diag)
 {
@@ -383,7 +384,7 @@ void frozen_end(struct frozen_point *point)
     if (point->attached)
         observer_remove(&point->source->observers, &point->observer);
     point->attached = false;
-    /* Those who save for requests that have given up waiting, too. */
+    /* Also waits for threads that save granules whose requests have given up waiting. */
     frozen_savers_free(point->savers);
     point->savers = NULL;
     gate_wait(&point->ctx.gate);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Threads that save granules for requests which don't want to wait for ever.
+/* Threads that save granules for requests with a timeout.
  *
- * A request hands a granule over and waits; when that takes too long it goes away, and the
- * granule is saved all the same.  The task is freed by whoever is through with it last. */
+ * A request hands over a granule and waits.  When that takes too long it stops waiting, and the
+ * granule is saved nevertheless.  The task is freed by the last of the two that uses it. */
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -19,7 +19,8 @@ struct task {
     struct list link;
     uint64_t granule;
     int err;
-    bool done, abandoned; /* saved, or not; its request has gone away */
+    /* Its saving has ended, well or not; its request has stopped waiting. */
+    bool done, abandoned;
 };
 
 struct frozen_savers {
@@ -29,14 +30,14 @@ struct frozen_savers {
 
     struct lock lock;
     /* under lock */
-    pthread_cond_t more, done; /* a task came; one was done */
-    struct list tasks;         /* that nobody has begun */
+    pthread_cond_t more, done; /* a task was added; one has ended */
+    struct list tasks;         /* not begun yet */
     bool stop;
 };
 
 /* ---- the threads ---- */
 
-/* NULL: it is to end. */
+/* Waits for a task.  NULL: the thread has to end. */
 static struct task *next_task(struct frozen_savers *savers)
 {
     LOCK_GUARD(&savers->lock);
@@ -81,7 +82,7 @@ static void hand_over(struct frozen_savers *savers, struct task *task)
     pthread_cond_signal(&savers->more);
 }
 
-/* Frees the task, or leaves that to who saves. */
+/* Returns the result or -ETIMEDOUT.  Frees the task, or leaves that to the saving thread. */
 static int wait_for_task(struct frozen_savers *savers, struct task *task)
 {
     uint64_t until = clock_ns() + savers->point->setup.timeout_ms * 1000000ull;
@@ -109,7 +110,7 @@ int frozen_savers_save(struct frozen_savers *savers, uint64_t granule)
     return wait_for_task(savers, task);
 }
 
-/* ---- life ---- */
+/* ---- creating and freeing ---- */
 
 struct frozen_savers *frozen_savers_new(struct frozen_point *point)
 {

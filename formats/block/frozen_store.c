@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A temporary place for what a frozen point saves. */
+/* A temporary store for a frozen point. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,8 +9,8 @@
 #include "block/node.h"
 #include "storage/protocol.h"
 
-/* The disk's own filesystem: as fast as the disk is, and there when it is.  A device's folder
- * isn't one for files. */
+/* The folder of the disk's file: its filesystem is as fast as the disk.  A block device's
+ * folder (/dev) isn't suitable. */
 static char *folder_of(const struct node *source)
 {
     const char *other = getenv("TMPDIR"), *slash = strrchr(source->filename, '/');
@@ -25,7 +25,7 @@ static char *folder_of(const struct node *source)
 
 int frozen_store_open(struct node *source, struct node **out, struct diag *diag)
 {
-    /* Nobody reads it when this process is gone: it is never synced. */
+    /* The file is nameless and gone when this process ends, so it is never synced. */
     const struct node_options options = {
         .cache = cache_mode_find("volatile"), .lock_off = true, .keep_marks = true};
     CLEANUP_FREE char *folder = folder_of(source);

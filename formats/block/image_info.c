@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Describing a node: what any image has, then the driver's part. */
+/* Describes a node: the common part, then the driver's. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Backing names in JSON, taken apart. */
+/* Parses backing names in JSON: flattens them to dotted keys, then removes the keys that it
+ * understands.  Remaining keys are errors. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,14 +17,14 @@
 #include "storage/rbd_name.h"
 
 #define PREFIX    "json:"
-#define BACKING   "backing" /* and what is said of it: "backing.driver", ... */
+#define BACKING   "backing" /* and "backing.driver", ... for its members */
 #define BELOW     BACKING "."
 #define MAX_DEPTH 8
 #define KEY_BYTES 128
-#define SHOWN     160 /* bytes of the name that a message repeats */
+#define SHOWN     160 /* longest part of the name in messages, bytes */
 
-/* All members, nested ones with dots between the keys; every value is a string, or null where
- * nothing lies below.  What was understood is taken out. */
+/* The members that aren't used yet, with dotted keys for nested ones.  Each value is a string,
+ * or null where nothing lies below. */
 struct members {
     json_t *flat;
     const char *image, *name;
@@ -63,7 +64,8 @@ static json_t *value_as_text(const json_t *value)
     return json_string(number);
 }
 
-/* "backing", "backing.backing", ... with null or, as only options can say it, nothing. */
+/* Does a member say that there is no backing file?  The key is "backing", "backing.backing",
+ * ...; the value is null or, as in options that can't express null, an empty string. */
 static bool says_nothing_below(const char *path, const json_t *value)
 {
     while (strncmp(path, BELOW, strlen(BELOW)) == 0)
@@ -102,7 +104,7 @@ static int flatten_member(struct members *m, const char *prefix, const char *key
                : add_member(m, path, value);
 }
 
-/* Of a list the elements have their places as keys. */
+/* Elements of a list have their index as key. */
 static int flatten_list(struct members *m, json_t *list, const char *path, unsigned depth)
 {
     json_t *value;
@@ -136,7 +138,7 @@ static int flatten_nested(struct members *m, json_t *value, const char *path,
     return 0;
 }
 
-/* ---- taking out what is understood ---- */
+/* ---- removing the keys that are understood ---- */
 
 static const char *peek_text(const struct members *m, const char *prefix, const char *key)
 {
@@ -146,7 +148,7 @@ static const char *peek_text(const struct members *m, const char *prefix, const 
     return json_string_value(json_object_get(m->flat, path));
 }
 
-/* A copy, the caller's to free; *out stays NULL when there is none. */
+/* *out: a copy, which the caller frees; NULL if there is no such key. */
 static int take_text(struct members *m, const char *prefix, const char *key, char **out)
 {
     const char *value = peek_text(m, prefix, key);
@@ -162,13 +164,14 @@ static int take_text(struct members *m, const char *prefix, const char *key, cha
     return 0;
 }
 
-/* What is decided elsewhere for a layer that is only read, or is only a name for others. */
+/* Removes keys that have no effect here: for a layer that is only read they are decided
+ * elsewhere, or they are names for other programs. */
 static void drop_harmless(struct members *m, const char *prefix)
 {
     static const char *const keys[] = {
         "node-name", "read-only", "auto-read-only", "force-share", "discard",
         "detect-zeroes", "cache.direct", "cache.no-flush", "aio", "locking",
-        /* Of qcow2: how much memory is for what, and what is watched over. */
+        /* For qcow2: sizes of caches, and which overlap checks are made. */
         "cache-size", "l2-cache-size", "l2-cache-entry-size", "refcount-cache-size",
         "cache-clean-interval", "overlap-check", "overlap-check.template"};
     char path[KEY_BYTES];
@@ -204,7 +207,7 @@ static int parse_file(struct members *m, const char *prefix, bool is_file,
     return refuse_member(m, EINVAL, "filename", "is missing");
 }
 
-/* The address, which QEMU knew under two sets of names. */
+/* The server's address.  QEMU has two sets of keys for it, an older one without "server.". */
 static int parse_server(struct members *m, const char *prefix, struct nbd_uri *uri,
                         char **port)
 {
@@ -229,7 +232,7 @@ static int parse_server(struct members *m, const char *prefix, struct nbd_uri *u
     return err || uri->host ? err : refuse_member(m, EINVAL, "server.host", "is missing");
 }
 
-/* Of what isn't chosen there is no copy. */
+/* Copies an optional text; *out stays NULL for NULL. */
 static int copy_choice(struct members *m, const char *text, char **out)
 {
     if (!text)
@@ -238,7 +241,7 @@ static int copy_choice(struct members *m, const char *text, char **out)
     return *out ? 0 : refuse_member(m, ENOMEM, "tls-creds", "out of memory");
 }
 
-/* The keys that have the name. */
+/* Uses the TLS credentials with this id. */
 static int use_keys(struct members *m, const char *name, struct nbd_tls_choice *out)
 {
     const struct nbd_tls_choice *keys = nbd_tls_find_named(name);
@@ -265,7 +268,7 @@ static int parse_tls(struct members *m, const char *prefix, struct nbd_uri *uri)
     return err ? err : take_text(m, prefix, "tls-hostname", &uri->keys.hostname);
 }
 
-/* What is for users alone. */
+/* Keys that only users may give, not images. */
 static int parse_wishes(struct members *m, const char *prefix, struct nbd_uri *uri)
 {
     static const char *const keys[] = {"tls-creds", "x-dirty-bitmap"};
@@ -316,7 +319,7 @@ static int parse_null(struct members *m, const char *prefix, struct json_name *o
     return refuse_member(m, ENOMEM, "size", "out of memory");
 }
 
-/* Of lists, as QEMU gives them to Ceph. */
+/* Turns the error of an rbd_name function into a message about the key. */
 static int note_option(const struct members *m, const char *key, int err)
 {
     return err == 0 ? 0
@@ -426,7 +429,7 @@ static int parse_protocol(struct members *m, const char *prefix, struct json_nam
         return parse_null(m, prefix, out);
     bool is_file =
         protocol && (strcmp(protocol, "file") == 0 ||
-                     strcmp(protocol, "host_device") == 0); /* one of the host's */
+                     strcmp(protocol, "host_device") == 0); /* a block device of the host */
     if (is_file || (!protocol && peek_text(m, prefix, "filename")))
         return parse_file(m, prefix, protocol, out);
     if (protocol)
@@ -447,9 +450,9 @@ static bool has_file(const struct members *m)
     return false;
 }
 
-/* ---- what lies below ---- */
+/* ---- the layer below ---- */
 
-/* Takes out what is said of it, under the keys that it has there. */
+/* Moves the members with this prefix to `to`, without the prefix. */
 static int move_members(struct members *m, const char *prefix, json_t *to)
 {
     const char *key;
@@ -466,7 +469,7 @@ static int move_members(struct members *m, const char *prefix, json_t *to)
     return 0;
 }
 
-/* What the members that begin so say, as a name of its own; *out stays NULL without any. */
+/* *out: the members with this prefix as a JSON name of their own; NULL: there are none. */
 static int take_name(struct members *m, const char *prefix, char **out)
 {
     json_auto_t *members = json_object();
@@ -495,15 +498,16 @@ static int take_below(struct members *m, struct json_name *out)
                : err;
 }
 
-/* Else it is refused with what is left. */
+/* Elsewhere its keys remain, and are rejected. */
 static int take_data_file(struct members *m, struct json_name *out)
 {
     return m->where == JSON_NAME_GIVEN ? take_name(m, "data-file.", &out->data_file) : 0;
 }
 
-/* ---- the whole ---- */
+/* ---- the whole name ---- */
 
-/* As the image above it says: there may still be a format, and what lies further below. */
+/* Does the name leave the place of the file to the image above?  It may still say the format,
+ * and what lies further below. */
 static bool says_no_place(const struct members *m, const char *driver)
 {
     return !has_file(m) && (driver ? !!driver_find(driver) : !peek_text(m, "", "filename"));
@@ -529,8 +533,8 @@ static int interpret_members(struct members *m, struct json_name *out)
     return err ? err : refuse_rest(m);
 }
 
-/* In QEMU's JSON strings may stand between single quotes, too: as jansson wants them; the
- * caller's to free, NULL: no memory. */
+/* QEMU's JSON also allows strings in single quotes; returns a copy with double quotes, as
+ * jansson requires.  The caller frees it; NULL: memory is short. */
 static char *with_double_quotes(const char *json)
 {
     char *out = malloc(2 * strlen(json) + 1), *to = out, quote = 0;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Backing names that are a description in JSON, as QEMU writes them for chains that were
- * put together on its command line:
+/* Backing names that are a description in JSON, as QEMU writes them for chains that were put
+ * together on its command line:
  *
  *     json:{"driver": "qcow2", "file": {"driver": "file", "filename": "/images/base"}}
  *     json:{"file.driver": "nbd", "file.server.type": "unix", "file.server.path": "/run/s"}
@@ -9,10 +9,9 @@
  *     json:{"driver": "qcow2", "file": {...}, "backing": {"backing": null}}
  *     json:{"driver": "rbd", "pool": "p", "image": "i", "server": [{"host": "h", "port": "1"}]}
  *
- * Understood are the formats there are over "file", "nbd" and "rbd", nested or with dots between,
- * and what lies below them; every other driver and key is refused by its name, for it would
- * mean something.
- * Layer: block. */
+ * Supported are qimg's formats over the protocols "file", "nbd" and "rbd", with nested objects
+ * or dotted keys, and descriptions of the layers below.  Every other driver or key is rejected
+ * by name, because ignoring it could change the meaning.  Layer: block. */
 #ifndef BLOCK_JSON_NAME_H
 #define BLOCK_JSON_NAME_H
 
@@ -24,21 +23,21 @@
 #include "storage/protocol.h"
 
 struct json_name {
-    /* NULL: the name doesn't say, and so target is NULL, too. */
+    /* NULL: the name doesn't say; then target is NULL, too. */
     const struct storage_protocol *protocol;
-    /* Owned: a file's name, of any bytes, or an NBD URI or an RBD name that wasn't judged. */
+    /* Owned: a file name (any bytes), or an NBD URI or RBD name that wasn't validated. */
     char *target;
-    const char *format; /* static; NULL: the name doesn't say */
-    bool
-        plain; /* the driver that it names is a protocol's: for QEMU, no format is over it */
+    const char *format; /* static; NULL: not given */
+    bool plain; /* its driver is a protocol's: for QEMU the file then has no format */
 
-    /* What it says of the layer below: all of it, by a text to be parsed with JSON_NAME_BELOW; or
-     * that there is none. */
-    char *below; /* owned; NULL: it doesn't say */
+    /* What it says of the layer below: a text to be parsed with JSON_NAME_BELOW, or that there
+     * is none. */
+    char *below; /* owned; NULL: not given */
     bool none_below;
 
-    /* The external data file, by a name like this one: the user's of the image on top alone. */
-    char *data_file; /* owned; NULL: it doesn't say */
+    /* The external data file, as a name of this kind; only allowed in the user's name for the
+     * top image. */
+    char *data_file; /* owned; NULL: not given */
 };
 
 static inline void json_name_free(struct json_name *name)
@@ -50,16 +49,17 @@ static inline void json_name_free(struct json_name *name)
 }
 #define CLEANUP_JSON_NAME CLEANUP(json_name_free)
 
-/* Does the name begin as one of these? */
+/* Does the name begin with "json:"? */
 bool json_name_is_one(const char *name);
 
-/* Where the name was found. */
-#define JSON_NAME_GIVEN 0x1u /* it is the user's, who may say which keys are used, too */
-#define JSON_NAME_BELOW 0x2u /* said of a layer below: where that lies may be left out */
+/* Where the name comes from. */
+#define JSON_NAME_GIVEN 0x1u /* from the user, who may also say which keys are used */
+#define JSON_NAME_BELOW 0x2u /* describes a layer below: its place may be left out */
 
-/* -EINVAL, -ENOTSUP or -EACCES with the sentence "IMAGE: backing name 'json:...': KEY: reason"; of
- * a given one "IMAGE: name 'json:...': KEY: reason", without an IMAGE that is empty.  *out is then
- * empty. */
+/* Parses a name that json_name_is_one accepts.  Returns 0; or -EINVAL, -ENOTSUP, -EACCES,
+ * -ENOENT or -ENOMEM with *out empty and the sentence "IMAGE: backing name 'json:...': KEY:
+ * reason".  With JSON_NAME_GIVEN it is "IMAGE: name 'json:...': KEY: reason", without "IMAGE: "
+ * if image is empty. */
 int json_name_parse(const char *image, const char *name, unsigned where,
                     struct json_name *out, struct diag *diag) MUST_USE;
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A LUKS header described. */
+/* Describes a LUKS header. */
 #include <errno.h>
 #include <string.h>
 
@@ -16,8 +16,8 @@ static uint64_t load_sectors(const uint8_t *field)
     return (uint64_t)load_be32(field) * CIPHER_SECTOR;
 }
 
-/* A field's text has up to n bytes, and ends with a NUL where it is shorter; out has room
- * for a NUL more. */
+/* Copies the text of a field of n bytes; it is NUL-terminated if it is shorter.  out has n + 1
+ * bytes. */
 static void copy_text(char *out, const char *text, size_t n)
 {
     n = strnlen(text, n);
@@ -30,7 +30,8 @@ static void copy_field(char *out, const uint8_t *field, size_t n)
     copy_text(out, (const char *)field, n);
 }
 
-/* Copies the text up to the first `end`, which it is moved behind, or up to its own end. */
+/* Copies the text up to the first `end`, and moves *text after it; without `end`, up to the end
+ * of the text. */
 static void take_word(char *out, const char **text, char end)
 {
     const char *stop = strchrnul(*text, end);
@@ -39,8 +40,8 @@ static void take_word(char *out, const char **text, char end)
     *text = *stop ? stop + 1 : stop;
 }
 
-/* A mode is "xts-plain64" or "cbc-essiv:sha256": how blocks are chained, where their
- * initial vectors come from, and by which hash. */
+/* A mode is "xts-plain64" or "cbc-essiv:sha256": the chaining mode, the generator of initial
+ * vectors, and its hash. */
 static void parse_mode(const uint8_t *header, struct luks_info *out)
 {
     char mode[LUKS_WORD_BYTES + 1];
@@ -52,7 +53,7 @@ static void parse_mode(const uint8_t *header, struct luks_info *out)
     copy_text(out->ivgen_hash, rest, LUKS_WORD_BYTES);
 }
 
-/* The bits of the cipher's key, of which xts has two. */
+/* The size of the cipher's key in bits; xts has two keys of half the size. */
 static uint32_t key_bits(const uint8_t *header)
 {
     uint32_t bits = load_be32(header + LUKS_AT_KEY_BYTES) * 8;

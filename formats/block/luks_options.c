@@ -11,11 +11,11 @@
 #include "crypto/cipher.h"
 #include "crypto/hash.h"
 
-/* Longer would make everyone wait who opens the image, and LUKS headers with more rounds than
- * that takes are refused (luks_header.h). */
+/* Opening the image takes as long as this; and LUKS headers with more iterations than that are
+ * rejected (luks_header.h). */
 #define MAX_ITER_TIME_MS 30000
 
-/* What an option takes from its value: NULL, or what it would take. */
+/* Parses an option's value.  Returns NULL, or a text that says which values are allowed. */
 typedef const char *take_value(struct luks_params *params, const char *value);
 
 static const char *take_cipher_alg(struct luks_params *params, const char *value)

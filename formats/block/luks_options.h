@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The options of a new LUKS container, which formats show under a prefix of theirs:
- * "cipher-alg" as "encrypt.cipher-alg", say.  Layer: block. */
+/* The options of a new LUKS container.  Each format has its own prefix for them, for example
+ * "encrypt.cipher-alg".  Layer: block. */
 #ifndef BLOCK_LUKS_OPTIONS_H
 #define BLOCK_LUKS_OPTIONS_H
 
@@ -9,7 +9,7 @@
 #include "block/create.h"
 #include "crypto/luks.h"
 
-/* For a format's table. */
+/* Entries for a format's table of options. */
 #define LUKS_CREATE_OPTIONS(prefix)                                                        \
     {prefix "key-secret", CREATE_TEXT, .help = "Id of the secret with the passphrase",     \
      .in_request = true},                                                                  \
@@ -24,12 +24,13 @@
             .help = "Milliseconds that trying a passphrase shall take"                     \
     }
 
-/* Takes one: 0, -EINVAL with a sentence that names file, option and value, or -ENOENT without:
- * it is no option of LUKS. */
+/* Parses one option into params.  Returns 0; -EINVAL with a sentence that names file, option
+ * and value; or -ENOENT without a sentence: it isn't an option of LUKS. */
 int luks_option_take(struct luks_params *params, const char *filename, const char *prefix,
                      const struct create_option *o, struct diag *diag) MUST_USE;
 
-/* Once all are taken: is it a cipher that all can read?  Which key it has doesn't matter. */
+/* To be called after all options were parsed: can this program and QEMU read such a container?
+ * Doesn't depend on the key. */
 int luks_options_judge(const struct luks_params *params, const char *filename,
                        const char *prefix, struct diag *diag) MUST_USE;
 

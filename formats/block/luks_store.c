@@ -35,7 +35,7 @@ struct luks_io luks_io_of(struct luks_place *place)
                             .name = place->name};
 }
 
-/* Ends a container of which the cipher alone is wanted. */
+/* Moves the cipher out of the container and frees the rest. */
 static void keep_cipher(struct luks *luks, struct cipher **cipher)
 {
     *cipher = luks->cipher;

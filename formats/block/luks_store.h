@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* LUKS containers that lie in a store: a whole file, or a part of an image.  What crypto/luks.h
- * does with one goes through `struct luks_io`; here it is made of a store.
- * Threads: any.  Layer: block. */
+/* LUKS containers in a store: a whole file, or a part of an image.  crypto/luks.h does its I/O
+ * through `struct luks_io`, which is made from a store here.  Threads: any.  Layer: block. */
 #ifndef BLOCK_LUKS_STORE_H
 #define BLOCK_LUKS_STORE_H
 
@@ -14,25 +13,25 @@
 
 struct luks_place {
     struct storage *file; /* borrowed */
-    uint64_t offset;      /* where the container begins, bytes */
-    uint64_t limit;       /* its bytes, from there on */
-    const char *name;     /* begins sentences of errors; borrowed */
+    uint64_t offset;      /* of the container, bytes */
+    uint64_t limit;       /* its length, bytes */
+    const char *name;     /* messages begin with it; borrowed */
 };
 
-/* Reads, writes and flushes the container; what it is made of must live as long. */
+/* I/O functions for the container; `place` must live as long as they are used. */
 struct luks_io luks_io_of(struct luks_place *place);
 
-/* What the header says of itself, whether or not it could be opened; no key is looked at.
- * 0, -EINVAL: there is none of version 1, or what reading returned; then out->known is
- * false. */
+/* Reads what the header says, whether or not the container can be opened; needs no key.
+ * Returns 0; -EINVAL: there is no LUKS header of version 1; or the error of the read.  On
+ * errors out->known is false. */
 int luks_info_read(const struct luks_place *place, struct luks_info *out) MUST_USE;
 
-/* Opens the container, and gives the cipher of its payload, which is the caller's.  As
- * luks_open. */
+/* Opens the container, and returns the cipher of its payload, which the caller frees.  Errors
+ * as for luks_open. */
 int luks_take_cipher(struct luks_place *place, const void *passphrase, size_t len,
                      struct cipher **cipher, struct diag *diag) MUST_USE;
 
-/* Makes a container.  As luks_format, and luks_take_cipher. */
+/* Creates a container and returns its cipher.  Errors as for luks_format. */
 int luks_make_container(struct luks_place *place, const struct luks_params *params,
                         const void *passphrase, size_t len, struct cipher **cipher,
                         struct diag *diag) MUST_USE;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Measuring: what a driver says, and how much data there is. */
+/* Measuring: the driver's calculation, and counting data. */
 #include "block/measure.h"
 
 #include <errno.h>
@@ -21,7 +21,7 @@ int measure_image(const struct driver *driver, const struct create_request *req,
 int measure_data(struct node *source, uint64_t unit, uint64_t *bytes)
 {
     struct block_status st;
-    uint64_t counted = 0; /* up to here */
+    uint64_t counted = 0; /* everything before this is counted */
 
     *bytes = 0;
     for (uint64_t off = 0; off < source->size; off += st.length) {

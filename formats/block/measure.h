@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* How much space an image would take.  Layer: block. */
+/* How much space a new image would need.  Layer: block. */
 #ifndef BLOCK_MEASURE_H
 #define BLOCK_MEASURE_H
 
@@ -13,18 +13,18 @@ struct driver;
 struct node;
 
 struct image_measure {
-    uint64_t required;  /* bytes, with the data that is there */
-    uint64_t allocated; /* when all of the disk is written to */
+    uint64_t required;  /* bytes, for the data of the source */
+    uint64_t allocated; /* bytes, if the whole disk gets written */
 };
 
-/* Of the image that is asked for, with the contents of `source`; NULL: of an empty one.
- * -ENOTSUP, with a sentence, where the format can't tell. */
+/* Measures the requested image with the contents of `source`; NULL: an empty image.  -ENOTSUP
+ * with a sentence if the format can't tell. */
 int measure_image(const struct driver *driver, const struct create_request *req,
                   struct node *source, struct image_measure *out,
                   struct diag *diag) MUST_USE;
 
-/* For drivers: bytes of the source's data, each run of it widened to whole units.  0 or
- * -errno. */
+/* For drivers: the number of bytes of the source's data, each run rounded outwards to whole
+ * units.  Returns 0 or -errno. */
 int measure_data(struct node *source, uint64_t unit, uint64_t *bytes) MUST_USE;
 
 #endif

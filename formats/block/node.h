@@ -39,13 +39,13 @@ struct block_shared {
     struct housekeeper *housekeeper;
 };
 
-/* clock NULL: CLOCK_MONOTONIC.  0 or -ENOMEM. */
+/* clock NULL: CLOCK_MONOTONIC.  Returns 0 or -ENOMEM. */
 int block_shared_init(struct block_shared *shared, size_t cache_bytes, clock_fn *clock,
                       void *clock_opaque) MUST_USE;
 /* After the last context that uses it.  A second call does nothing. */
 void block_shared_destroy(struct block_shared *shared);
 
-/* What the nodes of one chain share.  Lives longer than they do. */
+/* What the nodes of one chain share.  Must outlive them. */
 struct block_context {
     struct gate
         gate; /* entered by each request; by changing ones with gate_enter_to_change */
@@ -115,7 +115,8 @@ struct node {
      * this node's own. */
     struct shared_layer *shared;
     struct gate_member readers; /* this chain's membership in the shared layer's gate */
-    /* No other chain may begin to share the layer: it, or what lies below, is being changed. */
+    /* Look-up results aren't shared with other chains (merged_map.h), because this layer or one
+     * below it is being changed. */
     _Atomic bool shared_alone;
 
     uint64_t size;         /* virtual size, bytes */
@@ -202,14 +203,9 @@ int node_activate(struct node *node, struct diag *diag) MUST_USE;
  * requests inside the gate.  0; or -errno: then node_close tries all that again. */
 int node_settle(struct node *node) MUST_USE;
 
-/* For drivers that have changed the file below a settled node: as node_reopen, and nothing that
- * memory has of the image (bitmaps, decoded clusters) is believed any more. */
-int node_open_anew(struct node *node, void (*free_state)(void *state),
-                   struct diag *diag) MUST_USE;
-
-/* For drivers, first of all in `activate`: where others could write to the image since it was
- * opened it is opened anew.  -ESTALE: it is another image now (of another size, or over another
- * file); -EBUSY: somebody looks at it in a way that can't be renewed. */
+/* Before chain_rest: if the node's file gives up its connection while it rests, so that other
+ * processes can use the image, ends the node's writing as node_settle does.  Returns 0 or
+ * -errno. */
 int node_pause(struct node *node) MUST_USE;
 
 /* Ends writing for good, when nobody changes the node any more; reads go on.  Flushes, clears the
@@ -287,17 +283,17 @@ static inline int node_begin_change(struct node *node)
 /* For the engine: 0, or -EINVAL for a range that isn't inside the virtual size. */
 int node_check_range(const struct node *node, uint64_t off, uint64_t len);
 
-/* ---- what jobs and servers ask of a node; they go through no other door ---- */
+/* ---- for jobs and servers, which use nothing below a node ---- */
 
-/* Grows the virtual size, and the bitmaps with it; the caller has the node to itself.
- * -ENOTSUP with a sentence without DRIVER_GROWS. */
+/* Grows the virtual size, and the bitmaps with it.  The caller has the node to itself.  Returns
+ * 0 or -errno with diag; -ENOTSUP without DRIVER_GROWS. */
 int node_grow(struct node *node, uint64_t size, struct diag *diag) MUST_USE;
 
-/* Lowers it; the same of the caller, and of the bitmaps.  -ENOTSUP with a sentence without
- * DRIVER_SHRINKS. */
+/* Lowers the virtual size; otherwise as node_grow.  -ENOTSUP without DRIVER_SHRINKS. */
 int node_shrink(struct node *node, uint64_t size, struct diag *diag) MUST_USE;
 
-/* See driver.h.  -ENOTSUP without a sentence: the format can't, and nothing happened. */
+/* As driver->make_empty.  -ENOTSUP without a sentence: the format can't do it, and nothing
+ * happened. */
 int node_make_empty(struct node *node, struct diag *diag) MUST_USE;
 
 /* Changes the cache mode, while nobody changes the node; `direct` can't be changed.  After a change
@@ -306,7 +302,7 @@ int node_make_empty(struct node *node, struct diag *diag) MUST_USE;
 int node_set_cache(struct node *node, const struct cache_mode *mode,
                    struct diag *diag) MUST_USE;
 
-/* See driver.h: the image names another backing file from here on.  -ENOTSUP with a
+/* As driver->set_backing: the image names another backing file from now on.  -ENOTSUP with a
  * sentence without DRIVER_BACKING. */
 int node_set_backing(struct node *node, const char *name, const char *format,
                      struct diag *diag) MUST_USE;
@@ -319,7 +315,8 @@ int node_lock_for_writing(struct node *node, struct diag *diag) MUST_USE;
  * other chains may share the layer again. */
 void node_unlock_for_writing(struct node *layer);
 
-/* The same for a file that was opened with lock_off, as the node uses it. */
+/* Locks a file that was opened with lock_off: as a writer if the node is active, else as a
+ * reader. */
 int node_lock_now(struct node *node, struct diag *diag) MUST_USE;
 
 /* Bytes that the file takes on its disk.  0 or -errno. */
@@ -343,8 +340,8 @@ static inline const char *node_format(const struct node *node)
  * user's name may contain: not for messages. */
 const char *node_location(const struct node *node);
 
-/* Does a name (a path, an NBD URI or an RBD name as users write it) lead to the node's file?
- * A relative path is taken as the process' folder has it. */
+/* Does a name (a path, an NBD URI or an RBD name as users write it) refer to the node's file?
+ * A relative path is resolved from the current directory. */
 bool node_is_called(const struct node *node, const char *name);
 
 /* Was an impossible table entry found; fatal: while the node was active? */
@@ -360,7 +357,7 @@ bool node_locks_apart(const struct node *node);
 
 struct storage_protocol;
 
-/* How its file was opened, to open it once more by the node's filename. */
+/* The protocol by which its file was opened, for opening it again. */
 const struct storage_protocol *node_protocol(const struct node *node);
 
 /* How many flushes of the file have failed, whoever asked for them.  What was written before one

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Names of nodes, counted. */
+/* Names of nodes, with reference counts. */
 #include "block/node_name.h"
 
 #include <stdio.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The name that a user gave to a node.  It is shared by all who know the node by it, so that
- * one can ask whether anybody else does: as long as an open node bears it, it is in use.
- * Threads: any.  Layer: block. */
+/* The name that a user gave to a node, with a reference count.  Everything that knows the node
+ * by this name holds a reference, so that one can tell whether the name is in use.  Threads:
+ * any.  Layer: block. */
 #ifndef BLOCK_NODE_NAME_H
 #define BLOCK_NODE_NAME_H
 
@@ -17,18 +17,18 @@ struct node_name {
     char text[NODE_NAME_MAX + 1];
 };
 
-/* A letter, then letters, digits, '-', '.', '_'; not too long. */
+/* A letter, then letters, digits, '-', '.', '_'; at most NODE_NAME_MAX bytes. */
 bool node_name_is_well_formed(const char *text);
 
-/* With one holder; NULL when memory is short.  The text must be well-formed. */
+/* Returns a name with one reference; NULL when memory is short.  The text must be well-formed. */
 struct node_name *node_name_new(const char *text) MUST_USE;
 
-/* One more holder; NULL is allowed, and returned. */
+/* Takes a reference; NULL is allowed, and returned. */
 struct node_name *node_name_get(struct node_name *name);
-/* One less, which the last one frees; NULL is allowed. */
+/* Drops a reference; the last one frees the name.  NULL is allowed. */
 void node_name_put(struct node_name *name);
 
-/* Does anybody hold it but the caller? */
+/* Are there other references than the caller's? */
 bool node_name_is_shared(const struct node_name *name);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Resolving names found in images, as far as the user lets them be followed. */
+/* Resolves names found in images, as far as the user's policy allows. */
 #include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -24,8 +24,7 @@ int references_parse(const char *word, enum references *out)
     return -EINVAL;
 }
 
-/* A colon before the first slash makes a name a protocol's, whether anyone knows it or not.
- */
+/* A colon before the first slash means that the name has a protocol, known or not. */
 static bool has_protocol(const char *name)
 {
     return name[strcspn(name, ":/")] == ':';
@@ -36,7 +35,7 @@ static const char *strip_file_protocol(const char *name)
     return strncmp(name, "file:", 5) == 0 ? name + 5 : name;
 }
 
-/* Length of the folder's part of a path, with the slash at its end; 0: there is none. */
+/* Length of the folder part of a path, including its last slash; 0: there is none. */
 static size_t folder_length(const char *path)
 {
     const char *slash = strrchr(path, '/');
@@ -81,12 +80,12 @@ static int check_below_folder(const char *image, const char *path, struct diag *
                     image, path);
 }
 
-/* Where a name was found. */
+/* The context in which a name was found. */
 struct finding {
-    const char *image; /* or what the user's words begin with */
+    const char *image; /* for a user's name: the text that begins messages */
     enum references policy;
-    bool given; /* by the user, who may say more than an image may */
-    bool layer; /* it may say what lies below */
+    bool given; /* by the user, who may say more than an image */
+    bool layer; /* it may describe the layers below */
 };
 
 static int resolve_parsed(const struct finding *found, const struct json_name *name,
@@ -94,7 +93,7 @@ static int resolve_parsed(const struct finding *found, const struct json_name *n
 
 void reference_free(struct reference *ref)
 {
-    while (ref->below) { /* from the top on, for they may be many */
+    while (ref->below) { /* not recursive: there may be many */
         struct reference *below = ref->below;
         ref->below = below->below;
         free(below->path);
@@ -106,7 +105,7 @@ void reference_free(struct reference *ref)
     *ref = (struct reference){0};
 }
 
-/* What isn't an image's to say would be refused when the name is followed. */
+/* Rejects what an image isn't allowed to say (options for Ceph, keys). */
 static int check_remote(const struct finding *found,
                         const struct storage_protocol *protocol, const char *text,
                         struct diag *diag)
@@ -169,7 +168,7 @@ static unsigned where_found(const struct finding *found)
     return found->given ? JSON_NAME_GIVEN : 0;
 }
 
-/* No deeper than keys are long (json_name.c). */
+/* The depth of the recursion is limited by the length of keys (json_name.c). */
 static int resolve_below(const struct finding *found, const struct json_name *name,
                          struct reference *out, struct diag *diag)
 {
@@ -223,7 +222,7 @@ static int resolve_json(const struct finding *found, const char *name,
     return err ? err : resolve_parsed(found, &parsed, out, diag);
 }
 
-/* The name may have a secret. */
+/* The message must not show secrets of the name. */
 static int refuse_any(const struct finding *found, const struct storage_protocol *protocol,
                       const char *name, struct diag *diag)
 {
@@ -233,7 +232,7 @@ static int refuse_any(const struct finding *found, const struct storage_protocol
                     found->image, shown ? shown : "another");
 }
 
-/* Of a protocol that nobody here knows. */
+/* Has the name a protocol that is unknown here? */
 static bool is_foreign(const char *name)
 {
     return storage_protocol_of(name) == &storage_protocol_file && !json_name_is_one(name) &&
@@ -262,7 +261,7 @@ static int resolve(const struct finding *found, const char *name, struct referen
     return resolve_local(image, strip_file_protocol(name), found->policy, out, diag);
 }
 
-/* Empty on failure. */
+/* Leaves *out empty on failure. */
 static int resolve_whole(const struct finding *found, const char *name,
                          struct reference *out, struct diag *diag)
 {

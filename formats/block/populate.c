@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Taking over what lies below: a layer gets clusters of its own for what shows through it,
- * while users write to it: for a job, a range of it, or for a reader, what he reads.
+/* Copies data from lower layers into a layer while users write to it: a range for a job
+ * (stream), or what a user reads (copy on read).
  *
- * With the guest range of the clusters locked, only what the layer has nothing of is written:
- * what a user has written since is there, and one who comes now waits.  The contents don't
- * change, so no observer is told. */
+ * With the guest range of the clusters locked, only the parts that the layer doesn't have are
+ * written.  So data that a user has written is kept, and a user's write that comes now waits.
+ * The contents of the disk don't change, so observers aren't told. */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,10 +15,10 @@
 #include "base/zero_bytes.h"
 #include "block/engine.h"
 
-/* Who wants it. */
+/* The requester of a copy. */
 struct taker {
     bool reader;
-    const struct node *base; /* a job: what goes on showing; NULL: nothing */
+    const struct node *base; /* a job: the layer that stays below; NULL: none */
     uint64_t copied;         /* bytes of data that were written */
 };
 
@@ -31,8 +31,8 @@ static bool lies_in_chain(const struct node *layer, const struct node *top)
     return top;
 }
 
-/* What has to be written so that a run reads as it does, with only `base` below.  May cut it
- * to where that changes. */
+/* What has to be written so that the run reads as now when only `base` is below the node.  May
+ * shorten the run to where the answer changes. */
 static enum need need_of_run(const struct node *node, const struct node *base, uint64_t off,
                              struct block_status *st)
 {
@@ -42,15 +42,15 @@ static enum need need_of_run(const struct node *node, const struct node *base, u
         return NOTHING;
     if (!st->zero)
         return DATA;
-    /* Something below the zeroes would show. */
+    /* Without these zeroes something of `base` would show. */
     if (!base || off >= base->size)
         return NOTHING;
     st->length = MIN(st->length, base->size - off);
     return ZEROES;
 }
 
-/* The first run of the range, and what it needs.  For a reader, who is going to have the bytes,
- * the layers below aren't asked for their status: that may be a server's round trip. */
+/* The first run of the range, and what it needs.  For a reader, who reads the bytes anyway, the
+ * layers below aren't asked for their status, which may be a round trip to a server. */
 static int next_run(struct node *node, const struct taker *taker, uint64_t off,
                     uint64_t len, uint64_t *run, enum need *need)
 {
@@ -84,7 +84,7 @@ static int copy_up(struct node *node, struct taker *taker, void *buffer, uint64_
     return engine_write_locked(node, buffer, off, len);
 }
 
-/* At most ENGINE_CHUNK bytes, whose clusters are locked. */
+/* At most ENGINE_CHUNK bytes, whose clusters the caller has locked. */
 static int populate_locked(struct node *node, struct taker *taker, void *buffer,
                            uint64_t off, uint64_t end)
 {
@@ -111,7 +111,7 @@ static int populate_piece(struct node *node, struct taker *taker, void *buffer,
     gate_ticket ticket = gate_enter_to_change(&node->ctx->gate);
     int err = -EROFS;
 
-    if (node->active) { /* it may have been frozen since */
+    if (node->active) { /* it may have been frozen meanwhile */
         RANGE_LOCK_GUARD(&node->ranges, align_down(off, node->cluster_size),
                          align_up(end, node->cluster_size));
         err = populate_locked(node, taker, buffer, off, end);
@@ -153,7 +153,7 @@ int block_populate(struct node *node, uint64_t off, uint64_t len, const struct n
     return err;
 }
 
-/* Does something of the range show through the layer?  Also true when nobody knows. */
+/* Does the layer show lower layers somewhere in the range?  True also after an error. */
 static bool shows_below(struct node *node, uint64_t off, uint64_t len)
 {
     gate_ticket ticket = gate_enter(&node->ctx->gate);
@@ -167,8 +167,8 @@ static bool shows_below(struct node *node, uint64_t off, uint64_t len)
     return err || ext.kind == EXTENT_BACKING;
 }
 
-/* A reader gets what he reads whether it can be kept or not; so the reason is only told, and
- * once. */
+/* Copies the range before it is read.  The read doesn't depend on it, so a failure is only
+ * logged, once. */
 static void keep(struct node *node, uint64_t off, uint64_t len)
 {
     struct taker taker = {.reader = true};

@@ -63,7 +63,7 @@ const struct snapshot_info *snapshot_find(const struct snapshot_list *list,
         const struct snapshot_info *s = &list->list[i];
         if (strcmp(s->name, name) == 0) {
             if (named)
-                return NULL; /* which of them is meant? */
+                return NULL; /* ambiguous */
             named = s;
         }
         if (!with_id && strcmp(s->id, name) == 0)
@@ -91,7 +91,7 @@ static char *full_name(const struct node *of, const char *name)
     return asprintf(&text, "%s: snapshot '%.200s'", of->filename, name) < 0 ? NULL : text;
 }
 
-/* What a snapshot borrows of its image. */
+/* A snapshot's node uses the file, geometry and cipher of its image. */
 static void borrow(struct node *snapshot, struct node *of)
 {
     snapshot->snapshot_of = of;
@@ -114,7 +114,7 @@ static void give_back(struct node *snapshot)
     snapshot->backing = NULL;
 }
 
-/* From here on node_set_below knows it. */
+/* Adds it to the list, from which node_set_below updates its backing node. */
 static void join(struct node *snapshot, struct node *of)
 {
     LOCK_GUARD(&of->snapshots.lock);
@@ -123,7 +123,7 @@ static void join(struct node *snapshot, struct node *of)
     list_append(&of->snapshots.list, &snapshot->snapshot_link);
 }
 
-/* Is the caller the last one who had it open? */
+/* Was this the last close? */
 static bool leave(struct node *snapshot)
 {
     LOCK_GUARD(&snapshot->snapshot_of->snapshots.lock);
@@ -133,7 +133,7 @@ static bool leave(struct node *snapshot)
     return true;
 }
 
-/* The node that is open already, if there is one, once more. */
+/* Returns the snapshot's node if it is open, and counts one more opener. */
 static struct node *open_again(struct node *of, uint64_t key)
 {
     LOCK_GUARD(&of->snapshots.lock);
@@ -201,7 +201,7 @@ void node_close_snapshot(struct node *snapshot)
     node_free(snapshot);
 }
 
-/* ---- changing them ---- */
+/* ---- changing snapshots ---- */
 
 static int check_request(const struct node *node, const struct snapshot_request *request,
                          struct diag *diag)
@@ -306,6 +306,6 @@ int node_change_snapshot(struct node *node, const struct snapshot_request *reque
 
     int err = change_once(node, request, info, diag);
     if (!err && request->kind == SNAPSHOT_DELETE)
-        (void)!change_once(node, &tidy, NULL, &ignored); /* else at the end */
+        (void)!change_once(node, &tidy, NULL, &ignored); /* if it fails: done at close */
     return err;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Writing compressed (`compress=on`): a request's whole clusters are compressed on its own
- * thread, before any lock, and stored in as few bytes as that takes, several in one cluster
- * of the file.  What is no whole cluster, or wouldn't become smaller, is written as usual. */
+/* Compressed writes (`compress=on`).  The request's thread compresses whole clusters, before it
+ * takes any lock; they are stored in as few bytes as they need, several in one host cluster.
+ * Parts of clusters, and clusters that wouldn't become smaller, are written as usual. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +11,7 @@
 #include "block/engine.h"
 #include "codec/codec.h"
 
-/* Room for a cluster that was compressed, and for one that the disk's end cuts short. */
+/* Buffers: for a compressed cluster, and for one that is cut by the end of the disk. */
 struct packing {
     unsigned char *stored, *whole;
 };
@@ -33,8 +33,8 @@ static int store_packed(struct node *node, const void *stored, uint32_t bytes, u
     return node->driver->link(node, &res, false);
 }
 
-/* One cluster, of which the first `len` bytes are the disk's.  -ENOTSUP: it is not to be
- * compressed. */
+/* Writes one cluster, of which the first `len` bytes belong to the disk.  -ENOTSUP: it has to
+ * be written uncompressed. */
 static int write_cluster(struct node *node, struct packing *p, const void *buf,
                          uint64_t off, uint64_t len)
 {
@@ -48,8 +48,8 @@ static int write_cluster(struct node *node, struct packing *p, const void *buf,
     return bytes ? store_packed(node, p->stored, (uint32_t)bytes, off) : -ENOTSUP;
 }
 
-/* How many bytes from `off` on are a whole cluster, or the last one of the disk; 0: the range
- * doesn't begin with one. */
+/* The length of the whole cluster (or the last one of the disk) that begins at `off` and lies
+ * in the range; 0: there is none. */
 static uint64_t whole_cluster(const struct node *node, uint64_t off, uint64_t len)
 {
     uint64_t wanted = MIN(node->cluster_size, node->size - off);

@@ -7,21 +7,22 @@
 #include "block/coded.h"
 #include "block/engine.h"
 
-/* Whole clusters, or whole parts of them where they have parts, and what is beside. */
+/* Splits a range into whole (sub)clusters and the parts at its ends. */
 static struct split split_clusters(const struct node *node, uint64_t off, uint64_t len)
 {
     uint64_t end = off + len;
-    /* What lies beyond the virtual size is nobody's. */
+    /* Bytes beyond the virtual size belong to nothing, so the last cluster counts as whole. */
     uint64_t whole = end == node->size ? align_up(end, node->subcluster_size) : end;
     struct split s = split_range(off, whole - off, node->subcluster_size);
 
-    if (s.first >= s.last) /* no whole cluster: one part, even if of two */
+    /* No whole cluster: all is head, even if it lies in two clusters. */
+    if (s.first >= s.last)
         s.first = s.last = s.end = end;
     return s;
 }
 
-/* Is it a hole, through which something may be seen, now or when the image is opened with
- * its backing file again, or with the one that it is about to name? */
+/* Is it a hole that may show something: the backing file now, or the one that the image names
+ * or is about to name when it is opened again? */
 static bool may_show(const struct node *node, const struct extent *ext, uint64_t off)
 {
     if (ext->kind == EXTENT_BACKING) {
@@ -32,7 +33,7 @@ static bool may_show(const struct node *node, const struct extent *ext, uint64_t
            node_holes_may_show(node);
 }
 
-/* Do the layers together show zeroes, as far as that is known without reading? */
+/* Does the chain read as zeroes there, as far as the mapping tells without reading data? */
 static bool shows_zeroes(struct node *node, uint64_t off, uint64_t end)
 {
     while (off < end) {
@@ -44,8 +45,9 @@ static bool shows_zeroes(struct node *node, uint64_t off, uint64_t end)
     return true;
 }
 
-/* Part of a hole, of one subcluster; its cluster is locked.  When all of it will read as zeroes
- * it becomes a zero (sub)cluster, which takes no space, rather than one of zero bytes. */
+/* Zeroes a part of one subcluster that may be a hole; its cluster is locked.  If all of the
+ * subcluster reads as zeroes then, it becomes a zero (sub)cluster, which takes no space,
+ * instead of being written. */
 static int zero_part_of_hole(struct node *node, uint64_t off, uint64_t end,
                              enum zero_how how)
 {
@@ -62,15 +64,15 @@ static int zero_part_of_hole(struct node *node, uint64_t off, uint64_t end,
         err = node->driver->zero(node, start, node->subcluster_size, how, &done);
         if (err != -ENOTSUP)
             return err;
-        /* With the backing file set aside, or another to come, what the hole will show isn't
-         * known. */
+        /* Not if the backing file is left out now, or is about to be named: what the hole will
+         * show is unknown. */
         if (node->backing && !node->expects_backing && shows_zeroes(node, off, end))
             return 0;
     }
     return engine_write_zeroes(node, off, end - off, true);
 }
 
-/* Within one cluster. */
+/* A range within one cluster. */
 static int zero_hole(struct node *node, uint64_t off, uint64_t end, enum zero_how how)
 {
     uint64_t start = align_down(off, node->cluster_size);
@@ -79,14 +81,14 @@ static int zero_hole(struct node *node, uint64_t off, uint64_t end, enum zero_ho
     return zero_part_of_hole(node, off, end, how);
 }
 
-/* Can it be zeroed, or punched, where it lies in the file? */
+/* Can it be zeroed or punched at its place in the file? */
 static bool is_zeroed_in_place(const struct node *node, const struct extent *ext)
 {
     return ext->kind == EXTENT_DATA && ext->writable && node->host_zeroes_show;
 }
 
-/* What reads as zeroes already, but may be something else in a data file that is also read
- * without the image: after a crash it may have what was never linked. */
+/* Zeroes a range that reads as zeroes already in a raw external data file, which can be read
+ * without the image: after a crash it may have data there that was never linked. */
 static int zero_alone(struct node *node, uint64_t off, uint64_t len, enum zero_how how)
 {
     if (!node->data_alone || !node->host_zeroes_show)
@@ -96,7 +98,7 @@ static int zero_alone(struct node *node, uint64_t off, uint64_t len, enum zero_h
     return storage_zero(node->data, off, len, how == ZERO_UNMAP ? STORAGE_MAY_UNMAP : 0);
 }
 
-/* Part of a cluster (or of two). */
+/* A part of a cluster, or of two. */
 static int zero_part(struct node *node, uint64_t off, uint64_t end, enum zero_how how)
 {
     while (off < end) {
@@ -126,8 +128,9 @@ static int zero_part(struct node *node, uint64_t off, uint64_t end, enum zero_ho
     return 0;
 }
 
-/* What the format can't express: zeroes in the file, at least; lasting: whatever the holes will
- * show.  Guest range locked. */
+/* Zeroes clusters for which the format has no entry, by writing zero bytes if necessary.
+ * lasting: they must go on reading as zeroes under another backing file.  The guest range is
+ * locked. */
 static int zero_by_writing(struct node *node, uint64_t off, uint64_t end, enum zero_how how,
                            bool lasting, uint64_t *done)
 {
@@ -185,14 +188,15 @@ static int zero_clusters(struct node *node, uint64_t off, uint64_t end, enum zer
 
     if (off >= end)
         return 0;
-    /* No mapping to protect, nor what else a sector has that is written as a whole. */
+    /* Without clusters there is no mapping to protect, and without a cipher no sector that is
+     * rewritten as a whole. */
     if (!node_can(node, DRIVER_CLUSTERS) && !node->cipher)
         return zero_clusters_locked(node, off, end, how, false);
     RANGE_LOCK_GUARD(&node->ranges, align_down(off, unit), align_up(end, unit));
     return zero_clusters_locked(node, off, end, how, false);
 }
 
-/* Does all of the range read as zeroes without a look at data? */
+/* Does all of the range read as zeroes, as far as the mapping tells? */
 static bool reads_zero(struct node *node, uint64_t off, uint64_t end)
 {
     while (off < end) {
