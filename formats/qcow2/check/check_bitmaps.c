@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The bitmaps extension: directory, tables and the clusters of their data.  Bitmaps that
- * contradict the format, or lie where anything else does, are one finding; what else of
- * them there is, is then not counted, as they are dropped as a whole by a repair.  They
- * come last for that: without them a backup copies too much, while data that gave way to
- * them would be gone, and bits that something else was written over miss changes. */
+/* Bitmaps: the directory, the tables, and the clusters of their bits.  Bitmaps that violate the
+ * format, or share a cluster with anything else, are one finding; the rest of them isn't counted,
+ * because a repair drops all of them.  They are checked last, so that of two claims theirs is
+ * dropped: losing a bitmap makes the next backup copy too much, while dropping the other claim
+ * would lose data, and overwritten bits could miss changes. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -24,7 +24,7 @@ static int report_broken_bitmaps(struct check *c, const char *what)
     return 0;
 }
 
-/* Does anything else refer to a cluster of the range, which lies inside the file? */
+/* Does anything else refer to a cluster of the range?  The range lies inside the file. */
 static bool is_taken(const struct check *c, uint64_t offset, uint64_t bytes)
 {
     uint64_t end = div_round_up(offset + bytes, c->in.cluster_size);
@@ -35,7 +35,7 @@ static bool is_taken(const struct check *c, uint64_t offset, uint64_t bytes)
     return false;
 }
 
-/* Counts a table or directory, which must lie inside the file and overlap nothing. */
+/* Counts a table or the directory, which must lie inside the file and overlap nothing else. */
 static int count_area(struct check *c, uint64_t offset, uint64_t bytes, const char *what)
 {
     bool inside;
@@ -81,7 +81,7 @@ static int count_table(struct check *c, uint64_t offset, uint32_t n)
     return 0;
 }
 
-/* Is a directory entry of whose fixed part `raw` is one that can be? */
+/* Is a directory entry possible?  `raw` is its fixed part. */
 static bool directory_entry_ok(const struct check *c, const uint8_t *raw)
 {
     uint32_t n = load_be32(raw + 8), flags = load_be32(raw + 12);
@@ -127,7 +127,7 @@ int qcheck_bitmaps(struct check *c)
 {
     const struct qcow2_bitmaps_ext *ext = &c->in.h.bitmaps;
 
-    /* Without the bit they were left behind by a program that doesn't know them. */
+    /* When the autoclear bit is clear, they are out of date and ignored. */
     if (!ext->present || !(c->in.h.autoclear & AUTOCLEAR_BITMAPS))
         return 0;
     if (ext->length != 24 || ext->reserved || ext->count == 0 || ext->count > MAX_BITMAPS ||

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Reference counts as a check counts them, in little memory. */
+/* Counting references in a byte per cluster, and a hash table for large counts. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +9,7 @@
 int counts_init(struct counts *counts, uint64_t n)
 {
     *counts = (struct counts){.n = n};
-    /* Large areas come from the kernel untouched. */
+    /* calloc gets large areas from the kernel, which provides pages when they are first used. */
     counts->bytes = calloc(n + 1, 1);
     return counts->bytes ? 0 : -ENOMEM;
 }
@@ -21,7 +21,7 @@ void counts_free(struct counts *counts)
     *counts = (struct counts){0};
 }
 
-/* The slot of a cluster, or the unused one where it belongs. */
+/* The slot of a cluster, or the unused slot in which it has to be put. */
 static struct large_count *find_slot(struct large_count *slots, size_t capacity,
                                      uint64_t cluster)
 {
@@ -92,7 +92,7 @@ int counts_add(struct counts *counts, uint64_t first, uint64_t n, uint64_t weigh
     uint64_t limit = MIN(max, COUNT_LARGE - 1);
 
     if (weight <= limit) {
-        /* Two plain loops, that compilers make fast. */
+        /* Two simple loops, which compilers vectorise. */
         uint8_t highest = (uint8_t)(limit - weight);
         unsigned over = 0;
         for (uint64_t i = 0; i < n; i++)

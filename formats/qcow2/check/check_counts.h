@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The references to each host cluster, counted anew by a check.
+/* The number of references to each host cluster, as a check counts them.  Private to this folder.
  *
- * One byte for each cluster of the file, which takes memory only where something is
- * counted; what doesn't fit a byte is in a small hash table.  So the memory is bounded by
- * the size of the file and the references in it, whatever headers claim.  Private to this
- * folder. */
+ * Each cluster of the file has one byte; pages of the array that stay zero take no memory.  Counts
+ * that don't fit into a byte are in a small hash table.  So memory is bounded by the length of
+ * the file and the number of references in it, whatever the headers claim. */
 #ifndef CHECK_COUNTS_H
 #define CHECK_COUNTS_H
 
@@ -14,7 +13,7 @@
 
 #include "base/compiler.h"
 
-/* In `bytes`: the count is in the hash table. */
+/* This value in `bytes` means that the count is in the hash table. */
 #define COUNT_LARGE 255
 
 struct large_count {
@@ -33,8 +32,8 @@ void counts_free(struct counts *counts);
 
 uint64_t counts_get(const struct counts *counts, uint64_t cluster);
 
-/* Adds `weight` to each of the clusters [first, first+n), all of them inside, but never
- * beyond `max`; what was left out is added to *lost.  0 or -ENOMEM. */
+/* Adds `weight` to the counts of the clusters [first, first+n), which all exist.  A count doesn't
+ * exceed `max`; what couldn't be added is added to *lost.  0 or -ENOMEM. */
 int counts_add(struct counts *counts, uint64_t first, uint64_t n, uint64_t weight,
                uint64_t max, uint64_t *lost) MUST_USE;
 

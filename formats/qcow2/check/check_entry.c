@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What the entries of L1 and L2 tables say, with an eye on the end of the file. */
+/* Decoding L1 and L2 entries, and checking that their places lie inside the file. */
 #include <inttypes.h>
 #include <stdio.h>
 
@@ -28,7 +28,7 @@ unsigned qcheck_decode(const struct check *c, struct l2_words words, struct clus
 {
     unsigned faults = l2_any_decode(&c->in.geo, words.entry, words.bitmap, out);
 
-    /* Where a compressed cluster can't be, it has no subclusters to be wrong, either. */
+    /* A compressed cluster that can't be there isn't reported for its subclusters as well. */
     if (faults & FAULT_COMPRESSED_EXTERNAL)
         return faults & ~FAULT_SUBCLUSTERS;
     if (c->in.geo.external)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* L1 tables: reading them piece by piece, and counting what they refer to. */
+/* L1 tables: reading them in pieces, and counting the L2 tables to which they point. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -10,7 +10,7 @@
 #include "base/zero_bytes.h"
 #include "qcow2/check/check.h"
 
-/* Entries read at once. */
+/* How many entries are read at once. */
 #define PIECE_ENTRIES (128u << 10)
 
 /* Writes back a piece that a callback changed. */
@@ -77,7 +77,7 @@ static void check_copied(struct check *c, uint32_t index, uint64_t entry)
                           index, entry, count);
 }
 
-/* Of one table's entries. */
+/* How many entries of one table are not zero, and how many of those are impossible. */
 struct tally {
     uint64_t n_used, n_odd;
 };
@@ -107,7 +107,7 @@ static int count_entry(struct l1_walk *walk, uint32_t i, void *opaque)
         if (err)
             return diag_errno(c->in.diag, ENOMEM, "%s: counting references",
                               c->in.st->name);
-        /* Whatever the refcounts say, this can't be an L2 table. */
+        /* Other metadata lies there, so this can't be an L2 table even if the refcounts allow it. */
         if (bit_test(c->pass.meta, cluster)) {
             c->pass.impossible += bit_test(c->pass.fixed, cluster);
             bit_set(c->pass.contested, cluster);
@@ -119,7 +119,7 @@ static int count_entry(struct l1_walk *walk, uint32_t i, void *opaque)
     return err;
 }
 
-/* Is there something in its last cluster behind an L1 table? */
+/* *something: is any byte behind the table in its last cluster not zero? */
 static int look_behind(struct check *c, const struct check_l1 *l1, bool *something)
 {
     uint64_t end = l1->offset + l1->n * 8ull,
@@ -140,8 +140,9 @@ static int look_behind(struct check *c, const struct check_l1 *l1, bool *somethi
     return 0;
 }
 
-/* Has a table entries that none would have?  Or is it of a snapshot, without any, and the
- * beginning of something else: zeroes are what data has most often. */
+/* *bad: is this most likely not an L1 table?  That is so if most entries are impossible; and for a
+ * snapshot's table also if it is empty but other bytes follow it, because guest data often
+ * begins with zeroes. */
 static int is_bad(struct check *c, const struct check_l1 *l1, const struct tally *tally,
                   bool *bad)
 {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* L2 tables: each is read once, and its runs of clusters are counted. */
+/* L2 tables: each is read once, and the clusters to which its entries point are counted. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -9,18 +9,18 @@
 #include "base/cleanup.h"
 #include "qcow2/check/check.h"
 
-/* Adjacent tables are read together, up to this; tables are asked for this far ahead. */
+/* Adjacent tables are read together, up to READ_BYTES; tables are prefetched AHEAD_BYTES ahead. */
 #define READ_BYTES  (2u << 20)
 #define AHEAD_BYTES (1u << 20)
 
-/* The table that is being looked at. */
+/* The table that is being checked. */
 struct table {
     struct check *c;
     uint64_t cluster;
-    uint64_t weight, active; /* how many L1 entries lead here; those of the active table */
+    uint64_t weight, active; /* how many L1 entries point here; how many of the disk's */
     const struct l2_table *listed;
-    uint64_t next; /* where the next data cluster would not be a fragment, 0: anywhere */
-    uint64_t n_used, n_odd; /* entries */
+    uint64_t next; /* a data cluster here isn't a fragment; 0: it is none anywhere */
+    uint64_t n_used, n_odd; /* entries that aren't zero; those that are impossible */
 };
 
 bool qcheck_table_of(const struct check *c, uint64_t l1_entry, uint64_t *cluster)
@@ -54,7 +54,7 @@ int qcheck_read_table(struct check *c, uint64_t offset, uint64_t *table)
     return read_tables(c, offset, c->in.cluster_size, table);
 }
 
-/* Data in clusters that hold metadata, too. */
+/* Notes data clusters that metadata claims, too. */
 static void note_contested(struct table *t, uint64_t first, uint64_t n)
 {
     struct check *c = t->c;
@@ -92,8 +92,7 @@ static void report_copied(struct table *t, uint64_t entry, uint64_t count)
                       entry, count);
 }
 
-/* Compares the copied flag of entries for n clusters in a row with the refcounts in the
- * file. */
+/* Compares the copied flag of entries for n contiguous clusters with the refcounts in the file. */
 static void check_copied(struct table *t, uint64_t entry, uint64_t first, uint64_t n)
 {
     struct check *c = t->c;
@@ -149,16 +148,16 @@ static int count_compressed(struct table *t, const struct cluster *cluster)
     }
     c->pass.found.allocated_clusters += t->active;
     c->pass.found.compressed_clusters += t->active;
-    /* Such clusters are fragments by nature. */
+    /* Compressed clusters always count as fragments, as in QEMU. */
     c->pass.found.fragmented_clusters += t->active;
     return 0;
 }
 
-/* The cluster lies in the external data file, which has no refcounts, and no second entry
- * for anything. */
+/* Handles a cluster in the external data file, which has no refcounts, and where no two entries
+ * share a cluster. */
 static void count_external(struct table *t, uint64_t entry, const struct cluster *cluster)
 {
-    /* QEMU takes a zero cluster at offset 0 for one without a place. */
+    /* QEMU considers a zero cluster at offset 0 to have no place. */
     if (!t->active || (cluster->kind == CL_ZERO_ALLOCATED && cluster->host == 0))
         return;
     count_fragments(t, cluster->host, 1);
@@ -166,7 +165,7 @@ static void count_external(struct table *t, uint64_t entry, const struct cluster
         report_copied(t, entry, 1);
 }
 
-/* The place that an odd entry names, of a cluster that isn't compressed. */
+/* Counts the place in an impossible entry of a cluster that isn't compressed. */
 static int count_odd_place(struct table *t, uint64_t entry, const struct cluster *cluster)
 {
     struct check *c = t->c;
@@ -189,7 +188,7 @@ static int count_odd_place(struct table *t, uint64_t entry, const struct cluster
     return 0;
 }
 
-/* An entry that can't be right is counted as far as it can be. */
+/* Reports an impossible entry, and counts its place as far as that is possible. */
 static int count_odd(struct table *t, struct l2_words words, const struct cluster *cluster,
                      unsigned faults)
 {
@@ -203,7 +202,8 @@ static int count_odd(struct table *t, struct l2_words words, const struct cluste
                           "L2 table at offset %" PRIu64 ": entry %s: %s",
                           t->cluster << c->in.h.cluster_bits,
                           qcheck_words_text(c, words, text), entry_fault_text(others));
-    if (cluster->kind == CL_COMPRESSED) /* or is it?  QEMU believes no place of these. */
+    /* QEMU doesn't count the place of a compressed cluster with one of these two faults. */
+    if (cluster->kind == CL_COMPRESSED)
         return faults & (FAULT_SUBCLUSTERS | FAULT_COMPRESSED_EXTERNAL)
                    ? 0
                    : count_compressed(t, cluster);
@@ -215,7 +215,7 @@ static int count_odd(struct table *t, struct l2_words words, const struct cluste
     return 0;
 }
 
-/* How many entries from the first on are for clusters in a row, with the same flags. */
+/* How many entries from the first on point to contiguous clusters and have the same flags. */
 static uint64_t run_length(const struct check *c, const uint64_t *entries, uint64_t max)
 {
     uint64_t n = 1, next = entries[0] + c->in.cluster_size;
@@ -227,8 +227,8 @@ static uint64_t run_length(const struct check *c, const uint64_t *entries, uint6
     return n;
 }
 
-/* Counts the entry that begins at `at`, which isn't empty, and as many after it, of at most
- * `max`, as continue it: *n in all, 1 unless it says otherwise. */
+/* Counts the entry at `at`, which isn't zero, together with entries after it that continue it, at
+ * most `max` in all.  *n: how many; it is 1 on entry. */
 static int count_entries(struct table *t, const uint64_t *at, uint64_t guest, uint64_t max,
                          uint64_t *n)
 {
@@ -247,7 +247,7 @@ static int count_entries(struct table *t, const uint64_t *at, uint64_t guest, ui
         count_external(t, words.entry, &cluster);
         return 0;
     }
-    /* An extended entry's bitmap has to be looked at, too, so these come one by one. */
+    /* Extended entries are handled one by one, as their bitmaps must be checked, too. */
     if (c->in.geo.word_bits == 0) {
         uint64_t inside = c->in.n_clusters - (cluster.host >> c->in.h.cluster_bits);
         *n = run_length(c, at, MIN(max, inside));
@@ -275,9 +275,9 @@ static int count_table(struct table *t, const uint64_t *words)
     return 0;
 }
 
-/* ---- all of them, in the order of the file ---- */
+/* ---- all tables, sorted by offset ---- */
 
-/* How many tables from the first on lie in a row. */
+/* How many tables from the first on are contiguous. */
 static size_t tables_in_row(const struct l2_table *list, size_t max)
 {
     size_t n = 1;
@@ -291,7 +291,7 @@ static void read_ahead(struct check *c, size_t index)
 {
     size_t ahead = index + MAX(1, AHEAD_BYTES >> c->in.h.cluster_bits);
 
-    /* Small tables come in pages that were read for their neighbours. */
+    /* Smaller tables share pages of the page cache, which were read for their neighbours. */
     if (c->in.cluster_size >= 4096 && ahead < c->pass.tables.n)
         storage_prefetch(
             c->in.st, (uint64_t)c->pass.tables.list[ahead].cluster << c->in.h.cluster_bits,

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The steps of a change, and what becomes of memory when it is in the file. */
+/* The steps of a change: begin, commit, abort and finish (prepare.c has prepare). */
 #include "qcow2/snapshot/change.h"
 
 #include <errno.h>
@@ -19,13 +19,13 @@ static uint64_t next_id(const struct qcow2 *q)
 
     for (uint32_t i = 0; i < q->n_snapshots; i++) {
         uint64_t id = strtoul(q->snapshots[i].id, NULL, 10);
-        if (id < UINT64_MAX) /* what others have for an id may be any text */
+        if (id < UINT64_MAX) /* ids of other programs may be any text */
             most = MAX(most, id);
     }
     return most + 1;
 }
 
-/* The entry that is to be made, but for where its L1 table lies. */
+/* Fills in state->made, but for the place of its L1 table. */
 static int describe_made(struct snapshot_change_state *state,
                          const struct snapshot_request *request)
 {
@@ -53,7 +53,7 @@ static int describe_made(struct snapshot_change_state *state,
 
 /* ---- begin ---- */
 
-/* Under header_lock: which one is meant; NULL: none. */
+/* Under header_lock: the snapshot that the request means; NULL: none. */
 static struct qcow2_snapshot *find_requested(struct qcow2 *q,
                                              const struct snapshot_request *r)
 {
@@ -87,7 +87,7 @@ static int choose(struct snapshot_change_state *state,
                : 0;
 }
 
-/* Room in the list for one more, so that nothing can fail when the file has it. */
+/* Makes room in the list for one more snapshot, so that nothing can fail after the commit. */
 static int make_room(struct snapshot_change_state *state)
 {
     struct qcow2 *q = state->q;
@@ -119,7 +119,7 @@ static void free_state(struct snapshot_change_state *state)
     free(state);
 }
 
-/* Nothing of it is in the image, nor will be. */
+/* Frees the new clusters of a change that didn't happen. */
 static void forget_change(struct snapshot_change_state *state)
 {
     struct qcow2 *q = state->q;
@@ -169,12 +169,13 @@ static int begin(struct snapshot_change_state *state,
     return err || !request->ahead ? err : change_reserve(state);
 }
 
-/* Whoever may still see what was let go of leaves soon, unless he waits for a server. */
+/* How long to wait until requests that may still read unlinked clusters have left the gate.  They
+ * leave soon, unless they wait for an NBD server. */
 #define LEAVE_WAIT_MS 2000
 
-/* What was let go of is still counted until it is free, and counts of few bits could have no
- * room because of it; and it has the space that is needed for what it left.  A failure is met
- * again by who needs the room. */
+/* Frees unlinked clusters before a change.  Until they are freed their refcounts are too high, so
+ * that a narrow refcount could overflow, and their space isn't available.  Failures are ignored:
+ * if the room is needed, a later step fails. */
 static void drop_references(struct qcow2 *q)
 {
     struct alloc *a = &q->alloc;
@@ -227,7 +228,7 @@ static int point_header(struct snapshot_change_state *state)
     int err = qcow2_point_header(q, &h, qcow2_header_write_tables);
     if (err)
         return err;
-    /* The fields that changed: others read the rest meanwhile, without a lock. */
+    /* Only the fields that changed: other threads read the rest without a lock. */
     q->header.size = h.size;
     q->header.l1_size = h.l1_size;
     q->header.l1_table_offset = h.l1_table_offset;
@@ -238,7 +239,7 @@ static int point_header(struct snapshot_change_state *state)
     return 0;
 }
 
-/* What was prepared is durable; then the header says so. */
+/* Makes the prepared structures durable, and then the header point to them. */
 static int put_into_image(struct snapshot_change_state *state)
 {
     int err = node_barrier(state->q->node);
@@ -271,7 +272,7 @@ static void use_tables(struct snapshot_change_state *state)
 {
     int err = change_use_tables(state);
 
-    if (err) { /* of what memory has, nothing may be written */
+    if (err) { /* memory is ahead of the file, and must not be written */
         mcache_poison(state->q->node->mc);
         state->result = err;
         state->settled = true;
@@ -311,8 +312,8 @@ int qcow2_finish_snapshot(struct snapshot_change *change, bool committed, struct
 
     if (committed) {
         err = mcache_commit(q->node->mc, MC_COMMIT);
-        /* Of a cache that refuses commits nobody settles it any more.  But one that began before may
-         * be about to, whose end is waited for. */
+        /* A cache that refuses commits doesn't settle the change any more.  But a commit that began
+         * before may do so; mcache_hold waits for its end. */
         mcache_hold(q->node->mc);
         bool never = atomic_exchange(&q->unsettled, NULL);
         mcache_release(q->node->mc);

@@ -1,32 +1,35 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Making, removing and applying a snapshot.
+/* Creating, deleting and applying an internal snapshot.  Private to this folder.
  *
- * Each changes refcounts, copied flags, the L1 table and the snapshot table at once, and no
- * two of them may be seen without the others: a copied flag that contradicts its count is
- * an error of the image, and would let a writer change a snapshot.  So nothing is changed in
- * its place.  Beside what is there are written
- *   the refcount blocks whose counts change, and a refcount table that leads to them;
- *   the L2 tables of the disk whose copied flags change, and an L1 table that leads to them;
- *   the new snapshot's L1 table, and the new snapshot table;
- * and when all that is durable, one write within the header's sector puts all of it in the
- * place of the old (invariant 11 of mcache.h).  A crash before it leaks what is new, a crash
- * after it what is old, which goes the usual way of what lost a reference: so a cluster
- * whose last reference was a removed snapshot's keeps a count of 1 in the new blocks.
+ * Each of these changes refcounts, copied flags, the L1 table and the snapshot table at once, and
+ * the file must never have some of the changes without the others: a copied flag that
+ * contradicts a refcount is a corruption, and would let a write in place change a snapshot.  So
+ * nothing is changed in place.  New structures are written elsewhere in the file:
+ *   - refcount blocks with the changed refcounts, and a refcount table that points to them;
+ *   - L2 tables of the disk with the changed copied flags, and an L1 table that points to them;
+ *   - the new snapshot's L1 table, and the new snapshot table.
+ * When all of them are durable, one write within the header's sector makes the header point to
+ * them (invariant 11 of mcache.h).  A crash before that write leaks the new structures, one after
+ * it the old ones.  The old ones are unlinked and freed like any cluster; therefore a cluster
+ * whose last reference was that of a deleted snapshot keeps a refcount of 1 in the new blocks
+ * until it is freed.
  *
- * count.c walks the tables that gain or lose references; counts.c makes the new counts;
- * tables.c copies the disk's tables; table.c the snapshot table; space.c finds places;
- * prepare.c writes what is needed, change.c has the other steps, memory.c what becomes of
- * memory; list_alone.c deletes where there is no space for all that.
+ * count.c walks the tables whose references are added or removed; counts.c computes the new
+ * refcounts; tables.c copies the disk's tables; table.c makes the snapshot table; space.c finds
+ * clusters; prepare.c writes the new structures; change.c has the other steps; memory.c changes
+ * the state in memory; list_alone.c deletes a snapshot when there is no space for all that.
  *
- * Whoever takes a snapshot holds up the disk's writers from prepare to commit.  So nothing is
- * flushed there: space is found in begin; what isn't in the file yet of tables and blocks
- * (dirty pages) is taken from memory, and becomes part of those that are written, as every
- * table and block is that has any; and the next commit of the cache flushes and writes the
- * header before all else (qcow2_settle_snapshot).  Until then memory has what the image doesn't.
- * Where something is removed its clusters may be written to in place from then on, and so
- * commit waits for the image.
+ * While a snapshot is created the disk's writers wait from `prepare` to `commit`, so nothing is
+ * flushed in that time:
+ *   - clusters are allocated before, in `begin`;
+ *   - the content of dirty pages is taken from memory, and each table or block with a dirty page
+ *     is among those that are written;
+ *   - the next commit of the metadata cache flushes, and writes the header before anything else
+ *     (qcow2_settle_snapshot).  Until then the change is in memory only.
+ * After a deletion clusters may be written to in place that the snapshot had, too: there `commit`
+ * waits until the change is durable.
  *
- * Threads: one change at a time for each image.  Private to this folder. */
+ * Threads: one change at a time for each image. */
 #ifndef SNAPSHOT_CHANGE_H
 #define SNAPSHOT_CHANGE_H
 
@@ -35,113 +38,116 @@
 #include "qcow2/check/check_counts.h"
 #include "qcow2/internal.h"
 
-/* References that are added and taken away, by host cluster. */
+/* The references that a change adds and removes, by host cluster. */
 struct shift {
     struct qcow2 *q;
     struct diag *diag;
     struct counts up, down;
     uint64_t n_clusters;
-    uint8_t *blocks; /* bit: the refcount block counts one of them */
-    uint8_t *single; /* bit: of those, who has one reference afterwards */
-    uint8_t *none;   /* bit: who has none */
+    /* Bitmaps. */
+    uint8_t *blocks; /* refcount blocks that count such a cluster */
+    uint8_t *single; /* such clusters that will have one reference */
+    uint8_t *none;   /* such clusters that will have none */
 };
 
 int shift_init(struct shift *s, struct qcow2 *q, struct diag *diag) MUST_USE;
 void shift_free(struct shift *s);
 
-/* count.c: an L1 table of n entries in host order, with all that it leads to, gains a
- * reference each, or loses one.  -EIO with a sentence when an entry can't be right. */
+/* count.c: adds (up) or removes a reference of everything to which an L1 table of n entries, in
+ * host order, leads.  live: it is the disk's.  -EIO and a message for an impossible entry. */
 int shift_tables(struct shift *s, const uint64_t *l1, uint32_t n, bool live,
                  bool up) MUST_USE;
-/* Clusters at `host` by themselves. */
+/* The same for n clusters at `host`. */
 int shift_clusters(struct shift *s, uint64_t host, uint64_t n, bool up) MUST_USE;
 
-/* Reads an L2 table, in disk order.  live: an entry of the disk's own; then what isn't in the
- * file yet comes from memory, and *unwritten, which may be NULL, says whether there was any. */
+/* Reads the L2 table of an L1 entry, in disk byte order.  live: the entry is the disk's; then the
+ * content of dirty pages comes from memory, and *unwritten, which may be NULL, says whether there
+ * were any. */
 int shift_read_table(struct shift *s, uint32_t l1_index, uint64_t entry, bool live,
                      uint8_t *table, bool *unwritten) MUST_USE;
 
-/* counts.c: reads the counts that change, and judges what becomes of them; sets `single` and
- * `none`.  -ERANGE with a sentence: a count would not fit. */
+/* counts.c: reads the refcounts that change, checks the new values, and sets `single` and `none`.
+ * -ERANGE and a message when a refcount would become too large. */
 int shift_judge(struct shift *s) MUST_USE;
 
-/* Block b as it is becomes what it is to be; what has no reference left keeps a
- * count of 1, and is added to `gone`. */
+/* Changes the refcounts in `raw`, the present content of block b.  Clusters that have no reference
+ * left keep a refcount of 1, and are added to `gone`. */
 int shift_block(struct shift *s, uint64_t b, uint8_t *raw, struct run_list *gone) MUST_USE;
 
-/* Would one of these clusters have no reference left? */
+/* Will one of these clusters have no reference left? */
 bool shift_frees(const struct shift *s, uint64_t host, uint64_t bytes);
 
-/* The copied flag that an entry with that place is to have. */
+/* The copied flag that an entry which points to `host` will have; `present`: the flag it has now. */
 bool shift_flag(const struct shift *s, uint64_t host, bool present);
 
 struct snapshot_change_state {
     struct qcow2 *q;
     struct diag *diag;
     struct snapshot_change *change;
-    struct qcow2_header header; /* as it is to be; texts are the present one's */
-    bool settled;               /* it is in the image, or failed to be */
+    struct qcow2_header header; /* the new header; its texts belong to the present one */
+    bool settled;               /* the change is in the file, or failed to get there */
     int result;
     struct shift shift;
 
-    /* The disk's L1 table, in host order; l1_host 0: the present one stays. */
+    /* The disk's new L1 table, in host order, and its place; l1_host 0: the present one stays. */
     uint64_t *l1;
     uint32_t l1_size;
     uint64_t l1_host;
 
-    struct refcount_table *counts; /* NULL: none changes */
-    uint8_t *table;                /* the snapshot table, to be written */
+    struct refcount_table *counts; /* the new refcount table; NULL: no refcount changes */
+    uint8_t *table;                /* the new snapshot table */
     size_t table_bytes;
-    bool completes;             /* entries that say too little for version 3 say more */
+    bool completes;             /* entries get the fields that version 3 requires */
     uint64_t *made_l1;          /* CREATE: the new snapshot's L1 table */
-    struct qcow2_snapshot made; /* CREATE: what is to be added to the list */
-    uint64_t key;               /* DELETE, APPLY: which one */
-    uint64_t removed_l1;        /* DELETE: where its L1 table lies; 0: it has none */
+    struct qcow2_snapshot made; /* CREATE: the new entry of the list */
+    uint64_t key;               /* DELETE, APPLY: the snapshot's key */
+    uint64_t removed_l1;        /* DELETE: the place of its L1 table; 0: it has none */
 
-    /* DELETE, in the list alone: references that are left, see list_alone.c. */
+    /* DELETE without space: references that remain counted, see list_alone.c. */
     struct run_list orphans;
     bool only_judge; /* change_disk_tables writes nothing */
 
-    struct run_list taken; /* new clusters: released when it comes to nothing */
-    struct run_list spare; /* of these, what isn't used yet */
-    struct run_list left;  /* what is not used any more afterwards */
-    bool held;             /* the allocator is */
-    bool late;             /* something was taken that wasn't reserved */
+    struct run_list taken; /* clusters allocated for the change; freed if it is aborted */
+    struct run_list spare; /* those of them that aren't used yet */
+    struct run_list left;  /* clusters that aren't used any more after the change */
+    bool held;             /* the allocator is held (alloc_hold) */
+    bool late;             /* a cluster was allocated after `begin` */
 };
 
-/* tables.c: the disk's tables as they are to be: state->l1, whose entries have the old flags,
- * gets new ones, and leads to copies of tables whose entries do; *changed: there were any.
- * The copies are written. */
+/* tables.c: writes copies of the disk's L2 tables whose copied flags change, and changes state->l1,
+ * which is a copy of the present L1 table: its entries get the new flags and point to the
+ * copies.  *changed: whether anything changed. */
 int change_disk_tables(struct snapshot_change_state *state, bool *changed) MUST_USE;
 
 /* ---- list_alone.c ---- */
 
-/* DELETE, after there was no space for anything else. */
+/* Prepares a deletion that changes the snapshot table only, when there was no space for the usual
+ * way. */
 int change_list_alone(struct snapshot_change_state *state) MUST_USE;
-/* The references that earlier ones left are taken away, too. */
+/* Includes the removal of orphan references, left by earlier deletions, in this change. */
 int change_plan_orphans(struct snapshot_change_state *state) MUST_USE;
-/* In place: those that this one leaves are the ones there are. */
+/* After the commit: the orphan references of this change replace those of the image. */
 void change_set_orphans(struct snapshot_change_state *state);
 
 /* ---- space.c ---- */
 
-/* What a new snapshot will need, as far as can be told. */
+/* Allocates the clusters that a new snapshot will need, as far as that is known. */
 int change_reserve(struct snapshot_change_state *state) MUST_USE;
 
-/* n clusters in a row, or one: of what was reserved, or new ones.  n 0: none, at 0. */
+/* Takes n contiguous clusters (n 0: *host is 0), or one cluster: reserved ones, or new ones. */
 int change_take_table(struct snapshot_change_state *state, uint64_t n,
                       uint64_t *host) MUST_USE;
 int change_take_cluster(struct snapshot_change_state *state, uint64_t *host) MUST_USE;
 
-/* [host, host + n clusters) isn't used any more when the change is in the image. */
+/* Notes that the n clusters at `host` aren't used any more once the change is in the file. */
 void change_leave(struct snapshot_change_state *state, uint64_t host, uint64_t n);
 void change_leave_spare(struct snapshot_change_state *state);
 
-/* Nothing more is taken by others. */
+/* Holds the allocator: from now on nobody else allocates clusters. */
 void change_hold(struct snapshot_change_state *state);
 void change_end_hold(struct snapshot_change_state *state);
 
-/* META not held: the runs lose a reference, the usual way. */
+/* Unlinks the runs of clusters, each of which loses a reference; META is not held. */
 void change_unlink(struct qcow2 *q, const struct run_list *runs);
 
 static inline uint64_t change_clusters_of(const struct qcow2 *q, uint64_t bytes)
@@ -151,13 +157,14 @@ static inline uint64_t change_clusters_of(const struct qcow2 *q, uint64_t bytes)
 
 /* ---- memory.c ---- */
 
-/* Tables and counts are those of the change from here on.  -ENOMEM: they may be neither. */
+/* Makes the new tables and refcounts those in memory.  After -ENOMEM some may be old and some new. */
 int change_use_tables(struct snapshot_change_state *state) MUST_USE;
-/* And so is the list, when the header is; what was left is let go of. */
+/* After the header was written: does the same with the list of snapshots, and unlinks the clusters
+ * in state->left. */
 void change_use_list(struct snapshot_change_state *state);
 
-/* table.c: state->table becomes the present table, with an entry more, or without that of the
- * index-th snapshot. */
+/* table.c: sets state->table to the present table, to that with another entry, or to that without
+ * the entry of snapshot number `index`. */
 int change_keep_entries(struct snapshot_change_state *state) MUST_USE;
 int change_add_entry(struct snapshot_change_state *state,
                      const struct snapshot_entry *entry) MUST_USE;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Walking tables, to count what they refer to. */
+/* Walks L1 and L2 tables, and counts the clusters to which they refer. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -56,7 +56,8 @@ static int refuse_entry(struct shift *s, const char *what, uint64_t index, uint6
                     s->q->node->filename, what, index, entry, why);
 }
 
-/* live: the disk's, of which some may be in memory only; clients' flushes go on meanwhile. */
+/* Reads an L2 table.  live: it is the disk's, and may have dirty pages; clients' flushes can write
+ * them meanwhile. */
 static int read_table(struct qcow2 *q, uint32_t l1_index, uint64_t offset, bool live,
                       uint8_t *table, bool *unwritten)
 {
@@ -102,7 +103,8 @@ static int end_run(struct shift *s, struct counted_run *run, bool up)
     return err;
 }
 
-/* Does a plain entry go on with the run, with the flags of one that was judged?  Most do. */
+/* Does an entry continue the run, with the same flags as the entry before it, which was checked?
+ * Most entries do. */
 static bool continues_run(const struct qcow2 *q, const struct counted_run *run,
                           uint64_t entry, uint64_t before)
 {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Counts as they are to be, block by block. */
+/* Computes the new refcounts, block by block. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -8,7 +8,8 @@
 #include "base/cleanup.h"
 #include "qcow2/snapshot/change.h"
 
-/* How the count of a cluster changes: its new value, 0 when nothing refers to it. */
+/* *out: the new refcount of a cluster, 0 when nothing will refer to it.  -ERANGE and a message if it
+ * doesn't fit. */
 static int new_count(struct shift *s, uint64_t cluster, uint64_t old, uint64_t *out)
 {
     const struct qcow2 *q = s->q;
@@ -38,8 +39,8 @@ static bool changes(const struct shift *s, uint64_t cluster)
     return s->up.bytes[cluster] | s->down.bytes[cluster];
 }
 
-/* All clusters of a block that change.  gone NULL: it is only looked what becomes of them;
- * else the new counts are put into the block. */
+/* Handles all clusters of block b whose refcounts change.  gone NULL: only sets `single` and `none`;
+ * else stores the new refcounts in the block. */
 static int walk_block(struct shift *s, uint64_t b, uint8_t *raw, struct run_list *gone)
 {
     struct alloc *a = &s->q->alloc;

@@ -1,18 +1,20 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Deleting a snapshot where there is no space for new tables: the list changes alone, and what
- * the snapshot had loses its references in two steps behind it.
+/* Deleting a snapshot when there is no space for new tables: at first only the snapshot table
+ * changes, and the snapshot's references are removed afterwards, in two steps.
  *
- * When the list is without it, all that it had is leaked, as after a crash.  Then
- *   what is nobody else's, and what several others have, is let go of the usual way, which
- *     needs no space, and makes some: no copied flag depends on it;
- *   what one other has is left, as an *orphan* reference: the disk's entry gets its copied flag
- *     when the count becomes 1, and both in one write of the header.  So it takes new tables,
- *     for which there is space by then: another change does that (SNAPSHOT_TIDY), the next one
- *     of any kind, or the end.
+ * Once the snapshot isn't in the table any more, all its references are leaked, as after a crash.
+ * Then
+ *   - clusters that nothing else refers to, and clusters with several other references, are
+ *     unlinked the usual way.  That needs no space and frees some, and no copied flag depends on
+ *     it;
+ *   - for clusters with one other reference the snapshot's reference remains as an *orphan*.  When
+ *     their refcount becomes 1 the disk's entry must get the copied flag, with the same write of
+ *     the header.  That needs new tables, for which there is space by then.  Another change
+ *     (SNAPSHOT_TIDY), the next change of any kind, or the closing of the image does it.
  *
- * The list without its last snapshot is the present one, and one fewer in the header.  Any other
- * needs a new table: in a cluster that was taken before space ran out, or in the space of
- * zeroes behind the end of L1 tables, which nobody reads. */
+ * To remove the last snapshot from the table, the number in the header is decremented.  Any other
+ * removal needs a new table, which goes to a cluster that was allocated before space ran out, or
+ * gets the space of zeroes behind the end of L1 tables, which nobody reads. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -21,12 +23,12 @@
 #include "base/log.h"
 #include "qcow2/snapshot/change.h"
 
-/* No filesystem's blocks are smaller without being made of these. */
+/* A multiple of most filesystems' block sizes. */
 #define BLOCK 4096u
 
 /* ---- the list ---- */
 
-/* Behind the disk's L1 table, or the i-th snapshot's. */
+/* Punches the unused end of the L1 table of snapshot i, or of the disk for i == n_snapshots. */
 static void punch_behind(struct qcow2 *q, uint32_t i)
 {
     bool live = i == q->n_snapshots;
@@ -44,8 +46,8 @@ static int write_table(struct snapshot_change_state *state, uint64_t host)
     return storage_write(state->q->node->file, state->table, host, state->table_bytes, 0);
 }
 
-/* In what was taken already, whose clusters may have their blocks; where it can't be written is
- * not used. */
+/* Finds a place for the new table among clusters that were allocated already, because their blocks
+ * may exist, too.  Places that can't be written to are skipped. */
 static int place_table(struct snapshot_change_state *state, uint64_t n, uint64_t *host)
 {
     int err;
@@ -67,7 +69,7 @@ static int write_where_it_goes(struct snapshot_change_state *state)
     uint64_t n = change_clusters_of(q, state->table_bytes), host;
 
     int err = place_table(state, n, &host);
-    /* One after the other: what isn't needed now may be when the next one is deleted. */
+    /* One table after the other, to keep some for the next deletion. */
     for (uint32_t i = 0; err == -ENOSPC && i <= q->n_snapshots; i++) {
         if (!q->node->options.discard_ignore)
             punch_behind(q, i);
@@ -111,7 +113,8 @@ static void add_references(struct qcow2 *q, struct run_list *list, uint64_t clus
         run_list_add(&q->alloc, list, (struct run){.first = cluster, .n = 1});
 }
 
-/* Those that the snapshot had, and those that were orphans before it. */
+/* Divides the references of the snapshot, and earlier orphans, into those that are unlinked and those
+ * that remain as orphans. */
 static void sort_references(struct snapshot_change_state *state)
 {
     const struct shift *s = &state->shift;
@@ -122,7 +125,8 @@ static void sort_references(struct snapshot_change_state *state)
                            counts_get(&s->down, c));
 }
 
-/* Would the disk lose what it needs?  Its count is less than what refers to it then. */
+/* Refuses the deletion if the disk refers to a cluster that would be freed: its refcount is lower
+ * than the number of references. */
 static int check_disk(struct snapshot_change_state *state)
 {
     bool changed = false;
@@ -133,7 +137,7 @@ static int check_disk(struct snapshot_change_state *state)
     return err;
 }
 
-/* What was done for the change that there was no space for. */
+/* Undoes what was prepared for the usual way, for which there was no space. */
 static void start_again(struct snapshot_change_state *state)
 {
     free(state->counts);
@@ -141,7 +145,7 @@ static void start_again(struct snapshot_change_state *state)
     state->counts = NULL;
     state->table = NULL;
     state->table_bytes = 0;
-    state->completes = false; /* which would need space */
+    state->completes = false; /* it would need space */
     state->l1_host = 0;
     state->header = state->q->header;
     state->left.n = 0;

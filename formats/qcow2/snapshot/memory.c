@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What a change is in memory. */
+/* Applies a change to the state in memory. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,7 +8,8 @@
 #include "base/log.h"
 #include "qcow2/snapshot/change.h"
 
-/* META: guest data can't lie in what was taken for tables, and may in what was left. */
+/* META: updates the set of metadata clusters: adds those of new tables, removes those of old
+ * ones. */
 static void update_metadata(struct snapshot_change_state *state)
 {
     struct qcow2 *q = state->q;
@@ -21,8 +22,8 @@ static void update_metadata(struct snapshot_change_state *state)
         meta_set_remove_range(&a->metadata, state->removed_l1 >> a->cluster_bits);
 }
 
-/* The disk's table, word by word: readers see an old entry or a new one, which lead to the
- * same data. */
+/* Changes the disk's L1 table in memory, word by word.  Readers see an old entry or a new one, and
+ * both lead to the same data. */
 static void update_words(struct snapshot_change_state *state)
 {
     struct qcow2_mapping *m = &state->q->live;
@@ -56,7 +57,7 @@ static void spoil(struct dirty_bitmap *bitmap, void *opaque)
         dirty_bitmap_spoil(bitmap);
 }
 
-/* Everything may be another than before. */
+/* After a snapshot was applied: marks everything as dirty in all bitmaps. */
 static void change_bitmaps(struct node *node)
 {
     struct diag diag;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Preparing a change: all that it needs is written beside what there is. */
+/* Preparing a change: writes all new structures to new places in the file. */
 #include "qcow2/snapshot/change.h"
 
 #include <errno.h>
@@ -11,7 +11,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 
-/* A table of 64-bit words at `host`, with zeroes to the end of its last cluster. */
+/* Writes a table of 64-bit words at `host`, padded with zeroes to the end of its last cluster. */
 static int write_words(struct snapshot_change_state *state, const uint64_t *words,
                        uint64_t n, uint64_t host)
 {
@@ -39,7 +39,7 @@ static uint64_t *new_words(struct snapshot_change_state *state, uint64_t n)
     return words;
 }
 
-/* The live table as it is. */
+/* A copy of the disk's present L1 table. */
 static uint64_t *copy_live_l1(struct snapshot_change_state *state)
 {
     const struct qcow2_mapping *m = &state->q->live;
@@ -69,7 +69,7 @@ static uint64_t *read_l1(struct snapshot_change_state *state,
     return TAKE(&l1);
 }
 
-/* ---- what each kind does to the counts ---- */
+/* ---- the references that each kind of change adds and removes ---- */
 
 static int plan_create(struct snapshot_change_state *state)
 {
@@ -116,7 +116,7 @@ static int plan_apply(struct snapshot_change_state *state, const struct qcow2_sn
     return err ? err : shift_tables(&state->shift, state->l1, state->l1_size, false, true);
 }
 
-/* Nothing of its own. */
+/* SNAPSHOT_TIDY: only the orphans. */
 static int plan_none(struct snapshot_change_state *state)
 {
     state->l1 = copy_live_l1(state);
@@ -159,7 +159,7 @@ static bool is_l1_unwritten(struct qcow2 *q)
     return mcmap_has_unwritten(q->live.l1_map, 0, div_round_up(q->live.l1_size, per_page));
 }
 
-/* The disk's tables are written, where they change. */
+/* Writes the disk's tables that change. */
 static int write_disk_tables(struct snapshot_change_state *state)
 {
     struct qcow2 *q = state->q;
@@ -174,7 +174,7 @@ static int write_disk_tables(struct snapshot_change_state *state)
                             &state->l1_host);
     if (err)
         return err;
-    if (state->l1_size == 0) /* where it lies means nothing */
+    if (state->l1_size == 0) /* the place of an empty table has no meaning */
         state->l1_host = atomic_load(&q->live.l1_offset);
     state->header.l1_table_offset = state->l1_host;
     state->header.l1_size = state->l1_size;
@@ -239,9 +239,9 @@ static int write_snapshot_table(struct snapshot_change_state *state)
                : 0;
 }
 
-/* ---- the counts ---- */
+/* ---- the refcounts ---- */
 
-/* A block of which something isn't in the file yet is written, too. */
+/* Includes blocks with dirty pages, so that they needn't be flushed before. */
 static void include_unwritten(struct snapshot_change_state *state,
                               const struct refcount_table *present)
 {
@@ -264,8 +264,8 @@ static int take_blocks(struct snapshot_change_state *state,
     return err;
 }
 
-/* Places for the blocks and for the refcount table, in whose entries they are put.  Finding one
- * that wasn't reserved may change another block, and make the present table longer. */
+/* Finds places for the refcount table and the blocks, and enters those in the table.  Allocating a
+ * cluster that wasn't reserved can change another block, and lengthen the present table. */
 static int take_counts(struct snapshot_change_state *state)
 {
     struct alloc *a = &state->q->alloc;
@@ -281,7 +281,7 @@ static int take_counts(struct snapshot_change_state *state)
         if (!err)
             err = take_blocks(state, present, places);
         if (!err && n != present->n_entries * 8 >> a->cluster_bits) {
-            change_leave(state, host, n); /* it was too short */
+            change_leave(state, host, n); /* the place is too short now */
             n = present->n_entries * 8 >> a->cluster_bits;
             err = change_take_table(state, n, &host);
         }
@@ -312,7 +312,7 @@ static int write_block(struct snapshot_change_state *state, uint64_t b, uint8_t 
                : 0;
 }
 
-/* Nothing is taken any more. */
+/* Writes the blocks and the table; nothing is allocated any more. */
 static int write_counts(struct snapshot_change_state *state)
 {
     struct qcow2 *q = state->q;
@@ -335,10 +335,10 @@ static int write_counts(struct snapshot_change_state *state)
     return write_words(state, words, counts->n_entries, counts->offset);
 }
 
-/* ---- what must not become free ---- */
+/* ---- refusing to free what the image needs ---- */
 
-/* Tables that the image needs afterwards, which no snapshot's table may have led to as to its
- * own.  Only in a damaged image: its counts are less than what refers to them. */
+/* Would the change free a table that the image needs afterwards?  That can only be in a damaged
+ * image, whose refcounts are lower than the number of references. */
 static bool frees_bitmap(const struct shift *s, const struct qcow2_bitmap *bitmap)
 {
     if (shift_frees(s, bitmap->table_offset, bitmap->table_size * 8ull))
@@ -417,7 +417,7 @@ static int write_everything(struct snapshot_change_state *state,
     return err ? err : write_counts(state);
 }
 
-/* Applying changes the disk below its bitmaps, and maybe its size. */
+/* Marks the bitmaps as in use, as applying a snapshot changes the disk, and maybe its size. */
 static int prepare_bitmaps(struct snapshot_change_state *state,
                            const struct qcow2_snapshot *s)
 {
@@ -428,7 +428,7 @@ static int prepare_bitmaps(struct snapshot_change_state *state,
         return err;
     err = node_begin_change(q->node);
     if (!err && s->disk_size != q->header.size)
-        err = qcow2_mark_all_bitmaps_in_use(q); /* their tables are for the old size */
+        err = qcow2_mark_all_bitmaps_in_use(q); /* the stored ones are of the old size */
     return err ? diag_errno(state->diag, -err, "%s", q->node->filename) : 0;
 }
 
@@ -445,7 +445,7 @@ int qcow2_prepare_snapshot(struct snapshot_change *change, struct diag *diag)
     state->made.l1_size = q->live.l1_size;
     state->made.disk_size = q->header.size;
     if (change->kind == SNAPSHOT_DELETE || change->kind == SNAPSHOT_APPLY)
-        s = *qcow2_snapshot_of(q, state->key); /* nobody else changes the list */
+        s = *qcow2_snapshot_of(q, state->key); /* only this change can remove it */
     if (change->kind == SNAPSHOT_APPLY)
         err = prepare_bitmaps(state, &s);
     if (!err)

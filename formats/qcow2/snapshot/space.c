@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Places for what a change writes. */
+/* Clusters for the structures that a change writes. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -23,7 +23,7 @@ static void note_taken(struct snapshot_change_state *state, uint64_t host, uint6
     state->late = true;
 }
 
-/* Takes n in a row from the beginning of what is spare, or one from its end. */
+/* Takes n contiguous clusters from the beginning of the spare ones, or a single one from their end. */
 static bool take_spare(struct snapshot_change_state *state, uint64_t n, uint64_t *host)
 {
     struct run_list *spare = &state->spare;
@@ -43,7 +43,7 @@ static bool take_spare(struct snapshot_change_state *state, uint64_t n, uint64_t
     return false;
 }
 
-/* ---- new clusters, while nobody else takes any ---- */
+/* ---- allocating clusters ---- */
 
 static int allocate_table(struct snapshot_change_state *state, uint64_t n)
 {
@@ -97,10 +97,10 @@ int change_take_cluster(struct snapshot_change_state *state, uint64_t *host)
     return change_take_table(state, 1, host);
 }
 
-/* ---- ahead ---- */
+/* ---- reserving clusters in `begin` ---- */
 
-/* How many tables may have to be copied, and how many blocks may change; all of them are going
- * to be read. */
+/* An estimate of the L2 tables that have to be copied and the refcount blocks that change; all of
+ * them will be read. */
 static uint64_t single_clusters(const struct qcow2 *q)
 {
     const struct refcount_table *t = atomic_load(&q->alloc.refs.table);
@@ -130,7 +130,7 @@ int change_reserve(struct snapshot_change_state *state)
         atomic_load(&q->alloc.refs.table)->n_entries * 8 >> q->geo.cluster_bits;
     uint64_t table = change_clusters_of(q, q->snapshot_bytes + 2 * SNAPSHOT_NAME_MAX);
 
-    /* Where a count may be refused, nothing is taken before it was judged. */
+    /* Narrow refcounts can overflow, so nothing is allocated before they were checked. */
     if (q->geo.refcount_order < 3)
         return 0;
     int err = allocate_table(state, 2 * l1 + counts + table);
@@ -139,7 +139,7 @@ int change_reserve(struct snapshot_change_state *state)
     return err ? say_no_space(state, err) : 0;
 }
 
-/* ---- what isn't used ---- */
+/* ---- clusters that aren't used any more ---- */
 
 void change_leave(struct snapshot_change_state *state, uint64_t host, uint64_t n)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The snapshot table, with an entry more or less.  What the others say is taken as it is, with
- * extra data that nobody here knows; or with what version 3 wants them to say, too. */
+/* The new snapshot table, with one entry more or fewer.  The other entries are copied with all their
+ * extra data, known or not; entries that lack fields which version 3 requires can get them. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,14 +13,14 @@ static int no_memory(const struct snapshot_change_state *state)
     return diag_errno(state->diag, ENOMEM, "%s", state->q->node->filename);
 }
 
-/* It was parsed when the image was opened. */
+/* The table could be parsed when the image was opened, so it has changed since. */
 static int refuse_changed(const struct snapshot_change_state *state)
 {
     return diag_set(state->diag, EIO, "%s: the snapshot table has changed",
                     state->q->node->filename);
 }
 
-/* What of it is in the entry already was parsed. */
+/* Adds the fields that version 3 requires, with the values that were parsed or defaulted. */
 static void complete_entry(const struct qcow2_snapshot *s, struct snapshot_entry *entry)
 {
     entry->extra_bytes = sizeof(struct qcow2_disk_snapshot_extra);
@@ -28,7 +28,7 @@ static void complete_entry(const struct qcow2_snapshot *s, struct snapshot_entry
     entry->disk_size = s->disk_size;
 }
 
-/* Copies the table's entries to `out`, which has room for what is added to them. */
+/* Copies the table's entries to `out`, which has room for the added fields. */
 static int complete_entries(struct snapshot_change_state *state, uint8_t *out)
 {
     struct qcow2 *q = state->q;
@@ -50,7 +50,7 @@ static int complete_entries(struct snapshot_change_state *state, uint8_t *out)
     return 0;
 }
 
-/* What entries grow by, with what fills them up. */
+/* By how much the entries grow at most, with padding. */
 static size_t room_to_complete(const struct snapshot_change_state *state)
 {
     return state->completes ? state->q->n_snapshots *
@@ -68,7 +68,7 @@ static int complete_present(struct snapshot_change_state *state, size_t room)
     return err;
 }
 
-/* The present table, with room for `more` bytes behind it. */
+/* Reads the present table, with room for `more` bytes behind it. */
 static int read_present(struct snapshot_change_state *state, size_t more)
 {
     struct qcow2 *q = state->q;
@@ -140,7 +140,7 @@ int change_remove_entry(struct snapshot_change_state *state, uint32_t index)
 
     if (err || state->table_bytes <= MAX_SNAPSHOT_BYTES)
         return err;
-    /* Completed it would be longer than anybody reads; as it is it isn't. */
+    /* With the added fields the table would be over the limit: they are left out. */
     free(state->table);
     state->table = NULL;
     state->completes = false;

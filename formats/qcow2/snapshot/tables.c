@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The disk's tables, with copied flags as the new counts have them.
+/* The disk's L2 tables, with the copied flags that go with the new refcounts.
  *
- * A table of which a flag changes is copied, for the disk alone.  The old one is a snapshot's
- * from then on, or nobody's; what flags say in there means nothing (qcow2.rst: they are
- * accurate in tables that the active L1 table leads to).  A table of which something isn't in the
- * file yet is copied, too, and once more for a snapshot that is being made. */
+ * A table with a changed flag is copied, and the disk uses the copy.  The old table then belongs to
+ * a snapshot, or to nobody; copied flags in it have no meaning (qcow2.rst: they are only
+ * accurate in tables reached from the active L1 table).  A table with dirty pages is copied, too,
+ * and a second time for a snapshot that is being created. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -13,7 +13,8 @@
 #include "base/cleanup.h"
 #include "qcow2/snapshot/change.h"
 
-/* What the disk needs would become free: its count is less than what refers to it. */
+/* The disk refers to a cluster that would be freed: its refcount is lower than the number of
+ * references. */
 static int refuse_count(const struct shift *s, uint64_t host)
 {
     return diag_set(s->diag, EIO,
@@ -22,7 +23,7 @@ static int refuse_count(const struct shift *s, uint64_t host)
                     s->q->node->filename, host);
 }
 
-/* A new snapshot has all that the disk has: nothing is the disk's alone, and nothing freed. */
+/* Clears all flags: a new snapshot shares every cluster with the disk. */
 static bool clear_flags(const struct qcow2 *q, uint8_t *table)
 {
     uint32_t step = 1u << q->geo.word_bits;
@@ -35,7 +36,7 @@ static bool clear_flags(const struct qcow2 *q, uint8_t *table)
     return changed;
 }
 
-/* Sets the flags in a table; *changed: there were any to be. */
+/* Sets the flags in a table as the new refcounts need them; *changed: set if any differed. */
 static int set_flags(const struct shift *s, uint8_t *table, bool *changed)
 {
     const struct qcow2 *q = s->q;
@@ -62,7 +63,7 @@ static int set_flags(const struct shift *s, uint8_t *table, bool *changed)
     return 0;
 }
 
-/* The entry, whose reference to the old table ends, leads to a new one. */
+/* Writes a copy of a table, and makes *entry point to it instead of the old one. */
 static int copy_table(struct snapshot_change_state *state, const uint8_t *table,
                       uint64_t *entry)
 {
@@ -103,7 +104,7 @@ int change_disk_tables(struct snapshot_change_state *state, bool *changed)
         else if (!err)
             err = shift_frees(s, offset, 1) ? refuse_count(s, offset)
                                             : set_flags(s, table, &differs);
-        /* The old one hasn't in the file what the snapshot is to have. */
+        /* The old table in the file lacks the dirty pages, which the snapshot needs, too. */
         if (!err && unwritten && state->made_l1)
             err = copy_table(state, table, &state->made_l1[i]);
         if (!err && (differs || unwritten))
