@@ -16,6 +16,7 @@ static const struct driver *const drivers[] = {&qcow2_driver, &qed_driver, &luks
 void registry_init(void)
 {
     drivers_set(drivers);
+    storage_survive_size_limit();
 }
 
 void registry_tell_libraries(library_sink *sink, void *opaque)

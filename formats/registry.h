@@ -6,7 +6,8 @@
 #include "base/library.h"
 #include "block/driver.h"
 
-/* Tells the block layer which formats there are; once, before the first image is opened. */
+/* Tells the block layer which formats there are, and prepares the process (see
+ * storage_survive_size_limit); once, before the first image is opened. */
 void registry_init(void);
 
 /* Names the libraries that everything below here uses.  Not from two threads. */

@@ -2,6 +2,7 @@
 /* The table of protocols. */
 #include "storage/protocol.h"
 
+#include <signal.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -12,6 +13,22 @@
 
 /* How long a request waits for a server that went away to come back. */
 #define NBD_PATIENCE_MS 10000
+
+static void do_nothing(int number)
+{
+    (void)number;
+}
+
+void storage_survive_size_limit(void)
+{
+    /* A handler, unlike SIG_IGN, isn't left to programs that are run. */
+    const struct sigaction ours = {.sa_handler = do_nothing, .sa_flags = SA_RESTART};
+    struct sigaction old;
+
+    if (sigaction(SIGXFSZ, NULL, &old) == 0 && !(old.sa_flags & SA_SIGINFO) &&
+        old.sa_handler == SIG_DFL)
+        (void)sigaction(SIGXFSZ, &ours, NULL);
+}
 
 static int open_nbd(const char *name, const struct storage_open *how, struct storage **out,
                     struct diag *diag)

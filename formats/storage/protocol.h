@@ -41,6 +41,11 @@ struct storage_protocol {
     void (*remove)(const char *name);
 };
 
+/* Once per process, before anything is opened: a file that would become larger than the process may
+ * make one (RLIMIT_FSIZE) is an error of the request that needs it, -EFBIG, and no signal (SIGXFSZ)
+ * that ends the process with all that isn't flushed.  Who handles the signal himself goes on so. */
+void storage_survive_size_limit(void);
+
 extern const struct storage_protocol storage_protocol_file, storage_protocol_nbd,
     storage_protocol_rbd, storage_protocol_null;
 

@@ -266,6 +266,42 @@ class Full(Case):
             self.empty_room()
 
 
+@parametrised
+class SizeLimit(Case):
+    """A file may become no larger than the process may make one (RLIMIT_FSIZE): as if there were no space"""
+
+    LIMIT = 8 * MIB
+
+    def limited(self):
+        """The limit of files' sizes, for the server alone; SIGXFSZ isn't ignored, as Python has it."""
+        return ["env", "--default-signal=XFSZ", "prlimit", f"--fsize={self.LIMIT}"]
+
+    cases_writes = {"qcow2": ("qcow2", ""), "qcow2 4k": ("qcow2", "cluster_size=4k"), "qed": ("qed", ""), "raw": ("raw", "")}
+
+    def check_writes(self, fmt, options):
+        """are told, the server goes on, and what was acknowledged is there"""
+        image = create(self.path("disk"), fmt, SIZE, options)
+        server = self.serve(image, *(["format=raw"] if fmt == "raw" else []), fmt=fmt, prefix=self.limited())
+        handle, other = server.connect(), server.connect()
+        model, failed = Model(bytes(SIZE)), 0
+        for off in range(0, SIZE, MIB // 4):
+            payload = self.rng.randbytes(MIB // 4)
+            try:
+                handle.pwrite(payload, off)
+            except nbd.Error as error:
+                self.assertEqual(error.errnum, errno.ENOSPC, error)
+                failed += 1
+                payload = handle.pread(len(payload), off)
+            model.data[off:off + len(payload)] = payload
+        self.assertGreater(failed, 0)
+        handle.flush()
+        model.write(handle, 0, self.rng.randbytes(MIB))  # in place
+        model.compare(other)
+        server.stop()
+        check(image, fmt)
+        model.expect(content(image, fmt), "qemu-img convert")
+
+
 class FullExt4(Case):
     def test_zeroes_need_no_space(self):
         """All blocks are there, so zeroing them can't fail; nor may what was acknowledged be undone."""
