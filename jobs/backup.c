@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The backup job.
  *
- * Its source is not the disk, but a frozen point of it: a node that never changes.  So all the
- * copying is mirror's, which ends when nothing is left to copy.  What users are about to
- * change is saved beside the disk, not on the target: they never wait for that.
+ * Its source isn't the disk but a frozen point of it, a node that never changes.  So mirror's
+ * engine does all the copying, and ends when everything is copied.  Old data that users are
+ * about to overwrite is saved beside the disk, not on the target, so users never wait for the
+ * target.
  *
- * As soon as the target has something for good, the point needn't keep it any more.
+ * When the target has data durably, the point needn't keep it any longer.
  *
- * A bitmap goes on recording all the time.  What was changed since the point is recorded by
- * `since`, too: by it the bitmap is replaced at the end, and until then it says all that it
- * said, whatever may happen. */
+ * A bitmap goes on recording all the time.  `since` records the changes after the point, too; at
+ * the end it replaces the bitmap's contents.  Until then the bitmap has everything it had,
+ * whatever happens. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,7 +40,7 @@ static void note_unsaved(void *opaque, int err)
         job_kick(b->job);
 }
 
-/* sync=none, to a target that isn't the store. */
+/* For sync=none, if the target isn't the store: the copier copies what was saved. */
 static void note_saved(void *opaque, uint64_t off, uint64_t len)
 {
     struct backup *b = opaque;
@@ -47,7 +48,7 @@ static void note_saved(void *opaque, uint64_t off, uint64_t len)
     dirty_bitmap_set(b->mirror.dirty, off, len);
 }
 
-/* The copier won't come back to what lies in whole chunks of the range. */
+/* The target has this range durably: the point can release the whole chunks in it. */
 static void forget_range(struct mirror *m, uint64_t off, uint64_t len)
 {
     struct backup *b = backup_of(m);
@@ -58,10 +59,11 @@ static void forget_range(struct mirror *m, uint64_t off, uint64_t len)
     if (b->params.sync == BACKUP_NONE || start >= end)
         return;
     frozen_release(b->point, start, end - start);
-    (void)!block_discard(b->store, start, end - start, 0); /* it only gives back space */
+    /* a failure only leaves the space in use */
+    (void)!block_discard(b->store, start, end - start, 0);
 }
 
-/* Chunks that are clean won't be copied. */
+/* Releases the chunks that won't be copied. */
 static void release_clean_chunks(struct backup *b)
 {
     uint64_t off, len, size = b->source->size, at = 0;
@@ -71,7 +73,7 @@ static void release_clean_chunks(struct backup *b)
     frozen_release(b->point, at, size - at);
 }
 
-/* What users change from here on is only theirs. */
+/* Ends the point: old data isn't saved any more. */
 static void end_point(struct backup *b)
 {
     if (b->point)
@@ -101,7 +103,7 @@ static int open_target(struct backup *b, struct diag *diag)
         if (err)
             return err;
     }
-    /* From here on mirror_finish or mirror_free closes it. */
+    /* mirror_finish or mirror_free closes it from here on. */
     b->mirror.params.target = b->mirror.target = target;
     return b->params.compress ? compress_target(target, diag) : 0;
 }
@@ -130,7 +132,7 @@ static int open_point(struct backup *b, struct diag *diag)
     return frozen_new(&setup, &b->point, diag);
 }
 
-/* All but the point itself. */
+/* Everything except setting the point. */
 static int prepare_backup(struct backup *b, struct diag *diag)
 {
     struct mirror_params *p = &b->mirror.params;
@@ -145,7 +147,7 @@ static int prepare_backup(struct backup *b, struct diag *diag)
     frozen_backing_tell(b->mirror.target, b->point);
     p->source = frozen_node(b->point);
     p->granularity = MAX(FROZEN_GRANULE, node_preferred(p->target));
-    /* Of a unit that is written in part, the target may read the rest from the point. */
+    /* If only a part of a target's unit is written, the target may read the rest from the point. */
     p->granularity = MAX(p->granularity, p->target->subcluster_size);
     p->granularity = MIN(p->granularity, BITMAP_MAX_GRANULARITY);
     return mirror_prepare(&b->mirror, diag);
@@ -202,8 +204,8 @@ static int freeze_drained(struct backup *b, struct diag *diag)
     return err;
 }
 
-/* Tells who started it what came of `prepare_backup`, and waits for the decision, which comes
- * also after a failure: until then he may look at the job. */
+/* Reports the result of prepare_backup to the starter and waits for the decision.  That comes
+ * after a failure, too: until then the starter may use the struct. */
 static int wait_for_decision(struct backup *b, int err, struct diag *diag)
 {
     LOCK_GUARD(&b->lock);
@@ -304,7 +306,7 @@ static int backup_run(struct job *job, void *state, struct diag *diag)
                          "job '%s': the point was given up: what a change was to destroy "
                          "couldn't be saved",
                          b->params.job.id);
-    if (!err) { /* nobody has to wait for the user's decision */
+    if (!err) { /* the point isn't needed while the job waits for finalization */
         set_seat(b, SEAT_LEAVES);
         end_point(b);
         set_seat(b, SEAT_FOLLOWS);
@@ -325,8 +327,8 @@ static int backup_finish(struct job *job, void *state, bool success, struct diag
     bool followed = b->seat.prepare;
     set_seat(b, SEAT_LEAVES);
     end_point(b);
-    /* Closing the target may take long: the bitmap goes along meanwhile.  Who never followed has
-     * none, and nothing else of the disk. */
+    /* Closing the target may take long; meanwhile the bitmap can still move along.  A job that
+     * never followed has no bitmap, and uses nothing of the disk any more. */
     set_seat(b, followed ? SEAT_FOLLOWS : SEAT_IDLE);
     int err = mirror_finish(job, &b->mirror, success, diag);
     if (followed)
@@ -354,11 +356,11 @@ static void backup_free(void *state)
     lock_destroy(&b->lock);
     free((char *)(uintptr_t)b->params.bitmap);
     free((char *)(uintptr_t)b->params.job.id);
-    mirror_free(&b->mirror); /* and with it all of the backup */
+    mirror_free(&b->mirror); /* also frees b */
     frozen_put(point);
 }
 
-/* ---- the start, for who wants it ---- */
+/* ---- starting ---- */
 
 static const struct job_ops backup_job_ops = {
     .type = "backup",
@@ -370,7 +372,8 @@ static const struct job_ops backup_job_ops = {
     .free = backup_free,
 };
 
-/* What the engine copies is a disk that nobody changes; how much of it, `sync` says. */
+/* Parameters of the copy engine, for a source that doesn't change.  `sync` determines what is
+ * marked at first; for bitmaps backup_read_bitmap does that. */
 static struct mirror_params engine_params(const struct backup_params *p)
 {
     uint64_t chunk = p->max_chunk ? MIN(p->max_chunk, DEFAULT_CHUNK) : DEFAULT_CHUNK;
@@ -415,7 +418,7 @@ static struct backup *new_backup(const struct backup_params *params)
     return b;
 }
 
-/* *out, unless it is NULL: the job is held. */
+/* out not NULL: the job is held. */
 static int launch_backup(struct job_manager *manager, const struct backup_params *params,
                          struct backup **out, struct diag *diag)
 {
@@ -440,7 +443,7 @@ int backup_start(struct job_manager *manager, const struct backup_params *params
     return launch_backup(manager, params, NULL, diag);
 }
 
-/* ---- several jobs at one point ---- */
+/* ---- several backups at one point ---- */
 
 int backup_start_held(struct job_manager *manager, const struct backup_params *params,
                       struct backup **out, struct diag *diag)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The bitmap of a backup: what is copied, and what it says afterwards. */
+/* A backup's bitmap: which data is copied, and the bitmap's contents afterwards. */
 #include <errno.h>
 
 #include "jobs/backup_internal.h"
@@ -10,7 +10,7 @@ static void mark_since(struct observer *observer, uint64_t off, uint64_t len)
                      len);
 }
 
-/* Will it say something else at the end? */
+/* May the bitmap's contents be replaced at the end? */
 static bool is_replaced_at_end(const struct backup *b)
 {
     return b->params.bitmap_mode != BACKUP_NEVER && b->params.sync != BACKUP_NONE;
@@ -18,7 +18,7 @@ static bool is_replaced_at_end(const struct backup *b)
 
 int backup_check_bitmap(struct backup *b, struct diag *diag)
 {
-    /* Where several things happen at one point, it may come into being there. */
+    /* In a transaction, another action may create the bitmap at the same point. */
     if (!b->params.bitmap || b->held)
         return 0;
     const struct dirty_bitmap *bitmap =
@@ -36,8 +36,7 @@ static struct dirty_bitmap *new_like(const struct dirty_bitmap *bitmap)
                             dirty_bitmap_granularity(bitmap));
 }
 
-/* What it records from here on is recorded by itself, too; one that is disabled records
- * nothing. */
+/* Starts to record in `since` what the bitmap records.  A disabled bitmap records nothing. */
 static int begin_since(struct backup *b)
 {
     if (!is_replaced_at_end(b) || !dirty_bitmap_enabled(b->named))
@@ -49,7 +48,7 @@ static int begin_since(struct backup *b)
     return observer_add(&b->source->observers, &b->since_observer);
 }
 
-/* What readers of the point will be told. */
+/* Makes the bitmap that readers of the point are told of. */
 static int add_for_readers(struct backup *b)
 {
     b->for_readers = new_like(b->named);
@@ -84,7 +83,7 @@ void backup_note_remainder(struct backup *b)
         b->params.sync != BACKUP_BITMAP || !(b->remainder = new_like(b->named)))
         return;
     dirty_bitmap_merge(b->remainder, m->dirty);
-    /* It may have arrived, and may be lost. */
+    /* It was written to the target, but may not be durable there. */
     dirty_bitmap_merge(b->remainder, m->unflushed);
     dirty_bitmap_merge(b->remainder, m->flushing);
 }
@@ -125,7 +124,8 @@ void backup_settle_bitmap(struct backup *b, bool success)
     bool replaced = b->named && is_replaced_at_end(b) && (success || b->remainder);
     struct diag ignored;
 
-    /* One that is kept in the image: what it has more of harms nobody. */
+    /* For a bitmap stored in the image.  If it fails, the bitmap keeps its old contents,
+     * which mark more than necessary. */
     if (replaced && node_bitmap_begin_change(b->source, b->named, &ignored))
         replaced = false;
     if (replaced) {
@@ -136,8 +136,9 @@ void backup_settle_bitmap(struct backup *b, bool success)
             dirty_bitmap_merge(b->named, b->since);
     }
     end_since(b);
-    /* Once more: one who was marking both may have been in the bitmap before it was cleared,
-     * and in `since` after that was looked at.  Nobody is any more. */
+    /* Merges once more: a writer that was just marking both may have marked the bitmap
+     * before it was cleared, and `since` after it was merged.  Now no writer is marking any
+     * more. */
     if (replaced && b->since)
         dirty_bitmap_merge(b->named, b->since);
     if (replaced)

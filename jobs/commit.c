@@ -1,21 +1,21 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The commit job: mirror's engine, from a layer of the chain into one below it.
+/* The commit job: mirror's engine copies from a layer of the chain into one below it.
  *
- * The base is opened a second time, for writing.  The chain goes on reading the first
- * instance: what is committed is found in the layers above, so what the base says there
- * isn't asked for (around it, in larger clusters of the base, it is).  The lock against
- * other processes is the first instance's all the time: they may not even read while the
- * base is no disk's contents of any moment.
+ * The base is opened a second time, for writing.  The chain goes on reading the first instance:
+ * committed data is found in the layers above the base, so the base isn't asked for it.  (Where
+ * the base has larger clusters it is asked for the data around; the copy doesn't change that.)
+ * The first instance holds the lock against other processes all the time: they may not even read
+ * the base while it is a mixture of two states.
  *
- *     active commit        intermediate commit
- *
- *     active  = top        active (= overlay, if it lies right above top)
- *       |                    |
- *       v  copied           overlay   names base as its backing file at the end
- *     base                   |
- *                           top
- *                            |  copied
- *                           base
+ *      active commit        intermediate commit
+ *  
+ *      active  = top        active (= overlay, if it lies right above top)
+ *        |                    |
+ *        v  copied           overlay   names base as its backing file at the end
+ *      base                   |
+ *                            top
+ *                             |  copied
+ *                            base
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -30,7 +30,8 @@
 #include "jobs/manager.h"
 #include "jobs/mirror_internal.h"
 
-/* The layer below top that base names, NULL: the bottom one; *depth of it below top. */
+/* The layer below top that `name` means; NULL as name: the lowest.  *depth: how deep it lies
+ * below top.  NULL: none. */
 static struct node *find_base(struct node *top, const char *name, unsigned *depth)
 {
     struct node *found = NULL, *above = top;
@@ -68,9 +69,10 @@ static int find_layers(struct commit_layers *layers, struct node *active, struct
     return 0;
 }
 
-/* ---- what the job needs besides mirror's ---- */
+/* ---- what a commit needs besides mirror's part ---- */
 
-/* The overlay as a node that can be written to, for its header. */
+/* Prepares the overlay for the change of its backing name: chooses that, locks the overlay for
+ * writing, and opens it for that unless it is the active layer. */
 static int open_overlay(struct commit_layers *layers, const struct node *active,
                         const struct node *top, struct diag *diag)
 {
@@ -112,7 +114,7 @@ static int check_sizes(const struct commit_layers *layers, const struct node *to
             diag, EINVAL,
             "%s: what it has behind the %" PRIu64 " bytes of %s would show in %s",
             target->filename, top->size, top->filename, layers->overlay->filename);
-    /* From the moment it is grown on, whether the job comes to its end or not. */
+    /* The job grows the base, and doesn't shrink it if it fails later. */
     if (target->size < top->size && target->backing && target->backing->size > target->size)
         return diag_set(diag, EINVAL,
                         "%s: can't be grown: what %s has behind its %" PRIu64
@@ -121,7 +123,8 @@ static int check_sizes(const struct commit_layers *layers, const struct node *to
     return 0;
 }
 
-/* The base once more, over what lies below it already: that needn't be what its image names. */
+/* Opens the base again, above the layers that lie below it in the chain, which needn't be those
+ * that its image names. */
 static int open_base_again(struct node *base, struct block_context *ctx,
                            struct chain_options *options, struct node **out,
                            struct diag *diag)
@@ -137,7 +140,7 @@ static int open_base_again(struct node *base, struct block_context *ctx,
     return chain_open(ctx, node_location(base), options, out, diag);
 }
 
-/* The base as a node of its own, writable and large enough. */
+/* Opens the base again, writable, and grown to top's size if it is smaller. */
 static int open_base(const struct commit_layers *layers, struct node *active,
                      const struct node *top, const _Atomic bool *give_up, struct node **out,
                      struct diag *diag)
@@ -164,8 +167,8 @@ static int open_base(const struct commit_layers *layers, struct node *active,
     return err;
 }
 
-/* Undoes what the start did to others, whether the job succeeded, failed or never began:
- * layers are locked as they were, and an overlay that was opened for writing is closed. */
+/* Restores the locks, and closes an overlay that was opened for writing; at the end of every
+ * job, even one that didn't begin. */
 static void release_layers(struct mirror *m)
 {
     struct commit_layers *layers = &m->layers;
@@ -184,8 +187,8 @@ static void release_layers(struct mirror *m)
 
 /* ---- the end ---- */
 
-/* The layers from top to base are one now: the overlay says so in its file, and the chain
- * follows. */
+/* Writes the base's name into the overlay, and replaces the layers from top to base in the chain
+ * by the base, freshly opened. */
 static int replace_committed_layers(struct mirror *m, struct diag *diag)
 {
     struct commit_layers *layers = &m->layers;
@@ -223,7 +226,7 @@ static int commit_finish(struct job *job, void *state, bool success, struct diag
     struct mirror *m = state;
     int err = mirror_finish(job, state, success, diag);
 
-    if (m->replaced) /* the layers are gone */
+    if (m->replaced) /* the target is served, and the committed layers are gone */
         m->layers.base_locked = false;
     else if (!err && success && m->layers.overlay)
         err = replace_committed_layers(m, diag);
@@ -250,7 +253,7 @@ static void commit_free(void *state)
 
 /* ---- the start ---- */
 
-/* Both are opened once more, to be written to, as local files. */
+/* Both are opened again for writing, which is only done with local files. */
 static int check_local(const struct commit_layers *layers, struct diag *diag)
 {
     const struct node *written[] = {layers->base, layers->overlay};
@@ -263,7 +266,7 @@ static int check_local(const struct commit_layers *layers, struct diag *diag)
     return 0;
 }
 
-/* What their snapshots have of the base becomes something else. */
+/* Snapshots of these layers would change, as they share the base's data. */
 static int check_snapshots(const struct commit_layers *layers, struct node *top,
                            struct diag *diag)
 {
@@ -274,7 +277,7 @@ static int check_snapshots(const struct commit_layers *layers, struct node *top,
     return err;
 }
 
-/* What failed is undone by release_layers. */
+/* On failure release_layers undoes what was done. */
 static int open_layers(struct mirror *m, struct node *active, struct node **top,
                        struct node **target, struct diag *diag)
 {
@@ -296,8 +299,8 @@ static int open_layers(struct mirror *m, struct node *active, struct node **top,
     return err ? err : open_base(layers, active, *top, &m->give_up, target, diag);
 }
 
-/* What lies above the layers below the source comes into the base: their bitmaps learn of it, so
- * that they know all when the base is what users are served from. */
+/* The data of all layers between is written to the base.  Their bitmaps record that at the new
+ * node, too, so that they are complete when the base is served. */
 static int let_bitmaps_follow(const struct mirror *m, struct node *target,
                               struct diag *diag)
 {
@@ -314,7 +317,7 @@ static int let_bitmaps_follow(const struct mirror *m, struct node *target,
     return err ? diag_errno(diag, -err, "%s: its bitmaps", layer->filename) : 0;
 }
 
-/* On the job's thread: images of the chain may lie on servers that don't answer. */
+/* On the job's thread, since images of the chain may lie on servers that don't answer. */
 static int commit_open(struct job *job, void *state, struct diag *diag)
 {
     struct mirror *m = state;
@@ -330,7 +333,7 @@ static int commit_open(struct job *job, void *state, struct diag *diag)
     if (err)
         return err;
     if (m->layers.overlay)
-        /* Users don't write to layers below the active one. */
+        /* Users can't write to layers below the active one, so there is nothing to drain. */
         p->pivot.begin_drain = p->pivot.end_drain = mirror_drain_nobody;
     err = chain_start(p->target);
     if (err)

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The workers that copy, and the ranges they have locked.
+/* The copier's workers, and their locked ranges.
  *
- * The job's thread hands a range to an idle worker and goes on; workers read and write, and
- * nothing else.  A range is locked from before it is read until the target has it: writes
- * of users that are sent to the target wait for it, and it waits for theirs, so that of two
- * writes to one place on the target the later one stays. */
+ * The job's thread gives a range to an idle worker and goes on; the worker only reads and
+ * writes.  A range is locked from before its read until the target has it.  Users' writes
+ * that are sent to the target wait for that lock, and the copier waits for theirs; so of
+ * two writes to one place the later one remains on the target. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -18,23 +18,24 @@ struct copy_worker {
     struct copier *copier;
     pthread_t thread;
     bool started;
-    bool taken, going;         /* under lock */
-    bool flushes;              /* the target, and copies nothing */
-    struct locked_range range; /* what to copy, from being begun to the end of the copy */
-    void *buffer;              /* max_range bytes */
+    bool taken, going; /* under lock */
+    bool flushes;      /* it flushes the target, and copies nothing */
+    /* the range to copy; locked from copier_begin to the end of the copy */
+    struct locked_range range;
+    void *buffer; /* max_range bytes */
 };
 
 struct copier {
-    struct copier_config config; /* but its source: */
+    struct copier_config config; /* except its source, which may change: */
     struct node *_Atomic source;
     struct range_lock ranges;
-    _Atomic uint64_t in_flight; /* bytes of them that are locked */
+    _Atomic uint64_t in_flight; /* bytes of all locked ranges */
     struct lock lock;
     /* under lock */
-    pthread_cond_t work, idle; /* there is some; a worker became idle */
+    pthread_cond_t work, idle; /* work: there is some; idle: a worker became idle */
     uint64_t copying;          /* bytes of workers' ranges */
     bool flushing;
-    int flush_result; /* the flushing worker's, then under the lock */
+    int flush_result; /* written by the flushing worker; read when `flushing` is false */
     bool stop;
     size_t n_workers;
     struct copy_worker workers[MAX_WORKERS];
@@ -80,7 +81,7 @@ void copier_wait_in_flight(struct copier *copier)
 
 /* ---- workers ---- */
 
-/* False: it is to end. */
+/* False: the worker must end. */
 static bool wait_for_work(struct copy_worker *w)
 {
     LOCK_GUARD(&w->copier->lock);
@@ -222,7 +223,7 @@ void copier_go(struct copy_worker *worker)
     pthread_cond_broadcast(&worker->copier->work);
 }
 
-/* ---- life ---- */
+/* ---- creating and freeing ---- */
 
 static bool start_worker(struct copier *copier, struct copy_worker *w)
 {

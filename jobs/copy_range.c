@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* One range is taken run by run of the source's status; data goes through the caller's
- * buffer, piece by piece. */
+/* Copies a range run by run, as the source's block status divides it; data goes through the
+ * caller's buffer, piece by piece. */
 #include "jobs/copy_range.h"
 
 #include <string.h>
@@ -10,13 +10,13 @@
 
 #define SECTOR 512u
 
-/* A range on its way. */
+/* The state of one call. */
 struct copying {
     const struct copy_how *how;
     void *buffer;
     size_t buffer_bytes;
     struct copy_result *result;
-    uint64_t expected_end; /* the target expects data up to here; 0: none */
+    uint64_t expected_end; /* the target was told to expect data up to here; 0: nowhere */
 };
 
 static uint64_t to_target(const struct copy_how *how, uint64_t off)
@@ -41,7 +41,7 @@ static int write_data(struct copying *c, const void *data, uint64_t off, uint64_
     return failed(c, true, to, block_write(c->how->target, data, to, len, 0));
 }
 
-/* Zeroes, as data. */
+/* Writes zeroes as data. */
 static int write_zero_bytes(struct copying *c, uint64_t off, uint64_t len)
 {
     int err = 0;
@@ -54,8 +54,8 @@ static int write_zero_bytes(struct copying *c, uint64_t off, uint64_t len)
     return err;
 }
 
-/* A target that is new can be told what comes.  Whoever searches for zeroes doesn't know that
- * before, but where the beginning of a run has none, the rest of it often hasn't, either. */
+/* Tells a new target that `len` bytes of data follow.  When zeroes are searched for that
+ * isn't known; but if the beginning of a run has none, the rest often hasn't either. */
 static void expect_data(struct copying *c, uint64_t off, uint64_t len)
 {
     const struct copy_how *how = c->how;
@@ -65,7 +65,8 @@ static void expect_data(struct copying *c, uint64_t off, uint64_t len)
         c->expected_end = off + len;
 }
 
-/* What is expected from off on loses its place: the rest of the run comes as it may. */
+/* Takes back the expectation from off on, as zeroes came after all: gives back the space
+ * there. */
 static void expect_no_more(struct copying *c, uint64_t off)
 {
     if (off < c->expected_end)
@@ -93,7 +94,7 @@ static int zero_target(struct copying *c, uint64_t off, uint64_t len)
 
 /* ---- data ---- */
 
-/* How many bytes from the beginning on are zero, or aren't, in whole units. */
+/* The length of the beginning, in whole units, that is all zero or all not zero. */
 static uint64_t measure_alike(const char *data, uint64_t len, uint64_t unit, bool *zero)
 {
     uint64_t n = MIN(len, unit);
@@ -117,7 +118,7 @@ static int write_but_zeroes(struct copying *c, uint64_t off, uint64_t len)
     return err;
 }
 
-/* Sector by sector, so that no more is given up than can't be read. */
+/* Reads sector by sector, so that only sectors that can't be read are lost. */
 static int read_what_can_be(struct copying *c, uint64_t off, uint64_t len)
 {
     char *to = c->buffer;
@@ -143,7 +144,7 @@ static bool has_zeroes(struct copying *c, uint64_t len)
            (measure_alike(c->buffer, len, c->how->zero_unit, &zero) < len || zero);
 }
 
-/* The piece is the beginning of `rest` bytes of data; first: of the whole run. */
+/* The piece is the beginning of `rest` bytes of data.  first: of a whole run. */
 static int copy_piece(struct copying *c, uint64_t off, uint64_t len, uint64_t rest,
                       bool first)
 {
@@ -184,8 +185,8 @@ static enum run_kind kind_of(const struct copy_how *how, const struct block_stat
     return st->zero ? RUN_ZERO : RUN_DATA;
 }
 
-/* Makes a run end where the target's pieces do: data goes on to the next end, the rest ends
- * at the last one, or is data as well. */
+/* Aligns a run's end to the target's pieces.  Data is extended to the next boundary; another
+ * run ends at the last boundary, or becomes data if it contains none. */
 static void align_run(const struct copy_how *how, uint64_t off, uint64_t rest,
                       uint64_t *len, enum run_kind *kind)
 {
@@ -201,13 +202,13 @@ static void align_run(const struct copy_how *how, uint64_t off, uint64_t rest,
     *len = MIN(rest, align_up(end, how->align) - to);
 }
 
-/* The run at off: *len is how long it may be, and then is. */
+/* The run at off.  *len: the limit; on return the run's length. */
 static enum run_kind find_run(const struct copy_how *how, uint64_t off, uint64_t *len,
                               struct block_status *st)
 {
     uint64_t rest = *len;
 
-    /* What can't be asked is copied as data. */
+    /* If the status can't be read, the range is copied as data. */
     if (block_status(how->source, off, rest, st))
         *st = (struct block_status){.length = rest, .data = true};
     enum run_kind kind = kind_of(how, st);

@@ -30,14 +30,14 @@ struct copy_how {
     bool unmap;                          /* zeroes may become holes on the target */
     /* Data is searched for zeroes in units of so many bytes; 0: it isn't. */
     uint32_t zero_unit;
-    bool
-        offload; /* the kernel copies data that isn't compressed or encrypted (block_copy) */
+    /* the kernel copies data that isn't compressed or encrypted (block_copy) */
+    bool offload;
     bool write_zeroes; /* zeroes are written as data, so that they are allocated */
     /* Runs begin and end at multiples of this in the target, unless the range doesn't; bytes, 0
      * or a power of two, at most buffer_bytes. */
     uint32_t align;
-    bool
-        target_is_zero; /* it reads as zeroes from target_zero_from on: zeroes aren't written */
+    /* it reads as zeroes from target_zero_from on: zeroes aren't written */
+    bool target_is_zero;
     uint64_t target_zero_from;
     bool expect; /* the target was never written to: announce writes to it (block_expect) */
     unsigned depth; /* only layers of the source above this one are copied; 0: all */

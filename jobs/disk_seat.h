@@ -48,8 +48,8 @@ struct disk_seat {
     enum disk_seat_state state;
     struct list link;
     bool below; /* the job's node is a layer below the disk's node, and stays there */
-    uint64_t
-        since; /* replaced nodes with this number or a higher one may still be in use */
+    /* replaced nodes with this number or a higher one may still be in use */
+    uint64_t since;
 };
 
 #endif

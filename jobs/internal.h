@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What job.c and manager.c share; private to this folder. */
+/* Private to job.c and manager.c. */
 #ifndef JOBS_INTERNAL_H
 #define JOBS_INTERNAL_H
 
@@ -23,20 +23,20 @@ struct job {
     struct job_manager *manager;
     const struct job_ops *ops;
     void *state_of_kind;
-    struct job_group *group; /* joined; NULL: none */
+    struct job_group *group; /* held; NULL: none */
     pthread_t thread;
 
     struct lock lock;
     /* under lock */
-    pthread_cond_t changed; /* a verb, a kick, the end */
+    pthread_cond_t changed; /* a verb, a kick, or the thread's end */
     struct job_info info;
-    bool user_paused;  /* by verb */
-    bool error_paused; /* by JOB_STOP; resume ends it too */
-    bool was_ready;    /* a soft cancel ends it in order */
+    bool user_paused;  /* by the verb pause */
+    bool error_paused; /* by JOB_STOP; the verb resume ends it too */
+    bool was_ready;    /* READY was reached: a soft cancel now ends the job in order */
     bool cancelled, forced;
     bool kicked, verb_came;
     bool finalized, dismissed;
-    bool over; /* the thread has nothing more to do */
+    bool over; /* the thread ends; the job can be freed */
     struct ratelimit limit;
 };
 
@@ -45,7 +45,7 @@ void job_enter_state(struct job *job, enum job_state state);
 void job_send_event(struct job *job, enum job_event_kind kind);
 void job_note_verb(struct job *job);
 
-/* By a job that has failed, not under its lock: those of its group are cancelled. */
+/* Called without the job's lock, when it has failed: cancels the other jobs of its group. */
 void job_cancel_group(struct job *job);
 
 /* The thread's main function. */

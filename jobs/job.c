@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The job's own thread: pause points, progress, the way to the end. */
+/* The job's thread: pause points, progress, and the steps to the end. */
 #include <assert.h>
 #include <errno.h>
 #include <stdio.h>
@@ -39,8 +39,8 @@ void job_note_verb(struct job *job)
 
 /* ---- RUN ---- */
 
-/* Must the job end at once?  A soft cancel of a job that is ready ends it in order instead.
- */
+/* Must the job end at once?  A soft cancel of a job that was ready ends it in order
+ * instead. */
 static bool must_abandon(const struct job *job)
 {
     return job->forced || (job->cancelled && !job->was_ready);
@@ -60,7 +60,7 @@ static void wait_until_locked(struct job *job, uint64_t deadline_ns)
     pthread_cond_timedwait(&job->changed, &job->lock.mutex, &ts);
 }
 
-/* Under the lock, which is given back while it waits. */
+/* Under the lock, which is released while waiting. */
 static void pause_until_resumed_locked(struct job *job)
 {
     bool ready = job->info.state == JOB_READY;
@@ -93,7 +93,7 @@ int job_checkpoint(struct job *job, uint64_t bytes)
             wait_until_locked(job, clock_ns() + wait);
         else
             break;
-        /* Whatever woke it: only a new speed has changed how long is left. */
+        /* Asked again after every wake-up, since the speed may have changed. */
         wait = ratelimit_account(&job->limit, 0, clock_ns());
     }
     job->verb_came = false;
@@ -216,7 +216,7 @@ bool job_handle_error(struct job *job, enum job_on_error policy, bool write_side
     return policy != JOB_REPORT;
 }
 
-/* ---- the end ---- */
+/* ---- ending ---- */
 
 static void set_error(struct job *job, int err, const struct diag *diag)
 {
@@ -226,7 +226,7 @@ static void set_error(struct job *job, int err, const struct diag *diag)
              diag->text[0] ? diag->text : strerror_r(-err, reason, sizeof reason));
 }
 
-/* Waits for `finalize`; a cancel ends the wait. */
+/* Waits for the verb finalize, or a forced cancel. */
 static int wait_for_finalize_locked(struct job *job)
 {
     job_send_event(job, JOB_EVENT_PENDING);
@@ -235,7 +235,7 @@ static int wait_for_finalize_locked(struct job *job)
     return job->forced ? -ECANCELED : 0;
 }
 
-/* Under the lock, which is given back while others' work isn't done. */
+/* Under the lock, which is released while waiting for the other jobs. */
 static bool meet_group_locked(struct job *job)
 {
     LOCK_GAP(&job->lock);
@@ -248,7 +248,8 @@ static void cancel_group_locked(struct job *job)
     job_cancel_group(job);
 }
 
-/* May the job take effect?  0, or why not. */
+/* Before a success takes effect: WAITING for the group, PENDING for finalize.  0, or
+ * -ECANCELED. */
 static int prepare_finish_locked(struct job *job)
 {
     if (job->forced)
@@ -260,14 +261,14 @@ static int prepare_finish_locked(struct job *job)
     return job->info.auto_finalize ? 0 : wait_for_finalize_locked(job);
 }
 
-/* Under the lock, which is given back meanwhile. */
+/* Under the lock, which is released meanwhile. */
 static int call_finish_locked(struct job *job, bool success, struct diag *diag)
 {
     LOCK_GAP(&job->lock);
     return job->ops->finish(job, job->state_of_kind, success, diag);
 }
 
-/* From the end of `run`, which returned err, to its effect: WAITING, PENDING, ABORTING. */
+/* From the end of `run`, which returned err, until its effect: WAITING, PENDING, ABORTING. */
 static int finish_job_locked(struct job *job, int err, struct diag *diag)
 {
     if (!err)
@@ -286,7 +287,7 @@ static int finish_job_locked(struct job *job, int err, struct diag *diag)
     return err;
 }
 
-/* Whoever has started the job waits for this.  False: there is no job. */
+/* Opens the job, and reports that to its starter.  False: the job ends here. */
 static bool open_job(struct job *job, struct diag *diag)
 {
     struct diag ignored;
@@ -301,10 +302,10 @@ static bool open_job(struct job *job, struct diag *diag)
     LOCK_GUARD(&job->lock);
     if (err) {
         set_error(job, err, diag);
-        job->info.state = JOB_NULL; /* nobody has heard of it */
+        job->info.state = JOB_NULL; /* no event but OPENED was sent */
         job->over = true;
     } else {
-        job_send_event(job, JOB_EVENT_STATUS); /* created */
+        job_send_event(job, JOB_EVENT_STATUS); /* the state is created */
         job_enter_state(job, JOB_RUNNING);
         job->info.busy = true;
     }
@@ -326,7 +327,7 @@ void *job_main(void *opaque)
     LOCK_GUARD(&job->lock);
     job->info.busy = false;
     if (err == 0)
-        job->info.offset = job->info.len; /* equal at success */
+        job->info.offset = job->info.len; /* as job_info promises for success */
     err = finish_job_locked(job, err, &diag);
     if (err)
         set_error(job, err, err == -ECANCELED ? &none : &diag);

@@ -11,8 +11,8 @@ struct job_group {
     struct lock lock;
     /* under lock */
     pthread_cond_t changed;
-    unsigned holders;    /* the jobs, and who made it */
-    unsigned jobs, done; /* in it; those whose work is done */
+    unsigned holders;    /* the jobs, and the creator */
+    unsigned jobs, done; /* jobs in the group, and those whose work is done */
     bool failed;
 };
 

@@ -20,7 +20,7 @@ static const char *const verb_names[JOB_VERBS] = {
 
 #define S(state) (1u << JOB_##state)
 
-/* From each state to which others. */
+/* For each state, the states that may follow. */
 static const unsigned transitions[JOB_STATES] = {
     [JOB_CREATED] = S(RUNNING) | S(ABORTING),
     [JOB_RUNNING] = S(PAUSED) | S(READY) | S(WAITING) | S(ABORTING),

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What layers are called. */
+/* Names of layers. */
 #include "jobs/layers.h"
 
 #include <stdlib.h>

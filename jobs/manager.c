@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The list of jobs, and the verbs that users give them. */
+/* The list of jobs, and the verbs. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -31,7 +31,7 @@ static void free_job_memory(struct job *job)
     free(job);
 }
 
-/* Waits for its thread. */
+/* Waits for the job's thread. */
 static void job_free(struct job *job)
 {
     pthread_join(job->thread, NULL);
@@ -39,7 +39,8 @@ static void job_free(struct job *job)
     free_job_memory(job);
 }
 
-/* Under the manager's lock: jobs that are through are freed by the next call that looks. */
+/* Under the manager's lock.  Jobs that are over are freed by the next call that uses the
+ * list. */
 static void free_ended_jobs_locked(struct job_manager *manager)
 {
     LIST_FOR_EACH_SAFE (pos, &manager->jobs) {
@@ -65,7 +66,7 @@ static struct job *find_job_locked(struct job_manager *manager, const char *id)
     return NULL;
 }
 
-/* A letter, then letters, digits, '-', '.', '_', as QMP has it. */
+/* As QMP requires: a letter, then letters, digits, '-', '.', '_'. */
 static bool id_is_well_formed(const char *id)
 {
     static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
@@ -126,7 +127,7 @@ int job_check_id(struct job_manager *manager, const char *id, struct diag *diag)
     return check_id_locked(manager, id, diag);
 }
 
-/* On failure the state is still the caller's. */
+/* On failure the state remains the caller's. */
 static int add_job_locked(struct job_manager *manager, const struct job_ops *ops,
                           void *state, const struct job_params *params, struct diag *diag)
 {
@@ -156,7 +157,7 @@ int job_start(struct job_manager *manager, const struct job_ops *ops, void *stat
     return err;
 }
 
-/* Finds the job and checks the verb; on success the manager and the job are locked. */
+/* Finds the job and checks the verb.  On success both the manager and the job are locked. */
 static int find_and_lock_for_verb(struct job_manager *manager, const char *id,
                                   enum job_verb verb, struct job **out, struct diag *diag)
 {
@@ -178,7 +179,7 @@ static int find_and_lock_for_verb(struct job_manager *manager, const char *id,
     return -EBUSY;
 }
 
-/* err: the verb was refused, and has done nothing. */
+/* err: the verb was refused and changed nothing. */
 static int unlock_after_verb(struct job_manager *manager, struct job *job, int err)
 {
     if (!err)
@@ -194,19 +195,19 @@ int job_cancel(struct job_manager *manager, const char *id, bool force, struct d
     int err = find_and_lock_for_verb(manager, id, JOB_VERB_CANCEL, &job, diag);
     if (err)
         return err;
-    /* Before it is ready, and once it waits for its end, any cancel abandons the job. */
+    /* A cancel before READY, or when the job is already ending, is always by force. */
     job->forced |= force || !job->info.ready;
     job->cancelled = true;
-    /* A paused job goes on to its end; an error may stop it on the way once more. */
+    /* A paused job continues to its end; an I/O error may pause it again. */
     job->user_paused = job->error_paused = false;
     if (job->forced)
-        job_group_fail(job->group); /* it may be waiting for the others */
+        job_group_fail(job->group); /* wakes it if it is waiting for its group */
     if (job->forced && job->ops->interrupt)
         job->ops->interrupt(job, job->state_of_kind);
     return unlock_after_verb(manager, job, 0);
 }
 
-/* Under its lock: it hasn't begun to end. */
+/* Under the job's lock: it hasn't begun to end. */
 static bool can_be_cancelled(const struct job *job)
 {
     return job_verb_is_legal(job->info.state, JOB_VERB_CANCEL);
@@ -291,7 +292,7 @@ int job_set_speed(struct job_manager *manager, const char *id, uint64_t bytes_pe
     return unlock_after_verb(manager, job, 0);
 }
 
-/* What a job that changes is to become; under its lock. */
+/* Under the job's lock. */
 static int change_copying(struct job *job, const char *type, bool write_blocking,
                           struct diag *diag)
 {
@@ -313,7 +314,7 @@ int job_change(struct job_manager *manager, const char *id, const char *type,
     return unlock_after_verb(manager, job, change_copying(job, type, write_blocking, diag));
 }
 
-/* Under the manager's lock: those who wait for it, too. */
+/* Under the manager's lock: finalizes the other jobs of the group that wait for it. */
 static void finalize_group_locked(struct job_manager *manager,
                                   const struct job_group *group)
 {
@@ -351,7 +352,8 @@ int job_dismiss(struct job_manager *manager, const char *id, struct diag *diag)
         return err;
     job->dismissed = true;
     job_note_verb(job);
-    /* Who asks next doesn't see it any more.  Its thread has nothing else to do. */
+    /* Waits until the job is over, so that the next query doesn't show it.  Its thread has
+     * nothing else to do. */
     while (!job->over)
         lock_wait(&job->lock, &job->changed);
     return unlock_after_verb(manager, job, 0);
@@ -393,7 +395,7 @@ static void end_all_by_force(struct job_manager *manager)
         end_by_force(CONTAINER_OF(pos, struct job, link));
 }
 
-/* Out of the list, which those that are left may still look at. */
+/* Removes a job from the list while others may still look at that. */
 static struct job *take_first(struct job_manager *manager)
 {
     LOCK_GUARD(&manager->lock);

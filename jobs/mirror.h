@@ -71,8 +71,8 @@ struct mirror_params {
     const char *bitmap; /* MIRROR_INCREMENTAL: the name of a bitmap of the source */
     enum mirror_copy_mode copy_mode;
     enum job_on_error on_source_error, on_target_error;
-    uint64_t
-        granularity; /* bytes, a power of two from 512 to 64 MiB; 0: chosen from the target */
+    /* bytes, a power of two from 512 to 64 MiB; 0: chosen from the target */
+    uint64_t granularity;
     uint64_t buf_size;   /* bytes in flight, at most; 0: 16 MiB */
     bool unmap;          /* zeroes may become holes on the target */
     bool target_is_zero; /* the user says that the target reads as zeroes */

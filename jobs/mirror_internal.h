@@ -12,17 +12,16 @@
 /* For a commit, which is a mirror from layers of users' chain to their base: these layers. */
 struct commit_layers {
     unsigned depth; /* number of layers below the source that are copied as well */
-    struct node *
-        base; /* the node of the base in users' chain; NULL: this is no commit.  The target is
-                        * another node on the same image, opened for writing */
+    /* The node of the base in users' chain; NULL: this is no commit.  The target is another node
+     * on the same image, opened for writing. */
+    struct node *base;
     bool base_locked; /* `base` holds a writer's lock */
-    struct node
-        *overlay; /* the layer above the source; NULL: the source is the active layer */
+    /* the layer above the source; NULL: the source is the active layer */
+    struct node *overlay;
     bool overlay_locked; /* `overlay` holds a writer's lock for this job */
-    struct node
-        *overlay_rw; /* the overlay opened for writing its header; NULL: `overlay` is
-                              * writable */
-    char *new_name;  /* the name of the base that is written into the overlay */
+    /* the overlay opened for writing its header; NULL: `overlay` is writable */
+    struct node *overlay_rw;
+    char *new_name; /* the name of the base that is written into the overlay */
     char *top_name, *base_name, *backing_file; /* as the user gave them; NULL: not given */
 };
 
@@ -64,8 +63,8 @@ struct mirror {
 
     /* the job's thread */
     uint64_t cursor; /* where the search for work goes on */
-    uint64_t
-        patience; /* ns: how long users were drained at most, at the last attempt to end */
+    /* ns: how long users were drained at most, at the last attempt to end */
+    uint64_t patience;
     uint64_t flush_mark; /* `copied` when the last early flush began */
     uint64_t failures;   /* node_flush_failures of the target, as last seen */
     bool flushes;        /* an early flush was begun, and its result not looked at */

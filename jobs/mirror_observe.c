@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* How a mirror sees the writes of its source: it marks what they changed, or,
- * write-blocking, sends them on to the target before they are answered.
+/* How a mirror notices writes to its source.  In the background mode it marks what they changed.
+ * In the write-blocking mode it sends them to the target before they are answered.
  *
- * Which of the two can change while it runs: a mirror takes a place among the observers that
- * do something around a change, and as long as it isn't write-blocking does nothing there but
- * to mark.  When all places are taken one that needn't be write-blocking does without. */
+ * The mode can change while the job runs.  So a mirror takes one of the source's places for
+ * observers that act before and after a change; in the background mode it only marks there.  If
+ * all places are taken, a mirror in the background mode uses a plain observer instead, and can't
+ * become write-blocking. */
 #include <errno.h>
 #include <stdlib.h>
 
@@ -28,7 +29,7 @@ static void on_wrote(struct observer *observer, uint64_t off, uint64_t len)
     mark_dirty(m, off, len);
 }
 
-/* on_after marks, or sends. */
+/* Nothing to do: on_after marks or sends. */
 static void on_wrote_around(struct observer *observer, uint64_t off, uint64_t len)
 {
     (void)observer;
@@ -41,19 +42,20 @@ static bool sends_on(struct mirror *m)
     return atomic_load(&m->active) && atomic_load(&m->forwarding);
 }
 
-/* What the change covers of chunks. */
+/* The chunks that the change covers, whole or in part. */
 static struct split split_change(const struct mirror *m, const struct change *change)
 {
     struct split s = split_range(change->off, change->len, m->granularity);
 
-    if (s.end == m->source->size) /* the last chunk is whole, however short */
+    /* the last chunk may be short; if its end is covered it counts as whole */
+    if (s.end == m->source->size)
         s.last = s.end;
     return s;
 }
 
-/* Write-blocking: the chunks of the change are locked from before it to the end of its copy.
- * Those that it covers are clean from before it, not from when they are sent: who changes the
- * same meanwhile, and began before changes were sent on, marks what he did after. */
+/* Write-blocking: locks the chunks of the change from before it until the end of its copy.  The
+ * chunks that it covers become clean before the change, not when it is sent: a concurrent change
+ * to the same place that began before the mode was switched marks it afterwards. */
 static void *on_before(struct observer *observer, const struct change *change)
 {
     struct mirror *m = CONTAINER_OF(observer, struct mirror, observer);
@@ -75,7 +77,7 @@ static unsigned unmap_flag(const struct mirror *m)
     return m->unmap ? BLOCK_MAY_UNMAP : 0;
 }
 
-/* Sends what the source has now; what can't be read is left to the copier. */
+/* Sends the source's present data.  What can't be read is marked for the copier. */
 static int send_as_it_is(struct mirror *m, uint64_t off, uint64_t len, unsigned flags)
 {
     CLEANUP_FREE void *bounce = malloc(MIN(len, BOUNCE_BYTES));
@@ -94,7 +96,8 @@ static int send_as_it_is(struct mirror *m, uint64_t off, uint64_t len, unsigned 
     return err;
 }
 
-/* What a trim leaves is up to each store: the target gets what the source says now. */
+/* What a trimmed range reads as depends on the store, so the target gets what the source has now.
+ */
 static int send_trimmed(struct mirror *m, uint64_t off, uint64_t len, unsigned flags)
 {
     int err = 0;
@@ -111,7 +114,7 @@ static int send_trimmed(struct mirror *m, uint64_t off, uint64_t len, unsigned f
     return err;
 }
 
-/* Sends [off, off+len) of the change on. */
+/* Sends the part [off, off+len) of the change. */
 static int send_range(struct mirror *m, const struct change *change, uint64_t off,
                       uint64_t len)
 {
@@ -130,7 +133,7 @@ static int send_range(struct mirror *m, const struct change *change, uint64_t of
     return 0;
 }
 
-/* A chunk that the change covers in part: when it is dirty the copier sends it whole. */
+/* For a chunk that is covered in part: if it is dirty, the copier copies all of it anyway. */
 static int send_part(struct mirror *m, const struct change *change, uint64_t off,
                      uint64_t end)
 {
@@ -161,13 +164,13 @@ static void on_after(struct observer *observer, const struct change *change, voi
 
     if (range)
         dirty_bitmap_set(m->unflushed, change->off, change->len);
-    /* What failed on either side, or may have been lost by a flush that did (the job may
-     * have looked for that before the bit was set), is the copier's; the user's write has
-     * succeeded all the same when the source has it. */
+    /* Marks for the copier what failed on either side, or what a failed flush may have lost (the
+     * job may have handled that flush before the bit in `unflushed` was set).  The user's write
+     * succeeds if the source has it. */
     if (err || target_err || !range || !atomic_load(&m->forwarding) ||
         node_flush_failures(m->target) != failures)
         mark_dirty(m, change->off, change->len);
-    /* Those that were sent at the same time fail of the same cause, which is told once. */
+    /* Writes that were in flight together fail for the same cause, which is reported once. */
     if (target_err && atomic_exchange(&m->forwarding, false))
         mirror_note_error(m, target_err, true);
     if (range)
@@ -175,7 +178,7 @@ static void on_after(struct observer *observer, const struct change *change, voi
     free(range);
 }
 
-/* What the user was told to be durable is so on both sides; a failure is the job's. */
+/* A flush makes both sides durable.  A failure on the target is the job's, not the user's. */
 static void on_flushed(struct observer *observer)
 {
     struct mirror *m = CONTAINER_OF(observer, struct mirror, observer);
@@ -212,7 +215,7 @@ int mirror_observe_as(struct mirror *m, bool write_blocking, struct diag *diag)
     return 0;
 }
 
-/* -EBUSY: it has to be write-blocking, and there is no place. */
+/* -EBUSY: it must be write-blocking, and no place is free. */
 static int add_observer(struct mirror *m)
 {
     m->observer = (struct observer){.wrote = on_wrote_around,
@@ -239,7 +242,7 @@ int mirror_attach(struct mirror *m, const char *bitmap, struct diag *diag)
     if (err)
         return diag_errno(diag, -err, "job '%s'", m->id);
     m->attached = true;
-    /* After the observer: no write falls between the two. */
+    /* After adding the observer, so that no write is missed between. */
     if (m->named)
         dirty_bitmap_merge(m->dirty, m->named);
     return 0;
@@ -274,7 +277,7 @@ static struct mirror *mirror_at(struct disk_seat *seat)
     return CONTAINER_OF(seat, struct mirror, seat);
 }
 
-/* What is begun under an observer of both marks once more, at worst. */
+/* A change that is seen by the observer at both nodes is only marked twice. */
 static int prepare_to_move(struct disk_seat *seat, struct node *to, struct diag *diag)
 {
     struct mirror *m = mirror_at(seat);
@@ -284,8 +287,8 @@ static int prepare_to_move(struct disk_seat *seat, struct node *to, struct diag 
     return err ? diag_errno(diag, -err, "job '%s'", m->id) : 0;
 }
 
-/* Chunks that are cleared from here on are read from the new node; what was cleared before, and is
- * being read from the old one, is marked again if it is written to. */
+/* From here on chunks that are cleared are read from the new node.  A chunk that was cleared
+ * before, and is still being read from the old node, is marked again if it is written to. */
 static void move(struct disk_seat *seat, struct node *to)
 {
     struct mirror *m = mirror_at(seat);
@@ -302,7 +305,7 @@ static void stay(struct disk_seat *seat, struct node *to)
     observer_remove_unseen(&to->observers, &observer, 1);
 }
 
-/* The layers of a commit are those of one chain. */
+/* A commit's layers belong to the chain, so it can't move. */
 static int refuse_to_move(struct disk_seat *seat, struct node *to, struct diag *diag)
 {
     (void)to;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* How many bytes a slice of time allows. */
+/* Rate limits. */
 #include "base/compiler.h"
 #include "jobs/ratelimit.h"
 
-/* Without wrapping: thirty years are long enough. */
+/* Clamps to thirty years, to avoid overflow. */
 static uint64_t in_ns(long double ns)
 {
     return ns > 1e18L ? (uint64_t)1e18 : (uint64_t)ns;
@@ -25,7 +25,7 @@ uint64_t ratelimit_account(struct ratelimit *limit, uint64_t bytes, uint64_t now
 {
     if (limit->speed == 0)
         return 0;
-    /* Time that went by unused is not saved up: bursts last a slice at most. */
+    /* Unused time isn't saved up: a burst lasts a slice at most. */
     if (limit->free_at_ns < now_ns)
         limit->free_at_ns = now_ns;
     long double cost = (long double)bytes * 1e9L / (long double)limit->speed;

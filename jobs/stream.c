@@ -1,22 +1,22 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The stream job: every part of the disk is looked at once, and what shows from between the
- * layer and its base is written to the layer (block_populate), whoever writes to it
- * meanwhile.  Nothing changes for readers; so after a crash at any moment the chain is right
- * with the old backing name, and once everything is copied and durable with either.
+/* The stream job looks at every part of the disk once, and writes to the layer what shows from
+ * the layers between it and the base (block_populate), while others may write to it.  For
+ * readers nothing changes.  So after a crash the chain is right with the old backing name at
+ * any time, and with the new one too once everything is copied and durable.
  *
- *     streaming into the active layer     into another
+ *      streaming into the active layer     into another layer
+ *  
+ *      active = layer                      overlay   (the active one, or below it)
+ *        |  ^                                |
+ *       middle  copied                     layer     written to through a second instance
+ *        |                                   |  ^
+ *      base     stays                      middle  copied
+ *                                            |
+ *                                          base     stays
  *
- *     active = layer                      overlay   (the active one, or below it)
- *       |  ^                                |
- *      middle  copied                     layer     written to through a second instance
- *       |                                   |  ^
- *     base     stays                      middle  copied
- *                                           |
- *                                         base     stays
- *
- * A layer that isn't the active one is open read-only, and is read so to the end: of what
- * the second instance writes the first may see nothing, or all, and both read the same.  At
- * the end a third takes its place, on top of the base. */
+ * A layer that isn't active is open read-only, and the chain reads that instance to the end:
+ * whether it sees what the second instance has written or not, it reads the same.  At the end
+ * the layer is opened a third time, above the base, and replaces it. */
 #include "jobs/stream.h"
 
 #include <errno.h>
@@ -36,23 +36,24 @@
 
 struct stream {
     struct disk_seat seat;
-    struct job *job;                                              /* set by run */
-    char *id, *top_name, *base_name, *bottom_name, *backing_file; /* as the user said */
+    struct job *job; /* set by run */
+    /* as the user gave them; NULL: not given */
+    char *id, *top_name, *base_name, *bottom_name, *backing_file;
     enum job_on_error on_error;
     struct mirror_pivot pivot;
 
-    struct node *layer;   /* users' instance */
-    struct node *overlay; /* above it; NULL: it is the active one */
+    struct node *layer;   /* the instance that the chain reads */
+    struct node *overlay; /* the layer above it; NULL: the layer is the active one */
     struct node *base;    /* NULL: none */
-    struct node *writer;  /* what is written to; owned unless it is `layer` */
-    bool locked;          /* the layer holds the lock of a writer for us */
-    char *new_name;       /* of the base; NULL: none */
+    struct node *writer;  /* the instance that is written to; owned unless it is `layer` */
+    bool locked;          /* the layer holds a writer's lock for this job */
+    char *new_name;       /* name of the base, to be written; NULL: none */
 
     struct dirty_bitmap *left; /* what wasn't looked at yet */
     struct copier *copier;
-    uint64_t cursor; /* the job's thread: where the search for work goes on */
+    uint64_t cursor; /* the job's thread: where the search for the next piece continues */
     _Atomic uint64_t seen, sent;
-    _Atomic int error; /* the first that wasn't dealt with; 0 or -errno */
+    _Atomic int error; /* the first error that wasn't handled yet; 0 or -errno */
     _Atomic bool give_up;
 };
 
@@ -142,7 +143,7 @@ static int open_writer(struct stream *s, struct node *active, struct diag *diag)
     if (err)
         return err;
     node_note_writer(active, layer);
-    /* It reads through the same layers, which are the chain's. */
+    /* The second instance reads through the chain's own layers. */
     s->writer->backing = layer->backing;
     return node_activate(s->writer, diag);
 }
@@ -184,7 +185,7 @@ static int make_copy_state(struct stream *s)
     s->copier = copier_new(&config);
     if (!s->left || !s->copier)
         return -ENOMEM;
-    /* With nothing between the two there is nothing to look at. */
+    /* If nothing lies between, there is nothing to look at. */
     if (s->layer->backing != s->base)
         dirty_bitmap_set(s->left, 0, s->layer->size);
     return 0;
@@ -259,7 +260,8 @@ static int handle_error(struct stream *s)
     int err = atomic_exchange(&s->error, 0);
     if (job_is_cancelled(s->job))
         return -ECANCELED;
-    /* Whether what lies below can't be read, or the layer not be written, isn't told apart. */
+    /* Only ENOSPC certainly comes from the layer's side; other errors may be of either side,
+     * and count as reads. */
     if (!job_handle_error(s->job, s->on_error, err == -ENOSPC, err))
         return err;
     if (s->on_error == JOB_IGNORE)
@@ -267,7 +269,7 @@ static int handle_error(struct stream *s)
     return 0;
 }
 
-/* Hands out the next piece.  False: there is none, or nobody to take it. */
+/* Gives the next piece to a worker.  False: no piece or no worker is left. */
 static bool begin_piece(struct stream *s)
 {
     uint64_t off, len;
@@ -285,7 +287,7 @@ static bool begin_piece(struct stream *s)
     return true;
 }
 
-/* 1: everything is the layer's own; 0: not yet; or -errno. */
+/* 1: everything is in the layer; 0: not yet; or -errno. */
 static int run_one_turn(struct stream *s)
 {
     int err = job_checkpoint(s->job, atomic_exchange(&s->sent, 0));
@@ -337,7 +339,7 @@ static void interrupt(struct job *job, void *state)
 
 /* ---- the end ---- */
 
-/* What was copied is durable, and then the layer names its base. */
+/* Makes the copied data durable, then writes the base's name into the layer. */
 static int name_base(struct stream *s, struct diag *diag)
 {
     int err = s->pivot.check_layers(s->pivot.opaque, diag);
@@ -347,12 +349,12 @@ static int name_base(struct stream *s, struct diag *diag)
     if (err)
         return diag_errno(diag, -err, "job '%s': flushing %s", s->id, s->layer->filename);
     if (!s->new_name && !s->layer->backing_name)
-        return 0; /* it names none already */
+        return 0; /* it has no backing name already */
     return node_set_backing(s->writer, s->new_name, s->base ? node_format(s->base) : NULL,
                             diag);
 }
 
-/* The layer once more, as it is now, with the base below it. */
+/* Opens the layer again in its present state, above the base. */
 static int reopen_layer(struct stream *s, struct node **out, struct diag *diag)
 {
     struct node *layer = s->layer;

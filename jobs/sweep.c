@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Threads that take one piece after the other. */
+/* Threads that take piece after piece. */
 #include "jobs/sweep.h"
 
 #include <errno.h>
@@ -14,21 +14,22 @@
 #include "base/thread.h"
 #include "jobs/ratelimit.h"
 
-#define PAGE           4096
-#define LARGEST        (64ull << 20)
-#define NAP_NS         50000000ull
-#define PIECES_EACH    64 /* of a range, at least, where it is large enough */
+#define PAGE    4096
+#define LARGEST (64ull << 20)
+#define NAP_NS  50000000ull
+/* a range is divided into at least so many pieces, if it is large enough */
+#define PIECES_EACH    64
 #define FEWEST_THREADS 4
 
 struct sweeping {
     const struct sweep *sweep;
     struct lock lock;
     /* under lock */
-    pthread_cond_t changed;  /* a piece was done, a thread ended */
-    uint64_t next, done;     /* where the next piece begins; bytes */
-    uint64_t moved, flushed; /* in all, and of these when the last flush began */
+    pthread_cond_t changed;  /* a piece is done, or a thread has ended */
+    uint64_t next, done;     /* next: where the next piece begins; done: bytes */
+    uint64_t moved, flushed; /* bytes in all; its value when the last flush began */
     unsigned running;
-    int result; /* of the piece at result_at, the lowest that has one */
+    int result; /* of the piece at result_at, the lowest that had one */
     uint64_t result_at;
     struct ratelimit limit;
 };
@@ -67,7 +68,7 @@ static bool take_piece(struct sweeping *s, uint64_t *off, uint64_t *len)
     return true;
 }
 
-/* How long to sleep before the next piece. */
+/* Returns how long (ns) to sleep before the next piece. */
 static uint64_t note_piece(struct sweeping *s, uint64_t off, uint64_t len, uint64_t moved,
                            int result)
 {
@@ -83,7 +84,7 @@ static uint64_t note_piece(struct sweeping *s, uint64_t off, uint64_t len, uint6
     return ratelimit_account(&s->limit, moved, clock_ns());
 }
 
-/* Wakes up now and then, to see that it is to end. */
+/* Sleeps in short naps, to notice a stop. */
 static void sleep_unless_stopped(const struct sweep *sweep, uint64_t ns)
 {
     for (uint64_t n; ns > 0 && !is_stopped(sweep); ns -= n) {
@@ -121,7 +122,7 @@ static void *sweep_main(void *opaque)
     return NULL;
 }
 
-/* Lock, which is let go of meanwhile. */
+/* Under the lock, which is released meanwhile. */
 static void tell_progress(struct sweeping *s)
 {
     uint64_t done = s->done;
@@ -138,7 +139,8 @@ static int flush_unlocked(struct sweeping *s)
     return s->sweep->flush(s->sweep->opaque);
 }
 
-/* Lock, which is let go of meanwhile.  Any piece's result comes before the flush's. */
+/* Under the lock, which is released meanwhile.  A piece's result takes precedence over the
+ * flush's. */
 static void flush_early(struct sweeping *s)
 {
     if (!s->sweep->flush || s->result || s->moved - s->flushed < SWEEP_FLUSH_BYTES)
@@ -151,7 +153,7 @@ static void flush_early(struct sweeping *s)
     }
 }
 
-/* Until the threads have ended. */
+/* Waits until all threads have ended. */
 static void watch(struct sweeping *s)
 {
     LOCK_GUARD(&s->lock);

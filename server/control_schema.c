@@ -14,10 +14,8 @@
 
 struct schema {
     json_t *list;
-    json_t
-        /* names of types, by the addresses of their tables; of arrays and builtins, by their
-         * names */
-        *names;
+    /* names of types, by the addresses of their tables; of arrays and builtins, by their names */
+    json_t *names;
 };
 
 static const struct control_type nothing = {.kind = TYPE_OBJECT};

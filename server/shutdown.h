@@ -40,8 +40,8 @@ struct shutdown_steps {
         /* step 4: closes everything; requests that come later never return */
         void *opaque);
     void *opaque;
-    const char
-        *own_socket; /* path of a Unix socket whose connections aren't nbdkit's; or NULL */
+    /* path of a Unix socket whose connections aren't nbdkit's; or NULL */
+    const char *own_socket;
 };
 
 /* After the fork, once in a process, as signal handlers are per process.  0 or -errno. */

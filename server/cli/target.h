@@ -18,9 +18,8 @@ struct target {
     char *data_file;        /* created with the image; NULL: none, or it existed */
     bool data_made;
     const struct storage_protocol *data_protocol;
-    const struct storage_protocol
-        /* protocol of an image that isn't a file and was created in place; NULL otherwise */
-        *made;
+    /* protocol of an image that isn't a file and was created in place; NULL otherwise */
+    const struct storage_protocol *made;
     struct storage *replaced; /* the file that has the name now, locked; NULL: none */
     bool durable;             /* its name must be durable when it is finished */
     bool is_zero; /* new, and reads as zeroes where no backing file shows through */
