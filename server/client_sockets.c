@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/descriptors.h"
 
 #ifdef __linux__
 #include <linux/vm_sockets.h>
@@ -121,14 +122,40 @@ static bool is_accepted(const struct named_socket *socket,
     return false;
 }
 
+/* Is the descriptor still that socket?  Its client may have left, and another taken its number. */
+static bool is_still(int fd, const struct named_socket *socket)
+{
+    struct named_socket now;
+
+    return read_socket(fd, &now) && !now.listens &&
+           memcmp(&now.name, &socket->name, sizeof now.name) == 0;
+}
+
+/* The client's socket by a descriptor of ours; -ESTALE: it isn't there any more. */
+static int hold_client(const struct named_socket *socket)
+{
+    CLEANUP_CLOSE int client = fcntl(socket->fd, F_DUPFD_CLOEXEC, 0);
+
+    if (client < 0)
+        return errno == EBADF ? -ESTALE : -errno;
+    if (!is_still(client, socket))
+        return -ESTALE;
+    int held = client;
+    client = -1;
+    return held;
+}
+
 void client_sockets_end(const char *own_socket)
 {
     CLEANUP_FREE struct named_socket *sockets = NULL;
     size_t n = list_sockets(own_socket, &sockets);
 
-    for (size_t i = 0; i < n; i++)
-        if (is_accepted(&sockets[i], sockets, n))
-            (void)shutdown(sockets[i].fd, SHUT_RD);
+    for (size_t i = 0; i < n; i++) {
+        CLEANUP_CLOSE int client =
+            is_accepted(&sockets[i], sockets, n) ? hold_client(&sockets[i]) : -1;
+        if (client >= 0)
+            (void)shutdown(client, SHUT_RD);
+    }
 }
 
 /* ---- cutting ---- */
@@ -147,29 +174,18 @@ static int add_sink(struct cut_connections *cut, int fd)
     return 0;
 }
 
-/* Is the descriptor still that socket?  Its client may have left, and another taken its number. */
-static bool is_still(int fd, const struct named_socket *socket)
-{
-    struct named_socket now;
-
-    return read_socket(fd, &now) && !now.listens &&
-           memcmp(&now.name, &socket->name, sizeof now.name) == 0;
-}
-
 /* One that sleeps in a read of the client's socket is woken by an end of file, too; when it has
- * let go of it the client sees the end.  -ESTALE: it isn't there any more. */
+ * let go of it the client sees the end.  -ESTALE: it isn't there any more; -EBUSY: not now. */
 static int put_sink_in_place(const struct named_socket *socket, int sink)
 {
-    CLEANUP_CLOSE int client = fcntl(socket->fd, F_DUPFD_CLOEXEC, 0);
+    CLEANUP_CLOSE int client = hold_client(socket);
 
     if (client < 0)
-        return errno == EBADF ? -ESTALE : -errno;
-    if (!is_still(client, socket))
-        return -ESTALE;
-    if (dup3(sink, socket->fd, O_CLOEXEC) < 0)
-        return errno == EBUSY ? -ESTALE : -errno;
-    (void)shutdown(client, SHUT_RD);
-    return 0;
+        return client;
+    int err = descriptor_replace(socket->fd, client, sink);
+    if (!err)
+        (void)shutdown(client, SHUT_RD);
+    return err;
 }
 
 static int cut_connection(const struct named_socket *socket, struct cut_connections *cut)
@@ -199,7 +215,7 @@ int client_sockets_cut(const char *own_socket, struct cut_connections *cut)
         if (!is_accepted(&sockets[i], sockets, n))
             continue;
         int err = cut_connection(&sockets[i], cut);
-        if (err && err != -ESTALE)
+        if (err && err != -ESTALE && err != -EBUSY)
             return err;
         done++; /* also one that has left: there may be others by now */
     }

@@ -25,7 +25,8 @@ struct cut_connections {
  * nbdkit answers what it has just read before an end of file with an error, which a client would
  * take for one of its disk; and aborts (before 1.34) when what it sends fails.  So its descriptors
  * are made to mean others, from which comes an end of file, and which take all that is sent.
- * Returns how many were cut, or -errno; begins with a zeroed `cut`. */
+ * Returns how many there were, of which some may have to be cut once more, or -errno; begins with a
+ * zeroed `cut`. */
 int client_sockets_cut(const char *own_socket, struct cut_connections *cut) MUST_USE;
 
 /* Again and again, until nbdkit has done with them. */

@@ -19,6 +19,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/descriptors.h"
 #include "base/log.h"
 #include "client_sockets.h"
 #include "server.h"
@@ -85,11 +86,24 @@ static void release_acceptor(const struct handover *h)
     clock_nap_ns(AGAIN_NS);
 }
 
+/* nbdkit's, as long as it is what `was` is: nbdkit closes it when it ends. */
+static int replace(int nbdkits, int was, int with)
+{
+    int err;
+
+    for (uint64_t began = clock_ms();
+         (err = descriptor_replace(nbdkits, was, with)) == -EBUSY &&
+         clock_ms() < began + REOPEN_MS;)
+        clock_nap_ns(AGAIN_NS);
+    return err;
+}
+
 static void listen_again(struct handover *h)
 {
     for (unsigned i = 0; i < h->n; i++) {
-        if (dup3(h->listening[i], h->nbdkits[i], O_CLOEXEC) < 0)
-            log_error("a socket can't be listened on any more: %s", strerror(errno));
+        int err = replace(h->nbdkits[i], h->idle, h->listening[i]);
+        if (err && err != -ESTALE)
+            log_error("a socket can't be listened on any more: %s", strerror(-err));
         close(h->listening[i]);
     }
     h->n = 0;
@@ -102,15 +116,14 @@ static void listen_again(struct handover *h)
 static int put_aside(struct handover *h, unsigned n)
 {
     for (; h->n < n; h->n++) {
-        int kept = fcntl(h->nbdkits[h->n], F_DUPFD_CLOEXEC, 0);
-        if (kept < 0 || dup3(h->idle, h->nbdkits[h->n], O_CLOEXEC) < 0) {
-            int err = errno;
-            if (kept >= 0)
-                close(kept);
+        CLEANUP_CLOSE int kept = fcntl(h->nbdkits[h->n], F_DUPFD_CLOEXEC, 0);
+        int err = kept < 0 ? -errno : replace(h->nbdkits[h->n], kept, h->idle);
+        if (err) {
             listen_again(h);
-            return -err;
+            return err;
         }
         h->listening[h->n] = kept;
+        kept = -1;
     }
     return 0;
 }

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/descriptors.h"
 #include "base/path.h"
 
 char *path_absolute(const char *path)
@@ -28,6 +29,8 @@ int path_sync_folder(const char *path)
 
     if (!folder)
         return -ENOMEM;
+    descriptors_begin_opening();
     CLEANUP_CLOSE int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    descriptors_end_opening();
     return fd >= 0 && fsync(fd) == 0 ? 0 : -errno;
 }

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/checked.h"
+#include "base/descriptors.h"
 #include "storage/file.h"
 #include "storage/iov.h"
 
@@ -407,6 +408,7 @@ static int open_for_dsync(int fd)
     if (flags < 0 || (flags & O_ACCMODE) == O_RDONLY)
         return -1;
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    DESCRIPTORS_GUARD();
     return open(path, (flags & (O_ACCMODE | O_DIRECT)) | O_CLOEXEC | O_NOCTTY);
 }
 

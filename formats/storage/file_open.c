@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/descriptors.h"
 #include "storage/file.h"
 #include "storage/folder.h"
 
@@ -61,6 +62,7 @@ static int open_at(const struct place *place, int flags)
     if (place->folder)
         return storage_folder_openat(
             place->folder, storage_folder_name(place->folder, place->path), flags);
+    DESCRIPTORS_GUARD();
     int fd = open(place->path, flags | O_CLOEXEC, 0666);
     return fd < 0 ? -errno : fd;
 }
@@ -204,6 +206,7 @@ int storage_create_file(const char *path, struct storage **out, struct diag *dia
 static int open_nameless(const char *folder)
 {
     CLEANUP_FREE char *path = NULL;
+    DESCRIPTORS_GUARD();
 
     int fd = open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     if (fd >= 0 || (!errno_unsupported(errno) && errno != EISDIR && errno != EINVAL))

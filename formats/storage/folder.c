@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/descriptors.h"
 
 /* A folder that is renamed just now has the kernel ask for another try. */
 #define TRIES 64
@@ -60,6 +61,8 @@ static int open_step_by_step(const struct storage_folder *folder, const char *na
 
 int storage_folder_openat(const struct storage_folder *folder, const char *name, int flags)
 {
+    DESCRIPTORS_GUARD();
+
     return folder->walks ? open_step_by_step(folder, name, flags)
                          : open_beneath(folder, name, flags);
 }

@@ -11,6 +11,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/descriptors.h"
 #include "base/thread.h"
 #include "storage/nbd_internal.h"
 #include "storage/nbd_tls.h"
@@ -66,6 +67,7 @@ static struct nbd_storage *new_storage(const struct nbd_open *how)
         list_init(&nbd->links[i].in_flight);
     }
     nbd->n_links = 1;
+    DESCRIPTORS_GUARD();
     nbd->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     return nbd;
 }
