@@ -179,18 +179,16 @@ static int give_choices(const struct kept_export *e, struct served_export *exp,
     return err;
 }
 
-/* First gets the writer's lock: nobody else changes the image from then on. */
+/* The image is open again, and since then nobody else changes it: a reader's lock keeps writers out,
+ * too.  Where it doesn't (RBD) `is_known` is false, and who starts to write believes no bitmap. */
 static int give_bitmaps(struct kept_export *e, struct served_export *exp, struct diag *diag)
 {
-    int err = e->n_bitmaps > 0 ? export_open_for_changes(exp, diag) : 0;
-    if (err)
-        return err;
     struct node *node = node_of(exp);
     bool changed = !is_unchanged(e);
 
     for (unsigned i = 0; i < e->n_bitmaps; i++) {
         struct dirty_bitmap *bitmap = e->bitmap[i];
-        err = node_bitmap_add(node, bitmap, diag);
+        int err = node_bitmap_add(node, bitmap, diag);
         if (err)
             return err;
         e->bitmap[i] = NULL;

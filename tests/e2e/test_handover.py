@@ -455,6 +455,30 @@ class Handover(Case):
         create(self.path("folder/disk"), "qcow2", SIZE)
         self.assertEqual(self.given_back("dir=folder"), 2 * 65536)
 
+    def test_bitmaps_of_a_disk_that_is_served_read_only(self):
+        """nobody writes to it here, and maybe somebody did meanwhile"""
+        for changed in (False, True):
+            with self.part(changed=changed):
+                self.image()
+                process, _ = self.begin("-r", "disk", self.control())
+                stat = os.stat(self.path("disk"))
+                with Qmp(self.path("qmp")) as qmp:
+                    qmp.cmd("block-dirty-bitmap-add", node="drive0", name="b", granularity=65536)
+                    with Qmp(self.path("qmp")) as asking:
+                        asking.cmd("x-qimg-handover", exports=[{"name": "", "device": stat.st_dev, "inode": stat.st_ino}])
+                        if changed:
+                            harness.fill(self.path("disk"), "qcow2", [(0, b"y" * 10)])
+
+                    def taken():
+                        try:
+                            return qmp.cmd("query-block")
+                        except QmpError:
+                            return False
+                    wait_until(taken, 60, "commands are taken")
+                    (bitmap,) = taken()[0]["inserted"]["dirty-bitmaps"]
+                    self.assertEqual((bitmap["name"], bitmap["recording"], bitmap["count"]), ("b", True, SIZE if changed else 0))
+                self.stop(process)
+
     def test_passphrases(self):
         """are read twice, by the trial and by the server"""
         harness.create_encrypted(self.path("disk"), SIZE, "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10")
