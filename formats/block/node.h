@@ -302,8 +302,12 @@ int node_make_empty(struct node *node, struct diag *diag) MUST_USE;
 int node_set_cache(struct node *node, const struct cache_mode *mode,
                    struct diag *diag) MUST_USE;
 
-/* As driver->set_backing: the image names another backing file from now on.  -ENOTSUP with a
- * sentence without DRIVER_BACKING. */
+/* Can the image name this backing file (NULL: none)?  0, or -errno with diag. */
+int node_check_backing(const struct node *node, const char *name,
+                       struct diag *diag) MUST_USE;
+
+/* As driver->set_backing: the image names another backing file from now on.  Refused where
+ * node_check_backing refuses; -ENOTSUP with a message without DRIVER_BACKING. */
 int node_set_backing(struct node *node, const char *name, const char *format,
                      struct diag *diag) MUST_USE;
 

@@ -96,13 +96,23 @@ int node_set_cache(struct node *node, const struct cache_mode *mode, struct diag
     return 0;
 }
 
-int node_set_backing(struct node *node, const char *name, const char *format,
-                     struct diag *diag)
+int node_check_backing(const struct node *node, const char *name, struct diag *diag)
 {
     if (!node_can(node, DRIVER_BACKING))
         return diag_set(diag, ENOTSUP, "%s: %s images have no backing file", node->filename,
                         node->driver->name);
-    int err = name ? reference_check_recorded(node->filename, name, diag) : 0;
+    if (name && node->data_alone && !node->backing_name)
+        return diag_set(diag, EINVAL,
+                        "%s: backing file %s: its data file is a raw image of the disk "
+                        "(data_file_raw), which has nothing of another file",
+                        node->filename, name);
+    return name ? reference_check_recorded(node->filename, name, diag) : 0;
+}
+
+int node_set_backing(struct node *node, const char *name, const char *format,
+                     struct diag *diag)
+{
+    int err = node_check_backing(node, name, diag);
     if (err)
         return err;
     CLEANUP_FREE char *new_name = name ? strdup(name) : NULL;

@@ -329,15 +329,14 @@ static int rebase_safely(const struct rebase_args *args, struct node *image)
 
 static int check_words(const struct rebase_args *args, const struct node *image)
 {
-    if (!node_can(image, DRIVER_BACKING))
-        return cli_error("%s: %s images have no backing file", image->filename,
-                         node_format(image));
-    if (args->backing[0] && !args->format)
+    const char *name = args->backing[0] ? args->backing : NULL;
+    struct diag diag = {0};
+
+    if (name && !args->format)
         return cli_error("Could not change the backing file to '%s': backing format must "
                          "be specified",
                          args->backing);
-    struct diag diag = {0};
-    if (reference_check_recorded(image->filename, args->backing, &diag) < 0)
+    if (node_check_backing(image, name, &diag) < 0)
         return cli_diag(&diag);
     if (args->compress && node_why_not_compress(image))
         return cli_error("%s: Compression not supported for this file format: %s",

@@ -231,6 +231,8 @@ class Sync(OverlayCase):
         refused("raw images", format="raw")
         create(self.path("small.qcow2"), "qcow2", MIB)
         refused("smaller", snapshot_file=self.path("small.qcow2"), mode="existing")
+        raw = create(self.path("raw.qcow2"), "qcow2", 64 * MIB, f"data_file={self.path('raw.data')},data_file_raw=on")
+        refused("raw image of the disk", snapshot_file=raw, mode="existing")
         other = self.image_of("other.qcow2")
         run("qemu-img", "create", "-q", "-f", "qcow2", "-b", other, "-F", "qcow2", self.path("else.qcow2"))
         refused("names another backing file", snapshot_file=self.path("else.qcow2"), mode="existing")

@@ -36,6 +36,10 @@ class Beside(SideBySide):
             ("-r 100M over.qcow2", "over.qcow2:qcow2 a.raw:raw"), ("-t none over.qcow2", "over.qcow2:qcow2 a.raw:raw"),
             ("-f qcow2 over.qcow2", "over.qcow2:qcow2 a.raw:raw"), ("--image-opts driver=qcow2,file.filename=top.qcow2", "over.qcow2:qcow2"))])
 
+    def test_raw_data_files(self):
+        """have nothing of a backing file"""
+        self.rows([(f"rebase {words} -b b.raw -F raw data.qcow2", "data.qcow2:qcow2") for words in ("", "-u")])
+
     def test_refused(self):
         self.rows([(words, "over.qcow2:qcow2 a.raw:raw") for words in (
             "rebase over.qcow2", "rebase", "rebase -b none -F raw over.qcow2", "rebase -b b.raw over.qcow2", "rebase -u -b b.raw over.qcow2",
