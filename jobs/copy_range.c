@@ -202,6 +202,21 @@ static void align_run(const struct copy_how *how, uint64_t off, uint64_t rest,
     *len = MIN(rest, align_up(end, how->align) - to);
 }
 
+/* Decides about a run that isn't copied because the target's backing file has it: data of the
+ * target itself would hide it, and is overwritten.  Shortens the run to a uniform part. */
+static enum run_kind judge_left_out(const struct copy_how *how, uint64_t off, uint64_t *len,
+                                    const struct block_status *source)
+{
+    struct block_status own;
+
+    if (block_status(how->target, to_target(how, off), *len, &own))
+        return RUN_DATA;
+    *len = own.length;
+    if (own.depth > 0 || !own.present)
+        return RUN_LEFT_OUT;
+    return source->zero ? RUN_ZERO : RUN_DATA;
+}
+
 /* The run at off.  *len: the limit; on return the run's length. */
 static enum run_kind find_run(const struct copy_how *how, uint64_t off, uint64_t *len,
                               struct block_status *st)
@@ -214,7 +229,8 @@ static enum run_kind find_run(const struct copy_how *how, uint64_t off, uint64_t
     enum run_kind kind = kind_of(how, st);
     *len = st->length;
     align_run(how, off, rest, len, &kind);
-    return kind;
+    return kind == RUN_LEFT_OUT && how->target_has_data ? judge_left_out(how, off, len, st)
+                                                        : kind;
 }
 
 static bool is_offloaded(struct copying *c, const struct block_status *st, uint64_t off,

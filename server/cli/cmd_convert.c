@@ -164,6 +164,9 @@ static int check_words(const struct convert_args *args)
         return cli_error("--target-image-opts requires use of -n flag");
     if (args->target_is_zero && !args->existing)
         return cli_error("--target-is-zero requires use of -n flag");
+    if (args->target_is_zero && args->backing_file)
+        return cli_error("Cannot use --target-is-zero when the destination image has a "
+                         "backing file");
     if (args->existing && args->options_given)
         return cli_error("-o has no effect when skipping image creation");
     if (args->offload && args->compress)

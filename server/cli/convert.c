@@ -202,7 +202,9 @@ static struct copy_how how_to_copy(const struct conversion *c, struct node *sour
         .target_is_zero = is_zero,
         .expect = c->target.has_no_blocks,
         .target_zero_from = target->backing ? target->backing->size : 0,
-        .depth = args->existing ? 0 : depth_of_backing(source, target),
+        .depth =
+            args->existing && !args->backing_file ? 0 : depth_of_backing(source, target),
+        .target_has_data = args->existing,
     };
 }
 

@@ -282,6 +282,31 @@ class Alone(Case):
         run(QIMG, "convert", "-O", "qcow2", "-B", "base", "-F", "raw", "top", "out", cwd=self.dir)
         run("qemu-img", "compare", "top", "out", cwd=self.dir)
 
+    def test_an_overlay_that_is_there(self):
+        """-n -B: what the source has from the target's backing file isn't copied, but where the target has something else."""
+        for fmt, words in (("qcow2", ()), ("qed", ()), ("qcow2", ("-c",))):
+            with self.part(fmt=fmt, words=words):
+                pathlib.Path(self.path("base")).write_bytes(pattern(1, 4 * MIB))
+                for name, own in (("top", [(MIB, pattern(2, 128 * KIB))]), ("there", [(3 * MIB, pattern(3, 64 * KIB))])):
+                    run("qemu-img", "create", "-q", "-f", fmt, "-b", "base", "-F", "raw", name, cwd=self.dir)
+                    fill(self.path(name), fmt, own)
+                run(QIMG, "convert", *words, "-n", "-f", fmt, "-O", fmt, "-B", "base", "-F", "raw", "top", "there", cwd=self.dir)
+                run("qemu-img", "compare", "-f", fmt, "-F", fmt, "top", "there", cwd=self.dir)
+                run("qemu-img", "check", "-q", "-f", fmt, "there", cwd=self.dir)
+                self.assertEqual(self.own_ranges("there", fmt), [(MIB, 128 * KIB), (3 * MIB, 64 * KIB)])
+
+    def test_an_overlay_is_not_zero(self):
+        """which is refused; qemu-img says so, too, but its exit status is 0"""
+        pathlib.Path(self.path("base")).write_bytes(pattern(1, MIB))
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", "over", cwd=self.dir)
+        done = run(QIMG, "convert", "-n", "--target-is-zero", "-O", "qcow2", "-B", "base", "-F", "raw", "base", "over", cwd=self.dir, check=False)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("Cannot use --target-is-zero when the destination image has a backing file", done.stderr)
+
+    def own_ranges(self, name, fmt):
+        runs = json.loads(run("qemu-img", "map", "-f", fmt, "--output=json", name, cwd=self.dir).stdout)
+        return [(r["start"], r["length"]) for r in runs if r["depth"] == 0]
+
     def start(self, *words, stderr=subprocess.PIPE):
         return subprocess.Popen([str(QIMG), "convert", *words], cwd=self.dir, stdout=subprocess.PIPE, stderr=stderr, text=True,
                                 env=plugin_env())
