@@ -47,14 +47,19 @@ static int open_chain(struct served_export *exp, const struct export_request *re
     return chain_open(&exp->ctx, request->file, &options, out, diag);
 }
 
-static int check_compress(const struct node *node, const struct plugin_config *config,
-                          struct diag *diag)
+/* What the user chose for all images, and this one can't do: better told before anybody
+ * connects. */
+static int check_choices(const struct node *node, const struct node_options *choices,
+                         struct diag *diag)
 {
-    const char *why_not = config->node.compress ? node_why_not_compress(node) : NULL;
+    const char *no_compress = choices->compress ? node_why_not_compress(node) : NULL;
+    const char *no_lazy = choices->lazy_refcounts > 0 ? node_why_not_lazy(node) : NULL;
 
-    return why_not ? diag_set(diag, ENOTSUP, "%s: compress=on: %s: %s", node->filename,
-                              node_format(node), why_not)
-                   : 0;
+    if (!no_compress && !no_lazy)
+        return 0;
+    return diag_set(diag, ENOTSUP, "%s: %s=on: %s: %s", node->filename,
+                    no_compress ? "compress" : "lazy-refcounts", node_format(node),
+                    no_compress ? no_compress : no_lazy);
 }
 
 static int open_node(struct served_export *exp, const struct export_request *request,
@@ -64,8 +69,8 @@ static int open_node(struct served_export *exp, const struct export_request *req
 
     int err = request->file ? open_chain(exp, request, &node, diag)
                             : request->open(request->opaque, &exp->ctx, &node, diag);
-    if (!err)
-        err = check_compress(node, request->config, diag);
+    if (!err && request->file)
+        err = check_choices(node, &request->config->node, diag);
     if (!err && request->config->writable_now && !exp->never_writable)
         err = node_activate(node, diag);
     if (!err)

@@ -30,6 +30,16 @@ int node_open_remote_target(struct block_context *ctx, const char *uri,
                     uri);
 }
 
+static int check_lazy(struct node *node, struct diag *diag)
+{
+    if (node->options.lazy_refcounts <= 0 || !node_why_not_lazy(node))
+        return 0;
+    int err = diag_set(diag, ENOTSUP, "%s: lazy-refcounts: %s", node->filename,
+                       node_why_not_lazy(node));
+    node_close(node);
+    return err;
+}
+
 static int open_layer(const struct added_node *node, const struct node_opening *how,
                       struct node **out, struct diag *diag)
 {
@@ -47,10 +57,11 @@ static int open_layer(const struct added_node *node, const struct node_opening *
         .node = node->options,
     };
 
-    return remote && how->as_target
-               ? node_open_remote_target(how->ctx, file->target, how->give_up, &options,
-                                         out, diag)
-               : chain_open(how->ctx, file->target, &options, out, diag);
+    int err = remote && how->as_target
+                  ? node_open_remote_target(how->ctx, file->target, how->give_up, &options,
+                                            out, diag)
+                  : chain_open(how->ctx, file->target, &options, out, diag);
+    return err ? err : check_lazy(*out, diag);
 }
 
 /* The disk changes while it is served.  Only a backup of it has a frozen point that can be

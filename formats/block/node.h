@@ -75,7 +75,7 @@ struct node_options {
     bool discard_ignore;              /* TRIM does nothing, freed clusters aren't punched */
     enum detect_zeroes detect_zeroes; /* what becomes of writes of zero bytes */
     uint64_t need_check_delay_ns;     /* 0: the mark is cleared only at close */
-    int lazy_refcounts;               /* 0 as the image says, 1 on, -1 off */
+    int lazy_refcounts;               /* 0 as the image says, 1 on (where it can), -1 off */
     bool lock_off;                    /* take no image locks */
     bool repair_off; /* an image with a dirty mark is refused for writing, not repaired */
     /* Opened only to be described: images with features that can't be served are accepted, tables
@@ -104,6 +104,9 @@ struct node {
     /* Raw external data: the data file is the disk, offset by offset.  Set by the driver's
      * open. */
     bool data_alone;
+    /* Refcounts may be written later than what they count (node_options.lazy_refcounts).  Set by
+     * the driver's open. */
+    bool may_be_lazy;
     struct mcache *mc; /* owned; every node has one, for its commits */
     /* Owned; NULL: none.  Can be replaced while requests run (an intermediate commit), with
      * node_set_below; the caller waits for these requests before it closes the old one. */
@@ -181,6 +184,8 @@ static inline bool node_holes_may_show(const struct node *node)
 /* Why no cluster can be stored compressed in it, for messages: "raw images have ..."; static.
  * NULL: clusters can. */
 const char *node_why_not_compress(const struct node *node);
+/* The same of lazy refcounts. */
+const char *node_why_not_lazy(const struct node *node);
 
 /* Opens one image over `file`, which it takes over even on failure; the backing file is opened
  * by chain_open.  Changes no byte. */

@@ -205,6 +205,13 @@ const char *node_why_not_compress(const struct node *node)
     return NULL;
 }
 
+const char *node_why_not_lazy(const struct node *node)
+{
+    return node->may_be_lazy
+               ? NULL
+               : "only qcow2 images of version 3 (compat=1.1) have lazy refcounts";
+}
+
 bool node_is_called(const struct node *node, const char *name)
 {
     if (strcmp(name, node->filename) == 0)

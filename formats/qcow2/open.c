@@ -81,6 +81,7 @@ static void describe_node(struct qcow2 *q)
     if (node->encryption)
         node->host_zeroes_show = false;
     node->data_alone = q->geo.external && (q->header.autoclear & AUTOCLEAR_DATA_RAW);
+    node->may_be_lazy = q->header.version >= 3;
     node->backing_name = TAKE(&q->header.backing_name);
     node->backing_format = TAKE(&q->header.backing_format);
 }
@@ -262,19 +263,16 @@ int qcow2_first_change(struct node *node)
     return err;
 }
 
-static int choose_refcounts(struct qcow2 *q, struct diag *diag)
+/* The wish was for the disk: the image that it is moved to, or that a job writes below it, needn't
+ * be able to. */
+static void choose_refcounts(struct qcow2 *q)
 {
     int wish = q->node->options.lazy_refcounts;
 
-    if (wish > 0 && q->header.version < 3)
-        return diag_set(
-            diag, EINVAL,
-            "%s: lazy refcounts need version 3 (compat=1.1), the image is version 2",
-            q->node->filename);
-    q->lazy = wish > 0 || (wish == 0 && (q->header.compatible & COMPAT_LAZY_REFCOUNTS));
+    q->lazy = (wish > 0 && q->node->may_be_lazy) ||
+              (wish == 0 && (q->header.compatible & COMPAT_LAZY_REFCOUNTS));
     q->mark.enabled = q->lazy;
     mcache_set_postpone(q->node->mc, q->lazy);
-    return 0;
 }
 
 static int qcow2_activate(struct node *node, struct diag *diag)
@@ -284,9 +282,7 @@ static int qcow2_activate(struct node *node, struct diag *diag)
 
     if (err)
         return err;
-    err = choose_refcounts(q, diag);
-    if (err)
-        return err;
+    choose_refcounts(q);
     err = qcow2_collect_metadata(q, diag);
     if (err)
         return err;

@@ -86,8 +86,18 @@ class Parameters(Case):
 
     def test_lazy_refcounts_on_version_2(self):
         """L-01: lazy refcounts need compat=1.1."""
-        image = create(self.path("disk"), "qcow2", SIZE, "compat=0.10")
-        self.refused(image, "lazy-refcounts=on", "writable=now", words=["lazy.refcounts", "1\\.1|version 3|v3"])
+        for keys in ([], ["writable=now"]):
+            image = create(self.path("disk"), "qcow2", SIZE, "compat=0.10")
+            self.refused(image, "lazy-refcounts=on", *keys, words=["lazy.refcounts", "1\\.1|version 3|v3"])
+            self.serve(image, "lazy-refcounts=off", *keys).stop()
+
+    def test_lazy_refcounts_of_other_formats(self):
+        """L-01: there are none, and nobody has to connect to be told so."""
+        for fmt in ("qed", "raw"):
+            with self.subTest(format=fmt):
+                image = create(self.path(f"disk.{fmt}"), fmt, SIZE)
+                self.refused(image, f"format={fmt}", "lazy-refcounts=on", words=[f"lazy-refcounts=on: {fmt}: only qcow2 .* version 3"])
+                self.serve(image, f"format={fmt}", "lazy-refcounts=off").stop()
 
     def test_wrong_format(self):
         """format=qed on a qcow2 image: the magic is looked at."""

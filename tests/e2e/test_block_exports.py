@@ -143,6 +143,13 @@ class Commands(Folder):
         self.refused_command(client, "in use", "block-export-add", **{**export, "id": "e3", "name": "other"})
         server.stop()
 
+    def test_choices_for_the_servers_own_images(self):
+        """are none for what is added, which needn't be able to"""
+        _, client = self.start("compress=on", "lazy-refcounts=on")
+        path = self.image("added.qed", "qed", byte=2)
+        client.cmd("blockdev-add", **{"driver": "qed", "node-name": "added", "file": {"driver": "file", "filename": path}})
+        client.cmd("block-export-add", **{"type": "nbd", "id": "e2", "node-name": "added", "writable": True})
+
     def test_images_of_a_folder(self):
         """E-08: are there while they are open, and are closed at once"""
         path = self.image("vm/disk.qcow2", byte=1)

@@ -111,6 +111,20 @@ class Rounds(CommitCase):
 class Sizes(CommitCase):
     """M-30"""
 
+    def test_a_base_of_version_2(self):
+        """lazy refcounts were wished for the disk: the base needn't be able to have them"""
+        self.paths = [create(self.path("base"), "qcow2", self.SIZE, "compat=0.10")]
+        self.paths.append(create(self.path("top"), "qcow2", None, backing=self.paths[0], backing_fmt="qcow2"))
+        self.formats, self.content = ("qcow2", "qcow2"), bytearray(self.SIZE)
+        self.image, self.fmt = self.paths[-1], "qcow2"
+        self.begin("lazy-refcounts=on")
+        self.write(MIB, b"to be committed")
+        self.commit()
+        self.ready()
+        self.pivot()
+        self.write(2 * MIB, b"behind the switch")
+        self.ends_as(self.paths[0], "qcow2")
+
     def test_a_shorter_base_is_grown(self):
         for formats in (("qcow2", "qed", "qcow2"), ("raw", "qcow2", "qed")):
             with self.part(formats=formats):

@@ -80,6 +80,9 @@ class Adding(NodeCase):
         for port in ("", "108091", "1/ab"):  # none of them means another port
             self.refused("port", driver="nbd", node_name="x", server={"type": "inet", "host": "localhost", "port": port})
         self.refused("format over a format", driver="raw", node_name="x", file={"driver": "qcow2", "file": file})
+        old = create(self.path("old"), "qcow2", self.SIZE, "compat=0.10")
+        self.refused("old: lazy-refcounts: only .* version 3", driver="qcow2", node_name="x", lazy_refcounts=True,
+                     file={"driver": "file", "filename": old})
         nested = file
         for _ in range(30):
             nested = {"driver": "qcow2", "file": file, "backing": nested}
