@@ -35,6 +35,28 @@ static int open_named(struct node *image, const char *name, struct node **out)
     return cli_error("Failed to load snapshot: %s", diag.text);
 }
 
+/* Of the list; NULL: there is none. */
+static int open_found(struct node *image, const struct snapshot_list *list,
+                      const struct snapshot_info *found, struct node **out)
+{
+    const char *unique =
+        found ? snapshot_export_name(list, (size_t)(found - list->list)) : NULL;
+
+    return unique ? open_named(image, unique, out)
+                  : cli_error("Failed to load snapshot: Can't find snapshot");
+}
+
+/* An id goes before a name, as for qemu-img; what clients of a server ask for is a name before. */
+static int open_by_word(struct node *image, const char *word, struct node **out)
+{
+    CLEANUP_SNAPSHOT_LIST struct snapshot_list list = {0};
+
+    if (node_snapshots(image, &list))
+        return cli_error("out of memory");
+    const struct snapshot_info *with_id = find_snapshot(&list, word, NULL);
+    return with_id ? open_found(image, &list, with_id, out) : open_named(image, word, out);
+}
+
 static int open_by_keys(struct node *image, const struct option_list *keys,
                         struct node **out)
 {
@@ -48,12 +70,7 @@ static int open_by_keys(struct node *image, const struct option_list *keys,
                              keys->pairs[i].key);
     if (node_snapshots(image, &list))
         return cli_error("out of memory");
-    const struct snapshot_info *found = find_snapshot(&list, id, name);
-    const char *unique =
-        found ? snapshot_export_name(&list, (size_t)(found - list.list)) : NULL;
-    if (!unique)
-        return cli_error("Failed to load snapshot: Can't find snapshot");
-    return open_named(image, unique, out);
+    return open_found(image, &list, find_snapshot(&list, id, name), out);
 }
 
 int snapshot_arg_open(struct node *image, const char *text, struct node **out)
@@ -67,7 +84,7 @@ int snapshot_arg_open(struct node *image, const char *text, struct node **out)
         return cli_error("Failed to load snapshot: %s: %s images have no snapshots",
                          image->filename, node_format(image));
     if (strncmp(text, "snapshot.", 9) != 0)
-        return open_named(image, text, out);
+        return open_by_word(image, text, out);
     int code = options_add(&keys, text);
     if (code == CLI_OK)
         code = open_by_keys(image, &keys, out);

@@ -5,7 +5,7 @@
 
 #include "block/node.h"
 
-/* Opens the snapshot that `text` names: an id or name, or
+/* Opens the snapshot that `text` names: an id, else a name, or
  * snapshot.id=ID,snapshot.name=NAME.  NULL: *out is the image itself.  Complains and
  * returns an exit code. */
 int snapshot_arg_open(struct node *image, const char *text, struct node **out);

@@ -31,6 +31,9 @@ class Measure(SideBySide):
                    ("convert -O qcow2 -l snapshot.name=one a.qcow2 out", "out:qcow2", "qemu-img snapshot -c one a.qcow2",
                     "qemu-img convert -n -O qcow2 b.raw a.qcow2"),
                    ("convert -O qcow2 -l snapshot.id=1 a.qcow2 out", "out:qcow2", "qemu-img snapshot -c one a.qcow2"),
+                   # the first one's id is the second one's name
+                   *[(f"convert -O raw -l {which} a.qcow2 out", "out:raw", "qemu-img snapshot -c one a.qcow2", "qemu-img convert -n -O qcow2 b.raw a.qcow2",
+                      "qemu-img snapshot -c 1 a.qcow2") for which in ("1", "2", "snapshot.id=1", "snapshot.name=1")],
                    ("convert -O qcow2 -l two a.qcow2 out", "", "qemu-img snapshot -c one a.qcow2"), ("convert -l one a.raw out", ""),
                    ("convert -l snapshot.foo=1 a.qcow2 out", "")])
 
