@@ -228,26 +228,26 @@ static bool may_start(struct control_context *ctx, const struct served_export *e
            control_may_start_job(ctx, exp, "backup", error);
 }
 
-static json_t *blockdev_backup(struct control_context *ctx, const json_t *args,
-                               struct control_error *error)
+static json_t *start_backup(struct control_context *ctx, const json_t *args,
+                            struct control_error *error, start_job_fn *start)
 {
     CLEANUP_EXPORT struct served_export *exp =
         control_find_device(ctx, arg_text(args, "device"), error);
 
-    return exp && may_start(ctx, exp, args, error)
-               ? start_job(ctx, exp, args, error, start_blockdev)
-               : NULL;
+    return exp && may_start(ctx, exp, args, error) ? start_job(ctx, exp, args, error, start)
+                                                   : NULL;
+}
+
+static json_t *blockdev_backup(struct control_context *ctx, const json_t *args,
+                               struct control_error *error)
+{
+    return start_backup(ctx, args, error, start_blockdev);
 }
 
 static json_t *drive_backup(struct control_context *ctx, const json_t *args,
                             struct control_error *error)
 {
-    CLEANUP_EXPORT struct served_export *exp =
-        control_find_device(ctx, arg_text(args, "device"), error);
-
-    return exp && may_start(ctx, exp, args, error)
-               ? start_job(ctx, exp, args, error, start_drive)
-               : NULL;
+    return start_backup(ctx, args, error, start_drive);
 }
 
 /* ---- actions ---- */

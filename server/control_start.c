@@ -374,9 +374,7 @@ static int start_stream(struct control_context *ctx, struct served_export *exp,
 }
 
 json_t *start_job(struct control_context *ctx, struct served_export *exp,
-                  const json_t *args, struct control_error *error,
-                  int (*start)(struct control_context *ctx, struct served_export *exp,
-                               const json_t *args, uint64_t ticket, struct diag *diag))
+                  const json_t *args, struct control_error *error, start_job_fn *start)
 {
     uint64_t ticket = control_ticket(ctx);
 

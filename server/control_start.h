@@ -25,12 +25,15 @@ struct mirror_opener control_opener(struct target_request *request);
 /* The operations by which a job drains and moves the export's users. */
 struct mirror_pivot pivot_of(struct served_export *exp);
 
+/* Starts a job of some kind on the export.  `ticket` comes back in the job's events.  0 or -errno
+ * with diag. */
+typedef int start_job_fn(struct control_context *ctx, struct served_export *exp,
+                         const json_t *args, uint64_t ticket, struct diag *diag);
+
 /* Starts a job on the export by calling `start`.  The export can't be removed until the job's
  * end event gives it back.  Returns what the command returns. */
 json_t *start_job(struct control_context *ctx, struct served_export *exp,
-                  const json_t *args, struct control_error *error,
-                  int (*start)(struct control_context *ctx, struct served_export *exp,
-                               const json_t *args, uint64_t ticket, struct diag *diag));
+                  const json_t *args, struct control_error *error, start_job_fn *start);
 
 /* Ticket of a job whose start no client waits for. */
 #define NO_TICKET UINT64_MAX

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <inttypes.h>
 
+#include "base/bytes.h"
 #include "base/checked.h"
 #include "qcow2/check/check.h"
 
@@ -62,6 +63,13 @@ int qrepair_write(struct check *c, const void *buf, uint64_t offset, uint64_t by
         err = diag_errno(c->in.diag, -err, "%s: writing the repaired %s at offset %" PRIu64,
                          c->in.st->name, what, offset);
     return err;
+}
+
+int qrepair_write_table(struct check *c, uint64_t *table, uint64_t offset)
+{
+    for (uint64_t i = 0; i < c->in.cluster_size / 8; i++)
+        store_be64(&table[i], table[i]);
+    return qrepair_write(c, table, offset, c->in.cluster_size, "L2 table");
 }
 
 uint64_t qrepair_end(const struct check *c, uint64_t used)

@@ -292,6 +292,8 @@ uint64_t qcheck_unpack(uint32_t order, const uint8_t *block, uint64_t index);
 int qrepair_begin(struct check *c) MUST_USE;
 int qrepair_write(struct check *c, const void *buf, uint64_t offset, uint64_t bytes,
                   const char *what) MUST_USE;
+/* An L2 table of one cluster, in host byte order, which it swaps in place. */
+int qrepair_write_table(struct check *c, uint64_t *table, uint64_t offset) MUST_USE;
 int qrepair_flush(struct check *c) MUST_USE;
 
 /* First cluster of an area that nothing uses, behind `used` and, where the file can grow,

@@ -5,7 +5,6 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-#include "base/bytes.h"
 #include "base/cleanup.h"
 #include "qcow2/check/check.h"
 
@@ -56,11 +55,7 @@ static int mend_table(struct check *c, uint64_t cluster, uint64_t *table)
         table[i] = entry;
         changed = true;
     }
-    if (!changed)
-        return 0;
-    for (uint64_t i = 0; i < c->in.cluster_size / 8; i++)
-        store_be64(&table[i], table[i]);
-    return qrepair_write(c, table, offset, c->in.cluster_size, "L2 table");
+    return changed ? qrepair_write_table(c, table, offset) : 0;
 }
 
 struct tables {

@@ -161,11 +161,7 @@ static int mend_table(struct check *c, const struct l2_table *listed, uint64_t *
         return 0; /* counted */
     for (uint64_t i = 0; i < c->in.cluster_size / 8; i += qcheck_step(c))
         changed |= mend_entry(c, listed, i >> c->in.geo.word_bits, table + i);
-    if (!changed)
-        return 0;
-    for (uint64_t i = 0; i < c->in.cluster_size / 8; i++)
-        store_be64(&table[i], table[i]);
-    return qrepair_write(c, table, offset, c->in.cluster_size, "L2 table");
+    return changed ? qrepair_write_table(c, table, offset) : 0;
 }
 
 struct tables {
