@@ -259,7 +259,7 @@ int cli_parse_cache(const char *what, const char *word, const struct cache_mode 
 
 int cli_parse_rate(const char *text, uint64_t *speed)
 {
-    if (size_parse(text, speed) == 0 && *speed > 0 && *speed <= INT64_MAX)
+    if (size_parse(text, speed) == 0 && *speed <= INT64_MAX)
         return CLI_OK;
     return cli_error("Invalid rate limit specified: '%s': it is a number of bytes per "
                      "second, or one followed by k, M, G, T, P or E",

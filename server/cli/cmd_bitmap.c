@@ -253,7 +253,7 @@ static int append_action(struct bitmap_args *args, int option)
 
 static int take_granularity(const char *text, uint64_t *granularity)
 {
-    if (size_parse(text, granularity) == 0 && *granularity > 0)
+    if (size_parse(text, granularity) == 0)
         return CLI_OK;
     return cli_error("Invalid granularity specified: '%s': it is a number of bytes, or one "
                      "followed by k, M, G, T, P or E",

@@ -307,7 +307,7 @@ class Bitmap(SideBySide):
 
     def test_verbs(self):
         self.rows([(f"bitmap {words}", "a.qcow2:qcow2", *self.WITH) for words in (
-            "--add a.qcow2 new", "--add -g 512 a.qcow2 new", "--add --disable a.qcow2 new", "--remove a.qcow2 one", "--clear a.qcow2 one",
+            "--add a.qcow2 new", "--add -g 512 a.qcow2 new", "--add -g 0 a.qcow2 new", "--add --disable a.qcow2 new", "--remove a.qcow2 one", "--clear a.qcow2 one",
             "--disable a.qcow2 one", "--enable a.qcow2 two", "--merge one a.qcow2 two", "--merge two a.qcow2 one", "--add --merge one --disable a.qcow2 new",
             "--clear --disable a.qcow2 one", "-f qcow2 --add a.qcow2 new", "--image-opts --add driver=qcow2,file.filename=a.qcow2 new")])
 

@@ -88,7 +88,7 @@ class Beside(SideBySide):
 
     def test_ways_of_working(self):
         self.rows([(f"convert {words} -O qcow2 a.raw out", "out:qcow2") for words in (
-            "-m 1", "-m 16", "-W", "-q", "-U", "-t none", "-t writeback", "-t unsafe", "-T none", "-r 100M", "--salvage", "-C")])
+            "-m 1", "-m 16", "-W", "-q", "-U", "-t none", "-t writeback", "-t unsafe", "-T none", "-r 100M", "-r 0", "--salvage", "-C")])
         self.rows([("convert -p -q -O qcow2 a.raw out", "out:qcow2"),
                    ("convert --image-opts -O raw driver=qcow2,file.filename=a.qcow2 out", "out:raw")])
 

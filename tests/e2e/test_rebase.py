@@ -33,7 +33,7 @@ class Beside(SideBySide):
             ("over.qcow2", "over.qcow2:qcow2 a.raw:raw"), ("over.qed", "over.qed:qed a.raw:raw"), ("-d over.qcow2", "over.qcow2:qcow2 a.raw:raw"),
             ("-p top.qcow2", "top.qcow2:qcow2 over.qcow2:qcow2"), ("-q -b a.raw top.qcow2", "top.qcow2:qcow2 a.raw:raw"),
             ("-b over.qcow2 top.qcow2", "top.qcow2:qcow2 over.qcow2:qcow2"), ("long.qcow2", "long.qcow2:qcow2 a.raw:raw"),
-            ("-r 100M over.qcow2", "over.qcow2:qcow2 a.raw:raw"), ("-t none over.qcow2", "over.qcow2:qcow2 a.raw:raw"),
+            ("-r 100M over.qcow2", "over.qcow2:qcow2 a.raw:raw"), ("-r 0 over.qcow2", "over.qcow2:qcow2 a.raw:raw"), ("-t none over.qcow2", "over.qcow2:qcow2 a.raw:raw"),
             ("-f qcow2 over.qcow2", "over.qcow2:qcow2 a.raw:raw"), ("--image-opts driver=qcow2,file.filename=top.qcow2", "over.qcow2:qcow2"))])
 
     def test_raw_data_files(self):
