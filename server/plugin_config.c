@@ -543,12 +543,13 @@ int plugin_config_set(struct plugin_config *config, const char *key, const char 
             return keys[i].set(config, key, value);
     if (plugin_passphrase_is_key(key))
         return plugin_passphrase_set(&config->passphrases, key, value);
-    const char *names[ARRAY_LEN(keys)];
+    const char *names[ARRAY_LEN(keys) + 1];
     struct words_hint hint;
     for (size_t i = 0; i < ARRAY_LEN(keys); i++)
         names[i] = keys[i].key;
+    names[ARRAY_LEN(keys)] = PLUGIN_PASSPHRASE_KEY;
     nbdkit_error("%s=%s: unknown parameter: %s", key, value,
-                 words_hint(&hint, key, names, ARRAY_LEN(keys)));
+                 words_hint(&hint, key, names, ARRAY_LEN(names)));
     return -1;
 }
 

@@ -12,7 +12,7 @@
 
 #include "crypto/secret.h"
 
-#define KEY "passphrase"
+#define KEY PLUGIN_PASSPHRASE_KEY
 
 bool plugin_passphrase_is_key(const char *key)
 {

@@ -9,6 +9,8 @@
 #include "base/compiler.h"
 #include "common/passphrases.h"
 
+#define PLUGIN_PASSPHRASE_KEY "passphrase"
+
 /* Does the key begin like one of these?  Then its value may be a secret, even if the key is
  * misspelt. */
 bool plugin_passphrase_is_key(const char *key);

@@ -47,7 +47,7 @@ def set_fields(path, fmt, **fields):
 @parametrised
 class Parameters(Case):
     cases_bad_value = {
-        "unknown key": ("frobnicate=1", "frobnicate=1: unknown parameter: there are: file, .*node-name"),
+        "unknown key": ("frobnicate=1", "frobnicate=1: unknown parameter: there are: file, .*node-name, passphrase"),
         "mistyped key": ("chache=none", "chache=none: unknown parameter: did you mean 'cache'"),
         "format": ("format=vmdk", "format.*qcow2"),
         "format empty": ("format=", "format"),
