@@ -49,7 +49,8 @@ static int find_point(struct point_view *v, struct node *node, const char *job,
     if (v->point)
         return 0;
     return diag_set(diag, ENOENT,
-                    "backup '%.200s': there is no such job with a point to be read", job);
+                    "%s: backup '%.200s': there is no such job with a point to be read",
+                    node->filename, job);
 }
 
 /* name: "JOB" or "JOB/bitmap/NAME".  No job id contains a slash. */

@@ -49,10 +49,11 @@ static int list_bitmaps(struct node *node, view_tell *tell, void *opaque)
 
 static int open_bitmap(struct view *view, const char *name, struct diag *diag)
 {
-    struct dirty_bitmap *bitmap = node_bitmap_share(view->node, name, diag);
+    struct diag why;
+    struct dirty_bitmap *bitmap = node_bitmap_share(view->node, name, &why);
 
     if (!bitmap)
-        return -diag->err;
+        return diag_set(diag, why.err, "%s: %s", view->node->filename, why.text);
     view->state = bitmap;
     view->size = dirty_bitmap_size(bitmap);
     view->description = describe(bitmap);

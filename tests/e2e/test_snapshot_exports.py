@@ -48,12 +48,14 @@ class Names(Case):
             handle.pwrite(bytes(SECTOR), 0)
 
     def test_names_that_nothing_has(self):
-        server = self.serve(self.image("first"))
+        image = self.image("first")
+        server = self.serve(image)
         for export in ("snapshot/second", "snapshot/", "snapshot", "/snapshot/first", "a/snapshot/first", "snapshot//first", "//",
-                       "bitmap/first", "snapshot/" + 4000 * "n"):
+                       "bitmap/first", "backup/first", "snapshot/" + 4000 * "n"):
             with self.assertRaises(nbd.Error, msg=export):
                 server.connect(export)
-        self.assertIn("there is no snapshot 'second'", server.errors)
+        for words in "there is no snapshot 'second'", "Dirty bitmap 'first' not found", "backup 'first': there is no such job":
+            self.assertIn(f"error: {image}: {words}", server.errors)
         self.assertEqual(self.first_byte(server, "snapshot/first"), 1)
 
     def test_a_name_with_slashes(self):
