@@ -96,17 +96,18 @@ static int grow_l1(struct qcow2 *q, uint32_t l1_size)
     return 0;
 }
 
-/* Makes an external data file with the raw bit as long as the disk.  Bytes that it has behind the
- * old end were not part of the disk, and are zeroed. */
-static int grow_raw(struct qcow2 *q, uint64_t size)
+/* Makes an external data file as long as the disk.  Bytes that it has behind the old end were not
+ * part of the disk: with the raw bit, when the file is read by itself, they are zeroed. */
+static int grow_data_file(struct qcow2 *q, uint64_t size)
 {
     struct storage *data = q->node->data;
+    bool raw = q->header.autoclear & AUTOCLEAR_DATA_RAW;
     uint64_t old = q->node->size, bytes;
 
-    if (!(q->header.autoclear & AUTOCLEAR_DATA_RAW))
+    if (!q->geo.external || (data->fixed_size && !raw))
         return 0;
     int err = storage_size(data, &bytes);
-    if (!err && bytes > old)
+    if (!err && raw && bytes > old)
         err = storage_zero(data, old, MIN(bytes, size) - old, STORAGE_MAY_UNMAP);
     if (!err && bytes < size)
         err = storage_truncate(data, size);
@@ -193,7 +194,7 @@ int qcow2_grow(struct node *node, uint64_t size, struct diag *diag)
     if (!err && entries > q->live.l1_size)
         err = grow_l1(q, (uint32_t)entries);
     if (!err)
-        err = grow_raw(q, size);
+        err = grow_data_file(q, size);
     if (!err)
         err = zero_and_write_size(q, size);
     return err ? diag_errno(diag, -err, "%s: growing to %" PRIu64 " bytes", node->filename,

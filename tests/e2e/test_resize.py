@@ -23,6 +23,15 @@ class Resize(SideBySide):
                    ("resize -q a.qcow2 6M", "a.qcow2:qcow2"), ("resize a.qcow2 4M", "a.qcow2:qcow2"),
                    ("resize --image-opts driver=qcow2,file.filename=a.qcow2 5M", "a.qcow2:qcow2")])
 
+    def test_data_file(self):
+        """It is as long as the disk, whether it is read by itself or not."""
+        for options in ("", ",data_file_raw=on"):
+            for words in ("resize disk.qcow2 6M", "resize --shrink disk.qcow2 2M"):
+                with self.subTest(words=words, options=options):
+                    self.same((words, "disk.qcow2:qcow2", f"qemu-img create -q -f qcow2 -o data_file=disk.data{options} disk.qcow2 4M"))
+                    theirs, ours = [os.path.getsize(os.path.join(self.path(folder), "disk.data")) for folder in ("theirs", "ours")]
+                    self.assertEqual(theirs, ours)
+
     def test_shrinking(self):
         self.rows([(f"resize --shrink -f {fmt} {name} {size}", f"{name}:{fmt}")
                    for name, fmt in (("a.raw", "raw"), ("a.qcow2", "qcow2"), ("small.qcow2", "qcow2"), ("ext.qcow2", "qcow2"),
