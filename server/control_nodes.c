@@ -653,6 +653,7 @@ static int try_node(struct control_context *ctx, struct added_node *node, struct
         return err;
     if (image_info_read(opened, IMAGE_INFO_OPENED, &info) == 0)
         node->image = image_info_json(&info);
+    node->depth_below = node_depth_below(opened);
     return node_close(opened);
 }
 

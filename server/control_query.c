@@ -44,15 +44,6 @@ static json_t *describe_cache(const struct cache_mode *mode)
                      mode->direct, "no-flush", mode->no_flush, "mode", mode->name);
 }
 
-static unsigned depth_below(const struct node *node)
-{
-    unsigned depth = 0;
-
-    while ((node = node->backing))
-        depth++;
-    return depth;
-}
-
 /* A layer has no limits and no write threshold, but QMP requires these members. */
 static void add_absent_features(json_t *device)
 {
@@ -76,7 +67,7 @@ static json_t *describe_node(struct node *node, const char *name, bool nested)
     if (node->backing)
         json_object_set_new(device, "backing_file",
                             json_from_text(node->backing->filename));
-    add_number(device, "backing_file_depth", depth_below(node));
+    add_number(device, "backing_file_depth", node_depth_below(node));
     json_object_set_new(device, "detect_zeroes",
                         json_string(control_detects[node->options.detect_zeroes]));
     add_absent_features(device);
@@ -132,7 +123,7 @@ static json_t *describe_unused(const struct added_node *node)
     json_object_set_new(device, "file", json_from_text(added_node_target(node)));
     json_object_set_new(device, "drv", json_string(node->driver));
     json_object_set_new(device, "ro", json_boolean(node->read_only));
-    add_number(device, "backing_file_depth", 0);
+    add_number(device, "backing_file_depth", node->depth_below);
     json_object_set_new(device, "detect_zeroes",
                         json_string(control_detects[node->options.detect_zeroes]));
     add_absent_features(device);

@@ -45,7 +45,8 @@ struct added_node {
     bool read_only, auto_read_only;
     bool discard_is_said; /* the discard option was given, explicitly or by default */
     struct node_options options;
-    json_t *image; /* ImageInfo when it was added; NULL: none */
+    json_t *image;        /* ImageInfo when it was added; NULL: none */
+    unsigned depth_below; /* the number of images below it when it was added */
 };
 
 struct node_table {

@@ -181,6 +181,16 @@ static inline bool node_holes_may_show(const struct node *node)
     return node->backing || node->backing_name || node->expects_backing;
 }
 
+/* The number of images below it. */
+static inline unsigned node_depth_below(const struct node *node)
+{
+    unsigned depth = 0;
+
+    while ((node = node->backing))
+        depth++;
+    return depth;
+}
+
 /* Why no cluster can be stored compressed in it, for messages: "raw images have ..."; static.
  * NULL: clusters can. */
 const char *node_why_not_compress(const struct node *node);

@@ -57,6 +57,11 @@ class Adding(NodeCase):
         node = self.client.cmd("query-named-block-nodes")[1]
         self.assertEqual((node["node-name"], node["drv"], node["file"], node["ro"]), ("x", "qcow2", path, False))
         self.assertEqual((node["image"]["virtual-size"], node["image"]["format"]), (self.SIZE, "qcow2"))
+        self.assertEqual(node["backing_file_depth"], 0)
+        for depth in 1, 2:
+            path = create(self.path(f"over{depth}"), "qcow2", None, backing=path, backing_fmt="qcow2")
+            self.add(f"over{depth}", "qcow2", file={"driver": "file", "filename": path})
+            self.assertEqual(self.client.cmd("query-named-block-nodes")[-1]["backing_file_depth"], depth)
 
     def test_refused(self):
         self.begin()
