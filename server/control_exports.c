@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "block/cache_mode.h"
 #include "block/frozen_point.h"
 #include "common/json_text.h"
 #include "control_bitmaps.h"
@@ -24,8 +25,17 @@
 struct opening {
     struct control_context *ctx;
     struct added_node *node;
-    bool writable;
+    bool writable, write_through;
 };
+
+/* Where flushes do nothing, that stays. */
+static int write_through(struct node *node, struct diag *diag)
+{
+    const struct cache_mode *now = node->options.cache;
+    const struct cache_mode *mode = cache_mode_of(now->direct, now->no_flush, true);
+
+    return mode ? node_set_cache(node, mode, diag) : 0;
+}
 
 static int open_added(void *opaque, struct block_context *block, struct node **out,
                       struct diag *diag)
@@ -41,7 +51,13 @@ static int open_added(void *opaque, struct block_context *block, struct node **o
     /* A node that is open belongs to the chain or job that opened it, and isn't opened again. */
     if (added_node_is_used(opening->node))
         return diag_set(diag, EBUSY, "Node '%s' is in use", opening->node->name->text);
-    return added_node_open(opening->node, &how, out, diag);
+    int err = added_node_open(opening->node, &how, out, diag);
+    if (err || !opening->write_through)
+        return err;
+    err = write_through(*out, diag);
+    if (err)
+        (void)!node_close(*out);
+    return err;
 }
 
 static char *copy_text(const char *text)
@@ -91,7 +107,10 @@ static int check_bitmaps(struct served_export *exp, const json_t *args, struct d
 static int open_and_add(struct control_context *ctx, struct served_export *exp,
                         struct added_node *node, const json_t *args, struct diag *diag)
 {
-    struct opening opening = {.ctx = ctx, .node = node, .writable = !exp->never_writable};
+    struct opening opening = {.ctx = ctx,
+                              .node = node,
+                              .writable = !exp->never_writable,
+                              .write_through = arg_bool(args, "writethrough", false)};
     const struct export_request request = {
         .open = open_added, .opaque = &opening, .config = ctx->config};
 
@@ -374,6 +393,8 @@ static const struct control_arg add_args[] = {
     {"id", STRING, true},
     {"node-name", STRING, true},
     {"writable", BOOL, false},
+    {"writethrough", BOOL, false},
+    {"fixed-iothread", BOOL, false},
     {0},
 };
 

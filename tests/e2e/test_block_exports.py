@@ -6,7 +6,7 @@ import threading
 
 import nbd
 
-from harness import MIB, QIMG, SECTOR, check, run
+from harness import MIB, QIMG, SECTOR, check, content, run
 from qmp import Qmp, QmpError
 from test_folder import Folder, is_free, names
 
@@ -142,6 +142,20 @@ class Commands(Folder):
         client.cmd("block-export-add", **export)
         self.refused_command(client, "in use", "block-export-add", **{**export, "id": "e3", "name": "other"})
         server.stop()
+
+    def test_writethrough(self):
+        """What was answered is in the image, whatever becomes of the server."""
+        for through in True, False:
+            with self.part(writethrough=through):
+                server, client = self.start()
+                path = self.add_node(client, "second", 2)
+                client.cmd("block-export-add", **{"type": "nbd", "id": "e2", "node-name": "second", "writable": True,
+                                                  "writethrough": through, "fixed-iothread": False})
+                self.assertEqual([node["cache"]["writeback"] for node in client.cmd("query-named-block-nodes")
+                                  if node["node-name"] == "second"], [not through])
+                server.connect("second").pwrite(b"w" * SECTOR, 3 * MIB)
+                server.kill()
+                self.assertEqual(content(path, "qcow2")[3 * MIB:][:1] == b"w", through)
 
     def test_choices_for_the_servers_own_images(self):
         """are none for what is added, which needn't be able to"""
