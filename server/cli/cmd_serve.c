@@ -69,7 +69,7 @@ static void free_place(struct place *place)
     free(place->path);
 }
 
-/* IMAGE.sock: beside a file; for an image on Ceph RBD in the working directory. */
+/* IMAGE.sock: beside a file or a folder; for an image on Ceph RBD in the working directory. */
 static char *default_socket(const char *image)
 {
     CLEANUP_RBD_NAME struct rbd_name name = {0};
@@ -84,7 +84,10 @@ static char *default_socket(const char *image)
         const char *slash = strrchr(name.image, '/');
         image = slash ? slash + 1 : name.image;
     }
-    if (asprintf(&path, "%s.sock", image) >= 0)
+    size_t n = strlen(image);
+    while (n > 1 && image[n - 1] == '/')
+        n--;
+    if (asprintf(&path, "%.*s.sock", (int)n, image) >= 0)
         return path;
     cli_error("out of memory");
     return NULL;
@@ -340,6 +343,8 @@ static int check_usage(const struct serve_args *args)
         return CLI_FAILED;
     if ((args->socket != NULL) + (args->port != NULL) + (args->run != NULL) > 1)
         return cli_usage_error("-s, -p and --run exclude each other");
+    if (args->address && !args->port)
+        return cli_usage_error("-a %s: goes with -p", args->address);
     if (args->activated && (args->socket || args->port || args->run))
         return cli_usage_error(
             "-s, -p and --run can't be used with a socket that is passed on (LISTEN_FDS)");
@@ -362,7 +367,7 @@ static bool says_what(const char *word)
 
 static int run_serve_command(const struct cli_command *self, int argc, char **argv)
 {
-    struct serve_args args = {.address = "localhost"};
+    struct serve_args args = {0};
     int code = cli_take_options(self, argc, argv, take_option, &args);
 
     if (code != CLI_GO_ON)
@@ -372,7 +377,11 @@ static int run_serve_command(const struct cli_command *self, int argc, char **ar
         args.image = cli_local_name(argv[optind++]);
     args.words = argv + optind;
     args.n_words = argc - optind;
-    return check_usage(&args) == CLI_OK ? serve_image(&args) : CLI_FAILED;
+    if (check_usage(&args) != CLI_OK)
+        return CLI_FAILED;
+    if (!args.address)
+        args.address = "localhost";
+    return serve_image(&args);
 }
 
 const struct cli_command serve_command = {

@@ -638,6 +638,7 @@ class Serve(ServeCase):
         self.image()
         self.refuses("serve", says=["image file name"])
         self.refuses("serve", "-s", "a", "-p", "1", "image", says=["exclude"])
+        self.refuses("serve", "-a", "127.0.0.1", "image", says=["-a 127.0.0.1: goes with -p"])
         self.refuses("serve", "image", "word", says=["word"])
         self.refuses("serve", "-s", "x" * 200, "image", says=["bytes"])
         self.refuses("serve", "-s", "missing/sock", "image", says=["missing/sock"])

@@ -53,7 +53,7 @@ class ServeEnds(ServeCase):
         self.image()
         os.mkdir(self.path("folder"))
         os.rename(self.path("image"), self.path("folder/image"))
-        for words, sock, export in ((["dir=folder"], "folder.sock", "image"),
+        for words, sock, export in ((["dir=folder"], "folder.sock", "image"), (["dir=folder//"], "folder.sock", "image"),
                                     (["export=a:folder/image", "cache=none"], "folder/image.sock", "a"),
                                     (["file=folder/image"], "folder/image.sock", "")):
             with self.subTest(words=words):
