@@ -123,7 +123,7 @@ static int run_metrics(const struct cli_command *self, int argc, char **argv)
 const struct cli_command metrics_command = {
     .name = "metrics",
     .operands = "",
-    .summary = "print what a server does, as OpenMetrics text",
+    .summary = "Print what a server does, as OpenMetrics text.",
     .options = options,
     .run = run_metrics,
 };

@@ -161,7 +161,7 @@ static int run_stats(const struct cli_command *self, int argc, char **argv)
 const struct cli_command stats_command = {
     .name = "stats",
     .operands = "",
-    .summary = "show what a server does, as a table",
+    .summary = "Show what a server does, as a table.",
     .options = options,
     .run = run_stats,
 };

@@ -193,7 +193,7 @@ static int run_version(const struct cli_command *self, int argc, char **argv)
 const struct cli_command version_command = {
     .name = "version",
     .operands = "",
-    .summary = "tell what qimg is made of: formats, features, libraries, nbdkit",
+    .summary = "Tell what qimg is made of: formats, features, libraries, nbdkit.",
     .options = options,
     .run = run_version,
 };
