@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/checked.h"
 #include "base/plain_text.h"
 #include "base/size.h"
 #include "base/words.h"
@@ -14,14 +15,18 @@
 #include "cli.h"
 #include "object.h"
 
-/* More than any command's table has; further rows would be ignored. */
-#define MAX_OPTIONS 32
+/* Enough for every command's table, asserted by its use below. */
+#define MAX_OPTIONS 40
 
 /* For usage lines: their length, the separator of alternatives, and the indentation of
  * continued lines. */
 #define MAX_COLUMNS  100
 #define BAR          " | "
 #define USAGE_INDENT 8
+
+/* How wide the options' column of the help is at least, and how long one of them may be. */
+#define MIN_SPELLING 27
+#define MAX_SPELLING 64
 
 void cli_print_name(void)
 {
@@ -79,19 +84,36 @@ int cli_locked(const struct diag *diag)
                      diag->text);
 }
 
-static void print_option(const struct cli_option *o)
+/* The spellings of an option, and its argument; returns how long that is. */
+static int spell_option(const struct cli_option *o, char *left, size_t size)
 {
-    char left[64];
     size_t n = 0;
 
     left[0] = '\0';
     if (o->value < CLI_LONG_ONLY)
-        n += (size_t)snprintf(left, sizeof left, "-%c", (char)o->value);
+        n += (size_t)snprintf(left, size, "-%c", (char)o->value);
     if (o->name)
-        n += (size_t)snprintf(left + n, sizeof left - n, "%s--%s", n ? ", " : "", o->name);
+        n += (size_t)snprintf(left + n, size - n, "%s--%s", n ? ", " : "", o->name);
     if (o->argument)
-        snprintf(left + n, sizeof left - n, "%s%s", o->name ? "=" : " ", o->argument);
-    printf("  %-28s %s\n", left, o->help);
+        n += (size_t)snprintf(left + n, size - n, "%s%s", o->name ? "=" : " ", o->argument);
+    return (int)n;
+}
+
+/* Two blanks at least stand before the help, by which completion finds where it begins. */
+static void print_options(const struct cli_option *table)
+{
+    static const struct cli_option help = {'h', "help", NULL, "display this help and exit"};
+    char left[MAX_SPELLING];
+    int width = MIN_SPELLING;
+
+    for (const struct cli_option *o = table; o->value; o++)
+        width = MAX(width, spell_option(o, left, sizeof left));
+    for (const struct cli_option *o = table; o->value; o++) {
+        spell_option(o, left, sizeof left);
+        printf("  %-*s  %s\n", width, left, o->help);
+    }
+    spell_option(&help, left, sizeof left);
+    printf("  %-*s  %s\n", width, left, help.help);
 }
 
 /* Breaks the line between alternatives, so that it fits into a terminal. */
@@ -111,13 +133,9 @@ static void print_usage(const struct cli_command *cmd)
 
 void cli_print_help(const struct cli_command *cmd)
 {
-    static const struct cli_option help = {'h', "help", NULL, "display this help and exit"};
-
     print_usage(cmd);
     printf("%s\n\n", cmd->summary);
-    for (const struct cli_option *o = cmd->options; o->value; o++)
-        print_option(o);
-    print_option(&help);
+    print_options(cmd->options);
 }
 
 /* getopt_long's tables, made from ours. */

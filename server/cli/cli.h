@@ -96,7 +96,7 @@ struct cache_mode;
  * an exit code. */
 int cli_parse_cache(const char *what, const char *word, const struct cache_mode **out);
 
-/* Parses the argument of -r: bytes per second, above 0.  Complains and returns an exit
+/* Parses the argument of -r: bytes per second; 0: no limit.  Complains and returns an exit
  * code. */
 int cli_parse_rate(const char *text, uint64_t *speed);
 

@@ -15,14 +15,14 @@
 enum { OPT_FORCE = CLI_OWN_OPTIONS };
 
 static const struct cli_option options[] = {
-    {'f', NULL, "FMT", "the image's format; by default told from its content"},
-    {'o', NULL, "OPTIONS", "what to change, key=value,...; 'help' lists what can be"},
-    {'t', NULL, "CACHE", "how the image is written: writeback, none, ..."},
+    {'f', "format", "FMT", "the image's format; by default told from its content"},
+    {'o', "options", "OPTIONS", "what to change, key=value,...; 'help' lists what can be"},
+    {'t', "cache", "CACHE", "how the image is written: writeback, none, ..."},
     {OPT_FORCE, "force", NULL, "key slots: overwrite one in use, erase the last one"},
     {CLI_IMAGE_OPTS, "image-opts", NULL, "the filename is driver=...,file.filename=..."},
     CLI_OBJECT_OPTION,
-    {'p', NULL, NULL, "show progress"},
-    {'q', NULL, NULL, "print nothing but errors"},
+    {'p', "progress", NULL, "show progress"},
+    {'q', "quiet", NULL, "print nothing but errors"},
     {0},
 };
 

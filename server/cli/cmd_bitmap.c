@@ -32,7 +32,7 @@ static const struct cli_option options[] = {
      "the image that has the other bitmap; by default the same"},
     {'F', "source-format", "FMT", "the format of that image"},
     {'g', "granularity", "BYTES", "bytes for each bit of a new bitmap, 512 to 2G"},
-    {'f', NULL, "FMT", "the image's format; by default told from its content"},
+    {'f', "format", "FMT", "the image's format; by default told from its content"},
     {CLI_IMAGE_OPTS, "image-opts", NULL, "the filename is driver=...,file.filename=..."},
     CLI_OBJECT_OPTION,
     {0},

@@ -31,9 +31,9 @@
 static const struct cli_option options[] = {
     CLI_IMAGE_OPTIONS,
     {'r', "repair", "leaks|all", "free leaked clusters, or repair everything"},
-    {'p', NULL, NULL, "show progress"},
-    {'T', NULL, "CACHE", "how the image is read: writeback, none, ..."},
-    {'q', NULL, NULL, "print nothing but errors"},
+    {'p', "progress", NULL, "show progress"},
+    {'T', "cache", "CACHE", "how the image is read: writeback, none, ..."},
+    {'q', "quiet", NULL, "print nothing but errors"},
     {0},
 };
 

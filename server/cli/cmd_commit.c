@@ -19,15 +19,15 @@
 #include "progress.h"
 
 static const struct cli_option options[] = {
-    {'f', NULL, "FMT", "the image's format; by default told from its content"},
-    {'b', NULL, "BASE", "commit to this one of the chain, and leave the image as it is"},
-    {'d', NULL, NULL, "leave the image as it is; else it is emptied"},
-    {'r', NULL, "RATE", "move so many bytes per second at most"},
-    {'t', NULL, "CACHE", "how the images are written: writeback, none, ..."},
+    {'f', "format", "FMT", "the image's format; by default told from its content"},
+    {'b', "base", "BASE", "commit to this one of the chain, and leave the image as it is"},
+    {'d', "drop", NULL, "leave the image as it is; else it is emptied"},
+    {'r', "rate-limit", "RATE", "move so many bytes per second at most"},
+    {'t', "cache", "CACHE", "how the images are written: writeback, none, ..."},
     {CLI_IMAGE_OPTS, "image-opts", NULL, "the filename is driver=...,file.filename=..."},
     CLI_OBJECT_OPTION,
-    {'p', NULL, NULL, "show progress"},
-    {'q', NULL, NULL, "print nothing but errors"},
+    {'p', "progress", NULL, "show progress"},
+    {'q', "quiet", NULL, "print nothing but errors"},
     {0},
 };
 

@@ -32,14 +32,14 @@ enum {
 };
 
 static const struct cli_option options[] = {
-    {'f', NULL, "FMT", "the first image's format; by default told from its content"},
-    {'F', NULL, "FMT", "the second image's format"},
-    {'s', NULL, NULL, "strict: the sizes and what is allocated must be the same, too"},
-    {'T', NULL, "CACHE", "how the images are read: writeback, none, ..."},
+    {'f', "a-format", "FMT", "the first image's format; by default told from its content"},
+    {'F', "b-format", "FMT", "the second image's format"},
+    {'s', "strict", NULL, "strict: the sizes and what is allocated must be the same, too"},
+    {'T', "cache", "CACHE", "how the images are read: writeback, none, ..."},
     {CLI_IMAGE_OPTS, "image-opts", NULL, "the names are driver=...,file.filename=..."},
     CLI_OBJECT_OPTION,
-    {'p', NULL, NULL, "show progress"},
-    {'q', NULL, NULL, "print nothing but errors"},
+    {'p', "progress", NULL, "show progress"},
+    {'q', "quiet", NULL, "print nothing but errors"},
     {'U', "force-share", NULL, "allow others to have the images open for writing"},
     {0},
 };

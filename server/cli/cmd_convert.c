@@ -22,31 +22,37 @@ enum {
 };
 
 static const struct cli_option options[] = {
-    {'f', NULL, "FMT", "the sources' format; by default told from their content"},
-    {'O', NULL, "FMT", "the target's format (default raw)"},
-    {'o', NULL, "OPTIONS", "options of the target, key=value,...; 'help' lists them"},
-    {'B', NULL, "FILE", "the target's backing file; what it has isn't copied"},
-    {'F', NULL, "FMT", "the backing file's format"},
-    {'c', NULL, NULL, "store clusters compressed"},
-    {'n', NULL, NULL, "the target is there already"},
+    {'f', "source-format", "FMT",
+     "the sources' format; by default told from their content"},
+    {'O', "target-format", "FMT", "the target's format (default raw)"},
+    {'o', "target-format-options", "OPTIONS",
+     "options of the target, key=value,...; 'help' lists them"},
+    {'b', "backing", "FILE", "the target's backing file; what it has isn't copied"},
+    {'B', NULL, "FILE", "the same, as older versions of qemu-img call it"},
+    {'F', "backing-format", "FMT", "the backing file's format"},
+    {'c', "compress", NULL, "store clusters compressed"},
+    {'n', "no-create", NULL, "the target is there already"},
     {OPT_TARGET_IS_ZERO, "target-is-zero", NULL, "and reads as zeroes (with -n)"},
-    {'S', NULL, "BYTES", "so many zero bytes become a hole (default 4k); 0: none do"},
-    {'l', NULL, "SNAPSHOT", "convert an internal snapshot: its id or name"},
+    {'S', "sparse-size", "BYTES",
+     "so many zero bytes become a hole (default 4k); 0: none do"},
+    {'l', "snapshot", "SNAPSHOT", "convert an internal snapshot: its id or name"},
     {OPT_BITMAPS, "bitmaps", NULL, "copy persistent bitmaps, too"},
     {OPT_SKIP_BROKEN_BITMAPS, "skip-broken-bitmaps", NULL, "but inconsistent ones"},
     {OPT_SALVAGE, "salvage", NULL, "what can't be read is left zero, and said"},
-    {'m', NULL, "N", "work with so many threads, 1 to 16"},
-    {'W', NULL, NULL, "write out of order; that is always done unless -m 1"},
-    {'C', NULL, NULL, "let the kernel move what it can; zeroes aren't searched for"},
-    {'r', NULL, "RATE", "move so many bytes per second at most"},
-    {'t', NULL, "CACHE", "how the target is written (default unsafe: nothing is synced)"},
-    {'T', NULL, "CACHE", "how the sources are read"},
+    {'m', "parallel", "N", "work with so many threads, 1 to 16"},
+    {'W', "oob-writes", NULL, "write out of order; that is always done unless -m 1"},
+    {'C', "copy-range-offloading", NULL,
+     "let the kernel move what it can; zeroes aren't searched for"},
+    {'r', "rate-limit", "RATE", "move so many bytes per second at most"},
+    {'t', "target-cache", "CACHE",
+     "how the target is written (default unsafe: nothing is synced)"},
+    {'T', "source-cache", "CACHE", "how the sources are read"},
     {'U', "force-share", NULL, "allow others to have the sources open for writing"},
     {CLI_IMAGE_OPTS, "image-opts", NULL, "the sources are driver=...,file.filename=..."},
     {OPT_TARGET_IMAGE_OPTS, "target-image-opts", NULL, "the same for the target (with -n)"},
     CLI_OBJECT_OPTION,
-    {'p', NULL, NULL, "show progress"},
-    {'q', NULL, NULL, "print nothing but errors"},
+    {'p', "progress", NULL, "show progress"},
+    {'q', "quiet", NULL, "print nothing but errors"},
     {0},
 };
 
@@ -130,6 +136,7 @@ static int take_option(void *opaque, int option)
     case 'o':
         args->options_given = true;
         return options_add(&args->list, optarg);
+    case 'b':
     case 'B':
         args->backing_file = optarg;
         break;

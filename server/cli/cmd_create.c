@@ -19,12 +19,13 @@
 
 static const struct cli_option options[] = {
     {'f', "format", "FMT", "the new image's format (default raw)"},
-    {'b', NULL, "FILE", "the new image's backing file"},
-    {'F', NULL, "FMT", "the backing file's format"},
-    {'u', NULL, NULL, "don't open the backing file"},
-    {'o', NULL, "OPTIONS", "options of the format, key=value,...; 'help' lists them"},
+    {'b', "backing", "FILE", "the new image's backing file"},
+    {'F', "backing-format", "FMT", "the backing file's format"},
+    {'B', NULL, "FMT", "the same, as newer versions of qemu-img call it"},
+    {'u', "backing-unsafe", NULL, "don't open the backing file"},
+    {'o', "options", "OPTIONS", "options of the format, key=value,...; 'help' lists them"},
     CLI_OBJECT_OPTION,
-    {'q', NULL, NULL, "print nothing but errors"},
+    {'q', "quiet", NULL, "print nothing but errors"},
     {0},
 };
 
@@ -233,6 +234,7 @@ static int take_create_option(void *opaque, int option)
         raw->backing_file = optarg;
         break;
     case 'F':
+    case 'B':
         raw->backing_format = optarg;
         break;
     case 'u':

@@ -19,8 +19,8 @@
 #define SECTOR 512
 
 static const struct cli_option options[] = {
-    {'f', NULL, "FMT", "the input's format; by default told from its content"},
-    {'O', NULL, "FMT", "the output's format (default raw)"},
+    {'f', "format", "FMT", "the input's format; by default told from its content"},
+    {'O', "output-format", "FMT", "the output's format (default raw)"},
     {CLI_IMAGE_OPTS, "image-opts", NULL, "the input is driver=...,file.filename=..."},
     CLI_OBJECT_OPTION,
     {'U', "force-share", NULL, "allow others to have the input open for writing"},

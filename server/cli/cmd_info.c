@@ -22,11 +22,13 @@ enum { OPT_BACKING_CHAIN = CLI_OWN_OPTIONS };
 static const struct cli_option options[] = {
     CLI_IMAGE_OPTIONS,
     {OPT_BACKING_CHAIN, "backing-chain", NULL, "describe the backing files, too"},
+    {'t', "cache", "CACHE", "how the image is read: writeback, none, ..."},
     {0},
 };
 
 struct info_args {
     struct cli_image image;
+    const struct cache_mode *cache; /* NULL: not given */
     bool backing_chain;
 };
 
@@ -65,7 +67,7 @@ static int describe_given(const struct info_args *args)
     const struct chain_options chain = {
         .read_only = true,
         .no_backing = !args->backing_chain,
-        .node = {.lock_off = args->image.share, .describe = true},
+        .node = {.lock_off = args->image.share, .describe = true, .cache = args->cache},
     };
     struct image image;
     int code = image_open_given(&image, &args->image, &chain);
@@ -89,6 +91,8 @@ static int take_info_option(void *opaque, int option)
     case OPT_BACKING_CHAIN:
         args->backing_chain = true;
         break;
+    case 't':
+        return cli_parse_cache("cache", optarg, &args->cache);
     default:
         return cli_take_image_option(&args->image, option);
     }

@@ -19,14 +19,12 @@
 /* Bytes of a bitmap's directory entry without its name. */
 #define DIRECTORY_ENTRY 24
 
-enum { OPT_SIZE = CLI_OWN_OPTIONS };
-
 static const struct cli_option options[] = {
     CLI_IMAGE_OPTIONS,
-    {'O', NULL, "FMT", "the format that is measured (default raw)"},
-    {'o', NULL, "OPTIONS", "options of the new image, as for create"},
-    {OPT_SIZE, "size", "SIZE", "measure an empty image of that size"},
-    {'l', NULL, "SNAPSHOT", "measure an internal snapshot: its id or name"},
+    {'O', "target-format", "FMT", "the format that is measured (default raw)"},
+    {'o', "target-format-options", "OPTIONS", "options of the new image, as for create"},
+    {'s', "size", "SIZE", "measure an empty image of that size"},
+    {'l', "snapshot", "SNAPSHOT", "measure an internal snapshot: its id or name"},
     {0},
 };
 
@@ -185,7 +183,7 @@ static int take_option(void *opaque, int option)
         break;
     case 'o':
         return options_add(&args->list, optarg);
-    case OPT_SIZE:
+    case 's':
         args->size_text = optarg;
         break;
     case 'l':

@@ -25,17 +25,18 @@
 #define LEAST_PIECE  (2u << 20)
 
 static const struct cli_option options[] = {
-    {'f', NULL, "FMT", "the image's format; by default told from its content"},
-    {'b', NULL, "FILE", "the new backing file; an empty name: none"},
-    {'F', NULL, "FMT", "the new backing file's format"},
-    {'u', NULL, NULL, "unsafe: change the name only, and open no backing file"},
-    {'c', NULL, NULL, "store what is copied compressed"},
-    {'t', NULL, "CACHE", "how the image is written: writeback, none, ..."},
-    {'T', NULL, "CACHE", "how the backing files are read"},
+    {'f', "format", "FMT", "the image's format; by default told from its content"},
+    {'b', "backing", "FILE", "the new backing file; an empty name: none"},
+    {'F', "backing-format", "FMT", "the new backing file's format"},
+    {'B', NULL, "FMT", "the same, as newer versions of qemu-img call it"},
+    {'u', "backing-unsafe", NULL, "unsafe: change the name only, and open no backing file"},
+    {'c', "compress", NULL, "store what is copied compressed"},
+    {'t', "cache", "CACHE", "how the image is written: writeback, none, ..."},
+    {'T', "backing-cache", "CACHE", "how the backing files are read"},
     {CLI_IMAGE_OPTS, "image-opts", NULL, "the filename is driver=...,file.filename=..."},
     CLI_OBJECT_OPTION,
-    {'p', NULL, NULL, "show progress"},
-    {'q', NULL, NULL, "print nothing but errors"},
+    {'p', "progress", NULL, "show progress"},
+    {'q', "quiet", NULL, "print nothing but errors"},
     {'U', "force-share", NULL, "allow others to have the backing files open for writing"},
     {0},
 };
@@ -393,6 +394,7 @@ static int take_option(void *opaque, int option)
         args->backing = optarg;
         break;
     case 'F':
+    case 'B':
         args->format = optarg;
         break;
     case 'u':

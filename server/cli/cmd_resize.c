@@ -19,13 +19,13 @@
 enum { OPT_PREALLOCATION = CLI_OWN_OPTIONS, OPT_SHRINK };
 
 static const struct cli_option options[] = {
-    {'f', NULL, "FMT", "the image's format; by default told from its content"},
+    {'f', "format", "FMT", "the image's format; by default told from its content"},
     {OPT_PREALLOCATION, "preallocation", "MODE",
      "what of the new area to allocate: off, metadata, falloc or full"},
     {OPT_SHRINK, "shrink", NULL, "make it smaller; what lies behind the new end is lost"},
     {CLI_IMAGE_OPTS, "image-opts", NULL, "the filename is driver=...,file.filename=..."},
     CLI_OBJECT_OPTION,
-    {'q', NULL, NULL, "print nothing but errors"},
+    {'q', "quiet", NULL, "print nothing but errors"},
     {0},
 };
 

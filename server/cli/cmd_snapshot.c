@@ -13,11 +13,11 @@
 #include "info_print.h"
 
 static const struct cli_option options[] = {
-    {'l', NULL, NULL, "list all snapshots (the default)"},
-    {'c', NULL, "SNAPSHOT", "create one"},
-    {'a', NULL, "SNAPSHOT", "give the disk the contents of one"},
-    {'d', NULL, "SNAPSHOT", "delete one"},
-    {'q', NULL, NULL, "print nothing but errors"},
+    {'l', "list", NULL, "list all snapshots (the default)"},
+    {'c', "create", "SNAPSHOT", "create one"},
+    {'a', "apply", "SNAPSHOT", "give the disk the contents of one"},
+    {'d', "delete", "SNAPSHOT", "delete one"},
+    {'q', "quiet", NULL, "print nothing but errors"},
     CLI_FORMAT_OPTIONS,
     {0},
 };

@@ -87,7 +87,9 @@ static int check_backing(const struct convert_args *args)
     struct diag diag = {0};
 
     if (!name)
-        return CLI_OK;
+        return format ? cli_error("%s: Backing format cannot be used without backing file",
+                                  args->target)
+                      : CLI_OK;
     if (!driver_can(args->driver, DRIVER_BACKING))
         return cli_error("%s: Backing file not supported for file format '%s'",
                          args->target, args->driver->name);

@@ -93,10 +93,10 @@ class SideBySide(Case):
         cls.addClassCleanup(shutil.rmtree, cls.fixture, ignore_errors=True)
         make_fixture(cls.fixture)
 
-    def both(self, words, before=()):
-        """Runs a command by both, after others by qemu's tools; their results."""
+    def both(self, words, before=(), ours=None):
+        """Runs a command by both, or another one by ours, after others by qemu's tools; their results."""
         done = []
-        for tool, folder in (("qemu-img", "theirs"), (QIMG, "ours")):
+        for tool, folder, words in (("qemu-img", "theirs", words), (QIMG, "ours", ours or words)):
             there = self.path(folder)
             shutil.rmtree(there, ignore_errors=True)
             subprocess.run(["cp", "-r", "--sparse=always", self.fixture, there], check=True)
@@ -105,9 +105,9 @@ class SideBySide(Case):
             done.append(run(tool, *words, cwd=there, check=False))
         return done
 
-    def same(self, row, text=True):
+    def same(self, row, text=True, ours=None):
         words, images, *before = row
-        theirs, ours = self.both(words.split(), before)
+        theirs, ours = self.both(words.split(), before, ours)
         said = f"\n--- qemu-img\n{theirs.stdout}{theirs.stderr}\n--- qimg\n{ours.stdout}{ours.stderr}"
         self.assertEqual(theirs.returncode, ours.returncode, said)
         if text:
