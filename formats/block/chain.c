@@ -7,15 +7,10 @@
 
 #include "base/cleanup.h"
 #include "block/chain_internal.h"
-#include "block/foreign_format.h"
 #include "block/json_name.h"
 #include "block/shared_layer.h"
 #include "storage/nbd.h"
 #include "storage/protocol.h"
-#include "storage/rbd.h"
-
-/* Bytes that probing reads. */
-#define HEAD_BYTES 512
 
 /* How one layer is to be opened. */
 struct layer {
@@ -30,96 +25,6 @@ struct layer {
     bool read_only, fallback_read_only;
 };
 
-/* What probing has found. */
-struct findings {
-    const struct driver *driver; /* NULL: none */
-    const char *foreign;         /* without a driver: the foreign format, if it is known */
-};
-
-static int probe_file(struct storage *file, struct findings *out, struct diag *diag)
-{
-    uint8_t head[HEAD_BYTES];
-    uint64_t size;
-
-    *out = (struct findings){0};
-    int rc = storage_size(file, &size);
-    if (rc < 0)
-        return diag_errno(diag, -rc, "%s: cannot get its size", file->name);
-    size_t n = (size_t)MIN(size, sizeof head);
-    rc = storage_read(file, head, 0, n);
-    if (rc < 0)
-        return diag_errno(diag, -rc, "%s: cannot read its header", file->name);
-    out->foreign = foreign_format(head, n);
-    if (!out->foreign)
-        out->driver = driver_probe(head, n);
-    return 0;
-}
-
-static bool is_auto(const char *format)
-{
-    return !format || strcmp(format, "auto") == 0;
-}
-
-/* Finds a driver by name.  Content with a known magic must be of that format.  Content without
- * one is accepted here: the driver decides, because a check may repair it. */
-static int find_by_name(struct storage *file, const char *format, const struct driver **out,
-                        struct diag *diag)
-{
-    struct driver_names_text names;
-    struct findings found;
-
-    *out = driver_find_recorded(format);
-    if (!*out)
-        return diag_set(diag, ENOTSUP, "%s: unknown format '%s': must be one of %s",
-                        file->name, format, driver_names(&names));
-    if (!(*out)->probe)
-        return 0;
-    int rc = probe_file(file, &found, diag);
-    if (rc < 0)
-        return rc;
-    if (found.foreign)
-        return diag_set(diag, EINVAL, "%s: magic: not a %s image, but %s", file->name,
-                        format, found.foreign);
-    if (found.driver && found.driver != *out)
-        return diag_set(diag, EINVAL, "%s: magic: not a %s image, but a %s image",
-                        file->name, format, found.driver->name);
-    return 0;
-}
-
-/* remedy: what the message says about a file of unknown content. */
-static int find_by_magic(struct storage *file, const char *remedy,
-                         const struct driver **out, struct diag *diag)
-{
-    struct driver_names_text names;
-    struct findings found;
-
-    int rc = probe_file(file, &found, diag);
-    if (rc < 0)
-        return rc;
-    if (found.foreign)
-        return diag_set(
-            diag, ENOTSUP,
-            "%s: is %s: not a format of qimg, which has %s; qemu-img convert makes "
-            "one of another",
-            file->name, found.foreign, driver_names(&names));
-    if (!found.driver)
-        return diag_set(diag, EINVAL, "%s: %s", file->name, remedy);
-    *out = found.driver;
-    return 0;
-}
-
-int chain_find_driver(struct storage *file, const char *format, const struct driver **out,
-                      struct diag *diag)
-{
-    if (!is_auto(format))
-        return find_by_name(file, format, out, diag);
-    return find_by_magic(
-        file,
-        "the format is not recognised; raw is never guessed, say format=raw "
-        "if it is that",
-        out, diag);
-}
-
 /* As chain_find_driver, for a layer.  The message for an unknown format says what to add, and
  * depends on whether the image above it or the user named the file. */
 static int find_layer_driver(struct storage *file, const struct layer *layer,
@@ -127,7 +32,7 @@ static int find_layer_driver(struct storage *file, const struct layer *layer,
 {
     CLEANUP_FREE char *remedy = NULL;
 
-    if (!layer->image || !is_auto(layer->format))
+    if (!layer->image || !chain_is_auto(layer->format))
         return chain_find_driver(file, layer->format, out, diag);
     if (asprintf(
             &remedy,
@@ -137,7 +42,7 @@ static int find_layer_driver(struct storage *file, const struct layer *layer,
         remedy = NULL;
         return diag_errno(diag, ENOMEM, "%s", file->name);
     }
-    return find_by_magic(file, remedy, out, diag);
+    return chain_find_by_magic(file, remedy, out, diag);
 }
 
 int chain_note_visit(struct visited *visited, struct storage *file, const char *what,
@@ -209,8 +114,9 @@ static int open_layer(struct block_context *ctx, const struct layer *layer,
 
     const struct driver *driver = NULL;
     rc = find_layer_driver(file, layer, &driver, diag);
-    if (rc == -EINVAL && is_auto(layer->format) && !layer->image && options->unknown_is_raw)
-        rc = find_by_name(file, "raw", &driver, diag);
+    if (rc == -EINVAL && chain_is_auto(layer->format) && !layer->image &&
+        options->unknown_is_raw)
+        rc = chain_find_driver(file, "raw", &driver, diag);
     if (rc < 0)
         return rc;
     rc = open_node(ctx, driver, TAKE(&file), layer, options, out, diag);
@@ -267,7 +173,7 @@ static int choose_format(const struct node *node, const struct reference *ref,
 {
     const char *recorded = node->backing_format;
 
-    if (ref->format && !is_auto(recorded) && !are_same_format(recorded, ref->format))
+    if (ref->format && !chain_is_auto(recorded) && !are_same_format(recorded, ref->format))
         return diag_set(diag, EINVAL,
                         "%s: records the backing format '%s', but the name says '%s'; "
                         "backing-format= can decide",
@@ -435,11 +341,12 @@ static struct node *attach_layer(const struct node *top, const struct layer *lay
                                  struct visited *visited)
 {
     const struct driver *driver =
-        is_auto(layer->format) ? NULL : driver_find_recorded(layer->format);
+        chain_is_auto(layer->format) ? NULL : driver_find_recorded(layer->format);
     CLEANUP_STORAGE struct storage *file = NULL;
     struct diag ignored;
 
-    if (layer->protocol != &storage_protocol_file || (!driver && !is_auto(layer->format)) ||
+    if (layer->protocol != &storage_protocol_file ||
+        (!driver && !chain_is_auto(layer->format)) ||
         open_store(layer, &options->node, &file, &ignored) < 0 ||
         chain_note_visit(visited, file, "", &ignored) < 0)
         return NULL;
@@ -551,103 +458,4 @@ int chain_open_nbd(struct block_context *ctx, const char *uri, const struct nbd_
     if (err)
         node_close(*out);
     return err;
-}
-
-static int describe_layer(const struct node *node, struct reference **out)
-{
-    *out = calloc(1, sizeof **out);
-    if (!*out)
-        return -ENOMEM;
-    **out = (struct reference){
-        .path = strdup(node_location(node)),
-        .protocol = node_protocol(node),
-        .format = node_format(node),
-        .given = true,
-    };
-    return (*out)->path ? 0 : -ENOMEM;
-}
-
-int chain_describe_below(const struct node *node, struct reference *out)
-{
-    struct reference *at = out;
-
-    *out = (struct reference){.given = true};
-    for (; node->backing; node = node->backing, at = at->below) {
-        int err = describe_layer(node->backing, &at->below);
-        if (err) {
-            reference_free(out);
-            return err;
-        }
-    }
-    at->none_below = true;
-    return 0;
-}
-
-static bool is_at(const struct storage *st, const char *place)
-{
-    return st && storage_is_rbd(st) && strcmp(st->name, place) == 0;
-}
-
-/* Does the chain have this RBD image?  Compares its place, without connecting to the cluster. */
-static bool has_place(const struct node *node, const char *text)
-{
-    CLEANUP_RBD_NAME struct rbd_name name = {0};
-
-    if (rbd_name_parse(text, RBD_NAME_USER, &name, NULL))
-        return false;
-    CLEANUP_FREE char *place = rbd_name_print_place(&name);
-    while (place && node && !is_at(node->file, place) && !is_at(node->data_file, place))
-        node = node->backing;
-    return place && node;
-}
-
-bool chain_has_store(const struct node *top, struct storage *st)
-{
-    for (const struct node *node = top; node; node = node->backing)
-        if (storage_is_same(st, node->file) ||
-            (node->data_file && storage_is_same(st, node->data_file)))
-            return true;
-    return false;
-}
-
-bool chain_has_file(struct node *top, const char *path)
-{
-    const struct storage_open how = {.read_only = true};
-    CLEANUP_STORAGE struct storage *file = NULL;
-    struct diag ignored;
-
-    if (rbd_name_is_one(path))
-        return has_place(top, path);
-    return storage_open_file(path, &how, &file, &ignored) == 0 &&
-           chain_has_store(top, file);
-}
-
-void chain_rest(struct node *top)
-{
-    for (struct node *node = top; node; node = node->backing) {
-        storage_rest(node->file);
-        if (node->data_file)
-            storage_rest(node->data_file);
-    }
-}
-
-int chain_start(struct node *top)
-{
-    int err = 0;
-
-    for (struct node *node = top; node && !err; node = node->backing) {
-        err = storage_start(node->file);
-        if (!err && node->data_file)
-            err = storage_start(node->data_file);
-    }
-    return err;
-}
-
-void chain_abandon_servers(struct node *node)
-{
-    for (; node; node = node->backing) {
-        storage_abort(node->file);
-        if (node->data_file)
-            storage_abort(node->data_file);
-    }
 }

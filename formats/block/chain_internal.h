@@ -3,7 +3,20 @@
 #ifndef BLOCK_CHAIN_INTERNAL_H
 #define BLOCK_CHAIN_INTERNAL_H
 
+#include <string.h>
+
 #include "block/chain.h"
+
+/* Is the format to be told from the content? */
+static inline bool chain_is_auto(const char *format)
+{
+    return !format || strcmp(format, "auto") == 0;
+}
+
+/* The driver whose magic the file has.  remedy: what the message says about a file of unknown
+ * content.  0 or -errno with diag. */
+int chain_find_by_magic(struct storage *file, const char *remedy, const struct driver **out,
+                        struct diag *diag) MUST_USE;
 
 /* The files opened so far: each layer's, and its data file.  A loop is found by the identity of
  * files, as a file can have many names. */
