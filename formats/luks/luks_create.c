@@ -8,6 +8,7 @@
 #include "base/checked.h"
 #include "block/luks_options.h"
 #include "block/luks_store.h"
+#include "block/measure.h"
 #include "luks/luks_image.h"
 
 const struct create_option_info luks_create_options[] = {
@@ -66,6 +67,20 @@ int luks_check_create(const struct create_request *req, struct diag *diag)
     uint64_t bytes;
 
     return parse_request(req, &params, &bytes, diag);
+}
+
+/* All of it is written, whatever the source has. */
+int luks_measure(const struct create_request *req, struct node *source,
+                 struct image_measure *out, struct diag *diag)
+{
+    struct luks_params params;
+    uint64_t bytes;
+    (void)source;
+
+    int err = parse_request(req, &params, &bytes, diag);
+    if (!err)
+        *out = (struct image_measure){.required = bytes, .allocated = bytes};
+    return err;
 }
 
 int luks_create(struct storage *st, struct storage *data, const struct create_request *req,

@@ -171,4 +171,5 @@ const struct driver luks_driver = {
     .info = luks_info,
     .check_create = luks_check_create,
     .create = luks_create,
+    .measure = luks_measure,
 };

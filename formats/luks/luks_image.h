@@ -12,5 +12,7 @@ extern const struct create_option_info luks_create_options[];
 int luks_check_create(const struct create_request *req, struct diag *diag);
 int luks_create(struct storage *st, struct storage *data, const struct create_request *req,
                 struct diag *diag);
+int luks_measure(const struct create_request *req, struct node *source,
+                 struct image_measure *out, struct diag *diag);
 
 #endif

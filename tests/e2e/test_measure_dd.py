@@ -37,6 +37,13 @@ class Measure(SideBySide):
                    ("convert -O qcow2 -l two a.qcow2 out", "", "qemu-img snapshot -c one a.qcow2"), ("convert -l one a.raw out", ""),
                    ("convert -l snapshot.foo=1 a.qcow2 out", "")])
 
+    def test_encrypted(self):
+        """containers, too: a header, and the whole disk"""
+        key = "--object secret,id=s,data=abc"
+        self.rows([(f"measure {key} --output={output} -O luks -o {options}key-secret=s {what}", "") for output in ("human", "json")
+                   for options in ("", "cipher-alg=aes-128,", "cipher-mode=cbc,ivgen-alg=essiv,") for what in ("a.raw", "odd.raw", "--size 3G", "--size 1M")])
+        self.rows([(f"measure {words}", "") for words in ("-O luks a.raw", f"{key} -O luks -o key-secret=t a.raw", f"{key} -O luks -o foo=1,key-secret=s a.raw")])
+
     def test_refused(self):
         self.rows([(f"measure {words}", "") for words in (
             "", "--size 1G a.raw", "-O qed a.raw", "-O qed --size 1G", "-O foo a.raw", "-f foo a.raw", "a.raw b.raw", "none", "--size x",
