@@ -200,6 +200,17 @@ static struct chain_options chain_options_for(const struct target_request *reque
     };
 }
 
+/* By the name that the user knows: not the one that the file has until it is complete. */
+static int complain(const struct target *target, const struct diag *diag)
+{
+    const char *other = target->temporary;
+    size_t n = other ? strlen(other) : 0;
+
+    return n && strncmp(diag->text, other, n) == 0
+               ? cli_error("%s%s", target->filename, diag->text + n)
+               : cli_diag(diag);
+}
+
 static int activate(struct target *target, const struct target_request *request)
 {
     struct node *node = target->image.node;
@@ -208,9 +219,9 @@ static int activate(struct target *target, const struct target_request *request)
     int code = check_not_read(request->sources, node->file);
     if (code == CLI_OK && request->compress && node_why_not_compress(node))
         code = cli_error("%s: Compression not supported for this file format: %s",
-                         node->filename, node_why_not_compress(node));
+                         target->filename, node_why_not_compress(node));
     if (code == CLI_OK && node_activate(node, &diag) < 0)
-        code = cli_diag(&diag);
+        code = complain(target, &diag);
     if (code != CLI_OK)
         (void)image_close(&target->image);
     return code;
@@ -236,7 +247,7 @@ static int make_and_open(struct target *target, const struct target_request *req
     create->filename = target->temporary ? target->temporary : target->filename;
     create->protocol = protocol;
     if (create_image(request->format, create, &diag) < 0)
-        return cli_diag(&diag);
+        return complain(target, &diag);
     target->data_made = true;
     target->made =
         protocol == &storage_protocol_file || !protocol->remove ? NULL : protocol;

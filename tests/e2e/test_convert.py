@@ -415,6 +415,11 @@ class Alone(Case):
             self.assertRegex(done.stderr, "none: cannot be opened|'none': No such file")
             self.assertNotIn(".out.", done.stderr)
             self.assertEqual(os.listdir(self.dir), ["a.raw"])
+        done = run(QIMG, "convert", "-c", "-O", "qcow2", "-o", "data_file=data", "a.raw", "out", cwd=self.dir, check=False)
+        self.assertRegex(done.stderr, "^qimg: out: Compression not supported")
+        done = run("bash", "-c", f"ulimit -f 1000; trap '' XFSZ; {QIMG} convert -O raw -o preallocation=full a.raw out", cwd=self.dir, check=False)
+        self.assertRegex(done.stderr, "^qimg: out: cannot be")
+        self.assertEqual(os.listdir(self.dir), ["a.raw"])
 
     def export(self, name, *options):
         """The file as qemu-nbd exports it."""
