@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "base/clock.h"
+#include "base/no_space.h"
 #include "jobs/internal.h"
 
 /* Under the lock. */
@@ -197,12 +198,12 @@ uint64_t job_slice_bytes(struct job *job)
 bool job_handle_error(struct job *job, enum job_on_error policy, bool write_side, int err)
 {
     if (policy == JOB_ENOSPC)
-        policy = err == -ENOSPC ? JOB_STOP : JOB_REPORT;
+        policy = means_no_space(err) ? JOB_STOP : JOB_REPORT;
 
     LOCK_GUARD(&job->lock);
     if (policy == JOB_STOP) {
         job->error_paused = true;
-        job->info.io_status = err == -ENOSPC ? "nospace" : "failed";
+        job->info.io_status = means_no_space(err) ? "nospace" : "failed";
     }
     struct job_event event = {
         .kind = JOB_EVENT_ERROR,

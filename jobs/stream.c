@@ -25,6 +25,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/no_space.h"
 #include "block/open_policy.h"
 #include "block/chain.h"
 #include "jobs/copier.h"
@@ -260,9 +261,9 @@ static int handle_error(struct stream *s)
     int err = atomic_exchange(&s->error, 0);
     if (job_is_cancelled(s->job))
         return -ECANCELED;
-    /* Only ENOSPC certainly comes from the layer's side; other errors may be of either side,
-     * and count as reads. */
-    if (!job_handle_error(s->job, s->on_error, err == -ENOSPC, err))
+    /* Only a lack of space certainly comes from the layer's side; other errors may be of either
+     * side, and count as reads. */
+    if (!job_handle_error(s->job, s->on_error, means_no_space(err), err))
         return err;
     if (s->on_error == JOB_IGNORE)
         job_rest(s->job, JOB_SLICE_NS);

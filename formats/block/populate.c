@@ -12,6 +12,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/no_space.h"
 #include "base/zero_bytes.h"
 #include "block/engine.h"
 
@@ -132,7 +133,7 @@ static int populate(struct node *node, struct taker *taker, uint64_t off, uint64
     while (!err && off < end) {
         uint64_t stop = MIN(end, align_down(off, ENGINE_CHUNK) + ENGINE_CHUNK);
         err = populate_piece(node, taker, buffer, off, stop);
-        if (err == -ENOSPC && engine_make_room(node, 0))
+        if (means_no_space(err) && engine_make_room(node, 0))
             err = populate_piece(node, taker, buffer, off, stop);
         off = stop;
     }

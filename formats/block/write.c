@@ -17,6 +17,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/no_space.h"
 #include "base/zero_bytes.h"
 #include "block/coded.h"
 #include "block/engine.h"
@@ -375,7 +376,7 @@ int block_write(struct node *node, const void *buf, uint64_t off, uint64_t len,
         return err;
 
     err = write_request(node, buf, off, len, flags);
-    if (err == -ENOSPC && engine_make_room(node, flags))
+    if (means_no_space(err) && engine_make_room(node, flags))
         err = write_request(node, buf, off, len, flags);
     return err;
 }

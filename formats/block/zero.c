@@ -4,6 +4,7 @@
 #include <errno.h>
 
 #include "base/checked.h"
+#include "base/no_space.h"
 #include "block/coded.h"
 #include "block/engine.h"
 
@@ -255,7 +256,7 @@ static int zero_request(struct node *node, uint64_t off, uint64_t len, enum zero
         return err;
 
     err = zero_once(node, off, len, how, flags);
-    if (err == -ENOSPC && engine_make_room(node, flags))
+    if (means_no_space(err) && engine_make_room(node, flags))
         err = zero_once(node, off, len, how, flags);
     return err;
 }

@@ -17,6 +17,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/no_space.h"
 #include "qcow2/internal.h"
 
 /* A bitmap whose entry is in use. */
@@ -78,7 +79,7 @@ static int write_new(struct places *p, const uint8_t *bits, uint64_t *word)
         if (err)
             qcow2_let_go_of_bitmap_clusters(q, host, cluster_size(q));
     }
-    if (err && err != -ENOSPC)
+    if (err && !means_no_space(err))
         return err;
     *word = err ? BT_ALL_ONES : host;
     return 0;

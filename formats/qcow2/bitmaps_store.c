@@ -11,6 +11,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/no_space.h"
 #include "qcow2/internal.h"
 
 /* An entry of the new directory. */
@@ -439,7 +440,7 @@ int qcow2_store_bitmaps(struct qcow2 *q, uint64_t epoch)
         err = qcow2_bitmaps_are_quiet(q, epoch) ? switch_directory(&plan) : -EAGAIN;
     }
     err = end_plan(&plan, err);
-    return err == -ENOSPC ? qcow2_store_bitmaps_in_place(q, epoch) : err;
+    return means_no_space(err) ? qcow2_store_bitmaps_in_place(q, epoch) : err;
 }
 
 int qcow2_keep_bitmaps(struct node *node, struct diag *diag)

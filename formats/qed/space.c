@@ -7,6 +7,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/no_space.h"
 #include "qed/image.h"
 
 void qed_space_init(struct qed_space *space, struct node *node, uint64_t file_end)
@@ -108,7 +109,7 @@ static int grow_file(struct qed_space *space, uint64_t least, uint64_t most)
     atomic_store(&space->file_end, new_end);
     err = tail_grow(&space->tail, space->node, new_end);
     /* A generous step may be too large for what a small one still fits. */
-    if ((err == -EFBIG || err == -ENOSPC) && least_end < new_end) {
+    if (means_no_space(err) && least_end < new_end) {
         atomic_store(&space->file_end, least_end);
         err = tail_grow(&space->tail, space->node, least_end);
     }

@@ -9,6 +9,7 @@
 
 #include "base/checked.h"
 #include "base/log.h"
+#include "base/no_space.h"
 #include "storage/file.h"
 
 /* Only btrfs knows the flag, and only for empty files; elsewhere nothing is lost without
@@ -84,7 +85,7 @@ bool file_expect(struct storage *st, uint64_t off, uint64_t len)
         return false;
     if (give_blocks(file_of(st), off, len))
         return true;
-    if (errno == ENOSPC || errno == EDQUOT)
+    if (means_no_space(-errno))
         (void)file_discard(st, off, len); /* what it got of them */
     return false;
 }

@@ -7,6 +7,7 @@
 
 #include "base/checked.h"
 #include "base/lock.h"
+#include "base/no_space.h"
 #include "storage/storage.h"
 
 /* Zero bytes for all who need them, aligned for O_DIRECT.  Never written, so that it costs
@@ -135,11 +136,6 @@ static int write_zero_bytes(struct storage *st, uint64_t off, uint64_t len)
     return 0;
 }
 
-static bool is_out_of_space(int err)
-{
-    return err == -ENOSPC || err == -EDQUOT;
-}
-
 /* A filesystem without space can have zeroed, kept or even gone back on what the range
  * held: ext4 drops what wasn't written yet before it looks for space.  Written once more,
  * the range is zero: what has blocks needs none, and a hole is zero already.  *holes: there
@@ -190,7 +186,7 @@ int storage_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flags)
     err = st->ops->zero ? st->ops->zero(st, off, len, flags & ~STORAGE_FUA) : -ENOTSUP;
     if (err == -ENOTSUP && !(flags & STORAGE_FAST))
         err = write_zero_bytes(st, off, len);
-    else if (is_out_of_space(err))
+    else if (means_no_space(err))
         err = zero_without_space(st, off, len, flags);
     if (err == 0 && (flags & STORAGE_FUA) && !st->no_flush)
         err = storage_flush_for_write(st);
@@ -216,7 +212,7 @@ int storage_discard(struct storage *st, uint64_t off, uint64_t len)
         return err;
     bool holes;
     err = st->ops->discard(st, off, len);
-    if (is_out_of_space(err))
+    if (means_no_space(err))
         err = zero_what_is_there(st, off, len, &holes);
     return err == -ENOTSUP ? 0 : err;
 }

@@ -274,7 +274,7 @@ class SizeLimit(Case):
 
     def limited(self):
         """The limit of files' sizes, for the server alone; SIGXFSZ isn't ignored, as Python has it."""
-        return ["env", "--default-signal=XFSZ", "prlimit", f"--fsize={self.LIMIT}"]
+        return ["env", "--default-signal=XFSZ", "prlimit", f"--fsize={self.LIMIT}:unlimited"]
 
     cases_writes = {"qcow2": ("qcow2", ""), "qcow2 4k": ("qcow2", "cluster_size=4k"), "qed": ("qed", ""), "raw": ("raw", "")}
 
@@ -300,6 +300,83 @@ class SizeLimit(Case):
         server.stop()
         check(image, fmt)
         model.expect(content(image, fmt), "qemu-img convert")
+
+
+    def fill_up(self, image, *keys):
+        """A server, with a client, that has just been told that there is no more."""
+        server = self.serve(image, *keys, prefix=self.limited())
+        handle, model, off = server.connect(), Model(bytes(SIZE)), 0
+        with self.assertRaises(nbd.Error) as caught:
+            while True:
+                model.write(handle, off, self.rng.randbytes(MIB // 4))
+                off += MIB // 4
+        self.assertEqual(caught.exception.errnum, errno.ENOSPC)
+        model.data[off:off + MIB // 4] = handle.pread(MIB // 4, off)
+        return server, handle, model
+
+    def test_what_is_trimmed_is_used_again(self):
+        """at once"""
+        for options in ("", "cluster_size=4k", "cluster_size=512"):
+            with self.part(options=options):
+                image = create(self.path("disk"), "qcow2", SIZE, options)
+                server, handle, model = self.fill_up(image)
+                handle.flush()
+                model.trim(handle, 0, 2 * MIB)
+                for turn in range(4):
+                    model.write(handle, 32 * MIB + turn * MIB, self.rng.randbytes(MIB // 4))
+                server.stop()
+                check(image, "qcow2")
+                model.expect(content(image, "qcow2"), "qemu-img convert")
+
+    def test_deleting_snapshots_makes_space(self):
+        """though their tables can't grow, either"""
+        image, control = create(self.path("disk"), "qcow2", SIZE), self.path("control")
+        run("qemu-io", "-c", "write -q -P 1 0 2M", image)
+        for name in ("first", "second"):
+            run("qemu-img", "snapshot", "-c", name, image)
+            run("qemu-io", "-c", f"write -q -P {len(name)} 0 2M", image)
+        os.truncate(image, 8 * MIB)  # nothing more fits
+        self.LIMIT = os.path.getsize(image)  # pylint: disable=invalid-name
+        server = self.serve(image, f"control={control}", prefix=self.limited())
+        handle, qmp = server.connect(), Qmp(control)
+        self.addCleanup(qmp.close)
+        off = 8 * MIB
+        with self.assertRaises(nbd.Error):
+            while True:
+                handle.pwrite(b"x" * MIB, off)
+                off += MIB
+        for name in ("second", "first"):  # the last of the list needs no place for a new one
+            qmp.cmd("blockdev-snapshot-delete-internal-sync", device="drive0", name=name)
+        handle.flush()
+        handle.pwrite(b"y" * MIB, 48 * MIB)
+        self.assertEqual(handle.pread(2 * MIB, 0), bytes([6]) * (2 * MIB))
+        server.stop()
+        check(image, "qcow2")
+
+    def test_a_job_waits_for_more(self):
+        """as on-target-error=enospc has it"""
+        image, control = self.path("disk"), self.path("control")
+        for fmt in ("raw", "qcow2", "qed"):
+            with self.part(fmt=fmt):
+                pathlib.Path(image).write_bytes(self.rng.randbytes(2 * self.LIMIT))
+                server = self.serve(image, "format=raw", f"control={control}", prefix=self.limited())
+                qmp, target = Qmp(control), self.path("target")
+                if fmt == "raw":  # which is as long as the disk from the beginning
+                    create(target, fmt, 2 * self.LIMIT)
+                qmp.cmd("drive-mirror", job_id="job", device="drive0", target=target, format=fmt, sync="full",
+                        on_target_error="enospc", mode="existing" if fmt == "raw" else "absolute-paths")
+                event = qmp.event("BLOCK_JOB_ERROR")
+                self.assertEqual((event["data"]["operation"], event["data"]["action"]), ("write", "stop"), event)
+                run("prlimit", f"--pid={server.process.pid}", "--fsize=unlimited")
+                qmp.event("JOB_STATUS_CHANGE", id="job", status="paused")
+                self.assertEqual(qmp.cmd("query-block-jobs")[0]["io-status"], "nospace")
+                qmp.cmd("job-resume", id="job")
+                qmp.event("BLOCK_JOB_READY", timeout=60)
+                qmp.cmd("block-job-cancel", device="job")
+                self.assertNotIn("error", qmp.event("BLOCK_JOB_COMPLETED")["data"])
+                qmp.close()
+                server.stop()
+                run("qemu-img", "compare", "-f", "raw", "-F", fmt, image, target)
 
 
 class FullExt4(Case):

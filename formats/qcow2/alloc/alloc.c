@@ -15,6 +15,7 @@
 
 #include "base/checked.h"
 #include "base/log.h"
+#include "base/no_space.h"
 #include "qcow2/alloc/alloc.h"
 
 int alloc_open(struct alloc *a, const struct alloc_image *image, struct diag *diag)
@@ -225,7 +226,7 @@ static int take_clusters(struct alloc *a, uint64_t max, bool from_tail, uint64_t
         if (page_of == UINT64_MAX)
             return 0;
         int err = refcount_load_for_store(&a->refs, page_of);
-        if (err == -ENOSPC)
+        if (means_no_space(err))
             return err;
         if (err)
             forget_unreadable(a, page_of, err);
@@ -305,7 +306,7 @@ int alloc_clusters(struct alloc *a, uint64_t max, uint64_t *host, uint64_t *n, b
         err = alloc_grow(a, max);
         /* On a full device the only clusters left are free ones that weren't scanned yet, and
          * those that are still being freed. */
-        if (err == -ENOSPC && (scan_page(a) || alloc_reclaim(a) > 0))
+        if (means_no_space(err) && (scan_page(a) || alloc_reclaim(a) > 0))
             continue;
         if (err)
             return err;

@@ -19,6 +19,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/no_space.h"
 #include "qcow2/alloc/alloc.h"
 
 /* Growth lock: the largest end that the image can have.  When `wanted` lies behind it, a
@@ -171,7 +172,13 @@ static int extend_tail(struct alloc *a, uint64_t clusters)
     bool at_reach = end == (block + 1) << refs->block_bits;
     if (end <= at || (end <= at + block_here && !at_reach))
         return -ENOSPC;
+    uint64_t least = MIN(end, at + block_here + clusters);
     int err = alloc_extend_file(a, end << a->cluster_bits);
+    /* A generous step may be too large for what a small one still fits. */
+    if (means_no_space(err) && least < end) {
+        end = least;
+        err = alloc_extend_file(a, end << a->cluster_bits);
+    }
     if (!err && block_here) {
         if (at << a->cluster_bits < a->tail.fresh_from)
             err = storage_zero(a->node->file, at << a->cluster_bits, alloc_cluster_size(a),

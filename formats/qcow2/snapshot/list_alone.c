@@ -21,6 +21,7 @@
 
 #include "base/checked.h"
 #include "base/log.h"
+#include "base/no_space.h"
 #include "qcow2/snapshot/change.h"
 
 /* A multiple of most filesystems' block sizes. */
@@ -59,7 +60,7 @@ static int place_table(struct snapshot_change_state *state, uint64_t n, uint64_t
         err = write_table(state, *host);
         if (err)
             change_leave(state, *host, n);
-    } while (err == -ENOSPC && n == 1 && state->spare.n > 0);
+    } while (means_no_space(err) && n == 1 && state->spare.n > 0);
     return err;
 }
 
@@ -70,7 +71,7 @@ static int write_where_it_goes(struct snapshot_change_state *state)
 
     int err = place_table(state, n, &host);
     /* One table after the other, to keep some for the next deletion. */
-    for (uint32_t i = 0; err == -ENOSPC && i <= q->n_snapshots; i++) {
+    for (uint32_t i = 0; means_no_space(err) && i <= q->n_snapshots; i++) {
         if (!q->node->options.discard_ignore)
             punch_behind(q, i);
         err = place_table(state, n, &host);

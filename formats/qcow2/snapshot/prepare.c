@@ -10,6 +10,7 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/no_space.h"
 
 /* Writes a table of 64-bit words at `host`, padded with zeroes to the end of its last cluster. */
 static int write_words(struct snapshot_change_state *state, const uint64_t *words,
@@ -450,7 +451,7 @@ int qcow2_prepare_snapshot(struct snapshot_change *change, struct diag *diag)
         err = prepare_bitmaps(state, &s);
     if (!err)
         err = write_everything(state, &s);
-    if (err == -ENOSPC && change->kind == SNAPSHOT_DELETE)
+    if (means_no_space(err) && change->kind == SNAPSHOT_DELETE)
         err = change_list_alone(state);
     if (err)
         change_end_hold(state);
