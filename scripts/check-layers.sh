@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # Prints each include that goes against the direction of the layers, and each include guard that
-# isn't named after its file; exit status 1 if there is any.
+# isn't named after its file; exit status 1 if there are any.
 #
 #     base <- storage <- mcache <- block <- {raw, qed, qcow2, luks} <- registry <- server
 #     base <- {codec, crypto} <- block        registry <- jobs <- server
 #     registry <- common <- {server, cli}
 #
-# Jobs go through the node: they use base, block and the registry only.
+# Jobs work on nodes: they include headers of base, block and the registry only.
 #
-# A driver X shows X/X.h to registry.c and nothing else to anybody; nbdkit's headers are for
-# server/ only, and not for its subfolders.  JSON is made in server/: below it only what parses
-# names knows it.  A header that says "private to this folder" is for no
-# other.  Each source begins with its licence and its purpose.
+# Of a driver X only X/X.h may be included elsewhere, by registry.c.  nbdkit's headers are for
+# server/ only, not for its subfolders.  JSON is used in server/, and below it only by the parser
+# of names.  A header that says "private to this folder" may be included only there.  Each source
+# begins with its licence and a comment on its purpose.
 
 # SPDX-License-Identifier: BSD-3-Clause
 # shellcheck source=scripts/lib.sh

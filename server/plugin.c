@@ -424,6 +424,8 @@ static int qimg_can_cache(void *handle)
     return NBDKIT_CACHE_NATIVE;
 }
 
+/* ---- requests ---- */
+
 /* An errno that NBD doesn't have (ETIMEDOUT of an NBD server below, for example) would reach the
  * client as EINVAL, as if its request were wrong. */
 static int errno_for_client(int err)
