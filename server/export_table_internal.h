@@ -40,7 +40,7 @@ static inline bool export_is_unused(const struct served_export *exp)
 }
 
 /* Waits until *users is at most 2 (the table and the caller), but not longer than a while
- * (LOOKING_NS, LOOKING_TIMES): others that iterate over all exports are users for a moment.
+ * (LOOKING_NS, LOOKING_TIMES): who iterates over all exports, or has just left, is a user still.
  * Releases the lock meanwhile. */
 void export_wait_for_lookers(struct export_table *table, const unsigned *users);
 
