@@ -123,7 +123,9 @@ static int clear_bit(struct dirty_mark *mark)
         return err;
     err =
         node->options.no_final_sync ? storage_flush(node->file) : storage_sync(node->file);
-    if (err)
+    /* A store that keeps unflushed writes has the bit either way, which is MARK_UNKNOWN: the next
+     * allocation sets it again. */
+    if (err && !node->file->keeps_writes)
         mcache_poison(node->mc);
     return err;
 }

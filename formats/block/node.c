@@ -108,6 +108,11 @@ int node_barrier(struct node *node)
     return err;
 }
 
+int node_light_barrier(struct node *node)
+{
+    return node->file->keeps_writes ? storage_flush(node->file) : node_barrier(node);
+}
+
 void node_free(struct node *node)
 {
     merged_map_free(atomic_load(&node->merged));

@@ -264,6 +264,11 @@ void node_forget_merged(struct node *top);
  * unknown, and the node refuses writes from then on.  0 or -errno. */
 int node_barrier(struct node *node) MUST_USE;
 
+/* The same for structures to which nothing points yet, and for marks that are true whether the file
+ * has them or not.  If the store keeps unflushed writes (keeps_writes in storage.h), a failure is
+ * no worse than a failed write: the node goes on, and the caller can try again. */
+int node_light_barrier(struct node *node) MUST_USE;
+
 /* For drivers: a request found an impossible table entry.  If the node is active, writes fail from
  * now on; returns true at the first such call.  Under any lock. */
 bool node_met_corruption(struct node *node);

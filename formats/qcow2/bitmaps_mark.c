@@ -56,7 +56,7 @@ static int mark_entries(struct qcow2 *q, const bool *wanted)
     }
     if (!any)
         return 0;
-    int err = node_barrier(q->node);
+    int err = node_light_barrier(q->node);
     if (err)
         return err;
     LOCK_GUARD(&q->header_lock);

@@ -248,6 +248,34 @@ Test(block_dirty_mark, q20_a_failed_commit_leaves_the_bit_alone)
     mark_fini(&b, &mark);
 }
 
+/* Of a store that keeps what it was given nobody has to open the image anew. */
+Test(block_dirty_mark, q20_a_barrier_that_fails_is_tried_again)
+{
+    for (int keeps = 0; keeps <= 1; keeps++) {
+        struct toy_bench b;
+        struct dirty_mark mark;
+
+        mark_init(&b, &mark, NULL, true);
+        b.node->file->keeps_writes = keeps;
+        allocate(&b, &mark);
+        fault_plan_fail(&b.plan, FAULT_FLUSH, 2, ETIMEDOUT,
+                        FAULT_ONCE); /* behind the bit */
+        pass(&b, DELAY);
+        cr_expect_eq(fault_plan_injected(&b.plan), 1);
+        cr_expect_eq(mark.state, MARK_UNKNOWN);
+        cr_expect_eq(mcache_health(b.node->mc), keeps ? 0 : -EIO);
+        if (keeps) {
+            allocate(&b, &mark);
+            cr_expect(bit_in_file(&b));
+            cr_expect(needs_barrier(&b, &mark), "groups are strict until it is durable");
+            pass(&b, DELAY);
+            cr_expect_not(bit_in_file(&b));
+            cr_expect_eq(mark.state, MARK_CLEAR);
+        }
+        mark_fini(&b, &mark);
+    }
+}
+
 Test(block_dirty_mark, begin_fails_when_the_bit_cant_be_written)
 {
     struct toy_bench b;

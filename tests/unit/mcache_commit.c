@@ -302,6 +302,27 @@ Test(mcache_commit, a_failed_barrier_poisons)
     }
 }
 
+/* It is as if a page could not be written: all of the group is, again. */
+Test(mcache_commit, a_failed_barrier_of_a_store_that_keeps_its_writes)
+{
+    for (uint64_t nth = 1; nth <= 3; nth++) {
+        struct bench b;
+        bench_init(&b, POOL);
+        b.st->keeps_writes = true;
+        change_each_class(&b);
+        make_strict(&b);
+        fault_plan_fail(&b.plan, FAULT_FLUSH, nth, ENOSPC, FAULT_ONCE);
+        cr_expect_eq(mcache_commit(b.mc, MC_COMMIT), -ENOSPC);
+        cr_expect_eq(mcache_health(b.mc), 0);
+        cr_expect_eq(mcache_failures(b.mc), 1);
+        cr_expect_eq(b.durable, 0);
+        b.frozen = b.durable;
+        cr_expect_eq(mcache_commit(b.mc, MC_COMMIT), 0);
+        cr_expect_eq(b.durable, 1);
+        bench_fini(&b);
+    }
+}
+
 /* Who forgives must still learn of it, whoever asked for the commit. */
 Test(mcache_commit, a_forgiven_barrier_is_counted)
 {

@@ -148,7 +148,7 @@ static int write_refcount_table(struct alloc *a, const struct area *area,
     err = write_table(a, table);
     if (err)
         return err;
-    err = node_barrier(a->node);
+    err = node_light_barrier(a->node);
     return err ? err
                : a->image.move_refcount_table(a->image.owner, table->offset, clusters);
 }
@@ -233,7 +233,7 @@ static int make_wide_table(struct alloc *a, const struct area *area)
     int err = write_area(a, area);
     if (err)
         return err;
-    err = node_barrier(a->node);
+    err = node_light_barrier(a->node);
     return err ? err : publish_blocks(a, area);
 }
 
