@@ -16,6 +16,7 @@
 #include "base/size.h"
 #include "base/words.h"
 #include "block/node_name.h"
+#include "nbdkit_args.h"
 #include "plugin_config.h"
 #include "plugin_passphrase.h"
 #include "registry.h"
@@ -631,7 +632,8 @@ int plugin_config_complete(struct plugin_config *config)
         nbdkit_error("volatile-final-sync=no: needs cache=volatile");
         return -1;
     }
-    if (config->snapshot)
-        config->writable_now = false; /* no client will write */
+    /* No client will write; with -r none may, and nbdkit doesn't say whether it has it. */
+    if (config->snapshot || (config->writable_now && nbdkit_args_may_be_read_only()))
+        config->writable_now = false;
     return config->node_name ? 0 : set_text(&config->node_name, "node-name", "drive0");
 }

@@ -511,7 +511,7 @@ class ReadOnly(Case):
     def test_r_changes_no_byte(self):
         """-r: reads work (Q-15, L-06), writes are refused, the file stays as it is."""
         for fmt in FORMATS:
-            for keys in ((), ("cache=none",)):
+            for keys in ((), ("cache=none",), ("writable=now",)):
                 with self.part(fmt=fmt, keys=keys):
                     image = self.image(fmt)
                     before = sha256(image), os.stat(image).st_mtime_ns
