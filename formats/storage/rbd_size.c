@@ -40,17 +40,18 @@ static void free_size_task(struct rbd_task *task)
 static int run_task(struct rbd_link *link, struct rbd_task how, uint64_t deadline,
                     uint64_t *bytes)
 {
-    struct size_task *t = calloc(1, sizeof *t);
     uint64_t now = clock_ns();
 
+    if (now >= deadline)
+        return -ETIMEDOUT;
+    struct size_task *t = calloc(1, sizeof *t);
     if (!t)
         return -ENOMEM;
     *t = (struct size_task){.task = how, .bytes = *bytes};
     t->task.free = free_size_task;
     t->task.link = link;
     struct rbd_task *task = &t->task;
-    unsigned timeout_ms = now < deadline ? (unsigned)((deadline - now) / 1000000) : 0;
-    int err = rbd_task_run(&task, timeout_ms, NULL);
+    int err = rbd_task_run(&task, (unsigned)((deadline - now) / 1000000), NULL);
     if (!task)
         return err;
     *bytes = t->bytes;
@@ -102,15 +103,16 @@ static int set_size_alone(struct rbd_storage *rbd, uint64_t bytes, bool only_lar
                : change_size(rbd, bytes, deadline);
 }
 
+/* To be taken before `growth`: else of a cluster that doesn't answer each who waits for that would
+ * wait as long again as the one before. */
 static uint64_t deadline_of(const struct rbd_storage *rbd)
 {
     return clock_ns() + (uint64_t)rbd->facts.timeout_ms * 1000000;
 }
 
-static int set_size(struct rbd_storage *rbd, uint64_t bytes, bool only_larger)
+static int set_size(struct rbd_storage *rbd, uint64_t bytes, bool only_larger,
+                    uint64_t deadline)
 {
-    uint64_t deadline = deadline_of(rbd);
-
     if (!rbd->link)
         return -ENOTCONN;
     int err = rbd_begin_resize(rbd->link, deadline);
@@ -141,25 +143,28 @@ int rbd_truncate_storage(struct storage *st, uint64_t bytes)
     int err = rbd_settle(rbd);
     if (err)
         return err;
+    uint64_t deadline = deadline_of(rbd);
     RANGE_LOCK_GUARD(&rbd->growth, 0, UINT64_MAX);
     return rbd_size_is_known(rbd) && bytes == atomic_load(&rbd->size)
                ? 0
-               : set_size(rbd, bytes, false);
+               : set_size(rbd, bytes, false, deadline);
 }
 
 int rbd_grow_to(struct rbd_storage *rbd, uint64_t bytes)
 {
     if (rbd_size_is_known(rbd) && bytes <= atomic_load(&rbd->size))
         return 0;
+    uint64_t deadline = deadline_of(rbd);
     RANGE_LOCK_GUARD(&rbd->growth, 0, UINT64_MAX);
     return rbd_size_is_known(rbd) && bytes <= atomic_load(&rbd->size)
                ? 0
-               : set_size(rbd, bytes, true);
+               : set_size(rbd, bytes, true, deadline);
 }
 
 int rbd_learn_size(struct rbd_storage *rbd)
 {
+    uint64_t deadline = deadline_of(rbd);
     RANGE_LOCK_GUARD(&rbd->growth, 0, UINT64_MAX);
 
-    return rbd->link ? ask_size(rbd, deadline_of(rbd)) : -ENOTCONN;
+    return rbd->link ? ask_size(rbd, deadline) : -ENOTCONN;
 }

@@ -38,7 +38,8 @@ static pthread_mutex_t fake_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct rbd_link *conn;
 
 /* A resize that takes until it is let go, and what is said of the size. */
-static _Atomic bool hold_resize, hold_size, fail_size;
+static _Atomic bool hold_resize, hold_size;
+static _Atomic int fail_size; /* an errno */
 static _Atomic unsigned n_resizes, n_asked;
 static _Atomic uint64_t real_size;
 
@@ -173,7 +174,7 @@ static int fake_get_size(rbd_image_t image, uint64_t *bytes)
     while (atomic_load(&hold_size))
         clock_nap_ns(1000000);
     *bytes = atomic_load(&real_size);
-    return atomic_load(&fail_size) ? -EIO : 0;
+    return -atomic_load(&fail_size);
 }
 
 static void fake_set_up(void)

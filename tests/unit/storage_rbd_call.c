@@ -182,13 +182,13 @@ Test(rbd_call, a_write_that_may_have_been_cut_is_no_success)
     cr_assert_eq(pthread_create(&w.thread, NULL, write_main, &w), 0);
     await_submitted(1);
     rbd_doubt_size(conn);
-    atomic_store(&fail_size, true);
+    atomic_store(&fail_size, EIO);
     answer(0, 0);
     pthread_join(w.thread, NULL);
     cr_expect_eq(w.err, -EIO, "%d", w.err);
 
     /* When the size is told it is written again, and then it's done. */
-    atomic_store(&fail_size, false);
+    atomic_store(&fail_size, 0);
     cr_assert_eq(pthread_create(&w.thread, NULL, write_main, &w), 0);
     await_submitted(2);
     atomic_store(&real_size, 50);
@@ -223,5 +223,69 @@ Test(rbd_call, a_cluster_that_does_not_answer_costs_few_threads)
     cr_expect_leq(atomic_load(&n_asked), 5);
     while (rbd_link_is_stuck(conn) || conn->running > 0)
         clock_nap_ns(1000000);
+    range_lock_destroy(&rbd.growth);
+}
+
+/* ---- who waits behind others for the size ---- */
+
+static int learn(struct rbd_storage *rbd)
+{
+    return rbd_learn_size(rbd);
+}
+
+static int grow(struct rbd_storage *rbd)
+{
+    return rbd_grow_to(rbd, 200);
+}
+
+static int cut(struct rbd_storage *rbd)
+{
+    return rbd_truncate_storage(&rbd->st, 50);
+}
+
+struct asker {
+    pthread_t thread;
+    struct rbd_storage *rbd;
+    int (*ask)(struct rbd_storage *rbd);
+    int err;
+};
+
+static void *ask_main(void *opaque)
+{
+    struct asker *a = opaque;
+
+    a->err = a->ask(a->rbd);
+    return NULL;
+}
+
+static bool somebody_waits(struct range_lock *rl)
+{
+    LOCK_GUARD(&rl->lock);
+    return rl->waiting > 0;
+}
+
+/* His own deadline holds: else the last of many would wait as often as there are others. */
+Test(rbd_call, who_waits_for_his_turn_is_told_in_time)
+{
+    int (*const asks[])(struct rbd_storage *) = {learn, grow, cut};
+    struct rbd_storage rbd = {.link = conn, .facts.timeout_ms = 20, .size = 100};
+
+    range_lock_init(&rbd.growth, RANK_LEAF);
+    atomic_store(&n_asked, 0);
+    atomic_store(&n_resizes, 0);
+    for (size_t i = 0; i < ARRAY_LEN(asks); i++) {
+        struct asker a = {.rbd = &rbd, .ask = asks[i]};
+        struct locked_range others;
+        range_lock_acquire(&rbd.growth, &others, 0, UINT64_MAX, RANGE_EXCLUSIVE);
+        cr_assert_eq(pthread_create(&a.thread, NULL, ask_main, &a), 0);
+        while (!somebody_waits(&rbd.growth))
+            clock_nap_ns(1000000);
+        clock_nap_ns(40000000);
+        range_lock_release(&others);
+        pthread_join(a.thread, NULL);
+        cr_expect_eq(a.err, -ETIMEDOUT, "%zu: %d", i, a.err);
+    }
+    cr_expect_eq(atomic_load(&n_asked), 0);
+    cr_expect_eq(atomic_load(&n_resizes), 0);
     range_lock_destroy(&rbd.growth);
 }
