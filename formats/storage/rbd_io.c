@@ -93,6 +93,8 @@ static int make_place(struct rbd_storage *rbd, struct rbd_request *req, uint64_t
         err = rbd_grow_to(rbd, MAX(end, rbd_early_failed_end(link)));
     } while (!err && atomic_load(&link->doubts) != req->since.doubts &&
              ++tries < MOST_TRIES);
+    if (err == -ESHUTDOWN)
+        tell_blocked(rbd);
     return err;
 }
 

@@ -289,3 +289,18 @@ Test(rbd_call, who_waits_for_his_turn_is_told_in_time)
     cr_expect_eq(atomic_load(&n_resizes), 0);
     range_lock_destroy(&rbd.growth);
 }
+
+/* Who only writes asks for the size first, and never hears it from a request. */
+Test(rbd_call, that_it_is_blocklisted_is_said_to_who_writes)
+{
+    struct writer w = {.rbd = {.link = conn, .facts.timeout_ms = LONG, .size = 100}};
+
+    range_lock_init(&w.rbd.growth, RANK_LEAF);
+    rbd_doubt_size(conn);
+    atomic_store(&fail_size, ESHUTDOWN);
+    write_main(&w);
+    cr_expect_eq(w.err, -ESHUTDOWN);
+    cr_expect(atomic_load(&conn->told_blocked));
+    atomic_store(&fail_size, 0);
+    range_lock_destroy(&w.rbd.growth);
+}
