@@ -298,8 +298,9 @@ int rbd_find_extent(struct rbd_storage *rbd, uint64_t off, uint64_t len, bool *d
 /* Until the cluster has all that was answered.  0 or -errno: it isn't known to have it. */
 int rbd_settle(struct rbd_storage *rbd) MUST_USE;
 /* The same when some of it lies past the end of an image that somebody has made smaller, and what
- * is asked for goes there, too: so that it is found. */
-int rbd_settle_past_end(struct rbd_storage *rbd, uint64_t end) MUST_USE;
+ * is asked for goes there, too: so that it is found below *size.  That is how large the image is for
+ * who asks: others may learn of a smaller one at any moment. */
+int rbd_settle_past_end(struct rbd_storage *rbd, uint64_t end, uint64_t *size) MUST_USE;
 
 extern const struct storage_ops rbd_ops;
 

@@ -56,12 +56,13 @@ static int io_pread(struct storage *st, void *buf, uint64_t off, uint64_t len)
 {
     struct rbd_storage *rbd = rbd_of(st);
     unsigned tries = 0;
+    uint64_t size;
     int err;
 
     do {
-        err = rbd_settle_past_end(rbd, off + len);
+        err = rbd_settle_past_end(rbd, off + len, &size);
         if (!err)
-            err = read_up_to(rbd, buf, off, len, atomic_load(&rbd->size));
+            err = read_up_to(rbd, buf, off, len, size);
     } while (is_worth_another(rbd, err, &tries));
     return err;
 }
@@ -118,13 +119,14 @@ int rbd_settle(struct rbd_storage *rbd)
     return rbd->link && rbd_early_any(rbd->link) ? io_flush(&rbd->st) : 0;
 }
 
-int rbd_settle_past_end(struct rbd_storage *rbd, uint64_t end)
+int rbd_settle_past_end(struct rbd_storage *rbd, uint64_t end, uint64_t *size)
 {
-    uint64_t size = atomic_load(&rbd->size);
-
-    return end > size && rbd->link && rbd_early_reaches_past(rbd->link, size)
-               ? io_flush(&rbd->st)
-               : 0;
+    *size = atomic_load(&rbd->size);
+    if (end <= *size || !rbd->link || !rbd_early_reaches_past(rbd->link, *size))
+        return 0;
+    int err = io_flush(&rbd->st);
+    *size = atomic_load(&rbd->size); /* with its place */
+    return err;
 }
 
 /* A change of all of its range.  When it goes past the end librbd leaves out what lies there, and

@@ -90,9 +90,9 @@ static int ask_status(struct rbd_storage *rbd, uint64_t off, uint64_t end, bool 
 int rbd_find_extent(struct rbd_storage *rbd, uint64_t off, uint64_t len, bool *data,
                     uint64_t *run)
 {
-    int err = rbd_settle_past_end(rbd, off + len);
-    uint64_t size = atomic_load(&rbd->size);
+    uint64_t size;
 
+    int err = rbd_settle_past_end(rbd, off + len, &size);
     if (err)
         return err;
     if (off >= size) {
