@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Small ones are the heap's, large ones halves of huge pages. */
+/* Small buffers come from the heap; large ones are halves of huge pages. */
 #include "storage/bounce.h"
 
 #include <stdlib.h>
@@ -9,12 +9,12 @@
 #include "base/spares.h"
 
 #define PAGE_ALIGN 4096u
-/* From here on more pages cost more than a place among the large ones. */
+/* From this size on, a buffer's small pages cost more than a large buffer. */
 #define LARGE_FROM (64u << 10)
-/* What processors have as a huge page, mostly. */
+/* The size of a huge page on most processors. */
 #define HUGE_BYTES (2 * (size_t)BOUNCE_BYTES)
 
-/* Of all files. */
+/* Used by all files. */
 static struct spares large_ones;
 
 static void unmap(char *from, const char *to)
@@ -23,7 +23,7 @@ static void unmap(char *from, const char *to)
         (void)munmap(from, (size_t)(to - from));
 }
 
-/* HUGE_BYTES at a multiple of it; NULL: no memory. */
+/* Maps HUGE_BYTES, aligned to HUGE_BYTES; NULL: memory is short. */
 static char *map_huge(void)
 {
     char *all = mmap(NULL, 2 * HUGE_BYTES, PROT_READ | PROT_WRITE,
@@ -35,7 +35,7 @@ static char *map_huge(void)
     unmap(all, start);
     unmap(start + HUGE_BYTES, all + 2 * HUGE_BYTES);
 #ifdef MADV_HUGEPAGE
-    (void)madvise(start, HUGE_BYTES, MADV_HUGEPAGE); /* a wish */
+    (void)madvise(start, HUGE_BYTES, MADV_HUGEPAGE); /* without it, small pages do */
 #endif
     return start;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The buffered store over a local file or block device, and the system calls that it shares
- * with the O_DIRECT one. */
+/* The buffered store over a local file or block device, and the system calls that the O_DIRECT
+ * store uses as well. */
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <stdio.h>
@@ -41,7 +41,7 @@ static void advance_iov(struct iovec **iov, int *count, size_t done)
     }
 }
 
-/* pwrite, of which the kernel has no list to copy and judge: most writes are one buffer. */
+/* Most writes are one buffer; pwrite saves the kernel copying and checking a vector. */
 static ssize_t write_once(int fd, const struct iovec *iov, int count, uint64_t off)
 {
     return LIKELY(count == 1) ? pwrite(fd, iov->iov_base, iov->iov_len, (off_t)off)
@@ -103,8 +103,7 @@ static inline int write_all(struct storage *st, const struct iovec *iov, int cou
             return (int)n;
         off += (uint64_t)n;
     }
-    /* Once no_dsync is set it stays, so that no part of this write can have missed its
-     * sync. */
+    /* no_dsync is never reset, so if it is clear here, all parts were written with RWF_DSYNC. */
     return fua && file->no_dsync ? file_flush_for_write(st) : 0;
 }
 
@@ -115,7 +114,7 @@ static __attribute__((noinline)) int fill(struct storage *st, const struct iovec
     return write_all(st, iov, count, off, flags);
 }
 
-/* Two paths, so that a plain write pays nothing for the other but a look. */
+/* Two functions, so that a plain write only pays for a test. */
 static int buffered_pwritev(struct storage *st, const struct iovec *iov, int count,
                             uint64_t off, unsigned flags)
 {
@@ -138,7 +137,7 @@ static int buffered_copy(struct storage *st, uint64_t off, struct storage *from,
             continue;
         if (n < 0 && errno != EXDEV && errno != EINVAL && !errno_unsupported(errno))
             return -errno;
-        if (n <= 0) /* the kernel can't, or the file ends here */
+        if (n <= 0) /* the kernel can't copy, or the source ends here */
             return -ENOTSUP;
         len -= (uint64_t)n;
     }
@@ -174,8 +173,8 @@ int file_size(struct storage *st, uint64_t *bytes)
     return 0;
 }
 
-/* Where holes may have come to be.  What others do to the file isn't seen: to call a hole
- * data is never wrong. */
+/* After operations that can make holes.  Holes that other processes make are missed, which is
+ * harmless: reporting a hole as data is always allowed. */
 static void forget_data(struct file_storage *file)
 {
     LOCK_GUARD(&file->data_lock);
@@ -207,8 +206,8 @@ int file_allocated(struct storage *st, uint64_t *bytes)
     return 0;
 }
 
-/* Does off lie in data that was found before?  How far it goes on; or 0, and what
- * remember_data wants. */
+/* If off lies in the run of data that was found before, returns how many bytes of it follow;
+ * otherwise 0.  *changes: for remember_data. */
 static uint64_t known_data(struct file_storage *file, uint64_t off, uint64_t *changes)
 {
     LOCK_GUARD(&file->data_lock);
@@ -239,13 +238,13 @@ int file_extent(struct storage *st, uint64_t off, uint64_t len, bool *data, uint
         *run = MIN(len, known);
         return 0;
     }
-    /* Nothing else uses the file position, so that moving it harms nobody. */
+    /* No other code uses the file position. */
     off_t next = lseek(file->fd, (off_t)off, SEEK_DATA);
     *data = next == (off_t)off;
     if (*data)
         next = lseek(file->fd, (off_t)off, SEEK_HOLE);
     if (next < 0 && errno == ENXIO) {
-        /* No data from here on; or the file was cut since it was seen. */
+        /* No data from here on, or the file was cut meanwhile. */
         *data = false;
         *run = len;
         return 0;
@@ -254,7 +253,7 @@ int file_extent(struct storage *st, uint64_t off, uint64_t len, bool *data, uint
         return errno == EINVAL ? -ENOTSUP : -errno;
     if (*data)
         remember_data(file, off, (uint64_t)next, changes);
-    /* A hole that was punched between the two calls: to call it data is never wrong. */
+    /* If a hole was punched between the two calls, it is reported as data, which is allowed. */
     *run = (uint64_t)next > off ? MIN(len, (uint64_t)next - off) : len;
     return 0;
 }
@@ -275,8 +274,8 @@ static int fallocate_range(struct file_storage *file, int mode, uint64_t off, ui
     return errno_unsupported(errno) ? -ENOTSUP : -errno;
 }
 
-/* As allocate, remembering in *unsupported that there is no use in asking.  -EINVAL is how
- * some filesystems say that they can't do it for this range. */
+/* As fallocate_range, but remembers in *unsupported when the operation isn't supported.
+ * -EINVAL: some filesystems return it for ranges that they can't handle. */
 static int allocate_if_known(struct file_storage *file, atomic_bool *unsupported, int mode,
                              uint64_t off, uint64_t len)
 {
@@ -301,9 +300,9 @@ static int zero_keeping(struct file_storage *file, uint64_t off, uint64_t len)
     return allocate_if_known(file, &file->no_zeroing, mode, off, len);
 }
 
-/* Punches what is there of the range, and grows the file to its end.  Not with ftruncate: a
- * writer that grows the file further just then would be cut off.  Allocating the last byte
- * moves the end forwards only. */
+/* Punches the part of the range inside the file, and grows the file to the range's end.  Not
+ * with ftruncate, which could cut off what a concurrent writer has appended: allocating the
+ * last byte can only move the end forwards. */
 static int punch_and_grow(struct file_storage *file, uint64_t off, uint64_t len)
 {
     uint64_t size;
@@ -327,7 +326,7 @@ int file_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flags)
         return file_zero_unaligned(st, off, len, flags);
     if (flags & STORAGE_MAY_UNMAP)
         err = file->device ? punch_range(file, off, len) : punch_and_grow(file, off, len);
-    /* A device that can't zero is written by the kernel, which isn't fast. */
+    /* If a device can't zero, the kernel writes zeroes to it, which isn't fast. */
     if (err == -ENOTSUP && !(file->device && (flags & STORAGE_FAST)))
         err = zero_keeping(file, off, len);
     return err;
@@ -370,7 +369,7 @@ int file_preallocate(struct storage *st, uint64_t off, uint64_t len)
     return file->device ? 0 : fallocate_range(file, 0, off, len);
 }
 
-/* ---- the rest ---- */
+/* ---- other operations ---- */
 
 static void buffered_prefetch(struct storage *st, uint64_t off, uint64_t len)
 {
@@ -384,7 +383,7 @@ int file_identity(struct storage *st, uint64_t *device, uint64_t *inode)
 
     if (fstat(file->fd, &sb) != 0)
         return -errno;
-    /* A device is the same under each of its names; no file has inode 0. */
+    /* A device has several names (and inodes); no regular file has inode 0. */
     *device = file->device ? sb.st_rdev : sb.st_dev;
     *inode = file->device ? 0 : sb.st_ino;
     return 0;
@@ -399,7 +398,8 @@ void file_close(struct storage *st)
     free(file_of(st));
 }
 
-/* Without /proc there is none, and each durable write is followed by a flush. */
+/* Returns a second open file description, or -1.  Without /proc there is none, and each durable
+ * write is followed by a flush. */
 static int open_for_dsync(int fd)
 {
     int flags = fcntl(fd, F_GETFL);

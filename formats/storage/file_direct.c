@@ -1,28 +1,27 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The O_DIRECT store, for callers of any alignment.
  *
- * What is aligned goes straight to the kernel.  Everything else, which is all that servers
- * have, is carried by bounce buffers of at most BOUNCE_BYTES, whatever the length; a write that
- * doesn't fill its first or last block reads that block before (read-modify-write).  A copy
- * costs less than memory that begins anywhere: a device is told of each of its pages (bounce.h).
+ * Aligned transfers go directly to the kernel.  All others, which is all transfers of servers,
+ * go through bounce buffers of at most BOUNCE_BYTES; a write that doesn't fill its first or
+ * last block reads that block first (read-modify-write).  Copying costs less than passing
+ * unaligned memory: a device gets an address for each of its pages (bounce.h).
  *
- * The rules of concurrency; `ranges` are of whole blocks:
- *   (1) a read-modify-write locks its blocks exclusively from its read to the end of its
- *       write; everything else that changes bytes (a write of whole blocks, a zero, a
- *       discard, a cut) locks its blocks at least shared: none comes between the two;
- *   (2) whoever may move the end of the file locks everything from its first block to
- *       infinity exclusively: there is one at a time, and the end doesn't move under it;
+ * Rules for concurrency; `ranges` consist of whole blocks:
+ *   (1) a read-modify-write locks its blocks exclusively from its read to the end of its write;
+ *       every other change of bytes (a write of whole blocks, a zero, a discard, a cut) locks
+ *       its blocks at least shared: so none comes between the two;
+ *   (2) an operation that may move the end of the file locks everything from its first block to
+ *       infinity exclusively: there is one at a time, and the end doesn't move meanwhile;
  *   (3) reads lock nothing: what a read-modify-write writes back is what was there.
  *
  * The end of a file that isn't block aligned.  Only whole blocks can be written, so a write
- * that ends in the last block, or grows the file to an unaligned end, makes the file longer
- * than asked, with zeroes; it is cut back under the lock of rule (2), which storage_size
- * waits for.  A process that is killed in between leaves a file longer by less than a block
- * of zeroes.
+ * that ends in the last block, or grows the file to an unaligned end, first makes the file too
+ * long, with zeroes.  It is cut back under the lock of rule (2), for which storage_size waits.
+ * If the process is killed in between, the file has less than a block of zeroes too many.
  *
- * `size` is a lower bound of the file's length: writers within it, which is nearly all,
- * need no system call to know that they don't grow the file.  It falls only in a truncate,
- * that is with everything behind it locked. */
+ * `size` is a lower bound of the file's length: a write within it, which is nearly every write,
+ * needs no system call to know that it doesn't grow the file.  It decreases only in a truncate,
+ * which has everything beyond the new end locked. */
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <inttypes.h>
@@ -73,7 +72,7 @@ static bool memory_fits(const struct direct *d, const void *p)
 
 /* ---- reading ---- */
 
-/* Everything aligned.  A count that isn't aligned is the end of the file. */
+/* Everything is aligned.  A count that isn't aligned means the end of the file. */
 static int read_straight(struct direct *d, char *to, uint64_t off, uint64_t len)
 {
     while (len > 0) {
@@ -91,7 +90,7 @@ static int read_straight(struct direct *d, char *to, uint64_t off, uint64_t len)
     return 0;
 }
 
-/* By way of a page on the stack, which needs no memory and is one segment for the device. */
+/* By way of a page on the stack, which needs no allocation and is one segment for the device. */
 static int read_by_page(struct direct *d, char *to, uint64_t off, uint64_t len)
 {
     _Alignas(PAGE_ALIGN) char page[PAGE_ALIGN];
@@ -139,11 +138,10 @@ static int direct_pread(struct storage *st, void *buf, uint64_t off, uint64_t le
     return read_bounced(d, (char *)buf + whole, off + whole, len - whole);
 }
 
-/* ---- who may change what ---- */
+/* ---- locking ---- */
 
-/* Locks [start, stop) for a change: shared or exclusive as asked while it lies inside the
- * file, and as rule (2) says when it doesn't.  *growing: it was the latter.  On failure
- * nothing is locked. */
+/* Locks [start, stop) for a change: with `mode` if it lies inside the file, otherwise as rule
+ * (2) says (*growing).  On failure nothing is locked. */
 static int lock_for_change(struct direct *d, struct locked_range *range, uint64_t start,
                            uint64_t stop, enum range_mode mode, bool *growing)
 {
@@ -163,8 +161,8 @@ static int lock_for_change(struct direct *d, struct locked_range *range, uint64_
     return err;
 }
 
-/* Under the lock of rule (2), after a change: nothing of the file shall lie past both its
- * old end and `end`, and `size` is what it is now.  Passes on `err` of the change. */
+/* Under the lock of rule (2), after a change whose result is err: cuts the file to the larger
+ * of its old end and `end`, and updates `size`. Returns err, or its own error. */
 static int cut_back_end(struct direct *d, uint64_t end, int err)
 {
     uint64_t limit = MAX(d->size, end), size;
@@ -181,7 +179,7 @@ static int cut_back_end(struct direct *d, uint64_t end, int err)
 
 /* ---- writing ---- */
 
-/* Everything aligned; the vector is used up. */
+/* Everything is aligned; the vector is consumed. */
 static int write_straight(struct direct *d, struct iovec *iov, int count, uint64_t off,
                           bool dsync)
 {
@@ -190,13 +188,13 @@ static int write_straight(struct direct *d, struct iovec *iov, int count, uint64
         if (n < 0)
             return (int)n;
         if (!is_aligned((uint64_t)n, d->block))
-            return -EIO; /* a device that stops inside of a sector */
+            return -EIO; /* a device that stops in the middle of a sector */
         off += (uint64_t)n;
     }
     return 0;
 }
 
-/* Reads those blocks at the edges of [pos, pos+n) which [from, until) fills only partly. */
+/* Reads the first and last block of [pos, pos+n) if [from, until) fills them only in part. */
 static int read_edges(struct direct *d, char *bounce, uint64_t pos, uint64_t n,
                       uint64_t from, uint64_t until)
 {
@@ -243,7 +241,7 @@ static bool vector_fits(const struct direct *d, const struct iovec *iov, int cou
     return true;
 }
 
-/* Refuses what passes the end of a device before any of it is written. */
+/* Rejects a write beyond the end of a device before any of it is done. */
 static int check_device_end(struct direct *d, uint64_t end)
 {
     uint64_t size;
@@ -261,7 +259,7 @@ static int direct_pwritev(struct storage *st, const struct iovec *iov, int count
     uint64_t len = iov_length(iov, count), end = off + len;
     bool whole_blocks = is_aligned(off | len, d->block);
     bool straight = whole_blocks && vector_fits(d, iov, count);
-    struct iovec copy[STORAGE_MAX_IOV]; /* to be used up */
+    struct iovec copy[STORAGE_MAX_IOV]; /* consumed by write_straight */
     struct locked_range range;
     bool growing;
 
@@ -273,8 +271,8 @@ static int direct_pwritev(struct storage *st, const struct iovec *iov, int count
     if (err)
         return err;
     memcpy(copy, iov, (size_t)count * sizeof *iov);
-    /* A sync of its own where the cut at the end must be durable too, and in place of many.
-     */
+    /* RWF_DSYNC only if no cut follows, which must be durable too, and if the write is one
+     * piece; otherwise one flush at the end. */
     bool fua = flags & STORAGE_FUA;
     bool dsync = fua && !growing && (straight || len < BOUNCE_BYTES / 2);
     err = straight ? write_straight(d, copy, count, off, dsync)
@@ -287,11 +285,11 @@ static int direct_pwritev(struct storage *st, const struct iovec *iov, int count
     return err;
 }
 
-/* ---- the changes that fallocate and ftruncate make ---- */
+/* ---- changes by fallocate and ftruncate ---- */
 
 typedef int change_fn(struct storage *st, uint64_t off, uint64_t len, unsigned flags);
 
-/* Runs a change of [off, off+len) that the kernel does at any alignment. */
+/* Runs a change of [off, off+len), which the kernel can do at any alignment. */
 static int change_range(struct direct *d, change_fn *fn, uint64_t off, uint64_t len,
                         unsigned flags)
 {
@@ -313,7 +311,7 @@ static int direct_zero(struct storage *st, uint64_t off, uint64_t len, unsigned 
 {
     struct direct *d = direct_of(st);
 
-    /* The parts are locked one by one. */
+    /* file_zero_unaligned locks its parts one by one. */
     if (!file_zero_is_aligned(&d->file, off, len))
         return file_zero_unaligned(st, off, len, flags);
     return change_range(d, file_zero, off, len, flags);
@@ -335,7 +333,7 @@ static int direct_discard(struct storage *st, uint64_t off, uint64_t len)
     struct direct *d = direct_of(st);
     struct locked_range range;
 
-    /* Never grows, wherever it ends. */
+    /* Never grows the file, wherever it ends. */
     range_lock_acquire(&d->ranges, &range, block_floor(d, off), block_ceil(d, off + len),
                        RANGE_SHARED);
     int err = file_discard(st, off, len);
@@ -349,7 +347,8 @@ static int direct_truncate(struct storage *st, uint64_t bytes)
     struct locked_range range;
     uint64_t from;
 
-    /* Everything from the lower of both ends on; the old one may fall before it is locked. */
+    /* Lock everything from the smaller of old and new size on.  The old size may decrease
+     * before the lock is granted. */
     for (;;) {
         from = MIN(bytes, d->size);
         range_lock_acquire(&d->ranges, &range, block_floor(d, from), UINT64_MAX,
@@ -370,7 +369,7 @@ static int direct_size(struct storage *st, uint64_t *bytes)
     struct direct *d = direct_of(st);
     struct locked_range range;
 
-    /* Not while a file is longer than its writer asked. */
+    /* Waits while a file is longer than its writer wanted. */
     range_lock_acquire(&d->ranges, &range, UINT64_MAX - 1, UINT64_MAX, RANGE_SHARED);
     int err = file_size(st, bytes);
     range_lock_release(&range);
@@ -402,7 +401,7 @@ static const struct storage_ops direct_ops = {
 
 /* ---- opening ---- */
 
-/* Does a read at this alignment, and no higher one, go through? */
+/* Does a read with this alignment, and no larger one, succeed? */
 static bool read_fits(int fd, uint32_t align)
 {
     void *p;
@@ -414,9 +413,9 @@ static bool read_fits(int fd, uint32_t align)
     return n >= 0;
 }
 
-/* What the kernel wants.  Linux says it from 6.1 on for some filesystems; otherwise a
- * device knows its sector and a file is asked by trying, which tells nothing while it is
- * empty. */
+/* Determines the alignment that the kernel requires.  Linux reports it for some filesystems
+ * from 6.1 on.  Otherwise it is a device's sector, or found by trial reads, which tell nothing
+ * while the file is empty. */
 static int find_alignment(struct direct *d)
 {
     int fd = d->file.fd;

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Image locks that QEMU understands: open-file-description locks, always shared ones, on
- * single bytes of the file.
+/* Image locks that are compatible with QEMU's: shared open-file-description locks on single
+ * bytes of the file.
  *
- * Byte 100+n says "I use permission n", byte 200+n says "nobody else may use permission n"
- * (QEMU's docs/system/qemu-block-drivers.rst.inc, image locking).  First our bytes are
- * locked, then we look whether somebody's opposite byte is: so of two that start at once at
- * least one sees the other.  Such locks belong to the open file, so they outlive a fork and
- * end with the last close. */
+ * A lock on byte 100+n says "I use permission n", one on byte 200+n "nobody else may use
+ * permission n" (QEMU's docs/system/qemu-block-drivers.rst.inc, image locking).  First our
+ * bytes are locked, then the opposite bytes are checked for locks of others: so if two
+ * processes start at once, at least one sees the other.  Such locks belong to the open file
+ * description: they survive a fork and end with the last close. */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -18,7 +18,7 @@
 
 enum { PERM_READ = 0, PERM_WRITE = 1, PERM_RESIZE = 3 };
 
-/* Formats keep metadata in the file, so even a reader can't have others change it. */
+/* Formats keep metadata in the file, so that even a reader can't allow others to change it. */
 static const struct {
     unsigned uses[3], n_uses;
     unsigned denies[2], n_denies;
@@ -63,7 +63,7 @@ static int set_bytes(int fd, unsigned base, const unsigned *perms, unsigned n, s
     return 0;
 }
 
-/* -EAGAIN, with a message, when somebody holds one of the bytes. */
+/* -EAGAIN, with a message, if another process holds one of the bytes. */
 static int check_bytes_are_free(const struct storage *st, int fd, unsigned base,
                                 const unsigned *perms, unsigned n, struct diag *diag)
 {
@@ -82,7 +82,7 @@ static int check_bytes_are_free(const struct storage *st, int fd, unsigned base,
     return 0;
 }
 
-/* What the locks can't be had for. */
+/* Reports why the locks can't be taken. */
 static int report_lock_failure(const struct storage *st, int err,
                                enum storage_lock_level level, struct diag *diag)
 {
@@ -113,7 +113,7 @@ static int set_lock_level(struct storage *st, int fd, enum storage_lock_level le
     return err;
 }
 
-/* Lets go of what a writer takes and a reader doesn't. */
+/* Releases the bytes that a writer locks and a reader doesn't. */
 static void fall_back_to_reader(struct file_storage *file)
 {
     atomic_store(&file->is_writers, false);
@@ -125,7 +125,8 @@ int file_lock(struct storage *st, enum storage_lock_level level, struct diag *di
 {
     struct file_storage *file = file_of(st);
 
-    /* Not looked for others again: one that only tries would be in the way for a moment. */
+    /* Not checked again: a process that only tries to lock would make the check fail for a
+     * moment. */
     if (level == STORAGE_WRITER && atomic_load(&file->is_writers))
         return 0;
     if (level == STORAGE_READER)

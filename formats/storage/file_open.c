@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Opening local files: what is refused, and how it is made sure that an open neither waits
- * nor has effects on what isn't ours. */
+/* Opens local files: which kinds are rejected, and how it is ensured that an open neither waits
+ * nor has side effects on special files. */
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -23,7 +23,7 @@ static const char *kind_of(mode_t mode)
         return "a socket";
     case S_IFCHR:
         return "a character device";
-    case S_IFLNK: /* where links aren't followed */
+    case S_IFLNK: /* only if links aren't followed */
         return "a symbolic link";
     default:
         return "of an unknown kind";
@@ -38,13 +38,13 @@ static int refuse_other_kinds(const char *path, mode_t mode, struct diag *diag)
                     kind_of(mode));
 }
 
-/* What can be opened, and where: anywhere, or in a folder. */
+/* A path to open, anywhere or inside a folder. */
 struct place {
     const char *path;
     const struct storage_folder *folder; /* NULL: anywhere */
 };
 
-/* stat(2) of it.  0 or -errno. */
+/* stat(2) of the place.  Returns 0 or -errno. */
 static int look_at(const struct place *place, struct stat *sb)
 {
     if (!place->folder)
@@ -56,7 +56,7 @@ static int look_at(const struct place *place, struct stat *sb)
     return fstat(fd, sb) == 0 ? 0 : -errno;
 }
 
-/* open(2) of it. */
+/* open(2) of the place.  Returns a descriptor or -errno. */
 static int open_at(const struct place *place, int flags)
 {
     if (place->folder)
@@ -76,9 +76,10 @@ static int refuse_to_open(const struct place *place, int err, const char *how,
     return diag_errno(diag, -err, "%s: cannot be opened%s", place->path, how);
 }
 
-/* Opens without O_DIRECT; *mode is what was opened.  Looks before it opens, since opening
- * alone can do harm (a tape rewinds, a FIFO's writer wakes up), and again afterwards, since
- * the name may have changed hands: O_NONBLOCK makes sure that even then nothing waits. */
+/* Opens without O_DIRECT; *mode is the kind of the file.  Checks the kind before opening, since
+ * opening alone can have side effects (a tape rewinds, a FIFO's writer wakes up), and again
+ * afterwards, since the name may have come to mean another file.  O_NONBLOCK ensures that even
+ * then the open doesn't wait. */
 static int open_checked(const struct place *place, int flags, mode_t *mode,
                         struct diag *diag)
 {
@@ -110,7 +111,7 @@ static int open_checked(const struct place *place, int flags, mode_t *mode,
     return opened;
 }
 
-/* Replaces O_NONBLOCK, which was for the open alone, by what the transfers want. */
+/* Clears O_NONBLOCK, which was for the open only, and sets O_DIRECT if wanted. */
 static int set_transfer_flags(int fd, const char *path, bool direct, struct diag *diag)
 {
     int flags = fcntl(fd, F_GETFL);
@@ -126,7 +127,7 @@ static int set_transfer_flags(int fd, const char *path, bool direct, struct diag
     return diag_errno(diag, errno, "%s", path);
 }
 
-/* Owns fd. */
+/* Creates the store.  Owns fd. */
 static int wrap_fd(const char *path, int fd, mode_t mode, const struct storage_open *how,
                    struct storage **out, struct diag *diag)
 {
@@ -191,8 +192,7 @@ int storage_create_file(const char *path, struct storage **out, struct diag *dia
     }
     if ((*out)->fixed_size)
         return 0;
-    /* Only now: with O_TRUNC a name that changed hands would be cut before it is looked at.
-     */
+    /* Not with O_TRUNC: that would cut the file before its kind was checked. */
     err = storage_truncate(*out, 0);
     if (err) {
         storage_close(*out);
@@ -202,7 +202,7 @@ int storage_create_file(const char *path, struct storage **out, struct diag *dia
     return 0;
 }
 
-/* Where the filesystem can't make a file without a name, it has one for a moment. */
+/* If the filesystem can't make a nameless file, the file has a name for a moment. */
 static int open_nameless(const char *folder)
 {
     CLEANUP_FREE char *path = NULL;

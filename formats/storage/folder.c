@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Names below a folder, by openat2 or step by step. */
+/* Opens names below a folder, by openat2 or component by component. */
 #include "storage/folder.h"
 
 #include <errno.h>
@@ -15,7 +15,7 @@
 #include "base/cleanup.h"
 #include "base/descriptors.h"
 
-/* A folder that is renamed just now has the kernel ask for another try. */
+/* openat2 returns -EAGAIN if a folder is being renamed at that moment. */
 #define TRIES 64
 
 static int open_beneath(const struct storage_folder *folder, const char *name, int flags)
@@ -36,7 +36,7 @@ static int open_beneath(const struct storage_folder *folder, const char *name, i
     return -EAGAIN;
 }
 
-/* Each part of the name by itself, so that no link is followed. */
+/* Opens each component by itself, so that no link is followed. */
 static int open_step_by_step(const struct storage_folder *folder, const char *name,
                              int flags)
 {
@@ -67,7 +67,7 @@ int storage_folder_openat(const struct storage_folder *folder, const char *name,
                          : open_beneath(folder, name, flags);
 }
 
-/* Also where a filter of system calls refuses it, as old ones do with what they don't know. */
+/* False also if a system call filter rejects it, as old filters do with unknown calls. */
 static bool is_openat2_known(const struct storage_folder *folder)
 {
     int fd = open_beneath(folder, ".", O_PATH);

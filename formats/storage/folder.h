@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A folder whose files are opened by names that come from strangers: none leads out of it,
- * neither by "..", nor by a link, nor by a folder that changes meanwhile.
+/* A folder whose files are opened by untrusted names: no name leads out of it, neither by "..",
+ * nor by a symbolic link, nor because a folder is renamed meanwhile.
  *
- * The kernel sees to that (openat2, Linux 5.6).  Where it can't, a name is followed step by
- * step, and links are not followed at all.
+ * The kernel guarantees that (openat2, Linux 5.6).  On older kernels a name is followed
+ * component by component, and symbolic links are never followed.
  *
  * Threads: any, once it is open.  Layer: storage. */
 #ifndef STORAGE_FOLDER_H
@@ -21,26 +21,26 @@ struct storage_folder {
     bool walks; /* the kernel has no openat2 */
 };
 
-/* no_links: symbolic links aren't followed even where they stay inside.  0 or -errno. */
+/* no_links: symbolic links aren't followed even if they stay inside.  Returns 0 or -errno. */
 int storage_folder_open(struct storage_folder *folder, const char *path, bool no_links,
                         struct diag *diag) MUST_USE;
-/* Again, or after a failed open: does nothing. */
+/* Does nothing when called again, or after a failed open. */
 void storage_folder_close(struct storage_folder *folder);
 
-/* Is it relative, of at least one part, and no part of it empty, "." or ".."?  Then it is
- * the only spelling of what it names. */
+/* Is the name relative, with at least one component, and none of them empty, "." or ".."?  Then
+ * no other acceptable spelling names the same path. */
 bool storage_folder_takes(const char *name);
 
-/* As open(2), without O_CREAT, for a name that storage_folder_takes.  The descriptor (with
- * O_CLOEXEC) or -errno:
- * -EXDEV when it leads out, -ELOOP for a link that isn't followed. */
+/* As open(2), without O_CREAT, for a name that storage_folder_takes.  Returns the descriptor
+ * (with O_CLOEXEC) or -errno: -EXDEV if it leads out of the folder, -ELOOP for a link that
+ * isn't followed. */
 int storage_folder_openat(const struct storage_folder *folder, const char *name,
                           int flags) MUST_USE;
 
-/* "PATH/NAME", the caller's to free; NULL when memory is short. */
+/* Returns "PATH/NAME", which the caller frees; NULL when memory is short. */
 char *storage_folder_path(const struct storage_folder *folder, const char *name);
 
-/* The name that such a path was made of. */
+/* The name from which storage_folder_path made this path. */
 const char *storage_folder_name(const struct storage_folder *folder, const char *path);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Lengths and contents of buffers that lie in several places.  Layer: storage. */
+/* Lengths and contents of scattered buffers.  Layer: storage. */
 #ifndef STORAGE_IOV_H
 #define STORAGE_IOV_H
 
@@ -19,13 +19,13 @@ static inline uint64_t iov_length(const struct iovec *iov, int count)
     return len;
 }
 
-/* How far a vector has been read; it isn't changed. */
+/* A read position in a vector, which isn't modified. */
 struct iov_cursor {
     const struct iovec *iov;
     uint64_t skip; /* bytes of iov[0] */
 };
 
-/* Copies the next len bytes, which there must be, and advances the cursor. */
+/* Copies the next len bytes and advances the cursor.  The vector must have that many. */
 static inline void iov_gather(struct iov_cursor *at, char *to, uint64_t len)
 {
     while (len > 0) {

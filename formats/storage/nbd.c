@@ -16,7 +16,7 @@
 #include "storage/nbd_internal.h"
 #include "storage/nbd_tls.h"
 
-/* A request on the stack of who waits for it. */
+/* A request on the stack of the caller that waits for it. */
 struct sync_call {
     struct nbd_storage *nbd;
     struct list link; /* nbd_storage.callers */
@@ -25,7 +25,7 @@ struct sync_call {
     int err;
 };
 
-/* Set while this thread drives: its callbacks must not wait for themselves. */
+/* Is this thread the driver now?  Then its callbacks must not wait for requests. */
 static _Thread_local bool driving;
 
 /* ---- opening ---- */
@@ -83,13 +83,13 @@ static int prepare_storage(struct nbd_storage *nbd, const char *text, struct dia
     return nbd->st.name ? 0 : diag_errno(diag, ENOMEM, "an NBD URI");
 }
 
-/* The first connection, on this thread. */
+/* Makes the first connection, on this thread. */
 static int negotiate_link(struct nbd_link *link, struct diag *diag)
 {
     int err = nbd_link_begin(link, diag);
 
-    /* A server that is near may have said all it has to say already: then nothing would
-     * come that could be waited for. */
+    /* A server on the same machine may have sent everything already; then poll would wait in
+     * vain. */
     if (!err)
         err = nbd_link_event(link, 0, diag);
     while (!err && link->state == LINK_CONNECTING) {
@@ -108,8 +108,8 @@ static int negotiate_link(struct nbd_link *link, struct diag *diag)
     return err;
 }
 
-/* Later connections go to the same address: looking up a name would hold the driver up, and
- * could lead elsewhere.  With TLS libnbd needs the name, for the certificate. */
+/* Notes the server's address for later connections: looking up the name again would hold up the
+ * driver, and could give another address.  With TLS libnbd needs the name, for the certificate. */
 static void note_peer(struct nbd_storage *nbd)
 {
     int fd;
@@ -145,8 +145,9 @@ static int accept_export(struct nbd_storage *nbd, struct diag *diag)
     return 0;
 }
 
-/* Before a server is trusted that nobody would verify: libnbd does so by a host's name, which
- * Unix sockets have none of.  Who wished for it of all servers alike gets what libnbd can do. */
+/* Refuses a server whose certificate should be verified but can't be.  libnbd verifies by the
+ * host's name, which a Unix socket doesn't have.  If verification is only the default for all
+ * servers, whatever libnbd can do is enough. */
 static int check_verification(const struct nbd_storage *nbd, struct diag *diag)
 {
     const struct nbd_uri *uri = &nbd->uri;
@@ -207,7 +208,8 @@ static void *driver_main(void *opaque)
 
     driving = true;
     while (!nbd->stop) {
-        if (nbd->driven) { /* a caller that drove before there was a thread */
+        /* A caller is still the driver, since before the thread started. */
+        if (nbd->driven) {
             lock_wait(&nbd->lock, &nbd->driver_left);
             continue;
         }
@@ -282,7 +284,7 @@ static unsigned flags_allowed(enum nbd_op op)
     return changes_export(op) ? STORAGE_FUA : 0;
 }
 
-/* The protocol has 32 bits for a length, and a fast zero must not be split. */
+/* A fast zero must not be split, and the protocol's lengths have 32 bits. */
 static bool can_be_fast(const struct nbd_info *info, const struct nbd_request *req)
 {
     return info->can_fast_zero && req->len <= align_down(UINT32_MAX, info->min_block);
@@ -326,8 +328,7 @@ int storage_nbd_submit(struct storage *st, struct nbd_request *req)
     return err;
 }
 
-/* Also the driver's last touch of the request: the caller's stack may be gone afterwards.
- */
+/* The last use of the request by the driver: afterwards the caller's stack may be gone. */
 static void call_done(struct nbd_request *req, int err)
 {
     struct sync_call *call = req->opaque;
@@ -338,7 +339,7 @@ static void call_done(struct nbd_request *req, int err)
     pthread_cond_signal(&call->wake);
 }
 
-/* Under the lock, which is given back meanwhile. */
+/* Under the lock, which is released meanwhile. */
 static void drive_one_turn_locked(struct nbd_storage *nbd)
 {
     nbd->driven = true;
@@ -349,11 +350,11 @@ static void drive_one_turn_locked(struct nbd_storage *nbd)
         driving = false;
     }
     nbd->driven = false;
-    if (nbd->has_thread) /* it came meanwhile */
+    if (nbd->has_thread) /* started meanwhile */
         pthread_cond_signal(&nbd->driver_left);
 }
 
-/* Under the lock: when nobody drives, one of those who wait must. */
+/* Under the lock: if there is no driver, wakes one of the waiting callers to become it. */
 static void hand_over(struct nbd_storage *nbd)
 {
     if (nbd->has_thread || nbd->driven || list_empty(&nbd->callers))
@@ -403,7 +404,7 @@ int storage_nbd_prove(struct storage *st, bool by_reading, unsigned timeout_ms)
         .timeout_ms = timeout_ms,
     };
 
-    if (nbd->info.size == 0) { /* nothing else can be asked */
+    if (nbd->info.size == 0) { /* no other request is possible */
         req.op = NBD_FLUSH;
         req.len = 0;
     }
@@ -411,7 +412,7 @@ int storage_nbd_prove(struct storage *st, bool by_reading, unsigned timeout_ms)
     return block ? nbd_call(nbd, &req) : -ENOMEM;
 }
 
-/* ---- what only looks ---- */
+/* ---- information ---- */
 
 bool storage_is_nbd(const struct storage *st)
 {

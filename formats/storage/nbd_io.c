@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The storage interface of an NBD export: any alignment, any number of buffers.
  *
- * A write of less than a block reads the block and writes it back whole, with the block
- * locked against other synchronous writers of this store.  Where blocks are bytes nothing
- * of that happens. */
+ * A write of a part of a block reads the block and writes all of it, with the block locked
+ * against other synchronous writers of this store.  If the block size is 1, this is skipped. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,9 +12,9 @@
 #include "storage/iov.h"
 #include "storage/nbd_internal.h"
 
-/* Several buffers are gathered in pieces of at most this. */
+/* Several buffers are copied together in pieces of at most this many bytes. */
 #define GATHER_MAX (4u << 20)
-/* One status request at most: an answer is seldom longer. */
+/* The longest range of one status request; answers are rarely longer. */
 #define STATUS_MAX (1u << 30)
 
 static int transfer_range(struct nbd_storage *nbd, enum nbd_op op, void *buf, uint64_t len,
@@ -50,7 +49,7 @@ static int read_part(struct nbd_storage *nbd, void *buf, uint64_t start, uint64_
     return err;
 }
 
-/* Part of one block, which is locked exclusively; buf NULL: zeroes. */
+/* Writes a part of one block, which is locked exclusively; buf NULL: zeroes. */
 static int write_part(struct nbd_storage *nbd, const void *buf, uint64_t start,
                       uint64_t end, unsigned flags)
 {
@@ -72,7 +71,7 @@ static int write_part(struct nbd_storage *nbd, const void *buf, uint64_t start,
     return transfer_range(nbd, NBD_WRITE, bounce, block, base, flags);
 }
 
-/* Locks the blocks of a range against other writers; nothing where blocks are bytes. */
+/* Locks the blocks of a range against other writers; does nothing if the block size is 1. */
 static void lock_blocks(struct nbd_storage *nbd, struct locked_range *range, uint64_t off,
                         uint64_t len)
 {
@@ -125,7 +124,7 @@ static int write_one(struct nbd_storage *nbd, const char *buf, uint64_t off, uin
 
     lock_blocks(nbd, &range, off, len);
     int err = write_part(nbd, buf, p.start, p.first, flags);
-    if (!err) /* the cast: reads and writes share a request's buf */
+    if (!err) /* cast: reads and writes share the request's buf */
         err = transfer_range(nbd, NBD_WRITE, (char *)(uintptr_t)(buf + (p.first - off)),
                              p.last - p.first, p.first, flags);
     if (!err)
@@ -162,7 +161,7 @@ static int io_pwritev(struct storage *st, const struct iovec *iov, int count, ui
                       unsigned flags)
 {
     struct nbd_storage *nbd = nbd_of(st);
-    /* One flush for all parts, where a flush is what there is. */
+    /* Without FUA in the protocol: one flush after all parts. */
     unsigned each = nbd->info.can_fua ? flags & STORAGE_FUA : 0;
     uint64_t len = iov_length(iov, count);
 
@@ -182,9 +181,9 @@ static int io_zero(struct storage *st, uint64_t off, uint64_t len, unsigned flag
     struct locked_range range;
 
     if (p.first == p.last)
-        return -ENOTSUP; /* less than a block: to be written */
+        return -ENOTSUP; /* less than a block: has to be written */
     lock_blocks(nbd, &range, off, len);
-    /* The blocks first: when that can't be, nothing may have changed. */
+    /* The blocks first: if the server can't zero them, nothing may have changed. */
     int err = transfer_range(nbd, NBD_ZERO, NULL, p.last - p.first, p.first, flags);
     if (!err)
         err = write_part(nbd, NULL, p.start, p.first, 0);
@@ -225,7 +224,7 @@ static int io_truncate(struct storage *st, uint64_t bytes)
     return -ENOTSUP; /* never asked for: the size is fixed */
 }
 
-/* What the server says of the run at off, which is cut to len. */
+/* Asks the server for the status of the run at off, cut to len. */
 static int ask_status(struct nbd_storage *nbd, uint64_t off, uint64_t len,
                       struct nbd_run *answer)
 {
@@ -239,14 +238,13 @@ static int ask_status(struct nbd_storage *nbd, uint64_t off, uint64_t len,
     int err = nbd_call(nbd, &req);
     if (err)
         return err;
-    if (answer->length <=
-        off - start) /* a run shorter than a block: against the protocol */
+    if (answer->length <= off - start) /* a run shorter than a block: a protocol error */
         return -EIO;
     answer->length = MIN(len, answer->length - (off - start));
     return 0;
 }
 
-/* A hole that doesn't read as zeroes is data to who wants to know what can be skipped. */
+/* A hole that doesn't read as zeroes counts as data, because callers skip what isn't data. */
 static int io_extent(struct storage *st, uint64_t off, uint64_t len, bool *data,
                      uint64_t *run)
 {
@@ -286,7 +284,7 @@ static void on_prefetched(struct nbd_request *req, int err)
     free(req);
 }
 
-/* Nobody waits for it, so that it takes a thread to look after it. */
+/* The caller doesn't wait for it, so it needs a thread that is the driver. */
 static void io_prefetch(struct storage *st, uint64_t off, uint64_t len)
 {
     struct nbd_storage *nbd = nbd_of(st);

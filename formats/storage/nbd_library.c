@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Loading libnbd when the first export is opened. */
+/* Loads libnbd when the first export is opened. */
 #include <errno.h>
 #include <pthread.h>
 #include <stddef.h>
@@ -8,7 +8,7 @@
 #include "base/library.h"
 #include "storage/nbd_library.h"
 
-/* The name that its version of the interface has for the loader. */
+/* The name with the version of its binary interface. */
 #define FILE_NAME "libnbd.so.0"
 
 struct libnbd libnbd;
@@ -19,7 +19,7 @@ static const struct library_function functions[] = {
 #undef LIBNBD_ROW
 };
 
-static const char *why; /* it could not be loaded */
+static const char *why; /* why it could not be loaded; NULL: it was */
 
 static void load_library(void)
 {

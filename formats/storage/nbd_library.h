@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* libnbd, loaded when the first NBD export is opened.
  *
- * It brings twenty libraries along (TLS, XML, Unicode), whose loading takes as long as all
- * the rest of a server's start and whose data is a third of its memory; most images never
- * need them.  Private to this folder; the library is never unloaded.
+ * It depends on twenty libraries (TLS, XML, Unicode).  Loading them takes as long as the rest
+ * of a server's start, and their data is a third of its memory; most images never need them.
+ * Private to this folder; the library is never unloaded.
  *
- * Threads: any; the functions may be called once libnbd_load succeeded.  Layer: storage. */
+ * Threads: any; the functions may be called once libnbd_load has succeeded.  Layer: storage. */
 #ifndef STORAGE_NBD_LIBRARY_H
 #define STORAGE_NBD_LIBRARY_H
 
@@ -14,7 +14,7 @@
 #include "base/compiler.h"
 #include "base/diag.h"
 
-/* The functions we call, without "nbd_". */
+/* The functions that we call, without "nbd_". */
 #define LIBNBD_FUNCTIONS(F) \
     F(add_meta_context)     \
     F(aio_block_status)     \
@@ -64,15 +64,15 @@ struct libnbd {
 #define LIBNBD_MEMBER(name) __typeof__(nbd_##name) *name;
     LIBNBD_FUNCTIONS(LIBNBD_MEMBER)
 #undef LIBNBD_MEMBER
-    /* Of version 1.22; NULL: the library is older. */
+    /* Since version 1.22; NULL: the library is older. */
     int (*set_tls_hostname)(struct nbd_handle *h, const char *hostname);
 };
 extern struct libnbd libnbd;
 
-/* Loads it; again: nothing.  0 or -ENOPKG with diag. */
+/* Loads the library; does nothing when called again.  Returns 0 or -ENOPKG with diag. */
 int libnbd_load(struct diag *diag) MUST_USE;
 
-/* Of the library that is here, which is loaded for that; NULL: there is none. */
+/* The version of the installed library, which is loaded for this; NULL: not installed. */
 const char *libnbd_version(void);
 
 #endif

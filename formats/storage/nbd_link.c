@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* One connection: what is said to libnbd, and what it answers. */
+/* One connection: sends requests to libnbd and handles its answers. */
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
@@ -10,21 +10,20 @@
 #include "storage/nbd_internal.h"
 #include "storage/nbd_tls.h"
 
-/* The most data that every server must take in one request when it says nothing, and that
- * no server gets more of. */
+/* The largest amount of data in one request: every server accepts this unless it says less. */
 #define DATA_MAX (32u << 20)
-/* The protocol's smallest block sizes end here. */
+/* The protocol's limit for the minimum block size. */
 #define MIN_BLOCK_MAX 65536u
-/* One part of a zero or trim: 32 bits would do, but a server that writes zeroes should end
- * within the timeout. */
+/* The largest part of a zero or trim request.  The protocol allows 32 bits, but a server that
+ * writes zeroes has to finish within the timeout. */
 #define ZERO_MAX (128u << 20)
-/* One answer to a status request. */
+/* The largest part of a status request. */
 #define STATUS_MAX (1u << 30)
-/* How long a good-bye may take, in ms. */
+/* How long disconnecting may take, in ms. */
 #define CLOSE_MAX 200
 
-/* libnbd's words for what it failed at; returns -errno.  Its sentences often, but not
- * always, end with the text of errno. */
+/* Sets diag from libnbd's last error; returns -errno.  libnbd's messages often, but not always,
+ * end with the text of errno. */
 static int report_libnbd_error(struct nbd_link *link, struct diag *diag, int otherwise,
                                const char *what)
 {
@@ -41,7 +40,7 @@ static int report_libnbd_error(struct nbd_link *link, struct diag *diag, int oth
 
 /* ---- connecting ---- */
 
-/* Only what was chosen: libnbd has its own ways to find the rest. */
+/* Sets only what was chosen: libnbd has defaults for the rest. */
 static int configure_tls(struct nbd_handle *h, const struct nbd_uri *uri)
 {
     const struct nbd_tls_choice keys = nbd_tls_choose(uri);
@@ -78,7 +77,7 @@ static int start_connecting(struct nbd_storage *nbd, struct nbd_handle *h)
     return libnbd.aio_connect_tcp(h, uri->host, uri->port);
 }
 
-/* Is the handle as it was promised?  Brings link->state up to date. */
+/* Is the connection still open?  Updates link->state. */
 static int check_connection(struct nbd_link *link, struct diag *diag)
 {
     if (libnbd.aio_is_dead(link->handle) || libnbd.aio_is_closed(link->handle))
@@ -133,7 +132,7 @@ int nbd_link_event(struct nbd_link *link, short revents, struct diag *diag)
         acted = true;
         rc = libnbd.aio_notify_read(link->handle);
     }
-    /* The first may have changed what is waited for. */
+    /* The first call may have changed which direction libnbd waits for. */
     if (rc == 0 && (revents & (POLLOUT | trouble)) &&
         (libnbd.aio_get_direction(link->handle) & LIBNBD_AIO_DIRECTION_WRITE)) {
         acted = true;
@@ -148,13 +147,13 @@ int nbd_link_event(struct nbd_link *link, short revents, struct diag *diag)
 
 /* ---- what the server offers ---- */
 
-/* libnbd says -1 for "the server doesn't know", too: then it's no. */
+/* -1 (libnbd doesn't know) counts as no. */
 static bool is_yes(int answer)
 {
     return answer > 0;
 }
 
-/* Who asked for another context than usual wants nothing else. */
+/* A user who asks for another meta context needs exactly that one. */
 static int describe_status(struct nbd_link *link, struct nbd_info *info, struct diag *diag)
 {
     const struct nbd_uri *uri = &link->owner->uri;
@@ -218,7 +217,7 @@ int nbd_link_describe(struct nbd_link *link, struct nbd_info *info, struct diag 
 
 /* ---- requests ---- */
 
-/* In flight, by deadline; what is sent later seldom has an earlier one. */
+/* Adds it to the requests in flight, sorted by deadline; usually it belongs at the end. */
 static void note_in_flight(struct nbd_link *link, struct nbd_request *req)
 {
     struct list *before = link->in_flight.prev;
@@ -238,7 +237,7 @@ static void move_to_finished(struct nbd_link *link, struct nbd_request *req, int
     list_append(&link->owner->finished, &req->link);
 }
 
-/* Called by libnbd with its handle locked: nothing may be asked of it here. */
+/* libnbd calls this with its handle locked: no function of the handle may be called. */
 static int on_completed(void *opaque, int *error)
 {
     struct nbd_request *req = opaque;
@@ -248,15 +247,15 @@ static int on_completed(void *opaque, int *error)
         move_to_finished(req->on, req, req->on->drop_err);
         return 1;
     }
-    /* ENOTCONN is no server's answer: the connection died, and the request may have been
+    /* A server never answers ENOTCONN: the connection was lost, and the request may have been
      * done. */
     req->lost = *error == ENOTCONN;
     move_to_finished(req->on, req, *error == ENOTCONN ? -EIO : -*error);
-    return 1; /* forget the command */
+    return 1; /* libnbd forgets the command */
 }
 
-/* As QEMU shows another context's numbers: bits as if they were base:allocation's, and depths of
- * 2 and more as 2. */
+/* How QEMU interprets the flags of other meta contexts: as those of base:allocation, with
+ * depths above 2 as 2. */
 static uint32_t shown_flags(const char *context, uint32_t flags)
 {
     return strcmp(context, "qemu:allocation-depth") == 0 ? MIN(flags, 2) : flags;
@@ -274,7 +273,7 @@ static int got_status(void *opaque, const char *context, uint64_t off, uint32_t 
     req->n_runs = 0;
     for (size_t i = 0; i + 1 < n && left > 0 && req->n_runs < req->max_runs; i += 2) {
         uint64_t length = MIN(left, entries[i]);
-        if (length == 0) /* against the protocol */
+        if (length == 0) /* a protocol error */
             break;
         req->runs[req->n_runs++] = (struct nbd_run){
             .length = length,
@@ -289,7 +288,7 @@ static int got_status(void *opaque, const char *context, uint64_t off, uint32_t 
 static uint64_t longest_part(const struct nbd_storage *nbd, const struct nbd_request *req)
 {
     switch (req->op) {
-    case NBD_ZERO: /* a fast one isn't split: it's done wholly or not at all */
+    case NBD_ZERO: /* a fast one isn't split: all or nothing */
         return req->flags & STORAGE_FAST ? UINT64_MAX : ZERO_MAX;
     case NBD_TRIM:
         return ZERO_MAX;
@@ -315,7 +314,7 @@ static uint32_t protocol_flags(const struct nbd_storage *nbd, const struct nbd_r
     return flags;
 }
 
-/* The cookie, or -1. */
+/* Returns libnbd's cookie, or -1. */
 static int64_t send_part(struct nbd_link *link, struct nbd_request *req)
 {
     const nbd_completion_callback done = {.callback = on_completed, .user_data = req};
@@ -353,20 +352,21 @@ void nbd_link_issue(struct nbd_link *link, struct nbd_request *req)
                      ? 0
                      : MIN(req->off + req->len - req->next, longest_part(nbd, req));
     note_in_flight(link, req);
-    /* When the connection dies of it the callback has run already, and it was no -1. */
+    /* If the connection dies in this call, the callback has been called already and the result
+     * isn't -1. */
     if (send_part(link, req) == -1) {
         int err = libnbd.get_errno();
         move_to_finished(link, req, err ? -err : -EIO);
     }
 }
 
-/* ---- the end ---- */
+/* ---- closing ---- */
 
 void nbd_link_drop(struct nbd_link *link, int err)
 {
-    /* First, so that libnbd touches no buffer once its owner was told.  From version 1.16
-     * on it completes here what is in flight, with an error of its own; before that it
-     * forgets it. */
+    /* Close first, so that libnbd uses no buffer after its owner was told.  From version 1.16
+     * on, libnbd completes the requests in flight here, with an error of its own; older
+     * versions forget them. */
     link->drop_err = err;
     if (link->handle)
         libnbd.close(link->handle);

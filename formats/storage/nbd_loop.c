@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The driver: who waits for the sockets, and what happens when they, or a clock, say so. */
+/* The driver: waits for the sockets and handles events and timeouts. */
 #include <errno.h>
 #include <limits.h>
 #include <unistd.h>
@@ -12,7 +12,7 @@ static struct nbd_request *first_request(struct list *head)
     return list_empty(head) ? NULL : CONTAINER_OF(head->next, struct nbd_request, link);
 }
 
-/* Queued, and not in flight. */
+/* The request is queued and not in flight. */
 void nbd_finish(struct nbd_storage *nbd, struct nbd_request *req, int err)
 {
     req->err = err;
@@ -32,7 +32,7 @@ void nbd_loop_wake(struct nbd_storage *nbd)
 {
     const uint64_t one = 1;
 
-    /* Can fail only when it is full, and then somebody is about to look. */
+    /* Can fail only if the counter is at its maximum; then the driver is about to read it. */
     ssize_t n = write(nbd->wake_fd, &one, sizeof one);
     (void)n;
 }
@@ -69,7 +69,7 @@ void nbd_loop_enqueue(struct nbd_storage *nbd, struct nbd_request *req)
         nbd_loop_wake(nbd);
 }
 
-/* By deadline; those with the same in the order in which they came. */
+/* Sorted by deadline; those with the same deadline in order of arrival. */
 static void add_waiting(struct nbd_storage *nbd, struct list *pos)
 {
     uint64_t deadline = CONTAINER_OF(pos, struct nbd_request, link)->deadline_ms;
@@ -105,13 +105,13 @@ static struct nbd_link *find_idlest_link(struct nbd_storage *nbd)
     return best;
 }
 
-/* What needs no server.  True when that was so. */
+/* Answers requests that need no server.  Returns true if it did. */
 static bool answer_here(struct nbd_storage *nbd, struct nbd_request *req)
 {
     bool flush = req->op == NBD_FLUSH || req->flushing;
 
     if (flush && nbd->unreported_loss) {
-        /* A write's own flush doesn't use up what the next flush must tell. */
+        /* The flush of an FUA write doesn't consume the report that the next flush has to give. */
         nbd->unreported_loss = req->flushing;
         nbd_finish(nbd, req, -EIO);
         return true;
@@ -142,14 +142,14 @@ static void dispatch_waiting(struct nbd_storage *nbd)
         busy |= link->n_in_flight > 0;
         list_remove(&req->link);
         nbd_link_issue(link, req);
-        nbd_link_act(link, 0); /* it may have died of it */
+        nbd_link_act(link, 0); /* the connection may have failed */
         link = find_idlest_link(nbd);
     }
     if (busy || !list_empty(&nbd->waiting))
         nbd_connect_one(nbd);
 }
 
-/* Books what a part that succeeded did. */
+/* Counts what a part that succeeded has done. */
 static void note_success(struct nbd_storage *nbd, struct nbd_request *req)
 {
     bool change = req->op == NBD_WRITE || req->op == NBD_ZERO || req->op == NBD_TRIM;
@@ -163,7 +163,7 @@ static void note_success(struct nbd_storage *nbd, struct nbd_request *req)
         nbd->changes++;
 }
 
-/* Is there another part?  Then it's in `next` and `flushing`. */
+/* Is there another part?  If so, sets `next` or `flushing` for it. */
 static bool advance_request(struct nbd_storage *nbd, struct nbd_request *req)
 {
     if (req->op == NBD_FLUSH || req->op == NBD_STATUS || req->flushing)
@@ -175,7 +175,7 @@ static bool advance_request(struct nbd_storage *nbd, struct nbd_request *req)
     return req->flushing;
 }
 
-/* Its connection is gone, and it can be asked again on another? */
+/* If its connection was lost and the store persists, queues it again and returns true. */
 static bool requeue_if_lost(struct nbd_storage *nbd, struct nbd_request *req)
 {
     uint64_t now = clock_ms();
@@ -191,7 +191,7 @@ static bool requeue_if_lost(struct nbd_storage *nbd, struct nbd_request *req)
     return true;
 }
 
-/* Takes it out of `finished`: back to `waiting`, or to its owner. */
+/* Removes it from `finished`: back to `waiting`, or done. */
 static void end_or_requeue(struct nbd_storage *nbd, struct nbd_request *req)
 {
     list_remove(&req->link);
@@ -205,7 +205,7 @@ static void end_or_requeue(struct nbd_storage *nbd, struct nbd_request *req)
             return;
         }
         if (req->op == NBD_STATUS && req->n_runs == 0)
-            req->err = -EIO; /* an answer without a word */
+            req->err = -EIO; /* an empty answer */
     }
     req->done(req, req->err);
 }
@@ -254,7 +254,7 @@ static uint64_t earlier_deadline(struct list *head, uint64_t than)
     return req ? MIN(req->deadline_ms, than) : than;
 }
 
-/* For poll: how long nothing can happen by itself. */
+/* For poll: time in ms until the next deadline or attempt; -1: none. */
 static int quiet_ms(struct nbd_storage *nbd)
 {
     uint64_t nearest = earlier_deadline(&nbd->waiting, UINT64_MAX), now = clock_ms();
@@ -281,19 +281,20 @@ static int quiet_ms(struct nbd_storage *nbd)
 static void wait_for_events(struct nbd_storage *nbd)
 {
     struct pollfd fds[1 + NBD_MAX_CONNECTIONS];
-    unsigned n_links = MIN(nbd->n_links, NBD_MAX_CONNECTIONS); /* gcc 14 can't know */
+    /* For gcc 14, which can't see the bound. */
+    unsigned n_links = MIN(nbd->n_links, NBD_MAX_CONNECTIONS);
     uint64_t ignored;
 
     fds[0] = (struct pollfd){.fd = nbd->wake_fd, .events = POLLIN};
     for (unsigned i = 0; i < n_links; i++) {
         int fd;
         short events = nbd_link_wants(&nbd->links[i], &fd);
-        /* poll passes over negative ones; one that wants nothing could only make it spin.
-         */
+        /* poll ignores negative descriptors.  A link that waits for no event would only make it
+         * spin. */
         fds[1 + i] = (struct pollfd){.fd = events ? fd : -1, .events = events};
     }
     int n = poll(fds, 1 + n_links, quiet_ms(nbd));
-    if (n <= 0) /* time, or a signal */
+    if (n <= 0) /* timeout, or a signal */
         return;
     if (fds[0].revents) {
         ssize_t got = read(nbd->wake_fd, &ignored, sizeof ignored);
@@ -325,7 +326,7 @@ void nbd_loop_turn(struct nbd_storage *nbd)
     do {
         if (!atomic_load(&nbd->aborted))
             dispatch_waiting(nbd);
-        /* Who is told of a failure may ask. */
+        /* Before `done` callbacks run: they may look at it. */
         atomic_store(&nbd->connected, nbd_count_links(nbd, LINK_READY) > 0);
     } while (settle_all(nbd));
 }

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Connections that come and go: attempts, losses, and whether what came back is the same.
- */
+/* Making connections, losing them, and checking that an export that came back is the same. */
 #include <errno.h>
 
 #include "base/clock.h"
@@ -16,7 +15,7 @@ unsigned nbd_count_links(const struct nbd_storage *nbd, enum nbd_link_state stat
     return n;
 }
 
-/* What the server may have forgotten is told by the next flush. */
+/* The next flush reports that the server may have lost writes. */
 static void note_loss(struct nbd_storage *nbd)
 {
     if (nbd->changes == nbd->flushed)
@@ -26,7 +25,8 @@ static void note_loss(struct nbd_storage *nbd)
     atomic_fetch_add(&nbd->losses, 1);
 }
 
-/* An attempt failed and nobody else is trying: who has waited long enough gives up. */
+/* After a failed attempt, with no other in progress: fails the requests that have waited long
+ * enough. */
 static void give_up(struct nbd_storage *nbd)
 {
     uint64_t now = clock_ms();
@@ -57,7 +57,8 @@ void nbd_link_lost(struct nbd_link *link, int err, const struct diag *diag)
     }
 }
 
-/* Is what came back what went away?  NULL, or what isn't. */
+/* Does the export that came back have all properties of the old one?  NULL: yes; otherwise the
+ * property that it lost. */
 static const char *find_difference(const struct nbd_storage *nbd,
                                    const struct nbd_info *now)
 {
@@ -78,7 +79,7 @@ static const char *find_difference(const struct nbd_storage *nbd,
     return less ? "what it can do" : NULL;
 }
 
-/* A connection has just been made. */
+/* Checks a connection that has just become ready. */
 static int accept_new_link(struct nbd_link *link, struct diag *diag)
 {
     struct nbd_storage *nbd = link->owner;
@@ -93,7 +94,7 @@ static int accept_new_link(struct nbd_link *link, struct diag *diag)
         log_error("%s", diag->text);
     nbd->mismatch_reported = err != 0;
     if (err)
-        link->state = LINK_CONNECTING; /* it never was ready */
+        link->state = LINK_CONNECTING; /* it doesn't count as ready */
     else
         link->was_up = true;
     return err;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Is the server at the other end of a connection this very process?  Then what is asked of
- * it may wait for who asks. */
+/* Detects that the server at the other end of a connection is this process.  Its answers could
+ * then wait for the request that needs them. */
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <stdlib.h>
@@ -15,7 +15,7 @@ struct address {
     socklen_t len;
 };
 
-/* IPv4 as IPv6 has it: a server that listens for both sees it so. */
+/* Converts an IPv4 address to the form in which an IPv6 socket that accepts both shows it. */
 static void map_to_v6(struct address *a)
 {
     struct sockaddr_in v4;
@@ -55,7 +55,7 @@ static bool same_address(const struct address *a, const struct address *b)
     return a->len == b->len && memcmp(&a->sa, &b->sa, a->len) == 0;
 }
 
-/* Clients of Unix sockets have no names: it's enough to be one of ours. */
+/* Clients of Unix sockets have no addresses: compare process ids instead. */
 static bool is_ours(int fd)
 {
     struct ucred who;

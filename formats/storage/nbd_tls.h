@@ -1,26 +1,26 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The keys that this process has for NBD connections with TLS whose URI doesn't name its
- * own: backing files' (whose URI may be an image's) and those of mirrors.
+/* This process's TLS keys for NBD connections whose URI names none: backing files (whose URI
+ * may come from an image) and targets of mirrors.
  *
- * Without any, libnbd looks where GnuTLS programs of the user and the system have their
- * certificates.  Threads: set once, before the first connection.  Layer: storage. */
+ * Without any, libnbd looks in the default places for certificates of the user and the system.
+ * Threads: set once, before the first connection.  Layer: storage. */
 #ifndef STORAGE_NBD_TLS_H
 #define STORAGE_NBD_TLS_H
 
 #include "storage/nbd_uri.h"
 
-/* Copies nothing: what it points to stays as it is until the end. */
+/* Copies nothing: what *keys points to has to stay valid until the process ends. */
 void nbd_tls_set_default(const struct nbd_tls_choice *keys);
 
-/* Keys that have a name, by which descriptions of exports take them (tls-creds, json_name.h).
- * Takes over what *keys owns, which stays until the end.  0 or -ENOMEM. */
+/* Adds keys with a name, by which descriptions of exports choose them (tls-creds, json_name.h).
+ * Takes over what *keys owns, until the process ends.  Returns 0 or -ENOMEM. */
 int nbd_tls_add_named(const char *name, struct nbd_tls_choice *keys) MUST_USE;
 
 /* NULL: there are none of that name. */
 const struct nbd_tls_choice *nbd_tls_find_named(const char *name);
 
-/* What a connection to the URI uses: its own choice, and the default where it has none.  A
- * key file or folder of the URI replaces both of the default. */
+/* The keys for a connection to the URI: its own, and the default where it has none.  A key file
+ * or folder of the URI replaces both of the default. */
 struct nbd_tls_choice nbd_tls_choose(const struct nbd_uri *uri);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Taking NBD URIs apart and judging them. */
+/* Parses and validates NBD URIs. */
 #include <arpa/inet.h>
 #include <ctype.h>
 #include <errno.h>
@@ -18,14 +18,14 @@
 #define HOST_MAX   253
 #define SOCKET_MAX (sizeof((struct sockaddr_un *)NULL)->sun_path - 1)
 
-/* A piece of the text; not terminated. */
+/* A part of the text; not terminated. */
 struct span {
     const char *at;
     size_t len;
 };
 
 struct parse {
-    char shown[200]; /* the text, cut so that a message has room for its reason */
+    char shown[200]; /* the text, cut to leave room for the reason in a message */
     enum nbd_uri_origin origin;
     struct nbd_uri *uri;
     struct diag *diag;
@@ -52,7 +52,7 @@ void nbd_uri_free(struct nbd_uri *uri)
 
 /* ---- parsing ---- */
 
-/* Messages repeat the text, so that it must be harmless in a log before anything else. */
+/* Checked first, because messages repeat the text, and it must be safe in a log. */
 static int check_text(const char *text, bool legacy, struct diag *diag)
 {
     if (strnlen(text, NBD_URI_MAX + 1) > NBD_URI_MAX)
@@ -72,7 +72,7 @@ static int check_text(const char *text, bool legacy, struct diag *diag)
     return 0;
 }
 
-/* Resolves %XX.  Control characters, the NUL first of all, are nobody's name. */
+/* Decodes %XX.  Rejects control characters, above all the NUL. */
 static int decode_percents(struct parse *p, const char *what, struct span in, char **out)
 {
     CLEANUP_FREE char *plain = malloc(in.len + 1);
@@ -163,7 +163,7 @@ static int parse_host_and_port(struct parse *p, struct span authority)
     return parse_port(p, port);
 }
 
-/* A path, which is taken over; made absolute for a user. */
+/* Takes over `path`; makes it absolute if it comes from the user. */
 static int set_path(struct parse *p, const char *key, char *path, char **out)
 {
     CLEANUP_FREE char *given = path;
@@ -238,11 +238,12 @@ static int set_context(struct parse *p, char *name)
     return 0;
 }
 
-/* Each takes over the decoded value. */
+/* The set functions take over the decoded value. */
 static const struct parameter {
     const char *key;
     int (*set)(struct parse *, char *value);
-    const char *image_may_not; /* NULL: an image may say it */
+    /* What the parameter does, for the error; NULL: images may use it. */
+    const char *image_may_not;
 } parameters[] = {
     {"socket", set_socket, NULL},
     {"tls-certificates", set_certificates, "choose keys"},
@@ -300,7 +301,7 @@ static int parse_query(struct parse *p, struct span query)
     return 0;
 }
 
-/* What stands before the @ of an authority, which is cut off. */
+/* Parses the user before the @ of an authority and removes it from *authority. */
 static int parse_user(struct parse *p, struct span *authority)
 {
     const char *at = memchr(authority->at, '@', authority->len);
@@ -347,7 +348,7 @@ static int parse_scheme(struct parse *p, const char *text, bool *unix_socket,
                     p->shown);
 }
 
-/* What is only known once all parts are there. */
+/* Checks that need all parts. */
 static int check_whole(struct parse *p, bool unix_socket)
 {
     const struct nbd_tls_choice *keys = &p->uri->keys;
@@ -390,7 +391,7 @@ static int parse_parts(struct parse *p, const char *text)
     if (unix_socket && authority.len > 0)
         return diag_set(p->diag, EINVAL, "%s: nbd+unix:// has no host", p->shown);
 
-    if (path.len > 0) { /* the slash is no part of the name */
+    if (path.len > 0) { /* the slash isn't part of the name */
         path.at++;
         path.len--;
     }
@@ -402,8 +403,8 @@ static int parse_parts(struct parse *p, const char *text)
     return err ? err : check_whole(p, unix_socket);
 }
 
-/* "nbd:" and no "//": what there was before there were URIs.  The export's name is all that
- * follows the first ":exportname=". */
+/* The old syntax: "nbd:" without "//".  The export's name is everything after the first
+ * ":exportname=". */
 static bool is_legacy(const char *text)
 {
     return strncmp(text, "nbd:", 4) == 0 && strncmp(text + 4, "//", 2) != 0;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The canonical text of an NBD URI. */
+/* Prints the canonical text of an NBD URI. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,10 +7,11 @@
 #include "base/percent.h"
 #include "storage/nbd_uri.h"
 
-/* What needn't be encoded in paths and values. */
+/* Characters that aren't encoded in paths and values. */
 #define PLAIN "-._~/:@,=+"
 
-/* A host that was parsed has nothing to encode, and of others a %% is refused. */
+/* A host that was parsed contains nothing to encode; in others an encoded byte makes the parser
+ * reject the text. */
 static void print_host(FILE *f, const char *host)
 {
     bool v6 = strchr(host, ':') != NULL;
@@ -28,7 +29,7 @@ static void print_user(FILE *f, const char *name)
     fputc('@', f);
 }
 
-/* *separator: '?' for the first, '&' then. */
+/* *separator: '?' before the first parameter, then '&'. */
 static void print_parameter(FILE *f, char *separator, const char *key, const char *value)
 {
     if (!value)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Zeroes from nowhere. */
+/* A store of zeroes that forgets writes. */
 #include <errno.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -11,7 +11,7 @@
 #include "storage/null.h"
 
 #define DEFAULT_SIZE (1ull << 30)
-#define SHOWN        200 /* bytes of a name that a message repeats */
+#define SHOWN        200 /* longest part of the name in messages, bytes */
 
 struct null_storage {
     struct storage st;
@@ -70,7 +70,7 @@ static int io_truncate(struct storage *st, uint64_t bytes)
 {
     (void)st;
     (void)bytes;
-    return -ENOTSUP; /* never asked for: the size is fixed */
+    return -ENOTSUP; /* never called: the size is fixed */
 }
 
 static int io_extent(struct storage *st, uint64_t off, uint64_t len, bool *data,

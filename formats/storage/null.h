@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A store that keeps nothing: zeroes of some size, for measuring what copies take without a disk,
- * under the names that QEMU has for it and for its options:
+/* A store that keeps nothing: zeroes of some size, for measuring the cost of copies without a
+ * disk.  Names and options are QEMU's:
  *
  *     null-co://[?size=SIZE][&read-zeroes=on|off]
  *
- * SIZE is a number of bytes, 1 GiB if there is none.  It reads as zeroes; with read-zeroes=on it
- * says so, too, and nobody needs to read.  What is written is forgotten.
- * Threads: any.  Layer: storage. */
+ * SIZE is a number of bytes, 1 GiB by default.  The store reads as zeroes; with read-zeroes=on
+ * its status says so as well, so that it needn't be read.  Writes are forgotten.  Threads: any.
+ * Layer: storage. */
 #ifndef STORAGE_NULL_H
 #define STORAGE_NULL_H
 
@@ -18,7 +18,7 @@
 
 #define NULL_PREFIX "null-co://"
 
-/* Is this the name of one, sound or not? */
+/* Does the name begin with the prefix?  It may still be invalid. */
 bool null_name_is_one(const char *name);
 
 /* As storage_open_file. */

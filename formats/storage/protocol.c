@@ -11,7 +11,7 @@
 #include "storage/null.h"
 #include "storage/rbd.h"
 
-/* How long a request waits for a server that went away to come back. */
+/* How long a request waits for a server that went away, in ms. */
 #define NBD_PATIENCE_MS 10000
 
 static void do_nothing(int number)
@@ -44,7 +44,7 @@ static int open_nbd(const char *name, const struct storage_open *how, struct sto
     return storage_open_nbd(name, &nbd, out, diag);
 }
 
-/* Somebody has made the export; an image takes its place. */
+/* The export exists already; an image is written into it. */
 static int create_nbd(const char *name, const struct storage_hints *hints,
                       struct storage **out, struct diag *diag)
 {
@@ -92,7 +92,7 @@ const struct storage_protocol storage_protocol_nbd = {
     .check_named_by_image = check_nbd_of_image,
 };
 
-/* What is wished for a new file means nothing to Ceph. */
+/* Hints for a new file don't apply to Ceph. */
 static int create_rbd(const char *name, const struct storage_hints *hints,
                       struct storage **out, struct diag *diag)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Where images lie: the kinds of stores there are, in a table.  Everything above opens a
- * store by its protocol and then knows it as a storage.  Layer: storage. */
+/* The kinds of stores, in a table.  The layers above open a store by its protocol, and use it
+ * as a struct storage from then on.  Layer: storage. */
 #ifndef STORAGE_PROTOCOL_H
 #define STORAGE_PROTOCOL_H
 
@@ -12,32 +12,33 @@
 struct storage_protocol {
     const char *name; /* "file", "nbd", "null-co", "rbd" */
 
-    /* Is this a name of the protocol's, without a look at any file?  NULL: it is none that
-     * a name can show. */
+    /* Does the name belong to the protocol?  Looks at the name only, not at files.  NULL: no
+     * names do. */
     bool (*owns)(const char *name);
 
-    /* Was the store opened by it?  NULL: who isn't another's is. */
+    /* Was the store opened by this protocol?  NULL: it is, if by no other. */
     bool (*opened)(const struct storage *st);
 
-    /* As storage_open_file; what `how` has for other protocols is ignored. */
+    /* As storage_open_file; members of `how` for other protocols are ignored. */
     int (*open)(const char *name, const struct storage_open *how, struct storage **out,
                 struct diag *diag);
 
-    /* As storage_create_file, with wishes for what is made.  NULL: somebody else makes its
-     * stores. */
+    /* As storage_create_file, with hints for the new store.  NULL: stores of this protocol
+     * can't be created. */
     int (*create)(const char *name, const struct storage_hints *hints, struct storage **out,
                   struct diag *diag);
-    /* Opens one that is there, locked, to be made anew: it is empty afterwards, unless its size is
-     * fixed.  NULL: `create` does that. */
+    /* Opens and locks an existing store that is going to be overwritten.  Afterwards it is
+     * empty, unless its size is fixed.  NULL: `create` does that. */
     int (*empty)(const char *name, struct storage **out, struct diag *diag);
-    /* The name without secrets; the caller's to free, NULL when memory is short.  NULL: the
-     * names have none. */
+    /* The name without secrets, which the caller frees; NULL when memory is short.  NULL
+     * operation: names contain no secrets. */
     char *(*shown)(const char *name);
-    /* May an image have the name?  What isn't an image's to say (whose keys are used) is
-     * refused when it is opened, too: 0 or -errno with diag.  NULL: whatever it is. */
+    /* Checks whether an image may contain the name.  What images must not say (which keys are
+     * used) is also rejected when the name is opened.  Returns 0 or -errno with diag.  NULL:
+     * any name is allowed. */
     int (*check_named_by_image)(const char *name, struct diag *diag);
-    /* Removes a store that was made and closed; what can't be removed stays.  NULL: `create`
-     * gives what was there before, of a fixed size. */
+    /* Removes a store that was created and closed; ignores failures.  NULL: `create` opens what
+     * exists already, with a fixed size. */
     void (*remove)(const char *name);
 };
 
@@ -49,24 +50,24 @@ void storage_survive_size_limit(void);
 extern const struct storage_protocol storage_protocol_file, storage_protocol_nbd,
     storage_protocol_rbd, storage_protocol_null;
 
-/* The i-th from 0 on that this build has; NULL behind the last. */
+/* The i-th protocol of this build, from 0; NULL after the last. */
 const struct storage_protocol *storage_protocol_at(size_t i);
 
-/* The protocol whose name it is; else that of files. */
+/* The protocol to which the name belongs; otherwise that of files. */
 const struct storage_protocol *storage_protocol_of(const char *name);
 
-/* The name as it may be shown, and stand in a log; the caller's to free, NULL when memory is
- * short. */
+/* The name as it may be shown and logged; the caller frees it, NULL when memory is short. */
 char *storage_shown_name(const struct storage_protocol *protocol,
                          const char *name) MUST_USE;
 
-/* Those of all protocols; loads what is loaded when it is needed.  Not from two threads. */
+/* Reports the libraries of all protocols; loads those that are loaded on demand.  Not from two
+ * threads at once. */
 void storage_tell_libraries(library_sink *sink, void *opaque);
 
-/* The protocol of that name (QEMU's driver); another's: that of files. */
+/* The protocol with this name (QEMU's driver); unknown names: that of files. */
 const struct storage_protocol *storage_protocol_called(const char *protocol);
 
-/* The protocol that the store was opened by. */
+/* The protocol by which the store was opened. */
 const struct storage_protocol *storage_protocol_of_store(const struct storage *st);
 
 #endif
