@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The table of codecs, and what they needn't ask themselves. */
+/* The table of codecs, and the checks that are common to them. */
 #include "codec/codec.h"
 
 #include <errno.h>

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Raw deflate streams.
  *
- * libdeflate reads them two to three times as fast as zlib, but only whole ones that have
- * exactly as many bytes as there is room for.  QEMU asks zlib to fill a cluster, and takes
- * the cluster when it is full, whatever comes then: a stream that goes on, is cut off or is
- * damaged behind that point.  So zlib has the last word on what libdeflate refuses.
+ * libdeflate decompresses them two to three times as fast as zlib, but only complete streams
+ * with exactly the expected number of bytes.  QEMU lets zlib fill a cluster and accepts the
+ * cluster when it is full, whatever follows: the stream may continue, be truncated or be
+ * damaged after that point.  So what libdeflate rejects is tried again with zlib.
  *
- * libdeflate can't write with a small window: that is zlib's, too. */
+ * libdeflate can't compress with a small window, so zlib does that. */
 #include <errno.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -19,8 +19,8 @@
 #include "codec/codec.h"
 #include "codec/internal.h"
 
-#define RAW_4K_WINDOW (-12) /* zlib's windowBits: negative is without a header */
-#define MEMORY_LEVEL  9     /* the most: QEMU's choice */
+#define RAW_4K_WINDOW (-12) /* windowBits of zlib: negative means no header */
+#define MEMORY_LEVEL  9     /* the maximum, which QEMU uses */
 
 struct writer {
     z_stream z;
@@ -48,7 +48,7 @@ static void free_patient_reader(z_stream *z)
     free(z);
 }
 
-/* As QEMU does it. */
+/* Decompresses as QEMU does. */
 static int fill_with_zlib(void *dst, size_t dst_len, const void *src, size_t src_len)
 {
     z_stream *z = spares_take(&patient_readers);
@@ -84,7 +84,7 @@ static int decompress_deflate(void *dst, size_t dst_len, const void *src, size_t
         libdeflate_free_decompressor(reader);
     if (result == LIBDEFLATE_SUCCESS)
         return 0;
-    if (result == LIBDEFLATE_SHORT_OUTPUT) /* a sound stream, and nothing more to come */
+    if (result == LIBDEFLATE_SHORT_OUTPUT) /* a valid stream that is too short */
         return -EIO;
     return fill_with_zlib(dst, dst_len, src, src_len);
 }

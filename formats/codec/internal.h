@@ -5,8 +5,8 @@
 
 #include <stddef.h>
 
-/* Lengths are 1 to INT_MAX, levels CODEC_DEFAULT_LEVEL to max_level, and dst_cap is less
- * than len: codec.c sees to that. */
+/* codec.c ensures that lengths are 1 to INT_MAX, levels CODEC_DEFAULT_LEVEL to max_level, and
+ * dst_cap is less than len. */
 struct codec {
     const char *name;
     int max_level;

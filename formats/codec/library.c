@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The libraries that compress. */
+/* The compression libraries. */
 #include <libdeflate.h>
 #include <zlib.h>
 #include <zstd.h>
@@ -8,7 +8,7 @@
 
 void codec_tell_libraries(library_sink *sink, void *opaque)
 {
-    /* It can't be asked: this is what it was built with. */
+    /* It has no function for its version: this is the version at build time. */
     sink(opaque, "libdeflate", LIBDEFLATE_VERSION_STRING);
     sink(opaque, "zlib", zlibVersion());
     sink(opaque, "zstd", ZSTD_versionString());

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* zstd frames.
  *
- * QEMU reads them through the library's stream interface, until the cluster is full and the
- * last frame has ended.  That interface would allocate what a frame's header asks for, 128
- * MiB and more.  Here each frame's end is found first, and it is then read at once, right
- * into the cluster, which accepts the same. */
+ * QEMU decompresses them with the library's stream interface, until the cluster is full and the
+ * last frame has ended.  That interface would allocate as much as a frame's header asks for,
+ * 128 MiB and more.  Here the end of each frame is found first, and then the frame is
+ * decompressed in one call, directly into the cluster, with the same result. */
 #include <errno.h>
 #include <stdint.h>
 
@@ -62,7 +62,7 @@ static size_t compress_cluster(int level, void *dst, size_t dst_cap, const void 
                                level == CODEC_DEFAULT_LEVEL ? ZSTD_CLEVEL_DEFAULT : level);
     if (!ZSTD_isError(n))
         n = ZSTD_compress2(writer, dst, dst_cap, src, len);
-    /* One that failed may be in the middle of a frame. */
+    /* After an error it may be in the middle of a frame. */
     if (ZSTD_isError(ZSTD_CCtx_reset(writer, ZSTD_reset_session_only)) ||
         !spares_leave(&writers, writer))
         ZSTD_freeCCtx(writer);
@@ -71,7 +71,7 @@ static size_t compress_cluster(int level, void *dst, size_t dst_cap, const void 
 
 const struct codec codec_zstd = {
     .name = "zstd",
-    .max_level = 19, /* what the library has beyond takes far more memory */
+    .max_level = 19, /* higher levels of the library use far more memory */
     .decompress = decompress_zstd,
     .compress = compress_cluster,
 };

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The splitter (LUKS On-Disk Format Specification, 2.4): each stripe but the last is random;
- * they are mixed into one block, and the last stripe is the key, masked with it. */
+/* The splitter (LUKS On-Disk Format Specification, 2.4).  All stripes but the last are random;
+ * they are mixed into one block, and the last stripe is the key XORed with it. */
 #include "crypto/af.h"
 
 #include <errno.h>
@@ -16,8 +16,8 @@ static void xor_into(uint8_t *block, const uint8_t *other, size_t n)
         block[i] ^= other[i];
 }
 
-/* Each digest-sized piece of the block becomes its digest, with its number in front; the
- * last piece may be shorter, and takes as much of its digest. */
+/* Replaces each digest-sized piece of the block by the digest of its number and itself.  The
+ * last piece may be shorter, and gets the beginning of its digest. */
 static int diffuse_block(struct hash *hash, size_t digest_bytes, uint8_t *block, size_t n)
 {
     uint8_t digest[HASH_MAX_BYTES], number[4];
@@ -34,7 +34,7 @@ static int diffuse_block(struct hash *hash, size_t digest_bytes, uint8_t *block,
     return err;
 }
 
-/* Mixes all stripes but the last. */
+/* Mixes all stripes but the last into `block`. */
 static int mix_stripes(enum hash_alg alg, uint8_t *block, const uint8_t *split,
                        size_t key_bytes, uint32_t stripes)
 {

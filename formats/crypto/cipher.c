@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Ciphers: keys, the key schedules that calls use, and the vectors of sectors. */
+/* Ciphers: keys, key schedules, and the initial vectors of sectors. */
 #include "crypto/cipher.h"
 
 #include <assert.h>
@@ -22,22 +22,22 @@ struct cipher {
     struct spares encryptors, decryptors; /* of struct schedule */
     struct cipher_spec spec;
     EVP_CIPHER *aes, *essiv_aes;
-    struct keys *keys; /* a secret */
+    struct keys *keys; /* secret memory */
     _Atomic unsigned owners;
 };
 
-/* What one call uses; NULL where spec needs none. */
+/* Key schedules for one call; NULL if spec doesn't need it. */
 struct schedule {
     EVP_CIPHER_CTX *data, *tweak, *essiv;
 };
 
-enum direction { DECRYPT = 0, ENCRYPT = 1 }; /* the library's numbers */
+enum direction { DECRYPT = 0, ENCRYPT = 1 }; /* the library's values */
 
 /* ---- key schedules ---- */
 
 static void free_schedule(struct schedule *s)
 {
-    openssl.EVP_CIPHER_CTX_free(s->data); /* wipes it */
+    openssl.EVP_CIPHER_CTX_free(s->data); /* also wipes it */
     openssl.EVP_CIPHER_CTX_free(s->tweak);
     openssl.EVP_CIPHER_CTX_free(s->essiv);
     free(s);
@@ -73,7 +73,7 @@ static struct schedule *new_schedule(const struct cipher *c, enum direction dire
     return s;
 }
 
-/* ---- making one ---- */
+/* ---- making a cipher ---- */
 
 static EVP_CIPHER *fetch_aes(size_t key_bytes)
 {
@@ -84,7 +84,7 @@ static EVP_CIPHER *fetch_aes(size_t key_bytes)
     return openssl_cipher(name);
 }
 
-/* As dm-crypt has it: the whole key is hashed, and AES gets the key size of the digest. */
+/* As in dm-crypt: the digest of the whole key is the AES key, and determines its size. */
 static int make_essiv(struct cipher *c, const void *key, struct diag *diag)
 {
     CLEANUP_HASH struct hash *hash = NULL;
@@ -212,7 +212,7 @@ static int transform_sectors(struct cipher *c, enum direction direction, uint8_t
         dst += n * CIPHER_SECTOR;
         src += n * CIPHER_SECTOR;
     }
-    /* One that failed may be in a state of its own. */
+    /* After an error its state is unknown. */
     if (err || !spares_leave(spares, s))
         free_schedule(s);
     return err;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* XTS (IEEE 1619, whole blocks only) and CBC (NIST SP 800-38A) over a batch of sectors. */
+/* XTS (IEEE 1619, whole blocks only) and CBC (NIST SP 800-38A) for a batch of sectors. */
 #include <errno.h>
 #include <string.h>
 
@@ -8,7 +8,7 @@
 
 #define BATCH_BYTES (BATCH_SECTORS * CIPHER_SECTOR)
 
-/* A block wherever it lies; the compilers make one instruction of what is done to it. */
+/* A block at any address.  The compilers use one vector instruction for an operation on it. */
 typedef uint64_t block __attribute__((vector_size(AES_BLOCK), aligned(1), may_alias));
 
 static void xor_block(uint8_t *dst, const uint8_t *a, const uint8_t *b)
@@ -31,8 +31,8 @@ int aes_blocks(EVP_CIPHER_CTX *ctx, uint8_t *dst, const uint8_t *src, size_t n)
     return 0;
 }
 
-/* A tweak for each block of a sector: the first, then each the one before times x, in the
- * field of 2^128 elements. */
+/* Computes a tweak for each block of a sector: each is the previous one multiplied by x in
+ * GF(2^128). */
 static void expand_tweak(uint8_t *tweaks, const uint8_t *first)
 {
     uint64_t low = load_le64(first), high = load_le64(first + 8);
@@ -65,7 +65,8 @@ int xts_batch(EVP_CIPHER_CTX *data, EVP_CIPHER_CTX *tweak, struct vectors *v, ui
     return 0;
 }
 
-/* A block can't be encrypted before the one in front of it: the sectors go side by side. */
+/* In CBC a block depends on the encrypted block before it.  So the sectors are processed in
+ * parallel, block by block. */
 int cbc_encrypt_batch(EVP_CIPHER_CTX *data, struct vectors *v, uint8_t *dst,
                       const uint8_t *src, size_t sectors)
 {
@@ -81,7 +82,8 @@ int cbc_encrypt_batch(EVP_CIPHER_CTX *data, struct vectors *v, uint8_t *dst,
     return 0;
 }
 
-/* All blocks at once; then each gets what was in front of it, which `dst` may have been. */
+/* Decrypts all blocks at once, then XORs each with the encrypted block before it, of which a
+ * copy is kept in case `dst` is `src`. */
 int cbc_decrypt_batch(EVP_CIPHER_CTX *data, struct vectors *v, uint8_t *dst,
                       const uint8_t *src, size_t sectors)
 {

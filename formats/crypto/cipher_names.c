@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The words for ciphers, modes and generators of initial vectors, and what goes together. */
+/* Names of ciphers, modes and generators of initial vectors, and their key sizes. */
 #include <string.h>
 
 #include "crypto/cipher.h"

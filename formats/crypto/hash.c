@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Hashes and PBKDF2, by the crypto library. */
+/* Hashes and PBKDF2, using the crypto library. */
 #include "crypto/hash.h"
 
 #include <errno.h>
@@ -31,7 +31,7 @@ struct hash {
 
 static void cleanup_md(EVP_MD **md)
 {
-    if (*md) /* else the library may not be there */
+    if (*md) /* otherwise the library may not be loaded */
         openssl.EVP_MD_free(*md);
 }
 
@@ -113,19 +113,19 @@ int hash_pbkdf2(enum hash_alg alg, void *key, size_t len, const void *passphrase
         return -ENOTSUP;
     if (passphrase_len > INT_MAX || iterations == 0 || iterations > INT32_MAX)
         return -EIO;
-    /* A NULL passphrase would mean another length to the library. */
+    /* For the library a NULL passphrase means that the length isn't given. */
     if (!openssl.PKCS5_PBKDF2_HMAC(passphrase_len ? passphrase : "", (int)passphrase_len,
                                    salt, (int)salt_len, (int)iterations, md, (int)len, key))
         return -EIO;
     return 0;
 }
 
-/* ---- how many iterations take a time ---- */
+/* ---- iterations for a given time ---- */
 
-/* Enough for a count that is right to a few per cent; less for a time that is shorter. */
+/* Long enough for an accuracy of a few per cent; less if the time asked for is shorter. */
 #define MEASURE_MAX_MS 50u
 
-/* Of this thread alone: others who are busy don't make the count smaller. */
+/* The processor time of this thread: not affected by other load. */
 static uint64_t processor_ns(void)
 {
     struct timespec t;

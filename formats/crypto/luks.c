@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Opening and making containers. */
+/* Opening and creating containers. */
 #include "crypto/luks.h"
 
 #include <errno.h>
@@ -35,7 +35,7 @@ void luks_close(struct luks *luks)
     free(luks);
 }
 
-/* The container as it is once its master key is known. */
+/* Makes a struct luks when the master key is known. */
 static int make_open(struct luks **out, const struct luks_io *io,
                      const struct luks_header *h, const uint8_t *key, unsigned slot,
                      struct diag *diag)
@@ -69,10 +69,10 @@ int luks_open(struct luks **out, const struct luks_io *io, const void *passphras
     return err ? err : make_open(out, io, &h, key, slot, diag);
 }
 
-/* ---- making ---- */
+/* ---- creating ---- */
 
-/* As QEMU lays them out: the header, the material of all slots, the payload; each at a
- * multiple of 4096. */
+/* Sectors per slot, in QEMU's layout: the header, the material of all slots, the payload, each
+ * at a multiple of 4096. */
 static uint32_t material_sectors(const struct luks_params *params)
 {
     uint32_t key_bytes = (uint32_t)cipher_key_bytes(&params->spec);
@@ -87,7 +87,7 @@ uint64_t luks_payload_offset(const struct luks_params *params)
            (uint64_t)material_sectors(params) * CIPHER_SECTOR * LUKS_SLOTS;
 }
 
-/* Version 4, as text. */
+/* A random UUID (version 4), as text. */
 static int make_uuid(char *uuid)
 {
     uint8_t b[16];
@@ -133,7 +133,7 @@ static int make_header(struct luks_header *h, const struct luks_params *params,
     return err ? err : make_digest(h, params->iter_time_ms, key);
 }
 
-/* Older contents could be a header, or key material of one. */
+/* Overwrites old content, which could contain a header or key material. */
 static int clear_everything(const struct luks_io *io, uint64_t end, struct diag *diag)
 {
     static const uint8_t zeroes[1 << 16];
@@ -170,8 +170,8 @@ int luks_format(struct luks **out, const struct luks_io *io,
     if (err)
         return diag_errno(diag, -err, "%s: making a LUKS header with %s", io->name,
                           hash_name(params->hash));
-    err = make_open(&luks, io, &h, key, 0,
-                    diag); /* says what can't be, before it is written */
+    /* Finds unsupported parameters before anything is written. */
+    err = make_open(&luks, io, &h, key, 0, diag);
     if (err)
         return err;
     err = clear_everything(io, end, diag);

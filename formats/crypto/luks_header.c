@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Reading, judging and writing the header. */
+/* Reads, validates and writes the header. */
 #include "crypto/luks_header.h"
 
 #include <errno.h>
@@ -15,7 +15,7 @@
 
 #define AREA_SECTORS (LUKS_AREA_BYTES / CIPHER_SECTOR)
 
-/* A header being judged, and whose it is. */
+/* A header that is being validated. */
 struct judged {
     const uint8_t *bytes;
     uint64_t limit;
@@ -45,9 +45,9 @@ unsigned luks_active_slots(const struct luks_header *h)
     return n;
 }
 
-/* ---- words ---- */
+/* ---- strings ---- */
 
-/* The word at `at`, which has to end inside its field. */
+/* Reads the string at `at`, which must be NUL-terminated inside its field. */
 static int read_word(const struct judged *j, char *word, size_t at, const char *field)
 {
     memcpy(word, j->bytes + at, LUKS_WORD_BYTES);
@@ -58,7 +58,8 @@ static int read_word(const struct judged *j, char *word, size_t at, const char *
     return 0;
 }
 
-/* "essiv:sha256".  dm-crypt and QEMU let others than essiv have a hash, and ignore it. */
+/* Parses "essiv:sha256".  dm-crypt and QEMU also accept a hash after the other generators, and
+ * ignore it. */
 static int parse_ivgen(const struct judged *j, struct cipher_spec *spec, const char *mode,
                        char *ivgen)
 {
@@ -91,7 +92,7 @@ static int parse_ivgen(const struct judged *j, struct cipher_spec *spec, const c
     return 0;
 }
 
-/* "xts-plain64" */
+/* Parses "xts-plain64". */
 static int parse_mode(const struct judged *j, struct cipher_spec *spec)
 {
     char mode[LUKS_WORD_BYTES + 1], words[LUKS_WORD_BYTES + 1];
@@ -113,7 +114,7 @@ static int parse_mode(const struct judged *j, struct cipher_spec *spec)
     return parse_ivgen(j, spec, mode, ivgen);
 }
 
-/* The name says AES; how much of it follows from the key. */
+/* The name says AES; the key size determines which one. */
 static int parse_cipher(const struct judged *j, struct luks_header *h)
 {
     char name[LUKS_WORD_BYTES + 1];
@@ -205,7 +206,7 @@ static int parse_slot(const struct judged *j, struct luks_header *h, unsigned i)
     return slot->active ? judge_iterations(j, slot->iterations, whose) : 0;
 }
 
-/* Key material lies between header and payload, and never in that of another slot. */
+/* Key material must lie between header and payload, and must not overlap that of another slot. */
 static int judge_place(const struct judged *j, const struct luks_header *h, unsigned i)
 {
     uint64_t len = luks_material_bytes(h->key_bytes);
@@ -232,7 +233,7 @@ static int judge_place(const struct judged *j, const struct luks_header *h, unsi
                     j->name, i, at, len, wrong);
 }
 
-/* Nobody waits longer than for these, whatever the passphrase. */
+/* Limits how long trying all slots can take, whatever the passphrase. */
 static int judge_rounds(const struct judged *j, const struct luks_header *h)
 {
     uint64_t rounds = h->digest_iterations, digests;
@@ -251,7 +252,7 @@ static int judge_rounds(const struct judged *j, const struct luks_header *h)
     return 0;
 }
 
-/* ---- all of it ---- */
+/* ---- the whole header ---- */
 
 static int judge_beginning(const struct judged *j, size_t n)
 {
@@ -299,7 +300,7 @@ int luks_header_parse(struct luks_header *h, const void *bytes, size_t n, uint64
     return err ? err : parse_fields(&j, h);
 }
 
-/* The words are shorter than their fields. */
+/* All strings are shorter than their fields. */
 static void write_words(const struct luks_header *h, uint8_t *b)
 {
     char mode[64];

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The header and the key material in the container: one slot at a time. */
+/* Reads and writes the header and the key material of a container, one slot at a time. */
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
@@ -8,7 +8,7 @@
 #include "crypto/internal.h"
 #include "crypto/secret.h"
 
-#define MIN_ITERATIONS 1000u /* as the specification and QEMU have it */
+#define MIN_ITERATIONS 1000u /* the minimum of the specification and of QEMU */
 
 /* ---- the header ---- */
 
@@ -81,8 +81,8 @@ int luks_new_cipher(const struct luks_io *io, const struct luks_header *h,
     return err ? diag_set(diag, -err, "%s: %s", io->name, reason.text) : 0;
 }
 
-/* The cipher of a slot's material: the container's, with the key that the passphrase gives.
- */
+/* The cipher for a slot's material: that of the container, with the key derived from the
+ * passphrase. */
 static int slot_cipher(const struct luks_io *io, const struct luks_header *h, unsigned slot,
                        const void *passphrase, size_t len, struct cipher **cipher,
                        struct diag *diag)
@@ -171,9 +171,9 @@ int luks_unlock(const struct luks_io *io, const struct luks_header *h,
                     io->name, luks_active_slots(h));
 }
 
-/* ---- changing ---- */
+/* ---- changing slots ---- */
 
-/* Splits and encrypts the key in `material`. */
+/* Splits the key into `material`, and encrypts that. */
 static int make_material(const struct luks_io *io, const struct luks_header *h,
                          unsigned slot, const uint8_t *key, const void *passphrase,
                          size_t len, uint8_t *material, struct diag *diag)
@@ -217,7 +217,7 @@ int luks_fill_slot(const struct luks_io *io, struct luks_header *h, unsigned slo
         err = openssl_random(s->salt, sizeof s->salt);
     if (err)
         return diag_errno(diag, -err, "%s: a salt and its iterations", io->name);
-    err = luks_judge_header(io, h, diag); /* before it is too late */
+    err = luks_judge_header(io, h, diag); /* before anything is overwritten */
     if (!err)
         err = make_material(io, h, slot, key, passphrase, len, material, diag);
     return err ? err : write_material(io, h, slot, material, diag);

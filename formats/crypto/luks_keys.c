@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Changing who may open a container. */
+/* Changing the passphrases of a container. */
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
@@ -9,7 +9,7 @@
 
 /* ---- slots ---- */
 
-/* The first that is free; false: none is. */
+/* The first free slot; false: there is none. */
 static bool find_free_slot(const struct luks_header *h, unsigned *slot)
 {
     for (*slot = 0; *slot < LUKS_SLOTS; ++*slot)
@@ -18,7 +18,7 @@ static bool find_free_slot(const struct luks_header *h, unsigned *slot)
     return false;
 }
 
-/* Which slot to fill: *slot, or the first that is free. */
+/* *slot: the slot to fill, `wanted` or the first free one. */
 static int choose_slot(const struct luks_io *io, const struct luks_header *h, int wanted,
                        bool force, unsigned *slot, struct diag *diag)
 {
@@ -37,7 +37,7 @@ static int choose_slot(const struct luks_io *io, const struct luks_header *h, in
                           LUKS_SLOTS);
 }
 
-/* Another passphrase, and the master key that it is to give. */
+/* A new passphrase, and the master key that it will give. */
 struct new_key {
     const void *passphrase;
     size_t len;
@@ -61,7 +61,7 @@ static int refuse_to_lose_all(const struct luks_io *io, struct diag *diag)
                     io->name);
 }
 
-/* The header first: a slot that is in use but has no material would look as if it opened
+/* Writes the header first: an active slot whose material is gone would look as if it could open
  * the container. */
 static int erase_slots(const struct luks_io *io, struct luks_header *h, const bool *chosen,
                        struct diag *diag)
@@ -99,8 +99,8 @@ int luks_erase_slot(const struct luks_io *io, unsigned slot, bool force, struct 
     return erase_slots(io, &h, chosen, diag);
 }
 
-/* Nothing but `slot` is opened by the passphrase, and no slot is free: cut short, an overwrite of it
- * would leave the caller neither what he had nor what he wants. */
+/* The passphrase opens only `slot`, and no slot is free: if overwriting the slot were
+ * interrupted, the caller could be left with neither the old nor the new passphrase. */
 static int refuse_to_lose_own(const struct luks_io *io, unsigned slot, struct diag *diag)
 {
     return diag_set(diag, EPERM,
@@ -111,7 +111,8 @@ static int refuse_to_lose_own(const struct luks_io *io, unsigned slot, struct di
                     io->name, LUKS_SLOTS, slot);
 }
 
-/* Does it open another slot than the first that it opens? */
+/* Does the passphrase open another slot than `first`, the first one that it opens?  Returns 0:
+ * yes, or -EKEYREJECTED. */
 static int opens_another(const struct luks_io *io, const struct luks_header *h,
                          unsigned first, const void *passphrase, size_t len, uint8_t *key,
                          struct diag *diag)
@@ -123,8 +124,8 @@ static int opens_another(const struct luks_io *io, const struct luks_header *h,
     return err;
 }
 
-/* The master key, by a passphrase that opens the container also when the change of `slot` is cut
- * short, so that it can be tried again. */
+/* Gets the master key.  The passphrase must still open the container if the change of `slot` is
+ * interrupted, so that it can be tried again. */
 static int unlock_for_change(const struct luks_io *io, const struct luks_header *h,
                              unsigned slot, const void *passphrase, size_t len,
                              uint8_t *key, struct diag *diag)
@@ -138,9 +139,9 @@ static int unlock_for_change(const struct luks_io *io, const struct luks_header 
     return err == -EKEYREJECTED ? refuse_to_lose_own(io, slot, diag) : err;
 }
 
-/* The slot is in use, and opens nothing from when its material is overwritten to when the header
- * goes with that.  Meanwhile one that is free has the new key, too.  Where none is, the caller
- * has another passphrase, which opens the container. */
+/* Overwrites an active slot.  From the overwriting of its material until the new header is
+ * written, the slot opens nothing; meanwhile a free slot has the new key as well.  If none is
+ * free, the caller's passphrase opens another slot. */
 static int replace_slot(const struct luks_io *io, struct luks_header *h, unsigned slot,
                         const struct new_key *new, struct diag *diag)
 {
@@ -179,7 +180,7 @@ int luks_add_key(const struct luks_io *io, const void *old_passphrase, size_t ol
                                : write_slot(io, &h, slot, &new, diag);
 }
 
-/* Which slots the passphrase opens. */
+/* Finds all slots that the passphrase opens. */
 static int find_slots(const struct luks_io *io, const struct luks_header *h,
                       const void *passphrase, size_t len, bool *opened, unsigned *n,
                       struct diag *diag)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Where the fields of a LUKS header of version 1 lie (LUKS On-Disk Format Specification 1.2.3,
- * figures 1 and 2); numbers are big-endian.  For who judges one (luks_header.c), and who only
- * tells what it says.  Layer: crypto. */
+/* The offsets of the fields of a LUKS header of version 1 (LUKS On-Disk Format Specification
+ * 1.2.3, figures 1 and 2); numbers are big-endian.  Used by the parser (luks_header.c), and by
+ * code that only describes a header.  Layer: crypto. */
 #ifndef CRYPTO_LUKS_LAYOUT_H
 #define CRYPTO_LUKS_LAYOUT_H
 
@@ -14,7 +14,7 @@
 
 enum {
     LUKS_AT_VERSION = 6,     /* 16 bits */
-    LUKS_AT_CIPHER_NAME = 8, /* words have LUKS_WORD_BYTES */
+    LUKS_AT_CIPHER_NAME = 8, /* strings have LUKS_WORD_BYTES */
     LUKS_AT_CIPHER_MODE = 40,
     LUKS_AT_HASH = 72,
     LUKS_AT_PAYLOAD = 104, /* sectors */
@@ -25,7 +25,7 @@ enum {
     LUKS_AT_UUID = 168,
     LUKS_AT_SLOTS = 208,
 
-    /* In a slot, which begins with its mark. */
+    /* In a slot, which begins with LUKS_SLOT_IN_USE or LUKS_SLOT_FREE. */
     LUKS_AT_SLOT_ITERATIONS = 4,
     LUKS_AT_SLOT_SALT = 8,
     LUKS_AT_SLOT_MATERIAL = 40, /* sectors */

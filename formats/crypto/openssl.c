@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Loading OpenSSL's libcrypto, and what begins something with it. */
+/* Loads OpenSSL's libcrypto. */
 #include "crypto/openssl.h"
 
 #include <errno.h>
@@ -9,7 +9,7 @@
 #include "base/log.h"
 #include "crypto/hash.h"
 
-/* The name that its version of the interface has for the loader. */
+/* The name with the version of its binary interface. */
 #define FILE_NAME "libcrypto.so.3"
 
 struct openssl openssl;
@@ -20,7 +20,7 @@ static const struct library_function functions[] = {
 #undef OPENSSL_ROW
 };
 
-static const char *why; /* it could not be loaded */
+static const char *why; /* why it could not be loaded; NULL: it was */
 
 static void load_library(void)
 {

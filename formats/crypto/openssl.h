@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* OpenSSL's libcrypto, loaded when the first key, hash or random byte is wanted.
+/* OpenSSL's libcrypto, loaded when the first key, hash or random byte is needed.
  *
- * To load it takes half as long as all the rest of a command that only describes an image,
- * and most images never need it.  Private to this folder; the library is never unloaded.
+ * Loading it takes half as long as everything else that a command does which only describes an
+ * image, and most images never need it.  Private to this folder; the library is never unloaded.
  *
- * Threads: any; the functions may be called once openssl_load succeeded, which whoever has
- * something of the library (a hash, a cipher) knows.  Layer: crypto. */
+ * Threads: any.  The functions may be called once openssl_load has succeeded; code that has an
+ * object of the library (a hash, a cipher) can rely on that.  Layer: crypto. */
 #ifndef CRYPTO_OPENSSL_H
 #define CRYPTO_OPENSSL_H
 
@@ -17,7 +17,7 @@
 
 #include "base/compiler.h"
 
-/* The functions we call. */
+/* The functions that we call. */
 #define OPENSSL_FUNCTIONS(F)      \
     F(CRYPTO_memcmp)              \
     F(EVP_CIPHER_CTX_free)        \
@@ -47,15 +47,16 @@ struct openssl {
 };
 extern struct openssl openssl;
 
-/* Loads it; again: nothing.  0, or -ENOPKG: it isn't there, which was logged. */
+/* Loads the library; does nothing when called again.  Returns 0, or -ENOPKG: it isn't
+ * installed, which was logged. */
 int openssl_load(void) MUST_USE;
 
-/* NULL: the library isn't there, or hasn't it. */
+/* NULL: the library isn't installed, or doesn't have it. */
 EVP_MD *openssl_hash(const char *name) MUST_USE;
 EVP_CIPHER *openssl_cipher(const char *name) MUST_USE;
 
-/* Fills n bytes, at most INT_MAX, for everybody to see, or that stay secret.  0, -ENOPKG or
- * -EIO. */
+/* Fill n bytes, at most INT_MAX, with random data: for public values, or for secrets.  Return
+ * 0, -ENOPKG or -EIO. */
 int openssl_random(void *buf, size_t n) MUST_USE;
 int openssl_secret_random(void *buf, size_t n) MUST_USE;
 

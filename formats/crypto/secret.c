@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Pages for keys.  The length stands in front of the bytes. */
+/* Pages for keys.  The size is stored in front of the bytes. */
 #include "crypto/secret.h"
 
 #include <string.h>
 #include <sys/mman.h>
 
-#define HEADER_BYTES 64u /* keeps the bytes aligned for whatever they are */
+#define HEADER_BYTES 64u /* keeps the bytes aligned for any type */
 
-/* The pages round up; mmap and munmap do that. */
+/* mmap and munmap round up to whole pages. */
 void *secret_alloc(size_t n)
 {
     size_t size;
@@ -18,7 +18,7 @@ void *secret_alloc(size_t n)
         mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (pages == MAP_FAILED)
         return NULL;
-    /* Both as far as they go: the limit on locked memory may be small. */
+    /* Both may fail: the limit on locked memory may be small. */
     madvise(pages, size, MADV_DONTDUMP);
     (void)!mlock(pages, size);
     memcpy(pages, &size, sizeof size);

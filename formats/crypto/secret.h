@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Memory for keys and passphrases: pages of their own that aren't in core dumps, aren't
- * swapped out where the limit allows that, and are wiped when they are given back.
+/* Memory for keys and passphrases: whole pages that aren't included in core dumps, aren't
+ * swapped out (as far as the limit on locked memory allows), and are wiped when they are freed.
  * Threads: any.  Layer: crypto. */
 #ifndef CRYPTO_SECRET_H
 #define CRYPTO_SECRET_H
@@ -9,16 +9,16 @@
 
 #include "base/compiler.h"
 
-/* n zeroed bytes (0 is allowed), or NULL when there is no memory. */
+/* Returns n zeroed bytes (0 is allowed), or NULL when memory is short. */
 void *secret_alloc(size_t n) MUST_USE;
 
-/* Wipes and releases; NULL is allowed. */
+/* Wipes and frees; NULL is allowed. */
 void secret_free(void *secret);
 
-/* A copy of the n bytes, as secret_alloc. */
+/* A copy of n bytes in secret memory; NULL when memory is short. */
 void *secret_copy(const void *bytes, size_t n) MUST_USE;
 
-/* Wipes memory that lies elsewhere (a buffer on the stack); the compiler keeps it. */
+/* Wipes other memory (a buffer on the stack); the compiler doesn't optimise it away. */
 void secret_wipe(void *memory, size_t n);
 
 static inline void cleanup_secret(void *pp)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Writing empty LUKS containers: what the disk shows is whatever the zeroes of the new file
- * decrypt to, as in a container of any other program. */
+/* Creates empty LUKS containers.  The disk's initial content is what the zeroes of the new file
+ * decrypt to, as in containers of other programs. */
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
@@ -19,7 +19,7 @@ const struct create_option_info luks_create_options[] = {
     {0},
 };
 
-/* Where the container ends. */
+/* *bytes: the size of the container. */
 static int plan_bytes(const struct create_request *req, const struct luks_params *params,
                       uint64_t *bytes, struct diag *diag)
 {
@@ -90,7 +90,7 @@ int luks_create(struct storage *st, struct storage *data, const struct create_re
     CLEANUP_CIPHER struct cipher *cipher = NULL;
     struct luks_params params;
     uint64_t bytes;
-    (void)data; /* there is none */
+    (void)data; /* LUKS images have no data file */
 
     int err = parse_request(req, &params, &bytes, diag);
     if (err)

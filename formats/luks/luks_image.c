@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Reading and writing are the engine's (block/coded.c): here it is said where the sectors
- * are, and what they are encrypted with. */
+/* The LUKS driver.  The engine does reads and writes (block/coded.c); this tells it where the
+ * sectors are and which cipher they use. */
 #include "luks/luks_image.h"
 
 #include <errno.h>
@@ -15,8 +15,8 @@
 #include "luks/luks.h"
 
 struct luks_image {
-    uint64_t file_bytes; /* when it was opened: the container's limit */
-    uint64_t payload;    /* where the disk begins, bytes */
+    uint64_t file_bytes; /* size at open: the container's limit */
+    uint64_t payload;    /* host offset of the disk, bytes */
 };
 
 static struct luks_image *luks_of(const struct node *node)
@@ -34,7 +34,7 @@ static bool luks_probe(const uint8_t *head, size_t n)
     return luks_header_probe(head, n);
 }
 
-/* Judges the header: where the disk begins, and that its key material lies before. */
+/* Validates the header.  image->payload: where the disk begins. */
 static int judge_header(const struct node *node, struct luks_image *image,
                         struct diag *diag)
 {
@@ -75,7 +75,7 @@ static int luks_open_image(struct node *node, struct diag *diag)
     int err = open_container(node, image, diag);
     if (err)
         return err;
-    /* There are no tables; the cache makes flushes of several clients share one sync. */
+    /* There are no tables; the cache is for commits, so that concurrent flushes share one sync. */
     node->mc = mcache_new(node->ctx->pool, &node->ctx->gate, node->file, NULL, NULL);
     if (!node->mc)
         return diag_errno(diag, ENOMEM, "%s", node->filename);
@@ -123,7 +123,7 @@ static int luks_map(struct node *node, uint64_t off, uint64_t len, struct extent
     return 0;
 }
 
-/* Zeroes are as secret as all else: they are encrypted, and what is trimmed stays. */
+/* Zeroes are encrypted like any data, so that they can't be recognised; trimmed data stays. */
 static int luks_zero(struct node *node, uint64_t off, uint64_t len, enum zero_how how,
                      uint64_t *done)
 {
@@ -156,7 +156,7 @@ static int luks_info(struct node *node, struct image_info *info)
 
 const struct driver luks_driver = {
     .name = "luks",
-    /* It doesn't grow: what is new would read as noise, where all expect zeroes. */
+    /* It doesn't grow: the new part would read as random bytes, where users expect zeroes. */
     .features = 0,
     .create_options = luks_create_options,
     .probe = luks_probe,

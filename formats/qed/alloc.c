@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* New data clusters: taken by reserve, published by link, given back by release.
+/* Allocation of data clusters: reserve takes them, link makes the tables point to them, release
+ * gives them back.
  *
- * Clusters that were trimmed and are still to be punched are their guest range's own: they
- * come back to it (trims.h).
+ * Clusters that were trimmed and not punched yet still belong to their guest range, and are
+ * reused for it (trims.h).
  *
- * Only the stores of words are serial; between reserve and link a request holds nothing but
- * its guest range, so that allocations run side by side even within one L2 table. */
+ * Only the changes of words are serialised.  Between reserve and link a request holds nothing
+ * but the lock on its guest range, so allocations run in parallel even within one L2 table. */
 #include <assert.h>
 
 #include "base/checked.h"
@@ -17,14 +18,15 @@ static void end_mark(struct qed_image *img)
     dirty_mark_end(&img->mark);
 }
 
-/* *own: they are those that the guest range had before it was trimmed. */
+/* *own: the clusters belonged to the guest range before it was trimmed. */
 static int take_clusters(struct qed_image *img, uint64_t off, uint64_t len,
                          struct qed_clusters *out, bool *own)
 {
     int err = qed_ensure_table(img, off);
 
     len = MIN(len, qed_left_in_table(img, off));
-    /* The words' places come before the data takes what space there is. */
+    /* Allocates the blocks of the L2 pages first (invariant 10 of mcache.h), before data uses
+     * the space. */
     for (uint64_t at = 0; err == 0 && at < len; at += qed_left_in_page(img, off + at))
         err = mcmap_get_for_store(img->l2_map, qed_page_index(img, off + at), NULL);
     if (err < 0)
@@ -64,8 +66,8 @@ int qed_reserve(struct node *node, uint64_t off, uint64_t len, struct reservatio
     return 0;
 }
 
-/* META: stores the words of the reservation from `done` on that lie in this page; returns
- * how many bytes they map. */
+/* META: stores the words of the reservation from `done` on, as far as they lie in this page.
+ * Returns the number of bytes that they map. */
 static uint64_t store_words(struct qed_image *img, struct mc_page *page,
                             const struct reservation *res, uint64_t done)
 {
@@ -82,7 +84,7 @@ static uint64_t store_words(struct qed_image *img, struct mc_page *page,
     return bytes;
 }
 
-/* Links one page's worth; *done moves on. */
+/* Links the words of one page; advances *done. */
 static int link_page(struct qed_image *img, const struct reservation *res,
                      bool replaces_zero, uint64_t *done)
 {
@@ -94,8 +96,9 @@ static int link_page(struct qed_image *img, const struct reservation *res,
         lock_acquire(mcache_meta(mc));
         struct mc_page *page = mcmap_peek_for_store(img->l2_map, index);
         if (page) {
-            /* Old and new contents are both zeroes until the data is durable: then, and
-             * only then, nobody minds which of word and data comes first. */
+            /* Not strict only if the old content is zeroes and the new clusters are durable
+             * zeroes: then it doesn't matter whether the word or the data becomes durable
+             * first. */
             if (!replaces_zero || qed_needs_barrier(img, &clusters))
                 mcache_strict(mc);
             *done += store_words(img, page, res, *done);
@@ -115,8 +118,8 @@ int qed_link(struct node *node, const struct reservation *res, bool replaces_zer
     uint64_t done = 0;
     int err = 0;
 
-    /* Words stored before a page fails to load stay: their data is in place, and a write
-     * that failed may have happened in parts. */
+    /* If a page can't be loaded, words stored before that stay: their data is written, and a
+     * write that failed may be done in part. */
     while (done < res->length && err == 0)
         err = link_page(img, res, replaces_zero, &done);
 

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The check of a QED image and its repair: from the header and the L1 table to each L2
- * table, reading in pieces and noting the clusters in use in a bitmap.
+/* Check and repair of a QED image.  Walks from the header and the L1 table to each L2 table,
+ * reads these in pieces, and notes the clusters in use in a bitmap.
  *
- * QED has no reference counts.  An entry that can't be right becomes 0; a cluster that two
- * entries name can't be mended; clusters that none names are leaks, and those of them at
- * the end of the file are cut off when they are to be repaired.
+ * QED has no reference counts.  An invalid entry is set to 0.  A cluster that two entries point
+ * to can't be repaired.  Clusters that no entry points to are leaks; those at the end of the
+ * file are cut off by a repair.
  *
- * All tables are looked at before the first of them is written to: an L1 entry may lead to
- * what another entry says is data, and data that is taken for a table would be mended away.
- * Then each write mends one table by itself, so a repair that is killed goes on with the
- * next run; NEED_CHECK is cleared last. */
+ * All tables are read before the first is written: an L1 entry may point to what another entry
+ * says is data, and repairing that data as if it were a table would destroy it.  Each write
+ * then repairs a piece of one table, so a repair that is killed can be continued by running it
+ * again; NEED_CHECK is cleared last. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -20,9 +20,9 @@
 #include "block/check.h"
 #include "qed/image.h"
 
-/* Table bytes read at once. */
+/* Bytes of a table that are read at once. */
 #define PIECE_BYTES (1u << 20)
-/* A bitmap for more clusters would take over 2 GiB. */
+/* The limit: a bitmap for more clusters would take over 2 GiB. */
 #define MAX_CLUSTERS (UINT64_C(1) << 34)
 
 struct check {
@@ -33,11 +33,11 @@ struct check {
     struct qed_header header;
     struct qed_geometry geo;
     uint64_t file_size;
-    uint64_t n_clusters; /* whole ones in the file */
-    uint8_t *used;       /* bitmap of them */
-    uint8_t *shared;     /* those that more than one entry names */
-    uint64_t last;       /* where the previous data cluster of the table was, 0: none */
-    uint64_t total;      /* entries of the L1 table */
+    uint64_t n_clusters; /* number of whole clusters in the file */
+    uint8_t *used;       /* bitmap: clusters in use */
+    uint8_t *shared;     /* bitmap: clusters that several entries point to */
+    uint64_t last;       /* previous data cluster in the table, 0: none */
+    uint64_t total;      /* number of entries of the L1 table */
     bool wrote;
 };
 
@@ -67,8 +67,8 @@ static int flush_repairs(struct check *c)
     return err < 0 ? diag_errno(c->diag, -err, "%s: flushing", c->st->name) : 0;
 }
 
-/* Before the first change: whatever unknown autoclear bits stand for is not kept up, so
- * they are cleared. */
+/* Before the first change: clears unknown autoclear bits, since the repair doesn't maintain
+ * their features. */
 static int begin_writing(struct check *c)
 {
     if (c->wrote)
@@ -85,7 +85,7 @@ static int begin_writing(struct check *c)
 
 /* ---- clusters in use ---- */
 
-/* How many of n clusters were in use already; all of them are afterwards. */
+/* Marks n clusters as used.  Returns how many of them were in use already. */
 static uint64_t take(struct check *c, uint64_t offset, uint64_t n)
 {
     uint64_t twice = 0;
@@ -100,7 +100,7 @@ static uint64_t take(struct check *c, uint64_t offset, uint64_t n)
     return twice;
 }
 
-/* Is any cluster of a table another's, too?  Then it may be no table. */
+/* Does another entry point to a cluster of this table?  Then it may not be a table. */
 static bool is_shared(const struct check *c, uint64_t table)
 {
     uint64_t first = table >> c->geo.cluster_bits;
@@ -147,7 +147,7 @@ static int write_piece(struct check *c, const uint8_t *raw, uint64_t offset, uin
     return err;
 }
 
-/* Visits the entries of a table that aren't 0, and writes back what changes. */
+/* Visits the entries of a piece that aren't 0, and writes the piece back if one changed. */
 static int visit_piece(struct check *c, uint8_t *raw, uint64_t offset, uint64_t bytes,
                        uint64_t first, visit_entry *visit)
 {
@@ -219,15 +219,16 @@ static int look_at_l1(struct check *c, uint64_t index, uint64_t *entry)
     uint64_t twice = take(c, *entry, c->header.table_size);
     if (twice) {
         say_twice(c, "L1 entry", *entry, twice);
-        return 0; /* its table is another one's, or data */
+        return 0; /* the table is also another one, or data */
     }
     c->last = 0;
     return visit_table(c, *entry, look_at_l2);
 }
 
-/* ---- mending them ---- */
+/* ---- repairing tables ---- */
 
-/* Nothing lies behind the end of the file; elsewhere an entry may have stood for data. */
+/* Clears an invalid entry.  With keep_mappings only if it points behind the end of the file,
+ * where no data can be. */
 static void mend(struct check *c, const char *what, const char *why, uint64_t *entry)
 {
     if (c->options->keep_mappings && (why != past_end || *entry < c->file_size))
@@ -262,7 +263,7 @@ static int mend_l1(struct check *c, uint64_t index, uint64_t *entry)
     return 0;
 }
 
-/* ---- what no entry names ---- */
+/* ---- leaks ---- */
 
 static void count_leaks(struct check *c)
 {
@@ -278,7 +279,7 @@ static void count_leaks(struct check *c)
         check_message(c->options, "%" PRIu64 " clusters are leaked", c->result->leaks);
 }
 
-/* The leaks behind the last cluster in use. */
+/* Cuts off the leaked clusters behind the last one in use. */
 static int cut_tail(struct check *c)
 {
     uint64_t end = c->n_clusters;
@@ -288,7 +289,7 @@ static int cut_tail(struct check *c)
     uint64_t n = c->n_clusters - end;
     if (n == 0 || c->st->fixed_size)
         return 0;
-    /* What was mended is durable before anything of the file goes. */
+    /* Repairs become durable before anything is cut off. */
     int err = begin_writing(c);
     if (err == 0)
         err = flush_repairs(c);
@@ -318,9 +319,9 @@ static int clear_need_check(struct check *c)
     return flush_repairs(c);
 }
 
-/* ---- all of it ---- */
+/* ---- the whole check ---- */
 
-/* A cluster that the end of the file cuts short is no reason to lose what it has. */
+/* Extends a file that ends in the middle of a cluster, so that this cluster isn't lost. */
 static int complete_last_cluster(struct check *c)
 {
     uint64_t size = align_up(c->file_size, c->geo.cluster_size);
@@ -364,7 +365,7 @@ static int check_tables(struct check *c)
     result->total_clusters = div_round_up(c->header.image_size, c->geo.cluster_size);
     take(c, c->geo.l1_offset, c->header.table_size);
     int err = visit_table(c, c->geo.l1_offset, look_at_l1);
-    /* What can't be read may name any cluster, too: nothing is mended then. */
+    /* If a table can't be read, it might point to any cluster; then nothing is repaired. */
     if (err == 0 && is_mending(c) && result->corruptions && !result->check_errors)
         err = visit_table(c, c->geo.l1_offset, mend_l1);
     if (err < 0 || result->check_errors)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Writing empty images: header, backing file name, L1 table of zeroes. */
+/* Creates empty images: header, backing file name, L1 table of zeroes. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -103,7 +103,7 @@ static int read_settings(const struct create_request *req, struct settings *set,
         if (err < 0)
             return err;
     }
-    /* "-o backing_file=" says: none. */
+    /* "-o backing_file=" means that there is none. */
     if (set->backing_file && *set->backing_file == '\0')
         set->backing_file = NULL;
     return check_settings(req, set, diag);
@@ -140,14 +140,14 @@ static int make_header(const struct create_request *req, const struct settings *
     return 0;
 }
 
-/* The header comes last: until it is there, nobody takes the file for an image. */
+/* The header comes last: without it the file isn't recognised as an image. */
 static int write_image(struct storage *file, const struct qed_header *header,
                        const char *backing)
 {
     uint64_t l1_bytes = (uint64_t)header->table_size * header->cluster_size;
     uint8_t raw[sizeof(struct qed_disk_header)];
 
-    /* The file's length says what is allocated, for QED has no reference counts. */
+    /* QED has no reference counts: the length of the file tells what is allocated. */
     int err = storage_truncate(file, header->l1_table_offset + l1_bytes);
     if (err)
         return err;
@@ -164,7 +164,7 @@ static int write_image(struct storage *file, const struct qed_header *header,
     return err ? err : storage_flush(file);
 }
 
-/* Allowed by the specification, and written by qemu-img as well. */
+/* Such images are valid by the specification, and qemu-img creates them, too. */
 static void warn_of_small_tables(const struct create_request *req,
                                  const struct settings *set)
 {
@@ -194,7 +194,7 @@ int qed_create(struct storage *st, struct storage *data, const struct create_req
 {
     CLEANUP_STORAGE struct storage *file = st;
     struct settings set;
-    (void)data; /* there is none */
+    (void)data; /* QED images have no data file */
     struct qed_header header;
 
     int err = plan_image(req, &set, &header, diag);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Reading, judging and writing the header. */
+/* Reads, validates and writes the header. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -51,7 +51,7 @@ uint64_t qed_max_image_size(uint32_t cluster_size, uint32_t table_size)
     uint64_t entries = (uint64_t)cluster_size * table_size / sizeof(uint64_t);
     uint64_t clusters, bytes;
 
-    /* Neither a host offset nor a guest offset may leave the range of off_t. */
+    /* Neither a host offset nor a guest offset may exceed off_t. */
     uint64_t limit = align_down(INT64_MAX, QED_MAX_CLUSTER_SIZE);
     if (mul_overflows(entries, entries, &clusters) ||
         mul_overflows(clusters, cluster_size, &bytes))
@@ -162,7 +162,7 @@ int qed_header_validate(const struct qed_header *h, uint64_t file_size,
     uint64_t unknown = h->features & ~(uint64_t)QED_F_KNOWN;
     int err;
 
-    /* First: an unknown bit may give every other field another meaning. */
+    /* Checked first, as an unknown feature may give other fields another meaning. */
     if (unknown)
         return diag_set(diag, ENOTSUP,
                         "%s: features 0x%" PRIx64 ": unknown feature bits 0x%" PRIx64,

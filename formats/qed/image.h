@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The state of one opened QED image, and what the files of this folder offer each other.
+/* The state of one opened QED image, and the functions that the files of this folder share.
  *
- * What is looked up: guest offset -> L1 word -> L2 word -> host cluster.  The L1 words that
- * the virtual size needs stay in memory; L2 tables come and go in pages of QED_PAGE_BYTES.
- * Tables are powers of two, so page `guest cluster / words per page` is that cluster's
- * page, whichever table it belongs to.
+ * The mapping: guest offset -> L1 word -> L2 word -> host cluster.  The L1 words that the
+ * virtual size needs stay in memory; L2 tables are cached in pages of QED_PAGE_BYTES.  The
+ * number of entries of a table is a power of two, so page number `guest cluster / words per
+ * page` has the word of that cluster, whichever table it belongs to.
  *
- * Words come from the file and are checked each time before they are used: qed_table_fault
- * and qed_cluster_fault are the only judges.  Layer: qed. */
+ * Words come from the file and are validated each time before they are used, by qed_table_fault
+ * and qed_cluster_fault.  Layer: qed. */
 #ifndef QED_IMAGE_H
 #define QED_IMAGE_H
 
@@ -35,38 +35,41 @@ struct qed_image {
     /* Only features, autoclear_features, image_size and the backing name ever change. */
     struct qed_header header;
 
-    /* Never changed after open. */
+    /* Not changed after open. */
     struct qed_geometry geo;
-    bool has_backing; /* the header says so: no NEED_CHECK, and holes aren't zeroes */
+    bool has_backing; /* from the header: then no NEED_CHECK, and holes aren't zeroes */
 
-    /* Replaced only by qed_tables_load, alone. */
+    /* Replaced only by qed_tables_load, which runs alone. */
     _Atomic uint64_t *l1;
     struct mcmap *l1_map, *l2_map;
-    struct lock table_locks[QED_TABLE_LOCKS]; /* RANK_TABLE: new L2 tables, by L1 index */
+    /* RANK_TABLE: for adding L2 tables, by L1 index. */
+    struct lock table_locks[QED_TABLE_LOCKS];
 
     struct qed_space space;
     struct qed_trims trims;
-    struct dirty_mark mark; /* once active */
+    struct dirty_mark mark; /* initialised when the image is activated */
     bool active;
     _Atomic int fast_zero; /* enum qed_probe: can the storage zero without writing? */
 };
 
 /* ---- tables.c ---- */
 
-/* Makes the L1 words for a virtual size resident, and maps for both levels, in place of
- * those there are.  On failure nothing has changed. */
+/* Loads the L1 words for a virtual size, and makes maps of both levels, in place of the present
+ * ones.  Returns 0 or -errno with nothing changed. */
 int qed_tables_load(struct qed_image *img, uint64_t image_size, struct diag *diag) MUST_USE;
 void qed_tables_free(struct qed_image *img);
 
-/* Where the last table or cluster ends that a table in the file points to, as far as its
- * words can be places at all, which this file had before it was cut short.  Reads all
- * tables. */
+/* *end: the largest end of a table or cluster that any table in the file points to, considering
+ * only words that could have been valid before the file was cut short.  Reads all tables.
+ * Returns 0 or -errno. */
 int qed_last_reference(const struct qed_image *img, uint64_t *end) MUST_USE;
 
-/* The L2 table that maps off exists afterwards.  Takes a table lock; no META. */
+/* Ensures that the L2 table for off exists.  Takes a table lock; not under META.  Returns 0 or
+ * -errno. */
 int qed_ensure_table(struct qed_image *img, uint64_t off) MUST_USE;
 
-/* META: the group that is open must be strict for the mark's sake or the clusters'. */
+/* META: must the open group be strict for a link to these clusters, because of the mark or
+ * because of the clusters? */
 bool qed_needs_barrier(const struct qed_image *img, const struct qed_clusters *clusters);
 
 /* ---- map.c ---- */
@@ -75,20 +78,21 @@ enum qed_kind { QED_UNALLOCATED, QED_ZERO, QED_DATA };
 
 struct qed_run {
     enum qed_kind kind;
-    uint64_t length;      /* bytes, 1..asked */
+    uint64_t length;      /* bytes, 1..length asked for */
     uint64_t host_offset; /* QED_DATA */
 };
 
-/* The run at off, merged over pages and tables as far as a bounded number of pages tells.
- */
+/* Looks up the run at off.  It is merged across pages and tables, up to a bounded number of
+ * pages.  Returns 0 or -errno. */
 int qed_lookup(struct qed_image *img, uint64_t off, uint64_t len,
                struct qed_run *run) MUST_USE;
 
-/* Why the word of an L1 or L2 table can't be used; NULL when it can. */
+/* Why a word of an L1 (or L2) table is invalid; NULL: it is valid. */
 const char *qed_table_fault(const struct qed_image *img, uint64_t word);
 const char *qed_cluster_fault(const struct qed_image *img, uint64_t word);
 
-/* Logs what a lookup at guest offset off met; returns -EIO. */
+/* Logs an invalid word found by a lookup of guest offset off, and marks the node corrupt.
+ * Returns -EIO. */
 int qed_corrupt(const struct qed_image *img, const char *level, uint64_t off, uint64_t word,
                 const char *fault);
 
@@ -107,7 +111,7 @@ static inline uint32_t qed_page_word(const struct qed_image *img, uint64_t off)
     return (uint32_t)((off >> img->geo.cluster_bits) % QED_PAGE_WORDS);
 }
 
-/* Guest bytes from off to the end of what its L2 table, or its page of it, maps. */
+/* Guest bytes from off to the end of what its L2 table, or its page of that table, maps. */
 static inline uint64_t qed_left_in_table(const struct qed_image *img, uint64_t off)
 {
     uint64_t span = UINT64_C(1) << (img->geo.cluster_bits + img->geo.entry_bits);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The lookup: no locks, two acquire loads per run when the page is in memory. */
+/* The lookup: no locks, and two acquire loads per run if the page is in memory. */
 #include <errno.h>
 #include <inttypes.h>
 
@@ -7,8 +7,8 @@
 #include "base/log.h"
 #include "qed/image.h"
 
-/* A lookup pins what it reads until its request leaves the gate; a run that takes more
- * pages of L2 tables than this is reported in parts. */
+/* Pages that a lookup has read stay in memory until its request leaves the gate.  So a run that
+ * needs more pages of L2 tables than this is reported in parts. */
 #define MAX_PAGES_PER_LOOKUP 256u
 
 static const char *offset_fault(const struct qed_image *img, uint64_t off, uint64_t bytes)
@@ -46,22 +46,22 @@ int qed_corrupt(const struct qed_image *img, const char *level, uint64_t off, ui
     return -EIO;
 }
 
-/* A lookup under way: the run found so far. */
+/* A lookup in progress, with the run found so far. */
 struct lookup {
     struct qed_image *img;
     uint64_t off, len;
-    struct qed_run run; /* length 0: nothing yet */
+    struct qed_run run; /* length 0: nothing found yet */
     unsigned pages;     /* loaded */
 };
 
-/* Corruption ends a run; only a lookup that starts at it reports it. */
+/* An invalid word ends a run; only a lookup that begins there reports it. */
 static int report_corruption(const struct lookup *l, const char *level, uint64_t off,
                              uint64_t word, const char *fault)
 {
     return l->run.length ? -EIO : qed_corrupt(l->img, level, off, word, fault);
 }
 
-/* What the word of an L2 table says about guest offset off. */
+/* Decodes the L2 word of guest offset off. */
 static int decode_entry(const struct lookup *l, uint64_t off, uint64_t word,
                         struct qed_run *out)
 {
@@ -83,7 +83,7 @@ static int decode_entry(const struct lookup *l, uint64_t off, uint64_t word,
     return 0;
 }
 
-/* Adds `piece` to the run; false when it doesn't continue it. */
+/* Adds `piece` to the run; false: it isn't contiguous with the run. */
 static bool extend_run(struct lookup *l, const struct qed_run *piece, uint64_t length)
 {
     struct qed_run *run = &l->run;
@@ -98,8 +98,8 @@ static bool extend_run(struct lookup *l, const struct qed_run *piece, uint64_t l
     return true;
 }
 
-/* Adds the clusters of one page that continue the run; *more: it goes on behind the page.
- */
+/* Adds the clusters of one page that continue the run; *more: the run may continue behind the
+ * page. */
 static int walk_page(struct lookup *l, struct mc_page *page, bool *more)
 {
     struct qed_image *img = l->img;
@@ -120,7 +120,7 @@ static int walk_page(struct lookup *l, struct mc_page *page, bool *more)
     return 0;
 }
 
-/* One step: an absent table as a whole, or one page of a table. */
+/* One step of the walk: a whole table that doesn't exist, or one page of a table. */
 static int map_table(struct lookup *l, bool *more)
 {
     struct qed_image *img = l->img;
@@ -154,7 +154,7 @@ int qed_lookup(struct qed_image *img, uint64_t off, uint64_t len, struct qed_run
 
     while (more) {
         int err = map_table(&l, &more);
-        /* What was found before an unreadable place is good; whoever asks there is told. */
+        /* What was found before an error is valid; a later lookup there reports the error. */
         if (err < 0 && l.run.length == 0)
             return err;
         if (err < 0)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Opening and closing, and the driver table. */
+/* Opening and closing an image, and the driver table. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -43,7 +43,7 @@ static const struct mcache_hooks hooks = {.frozen = group_frozen, .durable = gro
 
 /* ---- open ---- */
 
-/* Frees what open made of the image; the node's strings and cache are others'. */
+/* Frees the state; node->mc and the node's strings belong to the node. */
 static void free_image(void *state)
 {
     struct qed_image *img = state;
@@ -132,9 +132,9 @@ static int open_image(struct node *node, struct diag *diag)
     return 0;
 }
 
-/* ---- first writable use ---- */
+/* ---- activation ---- */
 
-/* Writes the bit, doesn't flush. */
+/* Writes the NEED_CHECK bit; doesn't flush. */
 static int write_need_check(struct node *node, bool on)
 {
     struct qed_image *img = node->state;
@@ -149,8 +149,8 @@ static int write_need_check(struct node *node, bool on)
     return err;
 }
 
-/* For the dirty mark, which holds allocations back while it is cleared: an image without
- * the mark has no leaked clusters at its end. */
+/* For the dirty mark, which keeps allocations waiting while it is cleared.  Cuts off unused
+ * clusters first, so that an image without the mark has no leaked clusters at its end. */
 static int write_mark(struct node *node, bool on)
 {
     struct qed_image *img = node->state;
@@ -159,7 +159,7 @@ static int write_mark(struct node *node, bool on)
     return err < 0 ? err : write_need_check(node, on);
 }
 
-/* An image that was not closed cleanly is repaired before it is written to. */
+/* Repairs an image that wasn't closed cleanly. */
 static int require_clean(struct node *node, struct diag *diag)
 {
     int err = node_refresh(node, free_image, diag);
@@ -178,7 +178,7 @@ static int require_clean(struct node *node, struct diag *diag)
     return err < 0 ? err : node_reopen(node, free_image, diag);
 }
 
-/* No autoclear bit is known, so whatever feature one stands for is not kept up by us. */
+/* This program maintains no autoclear feature, so all their bits are cleared. */
 static int clear_autoclear(struct qed_image *img, struct diag *diag)
 {
     struct node *node = img->node;
@@ -196,7 +196,7 @@ static int clear_autoclear(struct qed_image *img, struct diag *diag)
     return 0;
 }
 
-/* Clusters are appended, so the file has to end with a whole one. */
+/* Clusters are appended, so the file has to end at a cluster boundary. */
 static int round_file_up(struct qed_image *img, struct diag *diag)
 {
     struct node *node = img->node;
@@ -219,7 +219,7 @@ static int activate_image(struct node *node, struct diag *diag)
 
     if ((err = require_clean(node, diag)) < 0)
         return err;
-    struct qed_image *img = node->state; /* which the repair replaces */
+    struct qed_image *img = node->state; /* the repair may have replaced it */
     if ((err = clear_autoclear(img, diag)) < 0 || (err = round_file_up(img, diag)) < 0)
         return err;
     dirty_mark_init(&img->mark, node, write_mark, !img->has_backing, false);
@@ -233,13 +233,13 @@ static int close_cleanly(struct qed_image *img)
 {
     int err = qed_trims_finish(img);
 
-    /* What couldn't be put back is leaked, which the mark that stays tells. */
+    /* Clusters that couldn't be put back leak; the mark stays set to say so. */
     if (err < 0) {
         (void)!mcache_commit(img->node->mc, MC_COMMIT_EVERYTHING);
         qed_trims_resume(img);
         return err;
     }
-    /* What lies beyond the last used cluster was never linked, so it may go before the
+    /* Clusters behind the last used one were never linked, so they may be cut off before the
      * tables are written. */
     int trimmed = qed_space_trim(&img->space);
     err = dirty_mark_finish(&img->mark);
@@ -275,7 +275,7 @@ static int qed_clear_mark(struct node *node)
 {
     struct qed_image *img = node->state;
 
-    /* When flushes are void the cleared bit could reach the disk before the tables. */
+    /* While flushes do nothing, the cleared bit could reach the disk before the tables. */
     if (!img->active || node->options.cache->no_flush)
         return 0;
     int err = qed_trims_finish(img);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A QED image as it lies in the file (docs/interop/qed_spec.rst of QEMU).  All fields are
- * little-endian; a table is an array of little-endian 64-bit offsets.
+/* The on-disk format of QED (docs/interop/qed_spec.rst of QEMU).  All fields are little-endian;
+ * a table is an array of little-endian 64-bit offsets.
  *
  *   header clusters | L1 table | clusters: L2 tables and guest data, in any order
  *
@@ -23,15 +23,14 @@
 #define QED_DEFAULT_CLUSTER_SIZE (64u << 10)
 #define QED_DEFAULT_TABLE_SIZE   4u
 
-/* `features`: who doesn't know a bit must not open the image.  There are no compat_features
- * and no autoclear_features yet. */
+/* `features`: a program that doesn't know a bit must not open the image.  No compat_features
+ * and autoclear_features are defined yet. */
 #define QED_F_BACKING_FILE            0x01u
 #define QED_F_NEED_CHECK              0x02u
 #define QED_F_BACKING_FORMAT_NO_PROBE 0x04u
 #define QED_F_KNOWN                   (QED_F_BACKING_FILE | QED_F_NEED_CHECK | QED_F_BACKING_FORMAT_NO_PROBE)
 
-/* Entries of L2 tables that are no offsets (in an L1 table only the first has a meaning).
- */
+/* Entries of L2 tables that aren't offsets.  In an L1 table only the first is valid. */
 #define QED_ENTRY_UNALLOCATED 0u
 #define QED_ENTRY_ZERO        1u
 

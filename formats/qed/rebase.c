@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Naming another backing file in the header, or none. */
+/* Changes the backing file name in the header. */
 #include <errno.h>
 #include <string.h>
 
 #include "qed/image.h"
 
-/* The new name goes to the file first, to where nobody looks yet; the header that points to
- * it lies in one sector. */
+/* Writes the name first, to a place that the old header doesn't use; then the new header, which
+ * fits into one sector. */
 static int write_header(struct node *node, const struct qed_header *h, const char *name)
 {
     struct storage *st = node->file;
@@ -23,7 +23,7 @@ static int write_header(struct node *node, const struct qed_header *h, const cha
     return err ? err : node_barrier(node);
 }
 
-/* Points *h to a name for which there is room; NULL: to none. */
+/* Finds a place for the name and sets the fields of *h; name NULL: no backing file. */
 static int place_name(struct qed_header *h, const char *name, const char *format)
 {
     uint64_t at =

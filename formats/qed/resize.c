@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Growing the virtual size.  QED images are never shrunk: what lies past the end would have
- * to be given back, and nothing in the format can take it. */
+/* Grows the virtual size.  QED images can't shrink: the format has no way to free the clusters
+ * beyond the new end. */
 #include <errno.h>
 #include <inttypes.h>
 
@@ -30,7 +30,7 @@ static int check_size(const struct qed_image *img, uint64_t size, struct diag *d
     return 0;
 }
 
-/* New bytes read as zeroes, even where the backing file is longer than the image was. */
+/* The added part must read as zeroes, even if the backing file is longer than the image was. */
 static int hide_backing(struct node *node, uint64_t old_size)
 {
     if (!node->backing || node->backing->size <= old_size)
@@ -52,7 +52,7 @@ static int write_size(struct qed_image *img, uint64_t size)
     return err;
 }
 
-/* What was hidden is durable before the new size is. */
+/* The zeroes over the backing file are durable before the new size is. */
 static int publish_size(struct qed_image *img, uint64_t old_size, uint64_t size)
 {
     int err = hide_backing(img->node, old_size);
@@ -72,14 +72,14 @@ static int grow_to(struct node *node, uint64_t size, struct diag *diag)
     if (err < 0)
         return err;
 
-    /* The maps are replaced by larger ones, so that nothing in them may be unwritten. */
+    /* The maps are replaced by larger ones, so no page may be dirty. */
     if ((err = mcache_commit(node->mc, MC_COMMIT_EVERYTHING)) < 0)
         return diag_errno(diag, -err, "%s: writing its tables", node->filename);
     if ((err = qed_tables_load(img, size, diag)) < 0)
         return err;
     node->size = size;
     if ((err = publish_size(img, old_size, size)) < 0) {
-        /* The larger maps do no harm. */
+        /* The larger maps can stay. */
         node->size = old_size;
         return diag_errno(diag, -err, "%s: growing to %" PRIu64 " bytes", node->filename,
                           size);

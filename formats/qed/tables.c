@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The L1 table in memory, the maps of both levels, and new L2 tables. */
+/* The L1 table in memory, the maps of both levels, and adding L2 tables. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -9,7 +9,7 @@
 #include "base/cleanup.h"
 #include "qed/image.h"
 
-/* The L1 table is read in steps of this size, however large the format lets it be. */
+/* Tables are read in pieces of this many bytes. */
 #define CHUNK_BYTES 65536u
 
 static uint64_t locate_l1(void *owner, uint64_t page_index)
@@ -29,8 +29,8 @@ static uint64_t locate_l2(void *owner, uint64_t page_index)
     return table ? table + page_index % pages_per_table * QED_PAGE_BYTES : 0;
 }
 
-/* Fills the words from the file; those that are zero are not touched, so that they take no
- * memory. */
+/* Reads the words from the file.  Zero words aren't stored, so that untouched memory isn't
+ * allocated. */
 static int read_l1(struct qed_image *img, _Atomic uint64_t *words, uint64_t n,
                    struct diag *diag)
 {
@@ -59,8 +59,8 @@ int qed_tables_load(struct qed_image *img, uint64_t image_size, struct diag *dia
     uint64_t clusters = div_round_up(image_size, img->geo.cluster_size);
     uint64_t tables = div_round_up(clusters, UINT64_C(1) << img->geo.entry_bits);
 
-    /* Not more than the virtual size needs: that is a few MiB at the very most, where the
-     * whole table may be a GiB.  Whole pages: a table has at least one. */
+    /* Only what the virtual size needs, which is a few MiB at most; the whole table can be a
+     * GiB.  In whole pages, which every table has. */
     uint64_t n = align_up(MAX(tables, 1), QED_PAGE_WORDS);
     CLEANUP_FREE _Atomic uint64_t *words = calloc(n, sizeof *words);
     if (!words)
@@ -99,8 +99,8 @@ void qed_tables_free(struct qed_image *img)
     img->l1_map = img->l2_map = NULL;
 }
 
-/* How far from its present end the file could ever have reached: twice what all tables and
- * clusters take, for some may have leaked. */
+/* The farthest place that the file could ever have reached: its present end plus twice the size
+ * of all tables and clusters, since some may have leaked. */
 static uint64_t farthest_end(const struct qed_image *img, uint64_t tables)
 {
     uint64_t all =
@@ -109,9 +109,9 @@ static uint64_t farthest_end(const struct qed_image *img, uint64_t tables)
     return atomic_load(&img->space.file_end) + 2 * all;
 }
 
-/* Where `bytes` at the place end that a word says; 0 for a word that can't be a place.  One
- * that points behind `farthest` is damaged otherwise: growth doesn't come there, and a file
- * that was grown that far would hide the damage. */
+/* The end of `bytes` at the offset in a word; 0 if the word isn't a possible offset.  Words
+ * beyond `farthest` are ignored: the file can't grow that far, and growing it there now would
+ * make damaged words look valid. */
 static uint64_t end_of(const struct qed_image *img, uint64_t word, uint64_t bytes,
                        uint64_t farthest)
 {
@@ -167,7 +167,7 @@ bool qed_needs_barrier(const struct qed_image *img, const struct qed_clusters *c
            dirty_mark_needs_barrier(&img->mark);
 }
 
-/* META */
+/* META. */
 static void store_l1(struct qed_image *img, uint64_t index, uint64_t table)
 {
     uint32_t per_page = mcmap_words_per_page(img->l1_map);
@@ -220,7 +220,7 @@ int qed_ensure_table(struct qed_image *img, uint64_t off)
     if (word)
         return check_table(img, off, word);
     LOCK_GUARD(&img->table_locks[index % QED_TABLE_LOCKS]);
-    /* Another request may have been first: one table, one cached copy. */
+    /* Another request may have added the table meanwhile. */
     word = atomic_load_explicit(&img->l1[index], memory_order_acquire);
     return word ? check_table(img, off, word) : add_table(img, index);
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What was trimmed, by pages of L2 tables, and the holes that are made for it. */
+/* Trimmed clusters, by pages of L2 tables, and punching them. */
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -9,26 +9,27 @@
 #include "base/log.h"
 #include "qed/image.h"
 
-/* What is remembered at the most: 4 MiB of pages; and what can be zeroed in the second or so
- * that an orderly end may take. */
+/* Limits: 4 MiB of pages; and as many holes as can be zeroed in the second or so that an
+ * orderly close may take. */
 #define MAX_PAGES 1024u
 #define MAX_RUNS  16384u
-/* Holes of a slice, and bytes of one hole, for which a writer to these clusters may wait. */
+/* Limits of one slice in holes, and of one hole in bytes: a writer to these clusters may have
+ * to wait for it. */
 #define SLICE_RUNS 16u
 #define MAX_HOLE   (UINT64_C(64) << 20)
 
-/* The clusters of a page of an L2 table. */
+/* The trimmed clusters of one page of an L2 table. */
 struct trimmed_page {
     struct list link;
-    struct trimmed_page *next;      /* of its bucket */
+    struct trimmed_page *next;      /* in its bucket */
     uint64_t index;                 /* qed_page_index */
-    uint32_t n;                     /* how many places it has */
-    uint64_t place[QED_PAGE_WORDS]; /* in the file; 0: not trimmed */
+    uint32_t n;                     /* number of places that aren't 0 */
+    uint64_t place[QED_PAGE_WORDS]; /* host offset; 0: not trimmed */
 };
 
-/* Clusters of one page that are neighbours for the guest and in the file. */
+/* Clusters of one page that are contiguous for the guest and in the file. */
 struct trimmed_run {
-    uint64_t off, place, len; /* bytes; 0: there is none */
+    uint64_t off, place, len; /* bytes; len 0: no run */
 };
 
 static struct trimmed_page **find(struct qed_trims *trims, uint64_t index)
@@ -40,7 +41,7 @@ static struct trimmed_page **find(struct qed_trims *trims, uint64_t index)
     return at;
 }
 
-/* Is the word's cluster kept at the place behind that of the word before? */
+/* Does the word's cluster directly follow, in the file, that of the word before? */
 static bool continues(const struct qed_image *img, const struct trimmed_page *page,
                       uint32_t word)
 {
@@ -49,7 +50,7 @@ static bool continues(const struct qed_image *img, const struct trimmed_page *pa
            page->place[word] == page->place[word - 1] + img->geo.cluster_size;
 }
 
-/* META: the holes that begin and end at a word are counted anew. */
+/* META: sets a place and updates n_runs, the number of runs. */
 static void set_place(struct qed_image *img, struct trimmed_page *page, uint32_t word,
                       uint64_t place)
 {
@@ -117,9 +118,10 @@ uint64_t qed_trims_place(struct qed_image *img, uint64_t off, uint64_t *len)
     return place;
 }
 
-/* ---- trim ---- */
+/* ---- trimming ---- */
 
-/* META: `spare` becomes the page when there is none, and is NULL then.  NULL: no room. */
+/* META: the page's entry; if there is none, *spare becomes it and is set to NULL.  NULL: no
+ * room. */
 static struct trimmed_page *get_page(struct qed_trims *trims, uint64_t index,
                                      struct trimmed_page **spare)
 {
@@ -136,8 +138,8 @@ static struct trimmed_page *get_page(struct qed_trims *trims, uint64_t index,
     return *at;
 }
 
-/* META: the words of data become markers.  A marker points nowhere, so only the mark may ask
- * for a barrier. */
+/* META: replaces the words of data by zero markers.  A marker points to nothing, so a barrier
+ * is needed only if the mark requires it. */
 static void keep_words(struct qed_image *img, struct mc_page *page,
                        struct trimmed_page *trimmed, uint64_t off, uint64_t len)
 {
@@ -177,10 +179,9 @@ int qed_trims_keep(struct qed_image *img, uint64_t off, uint64_t len, bool *full
     }
 }
 
-/* ---- holes ---- */
+/* ---- punching ---- */
 
-/* META: the next run from where the last one ended; what is busy comes again after all
- * others. */
+/* META: the next run after the last one.  Runs that were busy are tried again after all others. */
 static struct trimmed_run next_run(struct qed_image *img)
 {
     struct qed_trims *trims = &img->trims;
@@ -209,7 +210,7 @@ static struct trimmed_run next_run(struct qed_image *img)
     return run;
 }
 
-/* The hole is made: the clusters are data again. */
+/* After punching: gives the words their places back, so that the clusters are data again. */
 static int put_back(struct qed_image *img, const struct trimmed_run *run)
 {
     struct mcache *mc = img->node->mc;
@@ -245,10 +246,10 @@ static unsigned how_to_zero(const struct qed_image *img)
                : 0;
 }
 
-/* Its guest range is locked. */
+/* The run's guest range is locked. */
 static int punch_locked(struct qed_image *img, struct trimmed_run *run)
 {
-    /* Before it was locked, others may have been there. */
+    /* Other requests may have changed the clusters before the range was locked. */
     uint64_t place = qed_trims_place(img, run->off, &run->len);
     if (place == 0)
         return 0;
@@ -260,7 +261,7 @@ static int punch_locked(struct qed_image *img, struct trimmed_run *run)
     return err;
 }
 
-/* True when there was something to do, and it is done. */
+/* Returns true if it made progress. */
 static bool punch_run(struct qed_image *img, struct trimmed_run *run)
 {
     struct locked_range range;
@@ -279,14 +280,14 @@ static bool punch_run(struct qed_image *img, struct trimmed_run *run)
     return run->len && err == 0;
 }
 
-/* By one thread at a time. */
+/* Called by one thread at a time. */
 static size_t punch_slice(void *owner)
 {
     struct qed_image *img = owner;
     struct gate *gate = &img->node->ctx->gate;
     size_t n = 0;
 
-    /* Of an image that is damaged, or whose barriers fail, nothing is changed any more. */
+    /* A corrupt image, or one whose barrier has failed, isn't changed any more. */
     int err = mcache_health(img->node->mc);
     if (err < 0) {
         img->trims.error = err;
@@ -316,7 +317,7 @@ static bool nothing_to_punch(void *owner)
     return nothing_is_kept(img) || mcache_health(img->node->mc) < 0;
 }
 
-/* ---- life ---- */
+/* ---- beginning and end ---- */
 
 void qed_trims_init(struct qed_image *img)
 {
@@ -350,7 +351,7 @@ int qed_trims_finish(struct qed_image *img)
     img->trims.error = 0;
     img->trims.punch_until_ns =
         housekeeper_now(img->trims.background.hk) + BACKGROUND_LAST_NS;
-    /* A slice may do no more than come to the end of a page. */
+    /* A slice may end without punching anything, at the end of a page. */
     while (!nothing_is_kept(img) && img->trims.error == 0)
         punch_slice(img);
     img->trims.punch_until_ns = 0;

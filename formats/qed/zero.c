@@ -1,16 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Zeroing whole clusters.
  *
- * A cluster that has a host cluster keeps it: QED can't tell free clusters from leaked ones,
- * so nothing may be dropped.  It is zeroed in the file; if it may lose its blocks, later
- * (trims.h).  A hole over a backing file gets the zero marker; a hole over nothing reads as
- * zeroes already. */
+ * A cluster that is allocated stays allocated, because QED can't express that it is free.  It
+ * is zeroed in the file; if it may lose its blocks, later (trims.h).  A hole over a backing
+ * file gets the zero marker; a hole without one reads as zeroes already. */
 #include <errno.h>
 
 #include "base/checked.h"
 #include "qed/image.h"
 
-/* META: markers over a page's holes in [off, off + len). */
+/* META: stores zero markers for a page's holes in [off, off + len). */
 static void store_markers(struct qed_image *img, struct mc_page *page, uint64_t off,
                           uint64_t len)
 {
@@ -21,7 +20,8 @@ static void store_markers(struct qed_image *img, struct mc_page *page, uint64_t 
     }
 }
 
-/* Within one page.  A marker points nowhere, so only the mark may ask for a barrier. */
+/* Marks holes within one page.  A marker points to nothing, so a barrier is needed only if the
+ * mark requires it. */
 static int mark_page(struct qed_image *img, uint64_t off, uint64_t len)
 {
     struct mcache *mc = img->node->mc;
@@ -64,7 +64,7 @@ static int mark_holes(struct qed_image *img, uint64_t off, uint64_t len, uint64_
     return err;
 }
 
-/* Both ways of zeroing. */
+/* Tries to zero with and without unmapping. */
 static int try_zeroing(struct storage *st, uint64_t off)
 {
     int err = storage_zero(st, off, QED_MIN_CLUSTER_SIZE, STORAGE_FAST);
@@ -74,7 +74,7 @@ static int try_zeroing(struct storage *st, uint64_t off)
                               STORAGE_FAST | STORAGE_MAY_UNMAP);
 }
 
-/* Once for an image.  It extends the file for a moment, so the mark is on meanwhile. */
+/* Tested once per image.  The test extends the file for a moment, so the mark is set meanwhile. */
 static bool storage_zeroes_fast(struct qed_image *img)
 {
     int known = atomic_load(&img->fast_zero);
@@ -94,7 +94,7 @@ static bool storage_zeroes_fast(struct qed_image *img)
     return known == QED_YES;
 }
 
-/* Data that is zeroed where it lies. */
+/* Zeroes data at its place in the file. */
 static int zero_in_place(struct qed_image *img, uint64_t host, uint64_t len,
                          enum zero_how how)
 {
@@ -102,7 +102,7 @@ static int zero_in_place(struct qed_image *img, uint64_t host, uint64_t len,
     unsigned flags =
         how == ZERO_KEEP || node->options.discard_ignore ? 0 : STORAGE_MAY_UNMAP;
 
-    /* A trim is not worth writing zeroes for. */
+    /* For a trim, writing zero bytes would be too expensive. */
     if (how == ZERO_DISCARD)
         flags |= STORAGE_FAST;
     int err = storage_zero(node->file, host, len, flags);
@@ -110,8 +110,7 @@ static int zero_in_place(struct qed_image *img, uint64_t host, uint64_t len,
     return how == ZERO_DISCARD && err == -ENOTSUP ? 0 : err;
 }
 
-/* Data that is punched later, page by page as long as there is room for that; *kept: so many
- * bytes. */
+/* Lets data be punched later, page by page as long as there is room.  *kept: number of bytes. */
 static int punch_later(struct qed_image *img, uint64_t off, uint64_t len, uint64_t *kept)
 {
     bool full = false;

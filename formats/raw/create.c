@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Writing empty raw images. */
+/* Creates empty raw images. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -25,7 +25,7 @@ const struct create_option_info raw_create_options[] = {
 enum preallocation { PREALLOC_OFF, PREALLOC_FALLOC, PREALLOC_FULL };
 
 struct raw_params {
-    uint64_t size; /* whole sectors, unless it is to be exact */
+    uint64_t size; /* rounded up to whole sectors, unless exact_size */
     enum preallocation preallocation;
     const _Atomic bool *give_up; /* as in the request */
 };
@@ -92,7 +92,7 @@ static int write_zeroes(struct storage *file, const struct raw_params *params)
     return 0;
 }
 
-/* A device has its size and its blocks. */
+/* Sets the size and allocates if requested.  A block device keeps its size and has its blocks. */
 static int set_size(struct storage *file, const struct raw_params *params)
 {
     bool reserve = params->preallocation == PREALLOC_FALLOC && !file->fixed_size;
@@ -101,8 +101,9 @@ static int set_size(struct storage *file, const struct raw_params *params)
                    : storage_truncate(file, params->size);
 }
 
-/* Who opens a file with O_DIRECT finds out by reads of its first block what the filesystem wants
- * to be aligned: of a hole some allow everything. */
+/* Writes the first block.  A program that opens the file with O_DIRECT finds out by trial reads
+ * of it which alignment the filesystem requires; some filesystems accept any alignment in a
+ * hole. */
 static int allocate_first_block(struct storage *file, uint64_t size)
 {
     static const uint8_t zeroes[FIRST_BLOCK];
@@ -135,7 +136,7 @@ int raw_create(struct storage *st, struct storage *data, const struct create_req
 {
     CLEANUP_STORAGE struct storage *file = st;
     struct raw_params params;
-    (void)data; /* there is none */
+    (void)data; /* raw images have no data file */
 
     int err = parse_params(req, &params, diag);
     if (err)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The format without metadata: guest offsets are host offsets. */
+/* The raw format: guest offsets are host offsets, and there is no metadata. */
 #include <errno.h>
 #include <inttypes.h>
 
@@ -16,7 +16,8 @@ static int raw_open(struct node *node, struct diag *diag)
     if (rc < 0)
         return diag_errno(diag, -rc, "%s: cannot get its size", node->filename);
     node->cluster_size = 1;
-    /* There is no metadata; the cache makes flushes of several clients share one sync. */
+    /* There is no metadata; the cache is for commits, so that concurrent flushes share one
+     * sync. */
     node->mc = mcache_new(node->ctx->pool, &node->ctx->gate, node->file, NULL, NULL);
     if (!node->mc)
         return diag_errno(diag, ENOMEM, "%s", node->filename);
@@ -35,7 +36,8 @@ static int raw_close(struct node *node)
     return node->active ? block_settle(node) : 0;
 }
 
-/* Holes are told apart by block_status, which asks the storage: a read doesn't care. */
+/* Everything is data, as reads don't need to know holes; block_status asks the storage for
+ * them. */
 static int raw_map(struct node *node, uint64_t off, uint64_t len, struct extent *out)
 {
     *out = (struct extent){
@@ -94,7 +96,7 @@ static int raw_shrink(struct node *node, uint64_t size, struct diag *diag)
     return 0;
 }
 
-/* The file is as long as the disk, whatever it has. */
+/* The file is as long as the disk, whatever its content. */
 static int raw_measure(const struct create_request *req, struct node *source,
                        struct image_measure *out, struct diag *diag)
 {
@@ -104,7 +106,7 @@ static int raw_measure(const struct create_request *req, struct node *source,
     return 0;
 }
 
-/* Any bytes are a valid raw image, so their looks say nothing: it is never guessed. */
+/* No probe: any bytes are a valid raw image. */
 const struct driver raw_driver = {
     .name = "raw",
     .features = DRIVER_GROWS | DRIVER_SHRINKS,

@@ -7,7 +7,7 @@
 
 extern const struct driver raw_driver;
 
-/* The driver's create, see struct driver. */
+/* create.c: members of the driver table, see struct driver. */
 extern const struct create_option_info raw_create_options[];
 int raw_check_create(const struct create_request *req, struct diag *diag);
 int raw_create(struct storage *st, struct storage *data, const struct create_request *req,

@@ -30,8 +30,7 @@
 #include "storage/nbd.h"
 #include "storage/nbd_library.h"
 
-/* Ms; doubled after each failed attempt, up to NBD_BACKOFF_MAX. */
-#define NBD_BACKOFF_MIN 100u
+#define NBD_BACKOFF_MIN 100u /* ms; doubled after each attempt that fails */
 #define NBD_BACKOFF_MAX 1000u
 
 struct nbd_storage;
@@ -75,7 +74,7 @@ struct nbd_storage {
     struct lock lock;
     /* under lock */
     struct list incoming; /* struct nbd_request.link */
-    /* Struct sync_call.link: waiting callers, who can become the driver. */
+    /* struct sync_call.link: waiting callers, each of which can become the driver */
     struct list callers;
     bool driven; /* a thread is the driver */
     bool has_thread, stop;
