@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* One lock: many may open at once, and who replaces has it alone, or not at all. */
+/* One read-write lock: opening is shared, replacing is exclusive and never waits. */
 #include "base/descriptors.h"
 
 #include <errno.h>
@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* One for the process, as is the table of descriptors. */
+/* One for the process, like the table of descriptors. */
 static pthread_rwlock_t opening = PTHREAD_RWLOCK_INITIALIZER;
 
 void descriptors_begin_opening(void)
@@ -30,8 +30,8 @@ static bool is_same(int fd, int other)
            a.st_ino == b.st_ino;
 }
 
-/* Nobody opens anything meanwhile: what `fd` is when it is looked at it is, or nothing is, when it is
- * replaced. */
+/* With the lock held exclusively.  No thread opens anything between the check and dup3, so `fd`
+ * still refers to the same file, or is closed. */
 static int replace(int fd, int was, int with)
 {
     if (!is_same(fd, was))

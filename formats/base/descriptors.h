@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Replacing what a descriptor means, whose owner may close it at any moment: its number could be
- * given to what another thread opens just then, which would be lost.  So opening and replacing
- * exclude each other.
+/* Replacing the open file behind a descriptor that its owner may close at any moment.  Without
+ * a lock, the number could by then belong to a file that another thread has just opened, and
+ * replacing it would close that file.  So opening and replacing exclude each other.
  *
- * Opened under DESCRIPTORS_GUARD is what can't be had again: files, and what wakes threads.
- * Connections may be lost at any time, and are made anew.  Threads: any.  Layer: base. */
+ * DESCRIPTORS_GUARD is needed for opening files and descriptors that wake threads.  Connections
+ * don't need it: they may be lost at any time, and are made again.  Threads: any.  Layer: base. */
 #ifndef BASE_DESCRIPTORS_H
 #define BASE_DESCRIPTORS_H
 
 #include "base/compiler.h"
 
-/* Around what opens, which may take long; any number of threads at once.  Keeps errno. */
+/* Called before and after opening, which may take long; any number of threads at once.  Keeps
+ * errno. */
 void descriptors_begin_opening(void);
 void descriptors_end_opening(void);
 
@@ -20,14 +21,14 @@ static inline void descriptors_guard_leave(const int *unused)
     descriptors_end_opening();
 }
 
-/* Opening, until the end of the enclosing scope. */
+/* Until the end of the enclosing scope, this thread opens descriptors. */
 #define DESCRIPTORS_GUARD()                                        \
     const int descriptors_guard CLEANUP(descriptors_guard_leave) = \
         (descriptors_begin_opening(), 0)
 
-/* `fd`, until now the same open file as `was`, means what `with` does from here on, and is closed by
- * exec.  -ESTALE: it means something else by now, or nothing; -EBUSY: somebody is opening
- * something, and it is to be tried again. */
+/* If `fd` still refers to the same file as `was`, makes it refer to the open file of `with`,
+ * with close-on-exec set.  Never waits.  Returns 0; -ESTALE: fd refers to another file or is
+ * closed; -EBUSY: another thread is opening something, so try again; or -errno. */
 int descriptor_replace(int fd, int was, int with) MUST_USE;
 
 #endif

@@ -9,7 +9,7 @@
 #include "base/checked.h"
 #include "block/engine.h"
 
-/* Does the reservation cover more than the range?  So it is if the range begins in a cluster that
+/* Does the reservation cover more than the range?  It does if the range begins in a cluster that
  * is shared with a snapshot: the cluster's other data has to be copied as well. */
 static bool reaches_further(const struct node *node, const struct reservation *res,
                             uint64_t off, uint64_t len)

@@ -305,7 +305,8 @@ int node_change_snapshot(struct node *node, const struct snapshot_request *reque
     struct diag ignored;
 
     int err = change_once(node, request, info, diag);
+    /* If this fails, the next change or the closing of the image does it. */
     if (!err && request->kind == SNAPSHOT_DELETE)
-        (void)!change_once(node, &tidy, NULL, &ignored); /* if it fails: done at close */
+        (void)!change_once(node, &tidy, NULL, &ignored);
     return err;
 }

@@ -21,7 +21,7 @@ static void do_nothing(int number)
 
 void storage_survive_size_limit(void)
 {
-    /* A handler, unlike SIG_IGN, isn't left to programs that are run. */
+    /* Programs that this process starts inherit SIG_IGN, but not a handler. */
     const struct sigaction ours = {.sa_handler = do_nothing, .sa_flags = SA_RESTART};
     struct sigaction old;
 

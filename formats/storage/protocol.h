@@ -42,9 +42,10 @@ struct storage_protocol {
     void (*remove)(const char *name);
 };
 
-/* Once per process, before anything is opened: a file that would become larger than the process may
- * make one (RLIMIT_FSIZE) is an error of the request that needs it, -EFBIG, and no signal (SIGXFSZ)
- * that ends the process with all that isn't flushed.  Who handles the signal himself goes on so. */
+/* To be called once per process, before any store is opened.  A write beyond the largest file
+ * size of the process (RLIMIT_FSIZE) then fails with -EFBIG, instead of raising SIGXFSZ, which
+ * would end the process with everything that isn't flushed.  Does nothing if that signal is
+ * handled or ignored already. */
 void storage_survive_size_limit(void);
 
 extern const struct storage_protocol storage_protocol_file, storage_protocol_nbd,
