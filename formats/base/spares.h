@@ -3,8 +3,8 @@
  * that has finished with an object leaves it here for the next thread.  So there are only as
  * many objects as threads were busy at the same moment.
  *
- * A thread looks first at the slot in which it left its last object.  So threads that repeat
- * the same work share neither objects nor cache lines.
+ * Each thread begins its search at a slot of its own, where it usually left its last object.
+ * So threads that repeat the same work share neither objects nor cache lines.
  *
  * A zeroed struct is an empty set.  Threads: any; no function waits.  Layer: base. */
 #ifndef BASE_SPARES_H

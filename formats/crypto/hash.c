@@ -113,7 +113,7 @@ int hash_pbkdf2(enum hash_alg alg, void *key, size_t len, const void *passphrase
         return -ENOTSUP;
     if (passphrase_len > INT_MAX || iterations == 0 || iterations > INT32_MAX)
         return -EIO;
-    /* For the library a NULL passphrase means that the length isn't given. */
+    /* Not NULL, for which the library would choose a length itself. */
     if (!openssl.PKCS5_PBKDF2_HMAC(passphrase_len ? passphrase : "", (int)passphrase_len,
                                    salt, (int)salt_len, (int)iterations, md, (int)len, key))
         return -EIO;
