@@ -31,8 +31,7 @@ struct going {
  * moved or none. */
 struct move {
     struct node *top, *to;
-    const struct node
-        *end; /* the first layer whose bitmaps stay where they are; NULL: none */
+    const struct node *end; /* the first layer whose bitmaps aren't moved; NULL: none */
     unsigned n, n_new;
     struct going *item; /* from the lowest layer up: each may be merged into one above */
     struct observer **observer; /* n_new observers of bitmaps that don't record `to` yet */

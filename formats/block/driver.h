@@ -52,8 +52,8 @@ struct extent {
     uint64_t length; /* bytes from the offset asked for: 1..length asked for */
     /* The host clusters: with DATA, and with ZERO that is allocated.  NULL: there are none. */
     struct storage *file;
-    uint64_t
-        host_offset; /* in `file`; may be 0.  COMPRESSED: where the stored cluster begins */
+    /* Bytes, in `file`; may be 0.  COMPRESSED: where the stored cluster begins. */
+    uint64_t host_offset;
     /* COMPRESSED: at most so many bytes are stored; the range begins `skip` bytes into the
      * decompressed cluster. */
     uint32_t stored_bytes, skip;
@@ -264,13 +264,13 @@ static inline bool driver_can(const struct driver *driver, enum driver_feature f
 
 /* An offset in an image's header of `limit` bytes where a backing name of `len` bytes has room:
  * behind [0, used), and not over the old name ([old, old+old_len)), so that the old one holds
- * after a crash. If the header is a single sector it may overlap the old name; the caller then
+ * after a crash.  If the header is a single sector it may overlap the old name; the caller then
  * writes the whole sector at once.  0: no room. */
 uint64_t driver_place_name(uint64_t used, uint64_t old, uint64_t old_len, uint64_t len,
                            uint64_t limit);
 
 /* The drivers there are, NULL at the end; set once by the registry, before anything is
- * opened. Probing asks them in this order.  Debug builds assert that each has the
+ * opened.  Probing asks them in this order.  Debug builds assert that each has the
  * operations of its features. */
 void drivers_set(const struct driver *const *table);
 

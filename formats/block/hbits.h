@@ -13,7 +13,7 @@
  *   (3) an upper bit may stay set over an empty word, when hbits_set was overtaken by a clear;
  *       that costs the search one look;
  *   (4) hbits_set has a full barrier before it looks at bits, and hbits_clear after it has
- *       cleared them. So of a thread that writes data and then sets the bit, and a thread that
+ *       cleared them.  So of a thread that writes data and then sets the bit, and a thread that
  *       clears the bit and then reads the data, at least one sees what the other has done.
  * While bits are being set, a search or a count reflects each word at some moment; "no bit is
  * set" is certain only when no thread sets bits.

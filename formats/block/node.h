@@ -47,8 +47,8 @@ void block_shared_destroy(struct block_shared *shared);
 
 /* What the nodes of one chain share.  Must outlive them. */
 struct block_context {
-    struct gate
-        gate; /* entered by each request; by changing ones with gate_enter_to_change */
+    /* Entered by each request; by changing ones with gate_enter_to_change. */
+    struct gate gate;
     struct shared_layers *layers; /* NULL: its layers aren't shared */
     struct mc_pool *pool;
     struct cluster_cache *clusters;
@@ -160,9 +160,8 @@ struct node {
     _Atomic bool write_back_armed;
 
     struct snapshot_nodes snapshots; /* nodes opened on this node's snapshots: snapshot.h */
-    struct node
-        *snapshot_of;      /* this node is a snapshot of that one; NULL: it is an image */
-    uint64_t snapshot_key; /* which snapshot */
+    struct node *snapshot_of;        /* the snapshot's image; NULL: this isn't a snapshot */
+    uint64_t snapshot_key;           /* which snapshot */
     /* Under the lock of snapshot_of's `snapshots`. */
     struct list snapshot_link;
     unsigned openers; /* each has to close it */

@@ -109,19 +109,17 @@ struct snapshot_change {
  *         \----------------------/
  *
  * begin     finds the space that is needed, while users change the disk.  The caller should
- * flush
- *           before, so that little is dirty.
+ *           flush before, so that little is dirty.
  * prepare   From here to the end of commit nobody may change the disk: its state now is what
- *           CREATE keeps. Reads go on, but APPLY needs the node to itself. Does everything
+ *           CREATE keeps.  Reads go on, but APPLY needs the node to itself.  Does everything
  *           that can fail, and writes new tables to free clusters: the image is unchanged.
  * commit    puts the new tables in place in memory.  DELETE and APPLY also put them into the
- *           image, durably. For CREATE the next flush does that, whichever caller asks for it,
- *           before anything else: so changes of the disk can continue sooner.
+ *           image, durably.  For CREATE the next flush does that, whichever caller asks for
+ *           it, before anything else: so changes of the disk can continue sooner.
  * abort     instead of commit, after a prepare that succeeded: the disk may be changed again.
  * finish    flushes, if there was a commit; otherwise drops what was prepared.  Frees the
- * change.
- *           Returns 0, or -errno with diag: the image may be as before or as after the change,
- *           and the node refuses writes.
+ *           change.  Returns 0, or -errno with diag: the image may be as before or as after
+ *           the change, and the node refuses writes.
  *
  * The image is changed by one write: after a crash everything is as before or as after; at
  * most, space is leaked.  begin and prepare return 0, or -errno with diag (which must not be

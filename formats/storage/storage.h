@@ -117,8 +117,8 @@ struct storage {
     /* A reader's lock doesn't keep writers out, so what was read before the writer's lock was taken
      * may be outdated.  And each store that is written to has to take the lock itself. */
     bool lets_writers_in;
-    _Atomic bool
-        no_flush; /* cache=volatile: storage_flush and STORAGE_FUA make nothing durable */
+    /* cache=volatile: storage_flush and STORAGE_FUA make nothing durable. */
+    _Atomic bool no_flush;
     /* A flush for a single write failed, and has consumed the kernel's only report of that failure:
      * the next storage_flush fails, too. */
     atomic_bool unreported_failure;
@@ -133,9 +133,9 @@ int storage_flush_for_write(struct storage *st) MUST_USE;
 struct storage_open {
     bool read_only;
     bool fallback_read_only; /* EACCES, EPERM, EROFS on read/write: open it read-only */
-    bool
-        direct; /* O_DIRECT; callers may still use any alignment.  -EINVAL where the filesystem
-                    doesn't support it */
+    /* O_DIRECT; callers may still use any alignment.  -EINVAL where the filesystem doesn't
+     * support it. */
+    bool direct;
     bool no_flush; /* cache=volatile: flushes make nothing durable */
     /* Of files: the path is relative to this folder (storage_folder_path), and nothing outside
      * of it is opened; NULL: an ordinary path. */
