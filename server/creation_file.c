@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Making what blockdev-create asks for, over nothing that is served. */
+/* Creates the file of blockdev-create, unless an export uses that file. */
 #include "creation_file.h"
 
 #include <errno.h>
@@ -16,7 +16,7 @@ static bool is_layer_of(struct served_export *exp, const char *file)
     return chain_has_file(chain.use.node, file);
 }
 
-/* What is locked refuses by itself; a disk can be served with lock=off. */
+/* A locked file would be refused anyway, but an export may have lock=off. */
 static int check_not_served(struct export_table *exports, const char *file,
                             struct diag *diag)
 {

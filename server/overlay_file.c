@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Making and opening overlays. */
+/* Creates and opens the files of overlays. */
 #include "overlay_file.h"
 
 #include "base/path.h"

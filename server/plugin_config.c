@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The plugin's parameters, as a table. */
+/* The plugin's parameters: parses them by a table of keys. */
 #include <errno.h>
 #include <math.h>
 #include <stdint.h>
@@ -125,7 +125,8 @@ static int set_text(char **out, const char *key, const char *value)
     return 0;
 }
 
-/* A name with a protocol is kept as it is: what becomes of it is said when it is opened. */
+/* A name with a protocol isn't made an absolute path.  Whether it can be used is checked
+ * when it is opened. */
 static int set_path(char **out, const char *key, const char *value)
 {
     size_t first = strcspn(value, ":/");
@@ -138,7 +139,8 @@ static int set_path(char **out, const char *key, const char *value)
     return *out ? 0 : -1;
 }
 
-/* In its canonical form: a relative conf= is meant from where nbdkit was started. */
+/* Stores the name in canonical form, in which a relative conf= is made absolute (nbdkit may
+ * change its working directory). */
 static int set_rbd(char **out, const char *key, const char *value)
 {
     CLEANUP_RBD_NAME struct rbd_name name = {0};
@@ -156,13 +158,13 @@ static int set_rbd(char **out, const char *key, const char *value)
     return set_text(out, key, text);
 }
 
-/* A file, or an image on Ceph RBD. */
+/* value: a file, or an image on Ceph RBD. */
 static int set_image(char **out, const char *key, const char *value)
 {
     return rbd_name_is_one(value) ? set_rbd(out, key, value) : set_path(out, key, value);
 }
 
-/* In its canonical form: a relative socket is meant from where nbdkit was started. */
+/* Stores the URI in canonical form, in which a relative socket is made absolute. */
 static int set_uri(char **out, const char *key, const char *value)
 {
     CLEANUP_NBD_URI struct nbd_uri uri = {0};
@@ -180,7 +182,7 @@ static int set_uri(char **out, const char *key, const char *value)
     return set_text(out, key, text);
 }
 
-/* What can't be read is told now, and not when a server is connected to. */
+/* Checks at once that the keys can be read, instead of when a server is connected to. */
 static int set_key_path(char **out, const char *key, const char *value, bool folder)
 {
     struct stat sb;
@@ -202,7 +204,7 @@ static int set_key_path(char **out, const char *key, const char *value, bool fol
     return set_text(out, key, path);
 }
 
-/* Sets *index to the place of value among the words. */
+/* *index: the place of value among the words. */
 static int choose_word(unsigned *index, const char *key, const char *value,
                        const char *const *words, const char *allowed)
 {
@@ -456,7 +458,7 @@ static int set_writable(struct plugin_config *c, const char *key, const char *va
 
 static int set_final_sync(struct plugin_config *c, const char *key, const char *value)
 {
-    /* Not nbdkit_parse_bool's, whose message doesn't name the key. */
+    /* nbdkit_parse_bool isn't used, as its message doesn't name the key. */
     static const char *const words[] = {"yes",   "no", "on", "off", "true",
                                         "false", "1",  "0",  NULL};
     unsigned i;
@@ -492,7 +494,7 @@ static int set_control(struct plugin_config *c, const char *key, const char *val
     return c->control ? 0 : -1;
 }
 
-/* As QEMU's node names, so that tools made for those can name it. */
+/* QEMU's rules for node names, so that tools for QEMU can use the name. */
 static int set_node_name(struct plugin_config *c, const char *key, const char *value)
 {
     if (!node_name_is_well_formed(value))
@@ -561,7 +563,7 @@ const char *plugin_config_subject(const struct plugin_config *config)
     return config->n_exports ? config->exports[0].file : config->file;
 }
 
-/* Keys that are about one image, which there isn't. */
+/* Refuses parameters for a single image together with dir= or export=. */
 static int refuse_keys_of_one(const struct plugin_config *config)
 {
     const char *instead = config->dir ? "dir" : "export";
@@ -584,7 +586,7 @@ static int refuse_keys_of_one(const struct plugin_config *config)
     return 0;
 }
 
-/* An image that isn't encrypted is one of several. */
+/* Of several images, some may not be encrypted. */
 static void make_passphrases_optional(struct plugin_config *config)
 {
     for (size_t i = 0; i < config->passphrases.count; i++)

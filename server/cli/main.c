@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The table of commands, in groups. */
+/* The program `qimg`: finds the command and runs it. */
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -16,7 +16,7 @@
 #define GROUP_MAX 8
 static const struct command_group {
     const char *title;
-    const struct cli_command *commands[GROUP_MAX]; /* NULL behind the last */
+    const struct cli_command *commands[GROUP_MAX]; /* the unused rest is NULL */
 } groups[] = {
     {"Images",
      {&create_command, &info_command, &check_command, &map_command, &measure_command}},
@@ -31,7 +31,7 @@ static const struct command_group {
 
 #define COMMANDS_MAX (GROUP_MAX * ARRAY_LEN(groups))
 
-/* What the core has to say beside the results of its calls. */
+/* Prints warnings and errors that library code logs. */
 static void log_as_command(enum log_level level, const char *fmt, va_list ap)
 {
     if (level == LOG_DEBUG)
@@ -50,7 +50,7 @@ static void print_group(const struct command_group *group)
         printf("  %-8s %s\n", group->commands[i]->name, group->commands[i]->summary);
 }
 
-/* A line that scripts look for: what can be said for -f, and where images can lie. */
+/* Scripts look for this line: the formats for -f, and the protocols. */
 static void print_supported(void)
 {
     fputs("\nSupported formats:", stdout);
@@ -77,7 +77,7 @@ static int print_help(void)
     return cli_finish(CLI_OK, CLI_FAILED);
 }
 
-/* All of them, of all groups; their number. */
+/* Lists the commands of all groups; returns their number. */
 static size_t list_commands(const struct cli_command **out)
 {
     size_t n = 0;
@@ -131,9 +131,9 @@ static int help_with(int argc, char **argv)
     return cli_finish(CLI_OK, CLI_FAILED);
 }
 
-/* An image that is opened while a standard descriptor is closed would get its number, and what is
- * printed would be written over the image's header.  What takes the place refuses to be read, or to
- * be written to, as a closed one does. */
+/* If a standard descriptor is closed, the next file that is opened gets its number: an image, over
+ * whose header the program's output would be written.  So closed ones are opened first, in a way
+ * that makes reads (or writes) fail, as with a closed descriptor. */
 static bool hold_standard_descriptors(void)
 {
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {

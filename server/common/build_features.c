@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The table of features. */
+/* The table of optional features. */
 #include "common/build_features.h"
 
 #include <stddef.h>

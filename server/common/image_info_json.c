@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* ImageInfo, under the names and in the order that QEMU has for its members. */
+/* ImageInfo, with QEMU's member names and in QEMU's order. */
 #include "common/image_info_json.h"
 
 #include <inttypes.h>
@@ -24,7 +24,7 @@ static void add_flag(json_t *object, const char *key, bool on)
     json_object_set_new(object, key, json_boolean(on));
 }
 
-/* ---- what any image may have ---- */
+/* ---- members of any format ---- */
 
 static void add_backing(json_t *object, const struct image_info *info)
 {
@@ -77,7 +77,8 @@ static json_t *luks_slot_json(const struct luks_slot_info *slot)
     return object;
 }
 
-/* `inside`: of another format, which then says that it is LUKS. */
+/* inside: the LUKS header is part of another format, whose object then contains "format":
+ * "luks". */
 static void add_luks(json_t *object, const struct luks_info *luks, bool inside)
 {
     char cipher[64];

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Text from outside as JSON. */
+/* Converts text from outside to JSON. */
 #include "common/json_text.h"
 
 #include <stdint.h>
