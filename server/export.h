@@ -105,8 +105,7 @@ struct export_request {
     int (*open)(void *opaque, struct block_context *ctx, struct node **out,
                 struct diag *diag);
     void *opaque;
-    /* the folder that `file` is relative to; NULL: none */
-    const struct storage_folder *folder;
+    const struct storage_folder *folder; /* `file` must lie in it; NULL: anywhere */
     const _Atomic bool *give_up; /* as in struct chain_options; NULL: never given up */
     const struct plugin_config *config; /* options; its `file` is ignored */
 };
@@ -117,12 +116,12 @@ struct export_request {
 int export_open(struct served_export *exp, const struct export_request *request,
                 const struct block_shared *shared, struct diag *diag) MUST_USE;
 
-/* Before nbdkit forks: ends the connections to servers and gives up write access, until
- * export_start. */
+/* Before nbdkit forks: closes connections that wouldn't survive that (to Ceph); an image there
+ * that was active is flushed and inactive then.  Until export_start the export isn't used. */
 void export_rest(struct served_export *exp);
 
-/* After the fork: starts the threads of connections to servers, and makes the image writable again
- * if it was.  0 or -errno. */
+/* After the fork: connects again, starts the threads of connections to servers, and activates the
+ * image if it is wanted writable.  0 or -errno. */
 int export_start(struct served_export *exp) MUST_USE;
 
 /* Called for the first writable connection. */
@@ -235,7 +234,7 @@ int export_resize(struct served_export *exp, uint64_t size, struct diag *diag) M
 /* From begin on changing requests wait; it returns when those in flight have ended.  It doesn't
  * wait for reads, which may hang on a backing file's server.  Several jobs may drain at once;
  * changing requests continue when the last drain has ended.  export_end_drain also closes what
- * export_replace has replaced, on its own thread. */
+ * export_replace has replaced, on the calling thread. */
 void export_begin_drain(struct served_export *exp);
 void export_end_drain(struct served_export *exp);
 
@@ -249,9 +248,9 @@ void export_downgrade_lock(struct served_export *exp, struct node *node);
  * new_node must not be smaller (what lies behind the old size is for new connections).  It
  * inherits the old node's choices for caching, discards and zeroes, and its bitmaps
  * (node_bitmaps_move).  A seat that FOLLOWS is moved; the caller's own is IDLE; a seat that LEAVES
- * is waited for, for ten seconds at most (-EBUSY).  A client's view of a node that would be closed
- * is refused with -EBUSY.  The nodes of the old chain that aren't part of the new one are closed
- * by export_end_drain, when the requests that use them have ended. */
+ * is waited for, for ten seconds at most (-EBUSY).  -EBUSY also if a client has a view of a node
+ * that would be closed.  The nodes of the old chain that aren't part of the new one are closed by
+ * export_end_drain, when the requests that use them have ended. */
 int export_replace(struct served_export *exp, struct node *new_node,
                    struct diag *diag) MUST_USE;
 

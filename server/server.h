@@ -37,8 +37,7 @@ void server_free(struct server *server);
  * the parameters say.  Returns 0 or -errno with diag; on failure nothing stays open. */
 int server_open(struct server *server, struct diag *diag) MUST_USE;
 
-/* Right before the fork: closes what doesn't survive a fork (connections to servers, write
- * locks). */
+/* Right before the fork: closes connections that wouldn't survive it (export_rest). */
 void server_rest(struct server *server);
 
 /* After the fork: starts all threads.  0 or -errno. */

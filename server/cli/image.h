@@ -14,7 +14,7 @@ struct image {
 /* How a command opens an image without a given format. */
 enum image_guess {
     IMAGE_NEVER_RAW, /* an unknown format is an error */
-    /* as in qemu-img, an unknown format is raw; for commands that only read */
+    /* as in qemu-img, an unknown format is raw; a warning if it is opened for writing */
     IMAGE_MAYBE_RAW,
 };
 
