@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* blockdev-add and blockdev-del: what QMP says of a node, judged by a table for each driver,
- * becomes an entry of the table of nodes.  On the lane. */
+/* blockdev-add and blockdev-del.  QMP's description of a node is checked against a type for each
+ * driver, and becomes an entry of the table of nodes.  Threads: the lane's. */
 #include "control_nodes.h"
 
 #include <errno.h>
@@ -20,7 +20,7 @@
 #include "storage/nbd_uri.h"
 #include "storage/rbd_name.h"
 
-/* Children in children: deeper than any use of them. */
+/* Limit of nested descriptions, deeper than any useful one. */
 #define MAX_DEPTH 16
 
 /* ---- tables ---- */
@@ -34,8 +34,8 @@ static const char *const aio[] = {"threads", "native", "io_uring", NULL};
 static const struct control_arg cache_args[] = {
     {"direct", BOOL, false}, {"no-flush", BOOL, false}, {0}};
 
-/* Of every driver.  A node that is only described has no use for some: they are taken, and
- * say what is so anyway. */
+/* Options of every driver.  Some have no effect on a node here; they are accepted for the sake of
+ * QEMU's tools. */
 #define COMMON_ARGS                                                       \
     {"driver", TAG, true}, {"node-name", STRING, false},                  \
         {"discard", WORDS(control_discards), false},                      \
@@ -88,7 +88,7 @@ static const struct control_arg rbd_args[] = {
     {0},
 };
 
-/* A node's name, or one that is described there. */
+/* A child: a node's name, or its description. */
 static const struct control_type *const children[] = {STRING, &control_node_options, NULL};
 static const struct control_type *const children_or_none[] = {STRING, &control_node_options,
                                                               &control_null, NULL};
@@ -117,16 +117,16 @@ static const struct control_arg qcow2_args[] = {
     {0},
 };
 
-/* What a node is being read from. */
+/* The context in which a description is read. */
 struct reading {
     struct control_context *ctx;
-    unsigned depth; /* of nodes in nodes */
+    unsigned depth; /* how deep the description is nested */
     struct control_error *error;
 };
 
 struct node_driver {
     struct control_variant variant;
-    const char *name; /* of the node's driver */
+    const char *name; /* the node's `driver` */
     bool (*read)(const struct reading *how, const json_t *args, struct added_node *node);
 };
 
@@ -167,7 +167,8 @@ static bool read_options(const struct reading *how, const json_t *args,
     return node->options.cache;
 }
 
-/* A format and what it lies in are opened as one: what is said of either holds. */
+/* A format node and its file node are opened as one, so each option holds if either of them has
+ * it. */
 static bool join_options(struct added_node *node, struct control_error *error)
 {
     struct node_options *own = &node->options;
@@ -189,7 +190,8 @@ static bool read_file(const struct reading *how, const json_t *args,
 {
     const char *name = arg_text(args, "filename");
 
-    /* The server's own folder is no user's. */
+    /* Relative names would be relative to the server's working directory, which clients don't
+     * know. */
     if (name[0] != '/') {
         control_fail(how->error, CLASS_GENERIC,
                      "filename: '%.200s' must be the absolute path of a file", name);
@@ -219,7 +221,7 @@ static bool read_server(const json_t *server, struct nbd_uri *uri,
     return true;
 }
 
-/* Printed and parsed again, so that one place judges what it may be. */
+/* Prints the URI and parses it again, so that all rules for URIs are in one place. */
 static bool read_nbd(const struct reading *how, const json_t *args, struct added_node *node)
 {
     const char *name = arg_text(args, "export");
@@ -249,7 +251,7 @@ static char *copy_argument(const json_t *args, const char *key)
     return text ? strdup(text) : NULL;
 }
 
-/* Which monitors there are, and how they are to know who asks. */
+/* Reads the lists of monitors and of authentication modes. */
 static bool read_rbd_lists(const json_t *args, struct rbd_name *name,
                            struct control_error *error)
 {
@@ -272,7 +274,7 @@ static bool read_rbd_lists(const json_t *args, struct rbd_name *name,
     return !err;
 }
 
-/* As read_nbd. */
+/* Prints the name and parses it again, as read_nbd does. */
 static bool read_rbd(const struct reading *how, const json_t *args, struct added_node *node)
 {
     struct control_error *error = how->error;
@@ -293,7 +295,8 @@ static bool read_rbd(const struct reading *how, const json_t *args, struct added
         control_fail(error, CLASS_GENERIC, "out of memory");
         return false;
     }
-    if (name.conf && name.conf[0] != '/') { /* the server's own folder is no user's */
+    /* relative to a folder that clients don't know */
+    if (name.conf && name.conf[0] != '/') {
         control_fail(error, CLASS_GENERIC, "conf: '%.200s' must be an absolute path",
                      name.conf);
         return false;
@@ -311,7 +314,7 @@ static bool read_rbd(const struct reading *how, const json_t *args, struct added
 static struct added_node *read_node(const struct reading *how, const json_t *args);
 static const struct node_driver *find_driver(const char *name);
 
-/* Held by the caller. */
+/* The caller holds the result. */
 static struct added_node *find_child(const struct reading *how, const json_t *value)
 {
     const struct reading below = {how->ctx, how->depth + 1, how->error};
@@ -325,7 +328,7 @@ static struct added_node *find_child(const struct reading *how, const json_t *va
     return child;
 }
 
-/* And known to have one that lies on it. */
+/* As find_child; the child also counts the caller's node as its parent. */
 static struct added_node *read_child(const struct reading *how, const json_t *value)
 {
     struct added_node *child = find_child(how, value);
@@ -335,7 +338,7 @@ static struct added_node *read_child(const struct reading *how, const json_t *va
     return child;
 }
 
-/* The image that is on top has the name; the disk's own may be one's below. */
+/* Is it the name of the disk's top node?  (The disk's own name can belong to a lower layer.) */
 static bool is_top(struct served_export *exp, const char *name)
 {
     CHAIN_USE(chain, exp);
@@ -344,8 +347,8 @@ static bool is_top(struct served_export *exp, const char *name)
     return strcmp(control_name_node(exp, top, top).text, name) == 0;
 }
 
-/* The node name of the disk whose top is called so; NULL: none is.  With *failed when memory is
- * short. */
+/* The node name of the disk whose top node has that name; NULL: none, or, with *failed and the
+ * error set, no memory. */
 static char *find_disk(const struct reading *how, const char *name, bool *failed)
 {
     CLEANUP_EXPORT struct served_export *exp =
@@ -359,7 +362,8 @@ static char *find_disk(const struct reading *how, const char *name, bool *failed
     return copy;
 }
 
-/* A node that isn't changed, and may lie below others; with one holder: the caller. */
+/* A read-only node, as which a layer of a disk is described; held by the caller.  NULL with the
+ * error set. */
 static struct added_node *new_layer(const struct reading *how, const char *driver)
 {
     json_t *args = json_pack("{s:b}", "read-only", 1);
@@ -368,7 +372,7 @@ static struct added_node *new_layer(const struct reading *how, const char *drive
     if (node && args) {
         atomic_init(&node->holders, 1);
         node->driver = driver;
-        (void)read_options(how, args, node); /* which has a cache mode: the default */
+        (void)read_options(how, args, node); /* can't fail: the cache mode is the default */
     } else {
         control_fail(how->error, CLASS_GENERIC, "out of memory");
         free(TAKE(&node));
@@ -377,7 +381,7 @@ static struct added_node *new_layer(const struct reading *how, const char *drive
     return node;
 }
 
-/* Where the layer lies, as a part of `node`. */
+/* Describes the layer's file as the node's child. */
 static bool copy_file(const struct reading *how, const struct node *layer,
                       struct added_node *node)
 {
@@ -393,8 +397,9 @@ static bool copy_file(const struct reading *how, const struct node *layer,
 
 static struct added_node *copy_layer(const struct reading *how, const struct node *layer);
 
-/* What lies below it, which needn't be what its image names.  Of formats that no node is of, what
- * that names is followed. */
+/* Describes what lies below the layer in the chain, which may differ from what its image names.
+ * If that has a format for which there is no driver here, the image's backing name is followed
+ * instead. */
 static bool copy_below(const struct reading *how, const struct node *layer,
                        struct added_node *node)
 {
@@ -409,7 +414,7 @@ static bool copy_below(const struct reading *how, const struct node *layer,
     return node->below;
 }
 
-/* A description of the layer as it is open. */
+/* Describes the layer as it is opened now; held by the caller.  NULL with the error set. */
 static struct added_node *copy_layer(const struct reading *how, const struct node *layer)
 {
     CLEANUP_ADDED_NODE struct added_node *node =
@@ -419,8 +424,8 @@ static struct added_node *copy_layer(const struct reading *how, const struct nod
                                                                                : NULL;
 }
 
-/* The layer of that name below the top of a disk, described anew.  NULL: none is called so, or
- * *failed. */
+/* A description of the layer of that name below the top of a disk; held by the caller.  NULL: no
+ * layer has the name, or, with *failed and the error set, describing it failed. */
 static struct added_node *find_layer(const struct reading *how, const char *name,
                                      bool *failed)
 {
@@ -439,7 +444,8 @@ static struct added_node *find_layer(const struct reading *how, const char *name
     return node;
 }
 
-/* A layer that was there before nodes were added is described anew. */
+/* A backing node by name can also be a layer of a disk that blockdev-add hasn't added: then it is
+ * described now. */
 static struct added_node *read_layer(const struct reading *how, const json_t *backing)
 {
     const char *name = json_string_value(backing);
@@ -454,8 +460,8 @@ static struct added_node *read_layer(const struct reading *how, const json_t *ba
     return layer;
 }
 
-/* A node, or a disk that is being served, of which nobody knows what it is when this is opened:
- * a backup of it does. */
+/* The backing node can also be the top of a served disk.  That goes on being changed, so only a
+ * backup of the disk can use this node: its frozen point is the backing node. */
 static bool read_backing(const struct reading *how, const json_t *backing,
                          struct added_node *node)
 {
@@ -487,7 +493,7 @@ static bool read_format(const struct reading *how, const json_t *args,
     return !backing || json_is_null(backing) || read_backing(how, backing, node);
 }
 
-/* Proxmox's: what it says of the node below is all that there is to it. */
+/* Proxmox's filter "zeroinit": it has the properties of the node below. */
 static bool read_zeroinit(const struct reading *how, const json_t *args,
                           struct added_node *node)
 {
@@ -534,7 +540,7 @@ const struct control_type control_node_options = {
 const struct control_type control_reopen_options = {
     .kind = TYPE_OBJECT, .members = reopen_args, .tag = "driver", .variants = drivers};
 
-/* NULL: there is none, which can't be of what fits. */
+/* NULL: unknown driver, which is impossible for a value that fits control_node_options. */
 static const struct node_driver *find_driver(const char *name)
 {
     const struct control_variant *const *driver = drivers;
@@ -544,7 +550,7 @@ static const struct node_driver *find_driver(const char *name)
     return *driver ? CONTAINER_OF(*driver, const struct node_driver, variant) : NULL;
 }
 
-/* Its name, where it is given or has to be. */
+/* Reads the node's name, which is mandatory for the outermost node. */
 static bool read_name(const struct reading *how, const json_t *args,
                       struct added_node *node)
 {
@@ -581,7 +587,7 @@ static bool fill_node(const struct reading *how, const json_t *args,
            driver->read(how, args, node);
 }
 
-/* With one holder: the caller. */
+/* The caller holds the result.  NULL with the error set. */
 static struct added_node *read_node(const struct reading *how, const json_t *args)
 {
     struct added_node *node = calloc(1, sizeof *node);
@@ -638,7 +644,7 @@ struct added_node *control_take_node(struct control_context *ctx, const json_t *
     return TAKE(&node);
 }
 
-/* Opens it once, as it will be. */
+/* Opens the node once, to see that it can be, and to describe its image. */
 static int try_node(struct control_context *ctx, struct added_node *node, struct diag *diag)
 {
     const struct node_opening how = {.ctx = &ctx->trial,

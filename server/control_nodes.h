@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Nodes as commands name them.  Layer: server. */
+/* Descriptions of nodes in commands (QMP's BlockdevOptions and BlockdevRef).  Layer: server. */
 #ifndef SERVER_CONTROL_NODES_H
 #define SERVER_CONTROL_NODES_H
 
@@ -11,22 +11,24 @@ struct added_node;
 struct control_context;
 struct control_error;
 
-/* "ignore", "unmap"; and by enum detect_zeroes: NULL at the end. */
+/* control_discards: "ignore", "unmap".  control_detects: indexed by enum detect_zeroes.  Both end
+ * with NULL. */
 extern const char *const control_discards[], *const control_detects[];
 
-/* BlockdevOptions; what the types "inet" and "unix" of an address take. */
+/* control_node_options: BlockdevOptions. */
 extern const struct control_type control_node_options;
-/* BlockdevRef: the name of a node that was added, or such options. */
+/* BlockdevRef: the name of an added node, or BlockdevOptions. */
 extern const struct control_type control_node_reference;
-/* The same and "throttling", which is the disk's. */
+/* BlockdevOptions with the member "throttling", which is about the disk.  control_inet_args and
+ * control_unix_args: members of the address types "inet" and "unix". */
 extern const struct control_type control_reopen_options;
 extern const struct control_arg control_inet_args[], control_unix_args[];
 
-/* Is it an export's name, or that of a node that is served by one? */
+/* Is it an export's node name? */
 bool control_name_is_taken(struct control_context *ctx, const char *name);
 
-/* What a BlockdevRef means, which is to be overwritten: nobody uses it, and nobody will, nor takes
- * it away, until added_node_leave.  NULL with the error said. */
+/* Takes the node that a BlockdevRef means, in order to overwrite it: nobody uses it, and until
+ * added_node_leave nobody else can use or remove it.  NULL with the error set. */
 struct added_node *control_take_node(struct control_context *ctx, const json_t *reference,
                                      struct control_error *error);
 
