@@ -8,7 +8,7 @@
  * the base while it is a mixture of two states.
  *
  *      active commit        intermediate commit
- *  
+ *
  *      active  = top        active (= overlay, if it lies right above top)
  *        |                    |
  *        v  copied           overlay   names base as its backing file at the end

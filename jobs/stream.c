@@ -5,7 +5,7 @@
  * any time, and with the new one too once everything is copied and durable.
  *
  *      streaming into the active layer     into another layer
- *  
+ *
  *      active = layer                      overlay   (the active one, or below it)
  *        |  ^                                |
  *       middle  copied                     layer     written to through a second instance

@@ -33,8 +33,8 @@ struct control_setup {
     struct throttle_groups *throttles;
     const struct block_shared *shared;
     const struct plugin_config *config;
-    void (*shut_down)(
-        void *opaque); /* for the command `quit`: begins the server's orderly end */
+    /* For the command `quit`: begins the server's orderly end. */
+    void (*shut_down)(void *opaque);
     /* As in struct control_context (control_cmds.h). */
     int (*hand_over)(void *opaque, struct control_sockets *out, struct diag *diag);
     void (*take_back)(void *opaque);

@@ -36,9 +36,8 @@ struct export_table;
 struct shutdown_steps {
     struct export_table *exports; /* whose requests and servers steps 2 and 3 look at */
     void (*begin)(void *opaque);  /* step 1; must not wait */
-    void (*close)(
-        /* step 4: closes everything; requests that come later never return */
-        void *opaque);
+    /* step 4: closes everything; requests that come later never return */
+    void (*close)(void *opaque);
     void *opaque;
     /* path of a Unix socket whose connections aren't nbdkit's; or NULL */
     const char *own_socket;
