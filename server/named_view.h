@@ -20,7 +20,7 @@ struct named_view {
     /* never changed */
     struct export_table *table;
     char *id, *name;
-    char *node_name;   /* for commands: the node name of the export */
+    char *node_name;   /* as the command named the node: that of the job's target */
     char *description; /* NULL: the view's own */
     char *exp_name;    /* the export's name, and the view's name there */
     char *view_name;
