@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A socket that accept() made has the local address of the listening one.  Nothing else in
- * the process has: what we connect to others has an address of its own, or none. */
+/* How nbdkit's sockets are found: a socket that accept() returned has the local address of the
+ * listening socket.  No other socket in the process has: those that we connect to others have an
+ * address of their own, or none. */
 #include "client_sockets.h"
 
 #include <dirent.h>
@@ -46,7 +47,7 @@ static bool read_socket(int fd, struct named_socket *out)
 
     if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) != 0)
         return false;
-    memset(out, 0, sizeof *out); /* names are compared */
+    memset(out, 0, sizeof *out); /* union members are compared by memcmp */
     out->fd = fd;
     out->listens = listens;
     length = sizeof out->name;
@@ -59,7 +60,7 @@ static bool is_own(const struct named_socket *socket, const char *own_socket)
            strcmp(socket->name.un.sun_path, own_socket) == 0;
 }
 
-/* All sockets of the process that have a name; the caller frees *out. */
+/* All named sockets of the process except own_socket's; the caller frees *out. */
 static size_t list_sockets(const char *own_socket, struct named_socket **out)
 {
     size_t n = 0, capacity = 0;
@@ -85,14 +86,14 @@ static size_t list_sockets(const char *own_socket, struct named_socket **out)
     return n;
 }
 
-/* Is it the address that a connection to `listening` has at this end?  A server that
- * listens at all addresses has connections at each. */
+/* Is `name` the local address of a connection to `listening`?  A socket that listens at all
+ * addresses has connections at each of them. */
 static bool is_accepted_at(const union address *name, const union address *listening)
 {
     if (name->any.sa_family != listening->any.sa_family)
         return false;
     switch (name->any.sa_family) {
-    case AF_UNIX: /* an abstract name begins with 0 */
+    case AF_UNIX: /* the name of an abstract socket begins with a NUL */
         return (name->un.sun_path[0] || name->un.sun_path[1]) &&
                memcmp(name->un.sun_path, listening->un.sun_path,
                       sizeof name->un.sun_path) == 0;
@@ -122,7 +123,8 @@ static bool is_accepted(const struct named_socket *socket,
     return false;
 }
 
-/* Is the descriptor still that socket?  Its client may have left, and another taken its number. */
+/* Is the descriptor still that socket?  The client may have left, and another one got the number.
+ */
 static bool is_still(int fd, const struct named_socket *socket)
 {
     struct named_socket now;
@@ -131,7 +133,7 @@ static bool is_still(int fd, const struct named_socket *socket)
            memcmp(&now.name, &socket->name, sizeof now.name) == 0;
 }
 
-/* The client's socket by a descriptor of ours; -ESTALE: it isn't there any more. */
+/* A duplicate of the client's descriptor; -ESTALE: the client has left. */
 static int hold_client(const struct named_socket *socket)
 {
     CLEANUP_CLOSE int client = fcntl(socket->fd, F_DUPFD_CLOEXEC, 0);
@@ -174,8 +176,9 @@ static int add_sink(struct cut_connections *cut, int fd)
     return 0;
 }
 
-/* One that sleeps in a read of the client's socket is woken by an end of file, too; when it has
- * let go of it the client sees the end.  -ESTALE: it isn't there any more; -EBUSY: not now. */
+/* Replaces the client's socket by the sink.  The shutdown also wakes a thread of nbdkit that
+ * sleeps in a read of the old socket; when it has returned, the client sees the end of the
+ * connection.  -ESTALE: the client has left; -EBUSY: can't be replaced just now. */
 static int put_sink_in_place(const struct named_socket *socket, int sink)
 {
     CLEANUP_CLOSE int client = hold_client(socket);
@@ -217,12 +220,12 @@ int client_sockets_cut(const char *own_socket, struct cut_connections *cut)
         int err = cut_connection(&sockets[i], cut);
         if (err && err != -ESTALE && err != -EBUSY)
             return err;
-        done++; /* also one that has left: there may be others by now */
+        done++; /* count one that has left, too: there may be new ones */
     }
     return done;
 }
 
-/* False: nothing comes any more. */
+/* False: the other end was closed. */
 static bool drain(int fd)
 {
     char bytes[65536];
@@ -254,7 +257,7 @@ void cut_connections_free(struct cut_connections *cut)
     free(cut->sinks);
 }
 
-/* Paths differ where folders have two names. */
+/* Compares files, as one folder can have several paths. */
 static bool is_same_file(const union address *a, const union address *b)
 {
     struct stat at_a, at_b;

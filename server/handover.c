@@ -86,7 +86,8 @@ static void release_acceptor(const struct handover *h)
     clock_nap_ns(AGAIN_NS);
 }
 
-/* nbdkit's, as long as it is what `was` is: nbdkit closes it when it ends. */
+/* Replaces nbdkit's descriptor, if it is still the same socket as `was`: nbdkit closes it when it
+ * ends (-ESTALE).  0 or -errno. */
 static int replace(int nbdkits, int was, int with)
 {
     int err;

@@ -179,8 +179,9 @@ static int give_choices(const struct kept_export *e, struct served_export *exp,
     return err;
 }
 
-/* The image is open again, and since then nobody else changes it: a reader's lock keeps writers out,
- * too.  Where it doesn't (RBD) `is_known` is false, and who starts to write believes no bitmap. */
+/* The image is open again, and even a reader's lock keeps other writers out since then.  On RBD it
+ * doesn't: there is_known is false, and everything is marked once more when the image is reopened
+ * for writing (node_bitmaps_distrust). */
 static int give_bitmaps(struct kept_export *e, struct served_export *exp, struct diag *diag)
 {
     struct node *node = node_of(exp);
