@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* New clusters from the end of the file, or given back by failed writes. */
+/* Takes clusters from the end of the file, or from those that failed writes gave back. */
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -37,7 +37,7 @@ void qed_space_activate(struct qed_space *space, uint32_t cluster_size, uint64_t
     tail_init(&space->tail, cluster_size, file_end, file_end);
 }
 
-/* META: from the first run that is long enough. */
+/* META: takes from the first run that is long enough. */
 static bool take_released(struct qed_space *space, uint64_t least, uint64_t most,
                           struct qed_clusters *out)
 {
@@ -56,14 +56,14 @@ static bool take_released(struct qed_space *space, uint64_t least, uint64_t most
     return false;
 }
 
-/* META */
+/* META: has the tail at least this many bytes? */
 static bool tail_has(const struct qed_space *space, uint64_t bytes)
 {
     return space->tail.end - space->tail.next >= bytes;
 }
 
-/* Growth lock.  Nothing was linked in this session before, so the tables in the file are
- * all there is. */
+/* Growth lock.  Moves the tail behind everything that tables point to.  Nothing was linked in
+ * this session yet, so the tables in the file are complete. */
 static int move_behind_references(struct qed_space *space)
 {
     struct node *node = space->node;
@@ -84,8 +84,8 @@ static int move_behind_references(struct qed_space *space)
     return 0;
 }
 
-/* Extends the file so that its tail has at least `least` bytes, unless another did
- * meanwhile. */
+/* Extends the file so that its tail has at least `least` bytes, unless another thread has done
+ * so. */
 static int grow_file(struct qed_space *space, uint64_t least, uint64_t most)
 {
     struct lock *meta = mcache_meta(space->node->mc);
@@ -105,10 +105,10 @@ static int grow_file(struct qed_space *space, uint64_t least, uint64_t most)
     if (enough)
         return 0;
 
-    /* Lookups compare with file_end: it moves before anybody can link what lies there. */
+    /* Lookups compare with file_end, so it moves before clusters there can be linked. */
     atomic_store(&space->file_end, new_end);
     err = tail_grow(&space->tail, space->node, new_end);
-    /* A generous step may be too large for what a small one still fits. */
+    /* If the usual step is too large (disk full, size limit), try the smallest one. */
     if (means_no_space(err) && least_end < new_end) {
         atomic_store(&space->file_end, least_end);
         err = tail_grow(&space->tail, space->node, least_end);
@@ -157,7 +157,7 @@ void qed_space_put(struct qed_space *space, uint64_t offset, uint64_t length)
             return;
         }
     }
-    /* With a full list the clusters are leaked, as a crash would leak them. */
+    /* If the list is full the clusters leak, as they would in a crash. */
     if (space->n_released < QED_MAX_RELEASED)
         space->released[space->n_released++] =
             (struct qed_clusters){.offset = offset, .length = length};
@@ -167,7 +167,7 @@ int qed_space_try(struct qed_space *space, int (*what)(struct storage *, uint64_
 {
     struct storage *st = space->node->file;
     LOCK_GUARD(&space->growth);
-    /* It moves under this lock only. */
+    /* The end changes under the growth lock only. */
     uint64_t end = space->tail.end;
 
     int err = storage_truncate(st, end + space->tail.cluster_size);
@@ -184,8 +184,8 @@ bool qed_space_settled(const struct qed_space *space, const struct qed_clusters 
            tail_settled(&space->tail, clusters->offset + clusters->length);
 }
 
-/* META: where the file could end.  What was given back there counts as unused and leaves
- * the list. */
+/* META: the end of the last used cluster.  Released clusters before it are unused, and are
+ * removed from the list. */
 static uint64_t used_end(struct qed_space *space)
 {
     uint64_t end = space->tail.next;
@@ -219,8 +219,8 @@ int qed_space_trim(struct qed_space *space)
     if (err < 0)
         return err;
 
-    /* What is cut and grown again is fresh, and its growth not durable, whatever a group
-     * that is being written now was frozen with. */
+    /* What is cut and grown again is fresh, and its growth isn't durable: also if a group that
+     * is being written was frozen with a larger end. */
     LOCK_GUARD(meta);
     uint64_t taken = space->tail.taken;
     tail_init(&space->tail, space->tail.cluster_size, end, end);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What is wished of the filesystem for a new file, and what makes it cheap to fill one. */
+/* Hints to the filesystem for a new file, and allocation ahead that makes filling a file
+ * cheaper. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -12,8 +13,7 @@
 #include "base/no_space.h"
 #include "storage/file.h"
 
-/* Only btrfs knows the flag, and only for empty files; elsewhere nothing is lost without
- * it. */
+/* Only btrfs has the flag, and only for empty files; failures don't matter. */
 static void set_nocow(int fd)
 {
     int flags;
@@ -49,18 +49,18 @@ void storage_set_hints(struct storage *st, const struct storage_hints *hints)
                     st->name, hints->extent_size_hint, -err);
 }
 
-/* ---- blocks before the bytes ---- */
+/* ---- allocating before writing ---- */
 
-/* ext4 reserves space block by block for what is written to a hole, which takes about as long
- * as to copy the bytes; where there are blocks, nothing is left to do but that.  To give them is
- * one step of the journal, for any length. */
+/* When data is written to a hole, ext4 reserves space block by block, which takes about as long
+ * as copying the data.  Where blocks are allocated already, only the copy is left.  Allocating
+ * them is one step of the journal, whatever the length. */
 
-/* Below this it isn't worth the step. */
+/* Below this many bytes it isn't worth that step. */
 #define LEAST (256u << 10)
-/* A file that is filled gets blocks for so much at once: several threads write close to each
- * other there, and what each asks for alone would lie scattered. */
+/* A file that is being filled gets this many bytes of blocks at once: several threads write
+ * close to each other there, and small allocations would be scattered. */
 #define AHEAD (16u << 20)
-/* With less room on the filesystem others may need what isn't written in the end. */
+/* With less free space (bytes) other files may need the blocks that aren't written in the end. */
 #define ROOM (1ull << 30)
 
 static bool gives_blocks(const struct file_storage *file)
@@ -71,7 +71,7 @@ static bool gives_blocks(const struct file_storage *file)
            fs.f_bavail >= ROOM / (uint64_t)fs.f_bsize;
 }
 
-/* ext2 and ext3, which can't, have the same magic. */
+/* Fails on ext2 and ext3, which have the same magic but no fallocate. */
 static bool give_blocks(const struct file_storage *file, uint64_t off, uint64_t len)
 {
     errno = 0;
@@ -86,12 +86,12 @@ bool file_expect(struct storage *st, uint64_t off, uint64_t len)
     if (give_blocks(file_of(st), off, len))
         return true;
     if (means_no_space(-errno))
-        (void)file_discard(st, off, len); /* what it got of them */
+        (void)file_discard(st, off, len); /* give back what was allocated */
     return false;
 }
 
-/* Who writes to a hole with O_DIRECT keeps everybody else from ext4's file until his bytes are on
- * the disk.  To blocks that are there, though nobody wrote to them, all write at once. */
+/* With O_DIRECT, a write to a hole locks ext4's file against all other writes until it is on
+ * the disk.  Writes to allocated blocks, even if these were never written, run concurrently. */
 void file_expect_pieces(struct storage *st, uint64_t off, uint64_t len)
 {
     (void)file_expect(st, off, len);
@@ -102,7 +102,8 @@ void file_expect_filling(struct storage *st)
     file_of(st)->filling = gives_blocks(file_of(st));
 }
 
-/* Says how far to get ready from off on, and that somebody does; 0: somebody did. */
+/* Decides how far to allocate ahead for a write, and records that this thread does it.  0:
+ * nothing to do, or another thread has done it. */
 static uint64_t claim_ahead(struct file_storage *file, uint64_t off, uint64_t len,
                             uint64_t size)
 {

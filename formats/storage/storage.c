@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What is common to all stores: checks of arguments, splitting, and what stands in for an
- * optional operation that a store doesn't have. */
+/* Common to all stores: checking arguments, splitting requests, and fallbacks for optional
+ * operations that a store doesn't have. */
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -10,8 +10,8 @@
 #include "base/no_space.h"
 #include "storage/storage.h"
 
-/* Zero bytes for all who need them, aligned for O_DIRECT.  Never written, so that it costs
- * no memory beyond the pages that were read. */
+/* Zero bytes for all callers, aligned for O_DIRECT.  Never written, so that only the pages that
+ * were read take memory. */
 #define ZERO_CHUNK 65536
 static _Alignas(4096) uint8_t zero_bytes[ZERO_CHUNK];
 
@@ -26,7 +26,7 @@ static int check_change(const struct storage *st, uint64_t off, uint64_t len)
     return st->read_only ? -EROFS : check_range(off, len);
 }
 
-/* Does the range end beyond a store that can't grow? */
+/* Returns -ENOSPC if the range ends beyond a store that can't grow. */
 static int check_fixed(struct storage *st, uint64_t end)
 {
     uint64_t size;
@@ -56,7 +56,7 @@ int storage_write(struct storage *st, const void *buf, uint64_t off, uint64_t le
     return storage_writev(st, &iov, 1, off, flags);
 }
 
-/* Sums the lengths; also says how many elements aren't empty. */
+/* Sums the lengths; *used: how many elements aren't empty. */
 static int measure_iov(const struct iovec *iov, int count, uint64_t *len, int *used)
 {
     *len = 0;
@@ -69,8 +69,7 @@ static int measure_iov(const struct iovec *iov, int count, uint64_t *len, int *u
     return 0;
 }
 
-/* Writes one group of at most STORAGE_MAX_IOV elements at a time, leaving out empty ones.
- */
+/* Writes at most STORAGE_MAX_IOV elements at a time, leaving out empty ones. */
 static int write_groups(struct storage *st, const struct iovec *iov, int count,
                         uint64_t off, unsigned flags)
 {
@@ -106,7 +105,7 @@ int storage_writev(struct storage *st, const struct iovec *iov, int count, uint6
         return err;
 
     bool fua = (flags & STORAGE_FUA) && !st->no_flush;
-    /* One sync at the end is cheaper than one for each group. */
+    /* One sync at the end costs less than one for each group. */
     bool sync_after = fua && used > STORAGE_MAX_IOV;
     unsigned op_flags = fua && !sync_after ? STORAGE_FUA : 0;
     if (used == count && count <= STORAGE_MAX_IOV)
@@ -115,7 +114,7 @@ int storage_writev(struct storage *st, const struct iovec *iov, int count, uint6
     return err || !sync_after ? err : storage_flush_for_write(st);
 }
 
-/* The slow way to zero: gathers the one buffer many times over. */
+/* The slow way to zero: writes the same buffer of zero bytes repeatedly. */
 static int write_zero_bytes(struct storage *st, uint64_t off, uint64_t len)
 {
     while (len > 0) {
@@ -136,10 +135,9 @@ static int write_zero_bytes(struct storage *st, uint64_t off, uint64_t len)
     return 0;
 }
 
-/* A filesystem without space can have zeroed, kept or even gone back on what the range
- * held: ext4 drops what wasn't written yet before it looks for space.  Written once more,
- * the range is zero: what has blocks needs none, and a hole is zero already.  *holes: there
- * are some. */
+/* For lack of space a filesystem may have zeroed the range, kept its content or even restored an
+ * older one: ext4 drops unwritten data before it looks for space.  Zero bytes are written to
+ * what has blocks, which needs no space; a hole is zero already.  *holes: there are some. */
 static int zero_what_is_there(struct storage *st, uint64_t off, uint64_t len, bool *holes)
 {
     *holes = false;
@@ -158,8 +156,8 @@ static int zero_what_is_there(struct storage *st, uint64_t off, uint64_t len, bo
     return 0;
 }
 
-/* After -ENOSPC of the quick way.  Who wants the range to keep, or have, its blocks is told
- * when it hasn't; it reads as zeroes either way. */
+/* After -ENOSPC of the quick way.  The range reads as zeroes afterwards, but still returns
+ * -ENOSPC if it should have blocks and has none. */
 static int zero_without_space(struct storage *st, uint64_t off, uint64_t len,
                               unsigned flags)
 {
@@ -414,7 +412,7 @@ void storage_close(struct storage *st)
 {
     if (!st)
         return;
-    /* The head is part of what close frees. */
+    /* ops->close frees the struct itself */
     char *name = st->name, *location = st->location;
     st->ops->close(st);
     free(name);
