@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Errors that tell of no place.  Layer: base. */
+/* Errors that mean a lack of space.  Layer: base. */
 #ifndef BASE_NO_SPACE_H
 #define BASE_NO_SPACE_H
 
 #include <errno.h>
 #include <stdbool.h>
 
-/* Is it for want of space that -errno came?  The device is full, or whose the file is may have no
- * more of it (a quota), or the file may become no larger: what lies in it already can be used, and
- * when somebody makes room, all goes on. */
+/* Does -errno mean that there is no space?  The device is full, the file's owner is over his quota,
+ * or the file can't become any larger.  What is allocated already can still be written to, and
+ * everything goes on when somebody makes room. */
 static inline bool means_no_space(int err)
 {
     return err == -ENOSPC || err == -EDQUOT || err == -EFBIG;
