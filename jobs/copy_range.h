@@ -41,7 +41,8 @@ struct copy_how {
     uint64_t target_zero_from;
     bool expect; /* the target was never written to: announce writes to it (block_expect) */
     unsigned depth; /* only layers of the source above this one are copied; 0: all */
-    /* The target may have data of its own where nothing is copied; the source's data replaces it. */
+    /* The target may have data of its own where nothing is copied; the source's data replaces
+     * it. */
     bool target_has_data;
     /* Optional: [off, off+len) of the source can't be read.  0: copy zeroes instead; else the copy
      * fails with that. */

@@ -18,8 +18,9 @@
 #define NAMES_SHOWN 8
 
 /* How long a withdrawal waits for users that are on their way out, times 1 ms: who iterates, and
- * clients that have left, with whose connection nbdkit is done only a moment after they saw its end.
- * Nothing tells them from clients that stay, so it takes as long to refuse an export in use. */
+ * clients that have left, with whose connection nbdkit is done only a moment after they saw its
+ * end. Nothing tells them from clients that stay, so it takes as long to refuse an export in
+ * use. */
 #define LOOKING_NS    1000000u
 #define LOOKING_TIMES 200u
 

@@ -81,8 +81,8 @@ struct mc_page {
     _Atomic bool has_place;  /* its blocks on disk are allocated (invariant 10) */
     bool resident;           /* never evicted; the words belong to the map's owner */
     _Atomic bool even;       /* the words are first, first + step, first + 2 step, ... */
-    _Atomic uint32_t
-        pair_stores;      /* twice the number of stored pairs; odd: during a store */
+    /* Twice the number of stored pairs; odd: during a store. */
+    _Atomic uint32_t pair_stores;
     uint64_t first, step; /* for `even`: set when the page is loaded */
     /* under META; not beside `referenced`, so that no compiler loads both as one word */
     struct list dirty_link;
@@ -171,8 +171,8 @@ void mcache_free(struct mcache *mc);
 struct mcache_counters {
     uint64_t loads;   /* pages read from the file, since the start */
     uint64_t commits; /* commits that wrote something, since the start */
-    uint64_t
-        shared_commits;   /* calls of mcache_commit that another caller's commit covered */
+    /* Calls of mcache_commit that another caller's commit covered. */
+    uint64_t shared_commits;
     uint64_t dirty_bytes; /* bytes of dirty pages, now */
 };
 

@@ -29,8 +29,8 @@ void qcow2_bitmaps_destroy(struct qcow2 *q)
 
 /* ---- marking ---- */
 
-/* Writes one entry's flags with the in-use flag.  If a crash leaves it in some entries only, that is
- * no error: the change that the flag announces hasn't happened yet. */
+/* Writes one entry's flags with the in-use flag.  If a crash leaves it in some entries only, that
+ * is no error: the change that the flag announces hasn't happened yet. */
 static int write_flags(struct qcow2 *q, uint32_t slot)
 {
     uint8_t raw[4];

@@ -70,8 +70,8 @@ struct rbd_link {
     struct rbd_facts facts;
     _Atomic bool aborted; /* who waits is told so */
     _Atomic bool locked;  /* by a call; else librbd may have the lock for itself */
-    _Atomic bool
-        size_unknown; /* a change of it was left behind, or somebody may have made one */
+    /* A change of it was left behind, or somebody may have made one. */
+    _Atomic bool size_unknown;
     _Atomic uint64_t doubts;   /* how often it has become unknown */
     _Atomic bool told_blocked; /* it is in the log that the cluster refuses us */
     struct list known;         /* among the links of this process */
@@ -151,8 +151,8 @@ struct rbd_task {
     void (*free)(struct rbd_task *task);
     struct rbd_link *link; /* used by it; NULL: none */
     bool changes;          /* the image: later changes wait for it, wherever it ends */
-    const _Atomic bool
-        *give_up;     /* set by another thread: it isn't waited for; NULL: none */
+    /* Set by another thread: it isn't waited for; NULL: none. */
+    const _Atomic bool *give_up;
     struct diag diag; /* for `run` */
     bool abandoned;   /* for `free`: who asked has left */
 
@@ -298,8 +298,8 @@ int rbd_find_extent(struct rbd_storage *rbd, uint64_t off, uint64_t len, bool *d
 /* Until the cluster has all that was answered.  0 or -errno: it isn't known to have it. */
 int rbd_settle(struct rbd_storage *rbd) MUST_USE;
 /* The same when some of it lies past the end of an image that somebody has made smaller, and what
- * is asked for goes there, too: so that it is found below *size.  That is how large the image is for
- * who asks: others may learn of a smaller one at any moment. */
+ * is asked for goes there, too: so that it is found below *size.  That is how large the image is
+ * for who asks: others may learn of a smaller one at any moment. */
 int rbd_settle_past_end(struct rbd_storage *rbd, uint64_t end, uint64_t *size) MUST_USE;
 
 extern const struct storage_ops rbd_ops;

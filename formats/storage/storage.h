@@ -105,8 +105,8 @@ struct storage_ops {
 struct storage {
     const struct storage_ops *ops;
     char *name; /* for messages; owned */
-    char
-        *location; /* the name that opens it again, if that has secrets; else NULL; owned */
+    /* The name that opens it again, if that has secrets; else NULL; owned. */
+    char *location;
     uint32_t align;  /* bytes: accesses aligned to it are fastest (O_DIRECT); 1: any */
     bool fixed_size; /* block device: can't grow */
     bool read_only;  /* writes return -EROFS */

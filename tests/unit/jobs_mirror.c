@@ -547,8 +547,8 @@ Test(mirror, under_load, .timeout = 300)
     }
 }
 
-/* M-60: Users' changes are followed from before the job is known; what was found dirty before the first
- * look stays so. */
+/* M-60: Users' changes are followed from before the job is known; what was found dirty before the
+ * first look stays so. */
 Test(mirror, a_write_before_the_first_look, .timeout = 120)
 {
     static uint8_t data[3000];

@@ -482,7 +482,8 @@ Test(qcow2_alloc, a_punch_doesnt_come_after_its_cluster_was_reused, .timeout = 6
     fault_plan_destroy(&plan);
 }
 
-/* M-60: Whichever write of it fails: the clusters that the copy was to take are given to one only. */
+/* M-60: Whichever write of it fails: the clusters that the copy was to take are given to one
+ * only. */
 Test(qcow2_alloc, a_table_copy_that_fails_gives_its_clusters_away_once, .timeout = 60)
 {
     uint64_t injected = 1;

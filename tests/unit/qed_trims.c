@@ -310,8 +310,8 @@ static void *write_ninth(void *opaque)
     return NULL;
 }
 
-/* One who writes in place was on his way to the cluster when it was trimmed, and arrives when its place is
- * nobody's: he is answered when what he wrote can be seen. */
+/* One who writes in place was on his way to the cluster when it was trimmed, and arrives when its
+ * place is nobody's: he is answered when what he wrote can be seen. */
 Test(qed_trims, q21_a_write_in_place_that_comes_late_is_not_lost)
 {
     pthread_t writer;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Writes to RBD that are answered before the cluster has them: E1 to E5 of rbd_early.c. */
+/* Writes to RBD that are answered before the cluster has them (R-06, R-11): E1 to E5 of
+ * rbd_early.c. */
 #include "fake_librbd.h"
 
 #include "rng.h"

@@ -93,8 +93,8 @@ struct alloc {
     struct lock reclaim; /* dropping references */
     /* under reclaim */
     bool paused;
-    struct run_list
-        passed; /* runs that all older requests have left; `done` of them are free */
+    /* Runs that all older requests have left; `done` of them are free. */
+    struct run_list passed;
     size_t done;
     uint64_t punch_until_ns; /* the housekeeper's clock; 0: no limit */
     struct background background;

@@ -107,7 +107,8 @@ static int count_entry(struct l1_walk *walk, uint32_t i, void *opaque)
         if (err)
             return diag_errno(c->in.diag, ENOMEM, "%s: counting references",
                               c->in.st->name);
-        /* Other metadata lies there, so this can't be an L2 table even if the refcounts allow it. */
+        /* Other metadata lies there, so this can't be an L2 table even if the refcounts allow
+         * it. */
         if (bit_test(c->pass.meta, cluster)) {
             c->pass.impossible += bit_test(c->pass.fixed, cluster);
             bit_set(c->pass.contested, cluster);

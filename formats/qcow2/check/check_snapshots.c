@@ -170,8 +170,8 @@ static uint64_t l1_end(const struct check_snapshot *s)
     return s->l1_offset + s->l1_size * 8ull;
 }
 
-/* Finds L1 tables with an impossible place, which aren't walked, so that no byte of the file is read
- * twice for different tables.  Of two that overlap the longer one is at fault. */
+/* Finds L1 tables with an impossible place, which aren't walked, so that no byte of the file is
+ * read twice for different tables.  Of two that overlap the longer one is at fault. */
 static void find_faults(struct check *c, struct check_snapshot **sorted)
 {
     struct check_snapshot *last = NULL;

@@ -14,7 +14,8 @@
 /* Enough for all known extensions. */
 #define EXTENSIONS_LOOKED_AT 4096
 
-/* Is the cluster guest data, although a table claims it, too?  Then the table's claim is dropped. */
+/* Is the cluster guest data, although a table claims it, too?  Then the table's claim is
+ * dropped. */
 static bool is_really_data(const struct check *c, uint64_t cluster)
 {
     return bit_test(c->pass.contested, cluster) && bit_test(c->pass.bad, cluster);

@@ -8,8 +8,8 @@
 #include "qcow2/check/check.h"
 #include "qcow2/alloc/refcount.h"
 
-/* Corrects the refcounts in a block that are too high, and with `raise` also those that are too low;
- * true if any changed. */
+/* Corrects the refcounts in a block that are too high, and with `raise` also those that are too
+ * low; true if any changed. */
 static bool mend_block(const struct check *c, uint64_t first, uint8_t *block, bool raise)
 {
     uint64_t n = 1ull << qcheck_block_bits(c);

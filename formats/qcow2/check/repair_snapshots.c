@@ -133,7 +133,8 @@ static int count_table(struct check *c)
     return err ? err : qrepair_flush(c);
 }
 
-/* Writes the new table, and last the header; until that is durable the old table is the valid one. */
+/* Writes the new table, and last the header; until that is durable the old table is the valid
+ * one. */
 static int replace_table(struct check *c, const uint8_t *table, uint64_t offset,
                          uint64_t bytes)
 {

@@ -77,7 +77,8 @@ int shift_block(struct shift *s, uint64_t b, uint8_t *raw, struct run_list *gone
 /* Will one of these clusters have no reference left? */
 bool shift_frees(const struct shift *s, uint64_t host, uint64_t bytes);
 
-/* The copied flag that an entry which points to `host` will have; `present`: the flag it has now. */
+/* The copied flag that an entry which points to `host` will have; `present`: the flag it has
+ * now. */
 bool shift_flag(const struct shift *s, uint64_t host, bool present);
 
 struct snapshot_change_state {
@@ -157,7 +158,8 @@ static inline uint64_t change_clusters_of(const struct qcow2 *q, uint64_t bytes)
 
 /* ---- memory.c ---- */
 
-/* Makes the new tables and refcounts those in memory.  After -ENOMEM some may be old and some new. */
+/* Makes the new tables and refcounts those in memory.  After -ENOMEM some may be old and some
+ * new. */
 int change_use_tables(struct snapshot_change_state *state) MUST_USE;
 /* After the header was written: does the same with the list of snapshots, and unlinks the clusters
  * in state->left. */

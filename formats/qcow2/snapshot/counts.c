@@ -8,8 +8,8 @@
 #include "base/cleanup.h"
 #include "qcow2/snapshot/change.h"
 
-/* *out: the new refcount of a cluster, 0 when nothing will refer to it.  -ERANGE and a message if it
- * doesn't fit. */
+/* *out: the new refcount of a cluster, 0 when nothing will refer to it.  -ERANGE and a message if
+ * it doesn't fit. */
 static int new_count(struct shift *s, uint64_t cluster, uint64_t old, uint64_t *out)
 {
     const struct qcow2 *q = s->q;
@@ -39,8 +39,8 @@ static bool changes(const struct shift *s, uint64_t cluster)
     return s->up.bytes[cluster] | s->down.bytes[cluster];
 }
 
-/* Handles all clusters of block b whose refcounts change.  gone NULL: only sets `single` and `none`;
- * else stores the new refcounts in the block. */
+/* Handles all clusters of block b whose refcounts change.  gone NULL: only sets `single` and
+ * `none`; else stores the new refcounts in the block. */
 static int walk_block(struct shift *s, uint64_t b, uint8_t *raw, struct run_list *gone)
 {
     struct alloc *a = &s->q->alloc;

@@ -114,8 +114,8 @@ static void add_references(struct qcow2 *q, struct run_list *list, uint64_t clus
         run_list_add(&q->alloc, list, (struct run){.first = cluster, .n = 1});
 }
 
-/* Divides the references of the snapshot, and earlier orphans, into those that are unlinked and those
- * that remain as orphans. */
+/* Divides the references of the snapshot, and earlier orphans, into those that are unlinked and
+ * those that remain as orphans. */
 static void sort_references(struct snapshot_change_state *state)
 {
     const struct shift *s = &state->shift;

@@ -23,7 +23,8 @@ static void note_taken(struct snapshot_change_state *state, uint64_t host, uint6
     state->late = true;
 }
 
-/* Takes n contiguous clusters from the beginning of the spare ones, or a single one from their end. */
+/* Takes n contiguous clusters from the beginning of the spare ones, or a single one from their
+ * end. */
 static bool take_spare(struct snapshot_change_state *state, uint64_t n, uint64_t *host)
 {
     struct run_list *spare = &state->spare;

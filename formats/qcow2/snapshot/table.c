@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The new snapshot table, with one entry more or fewer.  The other entries are copied with all their
- * extra data, known or not; entries that lack fields which version 3 requires can get them. */
+/* The new snapshot table, with one entry more or fewer.  The other entries are copied with all
+ * their extra data, known or not; entries that lack fields which version 3 requires can get
+ * them. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

@@ -13,8 +13,8 @@
 struct structure {
     bool marked;          /* dirty bit, NEED_CHECK */
     unsigned corruptions; /* in what must hold even with the mark */
-    unsigned
-        refcount_errors; /* fewer counted than there are; with the mark they are repaired */
+    /* Fewer counted than there are; with the mark they are repaired. */
+    unsigned refcount_errors;
     unsigned leaks;
     char first[160]; /* the first of either kind of error */
 };
