@@ -22,8 +22,8 @@ static inline void descriptors_guard_leave(const int *unused)
 }
 
 /* Until the end of the enclosing scope, this thread opens descriptors. */
-#define DESCRIPTORS_GUARD()                                        \
-    const int descriptors_guard CLEANUP(descriptors_guard_leave) = \
+#define DESCRIPTORS_GUARD()                                                                \
+    const int descriptors_guard CLEANUP(descriptors_guard_leave) __attribute__((unused)) = \
         (descriptors_begin_opening(), 0)
 
 /* If `fd` still refers to the same file as `was`, makes it refer to the open file of `with`,
