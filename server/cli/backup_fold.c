@@ -66,25 +66,6 @@ static int copy_layer(struct node *upper, struct node *lower)
     return code;
 }
 
-static int copy_file_into(const char *upper_path, const char *lower_path)
-{
-    struct image upper, lower;
-
-    int code = open_alone(&upper, upper_path, true);
-    if (code != CLI_OK)
-        return code;
-    code = open_alone(&lower, lower_path, false);
-    if (code == CLI_OK) {
-        code = upper.node->size == lower.node->size
-                   ? copy_layer(upper.node, lower.node)
-                   : cli_error("%s: its size isn't that of %s", upper_path, lower_path);
-        int closed = image_close(&lower);
-        code = code == CLI_OK ? closed : code;
-    }
-    int closed = image_close(&upper);
-    return code == CLI_OK ? closed : code;
-}
-
 static int mark_folding(const struct backup_folder *folder, const char *marker)
 {
     CLEANUP_CLOSE int fd =
@@ -93,6 +74,35 @@ static int mark_folding(const struct backup_folder *folder, const char *marker)
     if (fd < 0 || fsync(fd) != 0)
         return cli_error("%s/%s: %s", folder->path, marker, strerror(errno));
     return backup_folder_sync(folder);
+}
+
+/* The marker comes when nobody else has the oldest point's file: one that is being restored stays
+ * what it is. */
+static int mark_and_copy(const struct backup_folder *folder, const char *marker,
+                         struct node *upper, struct node *lower)
+{
+    if (upper->size != lower->size)
+        return cli_error("%s: its size isn't that of %s", upper->filename, lower->filename);
+    int code = mark_folding(folder, marker);
+    return code == CLI_OK ? copy_layer(upper, lower) : code;
+}
+
+static int copy_file_into(const struct backup_folder *folder, const char *marker,
+                          const char *upper_path, const char *lower_path)
+{
+    struct image upper, lower;
+
+    int code = open_alone(&upper, upper_path, true);
+    if (code != CLI_OK)
+        return code;
+    code = open_alone(&lower, lower_path, false);
+    if (code == CLI_OK) {
+        code = mark_and_copy(folder, marker, upper.node, lower.node);
+        int closed = image_close(&lower);
+        code = code == CLI_OK ? closed : code;
+    }
+    int closed = image_close(&upper);
+    return code == CLI_OK ? closed : code;
 }
 
 static int fold_pair(const struct backup_folder *folder, const struct backup_point *oldest,
@@ -106,9 +116,7 @@ static int fold_pair(const struct backup_folder *folder, const struct backup_poi
         asprintf(&from, "%s.qcow2", oldest->name) < 0 ||
         asprintf(&to, "%s.qcow2", next->name) < 0)
         return cli_error("out of memory");
-    int code = mark_folding(folder, marker);
-    if (code == CLI_OK)
-        code = copy_file_into(upper, lower);
+    int code = copy_file_into(folder, marker, upper, lower);
     if (code == CLI_OK)
         code = backup_folder_rename(folder, from, to);
     if (code == CLI_OK && unlinkat(folder->fd, marker, 0) != 0)

@@ -104,13 +104,29 @@ static int add_point(struct backup_folder *folder, const struct backup_point *po
     return CLI_OK;
 }
 
+static bool has_file(const struct backup_folder *folder, const struct backup_point *point,
+                     const char *suffix)
+{
+    char file[POINT_NAME_MAX + 16];
+
+    snprintf(file, sizeof file, "%s%s", point->name, suffix);
+    return faccessat(folder->fd, file, F_OK, 0) == 0;
+}
+
 static void note_folding(struct backup_folder *folder)
 {
-    for (size_t i = 0; i < folder->n_points; i++) {
-        char marker[POINT_NAME_MAX + 16];
-        snprintf(marker, sizeof marker, "%s.folding", folder->points[i].name);
-        folder->points[i].folding = faccessat(folder->fd, marker, F_OK, 0) == 0;
-    }
+    for (size_t i = 0; i < folder->n_points; i++)
+        folder->points[i].folding = has_file(folder, &folder->points[i], ".folding");
+}
+
+/* A folding begins with the marker, and ends without the point's file. */
+int backup_folder_confirm(const struct backup_folder *folder,
+                          const struct backup_point *point)
+{
+    if (!has_file(folder, point, ".folding") && has_file(folder, point, ".qcow2"))
+        return CLI_OK;
+    return cli_error("%s: the point '%s' has just been folded into the next one",
+                     folder->path, point->name);
 }
 
 /* Calls `each` with the name of every file. */

@@ -81,7 +81,21 @@ static int check_target(const struct restore_args *args, const char *target)
     return cli_error("%s: is there already; --force writes over it", target);
 }
 
-static int restore_point(const struct restore_args *args, char *source, const char *target)
+/* A point of a folder, for backup_folder_confirm. */
+struct found_point {
+    const struct backup_folder *folder;
+    const struct backup_point *point;
+};
+
+static int confirm_point(void *opaque)
+{
+    const struct found_point *found = opaque;
+
+    return backup_folder_confirm(found->folder, found->point);
+}
+
+static int restore_point(const struct restore_args *args, char *source,
+                         struct found_point *found, const char *target)
 {
     const char *format = args->format ? args->format : format_by_name(target);
     struct convert_args convert_args = {
@@ -94,6 +108,8 @@ static int restore_point(const struct restore_args *args, char *source, const ch
         .cache = cache_mode_find("writeback"),
         .progress = args->progress,
         .quiet = args->quiet,
+        .opened = confirm_point,
+        .opaque = found,
     };
 
     if (!convert_args.driver)
@@ -116,7 +132,9 @@ static int restore_from(const struct backup_folder *folder, const struct restore
     if (code != CLI_OK)
         return code;
     CLEANUP_FREE char *source = backup_folder_file(folder, point->name, ".qcow2");
-    return source ? restore_point(args, source, target) : cli_error("out of memory");
+    struct found_point found = {folder, point};
+    return source ? restore_point(args, source, &found, target)
+                  : cli_error("out of memory");
 }
 
 static int run_restore_command(const struct cli_command *self, int argc, char **argv)

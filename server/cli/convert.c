@@ -299,6 +299,8 @@ int convert(struct convert_args *args)
     struct conversion c = {.args = args};
 
     int code = open_sources(&c);
+    if (code == CLI_OK && args->opened)
+        code = args->opened(args->opaque);
     if (code == CLI_OK)
         code = open_snapshot(&c);
     if (code == CLI_OK)

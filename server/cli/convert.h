@@ -27,6 +27,11 @@ struct convert_args {
     const struct cache_mode *cache, *source_cache;
     bool compress, existing, target_is_zero, target_image_opts, offload, salvage;
     bool bitmaps, skip_broken_bitmaps, progress, quiet;
+
+    /* When the sources are open, and locked: may they be read?  Complains and returns an exit code.
+     * NULL: they may. */
+    int (*opened)(void *opaque);
+    void *opaque;
 };
 
 /* Complains and returns an exit code. */

@@ -283,6 +283,61 @@ class Interrupted(CommandCase):
         self.verify()
 
 
+class RestoredMeanwhile(CommandCase):
+    """A restore while points are folded gives what the point was, or nothing."""
+
+    def two_points(self):
+        self.begin()
+        for _ in range(2):
+            self.change()
+            self.backup("-q")
+        return [point["name"] for point in self.points()]
+
+    def test_found_and_then_folded(self):
+        """between the look at the folder and the opening: under way or killed, and done"""
+        (oldest, newest), found = self.two_points(), []
+        file, marker = (f"{self.folder}/{oldest}{suffix}" for suffix in (".qcow2", ".folding"))
+        # It stops behind the last marker that it looks for.
+        for done in (False, True):
+            log = self.path("calls")
+            process = subprocess.Popen(["strace", "-D", "-qq", "-o", log, "-e", "trace=faccessat,faccessat2", "-e",
+                                        "inject=faccessat,faccessat2:signal=SIGSTOP:when=2", str(QIMG), "restore", self.folder, "1",
+                                        self.path("x.raw")], stderr=subprocess.PIPE, text=True,
+                                       env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"})
+            self.addCleanup(harness.kill_quietly, process)
+            wait_until(lambda: pathlib.Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "tT", 60, "it stops")
+            pathlib.Path(marker).touch()
+            run("qemu-io", "-f", "qcow2", "-c", "write -q -P 7 0 1M", file)
+            if done:
+                os.rename(file, f"{self.folder}/{newest}.qcow2")
+                os.unlink(marker)
+            process.send_signal(signal.SIGCONT)
+            errors = process.communicate(timeout=60)[1]
+            found.append((process.returncode, errors))
+            self.assertFalse(os.path.exists(self.path("x.raw")))
+            if not done:
+                os.unlink(marker)
+        self.assertEqual([code for code, _ in found], [1, 1], found)
+        self.assertIn("has just been folded into the next one", found[0][1])
+
+    def test_folding_waits_for_no_reader(self):
+        """the point that is read stays one that can be restored"""
+        oldest, _ = self.two_points()
+        before, first = self.points(), self.restored("1")
+        reader = subprocess.Popen(["qemu-nbd", "-r", "-t", "-f", "qcow2", "-k", self.path("reader"),
+                                   f"{self.folder}/{oldest}.qcow2"])
+        self.addCleanup(harness.kill_quietly, reader)
+        harness.await_listener(self.path("reader"))
+        self.assertIn("lock", self.backup("-q", "--keep=1", ok=False).stderr)
+        self.assertEqual(self.points()[:2], before)
+        self.assertTrue(self.restored("1") == first)
+        reader.kill()
+        reader.wait()
+        self.backup("-q", "--keep=1")
+        self.assertEqual(len(self.points()), 1)
+        self.verify()
+
+
 class Hostile(CommandCase):
     """Others may write to the folder, too."""
 
