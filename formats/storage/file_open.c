@@ -2,8 +2,10 @@
 /* Opens local files: which kinds are rejected, and how it is ensured that an open neither waits
  * nor has side effects on special files. */
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -76,6 +78,16 @@ static int refuse_to_open(const struct place *place, int err, const char *how,
     return diag_errno(diag, -err, "%s: cannot be opened%s", place->path, how);
 }
 
+/* Is it a block device that was set read-only (blockdev --setro)?  Opening one for writing succeeds,
+ * and only the writes fail. */
+static bool takes_no_writes(int fd, int flags, mode_t mode)
+{
+    int read_only = 0;
+
+    return (flags & O_ACCMODE) != O_RDONLY && S_ISBLK(mode) &&
+           ioctl(fd, BLKROGET, &read_only) == 0 && read_only;
+}
+
 /* Opens without O_DIRECT; *mode is the kind of the file.  Checks the kind before opening, since
  * opening alone can have side effects (a tape rewinds, a FIFO's writer wakes up), and again
  * afterwards, since the name may have come to mean another file.  O_NONBLOCK ensures that even
@@ -103,6 +115,10 @@ static int open_checked(const struct place *place, int flags, mode_t *mode,
     if (fstat(fd, &sb) != 0)
         return refuse_to_open(place, -errno, "", diag);
     err = refuse_other_kinds(place->path, sb.st_mode, diag);
+    if (!err && takes_no_writes(fd, flags, sb.st_mode))
+        err = diag_set(diag, EACCES,
+                       "%s: cannot be opened for writing: the device is read-only",
+                       place->path);
     if (err)
         return err;
     *mode = sb.st_mode;

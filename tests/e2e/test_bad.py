@@ -339,6 +339,29 @@ class BadQed(Case):
         finally:
             run("losetup", "-d", device)
 
+    def test_read_only_device(self):
+        """One that was set so is not found out by the first write."""
+        if os.geteuid() != 0:
+            self.skipTest("loop devices need root")
+        create(self.path("disk"), "raw", SIZE)
+        loop = run("losetup", "-r", "-f", "--show", self.path("disk"), check=False)
+        if loop.returncode != 0:
+            self.skipTest(f"no loop device: {loop.stderr.strip()}")
+        device = loop.stdout.strip()
+        try:
+            for words in (["convert", "-n", self.path("disk"), device], ["convert", "-O", "qcow2", self.path("disk"), device],
+                          ["create", "-f", "qcow2", device, "64k"], ["resize", "-f", "raw", device, SIZE]):
+                done = run(QIMG, *words, check=False)
+                self.assertEqual(done.returncode, 1)
+                self.assertIn("cannot be opened for writing: the device is read-only", done.stderr)
+                self.assertNotIn("incomplete", done.stderr)
+            self.refused(device, "format=raw", "writable=now", words=["can.t be opened for writing"])
+            server = self.serve(device, "format=raw")
+            self.assertTrue(server.connect().is_read_only())
+            server.stop()
+        finally:
+            run("losetup", "-d", device)
+
     def test_damage_that_repair_leaves_is_refused(self):
         """Q-15: a cluster that is referenced twice keeps the image from being written."""
         image = create(self.path("disk"), "qed", SIZE)
