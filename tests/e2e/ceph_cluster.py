@@ -8,13 +8,12 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 import uuid
 
-from harness import GIB, run, wait_until
+from harness import GIB, free_port, run, wait_until
 
 TOOLS = ("ceph-mon", "ceph-osd", "ceph", "rbd", "monmaptool", "ceph-authtool")
 START = 60
@@ -78,12 +77,6 @@ bluestore block create = true
 def missing():
     """The tools that aren't installed."""
     return [tool for tool in TOOLS if not shutil.which(tool)]
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 class Cluster:

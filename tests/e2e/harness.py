@@ -20,6 +20,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -206,6 +207,15 @@ class Server:
         handle.connect_unix(self.socket)
         self.handles.append(handle)
         return handle
+
+    def exports(self):
+        """What the server lists: the name of each export, and its description."""
+        found, handle = {}, nbd.NBD()
+        handle.set_opt_mode(True)
+        handle.connect_unix(self.socket)
+        handle.opt_list(lambda name, description: found.update({name: description}) or 0)
+        handle.opt_abort()
+        return found
 
     def disconnect(self):
         """Ends all connections politely."""
@@ -459,6 +469,13 @@ def kill_quietly(process):
     with contextlib.suppress(ProcessLookupError):
         process.kill()
     process.wait()
+
+
+def free_port():
+    """A TCP port of the loopback address that nobody listens on, for the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def wait_until(condition, timeout, what):

@@ -79,6 +79,11 @@ class Qmp:
             raise QmpError(reply["error"])
         return reply["return"]
 
+    def bitmaps(self):
+        """The first disk's dirty bitmaps as query-block describes them, by their names."""
+        inserted = self.cmd("query-block")[0]["inserted"]
+        return {bitmap["name"]: bitmap for bitmap in inserted.get("dirty-bitmaps", [])}
+
     def event(self, *names, timeout=TIMEOUT, **data):
         """The first event of one of the names whose data has these items, kept or to come; it and
         what came before it are forgotten."""

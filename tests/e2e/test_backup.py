@@ -39,8 +39,7 @@ class BackupCase(MirrorCase):
         return {"type": f"block-dirty-bitmap-{verb}", "data": {"node": "drive0", "name": name, **data}}
 
     def dirty(self, name="map"):
-        bitmaps = self.client.cmd("query-block")[0]["inserted"].get("dirty-bitmaps", [])
-        return next((b["count"] for b in bitmaps if b["name"] == name), None)
+        return self.client.bitmaps().get(name, {}).get("count")
 
     def all_end(self, *jobs):
         """In any order, without an error."""

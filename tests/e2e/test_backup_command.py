@@ -46,7 +46,7 @@ class CommandCase(MirrorCase):
         return done
 
     def bitmaps(self):
-        return [b["name"] for b in self.client.cmd("query-block")[0]["inserted"].get("dirty-bitmaps", [])]
+        return list(self.client.bitmaps())
 
     def change(self, times=4):
         for _ in range(times):

@@ -8,7 +8,6 @@ import unittest
 import nbd
 
 from harness import *
-from test_snapshot_exports import names
 from test_stored_bitmaps import GRANULE, SIZE, KeptBitmaps, granules
 
 
@@ -54,7 +53,7 @@ class BitmapExports(KeptBitmaps):
             ranges = dirty_ranges(handle)
             self.assertEqual(granules(ranges, granularity), model)
             self.assertTrue(all(off % granularity == 0 for off, _ in ranges))
-            self.assertEqual(sum(length for _, length in ranges), self.known()[name]["count"])
+            self.assertEqual(sum(length for _, length in ranges), self.client.bitmaps()[name]["count"])
             self.assertEqual(handle.pread(handle.get_size(), 0), disk.pread(disk.get_size(), 0))
             self.assertTrue(handle.is_read_only())
             with self.assertRaises(nbd.Error):
@@ -65,8 +64,8 @@ class BitmapExports(KeptBitmaps):
         server = self.start(self.image("monday"))
         self.cmd("add", "a/b", granularity=4096)
         server.connect().pwrite(b"x" * 5000, 0)
-        self.assertEqual(names(server), {
-            "": names(server)[""], "bitmap/monday": "dirty bitmap of 65536-byte granules, 65536 bytes dirty",
+        self.assertEqual(server.exports(), {
+            "": server.exports()[""], "bitmap/monday": "dirty bitmap of 65536-byte granules, 65536 bytes dirty",
             "bitmap/a/b": "dirty bitmap of 4096-byte granules, 8192 bytes dirty"})
         self.assertEqual(dirty_ranges(self.share(server, "a/b")), [(0, 8192)])
         for name in ("tuesday", "", "monday/"):
@@ -77,7 +76,7 @@ class BitmapExports(KeptBitmaps):
         """Clients share one; nobody else changes or removes it, and a grown disk would be another."""
         server = self.start(self.image("b"))
         first, second = self.share(server, "b"), self.share(server, "b")
-        self.assertTrue(self.known()["b"]["busy"])
+        self.assertTrue(self.client.bitmaps()["b"]["busy"])
         for verb in ("clear", "enable", "disable", "remove"):
             self.fails("'b' is currently in use", verb, "b")
         self.assertEqual(dirty_ranges(second), [])
@@ -85,7 +84,7 @@ class BitmapExports(KeptBitmaps):
         wait_until(lambda: len(dirty_ranges(second)) == 0, 5, "the other")
         self.fails("'b' is currently in use", "remove", "b")
         second.shutdown()
-        wait_until(lambda: not self.known()["b"]["busy"], 10, "both to have left")
+        wait_until(lambda: not self.client.bitmaps()["b"]["busy"], 10, "both to have left")
         self.cmd("remove", "b")
         with self.assertRaises(nbd.Error):
             self.share(server, "b")
@@ -101,7 +100,7 @@ class BitmapExports(KeptBitmaps):
         patch(image, raw.index(b"broken", directory) - 24 + 15, b"\x03")
         before = sha256(image)
         server = self.serve(image, nbdkit=["-r"])
-        self.assertEqual(list(names(server)), ["", "bitmap/b"])
+        self.assertEqual(list(server.exports()), ["", "bitmap/b"])
         self.assertEqual(granules(dirty_ranges(self.share(server, "b"))), granules([(3 * MIB, 100 * KIB)]))
         with self.assertRaises(nbd.Error):
             self.share(server, "broken")

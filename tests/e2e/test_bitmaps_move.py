@@ -25,12 +25,9 @@ class BitmapCase(OverlayCase):
     def bitmap(self, verb, name, node="drive0", **arguments):
         return self.client.cmd(f"block-dirty-bitmap-{verb}", node=node, name=name, **arguments)
 
-    def known(self):
-        return {b["name"]: b for b in self.client.cmd("query-block")[0]["inserted"].get("dirty-bitmaps", [])}
-
     def dirty(self, name):
         """The granules of the bitmap, as the server exports it."""
-        granularity = self.known()[name]["granularity"]
+        granularity = self.client.bitmaps()[name]["granularity"]
         handle = self.server.connect(f"bitmap/{name}")
         found = granules(dirty_ranges(handle), granularity)
         handle.shutdown()
@@ -39,7 +36,7 @@ class BitmapCase(OverlayCase):
 
     def expect_dirty(self, name, changed, what="", more=False):
         """The bitmap says so; more: or more than that."""
-        wanted = granules(changed, self.known()[name]["granularity"])
+        wanted = granules(changed, self.client.bitmaps()[name]["granularity"])
         found = self.dirty(name)
         self.assertEqual(wanted - found, set(), f"{SEED}: {what}: {name} lacks something")
         if not more:
@@ -82,7 +79,7 @@ class Pivot(BitmapCase):
             writers.some(30)
             with writers.still():
                 changed = writers.changed()
-                known = self.known()
+                known = self.client.bitmaps()
                 self.assertEqual({n: b["persistent"] for n, b in known.items()},
                                  {n: keeps and target_format == "qcow2" and n in ("kept", "still") for n in known})
                 for name in ("fine", "coarse", "kept"):
@@ -117,7 +114,7 @@ class Pivot(BitmapCase):
         self.ready()
         self.pivot()
         self.assertEqual(self.dirty("b"), {0, 48})
-        self.assertEqual(set(self.known()), {"b", "other"})
+        self.assertEqual(set(self.client.bitmaps()), {"b", "other"})
         self.server.stop()
         self.assertEqual(self.stored(target), {"b": ["auto"], "other": ["auto"]})
 
@@ -234,7 +231,7 @@ class Overlay(BitmapCase):
                 if end == "commit":
                     self.expect_dirty("old", writers.changed(), end, more=True)
                 else:
-                    self.assertNotIn("old", self.known())  # it would lack what was written to the layers above
+                    self.assertNotIn("old", self.client.bitmaps())  # it would lack what was written to the layers above
         finally:
             self.content = writers.stop()
         top = self.top()
@@ -266,11 +263,11 @@ class Overlay(BitmapCase):
         actions = [{"type": "blockdev-snapshot", "data": {"node": "drive0", "overlay": "o"}},
                    {"type": "block-dirty-bitmap-add", "data": {"node": "o", "name": "b", "persistent": True}}]
         self.fails("GenericError", self.client, "transaction", "Abort", actions=[*actions, {"type": "abort", "data": {}}])
-        self.assertEqual(self.known(), {})
+        self.assertEqual(self.client.bitmaps(), {})
         self.assertEqual(self.stored(path), {})
         self.fails("GenericError", self.client, "transaction", "Node 'o'|node-name='o'", actions=actions[::-1])
         self.client.cmd("transaction", actions=actions)
-        self.assertEqual(set(self.known()), {"b"})
+        self.assertEqual(set(self.client.bitmaps()), {"b"})
         self.write(0, b"x")
         self.assertEqual(self.dirty("b"), {0})
         self.server.stop()

@@ -943,8 +943,7 @@ class Jobs(JobCase):
 
 class Bitmaps(JobCase):
     def bitmap(self, name="b"):
-        bitmaps = self.client.cmd("query-block")[0]["inserted"].get("dirty-bitmaps", [])
-        return next((b for b in bitmaps if b["name"] == name), None)
+        return self.client.bitmaps().get(name)
 
     def test_a_life(self):
         self.begin()

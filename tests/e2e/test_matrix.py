@@ -11,6 +11,7 @@ import random
 import unittest
 
 from harness import *
+from pairwise import complete, covering
 
 # Every image has a few clusters of data, a few of nothing and an end inside a cluster.
 CLUSTERS = [1 << bits for bits in range(9, 22)]
@@ -41,14 +42,14 @@ QED = {
 
 
 def qcow2_legal(row):
-    """What qemu-img creates, too."""
-    if row["compat"] == "0.10" and (row["refcount_bits"] != 16 or row["lazy"] == "on"):
+    """What qemu-img creates, too; of an incomplete row: whether it can be completed."""
+    if row.get("compat") == "0.10" and (row.get("refcount_bits", 16) != 16 or row.get("lazy") == "on"):
         return False
-    return row["backing"] is None or row["preallocation"] == "off"
+    return row.get("backing") is None or row.get("preallocation", "off") == "off"
 
 
 def qed_legal(row):
-    return row["table"] * row["cluster"] <= 4 * MIB
+    return row.get("table", 0) * row.get("cluster", 0) <= 4 * MIB
 
 
 FREE = {"lazy", "prefilled", "cache"}  # in the full matrix: any one value with each combination
@@ -57,39 +58,9 @@ FREE = {"lazy", "prefilled", "cache"}  # in the full matrix: any one value with 
 def all_rows(space, legal, rng):
     shape = [key for key in space if key not in FREE]
     for values in itertools.product(*(space[key] for key in shape)):
-        row = sample(space, legal, rng, dict(zip(shape, values)))
+        row = complete(space, legal, rng, dict(zip(shape, values)))
         if row:
             yield row
-
-
-def pairs_of(row):
-    return itertools.combinations(sorted((key, str(value)) for key, value in row.items()), 2)
-
-
-def covering_rows(space, legal, rng):
-    """A small set of rows in which every legal pair of values occurs: greedy, each row the best
-    of some random ones that hold a pair that is still missing."""
-    missing = set()
-    for (key_a, values_a), (key_b, values_b) in itertools.combinations(space.items(), 2):
-        for a, b in itertools.product(values_a, values_b):
-            if sample(space, legal, rng, {key_a: a, key_b: b}) is not None:
-                missing.add(tuple(sorted([(key_a, str(a)), (key_b, str(b))])))
-    values = {(key, str(value)): value for key, all_ in space.items() for value in all_}
-    while missing:
-        wanted = {pair[0]: values[pair] for pair in min(missing)}
-        tries = filter(None, (sample(space, legal, rng, wanted) for _ in range(30)))
-        row = max(tries, key=lambda row: len(missing.intersection(pairs_of(row))))
-        missing.difference_update(pairs_of(row))
-        yield row
-
-
-def sample(space, legal, rng, fixed):
-    """A random legal row with these values, or None."""
-    for _ in range(60):
-        row = {key: fixed[key] if key in fixed else rng.choice(all_) for key, all_ in space.items()}
-        if legal(row):
-            return row
-    return None
 
 
 class Matrix(Case):
@@ -168,7 +139,7 @@ class Matrix(Case):
     def rows(self, fmt, space, legal, share):
         """Runs this class's share (number, of how many) of the rows."""
         rng = random.Random(f"{SEED} rows")
-        rows = list(all_rows(space, legal, rng) if LONG else covering_rows(space, legal, rng))
+        rows = list(all_rows(space, legal, rng) if LONG else covering(space, legal, rng))
         number, shares = share
         for row in rows[number::shares]:
             with self.part(**row):

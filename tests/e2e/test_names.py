@@ -292,12 +292,6 @@ def json_name(**description):
     return "json:" + json.dumps(description)
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def accepts(port):
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0

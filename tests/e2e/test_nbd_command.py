@@ -10,7 +10,7 @@ import tempfile
 import unittest
 
 from harness import *
-from test_names import accepts, free_port
+from test_names import accepts
 from test_tls import certificates
 
 SIZE = 4 * MIB

@@ -15,16 +15,6 @@ from harness import KIB, MIB, SECTOR, Case, Model, content, create, fill, header
 SIZE = 4 * MIB
 
 
-def names(server):
-    """What the server lists, with the descriptions."""
-    found, handle = {}, nbd.NBD()
-    handle.set_opt_mode(True)
-    handle.connect_unix(server.socket)
-    handle.opt_list(lambda name, description: found.update({name: description}) or 0)
-    handle.opt_abort()
-    return found
-
-
 class Names(Case):
     def image(self, *snapshots):
         image = create(self.path("disk"), "qcow2", SIZE)
@@ -38,8 +28,8 @@ class Names(Case):
 
     def test_by_name_and_by_id(self):
         server = self.serve(self.image("first", "3", "twice", "twice"))
-        self.assertEqual(list(names(server)), ["", "snapshot/first", "snapshot/3", "snapshot/4"])
-        self.assertRegex(names(server)["snapshot/first"], r"^snapshot of \d{4}-\d\d-\d\d \d\d:\d\d:\d\d, 4194304 bytes$")
+        self.assertEqual(list(server.exports()), ["", "snapshot/first", "snapshot/3", "snapshot/4"])
+        self.assertRegex(server.exports()["snapshot/first"], r"^snapshot of \d{4}-\d\d-\d\d \d\d:\d\d:\d\d, 4194304 bytes$")
         for export, byte in (("", 4), ("snapshot/first", 1), ("snapshot/1", 1), ("snapshot/3", 2), ("snapshot/4", 4)):
             self.assertEqual(self.first_byte(server, export), byte, export)
         handle = server.connect("snapshot/first")
@@ -65,7 +55,7 @@ class Names(Case):
 
     def test_formats_without_snapshots(self):
         server = self.serve(create(self.path("disk.qed"), "qed", SIZE))
-        self.assertEqual(list(names(server)), [""])
+        self.assertEqual(list(server.exports()), [""])
         with self.assertRaises(nbd.Error):
             server.connect("snapshot/first")
 
@@ -83,7 +73,7 @@ class Names(Case):
         table = header(image, 64, 8, "big")
         patch(image, table + 40, (5 << 30).to_bytes(8, "big"))  # in the extra data
         server = self.serve(image)
-        self.assertIn("5368709120 bytes of VM state", names(server)["snapshot/first"])
+        self.assertIn("5368709120 bytes of VM state", server.exports()["snapshot/first"])
         self.assertEqual(server.connect("snapshot/first").get_size(), SIZE)
 
 

@@ -81,10 +81,6 @@ class KeptBitmaps(Case):
     def cmd(self, verb, name, **more):
         return self.client.cmd(f"block-dirty-bitmap-{verb}", node="drive0", name=name, **more)
 
-    def known(self):
-        bitmaps = self.client.cmd("query-block")[0]["inserted"].get("dirty-bitmaps", [])
-        return {b["name"]: b for b in bitmaps}
-
     def fails(self, words, verb, name, **more):
         with self.assertRaisesRegex(QmpError, words):
             self.cmd(verb, name, **more)
@@ -130,8 +126,8 @@ class StoredBitmaps(KeptBitmaps):
                 server.kill()
                 check(image, "qcow2", allow_leaks=True)
                 server = self.start(image)
-                self.assertEqual(self.known()["monday"].get("inconsistent"), True)
-                self.assertNotIn("inconsistent", self.known()["frozen"])
+                self.assertEqual(self.client.bitmaps()["monday"].get("inconsistent"), True)
+                self.assertNotIn("inconsistent", self.client.bitmaps()["frozen"])
                 for verb in ("clear", "enable", "disable"):
                     self.fails("inconsistent", verb, "monday")
                 self.fails("already", "add", "monday")
@@ -148,7 +144,7 @@ class StoredBitmaps(KeptBitmaps):
         self.client = Qmp(self.control)
         self.addCleanup(self.client.close)
         server.connect()
-        self.assertEqual(self.known()["monday"]["persistent"], True)
+        self.assertEqual(self.client.bitmaps()["monday"]["persistent"], True)
         for verb in ("clear", "enable", "disable", "remove"):
             self.fails("readonly and cannot be modified", verb, "monday")
         self.fails("read-only", "add", "new", persistent=True)
@@ -186,7 +182,7 @@ class StoredBitmaps(KeptBitmaps):
         image = self.image("b")
         run("qemu-io", "-f", "qcow2", "-c", "write 1M 64k", "-c", "write 7M 1", image)
         server = self.start(image)
-        self.assertEqual(self.known()["b"]["count"], 2 * GRANULE)
+        self.assertEqual(self.client.bitmaps()["b"]["count"], 2 * GRANULE)
         server.connect().pwrite(b"w", 4 * MIB)
         server.stop()
         run("qemu-io", "-f", "qcow2", "-c", "write 6M 1", image)
@@ -194,7 +190,7 @@ class StoredBitmaps(KeptBitmaps):
                          granules([(MIB, 1), (4 * MIB, 1), (6 * MIB, 1), (7 * MIB, 1)]))
         run("qemu-img", "bitmap", "--clear", image, "b")
         server = self.start(image)
-        self.assertEqual(self.known()["b"]["count"], 0)
+        self.assertEqual(self.client.bitmaps()["b"]["count"], 0)
         server.stop()
         check(image, "qcow2")
 
@@ -288,12 +284,12 @@ class StoredBitmaps(KeptBitmaps):
                 for name, flags in self.stored(image).items():
                     self.assertIn("in-use", flags)
                 server = self.start(image)
-                for name in list(self.known()):
-                    self.assertTrue(self.known()[name]["inconsistent"])
+                for name in list(self.client.bitmaps()):
+                    self.assertTrue(self.client.bitmaps()[name]["inconsistent"])
                     self.cmd("remove", name)
                 present = set()
             else:
-                known = self.known()
+                known = self.client.bitmaps()
                 for name, granularity in names.items():
                     self.assertEqual(known[name]["count"], len(model[name]) * granularity, (number, name))
             server.stop()
@@ -438,7 +434,7 @@ class DamagedBitmaps(KeptBitmaps):
                 patch(image, at + 16, struct.pack(">Q", 40))
                 run(QIMG, "check", image)
                 server = self.start(image)
-                self.assertEqual("inconsistent" in self.known()["monday"], not usable)
+                self.assertEqual("inconsistent" in self.client.bitmaps()["monday"], not usable)
                 server.connect().pwrite(b"y", MIB)
                 server.stop()
                 _, directory, _ = self.place(image)

@@ -76,7 +76,7 @@ class OnePoint(TogetherCase):
                                                   format="qcow2"))
         self.write(MIB, b"after" * 40000)
         self.assertTrue(self.view("f") == then)
-        self.assertIn("backup/f", self.exports())
+        self.assertIn("backup/f", list(self.server.exports()))
         self.cancelled("f")
         with self.assertRaises(nbd.Error):
             self.server.connect("backup/f")
@@ -112,15 +112,6 @@ class OnePoint(TogetherCase):
         check(self.image, self.fmt)  # it is let go
         self.server.stop()
         self.expect_content(target, "raw")
-
-    def exports(self):
-        handle = nbd.NBD()
-        handle.set_opt_mode(True)
-        handle.connect_unix(self.server.socket)
-        names = []
-        handle.opt_list(lambda name, _description: names.append(name))
-        handle.opt_abort()
-        return names
 
     def test_internal(self):
         """the same with an internal snapshot"""

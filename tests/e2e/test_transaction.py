@@ -40,8 +40,7 @@ class Transactions(ControlCase):
         self.fails("GenericError", self.client, "transaction", words, actions=list(actions), **more)
 
     def bitmaps(self):
-        bitmaps = self.client.cmd("query-block")[0]["inserted"].get("dirty-bitmaps", [])
-        return {b["name"]: (b["count"] // GRANULE, b["recording"]) for b in bitmaps}
+        return {name: (b["count"] // GRANULE, b["recording"]) for name, b in self.client.bitmaps().items()}
 
     def test_actions_build_on_each_other(self):
         """The usual one: what was recorded until now goes to a bitmap of its own, and the first begins anew."""

@@ -16,7 +16,6 @@ from harness import KIB, MIB, PLUGIN, check, create, plugin_env, run, wait_until
 from qmp import QmpError
 from test_bitmap_exports import dirty_ranges
 from test_mirror import MirrorCase
-from test_snapshot_exports import names
 
 
 class Transcript(MirrorCase):
@@ -510,7 +509,7 @@ class Libvirt(Transcript):
         point = self.content[:]
         self.write(3 * MIB, b"since the second" * 10000)
         self.write(2 * MIB, b"since the second" * 10000)
-        self.assertEqual([name for name in names(self.server) if name.startswith("vda")],
+        self.assertEqual([name for name in self.server.exports() if name.startswith("vda")],
                          ["vda", "vda/bitmap/backup-vda"])
         dirty = self.server.connect("vda/bitmap/backup-vda")
         for offset, length in dirty_ranges(dirty):
