@@ -18,7 +18,7 @@ from harness import GIB, free_port, run, wait_until
 TOOLS = ("ceph-mon", "ceph-osd", "ceph", "rbd", "monmaptool", "ceph-authtool")
 START = 60
 ANSWER = 40  # seconds until a command has ended
-SERVES = 20  # seconds until an OSD that was started answers
+SERVES = 20  # seconds until an OSD that was started answers, the first time; then twice that, and three times
 TRIES = 3
 
 CONF = """
@@ -92,6 +92,7 @@ class Cluster:
         self.port = port
         self.conf.write_text(CONF.format(fsid=fsid, port=port, folder=self.folder, size=size, auth=auth))
         self.processes = {}
+        self.full = self.dead = False
         monmap = self.folder / "monmap"
         self.run("monmaptool", "--create", "--clobber", "--fsid", fsid, "--addv", "a",
                  f"[v2:127.0.0.1:{port}]", monmap)
@@ -167,20 +168,20 @@ class Cluster:
 
     def restart_osd(self):
         """It serves again.  An OSD that was killed doesn't always come up: then it is started anew."""
-        for _ in range(TRIES):
+        for number in range(TRIES):
             self.start("osd", "0")
             self.await_osd()
-            if self.serves():
+            if self.serves(SERVES * (number + 1)):
                 return
             print(f"the OSD doesn't come up: {self.state()}", file=sys.stderr, flush=True)
             self.processes["osd"].kill()
             self.processes["osd"].wait()
         raise AssertionError("no OSD that serves, see above")
 
-    def serves(self):
+    def serves(self, timeout):
         """Does it answer a client?"""
         try:
-            return run("rbd", "ls", env=self.env, timeout=SERVES, check=False).returncode == 0
+            return run("rbd", "ls", env=self.env, timeout=timeout, check=False).returncode == 0
         except subprocess.TimeoutExpired:
             return False
 
@@ -193,6 +194,7 @@ class Cluster:
 
     def be_full(self, full):
         """The OSD finds its disk full, or not any more, and the pools are."""
+        self.full = True  # until it surely isn't
         ratios = ("0.0001", "0.0002", "0.0003") if full else ("0.85", "0.9", "0.95")
         for kind, ratio in zip(("nearfull", "backfillfull", "full"), ratios if full else ratios):
             self.run("ceph", "osd", f"set-{kind}-ratio", ratio)
@@ -201,6 +203,21 @@ class Cluster:
             pools = [line for line in self.run("ceph", "osd", "dump").splitlines() if line.startswith("pool ")]
             return any(word.split(",")[0] == "full" or ",full" in word for line in pools for word in line.split())
         wait_until(lambda: is_full() == full, START, f"pools that are{'' if full else ' not'} full")
+        self.full = full
+
+    def revive(self):
+        """It serves again, whatever the last test has left: each request to one that is full, or without an OSD, waits for
+        minutes, and so would all tests that follow."""
+        if self.dead:
+            raise AssertionError("the cluster is dead: an earlier test says why")
+        self.dead = True
+        for process in self.processes.values():
+            process.send_signal(signal.SIGCONT)
+        if self.processes["osd"].poll() is not None:
+            self.restart_osd()
+        if self.full:
+            self.be_full(False)
+        self.dead = False
 
     def stop(self):
         for kind in ("osd", "mon"):

@@ -59,10 +59,12 @@ class RbdCase(ControlCase):
     def setUp(self):
         super().setUp()
         os.environ["CEPH_CONF"] = str(self.ceph.conf)
+        self.ceph.revive()
         self.addCleanup(self.purge)
 
     def purge(self):
         self._end_servers()
+        self.ceph.revive()
         self.ceph.purge()
 
     def qimg(self, *argv, **kwargs):
@@ -571,7 +573,6 @@ class Trouble(RbdCase):
             model.write(handle, off, self.rng.randbytes(MIB))
         handle.flush()
         self.ceph.be_full(True)
-        self.addCleanup(self.ceph.be_full, False)
         failed = 0
         for off in range(12 * MIB, 20 * MIB, MIB):
             payload = self.rng.randbytes(MIB)
@@ -611,7 +612,6 @@ class Trouble(RbdCase):
         """It stays here, and is read from here; a flush says that it isn't there; and it gets there when there is room."""
         server, handle, payload = self.answered_early()
         self.ceph.be_full(True)
-        self.addCleanup(self.ceph.be_full, False)
         handle.pwrite(payload, MIB)
         for _ in range(2):
             self.errno(errno.ENOSPC, handle.flush)
@@ -628,7 +628,6 @@ class Trouble(RbdCase):
         """Nothing has to be durable, but a write that isn't made is told of."""
         server, handle, payload = self.answered_early("cache=volatile")
         self.ceph.be_full(True)
-        self.addCleanup(self.ceph.be_full, False)
         handle.pwrite(payload, MIB)
         self.errno(errno.ENOSPC, handle.flush)
         self.ceph.be_full(False)
@@ -642,7 +641,6 @@ class Trouble(RbdCase):
             file.write(self.rng.randbytes(64 * KIB))
         self.qimg("create", "-f", fmt, "rbd:rbd/disk", 64 * KIB)
         self.ceph.be_full(True)
-        self.addCleanup(self.ceph.be_full, False)
         words = "convert", "-n", "-f", "raw", "-O", fmt, self.path("source"), "rbd:rbd/disk"
         self.command_fails("No space left on device", *words)
         self.ceph.be_full(False)
