@@ -44,7 +44,8 @@
  *
  * Failure.  A metadata write that fails (ENOSPC) fails the commit; its pages stay dirty and
  * the next commit tries again.  A barrier that fails *poisons* the cache: nobody knows what
- * reached the disk, so later writes and commits return -EIO until the image is reopened.
+ * reached the disk, so later writes and commits return -EIO until the image is reopened.  If
+ * the store keeps unflushed writes (keeps_writes in storage.h), it is no worse than a failed write.
  *
  * Threads: mcmap_get from any thread inside the gate and outside ranked locks from
  * RANK_COMMIT up; functions marked META under mcache_meta(); the others from any thread
