@@ -43,8 +43,8 @@ static int write_cluster(struct node *node, struct packing *p, const void *buf,
         memset(p->whole + len, 0, node->cluster_size - len);
         buf = p->whole;
     }
-    size_t bytes = codec_compress(node->codec, CODEC_DEFAULT_LEVEL, p->stored,
-                                  node->cluster_size - 1, buf, node->cluster_size);
+    size_t bytes = codec_compress(node->codec, p->stored, node->cluster_size - 1, buf,
+                                  node->cluster_size);
     return bytes ? store_packed(node, p->stored, (uint32_t)bytes, off) : -ENOTSUP;
 }
 

@@ -17,11 +17,6 @@ const char *codec_name(const struct codec *codec)
     return codec->name;
 }
 
-int codec_max_level(const struct codec *codec)
-{
-    return codec->max_level;
-}
-
 int codec_decompress(const struct codec *codec, void *dst, size_t dst_len, const void *src,
                      size_t src_len)
 {
@@ -30,12 +25,10 @@ int codec_decompress(const struct codec *codec, void *dst, size_t dst_len, const
     return codec->decompress(dst, dst_len, src, src_len);
 }
 
-size_t codec_compress(const struct codec *codec, int level, void *dst, size_t dst_cap,
-                      const void *src, size_t len)
+size_t codec_compress(const struct codec *codec, void *dst, size_t dst_cap, const void *src,
+                      size_t len)
 {
     if (len <= 1 || len > INT_MAX || dst_cap == 0)
         return 0;
-    level = MAX(level, CODEC_DEFAULT_LEVEL);
-    level = MIN(level, codec->max_level);
-    return codec->compress(level, dst, MIN(dst_cap, len - 1), src, len);
+    return codec->compress(dst, MIN(dst_cap, len - 1), src, len);
 }

@@ -22,11 +22,6 @@
 #define RAW_4K_WINDOW (-12) /* windowBits of zlib: negative means no header */
 #define MEMORY_LEVEL  9     /* the maximum, which QEMU uses */
 
-struct writer {
-    z_stream z;
-    int level;
-};
-
 static struct spares readers, patient_readers, writers;
 
 /* ---- reading ---- */
@@ -91,59 +86,45 @@ static int decompress_deflate(void *dst, size_t dst_len, const void *src, size_t
 
 /* ---- writing ---- */
 
-static struct writer *new_writer(int level)
+static z_stream *new_writer(void)
 {
-    struct writer *w = calloc(1, sizeof *w);
+    z_stream *writer = calloc(1, sizeof *writer);
 
-    if (w &&
-        deflateInit2(&w->z, level == CODEC_DEFAULT_LEVEL ? Z_DEFAULT_COMPRESSION : level,
-                     Z_DEFLATED, RAW_4K_WINDOW, MEMORY_LEVEL, Z_DEFAULT_STRATEGY) != Z_OK) {
-        free(w);
+    if (writer && deflateInit2(writer, Z_DEFAULT_COMPRESSION, Z_DEFLATED, RAW_4K_WINDOW,
+                               MEMORY_LEVEL, Z_DEFAULT_STRATEGY) != Z_OK) {
+        free(writer);
         return NULL;
     }
-    if (w)
-        w->level = level;
-    return w;
+    return writer;
 }
 
-static void free_writer(struct writer *w)
+static void free_writer(z_stream *writer)
 {
-    deflateEnd(&w->z);
-    free(w);
+    deflateEnd(writer);
+    free(writer);
 }
 
-static struct writer *take_writer(int level)
+static size_t compress_cluster(void *dst, size_t dst_cap, const void *src, size_t len)
 {
-    struct writer *w = spares_take(&writers);
+    z_stream *writer = spares_take(&writers);
 
-    if (w && w->level == level)
-        return w;
-    if (w)
-        free_writer(w);
-    return new_writer(level);
-}
-
-static size_t compress_cluster(int level, void *dst, size_t dst_cap, const void *src,
-                               size_t len)
-{
-    struct writer *w = take_writer(level);
-
-    if (!w)
+    if (!writer)
+        writer = new_writer();
+    if (!writer)
         return 0;
-    w->z.next_in = (Bytef *)src;
-    w->z.avail_in = (uInt)len;
-    w->z.next_out = dst;
-    w->z.avail_out = (uInt)dst_cap;
-    int end = deflate(&w->z, Z_FINISH);
-    size_t written = dst_cap - w->z.avail_out;
-    if (deflateReset(&w->z) != Z_OK || !spares_leave(&writers, w))
-        free_writer(w);
+    writer->next_in = (Bytef *)src;
+    writer->avail_in = (uInt)len;
+    writer->next_out = dst;
+    writer->avail_out = (uInt)dst_cap;
+    int end = deflate(writer, Z_FINISH);
+    size_t written = dst_cap - writer->avail_out;
+    if (deflateReset(writer) != Z_OK || !spares_leave(&writers, writer))
+        free_writer(writer);
     return end == Z_STREAM_END ? written : 0;
 }
 
 const struct codec codec_deflate = {
     .name = "deflate",
-    .max_level = 9,
     .decompress = decompress_deflate,
     .compress = compress_cluster,
 };

@@ -5,13 +5,11 @@
 
 #include <stddef.h>
 
-/* codec.c ensures that lengths are 1 to INT_MAX, levels CODEC_DEFAULT_LEVEL to max_level, and
- * dst_cap is less than len. */
+/* codec.c ensures that lengths are 1 to INT_MAX, and dst_cap is less than len. */
 struct codec {
     const char *name;
-    int max_level;
     int (*decompress)(void *dst, size_t dst_len, const void *src, size_t src_len);
-    size_t (*compress)(int level, void *dst, size_t dst_cap, const void *src, size_t len);
+    size_t (*compress)(void *dst, size_t dst_cap, const void *src, size_t len);
 };
 
 extern const struct codec codec_deflate, codec_zstd;

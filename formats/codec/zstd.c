@@ -48,8 +48,7 @@ static int decompress_zstd(void *dst, size_t dst_len, const void *src, size_t sr
     return err;
 }
 
-static size_t compress_cluster(int level, void *dst, size_t dst_cap, const void *src,
-                               size_t len)
+static size_t compress_cluster(void *dst, size_t dst_cap, const void *src, size_t len)
 {
     ZSTD_CCtx *writer = spares_take(&writers);
 
@@ -57,11 +56,7 @@ static size_t compress_cluster(int level, void *dst, size_t dst_cap, const void 
         writer = ZSTD_createCCtx();
     if (!writer)
         return 0;
-    size_t n =
-        ZSTD_CCtx_setParameter(writer, ZSTD_c_compressionLevel,
-                               level == CODEC_DEFAULT_LEVEL ? ZSTD_CLEVEL_DEFAULT : level);
-    if (!ZSTD_isError(n))
-        n = ZSTD_compress2(writer, dst, dst_cap, src, len);
+    size_t n = ZSTD_compress2(writer, dst, dst_cap, src, len); /* at the default level */
     /* After an error it may be in the middle of a frame. */
     if (ZSTD_isError(ZSTD_CCtx_reset(writer, ZSTD_reset_session_only)) ||
         !spares_leave(&writers, writer))
@@ -71,7 +66,6 @@ static size_t compress_cluster(int level, void *dst, size_t dst_cap, const void 
 
 const struct codec codec_zstd = {
     .name = "zstd",
-    .max_level = 19, /* higher levels of the library use far more memory */
     .decompress = decompress_zstd,
     .compress = compress_cluster,
 };

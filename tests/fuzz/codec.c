@@ -51,7 +51,7 @@ static bool qemu_zstd(uint8_t *dst, size_t dst_len, const uint8_t *src, size_t n
 static void check_back(const struct codec *codec, const uint8_t *data, size_t n)
 {
     static uint8_t packed[MAX_CLUSTER], back[MAX_CLUSTER];
-    size_t len = codec_compress(codec, CODEC_DEFAULT_LEVEL, packed, sizeof packed, data, n);
+    size_t len = codec_compress(codec, packed, sizeof packed, data, n);
 
     fuzz_check(len < n, "%zu of %zu bytes", len, n);
     if (len == 0)

@@ -36,13 +36,12 @@ static uint8_t *exact(const void *bytes, size_t n)
     return copy;
 }
 
-static void round_trip(const struct codec *codec, int level, size_t cluster,
-                       enum content content)
+static void round_trip(const struct codec *codec, size_t cluster, enum content content)
 {
     uint8_t *data = malloc(cluster), *back = malloc(cluster), *packed = malloc(cluster);
 
     fill(data, cluster, content);
-    size_t n = codec_compress(codec, level, packed, cluster, data, cluster);
+    size_t n = codec_compress(codec, packed, cluster, data, cluster);
     cr_assert(n > 0 && n < cluster, "%s: %zu of %zu", codec_name(codec), n, cluster);
     uint8_t *source = exact(packed, n);
     memset(back, 0xee, cluster);
@@ -59,17 +58,8 @@ Test(codec_codec, round_trips)
     for (size_t i = 0; i < ARRAY_LEN(ids); i++)
         for (size_t cluster = 512; cluster <= MAX_CLUSTER; cluster *= 8)
             for (enum content c = 0; c < CONTENTS; c++)
-                round_trip(codec_find(ids[i]), CODEC_DEFAULT_LEVEL, cluster,
+                round_trip(codec_find(ids[i]), cluster,
                            cluster < 1024 && c == HALF_NOISE ? TEXT : c);
-}
-
-Test(codec_codec, levels)
-{
-    for (size_t i = 0; i < ARRAY_LEN(ids); i++) {
-        const struct codec *codec = codec_find(ids[i]);
-        for (int level = -1; level <= codec_max_level(codec) + 1; level++)
-            round_trip(codec, level, 65536, TEXT);
-    }
 }
 
 Test(codec_codec, what_does_not_shrink_is_left_alone)
@@ -81,11 +71,10 @@ Test(codec_codec, what_does_not_shrink_is_left_alone)
         noise[i] = (uint8_t)rng_next(&rng);
     for (size_t i = 0; i < ARRAY_LEN(ids); i++) {
         const struct codec *codec = codec_find(ids[i]);
-        cr_expect_eq(codec_compress(codec, 0, packed, sizeof packed, noise, sizeof noise),
-                     0);
-        cr_expect_eq(codec_compress(codec, 0, packed, sizeof packed, noise, 1), 0);
-        cr_expect_eq(codec_compress(codec, 0, packed, 0, noise, 512), 0);
-        round_trip(codec, 0, 65536, TEXT); /* and nothing of it is left */
+        cr_expect_eq(codec_compress(codec, packed, sizeof packed, noise, sizeof noise), 0);
+        cr_expect_eq(codec_compress(codec, packed, sizeof packed, noise, 1), 0);
+        cr_expect_eq(codec_compress(codec, packed, 0, noise, 512), 0);
+        round_trip(codec, 65536, TEXT); /* and nothing of it is left */
     }
 }
 
@@ -97,12 +86,12 @@ Test(codec_codec, never_more_than_there_is_room_for)
     fill(data, sizeof data, TEXT);
     for (size_t i = 0; i < ARRAY_LEN(ids); i++) {
         const struct codec *codec = codec_find(ids[i]);
-        size_t n = codec_compress(codec, 0, packed, sizeof packed, data, sizeof data);
+        size_t n = codec_compress(codec, packed, sizeof packed, data, sizeof data);
         cr_assert_gt(n, 0);
         packed[n - 1] = 0xee;
-        cr_expect_eq(codec_compress(codec, 0, packed, n - 1, data, sizeof data), 0);
+        cr_expect_eq(codec_compress(codec, packed, n - 1, data, sizeof data), 0);
         cr_expect_eq(packed[n - 1], 0xee);
-        cr_expect_eq(codec_compress(codec, 0, packed, n + 64, data, sizeof data), n);
+        cr_expect_eq(codec_compress(codec, packed, n + 64, data, sizeof data), n);
     }
 }
 
@@ -114,7 +103,7 @@ Test(codec_codec, bytes_behind_the_stream_do_not_matter)
     for (size_t i = 0; i < ARRAY_LEN(ids); i++) {
         const struct codec *codec = codec_find(ids[i]);
         memset(packed, 0xa5, sizeof packed);
-        size_t n = codec_compress(codec, 0, packed, 65536, data, sizeof data);
+        size_t n = codec_compress(codec, packed, 65536, data, sizeof data);
         memset(packed + n, 0xa5, 511);
         for (size_t more = 0; more < 512; more += 73) {
             uint8_t *source = exact(packed, n + more);
@@ -133,7 +122,7 @@ Test(codec_codec, cut_off)
     fill(data, sizeof data, HALF_NOISE);
     for (size_t i = 0; i < ARRAY_LEN(ids); i++) {
         const struct codec *codec = codec_find(ids[i]);
-        size_t n = codec_compress(codec, 0, packed, sizeof packed, data, sizeof data);
+        size_t n = codec_compress(codec, packed, sizeof packed, data, sizeof data);
         for (size_t cut = 0; cut + 8 < n; cut += 7) {
             uint8_t *source = exact(packed, cut);
             cr_expect_eq(codec_decompress(codec, back, sizeof back, source, cut), -EIO,
@@ -149,7 +138,7 @@ Test(codec_codec, too_short_a_cluster)
 
     for (size_t i = 0; i < ARRAY_LEN(ids); i++) {
         const struct codec *codec = codec_find(ids[i]);
-        size_t n = codec_compress(codec, 0, packed, sizeof packed, data, sizeof data);
+        size_t n = codec_compress(codec, packed, sizeof packed, data, sizeof data);
         cr_expect_eq(codec_decompress(codec, back, sizeof back, packed, n), -EIO);
         cr_expect_eq(codec_decompress(codec, back, sizeof data + 1, packed, n), -EIO);
         cr_expect_eq(codec_decompress(codec, back, sizeof data, packed, n), 0);
@@ -164,7 +153,7 @@ Test(codec_codec, too_short_a_cluster)
 static void *work(void *opaque)
 {
     for (size_t i = 0; i < 24; i++)
-        round_trip(codec_find(ids[i % 2]), (int)i % 3, 16384u << (i % 3),
+        round_trip(codec_find(ids[i % 2]), 16384u << (i % 3),
                    (enum content)((i + (size_t)(uintptr_t)opaque) % CONTENTS));
     return NULL;
 }

@@ -155,7 +155,7 @@ Test(codec_streams, deflate_is_written_with_a_small_window, .init = fill_data)
     data[CLUSTER - 1] ^= 1;
     memset(data + CLUSTER / 2, 0, 1000);
     const struct codec *codec = codec_find(CODEC_DEFLATE);
-    size_t n = codec_compress(codec, 9, stream, CLUSTER, data, CLUSTER), got = 0;
+    size_t n = codec_compress(codec, stream, CLUSTER, data, CLUSTER), got = 0;
     z_stream z = {.next_in = stream, .avail_in = (unsigned)n};
     cr_assert_gt(n, 0);
     cr_assert_eq(inflateInit2(&z, -12), Z_OK);
