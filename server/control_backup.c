@@ -17,6 +17,7 @@
 #include "jobs/manager.h"
 #include "node_table.h"
 #include "plugin_config.h"
+#include "storage/nbd_uri.h"
 
 enum { SYNC_FULL, SYNC_TOP, SYNC_NONE, SYNC_BITMAP, SYNC_INCREMENTAL };
 static const char *const syncs[] = {"full", "top", "none", "bitmap", "incremental", NULL};
@@ -78,10 +79,12 @@ static void fill_for_node(struct target_request *request, struct control_context
     request->existing = true;
 }
 
-/* The target is a file, which is created unless mode=existing. */
+/* The target is an NBD export, whose contents are raw, or a file, which is created unless
+ * mode=existing. */
 static void fill_for_file(struct target_request *request, const json_t *args)
 {
-    request->format = formats[arg_word(args, "format", formats, FORMAT_RAW)];
+    if (arg_is_given(args, "format") || nbd_uri_is_one(request->target))
+        request->format = formats[arg_word(args, "format", formats, FORMAT_RAW)];
     request->existing = arg_word(args, "mode", modes, MODE_ABSOLUTE_PATHS) == MODE_EXISTING;
     request->with_backing = arg_word(args, "sync", syncs, SYNC_FULL) == SYNC_TOP;
 }

@@ -64,10 +64,10 @@ static bool is_part_of(struct node *source, const char *file)
     return found;
 }
 
-static int make_file(const struct target_request *request, const struct below *below,
-                     struct diag *diag)
+static int make_file(const struct target_request *request, const char *format,
+                     const struct below *below, struct diag *diag)
 {
-    const struct driver *driver = driver_find(request->format);
+    const struct driver *driver = driver_find(format);
     const struct create_request create = {
         .filename = request->target,
         .protocol = storage_protocol_of(request->target),
@@ -78,8 +78,7 @@ static int make_file(const struct target_request *request, const struct below *b
     };
 
     if (!driver)
-        return diag_set(diag, ENOTSUP, "%s: unknown format '%s'", request->shown,
-                        request->format);
+        return diag_set(diag, ENOTSUP, "%s: unknown format '%s'", request->shown, format);
     if (below->file && !driver_can(driver, DRIVER_BACKING))
         return diag_set(diag, EINVAL, "%s: %s images have no backing file", request->shown,
                         driver->name);
@@ -127,11 +126,14 @@ static int open_file(const struct target_request *request, struct node **out,
     const struct cache_mode *how = request->source->options.cache;
     CLEANUP(free_below) struct below below = {0};
     bool with_backing = request->with_backing && !request->existing;
+    const char *format = request->format     ? request->format
+                         : request->existing ? NULL
+                                             : node_format(request->source);
     /* These options can't be changed once the file is open, so they are the source's.  The others
      * are set when the target replaces the source; until then a copy needn't be durable write by
      * write. */
     const struct chain_options options = {
-        .format = request->format,
+        .format = format,
         .protocol = storage_protocol_of(request->target),
         .give_up = request->give_up,
         .references = request->references,
@@ -149,7 +151,7 @@ static int open_file(const struct target_request *request, struct node **out,
                         request->shown);
     if (with_backing && look_below(request->source, &below))
         return diag_errno(diag, ENOMEM, "%s", request->shown);
-    err = request->existing ? 0 : make_file(request, &below, diag);
+    err = request->existing ? 0 : make_file(request, format, &below, diag);
     if (!err)
         err = chain_open(context_of(request), request->target, &options, out, diag);
     return err ? err : check_not_source(request, request->shown, out, diag);

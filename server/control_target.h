@@ -18,6 +18,7 @@ struct target_request {
     enum references references; /* which files the target's image may refer to */
     char *target;               /* an NBD URI, an RBD name or a path */
     char *shown; /* the same without secrets, for messages; set when it is opened */
+    /* NULL: that of the source for a new file, and probed (raw never guessed) otherwise */
     const char *format;
     struct node *source;
     const _Atomic bool *give_up; /* as in nbd_open; NULL: never given up */

@@ -24,13 +24,13 @@ class BackupCase(MirrorCase):
         """A job that has begun; its target's path or URI."""
         target = target if ":" in target else self.path(target)
         self.assertEqual(self.client.cmd("drive-backup", job_id=job, device="drive0", target=target, sync=sync,
-                                         **arguments), {})
+                                         **{"format": "raw", **arguments}), {})
         return target
 
     def action(self, target, sync="full", job="job", **data):
         data = {key.replace("_", "-"): value for key, value in data.items()}
         return {"type": "drive-backup", "data": {"job-id": job, "device": "drive0", "target": target, "sync": sync,
-                                                 **data}}
+                                                 "format": "raw", **data}}
 
     def transact(self, *actions):
         self.client.cmd("transaction", actions=list(actions))
@@ -232,7 +232,7 @@ class Syncs(BackupCase):
                 ("an integer", {"sync": "full", "x_perf": {"max-workers": "x"}}),
                 ("'x-perf.x' is unexpected", {"sync": "full", "x_perf": {"x": 0}}),
                 ("at most", {"sync": "full", "cbw_timeout": 1 << 40}),
-                ("compress", {"sync": "full", "compress": True}),
+                ("compress", {"sync": "full", "compress": True, "format": "raw"}),
                 ("part of the disk", {"sync": "full", "target": self.image}),
                 ("No such file", {"sync": "full", "mode": "existing", "target": self.path("nowhere")}),
                 ("is recognised|not recognised", {"sync": "full", "target": create(
@@ -244,6 +244,26 @@ class Syncs(BackupCase):
                 self.assertEqual(self.client.cmd("query-jobs"), [])
         self.fails("DeviceNotFound", self.client, "drive-backup", "x", device="x", target=none, sync="full")
         self.client.cmd("block-dirty-bitmap-remove", node="drive0", name="map")
+
+    def test_the_format_that_is_not_said(self):
+        """is the disk's for a new file, what it looks like for one that exists, and raw for an export"""
+        for fmt, other in ("qcow2", "qed"), ("qed", "qcow2"), ("raw", "qcow2"):
+            with self.part(format=fmt):
+                self.image, self.fmt = create(self.path("source"), fmt, self.SIZE), fmt
+                self.content = bytearray(self.rng.randbytes(self.SIZE))
+                harness.fill(self.image, fmt, [(0, bytes(self.content))])
+                self.begin()
+                there, raw, export = create(self.path("there"), other, self.SIZE), create(self.path("raw"), "raw", self.SIZE), self.memory()
+                command = {"job_id": "job", "device": "drive0", "sync": "full"}
+                for target, mode in (self.path("new"), "absolute-paths"), (there, "existing"), (export.uri, "existing"):
+                    self.client.cmd("drive-backup", target=target, mode=mode, **command)
+                    self.ended()
+                self.expect_content(self.path("new"), fmt)
+                if fmt != "raw":
+                    harness.check(self.path("new"), fmt)
+                self.expect_content(there, other)
+                self.assertTrue(export.content() == self.content)
+                self.fails("GenericError", self.client, "drive-backup", "raw is never guessed", target=raw, mode="existing", **command)
 
     def test_blockdev_backup_to_an_image(self):
         self.begin()

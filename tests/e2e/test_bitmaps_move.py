@@ -167,7 +167,7 @@ class Pivot(BitmapCase):
     def complete_beside_a_backup(self):
         """a slow one, of what "b" says, which the job has to wait for"""
         self.client.cmd("drive-backup", job_id="slow", device="drive0", target=self.path("slow.raw"), sync="incremental",
-                        bitmap="b", speed=1)
+                        format="raw", bitmap="b", speed=1)
         self.client.cmd("block-job-complete", device="job")
         self.ended(error="its bitmap 'b' is in use")
         self.client.cmd("block-job-set-speed", device="slow", speed=0)

@@ -171,7 +171,7 @@ class Backups(TogetherCase, BitmapCase):
         try:
             for number in range(4):
                 self.write(number * MIB, b"goes on" * 1000)
-                self.client.cmd("drive-backup", job_id="b", device="drive0", target=self.path("b.raw"), sync="full")
+                self.client.cmd("drive-backup", job_id="b", device="drive0", target=self.path("b.raw"), sync="full", format="raw")
                 self.all_end("b")
                 self.assertTrue(harness.content(self.path("b.raw"), "raw") == self.content)
             self.mirror("t.raw", job_id="m")
@@ -247,7 +247,7 @@ class Streams(StreamCase, TogetherCase):
             writers.some(10)
             writers.mark()
             self.client.cmd("drive-backup", job_id="copy", device="drive0", target=self.path("copy.raw"), sync="full",
-                            speed=2 * MIB)
+                            format="raw", speed=2 * MIB)
             self.client.cmd("drive-mirror", job_id="mirror", device="drive0", target=self.path("mirror.raw"), sync="full",
                             speed=2 * MIB)
             layer, base = rng.choice([("drive0#1", None), ("drive0#1", "drive0#3"), ("drive0", "drive0#2"), ("drive0", None)])
@@ -290,7 +290,7 @@ class Streams(StreamCase, TogetherCase):
         """a backup may read what a mirror has replaced: a stream says so before it begins"""
         self.chain()
         self.begin()
-        self.client.cmd("drive-backup", job_id="b", device="drive0", target=self.path("b.raw"), sync="full", speed=64 * KIB)
+        self.client.cmd("drive-backup", job_id="b", device="drive0", target=self.path("b.raw"), sync="full", format="raw", speed=64 * KIB)
         then = bytes(self.content)
         create(self.path("base.qcow2"), "qcow2", self.SIZE)
         create(self.path("t.qcow2"), "qcow2", self.SIZE, backing=self.path("base.qcow2"), backing_fmt="qcow2")

@@ -169,7 +169,7 @@ class Killed(TogetherCase):
 
     def begin_backup(self, _rng):
         self.send("drive-backup", **{"job-id": "job", "device": "drive0", "target": self.path(f"copy{self.number}"),
-                                     "sync": "full"})
+                                     "sync": "full", "format": "raw"})
 
     def begin_together(self, _rng):
         path = self.path(f"over{self.number}.qcow2")

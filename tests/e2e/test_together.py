@@ -267,7 +267,7 @@ class Disks(ManyDisks):
         try:
             for turn in range(ROUNDS):
                 actions = [{"type": "drive-backup", "data": {"job-id": f"{disk}{turn}", "device": disk, "sync": "full",
-                                                             "target": self.path(f"{disk}{turn}.raw")}} for disk in "ba"]
+                                                             "format": "raw", "target": self.path(f"{disk}{turn}.raw")}} for disk in "ba"]
                 if turn == 1:
                     actions.insert(random.randrange(3), self.over("a"))
                 properties = {"properties": {"completion-mode": "grouped"}} if turn != 1 else {}
