@@ -104,6 +104,16 @@ static int check_backing(const struct convert_args *args)
                                                                    : CLI_OK;
 }
 
+/* Preallocated clusters have their place already, so compressed ones can't be packed. */
+static int check_compression(const struct convert_args *args)
+{
+    const char *mode = options_get(&args->list, "preallocation");
+
+    return args->compress && mode && strcmp(mode, "off") != 0
+               ? cli_error("Compression and preallocation not supported at the same time")
+               : CLI_OK;
+}
+
 /* A new target is as large as the sources, whatever -o says (as in qemu-img). */
 static int settle_size(struct conversion *c, uint64_t *size)
 {
@@ -122,7 +132,7 @@ static int make_target(struct conversion *c, struct target_request *request)
 
     if (args->existing)
         return target_open(&c->target, request);
-    if (check_backing(args) != CLI_OK ||
+    if (check_backing(args) != CLI_OK || check_compression(args) != CLI_OK ||
         create_options_check(args->driver, &args->list, args->target) != CLI_OK ||
         settle_size(c, &create.size) != CLI_OK ||
         create_options_request(args->driver, &args->list, args->target,

@@ -102,6 +102,7 @@ class Beside(SideBySide):
             "a.raw a.raw", "a.raw nodir/out", "--salvage -C a.raw out", "-O qcow2 -B none -F raw a.raw out", "none out",
             "-O qcow2 -B a.raw -F raw a.raw b.raw out", "-O raw -B a.raw -F raw over.qcow2 out", "-n -O qcow2 a.raw none",
             "-n -O raw long.qcow2 a.raw", "-O qcow2 -F raw over.qcow2 out", "-O qcow2 -o backing_fmt=raw over.qcow2 out",
+            "-c -O qcow2 -o preallocation=metadata a.raw out", "-c -O qcow2 -o preallocation=full a.raw out",
             "-f qcow2 a.raw out", "-f qed a.qcow2 out",
             "--bogus a.raw out")])
 
