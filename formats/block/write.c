@@ -376,7 +376,7 @@ int block_write(struct node *node, const void *buf, uint64_t off, uint64_t len,
         return err;
 
     err = write_request(node, buf, off, len, flags);
-    if (means_no_space(err) && engine_make_room(node, flags))
+    if (UNLIKELY(err) && means_no_space(err) && engine_make_room(node, flags))
         err = write_request(node, buf, off, len, flags);
     return err;
 }
