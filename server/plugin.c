@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "common/build_features.h"
 #include "control.h"
+#include "export_listing.h"
 #include "image_folder.h"
 #include "named_view.h"
 #include "registry.h"
@@ -158,98 +159,11 @@ static void qimg_cleanup(void)
 
 /* ---- connections ---- */
 
-/* nbdkit's limits: the number of listed exports, and the bytes of a name. */
-#define MAX_LISTED 10000
-#define MAX_NAME   4096
-
-struct export_listing {
-    struct nbdkit_exports *exports;
-    const struct served_export *exp;
-    unsigned n;
-};
-
-static int list_name(struct export_listing *l, const char *name, const char *description)
-{
-    if (strlen(name) > MAX_NAME || l->n == MAX_LISTED) {
-        nbdkit_debug("not listed: %s", name);
-        return 0;
-    }
-    l->n++;
-    return nbdkit_add_export(l->exports, name, description);
-}
-
-static int list_named_bitmap(struct export_listing *l, const struct named_view *named,
-                             const json_t *bitmap)
-{
-    char *full;
-
-    if (asprintf(&full, "%s/bitmap/%s", named->name, json_string_value(bitmap)) < 0)
-        return -1;
-    int rc = list_name(l, full, named->description);
-    free(full);
-    return rc;
-}
-
-static int list_view(void *opaque, const char *name, const char *description)
-{
-    struct export_listing *l = opaque;
-    char *full;
-
-    if (l->exp->name[0] == '\0')
-        return list_name(l, name, description);
-    if (asprintf(&full, "%s/%s", l->exp->name, name) < 0)
-        return -1;
-    int rc = list_name(l, full, description);
-    free(full);
-    return rc;
-}
-
-/* Lists the named views, each with its bitmaps. */
-static int list_named(struct export_listing *l)
-{
-    NAMED_VIEW_EACH (named, &server.exports) {
-        int rc = list_name(l, named->name, named->description);
-        for (size_t i = 0; rc == 0 && i < json_array_size(named->bitmaps); i++)
-            rc = list_named_bitmap(l, named, json_array_get(named->bitmaps, i));
-        if (rc) {
-            named_view_put(named);
-            return -1;
-        }
-    }
-    return 0;
-}
-
-/* Images of the folder aren't listed here: qimg_list_exports lists the files of the folder,
- * whether they are open or not.  Their views are. */
-static int list_open_exports(struct export_listing *l)
-{
-    EXPORT_TABLE_EACH (exp, &server.exports) {
-        l->exp = exp;
-        if ((!exp->of_folder && list_name(l, exp->name, exp->description)) ||
-            view_list(exp, list_view, l)) {
-            export_put(exp);
-            return -1;
-        }
-    }
-    return 0;
-}
-
-static int list_file(void *opaque, const char *name)
-{
-    return list_name(opaque, name, NULL);
-}
-
 static int qimg_list_exports(int readonly, int is_tls, struct nbdkit_exports *exports)
 {
-    struct export_listing l = {.exports = exports};
-
     (void)readonly;
     (void)is_tls;
-    if (server.config.hide_exports)
-        return 0;
-    if (list_open_exports(&l) || list_named(&l))
-        return -1;
-    return server.folder && image_folder_list(server.folder, list_file, &l) ? -1 : 0;
+    return server.config.hide_exports ? 0 : export_listing_add(&server, exports);
 }
 
 static const char *qimg_default_export(int readonly, int is_tls)

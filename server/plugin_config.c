@@ -1,11 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The plugin's parameters: parses them by a table of keys. */
 #include <errno.h>
-#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #define NBDKIT_API_VERSION 2
@@ -19,6 +17,7 @@
 #include "nbdkit_args.h"
 #include "plugin_config.h"
 #include "plugin_passphrase.h"
+#include "plugin_values.h"
 #include "registry.h"
 #include "storage/nbd_uri.h"
 #include "storage/rbd_name.h"
@@ -103,140 +102,16 @@ void plugin_config_free(struct plugin_config *config)
     free(config->tls.username);
 }
 
-/* ---- kinds of values ---- */
-
-static int refuse_value(const char *key, const char *value, const char *allowed)
-{
-    nbdkit_error("%s=%s: must be %s", key, value, allowed);
-    return -1;
-}
-
-static int set_text(char **out, const char *key, const char *value)
-{
-    if (*out) {
-        nbdkit_error("%s=%s: %s was given twice", key, value, key);
-        return -1;
-    }
-    *out = strdup(value);
-    if (!*out) {
-        nbdkit_error("%s: out of memory", key);
-        return -1;
-    }
-    return 0;
-}
-
-/* A name with a protocol isn't made an absolute path.  Whether it can be used is checked
- * when it is opened. */
-static int set_path(char **out, const char *key, const char *value)
-{
-    size_t first = strcspn(value, ":/");
-
-    if (*out || value[first] == ':')
-        return set_text(out, key, value);
-    if (!value[0])
-        return refuse_value(key, value, "the name of a file");
-    *out = nbdkit_absolute_path(value);
-    return *out ? 0 : -1;
-}
-
-/* Stores the name in canonical form, in which a relative conf= is made absolute (nbdkit may
- * change its working directory). */
-static int set_rbd(char **out, const char *key, const char *value)
-{
-    CLEANUP_RBD_NAME struct rbd_name name = {0};
-    struct diag diag = {0};
-
-    if (rbd_name_parse(value, RBD_NAME_USER, &name, &diag)) {
-        nbdkit_error("%s=%s", key, diag.text);
-        return -1;
-    }
-    CLEANUP_FREE char *text = rbd_name_print(&name);
-    if (!text) {
-        nbdkit_error("%s: out of memory", key);
-        return -1;
-    }
-    return set_text(out, key, text);
-}
-
-/* value: a file, or an image on Ceph RBD. */
-static int set_image(char **out, const char *key, const char *value)
-{
-    return rbd_name_is_one(value) ? set_rbd(out, key, value) : set_path(out, key, value);
-}
-
-/* Stores the URI in canonical form, in which a relative socket is made absolute. */
-static int set_uri(char **out, const char *key, const char *value)
-{
-    CLEANUP_NBD_URI struct nbd_uri uri = {0};
-    struct diag diag = {0};
-
-    if (nbd_uri_parse(value, NBD_URI_USER, &uri, &diag)) {
-        nbdkit_error("%s=%s", key, diag.text);
-        return -1;
-    }
-    CLEANUP_FREE char *text = nbd_uri_print(&uri);
-    if (!text) {
-        nbdkit_error("%s: out of memory", key);
-        return -1;
-    }
-    return set_text(out, key, text);
-}
-
-/* Checks at once that the keys can be read, instead of when a server is connected to. */
-static int set_key_path(char **out, const char *key, const char *value, bool folder)
-{
-    struct stat sb;
-
-    if (!value[0])
-        return refuse_value(key, value,
-                            folder ? "the name of a folder" : "the name of a file");
-    CLEANUP_FREE char *path = nbdkit_absolute_path(value);
-    if (!path)
-        return -1;
-    int err = stat(path, &sb) != 0 || access(path, R_OK) != 0 ? errno
-              : folder && !S_ISDIR(sb.st_mode)                ? ENOTDIR
-              : !folder && S_ISDIR(sb.st_mode)                ? EISDIR
-                                                              : 0;
-    if (err) {
-        nbdkit_error("%s=%s: %s", key, value, strerror(err));
-        return -1;
-    }
-    return set_text(out, key, path);
-}
-
-/* *index: the place of value among the words. */
-static int choose_word(unsigned *index, const char *key, const char *value,
-                       const char *const *words, const char *allowed)
-{
-    for (unsigned i = 0; words[i]; i++)
-        if (strcmp(words[i], value) == 0) {
-            *index = i;
-            return 0;
-        }
-    return refuse_value(key, value, allowed);
-}
-
-static int parse_delay(uint64_t *ns, const char *key, const char *value)
-{
-    char *end;
-    double seconds = strtod(value, &end);
-
-    if (end == value || *end || !isfinite(seconds) || seconds < 0 || seconds > 1e6)
-        return refuse_value(key, value, "a number of seconds from 0 to 1000000");
-    *ns = (uint64_t)(seconds * 1e9);
-    return 0;
-}
-
 /* ---- the keys ---- */
 
 static int set_file(struct plugin_config *c, const char *key, const char *value)
 {
-    return set_image(&c->file, key, value);
+    return value_set_image(&c->file, key, value);
 }
 
 static int set_dir(struct plugin_config *c, const char *key, const char *value)
 {
-    return set_key_path(&c->dir, key, value, true);
+    return value_set_key_path(&c->dir, key, value, true);
 }
 
 static int add_export(struct plugin_config *c, const char *key, const char *value)
@@ -244,7 +119,7 @@ static int add_export(struct plugin_config *c, const char *key, const char *valu
     const char *colon = strchr(value, ':');
 
     if (!colon || !colon[1])
-        return refuse_value(key, value, "NAME:IMAGE");
+        return value_refuse(key, value, "NAME:IMAGE");
     struct named_image *more = realloc(c->exports, (c->n_exports + 1) * sizeof *more);
     if (!more) {
         nbdkit_error("%s: out of memory", key);
@@ -255,7 +130,7 @@ static int add_export(struct plugin_config *c, const char *key, const char *valu
         (struct named_image){.name = strndup(value, (size_t)(colon - value))};
     struct named_image *new = &more[c->n_exports++];
     if (new->name)
-        return set_image(&new->file, key, colon + 1);
+        return value_set_image(&new->file, key, colon + 1);
     nbdkit_error("%s: out of memory", key);
     return -1;
 }
@@ -265,7 +140,7 @@ static int set_exports(struct plugin_config *c, const char *key, const char *val
     static const char *const words[] = {"list", "hide", NULL};
     unsigned i;
 
-    if (choose_word(&i, key, value, words, "list or hide"))
+    if (value_choose(&i, key, value, words, "list or hide"))
         return -1;
     c->hide_exports = i == 1;
     return 0;
@@ -275,7 +150,7 @@ static int set_linger(struct plugin_config *c, const char *key, const char *valu
 {
     uint64_t ns;
 
-    if (parse_delay(&ns, key, value))
+    if (value_parse_delay(&ns, key, value))
         return -1;
     c->linger_ms = ns / 1000000;
     return 0;
@@ -286,20 +161,20 @@ static int set_format(struct plugin_config *c, const char *key, const char *valu
     static const char *const words[] = {"auto", "qcow2", "qed", "luks", "raw", NULL};
     unsigned i;
 
-    return choose_word(&i, key, value, words, "auto, qcow2, qed, luks or raw")
+    return value_choose(&i, key, value, words, "auto, qcow2, qed, luks or raw")
                ? -1
-               : set_text(&c->format, key, value);
+               : value_set_text(&c->format, key, value);
 }
 
 static int set_cache(struct plugin_config *c, const char *key, const char *value)
 {
     c->cache = cache_mode_find(value);
-    return c->cache ? 0 : refuse_value(key, value, cache_mode_names());
+    return c->cache ? 0 : value_refuse(key, value, cache_mode_names());
 }
 
 static int set_delay(struct plugin_config *c, const char *key, const char *value)
 {
-    return parse_delay(&c->node.need_check_delay_ns, key, value);
+    return value_parse_delay(&c->node.need_check_delay_ns, key, value);
 }
 
 static int set_lazy(struct plugin_config *c, const char *key, const char *value)
@@ -307,7 +182,7 @@ static int set_lazy(struct plugin_config *c, const char *key, const char *value)
     static const char *const words[] = {"on", "off", NULL};
     unsigned i;
 
-    if (choose_word(&i, key, value, words, "on or off"))
+    if (value_choose(&i, key, value, words, "on or off"))
         return -1;
     c->node.lazy_refcounts = i == 0 ? 1 : -1;
     return 0;
@@ -319,8 +194,8 @@ static int set_backing(struct plugin_config *c, const char *key, const char *val
         c->no_backing = true;
         return 0;
     }
-    return nbd_uri_is_one(value) ? set_uri(&c->backing, key, value)
-                                 : set_image(&c->backing, key, value);
+    return nbd_uri_is_one(value) ? value_set_uri(&c->backing, key, value)
+                                 : value_set_image(&c->backing, key, value);
 }
 
 static int set_backing_format(struct plugin_config *c, const char *key, const char *value)
@@ -328,22 +203,22 @@ static int set_backing_format(struct plugin_config *c, const char *key, const ch
     static const char *const words[] = {"qcow2", "qed", "luks", "raw", NULL};
     unsigned i;
 
-    return choose_word(&i, key, value, words, "qcow2, qed, luks or raw")
+    return value_choose(&i, key, value, words, "qcow2, qed, luks or raw")
                ? -1
-               : set_text(&c->backing_format, key, value);
+               : value_set_text(&c->backing_format, key, value);
 }
 
 static int set_data_file(struct plugin_config *c, const char *key, const char *value)
 {
-    return set_image(&c->data_file, key, value);
+    return value_set_image(&c->data_file, key, value);
 }
 
 static int set_snapshot(struct plugin_config *c, const char *key, const char *value)
 {
     if (strcmp(value, "none") == 0)
         return 0;
-    return value[0] ? set_text(&c->snapshot, key, value)
-                    : refuse_value(key, value, "none, or a snapshot's name or id");
+    return value[0] ? value_set_text(&c->snapshot, key, value)
+                    : value_refuse(key, value, "none, or a snapshot's name or id");
 }
 
 static int set_switch(bool *on, const char *key, const char *value)
@@ -351,7 +226,7 @@ static int set_switch(bool *on, const char *key, const char *value)
     static const char *const words[] = {"off", "on", NULL};
     unsigned i;
 
-    if (choose_word(&i, key, value, words, "off or on"))
+    if (value_choose(&i, key, value, words, "off or on"))
         return -1;
     *on = i == 1;
     return 0;
@@ -370,24 +245,24 @@ static int set_copy_on_read(struct plugin_config *c, const char *key, const char
 static int set_references(struct plugin_config *c, const char *key, const char *value)
 {
     return references_parse(value, &c->references)
-               ? refuse_value(key, value, "any, dir or none")
+               ? value_refuse(key, value, "any, dir or none")
                : 0;
 }
 
 static int set_tls_certificates(struct plugin_config *c, const char *key, const char *value)
 {
-    return set_key_path(&c->tls.certificates, key, value, true);
+    return value_set_key_path(&c->tls.certificates, key, value, true);
 }
 
 static int set_tls_psk(struct plugin_config *c, const char *key, const char *value)
 {
-    return set_key_path(&c->tls.psk_file, key, value, false);
+    return value_set_key_path(&c->tls.psk_file, key, value, false);
 }
 
 static int set_tls_username(struct plugin_config *c, const char *key, const char *value)
 {
-    return value[0] ? set_text(&c->tls.username, key, value)
-                    : refuse_value(key, value, "the name of a user");
+    return value[0] ? value_set_text(&c->tls.username, key, value)
+                    : value_refuse(key, value, "the name of a user");
 }
 
 static int set_tls_verify(struct plugin_config *c, const char *key, const char *value)
@@ -395,7 +270,7 @@ static int set_tls_verify(struct plugin_config *c, const char *key, const char *
     static const char *const words[] = {"on", "off", NULL};
     unsigned i;
 
-    if (choose_word(&i, key, value, words, "on or off"))
+    if (value_choose(&i, key, value, words, "on or off"))
         return -1;
     c->tls.verify = i == 0 ? 1 : -1;
     return 0;
@@ -406,7 +281,7 @@ static int set_discard(struct plugin_config *c, const char *key, const char *val
     static const char *const words[] = {"unmap", "ignore", NULL};
     unsigned i;
 
-    if (choose_word(&i, key, value, words, "unmap or ignore"))
+    if (value_choose(&i, key, value, words, "unmap or ignore"))
         return -1;
     c->node.discard_ignore = i == 1;
     return 0;
@@ -418,7 +293,7 @@ static int set_detect_zeroes(struct plugin_config *c, const char *key, const cha
         [DETECT_OFF] = "off", [DETECT_ON] = "on", [DETECT_UNMAP] = "unmap", NULL};
     unsigned i;
 
-    if (choose_word(&i, key, value, words, "off, on or unmap"))
+    if (value_choose(&i, key, value, words, "off, on or unmap"))
         return -1;
     c->node.detect_zeroes = (enum detect_zeroes)i;
     return 0;
@@ -429,7 +304,7 @@ static int set_metadata_cache(struct plugin_config *c, const char *key, const ch
     uint64_t bytes;
 
     if (size_parse(value, &bytes) || bytes < MIN_METADATA_CACHE || bytes > SIZE_MAX / 2)
-        return refuse_value(key, value, "a size such as 64M, at least 1M");
+        return value_refuse(key, value, "a size such as 64M, at least 1M");
     c->metadata_cache = (size_t)bytes;
     return 0;
 }
@@ -439,7 +314,7 @@ static int set_repair(struct plugin_config *c, const char *key, const char *valu
     static const char *const words[] = {"auto", "off", NULL};
     unsigned i;
 
-    if (choose_word(&i, key, value, words, "auto or off"))
+    if (value_choose(&i, key, value, words, "auto or off"))
         return -1;
     c->node.repair_off = i == 1;
     return 0;
@@ -450,7 +325,7 @@ static int set_writable(struct plugin_config *c, const char *key, const char *va
     static const char *const words[] = {"on-connect", "now", NULL};
     unsigned i;
 
-    if (choose_word(&i, key, value, words, "on-connect or now"))
+    if (value_choose(&i, key, value, words, "on-connect or now"))
         return -1;
     c->writable_now = i == 1;
     return 0;
@@ -463,7 +338,7 @@ static int set_final_sync(struct plugin_config *c, const char *key, const char *
                                         "false", "1",  "0",  NULL};
     unsigned i;
 
-    if (choose_word(&i, key, value, words, "yes or no"))
+    if (value_choose(&i, key, value, words, "yes or no"))
         return -1;
     c->node.keep_marks = i % 2 == 1;
     return 0;
@@ -474,7 +349,7 @@ static int set_lock(struct plugin_config *c, const char *key, const char *value)
     static const char *const words[] = {"on", "off", NULL};
     unsigned i;
 
-    if (choose_word(&i, key, value, words, "on or off"))
+    if (value_choose(&i, key, value, words, "on or off"))
         return -1;
     c->node.lock_off = i == 1;
     return 0;
@@ -489,7 +364,7 @@ static int set_control(struct plugin_config *c, const char *key, const char *val
     if (strcmp(value, "none") == 0)
         return 0;
     if (!value[0])
-        return refuse_value(key, value, "none or the name of a socket");
+        return value_refuse(key, value, "none or the name of a socket");
     c->control = nbdkit_absolute_path(value);
     return c->control ? 0 : -1;
 }
@@ -498,10 +373,10 @@ static int set_control(struct plugin_config *c, const char *key, const char *val
 static int set_node_name(struct plugin_config *c, const char *key, const char *value)
 {
     if (!node_name_is_well_formed(value))
-        return refuse_value(
+        return value_refuse(
             key, value,
             "a letter, then letters, digits, '-', '.' and '_', 31 in all at most");
-    return set_text(&c->node_name, key, value);
+    return value_set_text(&c->node_name, key, value);
 }
 
 static const struct {
@@ -637,5 +512,6 @@ int plugin_config_complete(struct plugin_config *config)
     /* No client will write; with -r none may, and nbdkit doesn't say whether it has it. */
     if (config->snapshot || (config->writable_now && nbdkit_args_may_be_read_only()))
         config->writable_now = false;
-    return config->node_name ? 0 : set_text(&config->node_name, "node-name", "drive0");
+    return config->node_name ? 0
+                             : value_set_text(&config->node_name, "node-name", "drive0");
 }
