@@ -14,7 +14,7 @@ import nbd
 
 from crowd import work
 from featured import Featured
-from harness import KIB, LONG, MIB, SECTOR, Case, Model, check, content, create, fill, run, sha256, wait_until
+from harness import KIB, LONG, MIB, SANITIZER_ENV, SECTOR, Case, Model, check, content, create, fill, run, sha256, wait_until
 from qmp import Qmp, QmpError
 
 SIZE = 8 * MIB
@@ -125,6 +125,35 @@ class Commands(Live):
         run("qemu-img", "snapshot", "-c", "first", image)
         self.start(image, "snapshot=first")
         self.refuse("a client reads it", "blockdev-snapshot-delete-internal-sync", device="drive0", name="first")
+
+
+class Often(Live):
+    """Snapshots that are made and deleted again and again, as a schedule does"""
+
+    def some(self, server, count):
+        for number in range(count):
+            self.make("s")
+            self.disk.pwrite(bytes([number % 256]) * 4096, number % 16 * 64 * KIB)
+            self.disk.flush()
+            self.delete("s")
+        with open(f"/proc/{server.process.pid}/status", encoding="ascii") as status:
+            resident = next(int(line.split()[1]) * KIB for line in status if line.startswith("VmRSS:"))
+        return resident, os.path.getsize(self.image)
+
+    def test_neither_the_file_nor_the_server_grows(self):
+        for options in ("", "cluster_size=4k", "cluster_size=2M", "refcount_bits=64"):
+            with self.part(options=options):
+                self.image = create(self.path("disk"), "qcow2", 8 * MIB, options)
+                fill(self.image, "qcow2", [(0, bytes([7]) * (8 * MIB))])
+                server = self.start(self.image, env={"MALLOC_ARENA_MAX": "1"})
+                self.disk = server.connect()
+                resident, size = self.some(server, 20)
+                resident_now, size_now = self.some(server, 80)
+                self.assertLessEqual(size_now, size + 4 * (2 * MIB if "2M" in options else 64 * KIB))
+                if not SANITIZER_ENV:  # which keep what was freed
+                    self.assertLess(resident_now, resident + 4 * MIB)
+                server.stop()
+                check(self.image, "qcow2")
 
 
 class Transactions(Live):

@@ -322,7 +322,7 @@ void alloc_hold(struct alloc *a, bool on)
 int alloc_replace_counts(struct alloc *a, struct refcount_table *table)
 {
     LOCK_GUARD(&a->growth);
-    int err = refcounts_replace_table(&a->refs, table);
+    int err = refcounts_change_table(&a->refs, table);
     if (!err)
         mcmap_forget(a->refs.block_map);
     return err;

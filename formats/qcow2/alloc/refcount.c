@@ -144,6 +144,23 @@ int refcounts_replace_table(struct refcounts *refs, struct refcount_table *table
     return 0;
 }
 
+int refcounts_change_table(struct refcounts *refs, struct refcount_table *table)
+{
+    struct refcount_table *t = current_table(refs);
+
+    if (table->n_entries != t->n_entries)
+        return refcounts_replace_table(refs, table);
+    {
+        LOCK_GUARD(mcache_meta(refs->alloc->node->mc));
+        for (uint64_t i = 0; i < t->n_entries; i++)
+            atomic_store_explicit(&t->words[i], atomic_load(&table->words[i]),
+                                  memory_order_release);
+        atomic_store(&t->offset, table->offset);
+    }
+    free(table);
+    return 0;
+}
+
 static uint64_t page_of(const struct refcounts *refs, uint64_t cluster)
 {
     return cluster >> refs->page_bits;

@@ -17,10 +17,10 @@
 
 struct alloc;
 
-/* A refcount table in memory.  A table that was replaced is kept until the image is closed, as
- * readers may still use it. */
+/* A refcount table in memory.  A table that was replaced by a longer one is kept until the image is
+ * closed, as readers may still use it. */
 struct refcount_table {
-    uint64_t offset; /* in the file */
+    _Atomic uint64_t offset; /* in the file */
     uint64_t n_entries;
     struct refcount_table *previous;
     _Atomic uint64_t words[];
@@ -96,6 +96,9 @@ void refcount_table_store(struct refcounts *refs, uint64_t block, uint64_t offse
 /* Growth lock: `table` replaces the present refcount table.  It is durable at table->offset.  0 or
  * -ENOMEM. */
 int refcounts_replace_table(struct refcounts *refs, struct refcount_table *table) MUST_USE;
+/* The same; if `table` has the length of the present one, its words and place are copied to that, so
+ * that repeated changes take no more memory.  On success `table` is freed or owned by `refs`. */
+int refcounts_change_table(struct refcounts *refs, struct refcount_table *table) MUST_USE;
 struct refcount_table *refcount_table_new(uint64_t offset, uint64_t n_entries);
 
 #endif

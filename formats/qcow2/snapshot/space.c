@@ -123,18 +123,32 @@ static uint64_t single_clusters(const struct qcow2 *q)
     return n;
 }
 
+/* Allocates each table by itself: most take one cluster, which can be a freed one, so that the file
+ * doesn't grow with each snapshot that is created and deleted. */
+static int reserve_tables(struct snapshot_change_state *state, const uint64_t *clusters,
+                          size_t n)
+{
+    int err = 0;
+
+    for (size_t i = 0; !err && i < n; i++)
+        if (clusters[i])
+            err = allocate(state, clusters[i]);
+    return err;
+}
+
 int change_reserve(struct snapshot_change_state *state)
 {
     struct qcow2 *q = state->q;
     uint64_t l1 = change_clusters_of(q, (uint64_t)q->live.l1_size * 8);
     uint64_t counts =
         atomic_load(&q->alloc.refs.table)->n_entries * 8 >> q->geo.cluster_bits;
-    uint64_t table = change_clusters_of(q, q->snapshot_bytes + 2 * SNAPSHOT_NAME_MAX);
+    const uint64_t tables[] = {
+        l1, l1, counts, change_clusters_of(q, q->snapshot_bytes + 2 * SNAPSHOT_NAME_MAX)};
 
     /* Narrow refcounts can overflow, so nothing is allocated before they were checked. */
     if (q->geo.refcount_order < 3)
         return 0;
-    int err = allocate_table(state, 2 * l1 + counts + table);
+    int err = reserve_tables(state, tables, ARRAY_LEN(tables));
     if (!err)
         err = allocate_clusters(state, single_clusters(q) + 2);
     return err ? say_no_space(state, err) : 0;
