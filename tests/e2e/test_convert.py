@@ -334,6 +334,22 @@ class Alone(Case):
         self.assertRegex(process.communicate(timeout=20)[1], "there: is incomplete")
         run("qemu-img", "check", "-q", "there", cwd=self.dir)
 
+    def test_nobody_reads_its_output(self):
+        """as with "| head": what it was writing to isn't left there"""
+        self.source()
+        for old in (False, True):
+            if old:
+                pathlib.Path(self.path("out")).write_bytes(b"old")
+            process = self.start("-p", "-r", "8M", "-O", "qcow2", "a.raw", "out")
+            process.stdout.read(1)
+            process.stdout.close()
+            process.stdout = None
+            _, errors = process.communicate(timeout=60)
+            self.assertEqual(process.returncode, -signal.SIGPIPE)
+            self.assertRegex(errors, "out: is as it was before" if old else "out: was not made")
+            self.assertEqual(sorted(os.listdir(self.dir)), ["a.raw", "out"] if old else ["a.raw"])
+        self.assertEqual(pathlib.Path(self.path("out")).read_bytes(), b"old")
+
     def test_progress(self):
         self.source()
         shown = subprocess.run([QIMG, "convert", "-p", "a.raw", "out"], cwd=self.dir, capture_output=True, check=True).stdout.decode()
