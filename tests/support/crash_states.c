@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What a crash leaves of what a log has. */
+/* Computes from a crash log which changes are durable at a crash point, and what a crash
+ * leaves in the file. */
 #include "crash_log.h"
 
 #include <stdlib.h>
@@ -11,7 +12,7 @@
 
 #define SECTOR 512u
 
-/* Of calls that can't fail on a mem storage. */
+/* For calls that can't fail on a mem storage. */
 static void must_be_0(int err)
 {
     if (err)
@@ -47,11 +48,11 @@ void crash_forget_prefix(struct crash_log *log)
     }
 }
 
-/* One point of view on the log; everything here under the mutex. */
+/* The log as it is at one crash point.  Used under the log's mutex. */
 struct view {
     const struct crash_choice *choice;
     uint64_t point;
-    uint64_t covered[CRASH_FILES]; /* what had ended before this time is durable */
+    uint64_t covered[CRASH_FILES]; /* per file: changes that ended before it are durable */
     uint64_t now;                  /* the time of the crash */
 };
 
@@ -99,7 +100,7 @@ uint64_t crash_pending(struct crash_log *log, uint64_t point,
     return pending;
 }
 
-/* Applies what lies in some of the op's sectors. */
+/* Applies the operation to a random half of its sectors. */
 static void apply_torn(struct storage *to, const struct crash_op *op, struct rng *rng)
 {
     uint64_t end = op->off + op->len, next;
@@ -117,7 +118,7 @@ static void apply_torn(struct storage *to, const struct crash_op *op, struct rng
     }
 }
 
-/* Decides about the nth pending change. */
+/* Decides by the policy whether the nth pending change arrives, and applies it then. */
 static void apply_pending(struct storage *to, const struct crash_op *op, uint64_t nth,
                           const struct crash_choice *choice, struct rng *rng)
 {
@@ -149,7 +150,7 @@ static void apply_pending(struct storage *to, const struct crash_op *op, uint64_
         crash_apply(to, op);
 }
 
-/* The contents at the start, or with the prefix applied. */
+/* Clones the contents at the start, or (folded) those with the durable prefix applied. */
 static void clone_all(const struct crash_log *log, bool folded,
                       struct storage *out[CRASH_FILES])
 {
@@ -165,8 +166,9 @@ static void restart_prefix(struct crash_log *log)
     log->folded = 0;
 }
 
-/* The durable prefix, kept from call to call: what is durable at a point stays so at later
- * ones. Returns how many ops are in the files of `out`, which are the caller's own. */
+/* Sets `out` to new storages with the durable prefix of the log applied; returns how many
+ * operations that is.  The prefix is kept from call to call: what is durable at a crash point
+ * is durable at later ones.  When the choice ignores flushes or FUA it can't be used. */
 static uint64_t take_prefix(struct crash_log *log, const struct view *v,
                             struct storage *out[CRASH_FILES])
 {

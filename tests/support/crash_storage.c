@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A storage that remembers what was not synced. */
+/* The recording half of the crash storage: every call is applied to the live contents and
+ * appended to the log. */
 #include "crash_log.h"
 
 #include <inttypes.h>
@@ -42,7 +43,7 @@ static void *must(void *p)
 
 /* ---- recording ---- */
 
-/* Under the mutex. */
+/* Returns the index of the new entry.  Call with the mutex held. */
 static uint64_t append(struct crash_log *log, const struct crash_op *op)
 {
     if (log->count == log->capacity) {
@@ -74,7 +75,7 @@ static void run_hook(struct crash_log *log, enum crash_kind kind, uint64_t off,
     inside = false;
 }
 
-/* A change from its call to its end. */
+/* Carries out a change and records it. */
 static int record(struct storage *st, struct crash_op op)
 {
     struct crash_log *log = log_of(st);
@@ -137,7 +138,7 @@ static int crash_size(struct storage *st, uint64_t *bytes)
     return storage_size(live_of(st), bytes);
 }
 
-/* Reserving blocks shows in nothing but the size. */
+/* In memory there are no blocks to reserve: only the size may change. */
 static int crash_preallocate(struct storage *st, uint64_t off, uint64_t len)
 {
     uint64_t size;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A storage that fails when it is told to. */
+/* A storage that passes calls on, and fails or delays those that its plan names. */
 #include "fault_storage.h"
 
 #include <errno.h>
@@ -80,7 +80,7 @@ void fault_plan_reset_counters(struct fault_plan *plan)
     LOCK_GUARD(&plan->lock);
 
     for (int k = 0; k < FAULT_KINDS; k++) {
-        /* A rule that is set keeps counting from where it was. */
+        /* A rule that is set goes on counting: the difference stays the same. */
         plan->rules[k].base -= plan->calls[k];
         plan->calls[k] = 0;
     }
@@ -135,7 +135,8 @@ void fault_plan_gather_writes(struct fault_plan *plan, unsigned n, uint64_t min_
 
 /* ---- counting and failing ---- */
 
-/* Under the lock: counts a call of the kind; does its rule hit? */
+/* Counts a call of the kind; true, with the rule in *hit, if the rule makes it fail.  Call
+ * with the lock held. */
 static bool count_call(struct fault_plan *plan, enum fault_kind kind,
                        struct fault_rule *hit)
 {
@@ -149,7 +150,7 @@ static bool count_call(struct fault_plan *plan, enum fault_kind kind,
     return true;
 }
 
-/* Counts a call; hit->err is 0 when it shall go well. */
+/* Counts a call; hit->err is 0 unless a rule makes it fail. */
 static void enter(struct fault_plan *plan, enum fault_kind kind, struct fault_rule *hit)
 {
     LOCK_GUARD(&plan->lock);
@@ -171,7 +172,7 @@ static int result(const struct fault_rule *hit, int err)
     return hit->err ? -hit->err : err;
 }
 
-/* ---- holding writes up ---- */
+/* ---- delaying writes ---- */
 
 static bool is_watched(const struct fault_plan *plan, uint64_t len)
 {
@@ -181,7 +182,7 @@ static bool is_watched(const struct fault_plan *plan, uint64_t len)
            (plan->delay_ns > 0 && len >= plan->delay_min_bytes);
 }
 
-/* Under the lock. */
+/* Waits for fault_plan_gather_writes.  Call with the lock held. */
 static void wait_for_others(struct fault_plan *plan)
 {
     struct timespec until;
@@ -192,7 +193,7 @@ static void wait_for_others(struct fault_plan *plan)
     until.tv_nsec += (long)(plan->gather_timeout_ms % 1000) * 1000000;
     until.tv_sec += until.tv_nsec / 1000000000;
     until.tv_nsec %= 1000000000;
-    /* Looks at the most there ever were: who has come may have gone. */
+    /* Compares the maximum, not the current number: other writes may have ended already. */
     while (plan->most_in_flight < plan->gather && err != ETIMEDOUT)
         err = pthread_cond_timedwait(&plan->arrived, &plan->lock.mutex, &until);
 }
@@ -206,7 +207,8 @@ static void sleep_ns(uint64_t ns)
         clock_nanosleep(CLOCK_MONOTONIC, 0, &ts, NULL);
 }
 
-/* Notes a write as in flight (if it is one to be watched) and holds it up. */
+/* Called before a write is passed on: counts it as in flight, if its size is watched, and
+ * delays it.  Returns whether it was counted, for land. */
 static bool take_off(struct fault_plan *plan, uint64_t len, bool fua)
 {
     uint64_t delay_ns = 0;
@@ -262,7 +264,7 @@ static int fault_pread(struct storage *st, void *buf, uint64_t off, uint64_t len
     return result(&hit, err);
 }
 
-/* Passes on the first half of the sectors. */
+/* Writes the first half of the sectors only. */
 static void write_torn(struct storage *below, const struct iovec *iov, int count,
                        uint64_t off, uint64_t len)
 {

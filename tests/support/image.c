@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* An image to test with, and a model of what it holds. */
+/* Creates, opens and verifies the images of tests; see image.h. */
 #include "image.h"
 
 #include <errno.h>
@@ -101,7 +101,7 @@ void image_create(const char *path, const char *format, const char *options, uin
     must(path, create_image(driver_find(format), &req, &diag), &diag);
 }
 
-/* What our drivers don't make. */
+/* For features that our drivers don't create. */
 static void create_by_qemu(const struct image *img)
 {
     const struct image_spec *spec = &img->spec;
@@ -146,7 +146,7 @@ static uint64_t on_clock(void *opaque)
     return ((struct image *)opaque)->now;
 }
 
-/* Some runs of bytes, the same in the node and in the model. */
+/* Writes n runs of random bytes at random places, to the node and to the model. */
 static void scatter(struct node *node, struct flat *flat, struct rng *rng, unsigned n)
 {
     uint64_t most = MIN(flat->size / 2, 300 * KIB);
@@ -270,8 +270,8 @@ void image_free(struct image *img)
 
 /* ---- opening ---- */
 
-/* As if the filesystem knew nothing but reading and writing: what was discarded is still
- * there. */
+/* Takes all optional operations from the storage, as on a filesystem that can only read and
+ * write: discarded bytes stay as they were. */
 static void make_plain(struct storage *st)
 {
     static struct storage_ops plain;
@@ -305,7 +305,7 @@ static int open_storage(struct image *img, struct storage **out, struct diag *di
     return 0;
 }
 
-/* As chain_open does, for images that are in no file. */
+/* Opens the backing file as chain_open would, also from memory. */
 static int open_base(struct image *img, struct diag *diag)
 {
     struct storage *st = NULL;
@@ -349,7 +349,7 @@ static int open_data(struct image *img, struct diag *diag)
     return 0;
 }
 
-/* What comes between opening the image and using it. */
+/* Opens the data file, unlocks the encryption and opens the backing file, as needed. */
 static int complete(struct image *img, struct diag *diag)
 {
     int err = img->data_path ? open_data(img, diag) : 0;
@@ -421,7 +421,8 @@ static void save_flat(const struct flat *flat, const char *path)
         give_up(path, -errno, NULL);
 }
 
-/* A command of qemu-img on the image: the words before it, and after it. */
+/* Runs "qemu-img COMMAND WORDS IMAGE MORE"; returns the exit status, with the output in
+ * `said`. */
 static int qemu(const struct image *img, const char *command, const char *words,
                 const char *more, char *said, size_t n)
 {
@@ -434,7 +435,7 @@ static int qemu(const struct image *img, const char *command, const char *words,
                  img->path, more);
 }
 
-/* Does qemu-img read what should be there? */
+/* Does qemu-img read the model's bytes? */
 static bool same_in_qemu(const struct image *img, char *why, size_t n)
 {
     CLEANUP_FREE char *raw = scratch_path(&img->scratch, "model");
@@ -464,7 +465,7 @@ static bool same_snapshot(const struct image *img, char *why, size_t n)
     return status == 0;
 }
 
-/* A raw data file is the disk without the image, too. */
+/* A raw data file must hold the model's bytes by itself. */
 static bool same_raw(const struct image *img, char *why, size_t n)
 {
     CLEANUP_FREE char *raw = scratch_path(&img->scratch, "model");
@@ -473,7 +474,7 @@ static bool same_raw(const struct image *img, char *why, size_t n)
     if (!img->data_path || strcmp(img->spec.data_file, "raw") != 0 || img->spec.encrypt)
         return true;
     save_flat(&img->model, raw);
-    /* It may end with a whole cluster. */
+    /* The file may be longer than the disk, up to a whole cluster. */
     int status = shell(said, sizeof said, "cmp -n %llu %s %s 2>&1",
                        (unsigned long long)img->model.size, raw, img->data_path);
     if (status != 0)

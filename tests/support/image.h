@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Images of any format for the tests that use them from outside: made by the drivers (with
- * some features of qcow2 by qemu-img), with or without a backing file and a snapshot, in memory
- * or in a file, and judged by our check and qemu-img.
+/* Images of any format for tests, each with a model of its contents: a flat array with the
+ * bytes that the guest should see.
+ *
+ * An image is created by its driver (by qemu-img where a feature needs it), with or without a
+ * backing file and a snapshot, in memory or in a file.  The test does the same requests to the
+ * node and to the model; image_verify then compares both and runs our check and qemu-img.
  *
  *     struct image img;
  *     image_make(&img, &(struct image_spec){.format = "qcow2", .size = 64 * MIB}, 1);
@@ -11,7 +14,7 @@
  *     cr_assert(image_verify(&img, why, sizeof why), "%s", why);
  *     image_free(&img);
  *
- * Preparations that fail abort.  The registry must be initialised before. */
+ * The functions abort when a preparation fails.  Call registry_init first.  Threads: one. */
 #ifndef SUPPORT_IMAGE_H
 #define SUPPORT_IMAGE_H
 
@@ -31,24 +34,24 @@
 
 struct image_spec {
     const char *format;
-    const char *options; /* of create: "cluster_size=4096,compat=0.10"; NULL: none */
+    const char *options; /* for create, "cluster_size=4096,compat=0.10"; NULL: none */
     uint64_t size;
     const char *base_format; /* NULL: no backing file */
     uint64_t base_size;
     const char *encrypt; /* qcow2: its encrypt.format, "luks" or "aes"; NULL: none */
-    /* qcow2: data lies in a file of its own: "plain", or "raw", which reads as the disk by
-     * itself.  NULL: in the image. */
+    /* qcow2: an external data file, "plain" or "raw" (with data_file_raw=on: the file alone
+     * reads as the disk).  NULL: the data is in the image. */
     const char *data_file;
-    bool packed;        /* two thirds of its clusters are filled, compressed */
-    bool snapshot;      /* qemu-img takes one of it, half full */
-    bool on_file;       /* else it lies in memory */
-    bool plain;         /* in memory: it can't zero, punch, or tell where its holes are */
-    bool real_time;     /* the housekeeper runs, with the real clock */
+    bool packed;        /* two thirds of its clusters are filled and compressed */
+    bool snapshot;      /* after some writes qemu-img makes a snapshot */
+    bool on_file;       /* the image is in a file; else it is in memory */
+    bool plain;         /* in memory: the storage can't zero, punch holes or report them */
+    bool real_time;     /* the housekeeper's thread runs, with the real clock */
     size_t cache_bytes; /* of metadata; 0: 16 MiB */
     struct node_options node;
 };
 
-/* What the guest should see. */
+/* The bytes that the guest should see. */
 struct flat {
     uint8_t *bytes;
     uint64_t size;
@@ -58,47 +61,48 @@ struct image {
     struct image_spec spec;
     struct scratch scratch;
     char *path, *base_path, *data_path; /* NULL: there is none */
-    char *tools;                        /* encrypted: the image in words of QEMU's tools */
-    struct storage *mem, *base_mem, *data_mem; /* ours to look at; NULL: on a file */
-    struct crash_log *log;       /* set by the test: the storage is one of its, not `mem` */
-    struct fault_plan *plan;     /* set by the test: the storage follows it */
+    char *tools; /* encrypted: the image as an --image-opts string for qemu-img */
+    struct storage *mem, *base_mem, *data_mem; /* the test's handles; NULL: in a file */
+    struct crash_log *log;   /* set by the test: open a storage of this log, not `mem` */
+    struct fault_plan *plan; /* set by the test: put a fault storage with it on top */
     struct flat model, snapshot; /* snapshot.bytes NULL: none */
-    uint64_t now;                /* the clock, unless real_time */
+    uint64_t now;                /* the clock in ns, unless real_time */
     struct block_context ctx;
     struct node *node; /* NULL: closed */
 };
 
-/* Makes the image, its base filled with something, and the model with its contents; closed.
- */
+/* Creates the image (left closed), a base with random contents, and the model to match. */
 void image_make(struct image *img, const struct image_spec *spec, uint64_t seed);
-/* Closes when it is open. */
+/* Closes the image if it is open. */
 void image_free(struct image *img);
 
 /* Opens the chain and makes the top writable.  0 or -errno. */
 int image_try_open(struct image *img, struct diag *diag) MUST_USE;
-/* Aborts when it can't. */
+/* The same; aborts on an error, and starts the housekeeper with real_time. */
 void image_open(struct image *img);
 int image_close(struct image *img);
 
-/* Closed image: our check and qemu-img find no fault and no leak, and qemu-img reads what the
- * model holds.  If not, `why` says it. */
+/* The image must be closed.  True if our check and qemu-img find neither corruption nor leak,
+ * and qemu-img reads what the model holds.  Otherwise `why` says what is wrong.  Without
+ * qemu-img only our check runs. */
 bool image_verify(struct image *img, char *why, size_t n);
 
-/* The closed image as a file, whose path it returns. */
+/* Saves the closed image as a file, if it is in memory; returns the path. */
 const char *image_save(struct image *img);
 
-/* The exit status of a shell command; its output goes to `output` when it isn't NULL. */
+/* Runs a shell command and returns its exit status (255: killed by a signal).  Up to n - 1
+ * bytes of its output are stored in `output` unless that is NULL. */
 int shell(char *output, size_t n, const char *fmt, ...) PRINTF_LIKE(3, 4);
 bool have_qemu(void);
 
-/* Makes an image file with a driver. */
+/* Creates an image file by its driver. */
 void image_create(const char *path, const char *format, const char *options, uint64_t size,
                   const char *base_name, const char *base_format);
 
-/* Bytes for a write to the image; compressible where that is wanted. */
+/* Random bytes to write to the image, compressible ones if it compresses. */
 void image_fill(const struct image *img, struct rng *rng, void *buf, size_t len);
 
-/* Numbers from the environment, for long or repeated runs. */
+/* A number from the environment, for long or repeated runs, or else `otherwise`. */
 uint64_t env_number(const char *name, uint64_t otherwise);
 
 /* How much slower this build is than a plain one: divides the work of long tests. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A storage in memory, with holes and a limit. */
+/* A storage in memory: a hash table of pages, which clones share until they are written. */
 #include "mem_storage.h"
 
 #include <errno.h>
@@ -11,7 +11,7 @@
 #include "base/cleanup.h"
 #include "base/lock.h"
 
-/* Shared by clones; written only while there is one user. */
+/* Clones share pages.  A page is written only while it has a single user. */
 struct page {
     _Atomic unsigned users;
     uint8_t bytes[MEM_PAGE_BYTES];
@@ -52,7 +52,7 @@ static struct memory *memory_of(struct storage *st)
     return ((struct mem_storage *)st)->memory;
 }
 
-/* ---- pages; all under the lock ---- */
+/* ---- pages; call these functions with the lock held ---- */
 
 static void page_put(struct page *page)
 {
@@ -123,7 +123,7 @@ static const uint8_t *page_to_read(struct memory *m, uint64_t index)
     return slot ? slot->page->bytes : NULL;
 }
 
-/* The page for writing, of our own; NULL when there is no room for a new one. */
+/* The page for writing, copied first if it is shared; NULL when the limit allows no more. */
 static uint8_t *page_to_write(struct memory *m, uint64_t index)
 {
     struct slot *slot = *find(m, index);
@@ -146,7 +146,8 @@ static uint8_t *page_to_write(struct memory *m, uint64_t index)
     return slot->page->bytes;
 }
 
-/* Zeroes [off, end): whole pages are dropped, without looking at each of a wide range. */
+/* Zeroes [off, end).  Whole pages are dropped; for a range wider than the number of pages in
+ * memory the hash table is walked instead of the range. */
 static void clear(struct memory *m, uint64_t off, uint64_t end)
 {
     uint64_t first = div_round_up(off, MEM_PAGE_BYTES), last = end / MEM_PAGE_BYTES;
@@ -162,7 +163,7 @@ static void clear(struct memory *m, uint64_t off, uint64_t end)
                     drop_page(m, slot->index);
             }
     }
-    /* What is left: a part of the first page, of the last, or of both when they are one. */
+    /* What is left are parts of the first and of the last page, which may be the same one. */
     while (off < end) {
         uint64_t index = off / MEM_PAGE_BYTES, in = off % MEM_PAGE_BYTES;
         uint64_t n = MIN(MEM_PAGE_BYTES - in, end - off);
@@ -280,7 +281,7 @@ static int mem_discard(struct storage *st, uint64_t off, uint64_t len)
 static int mem_extent(struct storage *st, uint64_t off, uint64_t len, bool *data,
                       uint64_t *run)
 {
-    static const uint64_t longest = 64 << 20; /* a wide hole is told in pieces */
+    static const uint64_t longest = 64 << 20; /* a wider hole is reported in pieces */
     struct memory *m = memory_of(st);
     LOCK_GUARD(&m->lock);
 
@@ -430,7 +431,7 @@ bool mem_storage_equal(struct storage *a, struct storage *b, uint64_t *where)
 
 /* ---- to and from files ---- */
 
-/* Copies the data of one store into another that reads as zeroes, run by run. */
+/* Copies the data, without the holes, into a storage that reads as zeroes. */
 static int copy_data(struct storage *from, struct storage *to)
 {
     static const uint64_t step = 1 << 20;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Runs tests in builds in which Criterion can't; see criterion/criterion.h. */
+/* Runs the tests in builds where Criterion can't start; see criterion/criterion.h. */
 #include <criterion/criterion.h>
 
 #ifdef USE_MINI_CRITERION
@@ -12,7 +12,7 @@
 #define SKIPPED 77
 
 static struct mini_test *tests, *suites;
-static bool failed; /* in the process of a test: an expectation was not met */
+static bool failed; /* in the child process of a test: an expectation wasn't met */
 
 void mini_register(struct mini_test *test)
 {
@@ -129,7 +129,7 @@ static void run_all_of(const struct mini_test *test, struct count *count)
         run_one(test, (char *)p.array + i * p.size, count);
 }
 
-/* Knows --filter SUITE/TEST, as patterns, and ignores the other options. */
+/* Supports --filter SUITE/TEST (patterns) and ignores Criterion's other options. */
 int main(int argc, char **argv)
 {
     const char *filter = "*";
@@ -151,6 +151,6 @@ int main(int argc, char **argv)
 }
 
 #else
-/* A file with nothing in it is no C. */
+/* C doesn't allow an empty translation unit. */
 typedef int mini_criterion_is_not_used;
 #endif

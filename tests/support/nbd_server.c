@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* An NBD server that misbehaves as it is told. */
+/* Starts, kills, stops and restarts a real NBD server for a test. */
 #include "nbd_server.h"
 
 #include <signal.h>
@@ -44,7 +44,7 @@ static bool accepts(const char *path)
 
     snprintf(addr.sun_path, sizeof addr.sun_path, "%s", path);
     char greeting[18];
-    /* Reads what the server says first, so that it doesn't complain of us. */
+    /* Reads the server's greeting, so that the server logs no error about this connection. */
     bool good = connect(fd, (struct sockaddr *)&addr, sizeof addr) == 0 &&
                 recv(fd, greeting, sizeof greeting, MSG_WAITALL) == sizeof greeting;
     close(fd);

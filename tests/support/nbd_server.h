@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A real NBD server as a child process, on a Unix socket in a test's folder.
+/* A real NBD server (nbdkit or qemu-nbd) as a child process, on a Unix socket in a test's
+ * folder.
  *
- * Functions abort when the server can't be started; ask nbd_server_missing first, and skip.
- * The server dies with the test.  Threads: one. */
+ * Functions abort when the server can't be started: a test calls nbd_server_missing first and
+ * skips itself if the program isn't installed.  The server is killed when the test's process
+ * ends.  Threads: one. */
 #ifndef SUPPORT_NBD_SERVER_H
 #define SUPPORT_NBD_SERVER_H
 
@@ -33,17 +35,17 @@ void nbd_server_nbdkit(struct nbd_server *server, const struct scratch *scratch,
 void nbd_server_qemu(struct nbd_server *server, const struct scratch *scratch,
                      const char *const args[]);
 
-/* At once, without a good-bye. */
+/* Kills the server with SIGKILL: clients see the connection break. */
 void nbd_server_kill(struct nbd_server *server);
 
-/* As it was started. */
+/* Starts a killed server again with the same arguments and socket. */
 void nbd_server_restart(struct nbd_server *server);
 
-/* Hangs; goes on. */
+/* Pause makes the server hang (SIGSTOP); resume lets it continue. */
 void nbd_server_pause(struct nbd_server *server);
 void nbd_server_resume(struct nbd_server *server);
 
-/* Kills it, if it runs, and frees the rest. */
+/* Kills the server if it is running, and frees the memory. */
 void nbd_server_free(struct nbd_server *server);
 
 #endif

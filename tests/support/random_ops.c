@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Random requests against a flat array. */
+/* Sends random requests to a node and compares it with a flat array; see random_ops.h. */
 #include "random_ops.h"
 
 #include <errno.h>
@@ -20,13 +20,13 @@ struct trial {
     uint64_t seed, op;
     struct rng rng;
     struct image img;
-    uint64_t hot; /* most requests fall behind here for a while */
+    uint64_t hot; /* most requests start within a window from this offset on */
     uint64_t max_len;
-    uint8_t *pool, *buf; /* random bytes to write; what is read */
+    uint8_t *pool, *buf; /* random bytes to write; buffer for reading */
     char history[HISTORY][80];
 };
 
-/* Requests reach this much further than asked when they are read back. */
+/* After a request, up to this many more bytes around it are read back. */
 #define AROUND (64 * KIB)
 
 void trial_note(struct trial *t, const char *fmt, ...)
@@ -89,7 +89,7 @@ static void read_all(struct trial *t)
     }
 }
 
-/* A trim leaves each byte as it was, or zero; what it did is what the model takes over. */
+/* After a trim each byte must be as it was, or zero.  The model takes over what the trim did. */
 static void adopt_trim(struct trial *t, uint64_t off, uint64_t len)
 {
     uint8_t *model = t->img.model.bytes + off;
@@ -192,7 +192,7 @@ static void do_zero(struct trial *t, uint64_t off, uint64_t len)
     int err = block_zero(t->img.node, off, len, flags);
     tell_changed(t, off, len);
     if (err == -ENOTSUP && (flags & BLOCK_FAST))
-        return; /* read_around sees that nothing changed */
+        return; /* read_around will check that nothing changed */
     expect_done(t, err);
     memset(t->img.model.bytes + off, 0, len);
 }
@@ -207,7 +207,7 @@ static void do_discard(struct trial *t, uint64_t off, uint64_t len)
         tell_changed(t, off, len);
 }
 
-/* What block status calls zero reads as zeroes; everything is data or zero. */
+/* What block status reports as zero must read as zeroes; every run is data or zero. */
 static void do_status(struct trial *t, uint64_t off, uint64_t len)
 {
     struct block_status st;
@@ -272,7 +272,7 @@ static void step(struct trial *t)
         close_it(t);
         open_it(t);
     }
-    if (rng_one_in(&t->rng, 50)) { /* the idle timer */
+    if (rng_one_in(&t->rng, 50)) { /* lets the idle timers fire */
         t->img.now += 6 * SEC;
         housekeeper_run_due(t->img.ctx.housekeeper);
     }
@@ -296,7 +296,7 @@ static void look_at_all(struct trial *t)
         t->what->more->end(t->what->opaque, t, &t->img);
 }
 
-/* The closed image; opened again. */
+/* Closes the image, verifies it and opens it again. */
 static void judge(struct trial *t)
 {
     char why[1024];

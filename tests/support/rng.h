@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A small seeded generator (splitmix64): the same seed gives the same run on every machine.
- * One per thread. */
+/* A small random number generator (splitmix64): the same seed gives the same numbers on every
+ * machine.  Each thread needs its own. */
 #ifndef SUPPORT_RNG_H
 #define SUPPORT_RNG_H
 
@@ -38,7 +38,7 @@ static inline uint64_t rng_between(struct rng *rng, uint64_t lo, uint64_t hi)
     return lo + rng_below(rng, hi - lo + 1);
 }
 
-/* True once in n. */
+/* True with the probability 1/n. */
 static inline bool rng_one_in(struct rng *rng, uint64_t n)
 {
     return rng_below(rng, n) == 0;
@@ -55,7 +55,7 @@ static inline void rng_fill(struct rng *rng, void *buf, size_t len)
     }
 }
 
-/* Bytes most of which can be compressed. */
+/* Random bytes that compress well: mostly runs of one value, with some noise. */
 static inline void rng_texture(struct rng *rng, void *buf, size_t len)
 {
     uint8_t *p = buf;

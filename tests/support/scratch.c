@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A folder that goes away with its test. */
+/* Temporary folders for tests; see scratch.h. */
 #include "scratch.h"
 
 #include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-/* Before main, in every test that has a folder: see qemu_img/fine_clock.c. */
+/* Puts TOOLS_DIR, which has our wrapper of qemu-img, first into PATH: see
+ * qemu_img/fine_clock.c.  Runs before main in every test that links this file. */
 __attribute__((constructor)) static void find_tools_first(void)
 {
     const char *path = getenv("PATH");

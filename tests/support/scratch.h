@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A folder of its own for a test's files.
+/* A new temporary folder for the files of one test.
  *
- * It lies where $QIMG_TEST_DIR says, else in /var/tmp, which unlike /tmp is seldom in
- * memory, so that O_DIRECT means something there. */
+ * It is created in $QIMG_TEST_DIR, or else in /var/tmp: unlike /tmp that is seldom a tmpfs,
+ * so that O_DIRECT is tested on a real filesystem. */
 #ifndef SUPPORT_SCRATCH_H
 #define SUPPORT_SCRATCH_H
 
@@ -10,10 +10,10 @@ struct scratch {
     char dir[256];
 };
 
-/* Aborts when there is no place to write to. */
+/* Creates the folder; aborts when it can't. */
 void scratch_make(struct scratch *scratch);
 
-/* The path of a name in the folder; the caller frees it. */
+/* The path of a file of that name in the folder; the caller frees it. */
 char *scratch_path(const struct scratch *scratch, const char *name);
 
 /* Removes the folder and everything in it. */

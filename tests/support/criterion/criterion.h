@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Criterion, except in builds with the thread sanitizer: Criterion's workers map an arena
- * at an address that belongs to that sanitizer and can't start there.  For such builds
- * these few macros, with mini_criterion.c, run the same tests, each in a process of its
- * own. */
+/* Stands before the real Criterion's header.  It includes that header, except in builds with
+ * the thread sanitizer: there Criterion's workers can't start, because they map memory at an
+ * address that the sanitizer uses.  For such builds the macros below, with mini_criterion.c,
+ * run the same tests, each in a process of its own. */
 #ifndef SUPPORT_CRITERION_H
 #define SUPPORT_CRITERION_H
 
@@ -40,7 +40,7 @@ struct mini_test {
     void (*run_with)(void *param);
     struct mini_params (*params)(void);
     struct mini_test *next;
-    /* what the tests may set */
+    /* options that a Test or a TestSuite may set, as Criterion's */
     void (*init)(void);
     void (*fini)(void);
     int signal, exit_code;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* See criterion.h beside it. */
+/* Criterion's parameterized tests, or our substitute for them: see criterion.h beside it. */
 #ifndef SUPPORT_PARAMETERIZED_H
 #define SUPPORT_PARAMETERIZED_H
 

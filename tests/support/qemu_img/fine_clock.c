@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What is preloaded into qemu-img, so that it can measure how fast a key is derived.
+/* A library that is preloaded into qemu-img (LD_PRELOAD).  It replaces getrusage, with which
+ * qemu-img measures how fast it derives an encryption key, by a precise clock.
  *
- * Many kernels count a thread's processor time in ticks of up to ten milliseconds.  qemu-img
- * derives a key once, finds that no time has passed, and gives up ("Unable to get accurate CPU
- * usage"): on a fast machine at every second LUKS image, on a busy one still more often.  The
- * kernel's other clock counts the same time to the nanosecond.
+ * Many kernels count a thread's processor time for getrusage in ticks of up to ten
+ * milliseconds.  qemu-img then derives a key, sees that no time has passed and fails ("Unable to
+ * get accurate CPU usage"): with every second LUKS image on a fast machine, still more often on
+ * a busy one.  CLOCK_THREAD_CPUTIME_ID counts the same time in nanoseconds.
  *
- * It also runs faster here: qemu-img derives keys for a second before it believes what it
- * measured, and hundreds of tests make such an image. */
+ * The clock also runs FASTER times too fast: qemu-img derives keys until a second of processor
+ * time has passed, and hundreds of tests create such an image. */
 #include <stdint.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
