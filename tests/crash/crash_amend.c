@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The power is cut while a header is amended, or names another backing file: the image can be
- * opened as it was or as it is to be, with its backing file, and has its contents. */
+/* Power failures while an image is amended or gets another backing file.  At every crash point
+ * the image must open with either the old or the new header and name of the backing file, and
+ * read as before. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,7 +32,7 @@ static const struct config {
     {"compat=1.1", "refcount_bits", "64", false},
 };
 
-/* Which names an image may have of its backing file. */
+/* The two names of the backing file that an image may have after the crash. */
 struct names {
     const char *before, *after;
 };
@@ -135,7 +136,8 @@ ParameterizedTest(int *index, crash_amend, headers)
     forget(&img);
 }
 
-/* In clusters of 512 bytes there is room for one of the two names. */
+/* A header cluster of 512 bytes has room for only one of the two names, so that the new name
+ * can't be written beside the old one. */
 Test(crash_amend, a_name_over_the_old_one)
 {
     static char longer[161];
@@ -146,7 +148,7 @@ Test(crash_amend, a_name_over_the_old_one)
     registry_init();
     memset(longer, 'x', sizeof longer - 1);
     prepare(&img, &c);
-    for (unsigned i = 0; i < 2; i++) { /* the first makes the old one long */
+    for (unsigned i = 0; i < 2; i++) { /* the first round makes the old name long */
         longer[0] = i ? 'y' : 'x';
         if (i) {
             crash_log_free(img.log);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Single sequences of steps: those that once went wrong, or that chance seldom meets. */
+/* Crash tests of single, written-out sequences of requests: some that once failed, and some that
+ * random runs (crash_matrix.c) seldom reach. */
 #include <errno.h>
 #include <stdlib.h>
 
@@ -23,6 +24,7 @@ static void expect_no_failure(const struct recording *r, uint64_t from)
 
 /* ---- a flush between the links of one write ---- */
 
+/* A second client that writes and flushes while a write is loading pages of L2 tables. */
 struct intruder {
     struct recording *r;
     struct session *se;
@@ -35,7 +37,7 @@ static int arm(void *opaque, uint64_t off, uint64_t len, bool *done)
 
     (void)off;
     (void)done;
-    /* The data of the write: now the pages of its L2 entries are loaded, one by one. */
+    /* The write's data has been sent: next the pages with its L2 entries are loaded. */
     if (in->se->node && len == 128 * KIB)
         in->reads_left = 2;
     return 0;
@@ -49,13 +51,13 @@ static void flush_at_second_page(void *opaque, uint64_t off, uint64_t len)
     (void)len;
     if (in->reads_left == 0 || --in->reads_left > 0)
         return;
-    record_write(in->r, in->se, 0, 8, 0); /* or there would be nothing to flush */
+    record_write(in->r, in->se, 0, 8, 0); /* so that there is something to flush */
     record_flush(in->r, in->se);
 }
 
-/* A write whose entries lie in two pages of an L2 table, with a cache that can't hold both:
- * the second is loaded when the first is linked, and another client's flush comes in
- * between. */
+/* A write whose entries lie in two pages of an L2 table, with a cache that can't hold both
+ * pages.  The second page is loaded after the entries in the first have been linked, and
+ * another client flushes in between. */
 Test(crash_directed, flush_between_the_links_of_a_write)
 {
     static const struct subject_config config = {.name = "links in two pages",
@@ -73,7 +75,7 @@ Test(crash_directed, flush_between_the_links_of_a_write)
     subject_make(&s, &config);
     in = (struct intruder){.r = &r, .se = &se};
     recording_start(&r, &s, &se, &tap);
-    record_write(&r, &se, 0, 8, 0); /* a table, and room behind it */
+    record_write(&r, &se, 0, 8, 0); /* allocates a table and reserves space behind it */
     record_flush(&r, &se);
     uint64_t from = crash_log_count(r.log);
     tap.before_write = arm;
@@ -88,9 +90,9 @@ Test(crash_directed, flush_between_the_links_of_a_write)
     subject_remove(&s);
 }
 
-/* ---- a mark whose clearing fails ---- */
+/* ---- clearing the mark reports an error ---- */
 
-/* The write that clears the mark is carried out, and fails all the same. */
+/* The write that clears the mark reaches the disk, but reports an error. */
 static int fail_header(void *opaque, uint64_t off, uint64_t len, bool *done)
 {
     bool *failed = opaque;
@@ -117,7 +119,7 @@ static void clearing_fails(const struct subject_config *config)
     tap.before_write = fail_header;
     record_tick(&r, &se, 6 * SECOND);
     cr_assert(failed);
-    /* More than what the file had room for when the mark was durable. */
+    /* Writes more than the space that the file had when the mark became durable. */
     for (unsigned i = 1; i < 400; i++) {
         record_write(&r, &se, i * 16, 8, 0);
         if (i % 16 == 0)
@@ -152,9 +154,9 @@ Test(crash_directed, need_check_that_was_cleared_but_reported_an_error)
     clearing_fails(&config);
 }
 
-/* ---- a table switch that fails ---- */
+/* ---- the switch of the refcount table reports an error ---- */
 
-/* The write that names the new refcount table is carried out, and fails all the same. */
+/* The header write that names the new refcount table reaches the disk, but reports an error. */
 static int fail_table_switch(void *opaque, uint64_t off, uint64_t len, bool *done)
 {
     bool *failed = opaque;
@@ -200,8 +202,8 @@ Test(crash_directed, refcount_table_that_was_switched_but_reported_an_error)
 
 /* ---- a file that ends anywhere ---- */
 
-/* A crash, or another tool, may leave a file that ends at any cluster, also at the last but
- * one or at the last of what a refcount block that doesn't exist would cover. */
+/* A crash or another tool may leave a file that ends at any cluster, among them the last and the
+ * last but one of those that a missing refcount block would cover. */
 Test(crash_directed, file_ends_at_any_place_of_a_refcount_blocks_reach)
 {
     static const struct subject_config config = {.name = "ends anywhere",
@@ -318,8 +320,8 @@ Test(crash_directed, a_qed_disk_with_a_longer_backing_file_grows)
 
 /* ---- encryption ---- */
 
-/* A cluster of the tail that was zeroes in the file isn't zeroes for the guest: its entry has
- * to wait for the data. */
+/* Fresh clusters of the tail are zeroes in the file.  In an encrypted image these zeroes don't
+ * decrypt to zeroes, so that an L2 entry must not be written before the data is durable. */
 Test(crash_directed, encrypted_data_is_durable_before_its_link)
 {
     static const struct subject_config config = {
@@ -334,7 +336,7 @@ Test(crash_directed, encrypted_data_is_durable_before_its_link)
 
     subject_make(&s, &config);
     recording_start(&r, &s, &se, NULL);
-    for (uint64_t at = 0; at < 64; at += 16) { /* the first makes the file grow */
+    for (uint64_t at = 0; at < 64; at += 16) { /* the first write makes the file grow */
         record_write(&r, &se, at, 16, 0);
         record_flush(&r, &se);
     }

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The oracle must be able to fail: with a barrier of the product taken out, what it
- * promises is broken, and the surveys that find nothing otherwise must find that.
+/* Proves that the crash tests can fail: without one of its barriers the product loses data or
+ * corrupts the image after some crashes, and a survey that finds no fault otherwise must find
+ * one then.
  *
- * The barriers are taken out of the crash storage's memory of the run, not of the product:
- * a predicate on the log says which flushes had no effect. */
+ * The product itself isn't changed.  Instead the crash log treats chosen flushes as if they had
+ * made nothing durable; a predicate on the log (fault_fn) chooses them. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,11 +16,11 @@
 #define KIB UINT64_C(1024)
 #define MIB (1024 * KIB)
 
-/* Does the flush at this place of the log have no effect? */
+/* Is the flush at this index of the log to have no effect? */
 typedef bool fault_fn(const struct recording *r, uint64_t index);
 
 struct ignored {
-    bool *flush; /* by number */
+    bool *flush; /* indexed by the number of the flush */
     unsigned n;
 };
 
@@ -45,8 +46,9 @@ static struct ignored find_faults(const struct recording *r, fault_fn *fault)
     return found;
 }
 
-/* Once as it is: nothing may be found; then with the fault, until something is.  wanted: a
- * word of what must be found, NULL: anything. */
+/* Surveys recordings of the configuration twice: with all flushes in effect nothing may be
+ * found; with the fault (or without FUA) some failure must be.  wanted: a word that the failure
+ * must contain; NULL: any failure. */
 static void expect_found(const struct subject_config *config, fault_fn *fault,
                          const char *wanted, bool ignore_fua)
 {
@@ -77,9 +79,9 @@ static void expect_found(const struct subject_config *config, fault_fn *fault,
             bad.first_failure.why);
 }
 
-/* ---- which flushes ---- */
+/* ---- predicates that choose flushes ---- */
 
-/* The next flush that belongs to the same request, or 0. */
+/* The index of the next flush of the same request, or 0. */
 static uint64_t next_flush(const struct recording *r, uint64_t index)
 {
     for (uint64_t i = index + 1; i < crash_log_count(r->log); i++) {
@@ -136,13 +138,13 @@ static bool no_flush(const struct recording *r, uint64_t index)
     return false;
 }
 
-/* The barrier before the links of a strict group. */
+/* The barrier between the data and the L2 entries of a strict group. */
 static bool leaf_barrier(const struct recording *r, uint64_t index)
 {
     return !in_background(r, index) && next_flush(r, index) != 0;
 }
 
-/* The one that makes the mark durable before what it announces. */
+/* The barrier that makes the mark durable before any change that the mark covers. */
 static bool mark_barrier(const struct recording *r, uint64_t index)
 {
     uint64_t from = index;
@@ -152,7 +154,7 @@ static bool mark_barrier(const struct recording *r, uint64_t index)
     return next_flush(r, index) != 0 && writes_mark(r, from, index, true);
 }
 
-/* The one between the tables and the clearing of the mark. */
+/* The barrier after the tables were written and before the mark is cleared. */
 static bool clear_barrier(const struct recording *r, uint64_t index)
 {
     uint64_t next = next_flush(r, index);
@@ -160,9 +162,9 @@ static bool clear_barrier(const struct recording *r, uint64_t index)
     return next != 0 && writes_mark(r, index, next, false);
 }
 
-/* The last one of a write-back: then what it unlinked is punched and used again.  Not where
- * a client's flush comes next, which trusts it and would lose data for that reason alone.
- */
+/* The last barrier of a write-back by the housekeeper; after it the unlinked clusters are
+ * punched and reused.  Only where a client's write comes next: a client's flush there would rely
+ * on this barrier and lose data for another reason than the one tested. */
 static bool unlink_barrier(const struct recording *r, uint64_t index)
 {
     bool is_end;
@@ -183,10 +185,10 @@ static bool data_flush(const struct recording *r, uint64_t index)
     return crash_log_op(r->log, index).file == 1;
 }
 
-/* The one of the data file before the links of a group. */
+/* The flush of the external data file before the L2 entries of a group are written. */
 static bool data_leaf_barrier(const struct recording *r, uint64_t index)
 {
-    uint64_t next = next_flush(r, index); /* the image's, of the same barrier */
+    uint64_t next = next_flush(r, index); /* the image file's flush in the same barrier */
 
     return data_flush(r, index) && next != 0 && next_flush(r, next) != 0;
 }
@@ -322,7 +324,7 @@ Test(crash_faults, leaf_barrier_of_the_data_file)
     expect_found(&config, data_leaf_barrier, NULL, false);
 }
 
-/* Of compressed clusters: they lie where others lie that are durable. */
+/* Compressed clusters may lie in a host cluster together with others that are durable. */
 Test(crash_faults, leaf_barrier_of_compressed_clusters)
 {
     static const struct subject_config config = {.name = "leaf barrier, compressed",

@@ -1,10 +1,20 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Random runs over the matrix of formats and features; at every kind of moment the power is
- * cut, and what is left must be a good image with all that was promised (B-11: of bitmaps, too).
+/* Crash tests with random requests, for each configuration in the matrix of formats and features.
  *
- * QIMG_CRASH_STATES: how many states for each configuration (about); QIMG_CRASH_SEED: the
- * first seed; QIMG_CRASH_ONLY: a pattern of names, with ksh's @(a|b); QIMG_CRASH_REPORT: a file that gets one
- * line of figures for each configuration. */
+ * 1. A subject (support/subject.h) is an image of that configuration.
+ * 2. A recording (support/recording.h) runs random requests on it.  A crash log
+ *    (../support/crash_storage.h) records all changes of the file; a history (support/history.h)
+ *    records what was asked and answered when.
+ * 3. A survey (support/survey.h) computes many states that a crash during the recording could
+ *    have left.
+ * 4. A judge (support/judge.h) checks each state: the metadata must be sound, and each sector
+ *    must hold what the history allows (B-11: dirty bitmaps must not miss a change).
+ *
+ * Environment:
+ *   QIMG_CRASH_STATES  about how many states to judge for each configuration
+ *   QIMG_CRASH_SEED    the first seed
+ *   QIMG_CRASH_ONLY    a pattern of configuration names, with ksh's @(a|b)
+ *   QIMG_CRASH_REPORT  a file to which a line of figures is appended for each configuration */
 #include <fnmatch.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -47,7 +57,8 @@ static void report(const char *name, const struct survey *sv, unsigned recording
         fclose(to);
 }
 
-/* Every third recording starts from a crash of the one before. */
+/* Judges about as many states as asked.  Of each three recordings the second and the third start
+ * from a crash of the one before. */
 static void run_configuration(const struct subject_config *config, unsigned long usual)
 {
     unsigned long states =

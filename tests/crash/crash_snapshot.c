@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Internal snapshots are made, applied and removed, and the power is cut at every kind of
- * moment: what is left has the list of before or that of after, each with the disk that goes
- * with it and every snapshot as it was, and leaks at most.
+/* Power failures while internal snapshots are created, applied and deleted (I-04).  Afterwards
+ * the image must have the snapshots and the disk of before the change or those of after it,
+ * nothing in between; each snapshot has its contents, and nothing but leaks is wrong.
  *
- * I-04.  The environment is that of crash_matrix.c. */
+ * The environment variables are those of crash_matrix.c. */
 #include <errno.h>
 #include <fnmatch.h>
 #include <inttypes.h>
@@ -21,8 +21,8 @@
 #include "support/structure.h"
 
 #define SECTOR      512u
-#define MOST        3u /* snapshots at once */
-#define STEPS       8u /* of one run */
+#define MOST        3u /* snapshots that exist at once */
+#define STEPS       8u /* in one run */
 #define TOOLS_EVERY 24u
 
 static const struct config {
@@ -50,7 +50,7 @@ static const struct config {
      .spec = {.options = "cluster_size=4096", .size = MIB, .encrypt = "aes"}},
 };
 
-/* What an image holds at a moment. */
+/* The snapshots and the disk's contents at one moment. */
 struct moment {
     unsigned n;
     struct {
@@ -60,11 +60,11 @@ struct moment {
     uint8_t *disk;
 };
 
-/* A stretch of the log, in which one becomes the other. */
+/* The part of the log in which the image changes from one moment's state to the next. */
 struct stretch {
     uint64_t from, until;
     struct moment before, after;
-    bool by_sectors; /* each sector of the disk by itself: a write that wasn't flushed */
+    bool by_sectors; /* unflushed writes: each sector of the disk may be old or new */
 };
 
 struct run {
@@ -77,7 +77,7 @@ struct run {
     unsigned n_stretches, names;
 };
 
-/* Kept to the end of the process: moments share their bytes. */
+/* A copy of the disk's bytes.  It is never freed, because moments share their bytes. */
 static uint8_t *copy(const struct run *r, const uint8_t *bytes)
 {
     uint8_t *out = malloc(r->config->spec.size);
@@ -102,7 +102,7 @@ static void end(struct run *r)
     s->after = r->now;
 }
 
-/* Writes that don't overlap, so that each sector is old or new. */
+/* The writes don't overlap, so that after a crash each sector is simply old or new. */
 static void scatter(struct run *r)
 {
     uint64_t part = r->config->spec.size / 6;
@@ -127,7 +127,8 @@ static void write_somewhere(struct run *r)
     cr_assert_eq(block_flush(r->img.node), 0);
 }
 
-/* Writes go on before the image has the snapshot. */
+/* Creates a snapshot in its steps; half of the time there are writes after the commit, before
+ * the snapshot is finished. */
 static void create(struct run *r)
 {
     char *name = r->now.snapshot[r->now.n].name;
@@ -147,8 +148,8 @@ static void create(struct run *r)
     cr_assert_eq(node_finish_snapshot(change, true, &diag), 0, "%s", diag.text);
 }
 
-/* A write of it finds no space: the list changes alone, and the rest comes behind it, at once or
- * with the next change. */
+/* A write of the deletion fails for lack of space.  Then the list of snapshots changes first, and
+ * the rest follows: at once (SNAPSHOT_TIDY) or with the next change of snapshots. */
 static void delete_without_space(struct run *r, const struct snapshot_request *request)
 {
     const struct snapshot_request tidy = {.kind = SNAPSHOT_TIDY};
@@ -192,7 +193,7 @@ static void change(struct run *r, enum snapshot_kind kind, unsigned i)
         create(r);
     else
         apply_or_delete(r, kind, i);
-    /* What it has left becomes free. */
+    /* The clusters that the change unlinked become free. */
     for (unsigned pass = 0; pass < 2; pass++) {
         cr_assert_eq(block_flush(r->img.node), 0);
         r->img.now += SEC;
@@ -257,7 +258,7 @@ static bool reads_as(struct node *node, const struct stretch *s, const struct mo
     return true;
 }
 
-/* NULL, or what is wrong. */
+/* Compares the image with a moment; NULL, or what differs. */
 static const char *differs(struct node *node, const struct stretch *s,
                            const struct moment *m)
 {
@@ -303,7 +304,8 @@ static const char *ask_tools(const struct run *r, struct storage *st)
     return code == 0 || code == 3 ? NULL : "qemu-img check finds errors";
 }
 
-/* It can be opened, read, and gone on with; closing it leaves no more wrong than there was. */
+/* The state must be sound, open, read as one of the two moments, and take writes and another
+ * snapshot; after a close it must still be sound.  NULL, or what is wrong. */
 static const char *judge(struct run *r, const struct stretch *s, struct storage *st,
                          bool with_tools)
 {

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A repair that is cut short by a power failure or a kill, or ended by an error of the
- * store: running it again ends with a clean image, and disk and snapshot read as after a
- * repair that nothing disturbed.  Until then the image stays marked, so that nobody writes
- * to it who would believe it; or, where the format has no mark, nothing that is in use has
- * lost its count. */
+/* Interrupted repairs: a power failure, a kill or an error of the storage ends the repair of a
+ * damaged image, at every possible point.
+ *
+ * A second repair must then finish with a clean image whose disk and snapshot read as after an
+ * undisturbed repair.  Until then the image must stay marked, so that no program writes to it and
+ * trusts its refcounts.  Where the format has no mark (qcow2 version 2), the refcount of a cluster
+ * in use may be too low only if it was too low before the repair. */
 #include <criterion/criterion.h>
 #include <criterion/parameterized.h>
 
@@ -49,7 +51,7 @@ static int check(const struct scenario *s, struct storage *st, enum check_repair
 
 /* ---- what can be read ---- */
 
-/* What there is of the first snapshot; all ones where nothing is. */
+/* Reads the first snapshot; 0xff where it has no data or can't be read. */
 static void read_snapshot(struct storage *st, uint8_t *buf)
 {
     bool found;
@@ -76,7 +78,7 @@ static void read_disk(const struct scenario *s, struct storage *st, uint8_t *dis
     block_context_destroy(&ctx);
 }
 
-/* The disk, and behind it the snapshot. */
+/* The disk's bytes followed by the snapshot's; the caller frees them. */
 static uint8_t *read_all(const struct scenario *s, struct storage *st)
 {
     uint8_t *all = calloc(2, DISK);
@@ -105,9 +107,9 @@ static bool has_marks(const struct scenario *s)
     return !strstr(s->options, "compat=0.10");
 }
 
-/* ---- what nobody counts ---- */
+/* ---- clusters whose refcount is too low ---- */
 
-/* Clusters in use of which the refcounts know too little: the next writer may take them. */
+/* Clusters with fewer counted than real references: the next writer might reuse them. */
 struct uncounted {
     uint64_t cluster[256];
     size_t n;
@@ -145,7 +147,7 @@ static bool has_cluster(const struct uncounted *u, uint64_t cluster)
     return false;
 }
 
-/* ---- each state ---- */
+/* ---- judging one state ---- */
 
 struct disturbance {
     const struct scenario *s;
@@ -169,7 +171,8 @@ static void judge_mark(const struct disturbance *d, struct storage *state)
                      d->s->name, d->what, (unsigned long long)d->point);
 }
 
-/* Without a mark others may write to the image as it was left. */
+/* An image without a mark may be written to by other programs as it is, so that the interrupted
+ * repair must not have lost the refcount of a cluster in use. */
 static void judge_counts(const struct disturbance *d, struct storage *state)
 {
     struct uncounted now;
@@ -208,7 +211,7 @@ static void judge(const struct disturbance *d, struct storage *state)
               "%s: %s at %llu: another snapshot", s->name, d->what, point);
 }
 
-/* What an undisturbed repair makes of it. */
+/* The contents after an undisturbed repair; the caller frees them. */
 static uint8_t *repaired_contents(const struct scenario *s, struct storage *damaged)
 {
     CLEANUP_STORAGE struct storage *copy = mem_storage_clone(damaged);
@@ -221,7 +224,8 @@ static uint8_t *repaired_contents(const struct scenario *s, struct storage *dama
     return read_all(s, copy);
 }
 
-/* Tests run in processes of their own, where pointers mean something else. */
+/* Each test runs in its own process, where pointers of this one may not be valid: the parameters
+ * are indexes. */
 static int *scenario_numbers(void)
 {
     static int numbers[64];
@@ -285,7 +289,7 @@ ParameterizedTest(int *number, repair, can_be_cut_short, .timeout = 300)
 
     cr_assert_eq(check(s, st, REPAIR_ALL, &result), 0);
     storage_close(st);
-    /* At the end all of it is durable. */
+    /* When the repair ends, all its changes must be durable. */
     uint64_t end = crash_log_count(log), where;
     struct storage *durable =
         crash_materialise(log, end, &(struct crash_choice){.policy = CRASH_NONE});
@@ -299,9 +303,10 @@ ParameterizedTest(int *number, repair, can_be_cut_short, .timeout = 300)
     crash_log_free(log);
 }
 
-/* ---- errors of the store ---- */
+/* ---- errors of the storage ---- */
 
-/* The repair with a call that fails, and then again; false when there was no such call. */
+/* Runs a repair in which call number d->point of the kind fails, and judges what is left.  False
+ * when there was no such call. */
 static bool fails_once(struct disturbance *d, enum fault_kind kind, enum fault_how how)
 {
     CLEANUP_STORAGE struct storage *copy = mem_storage_clone(d->damaged);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Dirty bitmaps before and after a crash. */
+/* Creates dirty bitmaps before a crash and judges them after it; see bitmaps.h. */
 #include "bitmaps.h"
 
 #include <errno.h>
@@ -55,7 +55,7 @@ int kept_bitmaps_shuffle(struct node *node)
     return err ? err : node_bitmaps_keep(node, &diag);
 }
 
-/* As it is believed, or NULL. */
+/* Does the bitmap, which claims to be consistent, cover every changed sector? */
 static bool judge_one(const struct dirty_bitmap *bitmap, const uint32_t *before,
                       const uint32_t *now, uint64_t n_sectors, char *why, size_t size)
 {

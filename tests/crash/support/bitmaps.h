@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Dirty bitmaps in the image under test: what they say after a crash is so, or not believed. */
+/* Persistent dirty bitmaps in the image under test.  After a crash each one must either be
+ * marked as inconsistent or cover every sector that changed. */
 #ifndef CRASH_BITMAPS_H
 #define CRASH_BITMAPS_H
 
@@ -9,24 +10,25 @@
 
 struct node;
 
-/* Those that qemu-img makes before the recording. */
+/* A bitmap that qemu-img creates before the recording. */
 struct kept_bitmap {
     const char *name, *granularity;
-    bool frozen; /* it doesn't record: it is always there, right and clean */
+    bool frozen; /* it is disabled: it must always be there, consistent and clean */
 };
 
 extern const struct kept_bitmap kept_bitmaps[];
 extern const unsigned kept_bitmaps_count;
 
-/* When a recording begins: those that aren't consistent, after an earlier crash, are made anew.
- * 0 or -errno. */
+/* At the beginning of a recording: replaces bitmaps that are missing or that an earlier crash
+ * left inconsistent.  0 or -errno. */
 int kept_bitmaps_begin(struct node *node);
 
-/* Removes another one and adds it again, or adds it.  0 or -errno. */
+/* Changes the set of bitmaps: adds one more, or removes it if it is there.  0 or -errno. */
 int kept_bitmaps_shuffle(struct node *node);
 
-/* The node has loaded them; versions of each sector, when the recording began and now.  False
- * with the reason: a bitmap that is believed has a sector as clean that isn't as it was. */
+/* before, now: the version of each sector when the recording began, and now.  The node must have
+ * loaded its bitmaps.  False, with the reason in `why`, if a consistent bitmap says that a sector
+ * is clean which has changed, or if a frozen bitmap isn't as it was. */
 bool kept_bitmaps_judge(struct node *node, const uint32_t *before, const uint32_t *now,
                         uint64_t n_sectors, char *why, size_t size);
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Images that are damaged before they are repaired and cut off. */
+/* Makes images and damages them by changing single fields; see damaged.h. */
 #include "damaged.h"
 
 #include <stdlib.h>
@@ -33,7 +33,7 @@ static void put(struct storage *st, uint64_t off, uint64_t value)
     cr_assert_eq(storage_write(st, raw, off, 8, 0), 0);
 }
 
-/* The place of the n-th L2 entry in use of a qcow2 image. */
+/* The file offset of the nth L2 entry in use (from 0) of a qcow2 image. */
 static uint64_t l2_place(struct storage *st, unsigned n)
 {
     uint64_t l1 = get(st, 40);
@@ -116,7 +116,7 @@ static void everything(struct storage *st)
     misaligned_entry(st);
     data_on_the_l1_table(st);
     refcount_block_misplaced(st);
-    put(st, 72, 3); /* dirty and corrupt */
+    put(st, 72, 3); /* sets the dirty bit and the corrupt bit */
 }
 
 static void short_snapshot_entry(struct storage *st)
@@ -126,7 +126,7 @@ static void short_snapshot_entry(struct storage *st)
     cr_assert_eq(storage_write(st, "\0\0\0\10", entry + 36, 4, 0), 0);
 }
 
-/* In its name, which is its last byte but for the padding. */
+/* Overwrites the last byte of the snapshot's name, which stands at the end of the entry. */
 static void nul_in_snapshot_name(struct storage *st)
 {
     uint64_t entry = get(st, 64);
@@ -137,7 +137,7 @@ static void nul_in_snapshot_name(struct storage *st)
     cr_assert_eq(storage_write(st, "", entry + 40 + extra + id + name - 1u, 1, 0), 0);
 }
 
-/* And the file ends where a refcount block's clusters do. */
+/* The same; the file also ends exactly where the range of a refcount block ends. */
 static void nul_in_snapshot_name_no_block(struct storage *st)
 {
     uint64_t block = CLUSTER / 2 * CLUSTER, size;
@@ -170,7 +170,7 @@ static void qed_damage(struct storage *st)
     cr_assert_eq(storage_truncate(st, size + 9 * CLUSTER + 100), 0);
 }
 
-/* Nothing behind the last cluster in use. */
+/* Unlike qed_damage: the file ends with the last cluster in use. */
 static void qed_entry_damage(struct storage *st)
 {
     put(st, qed_entry(st, 5), __builtin_bswap64(12345));
@@ -203,7 +203,6 @@ const struct scenario scenarios[] = {
 };
 const size_t scenario_count = ARRAY_LEN(scenarios);
 
-/* Something in every L2 table, and clusters shared with a snapshot. */
 struct storage *scenario_make(const struct scenario *s)
 {
     struct image img;

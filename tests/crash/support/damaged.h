@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Images that need a repair, for tests that disturb it. */
+/* Damaged images, for tests that interrupt their repair. */
 #ifndef CRASH_DAMAGED_H
 #define CRASH_DAMAGED_H
 
@@ -13,14 +13,14 @@
 struct scenario {
     const char *name, *format, *options;
     void (*damage)(struct storage *st);
-    bool snapshot; /* taken before the damage; by qemu-img */
+    bool snapshot; /* qemu-img makes one before the damage */
 };
 
 extern const struct scenario scenarios[];
 extern const size_t scenario_count;
 
-/* A damaged image, as a mem storage: something in every L2 table, and with a snapshot
- * clusters shared with it. */
+/* Makes a damaged image; returns a mem storage that the caller closes.  Every L2 table has
+ * entries; with a snapshot some clusters are shared with it. */
 struct storage *scenario_make(const struct scenario *s);
 
 #endif

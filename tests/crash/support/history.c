@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What was written when, and what of it must be there. */
+/* Records requests and decides what each sector may hold after a crash; see history.h. */
 #include "history.h"
 
 #include <inttypes.h>
@@ -126,7 +126,8 @@ static bool is_durable(const struct oracle *o, const struct request *r)
     return r->end < o->covered || (r->fua && r->end < o->point);
 }
 
-/* The latest beginning of a durable write or zero: what was answered before is gone. */
+/* The latest beginning of a durable write or zero of the sector (-1: none).  The data of requests
+ * that were answered before it must not be there any more. */
 static int64_t floor_of(const struct oracle *o, uint64_t sector)
 {
     const struct history *h = o->h;

@@ -1,18 +1,20 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What was asked of an image, when it was asked and when it was answered, and from that
- * what each sector may hold after a crash.
+/* The history of a recording: which requests were sent to the image, and when each was sent and
+ * answered.  From it the *oracle* derives what each sector may hold after a crash.
  *
- * Times are positions in the crash log: a request notes its beginning and its end there
- * with marks.  At a crash point p a request was sent when its beginning lies before p, and
- * answered when its end does.  A *durable* request was answered before a flush was asked
- * for that was itself answered before p, or was answered and asked for durability (FUA,
- * write-through).
+ * Times are positions in the crash log: a request notes its beginning and its end there as
+ * marks.  At a crash point p a request has been sent if its beginning lies before p, and
+ * answered if its end lies before p.  A request is *durable* at p in two cases:
+ *   - it was answered before a flush was sent, and that flush was answered before p;
+ *   - it was answered before p and asked for durability itself (FUA, write-through).
  *
- * A sector may hold what a sent request gave it, or what it held at the start, unless a
- * durable write or zero was asked for after that request had been answered.  A trim allows
- * zeroes and forbids nothing.
+ * A sector may hold the data of any request that was sent, or its contents at the start, with
+ * one exception: if a durable write or zero of the sector was sent after a request had been
+ * answered, the data of that earlier request must not be there any more.  A trim allows zeroes
+ * and excludes nothing.
  *
- * Threads: history_begin and history_end from any thread; the rest alone. */
+ * Threads: history_begin and history_end may be called from any thread; the other functions
+ * only while no request is running. */
 #ifndef CRASH_HISTORY_H
 #define CRASH_HISTORY_H
 
@@ -29,63 +31,66 @@ enum request_kind {
     REQ_WRITE,
     REQ_ZERO,
     REQ_TRIM,
-    REQ_FLUSH,      /* and a clean close */
-    REQ_BACKGROUND, /* timers: promises nothing */
+    REQ_FLUSH,      /* also a clean close */
+    REQ_BACKGROUND, /* not a client's request (timers, say): makes no promise */
 };
 
 struct request {
     enum request_kind kind;
     bool fua;
     uint64_t sector, n;
-    int64_t begin, end; /* INT64_MAX: never */
+    int64_t begin, end; /* positions in the crash log; INT64_MAX: never */
 };
 
 struct history {
     struct crash_log *log;
     uint64_t n_sectors;
-    uint32_t *initial; /* versions */
+    uint32_t *initial; /* the version of each sector at the start */
     uint32_t first_version;
     pthread_mutex_t mutex;
     /* under mutex */
     struct request *requests;
     size_t n_requests, capacity;
-    /* after history_index: the requests of each sector, in order */
+    /* Set by history_index: the indexes of the requests to sector s, in order, are
+     * of_sector[sector_start[s]..sector_start[s + 1]). */
     uint32_t *of_sector;
     size_t *sector_start; /* n_sectors + 1 */
 };
 
-/* initial: one version for each sector, copied; the requests' versions start at
- * first_version, which is greater than all of them. */
+/* initial: the version of each sector at the start (copied).  The first request gets the version
+ * first_version, which must be greater than all initial ones; each further one the next. */
 void history_init(struct history *h, struct crash_log *log, const uint32_t *initial,
                   uint64_t n_sectors, uint32_t first_version);
 void history_free(struct history *h);
 
-/* Returns the version of what the request writes; notes the beginning in the log. */
+/* Notes in the log that a request begins (history_begin), and that it was answered (history_end).
+ * history_begin returns the request's version, with which the data to write is stamped. */
 uint32_t history_begin(struct history *h, enum request_kind kind, uint64_t sector,
                        uint64_t n, bool fua);
 void history_end(struct history *h, uint32_t version);
 
-/* After the recording: finds the times in the log and sorts requests by sector. */
+/* Call after the recording: finds the requests' times in the log and sorts them by sector. */
 void history_index(struct history *h);
 
-/* What is true at one crash point. */
+/* The history seen from one crash point. */
 struct oracle {
     const struct history *h;
     int64_t point;
-    int64_t covered; /* what ended before this is durable */
+    int64_t covered; /* requests that were answered before this are durable */
 };
 
 struct oracle oracle_at(const struct history *h, uint64_t point);
 
-/* May the sector hold this?  If not, `why` says what is wrong with it. */
+/* May the sector hold `found` after the crash?  If not, `why` says what is wrong. */
 bool oracle_allows(const struct oracle *o, uint64_t sector, const struct stamp *found,
                    char *why, size_t why_size);
 
-/* What a mark in the log was made by: for predicates on flushes. */
+/* The request that made a mark in the log (`what`: the mark's value), and whether the mark is its
+ * end.  For predicates that choose flushes. */
 struct request history_request_of_mark(const struct history *h, uint64_t what,
                                        bool *is_end);
 
-/* One line for each request that touched the sector. */
+/* Prints one line for each request to the sector. */
 void history_print(const struct history *h, uint64_t sector, FILE *to);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Is the image that a crash left a good one? */
+/* Checks the image that a crash left; see judge.h. */
 #include "judge.h"
 
 #include <inttypes.h>
@@ -50,7 +50,7 @@ static void check_sectors(const struct oracle *o, const uint8_t *buf, uint64_t s
     }
 }
 
-/* A disk that had not grown yet has zeroes where nobody could have written. */
+/* Reads zeroes past the end of a disk that hadn't grown yet at the crash. */
 static int read_padded(struct node *node, uint8_t *buf, uint64_t off, uint64_t len)
 {
     uint64_t inside = off < node->size ? MIN(len, node->size - off) : 0;
@@ -83,7 +83,7 @@ static void check_contents(const struct subject *s, const struct oracle *o,
     session_close(&se);
 }
 
-/* What a bitmap that is believed says is clean is as it was when the recording began. */
+/* A sector that a consistent bitmap calls clean must be as it was when the recording began. */
 static void check_bitmaps(const struct subject *s, const struct oracle *o,
                           struct files state, const char *reader, struct verdict *v)
 {
@@ -114,9 +114,9 @@ static bool is_version(const struct stamp *stamp, uint64_t sector, uint32_t vers
            stamp->version == version;
 }
 
-/* A raw data file is the disk, whatever the tables say; after an earlier crash it may start
- * with something else than they do.  Whatever is written to such a cluster makes all of it
- * what the tables say, so that either is right then. */
+/* A raw data file must read as the disk by itself, without the tables.  After an earlier crash a
+ * sector of the file (s->raw) may differ at the start from what the tables say (initial).  A
+ * write to such a cluster makes all of it as the tables say, so that either is accepted. */
 static void check_raw(const struct subject *s, const struct oracle *oracle,
                       struct files state, struct verdict *v)
 {
@@ -147,7 +147,7 @@ static void check_snapshot(const struct subject *s, struct files state, struct v
     CLEANUP_FREE uint8_t *buf = malloc(4096);
     struct stamp backing = {.kind = STAMP_ZEROES};
 
-    if (s->config->encrypt) /* what only a key reads is left to qemu-img */
+    if (s->config->encrypt) /* structure_read_snapshot can't decrypt; qemu-img checks it */
         return;
     for (uint64_t sector = 0; sector < s->n_sectors && !v->failed; sector++) {
         bool found;
@@ -157,7 +157,7 @@ static void check_snapshot(const struct subject *s, struct files state, struct v
             return;
         }
         struct stamp stamp = found ? stamp_read(buf) : backing;
-        /* What the snapshot has no entry for comes from the backing file. */
+        /* Without an entry in the snapshot the data comes from the backing file. */
         if (!found && s->snapshot[sector] == VERSION_BACKING)
             continue;
         if (!is_version(&stamp, sector, s->snapshot[sector]))
@@ -220,7 +220,7 @@ static int open_to_write(const struct subject *s, struct files state, struct ses
     return session_open(se, s, files, true);
 }
 
-/* Such an image must be good for more than reading. */
+/* The image must not only be readable: writes to it must leave it sound as well. */
 static void check_reuse(const struct subject *s, struct files state, struct verdict *v)
 {
     CLEANUP_FILES struct files copy = files_clone(state);
@@ -251,8 +251,8 @@ static void check_reuse(const struct subject *s, struct files state, struct verd
 
 /* ---- our own repair ---- */
 
-/* What opening for writing makes of a state, repairing it when it is marked; a copy,
- * or nothing when that was refused. */
+/* A copy of the state after it was opened for writing, which repairs a marked image, and closed.
+ * Without files when opening or closing failed. */
 static struct files reopened(const struct subject *s, struct files state, struct verdict *v)
 {
     struct files copy = files_clone(state);
@@ -285,7 +285,7 @@ static void check_reopening(const struct subject *s, const struct oracle *o,
         check_reuse(s, copy, v);
 }
 
-/* As qemu-img check's exit status; -1: it could not be checked. */
+/* Our check; returns what qemu-img check's exit status would be; -1: it couldn't check. */
 static int own_check(const struct subject *s, struct storage *st, enum check_repair repair)
 {
     const struct check_options options = {.repair = repair};
@@ -307,8 +307,8 @@ static int qemu_check(const struct subject *s, bool repair)
     return run_tool(s, "check", repair ? fix : check, NULL);
 }
 
-/* The disk, or with "-l", NAME a snapshot, as qemu-img reads it; the caller frees it.
- * NULL: it can't. */
+/* The disk as qemu-img reads it, or a snapshot with the words "-l" and its name.  The caller frees
+ * the bytes.  NULL: qemu-img failed. */
 static uint8_t *convert(const struct subject *s, const char *option, const char *name)
 {
     CLEANUP_FREE char *raw = scratch_path(&s->scratch, "converted");
@@ -348,8 +348,8 @@ static void check_converted_snapshot(const struct subject *s, struct verdict *v)
     }
 }
 
-/* Our check and QEMU's say the same of the state, and after our repair nothing is left to
- * say. */
+/* Our check and qemu-img check must agree about the state, and neither may find anything after
+ * our repair. */
 static void compare_verdicts(const struct subject *s, struct files state, struct verdict *v)
 {
     CLEANUP_FILES struct files copy = files_clone(state);
@@ -358,7 +358,7 @@ static void compare_verdicts(const struct subject *s, struct files state, struct
     if (ours != theirs)
         fail(v, "our check says %d, qemu-img check %d", ours, theirs);
     int repaired = own_check(s, copy.image, REPAIR_ALL);
-    /* What a QED image leaks before its end can't be given back. */
+    /* QED can't free leaked clusters in the middle of the file. */
     bool may_leak = strcmp(s->config->format, "qed") == 0;
     if (repaired != 0 && !(repaired == 3 && may_leak))
         fail(v, "our check -r all: status %d", repaired);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Judges what a crash left: structure, contents, and what QEMU's tools say. */
+/* Judges the state of an image after a crash: its metadata, its contents, and what QEMU's tools
+ * say about it. */
 #ifndef CRASH_JUDGE_H
 #define CRASH_JUDGE_H
 
@@ -10,26 +11,26 @@ struct verdict {
     bool failed;
     bool marked;
     unsigned leaks;
-    int64_t sector; /* whose contents are wrong; -1: none */
+    int64_t sector; /* the sector whose contents are wrong; -1: none */
     char why[320];
 };
 
 enum judge_depth {
-    JUDGE_QUICK, /* our own structural check, and the contents through a read-only node */
-    JUDGE_REUSE, /* also opened for writing, which repairs what is marked, and looked at
-                    again; then written to, closed, and checked */
-    JUDGE_TOOLS, /* also our check and repair next to qemu-img check, its repair when
-                    marked, convert, and a node on what it repaired */
+    JUDGE_QUICK, /* checks the metadata (structure.h), and the contents by a read-only node */
+    JUDGE_REUSE, /* also opens it for writing, which repairs a marked image, and checks the
+                    result; then writes to it, closes it and checks again */
+    JUDGE_TOOLS, /* also compares our check and repair with qemu-img check; reads it with
+                    qemu-img convert; lets qemu-img repair a marked image, and checks that */
 };
 
-/* The state isn't changed. */
+/* Judges a state, which isn't changed. */
 void judge_state(const struct subject *s, const struct oracle *oracle, struct files state,
                  enum judge_depth depth, struct verdict *out);
 
-/* What each sector of the state reads as, for a recording that starts there; versions as in
- * struct subject. */
+/* Reads which version each sector of the state has, for a recording that starts from it.
+ * versions: as `initial` in struct subject. */
 void judge_read_versions(const struct subject *s, struct files state, uint32_t *versions);
-/* The same of what a raw data file holds. */
+/* The same for the sectors of a raw data file. */
 void judge_read_raw(const struct subject *s, struct files state, uint32_t *versions);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The configurations that are tried. */
+/* The configurations without special features; matrix_features.c has the others. */
 #include "matrix.h"
 
 const struct subject_config crash_matrix[] = {
@@ -26,7 +26,7 @@ const struct subject_config crash_matrix[] = {
      .create = "cluster_size=512",
      .disk_bytes = 1 * MIB,
      .populated = 10},
-    /* The refcount table reaches 2 MiB far: it must grow, more than once. */
+    /* The first refcount table covers 2 MiB: it must grow more than once. */
     {.name = "qcow2-table-growth",
      .format = "qcow2",
      .create = "cluster_size=512,refcount_bits=64",
@@ -301,14 +301,14 @@ const struct subject_config crash_matrix[] = {
      .backing_bytes = 4 * MIB,
      .pool_bytes = 1,
      .load = PROMPTED},
-    /* Head and tail of a cluster are copied in pieces. */
+    /* Clusters so large that their head and tail are copied in several pieces. */
     {.name = "qcow2-2m-backing",
      .format = "qcow2",
      .create = "cluster_size=2M",
      .disk_bytes = 10 * MIB,
      .backing_bytes = 9 * MIB,
      .load = {.requests = 60, .max_sectors = 5000}},
-    /* Durable writes next to one that is about to give the cluster its place. */
+    /* FUA writes to a cluster while another write is allocating it. */
     {.name = "qcow2-fua-threads",
      .format = "qcow2",
      .disk_bytes = 4 * MIB,

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Requests at chosen moments of a commit. */
+/* Runs requests of a second client at chosen moments of another request; see prompter.h. */
 #include "prompter.h"
 
 #include <pthread.h>
@@ -8,7 +8,8 @@
 
 #include "rng.h"
 
-/* A request that waits for the one it was put into can't end in it. */
+/* How long a stopped request waits for the prompted one.  It has to be limited: the prompted
+ * request may itself have to wait for the stopped one. */
 #define PATIENCE_NS 2000000
 
 struct prompter {
@@ -85,7 +86,7 @@ void prompter_moment(struct prompter *p)
     if (pthread_equal(pthread_self(), p->thread))
         return;
     pthread_mutex_lock(&p->mutex);
-    /* One at a time: the last one may still be waiting for us. */
+    /* Only one at a time: the previous one may still be waiting for a stopped request. */
     if (rng_one_in(&p->rng, p->one_in) && p->n_done == p->n_asked) {
         p->n_asked++;
         pthread_cond_signal(&p->asked);

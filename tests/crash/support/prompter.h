@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Another client that speaks up in the middle of things: while the image reads, writes, or
- * flushes on behalf of one request, a second thread is let run a request of its own, to its
- * end when that is possible.  So the windows between two steps of a request are met on
- * purpose and not by luck. */
+/* A second client whose requests run in the middle of another request.  When the image reads,
+ * writes or flushes the file for one request, the prompter sometimes stops it there, lets a
+ * second thread run a whole request, and then lets the first go on.  So the windows between the
+ * steps of a request are tested on purpose and not by chance. */
 #ifndef CRASH_PROMPTER_H
 #define CRASH_PROMPTER_H
 
@@ -13,15 +13,16 @@
 
 struct prompter;
 
-/* one_request is called on the prompter's thread; one_in: at which share of the moments. */
+/* Starts the prompter's thread, which calls one_request at about one in `one_in` moments. */
 struct prompter *prompter_new(uint64_t seed, unsigned one_in, void (*one_request)(void *),
                               void *opaque);
 void prompter_free(struct prompter *p);
 
-/* To be called at a moment; does nothing on the prompter's own thread. */
+/* Call it at a moment at which another request may run: it may wait until that request has ended,
+ * or for a few milliseconds.  Does nothing on the prompter's own thread. */
 void prompter_moment(struct prompter *p);
 
-/* The same, as a hook of the crash log and as a tap. */
+/* prompter_moment in the form of a hook of the crash log and of the callbacks of a tap. */
 void prompter_hook(void *opaque, enum crash_kind kind, uint64_t off, uint64_t len);
 void prompter_before_read(void *opaque, uint64_t off, uint64_t len);
 int prompter_before_write(void *opaque, uint64_t off, uint64_t len, bool *done);

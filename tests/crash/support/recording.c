@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* One run whose storage remembers everything. */
+/* Runs requests on a crash storage and records them; see recording.h. */
 #include "recording.h"
 
 #include <errno.h>
@@ -25,7 +25,7 @@ static void expect(struct recording *r, int err, const char *what)
     }
 }
 
-/* The end of a request. */
+/* Notes the end of a request, unless it failed. */
 static void answered(struct recording *r, uint32_t version, int err, const char *what)
 {
     expect(r, err, what);
@@ -40,7 +40,7 @@ static bool writes_through(const struct recording *r)
     return name && cache_mode_find(name)->write_through;
 }
 
-/* ---- requests that note themselves ---- */
+/* ---- requests that are noted in the history ---- */
 
 void record_write(struct recording *r, struct session *se, uint64_t sector, uint64_t n,
                   unsigned flags)
@@ -92,8 +92,8 @@ void record_tick(struct recording *r, struct session *se, uint64_t ns)
 
 void record_grow(struct recording *r, struct session *se, uint64_t n)
 {
-    /* It flushes, but promises nothing of the requests before: what it makes durable is the
-     * size. */
+    /* Growing flushes, but it promises only that the new size is durable, nothing about earlier
+     * requests: so it isn't a REQ_FLUSH. */
     uint32_t version = history_begin(&r->history, REQ_BACKGROUND, 0, 0, false);
     int err = se->node->driver->grow(se->node, n * SECTOR_BYTES, NULL);
 
@@ -126,7 +126,7 @@ static void choose_range(struct worker *w, uint64_t *sector, uint64_t *n)
              cluster = w->se->node->cluster_size / SECTOR_BYTES;
     struct rng *rng = &w->rng;
 
-    /* Half of it hits one eighth of the disk. */
+    /* Half of the requests go to one eighth of the disk. */
     *sector = rng_below(rng, rng_one_in(rng, 2) ? MAX(disk / 8, 1) : disk);
     switch (rng_below(rng, 4)) {
     case 0:
@@ -144,7 +144,7 @@ static void choose_range(struct worker *w, uint64_t *sector, uint64_t *n)
     *n = MIN(*n, disk - *sector);
 }
 
-/* Bitmaps are stored when there was nothing between two. */
+/* Bitmaps are stored only when there was no request between two ticks: so there are three. */
 static void record_ticks(struct worker *w)
 {
     bool bitmaps = w->r->subject->config->bitmaps;
@@ -223,7 +223,7 @@ static void run(struct recording *r, struct session *se, const struct workload *
     for (unsigned i = 0; i < n; i++) {
         workers[i] = (struct worker){
             .r = r, .se = se, .load = *load, .index = i, .requests = load->requests / n};
-        if (i > 0) /* the first one's thread is the clock's */
+        if (i > 0) /* only the first worker advances the clock */
             workers[i].load.tick = workers[i].load.settle = 0;
         rng_init(&workers[i].rng, r->seed * MAX_THREADS + i);
     }
@@ -267,7 +267,7 @@ void recording_start(struct recording *r, const struct subject *s, struct sessio
 void recording_end(struct recording *r, struct session *se, bool kill)
 {
     if (kill) {
-        /* What closing does comes after the last point that is looked at. */
+        /* The changes made by closing come after the last crash point. */
         history_index(&r->history);
         r->n_points = crash_log_count(r->log);
         session_close(se);
@@ -279,7 +279,7 @@ void recording_end(struct recording *r, struct session *se, bool kill)
     r->n_points = crash_log_count(r->log);
 }
 
-/* ---- a store that fails ---- */
+/* ---- a storage that fails ---- */
 
 struct failing {
     struct rng rng;
@@ -302,7 +302,7 @@ static int fail_write(void *opaque, uint64_t off, uint64_t len, bool *done)
     (void)off;
     if (!dice(f, f->load->failing))
         return 0;
-    *done = len > 0 && dice(f, 3); /* a file is cut as a whole or not at all */
+    *done = len > 0 && dice(f, 3); /* a truncate (len 0) that fails does nothing */
     return -ENOSPC;
 }
 
@@ -332,7 +332,7 @@ static void run_failing(struct recording *r, struct session *se,
 
 /* ---- another client ---- */
 
-/* What the other client asks for: flushes above all. */
+/* A request of the other client: half of them are flushes. */
 static void prompted_request(void *opaque)
 {
     struct worker *w = opaque;

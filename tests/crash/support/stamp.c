@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Sectors that say who wrote them. */
+/* Fills sectors with their number and version, and reads these back; see stamp.h. */
 #include "stamp.h"
 
 #include <string.h>
@@ -12,8 +12,8 @@ static uint64_t scramble(uint64_t head)
     return head ^ (head >> 32);
 }
 
-/* What a word has more than the one before.  Most contents can be compressed; where it is a
- * large odd number no byte repeats. */
+/* The difference between neighbouring words of a sector.  With a small one the sector can be
+ * compressed; with the large odd one it can't. */
 static uint64_t step_of(uint32_t version)
 {
     if (version % 5 == 4)

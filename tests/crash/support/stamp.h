@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Sectors that say what they are: each holds its own number and the version of its
- * contents, so that garbage, another sector's data and data nobody wrote are recognised. */
+/* Stamped sectors: each sector that a test writes holds its own number and the version of its
+ * contents.  So garbage, data of another sector and data that nobody wrote can be recognised. */
 #ifndef CRASH_STAMP_H
 #define CRASH_STAMP_H
 
@@ -8,7 +8,7 @@
 
 #define SECTOR_BYTES 512u
 
-/* A version is the number of the request that wrote it; 0 says zeroes. */
+/* The version is the number of the request that wrote the sector; 0: the sector is zeroes. */
 enum stamp_kind { STAMP_ZEROES, STAMP_VERSION, STAMP_GARBAGE };
 
 struct stamp {

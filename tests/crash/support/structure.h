@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* An independent look at the metadata of an image: nothing of the code under test is used,
- * so that it can judge it.  It says what qemu-img check would, and where the guest's
- * sectors of a snapshot lie. */
+/* An independent check of an image's metadata, written after the specifications.  It uses nothing
+ * of the code under test.  It finds what qemu-img check would find, and can read the disk of a
+ * snapshot. */
 #ifndef CRASH_STRUCTURE_H
 #define CRASH_STRUCTURE_H
 
@@ -11,20 +11,21 @@
 #include "storage/storage.h"
 
 struct structure {
-    bool marked;          /* dirty bit, NEED_CHECK */
-    unsigned corruptions; /* in what must hold even with the mark */
-    /* Fewer counted than there are; with the mark they are repaired. */
+    bool marked;          /* the dirty bit (qcow2) or NEED_CHECK (QED) is set */
+    unsigned corruptions; /* errors that even a marked image must not have */
+    /* Refcounts lower than the number of references; allowed in a marked image, because it is
+     * repaired when it is opened. */
     unsigned refcount_errors;
     unsigned leaks;
-    char first[160]; /* the first of either kind of error */
+    char first[160]; /* describes the first corruption or refcount error */
 };
 
 void structure_check_qcow2(struct storage *st, struct structure *out);
 void structure_check_qed(struct storage *st, struct structure *out);
 
-/* Reads a range of the first snapshot's disk, within one cluster and, where there are such,
- * one subcluster; unallocated: *found is false and buf is untouched.  -1 when there is no
- * snapshot or its tables make no sense. */
+/* Reads a range of the first snapshot's disk.  The range must lie in one cluster, and with
+ * extended L2 entries in one subcluster.  If it is unallocated, *found is false and buf is
+ * untouched.  0, or -1 when there is no snapshot or its tables are invalid. */
 int structure_read_snapshot(struct storage *st, void *buf, uint64_t off, uint64_t len,
                             bool *found);
 

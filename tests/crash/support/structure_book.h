@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* qcow2 as its specification has it, for the two that read it by the book.  Nothing of the
- * code under test is in it. */
+/* Fields of qcow2 as the specification defines them, for structure_qcow2.c and
+ * structure_snapshot.c.  Uses nothing of the code under test. */
 #ifndef CRASH_STRUCTURE_BOOK_H
 #define CRASH_STRUCTURE_BOOK_H
 
@@ -14,7 +14,7 @@
 
 /* Incompatible features. */
 #define DATA_FILE   (UINT64_C(1) << 2)
-#define COMPRESSION (UINT64_C(1) << 3) /* zstd and not zlib */
+#define COMPRESSION (UINT64_C(1) << 3) /* another compression than zlib: zstd */
 #define EXTENDED    (UINT64_C(1) << 4)
 
 static inline uint64_t u64(const void *p)
@@ -31,7 +31,7 @@ static inline uint32_t u32(const void *p)
     return be32toh(v);
 }
 
-/* The place of a compressed cluster: its first byte, and the end of its last sector. */
+/* The file offset of a compressed cluster; *end is the end of its last 512-byte sector. */
 static inline uint64_t packed_place(uint64_t cluster, uint64_t entry, uint64_t *end)
 {
     unsigned shift = 62 - ((unsigned)__builtin_ctzll(cluster) - 8);
@@ -41,7 +41,7 @@ static inline uint64_t packed_place(uint64_t cluster, uint64_t entry, uint64_t *
     return host;
 }
 
-/* The first snapshot's L1 table and the length of its entry in the snapshot table. */
+/* The L1 table of the snapshot table's entry at e; returns the length of the entry in bytes. */
 static inline uint64_t snapshot_entry(const uint8_t *e, uint64_t *l1, uint64_t *l1_size)
 {
     uint64_t id = (uint64_t)e[12] << 8 | e[13], name = (uint64_t)e[14] << 8 | e[15];

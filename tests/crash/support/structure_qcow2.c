@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What must hold in a qcow2 file, read by the book. */
+/* Checks the metadata of a qcow2 file, after the specification alone: walks all tables, counts
+ * the references to each cluster and compares them with the refcounts. */
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -18,11 +19,11 @@ struct walk {
     struct structure *out;
     uint64_t file_size, cluster, n_clusters;
     unsigned order;
-    bool external;     /* guest data lies in another file */
-    unsigned words;    /* of an L2 entry */
-    uint64_t *counted; /* by the refcount blocks; clusters past the end aren't looked at */
-    uint64_t *found;   /* references */
-    uint64_t *packed;  /* of those, by compressed clusters */
+    bool external;     /* guest data is in an external data file */
+    unsigned words;    /* 64-bit words of an L2 entry: 1, or 2 with extended entries */
+    uint64_t *counted; /* the refcount of each cluster up to the end of the file */
+    uint64_t *found;   /* references found, for each cluster */
+    uint64_t *packed;  /* those of them that are from compressed clusters */
 };
 
 static void complain(struct walk *w, unsigned *counter, const char *fmt, ...)
@@ -48,7 +49,7 @@ static void *read_bytes(struct walk *w, uint64_t off, uint64_t len)
     return buf;
 }
 
-/* Counts a reference to [off, off+len); false when it can't be one. */
+/* Counts a reference to [off, off+len); false when the reference is invalid. */
 static bool refer(struct walk *w, const char *what, uint64_t index, uint64_t off,
                   uint64_t len)
 {
@@ -57,7 +58,7 @@ static bool refer(struct walk *w, const char *what, uint64_t index, uint64_t off
                  what, index, off);
         return false;
     }
-    /* The last cluster of the file may be cut short. */
+    /* The file may end within its last cluster. */
     if (off >= w->file_size || len > w->file_size - off + w->cluster - 1) {
         complain(w, &w->out->corruptions, "%s %" PRIu64 ": 0x%" PRIx64 " is past the end",
                  what, index, off);
@@ -126,7 +127,7 @@ static void walk_packed(struct walk *w, uint64_t entry)
     }
 }
 
-/* The second word of an extended entry: for each subcluster, is it allocated, is it zero? */
+/* The second word of an extended entry is a bitmap: 32 allocated bits and 32 zero bits. */
 static void check_subclusters(struct walk *w, uint64_t entry, uint64_t bitmap, bool placed)
 {
     uint32_t allocated = (uint32_t)bitmap, zero = (uint32_t)(bitmap >> 32);
@@ -139,7 +140,7 @@ static void check_subclusters(struct walk *w, uint64_t entry, uint64_t bitmap, b
                  entry);
 }
 
-/* The cluster lies in the data file where the guest sees it, and is nobody else's. */
+/* A cluster in the data file must have the guest's offset, and COPIED set. */
 static void check_external(struct walk *w, uint64_t guest, uint64_t entry)
 {
     if ((entry & OFFSET_MASK) != guest || !(entry & COPIED))
@@ -223,8 +224,8 @@ static void compare_counts(struct walk *w)
     }
 }
 
-/* Without snapshots two references are never right, whatever is counted, but for compressed
- * clusters, which share one with each other. */
+/* For images without snapshots: a cluster with two references is corrupt whatever its refcount,
+ * except that several compressed clusters may share a host cluster. */
 static void find_shared(struct walk *w)
 {
     for (uint64_t c = 0; c < w->n_clusters; c++)
@@ -282,7 +283,8 @@ static void walk_bitmaps(struct walk *w, const uint8_t *extension)
     free(directory);
 }
 
-/* The areas that extensions of the header name: keys, and bitmaps if their bit is set. */
+/* Clusters that header extensions refer to: the LUKS header, and bitmaps if their autoclear bit
+ * is set. */
 static void walk_extensions(struct walk *w, const uint8_t *header)
 {
     bool bitmaps = u32(header + 4) >= 3 && (u64(header + 88) & 1);

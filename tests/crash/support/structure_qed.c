@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What must hold in a QED file, read by the book. */
+/* Checks the metadata of a QED file, after the specification alone. */
 #include <endian.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -35,7 +35,7 @@ static void complain(struct walk *w, const char *what, uint64_t off)
         snprintf(w->out->first, sizeof w->out->first, "0x%" PRIx64 " %s", off, what);
 }
 
-/* Notes the use of whole clusters; false when they can't be used. */
+/* Notes that the clusters [off, off+len) are used; false when the reference is invalid. */
 static bool use(struct walk *w, uint64_t off, uint64_t len)
 {
     const char *why = off % w->cluster        ? "isn't aligned"

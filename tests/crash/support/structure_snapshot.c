@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What a snapshot in a qcow2 file holds, read by the book. */
+/* Reads the disk of an internal snapshot in a qcow2 file, after the specification alone. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,7 +17,7 @@ static bool inflate_raw(void *out, uint64_t bytes, void *in, uint64_t n)
 
     if (inflateInit2(&z, -15) != Z_OK)
         return false;
-    (void)inflate(&z, Z_FINISH); /* what lies behind the stream isn't its own */
+    (void)inflate(&z, Z_FINISH); /* bytes behind the stream are ignored */
     inflateEnd(&z);
     return z.avail_out == 0;
 }
@@ -30,7 +30,7 @@ static bool inflate_zstd(void *out, uint64_t bytes, const void *in, uint64_t n)
     return !ZSTD_isError(used) && ZSTD_decompress(out, bytes, in, used) == bytes;
 }
 
-/* Part of a compressed cluster. */
+/* Decompresses a cluster and copies a part of it. */
 static int read_packed(struct storage *st, const uint8_t *header, uint64_t entry, void *buf,
                        uint64_t in_cluster, uint64_t len)
 {
@@ -52,7 +52,7 @@ static int read_packed(struct storage *st, const uint8_t *header, uint64_t entry
     return ok ? 0 : -1;
 }
 
-/* What an entry says of the part that is asked for. */
+/* What an L2 entry says about the requested part of its cluster. */
 enum part { PART_NONE, PART_ZERO, PART_DATA };
 
 static enum part part_of(const uint8_t *entry, bool extended, uint64_t in_cluster,

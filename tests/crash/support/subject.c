@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The image under test, and its random requests. */
+/* Makes the image under test and opens nodes on copies of it; see subject.h. */
 #include "subject.h"
 
 #include "bitmaps.h"
@@ -128,7 +128,7 @@ int run_tool(const struct subject *s, const char *command, const char *const *wo
 
     if (encrypted)
         n = add_words(all, n, secret);
-    else if (!snapshot) /* which has no such option */
+    else if (!snapshot) /* qemu-img snapshot has no such option */
         n = add_words(all, n, format);
     n = add_words(all, n, words);
     all[n++] = encrypted ? s->image_options : s->image_path;
@@ -158,7 +158,7 @@ static int open_backing(struct session *se, const struct subject *s,
     return err;
 }
 
-/* What comes between opening the image and reading from it. */
+/* Sets the data file and unlocks the encryption, as needed. */
 static int complete(struct session *se, struct storage *data)
 {
     struct node *node = se->node;
@@ -225,19 +225,19 @@ static void make_backing(struct subject *s, const char *path)
 
     must_be(data != NULL, "memory");
     stamp_fill(data, 0, n, VERSION_BACKING);
-    /* Holes, so that zeroes of the backing file are met too. */
+    /* Some runs of zeroes, so that zeroes of the backing file are tested, too. */
     for (uint64_t i = 0; i + 24 <= n; i += 200)
         stamp_fill(data + i * SECTOR_BYTES, i, 24, 0);
     s->backing = mem_storage_new(0);
     must_be_0(storage_write(s->backing, data, 0, n * SECTOR_BYTES, 0), "writing");
     must_be_0(mem_storage_save(s->backing, path), "saving the backing file");
-    /* What a disk grows by reads as zeroes, whatever lies below. */
+    /* Where the disk grows later it reads as zeroes, even if the backing file is longer. */
     uint64_t shown = s->config->created_bytes ? s->config->created_bytes / SECTOR_BYTES : n;
     for (uint64_t i = 0; i < MIN(MIN(n, shown), s->n_sectors); i++)
         s->initial[i] = stamp_read(data + i * SECTOR_BYTES).version;
 }
 
-/* The options of create, as one word; the caller frees it. */
+/* The argument of qemu-img create -o; the caller frees it. */
 static char *create_options(const struct subject *s)
 {
     const struct subject_config *c = s->config;
@@ -279,7 +279,7 @@ static void create_subject_image(struct subject *s, const char *backing)
     }
     words[n++] = s->image_path;
     words[n++] = size;
-    /* It times its key derivation, and fails now and then to do so on a busy machine. */
+    /* For LUKS qemu-img measures its key derivation, which sometimes fails on a busy machine. */
     while (run_words(s, words) != 0)
         must_be(c->encrypt && --tries, "qemu-img create");
     must_be_0(files_load(&s->base, s), "loading the image");
@@ -300,7 +300,8 @@ static void populate(struct subject *s)
     for (uint64_t done = 0; done < n;) {
         uint64_t start = rng_below(&rng, s->n_sectors);
         uint64_t len = rng_between(&rng, 1, step);
-        len = MIN(len, s->n_sectors - start); /* not at once: MIN rolls its dice twice */
+        /* Not within MIN, which evaluates its arguments twice: each time another number. */
+        len = MIN(len, s->n_sectors - start);
         stamp_fill(data, start, len, VERSION_BASE);
         must_be_0(block_write(se.node, data, start * SECTOR_BYTES, len * SECTOR_BYTES, 0),
                   "populating");
@@ -337,7 +338,7 @@ static void make_bitmaps(struct subject *s)
     must_be_0(files_load(&s->base, s), "loading");
 }
 
-/* Failures are wanted in places; what matters is what the tests make of them. */
+/* Many tests provoke failures on purpose; log messages about them would only distract. */
 static void drop_message(enum log_level level, const char *fmt, va_list ap)
 {
     (void)level;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The image under test: how it is made, and nodes over copies of it. */
+/* The subject of a crash test: an image made as a configuration says, with the known version
+ * (stamp.h) of each sector.  A session is a node opened on a copy of its files. */
 #ifndef CRASH_SUBJECT_H
 #define CRASH_SUBJECT_H
 
@@ -13,47 +14,47 @@
 
 #define SECOND UINT64_C(1000000000)
 
-/* What a run does how often; 0 is never. */
+/* The requests of a random run.  The kinds (write to settle) are relative frequencies; 0: never. */
 struct workload {
     unsigned requests; /* of all threads together; 0: 250 */
     unsigned threads;  /* 0: one */
     unsigned write, zero, zero_unmap, trim, flush, fua, tick, settle; /* all 0: a mixture */
     uint32_t max_sectors; /* of one request; 0: 96 */
-    unsigned prompted;    /* in one of so many moments another client speaks up; 0: never */
-    unsigned failing;     /* one of so many changes of the file fails; 0: none */
-    unsigned failing_flush; /* the same for flushes; the first ends it all */
-    bool end_with_kill;     /* else with a clean close */
+    unsigned prompted;    /* one in n: how often another client's request runs; 0: never */
+    unsigned failing;     /* one in n changes of the file fails; 0: none */
+    unsigned failing_flush; /* one in n flushes fails; then all further changes do */
+    bool end_with_kill;     /* else a clean close (or, for some seeds, a kill) */
 };
 
 enum data_place {
     DATA_INSIDE,
-    DATA_FILE, /* in a file of its own */
-    DATA_RAW,  /* and that file reads as the disk by itself */
+    DATA_FILE, /* in an external data file */
+    DATA_RAW,  /* the same, with data_file_raw=on: the file by itself reads as the disk */
 };
 
 struct subject_config {
     const char *name, *format;
-    const char *create;  /* options of qemu-img create, NULL: none */
-    const char *encrypt; /* more of them, with a passphrase; NULL: not encrypted */
+    const char *create;  /* options for qemu-img create -o; NULL: none */
+    const char *encrypt; /* more options, for an encrypted image; NULL: not encrypted */
     enum data_place data;
-    bool packed;   /* what it is populated with is compressed */
-    bool compress; /* and so is what the run writes */
+    bool packed;   /* the data written before the recording is compressed */
+    bool compress; /* the data written in the run is compressed, too */
     uint64_t disk_bytes;
     uint64_t created_bytes; /* the disk's size at first; 0: disk_bytes */
     uint64_t backing_bytes; /* 0: no backing file */
     unsigned populated;     /* percent of the disk written before the recording */
-    bool snapshot;          /* taken after that */
-    bool bitmaps;           /* kept in the image, made after that; see bitmaps.h */
-    bool fixed_size;        /* the store can't grow; it has room for twice the disk */
-    bool killed_only;   /* crashes of the server, not of the host: all that was written is
-                           there */
+    bool snapshot;          /* then qemu-img makes a snapshot */
+    bool bitmaps;           /* then qemu-img adds persistent bitmaps; see bitmaps.h */
+    bool fixed_size;        /* the storage can't grow; it has room for twice the disk */
+    bool killed_only;   /* only crashes of the server, not of the host: no written byte is
+                           lost */
     const char *cache;  /* NULL: writeback */
     int lazy_refcounts; /* as in node_options */
-    size_t pool_bytes;  /* 0: plenty */
+    size_t pool_bytes;  /* metadata cache; 0: plenty */
     struct workload load;
 };
 
-/* The files of one image, mem storages. */
+/* The files of one image, as mem storages. */
 struct files {
     struct storage *image, *data; /* data NULL: none */
 };
@@ -61,18 +62,19 @@ struct files {
 struct subject {
     const struct subject_config *config;
     struct scratch scratch;
-    char *image_path, *data_path; /* where states are put for the tools */
-    char *image_options;          /* the image in the tools' words, when it is encrypted */
+    char *image_path, *data_path; /* where states are saved for QEMU's tools */
+    char *image_options;          /* encrypted: the image as an --image-opts string */
     struct files base;
     struct storage *backing; /* a mem storage; NULL: none */
     uint64_t n_sectors;
-    uint32_t *initial;  /* the version each sector of `base` reads as */
-    uint32_t *raw;      /* those its raw data file has; NULL: the same */
-    uint32_t *snapshot; /* those the snapshot has; NULL: none */
+    uint32_t *initial;  /* the version of each sector of `base` */
+    uint32_t *raw;      /* the versions in the raw data file; NULL: the same */
+    uint32_t *snapshot; /* the versions in the snapshot; NULL: no snapshot */
     uint32_t next_version;
 };
 
-/* Versions 1 and 2 are the backing file's and the population's. */
+/* Versions of the backing file's data, of the data written before the recording, and of the first
+ * request. */
 #define VERSION_BACKING 1u
 #define VERSION_BASE    2u
 #define VERSION_FIRST   1000u
@@ -89,7 +91,8 @@ struct files files_clone(struct files f);
 struct files files_share(struct files f);
 void files_close(struct files *f);
 
-/* Puts them where the tools find them, and the other way round.  0 or -errno. */
+/* Saves the files as image_path and data_path for QEMU's tools; loads them from there.  0 or
+ * -errno. */
 int files_save(struct files f, const struct subject *s) MUST_USE;
 int files_load(struct files *f, const struct subject *s) MUST_USE;
 
@@ -97,8 +100,8 @@ int files_load(struct files *f, const struct subject *s) MUST_USE;
 
 #define TOOL_WORDS 24
 
-/* "qemu-img COMMAND WORDS IMAGE MORE", quietly, the lists of words with NULL at the end or
- * NULL; returns its exit status, -1 when it could not run. */
+/* Runs "qemu-img COMMAND WORDS IMAGE MORE" without showing its output.  The lists end with NULL,
+ * or are NULL.  Returns the exit status, or -1 when it couldn't be run. */
 int run_tool(const struct subject *s, const char *command, const char *const *words,
              const char *const *more);
 
@@ -110,10 +113,11 @@ struct session {
     _Atomic uint64_t now; /* the clock, ns */
 };
 
-/* Opens an image over `files`, storages of any kind, which it takes.  0 or -errno. */
+/* Opens an image on `files`, which may be storages of any kind; takes ownership of them.  0 or
+ * -errno. */
 int session_open(struct session *se, const struct subject *s, struct files files,
                  bool writable);
-/* The same with other choices of a user than the subject's runs have. */
+/* The same, with `compress` instead of the configuration's. */
 int session_open_as(struct session *se, const struct subject *s, struct files files,
                     bool writable, bool compress);
 int session_close(struct session *se);

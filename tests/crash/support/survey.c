@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Many crashes of one recording. */
+/* Chooses crash points and policies, and judges the states; see survey.h. */
 #include "survey.h"
 
 #include <inttypes.h>
@@ -10,7 +10,7 @@
 #include "mem_storage.h"
 #include "rng.h"
 
-/* Of a repair, about so many points are looked at. */
+/* About how many crash points are judged within the repair at the start of a recording. */
 #define REPAIR_POINTS 6
 
 static const char *const policy_names[SURVEY_POLICIES] = {
@@ -70,7 +70,8 @@ static void judge_choice(struct survey *sv, const struct recording *r, uint64_t 
     files_close(&state);
 }
 
-/* Every policy at one point; those that can't differ are left out. */
+/* Judges the states of all policies at one point, without policies that would give the same
+ * state. */
 static void judge_point(struct survey *sv, const struct recording *r, uint64_t point,
                         struct rng *rng)
 {
@@ -102,7 +103,7 @@ static int compare_points(const void *a, const void *b)
     return *x < *y ? -1 : *x > *y;
 }
 
-/* Half of the points lie where a flush is about to be completed: there most is pending. */
+/* Half of the points lie just before a flush completes, where the most changes are pending. */
 static uint64_t choose_point(const struct recording *r, const uint64_t *flushes, size_t n,
                              struct rng *rng)
 {
@@ -111,7 +112,7 @@ static uint64_t choose_point(const struct recording *r, const uint64_t *flushes,
     return flushes[rng_below(rng, n)] + rng_below(rng, 4) / 3;
 }
 
-/* What the header's fields tell about the run. */
+/* Counts writes of header fields for the report: the mark, and the refcount table's offset. */
 static void count_header_write(struct survey *sv, const struct recording *r,
                                const struct crash_op *op)
 {
@@ -142,8 +143,8 @@ static size_t find_flushes(struct survey *sv, const struct recording *r, uint64_
     return n;
 }
 
-/* A recording that starts from a marked state starts with its repair: seldom hit by chance.
- */
+/* A recording that starts from a marked image begins with a repair.  Random points would seldom
+ * hit that short part of the log, so some points are chosen there. */
 static void survey_repair(struct survey *sv, const struct recording *r, struct rng *rng)
 {
     uint64_t step = r->n_repair / REPAIR_POINTS + 1;

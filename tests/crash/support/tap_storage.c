@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A storage that tells a listener of each call. */
+/* Calls back a test before each access; see tap_storage.h. */
 #include "tap_storage.h"
 
 #include <stdlib.h>
@@ -30,7 +30,7 @@ static int tap_pread(struct storage *st, void *buf, uint64_t off, uint64_t len)
     return storage_read(below(st), buf, off, len);
 }
 
-/* Returns 0, or the -errno to fail with, *done as in struct tap. */
+/* Asks before_write: returns 0, or the -errno with which the call fails; *done as in struct tap. */
 static int ask(struct storage *st, uint64_t off, uint64_t len, bool *done)
 {
     const struct tap *tap = ((struct tap_storage *)st)->tap;
