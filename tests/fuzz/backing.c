@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Names of backing files, as an image says them: what becomes of them under each policy,
- * and what is really opened when only the image's folder is allowed.
+/* Fuzzes names of backing files as they stand in an image: how each policy of `references=`
+ * resolves or refuses them, and which files are really opened when only the image's folder is
+ * allowed.
  *
  * The input is a format, a newline, and a name. */
 #include <limits.h>
@@ -16,7 +17,7 @@
 #include "scratch.h"
 #include "storage/nbd_uri.h"
 
-/* folder/ has the image and what it may name, outside/ what it may not. */
+/* folder/ holds the image and files that it may name, outside/ files that it may not. */
 static struct scratch scratch;
 static char *image, *folder;
 
@@ -42,7 +43,7 @@ static void make_image(const char *path, const char *format, const char *backing
         fuzz_fail(__FILE__, __LINE__, "%s", diag.text);
 }
 
-/* Relative names are for making it alone: libFuzzer's own are relative, too. */
+/* The current folder is changed only here: libFuzzer uses relative names of its own. */
 static void make_scratch(void)
 {
     CLEANUP_FREE char *here = getcwd(NULL, 0);
@@ -74,7 +75,7 @@ static void check_is_below_folder(const char *path)
     fuzz_check(strncmp(real, folder, n) == 0 && real[n] == '/', "'%s' is outside", path);
 }
 
-/* One of the files that a name means. */
+/* Checks one of the files to which a name was resolved. */
 static void check_reference(const struct reference *ref, const char *name,
                             enum references policy)
 {
@@ -103,14 +104,15 @@ static void check_resolving(const char *name)
         fuzz_check_diag(err, &diag);
         fuzz_check(!err == (path != NULL), "error %d and path %s", err, path ? path : "");
         for (const struct reference *r = err ? NULL : &ref; r; r = r->below)
-            if (r->path) /* else it lies where the image above it says */
+            if (r->path) /* NULL: the image above it says where it is */
                 check_reference(r, name, policies[i]);
     }
     CLEANUP_FREE char *joined = reference_join(image, name);
     fuzz_check(joined && strlen(joined) >= strlen(name), "'%s' joined", name);
 }
 
-/* Opens the image with that backing file, where it can be made. */
+/* Creates an image with that backing file, if that is possible, and opens it: all opened files
+ * must be below the folder. */
 static void check_opening(const char *format, const char *name)
 {
     const struct chain_options options = {.format = "qcow2", .references = REFERENCES_DIR};

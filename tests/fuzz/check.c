@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Checking images with any bytes, and repairing them: what a repair says it left must be
- * what the next check finds. */
+/* Fuzzes the check and the repair of images.  A check must change nothing; after a repair the next
+ * check must find exactly what the repair said it had left. */
 #include <errno.h>
 #include <string.h>
 
 #include "image_input.h"
 #include "mem_storage.h"
 
-/* Counting clusters takes memory by the file's size, which the user can see. */
+/* A check takes memory in proportion to the file's size (which is no surprise to users), so that
+ * larger files would only make the fuzzer slow. */
 #define MAX_FILE (UINT64_C(1) << 22)
 
 static const struct driver *driver_of(const struct image_input *in)
@@ -35,7 +36,8 @@ static void check_same(const struct check_result *repaired,
         (uintmax_t)again->leaks, (uintmax_t)again->check_errors);
 }
 
-/* As repaired, and running it again finds nothing to do. */
+/* The image must be as the repair says, and a second repair of a clean image must change nothing.
+ */
 static void check_again(const struct driver *driver, struct storage *st,
                         const struct image_check *repair)
 {
@@ -44,7 +46,8 @@ static void check_again(const struct driver *driver, struct storage *st,
 
     int err = image_check(driver, st, &again);
     fuzz_check(err == 0, "after the repair it can't be checked: %s", again.diag.text);
-    /* Tables may overlap the header, whose marks are changed after the last count. */
+    /* In an unsafe image tables may overlap the header, whose marks are changed after the repair
+     * has counted: the figures may differ. */
     if (check_is_safe(repaired))
         check_same(repaired, &again.result);
     else
@@ -60,7 +63,7 @@ static void check_again(const struct driver *driver, struct storage *st,
     storage_close(before);
 }
 
-/* What is clean can be used. */
+/* An image that is clean after the repair must be usable. */
 static void check_usable(const struct driver *driver, struct storage *st)
 {
     const struct node_options options = {.repair_off = true};
@@ -72,7 +75,7 @@ static void check_usable(const struct driver *driver, struct storage *st)
         __builtin_trap();
     int err =
         node_open(&ctx, driver, mem_storage_share(st), "image", &options, &node, &diag);
-    /* Checked, and not served; or a name that no check looks at. */
+    /* A feature that can be checked but not served, or a bad backing name, which no check sees. */
     if (err == -ENOTSUP || (err && strstr(diag.text, "backing_"))) {
         block_context_destroy(&ctx);
         return;
@@ -84,7 +87,7 @@ static void check_usable(const struct driver *driver, struct storage *st)
     block_context_destroy(&ctx);
 }
 
-/* Has it done what it should be able to? */
+/* Has the repair repaired what it can? */
 static void check_done(const struct driver *driver, const struct image_check *repair,
                        const struct check_result *first)
 {
@@ -98,11 +101,11 @@ static void check_done(const struct driver *driver, const struct image_check *re
                    (uintmax_t)result->corruptions, (uintmax_t)result->check_errors);
         return;
     }
-    /* Fewer: where one refcount block stands for two. */
+    /* There may be fewer than before: if one refcount block was used for two ranges. */
     fuzz_check(result->corruptions <= first->corruptions,
                "%ju corruptions became %ju by freeing leaks", (uintmax_t)first->corruptions,
                (uintmax_t)result->corruptions);
-    /* QED can only cut them off at the file's end. */
+    /* QED can free leaked clusters only at the end of the file. */
     if (check_is_safe(first) && is_qcow2)
         fuzz_check(result->leaks == 0, "%ju leaks are left", (uintmax_t)result->leaks);
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A compressed cluster: what QEMU reads of it, with the libraries used as it uses them, is
- * read, and the same.  The first byte says which codec, the second how large the cluster is.
- */
+/* Fuzzes the decompression of a cluster.  The target also decompresses it as QEMU does, with the
+ * same library calls: whatever QEMU can read, our codec must read with the same result.
+ *
+ * The input: a byte for the codec, a byte for the cluster size, and the compressed bytes. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,7 +29,7 @@ static bool qemu_inflate(uint8_t *dst, size_t dst_len, const uint8_t *src, size_
     return (end == Z_STREAM_END || end == Z_BUF_ERROR) && z.avail_out == 0;
 }
 
-/* But for windows that would make a fuzzer slow. */
+/* As QEMU does, except that large windows, which would make the fuzzer slow, are refused. */
 static bool qemu_zstd(uint8_t *dst, size_t dst_len, const uint8_t *src, size_t n)
 {
     ZSTD_inBuffer in = {src, n, 0};
@@ -47,7 +48,7 @@ static bool qemu_zstd(uint8_t *dst, size_t dst_len, const uint8_t *src, size_t n
     return left == 0;
 }
 
-/* What was read can be written and read again. */
+/* The decompressed data must survive compression and decompression. */
 static void check_back(const struct codec *codec, const uint8_t *data, size_t n)
 {
     static uint8_t packed[MAX_CLUSTER], back[MAX_CLUSTER];
@@ -69,7 +70,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     enum codec_id id = data[0] & 1 ? CODEC_ZSTD : CODEC_DEFLATE;
     const struct codec *codec = codec_find(id);
     size_t cluster = 512u << data[1] % 8, n = size - 2;
-    uint8_t *src = malloc(n ? n : 1); /* what is read behind it is seen */
+    uint8_t *src = malloc(n ? n : 1); /* exactly n, so that ASan sees a read past the end */
 
     if (!src)
         abort();

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What a client of the control socket may send: from bytes on a socket through commands and
- * their arguments to jobs and bitmaps.  Every answer has to be a line of JSON.
+/* Fuzzes the control socket: the input is what a client sends.  It goes through the real socket
+ * code, the commands and their arguments to jobs and bitmaps.  Every answer must be a line of
+ * JSON.
  *
- * The disk lies in memory, and so do the targets of mirrors (control_open_target is
- * replaced here): whatever paths the fuzzer comes up with, no file is touched. */
+ * The disk and the targets of jobs are in memory.  All functions of the server that would open
+ * or create files (control_open_target and others) are replaced here, so that no file is
+ * touched, whatever paths the fuzzer invents. */
 #include "control_cmds.h"
 
 #include <errno.h>
@@ -130,7 +132,7 @@ int layer_writer_open(struct node *layer, const _Atomic bool *give_up, struct no
     return err;
 }
 
-/* Of what was added by name, or of drive-mirror's own. */
+/* Opens the node that was added by blockdev-add, or the target of drive-mirror. */
 static int open_by_request(const struct target_request *request, struct node **out,
                            struct diag *diag)
 {
@@ -153,7 +155,7 @@ int control_open_target(struct target_request *request, struct node **out,
                         struct diag *diag)
 {
     if (!request->format)
-        request->format = "raw"; /* of what nobody says what it is */
+        request->format = "raw"; /* the request has no format */
     if (!request->added && strcmp(request->format, "qed") == 0)
         return diag_set(diag, ENOENT, "%s: there is none", request->target);
     int err = open_by_request(request, out, diag);
@@ -164,7 +166,7 @@ int control_open_target(struct target_request *request, struct node **out,
 
 /* ---- the server's side ---- */
 
-/* As export_table_open leaves it, but with nodes in memory. */
+/* Adds an export as export_table_open would, but with nodes in memory. */
 static struct served_export *add_export(struct export_table *table, const char *name)
 {
     static uint8_t data[DISK_BYTES / 4];
@@ -230,7 +232,7 @@ static json_t *handle(void *opaque, struct client *client, json_t *request)
 {
     struct server *server = opaque;
 
-    /* A message that isn't JSON gives the jobs a moment. */
+    /* After a message that isn't JSON the jobs get some time to run. */
     if (!request)
         usleep(300);
     json_t *reply = control_execute(&server->context, &client->negotiated, request);
@@ -241,8 +243,9 @@ static json_t *handle(void *opaque, struct client *client, json_t *request)
 
 /* ---- the client's side ---- */
 
-/* Reads what the server sent; every line must be an object.  cut: the client was closed for what it
- * hadn't read, and the last may be half of one. */
+/* Reads what the server sent; every line must be a JSON object.  cut: the server closed the
+ * connection because the client hadn't read its replies, so that the last line may be incomplete.
+ */
 static void read_replies(int fd, bool cut)
 {
     static char buffer[256 << 10];

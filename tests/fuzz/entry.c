@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* One L2 entry, plain or extended, of an image of any cluster size: what is accepted says only
- * what the specification lets it say, lies where it can lie, and is what we would write for
- * it.  The first two bytes make the image; 16 follow, the entry as it is in the file. */
+/* Fuzzes the decoding of one qcow2 L2 entry, plain or extended, with any cluster size.  An entry
+ * that is accepted must be valid by the specification, have a possible offset, and be encoded to
+ * the same bits again.
+ *
+ * The input: two bytes for the image's geometry, and 16 bytes of the entry as in the file. */
 #include "base/bytes.h"
 #include "fuzz.h"
 #include "qcow2/l2_entry.h"
@@ -14,7 +16,7 @@ static struct qcow2_geometry geometry_of(const uint8_t *data)
     uint32_t version = extended || external || (data[0] & 4) ? 3 : 2;
     uint32_t cluster_bits = 9 + data[1] % 13;
 
-    /* A subcluster has a sector at least. */
+    /* A subcluster (1/32 of a cluster) has at least 512 bytes. */
     if (extended && cluster_bits < 14)
         cluster_bits = 14;
     return qcow2_geometry(version, cluster_bits, 4, extended, external);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What is found and printed of an image before anything else is done with it: its format by
- * magic, header, extensions, feature names, snapshots. */
+/* Fuzzes `qimg info`: detecting the format, reading the header, extensions, feature names and
+ * snapshots, and printing them. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -27,7 +27,7 @@ static void print_image(struct node *node)
     json_decref(object);
 }
 
-/* Names are resolved, and nothing of them opened. */
+/* Resolves the name of the backing file with each policy, without opening it. */
 static void resolve(const struct node *node)
 {
     if (!node->backing_name)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Where messages begin and end in what a client sends: it must not matter in what pieces
- * that comes. */
+/* Fuzzes how the control socket's input is divided into JSON values: the values found must not
+ * depend on the pieces in which the bytes arrive. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -38,7 +38,8 @@ static void check_value(const struct json_stream *s)
     json_decref(json_loadb(s->text, s->used, JSON_REJECT_DUPLICATES, NULL));
 }
 
-/* Gives the bytes in pieces of at most `piece`; stops where nothing more is expected. */
+/* Feeds the bytes in pieces of at most `piece`; stops when a value is too long, after which the
+ * server reads no more. */
 static void run(const uint8_t *data, size_t size, size_t piece, struct events *events)
 {
     static struct json_stream s;

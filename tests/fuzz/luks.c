@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A LUKS header, and a container that begins with one: all that is accepted lies inside the
- * container, is written back as it was, and can be tried with a passphrase.  The first byte
- * says how large the container is: the input itself, or with zeroes behind it. */
+/* Fuzzes LUKS headers.  In a header that is accepted all areas must be inside the container, it
+ * must be encoded to the same bytes again, and a passphrase can be tried on it.
+ *
+ * The input: a byte for the size of the container (that of the input, or larger, with zeroes
+ * behind it), and the container's bytes. */
 #include <errno.h>
 #include <string.h>
 
@@ -11,7 +13,7 @@
 
 #define LARGE (3u << 20)
 
-/* More would take too long for a fuzzer. */
+/* Headers with more iterations aren't tried with a passphrase: that would take too long. */
 #define MAX_ITERATIONS 3000u
 
 struct container {

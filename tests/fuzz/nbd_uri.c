@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* NBD URIs, from users and from images. */
+/* Fuzzes the parsing of NBD URIs, which come from users and from images. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,7 +24,7 @@ static void check_parts(const struct nbd_uri *uri)
                    uri->port);
 }
 
-/* Printed and parsed again, it says the same. */
+/* A printed URI must parse to the same parts again. */
 static void check_canonical(const struct nbd_uri *uri)
 {
     CLEANUP_FREE char *text = nbd_uri_print(uri);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* qcow2 images with any bytes: opened, read, changed in every way, closed, opened again. */
+/* Fuzzes qcow2 images: a session (support/image_session.c) opens one, sends it requests of all
+ * kinds, closes it and opens it again. */
 #include "image_input.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What the command does with the answers of a server that isn't one. */
+/* Fuzzes the command's client of the control socket: the input is what a hostile server answers. */
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -8,7 +8,7 @@
 #include "fuzz.h"
 #include "qmp_client.h"
 
-/* Fits into a socket's buffer, so that nobody waits. */
+/* Fits into a socket's buffer, so that the whole input can be sent at once without a thread. */
 #define MAX_INPUT 32768u
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

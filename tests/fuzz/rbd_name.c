@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Names of RBD images, from users and from images. */
+/* Fuzzes the parsing of names of RBD images, which come from users and from images. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -46,7 +46,7 @@ static bool same_options(const struct rbd_name *a, const struct rbd_name *b)
     return true;
 }
 
-/* Printed and parsed again, it says the same. */
+/* A printed name must parse to the same parts again. */
 static void check_canonical(const struct rbd_name *name)
 {
     CLEANUP_FREE char *text = rbd_name_print(name);

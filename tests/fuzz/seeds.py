@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""Makes what the fuzzers start from: small real images of every kind, made by qemu-img,
+"""Makes the fuzzers' seed corpora: small real images of every kind, made by qemu-img,
 qemu-io and qimg, and texts of every kind.
 
     seeds.py QIMG FOLDER NAME
@@ -21,7 +21,7 @@ def run(*words):
 
 
 def try_run(*words):
-    """qemu-io exits with an error when it is told to abort."""
+    """Runs qemu-io, which exits with an error when it is told to abort."""
     subprocess.run(words, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -32,7 +32,7 @@ def io(fmt, path, *commands):
 
 # ---- images ----
 
-# Name, options of create, size, what qemu-io does, what qemu-img does afterwards.
+# Name, options for create, size, commands for qemu-io, commands for qemu-img afterwards.
 QCOW2 = [
     ("empty", "cluster_size=512", "64K", [], []),
     ("some", "cluster_size=512", "128K", ["write 0 1k", "write 3000 2k", "write 100k 512"], []),
@@ -52,7 +52,7 @@ QCOW2 = [
     ("bitmap", "cluster_size=512", "64K", ["write 0 2k"],
      [["bitmap", "--add", "-g", "512"]]),
 ]
-# QEMU opens no QED image whose tables take one cluster.
+# QEMU can't open QED images with tables of one cluster.
 QED = [
     ("empty", "cluster_size=4k,table_size=2", "1M", []),
     ("some", "cluster_size=4k,table_size=2", "1M", ["write 0 5k", "write 100k 1k"]),
@@ -103,7 +103,7 @@ def make_qed(folder, qimg):
 
 
 def programs():
-    """Options, and steps of what, how and where (support/image_input.h)."""
+    """A program: options, and steps (what, how, where); see support/image_input.h."""
     read_only = [(1, 12, 0), (2, 0x8f, 0), (3, 12, 0), (1, 3, 0x8004)]
     write = [(2, 5, 0), (1, 12, 0), (6, 0, 0), (3, 9, 8), (4, 0x45, 2), (7, 0x8f, 0), (5, 9, 0),
              (10, 2, 0), (2, 0xc6, 16), (4, 0x0d, 30), (6, 0, 0), (2, 3, 0x8002), (8, 8, 50)]
@@ -268,7 +268,7 @@ def text_seeds(which):
 # ---- compressed clusters and LUKS headers ----
 
 def zstd_frames():
-    """Small ones by hand, and one that the library made, from an image."""
+    """Small compressed clusters made here, and one that qemu-img made, from an image."""
     magic = b"\x28\xb5\x2f\xfd"
 
     def frame(size, kind, body):

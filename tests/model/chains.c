@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Random chains of up to eight layers, of mixed formats, cluster sizes and lengths, against a
- * flat array: what disks over them read, that share the layers, come and go, each with a thread,
- * with little memory for tables; while one more is written to.  E-12, E-13 */
+/* Random chains of up to eight layers, of mixed formats, cluster sizes and lengths, compared with
+ * a flat array.
+ *
+ * Several disks share the layers as their backing files.  Each is opened, read and closed
+ * repeatedly by its own thread, while one more disk over the same layers is written to; in half
+ * of the trials with little memory for tables.  E-12, E-13 */
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
@@ -21,7 +24,7 @@
 #define MAX_DEPTH 8
 #define READERS   3
 
-/* Kinds of layers; the lowest may be raw. */
+/* The kinds of layers.  Only the lowest layer may be raw. */
 static const struct kind {
     const char *format, *options;
     bool compress, data_file;
@@ -48,7 +51,7 @@ struct trial {
     unsigned depth;
     const char *format; /* of the highest layer */
     uint8_t *model;
-    uint64_t size; /* of what the model holds */
+    uint64_t size; /* bytes of the model */
 };
 
 static char *layer_path(struct trial *t, unsigned i)
@@ -61,14 +64,14 @@ static char *layer_path(struct trial *t, unsigned i)
 
 /* ---- making ---- */
 
-/* One change of the layer that is open, done to the model as well. */
+/* Makes one random change to the open layer and to the model. */
 static void change(struct trial *t, struct node *node)
 {
     uint64_t most = rng_one_in(&t->rng, 4) ? MIB : 40 * KIB;
     uint64_t len = rng_between(&t->rng, 1, MIN(t->size, most));
     uint64_t off = rng_below(&t->rng, t->size - len + 1);
 
-    if (rng_one_in(&t->rng, 2)) { /* whole clusters, which can be compressed or unmapped */
+    if (rng_one_in(&t->rng, 2)) { /* whole clusters: these can be compressed or unmapped */
         off = off / (256 * KIB) * (256 * KIB);
         len = MIN(t->size - off, 256 * KIB);
     }
@@ -125,7 +128,7 @@ static void make_layer(struct trial *t, unsigned i, const char **below_format)
         make_with_data_file(path, size, below, *below_format);
     else
         image_create(path, kind->format, kind->options, size, below, *below_format);
-    /* What a shorter layer cut off doesn't come back in a longer one. */
+    /* Bytes past the end of this layer read as zeroes in all layers above, even in longer ones. */
     if (size < t->size)
         memset(t->model + size, 0, t->size - size);
     t->size = size;
@@ -135,7 +138,7 @@ static void make_layer(struct trial *t, unsigned i, const char **below_format)
 
 /* ---- reading ---- */
 
-/* A disk of its own over the layers, in a context of its own. */
+/* A disk over the layers, with its own overlay and block context. */
 struct disk {
     struct trial *trial;
     const uint8_t *model;
@@ -204,7 +207,8 @@ static void *come_and_go(void *opaque)
     return NULL;
 }
 
-/* What block status calls zero reads so, and it comes to the end of the disk. */
+/* What block status reports as zero must be zero in the model, and the runs must reach the end of
+ * the disk. */
 static void check_status(struct disk *disk)
 {
     for (uint64_t off = 0; off < disk->trial->size;) {
@@ -218,7 +222,8 @@ static void check_status(struct disk *disk)
     }
 }
 
-/* Changes go to a copy of the model: others go on reading the layers. */
+/* Writes to one disk.  Its changes go to a copy of the model, because the other disks still read
+ * the layers as they were. */
 static void write_to(struct disk *disk)
 {
     struct trial *t = disk->trial;
@@ -270,7 +275,7 @@ static void run_trial(uint64_t seed)
         make_layer(&t, i, &t.format);
     use_disks(&t);
     block_context_destroy(&t.ctx);
-    block_shared_destroy(&t.shared); /* which asserts that no layer is left open */
+    block_shared_destroy(&t.shared); /* asserts that no layer is left open */
     scratch_remove(&t.scratch);
     free(t.model);
 }

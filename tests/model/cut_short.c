@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Images that lost their end: a copy that was interrupted, a host that crashed.  The file
- * is cut at the boundary of each of its clusters, and within each, so that every structure
- * is missing once, or half of it.  Then the image is opened and written to.
+/* Images that lost their end, as after an interrupted copy or a crash of the host.  The file is
+ * cut at the boundary of each of its clusters, and in the middle of each, so that every structure
+ * is missing once, wholly or by half.  Then the image is opened and written to.
  *
- * It may be refused, and a request may fail; but what it says must be true.  A cluster
- * reads as what it held, as zeroes where the file ended, or not at all, never as somebody
- * else's; what was written and flushed is there when the image is opened again; and no
- * cluster is used twice. */
+ * Opening may be refused and requests may fail, but no wrong data may be returned: a cluster
+ * reads as what it held, as zeroes where the file ended, or with an error, never as other
+ * clusters' data.  What was written and flushed after the cut must be there when the image is
+ * opened again, and no host cluster may be used twice. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -24,7 +24,7 @@
 #define CLUSTER 4096u
 #define SECTOR  512u
 
-/* read_first: the requests that find out come before those that change something. */
+/* read_first: the whole disk is read before it is written to, so that reads find the damage. */
 struct cut_case {
     const char *name;
     struct image_spec image;
@@ -58,9 +58,9 @@ static const struct cut_case cases[] = {
 struct run {
     const struct cut_case *c;
     struct image *img;
-    const uint8_t *below, *whole; /* the disk without and with what fill_disk wrote */
-    uint8_t *now;                 /* and with what was written after the cut */
-    bool *written;                /* of each cluster: was it? */
+    const uint8_t *below, *whole; /* the disk's bytes before and after fill_disk */
+    uint8_t *now;                 /* the bytes with those written after the cut */
+    bool *written;                /* for each cluster: was it written after the cut? */
     char label[120];
 };
 
@@ -75,7 +75,8 @@ static void fill_disk(struct image *img)
     }
 }
 
-/* A cut leaves whole sectors of what was there. */
+/* May the cluster at off read as `got`?  A cluster written after the cut must hold just that.  In
+ * another one each sector may be as before the cut, zeroes, or that of the backing file. */
 static bool may_be(const struct run *r, uint64_t off, const uint8_t *got)
 {
     static const uint8_t zeroes[SECTOR];
@@ -102,8 +103,8 @@ static void look(struct run *r, const char *when)
     }
 }
 
-/* Into places that were never written, and into such that were.  An image that turns out to
- * be damaged takes no more. */
+/* Writes to clusters that were written before and to others.  Ends at the first error: an image
+ * that was found to be damaged refuses all further writes. */
 static void write_all_over(struct run *r)
 {
     uint8_t bytes[2 * CLUSTER];
@@ -120,7 +121,7 @@ static void write_all_over(struct run *r)
     }
 }
 
-/* No two references to one cluster; what is missing may be told. */
+/* qemu-img check may report missing clusters, but no cluster that is used twice. */
 static void judge(struct run *r, bool with_qemu)
 {
     char said[4096];

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Failing storage.  A list of requests is run again and again, and each time another call
- * of the storage fails: the client is told that errno, what was flushed stays, what was
- * written is old or new, the image opens again, and checks find nothing worse than leaks.  Snapshots
- * hold what they were made of, and a bitmap misses no change.
+/* A storage that fails.  A fixed list of requests is run again and again; each time another call
+ * of the storage fails (support/fault_storage.h).
  *
- * For each sector the test knows the values that a read may return, and those that the
- * image may have after it is opened again: every request fills its range with a value of
- * its own. */
+ * Always: the client gets the storage's errno; flushed data stays; a sector of a failed request
+ * is old or new; the image can be opened again, and a check finds nothing worse than leaks.
+ * Snapshots keep their contents, and a dirty bitmap misses no change.
+ *
+ * Each request fills its range with a byte value of its own.  So the test can keep, for each
+ * sector, the set of values that a read may return now (`live`), and the set that it may return
+ * after the image is opened again (`kept`). */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -29,9 +31,9 @@ struct fault_case {
     const char *name;
     struct image_spec image;
     uint64_t most;   /* sectors in a request */
-    uint64_t stride; /* only each so manieth call, unless QIMG_LONG is set; 0: all */
-    bool snapshots;  /* are made and removed, too */
-    bool bitmap;     /* one that is kept in the image records all changes */
+    uint64_t stride; /* without QIMG_LONG only every nth call fails; 0: every one */
+    bool snapshots;  /* snapshots are created and deleted, too */
+    bool bitmap;     /* a persistent bitmap records all changes */
 };
 
 #define IMAGE(fmt, opts, bytes)                                      \
@@ -148,7 +150,7 @@ static void make_requests(const struct fault_case *c, struct request *list)
     }
 }
 
-/* ---- what may be where ---- */
+/* ---- the values that sectors may have ---- */
 
 /* A set of byte values. */
 struct values {
@@ -165,23 +167,23 @@ static bool has(const struct values *set, uint8_t v)
     return set->bits[v / 64] >> (v % 64) & 1;
 }
 
-/* A snapshot that was made, or may have been. */
+/* A snapshot that was made, or whose creation failed but may have had an effect. */
 struct taken {
     char name[16];
-    struct values *held; /* of each sector */
+    struct values *held; /* the values that each of its sectors may have */
 };
 
 struct run {
     struct taken taken[REQUESTS];
     unsigned n_taken;
-    bool *changed; /* of each sector, since the bitmap is there */
+    bool *changed; /* for each sector: has it changed since the bitmap exists? */
     const struct fault_case *c;
     struct image *img;
     struct fault_plan plan;
-    struct values *live, *kept; /* of each sector: now; after the image is opened again */
+    struct values *live, *kept; /* for each sector: now; after the image is opened again */
     uint64_t n_sectors;
-    enum fault_kind kind; /* what is made to fail */
-    int err;              /* and how */
+    enum fault_kind kind; /* the kind of call that fails */
+    int err;              /* the errno with which it fails */
     bool poisoned;
     char label[160];
 };
@@ -189,7 +191,7 @@ struct run {
 static void note_effect(struct run *r, const struct request *q, uint8_t value, int err)
 {
     for (uint64_t s = q->at; s < q->at + q->n; s++) {
-        /* A trim, and what failed, may have done nothing, or only some. */
+        /* A trim or a failed request may have changed all of the range, some of it or nothing. */
         if (err || q->what == TRIM)
             add(&r->live[s], value);
         else
@@ -205,7 +207,7 @@ static void note_durable(struct run *r)
     memcpy(r->kept, r->live, r->n_sectors * sizeof *r->live);
 }
 
-/* Most sectors hold one value, which is looked up once. */
+/* A sector with a single value, as most are, needs only one look-up. */
 static void compare_sector(struct run *r, const uint8_t *bytes, uint64_t s,
                            const struct values *allowed, const char *when)
 {
@@ -249,7 +251,7 @@ static int take_snapshot(struct run *r)
     return node_change_snapshot(r->img->node, &request, NULL, &diag);
 }
 
-/* Two at most: then the first is removed. */
+/* Makes a snapshot, or deletes the first one when there are two. */
 static int change_snapshots(struct run *r)
 {
     CLEANUP_SNAPSHOT_LIST struct snapshot_list list = {0};
@@ -282,7 +284,7 @@ static void compare_snapshots(struct run *r, const char *when)
 {
     CLEANUP_SNAPSHOT_LIST struct snapshot_list list = {0};
 
-    /* One that may have been removed is shown no more. */
+    /* After a failed barrier the node no longer shows a snapshot that may have been deleted. */
     if (!r->c->snapshots || mcache_health(r->img->node->mc))
         return;
     cr_assert_eq(node_snapshots(r->img->node, &list), 0);
@@ -306,7 +308,7 @@ static void add_bitmap(struct run *r)
     cr_assert_eq(node_bitmaps_keep(r->img->node, &diag), 0, "%s", diag.text);
 }
 
-/* What it says may be too much, or nothing to believe; never too little. */
+/* The bitmap may be inconsistent, or have too many dirty bits, but never too few. */
 static void judge_bitmap(struct run *r, const char *when)
 {
     const struct dirty_bitmap *bitmap = node_bitmap_find(r->img->node, "all");
@@ -383,7 +385,7 @@ static void first_values(struct run *r)
     note_durable(r);
 }
 
-/* What the driver's own check says; sometimes also qemu-img's. */
+/* Runs the driver's own check, and with_qemu also qemu-img check. */
 static void check_image(struct run *r, bool with_qemu)
 {
     struct check_result result = {0};
@@ -405,7 +407,7 @@ static void check_image(struct run *r, bool with_qemu)
               status, said);
 }
 
-/* After the session, however it ended. */
+/* Opens the image again, without faults, and judges it.  Called however the session ended. */
 static void open_again(struct run *r, bool with_qemu)
 {
     struct image *img = r->img;
@@ -421,7 +423,7 @@ static void open_again(struct run *r, bool with_qemu)
     check_image(r, with_qemu);
 }
 
-/* Runs the list with the nth call of a kind failing; returns whether it came to that. */
+/* Runs the list of requests with the nth call of a kind failing.  False: there was no such call. */
 static bool run_once(const struct fault_case *c, struct image *img,
                      struct storage *pristine, struct storage *pristine_data,
                      enum fault_kind kind, uint64_t nth, int err, enum fault_how how)
@@ -449,7 +451,7 @@ static bool run_once(const struct fault_case *c, struct image *img,
     for (unsigned i = 0; i < REQUESTS; i++)
         one_request(&r, &list[i], i);
     bool injected = fault_plan_injected(&r.plan) > 0;
-    if (kind == FAULT_READ) /* what follows reads, too */
+    if (kind == FAULT_READ) /* the comparisons below must be able to read */
         fault_plan_heal(&r.plan);
     compare(&r, r.live, "at the end");
     compare_snapshots(&r, "at the end, a snapshot");

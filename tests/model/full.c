@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A full filesystem.  A list of requests is run again and again, and each time another one
- * is the first that finds no block left; in half of the runs there is space again later.
- * Whatever the format and the cache mode: a request that can't be stored says ENOSPC, a
- * flush succeeds, a clean end is one, and the image then holds exactly what was
- * acknowledged, without a leak.  A failed request leaves old or new bytes, sector by
- * sector.
+/* A full filesystem.  A fixed list of requests is run again and again; each time another request
+ * is the first for which no block is left.  In half of the runs there is space again later.
  *
- * The storage is memory with a limit on its blocks; as in a real filesystem a block once
- * written can be written again, and one that is punched can be used for something else. */
+ * For every format and cache mode: a request that can't be stored fails with ENOSPC, and each of
+ * its sectors is old or new; flushes and the close succeed; and then the image holds exactly
+ * what was acknowledged, without leaks.
+ *
+ * The storage is memory with a limit on its blocks.  As in a real filesystem, an allocated block
+ * can be written again, and a punched one becomes free for other data. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -133,7 +133,7 @@ static int request(struct run *r, const struct request *q, const void *buf)
     return 0;
 }
 
-/* Each sector is old or new, and the model has now what it is. */
+/* After a failed request or a trim: each sector must be old or new; the model takes it over. */
 static void adopt(struct run *r, const struct request *q, const uint8_t *new)
 {
     uint8_t *model = r->img->model.bytes + q->off;
@@ -172,7 +172,8 @@ static bool as_model(struct image *img)
     return memcmp(all, img->model.bytes, img->model.size) == 0;
 }
 
-/* The closed image: sound by our own check, now and then also by QEMU's tools. */
+/* The closed image must be sound by our check, and read as the model; with_qemu: QEMU's tools must
+ * agree. */
 static void judge(struct run *r, bool with_qemu)
 {
     struct image *img = r->img;
@@ -201,7 +202,7 @@ static void limit_to_what_is_there(struct storage *mem)
     mem_storage_limit(mem, bytes);
 }
 
-/* From request `full` on there are no more blocks, until request `again`. */
+/* One run: no blocks are left from request `full` on, until request `again`. */
 static void run_once(struct run *r, struct storage *pristine, unsigned full, unsigned again)
 {
     struct request list[REQUESTS];

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Dirty bitmaps that are to be stored on a filesystem without a free block, at the end or while
- * the disk rests: none is lost, none misses a write.  Where their bits have their places already,
- * or there is space for them, none says more than was written. */
+/* Persistent dirty bitmaps are stored on a full filesystem, when the image is closed or while it
+ * is idle.  No bitmap may be lost or miss a write.  If their bits had been stored before (and can
+ * be overwritten), or there is enough space for them, they must be exact. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -25,7 +25,7 @@ static const uint64_t granularities[BITMAPS] = {512, 4096, 65536};
 
 static const struct full_case {
     const char *options;
-    bool stored;    /* their bits were stored before, all over the disk */
+    bool stored;    /* bits all over the disk were stored before the filesystem is full */
     uint64_t spare; /* bytes that are left */
 } cases[] = {
     {"cluster_size=65536", false, 0},
@@ -43,7 +43,7 @@ struct run {
     const struct full_case *c;
     struct image img;
     struct rng rng;
-    uint8_t *written; /* by sectors, since the bitmaps were cleared */
+    uint8_t *written; /* for each sector: was it written since the bitmaps were cleared? */
 };
 
 static struct dirty_bitmap *find(struct run *r, unsigned i)
@@ -87,7 +87,7 @@ static void reopen(struct run *r)
     cr_assert_eq(image_try_open(&r->img, &diag), 0, "%s", diag.text);
 }
 
-/* In place: they need no space. */
+/* Overwrites allocated clusters, for which no space is needed. */
 static void write_some(struct run *r)
 {
     uint8_t data[40 * SECTOR];

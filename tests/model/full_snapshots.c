@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Deleting snapshots on a filesystem without a free block, which is how its user gets some.
+/* Deletes snapshots on a full filesystem, as users do to get free space.
  *
- * The last of the list can always be deleted, and any other where a table can be put into space
- * that the image has for nothing.  What can't be deleted is as it was.  When there is space again
- * nothing is leaked; while there is none, nothing but leaks is wrong at any end. */
+ * The last snapshot of the list can always be deleted; any other one if the new table fits into
+ * space that the image has already (has_padding).  If a deletion fails, nothing has changed.
+ * While the filesystem is full, a close may leave leaks but nothing worse; once there is space
+ * again there are no leaks. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -25,7 +26,7 @@
 struct full_case {
     const char *name;
     struct image_spec image;
-    bool has_padding; /* a table's last cluster is larger than what it takes */
+    bool has_padding; /* a table leaves unused space in its last cluster */
 };
 
 #define IMAGE(opts, bytes)                                               \
@@ -115,7 +116,8 @@ static void compare_all(struct run *r)
     }
 }
 
-/* Nothing but leaks may be wrong; nor they, when everything could be done. */
+/* Closes, checks and opens the image: nothing but leaks may be wrong, and these only if may_leak.
+ */
 static void close_and_check(struct run *r, bool may_leak)
 {
     const struct check_options options = {.repair = REPAIR_NONE};
@@ -172,7 +174,7 @@ static void prepare(struct run *r)
     }
     for (unsigned n = 0; n < 12; n++)
         write_somewhere(r, false);
-    /* What is reserved ahead has no blocks, and is given back. */
+    /* Closing gives back clusters that were reserved ahead and have no blocks yet. */
     close_and_check(r, false);
     no_space(r);
 }
@@ -191,11 +193,11 @@ static void run_once(const struct full_case *c, uint64_t seed, bool last_first)
             close_and_check(&r, true);
         for (unsigned i = 0; i < 3; i++)
             write_somewhere(&r, true);
-        no_space(&r); /* others take what became free */
+        no_space(&r); /* as if other files had taken the blocks that became free */
     }
     cr_assert(r.n == 0 || !c->has_padding, "%s: %u are left", c->name, r.n);
     mem_storage_limit(img.mem, UINT64_MAX);
-    close_and_check(&r, reopens); /* what leaked at an end stays so */
+    close_and_check(&r, reopens); /* clusters leaked by an earlier close stay leaked */
     compare_all(&r);
     for (unsigned i = 0; i < r.n; i++)
         free(r.snapshot[i].bytes);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* qcow2 against a flat array, where entries are extended, or data is compressed, encrypted, or
- * in a file of its own. */
+/* Model tests (support/random_ops.h) of qcow2 with extended L2 entries, compression, encryption or
+ * an external data file. */
 #include <criterion/criterion.h>
 #include <criterion/parameterized.h>
 

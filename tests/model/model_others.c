@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* QED and raw against a flat array. */
+/* Model tests (support/random_ops.h) of QED and raw. */
 #include <criterion/criterion.h>
 #include <criterion/parameterized.h>
 
@@ -12,8 +12,8 @@
 #define CACHE(bytes)     .image.cache_bytes = bytes
 #define DELAY            .image.node.need_check_delay_ns = 5 * SEC
 
-/* The files have fewer clusters than a cluster has bytes: qemu-img check divides by one
- * less than the cluster size and reports a leak in larger ones. */
+/* Each QED file has fewer clusters than a cluster has bytes.  In larger files qemu-img check
+ * reports a leak that isn't one, because it divides by the cluster size minus one. */
 static const struct trial_case cases[] = {
     {.name = "qed-4k",
      QED("cluster_size=4096,table_size=2", 12 * MIB + 512),

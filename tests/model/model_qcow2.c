@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* qcow2 against a flat array: the matrix of versions, geometries, backing files and modes.
- */
+/* Model tests (support/random_ops.h) of qcow2: versions, geometries, backing files and modes. */
 #include <criterion/criterion.h>
 #include <criterion/parameterized.h>
 
@@ -16,9 +15,9 @@
 #define CACHE(bytes)     .image.cache_bytes = bytes
 #define DELAY            .image.node.need_check_delay_ns = 5 * SEC
 
-/* Sizes: few whole numbers of clusters, most not. */
+/* Most disk sizes are no whole number of clusters, on purpose. */
 static const struct trial_case cases[] = {
-    /* version 3: 100,000 requests and more */
+    /* version 3: more than 100,000 requests in all */
     {.name = "v3-512", IMAGE(V3 "cluster_size=512", 3 * MIB + 1536), .ops = 12000},
     {.name = "v3-512-rc1",
      IMAGE(V3 "cluster_size=512,refcount_bits=1", 3 * MIB + 512),
@@ -161,7 +160,7 @@ ParameterizedTest(int *index, model_qcow2, random_requests, .timeout = 300)
     trial_run(&cases[*index]);
 }
 
-/* Each write durable before its answer: the same contents, by another way. */
+/* With writethrough each write is durable before it is answered: another path of the code. */
 Test(model_qcow2, write_through, .timeout = 300)
 {
     struct trial_case what = {.name = "v3-4k-writethrough",

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Internal snapshots and dirty bitmaps against copies of a flat array, among random requests.
+/* Model test (support/random_ops.h) of internal snapshots and dirty bitmaps, which are changed
+ * between random requests.
  *
- * A snapshot is a copy of the array; a bitmap a byte for each granule, set for whatever a
- * request asked for.  They are made, deleted, applied, read, merged and so on; the image is
- * closed and opened, and now and then rests long enough that its bitmaps are stored.  In the end
- * it is clean, and so it is when all of them are gone. */
+ * The model of a snapshot is a copy of the flat array.  The model of a bitmap is a byte for each
+ * granule, set when a request covers some of the granule.  Snapshots and bitmaps are created,
+ * deleted, applied, read, merged and so on; the image is closed and opened, and sometimes idle
+ * long enough that its bitmaps are stored.  At the end the image must be clean, and again after
+ * all snapshots and bitmaps have been deleted. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -30,20 +32,20 @@
 struct model_snapshot {
     char name[16]; /* empty: there is none */
     struct flat disk;
-    struct node *reader; /* NULL: nobody reads it */
+    struct node *reader; /* an open node of it, or NULL */
 };
 
 struct model_bitmap {
     char name[16]; /* empty: there is none */
     bool persistent, enabled;
     uint64_t granularity, n;
-    uint8_t *dirty; /* n granules */
+    uint8_t *dirty; /* one byte for each of n granules */
 };
 
 struct model {
     bool bitmaps;          /* the format has them, and its header has room */
-    unsigned refcount_max; /* 0: none that could be reached */
-    unsigned made;         /* for names */
+    unsigned refcount_max; /* the largest refcount; 0: too large to be reached here */
+    unsigned made;         /* how many were made: for unique names */
     struct model_snapshot snapshot[SNAPSHOTS];
     struct model_bitmap bitmap[BITMAPS];
 };
@@ -73,7 +75,7 @@ static void note_change(void *opaque, uint64_t off, uint64_t len)
             mark(&m->bitmap[i], off, len);
 }
 
-/* What is added is clean. */
+/* The added granules are clean. */
 static void resize_bitmap(struct model_bitmap *b, uint64_t size)
 {
     uint64_t n = div_round_up(size, b->granularity);
@@ -179,7 +181,8 @@ static int change_snapshot(struct image *img, enum snapshot_kind kind, const cha
     return node_change_snapshot(img->node, &request, NULL, diag);
 }
 
-/* Counts of few bits have an end, which is said and changes nothing. */
+/* Refcounts of few bits limit the number of snapshots: then creating one must fail with ERANGE and
+ * change nothing. */
 static void create_snapshot(struct model *m, struct trial *t, struct image *img,
                             struct model_snapshot *s, bool ahead)
 {
@@ -225,7 +228,7 @@ static void close_reader(struct model_snapshot *s)
     s->reader = NULL;
 }
 
-/* Everything may be another than before, for those that record. */
+/* Applying a snapshot counts as a change of the whole disk for the bitmaps that record. */
 static void apply_snapshot(struct model *m, struct trial *t, struct image *img,
                            const struct model_snapshot *s)
 {
@@ -266,7 +269,7 @@ static void grow(struct model *m, struct trial *t, struct image *img, struct rng
         return;
     trial_note(t, "grow to %" PRIu64, size);
     int err = node_grow(img->node, size, &diag);
-    if (err == -ENOTSUP) /* version 2 with snapshots */
+    if (err == -ENOTSUP) /* a version 2 image with snapshots can't grow */
         return;
     if (err)
         trial_fail(t, "%s", diag.text);
@@ -334,7 +337,7 @@ static void remove_bitmap(struct trial *t, struct image *img, struct model_bitma
     forget_bitmap(b);
 }
 
-/* As the finer or coarser granules of `from` overlap those of `to`. */
+/* Marks all granules of `to` that overlap a dirty granule of `from`. */
 static void merge_models(struct model_bitmap *to, const struct model_bitmap *from,
                          uint64_t size)
 {
@@ -389,7 +392,7 @@ static void act_on_bitmaps(struct model *m, struct trial *t, struct image *img,
 
 /* ---- beside the requests ---- */
 
-/* Bitmaps are stored when nothing has changed for the whole of a delay. */
+/* Lets time pass without requests: bitmaps are stored after a whole delay without changes. */
 static void rest(struct image *img)
 {
     for (unsigned i = 0; i < 3; i++) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Sixteen threads on one node, each with sectors of its own that lie between those of the
- * others, in the same clusters: whatever they do at once, each finds its own sectors as it
- * left them. Meanwhile others flush, settle the dirty mark, read everything and trim. */
+/* Sixteen threads write to one node at once.  Each owns some sectors, which lie between those of
+ * the other threads in the same clusters, and must always find them as it left them.  Meanwhile
+ * one more thread flushes, reads all sectors, asks for block status and clears the dirty mark. */
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
@@ -23,9 +23,9 @@
 struct disjoint_case {
     const char *name;
     struct image_spec image;
-    uint64_t slow_writes; /* ns that each write to the storage waits */
-    uint64_t piece;       /* bytes that one thread owns in a row */
-    uint64_t ops;         /* of each thread */
+    uint64_t slow_writes; /* ns by which each write to the storage is delayed */
+    uint64_t piece;       /* bytes in a row that one thread owns */
+    uint64_t ops;         /* requests of each thread */
 };
 
 #define IMAGE(fmt, opts, bytes) \
@@ -201,7 +201,8 @@ static void PRINTF_LIKE(2, 3) complain(struct stage *s, const char *fmt, ...)
     pthread_mutex_unlock(&s->saying);
 }
 
-/* One of the worker's pieces; most lie in few clusters, so that the threads meet. */
+/* Picks a range in one of the worker's pieces.  Most are in few clusters, so that the threads work
+ * on the same ones. */
 static void pick(struct worker *w, uint64_t *off, uint64_t *len)
 {
     struct stage *s = w->stage;
@@ -211,7 +212,7 @@ static void pick(struct worker *w, uint64_t *off, uint64_t *len)
 
     *off = rng_below(&w->rng, near) * round + w->number * piece;
     *len = piece;
-    if (rng_one_in(&w->rng, 3)) { /* not all of it */
+    if (rng_one_in(&w->rng, 3)) { /* without the beginning of the piece */
         uint64_t cut = rng_below(&w->rng, piece);
         *off += cut;
         *len -= cut;
@@ -232,7 +233,7 @@ static int change(struct worker *w, uint64_t off, uint64_t len)
     return block_write(node, model, off, len, rng_one_in(&w->rng, 20) ? BLOCK_FUA : 0);
 }
 
-/* What is trimmed stays or becomes zero. */
+/* After a trim each byte must be as it was or zero; the model takes it over. */
 static int trim(struct worker *w, uint64_t off, uint64_t len)
 {
     struct node *node = w->stage->img.node;
@@ -287,7 +288,7 @@ static void *work(void *opaque)
     return NULL;
 }
 
-/* Flushes without a pause, asks for the state of everything, reads what others write. */
+/* The other thread.  It runs until the workers have ended. */
 static void *storm(void *opaque)
 {
     struct worker *w = opaque;
@@ -360,7 +361,7 @@ ParameterizedTest(int *index, model_threads, disjoint, .timeout = 300)
 
     registry_init();
     image_make(&s.img, &s.what->image, s.seed);
-    /* Writes that take their time let the others come between. */
+    /* While a slow write is in flight, other threads can do a lot in between. */
     fault_plan_init(&plan);
     fault_plan_delay_writes(&plan, s.what->slow_writes, 1);
     s.img.plan = &plan;

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Sixteen threads on the same ranges of one node.  For each sector there is a log of what
- * was sent and when; at the end each byte must come from a request that no later one
- * replaced: a request that was answered before another of the same sector was sent has
- * lost.  A lost update, a stale copy of a cluster or a reused one breaks this. */
+/* Sixteen threads write to the same ranges of one node at once.  A log has, for each sector, when
+ * which value was written.  At the end each byte must come from a request that no later request
+ * replaced: if a request was answered before another one to the same sector was sent, its value
+ * must not be there any more.  A lost update, a stale copy of a cluster or a cluster that is
+ * reused too early breaks this rule. */
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -24,8 +25,8 @@
 struct overlap_case {
     const char *name;
     struct image_spec image;
-    uint64_t slow_writes; /* ns that each write to the storage waits */
-    uint64_t window;      /* bytes that are fought for, from offset 0 on */
+    uint64_t slow_writes; /* ns by which each write to the storage is delayed */
+    uint64_t window;      /* all requests go to the first so many bytes */
     uint64_t ops;
 };
 
@@ -207,9 +208,10 @@ static const struct overlap_case cases[] = {
      .ops = 1000},
 };
 
-/* What was done to a sector; times come from one clock.  Filled in after the request. */
+/* The requests to a sector, filled in after each.  Times come from one counter.  Indexed by value:
+ * each request fills its range with one value, or with 0 for a zero or a trim. */
 struct sector_log {
-    _Atomic uint64_t last_start; /* of the youngest request that surely changed it */
+    _Atomic uint64_t last_start; /* the latest begin of a request that surely changed it */
     _Atomic uint64_t last_end[VALUES];
 };
 
@@ -238,7 +240,7 @@ static void raise_to(_Atomic uint64_t *at, uint64_t value)
     }
 }
 
-/* sure: the request has an effect (a trim may have none). */
+/* sure: the request surely had an effect (a trim may have none). */
 static void log_request(struct stage *s, uint64_t off, uint64_t len, uint8_t value,
                         uint64_t began, bool sure)
 {
@@ -312,13 +314,13 @@ static void run_threads(struct stage *s)
     pthread_barrier_destroy(&s->start);
 }
 
-/* The state at the start counts as written before everything: where its bytes aren't one
- * value per sector, they are taken as they are. */
+/* A sector that was at most trimmed must be as at the start, or zero.  In any other one the byte's
+ * value must belong to a request that ended after the last sure one began. */
 static void check_byte(struct stage *s, uint64_t off, uint8_t now)
 {
     struct sector_log *log = &s->log[off / SECTOR];
 
-    if (log->last_start == 0) { /* at most trimmed */
+    if (log->last_start == 0) {
         cr_assert(now == s->img.model.bytes[off] || (now == 0 && log->last_end[0]),
                   "%s, QIMG_SEED=%" PRIu64 ": offset %" PRIu64 " changed, untouched",
                   s->what->name, s->seed, off);
@@ -359,7 +361,7 @@ ParameterizedTest(int *index, model_threads, overlap, .timeout = 300)
 
     registry_init();
     image_make(&s.img, &s.what->image, s.seed);
-    /* Writes that take their time let the others come between. */
+    /* While a slow write is in flight, other threads can do a lot in between. */
     fault_plan_init(&plan);
     fault_plan_delay_writes(&plan, s.what->slow_writes, 1);
     s.img.plan = &plan;

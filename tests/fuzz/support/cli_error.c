@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* For parts of the command: its complaints are made, and not shown. */
+/* Replaces cli_error for targets that use parts of the command: formats the message, as formatting
+ * is part of what is fuzzed, but doesn't print it. */
 #include <stdarg.h>
 #include <stdio.h>
 

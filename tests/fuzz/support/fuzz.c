@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What all fuzzers share. */
+/* The functions that all fuzz targets share; see fuzz.h. */
 #include "fuzz.h"
 
 #include <stdarg.h>
@@ -12,8 +12,8 @@
 
 bool fuzz_verbose;
 
-/* Messages are made, since that is part of what hostile bytes reach; few want to see them.
- */
+/* Formats the message, as formatting is part of what hostile bytes reach, but prints it only when
+ * fuzz_verbose is set. */
 static void log_quietly(enum log_level level, const char *fmt, va_list ap)
 {
     char text[2048];

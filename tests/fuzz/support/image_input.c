@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* An image out of fuzzed bytes. */
+/* Takes an input apart, and checks images; see image_input.h. */
 #include "image_input.h"
 
 #include <stdio.h>
@@ -60,8 +60,8 @@ static void hear(void *opaque, const char *text)
     if (fuzz_verbose)
         fprintf(stderr, "  %s\n", text);
     witness->messages++;
-    /* Of qcow2 the whole image, or what its refcounts are too narrow for; of QED what two
-     * entries name. */
+    /* qcow2: the whole image can't be repaired, or a refcount would need more bits.  QED: two
+     * entries refer to the same cluster. */
     if (strstr(text, "nothing is repaired") || strstr(text, "than a refcount can say") ||
         strstr(text, "are in use elsewhere"))
         witness->check->gave_up = true;

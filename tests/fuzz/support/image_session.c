@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A session with an image of the fuzzer's: opened, used, closed and opened again. */
+/* Opens a fuzzed image, sends it requests, closes it and opens it again.  If the image was sound
+ * at first, the requests must have the right effect and leave it sound. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,24 +11,24 @@
 #include "qcow2/qcow2_format.h"
 #include "rng.h"
 
-#define CACHE_BYTES (128u << 10) /* of tables: few, so that pages are evicted */
-#define MAX_DATA    (192u << 10) /* of one read or write */
-#define MAX_RANGE   (4u << 20)   /* of a request without data */
-#define CHECKED     (256u << 10) /* what is read of the disk, before and after */
+#define CACHE_BYTES (128u << 10) /* metadata cache: small, so that pages are evicted */
+#define MAX_DATA    (192u << 10) /* bytes of one read or write */
+#define MAX_RANGE   (4u << 20)   /* bytes of a request without data */
+#define CHECKED     (256u << 10) /* bytes of the disk that are compared after reopening */
 #define STEP_NS     UINT64_C(7000000000)
 #define BASE_BYTES  (100u << 10)
-/* Counting clusters takes time and memory by the file's size, which the user can see. */
+/* A check takes time and memory in proportion to the file's size; larger files aren't checked. */
 #define MAX_CHECKED (UINT64_C(1) << 22)
 
 struct session {
     const struct image_input *in;
     const struct driver *driver;
-    struct storage *st; /* ours to look at */
+    struct storage *st; /* our own handle on the image's memory */
     struct block_context ctx;
     uint64_t now;
     struct node *node;
-    bool small; /* enough to be checked */
-    bool sound; /* the image was, so what was done must be right */
+    bool small; /* small enough to be checked */
+    bool sound; /* the image was sound at first: requests must do the right thing */
     bool may_leak;
     struct rng rng;
 };
@@ -41,7 +42,7 @@ static uint64_t clock_of(void *opaque)
 
 /* ---- opening and closing ---- */
 
-/* A backing file, whatever the image calls it. */
+/* If the image names a backing file, attaches one in memory, whatever the name is. */
 static void attach_base(struct session *s)
 {
     const struct node_options options = {.lock_off = true};
@@ -99,7 +100,8 @@ struct range {
     uint64_t off, len;
 };
 
-/* Near the start or the end of the disk, in steps that no cluster size divides. */
+/* The range of a step, counted from the start or the end of the disk, in units smaller than any
+ * cluster. */
 static struct range range_of(const struct session *s, struct image_step step,
                              uint64_t max_len)
 {
@@ -119,7 +121,7 @@ static void note_change(struct session *s, int err)
     s->may_leak |= err != 0; /* what it had taken */
 }
 
-/* What a change that succeeded left there. */
+/* Checks that a range reads as expected after a change that succeeded. */
 static void check_content(struct session *s, struct range r, const uint8_t *expected)
 {
     if (!s->sound)
@@ -178,7 +180,7 @@ static void do_flush(struct session *s, struct image_step step)
     note_change(s, block_flush(s->node));
 }
 
-/* Runs up to the end of a range that may be all of the disk. */
+/* Asks for block status up to the end of a range, which may be the whole disk. */
 static void do_status(struct session *s, struct image_step step)
 {
     struct range r = range_of(s, step, UINT64_MAX);
@@ -218,7 +220,7 @@ static void do_grow(struct session *s, struct image_step step)
     s->may_leak |= err != 0; /* what it had taken */
 }
 
-/* Time passes: what is old is written back, and marks go. */
+/* Lets time pass, so that metadata is written back and marks are cleared. */
 static void do_wait(struct session *s, struct image_step step)
 {
     s->now += STEP_NS * (1u + step.how);
@@ -249,9 +251,9 @@ static void run_steps(struct session *s)
     }
 }
 
-/* ---- the whole ---- */
+/* ---- the whole session ---- */
 
-/* May a session leave leaks that a check before doesn't count? */
+/* May the session leave leaks although a check before it finds none? */
 static bool had_hidden_leaks(const struct session *s)
 {
     uint8_t raw[96];
@@ -259,10 +261,10 @@ static bool had_hidden_leaks(const struct session *s)
 
     if (storage_read(s->st, raw, 0, sizeof raw) || storage_size(s->st, &size))
         abort();
-    /* What a feature stood for that a writer has to turn off, such as bitmaps. */
+    /* A writer has to clear autoclear features such as bitmaps; their clusters then leak. */
     if (load_be32(raw) == QCOW2_MAGIC && load_be32(raw + 4) >= 3 && load_be64(raw + 88))
         return true;
-    /* QED: a part of a cluster at the file's end. */
+    /* QED: an incomplete cluster at the end of the file. */
     return size % s->node->cluster_size != 0;
 }
 

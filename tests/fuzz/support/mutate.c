@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Changes that keep an image an image. */
+/* Mutates images so that they stay recognisable; see mutate.h. */
 #include "mutate.h"
 
 #include <stddef.h>
@@ -56,7 +56,7 @@ static uint64_t odd_value(struct rng *rng)
     return values[rng_below(rng, ARRAY_LEN(values))];
 }
 
-/* A cluster of the file, or the first one behind it. */
+/* The offset of a random cluster of the file, or of the first one behind it. */
 static uint64_t some_cluster(const struct layout *layout, uint64_t n, struct rng *rng)
 {
     return rng_below(rng, n / layout->cluster + 2) * layout->cluster;

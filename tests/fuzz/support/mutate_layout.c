@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Where the numbers of qcow2 and QED images are. */
+/* Where header fields and table entries are in qcow2 and QED images; see mutate.h. */
 #include <stddef.h>
 
 #include "base/compiler.h"
@@ -64,7 +64,7 @@ static struct place l1_entry(const uint8_t *image, uint64_t n, struct rng *rng)
     return entry(QCOW2(l1_table_offset), MIN(QCOW2(l1_size) + 1, n / 8 + 1), rng);
 }
 
-/* Of a table that the L1 table leads to; a few tries, for most entries are 0. */
+/* An entry of an L2 table.  Tries some L1 entries to find a table, as most are 0. */
 static struct place l2_entry(const uint8_t *image, uint64_t n, uint64_t cluster,
                              struct rng *rng)
 {
@@ -72,7 +72,7 @@ static struct place l2_entry(const uint8_t *image, uint64_t n, uint64_t cluster,
 
     for (unsigned i = 0; table == 0 && i < 16; i++)
         table = be(image, n, l1_entry(image, n, rng).off, 8) & L1_OFFSET;
-    /* The first entries are the ones in use. */
+    /* Mostly one of the first entries: in small images these are the ones in use. */
     return entry(table, rng_one_in(rng, 4) ? cluster / 8 : MIN(16, cluster / 8), rng);
 }
 
@@ -92,7 +92,7 @@ static struct place snapshot_field(const uint8_t *image, uint64_t n, struct rng 
     struct place place = fields[rng_below(rng, ARRAY_LEN(fields))];
 
     place.off += QCOW2(snapshots_offset);
-    if (rng_one_in(rng, 3)) /* its L1 table */
+    if (rng_one_in(rng, 3)) /* an entry of the snapshot's L1 table */
         return entry(be(image, n, QCOW2(snapshots_offset), 8), 8, rng);
     return place;
 }

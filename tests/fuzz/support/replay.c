@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Runs a fuzz target on files instead of libFuzzer: what was found once stays found, in
+/* Runs a fuzz target on files, without libFuzzer: inputs that once caused a failure are tested in
  * every build.
  *
  *     replay_TARGET FILE-OR-FOLDER... */
@@ -23,7 +23,7 @@ static void give_up(const char *path)
 
 static void replay_file(const char *path, size_t size)
 {
-    /* Of exactly that size, so that the sanitizer sees a byte too much. */
+    /* Exactly that size, so that the address sanitizer sees a read past the end. */
     uint8_t *data = malloc(size ? size : 1);
     FILE *file = fopen(path, "r");
 
@@ -74,7 +74,7 @@ int main(int argc, char **argv)
     LLVMFuzzerInitialize(&argc, &argv);
     for (int i = 1; i < argc; i++)
         replay(argv[i]);
-    /* As the other tests' programs say it, for who adds them up. */
+    /* In the words of the other test programs, so that scripts/test can add them up. */
     printf("Tested: %u | Passing: %u\n", replayed, replayed);
     return replayed ? 0 : 1;
 }
