@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* base/checked.h and base/bytes.h: arithmetic at the limits. */
+/* Tests base/checked.h and base/bytes.h: arithmetic at its limits. */
 #include <criterion/criterion.h>
 
 #include "base/bytes.h"
@@ -51,7 +51,7 @@ Test(checked, range_inside_at_the_edges)
     cr_assert(range_inside(0, 10, 10));
     cr_assert_not(range_inside(1, 10, 10));
     cr_assert_not(range_inside(11, 0, 10));
-    /* off + len wraps */
+    /* off + len overflows */
     cr_assert_not(range_inside(8, UINT64_MAX, 10));
 }
 
@@ -63,7 +63,7 @@ Test(checked, overlap_needs_a_shared_byte)
     cr_assert(ranges_overlap(5, 1, 0, 10));
 }
 
-/* Head, body and tail are the range, in order; the body is whole units, as many as fit. */
+/* Head, body and tail make up the range, and the body is all whole units in it. */
 Test(checked, a_split_is_the_range_cut_at_units)
 {
     for (uint64_t off = 0; off < 24; off++)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The error object. */
+/* Tests the error object (struct diag). */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <string.h>

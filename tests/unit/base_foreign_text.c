@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Text of others: what it says is what is looked at. */
+/* Tests the checks of text that comes from images and peers. */
 #include <errno.h>
 
 #include <criterion/criterion.h>

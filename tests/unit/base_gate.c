@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The gate. */
+/* Tests the gate (base/gate.h), alone and with threads. */
 #include <criterion/criterion.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -40,7 +40,7 @@ Test(gate, later_requests_hold_nothing_back)
     gate_ticket before = gate_enter(&gate);
     uint64_t stamp = gate_stamp(&gate);
     cr_assert_not(gate_passed(&gate, stamp));
-    /* Came after the stamp, when the epoch has moved as far as it can. */
+    /* Enters after the stamp, when the epoch can't move any further. */
     gate_ticket after = gate_enter(&gate);
     gate_leave(&gate, before);
     cr_assert(gate_passed(&gate, stamp), "only those inside before the stamp count");
@@ -60,7 +60,7 @@ Test(gate, a_ticket_may_be_handed_over_in_any_order)
     cr_assert(gate_passed(&gate, stamp));
 }
 
-/* ---- those who change something ---- */
+/* ---- requests that change something ---- */
 
 static void *wait_for_changers(void *opaque)
 {
@@ -95,7 +95,8 @@ Test(gate, changers_are_waited_for_and_readers_are_not)
     cr_expect(gate_empty(&gate));
 }
 
-/* Whatever the parities of both epochs are when somebody enters. */
+/* A request that changes something is waited for by both kinds of waiters, whatever the parities
+ * of the two epochs are when it enters. */
 Test(gate, everybody_is_waited_for_once_for_both)
 {
     struct gate gate;
@@ -116,9 +117,9 @@ Test(gate, everybody_is_waited_for_once_for_both)
     }
 }
 
-/* Readers use what a pointer shows; the writer replaces it, and poisons and frees the old
- * one once the gate says that nobody can see it any more.  A reader that meets the poison
- * (or, under a sanitizer, freed memory) shows a gate that let go too early. */
+/* Readers use the object that a pointer points to.  The writer replaces the object, waits until the
+ * gate says that no reader can still use the old one, poisons it and frees it.  A reader that
+ * finds poison (or, under a sanitizer, freed memory) proves that the gate didn't wait. */
 
 #define READERS 4
 #define GOOD    0x600d600d600d600dULL
@@ -210,7 +211,8 @@ Test(gate, a_group_waits_for_who_is_inside_of_a_member)
     gate_quit(&group, &in_b);
 }
 
-/* The round began before the stamp: who came in between is waited for all the same. */
+/* The member's round began before the group's stamp: a request that entered in between must still
+ * be waited for. */
 Test(gate, a_round_that_is_under_way_is_not_enough_for_a_group)
 {
     struct gate group, a;
@@ -245,7 +247,7 @@ Test(gate, who_quits_a_group_holds_it_back_no_more)
     gate_ticket ticket = gate_enter(&a);
     uint64_t stamp = gate_stamp(&group);
     cr_assert_not(gate_passed(&group, stamp));
-    gate_quit(&group, &in_a); /* it sees nothing of the group's */
+    gate_quit(&group, &in_a); /* its request can't use anything of the group any more */
     cr_assert(gate_passed(&group, stamp));
     gate_leave(&a, ticket);
     gate_quit(&group, &in_b);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Timers, with a clock that stands still until the test moves it. */
+/* Tests the housekeeper's timers, with a clock that only the test advances. */
 #include <criterion/criterion.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -146,7 +146,7 @@ Test(housekeeper, earlier_deadlines_fire_first)
     cr_assert(order[0] == 1 && order[1] == 2);
 }
 
-/* With the thread: a rendezvous, so that nothing depends on time. */
+/* With the real thread.  Test and timer wait for each other, so that nothing depends on time. */
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t cond = PTHREAD_COND_INITIALIZER;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The lock order and the ban on I/O are asserted in debug builds. */
+/* Debug builds must assert the order of locks, and that no I/O is done under certain locks. */
 #include <criterion/criterion.h>
 #include <signal.h>
 
@@ -17,7 +17,7 @@ Test(lock, rising_ranks_are_fine)
         LOCK_GUARD(&high);
         lock_assert_held(&high);
     }
-    /* Both are free again. */
+    /* Both locks are free again. */
     lock_acquire(&high);
     lock_release(&high);
     lock_acquire(&low);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Range locks: who waits for whom. */
+/* Tests which range locks wait for which others. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <time.h>
@@ -12,9 +12,9 @@
 struct waiter {
     struct range_lock *rl;
     uint64_t start, end;
-    _Atomic bool *go; /* released when it is set */
+    _Atomic bool *go; /* the waiter releases its range when this is set */
     _Atomic unsigned *order;
-    _Atomic unsigned got; /* 1, 2, ...: in which place it got the range; 0: not yet */
+    _Atomic unsigned got; /* 1 for the first that got its range, 2, ...; 0: not yet */
     pthread_t thread;
 };
 
@@ -43,7 +43,7 @@ static void start(struct waiter *w)
     cr_assert_eq(pthread_create(&w->thread, NULL, hold_range, w), 0);
 }
 
-/* Long enough for one that needn't wait. */
+/* Does it get its range soon?  Waits long enough for a lock that doesn't have to wait. */
 static bool has_it(struct waiter *w)
 {
     for (int i = 0; i < 1000 && !atomic_load(&w->got); i++)
@@ -51,7 +51,7 @@ static bool has_it(struct waiter *w)
     return atomic_load(&w->got);
 }
 
-/* Only shows that it waits for a while; what is counted in the lock is exact. */
+/* Waits until n threads are waiting, which the lock counts exactly. */
 static void wait_until_waiting(struct range_lock *rl, unsigned n)
 {
     for (bool there = false; !there; nap()) {
@@ -96,8 +96,8 @@ Test(range_lock, overlapping_waits_until_the_release, .timeout = 60)
     range_lock_destroy(&rl);
 }
 
-/* A has [0,10), B waits for [5,20), C comes for [15,30): C overlaps nobody who has a range, but
- * B was first, so a stream of C's can't starve it. */
+/* A has locked [0,10), B waits for [5,20), then C wants [15,30).  C overlaps no locked range, but
+ * must wait for B, which came first: otherwise a stream of C's could starve B. */
 Test(range_lock, first_come_first_served, .timeout = 60)
 {
     struct range_lock rl;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* An object is with one thread at a time, and comes back. */
+/* Spare objects: only one thread has an object at a time, and returned ones are used again. */
 #include <criterion/criterion.h>
 #include <pthread.h>
 
@@ -45,7 +45,7 @@ static void *use(void *unused)
 {
     (void)unused;
     for (int i = 0; i < ROUNDS; i++) {
-        int *object = spares_take(&shared); /* a plain int: races on it are seen */
+        int *object = spares_take(&shared); /* not atomic, so that TSan sees a race */
         if (!object) {
             object = calloc(1, sizeof *object);
             atomic_fetch_add(&made, 1);

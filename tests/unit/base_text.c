@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Percent encoding, and paths from the root. */
+/* Tests percent encoding and absolute paths. */
 #include <criterion/criterion.h>
 #include <stdlib.h>
 #include <unistd.h>

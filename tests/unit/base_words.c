@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What is said of a word that isn't one of those there are. */
+/* Tests the message about a word that isn't in a list of allowed words. */
 #include <criterion/criterion.h>
 #include <string.h>
 

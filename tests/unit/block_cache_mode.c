@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Cache modes as three booleans (V-01). */
+/* Tests the names of cache modes, and the three booleans that each stands for (V-01). */
 #include <criterion/criterion.h>
 #include <string.h>
 

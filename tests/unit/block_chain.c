@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Opening chains, with a toy format: "TOY" and the backing file's name and format, on
- * lines. */
+/* Tests opening chains, with a toy format: a file with the lines "TOY", the backing file's name and
+ * its format. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -230,7 +230,7 @@ Test(chain, the_user_replaces_the_backing_file)
     cr_expect_str_eq(node->backing->filename, "other");
     options.backing = "file:other";
     expect_depth("top", 2);
-    options.references = REFERENCES_NONE; /* for names in images, not for the user */
+    options.references = REFERENCES_NONE; /* is for names in images, not the user's */
     expect_depth("top", 2);
     make("other", "unknown");
     options.backing_format = "plain";

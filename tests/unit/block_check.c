@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The repair at the first writable use: what it asks of the driver, what it says, and when
- * it lets one write. */
+/* Tests the repair at the first writable use of a marked image: which check it asks of the driver,
+ * what it logs, and when it allows writes. */
 #include "block/check.h"
 #include "block_testing.h"
 
-/* The next check: its steps, how long each takes, and what it finds. */
+/* What the toy driver's next check does: its steps, how long each takes, and what it finds. */
 static struct {
     struct toy_bench *bench;
     unsigned steps;
@@ -72,7 +72,7 @@ Test(block_check, a_long_one_says_how_far_it_is)
     next.steps = 20;
     next.step_ns = SEC;
     cr_expect_eq(check(NULL), 0);
-    /* Every fifth second, and at the end. */
+    /* Progress is logged every fifth second and at the end. */
     cr_assert_eq(n_lines, 5);
     cr_expect(strstr(lines[0], "25%") && strstr(lines[1], "50%") &&
                   strstr(lines[3], "100%"),

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The cache of decoded clusters: filled once, bounded, and forgotten before a place is used
- * anew. */
+/* Tests the cache of decoded clusters: a cluster is decoded once, memory is limited, and clusters
+ * are forgotten before their place in the file is reused. */
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -40,7 +40,7 @@ static struct cluster_key at(uint64_t place)
     return key;
 }
 
-/* The first byte of the cluster, which `f` fills when it isn't there. */
+/* Returns the first byte of the cluster; `f` fills the cluster if it isn't cached. */
 static int get(struct cluster_cache *cache, struct cluster_key key, struct filling *f)
 {
     struct cached_cluster *c;
@@ -80,8 +80,8 @@ Test(block_cluster_cache, a_failure_is_not_kept)
     cluster_cache_free(cache);
 }
 
-/* What begins anywhere in a cluster of the file goes with it; what somebody looks at stays
- * for him, and is found by nobody else. */
+/* Forgetting a host cluster forgets every entry that begins anywhere in it.  A user that still
+ * holds such an entry keeps it, but later look-ups don't find it. */
 Test(block_cluster_cache, forgets_a_cluster_of_the_file)
 {
     struct cluster_cache *cache = cluster_cache_new(16 * BYTES);

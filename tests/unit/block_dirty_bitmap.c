@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Dirty bitmaps: rounding, counts, runs; a node's named ones; and observers that come and
- * go under requests. */
+/* Tests dirty bitmaps: rounding, counts, runs; the named bitmaps of a node; and bitmaps that are
+ * added and removed while requests run. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <pthread.h>
@@ -161,7 +161,7 @@ Test(dirty_bitmap, one_job_at_a_time)
     dirty_bitmap_free(b);
 }
 
-/* ---- a node's ---- */
+/* ---- bitmaps of a node ---- */
 
 #define SIZE (1000 * KIB)
 
@@ -169,7 +169,7 @@ static struct gate gate;
 static struct node node;
 static struct diag diag;
 
-/* As much of a node as bitmaps look at. */
+/* Fills in only those parts of a node that bitmaps use. */
 static void make_node(void)
 {
     node.filename = (char *)(uintptr_t) "disk";
@@ -185,7 +185,7 @@ static void end(void)
     observers_destroy(&node.observers);
 }
 
-/* What the engine does around a change. */
+/* Does what the engine does around a change. */
 static void request(uint64_t off, uint64_t len)
 {
     const struct change change = {.kind = CHANGE_WRITE, .off = off, .len = len};
@@ -300,7 +300,7 @@ static void *keep_writing(void *opaque)
     return NULL;
 }
 
-/* Freed while requests run: a sanitizer sees one that still uses it. */
+/* Bitmaps are freed while requests run; a sanitizer sees a request that still uses one. */
 Test(node_bitmaps, come_and_go_under_requests, .timeout = 120)
 {
     pthread_t threads[WRITERS];
@@ -324,9 +324,10 @@ Test(node_bitmaps, come_and_go_under_requests, .timeout = 120)
     end();
 }
 
-/* ---- keeping them ---- */
+/* ---- storing them ---- */
 
-/* The first granule in the lowest bit; what is behind the last is neither given nor taken. */
+/* The first granule is in the lowest bit.  Bits after the last granule are 0 when they are given
+ * out, and ignored when they are taken in. */
 Test(dirty_bitmap, as_bytes_and_back)
 {
     struct dirty_bitmap *from = new_bitmap(1000 * KIB, 4 * KIB); /* 250 granules */
@@ -346,7 +347,7 @@ Test(dirty_bitmap, as_bytes_and_back)
     cr_expect(dirty_bitmap_any(from, 24, 8));
     cr_expect_not(dirty_bitmap_any(from, 16, 8));
     cr_expect_not(dirty_bitmap_any(from, 32, 8));
-    bytes[31] |= 0xf0; /* of granules that there aren't */
+    bytes[31] |= 0xf0; /* bits after the last granule */
     memset(bytes + 32, 0xff, 8);
     dirty_bitmap_import(to, 0, bytes, 40);
     cr_assert_eq(dirty_bitmap_count(to), dirty_bitmap_count(from));
@@ -374,7 +375,7 @@ Test(dirty_bitmap, knows_what_is_unsaved)
     dirty_bitmap_free(b);
 }
 
-/* B-09: who looks shares it with others who look, and with nobody else. */
+/* B-09: several readers may share a bitmap; a user that changes it needs it alone. */
 Test(dirty_bitmap, shared_or_one_s_own)
 {
     struct dirty_bitmap *b = new_bitmap(1000 * KIB, 4 * KIB);
@@ -393,7 +394,7 @@ Test(dirty_bitmap, shared_or_one_s_own)
     dirty_bitmap_free(b);
 }
 
-/* B-03: it says nothing, and can only be removed. */
+/* B-03: an inconsistent bitmap has no content and can only be removed. */
 Test(dirty_bitmap, inconsistent)
 {
     struct dirty_bitmap *b = dirty_bitmap_new_inconsistent("b", 1000 * KIB, 4 * KIB);

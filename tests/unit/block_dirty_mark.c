@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The dirty mark on a fake clock, V-06, L-08. */
+/* Tests the dirty mark, with a fake clock, V-06, L-08. */
 #include <pthread.h>
 #include <time.h>
 
@@ -7,9 +7,9 @@
 #include "block_testing.h"
 
 #define DELAY (5 * SEC)
-#define BIT   100u /* byte of the file that is the bit */
+#define BIT   100u /* offset of the byte in the file that stands for the bit */
 
-/* mcache hooks have one owner; the tests have one mark at a time. */
+/* The mcache hooks get one owner; a test uses one mark at a time. */
 static struct dirty_mark *the_mark;
 static int bit_writes, fail_bit;
 
@@ -108,7 +108,7 @@ Test(block_dirty_mark, q13_in_the_file_before_the_allocation)
     mark_fini(&b, &mark);
 }
 
-/* Until its barrier has passed, every group is strict. */
+/* Until the mark is durable, every group is strict. */
 Test(block_dirty_mark, q13_durable_with_the_first_group)
 {
     struct toy_bench b;
@@ -123,7 +123,7 @@ Test(block_dirty_mark, q13_durable_with_the_first_group)
     mark_fini(&b, &mark);
 }
 
-/* A group that was frozen before the bit was written vouches for nothing. */
+/* The end of a group that was frozen before the bit was written doesn't make the bit durable. */
 static void begin_in_the_barrier(void *opaque, enum crash_kind kind, uint64_t off,
                                  uint64_t len)
 {
@@ -191,7 +191,8 @@ Test(block_dirty_mark, q20_the_timer_does_nothing_during_an_allocation)
     mark_fini(&b, &mark);
 }
 
-/* The order at the end: what the bit vouches for, then the bit, each with its barrier. */
+/* The order at the end: all changes that the bit covers, a barrier, the clearing of the bit, and
+ * another barrier. */
 Test(block_dirty_mark, q19_flush_clear_flush)
 {
     struct toy_bench b;
@@ -248,7 +249,8 @@ Test(block_dirty_mark, q20_a_failed_commit_leaves_the_bit_alone)
     mark_fini(&b, &mark);
 }
 
-/* Of a store that keeps what it was given nobody has to open the image anew. */
+/* With a storage that keeps its writes after a failed flush (keeps_writes) the image doesn't have
+ * to be opened again. */
 Test(block_dirty_mark, q20_a_barrier_that_fails_is_tried_again)
 {
     for (int keeps = 0; keeps <= 1; keeps++) {
@@ -259,7 +261,7 @@ Test(block_dirty_mark, q20_a_barrier_that_fails_is_tried_again)
         b.node->file->keeps_writes = keeps;
         allocate(&b, &mark);
         fault_plan_fail(&b.plan, FAULT_FLUSH, 2, ETIMEDOUT,
-                        FAULT_ONCE); /* behind the bit */
+                        FAULT_ONCE); /* the barrier after the bit */
         pass(&b, DELAY);
         cr_expect_eq(fault_plan_injected(&b.plan), 1);
         cr_expect_eq(mark.state, MARK_UNKNOWN);
@@ -357,7 +359,7 @@ Test(block_dirty_mark, not_enabled_does_nothing)
     mark_fini(&b, &mark);
 }
 
-/* while the mark is being cleared, new allocations wait; they then set it anew. */
+/* while the mark is being cleared, new allocations wait; then they set it again. */
 struct racer {
     struct dirty_mark *mark;
     struct toy_bench *b;

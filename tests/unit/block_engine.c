@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What the request engine asks of a driver, and what it makes of the answers. */
+/* Tests which calls of a driver the request engine makes, and what it does with the results. */
 #include <pthread.h>
 
 #include "base/clock.h"
@@ -8,7 +8,7 @@
 
 #define SIZE (CLUSTERS * CLUSTER)
 
-/* Host bytes of guest cluster c, where it lies at first, and at its new place. */
+/* The host offset of guest cluster c: its first place, and its new place. */
 #define OLD_HOST(c) ((PLACE + (uint64_t)(c)) * CLUSTER)
 #define NEW_HOST(c) ((NEW_PLACE + (uint64_t)(c)) * CLUSTER)
 
@@ -161,7 +161,7 @@ Test(block_engine, shared_clusters_are_copied)
     toy_fini(&b);
 }
 
-/* Invariant (8), Q-10: the old mapping stays when the data can't be written. */
+/* Invariant (8), Q-10: if the data can't be written, the old mapping stays. */
 Test(block_engine, a_failed_data_write_releases)
 {
     struct toy_bench b;
@@ -253,7 +253,7 @@ static uint64_t place_of_links(void *owner, uint64_t page)
     return 1 << 20;
 }
 
-/* A link of somebody else's that isn't durable yet. */
+/* Stores a link of another request that isn't durable yet. */
 static void store_link(struct node *node)
 {
     struct mcmap *map = mcmap_new_resident(node->mc, link_words, ARRAY_LEN(link_words),
@@ -332,7 +332,7 @@ Test(block_engine, a_flush_without_writes_makes_no_call)
     toy_fini(&b);
 }
 
-/* Some of a write that failed may be in the storage: the next flush must cover it. */
+/* A failed write may have written something: the next flush must sync the storage. */
 Test(block_engine, a_failed_write_is_flushed_too)
 {
     struct toy_bench b;
@@ -364,7 +364,7 @@ Test(block_engine, after_a_failed_flush_nothing_is_written)
     toy_fini(&b);
 }
 
-/* Dirty data gets no older than half a minute without a flush. */
+/* Without flushes of a client, written data is synced after half a minute at the latest. */
 Test(block_engine, old_writes_are_flushed_in_the_background)
 {
     struct toy_bench b;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The hierarchical bitset: against a flat array, at its largest, and under many threads. */
+/* Tests the hierarchical bitset: against a flat array, at its largest size, and with threads. */
 #include <criterion/criterion.h>
 #include <pthread.h>
 #include <sched.h>
@@ -14,7 +14,7 @@ static bool upper_bit(const struct hbits *h, unsigned level, uint64_t word)
     return h->words[level][word / 64] >> word % 64 & 1;
 }
 
-/* Nobody sets: every word's bit above says whether it is empty. */
+/* While no thread sets bits: the bit of each word in the level above says whether it is empty. */
 static void check_levels(const struct hbits *h)
 {
     for (unsigned level = 0; level + 1 < HBITS_LEVELS; level++)
@@ -104,8 +104,7 @@ Test(hbits, nothing_in_it, .timeout = 120)
     hbits_destroy(&h);
 }
 
-/* 64 TiB in granules of 64 KiB.  A search that read each word would take hours for this
- * (M-11). */
+/* 64 TiB in granules of 64 KiB.  If a search read every word, this test would take hours (M-11). */
 Test(hbits, sixty_four_tebibytes, .timeout = 120)
 {
     const uint64_t n = 1ull << 30;
@@ -154,8 +153,8 @@ Test(hbits, merged_and_resized, .timeout = 120)
 #define SETTERS 4
 #define ROUNDS  20000
 
-/* A mirror in small: setters write, then mark; the owner clears, then copies.  What is
- * different in the end was lost. */
+/* A small model of a mirror: setters write, then set the bit; the owner clears the bit, then
+ * copies.  If source and target differ at the end, an update was lost. */
 struct mirror {
     struct hbits dirty;
     _Atomic uint32_t source[BITS], target[BITS];
@@ -175,7 +174,7 @@ static void *write_and_mark(void *opaque)
 
     rng_init(&rng, setter->seed);
     for (uint32_t round = 1; round <= ROUNDS; round++) {
-        /* Few places, so that setters and the owner meet. */
+        /* Few places, so that setters and the owner often work on the same word. */
         uint64_t start = rng_below(&rng, 64) * (BITS / 64), n = rng_between(&rng, 1, 3);
         for (uint64_t i = start; i < start + n; i++)
             atomic_store_explicit(&m->source[i], (uint32_t)rng_next(&rng),
@@ -228,7 +227,8 @@ Test(hbits, no_update_is_lost, .timeout = 120)
 
 /* ---- the protocol between the levels ---- */
 
-/* Two bits in each word, each set once: what rule (2) doesn't restore nobody restores. */
+/* Each bit is set only once, two in each word.  So if rule (2) of block/hbits.h doesn't restore a
+ * bit of an upper level, no later hbits_set repairs it by chance. */
 #define PLACES 200000u
 #define STRIDE 32u
 
@@ -242,7 +242,7 @@ struct racer {
     unsigned number, step;
 };
 
-/* Threads of one test begin at the same time, as far as that can be. */
+/* Makes the n threads of a test begin at nearly the same time. */
 static void line_up(struct race *race, unsigned n)
 {
     race->ready++;
@@ -262,7 +262,7 @@ static void *set_every_other(void *opaque)
     return NULL;
 }
 
-/* Clears what it finds, where the setters are just now; returns how many. */
+/* Clears all bits that it finds, close behind the setters; returns how many. */
 static uint64_t chase(struct hbits *h)
 {
     uint64_t cleared = 0;
@@ -295,8 +295,8 @@ Test(hbits, what_is_set_while_it_is_cleared_is_found, .timeout = 120)
     hbits_destroy(&race.bits);
 }
 
-/* Rule (1): found as soon as hbits_set returned, also by who came second and found the bit
- * set, while the first is still on the way up. */
+/* Rule (1): a bit is found as soon as hbits_set has returned.  This holds also for a second thread
+ * that found the bit set while the first one was still setting the upper levels. */
 static void *set_and_look(void *opaque)
 {
     struct racer *racer = opaque;
@@ -305,7 +305,7 @@ static void *set_and_look(void *opaque)
     line_up(racer->race, SETTERS);
     for (uint64_t i = racer->number; i < PLACES; i += racer->step) {
         hbits_set(h, i * 2 * STRIDE, 1);
-        /* From the word before, so that the search must go by the upper levels. */
+        /* Starts at the word before, so that the search has to use the upper levels. */
         uint64_t from = i > 0 ? (i - 1) * 2 * STRIDE + 1 : 0;
         cr_assert_eq(hbits_next_set(h, from, h->n_bits), i * 2 * STRIDE);
     }

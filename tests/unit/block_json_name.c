@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Backing names in JSON: what is understood, and that nothing else is. */
+/* Tests backing file names in JSON ("json:..."): which are understood, and that all others are
+ * refused. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <string.h>
@@ -56,7 +57,7 @@ Test(json_name, understood, .init = init)
         {"json:{\"driver\":\"nbd\",\"server.type\":\"inet\",\"server.host\":\"h\",\"server."
          "port\":12}",
          "nbd://h:12/", NULL, &storage_protocol_nbd},
-        /* It can't become another address: a % is refused where the URI is parsed. */
+        /* Such a host can't be turned into another address: the URI's parser refuses "%". */
         {"json:{\"driver\":\"nbd\",\"host\":\"h/x?y@z\"}", "nbd://h%2Fx%3Fy%40z/", NULL,
          &storage_protocol_nbd},
         {"json:{\"driver\":\"raw\",\"file\":{\"driver\":\"rbd\",\"pool\":\"p/"
@@ -152,7 +153,7 @@ static char *find_key(void *opaque, const char *name)
     return strcmp(name, "s") == 0 ? strdup("AQ==") : NULL;
 }
 
-/* As QEMU has them, nested or with dots between. */
+/* QEMU's options, nested or in keys with dots. */
 Test(json_name, how_ceph_is_asked, .init = init)
 {
     static const struct {

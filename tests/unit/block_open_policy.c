@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What a name found in an image may lead to. */
+/* Tests which files and exports an image may name (`references=`). */
 #include <criterion/criterion.h>
 #include <criterion/parameterized.h>
 #include <errno.h>
@@ -12,7 +12,7 @@
 #include "block/open_policy.h"
 
 struct resolve_case {
-    char image[32], name[48], path[48]; /* path "": refused */
+    char image[32], name[48], path[48]; /* path "": the name is refused */
 };
 
 static void expect_resolved(const char *image, const char *name, enum references policy,
@@ -60,7 +60,7 @@ ParameterizedTestParameters(open_policy, any)
         {"vm/disk", "file:base", "vm/base"},
         {"vm/disk", "file:/base", "/base"},
         {"vm/disk", "file:///base", "///base"},
-        /* The colon after a slash, or after "file:", is part of the name. */
+        /* A colon after a slash or after "file:" belongs to the file's name. */
         {"vm/disk", "./nbd:base", "vm/./nbd:base"},
         {"vm/disk", "/x:y", "/x:y"},
         {"vm/disk", "file:a:b", "vm/a:b"},
@@ -103,7 +103,7 @@ Test(open_policy, joining_refuses_nothing)
     }
 }
 
-/* A folder with vm/, vm/sub/base, vm/base, other, and links between them. */
+/* A folder with vm/, vm/sub/base, vm/base, other, and symbolic links between them. */
 static char folder[] = "/tmp/qimg-policy-XXXXXX";
 
 static void touch(const char *path)
@@ -160,11 +160,11 @@ Test(open_policy, not_below_the_folder, .init = make_tree, .fini = remove_tree)
     expect_resolved("vm/disk", "/etc/passwd", REFERENCES_DIR, NULL);
     expect_resolved("vm/disk", "file:../other", REFERENCES_DIR, NULL);
     expect_resolved("vm/disk", "missing", REFERENCES_DIR, NULL);
-    /* The folder itself isn't below it. */
+    /* The folder itself isn't below the folder. */
     expect_resolved("vm/disk", ".", REFERENCES_DIR, NULL);
 }
 
-/* How Ceph is asked is said by the user beside the images, not by one of them. */
+/* Options of the connection to Ceph may come from the user, not from an image. */
 Test(open_policy, rbd_options_are_the_users)
 {
     static const char *const names[] = {
@@ -185,7 +185,8 @@ Test(open_policy, rbd_options_are_the_users)
     cr_expect_eq(reference_check_recorded("/vm/disk", "http://x/y", &diag), 0);
 }
 
-/* What an image couldn't be opened by isn't recorded in it; what nobody here knows may be. */
+/* A name with which the image couldn't be opened later must not be recorded in it.  Names of
+ * protocols that only other programs know may be. */
 Test(open_policy, what_an_image_records)
 {
     static const struct {
@@ -234,7 +235,7 @@ Test(open_policy, what_an_image_records)
     }
 }
 
-/* What names may hide isn't told. */
+/* Secrets in names must not appear in messages. */
 Test(open_policy, keys_of_ceph_are_in_no_message)
 {
     static const char name[] = "rbd:p/i:key=AQsecret";
@@ -248,7 +249,7 @@ Test(open_policy, keys_of_ceph_are_in_no_message)
     }
 }
 
-/* What a name says of the layers below is judged as the name itself. */
+/* Names of further layers inside a name are resolved and checked like the name itself. */
 Test(open_policy, layers_below)
 {
     static const char name[] =
@@ -266,7 +267,7 @@ Test(open_policy, layers_below)
     cr_expect_str_eq(ref.below->below->path, "/c");
     cr_expect_null(ref.below->below->below);
 
-    /* Who opens one file alone is not told of others. */
+    /* reference_resolve, which is for a single file, refuses a name that has other layers. */
     expect_resolved("vm/disk", name, REFERENCES_ANY, NULL);
 }
 

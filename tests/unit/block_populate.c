@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A layer takes over what lies below it: only what it has nothing of (M-53). */
+/* block_populate copies into a layer what it doesn't have itself, from the layers below (M-53). */
 #include "block_testing.h"
 
 #define SIZE (CLUSTERS * CLUSTER)
@@ -24,7 +24,7 @@ Test(block_populate, only_what_the_layer_has_nothing_of)
     cr_expect_eq(b.toy.cell[3], MOVED);
     cr_expect_eq(b.toy.cell[4], HOLE, "not asked for");
 
-    /* Again: nothing is written. */
+    /* The second time nothing is written. */
     uint64_t changes = fault_plan_calls(&b.plan, FAULT_CHANGE);
     cr_expect_eq(block_populate(b.node, 0, 4 * CLUSTER, NULL, &copied), 0);
     cr_expect_eq(copied, 0);

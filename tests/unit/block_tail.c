@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The end of a file that grows: what is handed out, and when a link to it is settled. */
+/* Tests the tail of the image file: which clusters it hands out, and from when on the growth under
+ * them is durable ("settled"). */
 #include "block/tail.h"
 #include "block_testing.h"
 
@@ -21,7 +22,8 @@ Test(block_tail, hands_out_what_was_grown)
     cr_expect_eq(at, 5 * CLUSTER);
 }
 
-/* A driver may start inside the file, where bytes of earlier days can be. */
+/* A driver may let the tail start before the end of the file, where old bytes can be.  A run of
+ * clusters is then entirely fresh (beyond that end) or entirely not. */
 Test(block_tail, a_run_is_fresh_or_not_as_a_whole)
 {
     struct tail tail;
@@ -69,7 +71,7 @@ Test(block_tail, settled_when_the_growth_is_durable)
     tail_publish(&tail, 4 * CLUSTER);
     cr_expect_not(tail_settled(&tail, 2 * CLUSTER));
     tail_frozen(&tail);
-    tail_publish(&tail, 8 * CLUSTER); /* while the group is being written */
+    tail_publish(&tail, 8 * CLUSTER); /* grows while the group is being written */
     cr_expect_not(tail_settled(&tail, 2 * CLUSTER), "written isn't durable");
     tail_durable(&tail, b.node);
     cr_expect(tail_settled(&tail, 4 * CLUSTER));
@@ -80,7 +82,8 @@ Test(block_tail, settled_when_the_growth_is_durable)
     toy_fini(&b);
 }
 
-/* Nor by a group that was frozen before, when the file has grown again. */
+/* Clusters that were cut off aren't settled after the file has grown again, not even by a group
+ * that was frozen before the cut. */
 Test(block_tail, what_was_cut_off_is_neither_handed_out_nor_settled)
 {
     struct tail tail;

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A node with a driver of four kilobyte clusters that is nothing but a table in memory, so
- * that the engine and what is around it can be looked at alone.  Guest cluster n, when it
- * has a place, lies at host cluster PLACE + n; a new place for it at host cluster NEW_PLACE
- * + n. */
+/* A bench for tests of formats/block without a real format: a node whose "toy" driver is just a
+ * table in memory, with clusters of 4 KiB.
+ *
+ * An allocated guest cluster n lies at host cluster PLACE + n; a reservation for it gives host
+ * cluster NEW_PLACE + n. */
 #ifndef BLOCK_TESTING_H
 #define BLOCK_TESTING_H
 
@@ -34,11 +35,11 @@ enum cell {
     MOVED /* at its new place */
 };
 
-/* What the driver was asked, one letter each: m(ap) isn't noted. */
+/* The driver's state: the kind of each cluster, the calls so far and the wanted failures. */
 struct toy {
     enum cell cell[CLUSTERS];
-    char calls[64]; /* R reserve, L link, Z link over zeroes, X release, z zero, f
-                       zero_is_fast */
+    char calls[64]; /* a letter for each call except map: R reserve, L link, Z link over
+                       zeroes, X release, z zero, f zero_is_fast */
     bool fresh;
     int fail_reserve, fail_link, fail_map, fail_zero;
     uint64_t map_limit; /* clusters in an extent; 0: no limit */
@@ -212,7 +213,7 @@ static inline struct node *toy_node(struct toy_bench *b, struct storage *st,
     return node;
 }
 
-/* A disk of `size` bytes, all holes, writable. */
+/* Opens a writable disk of `size` bytes without any allocated cluster. */
 static inline void toy_init(struct toy_bench *b, uint64_t size,
                             const struct node_options *options)
 {
@@ -227,7 +228,7 @@ static inline void toy_init(struct toy_bench *b, uint64_t size,
     cr_assert_eq(node_activate(b->node, NULL), 0);
 }
 
-/* Gives it a backing node whose host bytes are all `fill`; its cells are all DATA. */
+/* Adds a backing node: all its clusters are DATA, and all bytes of its file are `fill`. */
 static inline void toy_add_base(struct toy_bench *b, uint64_t size, int fill)
 {
     struct storage *st = mem_storage_new(0);
@@ -250,7 +251,7 @@ static inline void toy_fini(struct toy_bench *b)
     crash_log_free(b->log);
 }
 
-/* The calls since the last look. */
+/* The calls since the last call of this function. */
 static inline const char *toy_calls(struct toy *toy)
 {
     static char copy[64];
@@ -260,7 +261,7 @@ static inline const char *toy_calls(struct toy *toy)
     return copy;
 }
 
-/* Fills host bytes without being recorded as the engine's. */
+/* Fills bytes of the file, without counting that as calls of the engine. */
 static inline void toy_fill_host(struct toy_bench *b, uint64_t off, uint64_t len, int fill)
 {
     struct storage *live = crash_log_live(b->log);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Write zeroes and trim: what is asked of the driver, and what is done to parts of
- * clusters. */
+/* Tests write zeroes and trim: which calls of the driver are made, and how parts of clusters are
+ * handled. */
 #include <pthread.h>
 
 #include "base/clock.h"
@@ -58,7 +58,7 @@ Test(block_zero, parts_over_the_base_are_written)
     toy_fini(&b);
 }
 
-/* When nothing but zeroes is left of a cluster, no space is taken for it. */
+/* If the rest of a cluster is zero, too, it isn't allocated. */
 Test(block_zero, parts_of_holes_whose_rest_is_zero)
 {
     struct toy_bench b;
@@ -84,7 +84,8 @@ Test(block_zero, parts_of_holes_whose_rest_is_zero)
     toy_fini(&b);
 }
 
-/* A format without zero clusters: zeroes are written only where something else shows. */
+/* In a format without zero clusters, zeroes are written only where the disk reads as something
+ * else. */
 Test(block_zero, parts_of_holes_in_a_format_that_cant_say_zero)
 {
     struct toy_bench b;
@@ -118,7 +119,8 @@ Test(block_zero, the_end_of_the_disk_counts_as_a_cluster)
     toy_fini(&b);
 }
 
-/* In a file whose bytes aren't the guest's, zeroes of the file are none of the guest's. */
+/* If the file's bytes aren't the guest's bytes (encryption), zeroes in the file don't read as
+ * zeroes for the guest. */
 Test(block_zero, host_zeroes_that_dont_show)
 {
     struct toy_bench b;
@@ -144,7 +146,7 @@ Test(block_zero, host_zeroes_that_dont_show)
     toy_fini(&b);
 }
 
-/* What the format can't say becomes zero bytes, and a trim does nothing at all. */
+/* If the format can't do it, zeroing writes zero bytes, and a trim does nothing. */
 Test(block_zero, not_supported_by_the_format)
 {
     struct toy_bench b;
@@ -178,7 +180,7 @@ Test(block_zero, other_errors_are_passed_on)
     toy_fini(&b);
 }
 
-/* FAST is answered before a byte is touched: neither the parts nor the whole clusters. */
+/* A FAST request that isn't fast fails before any byte is changed, in parts or whole clusters. */
 Test(block_zero, fast_is_decided_first)
 {
     struct toy_bench b;
@@ -225,7 +227,7 @@ Test(block_zero, detect_zeroes)
     toy_fini(&b);
 }
 
-/* ---- an encrypted disk that isn't one of clusters ---- */
+/* ---- an encrypted disk without clusters ---- */
 
 static int map_encrypted(struct node *node, uint64_t off, uint64_t len, struct extent *out)
 {
@@ -252,7 +254,7 @@ static int zero_nothing(struct node *node, uint64_t off, uint64_t len, enum zero
 static const struct driver encrypted_driver = {
     .name = "encrypted", .map = map_encrypted, .zero = zero_nothing, .close = toy_close};
 
-/* A write to the same sector, which comes when the zeroes have read it. */
+/* A write to the same sector that begins after the zeroing request has read the sector. */
 struct comer {
     struct toy_bench *b;
     pthread_t thread;
@@ -287,7 +289,8 @@ static void come(void *opaque)
         clock_nap_ns(100000);
 }
 
-/* A sector is written as a whole: what else it has stays, whoever writes that meanwhile. */
+/* An encrypted sector can only be written as a whole.  Zeroing a part must keep the rest, also
+ * what another request writes there meanwhile. */
 Test(block_zero, parts_of_encrypted_sectors, .timeout = 60)
 {
     static const struct cipher_spec spec = {CIPHER_AES_128, CIPHER_CBC, CIPHER_PLAIN64, 0};

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Clusters through each codec and back, and what is in front of and behind streams. */
+/* Tests each codec: compressing and decompressing clusters, and bytes before and after streams. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <pthread.h>
@@ -27,7 +27,7 @@ static void fill(uint8_t *data, size_t n, enum content content)
             data[i] = (uint8_t)rng_next(&rng);
 }
 
-/* A copy that ends where it may be read to: sanitizers see what goes on. */
+/* A copy in memory of exactly n bytes, so that ASan sees a read past the end. */
 static uint8_t *exact(const void *bytes, size_t n)
 {
     uint8_t *copy = malloc(n);
@@ -74,7 +74,7 @@ Test(codec_codec, what_does_not_shrink_is_left_alone)
         cr_expect_eq(codec_compress(codec, packed, sizeof packed, noise, sizeof noise), 0);
         cr_expect_eq(codec_compress(codec, packed, sizeof packed, noise, 1), 0);
         cr_expect_eq(codec_compress(codec, packed, 0, noise, 512), 0);
-        round_trip(codec, 65536, TEXT); /* and nothing of it is left */
+        round_trip(codec, 65536, TEXT); /* the failure leaves nothing behind */
     }
 }
 
@@ -114,7 +114,7 @@ Test(codec_codec, bytes_behind_the_stream_do_not_matter)
     }
 }
 
-/* Each length of the stream but its own. */
+/* A stream cut to any shorter length is refused. */
 Test(codec_codec, cut_off)
 {
     static uint8_t data[8192], back[8192], packed[8192];

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Streams that no encoder of ours makes, and that QEMU reads or refuses: the same is asked of
- * the codecs, and of the libraries in the way that QEMU asks them. */
+/* Tests streams that our encoders never make.  Each is decompressed by our codec and by the
+ * libraries as QEMU calls them; both must agree. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <string.h>
@@ -58,10 +58,10 @@ static int qemu_zstd(const uint8_t *src, size_t n)
     return left > 0 ? -EIO : 0;
 }
 
-/* Both say the same, and it is `wanted`. */
+/* Our codec and QEMU's way must both return `wanted`. */
 static void expect(enum codec_id id, size_t n, int wanted, const char *what)
 {
-    uint8_t *exact = malloc(n ? n : 1); /* sanitizers see what is read behind it */
+    uint8_t *exact = malloc(n ? n : 1); /* exactly n, so that ASan sees an overrun */
 
     memcpy(exact, stream, n);
     int err = codec_decompress(codec_find(id), ours, CLUSTER, exact, n);
@@ -77,7 +77,8 @@ static void expect(enum codec_id id, size_t n, int wanted, const char *what)
 
 /* ---- deflate ---- */
 
-/* `flush` follows the first n bytes, the rest and the end come when `whole`. */
+/* Makes a stream of n bytes and a flush of that kind; then, if `whole`, `rest` more bytes and the
+ * end of the stream. */
 static size_t make_deflate(size_t n, size_t rest, int flush, bool whole)
 {
     z_stream z = {.next_in = data,
@@ -123,14 +124,14 @@ Test(codec_streams, deflate_with_damage_behind_the_cluster, .init = fill_data)
     memset(stream + n - 1000, 0xff, 1000);
     expect(CODEC_DEFLATE, n, 0, "damage that isn't reached");
     n = make_deflate(CLUSTER, 0, Z_SYNC_FLUSH, false);
-    stream[n] = 0x07; /* the last block, of a kind that doesn't exist */
+    stream[n] = 0x07; /* a final block of a type that doesn't exist */
     expect(CODEC_DEFLATE, n + 1, -EIO, "damage that is seen though nothing comes of it");
     n = make_deflate(CLUSTER, CLUSTER, Z_SYNC_FLUSH, true);
     stream[0] = 0x07;
     expect(CODEC_DEFLATE, n, -EIO, "damage in the cluster");
 }
 
-/* libdeflate, and writers other than QEMU, use 32 KiB. */
+/* libdeflate and writers other than QEMU use windows of 32 KiB, which must be readable. */
 Test(codec_streams, deflate_with_a_large_window, .init = fill_data)
 {
     struct libdeflate_compressor *c = libdeflate_alloc_compressor(9);
@@ -144,7 +145,7 @@ Test(codec_streams, deflate_with_a_large_window, .init = fill_data)
     libdeflate_free_compressor(c);
 }
 
-/* What is written has to be readable with 4 KiB, by those who read piece by piece, too. */
+/* Our streams must be readable with a window of 4 KiB, also by programs that inflate in pieces. */
 Test(codec_streams, deflate_is_written_with_a_small_window, .init = fill_data)
 {
     struct rng rng = {.state = 3};
@@ -240,7 +241,7 @@ Test(codec_streams, zstd_frames_that_end_early, .init = fill_data)
     expect(CODEC_ZSTD, add_skippable(0), -EIO, "nothing to be read");
 }
 
-/* 128 MiB are no reason to allocate them. */
+/* A stream that claims a window of 128 MiB must not make us allocate it. */
 Test(codec_streams, zstd_with_a_huge_window, .init = fill_data)
 {
     ZSTD_CCtx *c = ZSTD_createCCtx();

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Ciphers against published vectors, against the library's own modes, and many threads. */
+/* Tests the ciphers against published vectors, against the library's own modes, and with many
+ * threads. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <pthread.h>
@@ -82,8 +83,8 @@ Test(crypto_cipher, ieee_1619_vector_10)
     cipher_free(c);
 }
 
-/* NIST SP 800-38A, F.2, whose four blocks need a vector of their own: as many sectors'
- * first blocks are compared as there are, by undoing what the vector does. */
+/* NIST SP 800-38A, F.2.  Its initialization vector isn't one of a sector.  So the first block of
+ * the plain text is changed by the difference between both vectors. */
 Test(crypto_cipher, nist_sp_800_38a_cbc)
 {
     static const struct {
@@ -112,7 +113,7 @@ Test(crypto_cipher, nist_sp_800_38a_cbc)
         from_hex(want, cases[i].blocks);
         memset(data, 0, sizeof data);
         memcpy(data, plain, sizeof plain);
-        data[0] ^= 9; /* the vector of sector 9 */
+        data[0] ^= 9; /* undoes the initialization vector of sector 9 */
         for (size_t k = 0; k < 16; k++)
             data[k] ^= iv[k];
         struct cipher *c = make(&spec, key);
@@ -183,7 +184,7 @@ static void compare(const struct cipher_spec *spec, size_t n, uint64_t sector)
     fill(plain, n, sector + 1);
     memcpy(want, plain, n);
     struct cipher *c = make(spec, key);
-    cr_assert_eq(cipher_encrypt(c, got + 1, plain, n, sector), 0); /* at any address */
+    cr_assert_eq(cipher_encrypt(c, got + 1, plain, n, sector), 0); /* an odd address */
     if (library_name(spec)) {
         by_library(spec, key, want, n, sector);
         cr_assert_arr_eq(got + 1, want, n, "%s-%s-%s", cipher_alg_name(spec->alg),
@@ -214,7 +215,7 @@ Test(crypto_cipher, as_the_library_has_them)
     }
 }
 
-/* Two calls give what one gives, wherever they meet. */
+/* Encrypting a range in two calls gives the same as in one, wherever it is cut. */
 Test(crypto_cipher, calls_can_be_cut)
 {
     const struct cipher_spec spec = {CIPHER_AES_192, CIPHER_XTS, CIPHER_ESSIV, HASH_SHA256};

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Containers: making, opening, adding and erasing keys, and what fails in the middle. */
+/* Tests LUKS containers: creating, opening, adding and erasing keys, and failures in between. */
 #include "crypto/af.h"
 #include "crypto/internal.h"
 #include "crypto/secret.h"
@@ -17,7 +17,7 @@ static void from_hex(uint8_t *bytes, const char *hex)
     }
 }
 
-/* RFC 6070; the others as RFC 7914, section 11, has one of them. */
+/* The vectors of RFC 6070, and others like that of RFC 7914, section 11. */
 Test(crypto_luks, pbkdf2_vectors)
 {
     static const struct {
@@ -64,7 +64,7 @@ Test(crypto_luks, iterations_follow_the_time)
 
     cr_assert_eq(hash_pbkdf2_iterations(HASH_SHA256, 32, 10, &little), 0);
     cr_assert_eq(hash_pbkdf2_iterations(HASH_SHA256, 32, 1000, &much), 0);
-    cr_expect(much > little * 5, "%u and %u", little, much); /* others are busy, too */
+    cr_expect(much > little * 5, "%u and %u", little, much); /* other processes run, too */
     cr_assert_eq(hash_pbkdf2_iterations(HASH_SHA256, 32, UINT32_MAX, &much), 0);
     cr_expect_eq(much, UINT32_MAX);
 }
@@ -87,7 +87,7 @@ Test(crypto_luks, split_and_merge)
                 cr_expect_arr_eq(got, key, n);
                 if (stripes[k] == 1)
                     continue;
-                split[stripes[k] / 3 * n] ^= 1; /* each bit of it is needed */
+                split[stripes[k] / 3 * n] ^= 1; /* every bit is needed */
                 cr_assert_eq(af_merge(alg, got, split, n, stripes[k]), 0);
                 cr_expect(n == 1 || memcmp(got, key, n) != 0);
             }
@@ -134,7 +134,7 @@ Test(crypto_luks, sentence_of_a_wrong_passphrase)
     memory_free(&m);
 }
 
-/* What luks_format gives works as what luks_open gives. */
+/* The cipher that luks_format returns must work as the one that luks_open returns. */
 Test(crypto_luks, one_key)
 {
     struct memory m;
@@ -267,7 +267,7 @@ Test(crypto_luks, erased_material_is_gone)
     memcpy(header, m.bytes, sizeof header);
     cr_assert_eq(add(&m, "first", "second", LUKS_ANY_SLOT, false, NULL), 0);
     cr_assert_eq(erase(&m, "first", false, NULL), 0);
-    memcpy(m.bytes, header, sizeof header); /* a copy that somebody kept */
+    memcpy(m.bytes, header, sizeof header); /* as from an old backup of the header */
     cr_expect_eq(try_open(&m, "first"), -EKEYREJECTED);
     memory_free(&m);
 }
@@ -319,7 +319,8 @@ Test(crypto_luks, the_last_key_stays)
     memory_free(&m);
 }
 
-/* Replaces the key of the only slot in use, of which the calls'th call fails.  What add returns. */
+/* Replaces the key of the only slot in use; the call after the first `calls` ones fails.  Returns
+ * add's result. */
 static int replace_only_key(unsigned slot, enum torn torn, int calls)
 {
     struct memory m;
@@ -347,8 +348,8 @@ static int replace_only_key(unsigned slot, enum torn torn, int calls)
     return err;
 }
 
-/* O-05: At each moment one of the two passphrases opens it, whatever has arrived of what was being
- * written.  Slots 6 and 7 lie in the header's second sector. */
+/* O-05: at each moment one of the two passphrases opens the container, whichever part of the
+ * failed write is in the file.  Slots 6 and 7 lie in the header's second sector. */
 Test(crypto_luks, failures_while_the_only_key_is_replaced)
 {
     static const unsigned slots[] = {0, 6, 7};
@@ -359,7 +360,7 @@ Test(crypto_luks, failures_while_the_only_key_is_replaced)
                 cr_assert_lt(calls, 40);
 }
 
-/* With no slot free, and slots 0 to 7 opened by "0" to "7". */
+/* Uses all slots: slots 0 to 7 are opened by the passphrases "0" to "7". */
 static void fill_slots(struct memory *m)
 {
     struct diag diag = {0};
@@ -371,7 +372,8 @@ static void fill_slots(struct memory *m)
         cr_assert_eq(add(m, "0", (const char[]){(char)('0' + i), 0}, i, true, &diag), 0);
 }
 
-/* O-05: cut short, it would be lost to who asks. */
+/* O-05: while all slots are in use, the only slot that the given passphrase opens isn't replaced,
+ * not even by force: a failure in between would lock the user out. */
 Test(crypto_luks, the_own_key_among_eight_stays)
 {
     struct memory m;
@@ -394,7 +396,7 @@ Test(crypto_luks, the_own_key_among_eight_stays)
     memory_free(&m);
 }
 
-/* Replaces the key of a slot among eight; what add returns. */
+/* Replaces the key of a slot while all eight are in use; returns add's result. */
 static int replace_among_eight(struct memory *m, int slot, enum torn torn, int calls)
 {
     struct diag diag = {0};
@@ -411,7 +413,8 @@ static int replace_among_eight(struct memory *m, int slot, enum torn torn, int c
     return err;
 }
 
-/* O-05: The old passphrase opens the container at each moment, and lets the same be tried again. */
+/* O-05: the old passphrase opens the container at each moment, so that the change can be tried
+ * again. */
 Test(crypto_luks, failures_while_a_key_among_eight_is_replaced)
 {
     static const int slots[] = {6, 7};
@@ -425,7 +428,7 @@ Test(crypto_luks, failures_while_a_key_among_eight_is_replaced)
     memory_free(&m);
 }
 
-/* Each call fails once: what the container had before, or has afterwards, opens it. */
+/* Each call fails once: afterwards the old or the new passphrase opens the container. */
 Test(crypto_luks, failures_in_the_middle)
 {
     struct memory m;
@@ -448,7 +451,7 @@ Test(crypto_luks, failures_in_the_middle)
                   "%d: %d", calls, err);
         cr_expect_eq(try_open(&m, "second"), 0);
         if (err == -EKEYREJECTED)
-            break; /* it was out of use before its material was overwritten */
+            break; /* the slot was disabled before its key material was overwritten */
     }
     cr_expect_eq(try_open(&m, "first"), -EKEYREJECTED);
     memory_free(&m);
@@ -475,7 +478,8 @@ Test(crypto_luks, failures_while_it_is_made)
     memory_free(&m);
 }
 
-/* Not so few that the specification has more, nor so many that nobody could open it. */
+/* Iteration counts below the specification's minimum, or so large that opening would never end,
+ * are refused. */
 Test(crypto_luks, counts_have_limits)
 {
     uint32_t n;

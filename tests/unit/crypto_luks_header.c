@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The header: each hostile value is refused, with a sentence that has it. */
+/* Tests the parsing of LUKS headers: each hostile value is refused with a message that names it. */
 #include <inttypes.h>
 
 #include "base/bytes.h"
 #include "crypto_testing.h"
 
-/* Offsets as the specification has them. */
+/* Offsets of fields as in the specification. */
 #define SLOT(n) (208 + 48 * (n))
 #define LIMIT   (4u << 20)
 
 static uint8_t bytes[LUKS_HEADER_BYTES];
 
-/* Where QEMU puts things; slots 0 and 2 are in use. */
+/* Makes a header with QEMU's layout; slots 0 and 2 are in use. */
 static void make_header(void)
 {
     struct luks_header h = {.spec = quick.spec, .hash = HASH_SHA256, .key_bytes = 64};
@@ -177,7 +177,7 @@ Test(crypto_luks_header, words)
                      "bytes is no key of AES");
     set_word(72, "whirlpool");
     refused(ENOTSUP, "disk.luks: LUKS header: hash 'whirlpool' is not supported");
-    set_word(40, "xts-plain64:nonsense"); /* as dm-crypt and QEMU take it */
+    set_word(40, "xts-plain64:nonsense"); /* dm-crypt and QEMU accept it */
     accepted();
 }
 
@@ -229,7 +229,7 @@ Test(crypto_luks_header, iterations)
     store_be32(bytes + SLOT(2) + 4, 100000001);
     refused(ENOTSUP, "disk.luks: LUKS header: key slot 2: iterations 100000001: more than "
                      "100000000 would take minutes, and no tool writes them");
-    store_be32(bytes + SLOT(1) + 4, 0xffffffff); /* not in use */
+    store_be32(bytes + SLOT(1) + 4, 0xffffffff); /* this slot isn't in use */
     accepted();
     store_be32(bytes + SLOT(0) + 4, 100000000);
     accepted();
@@ -262,11 +262,11 @@ Test(crypto_luks_header, places_of_material)
     refused(EINVAL,
             "disk.luks: LUKS header: key slot 4: key material offset 775680 (256000 "
             "bytes): overlaps that of key slot 2 at 520192");
-    store_be32(bytes + SLOT(4) + 40, 8 + 4 * 504 + 4); /* right behind it is its end */
+    store_be32(bytes + SLOT(4) + 40, 8 + 4 * 504 + 4); /* ends where the next one begins */
     accepted();
 }
 
-/* 96000 bytes are no whole sectors. */
+/* Key material of 96000 bytes isn't a whole number of sectors. */
 Test(crypto_luks_header, material_is_whole_sectors)
 {
     cr_expect_eq(luks_material_bytes(24), 96256);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Containers that qemu-img made, opened here, and the other way round. */
+/* Opens LUKS containers made by qemu-img with our code, and the reverse. */
 #include <fcntl.h>
 #include <stdarg.h>
 #include <sys/stat.h>
@@ -70,7 +70,7 @@ static struct luks_io file_io(int *fd)
                             fd,        (uint64_t)st.st_size, path};
 }
 
-/* The payload at 0 is all `byte`, for us. */
+/* Our code must open the container and read the payload's beginning as all `byte`. */
 static void expect_payload(const char *passphrase, uint8_t byte)
 {
     CLEANUP_CLOSE int fd = -1;
@@ -88,7 +88,7 @@ static void expect_payload(const char *passphrase, uint8_t byte)
     luks_close(luks);
 }
 
-/* What qemu-io does to it, with status 0 only when all patterns are there. */
+/* Runs qemu-io on the container; status 0 means that all patterns to be read were there. */
 static int qemu_io(const char *passphrase, const char *commands)
 {
     return run("qemu-io --object secret,id=s,data=%s --image-opts "
@@ -103,7 +103,8 @@ struct kind {
     const char *alg, *mode, *ivgen, *iv_hash, *hash;
 };
 
-/* Each word at least once; with aes-192 and cbc qemu-img itself fails. */
+/* Each algorithm and mode at least once, but not aes-192 with cbc, which fails in qemu-img itself.
+ */
 static const struct kind kinds[] = {
     {"aes-256", "xts", "plain64", NULL, "sha256"},
     {"aes-128", "cbc", "essiv", "sha256", "sha1"},
@@ -195,7 +196,7 @@ Test(crypto_luks_qemu, ours)
 
 /* ---- layout ---- */
 
-/* The same fields at the same places. */
+/* Our header has the same fields at the same offsets as qemu-img's. */
 Test(crypto_luks_qemu, same_layout)
 {
     struct luks_params params = params_of(&kinds[0]);
@@ -260,7 +261,8 @@ Test(crypto_luks_qemu, keys_that_qemu_img_added)
 
 /* ---- the legacy encryption ---- */
 
-/* qemu-img makes such images; the first cluster of data follows the tables. */
+/* qemu-img can create images with the legacy AES encryption; the first data cluster follows the
+ * tables. */
 Test(crypto_luks_qemu, legacy_aes)
 {
     static uint8_t data[PAYLOAD];
@@ -271,7 +273,7 @@ Test(crypto_luks_qemu, legacy_aes)
                      "encrypt.format=aes,encrypt.key-secret=s %s 1M >/dev/null 2>&1",
                      path),
                  0);
-    /* qemu-io can write to it, but QEMU's system emulator no longer opens it. */
+    /* qemu-io can still write to such images; QEMU's system emulator no longer opens them. */
     cr_assert_eq(run("qemu-io --object secret,id=s,data=abc --image-opts driver=qcow2,"
                      "file.filename=%s,encrypt.format=aes,encrypt.key-secret=s -c "
                      "'write -P 0x29 128k 64k' >/dev/null 2>&1",

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A LUKS container in memory, which fails when it is told to and remembers what was done to
- * it. */
+/* A LUKS container in memory that records writes and flushes, and fails where a test wants. */
 #ifndef CRYPTO_TESTING_H
 #define CRYPTO_TESTING_H
 
@@ -14,17 +13,17 @@
 #include "base/checked.h"
 #include "crypto/luks.h"
 
-#define QUICK_MS 1u /* the fewest iterations there may be */
+#define QUICK_MS 1u /* iteration time for new keys: gives the fewest iterations allowed */
 
 enum torn { NOT_TORN, TORN_BEGINNING, TORN_END };
 
 struct memory {
     uint8_t *bytes;
     uint64_t size;
-    int fail_after;    /* so many calls succeed; -1: all */
-    enum torn torn;    /* which sectors of a write that fails arrive all the same */
-    char log[4096];    /* "w OFFSET LENGTH;" and "f;" */
-    uint64_t unsynced; /* calls of write since the last flush */
+    int fail_after;    /* so many calls succeed, then one fails; -1: none fails */
+    enum torn torn;    /* which half of a failing write is written nevertheless */
+    char log[4096];    /* the calls: "w OFFSET LENGTH;" and "f;" */
+    uint64_t unsynced; /* number of writes since the last flush */
 };
 
 static inline bool fails(struct memory *m)
@@ -95,7 +94,7 @@ static inline void memory_free(struct memory *m)
     free(m->bytes);
 }
 
-/* One that "first" opens, of the given kind. */
+/* Makes a container of that kind, with the passphrase "first". */
 static inline void memory_format(struct memory *m, const struct luks_params *params)
 {
     struct diag diag = {0};
@@ -107,7 +106,7 @@ static inline void memory_format(struct memory *m, const struct luks_params *par
     m->log[0] = '\0';
 }
 
-/* What luks_open says of the passphrase. */
+/* Tries to open the container; returns luks_open's result. */
 static inline int try_open(struct memory *m, const char *passphrase)
 {
     struct luks_io io = memory_io(m);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A librbd with one small image that answers when the test says so, with what the test says. */
+/* A fake librbd with one small image.  Requests stay pending until the test answers them, in any
+ * order and with any result. */
 #ifndef UNIT_FAKE_LIBRBD_H
 #define UNIT_FAKE_LIBRBD_H
 
@@ -14,21 +15,21 @@
 #include "storage/rbd_internal.h"
 
 #define FAKE_BYTES 4096u
-#define FAKE_MANY  65536u /* requests of one test */
-#define LONG       60000u /* ms; nothing here takes as long */
+#define FAKE_MANY  65536u /* most requests in one test */
+#define LONG       60000u /* ms: a deadline that never passes in these tests */
 
-/* What the cluster has; 'r' at first. */
+/* The image's content in the fake cluster; all 'r' at first. */
 static char fake_image[FAKE_BYTES];
 
-/* Requests that librbd has, or had; those submitted, in their order. */
+/* Requests that were made (fake_pending), and those submitted, in their order (fake_submitted). */
 struct fake_pending {
     rbd_callback_t callback;
     void *opaque;
     enum rbd_op op;
     uint64_t off;
     size_t len;
-    char *buf;   /* a read's */
-    char *bytes; /* a write's; a copy, as librbd has one */
+    char *buf;   /* for a read: the caller's buffer */
+    char *bytes; /* for a write: a copy of the data, as librbd makes one */
     ssize_t result;
 };
 static struct fake_pending fake_pending[FAKE_MANY];
@@ -37,13 +38,13 @@ static struct fake_pending *fake_submitted[FAKE_MANY];
 static pthread_mutex_t fake_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct rbd_link *conn;
 
-/* A resize that takes until it is let go, and what is said of the size. */
+/* While set, a resize or a query of the size doesn't return. */
 static _Atomic bool hold_resize, hold_size;
 static _Atomic int fail_size; /* an errno */
 static _Atomic unsigned n_resizes, n_asked;
 static _Atomic uint64_t real_size;
 
-/* As librbd does: what lies past the end is left out. */
+/* As librbd does: the part of a request past the end of the image is left out. */
 static size_t inside(const struct fake_pending *p)
 {
     uint64_t size = atomic_load(&real_size);
@@ -51,7 +52,7 @@ static size_t inside(const struct fake_pending *p)
     return p->off < size ? MIN(p->len, size - p->off) : 0;
 }
 
-/* As librbd does: the image changes when it answers. */
+/* Answers a request.  The image is read or changed at this moment, as with librbd. */
 static void fake_answer_one(struct fake_pending *p, ssize_t result)
 {
     if (p->op == RBD_OP_READ && result > 0)
@@ -65,7 +66,7 @@ static void fake_answer_one(struct fake_pending *p, ssize_t result)
     p->callback(p, p->opaque);
 }
 
-/* The n-th that was submitted. */
+/* Answers the nth submitted request, counted from 0. */
 static void answer(unsigned n, ssize_t result)
 {
     fake_answer_one(fake_submitted[n], result);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A disk in memory, a place to mirror it to, and users who are held back and moved over as
- * a server does it; and what the jobs told. */
+/* A bench for jobs: a disk in memory (SOURCE), a second one to copy it to (TARGET), and users of
+ * the disk, whose requests are drained and switched to another node as a server would do it.  The
+ * events of the jobs are recorded. */
 #ifndef JOBS_TESTING_H
 #define JOBS_TESTING_H
 
@@ -26,12 +27,12 @@
 
 enum { SOURCE, TARGET };
 
-/* What was told, in order; tests wait for what is to come. */
+/* Records all events in order, so that tests can wait for an event. */
 struct listener {
     pthread_mutex_t mutex;
     pthread_cond_t more;
     struct job_event events[MOST_EVENTS];
-    unsigned n, seen; /* events before `seen` were waited for */
+    unsigned n, seen; /* recorded events; those before `seen` were returned by listen_for */
 };
 
 struct bench {
@@ -39,9 +40,9 @@ struct bench {
     struct listener heard;
     struct job_manager *manager;
     struct fault_plan plan[2];
-    struct storage *mem[2]; /* to look at */
-    struct node *node[2];   /* TARGET: NULL once a job has it */
-    pthread_rwlock_t users; /* read: a request runs; write: held back */
+    struct storage *mem[2]; /* the test's handles on both disks */
+    struct node *node[2];   /* TARGET: NULL once a job owns it */
+    pthread_rwlock_t users; /* read-locked by each request, write-locked by a drain */
     struct node *serving, *replaced;
     struct diag diag;
 };
@@ -59,12 +60,13 @@ static inline void hear(void *opaque, const struct job_event *event)
 
 static inline void listener_init(struct listener *l)
 {
-    memset(l, 0, sizeof *l); /* too large for a stack */
+    memset(l, 0, sizeof *l); /* a compound literal would be too large for the stack */
     pthread_mutex_init(&l->mutex, NULL);
     pthread_cond_init(&l->more, NULL);
 }
 
-/* The next event of that kind (and, for STATUS, of that state); fails after a minute. */
+/* Waits for the next event of that kind (and for JOB_EVENT_STATUS, of that state) and returns it.
+ * Fails the test after a minute. */
 static inline struct job_event listen_for(struct listener *l, enum job_event_kind kind,
                                           enum job_state state)
 {
@@ -86,7 +88,7 @@ static inline struct job_event listen_for(struct listener *l, enum job_event_kin
     }
 }
 
-/* How many of a kind there were until now. */
+/* How many events of a kind there have been. */
 static inline unsigned heard_of(struct listener *l, enum job_event_kind kind)
 {
     unsigned n = 0;
@@ -128,7 +130,7 @@ static inline int user_write(struct bench *b, const void *buf, uint64_t off, uin
     return err;
 }
 
-/* ---- a life ---- */
+/* ---- setting up ---- */
 
 static inline void bench_open(struct bench *b, int which, uint64_t size)
 {
@@ -145,7 +147,7 @@ static inline void bench_open(struct bench *b, int which, uint64_t size)
     cr_assert_eq(node_activate(b->node[which], &b->diag), 0, "%s", b->diag.text);
 }
 
-/* Another target, for the next job. */
+/* Makes a new target for the next job. */
 static inline void bench_new_target(struct bench *b, uint64_t size)
 {
     storage_close(b->mem[TARGET]);
@@ -153,7 +155,7 @@ static inline void bench_new_target(struct bench *b, uint64_t size)
     bench_open(b, TARGET, size);
 }
 
-/* Fills the disk with something that has no zeroes. */
+/* Fills the disk with bytes other than zero. */
 static inline void bench_fill(struct bench *b)
 {
     uint64_t size = b->node[SOURCE]->size;
@@ -176,7 +178,7 @@ static inline void bench_init(struct bench *b, uint64_t size)
     bench_open(b, SOURCE, size);
     bench_open(b, TARGET, size);
     b->serving = b->node[SOURCE];
-    /* Who holds users back must not starve. */
+    /* Without this a drain could wait for ever, while new requests keep coming. */
     pthread_rwlockattr_init(&attr);
     pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
     pthread_rwlock_init(&b->users, &attr);
@@ -216,7 +218,7 @@ static inline int bench_start(struct bench *b, const struct mirror_params *param
 {
     int err = mirror_start(b->manager, params, &b->diag);
 
-    b->node[TARGET] = NULL; /* the job's, whatever happened */
+    b->node[TARGET] = NULL; /* the job owns it now, even if it couldn't be started */
     return err;
 }
 
@@ -245,7 +247,7 @@ static inline struct job_event bench_end(struct bench *b, enum job_event_kind ki
     return event;
 }
 
-/* Ends a job that is ready with a copy. */
+/* Cancels a job that is ready, softly: it ends with a complete copy. */
 static inline void bench_cancel(struct bench *b)
 {
     cr_assert_eq(job_cancel(b->manager, "job", false, &b->diag), 0, "%s", b->diag.text);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A metadata cache over memory that can be told to fail and whose calls are recorded. */
+/* A bench for the metadata cache: its storage is in memory, records all calls, and can be made to
+ * fail. */
 #ifndef MCACHE_TESTING_H
 #define MCACHE_TESTING_H
 
@@ -20,7 +21,7 @@
 #define PAGE_BYTES 512u
 #define PAGES      512u
 
-/* Where the maps of the tests lie. */
+/* Two maps, with their places in the file. */
 enum { MAP_A, MAP_B, MAPS };
 #define MAP_PLACE(map) (0x10000u + (map) * (uint64_t)(PAGES * PAGE_BYTES))
 
@@ -32,7 +33,7 @@ struct bench {
     struct storage *st;
     struct mcache *mc;
     struct mcmap *map[MAPS];
-    unsigned frozen, durable; /* calls of the hooks */
+    unsigned frozen, durable; /* how often these hooks were called */
 };
 
 static inline uint64_t locate_a(void *owner, uint64_t index)
@@ -67,7 +68,7 @@ static inline void no_messages(enum log_level level, const char *fmt, va_list ap
     (void)ap;
 }
 
-/* One more image whose pages are the pool's. */
+/* Opens one more image, which shares the pool. */
 static inline void bench_join(struct bench *b, struct mc_pool *pool)
 {
     static const struct mcache_hooks hooks = {.frozen = count_frozen,
@@ -80,7 +81,7 @@ static inline void bench_join(struct bench *b, struct mc_pool *pool)
     b->log = crash_log_new(NULL);
     fault_plan_init(&b->plan);
     b->st = fault_storage_new(crash_storage_open(b->log), &b->plan);
-    /* A file that is long enough, so that only writes are seen. */
+    /* The file is long enough from the start, so that the log will have no growth in it. */
     cr_assert_eq(storage_truncate(b->st, MAP_PLACE(MAPS)), 0);
     crash_log_rebase(b->log);
     b->mc = mcache_new(b->pool, &b->gate, b->st, &hooks, b);
@@ -110,7 +111,7 @@ static inline void bench_fini(struct bench *b)
     mc_pool_free(b->pool);
 }
 
-/* One word of a page, loaded as a request does. */
+/* Loads one word of a page as a request would. */
 static inline uint64_t load_word(struct bench *b, unsigned map, uint64_t index,
                                  uint32_t word)
 {
@@ -123,7 +124,8 @@ static inline uint64_t load_word(struct bench *b, unsigned map, uint64_t index,
     return value;
 }
 
-/* Stores as a request does: look, drop the lock, load, look again. */
+/* Stores a word as a request would: loads the page without the lock, then looks under the lock
+ * whether it is still there, and repeats both if it isn't. */
 static inline void store_word(struct bench *b, unsigned map, uint64_t index, uint32_t word,
                               uint64_t value, enum mc_class cls)
 {
@@ -148,7 +150,7 @@ static inline void make_strict(struct bench *b)
     mcache_strict(b->mc);
 }
 
-/* What the storage has, past the cache. */
+/* The word in the storage, without asking the cache. */
 static inline uint64_t disk_word(struct bench *b, unsigned map, uint64_t index,
                                  uint32_t word)
 {
@@ -161,8 +163,8 @@ static inline uint64_t disk_word(struct bench *b, unsigned map, uint64_t index,
     return map == MAP_A ? load_be64(raw) : load_le64(raw);
 }
 
-/* The calls since `from`, one letter each: W of map A or a (pages below 256), B of map B, F
- * for a flush; "A" writes are told apart by their page. */
+/* The log's entries since `from`, one letter each: "a" and "b" for writes to map A and B, "F" for a
+ * flush. */
 static inline void calls_since(struct bench *b, uint64_t from, char *out, size_t n)
 {
     size_t at = 0;

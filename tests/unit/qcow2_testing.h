@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* qcow2 images in memory, and a look at their bytes. */
+/* Helpers for tests of the qcow2 driver: images in memory, and access to fields in their files. */
 #ifndef QCOW2_TESTING_H
 #define QCOW2_TESTING_H
 
@@ -21,7 +21,7 @@
 
 #define FIELD(name) offsetof(struct qcow2_disk_header, name)
 
-/* All that was logged since the image was made. */
+/* All messages logged since the image was made. */
 static char logged[8192];
 
 static inline void log_to_buffer(enum log_level level, const char *fmt, va_list ap)
@@ -83,7 +83,7 @@ static inline uint64_t cluster_of(struct image *img)
     return 1ull << get32(img, FIELD(cluster_bits));
 }
 
-/* Where the L1 entry of a guest offset stands, and its L2 entry (which must have a table).
+/* The file offset of the L1 entry of a guest offset; that of its L2 entry, whose table must exist.
  */
 static inline uint64_t l1_entry_at(struct image *img, uint64_t guest)
 {
@@ -106,7 +106,7 @@ static inline uint64_t l2_entry(struct image *img, uint64_t guest)
     return get64(img, l2_entry_at(img, guest));
 }
 
-/* The refcount of the cluster at a host offset, read by the book. */
+/* The refcount of the cluster at a host offset, read from the file without the driver. */
 static inline uint64_t refcount_at(struct image *img, uint64_t host)
 {
     uint64_t cluster = cluster_of(img), index = host / cluster;
@@ -136,7 +136,7 @@ static inline uint64_t file_size(struct image *img)
     return bytes;
 }
 
-/* ---- requests, and the same to the model ---- */
+/* ---- requests, which change the model, too ---- */
 
 static inline int try_write(struct image *img, uint64_t off, uint64_t len, int fill,
                             unsigned flags)
@@ -180,7 +180,7 @@ static inline void close_and_verify(struct image *img)
     cr_assert(image_verify(img, why, sizeof why), "%s", why);
 }
 
-/* Fails to open (writable), with a message that has `word` in it. */
+/* Opening for writing must fail with that errno and a message that contains `word`. */
 static inline void refused(struct image *img, int err, const char *word)
 {
     struct diag diag = {0};
@@ -190,7 +190,7 @@ static inline void refused(struct image *img, int err, const char *word)
     cr_expect_eq(diag.err, err);
 }
 
-/* Opens it as for reading: not activated. */
+/* Opens the image for reading: it isn't activated. */
 static inline int open_for_reading(struct image *img, struct diag *diag)
 {
     static const struct node_options none;

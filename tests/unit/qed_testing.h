@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* QED images in memory, with their nodes: what the tests of the driver start from. */
+/* A bench for the QED driver: an image in memory and a node on it. */
 #ifndef QED_TESTING_H
 #define QED_TESTING_H
 
@@ -29,10 +29,10 @@
 
 struct bench {
     bool is_device;
-    uint64_t now, tick; /* the fake clock, ns; by how much it moves when it is looked at */
+    uint64_t now, tick; /* the fake clock in ns, and by how much each reading advances it */
     struct block_context ctx;
     struct node_options options;
-    struct storage *mem; /* the image; ours to look at */
+    struct storage *mem; /* the test's handle on the image */
     struct fault_plan plan;
     struct node *node; /* NULL: closed */
 };
@@ -65,7 +65,7 @@ static inline void put_header(struct storage *st, const struct qed_header *heade
     cr_assert_eq(storage_write(st, raw, 0, sizeof raw, 0), 0);
 }
 
-/* An empty image; its backing file's name, when there is one, follows the header. */
+/* Makes an empty image.  backing: the name to record, behind the header, or NULL. */
 static inline struct storage *new_image_in_memory(struct qed_header header,
                                                   const char *backing)
 {
@@ -113,7 +113,7 @@ static inline uint64_t size_of(struct storage *st)
     return bytes;
 }
 
-/* Takes over mem. */
+/* Takes ownership of mem. */
 static inline void bench_init(struct bench *b, struct storage *mem)
 {
     *b = (struct bench){.mem = mem};
@@ -145,7 +145,7 @@ static inline void bench_open_writable(struct bench *b)
     cr_assert_eq(node_activate(b->node, &diag), 0, "%s", diag.text);
 }
 
-/* A raw-like backing file would need the raw driver; a QED one of its own does as well. */
+/* Opens a QED image as the backing file, so that the raw driver isn't needed. */
 static inline struct node *open_backing(struct bench *b, struct storage *mem)
 {
     struct node *node = NULL;
@@ -211,7 +211,7 @@ static inline bool have_qemu_img(void)
     return system("qemu-img --version >/dev/null 2>&1") == 0;
 }
 
-/* The exit status of a shell command. */
+/* Runs a shell command; returns its exit status. */
 static inline int PRINTF_LIKE(1, 2) run(const char *fmt, ...)
 {
     char command[1024];
@@ -224,7 +224,7 @@ static inline int PRINTF_LIKE(1, 2) run(const char *fmt, ...)
     return WIFEXITED(status) ? WEXITSTATUS(status) : 255;
 }
 
-/* A folder of the test's own; it goes with everything in it. */
+/* Makes a temporary folder for the test; it is removed with its files. */
 static inline void make_folder(char path[32])
 {
     strcpy(path, "/tmp/qed-test.XXXXXX");
@@ -236,9 +236,9 @@ static inline void remove_folder(const char *path)
     run("rm -rf %s", path);
 }
 
-/* qemu-img check of an image in memory: 0 clean, 2 corrupt, 3 leaks; 0 without qemu-img.
- * For images below cluster_size^2 bytes: QEMU 7.2 divides by cluster_size - 1 when it
- * counts clusters, and sees a leak in every larger one, its own too. */
+/* Runs qemu-img check on an image in memory: 0 clean, 2 corrupt, 3 leaks; 0 if there is no
+ * qemu-img.  Only for images of less than cluster_size^2 bytes: QEMU 7.2 divides by
+ * cluster_size - 1 when it counts clusters, and reports a leak in every larger image. */
 static inline int qemu_check(struct storage *mem)
 {
     char folder[32], file[64];
@@ -248,14 +248,14 @@ static inline int qemu_check(struct storage *mem)
     make_folder(folder);
     snprintf(file, sizeof file, "%s/disk.qed", folder);
     cr_assert_eq(mem_storage_save(mem, file), 0);
-    /* The backing file of those that have one; its contents don't matter. */
+    /* The backing file, for images that have one; its contents don't matter. */
     cr_assert_eq(run("qemu-img create -q -f qed %s/base.qed 1M", folder), 0);
     int status = run("qemu-img check -f qed %s >/dev/null 2>&1", file);
     remove_folder(folder);
     return status;
 }
 
-/* Closes, and has the outcome judged: nothing is left to be checked. */
+/* Closes the image, which must be clean then. */
 static inline void bench_finish(struct bench *b)
 {
     cr_expect_eq(bench_close(b), 0);
@@ -264,7 +264,7 @@ static inline void bench_finish(struct bench *b)
     bench_fini(b);
 }
 
-/* The first that was logged. */
+/* The first message that was logged. */
 static char logged[1024];
 
 static inline void log_to_buffer(enum log_level level, const char *fmt, va_list ap)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Images that are served, and the bytes of their users. */
+/* Helpers for tests of the server's exports: image files, and reading and writing single bytes. */
 #ifndef SERVER_TESTING_H
 #define SERVER_TESTING_H
 
@@ -29,7 +29,7 @@ static inline void make_image(const char *path, const char *format, uint64_t siz
     cr_assert_eq(create_image(driver_find(format), &request, &diag), 0, "%s", diag.text);
 }
 
-/* Can somebody else have it for writing? */
+/* Can another process lock the image for writing? */
 static inline bool is_free(const char *path)
 {
     const struct storage_open how = {.read_only = false};

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A storage on a fresh file, for the tests of the local file, which run both buffered and
- * with O_DIRECT.  Where the scratch folder's filesystem has no O_DIRECT, the direct ones
- * are skipped, and say so. */
+/* A storage on a new file, for the tests of local files.  Each test runs twice: buffered, and with
+ * O_DIRECT.  If the scratch folder's filesystem doesn't support O_DIRECT, those tests are skipped
+ * with a message. */
 #ifndef STORAGE_TESTING_H
 #define STORAGE_TESTING_H
 
@@ -42,7 +42,7 @@ static inline void done(void)
     scratch_remove(&scratch);
 }
 
-/* The head of a test's body, which runs twice; before(direct) opens the storage. */
+/* Defines two tests with the body that follows; before(direct) opens the storage. */
 #define BOTH_WAYS(suite, name, seconds, before)        \
     static void name(void);                            \
     Test(buffered_##suite, name, .timeout = (seconds)) \
