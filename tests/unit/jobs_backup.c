@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The backup in one process: what arrives is the disk as it was at the start, whatever users
- * do meanwhile (F-03); what becomes of bitmaps (F-04), of targets that fail (F-02), of several at
- * one point (F-05), and of points that are shown (F-06). */
+/* Tests the backup job in one process: the target gets the disk as it was at the start, whatever
+ * users write meanwhile (F-03); bitmaps (F-04); targets that fail (F-02); several backups of one
+ * moment (F-05); and frozen points that clients can read (F-06). */
 #include "base/cleanup.h"
 #include "jobs/backup.h"
 #include "jobs_testing.h"
@@ -104,7 +104,7 @@ static void check_under_writes(uint64_t size, unsigned workers)
     open_bench(size);
     struct backup_params params = params_of(BACKUP_FULL);
     params.max_workers = workers;
-    /* The point is when users are drained: they begin when that is past. */
+    /* The frozen point is the moment of the drain in start; the users begin after it. */
     remember_disk();
     fault_plan_delay_writes(&b.plan[TARGET], 2000000, 1);
     start(&params);
@@ -136,7 +136,7 @@ Test(backup, a_disk_without_bytes)
     close_bench();
 }
 
-/* What the target has for good isn't saved any more, nor kept. */
+/* Once everything has been copied, the frozen point ends: later writes save nothing. */
 Test(backup, forgets_what_has_arrived)
 {
     open_bench(MIB);
@@ -175,7 +175,8 @@ static void expect_dirty(const struct dirty_bitmap *bitmap, uint64_t where)
                      "chunk %lu", (unsigned long)chunk);
 }
 
-/* Chunk 1 and 3 are dirty at the point; chunk 1 and 5 are written behind it. */
+/* Chunks 1 and 3 are dirty at the frozen point; chunks 1 and 5 are written after it.  dirty_then:
+ * a bit for each chunk that must be dirty at the end. */
 static void check_bitmap(enum backup_sync sync, enum backup_bitmap_mode mode, bool fails,
                          uint64_t dirty_then)
 {
@@ -190,7 +191,7 @@ static void check_bitmap(enum backup_sync sync, enum backup_bitmap_mode mode, bo
     cr_expect_eq(user_write(&b, "three", 3 * 64 * KIB, 5), 0);
     cr_expect_eq(user_write(&b, "one", 64 * KIB, 3), 0);
     remember_disk();
-    if (fails) /* the first that is written, chunk 1, arrives */
+    if (fails) /* the first write to the target (chunk 1) succeeds, all others fail */
         fault_plan_fail(&b.plan[TARGET], FAULT_WRITE, 2, EIO, FAULT_FROM_THEN_ON);
     fault_plan_delay_writes(&b.plan[TARGET], 50000000, 1);
     start(&params);
@@ -226,14 +227,14 @@ Test(backup, a_bitmap_never)
     check_bitmap(BACKUP_BITMAP, BACKUP_NEVER, true, 1 << 1 | 1 << 3 | 1 << 5);
 }
 
-/* What was copied isn't known to be durable: it is copied again. */
+/* When the job fails, what it copied may not be durable: it stays dirty, to be copied again. */
 Test(backup, a_bitmap_always)
 {
     check_bitmap(BACKUP_BITMAP, BACKUP_ALWAYS, false, 1 << 1 | 1 << 5);
     check_bitmap(BACKUP_BITMAP, BACKUP_ALWAYS, true, 1 << 1 | 1 << 3 | 1 << 5);
 }
 
-/* Only what the bitmap says is copied, and of the rest nothing is saved. */
+/* Only chunks that are dirty in the bitmap are copied; nothing is saved for the others. */
 Test(backup, copies_what_the_bitmap_says)
 {
     unsigned char byte;
@@ -267,7 +268,7 @@ Test(backup, a_bitmap_that_isnt_there)
     close_bench();
 }
 
-/* ---- the seat ---- */
+/* ---- the seat (jobs/disk_seat.h) ---- */
 
 static struct node *take_seat(void *opaque, struct disk_seat *seat)
 {
@@ -275,7 +276,8 @@ static struct node *take_seat(void *opaque, struct disk_seat *seat)
     return ((struct bench *)opaque)->node[SOURCE];
 }
 
-/* Another job's end may come at any moment, and asks who follows. */
+/* At the end of another job, which may come at any moment, the server asks each seat whether it can
+ * follow the disk to another node: so the state must be right at any time. */
 static void set_seat(void *opaque, struct disk_seat *seat, enum disk_seat_state state)
 {
     (void)opaque;
@@ -299,7 +301,8 @@ static void seat_it(struct backup_params *params)
     params->pivot.leave_seat = leave_seat;
 }
 
-/* Its target is closed, which may take long, and the disk may move meanwhile. */
+/* A job that couldn't begin still has to close its target, which may take long.  It must not be
+ * moved when the disk is switched to another node meanwhile. */
 Test(backup, one_that_never_began_doesnt_follow)
 {
     struct backup *held;
@@ -327,7 +330,7 @@ Test(backup, one_that_never_began_doesnt_follow)
 
 /* ---- targets that fail ---- */
 
-/* A flush that fails may have lost what was copied: it is copied again, as it was. */
+/* A failed flush may have lost what was copied: it is copied again, with its old content. */
 Test(backup, the_targets_flush_fails)
 {
     open_bench(MIB);
@@ -373,7 +376,7 @@ Test(backup, cancelled)
     close_bench();
 }
 
-/* The store is the target: it is full. */
+/* Old content is saved on the target itself, which is full. */
 static void check_full_store(bool give_up)
 {
     open_bench(MIB);
@@ -402,7 +405,8 @@ Test(backup, old_content_cant_be_saved)
 
 /* ---- sync=none ---- */
 
-/* The point is read while the job goes on; the target gets what is about to be changed. */
+/* The frozen point can be read while the job runs; the target gets the old content of whatever is
+ * about to be changed. */
 Test(backup, shows_its_point)
 {
     unsigned char buf[20], old[20];
@@ -434,7 +438,7 @@ Test(backup, shows_its_point)
     close_bench();
 }
 
-/* ---- held ---- */
+/* ---- started, but held until others are ready, too ---- */
 
 static void check_held(bool go)
 {
@@ -486,7 +490,7 @@ Test(backup, held_in_vain)
 
     open_bench(MIB);
     struct backup_params params = params_of(BACKUP_FULL);
-    params.compress = true; /* a raw target can't */
+    params.compress = true; /* not possible with a raw target */
     cr_expect_eq(backup_start_held(b.manager, &params, &held, &b.diag), 0);
     cr_expect_eq(backup_wait_until_open(held, &b.diag), -ENOTSUP);
     cr_expect(strstr(b.diag.text, "compress"), "%s", b.diag.text);

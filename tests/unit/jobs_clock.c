@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Jobs while somebody sets the system's time. */
+/* Jobs must not depend on the system's time, which may be set at any moment. */
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "jobs_testing.h"
 
-/* How far the wall clock is off, in seconds. */
+/* How far the wall clock is off, in seconds.  Set by the test. */
 static _Atomic long off_by;
 
-/* The C library's own, for whatever is linked into this program. */
+/* Replaces the C library's function for the whole program. */
 int clock_gettime(clockid_t id, struct timespec *ts)
 {
     long rc = syscall(SYS_clock_gettime, id, ts);
@@ -26,7 +26,7 @@ static uint64_t elapsed(void)
     return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
-/* M-23: a rate limit neither hangs nor lets everything through. */
+/* M-23: when the time is set, a rate limit neither hangs nor lets everything through. */
 Test(clock, may_be_set, .timeout = 120)
 {
     static struct bench b;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Who has which range: locked ranges never overlap, whoever locks them (M-17). */
+/* Tests the copier, which locks the ranges that it copies: locked ranges never overlap, whichever
+ * threads lock them (M-17). */
 #include "jobs_testing.h"
 
 #include "jobs/copier.h"
@@ -16,7 +17,7 @@ struct copy_bench {
     struct copy_result last; /* under mutex */
 };
 
-/* Whoever has locked a range has its chunks alone. */
+/* Notes that a thread has locked a range; no chunk of it may be locked already. */
 static void take(struct copy_bench *c, uint64_t off, uint64_t len)
 {
     for (uint64_t i = off / CHUNK; i < (off + len) / CHUNK; i++)
@@ -83,7 +84,7 @@ static void copy_fini(struct copy_bench *c)
     bench_fini(&c->b);
 }
 
-/* Copies as much of the range as can be had; returns that. */
+/* Copies as much of the range as can be locked at once; returns the length. */
 static uint64_t go(struct copy_bench *c, uint64_t off, uint64_t len)
 {
     struct copy_worker *worker = copier_begin(c->copier, off, &len);

@@ -1,19 +1,20 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The life of a job of a made-up kind: verbs, pauses, the rate limit, and its ends. */
+/* Tests the life of jobs, with a kind of job made up for the test: verbs, pauses, the rate limit,
+ * and the ways it can end. */
 #include "jobs_testing.h"
 
-/* What the job does is what the test says. */
+/* The test's kind of job: it does what the test sets here, and counts the calls. */
 struct kind {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
-    bool ready, end;   /* the test's wishes */
-    int result;        /* of run */
-    bool opens_slowly; /* until it is interrupted */
+    bool ready, end;   /* set by the test: become ready, end */
+    int result;        /* what run returns */
+    bool opens_slowly; /* opening takes until it is interrupted */
     int open_error;
-    int finish_error; /* of finish, when it is a success */
-    uint64_t bytes;   /* to account for at the next pause point */
+    int finish_error; /* what finish returns after a success */
+    uint64_t bytes;   /* accounted for by the rate limit at the next pause point */
     struct job *_Atomic job;
-    /* what happened */
+    /* what has happened so far */
     _Atomic unsigned turns, settled, interrupted, finished, freed;
     _Atomic bool success, in_checkpoint;
 };
@@ -137,7 +138,7 @@ static void status(enum job_state state)
     listen_for(&heard, JOB_EVENT_STATUS, state);
 }
 
-/* The states that were told, as letters. */
+/* The states reported by events, one letter each. */
 static const char *told(void)
 {
     static char story[64];
@@ -168,7 +169,7 @@ Test(life, to_the_end)
     cr_expect_eq(atomic_load(&k.freed), 1);
 }
 
-/* Nobody hears of a job that couldn't begin, but who has started it (M-24, M-31). */
+/* No event is sent for a job that couldn't begin, except to its starter (M-24, M-31). */
 Test(life, cannot_be_opened)
 {
     k.open_error = -ENOENT;
@@ -256,7 +257,7 @@ Test(life, a_soft_cancel_when_it_is_ready_ends_it_in_order)
     cr_expect_eq(atomic_load(&k.interrupted), 0);
 }
 
-/* A second cancel, when the first has been done and waits to be finalized, abandons it. */
+/* A second cancel, while the first one is complete and waits to be finalized, abandons the job. */
 Test(life, a_soft_cancel_is_cancelled)
 {
     struct job_info info;
@@ -316,8 +317,8 @@ Test(life, a_forced_cancel_ends_a_pause)
     listen_for(&heard, JOB_EVENT_CANCELLED, 0);
 }
 
-/* M-33: what was transferred is paid for; a completion doesn't cut that short, a new speed
- * does. */
+/* M-33: the sleep of the rate limit isn't cut short when a transfer completes (job_kick), but by
+ * verbs such as a new speed. */
 Test(life, only_verbs_end_the_sleep_of_the_rate_limit)
 {
     k.bytes = 1000000;
@@ -329,7 +330,7 @@ Test(life, only_verbs_end_the_sleep_of_the_rate_limit)
         nap();
         cr_assert_eq(atomic_load(&k.turns), 0, "the sleep ended");
     }
-    /* Nor do verbs that are refused, or change nothing of it. */
+    /* Nor is it cut short by verbs that are refused or don't concern it. */
     for (unsigned i = 0; i < 100; i++) {
         cr_expect_eq(job_resume(manager, "j", &diag), -EBUSY);
         cr_expect_eq(job_set_speed(manager, "j", 1 + i % 2, &diag), 0);
@@ -401,7 +402,7 @@ Test(life, the_end_of_the_server_in_any_state)
     }
 }
 
-/* M-31: nothing is left of a job that couldn't start. */
+/* M-31: a job that couldn't start leaves nothing behind. */
 Test(life, refused)
 {
     static const char *const bad[] = {"", "1", "-x", "a b", "a/b", "\xc3\xa4"};

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The mirror in one process: sizes, granularities, bounds, progress, and users who write
+/* Tests the mirror job in one process: sizes, granularities, limits, progress, and users that write
  * all the time. */
 #include <malloc.h>
 
@@ -18,7 +18,7 @@ static void finish_and_compare(void)
 
 /* ---- sizes ---- */
 
-/* M-19: ready at once, and then it waits to be told. */
+/* M-19: it is ready at once, and then waits for a verb. */
 Test(mirror, a_disk_without_bytes)
 {
     for (int completes = 0; completes < 2; completes++) {
@@ -38,7 +38,7 @@ Test(mirror, a_disk_without_bytes)
     }
 }
 
-/* M-13, M-35: the last chunk is a short one, and progress counts bytes. */
+/* M-13, M-35: the last chunk is shorter, and progress counts bytes. */
 Test(mirror, a_size_that_is_no_multiple_of_the_granularity)
 {
     static const uint64_t sizes[] = {1, 511, 512, 65535, 65537, 3 * MIB + 1536};
@@ -57,7 +57,7 @@ Test(mirror, a_size_that_is_no_multiple_of_the_granularity)
     }
 }
 
-/* M-29: what a copy takes it gives back, however many there are. */
+/* M-29: memory doesn't grow with the number of copies. */
 Test(mirror, a_million_copies, .timeout = 600)
 {
     const unsigned rounds = getenv("QIMG_LONG") ? 64 : 4;
@@ -72,7 +72,7 @@ Test(mirror, a_million_copies, .timeout = 600)
         bench_must_start(&b, &params);
         bench_ready(&b);
         bench_cancel(&b);
-        b.heard.n = b.heard.seen = 0; /* no job is left that could tell more */
+        b.heard.n = b.heard.seen = 0; /* no job is left that could send events */
         bench_same(&b);
         bench_new_target(&b, 8 * MIB);
         if (round == 0)
@@ -100,7 +100,7 @@ Test(mirror, every_granularity)
         }
 }
 
-/* ---- refused: nothing is left ---- */
+/* ---- refused jobs, which leave nothing behind ---- */
 
 static void expect_refused(const struct mirror_params *params, int err, const char *said)
 {
@@ -140,7 +140,7 @@ Test(mirror, refused)
     bench_fini(&b);
 }
 
-/* The last step is the one that fails: a bitmap that was taken is given back (M-31). */
+/* If the last step of the start fails, a bitmap that was already taken is released (M-31). */
 Test(mirror, a_bad_id_gives_the_bitmap_back)
 {
     static const char *const ids[] = {"1", "job"};
@@ -172,9 +172,9 @@ Test(mirror, a_bad_id_gives_the_bitmap_back)
     bench_fini(&b);
 }
 
-/* ---- bounds ---- */
+/* ---- limits ---- */
 
-/* M-18: chunks that follow each other go in one request. */
+/* M-18: neighbouring chunks are copied by one request. */
 Test(mirror, neighbours_are_copied_together)
 {
     bench_init(&b, 16 * MIB);
@@ -192,7 +192,7 @@ static void expect_in_flight(uint64_t size, uint64_t buf_size, uint64_t granular
 {
     bench_init(&b, size);
     bench_fill(&b);
-    /* One more than there may be never comes together. */
+    /* One write more than allowed is never in flight together with the others. */
     fault_plan_gather_writes(&b.plan[TARGET], most, 1, 5000);
     struct mirror_params params = bench_params(&b);
     params.buf_size = buf_size;
@@ -203,7 +203,7 @@ static void expect_in_flight(uint64_t size, uint64_t buf_size, uint64_t granular
     finish_and_compare();
 }
 
-/* M-16, M-17: sixteen at once, or what fits. */
+/* M-16, M-17: sixteen writes at once, or as many as fit into the buffer. */
 Test(mirror, no_more_is_in_flight_than_allowed, .timeout = 120)
 {
     expect_in_flight(32 * MIB, 0, 0, 16);
@@ -211,7 +211,7 @@ Test(mirror, no_more_is_in_flight_than_allowed, .timeout = 120)
     expect_in_flight(2 * MIB, 1, 64 * KIB, 1);
 }
 
-/* M-32: with a limit, no more is under way than a slice of it. */
+/* M-32: with a rate limit, no more bytes are in flight than one slice allows. */
 Test(mirror, a_rate_limit_bounds_what_is_in_flight)
 {
     bench_init(&b, 2 * MIB);
@@ -259,8 +259,8 @@ Test(mirror, a_pause_comes_with_nothing_in_flight, .timeout = 120)
 
 /* ---- write-blocking ---- */
 
-/* After READY the target has every write when it is answered: of parts of chunks, of
- * several, of zeroes and trims. */
+/* Once the job is ready, the target has each change before it is answered: writes to parts of
+ * chunks and to several chunks, zeroes and trims. */
 Test(mirror, a_blocking_job_stays_in_sync)
 {
     static unsigned char data[300 * KIB];
@@ -294,8 +294,8 @@ Test(mirror, a_blocking_job_stays_in_sync)
     finish_and_compare();
 }
 
-/* Two users write the same place at once, one of them since before writes were sent on: whichever
- * the disk has is what the target has. */
+/* Two users write to the same place at once.  The "early" write began before the job started to
+ * forward writes, the "late" one after.  Disk and target must end with the same of the two. */
 static struct {
     struct observer observer;
     unsigned char early[64 * KIB], late[64 * KIB];
@@ -321,7 +321,7 @@ static void *hold_the_early(struct observer *observer, const struct change *chan
     return NULL;
 }
 
-/* The late one has written, and isn't sent on yet. */
+/* Called when the late write is on the disk and before it is forwarded: lets the early one end. */
 static void let_the_early_end(struct observer *observer, const struct change *change,
                               void *token, int err)
 {
@@ -365,7 +365,8 @@ Test(mirror, a_write_that_began_before_the_job_was_blocking, .timeout = 120)
     finish_and_compare();
 }
 
-/* A job that is ready, sends users' writes on, and stops when the target fails. */
+/* Starts a job in write-blocking mode that stops when the target fails, and waits until it is
+ * ready. */
 static void start_blocking(void)
 {
     bench_init(&b, MIB);
@@ -377,7 +378,8 @@ static void start_blocking(void)
     bench_ready(&b);
 }
 
-/* A write that failed on the disk isn't sent; one that failed there only is. */
+/* A write that failed on the disk isn't forwarded; its chunk is copied later.  After an error of
+ * the target users' writes succeed and are only marked. */
 Test(mirror, failures_under_a_blocking_job)
 {
     start_blocking();
@@ -385,7 +387,7 @@ Test(mirror, failures_under_a_blocking_job)
     fault_plan_fail(&b.plan[SOURCE], FAULT_WRITE, 1, EIO, FAULT_ONCE);
     fault_plan_fail(&b.plan[TARGET], FAULT_WRITE, 1, EIO, FAULT_FROM_THEN_ON);
     cr_expect_eq(user_write(&b, "x", 0, 1), -EIO);
-    bench_status(&b, JOB_STANDBY); /* the chunk is unknown, and copied */
+    bench_status(&b, JOB_STANDBY); /* the chunk's content is unknown: the job copies it */
     uint64_t tried = fault_plan_calls(&b.plan[TARGET], FAULT_WRITE);
     cr_expect_gt(tried, writes);
     cr_expect_eq(user_write(&b, "y", 300 * KIB, 1), 0, "only marked: the target failed");
@@ -398,8 +400,8 @@ Test(mirror, failures_under_a_blocking_job)
     finish_and_compare();
 }
 
-/* A user's flush covers both sides; when the target's fails the user's has succeeded all
- * the same, and the job deals with it. */
+/* A user's flush flushes both sides.  If only the target's flush fails, the user's flush still
+ * succeeds, and the job handles the error. */
 Test(mirror, a_flush_under_a_blocking_job)
 {
     start_blocking();
@@ -477,7 +479,7 @@ static void crowd_do_some(struct crowd *c)
     }
 }
 
-/* They stop, and find what they wrote. */
+/* Stops the users, who check then that the disk holds what they wrote. */
 static void crowd_leave(struct crowd *c)
 {
     atomic_store(&c->stop, 1);
@@ -492,7 +494,7 @@ static void crowd_leave(struct crowd *c)
     }
 }
 
-/* Progress never goes back, and is through when the job says so (M-03, M-13). */
+/* Progress never goes back, and is complete when the job is ready (M-03, M-13). */
 static void expect_progress(void)
 {
     uint64_t last = 0;
@@ -547,8 +549,8 @@ Test(mirror, under_load, .timeout = 300)
     }
 }
 
-/* M-60: Users' changes are followed from before the job is known; what was found dirty before the
- * first look stays so. */
+/* M-60: the job records users' changes from before it becomes visible.  What they make dirty before
+ * the job's first look at the disk stays dirty. */
 Test(mirror, a_write_before_the_first_look, .timeout = 120)
 {
     static uint8_t data[3000];
@@ -586,7 +588,7 @@ Test(mirror, cancelled_under_load, .timeout = 300)
         if (i >= 2)
             bench_ready(&b);
         crowd_do_some(&crowd);
-        /* By force at any time; softly once it is quiet. */
+        /* A forced cancel comes under load; a soft one after the users have stopped. */
         if (i < 4) {
             cr_assert_eq(job_cancel(b.manager, "job", true, &b.diag), 0);
             bench_end(&b, JOB_EVENT_CANCELLED);

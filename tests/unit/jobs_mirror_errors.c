@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What errors lead to, for each side and each policy (M-07, M-08). */
+/* Tests what errors of a mirror lead to, for each side (source, target) and each policy (M-07,
+ * M-08). */
 #include "base/clock.h"
 #include "jobs_testing.h"
 
@@ -32,7 +33,7 @@ static void teardown(void)
 
 TestSuite(errors, .init = setup, .fini = teardown, .timeout = 120);
 
-/* Side by side: a fresh bench for each. */
+/* Replaces the bench by a fresh one, for the next case of a test. */
 static void again(void)
 {
     teardown();
@@ -93,7 +94,7 @@ Test(errors, ignored)
     }
 }
 
-/* Half of a write may have arrived. */
+/* The failed write may have written half of its data. */
 Test(errors, ignored_when_torn)
 {
     fail(TARGET, EIO, FAULT_ONCE_TORN);
@@ -102,21 +103,21 @@ Test(errors, ignored_when_torn)
     expect_copy();
 }
 
-/* M-08: the same range isn't asked again and again. */
+/* M-08: the job doesn't try a failing range again and again as fast as it can. */
 Test(errors, ignored_for_long)
 {
     fail(TARGET, EIO, FAULT_FROM_THEN_ON);
     start(TARGET, JOB_IGNORE);
     for (unsigned i = 0; i < 3; i++)
         expect_error(TARGET, "ignore");
-    /* All that is in flight is tried again once for each error that is told. */
+    /* For each error event at most the requests in flight are tried once more. */
     uint64_t calls = fault_plan_calls(&b.plan[TARGET], FAULT_WRITE);
     cr_expect_leq(calls, (heard_of(&b.heard, JOB_EVENT_ERROR) + 1) * 16);
     fault_plan_heal(&b.plan[TARGET]);
     expect_copy();
 }
 
-/* Users who go on writing don't make it try faster. */
+/* Users that go on writing don't make the job try faster. */
 Test(errors, ignored_under_writes)
 {
     struct mirror_params params = bench_params(&b);
@@ -135,7 +136,7 @@ Test(errors, ignored_under_writes)
     bench_same(&b);
 }
 
-/* All that is in flight fails, and the job stops once. */
+/* All requests in flight fail, and the job stops only once. */
 Test(errors, stopped)
 {
     for (int side = SOURCE; side <= TARGET; side++) {
@@ -175,7 +176,7 @@ Test(errors, stopped_for_space_only)
     }
 }
 
-/* The memory is full, and later it isn't. */
+/* The target's storage is full, and later it isn't. */
 Test(errors, a_full_target)
 {
     mem_storage_limit(b.mem[TARGET], MIB);
@@ -187,8 +188,8 @@ Test(errors, a_full_target)
     expect_copy();
 }
 
-/* A flush that fails may have lost all that was written since the last: it goes again, to
- * a target that isn't given up. */
+/* A failed flush may have lost everything that was written since the last one.  With the policy
+ * "ignore" it is all copied again. */
 Test(errors, a_flush_fails)
 {
     fault_plan_fail(&b.plan[TARGET], FAULT_FLUSH, 1, EIO, FAULT_ONCE);
@@ -212,7 +213,7 @@ Test(errors, a_flush_fails_for_good)
 
 #define CHUNK (64 * KIB)
 
-/* A chunk of what the target has, and hasn't flushed; counters start from here. */
+/* Writes a chunk, waits until the target has it (unflushed), and resets the counters. */
 static void write_unflushed(void)
 {
     static char data[CHUNK];
@@ -236,7 +237,8 @@ static void complete_with(uint64_t sent_again, unsigned n_errors)
     bench_same(&b);
 }
 
-/* The write-back's, say: the next flush says nothing of what this one has lost (M-05). */
+/* A flush that the job didn't make itself fails, that of the metadata's write-back for example.
+ * The job's next flush reports nothing of what that one has lost (M-05). */
 Test(errors, anothers_flush_fails)
 {
     struct node *target = b.node[TARGET];
@@ -260,7 +262,7 @@ static void start_blocking(void)
     bench_ready(&b);
 }
 
-/* The user has been told of success: what the target hasn't got, the job sends again. */
+/* The user's write succeeds; what the target didn't get, the job copies again. */
 Test(errors, a_users_write_fails_on_the_target)
 {
     static char data[3 * CHUNK];
@@ -273,7 +275,7 @@ Test(errors, a_users_write_fails_on_the_target)
                             kind == 2 ? FAULT_ONCE_TORN : FAULT_ONCE);
         else
             fault_plan_fail(&b.plan[TARGET], FAULT_ZERO, 1, EIO, FAULT_ONCE);
-        if (kind == 0) /* whole chunks, or parts of some */
+        if (kind == 0) /* whole chunks; else also parts of chunks */
             cr_expect_eq(user_write(&b, data, CHUNK, 2 * CHUNK), 0);
         else if (kind < 3)
             cr_expect_eq(user_write(&b, data, CHUNK + CHUNK / 2, 2 * CHUNK), 0);
@@ -296,7 +298,8 @@ Test(errors, a_users_flush_fails_on_the_target)
     complete_with(CHUNK, 1);
 }
 
-/* A durable write is a flush to a disk's cache: it tells of others' writes, and once. */
+/* A durable write may flush the whole disk cache.  If it fails, earlier writes may be lost, too,
+ * and that is reported only once. */
 Test(errors, a_users_durable_write_fails_on_the_target)
 {
     char data[512] = "durable";
@@ -318,8 +321,8 @@ static void *write_slowly(void *opaque)
     return opaque;
 }
 
-/* The target has a user's write, and loses it before the user's thread could note that
- * there is something to lose (M-05). */
+/* The target has a user's write and loses it by a failed flush, before the user's thread could note
+ * that the write is unflushed (M-05). */
 Test(errors, a_flush_fails_before_a_write_is_noted)
 {
     struct node *target = b.node[TARGET];
@@ -333,7 +336,7 @@ Test(errors, a_flush_fails_before_a_write_is_noted)
         cr_assert_eq(storage_read(b.mem[TARGET], &byte, 8 * CHUNK, 1), 0);
     fault_plan_fail(&b.plan[TARGET], FAULT_FLUSH, 1, EIO, FAULT_ONCE);
     cr_expect_eq(block_flush(target), -EIO);
-    /* The job has sent the other chunk again, and flushed. */
+    /* Waits until the job has copied the other chunk again, and flushed. */
     while (fault_plan_bytes_written(&b.plan[TARGET]) < 2 * CHUNK ||
            fault_plan_calls(&b.plan[TARGET], FAULT_FLUSH) < 2)
         nap();
@@ -341,7 +344,7 @@ Test(errors, a_flush_fails_before_a_write_is_noted)
     complete_with(3 * CHUNK, 0);
 }
 
-/* M-05: a copy that couldn't be flushed at the end is none. */
+/* M-05: if the last flush of the copy fails, the job fails. */
 Test(errors, the_last_flush_fails)
 {
     start(TARGET, JOB_REPORT);
@@ -362,8 +365,7 @@ static void drain_and_cancel(void *opaque)
         cr_expect_eq(job_cancel(b.manager, "job", true, &b.diag), 0, "%s", b.diag.text);
 }
 
-/* When users are held back for the switch already: they stay where they are, for what the
- * target does has been ended. */
+/* A forced cancel while users are already drained for the switch: they stay on the old disk. */
 Test(errors, a_forced_cancel_at_the_last_moment)
 {
     struct mirror_params params = bench_params(&b);
@@ -380,7 +382,7 @@ Test(errors, a_forced_cancel_at_the_last_moment)
     cr_expect_eq(user_write(&b, "on", 0, 2), 0, "and aren't held back");
 }
 
-/* A write of a user that fails leaves nobody knows what: it is copied all the same. */
+/* After a failed write the disk's content is unknown there: it must be copied. */
 Test(errors, a_users_write_is_torn)
 {
     start(TARGET, JOB_REPORT);
@@ -393,8 +395,7 @@ Test(errors, a_users_write_is_torn)
     bench_same(&b);
 }
 
-/* When the error comes after the user has asked for the end, the job stops again, and
- * doesn't try as fast as it can. */
+/* If the error comes after a soft cancel, the job stops again and doesn't try as fast as it can. */
 Test(errors, after_a_soft_cancel)
 {
     start(TARGET, JOB_STOP);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The rate limit, with a clock of the test's own: what goes through in ten seconds. */
+/* Tests the rate limit with a fake clock: how many bytes are moved in ten seconds. */
 #include <criterion/criterion.h>
 
 #include "base/compiler.h"
@@ -9,8 +9,8 @@
 #define MIB (UINT64_C(1024) * KIB)
 #define SEC UINT64_C(1000000000)
 
-/* Bytes that a transfer of such pieces moves in that time, when each takes `cost` ns of
- * its own. */
+/* The bytes that a transfer in pieces of that size moves between two times, when each piece itself
+ * takes `cost` ns. */
 static uint64_t moved(struct ratelimit *limit, uint64_t piece, uint64_t cost, uint64_t from,
                       uint64_t until)
 {
@@ -24,7 +24,7 @@ static uint64_t moved(struct ratelimit *limit, uint64_t piece, uint64_t cost, ui
     return bytes;
 }
 
-/* M-32: 10 MiB/s give 9 to 11, whatever the pieces. */
+/* M-32: a limit of 10 MiB/s gives 9 to 11 MiB/s, whatever the size of the pieces. */
 static void expect_rate(uint64_t speed, uint64_t piece, uint64_t cost)
 {
     struct ratelimit limit = {0};
@@ -53,10 +53,10 @@ Test(ratelimit, an_overrun_is_carried_into_the_next_slices)
     struct ratelimit limit = {0};
 
     ratelimit_set_speed(&limit, MIB, 0);
-    /* Ten seconds' worth at once: the first piece is free to go, the next waits. */
+    /* A piece of ten seconds' worth: it may go at once, but the next one has to wait. */
     uint64_t wait = ratelimit_account(&limit, 10 * MIB, 0);
     cr_expect_eq(wait, 10 * SEC - RATELIMIT_SLICE_NS);
-    /* Half of the time went by, nothing more was moved. */
+    /* Half of the time has passed and nothing more was moved. */
     cr_expect_eq(ratelimit_account(&limit, 0, 5 * SEC), 5 * SEC - RATELIMIT_SLICE_NS);
     cr_expect_eq(ratelimit_account(&limit, 0, 10 * SEC), 0);
 }
@@ -88,7 +88,7 @@ Test(ratelimit, what_is_owed_is_paid_at_a_new_speed)
     uint64_t wait = ratelimit_account(&limit, 0, SEC) + RATELIMIT_SLICE_NS;
     cr_expect_leq(wait, SEC / 5);
     cr_expect_geq(wait, SEC / 5 - SEC / 1000);
-    /* The same speed, again and again, changes nothing. */
+    /* Setting (almost) the same speed again and again gives no extra bytes. */
     for (unsigned i = 0; i < 1000; i++)
         ratelimit_set_speed(&limit, 5 * MIB + i % 2, SEC);
     cr_expect_geq(ratelimit_account(&limit, 0, SEC) + RATELIMIT_SLICE_NS,

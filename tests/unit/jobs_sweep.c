@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A range that threads go over: each byte once, results, stops, and what the caller's thread does
- * meanwhile. */
+/* Tests the sweep, in which several threads work through a range: each byte once, results, stops,
+ * and the flushes and reports of the caller's thread. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <pthread.h>
@@ -11,16 +11,16 @@
 #include "jobs/sweep.h"
 
 #define PIECE  (1u << 20)
-#define PIECES 256u /* four times what is moved between two flushes */
+#define PIECES 256u /* in all four times as much as is moved between two flushes */
 
 static struct {
     atomic_uint worked[PIECES];
-    atomic_bool held; /* pieces behind the first flush's worth wait until it is over */
+    atomic_bool held; /* later pieces wait until the first flush is over */
     atomic_bool flushed_once;
     uint64_t moves;    /* bytes that each piece moves */
-    unsigned fails_at; /* this piece and all behind it; 0: none */
+    unsigned fails_at; /* this piece and all after it fail; 0: none */
     int flush_result;
-    unsigned flushes, reports; /* the caller's thread's, as is the rest */
+    unsigned flushes, reports; /* these and the following belong to the caller's thread */
     uint64_t reported;
     pthread_t caller;
     volatile sig_atomic_t stop;
@@ -42,7 +42,7 @@ static int work(void *opaque, void *buffer, uint64_t off, uint64_t len, uint64_t
     cr_assert_not_null(buffer);
     cr_assert_eq(len, PIECE);
     cr_assert_eq(*moved, 0);
-    /* What isn't flushed meanwhile would wait for ever. */
+    /* If the caller's thread didn't flush meanwhile, this would wait for ever. */
     while (atomic_load(&t.held) && piece >= 2 * SWEEP_FLUSH_BYTES / PIECE &&
            !atomic_load(&t.flushed_once))
         sched_yield();
@@ -85,7 +85,7 @@ static int run(void)
     return sweep_run(&sweep);
 }
 
-/* How many pieces were worked on, each once. */
+/* How many pieces were worked on; none may have been worked on twice. */
 static unsigned count_worked(void)
 {
     unsigned n = 0;

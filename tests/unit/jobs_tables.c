@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* States and verbs: the two tables, pair by pair. */
+/* Tests the two tables of job states and verbs, for each pair. */
 #include <criterion/criterion.h>
 #include <string.h>
 
 #include "jobs/job.h"
 
-/* A letter for each state, in their order. */
+/* A letter for each state, in the order of the enum. */
 static const char letters[JOB_STATES + 1] = "cRPyswpaXn";
 
 static void expect_row(const char *what, const char *from, const char *legal,
@@ -69,8 +69,8 @@ Test(tables, names_are_qmps)
         cr_expect_str_eq(job_verb_name((enum job_verb)i), verbs[i]);
 }
 
-/* Every way ends: from each state but the last there is one on, and none leads back from
- * the end. */
+/* Every job can end: each state but the last has a transition, and none leads away from the last
+ * one. */
 Test(tables, every_way_ends)
 {
     for (int from = 0; from < JOB_NULL; from++) {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What a commit writes, in which order, and what becomes of failures. */
+/* Tests what a commit of the metadata cache writes, in which order, and how it handles failures. */
 #include <pthread.h>
 #include <time.h>
 
@@ -7,8 +7,8 @@
 
 #define POOL (1u << 20)
 
-/* Pages of map A and B by class, so that the order can be told: PRE and LINK in a, LEAF in
- * b. */
+/* Changes a page of each class: PRE and LINK in map A, LEAF in map B, so that the order of the
+ * writes can be seen in the log. */
 static void change_each_class(struct bench *b)
 {
     store_word(b, MAP_A, 9, 0, 1, MC_LINK);
@@ -50,7 +50,7 @@ Test(mcache_commit, relaxed_group_has_one_barrier)
     store_word(&b, MAP_A, 9, 0, 1, MC_LINK);
     store_word(&b, MAP_B, 5, 0, 2, MC_LEAF);
     cr_expect_str_eq(commit(&b, MC_COMMIT), "baF");
-    /* Strictness ends with its group. */
+    /* The next group isn't strict any more. */
     make_strict(&b);
     store_word(&b, MAP_A, 9, 0, 5, MC_LINK);
     cr_expect_str_eq(commit(&b, MC_COMMIT), "FaF", "data before the link");
@@ -162,7 +162,7 @@ static void store_while_writing(void *opaque, enum crash_kind kind, uint64_t off
     (void)len;
     if (kind != CRASH_FLUSH || d->done)
         return;
-    d->done = true; /* the barrier before LINK */
+    d->done = true; /* this flush is the barrier before LINK */
     d->dirty_seen = mcache_has_dirty(d->b->mc);
     store_word(d->b, MAP_A, 9, 0, 1000, MC_LINK);
 }
@@ -195,7 +195,7 @@ struct crowd {
 
 #define CROWD 8u
 
-/* Holds the first barrier until all the others asked for a commit. */
+/* Delays the first barrier until all other threads have asked for a commit. */
 static void wait_for_the_crowd(void *opaque, enum crash_kind kind, uint64_t off,
                                uint64_t len)
 {
@@ -236,7 +236,7 @@ Test(mcache_commit, concurrent_commits_share_barriers, .timeout = 60)
     for (unsigned i = 0; i < CROWD; i++)
         pthread_join(threads[i], NULL);
     cr_expect_eq(c.err, 0);
-    /* One that was running, and one for all who asked since. */
+    /* One commit was running; a second one serves all that asked meanwhile. */
     cr_expect_leq(fault_plan_calls(&b.plan, FAULT_FLUSH), 3);
     bench_fini(&b);
 }
@@ -266,7 +266,7 @@ Test(mcache_commit, a_failed_page_write_is_tried_again)
     bench_fini(&b);
 }
 
-/* The flush behind a failed commit must not answer from an older success. */
+/* A commit after a failed one must not report success because an older one succeeded. */
 Test(mcache_commit, a_failure_is_not_forgotten_by_the_next_commit)
 {
     struct bench b;
@@ -302,7 +302,8 @@ Test(mcache_commit, a_failed_barrier_poisons)
     }
 }
 
-/* It is as if a page could not be written: all of the group is, again. */
+/* A failed barrier is then like a failed write of a page: the next commit writes the whole group
+ * again. */
 Test(mcache_commit, a_failed_barrier_of_a_store_that_keeps_its_writes)
 {
     for (uint64_t nth = 1; nth <= 3; nth++) {
@@ -323,7 +324,8 @@ Test(mcache_commit, a_failed_barrier_of_a_store_that_keeps_its_writes)
     }
 }
 
-/* Who forgives must still learn of it, whoever asked for the commit. */
+/* A writer that set "forgiving" must learn of each failed barrier, whichever thread asked for the
+ * commit. */
 Test(mcache_commit, a_forgiven_barrier_is_counted)
 {
     struct bench b;

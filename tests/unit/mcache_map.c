@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Maps and the pool: loading, eviction, what stays. */
+/* Tests maps and the pool of pages: loading, eviction, and what isn't evicted. */
 #include <pthread.h>
 
 #include "base/clock.h"
@@ -77,7 +77,8 @@ static uint64_t locate_by_number(void *owner, uint64_t index)
     return MAP_PLACE(MAP_A) + (index % 7) * PAGE_BYTES;
 }
 
-/* So many that a directory has more slots than the least, and its last one isn't full. */
+/* So many pages that a directory needs more than the smallest number of slots, with the last slot
+ * only partly used. */
 Test(mcache_map, two_thousand_million_pages)
 {
     struct bench b;
@@ -151,7 +152,7 @@ Test(mcache_map, dirty_pages_stay)
         cr_expect_eq(load_word(&b, MAP_B, i, 5), 100 + i);
     cr_expect_eq(fault_plan_calls(&b.plan, FAULT_READ), reads, "they were in memory");
 
-    /* Once they are clean they can go, and come back as they were. */
+    /* Once pages are clean, they can be evicted, and are loaded again as they were. */
     cr_assert_eq(mcache_commit(b.mc, MC_COMMIT), 0);
     for (uint64_t i = 0; i < PAGES - 1; i++)
         load_word(&b, MAP_A, i, 0);
@@ -161,7 +162,7 @@ Test(mcache_map, dirty_pages_stay)
     bench_fini(&b);
 }
 
-/* ASan sees it when the page is freed too early. */
+/* If the page is freed too early, ASan reports it. */
 Test(mcache_map, an_evicted_page_lives_until_its_readers_left)
 {
     struct bench b;
@@ -184,16 +185,16 @@ Test(mcache_map, an_evicted_page_lives_until_its_readers_left)
     bench_fini(&b);
 }
 
-/* ---- a page that was evicted before it got its place ---- */
+/* ---- a page that is evicted before its place is allocated ---- */
 
 #define LATE_PAGE 3u
 #define LATE_WORD 7u
 
 struct late {
     struct bench bench;
-    struct mc_page *seen;      /* what the late one saw at the end */
-    uint64_t value;            /* its word */
-    pthread_barrier_t stopped; /* nobody gets a place meanwhile */
+    struct mc_page *seen;      /* the page that the late request got at the end */
+    uint64_t value;            /* the word in it */
+    pthread_barrier_t stopped; /* while loads are stopped, no page gets a place */
 };
 
 static struct mc_load_stripe *stripe_of(struct bench *b, uint64_t index)
@@ -232,8 +233,9 @@ static void evict_late_page(struct bench *b)
     cr_assert_null(mcmap_peek(b->map[MAP_A], LATE_PAGE));
 }
 
-/* The zeroes of a page that somebody found, and that was evicted, are old: others may have
- * loaded it anew, stored to it, committed that, and lost the page again. */
+/* A request has found a page without a place, all zeroes; then the page is evicted.  Its zeroes are
+ * outdated: meanwhile others may have loaded the page again, stored to it and committed that.
+ * They must not be written. */
 Test(mcache_map, no_old_zeroes_are_written_for_an_evicted_page)
 {
     struct late late = {.value = 0};
@@ -243,7 +245,7 @@ Test(mcache_map, no_old_zeroes_are_written_for_an_evicted_page)
     uint8_t raw[8];
 
     bench_init(b, 4 * 1024);
-    b->st->fixed_size = true; /* places are taken by writing zeroes */
+    b->st->fixed_size = true; /* so that a place is allocated by writing zeroes */
     gate_ticket ticket = gate_enter(&b->gate);
     cr_assert_eq(mcmap_get(b->map[MAP_A], LATE_PAGE, &old), 0);
     atomic_store(&old->referenced, false);
@@ -251,7 +253,7 @@ Test(mcache_map, no_old_zeroes_are_written_for_an_evicted_page)
     cr_assert_eq(pthread_create(&stopper, NULL, stop_loads, &late), 0);
     pthread_barrier_wait(&late.stopped);
     cr_assert_eq(pthread_create(&thread, NULL, come_late, &late), 0);
-    while (!atomic_load(&old->referenced)) /* then it has found the page */
+    while (!atomic_load(&old->referenced)) /* until the late request has found the page */
         clock_nap_ns(100000);
     evict_late_page(b);
     store_be64(raw, 77);
@@ -309,11 +311,11 @@ Test(mcache_map, a_resident_map_is_written_where_it_lies)
     bench_fini(&b);
 }
 
-/* ---- pages whose words rise evenly ---- */
+/* ---- pages whose words rise by the same step ---- */
 
 #define PAGE_WORDS (PAGE_BYTES / 8)
 
-/* Puts first, first + step, ... on the disk, as a page of the map. */
+/* Writes the words first, first + step, ... to the disk, as a page of the map. */
 static void put_even_words(struct bench *b, unsigned map, uint64_t index, uint64_t first,
                            uint64_t step)
 {
@@ -340,7 +342,7 @@ static bool is_even(struct bench *b, unsigned map, uint64_t index)
     return even;
 }
 
-/* With steps up and down, and past the largest word. */
+/* With positive and negative steps, and with an overflow. */
 Test(mcache_map, even_words_are_those_of_the_disk)
 {
     const uint64_t steps[] = {0x10000, 1, UINT64_C(0) - 0x10000, UINT64_C(1) << 62};
@@ -358,7 +360,7 @@ Test(mcache_map, even_words_are_those_of_the_disk)
     bench_fini(&b);
 }
 
-/* Wherever it is. */
+/* Wherever in the page that word is. */
 Test(mcache_map, one_word_that_is_another_makes_a_page_uneven)
 {
     struct bench b;
@@ -379,7 +381,7 @@ Test(mcache_map, one_word_that_is_another_makes_a_page_uneven)
     bench_fini(&b);
 }
 
-/* Invariant (3): also where what was stored is what the page began with. */
+/* Invariant (3), also if the stored word equals the one that was there. */
 Test(mcache_map, what_is_stored_to_an_even_page_is_read)
 {
     struct bench b;
@@ -405,7 +407,7 @@ struct even_race {
     struct bench bench;
     struct mc_page *page;
     pthread_barrier_t start;
-    _Atomic uint32_t stored; /* words of the page; pairs count twice */
+    _Atomic uint32_t stored; /* words stored so far; a pair counts as two */
     bool pairs;
 };
 
@@ -428,7 +430,7 @@ static void *store_to_even_pages(void *opaque)
     return NULL;
 }
 
-/* What was said to be stored is seen, and a pair is one or the other. */
+/* Words that were reported as stored must be seen, and a pair is entirely old or entirely new. */
 static void look_at_even_page(struct even_race *race)
 {
     for (uint32_t stored = 0; stored < PAGE_WORDS - 1;) {
@@ -505,7 +507,7 @@ static void *store_pairs(void *opaque)
     return NULL;
 }
 
-/* Invariant (3), for entries of two words. */
+/* Invariant (3) for entries of two words. */
 Test(mcache_map, a_pair_is_never_seen_half)
 {
     struct pair_race race = {.end = false};

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Images with gates of their own that share one pool. */
+/* Tests several images, each with its own gate, that share one pool of pages. */
 #include "mcache_testing.h"
 
 #include "mcache/internal.h"
@@ -36,7 +36,7 @@ Test(mcache_pool, images_share_one_budget)
     bench_fini(&first);
 }
 
-/* ASan sees it when the page is freed too early. */
+/* If the page is freed too early, ASan reports it. */
 Test(mcache_pool, a_reader_keeps_the_pages_of_its_own_image)
 {
     struct bench read, other;
@@ -76,7 +76,7 @@ Test(mcache_pool, an_image_leaves_with_pages_that_wait_for_its_gate)
     bench_fini(&first);
 }
 
-/* Each keeps under a quarter, but all together would fill the pool. */
+/* Each image's dirty pages are less than a quarter of the pool, but together they would fill it. */
 Test(mcache_pool, many_images_have_less_dirty_pages_each)
 {
     struct bench first, more[3];
@@ -93,7 +93,7 @@ Test(mcache_pool, many_images_have_less_dirty_pages_each)
             store_word(&more[i], MAP_A, page, 0, 1, MC_LINK);
     mcache_relieve(first.mc);
     cr_expect_not(mcache_has_dirty(first.mc));
-    /* One that has little goes on, whatever the others have. */
+    /* An image with few dirty pages doesn't have to commit, however many the others have. */
     store_word(&first, MAP_A, 0, 0, 2, MC_LINK);
     mcache_relieve(first.mc);
     cr_expect(mcache_has_dirty(first.mc));
@@ -107,7 +107,7 @@ Test(mcache_pool, many_images_have_less_dirty_pages_each)
 #define MEMO_PAGES 1000u
 #define THREADS    4u
 
-/* ASan sees it when the map is asked. */
+/* If a waiting page still uses its freed map, ASan reports it. */
 Test(mcache_pool, pages_that_wait_for_the_gate_outlive_their_map)
 {
     struct bench b;
@@ -130,7 +130,7 @@ struct loader {
     struct mcmap *map;
     unsigned number;
     pthread_barrier_t *turn;
-    uintptr_t first, last; /* where its pages lay */
+    uintptr_t first, last; /* the lowest and highest address of its pages */
 };
 
 static void load_all(struct loader *loader)
@@ -147,7 +147,8 @@ static void load_all(struct loader *loader)
     }
 }
 
-/* One after the other; while all are there, each has a heap of its own. */
+/* The threads load one after the other, but all exist at the same time, so that malloc gives each
+ * its own arena. */
 static void *load_in_turn(void *opaque)
 {
     struct loader *loader = opaque;
@@ -179,7 +180,7 @@ Test(mcache_pool, evicted_memory_serves_whichever_thread_loads_next)
         pthread_join(thread[i], NULL);
         mcmap_free(loader[i].map);
     }
-    /* There is memory for more than the first has; the others find that. */
+    /* The first thread's pages take more memory than the pool keeps; the others must reuse it. */
     for (unsigned i = 1; i < THREADS; i++) {
         cr_expect_geq(loader[i].first, loader[0].first);
         cr_expect_leq(loader[i].last, loader[0].last);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Tables that are replaced as a whole: taking what is dirty from memory, forgetting pages,
- * and what a commit has to settle first. */
+/* Tests how a whole table is replaced: reading it with its dirty pages, forgetting pages, and
+ * commits in between. */
 #include <pthread.h>
 
 #include "base/clock.h"
@@ -18,7 +18,7 @@ static void put_word(struct bench *b, uint64_t index, uint32_t word, uint64_t va
         0);
 }
 
-/* The pages as they are; is any of them not in the file? */
+/* Reads pages as they are, with unwritten changes.  Returns whether there were such changes. */
 static bool read_as_is(struct bench *b, uint64_t first, uint64_t n, void *bytes)
 {
     bool unwritten;
@@ -47,7 +47,7 @@ Test(mcache_replace, what_is_dirty_is_laid_over_what_the_file_has)
     load_word(&b, MAP_A, 8, 0);
     cr_expect_not(read_as_is(&b, 8, 4, bytes));
     store_word(&b, MAP_A, 9, 3, 0x0102030405060708u, MC_LINK);
-    store_word(&b, MAP_A, 12, 0, 1, MC_LINK); /* behind */
+    store_word(&b, MAP_A, 12, 0, 1, MC_LINK); /* after the range that is read */
     cr_expect(read_as_is(&b, 8, 4, bytes));
     cr_expect_eq(load_be64(bytes + PAGE_BYTES + 24), 0x0102030405060708u);
     cr_expect_eq(load_be64(bytes + 3 * PAGE_BYTES), 0);
@@ -100,7 +100,7 @@ Test(mcache_replace, a_reader_keeps_the_page_it_has)
 
 struct readers {
     struct bench *b;
-    _Atomic uint64_t least; /* no older value may be seen */
+    _Atomic uint64_t least; /* smaller (older) values must not be seen any more */
     _Atomic bool stop, wrong;
 };
 
@@ -117,14 +117,14 @@ static void *read_on(void *opaque)
     return NULL;
 }
 
-/* One who was reading the old table when it was replaced leaves no page of it behind. */
+/* A request that was loading the old table when it was replaced leaves no old page in the cache. */
 Test(mcache_replace, no_old_page_comes_back)
 {
     struct bench b;
     struct readers r = {.b = &b};
     pthread_t threads[4];
 
-    bench_init(&b, 16 * PAGE_BYTES); /* pages come and go */
+    bench_init(&b, 16 * PAGE_BYTES); /* so small that pages are evicted all the time */
     for (int i = 0; i < 4; i++)
         cr_assert_eq(pthread_create(&threads[i], NULL, read_on, &r), 0);
     for (uint64_t round = 1; round <= 100; round++) {
@@ -140,7 +140,7 @@ Test(mcache_replace, no_old_page_comes_back)
     bench_fini(&b);
 }
 
-/* ---- a reader who asked for the old place ---- */
+/* ---- a reader that has asked for the page's old place ---- */
 
 struct moving {
     struct bench *b;
@@ -168,7 +168,8 @@ static void *load_moving(void *opaque)
     return NULL;
 }
 
-/* He reads it when it was replaced already: what he got is forgotten, too. */
+/* The reader loads the old place although the table was replaced meanwhile: that page must be
+ * forgotten, too. */
 Test(mcache_replace, a_load_of_the_old_place_is_waited_for)
 {
     struct bench b;

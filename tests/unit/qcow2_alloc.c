@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Clusters: when a freed one may be used again, what a shared one keeps, and growth. */
+/* Tests the allocation of clusters in qcow2: when a freed cluster may be reused, how shared
+ * clusters are copied, wrong refcounts, and punching. */
 #include "fault_storage.h"
 #include "qcow2_testing.h"
 
@@ -11,7 +12,7 @@ static void make_4k(struct image *img, uint64_t size)
     image_open(img);
 }
 
-/* And what the housekeeper does soon after: it punches, and sets clusters free. */
+/* Flushes, and lets the housekeeper punch the unlinked clusters and free them. */
 static void flush(struct image *img)
 {
     cr_assert_eq(block_flush(img->node), 0);
@@ -24,8 +25,7 @@ static uint64_t host_of(struct image *img, uint64_t guest)
     return l2_entry(img, guest) & L2_OFFSET;
 }
 
-/* The host offset that a write of a whole new cluster takes, without a flush: seen by its
- * data. */
+/* Writes a whole cluster and returns the host offset that it got, without a flush. */
 static uint64_t place_taken(struct image *img, uint64_t guest, int fill)
 {
     struct extent ext;
@@ -79,7 +79,7 @@ Test(qcow2_alloc, not_reused_while_an_older_request_runs)
     make_4k(&img, MIB);
     write_fill(&img, 0, CL, 1);
     uint64_t host = host_of(&img, 0);
-    gate_ticket reader = gate_enter(&img.ctx.gate); /* it may have mapped guest cluster 0 */
+    gate_ticket reader = gate_enter(&img.ctx.gate); /* may be using guest cluster 0 */
     trim(&img, 0, CL);
     flush(&img);
     for (unsigned i = 1; i < 20; i++) {
@@ -139,7 +139,7 @@ Test(qcow2_alloc, what_an_earlier_session_freed_is_found)
     image_free(&img);
 }
 
-/* Free places hold bytes of earlier days: nothing of them may show. */
+/* Free clusters may hold old bytes, which must never be visible. */
 Test(qcow2_alloc, old_bytes_in_free_clusters_dont_show)
 {
     struct image img;
@@ -159,7 +159,7 @@ Test(qcow2_alloc, old_bytes_in_free_clusters_dont_show)
     image_free(&img);
 }
 
-/* A hole costs as much for one cluster as for many. */
+/* Punching many neighbouring clusters costs as much as punching one. */
 Test(qcow2_alloc, neighbours_are_punched_together_in_whatever_order_they_were_trimmed)
 {
     const unsigned order[] = {5, 2, 7, 0, 3, 6, 1, 4};
@@ -207,7 +207,7 @@ Test(qcow2_alloc, discard_ignore_keeps_freed_clusters_unpunched)
 
 /* ---- shared clusters ---- */
 
-/* As a snapshot leaves them: two references to table and data, no copied flags. */
+/* Makes a cluster and its table shared, as a snapshot does: refcount 2, and no COPIED flags. */
 static void share(struct image *img, uint64_t guest)
 {
     uint64_t l1_at = l1_entry_at(img, guest), l2_at = l2_entry_at(img, guest);
@@ -271,8 +271,7 @@ Test(qcow2_alloc, zeroing_shared_clusters_leaves_the_other_owner_alone)
     }
 }
 
-/* No copied flag, but nobody else counts on it: an image that was treated by another
- * program. */
+/* The COPIED flag is missing, but the refcount is 1, as another program may leave it. */
 Test(qcow2_alloc, a_table_of_our_own_without_the_flag)
 {
     struct image img;
@@ -296,7 +295,7 @@ static uint64_t first_block(struct image *img)
     return get64(img, get64(img, 48));
 }
 
-/* Guest data would be put over the header, if they were believed. */
+/* If these refcounts were believed, guest data would overwrite the header. */
 Test(qcow2_alloc, l10_metadata_with_a_refcount_of_0)
 {
     struct image img;
@@ -318,14 +317,15 @@ Test(qcow2_alloc, l10_metadata_with_a_refcount_of_0)
     for (uint64_t at = 0; at < 64 * KIB; at += 4096) {
         cr_assert_eq(storage_read(before, was, at, 4096), 0);
         cr_assert_eq(storage_read(img.mem, is, at, 4096), 0);
-        is[79] = was[79]; /* the marks */
+        is[79] = was[79]; /* the dirty and corrupt bits may differ */
         cr_expect_arr_eq(is, was, 4096, "at %llu", (unsigned long long)at);
     }
     storage_close(before);
     image_free(&img);
 }
 
-/* On a device what no block covers is taken for room: it must not begin in the middle. */
+/* On a device, space that no refcount block covers counts as free.  An image with metadata there
+ * is refused for writing. */
 Test(qcow2_alloc, metadata_that_no_block_covers_on_a_device)
 {
     static const struct node_options none;
@@ -353,7 +353,7 @@ static void open_with_plan(struct image *img, struct fault_plan *plan)
     image_open(img);
 }
 
-/* A scattered trim can take seconds of punching: nobody waits for that. */
+/* Punching scattered clusters can take seconds: no request waits for all of it. */
 Test(qcow2_alloc, holes_are_punched_in_slices_and_after_the_flush)
 {
     struct fault_plan plan;
@@ -377,7 +377,7 @@ Test(qcow2_alloc, holes_are_punched_in_slices_and_after_the_flush)
     fault_plan_destroy(&plan);
 }
 
-/* The clean end punches what is left, and what it leaves unpunched is free all the same. */
+/* A clean close punches what is left, as far as it has time; the rest becomes free unpunched. */
 Test(qcow2_alloc, what_was_not_punched_yet_is_freed_by_the_clean_end)
 {
     struct image img;
@@ -391,7 +391,8 @@ Test(qcow2_alloc, what_was_not_punched_yet_is_freed_by_the_clean_end)
     image_free(&img);
 }
 
-/* The clean end has no time for many holes; the image that goes on, as it failed, has. */
+/* A clean close has no time for many holes.  If it fails and the image stays open, punching goes
+ * on. */
 Test(qcow2_alloc, holes_are_punched_after_an_end_that_failed)
 {
     struct fault_plan plan;
@@ -411,8 +412,8 @@ Test(qcow2_alloc, holes_are_punched_after_an_end_that_failed)
     fault_plan_destroy(&plan);
 }
 
-/* One page of refcounts that can't be read costs its free clusters, not every allocation.
- */
+/* If a page of refcounts can't be read, its free clusters can't be used, but others can be
+ * allocated. */
 Test(qcow2_alloc, a_page_of_refcounts_that_fails_is_left_alone)
 {
     struct fault_plan plan;
@@ -428,11 +429,11 @@ Test(qcow2_alloc, a_page_of_refcounts_that_fails_is_left_alone)
     flush(&img);
     trim(&img, 0, 64 * CL);
     flush(&img);
-    for (uint64_t off = 0; off < 32 * MIB; off += 2 * MIB) /* other pages push it out */
+    for (uint64_t off = 0; off < 32 * MIB; off += 2 * MIB) /* evicts the page */
         cr_assert(as_model(&img));
     fault_plan_fail(&plan, FAULT_READ, 1, EIO, FAULT_ONCE);
     int err = try_write(&img, 40 * MIB, CL, 2, 0);
-    if (err) /* the read that failed was the L2 table's */
+    if (err) /* then the failed read was that of the L2 table */
         write_fill(&img, 40 * MIB, CL, 2);
     write_fill(&img, 40 * MIB + CL, CL, 3);
     cr_expect(as_model(&img));
@@ -441,7 +442,7 @@ Test(qcow2_alloc, a_page_of_refcounts_that_fails_is_left_alone)
     fault_plan_destroy(&plan);
 }
 
-/* ---- races that others have lost ---- */
+/* ---- races ---- */
 
 static void *punch(void *opaque)
 {
@@ -451,7 +452,7 @@ static void *punch(void *opaque)
     return NULL;
 }
 
-/* M-60: Whoever finds a cluster free writes to it at once: nobody may punch it still. */
+/* M-60: a freed cluster may be written to at once: it must not be punched after that. */
 Test(qcow2_alloc, a_punch_doesnt_come_after_its_cluster_was_reused, .timeout = 60)
 {
     struct fault_plan plan;
@@ -482,8 +483,8 @@ Test(qcow2_alloc, a_punch_doesnt_come_after_its_cluster_was_reused, .timeout = 6
     fault_plan_destroy(&plan);
 }
 
-/* M-60: Whichever write of it fails: the clusters that the copy was to take are given to one
- * only. */
+/* M-60: copying a shared table fails at each of its writes in turn.  The clusters that were meant
+ * for the copy must not be allocated twice afterwards. */
 Test(qcow2_alloc, a_table_copy_that_fails_gives_its_clusters_away_once, .timeout = 60)
 {
     uint64_t injected = 1;

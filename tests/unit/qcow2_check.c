@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The check of qcow2 images, where it must not depend on what an image claims: time and
- * memory. */
+/* Tests that the time and memory of a check of qcow2 images don't depend on an image's claims. */
 #include <time.h>
 
 #include "qcow2/check/check_counts.h"
@@ -101,7 +100,8 @@ Test(qcow2_check, every_l1_entry_leads_to_the_same_table, .timeout = 60)
     struct storage *st = mem_storage_new(0);
     struct check_result r;
 
-    /* Four million times 256 Ki entries, for who looks at each. */
+    /* All of four million L1 entries point to one table of 256 Ki entries: a check that looked at
+     * each of them would never end. */
     header(st, 21, 1 << 20, MAX_L1_BYTES / 8, l1, cluster, 1);
     fill_words(st, l1, MAX_L1_BYTES / 8, 64 << 20);
     fill_words(st, 64 << 20, cluster / 8, 80 << 20);
@@ -157,7 +157,7 @@ Test(qcow2_check, random_bytes_behind_a_header, .timeout = 120)
 
         rng_init(&rng, seed);
         rng_fill(&rng, noise, sizeof noise);
-        /* Plausible offsets, so that it gets far. */
+        /* Plausible offsets, so that the check gets far. */
         for (size_t i = 0; i < sizeof noise; i += 8)
             if (noise[i] < 200)
                 store_be64(noise + i, (load_be64(noise + i) & 0xfe00) |

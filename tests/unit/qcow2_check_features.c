@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The check of images with extended L2 entries, an external data file or a LUKS header,
- * made by hand: header, refcount table, refcount block, L1 table, L2 table and data follow
- * each other, a cluster each. */
+/* Tests the check of images with extended L2 entries, an external data file or a LUKS header.  The
+ * images are made by hand: header, refcount table, refcount block, L1 table, L2 table, one cluster
+ * each, then data. */
 #include "qcow2/l2_entry.h"
 #include "qcow2_testing.h"
 
@@ -10,7 +10,7 @@
 #define BLOCK  (2 * CL)
 #define L1     (3 * CL)
 #define L2     (4 * CL)
-#define DATA   (5 * CL) /* as many as refcounts are set for */
+#define DATA   (5 * CL) /* the first of N_DATA clusters that have a refcount */
 #define N_DATA 4
 #define N_USED (5 + N_DATA)
 #define COPIED L2_COPIED
@@ -76,7 +76,7 @@ static void put_extended(struct storage *st, uint32_t index, struct words words)
     put(st, L2 + 16ull * index + 8, words.bitmap);
 }
 
-/* Clusters 0 to 3 have a place; the rest of the table is empty. */
+/* Guest clusters 0 to 3 are allocated; the rest of the L2 table is empty. */
 static struct storage *make_extended(void)
 {
     struct storage *st = make_image(INCOMPAT_EXTENDED_L2);
@@ -134,7 +134,7 @@ Test(qcow2_check_features, sound_subclusters)
     storage_close(st);
 }
 
-/* An entry and what it is mended to; what QEMU's check counts of it. */
+/* A bad entry, what the repair makes of it, and how many errors QEMU's check counts for it. */
 struct damage {
     const char *name;
     struct words odd;
@@ -142,7 +142,7 @@ struct damage {
     struct words mended;
 };
 
-/* Cluster 1's, of which the place is left to leak where the entry names another. */
+/* Entries for guest cluster 1.  If an entry names another place, the cluster's own place leaks. */
 static const struct damage odd_subclusters[] = {
     {"allocated and zero",
      {(DATA + CL) | COPIED, ALL | 3ull << 32},
@@ -198,8 +198,8 @@ Test(qcow2_check_features, odd_subclusters_are_found_and_mended)
     }
 }
 
-/* The repair before the first write drops no mapping: what would cost one stays, and is
- * refused. */
+/* The repair before the first write (keep_mappings) drops no mapping.  Errors that would need that
+ * stay, and the image is refused. */
 Test(qcow2_check_features, before_writing_only_what_costs_nothing)
 {
     static const struct {
@@ -237,7 +237,7 @@ Test(qcow2_check_features, the_last_entry_of_an_extended_table)
     storage_close(st);
 }
 
-/* Bitmaps that look like places are none. */
+/* Rebuilding the refcounts must not take the bitmaps of extended entries for cluster offsets. */
 Test(qcow2_check_features, refcounts_are_made_anew_without_the_bitmaps)
 {
     struct storage *st = make_extended();
@@ -266,7 +266,7 @@ Test(qcow2_check_features, two_entries_for_one_cluster)
 
 /* ---- an external data file ---- */
 
-/* Nothing refers to the clusters behind the tables. */
+/* Makes an image with an external data file: no entry refers to the clusters after the tables. */
 static struct storage *make_external(void)
 {
     struct storage *st = make_image(INCOMPAT_DATA_FILE);
@@ -278,7 +278,7 @@ static struct storage *make_external(void)
 
 Test(qcow2_check_features, places_in_another_file_are_not_counted)
 {
-    static const uint64_t entries[] = {COPIED, /* at offset 0 */
+    static const uint64_t entries[] = {COPIED, /* allocated at offset 0 */
                                        COPIED | CL, COPIED | 2 * CL | L2_ZERO, COPIED | L1,
                                        COPIED | L2};
     struct storage *st = make_external();
@@ -326,7 +326,7 @@ Test(qcow2_check_features, odd_entries_over_another_file)
 
 /* ---- the LUKS header ---- */
 
-/* It takes the second data cluster and a part of the third. */
+/* Makes an image with a LUKS header of that offset and length. */
 static struct storage *make_luks(uint64_t offset, uint64_t bytes)
 {
     struct storage *st = make_image(0);
@@ -357,7 +357,7 @@ Test(qcow2_check_features, data_in_the_luks_header)
     storage_close(st);
 }
 
-/* Also where the refcount allows for both. */
+/* A table in the LUKS header is an error even if the refcount is 2. */
 Test(qcow2_check_features, a_table_in_the_luks_header)
 {
     struct storage *st = make_luks(DATA + CL, CL + 100);
@@ -373,7 +373,7 @@ Test(qcow2_check_features, a_table_in_the_luks_header)
     storage_close(st);
 }
 
-/* Where it is lost nothing is repaired: the rest is of no use. */
+/* If the LUKS header is lost, nothing is repaired, because the data can't be decrypted anyway. */
 Test(qcow2_check_features, a_luks_header_at_an_impossible_place)
 {
     static const uint64_t places[] = {0, L1, N_USED * CL + 4 * CL};

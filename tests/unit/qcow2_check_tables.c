@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The check's list of L2 tables. */
+/* Tests the list of L2 tables that the check keeps. */
 #include <stdlib.h>
 
 #include <criterion/criterion.h>
@@ -26,7 +26,7 @@ Test(qcow2_check_tables, in_the_order_of_the_file_and_once)
     cr_expect_eq(t.n, 0);
 }
 
-/* Snapshots lead to the same tables again and again. */
+/* Several snapshots refer to the same tables, which must take memory only once. */
 Test(qcow2_check_tables, takes_memory_for_each_table_once)
 {
     enum { TABLES = 1000, ROUNDS = 500 };

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The layout of a new image: its reference counts cover it all, themselves included. */
+/* Tests the layout of a new image: its refcount blocks cover all its clusters, including
+ * themselves. */
 #include <criterion/criterion.h>
 #include <string.h>
 
@@ -38,7 +39,7 @@ Test(qcow2_create, counts_cover_everything)
             for (uint32_t order = 0; order <= MAX_REFCOUNT_ORDER; order++)
                 expect_layout(sizes[i], bits, order);
     expect_layout(64 * TIB, 16, 4);
-    expect_layout(UINT64_C(128) << 30, 9, 6); /* more than a table cluster of blocks */
+    expect_layout(UINT64_C(128) << 30, 9, 6); /* a refcount table of several clusters */
 }
 
 Test(qcow2_create, the_usual_layout)
@@ -52,7 +53,7 @@ Test(qcow2_create, the_usual_layout)
     cr_expect_eq(l.l1_entries, 2u);
 }
 
-/* The LUKS header has clusters of its own, which are counted; subclusters take more tables. */
+/* The LUKS header takes clusters that must be counted; extended entries need larger tables. */
 Test(qcow2_create, layout_with_everything)
 {
     for (uint32_t bits = MIN_EXTENDED_CLUSTER_BITS; bits <= MAX_CLUSTER_BITS; bits++)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* L2 entries: zero flags, and what can't be right. */
+/* Tests L2 entries of qcow2: zero flags, impossible entries, durability, and lazy refcounts. */
 #include <criterion/parameterized.h>
 
 #include "qcow2_testing.h"
@@ -12,7 +12,7 @@ static void make_4k(struct image *img, const char *options, bool backing)
                                    .size = MIB,
                                    .base_format = backing ? "qcow2" : NULL,
                                    .base_size = MIB});
-    if (backing) { /* something is everywhere */
+    if (backing) { /* the backing file has data everywhere */
         image_open(img);
         cr_assert_eq(image_close(img), 0);
     }
@@ -37,7 +37,7 @@ Test(qcow2_entries, zero_without_unmapping_keeps_the_allocation)
     zero(&img, 0, CL, 0);
     cr_expect_eq(flushed_entry(&img, 0), host | L2_COPIED | L2_ZERO);
     cr_expect(as_model(&img));
-    /* A part is written: the rest must not show the old bytes again. */
+    /* After a write to a part of the cluster the rest must not show the old bytes again. */
     write_fill(&img, 512, 512, 2);
     cr_expect_eq(flushed_entry(&img, 0), host | L2_COPIED, "in the place it kept");
     cr_expect(as_model(&img));
@@ -77,7 +77,7 @@ Test(qcow2_entries, over_a_backing_file_zero_is_said)
     image_free(&img);
 }
 
-/* Version 2 can't say zero: a trim leaves what is there rather than show the base. */
+/* Version 2 has no zero flag: a trim keeps the data, rather than let the backing file show. */
 Test(qcow2_entries, version_2_over_a_backing_file)
 {
     struct image img;
@@ -115,7 +115,7 @@ Test(qcow2_entries, zeroing_what_is_zero_changes_nothing)
     image_free(&img);
 }
 
-/* FAST is answered before anything is touched. */
+/* A FAST request that isn't fast fails before anything is changed. */
 Test(qcow2_entries, fast_zero)
 {
     struct image img;
@@ -172,7 +172,7 @@ Test(qcow2_entries, fast_zero_of_a_part_of_a_compressed_cluster)
     image_free(&img);
 }
 
-/* ---- what can't be right ---- */
+/* ---- impossible entries ---- */
 
 enum where { IN_L1, IN_L2 };
 
@@ -208,8 +208,8 @@ ParameterizedTestParameters(qcow2_entries, impossible)
     return cr_make_param_array(int, index, ARRAY_LEN(bads));
 }
 
-/* Each fails the requests that meet it with EIO, and no others; what lies there is not
- * touched. */
+/* A bad entry fails the requests that use it with EIO, and no others; what it points to isn't
+ * changed. */
 ParameterizedTest(int *index, qcow2_entries, impossible)
 {
     const struct bad *bad = &bads[*index];
@@ -221,14 +221,14 @@ ParameterizedTest(int *index, qcow2_entries, impossible)
                               .size = 8 * MIB});
     image_open(&img);
     write_fill(&img, 0, 4 * CL, 1);
-    write_fill(&img, 4 * MIB, CL, 2); /* another table */
+    write_fill(&img, 4 * MIB, CL, 2); /* uses another L2 table */
     cr_assert_eq(image_close(&img), 0);
     put64(&img, bad->where == IN_L1 ? l1_entry_at(&img, 0) : l2_entry_at(&img, CL),
           bad->entry);
 
     struct diag diag = {0};
     if (bad->where == IN_L1 &&
-        bad->entry == (L1_COPIED | CL)) { /* two tables in one place */
+        bad->entry == (L1_COPIED | CL)) { /* two tables at one offset */
         cr_expect_eq(image_try_open(&img, &diag), -EINVAL, "%s: %s", bad->name, diag.text);
         image_free(&img);
         return;
@@ -261,7 +261,7 @@ ParameterizedTest(int *index, qcow2_entries, impossible)
     image_free(&img);
 }
 
-/* A count of a table or a cluster can't be had where the refcount table is wrong (L-10). */
+/* Where the refcount table is wrong, the refcounts of clusters can't be read (L-10). */
 Test(qcow2_entries, an_impossible_refcount_block)
 {
     struct image img;
@@ -311,7 +311,7 @@ Test(qcow2_entries, fua_on_a_clean_mapping_is_one_durable_write)
     cr_expect_str_eq(calls_of(img.log, from, &fua), "w");
     cr_expect_eq(fua, 1);
 
-    /* As long as a link is dirty, the mapping of what is written may be it. */
+    /* As long as any link is dirty, it may be the mapping of what is written: FUA has to commit. */
     write_fill(&img, 8 * CL, CL, 1);
     from = crash_log_count(img.log);
     cr_assert_eq(try_write(&img, 512, 512, 3, BLOCK_FUA), 0);
@@ -325,7 +325,7 @@ Test(qcow2_entries, fua_on_a_clean_mapping_is_one_durable_write)
     image_free(&img);
 }
 
-/* What a power cut right after the request leaves, read by its own. */
+/* Does the range survive a power failure right after the request? */
 static bool survives(struct image *img, uint64_t off, uint64_t len)
 {
     static const struct crash_choice worst = {.policy = CRASH_NONE};
@@ -342,7 +342,7 @@ static bool survives(struct image *img, uint64_t off, uint64_t len)
     return same;
 }
 
-/* Durable trims, zeroes and writes, with and without a link of others that is dirty. */
+/* Trims, zeroes and writes with FUA, with and without another dirty link. */
 Test(qcow2_entries, fua_of_every_kind_of_change)
 {
     for (unsigned others = 0; others < 2; others++) {
@@ -368,7 +368,7 @@ Test(qcow2_entries, fua_of_every_kind_of_change)
             write_fill(&img, 22 * CL, CL, 1);
         cr_assert_eq(try_write(&img, 30 * CL, CL, 2, BLOCK_FUA), 0);
         cr_expect(survives(&img, 30 * CL, CL), "a write that allocates");
-        /* In place, of a cluster whose link isn't durable. */
+        /* A write in place to a cluster whose link isn't durable yet. */
         write_fill(&img, 40 * CL, CL, 3);
         cr_assert_eq(try_write(&img, 40 * CL, 512, 4, BLOCK_FUA), 0);
         cr_expect(survives(&img, 40 * CL, 512), "a write in place");
@@ -378,7 +378,8 @@ Test(qcow2_entries, fua_of_every_kind_of_change)
     }
 }
 
-/* Links to fresh clusters over zeroes need one barrier; once their growth is durable. */
+/* A flush of links to fresh clusters over zeroes needs one barrier, once the growth of the file is
+ * durable. */
 Test(qcow2_entries, an_allocating_flush_has_one_barrier)
 {
     struct image img;

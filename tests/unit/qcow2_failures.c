@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What failures leave behind: of an activation, of the dirty mark, of growing. */
+/* Tests what failures in qcow2 leave behind: of an activation, of the dirty mark, of growing, on
+ * full devices; and snapshots that are made while clients flush. */
 #include <pthread.h>
 
 #include "qcow2/internal.h"
@@ -20,13 +21,14 @@ static void flush_behind_read(void *opaque)
 
     if (flushes)
         return;
-    flushes = true; /* it may read, too */
+    flushes = true; /* the flush may read, which must not flush again */
     cr_expect_eq(block_flush(opaque), 0);
     flushes = false;
 }
 
-/* A client's flush comes behind each read of a snapshot's making: the tables and counts that it was
- * about to look for in memory are in the file by then, and were not when that was read. */
+/* While a snapshot is made, a client flushes after each read of the file.  The flush writes tables
+ * and refcounts that the file didn't have when it was read, and that aren't dirty in memory any
+ * more when the snapshot looks for them there. */
 Test(failures, flushes_while_a_snapshot_is_made)
 {
     static const char *const options[] = {"cluster_size=4096",
@@ -52,7 +54,7 @@ Test(failures, flushes_while_a_snapshot_is_made)
     }
 }
 
-/* Each write of the activation fails once; then it succeeds, and all of it was done. */
+/* Each write of the activation fails once; the second try must succeed and do everything. */
 Test(failures, a_failed_activation_is_repeated_whole)
 {
     static const struct node_options none;
@@ -84,7 +86,7 @@ static void *first_write(void *place)
     return NULL;
 }
 
-/* Two writers begin; the bit can't be written for one and can be for the other (L-03). */
+/* Two writers begin at once; writing the dirty bit fails for one of them only (L-03). */
 Test(failures, a_clean_end_after_the_bit_was_given_up)
 {
     pthread_t threads[2];
@@ -105,7 +107,7 @@ Test(failures, a_clean_end_after_the_bit_was_given_up)
     done();
 }
 
-/* Whichever write fails, a clean end leaves an image without leaks. */
+/* Whichever write of the growing fails, a clean close leaves an image without leaks. */
 Test(failures, growing_that_fails_leaks_nothing)
 {
     int err = -ENOSPC;
@@ -130,7 +132,7 @@ Test(failures, growing_that_fails_leaks_nothing)
     }
 }
 
-/* On a full device what was trimmed is what there is: free after a commit. */
+/* On a full device only trimmed clusters are available, and these only after a commit. */
 Test(failures, room_is_made_of_what_was_trimmed)
 {
     static const struct node_options none;
@@ -167,7 +169,8 @@ static void begin_small_clusters(void)
     write_fill(&img, 0, 300 * KIB, 1);
 }
 
-/* Writes to parts of clusters, which show what was in the rest of them. */
+/* Writes to parts of clusters, so that wrong bytes in the rest of them would be seen; then closes
+ * the image and checks it. */
 static void go_on_and_close(const char *when, unsigned nth)
 {
     bool poisoned = mcache_health(img.node->mc) != 0;
@@ -183,8 +186,9 @@ static void go_on_and_close(const char *when, unsigned nth)
     done();
 }
 
-/* An L1 table that one refcount block can't count, and for the larger one a refcount table,
- * too: what the failure left behind is neither let go of nor taken for zeroes. */
+/* Growing needs an L1 table larger than the range of a refcount block, and for the larger size also
+ * a new refcount table.  The clusters that a failed attempt has written to must neither leak nor be
+ * taken for zeroes later. */
 Test(failures, a_wide_table_that_fails_leaves_no_trace, .timeout = 60)
 {
     static const uint64_t sizes[] = {256 * MIB, 8 * GIB};
@@ -204,8 +208,8 @@ Test(failures, a_wide_table_that_fails_leaves_no_trace, .timeout = 60)
         }
 }
 
-/* A refcount block that had no space is in memory, with no count in it; then it is made
- * elsewhere, and what it counts is let go of. */
+/* A new refcount block found no space in the file, but stays in memory, empty.  Growing then puts
+ * the block elsewhere, together with a wide table. */
 Test(failures, a_block_that_found_no_space_is_made_with_a_wide_table, .timeout = 60)
 {
     static const uint64_t sizes[] = {256 * MIB, 8 * GIB};
@@ -224,8 +228,8 @@ Test(failures, a_block_that_found_no_space_is_made_with_a_wide_table, .timeout =
         }
 }
 
-/* Of the clusters that were taken ahead some are counted in one page, some in the next, and
- * none of the pages is in memory. */
+/* Makes an image whose tail has clusters with refcounts in two pages, neither of which is in
+ * memory. */
 static void begin_with_a_tail_in_two_pages(void)
 {
     uint64_t page = 512, off = 0; /* clusters; bytes */
@@ -248,8 +252,8 @@ static void begin_with_a_tail_in_two_pages(void)
     mcache_release(img.node->mc);
 }
 
-/* They go back page by page, and one of the pages can't be read: what the image takes when it
- * goes on has a count. */
+/* A close gives the tail's clusters back page by page, and one of the pages can't be read.
+ * Clusters that are allocated after the failed close must have a refcount. */
 Test(failures, a_tail_that_is_given_back_in_part, .timeout = 60)
 {
     unsigned nth = 0;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Images whose data lies in a file of its own, or is encrypted. */
+/* Tests qcow2 images with an external data file or with encryption. */
 #include <inttypes.h>
 
 #include "base/zero_bytes.h"
@@ -18,8 +18,8 @@ static bool holds(struct image *img, uint64_t off, uint64_t len, int fill)
     return true;
 }
 
-/* After a crash the data file may hold what was written and never linked: zeroes that are
- * written over it are zeroes there, too. */
+/* After a crash a raw data file may hold data that was written but never linked.  Zeroing such a
+ * range must zero the data file, too. */
 Test(qcow2_features, zeroes_reach_a_raw_file_that_has_more_than_the_tables)
 {
     struct image img;
@@ -43,8 +43,8 @@ Test(qcow2_features, zeroes_reach_a_raw_file_that_has_more_than_the_tables)
     image_free(&img);
 }
 
-/* Writing to a cluster that has its place by what was there, but for the disk, whose end it
- * holds: the file stays as long as that. */
+/* A write allocates the last cluster, which reaches past the end of the disk.  The raw data file
+ * must not become longer than the disk. */
 Test(qcow2_features, a_raw_file_is_no_longer_than_the_disk)
 {
     static const char *const options[] = {"cluster_size=4096",
@@ -59,7 +59,7 @@ Test(qcow2_features, a_raw_file_is_no_longer_than_the_disk)
         make(&img,
              &(struct image_spec){.options = options[i], .size = size, .data_file = "raw"});
         memset(lost, 7, sizeof lost);
-        cr_assert_eq(storage_truncate(img.data_mem, size), 0); /* QEMU makes it longer */
+        cr_assert_eq(storage_truncate(img.data_mem, size), 0); /* qemu-img made it longer */
         image_open(&img);
         zero(&img, 64 * KIB, 512, BLOCK_MAY_UNMAP);
         cr_assert_eq(storage_write(img.data_mem, lost, 64 * KIB, sizeof lost, 0), 0);
@@ -72,7 +72,8 @@ Test(qcow2_features, a_raw_file_is_no_longer_than_the_disk)
     }
 }
 
-/* A disk that couldn't become smaller: what was let go of is zeroes for who reads the file, too. */
+/* A shrink fails after it has unlinked clusters.  They read as zeroes in the image, and must do so
+ * in the raw data file. */
 Test(qcow2_features, a_raw_file_and_its_image_agree_on_a_shrinking_that_failed)
 {
     bool ended = false;
@@ -114,7 +115,7 @@ static int count_sync(struct storage *st)
     return 0;
 }
 
-/* V-06: a session without flushes ends with a sync, of the data, too. */
+/* V-06: a session without flushes ends with a sync of the image and of the data file. */
 Test(qcow2_features, v06_the_data_file_is_synced_at_the_end)
 {
     static const char *const options[] = {"cluster_size=4096",
@@ -142,13 +143,13 @@ Test(qcow2_features, v06_the_data_file_is_synced_at_the_end)
     }
 }
 
-/* ---- a write that comes while its range becomes zeroes ---- */
+/* ---- a write while its range is being zeroed ---- */
 
 static struct {
     struct image *img;
     struct storage_ops ops;
     const struct storage_ops *below;
-    unsigned left; /* calls after which the write comes; 0: it came */
+    unsigned left; /* the write is made after so many calls; 0: it was made */
 } intruder;
 
 static void write_between(void)
@@ -174,8 +175,8 @@ static int discard_and_write(struct storage *st, uint64_t off, uint64_t len)
     return err;
 }
 
-/* Of the image's zeroes and those of the raw file either may come first, and a write between
- * the two: who reads the image and who reads the file see the same afterwards. */
+/* Zeroing changes the image's tables and the raw data file, one after the other, and a write may
+ * come between both.  Afterwards the image and the data file must read the same. */
 static void zero_around_a_write(const char *options, int how, unsigned calls)
 {
     struct image img;
@@ -229,7 +230,7 @@ static void expect_model(struct image *img)
     cr_expect_eq(memcmp(now, img->model.bytes, sizeof now), 0);
 }
 
-/* A cluster that gets its place by a write of less than a sector, or of two parts. */
+/* Writes of less than a sector, or of parts of two sectors, that allocate a cluster. */
 Test(qcow2_features, parts_of_sectors_allocate_encrypted_clusters)
 {
     struct image img;
@@ -251,11 +252,12 @@ Test(qcow2_features, parts_of_sectors_allocate_encrypted_clusters)
     image_free(&img);
 }
 
-/* ---- places ahead, where zero bytes in the file aren't the guest's zeroes ---- */
+/* ---- preallocation, where zero bytes in the file aren't the guest's zeroes ---- */
 
 static unsigned links;
 
-/* A commit can come right after any link, and a crash after that. */
+/* A commit can come right after any link, and then a crash: at this moment the linked clusters must
+ * already read as zeroes. */
 static int link_and_commit(struct node *node, const struct reservation *res,
                            bool replaces_zero)
 {

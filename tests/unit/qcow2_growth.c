@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Growth beside what isn't as one would think: a file that was cut short while its tables
- * point past its end, and a device that became larger. */
+/* Tests growth in unusual images: the file was cut short and its tables point past its end; the
+ * device has become larger. */
 #include "qcow2/internal.h"
 #include "qcow2_testing.h"
 
 #define CL 4096u
 
-/* Guest clusters [0, 512) are linked, in order and in a row; the file ends with the first
- * `kept` of them. */
+/* Makes an image with guest clusters [0, 512) in one run, and cuts the file after the first `kept`
+ * of them.  Returns the new end. */
 static uint64_t cut_short(struct image *img, uint64_t kept)
 {
     make(img, &(struct image_spec){.options = "cluster_size=4096", .size = 16 * MIB});
@@ -19,7 +19,8 @@ static uint64_t cut_short(struct image *img, uint64_t kept)
     return host;
 }
 
-/* Two guest ranges would share clusters otherwise, without any error. */
+/* If clusters past the end that have a refcount were allocated, two guest ranges would share them
+ * without any error. */
 Test(qcow2_growth, clusters_past_the_end_that_have_a_count_are_passed_over)
 {
     struct image img;
@@ -37,7 +38,7 @@ Test(qcow2_growth, clusters_past_the_end_that_have_a_count_are_passed_over)
     image_free(&img);
 }
 
-/* The counts beyond the end aren't the allocator's to give back. */
+/* A close must not set refcounts past the end to 0, as it does with unused clusters of the tail. */
 Test(qcow2_growth, a_session_that_uses_little_leaves_counts_past_the_end_alone)
 {
     struct image img;
@@ -51,7 +52,7 @@ Test(qcow2_growth, a_session_that_uses_little_leaves_counts_past_the_end_alone)
     image_free(&img);
 }
 
-/* Free clusters between those in use are taken, each for itself. */
+/* Past the end, single free clusters between those in use are allocated. */
 Test(qcow2_growth, what_is_free_between_clusters_in_use_is_taken)
 {
     struct image img;
@@ -73,7 +74,8 @@ Test(qcow2_growth, what_is_free_between_clusters_in_use_is_taken)
     image_free(&img);
 }
 
-/* A table has no count of its own to be known by when its block is lost with it. */
+/* When the refcount block is lost together with an L2 table, no refcount tells that the table's
+ * cluster is in use. */
 Test(qcow2_growth, an_l2_table_past_the_end_is_not_given_away)
 {
     struct image img;
@@ -88,7 +90,7 @@ Test(qcow2_growth, an_l2_table_past_the_end_is_not_given_away)
     image_open(&img);
     write_fill(&img, MIB, MIB, 3);
     cr_expect_eq(get64(&img, table), 0, "no data in the table");
-    /* What it held is lost, and reads as zeroes. */
+    /* What the table mapped is lost and reads as zeroes. */
     memset(img.model.bytes + 8 * MIB, 0, CL);
     cr_expect(as_model(&img));
     cr_assert_eq(image_close(&img), 0);
@@ -106,8 +108,7 @@ static void open_device(struct image *img)
     cr_assert_eq(node_activate(img->node, NULL), 0);
 }
 
-/* Thin volumes are used so: whoever looks after them makes them larger when they are full.
- */
+/* Thin volumes are used in this way: they are enlarged whenever they are full. */
 static void grow_device(const char *options)
 {
     struct image img;
@@ -122,7 +123,7 @@ static void grow_device(const char *options)
             err = try_write(&img, off, 64 * KIB, 1 + (int)times, 0);
         cr_expect_eq(err, -ENOSPC);
         memset(img.model.bytes + off, 0, 64 * KIB);
-        /* What of it was done stays; the same bytes come again. */
+        /* A part of the failed write may have been done; the range is written again. */
         cr_assert_eq(storage_truncate(img.mem, (3 + times) * MIB), 0);
         write_fill(&img, off, 64 * KIB, 9);
         off += 64 * KIB;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The header: each limit with its own message; what isn't understood is kept or refused. */
+/* Tests the qcow2 header: each limit is refused with its own message; unknown features and
+ * extensions are kept or refused. */
 #include <criterion/parameterized.h>
 
 #include "fault_storage.h"
@@ -27,7 +28,7 @@ static const struct limit limits[] = {
     {FIELD(cluster_bits), 4, 8, EINVAL, "cluster_bits"},
     {FIELD(cluster_bits), 4, 22, EINVAL, "cluster_bits"},
     {FIELD(crypt_method), 4, 3, ENOTSUP, "crypt_method"},
-    {FIELD(crypt_method), 4, 2, EINVAL, "LUKS"}, /* without a header for it */
+    {FIELD(crypt_method), 4, 2, EINVAL, "LUKS"}, /* without a LUKS header */
     {FIELD(crypt_method), 4, 3, ENOTSUP, "crypt_method"},
     {FIELD(refcount_order), 4, 7, EINVAL, "refcount_order"},
     {FIELD(header_length), 4, 96, EINVAL, "header_length"},
@@ -62,7 +63,7 @@ ParameterizedTestParameters(qcow2_header, limits)
     return cr_make_param_array(int, index, ARRAY_LEN(limits));
 }
 
-/* Each is refused for its own reason, and the refusal changes nothing. */
+/* Each violation is refused with its own message, and the file isn't changed. */
 ParameterizedTest(int *index, qcow2_header, limits)
 {
     const struct limit *l = &limits[*index];
@@ -90,7 +91,8 @@ Test(qcow2_header, a_file_that_is_too_short)
     image_free(&img);
 }
 
-/* A snapshot's cluster and the disk's would have one place. */
+/* With an external data file, the clusters of a snapshot and of the disk would have the same
+ * place: such images are refused. */
 Test(qcow2_header, snapshots_of_data_in_another_file)
 {
     struct image img;
@@ -103,7 +105,7 @@ Test(qcow2_header, snapshots_of_data_in_another_file)
     image_free(&img);
 }
 
-/* Q-17's twin: bits that say "you may ignore me" stay, from open to close. */
+/* As Q-17 for QED: unknown compatible bits are ignored and kept. */
 Test(qcow2_header, unknown_compatible_bits_are_kept)
 {
     struct image img;
@@ -133,7 +135,7 @@ Test(qcow2_header, autoclear_bits_are_cleared_by_the_first_writable_open)
     image_free(&img);
 }
 
-/* They are cleared durably before anything is written. */
+/* Autoclear bits are cleared durably before anything else is written. */
 Test(qcow2_header, autoclear_bits_are_cleared_durably)
 {
     struct image img;
@@ -150,8 +152,8 @@ Test(qcow2_header, autoclear_bits_are_cleared_durably)
     image_free(&img);
 }
 
-/* The bitmaps are right as long as nothing changes: the first change is announced, durably,
- * and fails when that fails. */
+/* Bitmaps in the image are valid as long as nothing changes.  The first change clears the bit
+ * durably before, and fails if that fails. */
 Test(qcow2_header, the_bitmaps_bit_goes_with_the_first_change)
 {
     static const uint8_t data[4096] = {1};
@@ -189,7 +191,7 @@ Test(qcow2_header, version_2_has_no_feature_fields)
     struct image img;
 
     make_small(&img, "compat=0.10");
-    /* Where version 3 has them, an older program may have put anything. */
+    /* Version 2 has other bytes at these offsets, which may be anything. */
     put64(&img, FIELD(autoclear_features), ~0ull);
     put64(&img, FIELD(incompatible_features), EXT_END);
     put32(&img, FIELD(refcount_order), 99);
@@ -204,7 +206,7 @@ Test(qcow2_header, version_2_has_no_feature_fields)
 
 #define EXT_PLACE 112u
 
-/* An extension in front of the others that are there. */
+/* Inserts an extension before those in the header. */
 static void insert_extension(struct image *img, uint32_t type, uint32_t len,
                              const char *data)
 {
@@ -255,7 +257,7 @@ Test(qcow2_header, the_image_names_its_features)
 
     make_small(&img, NULL);
     strcpy(row + 2, "time travel");
-    /* Behind ours, so ours must not hide it; the last table wins. */
+    /* Appends one after ours: the last table counts. */
     uint64_t at = EXT_PLACE;
     while (get32(&img, at) != EXT_END)
         at += 8 + align_up(get32(&img, at + 4), 8);
@@ -270,7 +272,8 @@ Test(qcow2_header, the_image_names_its_features)
     image_free(&img);
 }
 
-/* What comes after a NUL would be hidden: "raw" was never what the image says. */
+/* A text with a NUL inside is refused: the part after it would be ignored, so that the text isn't
+ * what the image says. */
 Test(qcow2_header, texts_with_a_nul_inside)
 {
     struct image img;

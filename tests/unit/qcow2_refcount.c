@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Refcounts of all widths, and the growth of their blocks and of the table of them. */
+/* Tests refcounts of all widths, and the growth of refcount blocks and of the refcount table. */
 #include <criterion/parameterized.h>
 
 #include "qcow2/internal.h"
@@ -19,7 +19,7 @@ ParameterizedTestParameters(qcow2_refcount, widths)
     return cr_make_param_array(int, order, ARRAY_LEN(order));
 }
 
-/* What set stores, get, pack and the specification agree on. */
+/* Setting, getting and packing refcounts must agree with each other and the specification. */
 ParameterizedTest(int *order, qcow2_refcount, widths)
 {
     struct image img;
@@ -33,7 +33,7 @@ ParameterizedTest(int *order, qcow2_refcount, widths)
     uint64_t n = 1ull << refs->block_bits, want[4096];
     uint8_t packed[512] = {0}, stored[512];
 
-    /* The first block's counts: each set twice, so that neighbours would show. */
+    /* Sets each refcount twice, so that a change of a neighbour would be seen. */
     for (uint64_t i = 0; i < 2 * n; i++) {
         uint64_t c = i % n;
         want[c] = i < n ? most : rng_next(&rng) & most;
@@ -59,7 +59,7 @@ ParameterizedTest(int *order, qcow2_refcount, widths)
     image_free(&img);
 }
 
-/* The image tool counts in every width as we do: blocks and tables are made on the way. */
+/* Grows images with every width, with new blocks and tables; qemu-img must find the same counts. */
 ParameterizedTestParameters(qcow2_refcount, growth)
 {
     static int order[] = {0, 1, 2, 3, 4, 5, 6};
@@ -78,7 +78,7 @@ ParameterizedTest(int *order, qcow2_refcount, growth)
     for (uint64_t off = 0; off < 6 * MIB; off += 96 * KIB)
         write_fill(&img, off, 95 * KIB, (int)(off / (96 * KIB)) + 1);
     cr_expect(as_model(&img));
-    if (*order >= 4) { /* 64 blocks to a cluster of the table, 32 KiB to 128 KiB each */
+    if (*order >= 4) { /* a table cluster has 64 blocks, each for 32 KiB to 128 KiB */
         cr_assert_eq(block_flush(img.node), 0);
         bool moved = get64(&img, FIELD(refcount_table_offset)) != table;
         cr_expect_eq(moved, *order >= 5, "the table of 2 MiB or 4 MiB is too small");
@@ -87,7 +87,7 @@ ParameterizedTest(int *order, qcow2_refcount, growth)
     image_free(&img);
 }
 
-/* A table that was left for a larger one is free again. */
+/* A refcount table that was replaced by a larger one is freed. */
 Test(qcow2_refcount, the_old_table_is_freed)
 {
     struct image img;
@@ -103,7 +103,7 @@ Test(qcow2_refcount, the_old_table_is_freed)
     image_free(&img);
 }
 
-/* Before the header points to the new table, the table and its blocks are durable. */
+/* The new table and its blocks are durable before the header points to the table. */
 Test(qcow2_refcount, a_new_table_is_durable_before_the_header_names_it)
 {
     struct image img;
@@ -127,7 +127,7 @@ Test(qcow2_refcount, a_new_table_is_durable_before_the_header_names_it)
     image_free(&img);
 }
 
-/* What the tail has left over is given back, and the file is no longer than it must be. */
+/* A close gives back unused clusters of the tail and cuts the file to what is used. */
 Test(qcow2_refcount, close_gives_back_what_was_not_used)
 {
     struct image img;
@@ -165,7 +165,7 @@ Test(qcow2_refcount, a_full_device)
     cr_expect_eq(err, -ENOSPC);
     cr_expect_gt(off, 2 * MIB - 64 * KIB, "the device is full of data");
     cr_expect(as_model(&img));
-    /* What is trimmed can be used again. */
+    /* Trimmed clusters can be used again. */
     trim(&img, 0, MIB);
     cr_assert_eq(block_flush(img.node), 0);
     for (off = 4 * MIB; off < 4 * MIB + 512 * KIB; off += 4096)

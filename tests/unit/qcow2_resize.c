@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Growing the virtual size, with the L1 table when it must. */
+/* Tests growing the virtual size, with a larger L1 table if needed. */
 #include "base/zero_bytes.h"
 #include "qcow2_testing.h"
 
@@ -46,7 +46,7 @@ Test(qcow2_resize, with_a_larger_l1_table)
         write_fill(&img, 24 * MIB - 700 * KIB, 700 * KIB, 2);
         cr_expect(as_model(&img));
         close_and_verify(&img);
-        if (i != 2) { /* 24 MiB of 4 KiB clusters fit the L1 table that was there */
+        if (i != 2) { /* the old L1 table is large enough for 24 MiB with 4 KiB clusters */
             cr_expect_neq(get64(&img, FIELD(l1_table_offset)), old);
             cr_expect_eq(refcount_at(&img, old), 0);
         }
@@ -54,8 +54,8 @@ Test(qcow2_resize, with_a_larger_l1_table)
     }
 }
 
-/* 64 clusters of 512 bytes to a refcount block: a table as large has no place in front of
- * or between the blocks of ordinary growth. */
+/* A refcount block covers 64 clusters of 512 bytes.  An L1 table of that size fits nowhere between
+ * the refcount blocks that ordinary growth makes. */
 Test(qcow2_resize, a_table_larger_than_a_refcount_block_covers, .timeout = 60)
 {
     static const uint64_t sizes[] = {63 * 64 * 32 * KIB, 64 * 64 * 32 * KIB, 256 * MIB};
@@ -78,7 +78,7 @@ Test(qcow2_resize, a_table_larger_than_a_refcount_block_covers, .timeout = 60)
     }
 }
 
-/* The refcount table grows with it, from the middle of what a block counts. */
+/* The refcount table grows, too, while the file ends in the middle of a refcount block's range. */
 Test(qcow2_resize, a_wide_table_keeps_the_counts_before_it, .timeout = 60)
 {
     struct image img;
@@ -140,7 +140,8 @@ Test(qcow2_resize, refusals_change_nothing)
     image_free(&img);
 }
 
-/* New table durable, then the header, then the size: never a size without its table. */
+/* The new table is made durable first, then the header names it, then the size is set: no crash
+ * leaves a size without its table. */
 Test(qcow2_resize, step_by_step)
 {
     struct image img;
@@ -165,8 +166,8 @@ Test(qcow2_resize, step_by_step)
     image_free(&img);
 }
 
-/* The disk ended within a cluster that a snapshot has, too: its beginning moves to the place
- * that the rest of it gets. */
+/* The disk ended within a cluster that is shared with a snapshot.  When the rest of it is
+ * preallocated, the beginning is copied to the new place. */
 Test(qcow2_resize, places_ahead_in_a_shared_cluster)
 {
     struct image img;
@@ -188,7 +189,7 @@ Test(qcow2_resize, places_ahead_in_a_shared_cluster)
         gate_leave(&img.ctx.gate, ticket);
         cr_expect(off < 24 * KIB || ext.file);
     }
-    /* qemu-img shows a snapshot with the size that the disk has now. */
+    /* qemu-img reads a snapshot with the current size of the disk. */
     img.snapshot.bytes = realloc(img.snapshot.bytes, img.model.size);
     memset(img.snapshot.bytes + img.snapshot.size, 0, img.model.size - img.snapshot.size);
     img.snapshot.size = img.model.size;

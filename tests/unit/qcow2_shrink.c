@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Lowering the virtual size: what stays, what becomes free, and each crash on the way. */
+/* Tests shrinking the virtual size: what stays, what becomes free, and crashes in between. */
 #include <inttypes.h>
 
 #include "crash_storage.h"
@@ -29,13 +29,13 @@ Test(qcow2_shrink, what_is_left_is_as_it_was, .timeout = 60)
         cr_expect(as_model(&img));
         write_fill(&img, 600 * KIB, 100 * KIB, 2);
         close_and_verify(&img);
-        /* Small clusters have blocks of counts all over the file. */
+        /* With small clusters there are refcount blocks all over the file. */
         cr_expect_lt(file_size(&img), 2 * MIB, "%s", options[i]);
         image_free(&img);
     }
 }
 
-/* What was cut off inside the last cluster doesn't come back. */
+/* Bytes that were cut off inside the last cluster don't come back when the disk grows again. */
 Test(qcow2_shrink, then_growing)
 {
     struct image img;
@@ -53,8 +53,9 @@ Test(qcow2_shrink, then_growing)
     image_free(&img);
 }
 
-/* A table that comes again where one was dropped takes its blocks when it is stored to, not when a
- * commit writes it: of a full filesystem who writes is told, not who flushes. */
+/* An L2 table is needed again where an older one was dropped.  It must get its blocks when a write
+ * stores to it, not when a commit writes it: on a full filesystem the write must fail, not a later
+ * flush. */
 Test(qcow2_shrink, a_table_that_comes_again_has_its_place)
 {
     struct image img;
@@ -69,7 +70,7 @@ Test(qcow2_shrink, a_table_that_comes_again_has_its_place)
     cr_assert_eq(qcow2_driver.grow(img.node, 4 * MIB, &diag), 0, "%s", diag.text);
     memset(img.model.bytes + MIB, 0, 3 * MIB);
     img.model.size = 4 * MIB;
-    write_fill(&img, 0, 64 * KIB, 2); /* into all that was let go of, and more */
+    write_fill(&img, 0, 64 * KIB, 2); /* takes all clusters that became free, and more */
     cr_assert_eq(block_flush(img.node), 0);
     for (uint64_t limit = 0; err; limit += MEM_PAGE_BYTES) {
         mem_storage_limit(img.mem, limit);
@@ -82,8 +83,8 @@ Test(qcow2_shrink, a_table_that_comes_again_has_its_place)
     image_free(&img);
 }
 
-/* When nobody knows which size the header has nothing is written any more: what lies behind the
- * smaller one could be gone with the next opening. */
+/* If it isn't known which size the header has, writes are refused: data past the smaller size could
+ * be lost at the next opening. */
 Test(qcow2_shrink, a_header_that_may_say_either)
 {
     struct image img;
@@ -110,7 +111,7 @@ Test(qcow2_shrink, a_header_that_may_say_either)
     }
 }
 
-/* Opens what a crash has left, and looks at what both sizes have. */
+/* Opens what a crash has left, and checks the bytes that both sizes have in common. */
 static void judge(struct storage *left, const uint8_t *data, uint64_t common,
                   uint64_t point, unsigned policy)
 {
@@ -163,7 +164,7 @@ Test(qcow2_shrink, o03_any_crash_leaves_what_both_sizes_have, .timeout = 120)
     image_free(&img);
 }
 
-/* Disks of snapshots keep their size and contents; of version 2 they don't say their size. */
+/* Version 2 doesn't record the disk sizes of snapshots: a disk with snapshots can't shrink. */
 Test(qcow2_shrink, refused)
 {
     struct image img;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Entries of the snapshot table: parsed and written again they are the same bytes, and no
- * byte behind them is looked at. */
+/* Tests entries of the snapshot table: parsed and written again they are the same bytes, and no
+ * byte after an entry is read. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -9,7 +9,7 @@
 #include "base/cleanup.h"
 #include "qcow2/snapshot_entry.h"
 
-/* As a table has it: 8 bytes of padding at most. */
+/* An entry as it is in a table, with padding at the end. */
 static const uint8_t sample[] = {
     0,    0,   0,   0,   0,   5,   0, 0,              /* L1 table offset */
     0,    0,   0,   3,                                /* L1 size */
@@ -21,7 +21,7 @@ static const uint8_t sample[] = {
     0,    0,   0,   1,   0,   0,   1, 0,              /* VM state */
     0,    0,   0,   0,   0,   64,  0, 0,              /* disk size */
     0,    0,   0,   0,   0,   0,   0, 77,             /* icount */
-    1,    2,   3,                                     /* of somebody else */
+    1,    2,   3,                                     /* unknown extra data */
     '4',  'f', 'i', 'r', 's', 't', 0, 0,  0, 0, 0, 0, /* id, name, padding to 80 */
 };
 #define SAMPLE_END (40 + 27 + 1 + 5)
@@ -50,7 +50,7 @@ Test(qcow2_snapshot_entry, fields)
 Test(qcow2_snapshot_entry, ends_where_its_bytes_end)
 {
     for (size_t n = 0; n <= SAMPLE_END; n++) {
-        CLEANUP_FREE uint8_t *exact = malloc(n + !n); /* of that length, for ASan */
+        CLEANUP_FREE uint8_t *exact = malloc(n + !n); /* exactly n bytes, for ASan */
         struct snapshot_entry e;
         memcpy(exact, sample, n);
         cr_expect_eq(snapshot_entry_parse(exact, n, &e), n < SAMPLE_END ? -EINVAL : 0);
@@ -70,7 +70,7 @@ Test(qcow2_snapshot_entry, lengths_that_no_table_has)
     cr_expect_eq(snapshot_entry_end(&e), 40 + UINT64_C(0xffffffff) + 2 * 0xffff);
 }
 
-/* Whatever extra data there is, known fields in part, too. */
+/* With any length of extra data, also one that ends within the known fields. */
 Test(qcow2_snapshot_entry, written_again)
 {
     for (uint8_t extra = 0; extra <= 27; extra++) {

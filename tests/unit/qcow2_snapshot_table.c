@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Snapshot tables as long as they may be. */
+/* Tests snapshot tables of the largest size allowed. */
 #include <inttypes.h>
 
 #include "block/snapshot.h"
 #include "qcow2/snapshot_entry.h"
 #include "qcow2_testing.h"
 
-/* An entry as version 2 had them, which says nothing of the disk's size; with a name that makes it
- * `bytes` long. */
+/* Writes an entry of version 2, which has no disk size, with a name so long that the entry takes
+ * `bytes`.  Returns its length. */
 static size_t put_entry(uint8_t *out, unsigned number, size_t bytes)
 {
     static uint8_t name[65536];
@@ -22,7 +22,7 @@ static size_t put_entry(uint8_t *out, unsigned number, size_t bytes)
     return (size_t)snapshot_entry_length(&e);
 }
 
-/* Fills all that a table may take; the first entry is a short one.  How many there are. */
+/* Fills a table of the largest size; the first entry is short.  Returns the number of entries. */
 static unsigned fill_table(uint8_t *table)
 {
     size_t at = put_entry(table, 1, 64);
@@ -38,7 +38,8 @@ static unsigned fill_table(uint8_t *table)
     return n;
 }
 
-/* The clusters of the disk's first 16 MiB become those of a snapshot table. */
+/* Turns the clusters of the disk's first 16 MiB into a snapshot table.  Returns the number of
+ * snapshots. */
 static unsigned replace_data(struct image *img)
 {
     uint64_t cluster = cluster_of(img), host = l2_entry(img, 0) & L2_OFFSET;
@@ -56,7 +57,7 @@ static unsigned replace_data(struct image *img)
     return n_snapshots;
 }
 
-/* How many snapshots it has. */
+/* Makes such an image; returns the number of snapshots. */
 static unsigned make_with_long_table(struct image *img)
 {
     make(img, &(struct image_spec){.size = 64 * MIB});
@@ -66,7 +67,7 @@ static unsigned make_with_long_table(struct image *img)
     return replace_data(img);
 }
 
-/* An image that could be opened can be opened after a repair. */
+/* A repair must not make the table longer than we read, so that the image can still be opened. */
 Test(qcow2_snapshot_table, a_repair_makes_no_table_that_is_too_long, .timeout = 60)
 {
     const struct check_options how = {.repair = REPAIR_ALL};
@@ -84,8 +85,8 @@ Test(qcow2_snapshot_table, a_repair_makes_no_table_that_is_too_long, .timeout = 
     image_free(&img);
 }
 
-/* With what version 3 wants to be said of each of the others the table would be longer than
- * anybody reads: then it goes on saying what it says. */
+/* Deleting a snapshot writes a new table.  With the extra data that version 3 wants for each of the
+ * other entries it would be too long; then their extra data stays as it is. */
 Test(qcow2_snapshot_table, one_is_deleted_where_there_is_no_room_to_say_more, .timeout = 60)
 {
     const struct snapshot_request request = {.kind = SNAPSHOT_DELETE, .id = "1"};
