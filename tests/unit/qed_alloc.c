@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Allocating writes. */
+/* Tests allocating writes of QED. */
 #include <pthread.h>
 
 #include "qed_testing.h"
 
 #define CLUSTER 4096u
 #define TABLE   (2 * CLUSTER)
-#define SPAN    (UINT64_C(1) * CLUSTER * (TABLE / 8)) /* guest bytes of an L2 table */
+#define SPAN    (UINT64_C(1) * CLUSTER * (TABLE / 8)) /* bytes that an L2 table maps */
 #define EMPTY   (CLUSTER + TABLE)                     /* bytes of an empty image */
 #define WRITERS 8
 
@@ -115,7 +115,7 @@ static void *write_once(void *opaque)
     return NULL;
 }
 
-/* One writer for each offset, all at once. */
+/* Starts a writer for each offset, all at once. */
 static void write_at_once(struct node *node, const uint64_t *offsets, uint64_t len)
 {
     struct writer w[WRITERS];
@@ -176,7 +176,7 @@ Test(qed_alloc, q09_only_writes_to_one_cluster_wait_for_each_other)
         offsets[i] = 7 * CLUSTER + (uint64_t)i * 512;
     fault_plan_delay_writes(&b.plan, 20000000, 512);
     write_at_once(b.node, offsets, 512);
-    /* The first allocates; then all the others may go in place together. */
+    /* The first write allocates the cluster; then all others can be made in place at once. */
     for (int i = 0; i < WRITERS; i++)
         cr_expect(reads_as(b.node, offsets[i], 512, 'w'));
     fault_plan_delay_writes(&b.plan, 0, 0);
@@ -217,7 +217,7 @@ Test(qed_alloc, q10_a_failed_data_write_changes_nothing_and_keeps_its_errno)
     cr_expect(reads_as(b.node, 0, CLUSTER, 'o'));
     cr_expect(reads_as(b.node, CLUSTER, CLUSTER, 0));
 
-    /* The cluster is not lost, and what the failed write left in it is not seen. */
+    /* The cluster is used by the next write, and shows nothing of the failed one. */
     write_pattern(b.node, 2 * CLUSTER + 5, 10, 'p');
     cr_expect(reads_as(b.node, 2 * CLUSTER, 5, 0));
     cr_expect(reads_as(b.node, 2 * CLUSTER + 15, CLUSTER - 15, 0));
@@ -251,10 +251,10 @@ Test(qed_alloc, q10_a_new_table_in_used_clusters_is_zeroed_first)
     start(&b);
     memset(buf, 1, sizeof buf);
     fault_plan_fail(&b.plan, FAULT_WRITE, 2, EIO,
-                    FAULT_ONCE_AFTER); /* the first: the mark */
+                    FAULT_ONCE_AFTER); /* the first write is that of the mark */
     cr_expect_eq(block_write(b.node, buf, 0, sizeof buf, 0), -EIO);
 
-    /* A table that can't be zeroed is not installed. */
+    /* A new table that can't be zeroed isn't used. */
     fault_plan_fail(&b.plan, FAULT_ZERO, 1, EIO, FAULT_ONCE);
     cr_expect_eq(block_write(b.node, buf, 5 * SPAN, CLUSTER, 0), -EIO);
     cr_expect_eq(map_at(b.node, SPAN, GIB - SPAN).length, GIB - SPAN);
@@ -278,7 +278,7 @@ Test(qed_alloc, q10_a_file_that_can_not_grow)
     fault_plan_fail(&b.plan, FAULT_TRUNCATE, 1, EIO, FAULT_ONCE);
     cr_expect_eq(block_write(b.node, "x", 0, 1, 0), -EIO);
     cr_expect_eq(map_at(b.node, 0, GIB).length, GIB);
-    /* The mark isn't held by what failed: it can be cleared, and set again. */
+    /* The failed requests don't hold the mark: it can be cleared and set again. */
     cr_expect_eq(qed_driver.clear_mark(b.node), 0);
     cr_expect_not(features_of(b.mem) & QED_F_NEED_CHECK);
     write_pattern(b.node, 0, 1, 'x');
@@ -321,9 +321,9 @@ Test(qed_alloc, preallocation_links_clusters_that_read_as_zeroes)
     bench_finish(&b);
 }
 
-/* An entry with a flipped bit isn't the trace of a file that was cut short: it neither
- * makes the file huge, in which it would pass for a cluster of zeroes, nor keeps others
- * from getting clusters. */
+/* An entry far past the end (a flipped bit) isn't treated like that of a file that was cut short.
+ * The file isn't grown up to it, which would make the entry a valid cluster of zeroes, and other
+ * requests can still allocate clusters. */
 Test(qed_alloc, entries_far_past_the_end_stay_faults)
 {
     static const uint64_t words[] = {UINT64_C(1) << 43, UINT64_C(1) << 62,
@@ -335,7 +335,7 @@ Test(qed_alloc, entries_far_past_the_end_stay_faults)
         start(&b);
         write_pattern(b.node, 0, CLUSTER, 'o');
         cr_assert_eq(bench_close(&b), 0);
-        /* In the L2 table, then in the L1 table. */
+        /* First an entry of the L2 table, then one of the L1 table. */
         put_word(b.mem, i % 2 ? CLUSTER + 8 * 5 : EMPTY + 8 * 9, words[i / 2]);
         bench_open_writable(&b);
         write_pattern(b.node, 2 * CLUSTER, CLUSTER, 'n');

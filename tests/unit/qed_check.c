@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The check of QED images. */
+/* Tests the check and the repair of QED images. */
 #include "block/check.h"
 #include "qed_testing.h"
 
 #define CLUSTER 4096u
-#define SECOND  (CLUSTER * UINT64_C(8192 / 8)) /* what the second L2 table maps */
+#define SECOND  (CLUSTER * UINT64_C(8192 / 8)) /* where the second L2 table begins to map */
 
 static struct check_result check_with(struct bench *b, enum check_repair repair,
                                       bool keep_mappings)
@@ -24,7 +24,7 @@ static struct check_result check(struct bench *b, enum check_repair repair)
     return check_with(b, repair, false);
 }
 
-/* Two clusters of data, and a third in another table. */
+/* Writes two clusters of data, and a third one that another table maps. */
 static void start(struct bench *b)
 {
     bench_init(b, new_image_in_memory(small_header(64 * MIB), NULL));
@@ -112,7 +112,8 @@ Test(qed_check, q15_a_cluster_of_two_keeps_the_mark)
     bench_fini(&b);
 }
 
-/* The table before the one that knows better is looked at first. */
+/* An L1 entry points to a data cluster.  The check looks at it before it knows, from a later table,
+ * that the cluster is data; a repair must not change that data. */
 Test(qed_check, data_that_an_l1_entry_takes_for_a_table_stays_as_it_is)
 {
     uint8_t before[CLUSTER], after[CLUSTER];

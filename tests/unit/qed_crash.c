@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Power cuts: at every point of a workload, with every kind of loss, the image that is left
- * has no corruption, flushed data is there, and what was not flushed is old or new (Q-13,
- * Q-16). */
+/* Power failures with QED: at every crash point of a workload, with every crash policy, the image
+ * has no corruption, flushed data is there, and unflushed data is old or new (Q-13, Q-16). */
 #include "crash_storage.h"
 #include "qed_testing.h"
 #include "rng.h"
@@ -11,13 +10,13 @@
 #define EMPTY    (CLUSTER + TABLE)
 #define SPAN     (UINT64_C(1) * CLUSTER * (TABLE / 8))
 #define SECTOR   512u
-#define CLUSTERS 24u /* the workload's, at both sides of a table's border */
+#define CLUSTERS 24u /* used by the workload, on both sides of the border of two tables */
 #define FIRST    (SPAN - CLUSTERS / 2 * CLUSTER)
 #define SECTORS  (CLUSTERS * CLUSTER / SECTOR)
 #define STEPS    40
 
-/* Each sector written holds the number of its write in every byte; what could be there
- * after a crash is the number at the last flush or one that came later. */
+/* A write fills its sectors with bytes of its own number.  After a crash a sector may hold its
+ * number at the last flush or any later one. */
 struct history {
     uint8_t flushed[SECTORS];
     uint8_t later[STEPS + 2][SECTORS];
@@ -29,7 +28,7 @@ struct workload {
     struct node *node;
     struct crash_log *log;
     struct rng rng;
-    /* The state when the log had `until` entries. */
+    /* history[i] is valid while the log has up to until[i] entries. */
     struct history history[2 * STEPS + 2];
     uint64_t until[2 * STEPS + 2];
     unsigned n;
@@ -54,8 +53,8 @@ static void note(struct workload *w, const struct history *now)
     w->history[w->n++] = *now;
 }
 
-/* One write or zeroing of some sectors, sometimes a flush behind it.  While it runs any of
- * its sectors may be old or new, so the state noted before it is over has both. */
+/* Writes or zeroes some sectors, and sometimes flushes.  While the request runs each of its sectors
+ * may be old or new, so the history that is noted for this time allows both. */
 static void one_step(struct workload *w, struct history *now, unsigned step)
 {
     uint8_t buf[4 * CLUSTER];
@@ -81,14 +80,14 @@ static void one_step(struct workload *w, struct history *now, unsigned step)
     } else {
         note(w, now);
     }
-    if (rng_one_in(&w->rng, 6)) { /* quiet for a while: the mark is cleared */
+    if (rng_one_in(&w->rng, 6)) { /* lets time pass, so that the mark is cleared */
         w->b->now += 6 * SEC;
         housekeeper_run_due(w->b->ctx.housekeeper);
         note(w, now);
     }
 }
 
-/* Is each table entry possible, and each cluster referenced once? */
+/* Each table entry must be valid, and each cluster referenced once at most. */
 static void expect_sound(struct storage *st, uint64_t point)
 {
     uint64_t end = size_of(st), n = end / CLUSTER + 1;
@@ -213,7 +212,7 @@ Test(qed_crash, q16_no_untouched_sector_loses_its_backing_content, .timeout = 30
     bench_fini(&b);
 }
 
-/* New tables that no new cluster shares its group with. */
+/* Groups that contain new tables but no new data cluster. */
 Test(qed_crash, q16_q18_markers_alone, .timeout = 300)
 {
     struct qed_header h = small_header(GIB);
@@ -242,8 +241,8 @@ Test(qed_crash, q16_q18_markers_alone, .timeout = 300)
     bench_fini(&b);
 }
 
-/* Clusters that a failed write used hold its bytes: a link to them waits for the new data.
- */
+/* A failed write leaves its bytes in a cluster.  When the cluster is used again, the link must wait
+ * for the new data. */
 Test(qed_crash, q10_what_a_failed_write_left_is_never_seen, .timeout = 300)
 {
     struct qed_header h = small_header(GIB);
@@ -258,7 +257,7 @@ Test(qed_crash, q10_what_a_failed_write_left_is_never_seen, .timeout = 300)
         open_over(&b, fault_storage_new(crash_storage_open(log), &b.plan), NULL);
     cr_assert_eq(node_activate(node, NULL), 0);
     write_pattern(node, 0, CLUSTER, 1);
-    cr_assert_eq(block_flush(node), 0); /* growth and mark are durable from here on */
+    cr_assert_eq(block_flush(node), 0); /* makes the growth and the mark durable */
     fault_plan_fail(&b.plan, FAULT_WRITE, 1, EIO, FAULT_ONCE_AFTER);
     cr_assert_eq(block_write(node, garbage, CLUSTER, CLUSTER, 0), -EIO);
     cr_assert_eq(block_flush(node), 0);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Creating images. */
+/* Tests creating QED images. */
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -22,7 +22,7 @@ static void teardown(void)
 
 TestSuite(qed_create, .init = setup, .fini = teardown);
 
-/* options: "key=value key=value ...", at most four. */
+/* options: up to four, as "key=value key=value ...". */
 static int create(const char *filename, uint64_t size, const char *options,
                   struct diag *diag)
 {
@@ -90,7 +90,7 @@ Test(qed_create, q03_accepted_by_qemu_img)
                  0);
 }
 
-/* QEMU 7.2 creates such images and then refuses to open them. */
+/* QEMU 7.2 creates images with tables of one cluster, but then refuses to open them. */
 Test(qed_create, q02_tables_of_one_cluster_are_warned_about)
 {
     log_set_sink(log_to_buffer);
@@ -216,7 +216,7 @@ Test(qed_create, q04_block_devices_are_refused)
 {
     struct diag diag = {0};
 
-    /* Only for a test that may make devices. */
+    /* Skipped unless the test is allowed to make device nodes. */
     if (mknod("device", S_IFBLK | 0600, (dev_t)(7 << 8)) != 0 ||
         run("dd if=device of=/dev/null count=0 2>/dev/null") != 0)
         cr_skip("block devices can't be opened here");

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The header: limits of Q-02, layout of Q-01, feature bits of Q-17. */
+/* Tests the QED header: its layout, limits and feature bits. */
 #include "qed_testing.h"
 
-/* One violation of a limit, in an otherwise good header of a file of FILE_BYTES. */
+/* A violation of one limit, in an otherwise valid header of a file of FILE_BYTES. */
 #define FILE_BYTES (64 * KIB)
 
 struct violation {
@@ -11,7 +11,7 @@ struct violation {
     unsigned bytes; /* 4 or 8 */
     uint64_t value;
     int err;
-    const char *message; /* all of it */
+    const char *message; /* the whole message */
 };
 
 #define V32(field, value, err, message)                                 \
@@ -102,14 +102,14 @@ Test(qed_header, q02_backing_name_lies_within_the_header)
     open_fails(new_image_in_memory(h, NULL), EINVAL,
                "disk.qed: backing_filename_size 5000: longer than 4095 bytes");
 
-    h.backing_filename_size = 10; /* of which none was written */
+    h.backing_filename_size = 10; /* the file doesn't have these bytes */
     open_fails(
         new_image_in_memory(h, NULL), EINVAL,
         "disk.qed: backing_filename_size: the backing file's name: its 10 bytes have a NUL "
         "byte at 0, after ''");
 }
 
-/* A header can be of several clusters. */
+/* A header may take several clusters. */
 Test(qed_header, q02_a_table_in_the_second_cluster_of_the_header)
 {
     struct qed_header h = small_header(MIB);
@@ -165,7 +165,7 @@ Test(qed_header, q02_largest_size_follows_from_the_tables)
 {
     cr_expect_eq(qed_max_image_size(4096, 1), GIB);
     cr_expect_eq(qed_max_image_size(64u << 10, 4), 64 * TIB);
-    /* More than an off_t can say. */
+    /* The largest size must not exceed an off_t. */
     cr_expect_leq(qed_max_image_size(64u << 20, 16), INT64_MAX);
 }
 

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Looking up, and words from the file that can't be used. */
+/* Tests look-ups in QED tables, and invalid entries. */
 #include "qed_testing.h"
 
 #define CLUSTER  4096u
-#define ENTRIES  512u /* in a table */
+#define ENTRIES  512u /* entries in a table */
 #define SPAN     (UINT64_C(1) * CLUSTER * ENTRIES)
 #define L1       4096u
 #define L2(n)    (8192u + 4096u * (n))
 #define DATA(n)  (UINT64_C(65536) + CLUSTER * (n))
 #define FILE_END (MIB)
 
-/* A GiB, of which three L2 tables may be used. */
+/* An image of 1 GiB, with room for three L2 tables. */
 static struct storage *new_image(const char *backing)
 {
     struct storage *mem = new_image_in_memory(small_header(GIB), backing);
@@ -50,8 +50,8 @@ Test(qed_map, q06_runs_of_one_kind_are_merged)
 
     put_l1(mem, 0, L2(0));
     for (unsigned i = 0; i < 4; i++)
-        put_l2(mem, 0, i, DATA(i)); /* contiguous */
-    put_l2(mem, 0, 4, DATA(9));     /* elsewhere */
+        put_l2(mem, 0, i, DATA(i)); /* contiguous in the file */
+    put_l2(mem, 0, 4, DATA(9));     /* not contiguous with these */
     put_l2(mem, 0, 5, 1);
     put_l2(mem, 0, 6, 1);
     put_l2(mem, 0, 9, DATA(20));
@@ -147,7 +147,7 @@ Test(qed_map, q05_a_page_is_read_once)
     bench_fini(&b);
 }
 
-/* ---- words that can't be used ---- */
+/* ---- invalid entries ---- */
 
 struct bad_word {
     uint64_t value;
@@ -182,7 +182,7 @@ static void expect_corrupt(struct storage *mem, const char *level,
     cr_expect_eq(block_read(b.node, &byte, 7 * CLUSTER, 1), -EIO);
     cr_expect_eq(block_write(b.node, "x", 7 * CLUSTER, 1, 0), -EIO);
     cr_expect_eq(block_zero(b.node, 7 * CLUSTER, CLUSTER, BLOCK_MAY_UNMAP), -EIO);
-    /* The table is not to be trusted: nothing is written any more. */
+    /* The tables can't be trusted any more: all writes are refused. */
     cr_expect_eq(block_write(b.node, "x", 9 * CLUSTER, 1, 0), -EIO);
     cr_expect_eq(bench_close(&b), -EIO);
     bench_fini(&b);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* NEED_CHECK, and who gets it, V-06. */
+/* Tests when NEED_CHECK is set and cleared, V-06. */
 #include "block/image_info.h"
 #include "crash_storage.h"
 #include "qed_testing.h"
@@ -51,7 +51,8 @@ Test(qed_mark, q14_cleared_by_a_clean_close)
     bench_fini(&b);
 }
 
-/* From entry `from` of the log on: mark, barrier, update of the page at `table`. */
+/* From entry `from` of the log on, the mark must be written first, then a barrier, then the page at
+ * `table`. */
 static void expect_mark_first(struct crash_log *log, uint64_t from, uint64_t table)
 {
     bool set = false, durable = false, updated = false;
@@ -85,8 +86,8 @@ Test(qed_mark, q13_durable_before_the_first_table_update)
     cr_assert_eq(block_flush(node), 0);
     expect_mark_first(log, 0, h.l1_table_offset);
 
-    /* A marker takes no cluster; only the mark asks for the barrier.  (A backing file that
-     * the user chose, for an image that names none.) */
+    /* A zero marker takes no cluster: only the mark needs a barrier.  (The image names no backing
+     * file; one given by the user is open.) */
     cr_assert_eq(qed_driver.clear_mark(node), 0);
     node->backing = open_backing(&b, new_image_in_memory(small_header(MIB), NULL));
     uint64_t from = crash_log_count(log);
@@ -123,10 +124,10 @@ Test(qed_mark, q19_cleared_after_five_quiet_seconds)
     write_pattern(b.node, 0, CLUSTER, 1);
     pass(&b, 4);
     cr_expect(marked(&b));
-    write_pattern(b.node, CLUSTER, CLUSTER, 2); /* an allocation starts the wait anew */
+    write_pattern(b.node, CLUSTER, CLUSTER, 2); /* an allocation starts the delay again */
     pass(&b, 4);
     cr_expect(marked(&b));
-    write_pattern(b.node, 0, CLUSTER, 3); /* one in place doesn't */
+    write_pattern(b.node, 0, CLUSTER, 3); /* a write in place doesn't */
     pass(&b, 1);
     cr_expect_not(marked(&b));
     cr_expect_not(marked_in_info(b.node));

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Growing the virtual size. */
+/* Tests growing the virtual size of QED images. */
 #include "qed_testing.h"
 
 #define CLUSTER 4096u

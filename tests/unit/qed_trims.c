@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Trimmed clusters that are punched later: Q-21. */
+/* Tests trimmed clusters of QED, which are punched later: Q-21. */
 #include <pthread.h>
 
 #include "qed_testing.h"
@@ -8,7 +8,8 @@
 #define TABLE   (2 * CLUSTER)
 #define EMPTY   (CLUSTER + TABLE)
 
-/* `bytes` of 'x' from the beginning on, durable; whether holes can be made is known. */
+/* Makes an image with `bytes` of 'x' from the beginning on, flushed.  The driver has found out
+ * already whether the storage can punch holes. */
 static void start(struct bench *b, uint64_t bytes)
 {
     struct qed_header h = small_header(GIB);
@@ -178,7 +179,7 @@ Test(qed_trims, q21_the_end_makes_all_holes_or_leaves_the_mark)
     cr_expect(features_of(b.mem) & QED_F_NEED_CHECK);
     cr_expect_eq(qemu_check(b.mem), 3, "four leaks");
 
-    bench_open_writable(&b); /* which checks it */
+    bench_open_writable(&b); /* this checks the image */
     cr_expect(reads_as(b.node, 8 * CLUSTER, 4 * CLUSTER, 0));
     place = entry(&b, 20);
     trim(&b, 20, 4);
@@ -274,7 +275,7 @@ static void *punch(void *opaque)
     return NULL;
 }
 
-/* M-60, as in qcow2: whoever writes to a cluster while holes are being made loses nothing. */
+/* M-60, as in qcow2: a write to a cluster while holes are being punched isn't lost. */
 Test(qed_trims, q21_a_punch_doesnt_come_after_its_cluster_was_rewritten, .timeout = 60)
 {
     pthread_t puncher;
@@ -310,8 +311,8 @@ static void *write_ninth(void *opaque)
     return NULL;
 }
 
-/* One who writes in place was on his way to the cluster when it was trimmed, and arrives when its
- * place is nobody's: he is answered when what he wrote can be seen. */
+/* A write in place has looked up its cluster; then the cluster is trimmed before the data is
+ * written.  The write must be answered only when its data can be read. */
 Test(qed_trims, q21_a_write_in_place_that_comes_late_is_not_lost)
 {
     pthread_t writer;
@@ -323,7 +324,7 @@ Test(qed_trims, q21_a_write_in_place_that_comes_late_is_not_lost)
     while (fault_plan_most_in_flight(&b.plan) < 1)
         usleep(1000);
     trim(&b, 8, 1);
-    write_pattern(b.node, 20 * CLUSTER, CLUSTER, 'z'); /* lets him go on */
+    write_pattern(b.node, 20 * CLUSTER, CLUSTER, 'z'); /* lets the gathered write go on */
     fault_plan_gather_writes(&b.plan, 0, 0, 0);
     pthread_join(writer, NULL);
     cr_expect(reads_as(b.node, 8 * CLUSTER, CLUSTER, 'w'));

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Zeroing and trimming, and what counts as fast. */
+/* Tests zeroing and trimming of QED images, and which requests are fast. */
 #include "qed_testing.h"
 
 #define CLUSTER 4096u
@@ -16,7 +16,7 @@ static void start(struct bench *b)
     bench_open_writable(b);
 }
 
-/* Over a backing file that is `size` long and full of 0xb0. */
+/* Opens an image over a backing file of `size` bytes, all 0xb0. */
 static void start_with_backing(struct bench *b, uint64_t size)
 {
     struct qed_header h = small_header(size);
@@ -101,7 +101,7 @@ Test(qed_zero, q16_markers_are_kept_for_when_the_backing_file_is_not_open)
 
     h.table_size = 2;
     bench_init(&b, new_image_in_memory(h, "base.qed"));
-    bench_open_writable(&b); /* backing=none */
+    bench_open_writable(&b); /* without the backing file, as with backing=none */
     cr_expect_eq(block_zero(b.node, 0, CLUSTER, 0), 0);
     cr_expect_eq(bench_close(&b), 0);
     cr_expect_eq(get_word(b.mem, EMPTY), 1);
@@ -129,7 +129,7 @@ Test(qed_zero, allocated_clusters_keep_their_place)
         start(&b);
         write_pattern(b.node, 0, 10 * CLUSTER, 'x');
         struct extent before = map_at(b.node, CLUSTER, 8 * CLUSTER);
-        cr_expect_eq(block_zero(b.node, CLUSTER, CLUSTER, BLOCK_FAST), 0); /* it is asked */
+        cr_expect_eq(block_zero(b.node, CLUSTER, CLUSTER, BLOCK_FAST), 0); /* can be fast */
         fault_plan_reset_counters(&b.plan);
         cr_expect_eq(block_zero(b.node, CLUSTER, 8 * CLUSTER, flags[i]), 0);
         housekeeper_run_due(b.ctx.housekeeper);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The raw format: the identity, at any size, and how files of it are made. */
+/* Tests the raw format: file and disk are the same at any size; creating raw files. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -100,7 +100,7 @@ Test(raw, not_created)
 {
     expect_refused(create(512, "preallocation", "metadata"), EINVAL, "metadata");
     expect_refused(create(512, "nocow", "on"), EINVAL,
-                   "nocow"); /* is no driver's business */
+                   "nocow"); /* not an option of the driver */
     expect_refused(create(512, "cluster_size", "512"), EINVAL, "cluster_size");
     expect_refused(create(UINT64_MAX, NULL, NULL), EFBIG, "too large");
     cr_expect_lt(create(INT64_MAX, NULL, NULL), 0);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What the request engine tells observers: of every change, after it, failed or not, and
- * before its reply; and the order of those that act around a change. */
+/* Tests the calls of observers by the request engine: after every change, failed or not, and before
+ * its reply; and the order of observers that act before and after a change. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <stdio.h>
@@ -20,13 +20,13 @@ static struct storage *memory;
 static struct node *node;
 static struct diag diag;
 
-/* What happened, as words. */
+/* The calls so far, as words. */
 static char story[512];
 
 struct witness {
     struct observer observer;
     char name;
-    uint8_t byte_then; /* at the changed place, when told of the change */
+    uint8_t byte_then; /* the byte at the changed place at the time of the call */
 };
 
 static void tell(const char *what, char who)
@@ -106,7 +106,7 @@ static int refuse(struct observer *observer, const struct change *change)
     return change->off == 0 ? -EDQUOT : 0;
 }
 
-/* The change is not made, and nobody but guards hears of it. */
+/* When a guard refuses a change, it isn't made, and no other observer is called. */
 Test(observer, a_guard_refuses)
 {
     struct witness around = {.observer = {.wrote = wrote, .before = before, .after = after},

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Images of every format are made on any store, by whoever makes stores; what the formats say
- * of their options is what they take. */
+/* Tests creating images of every format on any storage, with a protocol of the test that makes the
+ * storages; and that each format accepts exactly the options that it lists. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <string.h>
@@ -13,9 +13,9 @@
 
 #define SIZE (3u << 20)
 
-/* ---- a protocol whose stores are the test's ---- */
+/* ---- a protocol that makes storages in memory ---- */
 
-static struct storage *memory; /* what was made last */
+static struct storage *memory; /* the storage made last */
 static struct fault_plan plan;
 static unsigned n_made, n_removed;
 static bool is_device;
@@ -30,7 +30,7 @@ static int make_store(const char *name, const struct storage_hints *hints,
     wishes = *hints;
     storage_close(memory);
     memory = mem_storage_new(is_device ? 2 * SIZE : 0);
-    if (is_device) /* with something on it */
+    if (is_device) /* a device has old data on it */
         cr_assert_eq(storage_write(memory, &(uint64_t){UINT64_MAX}, 200000, 8, 0), 0);
     *out = fault_storage_new(mem_storage_share(memory), &plan);
     (*out)->fixed_size = is_device;
@@ -60,7 +60,8 @@ static void tear_down(void)
 
 TestSuite(registry_create, .init = set_up, .fini = tear_down);
 
-/* The i-th whose new images are all zeroes, and need no key: not LUKS (e2e/test_luks.py). */
+/* The i-th format whose new images read as zeroes and need no key (for LUKS see
+ * e2e/test_luks.py). */
 static const struct driver *plain_at(size_t i)
 {
     size_t n = 0;
@@ -89,7 +90,7 @@ static int make(const struct driver *driver, const char *key, const char *value,
     return create_image(driver, &req, diag);
 }
 
-/* The image on the memory is one, and empty. */
+/* The memory must hold a valid image that reads as zeroes. */
 static void expect_empty_image(const struct driver *driver)
 {
     const struct node_options options = {.lock_off = true};
@@ -106,7 +107,7 @@ static void expect_empty_image(const struct driver *driver)
                  diag.text);
     cr_expect_eq(node->size, driver->probe || !is_device ? SIZE : 2 * SIZE);
     cr_assert_eq(block_read(node, bytes, 0, SIZE), 0);
-    if (driver->probe) /* raw shows what was on the device */
+    if (driver->probe) /* raw would show the device's old data */
         cr_expect_eq(memcmp(bytes, zeroes, SIZE), 0, "%s", driver->name);
     cr_expect_eq(node_close(node), 0);
     block_context_destroy(&ctx);
@@ -138,7 +139,7 @@ Test(registry_create, with_space_for_everything)
     }
 }
 
-/* What is refused is refused before there is a store. */
+/* Bad requests are refused before a storage is made. */
 Test(registry_create, refused_before_anything_is_made)
 {
     struct diag diag;
@@ -151,7 +152,7 @@ Test(registry_create, refused_before_anything_is_made)
     cr_expect_eq(n_removed, 0u);
 }
 
-/* Whatever fails on the way, nothing is left. */
+/* Whichever step fails, no file is left. */
 Test(registry_create, removed_after_a_failure)
 {
     static const char *const preallocations[] = {NULL, "full"};
@@ -175,7 +176,8 @@ Test(registry_create, removed_after_a_failure)
         }
 }
 
-/* A device isn't ours to remove.  QED's file has to grow. */
+/* A device must not be removed after a failure.  QED can't be made on one, as its file has to
+ * grow. */
 Test(registry_create, devices_stay)
 {
     struct diag diag;
@@ -205,7 +207,7 @@ Test(registry_create, not_where_nobody_makes_stores)
     cr_expect_str_eq(diag.text, "none://disk: images can't be made by the protocol none");
 }
 
-/* What a disk is copied to has its size, or isn't made. */
+/* The target of a copy has exactly the disk's size, or isn't made. */
 Test(registry_create, of_exactly_that_size)
 {
     struct create_request req = {
@@ -224,7 +226,7 @@ Test(registry_create, of_exactly_that_size)
     cr_expect_eq(bytes, 1000u);
 }
 
-/* Each option of the table is the request's own, or taken by the driver. */
+/* Each option in a format's table is handled by the request itself or by the driver. */
 Test(registry_create, options_are_those_of_the_table)
 {
     struct diag diag;
@@ -237,7 +239,7 @@ Test(registry_create, options_are_those_of_the_table)
             int err = make(driver, o->name, o->initial ? o->initial : "?", &diag);
             if (o->initial)
                 cr_expect_eq(err, 0, "%s: %s", driver->name, diag.text);
-            else /* it is the value that can't be */
+            else /* the option is known, but its value is bad */
                 cr_expect(err == -EINVAL && !strstr(diag.text, "unknown") &&
                               !strstr(diag.text, "no option"),
                           "%s: %s", driver->name, diag.text);

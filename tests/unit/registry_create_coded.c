@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* New qcow2 images with data files, encryption and subclusters: on stores in memory, where each
- * step can be made to fail. */
+/* Tests creating qcow2 images with data files, encryption and subclusters, on storages in memory
+ * that can fail at each step. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <string.h>
@@ -80,7 +80,7 @@ static void tear_down(void)
 
 TestSuite(registry_create_coded, .init = set_up, .fini = tear_down);
 
-/* ---- what is made ---- */
+/* ---- images that are made ---- */
 
 #define MAX_OPTIONS 4
 
@@ -151,7 +151,7 @@ static void open_image(const struct wish *wish, struct block_context *ctx,
                      diag.text);
 }
 
-/* Nothing is in it, and what is written is there after it was closed. */
+/* A new image reads as zeroes, and written data is there after it was closed and opened. */
 static void expect_use(const struct wish *wish)
 {
     static uint8_t bytes[SIZE], wanted[SIZE];
@@ -199,7 +199,7 @@ Test(registry_create_coded, empty_and_usable)
     }
 }
 
-/* What a raw data file has is what the guest sees. */
+/* A raw data file has the size of the disk. */
 Test(registry_create_coded, raw_data_file_is_as_long_as_the_disk)
 {
     const struct wish wish = {
@@ -213,7 +213,7 @@ Test(registry_create_coded, raw_data_file_is_as_long_as_the_disk)
     cr_expect_eq(bytes, SIZE);
 }
 
-/* ---- what isn't made ---- */
+/* ---- failures ---- */
 
 static void fail_each_change(const struct wish *wish, bool was_there)
 {
@@ -233,7 +233,7 @@ static void fail_each_change(const struct wish *wish, bool was_there)
     cr_expect_eq(err, 0);
 }
 
-/* A data file that was there before stays, whatever is in it. */
+/* After a failure the new files are removed; a data file that existed before stays. */
 Test(registry_create_coded, removed_after_a_failure)
 {
     for (size_t i = 0; i < ARRAY_LEN(wishes); i++) {

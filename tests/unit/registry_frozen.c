@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A frozen point shows the disk as it was, whatever is done to the disk (F-01); and what becomes
- * of it, and of changes, when old content can't be saved (F-02). */
+/* Tests frozen points: one reads as the disk was, whatever is done to the disk (F-01); and what
+ * happens to the point and to changes when old content can't be saved (F-02). */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <pthread.h>
@@ -22,7 +22,7 @@ static struct storage *store_memory;
 static struct fault_plan store_plan;
 static struct node *store;
 static struct frozen_point *point;
-static _Atomic int told; /* of a failure */
+static _Atomic int told; /* the error passed to the callback, or 0 */
 
 static void set_up(void)
 {
@@ -132,7 +132,7 @@ static void expect_same(uint64_t off, uint64_t len, void *buf)
     cr_assert_eq(memcmp(buf, img.model.bytes + off, len), 0, "at %lu", (unsigned long)off);
 }
 
-/* What is said to be zero is. */
+/* What block status reports as zero must be zero. */
 static void expect_status(void)
 {
     for (uint64_t off = 0; off < SIZE;) {
@@ -198,7 +198,7 @@ Test(frozen, saved_by_threads)
     check_under_changes("qcow2", NULL, 60000);
 }
 
-/* ---- a change between a reader's look at the bit and what he reads ---- */
+/* ---- a change after a reader has looked at the granule's bit, before it reads ---- */
 
 static const struct storage_ops *real_ops;
 static enum { NEVER, WHEN_READ, WHEN_ASKED } change_when;
@@ -248,7 +248,7 @@ Test(frozen, changed_while_it_is_read)
     close_all();
 }
 
-/* Once for each granule, nothing for zeroes, and nothing for what was released. */
+/* Old content is saved once for each granule; zeroes and released granules aren't saved. */
 Test(frozen, is_saved_once)
 {
     unsigned char byte = 1;
@@ -270,7 +270,7 @@ Test(frozen, is_saved_once)
     close_all();
 }
 
-/* A change fails when what it would destroy can't be saved; the point stays. */
+/* If the old content can't be saved, the change fails and the point stays. */
 Test(frozen, a_change_fails)
 {
     unsigned char byte = 0xee, buf[100];
@@ -289,7 +289,7 @@ Test(frozen, a_change_fails)
     close_all();
 }
 
-/* The change is made, and the point is none any more. */
+/* With give_up the change is made nevertheless, and the point is lost. */
 Test(frozen, the_point_is_given_up)
 {
     unsigned char byte = 0xee, buf[100];
@@ -310,7 +310,7 @@ Test(frozen, the_point_is_given_up)
     close_all();
 }
 
-/* A store that doesn't answer holds a change up for so long and no longer. */
+/* If the store doesn't answer, a change waits for it only as long as the timeout. */
 static void check_timeout(bool give_up)
 {
     unsigned char byte = 0xee;
@@ -319,7 +319,7 @@ static void check_timeout(bool give_up)
     open_store(SIZE);
     freeze(give_up, 50);
     fault_plan_reset_counters(&store_plan);
-    fault_plan_gather_writes(&store_plan, 2, 1, 3000); /* the first waits for a second */
+    fault_plan_gather_writes(&store_plan, 2, 1, 3000); /* one write waits for another */
     cr_expect_eq(block_write(img.node, &byte, 10, 1, 0), give_up ? 0 : -ETIMEDOUT);
     cr_expect_eq(told, -ETIMEDOUT);
     cr_expect_eq(frozen_error(point), give_up ? -ETIMEDOUT : 0);
@@ -335,7 +335,7 @@ Test(frozen, a_change_doesnt_wait_for_ever)
     check_timeout(true);
 }
 
-/* Who has a hold of it can go on asking, in vain. */
+/* A point that has ended can still be held; reading from it fails. */
 Test(frozen, ended_and_still_held)
 {
     unsigned char buf[10];
@@ -373,7 +373,7 @@ Test(frozen, refuses_what_cant_be_a_store)
     image_free(&img);
 }
 
-/* A file that nobody sees, as large as the disk, of which nothing is written. */
+/* The temporary store is an unnamed file of the disk's size that takes no space at first. */
 Test(frozen, a_temporary_store)
 {
     uint64_t bytes = 1;

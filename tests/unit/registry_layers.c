@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Layers that chains have in common, and what is remembered of them: with real images.
+/* Tests layers that several chains share, and the map of merged layers, with real images.
  * E-12, E-13 */
 #include <criterion/criterion.h>
 #include <dirent.h>
@@ -64,7 +64,7 @@ static const char *path(const char *name)
     return kept;
 }
 
-/* An image whose cluster number `place` has that byte everywhere. */
+/* Makes an image whose cluster number `place` is filled with the byte. */
 static void make(const char *name, const char *below, unsigned place, unsigned char byte)
 {
     struct block_context own;
@@ -97,7 +97,7 @@ static void make_zeroes(const char *name, unsigned place)
     block_context_destroy(&own);
 }
 
-/* Nobody could open it any more. */
+/* Overwrites the header, so that the file can't be opened again. */
 static void wreck(const char *name)
 {
     int fd = open(path(name), O_RDWR);
@@ -107,7 +107,8 @@ static void wreck(const char *name)
     close(fd);
 }
 
-/* disk0..2 over base2 over base1 over base0; cluster i of the bases is of base i. */
+/* Makes disk0, disk1 and disk2 over base2 over base1 over base0.  Of the bases, base i has cluster
+ * i. */
 static void make_all(void)
 {
     make("base0", NULL, 0, 10);
@@ -146,7 +147,7 @@ static void expect_bytes(unsigned i)
     cr_expect_eq(byte_at(i, (5 + i) * CLUSTER), 20 + (int)i);
 }
 
-/* How often the process has the file open. */
+/* How many descriptors of the file this process has. */
 static unsigned descriptors(const char *name)
 {
     CLEANUP_FREE char *wanted = realpath(path(name), NULL);
@@ -195,7 +196,7 @@ Test(layers, another_way_of_opening_is_another_layer)
         expect_bytes(i);
 }
 
-/* A base that is a layer of its own for one disk, and below another base for the others. */
+/* base1 is the direct backing file of one disk and lies below base2 for the others. */
 Test(layers, a_layer_in_the_middle_is_shared_too)
 {
     make_all();
@@ -211,7 +212,7 @@ Test(layers, a_layer_in_the_middle_is_shared_too)
     cr_expect_eq(byte_at(1, 2 * CLUSTER), 0);
 }
 
-/* Invariant 3. */
+/* Invariant 3 of shared layers: a layer can be locked for writing only while one chain uses it. */
 Test(layers, who_wants_to_write_has_to_be_alone)
 {
     make_all();
@@ -234,7 +235,8 @@ Test(layers, who_wants_to_write_has_to_be_alone)
     expect_bytes(1);
 }
 
-/* What is looked up as one is told of each layer, also where another chain opened it. */
+/* Block status through the merged map names the layer that has the data, also if another chain
+ * opened that layer. */
 Test(layers, status_tells_whose_it_is)
 {
     static const struct {
@@ -267,7 +269,8 @@ Test(layers, status_tells_whose_it_is)
     cr_expect_not_null(atomic_load(&node_opened(disk[0]->backing)->merged));
 }
 
-/* What is open isn't read again: a header that nobody could open any more is in nobody's way. */
+/* An open layer is shared without reading its file again, here one with a header that has been
+ * overwritten. */
 Test(layers, what_is_open_is_not_opened_again)
 {
     make_all();
@@ -280,7 +283,7 @@ Test(layers, what_is_open_is_not_opened_again)
     cr_expect_eq(descriptors("base0"), 1);
 }
 
-/* Invariant 2: another base below it is another layer, whatever the file is called. */
+/* Invariant 2: the same file with another base below is another layer. */
 Test(layers, a_file_by_another_name_has_its_own_base)
 {
     make_all();
@@ -297,7 +300,7 @@ Test(layers, a_file_by_another_name_has_its_own_base)
     cr_expect_eq(descriptors("other/base1"), 1);
 }
 
-/* Invariant 1 of merged_map.h. */
+/* Invariant 1 of merged_map.h: the map isn't used while a layer is written to. */
 Test(layers, what_was_found_out_is_not_used_beside_a_writer)
 {
     make_all();
@@ -312,7 +315,7 @@ Test(layers, what_was_found_out_is_not_used_beside_a_writer)
     expect_bytes(0);
 }
 
-/* Clears the second half of the first L2 entry's offset: no cluster lies there. */
+/* Sets the first L2 entry to an impossible offset; with `again` restores it. */
 static void spoil(const char *name, bool again)
 {
     static uint64_t kept;
@@ -329,7 +332,7 @@ static void spoil(const char *name, bool again)
     close(fd);
 }
 
-/* Invariant 2 there. */
+/* Invariant 2 of merged_map.h: an error isn't remembered as a hole. */
 Test(layers, an_error_is_no_hole)
 {
     make_all();

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Images that lie where a reader keeps no writer away: what was read of one before it becomes
- * writable is read again, or it is refused. */
+/* Tests images on storage where a reader's lock doesn't keep writers away (lets_writers_in).  When
+ * such an image becomes writable, its metadata is read again; if its size or backing file has
+ * changed, it is refused. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <string.h>
@@ -11,9 +12,9 @@
 #include "registry.h"
 
 static struct image img;
-static struct node *idle; /* another server's, which nobody has written through */
+static struct node *idle; /* a second server's node, not written to yet */
 
-/* Both have it open, and have seen what is there. */
+/* Makes an image and opens it in both servers. */
 static void make(const char *format)
 {
     static const struct node_options options = {.lock_off = true};
@@ -57,7 +58,7 @@ Test(registry_refresh, what_another_has_written)
     }
 }
 
-/* However often who writes asks: users of the disk rely on its size, and have bitmaps of it. */
+/* Activating must fail, however often it is tried: users rely on the disk's size and bitmaps. */
 static void expect_refused(void)
 {
     for (unsigned i = 0; i < 3; i++) {

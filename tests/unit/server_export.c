@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The image that is served, and another put in its place while it is in use. */
+/* Tests an export whose image is replaced by another one while clients use it. */
 #include "server_testing.h"
 
 #include <errno.h>
@@ -57,7 +57,7 @@ static void end(struct fixture *f)
     free(f->path);
 }
 
-/* An opened image of the export's context; its path is in *path. */
+/* Makes an image and opens it in the export's context; sets *path, which the caller frees. */
 static struct node *another(struct fixture *f, const char *name, uint64_t size, char **path)
 {
     const struct chain_options options = {.format = "qcow2"};
@@ -71,7 +71,7 @@ static struct node *another(struct fixture *f, const char *name, uint64_t size, 
     return node;
 }
 
-/* As a job does it. */
+/* Replaces the export's node as a job does. */
 static int replace(struct served_export *exp, struct node *node, struct diag *diag)
 {
     export_begin_drain(exp);
@@ -80,7 +80,7 @@ static int replace(struct served_export *exp, struct node *node, struct diag *di
     return err;
 }
 
-/* The test's own, as a job that is about to replace the disk has it. */
+/* The test's seat, as of a job that is about to replace the disk. */
 static struct disk_seat own_seat;
 
 static struct node *take_seat(struct served_export *exp)
@@ -156,7 +156,7 @@ Test(exp, not_while_another_job_uses_it)
     end(&f);
 }
 
-/* Its end may hang, and users who are drained meanwhile don't: M-24. */
+/* M-24: the end of another job may hang; drained users must not wait for it without limit. */
 Test(exp, who_doesnt_leave_isnt_waited_for_without_end, .timeout = 60)
 {
     struct fixture f;
@@ -169,7 +169,7 @@ Test(exp, who_doesnt_leave_isnt_waited_for_without_end, .timeout = 60)
     cr_assert_eq(export_take_seat(&f.exp, &other), old);
     export_set_seat(&f.exp, &other, SEAT_LEAVES);
     struct node *node = another(&f, "second", SIZE, &path);
-    atomic_fetch_add(&old->viewers, 1); /* what it waits for */
+    atomic_fetch_add(&old->viewers, 1); /* a client still reads the old node */
     cr_expect_eq(replace(&f.exp, node, &diag), -EBUSY);
     cr_expect(strstr(diag.text, "a client reads"), "%s", diag.text);
     atomic_fetch_sub(&old->viewers, 1);
@@ -196,11 +196,11 @@ Test(exp, a_base_takes_the_place_of_its_overlay)
     start(&f);
     struct node *top = take_seat(&f.exp);
     struct node *below = top->backing;
-    /* As a commit does, which writes to it. */
+    /* A commit would write to the base now. */
     cr_assert_eq(write_byte(&f.exp, 1, 0), 0);
     cr_assert_not(is_free(f.path));
 
-    f.exp.wanted_writable = false; /* it was opened to be read */
+    f.exp.wanted_writable = false; /* the base was opened read-only */
     cr_assert_eq(replace(&f.exp, below, NULL), 0);
     leave_seat(&f.exp);
     cr_assert(is_free(f.path));
@@ -237,7 +237,7 @@ static struct dirty_bitmap *add_bitmap(struct node *node, const char *name)
     return bitmap;
 }
 
-/* None has gone, and none is changed, when one can't go (F-04). */
+/* If one bitmap can't move to the new node, none is moved or changed (F-04). */
 Test(exp, bitmaps_go_all_or_none)
 {
     CLEANUP_FREE char *base = NULL, *path = NULL;
@@ -278,7 +278,8 @@ Test(exp, bitmaps_go_all_or_none)
     end(&f);
 }
 
-/* Who uses one of a layer below would lose it to the one above. */
+/* A bitmap of a lower layer would be merged into that of the layer above.  While it is in use this
+ * is refused. */
 Test(exp, a_busy_bitmap_becomes_no_part_of_another)
 {
     CLEANUP_FREE char *base = NULL, *path = NULL;
@@ -304,7 +305,7 @@ Test(exp, a_busy_bitmap_becomes_no_part_of_another)
     end(&f);
 }
 
-/* ---- holding ---- */
+/* ---- draining ---- */
 
 struct writer {
     pthread_t thread;
@@ -391,8 +392,8 @@ static void copy_all(struct served_export *exp, struct node *to)
     cr_assert_eq(block_write(to, buf, 0, SIZE, 0), 0);
 }
 
-/* What a mirror does at its end, again and again, under clients that check all they read
- * (M-06). */
+/* Replaces the image again and again, as a mirror does at its end, while clients check all they
+ * read (M-06). */
 Test(exp, replaces_under_load)
 {
     struct fixture f;
@@ -439,7 +440,8 @@ static void *seal_it(void *opaque)
     return NULL;
 }
 
-/* A resize that waits for a request gives up, and doesn't put back what is to be closed. */
+/* At the server's end, a resize that waits for a request gives up, and doesn't make the image
+ * available again. */
 Test(server_export, the_end_finds_the_image_being_resized)
 {
     pthread_t resizer, sealer;

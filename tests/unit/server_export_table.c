@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Exports beside each other: by name, in one memory, one going while others stay. */
+/* Tests the table of exports: finding them by name, adding and removing them while others are in
+ * use, and their common memory limit. */
 #include "server_testing.h"
 
 #include <errno.h>
@@ -30,14 +31,14 @@ static void begin(struct fixture *f)
 static void end(struct fixture *f)
 {
     export_table_close(&f->table);
-    export_table_close(&f->table); /* again */
+    export_table_close(&f->table); /* closing twice is harmless */
     cr_expect_eq(mc_pool_used(f->shared.pool), 0, "nothing of theirs is left");
     export_table_destroy(&f->table);
     block_shared_destroy(&f->shared);
     scratch_remove(&f->scratch);
 }
 
-/* Opens an image as an export of that name, and as node "n" with the name behind it. */
+/* Opens an image as an export of that name, with the node name "n" followed by that name. */
 static int open_export(struct fixture *f, const char *name, const char *path,
                        struct diag *diag)
 {
@@ -56,7 +57,7 @@ static int open_export(struct fixture *f, const char *name, const char *path,
     return export_start(exp);
 }
 
-/* A new image of a size; its path is in *path. */
+/* Makes an image of that size; sets *path, which the caller frees. */
 static void add_image(struct fixture *f, const char *name, uint64_t size, char **path)
 {
     static unsigned number;
@@ -210,7 +211,7 @@ Test(export_table, the_last_user_closes_what_was_removed)
     export_put(user);
     cr_expect(is_free(path));
 
-    /* The name is free again, and the byte is there. */
+    /* The name can be used again, and the written byte is there. */
     cr_assert_eq(open_export(&f, "a", path, &diag), 0, "%s", diag.text);
     CLEANUP_EXPORT struct served_export *again = find(&f, "a");
     cr_expect_eq(read_byte(again, 0), 1);
@@ -273,7 +274,7 @@ struct writer {
     uint64_t off;
 };
 
-/* As a client does, one connection after the other. */
+/* Writes as a client would, with one connection after the other. */
 static void *write_on(void *opaque)
 {
     struct writer *w = opaque;
@@ -330,7 +331,7 @@ Test(export_table, others_come_and_go_while_one_is_used)
     end(&f);
 }
 
-/* Who holds one export's changes back holds nobody else's. */
+/* Draining one export doesn't affect the others. */
 Test(export_table, a_drain_is_of_one_export)
 {
     struct fixture f;
@@ -342,7 +343,7 @@ Test(export_table, a_drain_is_of_one_export)
     struct served_export *held = find(&f, "a"), *other = find(&f, "b");
     {
         EXPORT_USE(writer, export_enter_change(other));
-        export_begin_drain(held); /* waits for nobody's but its own */
+        export_begin_drain(held); /* waits only for requests of its own export */
         cr_expect_eq(block_write(writer.node, "x", 0, 1, 0), 0);
     }
     cr_expect_eq(write_byte(other, 7, 0), 0);
@@ -352,7 +353,7 @@ Test(export_table, a_drain_is_of_one_export)
     end(&f);
 }
 
-/* their tables take more than the limit, each alone. */
+/* the tables of each image alone would take more memory than the limit for all. */
 Test(export_table, all_share_one_memory_limit)
 {
     enum { TABLES = 1000, IMAGES = 3 };

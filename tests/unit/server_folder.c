@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Images of a folder as exports: opened by who asks, closed when nobody uses them. */
+/* Tests images of a folder as exports: opened on demand, closed when they aren't used any more. */
 #include "server_testing.h"
 
 #include <errno.h>
@@ -44,7 +44,7 @@ static void end(struct fixture *f)
     scratch_remove(&f->scratch);
 }
 
-/* Its path, the caller's. */
+/* Makes an image in the folder; returns its path, which the caller frees. */
 static char *add_image(struct fixture *f, const char *name)
 {
     char *path = scratch_path(&f->scratch, name);
@@ -78,7 +78,8 @@ Test(folder, an_image_is_closed_when_its_time_is_over)
     end(&f);
 }
 
-/* E-03: who only looks on neither keeps it open nor has it closed. */
+/* E-03: a job keeps the image open.  Iterating over the exports neither keeps it open nor closes
+ * it. */
 Test(folder, a_job_keeps_it_open)
 {
     struct fixture f;
@@ -110,7 +111,7 @@ static void *ask(void *opaque)
 {
     struct asker *asker = opaque;
 
-    /* So often that some wait for others. */
+    /* Often enough that some threads wait for an attempt of another one. */
     for (int i = 0; i < 100; i++) {
         cr_expect_null(export_table_find(&asker->f->table, "broken", &asker->diag));
         cr_expect(strstr(asker->diag.text, "/broken: "), "%s", asker->diag.text);

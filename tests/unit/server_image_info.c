@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Images described: what is copied of a node, and the JSON that is made of it. */
+/* Tests descriptions of images: what is copied from a node, and the JSON made from it. */
 #include <criterion/criterion.h>
 #include <stdlib.h>
 #include <string.h>
@@ -110,7 +110,7 @@ Test(image_info_json, qcow2)
         .lazy_refcounts = true,
         .has_data_file = true,
         .data_file = "data",
-        .encryption = ENCRYPTION_LUKS, /* whose header isn't known */
+        .encryption = ENCRYPTION_LUKS, /* without details of the LUKS header */
         .bitmaps = &bitmap,
         .n_bitmaps = 1,
     };
@@ -131,7 +131,7 @@ struct chain {
     char *top, *base;
 };
 
-/* An overlay that names its base relative to its folder. */
+/* Opens an overlay that names its base relative to its own folder. */
 static void open_overlay(struct chain *chain)
 {
     const struct chain_options options = {.read_only = true};
@@ -157,7 +157,7 @@ static void close_overlay(struct chain *chain)
     scratch_remove(&chain->scratch);
 }
 
-/* A description stays what it is when the node is gone. */
+/* A description is independent of the node, which may be closed before. */
 Test(image_info, owns_what_it_says)
 {
     struct chain chain;
@@ -183,7 +183,8 @@ Test(image_info, owns_what_it_says)
     close_overlay(&chain);
 }
 
-/* What a job put below is told by its own name, and what the image names by the image's. */
+/* A backing file that a job put there is described by its own name, one that the image names by the
+ * name in the image. */
 Test(image_info, backing_as_it_is_opened)
 {
     struct chain chain;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* JSON texts out of a stream. */
+/* Tests finding JSON values in a stream of bytes. */
 #include <criterion/criterion.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +9,7 @@
 #include "json_stream.h"
 #include "rng.h"
 
-/* What a stream of bytes leads to, as letters: V a value, B junk, L too long. */
+/* The events of a stream, a letter each: V value, B junk, L too long. */
 struct seen {
     char events[64];
     unsigned n;
@@ -44,7 +44,7 @@ static struct seen feed(const char *text, size_t length, size_t step)
     return seen;
 }
 
-/* The events must be these, however the bytes come in. */
+/* The events must be these, in whatever pieces the bytes arrive. */
 static void expect(const char *text, const char *events)
 {
     for (size_t step = 1; step <= 8; step++) {
@@ -136,7 +136,7 @@ Test(json_stream, a_half_message_doesnt_swallow_the_next)
     expect("{\"execute\": }\n{}\n", "BV");
 }
 
-/* n times the text, then the end. */
+/* The text n times, followed by `end`; the caller frees it. */
 static char *repeat(const char *text, size_t n, const char *end)
 {
     size_t length = strlen(text);
@@ -195,9 +195,8 @@ Test(json_stream, white_space_may_be_as_long_as_it_likes)
     free(text);
 }
 
-/* Random bytes of the kind that JSON has: whatever comes in, values found are the same in
- * any pieces, and a parser that knows JSON refuses nothing but numbers, escapes and text
- * encoding. */
+/* Random characters of JSON's syntax.  The values found must not depend on the pieces, and a JSON
+ * parser may refuse them only for bad numbers, escapes or text encoding. */
 Test(json_stream, random_bytes)
 {
     static const char kinds[] = "{}[]\",:\\ \n0123-truefalsn";
@@ -215,7 +214,7 @@ Test(json_stream, random_bytes)
     }
 }
 
-/* What jansson takes as a whole is found as a value. */
+/* Every text that jansson accepts must be found as one value. */
 Test(json_stream, agrees_with_the_parser)
 {
     static const char kinds[] = "{}[]\",:\"1{}[]";
@@ -238,7 +237,7 @@ Test(json_stream, agrees_with_the_parser)
     cr_assert_gt(valid, 100);
 }
 
-/* As QEMU's parser takes them; what comes out is JSON. */
+/* Strings in single quotes are accepted, as QEMU's parser does, and are turned into JSON. */
 Test(json_stream, single_quotes)
 {
     static const struct {

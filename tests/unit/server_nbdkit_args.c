@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* -r among nbdkit's arguments: never overlooked, and seldom seen where it isn't. */
+/* Tests finding -r among nbdkit's arguments: it must not be overlooked; in doubt it is assumed. */
 #include <criterion/criterion.h>
 
 #include "nbdkit_args.h"
@@ -24,7 +24,7 @@ Test(nbdkit_args, not_read_only)
     cr_expect_not(LOOKS("nbdkit\0--filter=readahead\0-v\0-t\0\x31\0plugin.so\0\0"));
 }
 
-/* What isn't known may be it. */
+/* If the arguments are missing or incomplete, -r is assumed. */
 Test(nbdkit_args, unknown)
 {
     cr_expect(nbdkit_args_look_read_only("", 0));

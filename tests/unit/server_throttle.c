@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* E-20: leaky buckets, with a clock of the test's own; whose turn it is; and threads that wait. */
+/* Tests I/O throttling (E-20): leaky buckets with a fake clock, the order of turns, and waiting
+ * threads. */
 #include <criterion/criterion.h>
 #include <pthread.h>
 #include <string.h>
@@ -32,7 +33,7 @@ static struct throttle begin(const struct throttle_config *config)
     return throttle;
 }
 
-/* Operations of that size that begin until then, one right after the other. */
+/* How many operations of that size can begin, one right after the other, until that time. */
 static unsigned begun(struct throttle *throttle, bool is_write, uint64_t bytes,
                       uint64_t *now, uint64_t until)
 {
@@ -52,7 +53,7 @@ static unsigned begun(struct throttle *throttle, bool is_write, uint64_t bytes,
 
 /* ---- the buckets ---- */
 
-/* A tenth of a second's is there at once, and one that begins on the brim. */
+/* A tenth of a second's worth may begin at once, and one more when the bucket is just full. */
 Test(throttle, average)
 {
     struct throttle_config config = limits(THROTTLE_IOPS, 50);
@@ -84,7 +85,7 @@ Test(throttle, bytes)
     cr_expect_geq(n, 159);
 }
 
-/* Each direction has its own; together is for both. */
+/* A limit for one direction doesn't affect the other; a limit for both counts both. */
 Test(throttle, directions)
 {
     struct throttle_config config = limits(THROTTLE_IOPS_READ, 10);
@@ -101,7 +102,7 @@ Test(throttle, directions)
     cr_expect_eq(throttle_wait_ns(&t, true, 5 * SEC), 0);
 }
 
-/* 2,000 a second for a minute, and what leaked meanwhile: 3 seconds more and a little. */
+/* A burst of 2,000 a second for a minute, plus what leaks meanwhile: about 3 seconds more. */
 Test(throttle, burst)
 {
     struct throttle_config config = limits(THROTTLE_IOPS, 100);
@@ -118,13 +119,13 @@ Test(throttle, burst)
     cr_expect(n >= 6000 && n <= 7100, "%u: the rest of it, and then the average", n);
     n = begun(&t, true, KIB, &now, 85 * SEC);
     cr_expect(n >= 999 && n <= 1001, "%u: the average", n);
-    /* What isn't used is there again. */
+    /* After a pause a burst is possible again. */
     now = 85 * SEC + 1200 * SEC;
     n = begun(&t, true, KIB, &now, now + 10 * SEC);
     cr_expect(n >= 20000 && n <= 20210, "%u: a burst", n);
 }
 
-/* A burst of a second at any rate. */
+/* Without a length, a burst of one second at any rate. */
 Test(throttle, burst_of_a_second)
 {
     struct throttle_config config = limits(THROTTLE_IOPS, 100);
@@ -153,7 +154,7 @@ Test(throttle, large_operations_count_as_several)
     cr_expect_eq(throttle_wait_ns(&t, true, 5 * SEC), 0, "one");
 }
 
-/* The longest of the waits counts, and none is endless. */
+/* With several limits the longest wait counts; no wait is longer than an hour. */
 Test(throttle, several)
 {
     struct throttle_config config = limits(THROTTLE_BPS, 1);
@@ -209,7 +210,7 @@ Test(throttle, faults)
 
 /* ---- turns ---- */
 
-/* Two disks; the first has a client with three requests and one with one. */
+/* Two disks.  The first has a client with three requests and a client with one. */
 Test(turns, go_round)
 {
     struct turns root, disk[2], client[3], request[6];
@@ -285,7 +286,7 @@ struct fixture {
     pthread_t thread[8];
 };
 
-/* A byte in a second: who comes behind the first waits. */
+/* A limit of one byte a second: after the first request all others wait. */
 static void set(struct fixture *f, unsigned disk, const char *group)
 {
     const struct throttle_config config = limits(THROTTLE_BPS, 1);
@@ -310,7 +311,7 @@ static unsigned all_waiting(struct fixture *f)
     return n;
 }
 
-/* One goes on, all others wait. */
+/* Starts eight threads, of which one goes on and all others wait. */
 static void start(struct fixture *f)
 {
     throttle_groups_init(&f->groups);
@@ -361,7 +362,7 @@ Test(throttle_group, is_lifted)
     end(&f);
 }
 
-/* A higher limit is for those who wait, too. */
+/* A higher limit takes effect for requests that already wait. */
 Test(throttle_group, is_changed)
 {
     struct fixture f;
@@ -372,7 +373,7 @@ Test(throttle_group, is_changed)
     end(&f);
 }
 
-/* Those who wait go along. */
+/* When a disk moves to another group, its waiting requests move with it. */
 Test(throttle_group, moves)
 {
     struct fixture f;
@@ -389,7 +390,7 @@ Test(throttle_group, moves)
     while (atomic_load(&f.disk[1].gone_on) < 4)
         usleep(1000);
     cr_expect_leq(atomic_load(&f.disk[0].gone_on), 1);
-    /* And back, without a name, in the group that it is in. */
+    /* Sets the old limit again; without a name the disk stays in its group. */
     set(&f, 1, NULL);
     cr_assert(throttle_look(&f.disk[1].member, &seen, &name));
     cr_expect_str_eq(name, "other");
@@ -398,7 +399,7 @@ Test(throttle_group, moves)
     end(&f);
 }
 
-/* ---- who has left meanwhile ---- */
+/* ---- clients that have disconnected meanwhile ---- */
 
 Test(throttle_group, who_left_has_no_turn)
 {
@@ -426,7 +427,7 @@ Test(throttle_group, who_left_does_not_go_on_without_limits)
     everybody_left = false;
 }
 
-/* Whose turn wouldn't come for long. */
+/* A disconnected client's request ends soon, although its turn would only come much later. */
 Test(throttle_group, who_left_waits_no_longer, .timeout = 60)
 {
     struct fixture f;
@@ -443,7 +444,8 @@ Test(throttle_group, who_left_waits_no_longer, .timeout = 60)
     throttle_groups_destroy(&f.groups);
 }
 
-/* At the server's end all clients seem to have left, but those who wait get their answer. */
+/* At the server's end all clients appear to be disconnected, but waiting requests are still carried
+ * out. */
 Test(throttle_group, who_waits_at_the_end_goes_on)
 {
     struct fixture f;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Bounce buffers: where they lie, that no two threads have the same, and that they come back. */
+/* Tests bounce buffers: their alignment, that no two users get the same one, and their reuse. */
 #include <pthread.h>
 #include <string.h>
 
@@ -8,7 +8,7 @@
 #include "base/checked.h"
 #include "storage/bounce.h"
 
-#define MANY   40 /* more than are kept */
+#define MANY   40 /* more than are kept for reuse */
 #define ROUNDS 200
 
 static const uint64_t spans[] = {
@@ -27,8 +27,8 @@ Test(storage_bounce, has_its_alignment_and_capacity)
         }
 }
 
-/* Halves of pages are neighbours; what lies in one isn't in the other.  More are out at once than
- * are kept: the others go back to the system. */
+/* Two buffers share a huge page but don't overlap.  More are used at once than are kept; the others
+ * are returned to the system. */
 Test(storage_bounce, many_at_once_lie_apart)
 {
     struct bounce b[MANY];

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The crash storage: what is durable when, and what each policy leaves. */
+/* Tests the crash storage itself: what is durable at which crash point, and what each policy
+ * leaves. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <pthread.h>
@@ -78,7 +79,7 @@ Test(crash, only_flushed_changes_are_durable)
     expect(after(2, NONE), 1, 0, "a", 1);
     expect(after(3, NONE), 1, 0, "a", 1);
     expect(after(3, ALL), 2, 0, "ab", 2);
-    /* Back to an earlier point, behind the part that was kept. */
+    /* Goes back to an earlier point, before the end of the kept durable prefix. */
     expect(after(1, NONE), 0, 0, "\0", 1);
     cr_assert_eq(crash_pending(log_, 3, &NONE), 1u);
 }
@@ -105,9 +106,9 @@ static void flush_inside(void *opaque, enum crash_kind kind, uint64_t off, uint6
 
 Test(crash, a_write_in_flight_is_not_covered_by_the_flush)
 {
-    put(0, "a"); /* 0: had ended */
+    put(0, "a"); /* 0: ended before the flush */
     crash_log_set_hook(log_, flush_inside, NULL);
-    put(1, "b"); /* 1, and 2 is the flush within it */
+    put(1, "b"); /* 1; entry 2 is the flush that the hook makes within it */
     crash_log_set_hook(log_, NULL, NULL);
     cr_assert_eq(crash_log_op(log_, 2).kind, CRASH_FLUSH);
     expect(after(3, NONE), 1, 0, "a", 1);
@@ -129,7 +130,7 @@ Test(crash, a_write_that_ends_during_the_flush_stays_pending)
 {
     put(0, "a"); /* 0 */
     crash_log_set_hook(log_, write_inside, NULL);
-    flush(); /* 1 is the write within it, 2 the flush */
+    flush(); /* 1: the write that the hook makes within it; 2: the flush */
     cr_assert_eq(crash_log_op(log_, 1).kind, CRASH_WRITE);
     expect(after(3, NONE), 1, 0, "a", 1);
     expect(after(2, NONE), 0, 0, "\0", 1);
@@ -182,7 +183,7 @@ Test(crash, growth_that_is_missing_is_made_by_a_later_write)
     flush();
     cr_assert_eq(storage_truncate(st, 10000), 0); /* 2 */
     put(5000, "b");                               /* 3 */
-    /* Without the truncate: the write grows the file to its own end. */
+    /* Without the truncate the write grows the file to the end of the write. */
     struct crash_choice no_growth = {.policy = CRASH_ALL_BUT_ONE, .one = 0};
     expect(after(4, no_growth), 5001, 4999, "\0b", 2);
     struct crash_choice only_growth = {.policy = CRASH_ONLY_ONE, .one = 0};
@@ -212,8 +213,7 @@ Test(crash, zero_and_discard_may_be_missing)
            "ab\0d", 4);
 }
 
-/* Over many seeds: each of two pending writes is seen both ways, in all four combinations.
- */
+/* With many seeds all four combinations of two pending writes, each there or lost, must occur. */
 Test(crash, subsets_reach_every_combination)
 {
     unsigned seen = 0;
@@ -276,7 +276,7 @@ Test(crash, the_same_seed_gives_the_same_image)
     }
     struct crash_choice choice = {.policy = CRASH_TORN, .seed = 9};
     struct storage *one = after(44, choice);
-    /* Through the kept prefix of another point, and from the start. */
+    /* Once by way of another point's kept prefix, and once from the start. */
     storage_close(after(20, choice));
     struct storage *two = after(44, choice);
     cr_assert(mem_storage_equal(one, two, NULL));
@@ -318,8 +318,8 @@ Test(crash, a_base_is_copied)
     storage_close(base);
 }
 
-/* Many threads: a value whose write had returned before its thread's flush was called is
- * there at every point after the flush's return was marked. */
+/* Many threads: if a write had returned before its thread called flush, the value must be there at
+ * every crash point after the mark that the thread makes when the flush has returned. */
 
 #define WRITERS 4
 #define ROUNDS  50
@@ -394,7 +394,7 @@ Test(crash, a_flush_covers_its_own_file)
     expect_files(5, NONE, "a", "x");
     expect_files(6, NONE, "a", "x");
     expect_files(6, ALL, "ab", "xy");
-    expect_files(3, NONE, "a", ""); /* behind the part that was kept */
+    expect_files(3, NONE, "a", ""); /* before the end of the kept prefix */
     cr_expect_eq(crash_pending(log_, 6, &NONE), 2u);
     for (unsigned one = 0; one < 2; one++)
         expect_files(6, (struct crash_choice){.policy = CRASH_ONLY_ONE, .one = one},

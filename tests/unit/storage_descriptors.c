@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A descriptor is replaced at the moment when its owner closes it and another thread opens a file:
- * the file isn't what is lost.  dup3 is the test's own here, so that the moment is that one. */
+/* Tests replacing a descriptor at the very moment when its owner closes it and another thread opens
+ * a file, which may get the same number: that file must not be replaced.  The test has its own
+ * dup3, in which it makes this happen. */
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -19,13 +20,13 @@
 #include "scratch.h"
 #include "storage/storage.h"
 
-/* As long as a thread that may open takes, and more. */
+/* Longer than opening a file takes, if nothing holds it up. */
 #define MOMENT_NS 200000000u
 
 static struct {
     struct scratch scratch;
     char *path;
-    int ends[2], closed; /* of the owner: that descriptor, or -1 */
+    int ends[2], closed; /* closed: the descriptor that dup3 closes first, or -1 */
     pthread_t thread;
     struct storage *opened;
     atomic_bool done;

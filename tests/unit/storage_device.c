@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Block devices: a loop device, which needs privileges.  Skipped, and not passed, without.
- */
+/* Tests block devices with a loop device.  That needs privileges; without them the tests are
+ * skipped. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <stdio.h>
@@ -80,8 +80,8 @@ static void done(void)
     }                                          \
     static void name(void)
 
-/* An assertion that fails leaves the test at once; the device must go all the same, so that
- * what is wrong is gathered first. */
+/* A failing assertion would leave the test at once, without removing the loop device.  So failures
+ * are only noted, and asserted after that. */
 #define CHECK(x)            \
     do {                    \
         if (!(x) && !wrong) \

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The local file, buffered and with O_DIRECT: each test runs on both. */
+/* Tests storages on local files.  Each test runs buffered and with O_DIRECT. */
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -18,7 +18,7 @@ static uint64_t allocated_now(void)
 {
     uint64_t bytes;
 
-    cr_assert_eq(storage_flush(st), 0); /* delayed allocation counts only then */
+    cr_assert_eq(storage_flush(st), 0); /* without it delayed allocations aren't counted */
     cr_assert_eq(storage_allocated(st, &bytes), 0);
     return bytes;
 }
@@ -61,7 +61,7 @@ BOTH(the_size_is_exactly_what_was_written)
         fill(ends[i] - 1, 1, 'e');
         cr_assert_eq(size_now(), ends[i]);
     }
-    /* Within the file, up to its unaligned end, nothing moves. */
+    /* Within the file, up to its unaligned end, the size doesn't change. */
     cr_assert_eq(storage_truncate(st, 5000), 0);
     fill(4500, 400, 'x');
     cr_assert_eq(size_now(), 5000u);
@@ -86,7 +86,7 @@ BOTH(neighbours_of_unaligned_writes_stay)
     cr_assert_eq(size_now(), 20000u);
 }
 
-/* Longer than the bounce buffers, at odd offsets, in odd pieces, from odd memory. */
+/* Vectors longer than the bounce buffers, at odd offsets, with odd lengths and addresses. */
 BOTH(long_vectors_arrive_whole)
 {
     enum { PIECES = 100, PIECE = 40001 };
@@ -105,7 +105,7 @@ BOTH(long_vectors_arrive_whole)
     free(back);
 }
 
-/* Offsets, lengths and memory of every alignment that a block size could ask for. */
+/* Offsets, lengths and addresses of every alignment that a block size could require. */
 BOTH(any_alignment_reads_what_it_wrote)
 {
     static const uint64_t edges[] = {0, 1, 511, 512, 513, 4095, 4096, 4097, 8192, 12289};
@@ -141,7 +141,7 @@ BOTH(zero_grows)
 
     fill(0, end, 'x');
     for (unsigned flags = 0; flags <= STORAGE_MAY_UNMAP; flags += STORAGE_MAY_UNMAP) {
-        /* Over the end, and wholly behind it. */
+        /* Across the end of the file, and entirely beyond it. */
         cr_assert_eq(storage_zero(st, end - 10, 9000, flags), 0);
         end += 8990;
         cr_assert_eq(size_now(), end);
@@ -203,7 +203,7 @@ BOTH(extents_tell_data_from_holes)
     cr_assert(!data && run == 1);
 }
 
-/* What is remembered of data ends where a hole is made. */
+/* The storage remembers the extent of data it found last; that must end where a hole is made. */
 BOTH(extents_are_asked_for_again)
 {
     enum { MIB = 1 << 20 };
@@ -242,7 +242,7 @@ BOTH(truncate_cuts_and_grows_with_zeroes)
     cr_assert_eq(storage_truncate(st, 10000), 0);
     expect(0, 5001, 'x');
     expect(5001, 4999, 0);
-    /* The cut end is a block that is read and written back. */
+    /* With O_DIRECT the last block is read, changed and written back. */
     cr_assert_eq(storage_truncate(st, 5001), 0);
     fill(100, 10, 'y');
     fill(5000, 1, 'y');
@@ -294,7 +294,7 @@ BOTH(prefetch_and_sync_are_harmless)
     expect(0, 100000, 'x');
 }
 
-/* What the fast flag promises: as it was asked, or nothing. */
+/* A FAST request is carried out completely, or fails and changes nothing. */
 BOTH(fast_zero_is_all_or_nothing)
 {
     for (unsigned flags = 0; flags <= STORAGE_MAY_UNMAP; flags += STORAGE_MAY_UNMAP) {

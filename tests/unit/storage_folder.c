@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* E-02: names below a folder lead nowhere else, with the kernel's help and without. */
+/* E-02: tests that names below a folder never lead out of it, with openat2 and without. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -38,7 +38,7 @@ static void make_link(const char *name, const char *target)
     cr_assert_eq(symlink(target, path), 0);
 }
 
-/* A folder with files, and something outside of it. */
+/* Makes a folder with files and links, and a file outside of it. */
 static void make_tree(bool no_links)
 {
     struct diag diag = {0};
@@ -61,11 +61,11 @@ static void make_tree(bool no_links)
 static void remove_tree(void)
 {
     storage_folder_close(&folder);
-    storage_folder_close(&folder); /* again */
+    storage_folder_close(&folder); /* closing twice is harmless */
     scratch_remove(&scratch);
 }
 
-/* The byte in the file of that name, or -errno. */
+/* Opens the file of that name; returns its byte, or -errno. */
 static int look(const char *name)
 {
     char byte;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* NBD exports as storages: the data, against real servers of many abilities. */
+/* Tests NBD exports as storages: reading and writing, with real servers of different abilities. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <pthread.h>
@@ -73,7 +73,7 @@ static void check_extents(void)
     }
 }
 
-/* What a trimmed range holds is the server's choice; its neighbours are not. */
+/* After a trim the range reads as the server chooses, but its neighbours must be unchanged. */
 static void trim(uint64_t off, uint64_t len)
 {
     cr_assert_eq(storage_discard(st, off, len), 0);
@@ -144,7 +144,7 @@ static void run_model(const struct nbd_open *how, unsigned steps)
             check_extents();
     }
     check_reading(0, SIZE);
-    /* Another client sees the same. */
+    /* Another client must read the same. */
     cr_assert_eq(storage_flush(st), 0);
     storage_close(st);
     open_it(&(struct nbd_open){.read_only = true});
@@ -198,7 +198,8 @@ Test(nbd_model, qemu, .timeout = 120)
         cr_skip_test("qemu-nbd is not installed");
     scratch_make(&scratch);
     char *path = image_file("disk");
-    /* Two clients at most: the third connection is never answered, and never missed. */
+    /* The server accepts two clients at most: the third connection is never answered, which must do
+     * no harm. */
     nbd_server_qemu(
         &server, &scratch,
         (const char *const[]){"-f", "raw", "-e", "2", "--discard=unmap", path, NULL});

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Asynchronous requests to NBD exports: many in flight, split, chained, refused. */
+/* Tests asynchronous requests to NBD exports: many in flight, split, chained, refused. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <pthread.h>
@@ -21,12 +21,12 @@ static struct nbd_server server;
 static struct storage *st;
 static uint8_t data[SIZE], back[SIZE];
 
-/* Who waits for all of a number of requests. */
+/* Waits for the end of several requests. */
 struct tally {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     unsigned left;
-    int err; /* the first */
+    int err; /* the first error */
 };
 
 static void setup(const struct nbd_open *how, const char *const args[])
@@ -158,7 +158,7 @@ Test(nbd_async, several_connections, .timeout = 120)
 {
     char log[300], arg[320];
 
-    scratch_make(&scratch); /* the log's place; setup makes another */
+    scratch_make(&scratch); /* for the log; SETUP makes another one */
     struct scratch place = scratch;
     snprintf(log, sizeof log, "%s/log", place.dir);
     snprintf(arg, sizeof arg, "logfile=%s", log);
@@ -322,6 +322,6 @@ Test(nbd_async, a_callback_may_free, .timeout = 120)
         cr_assert_eq(storage_nbd_submit(st, req), 0);
     }
     cr_assert_eq(await(&tally), 0);
-    storage_prefetch(st, 1, 100000); /* nobody waits for it: close does */
+    storage_prefetch(st, 1, 100000); /* only the close waits for it */
     end();
 }

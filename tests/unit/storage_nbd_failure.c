@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* NBD exports whose server is killed, hangs, or comes back as another: errors, in bounded
- * time, and never a hang.  Upper bounds are generous: they tell slow from never. */
+/* Tests NBD exports whose server is killed, hangs, or comes back with another export: requests must
+ * fail within a limited time.  The limits are generous: they only prove that nothing hangs. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <pthread.h>
@@ -22,7 +22,7 @@ static struct storage *st;
 static char *disk;
 static uint8_t buf[4096];
 
-/* A server on a file, so that what was written outlives it. */
+/* Starts a server on a file, so that written data survives when the server is killed. */
 static void serve_file(void)
 {
     if (nbd_server_missing("nbdkit"))
@@ -70,7 +70,7 @@ static int write_it(void)
     return storage_write(st, buf, 0, sizeof buf, 0);
 }
 
-/* With and without the thread, which differ in who notices. */
+/* Each test runs with the storage's thread and without it: different code notices the failure. */
 #define BOTH(name)                         \
     static void name(bool thread);         \
     Test(nbd_inline, name, .timeout = 120) \
@@ -143,7 +143,7 @@ BOTH(writes_that_may_be_forgotten_fail_one_flush)
     cr_assert_eq(storage_nbd_losses(st), 1);
     cr_assert_eq(storage_flush(st), -EIO);
     cr_assert_eq(storage_flush(st), 0);
-    /* A durable write can't be forgotten. */
+    /* A durable write can't be lost. */
     cr_assert_eq(storage_write(st, buf, 0, sizeof buf, STORAGE_FUA), 0);
     nbd_server_kill(&server);
     nbd_server_restart(&server);
@@ -171,7 +171,7 @@ BOTH(a_request_may_wait_for_the_server)
     nap(600);
     nbd_server_restart(&server);
     pthread_join(writer, NULL);
-    /* It may have been the one that met the death. */
+    /* This write may have been the one that noticed that the server is gone. */
     cr_assert(err == 0 || err == -EIO, "%d", err);
     cr_assert_eq(write_it(), 0);
     end();
@@ -233,7 +233,7 @@ BOTH(a_hung_server_times_out)
     cr_assert_eq(write_it(), -ETIMEDOUT);
     cr_assert_lt(now_ms() - start, 20000u);
     cr_assert_not(nbd_of(st)->connected);
-    /* The next attempt gets as far as the kernel's queue of connections. */
+    /* The next attempt gets only into the kernel's queue of connections. */
     int err = write_it();
     cr_assert(err == -ETIMEDOUT || err == -ENOTCONN, "%d", err);
     cr_assert_lt(now_ms() - start, 40000u);
@@ -256,7 +256,7 @@ Test(nbd_inline, opening_a_hung_server_times_out, .timeout = 120)
     end();
 }
 
-/* A connection may be given less time than an answer. */
+/* The timeout for connecting may be shorter than that for answers. */
 Test(nbd_inline, a_connection_has_a_time_of_its_own, .timeout = 120)
 {
     struct diag diag = {0};
@@ -272,7 +272,7 @@ Test(nbd_inline, a_connection_has_a_time_of_its_own, .timeout = 120)
     nbd_server_kill(&server);
     nbd_server_restart(&server);
     nbd_server_pause(&server);
-    err = write_it(); /* the connection is gone, and no other comes in time */
+    err = write_it(); /* the connection is lost and can't be made again in time */
     cr_assert(err == -ETIMEDOUT || err == -ENOTCONN || err == -EIO, "%d", err);
     nbd_server_resume(&server);
     end();

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* NBD URIs: what is understood, what is refused, and that printing is parsing's inverse. */
+/* Tests NBD URIs: which are accepted, which are refused, and that a printed URI parses to the
+ * same. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <stdio.h>
@@ -47,7 +48,7 @@ Test(nbd_uri, parts)
         {"nbd+unix:///?socket=/run/s", false, "/run/s", NULL, NULL, ""},
         {"nbd+unix:///a%2fb?socket=/run/a%26b%25", false, "/run/a&b%", NULL, NULL, "a/b"},
         {"nbd+unix:///%c3%a9?socket=/s", false, "/s", NULL, NULL, "\xc3\xa9"},
-        /* As QEMU writes them without a URI. */
+        /* QEMU's older syntax, which isn't a URI. */
         {"nbd:host:1", false, NULL, "host", "1", ""},
         {"nbd:[::1]:10809:exportname=x", false, NULL, "::1", "10809", "x"},
         {"nbd:h:2:exportname=a b/%20?c#d:exportname=e", false, NULL, "h", "2",
@@ -79,7 +80,7 @@ Test(nbd_uri, refusals)
         {"nbd", ENOTSUP},
         {"nbd:", EINVAL},
         {"nbd:host", EINVAL},
-        {"nbd:host:", EINVAL}, /* QEMU wants a port, too */
+        {"nbd:host:", EINVAL}, /* QEMU requires a port, too */
         {"nbd:host:0", EINVAL},
         {"nbd:host:10809:x", EINVAL},
         {"nbd:ho/st:1", EINVAL},
@@ -91,7 +92,7 @@ Test(nbd_uri, refusals)
         {"nbd+ssh://host/", ENOTSUP},
         {"http://host/", ENOTSUP},
         {"NBD://host/", ENOTSUP},
-        {"nbd://user@host/", EINVAL}, /* without TLS it would mean nothing */
+        {"nbd://user@host/", EINVAL}, /* a user is meaningless without TLS */
         {"nbds://@host/", EINVAL},
         {"nbds://user:password@host/", EINVAL},
         {"nbds://a@b@host/", EINVAL},
@@ -288,7 +289,7 @@ Test(nbd_uri, printed_and_parsed_again)
     }
 }
 
-/* Nothing but the result is looked at: the sanitizers look at the rest. */
+/* Only the result is checked; the sanitizers check the rest. */
 Test(nbd_uri, any_text)
 {
     static const char alphabet[] = "nbd:s+unix/?&=#%[]@socket=/0aF. \x01\xff";

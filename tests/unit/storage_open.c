@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What may be opened, and what is refused at once, with a sentence. */
+/* Tests which files can be opened, and which are refused at once with a message. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -30,7 +30,7 @@ static void teardown(void)
     scratch_remove(&scratch);
 }
 
-/* A hang is a failure: the timeout. */
+/* The timeout turns a hang into a failure. */
 TestSuite(open, .init = setup, .fini = teardown, .timeout = 30);
 
 static void make_regular(const char *bytes)
@@ -135,7 +135,7 @@ Test(open, descriptors_do_not_block_and_are_not_inherited)
 {
     const struct storage_open how = {0};
     struct storage *st;
-    int next = dup(0); /* the lowest number free, which the open will get */
+    int next = dup(0); /* the lowest free descriptor, which the open will get */
 
     close(next);
     make_regular("x");
@@ -148,7 +148,7 @@ Test(open, descriptors_do_not_block_and_are_not_inherited)
 
 Test(open, refusals_leak_no_descriptor)
 {
-    /* Read-only: who isn't root may not write there. */
+    /* Read-only, because only root may write to these files. */
     const struct storage_open how = {.read_only = true, .direct = true};
     struct storage *st;
     int next = dup(0);
@@ -236,7 +236,7 @@ Test(open, a_full_filesystem_is_enospc)
     cr_assert_eq(storage_create_file(file, &st, NULL), 0);
     cr_assert_eq(storage_write(st, buf, 0, sizeof buf, 0), -ENOSPC);
     cr_assert_eq(storage_preallocate(st, 0, sizeof buf), -ENOSPC);
-    /* What was there before stays usable. */
+    /* The space that the file had before can still be used. */
     cr_assert_eq(storage_truncate(st, 0), 0);
     cr_assert_eq(storage_write(st, buf, 0, 100 << 10, 0), 0);
     cr_assert_eq(storage_write(st, buf, 0, sizeof buf, 0), -ENOSPC);
@@ -262,7 +262,7 @@ Test(open, a_tmpfs_zeroes_and_punches)
     memset(buf, 'x', sizeof buf);
     cr_assert_eq(storage_create_file(file, &st, NULL), 0);
     cr_assert_eq(storage_write(st, buf, 0, sizeof buf, 0), 0);
-    /* It punches, but knows no FALLOC_FL_ZERO_RANGE. */
+    /* This filesystem can punch holes, but doesn't support FALLOC_FL_ZERO_RANGE. */
     cr_assert_eq(storage_zero(st, 100, 50000, STORAGE_FAST), -ENOTSUP);
     cr_assert_eq(storage_read(st, back, 0, sizeof back), 0);
     cr_assert_eq(memcmp(buf, back, sizeof buf), 0, "a refused fast zero touched something");
@@ -280,7 +280,7 @@ Test(open, a_tmpfs_zeroes_and_punches)
     free(file);
 }
 
-/* The kernel transfers whole blocks, and there is no block behind the last byte of all. */
+/* With O_DIRECT the kernel transfers whole blocks, but the largest offset doesn't end a block. */
 Test(open, the_largest_file_there_can_be, .timeout = 30)
 {
     const char *large = "/dev/shm/qimg-largest";

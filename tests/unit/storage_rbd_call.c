@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Requests to librbd whose callers don't wait for ever, with a librbd that answers when the test
- * says so (R-06). */
+/* Tests requests to librbd that are given up after a deadline (R-06), with a fake librbd that
+ * answers when the test wants. */
 #include "fake_librbd.h"
 
 #define MANY 16
@@ -25,7 +25,7 @@ static int do_write(unsigned timeout_ms)
                                                 .timeout_ms = timeout_ms});
 }
 
-/* A caller on a thread of its own. */
+/* A caller, which runs on its own thread. */
 struct caller {
     pthread_t thread;
     bool writes;
@@ -63,7 +63,7 @@ Test(rbd_call, answers)
     cr_expect_eq(end(&c), 0);
     cr_expect_eq(memcmp(c.buf, "rrrrrrrr", 8), 0);
 
-    start(&c, false); /* the image has become smaller */
+    start(&c, false); /* a short read: the image has become smaller */
     await_submitted(2);
     answer(1, 3);
     cr_expect_eq(end(&c), 0);
@@ -81,8 +81,8 @@ Test(rbd_call, who_has_left_loses_no_memory_to_a_late_answer)
 
     cr_expect_eq(do_read(buf, 8, 1), -ETIMEDOUT);
     cr_expect_eq(conn->late_bytes, 8);
-    free(buf);    /* as a caller may */
-    answer(0, 8); /* a sanitizer would tell */
+    free(buf);    /* the caller may free it after the timeout */
+    answer(0, 8); /* ASan would report a write to buf */
 }
 
 Test(rbd_call, a_change_waits_for_one_that_was_left_behind)
@@ -93,7 +93,7 @@ Test(rbd_call, a_change_waits_for_one_that_was_left_behind)
     cr_expect_eq(do_write(1), -ETIMEDOUT);
     cr_expect_eq(atomic_load(&n_submitted), 1, "the second was asked for");
     start(&later, true);
-    answer(0, 0); /* the late one comes first, whenever that is */
+    answer(0, 0); /* the late one must come first, however late it is */
     await_submitted(2);
     answer(1, 0);
     cr_expect_eq(end(&later), 0);
@@ -127,7 +127,8 @@ Test(rbd_call, aborting_tells_all)
     answer(0, 0);
 }
 
-/* Else it could cut off what was written in the meantime. */
+/* A resize whose caller has given up may still happen, and would then cut off what was written
+ * meanwhile: so later changes wait for it. */
 Test(rbd_call, a_resize_that_was_left_behind_is_a_late_change)
 {
     struct rbd_storage rbd = {.link = conn, .facts.timeout_ms = 20};
@@ -146,7 +147,7 @@ Test(rbd_call, a_resize_that_was_left_behind_is_a_late_change)
     await_submitted(1);
     answer(0, 0);
     cr_expect_eq(end(&later), 0);
-    /* The size is the cluster's word then: a smaller one would cut off what is there. */
+    /* The size is asked from the cluster again: growing to a smaller size would cut data off. */
     rbd.facts.timeout_ms = LONG;
     cr_expect_eq(rbd_grow_to(&rbd, 60), 0);
     cr_expect_eq(atomic_load(&n_resizes), 1);
@@ -156,7 +157,7 @@ Test(rbd_call, a_resize_that_was_left_behind_is_a_late_change)
     range_lock_destroy(&rbd.growth);
 }
 
-/* A write by way of the storage's interface. */
+/* A write through the storage's operations. */
 struct writer {
     pthread_t thread;
     struct rbd_storage rbd;
@@ -172,7 +173,8 @@ static void *write_main(void *opaque)
     return NULL;
 }
 
-/* librbd leaves out what lies past the end of an image that has just become smaller. */
+/* If the image has just become smaller, librbd leaves out what lies past its end and reports
+ * success.  So a write isn't answered as successful while the size is in doubt. */
 Test(rbd_call, a_write_that_may_have_been_cut_is_no_success)
 {
     struct writer w = {.rbd = {.link = conn, .facts.timeout_ms = LONG, .size = 100}};
@@ -187,7 +189,7 @@ Test(rbd_call, a_write_that_may_have_been_cut_is_no_success)
     pthread_join(w.thread, NULL);
     cr_expect_eq(w.err, -EIO, "%d", w.err);
 
-    /* When the size is told it is written again, and then it's done. */
+    /* When the size can be read, the data is written again, and the write succeeds. */
     atomic_store(&fail_size, 0);
     cr_assert_eq(pthread_create(&w.thread, NULL, write_main, &w), 0);
     await_submitted(2);
@@ -202,7 +204,7 @@ Test(rbd_call, a_write_that_may_have_been_cut_is_no_success)
     range_lock_destroy(&w.rbd.growth);
 }
 
-/* However often it is asked. */
+/* However often the size is asked for, only a few threads wait for the cluster. */
 Test(rbd_call, a_cluster_that_does_not_answer_costs_few_threads)
 {
     struct rbd_storage rbd = {
@@ -226,7 +228,7 @@ Test(rbd_call, a_cluster_that_does_not_answer_costs_few_threads)
     range_lock_destroy(&rbd.growth);
 }
 
-/* ---- who waits behind others for the size ---- */
+/* ---- requests that wait for others to learn the size ---- */
 
 static int learn(struct rbd_storage *rbd)
 {
@@ -264,7 +266,8 @@ static bool somebody_waits(struct range_lock *rl)
     return rl->waiting > 0;
 }
 
-/* His own deadline holds: else the last of many would wait as often as there are others. */
+/* Each request keeps its own deadline.  Otherwise the last of many would wait for the deadlines of
+ * all those before it. */
 Test(rbd_call, who_waits_for_his_turn_is_told_in_time)
 {
     int (*const asks[])(struct rbd_storage *) = {learn, grow, cut};
@@ -290,7 +293,7 @@ Test(rbd_call, who_waits_for_his_turn_is_told_in_time)
     range_lock_destroy(&rbd.growth);
 }
 
-/* Who only writes asks for the size first, and never hears it from a request. */
+/* A writer asks for the size first, so that it may learn only there that it is blocklisted. */
 Test(rbd_call, that_it_is_blocklisted_is_said_to_who_writes)
 {
     struct writer w = {.rbd = {.link = conn, .facts.timeout_ms = LONG, .size = 100}};

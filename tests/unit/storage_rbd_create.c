@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* An image that is made for somebody who doesn't wait any more, with a Ceph that answers when the
- * test says so (R-06). */
+/* Tests creating an RBD image for a caller that gives up waiting (R-06), and opening one for
+ * reading (R-08), with a fake Ceph that answers when the test wants. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <stdio.h>
@@ -115,7 +115,8 @@ static int fake_open(rados_ioctx_t io, const char *name, rbd_image_t *image,
     return 0;
 }
 
-/* Of who may only read; and of an image to read from which librbd would take the lock. */
+/* fail_writers: the user may only read.  features: with journaling librbd would take the lock even
+ * to read. */
 static _Atomic bool fail_writers;
 static _Atomic uint64_t features;
 static _Atomic unsigned n_opened_to_write, n_opened_to_read, n_watched;
@@ -224,7 +225,7 @@ static int fake_remove(rados_ioctx_t io, const char *name)
     (void)io;
     cr_assert_str_eq(name, "disk");
     if (atomic_load(&is_open))
-        return -EBUSY; /* as Ceph says */
+        return -EBUSY; /* as Ceph does */
     atomic_store(&exists, false);
     return 0;
 }
@@ -286,7 +287,7 @@ Test(rbd_create, what_cannot_be_opened_is_removed)
     cr_expect_eq(create(NULL), -EIO);
     cr_expect(!atomic_load(&exists));
     atomic_store(&fail_open, false);
-    atomic_store(&fail_stat, true); /* open, but it can't be described */
+    atomic_store(&fail_stat, true); /* opens, but its properties can't be read */
     cr_expect_eq(create(NULL), -EIO);
     cr_expect(!atomic_load(&exists));
 }
@@ -307,7 +308,7 @@ Test(rbd_create, who_has_left_leaves_nothing)
     atomic_store(&hold, false);
     await_end(1);
     cr_expect(!atomic_load(&exists));
-    atomic_store(&exists, true); /* somebody else's */
+    atomic_store(&exists, true); /* an image of another client */
     atomic_store(&hold, true);
     cr_expect_eq(create(&gave_up), -ECANCELED);
     atomic_store(&hold, false);
@@ -327,7 +328,8 @@ static struct rbd_link *open_to_read(void)
     return link;
 }
 
-/* what nobody watches can be removed under a reader, who then reads zeroes. */
+/* R-08: an image without a watcher can be removed while it is read, and then reads as zeroes.  So a
+ * reader opens the image for writing, which watches it, where it is allowed to. */
 Test(rbd_create, a_reader_watches_where_he_may)
 {
     struct rbd_link *link = open_to_read();
@@ -351,7 +353,7 @@ Test(rbd_create, a_reader_never_takes_the_lock)
     atomic_store(&features, RBD_FEATURE_EXCLUSIVE_LOCK | RBD_FEATURE_JOURNALING);
     struct rbd_link *link = open_to_read();
 
-    cr_expect_eq(n_opened_to_read, 1); /* once the other was closed */
+    cr_expect_eq(n_opened_to_read, 1); /* after the one opened for writing was closed */
     rbd_link_close(link);
     cr_expect_eq(n_watched, 0);
     cr_expect(!atomic_load(&is_open));

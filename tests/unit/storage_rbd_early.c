@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Writes to RBD that are answered before the cluster has them (R-06, R-11): E1 to E5 of
- * rbd_early.c. */
+/* Tests "early" writes to RBD, which are answered before the cluster has them (R-06, R-11): the
+ * rules E1 to E5 of rbd_early.c. */
 #include "fake_librbd.h"
 
 #include "rng.h"
@@ -32,7 +32,7 @@ static int write_sectors(struct rbd_storage *rbd, char byte, unsigned first, uns
     return storage_write(&rbd->st, bytes, first * SECTOR, n * SECTOR, 0);
 }
 
-/* From sector 0 on, until there is no room.  Returns how many. */
+/* Writes sectors from 0 on until the list of early writes is full.  Returns how many. */
 static unsigned fill_list(struct rbd_storage *rbd)
 {
     unsigned n = 0;
@@ -43,11 +43,11 @@ static unsigned fill_list(struct rbd_storage *rbd)
     return n;
 }
 
-/* One that may have to wait. */
+/* A client's request, on its own thread, as it may have to wait. */
 struct client {
     pthread_t thread;
     struct rbd_storage *rbd;
-    char what; /* 'r'ead, 'f'lush, 'd'iscard, or the byte to write */
+    char what; /* 'r'ead, 'f'lush, 'd'iscard, or the byte to write ('F': with FUA) */
     unsigned sector;
     unsigned flags;
     char buf[SECTOR];
@@ -148,7 +148,7 @@ Test(rbd_early, a_flush_waits_for_what_was_answered_before)
     expect_waits(&flush);
     cr_expect_eq(write_sectors(rbd, 'b', 1, 1), 0, "a write that comes later doesn't wait");
     answer(0, 0);
-    await_submitted(3); /* librbd's flush */
+    await_submitted(3); /* the flush was passed on to librbd */
     answer(2, 0);
     cr_expect_eq(end(&flush), 0, "it waited for one that came later");
     answer(1, 0);
@@ -191,24 +191,24 @@ Test(rbd_early, what_failed_stays_and_is_tried_again)
     answer(0, -ENOSPC);
     cr_expect_eq(fake_image[0], 'r');
 
-    begin(&read, rbd, 'r', 0); /* has the bytes all the same */
+    begin(&read, rbd, 'r', 0); /* a read gets the bytes of the failed write */
     await_submitted(2);
     answer(1, SECTOR);
     cr_expect_eq(end(&read), 0);
     cr_expect_eq(read.buf[0], 'a');
 
-    begin(&flush, rbd, 'f', 0); /* fails for the same reason */
+    begin(&flush, rbd, 'f', 0); /* a flush tries again and fails with the same error */
     await_submitted(3);
     answer(2, -ENOSPC);
     cr_expect_eq(end(&flush), -ENOSPC);
 
-    begin(&write, rbd, 'b', 9); /* and so does a write of other bytes */
+    begin(&write, rbd, 'b', 9); /* so does a write to another sector */
     await_submitted(4);
     answer(3, -ENOSPC);
     cr_expect_eq(end(&write), -ENOSPC);
     cr_expect_eq(atomic_load(&n_submitted), 4, "it was made");
 
-    begin(&flush, rbd, 'f', 0); /* until there is space */
+    begin(&flush, rbd, 'f', 0); /* when there is space, a flush succeeds */
     await_submitted(5);
     answer(4, 0);
     await_submitted(6);
@@ -218,7 +218,7 @@ Test(rbd_early, what_failed_stays_and_is_tried_again)
     cr_expect(!rbd_early_any(conn));
 }
 
-/* These make no room by themselves. */
+/* Failed early writes stay in the list.  If all have failed, a new write fails with their error. */
 Test(rbd_early, when_all_have_failed_a_write_is_told_why)
 {
     struct rbd_storage *rbd = open_early();
@@ -236,8 +236,9 @@ Test(rbd_early, when_all_have_failed_a_write_is_told_why)
     cr_expect_eq(end(&write), -ENOSPC);
 }
 
-/* A read had begun when somebody else tried again, with success: it has seen the cluster before
- * that, and doesn't find the bytes here any more. */
+/* A read has got old bytes from the cluster; then another request's retry of the failed write
+ * succeeds, so that the read doesn't find the early write in the list any more.  It must ask the
+ * cluster again. */
 Test(rbd_early, a_read_beside_the_success_of_another_try)
 {
     struct rbd_storage *rbd = open_early();
@@ -246,7 +247,7 @@ Test(rbd_early, a_read_beside_the_success_of_another_try)
     cr_expect_eq(write_sectors(rbd, 'a', 0, 1), 0);
     answer(0, -ENOSPC);
     begin(&read, rbd, 'r', 0);
-    await_submitted(2); /* the read is with librbd, which has looked ... */
+    await_submitted(2); /* librbd has read the old bytes, but hasn't answered yet */
     memset(fake_submitted[1]->buf, 'r', SECTOR);
     begin(&flush, rbd, 'f', 0);
     await_submitted(3);
@@ -254,15 +255,16 @@ Test(rbd_early, a_read_beside_the_success_of_another_try)
     await_submitted(4);
     answer(3, 0);
     cr_expect_eq(end(&flush), 0);
-    fake_submitted[1]->result = SECTOR; /* ... and says so now */
+    fake_submitted[1]->result = SECTOR; /* it answers only now */
     fake_submitted[1]->callback(fake_submitted[1], fake_submitted[1]->opaque);
-    await_submitted(5); /* it is asked again */
+    await_submitted(5); /* the cluster is asked again */
     answer(4, SECTOR);
     cr_expect_eq(end(&read), 0);
     cr_expect_eq(read.buf[0], 'a');
 }
 
-/* librbd leaves out what lies past the end of an image that has just become smaller. */
+/* If the image has just become smaller, librbd leaves out what lies past its end and reports
+ * success: the write has to be made again. */
 Test(rbd_early, one_that_may_have_been_cut_is_made_again)
 {
     struct rbd_storage *rbd = open_early();
@@ -283,7 +285,7 @@ Test(rbd_early, one_that_may_have_been_cut_is_made_again)
     cr_expect_eq(fake_image[9 * SECTOR], 'a');
 }
 
-/* Somebody has made the image smaller, in the middle of what is written. */
+/* As if another client had cut the image in the middle of that sector. */
 static void cut_in_the_middle_of(unsigned sector)
 {
     atomic_store(&real_size, sector * SECTOR + SECTOR / 2);
@@ -304,7 +306,7 @@ static void flush_again(struct rbd_storage *rbd, unsigned first)
     cr_expect(!rbd_early_any(conn));
 }
 
-/* Who learns the smaller size meanwhile doesn't make it good. */
+/* The write must be made again even if another request has learned the smaller size meanwhile. */
 Test(rbd_early, one_that_was_cut_while_others_ask_for_the_size)
 {
     struct rbd_storage *rbd = open_early();
@@ -318,7 +320,7 @@ Test(rbd_early, one_that_was_cut_while_others_ask_for_the_size)
     cr_expect_eq(fake_image[10 * SECTOR - 1], 'a');
 }
 
-/* Nor does a read of what is left of it. */
+/* The same if the sector, of which a part is left, is read. */
 Test(rbd_early, one_that_was_cut_is_read)
 {
     struct rbd_storage *rbd = open_early();
@@ -328,7 +330,7 @@ Test(rbd_early, one_that_was_cut_is_read)
     cut_in_the_middle_of(9);
     answer(0, 0);
     cr_expect_eq(rbd_learn_size(rbd), 0);
-    begin(&read, rbd, 'r', 9); /* past the end: it gets its place again */
+    begin(&read, rbd, 'r', 9); /* past the end: the write is made again first */
     await_submitted(2);
     cr_expect_eq(fake_submitted[1]->op, RBD_OP_WRITE);
     cr_expect_eq(atomic_load(&real_size), 10 * SECTOR);
@@ -341,7 +343,7 @@ Test(rbd_early, one_that_was_cut_is_read)
     cr_expect_eq(memcmp(read.buf, (char[SECTOR]){[0 ... SECTOR - 1] = 'a'}, SECTOR), 0);
 }
 
-/* Of a full cluster they make room. */
+/* Discards make space in a full cluster, so they are passed on although a write has failed. */
 Test(rbd_early, other_discards_are_made_beside_what_failed)
 {
     struct rbd_storage *rbd = open_early();
@@ -417,11 +419,12 @@ Test(rbd_early, aborting_tells_who_waits)
         answer(i, 0);
 }
 
-/* ---- all of it, at random, against a model ---- */
+/* ---- random requests against a model ---- */
 
 static _Atomic bool cluster_ends, cluster_is_full, cluster_is_moody;
 
-/* Tells that something of the image has changed, or doesn't answer for longer than some wait. */
+/* Either reports that the image's size may have changed, or doesn't answer for longer than some
+ * deadlines. */
 static void be_moody(struct rng *rng)
 {
     if (rng_below(rng, 2))
@@ -430,7 +433,7 @@ static void be_moody(struct rng *rng)
         clock_nap_ns(5000000);
 }
 
-/* Answers what it was asked in any order; of a full one what changes fails now and then. */
+/* The fake cluster: answers requests in random order.  While it is full, writes often fail. */
 static void *cluster_main(void *opaque)
 {
     static bool answered[FAKE_MANY];
@@ -528,15 +531,15 @@ Test(rbd_early, as_a_model)
 /* ---- several clients at once, each with a part of the image ---- */
 
 #define CLIENTS 4u
-#define PART    (FAKE_BYTES / SECTOR / CLIENTS) /* sectors */
+#define PART    (FAKE_BYTES / SECTOR / CLIENTS) /* sectors of each client */
 
-/* What it knows of its part.  After an error a sector is old or new, maybe only later: unknown,
- * until it is written again. */
+/* A client and the expected content of its part.  After an error a sector may be old or new, and
+ * may even change later: it is unknown until it is written again. */
 struct owner {
     pthread_t thread;
     struct rbd_storage *rbd;
     struct rng rng;
-    unsigned first; /* sector */
+    unsigned first; /* its first sector */
     char model[PART * SECTOR];
     bool unknown[PART];
 };
@@ -548,7 +551,7 @@ static void note(struct owner *o, unsigned sector, unsigned n, char byte, int er
         o->unknown[i] = err != 0;
 }
 
-/* bytes: of its whole part, or from `sector` on. */
+/* Compares the n sectors from `sector` (counted in the part) with `bytes`, except unknown ones. */
 static void expect_known(const struct owner *o, const char *bytes, unsigned sector,
                          unsigned n, const char *what)
 {
@@ -567,7 +570,7 @@ static void read_part(struct owner *o, unsigned sector, unsigned n)
         expect_known(o, buf, sector, n, "read");
 }
 
-/* The last one's part ends with the image. */
+/* Cuts the image: only the last client can, as its part ends with the image. */
 static void cut_part(struct owner *o, unsigned sector)
 {
     if (o->first + PART == FAKE_BYTES / SECTOR)
@@ -631,7 +634,7 @@ static void settle_all(struct rbd_storage *rbd, const struct owner *owners)
     atomic_store(&cluster_is_full, false);
     atomic_store(&cluster_is_moody, false);
     rbd->facts.timeout_ms = LONG;
-    if (storage_flush(&rbd->st) != 0) /* for one that had failed by then */
+    if (storage_flush(&rbd->st) != 0) /* the first may still report an earlier failure */
         cr_assert_eq(storage_flush(&rbd->st), 0);
     cr_assert(!rbd_early_any(conn));
     for (unsigned i = 0; i < CLIENTS; i++)
@@ -662,7 +665,7 @@ static bool link_runs(void)
     return conn->running > 0;
 }
 
-/* With deadlines that pass, and a size that may have changed, as the cluster tells. */
+/* Deadlines pass, and the cluster reports that the size may have changed. */
 Test(rbd_early, as_a_model_of_several_clients)
 {
     for (unsigned seed = 1; seed <= 20; seed++) {

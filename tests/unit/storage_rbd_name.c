@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Names of RBD images: what is understood, what is refused, and that printing is parsing's
- * inverse (R-01). */
+/* Tests names of RBD images: which are accepted, which are refused, and that a printed name parses
+ * to the same (R-01). */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <stdio.h>
@@ -102,7 +102,7 @@ Test(rbd_name, refusals)
         {"rbd:p/i:a=b\x01", EINVAL},
         {"rbd:p/i:id=a:id=b", EINVAL},
         {"rbd:p/i:conf=/a:conf=/b", EINVAL},
-        /* QEMU would take what stands before the @ for the image's name. */
+        /* QEMU would take everything before the @ for the image's name. */
         {"rbd:p/i:id=a@b", EINVAL},
     };
 
@@ -134,7 +134,7 @@ Test(rbd_name, lengths)
     cr_expect_eq(parse(text, RBD_NAME_USER, &name), -EINVAL);
 }
 
-/* Which keys are used, and which files Ceph's library opens, isn't an image's to say. */
+/* A name in an image must not choose keys, or files that Ceph's library opens. */
 Test(rbd_name, an_image_names_a_place_only)
 {
     static const char *const refused[] = {"rbd:p/i:id=admin", "rbd:p/i:conf=/etc/x",
@@ -221,7 +221,7 @@ Test(rbd_name, printing_and_parsing)
     }
 }
 
-/* Hostile names end before anything of Ceph is loaded or asked. */
+/* Hostile names are refused before Ceph's library is loaded. */
 Test(rbd_name, a_bad_name_opens_nothing)
 {
     const struct storage_open how = {.read_only = true, .named_by_image = true};
@@ -233,7 +233,7 @@ Test(rbd_name, a_bad_name_opens_nothing)
     cr_expect_null(st);
 }
 
-/* Names stand in logs and answers. */
+/* Names appear in logs and replies, where secrets must not be shown. */
 Test(rbd_name, secrets_are_not_shown)
 {
     struct rbd_name name;
@@ -247,7 +247,7 @@ Test(rbd_name, secrets_are_not_shown)
     free(shown);
     free(place);
     rbd_name_free(&name);
-    cr_expect(rbd_option_is_secret(" key ")); /* as Ceph takes it */
+    cr_expect(rbd_option_is_secret(" key ")); /* Ceph ignores the blanks, too */
     cr_expect(!rbd_option_is_secret("keyring"));
     cr_expect_neq(rbd_name_parse("rbd:p/i:key=AQsecret==", RBD_NAME_IMAGE, &name, &diag),
                   0);

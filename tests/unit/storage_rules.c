@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* storage.c: what holds for every store, whatever lies below. */
+/* Tests storage.c: rules that hold for every kind of storage. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <signal.h>
@@ -133,7 +133,7 @@ Test(rules, long_vectors_are_split_and_synced_once)
 
     for (int i = 0; i < count; i++) {
         bytes[i] = (char)i;
-        /* Every fifth is empty. */
+        /* Every fifth element is empty. */
         iov[i] = (struct iovec){.iov_base = &bytes[used], .iov_len = i % 5 ? 1 : 0};
         used += i % 5 != 0;
     }
@@ -203,7 +203,8 @@ Test(rules, errors_of_zero_are_passed_on)
     cr_assert_eq(storage_zero(st, 0, 4096, 0), -EDQUOT);
 }
 
-/* As ext4 does it: what was written last is dropped, and only then there is no space. */
+/* Fails as ext4 does: it drops what was last written to the range, so that older bytes show, and
+ * then finds that there is no space. */
 static int drop_and_fail(struct storage *storage, uint64_t off, uint64_t len,
                          unsigned flags)
 {
@@ -239,7 +240,8 @@ Test(rules, without_space_what_has_blocks_is_zeroed)
     expect_pattern(0, 4096, 'x');
     expect_pattern(4096, 4096, 0);
 
-    /* A hole can't be filled, and is zero; whoever allows holes isn't bothered. */
+    /* A hole reads as zeroes, but the call fails if blocks can't be allocated for it.  A caller
+     * that allows holes gets no error. */
     write_pattern(0, 8192, 'y');
     cr_assert_eq(storage_truncate(mine, 65536), 0);
     cr_assert_eq(storage_zero(st, 4096, 8192, 0), -ENOSPC);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The stores that other tests stand on: memory and faults. */
+/* Tests the storages that other tests rely on: mem_storage and fault_storage. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <pthread.h>
@@ -31,7 +31,7 @@ static uint64_t allocated(struct storage *st)
 
 #define SPACE (1u << 18)
 
-/* One random change of both. */
+/* Makes the same random change to the storage and the flat array. */
 static void change_both(struct rng *rng, struct storage *st, uint8_t *flat, uint64_t *size)
 {
     uint64_t off = rng_below(rng, SPACE), len = rng_between(rng, 1, SPACE - off);
@@ -69,7 +69,7 @@ static void expect_flat(struct storage *st, const uint8_t *flat, uint64_t size)
     cr_assert_eq(size_of(st), size);
     cr_assert_eq(storage_read(st, back, 0, SPACE), 0);
     cr_assert_eq(memcmp(back, flat, SPACE), 0);
-    /* What extents call a hole is zero, and they cover everything. */
+    /* Extents cover the whole file, and holes read as zeroes. */
     for (uint64_t off = 0, run; off < SPACE; off += run) {
         bool data;
         cr_assert_eq(storage_extent(st, off, SPACE - off, &data, &run), 0);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Many threads on one file: a random-operations model, and the races that O_DIRECT's
- * read-modify-write and its cut-back of the file's end could lose. */
+/* Tests many threads on one file: random operations against a model, and races in which the
+ * read-modify-write of O_DIRECT, or its truncation to the unaligned end, could lose data. */
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -22,9 +22,9 @@ static void open_either(bool direct)
 
 /* ---- the model ---- */
 
-/* The file is cut into stripes that belong to the threads in turn.  A stripe ends in the
- * middle of blocks, so that neighbours share them; each thread knows what its own bytes
- * must be, whatever the others do to the rest of the block. */
+/* The file is divided into stripes that belong to the threads in turn.  Stripes end in the middle
+ * of blocks, so that neighbours share blocks.  Each thread knows what its own bytes must be,
+ * whatever the others do to the rest of a block. */
 #define THREADS 8
 #define STRIPE  3001
 #define STRIPES 160
@@ -38,14 +38,14 @@ struct worker {
     pthread_t thread;
     unsigned id;
     struct rng rng;
-    uint64_t end; /* of its farthest write */
+    uint64_t end; /* the end of its farthest write */
     bool failed;
 };
 
 static bool check_read(struct worker *w, uint64_t off, uint64_t len)
 {
     uint8_t back[STRIPE + 100];
-    /* Into memory of various alignments, and more than its own. */
+    /* Reads more than its own bytes, into memory of various alignments. */
     uint64_t extra = rng_below(&w->rng, 64), shift = rng_below(&w->rng, 3);
 
     if (storage_read(st, back + shift, off, len + extra) != 0)
@@ -66,7 +66,7 @@ static int one_op(struct worker *w, uint64_t off, uint64_t len)
         return storage_zero(st, off, len, flags);
     case 1:
         err = storage_discard(st, off, len);
-        /* Zero or as before. */
+        /* A trimmed range may be zero or as before. */
         return err ? err : storage_read(st, model + off, off, len);
     case 2:
         return check_read(w, off, len) ? 0 : -EILSEQ;
@@ -85,7 +85,7 @@ static void *work(void *opaque)
         uint64_t stripe = rng_below(&w->rng, STRIPES / THREADS) * THREADS + w->id;
         uint64_t in = rng_below(&w->rng, STRIPE), off = stripe * STRIPE + in;
         uint64_t len = rng_between(&w->rng, 1, STRIPE - in);
-        /* Now and then all of a block that nobody shares. */
+        /* Sometimes a whole block that no other thread shares. */
         if (rng_one_in(&w->rng, 4)) {
             off = (off + 511) / 512 * 512;
             len = 512;
@@ -139,7 +139,7 @@ BOTH(random_operations_match_a_flat_array)
     }
 }
 
-/* ---- who writes whole blocks against who changes a part of one ---- */
+/* ---- writes of whole blocks against changes of a part of a block ---- */
 
 enum { PART_AT = 100, PART = 50, CONTEST_ROUNDS = 1500 };
 static atomic_bool stop;
@@ -156,8 +156,8 @@ static void *change_part(void *opaque)
     return NULL;
 }
 
-/* `whole` changes all of the first block to a value; bytes outside of the part are nobody
- * else's, and must be that value afterwards. */
+/* `whole` sets the whole first block to a value, while another thread changes a part of it.  The
+ * bytes outside of that part must have the value afterwards. */
 static void contest(int (*whole)(int value, char *block), int (*expected)(int value))
 {
     static _Alignas(4096) char block[4096], back[4096];
@@ -197,7 +197,7 @@ static int write_then_zero(int value, char *block)
     return err ? err : storage_zero(st, 0, 4096, value % 2 ? STORAGE_MAY_UNMAP : 0);
 }
 
-/* Parts of blocks, zeroed by the kernel. */
+/* Zeroes parts of blocks, which the kernel does. */
 static int write_then_zero_parts(int value, char *block)
 {
     int err = write_whole(value | 1, block);
@@ -229,8 +229,8 @@ BOTH(a_zero_of_parts_is_not_undone)
 
 /* ---- the end of the file ---- */
 
-/* Ends lie 100 bytes behind a multiple of 512, always: a size between is one that nobody
- * asked for. */
+/* Appends so that the file always ends 100 bytes after a multiple of 512.  Any other size was
+ * requested by no thread. */
 static void *append(void *opaque)
 {
     uint64_t me = (uintptr_t)opaque;
@@ -254,7 +254,7 @@ static void *watch_size(void *opaque)
     for (; !stop; before = size) {
         if (storage_size(st, &size) != 0)
             return (void *)"size failed";
-        /* The kernel itself shows a buffered write page by page. */
+        /* Buffered, the kernel itself makes a write visible page by page. */
         if (is_direct && size % 512 != 100 && size != 0)
             return (void *)"a size that nobody asked for";
         if (size < before)
@@ -310,8 +310,7 @@ BOTH(a_truncate_between_is_before_or_after)
 
     cr_assert_eq(pthread_create(&thread, NULL, write_at_the_end, NULL), 0);
     for (int i = 0; i < 200; i++) {
-        /* The write may have found itself inside of the file, and be overtaken by the cut.
-         */
+        /* The write may have found its range inside the file before the truncate came. */
         cr_assert_eq(storage_truncate(st, 4096), 0);
         cr_assert_eq(storage_truncate(st, 50), 0);
         for (unsigned since = written; written - since < 2;)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The file stores against a kernel that does as little as it may: short transfers,
- * interruptions, missing features.  The system calls of the store are replaced by ones that
- * misbehave on demand and are counted. */
+/* Tests file storages with a kernel that does as little as it may: short transfers, interruptions,
+ * missing features.  The system calls are replaced by functions that misbehave as a test wants and
+ * count the calls. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -17,18 +17,18 @@
 /* ---- the kernel that misbehaves ---- */
 
 static struct kernel {
-    size_t longest;       /* a transfer is cut to this; 0: not */
-    unsigned interrupt;   /* every so many calls are interrupted; 0: none */
-    bool no_dsync;        /* RWF_DSYNC isn't known */
-    bool no_progress;     /* a write returns 0 */
-    size_t fail_after;    /* writes fail with ENOSPC after so many bytes; 0: not */
-    int missing_modes[4]; /* fallocate doesn't know these */
+    size_t longest;       /* transfers are cut to this length; 0: they aren't */
+    unsigned interrupt;   /* every nth call is interrupted; 0: none */
+    bool no_dsync;        /* RWF_DSYNC isn't supported */
+    bool no_progress;     /* writes return 0 */
+    size_t fail_after;    /* writes fail with ENOSPC after so many bytes; 0: they don't */
+    int missing_modes[4]; /* modes that fallocate doesn't support */
     unsigned n_missing;
     bool interrupt_fallocate;
-    long filesystem; /* its magic number; 0: as it is */
-    uint64_t room;   /* bytes that are free there */
-    bool lost;       /* something couldn't be written back: each open file is told once */
-    uint64_t told;   /* bits of the descriptors that were */
+    long filesystem; /* the filesystem's magic number; 0: the real one */
+    uint64_t room;   /* free bytes of the filesystem */
+    bool lost;       /* a write-back has failed: reported once to each descriptor */
+    uint64_t told;   /* a bit for each descriptor to which it was reported */
 
     unsigned calls, writes, dsync_writes, syncs, cuts;
     unsigned fallocates;
@@ -192,7 +192,7 @@ static void fill(uint64_t len)
     free(buf);
 }
 
-/* [off, off+len) of a file filled with x is zero, and nothing else. */
+/* In a file filled with 'x', exactly [off, off+len) must be zero. */
 static void expect_zeroed(uint64_t size, uint64_t off, uint64_t len)
 {
     char *buf = malloc(size);
@@ -286,8 +286,8 @@ static void volatile_session(void)
     cr_assert_eq(kernel.syncs, 1u);
 }
 
-/* An earlier write was lost.  The durable write that hears of it first fails, and the flush
- * must not succeed for that. */
+/* An earlier write was lost, and the kernel reports that only once.  The durable write that gets
+ * the error fails; the next flush must fail, too, although the kernel doesn't report it again. */
 static void lose_and_flush(bool no_dsync)
 {
     fill(8192);
@@ -358,8 +358,8 @@ BOTH(fast_zero_without_support_touches_nothing)
     cr_assert_eq(size, 200000u);
 }
 
-/* ftruncate with a size that was looked up before would cut off a writer that grew the file
- * in between. */
+/* Zeroing beyond the end must not use ftruncate: with a size read before, it would cut off the data
+ * of a writer that has grown the file meanwhile. */
 BOTH(zero_grows_without_a_truncate)
 {
     uint64_t size;
@@ -393,7 +393,7 @@ BOTH(discard_and_preallocate_without_support)
     cr_assert_geq(kernel.written, 100000u);
 }
 
-/* ---- data that is expected ---- */
+/* ---- preallocation for expected data ---- */
 
 #define MIB    (UINT64_C(1) << 20)
 #define PLENTY (UINT64_C(64) << 30)
@@ -447,7 +447,7 @@ Test(buffered_transfer, nothing_is_done_where_it_would_not_help)
     done();
 }
 
-/* After growth by so much, which is to be written piece by piece. */
+/* Grows the file and announces that the new range will be written piece by piece. */
 static void grow_by(uint64_t bytes)
 {
     uint64_t size;
