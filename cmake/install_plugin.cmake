@@ -1,9 +1,9 @@
-# Where the plugin goes.  nbdkit looks for plugins in one folder, which lies below the prefix of
-# nbdkit and not below ours:
+# Where the plugin is installed.  nbdkit looks for plugins in one folder, which is below nbdkit's own
+# prefix, not below the prefix of this project:
 #
-#     NBDKIT_PLUGINDIR given          there (below the prefix, when it is relative)
-#     the prefix is CMake's default   in nbdkit's folder, so that `nbdkit qimg` finds it
-#     another was chosen              in the same folder below that one
+#     NBDKIT_PLUGINDIR is given        there (if it is relative, below the prefix)
+#     the prefix is CMake's default    in nbdkit's folder, so that `nbdkit qimg` finds the plugin
+#     another prefix was chosen        below that prefix, at nbdkit's path relative to its own prefix
 set(NBDKIT_PLUGINDIR "" CACHE STRING
     "Where the plugin is installed; empty: in nbdkit's folder, or in its like below a chosen prefix")
 pkg_get_variable(nbdkit_folder nbdkit plugindir)
@@ -13,8 +13,8 @@ if(relative_folder MATCHES "^\\.\\.")
     set(relative_folder "${CMAKE_INSTALL_LIBDIR}/nbdkit/plugins")
 endif()
 
-# `cmake --install --prefix` decides last, so this is for the time of the installation; file() heeds
-# DESTDIR.
+# The folder is chosen when the project is installed, because `cmake --install --prefix` can still
+# change the prefix.  file(INSTALL) respects DESTDIR.
 install(CODE "
     set(folder \"${NBDKIT_PLUGINDIR}\")
     if(folder STREQUAL \"\" AND CMAKE_INSTALL_PREFIX STREQUAL \"/usr/local\")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# Completion of qimg for bash.  What there is to complete is asked of `qimg --help` each time, which
-# prints it from the tables that the command itself goes by.
+# Completion of qimg for bash.  Commands, options and values are read from the output of
+# `qimg --help` each time, so that they always match the installed command.
 # shellcheck shell=bash
 
 # Prints the commands.
@@ -8,17 +8,17 @@ _qimg_commands() {
     qimg --help 2>/dev/null | sed -n 's/^  \([a-z][a-z]*\) .*/\1/p'
 }
 
-# _qimg_options COMMAND: prints its options, those with a value ending in "=" if they are long.
+# _qimg_options COMMAND: prints the command's options; long ones that take a value end in "=".
 _qimg_options() {
     qimg "$1" --help 2>/dev/null | sed -n '/^  -/{s/^  //; s/  .*//; s/, /\n/g; p}' | sed -n 's/^\(--*[^= ]*=*\).*/\1/p'
 }
 
-# _qimg_argument COMMAND OPTION: prints what the help calls its value; nothing if it has none.
+# _qimg_argument COMMAND OPTION: prints the help's name of the option's value; nothing if it takes none.
 _qimg_argument() {
     qimg "$1" --help 2>/dev/null | sed -n "s/^  \(-., \)\{0,1\}$2\(, --[a-z-]*\)\{0,1\}[= ]\([A-Za-z][^ ]*\) .*/\3/p"
 }
 
-# _qimg_values COMMAND OPTION: prints what may follow it.  Nothing: the help doesn't say, or it has none.
+# _qimg_values COMMAND OPTION: prints the option's values; nothing if the help doesn't list them.
 _qimg_values() {
     local name
     name=$(_qimg_argument "$@")
@@ -28,7 +28,7 @@ _qimg_values() {
     esac
 }
 
-# The keys of `-o` for the format that the line names.
+# Prints the keys of `-o` for the format given on the command line.
 _qimg_create_options() {
     local i format=raw letter=-f
     [ "$1" = create ] || letter=-O
@@ -40,7 +40,7 @@ _qimg_create_options() {
     qimg create -f "$format" -o help 2>/dev/null | sed -n 's/^  \([a-z0-9_.-]*=\).*/\1/p'
 }
 
-# The operands of a command that aren't files: verbs of job, the plugin's keys for serve.
+# Prints operands other than files: for job its verbs, for serve the plugin's keys.
 _qimg_words() {
     case $1 in
     job) qimg job --help 2>/dev/null | sed -n '/^usage:/{:a;N;/\n[A-Z]/!ba; s/\n[A-Z].*//; s/ *\n */ /g; s/.*options\] //; s/ | /\n/g; s/ [A-Z][A-Z ]*//g; p;q}' ;;
@@ -48,7 +48,7 @@ _qimg_words() {
     esac
 }
 
-# Offers words; behind a "=" no blank follows.
+# _qimg_offer WORDS PREFIX: completes to one of the words; no blank is added after a "=".
 _qimg_offer() {
     mapfile -t COMPREPLY < <(compgen -W "$1" -- "$2")
     if [ ${#COMPREPLY[@]} -eq 1 ] && [[ ${COMPREPLY[0]} == *= ]]; then
@@ -64,7 +64,7 @@ _qimg() {
         return
     fi
 
-    # "--option=value" comes as three words, as bash divides them at "=".
+    # bash splits "--option=value" into three words, at the "=".
     option=$before
     if [ "$word" = = ]; then
         word=
