@@ -118,7 +118,7 @@ static struct range range_of(const struct session *s, struct image_step step,
 static void note_change(struct session *s, int err)
 {
     fuzz_check(err <= 0, "a request returns %d", err);
-    s->may_leak |= err != 0; /* what it had taken */
+    s->may_leak |= err != 0; /* clusters that a failed request had allocated */
 }
 
 /* Checks that a range reads as expected after a change that succeeded. */
@@ -217,7 +217,7 @@ static void do_grow(struct session *s, struct image_step step)
         return;
     int err = s->node->driver->grow(s->node, s->node->size + more, &diag);
     fuzz_check_diag(err, &diag);
-    s->may_leak |= err != 0; /* what it had taken */
+    s->may_leak |= err != 0; /* clusters that a failed request had allocated */
 }
 
 /* Lets time pass, so that metadata is written back and marks are cleared. */

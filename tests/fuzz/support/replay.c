@@ -74,7 +74,7 @@ int main(int argc, char **argv)
     LLVMFuzzerInitialize(&argc, &argv);
     for (int i = 1; i < argc; i++)
         replay(argv[i]);
-    /* In the words of the other test programs, so that scripts/test can add them up. */
+    /* A summary in the form of the other test programs, so that they can be added up. */
     printf("Tested: %u | Passing: %u\n", replayed, replayed);
     return replayed ? 0 : 1;
 }
