@@ -161,7 +161,7 @@ Test(block_engine, shared_clusters_are_copied)
     toy_fini(&b);
 }
 
-/* Invariant (8), Q-10: if the data can't be written, the old mapping stays. */
+/* Invariant 8 of mcache.h, Q-10: if the data can't be written, the old mapping stays. */
 Test(block_engine, a_failed_data_write_releases)
 {
     struct toy_bench b;

@@ -381,7 +381,7 @@ Test(mcache_map, one_word_that_is_another_makes_a_page_uneven)
     bench_fini(&b);
 }
 
-/* Invariant (3), also if the stored word equals the one that was there. */
+/* Invariant 3 of mcache.h, also if the stored word equals the one that was there. */
 Test(mcache_map, what_is_stored_to_an_even_page_is_read)
 {
     struct bench b;
@@ -507,7 +507,7 @@ static void *store_pairs(void *opaque)
     return NULL;
 }
 
-/* Invariant (3) for entries of two words. */
+/* Invariant 3 of mcache.h for entries of two words. */
 Test(mcache_map, a_pair_is_never_seen_half)
 {
     struct pair_race race = {.end = false};

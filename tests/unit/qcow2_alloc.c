@@ -49,7 +49,7 @@ static bool host_is(struct image *img, uint64_t host, int fill)
     return true;
 }
 
-/* ---- reuse: invariant (2) ---- */
+/* ---- reuse: invariant 2 of mcache.h ---- */
 
 Test(qcow2_alloc, not_reused_before_the_removal_is_durable)
 {

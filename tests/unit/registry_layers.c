@@ -212,7 +212,7 @@ Test(layers, a_layer_in_the_middle_is_shared_too)
     cr_expect_eq(byte_at(1, 2 * CLUSTER), 0);
 }
 
-/* Invariant 3 of shared layers: a layer can be locked for writing only while one chain uses it. */
+/* Invariant 3 of shared_layer.h: a layer can be locked for writing only while one chain uses it. */
 Test(layers, who_wants_to_write_has_to_be_alone)
 {
     make_all();
@@ -283,7 +283,7 @@ Test(layers, what_is_open_is_not_opened_again)
     cr_expect_eq(descriptors("base0"), 1);
 }
 
-/* Invariant 2: the same file with another base below is another layer. */
+/* Invariant 2 of shared_layer.h: the same file with another base below is another layer. */
 Test(layers, a_file_by_another_name_has_its_own_base)
 {
     make_all();
